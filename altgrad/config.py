@@ -1,0 +1,281 @@
+"""One experiment's configuration: YAML or Python in, a validated frozen model out.
+
+Every key has a default except nothing: an empty file is a valid experiment (unquantized AdamW). Unknown keys and
+impossible combinations are errors that name the key, the file and the nearest key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from altgrad.formats import get_format
+
+LayerType = Literal["attention", "mlp", "embedding", "head"]
+LAYER_TYPES: tuple[LayerType, ...] = ("attention", "mlp", "embedding", "head")
+_SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
+
+
+class UsageError(ValueError):
+    """A user's mistake: one line that names the file, the key and the remedy. Commands print it and exit with 2."""
+
+
+def _format_name(value: object) -> str:
+    return get_format(str(value)).name
+
+
+FormatName = Annotated[str, BeforeValidator(_format_name)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(_Section):
+    """The character GPT: pre-norm, untied head."""
+
+    layers: int = Field(2, ge=1, le=64)
+    dim: int = Field(64, ge=4)
+    heads: int = Field(4, ge=1)
+    context: int = Field(32, ge=2)
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> ModelConfig:
+        if self.dim % self.heads:
+            raise ValueError(f"model.heads={self.heads} must divide model.dim={self.dim}")
+        return self
+
+
+class QuantizeConfig(_Section):
+    """Which operands are quantized to which format, in which layer types. `fp32` leaves an operand as it is."""
+
+    weight: FormatName = "fp32"
+    activation: FormatName = "fp32"
+    grad_output: FormatName = "fp32"
+    layers: tuple[LayerType, ...] = LAYER_TYPES
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """The operands that are quantized, of weight, activation and grad_output."""
+        return tuple(name for name in ("weight", "activation", "grad_output") if getattr(self, name) != "fp32")
+
+
+class ScalingConfig(_Section):
+    """How a tensor is scaled into its format's range: by its current amax, or not at all."""
+
+    granularity: Literal["tensor"] = "tensor"
+    kind: Literal["amax", "none"] = "amax"
+    power_of_two: bool = True
+
+
+class OptimizerConfig(_Section):
+    """Step rule, storage of the weights and rounding onto the grid (the three axes of the comparison)."""
+
+    step_rule: Literal["adamw", "manifold"] = "adamw"
+    precondition: Literal["gradient", "update"] | None = None
+    storage: Literal["master"] = "master"
+    rounding: Literal["nearest_even"] = "nearest_even"
+    learning_rate: float = Field(3e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    floor: float | None = Field(None, ge=0)
+    max_stiffness: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _combination_exists(self) -> OptimizerConfig:
+        if (self.step_rule == "manifold") != (self.precondition is not None):
+            raise ValueError(
+                "optimizer.precondition must be 'gradient' or 'update' with step_rule 'manifold', and null with 'adamw'"
+            )
+        if self.step_rule == "adamw" and (self.floor is not None or self.max_stiffness is not None):
+            raise ValueError("optimizer.floor and optimizer.max_stiffness belong to step_rule 'manifold'")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas={list(self.betas)} must lie in [0, 1)")
+        return self
+
+
+class TrackingConfig(_Section):
+    """The mirror of the run in W&B; the local record is written in every mode."""
+
+    mode: Literal["disabled", "offline", "online"] = "disabled"
+    project: str = "altgrad"
+    entity: str | None = None
+
+
+class ExperimentConfig(_Section):
+    """One run. What decides its result is `identity()`; the rest is bookkeeping."""
+
+    name: str | None = None
+    notes: str = Field("", max_length=10_000)
+    tags: tuple[str, ...] = ()
+    study: str = "local"
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: Literal["licenses"] = "licenses"
+    model: ModelConfig = ModelConfig()
+    quantize: QuantizeConfig = QuantizeConfig()
+    scaling: ScalingConfig = ScalingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    max_steps: int = Field(300, ge=1)
+    batch_size: int = Field(16, ge=1)
+    warmup_steps: int = Field(20, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    clip_norm: float | None = Field(1.0, gt=0)
+    eval_every: int = Field(50, ge=1)
+    eval_batches: int = Field(20, ge=1)
+    log_every: int = Field(1, ge=1)
+    layers_every: int = Field(20, ge=0)
+    nan_patience: int = Field(10, ge=1)
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("tracking"), str):
+            return {**data, "tracking": {"mode": data["tracking"]}}
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> ExperimentConfig:
+        for key in ("name", "study"):
+            value = getattr(self, key)
+            if value is not None and not _SLUG.fullmatch(value):
+                raise ValueError(f"{key}={value[:80]!r} must be a lower-case slug: letters, digits, '.', '_' and '-'")
+        if self.optimizer.step_rule == "manifold" and self.quantize.weight == "fp32":
+            raise ValueError("optimizer.step_rule 'manifold' needs quantize.weight to be a format narrower than fp32")
+        if self.quantize.operands and not self.quantize.layers:
+            raise ValueError("quantize.layers is empty but an operand has a format: name at least one layer type")
+        return self
+
+    @property
+    def resolved_name(self) -> str:
+        """`name`, or one derived from what the config does, for example ``e5m2-wag-adamw``."""
+        if self.name is not None:
+            return self.name
+        quantize, optimizer = self.quantize, self.optimizer
+        rule = optimizer.step_rule if optimizer.precondition is None else f"manifold-{optimizer.precondition}"
+        if not quantize.operands:
+            return f"fp32-{rule}"
+        formats = "-".join(dict.fromkeys(getattr(quantize, operand) for operand in quantize.operands))
+        letters = "".join(operand[0] for operand in quantize.operands)
+        layers = "" if set(quantize.layers) == set(LAYER_TYPES) else "-" + "-".join(sorted(quantize.layers))
+        return f"{formats}-{letters}{layers}-{rule}"
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the run's numbers, JSON-ready; notes, tags, study, name and tracking are left out."""
+        return self.model_dump(mode="json", exclude={"name", "notes", "tags", "study", "tracking"})
+
+    def arm_identity(self) -> dict[str, Any]:
+        """`identity()` without the seed: what the seeds of one arm share."""
+        return {key: value for key, value in self.identity().items() if key != "seed"}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> ExperimentConfig:
+    """Read a YAML config and apply `key.path=value` overrides, in order.
+
+    Args:
+        path: a YAML file.
+        overrides: as given to ``--set``; values are parsed as YAML scalars or lists.
+        seed: replaces the config's seed where given.
+
+    Raises:
+        UsageError: for a missing or unreadable file, bad YAML, an unknown key, a value that is not allowed, or a
+            combination that does not exist; one line that names the file, the key and the remedy.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = sorted(str(found) for found in path.parent.glob("*.yaml"))[:8] if path.parent.is_dir() else []
+        hint = f"configs there: {', '.join(near)}" if near else "give the path of a YAML file"
+        raise UsageError(f"{path}: no such config; {hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({_one_line(error)}); give a YAML text file") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML ({_one_line(error)}); correct the file") from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: a config is a mapping of keys to values, this is a {type(data).__name__}")
+    if isinstance(data.get("tracking"), str):
+        data["tracking"] = {"mode": data["tracking"]}
+    for override in overrides:
+        _apply(data, override)
+    if seed is not None:
+        data["seed"] = seed
+    return parse_config(data, source=str(path))
+
+
+def parse_config(data: Mapping[str, Any], source: str) -> ExperimentConfig:
+    """Validate `data`; errors name `source` (a file, or where the data came from).
+
+    Raises:
+        UsageError: as `load_config`.
+    """
+    try:
+        return ExperimentConfig.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise UsageError(f"{source}: {_explain(key, dict(first))}{more}") from None
+
+
+def _explain(key: str, error: dict[str, Any]) -> str:
+    if error["type"] == "extra_forbidden":
+        parent, _, leaf = key.rpartition(".")
+        known = _known_keys(parent)
+        near = difflib.get_close_matches(leaf, known, n=1, cutoff=0.5)
+        hint = f"did you mean {(parent + '.' if parent else '') + near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {key!r}; {hint}"
+    message = _one_line(error["msg"]).removeprefix("Value error, ")
+    given = "" if isinstance(error.get("input"), dict | BaseModel) else f" (given {str(error.get('input'))[:80]!r})"
+    return f"{key}: {message}{given}" if key else message
+
+
+def _known_keys(parent: str) -> list[str]:
+    model: type[BaseModel] = ExperimentConfig
+    for part in filter(None, parent.split(".")):
+        annotation = model.model_fields[part].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    return list(model.model_fields)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {override!r}: write key=value, for example --set max_steps=300")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {override!r}: the value is not valid YAML ({_one_line(error)})") from None
+    if isinstance(value, str):
+        value = _number(value)
+    *parents, leaf = key.strip().split(".")
+    target = data
+    for part in parents:
+        inner = target.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"--set {override!r}: {part!r} is a value, not a section")
+        target = inner
+    target[leaf] = value
+
+
+def _number(text: str) -> str | float:
+    """YAML 1.1 reads 3e-3 as text (it wants 3.0e-3); people mean the number."""
+    try:
+        return float(text) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text) else text
+    except ValueError:
+        return text
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
