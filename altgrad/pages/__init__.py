@@ -1,0 +1,73 @@
+"""Pages as values: what a page holds, how it becomes markdown, and the two back ends that write it.
+
+Page -> write_folder   plain markdown with SVG and CSV files beside it (reports/)
+     -> write_mkdocs   the same through mkdocs-gen-files (the site)
+"""
+
+from altgrad.pages.chart import BACKGROUND, FOREGROUND, GRID, MUTED, PALETTE, fixed_svg, inline_svg
+from altgrad.pages.content import (
+    Block,
+    Bullets,
+    Cell,
+    Chart,
+    ChartBlock,
+    CodeBlock,
+    Column,
+    Details,
+    Download,
+    Heading,
+    Link,
+    Md,
+    Note,
+    Page,
+    PageRef,
+    Paragraph,
+    Provenance,
+    Table,
+    Text,
+    code,
+    escape,
+    join,
+    link,
+    md,
+    slug,
+)
+from altgrad.pages.folder import write_folder
+from altgrad.pages.mkdocs import write_mkdocs
+
+__all__ = [
+    "BACKGROUND",
+    "FOREGROUND",
+    "GRID",
+    "MUTED",
+    "PALETTE",
+    "Block",
+    "Bullets",
+    "Cell",
+    "Chart",
+    "ChartBlock",
+    "CodeBlock",
+    "Column",
+    "Details",
+    "Download",
+    "Heading",
+    "Link",
+    "Md",
+    "Note",
+    "Page",
+    "PageRef",
+    "Paragraph",
+    "Provenance",
+    "Table",
+    "Text",
+    "code",
+    "escape",
+    "fixed_svg",
+    "inline_svg",
+    "join",
+    "link",
+    "md",
+    "slug",
+    "write_folder",
+    "write_mkdocs",
+]

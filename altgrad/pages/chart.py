@@ -1,0 +1,122 @@
+"""Charts: matplotlib drawings that are right on paper, in a light palette and in a dark one.
+
+A chart is drawn once, in the fixed colours below. They suit a light background, so the drawing is a finished SVG file
+(`fixed_svg`). They are also sentinels: `inline_svg` replaces each by a CSS variable that the site's stylesheet defines
+for both palettes. Matplotlib is imported when a chart is drawn, not before.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from html import escape as escape_html
+from typing import TYPE_CHECKING, Any
+
+from altgrad.pages.content import Chart, visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PALETTE = ("#1a6b8f", "#c2571a", "#3a7d44", "#8a4fa3", "#a07a12", "#b23a52", "#4a5fb0", "#5b6b64")
+"""Eight colours told apart with the common colour-vision deficiencies; each 4.5:1 on white, or close to it."""
+FOREGROUND = "#21262c"
+MUTED = "#5c6670"
+GRID = "#dde1e4"
+BACKGROUND = "#fefefe"
+
+_VARIABLES = {
+    FOREGROUND: "--md-default-fg-color",
+    MUTED: "--chart-muted",
+    GRID: "--chart-grid",
+    BACKGROUND: "--md-default-bg-color",
+    **{colour: f"--chart-{number}" for number, colour in enumerate(PALETTE, start=1)},
+}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9.0,
+    "text.color": FOREGROUND,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": GRID,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.unicode_minus": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.major.size": 0.0,
+    "ytick.major.size": 0.0,
+    "xtick.minor.size": 0.0,
+    "ytick.minor.size": 0.0,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.labelcolor": FOREGROUND,
+}
+_DECORATION = re.compile(
+    r"\s*<(metadata|style)\b.*?</\1>|\s*<!--.*?-->|\s*<defs>\s*</defs>|font-family: [^;\"]*; ", re.DOTALL
+)
+
+
+def fixed_svg(chart: Chart) -> bytes:
+    """The chart as a self-contained SVG file in fixed colours on white; the same bytes every time.
+
+    Identifiers in the file start with the chart's id, so that several can stand on one page; there is no style sheet
+    and no font beyond the reader's own sans-serif.
+    """
+    import matplotlib as mpl
+    from cycler import cycler
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": chart.id, "axes.prop_cycle": cycler(color=PALETTE)}):
+        figure = Figure(figsize=(chart.width, chart.height), layout="constrained")
+        figure.patch.set_visible(False)
+        axes: Axes = figure.subplots()
+        axes.set_facecolor("none")
+        chart.draw(axes)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return _own_svg(buffer.getvalue().decode(), chart).encode()
+
+
+def _own_svg(svg: str, chart: Chart) -> str:
+    """Matplotlib's SVG without prologue, global style, fonts and loose ids; with a name, a role and a background."""
+    body = svg[svg.index("<svg") :]
+    head, body = body.split(">", 1)
+    body = _DECORATION.sub("", _DECORATION.sub("", body))  # twice: without its style, a <defs> is empty
+    body = re.sub(r'(?<= id=")', f"{chart.id}-", body)
+    body = re.sub(r'(?<=href="#)|(?<=url\(#)', f"{chart.id}-", body)
+    box = re.search(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"', head)
+    if box is None:
+        raise ValueError(f"chart {chart.id}: matplotlib's drawing has no viewBox")
+    width, height = box.groups()
+    title, description = (escape_html(visible(text)) for text in (chart.title, chart.description))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{width}pt" '
+        f'height="{height}pt" viewBox="0 0 {width} {height}" role="img" font-family="system-ui, sans-serif" '
+        f'aria-labelledby="{chart.id}-title {chart.id}-description">\n'
+        f'<title id="{chart.id}-title">{title}</title>\n<desc id="{chart.id}-description">{description}</desc>\n'
+        f'<rect width="100%" height="100%" fill="white"/>{body}'
+    )
+
+
+def inline_svg(svg: str) -> str:
+    """A drawing of `fixed_svg` for the inside of a page: colours become CSS variables, the background and font go.
+
+    Its `width` and `height` give way to the page's own layout; the view box keeps the proportions.
+    """
+    head, body = svg.split(">", 1)
+    head = re.sub(r' (?:width|height|font-family|xmlns(?::xlink)?)="[^"]*"', "", head)
+    body = body.replace('<rect width="100%" height="100%" fill="white"/>', "", 1).replace("xlink:href", "href")
+    return head + ">" + re.sub(r"#[0-9a-f]{6}\b", lambda match: _variable(match.group()), body)
+
+
+def _variable(colour: str) -> str:
+    return f"var({_VARIABLES[colour]}, {colour})" if colour in _VARIABLES else colour

@@ -1,0 +1,320 @@
+"""What a page is made of: frozen values that know no findings and no site engine.
+
+Text safety is decided here, once. A plain ``str`` anywhere in a page is untrusted (run names, notes and config
+values come from files and from W&B) and is escaped when it is rendered. Markdown that may act as markup is an `Md`,
+built by `md` from a template of ours and escaped values. There is no other way to get markup onto a page.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote, urlsplit
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+TEXT_LIMIT = 1000
+"""Longest untrusted text shown in full, in characters; a table cell shows `CELL_LIMIT`."""
+CELL_LIMIT = 160
+
+_SPECIAL = re.compile(r"""[\\`*\[\]{}<>&"'|~^$]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])|(?<=[/:.@])/|(?<=www)\.|@""")
+_LINE_START = re.compile(r"^(?:[#=:!?%]|[-+](?![0-9A-Za-z.])|(?<![0-9])[0-9]+(?P<dot>[.)])(?=\s|$))")
+_REFERENCE = re.compile(r"\]\(altgrad:([^)#\s]*)#?([^)\s]*)\)")
+_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+
+
+class Md(str):
+    """Markdown that is trusted to be markup. Adding a plain string to it gives a plain, untrusted string."""
+
+    __slots__ = ()
+
+
+def visible(text: str) -> str:
+    """`text` on one line with every control, bidirectional and invisible character spelled out as ⟨U+XXXX⟩.
+
+    Line breaks and tabs become spaces; characters that no encoding can hold (lone surrogates) are spelled out too.
+    """
+    text = re.sub(r"[\r\n\t\f\v\x85\u2028\u2029]+", " ", str(text))
+    return "".join(
+        f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in ("Cc", "Cf", "Co", "Cs", "Cn") else char
+        for char in text
+    )
+
+
+def shorten(text: str, limit: int) -> str:
+    """`text`, or its first `limit` characters followed by its full length."""
+    return text if len(text) <= limit else f"{text[:limit].rstrip()}… ({len(text):,} characters)"
+
+
+def escape(text: str, limit: int = TEXT_LIMIT) -> Md:
+    """Untrusted text as markdown that shows exactly this text, in GitHub's dialect and in Python-Markdown.
+
+    Everything that could start markup becomes a numeric character reference: neither dialect reads structure from
+    one (links, emphasis, tables, HTML, attribute lists, template braces), and both leave it alone inside a cell.
+    """
+    line = shorten(visible(text), limit).strip()
+    escaped = _SPECIAL.sub(lambda match: f"&#{ord(match.group())};", line)
+    start = _LINE_START.match(escaped)
+    if start:
+        at = start.start("dot") if start.group("dot") else 0
+        escaped = f"{escaped[:at]}&#{ord(escaped[at])};{escaped[at + 1 :]}"
+    return Md(escaped)
+
+
+def slug(text: str) -> str:
+    """An anchor for `text`: lower-case ASCII letters, digits, ``-`` and ``_``; never empty."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9_]+", "-", plain).strip("-") or "section"
+
+
+@dataclass(frozen=True)
+class PageRef:
+    """A page of this site by its path without suffix ("runs/e5m2-wag-adamw"), and an anchor on it."""
+
+    path: str
+    anchor: str = ""
+
+    def __post_init__(self) -> None:
+        check_path(self.path)
+
+
+def check_path(path: str) -> str:
+    """`path` when it is a plain relative path of letters, digits, ``_``, ``-`` and ``.``; ValueError otherwise."""
+    if not _PATH.fullmatch(path):
+        raise ValueError(f"page path {path!r}: letters, digits, '_', '-', '.' and single '/' only")
+    return path
+
+
+@dataclass(frozen=True)
+class Link:
+    """Text that leads to a page of this site or to an http(s) address; any other address leaves plain text."""
+
+    text: str
+    target: PageRef | str
+
+    def markdown(self) -> Md:
+        """The link, to be resolved when it is rendered: a page reference is kept as ``altgrad:path#anchor``."""
+        text = self.text if isinstance(self.text, Md) else escape(self.text)
+        if isinstance(self.target, PageRef):
+            anchor = f"#{slug(self.target.anchor)}" if self.target.anchor else ""
+            return Md(f"[{text}](altgrad:{self.target.path}{anchor})")
+        address = web_address(self.target)
+        return Md(f"[{text}]({address})") if address else Md(text)
+
+
+Text = str | Md | Link
+
+
+def web_address(text: str) -> str | None:
+    """`text` as an http(s) address that is safe between parentheses and quotes, or None when it is not one."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in ("http", "https") or visible(text) != text or " " in text or parts.username is not None:
+        return None
+    if not re.fullmatch(r"[A-Za-z0-9.-]+", parts.hostname or ""):
+        return None
+    host = f"{parts.hostname}:{port}" if port is not None else str(parts.hostname)
+    tail = quote(parts.path, safe="/%:@!,;=+-._~")
+    tail += f"?{quote(parts.query, safe='/%:@!,;=+-._~?&')}" if parts.query else ""
+    tail += f"#{quote(parts.fragment, safe='/%:@!,;=+-._~?&')}" if parts.fragment else ""
+    return f"{parts.scheme}://{host}{tail}"
+
+
+def link(text: str, target: PageRef | str) -> Link:
+    """A `Link`; `target` is a `PageRef` or an http(s) address."""
+    return Link(text, target)
+
+
+def code(text: str, limit: int = TEXT_LIMIT) -> Md:
+    """`text` as inline code. Characters that are special in some dialect's code span travel as references."""
+    line = shorten(visible(text), limit)
+    if re.fullmatch(r"[A-Za-z0-9_ .,:;=+/%()#!?@-]*", line) and line.strip():
+        return Md(f"`{line}`")
+    return Md(f"<code>{re.sub('[^A-Za-z0-9 ]', lambda match: f'&#{ord(match.group())};', line)}</code>")
+
+
+def markdown(value: Text) -> Md:
+    """Any inline value as trusted markdown: `Md` as it is, a `Link` as a link, a plain string escaped."""
+    if isinstance(value, Md):
+        return value
+    return value.markdown() if isinstance(value, Link) else escape(value)
+
+
+def md(template: str, **values: Text | int | float) -> Md:
+    """`template` (ours, trusted) with `values` filled in by `str.format`; text that is not `Md` is escaped."""
+    safe = {name: value if isinstance(value, int | float) else markdown(value) for name, value in values.items()}
+    return Md(template.format(**safe))
+
+
+def join(separator: str, values: Iterable[Text]) -> Md:
+    """The values as one piece of markdown with `separator` (ours, trusted) between them."""
+    return Md(separator.join(markdown(value) for value in values))
+
+
+def resolve(text: Md, address: Callable[[PageRef], str]) -> Md:
+    """`text` with every page reference replaced by the address it has for one writer."""
+    return Md(_REFERENCE.sub(lambda match: f"]({address(PageRef(match.group(1), match.group(2)))})", text))
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A section heading, level 2 to 4; `anchor` defaults to the slug of the text."""
+
+    text: Text
+    level: int = 2
+    anchor: str | None = None
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """One paragraph."""
+
+    text: Text
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list with one line an item."""
+
+    items: tuple[Text, ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A table column; a right-aligned one holds numbers and sorts by them."""
+
+    title: Text
+    align: Literal["left", "right"] = "left"
+    sortable: bool = True
+
+
+Cell = str | Md | Link | int | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; `data` (which needs an `id`) is offered as CSV beside it. A None cell is shown as a dash."""
+
+    columns: tuple[Column | str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    caption: Text = ""
+    data: pd.DataFrame | None = field(default=None, compare=False)
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"table {self.id or self.caption!r}: every row needs {len(self.columns)} cells")
+        if self.data is not None and not self.id:
+            raise ValueError(f"table {self.caption!r}: data to download needs an id")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing and what it shows.
+
+    Attributes:
+        id: Names its files and anchors; unique on a page.
+        title: The chart's claim, shown above it and read out first.
+        description: What a reader who cannot see the chart should know.
+        data: What is plotted, written as CSV beside the chart.
+        draw: Draws onto matplotlib axes with the colours of `altgrad.pages.chart`.
+        width, height: Size in inches.
+    """
+
+    id: str
+    title: str
+    description: str
+    data: pd.DataFrame = field(compare=False)
+    draw: Callable[[Axes], None] = field(compare=False)
+    width: float = 7.2
+    height: float = 3.6
+
+    def __post_init__(self) -> None:
+        check_path(self.id)
+
+
+@dataclass(frozen=True)
+class ChartBlock:
+    """A chart in the flow of a page."""
+
+    chart: Chart
+
+
+@dataclass(frozen=True)
+class Note:
+    """A box with a title that stands out from the text."""
+
+    kind: Literal["info", "warning", "success", "question"]
+    title: Text
+    blocks: tuple[Block, ...] = ()
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks that are folded away under a title."""
+
+    title: Text
+    blocks: tuple[Block, ...] = ()
+
+
+@dataclass(frozen=True)
+class CodeBlock:
+    """Text shown exactly as it is."""
+
+    text: str
+    language: str = ""
+
+
+Block = Heading | Paragraph | Bullets | Table | ChartBlock | Note | Details | CodeBlock
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file that lies beside its page."""
+
+    name: str
+    content: bytes
+
+    def __post_init__(self) -> None:
+        check_path(self.name)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a page's numbers come from: lines of label and value at its foot."""
+
+    lines: tuple[tuple[str, Text], ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page: a pure value, written by `write_folder` or `write_mkdocs`.
+
+    Attributes:
+        path: Its place in the site without suffix: "index", "reports/format_comparison", "runs/e5m2-wag-adamw".
+        title: Plain text.
+        blocks: What it shows, in order.
+        description: One plain sentence for search engines and link previews.
+        search: Whether the site's search finds it.
+        downloads: Further files beside the page.
+        provenance: The page's foot.
+    """
+
+    path: str
+    title: str
+    blocks: tuple[Block, ...]
+    description: str = ""
+    search: bool = True
+    downloads: tuple[Download, ...] = ()
+    provenance: Provenance | None = None
+
+    def __post_init__(self) -> None:
+        check_path(self.path)
