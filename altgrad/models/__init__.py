@@ -1,0 +1,5 @@
+"""The models that experiments train."""
+
+from altgrad.models.gpt import GPT
+
+__all__ = ["GPT"]
