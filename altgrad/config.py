@@ -233,7 +233,11 @@ def _explain(key: str, error: dict[str, Any]) -> str:
         parent, _, leaf = key.rpartition(".")
         known = _known_keys(parent)
         near = difflib.get_close_matches(leaf, known, n=1, cutoff=0.5)
-        hint = f"did you mean {(parent + '.' if parent else '') + near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        hint = (
+            f"did you mean {(parent + '.' if parent else '') + near[0]!r}?"
+            if near
+            else f"known keys: {', '.join(known)}"
+        )
         return f"unknown key {key!r}; {hint}"
     message = _one_line(error["msg"]).removeprefix("Value error, ")
     given = "" if isinstance(error.get("input"), dict | BaseModel) else f" (given {str(error.get('input'))[:80]!r})"
@@ -244,7 +248,8 @@ def _known_keys(parent: str) -> list[str]:
     model: type[BaseModel] = ExperimentConfig
     for part in filter(None, parent.split(".")):
         annotation = model.model_fields[part].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
         model = annotation
     return list(model.model_fields)
 

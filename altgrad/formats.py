@@ -9,9 +9,9 @@ Specials:
 - ``fn``: finite, with the all-ones code as the only NaN (E4M3, maximum 448);
 - ``finite``: every code is a finite number (every other split).
 
-A code is sign | exponent | mantissa, from the most significant bit. Values are ``sign * 2**(e - bias) * (1 + m / 2**M)``
-and, where the exponent field is 0, the subnormals ``sign * 2**(1 - bias) * m / 2**M``. Without exponent bits (E0M7) the
-format is the fixed-point grid ``m * 2**(-bias - M)``; without mantissa bits (E7M0) the exponent field 0 holds only zero.
+A code is sign | exponent | mantissa, from the most significant bit. Values are
+``sign * 2**(e - bias) * (1 + m / 2**M)`` and, where the exponent field is 0, the subnormals ``sign * 2**(1 - bias) * m / 2**M``. Without exponent bits (E0M7)
+the format is the fixed-point grid ``m * 2**(-bias - M)``; without mantissa bits (E7M0) field 0 holds only zero.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ class FloatFormat:
             ValueError: for more than 16 bits (a table of FP32 would hold 2**32 rows).
         """
         if self.bits > 16:
-            raise ValueError(f"values of {self.name} would be a table of 2**{self.bits} codes; use decode(code) instead")
+            raise ValueError(
+                f"values of {self.name} would be a table of 2**{self.bits} codes; use decode(code) instead"
+            )
         return np.array([self.decode(code) for code in range(1 << self.bits)])
 
     @cached_property
@@ -193,7 +195,9 @@ class FloatFormat:
         if value == 0:
             return self.quantum
         exponent = math.frexp(value)[1] - 1 if math.isfinite(value) else self.max_exponent
-        return min(max(math.ldexp(1.0, min(exponent, self.max_exponent) - self.mantissa_bits), self.quantum), self.max_ulp)
+        return min(
+            max(math.ldexp(1.0, min(exponent, self.max_exponent) - self.mantissa_bits), self.quantum), self.max_ulp
+        )
 
     @property
     def _max_code(self) -> int:

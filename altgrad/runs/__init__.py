@@ -1,0 +1,33 @@
+"""The record of one run: its schema, the writer, the readers of the local and the packed form, and the W&B mirror.
+
+A run's folder holds
+
+- ``run.json``: resolved config, data and code fingerprints, environment, status, failure, summary, W&B address;
+- ``history.jsonl`` while the run goes, ``history.parquet`` after it: one row a logged step;
+- ``layers.jsonl`` / ``layers.parquet``: the long table step, layer, layer_type, operand, statistic, value;
+- ``lock``: held by the writer's process, which is how a reader tells a running run from a crashed one.
+"""
+
+from altgrad.runs.pack import pack_study
+from altgrad.runs.schema import FAILURE_KINDS, LAYER_COLUMNS, STATUSES, Failure, Problem, RecordError, arm_id, run_id
+from altgrad.runs.store import RunRecord, RunSet, default_sources, load_runs, read_run
+from altgrad.runs.writer import RunExists, RunWriter
+
+__all__ = [
+    "FAILURE_KINDS",
+    "LAYER_COLUMNS",
+    "STATUSES",
+    "Failure",
+    "Problem",
+    "RecordError",
+    "RunExists",
+    "RunRecord",
+    "RunSet",
+    "RunWriter",
+    "arm_id",
+    "default_sources",
+    "load_runs",
+    "pack_study",
+    "read_run",
+    "run_id",
+]

@@ -1,0 +1,79 @@
+"""The packed form of many runs: three Parquet files a study, small enough to commit."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from altgrad.runs.store import RunRecord
+
+
+def pack_study(
+    records: Sequence[RunRecord],
+    folder: Path,
+    *,
+    history_every: int = 5,
+    layers_every: int = 60,
+    drop: Sequence[str] = (),
+) -> None:
+    """Write `records` as ``runs.parquet``, ``history.parquet`` and ``layers.parquet`` in `folder`.
+
+    Curves are thinned: history keeps every `history_every`-th step, the first and last one and every evaluation; the
+    per-layer table keeps steps that are multiples of `layers_every` and each run's first and last recorded step.
+    Metrics are stored as float32, validation losses as float64 (the findings are computed from them).
+
+    Args:
+        records: ended runs; running ones are refused, since their record is not whole yet.
+        folder: where the study lies; its three files are replaced.
+        history_every: in steps.
+        layers_every: in steps.
+        drop: history columns that are not kept.
+
+    Raises:
+        ValueError: if a run is still running, or two records have one id.
+    """
+    records = sorted(records, key=lambda record: record.id)
+    running = [record.id for record in records if record.status == "running"]
+    if running:
+        raise ValueError(f"{running[0]} is still running; pack it when it has ended")
+    if len({record.id for record in records}) < len(records):
+        raise ValueError("two records have one id; pack each once")
+    runs = pd.DataFrame(
+        {
+            "run_id": [record.id for record in records],
+            "run": [json.dumps(record.run, sort_keys=True, separators=(",", ":")) for record in records],
+        }
+    )
+    histories, layers = [], []
+    for record in records:
+        frame = record.history.drop(columns=[column for column in drop if column in record.history])
+        step = frame["step"]
+        keep = (step % history_every == 0) | step.isin([step.min(), step.max()])
+        if "val_loss" in frame:
+            keep |= frame["val_loss"].notna()
+        histories.append(frame[keep].assign(run_id=record.id))
+        step = record.layers["step"]
+        keep = (step % layers_every == 0) | step.isin([step.min(), step.max()])
+        layers.append(record.layers[keep].assign(run_id=record.id))
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(runs, folder / "runs.parquet")
+    _write(_narrow(pd.concat(histories, ignore_index=True), wide=("val_loss",)), folder / "history.parquet")
+    _write(_narrow(pd.concat(layers, ignore_index=True), wide=()), folder / "layers.parquet")
+
+
+def _narrow(frame: pd.DataFrame, wide: Sequence[str]) -> pd.DataFrame:
+    kinds = {name: "float32" for name in frame.select_dtypes("number") if name != "step" and name not in wide}
+    return frame.astype({"step": "int32", **kinds})
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+    temporary = path.with_name(path.name + ".tmp")
+    pq.write_table(table, temporary, compression="zstd", compression_level=19)
+    os.replace(temporary, path)

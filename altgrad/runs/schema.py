@@ -1,0 +1,101 @@
+"""Names, identities and small values of the run record that its writer and readers share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import altgrad
+from altgrad.config import ExperimentConfig, UsageError
+
+SCHEMA_VERSION = 1
+STATUSES = ("running", "finished", "failed", "crashed", "interrupted")
+FAILURE_KINDS = (
+    "nan_loss",
+    "divergence",
+    "overflow",
+    "underflow",
+    "stall",
+    "gradient_vanishing",
+    "early_stop",
+    "unknown",
+)
+PHASES = ("forward", "backward", "optimizer")
+LAYER_COLUMNS = ("step", "layer", "layer_type", "operand", "statistic", "value")
+
+
+class RecordError(UsageError):
+    """A run record that cannot be used; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A record that was left out: where it lies (relative to its source) and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run ended badly, and where it began.
+
+    Attributes:
+        kinds: one or more of `FAILURE_KINDS`.
+        step: first bad step.
+        tensor: the layer and operand in which it was seen first, or None where no tensor can be named.
+        phase: forward, backward or optimizer; None where it is not known.
+        message: one line for people.
+    """
+
+    kinds: tuple[str, ...]
+    step: int
+    tensor: str | None = None
+    phase: str | None = None
+    message: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.kinds) - set(FAILURE_KINDS)
+        if unknown or not self.kinds:
+            raise ValueError(f"failure kinds {sorted(unknown)} must be one or more of {', '.join(FAILURE_KINDS)}")
+        if self.phase is not None and self.phase not in PHASES:
+            raise ValueError(f"failure phase {self.phase!r} must be one of {', '.join(PHASES)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict."""
+        return asdict(self) | {"kinds": list(self.kinds)}
+
+
+def digest(*parts: Any) -> str:
+    """Hex sha256 of the parts' canonical JSON (sorted keys, no spaces)."""
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def run_id(config: ExperimentConfig, data: Mapping[str, Any]) -> str:
+    """``<name>-s<seed>-<8 hex>``, the hash over what decides the result: config and data fingerprint."""
+    return f"{config.resolved_name}-s{config.seed}-{digest(config.identity(), data['sha256'])[:8]}"
+
+
+def arm_id(config: ExperimentConfig, data: Mapping[str, Any]) -> str:
+    """``<derived name>-<8 hex>`` of the config without its seed: what the seeds of one arm share.
+
+    The user's `name` takes no part: two runs of one config are one arm whatever they are called.
+    """
+    derived = config.model_copy(update={"name": None}).resolved_name
+    return f"{derived}-{digest(config.arm_identity(), data['sha256'])[:8]}"
+
+
+@cache
+def code_fingerprint() -> str:
+    """First 12 hex of a sha256 over the package's Python files: names and bytes, in order."""
+    root = Path(altgrad.__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()[:12]

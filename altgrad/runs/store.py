@@ -1,0 +1,247 @@
+"""Reading run records: one folder, a folder of folders, or the packed form; a damaged one never hides the others."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from altgrad.config import ExperimentConfig, UsageError, parse_config
+from altgrad.runs.schema import LAYER_COLUMNS, SCHEMA_VERSION, STATUSES, Problem, RecordError, arm_id
+from altgrad.runs.writer import is_locked, read_jsonl
+
+PACKED = "runs.parquet"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run as recorded.
+
+    Attributes:
+        run: run.json with `status` resolved: a run without an end whose lock is free is ``crashed``.
+        config: the validated config.
+        arm: the arm's id, computed from config and data fingerprint (never taken from the file).
+        history: one row a logged step; column `step` and the metrics, float64.
+        layers: the long per-layer table, columns `LAYER_COLUMNS`.
+    """
+
+    run: dict[str, Any]
+    config: ExperimentConfig
+    arm: str
+    history: pd.DataFrame = field(repr=False)
+    layers: pd.DataFrame = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return str(self.run["id"])
+
+    @property
+    def status(self) -> str:
+        """One of `STATUSES`."""
+        return str(self.run["status"])
+
+
+@dataclass(frozen=True)
+class RunSet:
+    """Every readable record of some sources, ordered by id, and what was left out."""
+
+    records: tuple[RunRecord, ...]
+    problems: tuple[Problem, ...] = ()
+
+
+def default_sources() -> tuple[Path, ...]:
+    """Where records are looked for: ``ALTGRAD_RUNS`` (paths joined by the system's path separator), else the checkout.
+
+    In a checkout these are ``experiments/recorded`` and ``experiments/runs``, found beside the package or, for an
+    installed package, under the working directory.
+    """
+    chosen = os.environ.get("ALTGRAD_RUNS")
+    if chosen is not None:
+        return tuple(Path(part) for part in chosen.split(os.pathsep) if part)
+    beside = Path(__file__).resolve().parents[2]
+    root = beside if (beside / "experiments").is_dir() else Path.cwd()
+    return (root / "experiments" / "recorded", root / "experiments" / "runs")
+
+
+def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
+    """Read every record under `sources` (default: `default_sources`).
+
+    A source is a run's folder, a packed study, or a folder that holds such (two levels down at most). Missing sources
+    hold no runs. A record that two sources hold is read once, a finished one before any other. Records that cannot be
+    used are listed in `problems` and do not stop the others.
+    """
+    found: dict[str, RunRecord] = {}
+    problems: list[Problem] = []
+    for source in default_sources() if sources is None else sources:
+        for folder in _record_folders(Path(source)):
+            records: Sequence[RunRecord] = ()
+            where = folder.name if folder == Path(source) else folder.relative_to(source).as_posix()
+            try:
+                if (folder / PACKED).exists():
+                    records, damaged = _read_packed(folder, where)
+                    problems += damaged
+                else:
+                    records = (read_run(folder),)
+            except RecordError as error:
+                problems.append(Problem(where, str(error)))
+            for record in records:
+                known = found.get(record.id)
+                if known is None or (known.status != "finished" and record.status == "finished"):
+                    found[record.id] = record
+    return RunSet(tuple(found[key] for key in sorted(found)), tuple(problems))
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read one run's folder.
+
+    Raises:
+        RecordError: for a missing, truncated or inconsistent record; one line with file, key and remedy.
+    """
+    path = folder / "run.json"
+    # The lock is asked before the file is read: a run that ends in between is then seen as ended, not as crashed.
+    locked = is_locked(folder)
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecordError(f"{folder.name}/run.json: missing; delete the folder or restore the file") from None
+    except (ValueError, OSError) as error:
+        raise RecordError(f"{folder.name}/run.json: not readable JSON ({error}); restore the file") from None
+    return _record(run, folder.name, locked, _table(folder, "history"), _table(folder, "layers"))
+
+
+def _record(run: Any, where: str, locked: bool, history: pd.DataFrame, layers: pd.DataFrame) -> RunRecord:
+    run, config = _checked(run, where, locked)
+    history = history.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
+    if run["status"] == "finished" and ("val_loss" not in history or not history["val_loss"].notna().any()):
+        raise RecordError(f"{where}/history: key 'val_loss' is missing from a finished run; record the run again")
+    return RunRecord(run, config, arm_id(config, run["data"]), history, layers)
+
+
+def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], ExperimentConfig]:
+    """run.json with its status resolved, and its config; RecordError for what is missing or of another kind."""
+    if not isinstance(run, dict):
+        raise RecordError(f"{where}/run.json: a record is a JSON object; restore the file")
+    for key, kind in (
+        ("schema", int),
+        ("id", str),
+        ("status", str),
+        ("config", dict),
+        ("data", dict),
+        ("created", str),
+    ):
+        if not isinstance(run.get(key), kind):
+            raise RecordError(f"{where}/run.json: key {key!r} is missing or not {kind.__name__}; restore the file")
+    if run["schema"] > SCHEMA_VERSION:
+        raise RecordError(f"{where}/run.json: schema {run['schema']} is newer than {SCHEMA_VERSION}; update altgrad")
+    if run["status"] not in STATUSES:
+        raise RecordError(f"{where}/run.json: status {run['status'][:80]!r} must be one of {', '.join(STATUSES)}")
+    if not isinstance(run["data"].get("sha256"), str):
+        raise RecordError(f"{where}/run.json: key 'data.sha256' is missing; restore the file")
+    for key, empty in (("events", []), ("environment", {}), ("code", {}), ("summary", {}), ("failure", None)):
+        value = run.setdefault(key, empty)
+        if not isinstance(value, type(empty) if empty is not None else dict | None):
+            raise RecordError(f"{where}/run.json: key {key!r} is of the wrong kind; restore the file")
+    try:
+        config = parse_config(run["config"], source=f"{where}/run.json: config")
+    except UsageError as error:
+        raise RecordError(str(error)) from None
+    status = run["status"] if run["status"] != "running" or locked else "crashed"
+    return run | {"status": status}, config
+
+
+def _table(folder: Path, name: str) -> pd.DataFrame:
+    parquet, jsonl = folder / f"{name}.parquet", folder / f"{name}.jsonl"
+    where = f"{folder.name}/{name}"
+    columns = LAYER_COLUMNS if name == "layers" else ("step",)
+    try:
+        if parquet.exists():
+            frame = pq.read_table(parquet).to_pandas()
+        elif jsonl.exists():
+            frame = pd.DataFrame(read_jsonl(jsonl))
+        else:
+            frame = pd.DataFrame()
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise RecordError(
+            f"{where}: damaged ({_first_line(error)}); restore the file or record the run again"
+        ) from None
+    if frame.empty:
+        return pd.DataFrame({column: pd.Series(dtype="float64") for column in columns})
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise RecordError(f"{where}: column {missing[0]!r} is missing; restore the file")
+    return _numeric(frame, where) if name == "history" else frame
+
+
+def _numeric(frame: pd.DataFrame, where: str) -> pd.DataFrame:
+    try:
+        return frame.astype({column: "float64" for column in frame.columns if column != "step"})
+    except (ValueError, TypeError) as error:
+        raise RecordError(f"{where}: a metric is not a number ({_first_line(error)}); restore the file") from None
+
+
+def _read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]]:
+    try:
+        runs, history, layers = (
+            pq.read_table(folder / f"{name}.parquet").to_pandas() for name in ("runs", "history", "layers")
+        )
+        by_run = {
+            name: dict(tuple(table.groupby("run_id", sort=False)))
+            for name, table in (("history", history), ("layers", layers))
+        }
+        rows = [(str(row.run_id), str(row.run)) for row in runs.itertuples()]
+    except (OSError, pa.ArrowException, KeyError, AttributeError) as error:
+        reason = f"{where}: damaged packed study ({_first_line(error)}); restore the folder from version control"
+        raise RecordError(reason) from None
+    records, problems = [], []
+    for identity, text in rows:
+        inside = f"{where}/{identity}"
+        try:
+            tables = [
+                by_run[name].get(identity, empty.iloc[:0]).drop(columns="run_id")
+                for name, empty in (("history", history), ("layers", layers))
+            ]
+            own = (
+                tables[0]
+                .dropna(axis="columns", how="all")
+                .astype({c: "float64" for c in tables[0].columns if c != "step" and tables[0][c].notna().any()})
+            )
+            records.append(_record(json.loads(text), inside, False, own, tables[1].reset_index(drop=True)))
+        except (RecordError, ValueError) as error:
+            problems.append(Problem(inside, _first_line(error)))
+    return records, problems
+
+
+def _record_folders(source: Path) -> list[Path]:
+    """Folders that hold a record or a packed study: the source itself, or those one or two levels down."""
+    if not source.is_dir():
+        return []
+    if _holds_record(source):
+        return [source]
+    found = []
+    for child in sorted(path for path in source.iterdir() if path.is_dir() and not path.name.endswith(".old")):
+        found += (
+            [child]
+            if _holds_record(child)
+            else [
+                inner
+                for inner in sorted(child.iterdir())
+                if inner.is_dir() and _holds_record(inner) and not inner.name.endswith(".old")
+            ]
+        )
+    return found
+
+
+def _holds_record(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (PACKED, "run.json", "history.jsonl", "history.parquet"))
+
+
+def _first_line(error: object) -> str:
+    return " ".join(str(error).split())[:200]
