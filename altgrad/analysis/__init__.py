@@ -1,0 +1,21 @@
+"""Runs in, findings out, as DataFrames and as pages. Nothing here imports torch, wandb, mkdocs or scipy.stats.
+
+>>> from altgrad.analysis import ExperimentDataLoader, FormatComparator
+>>> comparator = FormatComparator(ExperimentDataLoader())
+>>> [comparison.scope for comparison in comparator.comparisons]  # doctest: +SKIP
+"""
+
+from altgrad.analysis.comparison import Comparison, FormatComparator, StepRuleComparator, SweetSpot
+from altgrad.analysis.failures import FailureAnalyzer
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.reports.generator import ReportGenerator
+
+__all__ = [
+    "Comparison",
+    "ExperimentDataLoader",
+    "FailureAnalyzer",
+    "FormatComparator",
+    "ReportGenerator",
+    "StepRuleComparator",
+    "SweetSpot",
+]

@@ -1,0 +1,223 @@
+"""Which format, and which step rule, ends at the lower loss: differences paired by seed, never pooled across settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.statistics import Estimate, holm, paired_difference
+from altgrad.formats import get_format
+
+TABLE_COLUMNS = (
+    "format", "arm", "n_runs", "n_finished", "n_pairs", "val_loss", "gap", "low", "high", "sd", "gap_to_best",
+    "p_to_best", "p_holm", "tied",
+)  # fmt: skip
+RULE_COLUMNS = (
+    "format", "rule", "arm", "adamw_arm", "learning_rate", "adamw_learning_rate", "n_runs", "n_finished", "n_pairs",
+    "val_loss", "difference", "low", "high", "p_value", "p_holm", "stall_ratio", "adamw_stall_ratio",
+    "stall_difference", "stall_low", "stall_high",
+)  # fmt: skip
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Formats that differ in nothing but the format, against the unquantized runs of the same setting.
+
+    Attributes:
+        scope: what is quantized, in words.
+        setting: key of everything else.
+        baseline: the unquantized arm.
+        table: one row a format, best first, columns `TABLE_COLUMNS`: gap is the paired difference of the final
+            validation loss to the baseline in nats a character, with its 95% t interval over `n_pairs` seeds;
+            `p_to_best` is a paired t test against the format with the smallest gap, `p_holm` the same after Holm's
+            adjustment, and `tied` says that this test cannot tell the two apart.
+    """
+
+    scope: str
+    setting: str
+    baseline: str
+    table: pd.DataFrame
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs behind the table."""
+        return int(self.table["n_pairs"].sum())
+
+
+@dataclass(frozen=True)
+class SweetSpot:
+    """The answer to "which format": the best one and those that cannot be told from it.
+
+    Attributes:
+        best: format with the smallest gap among those of which every run finished; None without a candidate.
+        tied: formats that the paired test cannot tell from it.
+        reason: why there is no answer, where there is none.
+    """
+
+    best: str | None
+    tied: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether one format stands alone."""
+        return self.best is not None and not self.tied
+
+
+class FormatComparator:
+    """Compares formats by the paired gap of their final validation loss to the unquantized run of the same seed."""
+
+    def __init__(self, loader: ExperimentDataLoader) -> None:
+        self._runs = loader.runs[loader.runs["role"] == "report"]
+
+    @cached_property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """Every comparison that the records allow, the one with the most pairs first."""
+        found = []
+        for (setting, scope), group in self._runs.groupby(["setting", "scope"], sort=True):
+            baseline = self._baseline(setting)
+            if scope == "nothing" or baseline.empty:
+                continue
+            found.append(Comparison(scope, setting, baseline["arm"].iloc[0], _format_table(group, _losses(baseline))))
+        return tuple(sorted(found, key=lambda item: (-item.pairs, item.scope, item.setting)))
+
+    @cached_property
+    def unmatched(self) -> pd.DataFrame:
+        """AdamW runs that no comparison uses, because their setting has no unquantized run."""
+        settings = {comparison.setting for comparison in self.comparisons}
+        runs = self._runs[(self._runs["step_rule"] == "adamw") & (self._runs["scope"] != "nothing")]
+        return runs[~runs["setting"].isin(settings)]
+
+    def sweet_spot(self, comparison: Comparison) -> SweetSpot:
+        """The best format of `comparison`; formats with a run that did not finish, or under 2 pairs, cannot be it."""
+        table = comparison.table
+        candidates = table[(table["n_pairs"] >= 2) & (table["n_finished"] == table["n_runs"])]
+        if candidates.empty:
+            return SweetSpot(None, reason="no format has two finished runs that pair with an unquantized one")
+        best = candidates.iloc[0]
+        tied = candidates[candidates["tied"] & (candidates["format"] != best["format"])]
+        return SweetSpot(str(best["format"]), tuple(tied["format"]))
+
+    def _baseline(self, setting: str) -> pd.DataFrame:
+        return self._runs[(self._runs["setting"] == setting) & (self._runs["scope"] == "nothing")]
+
+
+class StepRuleComparator:
+    """Compares ManifoldAdamW with AdamW on the same problem: same formats, data, model and length, paired by seed."""
+
+    def __init__(self, loader: ExperimentDataLoader) -> None:
+        self._runs = loader.runs[loader.runs["role"] == "report"]
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row an arm of the manifold rule, columns `RULE_COLUMNS`.
+
+        `difference` is its final validation loss minus AdamW's in nats a character. Where the problem has AdamW arms
+        at several learning rates, the one with the most pairs is taken, and among those the one with the lowest mean
+        loss: the comparison least favourable to the manifold rule. Without an AdamW arm the row has no difference.
+        """
+        rows = []
+        for problem, group in self._runs.groupby("problem", sort=True):
+            rivals = [(str(arm), runs) for arm, runs in group[group["step_rule"] == "adamw"].groupby("arm")]
+            for arm, runs in group[group["step_rule"] == "manifold"].groupby("arm"):
+                rows.append(_rule_row(str(arm), runs, rivals) | {"problem": problem})
+        frame = pd.DataFrame(rows, columns=[*RULE_COLUMNS, "problem"])
+        frame["p_holm"] = holm(list(frame["p_value"]))
+        return frame.sort_values(["rule", "format", "arm"], key=_order, ignore_index=True)
+
+
+def _format_table(group: pd.DataFrame, baseline: pd.Series) -> pd.DataFrame:
+    rows, losses = [], {}
+    for name, runs in group.groupby("format"):
+        losses[name] = _losses(runs)
+        gap = paired_difference(losses[name], baseline)
+        rows.append(
+            {
+                "format": name,
+                "arm": runs["arm"].iloc[0],
+                "n_runs": len(runs),
+                "n_finished": int((runs["status"] == "finished").sum()),
+                "n_pairs": gap.n,
+                "val_loss": losses[name].mean(),
+                "gap": gap.mean,
+                "low": gap.low,
+                "high": gap.high,
+                "sd": gap.sd,
+            }
+        )
+    frame = pd.DataFrame(rows).sort_values(["gap", "format"], ignore_index=True)
+    whole = frame[(frame["n_pairs"] >= 2) & (frame["n_finished"] == frame["n_runs"])]
+    best = whole["format"].iloc[0] if len(whole) else None
+    against = [_nothing() if best in (None, name) else paired_difference(losses[name], losses[best]) for name in frame["format"]]
+    frame["gap_to_best"] = [estimate.mean for estimate in against]
+    frame["p_to_best"] = [estimate.p_value for estimate in against]
+    frame["p_holm"] = holm(list(frame["p_to_best"]))
+    frame["tied"] = (frame["format"] == best) | (frame["p_holm"] >= ALPHA)
+    return frame[list(TABLE_COLUMNS)]
+
+
+def _rule_row(arm: str, runs: pd.DataFrame, rivals: Sequence[tuple[str, pd.DataFrame]]) -> dict[str, object]:
+    losses = _losses(runs)
+    row: dict[str, object] = {
+        "format": runs["format"].iloc[0],
+        "rule": runs["rule"].iloc[0],
+        "arm": arm,
+        "learning_rate": runs["learning_rate"].iloc[0],
+        "n_runs": len(runs),
+        "n_finished": int((runs["status"] == "finished").sum()),
+        "n_pairs": 0,
+        "val_loss": losses.mean(),
+        "stall_ratio": runs["stall_ratio"].mean(),
+        "p_value": math.nan,
+    }
+    if not rivals:
+        return row
+    compared = [(name, rival, paired_difference(losses, _losses(rival))) for name, rival in rivals]
+    name, rival, estimate = min(compared, key=lambda item: (-item[2].n, item[1]["final_val_loss"].mean(), item[0]))
+    stall = paired_difference(_by_seed(runs, "stall_ratio"), _by_seed(rival, "stall_ratio"))
+    return row | {
+        "adamw_arm": name,
+        "adamw_learning_rate": rival["learning_rate"].iloc[0],
+        "n_pairs": estimate.n,
+        "difference": estimate.mean,
+        "low": estimate.low,
+        "high": estimate.high,
+        "p_value": estimate.p_value,
+        "adamw_stall_ratio": rival["stall_ratio"].mean(),
+        "stall_difference": stall.mean,
+        "stall_low": stall.low,
+        "stall_high": stall.high,
+    }
+
+
+def _losses(runs: pd.DataFrame) -> pd.Series:
+    return _by_seed(runs, "final_val_loss")
+
+
+def _by_seed(runs: pd.DataFrame, column: str) -> pd.Series:
+    """The column by seed; where a seed was recorded twice (a repeat under another status), a finished run counts."""
+    ordered = runs.assign(ended_well=runs["status"] == "finished").sort_values(["ended_well", "run_id"])
+    return ordered.drop_duplicates("seed", keep="last").set_index("seed")[column].astype("float64")
+
+
+def _nothing() -> Estimate:
+    return Estimate(math.nan, math.nan, math.nan, math.nan, 0, math.nan)
+
+
+def _order(column: pd.Series) -> pd.Series:
+    return column.map(format_order) if column.name == "format" else column
+
+
+def format_order(label: str) -> tuple[int, int, str]:
+    """Sorting key of a format label: width, exponent bits, name; labels of several formats come last."""
+    try:
+        fmt = get_format(label)
+    except ValueError:
+        return (99, 0, label)
+    return (fmt.bits, fmt.exponent_bits, label)

@@ -1,0 +1,186 @@
+"""Records in, one table of runs out, with the keys that say which runs may be compared."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from altgrad.config import LAYER_TYPES, ExperimentConfig
+from altgrad.formats import get_format
+from altgrad.runs import Problem, RunRecord, RunSet, load_runs
+from altgrad.runs.schema import digest
+
+OPERANDS = ("weight", "activation", "grad_output")
+OPERAND_NAMES = {"weight": "weights", "activation": "activations", "grad_output": "gradients"}
+RUN_COLUMNS = (
+    "run_id", "arm", "seed", "status", "study", "role", "format", "weight", "activation", "grad_output", "scope",
+    "rule", "step_rule", "precondition", "storage", "rounding", "learning_rate", "max_steps", "data", "setting", "problem",
+    "final_val_loss", "last_step", "stall_ratio", "failure", "created", "ended", "wandb_url",
+)  # fmt: skip
+
+
+class ExperimentDataLoader:
+    """Reads run records and puts them into one table.
+
+    Two runs are comparable only if everything but the compared thing is equal. The table has a key for each question:
+
+    - ``arm``: one config with all its seeds (and one data set);
+    - ``setting`` and ``scope``: for comparing formats. `setting` is everything but format, scope and seed; `scope` is
+      which operands of which layer types are quantized, and how they are scaled;
+    - ``problem``: for comparing optimizers; everything but optimizer and seed.
+
+    Runs of a study whose name ends in ``tuning`` have the role ``tuning``: their seeds are held out of comparisons.
+
+    Args:
+        sources: folders of records; default: the recorded studies and the local runs (`altgrad.runs.default_sources`).
+    """
+
+    def __init__(self, sources: Iterable[str | Path] | None = None) -> None:
+        self._sources = None if sources is None else tuple(Path(source) for source in sources)
+
+    @cached_property
+    def run_set(self) -> RunSet:
+        """Every readable record, and the problems of the others."""
+        return load_runs(self._sources)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Records that were left out, and why."""
+        return self.run_set.problems
+
+    @cached_property
+    def records(self) -> Mapping[str, RunRecord]:
+        """The records by run id."""
+        return {record.id: record for record in self.run_set.records}
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """One row a run of any status, columns `RUN_COLUMNS`, ordered by arm and seed; empty without records."""
+        rows = [_row(record) for record in self.run_set.records]
+        frame = pd.DataFrame(rows, columns=list(RUN_COLUMNS))
+        return frame.sort_values(["arm", "seed", "run_id"], ignore_index=True)
+
+    def history(self, run_id: str) -> pd.DataFrame:
+        """The history of one run: step and its metrics."""
+        return self.records[run_id].history
+
+    def layers(self, run_id: str) -> pd.DataFrame:
+        """The per-layer table of one run (long form)."""
+        return self.records[run_id].layers
+
+    def config(self, arm: str) -> ExperimentConfig:
+        """The config that the seeds of `arm` share (with the seed of its first run)."""
+        return self.records[self.runs.loc[self.runs["arm"] == arm, "run_id"].iloc[0]].config
+
+    @cached_property
+    def newest(self) -> str | None:
+        """Time of the newest record (UTC, ISO 8601), or None without records."""
+        times = [record.run.get("ended") or record.run["created"] for record in self.run_set.records]
+        return max(times, default=None)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """First 12 hex of a sha256 over the content of all records and problems, in order."""
+        total = hashlib.sha256()
+        for record in self.run_set.records:
+            total.update(digest(record.run).encode())
+            for frame in (record.history, record.layers):
+                total.update(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes())
+        total.update(repr(self.problems).encode())
+        return total.hexdigest()[:12]
+
+
+def format_label(config: ExperimentConfig) -> str:
+    """``E4M3`` where one format is used for every quantized operand, else ``E4M3/E4M3/E5M2``; ``FP32`` for none."""
+    names = [getattr(config.quantize, operand) for operand in config.quantize.operands]
+    labels = [get_format(name).label for name in names]
+    return "FP32" if not labels else labels[0] if len(set(labels)) == 1 else "/".join(labels)
+
+
+def scope_label(config: ExperimentConfig) -> str:
+    """What is quantized, where and with which scale, in words; "nothing" for an unquantized run."""
+    quantize, scaling = config.quantize, config.scaling
+    if not quantize.operands:
+        return "nothing"
+    parts = [" + ".join(OPERAND_NAMES[operand] for operand in quantize.operands)]
+    if set(quantize.layers) != set(LAYER_TYPES):
+        parts.append("only in " + ", ".join(kind for kind in LAYER_TYPES if kind in quantize.layers))
+    if scaling.kind != "amax":
+        parts.append("scale 1")
+    elif not scaling.power_of_two:
+        parts.append("exact amax scale")
+    return "; ".join(parts)
+
+
+def rule_label(config: ExperimentConfig) -> str:
+    """``AdamW`` or ``ManifoldAdamW (update)``."""
+    optimizer = config.optimizer
+    return "AdamW" if optimizer.step_rule == "adamw" else f"ManifoldAdamW ({optimizer.precondition})"
+
+
+def final_val_loss(record: RunRecord) -> float:
+    """Validation loss (nats a character) with the deployed weights at the last evaluation of a *finished* run.
+
+    NaN for a run that did not finish: its last value is of another length and must not be compared.
+    """
+    if record.status != "finished" or "val_loss" not in record.history:
+        return math.nan
+    losses = record.history["val_loss"].dropna()
+    return float(losses.iloc[-1]) if len(losses) and np.isfinite(losses.iloc[-1]) else math.nan
+
+
+def stall_ratio(record: RunRecord) -> float:
+    """``1 - flips / updates`` over all quantized weights and all recorded steps; NaN where it was not recorded.
+
+    In [0, 1]: updates are elements whose proposed change is nonzero, flips those of them whose stored code changed.
+    """
+    layers = record.layers
+    if layers.empty:
+        return math.nan
+    totals = layers[layers["statistic"].isin(["flips", "updates"])].groupby("statistic")["value"].sum()
+    updates = float(totals.get("updates", 0.0))
+    return 1.0 - float(totals.get("flips", 0.0)) / updates if updates else math.nan
+
+
+def _row(record: RunRecord) -> dict[str, Any]:
+    config, run = record.config, record.run
+    optimizer, data = config.optimizer, run["data"]["sha256"]
+    identity = config.arm_identity()
+    quantized = {key: identity[key] for key in ("quantize", "scaling")}
+    setting = {key: value for key, value in identity.items() if key not in quantized}
+    problem = {key: value for key, value in identity.items() if key != "optimizer"}
+    return {
+        "run_id": record.id,
+        "arm": record.arm,
+        "seed": config.seed,
+        "status": record.status,
+        "study": config.study,
+        "role": "tuning" if config.study.endswith("tuning") else "report",
+        "format": format_label(config),
+        **{operand: getattr(config.quantize, operand) for operand in OPERANDS},
+        "scope": scope_label(config),
+        "rule": rule_label(config),
+        "step_rule": optimizer.step_rule,
+        "precondition": optimizer.precondition,
+        "storage": optimizer.storage,
+        "rounding": optimizer.rounding,
+        "learning_rate": optimizer.learning_rate,
+        "max_steps": config.max_steps,
+        "data": data,
+        "setting": digest(setting, data)[:12],
+        "problem": digest(problem, data)[:12],
+        "final_val_loss": final_val_loss(record),
+        "last_step": int(record.history["step"].max()) if len(record.history) else -1,
+        "stall_ratio": stall_ratio(record),
+        "failure": run["failure"],
+        "created": run["created"],
+        "ended": run.get("ended"),
+        "wandb_url": run.get("wandb_url"),
+    }
