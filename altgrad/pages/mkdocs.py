@@ -15,7 +15,9 @@ from altgrad.pages.content import CodeBlock, Note, Page, PageRef, Paragraph
 from altgrad.pages.render import Dialect, files, render
 
 _CHART = re.compile(r'<p><img alt="[^"]*" src="([^"]+\.svg)" ?/></p>\n<p>(Chart: <a .*?)</p>')
-_CAPTION = re.compile(r'<p class="table-caption"(?P<attributes>[^>]*)>(?P<caption>.*?)</p>\s*<table>', re.DOTALL)
+_TABLE = re.compile(
+    r'(?:<p class="table-caption"(?P<attributes>[^>]*)>(?P<caption>.*?)</p>\s*)?<table>(?P<body>.*?)</table>', re.DOTALL
+)
 
 
 def write_mkdocs(pages: Iterable[Page]) -> None:
@@ -82,20 +84,13 @@ def finish_html(html: str, find: Callable[[str], str | None]) -> str:
         )
 
     def table(match: re.Match[str]) -> str:
-        caption, attributes = match["caption"], match["attributes"]
+        caption, attributes = match["caption"] or "Table", match["attributes"] or ""
         hidden = ' class="hidden"' if caption == "Table" else ""
+        label = re.sub(r"<[^>]*>", "", caption).replace('"', "&quot;")
         return (
-            f'<div class="table-box" role="region" tabindex="0" aria-label="{_label(caption)}"{attributes}>'
-            f"<table><caption{hidden}>{caption}</caption>"
+            f'<div class="table-box" role="region" tabindex="0" aria-label="{label}"{attributes}>'
+            f'<table class="data"><caption{hidden}>{caption}</caption>{match["body"]}</table></div>'
         )
 
-    html = _CAPTION.sub(table, _CHART.sub(chart, html))
-    html = re.sub(
-        r"(?<!</caption>)<table>", '<div class="table-box" role="region" tabindex="0" aria-label="Table"><table>', html
-    )
-    html = html.replace("</table>", "</table></div>")
+    html = _TABLE.sub(table, _CHART.sub(chart, html))
     return re.sub(r"<p>((?:Table|Files): <a )", r'<p class="files">\1', html)
-
-
-def _label(caption: str) -> str:
-    return re.sub(r"<[^>]*>", "", caption).replace('"', "&quot;")

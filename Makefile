@@ -1,0 +1,60 @@
+# The one list of commands. Everything is installed into .venv/ and nowhere else.
+PYTHON ?= python3
+ADDR ?= 127.0.0.1:8000
+TORCH_INDEX ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: help serve site install test check demo reports clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+
+serve: .venv/site.stamp ## build the site from the recorded runs and serve it (another address: ADDR=127.0.0.1:8001)
+	@echo "Serving the site at http://$(ADDR) (stop with Ctrl-C)"
+	@$(BIN)/mkdocs serve --quiet --dev-addr $(ADDR)
+
+site: .venv/site.stamp ## build the same site, strictly, into site/
+	@$(BIN)/mkdocs build --strict
+
+install: .venv/dev.stamp ## install everything, torch included (processor-only: TORCH_INDEX=https://download.pytorch.org/whl/cpu)
+
+test: .venv/dev.stamp ## run all tests (some of them: ARGS="tests/test_formats.py -x")
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/dev.stamp ## lint, formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+
+demo: .venv/dev.stamp ## train a small matrix of formats (at most 3 minutes), then build the site with it
+	@$(BIN)/python experiments/campaign.py demo
+	@$(BIN)/mkdocs build --strict
+	@echo "The new runs are beside the recorded ones: make serve"
+
+reports: .venv/site.stamp ## write the three reports as plain markdown into reports/
+	@$(BIN)/python scripts/generate_reports.py --output-dir reports --offline
+
+clean: ## remove the environment, the built site and caches (recorded and local runs stay)
+	rm -rf .venv site build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find altgrad gen scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo "error: $(PYTHON) is missing or older than 3.11; choose another with PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "error: $(PYTHON) cannot create environments; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	@echo "Creating .venv/"
+	@$(PYTHON) -m venv .venv
+
+.venv/site.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing what the site needs"
+	@$(PIP) -e '.[site]'
+	@touch $@
+
+.venv/dev.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing everything (torch takes a while)"
+	@$(if $(TORCH_INDEX),$(PIP) torch --index-url $(TORCH_INDEX))
+	@$(PIP) -e '.[dev]'
+	@touch $@ .venv/site.stamp

@@ -1,0 +1,41 @@
+// Sortable tables: each heading becomes a button. Numbers sort as numbers, empty cells stay last, ties keep their order.
+"use strict";
+
+function sortKey(cell) {
+  const text = cell.textContent.trim();
+  if (text === "" || text === "–") return null;
+  const number = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?/i.exec(text.replace(/[−‑]/g, "-").replace(/(\d),(?=\d{3})/g, "$1"));
+  return number ? Number(number[0]) : text.toLowerCase();
+}
+
+function compare(a, b) {
+  if (typeof a === "number" && typeof b === "number") return a - b;
+  if (typeof a === typeof b) return a.localeCompare(b, "en", { numeric: true });
+  return typeof a === "number" ? -1 : 1;
+}
+
+function sortRows(table, column, direction) {
+  const body = table.tBodies[0];
+  const rows = [...body.rows].map((row) => [sortKey(row.cells[column]), row]);
+  rows.sort(([a], [b]) => (a === null || b === null ? (a === null) - (b === null) : direction * compare(a, b)));
+  body.append(...rows.map(([, row]) => row));
+}
+
+for (const box of document.querySelectorAll(".table-box")) {
+  const table = box.querySelector("table");
+  if (table.tBodies.length !== 1 || table.tBodies[0].rows.length < 2) continue;
+  const headings = [...table.tHead.rows[0].cells];
+  headings.forEach((heading, column) => {
+    if (box.dataset.sort?.[column] === "0" || !heading.textContent.trim()) return;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...heading.childNodes);
+    heading.append(button);
+    button.addEventListener("click", () => {
+      const descending = heading.getAttribute("aria-sort") === "ascending";
+      for (const other of headings) other.removeAttribute("aria-sort");
+      heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
+      sortRows(table, column, descending ? -1 : 1);
+    });
+  });
+}

@@ -1,0 +1,18 @@
+"""The three reports: the same pages that scripts/generate_reports.py writes into reports/."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from altgrad.pages import Page
+from altgrad.pages.mkdocs import build
+
+
+def pages() -> Iterable[Page]:
+    """The pages, from the recorded runs. The import is inside so that an error in it shows as a page while serving."""
+    from altgrad.analysis.reports import site_pages
+
+    return site_pages("reports")
+
+
+build(pages, "reports/format_comparison", "reports/failure_modes", "reports/manifold_comparison")
