@@ -154,7 +154,10 @@ def _format_table(group: pd.DataFrame, baseline: pd.Series) -> pd.DataFrame:
     frame = pd.DataFrame(rows).sort_values(["gap", "format"], ignore_index=True)
     whole = frame[(frame["n_pairs"] >= 2) & (frame["n_finished"] == frame["n_runs"])]
     best = whole["format"].iloc[0] if len(whole) else None
-    against = [_nothing() if best in (None, name) else paired_difference(losses[name], losses[best]) for name in frame["format"]]
+    against = [
+        _nothing() if best in (None, name) else paired_difference(losses[name], losses[best])
+        for name in frame["format"]
+    ]
     frame["gap_to_best"] = [estimate.mean for estimate in against]
     frame["p_to_best"] = [estimate.p_value for estimate in against]
     frame["p_holm"] = holm(list(frame["p_to_best"]))

@@ -52,7 +52,7 @@ class FailureAnalyzer:
                     "message": failure.get("message") or self._loader.records[run.run_id].run.get("message", ""),
                 }
             )
-        columns = "run_id arm format rule seed status kinds step tensor phase message".split()
+        columns = ["run_id", "arm", "format", "rule", "seed", "status", "kinds", "step", "tensor", "phase", "message"]
         return pd.DataFrame(rows, columns=columns)
 
     @cached_property
@@ -96,11 +96,16 @@ class FailureAnalyzer:
     def _mode(self, row: dict[str, object]) -> dict[str, object]:
         kept = {key: row[key] for key in ("format", "arm", "gap", "low", "high", "n_pairs", "n_runs", "n_finished")}
         failed = self.failures[(self.failures["arm"] == row["arm"]) & (self.failures["status"] == "failed")]
-        health = self.health[self.health["arm"] == row["arm"]].pivot_table(index="operand", columns="statistic", values="value")
+        health = self.health[self.health["arm"] == row["arm"]].pivot_table(
+            index="operand", columns="statistic", values="value"
+        )
         health = health.reindex(columns=list(HEALTH_STATISTICS))
 
         def found(mode: str, phase: str, operand: str | None, evidence: str) -> dict[str, object]:
-            figures = {name: float(health.at[operand, name]) if operand in health.index else math.nan for name in HEALTH_STATISTICS}
+            figures = {
+                name: float(health.at[operand, name]) if operand in health.index else math.nan
+                for name in HEALTH_STATISTICS
+            }
             return kept | {"mode": mode, "phase": phase, "operand": operand, "evidence": evidence} | figures
 
         if len(failed):
@@ -118,7 +123,9 @@ class FailureAnalyzer:
             values = health[statistic].dropna()
             if len(values) and values.max() >= threshold:
                 operand = str(values.idxmax())
-                return found(statistic, PHASE_OF_OPERAND[operand], operand, f"{values.max():.1%} of its nonzero elements")
+                return found(
+                    statistic, PHASE_OF_OPERAND[operand], operand, f"{values.max():.1%} of its nonzero elements"
+                )
         operand = str(worst_sqnr.idxmin())
         return found("rounding error", PHASE_OF_OPERAND[operand], operand, f"SQNR {worst_sqnr.min():.1f} dB")
 

@@ -1,0 +1,226 @@
+"""What every report has: how numbers are written, links to arms, the pending section, traceability, provenance."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+import pandas as pd
+
+import altgrad
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.pages import (
+    Block,
+    Bullets,
+    CodeBlock,
+    Column,
+    Details,
+    Heading,
+    Link,
+    Md,
+    Note,
+    PageRef,
+    Paragraph,
+    Provenance,
+    Table,
+    code,
+    md,
+)
+from altgrad.pages.content import Text
+from altgrad.runs.schema import code_fingerprint
+
+PILOT = (
+    "These are pilot findings: one small model, short runs, few seeds, formats simulated in float32. "
+    "They show that the path from a run to a page works, and they narrow the question; they do not settle it."
+)
+
+
+def number(value: float, digits: int = 3, sign: bool = False) -> str:
+    """`value` with fixed digits; a dash for NaN."""
+    return "–" if not _finite(value) else f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def interval(low: float, high: float, digits: int = 3) -> str:
+    """``[low, high]``; "none" where there is no interval (fewer than two pairs)."""
+    return "none" if not (_finite(low) and _finite(high)) else f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def percent(value: float) -> str:
+    """A fraction as a percentage with two significant digits; a dash for NaN."""
+    if not _finite(value):
+        return "–"
+    return (
+        "0%"
+        if value == 0
+        else f"{value:.2g}"
+        if value < 1e-6
+        else f"{100 * value:.2g}%"
+        if value < 0.995
+        else f"{100 * value:.0f}%"
+    )
+
+
+def p_text(value: float) -> str:
+    """A p-value with three digits, "< 0.001" below them, a dash for NaN."""
+    return "–" if not _finite(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def arm_link(arm: str, text: str | None = None, run_id: str = "") -> Link:
+    """A link to an arm's page, or to one of its runs on it."""
+    return Link(text or arm, PageRef(f"runs/{arm}", run_id))
+
+
+def names(items: Sequence[str]) -> str:
+    """``A``, ``A and B``, ``A, B and C``."""
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def moment(text: str | None) -> str:
+    """An ISO time as ``2026-11-23 20:15 UTC``."""
+    return "no records" if text is None else datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def data_line(loader: ExperimentDataLoader) -> Paragraph:
+    """The line under a report's title: how many runs, until when."""
+    runs = loader.runs
+    counts = runs["status"].value_counts()
+    parts = [
+        f"{counts[status]} {status}"
+        for status in ("finished", "failed", "crashed", "interrupted", "running")
+        if counts.get(status)
+    ]
+    if runs.empty:
+        return Paragraph("Data: no recorded runs.")
+    return Paragraph(f"Data: {len(runs)} recorded runs ({', '.join(parts)}), the newest of {moment(loader.newest)}.")
+
+
+def pending(missing: Text, studies: Sequence[str]) -> list[Block]:
+    """The section that stands where runs are missing: what is missing and the commands that record it."""
+    campaign = [f".venv/bin/python experiments/campaign.py {study}" for study in studies]
+    return [
+        Heading("Pending Experiments"),
+        Paragraph(missing),
+        Paragraph("These commands record the runs; the next build of the page reads them:"),
+        CodeBlock("\n".join(["make install", *campaign, "make reports", "make serve"]), "bash"),
+        Paragraph("One run of one config:"),
+        CodeBlock(
+            ".venv/bin/python experiments/run_experiment.py experiments/configs/e5m2.yaml --set max_steps=300 --seed 0",
+            "bash",
+        ),
+        Paragraph(
+            "The same configs run on a GPU, for example on a rented H100 machine such as RunPod offers: clone the "
+            "repository there, install a CUDA build of torch, and bring the records back."
+        ),
+        CodeBlock(
+            "make install\n"
+            ".venv/bin/python experiments/run_experiment.py experiments/configs/e5m2.yaml --device cuda\n"
+            "tar czf runs.tgz experiments/runs   # copy it here and unpack it in this folder",
+            "bash",
+        ),
+    ]
+
+
+def left_out(loader: ExperimentDataLoader) -> list[Block]:
+    """A box that names every record that could not be used, and why; nothing where all were read."""
+    if not loader.problems:
+        return []
+    title = f"{len(loader.problems)} record{'s' if len(loader.problems) > 1 else ''} left out"
+    items = tuple(
+        md("{where}: {reason}", where=code(problem.where), reason=problem.reason) for problem in loader.problems
+    )
+    return [Note("warning", title, (Bullets(items),))]
+
+
+def traceability(loader: ExperimentDataLoader, arms: Iterable[str]) -> list[Block]:
+    """The runs behind a report with their W&B links, or how to sync those that were recorded without W&B."""
+    runs = loader.runs[loader.runs["arm"].isin(set(arms))]
+    linked = runs["wandb_url"].notna()
+    blocks: list[Block] = [Heading("Traceability")]
+    if (~linked).any():
+        blocks += [
+            Paragraph(
+                md(
+                    "{count} of the {total} runs of this report were recorded without W&amp;B: their records are in the "
+                    "repository or on the machine that built this page. To have them in a project on "
+                    "{wandb}, record them again with tracking and sync their files:",
+                    count=int((~linked).sum()),
+                    total=len(runs),
+                    wandb=Link("wandb.ai", "https://wandb.ai"),
+                )
+            ),
+            CodeBlock(
+                ".venv/bin/python experiments/run_experiment.py CONFIG --out experiments/synced --set tracking=offline\n"
+                ".venv/bin/wandb login\n"
+                ".venv/bin/wandb sync --project altgrad experiments/synced/*/wandb/offline-run-*",
+                "bash",
+            ),
+        ]
+    rows = tuple(
+        (
+            arm_link(run.arm, run.run_id, run.run_id),
+            run.status,
+            run.study,
+            Link("W&B run", run.wandb_url) if isinstance(run.wandb_url, str) else "recorded without W&B",
+        )
+        for run in runs.itertuples()
+    )
+    columns = ("Run", "Status", "Study", "W&B")
+    return [
+        *blocks,
+        Details(f"The {len(rows)} runs of this report", (Table(columns, rows, caption="Runs of this report"),)),
+    ]
+
+
+def provenance(loader: ExperimentDataLoader, built: datetime | None = None) -> Provenance:
+    """The page's foot: what it was computed from, by which code, when.
+
+    `built` is the time of the build; where it is not given, SOURCE_DATE_EPOCH, else the time of the newest record, so
+    that equal input gives equal pages.
+    """
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if built is None and epoch and epoch.isdigit():
+        built = datetime.fromtimestamp(int(epoch), UTC)
+    when = moment(built.isoformat() if built else loader.newest)
+    packages = ", ".join(f"{package} {_version(package)}" for package in ("numpy", "pandas", "scipy", "matplotlib"))
+    datasets = {
+        (record.run["data"].get("name", "unnamed"), str(record.run["data"]["sha256"])[:12])
+        for record in loader.records.values()
+    }
+    return Provenance(
+        (
+            ("Records", f"{len(loader.runs)} runs, fingerprint {loader.fingerprint}, newest {moment(loader.newest)}"),
+            ("Training data", "; ".join(f"{name} (sha256 {sha})" for name, sha in sorted(datasets)) or "none"),
+            ("Code", f"altgrad {altgrad.__version__}, fingerprint {code_fingerprint()}"),
+            ("Packages", packages),
+            ("Built", f"{when}, from local records; no network was used"),
+        )
+    )
+
+
+def finite_rows(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The rows in which all `columns` are finite numbers: what a chart can draw."""
+    return frame[frame[list(columns)].apply(lambda column: column.map(_finite)).all(axis=1)].reset_index(drop=True)
+
+
+def right(*titles: str) -> tuple[Column, ...]:
+    """Right-aligned columns."""
+    return tuple(Column(title, "right") for title in titles)
+
+
+def bold(text: Text) -> Md:
+    """`text` in bold."""
+    return md("**{text}**", text=text)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,60 @@
+"""The home page: the question, the answer so far, one chart, the ways on."""
+
+from __future__ import annotations
+
+from altgrad.analysis.comparison import FormatComparator
+from altgrad.analysis.failures import headline
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.reports import common
+from altgrad.analysis.reports.format_comparison import answer, gap_chart
+from altgrad.pages import Block, Bullets, ChartBlock, CodeBlock, Heading, Link, Md, Page, PageRef, Paragraph, md
+
+
+def home_page(loader: ExperimentDataLoader) -> Page:
+    """The page, from the records of `loader`."""
+    comparator = FormatComparator(loader)
+    comparison = headline(comparator)
+    blocks: list[Block] = [
+        Paragraph(
+            Md(
+                "**Which 8-bit number format is best for training, for which layer type, where does each format fail, and does "
+                "an optimizer that knows the format's geometry help?** AltGrad trains small transformers in simulated low-precision "
+                "formats and answers from its recorded runs. Every figure on this site comes from one."
+            )
+        ),
+        *common.left_out(loader),
+        Heading("The answer so far"),
+    ]
+    if comparison is None:
+        blocks += [
+            Paragraph(Md("**Sweet-spot format: pending.** No runs are recorded yet.")),
+            CodeBlock("make demo", "bash"),
+        ]
+    else:
+        blocks += [
+            Paragraph(answer(comparison, comparator.sweet_spot(comparison))),
+            Paragraph(common.PILOT),
+            ChartBlock(gap_chart(comparison)),
+        ]
+    reports = (
+        (
+            "Format comparison",
+            "reports/format_comparison",
+            "the loss gap of every format, with intervals and ties called ties",
+        ),
+        ("Failure modes", "reports/failure_modes", "where each format fails: forward, backward or optimizer"),
+        (
+            "Manifold comparison",
+            "reports/manifold_comparison",
+            "ManifoldAdamW against AdamW at equally tuned learning rates",
+        ),
+        ("Runs", "runs/index", "every arm with its seeds, curves, config and the command that runs it again"),
+    )
+    items = tuple(md("{link}: {text}", link=Link(title, PageRef(path)), text=text) for title, path, text in reports)
+    return Page(
+        "index",
+        "AltGrad",
+        (*blocks, Heading("Read on"), Bullets(items)),
+        description="Which 8-bit number format trains best, where each fails, and whether a format-aware optimizer helps.",
+        provenance=common.provenance(loader),
+    )

@@ -1,0 +1,321 @@
+"""Report ANAL-03: what ManifoldAdamW brings over AdamW at an equally tuned learning rate, paired by seed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pandas as pd
+
+from altgrad.analysis.comparison import ALPHA, StepRuleComparator, format_order
+from altgrad.analysis.hypotheses import STIFFNESS
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.reports import common
+from altgrad.pages import (
+    FOREGROUND,
+    MUTED,
+    PALETTE,
+    Block,
+    Bullets,
+    Chart,
+    ChartBlock,
+    Column,
+    Details,
+    Heading,
+    Link,
+    Md,
+    Note,
+    Page,
+    Paragraph,
+    Table,
+    md,
+)
+
+PATH = "reports/manifold_comparison"
+RULES = {"update": "ManifoldAdamW (update)", "gradient": "ManifoldAdamW (gradient)"}
+_STYLES = {"ManifoldAdamW (update)": (PALETTE[0], "o", -0.12), "ManifoldAdamW (gradient)": (PALETTE[1], "s", 0.12)}
+
+
+def manifold_comparison_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
+    """The page, from the records of `loader`; "Pending Experiments" where no ManifoldAdamW run pairs with an AdamW run."""
+    table = StepRuleComparator(loader).table
+    paired = table[table["n_pairs"] >= 2]
+    blocks: list[Block] = [
+        Paragraph(Md("*Does an optimizer that knows the format's geometry reach a lower loss?* (ANAL-03)")),
+        common.data_line(loader),
+        *common.left_out(loader),
+        Heading("Executive Summary"),
+    ]
+    if paired.empty:
+        blocks.append(
+            Paragraph(Md("**ManifoldAdamW against AdamW: pending.** No two recorded arms can be paired yet."))
+        )
+    else:
+        blocks += [
+            Paragraph(_answer(paired)),
+            Note("info", "Pilot", (Paragraph(common.PILOT),)),
+            ChartBlock(_difference_chart(paired)),
+        ]
+    blocks += [
+        Heading("The stiffness-preconditioning hypothesis"),
+        Paragraph(md("Written {date}, before these runs: {text}", date=STIFFNESS.written, text=STIFFNESS.statement)),
+        Table(("Prediction", "Outcome", "Recorded"), _predictions(paired), "The hypothesis against what happened"),
+    ]
+    if len(table):
+        blocks += [Heading("ManifoldAdamW against AdamW"), _results(table), *_tuning(loader, table)]
+    if paired.empty:
+        missing = (
+            "No runs are recorded."
+            if loader.runs.empty
+            else "No ManifoldAdamW arm shares at least two finished seeds with an AdamW arm of the same problem."
+        )
+        blocks += common.pending(missing, ["pilot_tuning", "pilot_formats", "pilot_manifold"])
+    else:
+        blocks += [
+            Heading("Analysis"),
+            *_analysis(paired),
+            Heading("What cannot be concluded"),
+            Bullets(_limits(table, paired)),
+        ]
+    arms = [*table["arm"], *table["adamw_arm"].dropna()]
+    return Page(
+        PATH,
+        "Manifold comparison",
+        (*blocks, *common.traceability(loader, arms)),
+        description="ManifoldAdamW against AdamW at equally tuned learning rates, paired by seed, with intervals.",
+        provenance=common.provenance(loader, built),
+    )
+
+
+def _answer(paired: pd.DataFrame) -> Md:
+    better, worse = _told_apart(paired, -1), _told_apart(paired, +1)
+    if len(better) and not len(worse):
+        verdict = f"lower loss in {len(better)} of {len(paired)} pairings, higher in none"
+    elif len(worse) and not len(better):
+        verdict = f"no: higher loss in {len(worse)} of {len(paired)} pairings, lower in none"
+    elif len(worse):
+        verdict = f"mixed: lower loss in {len(better)}, higher in {len(worse)} of {len(paired)} pairings"
+    else:
+        verdict = f"inconclusive: none of {len(paired)} pairings is told from zero"
+    low, high = paired["difference"].min(), paired["difference"].max()
+    seeds = sorted({int(n) for n in paired["n_pairs"]})
+    return md(
+        "**ManifoldAdamW against AdamW: {verdict}** (paired t tests, Holm-adjusted over the pairings, level {alpha}). The mean differences in "
+        "validation loss run from {low} to {high} nats a character, n = {n} seeds each; each interval is in the table.",
+        verdict=verdict,
+        alpha=ALPHA,
+        low=common.number(low, sign=True),
+        high=common.number(high, sign=True),
+        n=str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}",
+    )
+
+
+def _told_apart(paired: pd.DataFrame, sign: int) -> pd.DataFrame:
+    return paired[(paired["difference"] * sign > 0) & (paired["p_holm"] < ALPHA)]
+
+
+def _predictions(paired: pd.DataFrame) -> tuple[tuple[str, str, str], ...]:
+    rows = []
+    for key, text in STIFFNESS.predictions.items():
+        rule, measure = key.split("_")
+        own = paired[paired["rule"] == RULES[rule]].dropna(subset=["stall_low"] if measure == "stall" else ["low"])
+        if own.empty:
+            rows.append((text, "not decided", "no pairs recorded"))
+            continue
+        low, high = ("stall_low", "stall_high") if measure == "stall" else ("low", "high")
+        below, above = own[own[high] < 0], own[own[low] > 0]
+        outcome = "held" if len(below) == len(own) else "did not hold" if below.empty else "held in part"
+        if below.empty and above.empty:
+            outcome = "not decided"
+        what = "stall ratio" if measure == "stall" else "loss"
+        text_recorded = f"{what} interval below AdamW's in {len(below)}, above in {len(above)}, around zero in {len(own) - len(below) - len(above)} of {len(own)} formats"
+        rows.append((text, outcome, text_recorded))
+    return tuple(rows)
+
+
+def _difference_chart(paired: pd.DataFrame) -> Chart:
+    data = paired[["format", "rule", "n_pairs", "difference", "low", "high", "arm", "adamw_arm"]].reset_index(drop=True)
+    labels = sorted(data["format"].unique(), key=format_order)
+
+    def draw(axes) -> None:  # type: ignore[no-untyped-def]
+        axes.axhline(0, color=FOREGROUND, linewidth=1)
+        axes.annotate(
+            "AdamW",
+            (1, 0),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=MUTED,
+        )
+        for rule, group in data.groupby("rule"):
+            colour, marker, shift = _STYLES[rule]
+            places = [labels.index(name) + shift for name in group["format"]]
+            axes.vlines(places, group["low"], group["high"], color=colour, linewidth=2)
+            axes.plot(places, group["difference"], marker, color=colour, markersize=6, label=f"{rule}")
+        axes.set_xticks(range(len(labels)), labels, color=FOREGROUND)
+        axes.set_xlim(-0.5, len(labels) - 0.4)
+        axes.set_ylabel("loss minus AdamW's (nats a character)")
+        axes.legend(loc="best", frameon=False, labelcolor=FOREGROUND)
+
+    listed = "; ".join(
+        f"{row.format} {row.rule} {row.difference:+.3f} {common.interval(row.low, row.high)}"
+        for row in data.itertuples()
+    )
+    return Chart(
+        "loss-difference",
+        "ManifoldAdamW's loss minus AdamW's, same format and seeds",
+        f"Mean paired difference of the final validation loss with 95% t interval; below zero is better. {listed}.",
+        data,
+        draw,
+    )
+
+
+def _results(table: pd.DataFrame) -> Table:
+    columns = (
+        "Format", Column("Step rule"),
+        *common.right("Difference to AdamW", "95% interval", "Seeds", "p (Holm)", "Validation loss", "Learning rate", "AdamW's", "Stall ratio", "AdamW's", "Finished"),
+        Column("Runs"), Column("AdamW runs"),
+    )  # fmt: skip
+    rows = []
+    for row in table.to_dict("records"):
+        rival = row["adamw_arm"] if isinstance(row["adamw_arm"], str) else None
+        rows.append(
+            (
+                row["format"],
+                row["rule"],
+                common.number(row["difference"], sign=True),
+                common.interval(row["low"], row["high"]),
+                int(row["n_pairs"]),
+                common.p_text(row["p_holm"]),
+                common.number(row["val_loss"]),
+                f"{row['learning_rate']:g}",
+                f"{row['adamw_learning_rate']:g}" if rival else None,
+                common.percent(row["stall_ratio"]),
+                common.percent(row["adamw_stall_ratio"]),
+                f"{row['n_finished']} of {row['n_runs']}",
+                common.arm_link(row["arm"]),
+                common.arm_link(rival) if rival else "no AdamW arm of the same problem",
+            )
+        )
+    caption = "Final validation loss (nats a character, deployed weights), paired by seed; a step with 'update' is measured in ulps, so its learning rate is too"
+    return Table(columns, tuple(rows), caption, data=table, id="step-rules")
+
+
+def _tuning(loader: ExperimentDataLoader, table: pd.DataFrame) -> list[Block]:
+    runs = loader.runs[loader.runs["role"] == "tuning"]
+    if runs.empty:
+        return [
+            Paragraph(
+                "No tuning study is among the records: whether the learning rates are tuned equally cannot be shown."
+            )
+        ]
+    grouped = runs.groupby(["rule", "format", "learning_rate"])["final_val_loss"].agg(["mean", "count"]).reset_index()
+    sizes = runs.groupby(["rule", "format"])["learning_rate"].nunique()
+    chosen = {(row["rule"], row["format"], row["learning_rate"]) for row in table.to_dict("records")}
+    chosen |= {("AdamW", row["format"], row["adamw_learning_rate"]) for row in table.to_dict("records")}
+    best = grouped.loc[grouped.groupby(["rule", "format"])["mean"].idxmin().dropna().astype(int)]
+    edges = [
+        f"{row.rule} with {row.format}"
+        for row in best.itertuples()
+        if row.learning_rate
+        in (
+            grouped[(grouped["rule"] == row.rule) & (grouped["format"] == row.format)]["learning_rate"]
+            .agg(["min", "max"])
+            .tolist()
+        )
+    ]
+    rows = tuple(
+        (
+            row.rule,
+            row.format,
+            f"{row.learning_rate:g}",
+            common.number(row.mean),
+            int(row.count),
+            "yes" if (row.rule, row.format, row.learning_rate) in chosen else "no",
+        )
+        for row in grouped[["rule", "format", "learning_rate", "mean", "count"]].itertuples(index=False)
+    )
+    columns = (
+        "Step rule",
+        "Format",
+        *common.right("Learning rate", "Mean validation loss", "Held-out seeds"),
+        Column("Used above"),
+    )
+    budget = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
+    edge = (
+        f"A best value lies at the edge of its sweep for {common.names(edges)}."
+        if edges
+        else "No best value lies at the edge of its sweep."
+    )
+    return [
+        Paragraph(f"Each step rule was tuned for each format on held-out seeds, over {budget} learning rates. {edge}"),
+        Details(
+            "The tuning runs",
+            (
+                Table(
+                    columns,
+                    rows,
+                    "Tuning runs, on seeds that take no part in the comparison",
+                    data=grouped,
+                    id="tuning",
+                ),
+            ),
+        ),
+    ]
+
+
+def _analysis(paired: pd.DataFrame) -> list[Block]:
+    items = []
+    for rule in sorted(paired["rule"].unique()):
+        own = paired[paired["rule"] == rule]
+        stall = own.dropna(subset=["stall_difference"])
+        items.append(
+            md(
+                "{rule}: mean differences from {low} to {high} nats over {formats}; told from zero after Holm in {apart} of {count}. {stall}",
+                rule=rule,
+                low=common.number(own["difference"].min(), sign=True),
+                high=common.number(own["difference"].max(), sign=True),
+                formats=", ".join(own["format"]),
+                apart=int((own["p_holm"] < ALPHA).sum()),
+                count=len(own),
+                stall=f"Its stall ratio differs from AdamW's by {common.number(stall['stall_difference'].min(), sign=True)} to {common.number(stall['stall_difference'].max(), sign=True)}."
+                if len(stall)
+                else "",
+            )
+        )
+    theory = (
+        "Why the two preconditions differ: Adam in code space is dw = -lr · S · u with u Adam's direction (S on the update). Scaling the gradient by S before "
+        "the moments does half of the chain rule, and Adam's normalisation nearly cancels it: with S constant it only turns eps into eps / S. "
+        "ULP steps are close relatives of Madam and LNS-Madam; no novelty is claimed."
+    )
+    related = md(
+        "Related work: {madam}, {lns}.",
+        madam=Link("Madam (arXiv 2006.14560)", "https://arxiv.org/abs/2006.14560"),
+        lns=Link("LNS-Madam (arXiv 2106.13914)", "https://arxiv.org/abs/2106.13914"),
+    )
+    return [Bullets(tuple(items)), Paragraph(theory), Paragraph(related)]
+
+
+def _limits(table: pd.DataFrame, paired: pd.DataFrame) -> tuple[Md, ...]:
+    items = [
+        Md(
+            "Nothing about weights stored on the grid: these runs keep fp32 master weights. Nothing about stochastic rounding, larger models or longer runs."
+        ),
+        Md(
+            "No control without quantization for the manifold rule is recorded yet, so a difference cannot be attributed to the format's geometry alone."
+        ),
+        md(
+            "Equality: an interval that holds zero does not show that two rules are equal; the widest half-width here is {width} nats.",
+            width=common.number(float(((paired["high"] - paired["low"]) / 2).max())),
+        ),
+    ]
+    lonely = table[table["n_pairs"] < 2]
+    if len(lonely):
+        items.append(
+            md(
+                "{count} ManifoldAdamW arms have fewer than two pairs and are not counted: {names}.",
+                count=len(lonely),
+                names=", ".join(sorted({f"{row['format']} {row['rule']}" for row in lonely.to_dict("records")})),
+            )
+        )
+    return tuple(items)
