@@ -118,6 +118,7 @@ class QuantizedLinear(_Quantizer, nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x` [..., I] times the transposed weight, plus the bias: [..., O]."""
         rows = x.reshape(-1, x.shape[-1])
         y: Tensor = _ThreeProducts.apply(rows, self.weight, self.bias, self)
         return y.view(*x.shape[:-1], self.out_features)
@@ -127,6 +128,7 @@ class QuantizedEmbedding(_Quantizer, nn.Embedding):
     """`nn.Embedding` whose table is rounded onto the weight format; its gradient passes straight through."""
 
     def forward(self, token: Tensor) -> Tensor:
+        """Rows of the rounded table: [...] to [..., D]."""
         table: Tensor = _RoundedTable.apply(self.weight, self)
         return nn.functional.embedding(token, table)
 
@@ -142,8 +144,8 @@ def layer_type(name: str) -> str | None:
 def quantize_model(model: nn.Module, policy: Policy) -> nn.Module:
     """Turn every linear layer and token embedding of a known layer type into its quantized form, in place.
 
-    A layer's type is read off its dotted name (`layer_type`). Parameters are kept as the same objects, so optimizers
-    and initialization are not disturbed. A layer type outside `policy.layers` gets FP32 operands, observed all the same.
+    A layer's type is read off its dotted name (`layer_type`). Parameters stay the same objects, so that optimizers and
+    initialization are not disturbed. A layer type outside `policy.layers` gets FP32 operands and is observed as well.
 
     Returns:
         `model`.

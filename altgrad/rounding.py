@@ -146,11 +146,13 @@ def _round_to_grid(grid: Tensor, fmt: FloatFormat, saturate: bool, owned: bool) 
 
 
 def _break_ties_to_even_code(steps: Tensor, spacing: Tensor, fmt: FloatFormat) -> None:
-    """Without a mantissa the lower neighbour's code is its exponent field: an even one wins the tie at 1.5 steps."""
-    exponent = (spacing.view(torch.int32) >> 23) - 127
-    lower_is_even = (exponent + fmt.bias) % 2 == 0
-    tie = (steps.abs() == 1.5) & lower_is_even
-    steps.masked_fill_(tie & (steps > 0), 1.0).masked_fill_(tie & (steps < 0), -1.0)
+    """Without a mantissa the lower neighbour's code is its exponent field: an even one wins the tie at 1.5 steps.
+
+    There, every magnitude is taken down by one float32 ulp, which moves nothing but the tie. The spacings at both ends
+    of the range (subnormals, zero; overflow, infinities, NaN) belong to odd codes and stay as they are.
+    """
+    lower_is_even = (spacing.view(torch.int32) >> 23).add_(fmt.bias).bitwise_and_(1)
+    steps.view(torch.int32).sub_(lower_is_even)
 
 
 class _FakeQuantize(torch.autograd.Function):
