@@ -10,8 +10,9 @@ Specials:
 - ``finite``: every code is a finite number (every other split).
 
 A code is sign | exponent | mantissa, from the most significant bit. Values are
-``sign * 2**(e - bias) * (1 + m / 2**M)`` and, where the exponent field is 0, the subnormals ``sign * 2**(1 - bias) * m / 2**M``. Without exponent bits (E0M7)
-the format is the fixed-point grid ``m * 2**(-bias - M)``; without mantissa bits (E7M0) field 0 holds only zero.
+``sign * 2**(e - bias) * (1 + m / 2**M)`` and, where the exponent field is 0, the subnormals
+``sign * 2**(1 - bias) * m / 2**M``. Without exponent bits (E0M7) the format is the fixed-point grid
+``m * 2**(-bias - M)``; without mantissa bits (E7M0) the exponent field 0 holds only zero.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which format, and which step rule, ends at the lower loss: differences paired by seed, never pooled across settings."""
+"""Which format, and which step rule, ends at the lower loss: paired by seed, never pooled across settings."""
 
 from __future__ import annotations
 
@@ -14,14 +14,43 @@ from altgrad.analysis.statistics import Estimate, holm, paired_difference
 from altgrad.formats import get_format
 
 TABLE_COLUMNS = (
-    "format", "arm", "n_runs", "n_finished", "n_pairs", "val_loss", "gap", "low", "high", "sd", "gap_to_best",
-    "p_to_best", "p_holm", "tied",
-)  # fmt: skip
+    "format",
+    "arm",
+    "n_runs",
+    "n_finished",
+    "n_pairs",
+    "val_loss",
+    "gap",
+    "low",
+    "high",
+    "sd",
+    "gap_to_best",
+    "p_to_best",
+    "p_holm",
+    "tied",
+)
 RULE_COLUMNS = (
-    "format", "rule", "arm", "adamw_arm", "learning_rate", "adamw_learning_rate", "n_runs", "n_finished", "n_pairs",
-    "val_loss", "difference", "low", "high", "p_value", "p_holm", "stall_ratio", "adamw_stall_ratio",
-    "stall_difference", "stall_low", "stall_high",
-)  # fmt: skip
+    "format",
+    "rule",
+    "arm",
+    "adamw_arm",
+    "learning_rate",
+    "adamw_learning_rate",
+    "n_runs",
+    "n_finished",
+    "n_pairs",
+    "val_loss",
+    "difference",
+    "low",
+    "high",
+    "p_value",
+    "p_holm",
+    "stall_ratio",
+    "adamw_stall_ratio",
+    "stall_difference",
+    "stall_low",
+    "stall_high",
+)
 ALPHA = 0.05
 
 
@@ -35,8 +64,8 @@ class Comparison:
         baseline: the unquantized arm.
         table: one row a format, best first, columns `TABLE_COLUMNS`: gap is the paired difference of the final
             validation loss to the baseline in nats a character, with its 95% t interval over `n_pairs` seeds;
-            `p_to_best` is a paired t test against the format with the smallest gap, `p_holm` the same after Holm's
-            adjustment, and `tied` says that this test cannot tell the two apart.
+            `p_to_best` is a paired t test against the 8-bit format with the smallest gap, `p_holm` the same after
+            Holm's adjustment, and `tied` says that nothing tells this 8-bit format from that one.
     """
 
     scope: str
@@ -95,9 +124,8 @@ class FormatComparator:
         return runs[~runs["setting"].isin(settings)]
 
     def sweet_spot(self, comparison: Comparison) -> SweetSpot:
-        """The best format of `comparison`; formats with a run that did not finish, or under 2 pairs, cannot be it."""
-        table = comparison.table
-        candidates = table[(table["n_pairs"] >= 2) & (table["n_finished"] == table["n_runs"])]
+        """The best 8-bit format of `comparison`; one with a run that did not finish, or under 2 pairs, cannot be it."""
+        candidates = _candidates(comparison.table)
         if candidates.empty:
             return SweetSpot(None, reason="no format has two finished runs that pair with an unquantized one")
         best = candidates.iloc[0]
@@ -152,8 +180,8 @@ def _format_table(group: pd.DataFrame, baseline: pd.Series) -> pd.DataFrame:
             }
         )
     frame = pd.DataFrame(rows).sort_values(["gap", "format"], ignore_index=True)
-    whole = frame[(frame["n_pairs"] >= 2) & (frame["n_finished"] == frame["n_runs"])]
-    best = whole["format"].iloc[0] if len(whole) else None
+    candidates = _candidates(frame)["format"]
+    best = candidates.iloc[0] if len(candidates) else None
     against = [
         _nothing() if best in (None, name) else paired_difference(losses[name], losses[best])
         for name in frame["format"]
@@ -161,8 +189,15 @@ def _format_table(group: pd.DataFrame, baseline: pd.Series) -> pd.DataFrame:
     frame["gap_to_best"] = [estimate.mean for estimate in against]
     frame["p_to_best"] = [estimate.p_value for estimate in against]
     frame["p_holm"] = holm(list(frame["p_to_best"]))
-    frame["tied"] = (frame["format"] == best) | (frame["p_holm"] >= ALPHA)
+    # Without shared seeds there is no test, and so nothing that tells the two apart.
+    frame["tied"] = frame["format"].isin(candidates) & ~(frame["p_holm"] < ALPHA)
     return frame[list(TABLE_COLUMNS)]
+
+
+def _candidates(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows that may be called the best: 8-bit formats with at least 2 pairs, of which every run finished."""
+    eight = table["format"].map(lambda label: all(get_format(part).bits == 8 for part in label.split("/")))
+    return table[eight & (table["n_pairs"] >= 2) & (table["n_finished"] == table["n_runs"])]
 
 
 def _rule_row(arm: str, runs: pd.DataFrame, rivals: Sequence[tuple[str, pd.DataFrame]]) -> dict[str, object]:

@@ -26,7 +26,7 @@ class FailureAnalyzer:
 
     @cached_property
     def failures(self) -> pd.DataFrame:
-        """One row a run that did not finish: run_id, arm, format, rule, seed, status, kinds, step, tensor, phase, message.
+        """One row a run that did not finish: who, its status and kinds, first bad step, tensor, phase, message.
 
         `kinds` are the recorded failure kinds; for a run that was killed or stopped from outside it is its status. A
         run that is still being written is listed as ``running`` and is no failure.

@@ -37,8 +37,10 @@ E7M0 = Hypothesis(
 STIFFNESS = Hypothesis(
     written="2026-11-23",
     statement=(
-        "Stiffness preconditioning: the spacing S of the grid at a weight (one ulp) is the natural unit of its steps. An "
-        "optimizer that knows S should move more weights across a rounding boundary, stall less, and reach a lower loss "
+        "Stiffness preconditioning: the spacing S of the grid at a weight (one ulp) is the natural unit of its "
+        "steps. An "
+        "optimizer that knows S should move more weights across a rounding boundary, stall less, and reach a lower "
+        "loss "
         "than AdamW at an equally tuned learning rate."
     ),
     predictions={

@@ -20,10 +20,35 @@ from altgrad.runs.schema import digest
 OPERANDS = ("weight", "activation", "grad_output")
 OPERAND_NAMES = {"weight": "weights", "activation": "activations", "grad_output": "gradients"}
 RUN_COLUMNS = (
-    "run_id", "arm", "seed", "status", "study", "role", "format", "weight", "activation", "grad_output", "scope",
-    "rule", "step_rule", "precondition", "storage", "rounding", "learning_rate", "max_steps", "data", "setting", "problem",
-    "final_val_loss", "last_step", "stall_ratio", "failure", "created", "ended", "wandb_url",
-)  # fmt: skip
+    "run_id",
+    "arm",
+    "seed",
+    "status",
+    "study",
+    "role",
+    "format",
+    "weight",
+    "activation",
+    "grad_output",
+    "scope",
+    "rule",
+    "step_rule",
+    "precondition",
+    "storage",
+    "rounding",
+    "learning_rate",
+    "max_steps",
+    "data",
+    "setting",
+    "problem",
+    "final_val_loss",
+    "last_step",
+    "stall_ratio",
+    "failure",
+    "created",
+    "ended",
+    "wandb_url",
+)
 
 
 class ExperimentDataLoader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
@@ -24,11 +24,16 @@ from altgrad.pages import (
     Column,
     Heading,
     Link,
+    Md,
     Page,
     Paragraph,
     Table,
     code,
+    md,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 HEALTH = ("amax", "scale", "overflow", "underflow", "sqnr_db", "stall_ratio")
 
@@ -47,27 +52,46 @@ def _index(loader: ExperimentDataLoader, arms: list[tuple[Any, pd.DataFrame]]) -
         first = runs.iloc[0]
         records.append(
             {
-                "arm": arm, "format": first["format"], "scope": first["scope"], "rule": first["rule"],
-                "learning_rate": first["learning_rate"], "max_steps": first["max_steps"], "runs": len(runs),
-                "finished": int((runs["status"] == "finished").sum()), "val_loss": estimate.mean, "low": estimate.low,
-                "high": estimate.high, "studies": ", ".join(sorted(runs["study"].unique())),
+                "arm": arm,
+                "format": first["format"],
+                "scope": first["scope"],
+                "rule": first["rule"],
+                "learning_rate": first["learning_rate"],
+                "max_steps": first["max_steps"],
+                "runs": len(runs),
+                "finished": int((runs["status"] == "finished").sum()),
+                "val_loss": estimate.mean,
+                "low": estimate.low,
+                "high": estimate.high,
+                "studies": ", ".join(sorted(runs["study"].unique())),
             }
-        )  # fmt: skip
+        )
         record = records[-1]
         rows.append(
             (
-                common.arm_link(str(arm)), record["format"], record["scope"], record["rule"], f"{record['learning_rate']:g}",
-                int(record["max_steps"]), common.number(estimate.mean),
+                common.arm_link(str(arm)),
+                record["format"],
+                record["scope"],
+                record["rule"],
+                f"{record['learning_rate']:g}",
+                int(record["max_steps"]),
+                common.number(estimate.mean),
                 "none" if estimate.n < 2 else f"[{estimate.low:.3f}, {estimate.high:.3f}]",
-                f"{record['finished']} of {record['runs']}", record["studies"],
+                f"{record['finished']} of {record['runs']}",
+                record["studies"],
             )
-        )  # fmt: skip
+        )
     columns = (
-        "Arm", "Format", "Quantized", "Step rule",
-        *common.right("Learning rate", "Steps", "Validation loss", "95% interval", "Finished"), Column("Studies"),
-    )  # fmt: skip
+        "Arm",
+        "Format",
+        "Quantized",
+        "Step rule",
+        *common.right("Learning rate", "Steps", "Validation loss", "95% interval", "Finished"),
+        Column("Studies"),
+    )
     intro = (
-        "An arm is one config with all its seeds. Validation loss: mean over finished runs, nats a character, deployed weights; these unpaired "
+        "An arm is one config with all its seeds. Validation loss: mean over finished runs, nats a character, "
+        "deployed weights; these unpaired "
         "means vary with the seeds of each arm, so compare arms by the paired gaps of the reports."
     )
     blocks: list[Block] = [common.data_line(loader), *common.left_out(loader), Paragraph(intro)]
@@ -133,14 +157,19 @@ def _run_section(loader: ExperimentDataLoader, run: Any) -> list[Block]:
         ("Seconds", common.number(record.run.get("seconds") or float("nan"), 1)),
         (
             "Code",
-            f"altgrad {record.run['code'].get('version', '?')}, fingerprint {record.run['code'].get('fingerprint', '?')}",
+            f"altgrad {record.run['code'].get('version', '?')}, fingerprint "
+            f"{record.run['code'].get('fingerprint', '?')}",
         ),
         ("Training data", f"{record.run['data'].get('name', 'unnamed')}, sha256 {record.run['data']['sha256'][:12]}"),
         ("Environment", ", ".join(f"{key} {value}" for key, value in sorted(environment.items())) or "not recorded"),
         ("W&B", Link("W&B run", run.wandb_url) if isinstance(run.wandb_url, str) else "recorded without W&B"),
     ]
     if isinstance(failure, dict):
-        text = f"{', '.join(map(str, failure.get('kinds', [])))} at step {failure.get('step')}, {failure.get('tensor') or 'tensor not known'}, {failure.get('phase') or 'phase not known'}: {failure.get('message', '')}"
+        text = (
+            f"{', '.join(map(str, failure.get('kinds', [])))} at step {failure.get('step')}, "
+            f"{failure.get('tensor') or 'tensor not known'}, {failure.get('phase') or 'phase not known'}: "
+            f"{failure.get('message', '')}"
+        )
         rows.insert(1, ("Failure", text))
     if record.run.get("message"):
         rows.insert(1, ("Message", str(record.run["message"])))
@@ -174,7 +203,7 @@ def _curves(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | No
     if data.empty:
         return None
 
-    def draw(axes) -> None:  # type: ignore[no-untyped-def]
+    def draw(axes: Axes) -> None:
         for _, group in data[data["role"] == "baseline"].groupby("run_id"):
             axes.plot(group["step"], group["val_loss"], color=MUTED, linewidth=1, linestyle=(0, (3, 2)))
         own = data[data["role"] == "arm"]
@@ -212,9 +241,7 @@ def _baseline(loader: ExperimentDataLoader, runs: pd.DataFrame) -> str | None:
     return str(near[0].arm) if near else None
 
 
-def _baseline_note(baseline: str) -> Any:
-    from altgrad.pages import md
-
+def _baseline_note(baseline: str) -> Md:
     return md("Baseline in the chart: {arm}.", arm=common.arm_link(baseline))
 
 
@@ -245,12 +272,18 @@ def _health(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[Block]:
         )
         for row in wide.to_dict("records")
     )
-    caption = f"Mean over {len(frames)} runs at their last recorded step; overflow and underflow as fractions of nonzero elements"
+    caption = (
+        f"Mean over {len(frames)} runs at their last recorded step; overflow and underflow as fractions of "
+        "nonzero elements"
+    )
     titles = {"sqnr_db": "SQNR (dB)", "stall_ratio": "Stall ratio"}
     table = Table(
-        ("Layer", "Type", "Operand", *common.right(*(titles.get(name, name.capitalize()) for name in columns))), rows, caption,
-        data=wide, id="health",
-    )  # fmt: skip
+        ("Layer", "Type", "Operand", *common.right(*(titles.get(name, name.capitalize()) for name in columns))),
+        rows,
+        caption,
+        data=wide,
+        id="health",
+    )
     return [Heading("Health of the layers"), table]
 
 

@@ -38,6 +38,18 @@ PILOT = (
 )
 
 
+_SYNC = md(
+    "To have runs in a project on {wandb}, record them with tracking and sync their files:",
+    wandb=Link("https://wandb.ai", "https://wandb.ai"),
+)
+_SYNC_COMMANDS = CodeBlock(
+    ".venv/bin/python experiments/run_experiment.py CONFIG --out experiments/synced --set tracking=offline\n"
+    ".venv/bin/wandb login\n"
+    ".venv/bin/wandb sync --project altgrad experiments/synced/*/wandb/offline-run-*",
+    "bash",
+)
+
+
 def number(value: float, digits: int = 3, sign: bool = False) -> str:
     """`value` with fixed digits; a dash for NaN."""
     return "–" if not _finite(value) else f"{value:{'+' if sign else ''}.{digits}f}"
@@ -49,18 +61,8 @@ def interval(low: float, high: float, digits: int = 3) -> str:
 
 
 def percent(value: float) -> str:
-    """A fraction as a percentage with two significant digits; a dash for NaN."""
-    if not _finite(value):
-        return "–"
-    return (
-        "0%"
-        if value == 0
-        else f"{value:.2g}"
-        if value < 1e-6
-        else f"{100 * value:.2g}%"
-        if value < 0.995
-        else f"{100 * value:.0f}%"
-    )
+    """A fraction as a percentage with three significant digits; a dash for NaN."""
+    return "–" if not _finite(value) else "0%" if value == 0 else f"{100 * value:.3g}%"
 
 
 def p_text(value: float) -> str:
@@ -139,24 +141,21 @@ def traceability(loader: ExperimentDataLoader, arms: Iterable[str]) -> list[Bloc
     runs = loader.runs[loader.runs["arm"].isin(set(arms))]
     linked = runs["wandb_url"].notna()
     blocks: list[Block] = [Heading("Traceability")]
+    if runs.empty:
+        return [*blocks, Paragraph(md("No runs stand behind this report yet. {how}", how=_SYNC)), _SYNC_COMMANDS]
     if (~linked).any():
         blocks += [
             Paragraph(
                 md(
-                    "{count} of the {total} runs of this report were recorded without W&amp;B: their records are in the "
-                    "repository or on the machine that built this page. To have them in a project on "
-                    "{wandb}, record them again with tracking and sync their files:",
+                    "{count} of the {total} runs of this report were recorded without W&amp;B: their records are in "
+                    "the "
+                    "repository or on the machine that built this page. {how}",
                     count=int((~linked).sum()),
                     total=len(runs),
-                    wandb=Link("wandb.ai", "https://wandb.ai"),
+                    how=_SYNC,
                 )
             ),
-            CodeBlock(
-                ".venv/bin/python experiments/run_experiment.py CONFIG --out experiments/synced --set tracking=offline\n"
-                ".venv/bin/wandb login\n"
-                ".venv/bin/wandb sync --project altgrad experiments/synced/*/wandb/offline-run-*",
-                "bash",
-            ),
+            _SYNC_COMMANDS,
         ]
     rows = tuple(
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -28,6 +29,9 @@ from altgrad.pages import (
     Table,
     md,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PATH = "reports/failure_modes"
 SPLITS = tuple(fmt.label for fmt in list_formats(bits=8))
@@ -60,9 +64,12 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
             Heading("Failure Mode by format"),
             _modes_table(modes),
             Paragraph(
-                f"The rule, in this order: recorded failures; a gap whose interval does not lie above zero is no failure; "
-                f"overflow from {RANGE_THRESHOLD:.1%} of an operand's nonzero elements; underflow from {UNDERFLOW_THRESHOLD:.0%}; else "
-                "rounding error in the operand with the lowest SQNR. It names the strongest recorded symptom, not a proven cause."
+                f"The rule, in this order: recorded failures; a gap whose interval does not lie above zero is no "
+                f"failure; "
+                f"overflow from {RANGE_THRESHOLD:.1%} of an operand's nonzero elements; underflow from "
+                f"{UNDERFLOW_THRESHOLD:.0%}; else "
+                "rounding error in the operand with the lowest SQNR. It names the strongest recorded symptom, not a "
+                "proven cause."
             ),
             Heading("Forward, backward and optimizer"),
             *_phase_tables(loader, analyzer, comparison),
@@ -86,7 +93,8 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
         PATH,
         "Failure modes",
         (*blocks, *common.traceability(loader, [*arms, *analyzer.failures["arm"]])),
-        description="Where each 8-bit format fails in training: overflow, underflow, rounding error, by operand and phase.",
+        description="Where each 8-bit format fails in training: overflow, underflow, rounding error, by operand and "
+        "phase.",
         provenance=common.provenance(loader, built),
     )
 
@@ -108,7 +116,8 @@ def _answer(modes: pd.DataFrame, analyzer: FailureAnalyzer) -> Md:
         return md("**Failure Mode: none seen.** No format's loss gap lies above zero, and {ended}.", ended=ended)
     worst = shown.sort_values("gap").iloc[-1]
     return md(
-        "**Failure Mode: {count} of {total} formats end worse than FP32, {format} most: {gap} nats a character {interval}, n = {n} seeds, "
+        "**Failure Mode: {count} of {total} formats end worse than FP32, {format} most: {gap} nats a character "
+        "{interval}, n = {n} seeds, "
         "with {mode} as its strongest symptom ({where}).** Of all runs, {ended}.",
         count=len(shown),
         total=len(modes),
@@ -129,9 +138,13 @@ def _where(row: pd.Series) -> str:
 
 def _modes_table(modes: pd.DataFrame) -> Table:
     columns = (
-        "Format", Column("Failure Mode"), Column("Where"), Column("Evidence"),
-        *common.right("Gap to FP32", "95% interval", "Seeds", "Finished"), Column("Runs"),
-    )  # fmt: skip
+        "Format",
+        Column("Failure Mode"),
+        Column("Where"),
+        Column("Evidence"),
+        *common.right("Gap to FP32", "95% interval", "Seeds", "Finished"),
+        Column("Runs"),
+    )
     rows = tuple(
         (
             row["format"],
@@ -157,13 +170,17 @@ def _sqnr_block(analyzer: FailureAnalyzer, modes: pd.DataFrame) -> list[Block]:
     data = data.sort_values("format", key=lambda column: column.map(format_order), ignore_index=True)
     operands = [operand for operand in OPERAND_NAMES if operand in data]
 
-    def draw(axes) -> None:  # type: ignore[no-untyped-def]
+    def draw(axes: Axes) -> None:
         for operand, colour, marker in zip(operands, PALETTE, "os^", strict=False):
             axes.plot(range(len(data)), data[operand], marker=marker, color=colour, linewidth=1.5, markersize=5)
             axes.annotate(
-                OPERAND_NAMES[operand], (len(data) - 1, data[operand].iloc[-1]), xytext=(8, 0), textcoords="offset points",
-                va="center", color=colour,
-            )  # fmt: skip
+                OPERAND_NAMES[operand],
+                (len(data) - 1, data[operand].iloc[-1]),
+                xytext=(8, 0),
+                textcoords="offset points",
+                va="center",
+                color=colour,
+            )
         axes.set_xticks(range(len(data)), list(data["format"]), color=FOREGROUND)
         axes.set_xlim(-0.4, len(data) + 0.3)
         axes.set_ylabel("SQNR (dB), higher is better")
@@ -198,16 +215,23 @@ def _phase_tables(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, compa
     columns = (
         "Format",
         *common.right(
-            "Forward: weights overflow", "weights underflow", "activations overflow", "activations underflow",
-            "Backward: gradients overflow", "gradients underflow", "Optimizer: stall ratio",
+            "Forward: weights overflow",
+            "weights underflow",
+            "activations overflow",
+            "activations underflow",
+            "Backward: gradients overflow",
+            "gradients underflow",
+            "Optimizer: stall ratio",
         ),
-    )  # fmt: skip
+    )
     caption = (
         "Fraction of nonzero elements, mean over layers, recorded steps and runs; stall ratio = 1 - flips / updates"
     )
     notes = (
-        "Per-tensor amax scaling cannot overflow by more than the rounding of the largest element, so overflow near zero says nothing about a "
-        "format's range under static or delayed scales. The stall ratio is shown, never ranked: it does not predict the loss."
+        "Per-tensor amax scaling cannot overflow by more than the rounding of the largest element, so overflow near "
+        "zero says nothing about a "
+        "format's range under static or delayed scales. The stall ratio is shown, never ranked: it does not predict "
+        "the loss."
     )
     return [Table(columns, tuple(rows), caption, data=pd.DataFrame(records), id="phases"), Paragraph(notes)]
 
@@ -299,7 +323,8 @@ def _e7m0_observations(
         own_gap, rest = gaps.loc["E7M0"], gaps.drop("E7M0")
         rival = rest["gap"].idxmax()
         figure = (
-            f"E7M0 {own_gap['gap']:+.3f} {common.interval(own_gap['low'], own_gap['high'])}; the next largest is {rival}, "
+            f"E7M0 {own_gap['gap']:+.3f} {common.interval(own_gap['low'], own_gap['high'])}; the next largest is "
+            f"{rival}, "
             f"{rest.at[rival, 'gap']:+.3f} {common.interval(rest.at[rival, 'low'], rest.at[rival, 'high'])}"
         )
         apart = own_gap["low"] > rest.at[rival, "high"]
@@ -340,7 +365,8 @@ def _prevention(modes: pd.DataFrame) -> list[Block]:
         return [Paragraph("No format of these runs shows a symptom to prevent.")]
     return [
         Paragraph(
-            "Advice that follows from the symptoms above. No remedy has been tested by a recorded run yet; the effect is unknown until one has."
+            "Advice that follows from the symptoms above. No remedy has been tested by a recorded run yet; the "
+            "effect is unknown until one has."
         ),
         Bullets(tuple(items)),
     ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from altgrad.analysis.comparison import Comparison, FormatComparator, SweetSpot, format_order
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports import common
+from altgrad.formats import get_format
 from altgrad.pages import (
     FOREGROUND,
     MUTED,
@@ -27,6 +29,9 @@ from altgrad.pages import (
     Table,
     md,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PATH = "reports/format_comparison"
 
@@ -53,14 +58,13 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
             Note("info", "Pilot", (Paragraph(common.PILOT),)),
             ChartBlock(gap_chart(first)),
             Heading("Results"),
-            *_results(loader, first, "results"),
+            *_results(loader, first, spot.best, "results"),
             *_unmatched(comparator),
         ]
         for position, comparison in enumerate(others, start=2):
-            inner = (
-                Paragraph(answer(comparison, comparator.sweet_spot(comparison))),
-                *_results(loader, comparison, f"results-{position}"),
-            )
+            other = comparator.sweet_spot(comparison)
+            table = _results(loader, comparison, other.best, f"results-{position}")
+            inner = (Paragraph(answer(comparison, other)), *table)
             blocks.append(Details(f"Another setting: {comparison.scope}; {_setting(loader, comparison)}", inner))
         blocks += [Heading("Conclusions"), Bullets(tuple(_conclusions(first, spot))), *_method(loader, first)]
     return Page(
@@ -87,7 +91,7 @@ def answer(comparison: Comparison, spot: SweetSpot) -> Md:
     )
     if spot.conclusive:
         return md(
-            "**Sweet-spot format: {best}.** {figures}; every other format is told apart from it.",
+            "**Sweet-spot format: {best}.** {figures}; every other 8-bit format is told apart from it.",
             best=spot.best,
             figures=figures,
         )
@@ -104,7 +108,7 @@ def gap_chart(comparison: Comparison) -> Chart:
     data = common.finite_rows(comparison.table[["format", "arm", "n_pairs", "gap", "low", "high"]], "gap")
     data = data.sort_values("format", key=lambda column: column.map(format_order), ignore_index=True)
 
-    def draw(axes) -> None:  # type: ignore[no-untyped-def]
+    def draw(axes: Axes) -> None:
         axes.axhline(0, color=FOREGROUND, linewidth=1)
         axes.annotate(
             "FP32",
@@ -134,34 +138,23 @@ def gap_chart(comparison: Comparison) -> Chart:
     return Chart(
         "loss-gap",
         "Loss gap to FP32 by format",
-        f"Mean difference of the final validation loss to the FP32 run of the same seed, with 95% paired t interval: {listed}.",
+        f"Mean difference of the final validation loss to the FP32 run of the same seed, with 95% paired t interval: "
+        f"{listed}.",
         data,
         draw,
     )
 
 
-def _results(loader: ExperimentDataLoader, comparison: Comparison, identity: str) -> list[Block]:
+def _results(loader: ExperimentDataLoader, comparison: Comparison, best: str | None, identity: str) -> list[Block]:
     columns = (
         "Format",
         *common.right("Gap to FP32", "95% interval", "Seeds", "Validation loss", "Finished", "p against the best"),
         Column("Verdict"),
         Column("Runs"),
     )
-    best = comparison.table["format"].iloc[0]
     rows = []
     for row in comparison.table.to_dict("records"):
-        whole = row["n_finished"] == row["n_runs"]
-        verdict = (
-            "not ranked: a run did not finish"
-            if not whole
-            else "smallest gap"
-            if row["format"] == best
-            else "tied with the best"
-            if row["tied"]
-            else "worse than the best"
-        )
-        if row["n_pairs"] < 2:
-            verdict = "not ranked: fewer than two pairs"
+        verdict = _verdict(row, best)
         rows.append(
             (
                 row["format"],
@@ -182,6 +175,20 @@ def _results(loader: ExperimentDataLoader, comparison: Comparison, identity: str
     )
     base = Paragraph(md("Baseline: {arm}.", arm=common.arm_link(comparison.baseline)))
     return [Table(columns, tuple(rows), caption, data=comparison.table, id=identity), base]
+
+
+def _verdict(row: dict[str, Any], best: str | None) -> str:
+    if row["n_finished"] < row["n_runs"]:
+        return "not ranked: a run did not finish"
+    if row["n_pairs"] < 2:
+        return "not ranked: fewer than two pairs"
+    if row["format"] == best:
+        return "smallest gap"
+    if row["tied"]:
+        return "tied with the best"
+    if get_format(row["format"].split("/")[0]).bits > 8:
+        return "reference, not 8 bits"
+    return "worse than the best"
 
 
 def _conclusions(comparison: Comparison, spot: SweetSpot) -> list[Md]:
@@ -219,7 +226,8 @@ def _conclusions(comparison: Comparison, spot: SweetSpot) -> list[Md]:
         gap = pair["gap"].iloc[1] - pair["gap"].iloc[0]
         items.append(
             md(
-                "E1M6 is E0M7 times 4: with a free scale the two are one quantizer. Their recorded gaps differ by {gap} nats.",
+                "E1M6 is E0M7 times 4: with a free scale the two are one quantizer. Their recorded gaps differ by "
+                "{gap} nats.",
                 gap=f"{gap:+.4f}",
             )
         )
@@ -233,7 +241,8 @@ def _conclusions(comparison: Comparison, spot: SweetSpot) -> list[Md]:
         )
     items.append(
         Md(
-            "What would change this answer: more seeds (the intervals shrink with their square root), another learning rate for a format, a larger model, longer runs, other layer types or operands."
+            "What would change this answer: more seeds (the intervals shrink with their square root), another "
+            "learning rate for a format, a larger model, longer runs, other layer types or operands."
         )
     )
     return items
@@ -241,10 +250,14 @@ def _conclusions(comparison: Comparison, spot: SweetSpot) -> list[Md]:
 
 def _method(loader: ExperimentDataLoader, comparison: Comparison) -> list[Block]:
     text = (
-        "Every format shares the seeds, batches, learning rate and schedule of the FP32 runs; the validation loss is computed with the weights "
-        "as deployed (quantized), at the last step. The interval is the paired t interval over seeds. The format with the smallest gap is "
-        "compared with each other one by a paired t test, Holm-adjusted; since the best one is picked from the same data, its own gap is "
-        "a little optimistic. Runs that did not finish have no loss and are counted, not dropped; runs of tuning studies are left out."
+        "Every format shares the seeds, batches, learning rate and schedule of the FP32 runs; the validation loss is "
+        "computed with the weights "
+        "as deployed (quantized), at the last step. The interval is the paired t interval over seeds. The format "
+        "with the smallest gap is "
+        "compared with each other one by a paired t test, Holm-adjusted; since the best one is picked from the same "
+        "data, its own gap is "
+        "a little optimistic. Runs that did not finish have no loss and are counted, not dropped; runs of tuning "
+        "studies are left out."
     )
     return [Heading("Method and caveats"), Paragraph(text)]
 
@@ -255,7 +268,8 @@ def _unmatched(comparator: FormatComparator) -> list[Block]:
         return []
     return [
         Paragraph(
-            f"{len(runs)} AdamW runs ({', '.join(sorted(runs['format'].unique()))}) have no FP32 run of the same setting "
+            f"{len(runs)} AdamW runs ({', '.join(sorted(runs['format'].unique()))}) have no FP32 run of the same "
+            f"setting "
             "(learning rate, length, data) and take no part here."
         )
     ]

@@ -17,8 +17,10 @@ def home_page(loader: ExperimentDataLoader) -> Page:
     blocks: list[Block] = [
         Paragraph(
             Md(
-                "**Which 8-bit number format is best for training, for which layer type, where does each format fail, and does "
-                "an optimizer that knows the format's geometry help?** AltGrad trains small transformers in simulated low-precision "
+                "**Which 8-bit number format is best for training, for which layer type, where does each format "
+                "fail, and does "
+                "an optimizer that knows the format's geometry help?** AltGrad trains small transformers in "
+                "simulated low-precision "
                 "formats and answers from its recorded runs. Every figure on this site comes from one."
             )
         ),
@@ -55,6 +57,7 @@ def home_page(loader: ExperimentDataLoader) -> Page:
         "index",
         "AltGrad",
         (*blocks, Heading("Read on"), Bullets(items)),
-        description="Which 8-bit number format trains best, where each fails, and whether a format-aware optimizer helps.",
+        description="Which 8-bit number format trains best, where each fails, and whether a format-aware optimizer "
+        "helps.",
         provenance=common.provenance(loader),
     )

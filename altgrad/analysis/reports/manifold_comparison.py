@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -30,13 +31,16 @@ from altgrad.pages import (
     md,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 PATH = "reports/manifold_comparison"
 RULES = {"update": "ManifoldAdamW (update)", "gradient": "ManifoldAdamW (gradient)"}
 _STYLES = {"ManifoldAdamW (update)": (PALETTE[0], "o", -0.12), "ManifoldAdamW (gradient)": (PALETTE[1], "s", 0.12)}
 
 
 def manifold_comparison_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
-    """The page, from the records of `loader`; "Pending Experiments" where no ManifoldAdamW run pairs with an AdamW run."""
+    """The page, from the records of `loader`; "Pending Experiments" where no ManifoldAdamW run has an AdamW partner."""
     table = StepRuleComparator(loader).table
     paired = table[table["n_pairs"] >= 2]
     blocks: list[Block] = [
@@ -99,7 +103,8 @@ def _answer(paired: pd.DataFrame) -> Md:
     low, high = paired["difference"].min(), paired["difference"].max()
     seeds = sorted({int(n) for n in paired["n_pairs"]})
     return md(
-        "**ManifoldAdamW against AdamW: {verdict}** (paired t tests, Holm-adjusted over the pairings, level {alpha}). The mean differences in "
+        "**ManifoldAdamW against AdamW: {verdict}** (paired t tests, Holm-adjusted over the pairings, level "
+        "{alpha}). The mean differences in "
         "validation loss run from {low} to {high} nats a character, n = {n} seeds each; each interval is in the table.",
         verdict=verdict,
         alpha=ALPHA,
@@ -127,7 +132,8 @@ def _predictions(paired: pd.DataFrame) -> tuple[tuple[str, str, str], ...]:
         if below.empty and above.empty:
             outcome = "not decided"
         what = "stall ratio" if measure == "stall" else "loss"
-        text_recorded = f"{what} interval below AdamW's in {len(below)}, above in {len(above)}, around zero in {len(own) - len(below) - len(above)} of {len(own)} formats"
+        text_recorded = f"{what} interval below AdamW's in {len(below)}, above in {len(above)}, around zero in "
+                        f"{len(own) - len(below) - len(above)} of {len(own)} formats"
         rows.append((text, outcome, text_recorded))
     return tuple(rows)
 
@@ -136,7 +142,7 @@ def _difference_chart(paired: pd.DataFrame) -> Chart:
     data = paired[["format", "rule", "n_pairs", "difference", "low", "high", "arm", "adamw_arm"]].reset_index(drop=True)
     labels = sorted(data["format"].unique(), key=format_order)
 
-    def draw(axes) -> None:  # type: ignore[no-untyped-def]
+    def draw(axes: Axes) -> None:
         axes.axhline(0, color=FOREGROUND, linewidth=1)
         axes.annotate(
             "AdamW",
@@ -173,9 +179,10 @@ def _difference_chart(paired: pd.DataFrame) -> Chart:
 def _results(table: pd.DataFrame) -> Table:
     columns = (
         "Format", Column("Step rule"),
-        *common.right("Difference to AdamW", "95% interval", "Seeds", "p (Holm)", "Validation loss", "Learning rate", "AdamW's", "Stall ratio", "AdamW's", "Finished"),
+        *common.right("Difference to AdamW", "95% interval", "Seeds", "p (Holm)", "Validation loss", "Learning rate",
+            "AdamW's", "Stall ratio", "AdamW's", "Finished",),
         Column("Runs"), Column("AdamW runs"),
-    )  # fmt: skip
+    )
     rows = []
     for row in table.to_dict("records"):
         rival = row["adamw_arm"] if isinstance(row["adamw_arm"], str) else None
@@ -197,7 +204,8 @@ def _results(table: pd.DataFrame) -> Table:
                 common.arm_link(rival) if rival else "no AdamW arm of the same problem",
             )
         )
-    caption = "Final validation loss (nats a character, deployed weights), paired by seed; a step with 'update' is measured in ulps, so its learning rate is too"
+    caption = "Final validation loss (nats a character, deployed weights), paired by seed; a step with 'update' is "
+              "measured in ulps, so its learning rate is too"
     return Table(columns, tuple(rows), caption, data=table, id="step-rules")
 
 
@@ -271,21 +279,26 @@ def _analysis(paired: pd.DataFrame) -> list[Block]:
         stall = own.dropna(subset=["stall_difference"])
         items.append(
             md(
-                "{rule}: mean differences from {low} to {high} nats over {formats}; told from zero after Holm in {apart} of {count}. {stall}",
+                "{rule}: mean differences from {low} to {high} nats over {formats}; told from zero after Holm in "
+                "{apart} of {count}. {stall}",
                 rule=rule,
                 low=common.number(own["difference"].min(), sign=True),
                 high=common.number(own["difference"].max(), sign=True),
                 formats=", ".join(own["format"]),
                 apart=int((own["p_holm"] < ALPHA).sum()),
                 count=len(own),
-                stall=f"Its stall ratio differs from AdamW's by {common.number(stall['stall_difference'].min(), sign=True)} to {common.number(stall['stall_difference'].max(), sign=True)}."
+                stall=f"Its stall ratio differs from AdamW's by "
+                      f"{common.number(stall['stall_difference'].min(), sign=True)} to "
+                      f"{common.number(stall['stall_difference'].max(), sign=True)}."
                 if len(stall)
                 else "",
             )
         )
     theory = (
-        "Why the two preconditions differ: Adam in code space is dw = -lr · S · u with u Adam's direction (S on the update). Scaling the gradient by S before "
-        "the moments does half of the chain rule, and Adam's normalisation nearly cancels it: with S constant it only turns eps into eps / S. "
+        "Why the two preconditions differ: Adam in code space is dw = -lr · S · u with u Adam's direction (S on the "
+        "update). Scaling the gradient by S before "
+        "the moments does half of the chain rule, and Adam's normalisation nearly cancels it: with S constant it "
+        "only turns eps into eps / S. "
         "ULP steps are close relatives of Madam and LNS-Madam; no novelty is claimed."
     )
     related = md(
@@ -299,13 +312,16 @@ def _analysis(paired: pd.DataFrame) -> list[Block]:
 def _limits(table: pd.DataFrame, paired: pd.DataFrame) -> tuple[Md, ...]:
     items = [
         Md(
-            "Nothing about weights stored on the grid: these runs keep fp32 master weights. Nothing about stochastic rounding, larger models or longer runs."
+            "Nothing about weights stored on the grid: these runs keep fp32 master weights. Nothing about stochastic "
+            "rounding, larger models or longer runs."
         ),
         Md(
-            "No control without quantization for the manifold rule is recorded yet, so a difference cannot be attributed to the format's geometry alone."
+            "No control without quantization for the manifold rule is recorded yet, so a difference cannot be "
+            "attributed to the format's geometry alone."
         ),
         md(
-            "Equality: an interval that holds zero does not show that two rules are equal; the widest half-width here is {width} nats.",
+            "Equality: an interval that holds zero does not show that two rules are equal; the widest half-width "
+            "here is {width} nats.",
             width=common.number(float(((paired["high"] - paired["low"]) / 2).max())),
         ),
     ]
