@@ -132,8 +132,10 @@ def _predictions(paired: pd.DataFrame) -> tuple[tuple[str, str, str], ...]:
         if below.empty and above.empty:
             outcome = "not decided"
         what = "stall ratio" if measure == "stall" else "loss"
-        text_recorded = f"{what} interval below AdamW's in {len(below)}, above in {len(above)}, around zero in "
-                        f"{len(own) - len(below) - len(above)} of {len(own)} formats"
+        text_recorded = (
+            f"{what} interval below AdamW's in {len(below)}, above in {len(above)}, around zero in "
+            f"{len(own) - len(below) - len(above)} of {len(own)} formats"
+        )
         rows.append((text, outcome, text_recorded))
     return tuple(rows)
 
@@ -178,10 +180,22 @@ def _difference_chart(paired: pd.DataFrame) -> Chart:
 
 def _results(table: pd.DataFrame) -> Table:
     columns = (
-        "Format", Column("Step rule"),
-        *common.right("Difference to AdamW", "95% interval", "Seeds", "p (Holm)", "Validation loss", "Learning rate",
-            "AdamW's", "Stall ratio", "AdamW's", "Finished",),
-        Column("Runs"), Column("AdamW runs"),
+        "Format",
+        Column("Step rule"),
+        *common.right(
+            "Difference to AdamW",
+            "95% interval",
+            "Seeds",
+            "p (Holm)",
+            "Validation loss",
+            "Learning rate",
+            "AdamW's",
+            "Stall ratio",
+            "AdamW's",
+            "Finished",
+        ),
+        Column("Runs"),
+        Column("AdamW runs"),
     )
     rows = []
     for row in table.to_dict("records"):
@@ -204,8 +218,10 @@ def _results(table: pd.DataFrame) -> Table:
                 common.arm_link(rival) if rival else "no AdamW arm of the same problem",
             )
         )
-    caption = "Final validation loss (nats a character, deployed weights), paired by seed; a step with 'update' is "
-              "measured in ulps, so its learning rate is too"
+    caption = (
+        "Final validation loss (nats a character, deployed weights), paired by seed; a step with 'update' is "
+        "measured in ulps, so its learning rate is too"
+    )
     return Table(columns, tuple(rows), caption, data=table, id="step-rules")
 
 
@@ -288,8 +304,8 @@ def _analysis(paired: pd.DataFrame) -> list[Block]:
                 apart=int((own["p_holm"] < ALPHA).sum()),
                 count=len(own),
                 stall=f"Its stall ratio differs from AdamW's by "
-                      f"{common.number(stall['stall_difference'].min(), sign=True)} to "
-                      f"{common.number(stall['stall_difference'].max(), sign=True)}."
+                f"{common.number(stall['stall_difference'].min(), sign=True)} to "
+                f"{common.number(stall['stall_difference'].max(), sign=True)}."
                 if len(stall)
                 else "",
             )
