@@ -81,7 +81,7 @@ def _index(loader: ExperimentDataLoader, arms: list[tuple[Any, pd.DataFrame]]) -
                 record["studies"],
             )
         )
-    columns = (
+    columns: tuple[Column | str, ...] = (
         "Arm",
         "Format",
         "Quantized",

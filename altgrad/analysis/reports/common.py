@@ -166,7 +166,7 @@ def traceability(loader: ExperimentDataLoader, arms: Iterable[str]) -> list[Bloc
         )
         for run in runs.itertuples()
     )
-    columns = ("Run", "Status", "Study", "W&B")
+    columns: tuple[Column | str, ...] = ("Run", "Status", "Study", "W&B")
     return [
         *blocks,
         Details(f"The {len(rows)} runs of this report", (Table(columns, rows, caption="Runs of this report"),)),

@@ -137,7 +137,7 @@ def _where(row: pd.Series) -> str:
 
 
 def _modes_table(modes: pd.DataFrame) -> Table:
-    columns = (
+    columns: tuple[Column | str, ...] = (
         "Format",
         Column("Failure Mode"),
         Column("Where"),
@@ -212,7 +212,7 @@ def _phase_tables(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, compa
         records.append({"format": name, "arm": arm, **figures, "stall_ratio": float(stall.get(arm, float("nan")))})
         cells = [common.percent(value) for value in figures.values()]
         rows.append((name, *cells, common.percent(records[-1]["stall_ratio"])))
-    columns = (
+    columns: tuple[Column | str, ...] = (
         "Format",
         *common.right(
             "Forward: weights overflow",
@@ -255,7 +255,7 @@ def _failed_runs(analyzer: FailureAnalyzer) -> list[Block]:
         )
         for row in failures.itertuples()
     )
-    columns = (
+    columns: tuple[Column | str, ...] = (
         "Run",
         "Format",
         "Rule",

@@ -146,7 +146,7 @@ def gap_chart(comparison: Comparison) -> Chart:
 
 
 def _results(loader: ExperimentDataLoader, comparison: Comparison, best: str | None, identity: str) -> list[Block]:
-    columns = (
+    columns: tuple[Column | str, ...] = (
         "Format",
         *common.right("Gap to FP32", "95% interval", "Seeds", "Validation loss", "Finished", "p against the best"),
         Column("Verdict"),

@@ -179,7 +179,7 @@ def _difference_chart(paired: pd.DataFrame) -> Chart:
 
 
 def _results(table: pd.DataFrame) -> Table:
-    columns = (
+    columns: tuple[Column | str, ...] = (
         "Format",
         Column("Step rule"),
         *common.right(
@@ -259,7 +259,7 @@ def _tuning(loader: ExperimentDataLoader, table: pd.DataFrame) -> list[Block]:
         )
         for row in grouped[["rule", "format", "learning_rate", "mean", "count"]].itertuples(index=False)
     )
-    columns = (
+    columns: tuple[Column | str, ...] = (
         "Step rule",
         "Format",
         *common.right("Learning rate", "Mean validation loss", "Held-out seeds"),

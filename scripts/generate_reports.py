@@ -1,0 +1,103 @@
+"""Write the three reports as plain markdown, with their charts and data beside them, from the recorded runs.
+
+The pages are the ones that the site shows. Without any runs the reports say what is pending, and how to fill it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from altgrad.analysis import ExperimentDataLoader, FormatComparator, ReportGenerator  # noqa: E402
+from altgrad.analysis.failures import headline  # noqa: E402
+from altgrad.analysis.reports.format_comparison import answer  # noqa: E402
+from altgrad.config import UsageError  # noqa: E402
+
+ANSWER = re.compile(r"(<!-- answer -->\n).*?(<!-- /answer -->)", re.DOTALL)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; 0, or 2 for a user's mistake."""
+    options = _parser().parse_args(arguments)
+    try:
+        for source in options.runs or ():
+            if not source.is_dir():
+                raise UsageError(f"--runs {source}: no such folder; give the folder that holds the run records")
+        loader = ExperimentDataLoader(options.runs)
+        built = None if os.environ.get("SOURCE_DATE_EPOCH") else datetime.now(UTC)
+        written = ReportGenerator(loader, built).write(options.output_dir, site_root=options.site_root)
+        if options.readme is not None:
+            fill_answer(options.readme, loader)
+    except OSError as error:
+        print(
+            f"error: {error.filename or options.output_dir}: {error.strerror}; choose another folder", file=sys.stderr
+        )
+        return 2
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    _summary(loader, written)
+    return 0
+
+
+def fill_answer(readme: Path, loader: ExperimentDataLoader) -> None:
+    """Put the answer of the format comparison between the markers ``<!-- answer -->`` and ``<!-- /answer -->``.
+
+    Raises:
+        UsageError: where the file has no such markers.
+    """
+    comparator = FormatComparator(loader)
+    comparison = headline(comparator)
+    sentence = (
+        "Pending: no runs are recorded."
+        if comparison is None
+        else answer(comparison, comparator.sweet_spot(comparison))
+    )
+    text = readme.read_text(encoding="utf-8")
+    if not ANSWER.search(text):
+        raise UsageError(f"{readme}: has no '<!-- answer -->' and '<!-- /answer -->' markers; add them")
+    readme.write_text(ANSWER.sub(lambda match: f"{match.group(1)}{sentence}\n{match.group(2)}", text), encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--output-dir", type=Path, default=Path("reports"), help="where the reports go (default: reports)"
+    )
+    parser.add_argument(
+        "--runs", type=Path, action="append", metavar="DIR",
+        help="a folder of run records, instead of experiments/recorded and experiments/runs; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--offline", action="store_true", help="use local records only (which this version does in any case)"
+    )
+    parser.add_argument(
+        "--site-root", default="../site/", metavar="URL",
+        help="where the site with the arms' pages is, as seen from the reports (default: ../site/)",
+    )  # fmt: skip
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="also put the answer between this file's markers")
+    return parser
+
+
+def _summary(loader: ExperimentDataLoader, written: list[Path]) -> None:
+    runs = loader.runs
+    counts = ", ".join(f"{count} {status}" for status, count in runs["status"].value_counts().sort_index().items())
+    print(f"Read {len(runs)} runs{f' ({counts})' if counts else ''}.")
+    for problem in loader.problems:
+        print(f"warning: left out {problem.where}: {problem.reason}", file=sys.stderr)
+    if runs.empty:
+        print("No runs found: the reports are pending and name the commands that fill them.")
+    print("Wrote:")
+    for path in written:
+        print(f"  {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
