@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     seconds: dict[str, list[float]] = {name: [] for name in CASES}
-    for name, code in CASES.items():  # one round to warm the file cache
+    for code in CASES.values():  # one round to warm the file cache
         _time(code)
     for _ in range(options.repeats):
         for name, code in CASES.items():

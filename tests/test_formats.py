@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import ml_dtypes
 import numpy as np
 import pytest
 from gfloat import RoundMode, decode_float, round_float
-from gfloat.formats import format_info_binary16, format_info_bfloat16, format_info_ocp_e4m3, format_info_ocp_e5m2
+from gfloat.formats import format_info_bfloat16, format_info_binary16, format_info_ocp_e4m3, format_info_ocp_e5m2
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -97,7 +98,7 @@ def test_rounding_picks_a_nearest_value_and_ties_go_to_the_even_code(fmt) -> Non
 @pytest.mark.parametrize("fmt", list_formats(bits=8), ids=lambda fmt: fmt.name)
 def test_ulp_is_the_distance_to_the_next_value_away_from_zero(fmt) -> None:
     positive = fmt.finite_values[fmt.finite_values >= 0]
-    for value, following in zip(positive[:-1], positive[1:], strict=True):
+    for value, following in itertools.pairwise(positive):
         assert fmt.ulp(float(value)) == following - value
     assert fmt.ulp(math.inf) == fmt.max_ulp
 

@@ -1,0 +1,217 @@
+"""Findings from known losses, against short independent calculations."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from records import config, write_matrix, write_run
+from scipy import stats
+
+from altgrad.analysis import ExperimentDataLoader, FailureAnalyzer, FormatComparator, StepRuleComparator
+from altgrad.analysis.statistics import holm, mean_interval, paired_difference
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("matrix")
+    write_matrix(root)
+    return root
+
+
+def test_importing_the_analysis_brings_in_neither_torch_wandb_mkdocs_nor_scipy_stats() -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'wandb', 'mkdocs'), None)); import altgrad.analysis, "
+        "altgrad.pages;"
+        "print([name for name in ('scipy.stats', 'matplotlib', 'scipy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=40))
+def test_the_interval_and_p_value_are_scipys(values: list[float]) -> None:
+    estimate = mean_interval(values)
+    if np.std(values) < 1e-9:
+        return
+    reference = stats.ttest_1samp(values, 0)
+    low, high = reference.confidence_interval(0.95)
+    assert estimate.low == pytest.approx(low, rel=1e-6, abs=1e-9)
+    assert estimate.high == pytest.approx(high, rel=1e-6, abs=1e-9)
+    assert estimate.p_value == pytest.approx(reference.pvalue, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [3, 5, 8])
+def test_the_interval_covers_the_truth_in_93_to_97_percent(n: int) -> None:
+    random = np.random.default_rng(n)
+    hits = [estimate.low <= 0 <= estimate.high for estimate in map(mean_interval, random.normal(size=(4000, n)))]
+    assert 0.93 <= np.mean(hits) <= 0.97
+
+
+def test_small_and_degenerate_samples_have_defined_results() -> None:
+    assert mean_interval([]).n == 0
+    assert math.isnan(mean_interval([]).mean)
+    assert math.isnan(mean_interval([1.0]).low)
+    assert not mean_interval([1.0]).excludes_zero
+    assert mean_interval([2.0, 2.0]).p_value == 0
+    assert mean_interval([0.0, 0.0]).p_value == 1
+    with pytest.raises(ValueError, match="finite"):
+        mean_interval([1.0, math.nan])
+
+
+def test_only_seeds_that_both_arms_finished_form_pairs() -> None:
+    ours = pd.Series({0: 1.0, 1: 2.0, 2: math.nan, 3: 4.0})
+    theirs = pd.Series({1: 1.5, 2: 1.0, 3: math.inf, 4: 9.0})
+    estimate = paired_difference(ours, theirs)
+    assert (estimate.n, estimate.mean) == (1, 0.5)
+    with pytest.raises(ValueError, match="each seed once"):
+        paired_difference(pd.Series([1.0, 2.0], index=[0, 0]), theirs)
+
+
+def test_holm_agrees_with_a_worked_example_and_skips_nan() -> None:
+    assert holm([0.01, 0.04, 0.03, math.nan]) == pytest.approx([0.03, 0.06, 0.06, math.nan], nan_ok=True)
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_the_gap_is_the_mean_over_seeds_of_the_difference_to_fp32(matrix: Path) -> None:
+    loader = ExperimentDataLoader([matrix])
+    (comparison,) = FormatComparator(loader).comparisons
+    runs = loader.runs
+    for row in comparison.table.itertuples():
+        ours = runs[(runs["arm"] == row.arm)].set_index("seed")["final_val_loss"]
+        fp32 = runs[runs["format"] == "FP32"].set_index("seed")["final_val_loss"]
+        reference = stats.ttest_rel(ours.sort_index(), fp32.sort_index())
+        assert row.gap == pytest.approx((ours - fp32).mean())
+        assert (row.low, row.high) == pytest.approx(tuple(reference.confidence_interval(0.95)))
+        assert row.n_pairs == 5
+    assert comparison.table["format"].tolist() == ["E3M4", "E4M3", "E5M2", "E7M0"]
+
+
+def test_the_sweet_spot_names_the_formats_that_cannot_be_told_from_the_best(matrix: Path) -> None:
+    comparator = FormatComparator(ExperimentDataLoader([matrix]))
+    spot = comparator.sweet_spot(comparator.comparisons[0])
+    assert (spot.best, spot.tied, spot.conclusive) == ("E3M4", ("E4M3",), False)
+
+
+def test_a_clear_winner_is_named_alone_and_bf16_is_only_a_reference(tmp_path: Path) -> None:
+    for seed in range(4):
+        jitter = 0.0005 * (-1) ** seed
+        write_run(tmp_path, config("fp32", seed=seed), 2.0)
+        write_run(tmp_path, config("bf16", seed=seed), 1.9 + jitter)
+        write_run(tmp_path, config("e4m3", seed=seed), 2.01 + jitter)
+        write_run(tmp_path, config("e5m2", seed=seed), 2.05 - jitter)
+    comparator = FormatComparator(ExperimentDataLoader([tmp_path]))
+    spot = comparator.sweet_spot(comparator.comparisons[0])
+    assert (spot.best, spot.conclusive) == ("E4M3", True)
+
+
+def test_what_differs_is_never_pooled(tmp_path: Path) -> None:
+    write_run(tmp_path, config("fp32"))
+    write_run(tmp_path, config("e4m3"))
+    for number, other in enumerate(
+        (
+            config("e4m3", lr=1e-3),
+            config("e4m3", max_steps=40),
+            config("e4m3", precondition="update"),
+            config("e4m3", scaling={"power_of_two": False}),
+            config("e4m3", quantize={"weight": "e4m3"}),
+            config("e4m3", model={"layers": 3}),
+        )
+    ):
+        write_run(tmp_path / str(number), other, 9.0)
+    write_run(tmp_path / "data", config("e4m3", seed=1), 9.0, data={"name": "licenses", "sha256": "cd" * 32})
+    loader = ExperimentDataLoader([tmp_path, *(tmp_path / name for name in "012345"), tmp_path / "data"])
+    assert loader.runs["arm"].nunique() == len(loader.runs) == 9
+    comparisons = FormatComparator(loader).comparisons
+    assert sorted(comparison.scope for comparison in comparisons) == [
+        "weights",
+        "weights + activations + gradients",
+        "weights + activations + gradients; exact amax scale",
+    ]
+    assert all(len(comparison.table) == 1 for comparison in comparisons)
+
+
+def test_failed_crashed_and_running_runs_are_counted_and_never_averaged(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path, config("fp32", seed=seed), 2.0 + 0.01 * seed)
+    write_run(tmp_path, config("e4m3", seed=0), 2.01)
+    for seed, status in enumerate(("failed", "crashed", "running"), start=1):
+        write_run(tmp_path, config("e4m3", seed=seed), 0.1, status=status)
+    loader = ExperimentDataLoader([tmp_path])
+    (comparison,) = FormatComparator(loader).comparisons
+    row = comparison.table.iloc[0]
+    assert (row["n_runs"], row["n_finished"], row["n_pairs"]) == (4, 1, 1)
+    assert row["gap"] == pytest.approx(0.01)
+    assert FormatComparator(loader).sweet_spot(comparison).best is None
+    failures = FailureAnalyzer(loader).failures.set_index("status")
+    assert sorted(failures.index) == ["crashed", "failed", "running"]
+    assert failures.at["failed", "kinds"] == "nan_loss"
+    assert failures.at["failed", "tensor"] == "blocks.0.mlp.up.weight"
+    assert failures.at["failed", "phase"] == "forward"
+    assert failures.at["crashed", "kinds"] == "crashed"
+
+
+def test_tuning_runs_take_no_part_in_a_comparison(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, config("fp32", seed=seed), 2.0 + 0.01 * seed)
+        write_run(tmp_path, config("e4m3", seed=seed), 2.1 + 0.02 * seed)
+    write_run(tmp_path, config("e4m3", seed=100, study="pilot-tuning"), 1.0)
+    write_run(tmp_path, config("fp32", seed=100, study="pilot-tuning"), 9.0)
+    (comparison,) = FormatComparator(ExperimentDataLoader([tmp_path])).comparisons
+    assert comparison.table["n_runs"].tolist() == [2]
+    assert comparison.table["gap"].iloc[0] == pytest.approx(0.105)
+
+
+def test_step_rules_are_paired_with_adamw_on_the_same_problem(matrix: Path) -> None:
+    table = StepRuleComparator(ExperimentDataLoader([matrix])).table.set_index("rule")
+    runs = ExperimentDataLoader([matrix]).runs.set_index("seed")
+    adamw = runs[(runs["format"] == "E4M3") & (runs["rule"] == "AdamW")]["final_val_loss"]
+    for rule in ("ManifoldAdamW (update)", "ManifoldAdamW (gradient)"):
+        ours = runs[runs["rule"] == rule]["final_val_loss"]
+        assert table.at[rule, "difference"] == pytest.approx((ours - adamw).mean())
+        assert table.at[rule, "p_value"] == pytest.approx(stats.ttest_rel(ours.sort_index(), adamw.sort_index()).pvalue)
+        assert table.at[rule, "n_pairs"] == 5
+    assert table.at["ManifoldAdamW (update)", "stall_ratio"] == pytest.approx(0.4)
+    assert table.at["ManifoldAdamW (update)", "adamw_stall_ratio"] == pytest.approx(0.7)
+
+
+def test_the_rival_is_the_adamw_arm_with_most_pairs_then_the_lowest_loss(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, config("e4m3", seed=seed, precondition="update"), 2.0 + 0.01 * seed)
+        write_run(tmp_path, config("e4m3", seed=seed, lr=1e-3), 2.2)
+        write_run(tmp_path, config("e4m3", seed=seed, lr=2e-3), 2.1)
+    write_run(tmp_path, config("e4m3", seed=0, lr=4e-3), 1.0)
+    table = StepRuleComparator(ExperimentDataLoader([tmp_path])).table
+    assert table["adamw_learning_rate"].tolist() == [2e-3]
+
+
+@pytest.mark.parametrize(
+    ("underflow", "sqnr", "mode", "operand"),
+    [(0.2, 30.0, "underflow", "activation"), (0.0, 12.0, "rounding error", "activation")],
+)
+def test_a_losing_format_gets_its_strongest_symptom(
+    tmp_path: Path, underflow: float, sqnr: float, mode: str, operand: str
+) -> None:
+    for seed in range(3):
+        write_run(tmp_path, config("fp32", seed=seed), 2.0 + 0.01 * seed)
+        write_run(tmp_path, config("e6m1", seed=seed), 2.2 + 0.012 * seed, underflow=underflow, sqnr=sqnr)
+    loader = ExperimentDataLoader([tmp_path])
+    row = FailureAnalyzer(loader).modes(FormatComparator(loader).comparisons[0]).iloc[0]
+    assert (row["mode"], row["operand"], row["phase"]) == (mode, operand, "forward")
+
+
+def test_a_format_without_a_gap_has_no_failure_mode(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path, config("fp32", seed=seed), 2.0)
+        write_run(tmp_path, config("e4m3", seed=seed), 2.0 + 0.01 * (seed - 1))
+    loader = ExperimentDataLoader([tmp_path])
+    assert FailureAnalyzer(loader).modes(FormatComparator(loader).comparisons[0])["mode"].tolist() == ["none seen"]

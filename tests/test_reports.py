@@ -1,0 +1,202 @@
+"""All three reports from real records, from none and from a mixture; the committed ones are fresh."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from records import config, write_matrix, write_run
+
+from altgrad.analysis import ExperimentDataLoader, ReportGenerator
+from altgrad.analysis.reports import arm_pages, home_page
+from altgrad.analysis.reports.arms import command
+from altgrad.config import ExperimentConfig, load_config
+from altgrad.pages import write_folder
+
+ROOT = Path(__file__).parents[1]
+RECORDED = ROOT / "experiments" / "recorded"
+NAMES = ("format_comparison", "failure_modes", "manifold_comparison")
+
+
+def reports(tmp_path: Path, *sources: Path) -> dict[str, str]:
+    ReportGenerator(ExperimentDataLoader(sources)).write(tmp_path / "out")
+    return {name: (tmp_path / "out" / f"{name}.md").read_text() for name in NAMES}
+
+
+def script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "generate_reports.py"), *arguments],
+        capture_output=True, text=True, cwd=cwd, env={**os.environ, "SOURCE_DATE_EPOCH": "0"},
+    )  # fmt: skip
+
+
+def numbers(text: str) -> list[str]:
+    """Decimal figures outside of code blocks, links and the provenance."""
+    text = re.sub(r"```.*?```|\([^)]*\)", "", text.split("## Provenance")[0], flags=re.DOTALL)
+    return re.findall(r"[-+]?\d+\.\d+", text)
+
+
+def test_reports_from_none_are_pending_and_hold_no_figures(tmp_path: Path) -> None:
+    for name, text in reports(tmp_path, tmp_path / "nothing").items():
+        assert text.startswith("# "), name
+        assert "## Pending Experiments" in text
+        assert "RunPod" in text
+        assert "H100" in text
+        assert "https://wandb.ai" in text
+        assert numbers(text) == [], name
+
+
+def test_reports_from_the_recorded_runs_answer(tmp_path: Path) -> None:
+    texts = reports(tmp_path, RECORDED)
+    for text in texts.values():
+        assert "Pending Experiments" not in text
+        assert "## Traceability" in text
+        assert "95% interval" in text
+    assert "Sweet-spot format" in texts["format_comparison"]
+    assert "Failure Mode" in texts["failure_modes"]
+    assert "## E7M0" in texts["failure_modes"]
+    assert "ManifoldAdamW" in texts["manifold_comparison"]
+    assert "stiffness-preconditioning hypothesis" in texts["manifold_comparison"]
+    assert "What cannot be concluded" in texts["manifold_comparison"]
+
+
+def test_reports_from_a_mixture_count_every_status_and_name_what_was_left_out(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    write_matrix(runs, seeds=3)
+    for seed, status in enumerate(("failed", "crashed", "running", "interrupted")):
+        write_run(runs, config("e6m1", seed=seed), 2.0, status=status)
+    damaged = write_run(runs, config("e5m2", seed=50))
+    (damaged / "run.json").write_text("{")
+    texts = reports(tmp_path, runs)
+    for text in texts.values():
+        assert "21 finished, 1 failed, 1 crashed, 1 interrupted, 1 running" in text
+        assert "1 record left out" in text
+        assert "not readable JSON" in text
+    failures = texts["failure_modes"]
+    for word in ("nan_loss", "crashed", "running", "interrupted", "blocks.0.mlp.up.weight", "forward"):
+        assert word in failures
+    assert "not ranked: a run did not finish" in texts["format_comparison"]
+    assert not re.search(r"\bnan\b", " ".join(texts.values()))
+
+
+def test_only_failed_runs_give_a_pending_report_that_still_lists_them(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", config("e7m0"), math.nan, status="failed")
+    texts = reports(tmp_path, tmp_path / "runs")
+    assert "Pending Experiments" in texts["failure_modes"]
+    assert "nan_loss" in texts["failure_modes"]
+    assert "1 of 1 runs failed" in texts["failure_modes"]
+
+
+def test_one_seed_draws_no_conclusion(tmp_path: Path) -> None:
+    write_matrix(tmp_path / "runs", seeds=1)
+    texts = reports(tmp_path, tmp_path / "runs")
+    assert "no answer" in texts["format_comparison"]
+    assert "fewer than two pairs" in texts["format_comparison"]
+    assert "pending" in texts["manifold_comparison"]
+
+
+def test_hostile_text_from_a_record_is_shown_as_text(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    payload = "<img src=x onerror=alert(1)> [x](javascript:alert(1)) | `"
+    write_run(runs, config("fp32", notes=payload), url="javascript:alert(1)")
+    write_run(runs, config("e4m3"), url="https://example.org/runs/1")
+    loader = ExperimentDataLoader([runs])
+    write_folder([home_page(loader), *arm_pages(loader)], tmp_path / "site", site_root="../")
+    text = "".join(path.read_text() for path in (tmp_path / "site").glob("*.md"))
+    assert "<img src=x" not in text
+    assert "](javascript:" not in text
+    assert "](https://example.org/runs/1)" in text
+
+
+def test_every_row_links_to_an_arm_page_and_an_anchor_that_exist(tmp_path: Path) -> None:
+    write_matrix(tmp_path / "runs", seeds=2)
+    loader = ExperimentDataLoader([tmp_path / "runs"])
+    texts = reports(tmp_path, tmp_path / "runs")
+    write_folder(arm_pages(loader), tmp_path / "arms", site_root="../")
+    found = set()
+    for text in texts.values():
+        for arm, anchor in re.findall(r"\]\(\.\./site/runs/([^/]+)/index\.html(?:#([^)]+))?\)", text):
+            page = (tmp_path / "arms" / f"{arm}.md").read_text()
+            assert not anchor or f'id="{anchor}"' in page
+            found.add(arm)
+    assert found == set(loader.runs["arm"])
+
+
+def test_the_command_on_an_arm_page_gives_the_same_config(tmp_path: Path) -> None:
+    fp32 = ROOT / "experiments" / "configs" / "fp32.yaml"
+    assert load_config(fp32).identity() == ExperimentConfig().identity()
+    cfg = config("e4m3", seed=4, lr=0.25, precondition="update", clip_norm=None, scaling={"power_of_two": False})
+    words = command(cfg).replace("\\\n", " ").split()
+    sets = [words[i + 1].strip("'") for i, word in enumerate(words) if word == "--set"]
+    assert load_config(fp32, sets, int(words[words.index("--seed") + 1])).identity() == cfg.identity()
+
+
+def test_every_config_in_the_repository_is_valid_and_explained() -> None:
+    paths = sorted((ROOT / "experiments" / "configs").glob("*.yaml"))
+    assert len(paths) >= 3
+    for path in paths:
+        load_config(path)
+        assert path.read_text().startswith("# "), path.name
+
+
+def test_the_script_writes_all_three_and_says_what(tmp_path: Path) -> None:
+    write_matrix(tmp_path / "runs", seeds=2)
+    done = script("--output-dir", "out", "--offline", "--runs", "runs", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Read 14 runs (14 finished)." in done.stdout
+    for name in NAMES:
+        assert f"{name}.md" in done.stdout
+        assert (tmp_path / "out" / f"{name}.md").exists()
+
+
+def test_the_script_in_an_empty_folder_writes_pending_reports(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    done = script("--output-dir", "reports", "--offline", "--runs", "runs", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "No runs found" in done.stdout
+    assert "Pending Experiments" in (tmp_path / "reports" / "format_comparison.md").read_text()
+
+
+def test_a_missing_runs_folder_and_an_unwritable_output_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "runs").mkdir()
+    for arguments in (["--runs", "nowhere"], ["--runs", "runs", "--output-dir", "file"]):
+        done = script(*arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert done.stderr.startswith("error: ")
+
+
+def without_provenance(text: str) -> str:
+    return text.split("## Provenance")[0]
+
+
+def test_the_committed_reports_are_fresh(tmp_path: Path) -> None:
+    reports(tmp_path, RECORDED)
+    fresh = {path.name: path for path in (tmp_path / "out").iterdir() if path.suffix in (".md", ".csv")}
+    committed = {path.name: path for path in (ROOT / "reports").iterdir() if path.suffix in (".md", ".csv")}
+    assert set(fresh) == set(committed)
+    for name in fresh:
+        assert without_provenance(committed[name].read_text()) == without_provenance(fresh[name].read_text()), (
+            f"reports/{name} is stale: make reports"
+        )
+
+
+def test_the_answer_in_the_readme_is_fresh(tmp_path: Path) -> None:
+    copy = tmp_path / "README.md"
+    copy.write_text((ROOT / "README.md").read_text())
+    done = script("--output-dir", str(tmp_path / "out"), "--runs", str(RECORDED), "--readme", str(copy), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert copy.read_text() == (ROOT / "README.md").read_text(), "README.md's answer is stale: make reports"
+
+
+@pytest.mark.parametrize("study", sorted(path.name for path in RECORDED.glob("*")) or ["none"])
+def test_the_recorded_studies_are_whole(study: str) -> None:
+    loader = ExperimentDataLoader([RECORDED / study])
+    assert loader.problems == ()
+    assert len(loader.runs) > 0

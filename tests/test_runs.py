@@ -1,0 +1,310 @@
+"""A record survives a kill, says how it ended, and a damaged one never hides the others."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from records import DATA, config, write_matrix, write_run
+
+from altgrad.config import UsageError
+from altgrad.runs import Failure, RunExists, RunWriter, load_runs, pack_study, read_run
+from altgrad.runs.tracking import Tracker
+
+ROOT = Path(__file__).parents[1]
+
+
+def only(path: Path):
+    found = load_runs([path])
+    assert len(found.records) == 1, found.problems
+    return found.records[0]
+
+
+def test_a_finished_run_reads_back_as_it_was_logged(tmp_path: Path) -> None:
+    cfg = config("e4m3", seed=3)
+    with RunWriter.create(tmp_path, cfg, data_fingerprint=DATA, environment={"device": "cpu"}) as writer:
+        writer.log(0, loss=1.5, grad_norm=math.inf)
+        writer.log(1, loss=math.nan, val_loss=1.25)
+        writer.log_layers([(1, "head", "head", "weight", "amax", 2.0)])
+        writer.event("warning", 1, detail="x")
+        writer.finish({"final_val_loss": 1.25, "odd": math.nan})
+    record = only(tmp_path)
+    assert record.status == "finished"
+    assert record.config == cfg
+    assert record.history["step"].tolist() == [0, 1]
+    assert record.history["grad_norm"].iloc[0] == math.inf
+    assert math.isnan(record.history["loss"].iloc[1])
+    assert record.layers.to_dict("records") == [
+        {"step": 1, "layer": "head", "layer_type": "head", "operand": "weight", "statistic": "amax", "value": 2.0}
+    ]
+    assert record.run["events"] == [{"kind": "warning", "step": 1, "detail": "x"}]
+    assert record.run["summary"] == {"final_val_loss": 1.25, "odd": None}
+    assert sorted(path.name for path in writer.path.iterdir()) == [
+        "history.parquet",
+        "layers.parquet",
+        "lock",
+        "run.json",
+    ]
+
+
+def test_the_id_depends_on_what_decides_the_result_and_the_arm_not_on_the_seed(tmp_path: Path) -> None:
+    first = only(write_run(tmp_path / "a", config("e4m3", seed=0)))
+    other_seed = only(write_run(tmp_path / "b", config("e4m3", seed=1)))
+    renamed = only(write_run(tmp_path / "c", config("e4m3", seed=0, name="mine", notes="x")))
+    other_data = only(write_run(tmp_path / "d", config("e4m3", seed=0), data={"name": "licenses", "sha256": "cd" * 32}))
+    assert first.arm == other_seed.arm == renamed.arm != other_data.arm
+    assert len({first.id, other_seed.id, renamed.id, other_data.id}) == 4
+    assert first.id.startswith("e4m3-wag-adamw-s0-")
+
+
+def test_a_finished_run_is_not_run_again_and_an_unfinished_one_is_kept_aside(tmp_path: Path) -> None:
+    write_run(tmp_path, config("e4m3"))
+    with pytest.raises(RunExists, match="already finished"):
+        write_run(tmp_path, config("e4m3"))
+    crashed = write_run(tmp_path, config("e5m2"), status="crashed")
+    again = write_run(tmp_path, config("e5m2"))
+    assert again == crashed
+    assert read_run(again).status == "finished"
+    assert (tmp_path / f"{again.name}.1.old" / "history.jsonl").exists()
+    assert len(load_runs([tmp_path]).records) == 2
+
+
+def test_a_second_writer_of_a_running_run_is_refused(tmp_path: Path) -> None:
+    path = write_run(tmp_path, config("e4m3"), status="running")
+    assert read_run(path).status == "running"
+    with pytest.raises(RunExists, match="another process"):
+        write_run(tmp_path, config("e4m3"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [(KeyboardInterrupt(), "interrupted"), (SystemExit(143), "interrupted"), (RuntimeError("boom"), "crashed")],
+)
+def test_leaving_the_block_by_an_exception_is_recorded(tmp_path: Path, raised: BaseException, status: str) -> None:
+    def training() -> None:
+        with RunWriter.create(tmp_path, config(), data_fingerprint=DATA, environment={}) as writer:
+            writer.log(0, loss=1.0)
+            raise raised
+
+    with pytest.raises(type(raised)):
+        training()
+    record = only(tmp_path)
+    assert record.status == status
+    assert record.run.get("message") == ("RuntimeError: boom" if status == "crashed" else None)
+    assert len(record.history) == 1
+
+
+def test_a_killed_run_is_crashed_and_keeps_every_acknowledged_row(tmp_path: Path) -> None:
+    script = f"""
+        import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+        from pathlib import Path
+        from records import *
+        writer = RunWriter.create(Path({str(tmp_path)!r}), config("e4m3"), data_fingerprint=DATA, environment={{}})
+        for step in range(10**9):
+            writer.log(step, loss=1.0)
+            print(step, flush=True)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for _ in range(200):
+        acknowledged = int(process.stdout.readline())
+    assert only(tmp_path).status == "running"
+    process.send_signal(signal.SIGKILL)
+    rest = process.stdout.read().split()
+    process.stdout.close()
+    process.wait()
+    acknowledged = int(rest[-1]) if rest and rest[-1].isdigit() else acknowledged
+    record = only(tmp_path)
+    assert record.status == "crashed"
+    assert record.history["step"].tolist() == list(range(len(record.history)))
+    assert len(record.history) >= acknowledged
+
+
+def test_a_cut_last_line_is_dropped_and_a_bad_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    path = write_run(tmp_path, config("e4m3"), status="crashed")
+    with open(path / "history.jsonl", "ab") as file:
+        file.write(b'{"step": 11, "los')
+    assert only(tmp_path).history["step"].max() == 10
+    lines = (path / "history.jsonl").read_bytes().splitlines()
+    lines[3] = b"garbage"
+    (path / "history.jsonl").write_bytes(b"\n".join(lines))
+    problems = load_runs([tmp_path]).problems
+    assert len(problems) == 1
+    assert "line 4 is not a row" in problems[0].reason
+
+
+def damage(path: Path, kind: str) -> None:
+    run = json.loads((path / "run.json").read_text())
+    if kind == "truncated json":
+        (path / "run.json").write_text(json.dumps(run)[:100])
+    elif kind == "no json":
+        (path / "run.json").unlink()
+    elif kind == "not an object":
+        (path / "run.json").write_text("[1]")
+    elif kind == "future schema":
+        (path / "run.json").write_text(json.dumps(run | {"schema": 99}))
+    elif kind == "unknown status":
+        (path / "run.json").write_text(json.dumps(run | {"status": "great"}))
+    elif kind == "no data":
+        (path / "run.json").write_text(json.dumps(run | {"data": {}}))
+    elif kind == "foreign config key":
+        run["config"]["surprise"] = 1
+        (path / "run.json").write_text(json.dumps(run))
+    elif kind == "unknown format":
+        run["config"]["quantize"]["weight"] = "e9m9"
+        (path / "run.json").write_text(json.dumps(run))
+    elif kind == "truncated parquet":
+        whole = (path / "history.parquet").read_bytes()
+        (path / "history.parquet").write_bytes(whole[: len(whole) // 2])
+    elif kind == "no loss":
+        pd.DataFrame({"step": [0, 1]}).to_parquet(path / "history.parquet")
+    elif kind == "text loss":
+        pd.DataFrame({"step": [0, 1], "val_loss": ["a", "b"]}).to_parquet(path / "history.parquet")
+    elif kind == "no step":
+        pd.DataFrame({"val_loss": [1.0]}).to_parquet(path / "history.parquet")
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("truncated json", "run.json: not readable JSON"),
+        ("no json", "run.json: missing"),
+        ("not an object", "a record is a JSON object"),
+        ("future schema", "schema 99 is newer"),
+        ("unknown status", "status 'great' must be one of"),
+        ("no data", "'data.sha256' is missing"),
+        ("foreign config key", "unknown key 'surprise'"),
+        ("unknown format", "unknown format 'e9m9'"),
+        ("truncated parquet", "history: damaged"),
+        ("no loss", "'val_loss' is missing"),
+        ("text loss", "a metric is not a number"),
+        ("no step", "column 'step' is missing"),
+    ],
+)
+def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path: Path, kind: str, expected: str) -> None:
+    good = write_run(tmp_path, config("fp32"))
+    bad = write_run(tmp_path, config("e4m3"))
+    damage(bad, kind)
+    found = load_runs([tmp_path])
+    assert [record.id for record in found.records] == [good.name]
+    assert len(found.problems) == 1
+    assert expected in found.problems[0].reason
+    assert bad.name in found.problems[0].where
+    assert "\n" not in found.problems[0].reason
+
+
+def test_a_packed_study_reads_back_with_the_same_losses_and_statuses(tmp_path: Path) -> None:
+    write_matrix(tmp_path / "runs", seeds=2)
+    write_run(tmp_path / "runs", config("e6m1"), status="failed")
+    write_run(tmp_path / "runs", config("e6m1", seed=1), status="crashed")
+    whole = load_runs([tmp_path / "runs"])
+    pack_study(whole.records, tmp_path / "packed" / "study", history_every=5, layers_every=60)
+    packed = load_runs([tmp_path / "packed"])
+    assert not packed.problems
+    assert [record.id for record in packed.records] == [record.id for record in whole.records]
+    for before, after in zip(whole.records, packed.records, strict=True):
+        assert (before.status, before.arm, before.run["failure"]) == (after.status, after.arm, after.run["failure"])
+        if "val_loss" in before.history:
+            assert before.history["val_loss"].dropna().tolist() == after.history["val_loss"].dropna().tolist()
+        assert set(after.history["step"]) <= set(before.history["step"])
+        assert after.history["step"].max() == before.history["step"].max()
+
+
+def test_packing_twice_gives_the_same_bytes_and_a_running_run_is_refused(tmp_path: Path) -> None:
+    write_matrix(tmp_path / "runs", seeds=1)
+    records = load_runs([tmp_path / "runs"]).records
+    for name in ("a", "b"):
+        pack_study(records, tmp_path / name)
+    for file in ("runs", "history", "layers"):
+        assert (tmp_path / "a" / f"{file}.parquet").read_bytes() == (tmp_path / "b" / f"{file}.parquet").read_bytes()
+    running = read_run(write_run(tmp_path / "more", config("e5m2"), status="running"))
+    with pytest.raises(ValueError, match="still running"):
+        pack_study([running], tmp_path / "c")
+
+
+def test_a_damaged_packed_study_is_named_and_the_local_runs_are_read(tmp_path: Path) -> None:
+    write_matrix(tmp_path / "runs", seeds=1)
+    pack_study(load_runs([tmp_path / "runs"]).records, tmp_path / "recorded" / "study")
+    (tmp_path / "recorded" / "study" / "history.parquet").write_bytes(b"PAR1 nonsense")
+    found = load_runs([tmp_path / "recorded", tmp_path / "runs"])
+    assert len(found.records) == 7
+    assert [problem.where for problem in found.problems] == ["study"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="--out"):
+        RunWriter.create(tmp_path / "file" / "runs", config(), data_fingerprint=DATA, environment={})
+
+
+def test_missing_sources_hold_no_runs(tmp_path: Path) -> None:
+    assert load_runs([tmp_path / "nothing"]).records == ()
+
+
+def test_failure_kinds_and_phases_are_checked() -> None:
+    with pytest.raises(ValueError, match="must be one or more of"):
+        Failure(("sadness",), 1)
+    with pytest.raises(ValueError, match="phase"):
+        Failure(("nan_loss",), 1, phase="lunch")
+
+
+def test_online_tracking_without_a_key_is_one_line_and_no_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the package wandb is not installed")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    lines: list[str] = []
+    start = time.monotonic()
+    tracker = Tracker.start(config(tracking="online"), "run", tmp_path, lines.append)
+    tracker.log({"step": 0, "loss": 1.0})
+    tracker.finish("finished")
+    assert time.monotonic() - start < 3
+    assert len(lines) == 1
+    assert "no W&B API key" in lines[0]
+
+
+def test_online_tracking_without_a_network_is_one_line_and_no_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="the package wandb is not installed")
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    lines: list[str] = []
+    start = time.monotonic()
+    Tracker.start(config(tracking="online"), "run", tmp_path, lines.append).finish("finished")
+    assert time.monotonic() - start < 3
+    assert len(lines) == 1
+    assert "cannot be reached" in lines[0]
+
+
+def test_offline_tracking_writes_wandbs_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the package wandb is not installed")
+    script = f"""
+        import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+        from pathlib import Path
+        from records import config
+        from altgrad.runs.tracking import Tracker
+        tracker = Tracker.start(config(tracking="offline"), "run", Path({str(tmp_path)!r}))
+        for step in range(3):
+            tracker.log({{"step": step, "loss": 1.0}})
+        tracker.finish("finished", {{"final_val_loss": float("nan")}})
+    """
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warning:" not in done.stderr
+    files = list(tmp_path.glob("wandb/offline-run-*/run-run.wandb"))
+    assert len(files) == 1
+    assert files[0].stat().st_size > 0
