@@ -125,6 +125,15 @@ def pending(missing: Text, studies: Sequence[str]) -> list[Block]:
     ]
 
 
+def hypothesis_pending(missing: Text) -> Md:
+    """What stands for a hypothesis before there is anything to hold against it: no expectation is shown."""
+    return md(
+        "{missing} The hypothesis is written down in {file} and will stand here beside what happened.",
+        missing=missing,
+        file=code("altgrad/analysis/hypotheses.py"),
+    )
+
+
 def left_out(loader: ExperimentDataLoader) -> list[Block]:
     """A box that names every record that could not be used, and why; nothing where all were read."""
     if not loader.problems:

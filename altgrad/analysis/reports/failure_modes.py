@@ -85,7 +85,7 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
             if len(loader.runs)
             else "No runs are recorded."
         )
-        blocks += common.pending(missing, ["pilot_formats"])
+        blocks += common.pending(missing, ["pilot-formats"])
     else:
         blocks += [Heading("Prevention"), *_prevention(modes)]
     arms = [] if comparison is None else [comparison.baseline, *comparison.table["arm"]]
@@ -280,6 +280,8 @@ def _failed_runs(analyzer: FailureAnalyzer) -> list[Block]:
 
 def _e7m0(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, comparison: Comparison | None) -> list[Block]:
     observed = _e7m0_observations(loader, analyzer, comparison)
+    if not observed:
+        return [Paragraph(common.hypothesis_pending("No E7M0 run is recorded."))]
     rows = tuple(
         (text, *observed.get(key, ("not decided", "no runs recorded"))) for key, text in E7M0.predictions.items()
     )

@@ -48,7 +48,7 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
     if not comparator.comparisons:
         blocks += [
             Paragraph(Md("**Sweet-spot format: pending.** No recorded run can be compared yet.")),
-            *common.pending(_missing(loader), ["pilot_formats"]),
+            *common.pending(_missing(loader), ["pilot-formats"]),
         ]
     else:
         first, *others = comparator.comparisons

@@ -61,8 +61,7 @@ def manifold_comparison_page(loader: ExperimentDataLoader, built: datetime | Non
         ]
     blocks += [
         Heading("The stiffness-preconditioning hypothesis"),
-        Paragraph(md("Written {date}, before these runs: {text}", date=STIFFNESS.written, text=STIFFNESS.statement)),
-        Table(("Prediction", "Outcome", "Recorded"), _predictions(paired), "The hypothesis against what happened"),
+        *_hypothesis(paired),
     ]
     if len(table):
         blocks += [Heading("ManifoldAdamW against AdamW"), _results(table), *_tuning(loader, table)]
@@ -72,7 +71,7 @@ def manifold_comparison_page(loader: ExperimentDataLoader, built: datetime | Non
             if loader.runs.empty
             else "No ManifoldAdamW arm shares at least two finished seeds with an AdamW arm of the same problem."
         )
-        blocks += common.pending(missing, ["pilot_tuning", "pilot_formats", "pilot_manifold"])
+        blocks += common.pending(missing, ["pilot-tuning", "pilot-formats", "pilot-manifold"])
     else:
         blocks += [
             Heading("Analysis"),
@@ -88,6 +87,15 @@ def manifold_comparison_page(loader: ExperimentDataLoader, built: datetime | Non
         description="ManifoldAdamW against AdamW at equally tuned learning rates, paired by seed, with intervals.",
         provenance=common.provenance(loader, built),
     )
+
+
+def _hypothesis(paired: pd.DataFrame) -> list[Block]:
+    if paired.empty:
+        return [Paragraph(common.hypothesis_pending("No pair of a ManifoldAdamW and an AdamW arm is recorded."))]
+    return [
+        Paragraph(md("Written {date}, before these runs: {text}", date=STIFFNESS.written, text=STIFFNESS.statement)),
+        Table(("Prediction", "Outcome", "Recorded"), _predictions(paired), "The hypothesis against what happened"),
+    ]
 
 
 def _answer(paired: pd.DataFrame) -> Md:
