@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 import altgrad
 from altgrad.analysis.loader import ExperimentDataLoader
@@ -211,6 +214,16 @@ def provenance(loader: ExperimentDataLoader, built: datetime | None = None) -> P
 def finite_rows(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """The rows in which all `columns` are finite numbers: what a chart can draw."""
     return frame[frame[list(columns)].apply(lambda column: column.map(_finite)).all(axis=1)].reset_index(drop=True)
+
+
+def spread(places: Sequence[float], drawn: NDArray[np.float64]) -> list[float]:
+    """Heights for labels near `places`, at least 6% of the drawn range apart so that none covers another."""
+    gap = 0.06 * float(np.nanmax(drawn) - np.nanmin(drawn))
+    moved = [float(place) for place in places]
+    order = sorted(range(len(moved)), key=lambda index: moved[index])
+    for lower, upper in itertools.pairwise(order):
+        moved[upper] = max(moved[upper], moved[lower] + gap)
+    return moved
 
 
 def right(*titles: str) -> tuple[Column, ...]:

@@ -143,11 +143,10 @@ def _modes_table(modes: pd.DataFrame) -> Table:
         Column("Where"),
         Column("Evidence"),
         *common.right("Gap to FP32", "95% interval", "Seeds", "Finished"),
-        Column("Runs"),
     )
     rows = tuple(
         (
-            row["format"],
+            common.arm_link(row["arm"], row["format"]),
             row["mode"],
             _where(row),
             row["evidence"],
@@ -155,7 +154,6 @@ def _modes_table(modes: pd.DataFrame) -> Table:
             common.interval(row["low"], row["high"]),
             int(row["n_pairs"]),
             f"{row['n_finished']} of {row['n_runs']}",
-            common.arm_link(row["arm"]),
         )
         for _, row in modes.iterrows()
     )
@@ -171,16 +169,10 @@ def _sqnr_block(analyzer: FailureAnalyzer, modes: pd.DataFrame) -> list[Block]:
     operands = [operand for operand in OPERAND_NAMES if operand in data]
 
     def draw(axes: Axes) -> None:
-        for operand, colour, marker in zip(operands, PALETTE, "os^", strict=False):
+        places = common.spread([data[operand].iloc[-1] for operand in operands], data[operands].to_numpy())
+        for operand, colour, marker, place in zip(operands, PALETTE, "os^", places, strict=False):
             axes.plot(range(len(data)), data[operand], marker=marker, color=colour, linewidth=1.5, markersize=5)
-            axes.annotate(
-                OPERAND_NAMES[operand],
-                (len(data) - 1, data[operand].iloc[-1]),
-                xytext=(8, 0),
-                textcoords="offset points",
-                va="center",
-                color=colour,
-            )
+            axes.annotate(OPERAND_NAMES[operand], (len(data) - 0.85, place), va="center", color=colour)
         axes.set_xticks(range(len(data)), list(data["format"]), color=FOREGROUND)
         axes.set_xlim(-0.4, len(data) + 0.3)
         axes.set_ylabel("SQNR (dB), higher is better")
@@ -211,7 +203,7 @@ def _phase_tables(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, compa
         }
         records.append({"format": name, "arm": arm, **figures, "stall_ratio": float(stall.get(arm, float("nan")))})
         cells = [common.percent(value) for value in figures.values()]
-        rows.append((name, *cells, common.percent(records[-1]["stall_ratio"])))
+        rows.append((common.arm_link(arm, name), *cells, common.percent(records[-1]["stall_ratio"])))
     columns: tuple[Column | str, ...] = (
         "Format",
         *common.right(

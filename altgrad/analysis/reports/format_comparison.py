@@ -150,14 +150,13 @@ def _results(loader: ExperimentDataLoader, comparison: Comparison, best: str | N
         "Format",
         *common.right("Gap to FP32", "95% interval", "Seeds", "Validation loss", "Finished", "p against the best"),
         Column("Verdict"),
-        Column("Runs"),
     )
     rows = []
     for row in comparison.table.to_dict("records"):
         verdict = _verdict(row, best)
         rows.append(
             (
-                row["format"],
+                common.arm_link(row["arm"], row["format"]),
                 common.number(row["gap"], sign=True),
                 common.interval(row["low"], row["high"]),
                 int(row["n_pairs"]),
@@ -165,7 +164,6 @@ def _results(loader: ExperimentDataLoader, comparison: Comparison, best: str | N
                 f"{row['n_finished']} of {row['n_runs']}",
                 common.p_text(row["p_holm"]),
                 verdict,
-                common.arm_link(row["arm"]),
             )
         )
     caption = md(

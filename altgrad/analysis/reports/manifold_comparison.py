@@ -202,8 +202,7 @@ def _results(table: pd.DataFrame) -> Table:
             "AdamW's",
             "Finished",
         ),
-        Column("Runs"),
-        Column("AdamW runs"),
+        Column("Against"),
     )
     rows = []
     for row in table.to_dict("records"):
@@ -211,7 +210,7 @@ def _results(table: pd.DataFrame) -> Table:
         rows.append(
             (
                 row["format"],
-                row["rule"],
+                common.arm_link(row["arm"], row["rule"]),
                 common.number(row["difference"], sign=True),
                 common.interval(row["low"], row["high"]),
                 int(row["n_pairs"]),
@@ -222,8 +221,7 @@ def _results(table: pd.DataFrame) -> Table:
                 common.percent(row["stall_ratio"]),
                 common.percent(row["adamw_stall_ratio"]),
                 f"{row['n_finished']} of {row['n_runs']}",
-                common.arm_link(row["arm"]),
-                common.arm_link(rival) if rival else "no AdamW arm of the same problem",
+                common.arm_link(rival, "AdamW") if rival else "no AdamW arm of the same problem",
             )
         )
     caption = (
