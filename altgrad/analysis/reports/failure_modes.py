@@ -18,6 +18,7 @@ from altgrad.pages import (
     PALETTE,
     Block,
     Bullets,
+    Cell,
     Chart,
     ChartBlock,
     Column,
@@ -192,7 +193,8 @@ def _phase_tables(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, compa
     ordered = sorted(
         comparison.table[["format", "arm"]].itertuples(index=False), key=lambda row: format_order(row.format)
     )
-    rows, records = [], []
+    rows: list[tuple[Cell, ...]] = []
+    records = []
     for name, arm in ordered:
         figures = {
             f"{operand}_{statistic}": float(wide.at[(name, arm), (operand, statistic)])
