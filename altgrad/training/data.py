@@ -116,7 +116,7 @@ def load_corpus(name: str = "licenses") -> Corpus:
         raise UsageError(f"data: the package {PACKAGE} is missing; run: pip install 'altgrad[train]'") from None
     path = cache_folder() / f"licenses-{version}-{_VERSION}.npz"
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             train, validation, documents = stored["train"], stored["validation"], int(stored["documents"])
     except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile):
         train, validation, documents = _prepare()

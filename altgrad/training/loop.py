@@ -40,7 +40,7 @@ OTHER_LEARNING_RATE = 3e-3
 """AdamW's rate, under the manifold rule, of the parameters that are not quantized, where the config names none."""
 
 UNIFORM_LOSS = math.log(VOCABULARY)
-"""Loss in nats per character of guessing at random: a run that ends above it has learned nothing."""
+"""Loss in nats per character of guessing at random."""
 
 _DIVERGED = 1.5 * UNIFORM_LOSS
 
@@ -228,6 +228,7 @@ class _Run:
         self.started = time.monotonic()
         self.training_seconds = 0.0
         self.step = 0
+        self.first_loss = -math.inf
         self.last_loss = math.nan
         self.last_norm = math.nan
         self.recent: deque[float] = deque(maxlen=config.nan_patience)
@@ -281,6 +282,8 @@ class _Run:
         limit = math.inf if config.clip_norm is None else config.clip_norm
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
         self.last_loss, self.last_norm = loss.item(), norm
+        if self.step == 1:
+            self.first_loss = self.last_loss
         rows = recorder.rows
         if math.isfinite(self.last_loss) and math.isfinite(norm):
             self.bad_in_a_row, self.first_bad = 0, None
@@ -327,8 +330,9 @@ class _Run:
             tensor, phase = first_nonfinite(self.model, lambda: self.model.loss(token, target))
             kinds = ("nan_loss", *self._symptoms())
             return Failure(kinds, self.step, tensor, phase, "the final validation loss is not finite")
-        if val_loss >= UNIFORM_LOSS:
-            message = f"final validation loss {val_loss:.3f} is not below {UNIFORM_LOSS:.3f}, guessing at random"
+        beginning = max(UNIFORM_LOSS, self.first_loss)
+        if val_loss > 1.05 * beginning:
+            message = f"final validation loss {val_loss:.3f} is above the loss {beginning:.3f} that training began with"
             return Failure(("divergence", *self._symptoms()), self.step, None, None, message)
         return None
 
