@@ -28,7 +28,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_pre_build(config: Any) -> None:
-    """Forget the library's modules, so that an edit shows on serve; date a build by its newest record, not by the clock."""
+    """Forget the library's modules, so that an edit shows; date a build by its newest record, not by the clock."""
     for name in [name for name in sys.modules if name.split(".")[0] == "altgrad"]:
         del sys.modules[name]
     if not serving and "SOURCE_DATE_EPOCH" not in os.environ:
@@ -48,3 +48,13 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
         return None if file is None else file.content_string
 
     return finish_html(html, find)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Name the theme's search dialog for screen readers; seal the page against foreign content."""
+    from altgrad.pages.mkdocs import seal_html
+
+    output = output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )
+    return output if serving else seal_html(output)

@@ -1,4 +1,4 @@
-"""A site of made-up pages with every block and hostile text, built in the place of the real one by the site's tests."""
+"""Made-up pages with every block and hostile text: a site that the tests build in place of the real one."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ def pages() -> Iterator[Page]:
         table,
         Note("warning", HOSTILE, (Paragraph(HOSTILE), Bullets((HOSTILE, code(HOSTILE))))),
         Note("info", "Pending", (CodeBlock("make demo\n```\n" + HOSTILE, "bash"),)),
-        Details("Folded", (ChartBlock(Chart("folded", "Folded", "Bars.", DATA, draw)), Table(("a", "b"), (("1", 2), ("3", 4))))),
+        Details(
+            "Folded",
+            (ChartBlock(Chart("folded", "Folded", "Bars.", DATA, draw)), Table(("a", "b"), (("1", 2), ("3", 4)))),
+        ),
         Heading(HOSTILE, 3, "hostile"),
     )
     foot = Provenance((("Data", "made up"), ("Run", HOSTILE)))
