@@ -11,6 +11,8 @@ from pathlib import Path
 from altgrad import __version__
 from altgrad.config import UsageError, load_config
 
+TRAINING_PACKAGES = ("torch", "rich")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0, 1 for a run that failed, 2 for a user's mistake, 130 for Ctrl-C."""
@@ -45,20 +47,17 @@ def run_training(options: argparse.Namespace) -> int:
     """Train as the options say, print how it ended, and return the exit code.
 
     Raises:
-        UsageError: a user's mistake, torch or the data missing.
+        UsageError: a user's mistake, or the data missing.
+        ModuleNotFoundError: torch or rich are missing.
     """
     config = load_config(options.config, options.set, options.seed)
     if options.threads < 1:
         raise UsageError(f"--threads {options.threads}: give a number of at least 1")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on a GPU
-    try:
-        import torch
+    import torch
 
-        from altgrad.training import train
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"training needs the package {error.name}, which is not installed; run: pip install 'altgrad[train]'"
-        ) from None
+    from altgrad.training import train
+
     torch.set_num_threads(options.threads)
     result = train(config, options.out, device=options.device)
     loss = result.summary["val_loss"]
@@ -76,6 +75,11 @@ def guarded(command: Callable[[], int]) -> int:
         return command()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in TRAINING_PACKAGES:
+            raise
+        print(f"error: the package {error.name} is not installed; run: pip install 'altgrad[train]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the record so far is kept", file=sys.stderr)

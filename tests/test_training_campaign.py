@@ -1,0 +1,105 @@
+"""The studies: what they hold, that tuning is held out, and that a campaign resumes and packs."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from altgrad.config import UsageError
+from altgrad.runs import load_runs
+from altgrad.runs.schema import run_id
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = {"sha256": "0" * 64}
+
+
+@pytest.fixture(scope="module")
+def campaign() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("campaign", ROOT / "experiments" / "campaign.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["campaign"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_studies_hold_what_they_say(campaign: ModuleType) -> None:
+    sizes = {name: len(study()) for name, study in campaign.STUDIES.items()}
+    assert sizes["pilot-tuning"] == 13 * 5 * 2
+    assert sizes["pilot-formats"] == 10 * 5
+    assert sizes["pilot-manifold"] == 4 * 3 * 5
+    for name, study in campaign.STUDIES.items():
+        assert {config.study for config in study()} == {name}
+        assert len({run_id(config, DATA) for config in study()}) == sizes[name], f"{name} has a run twice"
+
+
+def test_every_arm_is_tuned_with_the_same_budget_on_seeds_that_no_study_reports(campaign: ModuleType) -> None:
+    budget = Counter((config.resolved_name, config.seed) for config in campaign.pilot_tuning())
+    assert set(budget.values()) == {5}
+    reported = {c.seed for study in ("pilot-formats", "pilot-manifold", "demo") for c in campaign.STUDIES[study]()}
+    assert not reported & set(campaign.TUNING_SEEDS)
+
+
+def test_tuned_rates_are_the_best_of_the_recorded_sweep_and_not_at_its_edge(campaign: ModuleType) -> None:
+    recorded = load_runs((campaign.RECORDED / "pilot-tuning",)).records
+    if not recorded:
+        pytest.skip("pilot-tuning is not recorded here")
+    losses: dict[tuple[str, str], dict[float, list[float]]] = {}
+    for run in recorded:
+        optimizer = run.config.optimizer
+        arm = losses.setdefault((run.config.quantize.weight, optimizer.precondition or "adamw"), {})
+        arm.setdefault(optimizer.learning_rate, []).append(run.run["summary"]["val_loss"] or float("inf"))
+    for arm, sweep in losses.items():
+        assert all(len(found) == len(campaign.TUNING_SEEDS) for found in sweep.values())
+        best = min(sweep, key=lambda rate: sum(sweep[rate]))
+        chosen = campaign.FP32_RATE if arm == ("fp32", "adamw") else campaign.TUNED[arm]
+        assert best == pytest.approx(chosen), arm
+        assert min(sweep) < best < max(sweep), f"{arm}: the best rate is at the edge of the sweep"
+
+
+def test_the_demo_trains_runs_that_are_not_recorded(campaign: ModuleType) -> None:
+    recorded = {run_id(c, DATA) for name in campaign.STUDIES if name != "demo" for c in campaign.STUDIES[name]()}
+    assert not recorded & {run_id(config, DATA) for config in campaign.demo()}
+
+
+def test_an_unknown_study_is_named(campaign: ModuleType) -> None:
+    with pytest.raises(UsageError, match="pilot-formats"):
+        campaign.find("pilot")
+
+
+def test_a_campaign_resumes_and_packs(
+    campaign: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    if importlib.util.find_spec("licensedcode") is None:
+        pytest.skip("licensedcode-data is not installed")
+    model = {"layers": 1, "dim": 8, "heads": 1, "context": 8}
+    small = {"max_steps": 3, "batch_size": 2, "eval_batches": 1, "model": model}
+    configs = [campaign.config("tiny", fmt, "adamw", 0.01, 0, **small) for fmt in ("fp32", "e5m2", "e7m0")]
+    monkeypatch.setitem(campaign.STUDIES, "tiny", lambda: configs)
+    monkeypatch.setattr(campaign, "RECORDED", tmp_path / "recorded")
+    monkeypatch.setattr(campaign, "_results", in_this_process(campaign))
+    out = tmp_path / "runs"
+    with pytest.raises(UsageError, match="3 of 3 runs are not recorded"):
+        campaign.pack("tiny", out)
+    assert campaign.run_study("tiny", out, 1) == 0
+    assert "3 to do" in capsys.readouterr().out
+    assert campaign.missing(configs, out) == []
+    assert campaign.pack("tiny", out) == 0
+    assert campaign.missing(configs, tmp_path / "elsewhere") == [], "what is packed is not run again"
+    assert len(load_runs((tmp_path / "recorded",)).records) == 3
+
+
+def in_this_process(campaign: ModuleType):  # type: ignore[no-untyped-def]
+    """The campaign's workers without processes of their own (two seconds each to start)."""
+
+    def results(todo, out, workers):  # type: ignore[no-untyped-def]
+        return map(campaign._run_one, [(config, out) for config in todo])
+
+    return results
