@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -207,8 +208,10 @@ def _results(todo: list[ExperimentConfig], out: Path, workers: int) -> Iterator[
 
 
 def _start_worker() -> None:
+    """One thread; Ctrl-C is the parent's business, which ends its workers by SIGTERM: their runs are `interrupted`."""
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

@@ -103,3 +103,13 @@ def in_this_process(campaign: ModuleType):  # type: ignore[no-untyped-def]
         return map(campaign._run_one, [(config, out) for config in todo])
 
     return results
+
+
+def test_recorded_e1m6_runs_equal_e0m7(campaign: ModuleType) -> None:
+    """Finite E1M6 is E0M7 times four: under a power-of-two amax scale the two are one quantizer."""
+    runs = [run for run in load_runs((campaign.RECORDED / "pilot-formats",)).records if run.status == "finished"]
+    losses = {(run.config.quantize.weight, run.config.seed): run.run["summary"]["val_loss"] for run in runs}
+    if not losses:
+        pytest.skip("pilot-formats is not recorded here")
+    for seed in campaign.SEEDS:
+        assert losses["e1m6", seed] == losses["e0m7", seed]
