@@ -73,6 +73,7 @@ def fixed_svg(chart: Chart) -> bytes:
     """
     import matplotlib as mpl
     from cycler import cycler
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with mpl.rc_context({**_STYLE, "svg.hashsalt": chart.id, "axes.prop_cycle": cycler(color=PALETTE)}):
@@ -81,9 +82,11 @@ def fixed_svg(chart: Chart) -> bytes:
         axes: Axes = figure.subplots()
         axes.set_facecolor("none")
         chart.draw(axes)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return _own_svg(buffer.getvalue().decode(), chart).encode()
+        canvas: Any = FigureCanvasSVG(figure)
+        buffer = io.StringIO()
+        # Not `savefig`: it lays the figure out twice, which is a third of the time.
+        canvas.print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return _own_svg(buffer.getvalue(), chart).encode()
 
 
 def _own_svg(svg: str, chart: Chart) -> str:
