@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports.arms import arm_pages
@@ -19,10 +20,16 @@ def site_pages(family: str) -> list[Page]:
     Raises:
         KeyError: for another family.
     """
-    loader = ExperimentDataLoader()
+    loader = _loader()
     families: dict[str, Callable[[], list[Page]]] = {
         "home": lambda: [home_page(loader)],
         "reports": lambda: ReportGenerator(loader).pages(),
         "runs": lambda: arm_pages(loader),
     }
     return families[family]()
+
+
+@cache
+def _loader() -> ExperimentDataLoader:
+    """One reading of the records for all families of a build; `altgrad.pages.mkdocs` drops it before the next."""
+    return ExperimentDataLoader()
