@@ -3,7 +3,7 @@ PYTHON ?= python3
 ADDR ?= 127.0.0.1:8000
 TORCH_INDEX ?=
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: help serve site install test check demo reports clean

@@ -104,7 +104,8 @@ def csv(data: pd.DataFrame) -> bytes:
     """`data` as CSV (UTF-8, LF, ten digits). Text that a spreadsheet would take for a formula gets a leading quote."""
     texts = data.select_dtypes(include=["object", "string", "category"]).columns
     guarded = data.assign(**{name: data[name].map(_plain) for name in texts})
-    return guarded.to_csv(index=False, lineterminator="\n", float_format="%.10g").encode("utf-8", "backslashreplace")
+    text: str = guarded.to_csv(index=False, lineterminator="\n", float_format="%.10g")
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _plain(value: object) -> object:
