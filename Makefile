@@ -12,7 +12,7 @@ help: ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-9s %s\n", $$1, $$2 }'
 
 serve: .venv/site.stamp ## build the site from the recorded runs and serve it (another address: ADDR=127.0.0.1:8001)
-	@echo "Serving the site at http://$(ADDR) (stop with Ctrl-C)"
+	@echo "Building the site, then serving it at http://$(ADDR) (stop with Ctrl-C)"
 	@$(BIN)/mkdocs serve --quiet --dev-addr $(ADDR)
 
 site: .venv/site.stamp ## build the same site, strictly, into site/
