@@ -65,7 +65,7 @@ class Comparison:
         table: one row a format, best first, columns `TABLE_COLUMNS`: gap is the paired difference of the final
             validation loss to the baseline in nats a character, with its 95% t interval over `n_pairs` seeds;
             `p_to_best` is a paired t test against the 8-bit format with the smallest gap, `p_holm` the same after
-            Holm's adjustment, and `tied` says that nothing tells this 8-bit format from that one.
+            Holm's adjustment over the 8-bit formats, and `tied` says that nothing tells this 8-bit format from that one.
     """
 
     scope: str
@@ -188,7 +188,7 @@ def _format_table(group: pd.DataFrame, baseline: pd.Series) -> pd.DataFrame:
     ]
     frame["gap_to_best"] = [estimate.mean for estimate in against]
     frame["p_to_best"] = [estimate.p_value for estimate in against]
-    frame["p_holm"] = holm(list(frame["p_to_best"]))
+    frame["p_holm"] = holm(list(frame["p_to_best"].where(frame["format"].isin(candidates))))
     # Without shared seeds there is no test, and so nothing that tells the two apart.
     frame["tied"] = frame["format"].isin(candidates) & ~(frame["p_holm"] < ALPHA)
     return frame[list(TABLE_COLUMNS)]

@@ -31,5 +31,5 @@ def site_pages(family: str) -> list[Page]:
 
 @cache
 def _loader() -> ExperimentDataLoader:
-    """One reading of the records for all families of a build; `altgrad.pages.mkdocs` drops it before the next."""
+    """One reading of the records for all families of a build; gen/hooks.py forgets the library before the next."""
     return ExperimentDataLoader()
