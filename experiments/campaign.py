@@ -32,6 +32,7 @@ TUNING_SEEDS = (100, 101)
 SEEDS = (0, 1, 2, 3, 4)
 DEMO_SEEDS = (0, 1)
 MANIFOLD_FORMATS = ("e2m5", "e3m4", "e4m3", "e5m2")
+EXTREME_FORMATS = ("e0m7", "e6m1", "e7m0")
 RULES = ("adamw", "gradient", "update")
 
 FP32_RATE = 1.6e-2
@@ -81,8 +82,12 @@ def rates(fmt: str, rule: str) -> tuple[float, ...]:
 
 
 def pilot_tuning() -> list[ExperimentConfig]:
-    """Five learning rates for every step rule and format, and for unquantized AdamW, on two held-out seeds."""
-    arms = [("fp32", "adamw")] + [(fmt, rule) for fmt in MANIFOLD_FORMATS for rule in RULES]
+    """Five learning rates for every arm of pilot-manifold and for AdamW on the other splits, on two held-out seeds.
+
+    The splits of `EXTREME_FORMATS` are here to show what the one rate of pilot-formats costs them.
+    """
+    arms = [(fmt, "adamw") for fmt in ("fp32", *EXTREME_FORMATS)]
+    arms += [(fmt, rule) for fmt in MANIFOLD_FORMATS for rule in RULES]
     return [
         config("pilot-tuning", fmt, rule, rate, seed)
         for fmt, rule in arms
