@@ -31,7 +31,7 @@ def campaign() -> ModuleType:
 
 def test_studies_hold_what_they_say(campaign: ModuleType) -> None:
     sizes = {name: len(study()) for name, study in campaign.STUDIES.items()}
-    assert sizes["pilot-tuning"] == 13 * 5 * 2
+    assert sizes["pilot-tuning"] == 16 * 5 * 2
     assert sizes["pilot-formats"] == 10 * 5
     assert sizes["pilot-manifold"] == 4 * 3 * 5
     for name, study in campaign.STUDIES.items():
@@ -57,6 +57,8 @@ def test_tuned_rates_are_the_best_of_the_recorded_sweep_and_not_at_its_edge(camp
         arm.setdefault(optimizer.learning_rate, []).append(run.run["summary"]["val_loss"] or float("inf"))
     for arm, sweep in losses.items():
         assert all(len(found) == len(campaign.TUNING_SEEDS) for found in sweep.values())
+        if arm[0] in campaign.EXTREME_FORMATS:
+            continue  # swept to show what the shared rate costs them; no study uses their best
         best = min(sweep, key=lambda rate: sum(sweep[rate]))
         chosen = campaign.FP32_RATE if arm == ("fp32", "adamw") else campaign.TUNED[arm]
         assert best == pytest.approx(chosen), arm
