@@ -225,7 +225,7 @@ def test_a_chart_is_the_same_bytes_every_time_and_names_only_its_own_ids() -> No
     assert first == second
     ids = {element.get("id") for element in ElementTree.fromstring(first).iter()} - {None}
     assert ids
-    assert all(str(identity).startswith("gap-") for identity in ids)
+    assert all(str(identity).startswith("chart-gap-") for identity in ids)
     assert not ids & {element.get("id") for element in ElementTree.fromstring(other).iter()} - {None}
     for reference in re.findall(r'(?:href="#|url\(#)([^")]+)', first.decode()):
         assert reference in ids

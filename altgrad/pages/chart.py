@@ -94,8 +94,8 @@ def _own_svg(svg: str, chart: Chart) -> str:
     body = svg[svg.index("<svg") :]
     head, body = body.split(">", 1)
     body = _DECORATION.sub("", _DECORATION.sub("", body))  # twice: without its style, a <defs> is empty
-    body = re.sub(r'(?<= id=")', f"{chart.id}-", body)
-    body = re.sub(r'(?<=href="#)|(?<=url\(#)', f"{chart.id}-", body)
+    name = f"chart-{chart.id}"
+    body = re.sub(r'(?<= id=")|(?<=href="#)|(?<=url\(#)', f"{name}-", body)
     box = re.search(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"', head)
     if box is None:
         raise ValueError(f"chart {chart.id}: matplotlib's drawing has no viewBox")
@@ -104,8 +104,8 @@ def _own_svg(svg: str, chart: Chart) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{width}pt" '
         f'height="{height}pt" viewBox="0 0 {width} {height}" role="img" font-family="system-ui, sans-serif" '
-        f'aria-labelledby="{chart.id}-title {chart.id}-description">\n'
-        f'<title id="{chart.id}-title">{title}</title>\n<desc id="{chart.id}-description">{description}</desc>\n'
+        f'aria-labelledby="{name}-title {name}-description">\n'
+        f'<title id="{name}-title">{title}</title>\n<desc id="{name}-description">{description}</desc>\n'
         f'<rect width="100%" height="100%" fill="white"/>{body}'
     )
 

@@ -166,7 +166,7 @@ def resolve(text: Md, address: Callable[[PageRef], str]) -> Md:
 
 @dataclass(frozen=True)
 class Heading:
-    """A section heading, level 2 to 4; `anchor` defaults to the slug of the text."""
+    """A section heading, level 2 to 4. A heading that is linked to names its `anchor`; others get one from the text."""
 
     text: Text
     level: int = 2

@@ -154,9 +154,10 @@ def _block(block: Block, page: Page, dialect: Dialect) -> str:
 def _heading(heading: Heading, dialect: Dialect) -> str:
     text = dialect.inline(heading.text)
     line = f"{'#' * heading.level} {text}"
-    if dialect.site:
-        return f"{line} {{#{slug(heading.anchor or re.sub('&#[0-9]+;', '', text))}}}"
-    return f'<a id="{slug(heading.anchor)}"></a>\n\n{line}' if heading.anchor else line
+    if not heading.anchor:
+        return line
+    identity = slug(heading.anchor)
+    return f"{line} {{#{identity}}}" if dialect.site else f'<a id="{identity}"></a>\n\n{line}'
 
 
 def _code(block: CodeBlock) -> str:
@@ -204,7 +205,7 @@ def _table(table: Table, page: Page, dialect: Dialect) -> str:
     if dialect.site:
         # `finish_html` turns this paragraph into the table's caption.
         sortable = "".join("01"[column.sortable] for column in columns)
-        identity = f" #{slug(table.id)}" if table.id else ""
+        identity = f" #table-{slug(table.id)}" if table.id else ""
         parts.insert(
             0, f'{dialect.inline(table.caption) or "Table"}\n{{: .table-caption{identity} data-sort="{sortable}" }}'
         )
