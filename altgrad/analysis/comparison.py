@@ -65,7 +65,7 @@ class Comparison:
         table: one row a format, best first, columns `TABLE_COLUMNS`: gap is the paired difference of the final
             validation loss to the baseline in nats a character, with its 95% t interval over `n_pairs` seeds;
             `p_to_best` is a paired t test against the 8-bit format with the smallest gap, `p_holm` the same after
-            Holm's adjustment over the 8-bit formats, and `tied` says that nothing tells this 8-bit format from that one.
+            Holm's adjustment over the 8-bit formats, and `tied` that nothing tells this 8-bit format from that one.
     """
 
     scope: str
