@@ -237,7 +237,7 @@ def bold(text: Text) -> Md:
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float | np.number) and math.isfinite(value)
 
 
 def _version(package: str) -> str:

@@ -103,7 +103,7 @@ def _answer(paired: pd.DataFrame) -> Md:
     if len(better) and not len(worse):
         verdict = f"lower loss in {len(better)} of {len(paired)} pairings, higher in none"
     elif len(worse) and not len(better):
-        verdict = f"no: higher loss in {len(worse)} of {len(paired)} pairings, lower in none"
+        verdict = f"no gain seen: higher loss in {len(worse)} of {len(paired)} pairings, lower in none"
     elif len(worse):
         verdict = f"mixed: lower loss in {len(better)}, higher in {len(worse)} of {len(paired)} pairings"
     else:
