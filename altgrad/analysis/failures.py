@@ -116,7 +116,7 @@ class FailureAnalyzer:
             return found("not decided", "", None, "fewer than two pairs")
         worst_sqnr = health["sqnr_db"].dropna()
         if row["low"] <= 0:
-            return found("none seen", "", None, "the interval of the gap does not lie above zero")
+            return found("none seen", "", None, "gap not above zero")
         if worst_sqnr.empty:
             return found("not decided", "", None, "no telemetry recorded")
         for statistic, threshold in (("overflow", RANGE_THRESHOLD), ("underflow", UNDERFLOW_THRESHOLD)):

@@ -47,7 +47,8 @@ def arm_pages(loader: ExperimentDataLoader) -> list[Page]:
 def _index(loader: ExperimentDataLoader, arms: list[tuple[Any, pd.DataFrame]]) -> Page:
     rows, records = [], []
     for arm, runs in sorted(arms, key=lambda item: (format_order(item[1]["format"].iloc[0]), item[0])):
-        losses = runs["final_val_loss"].dropna()
+        reporting = runs[runs["role"] == "report"]
+        losses = (runs if reporting.empty else reporting)["final_val_loss"].dropna()
         estimate = mean_interval(losses.to_numpy())
         first = runs.iloc[0]
         records.append(
@@ -90,7 +91,8 @@ def _index(loader: ExperimentDataLoader, arms: list[tuple[Any, pd.DataFrame]]) -
         Column("Studies"),
     )
     intro = (
-        "An arm is one config with all its seeds. Validation loss: mean over finished runs, nats a character, "
+        "An arm is one config with all its seeds. Validation loss: mean over finished runs (tuning seeds only where "
+        "an arm has no others), nats a character, "
         "deployed weights; these unpaired "
         "means vary with the seeds of each arm, so compare arms by the paired gaps of the reports."
     )
@@ -151,6 +153,7 @@ def _run_section(loader: ExperimentDataLoader, run: Any) -> list[Block]:
     rows: list[tuple[str, Any]] = [
         ("Status", run.status),
         ("Seed", int(run.seed)),
+        ("Study", f"{run.study} (held out of comparisons)" if run.role == "tuning" else run.study),
         ("Final validation loss", common.number(run.final_val_loss, 4)),
         ("Last recorded step", int(run.last_step)),
         ("Recorded", common.moment(run.created)),

@@ -54,13 +54,20 @@ _SYNC_COMMANDS = CodeBlock(
 
 
 def number(value: float, digits: int = 3, sign: bool = False) -> str:
-    """`value` with fixed digits; a dash for NaN."""
-    return "–" if not _finite(value) else f"{value:{'+' if sign else ''}.{digits}f}"
+    """`value` with fixed digits, never a negative zero; a dash for NaN."""
+    if not _finite(value):
+        return "–"
+    rounded = round(float(value), digits)
+    return f"{rounded:{'+' if sign and rounded else ''}.{digits}f}" if rounded else f"{0:.{digits}f}"
 
 
 def interval(low: float, high: float, digits: int = 3) -> str:
     """``[low, high]``; "none" where there is no interval (fewer than two pairs)."""
-    return "none" if not (_finite(low) and _finite(high)) else f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+    return (
+        "none"
+        if not (_finite(low) and _finite(high))
+        else f"[{number(low, digits, True)}, {number(high, digits, True)}]"
+    )
 
 
 def percent(value: float) -> str:

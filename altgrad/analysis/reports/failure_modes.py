@@ -163,6 +163,7 @@ def _modes_table(modes: pd.DataFrame) -> Table:
 
 def _sqnr_block(analyzer: FailureAnalyzer, modes: pd.DataFrame) -> list[Block]:
     health = analyzer.health[(analyzer.health["statistic"] == "sqnr_db") & analyzer.health["arm"].isin(modes["arm"])]
+    health = health[health["format"].isin(SPLITS)]
     data = health.pivot_table(index="format", columns="operand", values="value").reset_index()
     if data.empty:
         return []
@@ -176,6 +177,7 @@ def _sqnr_block(analyzer: FailureAnalyzer, modes: pd.DataFrame) -> list[Block]:
             axes.annotate(OPERAND_NAMES[operand], (len(data) - 0.85, place), va="center", color=colour)
         axes.set_xticks(range(len(data)), list(data["format"]), color=FOREGROUND)
         axes.set_xlim(-0.4, len(data) + 0.3)
+        axes.margins(y=0.15)
         axes.set_ylabel("SQNR (dB), higher is better")
 
     listed = "; ".join(
@@ -183,7 +185,13 @@ def _sqnr_block(analyzer: FailureAnalyzer, modes: pd.DataFrame) -> list[Block]:
         for _, row in data.iterrows()
     )
     description = f"Mean signal-to-quantization-noise ratio in dB over layers and recorded steps. {listed}."
-    return [ChartBlock(Chart("sqnr", "Signal-to-quantization-noise ratio by operand", description, data, draw))]
+    return [
+        ChartBlock(
+            Chart(
+                "sqnr", "Signal-to-quantization-noise ratio of the 8-bit formats, by operand", description, data, draw
+            )
+        )
+    ]
 
 
 def _phase_tables(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block]:

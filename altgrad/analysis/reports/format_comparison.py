@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PATH = "reports/format_comparison"
+LINEAR_TO = 0.05
+"""The gap chart's scale is linear up to here: the close formats must be readable beside E7M0."""
+GAP_TICKS = (-0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
 def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
@@ -109,6 +112,7 @@ def gap_chart(comparison: Comparison) -> Chart:
     data = data.sort_values("format", key=lambda column: column.map(format_order), ignore_index=True)
 
     def draw(axes: Axes) -> None:
+        places = range(len(data))
         axes.axhline(0, color=FOREGROUND, linewidth=1)
         axes.annotate(
             "FP32",
@@ -119,20 +123,19 @@ def gap_chart(comparison: Comparison) -> Chart:
             va="center",
             color=MUTED,
         )
-        axes.vlines(range(len(data)), data["low"], data["high"], color=PALETTE[0], linewidth=2)
-        axes.plot(range(len(data)), data["gap"], "o", color=PALETTE[0], markersize=6)
-        for position, row in data.iterrows():
-            axes.annotate(
-                f"{row['gap']:+.3f}",
-                (position, row["gap"]),
-                xytext=(7, 0),
-                textcoords="offset points",
-                va="center",
-                color=FOREGROUND,
-            )
-        axes.set_xticks(range(len(data)), [f"{row['format']}\nn = {row['n_pairs']}" for _, row in data.iterrows()])
-        axes.set_xlim(-0.5, len(data) - 0.2)
-        axes.set_ylabel("loss gap to FP32 (nats a character)")
+        axes.vlines(places, data["low"], data["high"], color=PALETTE[0], linewidth=2)
+        axes.plot(places, data["gap"], "o", color=PALETTE[0], markersize=6)
+        for place, gap, high in zip(places, data["gap"], data["high"].fillna(data["gap"]), strict=True):
+            text = common.number(gap, sign=True)
+            axes.annotate(text, (place, high), xytext=(0, 7), textcoords="offset points", ha="center", color=FOREGROUND)
+        axes.set_yscale("symlog", linthresh=LINEAR_TO, linscale=1.5)
+        ticks = [tick for tick in GAP_TICKS if data["low"].min() - 0.02 <= tick <= 1.3 * data["high"].max()]
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.margins(y=0.12)
+        axes.set_xticks(places, [f"{row['format']}\nn = {row['n_pairs']}" for _, row in data.iterrows()])
+        axes.set_xlim(-0.6, len(data) - 0.4)
+        axes.set_ylabel(f"loss gap to FP32, nats a character\n(linear to {LINEAR_TO:g}, then logarithmic)")
 
     listed = "; ".join(f"{row.format} {row.gap:+.3f} {common.interval(row.low, row.high)}" for row in data.itertuples())
     return Chart(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PATH = "reports/manifold_comparison"
+SHORT = {"ManifoldAdamW (update)": "update", "ManifoldAdamW (gradient)": "gradient"}
 RULES = {"update": "ManifoldAdamW (update)", "gradient": "ManifoldAdamW (gradient)"}
 _STYLES = {"ManifoldAdamW (update)": (PALETTE[0], "o", -0.12), "ManifoldAdamW (gradient)": (PALETTE[1], "s", 0.12)}
 
@@ -64,7 +65,10 @@ def manifold_comparison_page(loader: ExperimentDataLoader, built: datetime | Non
         *_hypothesis(paired),
     ]
     if len(table):
-        blocks += [Heading("ManifoldAdamW against AdamW"), _results(table), *_tuning(loader, table)]
+        units = (
+            "With S on the update a step is measured in ulps, and so is its learning rate. Losses: deployed weights."
+        )
+        blocks += [Heading("ManifoldAdamW against AdamW"), _results(table), Paragraph(units), *_tuning(loader, table)]
     if paired.empty:
         missing = (
             "No runs are recorded."
@@ -171,7 +175,7 @@ def _difference_chart(paired: pd.DataFrame) -> Chart:
         axes.set_xticks(range(len(labels)), labels, color=FOREGROUND)
         axes.set_xlim(-0.5, len(labels) - 0.4)
         axes.set_ylabel("loss minus AdamW's (nats a character)")
-        axes.legend(loc="best", frameon=False, labelcolor=FOREGROUND)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=FOREGROUND)
 
     listed = "; ".join(
         f"{row.format} {row.rule} {row.difference:+.3f} {common.interval(row.low, row.high)}"
@@ -189,7 +193,7 @@ def _difference_chart(paired: pd.DataFrame) -> Chart:
 def _results(table: pd.DataFrame) -> Table:
     columns: tuple[Column | str, ...] = (
         "Format",
-        Column("Step rule"),
+        Column("S on"),
         *common.right(
             "Difference to AdamW",
             "95% interval",
@@ -210,7 +214,7 @@ def _results(table: pd.DataFrame) -> Table:
         rows.append(
             (
                 row["format"],
-                common.arm_link(row["arm"], row["rule"]),
+                common.arm_link(row["arm"], SHORT[row["rule"]]),
                 common.number(row["difference"], sign=True),
                 common.interval(row["low"], row["high"]),
                 int(row["n_pairs"]),
@@ -224,10 +228,7 @@ def _results(table: pd.DataFrame) -> Table:
                 common.arm_link(rival, "AdamW") if rival else "no AdamW arm of the same problem",
             )
         )
-    caption = (
-        "Final validation loss (nats a character, deployed weights), paired by seed; a step with 'update' is "
-        "measured in ulps, so its learning rate is too"
-    )
+    caption = "ManifoldAdamW minus AdamW in final validation loss, nats a character, paired by seed"
     return Table(columns, tuple(rows), caption, data=table, id="step-rules")
 
 
