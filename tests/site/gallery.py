@@ -58,7 +58,7 @@ def pages() -> Iterator[Page]:
     body: tuple[Block, ...] = (
         Paragraph(md("**{text}** and {arm}.", text="A bold answer", arm=link("an arm", arm))),
         ChartBlock(chart),
-        Heading("The table"),
+        Heading("Gaps"),
         table,
         Note("warning", HOSTILE, (Paragraph(HOSTILE), Bullets((HOSTILE, code(HOSTILE))))),
         Note("info", "Pending", (CodeBlock("make demo\n```\n" + HOSTILE, "bash"),)),
