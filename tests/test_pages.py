@@ -341,7 +341,7 @@ def test_finished_html_has_charts_inline_and_tables_in_labelled_boxes_at_every_d
         "Inner",
         "Outer",
     ]
-    assert found.count("<table") == found.count("</table>") == found.count("<caption>") == 2
+    assert found.count("<table") == found.count("</table>") == found.count('<p class="table-caption">') == 2
 
 
 def test_a_picture_that_is_no_chart_of_ours_stays_a_picture() -> None:

@@ -87,11 +87,12 @@ def finish_html(html: str, find: Callable[[str], str | None]) -> str:
 
     def table(match: re.Match[str]) -> str:
         caption, attributes = match["caption"] or "Table", match["attributes"] or ""
-        hidden = ' class="hidden"' if caption == "Table" else ""
         label = re.sub(r"<[^>]*>", "", caption).replace('"', "&quot;")
+        # Outside the box, a long caption does not scroll away with the columns.
+        above = "" if caption == "Table" else f'<p class="table-caption">{caption}</p>\n'
         return (
-            f'<div class="table-box" role="region" tabindex="0" aria-label="{label}"{attributes}>'
-            f'<table class="data"><caption{hidden}>{caption}</caption>{match["body"]}</table></div>'
+            f'{above}<div class="table-box" role="region" tabindex="0" aria-label="{label}"{attributes}>'
+            f'<table class="data" aria-label="{label}">{match["body"]}</table></div>'
         )
 
     html = _TABLE.sub(table, _CHART.sub(chart, html))
