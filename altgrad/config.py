@@ -81,7 +81,7 @@ class OptimizerConfig(_Section):
     precondition: Literal["gradient", "update"] | None = None
     storage: Literal["master"] = "master"
     rounding: Literal["nearest_even"] = "nearest_even"
-    learning_rate: float = Field(3e-3, gt=0)  # adamw and "gradient": real units; "update": ulps
+    learning_rate: float = Field(1.6e-2, gt=0)  # adamw and "gradient": real units; "update": ulps
     other_learning_rate: float | None = Field(None, gt=0)  # AdamW's rate for parameters that are not quantized
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = Field(1e-8, gt=0)

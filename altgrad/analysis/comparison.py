@@ -11,6 +11,7 @@ import pandas as pd
 
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import Estimate, holm, paired_difference
+from altgrad.config import ExperimentConfig
 from altgrad.formats import get_format
 
 TABLE_COLUMNS = (
@@ -136,6 +137,38 @@ class FormatComparator:
         return self._runs[(self._runs["setting"] == setting) & (self._runs["scope"] == "nothing")]
 
 
+def own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> pd.DataFrame:
+    """What a learning rate of its own changes for each format, from the tuning runs of the same experiment.
+
+    One row a format that was tuned: format, shared_rate (the comparison's), own_rate (lowest mean loss), n (held-out
+    seeds), gap_shared, gap_own: mean difference to FP32 at its own best rate, nats a character, on the same seeds.
+    Two seeds or so give no interval: this is a caveat to the comparison, not a finding. Empty without tuning runs.
+    """
+    columns = ["format", "shared_rate", "own_rate", "n", "gap_shared", "gap_own"]
+    runs = loader.runs
+    base = loader.config(comparison.baseline)
+    tuning = runs[
+        (runs["role"] == "tuning")
+        & (runs["step_rule"] == "adamw")
+        & runs["scope"].isin(["nothing", comparison.scope])
+        & (runs["data"] == runs.loc[runs["arm"] == comparison.baseline, "data"].iloc[0])
+    ]
+    same = [arm for arm in tuning["arm"].unique() if _but_rate(loader.config(arm)) == _but_rate(base)]
+    tuning = tuning[tuning["arm"].isin(same) & tuning["final_val_loss"].notna()]
+    losses = {key: _losses(group) for key, group in tuning.groupby(["format", "learning_rate"])}
+    means = pd.Series({key: series.mean() for key, series in losses.items()}, dtype="float64")
+    if means.empty or "FP32" not in means.index.get_level_values(0):
+        return pd.DataFrame(columns=columns)
+    fp32, shared = losses["FP32", means["FP32"].idxmin()], base.optimizer.learning_rate
+    rows = []
+    for name in sorted(set(means.index.get_level_values(0)) - {"FP32"}, key=format_order):
+        own = means[name].idxmin()
+        gap = paired_difference(losses[name, own], fp32)
+        at_shared = paired_difference(losses[name, shared], fp32).mean if (name, shared) in losses else math.nan
+        rows.append((name, shared, own, gap.n, at_shared, gap.mean))
+    return pd.DataFrame(rows, columns=columns)
+
+
 class StepRuleComparator:
     """Compares ManifoldAdamW with AdamW on the same problem: same formats, data, model and length, paired by seed."""
 
@@ -198,6 +231,15 @@ def _candidates(table: pd.DataFrame) -> pd.DataFrame:
     """Rows that may be called the best: 8-bit formats with at least 2 pairs, of which every run finished."""
     eight = table["format"].map(lambda label: all(get_format(part).bits == 8 for part in label.split("/")))
     return table[eight & (table["n_pairs"] >= 2) & (table["n_finished"] == table["n_runs"])]
+
+
+def _but_rate(config: ExperimentConfig) -> dict[str, object]:
+    """The config's identity without seed, quantization, scale and learning rate."""
+    identity = config.arm_identity()
+    optimizer = {key: value for key, value in identity["optimizer"].items() if key != "learning_rate"}
+    return {key: value for key, value in identity.items() if key not in ("quantize", "scaling")} | {
+        "optimizer": optimizer
+    }
 
 
 def _rule_row(arm: str, runs: pd.DataFrame, rivals: Sequence[tuple[str, pd.DataFrame]]) -> dict[str, object]:

@@ -31,7 +31,7 @@ class Tracker:
     def __init__(self, run: Any | None, warn: Callable[[str], None]) -> None:
         self._run = run
         self._warn = warn
-        self.url: str | None = getattr(run, "url", None) or None
+        self.url: str | None = None if run is None or run.offline else run.url
 
     @classmethod
     def start(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from altgrad.analysis.comparison import Comparison, FormatComparator, format_order
+from altgrad.analysis.comparison import Comparison, FormatComparator, format_order, own_rates
 from altgrad.analysis.failures import RANGE_THRESHOLD, UNDERFLOW_THRESHOLD, FailureAnalyzer, headline
 from altgrad.analysis.hypotheses import E7M0
 from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader
@@ -290,6 +290,22 @@ def _e7m0(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, comparison: C
     return [
         Paragraph(md("Hypothesis (written {date}, before these runs): {text}", date=E7M0.written, text=E7M0.statement)),
         Table(("Prediction", "Outcome", "Recorded"), rows, "The hypothesis against what happened"),
+        *_e7m0_rate(loader, comparison),
+    ]
+
+
+def _e7m0_rate(loader: ExperimentDataLoader, comparison: Comparison | None) -> list[Block]:
+    """How much of E7M0's gap is the shared learning rate, where tuning runs tell."""
+    rates = pd.DataFrame() if comparison is None else own_rates(loader, comparison).set_index("format")
+    if "E7M0" not in rates.index:
+        return []
+    row = rates.loc["E7M0"]
+    return [
+        Paragraph(
+            f"Part of this gap is the learning rate that all formats share: on {int(row['n'])} held-out seeds its mean "
+            f"gap is {common.number(row['gap_shared'], sign=True)} nats at the shared rate {row['shared_rate']:g} and "
+            f"{common.number(row['gap_own'], sign=True)} at {row['own_rate']:g}, the best rate tried."
+        )
     ]
 
 

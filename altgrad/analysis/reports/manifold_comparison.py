@@ -81,7 +81,7 @@ def manifold_comparison_page(loader: ExperimentDataLoader, built: datetime | Non
             Heading("Analysis"),
             *_analysis(paired),
             Heading("What cannot be concluded"),
-            Bullets(_limits(table, paired)),
+            Bullets(_limits(loader, table, paired)),
         ]
     arms = [*table["arm"], *table["adamw_arm"].dropna()]
     return Page(
@@ -332,7 +332,7 @@ def _analysis(paired: pd.DataFrame) -> list[Block]:
     return [Bullets(tuple(items)), Paragraph(theory), Paragraph(related)]
 
 
-def _limits(table: pd.DataFrame, paired: pd.DataFrame) -> tuple[Md, ...]:
+def _limits(loader: ExperimentDataLoader, table: pd.DataFrame, paired: pd.DataFrame) -> tuple[Md, ...]:
     items = [
         Md(
             "Nothing about weights stored on the grid: these runs keep fp32 master weights. Nothing about stochastic "
@@ -348,6 +348,19 @@ def _limits(table: pd.DataFrame, paired: pd.DataFrame) -> tuple[Md, ...]:
             width=common.number(float(((paired["high"] - paired["low"]) / 2).max())),
         ),
     ]
+    others = {
+        (loader.config(row["arm"]).optimizer.other_learning_rate, row["adamw_learning_rate"])
+        for row in paired.to_dict("records")
+    }
+    unequal = sorted({f"{own:g} against {rival:g}" for own, rival in others if own is not None and own != rival})
+    if unequal:
+        items.append(
+            md(
+                "What is not quantized (norms and positions) is trained by AdamW in every arm, but at another rate "
+                "beside ManifoldAdamW than in the AdamW arms: {rates}. The difference holds this too.",
+                rates=", ".join(unequal),
+            )
+        )
     lonely = table[table["n_pairs"] < 2]
     if len(lonely):
         items.append(
