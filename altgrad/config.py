@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from altgrad.formats import get_format
 
@@ -59,6 +59,12 @@ class QuantizeConfig(_Section):
     activation: FormatName = "fp32"
     grad_output: FormatName = "fp32"
     layers: tuple[LayerType, ...] = LAYER_TYPES
+
+    @field_validator("layers")
+    @classmethod
+    def _canonical(cls, layers: tuple[LayerType, ...]) -> tuple[LayerType, ...]:
+        """One order and no repetition: the same layers are the same experiment."""
+        return tuple(kind for kind in LAYER_TYPES if kind in layers)
 
     @property
     def operands(self) -> tuple[str, ...]:

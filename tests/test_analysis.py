@@ -16,6 +16,7 @@ from records import config, write_matrix, write_run
 from scipy import stats
 
 from altgrad.analysis import ExperimentDataLoader, FailureAnalyzer, FormatComparator, StepRuleComparator
+from altgrad.analysis.comparison import own_rates
 from altgrad.analysis.statistics import holm, mean_interval, paired_difference
 
 ROOT = Path(__file__).parents[1]
@@ -192,6 +193,70 @@ def test_the_rival_is_the_adamw_arm_with_most_pairs_then_the_lowest_loss(tmp_pat
     write_run(tmp_path, config("e4m3", seed=0, lr=4e-3), 1.0)
     table = StepRuleComparator(ExperimentDataLoader([tmp_path])).table
     assert table["adamw_learning_rate"].tolist() == [2e-3]
+
+
+def test_arms_that_differ_in_more_than_the_step_rule_are_not_paired(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, config("e4m3", seed=seed), 2.0 + 0.01 * seed)
+        decayed = config("e4m3", seed=seed).optimizer.model_dump() | {
+            "weight_decay": 0.5,
+            "step_rule": "manifold",
+            "precondition": "update",
+        }
+        write_run(tmp_path, config("e4m3", seed=seed, optimizer=decayed), 1.0)
+    table = StepRuleComparator(ExperimentDataLoader([tmp_path])).table
+    assert table["n_pairs"].tolist() == [0]
+    assert table["counts"].tolist() == [False]
+
+
+def test_an_arm_that_lost_seeds_is_not_judged_by_its_survivors(tmp_path: Path) -> None:
+    for seed in range(5):
+        write_run(tmp_path, config("e4m3", seed=seed), 2.0 + 0.01 * seed)
+        status = "failed" if seed > 2 else "finished"
+        write_run(tmp_path, config("e4m3", seed=seed, precondition="update"), 1.5 + 0.011 * seed, status=status)
+    table = StepRuleComparator(ExperimentDataLoader([tmp_path])).table
+    assert table["n_pairs"].tolist() == [3]
+    assert table["counts"].tolist() == [False]
+    assert table["p_holm"].isna().all()
+
+
+def test_step_rules_of_another_length_are_another_experiment(tmp_path: Path) -> None:
+    for seed in range(3):
+        for steps, gap in ((20, 0.05), (40, 0.1)):
+            if steps == 40 and seed == 2:
+                continue
+            write_run(tmp_path, config("e4m3", seed=seed, max_steps=steps), 2.0 + 0.01 * seed)
+            write_run(
+                tmp_path, config("e4m3", seed=seed, max_steps=steps, precondition="update"), 2.0 + gap + 0.012 * seed
+            )
+    first, second = StepRuleComparator(ExperimentDataLoader([tmp_path])).experiments
+    assert (first["max_steps"].tolist(), second["max_steps"].tolist()) == ([20], [40])
+
+
+def test_one_format_alone_is_no_sweet_spot(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, config("fp32", seed=seed), 2.0)
+        write_run(tmp_path, config("e5m2", seed=seed), 2.1 + 0.01 * seed)
+        write_run(tmp_path, config("e7m0", seed=seed), status="failed")
+    comparator = FormatComparator(ExperimentDataLoader([tmp_path]))
+    spot = comparator.sweet_spot(comparator.comparisons[0])
+    assert spot.best is None
+    assert spot.unranked == ("E7M0",)
+    assert "only E5M2" in spot.reason
+
+
+def test_what_an_own_rate_changes_is_computed_from_the_tuning_seeds(tmp_path: Path) -> None:
+    for seed in range(2):
+        for fmt in ("fp32", "e7m0"):
+            write_run(tmp_path, config(fmt, seed=seed, lr=0.01), 2.0)
+    for seed in (100, 101):
+        for fmt, lr, loss in (("fp32", 0.01, 2.0), ("fp32", 0.02, 2.2), ("e7m0", 0.01, 2.7), ("e7m0", 0.005, 2.4)):
+            write_run(tmp_path, config(fmt, seed=seed, lr=lr, study="some-tuning"), loss)
+            write_run(tmp_path, config(fmt, seed=seed, lr=lr, study="some-tuning", max_steps=40), 0.0)
+    loader = ExperimentDataLoader([tmp_path])
+    (row,) = own_rates(loader, FormatComparator(loader).comparisons[0]).to_dict("records")
+    assert (row["format"], row["shared_rate"], row["own_rate"], row["n"]) == ("E7M0", 0.01, 0.005, 2)
+    assert (row["gap_shared"], row["gap_own"]) == (pytest.approx(0.7), pytest.approx(0.4))
 
 
 @pytest.mark.parametrize(

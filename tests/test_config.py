@@ -87,3 +87,12 @@ def test_bookkeeping_does_not_change_the_identity_but_the_seed_does() -> None:
     other = ExperimentConfig(seed=1)
     assert other.identity() != plain.identity()
     assert other.arm_identity() == plain.arm_identity()
+
+
+def test_the_same_layers_in_any_order_are_the_same_experiment() -> None:
+    given = [["head", "mlp"], ["mlp", "head", "mlp"]]
+    first, second = (
+        ExperimentConfig.model_validate({"quantize": {"weight": "e4m3", "layers": layers}}) for layers in given
+    )
+    assert first.identity() == second.identity()
+    assert first.resolved_name == "e4m3-w-head-mlp-adamw"

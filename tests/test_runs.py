@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from records import DATA, config, write_matrix, write_run
 
+from altgrad.analysis.loader import stall_ratio
 from altgrad.config import UsageError
 from altgrad.runs import Failure, RunExists, RunWriter, load_runs, pack_study, read_run
 from altgrad.runs.tracking import Tracker
@@ -142,6 +143,23 @@ def test_a_cut_last_line_is_dropped_and_a_bad_line_in_the_middle_is_named(tmp_pa
     assert "line 4 is not a row" in problems[0].reason
 
 
+BROKEN = {"kinds": ["nan_loss"], "step": 1, "tensor": None, "phase": None, "message": ""}
+FIELDS = {
+    "created not a time": ({"created": "yesterday"}, "'created' is not an ISO 8601 time"),
+    "ended not a time": ({"ended": "x"}, "'ended' is not an ISO 8601 time"),
+    "ended beyond time": ({"ended": "9999-12-31T23:00:00-14:00"}, "'ended' is not an ISO 8601 time"),
+    "ended a number": ({"ended": 5}, "'ended' is not text"),
+    "kinds a number": ({"failure": BROKEN | {"kinds": 5}}, "'failure' is damaged"),
+    "kinds unknown": ({"failure": BROKEN | {"kinds": ["sadness"]}}, "'failure' is damaged"),
+    "failure step text": ({"failure": BROKEN | {"step": "abc"}}, "'failure' is damaged"),
+    "failure step null": ({"failure": BROKEN | {"step": None}}, "'failure' is damaged"),
+    "failure foreign key": ({"failure": BROKEN | {"more": 1}}, "'failure' is damaged"),
+    "data name a number": ({"data": DATA | {"name": 3}}, "'data.name' is not text"),
+    "url a list": ({"wandb_url": []}, "'wandb_url' is not text"),
+    "events a dict": ({"events": {}}, "'events' is of the wrong kind"),
+}
+
+
 def damage(path: Path, kind: str) -> None:
     run = json.loads((path / "run.json").read_text())
     if kind == "truncated json":
@@ -169,6 +187,16 @@ def damage(path: Path, kind: str) -> None:
         pd.DataFrame({"step": [0, 1]}).to_parquet(path / "history.parquet")
     elif kind == "text loss":
         pd.DataFrame({"step": [0, 1], "val_loss": ["a", "b"]}).to_parquet(path / "history.parquet")
+    elif kind == "text step":
+        pd.DataFrame({"step": ["a", "b"], "val_loss": [1.0, 2.0]}).to_parquet(path / "history.parquet")
+    elif kind == "text layers":
+        layers = pd.read_parquet(path / "layers.parquet").astype({"value": "str"})
+        layers.loc[0, "value"] = "high"
+        layers.to_parquet(path / "layers.parquet")
+    elif kind == "nested":
+        (path / "run.json").write_text("[" * 100_000)
+    elif kind in FIELDS:
+        (path / "run.json").write_text(json.dumps(run | FIELDS[kind][0]))
     elif kind == "no step":
         pd.DataFrame({"val_loss": [1.0]}).to_parquet(path / "history.parquet")
 
@@ -186,8 +214,12 @@ def damage(path: Path, kind: str) -> None:
         ("unknown format", "unknown format 'e9m9'"),
         ("truncated parquet", "history: damaged"),
         ("no loss", "'val_loss' is missing"),
-        ("text loss", "a metric is not a number"),
+        ("text loss", "a value is not a number"),
         ("no step", "column 'step' is missing"),
+        ("text step", "a value is not a number"),
+        ("text layers", "a value is not a number"),
+        ("nested", "not readable JSON"),
+        *((kind, expected) for kind, (_, expected) in FIELDS.items()),
     ],
 )
 def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path: Path, kind: str, expected: str) -> None:
@@ -200,6 +232,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path: Path, kind:
     assert expected in found.problems[0].reason
     assert bad.name in found.problems[0].where
     assert "\n" not in found.problems[0].reason
+    assert str(tmp_path) not in found.problems[0].reason
 
 
 def test_a_packed_study_reads_back_with_the_same_losses_and_statuses(tmp_path: Path) -> None:
@@ -244,6 +277,33 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="--out"):
         RunWriter.create(tmp_path / "file" / "runs", config(), data_fingerprint=DATA, environment={})
+
+
+def test_a_failed_attempt_that_was_repeated_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", config("e4m3"), status="failed")
+    write_run(tmp_path / "a", config("e4m3"))
+    found = load_runs([tmp_path / "a"])
+    assert [record.status for record in found.records] == ["finished"]
+    assert [problem.reason for problem in found.problems] == ["an earlier attempt of a run that was repeated: failed"]
+    write_run(tmp_path / "b", config("e5m2"), status="crashed")
+    write_run(tmp_path / "c", config("e5m2"))
+    found = load_runs([tmp_path / "b", tmp_path / "c"])
+    assert [record.status for record in found.records] == ["finished"]
+    assert "crashed, and recorded again as finished" in found.problems[0].reason
+
+
+def test_a_packed_run_gives_the_same_findings(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "runs", config("e4m3"), status="crashed")
+    rows = [
+        {"step": step, "layer": "x", "layer_type": "mlp", "operand": "update", "statistic": name, "value": value}
+        for step in (1, 7, 20)
+        for name, value in (("flips", 0.1 * step), ("updates", 10.0))
+    ]
+    (path / "layers.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    before = read_run(path)
+    pack_study([before], tmp_path / "packed", layers_every=100)
+    (after,) = load_runs([tmp_path / "packed"]).records
+    assert stall_ratio(after) == stall_ratio(before) == pytest.approx(1 - 2.8 / 30)
 
 
 def test_missing_sources_hold_no_runs(tmp_path: Path) -> None:

@@ -39,6 +39,10 @@ RULE_COLUMNS = (
     "adamw_learning_rate",
     "n_runs",
     "n_finished",
+    "adamw_n_runs",
+    "adamw_n_finished",
+    "max_steps",
+    "experiment",
     "n_pairs",
     "val_loss",
     "difference",
@@ -87,11 +91,15 @@ class SweetSpot:
     Attributes:
         best: format with the smallest gap among those of which every run finished; None without a candidate.
         tied: formats that the paired test cannot tell from it.
+        worse: formats that it does tell from it.
+        unranked: recorded 8-bit formats that are no candidates: a run did not finish, or there are under 2 pairs.
         reason: why there is no answer, where there is none.
     """
 
     best: str | None
     tied: tuple[str, ...] = ()
+    worse: tuple[str, ...] = ()
+    unranked: tuple[str, ...] = ()
     reason: str = ""
 
     @property
@@ -127,11 +135,18 @@ class FormatComparator:
     def sweet_spot(self, comparison: Comparison) -> SweetSpot:
         """The best 8-bit format of `comparison`; one with a run that did not finish, or under 2 pairs, cannot be it."""
         candidates = _candidates(comparison.table)
-        if candidates.empty:
-            return SweetSpot(None, reason="no format has two finished runs that pair with an unquantized one")
-        best = candidates.iloc[0]
-        tied = candidates[candidates["tied"] & (candidates["format"] != best["format"])]
-        return SweetSpot(str(best["format"]), tuple(tied["format"]))
+        recorded = [name for name in comparison.table["format"] if _is_8bit(name)]
+        unranked = tuple(name for name in recorded if name not in set(candidates["format"]))
+        if len(candidates) < 2:
+            only = (
+                f"only {candidates['format'].iloc[0]} can be ranked"
+                if len(candidates)
+                else "no 8-bit format can be ranked"
+            )
+            return SweetSpot(None, unranked=unranked, reason=f"{only}, and an answer needs at least two")
+        best, rest = str(candidates["format"].iloc[0]), candidates.iloc[1:]
+        tied, worse = (tuple(rest.loc[rest["tied"] == value, "format"]) for value in (True, False))
+        return SweetSpot(best, tied, worse, unranked)
 
     def _baseline(self, setting: str) -> pd.DataFrame:
         return self._runs[(self._runs["setting"] == setting) & (self._runs["scope"] == "nothing")]
@@ -177,11 +192,13 @@ class StepRuleComparator:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row an arm of the manifold rule, columns `RULE_COLUMNS`.
+        """One row an arm of the manifold rule, columns `RULE_COLUMNS` and `counts`.
 
         `difference` is its final validation loss minus AdamW's in nats a character. Where the problem has AdamW arms
         at several learning rates, the one with the most pairs is taken, and among those the one with the lowest mean
         loss: the comparison least favourable to the manifold rule. Without an AdamW arm the row has no difference.
+        A row `counts` (and takes part in Holm's adjustment, over the rows of its experiment) if it has at least two
+        pairs and every run of both arms finished: an arm that lost seeds would be judged by its survivors.
         """
         rows = []
         for problem, group in self._runs.groupby("problem", sort=True):
@@ -189,8 +206,17 @@ class StepRuleComparator:
             for arm, runs in group[group["step_rule"] == "manifold"].groupby("arm"):
                 rows.append(_rule_row(str(arm), runs, rivals) | {"problem": problem})
         frame = pd.DataFrame(rows, columns=[*RULE_COLUMNS, "problem"])
-        frame["p_holm"] = holm(list(frame["p_value"]))
+        whole = (frame["n_finished"] == frame["n_runs"]) & (frame["adamw_n_finished"] == frame["adamw_n_runs"])
+        frame["counts"] = whole & (frame["n_pairs"] >= 2)
+        for _, group in frame[frame["counts"]].groupby("experiment"):
+            frame.loc[group.index, "p_holm"] = holm(list(group["p_value"]))
         return frame.sort_values(["rule", "format", "arm"], key=_order, ignore_index=True)
+
+    @property
+    def experiments(self) -> tuple[pd.DataFrame, ...]:
+        """The table split by experiment (data, model, length ...), the one with the most counted pairs first."""
+        parts = [part.reset_index(drop=True) for _, part in self.table.groupby("experiment", sort=True)]
+        return tuple(sorted(parts, key=lambda part: -int(part.loc[part["counts"], "n_pairs"].sum())))
 
 
 def _format_table(group: pd.DataFrame, baseline: pd.Series) -> pd.DataFrame:
@@ -229,8 +255,11 @@ def _format_table(group: pd.DataFrame, baseline: pd.Series) -> pd.DataFrame:
 
 def _candidates(table: pd.DataFrame) -> pd.DataFrame:
     """Rows that may be called the best: 8-bit formats with at least 2 pairs, of which every run finished."""
-    eight = table["format"].map(lambda label: all(get_format(part).bits == 8 for part in label.split("/")))
-    return table[eight & (table["n_pairs"] >= 2) & (table["n_finished"] == table["n_runs"])]
+    return table[table["format"].map(_is_8bit) & (table["n_pairs"] >= 2) & (table["n_finished"] == table["n_runs"])]
+
+
+def _is_8bit(label: str) -> bool:
+    return all(get_format(part).bits == 8 for part in label.split("/"))
 
 
 def _but_rate(config: ExperimentConfig) -> dict[str, object]:
@@ -249,6 +278,8 @@ def _rule_row(arm: str, runs: pd.DataFrame, rivals: Sequence[tuple[str, pd.DataF
         "rule": runs["rule"].iloc[0],
         "arm": arm,
         "learning_rate": runs["learning_rate"].iloc[0],
+        "max_steps": runs["max_steps"].iloc[0],
+        "experiment": runs["experiment"].iloc[0],
         "n_runs": len(runs),
         "n_finished": int((runs["status"] == "finished").sum()),
         "n_pairs": 0,
@@ -264,6 +295,8 @@ def _rule_row(arm: str, runs: pd.DataFrame, rivals: Sequence[tuple[str, pd.DataF
     return row | {
         "adamw_arm": name,
         "adamw_learning_rate": rival["learning_rate"].iloc[0],
+        "adamw_n_runs": len(rival),
+        "adamw_n_finished": int((rival["status"] == "finished").sum()),
         "n_pairs": estimate.n,
         "difference": estimate.mean,
         "low": estimate.low,

@@ -49,7 +49,7 @@ class FailureAnalyzer:
                     "step": failure.get("step", run.last_step),
                     "tensor": failure.get("tensor"),
                     "phase": failure.get("phase"),
-                    "message": failure.get("message") or self._loader.records[run.run_id].run.get("message", ""),
+                    "message": failure.get("message") or self._loader.records[run.run_id].run["message"] or "",
                 }
             )
         columns = ["run_id", "arm", "format", "rule", "seed", "status", "kinds", "step", "tensor", "phase", "message"]

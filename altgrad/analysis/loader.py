@@ -41,6 +41,7 @@ RUN_COLUMNS = (
     "data",
     "setting",
     "problem",
+    "experiment",
     "final_val_loss",
     "last_step",
     "stall_ratio",
@@ -51,6 +52,10 @@ RUN_COLUMNS = (
 )
 
 
+STEP_RULE_KEYS = ("step_rule", "precondition", "floor", "max_stiffness", "learning_rate", "other_learning_rate")
+"""Keys of the optimizer's config in which arms of one problem may differ; each is tuned or described with its rule."""
+
+
 class ExperimentDataLoader:
     """Reads run records and puts them into one table.
 
@@ -59,7 +64,9 @@ class ExperimentDataLoader:
     - ``arm``: one config with all its seeds (and one data set);
     - ``setting`` and ``scope``: for comparing formats. `setting` is everything but format, scope and seed; `scope` is
       which operands of which layer types are quantized, and how they are scaled;
-    - ``problem``: for comparing optimizers; everything but optimizer and seed.
+    - ``problem``: for comparing step rules; everything but the step rule, what belongs to it (`STEP_RULE_KEYS`) and the
+      seed;
+    - ``experiment``: as `problem`, without the format and scope too: what a set of such comparisons shares.
 
     Runs of a study whose name ends in ``tuning`` have the role ``tuning``: their seeds are held out of comparisons.
 
@@ -180,7 +187,9 @@ def _row(record: RunRecord) -> dict[str, Any]:
     identity = config.arm_identity()
     quantized = {key: identity[key] for key in ("quantize", "scaling")}
     setting = {key: value for key, value in identity.items() if key not in quantized}
-    problem = {key: value for key, value in identity.items() if key != "optimizer"}
+    kept = {key: value for key, value in identity["optimizer"].items() if key not in STEP_RULE_KEYS}
+    problem = identity | {"optimizer": kept}
+    experiment = {key: value for key, value in problem.items() if key not in quantized}
     return {
         "run_id": record.id,
         "arm": record.arm,
@@ -201,6 +210,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "data": data,
         "setting": digest(setting, data)[:12],
         "problem": digest(problem, data)[:12],
+        "experiment": digest(experiment, data)[:12],
         "final_val_loss": final_val_loss(record),
         "last_step": int(record.history["step"].max()) if len(record.history) else -1,
         "stall_ratio": stall_ratio(record),

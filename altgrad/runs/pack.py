@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 
 from altgrad.runs.store import RunRecord
 
+FINDINGS = ("overflow", "underflow", "sqnr_db", "flips", "updates")
+"""Statistics of the per-layer table that `altgrad.analysis` averages over all recorded steps."""
+
 
 def pack_study(
     records: Sequence[RunRecord],
@@ -25,8 +28,9 @@ def pack_study(
     """Write `records` as ``runs.parquet``, ``history.parquet`` and ``layers.parquet`` in `folder`.
 
     Curves are thinned: history keeps every `history_every`-th step, the first and last one and every evaluation; the
-    per-layer table keeps steps that are multiples of `layers_every` and each run's first and last recorded step.
-    Metrics are stored as float32, validation losses as float64 (the findings are computed from them).
+    per-layer table keeps the statistics that findings are computed from (`FINDINGS`) at every recorded step, the others
+    at multiples of `layers_every` and each run's first and last recorded step: a packed run gives the same findings.
+    Metrics are stored as float32; validation losses and layer statistics, the source of the findings, as float64.
 
     Args:
         records: ended runs; running ones are refused, since their record is not whole yet.
@@ -60,11 +64,12 @@ def pack_study(
         histories.append(frame[keep].assign(run_id=record.id))
         step = record.layers["step"]
         keep = (step % layers_every == 0) | step.isin([step.min(), step.max()])
+        keep |= record.layers["statistic"].isin(FINDINGS)
         layers.append(record.layers[keep].assign(run_id=record.id))
     folder.mkdir(parents=True, exist_ok=True)
     _write(runs, folder / "runs.parquet")
     _write(_narrow(pd.concat(histories, ignore_index=True), wide=("val_loss",)), folder / "history.parquet")
-    _write(_narrow(pd.concat(layers, ignore_index=True), wide=()), folder / "layers.parquet")
+    _write(_narrow(pd.concat(layers, ignore_index=True), wide=("value",)), folder / "layers.parquet")
 
 
 def _narrow(frame: pd.DataFrame, wide: Sequence[str]) -> pd.DataFrame:

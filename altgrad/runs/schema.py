@@ -63,6 +63,12 @@ class Failure:
         unknown = set(self.kinds) - set(FAILURE_KINDS)
         if unknown or not self.kinds:
             raise ValueError(f"failure kinds {sorted(unknown)} must be one or more of {', '.join(FAILURE_KINDS)}")
+        if (
+            not isinstance(self.step, int)
+            or not isinstance(self.tensor, str | None)
+            or not isinstance(self.message, str)
+        ):
+            raise ValueError("failure step is an integer, tensor and message are text")
         if self.phase is not None and self.phase not in PHASES:
             raise ValueError(f"failure phase {self.phase!r} must be one of {', '.join(PHASES)}")
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from altgrad.config import ExperimentConfig, UsageError, parse_config
-from altgrad.runs.schema import LAYER_COLUMNS, SCHEMA_VERSION, STATUSES, Problem, RecordError, arm_id
+from altgrad.runs.schema import LAYER_COLUMNS, SCHEMA_VERSION, STATUSES, Failure, Problem, RecordError, arm_id
 from altgrad.runs.writer import is_locked, read_jsonl
 
 PACKED = "runs.parquet"
@@ -93,10 +94,34 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
             except RecordError as error:
                 problems.append(Problem(where, str(error)))
             for record in records:
-                known = found.get(record.id)
-                if known is None or (known.status != "finished" and record.status == "finished"):
-                    found[record.id] = record
+                known = found.setdefault(record.id, record)
+                if known is record:
+                    continue
+                better, worse = (record, known) if _rank(record) > _rank(known) else (known, record)
+                found[record.id] = better
+                if worse.status in ("failed", "crashed"):
+                    problems.append(
+                        Problem(where, f"{record.id}: {worse.status}, and recorded again as {better.status}")
+                    )
+        problems += _set_aside_records(Path(source))
     return RunSet(tuple(found[key] for key in sorted(found)), tuple(problems))
+
+
+def _rank(record: RunRecord) -> int:
+    return ("crashed", "interrupted", "running", "failed", "finished").index(record.status)
+
+
+def _set_aside_records(source: Path) -> list[Problem]:
+    """Earlier attempts of runs that were repeated: one that failed or crashed is named, never dropped silently."""
+    problems = []
+    for folder in sorted(source.glob("*.old")) + sorted(source.glob("*/*.old")):
+        try:
+            status = read_run(folder).status
+        except RecordError as error:
+            status = f"damaged ({error})"
+        if status not in ("interrupted", "finished"):
+            problems.append(Problem(folder.name, f"an earlier attempt of a run that was repeated: {status}"))
+    return problems
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -112,8 +137,10 @@ def read_run(folder: Path) -> RunRecord:
         run = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecordError(f"{folder.name}/run.json: missing; delete the folder or restore the file") from None
-    except (ValueError, OSError) as error:
-        raise RecordError(f"{folder.name}/run.json: not readable JSON ({error}); restore the file") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise RecordError(
+            f"{folder.name}/run.json: not readable JSON ({_first_line(error)}); restore the file"
+        ) from None
     return _record(run, folder.name, locked, _table(folder, "history"), _table(folder, "layers"))
 
 
@@ -145,10 +172,28 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
         raise RecordError(f"{where}/run.json: status {run['status'][:80]!r} must be one of {', '.join(STATUSES)}")
     if not isinstance(run["data"].get("sha256"), str):
         raise RecordError(f"{where}/run.json: key 'data.sha256' is missing; restore the file")
+    run["data"].setdefault("name", "unnamed")
+    if not isinstance(run["data"]["name"], str):
+        raise RecordError(f"{where}/run.json: key 'data.name' is not text; restore the file")
+    for key in ("ended", "wandb_url", "message"):
+        if not isinstance(run.setdefault(key, None), str | None):
+            raise RecordError(f"{where}/run.json: key {key!r} is not text; restore the file")
+    for key in ("created", "ended"):
+        try:
+            run[key] = run[key] and datetime.fromisoformat(run[key]).astimezone(UTC).isoformat().replace("+00:00", "Z")
+        except (ValueError, OverflowError):
+            raise RecordError(f"{where}/run.json: key {key!r} is not an ISO 8601 time; restore the file") from None
     for key, empty in (("events", []), ("environment", {}), ("code", {}), ("summary", {}), ("failure", None)):
         value = run.setdefault(key, empty)
         if not isinstance(value, type(empty) if empty is not None else dict | None):
             raise RecordError(f"{where}/run.json: key {key!r} is of the wrong kind; restore the file")
+    if run["failure"] is not None:
+        try:
+            run["failure"] = Failure(**run["failure"]).to_json()
+        except (TypeError, ValueError) as error:
+            raise RecordError(
+                f"{where}/run.json: key 'failure' is damaged ({_first_line(error)}); restore the file"
+            ) from None
     try:
         config = parse_config(run["config"], source=f"{where}/run.json: config")
     except UsageError as error:
@@ -163,7 +208,7 @@ def _table(folder: Path, name: str) -> pd.DataFrame:
     columns = LAYER_COLUMNS if name == "layers" else ("step",)
     try:
         if parquet.exists():
-            frame = pq.read_table(parquet).to_pandas()
+            frame = _read_parquet(parquet)
         elif jsonl.exists():
             frame = pd.DataFrame(read_jsonl(jsonl))
         else:
@@ -177,21 +222,25 @@ def _table(folder: Path, name: str) -> pd.DataFrame:
     missing = [column for column in columns if column not in frame]
     if missing:
         raise RecordError(f"{where}: column {missing[0]!r} is missing; restore the file")
-    return _numeric(frame, where) if name == "history" else frame
+    return _numeric(frame, where, [column for column in frame if name == "history" or column == "value"])
 
 
-def _numeric(frame: pd.DataFrame, where: str) -> pd.DataFrame:
+def _read_parquet(path: Path) -> pd.DataFrame:
+    """The file's table, read from an open file: pyarrow's messages then name no path."""
+    with open(path, "rb") as file:
+        return pq.read_table(file).to_pandas()
+
+
+def _numeric(frame: pd.DataFrame, where: str, columns: Sequence[str]) -> pd.DataFrame:
     try:
-        return frame.astype({column: "float64" for column in frame.columns if column != "step"})
+        return frame.astype({**dict.fromkeys(columns, "float64"), "step": "int64"})
     except (ValueError, TypeError) as error:
-        raise RecordError(f"{where}: a metric is not a number ({_first_line(error)}); restore the file") from None
+        raise RecordError(f"{where}: a value is not a number ({_first_line(error)}); restore the file") from None
 
 
 def _read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]]:
     try:
-        runs, history, layers = (
-            pq.read_table(folder / f"{name}.parquet").to_pandas() for name in ("runs", "history", "layers")
-        )
+        runs, history, layers = (_read_parquet(folder / f"{name}.parquet") for name in ("runs", "history", "layers"))
         by_run = {
             name: dict(tuple(table.groupby("run_id", sort=False)))
             for name, table in (("history", history), ("layers", layers))

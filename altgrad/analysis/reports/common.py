@@ -14,7 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 import altgrad
+from altgrad.analysis.hypotheses import Hypothesis
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.config import UsageError
 from altgrad.pages import (
     Block,
     Bullets,
@@ -35,11 +37,8 @@ from altgrad.pages import (
 from altgrad.pages.content import Text
 from altgrad.runs.schema import code_fingerprint
 
-PILOT = (
-    "These are pilot findings: one small model, short runs, few seeds, formats simulated in float32. "
-    "They show that the path from a run to a page works, and they narrow the question; they do not settle it."
-)
-
+HEADLINE_SEEDS = 16
+"""Findings from fewer pairs than this are labelled as a pilot."""
 
 _SYNC = md(
     "To have runs in a project on {wandb}, record them with tracking and sync their files:",
@@ -135,6 +134,31 @@ def pending(missing: Text, studies: Sequence[str]) -> list[Block]:
     ]
 
 
+def pilot(loader: ExperimentDataLoader, arms: Iterable[str], pairs: int) -> list[Block]:
+    """The label of findings from fewer than `HEADLINE_SEEDS` pairs; nothing from there on."""
+    if pairs >= HEADLINE_SEEDS:
+        return []
+    config = loader.config(next(iter(arms)))
+    text = (
+        f"These are pilot findings: at most {pairs} pairs an arm, {config.max_steps} steps, a model of "
+        f"{config.model.layers} layers of {config.model.dim}, formats simulated in float32. They show that the path "
+        f"from a "
+        "run to a page works, and they narrow the question; they do not settle it."
+    )
+    return [Note("info", "Pilot", (Paragraph(text),))]
+
+
+def hypothesis(value: Hypothesis) -> Md:
+    """A hypothesis with its date and what was known when it was written."""
+    return md(
+        "Hypothesis, written on {date}, before the runs that ship with the repository, but with earlier pilot "
+        "figures of "
+        "this project at hand, so an expectation rather than a blind prediction: {text}",
+        date=value.written,
+        text=value.statement,
+    )
+
+
 def hypothesis_pending(missing: Text) -> Md:
     """What stands for a hypothesis before there is anything to hold against it: no expectation is shown."""
     return md(
@@ -200,7 +224,12 @@ def provenance(loader: ExperimentDataLoader, built: datetime | None = None) -> P
     """
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     if built is None and epoch and epoch.isdigit():
-        built = datetime.fromtimestamp(int(epoch), UTC)
+        try:
+            built = datetime.fromtimestamp(int(epoch), UTC)
+        except (ValueError, OverflowError, OSError):
+            raise UsageError(
+                f"SOURCE_DATE_EPOCH={epoch[:40]}: not a time in seconds since 1970; correct or unset it"
+            ) from None
     when = moment(built.isoformat() if built else loader.newest)
     packages = ", ".join(f"{package} {_version(package)}" for package in ("numpy", "pandas", "scipy", "matplotlib"))
     datasets = {

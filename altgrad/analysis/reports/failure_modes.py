@@ -24,10 +24,10 @@ from altgrad.pages import (
     Column,
     Heading,
     Md,
-    Note,
     Page,
     Paragraph,
     Table,
+    join,
     md,
 )
 
@@ -60,7 +60,7 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
     else:
         blocks += [
             Paragraph(_answer(modes, analyzer)),
-            Note("info", "Pilot", (Paragraph(common.PILOT),)),
+            *common.pilot(loader, [comparison.baseline], int(comparison.table["n_pairs"].max())),
             *_sqnr_block(analyzer, modes),
             Heading("Failure Mode by format"),
             _modes_table(modes),
@@ -113,23 +113,30 @@ def _answer(modes: pd.DataFrame, analyzer: FailureAnalyzer) -> Md:
         if failed
         else "no recorded run failed outright"
     )
+    lost, broken = shown[shown["low"] > 0], shown[~(shown["low"] > 0)]
     if shown.empty:
         return md("**Failure Mode: none seen.** No format's loss gap lies above zero, and {ended}.", ended=ended)
-    worst = shown.sort_values("gap").iloc[-1]
-    return md(
-        "**Failure Mode: {count} of {total} formats end worse than FP32, {format} most: {gap} nats a character "
-        "{interval}, n = {n} seeds, "
-        "with {mode} as its strongest symptom ({where}).** Of all runs, {ended}.",
-        count=len(shown),
-        total=len(modes),
-        format=worst["format"],
-        gap=common.number(worst["gap"], sign=True),
-        interval=common.interval(worst["low"], worst["high"]),
-        n=int(worst["n_pairs"]),
-        mode=worst["mode"],
-        where=_where(worst),
-        ended=ended,
-    )
+    parts = []
+    if len(lost):
+        worst = lost.sort_values("gap").iloc[-1]
+        parts.append(
+            md(
+                "{count} of {total} formats end worse than FP32, {format} most: {gap} nats a character {interval}, n "
+                "= {n} "
+                "seeds, with {mode} as its strongest symptom ({where})",
+                count=len(lost),
+                total=len(modes),
+                format=worst["format"],
+                gap=common.number(worst["gap"], sign=True),
+                interval=common.interval(worst["low"], worst["high"]),
+                n=int(worst["n_pairs"]),
+                mode=worst["mode"],
+                where=_where(worst),
+            )
+        )
+    if len(broken):
+        parts.append(md("with failed runs: {names}", names=common.names(list(broken["format"]))))
+    return md("**Failure Mode: {parts}.** Of all runs, {ended}.", parts=join("; ", parts), ended=ended)
 
 
 def _where(row: pd.Series) -> str:
@@ -288,7 +295,7 @@ def _e7m0(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, comparison: C
         (text, *observed.get(key, ("not decided", "no runs recorded"))) for key, text in E7M0.predictions.items()
     )
     return [
-        Paragraph(md("Hypothesis (written {date}, before these runs): {text}", date=E7M0.written, text=E7M0.statement)),
+        Paragraph(common.hypothesis(E7M0)),
         Table(("Prediction", "Outcome", "Recorded"), rows, "The hypothesis against what happened"),
         *_e7m0_rate(loader, comparison),
     ]
@@ -379,7 +386,10 @@ def _prevention(modes: pd.DataFrame) -> list[Block]:
     safe = modes[modes["mode"] == "none seen"]["format"]
     if len(safe):
         items.append(
-            md("No failure was seen with {names}: use one of these where the loss matters most.", names=", ".join(safe))
+            md(
+                "No failure was seen with {names} in these runs, which is not evidence that there is none.",
+                names=", ".join(safe),
+            )
         )
     if not items:
         return [Paragraph("No format of these runs shows a symptom to prevent.")]

@@ -23,7 +23,6 @@ from altgrad.pages import (
     Details,
     Heading,
     Md,
-    Note,
     Page,
     Paragraph,
     Table,
@@ -58,7 +57,7 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
         spot = comparator.sweet_spot(first)
         blocks += [
             Paragraph(answer(first, spot)),
-            Note("info", "Pilot", (Paragraph(common.PILOT),)),
+            *common.pilot(loader, [first.baseline], int(first.table["n_pairs"].max())),
             ChartBlock(gap_chart(first)),
             Heading("Results"),
             *_results(loader, first, spot.best, "results"),
@@ -82,8 +81,9 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
 
 def answer(comparison: Comparison, spot: SweetSpot) -> Md:
     """The answer in one bold sentence, with number, interval and seeds."""
+    aside = md(" Not ranked: {names}.", names=common.names(spot.unranked)) if spot.unranked else Md("")
     if spot.best is None:
-        return md("**Sweet-spot format: no answer.** Nothing can be named, because {reason}.", reason=spot.reason)
+        return md("**Sweet-spot format: no answer,** because {reason}.{aside}", reason=spot.reason, aside=aside)
     row = _row(comparison, spot.best)
     figures = md(
         "{best} ends {gap} nats a character from FP32 (95% interval {interval}, n = {n} seeds) with {scope} quantized",
@@ -93,17 +93,24 @@ def answer(comparison: Comparison, spot: SweetSpot) -> Md:
         n=int(row["n_pairs"]),
         scope=comparison.scope,
     )
+    apart = (
+        md("; the paired test tells {names} apart from it.", names=common.names(spot.worse)) if spot.worse else Md(".")
+    )
     if spot.conclusive:
         return md(
-            "**Sweet-spot format: {best}.** {figures}; every other 8-bit format is told apart from it.",
+            "**Sweet-spot format: {best}.** {figures}{apart}{aside}",
             best=spot.best,
             figures=figures,
+            apart=apart,
+            aside=aside,
         )
     return md(
-        "**Sweet-spot format: inconclusive between {all}.** {figures}; the paired test cannot tell {tied} from it.",
+        "**Sweet-spot format: inconclusive between {all}.** {figures}; the paired test cannot tell {tied} from "
+        "it.{aside}",
         all=common.names([spot.best, *spot.tied]),
         figures=figures,
-        tied=common.names(list(spot.tied)),
+        tied=common.names(spot.tied),
+        aside=aside,
     )
 
 

@@ -35,7 +35,7 @@ def home_page(loader: ExperimentDataLoader) -> Page:
     else:
         blocks += [
             Paragraph(answer(comparison, comparator.sweet_spot(comparison))),
-            Paragraph(common.PILOT),
+            *common.pilot(loader, [comparison.baseline], int(comparison.table["n_pairs"].max())),
             ChartBlock(gap_chart(comparison)),
         ]
     reports = (
@@ -48,7 +48,7 @@ def home_page(loader: ExperimentDataLoader) -> Page:
         (
             "Manifold comparison",
             "reports/manifold_comparison",
-            "ManifoldAdamW against AdamW at equally tuned learning rates",
+            "ManifoldAdamW against AdamW on the same problems",
         ),
         ("Runs", "runs/index", "every arm with its seeds, curves, config and the command that runs it again"),
     )

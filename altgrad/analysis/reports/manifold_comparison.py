@@ -1,4 +1,4 @@
-"""Report ANAL-03: what ManifoldAdamW brings over AdamW at an equally tuned learning rate, paired by seed."""
+"""Report ANAL-03: what ManifoldAdamW brings over AdamW on the same problem, paired by seed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from altgrad.pages import (
     Heading,
     Link,
     Md,
-    Note,
     Page,
     Paragraph,
     Table,
@@ -42,8 +41,9 @@ _STYLES = {"ManifoldAdamW (update)": (PALETTE[0], "o", -0.12), "ManifoldAdamW (g
 
 def manifold_comparison_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
     """The page, from the records of `loader`; "Pending Experiments" where no ManifoldAdamW run has an AdamW partner."""
-    table = StepRuleComparator(loader).table
-    paired = table[table["n_pairs"] >= 2]
+    experiments = StepRuleComparator(loader).experiments
+    table = experiments[0] if experiments else StepRuleComparator(loader).table
+    paired = table[table["counts"]]
     blocks: list[Block] = [
         Paragraph(Md("*Does an optimizer that knows the format's geometry reach a lower loss?* (ANAL-03)")),
         common.data_line(loader),
@@ -57,23 +57,25 @@ def manifold_comparison_page(loader: ExperimentDataLoader, built: datetime | Non
     else:
         blocks += [
             Paragraph(_answer(paired)),
-            Note("info", "Pilot", (Paragraph(common.PILOT),)),
+            *common.pilot(loader, paired["arm"], int(paired["n_pairs"].max())),
             ChartBlock(_difference_chart(paired)),
         ]
-    blocks += [
-        Heading("The stiffness-preconditioning hypothesis"),
-        *_hypothesis(paired),
-    ]
+    blocks += [Heading("The stiffness-preconditioning hypothesis"), *_hypothesis(paired)]
     if len(table):
         units = (
             "With S on the update a step is measured in ulps, and so is its learning rate. Losses: deployed weights."
         )
-        blocks += [Heading("ManifoldAdamW against AdamW"), _results(table), Paragraph(units), *_tuning(loader, table)]
+        results = _results(table, "step-rules")
+        blocks += [Heading("ManifoldAdamW against AdamW"), results, Paragraph(units), *_tuning(loader, table)]
+    for position, other in enumerate(experiments[1:], start=2):
+        title = f"Another setting: {other['max_steps'].iloc[0]} steps, up to {other['n_pairs'].max()} pairs"
+        blocks.append(Details(title, (_results(other, f"step-rules-{position}"),)))
     if paired.empty:
         missing = (
             "No runs are recorded."
             if loader.runs.empty
-            else "No ManifoldAdamW arm shares at least two finished seeds with an AdamW arm of the same problem."
+            else "No ManifoldAdamW arm, with every run finished, shares two seeds with an AdamW arm of the same "
+            "problem."
         )
         blocks += common.pending(missing, ["pilot-tuning", "pilot-formats", "pilot-manifold"])
     else:
@@ -83,12 +85,12 @@ def manifold_comparison_page(loader: ExperimentDataLoader, built: datetime | Non
             Heading("What cannot be concluded"),
             Bullets(_limits(loader, table, paired)),
         ]
-    arms = [*table["arm"], *table["adamw_arm"].dropna()]
+    arms = [arm for part in experiments for arm in (*part["arm"], *part["adamw_arm"].dropna())]
     return Page(
         PATH,
         "Manifold comparison",
         (*blocks, *common.traceability(loader, arms)),
-        description="ManifoldAdamW against AdamW at equally tuned learning rates, paired by seed, with intervals.",
+        description="ManifoldAdamW against AdamW on the same problems, paired by seed, with intervals.",
         provenance=common.provenance(loader, built),
     )
 
@@ -97,7 +99,7 @@ def _hypothesis(paired: pd.DataFrame) -> list[Block]:
     if paired.empty:
         return [Paragraph(common.hypothesis_pending("No pair of a ManifoldAdamW and an AdamW arm is recorded."))]
     return [
-        Paragraph(md("Written {date}, before these runs: {text}", date=STIFFNESS.written, text=STIFFNESS.statement)),
+        Paragraph(common.hypothesis(STIFFNESS)),
         Table(("Prediction", "Outcome", "Recorded"), _predictions(paired), "The hypothesis against what happened"),
     ]
 
@@ -190,7 +192,7 @@ def _difference_chart(paired: pd.DataFrame) -> Chart:
     )
 
 
-def _results(table: pd.DataFrame) -> Table:
+def _results(table: pd.DataFrame, identity: str) -> Table:
     columns: tuple[Column | str, ...] = (
         "Format",
         Column("S on"),
@@ -229,11 +231,11 @@ def _results(table: pd.DataFrame) -> Table:
             )
         )
     caption = "ManifoldAdamW minus AdamW in final validation loss, nats a character, paired by seed"
-    return Table(columns, tuple(rows), caption, data=table, id="step-rules")
+    return Table(columns, tuple(rows), caption, data=table, id=identity)
 
 
 def _tuning(loader: ExperimentDataLoader, table: pd.DataFrame) -> list[Block]:
-    runs = loader.runs[loader.runs["role"] == "tuning"]
+    runs = loader.runs[(loader.runs["role"] == "tuning") & loader.runs["problem"].isin(table["problem"])]
     if runs.empty:
         return [
             Paragraph(
@@ -361,13 +363,12 @@ def _limits(loader: ExperimentDataLoader, table: pd.DataFrame, paired: pd.DataFr
                 rates=", ".join(unequal),
             )
         )
-    lonely = table[table["n_pairs"] < 2]
-    if len(lonely):
+    excluded = table[~table["counts"]]
+    if len(excluded):
         items.append(
             md(
-                "{count} ManifoldAdamW arms have fewer than two pairs and are not counted: {names}.",
-                count=len(lonely),
-                names=", ".join(sorted({f"{row['format']} {row['rule']}" for row in lonely.to_dict("records")})),
+                "Not counted, for want of two pairs or because a run of one of the two arms did not finish: {names}.",
+                names=", ".join(sorted({f"{row['format']} {row['rule']}" for row in excluded.to_dict("records")})),
             )
         )
     return tuple(items)
