@@ -34,10 +34,10 @@ demo: .venv/dev.stamp ## train a small matrix of formats (at most 3 minutes), th
 	@echo "The new runs are beside the recorded ones: make serve"
 
 reports: .venv/site.stamp ## write the three reports as plain markdown into reports/
-	@$(BIN)/python scripts/generate_reports.py --output-dir reports --offline
+	@$(BIN)/python scripts/generate_reports.py --output-dir reports --offline --runs experiments/recorded --readme README.md
 
 clean: ## remove the environment, the built site and caches (recorded and local runs stay)
-	rm -rf .venv site build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .cache site build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find altgrad gen scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import posixpath
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 ROOT = str(Path(__file__).resolve().parent.parent)
+DATED = "SOURCE_DATE_EPOCH" in os.environ
 serving = False
 
 
@@ -31,12 +31,11 @@ def on_pre_build(config: Any) -> None:
     """Forget the library's modules, so that an edit shows; date a build by its newest record, not by the clock."""
     for name in [name for name in sys.modules if name.split(".")[0] == "altgrad"]:
         del sys.modules[name]
-    if not serving and "SOURCE_DATE_EPOCH" not in os.environ:
-        from altgrad.analysis import ExperimentDataLoader
+    from altgrad.runs import newest_time
 
-        newest = ExperimentDataLoader().newest
-        if newest is not None:
-            os.environ["SOURCE_DATE_EPOCH"] = str(int(datetime.fromisoformat(newest).timestamp()))
+    newest = None if DATED else newest_time()
+    if newest is not None:
+        os.environ["SOURCE_DATE_EPOCH"] = str(int(newest.timestamp()))
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:

@@ -15,4 +15,11 @@ def pages() -> Iterable[Page]:
     return site_pages("reports")
 
 
-build(pages, "reports/format_comparison", "reports/failure_modes", "reports/manifold_comparison")
+def key() -> str:
+    """What the pages depend on; while it stays the same they are taken from the cache."""
+    from altgrad.analysis.reports import site_key
+
+    return site_key()
+
+
+build(pages, "reports/format_comparison", "reports/failure_modes", "reports/manifold_comparison", key=key)

@@ -15,4 +15,11 @@ def pages() -> Iterable[Page]:
     return site_pages("runs")
 
 
-build(pages, "runs/index")
+def key() -> str:
+    """What the pages depend on; while it stays the same they are taken from the cache."""
+    from altgrad.analysis.reports import site_key
+
+    return site_key()
+
+
+build(pages, "runs/index", key=key)

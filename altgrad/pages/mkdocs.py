@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import posixpath
 import re
 import traceback
+import zipfile
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from altgrad.pages.chart import inline_svg
 from altgrad.pages.content import CodeBlock, Note, Page, PageRef, Paragraph
@@ -24,8 +27,41 @@ _TABLE = re.compile(
 
 def write_mkdocs(pages: Iterable[Page]) -> None:
     """Hand the pages and the files beside them to the mkdocs build in progress."""
+    _hand_over(_site_files(pages))
+
+
+def build(make_pages: Callable[[], Iterable[Page]], *expected: str, key: Callable[[], str] | None = None) -> None:
+    """Make pages and write them: what a script in gen/ calls.
+
+    Under `mkdocs build` an error fails the build. Under `mkdocs serve` that would leave every page hanging, so each
+    of the `expected` paths becomes a page with the error in a box instead.
+
+    Args:
+        make_pages: the pages.
+        expected: paths of pages that there must be; the first names the family.
+        key: a digest of everything that the pages depend on. Where it is given, their files are kept in ``.cache/site``
+            beside mkdocs.yml (one file a family) and taken from there while the digest stays the same.
+    """
     import mkdocs_gen_files
 
+    try:
+        if key is None:
+            _hand_over(_site_files(make_pages()))
+        else:
+            folder = Path(mkdocs_gen_files.config["config_file_path"]).parent / ".cache" / "site"
+            family = expected[0].replace("/", ".")
+            _hand_over(_cached(folder, family, key(), lambda: _site_files(make_pages())))
+    except Exception:
+        if not mkdocs_gen_files.config["extra"].get("serving"):
+            raise
+        box = Note("warning", "This page could not be built", (CodeBlock(traceback.format_exc()),))
+        retry = Paragraph("Correct the error and save: the page is built again.")
+        write_mkdocs(Page(path, "Build error", (box, retry), search=False) for path in expected)
+
+
+def _site_files(pages: Iterable[Page]) -> dict[str, bytes]:
+    """Every file of the pages by its place in the site's sources."""
+    found: dict[str, bytes] = {}
     for page in pages:
         place = posixpath.dirname(page.path)
 
@@ -35,27 +71,36 @@ def write_mkdocs(pages: Iterable[Page]) -> None:
 
         dialect = Dialect(site=True, address=address)
         content = {posixpath.basename(page.path) + ".md": render(page, dialect).encode(), **files(page, dialect)}
-        for name, data in content.items():
-            with mkdocs_gen_files.open(posixpath.join(place, name), "wb") as file:
-                file.write(data)
+        found |= {posixpath.join(place, name): data for name, data in content.items()}
+    return found
 
 
-def build(make_pages: Callable[[], Iterable[Page]], *expected: str) -> None:
-    """Make pages and write them: what a script in gen/ calls.
-
-    Under `mkdocs build` an error fails the build. Under `mkdocs serve` that would leave every page hanging, so each
-    of the `expected` paths becomes a page with the error in a box instead.
-    """
+def _hand_over(content: dict[str, bytes]) -> None:
     import mkdocs_gen_files
 
+    for name, data in content.items():
+        with mkdocs_gen_files.open(name, "wb") as file:
+            file.write(data)
+
+
+def _cached(folder: Path, family: str, key: str, make: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
+    """What `make` gives, kept in ``<family>-<key>.zip``; the family's older files go, a damaged one is made again."""
+    path = folder / f"{family}-{key[:16]}.zip"
     try:
-        write_mkdocs(make_pages())
-    except Exception:
-        if not mkdocs_gen_files.config["extra"].get("serving"):
-            raise
-        box = Note("warning", "This page could not be built", (CodeBlock(traceback.format_exc()),))
-        retry = Paragraph("Correct the error and save: the page is built again.")
-        write_mkdocs(Page(path, "Build error", (box, retry), search=False) for path in expected)
+        with zipfile.ZipFile(path) as archive:
+            return {name: archive.read(name) for name in archive.namelist()}
+    except (FileNotFoundError, zipfile.BadZipFile):
+        content = make()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    os.replace(temporary, path)
+    for old in folder.glob(f"{family}-*.zip"):
+        if old != path:
+            old.unlink(missing_ok=True)
+    return content
 
 
 def finish_html(html: str, find: Callable[[str], str | None]) -> str:

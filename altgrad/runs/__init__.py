@@ -10,7 +10,15 @@ A run's folder holds
 
 from altgrad.runs.pack import pack_study
 from altgrad.runs.schema import FAILURE_KINDS, LAYER_COLUMNS, STATUSES, Failure, Problem, RecordError, arm_id, run_id
-from altgrad.runs.store import RunRecord, RunSet, default_sources, load_runs, read_run
+from altgrad.runs.store import (
+    RunRecord,
+    RunSet,
+    default_sources,
+    load_runs,
+    newest_time,
+    read_run,
+    sources_fingerprint,
+)
 from altgrad.runs.writer import RunExists, RunWriter
 
 __all__ = [
@@ -27,7 +35,9 @@ __all__ = [
     "arm_id",
     "default_sources",
     "load_runs",
+    "newest_time",
     "pack_study",
     "read_run",
     "run_id",
+    "sources_fingerprint",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -105,6 +106,40 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
                     )
         problems += _set_aside_records(Path(source))
     return RunSet(tuple(found[key] for key in sorted(found)), tuple(problems))
+
+
+def sources_fingerprint(sources: Iterable[Path] | None = None) -> str:
+    """Hex sha256 over names, bytes and locks of every record file under `sources`: what readers could see change."""
+    total = hashlib.sha256()
+    for source in default_sources() if sources is None else sources:
+        for path in sorted(Path(source).rglob("*")):
+            if path.suffix in (".json", ".jsonl", ".parquet") and path.is_file() and "wandb" not in path.parts:
+                locked = path.name == "run.json" and is_locked(path.parent)
+                total.update(f"{path.relative_to(source).as_posix()}\0{locked}\0".encode())
+                total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def newest_time(sources: Iterable[Path] | None = None) -> datetime | None:
+    """When the newest record ended (or began), read from the records' heads alone; None without records.
+
+    Heads that cannot be read are passed over: `load_runs` names them.
+    """
+    times = []
+    for source in default_sources() if sources is None else sources:
+        for folder in _record_folders(Path(source)):
+            try:
+                heads = (
+                    _read_parquet(folder / PACKED)["run"].map(json.loads)
+                    if (folder / PACKED).exists()
+                    else [json.loads((folder / "run.json").read_text(encoding="utf-8"))]
+                )
+                times += [
+                    datetime.fromisoformat(head.get("ended") or head["created"]).astimezone(UTC) for head in heads
+                ]
+            except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, pa.ArrowException):
+                continue
+    return max(times, default=None)
 
 
 def _rank(record: RunRecord) -> int:

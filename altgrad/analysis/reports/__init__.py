@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import version
 
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports.arms import arm_pages
 from altgrad.analysis.reports.generator import ReportGenerator
 from altgrad.analysis.reports.home import home_page
 from altgrad.pages import Page
+from altgrad.runs import sources_fingerprint
+from altgrad.runs.schema import code_fingerprint, digest
 
-__all__ = ["ReportGenerator", "arm_pages", "home_page", "site_pages"]
+__all__ = ["ReportGenerator", "arm_pages", "home_page", "site_key", "site_pages"]
 
 
 def site_pages(family: str) -> list[Page]:
@@ -27,6 +32,12 @@ def site_pages(family: str) -> list[Page]:
         "runs": lambda: arm_pages(loader),
     }
     return families[family]()
+
+
+def site_key() -> str:
+    """What every page of the site depends on, as one digest: code, records, packages, and the date of the build."""
+    packages = [(name, version(name)) for name in ("numpy", "pandas", "pyarrow", "scipy", "matplotlib")]
+    return digest(code_fingerprint(), sources_fingerprint(), packages, sys.version, os.environ.get("SOURCE_DATE_EPOCH"))
 
 
 @cache

@@ -1,0 +1,97 @@
+"""Pages are taken from the cache only while nothing that they depend on has changed."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from records import config, write_run
+
+from altgrad.analysis.reports import site_key
+from altgrad.pages.mkdocs import _cached
+from altgrad.runs import load_runs, newest_time, pack_study, sources_fingerprint
+
+
+class Maker:
+    """Counts how often the pages are made."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self) -> dict[str, bytes]:
+        self.calls += 1
+        return {"a/b.md": b"text", "a/b.svg": bytes(range(256))}
+
+
+def test_the_same_key_gives_the_same_bytes_without_making_them_again(tmp_path: Path) -> None:
+    make = Maker()
+    first = _cached(tmp_path / "cache", "runs", "k" * 64, make)
+    assert _cached(tmp_path / "cache", "runs", "k" * 64, make) == first == Maker()()
+    assert make.calls == 1
+
+
+def test_another_key_makes_them_again_and_removes_the_old_file_of_this_family_only(tmp_path: Path) -> None:
+    make = Maker()
+    _cached(tmp_path, "runs", "a" * 64, make)
+    _cached(tmp_path, "home", "a" * 64, make)
+    _cached(tmp_path, "runs", "b" * 64, make)
+    assert make.calls == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"home-{'a' * 16}.zip", f"runs-{'b' * 16}.zip"]
+
+
+def test_a_damaged_cache_file_is_made_again(tmp_path: Path) -> None:
+    make = Maker()
+    _cached(tmp_path, "runs", "a" * 64, make)
+    (tmp_path / f"runs-{'a' * 16}.zip").write_bytes(b"PK nonsense")
+    assert _cached(tmp_path, "runs", "a" * 64, make) == Maker()()
+    assert make.calls == 2
+
+
+def test_pages_that_cannot_be_made_leave_nothing_in_the_cache(tmp_path: Path) -> None:
+    def broken() -> dict[str, bytes]:
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        _cached(tmp_path, "runs", "a" * 64, broken)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_key_follows_every_byte_and_the_lock_of_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALTGRAD_RUNS", str(tmp_path))
+    keys = [site_key()]
+    path = write_run(tmp_path, config("e4m3"), status="crashed")
+    keys.append(site_key())
+    assert site_key() == keys[-1]
+    with open(path / "history.jsonl", "a") as file:
+        file.write("\n")
+    keys.append(site_key())
+    write_run(tmp_path, config("e5m2"), status="running")
+    keys.append(site_key())
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
+    keys.append(site_key())
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_lock_taken_changes_the_fingerprint_without_a_byte(tmp_path: Path) -> None:
+    import fcntl
+
+    path = write_run(tmp_path, config("e4m3"), status="crashed")
+    before = sources_fingerprint([tmp_path])
+    with open(path / "lock", "rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert sources_fingerprint([tmp_path]) != before
+    assert sources_fingerprint([tmp_path]) == before
+
+
+def test_the_newest_time_is_the_loaders_and_damaged_heads_are_passed_over(tmp_path: Path) -> None:
+    assert newest_time([tmp_path]) is None
+    write_run(tmp_path / "runs", config("fp32"))
+    late = write_run(tmp_path / "runs", config("e4m3"))
+    run = json.loads((late / "run.json").read_text())
+    (late / "run.json").write_text(json.dumps(run | {"ended": "2031-01-02T03:04:05Z"}))
+    pack_study(load_runs([tmp_path / "runs"]).records, tmp_path / "packed")
+    (write_run(tmp_path / "runs", config("e5m2")) / "run.json").write_text("{")
+    for source in ("runs", "packed"):
+        assert newest_time([tmp_path / source]) == datetime(2031, 1, 2, 3, 4, 5, tzinfo=UTC)
