@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -27,6 +28,13 @@ FAILURE_KINDS = (
 )
 PHASES = ("forward", "backward", "optimizer")
 LAYER_COLUMNS = ("step", "layer", "layer_type", "operand", "statistic", "value")
+
+_ROOT = r"(?:(?<![\w.~/-])/+|(?<![A-Za-z0-9])[A-Za-z]:[\\/]+|(?<![\w\\])\\\\+(?=[^\\]))"
+_URL_OR_PATH = re.compile(
+    r"(?P<url>\bhttps?://[^\s'\"<>]+)"
+    rf"|(?P<quote>['\"`]){_ROOT}(?:(?!(?P=quote))[^\n])*?[\\/](?P<quoted>(?:(?!(?P=quote))[^\\/\n])+)(?=[\\/]*(?P=quote))"
+    rf"|{_ROOT}(?:[^\\/\s'\"`<>|:]+[\\/]+)+(?P<bare>[^\\/\s'\"`<>|:]+)"
+)
 
 
 class RecordError(UsageError):
@@ -75,6 +83,19 @@ class Failure:
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""
         return asdict(self) | {"kinds": list(self.kinds)}
+
+
+def without_paths(text: str) -> str:
+    """`text` with the last component of each absolute path in place of the path, quoted or not.
+
+    Paths are POSIX or Windows ones of two components or more; without quotes a path ends at a space or colon. http and
+    https addresses and relative paths stay. A record is published: it must not tell where things lie on a machine.
+    """
+
+    def last(found: re.Match[str]) -> str:
+        return found["url"] or (found["quote"] or "") + (found["quoted"] or found["bare"])
+
+    return _URL_OR_PATH.sub(last, text)
 
 
 def digest(*parts: Any) -> str:
