@@ -18,7 +18,7 @@ serve: .venv/site.stamp ## build the site from the recorded runs and serve it (a
 site: .venv/site.stamp ## build the same site, strictly, into site/
 	@$(BIN)/mkdocs build --strict
 
-install: .venv/dev.stamp ## install everything, torch included (processor-only: TORCH_INDEX=https://download.pytorch.org/whl/cpu)
+install: .venv/dev.stamp ## install everything, torch included (a processor-only torch: see README)
 
 test: .venv/dev.stamp ## run all tests (some of them: ARGS="tests/test_formats.py -x")
 	@$(BIN)/python -m pytest $(ARGS)
