@@ -91,9 +91,19 @@ def test_the_record_holds_every_step_the_evaluations_and_the_layers(tmp_path: Pa
     assert wide["stall_ratio"].between(0.05, 1).all()
 
 
-def test_without_quantization_no_weight_stalls(tmp_path: Path, corpus: Corpus) -> None:
+def test_only_quantized_weights_have_flips(tmp_path: Path, corpus: Corpus) -> None:
+    quantize = {**E5M2["quantize"], "layers": ("mlp", "embedding")}
+    layers = read_run(run(tmp_path, corpus, quantize=quantize).path).layers
+    updates = layers[layers["operand"] == "update"]
+    on_a_grid = updates[updates["statistic"].isin(["flips", "updates", "stall_ratio"])]
+    assert set(on_a_grid["layer_type"]) == {"mlp", "embedding"}
+    assert set(updates.loc[updates["statistic"] == "norm_l2", "layer_type"]) >= {"mlp", "embedding"}
+
+
+def test_without_quantization_nothing_stalls_or_overflows(tmp_path: Path, corpus: Corpus) -> None:
     layers = read_run(run(tmp_path, corpus).path).layers
-    assert (layers.loc[layers["statistic"] == "stall_ratio", "value"] == 0).all()
+    assert not layers["statistic"].isin(["flips", "updates", "stall_ratio"]).any()
+    assert (layers["statistic"] == "norm_l2").any()
     assert (layers.loc[layers["statistic"].isin(["overflow", "underflow"]), "value"] == 0).all()
 
 
@@ -105,7 +115,7 @@ def test_evaluation_reads_the_quantized_weights(tmp_path: Path, corpus: Corpus) 
     batches = Batches(corpus, config(), torch.device("cpu"))
     for step in range(1, 13):
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * rate_factor(config(), step)
+            group["lr"] = config().optimizer.learning_rate * rate_factor(config(), step)
         optimizer.zero_grad()
         model.loss(*batches.next()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -206,6 +216,39 @@ def test_an_exception_leaves_a_crashed_record(tmp_path: Path, corpus: Corpus, mo
     record = read_run(next(tmp_path.iterdir()))
     assert record.status == "crashed"
     assert len(record.history) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"model": {**SMALL["model"], "context": 500_000}}, "model.context"),
+        ({"model": {**SMALL["model"], "dim": 2**40}}, "model.dim=1099511627776"),
+        ({"batch_size": 2**50}, "batch_size=1125899906842624"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_one_line_and_leave_no_record(
+    tmp_path: Path, corpus: Corpus, given: dict, key: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        run(tmp_path / "runs", corpus, **given)
+    assert key in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("[x] DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("CUDA"), MemoryError()],
+)
+def test_memory_that_runs_out_names_the_keys(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(self: loop._Run) -> None:
+        raise error
+
+    monkeypatch.setattr(loop._Run, "_train_step", fail)
+    with pytest.raises(UsageError, match=r"not enough memory for model\.layers=1"):
+        run(tmp_path, corpus)
 
 
 CHILD = """

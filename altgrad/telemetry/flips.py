@@ -15,30 +15,32 @@ class WeightCodes:
     """The weights of a model before an optimizer step; `rows` compares them with the weights after it.
 
     stall_ratio = 1 - flips / updates, both over the same elements: updates are the weights whose step was nonzero,
-    flips those of them whose value on the grid changed. A weight that is not quantized flips with every update.
+    flips those of them whose value on the grid changed. A layer whose weight is not quantized has neither.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._before = {
-            name: (layer, layer.weight.detach().clone(), _on_grid(layer))
+            name: (layer, layer.weight.detach().clone(), None if layer.policy.weight is FP32 else _on_grid(layer))
             for name, layer in quantized_layers(model).items()
         }
 
     def rows(self, step: int) -> list[Row]:
-        """Rows (operand "update") of updates, flips, stall_ratio and the step's norm_l2; after the optimizer's step."""
+        """Rows (operand "update") of the step's norm_l2, updates, flips and stall_ratio; after the optimizer's step."""
         rows: list[Row] = []
         for name, (layer, weight, grid) in self._before.items():
             change = layer.weight.detach() - weight
-            moved = layer.weight.detach() != weight
-            updates = int(moved.sum())
-            flips = int((moved & (_on_grid(layer) != grid)).sum())
-            found = {"updates": float(updates), "flips": float(flips), "norm_l2": float(change.norm())}
-            if updates:
-                found["stall_ratio"] = 1 - flips / updates
+            found = {"norm_l2": float(change.norm())}
+            if grid is not None:
+                moved = layer.weight.detach() != weight
+                updates = int(moved.sum())
+                flips = int((moved & (_on_grid(layer) != grid)).sum())
+                found |= {"updates": float(updates), "flips": float(flips)}
+                if updates:
+                    found["stall_ratio"] = 1 - flips / updates
             rows += [(step, name, layer.layer_type, "update", key, value) for key, value in found.items()]
         return rows
 
 
 def _on_grid(layer: QuantizedLayer) -> torch.Tensor:
     weight, fmt = layer.weight.detach(), layer.policy.weight
-    return weight.clone() if fmt is FP32 else quantize(weight, fmt, scale=layer.policy.scale(weight, fmt))
+    return quantize(weight, fmt, scale=layer.policy.scale(weight, fmt))

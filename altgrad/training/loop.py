@@ -171,21 +171,25 @@ def train(
         KeyboardInterrupt; any other exception leaves a ``crashed`` one and goes on.
 
     Raises:
-        UsageError: the run is already recorded, the data or the device are missing, or `out` cannot be written.
+        UsageError: the run is already recorded, the data or the device are missing, `out` cannot be written, or the
+            model or its batches do not fit the data or the memory.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: this torch sees no GPU; use --device cpu")
     corpus = corpus or load_corpus(config.data)
+    with _enough_memory(config):
+        batches = Batches(corpus, config, torch.device(device))
+        model = build_model(config).to(device)
     writer = RunWriter.create(
         out, config, data_fingerprint=corpus.fingerprint, environment=describe_environment(device)
     )
-    with _deterministic(), _sigterm_as_exit(), writer:
+    with _enough_memory(config), _deterministic(), _sigterm_as_exit(), writer:
         tracker = Tracker.start(config, writer.run_id, writer.path)
         if tracker.url:
             writer.set_wandb_url(tracker.url)
         status, summary = "crashed", {}
         try:
-            result = _Run(config, corpus, torch.device(device), writer, tracker, progress).run()
+            result = _Run(config, model, batches, writer, tracker, progress).run()
             status, summary = result.status, result.summary
         except (KeyboardInterrupt, SystemExit):
             status = "interrupted"
@@ -214,17 +218,16 @@ class _Run:
     def __init__(
         self,
         config: ExperimentConfig,
-        corpus: Corpus,
-        device: torch.device,
+        model: GPT,
+        batches: Batches,
         writer: RunWriter,
         tracker: Tracker,
         progress: bool,
     ) -> None:
         self.config, self.writer, self.tracker, self.progress = config, writer, tracker, progress
-        self.model: GPT = build_model(config).to(device)
-        self.optimizer = build_optimizer(config, self.model)
+        self.model, self.batches = model, batches
+        self.optimizer = build_optimizer(config, model)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.batches = Batches(corpus, config, device)
         self.started = time.monotonic()
         self.training_seconds = 0.0
         self.step = 0
@@ -403,6 +406,23 @@ def _progress_bar(shown: bool, title: str, steps: int) -> Iterator[Any]:
             bar.update(task, advance=1, losses=f"loss {loss:.3f}{validation}")
 
         yield advance
+
+
+@contextlib.contextmanager
+def _enough_memory(config: ExperimentConfig) -> Iterator[None]:
+    """An allocation that fails while the block runs is a UsageError that names the keys which decide the sizes."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch has a class of its own for memory on a GPU only
+        words = ("can't allocate memory", "Storage size calculation overflowed")
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(w in str(error) for w in words):
+            raise
+        size = config.model
+        raise UsageError(
+            f"not enough memory for model.layers={size.layers}, model.dim={size.dim}, model.context={size.context}, "
+            f"batch_size={config.batch_size}, eval_batches={config.eval_batches}; make them smaller"
+        ) from error
 
 
 @contextlib.contextmanager
