@@ -137,16 +137,18 @@ def _missing_package() -> str | None:
 
 def _unreachable() -> str | None:
     """Why an online run cannot start, found without asking W&B's client (which prompts, or waits for 19 s)."""
-    address = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
-    host = address.hostname or "api.wandb.ai"
+    try:
+        address = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
+        host, port = address.hostname or "api.wandb.ai", address.port or (443 if address.scheme == "https" else 80)
+    except ValueError as error:
+        return f"WANDB_BASE_URL is not an address ({_one_line(error)})"
     if not os.environ.get("WANDB_API_KEY") and not _netrc_has(host):
         return "no W&B API key (set WANDB_API_KEY or run 'wandb login')"
     if getproxies().get(address.scheme):
         return None
-    port = address.port or (443 if address.scheme == "https" else 80)
     try:
         socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a host name that DNS cannot encode
         return f"W&B's server cannot be reached ({_one_line(error)})"
     return None
 
