@@ -205,6 +205,11 @@ def find(study: str) -> Callable[[], list[ExperimentConfig]]:
     return STUDIES[study]
 
 
+def cores() -> int:
+    """The cores this process may use; all of them where the system does not tell (macOS, Windows)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _results(todo: list[ExperimentConfig], out: Path, workers: int) -> Iterator[tuple[str, str]]:
     """(line, status) of each run as it ends; a fresh process takes over after 20 runs."""
     context = multiprocessing.get_context("spawn")
@@ -221,12 +226,17 @@ def _start_worker() -> None:
 
 
 def _run_one(job: tuple[ExperimentConfig, Path]) -> tuple[str, str]:
+    from altgrad.runs import RunExists
     from altgrad.training import train
 
     config, out = job
     label = f"{config.resolved_name} seed {config.seed}"
     try:
         result = train(config, out, progress=False)
+    except RunExists as error:
+        return f"{label}: left out, {error}", "left out"
+    except UsageError:  # the user's to mend, and the same for the runs to come
+        raise
     except Exception as error:  # the record says crashed; the other runs go on
         return f"{label}: crashed, {type(error).__name__}: {error}", "crashed"
     return f"{label}: {result.status}, validation loss {result.summary['val_loss']:.3f}", result.status
@@ -239,7 +249,7 @@ def main() -> int:
     )
     parser.add_argument("words", nargs="+", metavar="[pack] STUDY")
     parser.add_argument("--out", type=Path, default=RUNS, help="folder of the records (default: experiments/runs)")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: cores)")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes (default: cores)")
     options = parser.parse_args()
     *action, study = options.words
     if action == ["pack"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -96,6 +97,29 @@ def test_a_campaign_resumes_and_packs(
     assert campaign.pack("tiny", out) == 0
     assert campaign.missing(configs, tmp_path / "elsewhere") == [], "what is packed is not run again"
     assert len(load_runs((tmp_path / "recorded",)).records) == 3
+
+
+def test_a_mistake_ends_a_campaign_with_one_line(
+    campaign: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    if importlib.util.find_spec("licensedcode") is None:
+        pytest.skip("licensedcode-data is not installed")
+    monkeypatch.setattr(campaign, "_results", in_this_process(campaign))
+    out = tmp_path / "file"
+    out.write_text("")
+    monkeypatch.setattr(sys, "argv", ["campaign.py", "demo", "--out", str(out)])
+    assert campaign.main() == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(errors) == 1
+    assert "--out" in errors[0]
+
+
+def test_cores_are_counted_where_the_system_has_no_affinity(
+    campaign: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert campaign.cores() == os.cpu_count()
 
 
 def in_this_process(campaign: ModuleType):  # type: ignore[no-untyped-def]
