@@ -252,11 +252,13 @@ def test_memory_that_runs_out_names_the_keys(
 
 
 CHILD = """
+import signal
 import sys
 from pathlib import Path
 import numpy as np
 import torch
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background leaves it ignored
 from altgrad.config import parse_config
 from altgrad.training import Corpus, train
 text = np.random.default_rng(0).integers(0, 96, 20_000).astype(np.uint8)
