@@ -114,17 +114,22 @@ def _answer(paired: pd.DataFrame) -> Md:
         verdict = f"mixed: lower loss in {len(better)}, higher in {len(worse)} of {len(paired)} pairings"
     else:
         verdict = f"inconclusive: none of {len(paired)} pairings is told from zero"
-    low, high = paired["difference"].min(), paired["difference"].max()
-    seeds = sorted({int(n) for n in paired["n_pairs"]})
+    ordered = paired.sort_values(["difference", "format"])
     return md(
-        "**ManifoldAdamW against AdamW: {verdict}** (paired t tests, Holm-adjusted over the pairings, level "
-        "{alpha}). The mean differences in "
-        "validation loss run from {low} to {high} nats a character, n = {n} seeds each; each interval is in the table.",
+        "**ManifoldAdamW against AdamW: {verdict}** (paired t tests, Holm-adjusted over the pairings, level {alpha}). "
+        "The most favourable pairing is {best}, the least favourable {worst}.",
         verdict=verdict,
         alpha=ALPHA,
-        low=common.number(low, sign=True),
-        high=common.number(high, sign=True),
-        n=str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}",
+        best=_pairing(ordered.iloc[0]),
+        worst=_pairing(ordered.iloc[-1]),
+    )
+
+
+def _pairing(row: pd.Series) -> str:
+    return (
+        f"{row['format']} with S on the {SHORT[row['rule']]}, "
+        f"{common.number(row['difference'], sign=True)} nats a character "
+        f"(95% interval {common.interval(row['low'], row['high'])}, n = {row['n_pairs']} seeds)"
     )
 
 
