@@ -169,12 +169,12 @@ def final_val_loss(record: RunRecord) -> float:
 
 
 def stall_ratio(record: RunRecord) -> float:
-    """``1 - flips / updates`` over all quantized weights and all recorded steps; NaN where it was not recorded.
+    """``1 - flips / updates`` over all quantized weights and all recorded steps; NaN without any, or unrecorded.
 
     In [0, 1]: updates are elements whose proposed change is nonzero, flips those of them whose stored code changed.
     """
     layers = record.layers
-    if layers.empty:
+    if layers.empty or record.config.quantize.weight == "fp32":
         return math.nan
     totals = layers[layers["statistic"].isin(["flips", "updates"])].groupby("statistic")["value"].sum()
     updates = float(totals.get("updates", 0.0))
