@@ -204,9 +204,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
         hint = f"configs there: {', '.join(near)}" if near else "give the path of a YAML file"
         raise UsageError(f"{path}: no such config; {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({_one_line(error)}); give a YAML text file") from None
+        raise UsageError(f"{path}: cannot be read ({one_line(error)}); give a YAML text file") from None
     except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not valid YAML ({_one_line(error)}); correct the file") from None
+        raise UsageError(f"{path}: not valid YAML ({one_line(error)}); correct the file") from None
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -246,7 +246,7 @@ def _explain(key: str, error: dict[str, Any]) -> str:
             else f"known keys: {', '.join(known)}"
         )
         return f"unknown key {key!r}; {hint}"
-    message = _one_line(error["msg"]).removeprefix("Value error, ")
+    message = one_line(error["msg"]).removeprefix("Value error, ")
     given = "" if isinstance(error.get("input"), dict | BaseModel) else f" (given {str(error.get('input'))[:80]!r})"
     return f"{key}: {message}{given}" if key else message
 
@@ -268,7 +268,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UsageError(f"--set {override!r}: the value is not valid YAML ({_one_line(error)})") from None
+        raise UsageError(f"--set {override!r}: the value is not valid YAML ({one_line(error)})") from None
     if isinstance(value, str):
         value = _number(value)
     *parents, leaf = key.strip().split(".")
@@ -289,5 +289,6 @@ def _number(text: str) -> str | float:
         return text
 
 
-def _one_line(error: object) -> str:
+def one_line(error: object) -> str:
+    """The text of an error on one line."""
     return " ".join(str(error).split())

@@ -166,6 +166,9 @@ def damage(path: Path, kind: str) -> None:
         (path / "run.json").write_text(json.dumps(run)[:100])
     elif kind == "no json":
         (path / "run.json").unlink()
+    elif kind == "a folder":
+        (path / "run.json").unlink()
+        (path / "run.json").mkdir()
     elif kind == "not an object":
         (path / "run.json").write_text("[1]")
     elif kind == "future schema":
@@ -206,6 +209,7 @@ def damage(path: Path, kind: str) -> None:
     [
         ("truncated json", "run.json: not readable JSON"),
         ("no json", "run.json: missing"),
+        ("a folder", "Is a directory: 'run.json'"),
         ("not an object", "a record is a JSON object"),
         ("future schema", "schema 99 is newer"),
         ("unknown status", "status 'great' must be one of"),

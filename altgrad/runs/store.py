@@ -15,8 +15,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from altgrad.config import ExperimentConfig, UsageError, parse_config
-from altgrad.runs.schema import LAYER_COLUMNS, SCHEMA_VERSION, STATUSES, Failure, Problem, RecordError, arm_id
+from altgrad.config import ExperimentConfig, UsageError, one_line, parse_config
+from altgrad.runs.schema import (
+    LAYER_COLUMNS,
+    SCHEMA_VERSION,
+    STATUSES,
+    Failure,
+    Problem,
+    RecordError,
+    arm_id,
+    without_paths,
+)
 from altgrad.runs.writer import is_locked, read_jsonl
 
 PACKED = "runs.parquet"
@@ -173,9 +182,7 @@ def read_run(folder: Path) -> RunRecord:
     except FileNotFoundError:
         raise RecordError(f"{folder.name}/run.json: missing; delete the folder or restore the file") from None
     except (ValueError, OSError, RecursionError) as error:
-        raise RecordError(
-            f"{folder.name}/run.json: not readable JSON ({_first_line(error)}); restore the file"
-        ) from None
+        raise RecordError(f"{folder.name}/run.json: not readable JSON ({_reason(error)}); restore the file") from None
     return _record(run, folder.name, locked, _table(folder, "history"), _table(folder, "layers"))
 
 
@@ -227,7 +234,7 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
             run["failure"] = Failure(**run["failure"]).to_json()
         except (TypeError, ValueError) as error:
             raise RecordError(
-                f"{where}/run.json: key 'failure' is damaged ({_first_line(error)}); restore the file"
+                f"{where}/run.json: key 'failure' is damaged ({_reason(error)}); restore the file"
             ) from None
     try:
         config = parse_config(run["config"], source=f"{where}/run.json: config")
@@ -249,9 +256,7 @@ def _table(folder: Path, name: str) -> pd.DataFrame:
         else:
             frame = pd.DataFrame()
     except (ValueError, OSError, pa.ArrowException) as error:
-        raise RecordError(
-            f"{where}: damaged ({_first_line(error)}); restore the file or record the run again"
-        ) from None
+        raise RecordError(f"{where}: damaged ({_reason(error)}); restore the file or record the run again") from None
     if frame.empty:
         return pd.DataFrame({column: pd.Series(dtype="float64") for column in columns})
     missing = [column for column in columns if column not in frame]
@@ -270,7 +275,7 @@ def _numeric(frame: pd.DataFrame, where: str, columns: Sequence[str]) -> pd.Data
     try:
         return frame.astype({**dict.fromkeys(columns, "float64"), "step": "int64"})
     except (ValueError, TypeError) as error:
-        raise RecordError(f"{where}: a value is not a number ({_first_line(error)}); restore the file") from None
+        raise RecordError(f"{where}: a value is not a number ({_reason(error)}); restore the file") from None
 
 
 def _read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]]:
@@ -282,7 +287,7 @@ def _read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Proble
         }
         rows = [(str(row.run_id), str(row.run)) for row in runs.itertuples()]
     except (OSError, pa.ArrowException, KeyError, AttributeError) as error:
-        reason = f"{where}: damaged packed study ({_first_line(error)}); restore the folder from version control"
+        reason = f"{where}: damaged packed study ({_reason(error)}); restore the folder from version control"
         raise RecordError(reason) from None
     records, problems = [], []
     for identity, text in rows:
@@ -299,7 +304,7 @@ def _read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Proble
             )
             records.append(_record(json.loads(text), inside, False, own, tables[1].reset_index(drop=True)))
         except (RecordError, ValueError) as error:
-            problems.append(Problem(inside, _first_line(error)))
+            problems.append(Problem(inside, _reason(error)))
     return records, problems
 
 
@@ -327,5 +332,6 @@ def _holds_record(folder: Path) -> bool:
     return any((folder / name).exists() for name in (PACKED, "run.json", "history.jsonl", "history.parquet"))
 
 
-def _first_line(error: object) -> str:
-    return " ".join(str(error).split())[:200]
+def _reason(error: object) -> str:
+    """Why a file was refused, on one line without absolute paths: reasons reach public pages."""
+    return without_paths(one_line(error))[:200]

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from altgrad.config import ExperimentConfig
+from altgrad.config import ExperimentConfig, one_line
 
 CONNECT_SECONDS = 1.5
 START_SECONDS = 20.0
@@ -102,7 +102,7 @@ class Tracker:
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
-        self._warn(f"W&B tracking stopped: {_one_line(error)}. The run goes on with its local record.")
+        self._warn(f"W&B tracking stopped: {_reason(error)}. The run goes on with its local record.")
 
 
 def _bounded(call: Callable[[], Any], seconds: float, failed: str, warn: Callable[[str], None]) -> Any | None:
@@ -124,7 +124,7 @@ def _bounded(call: Callable[[], Any], seconds: float, failed: str, warn: Callabl
     thread.join(seconds)
     if result:
         return result[0]
-    reason = _one_line(errors[0]) if errors else f"no answer within {seconds:.0f} s"
+    reason = _reason(errors[0]) if errors else f"no answer within {seconds:.0f} s"
     warn(f"W&B {failed}: {reason}. The local record is complete.")
     return None
 
@@ -141,7 +141,7 @@ def _unreachable() -> str | None:
         address = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
         host, port = address.hostname or "api.wandb.ai", address.port or (443 if address.scheme == "https" else 80)
     except ValueError as error:
-        return f"WANDB_BASE_URL is not an address ({_one_line(error)})"
+        return f"WANDB_BASE_URL is not an address ({_reason(error)})"
     if not os.environ.get("WANDB_API_KEY") and not _netrc_has(host):
         return "no W&B API key (set WANDB_API_KEY or run 'wandb login')"
     if getproxies().get(address.scheme):
@@ -149,7 +149,7 @@ def _unreachable() -> str | None:
     try:
         socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
     except (OSError, UnicodeError) as error:  # UnicodeError: a host name that DNS cannot encode
-        return f"W&B's server cannot be reached ({_one_line(error)})"
+        return f"W&B's server cannot be reached ({_reason(error)})"
     return None
 
 
@@ -165,5 +165,5 @@ def _print_warning(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr)
 
 
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _reason(error: object) -> str:
+    return one_line(error)[:200] or type(error).__name__

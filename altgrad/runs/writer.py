@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import altgrad
-from altgrad.config import ExperimentConfig, UsageError
+from altgrad.config import ExperimentConfig, UsageError, one_line
 from altgrad.runs.schema import LAYER_COLUMNS, SCHEMA_VERSION, Failure, arm_id, code_fingerprint, run_id, without_paths
 
 FSYNC_SECONDS = 5.0
@@ -150,7 +150,7 @@ class RunWriter:
         if error is None or isinstance(error, KeyboardInterrupt | SystemExit):
             self._close("interrupted")
         else:
-            self.run["message"] = f"{type(error).__name__}: {without_paths(' '.join(str(error).split()))[:500]}"
+            self.run["message"] = f"{type(error).__name__}: {without_paths(one_line(error))[:500]}"
             self._close("crashed")
 
     def _append(self, file: IO[bytes], row: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,8 @@ from altgrad.analysis.hypotheses import Hypothesis
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.config import UsageError
 from altgrad.pages import (
+    FOREGROUND,
+    MUTED,
     Block,
     Bullets,
     CodeBlock,
@@ -36,6 +39,9 @@ from altgrad.pages import (
 )
 from altgrad.pages.content import Text
 from altgrad.runs.schema import code_fingerprint
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 HEADLINE_SEEDS = 16
 """Findings from fewer pairs than this are labelled as a pilot."""
@@ -267,9 +273,18 @@ def right(*titles: str) -> tuple[Column, ...]:
     return tuple(Column(title, "right") for title in titles)
 
 
-def bold(text: Text) -> Md:
-    """`text` in bold."""
-    return md("**{text}**", text=text)
+def reference_line(axes: Axes, label: str) -> None:
+    """The line at zero that differences are measured from, named at its right end."""
+    axes.axhline(0, color=FOREGROUND, linewidth=1)
+    axes.annotate(
+        label,
+        (1, 0),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        color=MUTED,
+    )
 
 
 def _finite(value: object) -> bool:

@@ -13,7 +13,6 @@ from altgrad.analysis.reports import common
 from altgrad.formats import get_format
 from altgrad.pages import (
     FOREGROUND,
-    MUTED,
     PALETTE,
     Block,
     Bullets,
@@ -121,16 +120,7 @@ def gap_chart(comparison: Comparison) -> Chart:
 
     def draw(axes: Axes) -> None:
         places = range(len(data))
-        axes.axhline(0, color=FOREGROUND, linewidth=1)
-        axes.annotate(
-            "FP32",
-            (1, 0),
-            xycoords=("axes fraction", "data"),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            color=MUTED,
-        )
+        common.reference_line(axes, "FP32")
         axes.vlines(places, data["low"], data["high"], color=PALETTE[0], linewidth=2)
         axes.plot(places, data["gap"], "o", color=PALETTE[0], markersize=6)
         for place, gap, high in zip(places, data["gap"], data["high"].fillna(data["gap"]), strict=True):

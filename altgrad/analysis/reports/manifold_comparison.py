@@ -13,7 +13,6 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports import common
 from altgrad.pages import (
     FOREGROUND,
-    MUTED,
     PALETTE,
     Block,
     Bullets,
@@ -164,16 +163,7 @@ def _difference_chart(paired: pd.DataFrame) -> Chart:
     labels = sorted(data["format"].unique(), key=format_order)
 
     def draw(axes: Axes) -> None:
-        axes.axhline(0, color=FOREGROUND, linewidth=1)
-        axes.annotate(
-            "AdamW",
-            (1, 0),
-            xycoords=("axes fraction", "data"),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            color=MUTED,
-        )
+        common.reference_line(axes, "AdamW")
         for rule, group in data.groupby("rule"):
             colour, marker, shift = _STYLES[rule]
             places = [labels.index(name) + shift for name in group["format"]]
