@@ -76,7 +76,7 @@ class _Quantizer:
         """`x` as the matrix product reads it: rounded onto the operand's format, or `x` itself for FP32."""
         fmt: FloatFormat = getattr(self.policy, operand)
         scale = self.policy.scale(x, fmt)
-        rounded = x if fmt is FP32 else quantize(x, fmt, scale=scale)
+        rounded = x if fmt is FP32 else quantize(x, fmt, scale=scale, check_scale=False)
         if self.observer is not None:
             self.observer(self.layer, self.layer_type, operand, x, rounded, fmt, scale)
         return rounded

@@ -1,31 +1,83 @@
-"""A tensor onto a format's grid: the kernel.
+"""Tensors onto a format's grid: the kernel.
 
 One short function does it all, and yields the spacing of the grid (the *ulp field*) on the way:
 
     ulp = clamp(2^exponent(x) * 2^-M, quantum, max_ulp)     exponent from the bits, never floor(log2(x))
-    y   = round_half_even(x / ulp) * ulp                    exact: ulp and its inverse are powers of two
+    y   = round_half_even(x / ulp) * ulp                    exact: ulp is a power of two
     y   = saturate, or overflow to inf / NaN as the format has it
 
-It equals `FloatFormat.round`, the readable specification, on every input. FP16 and BF16 go through torch's
-native casts (a BF16 ulp can be a float32 subnormal, whose inverse does not exist in float32).
+It equals `FloatFormat.round`, the readable specification, on every input and in every rounding. Formats that do not fit
+float32's normal numbers (BF16, E9M6, E8M0) and float64 tensors go through the same function in float64, where all of
+it is exact as well. The stochastic draw depends on (seed, index of the element) alone: `formats.stochastic_draw`.
 
 Conventions: `scale` is the *dequantization* scale, real value = grid value x scale, and results are real values.
--0 stays -0, NaN stays NaN, overflow is decided after rounding.
+-0 stays -0 where the format has one, NaN stays NaN, overflow is decided after rounding.
+
+Eager code works through a tensor in pieces that stay in the processor's cache, so that its scratch memory is a piece
+and not a tensor. `compile_quantize` makes one pass of it with torch.compile; both give the same bits.
 """
 
 from __future__ import annotations
 
+import logging
+import math
+import struct
+import types
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import BF16, DRAW_MULTIPLIERS, FP16, FP32, ROUNDINGS, FloatFormat, draw_keys
 
-ROUNDINGS = ("nearest_even",)
-INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-NATIVE = {"fp16": torch.float16, "bf16": torch.bfloat16}
+INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+NATIVE = {FP16: torch.float16, BF16: torch.bfloat16}
+CODE_DTYPES = (torch.uint8, torch.uint16)
 
-_EXPONENT_MASK = 0x7F800000
-_ONE_SQUARED_BITS = 254 << 23  # bits(2^k) + bits(2^-k), so bits(1 / ulp) = this - bits(ulp)
+_PIECE = 1 << 18
+"""Elements that eager code works on at a time, for each thread: the scratch for them stays in the cache."""
+_SMALL = 1 << 16
+"""Elements up to which the allocator's own memory is as fast as scratch of ours."""
+_LANES = 1 << 12
+"""Elements of a row of the compiled stochastic form: their numbers are read from a small table."""
+_WHOLE = 1 << 30
+"""Elements of one compiled call: their indices and counts fit 32 bits."""
+_log = logging.getLogger("altgrad")
+
+
+class _Layout(NamedTuple):
+    """How a working dtype lies in its bits."""
+
+    integer: torch.dtype
+    exponent_mask: int
+    sign_mask: int
+    mantissa_bits: int
+
+
+_LAYOUTS = {
+    torch.float32: _Layout(torch.int32, 0x7F800000, -(1 << 31), 23),
+    torch.float64: _Layout(torch.int64, 0x7FF << 52, -(1 << 63), 52),
+}
+
+
+class Counted(NamedTuple):
+    """What `quantize_counted` found; the counts are int64 tensors without dimensions.
+
+    Attributes:
+        values: what `quantize` returns.
+        ulp: float32 (float64 for float64 input), the spacing of the grid at every element, the scale included.
+        overflow: elements whose rounded magnitude is beyond the format's largest value, infinities included.
+        underflow: elements that were not zero and became zero.
+        flips: elements that differ from `previous`; None without it.
+    """
+
+    values: Tensor
+    ulp: Tensor
+    overflow: Tensor
+    underflow: Tensor
+    flips: Tensor | None
 
 
 def quantize(
@@ -35,37 +87,62 @@ def quantize(
     scale: Tensor | float | None = None,
     rounding: str = "nearest_even",
     saturate: bool = True,
+    seed: int | None = None,
     out: Tensor | None = None,
+    check_scale: bool = True,
 ) -> Tensor:
-    """Round every element of `x` to the nearest value of the grid `scale * fmt`. Has no gradient.
+    """Round every element of `x` to a value of the grid `scale * fmt`. Has no gradient.
 
     Args:
-        x: any shape; float32, bfloat16 or float16 (each exact in float32).
-        fmt: the number format. FP32 returns a copy: it means "not quantized".
-        scale: dequantization scale, broadcastable to `x`; positive. A NaN scale makes its elements NaN. None is 1.
-        rounding: "nearest_even": ties to the even code (for M = 0 as well, where neighbours are powers of two).
+        x: any shape; float32, bfloat16, float16 (each exact in float32) or float64 (rounded once, in float64).
+        fmt: the number format. FP32 returns a copy of what is no wider: it means "not quantized".
+        scale: dequantization scale, broadcastable to `x`; positive and finite. None is 1.
+        rounding: "nearest_even": ties to the even code (for M = 0 as well, where neighbours are powers of two);
+            "nearest_away"; "toward_zero"; "up", "down": towards +-infinity; "stochastic": unbiased to 2^-24.
         saturate: True clips to the format's largest value, infinities included; False overflows to infinity where
-            the format has it, else to NaN where it has that. A finite format always saturates.
-        out: receives the result; same shape and dtype as `x`. May be `x` itself.
+            the format has it, else to NaN where it has that. A finite format always saturates, and a directed
+            rounding that points inwards keeps finite values finite.
+        seed: of stochastic rounding, 0 <= seed < 2**64; the draws depend on it and the elements' indices alone.
+        out: receives the result; same shape, dtype and device as `x`. May be `x` itself.
+        check_scale: False skips the look at a scale tensor's values, which on a GPU would wait for the device (there
+            it is never taken). A NaN scale then makes its elements NaN.
 
     Returns:
-        Real values with the shape and dtype of `x`. In a float16 tensor, grid values beyond 65504 become infinite,
-        and with a scale that is no power of two values are rounded once more to the dtype.
+        Real values with the shape and dtype of `x`, contiguous. Where the dtype is narrower than the grid (values
+        beyond 65504 in a float16 tensor; a scale that is no power of two) values are rounded once more to the dtype.
+        A format with a range beyond float32's (E9M6, E10M5) stops at its largest value that the dtype has.
 
     Raises:
-        TypeError: `x` is float64 (rounding it to float32 first would round twice) or not floating point.
-        ValueError: unknown rounding.
+        TypeError: `x` or `out` has another dtype, or `scale` is neither a number nor a floating-point tensor.
+        ValueError: unknown rounding; a stochastic one without a seed; a scale that is zero, negative, infinite, NaN or
+            of a shape that does not broadcast to `x`; `out` of another shape; a format beyond float64 (E11M4 on).
     """
-    _check(x, rounding)
-    if fmt.name == "fp32":
-        return x.clone() if out is None else out.copy_(x)
-    with torch.no_grad():
-        real = x.float()
-        grid = real if scale is None else real / scale
-        grid = _round_to_grid(grid, fmt, saturate, owned=grid is not x)
-        if scale is not None:
-            grid.mul_(scale)
-        return grid.to(x.dtype) if out is None else out.copy_(grid)
+    return _quantize(_job(x, fmt, scale, rounding, saturate, seed, check_scale, out), counted=False).values
+
+
+def quantize_counted(
+    x: Tensor,
+    fmt: FloatFormat,
+    *,
+    scale: Tensor | float | None = None,
+    rounding: str = "nearest_even",
+    saturate: bool = True,
+    seed: int | None = None,
+    previous: Tensor | None = None,
+    out: Tensor | None = None,
+    ulp_out: Tensor | None = None,
+    check_scale: bool = True,
+) -> Counted:
+    """`quantize`, with what it did to the tensor counted in the same pass.
+
+    Args:
+        previous: values that the new ones are compared with for `flips`, with the shape and dtype of `x`.
+        ulp_out: receives the ulp field: shape of `x`, float32 (float64 for float64 input), contiguous.
+
+    The rest, the returned values and the errors are those of `quantize`.
+    """
+    job = _job(x, fmt, scale, rounding, saturate, seed, check_scale, out, previous, ulp_out)
+    return _quantize(job, counted=True)
 
 
 def fake_quantize(
@@ -75,7 +152,9 @@ def fake_quantize(
     scale: Tensor | float | None = None,
     rounding: str = "nearest_even",
     saturate: bool = True,
+    seed: int | None = None,
     gradient: str = "pass",
+    check_scale: bool = True,
 ) -> Tensor:
     """`quantize` with a gradient: the straight-through estimator (Bengio et al. 2013, arXiv 1308.3432).
 
@@ -87,84 +166,713 @@ def fake_quantize(
     """
     if gradient not in ("pass", "mask"):
         raise ValueError(f"gradient must be 'pass' or 'mask', not {gradient!r}")
-    y: Tensor = _FakeQuantize.apply(x, fmt, scale, rounding, saturate, gradient == "mask")
+    y: Tensor = _FakeQuantize.apply(x, fmt, scale, rounding, saturate, seed, gradient == "mask", check_scale)
     return y
 
 
 def ulp(x: Tensor, fmt: FloatFormat, scale: Tensor | float | None = None) -> Tensor:
-    """Spacing of the grid `scale * fmt` at every element of `x`, as float32.
+    """Spacing of the grid `scale * fmt` at every element of `x`, as float32 (float64 for float64 input).
 
     In the subnormal range and at zero it is the format's `quantum`, beyond the largest value the spacing there
-    (`max_ulp`); infinities and NaN get `max_ulp`.
+    (`max_ulp`); infinities and NaN get `max_ulp`. BF16's smallest spacings are subnormal float32 numbers.
 
     Raises:
-        TypeError: `x` is not float32, bfloat16 or float16.
+        TypeError, ValueError: as `quantize`.
     """
-    _check(x, "nearest_even")
+    job = _job(x, fmt, scale, "nearest_even", True, None, False)
     with torch.no_grad():
-        real = x.float()
-        spacing = _ulp(real if scale is None else real / scale, fmt)
-        return spacing if scale is None else spacing.mul_(scale)
+        c = _constants(fmt, x.dtype)
+        spacing = _spacing(_to_grid(x.detach(), job.scale, c), c)
+        return (spacing if job.scale is None else spacing * job.scale).to(_ulp_dtype(x.dtype))
 
 
-def power_of_two_below(x: Tensor) -> Tensor:
-    """2^floor(log2|x|) of a float32 tensor, from its exponent bits; 0 for zeros and float32 subnormals."""
-    return (x.view(torch.int32) & _EXPONENT_MASK).view(torch.float32)
+def encode(
+    x: Tensor,
+    fmt: FloatFormat,
+    *,
+    scale: Tensor | float | None = None,
+    rounding: str = "nearest_even",
+    saturate: bool = True,
+    seed: int | None = None,
+    check_scale: bool = True,
+) -> Tensor:
+    """The codes of `x` in the format: uint8 for formats of up to 8 bits, uint16 for up to 16; shape of `x`.
+
+    Raises:
+        ValueError: a NaN where the format has no NaN code; a format of more than 16 bits; and as `quantize`.
+        TypeError: as `quantize`.
+    """
+    if fmt.bits > 16:
+        raise ValueError(f"encode has codes of at most 16 bits; {fmt.name} has {fmt.bits}")
+    job = _job(x, fmt, scale, rounding, saturate, seed, check_scale)
+    codes = torch.empty(x.shape, dtype=torch.uint8 if fmt.bits <= 8 else torch.uint16, device=x.device)
+    if x.device.type == "meta" or x.numel() == 0:
+        return codes
+    with torch.no_grad():
+        c = _constants(fmt, x.dtype)
+        grid = _to_grid(x.detach(), job.scale, c).contiguous()
+        draw = _draw(0, grid.numel(), seed, grid.device).view_as(grid) if rounding == "stochastic" else None
+        rounded, spacing = _round(grid, c, rounding, draw)
+        values = _finish(rounded, grid, c, rounding, saturate, None)
+        # spacing 2^j quanta: a value of k spacings is k + j * 2^M codes above zero
+        steps = (values / spacing).abs_()
+        infinite, nan = values.isinf(), values.isnan()
+        binade = (torch.frexp(spacing)[1] - 1 - fmt.quantum_exponent).long()
+        code = steps.masked_fill_(infinite | nan, 0).long() + (binade << fmt.mantissa_bits)
+        if not fmt.signed:
+            code -= 1  # the code 0 is not a zero
+        if fmt.has_infinity:
+            code.masked_fill_(infinite, fmt.encode(math.inf, saturate=False))
+        negative = torch.signbit(values) & ((code != 0) | fmt.has_negative_zero) & fmt.signed
+        code += negative.long() << (fmt.bits - 1)
+        if fmt.has_nan:
+            code.masked_fill_(nan, fmt.encode(math.nan))
+        elif bool(nan.any()):
+            raise ValueError(f"x holds NaN, and {fmt.name} has no NaN code")
+        return codes.copy_(code)
 
 
-def _check(x: Tensor, rounding: str) -> None:
-    if x.dtype not in INPUT_DTYPES:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in INPUT_DTYPES)
-        raise TypeError(f"quantize takes {names}, not {str(x.dtype).removeprefix('torch.')}: convert it first")
+def decode(codes: Tensor, fmt: FloatFormat, *, scale: Tensor | float | None = None) -> Tensor:
+    """The real values of `codes` times `scale`: float32 with the shape of `codes`.
+
+    Formats with a range beyond float32's give infinities and zeros there. A NaN code gives NaN.
+
+    Raises:
+        TypeError: codes are not uint8 or uint16.
+        ValueError: a code of more than the format's bits; a format of more than 16 bits or beyond float64.
+    """
+    if codes.dtype not in CODE_DTYPES:
+        raise TypeError(f"decode takes uint8 or uint16 codes, not {_dtype_name(codes.dtype)}")
+    values = torch.from_numpy(fmt.values.copy()).float()
+    if codes.device.type == "meta":
+        return torch.empty(codes.shape, device="meta")
+    index = codes.int()
+    if fmt.bits not in (8, 16) and index.numel() and int(index.max()) >= len(values):
+        raise ValueError(f"codes of {fmt.name} go from 0 to {len(values) - 1}; there is a {int(index.max())}")
+    real = values.to(codes.device)[index]
+    return real if scale is None else real.mul_(scale)
+
+
+def power_of_two_below(x: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """2^floor(log2|x|) of a float32 or float64 tensor, from its exponent bits; 0 for zeros and subnormals.
+
+    `out` is a tensor of the integer dtype of the same width that the result may be a view of.
+    """
+    layout = _LAYOUTS[x.dtype]
+    return torch.bitwise_and(x.view(layout.integer), layout.exponent_mask, out=out).view(x.dtype)
+
+
+def compile_quantize(
+    fmt: FloatFormat, *, rounding: str = "nearest_even", saturate: bool = True, counted: bool = False
+) -> Callable[..., Any]:
+    """`quantize` (`quantize_counted` where `counted`) of one format as one compiled pass over the tensor.
+
+    The function that is returned takes `x` and what is left of their keyword arguments. torch.compile makes it at the
+    first call, once for all sizes, in 2 to 30 seconds, with a C++ compiler on the processor and Triton on a GPU. Where
+    that fails, one line (from the logger "altgrad", by default on stderr) says so and the eager form does the work.
+    Both give the same bits.
+
+    Raises:
+        ValueError: unknown rounding, a format beyond float64; the rest as `quantize`, when called.
+    """
+    _check_rounding(rounding)
+    fmt.require_float64("quantize")
+    wholes: dict[torch.dtype, Callable[..., Counted]] = {}
+    available = True
+
+    def run(
+        x: Tensor,
+        *,
+        scale: Tensor | float | None = None,
+        seed: int | None = None,
+        previous: Tensor | None = None,
+        out: Tensor | None = None,
+        ulp_out: Tensor | None = None,
+        check_scale: bool = True,
+    ) -> Any:
+        nonlocal available
+        if not counted and (previous is not None or ulp_out is not None):
+            raise TypeError("previous and ulp_out belong to compile_quantize(counted=True)")
+        job = _job(x, fmt, scale, rounding, saturate, seed, check_scale, out, previous, ulp_out)
+        if available and not job.trivial:
+            c = _constants(fmt, x.dtype)
+            if x.dtype not in wholes:
+                whole = _make_whole(c, rounding, saturate, counted)
+                # torch.compile counts recompilations by code object, and formats must not share that budget.
+                code = whole.__code__.replace(co_name=f"quantize_{fmt.name}")
+                whole = types.FunctionType(code, whole.__globals__, code.co_name, None, whole.__closure__)
+                wholes[x.dtype] = torch.compile(whole, dynamic=True)
+            try:
+                found = _quantize_compiled(job, wholes[x.dtype], counted)
+                return found if counted else found.values
+            except Exception as error:
+                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    raise
+                available = False
+                reason = " ".join(str(error).split())[:120]
+                _log.warning("altgrad: no compiled quantizer here (%s...); the eager form does the work", reason)
+        found = _quantize(job, counted)
+        return found if counted else found.values
+
+    return run
+
+
+class _Constants(NamedTuple):
+    """What the kernel needs of a format, for tensors of one dtype. No integers: torch.compile would make them symbols.
+
+    Attributes:
+        dtype: the working dtype.
+        eps: 2^-M.
+        quantum, max_ulp: the limits of the spacing.
+        max: the format's largest value; what rounds beyond it is an overflow.
+        limit: what saturation clips to; less than `max` where the tensor's dtype ends earlier.
+        far: steps that are beyond the largest value at any spacing.
+        has_mantissa: ties of whole steps alternate between even and odd codes (not so for M = 0).
+        odd_bias: the bias is odd.
+        signed, has_infinity, has_nan, has_negative_zero: as the format's.
+    """
+
+    dtype: torch.dtype
+    eps: float
+    quantum: float
+    max_ulp: float
+    max: float
+    limit: float
+    far: float
+    has_mantissa: bool
+    odd_bias: bool
+    signed: bool
+    has_infinity: bool
+    has_nan: bool
+    has_negative_zero: bool
+
+
+def _constants(fmt: FloatFormat, dtype: torch.dtype) -> _Constants:
+    """The constants; a cache that torch.compile need not see."""
+    return (_make_constants if torch.compiler.is_compiling() else _known_constants)(fmt, dtype)
+
+
+def _make_constants(fmt: FloatFormat, dtype: torch.dtype) -> _Constants:
+    """float32 works where every spacing is a normal float32 and no quotient leaves them; float64 does the rest."""
+    narrow = -126 <= fmt.quantum_exponent <= 0 and fmt.max_exponent <= 127 and fmt.signed and dtype != torch.float64
+    if not fmt.fits_float64:
+        fmt.require_float64("quantize")
+    limit = fmt.max
+    if dtype != torch.float64 and fmt.max_exponent > 127:
+        limit = math.ldexp((2 << fmt.mantissa_bits) - 1, 127 - fmt.mantissa_bits)
+    return _Constants(
+        dtype=torch.float32 if narrow else torch.float64,
+        eps=fmt.eps,
+        quantum=fmt.quantum,
+        max_ulp=fmt.max_ulp,
+        max=fmt.max,
+        limit=limit,
+        far=4.0 * 2.0**fmt.mantissa_bits,
+        has_mantissa=fmt.mantissa_bits > 0,
+        odd_bias=fmt.bias % 2 == 1,
+        signed=fmt.signed,
+        has_infinity=fmt.has_infinity,
+        has_nan=fmt.has_nan,
+        has_negative_zero=fmt.has_negative_zero,
+    )
+
+
+_known_constants = lru_cache(maxsize=256)(_make_constants)
+
+
+class _Job(NamedTuple):
+    """The checked arguments of one call."""
+
+    x: Tensor
+    fmt: FloatFormat
+    scale: Tensor | float | None
+    rounding: str
+    saturate: bool
+    seed: int | None
+    out: Tensor | None
+    previous: Tensor | None = None
+    ulp_out: Tensor | None = None
+
+    @property
+    def trivial(self) -> bool:
+        """Nothing to compute."""
+        return self.x.device.type == "meta" or self.x.numel() == 0 or self.unquantized
+
+    @property
+    def unquantized(self) -> bool:
+        """FP32 means "not quantized" for every tensor that is no wider."""
+        return self.fmt == FP32 and self.x.dtype != torch.float64
+
+
+def _quantize(job: _Job, counted: bool) -> Counted:
+    with torch.no_grad():
+        x = job.x.detach()
+        if torch.compiler.is_compiling() and not job.trivial:  # inside somebody's own graph
+            draw = _draw(0, x.numel(), job.seed, x.device).view(x.shape) if job.rounding == "stochastic" else None
+            whole = _make_whole(_constants(job.fmt, x.dtype), job.rounding, job.saturate, counted)
+            found = whole(x, job.scale, draw, job.previous, job.out, job.ulp_out)
+            values = found.values if job.out is None else job.out
+            return found._replace(values=values, ulp=found.ulp if job.ulp_out is None else job.ulp_out)
+        # Strided tensors are copied once, into the result, and worked on there.
+        previous = None if job.previous is None else job.previous.detach().contiguous()
+        dense = job.out
+        if dense is None or not dense.is_contiguous():
+            dense = torch.empty_like(x, memory_format=torch.contiguous_format)
+        if not x.is_contiguous() or job.unquantized:
+            x = dense.copy_(x)
+        field = counts = None
+        if counted:
+            field = (
+                torch.empty(x.shape, dtype=_ulp_dtype(x.dtype), device=x.device) if job.ulp_out is None else job.ulp_out
+            )
+            counts = torch.zeros(3, dtype=torch.int64, device=x.device)
+        if not job.trivial:
+            _quantize_pieces(job, x, dense, previous, field, counts)
+        elif field is not None and counts is not None and job.unquantized and x.device.type != "meta":
+            field.copy_(_spacing(x.double(), _constants(FP32, torch.float64)))
+            if previous is not None:
+                counts[2] = torch.count_nonzero(x != previous)
+        if job.out is not None and dense is not job.out:
+            dense = job.out.detach().copy_(dense)
+        return _found(dense if job.out is None else job.out, field, counts, previous is not None)
+
+
+def _found(values: Tensor, field: Tensor | None, counts: Tensor | None, compared: bool) -> Counted:
+    """The result; without counts it is the values alone."""
+    overflow, underflow, flips = (None, None, None) if counts is None else counts.unbind()
+    return Counted(values, field, overflow, underflow, flips if compared else None)  # type: ignore[arg-type]
+
+
+def _quantize_pieces(
+    job: _Job, x: Tensor, out: Tensor, previous: Tensor | None, field: Tensor | None, counts: Tensor | None
+) -> None:
+    """The eager form: contiguous `x` to contiguous `out`, a piece at a time; counts where there is a `field`."""
+    c = _constants(job.fmt, x.dtype)
+    size = _PIECE * torch.get_num_threads() if x.device.type == "cpu" else x.numel()
+    scratch = _Scratch(min(size, x.numel()), x.device) if x.numel() > _SMALL else None
+    native = None
+    if job.rounding == "nearest_even" and field is None and x.dtype != torch.float64:
+        native = NATIVE.get(job.fmt)
+    out = out.detach()
+    total = x.numel()
+
+    def part(whole: Tensor, start: int, stop: int, shape: tuple[int, ...]) -> Tensor:
+        if stop - start == total:
+            return whole
+        piece = whole.view(-1)[start:stop]
+        return piece if len(shape) == 1 else piece.view(shape)
+
+    for start, shape, scale in _pieces(tuple(x.shape), job.scale, size):
+        stop = start + math.prod(shape)
+        shape = x.shape if stop - start == total else shape
+        piece, target = part(x, start, stop, shape), part(out, start, stop, shape)
+        if native is not None:
+            grid = piece.float() if scale is None else piece / scale
+            grid = grid.clamp(-job.fmt.max, job.fmt.max) if job.saturate else grid
+            rounded = grid.to(native)
+            target.copy_(rounded if scale is None else rounded.float().mul_(scale))
+            continue
+        grid = _to_grid(piece, scale, c, scratch)
+        draw = _draw(start, stop - start, job.seed, x.device, scratch) if job.rounding == "stochastic" else None
+        rounded, spacing = _round(grid, c, job.rounding, None if draw is None else draw.view(shape), scratch)
+        if field is not None and counts is not None:
+            counts[:2] += _count_overflow_underflow(rounded, grid, c, scratch)
+            ulp_target = part(field, start, stop, shape)
+            ulp_target.copy_(spacing if scale is None else spacing.mul_(scale))
+        direct = scale is None and piece.dtype == c.dtype and previous is None
+        values = _finish(rounded, grid, c, job.rounding, job.saturate, target if direct else rounded)
+        if direct:
+            continue
+        values = (values if scale is None else values.mul_(scale)).to(piece.dtype)
+        if previous is not None and counts is not None:
+            before = part(previous, start, stop, shape)
+            counts[2] += _count_different(values, before, scratch)
+        target.copy_(values)
+
+
+def _make_whole(c: _Constants, rounding: str, saturate: bool, counted: bool) -> Callable[..., Counted]:
+    """The kernel as one function of whole tensors, to be traced; `draw` as `_Lanes` is computed inside it.
+
+    What goes to `out` and `ulp_out` is not returned.
+    """
+
+    def whole(
+        x: Tensor,
+        scale: Tensor | float | None,
+        draw: Tensor | _Lanes | None,
+        previous: Tensor | None,
+        out: Tensor | None,
+        ulp_out: Tensor | None,
+    ) -> Counted:
+        if isinstance(draw, _Lanes):
+            rows = torch.arange(x.shape[0], dtype=torch.int32, device=x.device) * draw.stride
+            draw = _mix(draw.lanes + rows[:, None] + draw.first, draw.key)
+        grid = _to_grid(x, scale, c)
+        rounded, spacing = _round(grid, c, rounding, draw)
+        values = _finish(rounded, grid, c, rounding, saturate)
+        values = (values if scale is None else values * scale).to(x.dtype)
+        overflow = underflow = flips = spacing_out = None
+        if counted:
+            spacing_out = (spacing if scale is None else spacing * scale).to(_ulp_dtype(x.dtype))
+            overflow = (rounded.abs() > c.max).sum(dtype=torch.int32).long()
+            underflow = ((rounded == 0) & (grid != 0)).sum(dtype=torch.int32).long()
+            if previous is not None:
+                flips = (values != previous).sum(dtype=torch.int32).long()
+            if ulp_out is not None:
+                ulp_out.copy_(spacing_out)
+                spacing_out = None  # an output besides would be written a second time
+        if out is not None:
+            out.copy_(values)
+            values = None
+        return Counted(values, spacing_out, overflow, underflow, flips)  # type: ignore[arg-type]
+
+    return whole
+
+
+def _quantize_compiled(job: _Job, whole: Callable[..., Counted], counted: bool) -> Counted:
+    with torch.no_grad():
+        x = job.x.detach().contiguous()
+        device, scale = x.device, job.scale
+        if scale is not None and not isinstance(scale, Tensor):  # a number would be compiled in
+            scale = torch.tensor(scale, dtype=_ulp_dtype(x.dtype), device=device)
+        previous = None if job.previous is None else job.previous.detach().contiguous()
+        dense = job.out is not None and job.out.is_contiguous()
+        out = job.out.detach() if job.out is not None and dense else torch.empty_like(x)
+        field = counts = None
+        if counted:
+            field = (
+                torch.empty(x.shape, dtype=_ulp_dtype(x.dtype), device=device) if job.ulp_out is None else job.ulp_out
+            )
+            counts = torch.zeros(3, dtype=torch.int64, device=device)
+
+        def piece(
+            run: Callable[..., Counted], start: int, stop: int, shape: tuple[int, ...], scale: Any, draw: Any
+        ) -> None:
+            parts = [None if t is None else t.view(-1)[start:stop].view(shape) for t in (x, previous, out, field)]
+            found = run(parts[0], scale, draw, *parts[1:])
+            if counts is not None:
+                flips = found.flips if found.flips is not None else torch.zeros_like(found.overflow)
+                counts.add_(torch.stack([found.overflow, found.underflow, flips]))
+
+        # One number for all elements: a row of them, so that one compiled function serves every shape.
+        flat = scale is None or scale.numel() == 1
+        for start, shape, part in _pieces((x.numel(),) if flat else tuple(x.shape), scale, _WHOLE):
+            stop, seed = start + math.prod(shape), job.seed
+            if job.rounding != "stochastic":
+                piece(whole, start, stop, shape, part, None)
+            elif flat:
+                assert seed is not None
+                middle = stop - (stop - start) % _LANES
+                key1, key2 = draw_keys(seed, start >> 32)
+                lanes = torch.arange(_LANES, dtype=torch.int32, device=device) * _signed(DRAW_MULTIPLIERS[0])
+                first, key, stride = (
+                    torch.tensor(_signed(value), dtype=torch.int32, device=device)
+                    for value in (start * DRAW_MULTIPLIERS[0] + key1, key2, _LANES * DRAW_MULTIPLIERS[0])
+                )
+                if middle > start:
+                    rows = ((middle - start) // _LANES, _LANES)
+                    piece(whole, start, middle, rows, part, _Lanes(lanes, first, key, stride))
+                if stop > middle:
+                    eager = _make_whole(_constants(job.fmt, x.dtype), job.rounding, job.saturate, counted)
+                    tail = _draw(middle, stop - middle, seed, device)
+                    piece(eager, middle, stop, (stop - middle,), part, tail)
+            else:
+                draw = _draw(start, stop - start, seed, device).view(shape)
+                piece(whole, start, stop, shape, part, draw)
+        values = out if job.out is None else job.out if dense else job.out.copy_(out)
+        return _found(values, field, counts, previous is not None)
+
+
+def _pieces(
+    shape: tuple[int, ...], scale: Tensor | float | None, size: int, start: int = 0
+) -> Iterator[tuple[int, tuple[int, ...], Any]]:
+    """(first element, shape, scale) of pieces of at most `size` elements, in order, whose scale broadcasts to them."""
+    count = math.prod(shape)
+    if isinstance(scale, Tensor) and scale.numel() == 1:
+        scale = scale.reshape(())
+    if count <= size:
+        yield start, shape, scale
+        return
+    if not isinstance(scale, Tensor) or scale.ndim == 0:
+        for first in range(0, count, size):
+            yield start + first, (min(size, count - first),), scale
+        return
+    aligned: Tensor = scale.reshape((1,) * (len(shape) - scale.ndim) + tuple(scale.shape))
+    row = count // shape[0]
+    rows = max(1, size // row)
+    for first in range(0, shape[0], rows):
+        some = min(rows, shape[0] - first)
+        part = aligned if aligned.shape[0] == 1 else aligned[first : first + some]
+        if row > size:
+            yield from _pieces(shape[1:], part[0], size, start + first * row)
+        else:
+            yield start + first * row, (some, *shape[1:]), part
+
+
+class _Scratch:
+    """Memory of one piece, used again for every piece."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.size, self.device = size, device
+        self.tensors: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
+        """The tensor called `name` with whatever it held, in this shape."""
+        found = self.tensors.get((name, dtype))
+        if found is None:
+            found = self.tensors[name, dtype] = torch.empty(self.size, dtype=dtype, device=self.device)
+        count = math.prod(shape)
+        found = found if count == self.size else found[:count]
+        return found if len(shape) == 1 else found.view(shape)
+
+
+def _to_grid(x: Tensor, scale: Tensor | float | None, c: _Constants, scratch: _Scratch | None = None) -> Tensor:
+    """`x / scale` in the working dtype; `x` itself where it is that already. The quotient is rounded in float32."""
+    for dtype in (_ulp_dtype(x.dtype), c.dtype):
+        if x.dtype != dtype:
+            x = x.to(dtype) if scratch is None else scratch.take("grid", x.shape, dtype).copy_(x)
+        if scale is not None:
+            x = torch.div(x, scale, out=None if scratch is None else scratch.take("grid", x.shape, dtype))
+            scale = None
+    return x
+
+
+def _spacing(grid: Tensor, c: _Constants, bits: Tensor | None = None) -> Tensor:
+    """The ulp field in grid units; `bits` is memory for it, of the integer dtype."""
+    return power_of_two_below(grid, out=bits).mul_(c.eps).clamp_(c.quantum, c.max_ulp)
+
+
+def _round(
+    grid: Tensor, c: _Constants, rounding: str, draw: Tensor | None, scratch: _Scratch | None = None
+) -> tuple[Tensor, Tensor]:
+    """(rounded, spacing) in grid units; what is beyond the largest value is still there. Leaves `grid` as it is."""
+    layout = _LAYOUTS[c.dtype]
+    bits = None if scratch is None else scratch.take("spacing", grid.shape, layout.integer)
+    spacing = _spacing(grid, c, bits)
+    steps = torch.div(grid, spacing, out=None if scratch is None else scratch.take("steps", grid.shape, c.dtype))
+    if rounding == "nearest_even" and c.has_mantissa:
+        steps.round_()
+    elif rounding == "up":
+        steps.ceil_()
+    elif rounding == "down":
+        steps.floor_()
+    else:  # symmetric in the sign; what is far beyond the largest value stays there, and finite
+        steps.abs_().clamp_(max=c.far)
+        if rounding == "nearest_even":
+            # The lower neighbour's code is its exponent field: an even one wins the tie at 1.5 steps. There, every
+            # magnitude is taken down by one unit in its last place, which moves nothing but the tie.
+            lower_is_even = (spacing.view(layout.integer) >> layout.mantissa_bits).bitwise_and_(1)
+            lower_is_even = lower_is_even.bitwise_xor_(1) if c.odd_bias else lower_is_even
+            steps = (steps.view(layout.integer) - lower_is_even).view(c.dtype).round_()
+        elif rounding == "toward_zero":
+            steps.floor_()
+        else:
+            below = torch.floor(steps, out=None if scratch is None else scratch.take("below", grid.shape, c.dtype))
+            fraction = steps.sub_(below)
+            if rounding == "nearest_away":
+                fraction.mul_(2.0).floor_()
+            else:  # 1 where draw < fraction, else 0 or -0
+                fraction.sub_(draw).ceil_()
+            steps = fraction.add_(below)
+        sign = grid.view(layout.integer) & layout.sign_mask
+        steps = (steps.view(layout.integer).bitwise_and_(~layout.sign_mask).bitwise_or_(sign)).view(c.dtype)
+    rounded = steps.mul_(spacing)
+    return (rounded if c.signed else rounded.clamp_(min=c.quantum)), spacing
+
+
+def _finish(
+    rounded: Tensor, grid: Tensor, c: _Constants, rounding: str, saturate: bool, out: Tensor | None = None
+) -> Tensor:
+    """`rounded` with overflow and -0 as the format has them."""
+    if saturate or not (c.has_infinity or c.has_nan):
+        values = torch.clamp(rounded, -c.limit, c.limit, out=out)
+    else:
+        values = rounded
+        if rounding in ("toward_zero", "up", "down"):  # pointing inwards, it stops finite numbers at the largest
+            low = -c.max if rounding != "down" else -math.inf
+            high = c.max if rounding != "up" else math.inf
+            values = torch.where(grid.isinf(), grid, rounded.clamp(low, high))
+        beyond = torch.copysign(torch.full_like(values, math.inf if c.has_infinity else math.nan), values)
+        values = torch.where(values.abs() > c.max, beyond, values)
+    if not c.signed:
+        values = torch.where(grid > 0, values, math.nan)
+    elif not c.has_negative_zero:
+        values = torch.where(values == 0, 0.0, values)
+    return values if out is None or values is out else out.copy_(values)
+
+
+class _Lanes(NamedTuple):
+    """Where the draws of a matrix of rows come from: int32 tensors, see `formats.stochastic_draw`."""
+
+    lanes: Tensor
+    first: Tensor
+    key: Tensor
+    stride: Tensor
+
+
+def _draw(start: int, count: int, seed: int | None, device: torch.device, scratch: _Scratch | None = None) -> Tensor:
+    """`formats.stochastic_draw` of the elements from `start` on: float32 of shape [count]."""
+    assert seed is not None
+    high = start >> 32
+    if (start + count - 1) >> 32 != high:
+        first = ((high + 1) << 32) - start
+        return torch.cat([_draw(start, first, seed, device), _draw(start + first, count - first, seed, device)])
+    key1, key2 = draw_keys(seed, high)
+    first = _signed(start * DRAW_MULTIPLIERS[0] + key1)
+    if scratch is None:
+        lanes = torch.arange(count, dtype=torch.int32, device=device) * _signed(DRAW_MULTIPLIERS[0])
+        return _mix(lanes + first, _signed(key2))
+    known = ("lanes", torch.int32) in scratch.tensors
+    lanes = scratch.take("lanes", (scratch.size,), torch.int32)
+    if not known:
+        torch.arange(scratch.size, dtype=torch.int32, device=device, out=lanes)
+        lanes.mul_(_signed(DRAW_MULTIPLIERS[0]))
+    mixed = torch.add(lanes[:count], first, out=scratch.take("mixed", (count,), torch.int32))
+    return _mix(mixed, _signed(key2), scratch)
+
+
+def _mix(mixed: Tensor, key: Tensor | int, scratch: _Scratch | None = None) -> Tensor:
+    """The two rounds of multiply and shift, in `mixed`; int32 wraps, a masked arithmetic shift is a logical one."""
+    shifted, draw = None, None
+    if scratch is not None:
+        shifted = scratch.take("shifted", mixed.shape, torch.int32)
+        draw = scratch.take("draw", mixed.shape, torch.float32)
+    mixed.bitwise_xor_(torch.bitwise_right_shift(mixed, 16, out=shifted).bitwise_and_(0xFFFF))
+    mixed.mul_(_signed(DRAW_MULTIPLIERS[1])).add_(key)
+    mixed.bitwise_xor_(torch.bitwise_right_shift(mixed, 15, out=shifted).bitwise_and_(0x1FFFF))
+    mixed.mul_(_signed(DRAW_MULTIPLIERS[2])).bitwise_right_shift_(8).bitwise_and_(0xFFFFFF)
+    return (mixed.float() if draw is None else draw.copy_(mixed)).mul_(2.0**-24)
+
+
+def _signed(value: int) -> int:
+    """The lower 32 bits as the int32 with the same bits."""
+    return (value + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+def _count_overflow_underflow(rounded: Tensor, grid: Tensor, c: _Constants, scratch: _Scratch | None) -> Tensor:
+    """int64 [2]. On the processor, the extremes tell at once that nothing is beyond, and that signs may be counted."""
+    if rounded.device.type == "cpu":
+        low, high = (float(bound) for bound in torch.aminmax(rounded))
+        if -c.max <= low and high <= c.max:
+            zeros = rounded.numel() - _count_signs(rounded, scratch)
+            return torch.tensor([0, zeros - (grid.numel() - _count_signs(grid, scratch)) if zeros else 0])
+    underflow = torch.count_nonzero((rounded == 0) & (grid != 0))
+    return torch.stack([torch.count_nonzero(rounded.abs() > c.max), underflow])
+
+
+def _count_different(values: Tensor, before: Tensor, scratch: _Scratch | None) -> Tensor | int:
+    if values.device.type == "cpu" and values.dtype in _LAYOUTS:
+        change = torch.sub(
+            values, before, out=None if scratch is None else scratch.take("below", values.shape, values.dtype)
+        )
+        if math.isfinite(float(change.sum())):
+            return _count_signs(change, scratch)
+    return torch.count_nonzero(values != before)
+
+
+def _count_signs(x: Tensor, scratch: _Scratch | None) -> int:
+    """How many elements are not zero, where none is NaN: the dot product of the signs, a third of count_nonzero's time.
+
+    Exact: a sum of at most 2^24 ones, or of up to 2^53 in float64.
+    """
+    if x.numel() > 1 << 24 and x.dtype == torch.float32:
+        return int(torch.count_nonzero(x))
+    signs = torch.sign(x, out=None if scratch is None else scratch.take("signs", x.shape, x.dtype)).view(-1)
+    return int(torch.dot(signs, signs))
+
+
+def _ulp_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What scales, quotients and spacings of a tensor are held in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_rounding(rounding: str) -> None:
     if rounding not in ROUNDINGS:
         raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
 
 
-def _ulp(grid: Tensor, fmt: FloatFormat) -> Tensor:
-    spacing = power_of_two_below(grid)
-    return spacing.mul_(2.0**-fmt.mantissa_bits).clamp_(fmt.quantum, fmt.max_ulp)
+def _job(
+    x: Tensor,
+    fmt: FloatFormat,
+    scale: Tensor | float | None,
+    rounding: str,
+    saturate: bool,
+    seed: int | None,
+    check_scale: bool,
+    out: Tensor | None = None,
+    previous: Tensor | None = None,
+    ulp_out: Tensor | None = None,
+) -> _Job:
+    """The arguments, checked, with the scale in the dtype that quotients are taken in."""
+    if not isinstance(fmt, FloatFormat):
+        raise TypeError(f"the format must be a FloatFormat, as get_format({str(fmt)[:40]!r}) gives, not {fmt!r:.80}")
+    if not isinstance(x, Tensor) or x.dtype not in INPUT_DTYPES:
+        given = _dtype_name(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a tensor of {', '.join(map(_dtype_name, INPUT_DTYPES))}, not {given}")
+    _check_rounding(rounding)
+    if rounding == "stochastic" and seed is None:
+        raise ValueError("stochastic rounding needs a seed: a whole number from 0 to 2**64 - 1")
+    if seed is not None:
+        draw_keys(seed, 0)
+    for name, tensor, dtype in (("out", out, x.dtype), ("previous", previous, x.dtype), ("ulp_out", ulp_out, None)):
+        if tensor is not None:
+            wanted = (x.shape, dtype or _ulp_dtype(x.dtype), x.device)
+            if (tensor.shape, tensor.dtype, tensor.device) != wanted:
+                raise ValueError(
+                    f"{name} must be {_described(*wanted)} as x has it, not "
+                    f"{_described(tensor.shape, tensor.dtype, tensor.device)}"
+                )
+    if ulp_out is not None and not ulp_out.is_contiguous():
+        raise ValueError("ulp_out must be contiguous")
+    if scale is not None:
+        scale = _checked_scale(x, scale, check_scale)
+    return _Job(x, fmt, scale, rounding, saturate, seed, out, previous, ulp_out)
 
 
-def _round_to_grid(grid: Tensor, fmt: FloatFormat, saturate: bool, owned: bool) -> Tensor:
-    """Rounds float32 grid units; works in place where `owned` says that the tensor is ours."""
-    if fmt.name in NATIVE:
-        if saturate:
-            grid = grid.clamp(-fmt.max, fmt.max)
-        return grid.to(NATIVE[fmt.name]).float()
-    spacing = _ulp(grid, fmt)
-    inverse = (_ONE_SQUARED_BITS - spacing.view(torch.int32)).view(torch.float32)
-    steps = grid.mul_(inverse) if owned else grid * inverse
-    if fmt.mantissa_bits == 0:
-        _break_ties_to_even_code(steps, spacing, fmt)
-    rounded = steps.round_().mul_(spacing)
-    if saturate or not (fmt.has_infinity or fmt.has_nan):
-        return rounded.clamp_(-fmt.max, fmt.max)
-    beyond = rounded.abs() > fmt.max
-    if fmt.has_infinity:
-        return torch.where(beyond, torch.copysign(torch.full_like(rounded, torch.inf), rounded), rounded)
-    return rounded.masked_fill_(beyond, torch.nan)
+def _described(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> str:
+    return f"{_dtype_name(dtype)} {list(shape)} on {device}"
 
 
-def _break_ties_to_even_code(steps: Tensor, spacing: Tensor, fmt: FloatFormat) -> None:
-    """Without a mantissa the lower neighbour's code is its exponent field: an even one wins the tie at 1.5 steps.
-
-    There, every magnitude is taken down by one float32 ulp, which moves nothing but the tie. The spacings at both ends
-    of the range (subnormals, zero; overflow, infinities, NaN) belong to odd codes and stay as they are.
-    """
-    lower_is_even = (spacing.view(torch.int32) >> 23).add_(fmt.bias).bitwise_and_(1)
-    steps.view(torch.int32).sub_(lower_is_even)
+def _checked_scale(x: Tensor, scale: Tensor | float, check_values: bool) -> Tensor | float:
+    dtype = _ulp_dtype(x.dtype)
+    if isinstance(scale, bool) or not isinstance(scale, Tensor | int | float):
+        raise TypeError(f"scale must be a positive number or a floating-point tensor, not {type(scale).__name__}")
+    if not isinstance(scale, Tensor):
+        low, high = (0.0, math.inf) if dtype == torch.float64 else (2.0**-149, FP32.max)
+        if not (low <= scale <= high and 0 < scale < math.inf):
+            raise ValueError(f"scale must be positive and finite in {_dtype_name(dtype)}, not {scale!r}")
+        return scale if dtype == torch.float64 else struct.unpack("f", struct.pack("f", scale))[0]  # type: ignore[no-any-return]
+    if not scale.is_floating_point():
+        raise TypeError(f"scale must be a floating-point tensor, not {_dtype_name(scale.dtype)}")
+    try:
+        fits = torch.broadcast_shapes(scale.shape, x.shape) == x.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"scale of shape {list(scale.shape)} does not broadcast to x of shape {list(x.shape)}")
+    scale = scale.detach() if scale.dtype == dtype else scale.detach().to(dtype)
+    if check_values and scale.device.type == "cpu" and scale.numel() and not torch.compiler.is_compiling():
+        low, high = (float(bound) for bound in torch.aminmax(scale))
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"scale must be positive and finite; it goes from {low:g} to {high:g}")
+    return scale
 
 
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, fmt, scale, rounding, saturate, mask):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, fmt, scale, rounding, saturate, seed, mask, check_scale):  # type: ignore[no-untyped-def]
+        y = quantize(x, fmt, scale=scale, rounding=rounding, saturate=saturate, seed=seed, check_scale=check_scale)
         if mask:
-            grid = x.detach().float() if scale is None else x.detach().float() / scale
-            ctx.save_for_backward(grid.abs() <= fmt.max)
-        return quantize(x, fmt, scale=scale, rounding=rounding, saturate=saturate)
+            job = _job(x, fmt, scale, rounding, saturate, seed, False)
+            ctx.save_for_backward(_to_grid(x.detach(), job.scale, _constants(fmt, x.dtype)).abs() <= fmt.max)
+        return y
 
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
         if ctx.saved_tensors:
             grad_output = grad_output * ctx.saved_tensors[0]
-        return grad_output, None, None, None, None, None
+        return grad_output, None, None, None, None, None, None, None

@@ -43,4 +43,4 @@ class WeightCodes:
 
 def _on_grid(layer: QuantizedLayer) -> torch.Tensor:
     weight, fmt = layer.weight.detach(), layer.policy.weight
-    return quantize(weight, fmt, scale=layer.policy.scale(weight, fmt))
+    return quantize(weight, fmt, scale=layer.policy.scale(weight, fmt), check_scale=False)

@@ -12,7 +12,7 @@ from altgrad.analysis.failures import RANGE_THRESHOLD, UNDERFLOW_THRESHOLD, Fail
 from altgrad.analysis.hypotheses import E7M0
 from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader
 from altgrad.analysis.reports import common
-from altgrad.formats import list_formats
+from altgrad.formats import SPLITS_8BIT
 from altgrad.pages import (
     FOREGROUND,
     PALETTE,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PATH = "reports/failure_modes"
-SPLITS = tuple(fmt.label for fmt in list_formats(bits=8))
+SPLITS = tuple(fmt.label for fmt in SPLITS_8BIT)
 REMEDIES = {
     "overflow": "a scale with headroom, or a format with more exponent bits for that operand",
     "underflow": "more exponent bits, or a scale per row or block, for that operand",
