@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from altgrad.formats import get_format
+from altgrad.formats import Rounding, get_format
 
 LayerType = Literal["attention", "mlp", "embedding", "head"]
 LAYER_TYPES: tuple[LayerType, ...] = ("attention", "mlp", "embedding", "head")
@@ -37,6 +37,11 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _later(default: Any, **limits: Any) -> Any:
+    """A key that was added after runs had been recorded: at its default it takes no part in a config's identity."""
+    return Field(default, json_schema_extra={"later": True}, **limits)
+
+
 class ModelConfig(_Section):
     """The character GPT: pre-norm, untied head."""
 
@@ -52,13 +57,26 @@ class ModelConfig(_Section):
         return self
 
 
+class RoundingConfig(_Section):
+    """How activations and gradients are rounded; weights have `optimizer.rounding`."""
+
+    activation: Rounding = "nearest_even"
+    grad_output: Rounding = "nearest_even"
+
+
 class QuantizeConfig(_Section):
-    """Which operands are quantized to which format, in which layer types. `fp32` leaves an operand as it is."""
+    """Which operands are quantized to which format, in which layers. `fp32` leaves an operand as it is.
+
+    `layers` are layer types; `patterns` (dotted layer names with * and ?) restrict them further where given.
+    """
 
     weight: FormatName = "fp32"
     activation: FormatName = "fp32"
     grad_output: FormatName = "fp32"
     layers: tuple[LayerType, ...] = LAYER_TYPES
+    patterns: tuple[str, ...] = _later(())
+    rounding: RoundingConfig = _later(RoundingConfig())
+    compute: Literal["simulated", "native"] = _later("simulated")
 
     @field_validator("layers")
     @classmethod
@@ -66,46 +84,136 @@ class QuantizeConfig(_Section):
         """One order and no repetition: the same layers are the same experiment."""
         return tuple(kind for kind in LAYER_TYPES if kind in layers)
 
+    @model_validator(mode="after")
+    def _native_exists(self) -> QuantizeConfig:
+        if self.compute == "native":
+            for operand in ("weight", "activation", "grad_output"):
+                if getattr(self, operand) not in ("e4m3", "e5m2"):
+                    raise ValueError(
+                        f"quantize.compute 'native' multiplies e4m3 and e5m2 only, and quantize.{operand} is "
+                        f"{getattr(self, operand)}; use 'simulated'"
+                    )
+            if {self.weight, self.activation} == {"e5m2"}:
+                raise ValueError("quantize.compute 'native': no hardware multiplies e5m2 by e5m2; make one e4m3")
+        return self
+
     @property
     def operands(self) -> tuple[str, ...]:
         """The operands that are quantized, of weight, activation and grad_output."""
         return tuple(name for name in ("weight", "activation", "grad_output") if getattr(self, name) != "fp32")
 
 
-class ScalingConfig(_Section):
-    """How a tensor is scaled into its format's range: by its current amax, or not at all."""
+class ScaleRule(_Section):
+    """How a tensor is scaled into its format's range.
 
-    granularity: Literal["tensor"] = "tensor"
-    kind: Literal["amax", "none"] = "amax"
+    `kind`: by its current amax; by the largest amax of the last `history` steps (delayed); by the fixed `value`
+    (static); not at all (none); or by the block formats' own rules: "mx" (block 32, floor), "mx_rceil", "nvfp4".
+    """
+
+    granularity: Literal["tensor", "row", "block"] = "tensor"
+    kind: Literal["amax", "delayed", "static", "none", "mx", "mx_rceil", "nvfp4"] = "amax"
     power_of_two: bool = True
+    block: int = _later(32, ge=1)
+    history: int = _later(16, ge=1, le=4096)
+    value: float | None = _later(None, gt=0)
+
+    @model_validator(mode="after")
+    def _parts_belong_together(self) -> ScaleRule:
+        if (self.kind == "static") != (self.value is not None):
+            raise ValueError("scaling.value is the scale of kind 'static', and of no other kind")
+        if self.kind != "amax" and self.granularity != "tensor":
+            raise ValueError(f"scaling.granularity {self.granularity!r} belongs to kind 'amax', not to {self.kind!r}")
+        return self
+
+
+class ScalingConfig(ScaleRule):
+    """The rule of every operand, and of single operands where they differ."""
+
+    weight: ScaleRule | None = _later(None)
+    activation: ScaleRule | None = _later(None)
+    grad_output: ScaleRule | None = _later(None)
+
+    def rule(self, operand: str) -> ScaleRule:
+        """The rule of weight, activation or grad_output."""
+        return getattr(self, operand) or self
 
 
 class OptimizerConfig(_Section):
-    """Step rule, storage of the weights and rounding onto the grid (the three axes of the comparison)."""
+    """Step rule, storage of the weights and rounding onto the grid (the three axes of the comparison).
 
-    step_rule: Literal["adamw", "manifold"] = "adamw"
+    Which combinations exist is `COMBINATIONS`. `stiffness` and `relative` are the ablations: S permuted within its
+    tensor ("shuffled"), its mean in place of it ("constant"); a rate relative to the rms of each tensor.
+    """
+
+    step_rule: Literal["adamw", "manifold", "code"] = "adamw"
     precondition: Literal["gradient", "update"] | None = None
-    storage: Literal["master"] = "master"
-    rounding: Literal["nearest_even"] = "nearest_even"
-    learning_rate: float = Field(1.6e-2, gt=0)  # adamw and "gradient": real units; "update": ulps
+    storage: Literal["master", "grid"] = "master"
+    rounding: Literal["nearest_even", "stochastic", "error_feedback"] = "nearest_even"
+    learning_rate: float = Field(1.6e-2, gt=0)  # adamw and "gradient": real units; "update": ulps; "code": codes
     other_learning_rate: float | None = Field(None, gt=0)  # AdamW's rate for parameters that are not quantized
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     floor: float | None = Field(None, ge=0)
     max_stiffness: float | None = Field(None, gt=0)
+    stiffness: Literal["ulp", "shuffled", "constant"] = _later("ulp")
+    relative: bool = _later(False)
+    rungs: int = _later(1, ge=1, le=64)  # the most codes that a step of rule "code" moves a weight by
 
     @model_validator(mode="after")
     def _combination_exists(self) -> OptimizerConfig:
         if (self.step_rule == "manifold") != (self.precondition is not None):
             raise ValueError(
-                "optimizer.precondition must be 'gradient' or 'update' with step_rule 'manifold', and null with 'adamw'"
+                "optimizer.precondition must be 'gradient' or 'update' with step_rule 'manifold', and null otherwise"
             )
-        if self.step_rule == "adamw" and (self.floor is not None or self.max_stiffness is not None):
+        allowed = COMBINATIONS[self.step_rule, self.storage]
+        if self.rounding not in allowed:
+            known = f"{' or '.join(allowed)}" if allowed else "none: choose another storage"
+            raise ValueError(
+                f"optimizer.rounding={self.rounding!r} does not exist with step_rule {self.step_rule!r} and storage "
+                f"{self.storage!r}; allowed is {known}"
+            )
+        if self.step_rule != "manifold" and (self.floor is not None or self.max_stiffness is not None):
             raise ValueError("optimizer.floor and optimizer.max_stiffness belong to step_rule 'manifold'")
+        if self.stiffness != "ulp" and self.precondition is None:
+            raise ValueError("optimizer.stiffness is an ablation of step_rule 'manifold'")
+        if self.relative and self.step_rule != "adamw":
+            raise ValueError("optimizer.relative belongs to step_rule 'adamw'")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas={list(self.betas)} must lie in [0, 1)")
         return self
+
+
+COMBINATIONS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("adamw", "master"): ("nearest_even", "stochastic"),
+    ("adamw", "grid"): ("nearest_even", "stochastic", "error_feedback"),
+    ("manifold", "master"): ("nearest_even", "stochastic"),
+    ("manifold", "grid"): ("nearest_even", "stochastic", "error_feedback"),
+    ("code", "master"): (),
+    ("code", "grid"): ("stochastic",),
+}
+"""(step rule, storage) -> roundings that exist. Any other combination is a config error."""
+
+
+class StabilityConfig(_Section):
+    """What a run does when it goes wrong, beside ending: `nan_patience` decides when that is.
+
+    `clip`: "plain" scales all gradients by their common norm; "range_aware" clips each quantized weight's gradient
+    at the largest value that its format holds at the tensor's scale first. `patience` > 0 ends a run whose validation
+    loss has not improved for that many evaluations. `shift_to`: the format that replaces every quantized operand's
+    when `nan_patience` bad steps have passed, once, as a recorded event.
+    """
+
+    clip: Literal["plain", "range_aware"] = "plain"
+    patience: int = Field(0, ge=0)
+    shift_to: FormatName | None = None
+
+
+class CheckpointConfig(_Section):
+    """Checkpoints: every so many steps (0: none), how many are kept; the best and an anomaly's are kept besides."""
+
+    every: int = Field(0, ge=0)
+    keep: int = Field(2, ge=1)
 
 
 class TrackingConfig(_Section):
@@ -140,6 +248,10 @@ class ExperimentConfig(_Section):
     log_every: int = Field(1, ge=1)
     layers_every: int = Field(20, ge=0)
     nan_patience: int = Field(10, ge=1)
+    accumulate: int = _later(1, ge=1)  # batches whose gradients are averaged into one step
+    compile: bool = _later(False)  # the model through torch.compile
+    stability: StabilityConfig = _later(StabilityConfig())
+    checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="before")
@@ -155,8 +267,21 @@ class ExperimentConfig(_Section):
             value = getattr(self, key)
             if value is not None and not _SLUG.fullmatch(value):
                 raise ValueError(f"{key}={value[:80]!r} must be a lower-case slug: letters, digits, '.', '_' and '-'")
-        if self.optimizer.step_rule == "manifold" and self.quantize.weight == "fp32":
-            raise ValueError("optimizer.step_rule 'manifold' needs quantize.weight to be a format narrower than fp32")
+        if self.quantize.weight == "fp32":
+            if self.optimizer.step_rule in ("manifold", "code"):
+                raise ValueError(
+                    f"optimizer.step_rule {self.optimizer.step_rule!r} needs quantize.weight to be a format narrower "
+                    "than fp32"
+                )
+            if self.optimizer.storage == "grid":
+                raise ValueError("optimizer.storage 'grid' needs quantize.weight to be a format narrower than fp32")
+        if self.optimizer.storage == "grid":
+            rule = self.scaling.rule("weight")
+            if rule.kind not in ("amax", "none") or rule.granularity != "tensor" or not rule.power_of_two:
+                raise ValueError(
+                    "optimizer.storage 'grid' keeps one power-of-two scale a tensor; set scaling.weight to "
+                    "{kind: amax}, {kind: none} or leave it"
+                )
         if self.quantize.operands and not self.quantize.layers:
             raise ValueError("quantize.layers is empty but an operand has a format: name at least one layer type")
         return self
@@ -168,6 +293,10 @@ class ExperimentConfig(_Section):
             return self.name
         quantize, optimizer = self.quantize, self.optimizer
         rule = optimizer.step_rule if optimizer.precondition is None else f"manifold-{optimizer.precondition}"
+        if optimizer.relative or optimizer.stiffness != "ulp":
+            rule += "-relative" if optimizer.relative else f"-{optimizer.stiffness}"
+        if optimizer.storage == "grid":
+            rule += f"-grid-{optimizer.rounding.replace('_', '-')}"
         if not quantize.operands:
             return f"fp32-{rule}"
         formats = "-".join(dict.fromkeys(getattr(quantize, operand) for operand in quantize.operands))
@@ -176,12 +305,28 @@ class ExperimentConfig(_Section):
         return f"{formats}-{letters}{layers}-{rule}"
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the run's numbers, JSON-ready; notes, tags, study, name and tracking are left out."""
-        return self.model_dump(mode="json", exclude={"name", "notes", "tags", "study", "tracking"})
+        """Everything that decides the run's numbers, JSON-ready.
+
+        Notes, tags, study, name, checkpoints and tracking are left out, and so are keys younger than the first recorded
+        runs while they have their default.
+        """
+        found = self.model_dump(mode="json", exclude={"name", "notes", "tags", "study", "checkpoint", "tracking"})
+        return _without_later_defaults(self, found)
 
     def arm_identity(self) -> dict[str, Any]:
         """`identity()` without the seed: what the seeds of one arm share."""
         return {key: value for key, value in self.identity().items() if key != "seed"}
+
+
+def _without_later_defaults(section: BaseModel, dumped: dict[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for key, value in dumped.items():
+        field, given = type(section).model_fields[key], getattr(section, key)
+        later = isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("later")
+        if later and given == field.default:
+            continue
+        kept[key] = _without_later_defaults(given, value) if isinstance(given, BaseModel) else value
+    return kept
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> ExperimentConfig:
