@@ -6,62 +6,137 @@ A linear layer is three matrix products, and each reads two of three operands:
     grad_input  = grad_output @ weight            backward
     grad_weight = grad_output^T @ activation      backward
 
-`QuantizedLinear` rounds each operand once, onto its own format, and multiplies the rounded values in float32: the
-products are exact and accumulation is float32, as tensor cores do it. Weights stay float32 masters behind the
-straight-through estimator. Biases, attention scores, norms and residuals are not quantized.
+`QuantizedLinear` rounds each operand once, onto its own format with its own scale and rounding, and multiplies the
+rounded values in float32: the products are exact and accumulation is float32, as tensor cores do it ("simulated").
+E4M3 and E5M2 can also be multiplied by the hardware's own FP8 instruction ("native"). Weights stay float32 masters
+behind the straight-through estimator, or live on the grid (`altgrad.optim`). Biases, attention scores, norms and
+residuals are not quantized.
 
 Shape suffixes: N rows (batch x time), I inputs, O outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.rounding import quantize
-from altgrad.scaling import amax_scale
+from altgrad.scaling import DelayedScale, amax_scale, quantize_blocks, quantize_mx, quantize_nvfp4
+
+LAYER_TYPES = ("attention", "mlp", "embedding", "head")
+OPERANDS = ("weight", "activation", "grad_output")
+NATIVE_DTYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 Observer = Callable[[str, str, str, Tensor, Tensor, FloatFormat, "Tensor | None"], None]
-"""Called with (layer, layer_type, operand, real values, quantized values, format, scale) of every operand."""
+"""Called with (layer, layer_type, operand, real values, quantized values, format, scale) of every operand.
+
+The scale is None for 1 and for the block formats, whose blocks have scales of their own."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How a tensor is scaled into its format's range.
+
+    Attributes:
+        kind: "amax" (current), "delayed" (largest amax of the last `history` readings), "static" (`value`), "none"
+            (scale 1), or a block format's rule: "mx", "mx_rceil", "nvfp4".
+        granularity: of kind "amax": one scale a "tensor", a "row" (last dimension) or a "block" of `block` elements.
+        power_of_two: round the scale up to a power of two.
+    """
+
+    kind: str = "amax"
+    granularity: str = "tensor"
+    power_of_two: bool = True
+    block: int = 32
+    history: int = 16
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What happens to one operand of the products; FP32 leaves it as it is."""
+
+    format: FloatFormat = FP32
+    rounding: str = "nearest_even"
+    scaling: Scaling = Scaling()
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Which format each operand gets, in which layer types, and how tensors are scaled.
+    """Which format each operand gets, in which layers, and how tensors are scaled and rounded.
 
     Attributes:
-        weight, activation, grad_output: formats; FP32 leaves that operand as it is.
-        layers: the layer types this applies to; every other layer keeps FP32.
-        scaled: scale each tensor by its current amax; False uses scale 1, where values may overflow (they saturate).
-        power_of_two: round the scale up to a power of two.
+        weight, activation, grad_output: an `Operand`, or a format (nearest even, current per-tensor amax).
+        layers: layer types this applies to; ("*",) means every linear layer and embedding.
+        patterns: dotted layer names with * and ?, one of which must match; none means all.
+        compute: "simulated" or "native".
+        scaled, power_of_two: short forms for operands that are given as formats.
     """
 
-    weight: FloatFormat = FP32
-    activation: FloatFormat = FP32
-    grad_output: FloatFormat = FP32
-    layers: tuple[str, ...] = ("attention", "mlp", "embedding", "head")
+    weight: Operand | FloatFormat = FP32
+    activation: Operand | FloatFormat = FP32
+    grad_output: Operand | FloatFormat = FP32
+    layers: tuple[str, ...] = LAYER_TYPES
+    patterns: tuple[str, ...] = ()
+    compute: str = "simulated"
     scaled: bool = True
     power_of_two: bool = True
 
+    def __post_init__(self) -> None:
+        scaling = Scaling("amax" if self.scaled else "none", power_of_two=self.power_of_two)
+        for name in OPERANDS:
+            if isinstance(given := getattr(self, name), FloatFormat):
+                object.__setattr__(self, name, Operand(given, scaling=scaling))
+        if self.compute not in ("simulated", "native"):
+            raise ValueError(f"compute must be 'simulated' or 'native', not {self.compute!r}")
+
     @classmethod
-    def of_names(cls, weight: str, activation: str, grad_output: str, **rest: object) -> Policy:
+    def of_names(cls, weight: str, activation: str, grad_output: str, **rest: Any) -> Policy:
         """The policy with formats given by name.
 
         Raises:
             ValueError: unknown format.
         """
-        return cls(get_format(weight), get_format(activation), get_format(grad_output), **rest)  # type: ignore[arg-type]
+        return cls(get_format(weight), get_format(activation), get_format(grad_output), **rest)
 
-    def scale(self, x: Tensor, fmt: FloatFormat) -> Tensor | None:
-        """The scale of `x` under this policy; None is 1."""
-        return amax_scale(x, fmt, power_of_two=self.power_of_two) if self.scaled and fmt is not FP32 else None
+    def operand(self, name: str) -> Operand:
+        """What happens to weight, activation or grad_output."""
+        found: Operand = getattr(self, name)
+        return found
+
+    def covers(self, layer: str, kind: str) -> bool:
+        """Whether the layer of this dotted name and type is quantized."""
+        return (kind in self.layers or "*" in self.layers) and (
+            not self.patterns or any(fnmatchcase(layer, pattern) for pattern in self.patterns)
+        )
 
 
 UNQUANTIZED = Policy()
+
+
+@dataclass
+class Clock:
+    """What the draws of stochastic rounding depend on beside layer and operand: the run's seed, and the moment.
+
+    The loop sets `step` and `part` (the batch within a step; -1 for evaluation), so that draws do not depend on how
+    often anything else was computed.
+    """
+
+    seed: int = 0
+    step: int = 0
+    part: int = 0
+
+    def seed_of(self, layer: str, operand: str) -> int:
+        """A 64-bit seed for one tensor at this moment."""
+        text = f"{self.seed}/{self.step}/{self.part}/{layer}/{operand}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 class _Quantizer:
@@ -70,58 +145,157 @@ class _Quantizer:
     layer: str = ""
     layer_type: str = ""
     policy: Policy = UNQUANTIZED
+    clock: Clock = Clock()
     observer: Observer | None = None
+    grid_scale: Tensor | None = None
+    """The scale of a weight that lives on the grid; the products read such a weight as it is."""
+    delayed: dict[str, DelayedScale]
 
-    def operand(self, x: Tensor, operand: str) -> Tensor:
+    def operand(self, x: Tensor, name: str) -> Tensor:
         """`x` as the matrix product reads it: rounded onto the operand's format, or `x` itself for FP32."""
-        fmt: FloatFormat = getattr(self.policy, operand)
-        scale = self.policy.scale(x, fmt)
-        rounded = x if fmt is FP32 else quantize(x, fmt, scale=scale, check_scale=False)
+        spec = self.policy.operand(name)
+        if spec.format is FP32:
+            rounded, scale = x, None
+        elif name == "weight" and self.grid_scale is not None:
+            rounded, scale = x, self.grid_scale
+        else:
+            rounded, scale = self._rounded(x, name, spec)
         if self.observer is not None:
-            self.observer(self.layer, self.layer_type, operand, x, rounded, fmt, scale)
+            self.observer(self.layer, self.layer_type, name, x, rounded, spec.format, scale)
         return rounded
 
+    def scale(self, x: Tensor, name: str) -> Tensor | None:
+        """The scale of operand `name` with the values `x` under the policy, one number a tensor; None is 1."""
+        spec = self.policy.operand(name)
+        scaling, fmt = spec.scaling, spec.format
+        if name == "weight" and self.grid_scale is not None:
+            return self.grid_scale
+        if scaling.kind == "none" or fmt is FP32:
+            return None
+        if scaling.kind == "static":
+            return torch.tensor(scaling.value, device=x.device)
+        if scaling.kind == "delayed":
+            return self.delayed[name].scale_for(x)
+        return amax_scale(
+            x, fmt, granularity=scaling.granularity, block=scaling.block, power_of_two=scaling.power_of_two
+        )
 
-class _ThreeProducts(torch.autograd.Function):
+    def _rounded(self, x: Tensor, name: str, spec: Operand) -> tuple[Tensor, Tensor | None]:
+        scaling, fmt = spec.scaling, spec.format
+        seed = self.clock.seed_of(self.layer, name) if spec.rounding == "stochastic" else None
+        if scaling.kind in ("mx", "mx_rceil"):
+            rule = "floor" if scaling.kind == "mx" else "rceil"
+            return quantize_mx(x, fmt, rule=rule, rounding=spec.rounding, seed=seed), None
+        if scaling.kind == "nvfp4":
+            return quantize_nvfp4(x, rounding=spec.rounding, seed=seed), None
+        if scaling.kind == "amax" and scaling.granularity == "block":
+            rounded = quantize_blocks(
+                x, fmt, block=scaling.block, power_of_two=scaling.power_of_two, rounding=spec.rounding, seed=seed
+            )
+            return rounded, None
+        scale = self.scale(x, name)
+        return quantize(x, fmt, scale=scale, rounding=spec.rounding, seed=seed, check_scale=False), scale
+
+
+class _Rounded(torch.autograd.Function):
+    """An operand as the products read it; its gradient passes straight through."""
+
     @staticmethod
-    def forward(ctx, x_NI, weight_OI, bias_O, quantizer):  # type: ignore[no-untyped-def]
-        rounded_x_NI = quantizer.operand(x_NI, "activation")
-        rounded_weight_OI = quantizer.operand(weight_OI, "weight")
-        ctx.save_for_backward(rounded_x_NI, rounded_weight_OI)
-        ctx.quantizer, ctx.has_bias = quantizer, bias_O is not None
-        return nn.functional.linear(rounded_x_NI, rounded_weight_OI, bias_O)
-
-    @staticmethod
-    def backward(ctx, grad_NO):  # type: ignore[no-untyped-def]
-        x_NI, weight_OI = ctx.saved_tensors
-        rounded_grad_NO = ctx.quantizer.operand(grad_NO, "grad_output")
-        grad_x_NI = rounded_grad_NO @ weight_OI if ctx.needs_input_grad[0] else None
-        grad_weight_OI = rounded_grad_NO.t() @ x_NI if ctx.needs_input_grad[1] else None
-        grad_bias_O = grad_NO.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
-        return grad_x_NI, grad_weight_OI, grad_bias_O, None
-
-
-class _RoundedTable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, weight, quantizer):  # type: ignore[no-untyped-def]
-        return quantizer.operand(weight, "weight").clone()
+    def forward(ctx, x, quantizer, name):  # type: ignore[no-untyped-def]
+        rounded = quantizer.operand(x, name)
+        return rounded.view_as(rounded) if rounded is x else rounded
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return grad, None
+        return grad, None, None
+
+
+class _RoundedGradient(torch.autograd.Function):
+    """The identity, whose gradient is rounded: grad_output as both backward products read it."""
+
+    @staticmethod
+    def forward(ctx, y, quantizer):  # type: ignore[no-untyped-def]
+        ctx.quantizer = quantizer
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        return ctx.quantizer.operand(grad, "grad_output"), None
+
+
+class _NativeProducts(torch.autograd.Function):
+    """The three products by the hardware's FP8 instruction, from the same rounded values and per-tensor scales."""
+
+    @staticmethod
+    def forward(ctx, x_NI, weight_OI, quantizer):  # type: ignore[no-untyped-def]
+        ctx.quantizer = quantizer
+        x8_NI, x_scale = _native_operand(quantizer, x_NI, "activation")
+        weight8_OI, weight_scale = _native_operand(quantizer, weight_OI, "weight")
+        ctx.save_for_backward(x8_NI, x_scale, weight8_OI, weight_scale)
+        return _native_product(x8_NI, x_scale, weight8_OI.t(), weight_scale, x_NI.dtype)
+
+    @staticmethod
+    def backward(ctx, grad_NO):  # type: ignore[no-untyped-def]
+        x8_NI, x_scale, weight8_OI, weight_scale = ctx.saved_tensors
+        grad8_NO, grad_scale = _native_operand(ctx.quantizer, grad_NO.contiguous(), "grad_output")
+        grad_x_NI = grad_weight_OI = None
+        if ctx.needs_input_grad[0]:  # the second factor is read by columns
+            columns = weight8_OI.t().contiguous().t()
+            grad_x_NI = _native_product(grad8_NO, grad_scale, columns, weight_scale, grad_NO.dtype)
+        if ctx.needs_input_grad[1]:
+            columns = x8_NI.t().contiguous().t()
+            grad_weight_OI = _native_product(grad8_NO.t().contiguous(), grad_scale, columns, x_scale, grad_NO.dtype)
+        return grad_x_NI, grad_weight_OI, None
+
+
+def _native_operand(quantizer: _Quantizer, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    rounded = quantizer.operand(x, name)
+    scale = quantizer.scale(x, name)
+    scale = torch.ones((), device=x.device) if scale is None else scale
+    fmt = quantizer.policy.operand(name).format
+    return (rounded / scale).to(NATIVE_DTYPES[fmt.name]), scale
+
+
+def _native_product(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    product: Tensor = torch._scaled_mm(a, b, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype)
+    return product
 
 
 class QuantizedLinear(_Quantizer, nn.Linear):
     """`nn.Linear` whose three matrix products read quantized operands.
 
     Input [..., I], output [..., O], float32. With every operand FP32 its numbers are those of `nn.Linear`, bit by bit.
+
+    Raises (on use):
+        ValueError: native compute where a size is no multiple of 16, or a scale is not one number a tensor.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., I] times the transposed weight, plus the bias: [..., O]."""
+        policy, observed = self.policy, self.observer is not None
+        if policy.compute == "native" and policy is not UNQUANTIZED:
+            return self._native(x)
+        weight = self.weight
+        if observed or policy.activation.format is not FP32:  # type: ignore[union-attr]
+            x = _Rounded.apply(x, self, "activation")
+        if observed or policy.weight.format is not FP32:  # type: ignore[union-attr]
+            weight = _Rounded.apply(weight, self, "weight")
+        if not observed and policy.grad_output.format is FP32:  # type: ignore[union-attr]
+            return nn.functional.linear(x, weight, self.bias)
+        y: Tensor = _RoundedGradient.apply(nn.functional.linear(x, weight), self)
+        return y if self.bias is None else y + self.bias
+
+    def _native(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        y: Tensor = _ThreeProducts.apply(rows, self.weight, self.bias, self)
-        return y.view(*x.shape[:-1], self.out_features)
+        sizes = (rows.shape[0], self.in_features, self.out_features)
+        if any(size % 16 for size in sizes):
+            raise ValueError(
+                f"layer {self.layer}: native FP8 products need rows, inputs and outputs in multiples of 16, not {sizes};"
+                " use compute 'simulated'"
+            )
+        y: Tensor = _NativeProducts.apply(rows, self.weight, self)
+        y = y.view(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias
 
 
 class QuantizedEmbedding(_Quantizer, nn.Embedding):
@@ -129,7 +303,7 @@ class QuantizedEmbedding(_Quantizer, nn.Embedding):
 
     def forward(self, token: Tensor) -> Tensor:
         """Rows of the rounded table: [...] to [..., D]."""
-        table: Tensor = _RoundedTable.apply(self.weight, self)
+        table: Tensor = _Rounded.apply(self.weight, self, "weight")
         return nn.functional.embedding(token, table)
 
 
@@ -138,29 +312,79 @@ QuantizedLayer = QuantizedLinear | QuantizedEmbedding
 
 def layer_type(name: str) -> str | None:
     """The type of the layer called `name`: the first part of the dotted name that is a layer type, or None."""
-    return next((part for part in name.split(".") if part in ("attention", "mlp", "embedding", "head")), None)
+    return next((part for part in name.split(".") if part in LAYER_TYPES), None)
 
 
-def quantize_model(model: nn.Module, policy: Policy) -> nn.Module:
-    """Turn every linear layer and token embedding of a known layer type into its quantized form, in place.
+def quantize_model(model: nn.Module, policy: Policy | Mapping[str, Policy], *, seed: int = 0) -> nn.Module:
+    """Turn the linear layers and embeddings of a model into their quantized form, in place.
 
-    A layer's type is read off its dotted name (`layer_type`). Parameters stay the same objects, so that optimizers and
-    initialization are not disturbed. A layer type outside `policy.layers` gets FP32 operands and is observed as well.
+    A layer's type is the first part of its dotted name that is one (`layer_type`), else "other". Parameters stay the
+    same objects, so that optimizers and initialization are not disturbed. A layer of a known type that the policy does
+    not cover gets FP32 operands and is observed as well; one of another type is left alone. Calling it again changes
+    the policy.
+
+    Args:
+        model: any torch model; layers of classes derived from nn.Linear and nn.Embedding are left alone.
+        policy: one policy, or several by dotted name or layer type with * and ?, of which the first match counts.
+        seed: of the draws, where something is rounded stochastically.
 
     Returns:
         `model`.
+
+    Raises:
+        ValueError: the policies match no layer.
     """
+    policies = {"*": policy} if isinstance(policy, Policy) else dict(policy)
+    clock = Clock(seed)
+    found = 0
     for name, module in list(model.named_modules()):
+        if type(module) not in (nn.Linear, nn.Embedding, QuantizedLinear, QuantizedEmbedding):
+            continue
         kind = layer_type(name)
-        if kind is None or type(module) not in (nn.Linear, nn.Embedding):
+        chosen = next(
+            (
+                p
+                for key, p in policies.items()
+                if fnmatchcase(name, key) or (kind is not None and fnmatchcase(kind, key))
+            ),
+            None,
+        )
+        covered = chosen is not None and chosen.covers(name, kind or "other")
+        if kind is None and not covered:
+            dequantize_model(module)
             continue
         module.__class__ = QuantizedLinear if isinstance(module, nn.Linear) else QuantizedEmbedding
         assert isinstance(module, QuantizedLayer)
-        module.layer, module.layer_type = name, kind
-        module.policy = policy if kind in policy.layers else UNQUANTIZED
+        module.layer, module.layer_type, module.clock = name, kind or "other", clock
+        module.policy = chosen if chosen is not None and covered else UNQUANTIZED
+        module.delayed = {
+            operand: DelayedScale(spec.format, history=spec.scaling.history, power_of_two=spec.scaling.power_of_two)
+            for operand in OPERANDS
+            if (spec := module.policy.operand(operand)).scaling.kind == "delayed" and spec.format is not FP32
+        }
+        found += 1
+    if not found:
+        raise ValueError(
+            f"no layer matches: the policies are for {', '.join(policies)}, or the model has no linear layer"
+        )
+    return model
+
+
+def dequantize_model(model: nn.Module) -> nn.Module:
+    """Undo `quantize_model`, in place: plain layers with the same parameters, whose values stay as they are."""
+    for module in model.modules():
+        if isinstance(module, QuantizedLayer):
+            module.__class__ = nn.Linear if isinstance(module, nn.Linear) else nn.Embedding
+            for name in ("layer", "layer_type", "policy", "clock", "observer", "grid_scale", "delayed"):
+                module.__dict__.pop(name, None)
     return model
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
     """The quantized layers of `model` by dotted name, in the order of definition."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+
+
+def clock_of(model: nn.Module) -> Clock:
+    """The clock that the quantized layers of `model` share."""
+    return next((layer.clock for layer in quantized_layers(model).values()), Clock())

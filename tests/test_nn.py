@@ -95,7 +95,7 @@ def test_the_embedding_reads_a_rounded_table_and_passes_its_gradient_through() -
 
 def test_layers_are_found_by_name_and_only_the_chosen_types_are_quantized() -> None:
     model = quantize_model(small_gpt(), Policy(weight=E4M3, layers=("mlp", "head")))
-    found = {name: layer.policy.weight.name for name, layer in layers_of(model).items()}
+    found = {name: layer.policy.weight.format.name for name, layer in layers_of(model).items()}
     assert found == {
         "embedding": "fp32",
         "blocks.0.attention.qkv": "fp32",

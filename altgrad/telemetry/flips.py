@@ -20,7 +20,11 @@ class WeightCodes:
 
     def __init__(self, model: nn.Module) -> None:
         self._before = {
-            name: (layer, layer.weight.detach().clone(), None if layer.policy.weight is FP32 else _on_grid(layer))
+            name: (
+                layer,
+                layer.weight.detach().clone(),
+                None if layer.policy.operand("weight").format is FP32 else _on_grid(layer),
+            )
             for name, layer in quantized_layers(model).items()
         }
 
@@ -42,5 +46,5 @@ class WeightCodes:
 
 
 def _on_grid(layer: QuantizedLayer) -> torch.Tensor:
-    weight, fmt = layer.weight.detach(), layer.policy.weight
-    return quantize(weight, fmt, scale=layer.policy.scale(weight, fmt), check_scale=False)
+    weight, fmt = layer.weight.detach(), layer.policy.operand("weight").format
+    return quantize(weight, fmt, scale=layer.scale(weight, "weight"), check_scale=False)

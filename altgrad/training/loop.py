@@ -107,7 +107,9 @@ def build_optimizer(config: ExperimentConfig, model: GPT) -> torch.optim.Optimiz
     The manifold rule applies to the first group only; the others get AdamW at `other_learning_rate`.
     """
     rule = config.optimizer
-    on_grid = [layer.weight for layer in quantized_layers(model).values() if layer.policy.weight is not FP32]
+    on_grid = [
+        layer.weight for layer in quantized_layers(model).values() if layer.policy.operand("weight").format is not FP32
+    ]
     known = {id(parameter) for parameter in on_grid}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
     other_rate = rule.other_learning_rate or (rule.learning_rate if rule.step_rule == "adamw" else OTHER_LEARNING_RATE)
@@ -136,7 +138,11 @@ def build_optimizer(config: ExperimentConfig, model: GPT) -> torch.optim.Optimiz
 
 def quantized_format(model: GPT):  # type: ignore[no-untyped-def]
     """The weight format of the model's quantized layers (one per model)."""
-    return next(layer.policy.weight for layer in quantized_layers(model).values() if layer.policy.weight is not FP32)
+    return next(
+        layer.policy.operand("weight").format
+        for layer in quantized_layers(model).values()
+        if layer.policy.operand("weight").format is not FP32
+    )
 
 
 def rate_factor(config: ExperimentConfig, step: int) -> float:
