@@ -290,8 +290,8 @@ class QuantizedLinear(_Quantizer, nn.Linear):
         sizes = (rows.shape[0], self.in_features, self.out_features)
         if any(size % 16 for size in sizes):
             raise ValueError(
-                f"layer {self.layer}: native FP8 products need rows, inputs and outputs in multiples of 16, not {sizes};"
-                " use compute 'simulated'"
+                f"layer {self.layer}: native FP8 products need rows, inputs and outputs in multiples of 16, "
+                f"not {sizes}; use compute 'simulated'"
             )
         y: Tensor = _NativeProducts.apply(rows, self.weight, self)
         y = y.view(*x.shape[:-1], self.out_features)

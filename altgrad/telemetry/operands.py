@@ -35,19 +35,19 @@ def operand_statistics(real: Tensor, rounded: Tensor, fmt: FloatFormat, scale: T
     """What rounding did to one tensor.
 
     Returns:
-        amax: largest |x|. scale: the dequantization scale. norm_l2: Euclidean norm of x. nonfinite: number of NaN and
+        amax: largest |x|. scale: the (largest) dequantization scale. norm_l2: Euclidean norm of x. nonfinite: number of NaN and
         infinite elements. overflow, underflow: fractions of the nonzero elements that lie beyond the largest value,
         and that became zero. sqnr_db: 10 log10(sum x^2 / sum (rounded - x)^2); left out where nothing was lost.
     """
     real, rounded = real.detach().float(), rounded.detach().float()
-    factor = 1.0 if scale is None else float(scale)
+    factor: Tensor | float = 1.0 if scale is None else scale.detach()
     nonzero = real != 0
     count = max(int(nonzero.sum()), 1)
     signal = float(real.square().sum(dtype=torch.float64))
     noise = float((rounded - real).square().sum(dtype=torch.float64))
     found = {
         "amax": float(amax(real)),
-        "scale": factor,
+        "scale": float(factor.max()) if isinstance(factor, Tensor) else factor,
         "norm_l2": math.sqrt(signal),
         "nonfinite": float((~torch.isfinite(real)).sum()),
         "overflow": float((real.abs() > fmt.max * factor).sum()) / count,
