@@ -336,6 +336,7 @@ def test_native_products_name_the_layer_whose_sizes_do_not_fit() -> None:
         Policy(compute="fast")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile, about torch itself
 def test_a_compiled_model_has_the_eager_models_gradients() -> None:
     ends = []
     for compiled in (False, True):
