@@ -205,9 +205,9 @@ def encode(
         ValueError: a NaN where the format has no NaN code; a format of more than 16 bits; and as `quantize`.
         TypeError: as `quantize`.
     """
+    job = _job(x, fmt, scale, rounding, saturate, seed, check_scale)
     if fmt.bits > 16:
         raise ValueError(f"encode has codes of at most 16 bits; {fmt.name} has {fmt.bits}")
-    job = _job(x, fmt, scale, rounding, saturate, seed, check_scale)
     codes = torch.empty(x.shape, dtype=torch.uint8 if fmt.bits <= 8 else torch.uint16, device=x.device)
     if x.device.type == "meta" or x.numel() == 0:
         return codes
@@ -251,7 +251,7 @@ def decode(codes: Tensor, fmt: FloatFormat, *, scale: Tensor | float | None = No
     if codes.device.type == "meta":
         return torch.empty(codes.shape, device="meta")
     index = codes.int()
-    if fmt.bits not in (8, 16) and index.numel() and int(index.max()) >= len(values):
+    if fmt.bits < 8 * codes.dtype.itemsize and index.numel() and int(index.max()) >= len(values):
         raise ValueError(f"codes of {fmt.name} go from 0 to {len(values) - 1}; there is a {int(index.max())}")
     real = values.to(codes.device)[index]
     return real if scale is None else real.mul_(_checked_scale(real, scale, True))
