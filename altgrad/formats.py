@@ -591,7 +591,8 @@ def get_format(name: object) -> FloatFormat:
     Raises:
         ValueError: for a name that is none of these; the message has the nearest names.
     """
-    key = str(name).strip().lower()
+    scalar_type = isinstance(name, type) and issubclass(name, np.generic)
+    key = (name.__name__ if scalar_type else str(name)).strip().lower()  # type: ignore[attr-defined]
     key = key.removeprefix("torch.").removeprefix("ml_dtypes.")
     found = _CATALOGUE.get(_ALIASES.get(key, key))
     if found is None and (match := _SPELLED_OUT.fullmatch(key)):

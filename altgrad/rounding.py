@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 import math
 import struct
+import sys
 import types
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -198,18 +199,20 @@ def encode(
 ) -> Tensor:
     """The codes of `x` in the format: uint8 for formats of up to 8 bits, uint16 for up to 16; shape of `x`.
 
+    They are those of `FloatFormat.encode`, also where a format's range is beyond the dtype's (E9M6, E10M5).
+
     Raises:
         ValueError: a NaN where the format has no NaN code; a format of more than 16 bits; and as `quantize`.
         TypeError: as `quantize`.
     """
+    job = _job(x, fmt, scale, rounding, saturate, seed, check_scale)
     if fmt.bits > 16:
         raise ValueError(f"encode has codes of at most 16 bits; {fmt.name} has {fmt.bits}")
-    job = _job(x, fmt, scale, rounding, saturate, seed, check_scale)
     codes = torch.empty(x.shape, dtype=torch.uint8 if fmt.bits <= 8 else torch.uint16, device=x.device)
     if x.device.type == "meta" or x.numel() == 0:
         return codes
     with torch.no_grad():
-        c = _constants(fmt, x.dtype)
+        c = _constants(fmt, x.dtype)._replace(limit=fmt.max)  # codes go as far as the format does
         grid = _to_grid(x.detach(), job.scale, c).contiguous()
         draw = _draw(0, grid.numel(), seed, grid.device).view_as(grid) if rounding == "stochastic" else None
         rounded, spacing = _round(grid, c, rounding, draw)
@@ -238,8 +241,9 @@ def decode(codes: Tensor, fmt: FloatFormat, *, scale: Tensor | float | None = No
     Formats with a range beyond float32's give infinities and zeros there. A NaN code gives NaN.
 
     Raises:
-        TypeError: codes are not uint8 or uint16.
-        ValueError: a code of more than the format's bits; a format of more than 16 bits or beyond float64.
+        TypeError: codes are not uint8 or uint16; and as `quantize` for `scale`.
+        ValueError: a code of more than the format's bits; a format of more than 16 bits or beyond float64; and as
+            `quantize` for `scale`.
     """
     if codes.dtype not in CODE_DTYPES:
         raise TypeError(f"decode takes uint8 or uint16 codes, not {_dtype_name(codes.dtype)}")
@@ -247,10 +251,10 @@ def decode(codes: Tensor, fmt: FloatFormat, *, scale: Tensor | float | None = No
     if codes.device.type == "meta":
         return torch.empty(codes.shape, device="meta")
     index = codes.int()
-    if fmt.bits not in (8, 16) and index.numel() and int(index.max()) >= len(values):
+    if fmt.bits < 8 * codes.dtype.itemsize and index.numel() and int(index.max()) >= len(values):
         raise ValueError(f"codes of {fmt.name} go from 0 to {len(values) - 1}; there is a {int(index.max())}")
     real = values.to(codes.device)[index]
-    return real if scale is None else real.mul_(scale)
+    return real if scale is None else real.mul_(_checked_scale(real, scale, True))
 
 
 def power_of_two_below(x: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -357,6 +361,12 @@ def _make_constants(fmt: FloatFormat, dtype: torch.dtype) -> _Constants:
     narrow = -126 <= fmt.quantum_exponent <= 0 and fmt.max_exponent <= 127 and fmt.signed and dtype != torch.float64
     if not fmt.fits_float64:
         fmt.require_float64("quantize")
+    lowest = fmt.min_normal_exact
+    if dtype == torch.float64 and lowest is not None and lowest[1] < -1022:
+        raise ValueError(
+            f"float64 tensors cannot be rounded to {fmt.name}: its normal numbers go down to 2**{lowest[1]}, "
+            "beneath float64's own"
+        )
     limit = fmt.max
     if dtype != torch.float64 and fmt.max_exponent > 127:
         limit = math.ldexp((2 << fmt.mantissa_bits) - 1, 127 - fmt.mantissa_bits)
@@ -415,10 +425,11 @@ def _quantize(job: _Job, counted: bool) -> Counted:
             return found._replace(values=values, ulp=found.ulp if job.ulp_out is None else job.ulp_out)
         # Strided tensors are copied once, into the result, and worked on there.
         previous = None if job.previous is None else job.previous.detach().contiguous()
+        copied = not x.is_contiguous() or job.unquantized
         dense = job.out
-        if dense is None or not dense.is_contiguous():
+        if dense is None or not dense.is_contiguous() or (copied and previous is not None):  # out may be previous
             dense = torch.empty_like(x, memory_format=torch.contiguous_format)
-        if not x.is_contiguous() or job.unquantized:
+        if copied:
             x = dense.copy_(x)
         field = counts = None
         if counted:
@@ -448,7 +459,7 @@ def _quantize_pieces(
 ) -> None:
     """The eager form: contiguous `x` to contiguous `out`, a piece at a time; counts where there is a `field`."""
     c = _constants(job.fmt, x.dtype)
-    size = _PIECE * torch.get_num_threads() if x.device.type == "cpu" else x.numel()
+    size = _PIECE * torch.get_num_threads() if x.device.type == "cpu" else _WHOLE
     scratch = _Scratch(min(size, x.numel()), x.device) if x.numel() > _SMALL else None
     native = None
     if job.rounding == "nearest_even" and field is None and x.dtype != torch.float64:
@@ -467,7 +478,7 @@ def _quantize_pieces(
         shape = x.shape if stop - start == total else shape
         piece, target = part(x, start, stop, shape), part(out, start, stop, shape)
         if native is not None:
-            grid = piece.float() if scale is None else piece / scale
+            grid = piece.float() if scale is None else piece.float() / scale
             grid = grid.clamp(-job.fmt.max, job.fmt.max) if job.saturate else grid
             rounded = grid.to(native)
             target.copy_(rounded if scale is None else rounded.float().mul_(scale))
@@ -476,10 +487,13 @@ def _quantize_pieces(
         draw = _draw(start, stop - start, job.seed, x.device, scratch) if job.rounding == "stochastic" else None
         rounded, spacing = _round(grid, c, job.rounding, None if draw is None else draw.view(shape), scratch)
         if field is not None and counts is not None:
-            counts[:2] += _count_overflow_underflow(rounded, grid, c, scratch)
+            # A quotient may be zero where the element is not.
+            before = grid if scale is None else piece if piece.dtype in _LAYOUTS else piece.float()
+            counts[:2] += _count_overflow_underflow(rounded, before, c, scratch)
             ulp_target = part(field, start, stop, shape)
             ulp_target.copy_(spacing if scale is None else spacing.mul_(scale))
-        direct = scale is None and piece.dtype == c.dtype and previous is None
+        # What is written there must not be needed any more: `grid` may be the same memory.
+        direct = scale is None and piece.dtype == c.dtype and previous is None and c.signed
         values = _finish(rounded, grid, c, job.rounding, job.saturate, target if direct else rounded)
         if direct:
             continue
@@ -515,7 +529,7 @@ def _make_whole(c: _Constants, rounding: str, saturate: bool, counted: bool) -> 
         if counted:
             spacing_out = (spacing if scale is None else spacing * scale).to(_ulp_dtype(x.dtype))
             overflow = (rounded.abs() > c.max).sum(dtype=torch.int32).long()
-            underflow = ((rounded == 0) & (grid != 0)).sum(dtype=torch.int32).long()
+            underflow = ((rounded == 0) & (x != 0)).sum(dtype=torch.int32).long()
             if previous is not None:
                 flips = (values != previous).sum(dtype=torch.int32).long()
             if ulp_out is not None:
@@ -749,14 +763,14 @@ def _signed(value: int) -> int:
     return (value + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
-def _count_overflow_underflow(rounded: Tensor, grid: Tensor, c: _Constants, scratch: _Scratch | None) -> Tensor:
+def _count_overflow_underflow(rounded: Tensor, x: Tensor, c: _Constants, scratch: _Scratch | None) -> Tensor:
     """int64 [2]. On the processor, the extremes tell at once that nothing is beyond, and that signs may be counted."""
     if rounded.device.type == "cpu":
         low, high = (float(bound) for bound in torch.aminmax(rounded))
         if -c.max <= low and high <= c.max:
             zeros = rounded.numel() - _count_signs(rounded, scratch)
-            return torch.tensor([0, zeros - (grid.numel() - _count_signs(grid, scratch)) if zeros else 0])
-    underflow = torch.count_nonzero((rounded == 0) & (grid != 0))
+            return torch.tensor([0, zeros - (x.numel() - _count_signs(x, scratch)) if zeros else 0])
+    underflow = torch.count_nonzero((rounded == 0) & (x != 0))
     return torch.stack([torch.count_nonzero(rounded.abs() > c.max), underflow])
 
 
@@ -822,7 +836,7 @@ def _job(
         if tensor is not None:
             wanted = (x.shape, dtype or _ulp_dtype(x.dtype), x.device)
             if (tensor.shape, tensor.dtype, tensor.device) != wanted:
-                raise ValueError(
+                raise (TypeError if tensor.dtype != wanted[1] else ValueError)(
                     f"{name} must be {_described(*wanted)} as x has it, not "
                     f"{_described(tensor.shape, tensor.dtype, tensor.device)}"
                 )
@@ -842,7 +856,7 @@ def _checked_scale(x: Tensor, scale: Tensor | float, check_values: bool) -> Tens
     if isinstance(scale, bool) or not isinstance(scale, Tensor | int | float):
         raise TypeError(f"scale must be a positive number or a floating-point tensor, not {type(scale).__name__}")
     if not isinstance(scale, Tensor):
-        low, high = (0.0, math.inf) if dtype == torch.float64 else (2.0**-149, FP32.max)
+        low, high = (0.0, sys.float_info.max) if dtype == torch.float64 else (2.0**-149, FP32.max)
         if not (low <= scale <= high and 0 < scale < math.inf):
             raise ValueError(f"scale must be positive and finite in {_dtype_name(dtype)}, not {scale!r}")
         return scale if dtype == torch.float64 else struct.unpack("f", struct.pack("f", scale))[0]  # type: ignore[no-any-return]
@@ -868,11 +882,11 @@ class _FakeQuantize(torch.autograd.Function):
         y = quantize(x, fmt, scale=scale, rounding=rounding, saturate=saturate, seed=seed, check_scale=check_scale)
         if mask:
             job = _job(x, fmt, scale, rounding, saturate, seed, False)
-            ctx.save_for_backward(_to_grid(x.detach(), job.scale, _constants(fmt, x.dtype)).abs() <= fmt.max)
+            ctx.save_for_backward(_to_grid(x.detach(), job.scale, _constants(fmt, x.dtype)).abs() > fmt.max)
         return y
 
     @staticmethod
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
         if ctx.saved_tensors:
-            grad_output = grad_output * ctx.saved_tensors[0]
+            grad_output = grad_output.masked_fill(ctx.saved_tensors[0], 0.0)
         return grad_output, None, None, None, None, None, None, None

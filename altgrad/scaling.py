@@ -1,62 +1,588 @@
-"""amax -> scale: the factor that brings a tensor into a format's range, per tensor.
+"""amax -> scale: the factor that brings a tensor into a format's range, per tensor, per row or per block.
 
 The scale is a *dequantization* scale: `x / scale` is rounded onto the format's grid, and the real value is the grid
-value times the scale. Powers of two lose nothing in float32, so the quantizer stays exact.
+value times the scale. Powers of two lose nothing in float32, so the quantizer stays exact; they are found from the bits
+of amax, never by a logarithm. Tensors are float32, bfloat16 or float16, scales are float32.
+
+    current scaling   `amax_scale` of the tensor itself: per tensor [], per row [..., 1], per block [..., blocks]
+    delayed scaling   `DelayedScale`, from the largest amax of the steps before
+    static scaling    `static_scale`, a number of one's own
+    MX                `quantize_mx`: blocks of 32 with a power of two each (E8M0)
+    NVFP4             `quantize_nvfp4`: blocks of 16 with an E4M3 number each, and one float32 for the tensor
+
+A block is `block` neighbours of the last dimension; where that is no multiple of `block`, its last block is short. A
+tensor of block scales is [..., ceil(n / block)]: `quantize_blocks` takes it as it is, and `expand_blocks` makes it
+[..., n] for everything else that takes a scale. What stochastic rounding draws depends on the elements' indices alone.
+
+Results are rounded once more where the tensor's dtype is narrower than the grid, and become infinite beyond its range:
+the amax of a float16 tensor, 65504, rounds up to 65536 in MXFP8.
+
+Sources: OCP Microscaling Formats (MX) 1.0, sections 5 and 6.3; NVIDIA, Pretraining Large Language Models with NVFP4
+(arXiv 2509.25149); Micikevicius et al., FP8 Formats for Deep Learning (arXiv 2209.05433), for delayed scaling.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import E8M0, FP32, FloatFormat, get_format
+from altgrad.rounding import decode, encode, quantize
 
-_MIN_EXPONENT, _MAX_EXPONENT = -126, 127  # the normal float32 powers of two
+Granularity = Literal["tensor", "row", "block"]
+Rule = Literal["floor", "rceil"]
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+RULES: tuple[Rule, ...] = get_args(Rule)
+INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MX_ELEMENTS = tuple(map(get_format, ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1")))
+MX_BLOCK = 32
+NVFP4_BLOCK = 16
+
+_E4M3, _E2M1 = get_format("e4m3"), get_format("e2m1")
+_MIN_SCALE = 2.0**-126
+"""Smallest scale but for those of MX: the smallest normal float32."""
+_MAX_SCALE = 2.0**127
+_MAX_TENSOR_SCALE = FP32.max / 448
+"""Above, the scale of an NVFP4 block may be infinite."""
 
 
-def amax(x: Tensor) -> Tensor:
-    """Largest absolute value of `x` as a float32 scalar tensor; 0 for an empty tensor; NaN where `x` has one."""
-    if x.numel() == 0:
-        return torch.zeros((), device=x.device)
-    low, high = torch.aminmax(x.detach())
-    return torch.maximum(-low, high).float()
-
-
-def amax_scale(x: Tensor, fmt: FloatFormat, *, granularity: str = "tensor", block: int = 32, power_of_two: bool = True) -> Tensor:
-    """Smallest scale at which no element of `x` exceeds the format's largest value.
+def amax(x: Tensor, *, granularity: str = "tensor", block: int = MX_BLOCK) -> Tensor:
+    """Largest absolute value: of the tensor, of every row, or of every block of the last dimension.
 
     Args:
-        x: any shape.
-        fmt: the format the tensor is brought into.
-        power_of_two: take the smallest power of two that will do, found exactly from the bits (no logarithm);
-            its exponent is kept within [-126, 127]. Otherwise amax / max, rounded to float32.
+        x: float32, bfloat16 or float16, any strides. "row" and "block" need a dimension.
+        granularity: "tensor", "row" (the last dimension) or "block".
+        block: elements of a block, at least 1; the last block may be short.
 
     Returns:
-        A positive float32 scalar tensor: 1 for a tensor of zeros, NaN for one that holds a NaN or an infinity
-        (such a tensor has no scale, and quantizing it with NaN shows the damage at once).
+        float32 of shape [], [..., 1] or [..., ceil(n / block)]; 0 where there are no elements, NaN where there is one.
+
+    Raises:
+        TypeError: `x` has another dtype, float64 included: its amax is not always a float32.
+        ValueError: unknown granularity; a block below 1; rows or blocks of a tensor without dimensions.
     """
-    largest = amax(x)
-    if power_of_two:
-        mantissa, exponent = torch.frexp(largest)
-        max_mantissa, max_exponent = math.frexp(fmt.max)
-        exponent = (exponent - max_exponent + (mantissa > max_mantissa)).clamp_(_MIN_EXPONENT, _MAX_EXPONENT)
-        scale = torch.ldexp(torch.ones_like(largest), exponent)
+    _check(x, granularity, block)
+    x = x.detach()
+    if granularity == "tensor":
+        if x.numel() == 0:
+            return torch.zeros((), device=x.device)
+        low, high = torch.aminmax(x)
+        return torch.maximum(low.abs(), high.abs()).float()
+    if granularity == "row":
+        return _amax_of_last(x).unsqueeze(-1) if x.shape[-1] else torch.zeros(*x.shape[:-1], 1, device=x.device)
+    whole, rest = divmod(x.shape[-1], block)
+    found = [_amax_of_last(x[..., : whole * block].unflatten(-1, (whole, block)))]
+    if rest:
+        found.append(_amax_of_last(x[..., whole * block :]).unsqueeze(-1))
+    return torch.cat(found, dim=-1)
+
+
+def amax_scale(
+    x: Tensor,
+    fmt: FloatFormat,
+    *,
+    granularity: str = "tensor",
+    block: int = MX_BLOCK,
+    power_of_two: bool = True,
+) -> Tensor:
+    """Smallest scale at which no element of `x` (of its row, of its block) exceeds the format's largest value.
+
+    Args:
+        x: any shape; float32, bfloat16 or float16.
+        fmt: the format the tensor is brought into.
+        granularity, block: as `amax`. Scales of a tensor or of rows broadcast to `x`; scales of blocks are for
+            `quantize_blocks` and `expand_blocks`.
+        power_of_two: take the smallest power of two that will do, found exactly from the bits (no logarithm);
+            its exponent is kept within [-126, 127]. Otherwise amax / max, rounded to float32, at least 2**-126.
+
+    Returns:
+        Positive float32 of the shape that `amax` has: 1 where all is zero, NaN where there is a NaN or an infinity
+        (such a tensor has no scale, and quantizing it with NaN shows the damage at once).
+
+    Raises:
+        TypeError, ValueError: as `amax`; ValueError for a format beyond float64 (E11M4 on).
+    """
+    return scale_of_amax(amax(x, granularity=granularity, block=block), fmt, power_of_two=power_of_two)
+
+
+def scale_of_amax(largest: Tensor, fmt: FloatFormat, *, power_of_two: bool = True) -> Tensor:
+    """`amax_scale` where the largest absolute values, float32 of any shape, are already known."""
+    if not power_of_two:
+        return _quotient_scale(largest, fmt.max)
+    exponent = _scale_exponent(largest, fmt, "rceil").clamp_(-126, 127)
+    return _where_defined(largest, torch.where(largest == 0, 1.0, _power_of_two(exponent)))
+
+
+def expand_blocks(scale: Tensor, n: int, *, block: int = MX_BLOCK) -> Tensor:
+    """Scales of blocks, one for each element: [..., ceil(n / block)] to [..., n], for all that takes a scale.
+
+    Raises:
+        ValueError: the last dimension of `scale` is not ceil(n / block); a block below 1.
+    """
+    _check_block(block)
+    blocks = -(-n // block)
+    if scale.ndim == 0 or scale.shape[-1] != blocks:
+        raise ValueError(
+            f"{n} elements in blocks of {block} need scales of shape [..., {blocks}], not {list(scale.shape)}"
+        )
+    return scale.unsqueeze(-1).expand(*scale.shape, block).flatten(-2)[..., :n]
+
+
+def quantize_blocks(
+    x: Tensor,
+    fmt: FloatFormat,
+    scale: Tensor,
+    *,
+    block: int = MX_BLOCK,
+    rounding: str = "nearest_even",
+    saturate: bool = True,
+    seed: int | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`rounding.quantize` with a scale for each block.
+
+    In one line: ``quantize_blocks(x, fmt, amax_scale(x, fmt, granularity="block"))``.
+
+    Args:
+        x: [..., n]; float32, bfloat16 or float16.
+        scale: floating-point [..., ceil(n / block)], positive. Its values are not looked at: NaN makes its block NaN.
+        rounding, saturate, seed, out: as `rounding.quantize`.
+
+    Returns:
+        Real values with the shape and dtype of `x`: `out` where given, else contiguous.
+
+    Raises:
+        TypeError, ValueError: as `amax` and `rounding.quantize`; ValueError for scales of another shape.
+    """
+    _check(x, "block", block)
+    if out is not None and out.shape != x.shape:
+        raise ValueError(f"out must have the shape {list(x.shape)} of x, not {list(out.shape)}")
+    blocks, factor = _in_blocks(x.detach(), scale, block)
+    target = None if out is None else out.detach().view_as(x) if blocks.ndim == x.ndim else _split(out.detach(), block)
+    y = quantize(
+        blocks, fmt, scale=factor, rounding=rounding, saturate=saturate, seed=seed, out=target, check_scale=False
+    )
+    return y.view(x.shape) if out is None else out
+
+
+class DelayedScale:
+    """A scale from the largest amax of the last steps, known before the tensor is: delayed scaling.
+
+    `update(x)` returns the scale that the history before `x` gives, then records the amax of `x`; `scale(x)` only
+    returns it. Semantics of NVIDIA's Transformer Engine (recipe.DelayedScaling, algorithm "max"), but for what is said
+    here about the first step and damaged tensors:
+
+    - as long as nothing but zeros is recorded, the amax of `x` itself is taken (1 for zeros, NaN for a damaged tensor);
+    - an amax that is NaN or infinite is not recorded, so that it neither lasts nor pushes out what was known. Elements
+      of later tensors that are beyond the scale saturate.
+
+    Nothing here waits for a GPU: the history is a tensor, and follows the tensors it sees to their device.
+
+    Args:
+        fmt: the format that tensors are brought into.
+        length: how many steps are remembered, at least 1.
+        margin: whole number from 0 to 127; the scale is taken 2**margin larger, at most 2**127.
+        power_of_two: as `amax_scale`.
+
+    Raises:
+        ValueError: a length or a margin out of range.
+    """
+
+    def __init__(self, fmt: FloatFormat, *, length: int = 16, margin: int = 0, power_of_two: bool = True) -> None:
+        _check_whole("length of the history", length, 1)
+        _check_whole("margin", margin, 0, 127)
+        self.fmt, self.margin, self.power_of_two = fmt, margin, power_of_two
+        self.history = torch.zeros(length)
+        """float32 [length], the latest amax last; 0 is a zero tensor, or nothing yet."""
+
+    def scale(self, x: Tensor) -> Tensor:
+        """The scale for `x`, float32 []; records nothing.
+
+        Raises:
+            TypeError: as `amax`.
+        """
+        return self._scale(amax(x))
+
+    def update(self, x: Tensor) -> Tensor:
+        """The scale for `x`, float32 []; its amax then counts for the steps that follow.
+
+        Raises:
+            TypeError: as `amax`.
+        """
+        now = amax(x)
+        scale = self._scale(now)
+        self.history = torch.where(torch.isfinite(now), torch.cat([self.history[1:], now[None]]), self.history)
+        return scale
+
+    def _scale(self, now: Tensor) -> Tensor:
+        self.history = self.history.to(now.device)
+        known = self.history.max()
+        scale = scale_of_amax(torch.where(known > 0, known, now), self.fmt, power_of_two=self.power_of_two)
+        return scale.mul_(2.0**self.margin).clamp_(max=_MAX_SCALE)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """``{"history": float32 [length]}``, a copy; what is not state (format, margin) is not in it."""
+        return {"history": self.history.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from `state`; the device is that of its tensor.
+
+        Raises:
+            ValueError: other keys, another length, or numbers that are no amax.
+            TypeError: the history is no float32 tensor.
+        """
+        if set(state) != {"history"}:
+            raise ValueError(f"the state of a DelayedScale has the key 'history', not {sorted(state)}")
+        history = state["history"]
+        if not isinstance(history, Tensor) or history.dtype != torch.float32:
+            raise TypeError(f"the history must be a float32 tensor, not {_described(history)}")
+        if history.shape != self.history.shape:
+            raise ValueError(
+                f"the history must have the shape {list(self.history.shape)}, not {list(history.shape)}: "
+                "make the DelayedScale with the length it was saved with"
+            )
+        if not bool(((history >= 0) & torch.isfinite(history)).all()):
+            raise ValueError("the history must hold finite numbers that are not negative")
+        self.history = history.detach().clone()
+
+
+def static_scale(value: float, *, device: torch.device | str | None = None) -> Tensor:
+    """A scale of one's own, checked: float32 [], as `amax_scale` has it per tensor.
+
+    Raises:
+        TypeError: `value` is no number.
+        ValueError: it is not positive and finite, as given or as a float32.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"a static scale must be a number, not {_described(value)}")
+    scale = _as_float32(value)
+    if not 0 < float(scale) < math.inf:
+        raise ValueError(f"a static scale must be positive and finite in float32, not {value!r}")
+    return scale.to(device)
+
+
+def mx_scale(x: Tensor, element_format: FloatFormat, *, rule: str = "floor", block: int = MX_BLOCK) -> Tensor:
+    """The scales of the MX blocks of `x`: powers of two, float32 of shape [..., ceil(n / block)].
+
+    With emax the exponent of the element format's largest value (E4M3 8, E5M2 15, E3M2 4, E2M3 and E2M1 2):
+
+    - "floor": 2**(floor(log2 amax) - emax), as OCP MX 1.0 section 6.3 has it; amax / scale may be up to twice 2**emax,
+      so that the largest elements saturate;
+    - "rceil": the smallest power of two with amax / scale <= max, which is amax / max rounded up. No element saturates.
+      (Hardware rounds the float32 quotient; the two differ only where that is subnormal, below 2**-126.)
+
+    Exponents are kept within [-127, 127], those of E8M0; 2**-127 is a float32 subnormal. Above, no float32 amax leaves
+    this range; below it elements become small in their format, and zero in the end. A block of zeros has the scale
+    2**-127. A block with a NaN or an infinity has the scale NaN, that is, all of it is NaN: E8M0 has no infinity.
+
+    Args:
+        x: [..., n]; float32, bfloat16 or float16.
+        element_format: one of `MX_ELEMENTS`.
+
+    Raises:
+        TypeError: `x` has another dtype; `element_format` is no FloatFormat.
+        ValueError: an element format that is not one of MX; unknown rule; a block below 1; `x` without dimensions.
+    """
+    _check_mx(element_format)
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(RULES)}, not {rule!r}")
+    largest = amax(x, granularity="block", block=block)
+    exponent = _scale_exponent(largest, element_format, rule).clamp_(-127, 127).masked_fill_(largest == 0, -127)
+    return _where_defined(largest, _power_of_two(exponent))
+
+
+def quantize_mx(
+    x: Tensor,
+    element_format: FloatFormat,
+    *,
+    rule: str = "floor",
+    block: int = MX_BLOCK,
+    rounding: str = "nearest_even",
+    seed: int | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`x` in an MX format (MXFP8, MXFP6, MXFP4): rounded onto the grids of its blocks, elements saturate.
+
+    Args:
+        x: [..., n]; float32, bfloat16 or float16.
+        element_format: one of `MX_ELEMENTS`: E4M3, E5M2, E3M2, E2M3, E2M1.
+        rule, block: of the scales, see `mx_scale`; 32 elements are a block of the specification.
+        rounding, seed, out: as `rounding.quantize`.
+
+    Returns:
+        Real values with the shape and dtype of `x`, NaN in every block that holds a NaN or an infinity. Under "rceil"
+        a float32 amax next to the largest float32 may round up to infinity: 2**128 = 256 * 2**120.
+
+    Raises:
+        TypeError, ValueError: as `mx_scale` and `rounding.quantize`.
+    """
+    scale = mx_scale(x, element_format, rule=rule, block=block)
+    return quantize_blocks(x, element_format, scale, block=block, rounding=rounding, seed=seed, out=out)
+
+
+def encode_mx(
+    x: Tensor,
+    element_format: FloatFormat,
+    *,
+    rule: str = "floor",
+    block: int = MX_BLOCK,
+    rounding: str = "nearest_even",
+    seed: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The codes of what `quantize_mx` returns.
+
+    Returns:
+        Elements: uint8 with the shape of `x`, one code a byte, in its low bits; 0 in NaN blocks.
+        Scales: uint8 [..., ceil(n / block)] in E8M0: the exponent plus 127; 255 is NaN.
+
+    Raises:
+        TypeError, ValueError: as `quantize_mx`.
+    """
+    scale = mx_scale(x, element_format, rule=rule, block=block)
+    return _encode_blocks(x, element_format, scale, block, rounding, seed), encode(scale, E8M0, check_scale=False)
+
+
+def decode_mx(
+    elements: Tensor,
+    scales: Tensor,
+    element_format: FloatFormat,
+    *,
+    block: int = MX_BLOCK,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The real values of MX codes, in `dtype`: exactly what `quantize_mx` returns for a tensor of that dtype.
+
+    Args:
+        elements: uint8 [..., n]. scales: uint8 [..., ceil(n / block)]. As `encode_mx` returns them.
+
+    Raises:
+        TypeError: codes that are not uint8; another dtype than float32, bfloat16, float16.
+        ValueError: an element format that is not one of MX; scales of another shape; a code the format does not have.
+    """
+    _check_mx(element_format)
+    _check_codes(elements, scales, dtype)
+    return _decode_blocks(elements, element_format, decode(scales, E8M0), block, dtype)
+
+
+def nvfp4_scales(x: Tensor, tensor_scale: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
+    """The two levels of NVFP4 scales; an element's scale is their product in float32.
+
+    Args:
+        x: [..., n]; float32, bfloat16 or float16.
+        tensor_scale: a number or a tensor of one element, from 2**-126 to the largest float32 / 448 (one on a GPU is
+            not looked at); for weights that share one, or from a calibration. A NaN tensor makes all NaN. None is
+            amax / (448 * 6), at least 2**-126, and 1 for a tensor of zeros.
+
+    Returns:
+        Block scales: E4M3(block amax / 6 / tensor scale), clamped to [2**-6, 448] (which zeros get the lower end of):
+        float32 [..., ceil(n / 16)]. NaN where the block holds a NaN or an infinity.
+        Tensor scale: float32 []. Where it is not given, a NaN or an infinity anywhere makes it NaN, and so every block.
+
+    Raises:
+        TypeError: `x` has another dtype; a tensor scale that is no number and no floating-point tensor.
+        ValueError: `x` without dimensions; a tensor scale out of range, or of more than one element.
+    """
+    largest = amax(x, granularity="block", block=NVFP4_BLOCK)
+    if tensor_scale is None:
+        outer = _quotient_scale(amax(x), _E4M3.max * _E2M1.max)
     else:
-        scale = (largest / fmt.max).clamp_(min=2.0**_MIN_EXPONENT)
-    scale = torch.where(largest == 0, 1.0, scale)
+        outer = _checked_tensor_scale(tensor_scale, x.device)
+    wanted = (largest / largest.new_full((), _E2M1.max)).div_(outer).clamp_(2.0**-6, _E4M3.max)
+    return _where_defined(largest, quantize(wanted, _E4M3)), outer
+
+
+def quantize_nvfp4(
+    x: Tensor,
+    *,
+    tensor_scale: Tensor | float | None = None,
+    rounding: str = "nearest_even",
+    seed: int | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`x` in NVFP4: E2M1 elements, an E4M3 scale for each block of 16, a float32 scale for the tensor.
+
+    An element is E2M1(x / scale) * scale with scale = block scale * tensor scale in float32, the quotient correctly
+    rounded; elements saturate. `rounding` and `seed` are those of the elements: scales round to the nearest.
+
+    Args:
+        x: [..., n]; float32, bfloat16 or float16.
+        tensor_scale: see `nvfp4_scales`.
+        rounding, seed, out: as `rounding.quantize`.
+
+    Returns:
+        Real values with the shape and dtype of `x`. A NaN or an infinity makes its block NaN where the tensor scale is
+        given, and the tensor where it is not.
+
+    Raises:
+        TypeError, ValueError: as `nvfp4_scales` and `rounding.quantize`.
+    """
+    inner, outer = nvfp4_scales(x, tensor_scale)
+    return quantize_blocks(x, _E2M1, inner * outer, block=NVFP4_BLOCK, rounding=rounding, seed=seed, out=out)
+
+
+def encode_nvfp4(
+    x: Tensor,
+    *,
+    tensor_scale: Tensor | float | None = None,
+    rounding: str = "nearest_even",
+    seed: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The codes of what `quantize_nvfp4` returns.
+
+    Returns:
+        Elements: uint8 with the shape of `x`, one E2M1 code a byte, in its low bits; 0 in NaN blocks.
+        Block scales: uint8 [..., ceil(n / 16)], E4M3 codes. Tensor scale: float32 [].
+
+    Raises:
+        TypeError, ValueError: as `quantize_nvfp4`.
+    """
+    inner, outer = nvfp4_scales(x, tensor_scale)
+    return _encode_blocks(x, _E2M1, inner * outer, NVFP4_BLOCK, rounding, seed), encode(inner, _E4M3), outer
+
+
+def decode_nvfp4(
+    elements: Tensor, scales: Tensor, tensor_scale: Tensor, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The real values of NVFP4 codes, in `dtype`: exactly what `quantize_nvfp4` returns for a tensor of that dtype.
+
+    Args:
+        elements: uint8 [..., n]. scales: uint8 [..., ceil(n / 16)]. tensor_scale: []. As `encode_nvfp4` returns them.
+
+    Raises:
+        TypeError: codes that are not uint8; another dtype than float32, bfloat16, float16.
+        ValueError: scales of another shape; an element code above 15.
+    """
+    _check_codes(elements, scales, dtype)
+    scale = decode(scales, _E4M3) * _checked_tensor_scale(tensor_scale, elements.device)
+    return _decode_blocks(elements, _E2M1, scale, NVFP4_BLOCK, dtype)
+
+
+def _amax_of_last(x: Tensor) -> Tensor:
+    """amax over the last dimension, which has elements where the result has. aminmax takes four times as long here."""
+    return torch.maximum(x.amax(-1).abs(), x.amin(-1).abs()).float()
+
+
+def _scale_exponent(largest: Tensor, fmt: FloatFormat, rule: str) -> Tensor:
+    """int32: floor(log2 amax) - floor(log2 max); for "rceil" one more where amax is then above max."""
+    mantissa, exponent = torch.frexp(largest)
+    max_mantissa, max_exponent = math.frexp(fmt.max)
+    exponent = exponent - max_exponent
+    return exponent + (mantissa > max_mantissa) if rule == "rceil" else exponent
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """2**exponent from the bits of a float32, for exponents in [-127, 127]; 2**-127 is its mantissa's top bit."""
+    return ((exponent + 127) << 23).clamp_(min=1 << 22).view(torch.float32)
+
+
+def _quotient_scale(largest: Tensor, maximum: float) -> Tensor:
+    """amax / maximum, where a tensor divides: a GPU multiplies by the inverse of a number."""
+    scale = (largest / largest.new_full((), maximum)).clamp_(min=_MIN_SCALE)
+    return _where_defined(largest, torch.where(largest == 0, 1.0, scale))
+
+
+def _where_defined(largest: Tensor, scale: Tensor) -> Tensor:
     return torch.where(torch.isfinite(largest), scale, torch.nan)
 
 
-# temporary
-class DelayedScale:
-    def __init__(self, fmt, *, history=16, power_of_two=True):
-        self.fmt = fmt
+def _split(x: Tensor, block: int) -> Tensor:
+    """[..., n] as a view [..., n / block, block]."""
+    return x.unflatten(-1, (x.shape[-1] // block, block))
 
 
-def quantize_blocks(*a, **k):
-    raise NotImplementedError
+def _in_blocks(x: Tensor, scale: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """`x` and its scales of blocks in shapes that broadcast, the elements in their order."""
+    n = x.shape[-1]
+    blocks = -(-n // block)
+    if not isinstance(scale, Tensor) or scale.shape != (*x.shape[:-1], blocks):
+        raise ValueError(
+            f"x of shape {list(x.shape)} in blocks of {block} needs scales of shape {[*x.shape[:-1], blocks]}, "
+            f"not {list(scale.shape) if isinstance(scale, Tensor) else type(scale).__name__}"
+        )
+    return (x, expand_blocks(scale, n, block=block)) if n % block else (_split(x, block), scale.unsqueeze(-1))
 
 
-quantize_mx = quantize_nvfp4 = quantize_blocks
+def _encode_blocks(x: Tensor, fmt: FloatFormat, scale: Tensor, block: int, rounding: str, seed: int | None) -> Tensor:
+    """Codes of the elements; a block whose scale is NaN counts as zeros, for which every format has a code."""
+    blocks, factor = _in_blocks(x.detach(), scale, block)
+    damaged = factor.isnan()
+    blocks, factor = blocks.masked_fill(damaged, 0), factor.masked_fill(damaged, 1)
+    return encode(blocks, fmt, scale=factor, rounding=rounding, seed=seed, check_scale=False).view(x.shape)
+
+
+def _decode_blocks(elements: Tensor, fmt: FloatFormat, scale: Tensor, block: int, dtype: torch.dtype) -> Tensor:
+    _check_block(block)
+    blocks, factor = _in_blocks(decode(elements, fmt), scale, block)
+    return blocks.mul_(factor).view(elements.shape).to(dtype)
+
+
+def _checked_tensor_scale(value: Tensor | float, device: torch.device) -> Tensor:
+    """float32 []; NaN goes through, as it is the scale of a damaged tensor."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise TypeError(f"tensor_scale must be a number or a floating-point tensor, not {_described(value)}")
+        if value.numel() != 1:
+            raise ValueError(f"tensor_scale must have one element, not the shape {list(value.shape)}")
+        scale = value.detach().float().reshape(())
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"tensor_scale must be a number or a floating-point tensor, not {_described(value)}")
+    else:
+        scale = _as_float32(value)
+    if scale.device.type == "cpu" and (float(scale) < _MIN_SCALE or float(scale) > _MAX_TENSOR_SCALE):
+        raise ValueError(f"tensor_scale must be from 2**-126 to {_MAX_TENSOR_SCALE:g}, not {float(scale):g}")
+    return scale.to(device)
+
+
+def _as_float32(value: float) -> Tensor:
+    """float32 []; infinity for what is beyond (and for NaN, which is no scale either)."""
+    return torch.tensor(float(value) if abs(value) <= FP32.max else math.inf, dtype=torch.float64).float()
+
+
+def _check(x: Tensor, granularity: str, block: int) -> None:
+    if not isinstance(x, Tensor) or x.dtype not in INPUT_DTYPES:
+        raise TypeError(f"x must be a tensor of {_names(INPUT_DTYPES)}, not {_described(x)}")
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}, not {granularity!r}")
+    _check_block(block)
+    if granularity != "tensor" and x.ndim == 0:
+        raise ValueError(f"a tensor without dimensions has no {granularity}s")
+
+
+def _check_block(block: int) -> None:
+    _check_whole("block", block, 1)
+
+
+def _check_whole(name: str, value: int, low: int, high: int | None = None) -> None:
+    inside = isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
+    if not inside:
+        limits = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"the {name} must be a whole number {limits}, not {value!r}")
+
+
+def _check_mx(element_format: FloatFormat) -> None:
+    known = ", ".join(fmt.label for fmt in MX_ELEMENTS)
+    if not isinstance(element_format, FloatFormat):
+        raise TypeError(f"the element format must be a FloatFormat ({known}), not {element_format!r:.80}")
+    if element_format not in MX_ELEMENTS:
+        raise ValueError(f"MX has elements of {known}, not {element_format.label}")
+
+
+def _check_codes(elements: Tensor, scales: Tensor, dtype: torch.dtype) -> None:
+    for name, codes in (("elements", elements), ("scales", scales)):
+        if not isinstance(codes, Tensor) or codes.dtype != torch.uint8:
+            raise TypeError(f"{name} must be a tensor of uint8 codes, not {_described(codes)}")
+    if elements.ndim == 0:
+        raise ValueError("a tensor without dimensions has no blocks")
+    if dtype not in INPUT_DTYPES:
+        raise TypeError(f"dtype must be one of {_names(INPUT_DTYPES)}, not {dtype}")
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def _described(value: object) -> str:
+    return _names((value.dtype,)) if isinstance(value, Tensor) else type(value).__name__
