@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.rounding import quantize
-from altgrad.scaling import DelayedScale, amax_scale, quantize_blocks, quantize_mx, quantize_nvfp4
+from altgrad.scaling import DelayedScale, amax_scale, quantize_blocks, quantize_mx, quantize_nvfp4, static_scale
 
 LAYER_TYPES = ("attention", "mlp", "embedding", "head")
 OPERANDS = ("weight", "activation", "grad_output")
@@ -150,9 +150,14 @@ class _Quantizer:
     grid_scale: Tensor | None = None
     """The scale of a weight that lives on the grid; the products read such a weight as it is."""
     delayed: dict[str, DelayedScale]
+    weight: Tensor
 
     def operand(self, x: Tensor, name: str) -> Tensor:
         """`x` as the matrix product reads it: rounded onto the operand's format, or `x` itself for FP32."""
+        return self.read(x, name)[0]
+
+    def read(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
+        """`operand`, with the scale it was rounded with: None for 1 and for the block formats."""
         spec = self.policy.operand(name)
         if spec.format is FP32:
             rounded, scale = x, None
@@ -162,10 +167,21 @@ class _Quantizer:
             rounded, scale = self._rounded(x, name, spec)
         if self.observer is not None:
             self.observer(self.layer, self.layer_type, name, x, rounded, spec.format, scale)
-        return rounded
+        return rounded, scale
+
+    def weight_as_read(self) -> Tensor:
+        """The weight as the products would read it now, without a gradient and without a trace in any history."""
+        weight, spec, part = self.weight.detach(), self.policy.operand("weight"), self.clock.part
+        if spec.format is FP32 or self.grid_scale is not None:
+            return weight
+        self.clock.part = -1
+        try:
+            return self._rounded(weight, "weight", spec)[0]
+        finally:
+            self.clock.part = part
 
     def scale(self, x: Tensor, name: str) -> Tensor | None:
-        """The scale of operand `name` with the values `x` under the policy, one number a tensor; None is 1."""
+        """The scale that operand `name` would have with the values `x`, broadcastable to them; None is 1."""
         spec = self.policy.operand(name)
         scaling, fmt = spec.scaling, spec.format
         if name == "weight" and self.grid_scale is not None:
@@ -173,12 +189,11 @@ class _Quantizer:
         if scaling.kind == "none" or fmt is FP32:
             return None
         if scaling.kind == "static":
-            return torch.tensor(scaling.value, device=x.device)
+            assert scaling.value is not None
+            return static_scale(scaling.value, device=x.device)
         if scaling.kind == "delayed":
-            return self.delayed[name].scale_for(x)
-        return amax_scale(
-            x, fmt, granularity=scaling.granularity, block=scaling.block, power_of_two=scaling.power_of_two
-        )
+            return self.delayed[name].scale(x)
+        return self._block_scale(x, scaling, fmt)
 
     def _rounded(self, x: Tensor, name: str, spec: Operand) -> tuple[Tensor, Tensor | None]:
         scaling, fmt = spec.scaling, spec.format
@@ -189,12 +204,18 @@ class _Quantizer:
         if scaling.kind == "nvfp4":
             return quantize_nvfp4(x, rounding=spec.rounding, seed=seed), None
         if scaling.kind == "amax" and scaling.granularity == "block":
-            rounded = quantize_blocks(
-                x, fmt, block=scaling.block, power_of_two=scaling.power_of_two, rounding=spec.rounding, seed=seed
-            )
-            return rounded, None
-        scale = self.scale(x, name)
+            scales = self._block_scale(x, scaling, fmt)
+            return quantize_blocks(x, fmt, scales, block=scaling.block, rounding=spec.rounding, seed=seed), None
+        if scaling.kind == "delayed" and self.clock.part >= 0:  # evaluation leaves no trace in the history
+            scale: Tensor | None = self.delayed[name].update(x)
+        else:
+            scale = self.scale(x, name)
         return quantize(x, fmt, scale=scale, rounding=spec.rounding, seed=seed, check_scale=False), scale
+
+    @staticmethod
+    def _block_scale(x: Tensor, scaling: Scaling, fmt: FloatFormat) -> Tensor:
+        granularity, block = scaling.granularity, scaling.block
+        return amax_scale(x, fmt, granularity=granularity, block=block, power_of_two=scaling.power_of_two)
 
 
 class _Rounded(torch.autograd.Function):
@@ -249,8 +270,7 @@ class _NativeProducts(torch.autograd.Function):
 
 
 def _native_operand(quantizer: _Quantizer, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    rounded = quantizer.operand(x, name)
-    scale = quantizer.scale(x, name)
+    rounded, scale = quantizer.read(x, name)
     scale = torch.ones((), device=x.device) if scale is None else scale
     fmt = quantizer.policy.operand(name).format
     return (rounded / scale).to(NATIVE_DTYPES[fmt.name]), scale
@@ -358,7 +378,7 @@ def quantize_model(model: nn.Module, policy: Policy | Mapping[str, Policy], *, s
         module.layer, module.layer_type, module.clock = name, kind or "other", clock
         module.policy = chosen if chosen is not None and covered else UNQUANTIZED
         module.delayed = {
-            operand: DelayedScale(spec.format, history=spec.scaling.history, power_of_two=spec.scaling.power_of_two)
+            operand: DelayedScale(spec.format, length=spec.scaling.history, power_of_two=spec.scaling.power_of_two)
             for operand in OPERANDS
             if (spec := module.policy.operand(operand)).scaling.kind == "delayed" and spec.format is not FP32
         }

@@ -7,7 +7,6 @@ from torch import nn
 
 from altgrad.formats import FP32
 from altgrad.nn import QuantizedLayer, quantized_layers
-from altgrad.rounding import quantize
 from altgrad.telemetry.operands import Row
 
 
@@ -15,7 +14,8 @@ class WeightCodes:
     """The weights of a model before an optimizer step; `rows` compares them with the weights after it.
 
     stall_ratio = 1 - flips / updates, both over the same elements: updates are the weights whose step was nonzero,
-    flips those of them whose value on the grid changed. A layer whose weight is not quantized has neither.
+    flips those of them whose value on the grid changed. A layer whose weight is not quantized has neither, and so far
+    neither has one whose weight lives on the grid: there the proposed change is known to the optimizer alone.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -23,7 +23,7 @@ class WeightCodes:
             name: (
                 layer,
                 layer.weight.detach().clone(),
-                None if layer.policy.operand("weight").format is FP32 else _on_grid(layer),
+                None if _unmeasured(layer) else layer.weight_as_read(),
             )
             for name, layer in quantized_layers(model).items()
         }
@@ -37,7 +37,7 @@ class WeightCodes:
             if grid is not None:
                 moved = layer.weight.detach() != weight
                 updates = int(moved.sum())
-                flips = int((moved & (_on_grid(layer) != grid)).sum())
+                flips = int((moved & (layer.weight_as_read() != grid)).sum())
                 found |= {"updates": float(updates), "flips": float(flips)}
                 if updates:
                     found["stall_ratio"] = 1 - flips / updates
@@ -45,6 +45,5 @@ class WeightCodes:
         return rows
 
 
-def _on_grid(layer: QuantizedLayer) -> torch.Tensor:
-    weight, fmt = layer.weight.detach(), layer.policy.operand("weight").format
-    return quantize(weight, fmt, scale=layer.scale(weight, "weight"), check_scale=False)
+def _unmeasured(layer: QuantizedLayer) -> bool:
+    return layer.policy.operand("weight").format is FP32 or layer.grid_scale is not None
