@@ -35,9 +35,10 @@ def operand_statistics(real: Tensor, rounded: Tensor, fmt: FloatFormat, scale: T
     """What rounding did to one tensor.
 
     Returns:
-        amax: largest |x|. scale: the (largest) dequantization scale. norm_l2: Euclidean norm of x. nonfinite: number of NaN and
-        infinite elements. overflow, underflow: fractions of the nonzero elements that lie beyond the largest value,
-        and that became zero. sqnr_db: 10 log10(sum x^2 / sum (rounded - x)^2); left out where nothing was lost.
+        amax: largest |x|. scale: the dequantization scale, the largest where there are several. norm_l2: Euclidean
+        norm of x. nonfinite: number of NaN and infinite elements. overflow, underflow: fractions of the nonzero
+        elements that lie beyond the largest value, and that became zero. sqnr_db: 10 log10(sum x^2 / sum (rounded -
+        x)^2); left out where nothing was lost.
     """
     real, rounded = real.detach().float(), rounded.detach().float()
     factor: Tensor | float = 1.0 if scale is None else scale.detach()
