@@ -1,5 +1,7 @@
-"""Step rules: how an update is made from a gradient."""
+"""Step rules: how an update is made from a gradient, and where the weights live."""
 
+from altgrad.optim.base import GridOptimizer, extra_bytes_per_weight
+from altgrad.optim.code import CodeOptimizer
 from altgrad.optim.manifold import ManifoldAdamW
 
-__all__ = ["ManifoldAdamW"]
+__all__ = ["CodeOptimizer", "GridOptimizer", "ManifoldAdamW", "extra_bytes_per_weight"]

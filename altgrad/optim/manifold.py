@@ -16,49 +16,82 @@ eps / S. Close relatives are Madam (Bernstein et al. 2020, arXiv 2006.14560) and
 Weight decay is decoupled (Loshchilov & Hutter 2019, arXiv 1711.05101) and part of the step that is scaled: "update"
 makes w <- w - lr * S * (u + weight_decay * w), so where S is constant it is AdamW with the learning rate lr * S;
 "gradient" decays as AdamW does. Steps in ulps are equivariant to power-of-two rescaling when weight_decay is 0.
+
+Error feedback (ECO, arXiv 2601.22101). Write a step as w' = w - r m with the momentum m <- beta m + (1 - beta) g and
+the element's own rate r = lr S / ((1 - beta^t) (sqrt(v) + eps)), without S where there is no precondition "update".
+Without rounding, z = w - r beta / (1 - beta) m moves by exactly -r g a step. Rounding takes e = w' - round(w') from w
+and so from z; adding a to m adds -r beta / (1 - beta) a to z. The two cancel for
+
+    a = -(1 - beta) / (beta r) e = (1 / r) (1 - 1 / beta) e
+
+so that z never sees the rounding: of every error, the fraction (1 - beta) beta^(k-1) is in the weight proposed k steps
+later, and all of it in the end. Exact for constant r; in w the distance to the unrounded path stays below
+ulp / (2 (1 - beta)). What a scale of 1 clips is not an error that is carried: it would pile up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from altgrad.formats import FloatFormat
-from altgrad.rounding import power_of_two_below, ulp
+from altgrad.formats import FloatFormat, get_format
+from altgrad.optim.base import (
+    Batch,
+    GridOptimizer,
+    adamw_step,
+    check_adam,
+    check_combination,
+    corrections,
+    draw_seed,
+    largest_magnitudes,
+    power_of_two_scale,
+    update_moments,
+    without_infinities,
+)
+from altgrad.rounding import power_of_two_below, quantize, ulp
 from altgrad.scaling import amax_scale
 
 PRECONDITIONS = (None, "gradient", "update")
+STIFFNESSES = ("ulp", "shuffled", "constant")
 
 
-class ManifoldAdamW(Optimizer):
-    """AdamW preconditioned by the spacing of a number format.
+class ManifoldAdamW(GridOptimizer):
+    """AdamW preconditioned by the spacing of a number format, with weights stored wide or on the format's grid.
 
     Args:
         params: parameters, or groups of them; a group may override every setting, and one with `precondition=None`
-            is plain AdamW (norms, positions: what is not quantized).
-        fmt: the format that the weights are rounded to: the format, never a bare mantissa count.
+            and `storage="master"` is plain AdamW (norms, positions: what is not quantized), bit by bit torch's.
+        fmt: the format that the weights are rounded to: the format or its name, never a bare mantissa count.
         lr: "update": ulps a step; "gradient" and None: real units, as in AdamW.
         betas, eps, weight_decay: as in AdamW.
         precondition: "update", "gradient" or None.
         floor: |w| counts as at least floor * rms(w of its tensor) where S is taken, so that tiny weights can move.
         max_stiffness: upper limit of S.
-        scaled: the weights are quantized with a per-tensor amax scale; False is scale 1 ("update" only).
-        power_of_two: that scale is a power of two.
+        scaled: the weights have a per-tensor scale; False is scale 1.
+        power_of_two: the amax scale of master weights is a power of two; on the grid it always is.
+        stiffness: "ulp"; the ablations are "shuffled" (S permuted within its tensor by a permutation that stays, and
+            that is kept besides the state) and "constant" (the mean of S over the tensor).
+        relative: every tensor's rate is `lr` times the rms of its weights before the step; a tensor of zeros stays.
+            Belongs to precondition None.
+        storage: "master" or "grid"; see `altgrad.optim.base`.
+        rounding: onto the grid: "nearest_even", "stochastic" or "error_feedback". With master weights it is the
+            forward pass that rounds, and the setting has no effect here.
+        seed: of stochastic rounding and of the permutation.
 
     Under "gradient" the spacing at w = 0 is the format's `quantum` (2^(floor(log2 0) - M) does not exist).
 
     Raises:
-        ValueError: an unknown precondition or a setting out of its range.
+        ValueError: a setting out of its range, or a combination that does not exist (`config.COMBINATIONS`).
     """
 
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        fmt: FloatFormat,
+        fmt: FloatFormat | str,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -68,11 +101,14 @@ class ManifoldAdamW(Optimizer):
         max_stiffness: float | None = None,
         scaled: bool = True,
         power_of_two: bool = True,
+        stiffness: str = "ulp",
+        relative: bool = False,
+        storage: str = "master",
+        rounding: str = "nearest_even",
+        seed: int = 0,
     ) -> None:
-        if lr < 0 or eps < 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
-            raise ValueError("lr, eps and weight_decay must not be negative, and betas must lie in [0, 1)")
+        self._permutations: dict[tuple[int, int], Tensor] = {}
         defaults = {
-            "fmt": fmt,
             "lr": lr,
             "betas": betas,
             "eps": eps,
@@ -82,75 +118,154 @@ class ManifoldAdamW(Optimizer):
             "max_stiffness": max_stiffness,
             "scaled": scaled,
             "power_of_two": power_of_two,
+            "stiffness": stiffness,
+            "relative": relative,
+            "storage": storage,
+            "rounding": rounding,
+            "seed": seed,
         }
-        super().__init__(params, defaults)
+        self._check({**defaults}, defaults)
+        super().__init__(params, fmt, defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As `Optimizer.add_param_group`, with the precondition checked."""
-        precondition = param_group.get("precondition", self.defaults["precondition"])
-        if precondition not in PRECONDITIONS:
-            raise ValueError(f"precondition must be 'gradient', 'update' or None, not {precondition!r}")
-        super().add_param_group(param_group)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_permutations", {})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of every group; parameters without a gradient are left alone."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if params:
-                self._step_group(group, params)
-        return loss
+    def _check(self, group: dict[str, Any], given: dict[str, Any]) -> None:
+        # What a group inherits though it does not apply to it is put aside; what it was given must fit.
+        if group["storage"] == "master" and "rounding" not in given:
+            group["rounding"] = "nearest_even"
+        if group["precondition"] is None and "stiffness" not in given:
+            group["stiffness"] = "ulp"
+        if group["precondition"] is not None and "relative" not in given:
+            group["relative"] = False
+        check_adam(group)
+        if group["precondition"] not in PRECONDITIONS:
+            raise ValueError(f"precondition must be 'gradient', 'update' or None, not {group['precondition']!r}")
+        if group["stiffness"] not in STIFFNESSES:
+            raise ValueError(f"stiffness must be one of {', '.join(STIFFNESSES)}, not {group['stiffness']!r}")
+        check_combination(
+            "manifold" if group["precondition"] is not None else "adamw", group["storage"], group["rounding"]
+        )
+        if group["stiffness"] != "ulp" and group["precondition"] is None:
+            raise ValueError(f"stiffness {group['stiffness']!r} is an ablation of a precondition, and there is none")
+        if group["relative"] and group["precondition"] is not None:
+            raise ValueError("relative rates belong to precondition None")
+        if group["floor"] is not None and not group["floor"] >= 0:
+            raise ValueError(f"floor must not be negative, not {group['floor']!r}")
+        if group["max_stiffness"] is not None and not group["max_stiffness"] > 0:
+            raise ValueError(f"max_stiffness must be positive, not {group['max_stiffness']!r}")
+        if group["storage"] == "grid" and not group["power_of_two"]:
+            raise ValueError("storage 'grid' has power-of-two scales; leave power_of_two as it is")
+        if group["rounding"] == "error_feedback" and group["betas"][0] == 0:
+            raise ValueError("error_feedback carries the error in the momentum: betas[0] must not be 0")
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """The order of operations is that of torch.optim.AdamW(foreach=True), so that None gives the same bits."""
-        group["step"] = group.get("step", 0) + 1
-        lr, (beta1, beta2), eps, decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
-        grads = [parameter.grad for parameter in params if parameter.grad is not None]
-        for parameter in params:
-            if not self.state[parameter]:
-                self.state[parameter]["exp_avg"] = torch.zeros_like(parameter)
-                self.state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
-        means = [self.state[parameter]["exp_avg"] for parameter in params]
-        squares = [self.state[parameter]["exp_avg_sq"] for parameter in params]
-        spacings = [stiffness(parameter, group) for parameter in params] if group["precondition"] else []
-        if group["precondition"] == "gradient":
-            grads = list(torch._foreach_mul(grads, spacings))
-        if group["precondition"] != "update":
-            torch._foreach_mul_(params, 1 - lr * decay)
-        torch._foreach_lerp_(means, grads, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        mean_correction = 1 - beta1 ** group["step"]
-        square_correction = (1 - beta2 ** group["step"]) ** 0.5
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_div_(denominators, square_correction)
-        torch._foreach_add_(denominators, eps)
-        if group["precondition"] != "update":
-            torch._foreach_addcdiv_(params, means, denominators, (lr / mean_correction) * -1)
-            return
-        directions = torch._foreach_div(means, denominators)
-        torch._foreach_mul_(directions, 1 / mean_correction)
-        torch._foreach_add_(directions, params, alpha=decay)
-        torch._foreach_addcmul_(params, directions, spacings, -lr)
+    def _step_batch(self, group: dict[str, Any], batch: Batch) -> None:
+        on_grid = group["storage"] == "grid"
+        scales = self._scales(batch.params) if on_grid else None
+        mean_correction, square_correction = corrections(group, batch.step)
+        if group["precondition"] == "update":
+            # S = unit * field; constants are gathered in one factor, and D stands for sqrt(v) + eps sqrt(1 - beta2^t).
+            fields, unit = self._spacings(group, batch, scales)
+            update_moments(batch, batch.grads, group["betas"])
+            roots = torch._foreach_sqrt(batch.squares)
+            torch._foreach_add_(roots, group["eps"] * square_correction)
+            if group["weight_decay"]:
+                decay = -group["lr"] * group["weight_decay"] * unit
+                torch._foreach_addcmul_(batch.params, fields, batch.params, decay)
+            torch._foreach_div_(fields, roots)
+            rates = [group["lr"] * unit * square_correction / mean_correction] * len(fields)
+            torch._foreach_addcmul_(batch.params, fields, batch.means, -rates[0])
+        else:
+            rates = [group["lr"]] * len(batch.params)
+            if group["relative"]:
+                norms = torch.stack(torch._foreach_norm(batch.params)).tolist()
+                sizes = [parameter.numel() for parameter in batch.params]
+                rates = [group["lr"] * norm / size**0.5 for norm, size in zip(norms, sizes, strict=True)]
+            grads = batch.grads
+            if group["precondition"] == "gradient":
+                grads = list(torch._foreach_mul(grads, self._spacings(group, batch, scales)[0]))
+            fields = adamw_step(group, batch, grads, rates)
+            rates = [rate / mean_correction for rate in rates]
+            if group["rounding"] == "error_feedback":
+                torch._foreach_reciprocal_(fields)
+        if scales is not None:
+            self._onto_grid(group, batch, scales, rates, fields)
+
+    def _onto_grid(
+        self, group: dict[str, Any], batch: Batch, scales: list[float], rates: list[float], fields: list[Tensor]
+    ) -> None:
+        """Round the proposed weights; an element's own rate is its tensor's rate times its field."""
+        fmt, beta1 = get_format(group["fmt"]), group["betas"][0]
+        largest = largest_magnitudes(batch.params)
+        for i, parameter in enumerate(batch.params):
+            scale = self._moved_scale(group, parameter, scales[i], largest[i])
+            proposed = without_infinities(parameter, largest[i])
+            if group["rounding"] == "error_feedback":
+                limit = fmt.max * scale
+                error = proposed.clamp(-limit, limit) if largest[i] > limit else proposed.clone()
+                quantize(error, fmt, scale=scale, out=parameter)
+                if rates[i]:
+                    batch.means[i].addcdiv_(error.sub_(parameter), fields[i], value=(1 - 1 / beta1) / rates[i])
+                continue
+            seed = None
+            if group["rounding"] == "stochastic":
+                seed = draw_seed(group["seed"], batch.indices[i], batch.step)
+            quantize(proposed, fmt, scale=scale, rounding=group["rounding"], seed=seed, out=parameter)
+
+    def _spacings(
+        self, group: dict[str, Any], batch: Batch, scales: list[float] | None
+    ) -> tuple[list[Tensor], float]:
+        """Tensors and a number whose products are S.
+
+        The short way is taken where S is 2^(floor(log2|w|) - M) but for the limit at the bottom: no weight exceeds the
+        largest value of its scale, and scales are powers of two.
+        """
+        fmt = get_format(group["fmt"])
+        plain = group["floor"] is None and group["max_stiffness"] is None and group["stiffness"] == "ulp"
+        scaled = group["scaled"] and group["power_of_two"] and fmt.exponent_bits > 0 and fmt.signed
+        if group["precondition"] == "update" and plain and scaled and fmt.fits_float64:
+            known = scales or [power_of_two_scale(x, fmt) for x in largest_magnitudes(batch.params)]
+            bounds = [fmt.quantum * scale / fmt.eps for scale in known]
+            narrow = all(parameter.dtype == torch.float32 for parameter in batch.params)
+            if narrow and all(2.0**-126 <= min(bound, bound * fmt.eps) < math.inf for bound in bounds):
+                fields = [power_of_two_below(parameter) for parameter in batch.params]
+                torch._foreach_clamp_min_(fields, bounds)
+                return fields, fmt.eps
+        found = []
+        for i, parameter in enumerate(batch.params):
+            spacing = stiffness(parameter, group, None if scales is None else scales[i])
+            if group["stiffness"] == "shuffled":
+                spacing = spacing.flatten()[self._permutation(group["seed"], batch.indices[i], parameter)]
+                spacing = spacing.view(parameter.shape)
+            found.append(spacing)
+        return found, 1.0
+
+    def _permutation(self, seed: int, index: int, parameter: Tensor) -> Tensor:
+        """The permutation of a parameter's elements, of its seed and index alone."""
+        if (seed, index) not in self._permutations:
+            generator = torch.Generator().manual_seed(draw_seed(seed, index, -1) >> 1)
+            order = torch.randperm(parameter.numel(), generator=generator)
+            self._permutations[seed, index] = order.to(parameter.device, torch.int32)
+        return self._permutations[seed, index]
 
 
-def stiffness(w: Tensor, group: dict[str, Any]) -> Tensor:
+def stiffness(w: Tensor, group: dict[str, Any], scale: float | None = None) -> Tensor:
     """The spacing S of the grid at every weight, float32 with the shape of `w`, as the group's precondition has it.
 
-    "update": the format's ulp at w under the tensor's scale; "gradient": 2^(floor(log2|w|) - M) of the bare format.
+    "update": the format's ulp at w under the tensor's scale (`scale` on the grid, else that of its largest value);
+    "gradient": 2^(floor(log2|w|) - M) of the bare format. With stiffness "constant" its mean, everywhere.
     """
-    fmt: FloatFormat = group["fmt"]
+    fmt = get_format(group["fmt"])
     magnitude = w.detach().float().abs()
     if group["floor"] is not None:
         magnitude = magnitude.clamp_(min=group["floor"] * float(magnitude.square().mean().sqrt()))
     if group["precondition"] == "update":
-        scale = amax_scale(w, fmt, power_of_two=group["power_of_two"]) if group["scaled"] else None
-        spacing = ulp(magnitude, fmt, scale)
+        amax = amax_scale(w, fmt, power_of_two=group["power_of_two"]) if group["scaled"] and scale is None else None
+        spacing = ulp(magnitude, fmt, amax if scale is None else scale)
     else:
         spacing = power_of_two_below(magnitude).mul_(2.0**-fmt.mantissa_bits)
         spacing = torch.where(magnitude == 0, fmt.quantum, spacing)
-    return spacing if group["max_stiffness"] is None else spacing.clamp_(max=group["max_stiffness"])
+    if group["max_stiffness"] is not None:
+        spacing = spacing.clamp_(max=group["max_stiffness"])
+    return spacing.fill_(spacing.double().mean()) if group["stiffness"] == "constant" else spacing

@@ -1,0 +1,336 @@
+"""What the step rules share: Adam's moments, weights that live on the grid, and a state that a checkpoint can hold.
+
+Storage "grid": outside of `step` a parameter holds values of scale * fmt and nothing else, in a float32 container; no
+wider copy exists. The scale is a power of two with a factor of `HEADROOM` above what the tensor needs. It moves only
+when it must, by powers of two, and each move is an event:
+
+- up, before rounding, when a proposed weight exceeds the largest value: nothing is clipped;
+- down when it has become `HYSTERESIS` times too large.
+
+A tensor with a NaN or an infinity keeps its scale, and an infinity becomes NaN, so that the damage shows.
+
+State of a parameter: `step` (as torch's AdamW has it), `exp_avg`, `exp_avg_sq`, and `scale` on the grid: tensors only.
+The settings in `param_groups` are numbers, strings, lists and None; the format is there by its name. A state_dict is
+therefore tensors and JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from altgrad.config import COMBINATIONS
+from altgrad.formats import FloatFormat, get_format
+from altgrad.rounding import quantize
+
+HEADROOM, HYSTERESIS = 2, 4
+_IN_CACHE = 1 << 17
+"""Elements of the parameters that one batch steps on a processor: all passes over them find them in the cache."""
+
+Event = tuple[Tensor, float, float]
+"""(parameter, old scale, new scale)"""
+
+
+class Batch(NamedTuple):
+    """Parameters that take their step together: their gradients, moments, places in the optimizer, and step number."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    means: list[Tensor]
+    squares: list[Tensor]
+    indices: list[int]
+    step: int
+
+
+def extra_bytes_per_weight(storage: str, rounding: str) -> int:
+    """Bytes that training keeps per weight between steps, besides the weight's code and Adam's two moments.
+
+    Storage "master" keeps the float32 weight. Storage "grid" keeps nothing: stochastic rounding computes its draws, and
+    error feedback puts the error where the momentum is. (The simulation holds codes in float32 containers.)
+
+    Raises:
+        ValueError: a storage or rounding that no step rule has.
+    """
+    known = {(place, name) for (_, place), names in COMBINATIONS.items() for name in names}
+    if (storage, rounding) not in known:
+        raise ValueError(f"there is no storage {storage!r} with rounding {rounding!r}; allowed is {sorted(known)}")
+    return 4 if storage == "master" else 0
+
+
+class GridOptimizer(Optimizer):
+    """Base of the step rules; a subclass says how a batch of parameters steps, in `_step_batch`."""
+
+    def __init__(
+        self, params: Iterable[Tensor] | Iterable[dict[str, Any]], fmt: FloatFormat | str, defaults: dict[str, Any]
+    ) -> None:
+        self._events: list[Event] = []
+        super().__init__(params, {"fmt": _name(fmt), **defaults})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_events", [])
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As `Optimizer.add_param_group`; the settings are checked, and the values rounded where they live on the grid.
+
+        Raises:
+            ValueError: a setting out of its range, or a combination that does not exist.
+        """
+        given = dict(param_group)
+        group = {key: value for key, value in self.defaults.items() if key not in given} | given
+        group["fmt"] = _name(group["fmt"])
+        self._check(group, given)
+        params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        if group["storage"] == "grid":
+            _check_storable(get_format(group["fmt"]), params)
+        super().add_param_group(group | {"params": group["params"] if isinstance(group["params"], Tensor) else params})
+        if group["storage"] == "grid":
+            self._put_on_grid(self.param_groups[-1])
+
+    def scale_of(self, parameter: Tensor) -> Tensor:
+        """The scale of a parameter that lives on the grid: a float32 tensor without dimensions, updated in place.
+
+        It stays the same object for the optimizer's life.
+
+        Raises:
+            ValueError: the parameter does not live on the grid.
+        """
+        found = self.state[parameter].get("scale") if parameter in self.state else None
+        if found is None:
+            raise ValueError("only a parameter of this optimizer with storage 'grid' has a scale")
+        return found  # type: ignore[no-any-return]
+
+    def pop_events(self) -> list[Event]:
+        """The moves of scales since the last call, in order: (parameter, old scale, new scale)."""
+        events, self._events = self._events, []
+        return events
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As `Optimizer.load_state_dict`; scales keep their objects.
+
+        The weights come with the model. Load both after the optimizer was made, since making it rounds the weights
+        onto a scale of its own.
+
+        Raises:
+            ValueError: the state is one of another format or storage.
+        """
+        for ours, theirs in zip(self.param_groups, state_dict["param_groups"], strict=False):
+            for key in ("fmt", "storage"):
+                if ours[key] != theirs.get(key):
+                    raise ValueError(
+                        f"the state has {key} {theirs.get(key)!r} where this optimizer has {ours[key]!r}; "
+                        "make it with the settings of the run that saved it"
+                    )
+        scales = {parameter: state["scale"] for parameter, state in self.state.items() if "scale" in state}
+        super().load_state_dict(state_dict)
+        for parameter, scale in scales.items():
+            self.state[parameter]["scale"] = scale.copy_(self.state[parameter]["scale"])
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of every group; parameters without a gradient are left alone."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        first = 0
+        for group in self.param_groups:
+            for batch in self._batches(group, first):
+                self._step_batch(group, batch)
+            first += len(group["params"])
+        return loss
+
+    def _check(self, group: dict[str, Any], given: dict[str, Any]) -> None:
+        """Check the settings of a group, of which `given` are its own and not the optimizer's."""
+        raise NotImplementedError
+
+    def _step_batch(self, group: dict[str, Any], batch: Batch) -> None:
+        raise NotImplementedError
+
+    def _batches(self, group: dict[str, Any], first: int) -> Iterator[Batch]:
+        """The group's parameters that have a gradient, those of the same step number together."""
+        ready = [(first + i, p) for i, p in enumerate(group["params"]) if p.grad is not None and p.numel()]
+        if not ready:
+            return
+        for _, parameter in ready:
+            state = self.state[parameter]
+            if "exp_avg" not in state:
+                state["step"] = torch.zeros(())
+                state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        counters = [self.state[parameter]["step"] for _, parameter in ready]
+        torch._foreach_add_(counters, torch.tensor(1.0), alpha=1.0)
+        batch, filled = Batch([], [], [], [], [], 0), 0
+        for (index, parameter), counter in zip(ready, counters, strict=True):
+            number = int(counter)
+            full = filled + parameter.numel() > _IN_CACHE and parameter.device.type == "cpu"
+            if batch.params and (full or number != batch.step or parameter.device != batch.params[0].device):
+                yield batch
+                batch, filled = Batch([], [], [], [], [], number), 0
+            batch = batch if batch.params else batch._replace(step=number)
+            state = self.state[parameter]
+            batch.params.append(parameter)
+            batch.grads.append(parameter.grad)  # type: ignore[arg-type]
+            batch.means.append(state["exp_avg"])
+            batch.squares.append(state["exp_avg_sq"])
+            batch.indices.append(index)
+            filled += parameter.numel()
+        yield batch
+
+    @torch.no_grad()
+    def _put_on_grid(self, group: dict[str, Any]) -> None:
+        fmt = get_format(group["fmt"])
+        for parameter in group["params"]:
+            largest = float(parameter.abs().max()) if parameter.numel() else 0.0
+            scale = grid_scale(largest, fmt) if group["scaled"] else 1.0
+            self.state[parameter]["scale"] = torch.tensor(scale, device=parameter.device)
+            quantize(without_infinities(parameter, largest), fmt, scale=scale, out=parameter)
+
+    def _moved_scale(self, group: dict[str, Any], parameter: Tensor, old: float, largest: float) -> float:
+        """The scale for proposed values of at most `largest`; where it differs from the `old`, that is an event."""
+        new = next_scale(old, largest, get_format(group["fmt"])) if group["scaled"] else old
+        if new != old:
+            self.state[parameter]["scale"].fill_(new)
+            self._events.append((parameter, old, new))
+        return new
+
+    def _scales(self, params: list[Tensor]) -> list[float]:
+        return torch.stack([self.state[parameter]["scale"] for parameter in params]).tolist()
+
+
+def update_moments(batch: Batch, grads: list[Tensor], betas: tuple[float, float]) -> None:
+    """Adam's two moving averages, in the order of operations of torch.optim.AdamW(foreach=True)."""
+    beta1, beta2 = betas
+    torch._foreach_lerp_(batch.means, grads, 1 - beta1)
+    torch._foreach_mul_(batch.squares, beta2)
+    torch._foreach_addcmul_(batch.squares, grads, grads, 1 - beta2)
+
+
+def corrections(group: dict[str, Any], step: int) -> tuple[float, float]:
+    """(1 - beta1^t, sqrt(1 - beta2^t)): the moments' bias (Kingma & Ba 2015, arXiv 1412.6980, section 3)."""
+    beta1, beta2 = group["betas"]
+    return 1 - beta1**step, (1 - beta2**step) ** 0.5
+
+
+def denominators(group: dict[str, Any], batch: Batch) -> list[Tensor]:
+    """sqrt(v) + eps with the bias of v taken out."""
+    found = list(torch._foreach_sqrt(batch.squares))
+    torch._foreach_div_(found, corrections(group, batch.step)[1])
+    torch._foreach_add_(found, group["eps"])
+    return found
+
+
+def adamw_step(group: dict[str, Any], batch: Batch, grads: list[Tensor], rates: list[float]) -> list[Tensor]:
+    """The step of torch.optim.AdamW(foreach=True), bit by bit, with a rate for each tensor; the denominators."""
+    if group["weight_decay"]:
+        torch._foreach_mul_(batch.params, [1 - rate * group["weight_decay"] for rate in rates])
+    update_moments(batch, grads, group["betas"])
+    found = denominators(group, batch)
+    correction = corrections(group, batch.step)[0]
+    torch._foreach_addcdiv_(batch.params, batch.means, found, [(rate / correction) * -1 for rate in rates])
+    return found
+
+
+def largest_magnitudes(tensors: list[Tensor]) -> list[float]:
+    """max |x| of every tensor; NaN where there is one."""
+    bounds = [torch.aminmax(tensor.detach()) for tensor in tensors]
+    lows, highs = torch.stack([low for low, _ in bounds]).tolist(), torch.stack([high for _, high in bounds]).tolist()
+    return [max(-low, high) for low, high in zip(lows, highs, strict=True)]
+
+
+@lru_cache(maxsize=256)
+def _limits(fmt: FloatFormat) -> tuple[int, int]:
+    """Exponents of scales that keep the whole grid among float32's normal numbers; 0 where there are none."""
+    return max(-126, min(-126 - fmt.quantum_exponent, 0)), min(127, max(127 - fmt.max_exponent, 0))
+
+
+def power_of_two_scale(largest: float, fmt: FloatFormat) -> float:
+    """`amax_scale` (power_of_two=True) of a tensor whose largest magnitude is known, as a number."""
+    if largest == 0 or not math.isfinite(largest):
+        return 1.0 if largest == 0 else math.nan
+    (mantissa, exponent), (top, top_exponent) = math.frexp(largest), math.frexp(fmt.max)
+    return 2.0 ** min(max(exponent - top_exponent + (mantissa > top), -126), 127)
+
+
+def grid_scale(largest: float, fmt: FloatFormat) -> float:
+    """The scale that a tensor on the grid starts with: a factor of `HEADROOM` above `amax_scale`; 1 if not finite."""
+    low, high = _limits(fmt)
+    needed = power_of_two_scale(largest, fmt) * HEADROOM if math.isfinite(largest) else 1.0
+    return min(max(needed, 2.0**low), 2.0**high)
+
+
+def next_scale(scale: float, largest: float, fmt: FloatFormat) -> float:
+    """The scale at which values of at most `largest` are rounded, where it was `scale`; see the module's docstring."""
+    if largest == 0 or not math.isfinite(largest):
+        return scale
+    needed = grid_scale(largest, fmt)
+    too_small, too_large = largest > fmt.max * scale, needed * HYSTERESIS <= scale
+    return needed if too_small or too_large else scale
+
+
+def draw_seed(seed: int, index: int, step: int) -> int:
+    """The 64-bit seed of a parameter's draws at a step: a resumed run draws what an unbroken one would."""
+    text = f"optim/{seed}/{index}/{step}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def without_infinities(x: Tensor, largest: float) -> Tensor:
+    """`x`, or a copy with NaN for infinities where its `largest` magnitude is not finite."""
+    return x if math.isfinite(largest) else torch.where(x.isfinite(), x, math.nan)
+
+
+def check_adam(group: dict[str, Any]) -> None:
+    """Refuse rates below zero and betas outside [0, 1).
+
+    Raises:
+        ValueError: with the allowed range.
+    """
+    if not all(group[key] >= 0 for key in ("lr", "eps", "weight_decay")):
+        raise ValueError("lr, eps and weight_decay must not be negative")
+    if not all(0 <= beta < 1 for beta in group["betas"]):
+        raise ValueError(f"betas must lie in [0, 1), not {group['betas']!r}")
+
+
+def check_combination(step_rule: str, storage: str, rounding: str) -> None:
+    """Refuse what is not in the table of combinations.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    if (step_rule, storage) not in COMBINATIONS:
+        raise ValueError(f"storage must be 'master' or 'grid', not {storage!r}")
+    allowed = COMBINATIONS[step_rule, storage]
+    if rounding not in allowed:
+        raise ValueError(
+            f"rounding {rounding!r} does not exist with step rule {step_rule!r} and storage {storage!r}; "
+            f"allowed is {' or '.join(allowed) or 'none'}"
+        )
+
+
+def _name(fmt: FloatFormat | str) -> str:
+    """A name that `get_format` reads back."""
+    if not isinstance(fmt, FloatFormat):
+        return get_format(fmt).name
+    try:
+        if get_format(fmt.name) == fmt:
+            return fmt.name
+    except ValueError:
+        pass
+    return FloatFormat.split(fmt.exponent_bits, fmt.mantissa_bits, bias=fmt.bias, specials=fmt.specials).name
+
+
+def _check_storable(fmt: FloatFormat, params: list[Any]) -> None:
+    in_float32 = fmt.quantum_exponent >= -149 and fmt.max_exponent <= 127
+    if not fmt.signed or fmt.bits > 16 or not in_float32:
+        raise ValueError(f"storage 'grid' needs a signed format of at most 16 bits inside float32, not {fmt.name}")
+    for parameter in params:
+        dtype = getattr(parameter[1] if isinstance(parameter, tuple) else parameter, "dtype", torch.float32)
+        if dtype != torch.float32:
+            raise ValueError(f"storage 'grid' keeps values in float32 parameters, not in {dtype}")
