@@ -5,6 +5,7 @@ A run's folder holds
 - ``run.json``: resolved config, data and code fingerprints, environment, status, failure, summary, W&B address;
 - ``history.jsonl`` while the run goes, ``history.parquet`` after it: one row a logged step;
 - ``layers.jsonl`` / ``layers.parquet``: the long table step, layer, layer_type, operand, statistic, value;
+- ``checkpoints/`` where the config asks for them (`altgrad.training.checkpoint`); readers pass over it;
 - ``lock``: held by the writer's process, which is how a reader tells a running run from a crashed one.
 """
 
@@ -19,13 +20,14 @@ from altgrad.runs.store import (
     read_run,
     sources_fingerprint,
 )
-from altgrad.runs.writer import RunExists, RunWriter
+from altgrad.runs.writer import NothingToResume, RunExists, RunWriter
 
 __all__ = [
     "FAILURE_KINDS",
     "LAYER_COLUMNS",
     "STATUSES",
     "Failure",
+    "NothingToResume",
     "Problem",
     "RecordError",
     "RunExists",

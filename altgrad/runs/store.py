@@ -122,7 +122,8 @@ def sources_fingerprint(sources: Iterable[Path] | None = None) -> str:
     total = hashlib.sha256()
     for source in default_sources() if sources is None else sources:
         for path in sorted(Path(source).rglob("*")):
-            if path.suffix in (".json", ".jsonl", ".parquet") and path.is_file() and "wandb" not in path.parts:
+            passed = {"wandb", "checkpoints"} & set(path.relative_to(source).parts)
+            if path.suffix in (".json", ".jsonl", ".parquet") and not passed and path.is_file():
                 locked = path.name == "run.json" and is_locked(path.parent)
                 total.update(f"{path.relative_to(source).as_posix()}\0{locked}\0".encode())
                 total.update(hashlib.sha256(path.read_bytes()).digest())

@@ -1,13 +1,18 @@
-"""Writing a run's record as the run goes, so that a kill at any moment loses at most the row being written."""
+"""Writing a run's record as the run goes, so that a kill at any moment loses at most the row being written.
+
+A record that did not finish can be gone on with (`RunWriter.resume`): what it holds beyond the step where training goes
+on is cut, so that the record of an interrupted and resumed run is that of one that was never interrupted.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +32,10 @@ class RunExists(UsageError):
     """The run is finished, or another process is writing it."""
 
 
+class NothingToResume(UsageError):
+    """There is no record to go on with: none of this id, or one without a checkpoint."""
+
+
 class RunWriter:
     """Writes one run's record into ``<root>/<run id>/``; a context manager.
 
@@ -34,13 +43,14 @@ class RunWriter:
     SystemExit) and lets the exception go on; leaving it without `finish` or `fail` marks it ``interrupted``.
     """
 
-    def __init__(self, path: Path, run: dict[str, Any], lock: IO[bytes]) -> None:
+    def __init__(self, path: Path, run: dict[str, Any], lock: IO[bytes], seconds: float = 0.0) -> None:
         self.path = path
         self.run = run
         self._lock = lock
         self._history = open(path / "history.jsonl", "ab", buffering=0)  # noqa: SIM115 - open for the run's life
         self._layers = open(path / "layers.jsonl", "ab", buffering=0)  # noqa: SIM115
-        self._synced = self._started = time.monotonic()
+        self._synced = time.monotonic()
+        self._started = self._synced - seconds
         self._closed = False
 
     @classmethod
@@ -104,6 +114,61 @@ class RunWriter:
         write_json(path / "run.json", run)
         return cls(path, run, lock)
 
+    @classmethod
+    def resume(
+        cls,
+        root: Path,
+        config: ExperimentConfig,
+        *,
+        data_fingerprint: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        find: Callable[[Path], tuple[int, float]],
+    ) -> RunWriter:
+        """Open the record of a run that was interrupted, crashed or killed, to go on from a step.
+
+        Rows and events of later steps are cut, from JSONL and from closed Parquet tables alike; an event ``resumed``
+        is added, with the environment and the code where they are not those of the record.
+
+        Args:
+            root, config, data_fingerprint, environment: as for `create`.
+            find: is given the run's folder while its lock is held, and says after which step to go on and how many
+                seconds had passed; the record is as it was if it raises.
+
+        Raises:
+            NothingToResume: no record of this id, or `find` raised it.
+            RunExists: the run is finished, has failed by itself, or is being written by another process.
+            UsageError: the record is damaged or cannot be written.
+        """
+        identity = run_id(config, data_fingerprint)
+        path = root / identity
+        if not (path / "run.json").exists():
+            raise NothingToResume(f"{identity}: there is no record to resume in {root}")
+        try:
+            lock = _lock(path)
+        except OSError as error:
+            raise UsageError(
+                f"--out {root}: cannot be written ({error.strerror}); give a folder you may write to"
+            ) from None
+        try:
+            run = _ended_badly(path)
+            step, seconds = find(path)
+            for name in ("history", "layers"):
+                _cut(path, name, step)
+        except BaseException:
+            lock.close()
+            raise
+        detail: dict[str, Any] = {}
+        if run.get("environment") != dict(environment):
+            detail["environment"] = dict(environment)
+        if run["code"].get("fingerprint") != code_fingerprint():
+            detail["code"] = {"version": altgrad.__version__, "fingerprint": code_fingerprint()}
+        run["events"] = [event for event in run["events"] if event["step"] <= step]
+        run["events"].append({"kind": "resumed", "step": step, **detail})
+        run |= {"status": "running", "ended": None, "seconds": None, "failure": None, "summary": {}}
+        run.pop("message", None)
+        write_json(path / "run.json", run)
+        return cls(path, run, lock, seconds)
+
     @property
     def run_id(self) -> str:
         """The run's id, which is also its folder's name."""
@@ -113,13 +178,13 @@ class RunWriter:
         """Append one history row. Non-finite values are kept: NaN and infinity are what some runs are about."""
         self._append(self._history, {"step": step, **metrics})
         if "val_loss" in metrics or time.monotonic() - self._synced > FSYNC_SECONDS:
-            self._sync()
+            self.sync()
 
     def log_layers(self, rows: Iterable[tuple[int, str, str, str, str, float]]) -> None:
         """Append rows of the per-layer table: step, layer, layer_type, operand, statistic, value."""
         lines = [json.dumps(dict(zip(LAYER_COLUMNS, row, strict=True)), default=float) for row in rows]
         if lines:
-            os.write(self._layers.fileno(), ("\n".join(lines) + "\n").encode())
+            _write_all(self._layers, "\n".join(lines) + "\n")
 
     def event(self, kind: str, step: int, **detail: Any) -> None:
         """Record something that happened (a warning, a shift of scale) in run.json at once."""
@@ -147,26 +212,43 @@ class RunWriter:
     ) -> None:
         if self._closed:
             return
-        if error is None or isinstance(error, KeyboardInterrupt | SystemExit):
-            self._close("interrupted")
-        else:
+        status = "interrupted" if error is None or isinstance(error, KeyboardInterrupt | SystemExit) else "crashed"
+        if status == "crashed":
             self.run["message"] = f"{type(error).__name__}: {without_paths(one_line(error))[:500]}"
-            self._close("crashed")
+        try:
+            self._close(status)
+        except OSError:  # a full disk: the rows stay as they are, and without a lock readers see the run as crashed
+            with contextlib.suppress(OSError):
+                self._mark(status)
+            if error is None:
+                raise
+        finally:
+            self._history.close()
+            self._layers.close()
+            self._lock.close()
 
-    def _append(self, file: IO[bytes], row: Mapping[str, Any]) -> None:
-        os.write(file.fileno(), (json.dumps(row, default=float) + "\n").encode())
-
-    def _sync(self) -> None:
+    def sync(self) -> None:
+        """Every row so far is on the disk when this returns."""
         os.fsync(self._history.fileno())
         os.fsync(self._layers.fileno())
         self._synced = time.monotonic()
 
+    def _append(self, file: IO[bytes], row: Mapping[str, Any]) -> None:
+        _write_all(file, json.dumps(row, default=float) + "\n")
+
     def _close(self, status: str, summary: dict[str, Any] | None = None, failure: Failure | None = None) -> None:
-        self._sync()
+        self.sync()
+        for name in ("history", "layers"):
+            _to_parquet(self.path / f"{name}.jsonl", self.path / f"{name}.parquet")
+        self._mark(status, summary, failure)
         self._history.close()
         self._layers.close()
         for name in ("history", "layers"):
-            _to_parquet(self.path / f"{name}.jsonl", self.path / f"{name}.parquet")
+            (self.path / f"{name}.jsonl").unlink()
+        self._lock.close()
+        self._closed = True
+
+    def _mark(self, status: str, summary: dict[str, Any] | None = None, failure: Failure | None = None) -> None:
         self.run |= {
             "status": status,
             "ended": _now(),
@@ -175,20 +257,33 @@ class RunWriter:
             "failure": failure.to_json() if failure else None,
         }
         write_json(self.path / "run.json", self.run)
-        for name in ("history", "layers"):
-            (self.path / f"{name}.jsonl").unlink()
-        self._lock.close()
-        self._closed = True
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old or the new file, never a part: temporary file, fsync, replace."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with _replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that replaces it where the block ends well, and is removed where it does not."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
+
+
+def _write_all(file: IO[bytes], text: str) -> None:
+    """Unbuffered; a disk that fills up in the middle of a row is an OSError, not a short count."""
+    data = memoryview(text.encode())
+    while data:
+        data = data[os.write(file.fileno(), data) :]
 
 
 def is_locked(path: Path) -> bool:
@@ -231,9 +326,33 @@ def _to_parquet(source: Path, target: Path) -> None:
     rows = read_jsonl(source)
     columns = dict.fromkeys(key for row in rows for key in row)
     table = pa.table({key: _column([row.get(key) for row in rows]) for key in columns or {"step": None}})
-    temporary = target.with_name(target.name + ".tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, target)
+    with _replacing(target) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def _cut(path: Path, name: str, step: int) -> None:
+    """Leave the table's rows up to `step`, as JSONL to append to, whichever form it has."""
+    lines, table = path / f"{name}.jsonl", path / f"{name}.parquet"
+    try:
+        if lines.exists():  # a kill while the record was closed leaves both: the lines are whole, the table may be too
+            rows = read_jsonl(lines)
+        elif table.exists():
+            with open(table, "rb") as file:
+                rows = pq.read_table(file).to_pylist()
+        else:
+            rows = []
+    except (ValueError, pa.ArrowException) as error:
+        reason = without_paths(one_line(error))
+        raise UsageError(
+            f"{path.name}/{name}: damaged ({reason}); restore the file, or run again without --resume"
+        ) from None
+    with _replacing(lines) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for row in rows:
+            if row["step"] is not None and row["step"] <= step:
+                file.write(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    table.unlink(missing_ok=True)
 
 
 def _column(values: list[Any]) -> pa.Array:
@@ -258,6 +377,28 @@ def _lock(path: Path) -> IO[bytes]:
                 ) from None
             time.sleep(0.01)
     raise AssertionError("unreachable")
+
+
+def _ended_badly(path: Path) -> dict[str, Any]:
+    """run.json of a run that may go on; `path` is locked, so that "running" means killed."""
+    try:
+        run: dict[str, Any] = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        status, schema = run["status"], int(run["schema"])
+        sound = isinstance(run["code"], dict) and all(isinstance(event["step"], int) for event in run["events"])
+    except (ValueError, LookupError, TypeError):
+        sound, status, schema = False, "", 0
+    if not sound:
+        raise UsageError(f"{path.name}/run.json: damaged; restore the file, or run again without --resume")
+    if schema != SCHEMA_VERSION:
+        raise UsageError(f"{path.name}/run.json: schema {schema} is not {SCHEMA_VERSION}; run again without --resume")
+    if status == "finished":
+        raise RunExists(f"{path.name} is already finished: there is nothing to resume; its record is kept")
+    if status == "failed":
+        raise RunExists(
+            f"{path.name} has failed by itself and would fail again; its record is kept. Change the config, or run it "
+            "again without --resume"
+        )
+    return run
 
 
 def _is_finished(path: Path) -> bool:
