@@ -232,7 +232,7 @@ class ExperimentConfig(_Section):
     tags: tuple[str, ...] = ()
     study: str = "local"
     seed: int = Field(0, ge=0, lt=2**31)
-    data: Literal["licenses"] = "licenses"
+    data: Literal["licenses", "file"] = "licenses"  # "file": a text of one's own, given with --data
     model: ModelConfig = ModelConfig()
     quantize: QuantizeConfig = QuantizeConfig()
     scaling: ScalingConfig = ScalingConfig()
@@ -282,6 +282,15 @@ class ExperimentConfig(_Section):
                     "optimizer.storage 'grid' keeps one power-of-two scale a tensor; set scaling.weight to "
                     "{kind: amax}, {kind: none} or leave it"
                 )
+        if self.compile:
+            rounding = {"weight": self.optimizer.rounding if self.optimizer.storage == "master" else ""}
+            rounding |= dict(self.quantize.rounding)
+            for operand in self.quantize.operands:
+                if rounding[operand] == "stochastic" or self.scaling.rule(operand).kind == "delayed":
+                    raise ValueError(
+                        f"compile has no stochastic rounding of operands and no delayed scales, whose values change "
+                        f"with every step, and {operand} has one; set compile=false"
+                    )
         if self.quantize.operands and not self.quantize.layers:
             raise ValueError("quantize.layers is empty but an operand has a format: name at least one layer type")
         return self

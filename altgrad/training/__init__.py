@@ -1,6 +1,7 @@
-"""From a config to a run record: data, batches, the loop."""
+"""From a config to a run record: data, batches, the loop, checkpoints."""
 
-from altgrad.training.data import Corpus, load_corpus
+from altgrad.training.checkpoint import Checkpoints
+from altgrad.training.data import Corpus, load_corpus, load_text
 from altgrad.training.loop import Result, train
 
-__all__ = ["Corpus", "Result", "load_corpus", "train"]
+__all__ = ["Checkpoints", "Corpus", "Result", "load_corpus", "load_text", "train"]

@@ -3,6 +3,8 @@
 The package `licensedcode-data` (data CC-BY-4.0) holds 2,310 licence texts, each a file of YAML front matter and text.
 About 4 MB of them, chosen by a hash of their names, are folded to 96 characters (printable ASCII and newline) and
 split by near-duplicate group: a licence and its variants stay on one side, since a random split leaks.
+
+A text file of one's own can take their place (`load_text`).
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ VOCABULARY = 96
 PACKAGE = "licensedcode-data"
 CHARACTERS = 4_000_000
 VALIDATION_SHARE = 0.1
+SHORTEST = 1000  # characters of a text of one's own
 _VERSION = 1  # of the preparation below: raise it when the same package would give other text
 _SHINGLE_WORDS = 8
 _SAME_GROUP = 0.3  # share of the shorter text's shingles that two near-duplicates have in common
@@ -108,6 +111,8 @@ def load_corpus(name: str = "licenses") -> Corpus:
     Raises:
         UsageError: the package with the data is not installed, or holds no licence texts.
     """
+    if name == "file":
+        raise UsageError("data: 'file' is a text of your own; give it with --data FILE, or set data=licenses")
     if name != "licenses":
         raise UsageError(f"data: {name!r} is not a data set; use 'licenses'")
     try:
@@ -121,13 +126,52 @@ def load_corpus(name: str = "licenses") -> Corpus:
     except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile):
         train, validation, documents = _prepare()
         _store(path, train=train, validation=validation, documents=np.array(documents))
-    digest = hashlib.sha256(train.tobytes() + b"\xff" + validation.tobytes()).hexdigest()
     fingerprint = {
         "name": name,
-        "sha256": digest,
+        "sha256": _digest(train, validation),
         "package": f"{PACKAGE} {version}",
         "licence": "CC-BY-4.0",
         "documents": documents,
+        "train_characters": int(train.size),
+        "validation_characters": int(validation.size),
+    }
+    return Corpus(train, validation, fingerprint)
+
+
+def load_text(path: Path) -> Corpus:
+    """A UTF-8 text file as a corpus: folded to 96 characters like the licences, its last tenth held out.
+
+    The fingerprint has the file's name without its folder, the sha256 of what is trained on and of the file, and the
+    share of characters that have no ASCII likeness and were left out (`left_out`).
+
+    Raises:
+        UsageError: no such file, not UTF-8, or fewer than `SHORTEST` characters are left; one line that names it.
+    """
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UsageError(f"--data {path}: no such file; give the path of a UTF-8 text file") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"--data {path}: not UTF-8 text (byte {error.start}); convert it, for example with iconv"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"--data {path}: cannot be read ({error.strerror}); give a UTF-8 text file") from None
+    characters = tokens(fold(text))
+    if characters.size < SHORTEST:
+        raise UsageError(
+            f"--data {path}: {characters.size} characters are left when it is folded to ASCII; give a text of at "
+            f"least {SHORTEST}"
+        )
+    visible = sum(not character.isspace() for character in text)
+    kept = int(np.count_nonzero(characters > 1))
+    train, validation = np.split(characters, [characters.size - int(characters.size * VALIDATION_SHARE)])
+    fingerprint = {
+        "name": re.sub(r"[^ -~]", "_", path.name)[:80],
+        "sha256": _digest(train, validation),
+        "file_sha256": hashlib.sha256(raw).hexdigest(),
+        "left_out": round(max(1 - kept / max(visible, 1), 0.0), 4),
         "train_characters": int(train.size),
         "validation_characters": int(validation.size),
     }
@@ -138,6 +182,10 @@ def cache_folder() -> Path:
     """Where prepared data lie: ``$XDG_CACHE_HOME/altgrad``, default ``~/.cache/altgrad``."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "altgrad"
+
+
+def _digest(train: NDArray[np.uint8], validation: NDArray[np.uint8]) -> str:
+    return hashlib.sha256(train.tobytes() + b"\xff" + validation.tobytes()).hexdigest()
 
 
 def _prepare() -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:

@@ -1,22 +1,28 @@
 """The training loop: one config and one seed in, one run record out.
 
 What decides the numbers is the config, the seed and the data. Batches depend on seed and data alone, so every arm of a
-comparison sees the same ones. A step is: batch, loss, gradients, clipping, update; a step whose loss or gradient norm
-is not finite is recorded and not applied, and `nan_patience` of them in a row end the run as failed. Evaluation reads
-the model as it would be deployed: quantized, on the same validation text for every run.
+comparison sees the same ones. A step is: batches, loss, gradients, clipping, update; a step whose loss or gradient norm
+is not finite is recorded and not applied, and `nan_patience` of them in a row end the run as failed, unless
+`stability.shift_to` names a format to go on with. Evaluation reads the model as it would be deployed: quantized, on the
+same validation text for every run.
+
+A run can stop between any two steps and go on from its checkpoint with the same bits: what a step leaves behind is in
+the model, the optimizer, the batches, the delayed scales and `Progress`, and nowhere else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
+import os
 import platform
 import signal
+import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,20 +30,27 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from altgrad.config import ExperimentConfig, UsageError
-from altgrad.formats import FP32
+from altgrad.config import ExperimentConfig, UsageError, one_line, parse_config
+from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.models import GPT
-from altgrad.nn import Policy, quantize_model, quantized_layers
-from altgrad.optim import ManifoldAdamW
-from altgrad.runs import Failure, RunWriter
+from altgrad.nn import Clock, Operand, Policy, QuantizedLayer, Scaling, clock_of, quantize_model, quantized_layers
+from altgrad.optim import CodeOptimizer, GridOptimizer, ManifoldAdamW
+from altgrad.runs import Failure, NothingToResume, RunWriter
+from altgrad.runs.schema import code_fingerprint
 from altgrad.runs.tracking import Tracker
+from altgrad.scaling import amax_scale
 from altgrad.telemetry import OperandRecorder, Row, WeightCodes, first_nonfinite, observed
+from altgrad.training.checkpoint import Checkpoints
 from altgrad.training.data import VOCABULARY, Corpus, load_corpus
 
 OTHER_LEARNING_RATE = 3e-3
-"""AdamW's rate, under the manifold rule, of the parameters that are not quantized, where the config names none."""
+"""AdamW's rate of the parameters that the step rule leaves to AdamW, where the config names none and the rule's own
+rate is in another unit (ulps, codes, or relative)."""
+
+SCALE_EVENTS = 200
+"""How many moves of a grid's scale are recorded one by one; those beyond are counted."""
 
 UNIFORM_LOSS = math.log(VOCABULARY)
 """Loss in nats per character of guessing at random."""
@@ -69,6 +82,15 @@ class Batches:
         last = corpus.validation.size - self._context - 1
         self._held_out = np.linspace(0, last, config.eval_batches * self._size).astype(np.int64)
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """Where the training batches are: the generator's state."""
+        return dict(self._random.bit_generator.state)
+
+    @state.setter
+    def state(self, state: dict[str, Any]) -> None:
+        self._random.bit_generator.state = state
+
     def next(self) -> tuple[Tensor, Tensor]:
         """The next training batch: characters and the characters that follow them, int64 [batch, context]."""
         starts = self._random.integers(0, self._train.size - self._context, self._size)
@@ -85,64 +107,154 @@ class Batches:
         return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
 
+def policy_of(config: ExperimentConfig) -> Policy:
+    """What the config does to the operands of its layers.
+
+    Weights under storage "master" are rounded on the forward pass as `optimizer.rounding` says; under storage "grid"
+    that is how the optimizer rounds, and the forward pass reads the weights as they are.
+    """
+    quantize, optimizer = config.quantize, config.optimizer
+    weight = optimizer.rounding if optimizer.storage == "master" else "nearest_even"
+    roundings = {"weight": weight, **dict(quantize.rounding)}
+
+    def operand(name: str) -> Operand:
+        rule = config.scaling.rule(name)
+        scaling = Scaling(rule.kind, rule.granularity, rule.power_of_two, rule.block, rule.history, rule.value)
+        return Operand(get_format(getattr(quantize, name)), roundings[name], scaling)
+
+    return Policy(
+        operand("weight"),
+        operand("activation"),
+        operand("grad_output"),
+        layers=tuple(quantize.layers),
+        patterns=quantize.patterns,
+        compute=quantize.compute,
+    )
+
+
 def build_model(config: ExperimentConfig) -> GPT:
     """The config's model on the CPU, initialized by its seed, with its layers quantized as the config says."""
     size = config.model
     model = GPT(VOCABULARY, layers=size.layers, dim=size.dim, heads=size.heads, context=size.context, seed=config.seed)
-    policy = Policy.of_names(
-        config.quantize.weight,
-        config.quantize.activation,
-        config.quantize.grad_output,
-        layers=tuple(config.quantize.layers),
-        scaled=config.scaling.kind == "amax",
-        power_of_two=config.scaling.power_of_two,
-    )
-    quantize_model(model, policy)
+    quantize_model(model, policy_of(config), seed=config.seed)
     return model
 
 
 def build_optimizer(config: ExperimentConfig, model: GPT) -> torch.optim.Optimizer:
     """The config's step rule over three groups: quantized matrices, other matrices, and vectors (no decay).
 
-    The manifold rule applies to the first group only; the others get AdamW at `other_learning_rate`.
+    The manifold and code rules, grid storage and relative rates apply to the first group only; the others get AdamW at
+    `other_learning_rate`. A relative rate applies to the weights of the layers that the config names in an unquantized
+    run too, which is its control. Weights on the grid are read by their layers at the scale that the optimizer keeps.
     """
     rule = config.optimizer
-    on_grid = [
-        layer.weight for layer in quantized_layers(model).values() if layer.policy.operand("weight").format is not FP32
-    ]
-    known = {id(parameter) for parameter in on_grid}
+    policy = policy_of(config)
+    layers = {
+        name: layer
+        for name, layer in quantized_layers(model).items()
+        if weight_format(layer) is not FP32 or (rule.relative and policy.covers(name, layer.layer_type))
+    }
+    ruled = [layer.weight for layer in layers.values()]
+    known = {id(parameter) for parameter in ruled}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    other_rate = rule.other_learning_rate or (rule.learning_rate if rule.step_rule == "adamw" else OTHER_LEARNING_RATE)
+    real_units = rule.step_rule == "adamw" and not rule.relative
+    other_rate = rule.other_learning_rate or (rule.learning_rate if real_units else OTHER_LEARNING_RATE)
     groups: list[dict[str, Any]] = [
-        {"params": on_grid, "lr": rule.learning_rate, "weight_decay": rule.weight_decay},
+        {"params": ruled, "lr": rule.learning_rate, "weight_decay": rule.weight_decay},
         {"params": [p for p in rest if p.ndim > 1], "lr": other_rate, "weight_decay": rule.weight_decay},
         {"params": [p for p in rest if p.ndim == 1], "lr": other_rate, "weight_decay": 0.0},
     ]
-    if rule.step_rule == "manifold":
-        groups[0]["precondition"] = rule.precondition
-        groups[1]["precondition"] = groups[2]["precondition"] = None
-    groups = [group for group in groups if group["params"]]
-    if rule.step_rule == "adamw":
-        return torch.optim.AdamW(groups, betas=rule.betas, eps=rule.eps, foreach=True)
-    return ManifoldAdamW(
-        groups,
-        quantized_format(model),
-        betas=rule.betas,
-        eps=rule.eps,
-        floor=rule.floor,
-        max_stiffness=rule.max_stiffness,
-        scaled=config.scaling.kind == "amax",
-        power_of_two=config.scaling.power_of_two,
-    )
+    if real_units and rule.storage == "master":
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]], betas=rule.betas, eps=rule.eps, foreach=True
+        )
+    fmt, scaled = get_format(config.quantize.weight), config.scaling.rule("weight").kind != "none"
+    optimizer: GridOptimizer
+    if rule.step_rule == "code":
+        for group in groups[1:]:
+            group["storage"] = "master"
+        optimizer = CodeOptimizer(
+            [group for group in groups if group["params"]],
+            fmt,
+            betas=rule.betas,
+            eps=rule.eps,
+            rungs=rule.rungs,
+            scaled=scaled,
+            seed=config.seed,
+        )
+    else:
+        for group in groups[1:]:
+            group |= {"precondition": None, "storage": "master", "relative": False}
+        optimizer = ManifoldAdamW(
+            [group for group in groups if group["params"]],
+            fmt,
+            betas=rule.betas,
+            eps=rule.eps,
+            precondition=rule.precondition,
+            floor=rule.floor,
+            max_stiffness=rule.max_stiffness,
+            scaled=scaled,
+            power_of_two=config.scaling.rule("weight").power_of_two,
+            stiffness=rule.stiffness,
+            relative=rule.relative,
+            storage=rule.storage,
+            rounding=rule.rounding,
+            seed=config.seed,
+        )
+    if rule.storage == "grid":
+        for layer in layers.values():
+            layer.grid_scale = optimizer.scale_of(layer.weight)
+    return optimizer
 
 
-def quantized_format(model: GPT):  # type: ignore[no-untyped-def]
-    """The weight format of the model's quantized layers (one per model)."""
-    return next(
-        layer.policy.operand("weight").format
-        for layer in quantized_layers(model).values()
-        if layer.policy.operand("weight").format is not FP32
-    )
+def weight_format(layer: QuantizedLayer) -> FloatFormat:
+    """The format of the layer's weight under its policy."""
+    return layer.policy.operand("weight").format
+
+
+def shifted(config: ExperimentConfig) -> ExperimentConfig:
+    """`config` with `stability.shift_to` in place of every quantized operand's format.
+
+    Raises:
+        UsageError: the config with that format would not be a config.
+    """
+    to = config.stability.shift_to
+    given = config.model_dump(mode="json")
+    given["quantize"] |= dict.fromkeys(config.quantize.operands, to)
+    given["stability"]["shift_to"] = None
+    return parse_config(given, source=f"stability.shift_to={to}")
+
+
+@torch.no_grad()
+def clip_to_range(model: nn.Module) -> int:
+    """Clip the gradient of each quantized weight, element by element, to the range that the weight itself has.
+
+    The limit is max(format) * scale, the largest weight that the tensor could hold: with a current amax scale between
+    1 and 2 times (power of two) the largest weight there is. A gradient element beyond it is an outlier by the
+    tensor's own measure, and would rule the second moment of its weight, and the common norm, for many steps. The
+    scale is the one the optimizer keeps for a weight on the grid, the fixed value of static scaling, 1 without scaling,
+    and else that of the tensor's current amax. NaN and infinity are left for the norm to show: they are errors.
+
+    Returns:
+        How many elements were clipped.
+    """
+    clipped = 0
+    for layer in quantized_layers(model).values():
+        grad, fmt = layer.weight.grad, weight_format(layer)
+        if grad is None or fmt is FP32:
+            continue
+        rule = layer.policy.operand("weight").scaling
+        limit = torch.tensor(fmt.max, device=grad.device)
+        if layer.grid_scale is not None:
+            limit = limit * layer.grid_scale
+        elif rule.kind == "static":
+            limit = limit * rule.value
+        elif rule.kind != "none":
+            limit = limit * amax_scale(layer.weight, fmt, power_of_two=rule.power_of_two)
+        outside = (grad.abs() > limit) & torch.isfinite(grad)
+        clipped += int(outside.sum())
+        grad.copy_(torch.where(outside, grad.sign() * limit, grad))
+    return clipped
 
 
 def rate_factor(config: ExperimentConfig, step: int) -> float:
@@ -162,6 +274,7 @@ def train(
     device: str = "cpu",
     corpus: Corpus | None = None,
     progress: bool = True,
+    resume: bool = False,
 ) -> Result:
     """Train the config's model and write its record into `out`.
 
@@ -171,38 +284,77 @@ def train(
         device: "cpu" or "cuda".
         corpus: the data; by default the data set that the config names.
         progress: show a progress bar on stderr.
+        resume: go on with the run's record from its newest checkpoint, bit for bit; from the beginning, with a notice,
+            where there is none.
 
     Returns:
         The finished or failed run. SIGTERM and Ctrl-C leave an ``interrupted`` record and go on as SystemExit and
-        KeyboardInterrupt; any other exception leaves a ``crashed`` one and goes on.
+        KeyboardInterrupt; where the config asks for checkpoints the step is finished first, and a last checkpoint
+        written. Any other exception leaves a ``crashed`` record and goes on.
 
     Raises:
-        UsageError: the run is already recorded, the data or the device are missing, `out` cannot be written, or the
-            model or its batches do not fit the data or the memory.
+        UsageError: the run is already recorded, the data or the device are missing, `out` cannot be written (any
+            more), no checkpoint can be used, or the model or its batches do not fit the data or the memory.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: this torch sees no GPU; use --device cpu")
     corpus = corpus or load_corpus(config.data)
+    if config.stability.shift_to is not None:
+        shifted(config)
     with _enough_memory(config):
         batches = Batches(corpus, config, torch.device(device))
         model = build_model(config).to(device)
-    writer = RunWriter.create(
-        out, config, data_fingerprint=corpus.fingerprint, environment=describe_environment(device)
-    )
-    with _enough_memory(config), _deterministic(), _sigterm_as_exit(), writer:
-        tracker = Tracker.start(config, writer.run_id, writer.path)
-        if tracker.url:
-            writer.set_wandb_url(tracker.url)
-        status, summary = "crashed", {}
-        try:
-            result = _Run(config, model, batches, writer, tracker, progress).run()
-            status, summary = result.status, result.summary
-        except (KeyboardInterrupt, SystemExit):
-            status = "interrupted"
-            raise
-        finally:
-            tracker.finish(status, summary)
+    with _enough_memory(config), _deterministic(), _room_on_the_disk(out):
+        writer, state = _open_record(config, out, corpus, device, resume)
+        with _stoppable(gentle=config.checkpoint.every > 0) as stop_if_asked, writer:
+            tracker = Tracker.start(config, writer.run_id, writer.path)
+            if tracker.url:
+                writer.set_wandb_url(tracker.url)
+            status, summary = "crashed", {}
+            try:
+                checkpoints = _checkpoints(config, corpus, writer.path) if config.checkpoint.every else None
+                run = _Run(config, model, batches, writer, tracker, progress, checkpoints, stop_if_asked)
+                if state is not None:
+                    run.load_state(state)
+                result = run.run()
+                status, summary = result.status, result.summary
+            except (KeyboardInterrupt, SystemExit):
+                status = "interrupted"
+                raise
+            finally:
+                tracker.finish(status, summary)
     return result
+
+
+def _checkpoints(config: ExperimentConfig, corpus: Corpus, folder: Path) -> Checkpoints:
+    return Checkpoints(folder, config, corpus.fingerprint["sha256"], config.checkpoint.keep)
+
+
+def _open_record(
+    config: ExperimentConfig, out: Path, corpus: Corpus, device: str, resume: bool
+) -> tuple[RunWriter, dict[str, Any] | None]:
+    """A new record, or the one that is there and the state to go on from."""
+    environment = describe_environment(device)
+    state: dict[str, Any] | None = None
+
+    def find(folder: Path) -> tuple[int, float]:
+        nonlocal state
+        checkpoints = _checkpoints(config, corpus, folder)
+        state = checkpoints.newest(_notice)
+        checkpoints.forget_after(state["step"])
+        if state["code"] != code_fingerprint():
+            _notice("the checkpoint was written by other code: the run may differ from one without interruption")
+        return state["step"], state["seconds"]
+
+    if resume:
+        try:
+            writer = RunWriter.resume(
+                out, config, data_fingerprint=corpus.fingerprint, environment=environment, find=find
+            )
+            return writer, state
+        except NothingToResume as nothing:
+            _notice(f"{nothing}; starting from the beginning")
+    return RunWriter.create(out, config, data_fingerprint=corpus.fingerprint, environment=environment), None
 
 
 def describe_environment(device: str) -> dict[str, Any]:
@@ -218,6 +370,31 @@ def describe_environment(device: str) -> dict[str, Any]:
     }
 
 
+@dataclass
+class Progress:
+    """What the steps so far leave behind beside tensors and generators. All of it is in a checkpoint, as JSON."""
+
+    step: int = 0
+    first_loss: float = -math.inf
+    last_loss: float = math.nan
+    last_norm: float = math.nan
+    val_loss: float = math.nan
+    best_loss: float = math.inf
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    recent: list[float] = field(default_factory=list)
+    """The last `nan_patience` losses."""
+    last_rows: list[Row] = field(default_factory=list)
+    nonfinite_steps: int = 0
+    bad_in_a_row: int = 0
+    first_bad: tuple[int, str, str] | None = None
+    """Step, tensor and phase of the first step of the current row of bad steps."""
+    shifted: bool = False
+    clipped: int = 0
+    scale_moves: int = 0
+    training_seconds: float = 0.0
+
+
 class _Run:
     """One run under way."""
 
@@ -229,167 +406,323 @@ class _Run:
         writer: RunWriter,
         tracker: Tracker,
         progress: bool,
+        checkpoints: Checkpoints | None,
+        stop_if_asked: Callable[[Callable[[], None]], None],
     ) -> None:
         self.config, self.writer, self.tracker, self.progress = config, writer, tracker, progress
-        self.model, self.batches = model, batches
+        self.model, self.batches, self.checkpoints = model, batches, checkpoints
+        self.stop_if_asked = stop_if_asked
         self.optimizer = build_optimizer(config, model)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.started = time.monotonic()
-        self.training_seconds = 0.0
-        self.step = 0
-        self.first_loss = -math.inf
-        self.last_loss = math.nan
-        self.last_norm = math.nan
-        self.recent: deque[float] = deque(maxlen=config.nan_patience)
-        self.last_rows: list[Row] = []
-        self.nonfinite_steps = 0
-        self.first_bad: tuple[int, str, str] | None = None
-        """Step, tensor and phase of the first step of the current row of bad steps."""
-        self.bad_in_a_row = 0
+        self.at = Progress()
+        self.batches_before = batches.state
+        self.loss = model.loss
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of the model's layers."""
+        return clock_of(self.model)
 
     def run(self) -> Result:
-        """Every step, then the verdict."""
-        with _progress_bar(self.progress, self.writer.run_id, self.config.max_steps) as advance:
-            val_loss = math.nan
-            for step in range(1, self.config.max_steps + 1):
-                self.step = step
-                begun = time.monotonic()
-                row = self._train_step()
-                self.training_seconds += time.monotonic() - begun
-                evaluate = self.step % self.config.eval_every == 0 or self.step == self.config.max_steps
-                failure = self._failure_under_way()
-                if evaluate or failure:
-                    val_loss = self.evaluate()
-                    row |= {"val_loss": val_loss, "perplexity": math.exp(min(val_loss, 700.0))}
-                if evaluate or failure or self.step == 1 or self.step % self.config.log_every == 0:
-                    row["seconds"] = round(time.monotonic() - self.started, 4)
-                    self.writer.log(self.step, **row)
-                    self.tracker.log({"step": self.step, **row})
-                advance(row["loss"], val_loss)
+        """Every step that is left, then the verdict."""
+        config, at = self.config, self.at
+        if config.compile:
+            self._compile()
+        with _progress_bar(self.progress, self.writer.run_id, config.max_steps, at.step) as advance:
+            while at.step < config.max_steps and not self._patience_is_over():
+                self.stop_if_asked(self._save_step)
+                at.step += 1
+                failure = self._step_and_its_row()
+                advance(at.last_loss, at.val_loss)
                 if failure:
-                    return self._end(failure, val_loss)
-        return self._end(self._failure_at_the_end(val_loss), val_loss)
+                    return self._end(failure)
+                if self.checkpoints and at.step % config.checkpoint.every == 0:
+                    self._save_step()
+            self.stop_if_asked(self._save_step)
+        return self._end(self._failure_at_the_end())
 
     def evaluate(self) -> float:
         """Mean loss over the validation batches, in nats per character, with every operand quantized as in training."""
+        self.clock.part = -1
         with torch.no_grad():
             losses = [float(self.model.loss(token, target)) for token, target in self.batches.validation()]
         return sum(losses) / len(losses)
 
-    def _train_step(self) -> dict[str, float]:
-        config, model = self.config, self.model
-        factor = rate_factor(config, self.step)
-        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = base * factor
-        token, target = self.batches.next()
-        look = config.layers_every > 0 and (self.step == 1 or self.step % config.layers_every == 0)
-        recorder = OperandRecorder(self.step)
-        with observed(model, recorder) if look else contextlib.nullcontext():
-            loss = model.loss(token, target)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-        limit = math.inf if config.clip_norm is None else config.clip_norm
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
-        self.last_loss, self.last_norm = loss.item(), norm
-        if self.step == 1:
-            self.first_loss = self.last_loss
-        rows = recorder.rows
-        if math.isfinite(self.last_loss) and math.isfinite(norm):
-            self.bad_in_a_row, self.first_bad = 0, None
-            codes = WeightCodes(model) if look else None
-            self.optimizer.step()
-            rows += codes.rows(self.step) if codes else []
-        else:
-            self._note_bad_step(token, target)
-        self.recent.append(self.last_loss)
-        if rows:
-            self.writer.log_layers(rows)
-            self.last_rows = rows
+    def state(self) -> dict[str, Any]:
+        """Everything that decides how the run goes on, for `load_state`; between two steps."""
         return {
-            "tokens": self.step * config.batch_size * config.model.context,
-            "loss": self.last_loss,
-            "lr": self.base_rates[0] * factor,
-            "grad_norm": norm,
+            "step": self.at.step,
+            "seconds": time.monotonic() - self.started,
+            "code": code_fingerprint(),
+            "progress": asdict(self.at),
+            "batches": self.batches.state,
+            "batches_before": self.batches_before,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "delayed": {
+                name: {operand: delayed.state_dict() for operand, delayed in layer.delayed.items()}
+                for name, layer in quantized_layers(self.model).items()
+            },
         }
 
-    def _note_bad_step(self, token: Tensor, target: Tensor) -> None:
-        self.bad_in_a_row += 1
-        self.nonfinite_steps += 1
-        if self.first_bad is None:
-            tensor, phase = first_nonfinite(self.model, lambda: self.model.loss(token, target))
-            self.first_bad = (self.step, tensor, phase)
-            self.writer.event("nonfinite", self.step, tensor=tensor, phase=phase)
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Be the run that `state` was taken of."""
+        self.at = Progress(**state["progress"])
+        self.started = time.monotonic() - state["seconds"]
+        self.batches.state, self.batches_before = state["batches"], state["batches_before"]
+        if self.at.shifted:
+            self._change_format()
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, layer in quantized_layers(self.model).items():
+            for operand, delayed in layer.delayed.items():
+                delayed.load_state_dict(state["delayed"][name][operand])
+
+    def _step_and_its_row(self) -> Failure | None:
+        """One step, its evaluation where one is due, its row of the history and the checkpoints it gives rise to."""
+        config, at = self.config, self.at
+        begun = time.monotonic()
+        row = self._train_step()
+        at.training_seconds += time.monotonic() - begun
+        if at.bad_in_a_row and self.checkpoints and not self.checkpoints.has("anomaly"):
+            self._save_as("anomaly")
+        failure = self._failure_under_way()
+        due = at.step % config.eval_every == 0 or at.step == config.max_steps
+        improved = False
+        if due or failure:
+            at.val_loss = self.evaluate()
+            row |= {"val_loss": at.val_loss, "perplexity": math.exp(min(at.val_loss, 700.0))}
+            improved = at.val_loss < at.best_loss
+            at.evaluations_since_best = 0 if improved else at.evaluations_since_best + 1
+            if improved:
+                at.best_loss, at.best_step = at.val_loss, at.step
+        if due or failure or at.step == 1 or at.step % config.log_every == 0:
+            row["seconds"] = round(time.monotonic() - self.started, 4)
+            self.writer.log(at.step, **row)
+            self.tracker.log({"step": at.step, **row})
+        if improved and not failure and self.checkpoints:
+            self._save_as("best")
+        if due and self._patience_is_over() and at.step < config.max_steps:
+            self.writer.event("early_stop", at.step, best_step=at.best_step)
+        return failure
+
+    def _train_step(self) -> dict[str, float]:
+        config, model, at, clock = self.config, self.model, self.at, self.clock
+        factor = rate_factor(config, at.step)
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = base * factor
+        clock.step = at.step
+        look = config.layers_every > 0 and (at.step == 1 or at.step % config.layers_every == 0)
+        recorder = OperandRecorder(at.step)
+        loss_of = model.loss if look else self.loss
+        self.batches_before = self.batches.state
+        batches, losses = [], []
+        with observed(model, recorder) if look else contextlib.nullcontext():
+            self.optimizer.zero_grad(set_to_none=True)
+            for part in range(config.accumulate):
+                clock.part = part
+                batches.append(self.batches.next())
+                loss = loss_of(*batches[-1])
+                (loss / config.accumulate if config.accumulate > 1 else loss).backward()  # type: ignore[no-untyped-call]
+                losses.append(loss.detach())
+        row: dict[str, float] = {"tokens": at.step * self._tokens_a_step()}
+        if config.stability.clip == "range_aware":
+            row["clipped"] = clip_to_range(model)
+            at.clipped += int(row["clipped"])
+        limit = math.inf if config.clip_norm is None else config.clip_norm
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
+        at.last_loss, at.last_norm = sum(loss.item() for loss in losses) / len(losses), norm
+        if at.step == 1:
+            at.first_loss = at.last_loss
+        rows = recorder.rows
+        if math.isfinite(at.last_loss) and math.isfinite(norm):
+            at.bad_in_a_row, at.first_bad = 0, None
+            codes = WeightCodes(model) if look else None
+            self.optimizer.step()
+            self._note_moved_scales()
+            rows += codes.rows(at.step) if codes else []
+        else:
+            self._note_bad_step(batches)
+        at.recent = [*at.recent, at.last_loss][-config.nan_patience :]
+        if rows:
+            self.writer.log_layers(rows)
+            at.last_rows = rows
+        return row | {"loss": at.last_loss, "lr": self.base_rates[0] * factor, "grad_norm": norm}
+
+    def _tokens_a_step(self) -> int:
+        return self.config.batch_size * self.config.accumulate * self.config.model.context
+
+    def _note_moved_scales(self) -> None:
+        """The moves of the scales of weights on the grid, recorded one by one up to a bound, then counted."""
+        for parameter, old, new in self.optimizer.pop_events() if isinstance(self.optimizer, GridOptimizer) else ():
+            self.at.scale_moves += 1
+            if self.at.scale_moves <= SCALE_EVENTS:
+                layer = self.names[id(parameter)].removesuffix(".weight")
+                self.writer.event("scale", self.at.step, layer=layer, old=old, new=new)
+
+    def _note_bad_step(self, batches: list[tuple[Tensor, Tensor]]) -> None:
+        at = self.at
+        at.bad_in_a_row += 1
+        at.nonfinite_steps += 1
+        if at.first_bad is not None:
+            return
+        for part, (token, target) in enumerate(batches):
+            self.clock.part = part
+            with self._delayed_scales_kept():
+                tensor, phase = first_nonfinite(self.model, lambda t=token, n=target: self.model.loss(t, n))  # type: ignore[misc]
+            if tensor != "gradient norm":
+                break
+        at.first_bad = (at.step, tensor, phase)
+        self.writer.event("nonfinite", at.step, tensor=tensor, phase=phase)
+
+    @contextlib.contextmanager
+    def _delayed_scales_kept(self) -> Iterator[None]:
+        """What is computed in the block to find something out leaves the delayed scales as they were."""
+        scales = [delayed for layer in quantized_layers(self.model).values() for delayed in layer.delayed.values()]
+        before = [delayed.state_dict() for delayed in scales]
+        try:
+            yield
+        finally:
+            for delayed, state in zip(scales, before, strict=True):
+                delayed.load_state_dict(state)
+
+    def _patience_is_over(self) -> bool:
+        patience = self.config.stability.patience
+        return patience > 0 and self.at.evaluations_since_best >= patience
+
+    def _save_step(self) -> None:
+        if self.checkpoints and self.at.step and not self.checkpoints.has(f"step-{self.at.step}"):
+            self.writer.sync()
+            self.checkpoints.save(self.at.step, self.state())
+
+    def _save_as(self, name: str) -> None:
+        assert self.checkpoints is not None
+        self.writer.sync()
+        self.checkpoints.save_as(name, self.state())
+
+    def _compile(self) -> None:
+        """torch.compile for the steps that nobody observes, tried on a batch; where it fails they stay eager."""
+        token = torch.zeros(self.config.batch_size, self.config.model.context, dtype=torch.int64)
+        token = token.to(self.model.head.weight.device)
+        try:
+            compiled = torch.compile(self.model.loss)
+            compiled(token, token).backward()
+            self.loss = compiled
+        except Exception as error:  # a missing compiler has many faces
+            reason = one_line(error)[:160] or type(error).__name__
+            _notice(f"compile: torch.compile does not work here ({reason}); the run goes on without it")
+            self.writer.event("eager", self.at.step, reason=type(error).__name__)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _may_shift(self) -> bool:
+        """Whether there is a format to shift to, not used yet, and weights that are worth going on with."""
+        if self.config.stability.shift_to is None or self.at.shifted or not self.config.quantize.operands:
+            return False
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
+
+    def _shift(self) -> None:
+        """Go on in the wider format. Bad steps are not applied: weights and moments are those of the last good step."""
+        at, quantize = self.at, self.config.quantize
+        formats = dict.fromkeys(getattr(quantize, operand) for operand in quantize.operands)
+        detail = {"from": "/".join(formats), "to": self.config.stability.shift_to}
+        self._change_format()
+        at.shifted, at.bad_in_a_row, at.first_bad, at.recent = True, 0, None, []
+        self.writer.event("shift", at.step, **detail)
+
+    def _change_format(self) -> None:
+        config = shifted(self.config)
+        quantize_model(self.model, policy_of(config), seed=config.seed)
+        before = self.optimizer
+        if isinstance(before, GridOptimizer):  # it knows the format: another one with the same moments
+            self.optimizer = build_optimizer(config, self.model)
+            for parameter, state in before.state.items():
+                self.optimizer.state[parameter] |= {key: state[key] for key in state if key != "scale"}
+        if self.config.compile:
+            self._compile()
 
     def _failure_under_way(self) -> Failure | None:
-        patience = self.config.nan_patience
-        if self.bad_in_a_row >= patience:
+        patience, at = self.config.nan_patience, self.at
+        if at.bad_in_a_row >= patience and self._may_shift():
+            self._shift()
+        if at.bad_in_a_row >= patience:
             return self._nan_failure(f"loss or gradient not finite for {patience} steps", early=True)
-        diverged = len(self.recent) == patience and min(self.recent) > _DIVERGED
-        if diverged and self.step > self.config.warmup_steps:
+        diverged = len(at.recent) == patience and min(at.recent) > _DIVERGED
+        if diverged and at.step > self.config.warmup_steps:
             message = f"loss above {_DIVERGED:.2f} (1.5 times that of guessing at random) for {patience} steps"
-            first = self.step - patience + 1
+            first = at.step - patience + 1
             return Failure(("divergence", *self._early(), *self._symptoms()), first, None, None, message)
         return None
 
-    def _failure_at_the_end(self, val_loss: float) -> Failure | None:
-        if self.first_bad is not None:
+    def _failure_at_the_end(self) -> Failure | None:
+        val_loss = self.at.val_loss
+        if self.at.first_bad is not None:
             return self._nan_failure("the last steps' loss or gradient is not finite", early=False)
         if not math.isfinite(val_loss):
             token, target = next(self.batches.validation())
             tensor, phase = first_nonfinite(self.model, lambda: self.model.loss(token, target))
             kinds = ("nan_loss", *self._symptoms())
-            return Failure(kinds, self.step, tensor, phase, "the final validation loss is not finite")
-        beginning = max(UNIFORM_LOSS, self.first_loss)
+            return Failure(kinds, self.at.step, tensor, phase, "the final validation loss is not finite")
+        beginning = max(UNIFORM_LOSS, self.at.first_loss)
         if val_loss > 1.05 * beginning:
             message = f"final validation loss {val_loss:.3f} is above the loss {beginning:.3f} that training began with"
-            return Failure(("divergence", *self._symptoms()), self.step, None, None, message)
+            return Failure(("divergence", *self._symptoms()), self.at.step, None, None, message)
         return None
 
     def _nan_failure(self, message: str, early: bool) -> Failure:
-        assert self.first_bad is not None
-        step, tensor, phase = self.first_bad
+        assert self.at.first_bad is not None
+        step, tensor, phase = self.at.first_bad
         kinds = ("nan_loss", *(self._early() if early else ()), *self._symptoms())
         return Failure(kinds, step, tensor, phase, f"{message}; seen first in {tensor}")
 
     def _early(self) -> tuple[str, ...]:
-        return ("early_stop",) if self.step < self.config.max_steps else ()
+        return ("early_stop",) if self.at.step < self.config.max_steps else ()
 
     def _symptoms(self) -> tuple[str, ...]:
         """Kinds that the last per-layer rows of a failed run show; they do not fail a run by themselves."""
 
         def worst(statistic: str, operand: str | None = None) -> float:
-            found = (row[5] for row in self.last_rows if row[4] == statistic and operand in (None, row[3]))
+            found = (row[5] for row in self.at.last_rows if row[4] == statistic and operand in (None, row[3]))
             return max(found, default=0.0)
 
         symptoms = {
             "overflow": worst("overflow") > 0.01,
             "underflow": worst("underflow", "grad_output") > 0.5,
             "stall": worst("stall_ratio") > 0.99,
-            "gradient_vanishing": self.last_norm < 1e-8,
+            "gradient_vanishing": self.at.last_norm < 1e-8,
         }
         return tuple(kind for kind, shown in symptoms.items() if shown)
 
-    def _end(self, failure: Failure | None, val_loss: float) -> Result:
-        tokens = self.step * self.config.batch_size * self.config.model.context
+    def _end(self, failure: Failure | None) -> Result:
+        at = self.at
+        tokens = at.step * self._tokens_a_step()
         summary = {
-            "val_loss": val_loss,
-            "perplexity": math.exp(min(val_loss, 700.0)),
-            "loss": self.last_loss,
-            "steps": self.step,
+            "val_loss": at.val_loss,
+            "perplexity": math.exp(min(at.val_loss, 700.0)),
+            "loss": at.last_loss,
+            "steps": at.step,
             "tokens": tokens,
-            "tokens_per_second": round(tokens / max(self.training_seconds, 1e-9), 1),
-            "nonfinite_steps": self.nonfinite_steps,
+            "tokens_per_second": round(tokens / max(at.training_seconds, 1e-9), 1),
+            "nonfinite_steps": at.nonfinite_steps,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
+        if self.config.stability.clip == "range_aware":
+            summary["clipped"] = at.clipped
+        if at.scale_moves:
+            summary["scale_moves"] = at.scale_moves
+        if not failure and at.step < self.config.max_steps:
+            summary |= {"stopped_early": at.step, "best_val_loss": at.best_loss, "best_step": at.best_step}
         if failure:
             self.writer.fail(failure, summary)
         else:
+            self._save_step()
             self.writer.finish(summary)
         return Result(self.writer.run_id, self.writer.path, "failed" if failure else "finished", summary, failure)
 
 
 @contextlib.contextmanager
-def _progress_bar(shown: bool, title: str, steps: int) -> Iterator[Any]:
+def _progress_bar(shown: bool, title: str, steps: int, done: int) -> Iterator[Any]:
     """Yields `advance(loss, val_loss)`."""
     if not shown:
         yield lambda loss, val_loss: None
@@ -405,7 +738,7 @@ def _progress_bar(shown: bool, title: str, steps: int) -> Iterator[Any]:
         TextColumn("{task.fields[losses]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=steps, losses="")
+        task = bar.add_task(title, total=steps, completed=done, losses="")
 
         def advance(loss: float, val_loss: float) -> None:
             validation = "" if math.isnan(val_loss) else f"  validation {val_loss:.3f}"
@@ -445,18 +778,57 @@ def _deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
 @contextlib.contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """SIGTERM raises SystemExit(143) while the block runs, so that the record is closed; main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, stop)
+def _room_on_the_disk(out: Path) -> Iterator[None]:
+    """A disk that takes no more is a UsageError that says how to go on."""
     try:
         yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise UsageError(
+            f"--out {out}: cannot be written any more ({os.strerror(error.errno)}); the record so far is kept. Make "
+            "room, then run again (with --resume where the run has checkpoints)"
+        ) from error
+
+
+@contextlib.contextmanager
+def _stoppable(gentle: bool) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """SIGTERM raises SystemExit(143) while the block runs, so that the record is closed; main thread only.
+
+    Where `gentle`, the first SIGTERM or Ctrl-C only asks, and another one raises at once. Yields what is to be called
+    between steps: `stop_if_asked(save)` calls `save` and raises where a signal has asked.
+    """
+    asked: list[int] = []
+
+    def end(number: int) -> None:
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not gentle or asked:
+            end(number)
+        asked.append(number)
+        os.write(2, b"stopping after this step, with a checkpoint (once more: at once)\n")
+
+    def stop_if_asked(save: Callable[[], None]) -> None:
+        if asked:
+            save()
+            end(asked[0])
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, stop)
+        if gentle and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stop_if_asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _notice(line: str) -> None:
+    print(f"notice: {line}", file=sys.stderr)
