@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,27 @@ from pathlib import Path
 from altgrad import __version__
 from altgrad.config import UsageError, load_config
 
-TRAINING_PACKAGES = ("torch", "rich")
+TRAINING_PACKAGES = ("torch", "rich", "safetensors")
+
+TRAINING = """Train one config and record the run.
+
+The record goes to OUT/<run id>/: run.json (config, environment, status, events, summary), history.parquet (a row a
+step), layers.parquet (statistics of every layer) and, where the config has checkpoint.every=N, checkpoints/ (step-<n>,
+best, anomaly: tensors as safetensors, the rest as JSON). A finished run is never overwritten; one that did not finish
+is kept beside the new one as <run id>.<n>.old, or gone on with (--resume).
+"""
+
+EXAMPLES = """examples:
+  {command} experiments/configs/e4m3.yaml
+  {command} experiments/configs/e4m3.yaml --seed 3 --set max_steps=1000 --set quantize.weight=e5m2
+  {command} experiments/configs/fp32.yaml --data my-text.txt --set model.dim=128
+  {command} experiments/configs/e4m3.yaml --set checkpoint.every=100            stop it with Ctrl-C, then
+  {command} experiments/configs/e4m3.yaml --set checkpoint.every=100 --resume
+
+exit codes:
+  0 finished   1 the run failed (NaN, divergence); its record says why   130 Ctrl-C   143 SIGTERM
+  2 nothing more could be done: a mistake in the arguments, missing data, a full disk; one line says what
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,24 +41,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"altgrad {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train one config and record the run")
-    add_train_arguments(train, Path("experiments/runs"))
+    add_train_arguments(train, Path("experiments/runs"), "altgrad train")
     options = parser.parse_args(arguments)
     return guarded(lambda: run_training(options))
 
 
-def add_train_arguments(parser: argparse.ArgumentParser, out: Path) -> None:
-    """The arguments of a training run; `out` is where records go by default."""
+def add_train_arguments(parser: argparse.ArgumentParser, out: Path, command: str) -> None:
+    """The arguments of a training run; `out` is where records go by default, `command` what its examples begin with."""
+    parser.description, parser.epilog = TRAINING, EXAMPLES.format(command=command)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the experiment")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a key, e.g. quantize.weight=e4m3",
+        help="override a key, e.g. quantize.weight=e4m3; may be repeated",
     )
     parser.add_argument("--seed", type=int, help="replaces the config's seed")
     parser.add_argument("--out", type=Path, default=out, help="folder of the records (default: experiments/runs)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with this config's interrupted or crashed run from its newest checkpoint, bit for bit; "
+        "from the beginning where there is none",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="train on a UTF-8 text of your own, folded to ASCII, its last tenth held out (default: licence texts)",
+    )
     parser.add_argument(
         "--threads", type=int, default=1, help="CPU threads; 1 (default) makes numbers independent of the core count"
     )
@@ -53,15 +88,25 @@ def run_training(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.set, options.seed)
     if options.threads < 1:
         raise UsageError(f"--threads {options.threads}: give a number of at least 1")
+    if options.data is not None:
+        config = config.model_copy(update={"data": "file"})
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on a GPU
     import torch
 
-    from altgrad.training import train
+    from altgrad.training import load_text, train
 
+    corpus = None
+    if options.data is not None:
+        corpus = load_text(options.data)
+        if (lost := corpus.fingerprint["left_out"]) > 0.05:
+            print(
+                f"notice: --data: {lost:.0%} of the characters have no ASCII likeness and are left out", file=sys.stderr
+            )
     torch.set_num_threads(options.threads)
-    result = train(config, options.out, device=options.device)
+    result = train(config, options.out, device=options.device, corpus=corpus, resume=options.resume)
     loss = result.summary["val_loss"]
-    print(f"{result.run_id}: {result.status}, validation loss {loss:.4f} nats per character")
+    early = f" at step {step} (no better since)" if (step := result.summary.get("stopped_early")) else ""
+    print(f"{result.run_id}: {result.status}{early}, validation loss {loss:.4f} nats per character")
     if result.failure:
         where = f" ({result.failure.tensor}, {result.failure.phase})" if result.failure.tensor else ""
         print(f"failure from step {result.failure.step}{where}: {result.failure.message}")
@@ -70,7 +115,7 @@ def run_training(options: argparse.Namespace) -> int:
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """`command()`'s exit code, with a user's mistake as one line on stderr and code 2, and Ctrl-C as code 130."""
+    """`command()`'s exit code; what ends it early is one line on stderr: a mistake 2, Ctrl-C 130, SIGTERM 143."""
     try:
         return command()
     except UsageError as error:
@@ -82,8 +127,16 @@ def guarded(command: Callable[[], int]) -> int:
         print(f"error: the package {error.name} is not installed; run: pip install 'altgrad[train]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the record so far is kept", file=sys.stderr)
+        print(f"interrupted; {_KEPT}", file=sys.stderr)
         return 130
+    except SystemExit as stop:
+        if stop.code != 128 + signal.SIGTERM:
+            raise
+        print(f"stopped by SIGTERM; {_KEPT}", file=sys.stderr)
+        return 143
+
+
+_KEPT = "the record so far is kept, and --resume goes on from its last checkpoint where it has one"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Train one config and record the run.
 
-    python experiments/run_experiment.py experiments/configs/e5m2.yaml [--set max_steps=300 ...] [--seed N]
+    python experiments/run_experiment.py experiments/configs/e5m2.yaml [--set max_steps=300 ...] [--seed N] [--resume]
 
 Records go to experiments/runs beside this script unless --out says otherwise; `altgrad train` is the same command.
 """
@@ -19,8 +19,8 @@ from altgrad.cli import add_train_arguments, guarded, run_training  # noqa: E402
 
 def main() -> int:
     """Returns the exit code of the run."""
-    parser = argparse.ArgumentParser(description="Train one config and record the run.")
-    add_train_arguments(parser, ROOT / "experiments" / "runs")
+    parser = argparse.ArgumentParser()
+    add_train_arguments(parser, ROOT / "experiments" / "runs", "python experiments/run_experiment.py")
     options = parser.parse_args()
     code = guarded(lambda: run_training(options))
     if code in (0, 1):
