@@ -9,8 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from altgrad.formats import SPLITS_8BIT, get_format  # noqa: E402
+from altgrad.formats import SPLITS_8BIT, FloatFormat, get_format  # noqa: E402
 from altgrad.optim import ManifoldAdamW  # noqa: E402
+from altgrad.optim.base import Batch  # noqa: E402
 from altgrad.rounding import ulp  # noqa: E402
 from altgrad.scaling import amax_scale  # noqa: E402
 
@@ -41,12 +42,12 @@ def test_without_a_precondition_it_is_torch_adamw_bit_by_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def slope(precondition: str | None, lr: float) -> float:
+def slope(precondition: str | None, lr: float, **settings: str) -> float:
     """Slope of log2|dw| over log2 ulp(w) after one first step, where Adam's direction has size one."""
     w = weights()
     before = w.detach().clone()
     spacing = ulp(before, E4M3, amax_scale(before, E4M3))
-    optimizer = ManifoldAdamW([w], E4M3, lr=lr, weight_decay=0, precondition=precondition)
+    optimizer = ManifoldAdamW([w], E4M3, lr=lr, weight_decay=0, precondition=precondition, **settings)
     steps(optimizer, [w], 1, scale=1e-2)
     change = (w.detach() - before).double().abs()
     return float(np.polyfit(spacing.log2().flatten().numpy(), change.log2().flatten().numpy(), 1)[0])
@@ -56,6 +57,91 @@ def test_the_step_is_a_number_of_ulps_only_when_the_update_is_scaled() -> None:
     assert 0.95 < slope("update", 0.5) < 1.05
     assert abs(slope(None, 1e-3)) < 0.05
     assert abs(slope("gradient", 1e-3)) < 0.05
+
+
+def test_the_ablations_of_the_stiffness_keep_its_values_and_its_mean() -> None:
+    for setting in ({}, {"floor": 0.1}, {"precondition": "gradient"}):
+        found = {}
+        for stiffness in ("ulp", "shuffled", "constant"):
+            first, w = weights(4, (3,)), weights()
+            optimizer = ManifoldAdamW([first, w], E4M3, lr=1.0, weight_decay=0, stiffness=stiffness, **setting)
+            batch = Batch([first, w], [], [], [], [0, 1], 1)
+            fields, unit = optimizer._spacings(optimizer.param_groups[0], batch, None)
+            again, _ = optimizer._spacings(optimizer.param_groups[0], batch, None)
+            assert torch.equal(fields[1], again[1])
+            found[stiffness] = fields[1].double() * unit
+        plain, shuffled, constant = found.values()
+        assert torch.equal(plain.flatten().sort()[0], shuffled.flatten().sort()[0])
+        assert (plain != shuffled).float().mean() > 0.5
+        assert (constant == constant[0, 0]).all()
+        assert float(constant[0, 0]) == pytest.approx(float(plain.mean()), rel=1e-6)
+
+
+def test_the_permutation_depends_on_the_seed_and_the_place_of_the_parameter_alone() -> None:
+    ends = []
+    for seed, others in ((0, 1), (0, 1), (1, 1), (0, 2)):
+        w = weights()
+        optimizer = ManifoldAdamW([*(weights() for _ in range(others)), w], E4M3, stiffness="shuffled", seed=seed)
+        steps(optimizer, [w], 2)
+        ends.append(w.detach())
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
+    assert not torch.equal(ends[0], ends[3])
+
+
+def test_steps_with_shuffled_or_constant_stiffness_do_not_follow_the_ulp() -> None:
+    assert abs(slope("update", 0.5, stiffness="shuffled")) < 0.1
+    assert abs(slope("update", 0.5, stiffness="constant")) < 0.05
+
+
+def test_a_relative_rate_is_the_rate_times_the_rms_of_the_tensor() -> None:
+    factors = (1.0, 2.0**-6, 2.0**5)
+    ours = [torch.nn.Parameter(weights(i).detach() * factor) for i, factor in enumerate(factors)]
+    expected = []
+    for i, w in enumerate(ours):
+        rate = 1e-2 * float(np.sqrt(np.mean(w.detach().double().numpy() ** 2)))
+        twin = copy.deepcopy(w)
+        generator = torch.Generator().manual_seed(i)
+        w.grad = twin.grad = torch.randn(w.shape, generator=generator)
+        torch.optim.AdamW([twin], lr=rate, weight_decay=0.1, foreach=True).step()
+        expected.append(twin)
+    ManifoldAdamW(ours, E4M3, lr=1e-2, weight_decay=0.1, precondition=None, relative=True).step()
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", ["e4m3", "e5m2", "e7m0", "e0m7", "e1m6", "bf16", "p3109_k8p4", "e2m1"])
+@pytest.mark.parametrize("setting", [{}, {"scaled": False}, {"power_of_two": False}])
+@pytest.mark.parametrize("size", [1.0, 1e-30, 1e-37, 1e30])
+def test_the_short_way_to_the_spacing_is_the_ulp_of_the_kernel(name: str, setting: dict, size: float) -> None:
+    fmt = get_format(name)
+    w = torch.nn.Parameter(torch.cat([weights().detach().flatten() * size, torch.zeros(2)]))
+    optimizer = ManifoldAdamW([w], fmt, **setting)
+    fields, unit = optimizer._spacings(optimizer.param_groups[0], Batch([w], [], [], [], [0], 1), None)
+    scale = amax_scale(w, fmt, power_of_two=setting.get("power_of_two", True)) if setting.get("scaled", True) else None
+    assert torch.equal(fields[0] * unit, ulp(w, fmt, scale))
+
+
+def test_many_parameters_of_all_sizes_step_as_each_would_alone() -> None:
+    shapes = [(3,), (300, 500), (7, 5), (400, 400), (1,), (2, 2)]
+    together = [weights(i, shape) for i, shape in enumerate(shapes)]
+    alone = copy.deepcopy(together)
+    optimizer = ManifoldAdamW(together, E4M3, lr=0.3)
+    singles = [ManifoldAdamW([w], E4M3, lr=0.3) for w in alone]
+    for i in range(2):
+        for a, b in zip(together, alone, strict=True):
+            a.grad = b.grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(i))
+        optimizer.step()
+        for single in singles:
+            single.step()
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
+def test_a_format_of_ones_own_is_kept_by_a_name_that_reads_back() -> None:
+    own = FloatFormat.split(3, 2, bias=5, name="mine")
+    optimizer = ManifoldAdamW([weights()], own)
+    assert get_format(optimizer.param_groups[0]["fmt"]).values.tolist() == own.values.tolist()
+    assert ManifoldAdamW([weights()], "float8_e5m2").param_groups[0]["fmt"] == "e5m2"
 
 
 def test_one_step_of_the_update_rule_is_lr_ulps() -> None:

@@ -251,11 +251,16 @@ def _limits(fmt: FloatFormat) -> tuple[int, int]:
     return max(-126, min(-126 - fmt.quantum_exponent, 0)), min(127, max(127 - fmt.max_exponent, 0))
 
 
+@lru_cache(maxsize=256)
+def _top(fmt: FloatFormat) -> tuple[float, int]:
+    return math.frexp(fmt.max)
+
+
 def power_of_two_scale(largest: float, fmt: FloatFormat) -> float:
     """`amax_scale` (power_of_two=True) of a tensor whose largest magnitude is known, as a number."""
     if largest == 0 or not math.isfinite(largest):
         return 1.0 if largest == 0 else math.nan
-    (mantissa, exponent), (top, top_exponent) = math.frexp(largest), math.frexp(fmt.max)
+    (mantissa, exponent), (top, top_exponent) = math.frexp(largest), _top(fmt)
     return 2.0 ** min(max(exponent - top_exponent + (mantissa > top), -126), 127)
 
 

@@ -131,33 +131,39 @@ def moved(w: Tensor, codes: Tensor, fmt: FloatFormat, scale: float = 1.0, *, bey
     top = (1 << 31) - 1 if beyond else int(places(torch.tensor(fmt.max), fmt))
     if beyond and _linear_up_to(fmt) < math.inf:
         top = int(places(torch.tensor(FP32.max), fmt))
-    moved_to = (places(w, fmt, scale) + codes.int()).clamp_(-top, top)
-    return values_at(moved_to, fmt, scale).masked_fill_((w + codes).isnan(), math.nan)
+    place = (places(w, fmt, scale) + codes.int()).clamp_(-top, top)
+    found = values_at(place, fmt, scale)
+    damage = w + codes
+    return found if math.isfinite(float(damage.sum())) else found.masked_fill_(damage.isnan(), math.nan)
 
 
 def places(w: Tensor, fmt: FloatFormat, scale: float = 1.0) -> Tensor:
     """The place of values of the grid `scale * fmt` among its values in order, int32; zero is at 0.
 
-    It is the magnitude's code: the upper bits of the float32 number, less the difference of the biases; below the
-    smallest normal value it counts quanta.
+    It is the magnitude's code: up to the smallest normal value it counts quanta; what is above counts in the upper
+    bits of the float32 number. Without branches, which would be taken at random.
     """
     grid = w / scale
+    limit = _linear_up_to(fmt)
     magnitude = grid.abs()
-    found = (magnitude / fmt.quantum).int()
-    if (limit := _linear_up_to(fmt)) < math.inf:
-        upper = (magnitude.view(torch.int32) >> (23 - fmt.mantissa_bits)) - _offset(fmt)
-        found = torch.where(magnitude < limit, found, upper)
-    return torch.where(grid < 0, -found, found)
+    found = (magnitude.clamp(max=limit) / fmt.quantum).int()
+    if limit < math.inf:
+        upper = magnitude.clamp_(min=limit).view(torch.int32)
+        found.add_(upper.bitwise_right_shift_(23 - fmt.mantissa_bits)).sub_(_offset(fmt) + (1 << fmt.mantissa_bits))
+    sign = grid.view(torch.int32) >> 31  # 0 or -1
+    return found.bitwise_xor_(sign).sub_(sign)
 
 
 def values_at(place: Tensor, fmt: FloatFormat, scale: float = 1.0) -> Tensor:
     """The inverse of `places`: float32."""
-    magnitude = place.abs()
-    found = magnitude * fmt.quantum
+    magnitude, normal = place.abs(), 1 << fmt.mantissa_bits
     if _linear_up_to(fmt) < math.inf:
-        upper = ((magnitude + _offset(fmt)) << (23 - fmt.mantissa_bits)).view(torch.float32)
-        found = torch.where(magnitude < 1 << fmt.mantissa_bits, found, upper)
-    return torch.where(place < 0, -found, found).mul_(scale)
+        upper = (magnitude.clamp(min=normal).add_(_offset(fmt)) << (23 - fmt.mantissa_bits)).view(torch.float32)
+        found = magnitude.clamp_(max=normal).sub_(normal).mul(fmt.quantum).add_(upper)
+    else:
+        found = magnitude * fmt.quantum
+    found.view(torch.int32).bitwise_or_(place & -(1 << 31))
+    return found.mul_(scale)
 
 
 def _linear_up_to(fmt: FloatFormat) -> float:

@@ -213,9 +213,7 @@ class ManifoldAdamW(GridOptimizer):
                 seed = draw_seed(group["seed"], batch.indices[i], batch.step)
             quantize(proposed, fmt, scale=scale, rounding=group["rounding"], seed=seed, out=parameter)
 
-    def _spacings(
-        self, group: dict[str, Any], batch: Batch, scales: list[float] | None
-    ) -> tuple[list[Tensor], float]:
+    def _spacings(self, group: dict[str, Any], batch: Batch, scales: list[float] | None) -> tuple[list[Tensor], float]:
         """Tensors and a number whose products are S.
 
         The short way is taken where S is 2^(floor(log2|w|) - M) but for the limit at the bottom: no weight exceeds the
@@ -226,9 +224,10 @@ class ManifoldAdamW(GridOptimizer):
         scaled = group["scaled"] and group["power_of_two"] and fmt.exponent_bits > 0 and fmt.signed
         if group["precondition"] == "update" and plain and scaled and fmt.fits_float64:
             known = scales or [power_of_two_scale(x, fmt) for x in largest_magnitudes(batch.params)]
-            bounds = [fmt.quantum * scale / fmt.eps for scale in known]
+            lowest = fmt.quantum / fmt.eps
+            bounds = [lowest * scale for scale in known]
             narrow = all(parameter.dtype == torch.float32 for parameter in batch.params)
-            if narrow and all(2.0**-126 <= min(bound, bound * fmt.eps) < math.inf for bound in bounds):
+            if narrow and all(2.0 ** (fmt.mantissa_bits - 126) <= bound < math.inf for bound in bounds):
                 fields = [power_of_two_below(parameter) for parameter in batch.params]
                 torch._foreach_clamp_min_(fields, bounds)
                 return fields, fmt.eps
