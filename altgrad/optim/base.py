@@ -31,8 +31,9 @@ from altgrad.formats import FloatFormat, get_format
 from altgrad.rounding import quantize
 
 HEADROOM, HYSTERESIS = 2, 4
-_IN_CACHE = 1 << 17
-"""Elements of the parameters that one batch steps on a processor: all passes over them find them in the cache."""
+_IN_CACHE = 1 << 18
+"""Elements that a batch holds at most on a processor (or one tensor): later passes find them in the cache, and what is
+allocated for them stays small enough to be used again at once."""
 
 Event = tuple[Tensor, float, float]
 """(parameter, old scale, new scale)"""
@@ -240,9 +241,9 @@ def adamw_step(group: dict[str, Any], batch: Batch, grads: list[Tensor], rates: 
 
 def largest_magnitudes(tensors: list[Tensor]) -> list[float]:
     """max |x| of every tensor; NaN where there is one."""
-    bounds = [torch.aminmax(tensor.detach()) for tensor in tensors]
-    lows, highs = torch.stack([low for low, _ in bounds]).tolist(), torch.stack([high for _, high in bounds]).tolist()
-    return [max(-low, high) for low, high in zip(lows, highs, strict=True)]
+    bounds = [bound for tensor in tensors for bound in torch.aminmax(tensor)]
+    found = torch.stack(bounds).tolist()
+    return [max(-low, high) for low, high in zip(found[::2], found[1::2], strict=True)]
 
 
 @lru_cache(maxsize=256)

@@ -108,7 +108,10 @@ class CodeOptimizer(GridOptimizer):
             if group["weight_decay"]:
                 spacing = ulp(parameter, fmt, scales[i])
                 move.addcdiv_(parameter, spacing, value=-lr * group["weight_decay"])
-            move.masked_fill_(batch.grads[i] == 0, 0.0)
+            if group["eps"]:  # twice as fast; without eps, 0 / 0 would stay NaN
+                move.mul_(batch.grads[i].sign().abs_())
+            else:
+                move.masked_fill_(batch.grads[i] == 0, 0.0)
             seed = draw_seed(group["seed"], batch.indices[i], batch.step)
             quantize(move, _INTEGERS, rounding="stochastic", seed=seed, out=move).clamp_(-rungs, rungs)
             parameter.copy_(moved(parameter, move, fmt, scales[i], beyond=group["scaled"]))
