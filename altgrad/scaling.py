@@ -274,10 +274,10 @@ def mx_scale(x: Tensor, element_format: FloatFormat, *, rule: str = "floor", blo
     - "rceil": the smallest power of two with amax / scale <= max, which is amax / max rounded up. No element saturates.
       (Hardware rounds the float32 quotient; the two differ only where that is subnormal, below 2**-126.)
 
-    Exponents are kept within [-127, 127], those of E8M0; 2**-127 is a float32 subnormal (not to be
-    used with torch.set_flush_denormal). No amax is above this range; below it, elements become small in their format
-    and zero in the end. A block of zeros has the scale
-    2**-127. A block with a NaN or an infinity has the scale NaN, that is, all of it is NaN: E8M0 has no infinity.
+    Exponents are kept within [-127, 127], those of E8M0; 2**-127 is a float32 subnormal (not to be used with
+    torch.set_flush_denormal). No amax is above this range; below it, elements become small in their format and zero in
+    the end. A block of zeros has the scale 2**-127. A block with a NaN or an infinity has the scale NaN, that is, all
+    of it is NaN: E8M0 has no infinity.
 
     Args:
         x: [..., n]; float32, bfloat16 or float16.
