@@ -352,7 +352,7 @@ class _Constants(NamedTuple):
 
 
 def _constants(fmt: FloatFormat, dtype: torch.dtype) -> _Constants:
-    """The constants; a cache that torch.compile need not see."""
+    """The constants: from a cache, and for torch.compile, which need not see one, as what they are."""
     return (_make_constants if torch.compiler.is_compiling() else _known_constants)(fmt, dtype)
 
 
@@ -387,6 +387,9 @@ def _make_constants(fmt: FloatFormat, dtype: torch.dtype) -> _Constants:
     )
 
 
+# What torch.compiler.assume_constant_result does, without its import of torch._dynamo. Traced, the whole numbers of a
+# second format would become symbols.
+_make_constants._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _known_constants = lru_cache(maxsize=256)(_make_constants)
 
 
@@ -882,7 +885,8 @@ class _FakeQuantize(torch.autograd.Function):
         y = quantize(x, fmt, scale=scale, rounding=rounding, saturate=saturate, seed=seed, check_scale=check_scale)
         if mask:
             job = _job(x, fmt, scale, rounding, saturate, seed, False)
-            ctx.save_for_backward(_to_grid(x.detach(), job.scale, _constants(fmt, x.dtype)).abs() > fmt.max)
+            c = _constants(fmt, x.dtype)
+            ctx.save_for_backward(_to_grid(x.detach(), job.scale, c).abs() > c.max)
         return y
 
     @staticmethod
