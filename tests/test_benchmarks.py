@@ -346,6 +346,35 @@ def test_the_comparison_on_a_device_finds_a_difference(quantize: ModuleType, mon
     assert quantize.accelerator("cpu", 1 << 10, inputs=1 << 14).differing > 0
 
 
+def test_a_gpu_is_added_to_the_record_and_shown(
+    quantize: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recorded(tmp_path / "r", quantize=speed_record()) / "quantize.json"
+    before = read_record(path, QuantizeRecord)
+    found = {
+        "device": "a GPU",
+        "torch": "9.9",
+        "elements": 1 << 28,
+        "copy_bandwidth": 4e12,
+        "quantize_bandwidth": 3.8e12,
+        "compared": 6 << 24,
+        "differing": 1,
+        "date": "2026-11-01T00:00:00Z",
+        "altgrad": "0.0",
+        "kernel": "0" * 12,
+    }
+    monkeypatch.setattr(quantize.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(quantize, "accelerator", lambda *_: quantize.Accelerator.model_validate(found))
+    assert quantize.main(["--device", "cuda", "--record", str(path)]) == 1
+    assert "0.95 of a copy's bandwidth" in capsys.readouterr().out
+    after = read_record(path, QuantizeRecord)
+    assert after is not None
+    assert before == after.model_copy(update={"accelerator": None})
+    text = shown(benchmarks_page(path.parent), tmp_path)
+    assert "3,800 GB a second, 95% of what a copy there moves (4,000 GB)" in text
+    assert "1 differ in a bit" in text
+
+
 def test_a_peers_meaning_is_told_by_what_it_does_to_telling_inputs(quantize: ModuleType) -> None:
     fmt = quantize.get_format("e4m3")
     assert quantize.meaning(lambda x: quantize.quantize(x, fmt)) == ""
