@@ -496,6 +496,14 @@ def test_codes_equal_the_scalar_specifications_on_a_sample_of_boundaries(fmt: Fl
             ], (rounding, saturate)
 
 
+@pytest.mark.parametrize("name", ["e11m4b1023ieee", "e3m4b1060", "e0m7b1060", "e5m10b1030"])
+def test_codes_of_formats_with_spacings_beneath_float64s_normal_numbers_equal_the_scalar_specifications(name) -> None:
+    fmt = get_format(name)
+    x = torch.tensor([1e-308, 3e-308, 1.0, -5e-324, 1e300, -(2.0**-1030), 3 * 2.0**-1028], dtype=torch.float64)
+    for tensor in (x.float(), x) if fmt.min_normal is None or fmt.min_normal >= 2.0**-1022 else (x.float(),):
+        assert encode(tensor, fmt).tolist() == [fmt.encode(value) for value in tensor.tolist()]
+
+
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("name", ["e4m3", "e7m0", "e0m7", "p3109_k8p3", "e5m2fnuz", "e2m1", "bf16", "fp16", "e8m0"])
 def test_decoded_codes_are_the_quantized_values(name: str, rounding: str) -> None:
