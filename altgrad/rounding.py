@@ -231,7 +231,11 @@ def _codes(grid: Tensor, c: _Constants, fmt: FloatFormat, rounding: str, saturat
     values = _finish(rounded, grid, c, rounding, saturate)
     steps = (values / spacing).abs_()
     special = ~steps.isfinite()
-    binade = (spacing.view(layout.integer) >> layout.mantissa_bits) - (layout.exponent_bias + fmt.quantum_exponent)
+    if fmt.quantum_exponent >= 1 - layout.exponent_bias:
+        exponent = (spacing.view(layout.integer) >> layout.mantissa_bits) - layout.exponent_bias
+    else:  # subnormal spacings have no exponent in their bits
+        exponent = (torch.frexp(spacing)[1] - 1).to(layout.integer)
+    binade = exponent - fmt.quantum_exponent
     code = steps.masked_fill_(special, 0).to(layout.integer) + (binade << fmt.mantissa_bits)
     if not fmt.signed:
         code -= 1  # the code 0 is not a zero
