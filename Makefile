@@ -6,10 +6,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help serve site install test check demo reports clean
+.PHONY: help serve site install test check demo reports bench exhaustive clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 serve: .venv/site.stamp ## build the site from the recorded runs and serve it (another address: ADDR=127.0.0.1:8001)
 	@echo "Building the site, then serving it at http://$(ADDR) (stop with Ctrl-C)"
@@ -36,6 +36,12 @@ demo: .venv/dev.stamp ## train a small matrix of formats (at most 3 minutes), th
 reports: .venv/site.stamp ## write the three reports as plain markdown into reports/
 	@$(BIN)/python scripts/generate_reports.py --output-dir reports --offline --runs experiments/recorded --readme README.md
 
+bench: .venv/bench.stamp ## measure the quantizer against a copy and other tools, on a quiet machine; recorded for the site
+	@$(BIN)/python benchmarks/quantize.py $(ARGS)
+
+exhaustive: .venv/dev.stamp ## compare the quantizer on all 2^32 float32 inputs; may be stopped, goes on from there
+	@$(BIN)/python benchmarks/exhaustive.py $(ARGS)
+
 clean: ## remove the environment, the built site and caches (recorded and local runs stay)
 	rm -rf .venv .cache site build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find altgrad gen scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -58,3 +64,8 @@ clean: ## remove the environment, the built site and caches (recorded and local 
 	@$(if $(TORCH_INDEX),$(PIP) torch --index-url $(TORCH_INDEX))
 	@$(PIP) -e '.[dev]'
 	@touch $@ .venv/site.stamp
+
+.venv/bench.stamp: .venv/dev.stamp
+	@echo "Installing the tools to compare with"
+	@$(PIP) -e '.[bench]'
+	@touch $@

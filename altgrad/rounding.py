@@ -55,11 +55,12 @@ class _Layout(NamedTuple):
     exponent_mask: int
     sign_mask: int
     mantissa_bits: int
+    exponent_bias: int
 
 
 _LAYOUTS = {
-    torch.float32: _Layout(torch.int32, 0x7F800000, -(1 << 31), 23),
-    torch.float64: _Layout(torch.int64, 0x7FF << 52, -(1 << 63), 52),
+    torch.float32: _Layout(torch.int32, 0x7F800000, -(1 << 31), 23, 127),
+    torch.float64: _Layout(torch.int64, 0x7FF << 52, -(1 << 63), 52, 1023),
 }
 
 
@@ -213,26 +214,42 @@ def encode(
         return codes
     with torch.no_grad():
         c = _constants(fmt, x.dtype)._replace(limit=fmt.max)  # codes go as far as the format does
-        grid = _to_grid(x.detach(), job.scale, c).contiguous()
-        draw = _draw(0, grid.numel(), seed, grid.device).view_as(grid) if rounding == "stochastic" else None
-        rounded, spacing = _round(grid, c, rounding, draw)
-        values = _finish(rounded, grid, c, rounding, saturate, None)
-        # spacing 2^j quanta: a value of k spacings is k + j * 2^M codes above zero
-        steps = (values / spacing).abs_()
-        infinite, nan = values.isinf(), values.isnan()
-        binade = (torch.frexp(spacing)[1] - 1 - fmt.quantum_exponent).long()
-        code = steps.masked_fill_(infinite | nan, 0).long() + (binade << fmt.mantissa_bits)
-        if not fmt.signed:
-            code -= 1  # the code 0 is not a zero
-        if fmt.has_infinity:
-            code.masked_fill_(infinite, fmt.encode(math.inf, saturate=False))
-        negative = torch.signbit(values) & ((code != 0) | fmt.has_negative_zero) & fmt.signed
-        code += negative.long() << (fmt.bits - 1)
-        if fmt.has_nan:
-            code.masked_fill_(nan, fmt.encode(math.nan))
-        elif bool(nan.any()):
+        dense = x.detach().contiguous()
+        size = _PIECE * torch.get_num_threads() if x.device.type == "cpu" else x.numel()
+        for start, shape, part in _pieces(tuple(x.shape), job.scale, size):
+            stop = start + math.prod(shape)
+            grid = _to_grid(dense.view(-1)[start:stop].view(shape), part, c)
+            draw = _draw(start, stop - start, seed, x.device).view(shape) if rounding == "stochastic" else None
+            codes.view(-1)[start:stop].view(shape).copy_(_codes(grid, c, fmt, rounding, saturate, draw))
+        return codes
+
+
+def _codes(grid: Tensor, c: _Constants, fmt: FloatFormat, rounding: str, saturate: bool, draw: Tensor | None) -> Tensor:
+    """The codes of `grid` in the working dtype's integers. A value of k spacings of 2^j quanta has k + j * 2^M."""
+    layout = _LAYOUTS[c.dtype]
+    rounded, spacing = _round(grid, c, rounding, draw)
+    values = _finish(rounded, grid, c, rounding, saturate)
+    steps = (values / spacing).abs_()
+    special = ~steps.isfinite()
+    if fmt.quantum_exponent >= 1 - layout.exponent_bias:
+        exponent = (spacing.view(layout.integer) >> layout.mantissa_bits) - layout.exponent_bias
+    else:  # subnormal spacings have no exponent in their bits
+        exponent = (torch.frexp(spacing)[1] - 1).to(layout.integer)
+    binade = exponent - fmt.quantum_exponent
+    code = steps.masked_fill_(special, 0).to(layout.integer) + (binade << fmt.mantissa_bits)
+    if not fmt.signed:
+        code -= 1  # the code 0 is not a zero
+    found = bool(special.any())
+    if found and fmt.has_infinity:
+        code.masked_fill_(values.isinf(), fmt.encode(math.inf, saturate=False))
+    if fmt.signed:
+        negative = torch.signbit(values)
+        code += (negative if fmt.has_negative_zero else negative & (code != 0)).to(code.dtype) << (fmt.bits - 1)
+    if found and bool((nan := values.isnan()).any()):
+        if not fmt.has_nan:
             raise ValueError(f"x holds NaN, and {fmt.name} has no NaN code")
-        return codes.copy_(code)
+        code.masked_fill_(nan, fmt.encode(math.nan))
+    return code
 
 
 def decode(codes: Tensor, fmt: FloatFormat, *, scale: Tensor | float | None = None) -> Tensor:
@@ -352,7 +369,7 @@ class _Constants(NamedTuple):
 
 
 def _constants(fmt: FloatFormat, dtype: torch.dtype) -> _Constants:
-    """The constants; a cache that torch.compile need not see."""
+    """The constants: from a cache, and for torch.compile, which need not see one, as what they are."""
     return (_make_constants if torch.compiler.is_compiling() else _known_constants)(fmt, dtype)
 
 
@@ -387,6 +404,9 @@ def _make_constants(fmt: FloatFormat, dtype: torch.dtype) -> _Constants:
     )
 
 
+# What torch.compiler.assume_constant_result does, without its import of torch._dynamo. Traced, the whole numbers of a
+# second format would become symbols.
+_make_constants._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _known_constants = lru_cache(maxsize=256)(_make_constants)
 
 
@@ -882,7 +902,8 @@ class _FakeQuantize(torch.autograd.Function):
         y = quantize(x, fmt, scale=scale, rounding=rounding, saturate=saturate, seed=seed, check_scale=check_scale)
         if mask:
             job = _job(x, fmt, scale, rounding, saturate, seed, False)
-            ctx.save_for_backward(_to_grid(x.detach(), job.scale, _constants(fmt, x.dtype)).abs() > fmt.max)
+            c = _constants(fmt, x.dtype)
+            ctx.save_for_backward(_to_grid(x.detach(), job.scale, c).abs() > c.max)
         return y
 
     @staticmethod

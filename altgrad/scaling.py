@@ -274,9 +274,10 @@ def mx_scale(x: Tensor, element_format: FloatFormat, *, rule: str = "floor", blo
     - "rceil": the smallest power of two with amax / scale <= max, which is amax / max rounded up. No element saturates.
       (Hardware rounds the float32 quotient; the two differ only where that is subnormal, below 2**-126.)
 
-    Exponents are kept within [-127, 127], those of E8M0; 2**-127 is a float32 subnormal. Above, no float32 amax leaves
-    this range; below it elements become small in their format, and zero in the end. A block of zeros has the scale
-    2**-127. A block with a NaN or an infinity has the scale NaN, that is, all of it is NaN: E8M0 has no infinity.
+    Exponents are kept within [-127, 127], those of E8M0; 2**-127 is a float32 subnormal (not to be used with
+    torch.set_flush_denormal). No amax is above this range; below it, elements become small in their format and zero in
+    the end. A block of zeros has the scale 2**-127. A block with a NaN or an infinity has the scale NaN, that is, all
+    of it is NaN: E8M0 has no infinity.
 
     Args:
         x: [..., n]; float32, bfloat16 or float16.
@@ -387,7 +388,7 @@ def nvfp4_scales(x: Tensor, tensor_scale: Tensor | float | None = None) -> tuple
     """
     largest = amax(x, granularity="block", block=NVFP4_BLOCK)
     if tensor_scale is None:
-        outer = _quotient_scale(amax(x), _E4M3.max * _E2M1.max)
+        outer = _quotient_scale(amax(largest), _E4M3.max * _E2M1.max)
     else:
         outer = _checked_tensor_scale(tensor_scale, x.device)
     wanted = (largest / largest.new_full((), _E2M1.max)).div_(outer).clamp_(2.0**-6, _E4M3.max)

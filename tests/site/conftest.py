@@ -35,7 +35,7 @@ def copy_project(folder: Path) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("mkdocs.yml", "CHANGELOG.md"):
         shutil.copy(ROOT / name, folder / name)
-    for name in ("altgrad", "experiments/recorded"):  # what mkdocs watches has to exist
+    for name in ("altgrad", "experiments/recorded", "benchmarks/recorded"):  # what mkdocs watches has to exist
         (folder / name).mkdir(parents=True)
     shutil.copy(HERE / "gallery.py", folder / "gen/home.py")
     for name in ("reports", "runs"):
