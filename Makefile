@@ -6,10 +6,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help serve site install test check demo reports bench exhaustive clean
+.PHONY: help serve site install test check demo reports bench bench-training exhaustive clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 serve: .venv/site.stamp ## build the site from the recorded runs and serve it (another address: ADDR=127.0.0.1:8001)
 	@echo "Building the site, then serving it at http://$(ADDR) (stop with Ctrl-C)"
@@ -38,6 +38,9 @@ reports: .venv/site.stamp ## write the three reports as plain markdown into repo
 
 bench: .venv/bench.stamp ## measure the quantizer against a copy and other tools, on a quiet machine; recorded for the site
 	@$(BIN)/python benchmarks/quantize.py $(ARGS)
+
+bench-training: .venv/dev.stamp ## measure what a quantized training step costs against fp32, and record it
+	@$(BIN)/python benchmarks/training.py $(ARGS)
 
 exhaustive: .venv/dev.stamp ## compare the quantizer on all 2^32 float32 inputs; may be stopped, goes on from there
 	@$(BIN)/python benchmarks/exhaustive.py $(ARGS)

@@ -1,6 +1,8 @@
 """What quantized training costs: the step of a small GPT in each arm, against the plain fp32 loop of the same run.
 
-    python benchmarks/training.py [--device cuda] [--quick] [--out FILE]
+    make bench-training                                          measure and record, in a few minutes
+    .venv/bin/python benchmarks/training.py --quick --record trial.json
+    .venv/bin/python benchmarks/training.py --device cuda         on a GPU, with its own record
 
 Arms are measured in turn, many times over, and the ratio is that of the medians, so that a noisy machine disturbs both
 sides alike. Eager arms are held against the eager fp32 loop, compiled ones against the compiled fp32 loop. Peak memory
@@ -11,7 +13,6 @@ the model has 50M parameters and bf16 is the baseline of native FP8), which the 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import resource
@@ -26,15 +27,26 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import altgrad  # noqa: E402
+from altgrad.analysis.reports.benchmarks import RECORDED, write_record  # noqa: E402
+from altgrad.analysis.reports.training_cost import Arm, Memory, Share, TrainingRecord  # noqa: E402
+from altgrad.runs.schema import code_fingerprint  # noqa: E402
+
 SIZES = {
     "cpu": {"layers": 4, "dim": 128, "heads": 4, "context": 128, "batch": 16},
     "cuda": {"layers": 16, "dim": 512, "heads": 8, "context": 512, "batch": 32},
     "quick": {"layers": 1, "dim": 32, "heads": 2, "context": 16, "batch": 2},
 }
-GOALS = {"wag": 1.4, "w": 1.1, "wag-compiled": 1.1, "adamw-step": 1.0, "manifold-step": 1.25}
+GOALS = {"wag": 1.4, "w": 1.1, "wag-compiled": 1.1, "manifold-step": 1.25}
 MEMORY_GOAL = 1.5
 VOCABULARY = 96
-E = None
+BASELINES = {"manifold-step": "adamw-step"}
+REASONS = {
+    "w": "Every weight is rounded again at each step: seven passes over it, beside a batch of 2,048 rows only.",
+    "wag": "Seven passes to round an operand and one for its amax, all of them through memory.",
+    "manifold-step": "The ulp field costs three passes and an amax beside AdamW's twelve.",
+}
+"""What is known of an arm that misses its goal."""
 
 
 def policies(native: bool) -> dict[str, Any]:
@@ -64,12 +76,12 @@ def make_step(arm: str, sizes: dict[str, int], device: str) -> Callable[[], None
     from altgrad.models import GPT
     from altgrad.nn import quantize_model
 
-    name, _, compiled = arm.partition("-compiled")
+    name = arm.removesuffix("-compiled")
     model = GPT(VOCABULARY, **{key: sizes[key] for key in ("layers", "dim", "heads", "context")}, seed=0).to(device)
-    policy = policies(native=True).get(name.removesuffix("-bf16"))
+    policy = policies(native=True).get(name)
     if policy is not None:
         quantize_model(model, policy)
-    if name.endswith("bf16"):
+    if name in ("bf16", "native"):
         model = model.to(torch.bfloat16)
     loss_of = torch.compile(model.loss) if arm.endswith("-compiled") else model.loss
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=True)
@@ -116,15 +128,15 @@ def make_optimizer_step(rule: str, sizes: dict[str, int], device: str) -> Callab
     return step
 
 
-def measure(steps: dict[str, Callable[[], None]], repeats: int, show: Callable[[str], None]) -> dict[str, list[float]]:
+def measure(steps: dict[str, Callable[[], None]], turns: int, show: Callable[[str], None]) -> dict[str, list[float]]:
     """Seconds of every step, in turns."""
     for name, step in steps.items():
         show(f"warming up {name}")
         step()
         step()
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(repeats):
-        show(f"turn {turn + 1} of {repeats}")
+    for turn in range(turns):
+        show(f"turn {turn + 1} of {turns}")
         for name, step in steps.items():
             begun = time.perf_counter()
             step()
@@ -132,20 +144,43 @@ def measure(steps: dict[str, Callable[[], None]], repeats: int, show: Callable[[
     return times
 
 
-def where_time_goes(sizes: dict[str, int], device: str) -> list[dict[str, Any]]:
-    """Self time of the operators of one eager step with everything quantized, in percent; the ten largest."""
-    import torch
+def compared(times: dict[str, list[float]], baseline_of: Callable[[str], str]) -> tuple[Arm, ...]:
+    """Every arm that is no baseline, against its baseline."""
+    arms = []
+    for name, seconds in times.items():
+        baseline = baseline_of(name)
+        if name == baseline:
+            continue
+        ratios = [a / b for a, b in zip(seconds, times[baseline], strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4)
+        ratio, goal = statistics.median(seconds) / statistics.median(times[baseline]), GOALS.get(name)
+        arms.append(
+            Arm(
+                name=name,
+                baseline=baseline,
+                ratio=ratio,
+                low=low,
+                high=high,
+                milliseconds=1e3 * statistics.median(seconds),
+                goal=goal,
+                reason=REASONS.get(name, "") if goal is not None and ratio > goal else "",
+            )
+        )
+    return tuple(arms)
+
+
+def where_time_goes(sizes: dict[str, int], device: str) -> tuple[Share, ...]:
+    """Self time of the operators of one eager step with everything quantized; the ten largest."""
     from torch.profiler import ProfilerActivity, profile
 
     step = make_step("wag", sizes, device)
     step()
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         step()
-    del torch
     rows = recorded.key_averages()
     total = sum(row.self_cpu_time_total for row in rows)
     largest = sorted(rows, key=lambda row: -row.self_cpu_time_total)[:10]
-    return [{"operator": row.key, "percent": round(100 * row.self_cpu_time_total / total, 1)} for row in largest]
+    return tuple(Share(operator=row.key, percent=100 * row.self_cpu_time_total / total) for row in largest)
 
 
 def peak_memory(arm: str, sizes: dict[str, int], device: str) -> float:
@@ -158,13 +193,107 @@ def _peak(arm: str, sizes: dict[str, int], device: str) -> float:
     import torch
 
     torch.set_num_threads(1)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        for step in [make_step(arm, sizes, device)] * 3:
-            step()
-        return torch.cuda.max_memory_allocated() / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    torch.ones(8, 8).requires_grad_().square().sum().backward()  # type: ignore[no-untyped-call]
+    before = _peak_resident()
     step = make_step(arm, sizes, device)
     for _ in range(3):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    if device == "cuda":
+        return float(torch.cuda.max_memory_allocated() / 2**20)
+    return _peak_resident() - before
+
+
+def _peak_resident() -> float:
+    """Peak resident memory of this process in MiB; getrusage counts that of the parent it was made from as well."""
+    try:
+        text = Path("/proc/self/status").read_text()
+        return int(text.partition("VmHWM:")[2].split()[0]) / 2**10
+    except (OSError, IndexError):
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+
+
+def bench(device: str, quick: bool, turns: int, show: Callable[[str], None]) -> TrainingRecord:
+    """Measure every arm."""
+    import numpy
+    import torch
+
+    torch.set_num_threads(1)
+    sizes = SIZES["quick" if quick else device]
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    if device == "cpu":
+        names = ["fp32", "w", "wag", "wag-stochastic-gradients", "wag-mx"]
+        names += [] if quick else ["fp32-compiled", "w-compiled", "wag-compiled"]
+    else:
+        names = ["fp32", "wag", "bf16", "native", "fp32-compiled", "wag-compiled", "bf16-compiled", "native-compiled"]
+    steps = {name: make_step(name, sizes, device) for name in names}
+
+    def baseline_of(name: str) -> str:
+        compiled = "-compiled" if name.endswith("-compiled") else ""
+        return BASELINES.get(
+            name, f"bf16{compiled}" if "bf16" in names and name.startswith("native") else f"fp32{compiled}"
+        )
+
+    arms = compared(measure(steps, turns, show), baseline_of)
+    rules = {rule: make_optimizer_step(rule, sizes, device) for rule in ("adamw-step", "manifold-step")}
+    arms += compared(measure(rules, 5 * turns, show), lambda name: "adamw-step")
+    memory = []
+    for name in ("fp32", "w", "wag"):
+        show(f"memory of {name}")
+        memory.append((name, max(peak_memory(name, sizes, device), 1 / 1024)))  # a tiny model may fit what was there
+    return TrainingRecord(
+        date=datetime.now(UTC).replace(microsecond=0),
+        altgrad=altgrad.__version__,
+        code=code_fingerprint(),
+        device=torch.cuda.get_device_name() if device == "cuda" else "the processor",
+        cores=os.cpu_count() or 1,
+        load=load,
+        versions={"torch": torch.__version__, "numpy": numpy.__version__},
+        sizes=sizes,
+        turns=turns,
+        arms=arms,
+        memory=tuple(
+            Memory(name=name, mebibytes=peak, ratio=peak / memory[0][1], goal=MEMORY_GOAL if name == "wag" else None)
+            for name, peak in memory
+        ),
+        shares=where_time_goes(sizes, device),
+    )
+
+
+def main() -> int:
+    """Measure and record; 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="a trial of the machinery with a tiny model")
+    parser.add_argument("--turns", type=int, default=15, help="steps of every arm (15)")
+    parser.add_argument("--record", type=Path, help="where the figures go (benchmarks/recorded/training.json)")
+    options = parser.parse_args()
+    name = "training.json" if options.device == "cpu" else "training-cuda.json"
+    path = options.record or RECORDED / name
+    if options.quick and options.record is None:
+        parser.error("a quick trial is not recorded for the site: name another file with --record")
+    if options.turns < 4:
+        parser.error(f"--turns {options.turns}: give at least 4")
+    import torch
+    from rich.console import Console
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("error: --device cuda: torch sees no GPU here", file=sys.stderr)
+        return 2
+    try:
+        with Console(stderr=True).status("") as status:
+            record = bench(options.device, options.quick, options.turns, status.update)
+    except KeyboardInterrupt:
+        print("interrupted; the record is as it was", file=sys.stderr)
+        return 130
+    write_record(record, path)
+    for arm in record.arms:
+        goal = "" if arm.goal is None else f"   goal {arm.goal:g}: {'met' if arm.ratio <= arm.goal else 'missed'}"
+        print(f"{arm.name:28} {arm.ratio:5.2f} x {arm.baseline} ({arm.low:.2f} to {arm.high:.2f}){goal}")
+    for row in record.memory:
+        print(f"memory {row.name:21} {row.ratio:5.2f} x fp32 ({row.mebibytes:.0f} MiB)")
+    print(f"record: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

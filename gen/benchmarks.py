@@ -1,4 +1,4 @@
-"""The benchmarks: what rounding a tensor costs, and the comparison on every float32 input, from their two records."""
+"""The benchmarks: what rounding a tensor costs, the comparison on every float32 input, what a training step costs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from altgrad.pages.mkdocs import build
 
 
 def pages() -> Iterable[Page]:
-    """The page, from the records. The import is inside so that an error in it shows as a page while serving."""
+    """Both pages, from the records. The imports are inside so that an error in them shows as a page while serving."""
     from altgrad.analysis.reports.benchmarks import benchmarks_page
+    from altgrad.analysis.reports.training_cost import training_page
 
-    return [benchmarks_page()]
+    return [benchmarks_page(), training_page()]
 
 
 def key() -> str:
@@ -23,4 +24,4 @@ def key() -> str:
     return benchmarks_key(site_key())
 
 
-build(pages, "benchmarks/index", key=key)
+build(pages, "benchmarks/index", "benchmarks/training", key=key)

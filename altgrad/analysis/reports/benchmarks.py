@@ -50,11 +50,13 @@ ALL_INPUTS = 1 << 32
 _KERNEL = ("formats.py", "rounding.py")
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A record or a part of one: frozen, without unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Sweep(_Record):
+class Sweep(Record):
     """One comparison of the kernel with an oracle, bit for bit, over many float32 inputs.
 
     Attributes:
@@ -89,14 +91,14 @@ class Sweep(_Record):
     kernel: str
 
 
-class ExhaustiveRecord(_Record):
+class ExhaustiveRecord(Record):
     """benchmarks/recorded/exhaustive.json."""
 
     benchmark: Literal["exhaustive"] = "exhaustive"
     sweeps: tuple[Sweep, ...] = ()
 
 
-class Timing(_Record):
+class Timing(Record):
     """The time of one way to round a tensor, relative to plain work on the same tensor in the same run.
 
     Attributes:
@@ -134,7 +136,7 @@ class Timing(_Record):
     error: str | None = None
 
 
-class Scratch(_Record):
+class Scratch(Record):
     """Memory that the eager form needs beside its input and output: the growth of a fresh process's peak."""
 
     name: str
@@ -145,7 +147,7 @@ class Scratch(_Record):
     error: str | None = None
 
 
-class Accelerator(_Record):
+class Accelerator(Record):
     """The compiled kernel on a GPU, against a copy there.
 
     Attributes:
@@ -167,7 +169,7 @@ class Accelerator(_Record):
     kernel: str
 
 
-class QuantizeRecord(_Record):
+class QuantizeRecord(Record):
     """benchmarks/recorded/quantize.json.
 
     Attributes:
@@ -196,7 +198,8 @@ class QuantizeRecord(_Record):
     accelerator: Accelerator | None = None
 
 
-AnyRecord = TypeVar("AnyRecord", ExhaustiveRecord, QuantizeRecord)
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+_COMMAND = {"quantize.json": "make bench", "exhaustive.json": "make exhaustive"}
 
 
 def kernel_fingerprint() -> str:
@@ -222,14 +225,14 @@ def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord | None:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
-        remedy = f"make {'bench' if kind is QuantizeRecord else 'exhaustive'}"
+        remedy = _COMMAND.get(path.name, "make bench-training")
         raise RecordError(
             f"benchmarks/recorded/{path.name}: {key}: {first['msg'][:160]}; restore the file (git checkout), or "
             f"delete it and make it again: {remedy}"
         ) from None
 
 
-def write_record(record: ExhaustiveRecord | QuantizeRecord, path: Path) -> None:
+def write_record(record: Record, path: Path) -> None:
     """Write the record; a reader finds the old one or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
