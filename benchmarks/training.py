@@ -44,6 +44,7 @@ BASELINES = {"manifold-step": "adamw-step"}
 REASONS = {
     "w": "Every weight is rounded again at each step: seven passes over it, beside a batch of 2,048 rows only.",
     "wag": "Seven passes to round an operand and one for its amax, all of them through memory.",
+    "wag-compiled": "The amax of an operand must be known before it can be rounded, so its pass is not fused.",
     "manifold-step": "The ulp field costs three passes and an amax beside AdamW's twelve.",
 }
 """What is known of an arm that misses its goal."""

@@ -1,0 +1,109 @@
+"""The benchmark of training: ratios worked by hand, a trial of the machinery, and a page that says what was recorded."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from altgrad.analysis.reports.benchmarks import RECORDED, read_record
+from altgrad.analysis.reports.training_cost import TrainingRecord, training_page
+from altgrad.pages import write_folder
+from altgrad.runs.schema import RecordError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def training() -> ModuleType:
+    pytest.importorskip("torch")
+    pytest.importorskip("rich")
+    if str(ROOT / "benchmarks") not in sys.path:
+        sys.path.insert(0, str(ROOT / "benchmarks"))
+    return __import__("training")
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    return {
+        "date": "2026-11-23T12:00:00Z",
+        "altgrad": "0.1.0",
+        "code": "abc",
+        "device": "the processor",
+        "cores": 2,
+        "load": 0.1,
+        "versions": {"torch": "2.13.0"},
+        "sizes": {"layers": 4},
+        "turns": 5,
+        "arms": [
+            {"name": "wag", "baseline": "fp32", "ratio": 1.37, "low": 1.3, "high": 1.4, "milliseconds": 200, "goal": 1.4},
+            {"name": "wag-compiled", "baseline": "fp32-compiled", "ratio": 1.23, "low": 1.1, "high": 1.3,
+             "milliseconds": 180, "goal": 1.1, "reason": "because <b>it</b> is so"},
+        ],
+        "memory": [{"name": "wag", "mebibytes": 208, "ratio": 1.12, "goal": 1.5}],
+        "shares": [{"operator": "aten::mm", "percent": 40.0}],
+        **changes,
+    }  # fmt: skip
+
+
+def shown(folder: Path) -> str:
+    page = training_page(folder)
+    write_folder([page], folder, site_root="../")
+    return (folder / "training.md").read_text()
+
+
+def test_an_arm_is_held_against_its_baseline_turn_by_turn(training: ModuleType) -> None:
+    times = {"fp32": [1.0, 2.0, 1.0, 1.0], "w": [1.5, 3.0, 1.5, 1.5], "wag": [2.0, 2.0, 2.0, 4.0]}
+    arms = {arm.name: arm for arm in training.compared(times, lambda name: "fp32")}
+    assert set(arms) == {"w", "wag"}
+    assert (arms["w"].ratio, arms["w"].low, arms["w"].high) == (1.5, 1.5, 1.5)
+    assert arms["w"].milliseconds == 1500
+    assert arms["wag"].ratio == 2
+    assert arms["w"].goal == 1.1
+    assert arms["w"].reason
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trial_measures_every_eager_arm(training: ModuleType) -> None:
+    found = training.bench("cpu", quick=True, turns=4, show=lambda text: None)
+    names = {arm.name for arm in found.arms}
+    assert names == {"w", "wag", "wag-stochastic-gradients", "wag-mx", "manifold-step"}
+    assert all(arm.low <= arm.high for arm in found.arms)
+    assert [row.name for row in found.memory] == ["fp32", "w", "wag"]
+    assert 0 < sum(share.percent for share in found.shares) <= 100.001
+    assert TrainingRecord.model_validate_json(found.model_dump_json()) == found
+
+
+def test_the_page_says_what_the_record_says(tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text(json.dumps(record()))
+    text = shown(tmp_path)
+    assert "1.37 times the plain fp32 step, 1.23 times where both are compiled" in text
+    assert "missed" in text
+    assert "<b>" not in text
+    assert "aten::mm" in text
+    assert "training.py --device cuda" in text  # the GPU's part is pending
+
+
+def test_without_records_the_page_is_pending(tmp_path: Path) -> None:
+    text = shown(tmp_path)
+    assert text.count("Pending") == 2
+    assert "make bench-training" in text
+
+
+@pytest.mark.parametrize("change", [{"arms": "none"}, {"surprise": 1}, {"cores": 0}])
+def test_a_damaged_record_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    (tmp_path / "training.json").write_text(json.dumps(record(**change)))
+    with pytest.raises(RecordError, match=r"benchmarks/recorded/training.json.*make bench-training"):
+        read_record(tmp_path / "training.json", TrainingRecord)
+    assert "left out" in shown(tmp_path)
+
+
+def test_the_committed_record_has_every_goal() -> None:
+    found = read_record(RECORDED / "training.json", TrainingRecord)
+    assert found is not None
+    goals = {arm.name for arm in found.arms if arm.goal is not None}
+    assert goals == {"w", "wag", "wag-compiled", "manifold-step"}
+    assert all(arm.reason for arm in found.arms if arm.goal is not None and arm.ratio > arm.goal)
