@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help serve site install test check demo reports bench bench-training exhaustive clean
+.PHONY: help serve site install test check demo guides reports bench bench-training exhaustive clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -32,6 +32,9 @@ demo: .venv/dev.stamp ## train a small matrix of formats (at most 3 minutes), th
 	@$(BIN)/python experiments/campaign.py demo
 	@$(BIN)/mkdocs build --strict
 	@echo "The new runs are beside the recorded ones: make serve"
+
+guides: .venv/dev.stamp ## run the guides' code blocks that need torch; their output is committed for the site
+	@$(BIN)/python -m altgrad.pages.guide docs/guides
 
 reports: .venv/site.stamp ## write the three reports as plain markdown into reports/
 	@$(BIN)/python scripts/generate_reports.py --output-dir reports --offline --runs experiments/recorded --readme README.md

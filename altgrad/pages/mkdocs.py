@@ -42,15 +42,22 @@ def build(make_pages: Callable[[], Iterable[Page]], *expected: str, key: Callabl
         key: a digest of everything that the pages depend on. Where it is given, their files are kept in ``.cache/site``
             beside mkdocs.yml (one file a family) and taken from there while the digest stays the same.
     """
+    build_files(lambda: _site_files(make_pages()), *expected, key=key)
+
+
+def build_files(
+    make_files: Callable[[], dict[str, bytes]], *expected: str, key: Callable[[], str] | None = None
+) -> None:
+    """`build` for files of any kind by their place in the site's sources, such as pages that are Markdown already."""
     import mkdocs_gen_files
 
     try:
         if key is None:
-            _hand_over(_site_files(make_pages()))
+            _hand_over(make_files())
         else:
             folder = Path(mkdocs_gen_files.config["config_file_path"]).parent / ".cache" / "site"
             family = expected[0].replace("/", ".")
-            _hand_over(_cached(folder, family, key(), lambda: _site_files(make_pages())))
+            _hand_over(_cached(folder, family, key(), make_files))
     except Exception:
         if not mkdocs_gen_files.config["extra"].get("serving"):
             raise
@@ -97,7 +104,7 @@ def _cached(folder: Path, family: str, key: str, make: Callable[[], dict[str, by
         for name, data in content.items():
             archive.writestr(name, data)
     os.replace(temporary, path)
-    for old in folder.glob(f"{family}-*.zip"):
+    for old in folder.glob(f"{family}-{'?' * 16}.zip"):  # not those of a family whose name begins with this one's
         if old != path:
             old.unlink(missing_ok=True)
     return content
