@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from altgrad.cli import main
+from altgrad.cli import guarded, main
 from altgrad.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,3 +121,73 @@ def test_the_device_must_exist(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     config = str(ROOT / "experiments" / "configs" / "e5m2.yaml")
     assert main(["train", config, "--out", str(tmp_path), "--device", "cuda"]) == 2
     assert "--device cpu" in capsys.readouterr().err
+
+
+def test_help_says_what_is_written_where_and_what_the_exit_codes_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    for part in ("run.json", "history.parquet", "checkpoints/", "examples:", "exit codes:", "--resume", "--data FILE"):
+        assert part in printed
+    assert max(map(len, printed.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"short"])
+def test_a_bad_data_file_is_one_line_and_leaves_no_record(
+    content: bytes | None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    text = tmp_path / "text.txt"
+    if content is not None:
+        text.write_bytes(content)
+    config = str(ROOT / "experiments" / "configs" / "fp32.yaml")
+    assert main(["train", config, "--data", str(text), "--out", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --data ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_config_of_a_text_needs_the_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    config = str(ROOT / "experiments" / "configs" / "fp32.yaml")
+    assert main(["train", config, "--set", "data=file", "--out", str(tmp_path)]) == 2
+    assert "--data FILE" in capsys.readouterr().err
+
+
+def test_a_text_of_ones_own_is_trained_on_recorded_and_resumed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    threads = torch.get_num_threads()
+    text = tmp_path / "mine.txt"
+    text.write_text("to be or not to be, 漢字漢字\n" * 200, encoding="utf-8")
+    config = str(ROOT / "experiments" / "configs" / "e4m3.yaml")
+    command = ["train", config, *settings("checkpoint.every=2"), "--data", str(text), "--out", str(tmp_path / "runs")]
+    assert main(command) == 0
+    assert "22% of the characters have no ASCII likeness" in capsys.readouterr().err
+    (record,) = (tmp_path / "runs").iterdir()
+    head = json.loads((record / "run.json").read_text())
+    assert head["config"]["data"] == "file"
+    assert head["data"]["name"] == "mine.txt"
+    assert str(tmp_path) not in json.dumps(head)
+    assert main([*command, "--resume"]) == 2
+    assert "already finished" in capsys.readouterr().err
+    (record / "run.json").write_text(json.dumps(head | {"status": "interrupted"}))
+    assert main([*command, "--resume"]) == 0
+    again = json.loads((record / "run.json").read_text())
+    assert again["events"] == [{"kind": "resumed", "step": 3}]
+    assert again["summary"]["val_loss"] == head["summary"]["val_loss"]
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_a_stop_from_outside_is_one_line(raised: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped() -> int:
+        raise raised
+
+    assert guarded(stopped) == code
+    error = capsys.readouterr().err
+    assert "the record so far is kept" in error
+    assert error.count("\n") == 1

@@ -18,7 +18,7 @@ from records import DATA, config, write_matrix, write_run
 
 from altgrad.analysis.loader import stall_ratio
 from altgrad.config import UsageError
-from altgrad.runs import Failure, RunExists, RunWriter, load_runs, pack_study, read_run
+from altgrad.runs import Failure, NothingToResume, RunExists, RunWriter, load_runs, pack_study, read_run
 from altgrad.runs.tracking import Tracker
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +102,71 @@ def test_leaving_the_block_by_an_exception_is_recorded(tmp_path: Path, raised: B
     assert record.status == status
     assert record.run.get("message") == ("RuntimeError: boom" if status == "crashed" else None)
     assert len(record.history) == 1
+
+
+@pytest.mark.parametrize("status", ["crashed", "interrupted"])
+def test_a_resumed_record_loses_what_came_after_the_step_and_nothing_else(tmp_path: Path, status: str) -> None:
+    given = {"data_fingerprint": DATA, "environment": {"device": "cpu"}}
+    writer = RunWriter.create(tmp_path, config(), **given)
+    rows = [
+        {"step": 1, "tokens": 8, "loss": math.inf},
+        {"step": 2, "tokens": 16, "loss": math.nan, "val_loss": 1 / 3},
+        {"step": 3, "tokens": 24, "loss": 1.0},
+    ]
+    for row in rows:
+        writer.log(**row)  # type: ignore[arg-type]
+        writer.log_layers([(row["step"], "head", "head", "weight", "amax", 0.1)])  # type: ignore[list-item]
+        writer.event("scale", int(row["step"]), layer="head", old=1.0, new=2.0)
+    if status == "interrupted":  # tables closed as Parquet
+        writer.__exit__(None, None, None)
+    else:  # killed: tables open, one with a row cut short
+        for file in (writer._history, writer._layers, writer._lock):
+            file.close()
+        with open(writer.path / "history.jsonl", "ab") as file:
+            file.write(b'{"step": 4, "lo')
+    moved = {"data_fingerprint": DATA, "environment": {"device": "cuda"}}
+    with RunWriter.resume(tmp_path, config(), **moved, find=lambda folder: (2, 5.0)) as writer:
+        assert read_run(writer.path).status == "running"
+        assert read_run(writer.path).history["step"].tolist() == [1, 2]
+        writer.log(3, tokens=24, loss=2.0, val_loss=0.5)
+        writer.finish({"val_loss": 0.5})
+    record = only(tmp_path)
+    assert record.history["loss"].tolist()[0] == math.inf
+    assert math.isnan(record.history["loss"][1])
+    assert record.history["loss"][2] == 2.0
+    assert math.isnan(record.history["val_loss"][0])
+    assert record.history["val_loss"][1] == 1 / 3
+    assert record.layers["step"].tolist() == [1, 2]
+    kinds = [(event["kind"], event["step"]) for event in record.run["events"]]
+    assert kinds == [("scale", 1), ("scale", 2), ("resumed", 2)]
+    assert record.run["events"][-1]["environment"] == {"device": "cuda"}
+    assert record.run["environment"] == {"device": "cpu"}
+    assert record.run["seconds"] >= 5
+
+
+def test_a_resume_that_finds_nothing_leaves_the_record_and_its_lock(tmp_path: Path) -> None:
+    given = {"data_fingerprint": DATA, "environment": {}}
+    path = write_run(tmp_path, config(), status="crashed")
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+
+    def nothing(folder: Path) -> tuple[int, float]:
+        raise NothingToResume("no checkpoint")
+
+    with pytest.raises(NothingToResume):
+        RunWriter.resume(tmp_path, config(), **given, find=nothing)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    with pytest.raises(NothingToResume, match="no record to resume"):
+        RunWriter.resume(tmp_path / "elsewhere", config(), **given, find=nothing)
+    (path / "run.json").write_text("{")
+    with pytest.raises(UsageError, match=r"run\.json: damaged"):
+        RunWriter.resume(tmp_path, config(), **given, find=nothing)
+    assert write_run(tmp_path, config()).exists(), "the lock is free"
+
+
+def test_a_running_record_is_not_resumed(tmp_path: Path) -> None:
+    write_run(tmp_path, config(), status="running")
+    with pytest.raises(RunExists, match="another process"):
+        RunWriter.resume(tmp_path, config(), data_fingerprint=DATA, environment={}, find=lambda folder: (0, 0.0))
 
 
 def test_a_killed_run_is_crashed_and_keeps_every_acknowledged_row(tmp_path: Path) -> None:

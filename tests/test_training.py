@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +19,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from altgrad.config import ExperimentConfig, UsageError, parse_config  # noqa: E402
-from altgrad.nn import quantized_layers  # noqa: E402
+from altgrad.config import ExperimentConfig, UsageError, load_config, parse_config  # noqa: E402
+from altgrad.models import GPT  # noqa: E402
+from altgrad.nn import Policy, quantize_model, quantized_layers  # noqa: E402
 from altgrad.runs import RunExists, read_run  # noqa: E402
-from altgrad.training import Corpus, data, load_corpus, loop, train  # noqa: E402
+from altgrad.training import Checkpoints, Corpus, data, load_corpus, loop, train  # noqa: E402
 from altgrad.training.loop import Batches, build_model, build_optimizer, rate_factor  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -379,3 +383,285 @@ def test_online_tracking_without_a_key_goes_on_with_the_local_record(
         monkeypatch.delenv(name, raising=False)
     assert run(tmp_path / "runs", corpus, tracking="online", seed=1).status == "finished"
     assert "cannot be reached" in capsys.readouterr().err
+
+
+def test_an_unquantized_run_is_the_plain_torch_loop_bit_by_bit(tmp_path: Path, corpus: Corpus) -> None:
+    history = read_run(run(tmp_path, corpus, layers_every=0).path).history
+    chosen = config()
+    model = GPT(96, **SMALL["model"], seed=0)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1.6e-2, betas=(0.9, 0.99), eps=1e-8)
+    random = np.random.default_rng([0, 1])
+    for step in range(1, 13):
+        starts = random.integers(0, 20_000 - 16, 4)
+        windows = torch.tensor(corpus.train[starts[:, None] + np.arange(17)].astype(np.int64))
+        loss = torch.nn.functional.cross_entropy(model(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = 1.6e-2 * rate_factor(chosen, step)
+        optimizer.step()
+        row = history.iloc[step - 1]
+        assert (row["loss"], row["grad_norm"]) == (loss.item(), float(norm))
+
+
+def test_a_default_quantized_run_is_nearest_even_at_the_current_amax(tmp_path: Path, corpus: Corpus) -> None:
+    history = read_run(run(tmp_path, corpus, **E5M2).path).history
+    model = quantize_model(GPT(96, **SMALL["model"], seed=0), Policy.of_names("e5m2", "e5m2", "e5m2"))
+    optimizer = build_optimizer(config(**E5M2), model)
+    assert type(optimizer) is torch.optim.AdamW
+    batches = Batches(corpus, config(), torch.device("cpu"))
+    for step in range(1, 13):
+        loss = model.loss(*batches.next())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = 1.6e-2 * rate_factor(config(), step)
+        optimizer.step()
+        assert history["loss"].iloc[step - 1] == loss.item()
+
+
+@pytest.mark.parametrize("given", [{}, {"quantize": {"weight": "e4m3"}}], ids=["fp32", "weights"])
+def test_accumulated_batches_are_one_large_batch(tmp_path: Path, corpus: Corpus, given: dict) -> None:
+    large = read_run(run(tmp_path, corpus, batch_size=8, **given).path).history
+    small = read_run(run(tmp_path, corpus, batch_size=4, accumulate=2, eval_batches=4, **given).path).history
+    assert small["tokens"].equals(large["tokens"])
+    np.testing.assert_allclose(small["loss"], large["loss"], rtol=2e-3 if given else 1e-5)
+    assert small["val_loss"].iloc[-1] == pytest.approx(large["val_loss"].iloc[-1], abs=0.05)
+
+
+def test_draws_depend_on_the_step_and_the_batch_and_not_on_who_looks(tmp_path: Path, corpus: Corpus) -> None:
+    given = {"quantize": {**E5M2["quantize"], "rounding": {"grad_output": "stochastic"}}, "accumulate": 2}
+    watched = read_run(run(tmp_path / "a", corpus, **given, layers_every=1).path).history
+    unwatched = read_run(run(tmp_path / "b", corpus, **given, layers_every=0).path).history
+    assert watched["loss"].equals(unwatched["loss"])
+    often = read_run(run(tmp_path / "c", corpus, **given, eval_every=1).path).history
+    assert often["loss"].equals(unwatched["loss"]), "evaluations take no draws from training"
+    nearest = read_run(run(tmp_path / "d", corpus, **E5M2, accumulate=2).path).history
+    assert not nearest["loss"].equals(unwatched["loss"])
+
+
+def test_range_aware_clipping_keeps_gradients_within_the_range_of_their_weight() -> None:
+    model = build_model(config(**E5M2))
+    layers = quantized_layers(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    layer = layers["blocks.0.mlp.up"]
+    layer.weight.data.fill_(0.5)[0, 0] = 0.7  # the largest weight that E5M2 could hold at its scale is 0.875
+    layer.weight.grad.view(-1)[:4] = torch.tensor([0.8, -5.0, math.inf, math.nan])
+    model.final_norm.weight.grad[0] = 100.0
+    assert loop.clip_to_range(model) == 1
+    found = layer.weight.grad.view(-1)[:4].tolist()
+    assert found[:3] == [pytest.approx(0.8), -0.875, math.inf]
+    assert math.isnan(found[3])
+    assert model.final_norm.weight.grad[0] == 100, "what is not quantized has no range"
+    plain = build_model(config())
+    assert loop.clip_to_range(plain) == 0
+
+
+def test_clips_are_counted(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "amax_scale", lambda *given, **more: torch.tensor(1e-9))
+    result = run(tmp_path, corpus, **E5M2, stability={"clip": "range_aware"})
+    history = read_run(result.path).history
+    assert (history["clipped"] > 0).all()
+    assert result.summary["clipped"] == history["clipped"].sum()
+    assert "clipped" not in read_run(run(tmp_path, corpus, **E5M2).path).history
+
+
+def test_a_run_without_improvement_stops_early_and_is_finished(tmp_path: Path, corpus: Corpus) -> None:
+    chosen = {"stability": {"patience": 2}, "eval_every": 1, "max_steps": 200, "layers_every": 0}
+    result = run(tmp_path, corpus, optimizer={"learning_rate": 0.3}, **chosen)
+    assert result.status == "finished"
+    record = read_run(result.path)
+    assert result.summary["stopped_early"] == record.history["step"].max() < 200
+    best = record.history["val_loss"].idxmin()
+    assert result.summary["best_step"] == record.history["step"][best] == result.summary["stopped_early"] - 2
+    assert result.summary["best_val_loss"] == record.history["val_loss"][best]
+    assert record.run["events"] == [
+        {"kind": "early_stop", "step": result.summary["stopped_early"], "best_step": result.summary["best_step"]}
+    ]
+
+
+ADAMW_SHIFT = {"quantize": E5M2["quantize"]}
+GRID_SHIFT = {**ADAMW_SHIFT, "optimizer": {"storage": "grid", "rounding": "stochastic"}}
+
+
+@pytest.mark.parametrize("given", [ADAMW_SHIFT, {**ADAMW_SHIFT, **UPDATE}, GRID_SHIFT], ids=["adamw", "update", "grid"])
+def test_bad_steps_shift_the_format_once_and_the_run_goes_on_under_its_name(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, given: dict
+) -> None:
+    original = GPT.loss
+
+    def too_narrow(self: GPT, token: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        bad = self.head.policy.weight.format.name == "e5m2" and self.head.clock.step >= 4
+        return original(self, token, target) * (math.nan if bad else 1.0)
+
+    monkeypatch.setattr(GPT, "loss", too_narrow)
+    chosen = {**given, "nan_patience": 2, "stability": {"shift_to": "e3m4"}, "checkpoint": {"every": 1, "keep": 99}}
+    result = run(tmp_path / "whole", corpus, **chosen)
+    record = read_run(result.path)
+    assert record.status == "finished"
+    shifts = [event for event in record.run["events"] if event["kind"] == "shift"]
+    assert shifts == [{"kind": "shift", "step": 5, "from": "e5m2", "to": "e3m4"}]
+    assert result.run_id.startswith("e5m2-")
+    assert record.config.quantize.weight == "e5m2"
+    assert result.summary["nonfinite_steps"] == 2
+    assert np.isfinite(record.history["loss"].drop([3, 4])).all()
+    kept = Checkpoints(result.path, config(**chosen), corpus.fingerprint["sha256"])
+    before, after = (kept.load(kept.folder / f"step-{step}") for step in (3, 5))
+    for index, state in before["optimizer"]["state"].items():
+        assert torch.equal(state["exp_avg"], after["optimizer"]["state"][index]["exp_avg"])
+    if given is not GRID_SHIFT:  # on the grid the weights move onto the new one
+        assert all(torch.equal(tensor, after["model"][name]) for name, tensor in before["model"].items())
+    for step in (4, 5, 9):  # resumed before, at and after the shift
+        folder = tmp_path / f"from-{step}" / result.run_id
+        shutil.copytree(result.path, folder)
+        head = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(head | {"status": "interrupted"}))
+        for path in (folder / "checkpoints").glob("step-*"):
+            if int(path.name[5:]) > step:
+                shutil.rmtree(path)
+        resumed = train(config(**chosen), tmp_path / f"from-{step}", corpus=corpus, progress=False, resume=True)
+        assert read_run(resumed.path).history.drop(columns="seconds").equals(record.history.drop(columns="seconds"))
+
+
+def test_a_shift_that_does_not_help_ends_the_run(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GPT, "loss", lambda self, token, target: self(token).sum() * math.nan)
+    result = run(tmp_path, corpus, **E5M2, nan_patience=2, stability={"shift_to": "bf16"})
+    assert result.status == "failed"
+    assert result.summary["steps"] == 4
+    assert [event["kind"] for event in read_run(result.path).run["events"]] == ["nonfinite", "shift", "nonfinite"]
+
+
+def test_a_shift_to_a_format_that_the_config_cannot_have_is_refused_at_once(tmp_path: Path, corpus: Corpus) -> None:
+    with pytest.raises(UsageError, match=r"stability\.shift_to=fp32: .*storage 'grid'"):
+        run(tmp_path, corpus, **GRID_SHIFT, stability={"shift_to": "fp32"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_moves_of_a_grids_scale_are_events_up_to_a_bound(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SCALE_EVENTS", 3)
+    grid = {"storage": "grid", "rounding": "stochastic", "learning_rate": 1.0, "weight_decay": 0}
+    result = run(tmp_path, corpus, **E5M2, optimizer=grid)
+    moves = [event for event in read_run(result.path).run["events"] if event["kind"] == "scale"]
+    assert len(moves) == 3 < result.summary["scale_moves"]
+    for move in moves:
+        assert move["layer"] in quantized_layers(build_model(config()))
+        assert math.log2(move["new"] / move["old"]).is_integer()
+
+
+def test_weights_on_the_grid_are_read_at_the_optimizers_scale() -> None:
+    chosen = config(**GRID_SHIFT)
+    model = build_model(chosen)
+    optimizer = build_optimizer(chosen, model)
+    for layer in quantized_layers(model).values():
+        assert layer.grid_scale is optimizer.scale_of(layer.weight)
+        assert torch.equal(layer.operand(layer.weight, "weight"), layer.weight)
+
+
+def test_steps_that_nobody_observes_are_compiled_where_asked(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called = []
+
+    def compiled(function):  # type: ignore[no-untyped-def]
+        def call(*given):  # type: ignore[no-untyped-def]
+            called.append(given)
+            return function(*given)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    eager = read_run(run(tmp_path, corpus, **E5M2).path)
+    quick = read_run(run(tmp_path, corpus, **E5M2, compile=True).path)
+    assert quick.id != eager.id
+    assert len(called) == 1 + 12 - 3, "a trial, and the steps without telemetry"
+    assert quick.history["loss"].equals(eager.history["loss"])
+    monkeypatch.setattr(torch, "compile", lambda function: 1 / 0)
+    without = run(tmp_path / "none", corpus, **E5M2, compile=True)
+    assert read_run(without.path).history["loss"].equals(eager.history["loss"])
+    assert read_run(without.path).run["events"] == [{"kind": "eager", "step": 0, "reason": "ZeroDivisionError"}]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"quantize": {**E5M2["quantize"], "rounding": {"activation": "stochastic"}}},
+        {**E5M2, "optimizer": {"rounding": "stochastic"}},
+        {**E5M2, "scaling": {"grad_output": {"kind": "delayed"}}},
+    ],
+)
+def test_compile_refuses_what_changes_with_every_step(given: dict) -> None:
+    with pytest.raises(UsageError, match="set compile=false"):
+        config(**given, compile=True)
+
+
+def test_two_processes_give_the_same_history(tmp_path: Path) -> None:
+    script = CHILD.replace("100_000", "20").replace('"model": model', '"quantize": quantize, "model": model')
+    script = script.replace("model =", 'quantize = {"weight": "e4m3", "grad_output": "e5m2"}\nmodel =')
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script]
+    children = [subprocess.Popen([*command, str(tmp_path / name)], env=environment) for name in ("first", "second")]
+    assert [child.wait(60) for child in children] == [0, 0]
+    first, second = (read_run(next((tmp_path / name).iterdir())) for name in ("first", "second"))
+    assert first.history.drop(columns="seconds").equals(second.history.drop(columns="seconds"))
+    assert first.layers.equals(second.layers)
+
+
+def test_a_text_of_ones_own_is_folded_split_and_named_without_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "my “text”.txt"
+    path.write_bytes("\ufeff".encode() + ("naïve — 漢字\r\n" * 200).encode())
+    found = data.load_text(path)
+    assert data.fold("naïve — 漢字\r\n" * 200)[:16] == b"naive -\nnaive -\n"
+    assert found.train[:8].tolist() == data.tokens(b"naive -\n").tolist()
+    assert found.validation.size == (found.train.size + found.validation.size) // 10
+    fingerprint = found.fingerprint
+    assert fingerprint["name"] == "my _text_.txt"
+    assert fingerprint["file_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert fingerprint["left_out"] == 0.25
+    assert str(tmp_path) not in str(fingerprint)
+    (tmp_path / "other.txt").write_text("naive -\n" * 200)
+    other = data.load_text(tmp_path / "other.txt").fingerprint
+    assert other["sha256"] == fingerprint["sha256"], "the same training text is the same data"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no such file"),
+        ("folder", "cannot be read"),
+        (b"", "0 characters|2 characters"),
+        ("漢字".encode() * 2000, "folded to ASCII"),
+        (b"abc" * 50, "at least 1000"),
+        (b"fine until \xff" + b"x" * 2000, "not UTF-8 text .byte 11"),
+    ],
+    ids=["missing", "folder", "empty", "no ASCII", "short", "binary"],
+)
+def test_a_bad_data_file_is_one_line(tmp_path: Path, content: bytes | str | None, said: str) -> None:
+    path = tmp_path / "text.txt"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=said) as caught:
+        data.load_text(path)
+    assert str(caught.value).startswith("--data ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_trains(path: Path, tmp_path: Path, corpus: Corpus) -> None:
+    small = ["max_steps=3", "batch_size=2", "eval_batches=1", "warmup_steps=1", "model={layers: 1, dim: 8, heads: 1}"]
+    result = train(load_config(path, small), tmp_path, corpus=corpus, progress=False)
+    assert result.status == "finished"
+    assert result.summary["steps"] == 3
+    assert math.isfinite(result.summary["val_loss"])
