@@ -8,8 +8,8 @@
 Every Python block says which of these it is. The blocks of one page run in order and share their names. `executed`
 gives the page as a build shows it; no block that it runs can import torch. `torch_outputs` runs all blocks and gives
 what the file ``<guide>.outputs.json`` holds: the output of each torch block, by a hash of all code that has run up to
-its end, so that an edit of an earlier block makes it stale. ``python -m altgrad.pages.guide docs/guides`` (`make guides`)
-rewrites these files.
+its end, so that an edit of an earlier block makes it stale. `make guides`, which is
+``python -m altgrad.pages.guide docs/guides``, rewrites these files.
 
 A guide is code of this repository and is trusted; what it prints is not, and is shown as it is, never as markup.
 """

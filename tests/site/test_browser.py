@@ -11,7 +11,8 @@ import pytest
 
 pytestmark = pytest.mark.browser
 REPORTS = ("reports/format_comparison/", "reports/failure_modes/", "reports/manifold_comparison/")
-PAGES = ("", *REPORTS, "runs/", "method/", "reproduce/", "changelog/")
+GUIDES = ("guides/", "guides/number-formats/", "guides/own-format/")
+PAGES = ("", *REPORTS, "runs/", *GUIDES, "method/", "reproduce/", "changelog/")
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 
 
@@ -76,6 +77,14 @@ def test_home_and_reports_show_their_charts_and_have_no_accessibility_fault(
 def test_the_gallery_of_all_blocks_has_no_accessibility_fault(visit: Any, gallery_address: str) -> None:
     for palette in ("light", "dark"):
         assert axe_faults(visit(gallery_address, palette=palette).page) == []
+
+
+@pytest.mark.parametrize("palette", ["light", "dark"])
+@pytest.mark.parametrize("path", GUIDES)
+def test_guides_with_their_code_and_output_have_no_accessibility_fault(
+    visit: Any, real_address: str, path: str, palette: str
+) -> None:
+    assert axe_faults(visit(real_address + path, palette=palette).page) == []
 
 
 def axe_faults(page: Any) -> list[str]:
