@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -293,6 +293,19 @@ class ExperimentConfig(_Section):
                     )
         if self.quantize.operands and not self.quantize.layers:
             raise ValueError("quantize.layers is empty but an operand has a format: name at least one layer type")
+        if self.quantize.operands and self.quantize.layers == ("embedding",) and self.quantize.weight == "fp32":
+            raise ValueError("quantize.layers is [embedding], which has a weight only, and quantize.weight is fp32")
+        for operand in self.quantize.operands:
+            rule, name = self.scaling.rule(operand), getattr(self.quantize, operand)
+            if not get_format(name).fits_float64:
+                raise ValueError(f"quantize.{operand}={name!r} has a range beyond float64; training has none so wide")
+            if rule.kind == "nvfp4" and name != "e2m1":
+                raise ValueError(f"scaling kind 'nvfp4' is a rule for e2m1, and quantize.{operand} is {name}")
+            per_tensor = rule.kind in ("amax", "delayed", "static", "none") and rule.granularity == "tensor"
+            if self.quantize.compute == "native" and not per_tensor:
+                raise ValueError(
+                    f"quantize.compute 'native' has one scale a tensor, and {operand} has several; use 'simulated'"
+                )
         return self
 
     @property
@@ -409,9 +422,8 @@ def _known_keys(parent: str) -> list[str]:
     model: type[BaseModel] = ExperimentConfig
     for part in filter(None, parent.split(".")):
         annotation = model.model_fields[part].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        model = annotation
+        choices = (annotation, *get_args(annotation))  # a section, or "a section or null"
+        model = next(each for each in choices if isinstance(each, type) and issubclass(each, BaseModel))
     return list(model.model_fields)
 
 

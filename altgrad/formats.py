@@ -61,6 +61,13 @@ class FloatFormat:
     bias: int
     specials: Specials = "finite"
 
+    def __deepcopy__(self, memo: dict[int, object]) -> FloatFormat:
+        return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """A format of the catalogue comes back from pickle as the one that is there: `is FP32` goes on to hold."""
+        return _again, (self.name, self.exponent_bits, self.mantissa_bits, self.bias, self.specials)
+
     def __post_init__(self) -> None:
         def refuse(reason: str) -> None:
             raise ValueError(f"format {str(self.name)[:80]!r}: {reason}")
@@ -610,6 +617,11 @@ def get_format(name: object) -> FloatFormat:
             "fp16, bf16, fp32 and what list_formats() has; a format of your own is spelled with its bias, as e3m2b3"
         )
     return found
+
+
+def _again(name: str, exponent_bits: int, mantissa_bits: int, bias: int, specials: Specials) -> FloatFormat:
+    made = FloatFormat(name, exponent_bits, mantissa_bits, bias, specials)
+    return known if (known := _CATALOGUE.get(name)) == made and known is not None else made
 
 
 def list_formats(bits: int | None = None) -> tuple[FloatFormat, ...]:

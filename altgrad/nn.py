@@ -26,12 +26,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from altgrad.formats import FP32, FloatFormat, get_format
+from altgrad.formats import FP32, ROUNDINGS, FloatFormat, get_format
 from altgrad.rounding import quantize
 from altgrad.scaling import DelayedScale, amax_scale, quantize_blocks, quantize_mx, quantize_nvfp4, static_scale
 
 LAYER_TYPES = ("attention", "mlp", "embedding", "head")
 OPERANDS = ("weight", "activation", "grad_output")
+SCALE_KINDS = ("amax", "delayed", "static", "none", "mx", "mx_rceil", "nvfp4")
+GRANULARITIES = ("tensor", "row", "block")
+_BLOCK_KINDS = ("mx", "mx_rceil", "nvfp4")
 NATIVE_DTYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 Observer = Callable[[str, str, str, Tensor, Tensor, FloatFormat, "Tensor | None"], None]
@@ -58,14 +61,33 @@ class Scaling:
     history: int = 16
     value: float | None = None
 
+    def __post_init__(self) -> None:
+        for key, allowed in (("kind", SCALE_KINDS), ("granularity", GRANULARITIES)):
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"scaling {key} must be one of {', '.join(allowed)}, not {getattr(self, key)!r}")
+        if self.granularity != "tensor" and self.kind != "amax":
+            raise ValueError(f"granularity {self.granularity!r} belongs to kind 'amax', not to {self.kind!r}")
+        if (self.kind == "static") != (self.value is not None):
+            raise ValueError("value is the scale of kind 'static', and of no other kind")
+
 
 @dataclass(frozen=True)
 class Operand:
-    """What happens to one operand of the products; FP32 leaves it as it is."""
+    """What happens to one operand of the products; FP32 leaves it as it is.
+
+    Raises:
+        ValueError: an unknown rounding, or scaling "nvfp4" of another format than E2M1, which is NVFP4's.
+    """
 
     format: FloatFormat = FP32
     rounding: str = "nearest_even"
     scaling: Scaling = Scaling()
+
+    def __post_init__(self) -> None:
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {self.rounding!r}")
+        if self.scaling.kind == "nvfp4" and self.format is not FP32 and self.format != get_format("e2m1"):
+            raise ValueError(f"scaling 'nvfp4' is a rule for e2m1, not for {self.format.name}")
 
 
 @dataclass(frozen=True)
@@ -74,10 +96,13 @@ class Policy:
 
     Attributes:
         weight, activation, grad_output: an `Operand`, or a format (nearest even, current per-tensor amax).
-        layers: layer types this applies to; ("*",) means every linear layer and embedding.
+        layers: layer types this applies to; ("*",) means every linear layer and embedding, "other" those of no type.
         patterns: dotted layer names with * and ?, one of which must match; none means all.
         compute: "simulated" or "native".
         scaled, power_of_two: short forms for operands that are given as formats.
+
+    Raises:
+        ValueError: an unknown layer type or compute, or native compute of other formats or scales than it has.
     """
 
     weight: Operand | FloatFormat = FP32
@@ -96,6 +121,19 @@ class Policy:
                 object.__setattr__(self, name, Operand(given, scaling=scaling))
         if self.compute not in ("simulated", "native"):
             raise ValueError(f"compute must be 'simulated' or 'native', not {self.compute!r}")
+        for key in ("layers", "patterns"):
+            if isinstance(getattr(self, key), str):
+                raise ValueError(f"{key} must be a tuple of texts, not {getattr(self, key)!r}")
+        if unknown := set(self.layers) - {*LAYER_TYPES, "other", "*"}:
+            known = ", ".join((*LAYER_TYPES, "other", "*"))
+            raise ValueError(f"layers must be of {known}, not {', '.join(sorted(unknown))}")
+        if self.compute == "native":
+            for name in OPERANDS:
+                spec = self.operand(name)
+                if spec.format.name not in NATIVE_DTYPES:
+                    raise ValueError(f"native compute multiplies e4m3 and e5m2, and {name} is {spec.format.name}")
+                if spec.scaling.kind in _BLOCK_KINDS or spec.scaling.granularity != "tensor":
+                    raise ValueError(f"native compute has one scale a tensor, and {name} has several")
 
     @classmethod
     def of_names(cls, weight: str, activation: str, grad_output: str, **rest: Any) -> Policy:
@@ -151,6 +189,7 @@ class _Quantizer:
     """The scale of a weight that lives on the grid; the products read such a weight as it is."""
     delayed: dict[str, DelayedScale]
     weight: Tensor
+    training: bool
 
     def operand(self, x: Tensor, name: str) -> Tensor:
         """`x` as the matrix product reads it: rounded onto the operand's format, or `x` itself for FP32."""
@@ -206,7 +245,8 @@ class _Quantizer:
         if scaling.kind == "amax" and scaling.granularity == "block":
             scales = self._block_scale(x, scaling, fmt)
             return quantize_blocks(x, fmt, scales, block=scaling.block, rounding=spec.rounding, seed=seed), None
-        if scaling.kind == "delayed" and self.clock.part >= 0:  # evaluation leaves no trace in the history
+        evaluation = self.clock.part < 0 or not self.training
+        if scaling.kind == "delayed" and not evaluation:  # which leaves no trace in the history
             scale: Tensor | None = self.delayed[name].update(x)
         else:
             scale = self.scale(x, name)
@@ -323,8 +363,12 @@ class QuantizedEmbedding(_Quantizer, nn.Embedding):
 
     def forward(self, token: Tensor) -> Tensor:
         """Rows of the rounded table: [...] to [..., D]."""
+        if self.max_norm is not None:
+            torch.embedding_renorm_(self.weight.detach(), token.contiguous(), self.max_norm, self.norm_type)
         table: Tensor = _Rounded.apply(self.weight, self, "weight")
-        return nn.functional.embedding(token, table)
+        return nn.functional.embedding(
+            token, table, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq, sparse=self.sparse
+        )
 
 
 QuantizedLayer = QuantizedLinear | QuantizedEmbedding

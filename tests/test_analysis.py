@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,9 @@ from scipy import stats
 
 from altgrad.analysis import ExperimentDataLoader, FailureAnalyzer, FormatComparator, StepRuleComparator
 from altgrad.analysis.comparison import own_rates
+from altgrad.analysis.loader import rule_label, scope_label
 from altgrad.analysis.statistics import holm, mean_interval, paired_difference
+from altgrad.config import parse_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -280,3 +283,46 @@ def test_a_format_without_a_gap_has_no_failure_mode(tmp_path: Path) -> None:
         write_run(tmp_path, config("e4m3", seed=seed), 2.0 + 0.01 * (seed - 1))
     loader = ExperimentDataLoader([tmp_path])
     assert FailureAnalyzer(loader).modes(FormatComparator(loader).comparisons[0])["mode"].tolist() == ["none seen"]
+
+
+def test_scopes_and_rules_that_differ_have_labels_that_differ() -> None:
+    every = dict.fromkeys(("weight", "activation", "grad_output"), "e4m3")
+    grid, update = {"storage": "grid"}, {"step_rule": "manifold", "precondition": "update"}
+    code = {"step_rule": "code", "storage": "grid", "rounding": "stochastic"}
+    scopes: list[dict[str, Any]] = [
+        {},
+        *({"scaling": {"kind": kind}} for kind in ("delayed", "none", "mx", "mx_rceil")),
+        {"scaling": {"kind": "static", "value": 0.5}},
+        {"scaling": {"kind": "static", "value": 2.0}},
+        {"scaling": {"power_of_two": False}},
+        {"scaling": {"granularity": "row"}},
+        {"scaling": {"granularity": "row", "power_of_two": False}},
+        {"scaling": {"granularity": "block"}},
+        {"scaling": {"granularity": "block", "block": 16}},
+        {"scaling": {"weight": {"kind": "mx"}}},
+        {"quantize": every | {"rounding": {"activation": "stochastic"}}},
+        {"quantize": every | {"rounding": {"grad_output": "stochastic"}}},
+        {"quantize": every | {"patterns": ["blocks.0.*"]}},
+        {"quantize": every | {"layers": ["mlp"]}},
+        {"quantize": every | {"compute": "native"}},
+    ]
+    rules: list[dict[str, Any]] = [
+        {},
+        {"rounding": "stochastic"},
+        {"relative": True},
+        *(grid | {"rounding": rounding} for rounding in ("nearest_even", "stochastic", "error_feedback")),
+        code,
+        code | {"rungs": 2},
+        update,
+        *(update | more for more in ({"stiffness": "shuffled"}, {"stiffness": "constant"}, {"floor": 0.1}, grid)),
+        update | {"max_stiffness": 1.0},
+        {"step_rule": "manifold", "precondition": "gradient"},
+    ]
+    for label, configs in (
+        (scope_label, [{"quantize": every} | scope for scope in scopes]),
+        (rule_label, [{"quantize": every, "optimizer": rule} for rule in rules]),
+    ):
+        labels = [label(parse_config(each, source="test")) for each in configs]
+        assert len(set(labels)) == len(configs), labels
+    assert scope_label(parse_config({"quantize": every}, source="test")) == "weights + activations + gradients"
+    assert rule_label(parse_config({}, source="test")) == "AdamW"

@@ -489,3 +489,38 @@ def test_what_a_checkpoint_holds_is_never_unpickled() -> None:
         source = path.read_text()
         assert "torch.load" not in source, path.name
         assert "import pickle" not in source, path.name
+
+
+def _replace(key: str, value: Any) -> Any:
+    def change(content: dict[str, Any]) -> None:
+        content["state"]["map"] = [[name, value if name == key else held] for name, held in content["state"]["map"]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.pop("identity"),
+        lambda content: content.update(state=[1]),
+        lambda content: content.update(state={"tensor": "../../etc/passwd"}),
+        _replace("step", 10**40),
+        _replace("step", -5),
+        _replace("seconds", "x"),
+        _replace("model", {"map": []}),
+        _replace("batches", 3),
+        _replace("optimizer", {"map": [["state", {"map": []}], ["param_groups", []]]}),
+        _replace("progress", {"map": [["step", 8], ["unknown", 1]]}),
+    ],
+)
+def test_a_checkpoint_made_up_with_a_right_digest_is_one_line(
+    change: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = interrupted(tmp_path, monkeypatch, 9)
+    for path in (folder / "checkpoints").glob("*/state.json"):
+        document = json.loads(path.read_text())
+        change(document["content"])
+        path.write_text(json.dumps(document | {"sha256": checkpoint.digest(document["content"])}))
+    with pytest.raises(UsageError, match="without --resume") as error:
+        run(tmp_path, resume=True)
+    assert "\n" not in str(error.value)

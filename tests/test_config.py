@@ -96,3 +96,25 @@ def test_the_same_layers_in_any_order_are_the_same_experiment() -> None:
     )
     assert first.identity() == second.identity()
     assert first.resolved_name == "e4m3-w-head-mlp-adamw"
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "words"),
+    [
+        ("quantize: {weight: e4m3}", "scaling.weight.knd=mx", ("scaling.weight.knd", "'scaling.weight.kind'")),
+        ("quantize: {weight: e4m3}", "scaling.kind=nvfp4", ("nvfp4", "quantize.weight is e4m3")),
+        ("quantize: {weight: e15m0}", "seed=1", ("quantize.weight='e15m0'", "float64")),
+        ("quantize: {activation: e4m3}", "quantize.layers=[embedding]", ("[embedding]", "quantize.weight is fp32")),
+        (
+            "quantize: {weight: e4m3, activation: e4m3, grad_output: e4m3, compute: native}",
+            "scaling.kind=mx",
+            ("native", "one scale a tensor", "simulated"),
+        ),
+    ],
+)
+def test_what_could_only_go_wrong_later_is_refused(
+    tmp_path: Path, text: str, override: str, words: tuple[str, ...]
+) -> None:
+    with pytest.raises(UsageError) as error:
+        load(tmp_path, text, override)
+    assert all(word in str(error.value) for word in words), error.value

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from altgrad.formats import FP32, get_format  # noqa: E402
+from altgrad.formats import FP32, FloatFormat, get_format  # noqa: E402
 from altgrad.models import GPT  # noqa: E402
 from altgrad.nn import (  # noqa: E402
     Operand,
@@ -361,3 +363,62 @@ def test_observers_see_row_scales_and_block_formats() -> None:
         overflow = [row[5] for row in recorder.rows if row[4] == "overflow"]
         assert overflow
         assert all(0 <= value <= 1 for value in overflow)
+
+
+def test_copies_and_pickles_of_a_quantized_model_still_leave_fp32_operands_alone() -> None:
+    model = quantize_model(small_gpt(), Policy(weight=E4M3))
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert all(layer.policy.activation.format is FP32 for layer in layers_of(twin).values())  # type: ignore[union-attr]
+        assert len({id(layer.clock) for layer in layers_of(twin).values()}) == 1
+        assert torch.equal(twin.loss(*batch()), model.loss(*batch()))
+        assert list(twin.state_dict()) == list(small_gpt().state_dict())
+
+
+@pytest.mark.parametrize(
+    "given", [{"padding_idx": 0}, {"scale_grad_by_freq": True}, {"sparse": True}, {"max_norm": 0.5}]
+)
+@pytest.mark.parametrize("fmt", [FP32, E4M3])
+def test_an_embedding_keeps_the_options_it_was_made_with(given: dict[str, float], fmt: FloatFormat) -> None:
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Embedding(6, 4, **given))
+    with torch.no_grad():  # on the grid of E4M3, so that rounding changes no value
+        plain[0].weight.copy_(torch.tensor([-2.0, -0.5, 1.0, 4.0])[torch.randint(0, 4, (6, 4))])
+    surgical = quantize_model(copy.deepcopy(plain), Policy(weight=fmt, layers=("*",), scaled=False))
+    token = torch.tensor([[0, 1, 1], [2, 0, 5]])
+    found, expected = surgical(token), plain(token)
+    (found * 3).sum().backward()
+    (expected * 3).sum().backward()
+    gradients = [model[0].weight.grad.to_dense() for model in (surgical, plain)]
+    assert torch.equal(*gradients)
+    assert torch.equal(surgical[0].weight, plain[0].weight)
+    assert torch.equal(found, expected if fmt is FP32 else quantize(expected.detach(), E4M3))
+
+
+def test_a_model_in_evaluation_leaves_no_trace_in_delayed_scales() -> None:
+    operand = Operand(E4M3, scaling=Scaling("delayed"))
+    model = quantize_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), Policy(operand, operand, layers=("*",)))
+    model.eval()(torch.ones(2, 4))
+    assert not model[0].delayed["activation"].state_dict()["history"].any()
+    model.train()(torch.ones(2, 4))
+    assert model[0].delayed["activation"].state_dict()["history"].max() == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: Scaling("amx"), "kind must be one of"),
+        (lambda: Scaling(granularity="rows"), "granularity must be one of"),
+        (lambda: Scaling("delayed", "row"), "belongs to kind 'amax'"),
+        (lambda: Scaling("static"), "value is the scale of kind 'static'"),
+        (lambda: Operand(E4M3, "stochastical"), "rounding must be one of"),
+        (lambda: Operand(E4M3, scaling=Scaling("nvfp4")), "a rule for e2m1"),
+        (lambda: Policy(E4M3, layers=("haed",)), "layers must be of"),
+        (lambda: Policy(E4M3, layers="head"), "must be a tuple"),  # type: ignore[arg-type]
+        (lambda: Policy(E4M3, patterns="a.*"), "must be a tuple"),  # type: ignore[arg-type]
+        (lambda: Policy(E4M3, E4M3, compute="native"), "grad_output is fp32"),
+        (lambda: Policy(*[Operand(E4M3, scaling=Scaling("mx"))] * 3, compute="native"), "one scale a tensor"),
+    ],
+)
+def test_a_policy_that_cannot_be_meant_is_refused_where_it_is_made(make: Callable[[], object], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        make()

@@ -665,3 +665,9 @@ def test_every_shipped_config_trains(path: Path, tmp_path: Path, corpus: Corpus)
     assert result.status == "finished"
     assert result.summary["steps"] == 3
     assert math.isfinite(result.summary["val_loss"])
+
+
+def test_patterns_that_match_no_layer_are_refused() -> None:
+    config = parse_config({"quantize": {"weight": "e4m3", "patterns": ["blocks.9.*"]}}, source="test")
+    with pytest.raises(UsageError, match=r"blocks\.9.* match no layer"):
+        build_model(config)

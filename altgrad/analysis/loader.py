@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from altgrad.config import LAYER_TYPES, ExperimentConfig
+from altgrad.config import LAYER_TYPES, ExperimentConfig, ScaleRule
 from altgrad.formats import get_format
 from altgrad.runs import Problem, RunRecord, RunSet, load_runs
 from altgrad.runs.schema import digest
@@ -66,7 +66,7 @@ class ExperimentDataLoader:
       which operands of which layer types are quantized, and how they are scaled;
     - ``problem``: for comparing step rules; everything but the step rule, what belongs to it (`STEP_RULE_KEYS`) and the
       seed;
-    - ``experiment``: as `problem`, without the format and scope too: what a set of such comparisons shares.
+    - ``experiment``: as `problem`, without the formats and operands: what a set of such comparisons shares.
 
     Runs of a study whose name ends in ``tuning`` have the role ``tuning``: their seeds are held out of comparisons.
 
@@ -144,17 +144,61 @@ def scope_label(config: ExperimentConfig) -> str:
     parts = [" + ".join(OPERAND_NAMES[operand] for operand in quantize.operands)]
     if set(quantize.layers) != set(LAYER_TYPES):
         parts.append("only in " + ", ".join(kind for kind in LAYER_TYPES if kind in quantize.layers))
-    if scaling.kind != "amax":
-        parts.append("scale 1")
-    elif not scaling.power_of_two:
-        parts.append("exact amax scale")
+    if quantize.patterns:
+        parts.append("only layers " + ", ".join(quantize.patterns))
+    scales = {operand: _scale_label(scaling.rule(operand)) for operand in quantize.operands}
+    if len(set(scales.values())) == 1:
+        parts += [label for label in {*scales.values()} if label]
+    else:
+        parts += [f"{OPERAND_NAMES[operand]}: {label or 'amax scale'}" for operand, label in scales.items()]
+    for operand, rounding in quantize.rounding:
+        if operand in quantize.operands and rounding != "nearest_even":
+            parts.append(f"{OPERAND_NAMES[operand]} rounded {_words(rounding)}")
+    if quantize.compute != "simulated":
+        parts.append(f"{quantize.compute} products")
     return "; ".join(parts)
 
 
+def _scale_label(rule: ScaleRule) -> str:
+    """The scale in words; "" for the default, a power of two by the tensor's current amax."""
+    exact = "" if rule.power_of_two else "exact "
+    if rule.kind == "amax":
+        place = {"tensor": "", "row": "per row", "block": f"per block of {rule.block}"}[rule.granularity]
+        return " ".join(filter(None, (f"{exact}amax scale" if exact or place else "", place)))
+    if rule.kind == "delayed":
+        return f"{exact}delayed scale over {rule.history} steps"
+    names = {"none": "scale 1", "mx": "MX scales", "mx_rceil": "MX scales rounded up", "nvfp4": "NVFP4 scales"}
+    return names.get(rule.kind, f"fixed scale {rule.value:g}" if rule.value is not None else rule.kind)
+
+
 def rule_label(config: ExperimentConfig) -> str:
-    """``AdamW`` or ``ManifoldAdamW (update)``."""
+    """``AdamW``, ``ManifoldAdamW (update)`` or ``Whole codes``, with what is not the default of it.
+
+    Such as ``ManifoldAdamW (update, S shuffled)`` or ``AdamW on the grid, rounded stochastically``.
+    """
     optimizer = config.optimizer
-    return "AdamW" if optimizer.step_rule == "adamw" else f"ManifoldAdamW ({optimizer.precondition})"
+    name = {"adamw": "AdamW", "manifold": "ManifoldAdamW", "code": "Whole codes"}[optimizer.step_rule]
+    details: list[str] = [optimizer.precondition or ""]
+    if optimizer.relative:
+        details.append("relative rate")
+    if optimizer.stiffness != "ulp":
+        details.append(f"S {optimizer.stiffness}")
+    if optimizer.floor is not None:
+        details.append(f"floor {optimizer.floor:g}")
+    if optimizer.max_stiffness is not None:
+        details.append(f"S at most {optimizer.max_stiffness:g}")
+    if optimizer.step_rule == "code" and optimizer.rungs != 1:
+        details.append(f"up to {optimizer.rungs} a step")
+    inner = ", ".join(filter(None, details))
+    label = f"{name} ({inner})" if inner else name
+    if optimizer.storage == "grid":
+        return f"{label} on the grid, rounded {_words(optimizer.rounding)}"
+    return f"{label}, weights rounded {_words(optimizer.rounding)}" if optimizer.rounding != "nearest_even" else label
+
+
+def _words(rounding: str) -> str:
+    known = {"nearest_even": "to nearest", "stochastic": "stochastically", "error_feedback": "with error feedback"}
+    return known.get(rounding, rounding.replace("_", " "))
 
 
 def final_val_loss(record: RunRecord) -> float:
@@ -190,6 +234,8 @@ def _row(record: RunRecord) -> dict[str, Any]:
     kept = {key: value for key, value in identity["optimizer"].items() if key not in STEP_RULE_KEYS}
     problem = identity | {"optimizer": kept}
     experiment = {key: value for key, value in problem.items() if key not in quantized}
+    if how := scope_label(config).partition("; ")[2]:  # layers, scales, roundings: where they are not the default
+        experiment["how"] = how
     return {
         "run_id": record.id,
         "arm": record.arm,

@@ -127,6 +127,14 @@ class Checkpoints:
             intact = False
         if not intact:
             raise UsageError(f"{where}/{STATE} is missing or damaged")
+        try:
+            return self._read(folder, where, content)
+        except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(f"{where}/{STATE} is damaged: not what a checkpoint holds") from None
+
+    def _read(self, folder: Path, where: str, content: Mapping[str, Any]) -> dict[str, Any]:
         if content["version"] != VERSION:
             raise UsageError(f"{where}/{STATE} has version {content['version']} and this altgrad reads {VERSION}")
         for key, meaning in (("config", "another config"), ("data", "other data")):

@@ -42,7 +42,7 @@ from altgrad.runs.schema import code_fingerprint
 from altgrad.runs.tracking import Tracker
 from altgrad.scaling import amax_scale
 from altgrad.telemetry import OperandRecorder, Row, WeightCodes, first_nonfinite, observed
-from altgrad.training.checkpoint import Checkpoints
+from altgrad.training.checkpoint import REMEDY, Checkpoints
 from altgrad.training.data import VOCABULARY, Corpus, load_corpus
 
 OTHER_LEARNING_RATE = 3e-3
@@ -136,7 +136,13 @@ def build_model(config: ExperimentConfig) -> GPT:
     """The config's model on the CPU, initialized by its seed, with its layers quantized as the config says."""
     size = config.model
     model = GPT(VOCABULARY, layers=size.layers, dim=size.dim, heads=size.heads, context=size.context, seed=config.seed)
-    quantize_model(model, policy_of(config), seed=config.seed)
+    policy = policy_of(config)
+    quantize_model(model, policy, seed=config.seed)
+    if config.quantize.operands and not any(layer.policy is policy for layer in quantized_layers(model).values()):
+        raise UsageError(
+            f"quantize.patterns={list(config.quantize.patterns)} match no layer of quantize.layers; the model has "
+            f"{', '.join(quantized_layers(model))}"
+        )
     return model
 
 
@@ -315,7 +321,7 @@ def train(
                 checkpoints = _checkpoints(config, corpus, writer.path) if config.checkpoint.every else None
                 run = _Run(config, model, batches, writer, tracker, progress, checkpoints, stop_if_asked)
                 if state is not None:
-                    run.load_state(state)
+                    _load(run, state)
                 result = run.run()
                 status, summary = result.status, result.summary
             except (KeyboardInterrupt, SystemExit):
@@ -324,6 +330,18 @@ def train(
             finally:
                 tracker.finish(status, summary)
     return result
+
+
+def _load(run: _Run, state: dict[str, Any]) -> None:
+    try:
+        run.load_state(state)
+    except (LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise UsageError(
+            f"{run.writer.run_id}: the checkpoint of step {state['step']} does not fit this run "
+            f"({one_line(error)[:160]}); {REMEDY}"
+        ) from error
 
 
 def _checkpoints(config: ExperimentConfig, corpus: Corpus, folder: Path) -> Checkpoints:
@@ -341,10 +359,17 @@ def _open_record(
         nonlocal state
         checkpoints = _checkpoints(config, corpus, folder)
         state = checkpoints.newest(_notice)
-        checkpoints.forget_after(state["step"])
-        if state["code"] != code_fingerprint():
+        try:
+            step, seconds = state["step"], state["seconds"]
+            sound = type(step) is int and step == state["progress"]["step"] > 0 and isinstance(seconds, int | float)
+        except (LookupError, TypeError):
+            sound = False
+        if not sound:
+            raise UsageError(f"{folder.name}: its newest checkpoint is not one of a run; {REMEDY}")
+        checkpoints.forget_after(step)
+        if state.get("code") != code_fingerprint():
             _notice("the checkpoint was written by other code: the run may differ from one without interruption")
-        return state["step"], state["seconds"]
+        return step, seconds
 
     if resume:
         try:
@@ -778,7 +803,7 @@ def _deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from altgrad.analysis.comparison import Comparison, FormatComparator, SweetSpot, format_order, own_rates
-from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.loader import ExperimentDataLoader, rule_label
 from altgrad.analysis.reports import common
 from altgrad.formats import get_format
 from altgrad.pages import (
@@ -318,8 +318,11 @@ def _setting(loader: ExperimentDataLoader, comparison: Comparison) -> str:
     config = loader.config(comparison.baseline)
     model = config.model
     return (
-        f"AdamW, learning rate {config.optimizer.learning_rate:g}, {config.max_steps} steps, "
+        f"{rule_label(config)}, learning rate {config.optimizer.learning_rate:g}, {config.max_steps} steps, "
         f"{model.layers} layers of {model.dim}, context {model.context}"
+        + (f", {config.accumulate} batches a step" if config.accumulate > 1 else "")
+        + (", range-aware clipping" if config.stability.clip == "range_aware" else "")
+        + (f", {shift.upper()} when it goes wrong" if (shift := config.stability.shift_to) else "")
     )
 
 

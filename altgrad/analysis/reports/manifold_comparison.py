@@ -33,9 +33,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PATH = "reports/manifold_comparison"
-SHORT = {"ManifoldAdamW (update)": "update", "ManifoldAdamW (gradient)": "gradient"}
 RULES = {"update": "ManifoldAdamW (update)", "gradient": "ManifoldAdamW (gradient)"}
 _STYLES = {"ManifoldAdamW (update)": (PALETTE[0], "o", -0.12), "ManifoldAdamW (gradient)": (PALETTE[1], "s", 0.12)}
+
+
+def _short(rule: str) -> str:
+    """What S is put on, and what is not the default: "update", "update, S shuffled"."""
+    return rule.removeprefix("ManifoldAdamW (").replace(")", "", 1)
 
 
 def manifold_comparison_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
@@ -67,7 +71,10 @@ def manifold_comparison_page(loader: ExperimentDataLoader, built: datetime | Non
         results = _results(table, "step-rules")
         blocks += [Heading("ManifoldAdamW against AdamW"), results, Paragraph(units), *_tuning(loader, table)]
     for position, other in enumerate(experiments[1:], start=2):
-        title = f"Another setting: {other['max_steps'].iloc[0]} steps, up to {other['n_pairs'].max()} pairs"
+        title = (
+            f"Another setting: {_setting(loader, other)}, {other['max_steps'].iloc[0]} steps, up to "
+            f"{other['n_pairs'].max()} pairs"
+        )
         blocks.append(Details(title, (_results(other, f"step-rules-{position}"),)))
     if paired.empty:
         missing = (
@@ -92,6 +99,13 @@ def manifold_comparison_page(loader: ExperimentDataLoader, built: datetime | Non
         description="ManifoldAdamW against AdamW on the same problems, paired by seed, with intervals.",
         provenance=common.provenance(loader, built),
     )
+
+
+def _setting(loader: ExperimentDataLoader, table: pd.DataFrame) -> str:
+    """What is quantized, and how the weights are stored where that is not as float32 masters to nearest."""
+    runs = loader.runs[loader.runs["arm"].isin(table["arm"])].iloc[0]
+    kept = "on the grid" if runs["storage"] == "grid" else "float32 weights"
+    return f"{runs['scope']}; {kept}, rounded {runs['rounding'].replace('_', ' ')}"
 
 
 def _hypothesis(paired: pd.DataFrame) -> list[Block]:
@@ -126,7 +140,7 @@ def _answer(paired: pd.DataFrame) -> Md:
 
 def _pairing(row: pd.Series) -> str:
     return (
-        f"{row['format']} with S on the {SHORT[row['rule']]}, "
+        f"{row['format']} with S on the {_short(row['rule'])}, "
         f"{common.number(row['difference'], sign=True)} nats a character "
         f"(95% interval {common.interval(row['low'], row['high'])}, n = {row['n_pairs']} seeds)"
     )
@@ -165,7 +179,7 @@ def _difference_chart(paired: pd.DataFrame) -> Chart:
     def draw(axes: Axes) -> None:
         common.reference_line(axes, "AdamW")
         for rule, group in data.groupby("rule"):
-            colour, marker, shift = _STYLES[rule]
+            colour, marker, shift = _STYLES.get(rule, (PALETTE[2], "^", 0.0))
             places = [labels.index(name) + shift for name in group["format"]]
             axes.vlines(places, group["low"], group["high"], color=colour, linewidth=2)
             axes.plot(places, group["difference"], marker, color=colour, markersize=6, label=f"{rule}")
@@ -211,7 +225,7 @@ def _results(table: pd.DataFrame, identity: str) -> Table:
         rows.append(
             (
                 row["format"],
-                common.arm_link(row["arm"], SHORT[row["rule"]]),
+                common.arm_link(row["arm"], _short(row["rule"])),
                 common.number(row["difference"], sign=True),
                 common.interval(row["low"], row["high"]),
                 int(row["n_pairs"]),
@@ -240,7 +254,11 @@ def _tuning(loader: ExperimentDataLoader, table: pd.DataFrame) -> list[Block]:
     grouped = runs.groupby(["rule", "format", "learning_rate"])["final_val_loss"].agg(["mean", "count"]).reset_index()
     sizes = runs.groupby(["rule", "format"])["learning_rate"].nunique()
     chosen = {(row["rule"], row["format"], row["learning_rate"]) for row in table.to_dict("records")}
-    chosen |= {("AdamW", row["format"], row["adamw_learning_rate"]) for row in table.to_dict("records")}
+    named = loader.runs.drop_duplicates("arm").set_index("arm")["rule"]
+    chosen |= {
+        (named.get(row["adamw_arm"], "AdamW"), row["format"], row["adamw_learning_rate"])
+        for row in table.to_dict("records")
+    }
     best = grouped.loc[grouped.groupby(["rule", "format"])["mean"].idxmin().dropna().astype(int)]
     edges = [
         f"{row.rule} with {row.format}"
@@ -334,6 +352,11 @@ def _limits(loader: ExperimentDataLoader, table: pd.DataFrame, paired: pd.DataFr
         Md(
             "Nothing about weights stored on the grid: these runs keep fp32 master weights. Nothing about stochastic "
             "rounding, larger models or longer runs."
+        )
+        if loader.runs[loader.runs["arm"].isin(table["arm"])]["storage"].eq("master").all()
+        else Md(
+            "Nothing about fp32 master weights: these runs keep the weights on the grid. Nothing about larger "
+            "models or longer runs."
         ),
         Md(
             "No control without quantization for the manifold rule is recorded yet, so a difference cannot be "
