@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -106,8 +107,9 @@ class FloatFormat:
         Raises:
             ValueError: as the class.
         """
-        if bias is None:
-            bias = (1 << (exponent_bits - 1)) - 1 if isinstance(exponent_bits, int) and exponent_bits > 0 else 0
+        if bias is None:  # what is no exponent width is refused by the class
+            known = isinstance(exponent_bits, int) and 0 < exponent_bits <= _MAX_EXPONENT_BITS
+            bias = (1 << (exponent_bits - 1)) - 1 if known else 0
         suffix = "" if specials == "finite" else specials
         return cls(
             name or f"e{exponent_bits}m{mantissa_bits}b{bias}{suffix}", exponent_bits, mantissa_bits, bias, specials
@@ -120,10 +122,14 @@ class FloatFormat:
         Bias 2**(K - P - 1), one NaN in the place of -0, infinities unless `finite` ("extended" is P3109's default).
 
         Raises:
-            ValueError: unless 1 <= P < K.
+            ValueError: unless 1 <= P < K <= P + 15, whole numbers.
         """
-        if not 1 <= precision < bits:
-            raise ValueError(f"P3109 needs 1 <= precision < bits, not precision {precision} and bits {bits}")
+        whole = all(isinstance(value, int) and not isinstance(value, bool) for value in (bits, precision))
+        if not whole or not 1 <= precision < bits <= precision + _MAX_EXPONENT_BITS:
+            raise ValueError(
+                "P3109 needs whole numbers 1 <= precision < bits, and exponent_bits = bits - precision of at most "
+                f"{_MAX_EXPONENT_BITS}, not precision {precision!r} and bits {bits!r}"
+            )
         name = f"p3109_k{bits}p{precision}{'_finite' if finite else ''}"
         return cls(name, bits - precision, precision - 1, 1 << (bits - precision - 1), "fnuz" if finite else "p3109")
 
@@ -255,7 +261,9 @@ class FloatFormat:
 
         Raises:
             ValueError: if `code` is not in ``[0, 2**bits)``, or its value is beyond float64.
+            TypeError: `code` is no whole number; those of numpy count.
         """
+        code = operator.index(code)
         if not 0 <= code < 1 << self.bits:
             raise ValueError(f"code {code} is outside 0..{(1 << self.bits) - 1} of {self.name}")
         negative, magnitude = divmod(code, self._sign_bit) if self.signed else (0, code)
@@ -278,7 +286,7 @@ class FloatFormat:
         """The code of `value` rounded onto the format's grid.
 
         Args:
-            value: any float64 or fraction; rounded once, from its exact value.
+            value: any float64 or fraction (or a narrower float of numpy); rounded once, from its exact value.
             rounding: "nearest_even" sends ties to the even code, "nearest_away" away from zero; "toward_zero", "up"
                 (towards +infinity) and "down" are directed; "stochastic" goes away from zero with a probability equal
                 to the fraction of the gap that `value` lies above its lower neighbour.
@@ -296,6 +304,8 @@ class FloatFormat:
             raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
         if rounding == "stochastic" and (draw is None or not 0 <= draw < 1):
             raise ValueError(f"stochastic rounding needs a draw in [0, 1), not {draw!r}")
+        if isinstance(value, np.floating):
+            value = float(value)
         negative = value < 0 or (value == 0 and math.copysign(1.0, value) < 0)
         if value != value or (not self.signed and (negative or value == 0)):
             if not self.has_nan:

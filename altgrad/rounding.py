@@ -105,7 +105,8 @@ def quantize(
             the format has it, else to NaN where it has that. A finite format always saturates, and a directed
             rounding that points inwards keeps finite values finite.
         seed: of stochastic rounding, 0 <= seed < 2**64; the draws depend on it and the elements' indices alone.
-        out: receives the result; same shape, dtype and device as `x`. May be `x` itself.
+        out: receives the result; same shape, dtype and device as `x`. May be `x` itself, or overlap it: what would be
+            overwritten too early is copied first.
         check_scale: False skips the look at a scale tensor's values, which on a GPU would wait for the device (there
             it is never taken). A NaN scale then makes its elements NaN.
 
@@ -262,8 +263,10 @@ def decode(codes: Tensor, fmt: FloatFormat, *, scale: Tensor | float | None = No
         ValueError: a code of more than the format's bits; a format of more than 16 bits or beyond float64; and as
             `quantize` for `scale`.
     """
-    if codes.dtype not in CODE_DTYPES:
-        raise TypeError(f"decode takes uint8 or uint16 codes, not {_dtype_name(codes.dtype)}")
+    _check_format(fmt)
+    if not isinstance(codes, Tensor) or codes.dtype not in CODE_DTYPES:
+        given = _dtype_name(codes.dtype) if isinstance(codes, Tensor) else type(codes).__name__
+        raise TypeError(f"decode takes uint8 or uint16 codes, not {given}")
     values = torch.from_numpy(fmt.values.copy()).float()
     if codes.device.type == "meta":
         return torch.empty(codes.shape, device="meta")
@@ -296,6 +299,7 @@ def compile_quantize(
     Raises:
         ValueError: unknown rounding, a format beyond float64; the rest as `quantize`, when called.
     """
+    _check_format(fmt)
     _check_rounding(rounding)
     fmt.require_float64("quantize")
     wholes: dict[torch.dtype, Callable[..., Counted]] = {}
@@ -385,8 +389,8 @@ def _make_constants(fmt: FloatFormat, dtype: torch.dtype) -> _Constants:
             "beneath float64's own"
         )
     limit = fmt.max
-    if dtype != torch.float64 and fmt.max_exponent > 127:
-        limit = math.ldexp((2 << fmt.mantissa_bits) - 1, 127 - fmt.mantissa_bits)
+    if dtype != torch.float64 and fmt.max_exponent > 127:  # the grid's last value below 2**128, which may be zero
+        limit = max(0.0, 2.0**128 - math.ldexp(1.0, max(127 - fmt.mantissa_bits, fmt.quantum_exponent)))
     return _Constants(
         dtype=torch.float32 if narrow else torch.float64,
         eps=fmt.eps,
@@ -551,7 +555,7 @@ def _make_whole(c: _Constants, rounding: str, saturate: bool, counted: bool) -> 
             overflow = (rounded.abs() > c.max).sum(dtype=torch.int32).long()
             underflow = ((rounded == 0) & (x != 0)).sum(dtype=torch.int32).long()
             if previous is not None:
-                flips = (values != previous).sum(dtype=torch.int32).long()
+                flips = _differs(values, previous).sum(dtype=torch.int32).long()
             if ulp_out is not None:
                 ulp_out.copy_(spacing_out)
                 spacing_out = None  # an output besides would be written a second time
@@ -815,6 +819,14 @@ def _count_signs(x: Tensor, scratch: _Scratch | None) -> int:
     return int(torch.dot(signs, signs))
 
 
+def _differs(values: Tensor, before: Tensor) -> Tensor:
+    """`values != before` for a compiler that keeps bfloat16 and float16 in float32 registers, not yet rounded."""
+    if values.dtype in _LAYOUTS:
+        return values != before
+    a, b = values.view(torch.int16), before.view(torch.int16)
+    return ((a != b) & (((a | b) & 0x7FFF) != 0)) | values.isnan()
+
+
 def _ulp_dtype(dtype: torch.dtype) -> torch.dtype:
     """What scales, quotients and spacings of a tensor are held in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -822,6 +834,11 @@ def _ulp_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _check_format(fmt: FloatFormat) -> None:
+    if not isinstance(fmt, FloatFormat):
+        raise TypeError(f"the format must be a FloatFormat, as get_format({str(fmt)[:40]!r}) gives, not {fmt!r:.80}")
 
 
 def _check_rounding(rounding: str) -> None:
@@ -842,8 +859,7 @@ def _job(
     ulp_out: Tensor | None = None,
 ) -> _Job:
     """The arguments, checked, with the scale in the dtype that quotients are taken in."""
-    if not isinstance(fmt, FloatFormat):
-        raise TypeError(f"the format must be a FloatFormat, as get_format({str(fmt)[:40]!r}) gives, not {fmt!r:.80}")
+    _check_format(fmt)
     if not isinstance(x, Tensor) or x.dtype not in INPUT_DTYPES:
         given = _dtype_name(x.dtype) if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a tensor of {', '.join(map(_dtype_name, INPUT_DTYPES))}, not {given}")
@@ -854,6 +870,8 @@ def _job(
         draw_keys(seed, 0)
     for name, tensor, dtype in (("out", out, x.dtype), ("previous", previous, x.dtype), ("ulp_out", ulp_out, None)):
         if tensor is not None:
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
             wanted = (x.shape, dtype or _ulp_dtype(x.dtype), x.device)
             if (tensor.shape, tensor.dtype, tensor.device) != wanted:
                 raise (TypeError if tensor.dtype != wanted[1] else ValueError)(
@@ -864,7 +882,34 @@ def _job(
         raise ValueError("ulp_out must be contiguous")
     if scale is not None:
         scale = _checked_scale(x, scale, check_scale)
+    if (out is not None or ulp_out is not None) and not torch.compiler.is_compiling():
+        if out is not None and ulp_out is not None and _overlap(out, ulp_out):
+            raise ValueError("out and ulp_out must not overlap")
+        x = _kept(x, out, ulp_out)
+        previous = None if previous is None else _kept(previous, out, ulp_out)
+        if isinstance(scale, Tensor) and any(t is not None and _overlap(scale, t) for t in (out, ulp_out)):
+            scale = scale.clone()
     return _Job(x, fmt, scale, rounding, saturate, seed, out, previous, ulp_out)
+
+
+def _kept(read: Tensor, out: Tensor | None, ulp_out: Tensor | None) -> Tensor:
+    """`read`, or a copy where writing would change elements that are still to be read. Onto themselves is safe."""
+    onto_itself = out is not None and read.data_ptr() == out.data_ptr() and read.stride() == out.stride()
+    lost = (not onto_itself and out is not None and _overlap(read, out)) or (
+        ulp_out is not None and _overlap(read, ulp_out)
+    )
+    return read.detach().clone() if lost else read
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the memory between the first and the last element of one meets the other's."""
+    if a.device != b.device or a.device.type == "meta" or not a.numel() or not b.numel():
+        return False
+    (a_first, a_length), (b_first, b_length) = (
+        (t.data_ptr(), t.itemsize * (1 + sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))))
+        for t in (a, b)
+    )
+    return a_first < b_first + b_length and b_first < a_first + a_length
 
 
 def _described(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> str:
@@ -878,8 +923,10 @@ def _checked_scale(x: Tensor, scale: Tensor | float, check_values: bool) -> Tens
     if not isinstance(scale, Tensor):
         low, high = (0.0, sys.float_info.max) if dtype == torch.float64 else (2.0**-149, FP32.max)
         if not (low <= scale <= high and 0 < scale < math.inf):
-            raise ValueError(f"scale must be positive and finite in {_dtype_name(dtype)}, not {scale!r}")
-        return scale if dtype == torch.float64 else struct.unpack("f", struct.pack("f", scale))[0]  # type: ignore[no-any-return]
+            raise ValueError(f"scale must be positive and finite in {_dtype_name(dtype)}, not {scale!r:.80}")
+        if x.device.type != "cpu":  # a GPU would multiply by the inverse of a number, which is rounded
+            return torch.tensor(float(scale), dtype=dtype, device=x.device)
+        return float(scale) if dtype == torch.float64 else struct.unpack("f", struct.pack("f", scale))[0]  # type: ignore[no-any-return]
     if not scale.is_floating_point():
         raise TypeError(f"scale must be a floating-point tensor, not {_dtype_name(scale.dtype)}")
     try:
@@ -888,12 +935,14 @@ def _checked_scale(x: Tensor, scale: Tensor | float, check_values: bool) -> Tens
         fits = False
     if not fits:
         raise ValueError(f"scale of shape {list(scale.shape)} does not broadcast to x of shape {list(x.shape)}")
+    if scale.device != x.device and (scale.ndim or scale.device.type != "cpu"):
+        raise ValueError(f"scale must be a number, or on {x.device} as x is, not on {scale.device}")
     scale = scale.detach() if scale.dtype == dtype else scale.detach().to(dtype)
     if check_values and scale.device.type == "cpu" and scale.numel() and not torch.compiler.is_compiling():
         low, high = (float(bound) for bound in torch.aminmax(scale))
         if not 0 < low <= high < math.inf:
             raise ValueError(f"scale must be positive and finite; it goes from {low:g} to {high:g}")
-    return scale
+    return scale if scale.device == x.device else scale.to(x.device)
 
 
 class _FakeQuantize(torch.autograd.Function):

@@ -96,7 +96,8 @@ def amax_scale(
         granularity, block: as `amax`. Scales of a tensor or of rows broadcast to `x`; scales of blocks are for
             `quantize_blocks` and `expand_blocks`.
         power_of_two: take the smallest power of two that will do, found exactly from the bits (no logarithm);
-            its exponent is kept within [-126, 127]. Otherwise amax / max, rounded to float32, at least 2**-126.
+            its exponent is kept within [-126, 127]. Otherwise amax / max, rounded to float32, at least 2**-126 and
+            at most the largest float32.
 
     Returns:
         Positive float32 of the shape that `amax` has: 1 where all is zero, NaN where there is a NaN or an infinity
@@ -481,7 +482,9 @@ def _power_of_two(exponent: Tensor) -> Tensor:
 
 def _quotient_scale(largest: Tensor, maximum: float) -> Tensor:
     """amax / maximum, where a tensor divides: a GPU multiplies by the inverse of a number."""
-    scale = (largest / largest.new_full((), maximum)).clamp_(min=_MIN_SCALE)
+    dtype = torch.float32 if maximum <= FP32.max else torch.float64
+    quotient = largest / torch.full((), maximum, dtype=dtype, device=largest.device)
+    scale = quotient.float().clamp_(_MIN_SCALE, FP32.max)
     return _where_defined(largest, torch.where(largest == 0, 1.0, scale))
 
 

@@ -608,3 +608,25 @@ def test_draws_are_multiples_of_two_to_the_minus_24_below_one(seed: int, index: 
 def test_a_seed_that_is_no_whole_number_of_64_bits_is_refused(seed: object) -> None:
     with pytest.raises(ValueError, match=r"seed must be a whole number from 0 to 2\*\*64 - 1"):
         stochastic_draw(seed, 0)  # type: ignore[arg-type]
+
+
+def test_the_scalar_form_takes_the_numbers_of_numpy() -> None:
+    e4m3 = get_format("e4m3")
+    assert [e4m3.decode(code) for code in np.arange(8, 12, dtype=np.uint8)] == [e4m3.decode(c) for c in range(8, 12)]
+    assert e4m3.encode(np.float32(1.5)) == e4m3.encode(1.5)
+    assert e4m3.encode(np.float16(-np.inf)) == e4m3.encode(-math.inf)
+    assert e4m3.encode(np.float32(-0.0)) == 0x80
+    with pytest.raises(TypeError):
+        e4m3.decode(8.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("bits", "precision"), [("8", 4), (8.0, 4), (True, 1), (10**11, 4), (19, 3)])
+def test_p3109_refuses_what_is_no_width_at_once(bits: int, precision: int) -> None:
+    with pytest.raises(ValueError, match="whole numbers 1 <= precision < bits") as error:
+        FloatFormat.p3109(bits, precision)
+    assert repr(bits) in str(error.value)
+
+
+def test_a_width_of_a_billion_bits_is_refused_like_any_other() -> None:
+    with pytest.raises(ValueError, match="exponent_bits must be a whole number from 0 to 15, not 1000000000"):
+        FloatFormat.split(10**9, 3)

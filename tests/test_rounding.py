@@ -1074,3 +1074,72 @@ def test_the_gradient_has_the_dtype_and_the_scale_gets_none(dtype: torch.dtype, 
         assert x.grad.dtype == dtype
         assert torch.equal(x.grad, weights)
         assert scale.grad is None
+
+
+@pytest.mark.parametrize("layout", ["later", "earlier", "transposed", "scale", "previous", "ulp"])
+def test_writing_over_what_is_still_to_be_read_changes_nothing(layout: str) -> None:
+    count = 1000  # more than a piece
+    fresh = torch.randn(count, count, generator=torch.Generator().manual_seed(0))
+    memory = fresh.clone()
+    x, out, scale, field, previous = fresh[:-1], memory[:-1], None, None, fresh[:-1] + 0.0
+    if layout == "later":
+        x, out = memory[:-1], memory[1:]
+    elif layout == "earlier":
+        x, out = memory[1:], memory[:-1]
+    elif layout == "transposed":
+        x, out, previous = memory.T, memory, fresh
+    elif layout == "scale":
+        memory[0].abs_().add_(0.5)
+        scale = memory[:1]
+    elif layout == "previous":
+        previous = memory[1:]
+    else:
+        x, out, field = memory[:-1], fresh[:-1].clone(), memory[:-1]
+    scale_before = None if scale is None else scale.clone()
+    expected = quantize_counted(x.clone(), E4M3, rounding="up", scale=scale_before, previous=previous.clone())
+    found = quantize_counted(x, E4M3, rounding="up", scale=scale, previous=previous, out=out, ulp_out=field)
+    assert found.values is out
+    assert torch.equal(out, expected.values)
+    assert torch.equal(found.ulp, expected.ulp)
+    assert found[2:] == expected[2:]
+
+
+def test_out_and_the_ulp_field_may_not_overlap() -> None:
+    memory = torch.ones(9)
+    with pytest.raises(ValueError, match="must not overlap"):
+        quantize_counted(torch.ones(5), E4M3, out=memory[:5], ulp_out=memory[4:])
+    quantize_counted(torch.ones(4), E4M3, out=memory[:4], ulp_out=memory[4:8])
+
+
+@pytest.mark.parametrize("name", ["e4m3b-130", "e3m10b-130", "e2m3b-140", "e4m3b-200", "e9m6"])
+def test_beyond_float32_saturation_stops_at_a_value_of_the_grid(name: str) -> None:
+    fmt = get_format(name)
+    x = torch.tensor([math.inf, -math.inf, FLOAT32_MAX, 2.0**127, 1.0])
+    for dtype in (torch.float32, torch.bfloat16):
+        y = quantize(x.to(dtype), fmt)
+        assert y.tolist() == [fmt.round(value) for value in y.tolist()]
+        assert y[0] == -y[1]
+        above = fmt.round(math.nextafter(y[0].item(), math.inf), rounding="up")
+        assert above >= 2.0**128, "the next value of the grid is no float32"
+
+
+def test_what_is_no_tensor_and_no_format_is_refused_as_that() -> None:
+    x, codes = torch.ones(3), torch.ones(3, dtype=torch.uint8)
+    for name in ("out", "previous", "ulp_out"):
+        with pytest.raises(TypeError, match=f"{name} must be a tensor, not list"):
+            quantize_counted(x, E4M3, **{name: [1.0]})
+    with pytest.raises(TypeError, match="uint8 or uint16 codes, not list"):
+        decode([1], E4M3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="FloatFormat"):
+        decode(codes, "e4m3")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="FloatFormat"):
+        kernel.compile_quantize("e4m3")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="on cpu as x is, not on meta"):
+        quantize(x, E4M3, scale=torch.ones((), device="meta"))
+    assert quantize(x.double(), E4M3, scale=10**300).tolist() == [0.0] * 3
+
+
+def test_a_number_as_scale_is_a_tensor_where_a_gpu_would_multiply_by_its_inverse() -> None:
+    job = kernel._job(torch.ones(3, device="meta"), E4M3, 0.3, "nearest_even", True, None, True)
+    assert isinstance(job.scale, torch.Tensor)
+    assert (job.scale.shape, job.scale.dtype, job.scale.device.type) == ((), torch.float32, "meta")

@@ -212,6 +212,27 @@ def test_counts_and_ulp_fields_are_those_of_the_eager_form(fmt: FloatFormat) -> 
 
 
 @compiled
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_flips_compare_what_is_stored_where_the_dtype_is_narrower_than_the_grid(dtype: torch.dtype) -> None:
+    run = compile_quantize(E4M3, counted=True)
+    x = inputs(E4M3, 5000).to(dtype)
+    previous = quantize(x, E4M3, scale=0.3)
+    changed = previous.clone()
+    changed[::7] += 1
+    for before in (previous, changed, torch.where(previous == 0, -previous, previous)):
+        expected = quantize_counted(x, E4M3, scale=0.3, previous=before)
+        assert run(x, scale=0.3, previous=before)[2:] == expected[2:]
+        assert expected.flips == int((previous != before).sum())
+
+
+@compiled
+def test_an_overlapping_out_gets_what_a_fresh_one_would() -> None:
+    memory = inputs(E4M3, 5000)
+    expected = quantize(memory[:-1], E4M3)
+    assert same(compile_quantize(E4M3)(memory[:-1], out=memory[1:]), expected)
+
+
+@compiled
 def test_out_may_be_x_or_previous_when_counted() -> None:
     run = compile_quantize(E4M3, counted=True)
     fresh = inputs(E4M3, 5000)

@@ -725,3 +725,10 @@ CODES, SCALES = encode_mx(X, E4M3)
 def test_mistakes_are_told_with_what_is_allowed(call, error: type[Exception], message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("e9m6", 2.0**-126), ("e4m3b-200", 2.0**-126), ("e4m3b200", np.finfo(np.float32).max)]
+)
+def test_an_exact_scale_is_finite_where_the_format_is_far_from_the_tensor(name: str, expected: float) -> None:
+    assert amax_scale(torch.tensor([3.0]), get_format(name), power_of_two=False).item() == expected
