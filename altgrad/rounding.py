@@ -903,13 +903,17 @@ def _kept(read: Tensor, out: Tensor | None, ulp_out: Tensor | None) -> Tensor:
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
     """Whether the memory between the first and the last element of one meets the other's."""
-    if a.device != b.device or a.device.type == "meta" or not a.numel() or not b.numel():
+    if a.device != b.device or a.is_meta or not a.numel() or not b.numel():
         return False
-    (a_first, a_length), (b_first, b_length) = (
-        (t.data_ptr(), t.itemsize * (1 + sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))))
-        for t in (a, b)
-    )
-    return a_first < b_first + b_length and b_first < a_first + a_length
+    a_first, b_first = a.data_ptr(), b.data_ptr()
+    return a_first < b_first + _extent(b) and b_first < a_first + _extent(a)
+
+
+def _extent(x: Tensor) -> int:
+    """Bytes from the first element of `x` to the end of its last."""
+    if x.is_contiguous():
+        return x.nbytes
+    return x.itemsize * (1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)))
 
 
 def _described(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> str:
