@@ -71,7 +71,7 @@ class Counted(NamedTuple):
         values: what `quantize` returns.
         ulp: float32 (float64 for float64 input), the spacing of the grid at every element, the scale included.
         overflow: elements whose rounded magnitude is beyond the format's largest value, infinities included.
-        underflow: elements that were not zero and became zero.
+        underflow: elements that were not zero and became zero on the grid.
         flips: elements that differ from `previous`; None without it.
     """
 
@@ -326,7 +326,7 @@ def compile_quantize(
                 # torch.compile counts recompilations by code object, and formats must not share that budget.
                 code = whole.__code__.replace(co_name=f"quantize_{fmt.name}")
                 whole = types.FunctionType(code, whole.__globals__, code.co_name, None, whole.__closure__)
-                wholes[x.dtype] = torch.compile(whole, dynamic=True)
+                wholes[x.dtype] = torch.compile(whole, dynamic=True, options=_exact_division())
             try:
                 found = _quantize_compiled(job, wholes[x.dtype], counted)
                 return found if counted else found.values
@@ -340,6 +340,14 @@ def compile_quantize(
         return found if counted else found.values
 
     return run
+
+
+def _exact_division() -> dict[str, Any] | None:
+    """On a GPU, quotients rounded as eager ones are; older torch has no such option, and needs none on a processor."""
+    import torch._inductor
+
+    option = "eager_numerics.division_rounding"
+    return {option: True} if option in torch._inductor.list_options() else None
 
 
 class _Constants(NamedTuple):
