@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -389,7 +389,8 @@ def quantize_model(model: nn.Module, policy: Policy | Mapping[str, Policy], *, s
 
     Args:
         model: any torch model; layers of classes derived from nn.Linear and nn.Embedding are left alone.
-        policy: one policy, or several by dotted name or layer type with * and ?, of which the first match counts.
+        policy: one policy, or several by dotted name or layer type with * and ?, of which the first match counts; such
+            a policy covers layers of every type, unless it names its own `layers`.
         seed: of the draws, where something is rounded stochastically.
 
     Returns:
@@ -398,7 +399,10 @@ def quantize_model(model: nn.Module, policy: Policy | Mapping[str, Policy], *, s
     Raises:
         ValueError: the policies match no layer.
     """
-    policies = {"*": policy} if isinstance(policy, Policy) else dict(policy)
+    if isinstance(policy, Policy):
+        policies = {"*": policy}
+    else:  # a key says which layers are meant
+        policies = {key: replace(p, layers=("*",)) if p.layers == LAYER_TYPES else p for key, p in policy.items()}
     clock = Clock(seed)
     found = 0
     for name, module in list(model.named_modules()):

@@ -212,7 +212,7 @@ def test_dequantizing_undoes_the_surgery_bit_by_bit() -> None:
 def test_any_model_is_quantized_by_name_pattern_and_the_first_match_counts() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8), torch.nn.Linear(8, 4))
     everything = ("*",)
-    quantize_model(model, {"2": Policy(E5M2, layers=everything), "[01]": Policy(E4M3, layers=everything)})
+    quantize_model(model, {"2": Policy(E5M2), "[01]": Policy(E4M3)})
     assert {name: layer.policy.weight.format.name for name, layer in layers_of(model).items()} == {
         "0": "e4m3",
         "2": "e5m2",
