@@ -40,7 +40,6 @@ SIZES = {
 GOALS = {"wag": 1.4, "w": 1.1, "wag-compiled": 1.1, "manifold-step": 1.25}
 MEMORY_GOAL = 1.5
 VOCABULARY = 96
-BASELINES = {"manifold-step": "adamw-step"}
 REASONS = {
     "w": "Every weight is rounded again at each step: seven passes over it, beside a batch of 2,048 rows only.",
     "wag": "Seven passes to round an operand and one for its amax, all of them through memory.",
@@ -229,10 +228,7 @@ def bench(device: str, quick: bool, turns: int, show: Callable[[str], None]) -> 
     steps = {name: make_step(name, sizes, device) for name in names}
 
     def baseline_of(name: str) -> str:
-        compiled = "-compiled" if name.endswith("-compiled") else ""
-        return BASELINES.get(
-            name, f"bf16{compiled}" if "bf16" in names and name.startswith("native") else f"fp32{compiled}"
-        )
+        return ("bf16" if device == "cuda" else "fp32") + ("-compiled" if name.endswith("-compiled") else "")
 
     arms = compared(measure(steps, turns, show), baseline_of)
     rules = {rule: make_optimizer_step(rule, sizes, device) for rule in ("adamw-step", "manifold-step")}

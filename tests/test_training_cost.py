@@ -78,6 +78,13 @@ def test_a_trial_measures_every_eager_arm(training: ModuleType) -> None:
     assert TrainingRecord.model_validate_json(found.model_dump_json()) == found
 
 
+@pytest.mark.parametrize("arm", ["native", "bf16", "wag"])
+def test_the_arms_of_the_gpu_take_their_steps_on_a_processor_too(training: ModuleType, arm: str) -> None:
+    step = training.make_step(arm, training.SIZES["quick"], "cpu")
+    step()
+    step()
+
+
 def test_the_page_says_what_the_record_says(tmp_path: Path) -> None:
     (tmp_path / "training.json").write_text(json.dumps(record()))
     text = shown(tmp_path)
