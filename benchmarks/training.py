@@ -212,6 +212,19 @@ def _peak_resident() -> float:
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
 
+def compiles(device: str) -> bool:
+    """Whether torch.compile works here; without a C++ compiler (Triton on a GPU) it does not."""
+    import torch
+
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        return False
+    return True
+
+
 def bench(device: str, quick: bool, turns: int, show: Callable[[str], None]) -> TrainingRecord:
     """Measure every arm."""
     import numpy
@@ -225,6 +238,9 @@ def bench(device: str, quick: bool, turns: int, show: Callable[[str], None]) -> 
         names += [] if quick else ["fp32-compiled", "w-compiled", "wag-compiled"]
     else:
         names = ["fp32", "wag", "bf16", "native", "fp32-compiled", "wag-compiled", "bf16-compiled", "native-compiled"]
+    if not quick and not compiles(device):
+        show("no compiler: compiled arms are left out")
+        names = [name for name in names if not name.endswith("-compiled")]
     steps = {name: make_step(name, sizes, device) for name in names}
 
     def baseline_of(name: str) -> str:

@@ -10,6 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from compiler import needs_compiler  # noqa: E402
+
 from altgrad.formats import FP32, FloatFormat, get_format  # noqa: E402
 from altgrad.models import GPT  # noqa: E402
 from altgrad.nn import (  # noqa: E402
@@ -338,6 +340,7 @@ def test_native_products_name_the_layer_whose_sizes_do_not_fit() -> None:
         Policy(compute="fast")
 
 
+@needs_compiler
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile, about torch itself
 def test_a_compiled_model_has_the_eager_models_gradients() -> None:
     ends = []

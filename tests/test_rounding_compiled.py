@@ -13,6 +13,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from compiler import needs_compiler  # noqa: E402
+
 from altgrad.formats import BF16, E8M0, ROUNDINGS, FloatFormat, get_format  # noqa: E402
 from altgrad.rounding import compile_quantize, fake_quantize, quantize, quantize_counted  # noqa: E402
 
@@ -21,17 +23,6 @@ FORMATS = [E4M3, get_format("e7m0"), get_format("p3109_k8p3"), BF16, E8M0]
 ROOT = Path(__file__).parent.parent
 
 
-def has_compiler() -> bool:
-    """Whether torch.compile can build anything here."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        return bool(get_cpp_compiler())
-    except Exception:
-        return False
-
-
-compiled = pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
 pytestmark = [  # torch's own, when the parts of it that compile are imported, and when they trace a Function
     pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
@@ -62,7 +53,7 @@ def graphs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-@compiled
+@needs_compiler
 @pytest.mark.parametrize("formats", [FORMATS[:1], FORMATS[1:]], ids=["e4m3", "others"])
 def test_inside_ones_own_graph_every_rounding_gives_the_bits_of_the_eager_form(formats: list[FloatFormat]) -> None:
     if E4M3 in formats:
@@ -80,7 +71,7 @@ def test_inside_ones_own_graph_every_rounding_gives_the_bits_of_the_eager_form(f
         assert same(one, expected), variant
 
 
-@compiled
+@needs_compiler
 def test_ones_own_function_may_be_called_with_one_format_after_another() -> None:
     def both(x: torch.Tensor, fmt: FloatFormat) -> torch.Tensor:
         return quantize(x, fmt) + fake_quantize(x, fmt, scale=2.0, gradient="mask")
@@ -91,7 +82,7 @@ def test_ones_own_function_may_be_called_with_one_format_after_another() -> None
         assert same(whole(x, fmt), both(x, fmt)), fmt
 
 
-@compiled
+@needs_compiler
 def test_quantizers_and_their_gradients_are_part_of_ones_own_graph() -> None:
     def network(x: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         y = fake_quantize(x * 2, E4M3, gradient="mask") @ fake_quantize(weight, get_format("e5m2"), scale=0.5)
@@ -114,7 +105,7 @@ def test_quantizers_and_their_gradients_are_part_of_ones_own_graph() -> None:
     assert (results[0][1] == 0).sum() > 5, "the mask has something to do"
 
 
-@compiled
+@needs_compiler
 def test_one_compiled_function_serves_all_sizes_and_strides() -> None:
     run = compile_quantize(E4M3)
     x = inputs(E4M3, 30_000)
@@ -135,7 +126,7 @@ def test_one_compiled_function_serves_all_sizes_and_strides() -> None:
     assert not run(torch.nn.Parameter(x)).requires_grad
 
 
-@compiled
+@needs_compiler
 def test_scales_out_and_other_dtypes_give_the_bits_of_the_eager_form() -> None:
     run = compile_quantize(E4M3, saturate=False)
     x = inputs(E4M3, 24_000).view(60, 400)
@@ -160,7 +151,7 @@ def test_scales_out_and_other_dtypes_give_the_bits_of_the_eager_form() -> None:
         assert same(run(x.to(dtype)), quantize(x.to(dtype), E4M3, saturate=False))
 
 
-@compiled
+@needs_compiler
 @pytest.mark.parametrize("counted", [False, True], ids=["values", "counted"])
 def test_stochastic_draws_are_those_of_the_eager_form(counted: bool) -> None:
     run = compile_quantize(E4M3, rounding="stochastic", counted=counted)
@@ -186,7 +177,7 @@ def test_stochastic_draws_are_those_of_the_eager_form(counted: bool) -> None:
     assert graphs() == made, "another seed is no other graph"
 
 
-@compiled
+@needs_compiler
 @pytest.mark.parametrize("fmt", [get_format("e7m0"), BF16], ids=lambda fmt: fmt.name)
 def test_counts_and_ulp_fields_are_those_of_the_eager_form(fmt: FloatFormat) -> None:
     run = compile_quantize(fmt, counted=True)
@@ -211,7 +202,7 @@ def test_counts_and_ulp_fields_are_those_of_the_eager_form(fmt: FloatFormat) -> 
     assert found[2:] == expected[2:]
 
 
-@compiled
+@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_flips_compare_what_is_stored_where_the_dtype_is_narrower_than_the_grid(dtype: torch.dtype) -> None:
     run = compile_quantize(E4M3, counted=True)
@@ -225,14 +216,14 @@ def test_flips_compare_what_is_stored_where_the_dtype_is_narrower_than_the_grid(
         assert expected.flips == int((previous != before).sum())
 
 
-@compiled
+@needs_compiler
 def test_an_overlapping_out_gets_what_a_fresh_one_would() -> None:
     memory = inputs(E4M3, 5000)
     expected = quantize(memory[:-1], E4M3)
     assert same(compile_quantize(E4M3)(memory[:-1], out=memory[1:]), expected)
 
 
-@compiled
+@needs_compiler
 def test_out_may_be_x_or_previous_when_counted() -> None:
     run = compile_quantize(E4M3, counted=True)
     fresh = inputs(E4M3, 5000)
