@@ -21,7 +21,6 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,15 +133,6 @@ class Policy:
                     raise ValueError(f"native compute multiplies e4m3 and e5m2, and {name} is {spec.format.name}")
                 if spec.scaling.kind in _BLOCK_KINDS or spec.scaling.granularity != "tensor":
                     raise ValueError(f"native compute has one scale a tensor, and {name} has several")
-
-    @classmethod
-    def of_names(cls, weight: str, activation: str, grad_output: str, **rest: Any) -> Policy:
-        """The policy with formats given by name.
-
-        Raises:
-            ValueError: unknown format.
-        """
-        return cls(get_format(weight), get_format(activation), get_format(grad_output), **rest)
 
     def operand(self, name: str) -> Operand:
         """What happens to weight, activation or grad_output."""

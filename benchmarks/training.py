@@ -49,7 +49,7 @@ REASONS = {
 """What is known of an arm that misses its goal."""
 
 
-def policies(native: bool) -> dict[str, Any]:
+def policies() -> dict[str, Any]:
     """The quantized arms by name."""
     from altgrad.formats import get_format
     from altgrad.nn import Operand, Policy, Scaling
@@ -57,16 +57,14 @@ def policies(native: bool) -> dict[str, Any]:
     e4m3, e5m2 = get_format("e4m3"), get_format("e5m2")
     stochastic = Operand(e4m3, rounding="stochastic")
     mx = Operand(e4m3, scaling=Scaling("mx"))
-    found = {
+    return {
         "fp32": None,
         "w": Policy(weight=e4m3),
         "wag": Policy(e4m3, e4m3, e4m3),
         "wag-stochastic-gradients": Policy(e4m3, e4m3, stochastic),
         "wag-mx": Policy(mx, mx, mx),
+        "native": Policy(e4m3, e4m3, e5m2, compute="native"),
     }
-    if native:
-        found["native"] = Policy(e4m3, e4m3, e5m2, compute="native")
-    return found
 
 
 def make_step(arm: str, sizes: dict[str, int], device: str) -> Callable[[], None]:
@@ -78,7 +76,7 @@ def make_step(arm: str, sizes: dict[str, int], device: str) -> Callable[[], None
 
     name = arm.removesuffix("-compiled")
     model = GPT(VOCABULARY, **{key: sizes[key] for key in ("layers", "dim", "heads", "context")}, seed=0).to(device)
-    policy = policies(native=True).get(name)
+    policy = policies().get(name)
     if policy is not None:
         quantize_model(model, policy)
     if name in ("bf16", "native"):

@@ -20,6 +20,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from altgrad.config import ExperimentConfig, UsageError, load_config, parse_config  # noqa: E402
+from altgrad.formats import get_format  # noqa: E402
 from altgrad.models import GPT  # noqa: E402
 from altgrad.nn import Policy, quantize_model, quantized_layers  # noqa: E402
 from altgrad.runs import RunExists, read_run  # noqa: E402
@@ -410,7 +411,7 @@ def test_an_unquantized_run_is_the_plain_torch_loop_bit_by_bit(tmp_path: Path, c
 
 def test_a_default_quantized_run_is_nearest_even_at_the_current_amax(tmp_path: Path, corpus: Corpus) -> None:
     history = read_run(run(tmp_path, corpus, **E5M2).path).history
-    model = quantize_model(GPT(96, **SMALL["model"], seed=0), Policy.of_names("e5m2", "e5m2", "e5m2"))
+    model = quantize_model(GPT(96, **SMALL["model"], seed=0), Policy(*[get_format("e5m2")] * 3))
     optimizer = build_optimizer(config(**E5M2), model)
     assert type(optimizer) is torch.optim.AdamW
     batches = Batches(corpus, config(), torch.device("cpu"))
