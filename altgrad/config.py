@@ -209,6 +209,26 @@ class StabilityConfig(_Section):
     shift_to: FormatName | None = None
 
 
+class TelemetryConfig(_Section):
+    """What a run measures about its layers. `layers_every` says at which steps a look is taken (0: never).
+
+    `operands`: counts of every operand of the products. `updates`: flips, updates and the stall ratio of the
+    optimizer's real step. `gradients`: norms of each weight's gradient. `geometry`: where weights and steps lie on the
+    grid. `rank_every` and `codes_every`: rank health and the histogram over the format's codes, at every so many looks
+    (0: never). `shadow`: the same batch without any rounding, to compare gradients with (costs a pass more a look).
+    `watch`: norms of every weight and gradient at every step, so that what breaks is named at the step it breaks.
+    """
+
+    operands: bool = True
+    updates: bool = True
+    gradients: bool = True
+    geometry: bool = True
+    rank_every: int = Field(1, ge=0)
+    codes_every: int = Field(5, ge=0)
+    shadow: bool = False
+    watch: bool = True
+
+
 class CheckpointConfig(_Section):
     """Checkpoints: every so many steps (0: none), how many are kept; the best and an anomaly's are kept besides."""
 
@@ -251,6 +271,7 @@ class ExperimentConfig(_Section):
     accumulate: int = _later(1, ge=1)  # batches whose gradients are averaged into one step
     compile: bool = _later(False)  # the model through torch.compile
     stability: StabilityConfig = _later(StabilityConfig())
+    telemetry: TelemetryConfig = _later(TelemetryConfig())
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
 
