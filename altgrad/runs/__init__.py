@@ -3,6 +3,7 @@
 A run's folder holds
 
 - ``run.json``: resolved config, data and code fingerprints, environment, status, failure, summary, W&B address;
+- ``failure.md``: the failure of a run that ended badly as people read it (`altgrad explain` makes the same);
 - ``history.jsonl`` while the run goes, ``history.parquet`` after it: one row a logged step;
 - ``layers.jsonl`` / ``layers.parquet``: the long table step, layer, layer_type, operand, statistic, value;
 - ``checkpoints/`` where the config asks for them (`altgrad.training.checkpoint`); readers pass over it;
@@ -10,7 +11,17 @@ A run's folder holds
 """
 
 from altgrad.runs.pack import pack_study
-from altgrad.runs.schema import FAILURE_KINDS, LAYER_COLUMNS, STATUSES, Failure, Problem, RecordError, arm_id, run_id
+from altgrad.runs.schema import (
+    FAILURE_KINDS,
+    LAYER_COLUMNS,
+    STATUSES,
+    Alarm,
+    Failure,
+    Problem,
+    RecordError,
+    arm_id,
+    run_id,
+)
 from altgrad.runs.store import (
     RunRecord,
     RunSet,
@@ -26,6 +37,7 @@ __all__ = [
     "FAILURE_KINDS",
     "LAYER_COLUMNS",
     "STATUSES",
+    "Alarm",
     "Failure",
     "NothingToResume",
     "Problem",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import altgrad
 from altgrad.config import ExperimentConfig, UsageError
@@ -49,6 +50,26 @@ class Problem:
     reason: str
 
 
+class Alarm(NamedTuple):
+    """Something found wrong while a run goes on: in the record an event of kind "warning" with these fields.
+
+    Attributes:
+        what: a short name: "nonfinite", "jump", "zeroed", "rank_collapse", "overflow", "underflow", "stall",
+            "gradient_vanishing".
+        tensor: the parameter (``blocks.0.mlp.up.weight``), its gradient (``....weight.grad``) or the operand
+            (``blocks.0.mlp.up.activation``) it was seen in.
+        phase: forward, backward or optimizer.
+        value: the figure that raised it, in the unit of the measure; may be NaN or infinite (null in run.json).
+        message: one line for people, with the figure and what it is held against.
+    """
+
+    what: str
+    tensor: str
+    phase: str
+    value: float
+    message: str
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why a run ended badly, and where it began.
@@ -58,7 +79,13 @@ class Failure:
         step: first bad step.
         tensor: the layer and operand in which it was seen first, or None where no tensor can be named.
         phase: forward, backward or optimizer; None where it is not known.
-        message: one line for people.
+        message: one line for people: how the run ended.
+        cause: one line for people: what `tensor` and `phase` were named for; empty where they are not known.
+        diagnostics: the last figures of the layers, a dict an operand: step, layer, operand, and statistics by name.
+        losses: [step, training loss] up to the end, thinned.
+        advice: what to try, a line each.
+
+    NaN and infinity are None in `diagnostics` and `losses`. Records of earlier versions have none of the last four.
     """
 
     kinds: tuple[str, ...]
@@ -66,23 +93,47 @@ class Failure:
     tensor: str | None = None
     phase: str | None = None
     message: str = ""
+    cause: str = ""
+    diagnostics: tuple[dict[str, Any], ...] = ()
+    losses: tuple[tuple[int, float | None], ...] = ()
+    advice: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for key in ("kinds", "diagnostics", "losses", "advice"):  # JSON has lists
+            object.__setattr__(self, key, tuple(getattr(self, key)))
         unknown = set(self.kinds) - set(FAILURE_KINDS)
         if unknown or not self.kinds:
             raise ValueError(f"failure kinds {sorted(unknown)} must be one or more of {', '.join(FAILURE_KINDS)}")
-        if (
-            not isinstance(self.step, int)
-            or not isinstance(self.tensor, str | None)
-            or not isinstance(self.message, str)
-        ):
-            raise ValueError("failure step is an integer, tensor and message are text")
+        if not isinstance(self.step, int) or not isinstance(self.tensor, str | None):
+            raise ValueError("failure step is an integer, tensor is text")
+        if not all(isinstance(text, str) for text in (self.message, self.cause, *self.advice)):
+            raise ValueError("failure message, cause and advice are text")
         if self.phase is not None and self.phase not in PHASES:
             raise ValueError(f"failure phase {self.phase!r} must be one of {', '.join(PHASES)}")
+        if not all(isinstance(row, Mapping) for row in self.diagnostics):
+            raise ValueError("failure diagnostics are objects")
+        object.__setattr__(self, "losses", tuple(_loss(pair) for pair in self.losses))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""
-        return asdict(self) | {"kinds": list(self.kinds)}
+        found: dict[str, Any] = json_ready(asdict(self))
+        return found
+
+
+def _loss(pair: Any) -> tuple[int, float | None]:
+    step, loss = pair
+    if not isinstance(step, int) or not isinstance(loss, int | float | None):
+        raise ValueError("failure losses are pairs of a step and a number")
+    return step, loss
+
+
+def json_ready(value: Any) -> Any:
+    """`value` with lists for tuples, and null for NaN and infinities: run.json stays standard JSON."""
+    if isinstance(value, Mapping):
+        return {key: json_ready(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def without_paths(text: str) -> str:

@@ -23,9 +23,20 @@ import pyarrow.parquet as pq
 
 import altgrad
 from altgrad.config import ExperimentConfig, UsageError, one_line
-from altgrad.runs.schema import LAYER_COLUMNS, SCHEMA_VERSION, Failure, arm_id, code_fingerprint, run_id, without_paths
+from altgrad.runs.schema import (
+    LAYER_COLUMNS,
+    SCHEMA_VERSION,
+    Failure,
+    arm_id,
+    code_fingerprint,
+    json_ready,
+    run_id,
+    without_paths,
+)
 
 FSYNC_SECONDS = 5.0
+REPORT = "failure.md"
+"""The failure as people read it, beside run.json, which holds the same."""
 
 
 class RunExists(UsageError):
@@ -52,6 +63,7 @@ class RunWriter:
         self._synced = time.monotonic()
         self._started = self._synced - seconds
         self._closed = False
+        self._failure: Failure | None = None
 
     @classmethod
     def create(
@@ -167,6 +179,7 @@ class RunWriter:
         run |= {"status": "running", "ended": None, "seconds": None, "failure": None, "summary": {}}
         run.pop("message", None)
         write_json(path / "run.json", run)
+        (path / REPORT).unlink(missing_ok=True)
         return cls(path, run, lock, seconds)
 
     @property
@@ -187,8 +200,8 @@ class RunWriter:
             _write_all(self._layers, "\n".join(lines) + "\n")
 
     def event(self, kind: str, step: int, **detail: Any) -> None:
-        """Record something that happened (a warning, a shift of scale) in run.json at once."""
-        self.run["events"].append({"kind": kind, "step": step, **detail})
+        """Record something that happened (a warning, a shift of scale) in run.json at once; NaN becomes null."""
+        self.run["events"].append({"kind": kind, "step": step, **json_ready(detail)})
         write_json(self.path / "run.json", self.run)
 
     def set_wandb_url(self, url: str | None) -> None:
@@ -200,9 +213,19 @@ class RunWriter:
         """Mark the run finished and turn its tables into Parquet."""
         self._close("finished", summary=dict(summary))
 
+    def explain(self, failure: Failure, report: str) -> None:
+        """Why the run is about to end badly, for run.json, however the block is left; `report` is failure.md.
+
+        Raises:
+            OSError: the report cannot be written; run.json will have the failure.
+        """
+        self._failure = failure
+        write_text(self.path / REPORT, report)
+
     def fail(self, failure: Failure, summary: Mapping[str, Any] | None = None) -> None:
         """Mark the run failed: it ended by itself, badly, and `failure` says why."""
-        self._close("failed", summary=dict(summary or {}), failure=failure)
+        self._failure = failure
+        self._close("failed", summary=dict(summary or {}))
 
     def __enter__(self) -> RunWriter:
         return self
@@ -236,11 +259,11 @@ class RunWriter:
     def _append(self, file: IO[bytes], row: Mapping[str, Any]) -> None:
         _write_all(file, json.dumps(row, default=float) + "\n")
 
-    def _close(self, status: str, summary: dict[str, Any] | None = None, failure: Failure | None = None) -> None:
+    def _close(self, status: str, summary: dict[str, Any] | None = None) -> None:
         self.sync()
         for name in ("history", "layers"):
             _to_parquet(self.path / f"{name}.jsonl", self.path / f"{name}.parquet")
-        self._mark(status, summary, failure)
+        self._mark(status, summary)
         self._history.close()
         self._layers.close()
         for name in ("history", "layers"):
@@ -248,21 +271,26 @@ class RunWriter:
         self._lock.close()
         self._closed = True
 
-    def _mark(self, status: str, summary: dict[str, Any] | None = None, failure: Failure | None = None) -> None:
+    def _mark(self, status: str, summary: dict[str, Any] | None = None) -> None:
         self.run |= {
             "status": status,
             "ended": _now(),
             "seconds": round(time.monotonic() - self._started, 3),
-            "summary": _json_safe(summary or {}),
-            "failure": failure.to_json() if failure else None,
+            "summary": json_ready(summary or {}),
+            "failure": self._failure.to_json() if self._failure else None,
         }
         write_json(self.path / "run.json", self.run)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old or the new file, never a part: temporary file, fsync, replace."""
+    """Write JSON as `write_text` does."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old or the new one, never a part: temporary file, fsync, replace."""
     with _replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
@@ -413,15 +441,6 @@ def _set_aside(path: Path) -> None:
     while (target := path.with_name(f"{path.name}.{number}.old")).exists():
         number += 1
     path.rename(target)
-
-
-def _json_safe(value: Any) -> Any:
-    """NaN and infinities as null: run.json stays standard JSON."""
-    if isinstance(value, dict):
-        return {key: _json_safe(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_safe(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _now() -> str:
