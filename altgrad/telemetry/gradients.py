@@ -16,11 +16,11 @@ def gradient_statistics(gradient: Tensor) -> dict[str, float]:
     Args:
         gradient: of the loss for a weight, any shape, floating dtype and device, dense or sparse.
 
-    Measures:
+    Measures (gradient):
         norm_l2 [loss per unit of the weight; at least 0]: sqrt(sum g^2).
         norm_inf [loss per unit of the weight; at least 0]: max |g|.
-        zero [fraction; 0 to 1]: count(g = 0) / count(all): elements that pass no gradient, exactly 0. Left out where
-            there are no elements.
+        zero [fraction; 0 to 1]: count(g = 0) / count(all). Elements without a gradient, exactly 0. Left out where there
+            are no elements.
         nonfinite [elements; at least 0]: count(g is NaN or infinite).
     """
     g = gradient.detach()

@@ -52,10 +52,10 @@ def shadow_statistics(gradient: Tensor, reference: Tensor) -> dict[str, float]:
     Args:
         gradient, reference: of one shape, dense or sparse; computed with in float64.
 
-    Measures:
-        shadow_cosine [cosine; -1 to 1]: sum g h / (||g|| ||h||): 1 where rounding left the direction as it was. Left
+    Measures (gradient):
+        shadow_cosine [cosine; -1 to 1]: sum g h / (||g|| ||h||). 1 where rounding left the direction as it was. Left
             out where g or h is zero or not finite.
-        shadow_snr_db [dB; any]: 10 log10(||h||^2 / ||g - h||^2): 0 dB is a gradient whose error is as large as itself.
+        shadow_snr_db [dB; any]: 10 log10(||h||^2 / ||g - h||^2). 0 dB is a gradient whose error is as large as itself.
             Left out where g equals h, and where h is zero or one of them not finite.
     """
     g, h = (each.detach().to_dense().double().flatten() for each in (gradient, reference))
