@@ -4,7 +4,7 @@ Page -> write_folder   plain markdown with SVG and CSV files beside it (reports/
      -> write_mkdocs   the same through mkdocs-gen-files (the site)
 """
 
-from altgrad.pages.chart import BACKGROUND, FOREGROUND, GRID, MUTED, PALETTE, fixed_svg, inline_svg
+from altgrad.pages.chart import BACKGROUND, FOREGROUND, GRID, HEAT, MUTED, PALETTE, fixed_svg, inline_svg
 from altgrad.pages.content import (
     Block,
     Bullets,
@@ -39,6 +39,7 @@ __all__ = [
     "BACKGROUND",
     "FOREGROUND",
     "GRID",
+    "HEAT",
     "MUTED",
     "PALETTE",
     "Block",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PALETTE = ("#1a6b8f", "#c2571a", "#3a7d44", "#8a4fa3", "#a07a12", "#b23a52", "#4a5fb0", "#5b6b64")
 """Eight colours told apart with the common colour-vision deficiencies; each 4.5:1 on white, or close to it."""
+HEAT = ("#e9e7d9", "#e8ce90", "#e69e53", "#d1683d", "#9f393c", "#5e2133")
+"""Six levels from harmless to worst, ever darker (in the dark palette ever brighter), so that lightness alone tells."""
 FOREGROUND = "#21262c"
 MUTED = "#5c6670"
 GRID = "#dde1e4"
@@ -30,6 +32,7 @@ _VARIABLES = {
     GRID: "--chart-grid",
     BACKGROUND: "--md-default-bg-color",
     **{colour: f"--chart-{number}" for number, colour in enumerate(PALETTE, start=1)},
+    **{colour: f"--heat-{number}" for number, colour in enumerate(HEAT, start=1)},
 }
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -77,9 +80,13 @@ def fixed_svg(chart: Chart) -> bytes:
     from matplotlib.figure import Figure
 
     with mpl.rc_context({**_STYLE, "svg.hashsalt": chart.id, "axes.prop_cycle": cycler(color=PALETTE)}):
-        figure = Figure(figsize=(chart.width, chart.height), layout="constrained")
+        figure = Figure(figsize=(chart.width, chart.height), layout=None if chart.margins else "constrained")
         figure.patch.set_visible(False)
         axes: Axes = figure.subplots()
+        if chart.margins:
+            left, right, bottom, top = chart.margins
+            across, up = chart.width, chart.height
+            figure.subplots_adjust(left / across, bottom / up, 1 - right / across, 1 - top / up)
         axes.set_facecolor("none")
         chart.draw(axes)
         canvas: Any = FigureCanvasSVG(figure)

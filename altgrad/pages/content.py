@@ -227,6 +227,8 @@ class Chart:
         data: What is plotted, written as CSV beside the chart.
         draw: Draws onto matplotlib axes with the colours of `altgrad.pages.chart`.
         width, height: Size in inches.
+        margins: Left, right, bottom and top of the axes in inches; measured from the labels where it is not given, which
+            costs as much time as the drawing.
     """
 
     id: str
@@ -236,6 +238,7 @@ class Chart:
     draw: Callable[[Axes], None] = field(compare=False)
     width: float = 7.2
     height: float = 3.6
+    margins: tuple[float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
         check_path(self.id)

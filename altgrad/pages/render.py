@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from html import escape as escape_html
 
@@ -73,6 +73,14 @@ def render(page: Page, dialect: Dialect) -> str:
         lines = [f"- **{escape(label)}:** {dialect.inline(value)}" for label, value in page.provenance.lines]
         parts += [_heading(Heading("Provenance"), dialect), "\n".join(lines)]
     return (_front_matter(page) if dialect.site else "") + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def fragment(blocks: Iterable[Block], dialect: Dialect) -> str:
+    """Blocks as markdown for the middle of a hand-written page; they may have no files beside them."""
+    page = Page("fragment", "", tuple(blocks))
+    if files(page, dialect):
+        raise ValueError("a fragment has no page that its charts and tables' data could lie beside")
+    return "\n\n".join(_block(block, page, dialect) for block in page.blocks)
 
 
 def files(page: Page, dialect: Dialect) -> dict[str, bytes]:

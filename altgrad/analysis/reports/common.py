@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,9 +21,11 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.config import UsageError
 from altgrad.pages import (
     FOREGROUND,
+    HEAT,
     MUTED,
     Block,
     Bullets,
+    Chart,
     CodeBlock,
     Column,
     Details,
@@ -37,14 +40,19 @@ from altgrad.pages import (
     code,
     md,
 )
-from altgrad.pages.content import Text
+from altgrad.pages.content import Text, shorten, visible
 from altgrad.runs.schema import code_fingerprint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.patches import PathPatch
 
 HEADLINE_SEEDS = 16
 """Findings from fewer pairs than this are labelled as a pilot."""
+HEAT_COLUMNS = 60
+"""Most columns of a heat map's panel; of more looks, neighbours share a column that shows the worst."""
+HEAT_ROWS = 40
+"""Most rows of a heat map; of more layers, those with the worst values are drawn."""
 
 _SYNC = md(
     "To have runs in a project on {wandb}, record them with tracking and sync their files:",
@@ -284,6 +292,185 @@ def reference_line(axes: Axes, label: str) -> None:
         textcoords="offset points",
         va="center",
         color=MUTED,
+    )
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The six levels of a heat map, harmless first, with fixed edges: maps of one figure compare across pages.
+
+    Attributes:
+        edges: the five edges between levels; rising where a larger value is worse, falling where a smaller one is.
+        legend: the six levels in words.
+        text: how a value is written.
+        missing: what a missing value means, in words.
+    """
+
+    edges: tuple[float, ...]
+    legend: tuple[str, ...]
+    text: Callable[[float], str]
+    missing: str = "not recorded"
+
+    @property
+    def sign(self) -> int:
+        """1 where larger is worse, -1 where smaller is."""
+        return 1 if self.edges[-1] > self.edges[0] else -1
+
+    def of(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The level of each value, 0 to 5; -1 for NaN. An edge itself belongs to the worse level where larger is worse,
+        and to the better one where smaller is."""
+        side: Literal["left", "right"] = "right" if self.sign > 0 else "left"
+        found = np.searchsorted(self.sign * np.array(self.edges), self.sign * values, side=side)
+        return np.where(np.isnan(values), -1, found)
+
+
+def heat_map(
+    identity: str, title: str, data: pd.DataFrame, levels: Levels, panels: dict[str, str], note: str = ""
+) -> Chart:
+    """Layers by step in six levels, a panel for each operand side by side: where and when a figure is bad.
+
+    One path a level with neighbouring cells merged, so that the drawing stays small. Missing values are drawn as a
+    line; where a layer has no value of an operand at all (an embedding reads no activations), nothing is drawn.
+
+    Args:
+        identity: the chart's id.
+        title: the chart's title.
+        data: columns layer, operand, step, value, one row a cell; layers are drawn in the order in which they come.
+        levels: what the colours mean.
+        panels: titles of the operands, in the order of the panels; those without data are left out.
+        note: what the description says first, such as whose runs these are.
+    """
+    shown = [name for name in panels if (data["operand"] == name).any()]
+    steps = np.sort(data["step"].unique())
+    layers = list(dict.fromkeys(data["layer"]))
+    table = data.pivot_table(index="layer", columns=["operand", "step"], values="value", observed=True, dropna=False)
+    table = table.reindex(index=layers, columns=pd.MultiIndex.from_product([shown, steps]))
+    cells = table.to_numpy(dtype=np.float64).reshape(len(layers), len(shown), len(steps))
+    cells, first_steps = _shared_columns(cells, steps, levels.sign)
+    said = _heat_words(cells, layers, [panels[name] for name in shown], first_steps, levels)
+    rows, left_out = _worst_rows(cells, levels.sign), ""
+    if len(rows) < len(layers):
+        left_out = f" Of {len(layers)} layers the {len(rows)} with the worst values are drawn."
+    if len(first_steps) < len(steps):
+        left_out += f" {len(steps)} looks share {len(first_steps)} columns; each shows the worst of its looks."
+    drawn, names_ = levels.of(cells[rows]), [shorten(visible(layers[row]), 34) for row in rows]
+    height, left = 0.17 * len(rows) + 0.95, 0.3 + 0.062 * max(len(name) for name in names_)
+    width = 7.2
+
+    def draw(axes: Axes) -> None:
+        offsets = panel_axes(axes, [panels[name] for name in shown], [(0, str(steps[0])), (1, str(steps[-1]))])
+        axes.set_ylim(len(rows), 0)
+        axes.set_yticks(np.arange(len(rows)) + 0.5, names_, fontsize=8)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        boxes: list[list[tuple[float, float, float, float]]] = [[] for _ in range(len(HEAT) + 1)]
+        for row, number in itertools.product(range(len(rows)), range(len(shown))):
+            line, offset = drawn[row, number], offsets[number]
+            for level, start, stop in _runs(line) if (line >= 0).any() else ():
+                half = 0.44 if level >= 0 else 0.03
+                x0, x1 = offset + start / len(line), offset + stop / len(line)
+                boxes[level].append((x0, x1, row + 0.5 - half, row + 0.5 + half))
+        inch, up = axes.viewLim.width / (width - left - 0.15), 1 / 0.17
+        place, below = (0.1 - left) * inch, len(rows) + 0.45 * up
+        for level, word in enumerate([*levels.legend, *([levels.missing] if boxes[-1] else [])]):
+            half = (0.055 if level < len(HEAT) else 0.01) * up
+            boxes[level].append((place, place + 0.13 * inch, below - half, below + half))
+            axes.text(place + 0.18 * inch, below, word, va="center", fontsize=8, color=FOREGROUND)
+            place += (0.36 + 0.06 * len(word)) * inch
+        for found, colour in zip(boxes, (*HEAT, MUTED), strict=True):
+            if found:
+                axes.add_patch(_rectangles(found, colour))
+
+    return Chart(
+        identity,
+        title,
+        f"{note} {said}{left_out}".strip(),
+        data.sort_values(["operand", "step"], kind="stable", ignore_index=True),
+        draw,
+        width=width,
+        height=height,
+        margins=(left, 0.15, 0.65, 0.3),
+    )
+
+
+def panel_axes(axes: Axes, titles: Sequence[str], ticks: Sequence[tuple[float, str]]) -> list[float]:
+    """Make `axes` a row of panels, each one unit wide; returns where each begins.
+
+    Args:
+        axes: whose x axis is divided.
+        titles: one a panel.
+        ticks: places in a panel (0 to 1) and their labels; the outer ones are aligned inwards.
+    """
+    offsets = [1.04 * number for number in range(len(titles))]
+    axes.set_xlim(0, offsets[-1] + 1)
+    axes.set_xticks([])
+    axes.grid(visible=False, axis="both")
+    place = axes.get_xaxis_transform()
+    for offset, title in zip(offsets, titles, strict=True):
+        axes.annotate(title, (offset, 1), xycoords=place, xytext=(0, 5), textcoords="offset points", color=FOREGROUND)
+        for at, label in ticks:
+            aligned = "left" if at == 0 else "right" if at == 1 else "center"
+            label = f"step {label}" if at == 0 else label
+            below = {"xytext": (0, -5), "textcoords": "offset points", "ha": aligned, "va": "top", "fontsize": 8}
+            axes.annotate(label, (offset + at, 0), xycoords=place, color=MUTED, **below)
+    return offsets
+
+
+def _shared_columns(
+    cells: NDArray[np.float64], steps: NDArray[np.int64], sign: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """At most `HEAT_COLUMNS` columns, the worst of neighbours in one; and the first step of each."""
+    if len(steps) <= HEAT_COLUMNS:
+        return cells, steps
+    starts = np.unique(np.linspace(0, len(steps), HEAT_COLUMNS, endpoint=False).astype(int))
+    worst = np.fmax.reduceat(sign * cells, starts, axis=2)
+    return sign * worst, steps[starts]
+
+
+def _worst_rows(cells: NDArray[np.float64], sign: int) -> list[int]:
+    """The rows to draw, in order: all, or the `HEAT_ROWS` with the worst values."""
+    worst = np.where(np.isnan(cells), -np.inf, sign * cells).max(axis=(1, 2))
+    return sorted(np.argsort(-worst, kind="stable")[:HEAT_ROWS].tolist())
+
+
+def _runs(levels: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """(level, start, stop) of each run of equal levels."""
+    edges = [0, *(np.flatnonzero(np.diff(levels)) + 1).tolist(), len(levels)]
+    return [(int(levels[start]), start, stop) for start, stop in itertools.pairwise(edges)]
+
+
+def _rectangles(boxes: Sequence[tuple[float, float, float, float]], colour: str) -> PathPatch:
+    """All boxes (left, right, top, bottom) as one filled path, also outside of the axes."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    corners = [((x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)) for x0, x1, y0, y1 in boxes]
+    codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * len(boxes)
+    path = Path(np.array(corners).reshape(-1, 2), codes)
+    return PathPatch(path, facecolor=colour, edgecolor="none", linewidth=0, clip_on=False)
+
+
+def _heat_words(
+    cells: NDArray[np.float64],
+    layers: Sequence[str],
+    panels: Sequence[str],
+    steps: NDArray[np.int64],
+    levels: Levels,
+) -> str:
+    """A heat map in words: its extent, its worst layers with figures, and how many values are missing."""
+    known = ~np.isnan(cells)
+    missing = int((~known & known.any(axis=2, keepdims=True)).sum())
+    worst = np.where(known, levels.sign * cells, -np.inf).max(axis=2)
+    order = np.argsort(-worst, axis=None, kind="stable")[:3]
+    parts = []
+    for row, panel in zip(*np.unravel_index(order, worst.shape), strict=True):
+        if np.isfinite(worst[row, panel]) or known[row, panel].any():
+            column = int(np.argmax(np.where(known[row, panel], levels.sign * cells[row, panel], -np.inf)))
+            where = f"{layers[row]} {panels[panel]}" if len(panels) > 1 else layers[row]
+            parts.append(f"{where} {levels.text(cells[row, panel, column])} at step {steps[column]}")
+    absent = f" {missing} values are missing ({levels.missing})." if missing else ""
+    return (
+        f"{len(layers)} layers at {len(steps)} looks from step {steps[0]} to {steps[-1]}, for {names(panels)}. "
+        f"Worst: {'; '.join(parts)}.{absent}"
     )
 
 
