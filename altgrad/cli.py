@@ -1,4 +1,4 @@
-"""The command line: ``altgrad train CONFIG``. torch is imported only when something is trained."""
+"""The command line: ``altgrad train CONFIG`` and ``altgrad explain RUN_FOLDER``. torch is imported only to train."""
 
 from __future__ import annotations
 
@@ -12,13 +12,23 @@ from pathlib import Path
 from altgrad import __version__
 from altgrad.config import UsageError, load_config
 
+EXPLAINING = """Say what broke in a recorded run, where and when, as markdown on standard output.
+
+RUN_FOLDER is the folder of one run: OUT/<run id>, as `altgrad train` prints it. A run that failed, was stopped or was
+killed is explained from its record, which stays as it is; one that finished has its warnings, or nothing to explain.
+
+exit codes:
+  0 printed   2 there is no readable record; one line says what
+"""
+
 TRAINING_PACKAGES = ("torch", "rich", "safetensors")
 
 TRAINING = """Train one config and record the run.
 
 The record goes to OUT/<run id>/: run.json (config, environment, status, events, summary), history.parquet (a row a
-step), layers.parquet (statistics of every layer) and, where the config has checkpoint.every=N, checkpoints/ (step-<n>,
-best, anomaly: tensors as safetensors, the rest as JSON). A finished run is never overwritten; one that did not finish
+step), layers.parquet (statistics of every layer), failure.md for a run that ended badly (what broke, where and when)
+and, where the config has checkpoint.every=N, checkpoints/ (step-<n>, best, anomaly: tensors as safetensors, the rest
+as JSON). A finished run is never overwritten; one that did not finish
 is kept beside the new one as <run id>.<n>.old, or gone on with (--resume).
 """
 
@@ -37,13 +47,20 @@ exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0, 1 for a run that failed, 2 for a user's mistake, 130 for Ctrl-C."""
-    parser = argparse.ArgumentParser(prog="altgrad", description=__doc__.partition(":")[0] + ".")
+    parser = argparse.ArgumentParser(prog="altgrad", description="Train in simulated low precision, and explain runs.")
     parser.add_argument("--version", action="version", version=f"altgrad {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train one config and record the run")
     add_train_arguments(train, Path("experiments/runs"), "altgrad train")
+    explain = commands.add_parser(
+        "explain",
+        help="say what broke in a recorded run",
+        description=EXPLAINING,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    explain.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="the folder of one run")
     options = parser.parse_args(arguments)
-    return guarded(lambda: run_training(options))
+    return guarded(lambda: run_training(options) if options.command == "train" else run_explain(options))
 
 
 def add_train_arguments(parser: argparse.ArgumentParser, out: Path, command: str) -> None:
@@ -93,6 +110,7 @@ def run_training(options: argparse.Namespace) -> int:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on a GPU
     import torch
 
+    from altgrad.runs.writer import REPORT
     from altgrad.training import load_text, train
 
     corpus = None
@@ -110,8 +128,26 @@ def run_training(options: argparse.Namespace) -> int:
     if result.failure:
         where = f" ({result.failure.tensor}, {result.failure.phase})" if result.failure.tensor else ""
         print(f"failure from step {result.failure.step}{where}: {result.failure.message}")
+        if (report := result.path / REPORT).exists():
+            print(f"report: {report}")
     print(f"record: {result.path}")
     return 1 if result.failure else 0
+
+
+def run_explain(options: argparse.Namespace) -> int:
+    """Print why the run in the folder ended badly, and return the exit code.
+
+    Raises:
+        UsageError: the folder holds no readable record.
+    """
+    from altgrad.analysis.reports.failure_report import failure_report
+    from altgrad.runs import read_run
+
+    folder: Path = options.folder
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; give the folder of one run, OUT/<run id>")
+    sys.stdout.write(failure_report(read_run(folder)))
+    return 0
 
 
 def guarded(command: Callable[[], int]) -> int:
