@@ -18,16 +18,29 @@ Shape suffixes: N rows (batch x time), I inputs, O outputs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from altgrad.formats import FP32, ROUNDINGS, FloatFormat, get_format
-from altgrad.rounding import quantize
-from altgrad.scaling import DelayedScale, amax_scale, quantize_blocks, quantize_mx, quantize_nvfp4, static_scale
+from altgrad.rounding import quantize, quantize_counted
+from altgrad.scaling import (
+    MX_BLOCK,
+    NVFP4_BLOCK,
+    DelayedScale,
+    amax_scale,
+    expand_blocks,
+    mx_scale,
+    nvfp4_scales,
+    quantize_blocks,
+    quantize_blocks_counted,
+    static_scale,
+)
 
 LAYER_TYPES = ("attention", "mlp", "embedding", "head")
 OPERANDS = ("weight", "activation", "grad_output")
@@ -36,10 +49,43 @@ GRANULARITIES = ("tensor", "row", "block")
 _BLOCK_KINDS = ("mx", "mx_rceil", "nvfp4")
 NATIVE_DTYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
-Observer = Callable[[str, str, str, Tensor, Tensor, FloatFormat, "Tensor | None"], None]
-"""Called with (layer, layer_type, operand, real values, quantized values, format, scale) of every operand.
 
-The scale is None for 1 and for the block formats, whose blocks have scales of their own."""
+class Reading(NamedTuple):
+    """One operand as a matrix product reads it, and what rounding did to it, counted in the pass that rounds.
+
+    Attributes:
+        layer, layer_type, operand: the layer's dotted name, its type, and weight, activation or grad_output.
+        real: the operand before rounding: weight [O, I], activation [..., I], grad_output [..., O].
+        rounded: the values that the product reads, shape and dtype of `real`; `real` itself for an FP32 operand and
+            for a weight that lives on the grid, whose counts are 0.
+        format: of the grid.
+        scale: the dequantization scale; None is 1. It broadcasts to `real`, or is [..., blocks] where `block` is not 0.
+        overflow: elements whose rounded magnitude is beyond the format's largest value, infinities included; int64 [].
+        underflow: elements that were not zero and became zero; int64 [].
+        block: neighbours in the last dimension that share a scale; 0 where the scale broadcasts.
+    """
+
+    layer: str
+    layer_type: str
+    operand: str
+    real: Tensor
+    rounded: Tensor
+    format: FloatFormat
+    scale: Tensor | None
+    overflow: Tensor
+    underflow: Tensor
+    block: int = 0
+
+    @property
+    def element_scale(self) -> Tensor | None:
+        """The scale in a shape that broadcasts to the values; None is 1."""
+        if self.scale is None or not self.block:
+            return self.scale
+        return expand_blocks(self.scale, self.real.shape[-1], block=self.block)
+
+
+Observer = Callable[[Reading], None]
+"""Called with every operand that a product reads, in order of computation."""
 
 
 @dataclass(frozen=True)
@@ -187,65 +233,90 @@ class _Quantizer:
 
     def read(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
         """`operand`, with the scale it was rounded with: None for 1 and for the block formats."""
-        spec = self.policy.operand(name)
-        if spec.format is FP32:
-            rounded, scale = x, None
-        elif name == "weight" and self.grid_scale is not None:
-            rounded, scale = x, self.grid_scale
-        else:
-            rounded, scale = self._rounded(x, name, spec)
-        if self.observer is not None:
-            self.observer(self.layer, self.layer_type, name, x, rounded, spec.format, scale)
-        return rounded, scale
+        if self.observer is None:
+            return self._rounded(x, name)
+        reading = self._reading(x, name)
+        self.observer(reading)
+        return reading.rounded, None if reading.block else reading.scale
 
     def weight_as_read(self) -> Tensor:
         """The weight as the products would read it now, without a gradient and without a trace in any history."""
-        weight, spec, part = self.weight.detach(), self.policy.operand("weight"), self.clock.part
-        if spec.format is FP32 or self.grid_scale is not None:
-            return weight
-        self.clock.part = -1
-        try:
-            return self._rounded(weight, "weight", spec)[0]
-        finally:
-            self.clock.part = part
+        with self._without_trace():
+            return self._rounded(self.weight.detach(), "weight")[0]
 
-    def scale(self, x: Tensor, name: str) -> Tensor | None:
-        """The scale that operand `name` would have with the values `x`, broadcastable to them; None is 1."""
+    def weight_reading(self) -> Reading:
+        """`weight_as_read`, as an observer would see it."""
+        with self._without_trace():
+            return self._reading(self.weight.detach(), "weight")
+
+    def _rounded(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
+        fmt = self.policy.operand(name).format
+        if self._as_it_is(name):
+            return x, self._scale(x, name)[0]
+        scale, block = self._scale(x, name)
+        if block:
+            return quantize_blocks(x, fmt, scale, block=block, **self._rounding(name)), None
+        return quantize(x, fmt, scale=scale, check_scale=False, **self._rounding(name)), scale
+
+    def _reading(self, x: Tensor, name: str) -> Reading:
+        fmt, place = self.policy.operand(name).format, (self.layer, self.layer_type, name)
+        if self._as_it_is(name):
+            none = torch.zeros((), dtype=torch.int64, device=x.device)
+            return Reading(*place, x, x, fmt, self._scale(x, name)[0], none, none)
+        scale, block = self._scale(x, name)
+        if block:
+            found = quantize_blocks_counted(x, fmt, scale, block=block, **self._rounding(name))
+        else:
+            found = quantize_counted(x, fmt, scale=scale, check_scale=False, **self._rounding(name))
+        return Reading(*place, x, found.values, fmt, scale, found.overflow, found.underflow, block)
+
+    def _as_it_is(self, name: str) -> bool:
+        """Whether the products read the operand without rounding it."""
+        return self.policy.operand(name).format is FP32 or (name == "weight" and self.grid_scale is not None)
+
+    def _rounding(self, name: str) -> dict[str, Any]:
+        rounding = self.policy.operand(name).rounding
+        return {
+            "rounding": rounding,
+            "seed": self.clock.seed_of(self.layer, name) if rounding == "stochastic" else None,
+        }
+
+    def _scale(self, x: Tensor, name: str) -> tuple[Any, int]:
+        """The scale of `x` (a Tensor, or None for 1), and the elements of a block that has one of its own, or 0.
+
+        In training a delayed scale takes the amax of `x` into its history.
+        """
         spec = self.policy.operand(name)
         scaling, fmt = spec.scaling, spec.format
+        if fmt is FP32:
+            return None, 0
         if name == "weight" and self.grid_scale is not None:
-            return self.grid_scale
-        if scaling.kind == "none" or fmt is FP32:
-            return None
+            return self.grid_scale, 0
+        if scaling.kind == "none":
+            return None, 0
         if scaling.kind == "static":
             assert scaling.value is not None
-            return static_scale(scaling.value, device=x.device)
+            return static_scale(scaling.value, device=x.device), 0
         if scaling.kind == "delayed":
-            return self.delayed[name].scale(x)
-        return self._block_scale(x, scaling, fmt)
-
-    def _rounded(self, x: Tensor, name: str, spec: Operand) -> tuple[Tensor, Tensor | None]:
-        scaling, fmt = spec.scaling, spec.format
-        seed = self.clock.seed_of(self.layer, name) if spec.rounding == "stochastic" else None
+            evaluation = self.clock.part < 0 or not self.training  # which leaves no trace in the history
+            return self.delayed[name].scale(x) if evaluation else self.delayed[name].update(x), 0
         if scaling.kind in ("mx", "mx_rceil"):
-            rule = "floor" if scaling.kind == "mx" else "rceil"
-            return quantize_mx(x, fmt, rule=rule, rounding=spec.rounding, seed=seed), None
+            return mx_scale(x, fmt, rule="floor" if scaling.kind == "mx" else "rceil"), MX_BLOCK
         if scaling.kind == "nvfp4":
-            return quantize_nvfp4(x, rounding=spec.rounding, seed=seed), None
-        if scaling.kind == "amax" and scaling.granularity == "block":
-            scales = self._block_scale(x, scaling, fmt)
-            return quantize_blocks(x, fmt, scales, block=scaling.block, rounding=spec.rounding, seed=seed), None
-        evaluation = self.clock.part < 0 or not self.training
-        if scaling.kind == "delayed" and not evaluation:  # which leaves no trace in the history
-            scale: Tensor | None = self.delayed[name].update(x)
-        else:
-            scale = self.scale(x, name)
-        return quantize(x, fmt, scale=scale, rounding=spec.rounding, seed=seed, check_scale=False), scale
-
-    @staticmethod
-    def _block_scale(x: Tensor, scaling: Scaling, fmt: FloatFormat) -> Tensor:
+            inner, outer = nvfp4_scales(x)
+            return inner * outer, NVFP4_BLOCK
         granularity, block = scaling.granularity, scaling.block
-        return amax_scale(x, fmt, granularity=granularity, block=block, power_of_two=scaling.power_of_two)
+        scale = amax_scale(x, fmt, granularity=granularity, block=block, power_of_two=scaling.power_of_two)
+        return scale, block if granularity == "block" else 0
+
+    @contextmanager
+    def _without_trace(self) -> Iterator[None]:
+        """Read as in an evaluation: no history remembers it, and the draws are those of no training batch."""
+        part, self.clock.part = self.clock.part, -1
+        try:
+            yield
+        finally:
+            self.clock.part = part
 
 
 class _Rounded(torch.autograd.Function):
@@ -441,6 +512,19 @@ def dequantize_model(model: nn.Module) -> nn.Module:
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
     """The quantized layers of `model` by dotted name, in the order of definition."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+
+
+@contextmanager
+def observed(model: nn.Module, observer: Observer) -> Iterator[None]:
+    """Let `observer` see every operand of every quantized layer of `model` while the block runs."""
+    layers = quantized_layers(model).values()
+    for layer in layers:
+        layer.observer = observer
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.observer = None
 
 
 def clock_of(model: nn.Module) -> Clock:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import E8M0, FP32, FloatFormat, get_format
-from altgrad.rounding import decode, encode, quantize
+from altgrad.rounding import Counted, decode, encode, quantize, quantize_counted
 
 Granularity = Literal["tensor", "row", "block"]
 Rule = Literal["floor", "rceil"]
@@ -167,6 +167,28 @@ def quantize_blocks(
         blocks, fmt, scale=factor, rounding=rounding, saturate=saturate, seed=seed, out=target, check_scale=False
     )
     return y.view(x.shape) if out is None else out
+
+
+def quantize_blocks_counted(
+    x: Tensor,
+    fmt: FloatFormat,
+    scale: Tensor,
+    *,
+    block: int = MX_BLOCK,
+    rounding: str = "nearest_even",
+    saturate: bool = True,
+    seed: int | None = None,
+) -> Counted:
+    """`quantize_blocks`, with what it did to the tensor counted in the same pass: see `rounding.Counted`.
+
+    The arguments, the values and the errors are those of `quantize_blocks`.
+    """
+    _check(x, "block", block)
+    blocks, factor = _in_blocks(x.detach(), scale, block)
+    found = quantize_counted(
+        blocks, fmt, scale=factor, rounding=rounding, saturate=saturate, seed=seed, check_scale=False
+    )
+    return found._replace(values=found.values.view(x.shape), ulp=found.ulp.view(x.shape))
 
 
 class DelayedScale:

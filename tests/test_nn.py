@@ -19,16 +19,18 @@ from altgrad.nn import (  # noqa: E402
     Policy,
     QuantizedEmbedding,
     QuantizedLinear,
+    Reading,
     Scaling,
     clock_of,
     dequantize_model,
     layer_type,
+    observed,
     quantize_model,
 )
 from altgrad.nn import quantized_layers as layers_of  # noqa: E402
 from altgrad.rounding import quantize, ulp  # noqa: E402
 from altgrad.scaling import amax_scale, quantize_mx, quantize_nvfp4  # noqa: E402
-from altgrad.telemetry import OperandRecorder, first_nonfinite, observed, operand_statistics  # noqa: E402
+from altgrad.telemetry import first_nonfinite  # noqa: E402
 
 E4M3, E5M2, E7M0 = (get_format(name) for name in ("e4m3", "e5m2", "e7m0"))
 
@@ -138,31 +140,67 @@ def test_the_model_depends_on_its_seed_alone() -> None:
 
 def test_operands_are_observed_only_while_asked() -> None:
     model = quantize_model(small_gpt(), Policy(E4M3, E4M3, E4M3))
-    recorder = OperandRecorder(7)
-    with observed(model, recorder):
+    readings: list[Reading] = []
+    with observed(model, readings.append):
         model.loss(*batch()).backward()
-    seen = {(row[1], row[3]) for row in recorder.rows}
+    seen = {(reading.layer, reading.operand) for reading in readings}
     linear = [name for name in layers_of(model) if name != "embedding"]
     assert seen == {(name, part) for name in linear for part in ("weight", "activation", "grad_output")} | {
         ("embedding", "weight")
     }
-    count = len(recorder.rows)
+    count = len(readings)
     model.loss(*batch()).backward()
-    assert len(recorder.rows) == count
-    assert {row[0] for row in recorder.rows} == {7}
+    assert len(readings) == count == len(seen)
 
 
-def test_operand_statistics_on_a_tensor_worked_by_hand() -> None:
-    real = torch.tensor([0.0, 500.0, 1.0, 2.0**-12, -600.0])
-    found = operand_statistics(real, quantize(real, E4M3), E4M3, None)
-    assert found["amax"] == 600
-    assert found["scale"] == 1
-    assert found["overflow"] == 2 / 4
-    assert found["underflow"] == 1 / 4
-    assert found["nonfinite"] == 0
-    noise = 52**2 + 152**2 + 2.0**-24
-    assert found["sqnr_db"] == pytest.approx(10 * torch.tensor((500**2 + 1 + 600**2) / noise).log10().item(), rel=1e-6)
-    assert "sqnr_db" not in operand_statistics(real, real, FP32, None)
+OBSERVED = {
+    "amax": Operand(E4M3),
+    "row": Operand(E4M3, scaling=Scaling(granularity="row")),
+    "block": Operand(E5M2, scaling=Scaling(granularity="block", block=5)),
+    "static": Operand(E4M3, scaling=Scaling("static", value=2.0**-12)),
+    "none": Operand(E4M3, scaling=Scaling("none")),
+    "delayed": Operand(E4M3, scaling=Scaling("delayed")),
+    "mx": Operand(E4M3, scaling=Scaling("mx")),
+    "mx_rceil": Operand(get_format("e2m1"), scaling=Scaling("mx_rceil")),
+    "nvfp4": Operand(get_format("e2m1"), scaling=Scaling("nvfp4")),
+    "stochastic": Operand(E7M0, "stochastic"),
+    "fp32": Operand(),
+}
+
+
+@pytest.mark.parametrize("name", OBSERVED)
+def test_a_reading_has_the_values_of_the_products_their_scale_and_their_counts(name: str) -> None:
+    spec = OBSERVED[name]
+    losses, readings = [], []
+    for watched in (False, True):
+        model = quantize_model(small_gpt(), Policy(spec, spec, spec))
+        with observed(model, readings.append if watched else lambda reading: None):
+            losses.append(model.loss(*batch()))
+            losses[-1].backward()
+        losses.append(gradients(model)["blocks.0.mlp.up.weight"])
+    plain = quantize_model(small_gpt(), Policy(spec, spec, spec))
+    loss = plain.loss(*batch())
+    loss.backward()
+    assert all(torch.equal(found, loss) for found in losses[::2]), "who looks changes nothing"
+    assert all(torch.equal(found, gradients(plain)["blocks.0.mlp.up.weight"]) for found in losses[1::2])
+    for reading in readings:
+        scale = reading.element_scale
+        assert reading.overflow.dtype == reading.underflow.dtype == torch.int64
+        if name == "fp32":
+            assert reading.rounded is reading.real
+            assert reading.overflow == reading.underflow == 0
+            continue
+        assert int(reading.underflow) == int(((reading.real != 0) & (reading.rounded == 0)).sum())
+        if name != "stochastic":
+            assert torch.equal(quantize(reading.real, spec.format, scale=scale), reading.rounded)
+
+
+def test_a_weight_reading_leaves_no_trace() -> None:
+    operand = Operand(E4M3, scaling=Scaling("delayed"))
+    model = quantize_model(small_gpt(), Policy(operand, operand))
+    reading = layers_of(model)["head"].weight_reading()
+    assert torch.equal(reading.rounded, layers_of(model)["head"].weight_as_read())
+    assert not layers_of(model)["head"].delayed["weight"].history.any()
 
 
 def test_the_first_bad_tensor_is_named_with_its_phase() -> None:
@@ -354,18 +392,6 @@ def test_a_compiled_model_has_the_eager_models_gradients() -> None:
         found = ends[1][1][name]
         # another order of summation moves a value across a rounding boundary now and then
         assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.9999, name
-
-
-def test_observers_see_row_scales_and_block_formats() -> None:
-    for scaling in (Scaling(granularity="row"), Scaling("mx")):
-        spec = Operand(E4M3, scaling=scaling)
-        model = quantize_model(small_gpt(), Policy(spec, spec, spec))
-        recorder = OperandRecorder(1)
-        with observed(model, recorder):
-            model.loss(*batch()).backward()
-        overflow = [row[5] for row in recorder.rows if row[4] == "overflow"]
-        assert overflow
-        assert all(0 <= value <= 1 for value in overflow)
 
 
 def test_copies_and_pickles_of_a_quantized_model_still_leave_fp32_operands_alone() -> None:

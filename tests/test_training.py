@@ -88,7 +88,7 @@ def test_the_record_holds_every_step_the_evaluations_and_the_layers(tmp_path: Pa
     assert record.run["summary"]["tokens_per_second"] > 0
     layers = record.layers
     assert sorted(layers["step"].unique()) == [1, 6, 12]
-    assert set(layers["operand"]) == {"weight", "activation", "grad_output", "update"}
+    assert set(layers["operand"]) == {"weight", "activation", "grad_output", "gradient", "update"}
     assert set(layers["layer_type"]) == {"attention", "mlp", "embedding", "head"}
     wide = layers[layers["operand"] == "update"].pivot(index=["step", "layer"], columns="statistic", values="value")
     assert ((wide["flips"] >= 0) & (wide["flips"] <= wide["updates"])).all()

@@ -68,6 +68,10 @@ def extra_bytes_per_weight(storage: str, rounding: str) -> int:
 class GridOptimizer(Optimizer):
     """Base of the step rules; a subclass says how a batch of parameters steps, in `_step_batch`."""
 
+    observer: Callable[[Tensor, Tensor], None] | None = None
+    """Called, where it is set, with every parameter that lives on the grid and the change that its step proposes before
+    rounding: float32, in real units. Of the rule `code` it is the real-valued move times the spacing at the weight."""
+
     def __init__(
         self, params: Iterable[Tensor] | Iterable[dict[str, Any]], fmt: FloatFormat | str, defaults: dict[str, Any]
     ) -> None:

@@ -112,6 +112,8 @@ class CodeOptimizer(GridOptimizer):
                 move.mul_(batch.grads[i].sign().abs_())
             else:
                 move.masked_fill_(batch.grads[i] == 0, 0.0)
+            if self.observer is not None:
+                self.observer(parameter, move * ulp(parameter, fmt, scales[i]))
             seed = draw_seed(group["seed"], batch.indices[i], batch.step)
             quantize(move, _INTEGERS, rounding="stochastic", seed=seed, out=move).clamp_(-rungs, rungs)
             parameter.copy_(moved(parameter, move, fmt, scales[i], beyond=group["scaled"]))

@@ -162,6 +162,7 @@ class ManifoldAdamW(GridOptimizer):
 
     def _step_batch(self, group: dict[str, Any], batch: Batch) -> None:
         on_grid = group["storage"] == "grid"
+        before = [p.detach().clone() for p in batch.params] if on_grid and self.observer is not None else []
         scales = self._scales(batch.params) if on_grid else None
         mean_correction, square_correction = corrections(group, batch.step)
         if group["precondition"] == "update":
@@ -190,6 +191,9 @@ class ManifoldAdamW(GridOptimizer):
             if group["rounding"] == "error_feedback":
                 torch._foreach_reciprocal_(fields)
         if scales is not None:
+            for parameter, old in zip(batch.params, before, strict=False):  # none where nobody observes
+                assert self.observer is not None
+                self.observer(parameter, parameter - old)
             self._onto_grid(group, batch, scales, rates, fields)
 
     def _onto_grid(

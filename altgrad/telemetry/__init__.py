@@ -1,21 +1,7 @@
-"""What a run measures about its layers: operands as the matrix products read them, and flips of the weights' codes."""
+"""What a run measures about its layers: counts, geometry, rank, gradients. `Look` takes all of it at one step."""
 
-from altgrad.telemetry.flips import WeightCodes
-from altgrad.telemetry.operands import (
-    FirstNonFinite,
-    OperandRecorder,
-    Row,
-    first_nonfinite,
-    observed,
-    operand_statistics,
-)
+from altgrad.nn import Reading, observed
+from altgrad.telemetry.look import Look, Row
+from altgrad.telemetry.operands import FirstNonFinite, first_nonfinite
 
-__all__ = [
-    "FirstNonFinite",
-    "OperandRecorder",
-    "Row",
-    "WeightCodes",
-    "first_nonfinite",
-    "observed",
-    "operand_statistics",
-]
+__all__ = ["FirstNonFinite", "Look", "Reading", "Row", "first_nonfinite", "observed"]

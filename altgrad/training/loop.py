@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,7 +42,7 @@ from altgrad.runs import Failure, NothingToResume, RunWriter
 from altgrad.runs.schema import code_fingerprint
 from altgrad.runs.tracking import Tracker
 from altgrad.scaling import amax_scale
-from altgrad.telemetry import OperandRecorder, Row, WeightCodes, first_nonfinite, observed
+from altgrad.telemetry import Look, Row, first_nonfinite
 from altgrad.training.checkpoint import REMEDY, Checkpoints
 from altgrad.training.data import VOCABULARY, Corpus, load_corpus
 
@@ -539,12 +540,14 @@ class _Run:
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * factor
         clock.step = at.step
-        look = config.layers_every > 0 and (at.step == 1 or at.step % config.layers_every == 0)
-        recorder = OperandRecorder(at.step)
+        look = None
+        if config.layers_every > 0 and (at.step == 1 or at.step % config.layers_every == 0):
+            number = 0 if at.step == 1 else at.step // config.layers_every
+            look = Look(model, at.step, config.telemetry, number=number)
         loss_of = model.loss if look else self.loss
         self.batches_before = self.batches.state
         batches, losses = [], []
-        with observed(model, recorder) if look else contextlib.nullcontext():
+        with look.operands() if look else contextlib.nullcontext():
             self.optimizer.zero_grad(set_to_none=True)
             for part in range(config.accumulate):
                 clock.part = part
@@ -552,6 +555,8 @@ class _Run:
                 loss = loss_of(*batches[-1])
                 (loss / config.accumulate if config.accumulate > 1 else loss).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
+        if look:
+            look.gradients([partial(model.loss, *batch) for batch in batches])
         row: dict[str, float] = {"tokens": at.step * self._tokens_a_step()}
         if config.stability.clip == "range_aware":
             row["clipped"] = clip_to_range(model)
@@ -561,19 +566,17 @@ class _Run:
         at.last_loss, at.last_norm = sum(loss.item() for loss in losses) / len(losses), norm
         if at.step == 1:
             at.first_loss = at.last_loss
-        rows = recorder.rows
         if math.isfinite(at.last_loss) and math.isfinite(norm):
             at.bad_in_a_row, at.first_bad = 0, None
-            codes = WeightCodes(model) if look else None
-            self.optimizer.step()
+            with look.update(self.optimizer) if look else contextlib.nullcontext():
+                self.optimizer.step()
             self._note_moved_scales()
-            rows += codes.rows(at.step) if codes else []
         else:
             self._note_bad_step(batches)
         at.recent = [*at.recent, at.last_loss][-config.nan_patience :]
-        if rows:
-            self.writer.log_layers(rows)
-            at.last_rows = rows
+        if look and look.rows:
+            self.writer.log_layers(look.rows)
+            at.last_rows = look.rows
         return row | {"loss": at.last_loss, "lr": self.base_rates[0] * factor, "grad_norm": norm}
 
     def _tokens_a_step(self) -> int:

@@ -1,0 +1,177 @@
+"""A look: what is measured about every layer at one step, as rows of the per-layer table.
+
+    look = Look(model, step)
+    with look.operands():
+        loss = model.loss(*batch)
+        loss.backward()
+    look.gradients()
+    with look.update(optimizer):
+        optimizer.step()
+    look.rows
+
+Nothing that is measured changes what is computed: losses and weights are those of a step without a look, bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from altgrad.config import TelemetryConfig
+from altgrad.formats import FP32
+from altgrad.nn import QuantizedLayer, Reading, observed, quantized_layers
+from altgrad.optim import GridOptimizer
+from altgrad.telemetry import counts, geometry
+from altgrad.telemetry.gradients import gradient_statistics
+from altgrad.telemetry.rank import rank_statistics
+from altgrad.telemetry.shadow import shadow_gradients, shadow_statistics
+
+Row = tuple[int, str, str, str, str, float]
+"""step, layer, layer_type, operand, statistic, value: a row of the per-layer table."""
+
+
+class Look:
+    """One look at a model with quantized layers (`altgrad.nn.quantize_model`), in the order of a step.
+
+    Args:
+        model: whose layers are looked at.
+        step: for the rows.
+        telemetry: what is measured.
+        number: how many looks were before this one; rank and codes are taken where it is a multiple of
+            `telemetry.rank_every` and `telemetry.codes_every` (never for 0).
+
+    `rows` grows with each of the three calls; one that is left out leaves its rows out. Row order has no meaning.
+    """
+
+    def __init__(
+        self, model: nn.Module, step: int, telemetry: TelemetryConfig | None = None, *, number: int = 0
+    ) -> None:
+        self.rows: list[Row] = []
+        self._model, self._step = model, step
+        self._telemetry = telemetry or TelemetryConfig()
+        self._layers = quantized_layers(model)
+        self._ranks, self._codes = (
+            every > 0 and number % every == 0 for every in (self._telemetry.rank_every, self._telemetry.codes_every)
+        )
+        self._sums: dict[tuple[str, str], Tensor] = {}
+        self._weights: dict[str, Reading] = {}
+        self._spacings: dict[str, Tensor] = {}
+
+    @contextmanager
+    def operands(self) -> Iterator[None]:
+        """Observe the forward and backward passes in the block; an operand read more than once keeps its first reading.
+
+        The weights' own statistics are taken at the end of the block.
+        """
+        if self._telemetry.operands:
+            with observed(self._model, self._observe):
+                yield
+            numbers = torch.stack(list(self._sums.values())).tolist() if self._sums else []
+            for (layer, operand), sums in zip(self._sums, numbers, strict=True):
+                self._add(layer, operand, counts.operand_statistics(sums))
+        else:
+            yield
+        self._look_at_weights()
+
+    def gradients(self, losses: Sequence[Callable[[], Tensor]] = ()) -> None:
+        """Look at the gradients of the layers' weights: after the backward pass, before clipping.
+
+        Args:
+            losses: for each of the step's batches a function that computes the model's loss on it, for the shadow.
+        """
+        gradients = {name: layer.weight.grad for name, layer in self._layers.items() if layer.weight.grad is not None}
+        shadows = shadow_gradients(self._model, losses) if self._telemetry.shadow else {}
+        for name, gradient in gradients.items():
+            if self._telemetry.gradients:
+                self._add(name, "gradient", gradient_statistics(gradient))
+            if self._telemetry.geometry and (spacing := self._spacing(name)) is not None:
+                self._add(name, "gradient", geometry.stiffness_correlation(spacing, gradient))
+            if name in shadows:
+                self._add(name, "gradient", shadow_statistics(gradient, shadows[name]))
+
+    @contextmanager
+    def update(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Compare the weights before and after the optimizer's step, which is to be taken in the block."""
+        if not (self._telemetry.updates or self._telemetry.geometry):
+            yield
+            return
+        for name in self._layers:
+            self._spacing(name)
+        stored = {name: layer.weight.detach().clone() for name, layer in self._layers.items()}
+        read = {name: self._on_grid(layer, stored[name]) for name, layer in self._layers.items()}
+        proposals: dict[int, Tensor] = {}
+        if isinstance(optimizer, GridOptimizer):
+            optimizer.observer = lambda parameter, change: proposals.update({id(parameter): change})
+        try:
+            yield
+        finally:
+            if isinstance(optimizer, GridOptimizer):
+                optimizer.observer = None
+        sums: dict[str, Tensor] = {}
+        for name, layer in self._layers.items():
+            weight, before = layer.weight.detach(), read[name]
+            change = weight - stored[name]
+            proposed = proposals.get(id(layer.weight), change)
+            after = self._on_grid(layer, weight)
+            flipped = None if after is None or before is None else after != before
+            sums[name] = counts.update_sums(change, proposed, flipped)
+            if self._telemetry.geometry and (spacing := self._spacing(name)) is not None:
+                self._add(name, "update", geometry.step_statistics(proposed, spacing))
+        if self._telemetry.updates and sums:
+            for name, numbers in zip(sums, torch.stack(list(sums.values())).tolist(), strict=True):
+                self._add(name, "update", counts.update_statistics(numbers, on_grid=read[name] is not None))
+
+    def _add(self, layer: str, operand: str, statistics: dict[str, float]) -> None:
+        kind = self._layers[layer].layer_type
+        self.rows += [(self._step, layer, kind, operand, name, value) for name, value in statistics.items()]
+
+    def _observe(self, reading: Reading) -> None:
+        place = reading.layer, reading.operand
+        if place in self._sums:
+            return
+        self._sums[place] = counts.operand_sums(reading)
+        if reading.operand == "weight":
+            self._weights[reading.layer] = reading
+        elif self._codes and counts.has_codes(reading.format):
+            found = counts.code_counts(reading.rounded, reading.format, reading.element_scale)
+            self._add(*place, counts.code_statistics(found, reading.format, histogram=False))
+
+    def _look_at_weights(self) -> None:
+        for name in self._layers:
+            reading = self._weight(name)
+            fmt, found = reading.format, None
+            if counts.has_codes(fmt) and (self._telemetry.geometry or self._codes):
+                found = counts.code_counts(reading.rounded, fmt, reading.element_scale)
+            if found is not None and self._codes:
+                self._add(name, "weight", counts.code_statistics(found, fmt, histogram=True))
+            if self._telemetry.geometry and (spacing := self._spacing(name)) is not None:
+                self._add(name, "weight", geometry.position_statistics(reading, spacing, found))
+        if self._ranks:
+            ranks = rank_statistics({name: self._weight(name).rounded for name in self._layers})
+            for name, statistics in ranks.items():
+                self._add(name, "weight", statistics)
+
+    def _weight(self, name: str) -> Reading:
+        """The layer's weight as the step's first batch read it, or as it would be read."""
+        if name not in self._weights:
+            self._weights[name] = self._layers[name].weight_reading()
+        return self._weights[name]
+
+    def _spacing(self, name: str) -> Tensor | None:
+        """S at the layer's weight before the step; None where it is not quantized. Taken once."""
+        if name not in self._spacings:
+            reading = self._weight(name)
+            if reading.format is FP32 or not geometry.has_spacing(reading.format):
+                return None
+            self._spacings[name] = geometry.spacing(reading)
+        return self._spacings[name]
+
+    @staticmethod
+    def _on_grid(layer: QuantizedLayer, weight: Tensor) -> Tensor | None:
+        """The weight as read, where it is quantized. Before and after a step the draws are the same."""
+        if layer.policy.operand("weight").format is FP32:
+            return None
+        return weight if layer.grid_scale is not None else layer.weight_as_read()
