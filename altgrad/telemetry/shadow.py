@@ -63,7 +63,7 @@ def shadow_statistics(gradient: Tensor, reference: Tensor) -> dict[str, float]:
     found = {}
     if math.isfinite(g_square) and math.isfinite(h_square):
         if g_square > 0 and h_square > 0:
-            found["shadow_cosine"] = max(-1.0, min(1.0, inner / math.sqrt(g_square) / math.sqrt(h_square)))
+            found["shadow_cosine"] = max(-1.0, min(1.0, inner / math.sqrt(g_square * h_square)))
         if error > 0 and h_square > 0:
             found["shadow_snr_db"] = 10 * math.log10(h_square / error)
     return found

@@ -1,0 +1,212 @@
+"""What a run measures, from the docstrings of the functions that measure it.
+
+A measuring function of `altgrad.telemetry` has a section in its docstring that names the operands and, indented under
+it, one measure after the other:
+
+    Measures (weight, activation):
+        sqnr_db [dB; any]: 10 log10(sum x^2 / sum (q - x)^2). Left out where nothing was lost.
+
+that is ``name [unit; range]: formula. Further sentences.``; lines that are indented deeper go on. A name may be a
+pattern: `<c>` in ``code_<c>`` stands for any text. The files are parsed and never imported, since a site builds where
+there is no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import altgrad
+from altgrad.pages import Md, Table, code, join, md
+from altgrad.pages.render import Dialect, fragment
+
+TELEMETRY = Path(altgrad.__file__).parent / "telemetry"
+OPERANDS = ("weight", "activation", "grad_output", "gradient", "update")
+MARKER = "<!-- measures -->"
+"""Where a hand-written page wants the tables."""
+
+_HEADER = re.compile(r"Measures \((\w+(?:, \w+)*)\):")
+_ITEM = re.compile(r"(?P<name>[a-z]\S*) \[(?P<unit>[^;\[\]]+); (?P<range>[^;\[\]]+)\]: (?P<text>\S.*)")
+_MARKER = re.compile(r"<!-- [\w-]+ -->")
+
+
+class MeasureError(ValueError):
+    """A docstring or a page that cannot be read: one line that names the file, the line and what to write."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One statistic of the layers table.
+
+    Attributes:
+        name: as recorded, or a pattern: ``code_<c>``.
+        operands: whose statistic it is.
+        unit, range: for people: "dB", "0 to 1".
+        formula: plain text.
+        notes: further sentences, or nothing.
+        function: dotted name of the function that computes it.
+        subject: the first sentence of its module's docstring.
+    """
+
+    name: str
+    operands: tuple[str, ...]
+    unit: str
+    range: str
+    formula: str
+    notes: str
+    function: str
+    subject: str
+
+    def matches(self, statistic: str) -> bool:
+        """Whether a recorded statistic is this measure."""
+        parts = re.split(r"<\w+>", self.name)
+        return re.fullmatch(".+".join(map(re.escape, parts)), statistic) is not None
+
+
+def measures(folder: Path = TELEMETRY) -> tuple[Measure, ...]:
+    """Every measure that the modules of `folder` document, in the order of files and lines.
+
+    Raises:
+        MeasureError: a section or a line in it is malformed, or a measure of an operand is documented twice.
+    """
+    found: list[Measure] = []
+    places: dict[tuple[str, str], str] = {}
+    for path in sorted(folder.glob("*.py")):
+        for place, measure in _of_module(path):
+            found.append(measure)
+            for operand in measure.operands:
+                if (measure.name, operand) in places:
+                    first = places[measure.name, operand]
+                    raise MeasureError(f"{place}: {measure.name} of {operand} is documented in {first} already")
+                places[measure.name, operand] = place
+    return tuple(found)
+
+
+def measure_of(statistic: str, operand: str, known: Sequence[Measure]) -> Measure:
+    """The measure that a recorded statistic is: the one of its very name, else the one whose pattern it matches.
+
+    Raises:
+        LookupError: it is none of `known`, or matches several.
+    """
+    fitting = [measure for measure in known if operand in measure.operands and measure.matches(statistic)]
+    exact = [measure for measure in fitting if measure.name == statistic]
+    if len(exact or fitting) != 1:
+        raise LookupError(f"{statistic} of {operand} is documented {len(exact or fitting)} times")
+    return (exact or fitting)[0]
+
+
+def method_page(text: str, known: Sequence[Measure], name: str) -> str:
+    """A hand-written page with the measures' tables, one for each subject, in place of its marker.
+
+    Raises:
+        MeasureError: the page (which messages call `name`) has not this one marker.
+    """
+    markers = _MARKER.findall(text)
+    if markers != [MARKER]:
+        raise MeasureError(
+            f"{name}: needs the marker {MARKER} once and no other, and has {', '.join(markers) or 'none'}"
+        )
+    subjects = dict.fromkeys(measure.subject for measure in known)
+    tables = (_table(subject, [measure for measure in known if measure.subject == subject]) for subject in subjects)
+    dialect = Dialect(site=True, address=lambda reference: f"{reference.path}.md")
+    return text.replace(MARKER, fragment(tables, dialect))
+
+
+def _table(subject: str, known: Sequence[Measure]) -> Table:
+    columns = ("Measure", "Of", "Definition", "Unit", "Range", "Computed by")
+    rows = tuple(
+        (
+            code(measure.name),
+            ", ".join(measure.operands),
+            md(
+                "{formula}. {notes}" if measure.notes else "{formula}",
+                formula=code(measure.formula),
+                notes=measure.notes,
+            ),
+            measure.unit,
+            measure.range,
+            _breakable(measure.function),
+        )
+        for measure in known
+    )
+    return Table(columns, rows, caption=subject)
+
+
+def _breakable(dotted: str) -> Md:
+    """A dotted name that a narrow column may break after each dot."""
+    return md("<code>{name}</code>", name=join(".<wbr>", dotted.split(".")))
+
+
+def _of_module(path: Path) -> Iterator[tuple[str, Measure]]:
+    tree = ast.parse(path.read_text("utf-8"), str(path))
+    subject = (ast.get_docstring(tree) or path.stem).split("\n\n")[0].replace("\n", " ").partition(". ")[0].rstrip(".")
+    for name, node in _functions(tree, f"altgrad.telemetry.{path.stem}"):
+        first = node.body[0]
+        if not (isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)):
+            continue
+        if isinstance(docstring := first.value.value, str):
+            for line, operands, text in _items(docstring, first.lineno, path.name):
+                place = f"{path.name}:{line}"
+                item = _ITEM.fullmatch(text)
+                if item is None:
+                    raise MeasureError(
+                        f"{place}: write 'name [unit; range]: formula. Further sentences.', not {text!r}"
+                    )
+                formula, _, notes = item["text"].partition(". ")
+                yield (
+                    place,
+                    Measure(
+                        item["name"],
+                        operands,
+                        item["unit"],
+                        item["range"],
+                        formula.rstrip("."),
+                        notes,
+                        name,
+                        subject,
+                    ),
+                )
+
+
+def _functions(node: ast.AST, name: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef):
+            yield f"{name}.{child.name}", child
+        elif isinstance(child, ast.ClassDef):
+            yield from _functions(child, f"{name}.{child.name}")
+
+
+def _items(docstring: str, first: int, file: str) -> Iterator[tuple[int, tuple[str, ...], str]]:
+    """(line, operands, text with its continuation) of each item of the sections; `first` is the docstring's line."""
+    lines = docstring.expandtabs().split("\n")
+    at = 0
+    while at < len(lines):
+        header, indent = lines[at].strip(), _indent(lines[at])
+        at += 1
+        if not re.match(r"Measures\b.*:$", header):
+            continue
+        place = f"{file}:{first + at - 1}"
+        match = _HEADER.fullmatch(header)
+        operands = tuple(match[1].split(", ")) if match else ()
+        if not operands or set(operands) - {*OPERANDS}:
+            raise MeasureError(f"{place}: write 'Measures (operand, ...):' with operands of {', '.join(OPERANDS)}")
+        body: list[tuple[int, str]] = []
+        while at < len(lines) and lines[at].strip() and (deeper := _indent(lines[at]) - indent) > 0:
+            text = lines[at].strip()
+            if deeper == 4:
+                body.append((first + at, text))
+            elif deeper > 4 and body:
+                body[-1] = (body[-1][0], f"{body[-1][1]} {text}")
+            else:
+                raise MeasureError(f"{file}:{first + at}: indent a measure by 4 and its further lines by more")
+            at += 1
+        if not body or (at + 1 < len(lines) and not lines[at].strip() and _indent(lines[at + 1]) > indent):
+            raise MeasureError(f"{place}: the section is empty, or has an empty line inside")
+        yield from ((line, operands, text) for line, text in body)
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())

@@ -1,0 +1,24 @@
+"""The Method page: docs/method.md, with a table of every measure in place of its marker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mkdocs.exceptions import PluginError
+
+from altgrad.pages.mkdocs import build_files
+
+METHOD = Path(__file__).resolve().parent.parent / "docs" / "method.md"
+
+
+def files() -> dict[str, bytes]:
+    """The page. The import is inside so that an error in it shows as a page while serving."""
+    from altgrad.analysis.reports.measures import MeasureError, measures, method_page
+
+    try:
+        return {"method.md": method_page(METHOD.read_text("utf-8"), measures(), name="docs/method.md").encode()}
+    except MeasureError as error:
+        raise PluginError(str(error)) from error
+
+
+build_files(files, "method")

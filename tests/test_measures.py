@@ -1,0 +1,152 @@
+"""The Method page says exactly what a run records: each measure once, from the docstring of the function behind it."""
+
+from __future__ import annotations
+
+import html
+import importlib
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from altgrad.analysis.reports.measures import MARKER, Measure, MeasureError, measure_of, measures, method_page
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULE = '''"""A subject: with a colon. And more."""
+
+
+def look(x):
+    """One thing.
+
+    {header}
+        {items}
+
+    Returns:
+        what it is.
+    """
+'''
+
+
+def written(folder: Path, *items: str, header: str = "Measures (weight, update):") -> tuple[Measure, ...]:
+    """The measures of a module with these lines in its section, which begins in line 8."""
+    (folder / "some.py").write_text(MODULE.format(header=header, items="\n        ".join(items)))
+    return measures(folder)
+
+
+def test_a_measure_has_a_name_a_unit_a_range_a_formula_and_further_sentences(tmp_path: Path) -> None:
+    first, second = written(
+        tmp_path,
+        "sqnr_db [dB; any]: 10 log10(sum x^2 / sum (q - x)^2).",
+        "code_<c> [elements; at least 1]: count(c), for all",
+        "    codes. Left out",
+        "    where zero. Or NaN.",
+    )
+    function, subject = "altgrad.telemetry.some.look", "A subject: with a colon"
+    formula = "10 log10(sum x^2 / sum (q - x)^2)"
+    assert first == Measure("sqnr_db", ("weight", "update"), "dB", "any", formula, "", function, subject)
+    assert second.formula == "count(c), for all codes"
+    assert second.notes == "Left out where zero. Or NaN."
+    assert second.matches("code_7f")
+    assert not second.matches("code_")
+    assert not first.matches("sqnr_db_more")
+
+
+def test_methods_and_several_sections_of_one_function_are_read(tmp_path: Path) -> None:
+    section = "\n\n        Measures ({0}):\n            {0}_a [ulp; 0 to 1]: x"
+    docstring = f"One.{section.format('weight')}{section.format('update')}\n        "
+    text = f'class Look:\n    def at(self):\n        """{docstring}"""\n'
+    (tmp_path / "some.py").write_text(text)
+    assert [(m.name, m.operands) for m in measures(tmp_path)] == [("weight_a", ("weight",)), ("update_a", ("update",))]
+    assert {m.function for m in measures(tmp_path)} == {"altgrad.telemetry.some.Look.at"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "line"),
+    [
+        (["a [dB; any]: x", "b: y"], 9),
+        (["a [dB]: x"], 8),
+        (["a [dB; any] x"], 8),
+        (["a [dB; any]:"], 8),
+        (["A [dB; any]: x"], 8),
+        (["a b [dB; any]: x"], 8),
+        (["  a [dB; any]: x"], 8),
+        (["", "a [dB; any]: x"], 7),
+        (["a [dB; any]: x", "", "b [dB; any]: x"], 7),
+        (["a [dB; any]: x", "a [dB; any]: y"], 9),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, lines: list[str], line: int) -> None:
+    with pytest.raises(MeasureError, match=rf"^some\.py:{line}: "):
+        written(tmp_path, *lines)
+
+
+@pytest.mark.parametrize("header", ["Measures:", "Measures (wieght):", "Measures weight:", "Measures (weight,update):"])
+def test_a_section_names_its_operands(tmp_path: Path, header: str) -> None:
+    with pytest.raises(MeasureError, match=r"^some\.py:7: .*weight, activation, grad_output, gradient, update"):
+        written(tmp_path, "a [dB; any]: x", header=header)
+
+
+def test_a_page_has_the_marker_once_and_no_other(tmp_path: Path) -> None:
+    known = written(tmp_path, "a [dB; any]: |x| < y^2_i_. *Not* <b>markup</b>.")
+    page = method_page(f"before\n\n{MARKER}\n\nafter", known, "page.md")
+    assert page.startswith("before\n\n")
+    assert page.endswith("\n\nafter")
+    assert "<b>" not in page
+    assert "A subject: with a colon" in page
+    (row,) = [line for line in page.splitlines() if line.startswith("| `a`")]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 7
+    for text in ("", MARKER * 2, f"{MARKER} <!-- other -->", "<!-- measure -->"):
+        with pytest.raises(MeasureError, match=r"^page\.md: "):
+            method_page(text, known, "page.md")
+
+
+def test_the_method_page_shows_every_measure_and_its_function_exists() -> None:
+    known = measures()
+    page = method_page((ROOT / "docs" / "method.md").read_text(), known, "docs/method.md")
+    assert "<!--" not in page
+    cells = [
+        [read(cell) for cell in re.split(r" (?<!\\)\| ", line)] for line in page.splitlines() if line.count("|") > 6
+    ]
+    shown = [(first.removeprefix("| "), last.removesuffix(" |")) for first, *_, last in cells if "altgrad." in last]
+    assert shown == [(measure.name, measure.function) for measure in known]
+    pytest.importorskip("torch")
+    for function in {measure.function for measure in known}:
+        module, _, name = function.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), name)), function
+
+
+def test_a_run_records_the_measures_of_the_page_and_no_others(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from altgrad.config import parse_config
+    from altgrad.runs import read_run
+    from altgrad.training import load_corpus, train
+
+    given = {
+        "model": {"layers": 1, "dim": 16, "heads": 2, "context": 16},
+        "quantize": dict.fromkeys(("weight", "activation", "grad_output"), "e4m3"),
+        "max_steps": 4,
+        "eval_batches": 2,
+        "layers_every": 1,
+        "telemetry": {"rank_every": 1, "codes_every": 1, "shadow": True},
+    }
+    result = train(parse_config(given, source="test"), tmp_path, corpus=load_corpus("licenses"), progress=False)
+    layers = read_run(result.path).layers
+    known = measures()
+    recorded = set(layers[["operand", "statistic"]].itertuples(index=False, name=None))
+    found = {(operand, measure_of(statistic, operand, known).name) for operand, statistic in recorded}
+    assert found == {(operand, measure.name) for measure in known for operand in measure.operands}
+    for row in layers.itertuples():
+        low, high = bounds(measure_of(row.statistic, row.operand, known).range)
+        assert low - 1e-9 <= row.value <= high + 1e-9, row
+
+
+def read(cell: str) -> str:
+    """The text of a table cell as a reader sees it."""
+    return html.unescape(re.sub(r"<[^>]*>|`", "", cell)).strip()
+
+
+def bounds(text: str) -> tuple[float, float]:
+    """The range of a measure as numbers, as far as it has them."""
+    match = re.match(r"(?:at least |above )?(-?\d+)(?: to (-?\d+)$)?", text)
+    return (float(match[1]), float(match[2] or math.inf)) if match else (-math.inf, math.inf)
