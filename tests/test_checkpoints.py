@@ -324,10 +324,12 @@ def test_a_checkpoint_of_another_run_is_refused(change: str, tmp_path: Path, mon
     shutil.rmtree(folder / "checkpoints")
     other = {"config": {"seed": 1}, "data": {"corpus": text(1)}, "version": {}}[change]
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "VERSION", 2 if change == "version" else 1)
+        patch.setattr(checkpoint, "VERSION", checkpoint.VERSION + (change == "version"))
         theirs = interrupted(tmp_path / "theirs", monkeypatch, 5, **other)
     shutil.copytree(theirs / "checkpoints", folder / "checkpoints")
-    said = {"config": r"another config \(seed\)", "data": "other data", "version": "version 2"}[change]
+    said = {"config": r"another config \(seed\)", "data": "other data", "version": f"version {checkpoint.VERSION + 1}"}[
+        change
+    ]
     with pytest.raises(UsageError, match=said):
         run(tmp_path / "mine", resume=True)
 
@@ -348,7 +350,7 @@ def test_nothing_to_resume_starts_from_the_beginning_with_a_notice(
 
 
 def test_a_failed_run_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_DIVERGED", 0.0)
+    monkeypatch.setattr(loop, "DIVERGED", 0.0)
     failing = {"nan_patience": 2, "warmup_steps": 0, "checkpoint": {"every": 1}}
     assert run(tmp_path, **failing).status == "failed"
     with pytest.raises(RunExists, match="would fail again"):

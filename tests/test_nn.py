@@ -211,16 +211,16 @@ def test_the_first_bad_tensor_is_named_with_its_phase() -> None:
 
     with torch.no_grad():
         model.blocks[0].mlp.up.weight[0, 0] = torch.inf
-    assert first_nonfinite(model, loss) == ("blocks.0.mlp.up.weight", "optimizer")
+    assert first_nonfinite(model, [loss]) == ("blocks.0.mlp.up.weight", "optimizer")
     with torch.no_grad():
         model.blocks[0].mlp.up.weight[0, 0] = 0
         model.blocks[1].attention_norm.weight.mul_(3e38)
-    tensor, phase = first_nonfinite(model, loss)
+    tensor, phase = first_nonfinite(model, [loss])
     assert phase == "forward"
     assert tensor.startswith("blocks.1.attention.")
     with torch.no_grad():
         model.blocks[1].attention_norm.weight.div_(3e38)
-    assert first_nonfinite(model, lambda: loss() * torch.tensor(torch.inf)) == ("loss", "forward")
+    assert first_nonfinite(model, [lambda: loss() * torch.tensor(torch.inf)]) == ("loss", "forward")
 
     class Spoil(torch.autograd.Function):
         @staticmethod
@@ -232,7 +232,7 @@ def test_the_first_bad_tensor_is_named_with_its_phase() -> None:
             return grad * torch.nan
 
     hook = model.blocks[0].mlp.register_forward_hook(lambda module, inputs, output: Spoil.apply(output))
-    assert first_nonfinite(model, loss) == ("blocks.0.mlp.down.grad_output", "backward")
+    assert first_nonfinite(model, [loss]) == ("blocks.0.mlp.down.grad_output", "backward")
     hook.remove()
 
 

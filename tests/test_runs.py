@@ -87,10 +87,17 @@ def test_a_second_writer_of_a_running_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raised", "status"),
-    [(KeyboardInterrupt(), "interrupted"), (SystemExit(143), "interrupted"), (RuntimeError("boom"), "crashed")],
+    ("raised", "status", "message"),
+    [
+        (KeyboardInterrupt(), "interrupted", "stopped by Ctrl-C"),
+        (SystemExit(143), "interrupted", "stopped by SIGTERM"),
+        (SystemExit("enough"), "interrupted", "stopped by exit enough"),
+        (RuntimeError("boom"), "crashed", "RuntimeError: boom"),
+    ],
 )
-def test_leaving_the_block_by_an_exception_is_recorded(tmp_path: Path, raised: BaseException, status: str) -> None:
+def test_leaving_the_block_by_an_exception_is_recorded(
+    tmp_path: Path, raised: BaseException, status: str, message: str
+) -> None:
     def training() -> None:
         with RunWriter.create(tmp_path, config(), data_fingerprint=DATA, environment={}) as writer:
             writer.log(0, loss=1.0)
@@ -100,7 +107,7 @@ def test_leaving_the_block_by_an_exception_is_recorded(tmp_path: Path, raised: B
         training()
     record = only(tmp_path)
     assert record.status == status
-    assert record.run.get("message") == ("RuntimeError: boom" if status == "crashed" else None)
+    assert record.run["message"] == message
     assert len(record.history) == 1
 
 

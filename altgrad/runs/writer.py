@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -218,8 +219,9 @@ class RunWriter:
         Raises:
             OSError: the report cannot be written; run.json will have the failure.
         """
-        self._failure = failure
-        write_text(self.path / REPORT, report)
+        if not self._closed:
+            self._failure = failure
+            write_text(self.path / REPORT, report)
 
     def fail(self, failure: Failure, summary: Mapping[str, Any] | None = None) -> None:
         """Mark the run failed: it ended by itself, badly, and `failure` says why."""
@@ -234,9 +236,9 @@ class RunWriter:
     ) -> None:
         if self._closed:
             return
-        status = "interrupted" if error is None or isinstance(error, KeyboardInterrupt | SystemExit) else "crashed"
-        if status == "crashed":
-            self.run["message"] = f"{type(error).__name__}: {without_paths(one_line(error))[:500]}"
+        status, message = ending(error)
+        if message is not None:
+            self.run["message"] = message
         try:
             self._close(status)
         except OSError:  # a full disk: the rows stay as they are, and without a lock readers see the run as crashed
@@ -279,6 +281,18 @@ class RunWriter:
             "failure": self._failure.to_json() if self._failure else None,
         }
         write_json(self.path / "run.json", self.run)
+
+
+def ending(error: BaseException | None) -> tuple[str, str | None]:
+    """Status and message of a run whose block was left through `error`, or before its end (None)."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", "stopped by Ctrl-C"
+    if isinstance(error, SystemExit):
+        name = "SIGTERM" if error.code == 128 + signal.SIGTERM else f"exit {without_paths(one_line(error.code))[:100]}"
+        return "interrupted", f"stopped by {name}"
+    if error is None:
+        return "interrupted", None
+    return "crashed", f"{type(error).__name__}: {without_paths(one_line(error))[:500]}"
 
 
 def write_json(path: Path, value: Any) -> None:

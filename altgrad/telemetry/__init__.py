@@ -1,7 +1,9 @@
-"""What a run measures about its layers: counts, geometry, rank, gradients. `Look` takes all of it at one step."""
+"""What a run measures: a `Look` (counts, geometry, rank, gradients) at some steps, and a `Watch` over all of them."""
 
 from altgrad.nn import Reading, observed
 from altgrad.telemetry.look import Look, Row
-from altgrad.telemetry.operands import FirstNonFinite, first_nonfinite
+from altgrad.telemetry.nonfinite import first_nonfinite
+from altgrad.telemetry.rank import RankWatch
+from altgrad.telemetry.watch import Watch
 
-__all__ = ["FirstNonFinite", "Look", "Reading", "Row", "first_nonfinite", "observed"]
+__all__ = ["Look", "RankWatch", "Reading", "Row", "Watch", "first_nonfinite", "observed"]

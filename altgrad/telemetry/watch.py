@@ -21,6 +21,9 @@ WINDOW = 20
 class Watch:
     """Watches the parameters of a model from step to step.
 
+    Attributes:
+        broken: the parameters that are not finite, with the phase in which they broke.
+
     In each step `before` is called ahead of the forward pass, `gradients` after the backward pass and before clipping,
     `after` when the optimizer has moved the weights. Each returns what has just gone wrong:
 
@@ -51,20 +54,25 @@ class Watch:
         """By phase, [what, tensor] of what was wrong when last looked at."""
         self._window: list[tuple[int, list[float]]] = []
         self._bad_gradients: list[str] = []
+        self.broken: dict[str, str] = {}
 
     @property
     def state(self) -> dict[str, Any]:
         """What a resumed run needs to report the same; JSON but for NaN and infinity."""
-        return {"norms": self._norms, "active": self._active, "window": [list(entry) for entry in self._window]}
+        window = [list(entry) for entry in self._window]
+        return {"norms": self._norms, "active": self._active, "window": window, "broken": self.broken}
 
     @state.setter
     def state(self, state: Mapping[str, Any]) -> None:
-        self._norms, self._active = state["norms"], dict(state["active"])
+        self._norms, self._active, self.broken = state["norms"], dict(state["active"]), dict(state["broken"])
         self._window = [(step, norms) for step, norms in state["window"]]
 
     def before(self) -> list[Alarm]:
         """Look at the weights before the forward pass: what changed since `after` was not the optimizer."""
-        return self._look("forward", "between two steps, not by the optimizer")
+        found = self._look("forward", "between two steps, not by the optimizer")
+        if not self._window and self._norms is not None:
+            self._window = [(0, self._norms)]
+        return found
 
     def after(self, step: int) -> list[Alarm]:
         """Look at the weights after the optimizer's step number `step`."""
@@ -94,7 +102,7 @@ class Watch:
         (_, tensor), more = fresh[0], len(fresh) - 1
         count = _nonfinite(gradients[tensor.removesuffix(".grad")])
         rest = f"; so have {more} more gradients" if more else ""
-        return [Alarm("nonfinite", tensor, "backward", count, f"{count} elements are NaN or infinite{rest}")]
+        return [Alarm("nonfinite", tensor, "backward", count, f"NaN or infinite elements: {count}{rest}")]
 
     @property
     def bad_gradient(self) -> str | None:
@@ -121,22 +129,33 @@ class Watch:
     def _look(self, phase: str, how: str) -> list[Alarm]:
         before, now = self._norms, self._measured()
         self._norms = now
-        found: list[Alarm] = []
+        found = []
         for name, old, new in zip(self._matrices, before or now, now, strict=False):
-            new_to_us = before is None or math.isfinite(old)
-            if not math.isfinite(new) and new_to_us:
-                found.append(_broken(name, self._matrices[name], phase, how))
-            elif new == 0 < old:
+            if new == 0 < old:
                 found.append(Alarm("zeroed", name, phase, 0.0, f"the norm was {old:.4g} and became zero {how}"))
-            elif old > 0 and math.isfinite(old) and not 1 / JUMP <= new / old <= JUMP:
+            elif old > 0 and math.isfinite(old) and math.isfinite(new) and not 1 / JUMP <= new / old <= JUMP:
                 message = f"the norm went from {old:.4g} to {new:.4g} {how}: {new / old:.3g} times (limit {JUMP:g})"
                 found.append(Alarm("jump", name, phase, new / old, message))
-        if self._vectors and not math.isfinite(now[-1]) and (before is None or math.isfinite(before[-1])):
-            name = next(name for name, vector in self._vectors.items() if _nonfinite(vector))
-            found.append(_broken(name, self._vectors[name], phase, how))
         fresh = self._fresh(phase, [(alarm.what, alarm.tensor) for alarm in found])
-        chosen = [alarm for alarm in found if (alarm.what, alarm.tensor) in fresh]
-        return sorted(chosen, key=_severity, reverse=True)
+        found = [alarm for alarm in found if (alarm.what, alarm.tensor) in fresh]
+        return self._newly_broken(now, phase, how) + sorted(found, key=_severity, reverse=True)
+
+    def _newly_broken(self, norms: list[float], phase: str, how: str) -> list[Alarm]:
+        """Alarms for parameters that have become NaN or infinite; the others leave `broken`."""
+        suspects = {
+            name: self._matrices[name]
+            for name, norm in zip(self._matrices, norms, strict=False)
+            if not math.isfinite(norm)
+        }
+        if self._vectors and not math.isfinite(norms[-1]):
+            suspects |= self._vectors
+        counts = {name: count for name, tensor in suspects.items() if (count := _nonfinite(tensor))}
+        fresh = {name: count for name, count in counts.items() if name not in self.broken}
+        self.broken = {name: self.broken.get(name, phase) for name in counts}
+        return [
+            Alarm("nonfinite", name, phase, count, f"NaN or infinite elements appeared {how}: {count}")
+            for name, count in fresh.items()
+        ]
 
     def _fresh(self, phase: str, wrong: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         """Those of `wrong` that were not when the phase was last looked at; from now on they are known."""
@@ -161,13 +180,6 @@ def _nonfinite(tensor: Tensor) -> int:
     return int((~torch.isfinite(tensor)).sum())
 
 
-def _broken(name: str, tensor: Tensor, phase: str, how: str) -> Alarm:
-    count = _nonfinite(tensor)
-    return Alarm("nonfinite", name, phase, count, f"{count} elements became NaN or infinite {how}")
-
-
 def _severity(alarm: Alarm) -> float:
-    """Orders alarms of one look: what is not finite, then by how far the norm moved."""
-    if alarm.what == "nonfinite" or alarm.value <= 0:
-        return math.inf
-    return abs(math.log(alarm.value))
+    """How far a norm moved, up or down."""
+    return abs(math.log(alarm.value)) if alarm.value > 0 else math.inf

@@ -31,7 +31,7 @@ from altgrad.config import ExperimentConfig, UsageError
 from altgrad.runs import NothingToResume
 from altgrad.runs.schema import digest
 
-VERSION = 1
+VERSION = 2
 """Of what a checkpoint holds and means: raise it when an older one cannot be gone on from."""
 
 FOLDER = "checkpoints"

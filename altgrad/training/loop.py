@@ -2,12 +2,14 @@
 
 What decides the numbers is the config, the seed and the data. Batches depend on seed and data alone, so every arm of a
 comparison sees the same ones. A step is: batches, loss, gradients, clipping, update; a step whose loss or gradient norm
-is not finite is recorded and not applied, and `nan_patience` of them in a row end the run as failed, unless
+is not finite is recorded, explained and not applied, and `nan_patience` of them in a row end the run as failed, unless
 `stability.shift_to` names a format to go on with. Evaluation reads the model as it would be deployed: quantized, on the
 same validation text for every run.
 
 A run can stop between any two steps and go on from its checkpoint with the same bits: what a step leaves behind is in
-the model, the optimizer, the batches, the delayed scales and `Progress`, and nowhere else.
+the model, the optimizer, the batches, the delayed scales, the watches and `Progress`, and nowhere else.
+
+A run that ends badly, by itself or by a signal or an exception, leaves why in its record (`altgrad.analysis.failures`).
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -33,16 +35,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from altgrad.config import ExperimentConfig, UsageError, one_line, parse_config
+from altgrad.analysis.failures import DIVERGED, UNIFORM_LOSS, diagnose, symptoms
+from altgrad.analysis.reports.failure_report import failure_report
+from altgrad.config import ExperimentConfig, TelemetryConfig, UsageError, one_line, parse_config
 from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.models import GPT
 from altgrad.nn import Clock, Operand, Policy, QuantizedLayer, Scaling, clock_of, quantize_model, quantized_layers
 from altgrad.optim import CodeOptimizer, GridOptimizer, ManifoldAdamW
-from altgrad.runs import Failure, NothingToResume, RunWriter
-from altgrad.runs.schema import code_fingerprint
+from altgrad.runs import Alarm, Failure, NothingToResume, RunWriter, read_run
+from altgrad.runs.schema import PHASES, code_fingerprint
 from altgrad.runs.tracking import Tracker
+from altgrad.runs.writer import ending
 from altgrad.scaling import amax_scale
-from altgrad.telemetry import Look, Row, first_nonfinite
+from altgrad.telemetry import Look, RankWatch, Watch, first_nonfinite
 from altgrad.training.checkpoint import REMEDY, Checkpoints
 from altgrad.training.data import VOCABULARY, Corpus, load_corpus
 
@@ -50,13 +55,8 @@ OTHER_LEARNING_RATE = 3e-3
 """AdamW's rate of the parameters that the step rule leaves to AdamW, where the config names none and the rule's own
 rate is in another unit (ulps, codes, or relative)."""
 
-SCALE_EVENTS = 200
-"""How many moves of a grid's scale are recorded one by one; those beyond are counted."""
-
-UNIFORM_LOSS = math.log(VOCABULARY)
-"""Loss in nats per character of guessing at random."""
-
-_DIVERGED = 1.5 * UNIFORM_LOSS
+EVENT_LIMITS = {"scale": 200, "nonfinite": 50, "warning": 50, "clip": 2}
+"""How many events of a kind are recorded one by one; those beyond are counted."""
 
 
 @dataclass(frozen=True)
@@ -325,12 +325,38 @@ def train(
                     _load(run, state)
                 result = run.run()
                 status, summary = result.status, result.summary
-            except (KeyboardInterrupt, SystemExit):
-                status = "interrupted"
+            except BaseException as error:
+                status = ending(error)[0]
+                _explain(writer, error=error)
                 raise
             finally:
                 tracker.finish(status, summary)
     return result
+
+
+def _explain(
+    writer: RunWriter,
+    failure: Failure | None = None,
+    summary: dict[str, Any] | None = None,
+    error: BaseException | None = None,
+) -> Failure | None:
+    """Leave why the run ends badly with its writer; what goes wrong with that must not hide it.
+
+    Args:
+        writer: of the record so far, which is what the explanation is made from.
+        failure: what is known of a run that failed by itself.
+        summary: for the record.
+        error: what ended the run otherwise.
+    """
+    with contextlib.suppress(Exception):  # a full disk, a record damaged from outside
+        record = read_run(writer.path)
+        status, message = ("failed", None) if error is None else ending(error)
+        seen = {"status": status, "message": message, "summary": summary or {}}
+        record = replace(record, run=record.run | seen)
+        failure = diagnose(record, failure)
+        if failure is not None:
+            writer.explain(failure, failure_report(record, failure))
+    return failure
 
 
 def _load(run: _Run, state: dict[str, Any]) -> None:
@@ -410,14 +436,18 @@ class Progress:
     evaluations_since_best: int = 0
     recent: list[float] = field(default_factory=list)
     """The last `nan_patience` losses."""
-    last_rows: list[Row] = field(default_factory=list)
-    nonfinite_steps: int = 0
+    nonfinite: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PHASES, 0))
+    """How many steps were not finite, by the phase in which that was seen first."""
     bad_in_a_row: int = 0
     first_bad: tuple[int, str, str] | None = None
     """Step, tensor and phase of the first step of the current row of bad steps."""
     shifted: bool = False
     clipped: int = 0
-    scale_moves: int = 0
+    clipped_steps: dict[str, int] = field(default_factory=lambda: {"norm": 0, "range": 0})
+    events: dict[str, int] = field(default_factory=dict)
+    """How many events there were of each bounded kind, recorded or not."""
+    warned: list[list[str]] = field(default_factory=list)
+    """The symptoms that have been warned of: kind and tensor."""
     training_seconds: float = 0.0
 
 
@@ -440,7 +470,10 @@ class _Run:
         self.stop_if_asked = stop_if_asked
         self.optimizer = build_optimizer(config, model)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.parameters = dict(model.named_parameters())
+        self.names = {id(parameter): name for name, parameter in self.parameters.items()}
+        self.watch = Watch(model) if config.telemetry.watch else None
+        self.rank_watch = RankWatch()
         self.started = time.monotonic()
         self.at = Progress()
         self.batches_before = batches.state
@@ -491,6 +524,8 @@ class _Run:
                 name: {operand: delayed.state_dict() for operand, delayed in layer.delayed.items()}
                 for name, layer in quantized_layers(self.model).items()
             },
+            "watch": self.watch.state if self.watch else None,
+            "rank_watch": self.rank_watch.state,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -505,6 +540,9 @@ class _Run:
         for name, layer in quantized_layers(self.model).items():
             for operand, delayed in layer.delayed.items():
                 delayed.load_state_dict(state["delayed"][name][operand])
+        if self.watch:
+            self.watch.state = state["watch"]
+        self.rank_watch.state = state["rank_watch"]
 
     def _step_and_its_row(self) -> Failure | None:
         """One step, its evaluation where one is due, its row of the history and the checkpoints it gives rise to."""
@@ -546,6 +584,8 @@ class _Run:
             look = Look(model, at.step, config.telemetry, number=number)
         loss_of = model.loss if look else self.loss
         self.batches_before = self.batches.state
+        if self.watch:
+            self._warn(self.watch.before())
         batches, losses = [], []
         with look.operands() if look else contextlib.nullcontext():
             self.optimizer.zero_grad(set_to_none=True)
@@ -557,27 +597,69 @@ class _Run:
                 losses.append(loss.detach())
         if look:
             look.gradients([partial(model.loss, *batch) for batch in batches])
+        at.last_loss = sum(loss.item() for loss in losses) / len(losses)
+        if at.step == 1:
+            at.first_loss = at.last_loss
         row: dict[str, float] = {"tokens": at.step * self._tokens_a_step()}
         if config.stability.clip == "range_aware":
             row["clipped"] = clip_to_range(model)
-            at.clipped += int(row["clipped"])
-        limit = math.inf if config.clip_norm is None else config.clip_norm
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit))
-        at.last_loss, at.last_norm = sum(loss.item() for loss in losses) / len(losses), norm
-        if at.step == 1:
-            at.first_loss = at.last_loss
+        norm = at.last_norm = self._clip_norm()
+        at.recent = [*at.recent, at.last_loss][-config.nan_patience :]
         if math.isfinite(at.last_loss) and math.isfinite(norm):
             at.bad_in_a_row, at.first_bad = 0, None
+            self._note_clips(row)
             with look.update(self.optimizer) if look else contextlib.nullcontext():
                 self.optimizer.step()
+            if self.watch:
+                self._warn(self.watch.after(at.step))
             self._note_moved_scales()
+            if look:
+                self._note_symptoms(look)
         else:
-            self._note_bad_step(batches)
-        at.recent = [*at.recent, at.last_loss][-config.nan_patience :]
-        if look and look.rows:
+            self._note_bad_step(batches, seen=look is not None)
+        if look:
             self.writer.log_layers(look.rows)
-            at.last_rows = look.rows
         return row | {"loss": at.last_loss, "lr": self.base_rates[0] * factor, "grad_norm": norm}
+
+    def _clip_norm(self) -> float:
+        """`torch.nn.utils.clip_grad_norm_`, whose norms of the single gradients are watched; the norm before."""
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        norms = torch._foreach_norm(list(gradients.values()))
+        total = torch.linalg.vector_norm(torch.stack(norms))
+        if self.watch:
+            self._warn(self.watch.gradients(gradients, norms, finite_loss=math.isfinite(self.at.last_loss)))
+        torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self._norm_limit, total)
+        return float(total)
+
+    @property
+    def _norm_limit(self) -> float:
+        return math.inf if self.config.clip_norm is None else self.config.clip_norm
+
+    def _note_clips(self, row: dict[str, float]) -> None:
+        """Count a step's clips by kind; the first of each kind is an event."""
+        at = self.at
+        at.clipped += int(row.get("clipped", 0))
+        acted = {"range": row.get("clipped", 0) > 0, "norm": at.last_norm + 1e-6 > self._norm_limit}
+        for limit, did in acted.items():
+            at.clipped_steps[limit] += did
+            if did and at.clipped_steps[limit] == 1:
+                self._event("clip", limit=limit, grad_norm=at.last_norm)
+
+    def _event(self, kind: str, **detail: Any) -> None:
+        """Record an event of a bounded kind, or count it."""
+        count = self.at.events[kind] = self.at.events.get(kind, 0) + 1
+        if count <= EVENT_LIMITS[kind]:
+            self.writer.event(kind, self.at.step, **detail)
+
+    def _warn(self, alarms: Iterable[Alarm]) -> None:
+        for alarm in alarms:
+            self._event("warning", **alarm._asdict())
+
+    def _note_symptoms(self, look: Look) -> None:
+        """Warn of what a look shows: of a symptom once per layer, operand and kind."""
+        alarms = [alarm for alarm in symptoms(look.rows) if [alarm.what, alarm.tensor] not in self.at.warned]
+        self.at.warned += [[alarm.what, alarm.tensor] for alarm in alarms]
+        self._warn([*alarms, *self.rank_watch.update(look.rows)])
 
     def _tokens_a_step(self) -> int:
         return self.config.batch_size * self.config.accumulate * self.config.model.context
@@ -585,25 +667,48 @@ class _Run:
     def _note_moved_scales(self) -> None:
         """The moves of the scales of weights on the grid, recorded one by one up to a bound, then counted."""
         for parameter, old, new in self.optimizer.pop_events() if isinstance(self.optimizer, GridOptimizer) else ():
-            self.at.scale_moves += 1
-            if self.at.scale_moves <= SCALE_EVENTS:
-                layer = self.names[id(parameter)].removesuffix(".weight")
-                self.writer.event("scale", self.at.step, layer=layer, old=old, new=new)
+            layer = self.names[id(parameter)].removesuffix(".weight")
+            self._event("scale", layer=layer, old=old, new=new)
 
-    def _note_bad_step(self, batches: list[tuple[Tensor, Tensor]]) -> None:
+    def _note_bad_step(self, batches: list[tuple[Tensor, Tensor]], seen: bool) -> None:
+        """Find out where a step was not finite first; the first of a row of such steps is an event.
+
+        Its operands go into the per-layer table, unless they were `seen` there by a look at the step.
+        """
         at = self.at
         at.bad_in_a_row += 1
-        at.nonfinite_steps += 1
-        if at.first_bad is not None:
-            return
-        for part, (token, target) in enumerate(batches):
+        with self._delayed_scales_kept():
+            tensor, phase = self._first_nonfinite(batches)
+            at.nonfinite[phase] += 1
+            if at.first_bad is not None:
+                return
+            at.first_bad = (at.step, tensor, phase)
+            self._event("nonfinite", tensor=tensor, phase=phase)
+            if self.config.telemetry.operands and not seen:
+                look = Look(self.model, at.step, TelemetryConfig(geometry=False, rank_every=0, codes_every=0))
+                with look.operands():
+                    for loss in self._losses_again(batches):
+                        loss().backward()  # type: ignore[no-untyped-call]
+                self.writer.log_layers(look.rows)
+
+    def _first_nonfinite(self, batches: list[tuple[Tensor, Tensor]]) -> tuple[str, str]:
+        """Tensor and phase, by computing the step again; of a fault that does not come back, by what was watched."""
+        found = first_nonfinite(self.model, self._losses_again(batches))
+        if found is not None:
+            tensor, phase = found
+            return tensor, (self.watch and self.watch.broken.get(tensor)) or phase
+        if not math.isfinite(self.at.last_loss):
+            return "loss", "forward"
+        return (self.watch and self.watch.bad_gradient) or "gradient norm", "backward"
+
+    def _losses_again(self, batches: list[tuple[Tensor, Tensor]]) -> list[Callable[[], Tensor]]:
+        """The step's losses, with the draws of the step."""
+
+        def again(part: int, token: Tensor, target: Tensor) -> Tensor:
             self.clock.part = part
-            with self._delayed_scales_kept():
-                tensor, phase = first_nonfinite(self.model, lambda t=token, n=target: self.model.loss(t, n))  # type: ignore[misc]
-            if tensor != "gradient norm":
-                break
-        at.first_bad = (at.step, tensor, phase)
-        self.writer.event("nonfinite", at.step, tensor=tensor, phase=phase)
+            return self.model.loss(token, target)
+
+        return [partial(again, part, *batch) for part, batch in enumerate(batches)]
 
     @contextlib.contextmanager
     def _delayed_scales_kept(self) -> Iterator[None]:
@@ -676,11 +781,10 @@ class _Run:
             self._shift()
         if at.bad_in_a_row >= patience:
             return self._nan_failure(f"loss or gradient not finite for {patience} steps", early=True)
-        diverged = len(at.recent) == patience and min(at.recent) > _DIVERGED
+        diverged = len(at.recent) == patience and min(at.recent) > DIVERGED
         if diverged and at.step > self.config.warmup_steps:
-            message = f"loss above {_DIVERGED:.2f} (1.5 times that of guessing at random) for {patience} steps"
-            first = at.step - patience + 1
-            return Failure(("divergence", *self._early(), *self._symptoms()), first, None, None, message)
+            message = f"loss above {DIVERGED:.2f} (1.5 times that of guessing at random) for {patience} steps"
+            return self._divergence(at.step - patience + 1, message)
         return None
 
     def _failure_at_the_end(self) -> Failure | None:
@@ -688,39 +792,32 @@ class _Run:
         if self.at.first_bad is not None:
             return self._nan_failure("the last steps' loss or gradient is not finite", early=False)
         if not math.isfinite(val_loss):
-            token, target = next(self.batches.validation())
-            tensor, phase = first_nonfinite(self.model, lambda: self.model.loss(token, target))
-            kinds = ("nan_loss", *self._symptoms())
-            return Failure(kinds, self.at.step, tensor, phase, "the final validation loss is not finite")
+            losses = [partial(self.model.loss, *batch) for batch in self.batches.validation()]
+            tensor, phase = first_nonfinite(self.model, losses) or ("loss", "forward")
+            return Failure(("nan_loss",), self.at.step, tensor, phase, "the final validation loss is not finite")
         beginning = max(UNIFORM_LOSS, self.at.first_loss)
         if val_loss > 1.05 * beginning:
             message = f"final validation loss {val_loss:.3f} is above the loss {beginning:.3f} that training began with"
-            return Failure(("divergence", *self._symptoms()), self.at.step, None, None, message)
+            return self._divergence(self.at.step, message)
         return None
+
+    def _divergence(self, step: int, message: str) -> Failure:
+        """The failure of a loss that went too high, named after the matrix that grew most of late."""
+        failure = Failure(("divergence", *self._early()), step, message=message)
+        if self.watch is None or self.watch.grown is None:
+            return failure
+        tensor, factor, since = self.watch.grown
+        cause = f"its norm grew most, {factor:.3g} times from step {since} to step {self.at.step}"
+        return replace(failure, tensor=tensor, phase="optimizer", cause=cause)
 
     def _nan_failure(self, message: str, early: bool) -> Failure:
         assert self.at.first_bad is not None
         step, tensor, phase = self.at.first_bad
-        kinds = ("nan_loss", *(self._early() if early else ()), *self._symptoms())
+        kinds = ("nan_loss", *(self._early() if early else ()))
         return Failure(kinds, step, tensor, phase, f"{message}; seen first in {tensor}")
 
     def _early(self) -> tuple[str, ...]:
         return ("early_stop",) if self.at.step < self.config.max_steps else ()
-
-    def _symptoms(self) -> tuple[str, ...]:
-        """Kinds that the last per-layer rows of a failed run show; they do not fail a run by themselves."""
-
-        def worst(statistic: str, operand: str | None = None) -> float:
-            found = (row[5] for row in self.at.last_rows if row[4] == statistic and operand in (None, row[3]))
-            return max(found, default=0.0)
-
-        symptoms = {
-            "overflow": worst("overflow") > 0.01,
-            "underflow": worst("underflow", "grad_output") > 0.5,
-            "stall": worst("stall_ratio") > 0.99,
-            "gradient_vanishing": self.at.last_norm < 1e-8,
-        }
-        return tuple(kind for kind, shown in symptoms.items() if shown)
 
     def _end(self, failure: Failure | None) -> Result:
         at = self.at
@@ -732,16 +829,20 @@ class _Run:
             "steps": at.step,
             "tokens": tokens,
             "tokens_per_second": round(tokens / max(at.training_seconds, 1e-9), 1),
-            "nonfinite_steps": at.nonfinite_steps,
+            "nonfinite_steps": sum(at.nonfinite.values()),
+            **{f"nonfinite_{phase}": count for phase, count in at.nonfinite.items()},
+            "warnings": at.events.get("warning", 0),
+            "norm_clipped_steps": at.clipped_steps["norm"],
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
         if self.config.stability.clip == "range_aware":
-            summary["clipped"] = at.clipped
-        if at.scale_moves:
-            summary["scale_moves"] = at.scale_moves
+            summary |= {"clipped": at.clipped, "range_clipped_steps": at.clipped_steps["range"]}
+        if moves := at.events.get("scale"):
+            summary["scale_moves"] = moves
         if not failure and at.step < self.config.max_steps:
             summary |= {"stopped_early": at.step, "best_val_loss": at.best_loss, "best_step": at.best_step}
         if failure:
+            failure = _explain(self.writer, failure, summary) or failure
             self.writer.fail(failure, summary)
         else:
             self._save_step()
