@@ -150,3 +150,24 @@ def bounds(text: str) -> tuple[float, float]:
     """The range of a measure as numbers, as far as it has them."""
     match = re.match(r"(?:at least |above )?(-?\d+)(?: to (-?\d+)$)?", text)
     return (float(match[1]), float(match[2] or math.inf)) if match else (-math.inf, math.inf)
+
+
+def test_every_name_in_the_telemetry_guides_table_exists() -> None:
+    pytest.importorskip("torch")
+    from altgrad.config import ExperimentConfig
+
+    text = (ROOT / "docs" / "guides" / "telemetry.md").read_text().partition("## What measures what\n")[2]
+    rows = [line.strip("| ").split("|") for line in text.splitlines() if line.startswith("|")][2:]
+    assert len(rows) > 20
+    known = {measure.name for measure in measures()}
+    for capability, recorded, where in rows:
+        assert set(re.findall(r"`(.+?)`", recorded)) <= known, capability
+        names = re.findall(r"`(.+?)`", where)
+        assert names, capability
+        for name in names:
+            module, _, last = name.rpartition(".")
+            if name.startswith("altgrad."):
+                assert callable(getattr(importlib.import_module(module), last)), name
+            else:
+                section = getattr(ExperimentConfig(), module) if module else ExperimentConfig()
+                assert last in type(section).model_fields, name
