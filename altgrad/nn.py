@@ -265,9 +265,9 @@ class _Quantizer:
             return Reading(*place, x, x, fmt, self._scale(x, name)[0], none, none)
         scale, block = self._scale(x, name)
         if block:
-            found = quantize_blocks_counted(x, fmt, scale, block=block, **self._rounding(name))
+            found = quantize_blocks_counted(x, fmt, scale, block=block, with_ulp=False, **self._rounding(name))
         else:
-            found = quantize_counted(x, fmt, scale=scale, check_scale=False, **self._rounding(name))
+            found = quantize_counted(x, fmt, scale=scale, with_ulp=False, check_scale=False, **self._rounding(name))
         return Reading(*place, x, found.values, fmt, scale, found.overflow, found.underflow, block)
 
     def _as_it_is(self, name: str) -> bool:

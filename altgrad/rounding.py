@@ -69,7 +69,8 @@ class Counted(NamedTuple):
 
     Attributes:
         values: what `quantize` returns.
-        ulp: float32 (float64 for float64 input), the spacing of the grid at every element, the scale included.
+        ulp: float32 (float64 for float64 input), the spacing of the grid at every element, the scale included; None
+            where it was not asked for.
         overflow: elements whose rounded magnitude is beyond the format's largest value, infinities included.
         underflow: elements that were not zero and became zero on the grid.
         flips: elements that differ from `previous`; None without it.
@@ -134,6 +135,7 @@ def quantize_counted(
     previous: Tensor | None = None,
     out: Tensor | None = None,
     ulp_out: Tensor | None = None,
+    with_ulp: bool = True,
     check_scale: bool = True,
 ) -> Counted:
     """`quantize`, with what it did to the tensor counted in the same pass.
@@ -141,11 +143,12 @@ def quantize_counted(
     Args:
         previous: values that the new ones are compared with for `flips`, with the shape and dtype of `x`.
         ulp_out: receives the ulp field: shape of `x`, float32 (float64 for float64 input), contiguous.
+        with_ulp: False leaves the ulp field out, and what it costs to write it.
 
     The rest, the returned values and the errors are those of `quantize`.
     """
     job = _job(x, fmt, scale, rounding, saturate, seed, check_scale, out, previous, ulp_out)
-    return _quantize(job, counted=True)
+    return _quantize(job, counted=True, with_ulp=with_ulp or ulp_out is not None)
 
 
 def fake_quantize(
@@ -446,7 +449,7 @@ class _Job(NamedTuple):
         return self.fmt == FP32 and self.x.dtype != torch.float64
 
 
-def _quantize(job: _Job, counted: bool) -> Counted:
+def _quantize(job: _Job, counted: bool, with_ulp: bool = True) -> Counted:
     with torch.no_grad():
         x = job.x.detach()
         if torch.compiler.is_compiling() and not job.trivial:  # inside somebody's own graph
@@ -454,7 +457,8 @@ def _quantize(job: _Job, counted: bool) -> Counted:
             whole = _make_whole(_constants(job.fmt, x.dtype), job.rounding, job.saturate, counted)
             found = whole(x, job.scale, draw, job.previous, job.out, job.ulp_out)
             values = found.values if job.out is None else job.out
-            return found._replace(values=values, ulp=found.ulp if job.ulp_out is None else job.ulp_out)
+            field = found.ulp if job.ulp_out is None else job.ulp_out
+            return found._replace(values=values, ulp=field if with_ulp else None)
         # Strided tensors are copied once, into the result, and worked on there.
         previous = None if job.previous is None else job.previous.detach().contiguous()
         copied = not x.is_contiguous() or job.unquantized
@@ -465,14 +469,16 @@ def _quantize(job: _Job, counted: bool) -> Counted:
             x = dense.copy_(x)
         field = counts = None
         if counted:
+            counts = torch.zeros(3, dtype=torch.int64, device=x.device)
+        if counted and with_ulp:
             field = (
                 torch.empty(x.shape, dtype=_ulp_dtype(x.dtype), device=x.device) if job.ulp_out is None else job.ulp_out
             )
-            counts = torch.zeros(3, dtype=torch.int64, device=x.device)
         if not job.trivial:
             _quantize_pieces(job, x, dense, previous, field, counts)
-        elif field is not None and counts is not None and job.unquantized and x.device.type != "meta":
-            field.copy_(_spacing(x.double(), _constants(FP32, torch.float64)))
+        elif counts is not None and job.unquantized and x.device.type != "meta":
+            if field is not None:
+                field.copy_(_spacing(x.double(), _constants(FP32, torch.float64)))
             if previous is not None:
                 counts[2] = torch.count_nonzero(x != previous)
         if job.out is not None and dense is not job.out:
@@ -489,12 +495,12 @@ def _found(values: Tensor, field: Tensor | None, counts: Tensor | None, compared
 def _quantize_pieces(
     job: _Job, x: Tensor, out: Tensor, previous: Tensor | None, field: Tensor | None, counts: Tensor | None
 ) -> None:
-    """The eager form: contiguous `x` to contiguous `out`, a piece at a time; counts where there is a `field`."""
+    """The eager form: contiguous `x` to contiguous `out`, a piece at a time; what is not None is filled."""
     c = _constants(job.fmt, x.dtype)
     size = _PIECE * torch.get_num_threads() if x.device.type == "cpu" else _WHOLE
     scratch = _Scratch(min(size, x.numel()), x.device) if x.numel() > _SMALL else None
     native = None
-    if job.rounding == "nearest_even" and field is None and x.dtype != torch.float64:
+    if job.rounding == "nearest_even" and counts is None and x.dtype != torch.float64:
         native = NATIVE.get(job.fmt)
     out = out.detach()
     total = x.numel()
@@ -518,10 +524,11 @@ def _quantize_pieces(
         grid = _to_grid(piece, scale, c, scratch)
         draw = _draw(start, stop - start, job.seed, x.device, scratch) if job.rounding == "stochastic" else None
         rounded, spacing = _round(grid, c, job.rounding, None if draw is None else draw.view(shape), scratch)
-        if field is not None and counts is not None:
+        if counts is not None:
             # A quotient may be zero where the element is not.
             before = grid if scale is None else piece if piece.dtype in _LAYOUTS else piece.float()
             counts[:2] += _count_overflow_underflow(rounded, before, c, scratch)
+        if field is not None:
             ulp_target = part(field, start, stop, shape)
             ulp_target.copy_(spacing if scale is None else spacing.mul_(scale))
         # What is written there must not be needed any more: `grid` may be the same memory.

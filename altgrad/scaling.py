@@ -178,17 +178,25 @@ def quantize_blocks_counted(
     rounding: str = "nearest_even",
     saturate: bool = True,
     seed: int | None = None,
+    with_ulp: bool = True,
 ) -> Counted:
-    """`quantize_blocks`, with what it did to the tensor counted in the same pass: see `rounding.Counted`.
+    """`quantize_blocks`, with what it did to the tensor counted in the same pass: see `rounding.quantize_counted`.
 
-    The arguments, the values and the errors are those of `quantize_blocks`.
+    The rest, the values and the errors are those of `quantize_blocks`.
     """
     _check(x, "block", block)
     blocks, factor = _in_blocks(x.detach(), scale, block)
     found = quantize_counted(
-        blocks, fmt, scale=factor, rounding=rounding, saturate=saturate, seed=seed, check_scale=False
+        blocks,
+        fmt,
+        scale=factor,
+        rounding=rounding,
+        saturate=saturate,
+        seed=seed,
+        with_ulp=with_ulp,
+        check_scale=False,
     )
-    return found._replace(values=found.values.view(x.shape), ulp=found.ulp.view(x.shape))
+    return found._replace(values=found.values.view(x.shape), ulp=found.ulp.view(x.shape) if with_ulp else None)
 
 
 class DelayedScale:

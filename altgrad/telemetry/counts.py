@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -17,30 +18,38 @@ from altgrad.nn import Reading
 from altgrad.rounding import encode
 from altgrad.scaling import amax
 
-_HALF = 1 << 16
+_PIECE = 1 << 16
+"""Elements whose squares are summed in float32: scratch for them stays in the cache."""
+_LEAST, _MOST = 2.0**-70, 2.0**100
+"""Sums of squares between these have lost nothing to float32's range."""
+_FIRST_ROWS = 64
+"""Rows in which, as a rule, every feature is alive."""
+_HALVES = 1 << 16
+"""Upper halves of a float32."""
 
 
 @torch.no_grad()
 def operand_sums(reading: Reading) -> Tensor:
-    """What `operand_statistics` needs of one operand: float64 [10], on its device."""
-    real, rounded = reading.real.detach(), reading.rounded.detach()
-    real = real if real.dtype == torch.float32 else real.float()
-    rounded = rounded if rounded.dtype == torch.float32 else rounded.float()
-    norm = torch.linalg.vector_norm(real, dtype=torch.float64)
-    nonfinite = noise = torch.zeros((), device=real.device)
-    if real.is_cuda or not math.isfinite(norm):
-        nonfinite = torch.count_nonzero(real - real)  # NaN where it is not 0
-    if rounded is not real:
-        noise = torch.linalg.vector_norm(rounded - real, dtype=torch.float64)
+    """What `operand_statistics` needs of one operand: float64 [10], on its device.
+
+    On the processor what cannot differ is not computed: nothing is counted where the largest magnitude or the first
+    rows tell that there is nothing to count.
+    """
+    real, rounded = reading.real.detach().float(), reading.rounded.detach().float()
+    on_cpu = real.device.type == "cpu"
+    largest = amax(real)
+    scale = real.new_ones(()) if reading.scale is None else reading.scale.detach()
+    norm, noise = _norms(real, None if reading.rounded is reading.real else rounded)
     dead, features = _dead(rounded, 1 if reading.operand == "weight" else 0)
-    scale = torch.ones(()) if reading.scale is None else reading.scale.detach()
+    damaged = not on_cpu or not math.isfinite(largest)
+    lossy = not on_cpu or bool(reading.overflow) or bool(reading.underflow)
     sums = (
-        amax(real),
-        scale.max() if scale.numel() else scale.new_ones(()),
+        largest,
+        scale.max() if scale.numel() else 1.0,
         norm,
         noise,
-        torch.count_nonzero(real),
-        nonfinite,
+        torch.count_nonzero(real) if lossy else 1.0,
+        torch.count_nonzero(real - real) if damaged else 0.0,  # NaN where it is not 0
         reading.overflow,
         reading.underflow,
         dead,
@@ -52,20 +61,22 @@ def operand_sums(reading: Reading) -> Tensor:
 def operand_statistics(sums: Sequence[float]) -> dict[str, float]:
     """What rounding did to one operand of the matrix products, from the numbers of `operand_sums`.
 
-    x are the real values, q the rounded ones; sums of squares are taken in float64. Fractions of a tensor without
-    nonzero elements are 0.
+    x are the real values, q the rounded ones. On the processor sums of squares are float32 for every 65,536 elements
+    and float64 beyond, which is right to 1e-6 of them; all is float64 on a GPU, and where squares would leave float32's
+    range. Fractions of a tensor without nonzero elements are 0.
 
     Measures (weight, activation, grad_output):
         amax [unit of the operand; at least 0]: max |x|. NaN where there is one.
-        scale [unit of the operand; above 0]: the dequantization scale, the largest where there are several.
+        scale [unit of the operand; above 0]: s, where q = s * a value of the format. The largest where there are several.
         norm_l2 [unit of the operand; at least 0]: sqrt(sum x^2).
         nonfinite [elements; at least 0]: count(x is NaN or infinite).
-        overflow [fraction; 0 to 1]: count(|q| > max before saturation) / count(x != 0), infinities included.
+        overflow [fraction; 0 to 1]: count(|q| > max before saturation) / count(x != 0). Infinities are included.
         underflow [fraction; 0 to 1]: count(x != 0 and q = 0) / count(x != 0).
         sqnr_db [dB; any]: 10 log10(sum x^2 / sum (q - x)^2). Left out where nothing was lost, and where a sum is not
             finite.
-        dead [fraction; 0 to 1]: features that are zero in every row, as read: of the last dimension of activation and
-            grad_output, of the rows of a weight (its outputs, or the rows of a table). Left out without features.
+        dead [fraction; 0 to 1]: count(features with q = 0 in every row) / count(features). Features are the last
+            dimension of activation and grad_output, and the rows of a weight (its outputs, or the rows of a table).
+            Left out without features.
     """
     largest, scale, norm, noise, nonzero, nonfinite, overflow, underflow, dead, features = sums
     found = {
@@ -83,15 +94,40 @@ def operand_statistics(sums: Sequence[float]) -> dict[str, float]:
     return found
 
 
+def _norms(x: Tensor, q: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
+    """||x|| and ||q - x||, which is 0 without q; see `operand_statistics`."""
+    if x.device.type == "cpu":
+        x, q = x.reshape(-1), None if q is None else q.reshape(-1)
+        square = error = 0.0
+        scratch = torch.empty(min(x.numel(), _PIECE))
+        for start in range(0, x.numel(), _PIECE):
+            piece = x[start : start + _PIECE]
+            square += float(torch.dot(piece, piece))
+            if q is not None:
+                lost = torch.sub(q[start : start + _PIECE], piece, out=scratch[: len(piece)])
+                error += float(torch.dot(lost, lost))
+        if _LEAST < square < _MOST and (q is None or _LEAST < error < _MOST):
+            return math.sqrt(square), math.sqrt(error)
+    norm = torch.linalg.vector_norm(x, dtype=torch.float64)
+    return norm, torch.zeros_like(norm) if q is None else torch.linalg.vector_norm(q - x, dtype=torch.float64)
+
+
 def _dead(x: Tensor, dim: int) -> tuple[Tensor | int, int]:
     """How many features of [..., features] (`dim` 0) or [features, ...] (`dim` 1) are zero all along, of how many."""
-    if x.ndim == 0:
-        x = x[None]
-    matrix = x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.reshape(math.prod(x.shape[:-1]), 0)
-    features = matrix.shape[1 - dim]
-    if matrix.shape[dim] == 0:
+    features = x.shape[-1 - dim] if x.ndim > dim else 1
+    if dim:
+        matrix = x.reshape(features, x.numel() // features if features else 0)
+    else:
+        matrix = x.reshape(x.numel() // features if features else 0, features)
+    if not matrix.shape[dim]:
         return features, features
-    return torch.count_nonzero((matrix.amax(dim) == 0) & (matrix.amin(dim) == 0)), features
+
+    def dead(rows: Tensor) -> Tensor:
+        return torch.count_nonzero((rows.amax(dim) == 0) & (rows.amin(dim) == 0))
+
+    if x.device.type == "cpu" and not dead(matrix.narrow(dim, 0, min(_FIRST_ROWS, matrix.shape[dim]))):
+        return 0, features
+    return dead(matrix), features
 
 
 @torch.no_grad()
@@ -105,17 +141,24 @@ def code_counts(values: Tensor, fmt: FloatFormat, scale: Tensor | None = None) -
     """
     grid = values.detach().float()
     grid = (grid if scale is None else grid / scale).flatten()
-    counts = torch.zeros(1 << fmt.bits, dtype=torch.int64, device=grid.device)
+    size = 1 << fmt.bits
     if fmt.signed and fmt.mantissa_bits <= 7 and fmt.quantum_exponent >= -126 and fmt.max_exponent <= 127:
-        # A value is the upper half of a float32: those are counted, and few are left to encode. Half of the lower half
-        # is added first, for a quotient may be next to the value.
-        halves = torch.bincount((grid.view(torch.int32) + _HALF // 2 >> 16) & (_HALF - 1), minlength=_HALF)
-        found = halves.nonzero()[:, 0]
-        grid, numbers = (found << 16).int().view(torch.float32), halves[found]
-        grid, numbers = grid[grid.isfinite()], numbers[grid.isfinite()]
-        return counts.index_add_(0, encode(grid, fmt).int(), numbers)
-    codes = encode(grid[grid.isfinite()], fmt).int()
-    return counts + torch.bincount(codes, minlength=counts.numel())
+        # A value is the upper half of a float32. Half of the lower half is added first: a quotient may lie beside it.
+        bits = grid.view(torch.int32)
+        halves = torch.bincount(
+            (bits + _HALVES // 2).bitwise_right_shift_(16).bitwise_and_(_HALVES - 1), minlength=_HALVES
+        )
+        counts = torch.zeros(size + 1, dtype=torch.int64, device=grid.device)
+        return counts.index_add_(0, _codes_of_halves(fmt).to(grid.device), halves)[:size]
+    return torch.bincount(encode(grid[grid.isfinite()], fmt).int(), minlength=size)
+
+
+@lru_cache(maxsize=64)
+def _codes_of_halves(fmt: FloatFormat) -> Tensor:
+    """The code of the value that each upper half of a float32 stands for; 2**bits where it is not finite."""
+    values = (torch.arange(_HALVES) << 16).to(torch.int32).view(torch.float32)
+    finite = values.isfinite()
+    return encode(values.where(finite, 0.0), fmt).int().masked_fill_(~finite, 1 << fmt.bits)
 
 
 def code_statistics(counts: Tensor, fmt: FloatFormat, *, histogram: bool) -> dict[str, float]:
@@ -126,12 +169,12 @@ def code_statistics(counts: Tensor, fmt: FloatFormat, *, histogram: bool) -> dic
         histogram: with the counts themselves, where the format has at most 8 bits.
 
     Measures (weight, activation, grad_output):
-        codes_used [fraction; 0 to 1]: distinct finite values that occur / distinct finite values of the format. -0 and
+        codes_used [fraction; 0 to 1]: count(finite values that occur) / count(finite values of the format). -0 and
             +0 are one value. Left out, as is the rest, where no element is finite.
-        code_entropy [bits; 0 to the format's bits]: -sum p log2 p over the codes, p = count / sum of counts.
+        code_entropy [bits; 0 to the format's bits]: -sum p log2 p. The sum is over the codes, p the share of a code.
 
     Measures (weight):
-        code_<c> [elements; at least 1]: count of the code c. c has two lower-case hexadecimal digits. Codes that do not
+        code_<c> [elements; at least 1]: count(q with the code c). c has two lower-case hexadecimal digits. Codes that do not
             occur are left out.
     """
     total = int(counts.sum())
@@ -163,7 +206,9 @@ def update_sums(change: Tensor, proposed: Tensor, flipped: Tensor | None) -> Ten
         flipped: bool, where the value on the grid is another one after the step; None without a grid.
     """
     updates = torch.count_nonzero(proposed)
-    flips = updates.new_zeros(()) if flipped is None else torch.count_nonzero(flipped & (proposed != 0))
+    flips = updates.new_zeros(())
+    if flipped is not None:
+        flips = torch.count_nonzero(flipped.logical_and_(proposed))
     norm = torch.linalg.vector_norm(change, dtype=torch.float64)
     return torch.stack([norm, updates.double(), flips.double(), torch.full_like(norm, change.numel())])
 
@@ -177,9 +222,9 @@ def update_statistics(sums: Sequence[float], *, on_grid: bool) -> dict[str, floa
         on_grid: the weight is rounded or lives on the grid; else norm_l2 and zero_update are all there is.
 
     Measures (update):
-        norm_l2 [unit of the weight; at least 0]: sqrt(sum dw^2), dw the change of the stored weight.
+        norm_l2 [unit of the weight; at least 0]: sqrt(sum dw^2). dw is the change of the stored weight.
         updates [elements; at least 0]: count(proposed change != 0).
-        flips [elements; 0 to updates]: those of them whose value on the grid differs after the step.
+        flips [elements; 0 to updates]: count(proposed change != 0 and the value on the grid differs after the step).
         stall_ratio [fraction; 0 to 1]: 1 - flips / updates. Left out without updates.
         zero_update [fraction; 0 to 1]: count(proposed change = 0) / count(all). Left out where there are no elements.
     """

@@ -33,11 +33,11 @@ def position_statistics(weight: Reading, spacings: Tensor, counts: Tensor | None
         counts: `counts.code_counts` of its rounded values; None where its codes are not counted.
 
     Measures (weight):
-        code_position [fraction; 0 to 1]: mean over the finite elements of k / K, where the rounded |w| is the k-th of
-            the format's nonnegative finite values in order, from 0 for zero to K for the largest. Left out where no
+        code_position [fraction; 0 to 1]: mean(k / K). The mean is over the finite elements; the rounded |w| is the k-th
+            of the format's nonnegative finite values in order, from 0 for zero to K for the largest. Left out where no
             element is finite.
-        grid_distance [ulp; 0 to 1]: mean |w - q(w)| / S(w), q(w) the weight as read: at most 1/2 where it is rounded to
-            the nearest, 0 on the grid; more where a scale lets values overflow. Left out where there are no elements.
+        grid_distance [ulp; at least 0]: mean(|w - q(w)| / S(w)). q(w) is the weight as read. At most 1/2 where it is
+            rounded to the nearest, 0 on the grid; more where a scale lets values overflow. Left out where there are no elements.
     """
     found = {}
     if counts is not None and (total := int(counts.sum())):
@@ -60,10 +60,10 @@ def step_statistics(proposed: Tensor, spacings: Tensor) -> dict[str, float]:
         spacings: S(w) before the step.
 
     Measures (update):
-        ulps_rms [ulp; at least 0]: sqrt(mean u^2), u = |proposed change| / S(w).
-        ulps_0 [fraction; 0 to 1]: elements whose proposed change is 0.
-        ulps_2^<e> [fraction; 0 to 1]: elements with u < 2^e and not in an interval before it; e from -6 to 4 by 2.
-        ulps_inf [fraction; 0 to 1]: the rest: 2^4 ulps and more, and NaN. The eight fractions sum to 1.
+        ulps_rms [ulp; at least 0]: sqrt(mean u^2). u = |proposed change| / S(w).
+        ulps_0 [fraction; 0 to 1]: count(u = 0) / count(all).
+        ulps_2^<e> [fraction; 0 to 1]: count(u < 2^e, and not in an interval before it) / count(all). e is -6 to 4 by 2.
+        ulps_inf [fraction; 0 to 1]: count(u >= 2^4, or NaN) / count(all). The eight fractions sum to 1.
     """
     n = proposed.numel()
     if not n:
@@ -86,14 +86,15 @@ def stiffness_correlation(spacings: Tensor, gradient: Tensor) -> dict[str, float
     Logarithms are float32, their sums float64.
 
     Measures (gradient):
-        stiffness_correlation [correlation; -1 to 1]: Pearson's, of log2 S(w) and log2 |g| over the elements with a
+        stiffness_correlation [correlation; -1 to 1]: corr(log2 S(w), log2 |g|). Pearson's, over the elements with a
             finite g that is not 0. Left out where S or |g| is the same for all of them, or there are fewer than two.
     """
     g = gradient.detach()
     g = (g.to_dense() if g.is_sparse else g).float().flatten()
-    s = spacings.flatten()
-    chosen = (g != 0) & g.isfinite() & s.isfinite()
-    x, y = s[chosen].log2_(), g[chosen].abs_().log2_()
+    x, y = spacings.flatten().log2(), g.abs().log2()  # not finite where g is 0 or not finite
+    if not math.isfinite(float(x.sum() + y.sum())):
+        chosen = x.isfinite() & y.isfinite()
+        x, y = x[chosen], y[chosen]
     if len(x) < 2:
         return {}
     (x_low, x_high), (y_low, y_high) = torch.aminmax(x), torch.aminmax(y)

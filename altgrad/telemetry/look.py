@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from altgrad.config import TelemetryConfig
 from altgrad.formats import FP32
-from altgrad.nn import QuantizedLayer, Reading, observed, quantized_layers
+from altgrad.nn import Reading, observed, quantized_layers
 from altgrad.optim import GridOptimizer
 from altgrad.telemetry import counts, geometry
 from altgrad.telemetry.gradients import gradient_statistics
@@ -101,7 +101,7 @@ class Look:
         for name in self._layers:
             self._spacing(name)
         stored = {name: layer.weight.detach().clone() for name, layer in self._layers.items()}
-        read = {name: self._on_grid(layer, stored[name]) for name, layer in self._layers.items()}
+        read = {name: self._on_grid(name, stored[name], now=False) for name in self._layers}
         proposals: dict[int, Tensor] = {}
         if isinstance(optimizer, GridOptimizer):
             optimizer.observer = lambda parameter, change: proposals.update({id(parameter): change})
@@ -115,7 +115,7 @@ class Look:
             weight, before = layer.weight.detach(), read[name]
             change = weight - stored[name]
             proposed = proposals.get(id(layer.weight), change)
-            after = self._on_grid(layer, weight)
+            after = self._on_grid(name, weight, now=True)
             flipped = None if after is None or before is None else after != before
             sums[name] = counts.update_sums(change, proposed, flipped)
             if self._telemetry.geometry and (spacing := self._spacing(name)) is not None:
@@ -169,9 +169,16 @@ class Look:
             self._spacings[name] = geometry.spacing(reading)
         return self._spacings[name]
 
-    @staticmethod
-    def _on_grid(layer: QuantizedLayer, weight: Tensor) -> Tensor | None:
-        """The weight as read, where it is quantized. Before and after a step the draws are the same."""
-        if layer.policy.operand("weight").format is FP32:
+    def _on_grid(self, name: str, weight: Tensor, *, now: bool) -> Tensor | None:
+        """The weight as read, where it is quantized; the draws before and after a step are the same.
+
+        Before the step, what the forward pass read serves where reading again gives the same.
+        """
+        layer = self._layers[name]
+        spec = layer.policy.operand("weight")
+        if spec.format is FP32:
             return None
-        return weight if layer.grid_scale is not None else layer.weight_as_read()
+        if layer.grid_scale is not None:
+            return weight
+        same = spec.rounding != "stochastic" and spec.scaling.kind != "delayed"
+        return self._weight(name).rounded if same and not now else layer.weight_as_read()
