@@ -55,10 +55,10 @@ def rank_statistics(weights: Mapping[str, Tensor]) -> dict[str, dict[str, float]
         weights: matrices [O, I] of any floating dtype, on any device.
 
     Measures (weight):
-        spectral_norm [unit of the weight; at least 0]: sigma_1 = ||W||_2, the largest singular value.
+        spectral_norm [unit of the weight; at least 0]: sigma_1 = ||W||_2. The largest singular value.
         stable_rank [directions; 0, or from 1 to the smaller side]: ||W||_F^2 / ||W||_2^2 = sum sigma_i^2 / sigma_1^2.
-        effective_rank [directions; 0, or from 1 to the smaller side]: exp(-sum p_i ln p_i) with p_i = sigma_i / sum
-            sigma (Roy and Vetterli 2007).
+        effective_rank [directions; 0, or from 1 to the smaller side]: exp(-sum p_i ln p_i). p_i = sigma_i / sum sigma
+            (Roy and Vetterli 2007).
     """
     groups: dict[tuple[int, torch.device], list[str]] = {}
     for name, weight in weights.items():
