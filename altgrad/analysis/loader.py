@@ -15,7 +15,8 @@ import pandas as pd
 from altgrad.config import LAYER_TYPES, ExperimentConfig, ScaleRule
 from altgrad.formats import get_format
 from altgrad.runs import Problem, RunRecord, RunSet, load_runs
-from altgrad.runs.schema import digest
+from altgrad.runs.pack import is_histogram, is_last, is_over_time
+from altgrad.runs.schema import LAYER_COLUMNS, digest
 
 OPERANDS = ("weight", "activation", "grad_output")
 OPERAND_NAMES = {"weight": "weights", "activation": "activations", "grad_output": "gradients"}
@@ -106,6 +107,47 @@ class ExperimentDataLoader:
     def layers(self, run_id: str) -> pd.DataFrame:
         """The per-layer table of one run (long form)."""
         return self.records[run_id].layers
+
+    def looks(self, run_ids: Iterable[str]) -> pd.DataFrame:
+        """The per-layer figures of some runs over time, as means over the runs that have them at a step.
+
+        Columns step, layer, layer_type, operand, statistic, value, n (runs), in the order of the record, for what
+        `altgrad.runs.pack.is_over_time` keeps at every look. `stall_ratio` is computed from flips and updates, which
+        are at every look in a packed record too, summed over the runs. Empty without looks.
+        """
+        frames = [self.layers(run_id) for run_id in run_ids]
+        frames = [frame[is_over_time(frame)] for frame in frames if len(frame)]
+        if not frames:
+            return pd.DataFrame(columns=[*LAYER_COLUMNS, "n"])
+        keys = ["step", "layer", "layer_type", "operand", "statistic"]
+        frame = pd.concat(frames, ignore_index=True).groupby(keys, sort=False)["value"].agg(["mean", "sum", "count"])
+        frame = frame.reset_index()
+        flips, updates = (frame[frame["statistic"] == name] for name in ("flips", "updates"))
+        stall = flips.merge(updates[[*keys[:-1], "sum"]], on=keys[:-1], suffixes=("", "_of_updates"))
+        stall = stall[stall["sum_of_updates"] > 0]
+        stall = stall.assign(statistic="stall_ratio", mean=1.0 - stall["sum"] / stall["sum_of_updates"])
+        frame = pd.concat([frame[~frame["statistic"].isin(["flips", "updates"])], stall], ignore_index=True)
+        return frame.rename(columns={"mean": "value", "count": "n"})[[*LAYER_COLUMNS, "n"]]
+
+    def last_look(self, run_ids: Iterable[str]) -> pd.DataFrame:
+        """The last value of each statistic in each run, as means over the runs.
+
+        Columns step, layer, layer_type, operand, statistic, value, n (runs), with the largest step where they differ.
+        The histograms of codes are sums over the runs.
+        """
+        frames = []
+        for run_id in run_ids:
+            layers = self.layers(run_id)
+            if len(layers):
+                frames.append(layers[is_last(layers)])
+        if not frames:
+            return pd.DataFrame(columns=[*LAYER_COLUMNS, "n"])
+        grouped = pd.concat(frames, ignore_index=True).groupby(list(LAYER_COLUMNS[1:-1]), sort=False)
+        frame = grouped.agg(
+            step=("step", "max"), value=("value", "mean"), total=("value", "sum"), n=("value", "count")
+        ).reset_index()
+        frame["value"] = frame["value"].mask(is_histogram(frame), frame["total"])
+        return frame[[*LAYER_COLUMNS, "n"]]
 
     def config(self, arm: str) -> ExperimentConfig:
         """The config that the seeds of `arm` share (with the seed of its first run)."""

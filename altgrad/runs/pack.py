@@ -13,8 +13,28 @@ import pyarrow.parquet as pq
 
 from altgrad.runs.store import RunRecord
 
-FINDINGS = ("overflow", "underflow", "sqnr_db", "flips", "updates")
-"""Statistics of the per-layer table that `altgrad.analysis` averages over all recorded steps."""
+OVER_TIME = ("overflow", "underflow", "sqnr_db", "flips", "updates", "effective_rank")
+"""Statistics of the per-layer table that findings are averages of, and pages show, over all recorded steps."""
+
+
+def is_over_time(layers: pd.DataFrame) -> pd.Series:
+    """Which rows of a per-layer table are of `OVER_TIME`, or norms of gradients."""
+    gradient_norm = (layers["operand"] == "gradient") & (layers["statistic"] == "norm_l2")
+    return layers["statistic"].isin(OVER_TIME) | gradient_norm
+
+
+def is_histogram(layers: pd.DataFrame) -> pd.Series:
+    """Which rows of a per-layer table are counts of a code, ``code_<two or four hex digits>``."""
+    return layers["statistic"].astype(str).str.fullmatch("code_(?:[0-9a-f]{2}){1,2}")
+
+
+def is_last(layers: pd.DataFrame) -> pd.Series:
+    """Which rows of one run's per-layer table are of the last step that has their statistic.
+
+    The counts of all codes are one statistic: a code that is missing from the last histogram did not occur in it.
+    """
+    statistic = layers["statistic"].mask(is_histogram(layers), "code")
+    return layers["step"] == layers.groupby([layers["operand"], statistic])["step"].transform("max")
 
 
 def pack_study(
@@ -27,9 +47,10 @@ def pack_study(
 ) -> None:
     """Write `records` as ``runs.parquet``, ``history.parquet`` and ``layers.parquet`` in `folder`.
 
-    Curves are thinned: history keeps every `history_every`-th step, the first and last one and every evaluation; the
-    per-layer table keeps the statistics that findings are computed from (`FINDINGS`) at every recorded step, the others
-    at multiples of `layers_every` and each run's first and last recorded step: a packed run gives the same findings.
+    Curves are thinned: history keeps every `history_every`-th step, the first and last one and every evaluation. The
+    per-layer table keeps what is shown over time (`is_over_time`) at every recorded step; the others at multiples of
+    `layers_every`, at each run's first step, and where each was recorded last; histograms of codes at the last alone.
+    So a packed run gives the same findings and the same pages.
     Metrics are stored as float32; validation losses and layer statistics, the source of the findings, as float64.
 
     Args:
@@ -62,10 +83,11 @@ def pack_study(
         if "val_loss" in frame:
             keep |= frame["val_loss"].notna()
         histories.append(frame[keep].assign(run_id=record.id))
-        step = record.layers["step"]
-        keep = (step % layers_every == 0) | step.isin([step.min(), step.max()])
-        keep |= record.layers["statistic"].isin(FINDINGS)
-        layers.append(record.layers[keep].assign(run_id=record.id))
+        table = record.layers
+        step = table["step"]
+        keep = ((step % layers_every == 0) | (step == step.min())) & ~is_histogram(table)
+        keep |= is_over_time(table) | is_last(table)
+        layers.append(table[keep].assign(run_id=record.id))
     folder.mkdir(parents=True, exist_ok=True)
     _write(runs, folder / "runs.parquet")
     _write(_narrow(pd.concat(histories, ignore_index=True), wide=("val_loss",)), folder / "history.parquet")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
 
 from altgrad.analysis.comparison import format_order
-from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader
-from altgrad.analysis.reports import common
+from altgrad.analysis.failures import diagnose, warnings_of
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.reports import common, health
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import ExperimentConfig
 from altgrad.pages import (
@@ -18,24 +21,31 @@ from altgrad.pages import (
     MUTED,
     PALETTE,
     Block,
+    Bullets,
     Chart,
     ChartBlock,
     CodeBlock,
     Column,
+    Details,
     Heading,
     Link,
     Md,
+    Note,
     Page,
     Paragraph,
     Table,
     code,
     md,
 )
+from altgrad.runs import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-HEALTH = ("amax", "scale", "overflow", "underflow", "sqnr_db", "stall_ratio")
+EVENTS_SHOWN = 5
+"""Events of one kind that a run's section lists before it counts the rest."""
+WARNINGS_SHOWN = 20
+"""Warnings that a run's section lists before it counts the rest."""
 
 
 def arm_pages(loader: ExperimentDataLoader) -> list[Page]:
@@ -126,8 +136,11 @@ def _arm_page(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame) -> Pag
         *_health(loader, runs),
         Heading("Runs"),
     ]
+    averaged = _averaged(loader, runs)
     for run in runs.itertuples():
         blocks += _run_section(loader, run)
+        if run.status != "finished" and averaged != [run.run_id]:
+            blocks += _own_health(loader, str(run.run_id))
     return Page(
         f"runs/{arm}",
         title,
@@ -149,7 +162,7 @@ def command(config: ExperimentConfig) -> str:
 
 def _run_section(loader: ExperimentDataLoader, run: Any) -> list[Block]:
     record = loader.records[run.run_id]
-    environment, failure = record.run["environment"], record.run["failure"]
+    environment = record.run["environment"]
     rows: list[tuple[str, Any]] = [
         ("Status", run.status),
         ("Seed", int(run.seed)),
@@ -167,27 +180,89 @@ def _run_section(loader: ExperimentDataLoader, run: Any) -> list[Block]:
         ("Environment", ", ".join(f"{key} {value}" for key, value in sorted(environment.items())) or "not recorded"),
         ("W&B", Link("W&B run", run.wandb_url) if isinstance(run.wandb_url, str) else "recorded without W&B"),
     ]
-    if isinstance(failure, dict):
-        text = (
-            f"{', '.join(map(str, failure.get('kinds', [])))} at step {failure.get('step')}, "
-            f"{failure.get('tensor') or 'tensor not known'}, {failure.get('phase') or 'phase not known'}: "
-            f"{failure.get('message', '')}"
-        )
-        rows.insert(1, ("Failure", text))
     if record.run.get("message"):
         rows.insert(1, ("Message", str(record.run["message"])))
     notes = record.config.notes
     if notes:
         rows.append(("Notes", notes))
-    rows += [
-        (f"Event at step {event.get('step')}", str(event.get("kind")))
-        for event in record.run["events"]
-        if isinstance(event, dict)
-    ]
+    rows += _event_rows(record.run["events"])
     return [
         Heading(code(run.run_id), 3, run.run_id),
+        *_failure_note(record),
         Table(("Field", "Value"), tuple(rows), caption=f"Run {run.run_id}"),
+        *_warnings(record),
     ]
+
+
+def _failure_note(record: RunRecord) -> list[Block]:
+    """Why a run ended badly: kinds, first bad step, tensor and phase, the cause and what to try."""
+    failure = diagnose(record)
+    if failure is None:
+        return []
+    where = f"{failure.tensor or 'tensor not known'}, {failure.phase or 'phase not known'}"
+    blocks: list[Block] = [Paragraph(text) for text in (failure.message, failure.cause) if text]
+    if failure.advice:
+        blocks += [Paragraph("What to try:"), Bullets(failure.advice)]
+    return [Note("warning", f"Failure: {', '.join(failure.kinds)} at step {failure.step}, {where}", tuple(blocks))]
+
+
+def _event_rows(events: Iterable[Any]) -> list[tuple[str, Any]]:
+    """A row an event with its details; of each kind the first few, then how many there are. Warnings have a table."""
+    rows: list[tuple[str, Any]] = []
+    found = [event for event in events if isinstance(event, dict) and event.get("kind") != "warning"]
+    seen = Counter(str(event.get("kind")) for event in found)
+    shown: Counter[str] = Counter()
+    for event in found:
+        kind = str(event.get("kind"))
+        shown[kind] += 1
+        if shown[kind] <= EVENTS_SHOWN:
+            details = ", ".join(_details({key: value for key, value in event.items() if key not in ("kind", "step")}))
+            rows.append((f"Event at step {event.get('step')}", f"{kind}: {details}" if details else kind))
+        elif shown[kind] == seen[kind]:
+            rows.append((f"Event at step {event.get('step')}", f"{kind}: the last of {seen[kind]}"))
+    return rows
+
+
+def _details(event: dict[str, Any], prefix: str = "") -> list[str]:
+    """``key value`` of each detail, nested ones as ``outer.key value``."""
+    found = []
+    for key, value in event.items():
+        found += _details(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key} {value}"]
+    return found
+
+
+def _warnings(record: RunRecord) -> list[Block]:
+    """What telemetry warned of, at which step, and in which tensor."""
+    found = warnings_of(record)
+    if not found:
+        return []
+    counted = record.run["summary"].get("warnings")
+    total = max(len(found), counted if isinstance(counted, int) else 0)
+    rows = tuple(
+        (step, alarm.what, alarm.tensor, alarm.phase, alarm.value, alarm.message)
+        for step, alarm in found[:WARNINGS_SHOWN]
+    )
+    more = f", the first {len(rows)} of {total}" if total > len(rows) else ""
+    columns: tuple[Column | str, ...] = (
+        *common.right("Step"),
+        "What",
+        "Tensor",
+        "Phase",
+        *common.right("Value"),
+        "Message",
+    )
+    return [Table(columns, rows, f"Warnings of this run{more}")]
+
+
+def _own_health(loader: ExperimentDataLoader, run_id: str) -> list[Block]:
+    """The looks of one run that ended badly, folded away."""
+    looks = loader.looks([run_id])
+    blocks = health.over_time(looks, health.note([run_id]), prefix=f"{run_id}-") if len(looks) else []
+    return (
+        [Details(f"Health of the layers in this run, up to step {looks['step'].max()}", tuple(blocks))]
+        if blocks
+        else []
+    )
 
 
 def _curves(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | None) -> Chart | None:
@@ -221,7 +296,7 @@ def _curves(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | No
 
     last = data[data["role"] == "arm"].groupby("run_id").tail(1)["val_loss"]
     description = f"Validation loss by step for each run; last values from {last.min():.3f} to {last.max():.3f}."
-    return Chart("loss", "Validation loss", description, data, draw)
+    return Chart("loss", "Validation loss", description, data, draw, margins=(0.65, 0.15, 0.5, 0.1))
 
 
 def _baseline(loader: ExperimentDataLoader, runs: pd.DataFrame) -> str | None:
@@ -249,45 +324,24 @@ def _baseline_note(baseline: str) -> Md:
 
 
 def _health(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[Block]:
-    frames = []
-    for run in runs.itertuples():
-        layers = loader.layers(run.run_id)
-        if len(layers):
-            frames.append(layers[(layers["step"] == layers["step"].max()) & layers["statistic"].isin(HEALTH)])
-    if not frames:
+    """The arm's finished runs together; where none is finished, all of them. Runs that ended badly follow apart."""
+    ids = _averaged(loader, runs)
+    looks = loader.looks(ids)
+    if looks.empty:
         return []
-    keys = ["layer", "layer_type", "operand"]
-    wide = pd.concat(frames).pivot_table(index=keys, columns="statistic", values="value", observed=True).reset_index()
-    columns = [name for name in HEALTH if name in wide]
-    rows = tuple(
-        (
-            row["layer"],
-            row["layer_type"],
-            OPERAND_NAMES.get(row["operand"], row["operand"]),
-            *(
-                common.percent(row[name])
-                if name in ("overflow", "underflow", "stall_ratio")
-                else f"{row[name]:.4g}"
-                if pd.notna(row[name])
-                else None
-                for name in columns
-            ),
-        )
-        for row in wide.to_dict("records")
-    )
-    caption = (
-        f"Mean over {len(frames)} runs at their last recorded step; overflow and underflow as fractions of "
-        "nonzero elements"
-    )
-    titles = {"sqnr_db": "SQNR (dB)", "stall_ratio": "Stall ratio"}
-    table = Table(
-        ("Layer", "Type", "Operand", *common.right(*(titles.get(name, name.capitalize()) for name in columns))),
-        rows,
-        caption,
-        data=wide,
-        id="health",
-    )
-    return [Heading("Health of the layers"), table]
+    return [
+        *health.heading(looks, len(ids)),
+        *health.over_time(looks, health.note(ids)),
+        Heading("The last look", 3),
+        *health.last_look(loader, ids),
+    ]
+
+
+def _averaged(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:
+    """The runs of an arm whose looks its health is the mean of."""
+    looked = runs[[len(loader.layers(run_id)) > 0 for run_id in runs["run_id"]]]
+    finished = looked[looked["status"] == "finished"]
+    return list((looked if finished.empty else finished)["run_id"])
 
 
 def _difference(config: ExperimentConfig) -> dict[str, Any]:

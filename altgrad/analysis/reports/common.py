@@ -360,8 +360,10 @@ def heat_map(
     def draw(axes: Axes) -> None:
         offsets = panel_axes(axes, [panels[name] for name in shown], [(0, str(steps[0])), (1, str(steps[-1]))])
         axes.set_ylim(len(rows), 0)
-        axes.set_yticks(np.arange(len(rows)) + 0.5, names_, fontsize=8)
-        axes.spines[["left", "bottom"]].set_visible(False)
+        axes.set_axis_off()  # the axes' own ticks would take as long as all the rest
+        inch, up = axes.viewLim.width / (width - left - 0.15), 1 / 0.17
+        for row, name in enumerate(names_):
+            axes.text(-0.06 * inch, row + 0.5, name, ha="right", va="center_baseline", fontsize=8, color=MUTED)
         boxes: list[list[tuple[float, float, float, float]]] = [[] for _ in range(len(HEAT) + 1)]
         for row, number in itertools.product(range(len(rows)), range(len(shown))):
             line, offset = drawn[row, number], offsets[number]
@@ -369,7 +371,6 @@ def heat_map(
                 half = 0.44 if level >= 0 else 0.03
                 x0, x1 = offset + start / len(line), offset + stop / len(line)
                 boxes[level].append((x0, x1, row + 0.5 - half, row + 0.5 + half))
-        inch, up = axes.viewLim.width / (width - left - 0.15), 1 / 0.17
         place, below = (0.1 - left) * inch, len(rows) + 0.45 * up
         for level, word in enumerate([*levels.legend, *([levels.missing] if boxes[-1] else [])]):
             half = (0.055 if level < len(HEAT) else 0.01) * up
@@ -378,13 +379,13 @@ def heat_map(
             place += (0.36 + 0.06 * len(word)) * inch
         for found, colour in zip(boxes, (*HEAT, MUTED), strict=True):
             if found:
-                axes.add_patch(_rectangles(found, colour))
+                axes.add_artist(_rectangles(found, colour))
 
     return Chart(
         identity,
         title,
         f"{note} {said}{left_out}".strip(),
-        data.sort_values(["operand", "step"], kind="stable", ignore_index=True),
+        table.rename(columns=str).stack(level=0, future_stack=True).reset_index(),
         draw,
         width=width,
         height=height,
@@ -400,18 +401,24 @@ def panel_axes(axes: Axes, titles: Sequence[str], ticks: Sequence[tuple[float, s
         titles: one a panel.
         ticks: places in a panel (0 to 1) and their labels; the outer ones are aligned inwards.
     """
-    offsets = [1.04 * number for number in range(len(titles))]
+    offsets = [1.06 * number for number in range(len(titles))]
     axes.set_xlim(0, offsets[-1] + 1)
-    axes.set_xticks([])
-    axes.grid(visible=False, axis="both")
+    axes.xaxis.set_visible(False)
     place = axes.get_xaxis_transform()
     for offset, title in zip(offsets, titles, strict=True):
         axes.annotate(title, (offset, 1), xycoords=place, xytext=(0, 5), textcoords="offset points", color=FOREGROUND)
         for at, label in ticks:
-            aligned = "left" if at == 0 else "right" if at == 1 else "center"
-            label = f"step {label}" if at == 0 else label
-            below = {"xytext": (0, -5), "textcoords": "offset points", "ha": aligned, "va": "top", "fontsize": 8}
-            axes.annotate(label, (offset + at, 0), xycoords=place, color=MUTED, **below)
+            axes.annotate(
+                f"step {label}" if at == 0 else label,
+                (offset + at, 0),
+                xycoords=place,
+                xytext=(0, -5),
+                textcoords="offset points",
+                ha="left" if at == 0 else "right" if at == 1 else "center",
+                va="top",
+                fontsize=8,
+                color=MUTED,
+            )
     return offsets
 
 

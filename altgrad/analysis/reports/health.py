@@ -1,0 +1,354 @@
+"""The health of the layers: heat maps and curves over time, the last look in tables by subject, the codes in use."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader
+from altgrad.analysis.reports import common
+from altgrad.analysis.reports.common import Levels
+from altgrad.config import LAYER_TYPES
+from altgrad.formats import FloatFormat, get_format
+from altgrad.pages import FOREGROUND, MUTED, PALETTE, Block, Chart, ChartBlock, Column, Heading, Paragraph, Table
+from altgrad.runs import RunRecord
+from altgrad.runs.pack import is_histogram
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MORE_THAN_ZERO = float(np.nextafter(0.0, 1.0))
+LOST = Levels(
+    (_MORE_THAN_ZERO, 0.001, 0.01, 0.05, 0.25),
+    ("0", "below 0.1%", "below 1%", "below 5%", "below 25%", "25% or more"),
+    common.percent,
+)
+SQNR = Levels(
+    (35.0, 30.0, 25.0, 20.0, 15.0),
+    ("35 dB or more", "30 to 35", "25 to 30", "20 to 25", "15 to 20", "below 15"),
+    lambda value: f"{value:.1f} dB",
+    missing="nothing was lost",
+)
+STALL = Levels(
+    (0.25, 0.5, 0.75, 0.9, 0.99),
+    ("below 25%", "below 50%", "below 75%", "below 90%", "below 99%", "99% or more"),
+    common.percent,
+    missing="no updates",
+)
+RANK = Levels(
+    (0.95, 0.9, 0.8, 0.65, 0.5),
+    ("95% or more", "90 to 95%", "80 to 90%", "65 to 80%", "50 to 65%", "below 50%"),
+    common.percent,
+)
+LOSSES: tuple[tuple[str, str, Levels], ...] = (
+    ("underflow", "Underflow", LOST),
+    ("overflow", "Overflow", LOST),
+    ("sqnr_db", "SQNR", SQNR),
+)
+"""What rounding does to operands: statistic, title, levels."""
+MEANINGS = {
+    "underflow": "Fraction of nonzero elements that rounding turned into zero.",
+    "overflow": "Fraction of nonzero elements beyond the format's largest value.",
+    "sqnr_db": "Signal-to-quantization-noise ratio.",
+}
+
+_Columns = tuple[tuple[str, str, Callable[[float], str]], ...]
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−")
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+_OPERANDS: _Columns = (
+    ("amax", "Amax", _figure),
+    ("scale", "Scale", _figure),
+    ("nonfinite", "NaN, infinite", _count),
+    ("overflow", "Overflow", common.percent),
+    ("underflow", "Underflow", common.percent),
+    ("sqnr_db", "SQNR (dB)", lambda value: common.number(value, 1)),
+    ("dead", "Dead", common.percent),
+    ("codes_used", "Codes used", common.percent),
+    ("code_entropy", "Entropy (bits)", lambda value: common.number(value, 2)),
+)
+_WEIGHTS: _Columns = (
+    ("spectral_norm", "Spectral norm", _figure),
+    ("stable_rank", "Stable rank", lambda value: common.number(value, 1)),
+    ("effective_rank", "Effective rank", lambda value: common.number(value, 1)),
+    ("code_position", "Code position", common.number),
+    ("grid_distance", "Distance to the grid (ulp)", common.number),
+)
+_GRADIENTS: _Columns = (
+    ("norm_l2", "Norm L2", _figure),
+    ("norm_inf", "Largest", _figure),
+    ("zero", "Zero", common.percent),
+    ("nonfinite", "NaN, infinite", _count),
+    ("stiffness_correlation", "Correlation with S", common.number),
+    ("shadow_cosine", "Cosine to unrounded", lambda value: common.number(value, 4)),
+    ("shadow_snr_db", "SNR to unrounded (dB)", lambda value: common.number(value, 1)),
+)
+_STEP: _Columns = (
+    ("norm_l2", "Norm L2", _figure),
+    ("stall_ratio", "Stall ratio", common.percent),
+    ("zero_update", "No change proposed", common.percent),
+    ("ulps_rms", "Step (ulps, rms)", _figure),
+)
+_ULPS: _Columns = (
+    ("ulps_0", "0", common.percent),
+    *((f"ulps_2^{power}", f"below 2^{power}", common.percent) for power in (-6, -4, -2, 0, 2, 4)),
+    ("ulps_inf", "2^4 or more", common.percent),
+)
+
+
+def over_time(looks: pd.DataFrame, note: str, prefix: str = "") -> list[Block]:
+    """Charts of what `ExperimentDataLoader.looks` found: a heat map or curves for each figure that was recorded.
+
+    Args:
+        looks: figures by step and layer.
+        note: whose they are; the charts' descriptions begin with it.
+        prefix: of the charts' ids, where a page has several runs.
+    """
+    blocks: list[Block] = []
+    calm = []
+    for statistic, title, levels in LOSSES:
+        data = _of(looks, statistic, OPERAND_NAMES)
+        if data.empty:
+            continue
+        if levels is LOST and not (data["value"] > 0).any():
+            calm.append(title.lower())
+        else:
+            said = f"{MEANINGS[statistic]} {note}"
+            name = f"{prefix}{statistic.removesuffix('_db')}"
+            blocks.append(lost(name, f"{title} by layer and step", data, levels, said))
+    stall = _of(looks, "stall_ratio", {"update": ""})
+    if len(stall) and not (stall["value"] > 0).any():
+        calm.append("stall ratio")
+    elif len(stall):
+        said = f"Share of the proposed changes that left the stored code as it was. {note}"
+        titles = {"update": "optimizer's step"}
+        chart = common.heat_map(f"{prefix}stall", "Stall ratio by layer and step", stall, STALL, titles, said)
+        blocks.append(ChartBlock(chart))
+    rank = _of(looks, "effective_rank", {"weight": ""})
+    if len(rank):
+        first = rank.drop_duplicates("layer").set_index("layer")["value"].replace(0.0, np.nan)
+        relative = rank.assign(value=rank["value"] / rank["layer"].map(first))
+        said = f"Effective rank of each weight relative to the first look. {note}"
+        title = "Effective rank by layer and step, relative to the first look"
+        chart = common.heat_map(f"{prefix}rank", title, relative, RANK, {"weight": "weights"}, said)
+        blocks.append(ChartBlock(chart))
+    blocks += _gradient_norms(looks, note, prefix)
+    if calm:
+        text = f"{common.names(calm)}: 0 in every layer at every look."
+        blocks.insert(0, Paragraph(text[0].upper() + text[1:]))
+    return blocks
+
+
+def lost(identity: str, title: str, data: pd.DataFrame, levels: Levels, note: str) -> ChartBlock:
+    """A heat map of what rounding did to the operands: rows layer, operand, step, value."""
+    return ChartBlock(common.heat_map(identity, title, data, levels, OPERAND_NAMES, note))
+
+
+def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str]) -> list[Block]:
+    """The last recorded figures as tables by subject, and the codes that the weights used; nothing without looks."""
+    last = loader.last_look(run_ids)
+    if last.empty:
+        return []
+    who = f"mean over {len(run_ids)} runs" if len(run_ids) > 1 else "one run"
+    who += f", step {int(last['step'].max())}"
+    tables = [
+        _table(last, OPERAND_NAMES, _OPERANDS, f"Operands at the last look ({who}), fractions of nonzero elements", ""),
+        _table(last, ("weight",), _WEIGHTS, f"Weights at the last look ({who})", "weights"),
+        _table(last, ("gradient",), _GRADIENTS, f"Gradients of the weights at the last look ({who})", "gradients"),
+        _table(last, ("update",), _STEP, f"The optimizer's step at the last look ({who})", "step"),
+        _table(
+            last,
+            ("update",),
+            _ULPS,
+            f"How far that step moved the weights, in ulps: fractions of elements ({who})",
+            "ulps",
+        ),
+    ]
+    return [table for table in tables if table is not None] + code_histograms(loader, run_ids)
+
+
+def code_histograms(loader: ExperimentDataLoader, run_ids: Iterable[str]) -> list[Block]:
+    """Which codes the weights used at the last look that counted them, a chart for each format (a run may shift)."""
+    by_format: dict[FloatFormat, list[str]] = {}
+    for run_id in run_ids:
+        layers = loader.layers(run_id)
+        steps = layers["step"][is_histogram(layers)]
+        fmt = _weight_format(loader.records[run_id], int(steps.max())) if len(steps) else None
+        if fmt is not None:
+            by_format.setdefault(fmt, []).append(run_id)
+    blocks: list[Block] = []
+    for fmt, ids in by_format.items():
+        last = loader.last_look(ids)
+        chart = _codes(last[is_histogram(last) & (last["operand"] == "weight")], fmt, len(ids))
+        blocks += [ChartBlock(chart)] if chart else []
+    return blocks
+
+
+def _of(looks: pd.DataFrame, statistic: str, operands: Iterable[str]) -> pd.DataFrame:
+    found = looks[(looks["statistic"] == statistic) & looks["operand"].isin(list(operands))]
+    return found[["layer", "layer_type", "operand", "step", "value"]].reset_index(drop=True)
+
+
+def _gradient_norms(looks: pd.DataFrame, note: str, prefix: str) -> list[Block]:
+    norms = _of(looks, "norm_l2", ("gradient",))
+    data = norms[np.isfinite(norms["value"]) & (norms["value"] > 0)].reset_index(drop=True)
+    if data.empty:
+        return []
+    colours = dict(zip(_kinds(data["layer_type"]), itertools.cycle(PALETTE), strict=False))
+    last = data[data["step"] == data["step"].max()].sort_values("value")
+    absent = (
+        "" if len(data) == len(norms) else f" {len(norms) - len(data)} norms that are 0 or not finite are left out."
+    )
+    description = (
+        f"{note} L2 norm of the gradient of each of {data['layer'].nunique()} weights, before clipping, from step "
+        f"{data['step'].min()} to {data['step'].max()}. At the end the largest is {last['layer'].iloc[-1]} "
+        f"{last['value'].iloc[-1]:.3g}, the smallest {last['layer'].iloc[0]} {last['value'].iloc[0]:.3g}.{absent}"
+    ).strip()
+
+    def draw(axes: Axes) -> None:
+        for (kind, _), line in data.groupby(["layer_type", "layer"], sort=False, observed=True):
+            axes.plot(line["step"], line["value"], color=colours[str(kind)], linewidth=1.2)
+        axes.set_yscale("log")
+        axes.set_xlabel("step")
+        axes.set_ylabel("gradient norm")
+        _colour_legend(axes, colours)
+
+    title = "Gradient norm of each layer by step"
+    chart = Chart(f"{prefix}gradients", title, description, data, draw, height=2.8, margins=(0.75, 0.15, 0.5, 0.3))
+    return [ChartBlock(chart)]
+
+
+def _kinds(layer_types: Iterable[str]) -> list[str]:
+    """The layer types that occur, those of the model in its order."""
+    order = {str(kind): number for number, kind in enumerate(LAYER_TYPES)}
+    return sorted(set(layer_types), key=lambda kind: (order.get(kind, len(order)), kind))
+
+
+def _colour_legend(axes: Axes, colours: dict[str, str]) -> None:
+    """Names in their colours, in a row above the axes."""
+    place = 0.0
+    for name, colour in colours.items():
+        axes.annotate(
+            name, (place, 1), xycoords="axes fraction", xytext=(0, 6), textcoords="offset points", color=colour
+        )
+        place += 0.03 + 0.013 * len(name)
+
+
+def _table(last: pd.DataFrame, operands: Iterable[str], columns: _Columns, caption: str, name: str) -> Table | None:
+    """One subject of the last look: only the columns and rows that were recorded."""
+    known = {statistic for statistic, _, _ in columns}
+    chosen = last[last["operand"].isin(list(operands)) & last["statistic"].isin(known)]
+    bad = chosen[chosen["statistic"] == "nonfinite"]
+    if not (bad["value"] > 0).any():
+        chosen = chosen.drop(bad.index)
+    if chosen.empty:
+        return None
+    steps = chosen.groupby("statistic")["step"].max()
+    keys = ["layer", "layer_type", "operand"]
+    order = chosen[keys].drop_duplicates().itertuples(index=False, name=None)
+    wide = chosen.pivot_table(index=keys, columns="statistic", values="value", observed=True, dropna=False)
+    wide = wide.reindex(pd.MultiIndex.from_tuples(list(order), names=keys)).reset_index()
+    several = len(set(operands)) > 1
+    shown = [(key, title, text) for key, title, text in columns if key in wide]
+    rows = tuple(
+        (
+            row["layer"],
+            OPERAND_NAMES[row["operand"]] if several else row["layer_type"],
+            *(text(row[key]) if pd.notna(row[key]) else None for key, _, text in shown),
+        )
+        for row in wide.to_dict("records")
+    )
+    newest = int(last["step"].max())
+    titles = [title + (f" (step {steps[key]})" if steps[key] != newest else "") for key, title, _ in shown]
+    heads: tuple[Column | str, ...] = ("Layer", "Operand" if several else "Type", *common.right(*titles))
+    return Table(heads, rows, caption, data=wide, id=f"health-{name}" if name else "health")
+
+
+def _weight_format(record: RunRecord, step: int) -> FloatFormat | None:
+    """The format of the weights at a step: the config's, or the one that a recorded shift changed it to."""
+    found = get_format(record.config.quantize.weight)
+    for event in record.run["events"]:
+        if isinstance(event, dict) and event.get("kind") == "shift" and isinstance(event.get("step"), int):
+            try:
+                found = get_format(event.get("to")) if event["step"] <= step else found
+            except ValueError:
+                return None
+    return found if found.bits <= 16 else None
+
+
+def _codes(counts: pd.DataFrame, fmt: FloatFormat, runs: int) -> Chart | None:
+    """Share of the weights on each value of the format, in order, a ridge for each layer type."""
+    code = counts["statistic"].map(lambda name: int(name.removeprefix("code_"), 16))
+    counts = counts.assign(code=code)[code < 1 << fmt.bits]
+    counts = counts.assign(number=fmt.values[counts["code"]])
+    counts = counts[np.isfinite(counts["number"])]
+    if counts.empty:
+        return None
+    values = fmt.finite_values
+    totals = counts.groupby(["layer_type", "number"])["value"].sum()
+    kinds = _kinds(totals.index.get_level_values(0))
+    shares = {
+        kind: (totals[kind] / totals[kind].sum()).reindex(values, fill_value=0.0).to_numpy(dtype=np.float64)
+        for kind in kinds
+    }
+    data = pd.DataFrame({"place": range(len(values)), "value": values, **shares})
+    said = "; ".join(
+        f"{kind}: {int((share > 0).sum())} values in use, the most frequent {values[share.argmax()]:g} with "
+        f"{common.percent(float(share.max()))}"
+        for kind, share in shares.items()
+    )
+
+    def draw(axes: Axes) -> None:
+        for row, share in enumerate(shares.values()):
+            low = len(shares) - 1 - row
+            drawn = low + 0.85 * share / share.max()
+            axes.stairs(drawn, np.arange(len(values) + 1) - 0.5, baseline=low, fill=True, color=PALETTE[0], linewidth=0)
+            peak = f"peak {common.percent(float(share.max()))}"
+            axes.annotate(
+                peak, (1, low + 0.62), xycoords=("axes fraction", "data"), ha="right", color=MUTED, fontsize=8
+            )
+        places = sorted(
+            {round(part * (len(values) - 1)) for part in (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)}
+        )
+        axes.set_xticks(places, [f"{values[place]:.3g}".replace("-", "−") for place in places], fontsize=8)
+        axes.set_yticks(np.arange(len(shares)) + 0.35, kinds[::-1], color=FOREGROUND)
+        axes.set_xlim(-1.5, len(values) + 0.5)
+        axes.set_ylim(0, len(shares))
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(f"the {len(values)} finite values of {fmt.label} in order (before scaling)")
+
+    whose = f"{runs} runs" if runs > 1 else "one run"
+    step = int(counts["step"].max())
+    return Chart(
+        f"codes-{fmt.name}",
+        f"Which values of {fmt.label} the weights use, by layer type",
+        f"Share of the weights on each of the {len(values)} finite values at step {step} of {whose}. {said}.",
+        data,
+        draw,
+        height=0.62 * len(kinds) + 0.75,
+        margins=(0.9, 0.15, 0.5, 0.1),
+    )
+
+
+def heading(looks: pd.DataFrame, runs: int) -> list[Block]:
+    """The section's head: whose looks these are, and at which steps."""
+    whose = f"means over {runs} runs" if runs > 1 else "figures of one run"
+    steps = looks["step"]
+    text = f"{looks['step'].nunique()} looks from step {steps.min()} to {steps.max()}; {whose}."
+    return [Heading("Health of the layers"), Paragraph(text)]
+
+
+def note(run_ids: Sequence[Any]) -> str:
+    """Whose figures a chart shows, in words."""
+    return f"Mean over {len(run_ids)} runs." if len(run_ids) > 1 else f"Run {run_ids[0]}."
