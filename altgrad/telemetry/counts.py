@@ -67,7 +67,8 @@ def operand_statistics(sums: Sequence[float]) -> dict[str, float]:
 
     Measures (weight, activation, grad_output):
         amax [unit of the operand; at least 0]: max |x|. NaN where there is one.
-        scale [unit of the operand; above 0]: s, where q = s * a value of the format. The largest where there are several.
+        scale [unit of the operand; above 0]: s, where q = s * a value of the format. The largest
+            where there are several.
         norm_l2 [unit of the operand; at least 0]: sqrt(sum x^2).
         nonfinite [elements; at least 0]: count(x is NaN or infinite).
         overflow [fraction; 0 to 1]: count(|q| > max before saturation) / count(x != 0). Infinities are included.
@@ -174,8 +175,8 @@ def code_statistics(counts: Tensor, fmt: FloatFormat, *, histogram: bool) -> dic
         code_entropy [bits; 0 to the format's bits]: -sum p log2 p. The sum is over the codes, p the share of a code.
 
     Measures (weight):
-        code_<c> [elements; at least 1]: count(q with the code c). c has two lower-case hexadecimal digits. Codes that do not
-            occur are left out.
+        code_<c> [elements; at least 1]: count(q with the code c). c has two lower-case hexadecimal digits. Codes that
+            do not occur are left out.
     """
     total = int(counts.sum())
     if not total:

@@ -37,7 +37,8 @@ def position_statistics(weight: Reading, spacings: Tensor, counts: Tensor | None
             of the format's nonnegative finite values in order, from 0 for zero to K for the largest. Left out where no
             element is finite.
         grid_distance [ulp; at least 0]: mean(|w - q(w)| / S(w)). q(w) is the weight as read. At most 1/2 where it is
-            rounded to the nearest, 0 on the grid; more where a scale lets values overflow. Left out where there are no elements.
+            rounded to the nearest, 0 on the grid; more where a scale lets values overflow. Left out where
+            there are no elements.
     """
     found = {}
     if counts is not None and (total := int(counts.sum())):
