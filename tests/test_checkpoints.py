@@ -175,7 +175,7 @@ def test_a_run_killed_in_the_middle_of_a_step_goes_on_from_its_last_checkpoint(
         file.write(b'{"step": 13, "lo')  # a row cut short
     resumed = run(tmp_path / "parts", resume=True, **ARMS[arm])
     assert_same_run(whole.path, resumed.path)
-    assert read_run(folder).run["events"][-1] == {"kind": "resumed", "step": (step - 1) // 4 * 4}
+    assert {"kind": "resumed", "step": (step - 1) // 4 * 4} in read_run(folder).run["events"]
 
 
 @pytest.mark.parametrize("arm", ["e4m3", "grid-stochastic"])

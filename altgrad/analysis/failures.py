@@ -79,6 +79,8 @@ class Symptom:
         return value < self.limit if self.below else value > self.limit
 
 
+# The limits of underflow and stall lie between what the demo's good and bad formats show at their worst look: underflow
+# 0.63 in E3M4, which loses nothing, 0.79 in E2M5 and 0.88 in E0M7, which do; stall 0.989 in E6M1 and 0.996 in E7M0.
 SYMPTOMS = (
     Symptom(
         "overflow",
@@ -92,7 +94,7 @@ SYMPTOMS = (
         "underflow",
         "underflow",
         ("grad_output",),
-        0.5,
+        0.75,
         "fraction of the nonzero gradients that became zero",
         "use a format with more exponent bits for quantize.grad_output, or scale it by row or block",
     ),
