@@ -93,9 +93,10 @@ def test_a_page_has_the_marker_once_and_no_other(tmp_path: Path) -> None:
     assert page.startswith("before\n\n")
     assert page.endswith("\n\nafter")
     assert "<b>" not in page
-    assert "A subject: with a colon" in page
+    assert "### A subject\n\nWith a colon.\n" in page
+    assert "Of weight, update, by <code>altgrad.<wbr>telemetry.<wbr>some.<wbr>look</code>" in page
     (row,) = [line for line in page.splitlines() if line.startswith("| `a`")]
-    assert len(re.findall(r"(?<!\\)\|", row)) == 7
+    assert len(re.findall(r"(?<!\\)\|", row)) == 5
     for text in ("", MARKER * 2, f"{MARKER} <!-- other -->", "<!-- measure -->"):
         with pytest.raises(MeasureError, match=r"^page\.md: "):
             method_page(text, known, "page.md")
@@ -105,11 +106,13 @@ def test_the_method_page_shows_every_measure_and_its_function_exists() -> None:
     known = measures()
     page = method_page((ROOT / "docs" / "method.md").read_text(), known, "docs/method.md")
     assert "<!--" not in page
-    cells = [
-        [read(cell) for cell in re.split(r" (?<!\\)\| ", line)] for line in page.splitlines() if line.count("|") > 6
-    ]
-    shown = [(first.removeprefix("| "), last.removesuffix(" |")) for first, *_, last in cells if "altgrad." in last]
-    assert shown == [(measure.name, measure.function) for measure in known]
+    shown, of = [], ()
+    for line in page.splitlines():
+        if caption := re.fullmatch(r"Of (.+), by <code>(.+)</code>", line):
+            of = tuple(caption[1].split(", ")), caption[2].replace("<wbr>", "")
+        elif of and (row := re.match(r"\| (<code>.+?</code>|`.+?`) \| ", line)):
+            shown.append((read(row[1]), *of))
+    assert shown == [(measure.name, measure.operands, measure.function) for measure in known]
     pytest.importorskip("torch")
     for function in {measure.function for measure in known}:
         module, _, name = function.rpartition(".")

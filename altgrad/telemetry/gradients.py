@@ -1,4 +1,4 @@
-"""How large the gradient of a layer's weight is, and how much of it is missing."""
+"""Gradients: how large the gradient of a layer's weight is, and how much of it is missing."""
 
 from __future__ import annotations
 

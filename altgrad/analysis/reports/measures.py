@@ -17,10 +17,11 @@ import ast
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import altgrad
-from altgrad.pages import Md, Table, code, join, md
+from altgrad.pages import Block, Heading, Md, Paragraph, Table, code, join, md
 from altgrad.pages.render import Dialect, fragment
 
 TELEMETRY = Path(altgrad.__file__).parent / "telemetry"
@@ -48,7 +49,7 @@ class Measure:
         formula: plain text.
         notes: further sentences, or nothing.
         function: dotted name of the function that computes it.
-        subject: the first sentence of its module's docstring.
+        subject: the first sentence of its module's docstring: "Rank health: how many directions ...".
     """
 
     name: str
@@ -99,7 +100,7 @@ def measure_of(statistic: str, operand: str, known: Sequence[Measure]) -> Measur
 
 
 def method_page(text: str, known: Sequence[Measure], name: str) -> str:
-    """A hand-written page with the measures' tables, one for each subject, in place of its marker.
+    """A hand-written page with the measures' tables in place of its marker.
 
     Raises:
         MeasureError: the page (which messages call `name`) has not this one marker.
@@ -109,34 +110,32 @@ def method_page(text: str, known: Sequence[Measure], name: str) -> str:
         raise MeasureError(
             f"{name}: needs the marker {MARKER} once and no other, and has {', '.join(markers) or 'none'}"
         )
-    subjects = dict.fromkeys(measure.subject for measure in known)
-    tables = (_table(subject, [measure for measure in known if measure.subject == subject]) for subject in subjects)
     dialect = Dialect(site=True, address=lambda reference: f"{reference.path}.md")
-    return text.replace(MARKER, fragment(tables, dialect))
+    return text.replace(MARKER, fragment(_blocks(known), dialect))
 
 
-def _table(subject: str, known: Sequence[Measure]) -> Table:
-    columns = ("Measure", "Of", "Definition", "Unit", "Range", "Computed by")
-    rows = tuple(
-        (
-            code(measure.name),
-            ", ".join(measure.operands),
-            md(
-                "{formula}. {notes}" if measure.notes else "{formula}",
-                formula=code(measure.formula),
-                notes=measure.notes,
-            ),
-            measure.unit,
-            measure.range,
-            _breakable(measure.function),
-        )
-        for measure in known
-    )
-    return Table(columns, rows, caption=subject)
+def _blocks(known: Sequence[Measure]) -> Iterator[Block]:
+    """A heading for each module, and a table for each function and the operands it is for."""
+    for subject, of_module in groupby(known, key=lambda measure: measure.subject):
+        title, _, about = subject.partition(": ")
+        yield Heading(title, level=3)
+        if about:
+            yield Paragraph(f"{about[0].upper()}{about[1:]}.")
+        for (operands, function), rows in groupby(of_module, key=lambda measure: (measure.operands, measure.function)):
+            yield Table(
+                ("Measure", "Definition", "Unit", "Range"),
+                tuple((code(row.name), _definition(row), row.unit, row.range) for row in rows),
+                md("Of {operands}, by {function}", operands=", ".join(operands), function=_breakable(function)),
+            )
+
+
+def _definition(measure: Measure) -> Md:
+    formula = code(measure.formula)
+    return md("{formula}. {notes}", formula=formula, notes=measure.notes) if measure.notes else formula
 
 
 def _breakable(dotted: str) -> Md:
-    """A dotted name that a narrow column may break after each dot."""
+    """A dotted name that a narrow page may break after each dot."""
     return md("<code>{name}</code>", name=join(".<wbr>", dotted.split(".")))
 
 
