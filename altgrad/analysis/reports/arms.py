@@ -289,7 +289,8 @@ def _curves(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | No
             axes.plot(group["step"], group["val_loss"], color=PALETTE[0], linewidth=1.4, marker="o", markersize=2.5)
         axes.set_xlabel("step")
         axes.set_ylabel("validation loss (nats a character)")
-        note = f"solid: the {own['run_id'].nunique()} runs of this arm" + (
+        count = own["run_id"].nunique()
+        note = f"solid: the {f'{count} runs' if count > 1 else 'run'} of this arm" + (
             "; dashed: FP32 baseline" if baseline else ""
         )
         axes.annotate(note, (0.99, 0.97), xycoords="axes fraction", ha="right", va="top", color=FOREGROUND)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from altgrad.analysis.comparison import Comparison, FormatComparator, format_order, own_rates
-from altgrad.analysis.failures import RANGE_THRESHOLD, UNDERFLOW_THRESHOLD, FailureAnalyzer, headline
+from altgrad.analysis.failures import RANGE_THRESHOLD, UNDERFLOW_THRESHOLD, FailureAnalyzer, diagnose, headline
 from altgrad.analysis.hypotheses import E7M0
 from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader
-from altgrad.analysis.reports import common
+from altgrad.analysis.reports import common, health
 from altgrad.formats import SPLITS_8BIT
 from altgrad.pages import (
+    BACKGROUND,
     FOREGROUND,
     PALETTE,
     Block,
@@ -41,6 +44,12 @@ REMEDIES = {
     "underflow": "more exponent bits, or a scale per row or block, for that operand",
     "rounding error": "more mantissa bits, or stochastic rounding, for that operand",
 }
+STATISTIC_OF_MODE = {"overflow": "overflow", "underflow": "underflow", "rounding error": "sqnr_db"}
+"""The figure of the layers that shows a symptom."""
+ENDINGS_SHOWN = 8
+"""Runs that ended badly whose last losses and advice are shown."""
+ENDING_STEPS = 30
+"""How many of the losses that a failure holds are shown."""
 
 
 def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
@@ -74,9 +83,12 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
             ),
             Heading("Forward, backward and optimizer"),
             *_phase_tables(loader, analyzer, comparison),
+            *_layers(loader, modes),
+            *_signatures(loader, comparison),
         ]
     blocks += [
-        *_failed_runs(analyzer),
+        *_failed_runs(loader, analyzer),
+        *_warnings(loader, analyzer),
         Heading("E7M0: hypothesis and observation"),
         *_e7m0(loader, analyzer, comparison),
     ]
@@ -245,7 +257,160 @@ def _phase_tables(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, compa
     return [Table(columns, tuple(rows), caption, data=pd.DataFrame(records), id="phases"), Paragraph(notes)]
 
 
-def _failed_runs(analyzer: FailureAnalyzer) -> list[Block]:
+def _layers(loader: ExperimentDataLoader, modes: pd.DataFrame) -> list[Block]:
+    """For each symptom, where and when it shows in the format that loses most by it: one run, a layer a row."""
+    blocks: list[Block] = []
+    losing = modes[modes["mode"].isin(STATISTIC_OF_MODE) & (modes["low"] > 0)].sort_values(
+        "gap", ascending=False, kind="stable"
+    )
+    for _, row in losing.drop_duplicates("mode").iterrows():
+        run_id = _median_run(loader, row["arm"])
+        looks = loader.looks([run_id])
+        for statistic, title, levels in health.LOSSES:
+            data = looks[(looks["statistic"] == statistic) & looks["operand"].isin(list(OPERAND_NAMES))]
+            if statistic == STATISTIC_OF_MODE[row["mode"]] and len(data):
+                text = md(
+                    "{format} loses most among the formats whose strongest symptom is {mode}. Its run {run} is the one "
+                    "with the median final loss of its {n} finished runs.",
+                    format=row["format"],
+                    mode=row["mode"],
+                    run=common.arm_link(row["arm"], run_id, run_id),
+                    n=int(row["n_finished"]),
+                )
+                note = f"{health.MEANINGS[statistic]} Run {run_id}."
+                name = f"{title} of {row['format']} by layer and step"
+                blocks += [Paragraph(text), health.lost(f"layers-{title.lower()}", name, data, levels, note)]
+    return [Heading("By layer and step"), *blocks] if blocks else []
+
+
+def _median_run(loader: ExperimentDataLoader, arm: str) -> str:
+    """The finished run of a compared arm with the median final loss; of two in the middle the better one."""
+    runs = loader.runs[(loader.runs["arm"] == arm) & loader.runs["final_val_loss"].notna()]
+    runs = runs.sort_values(["final_val_loss", "seed", "run_id"])
+    return str(runs["run_id"].iloc[(len(runs) - 1) // 2])
+
+
+def _signatures(loader: ExperimentDataLoader, comparison: Comparison) -> list[Block]:
+    """What the two extremes look like beside the split with the smallest gap: SQNR and underflow over the steps."""
+    table = comparison.table[comparison.table["format"].isin(SPLITS)].dropna(subset=["gap"])
+    extremes = [name for name in ("E7M0", "E0M7") if name in set(table["format"])]
+    rest = table[~table["format"].isin([*extremes, "E1M6"])].sort_values("gap")
+    if not extremes or rest.empty:
+        return []
+    best = str(rest["format"].iloc[0])
+    frames = []
+    for name in (*extremes, best):
+        arm = table.loc[table["format"] == name, "arm"].iloc[0]
+        runs = loader.runs[(loader.runs["arm"] == arm) & (loader.runs["status"] == "finished")]
+        looks = loader.looks(runs["run_id"])
+        looks = looks[looks["statistic"].isin(["sqnr_db", "underflow"]) & looks["operand"].isin(list(OPERAND_NAMES))]
+        means = looks.groupby(["statistic", "operand", "step"], observed=True)["value"].mean().reset_index()
+        frames.append(means.assign(format=name))
+    data = pd.concat(frames, ignore_index=True)
+    charts = [
+        _signature(data, "sqnr_db", "signature-sqnr", "SQNR", "SQNR (dB)"),
+        _signature(data, "underflow", "signature-underflow", "Underflow", "became zero"),
+    ]
+    blocks = [ChartBlock(chart) for chart in charts if chart is not None]
+    if not blocks:
+        return []
+    lacks = {"E7M0": "E7M0 has no mantissa bits", "E0M7": "E0M7 has no exponent bits"}
+    text = (
+        f"{common.names([lacks[name] for name in extremes])}. {best} is drawn beside because its gap to FP32 is the "
+        "smallest of the other splits. Means over layers and finished runs."
+    )
+    return [Heading("Signatures of the extremes"), Paragraph(text), *blocks]
+
+
+def _signature(data: pd.DataFrame, statistic: str, identity: str, title: str, label: str) -> Chart | None:
+    """One figure of a few formats over the steps, a panel for each operand."""
+    data = common.finite_rows(data[data["statistic"] == statistic], "value")
+    operands = [operand for operand in OPERAND_NAMES if (data["operand"] == operand).any()]
+    formats = list(dict.fromkeys(data["format"]))
+    if not operands or len(formats) < 2:
+        return None
+    text = health.SQNR.text if statistic == "sqnr_db" else common.percent
+    first, last = int(data["step"].min()), int(data["step"].max())
+    means = data.groupby(["format", "operand"], observed=True)["value"].mean()
+    said = "; ".join(
+        f"{name}: "
+        + ", ".join(f"{OPERAND_NAMES[each]} {text(means[name, each])}" for each in operands if (name, each) in means)
+        for name in formats
+    )
+
+    def draw(axes: Axes) -> None:
+        ticks = [(0.0, str(first)), (1.0, str(last))]
+        offsets = common.panel_axes(axes, [OPERAND_NAMES[operand] for operand in operands], ticks)
+        for operand, offset in zip(operands, offsets, strict=True):
+            panel = data[data["operand"] == operand]
+            for name, colour in zip(formats, PALETTE, strict=False):
+                line = panel[panel["format"] == name]
+                place = offset + (line["step"] - first) / max(last - first, 1)
+                axes.plot(place, line["value"], color=colour, linewidth=1.5)
+        for offset in offsets[1:]:
+            axes.axvline(offset - 0.03, color=BACKGROUND, linewidth=8)
+        ends = [_end(data, name) for name in formats]
+        for name, colour, place in zip(formats, PALETTE, common.spread(ends, data["value"].to_numpy()), strict=False):
+            axes.annotate(name, (offsets[-1] + 1.02, place), va="center", color=colour, annotation_clip=False)
+        axes.set_ylabel(label)
+        if statistic != "sqnr_db":
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+
+    description = f"{health.MEANINGS[statistic]} From step {first} to {last}. Means: {said}."
+    title = f"{title} of {common.names(formats)} by step and operand"
+    return Chart(identity, title, description, data, draw, height=2.6, margins=(0.65, 0.6, 0.35, 0.3))
+
+
+def _end(data: pd.DataFrame, name: str) -> float:
+    """The last value that a format's line has in the last panel that it is in."""
+    line = data[data["format"] == name]
+    operand = [each for each in OPERAND_NAMES if (line["operand"] == each).any()][-1]
+    return float(line[line["operand"] == operand].sort_values("step")["value"].iloc[-1])
+
+
+def _warnings(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> list[Block]:
+    """How often telemetry warned, by kind and format, and how many runs are too old to have warnings."""
+    warnings = analyzer.warnings
+    ended = [record for record in loader.records.values() if record.status in ("finished", "failed")]
+    old = sum("warnings" not in record.run["summary"] for record in ended)
+    blocks: list[Block] = [Heading("Warnings")]
+    if old:
+        blocks.append(Paragraph(f"{old} of the {len(ended)} runs that ended were recorded before runs had warnings."))
+    if warnings.empty:
+        return [*blocks, Paragraph("No recorded run holds a warning.")]
+    warned = set(warnings["run_id"])
+    finished = int((loader.runs["run_id"].isin(warned) & (loader.runs["status"] == "finished")).sum())
+    text = (
+        f"A warning says that a figure went beyond a limit while a run went on. {finished} of the {len(warned)} runs "
+        "with warnings finished. The pages of the runs list each warning with its figure and step."
+    )
+    counts = warnings.groupby(["what", "format"]).agg(
+        warnings=("step", "size"),
+        runs=("run_id", "nunique"),
+        first_step=("step", "min"),
+        tensor=("tensor", lambda tensors: tensors.mode().iloc[0]),
+    )
+    data = counts.reset_index().sort_values(["warnings", "what", "format"], ascending=[False, True, True])
+    columns: tuple[Column | str, ...] = (
+        "What",
+        "Format",
+        *common.right("Warnings", "Runs", "First step"),
+        "Most often in",
+    )
+    table = Table(
+        columns,
+        tuple(
+            (row.what, row.format, int(row.warnings), int(row.runs), int(row.first_step), row.tensor)
+            for row in data.itertuples()
+        ),
+        f"{len(warnings)} warnings of {len(warned)} runs, by kind and format",
+        data=data,
+        id="warnings",
+    )
+    return [*blocks, Paragraph(text), table]
+
+
+def _failed_runs(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> list[Block]:
     failures = analyzer.failures
     heading = Heading("Runs that did not finish")
     if failures.empty:
@@ -284,7 +449,82 @@ def _failed_runs(analyzer: FailureAnalyzer) -> list[Block]:
             data=failures,
             id="unfinished",
         ),
+        *_endings(loader, analyzer),
     ]
+
+
+def _endings(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> list[Block]:
+    """The loss around the end of runs that ended badly, those that failed first, and what their records advise."""
+    failures = analyzer.failures[analyzer.failures["status"] != "running"]
+    ordered = failures.sort_values("status", key=lambda status: status != "failed", kind="stable")
+    shown = ordered.head(ENDINGS_SHOWN)
+    items, frames = [], []
+    for row in shown.itertuples():
+        failure = diagnose(loader.records[row.run_id])
+        if failure is None:
+            continue
+        advice = " ".join(f"{line[0].upper()}{line[1:]}." for line in failure.advice) or "No advice."
+        cause = failure.cause or failure.message
+        run = common.arm_link(row.arm, row.run_id, row.run_id)
+        kinds = ", ".join(failure.kinds)
+        items.append(md("{run}, {kinds}: {cause}. {advice}", run=run, kinds=kinds, cause=cause, advice=advice))
+        losses = pd.DataFrame(failure.losses, columns=["step", "loss"]).tail(ENDING_STEPS)
+        losses = losses.assign(run_id=row.run_id, label=f"{row.format} {row.run_id[-8:]}")
+        frames.append(losses.assign(to_end=losses["step"] - losses["step"].max()))
+    if not items:
+        return []
+    chart = _ending_chart(pd.concat(frames, ignore_index=True))
+    more = f" {len(ordered) - len(shown)} more are in the table." if len(ordered) > len(shown) else ""
+    return [
+        *([ChartBlock(chart)] if chart else []),
+        Paragraph(f"What their records advise; whether it helps, only a run can tell.{more}"),
+        Bullets(tuple(items)),
+    ]
+
+
+def _ending_chart(data: pd.DataFrame) -> Chart | None:
+    """Training loss against the steps that were left, a line a run; a cross where it was not finite any more."""
+    finite = common.finite_rows(data, "loss")
+    if finite.empty:
+        return None
+    ends, lost = finite.groupby("run_id", sort=False).tail(1), set(data["run_id"][data["loss"].isna()])
+    wide_range = bool(finite["loss"].min() > 0 and finite["loss"].max() > 20 * finite["loss"].min())
+
+    def draw(axes: Axes) -> None:
+        for (run_id, line), colour in zip(finite.groupby("run_id", sort=False), itertools.cycle(PALETTE), strict=False):
+            axes.plot(line["to_end"], line["loss"], color=colour, marker="o", markersize=2, linewidth=1.2)
+            if run_id in lost:
+                end = line.iloc[-1]
+                axes.plot([end["to_end"]], [end["loss"]], color=colour, marker="x", markersize=7, linewidth=0)
+        scale = np.log10 if wide_range else np.asarray
+        places = common.spread(
+            list(scale(ends["loss"].to_numpy(dtype=float))), scale(finite["loss"].to_numpy(dtype=float))
+        )
+        for label, place, colour in zip(ends["label"], places, itertools.cycle(PALETTE), strict=False):
+            height = 10**place if wide_range else place
+            axes.annotate(
+                label, (1.01, height), xycoords=("axes fraction", "data"), va="center", color=colour, fontsize=8
+            )
+        if wide_range:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlabel("steps before the last one")
+        axes.set_ylabel("training loss")
+
+    said = "; ".join(
+        f"{row.run_id} ends at step {row.step} with {row.loss:.3g}"
+        + (", then not finite" if row.run_id in lost else "")
+        for row in ends.itertuples()
+    )
+    return Chart(
+        "endings",
+        "Training loss around the end of runs that ended badly",
+        f"Nats a character; a cross where the loss was not finite any more. {said}.",
+        data,
+        draw,
+        height=3.0,
+        margins=(0.7, 1.1, 0.5, 0.1),
+    )
 
 
 def _e7m0(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, comparison: Comparison | None) -> list[Block]:

@@ -14,7 +14,7 @@ from altgrad.analysis.reports import common
 from altgrad.analysis.reports.common import Levels
 from altgrad.config import LAYER_TYPES
 from altgrad.formats import FloatFormat, get_format
-from altgrad.pages import FOREGROUND, MUTED, PALETTE, Block, Chart, ChartBlock, Column, Heading, Paragraph, Table
+from altgrad.pages import FOREGROUND, PALETTE, Block, Chart, ChartBlock, Heading, Paragraph, Table
 from altgrad.runs import RunRecord
 from altgrad.runs.pack import is_histogram
 
@@ -57,6 +57,10 @@ MEANINGS = {
 }
 
 _Columns = tuple[tuple[str, str, Callable[[float], str]], ...]
+
+
+_OFTEN_ZERO = ("nonfinite", "overflow", "underflow", "dead", "zero", "stall_ratio", "zero_update")
+"""Figures whose column says nothing where all of it is 0: the table's caption says it."""
 
 
 def _figure(value: float) -> str:
@@ -175,7 +179,7 @@ def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str]) -> list[Bloc
             "ulps",
         ),
     ]
-    return [table for table in tables if table is not None] + code_histograms(loader, run_ids)
+    return [*code_histograms(loader, run_ids), *(table for table in tables if table is not None)]
 
 
 def code_histograms(loader: ExperimentDataLoader, run_ids: Iterable[str]) -> list[Block]:
@@ -220,6 +224,7 @@ def _gradient_norms(looks: pd.DataFrame, note: str, prefix: str) -> list[Block]:
         for (kind, _), line in data.groupby(["layer_type", "layer"], sort=False, observed=True):
             axes.plot(line["step"], line["value"], color=colours[str(kind)], linewidth=1.2)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel("step")
         axes.set_ylabel("gradient norm")
         _colour_legend(axes, colours)
@@ -247,32 +252,40 @@ def _colour_legend(axes: Axes, colours: dict[str, str]) -> None:
 
 def _table(last: pd.DataFrame, operands: Iterable[str], columns: _Columns, caption: str, name: str) -> Table | None:
     """One subject of the last look: only the columns and rows that were recorded."""
-    known = {statistic for statistic, _, _ in columns}
-    chosen = last[last["operand"].isin(list(operands)) & last["statistic"].isin(known)]
-    bad = chosen[chosen["statistic"] == "nonfinite"]
-    if not (bad["value"] > 0).any():
-        chosen = chosen.drop(bad.index)
+    operands = list(operands)
+    titles = {statistic: title for statistic, title, _ in columns}
+    chosen = last[last["operand"].isin(operands) & last["statistic"].isin(titles)]
+    largest = chosen.groupby("statistic")["value"].max()
+    zero = [statistic for statistic in titles if statistic in _OFTEN_ZERO and largest.get(statistic) == 0]
+    chosen = chosen[~chosen["statistic"].isin(zero)]
     if chosen.empty:
         return None
-    steps = chosen.groupby("statistic")["step"].max()
     keys = ["layer", "layer_type", "operand"]
-    order = chosen[keys].drop_duplicates().itertuples(index=False, name=None)
-    wide = chosen.pivot_table(index=keys, columns="statistic", values="value", observed=True, dropna=False)
-    wide = wide.reindex(pd.MultiIndex.from_tuples(list(order), names=keys)).reset_index()
-    several = len(set(operands)) > 1
+    wide = chosen.set_index([*keys, "statistic"])["value"].unstack("statistic").reset_index()
+    layers = dict.fromkeys([*last["layer"][last["operand"] == "weight"], *last["layer"]])
+    places = {layer: number for number, layer in enumerate(layers)}
+    wide = wide.sort_values(
+        ["operand", "layer"], key=lambda key: key.map(operands.index if key.name == "operand" else places.get)
+    )
     shown = [(key, title, text) for key, title, text in columns if key in wide]
     rows = tuple(
         (
             row["layer"],
-            OPERAND_NAMES[row["operand"]] if several else row["layer_type"],
+            OPERAND_NAMES[row["operand"]] if len(operands) > 1 else row["layer_type"],
             *(text(row[key]) if pd.notna(row[key]) else None for key, _, text in shown),
         )
         for row in wide.to_dict("records")
     )
-    newest = int(last["step"].max())
-    titles = [title + (f" (step {steps[key]})" if steps[key] != newest else "") for key, title, _ in shown]
-    heads: tuple[Column | str, ...] = ("Layer", "Operand" if several else "Type", *common.right(*titles))
-    return Table(heads, rows, caption, data=wide, id=f"health-{name}" if name else "health")
+    newest, steps = int(last["step"].max()), chosen.groupby("statistic")["step"].max()
+    heads = [title + (f" (step {steps[key]})" if steps[key] != newest else "") for key, title, _ in shown]
+    absent = f". {common.names([titles[key] for key in zero])}: 0 everywhere" if zero else ""
+    return Table(
+        ("Layer", "Operand" if len(operands) > 1 else "Type", *common.right(*heads)),
+        rows,
+        caption + absent,
+        data=wide,
+        id=f"health-{name}" if name else "health",
+    )
 
 
 def _weight_format(record: RunRecord, step: int) -> FloatFormat | None:
@@ -314,15 +327,12 @@ def _codes(counts: pd.DataFrame, fmt: FloatFormat, runs: int) -> Chart | None:
             low = len(shares) - 1 - row
             drawn = low + 0.85 * share / share.max()
             axes.stairs(drawn, np.arange(len(values) + 1) - 0.5, baseline=low, fill=True, color=PALETTE[0], linewidth=0)
-            peak = f"peak {common.percent(float(share.max()))}"
-            axes.annotate(
-                peak, (1, low + 0.62), xycoords=("axes fraction", "data"), ha="right", color=MUTED, fontsize=8
-            )
         places = sorted(
             {round(part * (len(values) - 1)) for part in (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)}
         )
         axes.set_xticks(places, [f"{values[place]:.3g}".replace("-", "−") for place in places], fontsize=8)
-        axes.set_yticks(np.arange(len(shares)) + 0.35, kinds[::-1], color=FOREGROUND)
+        names = [f"{kind}\npeak {common.percent(float(share.max()))}" for kind, share in shares.items()]
+        axes.set_yticks(np.arange(len(shares)) + 0.42, names[::-1], color=FOREGROUND, fontsize=8)
         axes.set_xlim(-1.5, len(values) + 0.5)
         axes.set_ylim(0, len(shares))
         axes.grid(visible=False, axis="y")
@@ -337,7 +347,7 @@ def _codes(counts: pd.DataFrame, fmt: FloatFormat, runs: int) -> Chart | None:
         data,
         draw,
         height=0.62 * len(kinds) + 0.75,
-        margins=(0.9, 0.15, 0.5, 0.1),
+        margins=(0.95, 0.15, 0.5, 0.1),
     )
 
 
