@@ -129,10 +129,6 @@ FAULTS = {
 }
 """What to try after a fault, by alarm and phase."""
 
-KIND_ADVICE = {
-    "nan_loss": "set stability.shift_to to a wider format to go on from the last good weights",
-    "divergence": "lower optimizer.learning_rate; set clip_norm where it is null",
-}
 _BREAKS = ("nonfinite", "jump", "zeroed")
 """Alarms that by themselves can end a run; the others are slow."""
 
@@ -168,9 +164,10 @@ def warnings_of(record: RunRecord) -> list[tuple[int, Alarm]]:
         texts = [event.get(key) for key in ("what", "tensor", "phase", "message")]
         if all(isinstance(text, str) for text in texts) and event["phase"] in PHASES:
             value = event.get("value")
-            number = float(value) if isinstance(value, int | float) else math.nan
+            if not isinstance(value, int | float) or abs(value) >= 2.0**1023:  # a file may hold any integer
+                value = math.nan
             found.append(
-                (event["step"], Alarm(event["what"], event["tensor"], event["phase"], number, event["message"]))
+                (event["step"], Alarm(event["what"], event["tensor"], event["phase"], float(value), event["message"]))
             )
     return sorted(found, key=lambda each: each[0])
 
@@ -239,6 +236,8 @@ def _traced(record: RunRecord, failure: Failure) -> Failure:
         # Of one step, the operand that was found by computing again says more than the gradient it spoiled.
         earlier = step < failure.step or (step == failure.step and alarm.phase != "backward")
         if (diverged or earlier) and not _recovered(record, step):
+            return _named(failure, step, alarm)
+        if (step, alarm.tensor) == (failure.step, failure.tensor):
             return _named(failure, step, alarm)
     if failure.tensor is None and diverged and (grown := _grown(record)) is not None:
         tensor, factor, first, last = grown
@@ -360,12 +359,13 @@ def _thinned(record: RunRecord) -> tuple[tuple[int, float | None], ...]:
 
 def _advice(record: RunRecord, failure: Failure) -> tuple[str, ...]:
     lines = []
-    what = failure.cause.partition(":")[0]
+    what = failure.cause.partition(":")[0] or "nonfinite"
     if failure.phase is not None:
         lines.append(FAULTS.get((what, failure.phase), ""))
-    elif "nan_loss" in failure.kinds:
-        lines.append(FAULTS["nonfinite", "forward"])
-    lines += [KIND_ADVICE.get(kind, "") for kind in failure.kinds]
+    if "divergence" in failure.kinds:
+        lines.append(FAULTS["jump", "optimizer"])
+    if "nan_loss" in failure.kinds and record.config.quantize.operands and record.config.stability.shift_to is None:
+        lines.append("set stability.shift_to to a wider format, to go on from the last good weights")
     lines += [symptom.advice for symptom in SYMPTOMS if symptom.kind in failure.kinds]
     if record.status != "failed" and "unknown" in failure.kinds:
         resumable = record.config.checkpoint.every > 0

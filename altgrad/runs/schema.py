@@ -122,7 +122,7 @@ class Failure:
 
 def _loss(pair: Any) -> tuple[int, float | None]:
     step, loss = pair
-    if not isinstance(step, int) or not isinstance(loss, int | float | None):
+    if not isinstance(step, int) or not isinstance(loss, float | None):
         raise ValueError("failure losses are pairs of a step and a number")
     return step, loss
 

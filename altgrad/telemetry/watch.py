@@ -14,8 +14,8 @@ from altgrad.runs import Alarm
 JUMP = 8.0
 """A matrix whose norm becomes so many times as large, or as small, in one step has not been trained but broken."""
 
-WINDOW = 20
-"""How many steps' norms are kept, to say which matrix grew before a run diverged."""
+WINDOW = 50
+"""How many steps' norms are kept, to say which matrix grew while a run diverged: warm-up and patience are within."""
 
 
 class Watch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from altgrad.analysis.failures import diagnose, warnings_of
+from altgrad.analysis.failures import DIAGNOSTICS, diagnose, warnings_of
 from altgrad.analysis.loader import OPERAND_NAMES
 from altgrad.analysis.reports.arms import command
 from altgrad.analysis.reports.common import right
@@ -95,8 +95,7 @@ def _sentence(failure: Failure) -> str:
     """The finding in one sentence."""
     if failure.tensor is None:
         return f"{failure.message}. No tensor can be named."
-    cause = failure.cause or failure.message
-    return f"Step {failure.step}, {failure.phase}: {failure.tensor}. {cause}."
+    return f"Step {failure.step}, {failure.phase}, {failure.tensor}: {failure.cause or failure.message}."
 
 
 def _warnings(record: RunRecord) -> list[Block]:
@@ -125,8 +124,7 @@ def _losses(failure: Failure) -> list[Block]:
 def _diagnostics(failure: Failure) -> list[Block]:
     if not failure.diagnostics:
         return []
-    fixed = ("step", "layer", "operand")
-    names = tuple(dict.fromkeys(key for row in failure.diagnostics for key in row if key not in fixed))
+    names = [name for name in DIAGNOSTICS if any(name in row for row in failure.diagnostics)]
     rows = tuple(
         (
             str(row.get("layer")),
@@ -145,4 +143,6 @@ def _figure(row: dict[str, object], name: str) -> float | str | None:
     if name not in row:
         return None
     value = row[name]
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else "not finite"
+    if value is None:
+        return "not finite"
+    return value if isinstance(value, float) else str(value)
