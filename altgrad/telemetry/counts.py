@@ -103,10 +103,10 @@ def _norms(x: Tensor, q: Tensor | None) -> tuple[Tensor | float, Tensor | float]
         scratch = torch.empty(min(x.numel(), _PIECE))
         for start in range(0, x.numel(), _PIECE):
             piece = x[start : start + _PIECE]
-            square += float(torch.dot(piece, piece))
             if q is not None:
                 lost = torch.sub(q[start : start + _PIECE], piece, out=scratch[: len(piece)])
-                error += float(torch.dot(lost, lost))
+                error += float(lost.mul_(lost).sum())
+            square += float(torch.mul(piece, piece, out=scratch[: len(piece)]).sum())
         if _LEAST < square < _MOST and (q is None or _LEAST < error < _MOST):
             return math.sqrt(square), math.sqrt(error)
     norm = torch.linalg.vector_norm(x, dtype=torch.float64)

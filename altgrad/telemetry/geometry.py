@@ -20,8 +20,8 @@ EDGES = tuple(f"2^{exponent}" for exponent in (-6, -4, -2, 0, 2, 4))
 
 @torch.no_grad()
 def spacing(weight: Reading) -> Tensor:
-    """S(w) of every element of a quantized weight: float32 with its shape."""
-    return ulp(weight.real.detach(), weight.format, weight.element_scale)
+    """S(w) of every element of a quantized weight: float32 with its shape, at least the smallest float32 (2^-149)."""
+    return ulp(weight.real.detach().float(), weight.format, weight.element_scale).clamp_(min=2.0**-149)
 
 
 @torch.no_grad()
@@ -70,6 +70,8 @@ def step_statistics(proposed: Tensor, spacings: Tensor) -> dict[str, float]:
     if not n:
         return {}
     u = (proposed / spacings).abs_()
+    if not math.isfinite(float(u.sum())):  # what does not move has moved by 0, also where S is NaN
+        u.masked_fill_(proposed == 0, 0.0)
     exponent = (u.view(torch.int32) >> 23).sub_(127 - 6)  # of 2^-6 is 0
     place = exponent.bitwise_right_shift_(1).clamp_(-1, len(EDGES) - 1).add_(1).flatten()
     numbers = torch.bincount(place, minlength=len(EDGES) + 1).tolist()

@@ -41,7 +41,8 @@ class Look:
         step: for the rows.
         telemetry: what is measured.
         number: how many looks were before this one; rank and codes are taken where it is a multiple of
-            `telemetry.rank_every` and `telemetry.codes_every` (never for 0).
+            `telemetry.rank_every` and `telemetry.codes_every`: at the first look, which `RankWatch` holds later ones
+            against, and then at every so many. Where one of these keys is 0, never.
 
     `rows` grows with each of the three calls; one that is left out leaves its rows out. Row order has no meaning.
     """
