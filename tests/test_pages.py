@@ -7,6 +7,7 @@ import html
 import io
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import markdown as python_markdown
@@ -20,6 +21,7 @@ from altgrad.pages import (
     BACKGROUND,
     FOREGROUND,
     GRID,
+    HEAT,
     MUTED,
     PALETTE,
     Bullets,
@@ -47,7 +49,7 @@ from altgrad.pages import (
     write_folder,
 )
 from altgrad.pages.mkdocs import finish_html
-from altgrad.pages.render import Dialect, files, render
+from altgrad.pages.render import Dialect, csv, files, render
 
 SITE = Dialect(site=True, address=lambda reference: f"{reference.path}.md#{reference.anchor}")
 PAYLOADS = [
@@ -248,15 +250,16 @@ def test_a_chart_says_what_it_shows_and_keeps_its_labels_as_text() -> None:
 
 def test_inline_every_sentinel_colour_is_a_variable_and_the_background_is_gone() -> None:
     def draw_all(axes: Axes) -> None:
-        for number, colour in enumerate((*PALETTE, FOREGROUND, MUTED, GRID, BACKGROUND)):
+        for number, colour in enumerate((*PALETTE, *HEAT, FOREGROUND, MUTED, GRID, BACKGROUND)):
             axes.plot([0, 1], [number, number], color=colour)
 
     inline = inline_svg(fixed_svg(Chart("all", "T", "D", pd.DataFrame({"a": [1]}), draw_all)).decode())
     for number in range(1, 9):
         assert f"var(--chart-{number}, " in inline
+        assert number > 6 or f"var(--heat-{number}, " in inline
     assert not re.search(r"(?<!, )#[0-9a-f]{6}", inline)
     assert "<rect" not in inline.split("<g", 1)[0]
-    assert len({*PALETTE, FOREGROUND, MUTED, GRID, BACKGROUND}) == 12
+    assert len({*PALETTE, *HEAT, FOREGROUND, MUTED, GRID, BACKGROUND}) == 18
 
 
 def full_page() -> Page:
@@ -318,6 +321,16 @@ def test_both_back_ends_write_the_same_charts_and_data(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         if path.suffix != ".md":
             assert site[path.name] == path.read_bytes()
+
+
+def test_a_chart_with_given_margins_has_its_axes_there() -> None:
+    drawing = fixed_svg(replace(chart(), width=4.0, height=2.0, margins=(0.5, 0.25, 0.5, 0.25))).decode()
+    assert 'viewBox="0 0 288 144"' in drawing
+    assert re.search(r'<path d="M 36 108 \nL 36 18 ', drawing), "the left spine: half an inch in, a quarter down"
+
+
+def test_data_files_defuse_formulas_in_their_headings_too() -> None:
+    assert csv(pd.DataFrame({"=1+1": [1]})) == b"'=1+1\n1\n"
 
 
 def test_data_files_keep_ten_digits_and_defuse_spreadsheet_formulas() -> None:

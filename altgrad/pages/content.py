@@ -227,7 +227,7 @@ class Chart:
         data: What is plotted, written as CSV beside the chart.
         draw: Draws onto matplotlib axes with the colours of `altgrad.pages.chart`.
         width, height: Size in inches.
-        margins: Left, right, bottom and top of the axes in inches; measured from the labels where it is not given, which
+        margins: Left, right, bottom and top of the axes in inches; measured from the labels where not given, which
             costs as much time as the drawing.
     """
 

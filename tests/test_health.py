@@ -1,0 +1,352 @@
+"""The health of the layers on pages: heat maps show every value, old records get what they have, packs are whole."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from records import LAYERS, Row, config, full_look, write_matrix, write_run
+
+from altgrad.analysis import ExperimentDataLoader, ReportGenerator
+from altgrad.analysis.reports import arm_pages, common, health
+from altgrad.analysis.reports.failure_modes import failure_modes_page
+from altgrad.pages import HEAT, MUTED, Chart, ChartBlock, Column, Details, Heading, Page, Table, fixed_svg, write_folder
+from altgrad.pages.render import Dialect, files, render
+from altgrad.runs import Failure, load_runs, pack_study
+
+PANELS = {"weight": "weights", "grad_output": "gradients"}
+SITE = Dialect(site=True, address=lambda reference: f"{reference.path}#{reference.anchor}")
+
+
+def cells(values: np.ndarray) -> pd.DataFrame:
+    """[layers, 2, looks] as rows of the table that a heat map is drawn from; NaN rows are left out."""
+    return pd.DataFrame(
+        [
+            {"layer": f"layer {row}", "operand": operand, "step": 10 * look + 1, "value": values[row, panel, look]}
+            for row in range(values.shape[0])
+            for panel, operand in enumerate(PANELS)
+            for look in range(values.shape[2])
+            if not math.isnan(values[row, panel, look])
+        ]
+    )
+
+
+def drawn_area(chart: Chart) -> dict[str, float]:
+    """The area inside of the axes that each colour covers, in cells of one row and one panel width."""
+    axes = Figure().subplots()
+    chart.draw(axes)
+    bottom = axes.get_ylim()[0]
+    areas: dict[str, float] = {}
+    for patch in axes.get_children():
+        if isinstance(patch, PathPatch):
+            corners = patch.get_path().vertices.reshape(-1, 5, 2)
+            width, height = np.ptp(corners[:, :, 0], axis=1), np.ptp(corners[:, :, 1], axis=1)
+            inside = corners[:, 0, 1] < bottom  # the legend lies below
+            areas[to_hex(patch.get_facecolor())] = float((width * height)[inside].sum()) / 0.88
+    return areas
+
+
+def level_by_hand(value: float, levels: common.Levels) -> int:
+    rising = levels.edges[0] < levels.edges[-1]
+    return sum(value >= edge if rising else value < edge for edge in levels.edges)
+
+
+@pytest.mark.parametrize("levels", [health.LOST, health.SQNR, health.STALL, health.RANK])
+def test_every_value_is_in_the_level_whose_legend_says_so(levels: common.Levels) -> None:
+    assert len(levels.legend) == len(HEAT) == len(levels.edges) + 1
+    values = np.array([0.0, -0.0, 1e-300, 1.0, 60.0, *levels.edges, *np.nextafter(levels.edges, -np.inf)])
+    assert levels.of(values).tolist() == [level_by_hand(value, levels) for value in values]
+    assert levels.of(np.array([math.nan])).tolist() == [-1]
+
+
+@pytest.mark.parametrize("levels", [health.LOST, health.SQNR])
+def test_the_drawing_covers_each_value_with_the_colour_of_its_level(levels: common.Levels) -> None:
+    random = np.random.default_rng(0)
+    values = np.where(random.random((7, 2, 9)) < 0.2, 0.0, random.lognormal(-4.0, 3.0, (7, 2, 9)))
+    values = values * 1000 if levels is health.SQNR else values
+    values[3, 1, 4] = math.nan
+    areas = drawn_area(common.heat_map("h", "T", cells(values), levels, PANELS))
+    counts = np.bincount([level_by_hand(value, levels) for value in values[~np.isnan(values)]], minlength=6)
+    for colour, count in zip(HEAT, counts, strict=True):
+        assert areas[colour] == pytest.approx(count / 9), colour
+    assert areas[MUTED] == pytest.approx(1 / 9 * 0.06 / 0.88)
+
+
+def test_an_operand_that_a_layer_does_not_have_is_not_drawn_as_missing() -> None:
+    values = np.full((2, 2, 5), 0.5)
+    values[0, 1] = math.nan
+    chart = common.heat_map("h", "T", cells(values), health.LOST, PANELS)
+    assert MUTED not in drawn_area(chart)
+    assert "missing" not in chart.description
+
+
+def test_a_heat_map_says_in_words_which_layers_are_worst_and_what_is_missing() -> None:
+    values = np.zeros((3, 2, 4))
+    values[2, 1, 3], values[0, 0, 1], values[1, 1, 2] = 0.75, 0.25, math.nan
+    said = common.heat_map("h", "T", cells(values), health.LOST, PANELS, "Run x.").description
+    assert said.startswith("Run x. 3 layers at 4 looks from step 1 to 31, for weights and gradients.")
+    assert "Worst: layer 2 gradients 75% at step 31; layer 0 weights 25% at step 11; " in said
+    assert "1 values are missing (not recorded)." in said
+
+
+def test_of_many_looks_and_layers_the_worst_are_drawn() -> None:
+    values = np.zeros((64, 2, 500))
+    values[50, 1, 333] = 0.9
+    chart = common.heat_map("h", "T", cells(values), health.LOST, PANELS)
+    assert "Of 64 layers the 40 with the worst values are drawn." in chart.description
+    assert "500 looks share 60 columns; each shows the worst of its looks." in chart.description
+    areas = drawn_area(chart)
+    assert areas[HEAT[5]] == pytest.approx(1 / 60)
+    assert areas[HEAT[0]] == pytest.approx(80 - 1 / 60)
+    assert len(chart.data) == 128, "the data have every layer"
+    assert len(chart.data.columns) == 502
+
+
+def test_a_heat_map_is_small_and_the_same_bytes_every_time() -> None:
+    values = np.random.default_rng(1).lognormal(-4.0, 2.0, (10, 2, 31)).clip(0, 1)
+    chart = common.heat_map("h", "T", cells(values), health.LOST, PANELS)
+    assert fixed_svg(chart) == fixed_svg(chart)
+    assert len(fixed_svg(chart)) < 60_000, "620 values of noise, the worst case: nothing merges"
+    calm = common.heat_map("h", "T", cells(np.full((10, 2, 31), 0.02)), health.LOST, PANELS)
+    assert len(fixed_svg(calm)) < 9_000
+
+
+def looks(count: int = 6, **more: Any) -> list[Row]:
+    return [row for number in range(count) for row in full_look(max(1, 2 * number), number=number, **more)]
+
+
+def page_of(loader: ExperimentDataLoader, index: int = 1) -> Page:
+    return arm_pages(loader)[index]
+
+
+def charts(page: Page) -> dict[str, Chart]:
+    return {block.chart.id: block.chart for block in page.blocks if isinstance(block, ChartBlock)}
+
+
+def tables(page: Page) -> dict[str, Table]:
+    return {block.id: block for block in page.blocks if isinstance(block, Table)}
+
+
+def test_the_page_of_a_run_shows_everything_that_a_look_records(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path, config("e4m3", seed=seed), looks=looks(worse=0.1 * seed))
+    page = page_of(ExperimentDataLoader([tmp_path]))
+    assert list(charts(page)) == ["loss", "underflow", "sqnr", "stall", "rank", "gradients", "codes-e4m3"]
+    text = render(page, SITE)
+    assert "Overflow: 0 in every layer at every look." in text
+    assert "Mean over 2 runs." in charts(page)["underflow"].description
+    assert "head weights 11%" in charts(page)["underflow"].description, "0.06 and 0.16"
+    assert set(tables(page)) >= {"health", "health-weights", "health-gradients", "health-step", "health-ulps"}
+    operands = tables(page)["health"]
+    assert [column.title if isinstance(column, Column) else column for column in operands.columns] == [
+        "Layer", "Operand", "Amax", "Scale", "Underflow", "SQNR (dB)", "Dead", "Codes used", "Entropy (bits)",
+    ]  # fmt: skip
+    assert operands.rows[0][:2] == ("embedding", "weights"), "operands in order, layers in the model's order"
+    assert "NaN, infinite and Overflow: 0 everywhere" in str(operands.caption)
+    assert max(len(table.columns) for table in tables(page).values()) <= 10
+    shares = tables(page)["health-ulps"].data
+    assert shares is not None
+    assert shares.filter(like="ulps_").sum(axis=1).tolist() == [1.0] * len(LAYERS)
+
+
+def test_stall_over_time_is_that_of_flips_and_updates(tmp_path: Path) -> None:
+    write_run(tmp_path, config("e4m3"), looks=looks())
+    data = charts(page_of(ExperimentDataLoader([tmp_path])))["stall"].data
+    assert data.set_index("layer").loc["head", "10"] == pytest.approx(0.73)
+
+
+def test_rank_is_relative_to_the_first_look(tmp_path: Path) -> None:
+    write_run(tmp_path, config("e4m3"), looks=looks())
+    data = charts(page_of(ExperimentDataLoader([tmp_path])))["rank"].data.set_index("layer")
+    assert data.loc["head", "1"] == 1.0
+    assert data.loc["head", "10"] == pytest.approx((40 - 0.5 * 5 * 3) / 40)
+
+
+def test_a_histogram_is_that_of_the_last_look_that_counted_codes(tmp_path: Path) -> None:
+    early = full_look(1, number=0, codes={0x01: 64.0})
+    late = full_look(10, number=5, codes={0x00: 4.0, 0x80: 4.0, 0x38: 8.0, 0x7F: 5.0})
+    write_run(tmp_path, config("e4m3"), looks=[*early, *full_look(5, number=2), *late, *full_look(20, number=6)])
+    chart = charts(page_of(ExperimentDataLoader([tmp_path])))["codes-e4m3"]
+    assert len(chart.data) == 253, "values of E4M3, both zeros as one, NaN left out"
+    shares = chart.data.set_index("value")["attention"]
+    assert shares[0.0] == shares[1.0] == 0.5
+    assert shares[shares > 0].index.tolist() == [0.0, 1.0], "code 01 was not used at step 10"
+    assert "at step 10 of one run" in chart.description
+
+
+def test_after_a_shift_codes_are_those_of_the_new_format(tmp_path: Path) -> None:
+    shift = {"kind": "shift", "step": 5, "from": "e4m3", "to": "e5m2"}
+    write_run(tmp_path, config("e4m3"), looks=looks(), events=[shift])
+    assert "codes-e5m2" in charts(page_of(ExperimentDataLoader([tmp_path])))
+
+
+def test_a_run_without_looks_has_no_section_and_an_old_record_gets_what_it_has(tmp_path: Path) -> None:
+    write_run(tmp_path / "none", config("fp32"), looks=[])
+    page = page_of(ExperimentDataLoader([tmp_path / "none"]))
+    assert "Health of the layers" not in [block.text for block in page.blocks if isinstance(block, Heading)]
+    write_run(tmp_path / "old", config("e4m3"), underflow=0.02)
+    page = page_of(ExperimentDataLoader([tmp_path / "old"]))
+    assert list(charts(page)) == ["loss", "underflow", "sqnr", "stall"]
+    assert [name for name in tables(page) if name] == ["health"]
+
+
+def test_a_run_that_ended_badly_is_shown_by_itself_with_its_cause_and_advice(tmp_path: Path) -> None:
+    write_run(tmp_path, config("e4m3"), looks=looks())
+    failure = Failure(
+        ("divergence",),
+        7,
+        "head.weight",
+        "optimizer",
+        "loss above it all",
+        cause="jump: <b>grew</b>",
+        advice=("lower it",),
+    )
+    path = write_run(tmp_path, config("e4m3", seed=1), math.nan, status="failed", looks=looks(3), failure=failure)
+    page = page_of(ExperimentDataLoader([tmp_path]))
+    assert "Mean over" not in charts(page)["underflow"].description, "finished runs alone are averaged"
+    (own,) = [block for block in page.blocks if isinstance(block, Details)]
+    assert {block.chart.id for block in own.blocks if isinstance(block, ChartBlock)} >= {f"{path.name}-underflow"}
+    text = render(page, SITE)
+    assert "Failure: divergence at step 7, head.weight, optimizer" in text
+    assert "jump: &#60;b&#62;grew" in text
+    assert "- lower it" in text
+
+
+def test_warnings_have_a_table_and_many_events_are_counted(tmp_path: Path) -> None:
+    warning = {"kind": "warning", "what": "stall", "tensor": "head.weight", "phase": "optimizer", "message": "| <i>"}
+    events = [{**warning, "step": step, "value": 0.995} for step in range(30)]
+    events += [{"kind": "scale", "step": step, "layer": "head", "old": 1.0, "new": 2.0} for step in range(200)]
+    events += [{"kind": "resumed", "step": 3, "environment": {"torch": "2.13.0"}}]
+    write_run(tmp_path, config("e4m3"), events=events)
+    text = render(page_of(ExperimentDataLoader([tmp_path])), SITE)
+    assert "Warnings of this run, the first 20 of 30" in text
+    assert "| 19 | stall | head.weight | optimizer | 0.995 | &#124; &#60;i&#62; |" in text
+    assert "scale: layer head, new 2.0, old 1.0" in text
+    assert "scale: the last of 200" in text
+    assert text.count("scale: ") == 6
+    assert "resumed: environment.torch 2.13.0" in text
+
+
+def test_names_from_a_record_stay_text_in_tables_charts_and_data(tmp_path: Path) -> None:
+    payload = "=1+1 <script>alert(1)</script> | $x$ \u202e"
+    rows = [(step, payload, payload, *rest) for step, _, _, *rest in looks() if _ == "head"]
+    write_run(tmp_path, config("e4m3"), looks=rows)
+    pages = arm_pages(ExperimentDataLoader([tmp_path]))
+    for name, content in {"page.md": render(pages[1], SITE).encode(), **files(pages[1], SITE)}.items():
+        text = content.decode()
+        assert name.endswith((".csv", ".json")) or "<script" not in text
+        assert not name.endswith(".csv") or not re.search(r'(^|,)"?=', text, re.MULTILINE)
+
+
+def without_fingerprint(page: Page) -> tuple[str, dict[str, bytes]]:
+    return render(page, SITE).split("## Provenance")[0], files(page, SITE)
+
+
+def test_a_packed_study_gives_the_same_pages_and_is_small(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for seed in range(3):
+        noise = [
+            (
+                step,
+                layer,
+                kind,
+                operand,
+                name,
+                value * random.uniform(0.9, 1.1) if name.startswith(("sq", "und")) else value,
+            )
+            for number in range(31)
+            for step, layer, kind, operand, name, value in full_look(max(1, 10 * number), number=number)
+        ]
+        write_run(tmp_path / "runs", config("e4m3", seed=seed), 2.0 + 0.1 * seed, looks=noise)
+        write_run(tmp_path / "runs", config("fp32", seed=seed), 2.0, looks=[])
+    write_run(tmp_path / "runs", config("e4m3", seed=9), math.nan, status="failed", looks=looks(3))
+    pack_study(load_runs([tmp_path / "runs"]).records, tmp_path / "packed" / "study", layers_every=100)
+    whole, packed = (ExperimentDataLoader([tmp_path / name]) for name in ("runs", "packed"))
+    for before, after in zip(arm_pages(whole), arm_pages(packed), strict=True):
+        assert without_fingerprint(before) == without_fingerprint(after)
+    assert without_fingerprint(failure_modes_page(whole)) == without_fingerprint(failure_modes_page(packed))
+    (size,) = [path.stat().st_size for path in (tmp_path / "packed").rglob("layers.parquet")]
+    rows = sum(len(record.layers) for record in load_runs([tmp_path / "packed"]).records)
+    assert rows < 0.4 * sum(len(record.layers) for record in load_runs([tmp_path / "runs"]).records)
+    assert size < 4 * 10_000
+
+
+def test_failure_modes_show_where_the_formats_lose_and_what_the_extremes_look_like(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path, config("fp32", seed=seed), 2.0 + 0.01 * seed, looks=[])
+        for fmt, gap, worse in (("e7m0", 0.3, 0.0), ("e0m7", 0.1, 0.6), ("e4m3", 0.01, 0.0)):
+            loss = 2.0 + 0.01 * seed + gap + 0.001 * seed
+            write_run(tmp_path, config(fmt, seed=seed), loss, looks=looks(worse=worse))
+    loader = ExperimentDataLoader([tmp_path])
+    page = failure_modes_page(loader)
+    assert {"layers-underflow", "signature-sqnr", "signature-underflow"} <= set(charts(page))
+    worst = charts(page)["layers-sqnr"]
+    median = loader.runs[(loader.runs["format"] == "E7M0") & (loader.runs["seed"] == 1)]["run_id"].item()
+    assert f"Run {median}." in worst.description, "E7M0 loses most by rounding, seed 1 is its median"
+    assert "Run e0m7-wag-adamw-s1-" in charts(page)["layers-underflow"].description
+    means = charts(page)["signature-underflow"].data
+    head = means[(means["format"] == "E0M7") & (means["operand"] == "grad_output")]["value"]
+    assert head.tolist() == pytest.approx([(0.02 + 0.04 + 0.06 + 0.6) / 3] * 6)
+
+
+def test_failure_modes_count_warnings_and_show_how_runs_ended(tmp_path: Path) -> None:
+    write_matrix(tmp_path, seeds=2)
+    warning = {"kind": "warning", "what": "jump", "tensor": "head.weight", "phase": "optimizer", "message": "too far"}
+    failure = Failure(
+        ("nan_loss",),
+        4,
+        "head.weight",
+        "optimizer",
+        "no more",
+        "jump: 9 times",
+        losses=((3, 2.5), (4, None)),
+        advice=("try",),
+    )
+    events = [{**warning, "step": step, "value": 9.0} for step in (4, 5)]
+    write_run(tmp_path, config("e5m2", seed=7), math.nan, status="failed", events=events, failure=failure)
+    page = failure_modes_page(ExperimentDataLoader([tmp_path]))
+    text = render(page, SITE)
+    assert "2 warnings of 1 runs, by kind and format" in text
+    assert tables(page)["warnings"].rows == (("jump", "E5M2", 2, 1, 4, "head.weight"),)
+    assert "0 of the 1 runs with warnings finished." in text
+    assert "nan&#95;loss: jump: 9 times. Try." in text or "nan_loss: jump: 9 times. Try." in text
+    assert "ends at step 3 with 2.5, then not finite" in charts(page)["endings"].description
+
+
+def test_without_records_the_failure_page_claims_nothing(tmp_path: Path) -> None:
+    text = render(failure_modes_page(ExperimentDataLoader([tmp_path])), SITE)
+    assert "No recorded run holds a warning." in text
+    assert "By layer and step" not in text
+    assert "Signatures" not in text
+    ReportGenerator(ExperimentDataLoader([tmp_path])).write(tmp_path / "out")
+    write_folder(arm_pages(ExperimentDataLoader([tmp_path])), tmp_path / "arms", site_root="../")
+
+
+def lightness(colour: str) -> float:
+    """CIE L* of #rrggbb, from 0 to 100."""
+    channels = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    light = float(linear @ [0.2126, 0.7152, 0.0722])
+    return 116 * light ** (1 / 3) - 16 if light > 0.008856 else 903.3 * light
+
+
+@pytest.mark.parametrize(("palette", "sign"), [("default", -1), ("slate", 1)])
+def test_the_heat_scale_is_told_apart_by_lightness_alone_in_both_palettes(palette: str, sign: int) -> None:
+    sheet = (Path(__file__).parents[1] / "docs/stylesheets/altgrad.css").read_text()
+    block = re.search(rf'\[data-md-color-scheme="{palette}"\] \{{(.*?)\}}', sheet, re.DOTALL)
+    assert block
+    heat = [re.search(rf"--heat-{level}: (#[0-9a-f]{{6}});", block[1]) for level in range(1, 7)]
+    colours = [found[1] for found in heat if found]
+    background = re.search(r"--md-default-bg-color: (#[0-9a-f]{6});", block[1])
+    assert background
+    steps = np.diff([lightness(colour) for colour in (background[1], *colours)])
+    assert (sign * steps > 6).all(), steps
+    assert palette == "slate" or colours == list(HEAT)
