@@ -475,7 +475,7 @@ def test_each_section_of_the_config_decides_its_own_rows() -> None:
     assert found(**nothing | {"shadow": True}) == {"gradient": {"shadow_cosine", "shadow_snr_db"}}
 
 
-def test_rank_and_codes_are_taken_at_every_so_many_looks_and_never_at_the_first() -> None:
+def test_rank_and_codes_are_taken_at_the_first_look_and_then_at_every_so_many() -> None:
     model = quantize_model(small_gpt(), Policy(E4M3, E4M3, E4M3))
     for number in range(7):
         found = names(one_look(model, number, rank_every=2, codes_every=3))["weight"]
