@@ -287,7 +287,7 @@ def test_a_process_that_was_killed_is_explained_from_its_record(
     assert "failure.md" not in before
     assert main(["explain", str(folder)]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(f"# {folder.name}: unknown from step {PLANTED} in {UP}, forward")
+    assert printed.startswith(f"# {folder.name}: crashed, jump from step {PLANTED} in {UP}, forward")
     assert "killed, out of memory" in printed
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before, "a reader writes nothing"
     (row,) = FailureAnalyzer(ExperimentDataLoader([tmp_path / "runs"])).failures.to_dict("records")
@@ -611,6 +611,11 @@ class TestWatch:
                 with torch.no_grad():
                     model[0].weight.div_(factor)
                 look(), look()
+
+    def test_weights_that_are_replaced_are_seen(self) -> None:
+        model, watch = self.watched()
+        model[2].weight.data = model[2].weight.data * 2.0**20
+        assert self.kinds(watch.before()) == [("jump", "2.weight", "forward")]
 
     def test_what_stays_wrong_is_reported_once_and_again_after_it_was_normal(self) -> None:
         model, watch = self.watched()

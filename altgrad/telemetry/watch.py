@@ -45,7 +45,7 @@ class Watch:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        parameters = dict(model.named_parameters())
         self._matrices = {name: parameter for name, parameter in parameters.items() if parameter.ndim > 1}
         self._vectors = {name: parameter for name, parameter in parameters.items() if parameter.ndim <= 1}
         self._norms: list[float] | None = None
@@ -165,7 +165,7 @@ class Watch:
 
     @torch.no_grad()
     def _measured(self) -> list[float]:
-        tensors = list(self._matrices.values())
+        tensors: list[Tensor] = list(self._matrices.values())
         if self._vectors:
             tensors.append(torch.cat([vector.reshape(-1) for vector in self._vectors.values()]))
         norms = torch.stack(torch._foreach_norm(tensors)).tolist() if tensors else []

@@ -60,7 +60,9 @@ def _title(record: RunRecord, failure: Failure | None) -> str:
         return f"{record.id}: {record.status}"
     where = f" in {failure.tensor}" if failure.tensor else ""
     phase = f", {failure.phase}" if failure.phase else ""
-    return f"{record.id}: {', '.join(failure.kinds)} from step {failure.step}{where}{phase}"
+    what, named, _ = failure.cause.partition(": ")
+    shown = [*([what] if named else []), *(kind for kind in failure.kinds if kind != "unknown")]
+    return f"{record.id}: {', '.join([record.status, *shown])} from step {failure.step}{where}{phase}"
 
 
 def _healthy(record: RunRecord) -> str:
