@@ -115,7 +115,7 @@ def pilot_manifold() -> list[ExperimentConfig]:
 def demo() -> list[ExperimentConfig]:
     """A small matrix of short runs that a newcomer trains live, in at most three minutes on two cores."""
     short = {"max_steps": 200}
-    formats = ("fp32", "e4m3", "e5m2", "e7m0")
+    formats = ("fp32", "e4m3", "e5m2", "e0m7", "e7m0")
     return [
         run
         for seed in DEMO_SEEDS

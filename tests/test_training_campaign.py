@@ -139,3 +139,40 @@ def test_recorded_e1m6_runs_equal_e0m7(campaign: ModuleType) -> None:
         pytest.skip("pilot-formats is not recorded here")
     for seed in campaign.SEEDS:
         assert losses["e1m6", seed] == losses["e0m7", seed]
+
+
+def test_the_extremes_of_the_demo_show_their_known_signatures(campaign: ModuleType, tmp_path: Path) -> None:
+    """E7M0 has range and no precision, E0M7 precision and no range: the demo's runs, shortened to 40 steps.
+
+    Means over layers and looks when this test was written: SQNR of the weights 14.2 dB (E7M0), 31.5 (E4M3), 37.4
+    (E0M7); fraction of the gradients that became zero 22% (E0M7), 0.4% (E4M3), 0 (E7M0).
+    """
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    if importlib.util.find_spec("licensedcode") is None:
+        pytest.skip("licensedcode-data is not installed")
+    from altgrad.analysis import ExperimentDataLoader
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the campaign's workers
+    for config in campaign.demo():
+        fmt = config.quantize.weight
+        if config.seed == 0 and fmt in ("e0m7", "e4m3", "e7m0") and config.optimizer.step_rule == "adamw":
+            campaign._run_one((config.model_copy(update={"max_steps": 40}), tmp_path))
+    torch.set_num_threads(threads)
+    loader = ExperimentDataLoader([tmp_path])
+    seen = {run.format: loader.looks([run.run_id]) for run in loader.runs.itertuples()}
+    assert set(seen) == {"E0M7", "E4M3", "E7M0"}
+
+    def mean(fmt: str, statistic: str, operand: str) -> float:
+        rows = seen[fmt]
+        return float(rows["value"][(rows["statistic"] == statistic) & (rows["operand"] == operand)].mean())
+
+    lost = seen["E7M0"][seen["E7M0"]["statistic"].isin(["overflow", "underflow"])]
+    assert lost["value"].max() < 0.001, "E7M0's range holds everything but a trace of the gradients"
+    for operand in ("weight", "activation", "grad_output"):
+        lowest = mean("E7M0", "sqnr_db", operand)
+        assert 13 < lowest < 16
+        assert all(lowest < mean(fmt, "sqnr_db", operand) - 10 for fmt in ("E0M7", "E4M3"))
+    assert mean("E0M7", "underflow", "grad_output") > 0.15
+    assert mean("E0M7", "underflow", "grad_output") > 10 * mean("E4M3", "underflow", "grad_output")
+    assert mean("E0M7", "overflow", "grad_output") == mean("E4M3", "overflow", "grad_output") == 0
