@@ -62,6 +62,7 @@ class Reading(NamedTuple):
         scale: the dequantization scale; None is 1. It broadcasts to `real`, or is [..., blocks] where `block` is not 0.
         overflow: elements whose rounded magnitude is beyond the format's largest value, infinities included; int64 [].
         underflow: elements that were not zero and became zero; int64 [].
+        nonzero: elements of `real` that are not zero, where they were counted; None where nothing was rounded.
         block: neighbours in the last dimension that share a scale; 0 where the scale broadcasts.
     """
 
@@ -74,6 +75,7 @@ class Reading(NamedTuple):
     scale: Tensor | None
     overflow: Tensor
     underflow: Tensor
+    nonzero: Tensor | None = None
     block: int = 0
 
     @property
@@ -268,7 +270,8 @@ class _Quantizer:
             found = quantize_blocks_counted(x, fmt, scale, block=block, with_ulp=False, **self._rounding(name))
         else:
             found = quantize_counted(x, fmt, scale=scale, with_ulp=False, check_scale=False, **self._rounding(name))
-        return Reading(*place, x, found.values, fmt, scale, found.overflow, found.underflow, block)
+        counts = found.overflow, found.underflow, found.nonzero
+        return Reading(*place, x, found.values, fmt, scale, *counts, block)
 
     def _as_it_is(self, name: str) -> bool:
         """Whether the products read the operand without rounding it."""

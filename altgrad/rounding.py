@@ -74,6 +74,7 @@ class Counted(NamedTuple):
         overflow: elements whose rounded magnitude is beyond the format's largest value, infinities included.
         underflow: elements that were not zero and became zero on the grid.
         flips: elements that differ from `previous`; None without it.
+        nonzero: elements that were not zero, NaN included.
     """
 
     values: Tensor
@@ -81,6 +82,7 @@ class Counted(NamedTuple):
     overflow: Tensor
     underflow: Tensor
     flips: Tensor | None
+    nonzero: Tensor
 
 
 def quantize(
@@ -469,7 +471,7 @@ def _quantize(job: _Job, counted: bool, with_ulp: bool = True) -> Counted:
             x = dense.copy_(x)
         field = counts = None
         if counted:
-            counts = torch.zeros(3, dtype=torch.int64, device=x.device)
+            counts = torch.zeros(4, dtype=torch.int64, device=x.device)
         if counted and with_ulp:
             field = (
                 torch.empty(x.shape, dtype=_ulp_dtype(x.dtype), device=x.device) if job.ulp_out is None else job.ulp_out
@@ -479,8 +481,9 @@ def _quantize(job: _Job, counted: bool, with_ulp: bool = True) -> Counted:
         elif counts is not None and job.unquantized and x.device.type != "meta":
             if field is not None:
                 field.copy_(_spacing(x.double(), _constants(FP32, torch.float64)))
+            counts[2] = torch.count_nonzero(x)
             if previous is not None:
-                counts[2] = torch.count_nonzero(x != previous)
+                counts[3] = torch.count_nonzero(x != previous)
         if job.out is not None and dense is not job.out:
             dense = job.out.detach().copy_(dense)
         return _found(dense if job.out is None else job.out, field, counts, previous is not None)
@@ -488,8 +491,8 @@ def _quantize(job: _Job, counted: bool, with_ulp: bool = True) -> Counted:
 
 def _found(values: Tensor, field: Tensor | None, counts: Tensor | None, compared: bool) -> Counted:
     """The result; without counts it is the values alone."""
-    overflow, underflow, flips = (None, None, None) if counts is None else counts.unbind()
-    return Counted(values, field, overflow, underflow, flips if compared else None)  # type: ignore[arg-type]
+    overflow, underflow, nonzero, flips = (None,) * 4 if counts is None else counts.unbind()
+    return Counted(values, field, overflow, underflow, flips if compared else None, nonzero)  # type: ignore[arg-type]
 
 
 def _quantize_pieces(
@@ -527,7 +530,7 @@ def _quantize_pieces(
         if counts is not None:
             # A quotient may be zero where the element is not.
             before = grid if scale is None else piece if piece.dtype in _LAYOUTS else piece.float()
-            counts[:2] += _count_overflow_underflow(rounded, before, c, scratch)
+            counts[:3] += _count(rounded, before, c, scratch)
         if field is not None:
             ulp_target = part(field, start, stop, shape)
             ulp_target.copy_(spacing if scale is None else spacing.mul_(scale))
@@ -539,7 +542,7 @@ def _quantize_pieces(
         values = (values if scale is None else values.mul_(scale)).to(piece.dtype)
         if previous is not None and counts is not None:
             before = part(previous, start, stop, shape)
-            counts[2] += _count_different(values, before, scratch)
+            counts[3] += _count_different(values, before, scratch)
         target.copy_(values)
 
 
@@ -564,11 +567,12 @@ def _make_whole(c: _Constants, rounding: str, saturate: bool, counted: bool) -> 
         rounded, spacing = _round(grid, c, rounding, draw)
         values = _finish(rounded, grid, c, rounding, saturate)
         values = (values if scale is None else values * scale).to(x.dtype)
-        overflow = underflow = flips = spacing_out = None
+        overflow = underflow = flips = nonzero = spacing_out = None
         if counted:
             spacing_out = (spacing if scale is None else spacing * scale).to(_ulp_dtype(x.dtype))
             overflow = (rounded.abs() > c.max).sum(dtype=torch.int32).long()
             underflow = ((rounded == 0) & (x != 0)).sum(dtype=torch.int32).long()
+            nonzero = (x != 0).sum(dtype=torch.int32).long()
             if previous is not None:
                 flips = _differs(values, previous).sum(dtype=torch.int32).long()
             if ulp_out is not None:
@@ -577,7 +581,7 @@ def _make_whole(c: _Constants, rounding: str, saturate: bool, counted: bool) -> 
         if out is not None:
             out.copy_(values)
             values = None
-        return Counted(values, spacing_out, overflow, underflow, flips)  # type: ignore[arg-type]
+        return Counted(values, spacing_out, overflow, underflow, flips, nonzero)  # type: ignore[arg-type]
 
     return whole
 
@@ -596,7 +600,7 @@ def _quantize_compiled(job: _Job, whole: Callable[..., Counted], counted: bool) 
             field = (
                 torch.empty(x.shape, dtype=_ulp_dtype(x.dtype), device=device) if job.ulp_out is None else job.ulp_out
             )
-            counts = torch.zeros(3, dtype=torch.int64, device=device)
+            counts = torch.zeros(4, dtype=torch.int64, device=device)
 
         def piece(
             run: Callable[..., Counted], start: int, stop: int, shape: tuple[int, ...], scale: Any, draw: Any
@@ -605,7 +609,7 @@ def _quantize_compiled(job: _Job, whole: Callable[..., Counted], counted: bool) 
             found = run(parts[0], scale, draw, *parts[1:])
             if counts is not None:
                 flips = found.flips if found.flips is not None else torch.zeros_like(found.overflow)
-                counts.add_(torch.stack([found.overflow, found.underflow, flips]))
+                counts.add_(torch.stack([found.overflow, found.underflow, found.nonzero, flips]))
 
         # One number for all elements: a row of them, so that one compiled function serves every shape.
         flat = scale is None or scale.numel() == 1
@@ -802,15 +806,19 @@ def _signed(value: int) -> int:
     return (value + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
-def _count_overflow_underflow(rounded: Tensor, x: Tensor, c: _Constants, scratch: _Scratch | None) -> Tensor:
-    """int64 [2]. On the processor, the extremes tell at once that nothing is beyond, and that signs may be counted."""
+def _count(rounded: Tensor, x: Tensor, c: _Constants, scratch: _Scratch | None) -> Tensor:
+    """Overflow, underflow, nonzero: int64 [3].
+
+    On the processor, the extremes tell at once that nothing is beyond, and that signs may be counted.
+    """
     if rounded.device.type == "cpu":
         low, high = (float(bound) for bound in torch.aminmax(rounded))
         if -c.max <= low and high <= c.max:
-            zeros = rounded.numel() - _count_signs(rounded, scratch)
-            return torch.tensor([0, zeros - (x.numel() - _count_signs(x, scratch)) if zeros else 0])
+            after = _count_signs(rounded, scratch)
+            before = _count_signs(x, scratch) if after < x.numel() or not c.signed else after
+            return torch.tensor([0, before - after if c.signed else 0, before])
     underflow = torch.count_nonzero((rounded == 0) & (x != 0))
-    return torch.stack([torch.count_nonzero(rounded.abs() > c.max), underflow])
+    return torch.stack([torch.count_nonzero(rounded.abs() > c.max), underflow, torch.count_nonzero(x)])
 
 
 def _count_different(values: Tensor, before: Tensor, scratch: _Scratch | None) -> Tensor | int:

@@ -595,16 +595,25 @@ def test_counts_and_the_ulp_field_equal_brute_force(name: str, rounding: str, sc
         assert same(found.values, values)
         expected = brute_force_counts(x, values, previous, factor, fmt, rounding)
         assert (found.overflow.item(), found.underflow.item(), found.flips.item()) == expected
+        assert found.nonzero.item() == np.count_nonzero(x.numpy())
         assert all(count.dtype == torch.int64 and count.shape == () for count in found[2:])
         assert found.ulp.dtype == torch.float32
         assert torch.equal(found.ulp, ulp(x, fmt, factor))
         assert quantize_counted(x, fmt, scale=factor, rounding=rounding, seed=SEED).flips is None
+        without = quantize_counted(
+            x, fmt, scale=factor, rounding=rounding, saturate=saturate, seed=SEED, with_ulp=False
+        )
+        assert without.ulp is None
+        assert without[2:4] == found[2:4]
 
 
 def test_an_element_whose_quotient_is_zero_is_an_underflow() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         found = quantize_counted(torch.tensor([1e-40, 0.0, 1.0], dtype=dtype), E4M3, scale=1e20)
         assert (found.underflow.item(), found.values.tolist()) == (2, [0, 0, 0])
+        assert found.nonzero == 2
+    found = quantize_counted(torch.tensor([1.0, 0.0, 3.0]), get_format("e8m0"))
+    assert (found.underflow, found.nonzero) == (0, 2), "a format without zero has no underflow"
 
 
 def test_flips_take_nan_for_a_change_and_minus_zero_for_none() -> None:

@@ -22,7 +22,6 @@ from altgrad.formats import FP32, FloatFormat, get_format  # noqa: E402
 from altgrad.models import GPT  # noqa: E402
 from altgrad.nn import Operand, Policy, Reading, Scaling, clock_of, observed, quantize_model, quantized_layers  # noqa: E402
 from altgrad.optim import CodeOptimizer, ManifoldAdamW  # noqa: E402
-from altgrad.rounding import quantize_counted  # noqa: E402
 from altgrad.telemetry import Look, Row  # noqa: E402
 from altgrad.telemetry.counts import (  # noqa: E402
     code_counts,
@@ -629,12 +628,3 @@ def test_updates_of_a_weight_without_elements_or_updates() -> None:
         "norm_l2": 0,
         "zero_update": 1,
     }
-
-
-def test_counting_without_the_ulp_field_counts_the_same() -> None:
-    x = torch.randn(1000, 700) * torch.logspace(-8, 4, 700)
-    for scale in (None, 2.0**-3):
-        full, short = (quantize_counted(x, E5M2, scale=scale, with_ulp=given) for given in (True, False))
-        assert short.ulp is None
-        assert torch.equal(full.values, short.values)
-        assert full[2:4] == short[2:4]

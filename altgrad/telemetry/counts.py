@@ -32,8 +32,8 @@ _HALVES = 1 << 16
 def operand_sums(reading: Reading) -> Tensor:
     """What `operand_statistics` needs of one operand: float64 [10], on its device.
 
-    On the processor what cannot differ is not computed: nothing is counted where the largest magnitude or the first
-    rows tell that there is nothing to count.
+    What cannot differ is not computed on the processor: NaN where the largest magnitude is finite, dead features where
+    the first rows show all of them alive.
     """
     real, rounded = reading.real.detach().float(), reading.rounded.detach().float()
     on_cpu = real.device.type == "cpu"
@@ -42,19 +42,20 @@ def operand_sums(reading: Reading) -> Tensor:
     norm, noise = _norms(real, None if reading.rounded is reading.real else rounded)
     dead, features = _dead(rounded, 1 if reading.operand == "weight" else 0)
     damaged = not on_cpu or not math.isfinite(largest)
-    lossy = not on_cpu or bool(reading.overflow) or bool(reading.underflow)
     sums = (
         largest,
         scale.max() if scale.numel() else 1.0,
         norm,
         noise,
-        torch.count_nonzero(real) if lossy else 1.0,
+        1.0 if reading.nonzero is None else reading.nonzero,
         torch.count_nonzero(real - real) if damaged else 0.0,  # NaN where it is not 0
         reading.overflow,
         reading.underflow,
         dead,
         features,
     )
+    if on_cpu:
+        return torch.tensor([float(each) for each in sums], dtype=torch.float64)
     return torch.stack([torch.as_tensor(each, dtype=torch.float64, device=real.device) for each in sums])
 
 
