@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal
 
@@ -340,13 +341,14 @@ def heat_map(
         panels: titles of the operands, in the order of the panels; those without data are left out.
         note: what the description says first, such as whose runs these are.
     """
-    shown = [name for name in panels if (data["operand"] == name).any()]
-    steps = np.sort(data["step"].unique())
+    recorded = set(data["operand"])
+    shown = [name for name in panels if name in recorded]
     layers = list(dict.fromkeys(data["layer"]))
-    table = data.pivot_table(index="layer", columns=["operand", "step"], values="value", observed=True, dropna=False)
-    table = table.reindex(index=layers, columns=pd.MultiIndex.from_product([shown, steps]))
-    cells = table.to_numpy(dtype=np.float64).reshape(len(layers), len(shown), len(steps))
-    cells, first_steps = _shared_columns(cells, steps, levels.sign)
+    steps = np.unique(data["step"].to_numpy())
+    whole = np.full((len(layers), len(shown), len(steps)), np.nan)
+    place = data["layer"].map(layers.index), data["operand"].map(shown.index), np.searchsorted(steps, data["step"])
+    whole[place] = data["value"]
+    cells, first_steps = _shared_columns(whole, steps, levels.sign)
     said = _heat_words(cells, layers, [panels[name] for name in shown], first_steps, levels)
     rows, left_out = _worst_rows(cells, levels.sign), ""
     if len(rows) < len(layers):
@@ -385,7 +387,7 @@ def heat_map(
         identity,
         title,
         f"{note} {said}{left_out}".strip(),
-        table.rename(columns=str).stack(level=0, future_stack=True).reset_index(),
+        _wide(whole, layers, shown, steps),
         draw,
         width=width,
         height=height,
@@ -420,6 +422,19 @@ def panel_axes(axes: Axes, titles: Sequence[str], ticks: Sequence[tuple[float, s
                 color=MUTED,
             )
     return offsets
+
+
+def _wide(
+    cells: NDArray[np.float64], layers: Sequence[str], operands: Sequence[str], steps: NDArray[np.int64]
+) -> pd.DataFrame:
+    """[layers, operands, steps] as a table to download: a row a layer and operand with values, a column a step."""
+    rows = [(row, panel) for row, panel in np.argwhere(~np.isnan(cells).all(axis=2))]
+    names_ = {
+        "layer": [layers[row] for row, _ in rows],
+        "operand": [operands[panel] for _, panel in rows],
+    }
+    values = cells[tuple(np.array(rows, dtype=int).reshape(-1, 2).T)]
+    return pd.concat([pd.DataFrame(names_), pd.DataFrame(values, columns=[str(step) for step in steps])], axis=1)
 
 
 def _shared_columns(
@@ -485,6 +500,7 @@ def _finite(value: object) -> bool:
     return isinstance(value, int | float | np.number) and math.isfinite(value)
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return version(package)

@@ -284,10 +284,16 @@ def _layers(loader: ExperimentDataLoader, modes: pd.DataFrame) -> list[Block]:
 
 
 def _median_run(loader: ExperimentDataLoader, arm: str) -> str:
-    """The finished run of a compared arm with the median final loss; of two in the middle the better one."""
-    runs = loader.runs[(loader.runs["arm"] == arm) & loader.runs["final_val_loss"].notna()]
+    """Of an arm's runs that are compared, the one with the median final loss; of two in the middle the better one."""
+    runs = _compared_runs(loader, arm)
     runs = runs.sort_values(["final_val_loss", "seed", "run_id"])
     return str(runs["run_id"].iloc[(len(runs) - 1) // 2])
+
+
+def _compared_runs(loader: ExperimentDataLoader, arm: str) -> pd.DataFrame:
+    """The finished runs of an arm but for those whose seeds are held out."""
+    runs = loader.runs
+    return runs[(runs["arm"] == arm) & (runs["role"] == "report") & runs["final_val_loss"].notna()]
 
 
 def _signatures(loader: ExperimentDataLoader, comparison: Comparison) -> list[Block]:
@@ -301,8 +307,7 @@ def _signatures(loader: ExperimentDataLoader, comparison: Comparison) -> list[Bl
     frames = []
     for name in (*extremes, best):
         arm = table.loc[table["format"] == name, "arm"].iloc[0]
-        runs = loader.runs[(loader.runs["arm"] == arm) & (loader.runs["status"] == "finished")]
-        looks = loader.looks(runs["run_id"])
+        looks = loader.looks(_compared_runs(loader, arm)["run_id"])
         looks = looks[looks["statistic"].isin(["sqnr_db", "underflow"]) & looks["operand"].isin(list(OPERAND_NAMES))]
         means = looks.groupby(["statistic", "operand", "step"], observed=True)["value"].mean().reset_index()
         frames.append(means.assign(format=name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -164,10 +165,18 @@ def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str]) -> list[Bloc
     last = loader.last_look(run_ids)
     if last.empty:
         return []
+    layers = list(dict.fromkeys([*last["layer"][last["operand"] == "weight"], *last["layer"]]))
+    last = last[~is_histogram(last)].assign(place=last["layer"].map(layers.index))
     who = f"mean over {len(run_ids)} runs" if len(run_ids) > 1 else "one run"
     who += f", step {int(last['step'].max())}"
     tables = [
-        _table(last, OPERAND_NAMES, _OPERANDS, f"Operands at the last look ({who}), fractions of nonzero elements", ""),
+        _table(
+            last,
+            tuple(OPERAND_NAMES),
+            _OPERANDS,
+            f"Operands at the last look ({who}), fractions of nonzero elements",
+            "",
+        ),
         _table(last, ("weight",), _WEIGHTS, f"Weights at the last look ({who})", "weights"),
         _table(last, ("gradient",), _GRADIENTS, f"Gradients of the weights at the last look ({who})", "gradients"),
         _table(last, ("update",), _STEP, f"The optimizer's step at the last look ({who})", "step"),
@@ -250,40 +259,40 @@ def _colour_legend(axes: Axes, colours: dict[str, str]) -> None:
         place += 0.03 + 0.013 * len(name)
 
 
-def _table(last: pd.DataFrame, operands: Iterable[str], columns: _Columns, caption: str, name: str) -> Table | None:
+def _table(last: pd.DataFrame, operands: Sequence[str], columns: _Columns, caption: str, name: str) -> Table | None:
     """One subject of the last look: only the columns and rows that were recorded."""
-    operands = list(operands)
     titles = {statistic: title for statistic, title, _ in columns}
-    chosen = last[last["operand"].isin(operands) & last["statistic"].isin(titles)]
-    largest = chosen.groupby("statistic")["value"].max()
-    zero = [statistic for statistic in titles if statistic in _OFTEN_ZERO and largest.get(statistic) == 0]
-    chosen = chosen[~chosen["statistic"].isin(zero)]
-    if chosen.empty:
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    steps: dict[str, int] = {}
+    some = set()
+    for row in last.itertuples():
+        if row.operand in operands and row.statistic in titles:
+            place = (operands.index(row.operand), row.place)
+            names = {"layer": row.layer, "layer_type": row.layer_type, "operand": row.operand}
+            found.setdefault(place, names)[row.statistic] = row.value
+            steps[row.statistic] = max(row.step, steps.get(row.statistic, 0))
+            some |= {row.statistic} if row.value != 0 else set()
+    zero = [statistic for statistic in titles if statistic in _OFTEN_ZERO and statistic in steps.keys() - some]
+    shown = [(key, title, text) for key, title, text in columns if key in steps and key not in zero]
+    if not shown:
         return None
-    keys = ["layer", "layer_type", "operand"]
-    wide = chosen.set_index([*keys, "statistic"])["value"].unstack("statistic").reset_index()
-    layers = dict.fromkeys([*last["layer"][last["operand"] == "weight"], *last["layer"]])
-    places = {layer: number for number, layer in enumerate(layers)}
-    wide = wide.sort_values(
-        ["operand", "layer"], key=lambda key: key.map(operands.index if key.name == "operand" else places.get)
-    )
-    shown = [(key, title, text) for key, title, text in columns if key in wide]
+    records = [found[place] for place in sorted(found)]
     rows = tuple(
         (
             row["layer"],
             OPERAND_NAMES[row["operand"]] if len(operands) > 1 else row["layer_type"],
-            *(text(row[key]) if pd.notna(row[key]) else None for key, _, text in shown),
+            *(text(row[key]) if not math.isnan(row.get(key, math.nan)) else None for key, _, text in shown),
         )
-        for row in wide.to_dict("records")
+        for row in records
     )
-    newest, steps = int(last["step"].max()), chosen.groupby("statistic")["step"].max()
+    newest = int(last["step"].max())
     heads = [title + (f" (step {steps[key]})" if steps[key] != newest else "") for key, title, _ in shown]
     absent = f". {common.names([titles[key] for key in zero])}: 0 everywhere" if zero else ""
     return Table(
         ("Layer", "Operand" if len(operands) > 1 else "Type", *common.right(*heads)),
         rows,
         caption + absent,
-        data=wide,
+        data=pd.DataFrame(records),
         id=f"health-{name}" if name else "health",
     )
 

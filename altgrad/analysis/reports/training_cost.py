@@ -75,6 +75,13 @@ NAMES = {
     "wag": "Weights, activations and gradients in E4M3",
     "wag-stochastic-gradients": "The same, gradients rounded stochastically",
     "wag-mx": "Weights, activations and gradients in MXFP8 (E4M3)",
+    "telemetry-off": "The same, telemetry off",
+    "watch": "The same, with the watch over weights and gradients",
+    "watch-compiled": "The watch, the model compiled",
+    "look": "The same, with the watch and a look",
+    "look-codes": "The same, with the watch and a look that counts codes",
+    "telemetry": "The same, with the watch and a look at every tenth step",
+    "telemetry-compiled": "The watch and a look at every tenth step, the model compiled",
     "wag-compiled": "Weights, activations and gradients in E4M3, the model compiled",
     "w-compiled": "Weights in E4M3, the model compiled",
     "fp32": "the fp32 loop",
@@ -124,11 +131,20 @@ def _answer(record: TrainingRecord) -> Md:
     found = {arm.name: arm.ratio for arm in record.arms}
     if "wag" not in found or "wag-compiled" not in found:
         return Md("**What quantized training costs: pending.**")
-    return md(
+    answer = md(
         "**With weights, activations and gradients in E4M3 a training step takes {eager} times the plain fp32 step, "
         "{compiled} times where both are compiled.**",
         eager=f"{found['wag']:.2f}",
         compiled=f"{found['wag-compiled']:.2f}",
+    )
+    if "telemetry" not in found or "telemetry-compiled" not in found:
+        return answer
+    return md(
+        "{answer} Telemetry with a look at every tenth step adds {eager}% to the quantized step, {compiled}% to the "
+        "compiled one, whose looks are taken eagerly.",
+        answer=answer,
+        eager=f"{100 * (found['telemetry'] - 1):.1f}",
+        compiled=f"{100 * (found['telemetry-compiled'] - 1):.1f}",
     )
 
 
