@@ -195,7 +195,7 @@ def code_statistics(counts: Tensor, fmt: FloatFormat, *, histogram: bool) -> dic
 
 def has_codes(fmt: FloatFormat) -> bool:
     """Whether codes of the format are counted: it quantizes, and has at most 16 bits."""
-    return fmt is not FP32 and fmt.bits <= 16 and fmt.fits_float64
+    return fmt is not FP32 and fmt.bits <= 16
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ import math
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
 from altgrad.nn import Reading
 from altgrad.rounding import ulp
 
@@ -57,7 +56,7 @@ def step_statistics(proposed: Tensor, spacings: Tensor) -> dict[str, float]:
     """How many ulps a step proposes to move the elements of a quantized weight by; nothing where there are none.
 
     Args:
-        proposed: the change before rounding onto the grid: float32.
+        proposed: the change before rounding onto the grid.
         spacings: S(w) before the step.
 
     Measures (update):
@@ -69,7 +68,7 @@ def step_statistics(proposed: Tensor, spacings: Tensor) -> dict[str, float]:
     n = proposed.numel()
     if not n:
         return {}
-    u = (proposed / spacings).abs_()
+    u = (proposed.float() / spacings).abs_()
     if not math.isfinite(float(u.sum())):  # what does not move has moved by 0, also where S is NaN
         u.masked_fill_(proposed == 0, 0.0)
     exponent = (u.view(torch.int32) >> 23).sub_(127 - 6)  # of 2^-6 is 0
@@ -107,8 +106,3 @@ def stiffness_correlation(spacings: Tensor, gradient: Tensor) -> dict[str, float
     x -= x.mean()
     y -= y.mean()
     return {"stiffness_correlation": max(-1.0, min(1.0, float((x @ y) / ((x @ x).sqrt() * (y @ y).sqrt()))))}
-
-
-def has_spacing(fmt: FloatFormat) -> bool:
-    """Whether S is defined within float32."""
-    return fmt.fits_float64

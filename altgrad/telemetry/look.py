@@ -165,7 +165,7 @@ class Look:
         """S at the layer's weight before the step; None where it is not quantized. Taken once."""
         if name not in self._spacings:
             reading = self._weight(name)
-            if reading.format is FP32 or not geometry.has_spacing(reading.format):
+            if reading.format is FP32:
                 return None
             self._spacings[name] = geometry.spacing(reading)
         return self._spacings[name]
