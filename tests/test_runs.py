@@ -19,6 +19,7 @@ from records import DATA, config, write_matrix, write_run
 from altgrad.analysis.loader import stall_ratio
 from altgrad.config import UsageError
 from altgrad.runs import Failure, NothingToResume, RunExists, RunWriter, load_runs, pack_study, read_run
+from altgrad.runs import writer as run_writer
 from altgrad.runs.tracking import Tracker
 
 ROOT = Path(__file__).parents[1]
@@ -208,11 +209,38 @@ def test_a_cut_last_line_is_dropped_and_a_bad_line_in_the_middle_is_named(tmp_pa
         file.write(b'{"step": 11, "los')
     assert only(tmp_path).history["step"].max() == 10
     lines = (path / "history.jsonl").read_bytes().splitlines()
-    lines[3] = b"garbage"
+    for damaged in (b"garbage", b"[" * 100_000):
+        lines[3] = damaged
+        (path / "history.jsonl").write_bytes(b"\n".join(lines))
+        problems = load_runs([tmp_path]).problems
+        assert len(problems) == 1
+        assert "line 4 is not a row" in problems[0].reason
+    lines[3] = b'{"step": 1%s}' % (b"0" * 30)
     (path / "history.jsonl").write_bytes(b"\n".join(lines))
-    problems = load_runs([tmp_path]).problems
-    assert len(problems) == 1
-    assert "line 4 is not a row" in problems[0].reason
+    assert "a value is not a number" in load_runs([tmp_path]).problems[0].reason
+
+
+@pytest.mark.parametrize("after", ["history.jsonl", "layers.jsonl"])
+def test_a_signal_while_a_finished_record_is_tidied_leaves_it_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    original = Path.unlink
+
+    def stopped(path: Path, missing_ok: bool = False) -> None:
+        original(path, missing_ok)
+        if path.name == after:
+            raise SystemExit(143)
+
+    monkeypatch.setattr(Path, "unlink", stopped)
+    writer = RunWriter.create(tmp_path, config("e4m3"), data_fingerprint=DATA, environment={})
+    writer.log(1, val_loss=1.0)
+    with pytest.raises(SystemExit) as stop:
+        writer.finish({})
+    writer.explain(Failure(("unknown",), 1), "stopped")  # as the trainer does
+    writer.__exit__(stop.type, stop.value, stop.tb)
+    assert only(tmp_path).status == "finished"
+    assert not (writer.path / "failure.md").exists()
+    assert not run_writer.is_locked(writer.path)
 
 
 BROKEN = {"kinds": ["nan_loss"], "step": 1, "tensor": None, "phase": None, "message": ""}

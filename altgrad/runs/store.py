@@ -275,7 +275,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 def _numeric(frame: pd.DataFrame, where: str, columns: Sequence[str]) -> pd.DataFrame:
     try:
         return frame.astype({**dict.fromkeys(columns, "float64"), "step": "int64"})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise RecordError(f"{where}: a value is not a number ({_reason(error)}); restore the file") from None
 
 

@@ -234,12 +234,12 @@ class RunWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._closed:
-            return
         status, message = ending(error)
-        if message is not None:
-            self.run["message"] = message
         try:
+            if self._closed:
+                return
+            if message is not None:
+                self.run["message"] = message
             self._close(status)
         except OSError:  # a full disk: the rows stay as they are, and without a lock readers see the run as crashed
             with contextlib.suppress(OSError):
@@ -265,12 +265,12 @@ class RunWriter:
         for name in ("history", "layers"):
             _to_parquet(self.path / f"{name}.jsonl", self.path / f"{name}.parquet")
         self._mark(status, summary)
-        self._history.close()
-        self._layers.close()
+        self._closed = True  # a signal from here on finds the run ended: what is left changes nothing that readers see
         for name in ("history", "layers"):
             (self.path / f"{name}.jsonl").unlink()
+        self._history.close()
+        self._layers.close()
         self._lock.close()
-        self._closed = True
 
     def _mark(self, status: str, summary: dict[str, Any] | None = None) -> None:
         self.run |= {
@@ -355,7 +355,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             if not isinstance(row, dict) or not isinstance(row.get("step"), int):
                 raise ValueError("no integer step")
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == last:
                 break
             raise ValueError(f"line {number + 1} is not a row of the table") from None
