@@ -190,7 +190,8 @@ def read_run(folder: Path) -> RunRecord:
 def _record(run: Any, where: str, locked: bool, history: pd.DataFrame, layers: pd.DataFrame) -> RunRecord:
     run, config = _checked(run, where, locked)
     history = history.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
-    if run["status"] == "finished" and ("val_loss" not in history or not history["val_loss"].notna().any()):
+    needs_loss = run["status"] == "finished" and config.foreign is None
+    if needs_loss and ("val_loss" not in history or not history["val_loss"].notna().any()):
         raise RecordError(f"{where}/history: key 'val_loss' is missing from a finished run; record the run again")
     return RunRecord(run, config, arm_id(config, run["data"]), history, layers)
 

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -20,10 +20,20 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import PydanticSerializationError, to_json
 
 import altgrad
 from altgrad.config import ExperimentConfig, UsageError, one_line
-from altgrad.runs.schema import LAYER_COLUMNS, SCHEMA_VERSION, Failure, arm_id, code_fingerprint, run_id, without_paths
+from altgrad.runs.schema import (
+    LAYER_COLUMNS,
+    SCHEMA_VERSION,
+    Failure,
+    arm_id,
+    code_fingerprint,
+    plain,
+    run_id,
+    without_paths,
+)
 
 FSYNC_SECONDS = 5.0
 
@@ -43,7 +53,9 @@ class RunWriter:
     SystemExit) and lets the exception go on; leaving it without `finish` or `fail` marks it ``interrupted``.
     """
 
-    def __init__(self, path: Path, run: dict[str, Any], lock: IO[bytes], seconds: float = 0.0) -> None:
+    def __init__(
+        self, path: Path, run: dict[str, Any], lock: IO[bytes], seconds: float = 0.0, step: int | float = -math.inf
+    ) -> None:
         self.path = path
         self.run = run
         self._lock = lock
@@ -51,6 +63,7 @@ class RunWriter:
         self._layers = open(path / "layers.jsonl", "ab", buffering=0)  # noqa: SIM115
         self._synced = time.monotonic()
         self._started = self._synced - seconds
+        self._step = step
         self._closed = False
 
     @classmethod
@@ -102,7 +115,7 @@ class RunWriter:
             "created": now,
             "ended": None,
             "seconds": None,
-            "config": config.model_dump(mode="json"),
+            "config": config.model_dump(mode="json", exclude_unset=config.foreign is not None),
             "data": dict(data_fingerprint),
             "environment": dict(environment),
             "code": {"version": altgrad.__version__, "fingerprint": code_fingerprint()},
@@ -167,24 +180,54 @@ class RunWriter:
         run |= {"status": "running", "ended": None, "seconds": None, "failure": None, "summary": {}}
         run.pop("message", None)
         write_json(path / "run.json", run)
-        return cls(path, run, lock, seconds)
+        return cls(path, run, lock, seconds, step)
 
     @property
     def run_id(self) -> str:
         """The run's id, which is also its folder's name."""
         return str(self.run["id"])
 
-    def log(self, step: int, **metrics: float) -> None:
-        """Append one history row. Non-finite values are kept: NaN and infinity are what some runs are about."""
-        self._append(self._history, {"step": step, **metrics})
+    def log(self, step: int, **metrics: Any) -> None:
+        """Append the history row of a step; all metrics of a step are given in one call, and steps go up.
+
+        Numbers of any kind are taken: NumPy scalars and tensors of one element too. Non-finite values are kept: NaN and
+        infinity are what some runs are about. The row is in the file when this returns.
+
+        Raises:
+            UsageError: a metric is no number, or the step is not above the last one; nothing was written.
+            OSError: the row could not be written, for example to a full disk; the rows before it are whole.
+        """
+        if type(step) is not int:
+            step = _step(step)
+        if step <= self._step:
+            raise UsageError(f"step {step} after step {self._step}: steps go up; log all metrics of a step in one call")
+        row: dict[str, int | float] = {"step": step}
+        for name, value in metrics.items():
+            row[name] = value if type(value) is float else _number(name, value)
+        _write_all(self._history, _json_line(row))
+        self._step = step
         if "val_loss" in metrics or time.monotonic() - self._synced > FSYNC_SECONDS:
             self.sync()
 
-    def log_layers(self, rows: Iterable[tuple[int, str, str, str, str, float]]) -> None:
-        """Append rows of the per-layer table: step, layer, layer_type, operand, statistic, value."""
-        lines = [json.dumps(dict(zip(LAYER_COLUMNS, row, strict=True)), default=float) for row in rows]
+    def log_layers(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Append rows of the per-layer table: step, layer, layer_type, operand, statistic, value.
+
+        Raises:
+            UsageError: a row is of another shape; none of `rows` was written.
+            OSError: as for `log`.
+        """
+        lines = []
+        for row in rows:
+            try:
+                step, *names, value = row
+            except (TypeError, ValueError):
+                step, names, value = None, [], None
+            if len(names) != 4 or not all(isinstance(name, str) for name in names):
+                raise UsageError(f"a row of the layers table is {', '.join(LAYER_COLUMNS)}, not {row!r:.200}")
+            cells = (_step(step), *names, _number(names[-1], value))
+            lines.append(_json_line(dict(zip(LAYER_COLUMNS, cells, strict=True))))
         if lines:
-            _write_all(self._layers, "\n".join(lines) + "\n")
+            _write_all(self._layers, b"".join(lines))
 
     def event(self, kind: str, step: int, **detail: Any) -> None:
         """Record something that happened (a warning, a shift of scale) in run.json at once."""
@@ -196,9 +239,9 @@ class RunWriter:
         self.run["wandb_url"] = url
         write_json(self.path / "run.json", self.run)
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
+    def finish(self, summary: Mapping[str, Any] | None = None) -> None:
         """Mark the run finished and turn its tables into Parquet."""
-        self._close("finished", summary=dict(summary))
+        self._close("finished", summary=dict(summary or {}))
 
     def fail(self, failure: Failure, summary: Mapping[str, Any] | None = None) -> None:
         """Mark the run failed: it ended by itself, badly, and `failure` says why."""
@@ -232,9 +275,6 @@ class RunWriter:
         os.fsync(self._history.fileno())
         os.fsync(self._layers.fileno())
         self._synced = time.monotonic()
-
-    def _append(self, file: IO[bytes], row: Mapping[str, Any]) -> None:
-        _write_all(file, json.dumps(row, default=float) + "\n")
 
     def _close(self, status: str, summary: dict[str, Any] | None = None, failure: Failure | None = None) -> None:
         self.sync()
@@ -279,11 +319,44 @@ def _replacing(path: Path) -> Iterator[Path]:
     os.replace(temporary, path)
 
 
-def _write_all(file: IO[bytes], text: str) -> None:
-    """Unbuffered; a disk that fills up in the middle of a row is an OSError, not a short count."""
-    data = memoryview(text.encode())
-    while data:
-        data = data[os.write(file.fileno(), data) :]
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    """All of `data` or nothing: a disk that fills up in the middle of a row is an OSError and leaves no part of it."""
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[os.write(file.fileno(), left) :]
+    except OSError:
+        if written := len(data) - len(left):
+            os.ftruncate(file.fileno(), os.fstat(file.fileno()).st_size - written)
+        raise
+
+
+def _json_line(row: Mapping[str, Any]) -> bytes:
+    """pydantic's encoder takes a fifth of the time of Python's, and keeps NaN and infinity."""
+    try:
+        return to_json(row, inf_nan_mode="constants") + b"\n"
+    except (PydanticSerializationError, UnicodeError):
+        raise UsageError(f"a name is not text that can be written: {list(row)!r:.200}") from None
+
+
+def _step(value: Any) -> int:
+    with contextlib.suppress(TypeError):
+        if isinstance(step := plain(value), int) and not isinstance(step, bool):
+            return step
+    raise UsageError(f"step {value!r:.80} is not an integer")
+
+
+def _number(name: str, value: Any) -> int | float:
+    try:
+        number = plain(value)
+        if isinstance(number, str) or number is None:
+            raise TypeError
+        if isinstance(number, float):
+            return number
+        return int(number) if abs(number) <= 2**53 else float(number)  # beyond it, not every integer is a float64
+    except (TypeError, OverflowError):
+        kind = type(value).__name__
+        raise UsageError(f"metric {name!r} is a {kind} ({value!r:.80}); give a number, or leave it out") from None
 
 
 def is_locked(path: Path) -> bool:
