@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -398,12 +399,17 @@ def config_keys(model: type[BaseModel] = ExperimentConfig, prefix: str = "") -> 
     return tuple(found)
 
 
+@cache
+def _later_defaults(model: type[BaseModel]) -> dict[str, Any]:
+    fields = model.model_fields.items()
+    return {key: field.default for key, field in fields if (field.json_schema_extra or {}) == {"later": True}}
+
+
 def _without_later_defaults(section: BaseModel, dumped: dict[str, Any]) -> dict[str, Any]:
-    kept = {}
+    kept, later = {}, _later_defaults(type(section))
     for key, value in dumped.items():
-        field, given = type(section).model_fields[key], getattr(section, key)
-        later = isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("later")
-        if later and given == field.default:
+        given = getattr(section, key)
+        if key in later and given == later[key]:
             continue
         kept[key] = _without_later_defaults(given, value) if isinstance(given, BaseModel) else value
     return kept
