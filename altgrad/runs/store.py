@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -103,12 +104,12 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
     found: dict[str, RunRecord] = {}
     problems: list[Problem] = []
     for source in default_sources() if sources is None else sources:
-        for folder in _record_folders(Path(source)):
+        for folder in record_folders(Path(source)):
             records: Sequence[RunRecord] = ()
             where = folder.name if folder == Path(source) else folder.relative_to(source).as_posix()
             try:
                 if (folder / PACKED).exists():
-                    records, damaged = _read_packed(folder, where)
+                    records, damaged = read_packed(folder, where)
                     problems += damaged
                 else:
                     records = (read_run(folder),)
@@ -148,7 +149,7 @@ def newest_time(sources: Iterable[Path] | None = None) -> datetime | None:
     """
     times = []
     for source in default_sources() if sources is None else sources:
-        for folder in _record_folders(Path(source)):
+        for folder in record_folders(Path(source)):
             try:
                 heads = (
                     _read_parquet(folder / PACKED)["run"].map(json.loads)
@@ -196,7 +197,7 @@ def read_run(folder: Path) -> RunRecord:
     except (ValueError, OSError, RecursionError) as error:
         raise RecordError(f"{folder.name}/run.json: not readable JSON ({_reason(error)}); restore the file") from None
     run, config = _checked(run, folder.name, locked)
-    tables = {"history": _ordered(_table(folder, "history")), "layers": _table(folder, "layers")}
+    tables = {"history": _ordered(read_table(folder, "history")), "layers": read_table(folder, "layers")}
     history = tables["history"]
     if "val_loss" not in history or not history["val_loss"].notna().any():
         _needs_loss(run, config, folder.name)
@@ -229,6 +230,9 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
     ):
         if not isinstance(run.get(key), kind):
             raise RecordError(f"{where}/run.json: key {key!r} is missing or not {kind.__name__}; restore the file")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", run["id"]):
+        shown = run["id"][:80].encode("unicode_escape").decode()
+        raise RecordError(f"{where}/run.json: id '{shown}' has more than letters, digits, '.', '_' and '-'; restore it")
     if run["schema"] > SCHEMA_VERSION:
         raise RecordError(f"{where}/run.json: schema {run['schema']} is newer than {SCHEMA_VERSION}; update altgrad")
     if run["status"] not in STATUSES:
@@ -265,7 +269,12 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
     return run | {"status": status}, config
 
 
-def _table(folder: Path, name: str) -> pd.DataFrame:
+def read_table(folder: Path, name: str) -> pd.DataFrame:
+    """The table "history" or "layers" of a run's folder, in the order in which it was written.
+
+    Raises:
+        RecordError: it is damaged, or a column is missing or of the wrong kind.
+    """
     parquet, jsonl = folder / f"{name}.parquet", folder / f"{name}.jsonl"
     where = f"{folder.name}/{name}"
     columns = LAYER_COLUMNS if name == "layers" else ("step",)
@@ -299,7 +308,12 @@ def _numeric(frame: pd.DataFrame, where: str, columns: Sequence[str]) -> pd.Data
         raise RecordError(f"{where}: a value is not a number ({_reason(error)}); restore the file") from None
 
 
-def _read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]]:
+def read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]]:
+    """The records of a packed study, and those of its records that cannot be used.
+
+    Raises:
+        RecordError: for files that are missing or damaged as a whole.
+    """
     try:
         runs = _read_parquet(folder / PACKED)
         rows = [(str(row.run_id), str(row.run)) for row in runs.itertuples()]
@@ -394,7 +408,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _record_folders(source: Path) -> list[Path]:
+def record_folders(source: Path) -> list[Path]:
     """Folders that hold a record or a packed study: the source itself, or those one or two levels down."""
     if not source.is_dir():
         return []

@@ -36,6 +36,8 @@ from altgrad.runs.schema import (
 )
 
 FSYNC_SECONDS = 5.0
+CLOCK_SLACK = 60.0
+"""Seconds by which the wall clock may move against the monotonic one before the record says so (also by sleeping)."""
 
 
 class RunExists(UsageError):
@@ -64,6 +66,7 @@ class RunWriter:
         self._synced = time.monotonic()
         self._started = self._synced - seconds
         self._step = step
+        self._clocks = time.time() - self._synced  # what the wall clock is ahead of the monotonic one
         self._closed = False
 
     @classmethod
@@ -289,6 +292,9 @@ class RunWriter:
         self._closed = True
 
     def _mark(self, status: str, summary: dict[str, Any] | None = None, failure: Failure | None = None) -> None:
+        jump = time.time() - time.monotonic() - self._clocks
+        if abs(jump) > CLOCK_SLACK:
+            self.run["events"].append({"kind": "clock_jump", "step": max(self._step, 0), "seconds": round(jump, 1)})
         self.run |= {
             "status": status,
             "ended": _now(),
@@ -301,14 +307,14 @@ class RunWriter:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old or the new file, never a part: temporary file, fsync, replace."""
-    with _replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that replaces it where the block ends well, and is removed where it does not."""
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -399,7 +405,7 @@ def _to_parquet(source: Path, target: Path) -> None:
     rows = read_jsonl(source)
     columns = dict.fromkeys(key for row in rows for key in row)
     table = pa.table({key: _column([row.get(key) for row in rows]) for key in columns or {"step": None}})
-    with _replacing(target) as temporary:
+    with replacing(target) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 
@@ -419,7 +425,7 @@ def _cut(path: Path, name: str, step: int) -> None:
         raise UsageError(
             f"{path.name}/{name}: damaged ({reason}); restore the file, or run again without --resume"
         ) from None
-    with _replacing(lines) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with replacing(lines) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for row in rows:
             if row["step"] is not None and row["step"] <= step:
                 file.write(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n")
