@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -278,13 +279,13 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
     parquet, jsonl = folder / f"{name}.parquet", folder / f"{name}.jsonl"
     where = f"{folder.name}/{name}"
     columns = LAYER_COLUMNS if name == "layers" else ("step",)
+    frame = pd.DataFrame()
     try:
-        if parquet.exists():
-            frame = _read_parquet(parquet)
-        elif jsonl.exists():
-            frame = pd.DataFrame(read_jsonl(jsonl))
-        else:
-            frame = pd.DataFrame()
+        # A run that ends in between has its table as Parquet when its lines are gone, hence the second look.
+        for path in (parquet, jsonl, parquet):
+            with contextlib.suppress(FileNotFoundError):
+                frame = _read_parquet(path) if path is parquet else pd.DataFrame(read_jsonl(path))
+                break
     except (ValueError, OSError, pa.ArrowException) as error:
         raise RecordError(f"{where}: damaged ({_reason(error)}); restore the file or record the run again") from None
     if frame.empty:

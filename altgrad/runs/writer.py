@@ -95,16 +95,15 @@ class RunWriter:
         identity = run_id(config, data_fingerprint)
         path = root / identity
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = _lock(path)
-            if (path / "run.json").exists():
-                if _is_finished(path):
-                    lock.close()
-                    raise RunExists(f"{identity} is already finished; its record is kept. Change the seed or a key")
-                lock.close()
-                _set_aside(path)
-                path.mkdir()
+            while True:
+                path.mkdir(parents=True, exist_ok=True)
                 lock = _lock(path)
+                if not (path / "run.json").exists():
+                    break
+                with lock:  # held until the old record is out of the way, so that nobody else begins to move it
+                    if _is_finished(path):
+                        raise RunExists(f"{identity} is already finished; its record is kept. Change the seed or a key")
+                    _set_aside(path)
         except OSError as error:
             raise UsageError(
                 f"--out {root}: cannot be written ({error.strerror}); give a folder you may write to"
@@ -443,19 +442,19 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def _lock(path: Path) -> IO[bytes]:
-    file = open(path / "lock", "wb")  # noqa: SIM115 - held for the run's life
-    for attempt in range(20):
+    """The record's lock, held until the file is closed; RunExists where another process has it."""
+    for _ in range(20):
+        file = open(path / "lock", "ab")  # noqa: SIM115 - held for the run's life
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path / "lock")):
+                return file
         except BlockingIOError:  # a reader that tests the lock holds it for microseconds
-            if attempt == 19:
-                file.close()
-                raise RunExists(
-                    f"{path.name} is being written by another process; wait for it or use another --out"
-                ) from None
             time.sleep(0.01)
-    raise AssertionError("unreachable")
+        except FileNotFoundError:  # the record was set aside in between, and its lock with it
+            path.mkdir(exist_ok=True)
+        file.close()
+    raise RunExists(f"{path.name} is being written by another process; wait for it or use another --out")
 
 
 def _ended_badly(path: Path) -> dict[str, Any]:
