@@ -24,7 +24,13 @@ START_SECONDS = 20.0
 FINISH_SECONDS = 30.0
 ALERTS = 10
 ALERT_SECONDS = 60.0
-MODES = {"online": "online", "offline": "offline", "disabled": "disabled", "run": "online", "dryrun": "offline"}
+MODES: dict[str, Any] = {
+    "online": "online",
+    "offline": "offline",
+    "disabled": "disabled",
+    "run": "online",
+    "dryrun": "offline",
+}
 """WANDB_MODE, also in the words of older clients, -> ours."""
 
 
@@ -137,8 +143,8 @@ class Tracker:
             return
 
         def end() -> None:
-            failure = {"failure": json.dumps(self._record["failure"])} if self._record.get("failure") else {}
-            for key, value in {**(summary or {}), **failure, "status": status}.items():
+            shown = {**(summary or {}), "status": status, "altgrad": _ending(self._record, status, summary or {})}
+            for key, value in shown.items():
                 mirror.summary[key] = value if not isinstance(value, float) or math.isfinite(value) else str(value)
             mirror.finish(exit_code=0 if status == "finished" else 1)
 
@@ -156,6 +162,13 @@ def _own(record: Mapping[str, Any]) -> dict[str, Any]:
     kept = ("schema", "id", "created", "data", "environment", "code")
     name = record.get("config", {}).get("name")
     return {key: record[key] for key in kept if key in record} | ({"name": name} if name else {})
+
+
+def _ending(record: Mapping[str, Any], status: str, summary: Mapping[str, Any]) -> str:
+    """How the run ended, as one text: W&B adds to a summary what it likes."""
+    finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in summary.items()}
+    ending = {"status": status, "summary": finite, "failure": record.get("failure"), "events": record.get("events", [])}
+    return json.dumps(ending, default=str)
 
 
 def _last_step_in_files(directory: Path) -> int:
