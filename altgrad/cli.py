@@ -12,13 +12,14 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from altgrad import __version__
 from altgrad.config import UsageError, load_config
 
 if TYPE_CHECKING:
-    from altgrad.runs import RunSet
+    from altgrad.runs import Problem, RunSet
+    from altgrad.runs.wandb_pull import Pulled
 
 TRAINING_PACKAGES = ("torch", "rich", "safetensors")
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train = commands.add_parser("train", help="train one config and record the run")
     train.set_defaults(command=run_training)
     add_train_arguments(train, Path("experiments/runs"), "altgrad train")
-    runs = commands.add_parser("runs", help="list, compare, export, check and remove recorded runs")
+    runs = commands.add_parser("runs", help="list, compare, export, check and remove recorded runs, and fetch some")
     add_runs_commands(runs)
     options = parser.parse_args(arguments)
     return guarded(lambda: int(options.command(options)))
@@ -138,13 +139,16 @@ RUNS_EXAMPLES = """examples:
   altgrad runs export --history --where study=pilot-formats --format parquet --output history.parquet
   altgrad runs verify --runs experiments/runs
   altgrad runs prune --status crashed --older-than 30          shows what would go; --yes removes it
+  altgrad runs pull my-project --entity my-team                runs of W&B, as local records
+  altgrad runs import wandb/offline-run-20260101_120000-abc     W&B's offline files, too
 
 keys of --where: the fields that `altgrad runs show` lists; config keys as they are, last.METRIC for the last value of a
 metric, summary.KEY, environment.KEY. In list, show and diff, control characters are spelled out; in CSV too, where text
 that a spreadsheet would run as a formula has a quote before it.
 
 exit codes:
-  0 done   1 verify found something   2 a mistake in the arguments; one line says what
+  0 done   1 verify found something, or single runs could not be fetched or imported
+  2 a mistake in the arguments, or W&B gave nothing or not all; one line says what
 """
 
 
@@ -179,6 +183,7 @@ def add_runs_commands(parser: argparse.ArgumentParser) -> None:
     exported.add_argument("--format", choices=("csv", "json", "parquet"), default="csv", help="default: csv")
     table = exported.add_mutually_exclusive_group()
     table.add_argument("--history", action="store_true", help="a row a logged step, instead of a row a run")
+    exported.add_argument("--columns", metavar="A,B", help="metrics of --history (default: all)")
     table.add_argument("--layers", action="store_true", help="the per-layer tables")
     exported.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
     add("verify", runs_verify, "check every record: schema, ids, tables, steps, clocks")
@@ -190,6 +195,32 @@ def add_runs_commands(parser: argparse.ArgumentParser) -> None:
     pruned.add_argument("--older-than", type=float, metavar="DAYS", help="that ended longer ago")
     pruned.add_argument("--old", action="store_true", help="earlier attempts that were set aside (<id>.<n>.old)")
     pruned.add_argument("--yes", action="store_true", help="do it")
+    linked = add("link", runs_link, "record the address of a run that 'wandb sync' uploaded")
+    linked.add_argument("id", metavar="RUN", help="its id, or the beginning of it")
+    linked.add_argument("url", metavar="URL", help="as 'wandb sync' printed it")
+
+    def add_source(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        added.set_defaults(command=command)
+        added.add_argument(
+            "--out", type=Path, default=Path("experiments/runs"), metavar="FOLDER", help="default: experiments/runs"
+        )
+        return added
+
+    pulled = add_source("pull", runs_pull, "fetch the new and changed runs of a W&B project into local records")
+    pulled.add_argument("project", nargs="?", metavar="PROJECT", help="default: WANDB_PROJECT, else altgrad")
+    pulled.add_argument("--entity", help="that owns the project (default: WANDB_ENTITY, else the key's own)")
+    pulled.add_argument("--full", action="store_true", help="fetch unchanged runs again too")
+    pulled.add_argument("--threads", type=int, default=6, metavar="N", help="histories at a time, 1 to 8 (default: 6)")
+    pulled.add_argument(
+        "--silence",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="end when nothing comes for so long (default: 60)",
+    )
+    imported = add_source("import", runs_import, "make local records of W&B's offline files")
+    imported.add_argument("path", type=Path, metavar="PATH", help="run-<id>.wandb, or a folder that holds such files")
 
 
 def runs_list(options: argparse.Namespace) -> int:
@@ -234,6 +265,7 @@ def runs_show(options: argparse.Namespace) -> int:
     rows += [["notes", record.config.notes]] if record.config.notes else []
     if record.config.foreign is not None:
         rows.append(["loop", "another than AltGrad's: what is not listed is not known"])
+    rows += [["read from W&B", line] for line in (record.run.get("origin") or {}).get("report", [])]
     if record.run["message"]:
         rows.append(["message", record.run["message"]])
     if record.run["failure"]:
@@ -267,14 +299,23 @@ def runs_export(options: argparse.Namespace) -> int:
     """``altgrad runs export``."""
     from altgrad.pages.content import visible
     from altgrad.pages.render import csv
+    from altgrad.runs import read_histories
     from altgrad.runs.query import find, select, table
     from altgrad.runs.writer import replacing
 
-    runs = _load(options)
-    chosen = [find(runs, prefix) for prefix in dict.fromkeys(options.ids)] if options.ids else list(runs.records)
-    frame = table(
-        select(chosen, options.where), "history" if options.history else "layers" if options.layers else "runs"
-    )
+    if options.columns and not options.history:
+        raise UsageError("--columns belongs to --history: the metrics to export")
+    if options.history and not (options.ids or options.where):  # thousands of runs: without a look at their run.json
+        read, problems = read_histories(_sources(options), options.columns and options.columns.split(","))
+        _warn(problems)
+        frame = read.to_pandas().astype({"run_id": str})
+    else:
+        runs = _load(options)
+        chosen = [find(runs, prefix) for prefix in dict.fromkeys(options.ids)] if options.ids else list(runs.records)
+        what: Literal["runs", "history", "layers"] = (
+            "history" if options.history else "layers" if options.layers else "runs"
+        )
+        frame = table(select(chosen, options.where), what, options.columns and options.columns.split(","))
     if options.format == "parquet" and options.output is None and sys.stdout.isatty():
         raise UsageError("--format parquet: a terminal cannot show it; give --output FILE")
     if options.format == "parquet":
@@ -341,6 +382,86 @@ def runs_prune(options: argparse.Namespace) -> int:
     return 0
 
 
+def runs_link(options: argparse.Namespace) -> int:
+    """``altgrad runs link``."""
+    from altgrad.runs.query import find
+    from altgrad.runs.wandb_records import set_url
+
+    sources = _sources(options)
+    record = find(_load(options), options.id)
+    folders = (folder for source in sources for folder in (source, source / record.id, *source.glob(f"*/{record.id}")))
+    folder = next((each for each in folders if each.name == record.id and (each / "run.json").exists()), None)
+    if folder is None:
+        raise UsageError(f"{record.id} is part of a packed study, which is not changed; link its own record")
+    set_url(folder, options.url)
+    print(f"{record.id}: {options.url}")
+    return 0
+
+
+def runs_pull(options: argparse.Namespace) -> int:
+    """``altgrad runs pull``; 1 where single runs could not be had, 2 where W&B gave nothing or not all."""
+    from altgrad.runs.wandb_pull import pull
+
+    if not 1 <= options.threads <= 8:
+        raise UsageError(f"--threads {options.threads}: give a number from 1 to 8; more is refused by W&B")
+    if not 0 < options.silence < 86400:
+        raise UsageError(f"--silence {options.silence:g}: give a number of seconds")
+
+    def fetch(progress: Callable[[Pulled, int], None] | None) -> Pulled:
+        return pull(
+            options.out,
+            options.project,
+            options.entity,
+            silence=options.silence,
+            threads=options.threads,
+            full=options.full,
+            progress=progress,
+        )
+
+    try:
+        if sys.stderr.isatty() and importlib.util.find_spec("rich"):
+            from rich.console import Console
+            from rich.progress import Progress
+
+            with Progress(console=Console(stderr=True), transient=True) as bar:
+                task = bar.add_task("runs", total=None)
+                found = fetch(
+                    lambda seen, total: bar.update(
+                        task, total=total or None, completed=len(seen.fetched) + len(seen.problems)
+                    )
+                )
+        else:
+            found = fetch(None)
+    except KeyboardInterrupt:
+        print("interrupted; the runs that were fetched are kept, and the next pull goes on from there", file=sys.stderr)
+        return 130
+    _tell(found)
+    if found.reason:
+        raise UsageError(f"W&B: {found.reason}; what came is kept, and the next pull goes on from there")
+    return 1 if found.problems else 0
+
+
+def runs_import(options: argparse.Namespace) -> int:
+    """``altgrad runs import``; 1 where a file could not be read."""
+    from altgrad.runs.wandb_files import import_files
+
+    found = import_files(options.path, options.out)
+    _tell(found)
+    return 1 if found.problems else 0
+
+
+def _tell(found: Pulled) -> None:
+    """What a pull or an import brought, with everything that was read under another name or could not be kept."""
+    from altgrad.pages.content import visible
+
+    for identity in found.fetched:
+        print(visible(identity))
+        for line in found.reports.get(identity, ()):
+            print(visible(f"  {line}"))
+    _warn(found.problems)
+    print(visible(found.in_words))
+
+
 def _sources(options: argparse.Namespace) -> tuple[Path, ...]:
     from altgrad.runs import default_sources
 
@@ -351,13 +472,18 @@ def _sources(options: argparse.Namespace) -> tuple[Path, ...]:
 
 
 def _load(options: argparse.Namespace) -> RunSet:
-    from altgrad.pages.content import visible
     from altgrad.runs import load_runs
 
     runs = load_runs(_sources(options))
-    for problem in runs.problems:
-        print(visible(f"warning: left out {problem.where}: {problem.reason}"), file=sys.stderr)
+    _warn(runs.problems)
     return runs
+
+
+def _warn(problems: Sequence[Problem]) -> None:
+    from altgrad.pages.content import visible
+
+    for problem in problems:
+        print(visible(f"warning: left out {problem.where}: {problem.reason}"), file=sys.stderr)
 
 
 def _shown(value: Any) -> str:

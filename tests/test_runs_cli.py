@@ -18,7 +18,8 @@ import pytest
 from records import DATA, config, write_matrix, write_run
 
 from altgrad.cli import main
-from altgrad.runs import RunWriter, load_runs, pack_study, read_run, record
+from altgrad.config import UsageError
+from altgrad.runs import RunWriter, load_runs, pack_study, read_histories, read_run, record
 from altgrad.runs.query import verify
 
 ROOT = Path(__file__).parents[1]
@@ -192,6 +193,39 @@ def test_export_of_chosen_runs_goes_to_stdout_and_a_bad_file_is_one_line(tmp_pat
     assert b"--output" in capfdbinary.readouterr().err
     assert main(["runs", "list", "--runs", str(tmp_path / "none")]) == 2
     assert b"no such folder" in capfdbinary.readouterr().err
+
+
+def test_histories_in_bulk_are_those_of_the_records(tmp_path: Path, told: Any) -> None:
+    write_matrix(tmp_path / "runs", seeds=1)
+    write_run(tmp_path / "runs", config("e6m1"), status="crashed")
+    pack_study(load_runs([tmp_path / "runs"]).records, tmp_path / "packed" / "study", history_every=1)
+    with record(tmp_path / "runs", name="own", config={}) as run:
+        run.log(0, loss=1, other=2)
+        run.finish()
+    bad = write_run(tmp_path / "runs", config("e7m0", seed=5))
+    (bad / "history.parquet").write_bytes((bad / "history.parquet").read_bytes()[:100])
+    for sources in ([tmp_path / "runs"], [tmp_path / "packed"], [tmp_path / "packed", tmp_path / "runs"]):
+        table, problems = read_histories(sources)
+        assert [problem.where for problem in problems] == ([bad.name] if sources[-1].name == "runs" else [])
+        frame = table.to_pandas()
+        records = load_runs(sources).records
+        assert set(frame["run_id"]) == {record.id for record in records}
+        for one in records:
+            own = frame[frame["run_id"] == one.id].drop(columns="run_id").dropna(axis="columns", how="all")
+            own = own.reset_index(drop=True).astype({"step": "int64"})
+            expected = one.history.astype({"step": "int64"})[own.columns.tolist()]
+            pd.testing.assert_frame_equal(own.astype("float64"), expected.astype("float64"), rtol=1e-6)
+    few, _ = read_histories([tmp_path / "packed", tmp_path / "runs"], ["other", "val_loss"])
+    assert few.column_names == ["run_id", "step", "other", "val_loss"]
+    assert few.num_rows == table.num_rows
+    with pytest.raises(UsageError, match="no run has a metric 'accuracy'; known are"):
+        read_histories([tmp_path / "runs"], ["accuracy"])
+    assert read_histories([tmp_path / "none"])[0].num_rows == 0
+    told("export", "--history", "--columns", "loss", "--runs", tmp_path / "packed", "--output", tmp_path / "x.csv")
+    chosen = ["e4m3-wag-adamw", "--where", "seed=0", "--output", tmp_path / "y.csv"]
+    told("export", "--history", "--columns", "loss", "--runs", tmp_path / "packed", *chosen)
+    whole, part = pd.read_csv(tmp_path / "x.csv"), pd.read_csv(tmp_path / "y.csv")
+    assert list(whole) == list(part) == ["run_id", "step", "loss"]
 
 
 def test_untrusted_text_reaches_neither_terminal_nor_spreadsheet(tmp_path: Path, told: Any) -> None:

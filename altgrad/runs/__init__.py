@@ -11,6 +11,7 @@ A run's folder holds
 - ``lock``: held by the writer's process, which is how a reader tells a running run from a crashed one.
 """
 
+from altgrad.runs.bulk import read_histories
 from altgrad.runs.foreign import foreign_config, record
 from altgrad.runs.pack import pack_study
 from altgrad.runs.schema import FAILURE_KINDS, LAYER_COLUMNS, STATUSES, Failure, Problem, RecordError, arm_id, run_id
@@ -43,6 +44,7 @@ __all__ = [
     "load_runs",
     "newest_time",
     "pack_study",
+    "read_histories",
     "read_run",
     "record",
     "run_id",

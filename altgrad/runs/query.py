@@ -48,6 +48,7 @@ def values(record: RunRecord) -> dict[str, Any]:
     found |= {key: value for key, value in (config.foreign or {}).items() if key not in found}
     for part in ("summary", "environment", "code"):
         found |= {f"{part}.{key}": value for key, value in run[part].items()}
+    found |= {f"origin.{key}": value for key, value in (run.get("origin") or {}).items() if key != "report"}
     found["data.sha256"] = run["data"]["sha256"]
     history = record.history
     found["last.step"] = int(history["step"].iloc[-1]) if len(history) else None
@@ -157,8 +158,19 @@ def _same(one: Any, two: Any) -> bool:
     return both_nan or bool(one == two)
 
 
-def table(records: Sequence[RunRecord], what: Literal["runs", "history", "layers"]) -> pd.DataFrame:
-    """One frame of many runs: a row a run with all its `values`, or their histories or layers with column run_id."""
+def table(
+    records: Sequence[RunRecord], what: Literal["runs", "history", "layers"], columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """One frame of many runs: a row a run with all its `values`, or their histories or layers with column run_id.
+
+    Args:
+        records: the runs.
+        what: which table.
+        columns: metrics of the histories; default: all.
+
+    Raises:
+        UsageError: no run has one of `columns`.
+    """
     if what == "runs":
         frame = pd.DataFrame([values(record) for record in records])
         return frame.apply(_one_kind) if len(frame) else frame
@@ -167,6 +179,10 @@ def table(records: Sequence[RunRecord], what: Literal["runs", "history", "layers
     if not frames:
         return pd.DataFrame(columns=["run_id", "step"])
     frame = pd.concat(frames, ignore_index=True)
+    if columns is not None:
+        if missing := [column for column in columns if column not in frame]:
+            raise UsageError(f"no run has a metric {missing[0][:80]!r}")
+        frame = frame[list(dict.fromkeys(["run_id", "step", *columns]))]
     return frame[["run_id", *frame.columns.drop("run_id")]]
 
 
@@ -241,7 +257,9 @@ def _cut_short(path: Path) -> int:
 def _record_problems(record: RunRecord) -> list[str]:
     run, found = record.run, []
     expected = run_id(record.config, run["data"])
-    if record.id != expected:
+    if record.id != expected and not (
+        "origin" in run and record.config.foreign is not None
+    ):  # pulled: its place in W&B
         found.append(f"the id does not belong to config and data, which give {expected}")
     elif run.get("arm") not in (None, record.arm):
         found.append(f"key 'arm' is {str(run['arm'])[:80]!r} and config and data give {record.arm}")

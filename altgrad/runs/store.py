@@ -196,7 +196,7 @@ def read_run(folder: Path) -> RunRecord:
     except FileNotFoundError:
         raise RecordError(f"{folder.name}/run.json: missing; delete the folder or restore the file") from None
     except (ValueError, OSError, RecursionError) as error:
-        raise RecordError(f"{folder.name}/run.json: not readable JSON ({_reason(error)}); restore the file") from None
+        raise RecordError(f"{folder.name}/run.json: not readable JSON ({reason_of(error)}); restore the file") from None
     run, config = _checked(run, folder.name, locked)
     tables = {"history": _ordered(read_table(folder, "history")), "layers": read_table(folder, "layers")}
     history = tables["history"]
@@ -246,6 +246,8 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
     for key in ("ended", "wandb_url", "message"):
         if not isinstance(run.setdefault(key, None), str | None):
             raise RecordError(f"{where}/run.json: key {key!r} is not text; restore the file")
+    if not isinstance(run.get("origin", {}), dict):
+        raise RecordError(f"{where}/run.json: key 'origin' is not a mapping; restore the file")
     for key in ("created", "ended"):
         try:
             run[key] = run[key] and datetime.fromisoformat(run[key]).astimezone(UTC).isoformat().replace("+00:00", "Z")
@@ -260,13 +262,14 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
             run["failure"] = Failure(**run["failure"]).to_json()
         except (TypeError, ValueError) as error:
             raise RecordError(
-                f"{where}/run.json: key 'failure' is damaged ({_reason(error)}); restore the file"
+                f"{where}/run.json: key 'failure' is damaged ({reason_of(error)}); restore the file"
             ) from None
     try:
         config = parse_config(run["config"], source=f"{where}/run.json: config")
     except UsageError as error:
         raise RecordError(str(error)) from None
-    status = run["status"] if run["status"] != "running" or locked else "crashed"
+    elsewhere = "origin" in run  # pulled from W&B, which knows whether the run still goes
+    status = run["status"] if run["status"] != "running" or locked or elsewhere else "crashed"
     return run | {"status": status}, config
 
 
@@ -287,7 +290,7 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
                 frame = _read_parquet(path) if path is parquet else pd.DataFrame(read_jsonl(path))
                 break
     except (ValueError, OSError, pa.ArrowException) as error:
-        raise RecordError(f"{where}: damaged ({_reason(error)}); restore the file or record the run again") from None
+        raise RecordError(f"{where}: damaged ({reason_of(error)}); restore the file or record the run again") from None
     if frame.empty:
         return pd.DataFrame({column: pd.Series(dtype="float64") for column in columns})
     missing = [column for column in columns if column not in frame]
@@ -306,7 +309,7 @@ def _numeric(frame: pd.DataFrame, where: str, columns: Sequence[str]) -> pd.Data
     try:
         return frame.astype({**dict.fromkeys(columns, "float64"), "step": "int64"})
     except (ValueError, TypeError) as error:
-        raise RecordError(f"{where}: a value is not a number ({_reason(error)}); restore the file") from None
+        raise RecordError(f"{where}: a value is not a number ({reason_of(error)}); restore the file") from None
 
 
 def read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]]:
@@ -318,9 +321,9 @@ def read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem
     try:
         runs = _read_parquet(folder / PACKED)
         rows = [(str(row.run_id), str(row.run)) for row in runs.itertuples()]
-        tables = {name: _Sliced.read(folder / f"{name}.parquet") for name in ("history", "layers")}
+        tables = {name: Sliced.read(folder / f"{name}.parquet") for name in ("history", "layers")}
     except (OSError, pa.ArrowException, KeyError, AttributeError, ValueError) as error:
-        reason = f"{where}: damaged packed study ({_reason(error)}); restore the folder from version control"
+        reason = f"{where}: damaged packed study ({reason_of(error)}); restore the folder from version control"
         raise RecordError(reason) from None
     with_loss = tables["history"].having("val_loss")
     records, problems = [], []
@@ -334,11 +337,11 @@ def read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem
                 RunRecord(run, config, arm_id(config, run["data"]), partial(_packed_table, tables, identity))
             )
         except (RecordError, ValueError, RecursionError) as error:
-            problems.append(Problem(inside, _reason(error)))
+            problems.append(Problem(inside, reason_of(error)))
     return records, problems
 
 
-def _packed_table(tables: Mapping[str, _Sliced], identity: str, name: str) -> pd.DataFrame:
+def _packed_table(tables: Mapping[str, Sliced], identity: str, name: str) -> pd.DataFrame:
     cut = tables[name].of(identity)
     if name == "layers":
         return cut.to_pandas()
@@ -349,14 +352,14 @@ def _packed_table(tables: Mapping[str, _Sliced], identity: str, name: str) -> pd
 
 
 @dataclass(frozen=True)
-class _Sliced:
+class Sliced:
     """A table of many runs, of which each run's rows are one slice."""
 
     table: pa.Table
     places: Mapping[str, tuple[int, int]]
 
     @classmethod
-    def read(cls, path: Path) -> _Sliced:
+    def read(cls, path: Path) -> Sliced:
         """The file's table with the rows of each run together, in their order.
 
         Raises:
@@ -369,7 +372,7 @@ class _Sliced:
         if "run_id" not in text or "step" not in table.column_names:
             raise ValueError(f"{path.name} has no columns run_id and step")
         for name in set(table.column_names) - set(LAYER_COLUMNS[1:-1]) - {"run_id"}:
-            if not (pa.types.is_integer(schema.field(name).type) or pa.types.is_floating(schema.field(name).type)):
+            if not is_number(schema.field(name).type):
                 raise ValueError(f"a value of column {name!r} is not a number")
         if table["run_id"].null_count or table["step"].null_count:
             raise ValueError(f"{path.name} has a row without run_id or step")
@@ -405,6 +408,11 @@ class _Sliced:
         }
 
 
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column holds numbers, or nothing at all."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind))
+
+
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
@@ -433,6 +441,6 @@ def _holds_record(folder: Path) -> bool:
     return any((folder / name).exists() for name in (PACKED, "run.json", "history.jsonl", "history.parquet"))
 
 
-def _reason(error: object) -> str:
+def reason_of(error: object) -> str:
     """Why a file was refused, on one line without absolute paths: reasons reach public pages."""
     return without_paths(one_line(error))[:200]

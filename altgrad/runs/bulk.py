@@ -1,0 +1,111 @@
+"""The histories of many runs as one Arrow table: thousands of runs, a few columns or all, read without pandas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+from pyarrow.fs import LocalFileSystem
+
+from altgrad.config import UsageError
+from altgrad.runs.schema import Problem, RecordError
+from altgrad.runs.store import PACKED, Sliced, default_sources, is_number, read_table, reason_of, record_folders
+
+
+def read_histories(
+    sources: Iterable[Path] | None = None, columns: Sequence[str] | None = None
+) -> tuple[pa.Table, tuple[Problem, ...]]:
+    """Every history under `sources`, and what could not be read.
+
+    Only the tables are read: run.json is not, so runs of any status are there, by their folder's name. A run that two
+    sources hold is taken from the first. Rows are as they were written: a step that is there twice is there twice.
+
+    Args:
+        sources: folders of records; default: `default_sources`.
+        columns: metrics; default: all. One that a run has not is null in its rows.
+
+    Returns:
+        A table with columns run_id (dictionary), step (integer) and the metrics (float64, or float32 where every run's
+        file has that), and the problems.
+
+    Raises:
+        UsageError: no run has one of `columns`.
+    """
+    problems: list[Problem] = []
+    files: dict[str, ds.ParquetFileFragment] = {}
+    tables: list[pa.Table] = []
+    taken: set[str] = set()
+    for source in default_sources() if sources is None else sources:
+        for folder in record_folders(Path(source)):
+            where = folder.name if folder == Path(source) else folder.relative_to(source).as_posix()
+            try:
+                if (folder / PACKED).exists():
+                    packed = Sliced.read(folder / "history.parquet")
+                    fresh = {run: place for run, place in packed.places.items() if run not in taken}
+                    tables += [_named(packed.table.slice(*place), [run], [place[1]]) for run, place in fresh.items()]
+                    taken |= set(fresh)
+                elif folder.name not in taken:
+                    taken.add(folder.name)
+                    if (folder / "history.parquet").exists():
+                        files[folder.name] = _fragment(folder)
+                    else:
+                        frame = read_table(folder, "history")
+                        tables.append(
+                            _named(pa.Table.from_pandas(frame, preserve_index=False), [folder.name], [len(frame)])
+                        )
+            except (RecordError, OSError, ValueError, pa.ArrowException) as error:
+                problems.append(Problem(where, reason_of(error)))
+    if files:
+        tables.insert(0, _read_files(files, columns))
+    known = dict.fromkeys(name for table in tables for name in table.column_names)
+    chosen = ["run_id", "step", *(name for name in columns or known if name not in ("run_id", "step"))]
+    if missing := [name for name in chosen[2:] if name not in known]:
+        raise UsageError(f"no run has a metric {missing[0][:80]!r}; known are {', '.join(map(str, list(known)[2:12]))}")
+    tables = [table.select([name for name in chosen if name in table.column_names]) for table in tables]
+    if not tables:
+        return pa.table({"run_id": pa.array([], pa.string()), "step": pa.array([], pa.int64())}), tuple(problems)
+    whole = pa.concat_tables(tables, promote_options="permissive")
+    return whole.select([name for name in chosen if name in whole.column_names]), tuple(problems)
+
+
+def _fragment(folder: Path) -> ds.ParquetFileFragment:
+    """A finished run's file with its footer read; ValueError where it is no history."""
+    try:
+        with open(folder / "history.parquet", "rb"):  # an error of pyarrow's own would name the path
+            pass
+        fragment = ds.ParquetFileFormat().make_fragment(str(folder / "history.parquet"), LocalFileSystem())
+        fragment.ensure_complete_metadata()
+    except pa.ArrowException as error:
+        raise ValueError(f"{folder.name}/history: damaged ({reason_of(error)}); restore the file") from None
+    schema = fragment.physical_schema
+    if "step" not in schema.names or not pa.types.is_integer(schema.field("step").type):
+        raise ValueError(f"{folder.name}/history: no column step of integers; restore the file")
+    if strange := [field.name for field in schema if not is_number(field.type)]:
+        raise ValueError(f"{folder.name}/history: a value of column {strange[0]!r} is not a number; restore the file")
+    return fragment
+
+
+def _read_files(files: dict[str, ds.ParquetFileFragment], columns: Sequence[str] | None) -> pa.Table:
+    """The files' rows in one scan, in the order of `files`."""
+    kinds: dict[str, set[pa.DataType]] = {}
+    for fragment in files.values():
+        for field in fragment.physical_schema:
+            kinds.setdefault(field.name, set()).add(field.type)
+    fields = [
+        pa.field(name, pa.int64() if name == "step" else pa.float32() if found == {pa.float32()} else pa.float64())
+        for name, found in kinds.items()
+    ]
+    data = ds.FileSystemDataset(list(files.values()), pa.schema(fields), ds.ParquetFileFormat(), LocalFileSystem())
+    chosen = None if columns is None else [name for name in dict.fromkeys(["step", *columns]) if name in kinds]
+    return _named(
+        data.to_table(columns=chosen), list(files), [fragment.metadata.num_rows for fragment in files.values()]
+    )
+
+
+def _named(table: pa.Table, runs: Sequence[str], lengths: Sequence[int]) -> pa.Table:
+    """`table` with the column run_id before the others: `lengths` rows of each of `runs`."""
+    codes = np.repeat(np.arange(len(runs), dtype=np.int32), lengths)
+    return table.add_column(0, "run_id", pa.DictionaryArray.from_arrays(codes, pa.array(runs, pa.string())))
