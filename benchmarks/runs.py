@@ -162,6 +162,12 @@ def bench(quick: bool, repeats: int, show: Callable[[str], None]) -> RunsRecord:
         show("reading histories")
         figures += read(folder, sizes, repeats)
         figures.append(packed(folder, sizes, repeats, show))
+    busy = f"Other programs kept the processors busy: load {load} on {os.cpu_count()} cores."
+    if load is not None and load > (os.cpu_count() or 1) / 2:
+        figures = [
+            each.model_copy(update={"reason": f"{each.reason} {busy}".strip()}) if each.met is False else each
+            for each in figures
+        ]
     return RunsRecord(
         date=datetime.now(UTC).replace(microsecond=0),
         altgrad=altgrad.__version__,

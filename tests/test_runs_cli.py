@@ -436,7 +436,7 @@ def test_prune_never_takes_a_running_a_packed_or_a_strangers_folder(tmp_path: Pa
     )
     assert code == 0
     assert f"keep    {running.name}" in out
-    assert "it is being written" in out
+    assert "it is running" in out
     assert "thesis.tex" in out
     assert "it is a link" in out
     assert running.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def read_histories(
         UsageError: no run has one of `columns`.
     """
     problems: list[Problem] = []
-    files: dict[str, ds.ParquetFileFragment] = {}
+    finished: dict[str, tuple[Path, str]] = {}
     tables: list[pa.Table] = []
     taken: set[str] = set()
     for source in default_sources() if sources is None else sources:
@@ -50,7 +51,7 @@ def read_histories(
                 elif folder.name not in taken:
                     taken.add(folder.name)
                     if (folder / "history.parquet").exists():
-                        files[folder.name] = _fragment(folder)
+                        finished[folder.name] = (folder, where)
                     else:
                         frame = read_table(folder, "history")
                         tables.append(
@@ -58,6 +59,10 @@ def read_histories(
                         )
             except (RecordError, OSError, ValueError, pa.ArrowException) as error:
                 problems.append(Problem(where, reason_of(error)))
+    with ThreadPoolExecutor(4) as pool:  # a footer is read and parsed without Python's lock
+        footers = dict(zip(finished, pool.map(_fragment, [folder for folder, _ in finished.values()]), strict=True))
+    files = {name: footer for name, footer in footers.items() if not isinstance(footer, str)}
+    problems += [Problem(finished[name][1], why) for name, why in footers.items() if isinstance(why, str)]
     if files:
         tables.insert(0, _read_files(files, columns))
     known = dict.fromkeys(name for table in tables for name in table.column_names)
@@ -71,20 +76,19 @@ def read_histories(
     return whole.select([name for name in chosen if name in whole.column_names]), tuple(problems)
 
 
-def _fragment(folder: Path) -> ds.ParquetFileFragment:
-    """A finished run's file with its footer read; ValueError where it is no history."""
+def _fragment(folder: Path) -> ds.ParquetFileFragment | str:
+    """A finished run's file with its footer read, or why it cannot be used."""
+    path, where = folder / "history.parquet", f"{folder.name}/history"
+    fragment = ds.ParquetFileFormat().make_fragment(str(path), LocalFileSystem())
     try:
-        with open(folder / "history.parquet", "rb"):  # an error of pyarrow's own would name the path
-            pass
-        fragment = ds.ParquetFileFormat().make_fragment(str(folder / "history.parquet"), LocalFileSystem())
         fragment.ensure_complete_metadata()
-    except pa.ArrowException as error:
-        raise ValueError(f"{folder.name}/history: damaged ({reason_of(error)}); restore the file") from None
+    except (OSError, pa.ArrowException) as error:
+        return f"{where}: damaged ({reason_of(str(error).replace(str(path), path.name))}); restore the file"
     schema = fragment.physical_schema
     if "step" not in schema.names or not pa.types.is_integer(schema.field("step").type):
-        raise ValueError(f"{folder.name}/history: no column step of integers; restore the file")
+        return f"{where}: no column step of integers; restore the file"
     if strange := [field.name for field in schema if not is_number(field.type)]:
-        raise ValueError(f"{folder.name}/history: a value of column {strange[0]!r} is not a number; restore the file")
+        return f"{where}: a value of column {strange[0]!r} is not a number; restore the file"
     return fragment
 
 

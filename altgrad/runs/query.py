@@ -357,7 +357,7 @@ def prunable(
         if (before and time > before) or (conditions and id(record) not in meeting):
             continue
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        found.append(Prunable(folder, status, size, _refusal(folder)))
+        found.append(Prunable(folder, status, size, "it is running" if status == "running" else _refusal(folder)))
     return found
 
 
@@ -377,7 +377,7 @@ def prune(chosen: Prunable) -> None:
     Raises:
         UsageError: it may not be removed.
     """
-    if reason := _refusal(chosen.folder):
+    if reason := chosen.refused or _refusal(chosen.folder):
         raise UsageError(f"{chosen.folder.name}: kept, since {reason}")
     with open(chosen.folder / "lock", "ab") as lock:
         try:

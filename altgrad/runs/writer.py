@@ -203,9 +203,9 @@ class RunWriter:
             step = _step(step)
         if step <= self._step:
             raise UsageError(f"step {step} after step {self._step}: steps go up; log all metrics of a step in one call")
-        row: dict[str, int | float] = {"step": step}
-        for name, value in metrics.items():
-            row[name] = value if type(value) is float else _number(name, value)
+        row = {"step": step, **metrics}
+        if not set(map(type, metrics.values())) <= {float}:  # a check of all costs less than a look at each
+            row |= {name: _number(name, value) for name, value in metrics.items()}
         _write_all(self._history, _json_line(row))
         self._step = step
         if "val_loss" in metrics or time.monotonic() - self._synced > FSYNC_SECONDS:
