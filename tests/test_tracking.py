@@ -120,7 +120,7 @@ def test_no_key_is_in_the_record_s_folder(finished: tuple[StoredRun, Path, list[
 
 @pytest.mark.usefixtures("_surroundings")
 def test_a_resumed_run_has_every_step_once(server: WandbServer, tmp_path: Path) -> None:
-    """The record was cut at step 6; W&B had 10 steps in one case and 4, the process having been killed, in the other."""
+    """The record was cut at step 6; W&B had 10 steps in one case and, after a kill, 4 in the other."""
     for seed, known in ((1, 10), (2, 4)):
         lines: list[str] = []
         config = make_config(seed=seed, tracking="online")

@@ -76,7 +76,7 @@ class WandbServer:
         self.requests: Counter[str] = Counter()
         self.alerts: list[dict[str, Any]] = []
         self.tunnels: list[str] = []
-        self.fault: Fault | None = None
+        self.faults: list[Fault] = []
         self.closing = threading.Event()
         self.lock = threading.RLock()
         self._http = _Http(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": self}))
@@ -106,11 +106,12 @@ class WandbServer:
 
     @contextmanager
     def misbehaving(self, kind: str, **how: Any) -> Iterator[None]:
-        self.fault = Fault(kind, **how)
+        fault = Fault(kind, **how)
+        self.faults.append(fault)
         try:
             yield
         finally:
-            self.fault = None
+            self.faults.remove(fault)
 
     @contextmanager
     def counting(self) -> Iterator[Counter[str]]:
@@ -307,8 +308,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _misbehaved(self, operation: str) -> bool:
         """Answers badly where a fault applies."""
         with self.state.lock:
-            fault = self.state.fault
-            if fault is None or (fault.only and fault.only != operation) or fault.times == 0:
+            applying = (each for each in self.state.faults if each.times != 0 and each.only in ("", operation))
+            fault = next(applying, None)
+            if fault is None:
                 return False
             if fault.times is not None:
                 fault.times -= 1

@@ -14,8 +14,9 @@ import pandas as pd
 
 from altgrad.config import LAYER_TYPES, ExperimentConfig, ScaleRule
 from altgrad.formats import get_format
-from altgrad.runs import Problem, RunRecord, RunSet, load_runs
+from altgrad.runs import Problem, RunRecord, RunSet, default_sources, load_runs
 from altgrad.runs.schema import digest
+from altgrad.runs.wandb_pull import Pulled, pull
 
 OPERANDS = ("weight", "activation", "grad_output")
 OPERAND_NAMES = {"weight": "weights", "activation": "activations", "grad_output": "gradients"}
@@ -76,14 +77,35 @@ class ExperimentDataLoader:
 
     Args:
         sources: folders of records; default: the recorded studies and the local runs (`altgrad.runs.default_sources`).
+        project: of W&B; its new and changed runs are fetched into the last of the sources before they are read. Without
+            it no network is used. That W&B gives nothing is no error: `pulled` says why, and local records are read.
+        entity: that owns the project; default: WANDB_ENTITY, else the key's own.
+        silence: seconds without anything from W&B after which the fetching ends.
     """
 
-    def __init__(self, sources: Iterable[str | Path] | None = None) -> None:
+    def __init__(
+        self,
+        sources: Iterable[str | Path] | None = None,
+        *,
+        project: str | None = None,
+        entity: str | None = None,
+        silence: float = 6.0,
+    ) -> None:
         self._sources = None if sources is None else tuple(Path(source) for source in sources)
+        self._project, self._entity, self._silence = project, entity, silence
+
+    @cached_property
+    def pulled(self) -> Pulled | None:
+        """What was fetched from W&B, and why not more; None where W&B was not asked."""
+        if self._project is None:
+            return None
+        out = (self._sources or default_sources())[-1]
+        return pull(out, self._project, self._entity, silence=self._silence)
 
     @cached_property
     def run_set(self) -> RunSet:
         """Every readable record, and the problems of the others."""
+        _ = self.pulled  # first, and whether or not anything came
         return load_runs(self._sources)
 
     @property
@@ -120,6 +142,17 @@ class ExperimentDataLoader:
         """Time of the newest record (UTC, ISO 8601), or None without records."""
         times = [record.run.get("ended") or record.run["created"] for record in self.run_set.records]
         return max(times, default=None)
+
+    @property
+    def built_from(self) -> str:
+        """Where the records come from, in words: recorded here, or pulled from which project and when."""
+        origins = [record.run["origin"] for record in self.run_set.records if "origin" in record.run]
+        network = "no network was used" if self.pulled is None else "W&B was asked for new ones"
+        if not origins:
+            return f"local records; {network}"
+        places = ", ".join(sorted({f"{origin['entity']}/{origin['project']}" for origin in origins}))
+        last = max(str(origin["pulled"]) for origin in origins)
+        return f"local records, {len(origins)} of them from W&B ({places}, the last on {last}); {network}"
 
     @cached_property
     def fingerprint(self) -> str:

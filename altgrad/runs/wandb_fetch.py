@@ -38,12 +38,20 @@ def main(path: str) -> None:
             out.write(json.dumps({"event": event, **what}) + "\n")
             out.flush()
 
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
         _fetch(request, say)
     except (Exception, SystemExit, KeyboardInterrupt) as error:  # an EOF at a prompt raises KeyboardInterrupt
         say("error", reason=_explained(error))
     else:
         say("done")
+
+
+def _end_with_parent(parent: int) -> None:
+    """Whoever started this process may have been killed, and then nobody ends it."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _fetch(request: dict[str, Any], say: Callable[..., None]) -> None:

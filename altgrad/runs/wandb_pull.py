@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from altgrad.runs.wandb_records import known_runs, make_record, sole_writer, wri
 SILENCE_SECONDS = 60.0
 THREADS = 6
 END_SECONDS = 1.0
-_WITHOUT_PROMPT = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WANDB__GRAPHQL_RETRY_MAX": "3"}
+WITHOUT_PROMPT = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WANDB__GRAPHQL_RETRY_MAX": "3"}
 
 
 @dataclass
@@ -54,6 +54,20 @@ class Pulled:
     problems: list[Problem] = field(default_factory=list)
     reports: dict[str, list[str]] = field(default_factory=dict)
     reason: str | None = None
+
+    @property
+    def in_words(self) -> str:
+        """How many runs there were, and what became of them."""
+        counts = {"fetched": len(self.fetched), "unchanged": self.unchanged, "recorded here": self.local}
+        parts = [f"{count} {what}" for what, count in {**counts, "left out": len(self.problems)}.items() if count]
+        where = f"{self.entity}/{self.project}" if self.entity else self.project
+        return f"{where}: {self.listed} runs" + (f" ({', '.join(parts)})" if parts else "")
+
+    def take(self, run: Mapping[str, Any]) -> None:
+        """Count a record that was written."""
+        self.fetched.append(run["id"])
+        if run["origin"]["report"]:
+            self.reports[run["id"]] = run["origin"]["report"]
 
 
 def pull(
@@ -117,9 +131,7 @@ def _take(
                 try:
                     run, history = make_record(event, rows.pop(event["id"], []))
                     write_record(out, run, history)
-                    pulled.fetched.append(run["id"])
-                    if run["origin"]["report"]:
-                        pulled.reports[run["id"]] = run["origin"]["report"]
+                    pulled.take(run)
                 except (ValueError, TypeError, LookupError) as error:
                     pulled.problems.append(Problem(str(event.get("id")), reason_of(error)))
             case "failed":
@@ -143,7 +155,7 @@ def _events(request: dict[str, Any], silence: float) -> Generator[dict[str, Any]
             child = subprocess.Popen(
                 [sys.executable, "-m", "altgrad.runs.wandb_fetch", str(path)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, cwd=scratch, start_new_session=True,
-                env={**os.environ, **_WITHOUT_PROMPT, **folders, "PYTHONPATH": search},
+                env={**os.environ, **WITHOUT_PROMPT, **folders, "PYTHONPATH": search},
             )  # fmt: skip
             ended = False
             try:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from altgrad.config import ExperimentConfig, UsageError, one_line, parse_config
 from altgrad.runs.foreign import data_fingerprint, foreign_config
-from altgrad.runs.schema import SCHEMA_VERSION, Failure, arm_id, digest, run_id
+from altgrad.runs.schema import LAYER_COLUMNS, SCHEMA_VERSION, Failure, arm_id, digest, run_id
 from altgrad.runs.store import read_run
 from altgrad.runs.wandb_names import Mapped, map_config, map_history
 from altgrad.runs.writer import write_json
@@ -106,7 +106,9 @@ def write_record(root: Path, run: Mapping[str, Any], history: Sequence[Mapping[s
     names = dict.fromkeys(name for row in history for name in row if name != "step")
     columns = {"step": pa.array([int(row["step"]) for row in history], pa.int64())}
     columns |= {name: pa.array([row.get(name) for row in history], pa.float64()) for name in names}
+    layers = {name: pa.array([], pa.float64() if name == "value" else pa.string()) for name in LAYER_COLUMNS}
     pq.write_table(pa.table(columns), staging / "history.parquet", compression="zstd")
+    pq.write_table(pa.table(layers | {"step": pa.array([], pa.int64())}), staging / "layers.parquet")
     write_json(staging / "run.json", run)
     if target.exists():  # an earlier pull of the same run; a kill between the two renames leaves it to be pulled again
         gone = staging.with_name("earlier")
