@@ -221,6 +221,17 @@ def test_histories_in_bulk_are_those_of_the_records(tmp_path: Path, told: Any) -
     with pytest.raises(UsageError, match="no run has a metric 'accuracy'; known are"):
         read_histories([tmp_path / "runs"], ["accuracy"])
     assert read_histories([tmp_path / "none"])[0].num_rows == 0
+    shutil.rmtree(bad)
+    assert read_histories([tmp_path / "runs"], ["loss"])[1] == ()
+    rotten = write_run(tmp_path / "runs", config("e7m0", seed=6)) / "history.parquet"
+    data = bytearray(rotten.read_bytes())
+    data[4:1000] = bytes(996)  # the footer is whole, the rows are not
+    rotten.write_bytes(data)
+    for columns in (None, ["loss"]):
+        some, problems = read_histories([tmp_path / "runs"], columns)
+        assert [problem.where for problem in problems] == [rotten.parent.name]
+        assert str(tmp_path) not in problems[0].reason
+        assert rotten.parent.name not in some["run_id"].to_pylist()
     told("export", "--history", "--columns", "loss", "--runs", tmp_path / "packed", "--output", tmp_path / "x.csv")
     chosen = ["e4m3-wag-adamw", "--where", "seed=0", "--output", tmp_path / "y.csv"]
     told("export", "--history", "--columns", "loss", "--runs", tmp_path / "packed", *chosen)

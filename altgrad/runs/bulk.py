@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,12 +60,10 @@ def read_histories(
                         )
             except (RecordError, OSError, ValueError, pa.ArrowException) as error:
                 problems.append(Problem(where, reason_of(error)))
-    with ThreadPoolExecutor(4) as pool:  # a footer is read and parsed without Python's lock
-        footers = dict(zip(finished, pool.map(_fragment, [folder for folder, _ in finished.values()]), strict=True))
-    files = {name: footer for name, footer in footers.items() if not isinstance(footer, str)}
-    problems += [Problem(finished[name][1], why) for name, why in footers.items() if isinstance(why, str)]
-    if files:
-        tables.insert(0, _read_files(files, columns))
+    if finished:
+        table, damaged = _read_files([folder for folder, _ in finished.values()], columns)
+        problems += [Problem(finished[name][1], reason) for name, reason in damaged.items()]
+        tables.insert(0, table)
     known = dict.fromkeys(name for table in tables for name in table.column_names)
     chosen = ["run_id", "step", *(name for name in columns or known if name not in ("run_id", "step"))]
     if missing := [name for name in chosen[2:] if name not in known]:
@@ -83,7 +82,7 @@ def _fragment(folder: Path) -> ds.ParquetFileFragment | str:
     try:
         fragment.ensure_complete_metadata()
     except (OSError, pa.ArrowException) as error:
-        return f"{where}: damaged ({reason_of(str(error).replace(str(path), path.name))}); restore the file"
+        return f"{where}: damaged ({_pathless(error, folder)}); restore the file"
     schema = fragment.physical_schema
     if "step" not in schema.names or not pa.types.is_integer(schema.field("step").type):
         return f"{where}: no column step of integers; restore the file"
@@ -92,21 +91,61 @@ def _fragment(folder: Path) -> ds.ParquetFileFragment | str:
     return fragment
 
 
-def _read_files(files: dict[str, ds.ParquetFileFragment], columns: Sequence[str] | None) -> pa.Table:
-    """The files' rows in one scan, in the order of `files`."""
+def _read_files(folders: Sequence[Path], columns: Sequence[str] | None) -> tuple[pa.Table, dict[str, str]]:
+    """The histories of finished runs in the order of `folders`, and by run why one cannot be used."""
+    if columns is not None:
+        # Most of the time goes into footers, which have every column: where nothing is amiss one look is enough.
+        schema = pa.schema(
+            [("step", pa.int64()), *((name, pa.float64()) for name in dict.fromkeys(columns) if name != "step")]
+        )
+        paths = [str(folder / "history.parquet") for folder in folders]
+        with contextlib.suppress(OSError, pa.ArrowException):
+            data = ds.FileSystemDataset.from_paths(paths, schema, ds.ParquetFileFormat(), LocalFileSystem())
+            table = _scan(data, folders)
+            if not table["step"].null_count and all(table[name].null_count < len(table) for name in schema.names):
+                return table, {}
+    with ThreadPoolExecutor(4) as pool:  # a footer is read and parsed without Python's lock
+        footers = dict(zip(folders, pool.map(_fragment, folders), strict=True))
+    damaged = {folder.name: reason for folder, reason in footers.items() if isinstance(reason, str)}
+    sound = {folder: fragment for folder, fragment in footers.items() if not isinstance(fragment, str)}
     kinds: dict[str, set[pa.DataType]] = {}
-    for fragment in files.values():
+    for fragment in sound.values():
         for field in fragment.physical_schema:
-            kinds.setdefault(field.name, set()).add(field.type)
-    fields = [
-        pa.field(name, pa.int64() if name == "step" else pa.float32() if found == {pa.float32()} else pa.float64())
-        for name, found in kinds.items()
-    ]
-    data = ds.FileSystemDataset(list(files.values()), pa.schema(fields), ds.ParquetFileFormat(), LocalFileSystem())
-    chosen = None if columns is None else [name for name in dict.fromkeys(["step", *columns]) if name in kinds]
-    return _named(
-        data.to_table(columns=chosen), list(files), [fragment.metadata.num_rows for fragment in files.values()]
+            if columns is None or field.name in ("step", *columns):
+                kinds.setdefault(field.name, set()).add(field.type)
+    schema = pa.schema(
+        [
+            (name, pa.int64() if name == "step" else pa.float32() if found == {pa.float32()} else pa.float64())
+            for name, found in kinds.items()
+        ]
     )
+
+    def scan() -> pa.Table:
+        data = ds.FileSystemDataset(list(sound.values()), schema, ds.ParquetFileFormat(), LocalFileSystem())
+        return _scan(data, list(sound))
+
+    try:
+        return scan(), damaged
+    except (OSError, pa.ArrowException):  # rows of some file are damaged, although its footer is not
+        for folder, fragment in list(sound.items()):
+            try:
+                fragment.to_table(schema=schema)
+            except (OSError, pa.ArrowException) as error:
+                damaged[folder.name] = f"{folder.name}/history: damaged ({_pathless(error, folder)}); restore the file"
+                del sound[folder]
+        return scan(), damaged
+
+
+def _scan(data: ds.Dataset, folders: Sequence[Path]) -> pa.Table:
+    """All rows with the columns of the data set's schema, and run_id before them."""
+    table = data.to_table(columns=[*data.schema.names, "__fragment_index"])
+    places = table["__fragment_index"].combine_chunks()
+    runs = pa.DictionaryArray.from_arrays(places, pa.array([folder.name for folder in folders], pa.string()))
+    return table.drop_columns("__fragment_index").add_column(0, "run_id", runs)
+
+
+def _pathless(error: Exception, folder: Path) -> str:
+    return reason_of(str(error).replace(str(folder), folder.name))
 
 
 def _named(table: pa.Table, runs: Sequence[str], lengths: Sequence[int]) -> pa.Table:
