@@ -106,7 +106,7 @@ def _say_what_came(loader: ExperimentDataLoader) -> None:
         return
     found = len(loader.run_set.records)
     local = f"Reports are made from the {found} local records." if found else "Generating placeholder reports."
-    if pulled.fetched or pulled.unchanged or pulled.local:
+    if pulled.fetched or pulled.unchanged or pulled.recorded_here:
         print(f"W&B: {visible(pulled.in_words)}")
         if pulled.reason:
             print(f"warning: W&B: {visible(pulled.reason)}; what came until then is used", file=sys.stderr)

@@ -22,11 +22,14 @@ from records import write_run
 from wandb_server import KEY, WandbServer, wait_until, wandb_environment
 
 from altgrad.analysis import ExperimentDataLoader
+from altgrad.analysis.reports import arm_pages
 from altgrad.cli import main
+from altgrad.config import config_keys
+from altgrad.pages import write_folder
 from altgrad.runs import load_runs, read_run
 from altgrad.runs.query import verify
 from altgrad.runs.wandb_files import import_files
-from altgrad.runs.wandb_names import CONFIG, METRICS, map_config, map_history, normal
+from altgrad.runs.wandb_names import CONFIG, METRICS, map_config, map_history, normal, table
 from altgrad.runs.wandb_pull import Pulled, pull
 
 pytest.importorskip("wandb", reason="the package wandb is not installed")
@@ -149,6 +152,10 @@ def test_no_key_reaches_a_record(pulled: tuple[Pulled, Path]) -> None:
 def test_pages_are_made_of_pulled_runs(pulled: tuple[Pulled, Path], home: Path) -> None:
     done = script("--runs", str(pulled[1]), "--output-dir", str(home / "from-pulled"), environment=dict(os.environ))
     assert done.returncode == 0, done.stderr
+    write_folder(arm_pages(ExperimentDataLoader([pulled[1]])), home / "arms", site_root="../")
+    pages = "".join(path.read_text() for path in (home / "arms").glob("*.md"))
+    assert "train/loss is read as loss" in pages
+    assert "<b>sky" not in pages
     text = (home / "from-pulled" / "format_comparison.md").read_text()
     assert "(team/foreign, the last on " in text
     assert "no network was used" in text
@@ -210,7 +217,7 @@ def test_what_altgrad_logged_comes_back_as_it_was(server: WandbServer, home: Pat
     runs = load_runs([root]).records
     assert len(runs) == 2
     kept = pull(root, "altgrad", "team", silence=SILENCE)
-    assert (kept.local, kept.fetched) == (2, [])
+    assert (kept.recorded_here, kept.fetched) == (2, [])
     found = pull(home / "back", "altgrad", "team", silence=SILENCE)
     assert found.problems == []
     assert found.reports == {}
@@ -456,7 +463,7 @@ def test_an_offline_file_gives_the_record_again(offline: Path, home: Path, capsy
         back.history[["step", "loss", "val_loss"]], record.history[["step", "loss", "val_loss"]]
     )
     kept = import_files(offline, offline.parent)
-    assert (kept.local, kept.fetched) == (1, [])
+    assert (kept.recorded_here, kept.fetched) == (1, [])
 
 
 def test_a_truncated_offline_file_gives_what_it_holds(offline: Path, home: Path, tmp_path: Path) -> None:
@@ -501,8 +508,6 @@ def test_a_synced_run_is_linked(offline: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_the_table_is_unambiguous_and_names_real_keys() -> None:
-    from altgrad.config import config_keys
-
     assert set(CONFIG) - {"data"} <= set(config_keys())
     for rows in (METRICS, CONFIG):
         names = [name for row in rows.values() for name in row]
@@ -510,6 +515,10 @@ def test_the_table_is_unambiguous_and_names_real_keys() -> None:
         assert names == [normal(name) for name in names]
     mapped, _ = map_config({key: 1 for key in CONFIG})
     assert set(mapped) == set(CONFIG)
+
+
+def test_the_guide_has_the_table_of_the_code() -> None:
+    assert table() in (ROOT / "docs" / "guides" / "wandb.md").read_text(), "put what table() gives into the guide"
 
 
 def test_a_name_of_our_own_wins_over_other_names() -> None:

@@ -54,7 +54,7 @@ def import_files(path: Path, out: Path) -> Pulled:
         _, local = known_runs(out)
         for described, rows in runs.values():
             if described["id"] in local:
-                imported.local += 1
+                imported.recorded_here += 1
                 continue
             try:
                 run, history = make_record(described, [rows[step] for step in sorted(rows)])

@@ -39,7 +39,7 @@ class Pulled:
         listed: runs that the project has.
         fetched: ids of the records that were written.
         unchanged: runs that an earlier pull brought as they are.
-        local: runs that were recorded here; their records are kept.
+        recorded_here: runs that were recorded here; their records are kept.
         problems: runs that could not be fetched or made into a record, and why.
         reports: record id -> what was read under another name, and what could not be kept.
         reason: why the pull ended early; None where all was seen.
@@ -50,7 +50,7 @@ class Pulled:
     listed: int = 0
     fetched: list[str] = field(default_factory=list)
     unchanged: int = 0
-    local: int = 0
+    recorded_here: int = 0
     problems: list[Problem] = field(default_factory=list)
     reports: dict[str, list[str]] = field(default_factory=dict)
     reason: str | None = None
@@ -58,7 +58,7 @@ class Pulled:
     @property
     def in_words(self) -> str:
         """How many runs there were, and what became of them."""
-        counts = {"fetched": len(self.fetched), "unchanged": self.unchanged, "recorded here": self.local}
+        counts = {"fetched": len(self.fetched), "unchanged": self.unchanged, "recorded here": self.recorded_here}
         parts = [f"{count} {what}" for what, count in {**counts, "left out": len(self.problems)}.items() if count]
         where = f"{self.entity}/{self.project}" if self.entity else self.project
         return f"{where}: {self.listed} runs" + (f" ({', '.join(parts)})" if parts else "")
@@ -122,7 +122,7 @@ def _take(
             case "unchanged":
                 pulled.unchanged += 1
             case "local":
-                pulled.local += 1
+                pulled.recorded_here += 1
             case "rows":
                 if event.get("first"):
                     rows[event["id"]] = []

@@ -234,6 +234,10 @@ def _run_section(loader: ExperimentDataLoader, run: Any) -> list[Block]:
     notes = record.config.notes
     if notes:
         rows.append(("Notes", notes))
+    if origin := record.run.get("origin"):
+        where = "/".join(str(origin.get(key)) for key in ("entity", "project", "id"))
+        rows.append(("Made from W&B", f"{where}, {common.moment(origin.get('pulled'))}"))
+        rows += [("Read from W&B", str(line)) for line in origin.get("report", [])]
     rows += [
         (f"Event at step {event.get('step')}", str(event.get("kind")))
         for event in record.run["events"]
