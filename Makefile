@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help serve site install test check demo guides reports bench bench-training exhaustive clean
+.PHONY: help serve site install test check demo guides reports bench bench-training bench-runs exhaustive clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -44,6 +44,9 @@ bench: .venv/bench.stamp ## measure the quantizer against a copy and other tools
 
 bench-training: .venv/dev.stamp ## measure what a quantized training step costs against fp32, and record it
 	@$(BIN)/python benchmarks/training.py $(ARGS)
+
+bench-runs: .venv/dev.stamp ## measure what recording a run and reading thousands of them costs, and record it
+	@$(BIN)/python benchmarks/runs.py $(ARGS)
 
 exhaustive: .venv/dev.stamp ## compare the quantizer on all 2^32 float32 inputs; may be stopped, goes on from there
 	@$(BIN)/python benchmarks/exhaustive.py $(ARGS)

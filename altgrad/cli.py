@@ -1,13 +1,18 @@
-"""The command line: ``altgrad train CONFIG`` and ``altgrad explain RUN_FOLDER``. torch is imported only to train."""
+"""The command line: ``altgrad train``, ``explain`` and ``runs``. torch is imported only when something is trained."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import io
+import json
+import math
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from altgrad import __version__
 from altgrad.config import UsageError, load_config
@@ -20,6 +25,9 @@ killed is explained from its record, which stays as it is; one that finished has
 exit codes:
   0 printed   2 there is no readable record; one line says what
 """
+if TYPE_CHECKING:
+    from altgrad.runs import Problem, RunSet
+    from altgrad.runs.wandb_pull import Pulled
 
 TRAINING_PACKAGES = ("torch", "rich", "safetensors")
 
@@ -51,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"altgrad {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train one config and record the run")
+    train.set_defaults(command=run_training)
     add_train_arguments(train, Path("experiments/runs"), "altgrad train")
     explain = commands.add_parser(
         "explain",
@@ -59,8 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     explain.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="the folder of one run")
+    explain.set_defaults(command=run_explain)
+    runs = commands.add_parser("runs", help="list, compare, export, check and remove recorded runs, and fetch some")
+    add_runs_commands(runs)
     options = parser.parse_args(arguments)
-    return guarded(lambda: run_training(options) if options.command == "train" else run_explain(options))
+    return guarded(lambda: int(options.command(options)))
 
 
 def add_train_arguments(parser: argparse.ArgumentParser, out: Path, command: str) -> None:
@@ -150,6 +162,417 @@ def run_explain(options: argparse.Namespace) -> int:
     return 0
 
 
+RUNS = """Questions to recorded runs.
+
+Without --runs these are the recorded studies and the local runs of the checkout, or the folders that the environment
+variable ALTGRAD_RUNS names.
+"""
+
+RUNS_EXAMPLES = """examples:
+  altgrad runs list --where quantize.weight=e4m3 --where "optimizer.learning_rate<0.01" --where status=finished
+  altgrad runs show e4m3-wag-adamw-s0
+  altgrad runs diff e4m3-wag-adamw-s0 e5m2-wag-adamw-s0
+  altgrad runs export --history --where study=pilot-formats --format parquet --output history.parquet
+  altgrad runs verify --runs experiments/runs
+  altgrad runs prune --status crashed --older-than 30          shows what would go; --yes removes it
+  altgrad runs pull my-project --entity my-team                runs of W&B, as local records
+  altgrad runs import wandb/offline-run-20260101_120000-abc     W&B's offline files, too
+
+keys of --where: the fields that `altgrad runs show` lists; config keys as they are, last.METRIC for the last value of a
+metric, summary.KEY, environment.KEY. In list, show and diff, control characters are spelled out; in CSV too, where text
+that a spreadsheet would run as a formula has a quote before it.
+
+exit codes:
+  0 done   1 verify found something, or single runs could not be fetched or imported
+  2 a mistake in the arguments, or W&B gave nothing or not all; one line says what
+"""
+
+
+def add_runs_commands(parser: argparse.ArgumentParser) -> None:
+    """The commands of ``altgrad runs``."""
+    parser.description, parser.epilog = RUNS, RUNS_EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="runs_command", required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        added.set_defaults(command=command)
+        added.add_argument("--runs", type=Path, action="append", metavar="FOLDER", help="of records; may be repeated")
+        return added
+
+    def add_where(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--where", action="append", default=[], metavar="CONDITION", help="KEY=VALUE, KEY<VALUE ...")
+
+    listed = add("list", runs_list, "a table of the runs")
+    add_where(listed)
+    listed.add_argument("--json", action="store_true", help="every value of every run, as JSON")
+    shown = add("show", runs_show, "everything about one run")
+    shown.add_argument("id", metavar="ID", help="of a run, or the beginning of it")
+    shown.add_argument("--json", action="store_true", help="run.json and the history, as JSON")
+    compared = add("diff", runs_diff, "what differs between two runs: config, environment, code, data, last figures")
+    compared.add_argument("first", metavar="A")
+    compared.add_argument("second", metavar="B")
+    compared.add_argument("--json", action="store_true")
+    exported = add("export", runs_export, "a table for other programs")
+    exported.add_argument("ids", nargs="*", metavar="ID", help="default: all runs")
+    add_where(exported)
+    exported.add_argument("--format", choices=("csv", "json", "parquet"), default="csv", help="default: csv")
+    table = exported.add_mutually_exclusive_group()
+    table.add_argument("--history", action="store_true", help="a row a logged step, instead of a row a run")
+    exported.add_argument("--columns", metavar="A,B", help="metrics of --history (default: all)")
+    table.add_argument("--layers", action="store_true", help="the per-layer tables")
+    exported.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    add("verify", runs_verify, "check every record: schema, ids, tables, steps, clocks")
+    pruned = add("prune", runs_prune, "remove local records; shows which, and removes them with --yes")
+    add_where(pruned)
+    pruned.add_argument(
+        "--status", action="append", default=[], help="crashed, failed, ... or damaged; may be repeated"
+    )
+    pruned.add_argument("--older-than", type=float, metavar="DAYS", help="that ended longer ago")
+    pruned.add_argument("--old", action="store_true", help="earlier attempts that were set aside (<id>.<n>.old)")
+    pruned.add_argument("--yes", action="store_true", help="do it")
+    linked = add("link", runs_link, "record the address of a run that 'wandb sync' uploaded")
+    linked.add_argument("id", metavar="RUN", help="its id, or the beginning of it")
+    linked.add_argument("url", metavar="URL", help="as 'wandb sync' printed it")
+
+    def add_source(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        added.set_defaults(command=command)
+        added.add_argument(
+            "--out", type=Path, default=Path("experiments/runs"), metavar="FOLDER", help="default: experiments/runs"
+        )
+        return added
+
+    pulled = add_source("pull", runs_pull, "fetch the new and changed runs of a W&B project into local records")
+    pulled.add_argument("project", nargs="?", metavar="PROJECT", help="default: WANDB_PROJECT, else altgrad")
+    pulled.add_argument("--entity", help="that owns the project (default: WANDB_ENTITY, else the key's own)")
+    pulled.add_argument("--full", action="store_true", help="fetch unchanged runs again too")
+    pulled.add_argument("--threads", type=int, default=6, metavar="N", help="histories at a time, 1 to 8 (default: 6)")
+    pulled.add_argument(
+        "--silence",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="end when nothing comes for so long (default: 60)",
+    )
+    imported = add_source("import", runs_import, "make local records of W&B's offline files")
+    imported.add_argument("path", type=Path, metavar="PATH", help="run-<id>.wandb, or a folder that holds such files")
+
+
+def runs_list(options: argparse.Namespace) -> int:
+    """``altgrad runs list``."""
+    from altgrad.analysis.loader import format_label
+    from altgrad.runs.query import select, values
+
+    chosen = select(_load(options).records, options.where)
+    if options.json:
+        _print_json([values(record) for record in chosen])
+        return 0
+    rows = []
+    for record in chosen:
+        found = values(record)
+        loss, step = found.get("last.val_loss"), found["last.step"]
+        rows.append(
+            [
+                record.id,
+                record.status,
+                format_label(record.config),
+                str(record.config.seed),
+                "-" if step is None else str(step),
+                "-" if loss is None else f"{loss:.4f}",
+                record.config.study,
+                str(record.run["created"])[:16].replace("T", " "),
+            ]
+        )
+    _print_table(["run", "status", "format", "seed", "step", "val_loss", "study", "created"], rows, right=(3, 4, 5))
+    return 0
+
+
+def runs_show(options: argparse.Namespace) -> int:
+    """``altgrad runs show ID``."""
+    from altgrad.runs.query import find, values
+
+    record = find(_load(options), options.id)
+    if options.json:
+        history = {name: column.tolist() for name, column in record.history.items()}
+        _print_json(record.run | {"arm": record.arm, "history": history})
+        return 0
+    rows = [[key, _shown(value)] for key, value in values(record).items()]
+    rows += [["notes", record.config.notes]] if record.config.notes else []
+    if record.config.foreign is not None:
+        rows.append(["loop", "another than AltGrad's: what is not listed is not known"])
+    rows += [["read from W&B", line] for line in (record.run.get("origin") or {}).get("report", [])]
+    if record.run["message"]:
+        rows.append(["message", record.run["message"]])
+    if record.run["failure"]:
+        rows += [[f"failure.{key}", _shown(value)] for key, value in record.run["failure"].items()]
+    rows += [["event", _shown(event)] for event in record.run["events"]]
+    rows.append(["history", f"{len(record.history)} rows: {', '.join(record.history.columns)}"])
+    layers = record.layers
+    rows.append(["layers", f"{len(layers)} rows, {layers['layer'].nunique() if len(layers) else 0} layers"])
+    _print_table(["key", "value"], rows)
+    return 0
+
+
+def runs_diff(options: argparse.Namespace) -> int:
+    """``altgrad runs diff A B``."""
+    from altgrad.runs.query import difference, find
+
+    runs = _load(options)
+    first, second = find(runs, options.first), find(runs, options.second)
+    found = difference(first, second)
+    if options.json:
+        _print_json({key: [one, two] for key, one, two in found})
+        return 0
+    if not found:
+        print("nothing but id and times differs")
+        return 0
+    _print_table(["key", first.id, second.id], [[key, _shown(one), _shown(two)] for key, one, two in found])
+    return 0
+
+
+def runs_export(options: argparse.Namespace) -> int:
+    """``altgrad runs export``."""
+    from altgrad.pages.content import visible
+    from altgrad.pages.render import csv
+    from altgrad.runs import read_histories
+    from altgrad.runs.query import find, select, table
+    from altgrad.runs.writer import replacing
+
+    if options.columns and not options.history:
+        raise UsageError("--columns belongs to --history: the metrics to export")
+    if options.history and not (options.ids or options.where):  # thousands of runs: without a look at their run.json
+        read, problems = read_histories(_sources(options), options.columns and options.columns.split(","))
+        _warn(problems)
+        frame = read.to_pandas().astype({"run_id": str})
+    else:
+        runs = _load(options)
+        chosen = [find(runs, prefix) for prefix in dict.fromkeys(options.ids)] if options.ids else list(runs.records)
+        what: Literal["runs", "history", "layers"] = (
+            "history" if options.history else "layers" if options.layers else "runs"
+        )
+        frame = table(select(chosen, options.where), what, options.columns and options.columns.split(","))
+    if options.format == "parquet" and options.output is None and sys.stdout.isatty():
+        raise UsageError("--format parquet: a terminal cannot show it; give --output FILE")
+    if options.format == "parquet":
+        content = io.BytesIO()
+        frame.to_parquet(content, index=False)
+        data = content.getvalue()
+    elif options.format == "json":
+        data = (_json(frame.to_dict("records")) + "\n").encode()
+    else:
+        shown = frame.map(lambda value: visible(value) if isinstance(value, str) else value)
+        data = csv(shown.rename(columns=visible))
+    if options.output is None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+        return 0
+    try:
+        with replacing(options.output) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"--output {options.output}: cannot be written ({error.strerror}); choose another") from None
+    print(f"{options.output}: {len(frame)} rows", file=sys.stderr)
+    return 0
+
+
+def runs_verify(options: argparse.Namespace) -> int:
+    """``altgrad runs verify``."""
+    from altgrad.pages.content import visible
+    from altgrad.runs.query import verify
+
+    count, problems = verify(_sources(options))
+    for problem in problems:
+        print(visible(f"{problem.where}: {problem.reason}"))
+    print(f"{count} records checked, {len(problems) or 'no'} problem{'s' if len(problems) != 1 else ''}")
+    return 1 if problems else 0
+
+
+def runs_prune(options: argparse.Namespace) -> int:
+    """``altgrad runs prune``."""
+    from altgrad.pages.content import visible
+    from altgrad.runs.query import prunable, prune
+
+    if not (options.status or options.older_than is not None or options.where or options.old):
+        raise UsageError("prune: say which records, with --status, --older-than, --where or --old")
+    if options.older_than is not None and not 0 <= options.older_than < 1e5:
+        raise UsageError(f"--older-than {options.older_than:g}: give a number of days")
+    found = prunable(
+        _sources(options),
+        statuses=options.status,
+        older_than=options.older_than,
+        conditions=options.where,
+        old=options.old,
+    )
+    gone = 0
+    for each in found:
+        line = visible(f"{each.folder.name} ({each.status}, {each.size / 2**20:.1f} MiB)")
+        if each.refused:
+            print(f"keep    {line}: {visible(each.refused)}")
+            continue
+        if options.yes:
+            prune(each)
+        print(f"{'removed' if options.yes else 'would remove'} {line}")
+        gone += 1
+    print(f"{gone} records {'removed' if options.yes else 'would be removed; --yes removes them'}")
+    return 0
+
+
+def runs_link(options: argparse.Namespace) -> int:
+    """``altgrad runs link``."""
+    from altgrad.runs.query import find
+    from altgrad.runs.wandb_records import set_url
+
+    sources = _sources(options)
+    record = find(_load(options), options.id)
+    folders = (folder for source in sources for folder in (source, source / record.id, *source.glob(f"*/{record.id}")))
+    folder = next((each for each in folders if each.name == record.id and (each / "run.json").exists()), None)
+    if folder is None:
+        raise UsageError(f"{record.id} is part of a packed study, which is not changed; link its own record")
+    set_url(folder, options.url)
+    print(f"{record.id}: {options.url}")
+    return 0
+
+
+def runs_pull(options: argparse.Namespace) -> int:
+    """``altgrad runs pull``; 1 where single runs could not be had, 2 where W&B gave nothing or not all."""
+    from altgrad.runs.wandb_pull import pull
+
+    if not 1 <= options.threads <= 8:
+        raise UsageError(f"--threads {options.threads}: give a number from 1 to 8; more is refused by W&B")
+    if not 0 < options.silence < 86400:
+        raise UsageError(f"--silence {options.silence:g}: give a number of seconds")
+
+    def fetch(progress: Callable[[Pulled, int], None] | None) -> Pulled:
+        return pull(
+            options.out,
+            options.project,
+            options.entity,
+            silence=options.silence,
+            threads=options.threads,
+            full=options.full,
+            progress=progress,
+        )
+
+    try:
+        if sys.stderr.isatty() and importlib.util.find_spec("rich"):
+            from rich.console import Console
+            from rich.progress import Progress
+
+            with Progress(console=Console(stderr=True), transient=True) as bar:
+                task = bar.add_task("runs", total=None)
+                found = fetch(
+                    lambda seen, total: bar.update(
+                        task, total=total or None, completed=len(seen.fetched) + len(seen.problems)
+                    )
+                )
+        else:
+            found = fetch(None)
+    except KeyboardInterrupt:
+        print("interrupted; the runs that were fetched are kept, and the next pull goes on from there", file=sys.stderr)
+        return 130
+    _tell(found)
+    if found.reason:
+        raise UsageError(f"W&B: {found.reason}; what came is kept, and the next pull goes on from there")
+    return 1 if found.problems else 0
+
+
+def runs_import(options: argparse.Namespace) -> int:
+    """``altgrad runs import``; 1 where a file could not be read."""
+    from altgrad.runs.wandb_files import import_files
+
+    found = import_files(options.path, options.out)
+    _tell(found)
+    return 1 if found.problems else 0
+
+
+def _tell(found: Pulled) -> None:
+    """What a pull or an import brought, with everything that was read under another name or could not be kept."""
+    from altgrad.pages.content import visible
+
+    for identity in found.fetched:
+        print(visible(identity))
+        for line in found.reports.get(identity, ()):
+            print(visible(f"  {line}"))
+    _warn(found.problems)
+    print(visible(found.in_words))
+
+
+def _sources(options: argparse.Namespace) -> tuple[Path, ...]:
+    from altgrad.runs import default_sources
+
+    for folder in options.runs or ():
+        if not folder.is_dir():
+            raise UsageError(f"--runs {folder}: no such folder; give the folder that holds the run records")
+    return tuple(options.runs or default_sources())
+
+
+def _load(options: argparse.Namespace) -> RunSet:
+    from altgrad.runs import load_runs
+
+    runs = load_runs(_sources(options))
+    _warn(runs.problems)
+    return runs
+
+
+def _warn(problems: Sequence[Problem]) -> None:
+    from altgrad.pages.content import visible
+
+    for problem in problems:
+        print(visible(f"warning: left out {problem.where}: {problem.reason}"), file=sys.stderr)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else _json(value, None)
+
+
+def _json(value: Any, indent: int | None = 1) -> str:
+    """Standard JSON: NaN as null, infinities as text."""
+
+    def safe(inner: Any) -> Any:
+        if isinstance(inner, dict):
+            return {str(key): safe(each) for key, each in inner.items()}
+        if isinstance(inner, list | tuple):
+            return [safe(each) for each in inner]
+        if isinstance(inner, float) and not math.isfinite(inner):
+            return None if math.isnan(inner) else "Infinity" if inner > 0 else "-Infinity"
+        return inner
+
+    return json.dumps(safe(value), indent=indent, default=str)
+
+
+def _print_json(value: Any) -> None:
+    print(_json(value))
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
+    """Aligned text; on a terminal a rich table where rich is installed. Nothing in a cell acts as markup or control."""
+    from altgrad.pages.content import shorten, visible
+
+    cells = [[shorten(visible(cell), 2000) for cell in row] for row in (head, *rows)]
+    if sys.stdout.isatty() and importlib.util.find_spec("rich"):
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for place, title in enumerate(cells[0]):
+            table.add_column(Text(title), justify="right" if place in right else "left", overflow="fold")
+        for row in cells[1:]:
+            table.add_row(*(Text(cell) for cell in row))
+        Console().print(table)
+        return
+    widths = [min(60, max(len(row[place]) for row in cells)) for place in range(len(head))]
+    for row in cells:
+        padded = (
+            cell.rjust(width) if place in right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        print("  ".join(padded).rstrip())
+
+
 def guarded(command: Callable[[], int]) -> int:
     """`command()`'s exit code; what ends it early is one line on stderr: a mistake 2, Ctrl-C 130, SIGTERM 143."""
     try:
@@ -162,6 +585,9 @@ def guarded(command: Callable[[], int]) -> int:
             raise
         print(f"error: the package {error.name} is not installed; run: pip install 'altgrad[train]'", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print(f"interrupted; {_KEPT}", file=sys.stderr)
         return 130

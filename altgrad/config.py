@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -19,6 +20,7 @@ from altgrad.formats import Rounding, get_format
 
 LayerType = Literal["attention", "mlp", "embedding", "head"]
 LAYER_TYPES: tuple[LayerType, ...] = ("attention", "mlp", "embedding", "head")
+OPERANDS = ("weight", "activation", "grad_output")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
 
@@ -87,7 +89,7 @@ class QuantizeConfig(_Section):
     @model_validator(mode="after")
     def _native_exists(self) -> QuantizeConfig:
         if self.compute == "native":
-            for operand in ("weight", "activation", "grad_output"):
+            for operand in OPERANDS:
                 if getattr(self, operand) not in ("e4m3", "e5m2"):
                     raise ValueError(
                         f"quantize.compute 'native' multiplies e4m3 and e5m2 only, and quantize.{operand} is "
@@ -100,7 +102,7 @@ class QuantizeConfig(_Section):
     @property
     def operands(self) -> tuple[str, ...]:
         """The operands that are quantized, of weight, activation and grad_output."""
-        return tuple(name for name in ("weight", "activation", "grad_output") if getattr(self, name) != "fp32")
+        return tuple(name for name in OPERANDS if getattr(self, name) != "fp32")
 
 
 class ScaleRule(_Section):
@@ -237,15 +239,27 @@ class CheckpointConfig(_Section):
 
 
 class TrackingConfig(_Section):
-    """The mirror of the run in W&B; the local record is written in every mode."""
+    """The mirror of the run in W&B; the local record is written in every mode.
 
-    mode: Literal["disabled", "offline", "online"] = "disabled"
-    project: str = "altgrad"
+    What is null is taken from WANDB_MODE (else disabled), WANDB_PROJECT (else altgrad), WANDB_ENTITY (else the key's
+    own) and, for `group`, the run's arm.
+    """
+
+    mode: Literal["disabled", "offline", "online"] | None = None
+    project: str | None = None
     entity: str | None = None
+    group: str | None = _later(None)
+
+
+Scalar = bool | int | float | str | None
 
 
 class ExperimentConfig(_Section):
-    """One run. What decides its result is `identity()`; the rest is bookkeeping."""
+    """One run. What decides its result is `identity()`; the rest is bookkeeping.
+
+    `foreign` marks the run of a training loop that is not AltGrad's: it holds the keys of that loop's own config which
+    have no meaning here, dotted. What such a run does not state (`states`) is not known, whatever the defaults say.
+    """
 
     name: str | None = None
     notes: str = Field("", max_length=10_000)
@@ -274,6 +288,7 @@ class ExperimentConfig(_Section):
     telemetry: TelemetryConfig = _later(TelemetryConfig())
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    foreign: dict[str, Scalar | tuple[Scalar, ...]] | None = _later(None)
 
     @model_validator(mode="before")
     @classmethod
@@ -334,6 +349,9 @@ class ExperimentConfig(_Section):
         """`name`, or one derived from what the config does, for example ``e5m2-wag-adamw``."""
         if self.name is not None:
             return self.name
+        if self.foreign is not None:
+            stated = (getattr(self.quantize, name) for name in OPERANDS if self.states(f"quantize.{name}"))
+            return "-".join(["own-loop", *dict.fromkeys(stated)])
         quantize, optimizer = self.quantize, self.optimizer
         rule = optimizer.step_rule if optimizer.precondition is None else f"manifold-{optimizer.precondition}"
         if optimizer.relative or optimizer.stiffness != "ulp":
@@ -351,22 +369,47 @@ class ExperimentConfig(_Section):
         """Everything that decides the run's numbers, JSON-ready.
 
         Notes, tags, study, name, checkpoints and tracking are left out, and so are keys younger than the first recorded
-        runs while they have their default.
+        runs while they have their default. A foreign run has the keys that it states.
         """
-        found = self.model_dump(mode="json", exclude={"name", "notes", "tags", "study", "checkpoint", "tracking"})
+        left_out = {"name", "notes", "tags", "study", "checkpoint", "tracking"}
+        found = self.model_dump(mode="json", exclude=left_out, exclude_unset=self.foreign is not None)
         return _without_later_defaults(self, found)
 
     def arm_identity(self) -> dict[str, Any]:
         """`identity()` without the seed: what the seeds of one arm share."""
         return {key: value for key, value in self.identity().items() if key != "seed"}
 
+    def states(self, key: str) -> bool:
+        """Whether the run says of itself what `key` ("optimizer.learning_rate") is; AltGrad's own runs state all."""
+        section: Any = self
+        for part in key.split(".") if self.foreign is not None else ():
+            if not isinstance(section, BaseModel) or part not in section.model_fields_set:
+                return False
+            section = getattr(section, part)
+        return True
+
+
+def config_keys(model: type[BaseModel] = ExperimentConfig, prefix: str = "") -> tuple[str, ...]:
+    """Every key of a config that holds a value rather than a section, dotted, in order."""
+    found: list[str] = []
+    for name, field in model.model_fields.items():
+        choices = (field.annotation, *get_args(field.annotation))
+        section = next((each for each in choices if isinstance(each, type) and issubclass(each, BaseModel)), None)
+        found += config_keys(section, f"{prefix}{name}.") if section else [prefix + name]
+    return tuple(found)
+
+
+@cache
+def _later_defaults(model: type[BaseModel]) -> dict[str, Any]:
+    fields = model.model_fields.items()
+    return {key: field.default for key, field in fields if (field.json_schema_extra or {}) == {"later": True}}
+
 
 def _without_later_defaults(section: BaseModel, dumped: dict[str, Any]) -> dict[str, Any]:
-    kept = {}
+    kept, later = {}, _later_defaults(type(section))
     for key, value in dumped.items():
-        field, given = type(section).model_fields[key], getattr(section, key)
-        later = isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("later")
-        if later and given == field.default:
+        given = getattr(section, key)
+        if key in later and given == later[key]:
             continue
         kept[key] = _without_later_defaults(given, value) if isinstance(given, BaseModel) else value
     return kept
@@ -405,7 +448,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
         _apply(data, override)
     if seed is not None:
         data["seed"] = seed
-    return parse_config(data, source=str(path))
+    config = parse_config(data, source=str(path))
+    if config.foreign is not None:
+        raise UsageError(
+            f"{path}: 'foreign' is the config of another loop's record and cannot be trained; leave it out"
+        )
+    return config
 
 
 def parse_config(data: Mapping[str, Any], source: str) -> ExperimentConfig:

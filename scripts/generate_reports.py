@@ -1,6 +1,8 @@
 """Write the three reports as plain markdown, with their charts and data beside them, from the recorded runs.
 
-The pages are the ones that the site shows. Without any runs the reports say what is pending, and how to fill it.
+The pages are the ones that the site shows. Where there is a key for W&B, the project's runs are fetched into the local
+records first; without one, or when nothing comes for 6 s, the records that are here are read. Without any runs the
+reports say what is pending, and how to fill it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from altgrad.analysis import ExperimentDataLoader, FormatComparator, ReportGener
 from altgrad.analysis.failures import headline  # noqa: E402
 from altgrad.analysis.reports.format_comparison import answer  # noqa: E402
 from altgrad.config import UsageError  # noqa: E402
+from altgrad.pages.content import visible  # noqa: E402
+from altgrad.runs.wandb_access import project_and_entity  # noqa: E402
 
+SILENCE_SECONDS = 6.0
 ANSWER = re.compile(r"(<!-- answer -->\n).*?(<!-- /answer -->)", re.DOTALL)
 
 
@@ -30,7 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
         for source in options.runs or ():
             if not source.is_dir():
                 raise UsageError(f"--runs {source}: no such folder; give the folder that holds the run records")
-        loader = ExperimentDataLoader(options.runs)
+        asked = not options.offline and (options.runs is None or options.project is not None)
+        project = project_and_entity(options.project, None)[0] if asked else None
+        loader = ExperimentDataLoader(options.runs, project=project, entity=options.entity, silence=SILENCE_SECONDS)
+        _say_what_came(loader)
         built = None if os.environ.get("SOURCE_DATE_EPOCH") else datetime.now(UTC)
         written = ReportGenerator(loader, built).write(options.output_dir, site_root=options.site_root)
         if options.readme is not None:
@@ -43,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the runs that were fetched are kept", file=sys.stderr)
+        return 130
     _summary(loader, written)
     return 0
 
@@ -76,14 +87,37 @@ def _parser() -> argparse.ArgumentParser:
         help="a folder of run records, instead of experiments/recorded and experiments/runs; may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--offline", action="store_true", help="use local records only (which this version does in any case)"
+        "--project", help="of W&B (default: WANDB_PROJECT, else altgrad; with --runs: none, W&B is then not asked)"
     )
+    parser.add_argument("--entity", help="that owns the project (default: WANDB_ENTITY, else the key's own)")
+    parser.add_argument("--offline", action="store_true", help="use local records only; no network")
     parser.add_argument(
         "--site-root", default="../site/", metavar="URL",
         help="where the site with the arms' pages is, as seen from the reports (default: ../site/)",
     )  # fmt: skip
     parser.add_argument("--readme", type=Path, metavar="FILE", help="also put the answer between this file's markers")
     return parser
+
+
+def _say_what_came(loader: ExperimentDataLoader) -> None:
+    """What W&B gave, or why the reports are made without it."""
+    pulled = loader.pulled
+    if pulled is None:
+        return
+    found = len(loader.run_set.records)
+    local = f"Reports are made from the {found} local records." if found else "Generating placeholder reports."
+    if pulled.fetched or pulled.unchanged or pulled.recorded_here:
+        print(f"W&B: {visible(pulled.in_words)}")
+        if pulled.reason:
+            print(f"warning: W&B: {visible(pulled.reason)}; what came until then is used", file=sys.stderr)
+    else:
+        print(f"W&B not configured or no runs found. {local}")
+        print(f"  reason: {visible(pulled.reason or 'the project has no runs')}")
+    for problem in pulled.problems:
+        print(visible(f"warning: W&B run {problem.where}: {problem.reason}"), file=sys.stderr)
+    for identity, lines in pulled.reports.items():
+        for line in lines:
+            print(visible(f"note: {identity}: {line}"))
 
 
 def _summary(loader: ExperimentDataLoader, written: list[Path]) -> None:

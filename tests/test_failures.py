@@ -466,7 +466,9 @@ def test_losses_are_thinned_with_the_last_ones_whole(tmp_path: Path) -> None:
         losses[-1] = math.inf
         history = pd.DataFrame({"step": np.arange(1, length + 1), "loss": losses})
         head = {**record.run, "failure": None}
-        found = diagnose(dataclasses.replace(record, run=head, history=history))
+        found = diagnose(
+            dataclasses.replace(record, run=head, tables={"history": history, "layers": record.layers}.__getitem__)
+        )
         assert found is not None
         steps = [step for step, _ in found.losses]
         assert steps == sorted(set(steps))
@@ -494,7 +496,9 @@ def test_a_divergence_without_a_warning_is_the_matrix_that_grew_most(tmp_path: P
         (8, "c", "weight", "norm_l2", 9.0),
     )
     history = pd.DataFrame({"step": range(1, 9), "loss": losses})
-    ended = dataclasses.replace(record, history=history, layers=layers, run={**record.run, "failure": None})
+    ended = dataclasses.replace(
+        record, tables={"history": history, "layers": layers}.__getitem__, run={**record.run, "failure": None}
+    )
     found = diagnose(ended)
     assert found is not None
     assert "divergence" in found.kinds
@@ -506,7 +510,8 @@ def test_a_divergence_without_a_warning_is_the_matrix_that_grew_most(tmp_path: P
     assert warned is not None
     assert place(warned) == (3, "c.weight", "optimizer"), "the earliest"
     history = history.assign(loss=[4.0, 3.0, 3.0, 3.0, *[DIVERGED + 1] * 4])
-    healed = diagnose(dataclasses.replace(ended, history=history, run={**ended.run, "events": events}))
+    tables = {"history": history, "layers": layers}.__getitem__
+    healed = diagnose(dataclasses.replace(ended, tables=tables, run={**ended.run, "events": events}))
     assert healed is not None
     assert place(healed) == (5, "d.weight", "optimizer"), "the loss recovered from the one before"
 
@@ -563,7 +568,9 @@ def test_diagnostics_are_bounded_and_begin_with_the_layer_that_is_named(tmp_path
     layers = layer_rows(*rows, (4, "layer77", "weight", "nonfinite", 2.0))
     warning = {"kind": "warning", "step": 2, "what": "jump", "phase": "forward", "value": 9.0, "message": "m"}
     head = {**record.run, "failure": None, "events": [{**warning, "tensor": "layer50.weight"}]}
-    found = diagnose(dataclasses.replace(record, layers=layers, run=head))
+    found = diagnose(
+        dataclasses.replace(record, tables={"history": record.history, "layers": layers}.__getitem__, run=head)
+    )
     assert found is not None
     assert len(found.diagnostics) == DIAGNOSED
     assert [row["layer"] for row in found.diagnostics[:3]] == ["layer50", "layer77", "layer0"]

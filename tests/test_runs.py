@@ -427,7 +427,7 @@ def test_online_tracking_without_a_key_is_one_line_and_no_wait(tmp_path: Path, m
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     lines: list[str] = []
     start = time.monotonic()
-    tracker = Tracker.start(config(tracking="online"), "run", tmp_path, lines.append)
+    tracker = Tracker.start(config(tracking="online"), {"id": "run", "arm": "arm"}, tmp_path, lines.append)
     tracker.log({"step": 0, "loss": 1.0})
     tracker.finish("finished")
     assert time.monotonic() - start < 3
@@ -445,7 +445,7 @@ def test_online_tracking_without_a_network_is_one_line_and_no_wait(
         monkeypatch.delenv(name, raising=False)
     lines: list[str] = []
     start = time.monotonic()
-    Tracker.start(config(tracking="online"), "run", tmp_path, lines.append).finish("finished")
+    Tracker.start(config(tracking="online"), {"id": "run", "arm": "arm"}, tmp_path, lines.append).finish("finished")
     assert time.monotonic() - start < 3
     assert len(lines) == 1
     assert "cannot be reached" in lines[0]
@@ -458,7 +458,7 @@ def test_offline_tracking_writes_wandbs_own_file(tmp_path: Path, monkeypatch: py
         from pathlib import Path
         from records import config
         from altgrad.runs.tracking import Tracker
-        tracker = Tracker.start(config(tracking="offline"), "run", Path({str(tmp_path)!r}))
+        tracker = Tracker.start(config(tracking="offline"), {{"id": "run", "arm": "arm"}}, Path({str(tmp_path)!r}))
         for step in range(3):
             tracker.log({{"step": step, "loss": 1.0}})
         tracker.finish("finished", {{"final_val_loss": float("nan")}})

@@ -109,10 +109,14 @@ class SweetSpot:
 
 
 class FormatComparator:
-    """Compares formats by the paired gap of their final validation loss to the unquantized run of the same seed."""
+    """Compares formats by the paired gap of their final validation loss to the unquantized run of the same seed.
 
-    def __init__(self, loader: ExperimentDataLoader) -> None:
-        self._runs = loader.runs[loader.runs["role"] == "report"]
+    Of AltGrad's own runs, whose loss is in nats a character; with `foreign`, of those that other loops recorded.
+    """
+
+    def __init__(self, loader: ExperimentDataLoader, foreign: bool = False) -> None:
+        runs = loader.runs
+        self._runs = runs[(runs["role"] == "report") & (runs["foreign"] == foreign)]
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
@@ -188,7 +192,8 @@ class StepRuleComparator:
     """Compares ManifoldAdamW with AdamW on the same problem: same formats, data, model and length, paired by seed."""
 
     def __init__(self, loader: ExperimentDataLoader) -> None:
-        self._runs = loader.runs[loader.runs["role"] == "report"]
+        runs = loader.runs
+        self._runs = runs[(runs["role"] == "report") & ~runs["foreign"].astype(bool)]
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -265,7 +270,7 @@ def _is_8bit(label: str) -> bool:
 def _but_rate(config: ExperimentConfig) -> dict[str, object]:
     """The config's identity without seed, quantization, scale and learning rate."""
     identity = config.arm_identity()
-    optimizer = {key: value for key, value in identity["optimizer"].items() if key != "learning_rate"}
+    optimizer = {key: value for key, value in identity.get("optimizer", {}).items() if key != "learning_rate"}
     return {key: value for key, value in identity.items() if key not in ("quantize", "scaling")} | {
         "optimizer": optimizer
     }

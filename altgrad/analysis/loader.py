@@ -14,9 +14,10 @@ import pandas as pd
 
 from altgrad.config import LAYER_TYPES, ExperimentConfig, ScaleRule
 from altgrad.formats import get_format
-from altgrad.runs import Problem, RunRecord, RunSet, load_runs
+from altgrad.runs import Problem, RunRecord, RunSet, default_sources, load_runs
 from altgrad.runs.pack import is_histogram, is_last, is_over_time
 from altgrad.runs.schema import LAYER_COLUMNS, digest
+from altgrad.runs.wandb_pull import Pulled, pull
 
 OPERANDS = ("weight", "activation", "grad_output")
 OPERAND_NAMES = {"weight": "weights", "activation": "activations", "grad_output": "gradients"}
@@ -24,6 +25,7 @@ RUN_COLUMNS = (
     "run_id",
     "arm",
     "seed",
+    "foreign",
     "status",
     "study",
     "role",
@@ -69,18 +71,42 @@ class ExperimentDataLoader:
       seed;
     - ``experiment``: as `problem`, without the formats and operands: what a set of such comparisons shares.
 
+    A foreign run (`altgrad.runs.record`) has in them what it states and its loop's own keys. What it does not state is
+    ``not stated``; the steps are then those that it recorded.
+
     Runs of a study whose name ends in ``tuning`` have the role ``tuning``: their seeds are held out of comparisons.
 
     Args:
         sources: folders of records; default: the recorded studies and the local runs (`altgrad.runs.default_sources`).
+        project: of W&B; its new and changed runs are fetched into the last of the sources before they are read. Without
+            it no network is used. That W&B gives nothing is no error: `pulled` says why, and local records are read.
+        entity: that owns the project; default: WANDB_ENTITY, else the key's own.
+        silence: seconds without anything from W&B after which the fetching ends.
     """
 
-    def __init__(self, sources: Iterable[str | Path] | None = None) -> None:
+    def __init__(
+        self,
+        sources: Iterable[str | Path] | None = None,
+        *,
+        project: str | None = None,
+        entity: str | None = None,
+        silence: float = 6.0,
+    ) -> None:
         self._sources = None if sources is None else tuple(Path(source) for source in sources)
+        self._project, self._entity, self._silence = project, entity, silence
+
+    @cached_property
+    def pulled(self) -> Pulled | None:
+        """What was fetched from W&B, and why not more; None where W&B was not asked."""
+        if self._project is None:
+            return None
+        out = (self._sources or default_sources())[-1]
+        return pull(out, self._project, self._entity, silence=self._silence)
 
     @cached_property
     def run_set(self) -> RunSet:
         """Every readable record, and the problems of the others."""
+        _ = self.pulled  # first, and whether or not anything came
         return load_runs(self._sources)
 
     @property
@@ -159,6 +185,17 @@ class ExperimentDataLoader:
         times = [record.run.get("ended") or record.run["created"] for record in self.run_set.records]
         return max(times, default=None)
 
+    @property
+    def built_from(self) -> str:
+        """Where the records come from, in words: recorded here, or pulled from which project and when."""
+        origins = [record.run["origin"] for record in self.run_set.records if "origin" in record.run]
+        network = "no network was used" if self.pulled is None else "W&B was asked for new ones"
+        if not origins:
+            return f"local records; {network}"
+        places = ", ".join(sorted({f"{origin['entity']}/{origin['project']}" for origin in origins}))
+        last = max(str(origin["pulled"]) for origin in origins)
+        return f"local records, {len(origins)} of them from W&B ({places}, the last on {last}); {network}"
+
     @cached_property
     def fingerprint(self) -> str:
         """First 12 hex of a sha256 over the content of all records and problems, in order."""
@@ -171,8 +208,19 @@ class ExperimentDataLoader:
         return total.hexdigest()[:12]
 
 
+NOT_STATED = "not stated"
+"""What a foreign run does not say of itself."""
+
+
+def states_formats(config: ExperimentConfig) -> bool:
+    """Whether a run says of any operand which format it has."""
+    return any(config.states(f"quantize.{operand}") for operand in OPERANDS)
+
+
 def format_label(config: ExperimentConfig) -> str:
     """``E4M3`` where one format is used for every quantized operand, else ``E4M3/E4M3/E5M2``; ``FP32`` for none."""
+    if not states_formats(config):
+        return NOT_STATED
     names = [getattr(config.quantize, operand) for operand in config.quantize.operands]
     labels = [get_format(name).label for name in names]
     return "FP32" if not labels else labels[0] if len(set(labels)) == 1 else "/".join(labels)
@@ -181,6 +229,8 @@ def format_label(config: ExperimentConfig) -> str:
 def scope_label(config: ExperimentConfig) -> str:
     """What is quantized, where and with which scale, in words; "nothing" for an unquantized run."""
     quantize, scaling = config.quantize, config.scaling
+    if not states_formats(config):
+        return NOT_STATED
     if not quantize.operands:
         return "nothing"
     parts = [" + ".join(OPERAND_NAMES[operand] for operand in quantize.operands)]
@@ -188,8 +238,8 @@ def scope_label(config: ExperimentConfig) -> str:
         parts.append("only in " + ", ".join(kind for kind in LAYER_TYPES if kind in quantize.layers))
     if quantize.patterns:
         parts.append("only layers " + ", ".join(quantize.patterns))
-    scales = {operand: _scale_label(scaling.rule(operand)) for operand in quantize.operands}
-    if len(set(scales.values())) == 1:
+    scales = {operand: _scale_label(scaling.rule(operand)) for operand in quantize.operands if config.states("scaling")}
+    if len(set(scales.values())) <= 1:
         parts += [label for label in {*scales.values()} if label]
     else:
         parts += [f"{OPERAND_NAMES[operand]}: {label or 'amax scale'}" for operand, label in scales.items()]
@@ -219,6 +269,8 @@ def rule_label(config: ExperimentConfig) -> str:
     Such as ``ManifoldAdamW (update, S shuffled)`` or ``AdamW on the grid, rounded stochastically``.
     """
     optimizer = config.optimizer
+    if not config.states("optimizer.step_rule"):
+        return NOT_STATED
     name = {"adamw": "AdamW", "manifold": "ManifoldAdamW", "code": "Whole codes"}[optimizer.step_rule]
     details: list[str] = [optimizer.precondition or ""]
     if optimizer.relative:
@@ -271,36 +323,42 @@ def _row(record: RunRecord) -> dict[str, Any]:
     config, run = record.config, record.run
     optimizer, data = config.optimizer, run["data"]["sha256"]
     identity = config.arm_identity()
-    quantized = {key: identity[key] for key in ("quantize", "scaling")}
+    stated = states_formats(config)
+    quantized = ("quantize", "scaling")
     setting = {key: value for key, value in identity.items() if key not in quantized}
-    kept = {key: value for key, value in identity["optimizer"].items() if key not in STEP_RULE_KEYS}
+    if not stated:  # a run of unknown formats is in no comparison of formats
+        setting["formats"] = NOT_STATED
+    kept = {key: value for key, value in identity.get("optimizer", {}).items() if key not in STEP_RULE_KEYS}
     problem = identity | {"optimizer": kept}
     experiment = {key: value for key, value in problem.items() if key not in quantized}
     if how := scope_label(config).partition("; ")[2]:  # layers, scales, roundings: where they are not the default
         experiment["how"] = how
+    last_step = int(record.history["step"].max()) if len(record.history) else -1
+    rule = config.states("optimizer.step_rule")
     return {
         "run_id": record.id,
         "arm": record.arm,
         "seed": config.seed,
+        "foreign": config.foreign is not None,
         "status": record.status,
         "study": config.study,
         "role": "tuning" if config.study.endswith("tuning") else "report",
         "format": format_label(config),
-        **{operand: getattr(config.quantize, operand) for operand in OPERANDS},
+        **{operand: getattr(config.quantize, operand) if stated else None for operand in OPERANDS},
         "scope": scope_label(config),
         "rule": rule_label(config),
-        "step_rule": optimizer.step_rule,
+        "step_rule": optimizer.step_rule if rule else None,
         "precondition": optimizer.precondition,
-        "storage": optimizer.storage,
-        "rounding": optimizer.rounding,
-        "learning_rate": optimizer.learning_rate,
-        "max_steps": config.max_steps,
+        "storage": optimizer.storage if rule else None,
+        "rounding": optimizer.rounding if rule else None,
+        "learning_rate": optimizer.learning_rate if config.states("optimizer.learning_rate") else math.nan,
+        "max_steps": config.max_steps if config.states("max_steps") else max(last_step, 0),
         "data": data,
         "setting": digest(setting, data)[:12],
         "problem": digest(problem, data)[:12],
         "experiment": digest(experiment, data)[:12],
         "final_val_loss": final_val_loss(record),
-        "last_step": int(record.history["step"].max()) if len(record.history) else -1,
+        "last_step": last_step,
         "stall_ratio": stall_ratio(record),
         "failure": run["failure"],
         "created": run["created"],

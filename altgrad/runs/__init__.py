@@ -1,5 +1,7 @@
 """The record of one run: its schema, the writer, the readers of the local and the packed form, and the W&B mirror.
 
+`record` opens one for any training loop, from any framework.
+
 A run's folder holds
 
 - ``run.json``: resolved config, data and code fingerprints, environment, status, failure, summary, W&B address;
@@ -10,6 +12,8 @@ A run's folder holds
 - ``lock``: held by the writer's process, which is how a reader tells a running run from a crashed one.
 """
 
+from altgrad.runs.bulk import read_histories
+from altgrad.runs.foreign import foreign_config, record
 from altgrad.runs.pack import pack_study
 from altgrad.runs.schema import (
     FAILURE_KINDS,
@@ -48,10 +52,13 @@ __all__ = [
     "RunWriter",
     "arm_id",
     "default_sources",
+    "foreign_config",
     "load_runs",
     "newest_time",
     "pack_study",
+    "read_histories",
     "read_run",
+    "record",
     "run_id",
     "sources_fingerprint",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import numbers
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -134,6 +135,27 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [json_ready(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def plain(value: Any) -> bool | int | float | str | None:
+    """`value` as a value of JSON: NumPy scalars, one-element arrays and tensors of any framework become numbers.
+
+    Raises:
+        TypeError: it is neither a number, text nor None.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value  # type: ignore[no-any-return]
+    if callable(item := getattr(value, "item", None)):
+        try:
+            found = item()
+        except Exception:  # each framework has its own error for "more than one element"
+            raise TypeError("more than one value") from None
+        if type(found) in (bool, int, float, str):
+            return found  # type: ignore[no-any-return]
+    if isinstance(value, numbers.Real | str):
+        kind = next((kind for kind in (int, float, str) if isinstance(value, kind)), float)
+        return kind(value)  # type: ignore[arg-type]
+    raise TypeError("neither a number nor text")
 
 
 def without_paths(text: str) -> str:

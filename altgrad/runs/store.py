@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,15 +43,24 @@ class RunRecord:
         run: run.json with `status` resolved: a run without an end whose lock is free is ``crashed``.
         config: the validated config.
         arm: the arm's id, computed from config and data fingerprint (never taken from the file).
-        history: one row a logged step; column `step` and the metrics, float64.
-        layers: the long per-layer table, columns `LAYER_COLUMNS`.
+        tables: gives the table "history" or "layers"; `history` and `layers` ask it once. A packed run's are cut out of
+            its study when somebody asks for them.
     """
 
     run: dict[str, Any]
     config: ExperimentConfig
     arm: str
-    history: pd.DataFrame = field(repr=False)
-    layers: pd.DataFrame = field(repr=False)
+    tables: Callable[[str], pd.DataFrame] = field(repr=False, compare=False)
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row a logged step; column `step` and the metrics, float64."""
+        return self.tables("history")
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """The long per-layer table, columns `LAYER_COLUMNS`."""
+        return self.tables("layers")
 
     @property
     def id(self) -> str:
@@ -92,12 +105,12 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
     found: dict[str, RunRecord] = {}
     problems: list[Problem] = []
     for source in default_sources() if sources is None else sources:
-        for folder in _record_folders(Path(source)):
+        for folder in record_folders(Path(source)):
             records: Sequence[RunRecord] = ()
             where = folder.name if folder == Path(source) else folder.relative_to(source).as_posix()
             try:
                 if (folder / PACKED).exists():
-                    records, damaged = _read_packed(folder, where)
+                    records, damaged = read_packed(folder, where)
                     problems += damaged
                 else:
                     records = (read_run(folder),)
@@ -137,7 +150,7 @@ def newest_time(sources: Iterable[Path] | None = None) -> datetime | None:
     """
     times = []
     for source in default_sources() if sources is None else sources:
-        for folder in _record_folders(Path(source)):
+        for folder in record_folders(Path(source)):
             try:
                 heads = (
                     _read_parquet(folder / PACKED)["run"].map(json.loads)
@@ -183,16 +196,25 @@ def read_run(folder: Path) -> RunRecord:
     except FileNotFoundError:
         raise RecordError(f"{folder.name}/run.json: missing; delete the folder or restore the file") from None
     except (ValueError, OSError, RecursionError) as error:
-        raise RecordError(f"{folder.name}/run.json: not readable JSON ({_reason(error)}); restore the file") from None
-    return _record(run, folder.name, locked, _table(folder, "history"), _table(folder, "layers"))
+        raise RecordError(f"{folder.name}/run.json: not readable JSON ({reason_of(error)}); restore the file") from None
+    run, config = _checked(run, folder.name, locked)
+    tables = {"history": _ordered(read_table(folder, "history")), "layers": read_table(folder, "layers")}
+    history = tables["history"]
+    if "val_loss" not in history or not history["val_loss"].notna().any():
+        _needs_loss(run, config, folder.name)
+    return RunRecord(run, config, arm_id(config, run["data"]), tables.__getitem__)
 
 
-def _record(run: Any, where: str, locked: bool, history: pd.DataFrame, layers: pd.DataFrame) -> RunRecord:
-    run, config = _checked(run, where, locked)
-    history = history.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
-    if run["status"] == "finished" and ("val_loss" not in history or not history["val_loss"].notna().any()):
+def _ordered(history: pd.DataFrame) -> pd.DataFrame:
+    if history["step"].is_monotonic_increasing and history["step"].is_unique:
+        return history
+    return history.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
+
+
+def _needs_loss(run: Mapping[str, Any], config: ExperimentConfig, where: str) -> None:
+    """RecordError for a finished run of AltGrad's own without a validation loss; other loops need not have one."""
+    if run["status"] == "finished" and config.foreign is None:
         raise RecordError(f"{where}/history: key 'val_loss' is missing from a finished run; record the run again")
-    return RunRecord(run, config, arm_id(config, run["data"]), history, layers)
 
 
 def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], ExperimentConfig]:
@@ -209,6 +231,9 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
     ):
         if not isinstance(run.get(key), kind):
             raise RecordError(f"{where}/run.json: key {key!r} is missing or not {kind.__name__}; restore the file")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", run["id"]):
+        shown = run["id"][:80].encode("unicode_escape").decode()
+        raise RecordError(f"{where}/run.json: id '{shown}' has more than letters, digits, '.', '_' and '-'; restore it")
     if run["schema"] > SCHEMA_VERSION:
         raise RecordError(f"{where}/run.json: schema {run['schema']} is newer than {SCHEMA_VERSION}; update altgrad")
     if run["status"] not in STATUSES:
@@ -221,6 +246,8 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
     for key in ("ended", "wandb_url", "message"):
         if not isinstance(run.setdefault(key, None), str | None):
             raise RecordError(f"{where}/run.json: key {key!r} is not text; restore the file")
+    if not isinstance(run.get("origin", {}), dict):
+        raise RecordError(f"{where}/run.json: key 'origin' is not a mapping; restore the file")
     for key in ("created", "ended"):
         try:
             run[key] = run[key] and datetime.fromisoformat(run[key]).astimezone(UTC).isoformat().replace("+00:00", "Z")
@@ -235,29 +262,35 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
             run["failure"] = Failure(**run["failure"]).to_json()
         except (TypeError, ValueError) as error:
             raise RecordError(
-                f"{where}/run.json: key 'failure' is damaged ({_reason(error)}); restore the file"
+                f"{where}/run.json: key 'failure' is damaged ({reason_of(error)}); restore the file"
             ) from None
     try:
         config = parse_config(run["config"], source=f"{where}/run.json: config")
     except UsageError as error:
         raise RecordError(str(error)) from None
-    status = run["status"] if run["status"] != "running" or locked else "crashed"
+    elsewhere = "origin" in run  # pulled from W&B, which knows whether the run still goes
+    status = run["status"] if run["status"] != "running" or locked or elsewhere else "crashed"
     return run | {"status": status}, config
 
 
-def _table(folder: Path, name: str) -> pd.DataFrame:
+def read_table(folder: Path, name: str) -> pd.DataFrame:
+    """The table "history" or "layers" of a run's folder, in the order in which it was written.
+
+    Raises:
+        RecordError: it is damaged, or a column is missing or of the wrong kind.
+    """
     parquet, jsonl = folder / f"{name}.parquet", folder / f"{name}.jsonl"
     where = f"{folder.name}/{name}"
     columns = LAYER_COLUMNS if name == "layers" else ("step",)
+    frame = pd.DataFrame()
     try:
-        if parquet.exists():
-            frame = _read_parquet(parquet)
-        elif jsonl.exists():
-            frame = pd.DataFrame(read_jsonl(jsonl))
-        else:
-            frame = pd.DataFrame()
+        # A run that ends in between has its table as Parquet when its lines are gone, hence the second look.
+        for path in (parquet, jsonl, parquet):
+            with contextlib.suppress(FileNotFoundError):
+                frame = _read_parquet(path) if path is parquet else pd.DataFrame(read_jsonl(path))
+                break
     except (ValueError, OSError, pa.ArrowException) as error:
-        raise RecordError(f"{where}: damaged ({_reason(error)}); restore the file or record the run again") from None
+        raise RecordError(f"{where}: damaged ({reason_of(error)}); restore the file or record the run again") from None
     if frame.empty:
         return pd.DataFrame({column: pd.Series(dtype="float64") for column in columns})
     missing = [column for column in columns if column not in frame]
@@ -276,40 +309,115 @@ def _numeric(frame: pd.DataFrame, where: str, columns: Sequence[str]) -> pd.Data
     try:
         return frame.astype({**dict.fromkeys(columns, "float64"), "step": "int64"})
     except (ValueError, TypeError, OverflowError) as error:
-        raise RecordError(f"{where}: a value is not a number ({_reason(error)}); restore the file") from None
+        raise RecordError(f"{where}: a value is not a number ({reason_of(error)}); restore the file") from None
 
 
-def _read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]]:
+def read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]]:
+    """The records of a packed study, and those of its records that cannot be used.
+
+    Raises:
+        RecordError: for files that are missing or damaged as a whole.
+    """
     try:
-        runs, history, layers = (_read_parquet(folder / f"{name}.parquet") for name in ("runs", "history", "layers"))
-        by_run = {
-            name: dict(tuple(table.groupby("run_id", sort=False)))
-            for name, table in (("history", history), ("layers", layers))
-        }
+        runs = _read_parquet(folder / PACKED)
         rows = [(str(row.run_id), str(row.run)) for row in runs.itertuples()]
-    except (OSError, pa.ArrowException, KeyError, AttributeError) as error:
-        reason = f"{where}: damaged packed study ({_reason(error)}); restore the folder from version control"
+        tables = {name: Sliced.read(folder / f"{name}.parquet") for name in ("history", "layers")}
+    except (OSError, pa.ArrowException, KeyError, AttributeError, ValueError) as error:
+        reason = f"{where}: damaged packed study ({reason_of(error)}); restore the folder from version control"
         raise RecordError(reason) from None
+    with_loss = tables["history"].having("val_loss")
     records, problems = [], []
     for identity, text in rows:
         inside = f"{where}/{identity}"
         try:
-            tables = [
-                by_run[name].get(identity, empty.iloc[:0]).drop(columns="run_id")
-                for name, empty in (("history", history), ("layers", layers))
-            ]
-            own = (
-                tables[0]
-                .dropna(axis="columns", how="all")
-                .astype({c: "float64" for c in tables[0].columns if c != "step" and tables[0][c].notna().any()})
+            run, config = _checked(json.loads(text), inside, False)
+            if identity not in with_loss:
+                _needs_loss(run, config, inside)
+            records.append(
+                RunRecord(run, config, arm_id(config, run["data"]), partial(_packed_table, tables, identity))
             )
-            records.append(_record(json.loads(text), inside, False, own, tables[1].reset_index(drop=True)))
-        except (RecordError, ValueError) as error:
-            problems.append(Problem(inside, _reason(error)))
+        except (RecordError, ValueError, RecursionError) as error:
+            problems.append(Problem(inside, reason_of(error)))
     return records, problems
 
 
-def _record_folders(source: Path) -> list[Path]:
+def _packed_table(tables: Mapping[str, Sliced], identity: str, name: str) -> pd.DataFrame:
+    cut = tables[name].of(identity)
+    if name == "layers":
+        return cut.to_pandas()
+    # Another run's columns, and float32 to save space: the study's table is wider and narrower than the run's.
+    kept = [column for column in cut.column_names if column == "step" or cut[column].null_count < len(cut)]
+    kinds = [(column, cut[column].type if column == "step" else pa.float64()) for column in kept]
+    return _ordered(cut.select(kept).cast(pa.schema(kinds)).to_pandas())
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """A table of many runs, of which each run's rows are one slice."""
+
+    table: pa.Table
+    places: Mapping[str, tuple[int, int]]
+
+    @classmethod
+    def read(cls, path: Path) -> Sliced:
+        """The file's table with the rows of each run together, in their order.
+
+        Raises:
+            ValueError, OSError, pa.ArrowException: it is damaged, or a column is missing or of the wrong kind.
+        """
+        with open(path, "rb") as file:
+            schema = pq.read_schema(file)
+            text = [column.name for column in schema if _is_text(column.type)]
+            table = pq.read_table(file, read_dictionary=text).unify_dictionaries().combine_chunks()
+        if "run_id" not in text or "step" not in table.column_names:
+            raise ValueError(f"{path.name} has no columns run_id and step")
+        for name in set(table.column_names) - set(LAYER_COLUMNS[1:-1]) - {"run_id"}:
+            if not is_number(schema.field(name).type):
+                raise ValueError(f"a value of column {name!r} is not a number")
+        if table["run_id"].null_count or table["step"].null_count:
+            raise ValueError(f"{path.name} has a row without run_id or step")
+        if not len(table):
+            return cls(table.drop_columns("run_id"), {})
+        column = table["run_id"].chunk(0)
+        codes = column.indices.to_numpy()
+        starts = np.flatnonzero(np.diff(codes, prepend=-1))
+        if len(starts) > len(np.unique(codes[starts])):  # the rows of some run lie apart
+            order = np.argsort(codes, kind="stable")
+            table, codes = table.take(order), codes[order]
+            starts = np.flatnonzero(np.diff(codes, prepend=-1))
+        names = column.dictionary.to_pylist()
+        lengths = np.diff(starts, append=len(codes))
+        places = {names[codes[start]]: (int(start), int(n)) for start, n in zip(starts, lengths, strict=True)}
+        return cls(table.drop_columns("run_id"), places)
+
+    def of(self, identity: str) -> pa.Table:
+        """The rows of one run; none where it has none."""
+        cut = self.table.slice(*self.places.get(identity, (0, 0)))
+        fields = [pa.field(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in cut.schema]
+        return cut.cast(pa.schema(fields))
+
+    def having(self, column: str) -> set[str]:
+        """The runs that have a value in `column`."""
+        if column not in self.table.column_names:
+            return set()
+        known = np.flatnonzero(self.table[column].is_valid().to_numpy() & ~np.isnan(self.table[column].to_numpy()))
+        return {
+            identity
+            for identity, (start, length) in self.places.items()
+            if np.searchsorted(known, start) < np.searchsorted(known, start + length)
+        }
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column holds numbers, or nothing at all."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def record_folders(source: Path) -> list[Path]:
     """Folders that hold a record or a packed study: the source itself, or those one or two levels down."""
     if not source.is_dir():
         return []
@@ -333,6 +441,6 @@ def _holds_record(folder: Path) -> bool:
     return any((folder / name).exists() for name in (PACKED, "run.json", "history.jsonl", "history.parquet"))
 
 
-def _reason(error: object) -> str:
+def reason_of(error: object) -> str:
     """Why a file was refused, on one line without absolute paths: reasons reach public pages."""
     return without_paths(one_line(error))[:200]

@@ -1,24 +1,37 @@
-"""The mirror of a run in W&B: it never stops, slows or prompts; what goes wrong is one line, and the record goes on."""
+"""The mirror of a run in W&B: it never stops, slows or prompts; what goes wrong is one line, and the record goes on.
+
+The record is the source: what W&B lacks of a resumed run is sent from it, and what W&B has already is not sent again.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-import netrc
 import os
-import socket
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
-from altgrad.config import ExperimentConfig, one_line
+from altgrad.config import ExperimentConfig
+from altgrad.runs.wandb_access import missing_package, project_and_entity, reason_of, unusable
+from altgrad.runs.writer import read_jsonl
 
-CONNECT_SECONDS = 1.5
 START_SECONDS = 20.0
 FINISH_SECONDS = 30.0
+ALERTS = 10
+ALERT_SECONDS = 60.0
+MODES: dict[str, Any] = {
+    "online": "online",
+    "offline": "offline",
+    "disabled": "disabled",
+    "run": "online",
+    "dryrun": "offline",
+}
+"""WANDB_MODE, also in the words of older clients, -> ours."""
 
 
 class Tracker:
@@ -28,84 +41,150 @@ class Tracker:
         url: the run's address as W&B gave it, None when offline or inert.
     """
 
-    def __init__(self, run: Any | None, warn: Callable[[str], None]) -> None:
-        self._run = run
+    def __init__(
+        self, mirror: Any | None, record: Mapping[str, Any], warn: Callable[[str], None], last: int = -1
+    ) -> None:
+        self._mirror = mirror
+        self._record = record
         self._warn = warn
-        self.url: str | None = None if run is None or run.offline else run.url
+        self._last = last
+        self._alerts: list[float] = []
+        self.url: str | None = None if mirror is None or mirror.offline else mirror.url
 
     @classmethod
     def start(
-        cls, config: ExperimentConfig, run_id: str, directory: Path, warn: Callable[[str], None] | None = None
+        cls,
+        config: ExperimentConfig,
+        record: Mapping[str, Any],
+        directory: Path,
+        warn: Callable[[str], None] | None = None,
     ) -> Tracker:
-        """Start mirroring as ``config.tracking`` says.
+        """Start mirroring as ``config.tracking`` says; where it says nothing, as WANDB_MODE, _PROJECT and _ENTITY say.
+
+        A run that W&B knows by its id is gone on with: rows up to its last step are not sent again, and rows of the
+        record beyond it, which a killed process could not send, are sent now.
 
         Args:
-            config: the run's config; its `identity()`, name, notes and tags are what W&B gets.
-            run_id: used as W&B's run id, so that a run mirrored twice is one run.
-            directory: where W&B keeps its files (the run's folder).
+            config: the run's config; its `identity()`, notes and tags are what W&B gets.
+            record: the run's record (run.json); its id is W&B's run id, and what W&B gets beside the config.
+            directory: the run's folder; W&B keeps its files in its folder ``wandb``.
             warn: takes one line when tracking is given up (default: printed to stderr).
         """
         warn = warn or _print_warning
         tracking = config.tracking
-        if tracking.mode == "disabled":
-            return cls(None, warn)
-        reason = _missing_package() or (_unreachable() if tracking.mode == "online" else None)
-        if reason:
+        mode = tracking.mode or MODES.get(asked := os.environ.get("WANDB_MODE") or "disabled")
+        if mode == "disabled":
+            return cls(None, record, warn)
+        reason = f"WANDB_MODE={asked[:40]!r} is none of {', '.join(MODES)}" if mode is None else None
+        if reason := reason or (unusable() if mode == "online" else missing_package()):
             warn(f"W&B tracking is off: {reason}. The run goes on with its local record.")
-            return cls(None, warn)
+            return cls(None, record, warn)
+        project, entity = project_and_entity(tracking.project, tracking.entity)
 
-        def init() -> Any:
+        def begin() -> tuple[Any, int]:
+            os.environ.setdefault("WANDB_SILENT", "true")
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing goes elsewhere than to the user's server
             import wandb
 
-            return wandb.init(
-                mode=tracking.mode,
-                project=tracking.project,
-                entity=tracking.entity,
-                id=run_id,
-                name=run_id,
-                group=config.resolved_name,
+            last = _last_step_in_files(directory) if mode == "offline" else -1
+            mirror = wandb.init(
+                mode=mode,
+                project=project,
+                entity=entity,
+                id=record["id"],
+                name=record["id"],
+                group=(tracking.group or record["arm"])[:128],
                 notes=config.notes or None,
-                tags=list(config.tags),
+                tags=[tag[:64] for tag in config.tags if tag],
                 dir=str(directory),
-                config=config.identity() | {"study": config.study},
-                resume="allow" if tracking.mode == "online" else None,
+                config=config.identity() | {"study": config.study, "altgrad": _own(record)},
+                resume="allow" if mode == "online" else None,
                 settings=wandb.Settings(
                     silent=True, console="off", init_timeout=START_SECONDS, x_disable_stats=True, disable_git=True,
-                    disable_code=True, x_disable_meta=True, host="",
+                    disable_code=True, x_disable_meta=True, x_save_requirements=False, host="",
                 ),
             )  # fmt: skip
+            if mode == "online" and mirror.resumed:
+                last = mirror.starting_step - 1
+            return mirror, last
 
-        run = _bounded(init, START_SECONDS + 5, "could not start", warn)
-        return cls(run, warn)
+        begun = _bounded(begin, START_SECONDS + 5, "could not start", warn)
+        if begun is None:
+            return cls(None, record, warn)
+        tracker = cls(begun[0], record, warn, begun[1])
+        tracker._catch_up(directory)
+        return tracker
 
     def log(self, row: Mapping[str, float]) -> None:
-        """Send one history row; `step` becomes W&B's step. NaN is sent as NaN."""
-        if self._run is None:
+        """Send one history row in one call; `step` becomes W&B's step. NaN is sent as NaN."""
+        if self._mirror is None or int(row["step"]) <= self._last:
             return
         try:
-            self._run.log({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
+            self._mirror.log({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
         except Exception as error:
-            self._give_up(error)
+            self._mirror = None
+            self._warn(f"W&B tracking stopped: {reason_of(error)}. The run goes on with its local record.")
+
+    def alert(self, title: str, text: str) -> None:
+        """Send a warning for people, whom W&B may mail it to: `ALERTS` a run at most, and one in `ALERT_SECONDS`."""
+        now = time.monotonic()
+        if self._mirror is None or len(self._alerts) >= ALERTS or any(now - t < ALERT_SECONDS for t in self._alerts):
+            return
+        self._alerts.append(now)
+        try:
+            self._mirror.alert(title=title[:64], text=text[:1000])
+        except Exception as error:
+            self._warn(f"W&B did not take an alert: {reason_of(error)}.")
 
     def finish(self, status: str, summary: Mapping[str, Any] | None = None) -> None:
         """End the mirrored run; waits at most `FINISH_SECONDS` for what is still to be sent."""
-        run, self._run = self._run, None
-        if run is None:
+        mirror, self._mirror = self._mirror, None
+        if mirror is None:
             return
 
         def end() -> None:
-            for key, value in {**(summary or {}), "status": status}.items():
-                run.summary[key] = value if not isinstance(value, float) or math.isfinite(value) else str(value)
-            run.finish(exit_code=0 if status == "finished" else 1)
+            shown = {**(summary or {}), "status": status, "altgrad": _ending(self._record, status, summary or {})}
+            for key, value in shown.items():
+                mirror.summary[key] = value if not isinstance(value, float) or math.isfinite(value) else str(value)
+            mirror.finish(exit_code=0 if status == "finished" else 1)
 
-        _bounded(end, FINISH_SECONDS, "did not take the end of the run", self._warn)
+        remedy = "; 'wandb sync' of the folder wandb in the record sends the rest"
+        _bounded(end, FINISH_SECONDS, "did not take the end of the run", self._warn, remedy)
 
-    def _give_up(self, error: Exception) -> None:
-        self._run = None
-        self._warn(f"W&B tracking stopped: {_reason(error)}. The run goes on with its local record.")
+    def _catch_up(self, directory: Path) -> None:
+        path = directory / "history.jsonl"
+        for row in read_jsonl(path) if path.exists() else ():
+            self.log(row)
 
 
-def _bounded(call: Callable[[], Any], seconds: float, failed: str, warn: Callable[[str], None]) -> Any | None:
+def _own(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What W&B keeps beside the config, so that a pulled run is the record that it was."""
+    kept = ("schema", "id", "created", "data", "environment", "code")
+    name = record.get("config", {}).get("name")
+    return {key: record[key] for key in kept if key in record} | ({"name": name} if name else {})
+
+
+def _ending(record: Mapping[str, Any], status: str, summary: Mapping[str, Any]) -> str:
+    """How the run ended, as one text: W&B adds to a summary what it likes."""
+    finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in summary.items()}
+    ending = {"status": status, "summary": finite, "failure": record.get("failure"), "events": record.get("events", [])}
+    return json.dumps(ending, default=str)
+
+
+def _last_step_in_files(directory: Path) -> int:
+    """The last step that W&B's offline files of this run hold, -1 without any; an interrupted one leaves them."""
+    steps = [-1]
+    for path in sorted(directory.glob("wandb/offline-run-*/*.wandb")):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(path)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=START_SECONDS)
+        if done.returncode == 0:
+            steps.append(int(json.loads(done.stdout).get("step") or -1))
+    return max(steps)
+
+
+def _bounded(
+    call: Callable[[], Any], seconds: float, failed: str, warn: Callable[[str], None], remedy: str = ""
+) -> Any | None:
     """`call()` in a daemon thread for at most `seconds`; a failure is one line, and None comes back.
 
     W&B's errors have no common base class (server errors are plain ones), hence the wide net.
@@ -124,46 +203,10 @@ def _bounded(call: Callable[[], Any], seconds: float, failed: str, warn: Callabl
     thread.join(seconds)
     if result:
         return result[0]
-    reason = _reason(errors[0]) if errors else f"no answer within {seconds:.0f} s"
-    warn(f"W&B {failed}: {reason}. The local record is complete.")
+    reason = reason_of(errors[0]) if errors else f"no answer within {seconds:.0f} s"
+    warn(f"W&B {failed}: {reason}. The local record is complete{remedy}.")
     return None
-
-
-def _missing_package() -> str | None:
-    from importlib.util import find_spec
-
-    return None if find_spec("wandb") else "the package wandb is not installed (pip install 'altgrad[wandb]')"
-
-
-def _unreachable() -> str | None:
-    """Why an online run cannot start, found without asking W&B's client (which prompts, or waits for 19 s)."""
-    try:
-        address = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
-        host, port = address.hostname or "api.wandb.ai", address.port or (443 if address.scheme == "https" else 80)
-    except ValueError as error:
-        return f"WANDB_BASE_URL is not an address ({_reason(error)})"
-    if not os.environ.get("WANDB_API_KEY") and not _netrc_has(host):
-        return "no W&B API key (set WANDB_API_KEY or run 'wandb login')"
-    if getproxies().get(address.scheme):
-        return None
-    try:
-        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
-    except (OSError, UnicodeError) as error:  # UnicodeError: a host name that DNS cannot encode
-        return f"W&B's server cannot be reached ({_reason(error)})"
-    return None
-
-
-def _netrc_has(host: str) -> bool:
-    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
-    try:
-        return netrc.netrc(str(path)).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def _print_warning(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr)
-
-
-def _reason(error: object) -> str:
-    return one_line(error)[:200] or type(error).__name__

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import PydanticSerializationError, to_json
 
 import altgrad
 from altgrad.config import ExperimentConfig, UsageError, one_line
@@ -30,6 +32,7 @@ from altgrad.runs.schema import (
     arm_id,
     code_fingerprint,
     json_ready,
+    plain,
     run_id,
     without_paths,
 )
@@ -37,6 +40,8 @@ from altgrad.runs.schema import (
 FSYNC_SECONDS = 5.0
 REPORT = "failure.md"
 """The failure as people read it, beside run.json, which holds the same."""
+CLOCK_SLACK = 60.0
+"""Seconds by which the wall clock may move against the monotonic one before the record says so (also by sleeping)."""
 
 
 class RunExists(UsageError):
@@ -54,7 +59,9 @@ class RunWriter:
     SystemExit) and lets the exception go on; leaving it without `finish` or `fail` marks it ``interrupted``.
     """
 
-    def __init__(self, path: Path, run: dict[str, Any], lock: IO[bytes], seconds: float = 0.0) -> None:
+    def __init__(
+        self, path: Path, run: dict[str, Any], lock: IO[bytes], seconds: float = 0.0, step: int | float = -math.inf
+    ) -> None:
         self.path = path
         self.run = run
         self._lock = lock
@@ -62,6 +69,8 @@ class RunWriter:
         self._layers = open(path / "layers.jsonl", "ab", buffering=0)  # noqa: SIM115
         self._synced = time.monotonic()
         self._started = self._synced - seconds
+        self._step = step
+        self._clocks = time.time() - self._synced  # what the wall clock is ahead of the monotonic one
         self._closed = False
         self._failure: Failure | None = None
 
@@ -91,16 +100,15 @@ class RunWriter:
         identity = run_id(config, data_fingerprint)
         path = root / identity
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = _lock(path)
-            if (path / "run.json").exists():
-                if _is_finished(path):
-                    lock.close()
-                    raise RunExists(f"{identity} is already finished; its record is kept. Change the seed or a key")
-                lock.close()
-                _set_aside(path)
-                path.mkdir()
+            while True:
+                path.mkdir(parents=True, exist_ok=True)
                 lock = _lock(path)
+                if not (path / "run.json").exists():
+                    break
+                with lock:  # held until the old record is out of the way, so that nobody else begins to move it
+                    if _is_finished(path):
+                        raise RunExists(f"{identity} is already finished; its record is kept. Change the seed or a key")
+                    _set_aside(path)
         except OSError as error:
             raise UsageError(
                 f"--out {root}: cannot be written ({error.strerror}); give a folder you may write to"
@@ -114,7 +122,7 @@ class RunWriter:
             "created": now,
             "ended": None,
             "seconds": None,
-            "config": config.model_dump(mode="json"),
+            "config": config.model_dump(mode="json", exclude_unset=config.foreign is not None),
             "data": dict(data_fingerprint),
             "environment": dict(environment),
             "code": {"version": altgrad.__version__, "fingerprint": code_fingerprint()},
@@ -180,24 +188,54 @@ class RunWriter:
         run.pop("message", None)
         write_json(path / "run.json", run)
         (path / REPORT).unlink(missing_ok=True)
-        return cls(path, run, lock, seconds)
+        return cls(path, run, lock, seconds, step)
 
     @property
     def run_id(self) -> str:
         """The run's id, which is also its folder's name."""
         return str(self.run["id"])
 
-    def log(self, step: int, **metrics: float) -> None:
-        """Append one history row. Non-finite values are kept: NaN and infinity are what some runs are about."""
-        self._append(self._history, {"step": step, **metrics})
+    def log(self, step: int, **metrics: Any) -> None:
+        """Append the history row of a step; all metrics of a step are given in one call, and steps go up.
+
+        Numbers of any kind are taken: NumPy scalars and tensors of one element too. Non-finite values are kept: NaN and
+        infinity are what some runs are about. The row is in the file when this returns.
+
+        Raises:
+            UsageError: a metric is no number, or the step is not above the last one; nothing was written.
+            OSError: the row could not be written, for example to a full disk; the rows before it are whole.
+        """
+        if type(step) is not int:
+            step = _step(step)
+        if step <= self._step:
+            raise UsageError(f"step {step} after step {self._step}: steps go up; log all metrics of a step in one call")
+        row = {"step": step, **metrics}
+        if not set(map(type, metrics.values())) <= {float}:  # a check of all costs less than a look at each
+            row |= {name: _number(name, value) for name, value in metrics.items()}
+        _write_all(self._history, _json_line(row))
+        self._step = step
         if "val_loss" in metrics or time.monotonic() - self._synced > FSYNC_SECONDS:
             self.sync()
 
-    def log_layers(self, rows: Iterable[tuple[int, str, str, str, str, float]]) -> None:
-        """Append rows of the per-layer table: step, layer, layer_type, operand, statistic, value."""
-        lines = [json.dumps(dict(zip(LAYER_COLUMNS, row, strict=True)), default=float) for row in rows]
+    def log_layers(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Append rows of the per-layer table: step, layer, layer_type, operand, statistic, value.
+
+        Raises:
+            UsageError: a row is of another shape; none of `rows` was written.
+            OSError: as for `log`.
+        """
+        lines = []
+        for row in rows:
+            try:
+                step, *names, value = row
+            except (TypeError, ValueError):
+                step, names, value = None, [], None
+            if len(names) != 4 or not all(isinstance(name, str) for name in names):
+                raise UsageError(f"a row of the layers table is {', '.join(LAYER_COLUMNS)}, not {row!r:.200}")
+            cells = (_step(step), *names, _number(names[-1], value))
+            lines.append(_json_line(dict(zip(LAYER_COLUMNS, cells, strict=True))))
         if lines:
-            _write_all(self._layers, "\n".join(lines) + "\n")
+            _write_all(self._layers, b"".join(lines))
 
     def event(self, kind: str, step: int, **detail: Any) -> None:
         """Record something that happened (a warning, a shift of scale) in run.json at once; NaN becomes null."""
@@ -209,9 +247,9 @@ class RunWriter:
         self.run["wandb_url"] = url
         write_json(self.path / "run.json", self.run)
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
+    def finish(self, summary: Mapping[str, Any] | None = None) -> None:
         """Mark the run finished and turn its tables into Parquet."""
-        self._close("finished", summary=dict(summary))
+        self._close("finished", summary=dict(summary or {}))
 
     def explain(self, failure: Failure, report: str) -> None:
         """Why the run is about to end badly, for run.json, however the block is left; `report` is failure.md.
@@ -257,9 +295,6 @@ class RunWriter:
         os.fsync(self._layers.fileno())
         self._synced = time.monotonic()
 
-    def _append(self, file: IO[bytes], row: Mapping[str, Any]) -> None:
-        _write_all(file, json.dumps(row, default=float) + "\n")
-
     def _close(self, status: str, summary: dict[str, Any] | None = None) -> None:
         self.sync()
         for name in ("history", "layers"):
@@ -273,6 +308,9 @@ class RunWriter:
         self._lock.close()
 
     def _mark(self, status: str, summary: dict[str, Any] | None = None) -> None:
+        jump = time.time() - time.monotonic() - self._clocks
+        if abs(jump) > CLOCK_SLACK:
+            self.run["events"].append({"kind": "clock_jump", "step": max(self._step, 0), "seconds": round(jump, 1)})
         self.run |= {
             "status": status,
             "ended": _now(),
@@ -302,14 +340,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old or the new one, never a part: temporary file, fsync, replace."""
-    with _replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that replaces it where the block ends well, and is removed where it does not."""
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -320,11 +358,44 @@ def _replacing(path: Path) -> Iterator[Path]:
     os.replace(temporary, path)
 
 
-def _write_all(file: IO[bytes], text: str) -> None:
-    """Unbuffered; a disk that fills up in the middle of a row is an OSError, not a short count."""
-    data = memoryview(text.encode())
-    while data:
-        data = data[os.write(file.fileno(), data) :]
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    """All of `data` or nothing: a disk that fills up in the middle of a row is an OSError and leaves no part of it."""
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[os.write(file.fileno(), left) :]
+    except OSError:
+        if written := len(data) - len(left):
+            os.ftruncate(file.fileno(), os.fstat(file.fileno()).st_size - written)
+        raise
+
+
+def _json_line(row: Mapping[str, Any]) -> bytes:
+    """pydantic's encoder takes a fifth of the time of Python's, and keeps NaN and infinity."""
+    try:
+        return to_json(row, inf_nan_mode="constants") + b"\n"
+    except (PydanticSerializationError, UnicodeError):
+        raise UsageError(f"a name is not text that can be written: {list(row)!r:.200}") from None
+
+
+def _step(value: Any) -> int:
+    with contextlib.suppress(TypeError):
+        if isinstance(step := plain(value), int) and not isinstance(step, bool):
+            return step
+    raise UsageError(f"step {value!r:.80} is not an integer")
+
+
+def _number(name: str, value: Any) -> int | float:
+    try:
+        number = plain(value)
+        if isinstance(number, str) or number is None:
+            raise TypeError
+        if isinstance(number, float):
+            return number
+        return int(number) if abs(number) <= 2**53 else float(number)  # beyond it, not every integer is a float64
+    except (TypeError, OverflowError):
+        kind = type(value).__name__
+        raise UsageError(f"metric {name!r} is a {kind} ({value!r:.80}); give a number, or leave it out") from None
 
 
 def is_locked(path: Path) -> bool:
@@ -367,7 +438,7 @@ def _to_parquet(source: Path, target: Path) -> None:
     rows = read_jsonl(source)
     columns = dict.fromkeys(key for row in rows for key in row)
     table = pa.table({key: _column([row.get(key) for row in rows]) for key in columns or {"step": None}})
-    with _replacing(target) as temporary:
+    with replacing(target) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 
@@ -387,7 +458,7 @@ def _cut(path: Path, name: str, step: int) -> None:
         raise UsageError(
             f"{path.name}/{name}: damaged ({reason}); restore the file, or run again without --resume"
         ) from None
-    with _replacing(lines) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with replacing(lines) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for row in rows:
             if row["step"] is not None and row["step"] <= step:
                 file.write(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n")
@@ -405,19 +476,19 @@ def _column(values: list[Any]) -> pa.Array:
 
 
 def _lock(path: Path) -> IO[bytes]:
-    file = open(path / "lock", "wb")  # noqa: SIM115 - held for the run's life
-    for attempt in range(20):
+    """The record's lock, held until the file is closed; RunExists where another process has it."""
+    for _ in range(20):
+        file = open(path / "lock", "ab")  # noqa: SIM115 - held for the run's life
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path / "lock")):
+                return file
         except BlockingIOError:  # a reader that tests the lock holds it for microseconds
-            if attempt == 19:
-                file.close()
-                raise RunExists(
-                    f"{path.name} is being written by another process; wait for it or use another --out"
-                ) from None
             time.sleep(0.01)
-    raise AssertionError("unreachable")
+        except FileNotFoundError:  # the record was set aside in between, and its lock with it
+            path.mkdir(exist_ok=True)
+        file.close()
+    raise RunExists(f"{path.name} is being written by another process; wait for it or use another --out")
 
 
 def _ended_badly(path: Path) -> dict[str, Any]:

@@ -314,7 +314,7 @@ def train(
     with _enough_memory(config), _deterministic(), _room_on_the_disk(out):
         writer, state = _open_record(config, out, corpus, device, resume)
         with _stoppable(gentle=config.checkpoint.every > 0) as stop_if_asked, writer:
-            tracker = Tracker.start(config, writer.run_id, writer.path)
+            tracker = Tracker.start(config, writer.run, writer.path)
             if tracker.url:
                 writer.set_wandb_url(tracker.url)
             status, summary = "crashed", {}

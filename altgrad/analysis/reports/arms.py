@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import yaml
 
-from altgrad.analysis.comparison import format_order
+from altgrad.analysis.comparison import FormatComparator, format_order
 from altgrad.analysis.failures import diagnose, warnings_of
-from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader
 from altgrad.analysis.reports import common, health
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import ExperimentConfig
@@ -84,7 +84,7 @@ def _index(loader: ExperimentDataLoader, arms: list[tuple[Any, pd.DataFrame]]) -
                 record["format"],
                 record["scope"],
                 record["rule"],
-                f"{record['learning_rate']:g}",
+                _rate(record["learning_rate"]),
                 int(record["max_steps"]),
                 common.number(estimate.mean),
                 "none" if estimate.n < 2 else f"[{estimate.low:.3f}, {estimate.high:.3f}]",
@@ -119,20 +119,19 @@ def _index(loader: ExperimentDataLoader, arms: list[tuple[Any, pd.DataFrame]]) -
 def _arm_page(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame) -> Page:
     first = runs.iloc[0]
     config = loader.config(arm)
-    title = f"{first['format']}, {first['rule']}, learning rate {first['learning_rate']:g}, {first['max_steps']} steps"
+    title = (
+        f"{first['format']}, {first['rule']}, learning rate {_rate(first['learning_rate'])}, {first['max_steps']} steps"
+    )
+    if config.foreign is not None:
+        title = f"{config.resolved_name}, a run of another loop: format {first['format']}, {first['max_steps']} steps"
     baseline = _baseline(loader, runs)
     chart = _curves(loader, runs, baseline)
     blocks: list[Block] = [
         Paragraph(f"Quantized: {first['scope']}. Studies: {', '.join(sorted(runs['study'].unique()))}."),
         *([ChartBlock(chart)] if chart else [Paragraph("No run of this arm recorded a validation loss.")]),
         *([Paragraph(_baseline_note(baseline))] if baseline else []),
-        Heading("Config"),
-        Paragraph("What differs from the default config (fp32, AdamW):"),
-        CodeBlock(
-            yaml.safe_dump(_difference(config), sort_keys=False) if _difference(config) else "# nothing\n", "yaml"
-        ),
-        Heading("Run it again"),
-        CodeBlock(command(config), "bash"),
+        *(_foreign_config(config) if config.foreign is not None else _own_config(config)),
+        *_foreign_comparison(loader, arm),
         *_health(loader, runs),
         Heading("Runs"),
     ]
@@ -149,6 +148,62 @@ def _arm_page(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame) -> Pag
         search=False,
         provenance=common.provenance(loader),
     )
+
+
+def _own_config(config: ExperimentConfig) -> list[Block]:
+    difference = _difference(config)
+    return [
+        Heading("Config"),
+        Paragraph("What differs from the default config (fp32, AdamW):"),
+        CodeBlock(yaml.safe_dump(difference, sort_keys=False) if difference else "# nothing\n", "yaml"),
+        Heading("Run it again"),
+        CodeBlock(command(config), "bash"),
+    ]
+
+
+def _foreign_config(config: ExperimentConfig) -> list[Block]:
+    """The keys that another loop gave, in a table: they are that loop's text, and no YAML of ours."""
+    stated = {key: value for key, value in config.arm_identity().items() if key != "foreign"}
+    rows = [(key, _scalar(value), "AltGrad's") for key, value in _flat(stated)]
+    rows += [(key, _scalar(value), "the loop's own") for key, value in (config.foreign or {}).items()]
+    text = (
+        "This run comes from a training loop that is not AltGrad's. Keys that AltGrad has are read as its own; the "
+        "others are kept as they were given. What is not listed is not known."
+    )
+    return [Heading("Config"), Paragraph(text), Table(("Key", "Value", "Whose key"), tuple(rows), id="config")]
+
+
+def _foreign_comparison(loader: ExperimentDataLoader, arm: str) -> list[Block]:
+    """The formats that another loop recorded in this arm's setting, against its unquantized runs."""
+    found = (
+        each
+        for each in FormatComparator(loader, foreign=True).comparisons
+        if arm in (each.baseline, *each.table["arm"])
+    )
+    blocks: list[Block] = []
+    for comparison in found:
+        rows = tuple(
+            (
+                common.arm_link(row["arm"], row["format"]),
+                common.number(row["val_loss"], 4),
+                common.number(row["gap"], 4, sign=True),
+                common.interval(row["low"], row["high"], 4),
+                int(row["n_pairs"]),
+                f"{row['n_finished']} of {row['n_runs']}",
+            )
+            for row in comparison.table.to_dict("records")
+        )
+        columns: tuple[Column | str, ...] = (
+            "Format",
+            *common.right("Validation loss", "Gap", "95% interval", "Pairs", "Finished"),
+        )
+        caption = md(
+            "{scope} quantized, everything else equal: the gap of the final val_loss to {baseline}, paired by seed",
+            scope=comparison.scope.capitalize(),
+            baseline=common.arm_link(comparison.baseline, "the unquantized runs"),
+        )
+        blocks.append(Table(columns, rows, caption, data=comparison.table, id=f"formats-{comparison.setting}"))
+    return [Heading("Formats compared"), *blocks] if blocks else []
 
 
 def command(config: ExperimentConfig) -> str:
@@ -185,6 +240,10 @@ def _run_section(loader: ExperimentDataLoader, run: Any) -> list[Block]:
     notes = record.config.notes
     if notes:
         rows.append(("Notes", notes))
+    if origin := record.run.get("origin"):
+        where = "/".join(str(origin.get(key)) for key in ("entity", "project", "id"))
+        rows.append(("Made from W&B", f"{where}, {common.moment(origin.get('pulled'))}"))
+        rows += [("Read from W&B", str(line)) for line in origin.get("report", [])]
     rows += _event_rows(record.run["events"])
     return [
         Heading(code(run.run_id), 3, run.run_id),
@@ -280,6 +339,7 @@ def _curves(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | No
     data = common.finite_rows(pd.concat(frames, ignore_index=True), "val_loss") if frames else pd.DataFrame()
     if data.empty:
         return None
+    foreign = bool(runs["foreign"].iloc[0])
 
     def draw(axes: Axes) -> None:
         for _, group in data[data["role"] == "baseline"].groupby("run_id"):
@@ -288,7 +348,7 @@ def _curves(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | No
         for _, group in own.groupby("run_id"):
             axes.plot(group["step"], group["val_loss"], color=PALETTE[0], linewidth=1.4, marker="o", markersize=2.5)
         axes.set_xlabel("step")
-        axes.set_ylabel("validation loss (nats a character)")
+        axes.set_ylabel("val_loss" if foreign else "validation loss (nats a character)")
         count = own["run_id"].nunique()
         note = f"solid: the {f'{count} runs' if count > 1 else 'run'} of this arm" + (
             "; dashed: FP32 baseline" if baseline else ""
@@ -309,13 +369,14 @@ def _baseline(loader: ExperimentDataLoader, runs: pd.DataFrame) -> str | None:
     same = free[free["setting"] == first["setting"]]
     if len(same):
         return str(same["arm"].iloc[0])
-    if first["scope"] == "nothing":
+    if first["scope"] == "nothing" or first["foreign"]:
         return None
     model = loader.config(str(first["arm"])).model
     near = [
         run
         for run in free.itertuples()
-        if (run.data, run.max_steps) == (first["data"], first["max_steps"]) and loader.config(run.arm).model == model
+        if (run.data, run.max_steps, run.foreign) == (first["data"], first["max_steps"], False)
+        and loader.config(run.arm).model == model
     ]
     return str(near[0].arm) if near else None
 
@@ -353,10 +414,10 @@ def _difference(config: ExperimentConfig) -> dict[str, Any]:
         found = {}
         for key, value in own.items():
             if isinstance(value, dict):
-                value = differing(value, base[key])
+                value = differing(value, base.get(key, {}))
                 if value:
                     found[key] = value
-            elif value != base[key]:
+            elif key not in base or value != base[key]:
                 found[key] = value
         return found
 
@@ -368,6 +429,10 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in nested.items():
         flat += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
     return flat
+
+
+def _rate(value: float) -> str:
+    return f"{value:g}" if pd.notna(value) else NOT_STATED
 
 
 def _scalar(value: Any) -> str:

@@ -199,7 +199,7 @@ class QuantizeRecord(Record):
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
-_COMMAND = {"quantize.json": "make bench", "exhaustive.json": "make exhaustive"}
+_COMMAND = {"quantize.json": "make bench", "exhaustive.json": "make exhaustive", "runs.json": "make bench-runs"}
 
 
 def kernel_fingerprint() -> str:

@@ -257,7 +257,7 @@ def provenance(loader: ExperimentDataLoader, built: datetime | None = None) -> P
             ("Training data", "; ".join(f"{name} (sha256 {sha})" for name, sha in sorted(datasets)) or "none"),
             ("Code", f"altgrad {altgrad.__version__}, fingerprint {code_fingerprint()}"),
             ("Packages", packages),
-            ("Built", f"{when}, from local records; no network was used"),
+            ("Built", f"{when}, from {loader.built_from}"),
         )
     )
 

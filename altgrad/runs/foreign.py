@@ -1,0 +1,221 @@
+"""Records of training loops that are not AltGrad's: `record` opens one from any framework, in a few lines.
+
+    with record("runs", name="mlp", config={"width": 32, "quantize": {"weight": "e4m3"}}, seed=0, data="digits") as run:
+        for step in range(100):
+            ...
+            run.log(step, loss=loss, val_loss=val_loss)
+        run.finish()
+
+The config is the loop's own. Keys that AltGrad's config has (`altgrad.config.config_keys`) are used where their values
+are ones it knows, the others are kept as they are in `ExperimentConfig.foreign`. Two such runs are comparable where all
+of it but formats and seed is equal.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from altgrad.config import ExperimentConfig, Scalar, UsageError, config_keys, one_line, parse_config
+from altgrad.runs.schema import digest, plain, without_paths
+from altgrad.runs.writer import RunWriter
+
+_BOOKKEEPING = ("name", "notes", "tags", "study", "seed", "data", "foreign", "tracking", "checkpoint")
+_SECRET = re.compile(
+    r"(api|access|auth|private|secret)[_-]?(key|token)|passw(or)?d|credential|\bsecret\b", re.IGNORECASE
+)
+_LONGEST = 10_000
+_DEEPEST = 20
+_LIBRARIES = ("numpy", "torch", "jax", "flax", "tensorflow", "keras", "mlx", "tinygrad", "sklearn")
+
+
+def record(
+    root: str | Path,
+    *,
+    name: str,
+    config: Mapping[str, Any],
+    seed: int | None = None,
+    data: str | Mapping[str, Any] = "not named",
+    study: str = "local",
+    notes: str = "",
+    tags: Sequence[str] = (),
+    environment: Mapping[str, Any] | None = None,
+) -> RunWriter:
+    """Open the record of a run of your own loop; use it in a ``with`` block and call `finish` at the end.
+
+    Args:
+        root: folder of the records, made where missing; `experiments/runs` of a checkout is read by its site.
+        name: a lower-case slug, the beginning of the run's id. Not part of what makes runs comparable.
+        config: everything that decides the result beside seed and data: numbers, text, None, and lists or mappings of
+            these; NumPy scalars and one-element tensors are converted. ``quantize: {weight: e4m3, activation: fp32,
+            grad_output: fp32}`` and ``optimizer: {learning_rate: 0.001}`` are what pages know best.
+        seed: the run's seed, by which runs are paired; default: the config's ``seed``, else 0.
+        data: a name, or a mapping with ``name`` and ``sha256`` (64 hex digits). Data with one name and no sha256 is
+            taken to be the same data.
+        study: a group of runs.
+        notes, tags: for people.
+        environment: versions and device; default: Python's version and those of the imported array libraries.
+
+    Raises:
+        UsageError: a value that cannot be recorded, an unknown format, a name that is no slug; the line names the key.
+        RunExists: this run is finished already, or another process is writing it.
+    """
+    return RunWriter.create(
+        Path(root),
+        foreign_config(config, name=name, seed=seed, study=study, notes=notes, tags=tags),
+        data_fingerprint=data_fingerprint(data),
+        environment=_environment() if environment is None else environment,
+    )
+
+
+def foreign_config(
+    given: Mapping[str, Any],
+    *,
+    name: str | None,
+    seed: int | None = None,
+    study: str = "local",
+    notes: str = "",
+    tags: Sequence[str] = (),
+    strict: bool = True,
+) -> ExperimentConfig:
+    """A foreign loop's config as a validated one: AltGrad's keys in their place, all others in `foreign`.
+
+    Args:
+        given: nested or dotted keys. A value that AltGrad's key of this name does not have (``schedule: linear``) is a
+            key of the loop's own. What looks like a secret is left out, and said to be; paths keep their last part.
+        name, seed, study, notes, tags: as in `record`.
+        strict: an unknown format is an error; else it too is a key of the loop's own.
+
+    Raises:
+        UsageError: the line names the key.
+    """
+    leaves = _leaves(given)
+    own_seed = leaves.pop("seed", None)
+    if seed is not None and own_seed is not None and seed != own_seed:
+        raise UsageError(f"config.seed={own_seed} and seed={seed}: the run has one seed; leave one of them out")
+    fixed: dict[str, Any] = {"name": name, "study": study, "notes": notes, "tags": tuple(tags)}
+    fixed["seed"] = plain(seed if seed is not None else 0 if own_seed is None else own_seed)
+    parse_config(fixed, source="record")
+    usable = {key for key in config_keys() if key.partition(".")[0] not in _BOOKKEEPING}
+    used = {key: value for key, value in leaves.items() if key in usable}
+    while True:
+        foreign = {key: value for key, value in leaves.items() if key not in used}
+        try:
+            return ExperimentConfig.model_validate(_nested(used) | fixed | {"foreign": foreign})
+        except ValidationError as error:
+            refused = _refused(error, used)
+            if not used:
+                raise UsageError(f"config: {one_line(error)}") from None
+            formats = sorted(key for key in refused if key.startswith("quantize."))
+            if strict and formats:
+                raise UsageError(
+                    f"config: {one_line(error.errors()[0]['msg']).removeprefix('Value error, ')}"
+                ) from None
+            used = {key: value for key, value in used.items() if key not in refused}
+
+
+def data_fingerprint(data: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Name and sha256 of a data set; that of the name where only this is known.
+
+    Raises:
+        UsageError: a sha256 that is none, or no name.
+    """
+    given = {"name": data} if isinstance(data, str) else dict(data)
+    name = given.get("name")
+    if not isinstance(name, str) or not name or len(name) > 200:
+        raise UsageError("data: give a name, or a mapping with 'name' and 'sha256'")
+    sha256 = given.get("sha256", digest({"data": name}))
+    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise UsageError("data.sha256: give 64 lower-case hex digits, as hashlib.sha256(...).hexdigest() does")
+    more = {key: value for key, value in _leaves(given).items() if key not in ("name", "sha256")}
+    return {"name": without_paths(name), "sha256": sha256, **more}
+
+
+def _leaves(given: Mapping[str, Any]) -> dict[str, Scalar | tuple[Scalar, ...]]:
+    """Dotted key -> plain value; UsageError names what cannot be recorded."""
+    found: dict[str, Scalar | tuple[Scalar, ...]] = {}
+
+    def visit(prefix: str, value: Any, depth: int) -> None:
+        if isinstance(value, Mapping) and (value or not prefix):
+            if depth > _DEEPEST:
+                raise UsageError(f"config.{prefix[:80]}: nested more than {_DEEPEST} deep; give dotted keys")
+            for key, inner in value.items():
+                if not isinstance(key, str) or not key:
+                    raise UsageError(f"config: the key {key!r} is not text; name every key")
+                key = key.encode(errors="replace").decode()
+                visit(f"{prefix}.{key}" if prefix else key, inner, depth + 1)
+            return
+        if prefix in found:
+            raise UsageError(f"config.{prefix}: given twice, nested and dotted; leave one of them out")
+        found[prefix] = "(left out: looks like a secret)" if _SECRET.search(prefix) else _value(prefix, value)
+
+    visit("", given, 0)
+    return found
+
+
+def _value(key: str, value: Any) -> Scalar | tuple[Scalar, ...]:
+    if isinstance(value, Mapping):
+        return "{}"
+    if isinstance(value, list | tuple) or (type(value).__module__ == "numpy" and getattr(value, "ndim", 0) == 1):
+        return tuple(_scalar(f"{key}[{index}]", inner) for index, inner in enumerate(value))
+    return _scalar(key, value)
+
+
+def _scalar(key: str, value: Any, depth: int = 1) -> Scalar:
+    """A JSON scalar: NaN and infinities as text, whole floats as integers (W&B gives 1.0 back as 1), lists as text."""
+    if isinstance(value, list | tuple) and depth < _DEEPEST:
+        return "[" + ", ".join(str(_scalar(key, inner, depth + 1)) for inner in value) + "]"
+    if isinstance(value, Path):
+        value = str(value)
+    try:
+        scalar = plain(value)
+    except TypeError:
+        kind = type(value).__name__
+        raise UsageError(
+            f"config.{key}: a {kind} cannot be recorded; give a number, text, or a list of these"
+        ) from None
+    if isinstance(scalar, float):
+        return str(scalar) if not math.isfinite(scalar) else int(scalar) if scalar.is_integer() else scalar
+    if isinstance(scalar, str):
+        text = without_paths(scalar.encode(errors="replace").decode())
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… (cut: {len(text):,} characters)"
+    return scalar
+
+
+def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in leaves.items():
+        *parents, last = key.split(".")
+        target = nested
+        for part in parents:
+            target = target.setdefault(part, {})
+        target[last] = value
+    return nested
+
+
+def _refused(error: ValidationError, used: Mapping[str, Any]) -> set[str]:
+    """The keys that an error is about: at its places, or all where it is about the whole."""
+    places = [".".join(str(part) for part in each["loc"]) for each in error.errors(include_url=False)]
+    refused = {
+        key
+        for key in used
+        for place in places
+        if key == place or key.startswith(f"{place}.") or place.startswith(f"{key}.")
+    }
+    return refused or set(used)
+
+
+def _environment() -> dict[str, Any]:
+    found: dict[str, Any] = {"python": platform.python_version(), "system": platform.system()}
+    for name in _LIBRARIES:
+        version = getattr(sys.modules.get(name), "__version__", None)
+        if isinstance(version, str):
+            found[name] = version
+    return found

@@ -1,0 +1,387 @@
+"""Questions to recorded runs: which, what is in one, what differs between two, are they sound, which may go."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import fcntl
+import json
+import math
+import operator
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from altgrad.config import ExperimentConfig, UsageError, config_keys
+from altgrad.formats import get_format
+from altgrad.runs.schema import STATUSES, Problem, RecordError, run_id
+from altgrad.runs.store import PACKED, RunRecord, RunSet, read_packed, read_run, read_table, record_folders
+from altgrad.runs.writer import CLOCK_SLACK, is_locked
+
+_FIELDS = ("id", "arm", "status", "study", "seed", "created", "ended", "seconds", "data", "failure", "wandb_url")
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "=": operator.eq, "<": operator.lt, ">": operator.gt,
+}  # fmt: skip
+_CONDITION = re.compile(r"(?P<key>[^<>=!]+?)\s*(?P<sign><=|>=|!=|==|=|<|>)\s*(?P<value>.*)", re.DOTALL)
+_FILES = re.compile(r"run\.json|lock|checkpoints|wandb|(history|layers)\.(jsonl|parquet)|.*\.tmp")
+
+
+def values(record: RunRecord) -> dict[str, Any]:
+    """Everything about a run that has one value, by its dotted key.
+
+    Fields of the record, its config (of a foreign run only what it states, its own keys as they are), ``summary.``,
+    ``environment.`` and ``code.``, and of each metric of the history the last value as ``last.``.
+    """
+    run, config = record.run, record.config
+    found: dict[str, Any] = {key: run.get(key) for key in _FIELDS}
+    found |= {"arm": record.arm, "seed": config.seed, "study": config.study, "data": run["data"]["name"]}
+    found["failure"] = ", ".join(run["failure"]["kinds"]) if run["failure"] else None
+    for key in config_keys():
+        if key != "foreign" and key not in found and config.states(key):
+            found[key] = _inside(config, key)
+    found |= {key: value for key, value in (config.foreign or {}).items() if key not in found}
+    for part in ("summary", "environment", "code"):
+        found |= {f"{part}.{key}": value for key, value in run[part].items()}
+    found |= {f"origin.{key}": value for key, value in (run.get("origin") or {}).items() if key != "report"}
+    found["data.sha256"] = run["data"]["sha256"]
+    history = record.history
+    found["last.step"] = int(history["step"].iloc[-1]) if len(history) else None
+    for column in history.columns.drop("step"):
+        known = history[column].dropna()
+        found[f"last.{column}"] = float(known.iloc[-1]) if len(known) else math.nan
+    return found
+
+
+def _inside(config: ExperimentConfig, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part, None)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def select(records: Iterable[RunRecord], conditions: Sequence[str]) -> list[RunRecord]:
+    """The records that meet all conditions, such as ``quantize.weight=e4m3`` or ``last.loss<2.5``.
+
+    Comparisons are ``= != < <= > >=``; numbers compare as numbers, times and other text as text. A list meets
+    ``=`` by any of its elements. A run without the key meets ``!=`` only.
+
+    Raises:
+        UsageError: a condition of another form, an unknown key, or a comparison that its values do not have.
+    """
+    records = list(records)
+    if not conditions:
+        return records
+    known = {record.id: values(record) for record in records}
+    tests = [_test(condition, known) for condition in conditions]
+    return [record for record in records if all(test(known[record.id]) for test in tests)]
+
+
+def _test(condition: str, known: Mapping[str, Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], bool]:
+    parts = _CONDITION.fullmatch(condition.strip())
+    if parts is None:
+        raise UsageError(f"--where {condition[:80]!r}: write KEY=VALUE, KEY!=VALUE, KEY<VALUE ...")
+    key, sign, text = parts["key"].strip(), parts["sign"].replace("==", "="), parts["value"].strip()
+    keys = {*config_keys(), *_FIELDS, *(key for found in known.values() for key in found)}
+    if key not in keys:
+        near = difflib.get_close_matches(key, sorted(keys), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "altgrad runs show ID lists the keys of a run"
+        raise UsageError(f"--where {condition[:80]!r}: no run has the key {key[:80]!r}; {hint}")
+    if key.startswith("quantize."):
+        with contextlib.suppress(ValueError):
+            text = get_format(text).name
+    wanted = _number(text)
+
+    def meets(found: Mapping[str, Any]) -> bool:
+        value = found.get(key)
+        if isinstance(value, list | tuple):
+            hit = any(_text(element) == text for element in value)
+            return hit == (sign == "=") if sign in ("=", "!=") else False
+        if value is None:
+            return (text.lower() in ("null", "none")) == (sign == "=") if sign in ("=", "!=") else False
+        if isinstance(value, int | float) and not isinstance(value, bool) and wanted is not None:
+            return _COMPARE[sign](float(value), wanted)
+        if sign not in ("=", "!=") and not isinstance(value, str):
+            raise UsageError(
+                f"--where {condition[:80]!r}: {key} is {_text(value)[:40]}, which has no order with {text}"
+            )
+        return _COMPARE[sign](_text(value), text.lower() if isinstance(value, bool) else text)
+
+    return meets
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def find(runs: RunSet, prefix: str) -> RunRecord:
+    """The run with this id, or the only one whose id begins so.
+
+    Raises:
+        UsageError: there is none, or more than one.
+    """
+    exact = [record for record in runs.records if record.id == prefix]
+    found = exact or [record for record in runs.records if prefix and record.id.startswith(prefix)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        some = ", ".join(record.id for record in found[:4]) + (", ..." if len(found) > 4 else "")
+        raise UsageError(f"{prefix[:80]!r} is the beginning of {len(found)} ids: {some}; give more of it")
+    near = difflib.get_close_matches(prefix, [record.id for record in runs.records], n=1, cutoff=0.5)
+    raise UsageError(
+        f"no run has an id that begins with {prefix[:80]!r}; "
+        + (f"did you mean {near[0]}?" if near else "altgrad runs list shows them")
+    )
+
+
+def difference(first: RunRecord, second: RunRecord) -> list[tuple[str, Any, Any]]:
+    """What differs, as key and both values (None where a run has no such key), in the order of `values`."""
+    one, two = values(first), values(second)
+    keys = [key for key in dict.fromkeys([*one, *two]) if key not in ("id", "created", "ended")]
+    return [(key, one.get(key), two.get(key)) for key in keys if not _same(one.get(key), two.get(key))]
+
+
+def _same(one: Any, two: Any) -> bool:
+    both_nan = isinstance(one, float) and isinstance(two, float) and math.isnan(one) and math.isnan(two)
+    return both_nan or bool(one == two)
+
+
+def table(
+    records: Sequence[RunRecord], what: Literal["runs", "history", "layers"], columns: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """One frame of many runs: a row a run with all its `values`, or their histories or layers with column run_id.
+
+    Args:
+        records: the runs.
+        what: which table.
+        columns: metrics of the histories; default: all.
+
+    Raises:
+        UsageError: no run has one of `columns`.
+    """
+    if what == "runs":
+        frame = pd.DataFrame([values(record) for record in records])
+        return frame.apply(_one_kind) if len(frame) else frame
+    frames = [getattr(record, what).assign(run_id=record.id) for record in records]
+    frames = [frame for frame in frames if len(frame)]
+    if not frames:
+        return pd.DataFrame(columns=["run_id", "step"])
+    frame = pd.concat(frames, ignore_index=True)
+    if columns is not None:
+        if missing := [column for column in columns if column not in frame]:
+            raise UsageError(f"no run has a metric {missing[0][:80]!r}")
+        frame = frame[list(dict.fromkeys(["run_id", "step", *columns]))]
+    return frame[["run_id", *frame.columns.drop("run_id")]]
+
+
+def _one_kind(column: pd.Series) -> pd.Series:
+    """A column that a file can hold: lists, and values of several kinds, become text."""
+    kinds = {type(value) for value in column.dropna()}
+    if kinds <= {int, float} or kinds == {bool} or kinds <= {str}:
+        return column
+    return column.map(lambda value: json.dumps(value) if not isinstance(value, str) else value, na_action="ignore")
+
+
+def verify(sources: Iterable[Path]) -> tuple[int, list[Problem]]:
+    """Check every record under `sources`: how many there are, and what is wrong with which.
+
+    Its schema; that its id is its folder's name and belongs to its config and data; its tables, their steps in order; a
+    row that was cut short; clocks that jumped; one id recorded twice with different content.
+    """
+    count, problems = 0, list[Problem]()
+    seen: dict[str, tuple[str, RunRecord]] = {}
+    for source in sources:
+        for folder in record_folders(Path(source)):
+            where = folder.name if folder == Path(source) else folder.relative_to(source).as_posix()
+            try:
+                if (folder / PACKED).exists():
+                    records, damaged = read_packed(folder, where)
+                    problems += damaged
+                    count += len(damaged)
+                    places = [f"{where}/{record.id}" for record in records]
+                else:
+                    records, places = [read_run(folder)], [where]
+                    problems += [Problem(where, line) for line in _folder_problems(folder, records[0])]
+            except RecordError as error:
+                problems.append(Problem(where, str(error)))
+                count += 1
+                continue
+            count += len(records)
+            for place, record in zip(places, records, strict=True):
+                problems += [Problem(place, line) for line in _record_problems(record)]
+                known = seen.setdefault(record.id, (place, record))
+                if known[1] is not record and not _same_content(known[1], record):
+                    problems.append(Problem(place, f"another record of this id, with other content, is {known[0]}"))
+    return count, problems
+
+
+def _folder_problems(folder: Path, record: RunRecord) -> list[str]:
+    found = []
+    if folder.name != record.id:
+        found.append(f"the folder is not called by the record's id, {record.id}; rename it")
+    for name in ("history", "layers"):
+        lines, parquet = folder / f"{name}.jsonl", folder / f"{name}.parquet"
+        if lines.exists() and parquet.exists() and record.status != "running":
+            found.append(f"{name}.jsonl is left beside {name}.parquet: the run was killed as it closed; no row is lost")
+        elif lines.exists() and record.status != "running" and (cut := _cut_short(lines)):
+            found.append(f"{name}.jsonl: its last row, of which {cut} bytes were written, is lost")
+        if not lines.exists() and not parquet.exists():
+            found.append(f"{name}: missing, neither as .parquet nor as .jsonl")
+    steps = read_table(folder, "history")["step"]
+    if not (steps.diff().dropna() > 0).all():
+        at = int(steps[steps.diff() <= 0].iloc[0])
+        found.append(f"history: step {at} is repeated or out of order; readers take the last row of a step")
+    return found
+
+
+def _cut_short(path: Path) -> int:
+    last = path.read_bytes().rpartition(b"\n")[2]
+    with contextlib.suppress(ValueError):
+        json.loads(last)
+        return 0
+    return len(last)
+
+
+def _record_problems(record: RunRecord) -> list[str]:
+    run, found = record.run, []
+    expected = run_id(record.config, run["data"])
+    if record.id != expected and not (
+        "origin" in run and record.config.foreign is not None
+    ):  # pulled: its place in W&B
+        found.append(f"the id does not belong to config and data, which give {expected}")
+    elif run.get("arm") not in (None, record.arm):
+        found.append(f"key 'arm' is {str(run['arm'])[:80]!r} and config and data give {record.arm}")
+    if record.status == "failed" and not run["failure"]:
+        found.append("it failed, and key 'failure' does not say why")
+    history, layers = record.history, record.layers
+    if record.status == "finished" and history.empty:
+        found.append("history: a finished run without a row")
+    if len(layers) and (layers["step"] < 0).any():
+        found.append("layers: a step below zero")
+    if "seconds" in history and (history["seconds"].diff() < 0).any():
+        at = int(history["step"][history["seconds"].diff() < 0].iloc[0])
+        found.append(f"history: column seconds goes back at step {at}: a clock jumped")
+    return found + _clock_problems(run)
+
+
+def _clock_problems(run: Mapping[str, Any]) -> list[str]:
+    found = [
+        f"the clock jumped by {event.get('seconds')} s while it ran: created and ended are not to be compared"
+        for event in run["events"]
+        if isinstance(event, dict) and event.get("kind") == "clock_jump"
+    ]
+    created = datetime.fromisoformat(run["created"])
+    if created > datetime.now(UTC) + timedelta(days=1):
+        found.append(f"created {run['created']} lies in the future: a clock is wrong")
+    if found or not run["ended"]:
+        return found
+    wall = (datetime.fromisoformat(run["ended"]) - created).total_seconds()
+    seconds = run.get("seconds")
+    if wall < 0:
+        found.append(f"ended {run['ended']} before it was created, {run['created']}: a clock jumped")
+    elif isinstance(seconds, int | float) and seconds > wall + CLOCK_SLACK:
+        found.append(f"it took {seconds:.0f} s, and {wall:.0f} s lie between created and ended: a clock jumped")
+    return found
+
+
+def _same_content(one: RunRecord, two: RunRecord) -> bool:
+    """Whether two records say the same of a run: its head, and the losses that both have (packing thins a history)."""
+    heads = [{key: record.run.get(key) for key in ("status", "summary", "failure", "config")} for record in (one, two)]
+    losses = [record.history.get("val_loss", pd.Series(dtype="float64")).dropna().tolist() for record in (one, two)]
+    return heads[0] == heads[1] and losses[0] == losses[1]
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """A record's folder that may be removed, or why it may not."""
+
+    folder: Path
+    status: str
+    size: int
+    refused: str | None = None
+
+
+def prunable(
+    sources: Iterable[Path],
+    *,
+    statuses: Sequence[str] = (),
+    older_than: float | None = None,
+    conditions: Sequence[str] = (),
+    old: bool = False,
+) -> list[Prunable]:
+    """The local records that meet all criteria; packed studies are never among them, and running ones are refused.
+
+    Args:
+        sources: folders of records.
+        statuses: of `STATUSES`, or ``damaged`` for records that cannot be read.
+        older_than: in days, by the time the run ended, or else began.
+        conditions: as for `select`; a damaged record meets none.
+        old: only earlier attempts that were set aside (``<id>.<n>.old``).
+    """
+    unknown = set(statuses) - {*STATUSES, "damaged"}
+    if unknown:
+        raise UsageError(f"--status {sorted(unknown)[0][:80]!r}: one of {', '.join(STATUSES)}, damaged")
+    records: dict[Path, RunRecord | None] = {}
+    for source in sources:
+        aside = [path for path in sorted(source.glob("*.old")) + sorted(source.glob("*/*.old")) if path.is_dir()]
+        for folder in aside if old else record_folders(source):
+            if not (folder / PACKED).exists():
+                try:
+                    records[folder] = read_run(folder)
+                except RecordError:
+                    records[folder] = None
+    readable = [record for record in records.values() if record is not None]
+    meeting = {id(record) for record in select(readable, conditions)}
+    before = None if older_than is None else datetime.now(UTC) - timedelta(days=older_than)
+    found = []
+    for folder, record in records.items():
+        status = "damaged" if record is None else record.status
+        if statuses and status not in statuses:
+            continue
+        if record is None:
+            time = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+        else:
+            time = datetime.fromisoformat(record.run["ended"] or record.run["created"])
+        if (before and time > before) or (conditions and id(record) not in meeting):
+            continue
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        found.append(Prunable(folder, status, size, "it is running" if status == "running" else _refusal(folder)))
+    return found
+
+
+def _refusal(folder: Path) -> str | None:
+    if is_locked(folder):
+        return "it is being written"
+    if folder.is_symlink():
+        return "it is a link; remove it by hand"
+    if strangers := sorted(path.name for path in folder.iterdir() if not _FILES.fullmatch(path.name)):
+        return f"it holds {strangers[0][:80]!r}, which is no part of a record"
+    return None
+
+
+def prune(chosen: Prunable) -> None:
+    """Remove a record's folder, its lock held so that nobody begins to write it.
+
+    Raises:
+        UsageError: it may not be removed.
+    """
+    if reason := chosen.refused or _refusal(chosen.folder):
+        raise UsageError(f"{chosen.folder.name}: kept, since {reason}")
+    with open(chosen.folder / "lock", "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{chosen.folder.name}: kept, since it is being written") from None
+        shutil.rmtree(chosen.folder)

@@ -1,0 +1,128 @@
+"""Whether W&B can be used from here, found out without its client, which prompts for a key or waits for 19 s.
+
+Settings come from where W&B takes them: WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE, WANDB_API_KEY, WANDB_BASE_URL, netrc
+and W&B's settings file. A key is looked for, never kept: `without_key` takes it out of what other programs say.
+"""
+
+from __future__ import annotations
+
+import configparser
+import netrc
+import os
+import re
+import socket
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from altgrad.config import one_line
+
+CONNECT_SECONDS = 1.5
+DEFAULT_ADDRESSES = ("https://api.forge.coreweave.com", "https://api.wandb.ai")
+"""Where W&B's client of 0.31, and of the versions before it, connects when nothing else is set."""
+
+_KEY = re.compile(r"\b(?:[0-9a-zA-Z_]+-)?[0-9a-zA-Z_]{40,}\b")
+
+
+def project_and_entity(project: str | None, entity: str | None) -> tuple[str, str | None]:
+    """What is given, else WANDB_PROJECT and WANDB_ENTITY, else the project altgrad of the key's own entity."""
+    return (
+        project or os.environ.get("WANDB_PROJECT") or "altgrad",
+        entity or os.environ.get("WANDB_ENTITY") or None,
+    )
+
+
+def unusable() -> str | None:
+    """Why W&B's server cannot be asked, on one line; None where nothing speaks against it. Takes 1.5 s at most."""
+    if reason := missing_package():
+        return reason
+    addresses = _addresses()
+    try:
+        parts = [urlsplit(address) for address in addresses]
+        hosts = [(part.hostname or "", part.port or (443 if part.scheme == "https" else 80)) for part in parts]
+    except ValueError as error:
+        return f"WANDB_BASE_URL is not an address ({reason_of(error)})"
+    if not all(host and part.scheme in ("http", "https") for (host, _), part in zip(hosts, parts, strict=True)):
+        return "WANDB_BASE_URL is not an address (write it as https://host)"
+    if not _has_key([part.netloc for part in parts] + [host for host, _ in hosts]):
+        return "no W&B API key (set WANDB_API_KEY or run 'wandb login')"
+    proxies = getproxies()
+    if any(proxies.get(part.scheme) and not proxy_bypass(part.netloc) for part in parts):
+        return None
+    return _connected(hosts)
+
+
+def missing_package() -> str | None:
+    """Why the package wandb cannot be used; None where it is installed. It is not imported."""
+    return None if find_spec("wandb") else "the package wandb is not installed (pip install 'altgrad[wandb]')"
+
+
+def reason_of(error: object) -> str:
+    """An error on one line of at most 200 characters, without a key."""
+    return without_key(one_line(error))[:200] or type(error).__name__
+
+
+def without_key(text: str) -> str:
+    """`text` with everything that looks like an API key replaced, whoever's it is."""
+    own = os.environ.get("WANDB_API_KEY")
+    return _KEY.sub("(key)", text.replace(own, "(key)") if own else text)
+
+
+def _addresses() -> tuple[str, ...]:
+    given = os.environ.get("WANDB_BASE_URL") or _setting("base_url")
+    return (given,) if given else DEFAULT_ADDRESSES
+
+
+def _setting(key: str) -> str | None:
+    """A key of W&B's settings files, which `wandb login --host` writes; the working directory's comes first."""
+    home = os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb"
+    for path in (Path("wandb") / "settings", Path(home) / "settings"):
+        settings = configparser.ConfigParser(interpolation=None)
+        try:
+            settings.read(path, encoding="utf-8")
+            if found := settings.get("default", key, fallback=None):
+                return found
+        except (configparser.Error, OSError, UnicodeDecodeError):
+            continue
+    return None
+
+
+def _has_key(hosts: list[str]) -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    try:
+        found = netrc.netrc(str(path))
+        return any(found.authenticators(host) is not None for host in hosts)
+    except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+        return False
+
+
+def _connected(hosts: list[tuple[str, int]]) -> str | None:
+    """None where one of the hosts takes a connection within `CONNECT_SECONDS`.
+
+    A thread each, because the time of a name's resolution has no limit of its own.
+    """
+    done = threading.Event()
+    reasons: list[str] = []
+
+    def connect(host: str, port: int) -> None:
+        try:
+            socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host name that DNS cannot encode
+            reasons.append(reason_of(error))
+            if len(reasons) == len(hosts):
+                done.set()
+        else:
+            reached.append(host)
+            done.set()
+
+    reached: list[str] = []
+    for host, port in hosts:
+        threading.Thread(target=connect, args=(host, port), daemon=True).start()
+    done.wait(CONNECT_SECONDS)
+    if reached:
+        return None
+    return f"W&B's server cannot be reached ({reasons[0] if reasons else f'no answer within {CONNECT_SECONDS} s'})"

@@ -1,0 +1,269 @@
+"""A run as W&B has it, made into a record: what AltGrad logged comes back as it was, other code's runs are mapped.
+
+A record made here says where it came from in ``origin``: entity, project and id in W&B, the state, heartbeat and line
+count that it was made from, when, and under ``report`` what could not be mapped or kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from altgrad.config import ExperimentConfig, UsageError, one_line, parse_config
+from altgrad.runs.foreign import data_fingerprint, foreign_config
+from altgrad.runs.schema import LAYER_COLUMNS, SCHEMA_VERSION, Failure, arm_id, digest, run_id
+from altgrad.runs.store import read_run
+from altgrad.runs.wandb_names import Mapped, map_config, map_history
+from altgrad.runs.writer import write_json
+
+STATUSES = {"finished": "finished", "failed": "failed", "crashed": "crashed", "running": "running"}
+"""W&B's states -> statuses of a record; every other one (killed, preempted, pending) is ``interrupted``."""
+
+LONGEST_NOTES = 10_000
+_STAGING = Path(".pull") / "new"
+
+
+def make_record(
+    given: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """run.json and the history rows of a run that W&B described.
+
+    Args:
+        given: what `altgrad.runs.wandb_fetch` says of a run.
+        rows: its complete history as W&B gives it.
+
+    Raises:
+        UsageError: the run cannot be a record; the line says why.
+    """
+    history, metrics = map_history(rows)
+    report: list[str] = []
+    notes = str(given["notes"] or "")
+    if len(notes) > LONGEST_NOTES:
+        report.append(f"notes: cut from {len(notes):,} characters to {LONGEST_NOTES:,}")
+        notes = notes[:LONGEST_NOTES]
+    try:
+        config, data, kept = _own(given, notes)
+    except (LookupError, TypeError, ValueError):
+        config, data, found = _foreign(given, notes)
+        kept = {"id": foreign_id(given, config), "environment": {}, "code": {}}
+        report += found + _metrics_report(metrics)
+    last = max((int(row["step"]) for row in history), default=0)
+    created, ended = _time(given["created"]), _time(given.get("heartbeat") or given["created"])
+    ending = _ending(given, last)
+    seconds = max((row["seconds"] for row in history if math.isfinite(row.get("seconds", math.nan))), default=None)
+    run = {
+        "schema": SCHEMA_VERSION,
+        "id": kept["id"],
+        "arm": arm_id(config, data),
+        "created": kept.get("created", created),
+        "ended": None if ending["status"] == "running" else ended,
+        "seconds": seconds,
+        "config": config.model_dump(mode="json", exclude_unset=config.foreign is not None),
+        "data": data,
+        "environment": kept["environment"],
+        "code": kept["code"],
+        "wandb_url": given["url"],
+        **ending,
+        "origin": {
+            "kind": given.get("kind", "wandb"),
+            **{key: given[key] for key in ("entity", "project", "id", "state", "heartbeat", "lines")},
+            "pulled": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "report": report,
+        },
+    }
+    return run, history
+
+
+def foreign_id(given: Mapping[str, Any], config: ExperimentConfig) -> str:
+    """A record's id for a run of other code: its name, its seed, and a hash of where it lies in W&B."""
+    where = digest(given["entity"], given["project"], given["id"])[:8]
+    return f"{slug(given['name'] or given['id'])}-s{config.seed}-{where}"
+
+
+def slug(text: object) -> str:
+    """Letters, digits, ``.``, ``_`` and ``-`` of a name, at most 60; "run" where none is left."""
+    return re.sub(r"[^a-z0-9._-]+", "-", str(text).lower()).strip("-._")[:60].rstrip("-._") or "run"
+
+
+def write_record(root: Path, run: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> Path:
+    """Write an ended record whole: a reader sees it complete, or the one that was there before."""
+    name = str(run["id"])
+    staging, target = root / _STAGING / name, root / name
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    names = dict.fromkeys(name for row in history for name in row if name != "step")
+    columns = {"step": pa.array([int(row["step"]) for row in history], pa.int64())}
+    columns |= {name: pa.array([row.get(name) for row in history], pa.float64()) for name in names}
+    layers = {name: pa.array([], pa.float64() if name == "value" else pa.string()) for name in LAYER_COLUMNS}
+    pq.write_table(pa.table(columns), staging / "history.parquet", compression="zstd")
+    pq.write_table(pa.table(layers | {"step": pa.array([], pa.int64())}), staging / "layers.parquet")
+    write_json(staging / "run.json", run)
+    if target.exists():  # an earlier pull of the same run; a kill between the two renames leaves it to be pulled again
+        gone = staging.with_name("earlier")
+        shutil.rmtree(gone, ignore_errors=True)
+        target.rename(gone)
+    os.rename(staging, target)
+    shutil.rmtree(staging.with_name("earlier"), ignore_errors=True)
+    return target
+
+
+@contextlib.contextmanager
+def sole_writer(root: Path) -> Iterator[None]:
+    """Only one pull or import writes to a folder at a time; what a killed one left half written is removed.
+
+    Raises:
+        UsageError: another one is at work there, or the folder cannot be written.
+    """
+    place = root / _STAGING.parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with open(place / "lock", "wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"--out {root}: another pull or import is writing there; wait for it") from None
+            shutil.rmtree(root / _STAGING, ignore_errors=True)
+            yield
+    except OSError as error:
+        raise UsageError(
+            f"--out {root}: cannot be written ({error.strerror}); give a folder you may write to"
+        ) from None
+
+
+def known_runs(root: Path) -> tuple[dict[str, list[Any]], list[str]]:
+    """What earlier pulls brought, and what was recorded here: the manifest is the records themselves.
+
+    Returns:
+        ``entity/project/id`` -> [heartbeat, lines, state] of pulled records, and the ids of all others.
+    """
+    known: dict[str, list[Any]] = {}
+    local: list[str] = []
+    for path in sorted(root.glob("*/run.json")):
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+            origin = run.get("origin")
+            if origin is None:
+                local.append(str(run["id"]))
+            elif origin["kind"] == "wandb":
+                where = f"{origin['entity']}/{origin['project']}/{origin['id']}"
+                known[where] = [origin["heartbeat"], origin["lines"], origin["state"]]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            local.append(path.parent.name)  # damaged: `load_runs` names it, and nothing writes over it
+    return known, local
+
+
+def set_url(folder: Path, url: str) -> None:
+    """Record the address that W&B gave a run which was synced after it had ended.
+
+    Raises:
+        UsageError: no web address, or the run is still being written; the record is as it was.
+    """
+    if not re.fullmatch(r"https?://[^\s@/]+/[^\s@]+", url) or len(url) > 2000:
+        raise UsageError(f"{url[:80]!r} is not the address of a run; copy the one that 'wandb sync' printed")
+    record = read_run(folder)
+    if record.status == "running" and "origin" not in record.run:
+        raise UsageError(f"{record.id} is still running; link it when it has ended")
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    write_json(folder / "run.json", run | {"wandb_url": url})
+
+
+def _own(given: Mapping[str, Any], notes: str) -> tuple[ExperimentConfig, dict[str, Any], dict[str, Any]]:
+    """Config, data and the rest of a run that AltGrad logged; any error means that it did not."""
+    config = dict(given["config"])
+    kept = dict(config.pop("altgrad"))
+    more = {"notes": notes, "tags": [str(tag) for tag in given["tags"]], "name": kept.get("name")}
+    found = parse_config({**config, **more}, source=str(given["id"]))
+    if run_id(found, kept["data"]) != kept["id"]:
+        raise ValueError("another config or data than the id says")
+    return (
+        found,
+        dict(kept["data"]),
+        {"environment": dict(kept["environment"]), "code": dict(kept["code"]), **_plain(kept)},
+    )
+
+
+def _plain(kept: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(kept[key]) for key in ("id", "created") if key in kept}
+
+
+def _foreign(given: Mapping[str, Any], notes: str) -> tuple[ExperimentConfig, dict[str, Any], list[str]]:
+    mapped, names = map_config(given["config"] if isinstance(given["config"], Mapping) else {})
+    dataset = mapped.pop("data", None)
+    known = dataset if isinstance(dataset, str) and dataset else None
+    data = data_fingerprint((known or f"not stated, {given['entity']}/{given['project']}")[:200])
+    seed = mapped.get("seed", 0)
+    if type(seed) is not int or not 0 <= seed < 2**31:
+        mapped["logged_seed"], mapped["seed"] = mapped.pop("seed"), 0
+
+    def validated(config: Mapping[str, Any]) -> ExperimentConfig:
+        name, tags = slug(given["name"] or given["id"]), [str(tag) for tag in given["tags"]]
+        return foreign_config(config, name=name, study=slug(given["project"]), notes=notes, tags=tags, strict=False)
+
+    config = validated(mapped)
+    back = {key: own for own, key in names.used.items()}
+    refused = {key: back[key] for key in config.foreign or {} if key in back}
+    if refused:  # a value that AltGrad's key cannot have goes back under its own name
+        config = validated({refused.get(key, key): value for key, value in mapped.items()})
+    report = [f"config: {own} is read as {key}" for own, key in names.used.items() if key not in refused]
+    without = ", ".join(sorted(config.foreign or {}))
+    return config, data, report + ([f"config: kept without a meaning here: {without}"] if without else [])
+
+
+def _metrics_report(metrics: Mapped) -> list[str]:
+    report = [f"metric: {own} is read as {column}" for own, column in metrics.used.items()]
+    unknown = [name for name in metrics.kept if name not in metrics.used]
+    if unknown:
+        report.append(f"metrics: kept without a meaning here: {', '.join(unknown)}")
+    return report + [
+        f"metric: {name}: {count} values are no numbers and are not kept" for name, count in metrics.not_numbers.items()
+    ]
+
+
+def _ending(given: Mapping[str, Any], last: int) -> dict[str, Any]:
+    """Status, failure, events and summary: the ones that AltGrad put into W&B's summary, else by W&B's state."""
+    status = STATUSES.get(given["state"], "interrupted")
+    ending: dict[str, Any] = {"status": status, "failure": None, "events": [], "summary": _numbers(given["summary"])}
+    with contextlib.suppress(LookupError, TypeError, ValueError):
+        own = json.loads(given["summary"]["altgrad"])
+        failure = own["failure"] and Failure(**own["failure"] | {"kinds": tuple(own["failure"]["kinds"])}).to_json()
+        if status != "running" and own["status"] in (*STATUSES, "interrupted"):
+            return {
+                "status": own["status"],
+                "failure": failure,
+                "events": list(own["events"]),
+                "summary": own["summary"],
+            }
+    if status == "failed":
+        reason = "W&B holds the run as failed, without a reason"
+        ending["failure"] = Failure(("unknown",), last, message=reason).to_json()
+    return ending
+
+
+def _numbers(summary: Any) -> dict[str, Any]:
+    """The summary's plain values; histories hold the rest."""
+    items: Iterable[tuple[Any, Any]] = summary.items() if isinstance(summary, Mapping) else ()
+    plain = {str(key): value for key, value in items if isinstance(value, int | float | str)}
+    finite = {key: value for key, value in plain.items() if not isinstance(value, float) or math.isfinite(value)}
+    return {key: value for key, value in finite.items() if not key.startswith("_")}
+
+
+def _time(text: Any) -> str:
+    """W&B's time, which is UTC whether or not it says so, in ISO 8601."""
+    try:
+        moment = datetime.fromisoformat(str(text))
+    except ValueError:
+        raise UsageError(f"{one_line(text)[:40]!r} is not a time") from None
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,249 @@
+"""What recording costs: a row appended, thousands of runs read, against the least that must be done in the same run.
+
+    make bench-runs                                              measure and record, in about two minutes and 400 MB
+    .venv/bin/python benchmarks/runs.py --quick --record trial.json
+    .venv/bin/python benchmarks/runs.py --add figures.json        take over figures that were measured elsewhere
+
+`--add` reads a JSON list of figures (name, value, unit, goal, reason ...) and puts them into the record, each in the
+place of one with its name; so the W&B failures, which the tests time against a server on the loopback, stand beside
+the rest. The record goes to benchmarks/recorded/runs.json, which the site turns into a page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import altgrad  # noqa: E402
+from altgrad.analysis.reports.benchmarks import RECORDED, read_record, write_record  # noqa: E402
+from altgrad.analysis.reports.run_costs import Figure, RunsRecord  # noqa: E402
+from altgrad.config import UsageError, one_line  # noqa: E402
+from altgrad.runs import RunRecord, load_runs, pack_study, read_histories, record, run_id  # noqa: E402
+from altgrad.runs.schema import code_fingerprint  # noqa: E402
+
+SIZES = {
+    "full": {"rows appended": 20_000, "runs": 1_000, "rows a run": 2_000, "columns": 60, "packed runs": 2_000},
+    "quick": {"rows appended": 200, "runs": 4, "rows a run": 50, "columns": 60, "packed runs": 20},
+}
+THREE = ["metric_1", "metric_30", "metric_59"]
+
+
+def append(folder: Path, sizes: dict[str, int]) -> Figure:
+    """The time of one `RunWriter.log` of many metrics, without the fsync that comes every few seconds."""
+    generator, rows = np.random.default_rng(0), sizes["rows appended"]
+    values = [
+        dict(zip(_names(sizes), map(float, generator.normal(size=sizes["columns"])), strict=True)) for _ in range(50)
+    ]
+    seconds = []
+    with record(folder, name="append", config={}) as writer:
+        for step in range(rows):
+            begun = time.perf_counter()
+            writer.log(step, **values[step % 50])
+            seconds.append(time.perf_counter() - begun)
+        line = (writer.path / "history.jsonl").read_bytes().partition(b"\n")[0] + b"\n"
+        floor = []
+        with open(folder / "floor", "ab", buffering=0) as file:
+            for _ in range(rows):
+                begun = time.perf_counter()
+                os.write(file.fileno(), line)
+                floor.append(time.perf_counter() - begun)
+        writer.finish()
+    return Figure(
+        name=f"Append a row of {sizes['columns']} metrics",
+        value=1e6 * statistics.median(seconds),
+        unit="µs",
+        goal=20,
+        floor=1e6 * statistics.median(floor),
+        floor_name="writing the bytes alone",
+        reason="The median; besides it an fsync every 5 s and at each evaluation.",
+    )
+
+
+def generate(folder: Path, sizes: dict[str, int], show: Callable[[str], None]) -> float:
+    """Finished runs with random metrics in float32, and the MiB that they take. One head serves all of them."""
+    generator, names = np.random.default_rng(0), _names(sizes)
+    with record(folder, name="head", config={}) as writer:
+        writer.log(0, **dict.fromkeys(names, 0.0))
+        writer.finish()
+    head, total = (writer.path / "run.json").read_text(), 0
+    for number in range(sizes["runs"]):
+        show(f"run {number + 1} of {sizes['runs']}")
+        path = folder / "runs" / f"run-{number:05d}"
+        path.mkdir(parents=True)
+        (path / "run.json").write_text(head)
+        columns: dict[str, Any] = {"step": np.arange(sizes["rows a run"])}
+        columns |= {name: generator.normal(size=sizes["rows a run"]).astype("float32") for name in names}
+        pq.write_table(pa.table(columns), path / "history.parquet", compression="zstd")
+        total += (path / "history.parquet").stat().st_size
+    return total / 2**20
+
+
+def read(folder: Path, sizes: dict[str, int], repeats: int) -> tuple[Figure, Figure]:
+    """Three columns and all columns of every run, against pyarrow.dataset on the same files, in turns; best times."""
+    files = sorted(str(path) for path in (folder / "runs").rglob("history.parquet"))
+    schema = pa.schema([("step", pa.int64()), *((name, pa.float32()) for name in _names(sizes))])
+    figures = []
+    for title, columns, goal, goal_ratio in (("three columns", THREE, 1.0, None), ("all columns", None, None, 2.0)):
+        ours, floor = [], []
+        for _ in range(repeats):
+            ours.append(_seconds(partial(read_histories, [folder / "runs"], columns)))
+            floor.append(_seconds(partial(_dataset, files, schema, columns)))
+        figures.append(
+            Figure(
+                name=f"Read {title} of {sizes['runs']:,} runs",
+                value=min(ours),
+                unit="s",
+                goal=goal,
+                floor=min(floor),
+                floor_name="pyarrow.dataset",
+                goal_ratio=goal_ratio,
+            )
+        )
+    return figures[0], figures[1]
+
+
+def _dataset(files: list[str], schema: pa.Schema, columns: list[str] | None) -> pa.Table:
+    return ds.dataset(files, schema=schema).to_table(columns=columns)
+
+
+def packed(folder: Path, sizes: dict[str, int], repeats: int, show: Callable[[str], None]) -> Figure:
+    """Loading a packed study made of the recorded runs, again and again under other seeds."""
+    shipped, copies = load_runs([ROOT / "experiments" / "recorded"]).records, []
+    for number in range(sizes["packed runs"]):
+        source = shipped[number % len(shipped)]
+        config = source.config.model_copy(update={"seed": number})
+        run = source.run | {"config": config.model_dump(mode="json"), "id": run_id(config, source.run["data"])}
+        copies.append(RunRecord(run, config, source.arm, source.tables))
+    show(f"packing {len(copies):,} runs")
+    pack_study(copies, folder / "study")
+    files = [folder / "study" / f"{name}.parquet" for name in ("runs", "history", "layers")]
+    show("loading them")
+    ours = [_seconds(lambda: load_runs([folder / "study"])) for _ in range(repeats)]
+    floor = [_seconds(lambda: [pq.read_table(path) for path in files]) for _ in range(repeats)]
+    return Figure(
+        name=f"Load {sizes['packed runs']:,} packed runs",
+        value=min(ours),
+        unit="s",
+        goal=2,
+        floor=min(floor),
+        floor_name="reading the three files",
+        reason="Every config is validated; a run's tables are cut out when asked for.",
+    )
+
+
+def bench(quick: bool, repeats: int, show: Callable[[str], None]) -> RunsRecord:
+    """Measure everything."""
+    sizes = SIZES["quick" if quick else "full"]
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    with tempfile.TemporaryDirectory(prefix="altgrad-bench-") as name:
+        folder = Path(name)
+        show("appending rows")
+        figures = [append(folder / "append", sizes)]
+        size = generate(folder, sizes, show)
+        show("reading histories")
+        figures += read(folder, sizes, repeats)
+        figures.append(packed(folder, sizes, repeats, show))
+    busy = f"Other programs kept the processors busy: load {load} on {os.cpu_count()} cores."
+    if load is not None and load > (os.cpu_count() or 1) / 2:
+        figures = [
+            each.model_copy(update={"reason": f"{each.reason} {busy}".strip()}) if each.met is False else each
+            for each in figures
+        ]
+    return RunsRecord(
+        date=datetime.now(UTC).replace(microsecond=0),
+        altgrad=altgrad.__version__,
+        code=code_fingerprint(),
+        cores=os.cpu_count() or 1,
+        load=load,
+        versions={"pyarrow": pa.__version__, "numpy": np.__version__},
+        sizes={**sizes, "MiB of histories": round(size)},
+        figures=tuple(figures),
+    )
+
+
+def with_figures(old: RunsRecord | None, new: RunsRecord | Sequence[Figure]) -> RunsRecord:
+    """`old` with the figures of `new`, each in the place of one with its name; figures of `old` alone stay.
+
+    Raises:
+        UsageError: there is no record yet to which figures could be added.
+    """
+    figures = new.figures if isinstance(new, RunsRecord) else tuple(new)
+    base = new if isinstance(new, RunsRecord) else old
+    if base is None:
+        raise UsageError("--add: there is no record yet; run the benchmark without --add first")
+    named = {figure.name: figure for figure in (old.figures if old else ())} | {each.name: each for each in figures}
+    return base.model_copy(update={"figures": tuple(named.values())})
+
+
+def _names(sizes: dict[str, int]) -> list[str]:
+    return [f"metric_{index}" for index in range(sizes["columns"])]
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def main() -> int:
+    """Measure and record; 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a trial of the machinery with few runs")
+    parser.add_argument("--repeats", type=int, default=5, help="of each reading (5)")
+    parser.add_argument("--add", type=Path, metavar="FILE", help="figures measured elsewhere, a JSON list")
+    parser.add_argument("--record", type=Path, help="where the figures go (benchmarks/recorded/runs.json)")
+    options = parser.parse_args()
+    path = options.record or RECORDED / "runs.json"
+    if options.quick and options.record is None:
+        parser.error("a quick trial is not recorded for the site: name another file with --record")
+    if options.repeats < 1:
+        parser.error(f"--repeats {options.repeats}: give at least 1")
+    try:
+        old = read_record(path, RunsRecord)
+        if options.add is not None:
+            new: RunsRecord | list[Figure] = TypeAdapter(list[Figure]).validate_python(
+                json.loads(options.add.read_text())
+            )
+        else:
+            from rich.console import Console
+
+            with Console(stderr=True).status("") as status:
+                new = bench(options.quick, options.repeats, status.update)
+        found = with_figures(old, new)
+    except KeyboardInterrupt:
+        print("interrupted; the record is as it was", file=sys.stderr)
+        return 130
+    except (UsageError, OSError, ValidationError, ValueError) as error:
+        print(f"error: {one_line(error)[:300]}", file=sys.stderr)
+        return 2
+    write_record(found, path)
+    for figure in found.figures:
+        ratio = f"   {figure.value / figure.floor:.2f} x {figure.floor_name}" if figure.floor else ""
+        result = {True: "   met", False: "   missed", None: ""}[figure.met]
+        goal = f"   goal {figure.goal:g}" if figure.goal else ""
+        print(f"{figure.name:40} {figure.value:8.3g} {figure.unit}{ratio}{goal}{result}")
+    print(f"record: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

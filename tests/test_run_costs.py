@@ -1,0 +1,111 @@
+"""The benchmark of records: a trial of the machinery, goals that can be missed, a page that says what was recorded."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from altgrad.analysis.reports.benchmarks import RECORDED, read_record
+from altgrad.analysis.reports.run_costs import Figure, RunsRecord, runs_costs_page
+from altgrad.config import UsageError
+from altgrad.pages import write_folder
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmarks_runs", ROOT / "benchmarks" / "runs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def record(*figures: Figure, **changes: Any) -> RunsRecord:
+    given: dict[str, Any] = {
+        "date": "2026-11-24T12:00:00Z", "altgrad": "0.1.0", "code": "abc", "cores": 2, "load": 0.5,
+        "versions": {"pyarrow": "24"}, "sizes": {"runs": 1000}, "figures": figures,
+    }  # fmt: skip
+    return RunsRecord.model_validate(given | changes)
+
+
+def shown(folder: Path) -> str:
+    write_folder([runs_costs_page(folder)], folder, site_root="../")
+    return (folder / "runs.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("figure", "met"),
+    [
+        (Figure(name="a", value=19, unit="µs", goal=20), True),
+        (Figure(name="a", value=21, unit="µs", goal=20), False),
+        (Figure(name="a", value=3, unit="s", floor=2, goal_ratio=1.5), True),
+        (Figure(name="a", value=3.1, unit="s", floor=2, goal_ratio=1.5), False),
+        (Figure(name="a", value=3.1, unit="s", goal=9, floor=2, goal_ratio=1.5), False),
+        (Figure(name="a", value=3.1, unit="s"), None),
+    ],
+)
+def test_a_goal_is_met_or_missed(figure: Figure, met: bool | None) -> None:
+    assert figure.met is met
+
+
+def test_a_trial_measures_everything(benchmark: ModuleType) -> None:
+    found = benchmark.bench(quick=True, repeats=1, show=lambda text: None)
+    names = [figure.name for figure in found.figures]
+    assert names == [
+        "Append a row of 60 metrics",
+        "Read three columns of 4 runs",
+        "Read all columns of 4 runs",
+        "Load 20 packed runs",
+    ]
+    assert all(figure.floor for figure in found.figures)
+    assert RunsRecord.model_validate_json(found.model_dump_json()) == found
+
+
+def test_figures_measured_elsewhere_take_the_place_of_those_of_their_name(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = Figure(name="one", value=1, unit="s"), Figure(name="two", value=2, unit="s")
+    changed = Figure(name="two", value=3, unit="s")
+    assert benchmark.with_figures(record(one, two), [changed]).figures == (one, changed)
+    assert benchmark.with_figures(record(one, two), record(changed)).figures == (one, changed)
+    with pytest.raises(UsageError, match="no record yet"):
+        benchmark.with_figures(None, [one])
+    (tmp_path / "more.json").write_text(json.dumps([{"name": "hangs", "value": 6.0, "unit": "s", "goal": 6}]))
+    (tmp_path / "runs.json").write_text(record(one).model_dump_json())
+    given = ["runs.py", "--add", str(tmp_path / "more.json"), "--record", str(tmp_path / "runs.json")]
+    monkeypatch.setattr(sys, "argv", given)
+    assert benchmark.main() == 0
+    assert "hangs" in shown(tmp_path)
+    (tmp_path / "more.json").write_text('[{"name": 1}]')
+    capsys.readouterr()
+    assert benchmark.main() == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_page_says_what_was_recorded_and_what_was_missed(tmp_path: Path) -> None:
+    assert "Pending" in shown(tmp_path)
+    figure = Figure(name="Append <b>x</b>", value=30, unit="µs", goal=20, floor=5, floor_name="a write", reason="why")
+    (tmp_path / "runs.json").write_text(record(figure).model_dump_json())
+    text = shown(tmp_path)
+    assert "missed" in text
+    assert "6.00 x a write" in text
+    assert "<b>" not in text
+    (tmp_path / "runs.json").write_text("{}")
+    assert "left out" in shown(tmp_path)
+    assert "make bench-runs" in shown(tmp_path)
+
+
+def test_a_missed_goal_of_the_committed_record_has_its_reason() -> None:
+    found = read_record(RECORDED / "runs.json", RunsRecord)
+    assert found is not None
+    assert {"Append a row of 60 metrics", "Load 2,000 packed runs"} <= {figure.name for figure in found.figures}
+    assert all(figure.reason for figure in found.figures if figure.met is False)

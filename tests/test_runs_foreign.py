@@ -1,0 +1,272 @@
+"""Anyone's training loop leaves a record, in a few lines; what it does not say is not made up."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from records import config, write_run
+
+from altgrad.analysis import ExperimentDataLoader, FormatComparator
+from altgrad.analysis.reports.arms import arm_pages
+from altgrad.config import UsageError, load_config
+from altgrad.pages import write_folder
+from altgrad.runs import Failure, RunExists, foreign_config, load_runs, record
+
+ROOT = Path(__file__).parents[1]
+FP32 = {"weight": "fp32", "activation": "fp32", "grad_output": "fp32"}
+
+
+def write(root: Path, loss: float = 1.0, seed: int = 0, name: str = "mlp", **given: Any) -> str:
+    with record(root, name=name, config=given, seed=seed, data="digits") as run:
+        for step in range(3):
+            run.log(step, loss=loss + 2 - step, val_loss=loss + 2 - step)
+        run.finish({"val_loss": loss})
+    return run.run_id
+
+
+def text_of(loader: ExperimentDataLoader, folder: Path, arm: str) -> str:
+    write_folder(arm_pages(loader), folder, site_root="../")
+    return (folder / f"{arm}.md").read_text()
+
+
+def test_the_loops_own_keys_are_kept_and_known_ones_are_used(tmp_path: Path) -> None:
+    write(tmp_path, width=32, schedule="linear", quantize={"weight": "E4M3"}, optimizer={"learning_rate": 0.5, "k": 1})
+    (found,) = load_runs([tmp_path]).records
+    assert found.config.foreign == {"width": 32, "schedule": "linear", "optimizer.k": 1}
+    assert found.config.quantize.weight == "e4m3"
+    assert found.config.optimizer.learning_rate == 0.5
+    assert found.run["config"]["foreign"] == found.config.foreign
+    assert "model" not in found.run["config"], "a default is not a fact about another loop"
+    assert found.id.startswith("mlp-s0-")
+
+
+def test_what_a_loop_does_not_say_is_not_stated(tmp_path: Path) -> None:
+    write(tmp_path, width=32)
+    row = ExperimentDataLoader([tmp_path]).runs.iloc[0]
+    assert row["foreign"]
+    assert (row["format"], row["scope"], row["rule"]) == ("not stated",) * 3
+    assert (row["weight"], row["step_rule"]) == (None, None)
+    assert math.isnan(row["learning_rate"])
+    assert row["max_steps"] == row["last_step"] == 2
+    assert row["final_val_loss"] == 1
+
+
+def test_two_runs_are_comparable_only_where_all_but_format_and_seed_is_equal(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write(tmp_path, 1.0, seed, name="base", width=32, quantize=FP32)
+        write(tmp_path, 1.25, seed, width=32, quantize=FP32 | {"weight": "e4m3"})
+        write(tmp_path, 1.5, seed, width=64, quantize=FP32 | {"weight": "e5m2"})
+        write(tmp_path, 1.5, seed, width=32, batch_size=16, quantize=FP32 | {"weight": "e3m4"})
+        write(tmp_path, 9.0, seed, width=32)
+        write_run(tmp_path, config("fp32", seed=seed))
+    loader = ExperimentDataLoader([tmp_path])
+    assert not loader.problems
+    assert loader.runs["arm"].nunique() == 6
+    (comparison,) = FormatComparator(loader, foreign=True).comparisons
+    assert comparison.table[["format", "gap", "n_pairs"]].to_numpy().tolist() == [["E4M3", 0.25, 2]]
+    assert FormatComparator(loader).comparisons == ()
+    stated = loader.runs[loader.runs["format"] == "E4M3"]["arm"].iloc[0]
+    text = text_of(loader, tmp_path / "pages", str(stated))
+    assert "Formats compared" in text
+    assert "+0.25" in text
+    assert "experiment.py" not in text, "AltGrad cannot run another loop again"
+
+
+def test_the_config_of_another_loop_is_shown_as_text(tmp_path: Path) -> None:
+    write(tmp_path, **{"<b>x</b>": "</script><script>", "note": "a\x1b[31m\u202e"})
+    loader = ExperimentDataLoader([tmp_path])
+    text = text_of(loader, tmp_path / "pages", loader.runs["arm"].iloc[0])
+    assert "<script>" not in text
+    assert "<b>" not in text
+    assert "\x1b" not in text
+    assert "not known" in text
+
+
+def test_seed_and_name_decide_the_run_but_not_the_arm(tmp_path: Path) -> None:
+    first, other = write(tmp_path, seed=1, width=1), write(tmp_path, seed=2, width=1, name="other")
+    found = load_runs([tmp_path]).records
+    assert {record.id for record in found} == {first, other}
+    assert len({record.arm for record in found}) == 1
+    with pytest.raises(RunExists):
+        write(tmp_path, seed=1, width=1)
+    assert foreign_config({"seed": 7, "x": 1}, name="a").seed == 7
+    with pytest.raises(UsageError, match="one seed"):
+        foreign_config({"seed": 7}, name="a", seed=8)
+
+
+class OneElement:
+    """What a tensor of a framework looks like from outside."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def item(self) -> Any:
+        if isinstance(self.value, list):
+            raise RuntimeError("a Tensor with 2 elements cannot be converted to Scalar")
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (np.float32(0.5), 0.5), (np.float64(0.1), 0.1), (np.int8(3), 3), (np.bool_(True), 1), (True, 1),
+        (2**60, 2.0**60),
+        (np.array([[2.0]]), 2.0), (OneElement(1.5), 1.5), (math.inf, math.inf), (7, 7), (np.float16(0.5), 0.5),
+    ],
+)  # fmt: skip
+def test_a_metric_of_any_kind_of_number_is_recorded(tmp_path: Path, value: Any, kept: float) -> None:
+    with record(tmp_path, name="a", config={}) as run:
+        run.log(np.int64(0), x=value, nan=np.float32("nan"))
+        run.log_layers([(np.int32(0), "a", "dense", "weight", "amax", value)])
+        run.finish()
+    (found,) = load_runs([tmp_path]).records
+    assert found.history["x"].tolist() == [kept]
+    assert found.history["nan"].isna().tolist() == [True]
+    assert found.layers["value"].tolist() == [kept]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [("0.5", "str"), (None, "NoneType"), ([1.0], "list"), (np.zeros(2), "ndarray"), (OneElement([1, 2]), "OneElement"),
+     (1j, "complex"), (10**400, "int"), ({}, "dict")],
+)  # fmt: skip
+def test_a_metric_that_is_no_number_is_refused_with_one_line_and_the_record_goes_on(
+    tmp_path: Path, value: Any, kind: str
+) -> None:
+    with record(tmp_path, name="a", config={}) as run:
+        run.log(0, x=1.0)
+        with pytest.raises(UsageError, match=f"metric 'x' is a {kind}.*give a number") as raised:
+            run.log(1, loss=1.0, x=value)
+        assert "\n" not in str(raised.value)
+        run.log(1, x=2.0)
+        run.finish()
+    (found,) = load_runs([tmp_path]).records
+    assert found.history["x"].tolist() == [1, 2]
+
+
+def test_a_step_is_logged_once_and_steps_go_up(tmp_path: Path) -> None:
+    with record(tmp_path, name="a", config={}) as run:
+        run.log(5, loss=1.0)
+        for step in (5, 4):
+            with pytest.raises(UsageError, match=r"steps go up; log all metrics of a step in one call"):
+                run.log(step, val_loss=1.0)
+        for step in (1.5, "6", True, None):
+            with pytest.raises(UsageError, match="not an integer"):
+                run.log(step, val_loss=1.0)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="a row of the layers table is step, layer"):
+            run.log_layers([(6, "a", "b")])
+        with pytest.raises(UsageError, match="a name is not text that can be written"):
+            run.log(6, **{"\ud800": 1.0})
+        run.finish()
+    (found,) = load_runs([tmp_path]).records
+    assert found.history["step"].tolist() == [5]
+
+
+def test_config_values_are_converted_or_named(tmp_path: Path) -> None:
+    given = {
+        "a": np.float32(0.5), "b": [1, 2.0, "x"], "c": float("nan"), "d": None, "e": {"f": {"g": True}},
+        "h": Path("/data/x/y"), "i": "x" * 20_000, "j": [[1, 2], [3]], "k": {}, "max_tokens": 5, "l": 2.0,
+        "m": np.arange(2), "api_key": "hush", "wandb.password": "hush", "n": "bad \ud800 text",
+    }  # fmt: skip
+    foreign = foreign_config(given, name="a").foreign
+    assert foreign is not None
+    assert foreign["a"] == 0.5
+    assert foreign["b"] == (1, 2, "x")
+    assert foreign["c"] == "nan"
+    assert foreign["d"] is None
+    assert foreign["e.f.g"] is True
+    assert foreign["h"] == "y"
+    assert len(str(foreign["i"])) < 10_100
+    assert "20,000 characters" in str(foreign["i"])
+    assert foreign["j"] == ("[1, 2]", "[3]")
+    assert foreign["k"] == "{}"
+    assert "hush" not in json.dumps(foreign)
+    assert (foreign["max_tokens"], foreign["l"], foreign["m"]) == (5, 2, (0, 1))
+    write(tmp_path, **given)
+    (found,) = load_runs([tmp_path]).records
+    assert found.config.foreign == foreign
+
+
+LOOP: dict[str, Any] = {}
+LOOP["again"] = LOOP
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"optimizer": {"step": lambda: 1}}, r"config\.optimizer\.step: a function cannot be recorded"),
+        ({"x": {1, 2}}, r"config\.x: a set cannot be recorded"),
+        ({"x": np.zeros((2, 2))}, r"config\.x: a ndarray cannot be recorded"),
+        ({3: 1}, "the key 3 is not text"),
+        ({"a": {"b": 1}, "a.b": 2}, r"config\.a\.b: given twice"),
+        ({"quantize": {"weight": "e9m9"}}, "unknown format 'e9m9'"),
+        (LOOP, "nested more than 20 deep"),
+        ({"seed": "x"}, "seed"),
+    ],
+)
+def test_a_config_that_cannot_be_recorded_is_one_line_and_leaves_nothing(
+    tmp_path: Path, given: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(UsageError, match=expected) as raised:
+        record(tmp_path, name="a", config=given)
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"name": "A b"},
+        {"name": "../x"},
+        {"name": ""},
+        {"data": {"sha256": "x"}},
+        {"data": {"name": "d", "sha256": "x"}},
+    ],
+)
+def test_names_and_fingerprints_are_checked(tmp_path: Path, given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        record(tmp_path, **{"name": "a", "config": {}, **given})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loop_that_fails_or_is_left_says_so(tmp_path: Path) -> None:
+    with record(tmp_path, name="fails", config={}) as run:
+        run.log(0, loss=math.nan)
+        run.fail(Failure(("nan_loss",), 0, "head.weight", "forward", "loss is NaN"))
+
+    def training() -> None:
+        with record(tmp_path, name="raises", config={}) as run:
+            run.log(0, loss=1.0)
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError):
+        training()
+    found = {record.config.name: record for record in load_runs([tmp_path]).records}
+    assert found["fails"].status == "failed"
+    assert found["raises"].status == "crashed"
+    assert found["raises"].run["message"] == "RuntimeError: out of memory"
+
+
+def test_a_foreign_config_is_not_trained(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("foreign: {width: 3}\n")
+    with pytest.raises(UsageError, match="'foreign' is the config of another loop"):
+        load_config(tmp_path / "x.yaml")
+
+
+def test_recording_needs_no_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfor name in ('torch', 'wandb', 'mkdocs'): sys.modules[name] = None\n"
+        "from altgrad.runs import record\n"
+        f"with record({str(tmp_path)!r}, name='a', config={{'x': 1}}) as run:\n"
+        "    run.log(0, loss=1.0)\n    run.finish()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(load_runs([tmp_path]).records) == 1
