@@ -218,6 +218,52 @@ def test_an_infinity_in_one_gradient_ends_the_run_under_its_name(tmp_path: Path,
     assert_report_agrees(record, report)
 
 
+def not_a_number(name: str) -> Fault:
+    def plant(run: loop._Run) -> None:
+        with torch.no_grad():
+            run.parameters[name].view(-1)[3] = math.nan
+
+    return plant
+
+
+@FORMATS
+@pytest.mark.parametrize("name", [UP, "position", "blocks.0.mlp_norm.weight"])
+def test_a_weight_that_becomes_nan_between_two_steps_is_not_blamed_on_a_format(
+    tmp_path: Path, given: dict, name: str
+) -> None:
+    record, report = run(tmp_path, {PLANTED: not_a_number(name)}, **given)
+    failure = recorded(record)
+    assert place(failure) == (PLANTED, name, "forward")
+    assert failure.advice == ("the weights were changed between two steps: look for code that writes into them",)
+    assert_report_agrees(record, report)
+
+
+def test_a_row_of_the_embedding_that_few_batches_read_is_named_from_the_step_it_broke(tmp_path: Path) -> None:
+    record, report = run(tmp_path, {PLANTED: not_a_number("embedding.weight")})
+    bad = [event["step"] for event in record.run["events"] if event["kind"] == "nonfinite"]
+    assert len(bad) > 1, "there are finite losses in between"
+    assert place(recorded(record)) == (PLANTED, "embedding.weight", "forward")
+    assert_report_agrees(record, report)
+
+
+def test_a_planted_divergence_is_not_blamed_on_the_learning_rate(tmp_path: Path) -> None:
+    def scale_the_head(run: loop._Run) -> None:
+        with torch.no_grad():
+            run.parameters["head.weight"].mul_(2.0**20)
+
+    failure = recorded(run(tmp_path, {PLANTED: scale_the_head})[0])
+    assert failure.kinds[0] == "divergence"
+    assert place(failure) == (PLANTED, "head.weight", "forward")
+    assert not any("learning_rate" in line for line in failure.advice)
+
+
+@FORMATS
+def test_advice_on_formats_is_for_runs_that_have_some(tmp_path: Path, given: dict) -> None:
+    failure = recorded(run(tmp_path, {PLANTED: lasting_infinity}, **given)[0])
+    assert any("quantize" in line or "shift_to" in line for line in failure.advice) == bool(given)
+    assert failure.advice
+
+
 @FORMATS
 def test_an_infinity_that_passes_is_named_by_the_step_itself(tmp_path: Path, given: dict) -> None:
     record, report = run(tmp_path, {PLANTED: passing_infinity, ENDED: ctrl_c}, **given)
