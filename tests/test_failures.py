@@ -39,6 +39,7 @@ from altgrad.config import ExperimentConfig, load_config, parse_config  # noqa: 
 from altgrad.runs import FAILURE_KINDS, Alarm, Failure, RunRecord, RunWriter, read_run  # noqa: E402
 from altgrad.runs import writer as run_writer  # noqa: E402
 from altgrad.telemetry import Watch  # noqa: E402
+from altgrad.telemetry.rank import COLLAPSED  # noqa: E402
 from altgrad.telemetry.watch import JUMP, WINDOW  # noqa: E402
 from altgrad.training import Corpus, data, loop, train  # noqa: E402
 
@@ -627,6 +628,13 @@ def test_a_run_without_a_row_is_explained_too(tmp_path: Path) -> None:
     assert found is not None
     assert place(found) == (0, None, None)
     assert "at once" in failure_report(read_run(folder))
+
+
+def test_the_method_page_has_the_limits_of_all_warnings() -> None:
+    (told,) = (part for part in (ROOT / "docs" / "method.md").read_text("utf-8").split("\n\n") if "**warning**" in part)
+    limits = [f"{JUMP:g} times", *(f"{limit:.0%}" for limit in COLLAPSED.values())]
+    limits += [f"{'below' if symptom.below else 'above'} {symptom.limit:g}" for symptom in SYMPTOMS]
+    assert [limit for limit in limits if limit not in told] == []
 
 
 def test_the_loss_of_guessing_is_that_of_the_vocabulary() -> None:
