@@ -39,6 +39,7 @@ from altgrad.config import ExperimentConfig, load_config, parse_config  # noqa: 
 from altgrad.runs import FAILURE_KINDS, Alarm, Failure, RunRecord, RunWriter, read_run  # noqa: E402
 from altgrad.runs import writer as run_writer  # noqa: E402
 from altgrad.telemetry import Watch  # noqa: E402
+from altgrad.telemetry.rank import COLLAPSED  # noqa: E402
 from altgrad.telemetry.watch import JUMP, WINDOW  # noqa: E402
 from altgrad.training import Corpus, data, loop, train  # noqa: E402
 
@@ -216,6 +217,52 @@ def test_an_infinity_in_one_gradient_ends_the_run_under_its_name(tmp_path: Path,
     assert looked.max() == PLANTED, "the operands of the first bad step are in the table"
     assert {row["step"] for row in failure.diagnostics if row["operand"] == "grad_output"} == {PLANTED}
     assert_report_agrees(record, report)
+
+
+def not_a_number(name: str) -> Fault:
+    def plant(run: loop._Run) -> None:
+        with torch.no_grad():
+            run.parameters[name].view(-1)[3] = math.nan
+
+    return plant
+
+
+@FORMATS
+@pytest.mark.parametrize("name", [UP, "position", "blocks.0.mlp_norm.weight"])
+def test_a_weight_that_becomes_nan_between_two_steps_is_not_blamed_on_a_format(
+    tmp_path: Path, given: dict, name: str
+) -> None:
+    record, report = run(tmp_path, {PLANTED: not_a_number(name)}, **given)
+    failure = recorded(record)
+    assert place(failure) == (PLANTED, name, "forward")
+    assert failure.advice == ("the weights were changed between two steps: look for code that writes into them",)
+    assert_report_agrees(record, report)
+
+
+def test_a_row_of_the_embedding_that_few_batches_read_is_named_from_the_step_it_broke(tmp_path: Path) -> None:
+    record, report = run(tmp_path, {PLANTED: not_a_number("embedding.weight")})
+    bad = [event["step"] for event in record.run["events"] if event["kind"] == "nonfinite"]
+    assert len(bad) > 1, "there are finite losses in between"
+    assert place(recorded(record)) == (PLANTED, "embedding.weight", "forward")
+    assert_report_agrees(record, report)
+
+
+def test_a_planted_divergence_is_not_blamed_on_the_learning_rate(tmp_path: Path) -> None:
+    def scale_the_head(run: loop._Run) -> None:
+        with torch.no_grad():
+            run.parameters["head.weight"].mul_(2.0**20)
+
+    failure = recorded(run(tmp_path, {PLANTED: scale_the_head})[0])
+    assert failure.kinds[0] == "divergence"
+    assert place(failure) == (PLANTED, "head.weight", "forward")
+    assert not any("learning_rate" in line for line in failure.advice)
+
+
+@FORMATS
+def test_advice_on_formats_is_for_runs_that_have_some(tmp_path: Path, given: dict) -> None:
+    failure = recorded(run(tmp_path, {PLANTED: lasting_infinity}, **given)[0])
+    assert any("quantize" in line or "shift_to" in line for line in failure.advice) == bool(given)
+    assert failure.advice
 
 
 @FORMATS
@@ -588,6 +635,13 @@ def test_a_run_without_a_row_is_explained_too(tmp_path: Path) -> None:
     assert found is not None
     assert place(found) == (0, None, None)
     assert "at once" in failure_report(read_run(folder))
+
+
+def test_the_method_page_has_the_limits_of_all_warnings() -> None:
+    (told,) = (part for part in (ROOT / "docs" / "method.md").read_text("utf-8").split("\n\n") if "**warning**" in part)
+    limits = [f"{JUMP:g} times", *(f"{limit:.0%}" for limit in COLLAPSED.values())]
+    limits += [f"{'below' if symptom.below else 'above'} {symptom.limit:g}" for symptom in SYMPTOMS]
+    assert [limit for limit in limits if limit not in told] == []
 
 
 def test_the_loss_of_guessing_is_that_of_the_vocabulary() -> None:

@@ -128,6 +128,8 @@ FAULTS = {
     ("rank_collapse", "optimizer"): "lower the learning rate of this layer, or leave it in a wider format",
 }
 """What to try after a fault, by alarm and phase."""
+UNROUNDED = "nothing is rounded in this run: look at what the layer receives, or lower optimizer.learning_rate"
+"""What to try after an operand that is not finite in a run without formats."""
 
 _BREAKS = ("nonfinite", "jump", "zeroed")
 """Alarms that by themselves can end a run; the others are slow."""
@@ -232,6 +234,8 @@ def _traced(record: RunRecord, failure: Failure) -> Failure:
     diverged = "nan_loss" not in kinds
     if diverged:
         failure = replace(failure, step=_first_beyond(record) or failure.step)
+    if (began := _broken_weight(record, failure)) is not None:
+        failure = _named(failure, *began)
     for step, alarm in _breaks(record):
         # Of one step, the operand that was found by computing again says more than the gradient it spoiled.
         earlier = step < failure.step or (step == failure.step and alarm.phase != "backward")
@@ -244,6 +248,18 @@ def _traced(record: RunRecord, failure: Failure) -> Failure:
         cause = f"its norm grew most, {factor:.3g} times from step {first} to step {last}"
         failure = replace(failure, tensor=tensor, phase="optimizer", cause=cause)
     return failure
+
+
+def _broken_weight(record: RunRecord, failure: Failure) -> tuple[int, Alarm] | None:
+    """The warning that the named weight is not finite; it stays so, also through batches that do not read its rows."""
+    found = [
+        (step, alarm)
+        for step, alarm in warnings_of(record)
+        if (alarm.what, alarm.tensor) == ("nonfinite", failure.tensor)
+        and alarm.phase != "backward"
+        and step <= failure.step
+    ]
+    return found[-1] if found else None
 
 
 def _named(failure: Failure, step: int, alarm: Alarm) -> Failure:
@@ -360,11 +376,17 @@ def _thinned(record: RunRecord) -> tuple[tuple[int, float | None], ...]:
 def _advice(record: RunRecord, failure: Failure) -> tuple[str, ...]:
     lines = []
     what = failure.cause.partition(":")[0] or "nonfinite"
-    if failure.phase is not None:
+    rounded = bool(record.config.quantize.operands)
+    in_operand = what == "nonfinite" and failure.phase != "optimizer" and _broken_weight(record, failure) is None
+    if in_operand and failure.phase is not None and not rounded:
+        lines.append(UNROUNDED)
+    elif what == "nonfinite" and failure.phase == "forward" and not in_operand:
+        lines.append(FAULTS["jump", "forward"])
+    elif failure.phase is not None:
         lines.append(FAULTS.get((what, failure.phase), ""))
-    if "divergence" in failure.kinds:
+    if "divergence" in failure.kinds and failure.phase != "forward":
         lines.append(FAULTS["jump", "optimizer"])
-    if "nan_loss" in failure.kinds and record.config.quantize.operands and record.config.stability.shift_to is None:
+    if "nan_loss" in failure.kinds and in_operand and rounded and record.config.stability.shift_to is None:
         lines.append("set stability.shift_to to a wider format, to go on from the last good weights")
     lines += [symptom.advice for symptom in SYMPTOMS if symptom.kind in failure.kinds]
     if record.status != "failed" and "unknown" in failure.kinds:

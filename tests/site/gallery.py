@@ -29,6 +29,7 @@ from altgrad.pages import (
 )
 from altgrad.pages.mkdocs import build
 
+REPORTS = ("format_comparison", "failure_modes", "manifold_comparison")
 HOSTILE = (
     "<script>window.pwned = 1</script> <img src=x onerror=window.pwned=1> [here](javascript:alert(1)) | a * b _c_ `d` "
     "{: onclick=window.pwned=1 } {{ config }} &lt; ![x](https://evil.example/x.png) \u202egnp.exe\u202c"
@@ -70,10 +71,10 @@ def pages() -> Iterator[Page]:
     )
     foot = Provenance((("Data", "made up"), ("Run", HOSTILE)))
     yield Page("index", "AltGrad", body, description=HOSTILE, provenance=foot)
-    for name in ("format_comparison", "failure_modes", "manifold_comparison"):
+    for name in REPORTS:
         yield Page(f"reports/{name}", name.replace("_", " ").capitalize(), body, provenance=foot)
     yield Page("runs/index", "Runs", (table,), provenance=foot)
     yield Page("runs/arm", HOSTILE, (Heading("Seed 1", anchor="seed-1"), Paragraph("One run.")), search=False)
 
 
-build(pages, "index")
+build(pages, "index", *(f"reports/{name}" for name in REPORTS))

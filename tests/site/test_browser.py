@@ -74,6 +74,17 @@ def test_home_and_reports_show_their_charts_and_have_no_accessibility_fault(
     assert axe_faults(page) == []
 
 
+@pytest.mark.parametrize("palette", ["light", "dark"])
+def test_the_page_of_an_arm_shows_its_heat_maps_and_has_no_accessibility_fault(
+    visit: Any, real_address: str, real_site: Path, palette: str
+) -> None:
+    arm = min(path.parent.name for path in (real_site / "runs").glob("e0m7-*/index.html"))
+    page = visit(f"{real_address}runs/{arm}/", palette=palette, width=360).page
+    assert page.locator("figure#chart-underflow svg path[style*='--heat-6']").count() >= 1
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert axe_faults(page) == []
+
+
 def test_the_gallery_of_all_blocks_has_no_accessibility_fault(visit: Any, gallery_address: str) -> None:
     for palette in ("light", "dark"):
         assert axe_faults(visit(gallery_address, palette=palette).page) == []
