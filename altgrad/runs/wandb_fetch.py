@@ -140,7 +140,7 @@ def _retried(call: Callable[[], _T]) -> _T:
 def _explained(error: BaseException) -> str:
     """Why there is no answer; an answer that is no JSON is most often the sign-in page of a network."""
     no_json = any(sign in str(error) for sign in ("invalid character", "unexpected EOF", "unexpected end of JSON"))
-    return f"the answer is not W&B's ({reason_of(error)[-80:]})" if no_json else reason_of(error)
+    return f"the answer is not W&B's ({reason_of(str(error).rpartition(': ')[2])})" if no_json else reason_of(error)
 
 
 def _passing(error: BaseException | None) -> bool:

@@ -175,7 +175,7 @@ def _events(request: dict[str, Any], silence: float) -> Generator[dict[str, Any]
 
 
 def _silent(silence: float) -> str:
-    return f"nothing came from W&B's server for {silence:g} s"
+    return f"nothing came from W&B's server for {silence:g} s: no answer, or only that it is busy"
 
 
 def _lines(source: int, silence: float) -> Iterator[bytes]:
