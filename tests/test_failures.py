@@ -36,6 +36,7 @@ from altgrad.analysis.failures import (  # noqa: E402
 from altgrad.analysis.reports.failure_report import failure_report  # noqa: E402
 from altgrad.cli import main  # noqa: E402
 from altgrad.config import ExperimentConfig, load_config, parse_config  # noqa: E402
+from altgrad.models import GPT  # noqa: E402
 from altgrad.runs import FAILURE_KINDS, Alarm, Failure, RunRecord, RunWriter, read_run  # noqa: E402
 from altgrad.runs import writer as run_writer  # noqa: E402
 from altgrad.telemetry import Watch  # noqa: E402
@@ -289,8 +290,9 @@ def test_a_learning_rate_of_100_is_a_jump_of_the_optimizers_first_step(tmp_path:
     grown = {}
     for name, parameter in model.named_parameters():
         weight, gradient = parameter.detach().numpy(), parameter.grad.numpy()
-        if weight.ndim > 1:
-            stepped = weight - 100 / 3 * (gradient / (np.abs(gradient) + 1e-8) + 0.1 * weight)
+        if weight.any():  # biases begin at zero
+            decay = 0.1 * weight if weight.ndim > 1 else 0
+            stepped = weight - 100 / 3 * (gradient / (np.abs(gradient) + 1e-8) + decay)
             grown[name] = np.linalg.norm(stepped) / np.linalg.norm(weight)
     worst = max(grown, key=grown.__getitem__)
     record, report = run(tmp_path, max_steps=40, **given, **rate)
@@ -692,11 +694,10 @@ class TestWatch:
             assert watch.after(4) == []
             assert watch.broken == {}
 
-    def test_vectors_may_be_zero_or_grow_but_not_be_infinite(self) -> None:
+    def test_vectors_that_begin_at_zero_may_grow_but_not_be_infinite(self) -> None:
         model, watch = self.watched()
         with torch.no_grad():
-            model[1].weight.mul_(1e6)
-            model[0].bias.zero_()
+            model[1].bias.add_(1e6)
         assert watch.before() == []
         with torch.no_grad():
             model[1].bias[3] = -math.inf
@@ -742,3 +743,25 @@ class TestWatch:
         name, factor, since = watch.grown  # type: ignore[misc]
         assert (name, since) == ("2.weight", WINDOW)
         assert factor == pytest.approx(1.1 ** (WINDOW - 1), rel=1e-5)
+
+
+@pytest.mark.parametrize(("factor", "what"), [(2.0**20, "jump"), (2.0**-20, "jump"), (0.0, "zeroed")])
+def test_the_gain_of_a_norm_is_watched_and_a_bias_that_begins_at_zero_is_not(factor: float, what: str) -> None:
+    model = GPT(8, layers=1, dim=8, heads=2, context=4, seed=0)
+    watch, norm = Watch(model), model.blocks[0].mlp_norm
+    assert watch.before() == []
+    with torch.no_grad():
+        norm.weight.mul_(factor)
+        norm.bias.add_(1.0)
+    assert [(alarm.what, alarm.tensor) for alarm in watch.before()] == [(what, "blocks.0.mlp_norm.weight")]
+
+
+def test_warnings_are_sent_to_where_the_run_is_mirrored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[str, str]] = []
+    monkeypatch.setattr(loop.Tracker, "alert", lambda self, title, text: sent.append((title, text)))
+    given = {"optimizer": {"learning_rate": 100.0}, "warmup_steps": 0}
+    record = read_run(train(config(**given), tmp_path, corpus=words(), progress=False).path)
+    first = warnings_of(record)[0][1]
+    assert len(sent) == len(warnings_of(record)) > 0
+    assert sent[0][0] == f"{first.what}: {first.tensor}"
+    assert first.message in sent[0][1]

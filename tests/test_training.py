@@ -549,6 +549,15 @@ def test_a_shift_that_does_not_help_ends_the_run(
     assert [event["kind"] for event in events(result.path)] == ["nonfinite", "shift", "nonfinite"]
 
 
+def test_a_run_whose_last_steps_are_bad_has_failed_though_there_is_a_format_to_shift_to(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GPT, "loss", lambda self, token, target: self(token).sum() * (math.nan if self.training else 0))
+    result = run(tmp_path, corpus, **E5M2, nan_patience=2, stability={"shift_to": "bf16"}, max_steps=2, warmup_steps=0)
+    assert result.status == "failed"
+    assert [event["kind"] for event in events(result.path)] == ["nonfinite"]
+
+
 def test_a_shift_to_a_format_that_the_config_cannot_have_is_refused_at_once(tmp_path: Path, corpus: Corpus) -> None:
     with pytest.raises(UsageError, match=r"stability\.shift_to=fp32: .*storage 'grid'"):
         run(tmp_path, corpus, **GRID_SHIFT, stability={"shift_to": "fp32"})

@@ -119,7 +119,7 @@ SYMPTOMS = (
 
 FAULTS = {
     ("jump", "forward"): "the weights were changed between two steps: look for code that writes into them",
-    ("jump", "optimizer"): "lower optimizer.learning_rate, or lengthen the warm-up (warmup_steps)",
+    ("jump", "optimizer"): "lower optimizer.learning_rate (or optimizer.weight_decay), or lengthen warmup_steps",
     ("zeroed", "forward"): "the weights were set to zero between two steps: look for code that writes into them",
     ("zeroed", "optimizer"): "lower optimizer.learning_rate and optimizer.weight_decay",
     ("nonfinite", "forward"): "look at the overflow of this operand: a scale that follows it, or more exponent bits",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from altgrad.runs import Alarm
 
 JUMP = 8.0
-"""A matrix whose norm becomes so many times as large, or as small, in one step has not been trained but broken."""
+"""A tensor whose norm becomes so many times as large, or as small, in one step has not been trained but broken."""
 
 WINDOW = 50
 """How many steps' norms are kept, to say which matrix grew while a run diverged: warm-up and patience are within."""
@@ -28,14 +28,14 @@ class Watch:
     `after` when the optimizer has moved the weights. Each returns what has just gone wrong:
 
     - "nonfinite": a parameter or a gradient that has NaN or infinite elements, and had none when last looked at;
-    - "jump": a matrix whose norm is more than `JUMP` times as large or as small as when last looked at;
-    - "zeroed": a matrix that has become zero.
+    - "jump": a tensor whose norm is more than `JUMP` times as large or as small as when last looked at;
+    - "zeroed": a tensor that has become zero.
 
     A weight that changed between two steps broke in the phase "forward", where it is read first, and one that a step
     of the optimizer changed in the phase "optimizer". Each is reported once per tensor and kind until it is normal
     again; of several gradients that break in one step the first that the backward pass computes (the last in the order
-    of definition) is named, since it spoils those after it. Parameters of one dimension (norms, biases) are looked at
-    for NaN and infinity only: they may begin at zero.
+    of definition) is named, since it spoils those after it. Vectors that are zero at first (biases) and scalars are
+    looked at for NaN and infinity only: theirs are no sizes to jump from.
 
     `JUMP` is 8: in healthy short runs (every shipped config, the 8-bit splits under every storage, no warm-up, 120
     steps) no norm changed by more than a factor 1.2 in a step; under integer code steps in E7M0, where a step of one
@@ -46,10 +46,10 @@ class Watch:
 
     def __init__(self, model: nn.Module) -> None:
         parameters = dict(model.named_parameters())
-        self._matrices = {name: parameter for name, parameter in parameters.items() if parameter.ndim > 1}
-        self._vectors = {name: parameter for name, parameter in parameters.items() if parameter.ndim <= 1}
+        self._sized = {name: p for name, p in parameters.items() if p.ndim > 1 or (p.numel() > 1 and bool(p.any()))}
+        self._others = {name: p for name, p in parameters.items() if name not in self._sized}
         self._norms: list[float] | None = None
-        """When last looked at: of each matrix, then of all vectors together."""
+        """When last looked at: of each tensor that has a size, then of the others together."""
         self._active: dict[str, list[list[str]]] = {"forward": [], "backward": [], "optimizer": []}
         """By phase, [what, tensor] of what was wrong when last looked at."""
         self._window: list[tuple[int, list[float]]] = []
@@ -120,8 +120,8 @@ class Watch:
         (since, first), (_, last) = self._window[0], self._window[-1]
         factors = {
             name: new / old
-            for name, old, new in zip(self._matrices, first, last, strict=False)
-            if old > 0 and new / old > 1
+            for name, old, new in zip(self._sized, first, last, strict=False)
+            if old > 0 and new / old > 1 and self._sized[name].ndim > 1
         }
         name = max(factors, key=factors.__getitem__, default=None)
         return None if name is None else (name, factors[name], since)
@@ -130,7 +130,7 @@ class Watch:
         before, now = self._norms, self._measured()
         self._norms = now
         found = []
-        for name, old, new in zip(self._matrices, before or now, now, strict=False):
+        for name, old, new in zip(self._sized, before or now, now, strict=False):
             if new == 0 < old:
                 found.append(Alarm("zeroed", name, phase, 0.0, f"the norm was {old:.4g} and became zero {how}"))
             elif old > 0 and math.isfinite(old) and math.isfinite(new) and not 1 / JUMP <= new / old <= JUMP:
@@ -143,12 +143,10 @@ class Watch:
     def _newly_broken(self, norms: list[float], phase: str, how: str) -> list[Alarm]:
         """Alarms for parameters that have become NaN or infinite; the others leave `broken`."""
         suspects = {
-            name: self._matrices[name]
-            for name, norm in zip(self._matrices, norms, strict=False)
-            if not math.isfinite(norm)
+            name: self._sized[name] for name, norm in zip(self._sized, norms, strict=False) if not math.isfinite(norm)
         }
-        if self._vectors and not math.isfinite(norms[-1]):
-            suspects |= self._vectors
+        if self._others and not math.isfinite(norms[-1]):
+            suspects |= self._others
         counts = {name: count for name, tensor in suspects.items() if (count := _nonfinite(tensor))}
         fresh = {name: count for name, count in counts.items() if name not in self.broken}
         self.broken = {name: self.broken.get(name, phase) for name in counts}
@@ -165,9 +163,9 @@ class Watch:
 
     @torch.no_grad()
     def _measured(self) -> list[float]:
-        tensors: list[Tensor] = list(self._matrices.values())
-        if self._vectors:
-            tensors.append(torch.cat([vector.reshape(-1) for vector in self._vectors.values()]))
+        tensors: list[Tensor] = list(self._sized.values())
+        if self._others:
+            tensors.append(torch.cat([vector.reshape(-1) for vector in self._others.values()]))
         norms = torch.stack(torch._foreach_norm(tensors)).tolist() if tensors else []
         # squares leave float32's range long before the elements do
         return [

@@ -652,8 +652,10 @@ class _Run:
             self.writer.event(kind, self.at.step, **detail)
 
     def _warn(self, alarms: Iterable[Alarm]) -> None:
+        """Record warnings, and send them where the run is mirrored."""
         for alarm in alarms:
             self._event("warning", **alarm._asdict())
+            self.tracker.alert(f"{alarm.what}: {alarm.tensor}", f"step {self.at.step}, {alarm.phase}: {alarm.message}")
 
     def _note_symptoms(self, look: Look) -> None:
         """Warn of what a look shows: of a symptom once per layer, operand and kind."""
@@ -750,8 +752,13 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _may_shift(self) -> bool:
-        """Whether there is a format to shift to, not used yet, and weights that are worth going on with."""
-        if self.config.stability.shift_to is None or self.at.shifted or not self.config.quantize.operands:
+        """Whether there is a format to shift to, not used yet, steps to use it for, and weights worth going on with."""
+        if (
+            self.at.step == self.config.max_steps
+            or self.config.stability.shift_to is None
+            or self.at.shifted
+            or not self.config.quantize.operands
+        ):
             return False
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
 
