@@ -283,7 +283,7 @@ class ExperimentConfig(_Section):
     layers_every: int = Field(20, ge=0)
     nan_patience: int = Field(10, ge=1)
     accumulate: int = _later(1, ge=1)  # batches whose gradients are averaged into one step
-    compile: bool = _later(False)  # the model through torch.compile
+    compile: bool = _later(False)  # the model through torch.compile; steps with a look stay eager, equal to roundoff
     stability: StabilityConfig = _later(StabilityConfig())
     telemetry: TelemetryConfig = _later(TelemetryConfig())
     checkpoint: CheckpointConfig = CheckpointConfig()
