@@ -5,9 +5,11 @@
     .venv/bin/python benchmarks/training.py --device cuda         on a GPU, with its own record
 
 Arms are measured in turn, many times over, and the ratio is that of the medians, so that a noisy machine disturbs both
-sides alike. Eager arms are held against the eager fp32 loop, compiled ones against the compiled fp32 loop. Peak memory
-is that of one process an arm. The record goes to benchmarks/recorded/training.json (training-cuda.json on a GPU, where
-the model has 50M parameters and bf16 is the baseline of native FP8), which the site turns into a page.
+sides alike. Eager arms are held against the eager fp32 loop, compiled ones against the compiled fp32 loop, and
+telemetry against the quantized step: a step with a look, one with a look that counts codes, the watch alone, and what
+these make of a step when every tenth has a look. Peak memory is that of one process an arm. The record goes to
+benchmarks/recorded/training.json (training-cuda.json on a GPU, where the model has 50M parameters and bf16 is the
+baseline of native FP8), which the site turns into a page.
 """
 
 from __future__ import annotations
@@ -37,13 +39,24 @@ SIZES = {
     "cuda": {"layers": 16, "dim": 512, "heads": 8, "context": 512, "batch": 32},
     "quick": {"layers": 1, "dim": 32, "heads": 2, "context": 16, "batch": 2},
 }
-GOALS = {"wag": 1.4, "w": 1.1, "wag-compiled": 1.1, "manifold-step": 1.25}
+GOALS = {
+    "wag": 1.4,
+    "w": 1.1,
+    "wag-compiled": 1.1,
+    "manifold-step": 1.25,
+    "telemetry": 1.05,
+    "telemetry-compiled": 1.05,
+}
+TELEMETRY = ("telemetry-off", "look", "look-codes")
+"""Arms that take the step "wag" with telemetry as it is on by default; without it, it is the same step once more."""
 MEMORY_GOAL = 1.5
 VOCABULARY = 96
 REASONS = {
     "w": "Every weight is rounded again at each step: seven passes over it, beside a batch of 2,048 rows only.",
     "wag": "Seven passes to round an operand and one for its amax, all of them through memory.",
     "wag-compiled": "The amax of an operand must be known before it can be rounded, so its pass is not fused.",
+    "telemetry": "Two passes to count, six to measure and sixteen eigenvalue problems, every tenth step.",
+    "telemetry-compiled": "The step with the look runs eagerly, and so pays for eager rounding besides the look.",
     "manifold-step": "The ulp field costs three passes and an amax beside AdamW's twelve.",
 }
 """What is known of an arm that misses its goal."""
@@ -68,15 +81,17 @@ def policies() -> dict[str, Any]:
 
 
 def make_step(arm: str, sizes: dict[str, int], device: str) -> Callable[[], None]:
-    """One training step of an arm: batch, loss, gradients, clipping, AdamW."""
+    """One training step of an arm: batch, loss, gradients, clipping, AdamW, and a look in the arms that have one."""
     import torch
 
+    from altgrad.config import TelemetryConfig
     from altgrad.models import GPT
     from altgrad.nn import quantize_model
+    from altgrad.telemetry import Look, RankWatch
 
     name = arm.removesuffix("-compiled")
     model = GPT(VOCABULARY, **{key: sizes[key] for key in ("layers", "dim", "heads", "context")}, seed=0).to(device)
-    policy = policies().get(name)
+    policy = policies().get("wag" if name in TELEMETRY else name)
     if policy is not None:
         quantize_model(model, policy)
     if name in ("bf16", "native"):
@@ -95,7 +110,56 @@ def make_step(arm: str, sizes: dict[str, int], device: str) -> Callable[[], None
         if device == "cuda":
             torch.cuda.synchronize()
 
+    number = {"look": 1, "look-codes": TelemetryConfig().codes_every}.get(name)
+    if number is None:
+        return step
+    ranks = RankWatch()
+
+    def step_with_look() -> None:
+        look = Look(model, 1, number=number)
+        optimizer.zero_grad(set_to_none=True)
+        with look.operands():
+            loss_of(token, target).backward()
+        look.gradients()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        with look.update(optimizer):
+            optimizer.step()
+        ranks.update(look.rows)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step_with_look
+
+
+def make_watch(sizes: dict[str, int], device: str) -> Callable[[], None]:
+    """What the watch does in a step, alone; the loop has the gradients' norms from clipping."""
+    import torch
+
+    from altgrad.models import GPT
+    from altgrad.telemetry import Watch
+
+    model = GPT(VOCABULARY, **{key: sizes[key] for key in ("layers", "dim", "heads", "context")}, seed=0).to(device)
+    gradients = {name: torch.ones_like(parameter) for name, parameter in model.named_parameters()}
+    norms, watch = torch._foreach_norm(list(gradients.values())), Watch(model)
+
+    def step() -> None:
+        watch.before()
+        watch.gradients(gradients, norms, finite_loss=True)
+        watch.after(1)
+
     return step
+
+
+def ten_steps(times: dict[str, list[float]], step: str) -> list[float]:
+    """Seconds of a step with its share of telemetry, turn by turn: the watch at each, a look at every tenth.
+
+    Every `codes_every`-th look counts codes. Looks are taken eagerly, also of a compiled model.
+    """
+    from altgrad.config import TelemetryConfig
+
+    codes = 1 / TelemetryConfig().codes_every
+    turns = zip(times[step], times["watch"], times["look"], times["look-codes"], strict=True)
+    return [watch + (9 * plain + (1 - codes) * look + codes * coded) / 10 for plain, watch, look, coded in turns]
 
 
 def make_optimizer_step(rule: str, sizes: dict[str, int], device: str) -> Callable[[], None]:
@@ -126,8 +190,14 @@ def make_optimizer_step(rule: str, sizes: dict[str, int], device: str) -> Callab
     return step
 
 
-def measure(steps: dict[str, Callable[[], None]], turns: int, show: Callable[[str], None]) -> dict[str, list[float]]:
-    """Seconds of every step, in turns."""
+def measure(
+    steps: dict[str, Callable[[], None]], turns: int, show: Callable[[str], None], device: str = "cpu"
+) -> dict[str, list[float]]:
+    """Seconds of every step, in turns: of the one thread's processor time, without its waiting for other programs.
+
+    On a GPU they are those of the wall clock.
+    """
+    clock = time.process_time if device == "cpu" else time.perf_counter
     for name, step in steps.items():
         show(f"warming up {name}")
         step()
@@ -136,9 +206,9 @@ def measure(steps: dict[str, Callable[[], None]], turns: int, show: Callable[[st
     for turn in range(turns):
         show(f"turn {turn + 1} of {turns}")
         for name, step in steps.items():
-            begun = time.perf_counter()
+            begun = clock()
             step()
-            times[name].append(time.perf_counter() - begun)
+            times[name].append(clock() - begun)
     return times
 
 
@@ -232,21 +302,29 @@ def bench(device: str, quick: bool, turns: int, show: Callable[[str], None]) -> 
     sizes = SIZES["quick" if quick else device]
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     if device == "cpu":
-        names = ["fp32", "w", "wag", "wag-stochastic-gradients", "wag-mx"]
+        names = ["fp32", "w", "wag", *TELEMETRY, "wag-stochastic-gradients", "wag-mx"]
         names += [] if quick else ["fp32-compiled", "w-compiled", "wag-compiled"]
     else:
-        names = ["fp32", "wag", "bf16", "native", "fp32-compiled", "wag-compiled", "bf16-compiled", "native-compiled"]
+        names = ["fp32", "wag", *TELEMETRY, "bf16", "native"]
+        names += ["fp32-compiled", "wag-compiled", "bf16-compiled", "native-compiled"]
     if not quick and not compiles(device):
         show("no compiler: compiled arms are left out")
         names = [name for name in names if not name.endswith("-compiled")]
     steps = {name: make_step(name, sizes, device) for name in names}
 
     def baseline_of(name: str) -> str:
-        return ("bf16" if device == "cuda" else "fp32") + ("-compiled" if name.endswith("-compiled") else "")
+        suffix = "-compiled" if name.endswith("-compiled") else ""
+        if name.removesuffix(suffix) in (*TELEMETRY, "watch", "telemetry"):
+            return f"wag{suffix}"
+        return ("bf16" if device == "cuda" else "fp32") + suffix
 
-    arms = compared(measure(steps, turns, show), baseline_of)
+    times = measure(steps | {"watch": make_watch(sizes, device)}, turns, show, device)
+    for suffix in ("", "-compiled"):
+        if f"wag{suffix}" in times:
+            times[f"telemetry{suffix}"] = ten_steps(times, f"wag{suffix}")
+    arms = compared(times, baseline_of)
     rules = {rule: make_optimizer_step(rule, sizes, device) for rule in ("adamw-step", "manifold-step")}
-    arms += compared(measure(rules, 5 * turns, show), lambda name: "adamw-step")
+    arms += compared(measure(rules, 5 * turns, show, device), lambda name: "adamw-step")
     memory = []
     for name in ("fp32", "w", "wag"):
         show(f"memory of {name}")

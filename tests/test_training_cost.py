@@ -71,7 +71,9 @@ def test_an_arm_is_held_against_its_baseline_turn_by_turn(training: ModuleType) 
 def test_a_trial_measures_every_eager_arm(training: ModuleType) -> None:
     found = training.bench("cpu", quick=True, turns=4, show=lambda text: None)
     names = {arm.name for arm in found.arms}
-    assert names == {"w", "wag", "wag-stochastic-gradients", "wag-mx", "manifold-step"}
+    telemetry = {"telemetry-off", "watch", "look", "look-codes", "telemetry"}
+    assert names == {"w", "wag", "wag-stochastic-gradients", "wag-mx", "manifold-step"} | telemetry
+    assert {arm.baseline for arm in found.arms if arm.name in telemetry} == {"wag"}
     assert all(arm.low <= arm.high for arm in found.arms)
     assert [row.name for row in found.memory] == ["fp32", "w", "wag"]
     assert 0 < sum(share.percent for share in found.shares) <= 100.001
@@ -85,14 +87,29 @@ def test_the_arms_of_the_gpu_take_their_steps_on_a_processor_too(training: Modul
     step()
 
 
+def test_one_look_in_ten_steps_is_averaged_over_looks_with_and_without_codes(training: ModuleType) -> None:
+    times = {"wag": [1.0, 2.0], "watch": [0.01, 0.02], "look": [2.0, 4.0], "look-codes": [3.0, 6.0]}
+    assert training.ten_steps(times, "wag") == pytest.approx([0.01 + (9 + 0.8 * 2 + 0.2 * 3) / 10, 0.02 + 2.24])
+
+
 def test_the_page_says_what_the_record_says(tmp_path: Path) -> None:
     (tmp_path / "training.json").write_text(json.dumps(record()))
     text = shown(tmp_path)
     assert "1.37 times the plain fp32 step, 1.23 times where both are compiled" in text
     assert "missed" in text
+    assert "Telemetry" not in text
     assert "<b>" not in text
     assert "aten::mm" in text
     assert "training.py --device cuda" in text  # the GPU's part is pending
+
+
+def test_the_page_says_what_telemetry_adds(tmp_path: Path) -> None:
+    arms = [
+        {"name": name, "baseline": "wag", "ratio": ratio, "low": 1, "high": 2, "milliseconds": 1}
+        for name, ratio in (("telemetry", 1.043), ("telemetry-compiled", 1.081))
+    ]
+    (tmp_path / "training.json").write_text(json.dumps(record(arms=record()["arms"] + arms)))
+    assert "a look at every tenth step adds 4.3% to the quantized step, 8.1% to the compiled one" in shown(tmp_path)
 
 
 def test_without_records_the_page_is_pending(tmp_path: Path) -> None:
@@ -113,5 +130,5 @@ def test_the_committed_record_has_every_goal() -> None:
     found = read_record(RECORDED / "training.json", TrainingRecord)
     assert found is not None
     goals = {arm.name for arm in found.arms if arm.goal is not None}
-    assert goals == {"w", "wag", "wag-compiled", "manifold-step"}
+    assert goals == {"w", "wag", "wag-compiled", "manifold-step", "telemetry", "telemetry-compiled"}
     assert all(arm.reason for arm in found.arms if arm.goal is not None and arm.ratio > arm.goal)

@@ -19,7 +19,7 @@ from altgrad.rounding import encode
 from altgrad.scaling import amax
 
 _PIECE = 1 << 16
-"""Elements whose squares are summed in float32: scratch for them stays in the cache."""
+"""Elements whose squares are summed in float32; memory for them stays in the cache."""
 _LEAST, _MOST = 2.0**-70, 2.0**100
 """Sums of squares between these have lost nothing to float32's range."""
 _FIRST_ROWS = 64
@@ -63,7 +63,7 @@ def operand_statistics(sums: Sequence[float]) -> dict[str, float]:
     """What rounding did to one operand of the matrix products, from the numbers of `operand_sums`.
 
     x are the real values, q the rounded ones. On the processor sums of squares are float32 for every 65,536 elements
-    and float64 beyond, which is right to 1e-6 of them; all is float64 on a GPU, and where squares would leave float32's
+    and float64 beyond, which is right to 1e-5 of them; all is float64 on a GPU, and where squares would leave float32's
     range. Fractions of a tensor without nonzero elements are 0.
 
     Measures (weight, activation, grad_output):
@@ -106,8 +106,8 @@ def _norms(x: Tensor, q: Tensor | None) -> tuple[Tensor | float, Tensor | float]
             piece = x[start : start + _PIECE]
             if q is not None:
                 lost = torch.sub(q[start : start + _PIECE], piece, out=scratch[: len(piece)])
-                error += float(lost.mul_(lost).sum())
-            square += float(torch.mul(piece, piece, out=scratch[: len(piece)]).sum())
+                error += float(torch.dot(lost, lost))
+            square += float(torch.dot(piece, piece))
         if _LEAST < square < _MOST and (q is None or _LEAST < error < _MOST):
             return math.sqrt(square), math.sqrt(error)
     norm = torch.linalg.vector_norm(x, dtype=torch.float64)
@@ -141,15 +141,12 @@ def code_counts(values: Tensor, fmt: FloatFormat, scale: Tensor | None = None) -
         fmt: a format of at most 16 bits.
         scale: broadcastable to `values`; None is 1.
     """
-    grid = values.detach().float()
-    grid = (grid if scale is None else grid / scale).flatten()
+    grid = torch.div(values.detach().float(), 1.0 if scale is None else scale).flatten()
     size = 1 << fmt.bits
     if fmt.signed and fmt.mantissa_bits <= 7 and fmt.quantum_exponent >= -126 and fmt.max_exponent <= 127:
         # A value is the upper half of a float32. Half of the lower half is added first: a quotient may lie beside it.
-        bits = grid.view(torch.int32)
-        halves = torch.bincount(
-            (bits + _HALVES // 2).bitwise_right_shift_(16).bitwise_and_(_HALVES - 1), minlength=_HALVES
-        )
+        upper = grid.view(torch.int32).add_(_HALVES // 2).bitwise_right_shift_(16).bitwise_and_(_HALVES - 1)
+        halves = torch.bincount(upper, minlength=_HALVES)
         counts = torch.zeros(size + 1, dtype=torch.int64, device=grid.device)
         return counts.index_add_(0, _codes_of_halves(fmt).to(grid.device), halves)[:size]
     return torch.bincount(encode(grid[grid.isfinite()], fmt).int(), minlength=size)

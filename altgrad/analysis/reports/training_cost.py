@@ -76,12 +76,11 @@ NAMES = {
     "wag-stochastic-gradients": "The same, gradients rounded stochastically",
     "wag-mx": "Weights, activations and gradients in MXFP8 (E4M3)",
     "telemetry-off": "The same, telemetry off",
-    "watch": "The same, with the watch over weights and gradients",
-    "watch-compiled": "The watch, the model compiled",
-    "look": "The same, with the watch and a look",
-    "look-codes": "The same, with the watch and a look that counts codes",
-    "telemetry": "The same, with the watch and a look at every tenth step",
-    "telemetry-compiled": "The watch and a look at every tenth step, the model compiled",
+    "look": "The same, with a look",
+    "look-codes": "The same, with a look that counts codes",
+    "watch": "The watch over weights and gradients alone",
+    "telemetry": "The step with its share of telemetry: the watch, and a look at every tenth step",
+    "telemetry-compiled": "The compiled step with its share of telemetry, looks being eager",
     "wag-compiled": "Weights, activations and gradients in E4M3, the model compiled",
     "w-compiled": "Weights in E4M3, the model compiled",
     "fp32": "the fp32 loop",
@@ -153,8 +152,9 @@ def _record_blocks(record: TrainingRecord, key: str) -> list[Block]:
     packages = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     busy = f" Load average when it began: {record.load:g} on {record.cores} cores." if record.load is not None else ""
     conditions = (
-        f"A GPT ({sizes}) on {record.device}, one thread; {record.turns} turns, in each of which every arm takes one "
-        f"step. The ratio is that of the medians, the spread the middle half of the turns.{busy} Measured on "
+        f"A GPT ({sizes}) on {record.device}, one thread, in {'processor' if key == 'cpu' else 'wall'} time; "
+        f"{record.turns} turns, in each of which every arm takes one step. "
+        f"The ratio is that of the medians, the spread the middle half of the turns.{busy} Measured on "
         f"{record.date:%Y-%m-%d} with {packages}."
     )
     rows = tuple(
