@@ -180,7 +180,7 @@ def diagnose(record: RunRecord, found: Failure | None = None) -> Failure | None:
     A failure that is recorded stays as it is, and gets what its record leaves out: `diagnostics`, `losses`, `advice`.
     For a run that was stopped from outside, by a signal, an exception or a kill, it is computed from history, layers
     and events. Its first bad step is then that of the earliest warning from which the loss did not recover, else of the
-    earliest fault, else where the loss went beyond the limit, else of the earliest warning, else the last step.
+    earliest fault, else where the loss went beyond the limit, else the last step: a stall or an underflow stops no run.
 
     Args:
         record: of any status.
@@ -220,8 +220,6 @@ def _stopped(record: RunRecord) -> Failure:
     bare = Failure(("unknown", *_shown(record)), last, message=message)
     breaks = _breaks(record)
     chosen = next((each for each in breaks if not _recovered(record, each[0])), breaks[0] if breaks else None)
-    if chosen is None and not {"nan_loss", "divergence"} & set(bare.kinds):
-        chosen = next(iter(warnings_of(record)), None)
     return _named(bare, *chosen) if chosen else _traced(record, bare)
 
 
