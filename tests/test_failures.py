@@ -765,3 +765,12 @@ def test_warnings_are_sent_to_where_the_run_is_mirrored(tmp_path: Path, monkeypa
     assert len(sent) == len(warnings_of(record)) > 0
     assert sent[0][0] == f"{first.what}: {first.tensor}"
     assert first.message in sent[0][1]
+
+
+def test_the_layers_table_of_300_steps_with_a_look_at_every_tenth_stays_under_300_kb(tmp_path: Path) -> None:
+    """As many looks of the default model in 60 steps, with everything on but the shadow."""
+    operands = dict.fromkeys(("weight", "activation", "grad_output"), "e4m3")
+    given = parse_config({"quantize": operands, "max_steps": 60, "layers_every": 2, "eval_batches": 1}, source="test")
+    path = train(given, tmp_path, corpus=words(), progress=False).path
+    assert read_run(path).layers["step"].nunique() == 31
+    assert (path / "layers.parquet").stat().st_size < 300_000
