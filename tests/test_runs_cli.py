@@ -478,6 +478,35 @@ def test_prune_by_age_by_condition_and_of_what_was_set_aside(tmp_path: Path, tol
     assert new.exists()
 
 
+def test_prune_holds_conditions_against_each_attempt_of_a_run(tmp_path: Path, told: Any) -> None:
+    for rate in (0.25, 0.5):
+        with RunWriter.create(tmp_path, config("fp32"), data_fingerprint=DATA, environment={}) as run:
+            run.log(0, loss=rate)
+    write_run(tmp_path, config("fp32"))
+    first, second = sorted(tmp_path.glob("*.old"))
+    told("prune", "--old", "--where", "last.loss=0.25", "--yes", "--runs", tmp_path)
+    assert not first.exists()
+    assert second.exists()
+
+
+def test_prune_takes_a_failed_run_with_its_failure_report(tmp_path: Path, told: Any) -> None:
+    path = write_run(tmp_path, config("e4m3"), status="failed")
+    (path / "failure.md").write_text("# What broke\n")
+    told("prune", "--status", "failed", "--yes", "--runs", tmp_path)
+    assert not path.exists()
+
+
+def test_a_record_that_cannot_be_removed_is_one_line(tmp_path: Path, told: Any, monkeypatch: Any) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = write_run(tmp_path, config("e4m3"))
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    code, _, err = told("prune", "--where", "seed=0", "--yes", "--runs", tmp_path)
+    assert code == 2
+    assert err == f"error: {path.name}: cannot be removed (Permission denied)\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [

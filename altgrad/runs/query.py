@@ -22,14 +22,14 @@ from altgrad.config import ExperimentConfig, UsageError, config_keys
 from altgrad.formats import get_format
 from altgrad.runs.schema import STATUSES, Problem, RecordError, run_id
 from altgrad.runs.store import PACKED, RunRecord, RunSet, read_packed, read_run, read_table, record_folders
-from altgrad.runs.writer import CLOCK_SLACK, is_locked
+from altgrad.runs.writer import CLOCK_SLACK, REPORT, is_locked
 
 _FIELDS = ("id", "arm", "status", "study", "seed", "created", "ended", "seconds", "data", "failure", "wandb_url")
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "=": operator.eq, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
 _CONDITION = re.compile(r"(?P<key>[^<>=!]+?)\s*(?P<sign><=|>=|!=|==|=|<|>)\s*(?P<value>.*)", re.DOTALL)
-_FILES = re.compile(r"run\.json|lock|checkpoints|wandb|(history|layers)\.(jsonl|parquet)|.*\.tmp")
+_FILES = re.compile(rf"run\.json|{re.escape(REPORT)}|lock|checkpoints|wandb|(history|layers)\.(jsonl|parquet)|.*\.tmp")
 
 
 def values(record: RunRecord) -> dict[str, Any]:
@@ -77,17 +77,17 @@ def select(records: Iterable[RunRecord], conditions: Sequence[str]) -> list[RunR
     records = list(records)
     if not conditions:
         return records
-    known = {record.id: values(record) for record in records}
+    known = [values(record) for record in records]  # not by id: attempts that were set aside share theirs
     tests = [_test(condition, known) for condition in conditions]
-    return [record for record in records if all(test(known[record.id]) for test in tests)]
+    return [record for record, found in zip(records, known, strict=True) if all(test(found) for test in tests)]
 
 
-def _test(condition: str, known: Mapping[str, Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], bool]:
+def _test(condition: str, known: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], bool]:
     parts = _CONDITION.fullmatch(condition.strip())
     if parts is None:
         raise UsageError(f"--where {condition[:80]!r}: write KEY=VALUE, KEY!=VALUE, KEY<VALUE ...")
     key, sign, text = parts["key"].strip(), parts["sign"].replace("==", "="), parts["value"].strip()
-    keys = {*config_keys(), *_FIELDS, *(key for found in known.values() for key in found)}
+    keys = {*config_keys(), *_FIELDS, *(key for found in known for key in found)}
     if key not in keys:
         near = difflib.get_close_matches(key, sorted(keys), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "altgrad runs show ID lists the keys of a run"
@@ -379,9 +379,11 @@ def prune(chosen: Prunable) -> None:
     """
     if reason := chosen.refused or _refusal(chosen.folder):
         raise UsageError(f"{chosen.folder.name}: kept, since {reason}")
-    with open(chosen.folder / "lock", "ab") as lock:
-        try:
+    try:
+        with open(chosen.folder / "lock", "ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{chosen.folder.name}: kept, since it is being written") from None
-        shutil.rmtree(chosen.folder)
+            shutil.rmtree(chosen.folder)
+    except BlockingIOError:
+        raise UsageError(f"{chosen.folder.name}: kept, since it is being written") from None
+    except OSError as error:
+        raise UsageError(f"{chosen.folder.name}: cannot be removed ({error.strerror})") from None
