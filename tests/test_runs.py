@@ -244,6 +244,7 @@ def test_a_signal_while_a_finished_record_is_tidied_leaves_it_finished(
 
 
 BROKEN = {"kinds": ["nan_loss"], "step": 1, "tensor": None, "phase": None, "message": ""}
+ORIGIN = {"entity": "team", "project": "p", "id": "a", "pulled": "2026-01-01T00:00:00Z"}
 FIELDS = {
     "created not a time": ({"created": "yesterday"}, "'created' is not an ISO 8601 time"),
     "ended not a time": ({"ended": "x"}, "'ended' is not an ISO 8601 time"),
@@ -256,6 +257,10 @@ FIELDS = {
     "failure foreign key": ({"failure": BROKEN | {"more": 1}}, "'failure' is damaged"),
     "data name a number": ({"data": DATA | {"name": 3}}, "'data.name' is not text"),
     "url a list": ({"wandb_url": []}, "'wandb_url' is not text"),
+    "origin a list": ({"origin": []}, "'origin' is damaged"),
+    "origin of nowhere": ({"origin": {}}, "'origin' is damaged"),
+    "origin at no time": ({"origin": ORIGIN | {"pulled": "today"}}, "'origin' is damaged"),
+    "origin report a number": ({"origin": ORIGIN | {"report": 3}}, "'origin' is damaged"),
     "events a dict": ({"events": {}}, "'events' is of the wrong kind"),
 }
 
@@ -337,6 +342,13 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path: Path, kind:
     assert bad.name in found.problems[0].where
     assert "\n" not in found.problems[0].reason
     assert str(tmp_path) not in found.problems[0].reason
+
+
+def test_a_lock_that_cannot_be_opened_is_held_by_nobody(tmp_path: Path) -> None:
+    path = write_run(tmp_path, config("fp32"))
+    (path / "lock").unlink(missing_ok=True)
+    (path / "lock").mkdir()
+    assert [record.status for record in load_runs([tmp_path]).records] == ["finished"]
 
 
 def test_a_packed_study_reads_back_with_the_same_losses_and_statuses(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_histories_in_bulk_are_those_of_the_records(tmp_path: Path, told: Any) -
     few, _ = read_histories([tmp_path / "packed", tmp_path / "runs"], ["other", "val_loss"])
     assert few.column_names == ["run_id", "step", "other", "val_loss"]
     assert few.num_rows == table.num_rows
-    with pytest.raises(UsageError, match="no run has a metric 'accuracy'; known are"):
+    with pytest.raises(UsageError, match="no run has a metric 'accuracy'; altgrad runs show"):
         read_histories([tmp_path / "runs"], ["accuracy"])
     assert read_histories([tmp_path / "none"])[0].num_rows == 0
     shutil.rmtree(bad)
@@ -237,6 +237,28 @@ def test_histories_in_bulk_are_those_of_the_records(tmp_path: Path, told: Any) -
     told("export", "--history", "--columns", "loss", "--runs", tmp_path / "packed", *chosen)
     whole, part = pd.read_csv(tmp_path / "x.csv"), pd.read_csv(tmp_path / "y.csv")
     assert list(whole) == list(part) == ["run_id", "step", "loss"]
+
+
+def test_run_id_and_step_are_in_every_table_once(tmp_path: Path) -> None:
+    with record(tmp_path, name="ended", config={}) as run:
+        run.log(0, loss=1.0, run_id=7.0)
+        run.finish()
+    with record(tmp_path, name="killed", config={}, seed=1) as run:
+        run.log(0, loss=1.0, run_id=7.0)
+    for columns in (None, ["loss"], ["step", "loss", "run_id", "loss"]):
+        table, problems = read_histories([tmp_path], columns)
+        assert table.column_names == ["run_id", "step", "loss"]
+        assert sorted(table["run_id"].to_pylist()) == sorted(path.name for path in tmp_path.iterdir())
+        assert not problems
+
+
+def test_an_integer_of_any_size_is_exported(tmp_path: Path, told: Any) -> None:
+    with record(tmp_path, name="own", config={"parameters": 2**70}) as run:
+        run.log(0, loss=1.0)
+        run.finish()
+    code, _, _ = told("export", "--format", "parquet", "--output", tmp_path / "x", "--runs", tmp_path)
+    assert code == 0
+    assert pd.read_parquet(tmp_path / "x")["parameters"].tolist() == [2.0**70]
 
 
 def test_untrusted_text_reaches_neither_terminal_nor_spreadsheet(tmp_path: Path, told: Any) -> None:

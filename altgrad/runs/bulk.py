@@ -16,6 +16,8 @@ from altgrad.config import UsageError
 from altgrad.runs.schema import Problem, RecordError
 from altgrad.runs.store import PACKED, Sliced, default_sources, is_number, read_table, reason_of, record_folders
 
+_KEYS = ("run_id", "step")
+
 
 def read_histories(
     sources: Iterable[Path] | None = None, columns: Sequence[str] | None = None
@@ -27,7 +29,8 @@ def read_histories(
 
     Args:
         sources: folders of records; default: `default_sources`.
-        columns: metrics; default: all. One that a run has not is null in its rows.
+        columns: metrics; default: all. One that a run has not is null in its rows; one that a loop called run_id is
+            left out.
 
     Returns:
         A table with columns run_id (dictionary), step (integer) and the metrics (float64, or float32 where every run's
@@ -36,6 +39,8 @@ def read_histories(
     Raises:
         UsageError: no run has one of `columns`.
     """
+    if columns is not None:
+        columns = [name for name in dict.fromkeys(columns) if name not in _KEYS]
     problems: list[Problem] = []
     finished: dict[str, tuple[Path, str]] = {}
     tables: list[pa.Table] = []
@@ -65,9 +70,9 @@ def read_histories(
         problems += [Problem(finished[name][1], reason) for name, reason in damaged.items()]
         tables.insert(0, table)
     known = dict.fromkeys(name for table in tables for name in table.column_names)
-    chosen = ["run_id", "step", *(name for name in columns or known if name not in ("run_id", "step"))]
+    chosen = [*_KEYS, *(name for name in (known if columns is None else columns) if name not in _KEYS)]
     if missing := [name for name in chosen[2:] if name not in known]:
-        raise UsageError(f"no run has a metric {missing[0][:80]!r}; known are {', '.join(map(str, list(known)[2:12]))}")
+        raise UsageError(f"no run has a metric {missing[0][:80]!r}; altgrad runs show ID lists those of a run")
     tables = [table.select([name for name in chosen if name in table.column_names]) for table in tables]
     if not tables:
         return pa.table({"run_id": pa.array([], pa.string()), "step": pa.array([], pa.int64())}), tuple(problems)
@@ -95,9 +100,7 @@ def _read_files(folders: Sequence[Path], columns: Sequence[str] | None) -> tuple
     """The histories of finished runs in the order of `folders`, and by run why one cannot be used."""
     if columns is not None:
         # Most of the time goes into footers, which have every column: where nothing is amiss one look is enough.
-        schema = pa.schema(
-            [("step", pa.int64()), *((name, pa.float64()) for name in dict.fromkeys(columns) if name != "step")]
-        )
+        schema = pa.schema([("step", pa.int64()), *((name, pa.float64()) for name in columns)])
         paths = [str(folder / "history.parquet") for folder in folders]
         with contextlib.suppress(OSError, pa.ArrowException):
             data = ds.FileSystemDataset.from_paths(paths, schema, ds.ParquetFileFormat(), LocalFileSystem())
@@ -111,7 +114,7 @@ def _read_files(folders: Sequence[Path], columns: Sequence[str] | None) -> tuple
     kinds: dict[str, set[pa.DataType]] = {}
     for fragment in sound.values():
         for field in fragment.physical_schema:
-            if columns is None or field.name in ("step", *columns):
+            if field.name != "run_id" if columns is None else field.name in ("step", *columns):
                 kinds.setdefault(field.name, set()).add(field.type)
     schema = pa.schema(
         [
@@ -150,5 +153,7 @@ def _pathless(error: Exception, folder: Path) -> str:
 
 def _named(table: pa.Table, runs: Sequence[str], lengths: Sequence[int]) -> pa.Table:
     """`table` with the column run_id before the others: `lengths` rows of each of `runs`."""
+    if "run_id" in table.column_names:  # a metric that a loop called so
+        table = table.drop_columns("run_id")
     codes = np.repeat(np.arange(len(runs), dtype=np.int32), lengths)
     return table.add_column(0, "run_id", pa.DictionaryArray.from_arrays(codes, pa.array(runs, pa.string())))

@@ -189,7 +189,10 @@ def table(
 def _one_kind(column: pd.Series) -> pd.Series:
     """A column that a file can hold: lists, and values of several kinds, become text."""
     kinds = {type(value) for value in column.dropna()}
-    if kinds <= {int, float} or kinds == {bool} or kinds <= {str}:
+    if kinds <= {int, float}:  # beyond 64 bits, no file has integers
+        huge = column.dtype == object and any(abs(value) >= 2**63 for value in column.dropna())
+        return column.astype("float64") if huge else column
+    if kinds == {bool} or kinds <= {str}:
         return column
     return column.map(lambda value: json.dumps(value) if not isinstance(value, str) else value, na_action="ignore")
 

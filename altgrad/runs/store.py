@@ -246,8 +246,8 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
     for key in ("ended", "wandb_url", "message"):
         if not isinstance(run.setdefault(key, None), str | None):
             raise RecordError(f"{where}/run.json: key {key!r} is not text; restore the file")
-    if not isinstance(run.get("origin", {}), dict):
-        raise RecordError(f"{where}/run.json: key 'origin' is not a mapping; restore the file")
+    if "origin" in run and not _is_origin(run["origin"]):
+        raise RecordError(f"{where}/run.json: key 'origin' is damaged; restore the file, or pull the run again")
     for key in ("created", "ended"):
         try:
             run[key] = run[key] and datetime.fromisoformat(run[key]).astimezone(UTC).isoformat().replace("+00:00", "Z")
@@ -271,6 +271,16 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
     elsewhere = "origin" in run  # pulled from W&B, which knows whether the run still goes
     status = run["status"] if run["status"] != "running" or locked or elsewhere else "crashed"
     return run | {"status": status}, config
+
+
+def _is_origin(origin: Any) -> bool:
+    """Whether it says, as `altgrad.runs.wandb_records` does, where in W&B a record came from, and when."""
+    try:
+        datetime.fromisoformat(origin["pulled"])
+        texts = [origin[key] for key in ("entity", "project", "id")] + origin.get("report", [])
+        return all(isinstance(text, str) for text in texts)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:

@@ -403,10 +403,10 @@ def is_locked(path: Path) -> bool:
     try:
         with open(path / "lock", "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except OSError:  # there is none, or it is nothing that a writer of this user could hold
+        return False
     return False
 
 
