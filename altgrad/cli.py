@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.util
 import io
 import json
@@ -575,8 +576,14 @@ def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequ
 
 def guarded(command: Callable[[], int]) -> int:
     """`command()`'s exit code; what ends it early is one line on stderr: a mistake 2, Ctrl-C 130, SIGTERM 143."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - closed by whoever started this process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack what a record holds
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -588,6 +595,12 @@ def guarded(command: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"error: the output cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"interrupted; {_KEPT}", file=sys.stderr)
         return 130

@@ -286,6 +286,24 @@ def test_a_pipe_that_closes_is_no_traceback(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [
+        ("> /dev/full", 2, "error: the output cannot be written (No space left on device)\n"),
+        (">&-", 0, ""),
+        ("> /dev/null", 0, ""),
+    ],
+)
+def test_an_output_that_takes_nothing_or_not_every_character_is_no_traceback(
+    tmp_path: Path, ending: str, code: int, said: str
+) -> None:
+    with record(tmp_path, name="own", config={"größe": "ü"}, notes=HOSTILE) as run:
+        run.finish()
+    command = f"PYTHONIOENCODING=ascii {sys.executable} -m altgrad.cli runs show own --runs {tmp_path} {ending}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 def test_the_commands_import_no_torch(tmp_path: Path) -> None:
     write_run(tmp_path, config("e4m3"))
     script = (

@@ -79,6 +79,17 @@ def test_two_runs_are_comparable_only_where_all_but_format_and_seed_is_equal(tmp
     assert "experiment.py" not in text, "AltGrad cannot run another loop again"
 
 
+def test_losses_that_no_axis_holds_leave_the_other_rows_to_be_drawn(tmp_path: Path) -> None:
+    with record(tmp_path / "runs", name="wild", config={}) as run:
+        for step, loss in enumerate((1.0, 1e308, -1e308, 2.0)):
+            run.log(step, loss=loss, val_loss=loss)
+        run.finish()
+    loader = ExperimentDataLoader([tmp_path / "runs"])
+    text_of(loader, tmp_path / "pages", loader.runs["arm"].iloc[0])
+    (drawn,) = (tmp_path / "pages").glob("*.loss.csv")
+    assert drawn.read_text().count("\n") == 3
+
+
 def test_the_config_of_another_loop_is_shown_as_text(tmp_path: Path) -> None:
     write(tmp_path, **{"<b>x</b>": "</script><script>", "note": "a\x1b[31m\u202e"})
     loader = ExperimentDataLoader([tmp_path])

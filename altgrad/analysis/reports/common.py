@@ -263,8 +263,9 @@ def provenance(loader: ExperimentDataLoader, built: datetime | None = None) -> P
 
 
 def finite_rows(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """The rows in which all `columns` are finite numbers: what a chart can draw."""
-    return frame[frame[list(columns)].apply(lambda column: column.map(_finite)).all(axis=1)].reset_index(drop=True)
+    """The rows in which all `columns` are numbers that a chart can draw: finite, and so is the axis they span."""
+    drawn = frame[list(columns)].map(lambda value: _finite(value) and abs(value) < 1e300)
+    return frame[drawn.all(axis=1)].reset_index(drop=True)
 
 
 def spread(places: Sequence[float], drawn: NDArray[np.float64]) -> list[float]:
