@@ -265,6 +265,35 @@ def test_a_loop_that_fails_or_is_left_says_so(tmp_path: Path) -> None:
     assert found["raises"].run["message"] == "RuntimeError: out of memory"
 
 
+def test_what_is_no_json_value_does_not_keep_a_run_from_its_end(tmp_path: Path) -> None:
+    versions = {"dtype": np.float32, "peak": math.nan}
+    with record(tmp_path, name="own", config={}, environment=versions) as run:
+        run.log(0, loss=1.0)
+        run.event("shift", np.int64(0), scale=np.float32(0.5), by=object, cells={1: (np.int64(2),)})
+        run.finish({"val_loss": np.float32(0.5), "model": Path("/home/me/model.pt")})
+    (found,) = load_runs([tmp_path]).records
+    assert found.run["environment"] == {"dtype": "<class 'numpy.float32'>", "peak": None}
+    (event,) = found.run["events"]
+    assert event == {"kind": "shift", "step": 0, "scale": 0.5, "by": "<class 'object'>", "cells": {"1": [2]}}
+    assert found.run["summary"] == {"val_loss": 0.5, "model": "model.pt"}
+
+
+def test_a_step_that_no_table_holds_is_refused(tmp_path: Path) -> None:
+    with record(tmp_path, name="own", config={}) as run:
+        for call in (lambda: run.log(2**63, loss=1.0), lambda: run.event("shift", 2**63)):
+            with pytest.raises(UsageError, match="is not an integer, or too large"):
+                call()
+        run.log(2**63 - 1, loss=1.0)
+        run.finish()
+    assert load_runs([tmp_path]).records[0].history["step"].tolist() == [2**63 - 1]
+
+
+@pytest.mark.parametrize("given", [{"config": None}, {"config": [1]}, {"config": {}, "data": None}])
+def test_what_is_no_mapping_is_one_line(tmp_path: Path, given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="give a"):
+        record(tmp_path, name="own", **given)
+
+
 def test_a_foreign_config_is_not_trained(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("foreign: {width: 3}\n")
     with pytest.raises(UsageError, match="'foreign' is the config of another loop"):

@@ -96,6 +96,8 @@ def foreign_config(
     Raises:
         UsageError: the line names the key.
     """
+    if not isinstance(given, Mapping):
+        raise UsageError(f"config: give a mapping of keys and values, not a {type(given).__name__}")
     leaves = _leaves(given)
     own_seed = leaves.pop("seed", None)
     if seed is not None and own_seed is not None and seed != own_seed:
@@ -127,7 +129,7 @@ def data_fingerprint(data: str | Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: a sha256 that is none, or no name.
     """
-    given = {"name": data} if isinstance(data, str) else dict(data)
+    given = {"name": data} if isinstance(data, str) else dict(data) if isinstance(data, Mapping) else {}
     name = given.get("name")
     if not isinstance(name, str) or not name or len(name) > 200:
         raise UsageError("data: give a name, or a mapping with 'name' and 'sha256'")

@@ -129,11 +129,18 @@ def _loss(pair: Any) -> tuple[int, float | None]:
 
 
 def json_ready(value: Any) -> Any:
-    """`value` with lists for tuples, and null for NaN and infinities: run.json stays standard JSON."""
+    """`value` with lists for tuples, null for NaN and infinities, NumPy's and tensors' numbers as numbers.
+
+    What is no value of JSON is its text, so that run.json can always be written.
+    """
     if isinstance(value, Mapping):
-        return {key: json_ready(inner) for key, inner in value.items()}
+        return {str(key): json_ready(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [json_ready(inner) for inner in value]
+    try:
+        value = plain(value)
+    except TypeError:
+        return without_paths(str(value))[:200]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

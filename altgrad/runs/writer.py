@@ -39,6 +39,7 @@ from altgrad.runs.schema import (
 
 FSYNC_SECONDS = 5.0
 REPORT = "failure.md"
+_LAST_STEP = 2**63 - 1
 """The failure as people read it, beside run.json, which holds the same."""
 CLOCK_SLACK = 60.0
 """Seconds by which the wall clock may move against the monotonic one before the record says so (also by sleeping)."""
@@ -124,7 +125,7 @@ class RunWriter:
             "seconds": None,
             "config": config.model_dump(mode="json", exclude_unset=config.foreign is not None),
             "data": dict(data_fingerprint),
-            "environment": dict(environment),
+            "environment": json_ready(environment),
             "code": {"version": altgrad.__version__, "fingerprint": code_fingerprint()},
             "wandb_url": None,
             "events": [],
@@ -178,8 +179,8 @@ class RunWriter:
             lock.close()
             raise
         detail: dict[str, Any] = {}
-        if run.get("environment") != dict(environment):
-            detail["environment"] = dict(environment)
+        if run.get("environment") != (found := json_ready(environment)):
+            detail["environment"] = found
         if run["code"].get("fingerprint") != code_fingerprint():
             detail["code"] = {"version": altgrad.__version__, "fingerprint": code_fingerprint()}
         run["events"] = [event for event in run["events"] if event["step"] <= step]
@@ -205,7 +206,7 @@ class RunWriter:
             UsageError: a metric is no number, or the step is not above the last one; nothing was written.
             OSError: the row could not be written, for example to a full disk; the rows before it are whole.
         """
-        if type(step) is not int:
+        if type(step) is not int or step > _LAST_STEP:
             step = _step(step)
         if step <= self._step:
             raise UsageError(f"step {step} after step {self._step}: steps go up; log all metrics of a step in one call")
@@ -239,7 +240,7 @@ class RunWriter:
 
     def event(self, kind: str, step: int, **detail: Any) -> None:
         """Record something that happened (a warning, a shift of scale) in run.json at once; NaN becomes null."""
-        self.run["events"].append({"kind": kind, "step": step, **json_ready(detail)})
+        self.run["events"].append({"kind": kind, "step": _step(step), **json_ready(detail)})
         write_json(self.path / "run.json", self.run)
 
     def set_wandb_url(self, url: str | None) -> None:
@@ -380,9 +381,9 @@ def _json_line(row: Mapping[str, Any]) -> bytes:
 
 def _step(value: Any) -> int:
     with contextlib.suppress(TypeError):
-        if isinstance(step := plain(value), int) and not isinstance(step, bool):
+        if isinstance(step := plain(value), int) and not isinstance(step, bool) and abs(step) <= _LAST_STEP:
             return step
-    raise UsageError(f"step {value!r:.80} is not an integer")
+    raise UsageError(f"step {value!r:.80} is not an integer, or too large for 64 bits")
 
 
 def _number(name: str, value: Any) -> int | float:
