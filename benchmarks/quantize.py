@@ -462,7 +462,12 @@ def bench(shape: tuple[int, int], small: tuple[int, int], quick: bool, console: 
         cores=os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         load=load,
-        versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "vectors": torch.backends.cpu.get_cpu_capability(),
+        },
         copy_seconds=copy_seconds,
         timings=tuple(timings),
         scratch=tuple(scratch),

@@ -336,7 +336,11 @@ def bench(device: str, quick: bool, turns: int, show: Callable[[str], None]) -> 
         device=torch.cuda.get_device_name() if device == "cuda" else "the processor",
         cores=os.cpu_count() or 1,
         load=load,
-        versions={"torch": torch.__version__, "numpy": numpy.__version__},
+        versions={
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "vectors": torch.backends.cpu.get_cpu_capability(),
+        },
         sizes=sizes,
         turns=turns,
         arms=arms,
