@@ -270,7 +270,7 @@ def test_what_is_no_json_value_does_not_keep_a_run_from_its_end(tmp_path: Path) 
     with record(tmp_path, name="own", config={}, environment=versions) as run:
         run.log(0, loss=1.0)
         run.event("shift", np.int64(0), scale=np.float32(0.5), by=object, cells={1: (np.int64(2),)})
-        run.finish({"val_loss": np.float32(0.5), "model": Path("/home/me/model.pt")})
+        run.finish({"val_loss": np.float32(0.5), "model": Path("/srv/me/model.pt")})
     (found,) = load_runs([tmp_path]).records
     assert found.run["environment"] == {"dtype": "<class 'numpy.float32'>", "peak": None}
     (event,) = found.run["events"]
