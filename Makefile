@@ -2,14 +2,16 @@
 PYTHON ?= python3
 ADDR ?= 127.0.0.1:8000
 TORCH_INDEX ?=
+SHARD ?= 1/1
+DEVICE ?= cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help serve site install test check demo guides reports bench bench-training bench-runs exhaustive clean
+.PHONY: help serve site install test check demo campaign campaign-quick guides reports bench bench-training bench-runs exhaustive clean
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 serve: .venv/site.stamp ## build the site from the recorded runs and serve it (another address: ADDR=127.0.0.1:8001)
 	@echo "Building the site, then serving it at http://$(ADDR) (stop with Ctrl-C)"
@@ -32,6 +34,12 @@ demo: .venv/dev.stamp ## train a small matrix of formats (at most 3 minutes), th
 	@$(BIN)/python experiments/campaign.py demo
 	@$(BIN)/mkdocs build --strict
 	@echo "The new runs are beside the recorded ones: make serve"
+
+campaign: .venv/dev.stamp ## run the recorded studies, 2 to 4 hours; may be stopped (one: STUDY=formats; a share: SHARD=1/4)
+	@$(BIN)/python experiments/campaign.py $(STUDY) --shard $(SHARD) --device $(DEVICE)
+
+campaign-quick: .venv/dev.stamp ## a taste of every study in three minutes
+	@$(BIN)/python experiments/campaign.py quick
 
 guides: .venv/dev.stamp ## run the guides' code blocks that need torch; their output is committed for the site
 	@$(BIN)/python -m altgrad.pages.guide docs/guides

@@ -45,12 +45,17 @@ def _later(default: Any, **limits: Any) -> Any:
 
 
 class ModelConfig(_Section):
-    """The character GPT: pre-norm, untied head."""
+    """The character GPT: pre-norm, untied head.
+
+    `rescale` makes its tensors mis-scaled without changing what it computes: each quantizable weight starts multiplied
+    by 2^k, its layer's output is divided by it, and k is drawn from -rescale to rescale by the seed.
+    """
 
     layers: int = Field(2, ge=1, le=64)
     dim: int = Field(64, ge=4)
     heads: int = Field(4, ge=1)
     context: int = Field(32, ge=2)
+    rescale: int = _later(0, ge=0, le=16)
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> ModelConfig:
@@ -143,7 +148,8 @@ class ScalingConfig(ScaleRule):
 class OptimizerConfig(_Section):
     """Step rule, storage of the weights and rounding onto the grid (the three axes of the comparison).
 
-    Which combinations exist is `COMBINATIONS`. `stiffness` and `relative` are the ablations: S permuted within its
+    Which combinations exist is `COMBINATIONS`. `format` is the one whose spacing the manifold rule knows, where it is
+    not that of the weights: with unquantized weights it is the rule's own control. `stiffness` and `relative` are the ablations: S permuted within its
     tensor ("shuffled"), its mean in place of it ("constant"); a rate relative to the rms of each tensor.
     """
 
@@ -156,6 +162,7 @@ class OptimizerConfig(_Section):
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
+    format: FormatName | None = _later(None)
     floor: float | None = Field(None, ge=0)
     max_stiffness: float | None = Field(None, gt=0)
     stiffness: Literal["ulp", "shuffled", "constant"] = _later("ulp")
@@ -177,6 +184,10 @@ class OptimizerConfig(_Section):
             )
         if self.step_rule != "manifold" and (self.floor is not None or self.max_stiffness is not None):
             raise ValueError("optimizer.floor and optimizer.max_stiffness belong to step_rule 'manifold'")
+        if self.format is not None and (self.step_rule != "manifold" or self.storage != "master"):
+            raise ValueError("optimizer.format belongs to step_rule 'manifold' with storage 'master'")
+        if self.format == "fp32" or (self.format is not None and not get_format(self.format).fits_float64):
+            raise ValueError(f"optimizer.format={self.format!r} must be a format narrower than fp32")
         if self.stiffness != "ulp" and self.precondition is None:
             raise ValueError("optimizer.stiffness is an ablation of step_rule 'manifold'")
         if self.relative and self.step_rule != "adamw":
@@ -304,10 +315,11 @@ class ExperimentConfig(_Section):
             if value is not None and not _SLUG.fullmatch(value):
                 raise ValueError(f"{key}={value[:80]!r} must be a lower-case slug: letters, digits, '.', '_' and '-'")
         if self.quantize.weight == "fp32":
-            if self.optimizer.step_rule in ("manifold", "code"):
+            if self.optimizer.step_rule in ("manifold", "code") and self.optimizer.format is None:
+                hint = ", or optimizer.format, whose spacing it uses" if self.optimizer.step_rule == "manifold" else ""
                 raise ValueError(
                     f"optimizer.step_rule {self.optimizer.step_rule!r} needs quantize.weight to be a format narrower "
-                    "than fp32"
+                    f"than fp32{hint}"
                 )
             if self.optimizer.storage == "grid":
                 raise ValueError("optimizer.storage 'grid' needs quantize.weight to be a format narrower than fp32")
@@ -356,6 +368,8 @@ class ExperimentConfig(_Section):
         rule = optimizer.step_rule if optimizer.precondition is None else f"manifold-{optimizer.precondition}"
         if optimizer.relative or optimizer.stiffness != "ulp":
             rule += "-relative" if optimizer.relative else f"-{optimizer.stiffness}"
+        if optimizer.format is not None:
+            rule += f"-{optimizer.format}"
         if optimizer.storage == "grid":
             rule += f"-grid-{optimizer.rounding.replace('_', '-')}"
         if not quantize.operands:

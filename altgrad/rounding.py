@@ -957,7 +957,7 @@ def _checked_scale(x: Tensor, scale: Tensor | float, check_values: bool) -> Tens
     if not scale.is_floating_point():
         raise TypeError(f"scale must be a floating-point tensor, not {_dtype_name(scale.dtype)}")
     try:
-        fits = torch.broadcast_shapes(scale.shape, x.shape) == x.shape
+        fits = scale.ndim == 0 or torch.broadcast_shapes(scale.shape, x.shape) == x.shape
     except RuntimeError:
         fits = False
     if not fits:

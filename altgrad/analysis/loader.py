@@ -275,6 +275,8 @@ def rule_label(config: ExperimentConfig) -> str:
     details: list[str] = [optimizer.precondition or ""]
     if optimizer.relative:
         details.append("relative rate")
+    if optimizer.format is not None:
+        details.append(f"S of {get_format(optimizer.format).label}")
     if optimizer.stiffness != "ulp":
         details.append(f"S {optimizer.stiffness}")
     if optimizer.floor is not None:

@@ -144,22 +144,36 @@ def build_model(config: ExperimentConfig) -> GPT:
             f"quantize.patterns={list(config.quantize.patterns)} match no layer of quantize.layers; the model has "
             f"{', '.join(quantized_layers(model))}"
         )
+    if size.rescale:
+        _rescale(model, size.rescale, config.seed)
     return model
+
+
+@torch.no_grad()
+def _rescale(model: GPT, limit: int, seed: int) -> None:
+    """Multiply each layer's weight by a power of two of the seed, and divide its output by it: the same function."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = quantized_layers(model).values()
+    for layer, power in zip(layers, torch.randint(-limit, limit + 1, (len(layers),), generator=generator), strict=True):
+        factor = 2.0 ** int(power)
+        layer.weight.mul_(factor)
+        layer.register_forward_hook(lambda _layer, _given, output, factor=factor: output / factor)
 
 
 def build_optimizer(config: ExperimentConfig, model: GPT) -> torch.optim.Optimizer:
     """The config's step rule over three groups: quantized matrices, other matrices, and vectors (no decay).
 
     The manifold and code rules, grid storage and relative rates apply to the first group only; the others get AdamW at
-    `other_learning_rate`. A relative rate applies to the weights of the layers that the config names in an unquantized
-    run too, which is its control. Weights on the grid are read by their layers at the scale that the optimizer keeps.
+    `other_learning_rate`. A relative rate, and a manifold rule whose format is given, apply to the weights of the layers
+    that the config names in an unquantized run too, which is their control. Weights on the grid are read by their layers at the scale that the optimizer keeps.
     """
     rule = config.optimizer
     policy = policy_of(config)
     layers = {
         name: layer
         for name, layer in quantized_layers(model).items()
-        if weight_format(layer) is not FP32 or (rule.relative and policy.covers(name, layer.layer_type))
+        if weight_format(layer) is not FP32
+        or ((rule.relative or rule.format is not None) and policy.covers(name, layer.layer_type))
     }
     ruled = [layer.weight for layer in layers.values()]
     known = {id(parameter) for parameter in ruled}
@@ -175,7 +189,7 @@ def build_optimizer(config: ExperimentConfig, model: GPT) -> torch.optim.Optimiz
         return torch.optim.AdamW(
             [group for group in groups if group["params"]], betas=rule.betas, eps=rule.eps, foreach=True
         )
-    fmt, scaled = get_format(config.quantize.weight), config.scaling.rule("weight").kind != "none"
+    fmt, scaled = get_format(rule.format or config.quantize.weight), config.scaling.rule("weight").kind != "none"
     optimizer: GridOptimizer
     if rule.step_rule == "code":
         for group in groups[1:]:
