@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from functools import cached_property
 import pandas as pd
 
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.statistics import Estimate, holm, paired_difference
+from altgrad.analysis.statistics import ALPHA, Estimate, holm, paired_difference
 from altgrad.config import ExperimentConfig
 from altgrad.formats import get_format
 
@@ -28,6 +29,7 @@ TABLE_COLUMNS = (
     "gap_to_best",
     "p_to_best",
     "p_holm",
+    "p_equivalent",
     "tied",
 )
 RULE_COLUMNS = (
@@ -56,7 +58,6 @@ RULE_COLUMNS = (
     "stall_low",
     "stall_high",
 )
-ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ class Comparison:
         baseline: the unquantized arm.
         table: one row a format, best first, columns `TABLE_COLUMNS`: gap is the paired difference of the final
             validation loss to the baseline in nats a character, with its 95% t interval over `n_pairs` seeds;
-            `p_to_best` is a paired t test against the 8-bit format with the smallest gap, `p_holm` the same after
-            Holm's adjustment over the 8-bit formats, and `tied` that nothing tells this 8-bit format from that one.
+            `p_to_best` tests the paired difference to the 8-bit format with the smallest gap, `p_holm` is the same
+            after Holm's adjustment over all pairs of 8-bit formats, `p_equivalent` that of TOST (a difference below
+            `statistics.MARGIN`), and `tied` that nothing tells this 8-bit format from that one.
     """
 
     scope: str
@@ -252,10 +254,22 @@ def _format_table(group: pd.DataFrame, baseline: pd.Series) -> pd.DataFrame:
     ]
     frame["gap_to_best"] = [estimate.mean for estimate in against]
     frame["p_to_best"] = [estimate.p_value for estimate in against]
-    frame["p_holm"] = holm(list(frame["p_to_best"].where(frame["format"].isin(candidates))))
+    frame["p_holm"] = frame["format"].map(_adjusted_to_best([losses[name] for name in candidates], list(candidates)))
+    frame["p_equivalent"] = [estimate.equivalence_p() for estimate in against]
     # Without shared seeds there is no test, and so nothing that tells the two apart.
     frame["tied"] = frame["format"].isin(candidates) & ~(frame["p_holm"] < ALPHA)
     return frame[list(TABLE_COLUMNS)]
+
+
+def _adjusted_to_best(losses: Sequence[pd.Series], names: Sequence[str]) -> dict[str, float]:
+    """p-values against the first of `names`, by Holm over all pairs of them.
+
+    The best is picked from the same data: adjusted over the comparisons with it alone, formats that are all the same
+    would be told apart far more often than one time in twenty.
+    """
+    pairs = list(itertools.combinations(range(len(names)), 2))
+    adjusted = holm([paired_difference(losses[one], losses[other]).p_value for one, other in pairs])
+    return {names[other]: p for (one, other), p in zip(pairs, adjusted, strict=True) if one == 0}
 
 
 def _candidates(table: pd.DataFrame) -> pd.DataFrame:

@@ -5,23 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
+ALPHA = 0.05
+MARGIN = 0.01
+"""Nats a character within which two losses are called equivalent (docs/method/preregistration.md)."""
+
+SMALLEST_GAP = 0.005
+"""The smallest difference of losses that this project calls interesting, nats a character."""
+
+PERMUTATION_FROM = 12
+"""Pairs from which the p-value is the sign-flip permutation test's; below it is the paired t test's."""
+
+EXACT_UP_TO = 16
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95% t interval.
+    """A mean with its 95% t interval and the test of mean 0.
 
     Attributes:
         mean: NaN when n is 0.
         low, high: ends of the interval; NaN when n is below 2.
         sd: sample standard deviation (n - 1); NaN when n is below 2.
         n: number of values, or of pairs.
-        p_value: two-sided t test of mean 0; NaN when n is below 2.
+        p_value: two-sided test of mean 0, the one that `name_of_test` says; NaN when n is below 2.
     """
 
     mean: float
@@ -36,11 +49,32 @@ class Estimate:
         """Whether the whole interval lies on one side of 0; False without an interval."""
         return self.low > 0 or self.high < 0
 
+    @property
+    def effect_size(self) -> float:
+        """Cohen's d of the pairs, mean / sd; NaN when n is below 2 or nothing differs, infinite without spread."""
+        if self.n < 2 or (self.mean == 0 and self.sd == 0):
+            return math.nan
+        return self.mean / self.sd if self.sd else math.copysign(math.inf, self.mean)
+
+    def equivalence_p(self, margin: float = MARGIN) -> float:
+        """p-value of TOST: two one-sided t tests of |mean| >= margin (Schuirmann 1987); NaN when n is below 2."""
+        if self.n < 2:
+            return math.nan
+        if self.sd == 0:
+            return 0.0 if abs(self.mean) < margin else 1.0
+        from scipy.stats import t
+
+        return float(t.sf((margin - abs(self.mean)) * math.sqrt(self.n) / self.sd, self.n - 1))
+
+    def equivalent(self, margin: float = MARGIN) -> bool:
+        """Whether the mean is shown to lie within the margin of 0: a tie, not only the lack of a difference."""
+        return self.equivalence_p(margin) < ALPHA
+
 
 def mean_interval(values: Sequence[float] | pd.Series) -> Estimate:
-    """Mean and two-sided 95% t interval of `values` (NaN and infinities are an error: they are failures, not data).
+    """Mean, two-sided 95% t interval and test of `values` (NaN and infinities are an error: they are failures).
 
-    Without spread (sd 0) the interval is the mean itself, and the p-value is 0, or 1 for a mean of exactly 0.
+    Without spread (sd 0) the interval is the mean itself, and the t test's p-value is 0, or 1 for a mean of exactly 0.
 
     Raises:
         ValueError: for a value that is not finite.
@@ -53,13 +87,68 @@ def mean_interval(values: Sequence[float] | pd.Series) -> Estimate:
     if n < 2:
         return Estimate(mean, math.nan, math.nan, math.nan, n, math.nan)
     sd = float(data.std(ddof=1))
+    permuted = sign_flip_p(data) if n >= PERMUTATION_FROM else None
     if sd == 0:
-        return Estimate(mean, mean, mean, 0.0, n, 1.0 if mean == 0 else 0.0)
+        return Estimate(mean, mean, mean, 0.0, n, (1.0 if mean == 0 else 0.0) if permuted is None else permuted)
     from scipy.stats import t
 
     error = sd / math.sqrt(n)
     half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
-    return Estimate(mean, mean - half, mean + half, sd, n, float(2 * t.sf(abs(mean) / error, n - 1)))
+    p_value = float(2 * t.sf(abs(mean) / error, n - 1)) if permuted is None else permuted
+    return Estimate(mean, mean - half, mean + half, sd, n, p_value)
+
+
+def sign_flip_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
+    """Two-sided p-value of the sign-flip permutation test of mean 0 (Fisher 1935, section 21).
+
+    Under the null a difference is as likely as its negative. All 2^n sign patterns are counted up to n = 16, and 2^16
+    random ones beyond it, the observed one included (Phipson & Smyth 2010), always the same ones for the same n.
+    """
+    data = np.asarray(differences, dtype=np.float64)
+    n, observed = len(data), abs(float(np.sum(data)))
+    sums = np.abs(_signs(n) @ data)
+    # What differs from the observed sum by the roundoff of another order of summation is equal to it.
+    reached = int(np.count_nonzero(sums >= observed - 1e-12 * np.abs(data).sum()))
+    return reached / len(sums) if n <= EXACT_UP_TO else (reached + 1) / (len(sums) + 1)
+
+
+@cache
+def _signs(n: int) -> NDArray[np.float64]:
+    if n <= EXACT_UP_TO:
+        return 1.0 - 2.0 * (np.arange(1 << n)[:, None] >> np.arange(n) & 1)
+    return np.random.default_rng(n).choice([-1.0, 1.0], size=((1 << EXACT_UP_TO) - 1, n))
+
+
+def name_of_test(n: int) -> str:
+    """What the p-value of `n` pairs comes from, in words."""
+    return "sign-flip permutation test" if n >= PERMUTATION_FROM else "paired t test"
+
+
+def seeds_needed(sd: float, gap: float, power: float = 0.8) -> int | None:
+    """How many pairs a two-sided paired t test at 5% needs to see a difference of `gap` with the given power.
+
+    From the noncentral t distribution (Cohen 1988, chapter 2). None above 100,000, or where sd or gap is not finite or
+    gap is 0.
+    """
+    if not (math.isfinite(sd) and math.isfinite(gap)) or gap == 0:
+        return None
+    if sd == 0:
+        return 2
+    from scipy.stats import nct, t
+
+    def seen(n: int) -> bool:
+        limit, shift = float(t.ppf(1 - ALPHA / 2, n - 1)), abs(gap) / sd * math.sqrt(n)
+        return float(nct.sf(limit, n - 1, shift) + nct.cdf(-limit, n - 1, shift)) >= power
+
+    low, high = 1, 2
+    while not seen(high):
+        low, high = high, 2 * high
+        if high > 100_000:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if seen(middle) else (middle, high)
+    return high
 
 
 def paired_difference(values: pd.Series, baseline: pd.Series) -> Estimate:
