@@ -41,7 +41,7 @@ campaign: .venv/dev.stamp ## run the recorded studies, 2 to 4 hours; may be stop
 campaign-quick: .venv/dev.stamp ## a taste of every study in three minutes
 	@$(BIN)/python experiments/campaign.py quick
 
-pack: .venv/dev.stamp ## write the recorded runs of a study, small enough to commit (one: STUDY=formats; unfinished ones too: ARGS=--partial)
+pack: .venv/dev.stamp ## pack recorded runs to commit them (STUDY=formats; unfinished too: ARGS=--partial)
 	@$(BIN)/python experiments/campaign.py pack $(STUDY) $(ARGS)
 
 guides: .venv/dev.stamp ## run the guides' code blocks that need torch; their output is committed for the site

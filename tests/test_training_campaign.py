@@ -176,7 +176,7 @@ def test_a_campaign_resumes_and_packs(
     with pytest.raises(UsageError, match="3 of 3 runs are not recorded"):
         campaign.pack("tiny", out)
     assert campaign.run_study("tiny", out, 1, (1, 3)) == 0
-    with pytest.raises(UsageError, match="2 of 3 runs are not recorded.*--partial"):
+    with pytest.raises(UsageError, match=r"2 of 3 runs are not recorded.*--partial"):
         campaign.pack("tiny", out)
     assert campaign.pack("tiny", out, partial=True) == 0
     assert "1 runs packed" in (said := capsys.readouterr().out)

@@ -101,7 +101,7 @@ def _narrow(frame: pd.DataFrame, wide: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def _write(frame: pd.DataFrame, path: Path, by_bytes: Sequence[str] = ()) -> None:
-    """Write `frame`; the bytes of the columns `by_bytes` go apart by place: exponents compress where mantissas do not."""
+    """Write `frame`; the columns `by_bytes` are split by byte: exponents compress, mantissas do not."""
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
     temporary = path.with_name(path.name + ".tmp")
     pq.write_table(
