@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, urlsplit
@@ -287,10 +287,11 @@ Block = Heading | Paragraph | Bullets | Table | ChartBlock | Note | Details | Co
 
 @dataclass(frozen=True)
 class Download:
-    """A file that lies beside its page."""
+    """A file that lies beside its page; the page lists it at its end unless its own blocks link to it."""
 
     name: str
     content: bytes
+    listed: bool = True
 
     def __post_init__(self) -> None:
         check_path(self.name)
@@ -315,6 +316,8 @@ class Page:
         search: Whether the site's search finds it.
         downloads: Further files beside the page.
         provenance: The page's foot.
+        moved: Where references lead whose page is no page of its own, by path: an arm that only a sweep has, for one.
+            A reference keeps its anchor where it has one.
     """
 
     path: str
@@ -324,6 +327,12 @@ class Page:
     search: bool = True
     downloads: tuple[Download, ...] = ()
     provenance: Provenance | None = None
+    moved: Mapping[str, PageRef] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         check_path(self.path)
+
+    def place_of(self, reference: PageRef) -> PageRef:
+        """Where a reference on this page leads in the end."""
+        target = self.moved.get(reference.path)
+        return reference if target is None else PageRef(target.path, reference.anchor or slug(target.anchor))

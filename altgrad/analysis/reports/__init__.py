@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 
@@ -12,6 +13,7 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports.arms import arm_pages
 from altgrad.analysis.reports.generator import ReportGenerator
 from altgrad.analysis.reports.home import home_page
+from altgrad.analysis.reports.tuning import swept
 from altgrad.pages import Page
 from altgrad.runs import sources_fingerprint
 from altgrad.runs.schema import code_fingerprint, digest
@@ -31,7 +33,8 @@ def site_pages(family: str) -> list[Page]:
         "reports": lambda: ReportGenerator(loader).pages(),
         "runs": lambda: arm_pages(loader),
     }
-    return families[family]()
+    moved = swept(loader)
+    return [replace(page, moved=moved) for page in families[family]()]
 
 
 def site_key() -> str:
