@@ -298,7 +298,10 @@ def _runs(loader: ExperimentDataLoader, runs: pd.DataFrame, page: Page) -> list[
         "Raw data",
         "W&B",
     )
-    blocks: list[Block] = [Heading("Runs"), Table(columns, tuple(rows), f"{len(rows)} runs", id="runs")]
+    blocks: list[Block] = [
+        Heading("Runs"),
+        Table(columns, tuple(rows), f"{len(rows)} run{'s' if len(rows) > 1 else ''}"),
+    ]
     averaged = _averaged(loader, runs)
     for run in runs.itertuples():
         blocks += _about(loader.records[run.run_id])
