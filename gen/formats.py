@@ -9,7 +9,7 @@ from altgrad.pages.mkdocs import build
 
 
 def pages() -> Iterable[Page]:
-    """The pages, from `altgrad.formats` and the recorded runs. The import is inside so that an error shows on a page."""
+    """The pages, from the catalogue and the recorded runs. The import is inside so that an error shows as a page."""
     from altgrad.analysis.reports import site_pages
 
     return site_pages("formats")

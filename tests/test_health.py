@@ -258,7 +258,9 @@ def test_names_from_a_record_stay_text_in_tables_charts_and_data(tmp_path: Path)
 
 
 def without_fingerprint(page: Page) -> tuple[str, dict[str, bytes]]:
-    return render(page, SITE).split("## Provenance")[0], files(page, SITE)
+    raw = {page.path.split("/")[-1] + "." + each.name for each in page.downloads}  # a packed record has fewer steps
+    found = {name: content for name, content in files(page, SITE).items() if name not in raw}
+    return render(page, SITE).split("## Provenance")[0], found
 
 
 def test_a_packed_study_gives_the_same_pages_and_is_small(tmp_path: Path) -> None:

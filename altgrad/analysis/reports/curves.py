@@ -16,7 +16,7 @@ import pandas as pd
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports import common
 from altgrad.pages import MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Download, PageRef, Paragraph, Table, md
-from altgrad.pages.content import Link
+from altgrad.pages.content import Cell, Link
 from altgrad.pages.sketch import Point, Sketch, plot_axes, spread
 
 POINTS = 200
@@ -151,9 +151,9 @@ def _table(data: pd.DataFrame, with_baseline: bool) -> Table:
     )
     sides = [("", "This arm"), *([("baseline_", "Baseline")] if with_baseline else [])]
     titles = [title for _, name in sides for title in (name, f"{name}, lowest to highest", f"{name}, runs")]
-    cells = []
+    cells: list[tuple[Cell, ...]] = []
     for row in rows.to_dict("records"):
-        found = []
+        found: list[Cell] = []
         for prefix, _ in sides:
             low, high = (common.number(row[f"{prefix}{side}"], 4) for side in ("low", "high"))
             some = row[f"{prefix}n"] > 0

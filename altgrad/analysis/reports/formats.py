@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from altgrad.analysis.loader import OPERANDS, ExperimentDataLoader
 from altgrad.analysis.reports import common, health
@@ -47,7 +48,7 @@ PAGES: tuple[FloatFormat, ...] = (
     FP16,
     BF16,
 )
-"""The formats with a page of their own: the splits of 8 bits, OCP FP8 among them, FNUZ, MX elements and scale, 16 bits."""
+"""The formats with a page of their own: splits of 8 bits (OCP FP8 among them), FNUZ, MX elements and scale, 16 bits."""
 
 FIELDS = {"sign": PALETTE[5], "exponent": PALETTE[0], "mantissa": PALETTE[2]}
 KNOWN_AS = {
@@ -111,8 +112,8 @@ def _index(loader: ExperimentDataLoader) -> Page:
         *common.right("Largest", "Smallest normal", "Smallest subnormal", "Distinct finite values"),
     )
     intro = md(
-        "A format is data: exponent bits, mantissa bits, a bias, and which codes are special. All of it is computed from "
-        "{module}; {guide} shows how to use one and how to define your own.",
+        "A format is data: exponent bits, mantissa bits, a bias, and which codes are special. All of it is computed "
+        "from {module}; {guide} shows how to use one and how to define your own.",
         module=code("altgrad.formats"),
         guide=Link("a guide", PageRef("guides/number-formats")),
     )
@@ -140,7 +141,8 @@ def _index(loader: ExperimentDataLoader) -> Page:
 
 def _page(loader: ExperimentDataLoader, fmt: FloatFormat) -> Page:
     known = KNOWN_AS.get(fmt.name)
-    shape = f"{fmt.bits} bits: {'1 sign, ' if fmt.signed else ''}{fmt.exponent_bits} exponent, {fmt.mantissa_bits} mantissa."
+    sign = "1 sign, " if fmt.signed else ""
+    shape = f"{fmt.bits} bits: {sign}{fmt.exponent_bits} exponent, {fmt.mantissa_bits} mantissa."
     intro = [shape, f"Known as: {known}." if known else "", f"Special codes: {SPECIALS[fmt.specials]}."]
     blocks: list[Block] = [
         Paragraph(" ".join(filter(None, intro))),
@@ -199,7 +201,7 @@ def _distinct(fmt: FloatFormat) -> int:
     return positive + 1 if not fmt.signed else 2 * positive + 1
 
 
-def _record(fmt: FloatFormat) -> dict[str, object]:
+def _record(fmt: FloatFormat) -> dict[str, str | int]:
     exact = {
         "max": fmt.max_exact,
         "min_normal": fmt.min_normal_exact,
@@ -270,7 +272,7 @@ def _layout(fmt: FloatFormat) -> Chart:
     return Chart("layout", f"The bits of {fmt.label}, most significant first", said, data, sketch=draw, height=0.92)
 
 
-def _positive(fmt: FloatFormat) -> np.ndarray:
+def _positive(fmt: FloatFormat) -> NDArray[np.float64]:
     values = fmt.finite_values
     return values[values > 0]
 
@@ -295,9 +297,10 @@ def _number_line(fmt: FloatFormat) -> Chart:
         sketch.text(2, 12, f"linear: {shown}", MUTED, size=8.5)
         sketch.line([(left, 42), (right, 42)], GRID, 0.8)
         sketch.ticks((linear(value) for value in values), 22, 42, PALETTE[0], 0.7)
-        for value in (linear.low, 0.0, top) if fmt.signed else (0.0, top):
-            anchor = "start" if value == linear.low else "end" if value == top else "middle"
-            sketch.text(linear(value), 54, number_text(value), MUTED, size=8, anchor=anchor)
+        sketch.text(left, 54, number_text(linear.low), MUTED, size=8)
+        sketch.text(right, 54, number_text(top), MUTED, size=8, anchor="end")
+        if fmt.signed:
+            sketch.text(linear(0.0), 54, "0", MUTED, size=8, anchor="middle")
         log = Axis(float(positive[0]) / 1.3, top * 1.3, left, right, log=True)
         sketch.text(2, 78, "logarithmic, positive values: ", MUTED, size=8.5)
         sketch.text(130, 78, "normal", PALETTE[0], size=8.5, bold=True)
@@ -312,8 +315,8 @@ def _number_line(fmt: FloatFormat) -> Chart:
             sketch.text(log(2.0**power), 120, f"2^{power}".replace("-", "−"), MUTED, size=8, anchor="middle")
 
     said = (
-        f"{len(fmt.finite_values):,} distinct finite values up to {fmt.max:g} in magnitude; {len(positive):,} are positive, "
-        f"{len(subnormal):,} of them subnormal."
+        f"{len(fmt.finite_values):,} distinct finite values up to {fmt.max:g} in magnitude; {len(positive):,} are "
+        f"positive, {len(subnormal):,} of them subnormal."
     )
     return Chart("number-line", f"The values of {fmt.label} on a number line", said, data, sketch=draw, height=1.75)
 
@@ -383,7 +386,7 @@ def _relations(fmt: FloatFormat) -> list[Block]:
         relations = [relation for relation in found if relation.kind == kind]
         if relations:
             parts = (
-                md("{text} {other}", text=_relation_words(relation), other=format_link(relation.second))
+                md("{text} {other}", text=str(relation).rsplit(" ", 1)[0], other=format_link(relation.second))
                 for relation in relations
             )
             items.append(md("{said}: {parts}.", said=said, parts=join("; ", parts)))
@@ -393,12 +396,6 @@ def _relations(fmt: FloatFormat) -> list[Block]:
         ]
     text = "Compared with the other formats that have a page, up to a power-of-two scale. "
     return [Paragraph(text + "The formats that are not named are neither inside nor around it."), Bullets(tuple(items))]
-
-
-def _relation_words(relation: object) -> str:
-    """``E1M6 = 4 x``: the relation without the other's label, which is a link."""
-    text = str(relation)
-    return text.rsplit(" ", 1)[0]
 
 
 def _codes(fmt: FloatFormat) -> list[Block]:
@@ -496,35 +493,28 @@ def _is(name: object, fmt: FloatFormat) -> bool:
 def _ranges(formats: list[FloatFormat]) -> Chart:
     """What each 8-bit format reaches: its normal and subnormal binades on one logarithmic line."""
     ordered = sorted(formats, key=lambda fmt: (fmt.exponent_bits, fmt.name))
-    records = [
-        {
-            "format": fmt.label,
-            "log2_min": fmt.quantum_exponent,
-            "log2_min_normal": fmt.min_normal_exact[1] if fmt.min_normal_exact else None,
-            "log2_max": round(_binades(fmt) + fmt.quantum_exponent, 4),
-        }
-        for fmt in ordered
-    ]
+    tops = [_binades(fmt) + fmt.quantum_exponent for fmt in ordered]
+    normals = [fmt.min_normal_exact[1] if fmt.min_normal_exact else None for fmt in ordered]
+    lows = [fmt.quantum_exponent for fmt in ordered]
+    labels = [fmt.label for fmt in ordered]
+    data = pd.DataFrame({"format": labels, "log2_min": lows, "log2_min_normal": normals, "log2_max": tops})
 
     def draw(sketch: Sketch) -> None:
-        low, high = min(row["log2_min"] for row in records), max(row["log2_max"] for row in records)
-        x = Axis(float(low), float(high), 84, sketch.width - 12)
+        x = Axis(float(min(lows)), float(max(tops)), 84, sketch.width - 12)
+        bottom = 18 + 15 * len(ordered)
         for power in range(-60, 61, 20):
-            sketch.line([(x(power), 16), (x(power), 18 + 15 * len(records))], GRID, 0.6)
-            sketch.text(
-                x(power), 30 + 15 * len(records), f"2^{power}".replace("-", "−"), MUTED, size=8, anchor="middle"
-            )
-        for number, row in enumerate(records):
+            sketch.line([(x(power), 16), (x(power), bottom)], GRID, 0.6)
+            sketch.text(x(power), bottom + 12, f"2^{power}".replace("-", "−"), MUTED, size=8, anchor="middle")
+        for number, (label, low, normal, high) in enumerate(zip(labels, lows, normals, tops, strict=True)):
             top = 18 + 15 * number
-            sketch.text(78, top + 10, row["format"], FOREGROUND, size=8.5, anchor="end")
-            normal = row["log2_min_normal"]
-            start = row["log2_max"] if normal is None else normal
-            sketch.rectangles([(x(row["log2_min"]), top + 5, x(start), top + 9)], PALETTE[1])
-            sketch.rectangles([(x(start), top + 2, max(x(row["log2_max"]), x(start) + 1), top + 12)], PALETTE[0])
+            sketch.text(78, top + 10, label, FOREGROUND, size=8.5, anchor="end")
+            start = x(high if normal is None else normal)
+            sketch.rectangles([(x(low), top + 5, start, top + 9)], PALETTE[1])
+            sketch.rectangles([(start, top + 2, max(x(high), start + 1), top + 12)], PALETTE[0])
         sketch.text(84, 10, "normal values", PALETTE[0], size=8.5, bold=True)
         sketch.text(150, 10, "subnormal or fixed-point values (the narrow part)", PALETTE[1], size=8.5, bold=True)
 
-    widest = max(records, key=lambda row: row["log2_max"] - row["log2_min"])
-    said = f"From the smallest positive to the largest value. {widest['format']} reaches furthest."
-    title = "What the 8-bit formats reach"
-    return Chart("ranges", title, said, pd.DataFrame(records), sketch=draw, height=(18 + 15 * len(records) + 18) / 72)
+    widest = max(ordered, key=_binades)
+    said = f"From the smallest positive to the largest value. {widest.label} reaches furthest."
+    height = (36 + 15 * len(ordered)) / 72
+    return Chart("ranges", "What the 8-bit formats reach", said, data, sketch=draw, height=height)
