@@ -541,6 +541,49 @@ def test_without_a_key_nothing_is_imported_and_nothing_asked(server: WandbServer
     assert not requests
 
 
+PAGES = """
+import sys
+from pathlib import Path
+
+def refuse(event, arguments):
+    asks = event == "subprocess.Popen" and "wandb" in str(arguments)
+    if asks or event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+        raise SystemExit(f"{event} {arguments}")
+
+sys.addaudithook(refuse)
+from altgrad.analysis.reports import site_pages
+from altgrad.pages import write_folder
+
+for family in ("home", "reports", "runs"):
+    write_folder(site_pages(family), Path(sys.argv[1]) / family, site_root="../")
+"""
+
+
+def test_the_site_s_pages_are_made_without_a_network_where_there_is_a_key(
+    server: WandbServer, home: Path, tmp_path: Path
+) -> None:
+    write_run(home / "one", make_config("e4m3"))
+    environment = surroundings(home / "one", WANDB_PROJECT="altgrad", PYTHONPATH=str(ROOT))
+    with server.counting() as requests:
+        done = subprocess.run(
+            [sys.executable, "-c", PAGES, str(tmp_path)], capture_output=True, text=True, env=environment
+        )
+    assert done.returncode == 0, done.stderr
+    assert not requests
+    assert "e4m3" in "".join(path.read_text() for path in (tmp_path / "runs").glob("*.md"))
+
+
+@pytest.mark.parametrize(
+    ("project", "entity"), [("a/b", "team"), ("../x", None), ("", "a b\n<c>"), ("p" * 300, "\u202e")]
+)
+def test_a_strange_project_is_a_reason(home: Path, project: str, entity: str | None) -> None:
+    found = pull(home / "strange", project, entity, silence=SILENCE)
+    assert found.fetched == []
+    assert found.reason
+    assert "\n" not in found.reason
+    assert [path.name for path in (home / "strange").iterdir()] == [".pull"]
+
+
 @pytest.mark.parametrize("mode", ["offline", "disabled", "dryrun"])
 def test_a_mode_without_a_network_asks_nothing(
     server: WandbServer, home: Path, monkeypatch: pytest.MonkeyPatch, mode: str

@@ -7,6 +7,7 @@ The record is the source: what W&B lacks of a resumed run is sent from it, and w
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import math
@@ -199,7 +200,7 @@ def _log(mirror: Any, row: Mapping[str, float]) -> None:
 
 
 def _leave_client() -> None:
-    """End W&B's own process, for which its client would wait at exit without a limit; its file keeps what is unsent.
+    """At exit end W&B's own process, for which its client would wait without a limit; its file keeps what is unsent.
 
     There is no public way: where W&B changes these names, the wait is what W&B makes of it.
     """
@@ -210,7 +211,7 @@ def _leave_client() -> None:
         wandb_setup._singleton = None  # a later run of this process begins anew
         os.environ.pop("WANDB_SERVICE", None)
         connection._cleanup()  # type: ignore[union-attr, misc]
-        connection._proc._process.kill()  # type: ignore[union-attr]
+        atexit.register(connection._proc._process.kill)  # type: ignore[union-attr]
 
 
 def _own(record: Mapping[str, Any]) -> dict[str, Any]:
