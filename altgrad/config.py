@@ -149,8 +149,9 @@ class OptimizerConfig(_Section):
     """Step rule, storage of the weights and rounding onto the grid (the three axes of the comparison).
 
     Which combinations exist is `COMBINATIONS`. `format` is the one whose spacing the manifold rule knows, where it is
-    not that of the weights: with unquantized weights it is the rule's own control. `stiffness` and `relative` are the ablations: S permuted within its
-    tensor ("shuffled"), its mean in place of it ("constant"); a rate relative to the rms of each tensor.
+    not that of the weights: with unquantized weights it is the rule's own control. `stiffness` and `relative` are the
+    ablations: S permuted within its tensor ("shuffled"), its mean in place of it ("constant"); a rate relative to the
+    rms of each tensor.
     """
 
     step_rule: Literal["adamw", "manifold", "code"] = "adamw"
