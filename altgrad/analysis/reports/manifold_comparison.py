@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from altgrad.analysis.comparison import ALPHA, StepRuleComparator, format_order
+from altgrad.analysis.comparison import format_order
 from altgrad.analysis.hypotheses import STIFFNESS
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports import common
+from altgrad.analysis.statistics import ALPHA
+from altgrad.analysis.step_rules import StepRuleComparator
 from altgrad.pages import (
     FOREGROUND,
     PALETTE,
