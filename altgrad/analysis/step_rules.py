@@ -138,7 +138,19 @@ ARM_COLUMNS = (
     "missing",
 )
 PAIR_COLUMNS = (*NAME_COLUMNS, *TEST_COLUMNS, "missing")
-SWEEP_COLUMNS = (*NAME_COLUMNS, "study", "learning_rate", "n", "n_ended_badly", "val_loss", "best", "edge", "used")
+SWEEP_COLUMNS = (
+    *NAME_COLUMNS,
+    "study",
+    "arm",
+    "learning_rate",
+    "n",
+    "n_ended_badly",
+    "val_loss",
+    "best",
+    "edge",
+    "used",
+)
+STALL_DIFFERENCE = ("stall_difference", "stall_low", "stall_high")
 STALL_COLUMNS = ("format", "n_arms", "spearman", "more", "less", "stall_difference", *TEST_COLUMNS, "missing")
 
 
@@ -167,8 +179,8 @@ def arm_of(config: ExperimentConfig) -> Arm | None:
 class StepRuleComparator:
     """Compares step rules on the same problem, paired by seed: the campaign's arms, and whatever else is recorded.
 
-    `arms`, `sweeps`, `pairings`, `roundings`, `controls` and `stalls` are of the campaign's studies. Where the runs of a
-    row are not all there, or not alike, it has no figures and says in `missing` what is wrong. `table` and
+    `arms`, `sweeps`, `pairings`, `roundings`, `controls` and `stalls` are of the campaign's studies. Where the runs of
+    a row are not all there, or not alike, it has no figures and says in `missing` what is wrong. `table` and
     `experiments` pair every arm of ManifoldAdamW among the records with AdamW.
     """
 
@@ -305,13 +317,22 @@ class StepRuleComparator:
     def pairings(self) -> pd.DataFrame:
         """Every rule against AdamW with the same format, storage and rounding, columns `PAIR_COLUMNS`.
 
-        Holm's adjustment is over the rows of a rule: of "update" that is the family of H8, of "code" that of H10.
+        Holm's adjustment is over the rows of a rule: of "update" that is the family of H8, of "code" that of H10. The
+        columns `STALL_DIFFERENCE` are the paired difference of the stall ratios with its 95% t interval.
         """
         frames = []
         for rule in ("update", "gradient", "relative", "code"):
             own = [arm for arm in STORAGE_ARMS if arm.rule == rule]
-            frames.append(self._family([self.contrast(arm.words, arm, arm.but(rule="adamw")) for arm in own]))
-        return pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
+            frame = self._family([self.contrast(arm.words, arm, arm.but(rule="adamw")) for arm in own])
+            stalls = [self._stall_difference(arm, arm.but(rule="adamw")) for arm in own]
+            frames.append(frame.assign(**dict(zip(STALL_DIFFERENCE, zip(*stalls, strict=True), strict=True))))
+        return pd.concat(frames, ignore_index=True)
+
+    def _stall_difference(self, arm: Arm, against: Arm) -> tuple[float, float, float]:
+        if self.missing(arm, against) or self._badly(arm, against):
+            return math.nan, math.nan, math.nan
+        stall = paired_difference(*(by_seed(self.runs_of(each), "stall_ratio") for each in (arm, against)))
+        return stall.mean, stall.low, stall.high
 
     @cached_property
     def roundings(self) -> pd.DataFrame:
@@ -384,8 +405,9 @@ class StepRuleComparator:
             for i, group in enumerate(found):
                 badly = int((group["status"] != "finished").sum())
                 edge = i == best and i in (0, len(found) - 1)
-                figures = (group["study"].iloc[0], rates[i], group["seed"].nunique(), badly, means[i], i == best, edge)
-                rows.append((*arm, *figures, rates[i] in used[arm]))
+                where = (group["study"].iloc[0], group["arm"].iloc[0], rates[i])
+                figures = (group["seed"].nunique(), badly, means[i], i == best, edge, rates[i] in used[arm])
+                rows.append((*arm, *where, *figures))
         return pd.DataFrame(rows, columns=list(SWEEP_COLUMNS))
 
     @cached_property
