@@ -116,7 +116,7 @@ def sign_flip_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
 def _signs(n: int) -> NDArray[np.float64]:
     if n <= EXACT_UP_TO:
         return 1.0 - 2.0 * (np.arange(1 << n)[:, None] >> np.arange(n) & 1)
-    return np.random.default_rng(n).choice([-1.0, 1.0], size=((1 << EXACT_UP_TO) - 1, n))
+    return 1.0 - 2.0 * np.random.default_rng(n).integers(0, 2, size=((1 << EXACT_UP_TO) - 1, n)).astype(np.float64)
 
 
 def name_of_test(n: int) -> str:
