@@ -117,7 +117,7 @@ def _sweet_spot(loader: ExperimentDataLoader) -> Verdict:
         return _verdict("H2", "pending", lacking)
     best = best_of(arms, baseline)
     tests = all_pairs(arms, best)
-    two = _between(tests, arms, "E3M4", "E4M3")
+    two = _between(tests, "E3M4", "E4M3")
     told = [
         row for name in ("E3M4", "E4M3") if best and name != best and _told(row := _between(tests, arms, name, best))
     ]
@@ -125,7 +125,7 @@ def _sweet_spot(loader: ExperimentDataLoader) -> Verdict:
     answer: Answer = "inconclusive"
     if among and equivalent:
         answer = "yes"
-    elif (best and not among and len(told) == 2) or (_told(two) and not equivalent):
+    elif len(behind) == 2 or (_told(two) and not equivalent):
         answer = "no"
     found = f"The smallest gap is {best}'s." if best else "No split has all its runs finished."
     tost = f"TOST with a margin of {MARGIN:g} nats: p = {two['p_equivalent']:.3f}"
@@ -168,7 +168,7 @@ def _layer_types(loader: ExperimentDataLoader) -> Verdict:
             answers.append("yes")
             said.append(f"{kind}: E4M3 is the best")
             continue
-        row = _between(tests[-1], found, "E4M3", best, f"{kind}: ") if best else None
+        row = _between(tests[-1], "E4M3", best, f"{kind}: ") if best else None
         undecided = row is None or pd.isna(row["p_holm"])
         answers.append("inconclusive" if undecided else "no" if row is not None and _told(row) else "yes")
         said.append(f"{row['contrast']}: {in_words(row)}" if row else f"{kind}: no split has all its runs finished")
@@ -203,22 +203,16 @@ def _length(loader: ExperimentDataLoader) -> Verdict:
         return _verdict("H20", "pending", lacking)
     tests = family([contrast(f"{name} − FP32", runs, baseline) for name, runs in arms.items()])
     (row,) = _rows(tests, ["E0M7 − FP32"])
-    means = {name: losses(runs).mean() for name, runs in {"FP32": baseline, **arms}.items()}
+    arms["FP32"] = baseline
+    means = {name: losses(runs).mean() for name, runs in arms.items()}
     badly = bool(tests["n_ended_badly"].any())
     worst = max(means, key=lambda name: means[name])
     answer: Answer = "inconclusive"
     if not badly and worst == "E0M7" and row["low"] > 0 and row["p_holm"] < ALPHA:
         answer = "yes"
-    elif not badly and worst != "E0M7" and (worst == "FP32" or _told(contrast_of_worst(arms, worst))):
-        answer = "no"
-    elif _all([row], higher=True) == "no":
+    elif not badly and (_refuted(row, higher=True) or (worst != "E0M7" and _told(_against(arms, worst)))):
         answer = "no"
     return _verdict("H20", answer, f"{worst} has the highest mean loss; {row['contrast']}: {in_words(row)}.", tests)
-
-
-def contrast_of_worst(arms: Arms, worst: str) -> dict[str, Any]:
-    """The test of E0M7 against the arm that is worse than it."""
-    return family([contrast(f"{worst} − E0M7", arms[worst], arms["E0M7"])]).to_dict("records")[0]
 
 
 def layer_type_scope(kind: str) -> str:
@@ -239,7 +233,7 @@ def _rows(tests: pd.DataFrame, names: Sequence[str]) -> list[dict[str, Any]]:
     return [tests[tests["contrast"] == name].to_dict("records")[0] for name in names]
 
 
-def _between(tests: pd.DataFrame, arms: Arms, one: str, other: str, prefix: str = "") -> dict[str, Any]:
+def _between(tests: pd.DataFrame, one: str | None, other: str, prefix: str = "") -> dict[str, Any]:
     """The row of a pair, whichever is subtracted from which."""
     names = (f"{prefix}{one} − {other}", f"{prefix}{other} − {one}")
     return tests[tests["contrast"].isin(names)].to_dict("records")[0]
@@ -254,5 +248,14 @@ def _all(rows: Sequence[Mapping[str, Any]], higher: bool) -> Answer:
     sign = 1 if higher else -1
     if all(_told(row) and sign * row["difference"] > 0 for row in rows):
         return "yes"
-    refuted = any((_told(row) and sign * row["difference"] < 0) or row["p_equivalent"] < ALPHA for row in rows)
-    return "no" if refuted else "inconclusive"
+    return "no" if any(_refuted(row, higher) for row in rows) else "inconclusive"
+
+
+def _refuted(row: Mapping[str, Any], higher: bool) -> bool:
+    """Whether the opposite difference is shown, or that there is none."""
+    return bool((_told(row) and (row["difference"] > 0) != higher) or row["p_equivalent"] < ALPHA)
+
+
+def _against(arms: Arms, worst: str) -> dict[str, Any]:
+    """The test of E0M7 against the arm that ended above it."""
+    return family([contrast(f"{worst} − E0M7", arms[worst], arms["E0M7"])]).to_dict("records")[0]

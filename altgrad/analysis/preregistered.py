@@ -89,7 +89,8 @@ def select(loader: ExperimentDataLoader, studies: str | tuple[str, ...], **condi
         if key in runs.columns:
             runs = runs[runs[key] == value]
         else:
-            runs = runs[[_config_value(loader, run_id, key.split("__")) == value for run_id in runs["run_id"]]]
+            met = [_config_value(loader, run_id, key.split("__")) == value for run_id in runs["run_id"]]
+            runs = runs[pd.Series(met, index=runs.index, dtype=bool)]
     return runs
 
 
@@ -184,7 +185,8 @@ def in_words(row: Mapping[str, Any]) -> str:
     p = float(row["p_holm"])
     adjusted = "no p-value" if math.isnan(p) else "adjusted p < 0.001" if p < 0.001 else f"adjusted p = {p:.3f}"
     badly = f", {row['n_ended_badly']} runs did not finish" if row["n_ended_badly"] else ""
-    return f"{row['difference']:+.3f} nats [{row['low']:+.3f}, {row['high']:+.3f}], n = {row['n_pairs']}, {adjusted}{badly}"
+    interval = "no interval" if math.isnan(row["low"]) else f"[{row['low']:+.3f}, {row['high']:+.3f}]"
+    return f"{row['difference']:+.3f} nats {interval}, n = {row['n_pairs']}, {adjusted}{badly}"
 
 
 def _config_value(loader: ExperimentDataLoader, run_id: str, keys: list[str]) -> Any:
