@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from altgrad.analysis.comparison import ALL_OPERANDS, PLACES
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.preregistered import (
     CLOSE_SEEDS,
@@ -32,7 +33,6 @@ RULE_FORMATS = ("E4M3", "E5M2", "E0M7")
 RATE = 0.016
 """AdamW's learning rate in all these arms, the one tuned for FP32."""
 
-ALL_OPERANDS = "weights + activations + gradients"
 STATEMENTS = {
     "H1": (
         "formats",
@@ -118,10 +118,9 @@ def _sweet_spot(loader: ExperimentDataLoader) -> Verdict:
     best = best_of(arms, baseline)
     tests = all_pairs(arms, best)
     two = _between(tests, "E3M4", "E4M3")
-    told = [
-        row for name in ("E3M4", "E4M3") if best and name != best and _told(row := _between(tests, arms, name, best))
-    ]
     among, equivalent = best in ("E3M4", "E4M3"), bool(two["p_equivalent"] < ALPHA)
+    outside = best is not None and not among
+    behind = [name for name in ("E3M4", "E4M3") if outside and _told(_between(tests, best, name))]
     answer: Answer = "inconclusive"
     if among and equivalent:
         answer = "yes"
@@ -146,7 +145,7 @@ def _costs_more(loader: ExperimentDataLoader, identity: str, split: str, more: s
     if lacking := missing(arms, SEEDS):
         return _verdict(identity, "pending", lacking)
     tests = family([contrast(f"{split} in {more} − in {less}", *arms.values())])
-    (row,) = tests.to_dict("records")
+    (row,) = _rows(tests)
     answer = _all([row], higher=True)
     if answer == "yes" and row["difference"] <= MARGIN:
         answer = "inconclusive"
@@ -155,7 +154,7 @@ def _costs_more(loader: ExperimentDataLoader, identity: str, split: str, more: s
 
 def _layer_types(loader: ExperimentDataLoader) -> Verdict:
     baseline = unquantized(loader)
-    scopes = {kind: layer_type_scope(kind) for kind in LAYER_TYPES}
+    scopes = {kind: PLACES[kind] for kind in LAYER_TYPES}
     arms = {kind: arms_of(loader, "layers", scope) for kind, scope in scopes.items()}
     named = {f"{name} in {kind}": runs for kind, found in arms.items() for name, runs in found.items()}
     if lacking := missing({"FP32": baseline, **named}, SEEDS):
@@ -215,11 +214,6 @@ def _length(loader: ExperimentDataLoader) -> Verdict:
     return _verdict("H20", answer, f"{worst} has the highest mean loss; {row['contrast']}: {in_words(row)}.", tests)
 
 
-def layer_type_scope(kind: str) -> str:
-    """What `loader.runs` calls the scope of all operands in one layer type."""
-    return f"{ALL_OPERANDS}; only in {kind}"
-
-
 def _seeds(arms: Arms) -> dict[str, range]:
     return {"FP32": CLOSE_SEEDS} | {name: CLOSE_SEEDS if name in CLOSE else SEEDS for name in arms}
 
@@ -229,14 +223,16 @@ def _verdict(identity: str, answer: Answer, evidence: str, tests: pd.DataFrame |
     return Verdict(identity, study, statement, answer, evidence, *(() if tests is None else (tests,)))
 
 
-def _rows(tests: pd.DataFrame, names: Sequence[str]) -> list[dict[str, Any]]:
-    return [tests[tests["contrast"] == name].to_dict("records")[0] for name in names]
+def _rows(tests: pd.DataFrame, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    found = tests if names is None else tests.set_index("contrast", drop=False).loc[list(names)]
+    return [{str(key): value for key, value in row.items()} for row in found.to_dict("records")]
 
 
 def _between(tests: pd.DataFrame, one: str | None, other: str, prefix: str = "") -> dict[str, Any]:
     """The row of a pair, whichever is subtracted from which."""
     names = (f"{prefix}{one} − {other}", f"{prefix}{other} − {one}")
-    return tests[tests["contrast"].isin(names)].to_dict("records")[0]
+    (row,) = _rows(tests[tests["contrast"].isin(names)])
+    return row
 
 
 def _told(row: Mapping[str, Any]) -> bool:
@@ -258,4 +254,5 @@ def _refuted(row: Mapping[str, Any], higher: bool) -> bool:
 
 def _against(arms: Arms, worst: str) -> dict[str, Any]:
     """The test of E0M7 against the arm that ended above it."""
-    return family([contrast(f"{worst} − E0M7", arms[worst], arms["E0M7"])]).to_dict("records")[0]
+    (row,) = _rows(family([contrast(f"{worst} − E0M7", arms[worst], arms["E0M7"])]))
+    return row

@@ -149,6 +149,12 @@ def pending(missing: Text, studies: Sequence[str]) -> list[Block]:
     ]
 
 
+def pending_note(missing: Text, studies: Sequence[str]) -> Note:
+    """What stands in a section whose runs are missing, on a page that has others: what, and the commands."""
+    commands = "\n".join(f"make campaign STUDY={study}" for study in studies)
+    return Note("question", "Pending Experiments", (Paragraph(missing), CodeBlock(commands, "bash")))
+
+
 def pilot(loader: ExperimentDataLoader, arms: Iterable[str], pairs: int) -> list[Block]:
     """The label of findings from fewer than `HEADLINE_SEEDS` pairs; nothing from there on."""
     if pairs >= HEADLINE_SEEDS:
@@ -382,7 +388,7 @@ def heat_map(
             place += (0.36 + 0.06 * len(word)) * inch
         for found, colour in zip(boxes, (*HEAT, MUTED), strict=True):
             if found:
-                axes.add_artist(_rectangles(found, colour))
+                axes.add_artist(rectangles(found, colour))
 
     return Chart(
         identity,
@@ -461,7 +467,7 @@ def _runs(levels: NDArray[np.int64]) -> list[tuple[int, int, int]]:
     return [(int(levels[start]), start, stop) for start, stop in itertools.pairwise(edges)]
 
 
-def _rectangles(boxes: Sequence[tuple[float, float, float, float]], colour: str) -> PathPatch:
+def rectangles(boxes: Sequence[tuple[float, float, float, float]], colour: str) -> PathPatch:
     """All boxes (left, right, top, bottom) as one filled path, also outside of the axes."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
