@@ -354,7 +354,8 @@ def _codes(counts: pd.DataFrame, operand: str, fmt: FloatFormat, runs: int) -> C
     return Chart(
         f"codes-{fmt.name}" if operand == "weight" else f"codes-{operand.replace('_', '-')}-{fmt.name}",
         f"Which values of {fmt.label} the {OPERAND_NAMES[operand]} use, by layer type",
-        f"Share of the {OPERAND_NAMES[operand]} on each of the {len(values)} finite values at step {step} of {whose}. {said}.",
+        f"Share of the {OPERAND_NAMES[operand]} on each of the {len(values)} finite values at step {step} of {whose}. "
+        f"{said}.",
         data,
         draw,
         height=0.62 * len(kinds) + 0.75,
