@@ -597,6 +597,26 @@ def test_bad_weights_have_defined_statistics_and_no_warnings(name: str, fmt: Flo
         assert weights["stable_rank"] == 0
 
 
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("make", [manifold, code])
+def test_bad_weights_on_the_grid_have_defined_statistics_and_no_warnings(name: str, make: Callable) -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    layer.weight = torch.nn.Parameter(BAD[name](torch.randn(6, 5, generator=torch.Generator().manual_seed(0))))
+    model = quantize_model(torch.nn.ModuleDict({"head": layer}), Policy(E4M3, E4M3, E4M3))
+    optimizer = make([layer.weight], E4M3, "stochastic")
+    layer.grid_scale = optimizer.scale_of(layer.weight)
+    x = torch.ones(3, layer.weight.shape[1])
+    look = Look(model, 1, TelemetryConfig(shadow=True), number=5)
+    with look.operands():
+        model["head"](x).square().sum().backward()
+    look.gradients([lambda: model["head"](x).square().sum()])
+    with look.update(optimizer):
+        optimizer.step()
+    update = by_place(look.rows)["head", "update"]
+    assert 0 <= update["flips"] <= update["updates"] <= layer.weight.numel()
+    assert all(0 <= value <= 1 for key, value in update.items() if key.endswith(("ratio", "zero_update")))
+
+
 def test_a_gradient_with_nan_is_counted_and_does_not_hide_the_correlation_of_the_rest() -> None:
     generator = torch.Generator().manual_seed(0)
     w, g = torch.randn(20, 30, generator=generator), torch.randn(20, 30, generator=generator)
