@@ -16,6 +16,7 @@ from records import LAYERS, Row, config, full_look, write_matrix, write_run
 from altgrad.analysis import ExperimentDataLoader, ReportGenerator
 from altgrad.analysis.reports import arm_pages, common, health
 from altgrad.analysis.reports.failure_modes import failure_modes_page
+from altgrad.config import parse_config
 from altgrad.pages import HEAT, MUTED, Chart, ChartBlock, Column, Details, Heading, Page, Table, fixed_svg, write_folder
 from altgrad.pages.render import Dialect, files, render
 from altgrad.pages.sketch import INCH, Sketch
@@ -197,6 +198,19 @@ def test_after_a_shift_codes_are_those_of_the_new_format(tmp_path: Path) -> None
     shift = {"kind": "shift", "step": 5, "from": "e4m3", "to": "e5m2"}
     write_run(tmp_path, config("e4m3"), looks=looks(), events=[shift])
     assert "codes-e5m2" in charts(page_of(ExperimentDataLoader([tmp_path])))
+
+
+def test_each_operand_whose_codes_were_counted_has_a_histogram_over_its_own_format(tmp_path: Path) -> None:
+    rows = full_look(1, number=0)
+    rows += [(1, layer, kind, "grad_output", "code_00", 3.0) for layer, kind in LAYERS[1:]]
+    rows += [(1, layer, kind, "grad_output", "code_7b", 1.0) for layer, kind in LAYERS[1:]]
+    given = parse_config({"quantize": {"weight": "e4m3", "activation": "e4m3", "grad_output": "e5m2"}}, source="test")
+    write_run(tmp_path, given, looks=rows)
+    found = charts(page_of(ExperimentDataLoader([tmp_path])))
+    assert [name for name in found if name.startswith("codes")] == ["codes-e4m3", "codes-grad-output-e5m2"]
+    chart = found["codes-grad-output-e5m2"]
+    assert chart.title == "Which values of E5M2 the gradients use, by layer type"
+    assert chart.data.set_index("value")["head"].loc[[0.0, 57344.0]].tolist() == [0.75, 0.25]
 
 
 def test_a_run_without_looks_has_no_section_and_an_old_record_gets_what_it_has(tmp_path: Path) -> None:
