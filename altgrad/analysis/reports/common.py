@@ -149,6 +149,12 @@ def pending(missing: Text, studies: Sequence[str]) -> list[Block]:
     ]
 
 
+def pending_note(missing: Text, studies: Sequence[str]) -> Note:
+    """What stands in a section whose runs are missing, on a page that has others: what, and the commands."""
+    commands = "\n".join(f"make campaign STUDY={study}" for study in studies)
+    return Note("question", "Pending Experiments", (Paragraph(missing), CodeBlock(commands, "bash")))
+
+
 def pilot(loader: ExperimentDataLoader, arms: Iterable[str], pairs: int) -> list[Block]:
     """The label of findings from fewer than `HEADLINE_SEEDS` pairs; nothing from there on."""
     if pairs >= HEADLINE_SEEDS:
