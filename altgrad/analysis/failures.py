@@ -684,7 +684,7 @@ class FailureAnalyzer:
         kinds = list(dict.fromkeys(kind for text in ended["kinds"] for kind in text.split(", ")))
         phases = [phase for phase in ended["phase"].dropna()]
         evidence = [f"{len(ended)} of {row['n_runs']} runs did not finish"] if len(ended) else []
-        began = (None, None, None)
+        began: tuple[str | None, int | None, str | None] = (None, None, None)
         if len(ended):
             first = ended.sort_values("step").iloc[0]
             began = (None, int(first["step"]), first["tensor"])
@@ -790,6 +790,18 @@ def arm_symptoms(looks: pd.DataFrame, config: ExperimentConfig) -> list[dict[str
                 }
             )
     return sorted(found, key=lambda row: (-row["share"], CAUSES.index(row["cause"])))
+
+
+def remedies_missing(loader: ExperimentDataLoader) -> str:
+    """Which planned remedies are not recorded in full, in a sentence; "" where all are."""
+    arms, seeds = {"FP32": _fp32(loader)}, {"FP32": SEEDS}
+    for name in EXTREMES:
+        arms[name], seeds[name] = _unremedied(loader, name), SEEDS
+    for remedy in REMEDIES:
+        if remedy.planned:
+            label = f"{remedy.format} with {remedy.name}"
+            arms[label], seeds[label] = _remedy_runs(loader, remedy), remedy.seeds
+    return missing(arms, seeds)
 
 
 def failure_verdicts(loader: ExperimentDataLoader) -> tuple[Verdict, ...]:

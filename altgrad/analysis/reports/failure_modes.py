@@ -21,6 +21,7 @@ from altgrad.analysis.failures import (
     diagnose,
     failure_verdicts,
     headline,
+    remedies_missing,
 )
 from altgrad.analysis.hypotheses import E0M7, E7M0
 from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader
@@ -103,7 +104,7 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
         Heading("E7M0: hypothesis and observation"),
         *_e7m0(loader, analyzer, comparison),
         Heading("E0M7: hypothesis and observation"),
-        *_e0m7(loader, verdicts),
+        *_e0m7(loader, analyzer, comparison, verdicts),
         Heading("Remedies, tested"),
         *_remedies(loader, analyzer, verdicts),
         *_failed_runs(loader, analyzer),
@@ -809,15 +810,16 @@ def _e7m0(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, comparison: C
     if not observed:
         return [Paragraph(common.hypothesis_pending("No E7M0 run is recorded."))]
     rows = tuple(
-        (text, *observed.get(key, ("not decided", "no runs recorded"))) for key, text in E7M0.predictions.items()
+        (text, *observed.get(key, ("not decided", "no record tells"))) for key, text in E7M0.predictions.items()
     )
     return [
         Paragraph(common.hypothesis(E7M0)),
         Table(("Prediction", "Outcome", "Recorded"), rows, "The hypothesis against what happened"),
         Paragraph(
             "A correction: the preregistration says that the range of E7M0 is that of BF16. It is half as wide in "
-            "exponents; with a scale that follows the tensor, its ends are out of reach all the same."
+            "exponents, and the figures of overflow and underflow above say what that costs."
         ),
+        *_alone(analyzer, comparison, "E7M0"),
         *_e7m0_rate(loader, comparison),
     ]
 
@@ -896,7 +898,43 @@ def _outcome(held: bool) -> str:
     return "held" if held else "did not hold"
 
 
-def _e0m7(loader: ExperimentDataLoader, verdicts: tuple[Verdict, ...]) -> list[Block]:
+def _alone(analyzer: FailureAnalyzer, comparison: Comparison | None, name: str) -> list[Block]:
+    """What each operand costs a format alone, in a sentence; nothing where that is not recorded."""
+    if comparison is None:
+        return []
+    table = analyzer.operands(comparison)
+    table = table[(table["format"] == name) & (table["n_pairs"] >= 2)]
+    whole, single = table[table["scope"] == comparison.scope], table[table["scope"] != comparison.scope]
+    if single.empty:
+        return []
+    parts = [
+        f"{row['scope']} {common.number(row['gap'], sign=True)} {common.interval(row['low'], row['high'])}, "
+        f"n = {row['n_pairs']}"
+        for row in single.to_dict("records")
+    ]
+    worst = str(single.loc[single["gap"].idxmax(), "scope"])
+    phase = "backward" if worst == "gradients" else "forward"
+    against = ""
+    if len(whole):
+        total, added = whole["gap"].iloc[0], single["gap"].sum()
+        against = (
+            f" All together cost {common.number(total, sign=True)}, and the parts add up to "
+            f"{common.number(added, sign=True)}."
+        )
+    return [
+        Paragraph(
+            f"One operand at a time in {name}, everything else unquantized (nats a character against FP32): "
+            f"{'; '.join(parts)}. The costliest alone is {worst} ({phase}).{against}"
+        )
+    ]
+
+
+def _e0m7(
+    loader: ExperimentDataLoader,
+    analyzer: FailureAnalyzer,
+    comparison: Comparison | None,
+    verdicts: tuple[Verdict, ...],
+) -> list[Block]:
     """H3 and H17 as predictions of one hypothesis."""
     if not (loader.runs["format"] == "E0M7").any():
         return [Paragraph(common.hypothesis_pending("No E0M7 run is recorded."))]
@@ -907,6 +945,7 @@ def _e0m7(loader: ExperimentDataLoader, verdicts: tuple[Verdict, ...]) -> list[B
     return [
         Paragraph(common.hypothesis(E0M7)),
         Table(("Prediction", "Outcome", "Recorded"), rows, "The hypothesis against what happened"),
+        *_alone(analyzer, comparison, "E0M7"),
     ]
 
 
@@ -927,7 +966,6 @@ def _remedies(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, verdicts:
     """What was tried on the two extreme formats, with its effect against the format without it and against FP32."""
     table = analyzer.remedies
     shown = table[table["n_pairs"] >= 2]
-    lacking = table[(table["missing"] != "") & table["planned"].astype(bool)]
     blocks: list[Block] = [verdict_table(verdicts, "verdicts"), *tests_table(verdicts, "verdict-tests")]
     if len(shown):
         blocks += [*_remedy_chart(shown), _remedy_rows(shown)]
@@ -938,13 +976,8 @@ def _remedies(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, verdicts:
             "written down as a remedy."
         )
         blocks += [Paragraph(text), *_prevention(analyzer)]
-    if len(lacking):
-        count = len(lacking)
-        sentences = list(
-            dict.fromkeys(f"{row['format']}, {row['remedy']}: {row['missing']}" for row in lacking.to_dict("records"))
-        )
-        more = f" And {count - 3} more remedies." if count > 3 else ""
-        blocks.append(common.pending_note(" ".join(sentences[:3]) + more, ["formats", "remedies", "scaling"]))
+    if lacking := remedies_missing(loader):
+        blocks.append(common.pending_note(lacking, ["formats", "remedies", "scaling"]))
     return blocks
 
 
