@@ -102,9 +102,10 @@ class SiteBuild:
         return self.root / ".cache" / "site"
 
     def wants(self, expected: tuple[str, ...]) -> bool:
-        """Whether a family has to be up to date: the wanted page is one of it, or lies beside its index."""
+        """Whether a family has to be up to date: the wanted page is one of it, below it, or beside its index."""
         beside = {posixpath.dirname(path) for path in expected if posixpath.basename(path) == "index"}
-        return not self.page or self.page in expected or posixpath.dirname(self.page) in beside - {""}
+        below = any(self.page.startswith(f"{path}/") for path in expected)
+        return not self.page or self.page in expected or below or posixpath.dirname(self.page) in beside - {""}
 
 
 def write_mkdocs(pages: Iterable[Page]) -> None:
