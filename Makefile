@@ -11,7 +11,7 @@ export NO_MKDOCS_2_WARNING := 1
 export ALTGRAD_REFRESH := $(REFRESH)
 export ALTGRAD_PAGE := $(P)
 
-.PHONY: help serve site page version install test check demo campaign campaign-quick guides reports bench bench-training bench-runs bench-site exhaustive clean
+.PHONY: help serve site page version install test check demo campaign campaign-quick pack guides reports bench bench-training bench-runs bench-site exhaustive clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -51,6 +51,9 @@ campaign: .venv/dev.stamp ## run the recorded studies, 2 to 4 hours; may be stop
 
 campaign-quick: .venv/dev.stamp ## a taste of every study in three minutes
 	@$(BIN)/python experiments/campaign.py quick
+
+pack: .venv/dev.stamp ## pack recorded runs to commit them (STUDY=formats; unfinished too: ARGS=--partial)
+	@$(BIN)/python experiments/campaign.py pack $(STUDY) $(ARGS)
 
 guides: .venv/dev.stamp ## run the guides' code blocks that need torch; their output is committed for the site
 	@$(BIN)/python -m altgrad.pages.guide docs

@@ -8,10 +8,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from altgrad.config import UsageError
+from altgrad.config import ExperimentConfig, UsageError
 from altgrad.runs import load_runs
 from altgrad.runs.schema import run_id
 
@@ -30,24 +31,103 @@ def campaign() -> ModuleType:
     return module
 
 
-def test_studies_hold_what_they_say(campaign: ModuleType) -> None:
-    sizes = {name: len(study()) for name, study in campaign.STUDIES.items()}
+@pytest.fixture(autouse=True)
+def known_data(campaign: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies are asked for their configs without the corpus; a run that trains has its own fingerprint."""
+    monkeypatch.setattr(campaign, "data_fingerprint", lambda: DATA)
+
+
+class BestAt(dict[str, float]):
+    """Losses of runs that need not be recorded: the lowest in the middle of every sweep, or at one of its ends."""
+
+    def __init__(self, campaign: ModuleType, favourite: str = "middle") -> None:
+        for given in [*campaign.rule_arms(), *campaign.control_arms(), campaign.arm({}, **campaign.LARGE)]:
+            self._sweep(campaign, given, favourite)
+        for given in campaign.large_arms():
+            self._sweep(campaign, given, favourite)
+
+    def _sweep(self, campaign: ModuleType, given: dict[str, object], favourite: str) -> None:
+        study = "tuning-large" if given.get("max_steps") == 5000 else "tuning"
+        rates = campaign.base_rates(given)
+        rates = [rates[0] / 2**k for k in range(campaign.MOST_EXTENSIONS, 0, -1)] + [
+            *rates,
+            *(rates[-1] * 2**k for k in range(1, campaign.MOST_EXTENSIONS + 1)),
+        ]
+        for position, rate in enumerate(rates):
+            off = {"middle": abs(position - len(rates) // 2), "low": position, "high": -position}[favourite]
+            for seed in campaign.TUNING_SEEDS:
+                self[run_id(campaign.run(study, given, rate, seed), DATA)] = 2.0 + 0.01 * off
+
+
+@pytest.fixture(scope="module")
+def tuned(campaign: ModuleType) -> BestAt:
+    return BestAt(campaign)
+
+
+def test_studies_hold_what_they_say(campaign: ModuleType, tuned: BestAt) -> None:
+    configs = {name: study(tuned) for name, study in campaign.STUDIES.items()}
+    sizes = {name: len(found) for name, found in configs.items()}
+    assert sizes["formats"] == 4 * 32 + (5 + 2) * 16 + 1 + 3 * 7 * 16
+    assert sizes["layers"] == 4 * 7 * 16
+    assert sizes["tuning"] == (33 + 10) * 5 * 2
+    assert sizes["storage"] == 33 * 16
+    assert sizes["controls"] == 10 * 16
+    assert sizes["length"] == 5 * 5
     assert sizes["pilot-tuning"] == 16 * 5 * 2
     assert sizes["pilot-formats"] == 10 * 5
     assert sizes["pilot-manifold"] == 4 * 3 * 5
-    for name, study in campaign.STUDIES.items():
-        assert {config.study for config in study()} == {name}
-        assert len({run_id(config, DATA) for config in study()}) == sizes[name], f"{name} has a run twice"
+    for name, found in configs.items():
+        assert {config.study for config in found} == {name}
+        assert len({run_id(config, DATA) for config in found}) == sizes[name], f"{name} has a run twice"
 
 
-def test_every_arm_is_tuned_with_the_same_budget_on_seeds_that_no_study_reports(campaign: ModuleType) -> None:
-    budget = Counter((config.resolved_name, config.seed) for config in campaign.pilot_tuning())
-    assert set(budget.values()) == {5}
-    reported = {c.seed for study in ("pilot-formats", "pilot-manifold", "demo") for c in campaign.STUDIES[study]()}
+def test_no_two_studies_of_the_campaign_train_the_same_run(campaign: ModuleType, tuned: BestAt) -> None:
+    identities = [run_id(config, DATA) for study in campaign.CAMPAIGN.values() for config in study(tuned)]
+    assert len(set(identities)) == len(identities)
+
+
+def test_every_arm_is_tuned_with_the_same_budget_on_seeds_that_no_study_reports(
+    campaign: ModuleType, tuned: BestAt
+) -> None:
+    for study in (campaign.pilot_tuning, campaign.tuning):
+        budget = Counter((config.resolved_name, str(_but_rate(config)), config.seed) for config in study(tuned))
+        assert set(budget.values()) == {5}
+    tuning = ("tuning", "tuning-large", "pilot-tuning")
+    reported = {
+        config.seed for name in campaign.STUDIES if name not in tuning for config in campaign.STUDIES[name](tuned)
+    }
     assert not reported & set(campaign.TUNING_SEEDS)
 
 
-def test_tuned_rates_are_the_best_of_the_recorded_sweep_and_not_at_its_edge(campaign: ModuleType) -> None:
+def _but_rate(config: ExperimentConfig) -> dict[str, Any]:
+    identity = config.arm_identity()
+    return identity | {"optimizer": identity["optimizer"] | {"learning_rate": None, "other_learning_rate": None}}
+
+
+@pytest.mark.parametrize(("favourite", "end"), [("low", 0), ("high", -1)])
+def test_a_sweep_goes_on_beyond_its_edge_but_not_for_ever(campaign: ModuleType, favourite: str, end: int) -> None:
+    given = campaign.rule_arms()[0]
+    losses = BestAt(campaign, favourite)
+    rates, best = campaign.sweep("tuning", given, losses)
+    assert len(rates) == 5 + campaign.MOST_EXTENSIONS
+    assert best == rates[end]
+    first = {identity: loss for identity, loss in losses.items() if identity in _identities(campaign, given)}
+    rates, best = campaign.sweep("tuning", given, first)
+    assert len(rates) == 6
+    assert best is None, "the rate beyond the edge is asked for before there is an answer"
+
+
+def _identities(campaign: ModuleType, given: dict[str, object]) -> set[str]:
+    configs = [campaign.run("tuning", given, r, s) for r in campaign.base_rates(given) for s in campaign.TUNING_SEEDS]
+    return {run_id(config, DATA) for config in configs}
+
+
+def test_a_rate_that_is_not_tuned_yet_is_named(campaign: ModuleType) -> None:
+    with pytest.raises(UsageError, match="STUDY=tuning first"):
+        campaign.storage({})
+
+
+def test_the_rates_of_the_recorded_pilot_are_the_best_of_its_sweep_and_not_at_its_edge(campaign: ModuleType) -> None:
     recorded = load_runs((campaign.RECORDED / "pilot-tuning",)).records
     if not recorded:
         pytest.skip("pilot-tuning is not recorded here")
@@ -58,17 +138,19 @@ def test_tuned_rates_are_the_best_of_the_recorded_sweep_and_not_at_its_edge(camp
         arm.setdefault(optimizer.learning_rate, []).append(run.run["summary"]["val_loss"] or float("inf"))
     for arm, sweep in losses.items():
         assert all(len(found) == len(campaign.TUNING_SEEDS) for found in sweep.values())
-        if arm[0] in campaign.EXTREME_FORMATS:
-            continue  # swept to show what the shared rate costs them; no study uses their best
         best = min(sweep, key=lambda rate: sum(sweep[rate]))
-        chosen = campaign.FP32_RATE if arm == ("fp32", "adamw") else campaign.TUNED[arm]
-        assert best == pytest.approx(chosen), arm
         assert min(sweep) < best < max(sweep), f"{arm}: the best rate is at the edge of the sweep"
+        if arm[0] in campaign.EXTREME_FORMATS:
+            assert best == campaign.OWN_RATES.get(arm[0], best)
+            continue
+        chosen = campaign.FP32_RATE if arm == ("fp32", "adamw") else campaign.PILOT_TUNED[arm]
+        assert best == pytest.approx(chosen), arm
 
 
-def test_the_demo_trains_runs_that_are_not_recorded(campaign: ModuleType) -> None:
-    recorded = {run_id(c, DATA) for name in campaign.STUDIES if name != "demo" for c in campaign.STUDIES[name]()}
-    assert not recorded & {run_id(config, DATA) for config in campaign.demo()}
+def test_the_demo_trains_runs_that_are_not_recorded(campaign: ModuleType, tuned: BestAt) -> None:
+    others = (name for name in campaign.STUDIES if name != "demo")
+    recorded = {run_id(config, DATA) for name in others for config in campaign.STUDIES[name](tuned)}
+    assert not recorded & {run_id(config, DATA) for config in campaign.demo(tuned)}
 
 
 def test_an_unknown_study_is_named(campaign: ModuleType) -> None:
@@ -84,18 +166,27 @@ def test_a_campaign_resumes_and_packs(
         pytest.skip("licensedcode-data is not installed")
     model = {"layers": 1, "dim": 8, "heads": 1, "context": 8}
     small = {"max_steps": 3, "batch_size": 2, "eval_batches": 1, "model": model}
-    configs = [campaign.config("tiny", fmt, "adamw", 0.01, 0, **small) for fmt in ("fp32", "e5m2", "e7m0")]
-    monkeypatch.setitem(campaign.STUDIES, "tiny", lambda: configs)
+    arms = [campaign.arm(campaign.every(fmt), **small) for fmt in ("fp32", "e5m2", "e7m0")]
+    configs = campaign.over("tiny", (0,), [(given, 0.01) for given in arms])
+    monkeypatch.setattr(campaign, "data_fingerprint", corpus_fingerprint)
+    monkeypatch.setitem(campaign.STUDIES, "tiny", lambda losses: configs)
     monkeypatch.setattr(campaign, "RECORDED", tmp_path / "recorded")
     monkeypatch.setattr(campaign, "_results", in_this_process(campaign))
     out = tmp_path / "runs"
     with pytest.raises(UsageError, match="3 of 3 runs are not recorded"):
         campaign.pack("tiny", out)
+    assert campaign.run_study("tiny", out, 1, (1, 3)) == 0
+    with pytest.raises(UsageError, match=r"2 of 3 runs are not recorded.*--partial"):
+        campaign.pack("tiny", out)
+    assert campaign.pack("tiny", out, partial=True) == 0
+    assert "1 runs packed" in (said := capsys.readouterr().out)
+    assert "2 are missing" in said
     assert campaign.run_study("tiny", out, 1) == 0
-    assert "3 to do" in capsys.readouterr().out
-    assert campaign.missing(configs, out) == []
+    assert "2 to do" in capsys.readouterr().out
     assert campaign.pack("tiny", out) == 0
-    assert campaign.missing(configs, tmp_path / "elsewhere") == [], "what is packed is not run again"
+    assert "3 runs packed" in capsys.readouterr().out
+    assert campaign.run_study("tiny", tmp_path / "elsewhere", 1) == 0
+    assert "3 recorded, 0 to do" in capsys.readouterr().out, "what is packed is not run again"
     assert len(load_runs((tmp_path / "recorded",)).records) == 3
 
 
@@ -106,6 +197,7 @@ def test_a_mistake_ends_a_campaign_with_one_line(
     if importlib.util.find_spec("licensedcode") is None:
         pytest.skip("licensedcode-data is not installed")
     monkeypatch.setattr(campaign, "_results", in_this_process(campaign))
+    monkeypatch.setattr(campaign, "data_fingerprint", corpus_fingerprint)
     out = tmp_path / "file"
     out.write_text("")
     monkeypatch.setattr(sys, "argv", ["campaign.py", "demo", "--out", str(out)])
@@ -122,11 +214,17 @@ def test_cores_are_counted_where_the_system_has_no_affinity(
     assert campaign.cores() == os.cpu_count()
 
 
+def corpus_fingerprint() -> dict[str, Any]:
+    from altgrad.training import load_corpus
+
+    return load_corpus().fingerprint
+
+
 def in_this_process(campaign: ModuleType):  # type: ignore[no-untyped-def]
     """The campaign's workers without processes of their own (two seconds each to start)."""
 
-    def results(todo, out, workers):  # type: ignore[no-untyped-def]
-        return map(campaign._run_one, [(config, out) for config in todo])
+    def results(todo, out, workers, device):  # type: ignore[no-untyped-def]
+        return map(campaign._run_one, [(config, out, device) for config in todo])
 
     return results
 
@@ -137,7 +235,7 @@ def test_recorded_e1m6_runs_equal_e0m7(campaign: ModuleType) -> None:
     losses = {(run.config.quantize.weight, run.config.seed): run.run["summary"]["val_loss"] for run in runs}
     if not losses:
         pytest.skip("pilot-formats is not recorded here")
-    for seed in campaign.SEEDS:
+    for seed in campaign.PILOT_SEEDS:
         assert losses["e1m6", seed] == losses["e0m7", seed]
 
 
@@ -154,10 +252,10 @@ def test_the_extremes_of_the_demo_show_their_known_signatures(campaign: ModuleTy
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the campaign's workers
-    for config in campaign.demo():
+    for config in campaign.demo({}):
         fmt = config.quantize.weight
         if config.seed == 0 and fmt in ("e0m7", "e4m3", "e7m0") and config.optimizer.step_rule == "adamw":
-            campaign._run_one((config.model_copy(update={"max_steps": 40}), tmp_path))
+            campaign._run_one((config.model_copy(update={"max_steps": 40}), tmp_path, "cpu"))
     torch.set_num_threads(threads)
     loader = ExperimentDataLoader([tmp_path])
     seen = {run.format: loader.looks([run.run_id]) for run in loader.runs.itertuples()}

@@ -51,7 +51,8 @@ def pack_study(
     per-layer table keeps what is shown over time (`is_over_time`) at every recorded step; the others at multiples of
     `layers_every`, at each run's first step, and where each was recorded last; histograms of codes at the last alone.
     So a packed run gives the same findings and the same pages.
-    Metrics are stored as float32; validation losses and layer statistics, the source of the findings, as float64.
+    Metrics and layer statistics are stored as float32 (counts below 2^24 exactly), validation losses, whose differences
+    are the findings, as float64.
 
     Args:
         records: ended runs; running ones are refused, since their record is not whole yet.
@@ -91,16 +92,24 @@ def pack_study(
     folder.mkdir(parents=True, exist_ok=True)
     _write(runs, folder / "runs.parquet")
     _write(_narrow(pd.concat(histories, ignore_index=True), wide=("val_loss",)), folder / "history.parquet")
-    _write(_narrow(pd.concat(layers, ignore_index=True), wide=("value",)), folder / "layers.parquet")
+    _write(_narrow(pd.concat(layers, ignore_index=True)), folder / "layers.parquet", by_bytes=("value",))
 
 
-def _narrow(frame: pd.DataFrame, wide: Sequence[str]) -> pd.DataFrame:
+def _narrow(frame: pd.DataFrame, wide: Sequence[str] = ()) -> pd.DataFrame:
     kinds = {name: "float32" for name in frame.select_dtypes("number") if name != "step" and name not in wide}
     return frame.astype({"step": "int32", **kinds})
 
 
-def _write(frame: pd.DataFrame, path: Path) -> None:
+def _write(frame: pd.DataFrame, path: Path, by_bytes: Sequence[str] = ()) -> None:
+    """Write `frame`; the columns `by_bytes` are split by byte: exponents compress, mantissas do not."""
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
     temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary, compression="zstd", compression_level=19)
+    pq.write_table(
+        table,
+        temporary,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=[name for name in frame if name not in by_bytes],
+        use_byte_stream_split=list(by_bytes) or False,
+    )
     os.replace(temporary, path)
