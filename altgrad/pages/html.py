@@ -86,6 +86,7 @@ class _Writer:
 
     def address(self, reference: PageRef) -> str:
         """Where another page is, seen from this one."""
+        reference = self.page.place_of(reference)
         self.links[reference.path, slug(reference.anchor) if reference.anchor else ""] = None
         target = posixpath.relpath(_folder(reference.path) or ".", _folder(self.page.path) or ".") + "/"
         return f"{target}#{reference.anchor}" if reference.anchor else target
@@ -189,8 +190,8 @@ def body_html(page: Page, drawings: Mapping[str, bytes], source: SourceAddress) 
     """
     writer = _Writer(page, drawings, source)
     parts = [writer.heading(1, inline_html(escape(page.title))), writer.blocks(page.blocks)]
-    if page.downloads:
-        parts.append(writer.files("Files", [download.name for download in page.downloads]))
+    if listed := [download.name for download in page.downloads if download.listed]:
+        parts.append(writer.files("Files", listed))
     if page.provenance is not None:
         items = (
             f"<li><strong>{inline_html(escape(label))}:</strong> {writer.inline(value)}</li>\n"

@@ -1,7 +1,7 @@
 """Versions of the site on the branch gh-pages, by mike: what `make version V=0.2` calls.
 
-A version is a strict build in a folder of its name. `latest` leads to the newest numbered one; its pages, and the one at
-the root, are redirects, since GitHub Pages takes no symbolic links. Equal input gives equal files, which git keeps once:
+A version is a strict build in a folder of its name. `latest` leads to the newest numbered one; its pages, and the one
+at the root, are redirects, since GitHub Pages takes no symbolic links. Equal input gives equal files, kept once by git:
 a version that changes little costs little. ``dev`` is the newest state of the main branch and never `latest`.
 """
 
