@@ -304,11 +304,17 @@ def begin(config: Any, *, serving: bool, dated: bool) -> None:
 
 
 def add_files(found: Any, config: Any) -> Any:
-    """Put what the scripts made into the site's sources; leave all pages but the wanted one unbuilt."""
+    """Put what the scripts made, and the pages' styles and scripts, into the site's sources; leave all pages but the
+    wanted one unbuilt."""
     from mkdocs.exceptions import PluginError
     from mkdocs.structure.files import File, InclusionLevel
 
+    from altgrad.pages.own_site import assets
+
     current: SiteBuild = config["extra"]["altgrad"]
+    for name, data in assets():
+        if found.get_file_from_path(name) is None:  # a project's own file goes before the library's
+            found.append(File.generated(config, name, content=data))
     for name, data in current.files.items():
         known = found.get_file_from_path(name)
         if known is not None:

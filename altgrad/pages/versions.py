@@ -30,7 +30,8 @@ REDIRECT = (
     '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     f"<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'sha256-{_HASH}'\">\n"
     '<title>Moved</title>\n<noscript><meta http-equiv="refresh" content="0; url={{href}}"></noscript>\n</head>\n'
-    f'<body>\n<p>This page is at <a href="{{{{href}}}}">{{{{href}}}}</a>.</p>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n'
+    f'<body>\n<p>This page is at <a href="{{{{href}}}}">{{{{href}}}}</a>.</p>\n<script>{_SCRIPT}</script>\n'
+    "</body>\n</html>\n"
 )
 """A page that leads on with its query and anchor, by a template of Jinja; one script for all, so one hash allows it."""
 
