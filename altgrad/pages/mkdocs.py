@@ -495,7 +495,8 @@ def finish_html(html: str, find: Callable[[str], str | None]) -> str:
         return figure_html(_with_own_name(inline_svg(svg), names), f'<p class="files">{links}</p>')
 
     def table(match: re.Match[str]) -> str:
-        return table_html(match["body"], match["caption"] or "", match["attributes"] or "")
+        caption = match["caption"] or ""  # "Table" stands where a page gave none
+        return table_html(match["body"], "" if caption == "Table" else caption, match["attributes"] or "")
 
     html = _TABLE.sub(table, _CHART.sub(chart, html))
     return re.sub(r"<p>((?:Table|Files): <a )", r'<p class="files">\1', html)
