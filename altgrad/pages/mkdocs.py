@@ -102,9 +102,10 @@ class SiteBuild:
         return self.root / ".cache" / "site"
 
     def wants(self, expected: tuple[str, ...]) -> bool:
-        """Whether a family has to be up to date: the wanted page is one of it, or lies beside its index."""
+        """Whether a family has to be up to date: the wanted page is one of it, below it, or beside its index."""
         beside = {posixpath.dirname(path) for path in expected if posixpath.basename(path) == "index"}
-        return not self.page or self.page in expected or posixpath.dirname(self.page) in beside - {""}
+        below = any(self.page.startswith(f"{path}/") for path in expected)
+        return not self.page or self.page in expected or below or posixpath.dirname(self.page) in beside - {""}
 
 
 def write_mkdocs(pages: Iterable[Page]) -> None:
@@ -303,11 +304,17 @@ def begin(config: Any, *, serving: bool, dated: bool) -> None:
 
 
 def add_files(found: Any, config: Any) -> Any:
-    """Put what the scripts made into the site's sources; leave all pages but the wanted one unbuilt."""
+    """Put what the scripts made, and the pages' styles and scripts, into the site's sources; leave all pages but the
+    wanted one unbuilt."""
     from mkdocs.exceptions import PluginError
     from mkdocs.structure.files import File, InclusionLevel
 
+    from altgrad.pages.own_site import assets
+
     current: SiteBuild = config["extra"]["altgrad"]
+    for name, data in assets():
+        if found.get_file_from_path(name) is None:  # a project's own file goes before the library's
+            found.append(File.generated(config, name, content=data))
     for name, data in current.files.items():
         known = found.get_file_from_path(name)
         if known is not None:
@@ -488,7 +495,8 @@ def finish_html(html: str, find: Callable[[str], str | None]) -> str:
         return figure_html(_with_own_name(inline_svg(svg), names), f'<p class="files">{links}</p>')
 
     def table(match: re.Match[str]) -> str:
-        return table_html(match["body"], match["caption"] or "", match["attributes"] or "")
+        caption = match["caption"] or ""  # "Table" stands where a page gave none
+        return table_html(match["body"], "" if caption == "Table" else caption, match["attributes"] or "")
 
     html = _TABLE.sub(table, _CHART.sub(chart, html))
     return re.sub(r"<p>((?:Table|Files): <a )", r'<p class="files">\1', html)

@@ -40,7 +40,30 @@ def copy_project(folder: Path) -> Path:
     shutil.copy(HERE / "gallery.py", folder / "gen/home.py")
     for name in ("reports", "runs"):
         (folder / f"gen/{name}.py").write_text("")
+    (folder / "docs/own").mkdir()
+    shutil.copy(HERE / "own.md", folder / "docs/own/page.md")
+    (folder / "docs/own/measured.csv").write_text("x,y\n1,2\n2,4\n")
+    (folder / "docs/own/formats.md").write_text(PARAMETERS)
     return folder
+
+
+PARAMETERS = """---
+title: Two formats
+parameters:
+  e4m3: {format: e4m3, remark: "a *remark* <b>"}
+  e5m2: {format: e5m2, remark: another}
+---
+
+# Format {{ format }}
+
+It says {{ remark }}.
+
+```python exec
+from altgrad.formats import get_format
+
+get_format(format).max
+```
+"""
 
 
 @pytest.fixture(scope="session")
