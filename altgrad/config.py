@@ -149,8 +149,9 @@ class OptimizerConfig(_Section):
     """Step rule, storage of the weights and rounding onto the grid (the three axes of the comparison).
 
     Which combinations exist is `COMBINATIONS`. `format` is the one whose spacing the manifold rule knows, where it is
-    not that of the weights: with unquantized weights it is the rule's own control. `stiffness` and `relative` are the ablations: S permuted within its
-    tensor ("shuffled"), its mean in place of it ("constant"); a rate relative to the rms of each tensor.
+    not that of the weights: with unquantized weights it is the rule's own control. `stiffness` and `relative` are the
+    ablations: S permuted within its tensor ("shuffled"), its mean in place of it ("constant"); a rate relative to the
+    rms of each tensor.
     """
 
     step_rule: Literal["adamw", "manifold", "code"] = "adamw"
@@ -206,6 +207,21 @@ COMBINATIONS: dict[tuple[str, str], tuple[str, ...]] = {
     ("code", "grid"): ("stochastic",),
 }
 """(step rule, storage) -> roundings that exist. Any other combination is a config error."""
+
+
+def extra_bytes_per_weight(storage: str, rounding: str) -> int:
+    """Bytes that training keeps per weight between steps, besides the weight's code and Adam's two moments.
+
+    Storage "master" keeps the float32 weight. Storage "grid" keeps nothing: stochastic rounding computes its draws, and
+    error feedback puts the error where the momentum is. (The simulation holds codes in float32 containers.)
+
+    Raises:
+        ValueError: a storage or rounding that no step rule has.
+    """
+    known = {(place, name) for (_, place), names in COMBINATIONS.items() for name in names}
+    if (storage, rounding) not in known:
+        raise ValueError(f"there is no storage {storage!r} with rounding {rounding!r}; allowed is {sorted(known)}")
+    return 4 if storage == "master" else 0
 
 
 class StabilityConfig(_Section):

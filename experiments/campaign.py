@@ -1,7 +1,7 @@
 """The recorded studies: which configs they are made of, and the command that runs them.
 
     python experiments/campaign.py [STUDY ...]              run what is not recorded yet; may be stopped and repeated
-    python experiments/campaign.py pack STUDY [...]         write experiments/recorded/STUDY/
+    python experiments/campaign.py pack [STUDY ...]         write experiments/recorded/STUDY/, small enough to commit
 
 A study is a function that returns configs. Without a name the whole campaign runs, in the order of `CAMPAIGN`. Runs are
 single-threaded, one process a core. A run that failed or crashed is recorded and not repeated: what happened is the
@@ -484,21 +484,37 @@ def run_study(study: str, out: Path, workers: int, shard: tuple[int, int] = (1, 
     return 1 if crashed else 0
 
 
-def pack(study: str, out: Path) -> int:
-    """Write the study's ended runs, from `out` and what is packed already, to experiments/recorded/STUDY/."""
+def pack(study: str, out: Path, partial: bool = False) -> int:
+    """Write the study's ended runs, from `out` and what is packed already, to experiments/recorded/STUDY/.
+
+    Raises:
+        UsageError: runs are missing, and not `partial`, or all of them are.
+    """
     from altgrad.runs import load_runs, pack_study
 
     wanted = {identity(config) for config in find(study)(ended_losses((RECORDED, out)))}
     records = [record for record in load_runs((RECORDED / study, out)).records if record.id in wanted]
     ended = [record for record in records if record.status in ("finished", "failed", "crashed")]
-    if len(ended) < len(wanted):
+    missing = len(wanted) - len(ended)
+    if not ended or (missing and not partial):
         raise UsageError(
-            f"{study}: {len(wanted) - len(ended)} of {len(wanted)} runs are not recorded; run the study first"
+            f"{study}: {missing} of {len(wanted)} runs are not recorded; run the study first"
+            + (", or pack what there is with --partial" if ended else "")
         )
     pack_study(ended, RECORDED / study, history_every=10, layers_every=100)
     size = sum(file.stat().st_size for file in (RECORDED / study).iterdir())
-    print(f"{study}: {len(ended)} runs packed, {size / 1e3:.0f} kB")
+    print(f"{study}: {len(ended)} runs packed, {size / 1e3:.0f} kB" + (f"; {missing} are missing" if missing else ""))
     return 0
+
+
+def _packed(study: str, out: Path, partial: bool) -> int:
+    try:
+        return pack(study, out, partial)
+    except UsageError as error:
+        if not partial:
+            raise
+        print(f"left out: {error}")
+        return 0
 
 
 def find(study: str) -> Study:
@@ -567,6 +583,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=cores(), help="processes (default: cores)")
     parser.add_argument("--shard", type=_shard, default=(1, 1), help="1/4: the first of four machines that share")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where runs train (default: cpu)")
+    parser.add_argument("--partial", action="store_true", help="pack what there is of studies that are not whole yet")
     options = parser.parse_args()
     packing = options.words[:1] == ["pack"]
     studies = options.words[packing:] or list(CAMPAIGN)
@@ -577,7 +594,7 @@ def main() -> int:
         for study in studies:
             find(study)
         if packing:
-            return max(pack(study, options.out) for study in studies)
+            return max(_packed(study, options.out, options.partial) for study in studies)
         return max(run_study(study, options.out, options.workers, options.shard, options.device) for study in studies)
 
     return guarded(work)

@@ -18,8 +18,9 @@ def pages() -> Iterable[Page]:
 def key() -> str:
     """What the pages depend on; while it stays the same they are taken from the cache."""
     from altgrad.analysis.reports import site_key
+    from altgrad.analysis.reports.benchmarks import benchmarks_key
 
-    return site_key()
+    return benchmarks_key(site_key())
 
 
 build(pages, "reports/format_comparison", "reports/failure_modes", "reports/manifold_comparison", key=key)

@@ -413,13 +413,13 @@ def test_a_packed_run_gives_the_same_findings(tmp_path: Path) -> None:
     rows = [
         {"step": step, "layer": "x", "layer_type": "mlp", "operand": "update", "statistic": name, "value": value}
         for step in (1, 7, 20)
-        for name, value in (("flips", 0.1 * step), ("updates", 10.0))
+        for name, value in (("flips", float(step)), ("updates", 40.0))
     ]
     (path / "layers.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     before = read_run(path)
     pack_study([before], tmp_path / "packed", layers_every=100)
     (after,) = load_runs([tmp_path / "packed"]).records
-    assert stall_ratio(after) == stall_ratio(before) == pytest.approx(1 - 2.8 / 30)
+    assert stall_ratio(after) == stall_ratio(before) == pytest.approx(1 - 28 / 120)
 
 
 def test_missing_sources_hold_no_runs(tmp_path: Path) -> None:

@@ -175,8 +175,14 @@ def test_a_campaign_resumes_and_packs(
     out = tmp_path / "runs"
     with pytest.raises(UsageError, match="3 of 3 runs are not recorded"):
         campaign.pack("tiny", out)
+    assert campaign.run_study("tiny", out, 1, (1, 3)) == 0
+    with pytest.raises(UsageError, match=r"2 of 3 runs are not recorded.*--partial"):
+        campaign.pack("tiny", out)
+    assert campaign.pack("tiny", out, partial=True) == 0
+    assert "1 runs packed" in (said := capsys.readouterr().out)
+    assert "2 are missing" in said
     assert campaign.run_study("tiny", out, 1) == 0
-    assert "3 to do" in capsys.readouterr().out
+    assert "2 to do" in capsys.readouterr().out
     assert campaign.pack("tiny", out) == 0
     assert "3 runs packed" in capsys.readouterr().out
     assert campaign.run_study("tiny", tmp_path / "elsewhere", 1) == 0

@@ -5,10 +5,11 @@
 >>> [comparison.scope for comparison in comparator.comparisons]  # doctest: +SKIP
 """
 
-from altgrad.analysis.comparison import Comparison, FormatComparator, StepRuleComparator, SweetSpot
+from altgrad.analysis.comparison import Comparison, FormatComparator, SweetSpot
 from altgrad.analysis.failures import FailureAnalyzer
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports.generator import ReportGenerator
+from altgrad.analysis.step_rules import StepRuleComparator
 
 __all__ = [
     "Comparison",

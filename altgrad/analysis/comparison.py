@@ -32,32 +32,6 @@ TABLE_COLUMNS = (
     "p_equivalent",
     "tied",
 )
-RULE_COLUMNS = (
-    "format",
-    "rule",
-    "arm",
-    "adamw_arm",
-    "learning_rate",
-    "adamw_learning_rate",
-    "n_runs",
-    "n_finished",
-    "adamw_n_runs",
-    "adamw_n_finished",
-    "max_steps",
-    "experiment",
-    "n_pairs",
-    "val_loss",
-    "difference",
-    "low",
-    "high",
-    "p_value",
-    "p_holm",
-    "stall_ratio",
-    "adamw_stall_ratio",
-    "stall_difference",
-    "stall_low",
-    "stall_high",
-)
 
 
 @dataclass(frozen=True)
@@ -190,42 +164,6 @@ def own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> pd.DataFr
     return pd.DataFrame(rows, columns=columns)
 
 
-class StepRuleComparator:
-    """Compares ManifoldAdamW with AdamW on the same problem: same formats, data, model and length, paired by seed."""
-
-    def __init__(self, loader: ExperimentDataLoader) -> None:
-        runs = loader.runs
-        self._runs = runs[(runs["role"] == "report") & ~runs["foreign"].astype(bool)]
-
-    @cached_property
-    def table(self) -> pd.DataFrame:
-        """One row an arm of the manifold rule, columns `RULE_COLUMNS` and `counts`.
-
-        `difference` is its final validation loss minus AdamW's in nats a character. Where the problem has AdamW arms
-        at several learning rates, the one with the most pairs is taken, and among those the one with the lowest mean
-        loss: the comparison least favourable to the manifold rule. Without an AdamW arm the row has no difference.
-        A row `counts` (and takes part in Holm's adjustment, over the rows of its experiment) if it has at least two
-        pairs and every run of both arms finished: an arm that lost seeds would be judged by its survivors.
-        """
-        rows = []
-        for problem, group in self._runs.groupby("problem", sort=True):
-            rivals = [(str(arm), runs) for arm, runs in group[group["step_rule"] == "adamw"].groupby("arm")]
-            for arm, runs in group[group["step_rule"] == "manifold"].groupby("arm"):
-                rows.append(_rule_row(str(arm), runs, rivals) | {"problem": problem})
-        frame = pd.DataFrame(rows, columns=[*RULE_COLUMNS, "problem"])
-        whole = (frame["n_finished"] == frame["n_runs"]) & (frame["adamw_n_finished"] == frame["adamw_n_runs"])
-        frame["counts"] = whole & (frame["n_pairs"] >= 2)
-        for _, group in frame[frame["counts"]].groupby("experiment"):
-            frame.loc[group.index, "p_holm"] = holm(list(group["p_value"]))
-        return frame.sort_values(["rule", "format", "arm"], key=_order, ignore_index=True)
-
-    @property
-    def experiments(self) -> tuple[pd.DataFrame, ...]:
-        """The table split by experiment (data, model, length ...), the one with the most counted pairs first."""
-        parts = [part.reset_index(drop=True) for _, part in self.table.groupby("experiment", sort=True)]
-        return tuple(sorted(parts, key=lambda part: -int(part.loc[part["counts"], "n_pairs"].sum())))
-
-
 def _format_table(group: pd.DataFrame, baseline: pd.Series) -> pd.DataFrame:
     rows, losses = [], {}
     for name, runs in group.groupby("format"):
@@ -290,49 +228,11 @@ def _but_rate(config: ExperimentConfig) -> dict[str, object]:
     }
 
 
-def _rule_row(arm: str, runs: pd.DataFrame, rivals: Sequence[tuple[str, pd.DataFrame]]) -> dict[str, object]:
-    losses = _losses(runs)
-    row: dict[str, object] = {
-        "format": runs["format"].iloc[0],
-        "rule": runs["rule"].iloc[0],
-        "arm": arm,
-        "learning_rate": runs["learning_rate"].iloc[0],
-        "max_steps": runs["max_steps"].iloc[0],
-        "experiment": runs["experiment"].iloc[0],
-        "n_runs": len(runs),
-        "n_finished": int((runs["status"] == "finished").sum()),
-        "n_pairs": 0,
-        "val_loss": losses.mean(),
-        "stall_ratio": runs["stall_ratio"].mean(),
-        "p_value": math.nan,
-    }
-    if not rivals:
-        return row
-    compared = [(name, rival, paired_difference(losses, _losses(rival))) for name, rival in rivals]
-    name, rival, estimate = min(compared, key=lambda item: (-item[2].n, item[1]["final_val_loss"].mean(), item[0]))
-    stall = paired_difference(_by_seed(runs, "stall_ratio"), _by_seed(rival, "stall_ratio"))
-    return row | {
-        "adamw_arm": name,
-        "adamw_learning_rate": rival["learning_rate"].iloc[0],
-        "adamw_n_runs": len(rival),
-        "adamw_n_finished": int((rival["status"] == "finished").sum()),
-        "n_pairs": estimate.n,
-        "difference": estimate.mean,
-        "low": estimate.low,
-        "high": estimate.high,
-        "p_value": estimate.p_value,
-        "adamw_stall_ratio": rival["stall_ratio"].mean(),
-        "stall_difference": stall.mean,
-        "stall_low": stall.low,
-        "stall_high": stall.high,
-    }
-
-
 def _losses(runs: pd.DataFrame) -> pd.Series:
-    return _by_seed(runs, "final_val_loss")
+    return by_seed(runs, "final_val_loss")
 
 
-def _by_seed(runs: pd.DataFrame, column: str) -> pd.Series:
+def by_seed(runs: pd.DataFrame, column: str) -> pd.Series:
     """The column by seed; where a seed was recorded twice (a repeat under another status), a finished run counts."""
     ordered = runs.assign(ended_well=runs["status"] == "finished").sort_values(["ended_well", "run_id"])
     return ordered.drop_duplicates("seed", keep="last").set_index("seed")[column].astype("float64")
@@ -340,10 +240,6 @@ def _by_seed(runs: pd.DataFrame, column: str) -> pd.Series:
 
 def _nothing() -> Estimate:
     return Estimate(math.nan, math.nan, math.nan, math.nan, 0, math.nan)
-
-
-def _order(column: pd.Series) -> pd.Series:
-    return column.map(format_order) if column.name == "format" else column
 
 
 def format_order(label: str) -> tuple[int, int, str]:

@@ -423,7 +423,9 @@ def _codes(fmt: FloatFormat) -> list[Block]:
             "value": [_value(float(value), exact=True) for value in values],
         }
     )
-    caption = f"Every code of {fmt.label} in hexadecimal, the row's plus the column's, to three digits; exact in the files"
+    caption = (
+        f"Every code of {fmt.label} in hexadecimal, the row's plus the column's, to three digits; exact in the files"
+    )
     return [Table(columns, rows, caption, data=data, id="codes")]
 
 
