@@ -77,9 +77,9 @@ def slug(text: str) -> str:
 
 @dataclass(frozen=True)
 class PageRef:
-    """A page of this site by its path without suffix ("runs/e5m2-wag-adamw"), and an anchor on it; or a file beside one.
+    """A page of this site by its path without suffix ("runs/e5m2-wag-adamw"), and an anchor on it.
 
-    A path that ends in .csv, .json or .svg is a file: "runs/e5m2-wag-adamw.curves.json".
+    A path that ends in .csv, .json or .svg is a file beside a page: "runs/e5m2-wag-adamw.curves.json".
     """
 
     path: str

@@ -424,7 +424,7 @@ def _codes(fmt: FloatFormat) -> list[Block]:
         }
     )
     caption = (
-        f"Every code of {fmt.label} in hexadecimal, the row's plus the column's, to three digits; exact in the files"
+        f"Every code of {fmt.label} in hexadecimal (row plus column), to three digits; exact in the files"
     )
     return [Table(columns, rows, caption, data=data, id="codes")]
 
