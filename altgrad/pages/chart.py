@@ -16,6 +16,7 @@ from altgrad.pages.content import Chart, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PALETTE = ("#1a6b8f", "#c2571a", "#3a7d44", "#8a4fa3", "#a07a12", "#b23a52", "#4a5fb0", "#5b6b64")
 """Eight colours told apart with the common colour-vision deficiencies; each 4.5:1 on white, or close to it."""
@@ -68,18 +69,13 @@ _DECORATION = re.compile(
 )
 
 
-def fixed_svg(chart: Chart) -> bytes:
-    """The chart as a self-contained SVG file in fixed colours on white; the same bytes every time.
-
-    Identifiers in the file start with the chart's id, so that several can stand on one page; there is no style sheet
-    and no font beyond the reader's own sans-serif.
-    """
+def chart_figure(chart: Chart) -> Figure:
+    """The chart as a matplotlib figure in fixed colours, for a notebook or another file format."""
     import matplotlib as mpl
     from cycler import cycler
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": chart.id, "axes.prop_cycle": cycler(color=PALETTE)}):
+    with mpl.rc_context({**_STYLE, "axes.prop_cycle": cycler(color=PALETTE)}):
         figure = Figure(figsize=(chart.width, chart.height), layout=None if chart.margins else "constrained")
         figure.patch.set_visible(False)
         axes: Axes = figure.subplots()
@@ -89,7 +85,20 @@ def fixed_svg(chart: Chart) -> bytes:
             figure.subplots_adjust(left / across, bottom / up, 1 - right / across, 1 - top / up)
         axes.set_facecolor("none")
         chart.draw(axes)
-        canvas: Any = FigureCanvasSVG(figure)
+    return figure
+
+
+def fixed_svg(chart: Chart) -> bytes:
+    """The chart as a self-contained SVG file in fixed colours on white; the same bytes every time.
+
+    Identifiers in the file start with the chart's id, so that several can stand on one page; there is no style sheet
+    and no font beyond the reader's own sans-serif.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": chart.id}):
+        canvas: Any = FigureCanvasSVG(chart_figure(chart))
         buffer = io.StringIO()
         # Not `savefig`: it lays the figure out twice, which is a third of the time.
         canvas.print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
