@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib.util
 import io
@@ -11,7 +12,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -456,19 +457,8 @@ def runs_pull(options: argparse.Namespace) -> int:
         )
 
     try:
-        if sys.stderr.isatty() and importlib.util.find_spec("rich"):
-            from rich.console import Console
-            from rich.progress import Progress
-
-            with Progress(console=Console(stderr=True), transient=True) as bar:
-                task = bar.add_task("runs", total=None)
-                found = fetch(
-                    lambda seen, total: bar.update(
-                        task, total=total or None, completed=len(seen.fetched) + len(seen.problems)
-                    )
-                )
-        else:
-            found = fetch(None)
+        with pull_progress() as progress:
+            found = fetch(progress)
     except KeyboardInterrupt:
         print("interrupted; the runs that were fetched are kept, and the next pull goes on from there", file=sys.stderr)
         return 130
@@ -476,6 +466,22 @@ def runs_pull(options: argparse.Namespace) -> int:
     if found.reason:
         raise UsageError(f"W&B: {found.reason}; what came is kept, and the next pull goes on from there")
     return 1 if found.problems else 0
+
+
+@contextlib.contextmanager
+def pull_progress() -> Iterator[Callable[[Pulled, int], None] | None]:
+    """What shows on a terminal how far a pull is; None where stderr is none."""
+    if not (sys.stderr.isatty() and importlib.util.find_spec("rich")):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("W&B runs", total=None)
+        yield lambda seen, total: bar.update(
+            task, total=total or None, completed=len(seen.fetched) + len(seen.problems)
+        )
 
 
 def runs_import(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The comparison of step rules on the campaign's own configs with chosen losses: verdicts, tables, and the whole page."""
+"""The comparison of step rules on the campaign's own configs with chosen losses: verdicts, tables, the whole page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ from altgrad.analysis.step_rules import (
 )
 from altgrad.config import ExperimentConfig, extra_bytes_per_weight
 from altgrad.pages import write_folder
-from altgrad.runs.schema import run_id
+from altgrad.runs import RunRecord, load_runs, pack_study
+from altgrad.runs.schema import arm_id, run_id
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = {"name": "licenses", "sha256": "ab" * 32}
@@ -80,27 +81,59 @@ def chosen_flips(arm: Arm) -> float:
     return 100.0 - stall - ARMS.index(arm) % 5
 
 
+Made = tuple[ExperimentConfig, float, float]
+"""A config, the validation loss that its run ends at, and how many of 100 proposed steps change a code."""
+
+
+def pack(folder: Path, scratch: Path, made: list[Made]) -> None:
+    """Pack made-up runs as studies are packed. They are copies of one that the real writer wrote, which is faster."""
+    write_run(scratch, config("e4m3"), 2.0, data=DATA)
+    (template,) = load_runs((scratch,)).records
+    history, layers = template.history, template.layers
+
+    def record(cfg: ExperimentConfig, loss: float, flips: float) -> RunRecord:
+        run = template.run | {
+            "id": run_id(cfg, DATA),
+            "arm": arm_id(cfg, DATA),
+            "config": cfg.model_dump(mode="json"),
+            "summary": {"final_val_loss": loss},
+        }
+        value = layers["value"].mask(layers["statistic"] == "flips", flips)
+        tables = {
+            "history": history.assign(val_loss=history["val_loss"] + loss - 2.0),
+            "layers": layers.assign(value=value) if cfg.quantize.operands else layers.iloc[:0],
+        }
+        return RunRecord(run, cfg, run["arm"], tables.__getitem__)
+
+    records: dict[str, list[RunRecord]] = {}
+    for each in made:
+        records.setdefault(each[0].study, []).append(record(*each))
+    for study, runs in records.items():
+        pack_study(runs, folder / study)
+
+
 @pytest.fixture(scope="session")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Studies tuning, storage and controls and the baselines of formats, as the campaign makes them."""
+    """Studies tuning, storage and controls and the baselines of formats, as the campaign makes and packs them."""
     campaign, root = load_campaign(), tmp_path_factory.mktemp("campaign")
     losses: dict[str, float] = {}
+    made: list[Made] = []
     for given in [*campaign.rule_arms(), *campaign.control_arms()]:
         for position, rate in enumerate(campaign.base_rates(given)):
             for seed in campaign.TUNING_SEEDS:
-                loss = 2.2 + 0.05 * abs(position - 2) + 0.001 * (seed - 100)
                 cfg = campaign.run("tuning", given, rate, seed)
+                loss = 2.2 + 0.05 * abs(position - 2) + 0.001 * (seed - 100)
                 losses[run_id(cfg, DATA)] = loss
-                write_run(root, cfg, loss, data=DATA)
+                made.append((cfg, loss, 50.0))
     for cfg in [*campaign.storage(losses), *campaign.controls(losses), *campaign.formats(losses)]:
         arm = arm_of(cfg)
         if arm is None or arm not in ARMS or cfg.seed not in SEEDS:
             assert cfg.study == "formats", cfg.resolved_name
             continue
         other_rate = cfg.study == "formats" and arm.format == "E0M7" and cfg.optimizer.learning_rate == 1.6e-2
-        loss = chosen_loss(arm, cfg.seed) + 0.05 * other_rate
-        write_run(root, cfg, loss, data=DATA, flips=chosen_flips(arm))
-    return root
+        made.append((cfg, chosen_loss(arm, cfg.seed) + 0.05 * other_rate, chosen_flips(arm)))
+    pack(root / "packed", root / "scratch", made)
+    return root / "packed"
 
 
 @pytest.fixture(scope="session")
@@ -127,7 +160,7 @@ def rows_of(loader: ExperimentDataLoader, runs: pd.DataFrame, arm: Arm) -> pd.Se
     study = "formats" if arm in BASELINES else "storage" if arm in STORAGE_ARMS else "controls"
     known = {key: arm_of(loader.config(key)) for key in runs.loc[runs["study"] == study, "arm"].unique()}
     rate = {"E0M7": 8e-3}.get(arm.format, 1.6e-2) if arm in BASELINES else None
-    found = (runs["study"] == study) & runs["arm"].map(known).eq(arm)
+    found = (runs["study"] == study) & runs["arm"].map(lambda key: known.get(key) == arm)
     return found & (np.isclose(runs["learning_rate"], rate) if rate else True)
 
 
@@ -225,9 +258,7 @@ def test_holm_is_over_the_family_and_nothing_else(verdicts: dict[str, Verdict]) 
     for key, size in (("H6", 3), ("H8", 12), ("H10", 3)):
         tests = verdicts[key].tests
         assert len(tests) == size
-        assert tests["p_holm"].max() == pytest.approx(
-            max(stats.false_discovery_control(tests["p_value"], method="by").min(), 0) * 0 + _holm(tests["p_value"])
-        )
+        assert tests["p_holm"].max() == pytest.approx(_holm(tests["p_value"]))
 
 
 def _holm(p_values: pd.Series) -> float:

@@ -48,12 +48,11 @@ from altgrad.optim.base import (
     corrections,
     draw_seed,
     largest_magnitudes,
-    power_of_two_scale,
     update_moments,
     without_infinities,
 )
 from altgrad.rounding import power_of_two_below, quantize, ulp
-from altgrad.scaling import amax_scale
+from altgrad.scaling import amax_scale, power_of_two_scale
 
 PRECONDITIONS = (None, "gradient", "update")
 STIFFNESSES = ("ulp", "shuffled", "constant")

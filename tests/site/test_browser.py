@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.browser
-REPORTS = ("reports/format_comparison/", "reports/failure_modes/", "reports/manifold_comparison/")
+REPORTS = (
+    "reports/format_comparison/",
+    "reports/failure_modes/",
+    "reports/manifold_comparison/",
+    "reports/literature/",
+)
 GUIDES = ("guides/", "guides/number-formats/", "guides/own-format/")
 PAGES = ("", *REPORTS, "runs/", *GUIDES, "method/", "reproduce/", "changelog/")
 SCREENSHOTS = Path(__file__).parent / "screenshots"

@@ -10,7 +10,7 @@ import pytest
 from conftest import copy_project, mkdocs_build
 from links import faults
 
-REPORTS = ("format_comparison", "failure_modes", "manifold_comparison")
+REPORTS = ("format_comparison", "failure_modes", "manifold_comparison", "literature")
 
 
 def snapshot(root: Path) -> dict[str, bytes]:

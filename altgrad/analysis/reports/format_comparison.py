@@ -617,10 +617,10 @@ def _method(comparison: Comparison) -> list[Block]:
         "Every format shares the seeds, batches, learning rate and schedule of the FP32 runs; the validation loss is "
         "computed with the weights as deployed (quantized), at the last step. The interval is the paired t interval "
         f"over seeds. Tests: {_tests_used(comparison)}, two-sided. The format with the smallest gap is compared with "
-        "each other one, Holm-adjusted over all pairs of formats, because the best one is picked from the same data; so "
-        f"its own gap is a little optimistic. Ties are shown by two one-sided t tests within {MARGIN:g} nats (TOST), "
-        "each at 5%. Runs that did not finish have no loss and are counted, not dropped; an arm with one is not ranked. "
-        "Runs of tuning studies are left out."
+        "each other one, Holm-adjusted over all pairs of formats, because the best one is picked from the same data; "
+        f"so its own gap is a little optimistic. Ties are shown by two one-sided t tests within {MARGIN:g} nats "
+        "(TOST), each at 5%. Runs that did not finish have no loss and are counted, not dropped; an arm with one is "
+        "not ranked. Runs of tuning studies are left out."
     )
     more = md(
         "{method} says more; {preregistration} says what was written down before the runs.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports.failure_modes import failure_modes_page
 from altgrad.analysis.reports.format_comparison import format_comparison_page
 from altgrad.analysis.reports.manifold_comparison import manifold_comparison_page
-from altgrad.analysis.reports.preregistered import preregistered_page
+from altgrad.analysis.reports.tuning import swept
 from altgrad.pages import Block, Chart, ChartBlock, Details, Note, Page, chart_figure, write_folder
 from altgrad.pages.render import csv
 
@@ -36,17 +37,17 @@ class ReportGenerator:
         self.built = built
 
     def pages(self) -> list[Page]:
-        """Format comparison, failure modes, manifold comparison, the preregistered hypotheses."""
+        """Format comparison, failure modes, manifold comparison."""
         return list(self._pages)
 
     @cached_property
     def _pages(self) -> tuple[Page, ...]:
-        makers = (format_comparison_page, failure_modes_page, manifold_comparison_page, preregistered_page)
-        return tuple(make(self.loader, self.built) for make in makers)
+        makers, moved = (format_comparison_page, failure_modes_page, manifold_comparison_page), swept(self.loader)
+        return tuple(replace(make(self.loader, self.built), moved=moved) for make in makers)
 
     @property
     def charts(self) -> dict[str, Chart]:
-        """The charts of all reports by ``<report>.<chart>``, such as ``format_comparison.loss-gap``."""
+        """The charts that matplotlib draws, by ``<report>.<chart>``, such as ``format_comparison.loss-gap``."""
         return {
             f"{page.path.rsplit('/', 1)[-1]}.{chart.id}": chart
             for page in self._pages
@@ -103,7 +104,7 @@ def _write_results(loader: ExperimentDataLoader, folder: Path) -> list[Path]:
 
 def _charts(blocks: Iterable[Block]) -> Iterator[Chart]:
     for block in blocks:
-        if isinstance(block, ChartBlock):
+        if isinstance(block, ChartBlock) and block.chart.draw is not None:
             yield block.chart
         elif isinstance(block, Details | Note):
             yield from _charts(block.blocks)

@@ -169,7 +169,7 @@ def _summary(
     if loader.runs.empty:
         return blocks
     rows = tuple((verdict.id, verdict.statement, _answered(verdict), verdict.evidence) for verdict in verdicts)
-    columns = ("", "Hypothesis", "Answer", "What the runs show")
+    columns = ("No.", "Hypothesis", "Answer", "What the runs show")
     written = md(
         "Written down before the campaign's first run, with tests and with what counts as an answer, in the "
         "{preregistration}. The margin of equivalence is {margin:g} nats a character.",

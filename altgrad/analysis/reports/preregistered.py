@@ -24,7 +24,6 @@ from altgrad.pages import (
     PageRef,
     Paragraph,
     Table,
-    Text,
     md,
 )
 
@@ -37,6 +36,7 @@ REPORTS = {
     "storage": ("Manifold comparison", "reports/manifold_comparison"),
     "controls": ("Manifold comparison", "reports/manifold_comparison"),
     "remedies": ("Failure modes", "reports/failure_modes"),
+    "literature": ("Literature", "reports/literature"),
 }
 """Study -> the report in which its hypotheses are discussed."""
 
@@ -99,9 +99,7 @@ def _summary(found: tuple[Verdict, ...]) -> Md:
     return md("**Of {total} hypotheses: {said}.**", total=len(found), said=said)
 
 
-def _report(verdict: Verdict) -> Text:
-    if verdict.study not in REPORTS:
-        return verdict.study
+def _report(verdict: Verdict) -> Link:
     title, path = REPORTS[verdict.study]
     return Link(title, PageRef(path))
 
