@@ -1,4 +1,4 @@
-"""The three reports, the same that scripts/generate_reports.py writes into reports/, and the literature beside them."""
+"""The three reports, the same that scripts/generate_reports.py writes into reports/, and what goes with them."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def key() -> str:
     return benchmarks_key(site_key())
 
 
-NAMES = ("format_comparison", "failure_modes", "manifold_comparison", "literature")
+NAMES = ("format_comparison", "failure_modes", "manifold_comparison", "preregistered", "literature")
 build(pages, *(f"reports/{name}" for name in NAMES), key=key)
