@@ -182,7 +182,7 @@ def _leading(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _answer(analyzer: FailureAnalyzer) -> Md:
-    judged = analyzer.gaps[(analyzer.gaps["n_pairs"] >= 2) | analyzer.gaps["failed"]]
+    judged = analyzer.gaps[(analyzer.gaps["n_pairs"] >= 2) | analyzer.gaps["failed"].astype(bool)]
     judged = _leading(judged)
     failed = analyzer.classified[analyzer.classified["arm"].isin(judged["arm"])]
     ended = int((analyzer.failures["status"] == "failed").sum())
@@ -260,7 +260,7 @@ def _failed_arms(analyzer: FailureAnalyzer) -> list[Block]:
         blocks += [Paragraph("Arms whose cause is unknown:"), Bullets(items)]
     else:
         blocks.append(Paragraph("Every arm that fails has at least one class: none is unknown."))
-    few = int(((_leading(analyzer.gaps)["n_pairs"] < 2) & ~_leading(analyzer.gaps)["failed"]).sum())
+    few = int(((_leading(analyzer.gaps)["n_pairs"] < 2) & ~_leading(analyzer.gaps)["failed"].astype(bool)).sum())
     if few:
         blocks.append(Paragraph(f"{few} more arms have fewer than two pairs and are not judged."))
     symptoms = analyzer.symptoms[analyzer.symptoms["arm"].isin(leading["arm"])]
@@ -1106,7 +1106,7 @@ def _what_would_change(analyzer: FailureAnalyzer) -> tuple[Md | str, ...]:
     failed = _leading(analyzer.classified).dropna(subset=["gap"])
     unsure = failed[(failed["low"] <= FAILURE_GAP) & (failed["n_pairs"] >= 2)]
     judged = _leading(analyzer.gaps[analyzer.gaps["n_pairs"] >= 2])
-    near = judged[~judged["failed"] & (judged["high"] > FAILURE_GAP)]
+    near = judged[~judged["failed"].astype(bool) & (judged["high"] > FAILURE_GAP)]
     items: list[Md | str] = []
     if len(unsure) or len(near):
         items.append(
