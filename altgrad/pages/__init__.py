@@ -34,6 +34,7 @@ from altgrad.pages.content import (
 )
 from altgrad.pages.folder import write_folder
 from altgrad.pages.mkdocs import write_mkdocs
+from altgrad.pages.sketch import Axis, Sketch, plot_axes
 
 __all__ = [
     "BACKGROUND",
@@ -42,6 +43,7 @@ __all__ = [
     "HEAT",
     "MUTED",
     "PALETTE",
+    "Axis",
     "Block",
     "Bullets",
     "Cell",
@@ -59,6 +61,7 @@ __all__ = [
     "PageRef",
     "Paragraph",
     "Provenance",
+    "Sketch",
     "Table",
     "Text",
     "code",
@@ -68,6 +71,7 @@ __all__ = [
     "join",
     "link",
     "md",
+    "plot_axes",
     "slug",
     "write_folder",
     "write_mkdocs",

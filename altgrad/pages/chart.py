@@ -13,6 +13,7 @@ from html import escape as escape_html
 from typing import TYPE_CHECKING, Any
 
 from altgrad.pages.content import Chart, visible
+from altgrad.pages.sketch import INCH, Sketch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,6 +75,11 @@ def fixed_svg(chart: Chart) -> bytes:
     Identifiers in the file start with the chart's id, so that several can stand on one page; there is no style sheet
     and no font beyond the reader's own sans-serif.
     """
+    if chart.sketch is not None:
+        sketch = Sketch(chart.width * INCH, chart.height * INCH)
+        chart.sketch(sketch)
+        return (_head(chart, sketch.width, sketch.height) + f"\n{sketch.svg()}\n</svg>\n").encode()
+    assert chart.draw is not None
     import matplotlib as mpl
     from cycler import cycler
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -106,14 +112,19 @@ def _own_svg(svg: str, chart: Chart) -> str:
     box = re.search(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"', head)
     if box is None:
         raise ValueError(f"chart {chart.id}: matplotlib's drawing has no viewBox")
-    width, height = box.groups()
+    return _head(chart, *map(float, box.groups())) + body
+
+
+def _head(chart: Chart, width: float, height: float) -> str:
+    """The beginning of a drawing: its size in points, its role and name, its words, its background."""
+    name = f"chart-{chart.id}"
     title, description = (escape_html(visible(text)) for text in (chart.title, chart.description))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{width}pt" '
-        f'height="{height}pt" viewBox="0 0 {width} {height}" role="img" font-family="system-ui, sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{width:g}pt" '
+        f'height="{height:g}pt" viewBox="0 0 {width:g} {height:g}" role="img" font-family="system-ui, sans-serif" '
         f'aria-labelledby="{name}-title {name}-description">\n'
         f'<title id="{name}-title">{title}</title>\n<desc id="{name}-description">{description}</desc>\n'
-        f'<rect width="100%" height="100%" fill="white"/>{body}'
+        f'<rect width="100%" height="100%" fill="white"/>'
     )
 
 

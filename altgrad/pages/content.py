@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, urlsplit
@@ -17,6 +17,8 @@ from urllib.parse import quote, urlsplit
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+    from altgrad.pages.sketch import Sketch
 
 TEXT_LIMIT = 1000
 """Longest untrusted text shown in full, in characters; a table cell shows `CELL_LIMIT`."""
@@ -226,6 +228,7 @@ class Chart:
         description: What a reader who cannot see the chart should know.
         data: What is plotted, written as CSV beside the chart.
         draw: Draws onto matplotlib axes with the colours of `altgrad.pages.chart`.
+        sketch: In place of `draw`: draws with `altgrad.pages.sketch`, a tenth of the time, for pages that are many.
         width, height: Size in inches.
         margins: Left, right, bottom and top of the axes in inches; measured from the labels where not given, which
             costs as much time as the drawing.
@@ -235,13 +238,16 @@ class Chart:
     title: str
     description: str
     data: pd.DataFrame = field(compare=False)
-    draw: Callable[[Axes], None] = field(compare=False)
+    draw: Callable[[Axes], None] | None = field(default=None, compare=False)
     width: float = 7.2
     height: float = 3.6
     margins: tuple[float, float, float, float] | None = None
+    sketch: Callable[[Sketch], None] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_path(self.id)
+        if (self.draw is None) == (self.sketch is None):
+            raise ValueError(f"chart {self.id}: either `draw` or `sketch` draws it")
 
 
 @dataclass(frozen=True)
@@ -281,10 +287,11 @@ Block = Heading | Paragraph | Bullets | Table | ChartBlock | Note | Details | Co
 
 @dataclass(frozen=True)
 class Download:
-    """A file that lies beside its page."""
+    """A file that lies beside its page; the page lists it at its end unless its own blocks link to it."""
 
     name: str
     content: bytes
+    listed: bool = True
 
     def __post_init__(self) -> None:
         check_path(self.name)
@@ -309,6 +316,8 @@ class Page:
         search: Whether the site's search finds it.
         downloads: Further files beside the page.
         provenance: The page's foot.
+        moved: Where references lead whose page is no page of its own, by path: an arm that only a sweep has, for one.
+            A reference keeps its anchor where it has one.
     """
 
     path: str
@@ -318,6 +327,12 @@ class Page:
     search: bool = True
     downloads: tuple[Download, ...] = ()
     provenance: Provenance | None = None
+    moved: Mapping[str, PageRef] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         check_path(self.path)
+
+    def place_of(self, reference: PageRef) -> PageRef:
+        """Where a reference on this page leads in the end."""
+        target = self.moved.get(reference.path)
+        return reference if target is None else PageRef(target.path, reference.anchor or slug(target.anchor))

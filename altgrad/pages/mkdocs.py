@@ -72,7 +72,8 @@ def _site_files(pages: Iterable[Page]) -> dict[str, bytes]:
     for page in pages:
         place = posixpath.dirname(page.path)
 
-        def address(reference: PageRef, place: str = place) -> str:
+        def address(reference: PageRef, page: Page = page, place: str = place) -> str:
+            reference = page.place_of(reference)
             relative = posixpath.relpath(f"{reference.path}.md", place or ".")
             return f"{relative}#{reference.anchor}" if reference.anchor else relative
 

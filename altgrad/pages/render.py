@@ -67,8 +67,8 @@ def render(page: Page, dialect: Dialect) -> str:
     """The page as one markdown document that ends with a newline; its provenance is always the last section."""
     parts = [f"# {escape(page.title)}"]
     parts += [_block(block, page, dialect) for block in page.blocks]
-    if page.downloads:
-        parts.append(_files(page, "Files", *(download.name for download in page.downloads)))
+    if listed := [download.name for download in page.downloads if download.listed]:
+        parts.append(_files(page, "Files", *listed))
     if page.provenance is not None:
         lines = [f"- **{escape(label)}:** {dialect.inline(value)}" for label, value in page.provenance.lines]
         parts += [_heading(Heading("Provenance"), dialect), "\n".join(lines)]

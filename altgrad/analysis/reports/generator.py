@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports.failure_modes import failure_modes_page
 from altgrad.analysis.reports.format_comparison import format_comparison_page
 from altgrad.analysis.reports.manifold_comparison import manifold_comparison_page
+from altgrad.analysis.reports.tuning import swept
 from altgrad.pages import Page, write_folder
 
 
@@ -27,7 +29,7 @@ class ReportGenerator:
     def pages(self) -> list[Page]:
         """Format comparison, failure modes, manifold comparison."""
         makers = (format_comparison_page, failure_modes_page, manifold_comparison_page)
-        return [make(self.loader, self.built) for make in makers]
+        return [replace(make(self.loader, self.built), moved=swept(self.loader)) for make in makers]
 
     def write(self, folder: str | Path, site_root: str = "../site/") -> list[Path]:
         """Write the reports as markdown with their charts (SVG) and data (CSV) into `folder`.

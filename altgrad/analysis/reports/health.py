@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,12 +15,23 @@ from altgrad.analysis.reports import common
 from altgrad.analysis.reports.common import Levels
 from altgrad.config import LAYER_TYPES
 from altgrad.formats import FloatFormat, get_format
-from altgrad.pages import FOREGROUND, PALETTE, Block, Chart, ChartBlock, Heading, Paragraph, Table
+from altgrad.pages import (
+    GRID,
+    MUTED,
+    PALETTE,
+    Axis,
+    Block,
+    Chart,
+    ChartBlock,
+    Heading,
+    Paragraph,
+    Sketch,
+    Table,
+    plot_axes,
+)
+from altgrad.pages.sketch import INCH
 from altgrad.runs import RunRecord
 from altgrad.runs.pack import is_histogram
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _MORE_THAN_ZERO = float(np.nextafter(0.0, 1.0))
 LOST = Levels(
@@ -229,17 +240,21 @@ def _gradient_norms(looks: pd.DataFrame, note: str, prefix: str) -> list[Block]:
         f"{last['value'].iloc[-1]:.3g}, the smallest {last['layer'].iloc[0]} {last['value'].iloc[0]:.3g}.{absent}"
     ).strip()
 
-    def draw(axes: Axes) -> None:
+    def draw(sketch: Sketch) -> None:
+        x = Axis(float(data["step"].min()), float(data["step"].max()), 54, sketch.width - 10)
+        low, high = float(data["value"].min()), float(data["value"].max())
+        y = Axis(low / 1.2, high * 1.2, sketch.height - 34, 34, log=True)
+        plot_axes(sketch, x, y, "step", "")
         for (kind, _), line in data.groupby(["layer_type", "layer"], sort=False, observed=True):
-            axes.plot(line["step"], line["value"], color=colours[str(kind)], linewidth=1.2)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_xlabel("step")
-        axes.set_ylabel("gradient norm")
-        _colour_legend(axes, colours)
+            points = ((x(step), y(value)) for step, value in zip(line["step"], line["value"], strict=True))
+            sketch.line(points, colours[str(kind)], 1.1)
+        place = 2.0
+        for name, colour in [("gradient norm:", MUTED), *colours.items()]:
+            sketch.text(place, 14, name, colour)
+            place += 14 + 4.9 * len(name)
 
     title = "Gradient norm of each layer by step"
-    chart = Chart(f"{prefix}gradients", title, description, data, draw, height=2.8, margins=(0.75, 0.15, 0.5, 0.3))
+    chart = Chart(f"{prefix}gradients", title, description, data, sketch=draw, height=2.8)
     return [ChartBlock(chart)]
 
 
@@ -247,16 +262,6 @@ def _kinds(layer_types: Iterable[str]) -> list[str]:
     """The layer types that occur, those of the model in its order."""
     order = {str(kind): number for number, kind in enumerate(LAYER_TYPES)}
     return sorted(set(layer_types), key=lambda kind: (order.get(kind, len(order)), kind))
-
-
-def _colour_legend(axes: Axes, colours: dict[str, str]) -> None:
-    """Names in their colours, in a row above the axes."""
-    place = 0.0
-    for name, colour in colours.items():
-        axes.annotate(
-            name, (place, 1), xycoords="axes fraction", xytext=(0, 6), textcoords="offset points", color=colour
-        )
-        place += 0.03 + 0.013 * len(name)
 
 
 def _table(last: pd.DataFrame, operands: Sequence[str], columns: _Columns, caption: str, name: str) -> Table | None:
@@ -331,21 +336,26 @@ def _codes(counts: pd.DataFrame, fmt: FloatFormat, runs: int) -> Chart | None:
         for kind, share in shares.items()
     )
 
-    def draw(axes: Axes) -> None:
-        for row, share in enumerate(shares.values()):
-            low = len(shares) - 1 - row
-            drawn = low + 0.85 * share / share.max()
-            axes.stairs(drawn, np.arange(len(values) + 1) - 0.5, baseline=low, fill=True, color=PALETTE[0], linewidth=0)
-        places = sorted(
-            {round(part * (len(values) - 1)) for part in (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)}
-        )
-        axes.set_xticks(places, [f"{values[place]:.3g}".replace("-", "−") for place in places], fontsize=8)
-        names = [f"{kind}\npeak {common.percent(float(share.max()))}" for kind, share in shares.items()]
-        axes.set_yticks(np.arange(len(shares)) + 0.42, names[::-1], color=FOREGROUND, fontsize=8)
-        axes.set_xlim(-1.5, len(values) + 0.5)
-        axes.set_ylim(0, len(shares))
-        axes.grid(visible=False, axis="y")
-        axes.set_xlabel(f"the {len(values)} finite values of {fmt.label} in order (before scaling)")
+    def draw(sketch: Sketch) -> None:
+        x = Axis(-0.5, len(values) - 0.5, 70, sketch.width - 10)
+        up = 0.62 * INCH
+        for row, (kind, share) in enumerate(shares.items()):
+            base = (row + 1) * up
+            top = float(share.max())
+            boxes = [
+                (x(at - 0.5), base - 0.85 * up * share[at] / top, x(at + 0.5), base) for at in np.flatnonzero(share)
+            ]
+            sketch.line([(x.start, base), (x.stop, base)], GRID, 0.6)
+            sketch.rectangles(boxes, PALETTE[0])
+            sketch.text(64, base - 0.42 * up, str(kind), size=8, anchor="end")
+            sketch.text(64, base - 0.42 * up + 10, f"peak {common.percent(top)}", MUTED, size=7.5, anchor="end")
+        parts = (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
+        bottom = len(shares) * up
+        for place in sorted({round(part * (len(values) - 1)) for part in parts}):
+            text = f"{values[place]:.3g}".replace("-", "−")
+            sketch.text(x(place), bottom + 13, text, MUTED, size=8, anchor="middle")
+        label = f"the {len(values)} finite values of {fmt.label} in order (before scaling)"
+        sketch.text(x.stop, bottom + 27, label, MUTED, size=8.5, anchor="end")
 
     whose = f"{runs} runs" if runs > 1 else "one run"
     step = int(counts["step"].max())
@@ -354,9 +364,8 @@ def _codes(counts: pd.DataFrame, fmt: FloatFormat, runs: int) -> Chart | None:
         f"Which values of {fmt.label} the weights use, by layer type",
         f"Share of the weights on each of the {len(values)} finite values at step {step} of {whose}. {said}.",
         data,
-        draw,
-        height=0.62 * len(kinds) + 0.75,
-        margins=(0.95, 0.15, 0.5, 0.1),
+        sketch=draw,
+        height=0.62 * len(kinds) + 0.5,
     )
 
 
