@@ -670,7 +670,7 @@ class _Run:
         """Record warnings, and send them where the run is mirrored."""
         for alarm in alarms:
             self._event("warning", **alarm._asdict())
-            self.tracker.alert(f"{alarm.what}: {alarm.tensor}", f"step {self.at.step}, {alarm.phase}: {alarm.message}")
+            self.tracker.alert(alarm.what, alarm.tensor, f"step {self.at.step}, {alarm.phase}: {alarm.message}")
 
     def _note_symptoms(self, look: Look) -> None:
         """Warn of what a look shows: of a symptom once per layer, operand and kind."""
