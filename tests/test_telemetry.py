@@ -24,6 +24,8 @@ from altgrad.nn import Operand, Policy, Reading, Scaling, clock_of, observed, qu
 from altgrad.optim import CodeOptimizer, ManifoldAdamW  # noqa: E402
 from altgrad.telemetry import Look, Row  # noqa: E402
 from altgrad.telemetry.counts import (  # noqa: E402
+    binade_counts,
+    binade_statistics,
     code_counts,
     code_statistics,
     operand_statistics,
@@ -395,11 +397,12 @@ def test_a_stochastic_weight_that_does_not_move_does_not_flip() -> None:
 
 OPERAND = {"amax", "scale", "norm_l2", "nonfinite", "overflow", "underflow", "sqnr_db", "dead"}
 CODES = {"codes_used", "code_entropy"}
+HISTOGRAMS = {"code_<c>", "binade_<e>"}
 RANK = {"stable_rank", "effective_rank", "spectral_norm"}
 GRADIENT = {"norm_l2", "norm_inf", "zero", "nonfinite", "stiffness_correlation"}
 UPDATE = {"norm_l2", "updates", "flips", "stall_ratio", "zero_update", "ulps_rms", *(f"ulps_{end}" for end in ULPS)}
 SCHEMA = {
-    "weight": OPERAND | CODES | RANK | {"code_position", "grid_distance", "code_<c>"},
+    "weight": OPERAND | CODES | RANK | {"code_position", "grid_distance", "code_<c>", "binade_<e>"},
     "activation": OPERAND | CODES,
     "grad_output": OPERAND | CODES,
     "gradient": GRADIENT | {"shadow_cosine", "shadow_snr_db"},
@@ -424,7 +427,8 @@ def names(rows: list[Row]) -> dict[str, set[str]]:
     for _, _, _, operand, statistic, value in rows:
         assert type(value) is float
         histogram = statistic.startswith("code_") and statistic not in ("code_entropy", "code_position")
-        found.setdefault(operand, set()).add("code_<c>" if histogram else statistic)
+        binade = statistic.startswith("binade_")
+        found.setdefault(operand, set()).add("code_<c>" if histogram else "binade_<e>" if binade else statistic)
     return found
 
 
@@ -443,6 +447,28 @@ def test_a_look_has_every_statistic_of_the_schema_for_every_layer() -> None:
         )
     assert {row[0] for row in rows} == {9}
     assert {row[2] for row in rows} == {"embedding", "attention", "mlp", "head"}
+
+
+def test_binades_count_magnitudes_as_numpy_does() -> None:
+    x = torch.randn(3, 1000) * torch.logspace(-44, 38, 1000)
+    x[0, :6] = torch.tensor([0.0, -0.0, math.nan, math.inf, 2.0**-126, 1.0])
+    found = binade_statistics(binade_counts(x))
+    plain = x.numpy().astype(np.float64)
+    plain = np.abs(plain[np.isfinite(plain)])
+    exponents = np.frexp(plain[plain >= 2.0**-126])[1] - 1
+    expected = {f"binade_{e}": float(n) for e, n in zip(*np.unique(exponents, return_counts=True), strict=True)}
+    assert found == expected | {"binade_zero": float((plain < 2.0**-126).sum())}
+    assert binade_statistics(binade_counts(x.bfloat16().t()[:, :1])).keys() <= found.keys()
+    assert binade_statistics(binade_counts(x[:0])) == {"binade_zero": 0.0}
+
+
+def test_unrounded_operands_have_binades_where_the_config_names_them() -> None:
+    operands = ("weight", "activation", "grad_output")
+    rows = one_look(quantize_model(small_gpt(), Policy()), histograms=operands)
+    binades = [row for row in rows if row[4].startswith("binade_")]
+    assert {row[3] for row in binades} == set(operands)
+    weights = [row[5] for row in binades if row[1] == "head" and row[3] == "weight"]
+    assert sum(weights) == small_gpt().head.weight.numel()
 
 
 def test_each_section_of_the_config_decides_its_own_rows() -> None:
@@ -468,13 +494,13 @@ def test_each_section_of_the_config_decides_its_own_rows() -> None:
         "update": ulps,
     }
     assert found(**nothing | {"rank_every": 5}) == {"weight": RANK}
-    assert found(**nothing | {"codes_every": 5}) == {"weight": CODES | {"code_<c>"}}
+    assert found(**nothing | {"codes_every": 5}) == {"weight": CODES | HISTOGRAMS}
     assert found(**nothing | {"codes_every": 5, "histograms": ()}) == {"weight": CODES}
     counted = found(**nothing | {"codes_every": 5, "operands": True, "histograms": ("grad_output", "activation")})
     assert counted == {
         "weight": OPERAND | CODES,
-        "activation": OPERAND | CODES | {"code_<c>"},
-        "grad_output": OPERAND | CODES | {"code_<c>"},
+        "activation": OPERAND | CODES | HISTOGRAMS,
+        "grad_output": OPERAND | CODES | HISTOGRAMS,
     }
     assert found(**nothing | {"shadow": True}) == {"gradient": {"shadow_cosine", "shadow_snr_db"}}
 
