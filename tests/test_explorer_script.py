@@ -92,7 +92,7 @@ def outcomes(formats: list[FloatFormat]) -> Iterator[list[Any]]:
     draw = random.Random(3)
     codes = {abs(value) * 0.25: float(draw.randint(1, 99)) for value in get_format("e4m3").finite_values if value > 0}
     for histogram in (
-        Histogram("binades", {float(e): float(draw.randint(1, 1000)) for e in range(-9, 3)}, 5.0, 6.3),
+        Histogram("binades", {float(e): float(draw.randint(1, 1000)) for e in range(-9, 3)}, 5.0, 6.3, 90.5),
         Histogram("codes", codes, 3.0, 112.0),
         Histogram("binades", {}, 7.0, 0.0),
     ):

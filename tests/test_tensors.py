@@ -21,7 +21,7 @@ def normal(n: int = 4000) -> list[float]:
 def binades(values: list[float]) -> Histogram:
     exponents = [float(math.frexp(value)[1] - 1) for value in values if value]
     counts = {e: float(exponents.count(e)) for e in sorted(set(exponents))}
-    return Histogram("binades", counts, float(values.count(0.0)), max(map(abs, values)))
+    return Histogram("binades", counts, float(values.count(0.0)), max(map(abs, values)), math.hypot(*values))
 
 
 @pytest.mark.parametrize("name", ["e4m3", "e5m2", "e0m7", "e3m4", "e7m0"])
@@ -36,7 +36,7 @@ def test_binades_tell_what_rounding_the_tensor_itself_does(name: str) -> None:
     assert found.flushed == pytest.approx(flushed, abs=0.01)
     assert found.clipped == found.clipped_bounds[1] == 0
     true = 10 * math.log10((scaled**2).sum() / ((rounded - scaled) ** 2).sum())
-    assert found.sqnr_db == pytest.approx(true, abs=0.6)
+    assert found.sqnr_db == pytest.approx(true, abs=1.5 if name == "e7m0" else 0.3)
 
 
 def test_codes_tell_it_exactly() -> None:
@@ -55,8 +55,8 @@ def test_codes_tell_it_exactly() -> None:
 
 def test_without_a_scale_large_values_are_clipped_and_small_ones_flushed() -> None:
     found = outcome(Histogram("binades", {-20.0: 1.0, 0.0: 2.0, 8.0: 4.0, 9.0: 3.0}, 7.0, 1000.0), E4M3, "none")
-    assert found.flushed == 0.1
-    assert found.clipped_bounds == (0.3, pytest.approx(0.7))  # 464 and more, somewhere in [256, 512)
+    assert found.flushed == pytest.approx(0.1)
+    assert found.clipped_bounds == (pytest.approx(0.3), pytest.approx(0.7))  # 464 and more, somewhere in [256, 512)
     assert 0.3 < found.clipped < 0.7
     assert found.kept == pytest.approx(0.9 - found.clipped)
 
@@ -98,14 +98,25 @@ def test_histograms_are_read_from_the_layers_table_binades_first() -> None:
         return [(step, "head", "head", operand, name.replace("neg", "-"), value) for name, value in values.items()]
 
     table = [
-        *rows(0, "weight", amax=0.5, scale=0.5, code_38=3.0, code_b8=2.0, code_00=1.0, binade_neg1=5.0, binade_zero=1.0),
-        *rows(5, "weight", amax=0.5, scale=0.5, code_38=3.0, code_b8=2.0, code_00=1.0, code_entropy=1.4, codes_used=0.1),
+        *rows(
+            0,
+            "weight",
+            norm_l2=1.5,
+            amax=0.5,
+            scale=0.5,
+            code_38=3,
+            code_b8=2,
+            code_00=1,
+            binade_neg1=5.0,
+            binade_zero=1.0,
+        ),
+        *rows(5, "weight", amax=0.5, scale=0.5, code_38=3, code_b8=2, code_00=1, code_entropy=1.4, codes_used=0.1),
         *rows(5, "activation", amax=3.0, scale=1.0, code_38=3.0),
         *rows(6, "grad_output", amax=3.0, scale=1.0),
     ]
     layers = pd.DataFrame(table, columns=["step", "layer", "layer_type", "operand", "statistic", "value"])
     assert histograms(layers, {"weight": E4M3}) == {
-        ("head", "weight", 0): Histogram("binades", {-1.0: 5.0}, 1.0, 0.5),
+        ("head", "weight", 0): Histogram("binades", {-1.0: 5.0}, 1.0, 0.5, 1.5),
         ("head", "weight", 5): Histogram("codes", {0.5: 5.0}, 1.0, 0.5),
     }
     assert histograms(layers[:0], {"weight": E4M3}) == {}

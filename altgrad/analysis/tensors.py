@@ -3,12 +3,13 @@
 A run records two histograms of an operand (`altgrad.telemetry.counts`):
 
 - ``binade_<e>``: how many elements had each exponent *before* rounding. What lies inside a binade is not known: each is
-  taken as `SAMPLES` magnitudes spread evenly over it (up to the tensor's largest one), and what is clipped or flushed has bounds beside the estimate.
+  taken as `SAMPLES` magnitudes spread evenly over it (up to the tensor's largest one), and what is clipped or flushed
+  has bounds beside the estimate.
 - ``code_<c>``: how often each code occurred *after* rounding. The values are exact, but of a tensor that had been
   rounded: they tell what a further rounding would do, not what rounding the original would have done.
 
-Signs do not matter to what rounding to nearest does, so magnitudes are all there is. docs/javascripts/tensors/outcome.js
-computes the same; a test holds the two together.
+Signs do not matter to what rounding to nearest does, so magnitudes are all there is.
+docs/javascripts/tensors/outcome.js computes the same; a test holds the two together.
 """
 
 from __future__ import annotations
@@ -39,12 +40,14 @@ class Histogram:
         counts: elements by exponent or by magnitude, in ascending order; what is zero is not in it.
         zeros: elements that are zero, or below 2^-126.
         amax: the largest magnitude, which decides the scale.
+        norm: sqrt(sum x^2) where it was recorded; without it the SQNR takes it from the histogram.
     """
 
     kind: Literal["binades", "codes"]
     counts: Mapping[float, float]
     zeros: float
     amax: float
+    norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,11 @@ def outcome(histogram: Histogram, fmt: FloatFormat, policy: Policy = "amax") -> 
         clipped[2] += number * clips(high / scale)
         flushed[0] += number * (fmt.round(high / scale) == 0)
         flushed[2] += number * (fmt.round(low / scale) == 0)
-    (c_low, c, c_high), (f_low, f, f_high) = ([each / max(total, 1) for each in counts] for counts in (clipped, flushed))
+    if histogram.norm is not None:
+        signal = (histogram.norm / scale) ** 2
+    (c_low, c, c_high), (f_low, f, f_high) = (
+        [each / max(total, 1) for each in counts] for counts in (clipped, flushed)
+    )
     sqnr = 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
     return Outcome(scale, c, f, 1 - c - f if total else 0.0, (c_low, c_high), (f_low, f_high), sqnr)
 
@@ -145,24 +152,28 @@ def histograms(layers: pd.DataFrame, formats: Mapping[str, FloatFormat]) -> dict
     """
     found: dict[tuple[str, str, int], Histogram] = {}
     text = layers["statistic"].astype(str)
-    wanted = text.str.startswith("binade_") | text.str.fullmatch("code_[0-9a-f]{2}") | text.isin(("amax", "scale"))
+    wanted = (
+        text.str.startswith("binade_")
+        | text.str.fullmatch("code_[0-9a-f]{2}")
+        | text.isin(("amax", "scale", "norm_l2"))
+    )
     chosen = layers.loc[wanted, ["layer", "operand", "step", "statistic", "value"]]
     for (layer, operand, step), rows in chosen.groupby(["layer", "operand", "step"], sort=False):
         values = dict(zip(rows["statistic"].astype(str), rows["value"].astype(float), strict=True))
-        amax, scale = values.pop("amax", math.nan), values.pop("scale", math.nan)
+        amax, scale, norm = (values.pop(name, math.nan) for name in ("amax", "scale", "norm_l2"))
         binades = {name[7:]: number for name, number in values.items() if name.startswith("binade_")}
         if binades:
             counts = {float(e): number for e, number in binades.items() if e != "zero"}
             top = amax if math.isfinite(amax) else math.ldexp(1.0, int(max(counts, default=-126)) + 1)
             kind: Literal["binades", "codes"] = "binades"
-            zeros = binades.get("zero", 0.0)
+            zeros, exact = binades.get("zero", 0.0), norm if math.isfinite(norm) else None
         elif (fmt := formats.get(operand)) and math.isfinite(scale) and scale > 0 and values:
-            kind, counts = "codes", {}
+            kind, counts, exact = "codes", {}, None
             for name, number in values.items():
                 magnitude = abs(fmt.decode(int(name[5:], 16))) * scale
                 counts[magnitude] = counts.get(magnitude, 0.0) + number
             zeros, top = counts.pop(0.0, 0.0), max(counts, default=0.0)
         else:
             continue
-        found[str(layer), str(operand), int(step)] = Histogram(kind, dict(sorted(counts.items())), zeros, top)
+        found[str(layer), str(operand), int(step)] = Histogram(kind, dict(sorted(counts.items())), zeros, top, exact)
     return found

@@ -6,7 +6,6 @@ import json
 import math
 from typing import Any
 
-
 from altgrad.analysis import tensors
 from altgrad.analysis.loader import OPERAND_NAMES, OPERANDS, ExperimentDataLoader
 from altgrad.formats import FloatFormat, get_format
@@ -59,6 +58,7 @@ def _tensors(
                 "counts": [list(each) for each in histogram.counts.items()],
                 "zeros": histogram.zeros,
                 "amax": histogram.amax,
+                "norm": histogram.norm,
                 "format": str(getattr(quantize, operand)),
                 "recorded": told,
             }

@@ -59,6 +59,7 @@ export function outcome(histogram, fmt, policy) {
     flushed[0] += number * flushes(high / scale);
     flushed[2] += number * flushes(low / scale);
   }
+  if (typeof histogram.norm === "number") signal = (histogram.norm / scale) ** 2;
   const [c, f] = [clipped, flushed].map((counts) => counts.map((each) => each / Math.max(total, 1)));
   return {
     scale,
