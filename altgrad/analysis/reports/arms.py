@@ -305,12 +305,35 @@ def _runs(loader: ExperimentDataLoader, runs: pd.DataFrame, page: Page) -> list[
         Heading("Runs"),
         Table(columns, tuple(rows), f"{len(rows)} run{'s' if len(rows) > 1 else ''}"),
     ]
+    blocks += _events(loader, runs) if len(runs) > 1 else []
     averaged = _averaged(loader, runs)
     for run in runs.itertuples():
-        blocks += _about(loader.records[run.run_id])
+        record = loader.records[run.run_id]
+        special = run.status != "finished" or record.run.get("message") or record.config.notes or "origin" in record.run
+        blocks += _about(record) if special or len(runs) == 1 else []
         if run.status != "finished" and averaged != [run.run_id]:
             blocks += _own_health(loader, str(run.run_id))
     return blocks
+
+
+def _events(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[Block]:
+    """What happened in the runs of an arm, by kind: in how many of them, how often, and the first time."""
+    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for run_id in runs["run_id"]:
+        for event in loader.records[run_id].run["events"]:
+            if isinstance(event, dict):
+                kind = str(event.get("kind"))
+                name = f"warning: {event.get('what')}" if kind == "warning" else kind
+                found.setdefault(name, []).append((run_id, event))
+    rows = []
+    for name, events in sorted(found.items()):
+        _, first = min(events, key=lambda each: step if isinstance(step := each[1].get("step"), int) else 1 << 62)
+        details = ", ".join(
+            _details({key: value for key, value in first.items() if key not in ("kind", "step", "what")})
+        )
+        rows.append((name, len({run for run, _ in events}), len(events), str(first.get("step")), details or None))
+    columns: tuple[Column | str, ...] = ("Event", *common.right("Runs", "Times", "First at step"), "The first")
+    return [Table(columns, tuple(rows), f"What happened in the {len(runs)} runs")] if rows else []
 
 
 def _about(record: RunRecord) -> list[Block]:
