@@ -29,10 +29,11 @@ def files(guide: Path) -> dict[str, bytes]:
 def key(guide: Path) -> str:
     """What the page depends on; while it stays the same it is taken from the cache."""
     from altgrad.pages.guide import outputs_path
+    from altgrad.runs import sources_fingerprint
     from altgrad.runs.schema import code_fingerprint, digest
 
     content = [path.read_text("utf-8") for path in (guide, outputs_path(guide)) if path.is_file()]
-    return digest(code_fingerprint(), version("numpy"), sys.version, *content)
+    return digest(code_fingerprint(), sources_fingerprint(), version("numpy"), sys.version, *content)
 
 
 for guide in sorted(GUIDES.glob("*.md")):
