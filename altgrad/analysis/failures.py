@@ -82,11 +82,11 @@ class Symptom:
     """What a look at the layers can show: no failure by itself, but a warning, and a kind of the failure that follows.
 
     Attributes:
-        kind: one of `FAILURE_KINDS`.
+        kind: one of `FAILURE_KINDS`; "nonfinite" is none, and only a warning.
         statistic, operands: the rows of the per-layer table that show it.
         limit: it is there beyond this value; below it where `below`.
         meaning: one sentence of what the figure says; it is completed by the value and the limit.
-        advice: what to try.
+        advice: what to try; empty where `FAULTS` says it.
     """
 
     kind: str
@@ -139,6 +139,15 @@ SYMPTOMS = (
         "norm of the gradient of this weight",
         "look at the underflow of quantize.grad_output in the layers after this one, and lower weight decay",
         below=True,
+    ),
+    # NaN and infinity that reach the loss end a run by themselves; a delayed or static scale saturates an infinity.
+    Symptom(
+        "nonfinite",
+        "nonfinite",
+        ("activation", "grad_output"),
+        0.0,
+        "NaN or infinite elements before rounding, which hid them from the loss",
+        "",
     ),
 )
 
@@ -303,11 +312,12 @@ def _breaks(record: RunRecord) -> list[tuple[int, Alarm]]:
 
 
 def _recovered(record: RunRecord, step: int) -> bool:
-    """Whether the loss has been, after `step`, about as low as it was up to it."""
+    """Whether the loss has been, after `step`, about as low as it was up to it; in steps that were applied."""
     history = record.history
     if "loss" not in history:
         return False
-    losses = history["loss"].where(history["loss"].abs() < math.inf)
+    figures = [history[key].abs() < math.inf for key in ("loss", "grad_norm") if key in history]
+    losses = history["loss"].where(pd.concat(figures, axis=1).all(axis=1))
     before = losses[history["step"] <= step].min()
     after = losses[history["step"] > step].min()
     return bool(after <= 1.1 * min(before, DIVERGED)) if not math.isnan(before) else bool(after <= DIVERGED)

@@ -185,8 +185,8 @@ def in_words(row: Mapping[str, Any]) -> str:
     p = float(row["p_holm"])
     adjusted = "no p-value" if math.isnan(p) else "adjusted p < 0.001" if p < 0.001 else f"adjusted p = {p:.3f}"
     badly = f", {row['n_ended_badly']} runs did not finish" if row["n_ended_badly"] else ""
-    figures = f"{row['difference']:+.3f} nats [{row['low']:+.3f}, {row['high']:+.3f}], n = {row['n_pairs']}"
-    return f"{figures}, {adjusted}{badly}"
+    interval = "no interval" if math.isnan(row["low"]) else f"[{row['low']:+.3f}, {row['high']:+.3f}]"
+    return f"{row['difference']:+.3f} nats {interval}, n = {row['n_pairs']}, {adjusted}{badly}"
 
 
 def _config_value(loader: ExperimentDataLoader, run_id: str, keys: list[str]) -> Any:
