@@ -31,7 +31,7 @@ from altgrad.analysis.step_rules import (
     Arm,
     StepRuleComparator,
     shortened,
-    step_rule_verdicts,
+    verdicts_of,
 )
 from altgrad.pages import (
     FOREGROUND,
@@ -73,7 +73,7 @@ def manifold_comparison_page(
 ) -> Page:
     """The page, from the records of `loader` and the slopes in `benchmarks`; what is not recorded is pending."""
     found = StepRuleComparator(loader)
-    verdicts = step_rule_verdicts(loader)
+    verdicts = verdicts_of(found)
     pairings = found.pairings
     judged = pairings[pairings["difference"].notna()]
     others = [part for part in found.experiments if _outside(loader, part)]
