@@ -1,8 +1,9 @@
-"""The command line: ``altgrad train``, ``explain`` and ``runs``. torch is imported only when something is trained."""
+"""The command line: ``altgrad train | explain | runs | new-site``. torch is imported only when something is trained."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib.util
 import io
@@ -11,7 +12,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,6 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explain.set_defaults(command=run_explain)
     runs = commands.add_parser("runs", help="list, compare, export, check and remove recorded runs, and fetch some")
     add_runs_commands(runs)
+    site = commands.add_parser(
+        "new-site",
+        help="lay out a project whose site is made of your runs",
+        description="Lay out a small project in a new folder: a site that is made of your records or W&B runs.",
+    )
+    site.add_argument("folder", metavar="DIR", type=Path, help="a new or empty folder")
+    site.set_defaults(command=run_new_site)
     options = parser.parse_args(arguments)
     return guarded(lambda: int(options.command(options)))
 
@@ -160,6 +168,22 @@ def run_explain(options: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give the folder of one run, OUT/<run id>")
     sys.stdout.write(failure_report(read_run(folder)))
+    return 0
+
+
+def run_new_site(options: argparse.Namespace) -> int:
+    """Lay out a project, say what to do next, and return the exit code.
+
+    Raises:
+        UsageError: the folder is not empty or cannot be written.
+    """
+    from altgrad.pages.own_site import lay_out
+
+    folder: Path = options.folder
+    written = lay_out(folder)
+    print(f"{folder}: {len(written)} files")
+    print(f"Next: cd {folder} && pip install -r requirements.txt && altgrad runs pull PROJECT && mkdocs serve")
+    print("README.md has the steps, up to a site on GitHub Pages.")
     return 0
 
 
@@ -456,19 +480,8 @@ def runs_pull(options: argparse.Namespace) -> int:
         )
 
     try:
-        if sys.stderr.isatty() and importlib.util.find_spec("rich"):
-            from rich.console import Console
-            from rich.progress import Progress
-
-            with Progress(console=Console(stderr=True), transient=True) as bar:
-                task = bar.add_task("runs", total=None)
-                found = fetch(
-                    lambda seen, total: bar.update(
-                        task, total=total or None, completed=len(seen.fetched) + len(seen.problems)
-                    )
-                )
-        else:
-            found = fetch(None)
+        with pull_progress() as progress:
+            found = fetch(progress)
     except KeyboardInterrupt:
         print("interrupted; the runs that were fetched are kept, and the next pull goes on from there", file=sys.stderr)
         return 130
@@ -476,6 +489,22 @@ def runs_pull(options: argparse.Namespace) -> int:
     if found.reason:
         raise UsageError(f"W&B: {found.reason}; what came is kept, and the next pull goes on from there")
     return 1 if found.problems else 0
+
+
+@contextlib.contextmanager
+def pull_progress() -> Iterator[Callable[[Pulled, int], None] | None]:
+    """What shows on a terminal how far a pull is; None where stderr is none."""
+    if not (sys.stderr.isatty() and importlib.util.find_spec("rich")):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("W&B runs", total=None)
+        yield lambda seen, total: bar.update(
+            task, total=total or None, completed=len(seen.fetched) + len(seen.problems)
+        )
 
 
 def runs_import(options: argparse.Namespace) -> int:

@@ -149,8 +149,9 @@ class OptimizerConfig(_Section):
     """Step rule, storage of the weights and rounding onto the grid (the three axes of the comparison).
 
     Which combinations exist is `COMBINATIONS`. `format` is the one whose spacing the manifold rule knows, where it is
-    not that of the weights: with unquantized weights it is the rule's own control. `stiffness` and `relative` are the ablations: S permuted within its
-    tensor ("shuffled"), its mean in place of it ("constant"); a rate relative to the rms of each tensor.
+    not that of the weights: with unquantized weights it is the rule's own control. `stiffness` and `relative` are the
+    ablations: S permuted within its tensor ("shuffled"), its mean in place of it ("constant"); a rate relative to the
+    rms of each tensor.
     """
 
     step_rule: Literal["adamw", "manifold", "code"] = "adamw"
@@ -242,8 +243,9 @@ class TelemetryConfig(_Section):
 
     `operands`: counts of every operand of the products. `updates`: flips, updates and the stall ratio of the
     optimizer's real step. `gradients`: norms of each weight's gradient. `geometry`: where weights and steps lie on the
-    grid. `rank_every` and `codes_every`: rank health and the histogram over the format's codes, at every so many looks
-    (0: never). `shadow`: the same batch without any rounding, to compare gradients with (costs a pass more a look).
+    grid. `rank_every` and `codes_every`: rank health and which codes of the format are in use, at every so many looks
+    (0: never); of the operands in `histograms` how often each code occurs. `shadow`: the same batch without any
+    rounding, to compare gradients with (costs a pass more a look).
     `watch`: norms of every weight and gradient at every step, so that what breaks is named at the step it breaks.
     """
 
@@ -253,8 +255,15 @@ class TelemetryConfig(_Section):
     geometry: bool = True
     rank_every: int = Field(1, ge=0)
     codes_every: int = Field(5, ge=0)
+    histograms: tuple[Literal["weight", "activation", "grad_output"], ...] = _later(("weight",))
     shadow: bool = False
     watch: bool = True
+
+    @field_validator("histograms")
+    @classmethod
+    def _canonical(cls, operands: tuple[str, ...]) -> tuple[str, ...]:
+        """One order and no repetition: the same histograms are the same experiment."""
+        return tuple(operand for operand in OPERANDS if operand in operands)
 
 
 class CheckpointConfig(_Section):

@@ -83,7 +83,7 @@ class FloatFormat:
             refuse(f"specials must be one of {', '.join(get_args(Specials))}, not {self.specials!r}")
         if self.specials == "unsigned" and (self.mantissa_bits or not self.exponent_bits):
             refuse("an unsigned format has exponent bits only")
-        if self._max_code < (0 if self.specials == "unsigned" else 1):
+        if self.max_code < (0 if self.specials == "unsigned" else 1):
             refuse(
                 f"{self.exponent_bits} exponent and {self.mantissa_bits} mantissa bits with {self.specials} specials "
                 "leave no positive number"
@@ -184,7 +184,7 @@ class FloatFormat:
     @property
     def max_exact(self) -> tuple[int, int]:
         """`max` as (integer, power of two), also where it is beyond float64."""
-        return self._significand(self._max_code)
+        return self._significand(self.max_code)
 
     @property
     def min_normal_exact(self) -> tuple[int, int] | None:
@@ -270,8 +270,8 @@ class FloatFormat:
         sign = -1.0 if negative else 1.0
         if negative and magnitude == 0 and not self.has_negative_zero:
             return math.nan
-        if magnitude > self._max_code:
-            infinity = self.has_infinity and magnitude == self._max_code + 1
+        if magnitude > self.max_code:
+            infinity = self.has_infinity and magnitude == self.max_code + 1
             return sign * math.inf if infinity else math.nan
         return sign * self._float(*self._significand(magnitude), f"value of code {code}")
 
@@ -314,7 +314,7 @@ class FloatFormat:
         infinite = isinstance(value, float) and math.isinf(value)
         inwards = rounding == "toward_zero" or rounding == ("up" if negative else "down")
         # Non-negative codes are ordered as their values: the largest code not above |value|, then its upper neighbour.
-        code = self._max_code
+        code = self.max_code
         if not infinite:
             exact = abs(Fraction(value))
             code = self._floor_code(exact)
@@ -329,8 +329,8 @@ class FloatFormat:
                 code += Fraction(draw) < fraction
             elif not inwards:
                 code += fraction > 0
-        if infinite or code > self._max_code:
-            code = self._max_code
+        if infinite or code > self.max_code:
+            code = self.max_code
             if not saturate and self.has_infinity:
                 code += 1
             elif not saturate and self.has_nan:
@@ -393,7 +393,7 @@ class FloatFormat:
         return 1 << (self.exponent_bits + self.mantissa_bits)
 
     @property
-    def _max_code(self) -> int:
+    def max_code(self) -> int:
         """Code of `max`: everything above it, up to the sign bit, is special."""
         if self.specials == "ieee" and self.exponent_bits:
             return (((1 << self.exponent_bits) - 1) << self.mantissa_bits) - 1
@@ -404,7 +404,7 @@ class FloatFormat:
         if self.specials in ("fnuz", "p3109"):
             return self._sign_bit
         if self.specials == "ieee":
-            return self._max_code + 1 + (1 << (self.mantissa_bits - 1))
+            return self.max_code + 1 + (1 << (self.mantissa_bits - 1))
         return self._sign_bit - 1
 
     def _significand(self, code: int) -> tuple[int, int]:
@@ -422,7 +422,7 @@ class FloatFormat:
 
     def _floor_code(self, magnitude: Fraction) -> int:
         """The largest code up to that of `max` whose value is not above `magnitude`; 0 where there is none."""
-        low, high = 0, self._max_code
+        low, high = 0, self.max_code
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self._magnitude(middle) <= magnitude else (low, middle - 1)

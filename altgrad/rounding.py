@@ -499,12 +499,15 @@ def _quantize_pieces(
     job: _Job, x: Tensor, out: Tensor, previous: Tensor | None, field: Tensor | None, counts: Tensor | None
 ) -> None:
     """The eager form: contiguous `x` to contiguous `out`, a piece at a time; what is not None is filled."""
-    c = _constants(job.fmt, x.dtype)
+    c, whole_scale = _constants(job.fmt, x.dtype), job.scale
     size = _PIECE * torch.get_num_threads() if x.device.type == "cpu" else _WHOLE
     scratch = _Scratch(min(size, x.numel()), x.device) if x.numel() > _SMALL else None
     native = None
     if job.rounding == "nearest_even" and counts is None and x.dtype != torch.float64:
         native = NATIVE.get(job.fmt)
+    if native is None and (moved := _moved_grid(job, c)) is not None:
+        c, whole_scale = moved, None
+    one_spacing = field is None and c.has_mantissa and c.quantum == c.max_ulp
     out = out.detach()
     total = x.numel()
 
@@ -514,7 +517,7 @@ def _quantize_pieces(
         piece = whole.view(-1)[start:stop]
         return piece if len(shape) == 1 else piece.view(shape)
 
-    for start, shape, scale in _pieces(tuple(x.shape), job.scale, size):
+    for start, shape, scale in _pieces(tuple(x.shape), whole_scale, size):
         stop = start + math.prod(shape)
         shape = x.shape if stop - start == total else shape
         piece, target = part(x, start, stop, shape), part(out, start, stop, shape)
@@ -526,7 +529,8 @@ def _quantize_pieces(
             continue
         grid = _to_grid(piece, scale, c, scratch)
         draw = _draw(start, stop - start, job.seed, x.device, scratch) if job.rounding == "stochastic" else None
-        rounded, spacing = _round(grid, c, job.rounding, None if draw is None else draw.view(shape), scratch)
+        draw = None if draw is None else draw.view(shape)
+        rounded, spacing = _round(grid, c, job.rounding, draw, scratch, one_spacing)
         if counts is not None:
             # A quotient may be zero where the element is not.
             before = grid if scale is None else piece if piece.dtype in _LAYOUTS else piece.float()
@@ -544,6 +548,37 @@ def _quantize_pieces(
             before = part(previous, start, stop, shape)
             counts[3] += _count_different(values, before, scratch)
         target.copy_(values)
+
+
+def _moved_grid(job: _Job, c: _Constants) -> _Constants | None:
+    """The constants of the grid `scale * fmt`, where rounding onto it gives the bits that division by the scale gives.
+
+    It does for one power of two, which then costs no pass over the tensor: every step is the same power of two away
+    from what it was, and exact, as long as the grid's values and spacings are normal float32 numbers. Quotients that
+    leave float32's range are no exception where they decide nothing: an infinite one saturates as the element does, and
+    one beneath 2^-126 is zero to the nearest as the element is, if the quantum is far above. In the other roundings an
+    element that is not zero must have a quotient that is not zero: so it is for scales of at most 1. On a GPU, where a
+    look at the scale would wait for the device, None.
+    """
+    if c.dtype != torch.float32 or job.x.device.type != "cpu" or job.scale is None:
+        return None
+    if isinstance(job.scale, Tensor) and job.scale.numel() != 1:
+        return None
+    if not job.saturate and (c.has_infinity or c.has_nan):
+        return None
+    scale = float(job.scale)
+    mantissa, exponent = math.frexp(scale)
+    if mantissa != 0.5 or not (scale <= 1 or (job.rounding == "nearest_even" and c.quantum >= 2.0**-100)):
+        return None
+    if c.quantum * scale < 2.0**-126 or max(c.max, c.max_ulp) * scale > FP32.max:
+        return None
+    return c._replace(
+        quantum=c.quantum * scale,
+        max_ulp=c.max_ulp * scale,
+        max=c.max * scale,
+        limit=c.limit * scale,
+        odd_bias=c.odd_bias ^ (exponent % 2 == 0),  # the scale is 2^(exponent - 1)
+    )
 
 
 def _make_whole(c: _Constants, rounding: str, saturate: bool, counted: bool) -> Callable[..., Counted]:
@@ -700,12 +735,22 @@ def _spacing(grid: Tensor, c: _Constants, bits: Tensor | None = None) -> Tensor:
 
 
 def _round(
-    grid: Tensor, c: _Constants, rounding: str, draw: Tensor | None, scratch: _Scratch | None = None
+    grid: Tensor,
+    c: _Constants,
+    rounding: str,
+    draw: Tensor | None,
+    scratch: _Scratch | None = None,
+    one_spacing: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(rounded, spacing) in grid units; what is beyond the largest value is still there. Leaves `grid` as it is."""
+    """(rounded, spacing) in grid units; what is beyond the largest value is still there. Leaves `grid` as it is.
+
+    `one_spacing`: the grid is uniform, and its spacing, without dimensions, is enough.
+    """
     layout = _LAYOUTS[c.dtype]
-    bits = None if scratch is None else scratch.take("spacing", grid.shape, layout.integer)
-    spacing = _spacing(grid, c, bits)
+    if one_spacing:
+        spacing = torch.full((), c.quantum, dtype=c.dtype, device=grid.device)
+    else:
+        spacing = _spacing(grid, c, None if scratch is None else scratch.take("spacing", grid.shape, layout.integer))
     steps = torch.div(grid, spacing, out=None if scratch is None else scratch.take("steps", grid.shape, c.dtype))
     if rounding == "nearest_even" and c.has_mantissa:
         steps.round_()

@@ -38,21 +38,23 @@ TRAINING = """
 import sys, time
 from pathlib import Path
 from altgrad.cli import main
-from altgrad.runs import load_runs
+from altgrad.runs import load_runs, tracking
 from altgrad.runs.tracking import Tracker
 
-log, seconds = Tracker.log, []
-def timed(tracker, row):
-    begun = time.thread_time()
-    log(tracker, row)
-    seconds.append((begun, time.thread_time()))
-Tracker.log = timed
+def timed(call, seconds):
+    def measured(*arguments):
+        begun = time.thread_time()
+        call(*arguments)
+        seconds.append((begun, time.thread_time()))
+    return measured
+seconds, sending = [], []
+Tracker.log, tracking._log = timed(Tracker.log, seconds), timed(tracking._log, sending)
 main(["train", sys.argv[1], "--out", "trained", "--set", "max_steps=200", "--set", "tracking=online"])
 (record,) = load_runs([Path("trained")]).records
 assert record.run["wandb_url"]
-inside = sum(end - begun for begun, end in seconds[10:])
+rows, inside, sent = len(seconds[10:]), *(sum(end - begun for begun, end in each[10:]) for each in (seconds, sending))
 whole = seconds[-1][1] - seconds[10][0]
-print((whole - inside) / len(seconds[10:]), inside / len(seconds[10:]), len(seconds))
+print((whole - inside) / rows, (inside + sent) / rows, len(sending))
 """
 AFTER_PROGRESS = "no answer from the first history on, the list having come"
 CONFIG = ROOT / "experiments" / "configs" / "e4m3.yaml"
@@ -125,7 +127,7 @@ def second_pull(server: WandbServer, home: Path, environment: dict[str, str]) ->
 
 
 def training(home: Path, environment: dict[str, str]) -> tuple[float, str]:
-    """What calls to W&B add to the processor time of the thread that trains, in percent, with a row at every step."""
+    """The processor time of calls to W&B, in either thread, in percent of the training thread's; a row a step."""
     _, printed = _run([sys.executable, "-c", TRAINING, str(CONFIG)], home, environment)
     step, row, rows = map(float, printed.split()[-3:])
     said = (

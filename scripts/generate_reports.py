@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 from altgrad.analysis import ExperimentDataLoader, FormatComparator, ReportGenerator  # noqa: E402
 from altgrad.analysis.failures import headline  # noqa: E402
 from altgrad.analysis.reports.format_comparison import answer  # noqa: E402
+from altgrad.cli import pull_progress  # noqa: E402
 from altgrad.config import UsageError  # noqa: E402
 from altgrad.pages.content import visible  # noqa: E402
 from altgrad.runs.wandb_access import project_and_entity  # noqa: E402
@@ -37,7 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
                 raise UsageError(f"--runs {source}: no such folder; give the folder that holds the run records")
         asked = not options.offline and (options.runs is None or options.project is not None)
         project = project_and_entity(options.project, None)[0] if asked else None
-        loader = ExperimentDataLoader(options.runs, project=project, entity=options.entity, silence=SILENCE_SECONDS)
+        with pull_progress() as progress:
+            loader = ExperimentDataLoader(
+                options.runs, project=project, entity=options.entity, silence=SILENCE_SECONDS, progress=progress
+            )
+            _ = loader.pulled
         _say_what_came(loader)
         built = None if os.environ.get("SOURCE_DATE_EPOCH") else datetime.now(UTC)
         written = ReportGenerator(loader, built).write(options.output_dir, site_root=options.site_root)

@@ -13,10 +13,9 @@ torch = pytest.importorskip("torch")
 
 from altgrad.formats import SPLITS_8BIT, FloatFormat, get_format  # noqa: E402
 from altgrad.optim import CodeOptimizer, GridOptimizer, ManifoldAdamW, extra_bytes_per_weight  # noqa: E402
-from altgrad.optim.base import power_of_two_scale  # noqa: E402
 from altgrad.optim.code import moved  # noqa: E402
 from altgrad.rounding import decode, encode, quantize, ulp  # noqa: E402
-from altgrad.scaling import amax_scale  # noqa: E402
+from altgrad.scaling import amax_scale, power_of_two_scale  # noqa: E402
 
 E4M3 = get_format("e4m3")
 FORMATS = (*SPLITS_8BIT, get_format("p3109_k8p4"), get_format("e2m1"), get_format("fp16"), get_format("bf16"))
@@ -95,7 +94,7 @@ def test_the_scale_of_a_number_is_that_of_a_tensor() -> None:
     for fmt in SPLITS_8BIT:
         for x in [*torch.randn(50).mul(100).abs().tolist(), fmt.max, math.nextafter(fmt.max, math.inf), 1e-40, 0.0]:
             x = float(np.float32(x))
-            assert power_of_two_scale(x, fmt) == float(amax_scale(torch.tensor([x, -x / 2]), fmt))
+            assert power_of_two_scale(x, fmt) == float(amax_scale(torch.tensor([[x, -x / 2]]), fmt, granularity="row"))
 
 
 def test_the_scale_rises_before_rounding_so_that_nothing_is_clipped() -> None:

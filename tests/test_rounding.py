@@ -754,6 +754,28 @@ def test_a_scale_that_is_no_floating_point_number_is_refused_with_its_type(scale
         quantize(torch.ones(2), E4M3, scale=scale)
 
 
+@pytest.mark.parametrize("exponent", [-149, -127, -126, -120, -100, -64, -9, -8, 0, 1, 2, 64, 100, 120, 127])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("saturate", [True, False])
+def test_one_power_of_two_gives_the_bits_of_a_scale_for_each_element(
+    exponent: int, rounding: str, saturate: bool
+) -> None:
+    scale = torch.tensor(math.ldexp(1.0, exponent))
+    for name in ("e4m3", "e5m2", "e0m7", "e1m6", "e7m0", "e6m1", "e2m1", "fp16", "bf16"):
+        fmt = get_format(name)
+        x = torch.cat([random_bits(1 << 11), (boundaries(fmt).double() * scale.double()).float()])
+        settings = {"rounding": rounding, "saturate": saturate, "seed": seed_of(rounding), "check_scale": False}
+        each = scale.expand(x.shape).contiguous()
+        expected = quantize_counted(x, fmt, scale=each, previous=x, **settings)
+        found = quantize_counted(x, fmt, scale=scale, previous=x, **settings)
+        assert torch.equal(found.values.view(torch.int32), expected.values.view(torch.int32)), name
+        assert torch.equal(found.ulp, expected.ulp), name
+        counts = ("overflow", "underflow", "nonzero", "flips")
+        assert [getattr(found, count) for count in counts] == [getattr(expected, count) for count in counts], name
+        plain = quantize(x, fmt, scale=scale, **settings)
+        assert torch.equal(plain.view(torch.int32), quantize(x, fmt, scale=each, **settings).view(torch.int32)), name
+
+
 def test_float64_takes_scales_that_float32_has_not() -> None:
     x = torch.tensor([3e-60, 1e-300], dtype=torch.float64)
     assert quantize(x, E4M3, scale=1e-60).tolist() == [3 * 1e-60, 0.0]

@@ -497,6 +497,15 @@ def test_prune_never_takes_a_running_a_packed_or_a_strangers_folder(tmp_path: Pa
     assert "removed; " not in out
 
 
+def test_prune_keeps_what_a_later_version_wrote(tmp_path: Path, told: Any) -> None:
+    newer = write_run(tmp_path, config("e4m3"))
+    edit(newer, schema=99)
+    code, out, _ = told("prune", "--status", "damaged", "--yes", "--runs", tmp_path)
+    assert code == 0
+    assert "a later version of AltGrad wrote it" in out
+    assert (newer / "history.parquet").exists()
+
+
 def test_prune_by_age_by_condition_and_of_what_was_set_aside(tmp_path: Path, told: Any) -> None:
     old, new = write_run(tmp_path, config("e4m3")), write_run(tmp_path, config("e5m2"))
     month_ago = (datetime.now(UTC) - timedelta(days=30)).isoformat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import subprocess
@@ -18,6 +19,7 @@ from altgrad.analysis.reports.arms import arm_pages
 from altgrad.config import UsageError, load_config
 from altgrad.pages import write_folder
 from altgrad.runs import Failure, RunExists, foreign_config, load_runs, record
+from altgrad.runs.query import verify
 
 ROOT = Path(__file__).parents[1]
 FP32 = {"weight": "fp32", "activation": "fp32", "grad_output": "fp32"}
@@ -276,6 +278,25 @@ def test_what_is_no_json_value_does_not_keep_a_run_from_its_end(tmp_path: Path) 
     (event,) = found.run["events"]
     assert event == {"kind": "shift", "step": 0, "scale": 0.5, "by": "<class 'object'>", "cells": {"1": [2]}}
     assert found.run["summary"] == {"val_loss": 0.5, "model": "model.pt"}
+
+
+def test_no_api_key_reaches_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is part of: a command line in the config, notes, an environment, an exception."""
+    own, other = "k3y" * 14, "wandb_v1_" + "0aZ_" * 20
+    monkeypatch.setenv("WANDB_API_KEY", own)
+    given = {"command": f"WANDB_API_KEY={own} python train.py", "log": [other], "commit": "ab" * 20}
+    with (
+        contextlib.suppress(RuntimeError),
+        record(tmp_path, name="keys", config=given, notes=f"with {own}", environment={"shell": own}) as run,
+    ):
+        run.log(0, loss=1.0)
+        run.event("warning", 0, message=f"key {own}")
+        raise RuntimeError(f"key {own} or {other} was refused")
+    text = "".join(path.read_text() for path in tmp_path.rglob("*.json*"))
+    assert (own in text, other in text) == (False, False)
+    assert text.count("(key)") == 7
+    assert "ab" * 20 in text
+    assert verify([tmp_path]) == (1, [])
 
 
 def test_a_step_that_no_table_holds_is_refused(tmp_path: Path) -> None:

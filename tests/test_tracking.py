@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +19,7 @@ from records import config as make_config
 from wandb_server import KEY, StoredRun, WandbServer, wandb_environment
 
 from altgrad.config import ExperimentConfig, parse_config
-from altgrad.runs import RunWriter
+from altgrad.runs import RunWriter, load_runs, tracking
 from altgrad.runs.tracking import Tracker
 from altgrad.runs.wandb_access import without_key
 
@@ -69,8 +73,9 @@ def finished(server: WandbServer, tmp_path_factory: pytest.TempPathFactory) -> t
             tracker = mirrored(config, run, range(1, 21), lines)
             assert tracker.url is not None
             run.set_wandb_url(tracker.url)
-            tracker.alert("stall", "no update reaches the grid")
-            tracker.alert("stall", "again, a moment later")
+            tracker.alert("stall", "mlp", "no update reaches the grid")
+            tracker.alert("stall", "head", "again, a moment later")
+            tracker.alert("overflow", "head", "of another kind")
             run.finish({"final_val_loss": 2.0})
             tracker.finish("finished", {"final_val_loss": 2.0, "worst": math.inf})
         return server.runs()[run.run_id], run.path, lines
@@ -107,8 +112,10 @@ def test_the_address_in_the_record_is_the_one_that_w_and_b_gave(
     assert record["wandb_url"] == f"{server.url}/team/altgrad/runs/{record['id']}"
 
 
-def test_alerts_are_sent_one_a_minute_at_most(server: WandbServer, finished: tuple[StoredRun, Path, list[str]]) -> None:
-    assert [alert["text"] for alert in server.alerts] == ["no update reaches the grid"]
+def test_alerts_of_a_kind_are_sent_one_a_minute_at_most(
+    server: WandbServer, finished: tuple[StoredRun, Path, list[str]]
+) -> None:
+    assert [alert["text"] for alert in server.alerts] == ["no update reaches the grid", "of another kind"]
 
 
 def test_no_key_is_in_the_record_s_folder(finished: tuple[StoredRun, Path, list[str]]) -> None:
@@ -198,3 +205,95 @@ def test_a_bad_address_is_one_line(address: str, tmp_path: Path, monkeypatch: py
     assert len(lines) == 1
     assert "W&B tracking is off" in lines[0]
     assert "\n" not in lines[0]
+
+
+def test_a_client_that_does_not_come_back_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        offline, url = False, "https://w.example/r"
+        goes_on = threading.Event()
+
+        def log(self, row: dict[str, float], step: int) -> None:
+            self.goes_on.wait(30)
+
+    monkeypatch.setattr(tracking, "CALL_SECONDS", 0.2)
+    lines: list[str] = []
+    tracker = Tracker(Client(), {"id": "x"}, lines.append)
+    began = time.monotonic()
+    tracker.log({"step": 0, "loss": 1.0})
+    while not lines and time.monotonic() - began < 10:
+        tracker.log({"step": 1, "loss": 1.0})
+        time.sleep(0.01)
+    tracker.finish("finished")
+    Client.goes_on.set()
+    assert time.monotonic() - began < 5
+    assert lines == [
+        "W&B tracking stopped: its client did not take a row within 0.2 s. The run goes on with its local record."
+    ]
+
+
+TRAINING = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from records import DATA, config
+from altgrad.runs import RunWriter, tracking
+from altgrad.runs.tracking import Tracker
+
+tracking.START_SECONDS, tracking.FINISH_SECONDS = map(float, sys.argv[2:4])
+
+def own_process_of_wandb():
+    from wandb.sdk import wandb_setup
+    return wandb_setup.singleton()._connection._proc._process.pid
+
+made = config(tracking="online")
+with RunWriter.create(Path(sys.argv[1]), made, data_fingerprint=DATA, environment={}) as run:
+    tracker = Tracker.start(made, run.run, run.path, lambda line: print(line, flush=True))
+    if sys.argv[4] != "-":
+        os.kill(own_process_of_wandb(), getattr(signal, sys.argv[4]))
+    begun = time.monotonic()
+    for step in range(2500):
+        row = {f"metric_{index}": 1 / 3 for index in range(60)}
+        tracker.log({"step": step, **row})
+        run.log(step, **row)
+    assert time.monotonic() - begun < 20, "the mirror held up the loop"
+    run.log(2500, val_loss=1.0)
+    run.finish({"val_loss": 1.0})
+    tracker.finish("finished")
+"""
+
+
+@pytest.mark.usefixtures("_surroundings")
+@pytest.mark.parametrize(
+    ("fault", "kill", "said"),
+    [
+        ({"kind": "401"}, "-", "W&B could not start: "),
+        ({"kind": "404"}, "-", "W&B could not start: "),
+        ({"kind": "portal"}, "-", "W&B could not start: "),
+        ({"kind": "malformed"}, "-", "W&B could not start: "),
+        ({"kind": "429"}, "-", "W&B could not start: "),
+        ({"kind": "500"}, "-", "W&B could not start: "),
+        ({"kind": "hang"}, "-", "W&B could not start: "),
+        ({"kind": "hang", "only": "file_stream"}, "-", "W&B did not take the end of the run: "),
+        (None, "SIGSTOP", "W&B did not take the end of the run: no answer within 8 s"),
+        (None, "SIGKILL", "W&B tracking stopped: "),
+    ],
+)
+def test_whatever_w_and_b_does_the_run_ends_with_its_whole_record(
+    server: WandbServer, tmp_path: Path, fault: dict[str, str] | None, kill: str, said: str
+) -> None:
+    """The whole process: at its end, too, W&B's client would wait."""
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tests.parent), str(tests)))}
+    environment.pop("WANDB_SERVICE", None)  # of another test's client
+    began = time.monotonic()
+    with server.misbehaving(**fault) if fault else contextlib.nullcontext():
+        done = subprocess.run(
+            [sys.executable, "-c", TRAINING, str(tmp_path / "runs"), "6", "8", kill], stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, env=environment, timeout=100,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 60
+    assert done.stdout.startswith(said), done.stdout
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    (record,) = load_runs([tmp_path / "runs"]).records
+    assert (record.status, len(record.history)) == ("finished", 2501)

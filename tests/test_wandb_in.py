@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -26,11 +28,12 @@ from altgrad.analysis.reports import arm_pages
 from altgrad.cli import main
 from altgrad.config import config_keys
 from altgrad.pages import write_folder
-from altgrad.runs import load_runs, read_run
+from altgrad.runs import load_runs, read_run, tracking
 from altgrad.runs.query import verify
 from altgrad.runs.wandb_files import import_files
 from altgrad.runs.wandb_names import CONFIG, METRICS, map_config, map_history, normal, table
 from altgrad.runs.wandb_pull import Pulled, pull
+from altgrad.runs.wandb_records import make_record, sole_writer, write_record
 
 pytest.importorskip("wandb", reason="the package wandb is not installed")
 
@@ -270,6 +273,124 @@ def test_an_interrupted_pull_keeps_what_came_and_goes_on(server: WandbServer, ho
     assert (again.unchanged, len(again.fetched)) == (2, 4)
 
 
+def test_no_pull_replaces_another_run_s_record(server: WandbServer, home: Path) -> None:
+    """A run in W&B that says it is one that was recorded here, or that lies in two projects."""
+    path = write_run(home / "theirs", make_config("e4m3", seed=21))
+    mirror(home / "theirs", "online")
+    genuine = server.runs("altgrad").pop(path.name)
+    server.runs("claims")["imposter"] = dataclasses.replace(genuine, name="imposter")
+    before = {each.name: each.read_bytes() for each in path.iterdir() if each.is_file()}
+    found = pull(home / "theirs", "claims", "team", silence=SILENCE)
+    assert (found.reason, found.fetched) == (None, [])
+    assert [(p.where, p.reason) for p in found.problems] == [
+        ("imposter", f"{path.name}: a run that was recorded here has this id already, and is kept")
+    ]
+    assert {each.name: each.read_bytes() for each in path.iterdir() if each.is_file()} == before
+    server.runs("first")[path.name] = server.runs("second")[path.name] = genuine
+    assert pull(home / "twice", "first", "team", silence=SILENCE).fetched == [path.name]
+    again = pull(home / "twice", "second", "team", silence=SILENCE)
+    assert "the run team/first/" in again.problems[0].reason
+    kept = import_files(path, home / "twice") if list(path.rglob("*.wandb")) else None
+    assert kept is None or (kept.recorded_here, kept.fetched) == (1, [])
+    assert by_wandb_id(home / "twice")[path.name].run["origin"]["project"] == "first"
+
+
+def test_what_no_record_can_be_made_of_is_named_and_written_nowhere(server: WandbServer, home: Path) -> None:
+    bad: dict[str, dict[str, Any]] = {
+        "time": {"created": "0001-01-01T00:00:00+14:00"},
+        "mark": {"heartbeat": "soon"},
+    }
+    for name, fields in bad.items():
+        server.add("unfit", name, **fields)
+    server.add("unfit", "good", history=[{"loss": 1.0}])
+    found = pull(home / "unfit", "unfit", "team", silence=SILENCE)
+    assert sorted(problem.where for problem in found.problems) == sorted(bad)
+    assert (found.reason, len(found.fetched)) == (None, 1)
+    loaded = load_runs([home / "unfit"])
+    assert (len(loaded.records), loaded.problems) == (1, ())
+    with pytest.raises(ValueError, match="too large"):
+        map_history([{"_step": 1e300, "loss": 1.0}])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_a_run_in_w_and_b_says_it_is_refused_or_its_record_is_read(tmp_path: Path, seed: int) -> None:
+    """Descriptions of a run of AltGrad's and of one of other code, with values replaced at random."""
+    record = read_run(write_run(tmp_path / "runs", make_config("e4m3")))
+    logged = record.config.identity() | {"study": "local", "altgrad": tracking._own(record.run)}
+    described: dict[str, Any] = {
+        "id": record.id, "entity": "team", "project": "p", "name": "n", "state": "finished", "lines": 3, "notes": "",
+        "heartbeat": "2026-01-01T00:00:00", "created": "2026-01-01T00:00:00", "url": "https://x.example/a", "tags": [],
+        "group": None, "summary": {"altgrad": tracking._ending(record.run, "finished", {"a": 1})},
+    }  # fmt: skip
+    chance, made = random.Random(seed), 0
+    for number in range(60):
+        config = chance.choice([logged, {"lr": 1, "seed": 3, "model": {"x": 1}}])
+        told = {"run": described | {"config": config}, "rows": [{"_step": i, "val_loss": 1.0} for i in range(3)]}
+        told = json.loads(json.dumps(told))
+        for _ in range(chance.randint(1, 2)):
+            replace_one(told, chance)
+        try:
+            run, history = make_record(told["run"], told["rows"])
+            write_record(tmp_path / str(number), run, history)
+        except (ValueError, TypeError, LookupError, OverflowError):
+            continue
+        found = load_runs([tmp_path / str(number)])
+        assert (len(found.records), found.problems) == (1, ())
+        made += 1
+    assert 15 < made < 60
+
+
+STRANGE: tuple[Any, ...] = (
+    None, True, -1, 2**70, 1e300, math.nan, "x" * 300, "", "<b>\n|`", [], [1, ["a"]], {}, {"a": {"b": None}}, "NaN",
+    "\ud800", {"_type": "x"}, "9999-12-31T23:59:59-23:00",
+)  # fmt: skip
+
+
+def replace_one(value: Any, chance: random.Random) -> None:
+    """Puts something strange in one place of a nested value, but for its top and its rows themselves."""
+    places = []
+
+    def visit(inner: Any, depth: int) -> None:
+        for key in list(inner) if isinstance(inner, dict) else range(len(inner)):
+            if depth > 1 or (depth == 1 and isinstance(key, str) and key != "id"):
+                places.append((inner, key))
+            if isinstance(inner[key], dict | list):
+                visit(inner[key], depth + 1)
+
+    visit(value, 0)
+    inner, key = chance.choice(places)
+    inner[key] = chance.choice(STRANGE)
+
+
+def test_a_list_without_an_end_is_not_followed(
+    server: WandbServer, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add("endless", "e", history=[{"loss": 1.0}])
+    answer = server._Runs
+
+    def again_and_again(given: Any) -> dict[str, Any]:
+        found = answer({**given, "cursor": "0"})
+        found["project"]["runs"]["pageInfo"] = {"endCursor": "0", "hasNextPage": True}
+        return found
+
+    monkeypatch.setattr(server, "_Runs", again_and_again)
+    found = pull(home / "endless", "endless", "team", silence=SILENCE)
+    assert "its list has the run 'e' twice" in str(found.reason)
+
+
+def test_a_pull_has_every_row_where_w_and_b_s_own_history_is_sampled(server: WandbServer, home: Path) -> None:
+    server.add("dense", "d", history=[{"loss": 1 / (1 + step)} for step in range(1200)])
+    command = (
+        "import wandb\nrun = wandb.Api().run('team/dense/d')\n"
+        "print(len(run.history(samples=50, pandas=False)), len(run.history(keys=['loss'], samples=50, pandas=False)))"
+    )
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["50", "50"]
+    pull(home / "dense", "dense", "team", silence=SILENCE)
+    assert len(by_wandb_id(home / "dense")["d"].history) == 1200
+
+
 def test_one_run_that_cannot_be_fetched_does_not_hold_up_the_others(server: WandbServer, home: Path) -> None:
     server.add("one-bad", "good", history=[{"loss": 1.0}])
     server.add("one-bad", "bad", history=[{"loss": 1.0}], created="yesterday")
@@ -418,6 +539,77 @@ def test_without_a_key_nothing_is_imported_and_nothing_asked(server: WandbServer
     assert done.returncode == 0, done.stderr
     assert "no W&B API key" in done.stdout
     assert not requests
+
+
+PAGES = """
+import sys
+from pathlib import Path
+
+def refuse(event, arguments):
+    asks = event == "subprocess.Popen" and "wandb" in str(arguments)
+    if asks or event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+        raise SystemExit(f"{event} {arguments}")
+
+sys.addaudithook(refuse)
+from altgrad.analysis.reports import site_pages
+from altgrad.pages import write_folder
+
+for family in ("home", "reports", "runs"):
+    write_folder(site_pages(family), Path(sys.argv[1]) / family, site_root="../")
+"""
+
+
+def test_the_site_s_pages_are_made_without_a_network_where_there_is_a_key(
+    server: WandbServer, home: Path, tmp_path: Path
+) -> None:
+    write_run(home / "one", make_config("e4m3"))
+    environment = surroundings(home / "one", WANDB_PROJECT="altgrad", PYTHONPATH=str(ROOT))
+    with server.counting() as requests:
+        done = subprocess.run(
+            [sys.executable, "-c", PAGES, str(tmp_path)], capture_output=True, text=True, env=environment
+        )
+    assert done.returncode == 0, done.stderr
+    assert not requests
+    assert "e4m3" in "".join(path.read_text() for path in (tmp_path / "runs").glob("*.md"))
+
+
+@pytest.mark.parametrize(
+    ("project", "entity"), [("a/b", "team"), ("../x", None), ("", "a b\n<c>"), ("p" * 300, "\u202e")]
+)
+def test_a_strange_project_is_a_reason(home: Path, project: str, entity: str | None) -> None:
+    found = pull(home / "strange", project, entity, silence=SILENCE)
+    assert found.fetched == []
+    assert found.reason
+    assert "\n" not in found.reason
+    assert [path.name for path in (home / "strange").iterdir()] == [".pull"]
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled", "dryrun"])
+def test_a_mode_without_a_network_asks_nothing(
+    server: WandbServer, home: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    with server.counting() as requests:
+        assert f"WANDB_MODE={mode}" in str(pull(home / "mode", "altgrad", silence=SILENCE).reason)
+    assert not requests
+
+
+def test_reports_are_made_where_a_pull_has_no_folder_to_write_to(server: WandbServer, home: Path) -> None:
+    """A source that is a file's name, an empty list of sources, and a folder into which another pull writes."""
+    server.add("nowhere-to", "n", history=[{"loss": 1.0}])
+    (home / "a-file").write_text("x")
+    with sole_writer(home / "busy-folder"):
+        for runs, reason in (
+            (home / "a-file", "cannot be written"),
+            ("", "there is no folder for its runs"),
+            (home / "busy-folder", "another pull or import is writing there"),
+        ):
+            environment = os.environ | {"ALTGRAD_RUNS": str(runs)}
+            done = script("--project", "nowhere-to", "--output-dir", str(home / "made"), environment=environment)
+            assert done.returncode == 0, done.stderr
+            assert "Generating placeholder reports." in done.stdout
+            assert reason in done.stdout
+            assert "Traceback" not in done.stderr
 
 
 def test_the_key_of_netrc_is_found(server: WandbServer, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

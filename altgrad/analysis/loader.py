@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from altgrad.config import LAYER_TYPES, ExperimentConfig, ScaleRule
+from altgrad.config import LAYER_TYPES, ExperimentConfig, ScaleRule, UsageError
 from altgrad.formats import get_format
 from altgrad.runs import Problem, RunRecord, RunSet, default_sources, load_runs
 from altgrad.runs.pack import is_histogram, is_last, is_over_time
@@ -82,6 +82,7 @@ class ExperimentDataLoader:
             it no network is used. That W&B gives nothing is no error: `pulled` says why, and local records are read.
         entity: that owns the project; default: WANDB_ENTITY, else the key's own.
         silence: seconds without anything from W&B after which the fetching ends.
+        progress: as for `altgrad.runs.wandb_pull.pull`.
     """
 
     def __init__(
@@ -91,17 +92,23 @@ class ExperimentDataLoader:
         project: str | None = None,
         entity: str | None = None,
         silence: float = 6.0,
+        progress: Callable[[Pulled, int], None] | None = None,
     ) -> None:
         self._sources = None if sources is None else tuple(Path(source) for source in sources)
-        self._project, self._entity, self._silence = project, entity, silence
+        self._project, self._entity, self._silence, self._progress = project, entity, silence, progress
 
     @cached_property
     def pulled(self) -> Pulled | None:
         """What was fetched from W&B, and why not more; None where W&B was not asked."""
         if self._project is None:
             return None
-        out = (self._sources or default_sources())[-1]
-        return pull(out, self._project, self._entity, silence=self._silence)
+        sources = default_sources() if self._sources is None else self._sources
+        if not sources:
+            return Pulled(self._project, self._entity, reason="there is no folder for its runs: no source is given")
+        try:
+            return pull(sources[-1], self._project, self._entity, silence=self._silence, progress=self._progress)
+        except UsageError as error:  # the folder is read-only, or another pull is at work: what is there can be read
+            return Pulled(self._project, self._entity, reason=str(error).removeprefix("--out "))
 
     @cached_property
     def run_set(self) -> RunSet:
@@ -161,14 +168,12 @@ class ExperimentDataLoader:
         Columns step, layer, layer_type, operand, statistic, value, n (runs), with the largest step where they differ.
         The histograms of codes are sums over the runs.
         """
-        frames = []
-        for run_id in run_ids:
-            layers = self.layers(run_id)
-            if len(layers):
-                frames.append(layers[is_last(layers)])
+        frames = [frame for run_id in run_ids if len(frame := self.layers(run_id))]
         if not frames:
             return pd.DataFrame(columns=[*LAYER_COLUMNS, "n"])
-        grouped = pd.concat(frames, ignore_index=True).groupby(list(LAYER_COLUMNS[1:-1]), sort=False)
+        every = pd.concat(frames, ignore_index=True)
+        runs = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
+        grouped = every[is_last(every, runs)].groupby(list(LAYER_COLUMNS[1:-1]), sort=False)
         frame = grouped.agg(
             step=("step", "max"), value=("value", "mean"), total=("value", "sum"), n=("value", "count")
         ).reset_index()

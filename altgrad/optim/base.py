@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from altgrad.config import COMBINATIONS
 from altgrad.formats import FloatFormat, get_format
 from altgrad.rounding import quantize
+from altgrad.scaling import power_of_two_scale
 
 HEADROOM, HYSTERESIS = 2, 4
 _IN_CACHE = 1 << 18
@@ -239,19 +240,6 @@ def largest_magnitudes(tensors: list[Tensor]) -> list[float]:
 def _limits(fmt: FloatFormat) -> tuple[int, int]:
     """Exponents of scales that keep the whole grid among float32's normal numbers; 0 where there are none."""
     return max(-126, min(-126 - fmt.quantum_exponent, 0)), min(127, max(127 - fmt.max_exponent, 0))
-
-
-@lru_cache(maxsize=256)
-def _top(fmt: FloatFormat) -> tuple[float, int]:
-    return math.frexp(fmt.max)
-
-
-def power_of_two_scale(largest: float, fmt: FloatFormat) -> float:
-    """`amax_scale` (power_of_two=True) of a tensor whose largest magnitude is known, as a number."""
-    if largest == 0 or not math.isfinite(largest):
-        return 1.0 if largest == 0 else math.nan
-    (mantissa, exponent), (top, top_exponent) = math.frexp(largest), _top(fmt)
-    return 2.0 ** min(max(exponent - top_exponent + (mantissa > top), -126), 127)
 
 
 def grid_scale(largest: float, fmt: FloatFormat) -> float:

@@ -11,7 +11,8 @@ preconditioning" multiplies the *gradient* instead, before the moments, and step
     g <- S g,  S = 2^(floor(log2|w|) - M);   dw = -lr * u        precondition "gradient"
 
 which is half of the chain rule, and of which Adam's normalisation cancels what does not change over time: with S
-constant it only turns eps into eps / S (benchmarks/step_slopes.py measures what stays). Close relatives are Madam (Bernstein et al. 2020, arXiv 2006.14560) and LNS-Madam (arXiv 2106.13914).
+constant it only turns eps into eps / S (benchmarks/step_slopes.py measures what stays). Close relatives are Madam
+(Bernstein et al. 2020, arXiv 2006.14560) and LNS-Madam (arXiv 2106.13914).
 
 Weight decay is decoupled (Loshchilov & Hutter 2019, arXiv 1711.05101) and part of the step that is scaled: "update"
 makes w <- w - lr * S * (u + weight_decay * w), so where S is constant it is AdamW with the learning rate lr * S;
@@ -48,12 +49,11 @@ from altgrad.optim.base import (
     corrections,
     draw_seed,
     largest_magnitudes,
-    power_of_two_scale,
     update_moments,
     without_infinities,
 )
 from altgrad.rounding import power_of_two_below, quantize, ulp
-from altgrad.scaling import amax_scale
+from altgrad.scaling import amax_scale, power_of_two_scale
 
 PRECONDITIONS = (None, "gradient", "update")
 STIFFNESSES = ("ulp", "shuffled", "constant")

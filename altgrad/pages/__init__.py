@@ -4,7 +4,7 @@ Page -> write_folder   plain markdown with SVG and CSV files beside it (reports/
      -> write_mkdocs   the same through mkdocs-gen-files (the site)
 """
 
-from altgrad.pages.chart import BACKGROUND, FOREGROUND, GRID, HEAT, MUTED, PALETTE, fixed_svg, inline_svg
+from altgrad.pages.chart import BACKGROUND, FOREGROUND, GRID, HEAT, MUTED, PALETTE, chart_figure, fixed_svg, inline_svg
 from altgrad.pages.content import (
     Block,
     Bullets,
@@ -34,6 +34,7 @@ from altgrad.pages.content import (
 )
 from altgrad.pages.folder import write_folder
 from altgrad.pages.mkdocs import write_mkdocs
+from altgrad.pages.sketch import Axis, Sketch, plot_axes
 
 __all__ = [
     "BACKGROUND",
@@ -42,6 +43,7 @@ __all__ = [
     "HEAT",
     "MUTED",
     "PALETTE",
+    "Axis",
     "Block",
     "Bullets",
     "Cell",
@@ -59,8 +61,10 @@ __all__ = [
     "PageRef",
     "Paragraph",
     "Provenance",
+    "Sketch",
     "Table",
     "Text",
+    "chart_figure",
     "code",
     "escape",
     "fixed_svg",
@@ -68,6 +72,7 @@ __all__ = [
     "join",
     "link",
     "md",
+    "plot_axes",
     "slug",
     "write_folder",
     "write_mkdocs",

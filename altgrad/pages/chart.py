@@ -13,9 +13,11 @@ from html import escape as escape_html
 from typing import TYPE_CHECKING, Any
 
 from altgrad.pages.content import Chart, visible
+from altgrad.pages.sketch import INCH, Sketch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PALETTE = ("#1a6b8f", "#c2571a", "#3a7d44", "#8a4fa3", "#a07a12", "#b23a52", "#4a5fb0", "#5b6b64")
 """Eight colours told apart with the common colour-vision deficiencies; each 4.5:1 on white, or close to it."""
@@ -68,18 +70,19 @@ _DECORATION = re.compile(
 )
 
 
-def fixed_svg(chart: Chart) -> bytes:
-    """The chart as a self-contained SVG file in fixed colours on white; the same bytes every time.
+def chart_figure(chart: Chart) -> Figure:
+    """The chart as a matplotlib figure in fixed colours, for a notebook or another file format.
 
-    Identifiers in the file start with the chart's id, so that several can stand on one page; there is no style sheet
-    and no font beyond the reader's own sans-serif.
+    Raises:
+        ValueError: the chart is a sketch, drawn without matplotlib.
     """
+    if chart.draw is None:
+        raise ValueError(f"chart {chart.id}: it is drawn as a sketch, without matplotlib; use its SVG")
     import matplotlib as mpl
     from cycler import cycler
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": chart.id, "axes.prop_cycle": cycler(color=PALETTE)}):
+    with mpl.rc_context({**_STYLE, "axes.prop_cycle": cycler(color=PALETTE)}):
         figure = Figure(figsize=(chart.width, chart.height), layout=None if chart.margins else "constrained")
         figure.patch.set_visible(False)
         axes: Axes = figure.subplots()
@@ -89,7 +92,24 @@ def fixed_svg(chart: Chart) -> bytes:
             figure.subplots_adjust(left / across, bottom / up, 1 - right / across, 1 - top / up)
         axes.set_facecolor("none")
         chart.draw(axes)
-        canvas: Any = FigureCanvasSVG(figure)
+    return figure
+
+
+def fixed_svg(chart: Chart) -> bytes:
+    """The chart as a self-contained SVG file in fixed colours on white; the same bytes every time.
+
+    Identifiers in the file start with the chart's id, so that several can stand on one page; there is no style sheet
+    and no font beyond the reader's own sans-serif.
+    """
+    if chart.sketch is not None:
+        sketch = Sketch(chart.width * INCH, chart.height * INCH)
+        chart.sketch(sketch)
+        return (_head(chart, sketch.width, sketch.height) + f"\n{sketch.svg()}\n</svg>\n").encode()
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": chart.id}):
+        canvas: Any = FigureCanvasSVG(chart_figure(chart))
         buffer = io.StringIO()
         # Not `savefig`: it lays the figure out twice, which is a third of the time.
         canvas.print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
@@ -106,14 +126,19 @@ def _own_svg(svg: str, chart: Chart) -> str:
     box = re.search(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"', head)
     if box is None:
         raise ValueError(f"chart {chart.id}: matplotlib's drawing has no viewBox")
-    width, height = box.groups()
+    return _head(chart, *map(float, box.groups())) + body
+
+
+def _head(chart: Chart, width: float, height: float) -> str:
+    """The beginning of a drawing: its size in points, its role and name, its words, its background."""
+    name = f"chart-{chart.id}"
     title, description = (escape_html(visible(text)) for text in (chart.title, chart.description))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{width}pt" '
-        f'height="{height}pt" viewBox="0 0 {width} {height}" role="img" font-family="system-ui, sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{width:g}pt" '
+        f'height="{height:g}pt" viewBox="0 0 {width:g} {height:g}" role="img" font-family="system-ui, sans-serif" '
         f'aria-labelledby="{name}-title {name}-description">\n'
         f'<title id="{name}-title">{title}</title>\n<desc id="{name}-description">{description}</desc>\n'
-        f'<rect width="100%" height="100%" fill="white"/>{body}'
+        f'<rect width="100%" height="100%" fill="white"/>'
     )
 
 

@@ -8,8 +8,9 @@ built by `md` from a template of ours and escaped values. There is no other way 
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote, urlsplit
@@ -17,6 +18,8 @@ from urllib.parse import quote, urlsplit
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+    from altgrad.pages.sketch import Sketch
 
 TEXT_LIMIT = 1000
 """Longest untrusted text shown in full, in characters; a table cell shows `CELL_LIMIT`."""
@@ -74,13 +77,21 @@ def slug(text: str) -> str:
 
 @dataclass(frozen=True)
 class PageRef:
-    """A page of this site by its path without suffix ("runs/e5m2-wag-adamw"), and an anchor on it."""
+    """A page of this site by its path without suffix ("runs/e5m2-wag-adamw"), and an anchor on it.
+
+    A path that ends in .csv, .json or .svg is a file beside a page: "runs/e5m2-wag-adamw.curves.json".
+    """
 
     path: str
     anchor: str = ""
 
     def __post_init__(self) -> None:
         check_path(self.path)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file beside a page."""
+        return self.path.endswith((".csv", ".json", ".svg"))
 
 
 def check_path(path: str) -> str:
@@ -165,6 +176,33 @@ def resolve(text: Md, address: Callable[[PageRef], str]) -> Md:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Who made a chart or a table: a function of a file.
+
+    Attributes:
+        path: of the file, absolute.
+        function: its name, with that of its class; empty at the top of a script.
+    """
+
+    path: str
+    function: str
+
+    @property
+    def name(self) -> str:
+        """For readers: "gap_chart()", or the name of the file."""
+        return f"{self.function}()" if self.function else self.path.rsplit("/", 1)[-1]
+
+
+def _maker() -> Source:
+    """The function that is making a value: the first frame above the dataclass's own."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename in (__file__, "<string>"):
+        frame = frame.f_back
+    function = frame.f_code.co_qualname.split(".<locals>")[0]
+    return Source(frame.f_code.co_filename.replace("\\", "/"), "" if function == "<module>" else function)
+
+
+@dataclass(frozen=True)
 class Heading:
     """A section heading, level 2 to 4. A heading that is linked to names its `anchor`; others get one from the text."""
 
@@ -201,13 +239,17 @@ Cell = str | Md | Link | int | float | None
 
 @dataclass(frozen=True)
 class Table:
-    """A table; `data` (which needs an `id`) is offered as CSV beside it. A None cell is shown as a dash."""
+    """A table; `data` (which needs an `id`) is offered as CSV beside it. A None cell is shown as a dash.
+
+    `source` is the function that made it, found by itself; the site links to it beside the data.
+    """
 
     columns: tuple[Column | str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: Text = ""
     data: pd.DataFrame | None = field(default=None, compare=False)
     id: str = ""
+    source: Source = field(default_factory=_maker, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if any(len(row) != len(self.columns) for row in self.rows):
@@ -226,22 +268,28 @@ class Chart:
         description: What a reader who cannot see the chart should know.
         data: What is plotted, written as CSV beside the chart.
         draw: Draws onto matplotlib axes with the colours of `altgrad.pages.chart`.
+        sketch: In place of `draw`: draws with `altgrad.pages.sketch`, a tenth of the time, for pages that are many.
         width, height: Size in inches.
         margins: Left, right, bottom and top of the axes in inches; measured from the labels where not given, which
             costs as much time as the drawing.
+        source: Which function made it, found by itself; the site links to it.
     """
 
     id: str
     title: str
     description: str
     data: pd.DataFrame = field(compare=False)
-    draw: Callable[[Axes], None] = field(compare=False)
+    draw: Callable[[Axes], None] | None = field(default=None, compare=False)
     width: float = 7.2
     height: float = 3.6
     margins: tuple[float, float, float, float] | None = None
+    sketch: Callable[[Sketch], None] | None = field(default=None, compare=False)
+    source: Source = field(default_factory=_maker, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check_path(self.id)
+        if (self.draw is None) == (self.sketch is None):
+            raise ValueError(f"chart {self.id}: either `draw` or `sketch` draws it")
 
 
 @dataclass(frozen=True)
@@ -281,10 +329,11 @@ Block = Heading | Paragraph | Bullets | Table | ChartBlock | Note | Details | Co
 
 @dataclass(frozen=True)
 class Download:
-    """A file that lies beside its page."""
+    """A file that lies beside its page; the page lists it at its end unless its own blocks link to it."""
 
     name: str
     content: bytes
+    listed: bool = True
 
     def __post_init__(self) -> None:
         check_path(self.name)
@@ -309,6 +358,8 @@ class Page:
         search: Whether the site's search finds it.
         downloads: Further files beside the page.
         provenance: The page's foot.
+        moved: Where references lead whose page is no page of its own, by path: an arm that only a sweep has, for one.
+            A reference keeps its anchor where it has one.
     """
 
     path: str
@@ -318,6 +369,12 @@ class Page:
     search: bool = True
     downloads: tuple[Download, ...] = ()
     provenance: Provenance | None = None
+    moved: Mapping[str, PageRef] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         check_path(self.path)
+
+    def place_of(self, reference: PageRef) -> PageRef:
+        """Where a reference on this page leads in the end."""
+        target = self.moved.get(reference.path)
+        return reference if target is None else PageRef(target.path, reference.anchor or slug(target.anchor))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from altgrad.pages.content import Page, PageRef
@@ -21,7 +22,10 @@ def write_folder(pages: Iterable[Page], folder: Path, *, site_root: str) -> list
     pages = tuple(pages)
     names = {page.path: page.path.rsplit("/", 1)[-1] for page in pages}
 
-    def address(reference: PageRef) -> str:
+    def address(reference: PageRef, page: Page) -> str:
+        reference = page.place_of(reference)
+        if reference.is_file:
+            return reference.path.rsplit("/", 1)[-1]
         anchor = f"#{reference.anchor}" if reference.anchor else ""
         if reference.path in names:
             return f"{names[reference.path]}.md{anchor}"
@@ -31,7 +35,7 @@ def write_folder(pages: Iterable[Page], folder: Path, *, site_root: str) -> list
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for page in pages:
-        name, dialect = names[page.path], Dialect(site=False, address=address)
+        name, dialect = names[page.path], Dialect(site=False, address=partial(address, page=page))
         content = {f"{name}.md": render(page, dialect).encode(), **files(page, dialect)}
         for stale in [*folder.glob(f"{name}.*.svg"), *folder.glob(f"{name}.*.csv")]:
             if stale.name not in content:

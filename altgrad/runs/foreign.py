@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from altgrad.config import ExperimentConfig, Scalar, UsageError, config_keys, one_line, parse_config
-from altgrad.runs.schema import digest, plain, without_paths
+from altgrad.runs.schema import digest, plain, without_keys, without_paths
 from altgrad.runs.writer import RunWriter
 
 _BOOKKEEPING = ("name", "notes", "tags", "study", "seed", "data", "foreign", "tracking", "checkpoint")
@@ -186,7 +186,7 @@ def _scalar(key: str, value: Any, depth: int = 1) -> Scalar:
     if isinstance(scalar, float):
         return str(scalar) if not math.isfinite(scalar) else int(scalar) if scalar.is_integer() else scalar
     if isinstance(scalar, str):
-        text = without_paths(scalar.encode(errors="replace").decode())
+        text = without_keys(without_paths(scalar.encode(errors="replace").decode()))
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… (cut: {len(text):,} characters)"
     return scalar
 

@@ -20,7 +20,7 @@ import pandas as pd
 
 from altgrad.config import ExperimentConfig, UsageError, config_keys
 from altgrad.formats import get_format
-from altgrad.runs.schema import STATUSES, Problem, RecordError, run_id
+from altgrad.runs.schema import STATUSES, NewerRecord, Problem, RecordError, run_id
 from altgrad.runs.store import PACKED, RunRecord, RunSet, read_packed, read_run, read_table, record_folders
 from altgrad.runs.writer import CLOCK_SLACK, REPORT, is_locked
 
@@ -30,6 +30,9 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 }  # fmt: skip
 _CONDITION = re.compile(r"(?P<key>[^<>=!]+?)\s*(?P<sign><=|>=|!=|==|=|<|>)\s*(?P<value>.*)", re.DOTALL)
 _FILES = re.compile(rf"run\.json|{re.escape(REPORT)}|lock|checkpoints|wandb|(history|layers)\.(jsonl|parquet)|.*\.tmp")
+
+
+_NEWER = "a later version of AltGrad wrote it"
 
 
 def values(record: RunRecord) -> dict[str, Any]:
@@ -324,7 +327,9 @@ def prunable(
     conditions: Sequence[str] = (),
     old: bool = False,
 ) -> list[Prunable]:
-    """The local records that meet all criteria; packed studies are never among them, and running ones are refused.
+    """The local records that meet all criteria; packed studies are never among them.
+
+    Running ones, and ones that a later version of AltGrad wrote, are refused.
 
     Args:
         sources: folders of records.
@@ -337,12 +342,16 @@ def prunable(
     if unknown:
         raise UsageError(f"--status {sorted(unknown)[0][:80]!r}: one of {', '.join(STATUSES)}, damaged")
     records: dict[Path, RunRecord | None] = {}
+    newer: set[Path] = set()
     for source in sources:
         aside = [path for path in sorted(source.glob("*.old")) + sorted(source.glob("*/*.old")) if path.is_dir()]
         for folder in aside if old else record_folders(source):
             if not (folder / PACKED).exists():
                 try:
                     records[folder] = read_run(folder)
+                except NewerRecord:
+                    newer.add(folder)
+                    records[folder] = None
                 except RecordError:
                     records[folder] = None
     readable = [record for record in records.values() if record is not None]
@@ -360,7 +369,8 @@ def prunable(
         if (before and time > before) or (conditions and id(record) not in meeting):
             continue
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        found.append(Prunable(folder, status, size, "it is running" if status == "running" else _refusal(folder)))
+        kept = "it is running" if status == "running" else _NEWER if folder in newer else _refusal(folder)
+        found.append(Prunable(folder, status, size, kept))
     return found
 
 

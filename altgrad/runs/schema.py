@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import numbers
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -39,8 +40,15 @@ _URL_OR_PATH = re.compile(
 )
 
 
+_KEY = re.compile(r"\bwandb_v\d+_\w{20,}")
+
+
 class RecordError(UsageError):
     """A run record that cannot be used; the message names the file and the remedy."""
+
+
+class NewerRecord(RecordError):
+    """A record that a later version of AltGrad wrote: sound, but not to be read by this one."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +184,12 @@ def without_paths(text: str) -> str:
         return found["url"] or (found["quote"] or "") + (found["quoted"] or found["bare"])
 
     return _URL_OR_PATH.sub(last, text)
+
+
+def without_keys(text: str) -> str:
+    """`text` without the API key of WANDB_API_KEY, and without what can only be a key of W&B."""
+    own = os.environ.get("WANDB_API_KEY", "")
+    return _KEY.sub("(key)", text.replace(own, "(key)") if len(own) >= 16 else text)
 
 
 def digest(*parts: Any) -> str:

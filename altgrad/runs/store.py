@@ -25,6 +25,7 @@ from altgrad.runs.schema import (
     SCHEMA_VERSION,
     STATUSES,
     Failure,
+    NewerRecord,
     Problem,
     RecordError,
     arm_id,
@@ -205,6 +206,18 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(run, config, arm_id(config, run["data"]), tables.__getitem__)
 
 
+def check_run(run: Mapping[str, Any], where: str, with_loss: bool) -> None:
+    """What readers ask of a run.json, asked of one that is not written yet.
+
+    Raises:
+        RecordError: they would refuse it; `where` is what its line begins with.
+        ValueError, TypeError: it is no JSON.
+    """
+    read, config = _checked(json.loads(json.dumps(run, allow_nan=False)), where, False)
+    if not with_loss:
+        _needs_loss(read, config, where)
+
+
 def _ordered(history: pd.DataFrame) -> pd.DataFrame:
     if history["step"].is_monotonic_increasing and history["step"].is_unique:
         return history
@@ -235,7 +248,7 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
         shown = run["id"][:80].encode("unicode_escape").decode()
         raise RecordError(f"{where}/run.json: id '{shown}' has more than letters, digits, '.', '_' and '-'; restore it")
     if run["schema"] > SCHEMA_VERSION:
-        raise RecordError(f"{where}/run.json: schema {run['schema']} is newer than {SCHEMA_VERSION}; update altgrad")
+        raise NewerRecord(f"{where}/run.json: schema {run['schema']} is newer than {SCHEMA_VERSION}; update altgrad")
     if run["status"] not in STATUSES:
         raise RecordError(f"{where}/run.json: status {run['status'][:80]!r} must be one of {', '.join(STATUSES)}")
     if not isinstance(run["data"].get("sha256"), str):

@@ -1,18 +1,24 @@
 """The mirror of a run in W&B: it never stops, slows or prompts; what goes wrong is one line, and the record goes on.
 
+W&B's client is called from a thread of its own: a call that does not come back holds up nobody.
+
 The record is the source: what W&B lacks of a resumed run is sent from it, and what W&B has already is not sent again.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import math
 import os
+import queue
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +28,8 @@ from altgrad.runs.writer import read_jsonl
 
 START_SECONDS = 20.0
 FINISH_SECONDS = 30.0
+CALL_SECONDS = 30.0
+"""A log call is given up after so long; it takes a millisecond."""
 ALERTS = 10
 ALERT_SECONDS = 60.0
 MODES: dict[str, Any] = {
@@ -48,7 +56,12 @@ class Tracker:
         self._record = record
         self._warn = warn
         self._last = last
-        self._alerts: list[float] = []
+        self._alerts: list[tuple[str, float]] = []
+        self._calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self._begun: float | None = None  # when the call under way began
+        self._sender = threading.Thread(target=self._send, daemon=True)
+        if mirror is not None:
+            self._sender.start()
         self.url: str | None = None if mirror is None or mirror.offline else mirror.url
 
     @classmethod
@@ -102,6 +115,7 @@ class Tracker:
                 settings=wandb.Settings(
                     silent=True, console="off", init_timeout=START_SECONDS, x_disable_stats=True, disable_git=True,
                     disable_code=True, x_disable_meta=True, x_save_requirements=False, host="",
+                    finish_timeout=FINISH_SECONDS - 5,
                 ),
             )  # fmt: skip
             if mode == "online" and mirror.resumed:
@@ -119,42 +133,85 @@ class Tracker:
         """Send one history row in one call; `step` becomes W&B's step. NaN is sent as NaN."""
         if self._mirror is None or int(row["step"]) <= self._last:
             return
-        try:
-            self._mirror.log({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
-        except Exception as error:
-            self._mirror = None
-            self._warn(f"W&B tracking stopped: {reason_of(error)}. The run goes on with its local record.")
-
-    def alert(self, title: str, text: str) -> None:
-        """Send a warning for people, whom W&B may mail it to: `ALERTS` a run at most, and one in `ALERT_SECONDS`."""
-        now = time.monotonic()
-        if self._mirror is None or len(self._alerts) >= ALERTS or any(now - t < ALERT_SECONDS for t in self._alerts):
+        begun = self._begun
+        if begun is not None and time.monotonic() - begun > CALL_SECONDS:
+            self._give_up(f"its client did not take a row within {CALL_SECONDS:g} s")
             return
-        self._alerts.append(now)
-        try:
-            self._mirror.alert(title=title[:64], text=text[:1000])
-        except Exception as error:
-            self._warn(f"W&B did not take an alert: {reason_of(error)}.")
+        self._calls.put(partial(_log, self._mirror, dict(row)))
+
+    def alert(self, kind: str, where: str, text: str) -> None:
+        """Send a warning for people, whom W&B may mail it to.
+
+        `ALERTS` a run at most, and of a kind (such as "stall") one in `ALERT_SECONDS`.
+        """
+        now = time.monotonic()
+        recent = any(sent == kind and now - at < ALERT_SECONDS for sent, at in self._alerts)
+        if self._mirror is None or recent or len(self._alerts) >= ALERTS:
+            return
+        self._alerts.append((kind, now))
+        self._calls.put(partial(self._mirror.alert, title=f"{kind}: {where}"[:64], text=text[:1000]))
 
     def finish(self, status: str, summary: Mapping[str, Any] | None = None) -> None:
         """End the mirrored run; waits at most `FINISH_SECONDS` for what is still to be sent."""
         mirror, self._mirror = self._mirror, None
         if mirror is None:
             return
+        self._calls.put(None)
 
         def end() -> None:
+            self._sender.join()
             shown = {**(summary or {}), "status": status, "altgrad": _ending(self._record, status, summary or {})}
             for key, value in shown.items():
                 mirror.summary[key] = value if not isinstance(value, float) or math.isfinite(value) else str(value)
+            begun = time.monotonic()
             mirror.finish(exit_code=0 if status == "finished" else 1)
+            if time.monotonic() - begun >= FINISH_SECONDS - 5:  # by its own setting it gives up then, and says nothing
+                raise TimeoutError(f"not all was sent within {FINISH_SECONDS - 5:.0f} s")
 
         remedy = "; 'wandb sync' of the folder wandb in the record sends the rest"
         _bounded(end, FINISH_SECONDS, "did not take the end of the run", self._warn, remedy)
 
+    def _send(self) -> None:
+        """Makes the calls in their order, until None comes or one goes wrong."""
+        while (call := self._calls.get()) is not None:
+            self._begun = time.monotonic()
+            try:
+                call()
+                self._begun = None
+            except Exception as error:  # W&B's errors have no common base class
+                if self._mirror is not None:
+                    self._give_up(reason_of(error))
+                return
+
+    def _give_up(self, reason: str) -> None:
+        self._mirror = None
+        self._warn(f"W&B tracking stopped: {reason}. The run goes on with its local record.")
+        _leave_client()
+
     def _catch_up(self, directory: Path) -> None:
-        path = directory / "history.jsonl"
+        path, mirror = directory / "history.jsonl", self._mirror
         for row in read_jsonl(path) if path.exists() else ():
-            self.log(row)
+            if int(row["step"]) > self._last:
+                self._calls.put(partial(_log, mirror, row))
+
+
+def _log(mirror: Any, row: Mapping[str, float]) -> None:
+    mirror.log({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
+
+
+def _leave_client() -> None:
+    """At exit end W&B's own process, for which its client would wait without a limit; its file keeps what is unsent.
+
+    There is no public way: where W&B changes these names, the wait is what W&B makes of it.
+    """
+    with contextlib.suppress(ImportError, AttributeError, TypeError):
+        from wandb.sdk import wandb_setup
+
+        connection = wandb_setup._singleton._connection  # type: ignore[union-attr]
+        wandb_setup._singleton = None  # a later run of this process begins anew
+        os.environ.pop("WANDB_SERVICE", None)
+        connection._cleanup()  # type: ignore[union-attr, misc]
+        atexit.register(connection._proc._process.kill)  # type: ignore[union-attr]
 
 
 def _own(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,6 +260,8 @@ def _bounded(
     thread.join(seconds)
     if result:
         return result[0]
+    if not errors:
+        _leave_client()
     reason = reason_of(errors[0]) if errors else f"no answer within {seconds:.0f} s"
     warn(f"W&B {failed}: {reason}. The local record is complete{remedy}.")
     return None

@@ -34,6 +34,12 @@ def project_and_entity(project: str | None, entity: str | None) -> tuple[str, st
     )
 
 
+def not_wanted() -> str | None:
+    """Why W&B is not to be asked for runs: WANDB_MODE says so; None where it does not."""
+    mode = os.environ.get("WANDB_MODE", "").strip().lower()
+    return f"WANDB_MODE={mode} (unset it to ask W&B)" if mode in ("offline", "dryrun", "disabled") else None
+
+
 def unusable() -> str | None:
     """Why W&B's server cannot be asked, on one line; None where nothing speaks against it. Takes 1.5 s at most."""
     if reason := missing_package():

@@ -63,9 +63,12 @@ def _fetch(request: dict[str, Any], say: Callable[..., None]) -> None:
     if not entity:
         raise ValueError("W&B knows no entity for this key; give one with --entity or WANDB_ENTITY")
     runs = iter(api.runs(f"{entity}/{project}", lazy=False, per_page=PAGE))
-    changed, listed = [], 0
+    changed, seen = [], set[str]()
     while (run := _retried(lambda: next(runs, None))) is not None:
-        listed += 1
+        if run.id in seen:  # pages that lead back would otherwise be followed for ever
+            raise ValueError(f"the answer is not W&B's: its list has the run {run.id[:80]!r} twice")
+        seen.add(run.id)
+        listed = len(seen)
         if listed % PAGE == 1:
             say("listed", runs=listed)
         mark = [run.heartbeat_at, run.history_line_count, run.state]
@@ -75,7 +78,7 @@ def _fetch(request: dict[str, Any], say: Callable[..., None]) -> None:
             say("unchanged", id=run.id)
         else:
             changed.append((run, mark))
-    say("listed", runs=listed, changed=len(changed), entity=entity)
+    say("listed", runs=len(seen), changed=len(changed), entity=entity)
 
     def fetch(item: tuple[Any, list[Any]]) -> None:
         run, mark = item

@@ -26,8 +26,8 @@ READ_SECONDS = 600
 def import_files(path: Path, out: Path) -> Pulled:
     """Make records under `out` of one file, of a run's folder, or of all files in a folder.
 
-    A run that was recorded here keeps its record. Files of one run (it was resumed) are read in order of their names,
-    which is that of their times.
+    A run that was recorded here or pulled keeps its record. Files of one run (it was resumed) are read in order of
+    their names, which is that of their times.
 
     Raises:
         UsageError: no such file, no file of W&B in the folder, `out` cannot be written, or wandb is not installed.
@@ -46,21 +46,25 @@ def import_files(path: Path, out: Path) -> Pulled:
             except UsageError as error:
                 imported.problems.append(Problem(file.name, str(error)))
                 continue
+            except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+                imported.problems.append(Problem(file.name, f"what it holds is no run ({reason_of(error)})"))
+                continue
             earlier = runs.get(described["id"], ({}, {}))
             config = {**earlier[0].get("config", {}), **described["config"]}
             summary = {**earlier[0].get("summary", {}), **described["summary"]}
             first = {"created": earlier[0]["created"]} if earlier[0] else {}
             runs[described["id"]] = (described | {"config": config, "summary": summary} | first, earlier[1] | rows)
-        _, local = known_runs(out)
+        known, local = known_runs(out)
+        here = {*local, *(place.rpartition("/")[2] for place in known)}  # W&B had all that its file has
         for described, rows in runs.values():
-            if described["id"] in local:
+            if described["id"] in here:
                 imported.recorded_here += 1
                 continue
             try:
                 run, history = make_record(described, [rows[step] for step in sorted(rows)])
                 write_record(out, run, history)
                 imported.take(run)
-            except (ValueError, TypeError, LookupError) as error:
+            except (ValueError, TypeError, LookupError, OverflowError) as error:
                 imported.problems.append(Problem(described["id"], reason_of(error)))
     return imported
 

@@ -95,6 +95,8 @@ def map_history(rows: Iterable[Mapping[str, Any]]) -> tuple[list[dict[str, float
             elif value is not None:
                 not_numbers[name] = not_numbers.get(name, 0) + 1
         step = values.pop("_step", math.nan)
+        if math.isfinite(step) and abs(step) > 2**53:
+            raise ValueError(f"step {step:g} is too large")
         last = int(step) if math.isfinite(step) else last + 1
         flat.append((last, values))
         names.update(dict.fromkeys(values))

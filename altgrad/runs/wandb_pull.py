@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.runs.schema import Problem
-from altgrad.runs.wandb_access import project_and_entity, reason_of, unusable, without_key
+from altgrad.runs.wandb_access import not_wanted, project_and_entity, reason_of, unusable, without_key
 from altgrad.runs.wandb_records import known_runs, make_record, sole_writer, write_record
 
 SILENCE_SECONDS = 60.0
@@ -96,7 +96,7 @@ def pull(
     """
     project, entity = project_and_entity(project, entity)
     pulled = Pulled(project, entity)
-    if reason := unusable():
+    if reason := not_wanted() or unusable():
         pulled.reason = reason
         return pulled
     with sole_writer(out):
@@ -132,7 +132,7 @@ def _take(
                     run, history = make_record(event, rows.pop(event["id"], []))
                     write_record(out, run, history)
                     pulled.take(run)
-                except (ValueError, TypeError, LookupError) as error:
+                except (ValueError, TypeError, LookupError, OverflowError) as error:
                     pulled.problems.append(Problem(str(event.get("id")), reason_of(error)))
             case "failed":
                 rows.pop(event["id"], None)

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from altgrad.config import ExperimentConfig, UsageError, one_line, parse_config
 from altgrad.runs.foreign import data_fingerprint, foreign_config
 from altgrad.runs.schema import LAYER_COLUMNS, SCHEMA_VERSION, Failure, arm_id, digest, run_id
-from altgrad.runs.store import read_run
+from altgrad.runs.store import check_run, read_run
 from altgrad.runs.wandb_names import Mapped, map_config, map_history
 from altgrad.runs.writer import write_json
 
@@ -33,6 +33,7 @@ STATUSES = {"finished": "finished", "failed": "failed", "crashed": "crashed", "r
 
 LONGEST_NOTES = 10_000
 _STAGING = Path(".pull") / "new"
+_PLACE = ("entity", "project", "id")
 
 
 def make_record(
@@ -46,6 +47,7 @@ def make_record(
 
     Raises:
         UsageError: the run cannot be a record; the line says why.
+        ValueError, TypeError, LookupError, OverflowError: what W&B described is of another kind than it should be.
     """
     history, metrics = map_history(rows)
     report: list[str] = []
@@ -83,6 +85,7 @@ def make_record(
             "report": report,
         },
     }
+    check_run(run, str(run["id"]), any("val_loss" in row for row in history))
     return run, history
 
 
@@ -98,9 +101,15 @@ def slug(text: object) -> str:
 
 
 def write_record(root: Path, run: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> Path:
-    """Write an ended record whole: a reader sees it complete, or the one that was there before."""
+    """Write an ended record whole: a reader sees it complete, or the one that was there before.
+
+    Raises:
+        UsageError: `root` has a record of this id that is not an earlier copy of this run; it is kept.
+    """
     name = str(run["id"])
     staging, target = root / _STAGING / name, root / name
+    if target.exists() and (other := _other_run(target, run)):
+        raise UsageError(f"{name}: {other} has this id already, and is kept")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     names = dict.fromkeys(name for row in history for name in row if name != "step")
@@ -117,6 +126,26 @@ def write_record(root: Path, run: Mapping[str, Any], history: Sequence[Mapping[s
     os.rename(staging, target)
     shutil.rmtree(staging.with_name("earlier"), ignore_errors=True)
     return target
+
+
+def _other_run(target: Path, run: Mapping[str, Any]) -> str | None:
+    """Whose record lies at `target`, where it is not an earlier copy of `run`."""
+    try:
+        there = json.loads((target / "run.json").read_text(encoding="utf-8"))
+        origin = there.get("origin")
+        if origin is None:
+            return "a run that was recorded here"
+        place = "/".join(str(origin[key]) for key in _PLACE)
+        from_file = origin["kind"] == "wandb-file" and run["origin"]["kind"] == "wandb"  # W&B has all that a file has
+        same = from_file or (origin["kind"] == run["origin"]["kind"] and _place(run) == place)
+        return None if same else f"the run {place} of W&B"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        # The id of a run of other code holds its place in W&B: a damaged copy of it is made again.
+        return None if run["config"].get("foreign") is not None else "a damaged record"
+
+
+def _place(run: Mapping[str, Any]) -> str:
+    return "/".join(str(run["origin"][key]) for key in _PLACE)
 
 
 @contextlib.contextmanager

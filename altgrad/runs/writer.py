@@ -34,13 +34,14 @@ from altgrad.runs.schema import (
     json_ready,
     plain,
     run_id,
+    without_keys,
     without_paths,
 )
 
 FSYNC_SECONDS = 5.0
 REPORT = "failure.md"
-_LAST_STEP = 2**63 - 1
 """The failure as people read it, beside run.json, which holds the same."""
+_LAST_STEP = 2**63 - 1
 CLOCK_SLACK = 60.0
 """Seconds by which the wall clock may move against the monotonic one before the record says so (also by sleeping)."""
 
@@ -340,9 +341,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old or the new one, never a part: temporary file, fsync, replace."""
+    """Write a file so that a reader sees the old or the new one, never a part: temporary file, fsync, replace.
+
+    An API key in it, wherever from, is left out: records are published.
+    """
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+        file.write(without_keys(text))
         file.flush()
         os.fsync(file.fileno())
 

@@ -164,8 +164,9 @@ def build_optimizer(config: ExperimentConfig, model: GPT) -> torch.optim.Optimiz
     """The config's step rule over three groups: quantized matrices, other matrices, and vectors (no decay).
 
     The manifold and code rules, grid storage and relative rates apply to the first group only; the others get AdamW at
-    `other_learning_rate`. A relative rate, and a manifold rule whose format is given, apply to the weights of the layers
-    that the config names in an unquantized run too, which is their control. Weights on the grid are read by their layers at the scale that the optimizer keeps.
+    `other_learning_rate`. A relative rate, and a manifold rule whose format is given, apply to the weights of the
+    layers that the config names in an unquantized run too, which is their control. Weights on the grid are read by
+    their layers at the scale that the optimizer keeps.
     """
     rule = config.optimizer
     policy = policy_of(config)
@@ -669,7 +670,7 @@ class _Run:
         """Record warnings, and send them where the run is mirrored."""
         for alarm in alarms:
             self._event("warning", **alarm._asdict())
-            self.tracker.alert(f"{alarm.what}: {alarm.tensor}", f"step {self.at.step}, {alarm.phase}: {alarm.message}")
+            self.tracker.alert(alarm.what, alarm.tensor, f"step {self.at.step}, {alarm.phase}: {alarm.message}")
 
     def _note_symptoms(self, look: Look) -> None:
         """Warn of what a look shows: of a symptom once per layer, operand and kind."""

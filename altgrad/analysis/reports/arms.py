@@ -1,11 +1,13 @@
-"""The runs: an index of arms, and a page for each arm with an anchor for each of its runs."""
+"""The runs: an index of arms, a page for each arm with an anchor for each of its runs, a page for each tuning study."""
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -14,33 +16,31 @@ from altgrad.analysis.comparison import FormatComparator, format_order
 from altgrad.analysis.failures import diagnose, warnings_of
 from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader
 from altgrad.analysis.reports import common, health
+from altgrad.analysis.reports.curves import as_json, curves, losses_by_step, plain
+from altgrad.analysis.reports.tuning import swept, tuning_pages, tuning_studies
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import ExperimentConfig
 from altgrad.pages import (
-    FOREGROUND,
-    MUTED,
-    PALETTE,
     Block,
     Bullets,
-    Chart,
-    ChartBlock,
     CodeBlock,
     Column,
     Details,
+    Download,
     Heading,
     Link,
     Md,
     Note,
     Page,
+    PageRef,
     Paragraph,
     Table,
     code,
+    join,
     md,
+    slug,
 )
 from altgrad.runs import RunRecord
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 EVENTS_SHOWN = 5
 """Events of one kind that a run's section lists before it counts the rest."""
@@ -49,12 +49,16 @@ WARNINGS_SHOWN = 20
 
 
 def arm_pages(loader: ExperimentDataLoader) -> list[Page]:
-    """The index of arms, then a page for each arm."""
+    """The index of arms, a page for each arm, and one for each tuning study with the arms that only it has."""
     arms = list(loader.runs.groupby("arm", sort=True))
-    return [_index(loader, arms), *(_arm_page(loader, str(arm), runs) for arm, runs in arms)]
+    moved = swept(loader)
+    own = [(str(arm), runs) for arm, runs in arms if f"runs/{arm}" not in moved]
+    losses = cache(partial(losses_by_step, loader))
+    found = [_index(loader, own), *(_arm_page(loader, arm, runs, losses) for arm, runs in own), *tuning_pages(loader)]
+    return [replace(page, moved=moved) for page in found]
 
 
-def _index(loader: ExperimentDataLoader, arms: list[tuple[Any, pd.DataFrame]]) -> Page:
+def _index(loader: ExperimentDataLoader, arms: list[tuple[str, pd.DataFrame]]) -> Page:
     rows, records = [], []
     for arm, runs in sorted(arms, key=lambda item: (format_order(item[1]["format"].iloc[0]), item[0])):
         reporting = runs[runs["role"] == "report"]
@@ -109,14 +113,19 @@ def _index(loader: ExperimentDataLoader, arms: list[tuple[Any, pd.DataFrame]]) -
     blocks: list[Block] = [common.data_line(loader), *common.left_out(loader), Paragraph(intro)]
     if rows:
         blocks.append(Table(columns, tuple(rows), f"{len(rows)} arms", data=pd.DataFrame(records), id="arms"))
-    else:
+    if sweeps := tuning_studies(loader):
+        links = join(", ", (Link(study, PageRef(path)) for study, path in sweeps.items()))
+        blocks.append(Paragraph(md("The learning rates of tuning studies have a page a study: {links}.", links=links)))
+    if loader.runs.empty:
         blocks += common.pending("No runs are recorded.", ["demo"])
     return Page(
         "runs/index", "Runs", tuple(blocks), "Every recorded arm with its seeds.", provenance=common.provenance(loader)
     )
 
 
-def _arm_page(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame) -> Page:
+def _arm_page(
+    loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, losses: Callable[[str | None], pd.DataFrame]
+) -> Page:
     first = runs.iloc[0]
     config = loader.config(arm)
     title = (
@@ -125,40 +134,87 @@ def _arm_page(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame) -> Pag
     if config.foreign is not None:
         title = f"{config.resolved_name}, a run of another loop: format {first['format']}, {first['max_steps']} steps"
     baseline = _baseline(loader, runs)
-    chart = _curves(loader, runs, baseline)
+    drawn, downloads = curves(loader, arm, runs, baseline, losses)
     blocks: list[Block] = [
-        Paragraph(f"Quantized: {first['scope']}. Studies: {', '.join(sorted(runs['study'].unique()))}."),
-        *([ChartBlock(chart)] if chart else [Paragraph("No run of this arm recorded a validation loss.")]),
-        *([Paragraph(_baseline_note(baseline))] if baseline else []),
-        *(_foreign_config(config) if config.foreign is not None else _own_config(config)),
+        Paragraph(_summary(loader, runs, baseline)),
+        *drawn,
+        *(_foreign_config(config) if config.foreign is not None else _own_config(loader, config, baseline)),
         *_foreign_comparison(loader, arm),
         *_health(loader, runs),
-        Heading("Runs"),
     ]
-    averaged = _averaged(loader, runs)
-    for run in runs.itertuples():
-        blocks += _run_section(loader, run)
-        if run.status != "finished" and averaged != [run.run_id]:
-            blocks += _own_health(loader, str(run.run_id))
-    return Page(
+    page = Page(
         f"runs/{arm}",
         title,
-        tuple(blocks),
+        (),
         f"Recorded runs of {title}.",
         search=False,
+        downloads=(
+            *downloads,
+            *(Download(f"{slug(run)}.json", _run_json(loader.records[run])) for run in runs["run_id"]),
+        ),
         provenance=common.provenance(loader),
     )
+    page = replace(page, downloads=tuple(replace(download, listed=False) for download in page.downloads))
+    return replace(page, blocks=(*blocks, *_runs(loader, runs, page), *_environment(loader, runs)))
 
 
-def _own_config(config: ExperimentConfig) -> list[Block]:
-    difference = _difference(config)
-    return [
-        Heading("Config"),
-        Paragraph("What differs from the default config (fp32, AdamW):"),
-        CodeBlock(yaml.safe_dump(difference, sort_keys=False) if difference else "# nothing\n", "yaml"),
-        Heading("Run it again"),
-        CodeBlock(command(config), "bash"),
+def _summary(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | None) -> Md:
+    """What is quantized, how many runs ended how, and their paired gap to the baseline with its interval."""
+    first = runs.iloc[0]
+    counts = runs["status"].value_counts()
+    ended = common.names([f"{counts[status]} {status}" for status in counts.index])
+    gaps = _gaps(loader, runs, baseline)
+    parts = [
+        md("Quantized: {scope}. Runs: {ended}.", scope=str(first["scope"]), ended=ended),
+        md("Studies: {studies}.", studies=", ".join(sorted(runs["study"].unique()))),
     ]
+    if baseline is not None and len(gaps):
+        estimate = mean_interval(gaps)
+        text = "Final validation loss against {arm}, paired by seed: **{gap}**, 95% interval {interval}, n = {n}."
+        parts.append(
+            md(
+                text,
+                arm=common.arm_link(baseline, "the unquantized arm"),
+                gap=Md(common.number(estimate.mean, 4, sign=True)),
+                interval=common.interval(estimate.low, estimate.high, 4),
+                n=estimate.n,
+            )
+        )
+    return join(" ", parts)
+
+
+def _gaps(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | None) -> Any:
+    """Final validation loss minus the baseline's of the same seed; held-out tuning seeds take no part."""
+
+    def losses(rows: pd.DataFrame) -> pd.Series:
+        report = rows[rows["role"] == "report"]
+        return report.dropna(subset=["final_val_loss"]).drop_duplicates("seed").set_index("seed")["final_val_loss"]
+
+    rows = loader.runs
+    return (losses(runs) - losses(rows[rows["arm"] == baseline])).dropna().to_numpy()
+
+
+def _run_json(record: RunRecord) -> bytes:
+    """One run as it was recorded: its description, and its history column by column."""
+    history = {str(name): record.history[name].tolist() for name in record.history}
+    return as_json({"run": record.run, "history": history})
+
+
+def _own_config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline: str | None) -> list[Block]:
+    if baseline is None:
+        difference = _difference(config)
+        text = "What differs from the default config (fp32, AdamW):"
+        shown: list[Block] = [
+            Paragraph(text),
+            CodeBlock(yaml.safe_dump(difference, sort_keys=False) if difference else "# nothing\n", "yaml"),
+        ]
+    else:
+        own, base = (dict(_flat(each.identity())) for each in (config, loader.config(baseline)))
+        keys = [key for key in dict.fromkeys([*own, *base]) if key != "seed" and own.get(key) != base.get(key)]
+        rows = tuple((key, _scalar(own.get(key)), _scalar(base.get(key))) for key in keys)
+        caption = md("What differs from {arm}", arm=common.arm_link(baseline, "the baseline"))
+        shown = [Table(("Key", "This arm", "Baseline"), rows, caption)] if rows else [Paragraph("As the baseline.")]
+    return [Heading("Config"), *shown, Heading("Run it again", 3), CodeBlock(command(config), "bash")]
 
 
 def _foreign_config(config: ExperimentConfig) -> list[Block]:
@@ -215,42 +271,89 @@ def command(config: ExperimentConfig) -> str:
     return " \\\n  ".join([head, *sets, f"--seed {config.seed}"])
 
 
-def _run_section(loader: ExperimentDataLoader, run: Any) -> list[Block]:
-    record = loader.records[run.run_id]
-    environment = record.run["environment"]
-    rows: list[tuple[str, Any]] = [
-        ("Status", run.status),
-        ("Seed", int(run.seed)),
-        ("Study", f"{run.study} (held out of comparisons)" if run.role == "tuning" else run.study),
-        ("Final validation loss", common.number(run.final_val_loss, 4)),
-        ("Last recorded step", int(run.last_step)),
-        ("Recorded", common.moment(run.created)),
-        ("Seconds", common.number(record.run.get("seconds") or float("nan"), 1)),
-        (
-            "Code",
-            f"altgrad {record.run['code'].get('version', '?')}, fingerprint "
-            f"{record.run['code'].get('fingerprint', '?')}",
-        ),
-        ("Training data", f"{record.run['data'].get('name', 'unnamed')}, sha256 {record.run['data']['sha256'][:12]}"),
-        ("Environment", ", ".join(f"{key} {value}" for key, value in sorted(environment.items())) or "not recorded"),
-        ("W&B", Link("W&B run", run.wandb_url) if isinstance(run.wandb_url, str) else "recorded without W&B"),
+def _runs(loader: ExperimentDataLoader, runs: pd.DataFrame, page: Page) -> list[Block]:
+    """A row a run, with its anchor and its files; then what is to be said of single runs."""
+    rows = []
+    for run in runs.itertuples():
+        identity = slug(str(run.run_id))
+        record = loader.records[run.run_id]
+        rows.append(
+            (
+                Md(f'<a id="{identity}"></a>{code(run.run_id)}'),
+                int(run.seed),
+                run.status,
+                f"{run.study} (held out of comparisons)" if run.role == "tuning" else run.study,
+                common.number(run.final_val_loss, 4),
+                int(run.last_step),
+                common.number(record.run.get("seconds") or float("nan"), 1),
+                common.moment(run.created),
+                Link("JSON", PageRef(f"{page.path}.{identity}.json")),
+                Link("W&B run", run.wandb_url) if isinstance(run.wandb_url, str) else "recorded without W&B",
+            )
+        )
+    columns: tuple[Column | str, ...] = (
+        "Run",
+        *common.right("Seed"),
+        "Status",
+        "Study",
+        *common.right("Final validation loss", "Last step", "Seconds"),
+        "Recorded",
+        "Raw data",
+        "W&B",
+    )
+    blocks: list[Block] = [
+        Heading("Runs"),
+        Table(columns, tuple(rows), f"{len(rows)} run{'s' if len(rows) > 1 else ''}"),
     ]
+    averaged = _averaged(loader, runs)
+    for run in runs.itertuples():
+        blocks += _about(loader.records[run.run_id])
+        if run.status != "finished" and averaged != [run.run_id]:
+            blocks += _own_health(loader, str(run.run_id))
+    return blocks
+
+
+def _about(record: RunRecord) -> list[Block]:
+    """Why a run ended badly, its message, notes, origin, events and warnings; nothing for a run without any."""
+    rows: list[tuple[str, Any]] = []
     if record.run.get("message"):
-        rows.insert(1, ("Message", str(record.run["message"])))
-    notes = record.config.notes
-    if notes:
-        rows.append(("Notes", notes))
+        rows.append(("Message", str(record.run["message"])))
+    if record.config.notes:
+        rows.append(("Notes", record.config.notes))
     if origin := record.run.get("origin"):
         where = "/".join(str(origin.get(key)) for key in ("entity", "project", "id"))
         rows.append(("Made from W&B", f"{where}, {common.moment(origin.get('pulled'))}"))
         rows += [("Read from W&B", str(line)) for line in origin.get("report", [])]
     rows += _event_rows(record.run["events"])
-    return [
-        Heading(code(run.run_id), 3, run.run_id),
-        *_failure_note(record),
-        Table(("Field", "Value"), tuple(rows), caption=f"Run {run.run_id}"),
-        *_warnings(record),
-    ]
+    blocks = [*_failure_note(record)]
+    if rows:
+        blocks.append(Table(("Field", "Value"), tuple(rows), md("About run {run}", run=code(record.id))))
+    blocks += _warnings(record)
+    return [Heading(md("Run {run}", run=code(record.id)), 3, f"about-{record.id}"), *blocks] if blocks else []
+
+
+def _environment(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[Block]:
+    """By which code, on which data and where the runs were recorded: a row for each kind of run."""
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for run in runs.itertuples():
+        record = loader.records[run.run_id].run
+        environment = ", ".join(f"{key} {plain(value)}" for key, value in sorted(record["environment"].items()))
+        program = f"altgrad {record['code'].get('version', '?')}, fingerprint {record['code'].get('fingerprint', '?')}"
+        data = f"{record['data'].get('name', 'unnamed')}, sha256 {record['data']['sha256'][:12]}"
+        found.setdefault((environment or "not recorded", program, data), []).append(int(run.seed))
+    rows = tuple((_seeds(seeds), *kind) for kind, seeds in found.items())
+    return [Heading("Environment"), Table(("Seeds", "Environment", "Code", "Training data"), rows, "Environment")]
+
+
+def _seeds(seeds: Iterable[int]) -> str:
+    """``10 to 25, 31``."""
+    parts: list[list[int]] = []
+    for seed in sorted(set(seeds)):
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1].append(seed)
+        else:
+            parts.append([seed])
+    return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
 
 
 def _failure_note(record: RunRecord) -> list[Block]:
@@ -324,42 +427,6 @@ def _own_health(loader: ExperimentDataLoader, run_id: str) -> list[Block]:
     )
 
 
-def _curves(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | None) -> Chart | None:
-    frames = []
-    for role, chosen in (("arm", runs), ("baseline", loader.runs[loader.runs["arm"] == baseline])):
-        for run in chosen.itertuples():
-            history = loader.history(run.run_id)
-            if "val_loss" in history and history["val_loss"].notna().any():
-                losses = history.dropna(subset=["val_loss"])
-                frames.append(
-                    pd.DataFrame(
-                        {"run_id": run.run_id, "role": role, "step": losses["step"], "val_loss": losses["val_loss"]}
-                    )
-                )
-    data = common.finite_rows(pd.concat(frames, ignore_index=True), "val_loss") if frames else pd.DataFrame()
-    if data.empty:
-        return None
-    foreign = bool(runs["foreign"].iloc[0])
-
-    def draw(axes: Axes) -> None:
-        for _, group in data[data["role"] == "baseline"].groupby("run_id"):
-            axes.plot(group["step"], group["val_loss"], color=MUTED, linewidth=1, linestyle=(0, (3, 2)))
-        own = data[data["role"] == "arm"]
-        for _, group in own.groupby("run_id"):
-            axes.plot(group["step"], group["val_loss"], color=PALETTE[0], linewidth=1.4, marker="o", markersize=2.5)
-        axes.set_xlabel("step")
-        axes.set_ylabel("val_loss" if foreign else "validation loss (nats a character)")
-        count = own["run_id"].nunique()
-        note = f"solid: the {f'{count} runs' if count > 1 else 'run'} of this arm" + (
-            "; dashed: FP32 baseline" if baseline else ""
-        )
-        axes.annotate(note, (0.99, 0.97), xycoords="axes fraction", ha="right", va="top", color=FOREGROUND)
-
-    last = data[data["role"] == "arm"].groupby("run_id").tail(1)["val_loss"]
-    description = f"Validation loss by step for each run; last values from {last.min():.3f} to {last.max():.3f}."
-    return Chart("loss", "Validation loss", description, data, draw, margins=(0.65, 0.15, 0.5, 0.1))
-
-
 def _baseline(loader: ExperimentDataLoader, runs: pd.DataFrame) -> str | None:
     """The unquantized arm to draw behind this one: of the same setting, else of the same data, model and length."""
     first = runs.iloc[0]
@@ -379,10 +446,6 @@ def _baseline(loader: ExperimentDataLoader, runs: pd.DataFrame) -> str | None:
         and loader.config(run.arm).model == model
     ]
     return str(near[0].arm) if near else None
-
-
-def _baseline_note(baseline: str) -> Md:
-    return md("Baseline in the chart: {arm}.", arm=common.arm_link(baseline))
 
 
 def _health(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[Block]:

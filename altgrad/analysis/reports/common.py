@@ -42,6 +42,7 @@ from altgrad.pages import (
     md,
 )
 from altgrad.pages.content import Text, shorten, visible
+from altgrad.pages.sketch import INCH, Sketch
 from altgrad.runs.schema import code_fingerprint
 
 if TYPE_CHECKING:
@@ -147,6 +148,12 @@ def pending(missing: Text, studies: Sequence[str]) -> list[Block]:
             "bash",
         ),
     ]
+
+
+def pending_note(missing: Text, studies: Sequence[str]) -> Note:
+    """What stands in a section whose runs are missing, on a page that has others: what, and the commands."""
+    commands = "\n".join(f"make campaign STUDY={study}" for study in studies)
+    return Note("question", "Pending Experiments", (Paragraph(missing), CodeBlock(commands, "bash")))
 
 
 def pilot(loader: ExperimentDataLoader, arms: Iterable[str], pairs: int) -> list[Block]:
@@ -358,41 +365,42 @@ def heat_map(
         left_out += f" {len(steps)} looks share {len(first_steps)} columns; each shows the worst of its looks."
     drawn, names_ = levels.of(cells[rows]), [shorten(visible(layers[row]), 34) for row in rows]
     height, left = 0.17 * len(rows) + 0.95, 0.3 + 0.062 * max(len(name) for name in names_)
-    width = 7.2
+    width, up, top = 7.2, 0.17 * INCH, 0.3 * INCH
 
-    def draw(axes: Axes) -> None:
-        offsets = panel_axes(axes, [panels[name] for name in shown], [(0, str(steps[0])), (1, str(steps[-1]))])
-        axes.set_ylim(len(rows), 0)
-        axes.set_axis_off()  # the axes' own ticks would take as long as all the rest
-        inch, up = axes.viewLim.width / (width - left - 0.15), 1 / 0.17
+    def sketch(drawing: Sketch) -> None:
+        wide = (drawing.width - (left + 0.15) * INCH) / (1.06 * len(shown) - 0.06)  # of one panel
         for row, name in enumerate(names_):
-            axes.text(-0.06 * inch, row + 0.5, name, ha="right", va="center_baseline", fontsize=8, color=MUTED)
+            drawing.text(left * INCH - 5, top + (row + 0.5) * up + 3, name, MUTED, size=8, anchor="end")
         boxes: list[list[tuple[float, float, float, float]]] = [[] for _ in range(len(HEAT) + 1)]
-        for row, number in itertools.product(range(len(rows)), range(len(shown))):
-            line, offset = drawn[row, number], offsets[number]
-            for level, start, stop in _runs(line) if (line >= 0).any() else ():
-                half = 0.44 if level >= 0 else 0.03
-                x0, x1 = offset + start / len(line), offset + stop / len(line)
-                boxes[level].append((x0, x1, row + 0.5 - half, row + 0.5 + half))
-        place, below = (0.1 - left) * inch, len(rows) + 0.45 * up
+        base = top + len(rows) * up
+        for number, operand in enumerate(shown):
+            start = left * INCH + 1.06 * number * wide
+            drawing.text(start, top - 6, panels[operand])
+            drawing.text(start, base + 11, f"step {steps[0]}", MUTED, size=8)
+            drawing.text(start + wide, base + 11, str(steps[-1]), MUTED, size=8, anchor="end")
+            for row, line in enumerate(drawn[:, number]):
+                for level, begin, end in _runs(line) if (line >= 0).any() else ():
+                    half = (0.44 if level >= 0 else 0.03) * up
+                    middle = top + (row + 0.5) * up
+                    x0, x1 = (start + wide * place / len(line) for place in (begin, end))
+                    boxes[level].append((x0, middle - half, x1, middle + half))
+        place, below = 0.1 * INCH, base + 0.45 * INCH
         for level, word in enumerate([*levels.legend, *([levels.missing] if boxes[-1] else [])]):
-            half = (0.055 if level < len(HEAT) else 0.01) * up
-            boxes[level].append((place, place + 0.13 * inch, below - half, below + half))
-            axes.text(place + 0.18 * inch, below, word, va="center", fontsize=8, color=FOREGROUND)
-            place += (0.36 + 0.06 * len(word)) * inch
+            half = (0.055 if level < len(HEAT) else 0.01) * INCH
+            boxes[level].append((place, below - half, place + 0.13 * INCH, below + half))
+            drawing.text(place + 0.18 * INCH, below + 3, word, size=8)
+            place += (0.36 + 0.06 * len(word)) * INCH
         for found, colour in zip(boxes, (*HEAT, MUTED), strict=True):
-            if found:
-                axes.add_artist(_rectangles(found, colour))
+            drawing.rectangles(found, colour)
 
     return Chart(
         identity,
         title,
         f"{note} {said}{left_out}".strip(),
         _wide(whole, layers, shown, steps),
-        draw,
+        sketch=sketch,
         width=width,
         height=height,
-        margins=(left, 0.15, 0.65, 0.3),
     )
 
 
@@ -461,7 +469,7 @@ def _runs(levels: NDArray[np.int64]) -> list[tuple[int, int, int]]:
     return [(int(levels[start]), start, stop) for start, stop in itertools.pairwise(edges)]
 
 
-def _rectangles(boxes: Sequence[tuple[float, float, float, float]], colour: str) -> PathPatch:
+def rectangles(boxes: Sequence[tuple[float, float, float, float]], colour: str) -> PathPatch:
     """All boxes (left, right, top, bottom) as one filled path, also outside of the axes."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,12 +15,23 @@ from altgrad.analysis.reports import common
 from altgrad.analysis.reports.common import Levels
 from altgrad.config import LAYER_TYPES
 from altgrad.formats import FloatFormat, get_format
-from altgrad.pages import FOREGROUND, PALETTE, Block, Chart, ChartBlock, Heading, Paragraph, Table
+from altgrad.pages import (
+    GRID,
+    MUTED,
+    PALETTE,
+    Axis,
+    Block,
+    Chart,
+    ChartBlock,
+    Heading,
+    Paragraph,
+    Sketch,
+    Table,
+    plot_axes,
+)
+from altgrad.pages.sketch import INCH
 from altgrad.runs import RunRecord
 from altgrad.runs.pack import is_histogram
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _MORE_THAN_ZERO = float(np.nextafter(0.0, 1.0))
 LOST = Levels(
@@ -166,6 +177,7 @@ def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str]) -> list[Bloc
     if last.empty:
         return []
     layers = list(dict.fromkeys([*last["layer"][last["operand"] == "weight"], *last["layer"]]))
+    histograms = code_histograms(loader, run_ids, last)
     last = last[~is_histogram(last)].assign(place=last["layer"].map(layers.index))
     who = f"mean over {len(run_ids)} runs" if len(run_ids) > 1 else "one run"
     who += f", step {int(last['step'].max())}"
@@ -188,22 +200,29 @@ def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str]) -> list[Bloc
             "ulps",
         ),
     ]
-    return [*code_histograms(loader, run_ids), *(table for table in tables if table is not None)]
+    return [*histograms, *(table for table in tables if table is not None)]
 
 
-def code_histograms(loader: ExperimentDataLoader, run_ids: Iterable[str]) -> list[Block]:
-    """Which codes the weights used at the last look that counted them, a chart for each format (a run may shift)."""
-    by_format: dict[FloatFormat, list[str]] = {}
+def code_histograms(
+    loader: ExperimentDataLoader, run_ids: Sequence[str], last: pd.DataFrame | None = None
+) -> list[Block]:
+    """Which codes were in use at the last look that counted them: a chart for each operand and format (runs shift).
+
+    `last` is the last look of all the runs, where the caller has it.
+    """
+    found: dict[tuple[str, FloatFormat], list[str]] = {}
     for run_id in run_ids:
         layers = loader.layers(run_id)
-        steps = layers["step"][is_histogram(layers)]
-        fmt = _weight_format(loader.records[run_id], int(steps.max())) if len(steps) else None
-        if fmt is not None:
-            by_format.setdefault(fmt, []).append(run_id)
+        layers = layers[is_histogram(layers)]
+        for operand in OPERAND_NAMES:
+            steps = layers["step"][layers["operand"] == operand]
+            fmt = _format(loader.records[run_id], operand, int(steps.max())) if len(steps) else None
+            if fmt is not None:
+                found.setdefault((operand, fmt), []).append(run_id)
     blocks: list[Block] = []
-    for fmt, ids in by_format.items():
-        last = loader.last_look(ids)
-        chart = _codes(last[is_histogram(last) & (last["operand"] == "weight")], fmt, len(ids))
+    for (operand, fmt), ids in found.items():
+        looked = last if last is not None and len(ids) == len(run_ids) else loader.last_look(ids)
+        chart = _codes(looked[is_histogram(looked) & (looked["operand"] == operand)], operand, fmt, len(ids))
         blocks += [ChartBlock(chart)] if chart else []
     return blocks
 
@@ -229,17 +248,21 @@ def _gradient_norms(looks: pd.DataFrame, note: str, prefix: str) -> list[Block]:
         f"{last['value'].iloc[-1]:.3g}, the smallest {last['layer'].iloc[0]} {last['value'].iloc[0]:.3g}.{absent}"
     ).strip()
 
-    def draw(axes: Axes) -> None:
+    def draw(sketch: Sketch) -> None:
+        x = Axis(float(data["step"].min()), float(data["step"].max()), 54, sketch.width - 10)
+        low, high = float(data["value"].min()), float(data["value"].max())
+        y = Axis(low / 1.2, high * 1.2, sketch.height - 34, 34, log=True)
+        plot_axes(sketch, x, y, "step", "")
         for (kind, _), line in data.groupby(["layer_type", "layer"], sort=False, observed=True):
-            axes.plot(line["step"], line["value"], color=colours[str(kind)], linewidth=1.2)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_xlabel("step")
-        axes.set_ylabel("gradient norm")
-        _colour_legend(axes, colours)
+            points = ((x(step), y(value)) for step, value in zip(line["step"], line["value"], strict=True))
+            sketch.line(points, colours[str(kind)], 1.1)
+        place = 2.0
+        for name, colour in [("gradient norm:", MUTED), *colours.items()]:
+            sketch.text(place, 14, name, colour)
+            place += 14 + 4.9 * len(name)
 
     title = "Gradient norm of each layer by step"
-    chart = Chart(f"{prefix}gradients", title, description, data, draw, height=2.8, margins=(0.75, 0.15, 0.5, 0.3))
+    chart = Chart(f"{prefix}gradients", title, description, data, sketch=draw, height=2.8)
     return [ChartBlock(chart)]
 
 
@@ -247,16 +270,6 @@ def _kinds(layer_types: Iterable[str]) -> list[str]:
     """The layer types that occur, those of the model in its order."""
     order = {str(kind): number for number, kind in enumerate(LAYER_TYPES)}
     return sorted(set(layer_types), key=lambda kind: (order.get(kind, len(order)), kind))
-
-
-def _colour_legend(axes: Axes, colours: dict[str, str]) -> None:
-    """Names in their colours, in a row above the axes."""
-    place = 0.0
-    for name, colour in colours.items():
-        axes.annotate(
-            name, (place, 1), xycoords="axes fraction", xytext=(0, 6), textcoords="offset points", color=colour
-        )
-        place += 0.03 + 0.013 * len(name)
 
 
 def _table(last: pd.DataFrame, operands: Sequence[str], columns: _Columns, caption: str, name: str) -> Table | None:
@@ -297,9 +310,9 @@ def _table(last: pd.DataFrame, operands: Sequence[str], columns: _Columns, capti
     )
 
 
-def _weight_format(record: RunRecord, step: int) -> FloatFormat | None:
-    """The format of the weights at a step: the config's, or the one that a recorded shift changed it to."""
-    found = get_format(record.config.quantize.weight)
+def _format(record: RunRecord, operand: str, step: int) -> FloatFormat | None:
+    """The format of an operand at a step: the config's, or the one that a recorded shift changed it to."""
+    found = get_format(getattr(record.config.quantize, operand))
     for event in record.run["events"]:
         if isinstance(event, dict) and event.get("kind") == "shift" and isinstance(event.get("step"), int):
             try:
@@ -309,8 +322,8 @@ def _weight_format(record: RunRecord, step: int) -> FloatFormat | None:
     return found if found.bits <= 16 else None
 
 
-def _codes(counts: pd.DataFrame, fmt: FloatFormat, runs: int) -> Chart | None:
-    """Share of the weights on each value of the format, in order, a ridge for each layer type."""
+def _codes(counts: pd.DataFrame, operand: str, fmt: FloatFormat, runs: int) -> Chart | None:
+    """Share of an operand's elements on each value of the format, in order, a ridge for each layer type."""
     code = counts["statistic"].map(lambda name: int(name.removeprefix("code_"), 16))
     counts = counts.assign(code=code)[code < 1 << fmt.bits]
     counts = counts.assign(number=fmt.values[counts["code"]])
@@ -331,32 +344,37 @@ def _codes(counts: pd.DataFrame, fmt: FloatFormat, runs: int) -> Chart | None:
         for kind, share in shares.items()
     )
 
-    def draw(axes: Axes) -> None:
-        for row, share in enumerate(shares.values()):
-            low = len(shares) - 1 - row
-            drawn = low + 0.85 * share / share.max()
-            axes.stairs(drawn, np.arange(len(values) + 1) - 0.5, baseline=low, fill=True, color=PALETTE[0], linewidth=0)
-        places = sorted(
-            {round(part * (len(values) - 1)) for part in (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)}
-        )
-        axes.set_xticks(places, [f"{values[place]:.3g}".replace("-", "−") for place in places], fontsize=8)
-        names = [f"{kind}\npeak {common.percent(float(share.max()))}" for kind, share in shares.items()]
-        axes.set_yticks(np.arange(len(shares)) + 0.42, names[::-1], color=FOREGROUND, fontsize=8)
-        axes.set_xlim(-1.5, len(values) + 0.5)
-        axes.set_ylim(0, len(shares))
-        axes.grid(visible=False, axis="y")
-        axes.set_xlabel(f"the {len(values)} finite values of {fmt.label} in order (before scaling)")
+    def draw(sketch: Sketch) -> None:
+        x = Axis(-0.5, len(values) - 0.5, 70, sketch.width - 10)
+        up = 0.62 * INCH
+        for row, (kind, share) in enumerate(shares.items()):
+            base = (row + 1) * up
+            top = float(share.max())
+            boxes = [
+                (x(at - 0.5), base - 0.85 * up * share[at] / top, x(at + 0.5), base) for at in np.flatnonzero(share)
+            ]
+            sketch.line([(x.start, base), (x.stop, base)], GRID, 0.6)
+            sketch.rectangles(boxes, PALETTE[0])
+            sketch.text(64, base - 0.42 * up, str(kind), size=8, anchor="end")
+            sketch.text(64, base - 0.42 * up + 10, f"peak {common.percent(top)}", MUTED, size=7.5, anchor="end")
+        parts = (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
+        bottom = len(shares) * up
+        for place in sorted({round(part * (len(values) - 1)) for part in parts}):
+            text = f"{values[place]:.3g}".replace("-", "−")
+            sketch.text(x(place), bottom + 13, text, MUTED, size=8, anchor="middle")
+        label = f"the {len(values)} finite values of {fmt.label} in order (before scaling)"
+        sketch.text(x.stop, bottom + 27, label, MUTED, size=8.5, anchor="end")
 
     whose = f"{runs} runs" if runs > 1 else "one run"
     step = int(counts["step"].max())
     return Chart(
-        f"codes-{fmt.name}",
-        f"Which values of {fmt.label} the weights use, by layer type",
-        f"Share of the weights on each of the {len(values)} finite values at step {step} of {whose}. {said}.",
+        f"codes-{fmt.name}" if operand == "weight" else f"codes-{operand.replace('_', '-')}-{fmt.name}",
+        f"Which values of {fmt.label} the {OPERAND_NAMES[operand]} use, by layer type",
+        f"Share of the {OPERAND_NAMES[operand]} on each of the {len(values)} finite values at step {step} of {whose}. "
+        f"{said}.",
         data,
-        draw,
-        height=0.62 * len(kinds) + 0.75,
-        margins=(0.95, 0.15, 0.5, 0.1),
+        sketch=draw,
+        height=0.62 * len(kinds) + 0.5,
     )
 
 

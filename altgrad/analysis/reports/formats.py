@@ -1,0 +1,524 @@
+"""The number formats: an index of the catalogue, and a page for each format that people train with or read about.
+
+Every figure is computed from `altgrad.formats`; the codes in use and the links come from the recorded runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from altgrad.analysis.loader import OPERANDS, ExperimentDataLoader
+from altgrad.analysis.reports import common, health
+from altgrad.formats import BF16, E8M0, FP16, SPLITS_8BIT, FloatFormat, get_format, list_formats
+from altgrad.pages import (
+    FOREGROUND,
+    GRID,
+    MUTED,
+    PALETTE,
+    Axis,
+    Block,
+    Bullets,
+    Chart,
+    ChartBlock,
+    Column,
+    Details,
+    Heading,
+    Link,
+    Page,
+    PageRef,
+    Paragraph,
+    Sketch,
+    Table,
+    code,
+    join,
+    md,
+)
+from altgrad.pages.sketch import number_text
+
+PAGES: tuple[FloatFormat, ...] = (
+    *SPLITS_8BIT,
+    *(get_format(name) for name in ("e4m3fnuz", "e5m2fnuz", "e4m3b11fnuz", "e3m2", "e2m3", "e2m1")),
+    E8M0,
+    FP16,
+    BF16,
+)
+"""The formats with a page of their own: splits of 8 bits (OCP FP8 among them), FNUZ, MX elements and scale, 16 bits."""
+
+FIELDS = {"sign": PALETTE[5], "exponent": PALETTE[0], "mantissa": PALETTE[2]}
+KNOWN_AS = {
+    "e4m3": "OCP FP8 E4M3 (E4M3FN): the forward format of most FP8 training",
+    "e5m2": "OCP FP8 E5M2: an FP16 with eight mantissa bits less, common for gradients",
+    "e4m3fnuz": "FP8 of AMD MI300 and Graphcore, forward",
+    "e5m2fnuz": "FP8 of AMD MI300 and Graphcore, gradients",
+    "e4m3b11fnuz": "an E4M3 with bias 11, known from ml_dtypes",
+    "e3m2": "OCP MX element FP6 E3M2",
+    "e2m3": "OCP MX element FP6 E2M3",
+    "e2m1": "OCP MX element FP4 E2M1, the element of MXFP4 and NVFP4",
+    "e8m0": "the scale of the OCP MX formats: powers of two, no sign, no zero",
+    "fp16": "IEEE 754 binary16",
+    "bf16": "the upper half of FP32",
+    "e0m7": "a fixed-point grid, as in int8 with a power-of-two scale",
+    "e7m0": "powers of two only",
+}
+SPECIALS = {
+    "ieee": "the top exponent holds infinities and NaNs",
+    "fn": "no infinity; all ones is NaN",
+    "fnuz": "no infinity and no -0, whose code is the only NaN",
+    "p3109": "infinities at the all-ones codes, one NaN in the place of -0",
+    "finite": "none: every code is a finite number",
+    "unsigned": "all ones is NaN; no sign and no zero",
+}
+
+
+def format_pages(loader: ExperimentDataLoader) -> list[Page]:
+    """The index, then a page for each of `PAGES`."""
+    return [_index(loader), *(_page(loader, fmt) for fmt in PAGES)]
+
+
+def format_link(fmt: FloatFormat, text: str | None = None) -> Link | str:
+    """A link to the format's page; its label where it has none."""
+    label = text or fmt.label
+    return Link(label, PageRef(f"formats/{fmt.name}")) if fmt in PAGES else label
+
+
+def _index(loader: ExperimentDataLoader) -> Page:
+    formats = list_formats()
+    records = [_record(fmt) for fmt in formats]
+    rows = tuple(
+        (
+            format_link(fmt),
+            fmt.bits,
+            fmt.exponent_bits,
+            fmt.mantissa_bits,
+            fmt.bias,
+            record["specials"],
+            record["max"],
+            record["min_normal"],
+            record["min_subnormal"],
+            _distinct(fmt),
+        )
+        for fmt, record in zip(formats, records, strict=True)
+    )
+    columns: tuple[Column | str, ...] = (
+        "Format",
+        *common.right("Bits", "Exponent", "Mantissa", "Bias"),
+        "Specials",
+        *common.right("Largest", "Smallest normal", "Smallest subnormal", "Distinct finite values"),
+    )
+    intro = md(
+        "A format is data: exponent bits, mantissa bits, a bias, and which codes are special. All of it is computed "
+        "from {module}; {guide} shows how to use one and how to define your own.",
+        module=code("altgrad.formats"),
+        guide=Link("a guide", PageRef("guides/number-formats")),
+    )
+    eight = [fmt for fmt in PAGES if fmt.bits == 8 and fmt.signed]
+    kinds = Bullets(
+        tuple(
+            md("**{name}:** {links}", name=name, links=join(", ", (format_link(fmt) for fmt in formats_)))
+            for name, formats_ in (
+                ("Splits of 8 bits", SPLITS_8BIT),
+                ("FNUZ", [fmt for fmt in PAGES if fmt.specials == "fnuz"]),
+                ("MX elements and scale", [fmt for fmt in PAGES if fmt.bits < 8 or not fmt.signed]),
+                ("16 bits", (FP16, BF16)),
+            )
+        )
+    )
+    blocks: tuple[Block, ...] = (
+        Paragraph(intro),
+        kinds,
+        ChartBlock(_ranges(eight)),
+        Table(columns, rows, f"The {len(rows)} formats of the catalogue", data=pd.DataFrame(records), id="catalogue"),
+    )
+    description = "Every number format of the catalogue with its constants, and a page for those in use."
+    return Page("formats/index", "Number formats", blocks, description, provenance=common.provenance(loader))
+
+
+def _page(loader: ExperimentDataLoader, fmt: FloatFormat) -> Page:
+    known = KNOWN_AS.get(fmt.name)
+    sign = "1 sign, " if fmt.signed else ""
+    shape = f"{fmt.bits} bits: {sign}{fmt.exponent_bits} exponent, {fmt.mantissa_bits} mantissa."
+    intro = [shape, f"Known as: {known}." if known else "", f"Special codes: {SPECIALS[fmt.specials]}."]
+    blocks: list[Block] = [
+        Paragraph(" ".join(filter(None, intro))),
+        ChartBlock(_layout(fmt)),
+        Heading("Constants"),
+        _constants(fmt),
+        Heading("Where its numbers lie"),
+        ChartBlock(_number_line(fmt)),
+        ChartBlock(_ulp_plot(fmt)),
+        Heading("Relations"),
+        *_relations(fmt),
+    ]
+    if fmt.bits <= 8:
+        blocks += [Heading("All codes"), *_codes(fmt)]
+    blocks += _use(loader, fmt)
+    title = f"{fmt.label}: {fmt.exponent_bits} exponent and {fmt.mantissa_bits} mantissa bits"
+    return Page(
+        f"formats/{fmt.name}",
+        title,
+        tuple(blocks),
+        f"Bit layout, constants, number line and codes of {fmt.label}, and which of them recorded runs used.",
+        provenance=common.provenance(loader),
+    )
+
+
+def _power(exact: tuple[int, int] | None) -> str:
+    """An exact constant as ``1.75 x 2^8``; "none" where the format has none."""
+    if exact is None:
+        return "none"
+    significand, exponent = exact
+    shift = significand.bit_length() - 1
+    factor = significand / 2**shift
+    return f"2^{exponent + shift}" if factor == 1 else f"{factor:.10g} x 2^{exponent + shift}"
+
+
+def _float(exact: tuple[int, int] | None) -> float:
+    if exact is None:
+        return math.nan
+    try:
+        return math.ldexp(*exact)
+    except OverflowError:
+        return math.inf
+
+
+def _decimal(exact: tuple[int, int] | None) -> str:
+    """The constant in decimal where that is short, else as a power."""
+    value = _float(exact)
+    if exact is None:
+        return "none"
+    return f"{value:.8g}" if math.isfinite(value) and 1e-5 <= value < 1e7 else _power(exact)
+
+
+def _distinct(fmt: FloatFormat) -> int:
+    """How many distinct finite values there are, -0 and +0 counted once."""
+    positive = fmt.max_code
+    return positive + 1 if not fmt.signed else 2 * positive + 1
+
+
+def _record(fmt: FloatFormat) -> dict[str, str | int]:
+    exact = {
+        "max": fmt.max_exact,
+        "min_normal": fmt.min_normal_exact,
+        "min_subnormal": fmt.min_subnormal_exact,
+    }
+    return {
+        "name": fmt.name,
+        "bits": fmt.bits,
+        "exponent_bits": fmt.exponent_bits,
+        "mantissa_bits": fmt.mantissa_bits,
+        "bias": fmt.bias,
+        "specials": fmt.specials,
+        **{name: _decimal(value) for name, value in exact.items()},
+        "distinct": _distinct(fmt),
+    }
+
+
+def _constants(fmt: FloatFormat) -> Table:
+    special = (1 << fmt.bits) - _distinct(fmt) - fmt.has_negative_zero
+    infinities = 2 if fmt.has_infinity else 0
+    rows: list[tuple[str, str | int, str]] = [
+        ("Bias", fmt.bias, "subtracted from the exponent field"),
+        ("Largest finite value", _decimal(fmt.max_exact), _power(fmt.max_exact)),
+        ("Smallest normal value", _decimal(fmt.min_normal_exact), _power(fmt.min_normal_exact)),
+        ("Smallest subnormal value", _decimal(fmt.min_subnormal_exact), _power(fmt.min_subnormal_exact)),
+        ("eps", f"{fmt.eps:g}", "spacing just above 1, where 1 is a normal value"),
+        ("Spacing at the largest value", _decimal((1, fmt.max_ulp_exponent)), _power((1, fmt.max_ulp_exponent))),
+        ("Dynamic range", f"{_binades(fmt):.1f} binades", "log2 of the largest over the smallest positive value"),
+        ("Distinct finite values", _distinct(fmt), f"of {1 << fmt.bits:,} codes"),
+        ("Infinities", infinities, "codes"),
+        ("NaN", special - infinities, "codes"),
+        ("Negative zero", "yes" if fmt.has_negative_zero else "no", "whether -0 has a code of its own"),
+    ]
+    return Table(
+        ("Constant", *common.right("Value"), "Exactly, or what it is"), tuple(rows), f"Constants of {fmt.label}"
+    )
+
+
+def _binades(fmt: FloatFormat) -> float:
+    significand, exponent = fmt.max_exact
+    return math.log2(significand) + exponent - fmt.quantum_exponent
+
+
+def _layout(fmt: FloatFormat) -> Chart:
+    """A box a bit, coloured and named by field."""
+    fields = [("sign", int(fmt.signed)), ("exponent", fmt.exponent_bits), ("mantissa", fmt.mantissa_bits)]
+    data = pd.DataFrame([{"field": name, "bits": width} for name, width in fields if width])
+
+    def draw(sketch: Sketch) -> None:
+        size, place = min(40.0, (sketch.width - 8) / fmt.bits), 4.0
+        bit = fmt.bits
+        for name, width in fields:
+            if not width:
+                continue
+            colour, end = FIELDS[name], place + size * width
+            for number in range(width):
+                bit -= 1
+                left = place + number * size
+                sketch.rectangles([(left + 1, 22, left + size - 1, 22 + 26)], colour)
+                sketch.text(left + size / 2, 40, name[0].upper(), "#fefefe", anchor="middle", bold=True)
+                sketch.text(left + size / 2, 60, str(bit), MUTED, size=8, anchor="middle")
+            label = f"{name}, {width}" if width * size > 60 else name if width * size > 34 else name[:4]
+            sketch.text((place + end) / 2, 14, label, colour, anchor="middle", bold=True)
+            place = end
+
+    words = "; ".join(f"{width} bit{'s' if width > 1 else ''} of {name}" for name, width in fields if width)
+    said = f"From the most significant bit: {words}."
+    return Chart("layout", f"The bits of {fmt.label}, most significant first", said, data, sketch=draw, height=0.92)
+
+
+def _positive(fmt: FloatFormat) -> NDArray[np.float64]:
+    values = fmt.finite_values
+    return values[values > 0]
+
+
+def _number_line(fmt: FloatFormat) -> Chart:
+    """Every value on a linear and on a logarithmic line; of 16 bits one value a binade."""
+    values = fmt.finite_values
+    positive = _positive(fmt)
+    normal = fmt.min_normal
+    sparse = len(positive) > 1000
+    marks = np.unique(2.0 ** np.floor(np.log2(positive))) if sparse else positive
+    if sparse:
+        values = np.concatenate([-marks[::-1], [0.0], marks])
+    data = pd.DataFrame({"value": values})
+    subnormal = positive[positive < normal] if normal is not None else positive
+    shown = "one tick a binade (power of two)" if sparse else "one tick a value"
+
+    def draw(sketch: Sketch) -> None:
+        left, right = 14.0, sketch.width - 14
+        top = float(positive[-1])
+        linear = Axis(-top if fmt.signed else 0.0, top, left, right)
+        sketch.text(2, 12, f"linear: {shown}", MUTED, size=8.5)
+        sketch.line([(left, 42), (right, 42)], GRID, 0.8)
+        sketch.ticks((linear(value) for value in values), 22, 42, PALETTE[0], 0.7)
+        sketch.text(left, 54, number_text(linear.low), MUTED, size=8)
+        sketch.text(right, 54, number_text(top), MUTED, size=8, anchor="end")
+        if fmt.signed:
+            sketch.text(linear(0.0), 54, "0", MUTED, size=8, anchor="middle")
+        log = Axis(float(positive[0]) / 1.3, top * 1.3, left, right, log=True)
+        sketch.text(2, 78, "logarithmic, positive values: ", MUTED, size=8.5)
+        sketch.text(130, 78, "normal", PALETTE[0], size=8.5, bold=True)
+        if len(subnormal):
+            sketch.text(168, 78, "subnormal", PALETTE[1], size=8.5, bold=True)
+        sketch.line([(left, 108), (right, 108)], GRID, 0.8)
+        low = marks[marks < normal] if normal is not None else marks
+        sketch.ticks((log(value) for value in marks[len(low) :]), 86, 108, PALETTE[0], 0.8)
+        sketch.ticks((log(value) for value in low), 94, 108, PALETTE[1], 1.2)
+        powers = _powers(float(positive[0]), top)
+        for power in powers:
+            sketch.text(log(2.0**power), 120, f"2^{power}".replace("-", "−"), MUTED, size=8, anchor="middle")
+
+    said = (
+        f"{len(fmt.finite_values):,} distinct finite values up to {fmt.max:g} in magnitude; {len(positive):,} are "
+        f"positive, {len(subnormal):,} of them subnormal."
+    )
+    return Chart("number-line", f"The values of {fmt.label} on a number line", said, data, sketch=draw, height=1.75)
+
+
+def _powers(low: float, high: float, most: int = 9) -> list[int]:
+    """Powers of two from `low` to `high`, evenly spaced."""
+    first, last = math.ceil(math.log2(low)), math.floor(math.log2(high))
+    every = max(1, math.ceil((last - first + 1) / most))
+    return list(range(first, last + 1, every))
+
+
+def _ulp_plot(fmt: FloatFormat) -> Chart:
+    """Spacing of the grid over the value, and the spacing relative to the value."""
+    positive = _positive(fmt)
+    binades = np.unique(2.0 ** np.floor(np.log2(positive)))
+    edges = [*binades, float(positive[-1])]
+    data = pd.DataFrame({"value": binades, "ulp": [fmt.ulp(float(value)) for value in binades]})
+    data["relative"] = data["ulp"] / data["value"]
+
+    def draw(sketch: Sketch) -> None:
+        middle = sketch.width / 2
+        low, high = float(positive[0]) / 1.5, float(positive[-1]) * 1.5
+        for left, name, column, colour in (
+            (0.0, "ulp (spacing)", "ulp", PALETTE[0]),
+            (middle, "ulp relative to the value", "relative", PALETTE[1]),
+        ):
+            x = Axis(low, high, left + 50, left + middle - 14, log=True)
+            ulps = data[column]
+            y = Axis(float(ulps.min()) / 2, float(ulps.max()) * 2, sketch.height - 32, 24, log=True)
+            sketch.text(left + 4, 12, name, colour, bold=True)
+            for power in _powers(y.low, y.high, 5):
+                sketch.line([(x.start, y(2.0**power)), (x.stop, y(2.0**power))], GRID, 0.6)
+                text = f"2^{power}".replace("-", "−")
+                sketch.text(x.start - 5, y(2.0**power) + 3, text, MUTED, size=8, anchor="end")
+            for power in _powers(x.low, x.high, 5):
+                text = f"2^{power}".replace("-", "−")
+                sketch.text(x(2.0**power), y.start + 13, text, MUTED, size=8, anchor="middle")
+            points = []
+            for (begin, end), ulp in zip(itertools.pairwise(edges), data["ulp"], strict=True):
+                points += [(x(at), y(ulp if column == "ulp" else ulp / at)) for at in (begin, max(end, begin))]
+            sketch.line(points, colour, 1.5)
+            if len(points) <= 2 or points[0][0] == points[-1][0]:
+                sketch.dots(points[:1], colour)
+            sketch.text(x.stop, y.start + 26, "value", MUTED, size=8.5, anchor="end")
+
+    relative = data["relative"]
+    said = (
+        f"The spacing goes from {data['ulp'].min():g} to {data['ulp'].max():g}; relative to the value from "
+        f"{relative.min():.4g} to {relative.max():.4g}."
+    )
+    title = f"The spacing of {fmt.label}, absolute and relative to the value"
+    return Chart("ulp", title, said, data, sketch=draw, height=2.4)
+
+
+def _relations(fmt: FloatFormat) -> list[Block]:
+    """How the other formats with pages lie to this one; a line a kind of relation."""
+    found = [fmt.relation(other) for other in PAGES if other != fmt]
+    if fmt.name == "e4m3":
+        found.append(fmt.relation(get_format("p3109_k8p4")))
+    words = {
+        "equal": "Equal: one quantizer where the scale is free",
+        "subset": "Inside: every value is one of the other's",
+        "superset": "Contains: every value of the other is one of its values",
+    }
+    items = []
+    for kind, said in words.items():
+        relations = [relation for relation in found if relation.kind == kind]
+        if relations:
+            parts = (
+                md("{text} {other}", text=str(relation).rsplit(" ", 1)[0], other=format_link(relation.second))
+                for relation in relations
+            )
+            items.append(md("{said}: {parts}.", said=said, parts=join("; ", parts)))
+    if not items:
+        return [
+            Paragraph("None of the other formats with a page is equal to it, inside it or around it, at any scale.")
+        ]
+    text = "Compared with the other formats that have a page, up to a power-of-two scale. "
+    return [Paragraph(text + "The formats that are not named are neither inside nor around it."), Bullets(tuple(items))]
+
+
+def _codes(fmt: FloatFormat) -> list[Block]:
+    """All codes: the high half down, the low half across; 16 x 16 for 8 bits."""
+    low_bits = min(4, fmt.bits // 2)
+    across, down = 1 << low_bits, 1 << (fmt.bits - low_bits)
+    values = fmt.values
+    digits = max(1, math.ceil(fmt.bits / 4))
+
+    def row_name(row: int) -> str:
+        return f"{row << low_bits:0{digits}x}"
+
+    rows = tuple(
+        (code(row_name(row)), *(_value(float(values[(row << low_bits) + column])) for column in range(across)))
+        for row in range(down)
+    )
+    columns = (
+        Column("Code", sortable=False),
+        *(Column(f"+{column:x}", "right", sortable=False) for column in range(across)),
+    )
+    data = pd.DataFrame(
+        {
+            "code": [f"{value:0{digits}x}" for value in range(1 << fmt.bits)],
+            "bits": [f"{value:0{fmt.bits}b}" for value in range(1 << fmt.bits)],
+            "value": [_value(float(value), exact=True) for value in values],
+        }
+    )
+    caption = (
+        f"Every code of {fmt.label} in hexadecimal (row plus column), to three digits; exact in the files"
+    )
+    return [Table(columns, rows, caption, data=data, id="codes")]
+
+
+def _value(value: float, exact: bool = False) -> str:
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if exact:
+        return f"{value:.17g}"
+    text = f"{value:.0f}" if value == round(value) and abs(value) < 1e5 else f"{value:.3g}"
+    return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−")
+
+
+def _use(loader: ExperimentDataLoader, fmt: FloatFormat) -> list[Block]:
+    """The codes that the weights of recorded runs used, and the arms that used the format at all."""
+    rows = loader.runs
+    using = rows[[any(_is(getattr(run, name), fmt) for name in OPERANDS) for run in rows.itertuples()]]
+    blocks: list[Block] = [Heading("In the recorded runs")]
+    if using.empty:
+        return [*blocks, Paragraph(f"Pending: no recorded run uses {fmt.label}.")]
+    report = using[using["role"] == "report"]
+    weights = report[[_is(name, fmt) for name in report["weight"]]]
+    drawn: list[Block] = []
+    for _, runs in _main_arms(weights):
+        finished = runs[runs["status"] == "finished"]["run_id"].tolist()
+        drawn = [
+            block
+            for block in health.code_histograms(loader, finished)
+            if isinstance(block, ChartBlock) and block.chart.id == f"codes-{fmt.name}"
+        ]
+        if drawn:
+            arm = common.arm_link(str(runs["arm"].iloc[0]))
+            blocks += [Paragraph(md("The codes in use, from arm {arm}:", arm=arm)), *drawn]
+            break
+    if not drawn:
+        blocks.append(Paragraph("Pending: no recorded run of it counted the codes that its weights used."))
+    arms = report.drop_duplicates("arm")
+    counts = report.groupby("arm").size()
+    table = tuple(
+        (common.arm_link(str(row.arm)), row.format, row.scope, row.rule, int(row.max_steps), int(counts[row.arm]))
+        for row in arms.itertuples()
+    )
+    columns: tuple[Column | str, ...] = ("Arm", "Format", "Quantized", "Step rule", *common.right("Steps", "Runs"))
+    tuned = len(using) - len(report)
+    note = f" {tuned} more runs are of tuning studies." if tuned else ""
+    if table:
+        listed = Table(columns, table, f"Arms that use {fmt.label}")
+        blocks.append(Details(f"The {len(table)} arms that use {fmt.label}.{note}", (listed,)))
+    elif note:
+        blocks.append(Paragraph(note.strip()))
+    return blocks
+
+
+def _main_arms(runs: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+    """Arms by how much they tell of the format alone: all operands quantized, AdamW and most runs first."""
+    order = runs.assign(
+        operands=[scope.count("+") for scope in runs["scope"]],
+        plain=(runs["rule"] == "AdamW") & ~runs["scope"].str.contains(";"),
+        total=runs.groupby("arm")["run_id"].transform("size"),
+    ).sort_values(["plain", "operands", "total", "arm"], ascending=[False, False, False, True])
+    return ((str(arm), group) for arm, group in order.groupby("arm", sort=False))
+
+
+def _is(name: object, fmt: FloatFormat) -> bool:
+    return isinstance(name, str) and get_format(name) == fmt
+
+
+def _ranges(formats: list[FloatFormat]) -> Chart:
+    """What each 8-bit format reaches: its normal and subnormal binades on one logarithmic line."""
+    ordered = sorted(formats, key=lambda fmt: (fmt.exponent_bits, fmt.name))
+    tops = [_binades(fmt) + fmt.quantum_exponent for fmt in ordered]
+    normals = [fmt.min_normal_exact[1] if fmt.min_normal_exact else None for fmt in ordered]
+    lows = [fmt.quantum_exponent for fmt in ordered]
+    labels = [fmt.label for fmt in ordered]
+    data = pd.DataFrame({"format": labels, "log2_min": lows, "log2_min_normal": normals, "log2_max": tops})
+
+    def draw(sketch: Sketch) -> None:
+        x = Axis(float(min(lows)), float(max(tops)), 84, sketch.width - 12)
+        bottom = 18 + 15 * len(ordered)
+        for power in range(-60, 61, 20):
+            sketch.line([(x(power), 16), (x(power), bottom)], GRID, 0.6)
+            sketch.text(x(power), bottom + 12, f"2^{power}".replace("-", "−"), MUTED, size=8, anchor="middle")
+        for number, (label, low, normal, high) in enumerate(zip(labels, lows, normals, tops, strict=True)):
+            top = 18 + 15 * number
+            sketch.text(78, top + 10, label, FOREGROUND, size=8.5, anchor="end")
+            start = x(high if normal is None else normal)
+            sketch.rectangles([(x(low), top + 5, start, top + 9)], PALETTE[1])
+            sketch.rectangles([(start, top + 2, max(x(high), start + 1), top + 12)], PALETTE[0])
+        sketch.text(84, 10, "normal values", PALETTE[0], size=8.5, bold=True)
+        sketch.text(160, 10, "subnormal or fixed-point values (the narrow part)", PALETTE[1], size=8.5, bold=True)
+
+    widest = max(ordered, key=_binades)
+    said = f"From the smallest positive to the largest value. {widest.label} reaches furthest."
+    height = (36 + 15 * len(ordered)) / 72
+    return Chart("ranges", "What the 8-bit formats reach", said, data, sketch=draw, height=height)

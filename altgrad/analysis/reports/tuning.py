@@ -1,0 +1,192 @@
+"""The tuning studies: a page a study, with a table for each swept arm, so that its many rates need no page each."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from altgrad.analysis.comparison import format_order
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.reports import common
+from altgrad.pages import (
+    MUTED,
+    PALETTE,
+    Axis,
+    Block,
+    Chart,
+    ChartBlock,
+    Column,
+    Heading,
+    Md,
+    Page,
+    PageRef,
+    Paragraph,
+    Table,
+    code,
+    slug,
+)
+from altgrad.pages.sketch import Sketch, number_text
+
+PANEL = (112.0, 84.0)
+"""Width and height of one sweep in the overview, in points."""
+ACROSS = 4
+
+
+def swept(loader: ExperimentDataLoader) -> dict[str, PageRef]:
+    """Where the arms are whose every run is of a tuning study: path of their own page -> place on the study's."""
+    rows = loader.runs
+    tuning = rows.groupby("arm")["role"].agg(lambda roles: (roles == "tuning").all()) if len(rows) else {}
+    first = rows.drop_duplicates("arm")
+    return {
+        f"runs/{arm}": PageRef(_path(study), arm)
+        for arm, study in zip(first["arm"], first["study"], strict=True)
+        if tuning[arm]
+    }
+
+
+def tuning_pages(loader: ExperimentDataLoader) -> list[Page]:
+    """A page for each tuning study, in the order of their names."""
+    rows = loader.runs[loader.runs["role"] == "tuning"]
+    return [_page(loader, str(study), runs) for study, runs in rows.groupby("study", sort=True)]
+
+
+def tuning_studies(loader: ExperimentDataLoader) -> dict[str, str]:
+    """The names of the tuning studies, and the paths of their pages."""
+    rows = loader.runs
+    return {study: _path(study) for study in sorted(rows.loc[rows["role"] == "tuning", "study"].unique())}
+
+
+def _path(study: str) -> str:
+    return f"runs/study-{slug(study)}"
+
+
+def _page(loader: ExperimentDataLoader, study: str, runs: pd.DataFrame) -> Page:
+    sweeps = [_sweep(rows) for _, rows in runs.groupby(["format", "scope", "rule", "problem"], sort=False)]
+    sweeps.sort(key=lambda sweep: (format_order(sweep["format"].iat[0]), sweep["rule"].iat[0], sweep["problem"].iat[0]))
+    data = pd.concat(sweeps, ignore_index=True)
+    best = data[data["best"]]
+    edge = int(best["edge"].sum())
+    text = (
+        f"{len(sweeps)} arms with {len(data)} learning rates and {len(runs)} runs. The best rate of an arm is the one "
+        f"with the lowest mean of the final validation loss over its seeds, which are held out of every comparison. "
+        f"{f'In {edge} of the {len(sweeps)} arms it lies at an edge of the sweep.' if edge else 'None is at an edge.'}"
+    )
+    drawn = data[data["mean"].notna()]
+    blocks: list[Block] = [Paragraph(text)]
+    if len(drawn):
+        blocks.append(ChartBlock(_overview(data)))
+    blocks += [_summary(best), Heading("All sweeps")]
+    for sweep in sweeps:
+        blocks += _section(loader, runs, sweep)
+    title = f"Learning rates of study {study}"
+    return Page(_path(study), title, tuple(blocks), f"{title}.", search=False, provenance=common.provenance(loader))
+
+
+def _sweep(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row a learning rate: its arm, mean loss (infinite where a run did not finish), whether it is the best."""
+    rows = []
+    for (rate, arm), seeds in runs.groupby(["learning_rate", "arm"], dropna=False):
+        losses = seeds["final_val_loss"]
+        rows.append({"learning_rate": rate, "arm": arm, "mean": losses.mean(skipna=False), "n": len(losses)})
+    sweep = pd.DataFrame(rows).sort_values("learning_rate", ignore_index=True)
+    known = sweep["mean"].notna()
+    place = int(sweep["mean"].idxmin()) if known.any() else -1
+    first = runs.iloc[0]
+    return sweep.assign(
+        **{key: first[key] for key in ("format", "scope", "rule", "problem")},
+        best=[row == place for row in range(len(sweep))],
+        edge=[row == place and row in (0, len(sweep) - 1) for row in range(len(sweep))],
+    )
+
+
+def _name(row: Any) -> str:
+    return f"{row['format']}, {row['rule']}" + ("" if row["scope"] == "nothing" else f"; {row['scope']}")
+
+
+def _summary(best: pd.DataFrame) -> Table:
+    rows = tuple(
+        (
+            row["format"],
+            row["rule"],
+            row["scope"],
+            common.arm_link(row["arm"], f"{row['learning_rate']:g}"),
+            common.number(row["mean"], 4),
+            "yes" if row["edge"] else "no",
+        )
+        for row in best.to_dict("records")
+    )
+    columns: tuple[Column | str, ...] = (
+        "Format",
+        "Step rule",
+        "Quantized",
+        *common.right("Best rate", "Mean loss"),
+        "At an edge",
+    )
+    return Table(columns, rows, "The best rate of each arm", data=best.drop(columns="edge"), id="best")
+
+
+def _section(loader: ExperimentDataLoader, runs: pd.DataFrame, sweep: pd.DataFrame) -> list[Block]:
+    rows = []
+    for row in sweep.to_dict("records"):
+        anchored = Md(f'<a id="{slug(row["arm"])}"></a>{row["learning_rate"]:g}')
+        for run in runs[runs["arm"] == row["arm"]].itertuples():
+            rows.append(
+                (
+                    anchored,
+                    Md(f'<a id="{slug(run.run_id)}"></a>{code(run.run_id)}'),
+                    run.status,
+                    common.number(run.final_val_loss, 4),
+                    int(run.last_step),
+                    common.number(row["mean"], 4),
+                    "best" if row["best"] else "",
+                )
+            )
+            anchored = Md(f"{row['learning_rate']:g}")
+    columns: tuple[Column | str, ...] = (
+        *common.right("Rate"),
+        "Run",
+        "Status",
+        *common.right("Final validation loss", "Last step", "Mean of the rate"),
+        "",
+    )
+    first = sweep.iloc[0]
+    return [Table(columns, tuple(rows), _name(first))]
+
+
+def _overview(data: pd.DataFrame) -> Chart:
+    """A small panel for each swept arm: mean loss by learning rate, the best one marked; one height for all."""
+    groups = [group for _, group in data.groupby(["format", "scope", "rule", "problem"], sort=False)]
+    finite = data["mean"].dropna()
+    low = float(finite.min())
+    high = float(min(finite.max(), low + 4 * (finite.median() - low) + 0.05))
+    height = 22 + math.ceil(len(groups) / ACROSS) * (PANEL[1] + 34)
+
+    def draw(sketch: Sketch) -> None:
+        for number, group in enumerate(groups):
+            left, top = 26 + (number % ACROSS) * (PANEL[0] + 12), 22 + (number // ACROSS) * (PANEL[1] + 34)
+            rates = group["learning_rate"]
+            x = Axis(float(rates.min()), float(rates.max()), left + 6, left + PANEL[0] - 6, log=bool((rates > 0).all()))
+            y = Axis(low, high, top + PANEL[1], top + 12)
+            row = group.iloc[0]
+            sketch.text(left, top - 8, str(row["format"])[:22], bold=True, size=8)
+            sketch.text(left, top + 2, str(row["rule"])[:28], MUTED, size=7)
+            sketch.line([(left, y.start), (left + PANEL[0], y.start)], "#dde1e4", 0.8)
+            for value in (low, high):
+                if number % ACROSS == 0:
+                    sketch.text(left - 4, y(value) + 3, f"{value:.2f}", MUTED, size=7, anchor="end")
+            points = [(x(rate), max(y(loss), top + 8)) for rate, loss in zip(rates, group["mean"], strict=True)]
+            sketch.line(points, PALETTE[0], 1.2)
+            sketch.dots(points, PALETTE[0], 1.5)
+            for rate, loss in group.loc[group["best"], ["learning_rate", "mean"]].itertuples(index=False):
+                sketch.dots([(x(rate), y(loss))], PALETTE[1], 3)
+                sketch.text(x(rate), y.start + 10, number_text(rate), PALETTE[1], size=7.5, anchor="middle")
+
+    said = "; ".join(
+        f"{_name(row)}: {row['learning_rate']:g} with {row['mean']:.3f}"
+        for row in data[data["best"]].to_dict("records")
+    )
+    title = "Mean final validation loss by learning rate, one panel an arm; the best rate is marked"
+    shown = data.drop(columns=["edge", "problem"])
+    return Chart("sweeps", title, f"Best rates: {said}.", shown, sketch=draw, height=height / 72)

@@ -1,0 +1,236 @@
+// Zoomable curves with bands over seeds, drawn by uPlot over a drawing that is on the page already.
+// `seedBand` and `align` are pure; `plotCurves` draws any groups of them; at the end, the curves of an arm's page.
+
+/** Mean, lowest and highest value of `metric` over the runs at each step that any of them has; x is the mean of `axis`. */
+export function seedBand(runs, metric, axis = "step") {
+  const found = new Map();
+  for (const run of runs) {
+    (run.step ?? []).forEach((step, index) => {
+      const x = run[axis]?.[index];
+      const y = run[metric]?.[index];
+      if (!Number.isFinite(x) || !Number.isFinite(y)) return;
+      if (!found.has(step)) found.set(step, []);
+      found.get(step).push([x, y]);
+    });
+  }
+  const rows = [...found.keys()].sort((a, b) => a - b).map((step) => {
+    const points = found.get(step);
+    const values = points.map(([, y]) => y);
+    const mean = (numbers) => numbers.reduce((sum, value) => sum + value, 0) / numbers.length;
+    return [mean(points.map(([x]) => x)), mean(values), Math.min(...values), Math.max(...values), values.length, step];
+  });
+  const [x, middle, low, high, n, steps] = [0, 1, 2, 3, 4, 5].map((column) => rows.map((row) => row[column]));
+  return { x, mean: middle, low, high, n, step: steps };
+}
+
+/** Columns over one ascending x that holds every x of `lines` ([{x, columns: [...]}]); null where a line has no value. */
+export function align(lines) {
+  const all = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
+  const place = new Map(all.map((x, index) => [x, index]));
+  const columns = lines.flatMap((line) => line.columns.map((values) => {
+    const column = new Array(all.length).fill(null);
+    line.x.forEach((x, index) => { column[place.get(x)] = values[index]; });
+    return column;
+  }));
+  return [all, ...columns];
+}
+
+/** The part [from, to] of a range around its middle or a fraction of it: factor below 1 zooms in, shift moves. */
+export function zoomed([from, to], factor, shift = 0) {
+  const middle = (from + to) / 2 + shift * (to - from);
+  const half = ((to - from) * factor) / 2;
+  return [middle - half, middle + half];
+}
+
+let library;
+function loadLibrary() {
+  library ??= new Promise((resolve, reject) => {
+    const style = document.createElement("link");
+    style.rel = "stylesheet";
+    style.href = new URL("vendor/uPlot-1.6.32.min.css", import.meta.url).href;
+    const script = document.createElement("script");
+    script.src = new URL("vendor/uPlot-1.6.32.min.js", import.meta.url).href;
+    script.onload = () => resolve(window.uPlot);
+    script.onerror = () => reject(new Error("uPlot did not load"));
+    document.head.append(style, script);
+  });
+  return library;
+}
+
+const figures = (value) => value.toPrecision(4);
+const whole = (value) => (Math.abs(value) >= 1e4 ? value.toLocaleString("en") : String(+value.toPrecision(6)));
+
+/**
+ * Draw groups of runs into `host`, an element with a width.
+ *
+ * groups: [{label, runs, colour: "--chart-1", dash: [4, 3]}], the first in front.
+ * options: {metric, axis, xLabel, height, each (every run as a thin line), onPoint(text)}.
+ * Returns {zoom(factor, shift), reset(), destroy()}.
+ */
+export async function plotCurves(host, groups, options) {
+  const UPlot = await loadLibrary();
+  const style = getComputedStyle(document.body);
+  const colour = (name) => style.getPropertyValue(name).trim();
+  const font = `11px ${style.getPropertyValue("--sans") || "sans-serif"}`;
+  const shown = groups
+    .map((group) => ({ ...group, band: seedBand(group.runs, options.metric, options.axis) }))
+    .filter((group) => group.band.x.length);
+  const lines = [];
+  const series = [{}];
+  const bands = [];
+  const hidden = { width: 0, points: { show: false } };
+  for (const group of [...shown].reverse()) {
+    const stroke = colour(group.colour);
+    const { x, low, high, mean } = group.band;
+    bands.push({ series: [series.length, series.length + 1], fill: `${stroke}2e` });
+    lines.push({ x, columns: [high, low, mean] });
+    series.push({ ...hidden, spanGaps: true }, { ...hidden, spanGaps: true });
+    const few = { show: x.length <= 40 && !group.dash, size: 5 };
+    series.push({ stroke, width: group.dash ? 1.3 : 1.8, dash: group.dash, points: few, spanGaps: true });
+    if (options.each) {
+      for (const run of group.runs) {
+        const rows = (run[options.axis] ?? []).map((at, index) => [at, run[options.metric]?.[index]]);
+        const points = rows.filter(([at, y]) => Number.isFinite(at) && Number.isFinite(y));
+        lines.push({ x: points.map(([at]) => at), columns: [points.map(([, y]) => y)] });
+        series.push({ stroke: `${stroke}80`, width: 0.7, points: { show: false }, spanGaps: true });
+      }
+    }
+  }
+  const labels = (plot) => {
+    const { ctx, bbox } = plot;
+    const ratio = devicePixelRatio;
+    const ends = shown.map((group) => {
+      const inside = group.band.x.map((x, index) => [x, index]).filter(([x]) => x <= plot.scales.x.max);
+      const index = inside.length ? inside.at(-1)[1] : 0;
+      return { group, y: plot.valToPos(group.band.mean[index], "y", true) };
+    }).sort((a, b) => a.y - b.y);
+    ctx.save();
+    ctx.font = font.replace("11px", `${11 * ratio}px`);
+    ctx.textBaseline = "middle";
+    ctx.textAlign = "left";
+    let last = -Infinity;
+    for (const { group, y } of ends) {
+      last = Math.max(last + 13 * ratio, Math.min(Math.max(y, bbox.top), bbox.top + bbox.height));
+      ctx.fillStyle = colour(group.colour);
+      ctx.fillText(group.label, bbox.left + bbox.width + 6 * ratio, last);
+    }
+    ctx.restore();
+  };
+  const tell = (plot) => {
+    const at = plot.cursor.idx;
+    if (at == null) return options.onPoint?.("");
+    const x = plot.data[0][at];
+    const parts = shown.map(({ label, band }) => {
+      const index = band.x.indexOf(x);
+      if (index < 0) return null;
+      const range = band.n[index] > 1 ? ` (${figures(band.low[index])} to ${figures(band.high[index])}, ${band.n[index]} runs)` : "";
+      return `${label} ${figures(band.mean[index])}${range}`;
+    });
+    options.onPoint?.([`${options.xLabel} ${whole(x)}`, ...parts.filter(Boolean)].join(" · "));
+  };
+  const axisLook = { stroke: colour("--chart-muted"), font, labelFont: font, labelSize: 18, gap: 4, ticks: { show: false } };
+  const grid = { stroke: colour("--chart-grid"), width: 1 };
+  const plot = new UPlot({
+    width: Math.max(host.clientWidth, 240),
+    height: options.height,
+    padding: [6, 84, 0, 0],
+    legend: { show: false },
+    scales: { x: { time: false } },
+    cursor: { drag: { x: true, y: false }, points: { size: 6 } },
+    axes: [
+      { ...axisLook, label: options.xLabel, size: 22, grid: { show: false }, values: (_, at) => at.map(whole) },
+      { ...axisLook, grid, size: 48 },
+    ],
+    series,
+    bands,
+    hooks: { draw: [labels], setCursor: [tell] },
+  }, align(lines), host);
+  const range = () => [plot.scales.x.min, plot.scales.x.max];
+  const bounds = [plot.data[0][0], plot.data[0].at(-1)];
+  return {
+    zoom(factor, shift = 0) {
+      const [min, max] = zoomed(range(), factor, shift);
+      const width = Math.min(max - min, bounds[1] - bounds[0]);
+      const from = Math.min(Math.max(min, bounds[0]), bounds[1] - width);
+      plot.setScale("x", { min: from, max: from + width });
+    },
+    reset: () => plot.setScale("x", { min: bounds[0], max: bounds[1] }),
+    resize: (width) => plot.setSize({ width, height: options.height }),
+    range,
+    destroy: () => plot.destroy(),
+  };
+}
+
+const AXES = { step: "step", tokens: "tokens", seconds: "seconds of training" };
+const METRICS = { val_loss: "validation loss", loss: "training loss" };
+
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+function choice(label, names, runs) {
+  const select = element("select", { ariaLabel: label });
+  for (const [value, text] of Object.entries(names)) {
+    const known = runs.some((run) => (run[value] ?? []).some(Number.isFinite));
+    select.append(element("option", { value, textContent: text, disabled: !known }));
+  }
+  return select;
+}
+
+/** Put the zoomable chart in the place of an arm's drawing. */
+export async function armCurves(figure) {
+  const own = new URL(figure.querySelector(".files a[href$='.loss.json']").href.replace(/\.loss\.json$/, ".curves.json"));
+  const read = async (address) => (await fetch(address)).json();
+  const arm = await read(own);
+  const groups = [{ label: "this arm", runs: arm.runs, colour: "--chart-1" }];
+  if (typeof arm.baseline === "string") {
+    const other = await read(new URL(`${encodeURIComponent(arm.baseline)}.curves.json`, own));
+    groups.push({ label: "baseline", runs: other.runs, colour: "--chart-muted", dash: [4, 3] });
+  }
+  const box = figure.querySelector(".chart-box");
+  const drawing = box.querySelector("svg");
+  const metric = choice("Metric", METRICS, arm.runs);
+  const axis = choice("Horizontal axis", AXES, arm.runs);
+  const each = element("input", { type: "checkbox" });
+  const button = (textContent, ariaLabel, onclick) => element("button", { type: "button", textContent, ariaLabel, onclick });
+  let plot;
+  const controls = element("div", { className: "curve-controls" },
+    metric, axis, element("label", {}, each, " each run"),
+    button("+", "Zoom in", () => plot.zoom(0.5)), button("−", "Zoom out", () => plot.zoom(2)),
+    button("Reset", "Reset zoom", () => plot.reset()));
+  const host = element("div", { className: "curves" });
+  host.setAttribute("role", "img");
+  host.setAttribute("aria-labelledby", drawing.getAttribute("aria-labelledby"));
+  const readout = element("p", { className: "curve-readout" });
+  const height = Math.round(Math.max(drawing.getBoundingClientRect().height, 180));
+  const redraw = async () => {
+    plot?.destroy();
+    plot = await plotCurves(host, groups, {
+      metric: metric.value, axis: axis.value, xLabel: AXES[axis.value], height,
+      each: each.checked, onPoint: (text) => { readout.textContent = text; },
+    });
+  };
+  await loadLibrary();
+  host.style.height = `${height}px`;
+  box.append(controls, host, readout);
+  drawing.classList.add("replaced");
+  await redraw();
+  for (const input of [metric, axis, each]) input.addEventListener("change", redraw);
+  new MutationObserver(redraw).observe(document.body, { attributeFilter: ["data-md-color-scheme"] });
+  new ResizeObserver(() => plot.resize(Math.max(host.clientWidth, 240))).observe(host);
+  const keys = {
+    "+": () => plot.zoom(0.5), "-": () => plot.zoom(2), 0: () => plot.reset(), Escape: () => plot.reset(),
+    ArrowLeft: () => plot.zoom(1, -0.25), ArrowRight: () => plot.zoom(1, 0.25),
+  };
+  box.addEventListener("keydown", (event) => {
+    if (event.target !== box || !(event.key in keys) || event.ctrlKey || event.metaKey || event.altKey) return;
+    keys[event.key]();
+    event.preventDefault();
+  });
+  box.dataset.ready = "";
+}
+
+const found = globalThis.document?.querySelector("figure#chart-loss:has(.files a[href$='.loss.json'])");
+if (found && /\/runs\/[^/]+\/(?:index\.html)?$/.test(location.pathname) && location.protocol !== "file:") armCurves(found);
