@@ -18,12 +18,9 @@ import pandas as pd
 
 from altgrad.analysis.comparison import by_seed, format_order
 from altgrad.analysis.loader import ExperimentDataLoader, format_label, scope_label
-from altgrad.analysis.preregistered import TEST_COLUMNS, Answer, Verdict, row_of, select
+from altgrad.analysis.preregistered import ENDED, SEEDS, TEST_COLUMNS, Answer, Verdict, row_of, select
 from altgrad.analysis.statistics import ALPHA, MARGIN, holm, paired_difference
 from altgrad.config import ExperimentConfig, extra_bytes_per_weight
-
-SEEDS = range(10, 26)
-"""The seeds of an arm of the campaign: 16 pairs."""
 
 FORMATS = ("E4M3", "E5M2", "E0M7")
 SPACING = "e4m3"
@@ -195,7 +192,7 @@ class StepRuleComparator:
     def _found(self) -> dict[Arm, pd.DataFrame]:
         """The ended runs of each arm that the campaign names, maybe of several settings."""
         runs = select(self._loader, STUDIES)
-        runs = runs[runs["status"].isin(["finished", "failed", "crashed"]) & runs["seed"].isin(SEEDS)]
+        runs = runs[runs["status"].isin(ENDED) & runs["seed"].isin(SEEDS)]
         parts: dict[Arm, list[pd.DataFrame]] = {}
         for _, group in runs.groupby("arm", sort=True):
             key = arm_of(self._loader.config(group["arm"].iloc[0]))
@@ -288,10 +285,14 @@ class StepRuleComparator:
     _nothing = pd.Series(dtype="float64")
 
     def _family(self, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-        """The rows with Holm's adjustment over all of them; without any where some are missing."""
+        """The rows with Holm's adjustment over all of them; without any where some are missing.
+
+        A row that is not judged, because a run did not finish, counts as a p of 1.
+        """
         frame = pd.DataFrame(rows, columns=list(PAIR_COLUMNS))
         whole = not frame["missing"].astype(bool).any()
-        frame["p_holm"] = holm([float(p) for p in frame["p_value"]]) if whole else math.nan
+        adjusted = holm([1.0 if math.isnan(p) else float(p) for p in frame["p_value"]])
+        frame["p_holm"] = pd.Series(adjusted, dtype="float64").where(frame["p_value"].notna() & whole)
         return frame
 
     @cached_property
@@ -397,7 +398,7 @@ class StepRuleComparator:
         """
         runs = self._loader.runs
         tuning = runs["study"].eq("tuning") | (runs["study"].eq("pilot-tuning") & runs["step_rule"].eq("adamw"))
-        runs = runs[tuning & runs["status"].isin(["finished", "failed", "crashed"]) & ~runs["foreign"].astype(bool)]
+        runs = runs[tuning & runs["status"].isin(ENDED) & ~runs["foreign"].astype(bool)]
         tried: dict[Arm, list[pd.DataFrame]] = {}
         for _, group in runs.groupby("arm", sort=True):
             key = arm_of(self._loader.config(group["arm"].iloc[0]))
@@ -534,9 +535,14 @@ def shortened(missing: str, most: int = 3) -> str:
 
 
 def _said(rows: Rows) -> str:
-    """The estimates of a family in words."""
-    parts = []
-    for row in rows:
+    """The estimates of a family in words: all of them, or of more than four their number and the two extremes."""
+    parts, known = [], [row for row in rows if _judged(row)]
+    if len(known) > 4:
+        lower, higher = (sum(_shown(row, sign) for row in known) for sign in (-1, 1))
+        badly = f", {len(rows) - len(known)} not judged because runs did not finish" if len(rows) > len(known) else ""
+        parts.append(f"lower in {lower} of {len(rows)}, higher in {higher}{badly}")
+    extremes = (min(known, key=_difference), max(known, key=_difference)) if len(known) > 4 else rows
+    for row in extremes:
         if _judged(row):
             p = "< 0.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}"
             figures = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], adjusted p {p}"
@@ -546,6 +552,10 @@ def _said(rows: Rows) -> str:
     sizes = sorted({row["n_pairs"] for row in rows if _judged(row)})
     pairs = f" (nats a character, n = {' to '.join(map(str, sizes))} pairs each)" if sizes else ""
     return f"{'; '.join(parts)}{pairs}."
+
+
+def _difference(row: dict[str, Any]) -> float:
+    return float(row["difference"])
 
 
 def _judged(row: dict[str, Any]) -> bool:

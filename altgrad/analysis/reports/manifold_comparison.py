@@ -14,7 +14,7 @@ import pandas as pd
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.hypotheses import STIFFNESS
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.preregistered import Verdict
+from altgrad.analysis.preregistered import SEEDS, Verdict
 from altgrad.analysis.reports import common
 from altgrad.analysis.reports.benchmarks import RECORDED
 from altgrad.analysis.reports.step_slopes import slope_blocks
@@ -24,7 +24,6 @@ from altgrad.analysis.step_rules import (
     FORMATS,
     ROUNDINGS,
     RULES,
-    SEEDS,
     STORAGE_ARMS,
     STORAGES,
     STUDIES,
@@ -42,13 +41,11 @@ from altgrad.pages import (
     Cell,
     Chart,
     ChartBlock,
-    CodeBlock,
     Column,
     Details,
     Heading,
     Link,
     Md,
-    Note,
     Page,
     PageRef,
     Paragraph,
@@ -133,17 +130,12 @@ def _outside(loader: ExperimentDataLoader, part: pd.DataFrame) -> bool:
     return not set(studies) & set(STUDIES)
 
 
-def _pending(missing: str, *studies: str) -> Note:
-    command = f".venv/bin/python experiments/campaign.py {' '.join(studies)}"
-    return Note("question", "Pending Experiments", (Paragraph(missing), CodeBlock(command, "bash")))
-
-
 def _known(frame: pd.DataFrame, study: str, *blocks: Block) -> list[Block]:
     """What a table shows, after the box that says which of its runs are missing; the box alone where all rows are."""
     faults = "; ".join(text for text in frame["missing"] if text)
     if not faults:
         return [*blocks]
-    box = _pending(shortened("; ".join(dict.fromkeys(faults.split("; ")))), "tuning", "formats", study)
+    box = common.pending_note(shortened("; ".join(dict.fromkeys(faults.split("; ")))), ["tuning", "formats", study])
     return [box] if frame["missing"].astype(bool).all() else [box, *blocks]
 
 
@@ -373,7 +365,7 @@ def _tuning(found: StepRuleComparator) -> list[Block]:
     if absent:
         words = [_arm(row).words for row in wanted[:3]]
         rest = f" and {absent - 3} more arms" if absent > 3 else ""
-        blocks.append(_pending(f"No tuning run is recorded of {', '.join(words)}{rest}.", "tuning"))
+        blocks.append(common.pending_note(f"No tuning run is recorded of {', '.join(words)}{rest}.", ["tuning"]))
     if sweeps.empty:
         text = "No tuning study is among the records: whether the learning rates are tuned equally cannot be shown."
         return [Paragraph(text), *blocks]
