@@ -312,7 +312,7 @@ def test_the_stall_ratio_ranks_where_it_is_made_to(whole: ExperimentDataLoader) 
         assert found.at[fmt, "spearman"] == pytest.approx(stats.spearmanr(own["stall_ratio"], own["val_loss"])[0])
 
     def ranked(runs: pd.DataFrame) -> pd.DataFrame:
-        return runs.assign(stall_ratio=runs.groupby("arm")["final_val_loss"].transform("mean") / 10)
+        return runs.assign(stall_ratio=runs.groupby(["study", "arm"])["final_val_loss"].transform("mean") / 10)
 
     ordered = StepRuleComparator(changed(whole, ranked)).stalls
     assert (ordered["spearman"] == 1).all()
