@@ -1,4 +1,4 @@
-"""The three reports: the same pages that scripts/generate_reports.py writes into reports/."""
+"""The three reports, the same that scripts/generate_reports.py writes into reports/, and what goes with them."""
 
 from __future__ import annotations
 
@@ -23,4 +23,5 @@ def key() -> str:
     return benchmarks_key(site_key())
 
 
-build(pages, "reports/format_comparison", "reports/failure_modes", "reports/manifold_comparison", key=key)
+NAMES = ("format_comparison", "failure_modes", "manifold_comparison", "preregistered", "literature")
+build(pages, *(f"reports/{name}" for name in NAMES), key=key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -177,6 +177,7 @@ class FormatComparator:
 
     def __init__(self, loader: ExperimentDataLoader, foreign: bool = False) -> None:
         runs = loader.runs
+        self._loader = loader
         self._runs = runs[(runs["role"] == "report") & (runs["foreign"] == foreign)]
 
     @cached_property
@@ -238,14 +239,14 @@ class FormatComparator:
         Formats that are shown to tie with the best are in `equivalent`, those that are neither that nor told from it in
         `not_told_apart`; several names are separated by spaces. Where there is no answer, `reason` says why.
         """
-        rows = []
+        rows: list[dict[str, object]] = []
         for place, scope in PLACES.items():
             comparison = self.at(place)
             if comparison is None:
                 rows.append({"place": place, "scope": scope, "n_pairs": 0, "reason": "no such runs are recorded"})
                 continue
             spot = self.sweet_spot(comparison)
-            row = {
+            row: dict[str, object] = {
                 "place": place,
                 "best": spot.best,
                 "equivalent": " ".join(spot.equivalent),
@@ -262,37 +263,41 @@ class FormatComparator:
             rows.append(row)
         return pd.DataFrame(rows, columns=list(SWEET_SPOT_COLUMNS))
 
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """Every arm of every comparison, that with the most pairs first: columns `RESULT_COLUMNS`."""
+        parts = []
+        for comparison in self.comparisons:
+            config = self._loader.config(comparison.baseline)
+            parts.append(
+                comparison.table.assign(
+                    scope=comparison.scope,
+                    baseline=comparison.baseline,
+                    learning_rate=config.optimizer.learning_rate,
+                    max_steps=config.max_steps,
+                    test=[name_of_test(n) for n in comparison.table["n_pairs"]],
+                )[list(RESULT_COLUMNS)]
+            )
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(RESULT_COLUMNS))
+
+    def longer(self, comparison: Comparison) -> Comparison | None:
+        """The comparison that differs from this one in nothing but the length, and is longer; None without one."""
+        base = self._loader.config(comparison.baseline)
+        found = []
+        for other in self.comparisons:
+            config = self._loader.config(other.baseline)
+            same = other.scope == comparison.scope and config.max_steps > base.max_steps
+            if same and _without(config, LENGTH_KEYS) == _without(base, LENGTH_KEYS):
+                found.append(other)
+        return max(found, key=lambda other: (other.pairs, other.setting), default=None)
+
     def _baseline(self, setting: str) -> pd.DataFrame:
         return self._runs[(self._runs["setting"] == setting) & (self._runs["scope"] == "nothing")]
 
 
 def results_table(loader: ExperimentDataLoader) -> pd.DataFrame:
     """Every arm of every comparison of formats, that with the most pairs first: columns `RESULT_COLUMNS`."""
-    parts = []
-    for comparison in FormatComparator(loader).comparisons:
-        config = loader.config(comparison.baseline)
-        parts.append(
-            comparison.table.assign(
-                scope=comparison.scope,
-                baseline=comparison.baseline,
-                learning_rate=config.optimizer.learning_rate,
-                max_steps=config.max_steps,
-                test=[name_of_test(n) for n in comparison.table["n_pairs"]],
-            )[list(RESULT_COLUMNS)]
-        )
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(RESULT_COLUMNS))
-
-
-def longer(loader: ExperimentDataLoader, comparison: Comparison) -> Comparison | None:
-    """The comparison of the same scope that differs in nothing but the length, and is longer; None without one."""
-    base = loader.config(comparison.baseline)
-    found = []
-    for other in FormatComparator(loader).comparisons:
-        config = loader.config(other.baseline)
-        same = other.scope == comparison.scope and config.max_steps > base.max_steps
-        if same and _without(config, LENGTH_KEYS) == _without(base, LENGTH_KEYS):
-            found.append(other)
-    return max(found, key=lambda other: (other.pairs, other.setting), default=None)
+    return FormatComparator(loader).results
 
 
 def scale_policies(loader: ExperimentDataLoader, comparison: Comparison) -> pd.DataFrame:
@@ -323,22 +328,30 @@ def scale_policies(loader: ExperimentDataLoader, comparison: Comparison) -> pd.D
     return frame.sort_values(["format", "policy"], key=_ordered, ignore_index=True)
 
 
-def figures_of_tensors(loader: ExperimentDataLoader, comparison: Comparison) -> pd.DataFrame:
+def last_looks(loader: ExperimentDataLoader, comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """What the finished runs of each format saw of their layers last (`ExperimentDataLoader.last_look`)."""
+    found = {}
+    for row in comparison.table.itertuples():
+        runs = loader.runs[(loader.runs["arm"] == row.arm) & (loader.runs["status"] == "finished")]
+        found[str(row.format)] = loader.last_look(runs["run_id"])
+    return found
+
+
+def figures_of_tensors(comparison: Comparison, looks: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """What each format did to the tensors it held: one row a format, layer type and operand.
 
     Columns format, arm, layer_type, operand, sqnr_db, underflow, overflow, codes_used (fractions of 1, but for
-    decibels), n (runs), as means over the layers of a type and the runs of an arm at their last look. Empty without.
+    decibels), as means over the layers of a type and the runs of an arm in its last look (`last_looks`).
     """
     kept = ["sqnr_db", "underflow", "overflow", "codes_used"]
     parts = []
     for row in comparison.table.itertuples():
-        runs = loader.runs[(loader.runs["arm"] == row.arm) & (loader.runs["status"] == "finished")]
-        look = loader.last_look(runs["run_id"])
+        look = looks[str(row.format)]
         look = look[look["statistic"].isin(kept) & look["operand"].isin(["weight", "activation", "grad_output"])]
         if len(look):
             wide = look.pivot_table(index=["layer_type", "operand"], columns="statistic", values="value", sort=False)
-            parts.append(wide.reindex(columns=kept).reset_index().assign(format=row.format, arm=row.arm, n=len(runs)))
-    names = ["format", "arm", "layer_type", "operand", *kept, "n"]
+            parts.append(wide.reindex(columns=kept).reset_index().assign(format=row.format, arm=row.arm))
+    names = ["format", "arm", "layer_type", "operand", *kept]
     return pd.concat(parts, ignore_index=True)[names] if parts else pd.DataFrame(columns=names)
 
 

@@ -127,7 +127,8 @@ def _sweet_spot(loader: ExperimentDataLoader) -> Verdict:
     elif len(behind) == 2 or (_told(two) and not equivalent):
         answer = "no"
     found = f"The smallest gap is {best}'s." if best else "No split has all its runs finished."
-    tost = f"TOST with a margin of {MARGIN:g} nats: p = {two['p_equivalent']:.3f}"
+    p = two["p_equivalent"]
+    tost = f"TOST with a margin of {MARGIN:g} nats: p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
     return _verdict("H2", answer, f"{found} {two['contrast']}: {in_words(two)}; {tost}.", tests)
 
 

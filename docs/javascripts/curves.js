@@ -64,7 +64,7 @@ const whole = (value) => (Math.abs(value) >= 1e4 ? value.toLocaleString("en") : 
  * Draw groups of runs into `host`, an element with a width.
  *
  * groups: [{label, runs, colour: "--chart-1", dash: [4, 3]}], the first in front.
- * options: {metric, axis, xLabel, yLabel, height, each (every run as a thin line), onPoint(text)}.
+ * options: {metric, axis, xLabel, height, each (every run as a thin line), onPoint(text)}.
  * Returns {zoom(factor, shift), reset(), destroy()}.
  */
 export async function plotCurves(host, groups, options) {
@@ -107,6 +107,7 @@ export async function plotCurves(host, groups, options) {
     ctx.save();
     ctx.font = font.replace("11px", `${11 * ratio}px`);
     ctx.textBaseline = "middle";
+    ctx.textAlign = "left";
     let last = -Infinity;
     for (const { group, y } of ends) {
       last = Math.max(last + 13 * ratio, Math.min(Math.max(y, bbox.top), bbox.top + bbox.height));
@@ -127,7 +128,7 @@ export async function plotCurves(host, groups, options) {
     });
     options.onPoint?.([`${options.xLabel} ${whole(x)}`, ...parts.filter(Boolean)].join(" · "));
   };
-  const axisLook = { stroke: colour("--chart-muted"), font, labelFont: font, labelSize: 16, ticks: { show: false } };
+  const axisLook = { stroke: colour("--chart-muted"), font, labelFont: font, labelSize: 18, gap: 4, ticks: { show: false } };
   const grid = { stroke: colour("--chart-grid"), width: 1 };
   const plot = new UPlot({
     width: Math.max(host.clientWidth, 240),
@@ -137,8 +138,8 @@ export async function plotCurves(host, groups, options) {
     scales: { x: { time: false } },
     cursor: { drag: { x: true, y: false }, points: { size: 6 } },
     axes: [
-      { ...axisLook, label: options.xLabel, grid: { show: false }, values: (_, at) => at.map(whole) },
-      { ...axisLook, label: options.yLabel, grid, size: 50 },
+      { ...axisLook, label: options.xLabel, size: 22, grid: { show: false }, values: (_, at) => at.map(whole) },
+      { ...axisLook, grid, size: 48 },
     ],
     series,
     bands,
@@ -207,8 +208,8 @@ export async function armCurves(figure) {
   const redraw = async () => {
     plot?.destroy();
     plot = await plotCurves(host, groups, {
-      metric: metric.value, axis: axis.value, xLabel: AXES[axis.value], yLabel: METRICS[metric.value],
-      height, each: each.checked, onPoint: (text) => { readout.textContent = text; },
+      metric: metric.value, axis: axis.value, xLabel: AXES[axis.value], height,
+      each: each.checked, onPoint: (text) => { readout.textContent = text; },
     });
   };
   await loadLibrary();

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
 
 import pytest
-from conftest import copy_project, mkdocs_build
+from conftest import ROOT, copy_project, mkdocs_build
 from links import faults
 
-REPORTS = ("format_comparison", "failure_modes", "manifold_comparison")
+from altgrad.analysis import ExperimentDataLoader
+
+REPORTS = ("format_comparison", "failure_modes", "manifold_comparison", "literature")
 
 
 def snapshot(root: Path) -> dict[str, bytes]:
@@ -233,3 +236,43 @@ def test_an_error_while_serving_becomes_a_box_on_the_page(tmp_path: Path, monkey
     html = (tmp_path / "out/index.html").read_text()
     assert "This page could not be built" in html
     assert "RuntimeError: on purpose" in re.sub(r"<[^>]*>", "", html)
+
+
+def test_pages_are_small_enough_to_load_at_once(real_site: Path) -> None:
+    """Reports under 500 kB compressed, arms and formats under 60 kB, each with its curves; at most 300 pages."""
+    sizes = {
+        path.parent.relative_to(real_site).as_posix(): len(gzip.compress(path.read_bytes(), 6))
+        for path in real_site.rglob("index.html")
+    }
+    assert len(sizes) <= 300
+    for page, size in sizes.items():
+        curves = real_site / f"{page}.curves.json"
+        size += len(gzip.compress(curves.read_bytes(), 6)) if curves.is_file() else 0
+        assert size < (60_000 if page.startswith(("runs/", "formats/")) else 500_000), page
+
+
+def test_every_run_has_a_place_and_its_own_json(real_site: Path) -> None:
+    loader = ExperimentDataLoader([ROOT / "experiments" / "recorded"])
+    html = {path.parent.name: path.read_text() for path in (real_site / "runs").glob("*/index.html")}
+    for run in loader.runs.itertuples():
+        pages = [name for name, text in html.items() if f'id="{run.run_id}"' in text]
+        assert run.arm in pages or any(name.startswith("study-") for name in pages)
+    arms = {name for name in html if not name.startswith("study-")}
+    for arm in arms:
+        for run_id in loader.runs.loc[loader.runs["arm"] == arm, "run_id"]:
+            data = json.loads((real_site / "runs" / f"{arm}.{run_id}.json").read_text())
+            assert data["run"]["id"] == run_id
+            assert data["history"]["step"]
+
+
+def test_the_api_reference_has_every_public_name(real_site: Path) -> None:
+    for page, names in {
+        "formats": ("FloatFormat", "get_format", "list_formats"),
+        "quantize": ("quantize", "fake_quantize"),
+        "optim": ("ManifoldAdamW",),
+        "runs": ("RunRecord", "record"),
+        "analysis": ("ExperimentDataLoader", "FormatComparator"),
+    }.items():
+        html = (real_site / "api" / page / "index.html").read_text()
+        for name in names:
+            assert re.search(rf'id="altgrad\.[\w.]*\b{name}"', html), (page, name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import pandas as pd
@@ -15,7 +16,7 @@ from altgrad.analysis.comparison import FormatComparator, format_order
 from altgrad.analysis.failures import diagnose, warnings_of
 from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader
 from altgrad.analysis.reports import common, health
-from altgrad.analysis.reports.curves import as_json, curves, plain
+from altgrad.analysis.reports.curves import as_json, curves, losses_by_step, plain
 from altgrad.analysis.reports.tuning import swept, tuning_pages, tuning_studies
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import ExperimentConfig
@@ -39,7 +40,6 @@ from altgrad.pages import (
     md,
     slug,
 )
-from altgrad.pages.render import beside
 from altgrad.runs import RunRecord
 
 EVENTS_SHOWN = 5
@@ -53,7 +53,8 @@ def arm_pages(loader: ExperimentDataLoader) -> list[Page]:
     arms = list(loader.runs.groupby("arm", sort=True))
     moved = swept(loader)
     own = [(str(arm), runs) for arm, runs in arms if f"runs/{arm}" not in moved]
-    found = [_index(loader, own), *(_arm_page(loader, arm, runs) for arm, runs in own), *tuning_pages(loader)]
+    losses = cache(partial(losses_by_step, loader))
+    found = [_index(loader, own), *(_arm_page(loader, arm, runs, losses) for arm, runs in own), *tuning_pages(loader)]
     return [replace(page, moved=moved) for page in found]
 
 
@@ -122,7 +123,9 @@ def _index(loader: ExperimentDataLoader, arms: list[tuple[str, pd.DataFrame]]) -
     )
 
 
-def _arm_page(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame) -> Page:
+def _arm_page(
+    loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, losses: Callable[[str | None], pd.DataFrame]
+) -> Page:
     first = runs.iloc[0]
     config = loader.config(arm)
     title = (
@@ -131,7 +134,7 @@ def _arm_page(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame) -> Pag
     if config.foreign is not None:
         title = f"{config.resolved_name}, a run of another loop: format {first['format']}, {first['max_steps']} steps"
     baseline = _baseline(loader, runs)
-    drawn, downloads = curves(loader, arm, runs, baseline)
+    drawn, downloads = curves(loader, arm, runs, baseline, losses)
     blocks: list[Block] = [
         Paragraph(_summary(loader, runs, baseline)),
         *drawn,
@@ -284,7 +287,7 @@ def _runs(loader: ExperimentDataLoader, runs: pd.DataFrame, page: Page) -> list[
                 int(run.last_step),
                 common.number(record.run.get("seconds") or float("nan"), 1),
                 common.moment(run.created),
-                Md(f"[JSON]({beside(page, f'{identity}.json')})"),
+                Link("JSON", PageRef(f"{page.path}.{identity}.json")),
                 Link("W&B run", run.wandb_url) if isinstance(run.wandb_url, str) else "recorded without W&B",
             )
         )
