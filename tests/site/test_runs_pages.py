@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, _serve, copy_project, mkdocs_build
+from conftest import ROOT
 from test_browser import SCREENSHOTS, axe_faults, visit  # noqa: F401
 
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.reports.compare import arm_json, arm_table, table_json
+from altgrad.analysis.reports.tuning import swept
 from altgrad.analysis.statistics import paired_difference
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -44,13 +46,17 @@ def runs_loader(tmp_path_factory: pytest.TempPathFactory) -> ExperimentDataLoade
 
 
 @pytest.fixture(scope="session")
-def runs_address(runs_loader: ExperimentDataLoader, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where a site with those runs is served."""
-    folder = copy_project(tmp_path_factory.mktemp("runs"))
-    (folder / "gen/runs.py").write_text((ROOT / "gen/runs.py").read_text())
-    (records,) = runs_loader._sources or ()
-    mkdocs_build(folder, folder / "site", SOURCE_DATE_EPOCH="1700000000", ALTGRAD_RUNS=str(records))
-    yield from _serve(folder / "site")
+def made_up_files(runs_loader: ExperimentDataLoader) -> dict[str, bytes]:
+    """What a site of those runs has for the scripts, by name; the files of swept arms begin with their study's page."""
+    arms = arm_table(runs_loader)
+    baseline = arms.loc[arms["format"] == "FP32", "arm"].iloc[0]
+    files = {"index.table.json": table_json(runs_loader, arms)}
+    moved = swept(runs_loader)
+    for arm, runs in runs_loader.runs.groupby("arm"):
+        study = moved.get(f"runs/{arm}")
+        prefix = f"{study.path.removeprefix('runs/')}." if study else ""
+        files[f"{prefix}{arm}.curves.json"] = arm_json(runs_loader, arm, runs, None if arm == baseline else baseline)
+    return files
 
 
 @pytest.fixture
@@ -66,11 +72,17 @@ def arms(runs_loader: ExperimentDataLoader) -> dict[str, str]:
 
 
 @pytest.fixture
-def open_page(visit: Any, runs_address: str) -> Any:  # noqa: F811
-    """Opens an address below the site's root and waits until its script is done."""
+def open_page(visit: Any, real_address: str, made_up_files: dict[str, bytes]) -> Any:  # noqa: F811
+    """Opens an address of the real site with the made-up runs for its own, and waits until its script is done."""
 
-    def opened(path: str, **options: Any) -> Any:
-        one = visit(runs_address + path, **options)
+    def fulfill(route: Any, body: bytes) -> None:
+        route.fulfill(body=body, content_type="application/json")
+
+    def opened(path: str, files: dict[str, bytes] = made_up_files, **options: Any) -> Any:
+        one = visit("about:blank", **options)
+        for name, body in files.items():
+            one.page.route(f"**/{name}", functools.partial(fulfill, body=body))
+        one.page.goto(real_address + path, wait_until="networkidle")
         one.page.wait_for_function(SETTLED)
         return one
 
@@ -89,12 +101,13 @@ def wait_for_count(page: Any, text: str) -> None:
     page.wait_for_function(f"document.querySelector('.runs-table .count').textContent === {json.dumps(text)}")
 
 
-def test_without_javascript_the_pages_say_what_they_are_and_lead_to_the_tables(browser: Any, runs_address: str) -> None:
+def test_without_javascript_the_pages_say_what_they_are_and_lead_to_the_tables(browser: Any, real_address: str) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
-    page.goto(runs_address + "runs/")
-    assert page.locator("#table-arms tbody tr").count() == 5
-    page.goto(runs_address + "compare/")
+    page.goto(real_address + "runs/")
+    assert page.locator("#table-arms tbody tr").count() > 5
+    assert page.locator("#table-arms tbody a").first.is_visible()
+    page.goto(real_address + "compare/")
     assert "needs JavaScript" in page.locator("article").inner_text()
     page.get_by_role("link", name="the table of runs").click()
     assert page.url.endswith("/runs/")
@@ -129,7 +142,7 @@ def test_seeds_are_grouped_with_mean_and_interval_and_told_apart_on_request(
     page = open_page("runs/?q=e4m3-wag&columns=arm,val_loss,low,high,n").page
     assert cells(page, "Validation loss") == ["2.1260"]
     assert cells(page, "95% from") == ["2.0743"]
-    assert cells(page, "Seeds in mean") == ["4"]
+    assert cells(page, "Seeds") == ["4"]
     page.get_by_label("Rows").select_option("runs")
     wait_for_count(page, f"4 of {len(runs_loader.runs)} runs")
     assert cells(page, "Validation loss") == ["2.1000", "2.1000", "2.1260", "2.1780"]
@@ -192,15 +205,9 @@ def test_what_is_broken_in_an_address_is_named_and_left_out(open_page: Any, addr
     assert one.complaints == []
 
 
-def test_ten_thousand_rows_are_paged(visit: Any, runs_address: str) -> None:  # noqa: F811
-    from altgrad.analysis.reports.compare import arm_table, table_json
-
+def test_ten_thousand_rows_are_paged(open_page: Any) -> None:
     loader = made_up(10_000)
-    data = table_json(loader, arm_table(loader))
-    page = visit(runs_address + "runs/").page
-    page.route("**/index.table.json", lambda route: route.fulfill(body=data, content_type="application/json"))
-    page.goto(runs_address + "runs/?rows=runs")
-    page.wait_for_function(SETTLED)
+    page = open_page("runs/?rows=runs", {"index.table.json": table_json(loader, arm_table(loader))}).page
     wait_for_count(page, "10,000 of 10,000 runs")
     assert page.locator(".runs-table tbody tr").count() == 50
     first = cells(page, "Run")
@@ -338,13 +345,19 @@ def test_hostile_names_and_runs_without_a_loss_are_text_and_dashes(open_page: An
     assert one.complaints == []
 
 
-def test_a_file_that_is_missing_is_named(open_page: Any, arms: dict[str, str], visit: Any, runs_address: str) -> None:  # noqa: F811
-    page = open_page("compare/").page
-    page.route(f"**/{arms['E5M2']}.curves.json", lambda route: route.fulfill(status=404))
-    page.goto(f"{runs_address}compare/?arms={arms['E4M3']},{arms['E5M2']}")
-    page.wait_for_function(SETTLED)
+def test_a_file_that_is_missing_is_named(open_page: Any, arms: dict[str, str], made_up_files: dict[str, bytes]) -> None:
+    files = {name: body for name, body in made_up_files.items() if not name.startswith(arms["E5M2"])}
+    page = open_page(f"compare/?arms={arms['E4M3']},{arms['E5M2']}", files).page
     assert page.locator(".note").inner_text() == f"{arms['E5M2'].capitalize()} could not be read (404)."
     assert len(table_rows(page, "Chosen arms")) == 2
+
+
+def test_the_recorded_runs_compare(visit: Any, real_address: str) -> None:  # noqa: F811
+    page = visit(real_address + "compare/").page
+    page.locator("#compare li a").first.click()
+    page.wait_for_selector("#compare .uplot")
+    assert all(int(row[5]) >= 2 for row in table_rows(page, "Chosen arms") if row[3] != "baseline")
+    assert len(table_rows(page, "Config differences")) >= 1
 
 
 @pytest.mark.parametrize("palette", ["light", "dark"])

@@ -15,7 +15,8 @@ const percent = (value) => (value === null ? "–" : value === 0 ? "0%" : `${+(1
 const decibel = (value) => (value === null ? "–" : `${minus(value.toFixed(1))} dB`);
 
 function tableBox(label, headings, rows) {
-  const head = element("thead", {}, element("tr", {}, ...headings.map((heading) => element("th", { scope: "col" }, heading))));
+  const align = (place) => (rows.length && rows[0][place] instanceof Element && rows[0][place].className === "number" ? "number" : "");
+  const head = element("thead", {}, element("tr", {}, ...headings.map((heading, place) => element("th", { scope: "col", className: align(place) }, heading))));
   const body = element("tbody", {}, ...rows.map((cells) => element("tr", {}, ...cells.map((cell) => (cell instanceof Element && /^T[HD]$/.test(cell.tagName) ? cell : element("td", {}, cell))))));
   const table = element("table", { className: "data" }, head, body);
   table.setAttribute("aria-label", label);

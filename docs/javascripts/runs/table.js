@@ -23,7 +23,7 @@ export const COLUMNS = {
     column("val_loss", "Validation loss", fixed(4)),
     column("low", "95% from", fixed(4)),
     column("high", "95% to", fixed(4)),
-    column("n", "Seeds in mean", whole),
+    column("n", "Seeds", whole),
     column("finished", "Finished", whole, false),
     column("runs", "Runs", whole),
     column("stall_ratio", "Stall ratio", percent, false),
