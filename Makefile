@@ -4,21 +4,32 @@ ADDR ?= 127.0.0.1:8000
 TORCH_INDEX ?=
 SHARD ?= 1/1
 DEVICE ?= cpu
+REFRESH ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 export NO_MKDOCS_2_WARNING := 1
+export ALTGRAD_REFRESH := $(REFRESH)
+export ALTGRAD_PAGE := $(P)
 
-.PHONY: help serve site install test check demo campaign campaign-quick pack guides reports bench bench-training bench-runs exhaustive clean
+.PHONY: help serve site page version install test check demo campaign campaign-quick pack guides reports bench bench-training bench-runs bench-site exhaustive clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
-serve: .venv/site.stamp ## build the site from the recorded runs and serve it (another address: ADDR=127.0.0.1:8001)
+serve: .venv/site.stamp ## build the site and serve it (elsewhere: ADDR=127.0.0.1:8001; one page only, faster: P=method)
 	@echo "Building the site, then serving it at http://$(ADDR) (stop with Ctrl-C)"
 	@$(BIN)/mkdocs serve --quiet --dev-addr $(ADDR)
 
-site: .venv/site.stamp ## build the same site, strictly, into site/
+site: .venv/site.stamp ## build the same site, strictly, into site/ (without the cache: REFRESH=1)
 	@$(BIN)/mkdocs build --strict
+
+page: .venv/site.stamp ## build one page into build/page/: P=reports/format_comparison
+	@$(if $(P),,echo "error: name the page, for example: make page P=reports/format_comparison" >&2; exit 2)
+	@$(BIN)/mkdocs build --site-dir build/page
+
+version: .venv/site.stamp ## put the site on the branch gh-pages as a version: V=0.2 (V=dev: the newest state; PUSH=1: publish)
+	@$(if $(V),,echo "error: name the version, for example: make version V=0.2" >&2; exit 2)
+	@$(BIN)/python -m altgrad.pages.versions "$(V)" $(if $(PUSH),--push)
 
 install: .venv/dev.stamp ## install everything, torch included (a processor-only torch: see README)
 
@@ -45,7 +56,7 @@ pack: .venv/dev.stamp ## pack recorded runs to commit them (STUDY=formats; unfin
 	@$(BIN)/python experiments/campaign.py pack $(STUDY) $(ARGS)
 
 guides: .venv/dev.stamp ## run the guides' code blocks that need torch; their output is committed for the site
-	@$(BIN)/python -m altgrad.pages.guide docs/guides
+	@$(BIN)/python -m altgrad.pages.guide docs
 
 reports: .venv/site.stamp ## write the three reports as plain markdown into reports/
 	@$(BIN)/python scripts/generate_reports.py --output-dir reports --offline --runs experiments/recorded --readme README.md
@@ -58,6 +69,9 @@ bench-training: .venv/dev.stamp ## measure what a quantized training step costs 
 
 bench-runs: .venv/dev.stamp ## measure what recording a run and reading thousands of them costs, and record it
 	@$(BIN)/python benchmarks/runs.py $(ARGS)
+
+bench-site: .venv/dev.stamp ## measure building and serving the site against as many empty pages, and record it
+	@$(BIN)/python benchmarks/site.py $(ARGS)
 
 exhaustive: .venv/dev.stamp ## compare the quantizer on all 2^32 float32 inputs; may be stopped, goes on from there
 	@$(BIN)/python benchmarks/exhaustive.py $(ARGS)

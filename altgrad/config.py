@@ -209,6 +209,21 @@ COMBINATIONS: dict[tuple[str, str], tuple[str, ...]] = {
 """(step rule, storage) -> roundings that exist. Any other combination is a config error."""
 
 
+def extra_bytes_per_weight(storage: str, rounding: str) -> int:
+    """Bytes that training keeps per weight between steps, besides the weight's code and Adam's two moments.
+
+    Storage "master" keeps the float32 weight. Storage "grid" keeps nothing: stochastic rounding computes its draws, and
+    error feedback puts the error where the momentum is. (The simulation holds codes in float32 containers.)
+
+    Raises:
+        ValueError: a storage or rounding that no step rule has.
+    """
+    known = {(place, name) for (_, place), names in COMBINATIONS.items() for name in names}
+    if (storage, rounding) not in known:
+        raise ValueError(f"there is no storage {storage!r} with rounding {rounding!r}; allowed is {sorted(known)}")
+    return 4 if storage == "master" else 0
+
+
 class StabilityConfig(_Section):
     """What a run does when it goes wrong, beside ending: `nan_patience` decides when that is.
 
@@ -228,8 +243,9 @@ class TelemetryConfig(_Section):
 
     `operands`: counts of every operand of the products. `updates`: flips, updates and the stall ratio of the
     optimizer's real step. `gradients`: norms of each weight's gradient. `geometry`: where weights and steps lie on the
-    grid. `rank_every` and `codes_every`: rank health and the histogram over the format's codes, at every so many looks
-    (0: never). `shadow`: the same batch without any rounding, to compare gradients with (costs a pass more a look).
+    grid. `rank_every` and `codes_every`: rank health and which codes of the format are in use, at every so many looks
+    (0: never); of the operands in `histograms` how often each code occurs. `shadow`: the same batch without any
+    rounding, to compare gradients with (costs a pass more a look).
     `watch`: norms of every weight and gradient at every step, so that what breaks is named at the step it breaks.
     """
 
@@ -239,8 +255,15 @@ class TelemetryConfig(_Section):
     geometry: bool = True
     rank_every: int = Field(1, ge=0)
     codes_every: int = Field(5, ge=0)
+    histograms: tuple[Literal["weight", "activation", "grad_output"], ...] = _later(("weight",))
     shadow: bool = False
     watch: bool = True
+
+    @field_validator("histograms")
+    @classmethod
+    def _canonical(cls, operands: tuple[str, ...]) -> tuple[str, ...]:
+        """One order and no repetition: the same histograms are the same experiment."""
+        return tuple(operand for operand in OPERANDS if operand in operands)
 
 
 class CheckpointConfig(_Section):

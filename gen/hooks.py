@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import posixpath
 import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = str(Path(__file__).resolve().parent.parent)
+ROOT = Path(__file__).resolve().parent.parent
 DATED = "SOURCE_DATE_EPOCH" in os.environ
 serving = False
 
@@ -20,40 +19,75 @@ def on_startup(*, command: str, dirty: bool) -> None:
 
 
 def on_config(config: Any) -> Any:
-    """Tell the scripts in gen/ about it, and let them import this checkout's library from any folder."""
-    config["extra"]["serving"] = serving
-    if ROOT not in sys.path:
-        sys.path.insert(0, ROOT)
+    """Let the scripts in gen/ import the library of this project, where it has one, and find its records."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    records = (ROOT / "experiments" / "recorded", ROOT / "experiments" / "runs")
+    os.environ.setdefault("ALTGRAD_RUNS", os.pathsep.join(map(str, records)))
     return config
 
 
 def on_pre_build(config: Any) -> None:
-    """Forget the library's modules, so that an edit shows; date a build by its newest record, not by the clock."""
+    """Forget the library's modules, so that an edit of it shows."""
     for name in [name for name in sys.modules if name.split(".")[0] == "altgrad"]:
         del sys.modules[name]
-    from altgrad.runs import newest_time
+    from altgrad.pages.mkdocs import begin
 
-    newest = None if DATED else newest_time()
-    if newest is not None:
-        os.environ["SOURCE_DATE_EPOCH"] = str(int(newest.timestamp()))
+    begin(config, serving=serving, dated=DATED)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages that the scripts made."""
+    from altgrad.pages.mkdocs import add_files
+
+    return add_files(files, config)
+
+
+def on_pre_page(page: Any, config: Any, files: Any) -> Any:
+    """Start the page's clock."""
+    from altgrad.pages.mkdocs import tick
+
+    tick(config, page, stop=False)
+    return page
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Put charts of other pages where a hand-written page names them."""
+    from altgrad.pages.mkdocs import embed
+
+    return embed(markdown, page, config, files)
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
-    """Put charts inline and tables in boxes."""
-    from altgrad.pages.mkdocs import finish_html
+    """Put in the body that a script made, or finish the one that Markdown made."""
+    from altgrad.pages.mkdocs import content, tick
 
-    def find(address: str) -> str | None:
-        file = files.get_file_from_path(posixpath.normpath(posixpath.join(page.url, address)))
-        return None if file is None else file.content_string
+    html = content(html, page, config, files)
+    tick(config, page, stop=True)
+    return html
 
-    return finish_html(html, find)
+
+def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
+    """Start the page's clock again."""
+    from altgrad.pages.mkdocs import tick
+
+    tick(config, page, stop=False)
+    return context
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
     """Name the theme's search dialog for screen readers; seal the page against foreign content."""
-    from altgrad.pages.mkdocs import seal_html
+    from altgrad.pages.mkdocs import seal_html, tick
 
     output = output.replace(
         'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
     )
+    tick(config, page, stop=True)
     return output if serving else seal_html(output)
+
+
+def on_post_build(config: Any) -> None:
+    """Write the build report."""
+    from altgrad.pages.mkdocs import end
+
+    end(config)

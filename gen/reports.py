@@ -1,4 +1,4 @@
-"""The three reports: the same pages that scripts/generate_reports.py writes into reports/."""
+"""The three reports, the same that scripts/generate_reports.py writes into reports/, and what goes with them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ def pages() -> Iterable[Page]:
 def key() -> str:
     """What the pages depend on; while it stays the same they are taken from the cache."""
     from altgrad.analysis.reports import site_key
+    from altgrad.analysis.reports.benchmarks import benchmarks_key
 
-    return site_key()
+    return benchmarks_key(site_key())
 
 
-build(pages, "reports/format_comparison", "reports/failure_modes", "reports/manifold_comparison", key=key)
+NAMES = ("format_comparison", "failure_modes", "manifold_comparison", "preregistered", "literature")
+build(pages, *(f"reports/{name}" for name in NAMES), key=key)

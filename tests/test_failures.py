@@ -220,6 +220,46 @@ def test_an_infinity_in_one_gradient_ends_the_run_under_its_name(tmp_path: Path,
     assert_report_agrees(record, report)
 
 
+@pytest.mark.parametrize("step", [1, 4, 11, 12], ids=["first", "look", "before the last", "last"])
+@pytest.mark.parametrize(("fault", "what", "tensor"), [(scale, "jump", UP), (zero, "zeroed", QKV)])
+def test_a_weight_that_is_changed_is_named_at_whatever_step(
+    tmp_path: Path, step: int, fault: Fault, what: str, tensor: str
+) -> None:
+    record, _ = run(tmp_path, {step: fault}, **E4M3)
+    assert (step, what, tensor, "forward") in breaks(record)
+    assert all(at >= step for at, *_ in breaks(record))
+    assert f"| {step} | {what} | {tensor} | forward |" in failure_report(record)
+
+
+@pytest.mark.parametrize("step", [1, 4, 11], ids=["first", "look", "before the last"])
+def test_an_infinity_in_a_gradient_is_named_at_whatever_step(tmp_path: Path, step: int) -> None:
+    failure = recorded(run(tmp_path, {step: lasting_infinity}, **E4M3)[0])
+    assert place(failure) == (step, f"{DOWN}.grad", "backward")
+
+
+def test_a_fault_that_a_wider_format_does_not_heal_is_named_at_its_first_step(tmp_path: Path) -> None:
+    shift = {"stability": {"shift_to": "bf16"}}
+    record, report = run(tmp_path, {PLANTED: lasting_infinity}, **E4M3, **shift)
+    assert "shift" in [event["kind"] for event in record.run["events"]]
+    assert place(recorded(record)) == (PLANTED, f"{DOWN}.grad", "backward"), "and not where the shift was"
+    assert_report_agrees(record, report)
+
+
+def test_an_infinite_activation_that_saturation_hides_is_a_warning_of_the_next_look(tmp_path: Path) -> None:
+    def plant(run: loop._Run) -> None:
+        def spoil(module: Any, given: Any, output: torch.Tensor) -> torch.Tensor:
+            return output.index_fill(-1, torch.tensor([3]), math.inf)
+
+        run.model.get_submodule(UP.removesuffix(".weight")).register_forward_hook(spoil)
+
+    record, _ = run(tmp_path, {PLANTED: plant}, **E4M3, scaling={"kind": "delayed"})
+    hidden = DOWN.removesuffix("weight") + "activation"
+    assert (8, "nonfinite", hidden, "forward") in warned(record)
+    assert "hid them from the loss" in failure_report(record)
+    current, _ = run(tmp_path / "current", {PLANTED: plant}, **E4M3)
+    assert place(recorded(current)) == (PLANTED, hidden, "forward"), "a scale of infinity hides nothing"
+
+
 def not_a_number(name: str) -> Fault:
     def plant(run: loop._Run) -> None:
         with torch.no_grad():
@@ -321,16 +361,17 @@ import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
 from test_failures import E4M3, ENDED, PLANTED, run, scale
-run(Path(sys.argv[1]), {{PLANTED: scale, ENDED: lambda run: os.kill(os.getpid(), signal.SIGKILL)}}, **E4M3)
+run(Path(sys.argv[1]), {{PLANTED: scale, ENDED: lambda run: os.kill(os.getpid(), {sent})}}, **E4M3)
 """
 
 
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGHUP])
 def test_a_process_that_was_killed_is_explained_from_its_record(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sent: signal.Signals
 ) -> None:
-    script = CHILD.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    script = CHILD.format(root=str(ROOT), tests=str(ROOT / "tests"), sent=int(sent))
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "runs")], timeout=120)
-    assert done.returncode == -signal.SIGKILL
+    assert done.returncode == -sent
     (folder,) = (tmp_path / "runs").iterdir()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert "failure.md" not in before
@@ -587,7 +628,7 @@ def test_the_trainer_names_the_matrix_that_grew_most_where_none_jumped(tmp_path:
 
 
 def test_each_symptom_is_seen_beyond_its_limit_alone() -> None:
-    assert {symptom.kind for symptom in SYMPTOMS} <= set(FAILURE_KINDS)
+    assert {symptom.kind for symptom in SYMPTOMS} <= {*FAILURE_KINDS, "nonfinite"}
     ends = {"gradient": "weight.grad", "update": "weight"}
     for symptom in SYMPTOMS:
         for operand in symptom.operands:

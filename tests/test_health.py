@@ -16,6 +16,7 @@ from records import LAYERS, Row, config, full_look, write_matrix, write_run
 from altgrad.analysis import ExperimentDataLoader, ReportGenerator
 from altgrad.analysis.reports import arm_pages, common, health
 from altgrad.analysis.reports.failure_modes import failure_modes_page
+from altgrad.config import parse_config
 from altgrad.pages import HEAT, MUTED, Chart, ChartBlock, Column, Details, Heading, Page, Table, fixed_svg, write_folder
 from altgrad.pages.render import Dialect, files, render
 from altgrad.pages.sketch import INCH, Sketch
@@ -199,6 +200,19 @@ def test_after_a_shift_codes_are_those_of_the_new_format(tmp_path: Path) -> None
     assert "codes-e5m2" in charts(page_of(ExperimentDataLoader([tmp_path])))
 
 
+def test_each_operand_whose_codes_were_counted_has_a_histogram_over_its_own_format(tmp_path: Path) -> None:
+    rows = full_look(1, number=0)
+    rows += [(1, layer, kind, "grad_output", "code_00", 3.0) for layer, kind in LAYERS[1:]]
+    rows += [(1, layer, kind, "grad_output", "code_7b", 1.0) for layer, kind in LAYERS[1:]]
+    given = parse_config({"quantize": {"weight": "e4m3", "activation": "e4m3", "grad_output": "e5m2"}}, source="test")
+    write_run(tmp_path, given, looks=rows)
+    found = charts(page_of(ExperimentDataLoader([tmp_path])))
+    assert [name for name in found if name.startswith("codes")] == ["codes-e4m3", "codes-grad-output-e5m2"]
+    chart = found["codes-grad-output-e5m2"]
+    assert chart.title == "Which values of E5M2 the gradients use, by layer type"
+    assert chart.data.set_index("value")["head"].loc[[0.0, 57344.0]].tolist() == [0.75, 0.25]
+
+
 def test_a_run_without_looks_has_no_section_and_an_old_record_gets_what_it_has(tmp_path: Path) -> None:
     write_run(tmp_path / "none", config("fp32"), looks=[])
     page = page_of(ExperimentDataLoader([tmp_path / "none"]))
@@ -295,7 +309,7 @@ def test_a_packed_study_gives_the_same_pages_and_is_small(tmp_path: Path) -> Non
 def test_failure_modes_show_where_the_formats_lose_and_what_the_extremes_look_like(tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path, config("fp32", seed=seed), 2.0 + 0.01 * seed, looks=[])
-        for fmt, gap, worse in (("e7m0", 0.3, 0.0), ("e0m7", 0.1, 0.6), ("e4m3", 0.01, 0.0)):
+        for fmt, gap, worse in (("e7m0", 0.3, 0.0), ("e0m7", 0.1, 0.8), ("e4m3", 0.01, 0.0)):
             loss = 2.0 + 0.01 * seed + gap + 0.001 * seed
             write_run(tmp_path, config(fmt, seed=seed), loss, looks=looks(worse=worse))
     loader = ExperimentDataLoader([tmp_path])
@@ -307,7 +321,7 @@ def test_failure_modes_show_where_the_formats_lose_and_what_the_extremes_look_li
     assert "Run e0m7-wag-adamw-s1-" in charts(page)["layers-underflow"].description
     means = charts(page)["signature-underflow"].data
     head = means[(means["format"] == "E0M7") & (means["operand"] == "grad_output")]["value"]
-    assert head.tolist() == pytest.approx([(0.02 + 0.04 + 0.06 + 0.6) / 3] * 6)
+    assert head.tolist() == pytest.approx([(0.02 + 0.04 + 0.06 + 0.8) / 3] * 6)
 
 
 def test_failure_modes_count_warnings_and_show_how_runs_ended(tmp_path: Path) -> None:

@@ -131,7 +131,12 @@ def test_a_run_records_the_measures_of_the_page_and_no_others(tmp_path: Path) ->
         "max_steps": 4,
         "eval_batches": 2,
         "layers_every": 1,
-        "telemetry": {"rank_every": 1, "codes_every": 1, "shadow": True},
+        "telemetry": {
+            "rank_every": 1,
+            "codes_every": 1,
+            "shadow": True,
+            "histograms": ["weight", "activation", "grad_output"],
+        },
     }
     result = train(parse_config(given, source="test"), tmp_path, corpus=load_corpus("licenses"), progress=False)
     layers = read_run(result.path).layers

@@ -5,10 +5,12 @@
 >>> [comparison.scope for comparison in comparator.comparisons]  # doctest: +SKIP
 """
 
-from altgrad.analysis.comparison import Comparison, FormatComparator, StepRuleComparator, SweetSpot
+from altgrad.analysis.comparison import Comparison, FormatComparator, SweetSpot, results_table
 from altgrad.analysis.failures import FailureAnalyzer
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports.generator import ReportGenerator
+from altgrad.analysis.step_rules import StepRuleComparator
+from altgrad.analysis.verdicts import verdicts
 
 __all__ = [
     "Comparison",
@@ -18,4 +20,6 @@ __all__ = [
     "ReportGenerator",
     "StepRuleComparator",
     "SweetSpot",
+    "results_table",
+    "verdicts",
 ]

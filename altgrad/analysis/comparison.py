@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.statistics import ALPHA, Estimate, holm, paired_difference
-from altgrad.config import ExperimentConfig
+from altgrad.analysis.statistics import (
+    ALPHA,
+    MIN_PAIRS,
+    SMALLEST_GAP,
+    Estimate,
+    holm,
+    name_of_test,
+    paired_difference,
+    seeds_needed,
+)
+from altgrad.config import LAYER_TYPES, ExperimentConfig
 from altgrad.formats import get_format
 
 TABLE_COLUMNS = (
@@ -26,38 +36,63 @@ TABLE_COLUMNS = (
     "low",
     "high",
     "sd",
+    "p_fp32",
     "gap_to_best",
+    "sd_to_best",
     "p_to_best",
     "p_holm",
     "p_equivalent",
-    "tied",
+    "verdict",
 )
-RULE_COLUMNS = (
-    "format",
-    "rule",
-    "arm",
-    "adamw_arm",
-    "learning_rate",
-    "adamw_learning_rate",
-    "n_runs",
-    "n_finished",
-    "adamw_n_runs",
-    "adamw_n_finished",
-    "max_steps",
-    "experiment",
-    "n_pairs",
-    "val_loss",
-    "difference",
+ALL_OPERANDS = "weights + activations + gradients"
+PLACES: dict[str, str] = {
+    "all": ALL_OPERANDS,
+    **{kind: f"{ALL_OPERANDS}; only in {kind}" for kind in LAYER_TYPES},
+    "weights": "weights",
+    "activations": "activations",
+    "gradients": "gradients",
+}
+"""Where a sweet spot is asked for, and the scope that such runs have: everything, one layer type, one operand."""
+
+SWEET_SPOT_COLUMNS = (
+    "place",
+    "best",
+    "gap",
     "low",
     "high",
-    "p_value",
-    "p_holm",
-    "stall_ratio",
-    "adamw_stall_ratio",
-    "stall_difference",
-    "stall_low",
-    "stall_high",
+    "n_pairs",
+    "equivalent",
+    "not_told_apart",
+    "worse",
+    "not_ranked",
+    "reason",
+    "scope",
+    "arm",
 )
+RESULT_COLUMNS = (
+    "scope",
+    "format",
+    "arm",
+    "baseline",
+    "learning_rate",
+    "max_steps",
+    "n_runs",
+    "n_finished",
+    "n_pairs",
+    "val_loss",
+    "gap",
+    "low",
+    "high",
+    "sd",
+    "test",
+    "p_fp32",
+    "gap_to_best",
+    "p_holm",
+    "p_equivalent",
+    "verdict",
+)
+RATE_KEYS = ("learning_rate", "other_learning_rate")
+LENGTH_KEYS = ("max_steps", "warmup_steps", "eval_every", "log_every", "layers_every")
 
 
 @dataclass(frozen=True)
@@ -70,9 +105,10 @@ class Comparison:
         baseline: the unquantized arm.
         table: one row a format, best first, columns `TABLE_COLUMNS`: gap is the paired difference of the final
             validation loss to the baseline in nats a character, with its 95% t interval over `n_pairs` seeds;
-            `p_to_best` tests the paired difference to the 8-bit format with the smallest gap, `p_holm` is the same
-            after Holm's adjustment over all pairs of 8-bit formats, `p_equivalent` that of TOST (a difference below
-            `statistics.MARGIN`), and `tied` that nothing tells this 8-bit format from that one.
+            `p_fp32` tests it, after Holm's adjustment over the 8-bit formats that can be ranked. `gap_to_best` and
+            `sd_to_best` are of the paired difference to the 8-bit format with the smallest gap, `p_to_best` tests it,
+            `p_holm` is the same after Holm's adjustment over all pairs of 8-bit formats, `p_equivalent` that of TOST (a
+            difference below `statistics.MARGIN`). `verdict` says in words what follows.
     """
 
     scope: str
@@ -85,21 +121,44 @@ class Comparison:
         """Number of pairs behind the table."""
         return int(self.table["n_pairs"].sum())
 
+    @property
+    def seeds_for_smallest_gap(self) -> pd.DataFrame:
+        """How many seeds would tell a difference of `statistics.SMALLEST_GAP` to the best, by a paired t test.
+
+        One row a format that is tied with the best or not told from it: format, sd_to_best, n_pairs (of it and FP32),
+        seeds (needed for a power of 80%; None where that is not known).
+        """
+        tied = self.table[self.table["verdict"].isin([EQUIVALENT, WITHIN_MARGIN, UNDECIDED])]
+        needed = [seeds_needed(sd, SMALLEST_GAP) for sd in tied["sd_to_best"]]
+        return tied[["format", "sd_to_best", "n_pairs"]].assign(seeds=needed).reset_index(drop=True)
+
+
+BEST = "smallest gap"
+EQUIVALENT = "tied: equivalent to the best"
+WITHIN_MARGIN = "tied: told from the best, but within the margin"
+UNDECIDED = "not told from the best"
+WORSE = "worse than the best"
+_VERDICTS = (EQUIVALENT, WITHIN_MARGIN, UNDECIDED, WORSE)
+
 
 @dataclass(frozen=True)
 class SweetSpot:
-    """The answer to "which format": the best one and those that cannot be told from it.
+    """The answer to "which format": the best one, and what is shown of the others.
 
     Attributes:
         best: format with the smallest gap among those of which every run finished; None without a candidate.
-        tied: formats that the paired test cannot tell from it.
-        worse: formats that it does tell from it.
-        unranked: recorded 8-bit formats that are no candidates: a run did not finish, or there are under 2 pairs.
+        equivalent: formats that TOST shows to lie within the margin of it: ties.
+        within_margin: those of `equivalent` that are told from it nevertheless: worse, but by less than the margin.
+        undecided: formats that are neither told from it nor shown to be equivalent: no ties, but not worse either.
+        worse: formats that are told from it and not equivalent.
+        unranked: recorded 8-bit formats that are no candidates: a run did not finish, or there are too few pairs.
         reason: why there is no answer, where there is none.
     """
 
     best: str | None
-    tied: tuple[str, ...] = ()
+    equivalent: tuple[str, ...] = ()
+    within_margin: tuple[str, ...] = ()
+    undecided: tuple[str, ...] = ()
     worse: tuple[str, ...] = ()
     unranked: tuple[str, ...] = ()
     reason: str = ""
@@ -107,7 +166,7 @@ class SweetSpot:
     @property
     def conclusive(self) -> bool:
         """Whether one format stands alone."""
-        return self.best is not None and not self.tied
+        return self.best is not None and not (self.equivalent or self.undecided)
 
 
 class FormatComparator:
@@ -118,6 +177,7 @@ class FormatComparator:
 
     def __init__(self, loader: ExperimentDataLoader, foreign: bool = False) -> None:
         runs = loader.runs
+        self._loader = loader
         self._runs = runs[(runs["role"] == "report") & (runs["foreign"] == foreign)]
 
     @cached_property
@@ -138,24 +198,183 @@ class FormatComparator:
         runs = self._runs[(self._runs["step_rule"] == "adamw") & (self._runs["scope"] != "nothing")]
         return runs[~runs["setting"].isin(settings)]
 
+    @property
+    def headline(self) -> Comparison | None:
+        """The comparison that reports lead with: the one with the most pairs."""
+        return self.comparisons[0] if self.comparisons else None
+
+    def at(self, place: str) -> Comparison | None:
+        """The comparison at one of `PLACES`, in the setting of the headline; None where none is recorded.
+
+        Raises:
+            KeyError: for another place.
+        """
+        scope, headline = PLACES[place], self.headline
+        found = [each for each in self.comparisons if headline and each.setting == headline.setting]
+        return next((each for each in found if each.scope == scope), None)
+
     def sweet_spot(self, comparison: Comparison) -> SweetSpot:
-        """The best 8-bit format of `comparison`; one with a run that did not finish, or under 2 pairs, cannot be it."""
-        candidates = _candidates(comparison.table)
-        recorded = [name for name in comparison.table["format"] if _is_8bit(name)]
+        """The best 8-bit format of `comparison`; one with a run that did not finish, or under 3 pairs, cannot be it."""
+        table = comparison.table
+        candidates = _candidates(table)
+        recorded = [name for name in table["format"] if _is_8bit(name)]
         unranked = tuple(name for name in recorded if name not in set(candidates["format"]))
         if len(candidates) < 2:
-            only = (
-                f"only {candidates['format'].iloc[0]} can be ranked"
-                if len(candidates)
-                else "no 8-bit format can be ranked"
+            return SweetSpot(None, unranked=unranked, reason=_no_answer(table, candidates))
+        found = {word: tuple(candidates.loc[candidates["verdict"] == word, "format"]) for word in _VERDICTS}
+        ties = [name for name in candidates["format"] if name in found[EQUIVALENT] + found[WITHIN_MARGIN]]
+        return SweetSpot(
+            best=str(candidates["format"].iloc[0]),
+            equivalent=tuple(ties),
+            within_margin=found[WITHIN_MARGIN],
+            undecided=found[UNDECIDED],
+            worse=found[WORSE],
+            unranked=unranked,
+        )
+
+    @cached_property
+    def sweet_spots(self) -> pd.DataFrame:
+        """The sweet spot of every layer type and operand: one row for each of `PLACES`, columns `SWEET_SPOT_COLUMNS`.
+
+        Formats that are shown to tie with the best are in `equivalent`, those that are neither that nor told from it in
+        `not_told_apart`; several names are separated by spaces. Where there is no answer, `reason` says why.
+        """
+        rows: list[dict[str, object]] = []
+        for place, scope in PLACES.items():
+            comparison = self.at(place)
+            if comparison is None:
+                rows.append({"place": place, "scope": scope, "n_pairs": 0, "reason": "no such runs are recorded"})
+                continue
+            spot = self.sweet_spot(comparison)
+            row: dict[str, object] = {
+                "place": place,
+                "best": spot.best,
+                "equivalent": " ".join(spot.equivalent),
+                "not_told_apart": " ".join(spot.undecided),
+                "worse": " ".join(spot.worse),
+                "not_ranked": " ".join(spot.unranked),
+                "reason": spot.reason,
+                "scope": scope,
+                "n_pairs": 0,
+            }
+            if spot.best is not None:
+                found = comparison.table.set_index("format").loc[spot.best]
+                row |= {name: found[name] for name in ("gap", "low", "high", "n_pairs", "arm")}
+            rows.append(row)
+        return pd.DataFrame(rows, columns=list(SWEET_SPOT_COLUMNS))
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """Every arm of every comparison, that with the most pairs first: columns `RESULT_COLUMNS`."""
+        parts = []
+        for comparison in self.comparisons:
+            config = self._loader.config(comparison.baseline)
+            parts.append(
+                comparison.table.assign(
+                    scope=comparison.scope,
+                    baseline=comparison.baseline,
+                    learning_rate=config.optimizer.learning_rate,
+                    max_steps=config.max_steps,
+                    test=[name_of_test(n) for n in comparison.table["n_pairs"]],
+                )[list(RESULT_COLUMNS)]
             )
-            return SweetSpot(None, unranked=unranked, reason=f"{only}, and an answer needs at least two")
-        best, rest = str(candidates["format"].iloc[0]), candidates.iloc[1:]
-        tied, worse = (tuple(rest.loc[rest["tied"] == value, "format"]) for value in (True, False))
-        return SweetSpot(best, tied, worse, unranked)
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(RESULT_COLUMNS))
+
+    def longer(self, comparison: Comparison) -> Comparison | None:
+        """The comparison that differs from this one in nothing but the length, and is longer; None without one."""
+        base = self._loader.config(comparison.baseline)
+        found = []
+        for other in self.comparisons:
+            config = self._loader.config(other.baseline)
+            same = other.scope == comparison.scope and config.max_steps > base.max_steps
+            if same and _without(config, LENGTH_KEYS) == _without(base, LENGTH_KEYS):
+                found.append(other)
+        return max(found, key=lambda other: (other.pairs, other.setting), default=None)
 
     def _baseline(self, setting: str) -> pd.DataFrame:
         return self._runs[(self._runs["setting"] == setting) & (self._runs["scope"] == "nothing")]
+
+
+def results_table(loader: ExperimentDataLoader) -> pd.DataFrame:
+    """Every arm of every comparison of formats, that with the most pairs first: columns `RESULT_COLUMNS`."""
+    return FormatComparator(loader).results
+
+
+def scale_policies(loader: ExperimentDataLoader, comparison: Comparison) -> pd.DataFrame:
+    """What another scale changes, paired by seed with the same format under one power of two a tensor.
+
+    One row a format and policy with the comparison's setting: format, policy (in words), arm, against, n_runs,
+    n_finished, n_pairs, difference, low, high (nats a character), p_value, and p_holm, adjusted over the rows. The
+    p-values are NaN where a run did not finish. Empty without such runs.
+    """
+    columns = ["format", "policy", "arm", "against", "n_runs", "n_finished", "n_pairs", "difference", "low", "high"]
+    runs = loader.runs
+    runs = runs[(runs["role"] == "report") & (runs["setting"] == comparison.setting) & (runs["study"] == "scaling")]
+    whole = loader.runs[loader.runs["setting"] == comparison.setting]
+    rows = []
+    for (name, scope), group in runs.groupby(["format", "scope"], sort=False):
+        against = whole[(whole["format"] == name) & (whole["scope"] == comparison.scope) & (whole["role"] == "report")]
+        if against.empty or scope == comparison.scope:
+            continue
+        against = against[against["seed"].isin(group["seed"])]
+        estimate, finished = paired_difference(_losses(group), _losses(against)), group["status"] == "finished"
+        whole_arms = bool(finished.all() and (against["status"] == "finished").all())
+        given = (name, str(scope).partition("; ")[2], group["arm"].iloc[0], next(iter(against["arm"]), ""), len(group))
+        figures = (int(finished.sum()), estimate.n, estimate.mean, estimate.low, estimate.high)
+        p_value = estimate.p_value if whole_arms and estimate.n >= MIN_PAIRS else math.nan
+        rows.append((*given, *figures, p_value))
+    frame = pd.DataFrame(rows, columns=[*columns, "p_value"])
+    frame["p_holm"] = holm(list(frame["p_value"]))
+    return frame.sort_values(["format", "policy"], key=_ordered, ignore_index=True)
+
+
+def last_looks(loader: ExperimentDataLoader, comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """What the finished runs of each format saw of their layers last (`ExperimentDataLoader.last_look`)."""
+    found = {}
+    for row in comparison.table.itertuples():
+        runs = loader.runs[(loader.runs["arm"] == row.arm) & (loader.runs["status"] == "finished")]
+        found[str(row.format)] = loader.last_look(runs["run_id"])
+    return found
+
+
+def figures_of_tensors(comparison: Comparison, looks: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What each format did to the tensors it held: one row a format, layer type and operand.
+
+    Columns format, arm, layer_type, operand, sqnr_db, underflow, overflow, codes_used (fractions of 1, but for
+    decibels), as means over the layers of a type and the runs of an arm in its last look (`last_looks`).
+    """
+    kept = ["sqnr_db", "underflow", "overflow", "codes_used"]
+    parts = []
+    for row in comparison.table.itertuples():
+        look = looks[str(row.format)]
+        look = look[look["statistic"].isin(kept) & look["operand"].isin(["weight", "activation", "grad_output"])]
+        if len(look):
+            wide = look.pivot_table(index=["layer_type", "operand"], columns="statistic", values="value", sort=False)
+            parts.append(wide.reindex(columns=kept).reset_index().assign(format=row.format, arm=row.arm))
+    names = ["format", "arm", "layer_type", "operand", *kept]
+    return pd.concat(parts, ignore_index=True)[names] if parts else pd.DataFrame(columns=names)
+
+
+def at_own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> pd.DataFrame:
+    """Formats that were also run at another learning rate than FP32's, against FP32 at its own.
+
+    One row an arm: format, arm, learning_rate, n_runs, n_finished, n_pairs, gap, low, high, gap_shared (the
+    comparison's own). Empty without such arms.
+    """
+    runs, base = loader.runs, loader.config(comparison.baseline)
+    baseline = runs[runs["arm"] == comparison.baseline]
+    found = runs[(runs["role"] == "report") & (runs["rule"] == "AdamW") & (runs["scope"] == comparison.scope)]
+    found = found[(found["data"] == baseline["data"].iloc[0]) & (found["setting"] != comparison.setting)]
+    shared, rows = comparison.table.set_index("format")["gap"], []
+    for arm, group in found.groupby("arm"):
+        if _without(loader.config(str(arm)), RATE_KEYS) != _without(base, RATE_KEYS):
+            continue
+        gap, name = paired_difference(_losses(group), _losses(baseline)), group["format"].iloc[0]
+        finished = int((group["status"] == "finished").sum())
+        figures = (len(group), finished, gap.n, gap.mean, gap.low, gap.high, shared.get(name, math.nan))
+        rows.append((name, arm, group["learning_rate"].iloc[0], *figures))
+    names = ["format", "arm", "learning_rate", "n_runs", "n_finished", "n_pairs", "gap", "low", "high", "gap_shared"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> pd.DataFrame:
@@ -174,7 +393,9 @@ def own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> pd.DataFr
         & runs["scope"].isin(["nothing", comparison.scope])
         & (runs["data"] == runs.loc[runs["arm"] == comparison.baseline, "data"].iloc[0])
     ]
-    same = [arm for arm in tuning["arm"].unique() if _but_rate(loader.config(arm)) == _but_rate(base)]
+    same = [
+        arm for arm in tuning["arm"].unique() if _without(loader.config(arm), RATE_KEYS) == _without(base, RATE_KEYS)
+    ]
     tuning = tuning[tuning["arm"].isin(same) & tuning["final_val_loss"].notna()]
     losses = {key: _losses(group) for key, group in tuning.groupby(["format", "learning_rate"])}
     means = pd.Series({key: series.mean() for key, series in losses.items()}, dtype="float64")
@@ -188,42 +409,6 @@ def own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> pd.DataFr
         at_shared = paired_difference(losses[name, shared], fp32).mean if (name, shared) in losses else math.nan
         rows.append((name, shared, own, gap.n, at_shared, gap.mean))
     return pd.DataFrame(rows, columns=columns)
-
-
-class StepRuleComparator:
-    """Compares ManifoldAdamW with AdamW on the same problem: same formats, data, model and length, paired by seed."""
-
-    def __init__(self, loader: ExperimentDataLoader) -> None:
-        runs = loader.runs
-        self._runs = runs[(runs["role"] == "report") & ~runs["foreign"].astype(bool)]
-
-    @cached_property
-    def table(self) -> pd.DataFrame:
-        """One row an arm of the manifold rule, columns `RULE_COLUMNS` and `counts`.
-
-        `difference` is its final validation loss minus AdamW's in nats a character. Where the problem has AdamW arms
-        at several learning rates, the one with the most pairs is taken, and among those the one with the lowest mean
-        loss: the comparison least favourable to the manifold rule. Without an AdamW arm the row has no difference.
-        A row `counts` (and takes part in Holm's adjustment, over the rows of its experiment) if it has at least two
-        pairs and every run of both arms finished: an arm that lost seeds would be judged by its survivors.
-        """
-        rows = []
-        for problem, group in self._runs.groupby("problem", sort=True):
-            rivals = [(str(arm), runs) for arm, runs in group[group["step_rule"] == "adamw"].groupby("arm")]
-            for arm, runs in group[group["step_rule"] == "manifold"].groupby("arm"):
-                rows.append(_rule_row(str(arm), runs, rivals) | {"problem": problem})
-        frame = pd.DataFrame(rows, columns=[*RULE_COLUMNS, "problem"])
-        whole = (frame["n_finished"] == frame["n_runs"]) & (frame["adamw_n_finished"] == frame["adamw_n_runs"])
-        frame["counts"] = whole & (frame["n_pairs"] >= 2)
-        for _, group in frame[frame["counts"]].groupby("experiment"):
-            frame.loc[group.index, "p_holm"] = holm(list(group["p_value"]))
-        return frame.sort_values(["rule", "format", "arm"], key=_order, ignore_index=True)
-
-    @property
-    def experiments(self) -> tuple[pd.DataFrame, ...]:
-        """The table split by experiment (data, model, length ...), the one with the most counted pairs first."""
-        parts = [part.reset_index(drop=True) for _, part in self.table.groupby("experiment", sort=True)]
-        return tuple(sorted(parts, key=lambda part: -int(part.loc[part["counts"], "n_pairs"].sum())))
 
 
 def _format_table(group: pd.DataFrame, baseline: pd.Series) -> pd.DataFrame:
@@ -248,17 +433,54 @@ def _format_table(group: pd.DataFrame, baseline: pd.Series) -> pd.DataFrame:
     frame = pd.DataFrame(rows).sort_values(["gap", "format"], ignore_index=True)
     candidates = _candidates(frame)["format"]
     best = candidates.iloc[0] if len(candidates) else None
+    ranked = frame["format"].isin(candidates)
+    p_values = [paired_difference(losses[name], baseline).p_value for name in frame["format"]]
+    frame["p_fp32"] = holm([p if known else math.nan for p, known in zip(p_values, ranked, strict=True)])
     against = [
         _nothing() if best in (None, name) else paired_difference(losses[name], losses[best])
         for name in frame["format"]
     ]
     frame["gap_to_best"] = [estimate.mean for estimate in against]
+    frame["sd_to_best"] = [estimate.sd for estimate in against]
     frame["p_to_best"] = [estimate.p_value for estimate in against]
     frame["p_holm"] = frame["format"].map(_adjusted_to_best([losses[name] for name in candidates], list(candidates)))
-    frame["p_equivalent"] = [estimate.equivalence_p() for estimate in against]
-    # Without shared seeds there is no test, and so nothing that tells the two apart.
-    frame["tied"] = frame["format"].isin(candidates) & ~(frame["p_holm"] < ALPHA)
+    frame["p_equivalent"] = [
+        estimate.equivalence_p() if known else math.nan for estimate, known in zip(against, ranked, strict=True)
+    ]
+    frame["verdict"] = [_verdict(row, best) for row in frame.to_dict("records")]
     return frame[list(TABLE_COLUMNS)]
+
+
+def _verdict(row: dict[Hashable, Any], best: str | None) -> str:
+    if row["n_finished"] < row["n_runs"]:
+        return "not ranked: a run did not finish"
+    if row["n_pairs"] < MIN_PAIRS:
+        return f"not ranked: fewer than {MIN_PAIRS} pairs"
+    if not _is_8bit(row["format"]):
+        return "reference, not 8 bits"
+    if row["format"] == best:
+        return BEST
+    told = row["p_holm"] < ALPHA  # without shared seeds there is no test, and so nothing that tells the two apart
+    if row["p_equivalent"] < ALPHA:
+        return WITHIN_MARGIN if told else EQUIVALENT
+    return WORSE if told else UNDECIDED
+
+
+def _no_answer(table: pd.DataFrame, candidates: pd.DataFrame) -> str:
+    """Why fewer than two formats can be ranked, in words."""
+    if len(candidates):
+        return f"only {candidates['format'].iloc[0]} can be ranked, and an answer needs at least two formats"
+    recorded = table[table["format"].map(_is_8bit)]
+    if recorded.empty:
+        return "no 8-bit format is recorded"
+    if (recorded["n_finished"] == 0).all():
+        return "no run of an 8-bit format finished"
+    if (recorded["n_finished"] < recorded["n_runs"]).all():
+        return "every 8-bit format has a run that did not finish"
+    most = int(recorded["n_pairs"].max())
+    if most == 0:
+        return "no seed was run both with a format and with FP32, so that nothing is paired"
+    return f"there are {most} pairs of a format and FP32 at most, fewer than the {MIN_PAIRS} that an interval needs"
 
 
 def _adjusted_to_best(losses: Sequence[pd.Series], names: Sequence[str]) -> dict[str, float]:
@@ -273,66 +495,28 @@ def _adjusted_to_best(losses: Sequence[pd.Series], names: Sequence[str]) -> dict
 
 
 def _candidates(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows that may be called the best: 8-bit formats with at least 2 pairs, of which every run finished."""
-    return table[table["format"].map(_is_8bit) & (table["n_pairs"] >= 2) & (table["n_finished"] == table["n_runs"])]
+    """Rows that may be called the best: 8-bit formats with at least 3 pairs, of which every run finished."""
+    enough = (table["n_pairs"] >= MIN_PAIRS) & (table["n_finished"] == table["n_runs"])
+    return table[table["format"].map(_is_8bit) & enough]
 
 
 def _is_8bit(label: str) -> bool:
     return all(get_format(part).bits == 8 for part in label.split("/"))
 
 
-def _but_rate(config: ExperimentConfig) -> dict[str, object]:
-    """The config's identity without seed, quantization, scale and learning rate."""
+def _without(config: ExperimentConfig, keys: Sequence[str]) -> dict[str, object]:
+    """The config's identity without seed, quantization, scale and some keys, of the optimizer's too."""
     identity = config.arm_identity()
-    optimizer = {key: value for key, value in identity.get("optimizer", {}).items() if key != "learning_rate"}
-    return {key: value for key, value in identity.items() if key not in ("quantize", "scaling")} | {
-        "optimizer": optimizer
-    }
-
-
-def _rule_row(arm: str, runs: pd.DataFrame, rivals: Sequence[tuple[str, pd.DataFrame]]) -> dict[str, object]:
-    losses = _losses(runs)
-    row: dict[str, object] = {
-        "format": runs["format"].iloc[0],
-        "rule": runs["rule"].iloc[0],
-        "arm": arm,
-        "learning_rate": runs["learning_rate"].iloc[0],
-        "max_steps": runs["max_steps"].iloc[0],
-        "experiment": runs["experiment"].iloc[0],
-        "n_runs": len(runs),
-        "n_finished": int((runs["status"] == "finished").sum()),
-        "n_pairs": 0,
-        "val_loss": losses.mean(),
-        "stall_ratio": runs["stall_ratio"].mean(),
-        "p_value": math.nan,
-    }
-    if not rivals:
-        return row
-    compared = [(name, rival, paired_difference(losses, _losses(rival))) for name, rival in rivals]
-    name, rival, estimate = min(compared, key=lambda item: (-item[2].n, item[1]["final_val_loss"].mean(), item[0]))
-    stall = paired_difference(_by_seed(runs, "stall_ratio"), _by_seed(rival, "stall_ratio"))
-    return row | {
-        "adamw_arm": name,
-        "adamw_learning_rate": rival["learning_rate"].iloc[0],
-        "adamw_n_runs": len(rival),
-        "adamw_n_finished": int((rival["status"] == "finished").sum()),
-        "n_pairs": estimate.n,
-        "difference": estimate.mean,
-        "low": estimate.low,
-        "high": estimate.high,
-        "p_value": estimate.p_value,
-        "adamw_stall_ratio": rival["stall_ratio"].mean(),
-        "stall_difference": stall.mean,
-        "stall_low": stall.low,
-        "stall_high": stall.high,
-    }
+    optimizer = {key: value for key, value in identity.get("optimizer", {}).items() if key not in keys}
+    kept = {key: value for key, value in identity.items() if key not in ("quantize", "scaling", *keys)}
+    return kept | {"optimizer": optimizer}
 
 
 def _losses(runs: pd.DataFrame) -> pd.Series:
-    return _by_seed(runs, "final_val_loss")
+    return by_seed(runs, "final_val_loss")
 
 
-def _by_seed(runs: pd.DataFrame, column: str) -> pd.Series:
+def by_seed(runs: pd.DataFrame, column: str) -> pd.Series:
     """The column by seed; where a seed was recorded twice (a repeat under another status), a finished run counts."""
     ordered = runs.assign(ended_well=runs["status"] == "finished").sort_values(["ended_well", "run_id"])
     return ordered.drop_duplicates("seed", keep="last").set_index("seed")[column].astype("float64")
@@ -342,7 +526,7 @@ def _nothing() -> Estimate:
     return Estimate(math.nan, math.nan, math.nan, math.nan, 0, math.nan)
 
 
-def _order(column: pd.Series) -> pd.Series:
+def _ordered(column: pd.Series) -> pd.Series:
     return column.map(format_order) if column.name == "format" else column
 
 

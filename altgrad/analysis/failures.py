@@ -13,10 +13,26 @@ from typing import Any
 
 import pandas as pd
 
-from altgrad.analysis.comparison import Comparison, FormatComparator, format_order
-from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.comparison import Comparison, FormatComparator
+from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader
+from altgrad.analysis.preregistered import (
+    CAMPAIGN_SEEDS,
+    FEW_SEEDS,
+    SEEDS,
+    TEST_COLUMNS,
+    Answer,
+    Verdict,
+    contrast,
+    family,
+    in_words,
+    losses,
+    missing,
+    select,
+)
+from altgrad.analysis.statistics import ALPHA, paired_difference
+from altgrad.config import ExperimentConfig, QuantizeConfig, ScalingConfig
 from altgrad.runs import FAILURE_KINDS, Alarm, Failure, RunRecord
-from altgrad.runs.schema import PHASES
+from altgrad.runs.schema import PHASES, digest
 
 PHASE_OF_OPERAND = {
     "weight": "forward",
@@ -25,10 +41,19 @@ PHASE_OF_OPERAND = {
     "gradient": "backward",
     "update": "optimizer",
 }
-RANGE_THRESHOLD = 0.001
-"""Overflow counts as a symptom from this fraction of an operand's nonzero elements."""
-UNDERFLOW_THRESHOLD = 0.05
-"""Underflow counts as a symptom from this fraction of an operand's nonzero elements flushed to zero."""
+FAILURE_GAP = 0.05
+"""An arm whose paired gap to the unquantized run is above this, in nats a character, has failed (preregistered)."""
+PRECISION_DB = 22.0
+"""SQNR below which rounding error is a symptom; in the pilot it lies between what E5M2 shows at its worst look
+(25.3 dB; +0.029 nats) and E6M1 at its best look of the weights (19.8 dB; +0.095)."""
+PRECISION_LOST = 0.25
+"""Where this fraction of the elements became zero, or more, a low SQNR is a loss of range and not of precision."""
+CAUSES = (*FAILURE_KINDS, "precision", "step")
+"""Why an arm failed: the classes of a failed run, and two that only a comparison of arms can have. "precision":
+rounding error by itself, without a loss of range. "step": the step rule or how the weights are kept, since the same
+formats do not fail under AdamW with master weights."""
+CAMPAIGN = ("formats", "layers", "storage", "controls", "remedies", "literature", "scaling", "length")
+"""The studies whose arms count as the campaign's (docs/method/preregistration.md)."""
 HEALTH_STATISTICS = ("overflow", "underflow", "sqnr_db")
 
 UNIFORM_LOSS = math.log(96)
@@ -57,11 +82,11 @@ class Symptom:
     """What a look at the layers can show: no failure by itself, but a warning, and a kind of the failure that follows.
 
     Attributes:
-        kind: one of `FAILURE_KINDS`.
+        kind: one of `FAILURE_KINDS`; "nonfinite" is none, and only a warning.
         statistic, operands: the rows of the per-layer table that show it.
         limit: it is there beyond this value; below it where `below`.
         meaning: one sentence of what the figure says; it is completed by the value and the limit.
-        advice: what to try.
+        advice: what to try; empty where `FAULTS` says it.
     """
 
     kind: str
@@ -114,6 +139,15 @@ SYMPTOMS = (
         "norm of the gradient of this weight",
         "look at the underflow of quantize.grad_output in the layers after this one, and lower weight decay",
         below=True,
+    ),
+    # NaN and infinity that reach the loss end a run by themselves; a delayed or static scale saturates an infinity.
+    Symptom(
+        "nonfinite",
+        "nonfinite",
+        ("activation", "grad_output"),
+        0.0,
+        "NaN or infinite elements before rounding, which hid them from the loss",
+        "",
     ),
 )
 
@@ -278,11 +312,12 @@ def _breaks(record: RunRecord) -> list[tuple[int, Alarm]]:
 
 
 def _recovered(record: RunRecord, step: int) -> bool:
-    """Whether the loss has been, after `step`, about as low as it was up to it."""
+    """Whether the loss has been, after `step`, about as low as it was up to it; in steps that were applied."""
     history = record.history
     if "loss" not in history:
         return False
-    losses = history["loss"].where(history["loss"].abs() < math.inf)
+    figures = [history[key].abs() < math.inf for key in ("loss", "grad_norm") if key in history]
+    losses = history["loss"].where(pd.concat(figures, axis=1).all(axis=1))
     before = losses[history["step"] <= step].min()
     after = losses[history["step"] > step].min()
     return bool(after <= 1.1 * min(before, DIVERGED)) if not math.isnan(before) else bool(after <= DIVERGED)
@@ -397,8 +432,90 @@ def _advice(record: RunRecord, failure: Failure) -> tuple[str, ...]:
     return tuple(dict.fromkeys(line for line in lines if line))
 
 
+GAP_COLUMNS = (
+    "arm", "study", "format", "scope", "rule", "learning_rate", "baseline", "campaign", "n_runs", "n_finished",
+    "n_pairs", "gap", "low", "high", "failed",
+)  # fmt: skip
+CAUSE_COLUMNS = ("causes", "phases", "operand", "step", "tensor", "evidence")
+SYMPTOM_COLUMNS = ("arm", "cause", "operand", "phase", "share", "cells", "worst", "step", "tensor", "evidence")
+LIMITS = {
+    "overflow": ("overflow", "above", 0.01, "of the nonzero elements beyond the largest value"),
+    "underflow": ("underflow", "above", 0.75, "of the nonzero elements became zero"),
+    "stall": ("stall_ratio", "above", 0.99, "of the proposed changes moved no weight on its grid"),
+    "gradient_vanishing": ("norm_l2", "below", 1e-8, "norm of the gradient"),
+    "precision": ("sqnr_db", "below", PRECISION_DB, "dB of SQNR"),
+}
+"""Cause -> statistic, side, limit, what is beyond it. The first four limits are those at which a run warns; with master
+weights no update is lost, so there a stall is no cause; and all operands are asked for underflow."""
+
+EXTREMES = ("E0M7", "E7M0")
+REMEDY_COLUMNS = (
+    "format", "remedy", "planned", "arm", "against", "n_pairs", "n_ended_badly", "difference", "low", "high", "p_value",
+    "p_holm", "gap", "gap_low", "gap_high", "gap_before", "gap_pairs", "missing",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A recorded attempt to mend one of the extreme formats.
+
+    Attributes:
+        format: "E0M7" or "E7M0", in all operands but where the remedy is another.
+        name: in words.
+        study: where its runs are.
+        conditions: as `altgrad.analysis.preregistered.select` takes them.
+        planned: whether it was preregistered as a remedy.
+        seeds: that it has.
+    """
+
+    format: str
+    name: str
+    study: str
+    conditions: dict[str, Any]
+    planned: bool = True
+    seeds: range = SEEDS
+
+
+def _remedies() -> tuple[Remedy, ...]:
+    found = []
+    for name in EXTREMES:
+        fmt = name.lower()
+        whole = {"weight": fmt, "activation": fmt, "grad_output": fmt}
+        nearest = {"quantize__rounding__activation": "nearest_even", "quantize__rounding__grad_output": "nearest_even"}
+        drawn = {key: "stochastic" for key in nearest}
+        gradients = nearest | {"quantize__rounding__grad_output": "stochastic"}
+        tensor = {"scaling__granularity": "tensor", "scaling__kind": "amax", "scaling__power_of_two": True}
+        block = whole | nearest | {"scaling__granularity": "block"}
+        row = whole | nearest | {"scaling__granularity": "row"}
+        few = name == "E0M7"  # its finer scales are arms of study scaling, which has fewer seeds
+        found += [
+            Remedy(name, "gradients rounded stochastically", "remedies", whole | gradients | tensor),
+            Remedy(name, "activations and gradients rounded stochastically", "remedies", whole | drawn | tensor),
+            Remedy(name, "gradients in E5M2", "remedies", whole | nearest | tensor | {"grad_output": "e5m2"}),
+            Remedy(
+                name,
+                "a scale a block of 32",
+                "scaling" if few else "remedies",
+                block,
+                seeds=FEW_SEEDS if few else SEEDS,
+            ),
+        ]
+        if few:
+            found.append(Remedy(name, "a scale a row", "scaling", row, planned=False, seeds=FEW_SEEDS))
+        found.append(Remedy(name, "a learning rate of its own", "formats", whole | nearest | tensor, planned=False))
+    return tuple(found)
+
+
+REMEDIES = _remedies()
+"""What was tried on the extreme formats. The rate of its own is an arm of study formats and no planned remedy."""
+
+
 class FailureAnalyzer:
-    """Explains runs that ended badly from their failure records, and formats that lose from their telemetry."""
+    """Explains runs that ended badly and arms that lose, from what their records hold; all answers are DataFrames.
+
+    `failures` and `warnings` are about single runs; `gaps`, `symptoms` and `classified` about arms that fail by the
+    preregistered definition; `operands` and `remedies` say what costs the loss, and what wins it back.
+    """
 
     def __init__(self, loader: ExperimentDataLoader) -> None:
         self._loader = loader
@@ -466,59 +583,401 @@ class FailureAnalyzer:
         frame = frame.rename(columns={"mean": "value", "count": "n"})
         return frame.assign(phase=frame["operand"].map(PHASE_OF_OPERAND))
 
-    def modes(self, comparison: Comparison) -> pd.DataFrame:
-        """One row a format of `comparison`: its failure mode, the phase where it shows, and the evidence.
+    @cached_property
+    def gaps(self) -> pd.DataFrame:
+        """The paired gap of every arm to its unquantized runs, columns `GAP_COLUMNS`, the largest gap first.
 
-        Columns: format, arm, mode, phase, operand, evidence, gap, low, high, n_pairs, n_runs, n_finished, and the
-        recorded overflow, underflow and sqnr_db of the operand that is named. The rule, in this order:
-
-        1. runs that failed: their recorded kinds and phases;
-        2. a gap whose interval does not lie above zero: no failure seen;
-        3. overflow of at least `RANGE_THRESHOLD` in some operand: overflow;
-        4. underflow of at least `UNDERFLOW_THRESHOLD`: underflow, in the operand where it is largest;
-        5. else rounding error, in the operand with the lowest SQNR.
+        The unquantized runs are those of AdamW on the same data with the same model, length and batches; where they
+        are of several arms (such as several learning rates), those that share most seeds, then those with the lowest
+        mean loss. Held-out seeds and other loops' runs take no part, and of an arm of the campaign no seed but those
+        of the campaign. `failed` is the preregistered definition: a gap above `FAILURE_GAP`, or a run that did not
+        finish. An arm of fewer than two pairs has no interval, and by its gap is not judged.
         """
-        rows = [self._mode(row._asdict()) for row in comparison.table.itertuples(index=False)]
-        frame = pd.DataFrame(rows)
-        return frame.sort_values("format", key=lambda column: column.map(format_order), ignore_index=True)
+        runs = self._loader.runs
+        runs = runs[(runs["role"] == "report") & ~runs["foreign"].astype(bool) & (runs["status"] != "running")]
+        arms = {str(arm): _of_campaign(group) for arm, group in runs.groupby("arm", sort=True)}
+        bases: dict[str, list[str]] = {}
+        problems = {}
+        for arm, group in arms.items():
+            config = self._loader.config(arm)
+            problems[arm] = _problem(config, group["data"].iloc[0])
+            if not config.quantize.operands and config.optimizer.step_rule == "adamw" and not config.optimizer.relative:
+                bases.setdefault(problems[arm], []).append(arm)
+        rows = []
+        for arm, group in arms.items():
+            if arm not in bases.get(problems[arm], []):
+                rivals = {base: arms[base] for base in bases.get(problems[arm], [])}
+                rows.append(_gap_row(arm, group, rivals))
+        frame = pd.DataFrame(rows, columns=list(GAP_COLUMNS))
+        return frame.sort_values(["gap", "arm"], ascending=[False, True], ignore_index=True)
 
-    def _mode(self, row: dict[str, object]) -> dict[str, object]:
-        kept = {key: row[key] for key in ("format", "arm", "gap", "low", "high", "n_pairs", "n_runs", "n_finished")}
-        failed = self.failures[(self.failures["arm"] == row["arm"]) & (self.failures["status"] == "failed")]
-        health = self.health[self.health["arm"] == row["arm"]].pivot_table(
-            index="operand", columns="statistic", values="value"
-        )
-        health = health.reindex(columns=list(HEALTH_STATISTICS))
+    @cached_property
+    def symptoms(self) -> pd.DataFrame:
+        """What the looks of each failed arm show, columns `SYMPTOM_COLUMNS`: one row an arm, cause and operand.
 
-        def found(mode: str, phase: str, operand: str | None, evidence: str) -> dict[str, object]:
-            figures = {
-                name: float(health.at[operand, name]) if operand in health.index else math.nan
-                for name in HEALTH_STATISTICS
-            }
-            return kept | {"mode": mode, "phase": phase, "operand": operand, "evidence": evidence} | figures
+        Figures are means over the arm's runs. A cell is one layer's operand at one look; `share` is the fraction of the
+        operand's cells beyond the limit, `worst` the value farthest beyond it, `step` the first look with such a cell,
+        and `tensor` the worst one there.
+        """
+        failed = self.gaps[self.gaps["failed"].astype(bool)]
+        rows = []
+        for arm in failed["arm"]:
+            ids = self.run_ids(arm)
+            found = arm_symptoms(self._loader.looks(ids), self._loader.config(arm))
+            rows += [{"arm": arm} | row for row in found]
+        return pd.DataFrame(rows, columns=list(SYMPTOM_COLUMNS))
 
-        if len(failed):
-            kinds = ", ".join(sorted({kind for kinds in failed["kinds"] for kind in kinds.split(", ")}))
-            phases = ", ".join(sorted({str(phase) for phase in failed["phase"].dropna()})) or "not recorded"
-            return found(kinds, phases, None, f"{len(failed)} of {row['n_runs']} runs failed")
-        if not isinstance(row["low"], float) or math.isnan(row["low"]):
-            return found("not decided", "", None, "fewer than two pairs")
-        worst_sqnr = health["sqnr_db"].dropna()
-        if row["low"] <= 0:
-            return found("none seen", "", None, "gap not above zero")
-        if worst_sqnr.empty:
-            return found("not decided", "", None, "no telemetry recorded")
-        for statistic, threshold in (("overflow", RANGE_THRESHOLD), ("underflow", UNDERFLOW_THRESHOLD)):
-            values = health[statistic].dropna()
-            if len(values) and values.max() >= threshold:
-                operand = str(values.idxmax())
-                return found(
-                    statistic, PHASE_OF_OPERAND[operand], operand, f"{values.max():.1%} of its nonzero elements"
-                )
-        operand = str(worst_sqnr.idxmin())
-        return found("rounding error", PHASE_OF_OPERAND[operand], operand, f"SQNR {worst_sqnr.min():.1f} dB")
+    @cached_property
+    def classified(self) -> pd.DataFrame:
+        """Every failed arm with its causes: columns of `gaps`, then causes, phases, operand, step, tensor, evidence.
+
+        Several causes may hold; the one with the largest share of cells stands first, and step, tensor and operand are
+        its. Runs that did not finish add the kinds that were recorded for them, first. Where no look shows anything,
+        the arm is compared with AdamW on master weights in the same formats: a gap of at most `FAILURE_GAP` there makes
+        the cause "step", in the optimizer's phase. What is left is "unknown".
+        """
+        failed = self.gaps[self.gaps["failed"].astype(bool)]
+        rows = [row | self._causes(row) for row in failed.to_dict("records")]
+        return pd.DataFrame(rows, columns=[*GAP_COLUMNS, *CAUSE_COLUMNS])
+
+    def run_ids(self, arm: str) -> list[str]:
+        """The ended runs of an arm that `gaps` is about."""
+        runs = self._loader.runs
+        runs = _of_campaign(runs[(runs["arm"] == arm) & (runs["role"] == "report") & (runs["status"] != "running")])
+        return list(runs["run_id"])
+
+    def example(self, arm: str) -> str:
+        """The run of an arm to look at: the first that did not finish, else the one with the median final loss."""
+        runs = self._loader.runs
+        runs = runs[runs["run_id"].isin(self.run_ids(arm))]
+        broken = runs[runs["status"] != "finished"]
+        if len(broken):
+            return str(broken["run_id"].iloc[0])
+        runs = runs.sort_values(["final_val_loss", "seed", "run_id"])
+        return str(runs["run_id"].iloc[(len(runs) - 1) // 2])
+
+    def operands(self, comparison: Comparison) -> pd.DataFrame:
+        """What each operand costs alone: the gaps of a comparison's formats, all operands and one at a time.
+
+        One row a format and scope of those that are recorded in the comparison's setting; columns format, scope, and
+        those of `gaps` that say how large it is.
+        """
+        scopes = [comparison.scope, *OPERAND_NAMES.values()]
+        runs = self._loader.runs
+        arms = runs.loc[(runs["setting"] == comparison.setting) & runs["scope"].isin(scopes), "arm"]
+        found = self.gaps[self.gaps["arm"].isin(arms)]
+        columns = ["format", "scope", "arm", "gap", "low", "high", "n_pairs", "n_runs", "n_finished"]
+        order = found["scope"].map(scopes.index)
+        return found.assign(order=order).sort_values(["order", "arm"], ignore_index=True)[columns]
+
+    @cached_property
+    def remedies(self) -> pd.DataFrame:
+        """What recorded remedies do to E0M7 and E7M0: one row a remedy, columns `REMEDY_COLUMNS`.
+
+        `difference` is its final loss minus that of the same format without it, over shared seeds: below zero it helps.
+        `gap` is what is left to FP32, `gap_before` what the format loses without it. `p_holm` is adjusted over the rows
+        of a format. A row whose runs are not all recorded says so in `missing` and has no p-value; one without any has
+        no figures.
+        """
+        rows = []
+        for name in EXTREMES:
+            found = [_remedy_row(self._loader, remedy) for remedy in REMEDIES if remedy.format == name]
+            whole = [row for row in found if not row["missing"]]
+            for row, adjusted in zip(whole, family(whole)["p_holm"] if whole else [], strict=True):
+                row["p_holm"] = adjusted
+            rows += found
+        return pd.DataFrame(rows, columns=list(REMEDY_COLUMNS))
+
+    def _causes(self, row: dict[Any, Any]) -> dict[str, Any]:
+        found = self.symptoms[self.symptoms["arm"] == row["arm"]]
+        ended = self.failures[(self.failures["arm"] == row["arm"]) & (self.failures["status"] != "running")]
+        kinds = list(dict.fromkeys(kind for text in ended["kinds"] for kind in text.split(", ")))
+        phases = [phase for phase in ended["phase"].dropna()]
+        evidence = [f"{len(ended)} of {row['n_runs']} runs did not finish"] if len(ended) else []
+        began: tuple[str | None, int | None, str | None] = (None, None, None)
+        if len(ended):
+            first = ended.sort_values("step").iloc[0]
+            began = (None, int(first["step"]), first["tensor"])
+        elif len(found):
+            first = found.iloc[0]
+            began = (first["operand"], int(first["step"]), first["tensor"])
+        for symptom in found.itertuples():
+            kinds.append(symptom.cause)
+            phases.append(symptom.phase)
+            evidence.append(symptom.evidence)
+        if not kinds and (reason := self._step_rule(row)):
+            kinds, phases, evidence = ["step"], ["optimizer"], [reason]
+        known = [kind for kind in dict.fromkeys(kinds) if kind != "unknown"]
+        return {
+            "causes": ", ".join(known or ["unknown"]),
+            "phases": ", ".join(phase for phase in PHASES if phase in phases),
+            "operand": began[0],
+            "step": began[1],
+            "tensor": began[2],
+            "evidence": "; ".join(evidence) or "no recorded figure is beyond its limit",
+        }
+
+    def _step_rule(self, row: dict[Any, Any]) -> str:
+        """Why the optimizer is the cause, in words; "" where it is not, or no run tells."""
+        config = self._loader.config(row["arm"])
+        if config.optimizer.step_rule == "adamw" and config.optimizer.storage == "master":
+            return ""
+        if not config.quantize.operands:
+            return "nothing is rounded in this arm: AdamW on the same problem is what it is held against"
+        plain = self._plain.get((config.quantize, config.scaling, row["baseline"]))
+        if plain is None:
+            return ""
+        return f"with AdamW and master weights the same formats have a gap of {plain:+.3f} nats"
+
+    @cached_property
+    def _plain(self) -> dict[tuple[QuantizeConfig, ScalingConfig, str], float]:
+        """Gaps of the arms that did not fail under AdamW with master weights, by formats, scales and baseline."""
+        found = {}
+        judged = self.gaps[~self.gaps["failed"].astype(bool) & (self.gaps["n_pairs"] >= 2)]
+        for row in judged.to_dict("records"):
+            config = self._loader.config(row["arm"])
+            optimizer = config.optimizer
+            nearest = (optimizer.storage, optimizer.rounding) == ("master", "nearest_even")
+            if optimizer.step_rule == "adamw" and not optimizer.relative and nearest:
+                found[config.quantize, config.scaling, row["baseline"]] = float(row["gap"])
+        return found
 
 
 def headline(comparator: FormatComparator) -> Comparison | None:
     """The comparison that reports lead with: the one with the most pairs."""
     return comparator.comparisons[0] if comparator.comparisons else None
+
+
+def arm_symptoms(looks: pd.DataFrame, config: ExperimentConfig) -> list[dict[str, Any]]:
+    """What the looks of an arm show by the limits of `LIMITS`: rows of `SYMPTOM_COLUMNS` but for the arm.
+
+    Args:
+        looks: as `ExperimentDataLoader.looks` gives them.
+        config: of the arm; operands that it does not round show nothing.
+    """
+    rounded = set(config.quantize.operands)
+    keys = ["step", "layer", "operand"]
+    lost = looks[looks["statistic"] == "underflow"].set_index(keys)["value"]
+    ends = {"gradient": "weight.grad", "update": "weight"}
+    found = []
+    for cause, (statistic, side, limit, meaning) in LIMITS.items():
+        rows = looks[looks["statistic"] == statistic]
+        if cause == "stall":
+            rows = rows[rows["operand"].eq("update") & (config.optimizer.storage == "grid")]
+        elif cause == "gradient_vanishing":
+            rows = rows[rows["operand"] == "gradient"]
+        else:
+            rows = rows[rows["operand"].isin(rounded)]
+        for operand, cells in rows.groupby("operand", observed=True, sort=False):
+            beyond = cells["value"] < limit if side == "below" else cells["value"] > limit
+            if cause == "precision":
+                flushed = lost.reindex(pd.MultiIndex.from_frame(cells[keys])).fillna(0.0).to_numpy()
+                beyond &= flushed < PRECISION_LOST
+            if not beyond.any():
+                continue
+            shown = cells[beyond]
+            at_first = shown[shown["step"] == shown["step"].min()].sort_values(
+                ["value", "layer"], ascending=[side == "below", True]
+            )
+            worst = shown["value"].min() if side == "below" else shown["value"].max()
+            figure = f"{worst:.1f}" if cause == "precision" else f"{worst:.3g}" if side == "below" else f"{worst:.1%}"
+            named = OPERAND_NAMES.get(
+                str(operand), {"update": "update", "gradient": "weight gradients"}.get(str(operand))
+            )
+            first = at_first.iloc[0]
+            found.append(
+                {
+                    "cause": cause,
+                    "operand": str(operand),
+                    "phase": PHASE_OF_OPERAND[str(operand)],
+                    "share": float(beyond.mean()),
+                    "cells": len(cells),
+                    "worst": float(worst),
+                    "step": int(first["step"]),
+                    "tensor": f"{first['layer']}.{ends.get(str(operand), str(operand))}",
+                    "evidence": f"{named}: {figure} {meaning} at worst, beyond the limit in {beyond.mean():.0%} of the "
+                    f"looks at layers",
+                }
+            )
+    return sorted(found, key=lambda row: (-row["share"], CAUSES.index(row["cause"])))
+
+
+def remedies_missing(loader: ExperimentDataLoader) -> str:
+    """Which planned remedies are not recorded in full, in a sentence; "" where all are."""
+    arms, seeds = {"FP32": _fp32(loader)}, {"FP32": SEEDS}
+    for name in EXTREMES:
+        arms[name], seeds[name] = _unremedied(loader, name), SEEDS
+    for remedy in REMEDIES:
+        if remedy.planned:
+            label = f"{remedy.format} with {remedy.name}"
+            arms[label], seeds[label] = _remedy_runs(loader, remedy), remedy.seeds
+    return missing(arms, seeds)
+
+
+def failure_verdicts(loader: ExperimentDataLoader) -> tuple[Verdict, ...]:
+    """What the records say of the preregistered hypotheses on remedies: H17 and H18."""
+    return (_h17(loader), _h18(loader))
+
+
+def _h17(loader: ExperimentDataLoader) -> Verdict:
+    statement = (
+        "E0M7's loss comes from its gradients: rounding them stochastically, or giving them E5M2, lowers the gap."
+    )
+    names = ("gradients rounded stochastically", "gradients in E5M2")
+    arms = {name: _remedy_runs(loader, _remedy("E0M7", name)) for name in names}
+    before = _unremedied(loader, "E0M7")
+    if lacking := missing({"E0M7": before} | {f"E0M7 with {name}": runs for name, runs in arms.items()}, SEEDS):
+        return Verdict("H17", "remedies", statement, "pending", lacking)
+    tests = family([contrast(f"{name} − E0M7", runs, before) for name, runs in arms.items()])
+    rows = tests.to_dict("records")
+    answer: Answer = "inconclusive"
+    if all(_lower(row) for row in rows):
+        answer = "yes"
+    elif any(_not_lower(row) for row in rows):
+        answer = "no"
+    return Verdict("H17", "remedies", statement, answer, _said(rows), tests)
+
+
+def _h18(loader: ExperimentDataLoader) -> Verdict:
+    statement = (
+        "E7M0's loss does not come from its gradients: E5M2 gradients leave a gap above .05; stochastic rounding of "
+        "activations and gradients lowers it."
+    )
+    wide = _remedy_runs(loader, _remedy("E7M0", "gradients in E5M2"))
+    drawn = _remedy_runs(loader, _remedy("E7M0", "activations and gradients rounded stochastically"))
+    before, fp32 = _unremedied(loader, "E7M0"), _fp32(loader)
+    arms = {
+        "FP32": fp32,
+        "E7M0": before,
+        "E7M0 with gradients in E5M2": wide,
+        "E7M0 with activations and gradients rounded stochastically": drawn,
+    }
+    if lacking := missing(arms, SEEDS):
+        return Verdict("H18", "remedies", statement, "pending", lacking)
+    tests = family(
+        [
+            contrast("E7M0 with gradients in E5M2 − FP32", wide, fp32),
+            contrast("activations and gradients rounded stochastically − E7M0", drawn, before),
+        ]
+    )
+    left, helped = tests.to_dict("records")
+    judged = not left["n_ended_badly"]
+    answer: Answer = "inconclusive"
+    if judged and left["low"] > FAILURE_GAP and _lower(helped):
+        answer = "yes"
+    elif (judged and left["high"] < FAILURE_GAP) or _not_lower(helped):
+        answer = "no"
+    return Verdict("H18", "remedies", statement, answer, _said([left, helped]), tests)
+
+
+def _lower(row: dict[Any, Any]) -> bool:
+    """Whether the difference is shown to be below zero; never where a run did not finish."""
+    return bool(row["p_holm"] < ALPHA and row["difference"] < 0 and not row["n_ended_badly"])
+
+
+def _not_lower(row: dict[Any, Any]) -> bool:
+    """Whether a lower loss is refuted: the opposite is shown, or that the two are equivalent."""
+    if row["n_ended_badly"] or _lower(row):
+        return False
+    return bool((row["p_holm"] < ALPHA and row["difference"] > 0) or row["p_equivalent"] < ALPHA)
+
+
+def _said(rows: Iterable[dict[Any, Any]]) -> str:
+    return "; ".join(f"{row['contrast']}: {in_words(row)}" for row in rows) + "."
+
+
+def _remedy(fmt: str, name: str) -> Remedy:
+    return next(remedy for remedy in REMEDIES if (remedy.format, remedy.name) == (fmt, name))
+
+
+def _fp32(loader: ExperimentDataLoader) -> pd.DataFrame:
+    return select(loader, "formats", scope="nothing", step_rule="adamw")
+
+
+def _at_shared_rate(loader: ExperimentDataLoader, runs: pd.DataFrame, shared: bool = True) -> pd.DataFrame:
+    """Those of the runs that have the learning rate of FP32; with `shared` False, the others."""
+    rates = set(_fp32(loader)["learning_rate"])
+    return runs[runs["learning_rate"].isin(rates) == shared]
+
+
+def _unremedied(loader: ExperimentDataLoader, name: str) -> pd.DataFrame:
+    conditions = _remedy(name, "a learning rate of its own").conditions
+    return _at_shared_rate(loader, select(loader, "formats", **conditions))
+
+
+def _remedy_runs(loader: ExperimentDataLoader, remedy: Remedy) -> pd.DataFrame:
+    runs = select(loader, remedy.study, **remedy.conditions)
+    return _at_shared_rate(loader, runs, shared=remedy.study != "formats")
+
+
+def _remedy_row(loader: ExperimentDataLoader, remedy: Remedy) -> dict[str, Any]:
+    runs, before, fp32 = _remedy_runs(loader, remedy), _unremedied(loader, remedy.format), _fp32(loader)
+    arms = {"FP32": fp32, remedy.format: before, f"{remedy.format} with {remedy.name}": runs}
+    row: dict[str, Any] = dict.fromkeys(REMEDY_COLUMNS, math.nan) | {
+        "format": remedy.format,
+        "remedy": remedy.name,
+        "planned": remedy.planned,
+        "arm": next(iter(runs["arm"]), ""),
+        "against": next(iter(before["arm"]), ""),
+        "n_pairs": 0,
+        "n_ended_badly": 0,
+        "gap_pairs": 0,
+        "missing": missing(arms, remedy.seeds),
+    }
+    alike = all(each["arm"].nunique() == 1 for each in arms.values())
+    if not alike or pd.concat(list(arms.values()))[["data", "max_steps"]].drop_duplicates().shape[0] > 1:
+        return row
+    found = contrast(remedy.name, runs, before)
+    gap = paired_difference(losses(runs), losses(fp32))
+    shared = losses(before)[losses(before).index.isin(runs["seed"])]
+    row |= {key: value for key, value in found.items() if key in TEST_COLUMNS}
+    row |= {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high, "gap_pairs": gap.n}
+    row["gap_before"] = paired_difference(shared, losses(fp32)).mean
+    return row | ({"p_value": math.nan} if row["missing"] else {})
+
+
+def _of_campaign(runs: pd.DataFrame) -> pd.DataFrame:
+    """Of an arm's runs those with seeds of the campaign; all of them where it has none."""
+    own = runs[runs["seed"].isin(CAMPAIGN_SEEDS)]
+    return own if len(own) else runs
+
+
+def _problem(config: ExperimentConfig, data: str) -> str:
+    """What an arm shares with the unquantized runs that it is held against: all but formats, scales and optimizer."""
+    identity = config.arm_identity()
+    return digest(
+        {key: value for key, value in identity.items() if key not in ("quantize", "scaling", "optimizer")}, data
+    )
+
+
+def _gap_row(arm: str, runs: pd.DataFrame, bases: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    first = runs.iloc[0]
+    own = _once(runs)
+    compared = [(name, base, paired_difference(own, _once(base))) for name, base in bases.items()]
+    compared.sort(key=lambda each: (-each[2].n, each[1]["final_val_loss"].mean(), each[0]))
+    name, _, gap = compared[0] if compared else (None, None, paired_difference(own, own.iloc[:0]))
+    unfinished = runs["status"] != "finished"
+    above = gap.n >= 2 and gap.mean > FAILURE_GAP
+    return {
+        "arm": arm,
+        "study": ", ".join(sorted(runs["study"].unique())),
+        "format": first["format"],
+        "scope": first["scope"],
+        "rule": first["rule"],
+        "learning_rate": first["learning_rate"],
+        "baseline": name,
+        "campaign": bool(runs["seed"].isin(CAMPAIGN_SEEDS).all() and runs["study"].isin(CAMPAIGN).all()),
+        "n_runs": len(runs),
+        "n_finished": int((~unfinished).sum()),
+        "n_pairs": gap.n,
+        "gap": gap.mean,
+        "low": gap.low,
+        "high": gap.high,
+        "failed": bool(above or unfinished.any()),
+    }
+
+
+def _once(runs: pd.DataFrame) -> pd.Series:
+    """Final losses by seed; where a seed was recorded twice, a finished run counts."""
+    ordered = runs.assign(ended_well=runs["status"] == "finished").sort_values(["ended_well", "run_id"])
+    return ordered.drop_duplicates("seed", keep="last").set_index("seed")["final_val_loss"].astype("float64")

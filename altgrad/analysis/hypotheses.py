@@ -31,6 +31,19 @@ E7M0 = Hypothesis(
         "no_range_error": "Overflow and underflow stay below 0.1% of the elements in every operand.",
         "lowest_sqnr": "The SQNR of its weights is the lowest of all recorded 8-bit splits.",
         "largest_gap": "Its loss gap to FP32 is the largest of all recorded 8-bit splits.",
+        "no_warning": "No counter of overflow or underflow warns (added with the preregistration, 2026-11-24).",
+    },
+)
+
+E0M7 = Hypothesis(
+    written="2026-11-24",
+    statement=(
+        "Gradients need range where weights do not, and E0M7, a fixed-point grid, has none: its loss comes from its "
+        "gradients (H3 and H17 of the preregistration)."
+    ),
+    predictions={
+        "gradients": "E0M7 costs more with gradients alone than with weights alone, by more than .01 nats (H3).",
+        "remedies": "Rounding its gradients stochastically lowers the gap, and so does giving them E5M2 (H17).",
     },
 )
 

@@ -168,14 +168,12 @@ class ExperimentDataLoader:
         Columns step, layer, layer_type, operand, statistic, value, n (runs), with the largest step where they differ.
         The histograms of codes are sums over the runs.
         """
-        frames = []
-        for run_id in run_ids:
-            layers = self.layers(run_id)
-            if len(layers):
-                frames.append(layers[is_last(layers)])
+        frames = [frame for run_id in run_ids if len(frame := self.layers(run_id))]
         if not frames:
             return pd.DataFrame(columns=[*LAYER_COLUMNS, "n"])
-        grouped = pd.concat(frames, ignore_index=True).groupby(list(LAYER_COLUMNS[1:-1]), sort=False)
+        every = pd.concat(frames, ignore_index=True)
+        runs = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
+        grouped = every[is_last(every, runs)].groupby(list(LAYER_COLUMNS[1:-1]), sort=False)
         frame = grouped.agg(
             step=("step", "max"), value=("value", "mean"), total=("value", "sum"), n=("value", "count")
         ).reset_index()

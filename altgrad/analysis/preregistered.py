@@ -6,6 +6,8 @@ return a `Verdict` follow it to the letter. What was not written down beforehand
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +18,19 @@ from altgrad.analysis.statistics import Estimate, holm, name_of_test, paired_dif
 
 CAMPAIGN_SEEDS = range(10, 42)
 """Seeds of the campaign's runs; the pilot's and the held-out tuning seeds are others and take no part."""
+
+SEEDS = range(10, 26)
+"""Seeds of an arm of formats, layers, storage, controls, literature and remedies."""
+
+CLOSE_SEEDS = CAMPAIGN_SEEDS
+"""Seeds of FP32, E3M4, E4M3 and E5M2 with all operands quantized."""
+
+FEW_SEEDS = range(10, 18)
+LONG_SEEDS = range(10, 15)
+"""Seeds of study length; `FEW_SEEDS` are those of study scaling."""
+
+ENDED = ("finished", "failed", "crashed")
+"""Statuses of a run that will not go on."""
 
 TEST_COLUMNS = (
     "contrast",
@@ -74,8 +89,39 @@ def select(loader: ExperimentDataLoader, studies: str | tuple[str, ...], **condi
         if key in runs.columns:
             runs = runs[runs[key] == value]
         else:
-            runs = runs[[_config_value(loader, run_id, key.split("__")) == value for run_id in runs["run_id"]]]
+            met = [_config_value(loader, run_id, key.split("__")) == value for run_id in runs["run_id"]]
+            runs = runs[pd.Series(met, index=runs.index, dtype=bool)]
     return runs
+
+
+def missing(arms: Mapping[str, pd.DataFrame], seeds: Iterable[int] | Mapping[str, Iterable[int]]) -> str:
+    """What keeps the preregistered runs of some arms from being judged, in a sentence; "" where nothing does.
+
+    A hypothesis is judged when every seed of its arms has ended, one way or another, so that nothing is added or left
+    out after looking; and only on runs that share data and length, of one config an arm.
+
+    Args:
+        arms: the selected runs by what the arm is called in the sentence.
+        seeds: that every arm has by the preregistration, or those of each arm.
+    """
+    wanted = {name: set(seeds[name] if isinstance(seeds, Mapping) else seeds) for name in arms}
+    counts = {
+        name: len(wanted[name] & set(runs.loc[runs["status"].isin(ENDED), "seed"])) for name, runs in arms.items()
+    }
+    lacking = [
+        f"{name} ({counts[name]} of {len(wanted[name])} seeds)" for name in arms if counts[name] < len(wanted[name])
+    ]
+    if lacking:
+        more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
+        return f"Not recorded in full: {', '.join(lacking[:8])}{more}."
+    several = [name for name, runs in arms.items() if runs["arm"].nunique() > 1]
+    if several:
+        return (
+            f"More than one config or data set is recorded for {', '.join(several)}; which one was meant is not said."
+        )
+    every = pd.concat(list(arms.values()))
+    differing = [word for column, word in (("data", "data"), ("max_steps", "length")) if every[column].nunique() > 1]
+    return f"The recorded runs differ in {' and '.join(differing)} and cannot be compared." if differing else ""
 
 
 def losses(runs: pd.DataFrame) -> pd.Series:
@@ -91,14 +137,22 @@ def losses(runs: pd.DataFrame) -> pd.Series:
 
 
 def contrast(name: str, runs: pd.DataFrame, against: pd.DataFrame) -> dict[str, Any]:
-    """One row of `Verdict.tests` but for p_holm: the paired difference of one arm's final loss to another's."""
+    """One row of `Verdict.tests` but for p_holm: the paired difference of one arm's final loss to another's.
+
+    Where a run of either did not finish there is no p-value, of difference or equivalence: an arm is not judged by its
+    survivors. The difference of those that did is there to be shown.
+    """
     estimate = paired_difference(losses(runs), losses(against))
-    both = pd.concat([runs, against])
-    return row_of(name, estimate) | {
-        "arm": next(iter(runs["arm"]), ""),
-        "against": next(iter(against["arm"]), ""),
-        "n_ended_badly": int((both["status"] != "finished").sum()),
-    }
+    ended_badly = int((pd.concat([runs, against])["status"] != "finished").sum())
+    return (
+        row_of(name, estimate)
+        | {
+            "arm": next(iter(runs["arm"]), ""),
+            "against": next(iter(against["arm"]), ""),
+            "n_ended_badly": ended_badly,
+        }
+        | ({"p_value": math.nan, "p_equivalent": math.nan} if ended_badly else {})
+    )
 
 
 def row_of(name: str, estimate: Estimate) -> dict[str, Any]:
@@ -119,10 +173,20 @@ def row_of(name: str, estimate: Estimate) -> dict[str, Any]:
 
 
 def family(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The rows as a table, with Holm's adjustment over all of them."""
+    """The rows as a table, with Holm's adjustment over all of them; one without a p-value counts as a p of 1."""
     frame = pd.DataFrame(rows, columns=list(TEST_COLUMNS))
-    frame["p_holm"] = holm([float(p) for p in frame["p_value"]])
+    adjusted = holm([1.0 if math.isnan(p) else float(p) for p in frame["p_value"]])
+    frame["p_holm"] = pd.Series(adjusted, dtype="float64").where(frame["p_value"].notna())
     return frame
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """The figures of a test, such as ``+0.096 nats [+0.074, +0.118], n = 16, adjusted p < 0.001``."""
+    p = float(row["p_holm"])
+    adjusted = "no p-value" if math.isnan(p) else "adjusted p < 0.001" if p < 0.001 else f"adjusted p = {p:.3f}"
+    badly = f", {row['n_ended_badly']} runs did not finish" if row["n_ended_badly"] else ""
+    interval = "no interval" if math.isnan(row["low"]) else f"[{row['low']:+.3f}, {row['high']:+.3f}]"
+    return f"{row['difference']:+.3f} nats {interval}, n = {row['n_pairs']}, {adjusted}{badly}"
 
 
 def _config_value(loader: ExperimentDataLoader, run_id: str, keys: list[str]) -> Any:

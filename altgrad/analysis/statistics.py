@@ -19,6 +19,9 @@ MARGIN = 0.01
 SMALLEST_GAP = 0.005
 """The smallest difference of losses that this project calls interesting, nats a character."""
 
+MIN_PAIRS = 3
+"""Pairs below which nothing is ranked: two give an interval, but one so wide that only chance makes it short."""
+
 PERMUTATION_FROM = 12
 """Pairs from which the p-value is the sign-flip permutation test's; below it is the paired t test's."""
 
@@ -115,8 +118,10 @@ def sign_flip_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
 @cache
 def _signs(n: int) -> NDArray[np.float64]:
     if n <= EXACT_UP_TO:
-        return 1.0 - 2.0 * (np.arange(1 << n)[:, None] >> np.arange(n) & 1)
-    return np.random.default_rng(n).choice([-1.0, 1.0], size=((1 << EXACT_UP_TO) - 1, n))
+        bits = np.arange(1 << n)[:, None] >> np.arange(n) & 1
+    else:
+        bits = np.random.default_rng(n).integers(0, 2, size=((1 << EXACT_UP_TO) - 1, n))
+    return np.where(bits == 1, -1.0, 1.0).astype(np.float64)
 
 
 def name_of_test(n: int) -> str:

@@ -51,21 +51,6 @@ class Batch(NamedTuple):
     step: int
 
 
-def extra_bytes_per_weight(storage: str, rounding: str) -> int:
-    """Bytes that training keeps per weight between steps, besides the weight's code and Adam's two moments.
-
-    Storage "master" keeps the float32 weight. Storage "grid" keeps nothing: stochastic rounding computes its draws, and
-    error feedback puts the error where the momentum is. (The simulation holds codes in float32 containers.)
-
-    Raises:
-        ValueError: a storage or rounding that no step rule has.
-    """
-    known = {(place, name) for (_, place), names in COMBINATIONS.items() for name in names}
-    if (storage, rounding) not in known:
-        raise ValueError(f"there is no storage {storage!r} with rounding {rounding!r}; allowed is {sorted(known)}")
-    return 4 if storage == "master" else 0
-
-
 class GridOptimizer(Optimizer):
     """Base of the step rules; a subclass says how a batch of parameters steps, in `_step_batch`."""
 

@@ -4,7 +4,7 @@ Page -> write_folder   plain markdown with SVG and CSV files beside it (reports/
      -> write_mkdocs   the same through mkdocs-gen-files (the site)
 """
 
-from altgrad.pages.chart import BACKGROUND, FOREGROUND, GRID, HEAT, MUTED, PALETTE, fixed_svg, inline_svg
+from altgrad.pages.chart import BACKGROUND, FOREGROUND, GRID, HEAT, MUTED, PALETTE, chart_figure, fixed_svg, inline_svg
 from altgrad.pages.content import (
     Block,
     Bullets,
@@ -64,6 +64,7 @@ __all__ = [
     "Sketch",
     "Table",
     "Text",
+    "chart_figure",
     "code",
     "escape",
     "fixed_svg",

@@ -17,6 +17,7 @@ from altgrad.pages.sketch import INCH, Sketch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PALETTE = ("#1a6b8f", "#c2571a", "#3a7d44", "#8a4fa3", "#a07a12", "#b23a52", "#4a5fb0", "#5b6b64")
 """Eight colours told apart with the common colour-vision deficiencies; each 4.5:1 on white, or close to it."""
@@ -69,6 +70,31 @@ _DECORATION = re.compile(
 )
 
 
+def chart_figure(chart: Chart) -> Figure:
+    """The chart as a matplotlib figure in fixed colours, for a notebook or another file format.
+
+    Raises:
+        ValueError: the chart is a sketch, drawn without matplotlib.
+    """
+    if chart.draw is None:
+        raise ValueError(f"chart {chart.id}: it is drawn as a sketch, without matplotlib; use its SVG")
+    import matplotlib as mpl
+    from cycler import cycler
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({**_STYLE, "axes.prop_cycle": cycler(color=PALETTE)}):
+        figure = Figure(figsize=(chart.width, chart.height), layout=None if chart.margins else "constrained")
+        figure.patch.set_visible(False)
+        axes: Axes = figure.subplots()
+        if chart.margins:
+            left, right, bottom, top = chart.margins
+            across, up = chart.width, chart.height
+            figure.subplots_adjust(left / across, bottom / up, 1 - right / across, 1 - top / up)
+        axes.set_facecolor("none")
+        chart.draw(axes)
+    return figure
+
+
 def fixed_svg(chart: Chart) -> bytes:
     """The chart as a self-contained SVG file in fixed colours on white; the same bytes every time.
 
@@ -79,23 +105,11 @@ def fixed_svg(chart: Chart) -> bytes:
         sketch = Sketch(chart.width * INCH, chart.height * INCH)
         chart.sketch(sketch)
         return (_head(chart, sketch.width, sketch.height) + f"\n{sketch.svg()}\n</svg>\n").encode()
-    assert chart.draw is not None
     import matplotlib as mpl
-    from cycler import cycler
     from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
 
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": chart.id, "axes.prop_cycle": cycler(color=PALETTE)}):
-        figure = Figure(figsize=(chart.width, chart.height), layout=None if chart.margins else "constrained")
-        figure.patch.set_visible(False)
-        axes: Axes = figure.subplots()
-        if chart.margins:
-            left, right, bottom, top = chart.margins
-            across, up = chart.width, chart.height
-            figure.subplots_adjust(left / across, bottom / up, 1 - right / across, 1 - top / up)
-        axes.set_facecolor("none")
-        chart.draw(axes)
-        canvas: Any = FigureCanvasSVG(figure)
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": chart.id}):
+        canvas: Any = FigureCanvasSVG(chart_figure(chart))
         buffer = io.StringIO()
         # Not `savefig`: it lays the figure out twice, which is a third of the time.
         canvas.print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))

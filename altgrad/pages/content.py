@@ -8,6 +8,7 @@ built by `md` from a template of ours and escaped values. There is no other way 
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -76,13 +77,21 @@ def slug(text: str) -> str:
 
 @dataclass(frozen=True)
 class PageRef:
-    """A page of this site by its path without suffix ("runs/e5m2-wag-adamw"), and an anchor on it."""
+    """A page of this site by its path without suffix ("runs/e5m2-wag-adamw"), and an anchor on it.
+
+    A path that ends in .csv, .json or .svg is a file beside a page: "runs/e5m2-wag-adamw.curves.json".
+    """
 
     path: str
     anchor: str = ""
 
     def __post_init__(self) -> None:
         check_path(self.path)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file beside a page."""
+        return self.path.endswith((".csv", ".json", ".svg"))
 
 
 def check_path(path: str) -> str:
@@ -167,6 +176,33 @@ def resolve(text: Md, address: Callable[[PageRef], str]) -> Md:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Who made a chart or a table: a function of a file.
+
+    Attributes:
+        path: of the file, absolute.
+        function: its name, with that of its class; empty at the top of a script.
+    """
+
+    path: str
+    function: str
+
+    @property
+    def name(self) -> str:
+        """For readers: "gap_chart()", or the name of the file."""
+        return f"{self.function}()" if self.function else self.path.rsplit("/", 1)[-1]
+
+
+def _maker() -> Source:
+    """The function that is making a value: the first frame above the dataclass's own."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename in (__file__, "<string>"):
+        frame = frame.f_back
+    function = frame.f_code.co_qualname.split(".<locals>")[0]
+    return Source(frame.f_code.co_filename.replace("\\", "/"), "" if function == "<module>" else function)
+
+
+@dataclass(frozen=True)
 class Heading:
     """A section heading, level 2 to 4. A heading that is linked to names its `anchor`; others get one from the text."""
 
@@ -203,13 +239,17 @@ Cell = str | Md | Link | int | float | None
 
 @dataclass(frozen=True)
 class Table:
-    """A table; `data` (which needs an `id`) is offered as CSV beside it. A None cell is shown as a dash."""
+    """A table; `data` (which needs an `id`) is offered as CSV beside it. A None cell is shown as a dash.
+
+    `source` is the function that made it, found by itself; the site links to it beside the data.
+    """
 
     columns: tuple[Column | str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: Text = ""
     data: pd.DataFrame | None = field(default=None, compare=False)
     id: str = ""
+    source: Source = field(default_factory=_maker, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if any(len(row) != len(self.columns) for row in self.rows):
@@ -232,6 +272,7 @@ class Chart:
         width, height: Size in inches.
         margins: Left, right, bottom and top of the axes in inches; measured from the labels where not given, which
             costs as much time as the drawing.
+        source: Which function made it, found by itself; the site links to it.
     """
 
     id: str
@@ -243,6 +284,7 @@ class Chart:
     height: float = 3.6
     margins: tuple[float, float, float, float] | None = None
     sketch: Callable[[Sketch], None] | None = field(default=None, compare=False)
+    source: Source = field(default_factory=_maker, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check_path(self.id)

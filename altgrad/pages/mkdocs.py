@@ -1,33 +1,117 @@
-"""The site's back end: pages through mkdocs-gen-files, and the finishing of the HTML that mkdocs makes of them.
+"""The site's back end: what the scripts in gen/ hand to a mkdocs build, its cache, its report, and the finished HTML.
 
-Nothing of mkdocs is imported before a build runs: `altgrad.pages` is used where no site engine is installed.
+A page computed from a `Page` is HTML before mkdocs sees it (`altgrad.pages.html`): mkdocs reads a stub with its title,
+and the body takes the content's place. gen/hooks.py calls the functions here that have a hook's name. All state of a
+build is one `SiteBuild` in ``config.extra["altgrad"]``. Nothing of mkdocs is imported before a build runs:
+`altgrad.pages` is used where no site engine is installed.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import difflib
 import hashlib
+import json
+import logging
 import os
 import posixpath
 import re
+import time
 import traceback
 import zipfile
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
 
+import altgrad
 from altgrad.pages.chart import inline_svg
-from altgrad.pages.content import CodeBlock, Note, Page, PageRef, Paragraph
-from altgrad.pages.render import Dialect, files, render
+from altgrad.pages.content import CodeBlock, Note, Page, Paragraph, Source, escape
+from altgrad.pages.html import Body, body_html, figure_html, table_html
+from altgrad.pages.render import Dialect, files, front_matter
+
+log = logging.getLogger("mkdocs.plugins.altgrad")  # below mkdocs' own logger, so that strict builds count warnings
 
 _CHART = re.compile(r'<p><img alt="[^"]*" src="([^"]+\.svg)" ?/></p>\n<p>(Chart: <a .*?)</p>')
 _TABLE = re.compile(
     r'(?:<p class="table-caption"(?P<attributes>[^>]*)>(?P<caption>.*?)</p>\s*)?<table>(?P<body>.*?)</table>', re.DOTALL
 )
+_FENCE = re.compile(r" *(`{3,}|~{3,})")
+_MARKER = re.compile(r"<!--\s*altgrad:.*?(?:-->|$)")
+_EMBEDDED = re.compile(r"<!-- altgrad: chart (?P<page>[\w./-]+) (?P<chart>[\w.-]+) -->")
+_BODY = ".body/"
+"""Where the cache keeps bodies beside the files of the site."""
+_SOURCES = "sources/"
+
+Origin = Literal["made", "cache", "last", "failed"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What one call of `build` or `build_files` gave: the pages of one script, or of one hand-written file.
+
+    Attributes:
+        name: its first page.
+        origin: "made" now; "cache" while nothing it depends on has changed; "last" as it was the last time, because
+            only another page is wanted; "failed" with an error box in its place.
+        seconds: from the call to its files, the reading of its key included.
+        pages: how many.
+    """
+
+    name: str
+    origin: Origin
+    seconds: float
+    pages: int
+
+
+@dataclass
+class SiteBuild:
+    """One build of a site.
+
+    Attributes:
+        root: the folder of mkdocs.yml.
+        serving: whether errors become boxes on pages.
+        page: the only page that is wanted, by its path; "" for all.
+        refresh: whether the cache is passed over (and written anew).
+        files: what is added to the site's sources, by place.
+        bodies: the content of pages that need no Markdown, by place.
+        families: what was made or taken from the cache.
+        seconds: what Markdown and templates took, by page.
+        kept: files of the cache that are in use.
+    """
+
+    root: Path
+    serving: bool = False
+    page: str = ""
+    refresh: bool = False
+    begun: float = field(default_factory=time.perf_counter)
+    files: dict[str, bytes] = field(default_factory=dict)
+    bodies: dict[str, Body] = field(default_factory=dict)
+    families: list[Family] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    kept: set[Path] = field(default_factory=set)
+    clock: float = 0.0
+
+    @property
+    def cache(self) -> Path:
+        """Where files are kept from build to build."""
+        return self.root / ".cache" / "site"
+
+    def wants(self, expected: tuple[str, ...]) -> bool:
+        """Whether a family has to be up to date: the wanted page is one of it, below it, or beside its index."""
+        beside = {posixpath.dirname(path) for path in expected if posixpath.basename(path) == "index"}
+        below = any(self.page.startswith(f"{path}/") for path in expected)
+        return not self.page or self.page in expected or below or posixpath.dirname(self.page) in beside - {""}
 
 
 def write_mkdocs(pages: Iterable[Page]) -> None:
     """Hand the pages and the files beside them to the mkdocs build in progress."""
-    _hand_over(_site_files(pages))
+    current = _current()
+    _hand_over(current, _site_files(pages, current.root))
 
 
 def build(make_pages: Callable[[], Iterable[Page]], *expected: str, key: Callable[[], str] | None = None) -> None:
@@ -39,76 +123,355 @@ def build(make_pages: Callable[[], Iterable[Page]], *expected: str, key: Callabl
     Args:
         make_pages: the pages.
         expected: paths of pages that there must be; the first names the family.
-        key: a digest of everything that the pages depend on. Where it is given, their files are kept in ``.cache/site``
-            beside mkdocs.yml (one file a family) and taken from there while the digest stays the same.
+        key: a digest of everything that the pages depend on but the script that calls this. Where it is given, their
+            files are kept in ``.cache/site`` beside mkdocs.yml (one file a family) and taken from there while the
+            digest and the script's bytes stay the same. ALTGRAD_REFRESH=1 makes them again.
     """
-    build_files(lambda: _site_files(make_pages()), *expected, key=key)
+    root = _current().root
+    build_files(lambda: _site_files(make_pages(), root), *expected, key=key, script=_script(make_pages))
 
 
 def build_files(
-    make_files: Callable[[], dict[str, bytes]], *expected: str, key: Callable[[], str] | None = None
+    make_files: Callable[[], dict[str, bytes]],
+    *expected: str,
+    key: Callable[[], str] | None = None,
+    script: Path | None = None,
 ) -> None:
     """`build` for files of any kind by their place in the site's sources, such as pages that are Markdown already."""
-    import mkdocs_gen_files
-
+    current, family, begun = _current(), expected[0].replace("/", "."), time.perf_counter()
+    origin: Origin
     try:
-        if key is None:
-            _hand_over(make_files())
+        if not current.wants(expected):
+            origin, content = "last", _last(current.cache, family) or {f"{path}.md": b"" for path in expected}
+        elif key is None:
+            origin, content = "made", make_files()
         else:
-            folder = Path(mkdocs_gen_files.config["config_file_path"]).parent / ".cache" / "site"
-            family = expected[0].replace("/", ".")
-            _hand_over(_cached(folder, family, key(), make_files))
+            script = script or _script(make_files)
+            whole = hashlib.sha256(key().encode() + (script.read_bytes() if script else b"")).hexdigest()
+            origin, content = _cached(current.cache, family, whole, make_files, refresh=current.refresh)
+            current.kept.update(current.cache.glob(f"{family}-{whole[:16]}.zip"))
     except Exception:
-        if not mkdocs_gen_files.config["extra"].get("serving"):
+        if not current.serving:
             raise
         box = Note("warning", "This page could not be built", (CodeBlock(traceback.format_exc()),))
         retry = Paragraph("Correct the error and save: the page is built again.")
-        write_mkdocs(Page(path, "Build error", (box, retry), search=False) for path in expected)
+        pages = [Page(path, "Build error", (box, retry), search=False) for path in expected]
+        origin, content = "failed", _site_files(pages, current.root)
+    _hand_over(current, content)
+    count = sum(name.endswith(".md") and not name.startswith(_BODY) for name in content)
+    current.families.append(Family(expected[0], origin, time.perf_counter() - begun, count))
 
 
-def _site_files(pages: Iterable[Page]) -> dict[str, bytes]:
-    """Every file of the pages by its place in the site's sources."""
+def _current() -> SiteBuild:
+    import mkdocs_gen_files
+
+    current = mkdocs_gen_files.config["extra"].get("altgrad")
+    if current is None:
+        from mkdocs.exceptions import PluginError
+
+        raise PluginError("mkdocs.yml: `hooks: [gen/hooks.py]` is missing; the scripts in gen/ need it")
+    return current  # type: ignore[no-any-return]
+
+
+def _script(make: Callable[..., object]) -> Path | None:
+    """The file in which a function is defined."""
+    while isinstance(make, partial):
+        make = make.func
+    code = getattr(make, "__code__", None)
+    path = Path(code.co_filename) if code else None
+    return path if path and path.is_file() else None
+
+
+def _site_files(pages: Iterable[Page], root: Path) -> dict[str, bytes]:
+    """Every file of the pages by its place in the site's sources, their bodies, and the scripts behind them."""
     found: dict[str, bytes] = {}
     for page in pages:
-        place = posixpath.dirname(page.path)
-
-        def address(reference: PageRef, page: Page = page, place: str = place) -> str:
-            reference = page.place_of(reference)
-            relative = posixpath.relpath(f"{reference.path}.md", place or ".")
-            return f"{relative}#{reference.anchor}" if reference.anchor else relative
-
-        dialect = Dialect(site=True, address=address)
-        content = {posixpath.basename(page.path) + ".md": render(page, dialect).encode(), **files(page, dialect)}
-        found |= {posixpath.join(place, name): data for name, data in content.items()}
+        found |= _page_files(page, root, found)
     return found
 
 
-def _hand_over(content: dict[str, bytes]) -> None:
-    import mkdocs_gen_files
+def _page_files(page: Page, root: Path, sources: dict[str, bytes]) -> dict[str, bytes]:
+    place = posixpath.dirname(page.path)
+    folder = place if posixpath.basename(page.path) == "index" else page.path
 
+    def source(made_by: Source) -> tuple[str, str] | None:
+        name = source_name(made_by, root)
+        if name is None:
+            return None
+        published = f"{_SOURCES}{name}.txt"
+        data = sources.setdefault(published, Path(made_by.path).read_bytes())
+        jump = made_by.function.rsplit(".", 1)[-1]
+        jump = f"#:~:text={quote(f'def {jump}(', safe='')}" if jump else ""
+        address = posixpath.relpath(published, folder or ".") + jump
+        return address, f"{name}, sha256 {hashlib.sha256(data).hexdigest()[:12]}"
+
+    beside = files(page, Dialect(site=True, address=lambda reference: reference.path))
+    body = body_html(page, beside, source)
+    return {
+        **{posixpath.join(place, name): data for name, data in beside.items()},
+        f"{page.path}.md": f"{front_matter(page)}# {escape(page.title)}\n".encode(),
+        f"{_BODY}{page.path}.md": json.dumps(asdict(body)).encode(),
+    }
+
+
+def source_name(made_by: Source, root: Path) -> str | None:
+    """A file of the library or of the project by its name there; None for any other."""
+    path = Path(made_by.path)
+    for above in (Path(altgrad.__file__).parent, root / "gen", root / "docs"):
+        if path.is_relative_to(above) and path.is_file():
+            return path.relative_to(above.parent).as_posix()
+    return None
+
+
+def _hand_over(current: SiteBuild, content: Mapping[str, bytes]) -> None:
     for name, data in content.items():
-        with mkdocs_gen_files.open(name, "wb") as file:
-            file.write(data)
+        if name.startswith(_BODY):
+            body = json.loads(data)
+            pairs = {key: tuple(map(tuple, body[key])) for key in ("toc", "links")}
+            current.bodies[name.removeprefix(_BODY)] = Body(body["html"], **pairs)
+        else:
+            current.files[name] = data
 
 
-def _cached(folder: Path, family: str, key: str, make: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
+def _cached(
+    folder: Path, family: str, key: str, make: Callable[[], dict[str, bytes]], *, refresh: bool = False
+) -> tuple[Literal["made", "cache"], dict[str, bytes]]:
     """What `make` gives, kept in ``<family>-<key>.zip``; the family's older files go, a damaged one is made again."""
     path = folder / f"{family}-{key[:16]}.zip"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {name: archive.read(name) for name in archive.namelist()}
-    except (FileNotFoundError, zipfile.BadZipFile):
-        content = make()
+    if not refresh:
+        with contextlib.suppress(FileNotFoundError, zipfile.BadZipFile, zlib.error):
+            return "cache", _read(path)
+    content = make()
     folder.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, data in content.items():
             archive.writestr(name, data)
     os.replace(temporary, path)
-    for old in folder.glob(f"{family}-{'?' * 16}.zip"):  # not those of a family whose name begins with this one's
+    for old in _of_family(folder, family):
         if old != path:
             old.unlink(missing_ok=True)
-    return content
+    return "made", content
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def _of_family(folder: Path, family: str) -> list[Path]:
+    """The family's files, not those of one whose name begins with this one's."""
+    return sorted(folder.glob(f"{family}-{'?' * 16}.zip"))
+
+
+def _last(folder: Path, family: str) -> dict[str, bytes] | None:
+    """The family's files as they were the last time, whatever has changed since; None without such."""
+    for path in _of_family(folder, family):
+        with contextlib.suppress(OSError, zipfile.BadZipFile):
+            return _read(path)
+    return None
+
+
+# What gen/hooks.py calls, in this order.
+
+
+def begin(config: Any, *, serving: bool, dated: bool) -> None:
+    """Start a build: note what is wanted, and date it by its newest record, not by the clock.
+
+    `ALTGRAD_PAGE` is the only page to build, `ALTGRAD_REFRESH=1` passes the cache over. In a build that mike makes the
+    version selector is on; elsewhere it would ask for a list of versions that does not exist.
+
+    Args:
+        config: of mkdocs.
+        serving: whether a reader is editing the pages.
+        dated: whether the user has set SOURCE_DATE_EPOCH.
+    """
+    page = os.environ.get("ALTGRAD_PAGE", "").strip().strip("/").removesuffix(".md")
+    refresh = os.environ.get("ALTGRAD_REFRESH", "0") not in ("", "0")
+    root = Path(config["config_file_path"]).parent
+    serving = serving or bool(config["extra"].get("serving"))
+    config["extra"]["altgrad"] = SiteBuild(root, serving, page, refresh)
+    if page:
+        config["nav"] = None
+        config["validation"].links.anchors = config["validation"].links.not_found = logging.DEBUG
+    if os.environ.get("MIKE_DOCS_VERSION"):
+        config["extra"]["version"] = {"provider": "mike", "default": "latest", "alias": True}
+    from altgrad.runs import newest_time
+
+    newest = None if dated else newest_time()
+    if newest is not None:
+        os.environ["SOURCE_DATE_EPOCH"] = str(int(newest.timestamp()))
+
+
+def add_files(found: Any, config: Any) -> Any:
+    """Put what the scripts made, and the pages' styles and scripts, into the site's sources; leave all pages but the
+    wanted one unbuilt."""
+    from mkdocs.exceptions import PluginError
+    from mkdocs.structure.files import File, InclusionLevel
+
+    from altgrad.pages.own_site import assets
+
+    current: SiteBuild = config["extra"]["altgrad"]
+    for name, data in assets():
+        if found.get_file_from_path(name) is None:  # a project's own file goes before the library's
+            found.append(File.generated(config, name, content=data))
+    for name, data in current.files.items():
+        known = found.get_file_from_path(name)
+        if known is not None:
+            found.remove(known)
+        found.append(File.generated(config, name, content=data))
+    if current.page:
+        pages = {file.src_uri.removesuffix(".md"): file for file in found if file.is_documentation_page()}
+        if current.page not in pages:
+            near = ", ".join(difflib.get_close_matches(current.page, pages, 3, 0.4))
+            raise PluginError(f"there is no page {current.page}; {f'near it: {near}' if near else 'none is near it'}")
+        for path, file in pages.items():
+            if path != current.page:
+                file.inclusion = InclusionLevel.EXCLUDED
+    return found
+
+
+def embed(text: str, page: Any, config: Any, found: Any) -> str:
+    """Hand-written Markdown with the charts that it names, each on a line of its own, in place of their markers.
+
+        <!-- altgrad: chart reports/format_comparison loss-gap -->
+
+    is the chart `loss-gap` of that page, with its files and the page that it is from. A marker of any other form, or
+    one that names no chart, fails the build; while serving the page says so in a box. Fences are left alone.
+    """
+    current: SiteBuild = config["extra"]["altgrad"]
+    if page.file.src_uri in current.bodies or "altgrad:" not in text:
+        return text
+    lines, fence = text.split("\n"), ""
+    for number, line in enumerate(lines):
+        mark = _FENCE.match(line)
+        if mark and (not fence or line.strip() == fence):
+            fence = "" if fence else mark.group(1)
+        if fence or not _MARKER.search(line):
+            continue
+        where = f"{page.file.src_uri}: line {number + 1}: "
+        wanted = _EMBEDDED.fullmatch(line.strip())
+        if wanted is None:
+            problem = f"{where}write `<!-- altgrad: chart PAGE CHART -->` on a line of its own, not {line.strip()[:80]}"
+        else:
+            drawing = found.get_file_from_path(f"{wanted['page']}.{wanted['chart']}.svg")
+            if drawing is not None:
+                lines[number] = _embedded(wanted["page"], wanted["chart"], drawing.content_string, page, found)
+                continue
+            pattern = re.compile(re.escape(wanted["page"]) + r"\.([\w.-]+)\.svg")
+            known = ", ".join(match[1] for name in sorted(found.src_uris) if (match := pattern.fullmatch(name)))
+            hint = f"it has {known}" if known else "it has no charts, or there is no such page"
+            problem = f"{where}the page {wanted['page']} has no chart {wanted['chart']}; {hint}"
+        if not current.serving:
+            from mkdocs.exceptions import PluginError
+
+            raise PluginError(problem)
+        lines[number] = f'!!! warning "A chart could not be put here"\n\n    {escape(problem)}'
+    return "\n".join(lines)
+
+
+def _embedded(path: str, chart: str, drawing: str, page: Any, found: Any) -> str:
+    """A chart of another page as Markdown that `finish_html` turns into the drawing."""
+    place = posixpath.dirname(page.file.src_uri) or "."
+    near = partial(posixpath.relpath, start=place)
+    title = re.search(r"<title[^>]*>(.*?)</title>", drawing, re.DOTALL)
+    kinds = [kind for kind in ("csv", "json", "svg") if found.get_file_from_path(f"{path}.{chart}.{kind}")]
+    links = [f"[{kind.upper()}]({near(f'{path}.{chart}.{kind}')})" for kind in kinds]
+    source = found.get_file_from_path(f"{path}.md")
+    named = re.search(r"^# (.+)$", source.content_string, re.MULTILINE) if source else None
+    if named:
+        links.append(f"from [{named[1]}]({near(f'{path}.md')})")
+    return f"![{title[1] if title else ''}]({near(f'{path}.{chart}.svg')})\n\nChart: {' · '.join(links)}"
+
+
+def content(html: str, page: Any, config: Any, found: Any) -> str:
+    """The body of a page: the one that is there already, or what Markdown made with charts and tables finished."""
+    current: SiteBuild = config["extra"]["altgrad"]
+    body = current.bodies.get(page.file.src_uri)
+    if body is None:
+
+        def find(address: str) -> str | None:
+            file = found.get_file_from_path(posixpath.normpath(posixpath.join(page.url, address)))
+            return None if file is None else file.content_string
+
+        finished = finish_html(html, find)
+        if finished != html:
+            page.present_anchor_ids = (page.present_anchor_ids or set()) | _ids(finished)
+        return finished
+    from mkdocs.structure.toc import get_toc
+
+    page.toc = get_toc(_nested(body.toc))
+    page.present_anchor_ids = _ids(body.html)
+    page.links_to_anchors = {}
+    for path, anchor in body.links:
+        file = found.get_file_from_path(f"{path}.md")
+        if file is None:
+            if not current.page:
+                log.warning(f"Doc file '{page.file.src_uri}' leads to '{path}.md', which is not among the pages.")
+        elif anchor:
+            page.links_to_anchors.setdefault(file, {})[anchor] = f"{path}.md#{anchor}"
+    return body.html
+
+
+def _ids(html: str) -> set[str]:
+    return set(re.findall(r'\sid="([^"]+)"', html))
+
+
+def _nested(flat: Iterable[tuple[int, str, str]]) -> list[Any]:
+    """Headings as a tree: each is a child of the last one before it of a higher rank."""
+    top: list[Any] = []
+    path: list[Any] = []
+    for level, identity, name in flat:
+        token = {"level": level, "id": identity, "name": name, "children": []}
+        while path and path[-1]["level"] >= level:
+            path.pop()
+        (path[-1]["children"] if path else top).append(token)
+        path.append(token)
+    return top
+
+
+def tick(config: Any, page: Any, *, stop: bool) -> None:
+    """Add the time between two calls, a start and a stop, to the page's seconds."""
+    current: SiteBuild = config["extra"]["altgrad"]
+    now = time.perf_counter()
+    if stop:
+        name = page.file.src_uri
+        current.seconds[name] = current.seconds.get(name, 0.0) + now - current.clock
+    current.clock = now
+
+
+def end(config: Any) -> None:
+    """Write the build report beside the site (never into it) and remove what the cache no longer needs."""
+    current: SiteBuild = config["extra"]["altgrad"]
+    total = time.perf_counter() - current.begun
+    families = sorted(current.families, key=lambda family: -family.seconds)
+    slowest = sorted(current.seconds.items(), key=lambda item: -item[1])
+    folder = current.root / "build" / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    report = {
+        "seconds": round(total, 3),
+        "page": current.page,
+        "families": [asdict(family) | {"seconds": round(family.seconds, 4)} for family in families],
+        "pages": {name: round(seconds, 4) for name, seconds in slowest},
+    }
+    (folder / "build.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    lines = [f"{len(slowest)} pages in {total:.1f} s", "", "Scripts and executed pages, slowest first"]
+    lines += [f"{family.seconds:9.3f} s  {family.origin:6}  {family.name} ({family.pages})" for family in families]
+    lines += ["", "Markdown and templates, slowest 20 pages"]
+    lines += [f"{seconds:9.3f} s  {name}" for name, seconds in slowest[:20]]
+    (folder / "build.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    if current.page:
+        log.info(f"Page: {Path(config['site_dir']) / found_place(current.page)}")
+    elif all(family.origin in ("made", "cache") for family in families):
+        for path in current.cache.glob("*.zip"):
+            if path not in current.kept:
+                path.unlink(missing_ok=True)
+
+
+def found_place(path: str) -> str:
+    """Where a page lies in the built site."""
+    folder = posixpath.dirname(path) if posixpath.basename(path) == "index" else path
+    return posixpath.join(folder, "index.html")
 
 
 def finish_html(html: str, find: Callable[[str], str | None]) -> str:
@@ -122,34 +485,33 @@ def finish_html(html: str, find: Callable[[str], str | None]) -> str:
         find: Gives the text of a drawing by its address relative to the page; None when there is none.
     """
 
+    names: set[str] = set()
+
     def chart(match: re.Match[str]) -> str:
         address, links = match.groups()
         svg = find(address)
         if svg is None:
             return match.group()
-        drawing = inline_svg(svg)
-        name = re.search(r'aria-labelledby="(\S+)-title ', drawing)
-        title = re.search(r"<title[^>]*>(.*?)</title>", drawing, re.DOTALL)
-        anchor = f' id="{name.group(1)}"' if name else ""
-        caption = title.group(1) if title else ""
-        return (
-            f'<figure class="chart"{anchor} data-search-exclude>\n<figcaption>{caption}</figcaption>\n'
-            f'<div class="chart-box" role="group" tabindex="0" aria-label="Chart: {caption}">{drawing}</div>\n'
-            f'<p class="files">{links}</p>\n</figure>'
-        )
+        return figure_html(_with_own_name(inline_svg(svg), names), f'<p class="files">{links}</p>')
 
     def table(match: re.Match[str]) -> str:
-        caption, attributes = match["caption"] or "Table", match["attributes"] or ""
-        label = re.sub(r"<[^>]*>", "", caption).replace('"', "&quot;")
-        # Outside the box, a long caption does not scroll away with the columns.
-        above = "" if caption == "Table" else f'<p class="table-caption">{caption}</p>\n'
-        return (
-            f'{above}<div class="table-box" role="region" tabindex="0" aria-label="{label}"{attributes}>'
-            f'<table class="data" aria-label="{label}">{match["body"]}</table></div>'
-        )
+        caption = match["caption"] or ""  # "Table" stands where a page gave none
+        return table_html(match["body"], "" if caption == "Table" else caption, match["attributes"] or "")
 
     html = _TABLE.sub(table, _CHART.sub(chart, html))
     return re.sub(r"<p>((?:Table|Files): <a )", r'<p class="files">\1', html)
+
+
+def _with_own_name(drawing: str, taken: set[str]) -> str:
+    """The drawing with ids that no other on the page has: charts of two pages may have one name."""
+    name = re.search(r'aria-labelledby="(\S+)-title ', drawing)
+    if name is None:
+        return drawing
+    own, number = name[1], 2
+    while own in taken:
+        own, number = f"{name[1]}-{number}", number + 1
+    taken.add(own)
+    return drawing if own == name[1] else re.sub(rf'(?<=["#( ]){re.escape(name[1])}-', f"{own}-", drawing)
 
 
 def seal_html(html: str) -> str:

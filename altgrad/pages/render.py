@@ -72,14 +72,15 @@ def render(page: Page, dialect: Dialect) -> str:
     if page.provenance is not None:
         lines = [f"- **{escape(label)}:** {dialect.inline(value)}" for label, value in page.provenance.lines]
         parts += [_heading(Heading("Provenance"), dialect), "\n".join(lines)]
-    return (_front_matter(page) if dialect.site else "") + "\n\n".join(part for part in parts if part) + "\n"
+    return (front_matter(page) if dialect.site else "") + "\n\n".join(part for part in parts if part) + "\n"
 
 
-def fragment(blocks: Iterable[Block], dialect: Dialect) -> str:
-    """Blocks as markdown for the middle of a hand-written page; they may have no files beside them."""
-    page = Page("fragment", "", tuple(blocks))
-    if files(page, dialect):
-        raise ValueError("a fragment has no page that its charts and tables' data could lie beside")
+def fragment(blocks: Iterable[Block], dialect: Dialect, page: Page | None = None) -> str:
+    """Blocks as markdown for the middle of a hand-written page, `page`; without one they may have no files beside."""
+    if page is None:
+        page = Page("fragment", "", tuple(blocks))
+        if files(page, dialect):
+            raise ValueError("a fragment has no page that its charts and tables' data could lie beside")
     return "\n\n".join(_block(block, page, dialect) for block in page.blocks)
 
 
@@ -127,7 +128,8 @@ def _flat(blocks: tuple[Block, ...]) -> Iterator[Block]:
             yield from _flat(block.blocks)
 
 
-def _front_matter(page: Page) -> str:
+def front_matter(page: Page) -> str:
+    """What mkdocs reads at the head of a page: title, description, whether the search finds it."""
     # The theme prints both into HTML without escaping them, so they are HTML already when it reads them.
     lines = [f"title: {_yaml(page.title)}"]
     if page.description:
@@ -226,9 +228,13 @@ def _table(table: Table, page: Page, dialect: Dialect) -> str:
 
 
 def _cell(cell: Cell, dialect: Dialect) -> str:
+    return re.sub(r"(?<!\\)\|", r"\\|", dialect.inline(cell_text(cell)))
+
+
+def cell_text(cell: Cell) -> Md:
+    """What a cell shows, as inline markdown: four digits and a true minus, a dash where there is nothing."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return "–"
+        return Md("–")
     if isinstance(cell, int | float):
-        return format(cell, ".4g" if isinstance(cell, float) else "d").replace("-", "−")
-    trusted = cell if isinstance(cell, Md | Link) else escape(cell, CELL_LIMIT)
-    return re.sub(r"(?<!\\)\|", r"\\|", dialect.inline(trusted))
+        return Md(format(cell, ".4g" if isinstance(cell, float) else "d").replace("-", "−"))
+    return markdown(cell) if isinstance(cell, Md | Link) else escape(cell, CELL_LIMIT)

@@ -171,10 +171,8 @@ def code_statistics(counts: Tensor, fmt: FloatFormat, *, histogram: bool) -> dic
         codes_used [fraction; 0 to 1]: count(finite values that occur) / count(finite values of the format). -0 and
             +0 are one value. Left out, as is the rest, where no element is finite.
         code_entropy [bits; 0 to the format's bits]: -sum p log2 p. The sum is over the codes, p the share of a code.
-
-    Measures (weight):
         code_<c> [elements; at least 1]: count(q with the code c). c has two lower-case hexadecimal digits. Codes that
-            do not occur are left out.
+            do not occur are left out. Of the operands that `telemetry.histograms` names, by default the weights.
     """
     total = int(counts.sum())
     if not total:

@@ -138,7 +138,8 @@ class Look:
             self._weights[reading.layer] = reading
         elif self._codes and counts.has_codes(reading.format):
             found = counts.code_counts(reading.rounded, reading.format, reading.element_scale)
-            self._add(*place, counts.code_statistics(found, reading.format, histogram=False))
+            histogram = reading.operand in self._telemetry.histograms
+            self._add(*place, counts.code_statistics(found, reading.format, histogram=histogram))
 
     def _look_at_weights(self) -> None:
         for name in self._layers:
@@ -147,7 +148,8 @@ class Look:
             if counts.has_codes(fmt) and (self._telemetry.geometry or self._codes):
                 found = counts.code_counts(reading.rounded, fmt, reading.element_scale)
             if found is not None and self._codes:
-                self._add(name, "weight", counts.code_statistics(found, fmt, histogram=True))
+                histogram = "weight" in self._telemetry.histograms
+                self._add(name, "weight", counts.code_statistics(found, fmt, histogram=histogram))
             if self._telemetry.geometry and (spacing := self._spacing(name)) is not None:
                 self._add(name, "weight", geometry.position_statistics(reading, spacing, found))
         if self._ranks:

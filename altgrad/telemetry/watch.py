@@ -24,8 +24,9 @@ class Watch:
     Attributes:
         broken: the parameters that are not finite, with the phase in which they broke.
 
-    In each step `before` is called ahead of the forward pass, `gradients` after the backward pass and before clipping,
-    `after` when the optimizer has moved the weights. Each returns what has just gone wrong:
+    It begins with the weights that it is given. In each step `before` is called ahead of the forward pass, `gradients`
+    after the backward pass and before clipping, `after` when the optimizer has moved the weights. Each returns what has
+    just gone wrong:
 
     - "nonfinite": a parameter or a gradient that has NaN or infinite elements, and had none when last looked at;
     - "jump": a tensor whose norm is more than `JUMP` times as large or as small as when last looked at;
@@ -48,7 +49,7 @@ class Watch:
         parameters = dict(model.named_parameters())
         self._sized = {name: p for name, p in parameters.items() if p.ndim > 1 or (p.numel() > 1 and bool(p.any()))}
         self._others = {name: p for name, p in parameters.items() if name not in self._sized}
-        self._norms: list[float] | None = None
+        self._norms = self._measured()
         """When last looked at: of each tensor that has a size, then of the others together."""
         self._active: dict[str, list[list[str]]] = {"forward": [], "backward": [], "optimizer": []}
         """By phase, [what, tensor] of what was wrong when last looked at."""
@@ -70,14 +71,13 @@ class Watch:
     def before(self) -> list[Alarm]:
         """Look at the weights before the forward pass: what changed since `after` was not the optimizer."""
         found = self._look("forward", "between two steps, not by the optimizer")
-        if not self._window and self._norms is not None:
+        if not self._window:
             self._window = [(0, self._norms)]
         return found
 
     def after(self, step: int) -> list[Alarm]:
         """Look at the weights after the optimizer's step number `step`."""
         found = self._look("optimizer", "in a step of the optimizer")
-        assert self._norms is not None
         self._window = [*self._window, (step, self._norms)][-WINDOW:]
         return found
 
@@ -130,7 +130,7 @@ class Watch:
         before, now = self._norms, self._measured()
         self._norms = now
         found = []
-        for name, old, new in zip(self._sized, before or now, now, strict=False):
+        for name, old, new in zip(self._sized, before, now, strict=False):
             if new == 0 < old:
                 found.append(Alarm("zeroed", name, phase, 0.0, f"the norm was {old:.4g} and became zero {how}"))
             elif old > 0 and math.isfinite(old) and math.isfinite(new) and not 1 / JUMP <= new / old <= JUMP:

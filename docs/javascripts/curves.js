@@ -67,7 +67,7 @@ const whole = (value) => (Math.abs(value) >= 1e4 ? value.toLocaleString("en") : 
  *
  * groups: [{label, runs, colour: "--chart-1", dash: [4, 3]}], the first in front; `band` in place of what `seedBand`
  * makes of the runs, and `ghost`, {x, mean} of a pale line behind the group's own, where they are given.
- * options: {metric, axis, xLabel, yLabel, height, each (every run as a thin line), onPoint(text)}.
+ * options: {metric, axis, xLabel, height, each (every run as a thin line), onPoint(text)}.
  * Returns {zoom(factor, shift), reset(), destroy()}.
  */
 export async function plotCurves(host, groups, options) {
@@ -114,6 +114,7 @@ export async function plotCurves(host, groups, options) {
     ctx.save();
     ctx.font = font.replace("11px", `${11 * ratio}px`);
     ctx.textBaseline = "middle";
+    ctx.textAlign = "left";
     let last = -Infinity;
     for (const { group, y } of ends) {
       last = Math.max(last + 13 * ratio, Math.min(Math.max(y, bbox.top), bbox.top + bbox.height));
@@ -134,7 +135,7 @@ export async function plotCurves(host, groups, options) {
     });
     options.onPoint?.([`${options.xLabel} ${whole(x)}`, ...parts.filter(Boolean)].join(" · "));
   };
-  const axisLook = { stroke: colour("--chart-muted"), font, labelFont: font, labelSize: 16, ticks: { show: false } };
+  const axisLook = { stroke: colour("--chart-muted"), font, labelFont: font, labelSize: 18, gap: 4, ticks: { show: false } };
   const grid = { stroke: colour("--chart-grid"), width: 1 };
   const plot = new UPlot({
     width: Math.max(host.clientWidth, 240),
@@ -144,8 +145,8 @@ export async function plotCurves(host, groups, options) {
     scales: { x: { time: false } },
     cursor: { drag: { x: true, y: false }, points: { size: 6 } },
     axes: [
-      { ...axisLook, label: options.xLabel, grid: { show: false }, values: (_, at) => at.map(whole) },
-      { ...axisLook, label: options.yLabel, grid, size: 50 },
+      { ...axisLook, label: options.xLabel, size: 22, grid: { show: false }, values: (_, at) => at.map(whole) },
+      { ...axisLook, grid, size: 48 },
     ],
     series,
     bands,
@@ -214,8 +215,8 @@ export async function armCurves(figure) {
   const redraw = async () => {
     plot?.destroy();
     plot = await plotCurves(host, groups, {
-      metric: metric.value, axis: axis.value, xLabel: AXES[axis.value], yLabel: METRICS[metric.value],
-      height, each: each.checked, onPoint: (text) => { readout.textContent = text; },
+      metric: metric.value, axis: axis.value, xLabel: AXES[axis.value], height,
+      each: each.checked, onPoint: (text) => { readout.textContent = text; },
     });
   };
   await loadLibrary();

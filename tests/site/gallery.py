@@ -29,7 +29,7 @@ from altgrad.pages import (
 )
 from altgrad.pages.mkdocs import build
 
-REPORTS = ("format_comparison", "failure_modes", "manifold_comparison")
+REPORTS = ("format_comparison", "failure_modes", "manifold_comparison", "literature")
 HOSTILE = (
     "<script>window.pwned = 1</script> <img src=x onerror=window.pwned=1> [here](javascript:alert(1)) | a * b _c_ `d` "
     "{: onclick=window.pwned=1 } {{ config }} &lt; ![x](https://evil.example/x.png) \u202egnp.exe\u202c"

@@ -14,12 +14,23 @@ from altgrad.analysis.reports.arms import arm_pages
 from altgrad.analysis.reports.formats import format_pages
 from altgrad.analysis.reports.generator import ReportGenerator
 from altgrad.analysis.reports.home import home_page
+from altgrad.analysis.reports.literature import literature_page
+from altgrad.analysis.reports.preregistered import preregistered_page
 from altgrad.analysis.reports.tuning import swept
 from altgrad.pages import Page
 from altgrad.runs import sources_fingerprint
 from altgrad.runs.schema import code_fingerprint, digest
 
-__all__ = ["ReportGenerator", "arm_pages", "format_pages", "home_page", "site_key", "site_pages"]
+__all__ = [
+    "ReportGenerator",
+    "arm_pages",
+    "format_pages",
+    "home_page",
+    "literature_page",
+    "preregistered_page",
+    "site_key",
+    "site_pages",
+]
 
 
 def site_pages(family: str) -> list[Page]:
@@ -31,7 +42,7 @@ def site_pages(family: str) -> list[Page]:
     loader = _loader()
     families: dict[str, Callable[[], list[Page]]] = {
         "home": lambda: [home_page(loader)],
-        "reports": lambda: ReportGenerator(loader).pages(),
+        "reports": lambda: [*ReportGenerator(loader).pages(), preregistered_page(loader), literature_page(loader)],
         "runs": lambda: arm_pages(loader),
         "formats": lambda: format_pages(loader),
     }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import pandas as pd
@@ -25,7 +26,7 @@ from altgrad.analysis.reports.compare import (
     script,
     table_json,
 )
-from altgrad.analysis.reports.curves import as_json, curves, plain
+from altgrad.analysis.reports.curves import as_json, curves, losses_by_step, plain
 from altgrad.analysis.reports.tuning import swept, tuning_pages, tuning_studies
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import ExperimentConfig
@@ -49,7 +50,6 @@ from altgrad.pages import (
     md,
     slug,
 )
-from altgrad.pages.render import beside
 from altgrad.runs import RunRecord
 
 EVENTS_SHOWN = 5
@@ -63,6 +63,7 @@ def arm_pages(loader: ExperimentDataLoader) -> list[Page]:
     arms = list(loader.runs.groupby("arm", sort=True))
     moved = swept(loader)
     own = [(str(arm), runs) for arm, runs in arms if f"runs/{arm}" not in moved]
+    losses = cache(partial(losses_by_step, loader))
     files: dict[str, list[Download]] = {}  # of swept arms, beside the pages of their studies
     for arm, runs in arms:
         if study := moved.get(f"runs/{arm}"):
@@ -70,7 +71,7 @@ def arm_pages(loader: ExperimentDataLoader) -> list[Page]:
             files.setdefault(study.path, []).append(file)
     found = [
         _index(loader, [arm for arm, _ in own]),
-        *(_arm_page(loader, arm, runs) for arm, runs in own),
+        *(_arm_page(loader, arm, runs, losses) for arm, runs in own),
         *(replace(page, downloads=tuple(files.get(page.path, ()))) for page in tuning_pages(loader)),
         compare_page(loader),
     ]
@@ -130,7 +131,9 @@ def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
     )
 
 
-def _arm_page(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame) -> Page:
+def _arm_page(
+    loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, losses: Callable[[str | None], pd.DataFrame]
+) -> Page:
     first = runs.iloc[0]
     config = loader.config(arm)
     title = (
@@ -141,7 +144,7 @@ def _arm_page(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame) -> Pag
     baseline = _baseline(loader, runs)
     blocks: list[Block] = [
         Paragraph(_summary(loader, runs, baseline)),
-        *curves(loader, runs, baseline),
+        *curves(loader, arm, runs, baseline, losses),
         *(_foreign_config(config) if config.foreign is not None else _own_config(loader, config, baseline)),
         *_foreign_comparison(loader, arm),
         *_health(loader, runs),
@@ -291,7 +294,7 @@ def _runs(loader: ExperimentDataLoader, runs: pd.DataFrame, page: Page) -> list[
                 int(run.last_step),
                 common.number(record.run.get("seconds") or float("nan"), 1),
                 common.moment(run.created),
-                Md(f"[JSON]({beside(page, f'{identity}.json')})"),
+                Link("JSON", PageRef(f"{page.path}.{identity}.json")),
                 Link("W&B run", run.wandb_url) if isinstance(run.wandb_url, str) else "recorded without W&B",
             )
         )

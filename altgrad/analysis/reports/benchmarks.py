@@ -199,7 +199,12 @@ class QuantizeRecord(Record):
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
-_COMMAND = {"quantize.json": "make bench", "exhaustive.json": "make exhaustive", "runs.json": "make bench-runs"}
+_COMMAND = {
+    "quantize.json": "make bench",
+    "exhaustive.json": "make exhaustive",
+    "runs.json": "make bench-runs",
+    "step-slopes.json": ".venv/bin/python benchmarks/step_slopes.py",
+}
 
 
 def kernel_fingerprint() -> str:

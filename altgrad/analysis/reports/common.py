@@ -47,6 +47,7 @@ from altgrad.runs.schema import code_fingerprint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.patches import PathPatch
 
 HEADLINE_SEEDS = 16
 """Findings from fewer pairs than this are labelled as a pilot."""
@@ -147,6 +148,12 @@ def pending(missing: Text, studies: Sequence[str]) -> list[Block]:
             "bash",
         ),
     ]
+
+
+def pending_note(missing: Text, studies: Sequence[str]) -> Note:
+    """What stands in a section whose runs are missing, on a page that has others: what, and the commands."""
+    commands = "\n".join(f"make campaign STUDY={study}" for study in studies)
+    return Note("question", "Pending Experiments", (Paragraph(missing), CodeBlock(commands, "bash")))
 
 
 def pilot(loader: ExperimentDataLoader, arms: Iterable[str], pairs: int) -> list[Block]:
@@ -460,6 +467,17 @@ def _runs(levels: NDArray[np.int64]) -> list[tuple[int, int, int]]:
     """(level, start, stop) of each run of equal levels."""
     edges = [0, *(np.flatnonzero(np.diff(levels)) + 1).tolist(), len(levels)]
     return [(int(levels[start]), start, stop) for start, stop in itertools.pairwise(edges)]
+
+
+def rectangles(boxes: Sequence[tuple[float, float, float, float]], colour: str) -> PathPatch:
+    """All boxes (left, right, top, bottom) as one filled path, also outside of the axes."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    corners = [((x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)) for x0, x1, y0, y1 in boxes]
+    codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * len(boxes)
+    path = Path(np.array(corners).reshape(-1, 2), codes)
+    return PathPatch(path, facecolor=colour, edgecolor="none", linewidth=0, clip_on=False)
 
 
 def _heat_words(

@@ -1,30 +1,48 @@
-"""Report ANAL-02: where each format fails - forward, backward or optimizer - and what prevents it."""
+"""Report ANAL-02: where each format fails - forward, backward or optimizer - and what mends it."""
 
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Iterable
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from altgrad.analysis.comparison import Comparison, FormatComparator, format_order, own_rates
-from altgrad.analysis.failures import RANGE_THRESHOLD, UNDERFLOW_THRESHOLD, FailureAnalyzer, diagnose, headline
-from altgrad.analysis.hypotheses import E7M0
+from altgrad.analysis.failures import (
+    EXTREMES,
+    FAILURE_GAP,
+    LIMITS,
+    PRECISION_LOST,
+    FailureAnalyzer,
+    diagnose,
+    failure_verdicts,
+    headline,
+    remedies_missing,
+)
+from altgrad.analysis.hypotheses import E0M7, E7M0
 from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader
+from altgrad.analysis.preregistered import SEEDS, Verdict, contrast, family, in_words, missing, select
 from altgrad.analysis.reports import common, health
+from altgrad.analysis.reports.arms import command
+from altgrad.analysis.statistics import ALPHA, MARGIN
 from altgrad.formats import SPLITS_8BIT
 from altgrad.pages import (
     BACKGROUND,
     FOREGROUND,
+    MUTED,
     PALETTE,
     Block,
     Bullets,
     Cell,
     Chart,
     ChartBlock,
+    CodeBlock,
     Column,
+    Details,
     Heading,
     Md,
     Page,
@@ -39,22 +57,24 @@ if TYPE_CHECKING:
 
 PATH = "reports/failure_modes"
 SPLITS = tuple(fmt.label for fmt in SPLITS_8BIT)
-REMEDIES = {
-    "overflow": "a scale with headroom, or a format with more exponent bits for that operand",
-    "underflow": "more exponent bits, or a scale per row or block, for that operand",
-    "rounding error": "more mantissa bits, or stochastic rounding, for that operand",
-}
-STATISTIC_OF_MODE = {"overflow": "overflow", "underflow": "underflow", "rounding error": "sqnr_db"}
-"""The figure of the layers that shows a symptom."""
+STATISTIC_OF_CAUSE = {"overflow": "overflow", "underflow": "underflow", "precision": "sqnr_db"}
+"""The figure of the layers that shows a cause."""
+LINEAR_TO = 0.05
+"""The operand chart's scale is linear up to here."""
+GAP_TICKS = (-0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+LIMITS_OF_RANGE = ("overflow", "underflow")
 ENDINGS_SHOWN = 8
 """Runs that ended badly whose last losses and advice are shown."""
 ENDING_STEPS = 30
 """How many of the losses that a failure holds are shown."""
+LISTED = 60
+"""Failures whose commands are listed at most."""
 
 
 def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
     """The page, from the records of `loader`; "Pending Experiments" where there is nothing to explain."""
     analyzer, comparison = FailureAnalyzer(loader), headline(FormatComparator(loader))
+    verdicts = failure_verdicts(loader)
     blocks: list[Block] = [
         Paragraph(
             Md("*Where does each format fail: in the forward pass, the backward pass or the optimizer?* (ANAL-02)")
@@ -63,53 +83,91 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
         *common.left_out(loader),
         Heading("Executive Summary"),
     ]
-    modes = analyzer.modes(comparison) if comparison is not None else pd.DataFrame()
     if comparison is None:
         blocks.append(Paragraph(md("**Failure Mode: pending.** {runs}", runs=_runs_sentence(analyzer))))
     else:
         blocks += [
-            Paragraph(_answer(modes, analyzer)),
+            Paragraph(_answer(analyzer)),
             *common.pilot(loader, [comparison.baseline], int(comparison.table["n_pairs"].max())),
-            *_sqnr_block(analyzer, modes),
-            Heading("Failure Mode by format"),
-            _modes_table(modes),
-            Paragraph(
-                f"The rule, in this order: recorded failures; a gap whose interval does not lie above zero is no "
-                f"failure; "
-                f"overflow from {RANGE_THRESHOLD:.1%} of an operand's nonzero elements; underflow from "
-                f"{UNDERFLOW_THRESHOLD:.0%}; else "
-                "rounding error in the operand with the lowest SQNR. It names the strongest recorded symptom, not a "
-                "proven cause."
-            ),
+            *_operand_chart(analyzer, comparison),
+            Heading("Failure Mode by arm"),
+            *_failed_arms(analyzer),
+            *_how_classified(),
             Heading("Forward, backward and optimizer"),
+            *_operand_table(analyzer, comparison),
             *_phase_tables(loader, analyzer, comparison),
-            *_layers(loader, modes),
+            *_sqnr_block(analyzer, comparison),
+            *_layers(loader, analyzer),
             *_signatures(loader, comparison),
         ]
     blocks += [
-        *_failed_runs(loader, analyzer),
-        *_warnings(loader, analyzer),
         Heading("E7M0: hypothesis and observation"),
         *_e7m0(loader, analyzer, comparison),
+        Heading("E0M7: hypothesis and observation"),
+        *_e0m7(loader, analyzer, comparison, verdicts),
+        Heading("Remedies, tested"),
+        *_remedies(loader, analyzer, verdicts),
+        *_failed_runs(loader, analyzer),
+        *_warnings(loader, analyzer),
+        *_reproduce(loader, analyzer),
     ]
     if comparison is None:
-        missing = (
+        lacking = (
             "No recorded format can be compared with an FP32 run of the same setting."
             if len(loader.runs)
             else "No runs are recorded."
         )
-        blocks += common.pending(missing, ["pilot-formats"])
+        blocks += common.pending(lacking, ["formats", "remedies"])
     else:
-        blocks += [Heading("Prevention"), *_prevention(modes)]
+        blocks += [Heading("What would change this answer"), Bullets(_what_would_change(analyzer))]
+    used = analyzer.remedies[["arm", "against"]].to_numpy().ravel()
     arms = [] if comparison is None else [comparison.baseline, *comparison.table["arm"]]
+    arms += [*analyzer.classified["arm"], *analyzer.failures["arm"], *(arm for arm in used if isinstance(arm, str))]
     return Page(
         PATH,
         "Failure modes",
-        (*blocks, *common.traceability(loader, [*arms, *analyzer.failures["arm"]])),
-        description="Where each 8-bit format fails in training: overflow, underflow, rounding error, by operand and "
-        "phase.",
+        (*blocks, *common.traceability(loader, arms)),
+        description="Where each 8-bit format fails in training, by operand and phase, and which tested remedy helps.",
         provenance=common.provenance(loader, built),
     )
+
+
+def verdict_table(verdicts: Iterable[Verdict], identity: str) -> Table:
+    """What was written down beforehand, and what the records say of it."""
+    rows = tuple((verdict.id, verdict.statement, verdict.answer, verdict.evidence) for verdict in verdicts)
+    data = pd.DataFrame(rows, columns=["id", "hypothesis", "answer", "evidence"])
+    columns: tuple[Column | str, ...] = ("", "Hypothesis, written beforehand", "Answer", "Evidence")
+    return Table(columns, rows, "Preregistered hypotheses and what the runs say", data=data, id=identity)
+
+
+def tests_table(verdicts: Iterable[Verdict], identity: str) -> list[Block]:
+    """Every test behind some verdicts, folded away; nothing while all are pending."""
+    frames = [verdict.tests.assign(id=verdict.id) for verdict in verdicts if len(verdict.tests)]
+    if not frames:
+        return []
+    data = pd.concat(frames, ignore_index=True)
+    rows = tuple(
+        (
+            row["id"],
+            common.arm_link(row["arm"], row["contrast"]),
+            common.arm_link(row["against"], "against"),
+            int(row["n_pairs"]),
+            common.number(row["difference"], 4, sign=True),
+            common.interval(row["low"], row["high"], 4),
+            common.number(row["effect_size"], 2, sign=True),
+            common.p_text(row["p_holm"]),
+            common.p_text(row["p_equivalent"]),
+        )
+        for row in data.to_dict("records")
+    )
+    columns: tuple[Column | str, ...] = (
+        "",
+        "Difference",
+        "Other arm",
+        *common.right("Pairs", "Nats", "95% interval", "Effect size", "Adjusted p", "TOST p"),
+    )
+    table = Table(columns, rows, "Tests of the families that the preregistration names", data=data, id=identity)
+    return [Details("The tests", (table,))]
 
 
 def _runs_sentence(analyzer: FailureAnalyzer) -> str:
@@ -117,71 +175,289 @@ def _runs_sentence(analyzer: FailureAnalyzer) -> str:
     return f"{count} recorded runs did not finish; they are listed below." if count else "No recorded run ended badly."
 
 
-def _answer(modes: pd.DataFrame, analyzer: FailureAnalyzer) -> Md:
-    shown = modes[~modes["mode"].isin(["none seen", "not decided"])]
-    failed = int((analyzer.failures["status"] == "failed").sum())
-    ended = (
-        f"{failed} recorded run{'s' if failed != 1 else ''} failed outright"
-        if failed
-        else "no recorded run failed outright"
-    )
-    lost, broken = shown[shown["low"] > 0], shown[~(shown["low"] > 0)]
-    if shown.empty:
-        return md("**Failure Mode: none seen.** No format's loss gap lies above zero, and {ended}.", ended=ended)
-    parts = []
-    if len(lost):
-        worst = lost.sort_values("gap").iloc[-1]
-        parts.append(
-            md(
-                "{count} of {total} formats end worse than FP32, {format} most: {gap} nats a character {interval}, n "
-                "= {n} "
-                "seeds, with {mode} as its strongest symptom ({where})",
-                count=len(lost),
-                total=len(modes),
-                format=worst["format"],
-                gap=common.number(worst["gap"], sign=True),
-                interval=common.interval(worst["low"], worst["high"]),
-                n=int(worst["n_pairs"]),
-                mode=worst["mode"],
-                where=_where(worst),
-            )
+def _leading(frame: pd.DataFrame) -> pd.DataFrame:
+    """The campaign's arms, where any of them can be judged; else all."""
+    own = frame[frame["campaign"].astype(bool)]
+    return own if (own["n_pairs"] >= 2).any() else frame
+
+
+def _answer(analyzer: FailureAnalyzer) -> Md:
+    judged = analyzer.gaps[(analyzer.gaps["n_pairs"] >= 2) | analyzer.gaps["failed"].astype(bool)]
+    judged = _leading(judged)
+    failed = analyzer.classified[analyzer.classified["arm"].isin(judged["arm"])]
+    ended = int((analyzer.failures["status"] == "failed").sum())
+    runs = f"{ended} recorded run{'s' if ended != 1 else ''} failed outright" if ended else "No run failed outright"
+    if failed.empty:
+        return md(
+            "**Failure Mode: none seen.** None of {count} arms has a gap above {limit} nats or a run that did not "
+            "finish. {runs}.",
+            count=len(judged),
+            limit=FAILURE_GAP,
+            runs=runs,
         )
-    if len(broken):
-        parts.append(md("with failed runs: {names}", names=common.names(list(broken["format"]))))
-    return md("**Failure Mode: {parts}.** Of all runs, {ended}.", parts=join("; ", parts), ended=ended)
+    measured = failed.dropna(subset=["gap"])
+    worst = ""
+    if len(measured):
+        row = measured.iloc[0]
+        worst = md(
+            ", {format} ({scope}) most: {gap} nats a character {interval}, n = {n} seeds, by {causes} ({phases})",
+            format=row["format"],
+            scope=row["scope"],
+            gap=common.number(row["gap"], sign=True),
+            interval=common.interval(row["low"], row["high"]),
+            n=int(row["n_pairs"]),
+            causes=row["causes"],
+            phases=row["phases"] or "phase not known",
+        )
+    helped = [_helped(analyzer, name) for name in EXTREMES]
+    return md(
+        "**Failure Mode: {count} of {total} arms fail{worst}.** An arm fails, by the definition written beforehand, if "
+        "its gap to the unquantized runs is above {limit} nats or a run of it did not finish. {runs}.{remedy}",
+        count=len(failed),
+        total=len(judged),
+        worst=worst,
+        limit=FAILURE_GAP,
+        runs=runs,
+        remedy=join("", [Md(" "), join(" ", [text for text in helped if text])]) if any(helped) else Md(""),
+    )
 
 
-def _where(row: pd.Series) -> str:
-    operand = OPERAND_NAMES.get(row["operand"], "") if isinstance(row["operand"], str) else ""
-    return ", ".join(part for part in (operand, row["phase"]) if part) or "–"
+def _helped(analyzer: FailureAnalyzer, name: str) -> Md | None:
+    """What helped an extreme format most, of the remedies that are recorded in full; None where none is."""
+    rows = analyzer.remedies
+    rows = rows[(rows["format"] == name) & (rows["missing"] == "") & (rows["n_ended_badly"] == 0)]
+    helped = rows[(rows["p_holm"] < ALPHA) & (rows["difference"] < 0)].sort_values("difference")
+    if rows.empty:
+        return None
+    if helped.empty:
+        return md("None of the {count} remedies tested is shown to lower {name}'s loss.", count=len(rows), name=name)
+    row = helped.iloc[0]
+    return md(
+        "What lowers {name}'s loss most is {remedy}: {difference} nats {interval}, n = {n} pairs, which leaves a gap "
+        "of {gap} to FP32.",
+        name=name,
+        remedy=row["remedy"],
+        difference=common.number(row["difference"], sign=True),
+        interval=common.interval(row["low"], row["high"]),
+        n=int(row["n_pairs"]),
+        gap=common.number(row["gap"], sign=True),
+    )
 
 
-def _modes_table(modes: pd.DataFrame) -> Table:
+def _failed_arms(analyzer: FailureAnalyzer) -> list[Block]:
+    classified = analyzer.classified
+    if classified.empty:
+        return [Paragraph("No arm fails by the preregistered definition.")]
+    leading = _leading(classified)
+    rest = classified[~classified["arm"].isin(leading["arm"])]
+    blocks: list[Block] = [_arms_table(leading, "failure-modes", "Failure Mode of each arm that fails, worst first")]
+    unknown = leading[leading["causes"] == "unknown"]
+    if len(unknown):
+        items = tuple(
+            md("{arm}: {evidence}.", arm=common.arm_link(row["arm"]), evidence=row["evidence"])
+            for row in unknown.to_dict("records")
+        )
+        blocks += [Paragraph("Arms whose cause is unknown:"), Bullets(items)]
+    else:
+        blocks.append(Paragraph("Every arm that fails has at least one class: none is unknown."))
+    few = int(((_leading(analyzer.gaps)["n_pairs"] < 2) & ~_leading(analyzer.gaps)["failed"].astype(bool)).sum())
+    if few:
+        blocks.append(Paragraph(f"{few} more arms have fewer than two pairs and are not judged."))
+    symptoms = analyzer.symptoms[analyzer.symptoms["arm"].isin(leading["arm"])]
+    if len(symptoms):
+        blocks.append(Details("What the looks at the layers show, by arm and operand", (_symptom_table(symptoms),)))
+    if len(rest):
+        table = _arms_table(rest, "failure-modes-earlier", "Failure Mode of the arms of earlier studies")
+        blocks.append(Details(f"{len(rest)} arms of earlier studies", (table,)))
+    return blocks
+
+
+def _arms_table(classified: pd.DataFrame, identity: str, caption: str) -> Table:
     columns: tuple[Column | str, ...] = (
         "Format",
-        Column("Failure Mode"),
-        Column("Where"),
-        Column("Evidence"),
-        *common.right("Gap to FP32", "95% interval", "Seeds", "Finished"),
+        "Quantized",
+        "Step rule",
+        "Failure Mode",
+        "Where",
+        "Began in",
+        *common.right("From step", "Gap to FP32", "95% interval", "Seeds", "Finished"),
+        "Study",
     )
     rows = tuple(
         (
             common.arm_link(row["arm"], row["format"]),
-            row["mode"],
-            _where(row),
-            row["evidence"],
+            row["scope"],
+            row["rule"],
+            row["causes"],
+            row["phases"] or None,
+            row["tensor"] if isinstance(row["tensor"], str) else None,
+            None if row["step"] is None or math.isnan(row["step"]) else int(row["step"]),
             common.number(row["gap"], sign=True),
             common.interval(row["low"], row["high"]),
             int(row["n_pairs"]),
             f"{row['n_finished']} of {row['n_runs']}",
+            row["study"],
         )
-        for _, row in modes.iterrows()
+        for row in classified.to_dict("records")
     )
-    return Table(columns, rows, "Failure Mode of each format, from its recorded runs", data=modes, id="failure-modes")
+    return Table(columns, rows, caption, data=classified, id=identity)
 
 
-def _sqnr_block(analyzer: FailureAnalyzer, modes: pd.DataFrame) -> list[Block]:
-    health = analyzer.health[(analyzer.health["statistic"] == "sqnr_db") & analyzer.health["arm"].isin(modes["arm"])]
+def _symptom_table(symptoms: pd.DataFrame) -> Table:
+    columns: tuple[Column | str, ...] = (
+        "Arm", "Class", "Operand", "Phase", *common.right("Share of looks", "From step"), "First in", "Evidence",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            common.arm_link(row["arm"]),
+            row["cause"],
+            OPERAND_NAMES.get(row["operand"], row["operand"]),
+            row["phase"],
+            common.percent(row["share"]),
+            int(row["step"]),
+            row["tensor"],
+            row["evidence"],
+        )
+        for row in symptoms.to_dict("records")
+    )
+    caption = "Figures beyond a limit, as means over the runs of an arm; a look is one layer's operand at one step"
+    return Table(columns, rows, caption, data=symptoms, id="symptoms")
+
+
+def _how_classified() -> list[Block]:
+    rows = tuple(
+        (cause, f"{side} {limit:g}" if cause == "precision" else f"{side} {limit:g}, as a fraction"
+         if cause != "gradient_vanishing" else f"{side} {limit:g}", meaning)
+        for cause, (_, side, limit, meaning) in LIMITS.items()
+    )  # fmt: skip
+    text = (
+        "A run that did not finish has the classes of its record (NaN loss, divergence, overflow, underflow, stall, "
+        "vanishing gradient, early stop). An arm whose runs finish with a bad loss has the classes that its looks show "
+        "by the limits below; several may hold, the one that most looks show stands first, and step and tensor are "
+        "where it was seen first. A class is a symptom: that it is the cause only a comparison of arms can show, and "
+        "the sections on operands and remedies are such comparisons."
+    )
+    precision = (
+        "The classes of a failed run have none for rounding error by itself, so there is a further one, precision: a "
+        f"low SQNR where less than {PRECISION_LOST:.0%} of the elements became zero. Its limit lies between what E5M2 "
+        "and E6M1 showed in the pilot. Stalls count for weights on the grid only, for under master weights an update "
+        "that moves no code is not lost. The class step says that the same formats do not fail under AdamW with master "
+        "weights, so that the step rule or the storage is the cause."
+    )
+    table = Table(("Class", "Limit", "Of what"), rows, "When a look shows a class")
+    return [Details("How a failure is classified", (Paragraph(text), table, Paragraph(precision)))]
+
+
+def _operand_chart(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block]:
+    """Gaps of the splits with all operands and with each alone: which operand it is that costs the loss."""
+    table = analyzer.operands(comparison)
+    data = common.finite_rows(table[table["format"].isin(SPLITS) & (table["n_pairs"] >= 2)], "gap", "low", "high")
+    if data.empty:
+        return []
+    scopes = list(dict.fromkeys(data["scope"]))
+    formats = sorted(set(data["format"]), key=format_order)
+    names = {comparison.scope: "all operands"} | {name: f"{name} alone" for name in OPERAND_NAMES.values()}
+
+    def draw(axes: Axes) -> None:
+        common.reference_line(axes, "FP32")
+        axes.axhline(FAILURE_GAP, color=MUTED, linewidth=1, linestyle="--")
+        place = 0.0
+        for number, (scope, colour, marker) in enumerate(zip(scopes, PALETTE, "os^D", strict=False)):
+            part = data[data["scope"] == scope]
+            x = [formats.index(name) + 0.17 * (number - (len(scopes) - 1) / 2) for name in part["format"]]
+            axes.vlines(x, part["low"], part["high"], color=colour, linewidth=2)
+            axes.plot(x, part["gap"], marker, color=colour, markersize=5)
+            axes.annotate(
+                names[scope],
+                (place, 1),
+                xycoords="axes fraction",
+                xytext=(0, 6),
+                textcoords="offset points",
+                color=colour,
+            )
+            place += 0.04 + 0.0135 * len(names[scope])
+        axes.set_yscale("symlog", linthresh=LINEAR_TO, linscale=1.5)
+        ticks = [tick for tick in GAP_TICKS if data["low"].min() - 0.02 <= tick <= 1.3 * data["high"].max()]
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.margins(y=0.1)
+        axes.set_xticks(range(len(formats)), formats, color=FOREGROUND)
+        axes.set_xlim(-0.6, len(formats) - 0.4)
+        axes.set_ylabel(f"loss gap to FP32, nats a character\n(linear to {LINEAR_TO:g}, then logarithmic)")
+
+    said = "; ".join(
+        f"{row.format} {names[row.scope]} {row.gap:+.3f} {common.interval(row.low, row.high)}, n = {row.n_pairs}"
+        for row in data.itertuples()
+    )
+    chart = Chart(
+        "operands",
+        "Loss gap to FP32 by format, with all operands quantized and with one alone",
+        f"Paired mean differences with 95% t intervals; the dashed line is the gap above which an arm has failed, "
+        f"{FAILURE_GAP:g} nats. {said}.",
+        data,
+        draw,
+        height=3.9,
+        margins=(0.85, 0.5, 0.35, 0.35),
+    )
+    return [ChartBlock(chart)]
+
+
+def _operand_table(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block]:
+    table = analyzer.operands(comparison)
+    table = table[table["format"].isin(SPLITS)]
+    single = table[(table["scope"] != comparison.scope) & (table["n_pairs"] >= 2)]
+    if single.empty:
+        return [common.pending_note("No format is recorded with one operand alone and two pairs or more.", ["formats"])]
+    scopes = list(dict.fromkeys(table["scope"]))
+    formats = sorted(set(table["format"]), key=format_order)
+    found = {(row["format"], row["scope"]): row for row in table.to_dict("records")}
+
+    def cell(name: str, scope: str) -> Cell:
+        row = found.get((name, scope))
+        if row is None or row["n_pairs"] < 2:
+            return None
+        text = (
+            f"{common.number(row['gap'], sign=True)} {common.interval(row['low'], row['high'])}, n = {row['n_pairs']}"
+        )
+        return common.arm_link(row["arm"], text)
+
+    rows = tuple((name, *(cell(name, scope) for scope in scopes), _failing_operands(found, name)) for name in formats)
+    columns: tuple[Column | str, ...] = (
+        "Format",
+        *(Column("All operands" if scope == comparison.scope else f"{scope} alone".capitalize()) for scope in scopes),
+        "Fails alone",
+    )
+    caption = "Gap to FP32 in nats a character with 95% interval, by what is quantized: forward is weights and "
+    caption += "activations, backward is gradients"
+    whole = int(single["n_pairs"].min())
+    text = (
+        "An operand that fails alone is a cause, and no mere symptom: its arm differs from FP32 in nothing else. That "
+        "the parts do not fail does not clear them, for their errors may add up."
+    )
+    blocks: list[Block] = [Table(columns, rows, caption, data=table, id="operands-table"), Paragraph(text)]
+    if whole < len(SEEDS) and single["arm"].map(lambda arm: bool(_of_study(analyzer, arm))).any():
+        blocks.append(common.pending_note(f"Some arms have {whole} of {len(SEEDS)} pairs so far.", ["formats"]))
+    return blocks
+
+
+def _of_study(analyzer: FailureAnalyzer, arm: str) -> bool:
+    return bool(analyzer.gaps.set_index("arm").at[arm, "campaign"])
+
+
+def _failing_operands(found: dict[tuple[str, str], dict[Any, Any]], name: str) -> str:
+    phases = {"weights": "forward", "activations": "forward", "gradients": "backward"}
+    alone = [
+        f"{scope} ({phase})"
+        for scope, phase in phases.items()
+        if (name, scope) in found and found[name, scope]["n_pairs"] >= 2 and found[name, scope]["gap"] > FAILURE_GAP
+    ]
+    known = [scope for scope in phases if (name, scope) in found and found[name, scope]["n_pairs"] >= 2]
+    return common.names(alone) if alone else "none" if len(known) == len(phases) else "not recorded"
+
+
+def _sqnr_block(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block]:
+    arms = comparison.table["arm"]
+    health = analyzer.health[(analyzer.health["statistic"] == "sqnr_db") & analyzer.health["arm"].isin(arms)]
     health = health[health["format"].isin(SPLITS)]
     data = health.pivot_table(index="format", columns="operand", values="value").reset_index()
     if data.empty:
@@ -257,37 +533,34 @@ def _phase_tables(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, compa
     return [Table(columns, tuple(rows), caption, data=pd.DataFrame(records), id="phases"), Paragraph(notes)]
 
 
-def _layers(loader: ExperimentDataLoader, modes: pd.DataFrame) -> list[Block]:
-    """For each symptom, where and when it shows in the format that loses most by it: one run, a layer a row."""
+def _layers(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> list[Block]:
+    """For each class, where and when it shows in the arm that loses most by it: one run, a layer a row."""
     blocks: list[Block] = []
-    losing = modes[modes["mode"].isin(STATISTIC_OF_MODE) & (modes["low"] > 0)].sort_values(
-        "gap", ascending=False, kind="stable"
-    )
-    for _, row in losing.drop_duplicates("mode").iterrows():
-        run_id = _median_run(loader, row["arm"])
+    classified = _leading(analyzer.classified).dropna(subset=["gap"])
+    for cause, statistic in STATISTIC_OF_CAUSE.items():
+        losing = classified[classified["causes"].str.split(", ").str[0] == cause]
+        if losing.empty:
+            continue
+        row = losing.iloc[0]
+        run_id = analyzer.example(row["arm"])
         looks = loader.looks([run_id])
-        for statistic, title, levels in health.LOSSES:
-            data = looks[(looks["statistic"] == statistic) & looks["operand"].isin(list(OPERAND_NAMES))]
-            if statistic == STATISTIC_OF_MODE[row["mode"]] and len(data):
-                text = md(
-                    "{format} loses most among the formats whose strongest symptom is {mode}. Its run {run} is the one "
-                    "with the median final loss of its {n} finished runs.",
-                    format=row["format"],
-                    mode=row["mode"],
-                    run=common.arm_link(row["arm"], run_id, run_id),
-                    n=int(row["n_finished"]),
-                )
-                note = f"{health.MEANINGS[statistic]} Run {run_id}."
-                name = f"{title} of {row['format']} by layer and step"
-                blocks += [Paragraph(text), health.lost(f"layers-{title.lower()}", name, data, levels, note)]
+        (title, levels) = next((title, levels) for name, title, levels in health.LOSSES if name == statistic)
+        data = looks[(looks["statistic"] == statistic) & looks["operand"].isin(list(OPERAND_NAMES))]
+        if data.empty:
+            continue
+        text = md(
+            "{format} ({scope}) loses most among the arms whose first class is {cause}. Its run {run} is the one with "
+            "the median final loss of its {n} finished runs.",
+            format=row["format"],
+            scope=row["scope"],
+            cause=cause,
+            run=common.arm_link(row["arm"], run_id, run_id),
+            n=int(row["n_finished"]),
+        )
+        note = f"{health.MEANINGS[statistic]} Run {run_id}."
+        name = f"{title} of {row['format']} by layer and step"
+        blocks += [Paragraph(text), health.lost(f"layers-{title.lower()}", name, data, levels, note)]
     return [Heading("By layer and step"), *blocks] if blocks else []
-
-
-def _median_run(loader: ExperimentDataLoader, arm: str) -> str:
-    """Of an arm's runs that are compared, the one with the median final loss; of two in the middle the better one."""
-    runs = _compared_runs(loader, arm)
-    runs = runs.sort_values(["final_val_loss", "seed", "run_id"])
-    return str(runs["run_id"].iloc[(len(runs) - 1) // 2])
 
 
 def _compared_runs(loader: ExperimentDataLoader, arm: str) -> pd.DataFrame:
@@ -537,11 +810,16 @@ def _e7m0(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, comparison: C
     if not observed:
         return [Paragraph(common.hypothesis_pending("No E7M0 run is recorded."))]
     rows = tuple(
-        (text, *observed.get(key, ("not decided", "no runs recorded"))) for key, text in E7M0.predictions.items()
+        (text, *observed.get(key, ("not decided", "no record tells"))) for key, text in E7M0.predictions.items()
     )
     return [
         Paragraph(common.hypothesis(E7M0)),
         Table(("Prediction", "Outcome", "Recorded"), rows, "The hypothesis against what happened"),
+        Paragraph(
+            "A correction: the preregistration says that the range of E7M0 is that of BF16. It is half as wide in "
+            "exponents, and the figures of overflow and underflow above say what that costs."
+        ),
+        *_alone(analyzer, comparison, "E7M0"),
         *_e7m0_rate(loader, comparison),
     ]
 
@@ -571,6 +849,14 @@ def _e7m0_observations(
     if len(ended):
         failed = int((ended["status"] == "failed").sum())
         found["no_failed_run"] = (_outcome(failed == 0), f"{failed} of {len(ended)} runs failed")
+    counted = [run_id for run_id in ended["run_id"] if "warnings" in loader.records[run_id].run["summary"]]
+    if counted:
+        warnings = analyzer.warnings[analyzer.warnings["run_id"].isin(counted)]
+        kinds = warnings["what"].value_counts()
+        of_range = int(kinds.reindex(["overflow", "underflow"]).fillna(0).sum())
+        others = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()) if kind not in LIMITS_OF_RANGE)
+        figure = f"{of_range} such warnings in {len(counted)} runs" + (f"; of other kinds: {others}" if others else "")
+        found["no_warning"] = (_outcome(of_range == 0), figure)
     health = analyzer.health
     if comparison is None:
         return found
@@ -612,36 +898,227 @@ def _outcome(held: bool) -> str:
     return "held" if held else "did not hold"
 
 
-def _prevention(modes: pd.DataFrame) -> list[Block]:
-    items = []
-    for row in modes.sort_values("gap", ascending=False).to_dict("records"):
-        remedy = REMEDIES.get(row["mode"])
-        if remedy:
-            where = OPERAND_NAMES.get(row["operand"], "")
-            items.append(
-                md(
-                    "{format} ({mode} in the {where}, {evidence}): {remedy}.",
-                    format=row["format"],
-                    mode=row["mode"],
-                    where=where,
-                    evidence=row["evidence"],
-                    remedy=remedy,
-                )
-            )
-    safe = modes[modes["mode"] == "none seen"]["format"]
-    if len(safe):
-        items.append(
-            md(
-                "No failure was seen with {names} in these runs, which is not evidence that there is none.",
-                names=", ".join(safe),
-            )
+def _alone(analyzer: FailureAnalyzer, comparison: Comparison | None, name: str) -> list[Block]:
+    """What each operand costs a format alone, in a sentence; nothing where that is not recorded."""
+    if comparison is None:
+        return []
+    table = analyzer.operands(comparison)
+    table = table[(table["format"] == name) & (table["n_pairs"] >= 2)]
+    whole, single = table[table["scope"] == comparison.scope], table[table["scope"] != comparison.scope]
+    if single.empty:
+        return []
+    parts = [
+        f"{row['scope']} {common.number(row['gap'], sign=True)} {common.interval(row['low'], row['high'])}, "
+        f"n = {row['n_pairs']}"
+        for row in single.to_dict("records")
+    ]
+    worst = str(single.loc[single["gap"].idxmax(), "scope"])
+    phase = "backward" if worst == "gradients" else "forward"
+    against = ""
+    if len(whole):
+        total, added = whole["gap"].iloc[0], single["gap"].sum()
+        against = (
+            f" All together cost {common.number(total, sign=True)}, and the parts add up to "
+            f"{common.number(added, sign=True)}."
         )
-    if not items:
-        return [Paragraph("No format of these runs shows a symptom to prevent.")]
     return [
         Paragraph(
-            "Advice that follows from the symptoms above. No remedy has been tested by a recorded run yet; the "
-            "effect is unknown until one has."
-        ),
-        Bullets(tuple(items)),
+            f"One operand at a time in {name}, everything else unquantized (nats a character against FP32): "
+            f"{'; '.join(parts)}. The costliest alone is {worst} ({phase}).{against}"
+        )
     ]
+
+
+def _e0m7(
+    loader: ExperimentDataLoader,
+    analyzer: FailureAnalyzer,
+    comparison: Comparison | None,
+    verdicts: tuple[Verdict, ...],
+) -> list[Block]:
+    """H3 and H17 as predictions of one hypothesis."""
+    if not (loader.runs["format"] == "E0M7").any():
+        return [Paragraph(common.hypothesis_pending("No E0M7 run is recorded."))]
+    h17 = next(verdict for verdict in verdicts if verdict.id == "H17")
+    words = {"yes": "held", "no": "did not hold", "inconclusive": "not decided", "pending": "pending"}
+    observed = {"gradients": _gradients_against_weights(loader), "remedies": (words[h17.answer], h17.evidence)}
+    rows = tuple((text, *observed[key]) for key, text in E0M7.predictions.items())
+    return [
+        Paragraph(common.hypothesis(E0M7)),
+        Table(("Prediction", "Outcome", "Recorded"), rows, "The hypothesis against what happened"),
+        *_alone(analyzer, comparison, "E0M7"),
+    ]
+
+
+def _gradients_against_weights(loader: ExperimentDataLoader) -> tuple[str, str]:
+    """H3 as one test: outcome and figures."""
+    arms = {scope: select(loader, "formats", format="E0M7", scope=scope) for scope in ("gradients", "weights")}
+    if lacking := missing({f"E0M7 in {scope} alone": runs for scope, runs in arms.items()}, SEEDS):
+        return "pending", lacking
+    (row,) = family([contrast("gradients − weights", arms["gradients"], arms["weights"])]).to_dict("records")
+    told = row["p_holm"] < ALPHA
+    if told and row["difference"] > MARGIN:
+        return "held", in_words(row)
+    refuted = (told and row["difference"] < 0) or row["p_equivalent"] < ALPHA
+    return ("did not hold" if refuted else "not decided"), in_words(row)
+
+
+def _remedies(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, verdicts: tuple[Verdict, ...]) -> list[Block]:
+    """What was tried on the two extreme formats, with its effect against the format without it and against FP32."""
+    table = analyzer.remedies
+    shown = table[table["n_pairs"] >= 2]
+    blocks: list[Block] = [verdict_table(verdicts, "verdicts"), *tests_table(verdicts, "verdict-tests")]
+    if len(shown):
+        blocks += [*_remedy_chart(shown), _remedy_rows(shown)]
+        text = (
+            "Difference: final validation loss with the remedy minus that of the same format without it, by seed; "
+            "below zero it helps. The adjusted p is Holm's over the rows of a format that are recorded in full. Rows "
+            "that are not planned are arms of other studies, shown for what they are worth: their comparison was not "
+            "written down as a remedy."
+        )
+        blocks += [Paragraph(text), *_prevention(analyzer)]
+    if lacking := remedies_missing(loader):
+        blocks.append(common.pending_note(lacking, ["formats", "remedies", "scaling"]))
+    return blocks
+
+
+def _remedy_rows(shown: pd.DataFrame) -> Table:
+    columns: tuple[Column | str, ...] = (
+        "Format", "Remedy",
+        *common.right("Difference", "95% interval", "Adjusted p", "Pairs", "Gap before", "Gap left", "95% interval"),
+        "Planned", "Recorded",
+    )  # fmt: skip
+    rows = tuple(
+        (
+            row["format"],
+            common.arm_link(row["arm"], row["remedy"]),
+            common.number(row["difference"], sign=True),
+            common.interval(row["low"], row["high"]),
+            common.p_text(row["p_holm"]),
+            int(row["n_pairs"]),
+            common.number(row["gap_before"], sign=True),
+            common.number(row["gap"], sign=True),
+            common.interval(row["gap_low"], row["gap_high"]),
+            "yes" if row["planned"] else "no",
+            _recorded(row),
+        )
+        for row in shown.to_dict("records")
+    )
+    return Table(columns, rows, "Remedies and their measured effect", data=shown, id="remedies")
+
+
+def _recorded(row: dict[Any, Any]) -> str:
+    if row["missing"]:
+        return "in part"
+    return f"{row['n_ended_badly']} runs did not finish: not judged" if row["n_ended_badly"] else "in full"
+
+
+def _remedy_chart(shown: pd.DataFrame) -> list[Block]:
+    columns = ["format", "remedy", "n_pairs", "difference", "low", "high", "gap", "gap_low", "gap_high"]
+    data = common.finite_rows(shown[columns], "difference", "low", "high")
+    if data.empty:
+        return []
+    labels = [f"{row.format}: {row.remedy} (n = {row.n_pairs})" for row in data.itertuples()]
+
+    def draw(axes: Axes) -> None:
+        for number, row in enumerate(data.itertuples()):
+            colour = PALETTE[EXTREMES.index(row.format)]
+            axes.hlines([number], [row.low], [row.high], color=colour, linewidth=2)
+            axes.plot([row.difference], [number], "o", color=colour, markersize=6)
+        axes.axvline(0, color=FOREGROUND, linewidth=1)
+        axes.set_yticks(range(len(data)), labels, color=FOREGROUND)
+        axes.set_ylim(len(data) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("difference to the format without the remedy, nats a character: left of 0 it helps")
+
+    said = "; ".join(
+        f"{row.format}, {row.remedy}: {row.difference:+.3f} {common.interval(row.low, row.high)}, n = {row.n_pairs}"
+        for row in data.itertuples()
+    )
+    left = 0.35 + 0.062 * max(len(label) for label in labels)
+    return [
+        ChartBlock(
+            Chart(
+                "remedies-chart",
+                "What each remedy does to the loss of E0M7 and E7M0",
+                f"Paired difference of the final validation loss with 95% t interval. {said}.",
+                data,
+                draw,
+                height=0.28 * len(data) + 0.7,
+                margins=(left, 0.15, 0.5, 0.1),
+            )
+        )
+    ]
+
+
+def _prevention(analyzer: FailureAnalyzer) -> list[Block]:
+    """Advice that recorded runs support, and the failing formats that no remedy was tried on."""
+    items = [text for text in (_helped(analyzer, name) for name in EXTREMES) if text]
+    failed = _leading(analyzer.classified)
+    untried = sorted(
+        {name for name in failed["format"] if name in SPLITS and name not in EXTREMES},
+        key=lambda name: format_order(name),
+    )
+    if untried:
+        items.append(
+            md(
+                "No remedy was tried on {names}, which fail as well: what helps them is not known.",
+                names=common.names(untried),
+            )
+            if len(untried) > 1
+            else md("No remedy was tried on {name}, which fails as well: what helps it is not known.", name=untried[0])
+        )
+    return [Heading("Prevention", 3), Bullets(tuple(items))] if items else []
+
+
+def _reproduce(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> list[Block]:
+    """One run of each arm that failed, and the unquantized run of its seed: the smallest pair that shows it."""
+    classified = _leading(analyzer.classified)
+    if classified.empty:
+        return []
+    inner: list[Block] = []
+    for row in classified.head(LISTED).to_dict("records"):
+        run_id = analyzer.example(row["arm"])
+        record = loader.records[run_id]
+        base = loader.runs[(loader.runs["arm"] == row["baseline"]) & (loader.runs["seed"] == record.config.seed)]
+        lines = [command(record.config)]
+        if record.status == "finished" and len(base):
+            lines.append(command(loader.records[base["run_id"].iloc[0]].config))
+        about = md(
+            "{run}: {causes}",
+            run=common.arm_link(row["arm"], run_id, run_id),
+            causes=row["causes"] + (f", {row['phases']}" if row["phases"] else ""),
+        )
+        inner += [Paragraph(about), CodeBlock("\n".join(lines), "bash")]
+    left_out = f" The first {LISTED} of {len(classified)} are listed." if len(classified) > LISTED else ""
+    text = (
+        "One run shows a failure: the one with the median loss of its arm, or the first that did not finish. Where the "
+        "failure is a gap, the second command is the unquantized run of the same seed, and the gap is the difference "
+        f"of their last validation losses.{left_out}"
+    )
+    return [
+        Heading("Reproduce a failure"),
+        Paragraph(text),
+        Details(f"Commands of {min(len(classified), LISTED)} failures", tuple(inner)),
+    ]
+
+
+def _what_would_change(analyzer: FailureAnalyzer) -> tuple[Md | str, ...]:
+    failed = _leading(analyzer.classified).dropna(subset=["gap"])
+    unsure = failed[(failed["low"] <= FAILURE_GAP) & (failed["n_pairs"] >= 2)]
+    judged = _leading(analyzer.gaps[analyzer.gaps["n_pairs"] >= 2])
+    near = judged[~judged["failed"].astype(bool) & (judged["high"] > FAILURE_GAP)]
+    items: list[Md | str] = []
+    if len(unsure) or len(near):
+        items.append(
+            f"More seeds: the interval of {len(unsure)} arms that fail, and of {len(near)} that do not, contains the "
+            f"limit of {FAILURE_GAP:g} nats."
+        )
+    return (
+        *items,
+        "A learning rate of its own for each format: all have the rate that suits FP32, and a row of the remedies "
+        "shows what another one does to the extremes.",
+        "A scale that does not follow the tensor: with the current largest value as the scale nothing overflows, and "
+        "the ranges of wide formats bring nothing. Study scaling has such arms.",
+        "A larger or longer training: the recorded model is small, and what is underflow here may be noise there, or "
+        "the other way round.",
+    )

@@ -1,18 +1,38 @@
-"""Report ANAL-01: which format, by the paired loss gap to the unquantized run."""
+"""Report ANAL-01: which format, by the paired loss gap to the unquantized run; where, why, and whether it holds."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from altgrad.analysis.comparison import Comparison, FormatComparator, SweetSpot, format_order, own_rates
-from altgrad.analysis.loader import ExperimentDataLoader, rule_label
+from altgrad.analysis.comparison import (
+    PLACES,
+    Comparison,
+    FormatComparator,
+    SweetSpot,
+    at_own_rates,
+    figures_of_tensors,
+    format_order,
+    last_looks,
+    own_rates,
+    scale_policies,
+)
+from altgrad.analysis.format_verdicts import format_verdicts
+from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader, rule_label
+from altgrad.analysis.preregistered import Verdict
 from altgrad.analysis.reports import common
+from altgrad.analysis.statistics import MARGIN, SMALLEST_GAP, name_of_test
+from altgrad.config import LAYER_TYPES
 from altgrad.formats import get_format
 from altgrad.pages import (
     FOREGROUND,
+    MUTED,
     PALETTE,
     Block,
     Bullets,
@@ -21,10 +41,13 @@ from altgrad.pages import (
     Column,
     Details,
     Heading,
+    Link,
     Md,
     Page,
+    PageRef,
     Paragraph,
     Table,
+    Text,
     md,
 )
 
@@ -35,40 +58,68 @@ PATH = "reports/format_comparison"
 LINEAR_TO = 0.05
 """The gap chart's scale is linear up to here: the close formats must be readable beside E7M0."""
 GAP_TICKS = (-0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+PLACE_NAMES: dict[str, str] = {
+    "all": "everything",
+    **{kind: f"{kind} layers alone" for kind in LAYER_TYPES},
+    "weights": "weights alone",
+    "activations": "activations alone",
+    "gradients": "gradients alone",
+}
+LOWEST_OCTAVE = -16
+"""The chart of weights ends this many octaves below a format's largest value; what is smaller is in its last bar."""
 
 
 def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
     """The page, from the records of `loader`; "Pending Experiments" where they allow no comparison."""
     comparator = FormatComparator(loader)
+    first = comparator.headline
     blocks: list[Block] = [
         Paragraph(Md("*Which 8-bit format trains with the smallest loss against the unquantized run?* (ANAL-01)")),
         common.data_line(loader),
         *common.left_out(loader),
         Heading("Executive Summary"),
     ]
-    if not comparator.comparisons:
+    if first is None:
         blocks += [
             Paragraph(Md("**Sweet-spot format: pending.** No recorded run can be compared yet.")),
-            *common.pending(_missing(loader), ["pilot-formats"]),
+            *common.pending(_missing(loader), ["formats"]),
         ]
     else:
-        first, *others = comparator.comparisons
-        spot = comparator.sweet_spot(first)
+        spot, found = comparator.sweet_spot(first), {verdict.id: verdict for verdict in format_verdicts(loader)}
+        looks = last_looks(loader, first)
+        tensors, policies, long = (
+            figures_of_tensors(first, looks),
+            scale_policies(loader, first),
+            comparator.longer(first),
+        )
         blocks += [
             Paragraph(answer(first, spot)),
             *common.pilot(loader, [first.baseline], int(first.table["n_pairs"].max())),
             ChartBlock(gap_chart(first)),
             Heading("Results"),
-            *_results(loader, first, spot.best, "results"),
+            *_results(loader, first, "results"),
+            *_said(found, "H1", "H2"),
+            Heading("What would change this answer"),
+            Bullets(_what_would_change(first)),
+            Heading("By layer type and operand"),
+            *_places(loader, comparator, found),
+            Heading("Why: what each format did to the tensors"),
+            *_ties(tensors, spot),
+            *_why(first, tensors, looks),
+            Heading("Other scales"),
+            *_scales(policies),
+            *_said(found, "H19"),
+            Heading("Does the order hold in longer runs?"),
+            *_length(loader, comparator, first, long),
+            *_said(found, "H20"),
             *_own_rates(loader, first),
+            Heading("Conclusions"),
+            Bullets(_conclusions(first, spot)),
+            *_method(first),
+            *_others(loader, comparator, policies, long),
             *_unmatched(comparator),
+            *_all_results(comparator.results),
         ]
-        for position, comparison in enumerate(others, start=2):
-            other = comparator.sweet_spot(comparison)
-            table = _results(loader, comparison, other.best, f"results-{position}")
-            inner = (Paragraph(answer(comparison, other)), *table)
-            blocks.append(Details(f"Another setting: {comparison.scope}; {_setting(loader, comparison)}", inner))
-        blocks += [Heading("Conclusions"), Bullets(tuple(_conclusions(first, spot))), *_method(loader, first)]
     return Page(
         PATH,
         "Format comparison",
@@ -79,7 +130,7 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
 
 
 def answer(comparison: Comparison, spot: SweetSpot) -> Md:
-    """The answer in one bold sentence, with number, interval and seeds."""
+    """The answer in one bold sentence, with number, interval and seeds; it names ties, and what is not decided."""
     aside = md(" Not ranked: {names}.", names=common.names(spot.unranked)) if spot.unranked else Md("")
     if spot.best is None:
         return md("**Sweet-spot format: no answer,** because {reason}.{aside}", reason=spot.reason, aside=aside)
@@ -92,25 +143,47 @@ def answer(comparison: Comparison, spot: SweetSpot) -> Md:
         n=int(row["n_pairs"]),
         scope=comparison.scope,
     )
-    apart = (
-        md("; the paired test tells {names} apart from it.", names=common.names(spot.worse)) if spot.worse else Md(".")
-    )
-    if spot.conclusive:
-        return md(
-            "**Sweet-spot format: {best}.** {figures}{apart}{aside}",
-            best=spot.best,
-            figures=figures,
-            apart=apart,
-            aside=aside,
-        )
+    parts = []
+    if spot.undecided:
+        lead = md("inconclusive between {all}.", all=common.names([spot.best, *spot.undecided]))
+        parts.append(md("the tests cannot tell {names} from it", names=common.names(spot.undecided)))
+    elif spot.equivalent:
+        lead = md("{best}, tied with {ties}.", best=spot.best, ties=common.names(spot.equivalent))
+    else:
+        lead = md("{best}.", best=spot.best)
+    parts += [_tie(comparison, name, name in spot.within_margin) for name in spot.equivalent]
+    if spot.worse:
+        parts.append(md("{names} {are} worse", names=common.names(spot.worse), are=_are(spot.worse)))
+    said = Md("".join(f"; {part}" for part in parts))
     return md(
-        "**Sweet-spot format: inconclusive between {all}.** {figures}; the paired test cannot tell {tied} from "
-        "it.{aside}",
-        all=common.names([spot.best, *spot.tied]),
-        figures=figures,
-        tied=common.names(spot.tied),
-        aside=aside,
+        "**Sweet-spot format: {lead}** {figures}{said}.{aside}", lead=lead, figures=figures, said=said, aside=aside
     )
+
+
+def _tie(comparison: Comparison, name: str, told: bool) -> Md:
+    """A format that is equivalent to the best, with the difference that there is."""
+    row = _row(comparison, name)
+    how = (
+        f"is told from it (adjusted p {_equals(row['p_holm'])}), but by less than the margin of {MARGIN:g}"
+        if told
+        else f"is equivalent to it within {MARGIN:g}"
+    )
+    return md(
+        "{name}, {difference} from it, {how} (TOST, p {p})",
+        name=name,
+        difference=common.number(row["gap_to_best"], sign=True),
+        how=how,
+        p=_equals(row["p_equivalent"]),
+    )
+
+
+def _equals(p: float) -> str:
+    text = common.p_text(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _are(items: Sequence[str]) -> str:
+    return "are" if len(items) > 1 else "is"
 
 
 def gap_chart(comparison: Comparison) -> Chart:
@@ -146,62 +219,363 @@ def gap_chart(comparison: Comparison) -> Chart:
     )
 
 
-def _results(loader: ExperimentDataLoader, comparison: Comparison, best: str | None, identity: str) -> list[Block]:
+def _results(loader: ExperimentDataLoader, comparison: Comparison, identity: str) -> list[Block]:
     columns: tuple[Column | str, ...] = (
         "Format",
-        *common.right("Gap to FP32", "95% interval", "Seeds", "Validation loss", "Finished", "p against the best"),
+        *common.right("Gap to FP32", "95% interval", "Pairs", "Validation loss", "Finished", "p against FP32"),
+        *common.right("To the best", "p against the best"),
         Column("Verdict"),
     )
-    rows = []
-    for row in comparison.table.to_dict("records"):
-        verdict = _verdict(row, best)
-        rows.append(
-            (
-                common.arm_link(row["arm"], row["format"]),
-                common.number(row["gap"], sign=True),
-                common.interval(row["low"], row["high"]),
-                int(row["n_pairs"]),
-                common.number(row["val_loss"]),
-                f"{row['n_finished']} of {row['n_runs']}",
-                common.p_text(row["p_holm"]),
-                verdict,
-            )
+    rows = tuple(
+        (
+            common.arm_link(row["arm"], row["format"]),
+            common.number(row["gap"], sign=True),
+            common.interval(row["low"], row["high"]),
+            int(row["n_pairs"]),
+            common.number(row["val_loss"]),
+            f"{row['n_finished']} of {row['n_runs']}",
+            common.p_text(row["p_fp32"]),
+            common.number(row["gap_to_best"], sign=True),
+            common.p_text(row["p_holm"]),
+            row["verdict"],
         )
+        for row in comparison.table.to_dict("records")
+    )
     caption = md(
-        "{scope} quantized; {setting}. Gap: nats a character, paired by seed. p: paired t test, Holm-adjusted.",
+        "{scope} quantized; {setting}. Gaps in nats a character, paired by seed, best first. p against FP32: {test}, "
+        "Holm-adjusted over the 8-bit formats; against the best: over all pairs of them.",
         scope=comparison.scope.capitalize(),
         setting=_setting(loader, comparison),
+        test=_tests_used(comparison),
     )
     base = Paragraph(md("Baseline: {arm}.", arm=common.arm_link(comparison.baseline)))
-    return [Table(columns, tuple(rows), caption, data=comparison.table, id=identity), base]
+    return [Table(columns, rows, caption, data=comparison.table, id=identity), base]
 
 
-def _verdict(row: dict[str, Any], best: str | None) -> str:
-    if row["n_finished"] < row["n_runs"]:
-        return "not ranked: a run did not finish"
-    if row["n_pairs"] < 2:
-        return "not ranked: fewer than two pairs"
-    if row["format"] == best:
-        return "smallest gap"
-    if row["tied"]:
-        return "tied with the best"
-    if get_format(row["format"].split("/")[0]).bits > 8:
-        return "reference, not 8 bits"
-    return "worse than the best"
+def _tests_used(comparison: Comparison) -> str:
+    return common.names(sorted({name_of_test(n) for n in comparison.table["n_pairs"] if n > 1}) or ["no test"])
 
 
-def _conclusions(comparison: Comparison, spot: SweetSpot) -> list[Md]:
-    table = comparison.table
-    lost = table[(table["low"] > 0) & (table["n_finished"] == table["n_runs"])]
-    close = table[(table["low"] <= 0) & (table["high"] >= 0)]
-    items = []
-    if spot.best is not None and spot.tied:
+def _said(found: dict[str, Verdict], *identities: str) -> list[Block]:
+    """What the preregistered hypotheses of a section came to; what is missing where one is pending."""
+    items = tuple(
+        md(
+            "{link} ({statement}) **{answer}.** {evidence}",
+            link=Link(identity, PageRef("reports/preregistered", identity.lower())),
+            statement=found[identity].statement.rstrip("."),
+            answer=found[identity].answer.capitalize(),
+            evidence=found[identity].evidence,
+        )
+        for identity in identities
+    )
+    return [Paragraph("Written down before the runs:"), Bullets(items)]
+
+
+def _what_would_change(comparison: Comparison) -> tuple[Text, ...]:
+    items: list[Text] = []
+    for row in comparison.seeds_for_smallest_gap.itertuples():
+        needed = "not known" if row.seeds is None or math.isnan(row.seeds) else f"{int(row.seeds)} pairs"
         items.append(
-            md(
-                "{names} cannot be told apart at this number of seeds; no single format is named.",
-                names=common.names([spot.best, *spot.tied]),
+            f"More seeds: to see a difference of {SMALLEST_GAP:g} nats, the smallest called interesting here, between "
+            f"{row.format} and the best takes {needed} (paired t test, power 80%, at the recorded standard deviation "
+            f"{row.sd_to_best:.4f}); {row.n_pairs} are recorded."
+        )
+    items.append(
+        "Another learning rate for a format, a larger model, longer runs, other data: see below what is recorded."
+    )
+    return tuple(items)
+
+
+def _places(loader: ExperimentDataLoader, comparator: FormatComparator, found: dict[str, Verdict]) -> list[Block]:
+    """The sweet spot of each layer type and operand, with what cannot be told from it; rankings folded away."""
+    spots = comparator.sweet_spots
+    rows = []
+    for row in spots.to_dict("records"):
+        known = isinstance(row["best"], str)
+        listed = [str(row[name] or "none").replace(" ", ", ") for name in ("equivalent", "not_told_apart", "worse")]
+        rows.append(
+            (
+                PLACE_NAMES[row["place"]],
+                common.arm_link(row["arm"], row["best"]) if known else f"none: {row['reason']}",
+                common.number(row["gap"], sign=True),
+                common.interval(row["low"], row["high"]) if known else None,
+                int(row["n_pairs"]),
+                *(listed if known else (None, None, None)),
             )
         )
+    columns: tuple[Column | str, ...] = (
+        "Quantized",
+        "Sweet-spot format",
+        *common.right("Gap to FP32", "95% interval", "Pairs"),
+        "Tied (equivalent)",
+        "Not told apart",
+        "Worse",
+    )
+    caption = (
+        f"Sweet-spot format by layer type (all operands) and by operand (all layers). Tied: shown to lie within "
+        f"{MARGIN:g} nats of the best. Not told apart: neither that nor a difference is shown."
+    )
+    blocks: list[Block] = [Table(columns, tuple(rows), caption, data=spots, id="sweet-spots")]
+    absent = [str(place) for place in spots.loc[spots["arm"].isna() & spots["best"].isna(), "place"]]
+    for study, places in (("formats", ("all", *OPERAND_NAMES.values())), ("layers", LAYER_TYPES)):
+        lacking = [PLACE_NAMES[place] for place in absent if place in places and comparator.at(place) is None]
+        if lacking:
+            blocks.append(common.pending_note(f"No runs are recorded for {common.names(lacking)}.", [study]))
+    for place in list(PLACES)[1:]:
+        comparison = comparator.at(place)
+        if comparison is not None:
+            inner = (
+                Paragraph(answer(comparison, comparator.sweet_spot(comparison))),
+                *_results(loader, comparison, f"results-{place}"),
+            )
+            blocks.append(Details(f"Ranking: {PLACE_NAMES[place]}", inner))
+    return [*blocks, *_said(found, "H3", "H4", "H5")]
+
+
+def _ties(tensors: pd.DataFrame, spot: SweetSpot) -> list[Block]:
+    """Where the loss does not separate formats, what the tensors say: second to the loss, and labelled so."""
+    close = [spot.best, *spot.equivalent, *spot.undecided] if spot.best else []
+    known = tensors[tensors["format"].isin(close)]
+    if len(close) < 2 or known.empty:
+        return []
+    wide = known.pivot_table(index="format", columns="operand", values="sqnr_db", sort=False)
+    wide = wide.reindex(index=[name for name in close if name in wide.index], columns=list(OPERAND_NAMES))
+    said = "; ".join(
+        f"{name}: {', '.join(f'{OPERAND_NAMES[key]} {common.number(value, 1)} dB' for key, value in row.items())}"
+        for name, row in wide.iterrows()
+    )
+    text = md(
+        "**Secondary evidence, where the loss ties.** {names} do not separate by the margin in loss. The "
+        "signal-to-quantization-noise ratio (SQNR) of their actual tensors, a mean over layers and runs at the last "
+        "look: {said}. A higher SQNR means values nearer to the unrounded ones; it is no ranking by loss.",
+        names=common.names(close),
+        said=said,
+    )
+    return [Paragraph(text)]
+
+
+def _why(comparison: Comparison, tensors: pd.DataFrame, looks: Mapping[str, pd.DataFrame]) -> list[Block]:
+    if tensors.empty:
+        return [Paragraph("The runs recorded no figures of their layers: what the formats did to them is not known.")]
+    blocks: list[Block] = []
+    if (chart := weights_chart(comparison, looks)) is not None:
+        blocks.append(ChartBlock(chart))
+    columns: tuple[Column | str, ...] = (
+        "Format",
+        "Layer type",
+        "Operand",
+        *common.right("SQNR (dB)", "Underflow", "Overflow", "Codes used"),
+    )
+    ordered = tensors.sort_values("format", key=lambda column: column.map(format_order), kind="stable")
+    rows = tuple(
+        (
+            common.arm_link(row["arm"], row["format"]),
+            row["layer_type"],
+            OPERAND_NAMES[row["operand"]],
+            common.number(row["sqnr_db"], 1),
+            common.percent(row["underflow"]),
+            common.percent(row["overflow"]),
+            common.percent(row["codes_used"]),
+        )
+        for row in ordered.to_dict("records")
+    )
+    caption = (
+        "Signal-to-quantization-noise ratio, fraction of nonzero elements that became zero or lie beyond the largest "
+        "value, and fraction of the format's codes that occur: means over the layers of a type and the finished runs, "
+        "at the last look."
+    )
+    table = Table(columns, rows, caption, data=ordered, id="tensors")
+    return [*blocks, Details("SQNR, range and code use by format, layer type and operand", (table,))]
+
+
+def weights_chart(comparison: Comparison, looks: Mapping[str, pd.DataFrame]) -> Chart | None:
+    """Every format's grid below the histogram of the weights it held, by octave; None without histograms."""
+    parts, zeros = [], {}
+    names = sorted((name for name in comparison.table["format"] if "/" not in name), key=format_order)
+    for name in names:
+        fmt = get_format(name)
+        look = looks[name]
+        codes = look[(look["operand"] == "weight") & look["statistic"].astype(str).str.fullmatch("code_[0-9a-f]{2}")]
+        if fmt.bits != 8 or codes.empty:
+            continue
+        counts = codes.groupby("statistic")["value"].sum()
+        values = np.abs(fmt.values[[int(str(code)[5:], 16) for code in counts.index]])
+        share = counts.to_numpy() / counts.sum()
+        zeros[name] = float(share[values == 0].sum())
+        grid = np.abs(fmt.finite_values[fmt.finite_values > 0])
+        parts.append(
+            pd.DataFrame(
+                {
+                    "format": name,
+                    "octave": range(LOWEST_OCTAVE, 1),
+                    "grid_values": _by_octave(grid, np.ones(len(grid)), grid.max()),
+                    "share_of_weights": _by_octave(values, share, grid.max()),
+                    "share_zero": zeros[name],
+                }
+            )
+        )
+    if not parts:
+        return None
+    data = pd.concat(parts, ignore_index=True)
+    shown = list(dict.fromkeys(data["format"]))
+
+    def draw(axes: Axes) -> None:
+        boxes = []
+        for place, name in enumerate(shown):
+            bars = data[data["format"] == name]
+            base, tallest = -1.5 * place, bars["share_of_weights"].max()
+            for octave, share in zip(bars["octave"], bars["share_of_weights"], strict=True):
+                if share > 0:
+                    boxes.append((octave - 0.96, octave - 0.04, base + 0.8 * share / tallest, base))
+            grid = get_format(name).finite_values
+            ticks = np.log2(grid[grid > 0] / grid.max())
+            ticks = ticks[ticks >= LOWEST_OCTAVE]
+            lines = np.column_stack([ticks, ticks, np.full(len(ticks), np.nan)]).ravel()
+            heights = np.tile([base - 0.08, base - 0.3, np.nan], len(ticks))
+            axes.plot(lines, heights, color=PALETTE[1], linewidth=0.7)
+            axes.text(LOWEST_OCTAVE - 1.3, base + 0.15, name, ha="right", color=FOREGROUND)
+            axes.text(LOWEST_OCTAVE - 1.3, base - 0.25, f"{zeros[name]:.1%} zero", ha="right", fontsize=8, color=MUTED)
+        axes.add_artist(common.rectangles(boxes, PALETTE[0]))
+        axes.set_xlim(LOWEST_OCTAVE - 1, 0.2)
+        axes.set_ylim(-1.5 * len(shown) + 1.0, 1)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        ticks_shown = range(LOWEST_OCTAVE, 1, 4)
+        axes.set_xticks(ticks_shown, [f"2^{tick}" if tick else "1" for tick in ticks_shown])
+        axes.set_xlabel("size of a weight over the format's largest value; bars: share of weights, ticks: the grid")
+
+    said = []
+    for name in shown:
+        bars = data[data["format"] == name]
+        most = bars.loc[bars["share_of_weights"].idxmax()]
+        said.append(
+            f"{name}: {zeros[name]:.1%} of the weights are zero; the fullest octave, up to 2^{int(most['octave'])}, "
+            f"holds {most['share_of_weights']:.0%} of them and {int(most['grid_values'])} of the grid's positive values"
+        )
+    return Chart(
+        "weights-grid",
+        "The grid of each format, and the weights it held",
+        f"For each format the share of its stored weights by octave of size, over all layers and runs at the last "
+        f"histogram, above its grid of values. {'; '.join(said)}.",
+        data,
+        draw,
+        height=0.62 * len(shown) + 0.8,
+        margins=(0.9, 0.15, 0.55, 0.1),
+    )
+
+
+def _by_octave(values: NDArray[np.float64], weights: NDArray[np.float64], largest: float) -> NDArray[np.float64]:
+    """Sums of `weights` by octave of values / largest, from (2^(k-1), 2^k] with k from `LOWEST_OCTAVE` to 0."""
+    sums = np.zeros(1 - LOWEST_OCTAVE)
+    known = values > 0
+    octave = np.ceil(np.log2(values[known] / largest)).astype(int)
+    np.add.at(sums, np.maximum(octave, LOWEST_OCTAVE) - LOWEST_OCTAVE, weights[known])
+    return sums
+
+
+def _scales(policies: pd.DataFrame) -> list[Block]:
+    if policies.empty:
+        return [common.pending_note("No runs with another scale are recorded (study scaling).", ["scaling"])]
+    columns: tuple[Column | str, ...] = (
+        "Format",
+        "Scale",
+        *common.right("Difference", "95% interval", "Pairs", "Finished", "Adjusted p"),
+    )
+    rows = tuple(
+        (
+            common.arm_link(row["arm"], row["format"]),
+            row["policy"],
+            common.number(row["difference"], sign=True),
+            common.interval(row["low"], row["high"]),
+            int(row["n_pairs"]),
+            f"{row['n_finished']} of {row['n_runs']}",
+            common.p_text(row["p_holm"]),
+        )
+        for row in policies.to_dict("records")
+    )
+    caption = (
+        "Final validation loss minus that of the same format with one power-of-two scale a tensor from its current "
+        "largest value, in nats a character; below zero, the other scale is better. p: Holm-adjusted over the rows."
+    )
+    return [Table(columns, rows, caption, data=policies, id="scales")]
+
+
+def _length(
+    loader: ExperimentDataLoader, comparator: FormatComparator, short: Comparison, long: Comparison | None
+) -> list[Block]:
+    if long is None:
+        return [common.pending_note("No longer runs of the same setting are recorded (study length).", ["length"])]
+    steps = [loader.config(each.baseline).max_steps for each in (short, long)]
+    both = long.table.merge(short.table, on="format", suffixes=("", "_short"), how="left")
+    both["rank"] = both["gap"].rank().astype("Int64")
+    both["rank_short"] = both["gap_short"].rank().astype("Int64")
+    kept = ["format", "arm", "gap_short", "low_short", "high_short", "n_pairs_short", "rank_short"]
+    data = both[[*kept, "gap", "low", "high", "n_pairs", "n_finished", "n_runs", "rank"]]
+    columns: tuple[Column | str, ...] = (
+        "Format",
+        *common.right(f"Gap after {steps[0]:,} steps", "95% interval", "Pairs", "Place"),
+        *common.right(f"Gap after {steps[1]:,} steps", "95% interval", "Pairs", "Place", "Finished"),
+    )
+    rows = tuple(
+        (
+            common.arm_link(row["arm"], row["format"]),
+            common.number(row["gap_short"], sign=True),
+            common.interval(row["low_short"], row["high_short"]),
+            None if math.isnan(row["n_pairs_short"]) else int(row["n_pairs_short"]),
+            None if pd.isna(row["rank_short"]) else int(row["rank_short"]),
+            common.number(row["gap"], sign=True),
+            common.interval(row["low"], row["high"]),
+            int(row["n_pairs"]),
+            None if pd.isna(row["rank"]) else int(row["rank"]),
+            f"{row['n_finished']} of {row['n_runs']}",
+        )
+        for row in data.to_dict("records")
+    )
+    table = Table(columns, rows, "Gap to FP32 in short and in long runs, nats a character", data=data, id="length")
+    return [Paragraph(answer(long, comparator.sweet_spot(long))), table]
+
+
+def _other_rates(loader: ExperimentDataLoader, comparison: Comparison, own: pd.DataFrame) -> list[Block]:
+    """Formats at the rate that suits them, on the reporting seeds."""
+    rate = loader.config(comparison.baseline).optimizer.learning_rate
+    columns: tuple[Column | str, ...] = (
+        "Format",
+        *common.right("Its own rate", "Gap at its own rate", "95% interval", "Pairs", "Finished"),
+        *common.right(f"Gap at {rate:g}"),
+    )
+    rows = tuple(
+        (
+            common.arm_link(row["arm"], row["format"]),
+            f"{row['learning_rate']:g}",
+            common.number(row["gap"], sign=True),
+            common.interval(row["low"], row["high"]),
+            int(row["n_pairs"]),
+            f"{row['n_finished']} of {row['n_runs']}",
+            common.number(row["gap_shared"], sign=True),
+        )
+        for row in own.to_dict("records")
+    )
+    text = (
+        f"All formats above share FP32's learning rate, {rate:g}. The formats below were also run at another one; the "
+        "gap is to FP32 at its own rate, on the same seeds. Where the two differ, the gap above is partly the rate's."
+    )
+    caption = "Gap to FP32 at a learning rate of the format's own, nats a character"
+    return [Paragraph(text), Table(columns, rows, caption, data=own, id="own-rates")]
+
+
+def _conclusions(comparison: Comparison, spot: SweetSpot) -> tuple[Text, ...]:
+    table = comparison.table
+    whole = table[table["n_finished"] == table["n_runs"]]
+    lost, close = whole[whole["low"] > 0], whole[(whole["low"] <= 0) & (whole["high"] >= 0)]
+    items: list[Text] = []
+    if spot.undecided:
+        items.append(
+            f"{common.names([spot.best or '', *spot.undecided])} cannot be told apart at this number of seeds. "
+            "That is not evidence that they are equal; no single format is named."
+        )
+    if spot.equivalent:
+        names = common.names([spot.best or "", *spot.equivalent])
+        items.append(f"{names} are tied: their differences to the best are shown to be below {MARGIN:g} nats.")
     if len(close):
         items.append(
             md(
@@ -221,14 +595,11 @@ def _conclusions(comparison: Comparison, spot: SweetSpot) -> list[Md]:
             )
         )
     pair = table.set_index("format").reindex(["E0M7", "E1M6"])[["gap", "n_pairs"]]
-    if pair["gap"].notna().all():
+    if pair["gap"].notna().all() and pair["n_pairs"].nunique() == 1:  # else the two are over other seeds
         gap = pair["gap"].iloc[1] - pair["gap"].iloc[0]
         items.append(
-            md(
-                "E1M6 is E0M7 times 4: with a free scale the two are one quantizer. Their recorded gaps differ by "
-                "{gap} nats.",
-                gap=f"{gap:+.4f}",
-            )
+            "E1M6 is E0M7 times 4: with a free scale the two are one quantizer. "
+            f"Their recorded gaps differ by {gap:+.4f} nats."
         )
     unfinished = table[table["n_finished"] < table["n_runs"]]
     if len(unfinished):
@@ -238,31 +609,47 @@ def _conclusions(comparison: Comparison, spot: SweetSpot) -> list[Md]:
                 names=", ".join(unfinished["format"]),
             )
         )
-    items.append(
-        Md(
-            "What would change this answer: more seeds (the intervals shrink with their square root), another "
-            "learning rate for a format, a larger model, longer runs, other layer types or operands."
-        )
-    )
-    return items
+    return tuple(items)
 
 
-def _method(loader: ExperimentDataLoader, comparison: Comparison) -> list[Block]:
+def _method(comparison: Comparison) -> list[Block]:
     text = (
         "Every format shares the seeds, batches, learning rate and schedule of the FP32 runs; the validation loss is "
-        "computed with the weights "
-        "as deployed (quantized), at the last step. The interval is the paired t interval over seeds. The format "
-        "with the smallest gap is "
-        "compared with each other one by a paired t test, Holm-adjusted; since the best one is picked from the same "
-        "data, its own gap is "
-        "a little optimistic. Runs that did not finish have no loss and are counted, not dropped; runs of tuning "
-        "studies are left out."
+        "computed with the weights as deployed (quantized), at the last step. The interval is the paired t interval "
+        f"over seeds. Tests: {_tests_used(comparison)}, two-sided. The format with the smallest gap is compared with "
+        "each other one, Holm-adjusted over all pairs of formats, because the best one is picked from the same data; "
+        f"so its own gap is a little optimistic. Ties are shown by two one-sided t tests within {MARGIN:g} nats "
+        "(TOST), each at 5%. Runs that did not finish have no loss and are counted, not dropped; an arm with one is "
+        "not ranked. Runs of tuning studies are left out."
     )
-    return [Heading("Method and caveats"), Paragraph(text)]
+    more = md(
+        "{method} says more; {preregistration} says what was written down before the runs.",
+        method=Link("Method", PageRef("method")),
+        preregistration=Link("Preregistration", PageRef("method/preregistration")),
+    )
+    return [Heading("Method and caveats"), Paragraph(text), Paragraph(more)]
+
+
+def _others(
+    loader: ExperimentDataLoader, comparator: FormatComparator, policies: pd.DataFrame, long: Comparison | None
+) -> list[Block]:
+    """Comparisons in other settings, such as the pilot's, folded away."""
+    shown = [comparator.at(place) for place in PLACES] + [long]
+    scaled = set(policies["arm"])
+    blocks: list[Block] = []
+    for comparison in comparator.comparisons:
+        if any(comparison is each for each in shown) or set(comparison.table["arm"]) <= scaled:
+            continue
+        title = f"Another setting: {comparison.scope}; {_setting(loader, comparison)}"
+        table = _results(loader, comparison, f"results-other-{len(blocks) + 1}")
+        blocks.append(Details(title, (Paragraph(answer(comparison, comparator.sweet_spot(comparison))), *table)))
+    return [Heading("Other settings"), *blocks] if blocks else []
 
 
 def _own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> list[Block]:
     heading, rates = Heading("At a learning rate of its own"), own_rates(loader, comparison)
+    if len(own := at_own_rates(loader, comparison)):
+        return [heading, *_other_rates(loader, comparison, own)]
     shared = f"All formats share FP32's learning rate, {loader.config(comparison.baseline).optimizer.learning_rate:g}."
     if rates.empty:
         return [
@@ -291,6 +678,33 @@ def _own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> list[Blo
     return [heading, Paragraph(text), table]
 
 
+def _all_results(table: pd.DataFrame) -> list[Block]:
+    columns: tuple[Column | str, ...] = (
+        "Quantized",
+        *common.right("Rate", "Steps"),
+        "Format",
+        *common.right("Gap to FP32", "95% interval", "Pairs", "Finished"),
+        "Verdict",
+    )
+    rows = tuple(
+        (
+            row["scope"],
+            f"{row['learning_rate']:g}",
+            int(row["max_steps"]),
+            common.arm_link(row["arm"], row["format"]),
+            common.number(row["gap"], sign=True),
+            common.interval(row["low"], row["high"]),
+            int(row["n_pairs"]),
+            f"{row['n_finished']} of {row['n_runs']}",
+            row["verdict"],
+        )
+        for row in table.to_dict("records")
+    )
+    caption = "Every comparison of this page in one table, gaps in nats a character"
+    inner = Table(columns, rows, caption, data=table, id="all-results")
+    return [Heading("All results"), Details(f"The {len(rows)} arms, to download as CSV or JSON", (inner,))]
+
+
 def _unmatched(comparator: FormatComparator) -> list[Block]:
     runs = comparator.unmatched
     if runs.empty:
@@ -298,19 +712,34 @@ def _unmatched(comparator: FormatComparator) -> list[Block]:
     return [
         Paragraph(
             f"{len(runs)} AdamW runs ({', '.join(sorted(runs['format'].unique()))}) have no FP32 run of the same "
-            f"setting "
-            "(learning rate, length, data) and take no part here."
+            "setting (learning rate, storage, length, data) and take no part in these comparisons."
         )
     ]
 
 
 def _missing(loader: ExperimentDataLoader) -> str:
+    """What is missing for any comparison of formats, in a sentence."""
     runs = loader.runs
-    if runs.empty:
+    runs = runs[(runs["role"] == "report") & ~runs["foreign"].astype(bool)]
+    if loader.runs.empty:
         return "No runs are recorded."
+    if runs.empty:
+        return f"{len(loader.runs)} runs are recorded, but all of tuning studies or of other training loops."
+    quantized, baseline = runs[runs["scope"] != "nothing"], runs[runs["scope"] == "nothing"]
+    count = f"{len(runs)} runs are recorded"
+    if quantized.empty:
+        return f"{count}, all of them unquantized: there is no format to compare with FP32."
+    if baseline.empty:
+        return f"{count}, but no FP32 run: without one there is no gap to report."
+    differing = [
+        word
+        for column, word in (("data", "data"), ("max_steps", "number of steps"), ("learning_rate", "learning rate"))
+        if not set(quantized[column]) & set(baseline[column])
+    ]
+    how = f"the {common.names(differing)} of the two" if differing else "another part of the config"
     return (
-        f"{len(runs)} runs are recorded, but none of them is an AdamW run of a format together with an FP32 run of the "
-        "same setting (model, data, steps, learning rate): without one there is no gap to report."
+        f"{count}, but none of them is an AdamW run of a format together with an FP32 run of the same setting (model, "
+        f"data, steps, learning rate): {how} {'differ' if differing else 'differs'}, so that there is no gap to report."
     )
 
 

@@ -177,6 +177,7 @@ def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str]) -> list[Bloc
     if last.empty:
         return []
     layers = list(dict.fromkeys([*last["layer"][last["operand"] == "weight"], *last["layer"]]))
+    histograms = code_histograms(loader, run_ids, last)
     last = last[~is_histogram(last)].assign(place=last["layer"].map(layers.index))
     who = f"mean over {len(run_ids)} runs" if len(run_ids) > 1 else "one run"
     who += f", step {int(last['step'].max())}"
@@ -199,22 +200,29 @@ def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str]) -> list[Bloc
             "ulps",
         ),
     ]
-    return [*code_histograms(loader, run_ids), *(table for table in tables if table is not None)]
+    return [*histograms, *(table for table in tables if table is not None)]
 
 
-def code_histograms(loader: ExperimentDataLoader, run_ids: Iterable[str]) -> list[Block]:
-    """Which codes the weights used at the last look that counted them, a chart for each format (a run may shift)."""
-    by_format: dict[FloatFormat, list[str]] = {}
+def code_histograms(
+    loader: ExperimentDataLoader, run_ids: Sequence[str], last: pd.DataFrame | None = None
+) -> list[Block]:
+    """Which codes were in use at the last look that counted them: a chart for each operand and format (runs shift).
+
+    `last` is the last look of all the runs, where the caller has it.
+    """
+    found: dict[tuple[str, FloatFormat], list[str]] = {}
     for run_id in run_ids:
         layers = loader.layers(run_id)
-        steps = layers["step"][is_histogram(layers)]
-        fmt = _weight_format(loader.records[run_id], int(steps.max())) if len(steps) else None
-        if fmt is not None:
-            by_format.setdefault(fmt, []).append(run_id)
+        layers = layers[is_histogram(layers)]
+        for operand in OPERAND_NAMES:
+            steps = layers["step"][layers["operand"] == operand]
+            fmt = _format(loader.records[run_id], operand, int(steps.max())) if len(steps) else None
+            if fmt is not None:
+                found.setdefault((operand, fmt), []).append(run_id)
     blocks: list[Block] = []
-    for fmt, ids in by_format.items():
-        last = loader.last_look(ids)
-        chart = _codes(last[is_histogram(last) & (last["operand"] == "weight")], fmt, len(ids))
+    for (operand, fmt), ids in found.items():
+        looked = last if last is not None and len(ids) == len(run_ids) else loader.last_look(ids)
+        chart = _codes(looked[is_histogram(looked) & (looked["operand"] == operand)], operand, fmt, len(ids))
         blocks += [ChartBlock(chart)] if chart else []
     return blocks
 
@@ -302,9 +310,9 @@ def _table(last: pd.DataFrame, operands: Sequence[str], columns: _Columns, capti
     )
 
 
-def _weight_format(record: RunRecord, step: int) -> FloatFormat | None:
-    """The format of the weights at a step: the config's, or the one that a recorded shift changed it to."""
-    found = get_format(record.config.quantize.weight)
+def _format(record: RunRecord, operand: str, step: int) -> FloatFormat | None:
+    """The format of an operand at a step: the config's, or the one that a recorded shift changed it to."""
+    found = get_format(getattr(record.config.quantize, operand))
     for event in record.run["events"]:
         if isinstance(event, dict) and event.get("kind") == "shift" and isinstance(event.get("step"), int):
             try:
@@ -314,8 +322,8 @@ def _weight_format(record: RunRecord, step: int) -> FloatFormat | None:
     return found if found.bits <= 16 else None
 
 
-def _codes(counts: pd.DataFrame, fmt: FloatFormat, runs: int) -> Chart | None:
-    """Share of the weights on each value of the format, in order, a ridge for each layer type."""
+def _codes(counts: pd.DataFrame, operand: str, fmt: FloatFormat, runs: int) -> Chart | None:
+    """Share of an operand's elements on each value of the format, in order, a ridge for each layer type."""
     code = counts["statistic"].map(lambda name: int(name.removeprefix("code_"), 16))
     counts = counts.assign(code=code)[code < 1 << fmt.bits]
     counts = counts.assign(number=fmt.values[counts["code"]])
@@ -360,9 +368,10 @@ def _codes(counts: pd.DataFrame, fmt: FloatFormat, runs: int) -> Chart | None:
     whose = f"{runs} runs" if runs > 1 else "one run"
     step = int(counts["step"].max())
     return Chart(
-        f"codes-{fmt.name}",
-        f"Which values of {fmt.label} the weights use, by layer type",
-        f"Share of the weights on each of the {len(values)} finite values at step {step} of {whose}. {said}.",
+        f"codes-{fmt.name}" if operand == "weight" else f"codes-{operand.replace('_', '-')}-{fmt.name}",
+        f"Which values of {fmt.label} the {OPERAND_NAMES[operand]} use, by layer type",
+        f"Share of the {OPERAND_NAMES[operand]} on each of the {len(values)} finite values at step {step} of {whose}. "
+        f"{said}.",
         data,
         sketch=draw,
         height=0.62 * len(kinds) + 0.5,

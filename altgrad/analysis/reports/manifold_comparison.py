@@ -1,29 +1,56 @@
-"""Report ANAL-03: what ManifoldAdamW brings over AdamW on the same problem, paired by seed."""
+"""Report ANAL-03: what a step rule that knows the format's grid brings over AdamW, paired by seed, with controls."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
-from altgrad.analysis.comparison import ALPHA, StepRuleComparator, format_order
+from altgrad.analysis.comparison import format_order
 from altgrad.analysis.hypotheses import STIFFNESS
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.preregistered import Verdict
 from altgrad.analysis.reports import common
+from altgrad.analysis.reports.benchmarks import RECORDED
+from altgrad.analysis.reports.step_slopes import slope_blocks
+from altgrad.analysis.statistics import ALPHA, MARGIN, SMALLEST_GAP, seeds_needed
+from altgrad.analysis.step_rules import (
+    BASELINES,
+    FORMATS,
+    ROUNDINGS,
+    RULES,
+    SEEDS,
+    STORAGE_ARMS,
+    STORAGES,
+    STUDIES,
+    Arm,
+    StepRuleComparator,
+    shortened,
+    step_rule_verdicts,
+)
 from altgrad.pages import (
     FOREGROUND,
+    MUTED,
     PALETTE,
     Block,
     Bullets,
+    Cell,
     Chart,
     ChartBlock,
+    CodeBlock,
     Column,
     Details,
     Heading,
     Link,
     Md,
+    Note,
     Page,
+    PageRef,
     Paragraph,
     Table,
     md,
@@ -33,8 +60,843 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PATH = "reports/manifold_comparison"
-RULES = {"update": "ManifoldAdamW (update)", "gradient": "ManifoldAdamW (gradient)"}
-_STYLES = {"ManifoldAdamW (update)": (PALETTE[0], "o", -0.12), "ManifoldAdamW (gradient)": (PALETTE[1], "s", 0.12)}
+COLOURS = dict(zip(("update", "gradient", "relative", "code", "adamw"), PALETTE, strict=False))
+MARKERS = {"update": "o", "gradient": "s", "relative": "^", "code": "D", "adamw": "X"}
+UNITS = {"update": "ulps", "shuffled": "ulps", "constant": "ulps", "code": "codes", "relative": "of the tensor's rms"}
+"""Of a learning rate; AdamW's and the gradient precondition's is in the unit of the weights."""
+TUNED_WITHIN = 0.5
+"""Nats above an arm's best that the chart of sweeps shows."""
+
+
+def manifold_comparison_page(
+    loader: ExperimentDataLoader, built: datetime | None = None, benchmarks: Path = RECORDED
+) -> Page:
+    """The page, from the records of `loader` and the slopes in `benchmarks`; what is not recorded is pending."""
+    found = StepRuleComparator(loader)
+    verdicts = step_rule_verdicts(loader)
+    pairings = found.pairings
+    judged = pairings[pairings["difference"].notna()]
+    others = [part for part in found.experiments if _outside(loader, part)]
+    pilot = others[0][others[0]["counts"]] if others else found.table.iloc[:0]
+    blocks: list[Block] = [
+        Paragraph(Md("*Does an optimizer that knows the format's geometry reach a lower loss?* (ANAL-03)")),
+        common.data_line(loader),
+        *common.left_out(loader),
+        Heading("Executive Summary"),
+        *_summary(loader, found, verdicts, judged, pilot),
+        Heading("The stiffness-preconditioning hypothesis"),
+        *_hypothesis(judged, pilot),
+    ]
+    if loader.runs.empty:
+        blocks += common.pending("No runs are recorded.", ["tuning", "formats", "storage", "controls"])
+    else:
+        blocks += [
+            Heading("The arms"),
+            *_arms(found),
+            Heading("Equal tuning"),
+            *_tuning(found),
+            Heading("Step rules against AdamW"),
+            *_pairings(pairings),
+            Heading("Storage and rounding"),
+            *_roundings(found),
+            Heading("Controls"),
+            *_controls(found),
+            Heading("Does the stall ratio rank?"),
+            *_stalls(found),
+            Heading("Why: Adam in code space"),
+            *_derivation(benchmarks),
+            Heading("Negative results"),
+            *_negative(found, verdicts),
+            Heading("What would change this answer"),
+            *_changes(pairings),
+            Heading("What cannot be concluded"),
+            Bullets(_limits(loader, judged, pilot)),
+            Heading("Related work"),
+            *_related(),
+            *_others(loader, others),
+        ]
+    arms = {str(arm) for part in others for arm in (*part["arm"], *part["adamw_arm"].dropna())}
+    arms |= {str(arm) for frame in (found.arms, found.sweeps) for arm in frame["arm"].dropna()}
+    return Page(
+        PATH,
+        "Manifold comparison",
+        (*blocks, *common.traceability(loader, arms)),
+        description="ManifoldAdamW and whole-code steps against AdamW, paired by seed, with controls and intervals.",
+        provenance=common.provenance(loader, built),
+    )
+
+
+def _outside(loader: ExperimentDataLoader, part: pd.DataFrame) -> bool:
+    """Whether the pairings of an experiment are none of the campaign's."""
+    studies = loader.runs.loc[loader.runs["arm"].isin(part["arm"]), "study"]
+    return not set(studies) & set(STUDIES)
+
+
+def _pending(missing: str, *studies: str) -> Note:
+    commands = "\n".join(f".venv/bin/python experiments/campaign.py {study}" for study in studies)
+    return Note("question", "Pending Experiments", (Paragraph(missing), CodeBlock(commands, "bash")))
+
+
+def _missing(frame: pd.DataFrame, *studies: str) -> list[Block]:
+    """The box that says which runs of a table are missing; nothing where none are."""
+    faults = "; ".join(text for text in frame["missing"] if text)
+    return [_pending(shortened("; ".join(dict.fromkeys(faults.split("; ")))), *studies)] if faults else []
+
+
+# The answer
+
+
+def _summary(
+    loader: ExperimentDataLoader,
+    found: StepRuleComparator,
+    verdicts: Sequence[Verdict],
+    judged: pd.DataFrame,
+    pilot: pd.DataFrame,
+) -> list[Block]:
+    by_id = {verdict.id: verdict for verdict in verdicts}
+    blocks: list[Block]
+    if by_id["H8"].answer != "pending":
+        blocks = [Paragraph(_answer(by_id["H8"], judged)), *_charts(judged)]
+    elif len(pilot):
+        blocks = [
+            Paragraph(_pilot_answer(pilot)),
+            *common.pilot(loader, pilot["arm"], int(pilot["n_pairs"].max())),
+            ChartBlock(_pilot_chart(pilot)),
+        ]
+    else:
+        reason = "No runs are recorded." if loader.runs.empty else by_id["H8"].evidence
+        blocks = [Paragraph(md("**ManifoldAdamW against AdamW: pending.** {reason}", reason=reason))]
+    if loader.runs.empty:
+        return blocks
+    rows = tuple((verdict.id, verdict.statement, _answered(verdict), verdict.evidence) for verdict in verdicts)
+    columns = ("No.", "Hypothesis", "Answer", "What the runs show")
+    written = md(
+        "Written down before the campaign's first run, with tests and with what counts as an answer, in the "
+        "{preregistration}. The margin of equivalence is {margin:g} nats a character.",
+        preregistration=Link("preregistration", PageRef("method/preregistration")),
+        margin=MARGIN,
+    )
+    told = [
+        {"id": each.id, "statement": each.statement, "answer": each.answer, "evidence": each.evidence}
+        for each in verdicts
+    ]
+    table = Table(columns, rows, "The preregistered hypotheses", data=pd.DataFrame(told), id="hypotheses")
+    return [*blocks, Paragraph(written), table]
+
+
+def _answered(verdict: Verdict) -> Md:
+    return Md(verdict.answer if verdict.answer in ("pending", "inconclusive") else f"**{verdict.answer}**")
+
+
+def _answer(verdict: Verdict, judged: pd.DataFrame) -> Md:
+    """Steps in ulps against AdamW, in one bold sentence."""
+    own = judged[judged["rule"] == "update"]
+    if own.empty:
+        return md("**Steps in ulps against AdamW: inconclusive.** {evidence}", evidence=verdict.evidence)
+    better, worse = _told_apart(own, -1), _told_apart(own, +1)
+    if verdict.answer == "yes":
+        lead = f"no gain: lower loss in none of {len(own)} pairings, higher in {len(worse)}"
+    elif len(better):
+        lead = f"lower loss in {len(better)} of {len(own)} pairings, higher in {len(worse)}"
+    else:
+        total = int(verdict.tests["contrast"].count())
+        lead = f"inconclusive: {total - len(own)} of {total} pairings have runs that did not finish"
+    ordered = own.sort_values(["difference", "format", "storage", "rounding"])
+    return md(
+        "**Steps in ulps (ManifoldAdamW) against AdamW, each at its tuned rate: {lead}; the most favourable is "
+        "{best}.** The least favourable is {worst}. Sign-flip permutation tests, Holm-adjusted, level {alpha}.",
+        lead=lead,
+        best=_figures(ordered.iloc[0]),
+        worst=_figures(ordered.iloc[-1]),
+        alpha=ALPHA,
+    )
+
+
+def _figures(row: pd.Series) -> str:
+    arm = _arm(row)
+    return (
+        f"{arm.format} ({arm.place}), {common.number(row['difference'], sign=True)} nats a character (95% interval "
+        f"{common.interval(row['low'], row['high'])}, n = {row['n_pairs']} seeds)"
+    )
+
+
+def _arm(row: Any) -> Arm:
+    return Arm(row["format"], row["rule"], row["storage"], row["rounding"], bool(row["misscaled"]))
+
+
+def _told_apart(rows: pd.DataFrame, sign: int) -> pd.DataFrame:
+    return rows[(rows["difference"] * sign > 0) & (rows["p_holm"] < ALPHA)]
+
+
+def _charts(judged: pd.DataFrame) -> list[Block]:
+    """The paired differences, as a forest of intervals: a line a format and place, a colour a rule."""
+    names = ["format", "rule", "storage", "rounding", "n_pairs", "difference", "low", "high", "arm", "against"]
+    data = common.finite_rows(judged[names], "difference", "low", "high")
+    if data.empty:
+        return []
+    order = list(dict.fromkeys(_arm(row | {"misscaled": False}).but(rule="") for row in data.to_dict("records")))
+    order.sort(
+        key=lambda arm: (FORMATS.index(arm.format), arm.storage != "master", list(ROUNDINGS).index(arm.rounding))
+    )
+    rules = [rule for rule in COLOURS if (data["rule"] == rule).any()]
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(0, color=FOREGROUND, linewidth=1)
+        axes.annotate("AdamW", (0, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+                      ha="center", color=MUTED)  # fmt: skip
+        for number, rule in enumerate(rules):
+            own = data[data["rule"] == rule]
+            shift = 0.16 * (number - (len(rules) - 1) / 2)
+            places = [
+                order.index(_arm(row | {"misscaled": False, "rule": ""})) + shift for row in own.to_dict("records")
+            ]
+            axes.hlines(places, own["low"], own["high"], color=COLOURS[rule], linewidth=1.6)
+            axes.plot(own["difference"], places, MARKERS[rule], color=COLOURS[rule], markersize=4, label=RULES[rule])
+        axes.set_yticks(range(len(order)), [f"{arm.format}  {arm.place}" for arm in order], color=FOREGROUND)
+        axes.set_ylim(len(order) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("loss minus AdamW's with the same format, storage and rounding (nats a character)")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.04), ncols=len(rules), frameon=False)
+
+    best = data.loc[data["difference"].idxmin()]
+    worst = data.loc[data["difference"].idxmax()]
+    told = "; ".join(
+        f"{word}: {_arm(row | {'misscaled': False}).words} {row['difference']:+.3f} "
+        f"{common.interval(row['low'], row['high'])}"
+        for word, row in (("lowest", best.to_dict()), ("highest", worst.to_dict()))
+    )
+    chart = Chart(
+        "loss-difference",
+        "Loss minus AdamW's, each arm at its tuned rate",
+        f"Mean paired difference of the final validation loss with 95% t interval; left of zero is better. "
+        f"{len(data)} pairings; {told}.",
+        data,
+        draw,
+        height=0.34 * len(order) + 1.1,
+    )
+    return [ChartBlock(chart)]
+
+
+def _hypothesis(judged: pd.DataFrame, pilot: pd.DataFrame) -> list[Block]:
+    known = judged if len(judged) else pilot.assign(rule=[_short(rule) for rule in pilot["rule"]])
+    if known.empty:
+        return [Paragraph(common.hypothesis_pending("No pair of a ManifoldAdamW and an AdamW arm is recorded."))]
+    rows = []
+    for key, text in STIFFNESS.predictions.items():
+        rule, measure = key.split("_")
+        low, high = ("stall_low", "stall_high") if measure == "stall" else ("low", "high")
+        own = known[known["rule"] == rule].dropna(subset=[low])
+        if own.empty:
+            rows.append((text, "not decided", "no pairs recorded"))
+            continue
+        below, above = own[own[high] < 0], own[own[low] > 0]
+        outcome = "held" if len(below) == len(own) else "did not hold" if below.empty else "held in part"
+        if below.empty and above.empty:
+            outcome = "not decided"
+        recorded = (
+            f"{'stall ratio' if measure == 'stall' else 'loss'} interval below AdamW's in {len(below)}, above in "
+            f"{len(above)}, around zero in {len(own) - len(below) - len(above)} of {len(own)} pairings"
+        )
+        rows.append((text, outcome, recorded))
+    return [
+        Paragraph(common.hypothesis(STIFFNESS)),
+        Table(("Prediction", "Outcome", "Recorded"), tuple(rows), "The hypothesis against what happened"),
+    ]
+
+
+# What was compared
+
+
+def _arms(found: StepRuleComparator) -> list[Block]:
+    frame = found.arms
+    table = frame[frame["study"].isin(["formats", "storage"]) & (frame["format"] != "FP32")]
+    known = {_arm(row): row for row in table.to_dict("records")}
+    places = list(dict.fromkeys((arm.storage, arm.rounding) for arm in (*BASELINES, *STORAGE_ARMS)))
+    places.sort(key=lambda place: (place[0] != "master", list(ROUNDINGS).index(place[1])))
+    rows: list[tuple[Cell, ...]] = []
+    for rule in ("adamw", "relative", "gradient", "update", "code"):
+        for storage, rounding in places:
+            arms = [known.get(Arm(fmt, rule, storage, rounding)) for fmt in FORMATS]
+            extra = next((arm["extra_bytes"] for arm in arms if arm), None)
+            if extra is None:
+                continue
+            words = (RULES[rule], STORAGES[storage], ROUNDINGS[rounding], extra)
+            rows.append((*words, *(_arm_cell(arm) for arm in arms)))
+    columns: tuple[Column | str, ...] = (
+        "Step rule",
+        "Storage",
+        "Rounding",
+        *common.right("Extra bytes a weight", *FORMATS),
+    )
+    text = (
+        "An arm is a step rule, a storage of the weights and a rounding onto the grid. The cells are the mean final "
+        f"validation loss over the {len(SEEDS)} seeds, each arm at its tuned learning rate, weights, activations and "
+        "gradients in the format; a dash is no arm of the study. With master weights, float32 weights are kept and "
+        "rounded on the forward pass; on the grid the weights themselves have the format, and nothing wider is kept. "
+        "Extra bytes are those kept between steps besides the weight's code and Adam's two moments: stochastic "
+        "rounding computes its draws, and error feedback puts the error where the momentum is."
+    )
+    caption = "The arms with a format, by their mean final loss (nats a character; unpaired, for orientation)"
+    table_block = Table(columns, tuple(rows), caption, data=frame, id="arms")
+    return [Paragraph(text), *_missing(table, "storage"), table_block]
+
+
+def _arm_cell(row: dict[str, Any] | None) -> Cell:
+    if row is None:
+        return None
+    if row["missing"]:
+        return "pending"
+    badly = row["n_runs"] - row["n_finished"]
+    return common.arm_link(
+        row["arm"], f"{badly} of {row['n_runs']} not finished" if badly else f"{row['val_loss']:.3f}"
+    )
+
+
+def _tuning(found: StepRuleComparator) -> list[Block]:
+    sweeps = found.sweeps
+    names = ["format", "rule", "storage", "rounding", "misscaled"]
+    tuned = {_arm(row) for row in sweeps.to_dict("records")}
+    wanted = [arm for arm in found.arms.to_dict("records") if _arm(arm) not in tuned]
+    absent = len(wanted)
+    blocks: list[Block] = []
+    if absent:
+        words = [_arm(row).words for row in wanted[:3]]
+        rest = f" and {absent - 3} more arms" if absent > 3 else ""
+        blocks.append(_pending(f"No tuning run is recorded of {', '.join(words)}{rest}.", "tuning"))
+    if sweeps.empty:
+        text = "No tuning study is among the records: whether the learning rates are tuned equally cannot be shown."
+        return [Paragraph(text), *blocks]
+    rows, notes = [], []
+    for key, group in sweeps.groupby(names, sort=False):
+        arm, best, used = Arm(*key), group[group["best"]], group[group["used"]]
+        unit = UNITS.get(arm.rule, "")
+        badly = int(group["n_ended_badly"].sum())
+        at_edge = bool(group["edge"].any())
+        other = len(best) and len(used) and not best["used"].any()
+        if at_edge:
+            notes.append(f"the best rate of {arm.words} lies at the edge of its sweep")
+        if other:
+            notes.append(f"{arm.words} ran at another rate than the best of its sweep")
+        rows.append(
+            (
+                arm.format,
+                RULES[arm.rule] + (", mis-scaled" if arm.misscaled else ""),
+                arm.place if arm.format != "FP32" else "–",
+                len(group),
+                f"{group['learning_rate'].min():g} to {group['learning_rate'].max():g} {unit}".strip(),
+                common.arm_link(best["arm"].iloc[0], f"{best['learning_rate'].iloc[0]:g}") if len(best) else None,
+                common.number(best["val_loss"].iloc[0]) if len(best) else None,
+                "yes" if at_edge else "no",
+                "not compared" if used.empty else "no" if other else "yes",
+                badly,
+            )
+        )
+    counts = sweeps.groupby(names, sort=False).size()
+    seeds = sorted({int(n) for n in sweeps["n"]})
+    budget = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    edges = sum(row[7] == "yes" for row in rows)
+    text = (
+        f"Every arm was tuned over {budget} learning rates, a factor of 2 apart, on "
+        f"{' to '.join(map(str, seeds))} held-out seeds that no comparison uses; the lowest mean loss was taken, and a "
+        "best rate at the edge extended the sweep. AdamW with master weights was tuned in study pilot-tuning, with the "
+        "same rates and seeds. "
+        + (f"{edges} of {len(rows)} best rates lie at an edge." if edges else "No best rate lies at an edge.")
+    )
+    columns: tuple[Column | str, ...] = (
+        "Format",
+        "Step rule",
+        "Storage and rounding",
+        *common.right("Rates"),
+        "Tried",
+        *common.right("Best", "Loss there"),
+        "At the edge",
+        "Used",
+        *common.right("Not finished"),
+    )
+    remarks = Bullets(tuple(f"{note[0].upper()}{note[1:]}." for note in notes))
+    runs = tuple(
+        (
+            common.arm_link(row["arm"], _arm(row).words),
+            f"{row['learning_rate']:g}",
+            common.number(row["val_loss"]) if math.isfinite(row["val_loss"]) else "did not finish",
+            int(row["n"]),
+            "best" if row["best"] else "",
+        )
+        for row in sweeps.to_dict("records")
+    )
+    all_columns: tuple[Column | str, ...] = (
+        "Arm",
+        *common.right("Learning rate", "Mean validation loss", "Held-out seeds"),
+        "",
+    )
+    return [
+        Paragraph(text),
+        *blocks,
+        *_tuning_chart(sweeps, names),
+        Table(columns, tuple(rows), "Equal tuning: the sweep of each arm"),
+        *([remarks] if notes else []),
+        Details(
+            "The tuning runs",
+            (Table(all_columns, runs, "All rates that were tried", data=sweeps, id="tuning"),),
+        ),
+    ]
+
+
+def _tuning_chart(sweeps: pd.DataFrame, names: list[str]) -> list[Block]:
+    parts = []
+    for _, group in sweeps.groupby(names, sort=False):
+        best = group[group["best"]]
+        if len(best) and len(group) > 1:
+            above, factor = best["val_loss"].iloc[0], best["learning_rate"].iloc[0]
+            parts.append(group.assign(factor=group["learning_rate"] / factor, above=group["val_loss"] - above))
+    if not parts:
+        return []
+    data = pd.concat(parts, ignore_index=True)
+    drawn = common.finite_rows(data, "factor", "above")
+    beyond = len(data) - int((drawn["above"] <= TUNED_WITHIN).sum())
+    rules = {"shuffled": "update", "constant": "update"}
+
+    def draw(axes: Axes) -> None:
+        seen: set[str] = set()
+        for _, group in drawn.groupby(names, sort=False):
+            rule = rules.get(group["rule"].iloc[0], group["rule"].iloc[0])
+            label = None if rule in seen else RULES[rule]
+            seen.add(rule)
+            axes.plot(group["factor"], group["above"], "-" + MARKERS[rule], color=COLOURS[rule], markersize=3,
+                      linewidth=0.9, alpha=0.75, label=label)  # fmt: skip
+        low, high = np.log2(drawn["factor"].min()), np.log2(drawn["factor"].max())
+        ticks = [2.0**power for power in range(round(float(low)), round(float(high)) + 1)]
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks])
+        axes.set_ylim(-0.01, min(TUNED_WITHIN, max(0.02, 1.05 * float(drawn["above"].max()))))
+        axes.set_xlabel("learning rate, as a multiple of the arm's best")
+        axes.set_ylabel("loss above the arm's best (nats a character)")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False)
+
+    told = f" {beyond} rates are beyond {TUNED_WITHIN:g} nats or did not finish, and not drawn." if beyond else ""
+    chart = Chart(
+        "sweeps",
+        "The sweeps, each around its best rate",
+        f"Mean loss over the held-out seeds of {len(parts)} arms by learning rate, as multiples of the best: a line "
+        f"an arm, a colour a step rule. A minimum inside says that the rate is tuned.{told}",
+        data,
+        draw,
+    )
+    return [ChartBlock(chart)]
+
+
+# What came out
+
+
+Head = tuple[tuple[Column | str, ...], Callable[[dict[str, Any]], tuple[Cell, ...]]]
+"""The first columns of a table of contrasts, and how a row fills them."""
+
+
+def _contrasts(frame: pd.DataFrame, head: Head, caption: str, identity: str, stalls: bool = False) -> Table:
+    """Rows of contrasts with their interval, adjusted p, TOST and what that says."""
+    titles, fill = head
+    rows = []
+    for row in frame.to_dict("records"):
+        figures: tuple[Cell, ...]
+        if row["missing"]:
+            figures = (None, "pending", None, None, None, "no conclusion")
+        elif row["n_ended_badly"]:
+            told = f"not judged: {row['n_ended_badly']} runs did not finish"
+            figures = (None, "none", 0, None, None, told)
+        else:
+            figures = (
+                common.number(row["difference"], sign=True),
+                common.interval(row["low"], row["high"]),
+                int(row["n_pairs"]),
+                common.p_text(row["p_holm"]),
+                common.p_text(row["p_equivalent"]),
+                _told(row),
+            )
+        stall: tuple[Cell, ...] = (common.number(row["stall_difference"], 2, True),) if stalls else ()
+        rows.append((*fill(row), *figures[:-1], *stall, figures[-1]))
+    columns = (
+        *titles,
+        *common.right("Difference", "95% interval", "Seeds", "p (Holm)", "p (TOST)"),
+        *(common.right("Stall ratio, difference") if stalls else ()),
+        "Reading",
+    )
+    return Table(columns, tuple(rows), caption, data=frame, id=identity)
+
+
+def _told(row: dict[str, Any]) -> str:
+    """What a contrast says, in a word or two; a difference may be shown and lie within the margin."""
+    if row["p_holm"] < ALPHA:
+        word = "lower" if row["difference"] < 0 else "higher"
+        return f"{word}, within the margin" if row["p_equivalent"] < ALPHA else word
+    return "equivalent" if row["p_equivalent"] < ALPHA else "not told apart"
+
+
+def _linked(row: dict[str, Any], text: str) -> Cell:
+    return common.arm_link(row["arm"], text) if row["arm"] else text
+
+
+def _against(row: dict[str, Any], text: str) -> Cell:
+    return common.arm_link(row["against"], text) if row["against"] else text
+
+
+def _pairings(pairings: pd.DataFrame) -> list[Block]:
+    head: Head = (
+        ("Format", "Step rule", "Storage and rounding", "Against"),
+        lambda row: (row["format"], _linked(row, RULES[row["rule"]]), _arm(row).place, _against(row, "AdamW")),
+    )
+    text = (
+        "Final validation loss minus AdamW's with the same format, storage, rounding, seeds and batches; below zero "
+        "the rule is better. Holm's adjustment is over the rows of one step rule. The rows of S on the update are the "
+        "family of H8, those of whole codes that of H10; S on the gradient with master weights is H9; the others are "
+        "exploratory. A positive difference of stall ratios says that more proposed steps leave the stored code as it "
+        "was. Whole codes run without weight decay."
+    )
+    table = _contrasts(
+        pairings, head, "Step rule minus AdamW, nats a character, paired by seed", "pairings", stalls=True
+    )
+    return [Paragraph(text), *_missing(pairings, "storage"), table]
+
+
+def _roundings(found: StepRuleComparator) -> list[Block]:
+    frame = found.roundings
+    names = {
+        "nearest": "nearest minus stochastic, on the grid",
+        "feedback": "error feedback minus stochastic, on the grid",
+        "grid": "stochastic on the grid minus master weights",
+    }
+    head: Head = (
+        ("Format", "Step rule", "What changes"),
+        lambda row: (row["format"], _linked(row, RULES[row["rule"]]), _against(row, names[row["contrast"]])),
+    )
+    text = (
+        "What keeping the weights on the grid costs, and what the rounding onto it changes, under one step rule. The "
+        "rows of AdamW are the families of H6 (nearest) and H7 (error feedback); the others are exploratory."
+    )
+    table = _contrasts(frame, head, "Storage and rounding, nats a character, paired by seed", "roundings")
+    return [Paragraph(text), *_missing(frame, "storage"), table]
+
+
+def _controls(found: StepRuleComparator) -> list[Block]:
+    frame = found.controls
+    free, ablation, start = (frame[frame["group"] == name] for name in ("no quantization", "ablation", "mis-scaled"))
+    what = {
+        "E4M3": "minus AdamW, with E4M3",
+        "FP32": "minus AdamW, without quantization",
+        "difference": "difference of the two",
+    }
+
+    def rule_of(row: dict[str, Any]) -> Cell:
+        return _linked(row, RULES[row["rule"]])
+
+    free_table = _contrasts(
+        free.sort_values(
+            "rule", key=lambda column: column.map(["update", "gradient", "relative"].index), kind="stable"
+        ),
+        (("Step rule", "Contrast"), lambda row: (rule_of(row), what[row["contrast"]])),
+        "Each step rule with and without quantization (master weights; S that of E4M3)",
+        "no-quantization",
+    )
+    ablation_table = _contrasts(
+        ablation,
+        (("Ablation", "Against"), lambda row: (rule_of(row), _against(row, RULES["update"]))),
+        "S shuffled and S constant against S (E4M3, master weights)",
+        "ablations",
+    )
+    start_table = _contrasts(
+        start,
+        (
+            ("Arm", "Against"),
+            lambda row: (
+                _linked(row, f"{row['format']} {RULES[row['rule']]}"),
+                _against(row, "FP32 AdamW" if row["contrast"] == "E4M3 against FP32" else "E4M3 AdamW"),
+            ),
+        ),
+        "Tensors that begin multiplied by up to 2^6, either way (E4M3, master weights, no gradient clipping)",
+        "mis-scaled",
+    )
+    return [
+        Heading("Without quantization", 3),
+        Paragraph(
+            "If a rule gains or loses by the geometry of the format, its difference to AdamW must be another one where "
+            "nothing is rounded. Each rule ran with FP32 weights too, with the spacing that E4M3 would have. Whole "
+            "codes have no such control: they cannot step without a grid."
+        ),
+        *_missing(free, "controls"),
+        free_table,
+        Heading("S in the wrong places, and the same everywhere", 3),
+        Paragraph(
+            "Shuffled, each weight of a tensor gets the S of another one, always the same; constant, all get the "
+            "tensor's mean, which leaves AdamW with a rate for each tensor."
+        ),
+        *_missing(ablation, "controls"),
+        ablation_table,
+        Heading("Mis-scaled tensors", 3),
+        Paragraph(
+            "Each weight tensor begins multiplied by a power of two and its output divided by it: the same function, "
+            "but AdamW's one rate no longer fits all tensors. Steps in ulps are equivariant to such a factor, and so "
+            "is AdamW with a rate relative to each tensor's size, which knows no format."
+        ),
+        *_missing(start, "controls"),
+        start_table,
+        *_where_it_helps(found, start),
+    ]
+
+
+def _where_it_helps(found: StepRuleComparator, start: pd.DataFrame) -> list[Block]:
+    """Mis-scaled against well-scaled, in a sentence a rule."""
+    plain = found.pairings[(found.pairings["format"] == "E4M3") & (found.pairings["storage"] == "master")]
+    well = {row["rule"]: row for row in plain.to_dict("records") if not math.isnan(row["difference"])}
+    items = []
+    for row in start.to_dict("records"):
+        if row["rule"] not in well or math.isnan(row["difference"]):
+            continue
+        other = well[row["rule"]]
+        items.append(
+            md(
+                "{rule}: {mis} {mis_interval} against AdamW where tensors begin mis-scaled ({mis_told}), {well} "
+                "{well_interval} where they do not ({well_told}); n = {n} and {m} seeds.",
+                rule=RULES[row["rule"]],
+                mis=common.number(row["difference"], sign=True),
+                mis_interval=common.interval(row["low"], row["high"]),
+                mis_told=_told(row),
+                well=common.number(other["difference"], sign=True),
+                well_interval=common.interval(other["low"], other["high"]),
+                well_told=_told(other),
+                n=int(row["n_pairs"]),
+                m=int(other["n_pairs"]),
+            )
+        )
+    return [Bullets(tuple(items))] if items else []
+
+
+def _stalls(found: StepRuleComparator) -> list[Block]:
+    stalls = found.stalls
+    text = (
+        "The stall ratio is 1 - flips / updates over the same elements: the share of proposed steps that leave the "
+        "stored code as it was. If fewer stalls meant a lower loss, the arms of one format would lie on a rising line. "
+        "A counterexample is a pair of arms, told apart by the loss (Holm over all pairs of the format's arms), of "
+        "which the one that stalls more has the lower loss. AdamW with master weights is among the arms."
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for row in stalls.to_dict("records"):
+        if row["missing"]:
+            rows.append((row["format"], None, None, "pending", *[None] * 5))
+            continue
+        start = (row["format"], int(row["n_arms"]), common.number(row["spearman"], 2, sign=True))
+        if not isinstance(row["more"], str):
+            rows.append((*start, "no such pair", *[None] * 5))
+            continue
+        rows.append(
+            (
+                *start,
+                common.arm_link(row["arm"], row["more"]),
+                common.arm_link(row["against"], row["less"]),
+                common.number(row["stall_difference"], 2, sign=True),
+                common.number(row["difference"], sign=True),
+                common.interval(row["low"], row["high"]),
+                int(row["n_pairs"]),
+            )
+        )
+    columns: tuple[Column | str, ...] = (
+        "Format",
+        *common.right("Arms", "Spearman's rho"),
+        "Stalls more, loses less",
+        "Against",
+        *common.right("Stall ratio, difference", "Loss, difference", "95% interval", "Seeds"),
+    )
+    table = Table(columns, tuple(rows), "Rank correlation of stall ratio and loss", data=stalls, id="stall-ranks")
+    return [Paragraph(text), *_missing(stalls, "storage"), *_stall_chart(found), table]
+
+
+def _stall_chart(found: StepRuleComparator) -> list[Block]:
+    ranked = found.stalls[found.stalls["missing"] == ""]
+    arms = found.arms
+    arms = arms[arms["study"].isin(["formats", "storage"]) & arms["format"].isin(ranked["format"])]
+    data = common.finite_rows(
+        arms[["format", "rule", "storage", "rounding", "stall_ratio", "val_loss", "arm"]], "stall_ratio", "val_loss"
+    )
+    if data.empty:
+        return []
+    pairs = ranked[ranked["more"].notna()]
+    places = {row["arm"]: (row["stall_ratio"], row["val_loss"]) for row in data.to_dict("records")}
+
+    def draw(axes: Axes) -> None:
+        for _, pair in pairs.iterrows():
+            ends = [places[pair["arm"]], places[pair["against"]]]
+            axes.plot(*zip(*ends, strict=True), "--", color=MUTED, linewidth=1)
+        for number, (fmt, group) in enumerate(data.groupby("format", sort=False)):
+            for rule, own in group.groupby("rule"):
+                axes.plot(own["stall_ratio"], own["val_loss"], MARKERS[str(rule)], color=PALETTE[number], markersize=5)
+            axes.plot([], [], "o", color=PALETTE[number], label=str(fmt))
+        for rule in dict.fromkeys(data["rule"]):
+            axes.plot([], [], MARKERS[rule], color=MUTED, label=RULES[rule])
+        axes.set_xlabel("stall ratio (mean over seeds)")
+        axes.set_ylabel("final validation loss (nats a character)")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+
+    ranks = "; ".join(f"{row['format']} {row['spearman']:+.2f}" for row in ranked.to_dict("records"))
+    chart = Chart(
+        "stall",
+        "Stall ratio and loss: a point an arm",
+        f"Colours are formats, markers step rules. Spearman's rho: {ranks}. Dashed lines join the counterexamples.",
+        data,
+        draw,
+        height=4.2,
+    )
+    return [ChartBlock(chart)]
+
+
+# What it means
+
+
+def _derivation(benchmarks: Path) -> list[Block]:
+    first = Md(
+        "Let w be a weight on the grid, S(w) the spacing of the grid there (one ulp, the tensor's scale and the "
+        "subnormal range included) and c its code coordinate, dc = dw / S. By the chain rule dL/dc = S · g, so SGD in "
+        "code space is dw = -lr · S² · g: S enters squared. Adam divides by the size of its gradients, so Adam in code "
+        "space is dw = -lr · S · u′ with Adam's direction u′: a step is a number of ulps. That is S on the update."
+    )
+    second = Md(
+        "The classical stiffness preconditioning multiplies the gradient by S before the moments and then steps in "
+        "real space. That is half of the chain rule, and Adam's normalisation takes S out again where S does not "
+        "change over time: both moments carry it, and it leaves only eps / S in place of eps. What stays of S comes "
+        "from weights that change their binade within the moments' memory; the table says how much that is. On a "
+        "fixed-point grid (E0M7) S is the same everywhere, and steps in ulps are AdamW with a rate for each tensor."
+    )
+    return [Paragraph(first), Paragraph(second), *slope_blocks(benchmarks)]
+
+
+def _negative(found: StepRuleComparator, verdicts: Sequence[Verdict]) -> list[Block]:
+    items: list[Md] = []
+    for verdict in verdicts:
+        if verdict.answer in ("no", "inconclusive"):
+            word = "expected, and not so" if verdict.answer == "no" else "inconclusive"
+            items.append(
+                md(
+                    "{id}, {word}: {statement} {evidence}",
+                    id=verdict.id,
+                    word=word,
+                    statement=verdict.statement,
+                    evidence=verdict.evidence,
+                )
+            )
+    frame = found.pairings
+    for rule, own in frame[frame["difference"].notna()].groupby("rule", sort=False):
+        worse = _told_apart(own, +1)
+        listed = [
+            f"{_arm(row).format}, {_arm(row).place} ({common.number(row['difference'], sign=True)})"
+            for row in worse.sort_values("difference", ascending=False).to_dict("records")
+        ]
+        text = f"higher than AdamW in {len(worse)} of {len(own)} pairings{': ' if listed else ''}{'; '.join(listed)}."
+        items.append(md("{rule} ends {text}", rule=RULES[str(rule)], text=text))
+    badly = [row for row in found.arms.to_dict("records") if row["n_runs"] > row["n_finished"]]
+    items += [
+        md(
+            "{arm}: {badly} of {n} runs did not finish; the arm is not ranked.",
+            arm=_arm(row).words,
+            badly=row["n_runs"] - row["n_finished"],
+            n=row["n_runs"],
+        )
+        for row in badly
+    ]
+    if not items:
+        return [Paragraph("Pending: no pairing of the campaign is recorded yet.")]
+    return [Paragraph("What did not work, and what was expected and not found, in full:"), Bullets(tuple(items))]
+
+
+def _changes(pairings: pd.DataFrame) -> list[Block]:
+    own = pairings[(pairings["rule"] == "update") & pairings["sd"].notna()]
+    items = [
+        Md(
+            "A pairing in which steps in ulps end lower, after Holm's adjustment, at a model size or length of its own."
+        ),
+        Md("A learning rate schedule or a weight decay under which the rules differ: both were the same in every arm."),
+    ]
+    if len(own):
+        widest = own.loc[own["sd"].astype("float64").idxmax()]
+        needed = seeds_needed(float(widest["sd"]), SMALLEST_GAP)
+        items.append(
+            md(
+                "More seeds: the largest standard deviation of a paired difference is {sd} nats ({arm}); to see "
+                "{gap:g} nats there with 80% power takes {needed} seeds, and {n} were run.",
+                sd=common.number(float(widest["sd"]), 4),
+                arm=_arm(widest).words,
+                gap=SMALLEST_GAP,
+                needed="more than 100,000" if needed is None else needed,
+                n=int(widest["n_pairs"]),
+            )
+        )
+    return [Bullets(tuple(items))]
+
+
+def _limits(loader: ExperimentDataLoader, judged: pd.DataFrame, pilot: pd.DataFrame) -> tuple[Md, ...]:
+    known = judged if len(judged) else pilot
+    items: list[Md] = []
+    if len(known):
+        config = loader.config(known["arm"].iloc[0])
+        items.append(
+            md(
+                "Nothing about larger models or longer runs: these have {layers} layers of {dim} and {steps} steps, "
+                "with formats simulated in float32.",
+                layers=config.model.layers,
+                dim=config.model.dim,
+                steps=config.max_steps,
+            )
+        )
+        items.append(
+            md(
+                'Equality, from an interval that holds zero: "equivalent" is said only where two one-sided tests '
+                "put the difference within {margin:g} nats; the widest half-width here is {width} nats.",
+                margin=MARGIN,
+                width=common.number(float(((known["high"] - known["low"]) / 2).max())),
+            )
+        )
+    items += [
+        Md(
+            "Nothing about time: a step in ulps costs more than AdamW's (the benchmark page of training has the "
+            "figures), and the arms are compared by steps."
+        ),
+        Md("Nothing about other optimizers: all rules here are Adam's direction with another step."),
+    ]
+    if judged.empty:
+        items.append(
+            Md(
+                "No control without quantization is recorded yet, so a difference cannot be attributed to the format's "
+                "geometry alone, and nothing about weights stored on the grid."
+            )
+        )
+    others = {
+        (loader.config(row["arm"]).optimizer.other_learning_rate, row["adamw_learning_rate"])
+        for row in pilot.to_dict("records")
+    }
+    unequal = sorted({f"{own:g} against {rival:g}" for own, rival in others if own is not None and own != rival})
+    if unequal:
+        items.append(
+            md(
+                "In the earlier runs, what is not quantized (norms and positions) was trained by AdamW at another rate "
+                "beside ManifoldAdamW than in the AdamW arms: {rates}. Their difference holds this too.",
+                rates=", ".join(unequal),
+            )
+        )
+    return tuple(items)
+
+
+def _related() -> list[Block]:
+    works = (
+        ("Madam (arXiv 2006.14560)", "2006.14560", "multiplicative updates of weights kept in a logarithmic format"),
+        ("LNS-Madam (arXiv 2106.13914)", "2106.13914", "the same, for training in a logarithmic number system"),
+        ("Stochastic rounding (arXiv 2010.06192)", "2010.06192", "of weights kept in low precision"),
+        ("ECO (arXiv 2601.22101)", "2601.22101", "the rounding error fed back through the momentum: error feedback"),
+    )
+    text = "Steps in ulps are close relatives of Madam and LNS-Madam; no novelty is claimed for any rule on this page."
+    items = tuple(
+        md("{link}: {what}.", link=Link(title, f"https://arxiv.org/abs/{number}"), what=what)
+        for title, number, what in works
+    )
+    return [Paragraph(text), Bullets(items)]
+
+
+# What else is recorded
 
 
 def _short(rule: str) -> str:
@@ -42,82 +904,8 @@ def _short(rule: str) -> str:
     return rule.removeprefix("ManifoldAdamW (").replace(")", "", 1)
 
 
-def manifold_comparison_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
-    """The page, from the records of `loader`; "Pending Experiments" where no ManifoldAdamW run has an AdamW partner."""
-    experiments = StepRuleComparator(loader).experiments
-    table = experiments[0] if experiments else StepRuleComparator(loader).table
-    paired = table[table["counts"]]
-    blocks: list[Block] = [
-        Paragraph(Md("*Does an optimizer that knows the format's geometry reach a lower loss?* (ANAL-03)")),
-        common.data_line(loader),
-        *common.left_out(loader),
-        Heading("Executive Summary"),
-    ]
-    if paired.empty:
-        blocks.append(
-            Paragraph(Md("**ManifoldAdamW against AdamW: pending.** No two recorded arms can be paired yet."))
-        )
-    else:
-        blocks += [
-            Paragraph(_answer(paired)),
-            *common.pilot(loader, paired["arm"], int(paired["n_pairs"].max())),
-            ChartBlock(_difference_chart(paired)),
-        ]
-    blocks += [Heading("The stiffness-preconditioning hypothesis"), *_hypothesis(paired)]
-    if len(table):
-        units = (
-            "With S on the update a step is measured in ulps, and so is its learning rate. Losses: deployed weights."
-        )
-        results = _results(table, "step-rules")
-        blocks += [Heading("ManifoldAdamW against AdamW"), results, Paragraph(units), *_tuning(loader, table)]
-    for position, other in enumerate(experiments[1:], start=2):
-        title = (
-            f"Another setting: {_setting(loader, other)}, {other['max_steps'].iloc[0]} steps, up to "
-            f"{other['n_pairs'].max()} pairs"
-        )
-        blocks.append(Details(title, (_results(other, f"step-rules-{position}"),)))
-    if paired.empty:
-        missing = (
-            "No runs are recorded."
-            if loader.runs.empty
-            else "No ManifoldAdamW arm, with every run finished, shares two seeds with an AdamW arm of the same "
-            "problem."
-        )
-        blocks += common.pending(missing, ["pilot-tuning", "pilot-formats", "pilot-manifold"])
-    else:
-        blocks += [
-            Heading("Analysis"),
-            *_analysis(paired),
-            Heading("What cannot be concluded"),
-            Bullets(_limits(loader, table, paired)),
-        ]
-    arms = [arm for part in experiments for arm in (*part["arm"], *part["adamw_arm"].dropna())]
-    return Page(
-        PATH,
-        "Manifold comparison",
-        (*blocks, *common.traceability(loader, arms)),
-        description="ManifoldAdamW against AdamW on the same problems, paired by seed, with intervals.",
-        provenance=common.provenance(loader, built),
-    )
-
-
-def _setting(loader: ExperimentDataLoader, table: pd.DataFrame) -> str:
-    """What is quantized, and how the weights are stored where that is not as float32 masters to nearest."""
-    runs = loader.runs[loader.runs["arm"].isin(table["arm"])].iloc[0]
-    kept = "on the grid" if runs["storage"] == "grid" else "float32 weights"
-    return f"{runs['scope']}; {kept}, rounded {runs['rounding'].replace('_', ' ')}"
-
-
-def _hypothesis(paired: pd.DataFrame) -> list[Block]:
-    if paired.empty:
-        return [Paragraph(common.hypothesis_pending("No pair of a ManifoldAdamW and an AdamW arm is recorded."))]
-    return [
-        Paragraph(common.hypothesis(STIFFNESS)),
-        Table(("Prediction", "Outcome", "Recorded"), _predictions(paired), "The hypothesis against what happened"),
-    ]
-
-
-def _answer(paired: pd.DataFrame) -> Md:
+def _pilot_answer(paired: pd.DataFrame) -> Md:
+    """The answer from what is recorded while the campaign's studies are not."""
     better, worse = _told_apart(paired, -1), _told_apart(paired, +1)
     if len(better) and not len(worse):
         verdict = f"lower loss in {len(better)} of {len(paired)} pairings, higher in none"
@@ -129,16 +917,16 @@ def _answer(paired: pd.DataFrame) -> Md:
         verdict = f"inconclusive: none of {len(paired)} pairings is told from zero"
     ordered = paired.sort_values(["difference", "format"])
     return md(
-        "**ManifoldAdamW against AdamW: {verdict}** (paired t tests, Holm-adjusted over the pairings, level {alpha}). "
+        "**ManifoldAdamW against AdamW: {verdict}** (paired tests, Holm-adjusted over the pairings, level {alpha}). "
         "The most favourable pairing is {best}, the least favourable {worst}.",
         verdict=verdict,
         alpha=ALPHA,
-        best=_pairing(ordered.iloc[0]),
-        worst=_pairing(ordered.iloc[-1]),
+        best=_pilot_pairing(ordered.iloc[0]),
+        worst=_pilot_pairing(ordered.iloc[-1]),
     )
 
 
-def _pairing(row: pd.Series) -> str:
+def _pilot_pairing(row: pd.Series) -> str:
     return (
         f"{row['format']} with S on the {_short(row['rule'])}, "
         f"{common.number(row['difference'], sign=True)} nats a character "
@@ -146,43 +934,19 @@ def _pairing(row: pd.Series) -> str:
     )
 
 
-def _told_apart(paired: pd.DataFrame, sign: int) -> pd.DataFrame:
-    return paired[(paired["difference"] * sign > 0) & (paired["p_holm"] < ALPHA)]
-
-
-def _predictions(paired: pd.DataFrame) -> tuple[tuple[str, str, str], ...]:
-    rows = []
-    for key, text in STIFFNESS.predictions.items():
-        rule, measure = key.split("_")
-        own = paired[paired["rule"] == RULES[rule]].dropna(subset=["stall_low"] if measure == "stall" else ["low"])
-        if own.empty:
-            rows.append((text, "not decided", "no pairs recorded"))
-            continue
-        low, high = ("stall_low", "stall_high") if measure == "stall" else ("low", "high")
-        below, above = own[own[high] < 0], own[own[low] > 0]
-        outcome = "held" if len(below) == len(own) else "did not hold" if below.empty else "held in part"
-        if below.empty and above.empty:
-            outcome = "not decided"
-        what = "stall ratio" if measure == "stall" else "loss"
-        text_recorded = (
-            f"{what} interval below AdamW's in {len(below)}, above in {len(above)}, around zero in "
-            f"{len(own) - len(below) - len(above)} of {len(own)} formats"
-        )
-        rows.append((text, outcome, text_recorded))
-    return tuple(rows)
-
-
-def _difference_chart(paired: pd.DataFrame) -> Chart:
+def _pilot_chart(paired: pd.DataFrame) -> Chart:
     data = paired[["format", "rule", "n_pairs", "difference", "low", "high", "arm", "adamw_arm"]].reset_index(drop=True)
     labels = sorted(data["format"].unique(), key=format_order)
+    rules = list(dict.fromkeys(data["rule"]))
 
     def draw(axes: Axes) -> None:
         common.reference_line(axes, "AdamW")
-        for rule, group in data.groupby("rule"):
-            colour, marker, shift = _STYLES.get(rule, (PALETTE[2], "^", 0.0))
-            places = [labels.index(name) + shift for name in group["format"]]
+        for number, rule in enumerate(rules):
+            group = data[data["rule"] == rule]
+            colour = PALETTE[number % len(PALETTE)]
+            places = [labels.index(name) + 0.2 * (number - (len(rules) - 1) / 2) for name in group["format"]]
             axes.vlines(places, group["low"], group["high"], color=colour, linewidth=2)
-            axes.plot(places, group["difference"], marker, color=colour, markersize=6, label=f"{rule}")
+            axes.plot(places, group["difference"], "os^D"[number % 4], color=colour, markersize=6, label=f"{rule}")
         axes.set_xticks(range(len(labels)), labels, color=FOREGROUND)
         axes.set_xlim(-0.5, len(labels) - 0.4)
         axes.set_ylabel("loss minus AdamW's (nats a character)")
@@ -199,6 +963,29 @@ def _difference_chart(paired: pd.DataFrame) -> Chart:
         data,
         draw,
     )
+
+
+def _others(loader: ExperimentDataLoader, others: Sequence[pd.DataFrame]) -> list[Block]:
+    """Every other pairing among the records, folded away."""
+    if not others:
+        return []
+    text = (
+        "Pairings outside of the campaign's studies take no part in the tests above. An arm whose runs did not all "
+        "finish, or with fewer than two pairs, has no adjusted p."
+    )
+    blocks: list[Block] = [Heading("Other recorded pairings"), Paragraph(text)]
+    for position, part in enumerate(others, start=1):
+        title = f"{_setting(loader, part)}, {part['max_steps'].iloc[0]} steps, up to {part['n_pairs'].max()} pairs"
+        blocks.append(Details(title, (_results(part, "step-rules" if position == 1 else f"step-rules-{position}"),)))
+    return blocks
+
+
+def _setting(loader: ExperimentDataLoader, table: pd.DataFrame) -> str:
+    """The studies, what is quantized, and how the weights are stored."""
+    found = loader.runs[loader.runs["arm"].isin(table["arm"])]
+    runs, studies = found.iloc[0], ", ".join(sorted(name or "no study" for name in found["study"].unique()))
+    kept = "on the grid" if runs["storage"] == "grid" else "float32 weights"
+    return f"{studies}: {runs['scope']}; {kept}, rounded {runs['rounding'].replace('_', ' ')}"
 
 
 def _results(table: pd.DataFrame, identity: str) -> Table:
@@ -241,152 +1028,3 @@ def _results(table: pd.DataFrame, identity: str) -> Table:
         )
     caption = "ManifoldAdamW minus AdamW in final validation loss, nats a character, paired by seed"
     return Table(columns, tuple(rows), caption, data=table, id=identity)
-
-
-def _tuning(loader: ExperimentDataLoader, table: pd.DataFrame) -> list[Block]:
-    runs = loader.runs[(loader.runs["role"] == "tuning") & loader.runs["problem"].isin(table["problem"])]
-    if runs.empty:
-        return [
-            Paragraph(
-                "No tuning study is among the records: whether the learning rates are tuned equally cannot be shown."
-            )
-        ]
-    grouped = runs.groupby(["rule", "format", "learning_rate"])["final_val_loss"].agg(["mean", "count"]).reset_index()
-    sizes = runs.groupby(["rule", "format"])["learning_rate"].nunique()
-    chosen = {(row["rule"], row["format"], row["learning_rate"]) for row in table.to_dict("records")}
-    named = loader.runs.drop_duplicates("arm").set_index("arm")["rule"]
-    chosen |= {
-        (named.get(row["adamw_arm"], "AdamW"), row["format"], row["adamw_learning_rate"])
-        for row in table.to_dict("records")
-    }
-    best = grouped.loc[grouped.groupby(["rule", "format"])["mean"].idxmin().dropna().astype(int)]
-    edges = [
-        f"{row.rule} with {row.format}"
-        for row in best.itertuples()
-        if row.learning_rate
-        in (
-            grouped[(grouped["rule"] == row.rule) & (grouped["format"] == row.format)]["learning_rate"]
-            .agg(["min", "max"])
-            .tolist()
-        )
-    ]
-    rows = tuple(
-        (
-            row.rule,
-            row.format,
-            f"{row.learning_rate:g}",
-            common.number(row.mean),
-            int(row.count),
-            "yes" if (row.rule, row.format, row.learning_rate) in chosen else "no",
-        )
-        for row in grouped[["rule", "format", "learning_rate", "mean", "count"]].itertuples(index=False)
-    )
-    columns: tuple[Column | str, ...] = (
-        "Step rule",
-        "Format",
-        *common.right("Learning rate", "Mean validation loss", "Held-out seeds"),
-        Column("Used above"),
-    )
-    budget = f"{sizes.min()}" if sizes.min() == sizes.max() else f"{sizes.min()} to {sizes.max()}"
-    edge = (
-        f"A best value lies at the edge of its sweep for {common.names(edges)}."
-        if edges
-        else "No best value lies at the edge of its sweep."
-    )
-    return [
-        Paragraph(f"Each step rule was tuned for each format on held-out seeds, over {budget} learning rates. {edge}"),
-        Details(
-            "The tuning runs",
-            (
-                Table(
-                    columns,
-                    rows,
-                    "Tuning runs, on seeds that take no part in the comparison",
-                    data=grouped,
-                    id="tuning",
-                ),
-            ),
-        ),
-    ]
-
-
-def _analysis(paired: pd.DataFrame) -> list[Block]:
-    items = []
-    for rule in sorted(paired["rule"].unique()):
-        own = paired[paired["rule"] == rule]
-        stall = own.dropna(subset=["stall_difference"])
-        items.append(
-            md(
-                "{rule}: mean differences from {low} to {high} nats over {formats}; told from zero after Holm in "
-                "{apart} of {count}. {stall}",
-                rule=rule,
-                low=common.number(own["difference"].min(), sign=True),
-                high=common.number(own["difference"].max(), sign=True),
-                formats=", ".join(own["format"]),
-                apart=int((own["p_holm"] < ALPHA).sum()),
-                count=len(own),
-                stall=f"Its stall ratio differs from AdamW's by "
-                f"{common.number(stall['stall_difference'].min(), sign=True)} to "
-                f"{common.number(stall['stall_difference'].max(), sign=True)}."
-                if len(stall)
-                else "",
-            )
-        )
-    theory = (
-        "Why the two preconditions differ: Adam in code space is dw = -lr · S · u with u Adam's direction (S on the "
-        "update). Scaling the gradient by S before "
-        "the moments does half of the chain rule, and Adam's normalisation nearly cancels it: with S constant it "
-        "only turns eps into eps / S. "
-        "ULP steps are close relatives of Madam and LNS-Madam; no novelty is claimed."
-    )
-    related = md(
-        "Related work: {madam}, {lns}.",
-        madam=Link("Madam (arXiv 2006.14560)", "https://arxiv.org/abs/2006.14560"),
-        lns=Link("LNS-Madam (arXiv 2106.13914)", "https://arxiv.org/abs/2106.13914"),
-    )
-    return [Bullets(tuple(items)), Paragraph(theory), Paragraph(related)]
-
-
-def _limits(loader: ExperimentDataLoader, table: pd.DataFrame, paired: pd.DataFrame) -> tuple[Md, ...]:
-    items = [
-        Md(
-            "Nothing about weights stored on the grid: these runs keep fp32 master weights. Nothing about stochastic "
-            "rounding, larger models or longer runs."
-        )
-        if loader.runs[loader.runs["arm"].isin(table["arm"])]["storage"].eq("master").all()
-        else Md(
-            "Nothing about fp32 master weights: these runs keep the weights on the grid. Nothing about larger "
-            "models or longer runs."
-        ),
-        Md(
-            "No control without quantization for the manifold rule is recorded yet, so a difference cannot be "
-            "attributed to the format's geometry alone."
-        ),
-        md(
-            "Equality: an interval that holds zero does not show that two rules are equal; the widest half-width "
-            "here is {width} nats.",
-            width=common.number(float(((paired["high"] - paired["low"]) / 2).max())),
-        ),
-    ]
-    others = {
-        (loader.config(row["arm"]).optimizer.other_learning_rate, row["adamw_learning_rate"])
-        for row in paired.to_dict("records")
-    }
-    unequal = sorted({f"{own:g} against {rival:g}" for own, rival in others if own is not None and own != rival})
-    if unequal:
-        items.append(
-            md(
-                "What is not quantized (norms and positions) is trained by AdamW in every arm, but at another rate "
-                "beside ManifoldAdamW than in the AdamW arms: {rates}. The difference holds this too.",
-                rates=", ".join(unequal),
-            )
-        )
-    excluded = table[~table["counts"]]
-    if len(excluded):
-        items.append(
-            md(
-                "Not counted, for want of two pairs or because a run of one of the two arms did not finish: {names}.",
-                names=", ".join(sorted({f"{row['format']} {row['rule']}" for row in excluded.to_dict("records")})),
-            )
-        )
-    return tuple(items)

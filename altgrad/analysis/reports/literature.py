@@ -1,0 +1,215 @@
+"""Does this agree with the literature? What others report beside what the recorded runs show."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from altgrad.analysis.literature import Finding, findings, literature_verdicts
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.reports import common
+from altgrad.analysis.reports.failure_modes import tests_table, verdict_table
+from altgrad.analysis.statistics import MARGIN
+from altgrad.pages import (
+    FOREGROUND,
+    MUTED,
+    PALETTE,
+    Block,
+    Bullets,
+    Cell,
+    Chart,
+    ChartBlock,
+    Column,
+    Heading,
+    Link,
+    Md,
+    Page,
+    PageRef,
+    Paragraph,
+    Table,
+    join,
+    md,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PATH = "reports/literature"
+
+
+def literature_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
+    """The page, from the records of `loader`; claims whose runs are missing are pending, with what is missing."""
+    found, verdicts = findings(loader), literature_verdicts(loader)
+    decided = [finding for finding in found if len(finding.tests)]
+    blocks: list[Block] = [
+        Paragraph(Md("*Do these small simulated runs show what others report at scale?*")),
+        common.data_line(loader),
+        *common.left_out(loader),
+        Heading("Executive Summary"),
+        Paragraph(_answer(found)),
+        *_chart(decided),
+        Heading("Theirs and ours"),
+        _table(found),
+        Paragraph(
+            "What others report is told in our words and without their figures: their scales, data and measures are "
+            "others, so that a number of theirs beside one of ours would compare nothing. Agreement means that our "
+            "runs show the same direction, or the same equivalence within our margin; it is no reproduction."
+        ),
+        Heading("Written down beforehand"),
+        verdict_table(verdicts, "verdicts"),
+        *tests_table(verdicts, "verdict-tests"),
+    ]
+    for finding in found:
+        blocks += _section(finding)
+    if not decided:
+        blocks += common.pending("No comparison with the literature is recorded in full.", ["formats", "literature"])
+    arms = [arm for finding in found for column in ("arm", "against") for arm in finding.tests[column]]
+    return Page(
+        PATH,
+        "Does this agree with the literature?",
+        (*blocks, *_limits(), *common.traceability(loader, arms)),
+        description="What others report on training in 8 and 4 bits beside what AltGrad's recorded runs show.",
+        provenance=common.provenance(loader, built),
+    )
+
+
+def _answer(found: tuple[Finding, ...]) -> Md:
+    counts = Counter(finding.answer for finding in found)
+    compared = len(found) - counts["related work"] - counts["pending"]
+    named = {
+        "agreement": "agree",
+        "no agreement": "do not agree",
+        "inconclusive": "are inconclusive",
+    }
+    parts = [f"{counts[answer]} {text}" for answer, text in named.items() if counts[answer]]  # type: ignore[index]
+    waiting = (
+        f" {counts['pending']} more are pending: their runs are not recorded in full." if counts["pending"] else ""
+    )
+    if not compared:
+        return md("**Agreement with the literature: pending.**{waiting}", waiting=waiting)
+    against = [finding.claim.question for finding in found if finding.answer == "no agreement"]
+    other = md(" Without agreement: {names}", names=" ".join(against)) if against else Md("")
+    return md(
+        "**Of {count} reported results that our runs can be held against, {parts}.**{waiting}{other}",
+        count=compared,
+        parts=common.names(parts),
+        waiting=waiting,
+        other=other,
+    )
+
+
+def _table(found: tuple[Finding, ...]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    records = []
+    for finding in found:
+        claim = finding.claim
+        tests = finding.tests.to_dict("records")
+        said = [
+            f"{common.number(row['difference'], sign=True)} {common.interval(row['low'], row['high'])}" for row in tests
+        ]
+        pairs = sorted({int(row["n_pairs"]) for row in tests})
+        rows.append(
+            (
+                Link(claim.question, PageRef(PATH, claim.id)),
+                claim.reported,
+                _references(finding),
+                "; ".join(said) or None,
+                ", ".join(map(str, pairs)) or None,
+                finding.answer,
+                claim.planned or "no",
+            )
+        )
+        records.append(
+            {"claim": claim.id, "answer": finding.answer, "planned": claim.planned, "evidence": finding.evidence}
+        )
+    columns: tuple[Column | str, ...] = (
+        "Question",
+        "They report",
+        "Reference",
+        Column("Our difference, nats a character, 95% interval"),
+        Column("Pairs", "right"),
+        "Agreement",
+        "Planned",
+    )
+    return Table(columns, tuple(rows), "Reported results and ours", data=pd.DataFrame(records), id="claims")
+
+
+def _references(finding: Finding) -> Md:
+    return join("; ", [Link(name, f"https://arxiv.org/abs/{number}") for name, number in finding.claim.references])
+
+
+def _section(finding: Finding) -> list[Block]:
+    claim = finding.claim
+    blocks: list[Block] = [
+        Heading(claim.question, 3, claim.id),
+        Bullets(
+            (
+                md("They report: {text} ({references})", text=claim.reported, references=_references(finding)),
+                md("At which scale: {text}", text=claim.scale),
+                md("We compare: {text}", text=claim.ours),
+                md("**Our runs: {answer}.** {evidence}", answer=finding.answer, evidence=finding.evidence),
+                md("Why the settings differ: {text}", text=claim.differs),
+            )
+        ),
+    ]
+    if finding.answer == "pending":
+        blocks.append(common.pending_note(finding.evidence, claim.studies))
+    return blocks
+
+
+def _chart(decided: list[Finding]) -> list[Block]:
+    frames = [finding.tests.assign(claim=finding.claim.id, answer=finding.answer) for finding in decided]
+    if not frames:
+        return []
+    kept = ["claim", "contrast", "arm", "against", "n_pairs", "difference", "low", "high", "answer"]
+    data = common.finite_rows(pd.concat(frames, ignore_index=True)[kept], "difference", "low", "high")
+    if data.empty:
+        return []
+    labels = [f"{row.contrast} (n = {row.n_pairs})" for row in data.itertuples()]
+
+    def draw(axes: Axes) -> None:
+        axes.axvspan(-MARGIN, MARGIN, color=MUTED, alpha=0.18, linewidth=0)
+        axes.axvline(0, color=FOREGROUND, linewidth=1)
+        for number, row in enumerate(data.itertuples()):
+            axes.hlines([number], [row.low], [row.high], color=PALETTE[0], linewidth=2)
+            axes.plot([row.difference], [number], "o", color=PALETTE[0], markersize=6)
+        axes.set_yticks(range(len(data)), labels, color=FOREGROUND, fontsize=8)
+        axes.set_ylim(len(data) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("difference of final losses, nats a character; grey: the margin of equivalence")
+
+    said = "; ".join(
+        f"{row.contrast}: {row.difference:+.3f} {common.interval(row.low, row.high)}, n = {row.n_pairs}"
+        for row in data.itertuples()
+    )
+    left = 0.3 + 0.058 * max(len(label) for label in labels)
+    return [
+        ChartBlock(
+            Chart(
+                "differences",
+                "Our differences where others report one, or none",
+                f"Paired differences of the final validation loss with 95% t intervals; below zero the first is "
+                f"better. {said}.",
+                data,
+                draw,
+                height=0.3 * len(data) + 0.7,
+                margins=(left, 0.15, 0.5, 0.1),
+            )
+        )
+    ]
+
+
+def _limits() -> list[Block]:
+    return [
+        Heading("What this cannot show"),
+        Bullets(
+            (
+                "That a reported result holds at its scale, or does not: none of our runs comes near it.",
+                "That a difference is absent where ours is inconclusive: more seeds may show it.",
+                "Speed, memory or energy, which is what most of these works are about: the formats are simulated.",
+            )
+        ),
+    ]

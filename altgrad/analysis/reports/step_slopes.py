@@ -1,0 +1,89 @@
+"""How a step depends on the spacing of the grid: the record of `benchmarks/step_slopes.py`, as a part of a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from pydantic import AwareDatetime, Field
+
+from altgrad.analysis.reports import common
+from altgrad.analysis.reports.benchmarks import RECORDED, Record, read_record
+from altgrad.analysis.step_rules import RULES
+from altgrad.formats import get_format
+from altgrad.pages import Block, Bullets, CodeBlock, Column, Note, Paragraph, Table, md
+from altgrad.runs.schema import RecordError
+
+NAME = "step-slopes.json"
+NAMES = {**RULES, "gradient-without-eps": "S on the gradient, eps 1e-20 in place of 1e-8"}
+COMMAND = ".venv/bin/python benchmarks/step_slopes.py"
+
+
+class Slope(Record):
+    """Slopes of log2|dw| over log2 S, one a seed.
+
+    Attributes:
+        rule: a key of `NAMES`.
+        format: whose ulp S is.
+        first: of the first step, where Adam's direction has size one.
+        later: of steps in the last two thirds of the training.
+    """
+
+    rule: str
+    format: str
+    first: tuple[float, ...]
+    later: tuple[float, ...]
+
+
+class SlopesRecord(Record):
+    """benchmarks/recorded/step-slopes.json."""
+
+    benchmark: Literal["step_slopes"] = "step_slopes"
+    date: AwareDatetime
+    altgrad: str
+    code: str
+    versions: dict[str, str]
+    seeds: tuple[int, ...] = Field(min_length=1)
+    steps: int = Field(gt=0)
+    slopes: tuple[Slope, ...]
+
+
+def slope_blocks(folder: Path = RECORDED) -> list[Block]:
+    """The measured slopes as a table; pending without a record, a damaged one is named."""
+    try:
+        record = read_record(folder / NAME, SlopesRecord)
+    except RecordError as error:
+        return [Note("warning", "A record was left out", (Bullets((md("{reason}", reason=str(error)),)),))]
+    if record is None:
+        return [Note("question", "Pending", (Paragraph("No slopes are recorded."), CodeBlock(COMMAND, "bash")))]
+    rows = tuple(
+        (NAMES.get(row.rule, row.rule), get_format(row.format).label, _range(row.first), _range(row.later))
+        for row in record.slopes
+    )
+    data = pd.DataFrame(
+        [
+            {"rule": row.rule, "format": row.format, "seed": seed, "first_step": first, "later_steps": later}
+            for row in record.slopes
+            for seed, first, later in zip(record.seeds, row.first, row.later, strict=True)
+        ]
+    )
+    packages = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    conditions = (
+        f"1 says that a step is a number of ulps, 0 that it does not know the grid. Measured on "
+        f"{record.date:%Y-%m-%d} with altgrad {record.altgrad}, {packages}: the campaign's model, trained for "
+        f"{record.steps} steps without quantization and weight decay on {len(record.seeds)} seeds; the slope over all "
+        "weights whose step is not zero, each tensor's means taken out. In brackets, the smallest and the largest."
+    )
+    columns: tuple[Column | str, ...] = ("Step rule", "S of", *common.right("First step", "Later steps"))
+    return [
+        Table(columns, rows, "Measured slope of log |dw| over log S", data=data, id="slopes"),
+        Paragraph(conditions),
+    ]
+
+
+def _range(values: tuple[float, ...]) -> str:
+    mean = common.number(sum(values) / len(values), 2)
+    if len(values) < 2:
+        return mean
+    return f"{mean} [{common.number(min(values), 2)}, {common.number(max(values), 2)}]"
