@@ -26,7 +26,7 @@ def mkdocs_build(project: Path, out: Path, **environment: str) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(project / "mkdocs.yml"), "-d", str(out)]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     settings = {**os.environ, "PYTHONPATH": path, "NO_MKDOCS_2_WARNING": "1", **environment}
-    done = subprocess.run(command, cwd=out.parent, env=settings, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=out.parent, env=settings, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
