@@ -14,7 +14,7 @@ import pandas as pd
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.hypotheses import STIFFNESS
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.preregistered import Verdict
+from altgrad.analysis.preregistered import SEEDS, Verdict
 from altgrad.analysis.reports import common
 from altgrad.analysis.reports.benchmarks import RECORDED
 from altgrad.analysis.reports.step_slopes import slope_blocks
@@ -24,14 +24,13 @@ from altgrad.analysis.step_rules import (
     FORMATS,
     ROUNDINGS,
     RULES,
-    SEEDS,
     STORAGE_ARMS,
     STORAGES,
     STUDIES,
     Arm,
     StepRuleComparator,
     shortened,
-    step_rule_verdicts,
+    verdicts_of,
 )
 from altgrad.pages import (
     FOREGROUND,
@@ -42,17 +41,16 @@ from altgrad.pages import (
     Cell,
     Chart,
     ChartBlock,
-    CodeBlock,
     Column,
     Details,
     Heading,
     Link,
     Md,
-    Note,
     Page,
     PageRef,
     Paragraph,
     Table,
+    escape,
     md,
 )
 
@@ -73,7 +71,7 @@ def manifold_comparison_page(
 ) -> Page:
     """The page, from the records of `loader` and the slopes in `benchmarks`; what is not recorded is pending."""
     found = StepRuleComparator(loader)
-    verdicts = step_rule_verdicts(loader)
+    verdicts = verdicts_of(found)
     pairings = found.pairings
     judged = pairings[pairings["difference"].notna()]
     others = [part for part in found.experiments if _outside(loader, part)]
@@ -132,15 +130,13 @@ def _outside(loader: ExperimentDataLoader, part: pd.DataFrame) -> bool:
     return not set(studies) & set(STUDIES)
 
 
-def _pending(missing: str, *studies: str) -> Note:
-    commands = "\n".join(f".venv/bin/python experiments/campaign.py {study}" for study in studies)
-    return Note("question", "Pending Experiments", (Paragraph(missing), CodeBlock(commands, "bash")))
-
-
-def _missing(frame: pd.DataFrame, *studies: str) -> list[Block]:
-    """The box that says which runs of a table are missing; nothing where none are."""
+def _known(frame: pd.DataFrame, study: str, *blocks: Block) -> list[Block]:
+    """What a table shows, after the box that says which of its runs are missing; the box alone where all rows are."""
     faults = "; ".join(text for text in frame["missing"] if text)
-    return [_pending(shortened("; ".join(dict.fromkeys(faults.split("; ")))), *studies)] if faults else []
+    if not faults:
+        return [*blocks]
+    box = common.pending_note(shortened("; ".join(dict.fromkeys(faults.split("; ")))), ["tuning", "formats", study])
+    return [box] if frame["missing"].astype(bool).all() else [box, *blocks]
 
 
 # The answer
@@ -168,7 +164,9 @@ def _summary(
         blocks = [Paragraph(md("**ManifoldAdamW against AdamW: pending.** {reason}", reason=reason))]
     if loader.runs.empty:
         return blocks
-    rows = tuple((verdict.id, verdict.statement, _answered(verdict), verdict.evidence) for verdict in verdicts)
+    rows = tuple(
+        (verdict.id, _whole(verdict.statement), _answered(verdict), _whole(verdict.evidence)) for verdict in verdicts
+    )
     columns = ("No.", "Hypothesis", "Answer", "What the runs show")
     written = md(
         "Written down before the campaign's first run, with tests and with what counts as an answer, in the "
@@ -184,6 +182,11 @@ def _summary(
     return [*blocks, Paragraph(written), table]
 
 
+def _whole(text: str) -> Md:
+    """Our own sentence, however long: a cell would shorten it."""
+    return escape(text, 4000)
+
+
 def _answered(verdict: Verdict) -> Md:
     return Md(verdict.answer if verdict.answer in ("pending", "inconclusive") else f"**{verdict.answer}**")
 
@@ -192,7 +195,7 @@ def _answer(verdict: Verdict, judged: pd.DataFrame) -> Md:
     """Steps in ulps against AdamW, in one bold sentence."""
     own = judged[judged["rule"] == "update"]
     if own.empty:
-        return md("**Steps in ulps against AdamW: inconclusive.** {evidence}", evidence=verdict.evidence)
+        return md("**Steps in ulps against AdamW: inconclusive.** {evidence}", evidence=_whole(verdict.evidence))
     better, worse = _told_apart(own, -1), _told_apart(own, +1)
     if verdict.answer == "yes":
         lead = f"no gain: lower loss in none of {len(own)} pairings, higher in {len(worse)}"
@@ -338,7 +341,7 @@ def _arms(found: StepRuleComparator) -> list[Block]:
     )
     caption = "The arms with a format, by their mean final loss (nats a character; unpaired, for orientation)"
     table_block = Table(columns, tuple(rows), caption, data=frame, id="arms")
-    return [Paragraph(text), *_missing(table, "storage"), table_block]
+    return [Paragraph(text), *_known(table, "storage", table_block)]
 
 
 def _arm_cell(row: dict[str, Any] | None) -> Cell:
@@ -362,7 +365,7 @@ def _tuning(found: StepRuleComparator) -> list[Block]:
     if absent:
         words = [_arm(row).words for row in wanted[:3]]
         rest = f" and {absent - 3} more arms" if absent > 3 else ""
-        blocks.append(_pending(f"No tuning run is recorded of {', '.join(words)}{rest}.", "tuning"))
+        blocks.append(common.pending_note(f"No tuning run is recorded of {', '.join(words)}{rest}.", ["tuning"]))
     if sweeps.empty:
         text = "No tuning study is among the records: whether the learning rates are tuned equally cannot be shown."
         return [Paragraph(text), *blocks]
@@ -554,7 +557,7 @@ def _pairings(pairings: pd.DataFrame) -> list[Block]:
     table = _contrasts(
         pairings, head, "Step rule minus AdamW, nats a character, paired by seed", "pairings", stalls=True
     )
-    return [Paragraph(text), *_missing(pairings, "storage"), table]
+    return [Paragraph(text), *_known(pairings, "storage", table)]
 
 
 def _roundings(found: StepRuleComparator) -> list[Block]:
@@ -573,7 +576,7 @@ def _roundings(found: StepRuleComparator) -> list[Block]:
         "rows of AdamW are the families of H6 (nearest) and H7 (error feedback); the others are exploratory."
     )
     table = _contrasts(frame, head, "Storage and rounding, nats a character, paired by seed", "roundings")
-    return [Paragraph(text), *_missing(frame, "storage"), table]
+    return [Paragraph(text), *_known(frame, "storage", table)]
 
 
 def _controls(found: StepRuleComparator) -> list[Block]:
@@ -621,23 +624,20 @@ def _controls(found: StepRuleComparator) -> list[Block]:
             "nothing is rounded. Each rule ran with FP32 weights too, with the spacing that E4M3 would have. Whole "
             "codes have no such control: they cannot step without a grid."
         ),
-        *_missing(free, "controls"),
-        free_table,
+        *_known(free, "controls", free_table),
         Heading("S in the wrong places, and the same everywhere", 3),
         Paragraph(
             "Shuffled, each weight of a tensor gets the S of another one, always the same; constant, all get the "
             "tensor's mean, which leaves AdamW with a rate for each tensor."
         ),
-        *_missing(ablation, "controls"),
-        ablation_table,
+        *_known(ablation, "controls", ablation_table),
         Heading("Mis-scaled tensors", 3),
         Paragraph(
             "Each weight tensor begins multiplied by a power of two and its output divided by it: the same function, "
             "but AdamW's one rate no longer fits all tensors. Steps in ulps are equivariant to such a factor, and so "
             "is AdamW with a rate relative to each tensor's size, which knows no format."
         ),
-        *_missing(start, "controls"),
-        start_table,
+        *_known(start, "controls", start_table),
         *_where_it_helps(found, start),
     ]
 
@@ -705,7 +705,7 @@ def _stalls(found: StepRuleComparator) -> list[Block]:
         *common.right("Stall ratio, difference", "Loss, difference", "95% interval", "Seeds"),
     )
     table = Table(columns, tuple(rows), "Rank correlation of stall ratio and loss", data=stalls, id="stall-ranks")
-    return [Paragraph(text), *_missing(stalls, "storage"), *_stall_chart(found), table]
+    return [Paragraph(text), *_known(stalls, "storage", *_stall_chart(found), table)]
 
 
 def _stall_chart(found: StepRuleComparator) -> list[Block]:
@@ -777,7 +777,7 @@ def _negative(found: StepRuleComparator, verdicts: Sequence[Verdict]) -> list[Bl
                     id=verdict.id,
                     word=word,
                     statement=verdict.statement,
-                    evidence=verdict.evidence,
+                    evidence=_whole(verdict.evidence),
                 )
             )
     frame = found.pairings
