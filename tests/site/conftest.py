@@ -81,7 +81,9 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site as a reader gets it, built from the recorded runs."""
+    """The site as a reader gets it, built from the recorded runs without torch; or ALTGRAD_SITE, built already."""
+    if built := os.environ.get("ALTGRAD_SITE"):
+        return Path(built)
     out = tmp_path_factory.mktemp("real") / "site"
     without_torch = out.parent / "blocked"
     without_torch.mkdir()
@@ -119,7 +121,7 @@ def hostile_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         failure = Failure(("nan_loss",), 5, payload, "forward", payload, cause=payload, advice=(payload,))
         write_run(runs, config("e4m3", seed=20 + seed, notes=payload[:9000]), looks=looks, events=events, url=payload)
         write_run(runs, config("e5m2", seed=20 + seed), status="failed", looks=looks, failure=failure)
-        with record(runs, name=payload, config={payload[:200]: payload, "note": [payload], "seed": seed}) as run:
+        with record(runs, name=f"own-{seed}", notes=payload, tags=[payload], config={payload[:200]: payload, "note": [payload], "seed": seed}) as run:
             run.log(0, loss=2.0, val_loss=2.0)
             run.log(1, loss=1.5, val_loss=1.5)
             run.finish()
