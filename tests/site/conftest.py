@@ -121,7 +121,8 @@ def hostile_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         failure = Failure(("nan_loss",), 5, payload, "forward", payload, cause=payload, advice=(payload,))
         write_run(runs, config("e4m3", seed=20 + seed, notes=payload[:9000]), looks=looks, events=events, url=payload)
         write_run(runs, config("e5m2", seed=20 + seed), status="failed", looks=looks, failure=failure)
-        with record(runs, name=f"own-{seed}", notes=payload, tags=[payload], config={payload[:200]: payload, "note": [payload], "seed": seed}) as run:
+        own = {payload[:200]: payload, "note": [payload], "seed": seed}
+        with record(runs, name=f"own-{seed}", notes=payload, tags=[payload], config=own) as run:
             run.log(0, loss=2.0, val_loss=2.0)
             run.log(1, loss=1.5, val_loss=1.5)
             run.finish()
