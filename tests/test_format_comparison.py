@@ -26,7 +26,7 @@ from altgrad.analysis.comparison import (
     last_looks,
     scale_policies,
 )
-from altgrad.analysis.format_verdicts import format_verdicts
+from altgrad.analysis.format_verdicts import _JUDGES, format_verdicts
 from altgrad.analysis.loader import RUN_COLUMNS, _row, format_label, scope_label
 from altgrad.analysis.preregistered import TEST_COLUMNS, Verdict, family, in_words, row_of
 from altgrad.analysis.reports.format_comparison import format_comparison_page, weights_chart
@@ -45,7 +45,8 @@ PREREGISTRATION = re.sub(r"\s+", " ", (ROOT / "docs" / "method" / "preregistrati
 GAPS = {"E0M7": 0.16, "E1M6": 0.16, "E2M5": 0.03, "E3M4": 0.002, "E4M3": 0.004, "E5M2": 0.02, "E6M1": 0.08, "E7M0": 0.6}
 SINGLE = {("E0M7", "gradients"): 0.1, ("E7M0", "activations"): 0.3, ("E7M0", "gradients"): 0.1}
 STUDIES = {"formats": 577, "layers": 448, "scaling": 120, "length": 25}
-IDS = ("H1", "H2", "H3", "H4", "H5", "H19", "H20")
+JUDGES = dict(zip(("H1", "H2", "H3", "H4", "H5", "H19", "H20"), _JUDGES, strict=True))
+IDS = tuple(JUDGES)
 
 
 def chosen_loss(cfg: ExperimentConfig) -> float:
@@ -158,7 +159,7 @@ def test_every_hypothesis_is_judged_once_in_the_words_that_were_written_down(who
 
 
 def test_a_family_is_adjusted_as_scipy_and_holm_have_it(whole: ExperimentDataLoader) -> None:
-    runs, tests = whole.runs, decided(whole)["H1"].tests
+    runs, tests = whole.runs, JUDGES["H1"](whole).tests
     fp32 = runs[(runs["study"] == "formats") & (runs["scope"] == "nothing")].set_index("seed")["final_val_loss"]
     for row in tests[tests["n_pairs"] == 16].to_dict("records"):
         ours = runs[runs["arm"] == row["arm"]].set_index("seed")["final_val_loss"]
@@ -195,19 +196,18 @@ def test_a_family_is_adjusted_as_scipy_and_holm_have_it(whole: ExperimentDataLoa
 def test_other_runs_give_other_answers(
     whole: ExperimentDataLoader, identity: str, change: Callable[[pd.DataFrame], None], answer: str
 ) -> None:
-    found = {name: verdict.answer for name, verdict in decided(changed(whole, change)).items()}
-    assert found[identity] == answer
+    assert JUDGES[identity](changed(whole, change)).answer == answer
 
 
 def test_a_difference_that_is_shown_but_below_the_margin_does_not_confirm_h3(whole: ExperimentDataLoader) -> None:
-    verdict = decided(changed(whole, shift("formats", "E0M7", -0.0935, "gradients")))["H3"]
+    verdict = JUDGES["H3"](changed(whole, shift("formats", "E0M7", -0.0935, "gradients")))
     assert verdict.tests["p_holm"].iloc[0] < 0.05
     assert 0 < verdict.tests["difference"].iloc[0] < 0.01
     assert verdict.answer in ("no", "inconclusive")
 
 
 def test_a_run_that_did_not_finish_leaves_its_arm_without_a_verdict(whole: ExperimentDataLoader) -> None:
-    verdict = decided(changed(whole, lambda runs: fail(runs, where(runs, "formats", "E7M0"))))["H1"]
+    verdict = JUDGES["H1"](changed(whole, lambda runs: fail(runs, where(runs, "formats", "E7M0"))))
     row = verdict.tests.set_index("contrast").loc["E7M0 − FP32"]
     assert verdict.answer == "inconclusive"
     assert (row["n_ended_badly"], row["n_pairs"]) == (1, 15)
@@ -239,7 +239,7 @@ def test_what_keeps_a_hypothesis_from_being_judged_is_said(
 ) -> None:
     other = copy.copy(whole)
     other.__dict__["runs"] = change(whole.runs).reset_index(drop=True)
-    verdict = decided(other)["H1"]
+    verdict = JUDGES["H1"](other)
     assert verdict.answer == "pending"
     assert verdict.tests.empty
     assert re.search(said, verdict.evidence)
