@@ -119,7 +119,7 @@ def expected(cfg: ExperimentConfig) -> float:
         if q.rounding.activation == STOCHASTIC:
             return at[2]
         return at[1] if q.rounding.grad_output == STOCHASTIC else at[0]
-    return {"bf16": 0.0005, "e6m1": 0.08, "e2m5": 0.03, "e5m2": 0.02, "e4m3": 0.006}.get(weight, 0.16)
+    return {"bf16": 0.0005, "e6m1": 0.08, "e2m5": 0.03, "e5m2": 0.02, "e4m3": 0.006, "e3m4": 0.002}.get(weight, 0.16)
 
 
 def looks_of(cfg: ExperimentConfig) -> pd.DataFrame:
