@@ -1057,6 +1057,7 @@ def _prevention(analyzer: FailureAnalyzer) -> list[Block]:
     """Advice that recorded runs support, and the failing formats that no remedy was tried on."""
     items = [text for text in (_helped(analyzer, name) for name in EXTREMES) if text]
     failed = _leading(analyzer.classified)
+    failed = failed[failed["causes"] != "step"]  # where the step rule is to blame, no format wants a remedy
     untried = sorted(
         {name for name in failed["format"] if name in SPLITS and name not in EXTREMES},
         key=lambda name: format_order(name),
