@@ -523,7 +523,7 @@ def _contrasts(frame: pd.DataFrame, head: Head, caption: str, identity: str, sta
     columns = (
         *titles,
         *common.right("Difference", "95% interval", "Seeds", "p (Holm)", "p (TOST)"),
-        *(common.right("Stall ratio, difference") if stalls else ()),
+        *(common.right("Stall ratio") if stalls else ()),
         "Reading",
     )
     return Table(columns, tuple(rows), caption, data=frame, id=identity)
@@ -547,14 +547,14 @@ def _against(row: dict[str, Any], text: str) -> Cell:
 
 def _pairings(pairings: pd.DataFrame) -> list[Block]:
     head: Head = (
-        ("Format", "Step rule", "Storage and rounding", "Against"),
-        lambda row: (row["format"], _linked(row, RULES[row["rule"]]), _arm(row).place, _against(row, "AdamW")),
+        ("Step rule", "Against AdamW with"),
+        lambda row: (_linked(row, RULES[row["rule"]]), _against(row, f"{row['format']}, {_arm(row).place}")),
     )
     text = (
         "Final validation loss minus AdamW's with the same format, storage, rounding, seeds and batches; below zero "
         "the rule is better. Holm's adjustment is over the rows of one step rule. The rows of S on the update are the "
         "family of H8, those of whole codes that of H10; S on the gradient with master weights is H9; the others are "
-        "exploratory. A positive difference of stall ratios says that more proposed steps leave the stored code as it "
+        "exploratory. The stall ratio is the difference to AdamW's: a positive one says that more proposed steps leave the stored code as it "
         "was. Whole codes run without weight decay."
     )
     table = _contrasts(
