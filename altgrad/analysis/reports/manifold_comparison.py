@@ -554,7 +554,8 @@ def _pairings(pairings: pd.DataFrame) -> list[Block]:
         "Final validation loss minus AdamW's with the same format, storage, rounding, seeds and batches; below zero "
         "the rule is better. Holm's adjustment is over the rows of one step rule. The rows of S on the update are the "
         "family of H8, those of whole codes that of H10; S on the gradient with master weights is H9; the others are "
-        "exploratory. The stall ratio is the difference to AdamW's: a positive one says that more proposed steps leave the stored code as it "
+        "exploratory. The stall ratio is the difference to AdamW's: a positive one says that more proposed steps "
+        "leave the stored code as it "
         "was. Whole codes run without weight decay."
     )
     table = _contrasts(
