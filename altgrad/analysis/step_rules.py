@@ -639,8 +639,8 @@ def _h10(found: StepRuleComparator) -> Verdict:
 def _h11(found: StepRuleComparator) -> Verdict:
     tests = found.controls.query("contrast == 'difference' and rule != 'relative'")
     statement = (
-        "What ulp steps do they do without quantization too: the difference to AdamW is the same with FP32 weights and "
-        "the spacing of E4M3."
+        "What ulp steps do they do without quantization too: the difference to AdamW is the same (within the "
+        "margin) with FP32 weights and the spacing of E4M3."
     )
     tests = _equivalence(tests.assign(label=[RULES[rule] for rule in tests["rule"]]))
     lead = "Difference to AdamW with E4M3 minus the same without quantization"
@@ -676,8 +676,8 @@ def _h13(found: StepRuleComparator) -> Verdict:
 
 def _h14(found: StepRuleComparator) -> Verdict:
     statement = (
-        "The stall ratio does not rank arms: among the arms of one format its rank correlation with the loss is not "
-        "above 0.8."
+        "The stall ratio does not rank arms: among the arms of one format its rank correlation with the loss "
+        "is not above .8."
     )
     stalls = found.stalls
     missing = "; ".join(dict.fromkeys("; ".join(text for text in stalls["missing"] if text).split("; ")))
