@@ -545,13 +545,20 @@ def _said(rows: Rows) -> str:
     for row in extremes:
         if _judged(row):
             p = "< 0.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}"
-            figures = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], adjusted p {p}"
+            mean, low, high = (_signed(row[name]) for name in ("difference", "low", "high"))
+            figures = f"{mean} [{low}, {high}], adjusted p {p}"
         else:
             figures = f"not judged, {row['n_ended_badly']} runs did not finish"
         parts.append(f"{row['label']} {figures}")
     sizes = sorted({row["n_pairs"] for row in rows if _judged(row)})
     pairs = f" (nats a character, n = {' to '.join(map(str, sizes))} pairs each)" if sizes else ""
     return f"{'; '.join(parts)}{pairs}."
+
+
+def _signed(value: float) -> str:
+    """Three digits with their sign; zero has none."""
+    text = f"{value:+.3f}"
+    return "0.000" if text in ("+0.000", "-0.000") else text
 
 
 def _difference(row: dict[str, Any]) -> float:
@@ -691,7 +698,7 @@ def _h14(found: StepRuleComparator) -> Verdict:
         row = pairs.loc[pairs["stall_difference"].idxmax()]
         evidence += (
             f" {row['more']} stalls {100 * row['stall_difference']:.0f} points more than {row['less']} and ends "
-            f"{-row['difference']:.3f} nats a character lower ([{row['low']:+.3f}, {row['high']:+.3f}], "
+            f"{-row['difference']:.3f} nats a character lower ([{_signed(row['low'])}, {_signed(row['high'])}], "
             f"n = {row['n_pairs']:.0f} pairs)."
         )
     else:
@@ -720,7 +727,7 @@ def _by_format(tests: pd.DataFrame) -> pd.DataFrame:
 def _equivalence(tests: pd.DataFrame) -> pd.DataFrame:
     """The family with the p-value of TOST in its label: that is what decides."""
     told = [
-        f"{label} (TOST p {p:.3f})" if not math.isnan(p) else label
+        f"{label} (TOST p {'< 0.001' if p < 0.001 else f'{p:.3f}'})" if not math.isnan(p) else label
         for label, p in zip(tests["label"], tests["p_equivalent"].astype("float64"), strict=True)
     ]
     return tests.assign(label=told)

@@ -259,7 +259,7 @@ def _charts(judged: pd.DataFrame) -> list[Block]:
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("loss minus AdamW's with the same format, storage and rounding (nats a character)")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.04), ncols=len(rules), frameon=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.04), ncols=min(len(rules), 2), frameon=False)
 
     best = data.loc[data["difference"].idxmin()]
     worst = data.loc[data["difference"].idxmax()]
@@ -275,7 +275,8 @@ def _charts(judged: pd.DataFrame) -> list[Block]:
         f"{len(data)} pairings; {told}.",
         data,
         draw,
-        height=0.34 * len(order) + 1.1,
+        height=0.34 * len(order) + 1.4,
+        margins=(1.9, 0.15, 0.5, 0.75),
     )
     return [ChartBlock(chart)]
 
@@ -474,7 +475,7 @@ def _tuning_chart(sweeps: pd.DataFrame, names: list[str]) -> list[Block]:
         axes.set_ylim(-0.01, min(TUNED_WITHIN, max(0.02, 1.05 * float(drawn["above"].max()))))
         axes.set_xlabel("learning rate, as a multiple of the arm's best")
         axes.set_ylabel("loss above the arm's best (nats a character)")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
 
     told = f" {beyond} rates are beyond {TUNED_WITHIN:g} nats or did not finish, and not drawn." if beyond else ""
     chart = Chart(
@@ -484,6 +485,8 @@ def _tuning_chart(sweeps: pd.DataFrame, names: list[str]) -> list[Block]:
         f"an arm, a colour a step rule. A minimum inside says that the rate is tuned.{told}",
         data,
         draw,
+        height=4.0,
+        margins=(0.7, 0.15, 0.5, 0.6),
     )
     return [ChartBlock(chart)]
 
@@ -520,7 +523,7 @@ def _contrasts(frame: pd.DataFrame, head: Head, caption: str, identity: str, sta
     columns = (
         *titles,
         *common.right("Difference", "95% interval", "Seeds", "p (Holm)", "p (TOST)"),
-        *(common.right("Stall ratio, difference") if stalls else ()),
+        *(common.right("Stall ratio") if stalls else ()),
         "Reading",
     )
     return Table(columns, tuple(rows), caption, data=frame, id=identity)
@@ -544,14 +547,15 @@ def _against(row: dict[str, Any], text: str) -> Cell:
 
 def _pairings(pairings: pd.DataFrame) -> list[Block]:
     head: Head = (
-        ("Format", "Step rule", "Storage and rounding", "Against"),
-        lambda row: (row["format"], _linked(row, RULES[row["rule"]]), _arm(row).place, _against(row, "AdamW")),
+        ("Step rule", "Against AdamW with"),
+        lambda row: (_linked(row, RULES[row["rule"]]), _against(row, f"{row['format']}, {_arm(row).place}")),
     )
     text = (
         "Final validation loss minus AdamW's with the same format, storage, rounding, seeds and batches; below zero "
         "the rule is better. Holm's adjustment is over the rows of one step rule. The rows of S on the update are the "
         "family of H8, those of whole codes that of H10; S on the gradient with master weights is H9; the others are "
-        "exploratory. A positive difference of stall ratios says that more proposed steps leave the stored code as it "
+        "exploratory. The stall ratio is the difference to AdamW's: a positive one says that more proposed steps "
+        "leave the stored code as it "
         "was. Whole codes run without weight decay."
     )
     table = _contrasts(
@@ -732,7 +736,7 @@ def _stall_chart(found: StepRuleComparator) -> list[Block]:
             axes.plot([], [], MARKERS[rule], color=MUTED, label=RULES[rule])
         axes.set_xlabel("stall ratio (mean over seeds)")
         axes.set_ylabel("final validation loss (nats a character)")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, columnspacing=1)
 
     ranks = "; ".join(f"{row['format']} {row['spearman']:+.2f}" for row in ranked.to_dict("records"))
     chart = Chart(
@@ -741,7 +745,8 @@ def _stall_chart(found: StepRuleComparator) -> list[Block]:
         f"Colours are formats, markers step rules. Spearman's rho: {ranks}. Dashed lines join the counterexamples.",
         data,
         draw,
-        height=4.2,
+        height=4.4,
+        margins=(0.7, 0.15, 0.5, 0.6),
     )
     return [ChartBlock(chart)]
 
