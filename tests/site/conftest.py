@@ -25,7 +25,9 @@ def mkdocs_build(project: Path, out: Path, **environment: str) -> None:
     pytest.importorskip("mkdocs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(project / "mkdocs.yml"), "-d", str(out)]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    settings = {**os.environ, "PYTHONPATH": path, "NO_MKDOCS_2_WARNING": "1", **environment}
+    records = str(ROOT / "experiments" / "recorded")  # guides show findings of them
+    own = {"PYTHONPATH": path, "NO_MKDOCS_2_WARNING": "1", "ALTGRAD_RUNS": records}
+    settings = {**os.environ, **own, **environment}
     done = subprocess.run(command, cwd=out.parent, env=settings, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -48,6 +50,7 @@ def copy_project(folder: Path) -> Path:
     config = (folder / "mkdocs.yml").read_text()
     config = re.sub(r"\n  - API:\n(?:      .*\n)*|\n  - Formats: .*", "\n", config)
     config = re.sub(r"\n  - mkdocstrings:.*\n(?:      .*\n)*", "\n", config)  # it would read the library's sources
+    config = config.replace("not_in_nav: |\n", "not_in_nav: |\n  /own/*\n  /own/formats/*\n")
     (folder / "mkdocs.yml").write_text(config)
     return folder
 
