@@ -8,13 +8,16 @@ import os
 import random
 import shutil
 import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from altgrad.analysis.reports.explorer import GROUPS, formats_json
-from altgrad.formats import ROUNDINGS, FloatFormat, list_formats
+from altgrad.analysis.tensors import POLICIES, Histogram, outcome
+from altgrad.formats import ROUNDINGS, FloatFormat, get_format, list_formats
 
 SCRIPTS = Path(__file__).parent / "site" / "javascript"
 VALUES = 10_000
@@ -81,7 +84,23 @@ def cases() -> dict[str, Any]:
     every = {fmt.name: fmt for fmt in formats}
     for entry in entries:
         entry["all"] = [plain(value) for value in every[entry["name"]].values.tolist()]
-    return {"formats": entries, "encoded": encoded, "spacings": spacings}
+    return {"formats": entries, "encoded": encoded, "spacings": spacings, "outcomes": list(outcomes(formats))}
+
+
+def outcomes(formats: list[FloatFormat]) -> Iterator[list[Any]]:
+    """Three histograms through every format of at most 8 bits and BF16, under every scale policy."""
+    draw = random.Random(3)
+    codes = {abs(value) * 0.25: float(draw.randint(1, 99)) for value in get_format("e4m3").finite_values if value > 0}
+    for histogram in (
+        Histogram("binades", {float(e): float(draw.randint(1, 1000)) for e in range(-9, 3)}, 5.0, 6.3, 90.5),
+        Histogram("codes", codes, 3.0, 112.0),
+        Histogram("binades", {}, 7.0, 0.0),
+    ):
+        shown = {**asdict(histogram), "counts": [list(each) for each in histogram.counts.items()]}
+        for fmt in formats:
+            if fmt.signed and (fmt.bits <= 8 or fmt.name == "bf16") and not fmt.name.startswith("p3109"):
+                for policy in POLICIES:
+                    yield [shown, fmt.name, policy, asdict(outcome(histogram, fmt, policy))]
 
 
 def test_the_scripts_do_what_python_does(node: str, tmp_path: Path) -> None:

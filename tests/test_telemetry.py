@@ -24,6 +24,8 @@ from altgrad.nn import Operand, Policy, Reading, Scaling, clock_of, observed, qu
 from altgrad.optim import CodeOptimizer, ManifoldAdamW  # noqa: E402
 from altgrad.telemetry import Look, Row  # noqa: E402
 from altgrad.telemetry.counts import (  # noqa: E402
+    binade_counts,
+    binade_statistics,
     code_counts,
     code_statistics,
     operand_statistics,
@@ -106,6 +108,13 @@ def oracle_spacing(w: F64, fmt: FloatFormat, scale: F64 | float) -> F64:
     values, grid = table(fmt), np.abs(w / scale)
     index = np.clip(np.searchsorted(values, grid, side="right") - 1, 0, len(values) - 2)
     return np.where(grid >= fmt.max, fmt.max_ulp, values[index + 1] - values[index]) * scale
+
+
+def oracle_binades(x: F64) -> dict[str, float]:
+    plain = np.abs(x[np.isfinite(x)])
+    exponents, numbers = np.unique(np.frexp(plain[plain >= 2.0**-126])[1] - 1, return_counts=True)
+    found = {f"binade_{e}": float(n) for e, n in zip(exponents, numbers, strict=True)}
+    return found | {"binade_zero": float((plain < 2.0**-126).sum())}
 
 
 def oracle_step(proposed: F64, spacings: F64) -> dict[str, float]:
@@ -255,7 +264,7 @@ def test_a_look_at_real_layers_equals_a_recomputation_from_their_operands(name: 
     for place, reading in seen.items():
         fmt, x, q = spec.format, numbers(reading.real), numbers(reading.rounded)
         scale = 1.0 if reading.element_scale is None else numbers(reading.element_scale)
-        expected = oracle_operand(reading, beyond(reading)) | oracle_codes(q, fmt, scale)
+        expected = oracle_operand(reading, beyond(reading)) | oracle_codes(q, fmt, scale) | oracle_binades(x)
         if place[1] == "weight":
             spacings = oracle_spacing(x, fmt, scale)
             index = np.abs(np.abs(q / scale)[..., None] - table(fmt)).argmin(-1)
@@ -395,11 +404,12 @@ def test_a_stochastic_weight_that_does_not_move_does_not_flip() -> None:
 
 OPERAND = {"amax", "scale", "norm_l2", "nonfinite", "overflow", "underflow", "sqnr_db", "dead"}
 CODES = {"codes_used", "code_entropy"}
+HISTOGRAMS = {"code_<c>", "binade_<e>"}
 RANK = {"stable_rank", "effective_rank", "spectral_norm"}
 GRADIENT = {"norm_l2", "norm_inf", "zero", "nonfinite", "stiffness_correlation"}
 UPDATE = {"norm_l2", "updates", "flips", "stall_ratio", "zero_update", "ulps_rms", *(f"ulps_{end}" for end in ULPS)}
 SCHEMA = {
-    "weight": OPERAND | CODES | RANK | {"code_position", "grid_distance", "code_<c>"},
+    "weight": OPERAND | CODES | RANK | {"code_position", "grid_distance", "code_<c>", "binade_<e>"},
     "activation": OPERAND | CODES,
     "grad_output": OPERAND | CODES,
     "gradient": GRADIENT | {"shadow_cosine", "shadow_snr_db"},
@@ -424,7 +434,8 @@ def names(rows: list[Row]) -> dict[str, set[str]]:
     for _, _, _, operand, statistic, value in rows:
         assert type(value) is float
         histogram = statistic.startswith("code_") and statistic not in ("code_entropy", "code_position")
-        found.setdefault(operand, set()).add("code_<c>" if histogram else statistic)
+        binade = statistic.startswith("binade_")
+        found.setdefault(operand, set()).add("code_<c>" if histogram else "binade_<e>" if binade else statistic)
     return found
 
 
@@ -443,6 +454,25 @@ def test_a_look_has_every_statistic_of_the_schema_for_every_layer() -> None:
         )
     assert {row[0] for row in rows} == {9}
     assert {row[2] for row in rows} == {"embedding", "attention", "mlp", "head"}
+
+
+def test_binades_count_magnitudes_as_numpy_does() -> None:
+    x = torch.randn(3, 1000) * torch.logspace(-44, 38, 1000)
+    x[0, :6] = torch.tensor([0.0, -0.0, math.nan, math.inf, 2.0**-126, 1.0])
+    assert binade_statistics(binade_counts(x)) == oracle_binades(x.double().numpy())
+    assert binade_statistics(binade_counts(x.bfloat16().t()[:, :1])) == oracle_binades(
+        x[:1].bfloat16().double().numpy()
+    )
+    assert binade_statistics(binade_counts(x[:0])) == {"binade_zero": 0.0}
+
+
+def test_unrounded_operands_have_binades_where_the_config_names_them() -> None:
+    operands = ("weight", "activation", "grad_output")
+    rows = one_look(quantize_model(small_gpt(), Policy()), histograms=operands)
+    binades = [row for row in rows if row[4].startswith("binade_")]
+    assert {row[3] for row in binades} == set(operands)
+    weights = [row[5] for row in binades if row[1] == "head" and row[3] == "weight"]
+    assert sum(weights) == small_gpt().head.weight.numel()
 
 
 def test_each_section_of_the_config_decides_its_own_rows() -> None:
@@ -468,13 +498,13 @@ def test_each_section_of_the_config_decides_its_own_rows() -> None:
         "update": ulps,
     }
     assert found(**nothing | {"rank_every": 5}) == {"weight": RANK}
-    assert found(**nothing | {"codes_every": 5}) == {"weight": CODES | {"code_<c>"}}
+    assert found(**nothing | {"codes_every": 5}) == {"weight": CODES | HISTOGRAMS}
     assert found(**nothing | {"codes_every": 5, "histograms": ()}) == {"weight": CODES}
     counted = found(**nothing | {"codes_every": 5, "operands": True, "histograms": ("grad_output", "activation")})
     assert counted == {
         "weight": OPERAND | CODES,
-        "activation": OPERAND | CODES | {"code_<c>"},
-        "grad_output": OPERAND | CODES | {"code_<c>"},
+        "activation": OPERAND | CODES | HISTOGRAMS,
+        "grad_output": OPERAND | CODES | HISTOGRAMS,
     }
     assert found(**nothing | {"shadow": True}) == {"gradient": {"shadow_cosine", "shadow_snr_db"}}
 
@@ -490,7 +520,7 @@ def test_rank_and_codes_are_taken_at_the_first_look_and_then_at_every_so_many() 
 def test_layers_that_are_not_quantized_have_norms_and_no_grid() -> None:
     rows = one_look(quantize_model(small_gpt(), Policy()))
     found = names(rows)
-    assert found["weight"] == (OPERAND - {"sqnr_db"}) | RANK
+    assert found["weight"] == (OPERAND - {"sqnr_db"}) | RANK | {"binade_<e>"}
     assert found["gradient"] == GRADIENT - {"stiffness_correlation"}
     assert found["update"] == {"norm_l2", "zero_update"}
     assert all(row[5] == 0 for row in rows if row[4] in ("overflow", "underflow"))

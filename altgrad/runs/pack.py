@@ -38,7 +38,8 @@ def is_histogram(layers: pd.DataFrame) -> pd.Series:
 def is_last(layers: pd.DataFrame, runs: NDArray[np.int64] | None = None) -> pd.Series:
     """Which rows of a per-layer table are of the last step that has their statistic.
 
-    The counts of all codes are one statistic: a code that is missing from the last histogram did not occur in it.
+    The counts of all codes are one statistic, and so are those of all binades: what is missing from the last histogram
+    did not occur in it.
 
     Args:
         layers: of one run, or of several.
@@ -49,8 +50,10 @@ def is_last(layers: pd.DataFrame, runs: NDArray[np.int64] | None = None) -> pd.S
     operands, _ = pd.factorize(layers["operand"])
     statistics, names = pd.factorize(layers["statistic"])
     statistics = np.where(is_histogram(layers).to_numpy(), len(names), statistics)
-    group = (operands * (len(names) + 1) + statistics) + (0 if runs is None else runs) * (operands.max() + 1) * (
-        len(names) + 1
+    binades = np.array([str(name).startswith("binade_") for name in names], dtype=bool)
+    statistics = np.where(np.append(binades, False)[statistics], len(names) + 1, statistics)
+    group = (operands * (len(names) + 2) + statistics) + (0 if runs is None else runs) * (operands.max() + 1) * (
+        len(names) + 2
     )
     step = layers["step"].to_numpy()
     last = np.full(int(group.max()) + 1, np.iinfo(np.int64).min)

@@ -188,6 +188,27 @@ def code_statistics(counts: Tensor, fmt: FloatFormat, *, histogram: bool) -> dic
     return found
 
 
+@torch.no_grad()
+def binade_counts(values: Tensor) -> Tensor:
+    """How many elements of `values` (any shape and floating dtype) have each exponent field of float32: int64 [256]."""
+    bits = values.detach().float().flatten().view(torch.int32)
+    return torch.bincount(bits.bitwise_right_shift(23).bitwise_and_(255), minlength=256)
+
+
+def binade_statistics(counts: Tensor) -> dict[str, float]:
+    """How the magnitudes of an operand are spread before it is rounded, from `binade_counts`.
+
+    Measures (weight, activation, grad_output):
+        binade_zero [elements; at least 0]: count(|x| < 2^-126). Zero, or too small for a normal float32. This and
+            the next are of the operands that `telemetry.histograms` names.
+        binade_<e> [elements; at least 1]: count(2^e <= |x| < 2^(e + 1)). e is -126 to 127. Left out where there are
+            none; NaN and infinity are in `nonfinite`.
+    """
+    zeros, *numbers = counts[:255].tolist()
+    found = {f"binade_{e}": float(number) for e, number in enumerate(numbers, -126) if number}
+    return {"binade_zero": float(zeros)} | found
+
+
 def has_codes(fmt: FloatFormat) -> bool:
     """Whether codes of the format are counted: it quantizes, and has at most 16 bits."""
     return fmt is not FP32 and fmt.bits <= 16

@@ -136,10 +136,13 @@ class Look:
         self._sums[place] = counts.operand_sums(reading)
         if reading.operand == "weight":
             self._weights[reading.layer] = reading
-        elif self._codes and counts.has_codes(reading.format):
+            return
+        histogram = reading.operand in self._telemetry.histograms
+        if self._codes and counts.has_codes(reading.format):
             found = counts.code_counts(reading.rounded, reading.format, reading.element_scale)
-            histogram = reading.operand in self._telemetry.histograms
             self._add(*place, counts.code_statistics(found, reading.format, histogram=histogram))
+        if self._codes and histogram:
+            self._add(*place, counts.binade_statistics(counts.binade_counts(reading.real)))
 
     def _look_at_weights(self) -> None:
         for name in self._layers:
@@ -147,8 +150,10 @@ class Look:
             fmt, found = reading.format, None
             if counts.has_codes(fmt) and (self._telemetry.geometry or self._codes):
                 found = counts.code_counts(reading.rounded, fmt, reading.element_scale)
+            histogram = "weight" in self._telemetry.histograms
+            if self._codes and histogram:
+                self._add(name, "weight", counts.binade_statistics(counts.binade_counts(reading.real)))
             if found is not None and self._codes:
-                histogram = "weight" in self._telemetry.histograms
                 self._add(name, "weight", counts.code_statistics(found, fmt, histogram=histogram))
             if self._telemetry.geometry and (spacing := self._spacing(name)) is not None:
                 self._add(name, "weight", geometry.position_statistics(reading, spacing, found))

@@ -90,7 +90,7 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
             "arms": {
                 **{key: _column(arms[key]) for key in _ARM_COLUMNS if key != "arm"},
                 "arm": arms["arm"].tolist(),
-                "study_page": _words([page and page.path.rsplit("/", 1)[-1] for page in pages]),
+                "study_page": _words([None if page is None else page.path.rsplit("/", 1)[-1] for page in pages]),
             },
             "runs": {
                 "arm": [row_of[arm] for arm in runs["arm"]],

@@ -25,6 +25,9 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
+/** A format's name with spaces where a narrow table may break it. */
+const title = (fmt) => fmt.label.replaceAll("_", " ");
+
 const write = (node, text) => { if (node.textContent !== text) node.textContent = text; };
 
 /** A value through one format: its code, what it becomes, the neighbours and the error in ulps. */
@@ -154,7 +157,7 @@ class Explorer {
 
   buildTable() {
     this.rows = [];
-    const head = ["Format", "Rounded", "Error (ulp)", "Next below", "Next above", "Bits", "Code", "Line"];
+    const head = ["Line", "Format", "Rounded", "Error (ulp)", "Next below", "Next above", "Code", "Bits"];
     const table = element("table", { "aria-label": "The value in every format", role: "table" },
       element("thead", { role: "rowgroup" }, element("tr", { role: "row" }, ...head.map((text) => element("th", { scope: "col", role: "columnheader", textContent: text })))));
     this.bodies = new Map();
@@ -201,12 +204,12 @@ class Explorer {
       buttons.forEach((button, k) => { button.tabIndex = k === to ? 0 : -1; });
       buttons[to].focus();
     });
-    const name = fmt.page ? element("a", { href: `../formats/${fmt.name}/`, textContent: fmt.label }) : fmt.label;
+    const name = fmt.page ? element("a", { href: `../formats/${fmt.name}/`, textContent: title(fmt) }) : title(fmt);
     const on = element("input", { type: "checkbox", "aria-label": `${fmt.label} on the number line` });
     on.addEventListener("change", () => this.change({ on: on.checked ? [...this.state.on, fmt.name] : this.state.on.filter((each) => each !== fmt.name) }));
     const [rounded, error, below, above, code] = Array.from({ length: 5 }, () => element("span"));
-    const line = element("tr", { role: "row" }, element("th", { scope: "row", role: "rowheader" }, name), cell("rounded", "Rounded", rounded), cell("error", "Error (ulp)", error),
-      cell("", "Next below", below), cell("", "Next above", above), cell("bits-cell", "Bits", bits), cell("code", "Code", code), cell("on", "Line", on));
+    const line = element("tr", { role: "row" }, cell("on", "Line", on), element("th", { scope: "row", role: "rowheader" }, name), cell("rounded", "Rounded", rounded), cell("error", "Error (ulp)", error),
+      cell("", "Next below", below), cell("", "Next above", above), cell("code", "Code", code), cell("bits-cell", "Bits", bits));
     return { fmt, line, rounded, error, below, above, code, buttons, on };
   }
 
@@ -343,7 +346,7 @@ class Explorer {
   }
 }
 
-const root = globalThis.document?.getElementById("explorer");
+const root = globalThis.document?.getElementById("value-explorer");
 if (root) {
   start(root).catch((error) => {
     root.hidden = false;

@@ -83,7 +83,7 @@ export function drawLine(target, rows, { value, view, axis, scale }, width) {
   }
   rows.forEach(({ fmt, rounded, colour }, index) => {
     const base = TOP + index * ROW + 21;
-    parts.push(svg("text", { x: 0, y: base - 3, class: "name" }, fmt.label.replace("P3109_K8", "P3109 ").slice(0, 12)));
+    parts.push(svg("text", { x: 0, y: base - 3, class: "name" }, fmt.label.replace("P3109_K8", "K8").replace("_", " ").slice(0, 12)));
     parts.push(svg("line", { x1: label, x2: label + across, y1: base, y2: base, stroke: colour, "stroke-width": 1 }));
     const { count, values } = valuesInView(fmt, view, axis, scale);
     if (count > MOST) {

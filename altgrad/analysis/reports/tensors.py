@@ -1,0 +1,83 @@
+"""What the tensor view loads: the histograms that runs recorded, a file a run, and an index of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from altgrad.analysis import tensors
+from altgrad.analysis.loader import OPERAND_NAMES, OPERANDS, ExperimentDataLoader
+from altgrad.formats import FloatFormat, get_format
+from altgrad.pages import slug
+from altgrad.runs import RunRecord
+
+
+def tensor_files(loader: ExperimentDataLoader) -> dict[str, bytes]:
+    """``tensors/index.json`` and a JSON for each arm's first run that has histograms; tuning runs are left out."""
+    index: list[dict[str, Any]] = []
+    found: dict[str, bytes] = {}
+    seen: set[str] = set()
+    for row in loader.runs.itertuples():
+        if row.arm in seen or row.role != "report":
+            continue
+        histograms = tensors.histograms(loader.layers(row.run_id), _code_formats(loader.records[row.run_id]))
+        if not histograms:
+            continue
+        seen.add(row.arm)
+        name = f"{slug(row.run_id)}.json"
+        kinds = sorted({histogram.kind for histogram in histograms.values()})
+        operands = [each for each in OPERANDS if any(each == key[1] for key in histograms)]
+        entry = {"id": row.run_id, "arm": row.arm, "file": name, "kinds": kinds, "operands": operands}
+        entry |= {"label": f"{row.format}, {row.rule}, {row.scope}, seed {row.seed}", "status": row.status}
+        index.append(entry)
+        found[f"tensors/{name}"] = _dump({"id": row.run_id, "tensors": _tensors(loader, row.run_id, histograms)})
+    content = {"runs": index, "operands": OPERAND_NAMES, "policies": list(tensors.POLICIES)}
+    return {"tensors/index.json": _dump(content)} | found
+
+
+def _tensors(
+    loader: ExperimentDataLoader, run_id: str, histograms: dict[tuple[str, str, int], tensors.Histogram]
+) -> list[dict[str, Any]]:
+    """The histograms in the order of the record, each with what the run itself recorded of the same rounding."""
+    layers = loader.layers(run_id)
+    wanted = layers[layers["statistic"].isin(["sqnr_db", "overflow", "underflow"])]
+    recorded: dict[tuple[str, str, int], dict[str, float]] = {}
+    for row in wanted.itertuples():
+        recorded.setdefault((row.layer, row.operand, int(row.step)), {})[str(row.statistic)] = float(row.value)
+    quantize = loader.records[run_id].config.quantize
+    found = []
+    for (layer, operand, step), histogram in histograms.items():
+        told = {key: value for key, value in recorded.get((layer, operand, step), {}).items() if math.isfinite(value)}
+        found.append(
+            {
+                "layer": layer,
+                "operand": operand,
+                "step": step,
+                "kind": histogram.kind,
+                "counts": [list(each) for each in histogram.counts.items()],
+                "zeros": histogram.zeros,
+                "amax": histogram.amax,
+                "norm": histogram.norm,
+                "format": str(getattr(quantize, operand)),
+                "recorded": told,
+            }
+        )
+    return found
+
+
+def _code_formats(record: RunRecord) -> dict[str, FloatFormat]:
+    """Formats of the operands that have one scale a tensor, where the run kept one format from its start to its end."""
+    config = record.config
+    if config.stability.shift_to is not None:
+        return {}
+    found = {}
+    for operand in OPERANDS:
+        fmt, rule = get_format(getattr(config.quantize, operand)), config.scaling.rule(operand)
+        if fmt.bits <= 8 and rule.kind not in ("mx", "mx_rceil", "nvfp4") and rule.granularity == "tensor":
+            found[operand] = fmt
+    return found
+
+
+def _dump(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode() + b"\n"
