@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import json
 import math
 import re
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from playwright.sync_api import expect
 from test_browser import SCREENSHOTS, axe_faults, visit  # noqa: F401
 
 from altgrad.analysis.loader import ExperimentDataLoader
@@ -26,7 +26,7 @@ from test_runs_script import made_up
 
 pytestmark = pytest.mark.browser
 HOSTILE = "<img src=x onerror=window.pwned=1>"
-SETTLED = "document.querySelector('.runs-table[data-ready], #compare[data-ready]') !== null"
+SETTLED = ".runs-table[data-ready], #compare-arms[data-ready]"
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +83,7 @@ def open_page(visit: Any, real_address: str, made_up_files: dict[str, bytes]) ->
         for name, body in files.items():
             one.page.route(f"**/{name}", functools.partial(fulfill, body=body))
         one.page.goto(real_address + path, wait_until="networkidle")
-        one.page.wait_for_function(SETTLED)
+        one.page.wait_for_selector(SETTLED)
         return one
 
     return opened
@@ -98,7 +98,7 @@ def cells(page: Any, column: str) -> list[str]:
 
 
 def wait_for_count(page: Any, text: str) -> None:
-    page.wait_for_function(f"document.querySelector('.runs-table .count').textContent === {json.dumps(text)}")
+    expect(page.locator(".runs-table .count")).to_have_text(text)
 
 
 def test_without_javascript_the_pages_say_what_they_are_and_lead_to_the_tables(browser: Any, real_address: str) -> None:
@@ -215,7 +215,7 @@ def test_ten_thousand_rows_are_paged(open_page: Any) -> None:
     assert cells(page, "Run") != first
     assert "page 2 of 200" in page.locator(".pager").inner_text()
     page.get_by_label("Text").fill("e4m3 failed")
-    page.wait_for_function("document.querySelector('.pager span').textContent.startsWith('page 1 ')")
+    expect(page.locator(".pager span")).to_have_text(re.compile("page 1 "))
     assert set(cells(page, "Status")) == {"failed"}
 
 
@@ -224,8 +224,8 @@ def test_arms_chosen_in_the_table_are_compared(open_page: Any, arms: dict[str, s
     for fmt in ("E4M3", "E5M2"):
         page.get_by_label(f"Compare {arms[fmt]}", exact=True).check()
     page.get_by_role("link", name="Compare 2 arms").click()
-    page.wait_for_function(SETTLED)
-    heads = page.locator("#compare section:has(input[type=radio]) tbody th").all_inner_texts()
+    page.wait_for_selector(SETTLED)
+    heads = page.locator("#compare-arms section:has(input[type=radio]) tbody th").all_inner_texts()
     assert [arms[fmt] in head for fmt, head in zip(("E4M3", "E5M2", "FP32"), heads, strict=True)] == [True] * 3
 
 
@@ -251,34 +251,34 @@ def test_paired_differences_are_those_of_the_statistics(
             "4",
         ]
     page.get_by_label(f"Baseline: {arms['E5M2']}").check()
-    page.wait_for_function("document.querySelector('#compare tbody tr:nth-child(2)').textContent.includes('baseline')")
+    expect(page.locator("#compare-arms tbody tr").nth(1)).to_contain_text("baseline")
     estimate = paired_difference(losses["E4M3"], losses["E5M2"])
     assert table_rows(page, "Chosen arms")[0][3] == f"{estimate.mean:+.4f}".replace("-", "−")
     assert f"baseline={arms['E5M2']}" in page.url
     page.get_by_role("button", name="No baseline").click()
-    page.wait_for_function("location.search.includes('baseline=none')")
-    page.wait_for_function("!document.querySelector('#compare input:checked[type=radio]')")
+    expect(page.locator("#compare-arms input[type=radio]:checked")).to_have_count(0)
+    assert "baseline=none" in page.url
     assert table_rows(page, "Chosen arms")[0][3] == "–"
 
 
 def test_arms_are_added_by_name_and_removed(open_page: Any, arms: dict[str, str]) -> None:
     page = open_page("compare/").page
-    assert page.locator("#compare li a").count() == 1
+    assert page.locator("#compare-arms li a").count() == 1
     page.get_by_label("Add an arm").fill("nobody")
     page.keyboard.press("Enter")
     assert page.locator(".note").inner_text() == "There is no arm nobody."
     page.get_by_label("Add an arm").fill(arms["swept"])
     page.keyboard.press("Enter")
-    page.wait_for_selector("#compare .uplot")
+    page.wait_for_selector("#compare-arms .uplot")
     assert table_rows(page, "Chosen arms")[0][5] == "0", "runs of tuning studies form no pairs"
     page.get_by_role("button", name=f"Remove {arms['swept']}").click()
-    page.wait_for_function("document.querySelector('.count').textContent === 'No arms are chosen.'")
+    expect(page.locator(".count")).to_have_text("No arms are chosen.")
 
 
 def test_a_suggested_comparison_opens(open_page: Any) -> None:
     page = open_page("compare/").page
-    page.locator("#compare li a").click()
-    page.wait_for_selector("#compare .uplot")
+    page.locator("#compare-arms li a").click()
+    page.wait_for_selector("#compare-arms .uplot")
     assert len(table_rows(page, "Chosen arms")) == 3
 
 
@@ -287,18 +287,18 @@ def test_curves_change_with_axis_band_smoothing_and_runs_and_the_address_with_th
 ) -> None:
     one = open_page(f"compare/?arms={arms['E4M3']}&metric=loss")
     page = one.page
-    page.wait_for_selector("#compare canvas")
-    drawn = {page.locator("#compare canvas").evaluate("canvas => canvas.toDataURL()")}
+    page.wait_for_selector("#compare-arms canvas")
+    drawn = {page.locator("#compare-arms canvas").evaluate("canvas => canvas.toDataURL()")}
 
     def changed() -> None:
         page.wait_for_timeout(150)
-        picture = page.locator("#compare canvas").evaluate("canvas => canvas.toDataURL()")
+        picture = page.locator("#compare-arms canvas").evaluate("canvas => canvas.toDataURL()")
         assert picture not in drawn
         drawn.add(picture)
 
     page.get_by_label("Horizontal axis").select_option("tokens")
     changed()
-    assert "by tokens" in page.locator("#compare .curves").get_attribute("aria-label")
+    assert "by tokens" in page.locator("#compare-arms .curves").get_attribute("aria-label")
     page.get_by_label("Band").select_option("t")
     changed()
     page.get_by_label("Smoothing").fill("0.5")
@@ -308,9 +308,9 @@ def test_curves_change_with_axis_band_smoothing_and_runs_and_the_address_with_th
     page.get_by_role("button", name="Zoom in").click()
     changed()
     assert page.url.endswith(f"?arms={arms['E4M3']}&metric=loss&axis=tokens&smooth=0.5&band=t&each=1")
-    box = page.locator("#compare .u-over").bounding_box()
+    box = page.locator("#compare-arms .u-over").bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 50)
-    assert re.search(r"tokens [\d,]+ · .* runs\)", page.locator("#compare .readout").inner_text())
+    assert re.search(r"tokens [\d,]+ · .* runs\)", page.locator("#compare-arms .readout").inner_text())
     assert one.complaints == []
 
 
@@ -331,7 +331,7 @@ def test_the_last_health_stands_side_by_side(open_page: Any, arms: dict[str, str
     assert found["Underflow", "weights", "head"] == ["6%", "26%", "–"]
     assert found["SQNR", "gradients", "mlp"] == ["30.0 dB", "30.0 dB", "–"]
     assert found["Stall ratio", "", "attention"] == ["71%", "71%", "–"]
-    assert "Overflow: 0 in every layer." in page.locator("#compare").inner_text()
+    assert "Overflow: 0 in every layer." in page.locator("#compare-arms").inner_text()
 
 
 def test_hostile_names_and_runs_without_a_loss_are_text_and_dashes(open_page: Any, arms: dict[str, str]) -> None:
@@ -341,7 +341,7 @@ def test_hostile_names_and_runs_without_a_loss_are_text_and_dashes(open_page: An
     assert HOSTILE in str(table_rows(page, "Config differences"))
     assert HOSTILE in str(table_rows(page, "Health at the last look"))
     assert table_rows(page, "Chosen arms")[1][2] == "–"
-    assert page.locator("#compare img, #compare script").count() == 0
+    assert page.locator("#compare-arms img, #compare-arms script").count() == 0
     assert one.complaints == []
 
 
@@ -354,8 +354,8 @@ def test_a_file_that_is_missing_is_named(open_page: Any, arms: dict[str, str], m
 
 def test_the_recorded_runs_compare(visit: Any, real_address: str) -> None:  # noqa: F811
     page = visit(real_address + "compare/").page
-    page.locator("#compare li a").first.click()
-    page.wait_for_selector("#compare .uplot")
+    page.locator("#compare-arms li a").first.click()
+    page.wait_for_selector("#compare-arms .uplot")
     assert all(int(row[5]) >= 2 for row in table_rows(page, "Chosen arms") if row[3] != "baseline")
     assert len(table_rows(page, "Config differences")) >= 1
 

@@ -264,7 +264,7 @@ function start(root, data) {
   show();
 }
 
-const root = document.querySelector("#compare");
+const root = document.querySelector("#compare-arms");
 if (root) {
   fetch(new URL("../runs/index.table.json", document.baseURI))
     .then((answer) => (answer.ok ? answer.json() : Promise.reject(new Error(`table.json: ${answer.status}`))))

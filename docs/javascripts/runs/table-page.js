@@ -18,7 +18,6 @@ function choice(values, none) {
 function start(tables) {
   const { state, problems } = readState(location.search, tables);
   const { arms, runs } = tables;
-  const armRow = new Map(arms.columns.arm.map((arm, row) => [arm, row]));
   const input = (properties) => element("input", { autocomplete: "off", spellcheck: false, ...properties });
 
   const armNames = element("datalist", { id: "arm-names" }, ...arms.columns.arm.map((value) => element("option", { value })));
@@ -191,7 +190,7 @@ function start(tables) {
   explorer.dataset.ready = "";
 }
 
-if (static_ || document.querySelector("#runs")) {
+if (static_) {
   fetch(new URL("../runs/index.table.json", document.baseURI))
     .then((answer) => (answer.ok ? answer.json() : Promise.reject(new Error(`table.json: ${answer.status}`))))
     .then((data) => start(decode(data)));
