@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from playwright.sync_api import expect
 from test_browser import SCREENSHOTS, axe_faults, visit  # noqa: F401
 
 from altgrad.analysis.loader import ExperimentDataLoader
@@ -25,6 +24,7 @@ from records import config, full_look, write_run
 from test_runs_script import made_up
 
 pytestmark = pytest.mark.browser
+expect = pytest.importorskip("playwright.sync_api").expect
 HOSTILE = "<img src=x onerror=window.pwned=1>"
 SETTLED = ".runs-table[data-ready], #compare-arms[data-ready]"
 

@@ -126,10 +126,17 @@ export function select(tables, state) {
     meets = () => true;
   }
   const { arm, format } = table.columns;
-  return order(table, state.sort).filter((row) => meets(row)
-    && (!state.format || format[row] === state.format)
-    && (!state.arm || (whole ? arm[row] === state.arm : arm[row].includes(state.arm.toLowerCase())))
-    && words.every((word) => table.haystack[row].includes(word)));
+  const { haystack } = table;
+  const part = state.arm.toLowerCase();
+  const found = [];
+  for (const row of order(table, state.sort)) {
+    if (state.format && format[row] !== state.format) continue;
+    if (part && !(whole ? arm[row] === state.arm : arm[row].includes(part))) continue;
+    let all = meets(row);
+    for (let place = 0; all && place < words.length; place += 1) all = haystack[row].includes(words[place]);
+    if (all) found.push(row);
+  }
+  return found;
 }
 
 /** The columns of a state that are shown, in their usual order. */
