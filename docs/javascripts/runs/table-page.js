@@ -7,6 +7,7 @@ const static_ = document.querySelector("#table-arms");
 
 /** A labelled control. */
 function field(label, control) {
+  control.ariaLabel = label;
   return element("label", { className: "field" }, element("span", { textContent: label }), control);
 }
 
@@ -89,6 +90,7 @@ function start(tables) {
         [...columnBoxes.querySelectorAll("input")].find((each) => each.dataset.key === key).focus();
       });
       check.dataset.key = key;
+      check.ariaLabel = `Column ${title}`;
       return element("label", {}, check, ` ${title}`);
     });
     columnBoxes.replaceChildren(...boxes);
