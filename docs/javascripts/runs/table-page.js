@@ -217,7 +217,10 @@ function start(tables) {
 }
 
 if (static_) {
+  // The sorting of tables.js is for those that are there before this one: it runs before the document is ready.
+  const ready = new Promise((resolve) => { document.addEventListener("DOMContentLoaded", resolve, { once: true }); });
   fetch(new URL("../runs/index.table.json", document.baseURI))
     .then((answer) => (answer.ok ? answer.json() : Promise.reject(new Error(`table.json: ${answer.status}`))))
+    .then((data) => ready.then(() => data))
     .then((data) => start(decode(data)));
 }
