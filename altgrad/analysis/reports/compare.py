@@ -238,7 +238,7 @@ def compare_page(loader: ExperimentDataLoader) -> Page:
     if loader.runs.empty:
         blocks += common.pending("There are no runs to compare.", ["demo"])
     else:
-        blocks += [Paragraph(Md('<div id="compare"></div>')), script("compare-page")]
+        blocks += [Paragraph(Md('<div id="compare-arms"></div>')), script("compare-page")]
     return Page(
         "compare/index", "Compare", tuple(blocks), "Compare recorded arms.", provenance=common.provenance(loader)
     )

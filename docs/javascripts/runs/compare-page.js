@@ -73,11 +73,13 @@ function start(root, data) {
   const choice = (label, options, key) => {
     const select = element("select", {}, ...Object.entries(options).map(([value, textContent]) => element("option", { value, textContent })));
     select.value = state[key];
+    select.ariaLabel = label;
     select.addEventListener("change", () => { state[key] = select.value; drawCurves(); });
     return element("label", { className: "field" }, element("span", { textContent: label }), select);
   };
   const weight = element("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: state.smooth });
-  const weightText = element("output");
+  weight.ariaLabel = "Smoothing";
+  const weightText = element("span");
   weight.addEventListener("input", () => { state.smooth = Number(weight.value); drawCurves(); });
   const each = element("input", { type: "checkbox", checked: state.each });
   each.addEventListener("change", () => { state.each = each.checked; drawCurves(); });
@@ -264,9 +266,12 @@ function start(root, data) {
   show();
 }
 
-const root = document.querySelector("#compare");
+const root = document.querySelector("#compare-arms");
 if (root) {
+  // The sorting of tables.js is for those that are there before this one: it runs before the document is ready.
+  const ready = new Promise((resolve) => { document.addEventListener("DOMContentLoaded", resolve, { once: true }); });
   fetch(new URL("../runs/index.table.json", document.baseURI))
     .then((answer) => (answer.ok ? answer.json() : Promise.reject(new Error(`table.json: ${answer.status}`))))
+    .then((data) => ready.then(() => data))
     .then((data) => start(root, data));
 }

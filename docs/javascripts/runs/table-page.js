@@ -7,6 +7,7 @@ const static_ = document.querySelector("#table-arms");
 
 /** A labelled control. */
 function field(label, control) {
+  control.ariaLabel = label;
   return element("label", { className: "field" }, element("span", { textContent: label }), control);
 }
 
@@ -18,7 +19,6 @@ function choice(values, none) {
 function start(tables) {
   const { state, problems } = readState(location.search, tables);
   const { arms, runs } = tables;
-  const armRow = new Map(arms.columns.arm.map((arm, row) => [arm, row]));
   const input = (properties) => element("input", { autocomplete: "off", spellcheck: false, ...properties });
 
   const armNames = element("datalist", { id: "arm-names" }, ...arms.columns.arm.map((value) => element("option", { value })));
@@ -57,6 +57,8 @@ function start(tables) {
   pager.setAttribute("aria-label", "Pages of the table");
 
   let rows = [];
+  let lines = [];
+  let saving = 0;
   const shown = () => tables[state.rows];
 
   function heading() {
@@ -74,6 +76,8 @@ function start(tables) {
       cells.push(cell);
     }
     head.replaceChildren(element("tr", {}, ...cells));
+    lines = [];
+    body.replaceChildren();
     const boxes = COLUMNS[state.rows].map(({ key, title }) => {
       const check = element("input", { type: "checkbox", checked: shownColumns(state).some((each) => each.key === key) });
       check.addEventListener("change", () => {
@@ -86,42 +90,62 @@ function start(tables) {
         [...columnBoxes.querySelectorAll("input")].find((each) => each.dataset.key === key).focus();
       });
       check.dataset.key = key;
+      check.ariaLabel = `Column ${title}`;
       return element("label", {}, check, ` ${title}`);
     });
     columnBoxes.replaceChildren(...boxes);
   }
 
-  function content(key, value, write, row, place) {
-    const text = write(value);
-    if (key === "arm" && value) return element("a", { href: place.page, textContent: text });
-    if (key === "id") return element("a", { href: place.run(value), textContent: text });
-    if (key === "wandb" && value && /^https?:\/\//.test(value)) return element("a", { href: value, textContent: "W&B run" });
-    return text;
+  /** A row of the table with what fills it: rows are made once, and a keystroke changes only their text. */
+  function line() {
+    const check = element("input", { type: "checkbox" });
+    check.addEventListener("change", () => {
+      const { arm } = check.dataset;
+      state.chosen = state.chosen.filter((each) => each !== arm);
+      if (check.checked) state.chosen.push(arm);
+      for (const other of body.querySelectorAll("input")) other.checked = state.chosen.includes(other.dataset.arm);
+      told();
+    });
+    const cells = shownColumns(state).map(({ key, write, number }) => {
+      const link = { arm: (value, place) => place.page, id: (value, place) => place.run(value), wandb: (value) => (/^https?:\/\//.test(value) ? value : "") }[key];
+      const holder = element(link ? "a" : "span");
+      const fill = (value, place) => {
+        const text = key === "wandb" && value ? "W&B run" : write(value);
+        if (holder.textContent !== text) holder.textContent = text;
+        const href = link?.(value ?? "", place);
+        if (href) holder.href = href;
+        else if (link) holder.removeAttribute("href");
+      };
+      return { key, fill, cell: element("td", { className: number ? "number" : key }, holder) };
+    });
+    const node = element("tr", {}, element("td", {}, check), ...cells.map(({ cell }) => cell));
+    return {
+      node,
+      fill(row) {
+        const index = state.rows === "arms" ? row : runs.armRow[row];
+        const arm = arms.columns.arm[index];
+        const place = places(tables, index);
+        check.dataset.arm = arm;
+        check.checked = state.chosen.includes(arm);
+        check.ariaLabel = `Compare ${arm}`;
+        for (const { key, fill } of cells) fill(shown().columns[key][row], place);
+        return node;
+      },
+    };
   }
 
+  const none = element("tr", {}, element("td", { textContent: "Nothing matches these filters." }));
   function draw() {
-    const found = shown();
     const pages = Math.max(1, Math.ceil(rows.length / PAGE));
     state.page = Math.min(state.page, pages);
-    const lines = rows.slice((state.page - 1) * PAGE, state.page * PAGE).map((row) => {
-      const index = state.rows === "arms" ? row : runs.armRow[row];
-      const arm = arms.columns.arm[index];
-      const place = places(tables, index);
-      const check = element("input", { type: "checkbox", checked: state.chosen.includes(arm), ariaLabel: `Compare ${arm}` });
-      check.addEventListener("change", () => {
-        state.chosen = state.chosen.filter((each) => each !== arm);
-        if (check.checked) state.chosen.push(arm);
-        for (const other of body.querySelectorAll("input")) other.checked = state.chosen.includes(other.dataset.arm);
-        told();
-      });
-      check.dataset.arm = arm;
-      const cells = shownColumns(state).map(({ key, write, number }) => (
-        element("td", { className: number ? "number" : key }, content(key, found.columns[key][row], write, row, place))
-      ));
-      return element("tr", {}, element("td", {}, check), ...cells);
-    });
-    if (!lines.length) lines.push(element("tr", {}, element("td", { colSpan: shownColumns(state).length + 1, textContent: "Nothing matches these filters." })));
-    body.replaceChildren(...lines);
+    const wanted = rows.slice((state.page - 1) * PAGE, state.page * PAGE);
+    while (lines.length < wanted.length) lines.push(line());
+    const nodes = wanted.map((row, place) => lines[place].fill(row));
+    none.firstChild.colSpan = shownColumns(state).length + 1;
+    if (!nodes.length) nodes.push(none);
+    while (body.rows.length > nodes.length) body.lastChild.remove();
+    nodes.forEach((node, place) => { if (body.rows[place] !== node) body.insertBefore(node, body.rows[place] ?? null); });
+    while (body.rows.length > nodes.length) body.lastChild.remove();
     previous.disabled = state.page <= 1;
     next.disabled = state.page >= pages;
     where.textContent = `page ${state.page} of ${pages}`;
@@ -136,7 +160,8 @@ function start(tables) {
     compare.hidden = clear.hidden = !length;
     compare.textContent = `Compare ${length} ${length === 1 ? "arm" : "arms"}`;
     compare.href = `../compare/?arms=${state.chosen.map(encodeURIComponent).join(",")}`;
-    history.replaceState(null, "", `${location.pathname}${writeState(state)}${location.hash}`);
+    clearTimeout(saving);
+    saving = setTimeout(() => history.replaceState(null, "", `${location.pathname}${writeState(state)}${location.hash}`), 100);
   }
 
   function find() {
@@ -191,8 +216,11 @@ function start(tables) {
   explorer.dataset.ready = "";
 }
 
-if (static_ || document.querySelector("#runs")) {
+if (static_) {
+  // The sorting of tables.js is for those that are there before this one: it runs before the document is ready.
+  const ready = new Promise((resolve) => { document.addEventListener("DOMContentLoaded", resolve, { once: true }); });
   fetch(new URL("../runs/index.table.json", document.baseURI))
     .then((answer) => (answer.ok ? answer.json() : Promise.reject(new Error(`table.json: ${answer.status}`))))
+    .then((data) => ready.then(() => data))
     .then((data) => start(decode(data)));
 }

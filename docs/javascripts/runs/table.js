@@ -12,20 +12,21 @@ const COMMON = [
   column("scope", "Quantized"),
   column("rule", "Step rule"),
   column("learning_rate", "Learning rate", rate),
-  column("max_steps", "Steps", whole),
 ];
+const STEPS = ["max_steps", "Steps", whole];
 
 /** What can be shown of an arm (its seeds together) and of a run; `shown` at first. */
 export const COLUMNS = {
   arms: [
     column("arm", "Arm"),
     ...COMMON,
+    column(...STEPS),
     column("val_loss", "Validation loss", fixed(4)),
     column("low", "95% from", fixed(4)),
     column("high", "95% to", fixed(4)),
     column("n", "Seeds", whole),
     column("finished", "Finished", whole, false),
-    column("runs", "Runs", whole),
+    column("runs", "Runs", whole, false),
     column("stall_ratio", "Stall ratio", percent, false),
     column("studies", "Studies", text, false),
   ],
@@ -35,6 +36,7 @@ export const COLUMNS = {
     column("seed", "Seed", whole),
     column("status", "Status"),
     ...COMMON,
+    column(...STEPS, false),
     column("final_val_loss", "Validation loss", fixed(4)),
     column("last_step", "Last step", whole, false),
     column("stall_ratio", "Stall ratio", percent, false),
@@ -124,10 +126,17 @@ export function select(tables, state) {
     meets = () => true;
   }
   const { arm, format } = table.columns;
-  return order(table, state.sort).filter((row) => meets(row)
-    && (!state.format || format[row] === state.format)
-    && (!state.arm || (whole ? arm[row] === state.arm : arm[row].includes(state.arm.toLowerCase())))
-    && words.every((word) => table.haystack[row].includes(word)));
+  const { haystack } = table;
+  const part = state.arm.toLowerCase();
+  const found = [];
+  for (const row of order(table, state.sort)) {
+    if (state.format && format[row] !== state.format) continue;
+    if (part && !(whole ? arm[row] === state.arm : arm[row].includes(part))) continue;
+    let all = meets(row);
+    for (let place = 0; all && place < words.length; place += 1) all = haystack[row].includes(words[place]);
+    if (all) found.push(row);
+  }
+  return found;
 }
 
 /** The columns of a state that are shown, in their usual order. */
