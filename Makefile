@@ -29,7 +29,7 @@ page: .venv/site.stamp ## build one page into build/page/: P=reports/format_comp
 
 version: .venv/site.stamp ## put the site on the branch gh-pages as a version: V=0.2 (V=dev: the newest state; PUSH=1: publish)
 	@$(if $(V),,echo "error: name the version, for example: make version V=0.2" >&2; exit 2)
-	@$(BIN)/python -m altgrad.pages.versions $(V) $(if $(PUSH),--push)
+	@$(BIN)/python -m altgrad.pages.versions "$(V)" $(if $(PUSH),--push)
 
 install: .venv/dev.stamp ## install everything, torch included (a processor-only torch: see README)
 

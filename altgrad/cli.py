@@ -1,4 +1,4 @@
-"""The command line: ``altgrad train``, ``explain`` and ``runs``. torch is imported only when something is trained."""
+"""The command line: ``altgrad train | explain | runs | new-site``. torch is imported only when something is trained."""
 
 from __future__ import annotations
 
@@ -73,6 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explain.set_defaults(command=run_explain)
     runs = commands.add_parser("runs", help="list, compare, export, check and remove recorded runs, and fetch some")
     add_runs_commands(runs)
+    site = commands.add_parser(
+        "new-site",
+        help="lay out a project whose site is made of your runs",
+        description="Lay out a small project in a new folder: a site that is made of your records or W&B runs.",
+    )
+    site.add_argument("folder", metavar="DIR", type=Path, help="a new or empty folder")
+    site.set_defaults(command=run_new_site)
     options = parser.parse_args(arguments)
     return guarded(lambda: int(options.command(options)))
 
@@ -161,6 +168,22 @@ def run_explain(options: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give the folder of one run, OUT/<run id>")
     sys.stdout.write(failure_report(read_run(folder)))
+    return 0
+
+
+def run_new_site(options: argparse.Namespace) -> int:
+    """Lay out a project, say what to do next, and return the exit code.
+
+    Raises:
+        UsageError: the folder is not empty or cannot be written.
+    """
+    from altgrad.pages.own_site import lay_out
+
+    folder: Path = options.folder
+    written = lay_out(folder)
+    print(f"{folder}: {len(written)} files")
+    print(f"Next: cd {folder} && pip install -r requirements.txt && altgrad runs pull PROJECT && mkdocs serve")
+    print("README.md has the steps, up to a site on GitHub Pages.")
     return 0
 
 

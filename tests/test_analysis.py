@@ -226,26 +226,31 @@ def test_what_an_own_rate_changes_is_computed_from_the_tuning_seeds(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("underflow", "sqnr", "mode", "operand"),
-    [(0.2, 30.0, "underflow", "activation"), (0.0, 12.0, "rounding error", "activation")],
+    ("underflow", "sqnr", "causes", "phases"),
+    [
+        (0.8, 30.0, "underflow", "forward, backward"),
+        (0.0, 12.0, "precision", "forward, backward"),
+        (0.2, 30.0, "unknown", ""),
+    ],
 )
-def test_a_losing_format_gets_its_strongest_symptom(
-    tmp_path: Path, underflow: float, sqnr: float, mode: str, operand: str
+def test_a_losing_arm_gets_what_its_looks_show(
+    tmp_path: Path, underflow: float, sqnr: float, causes: str, phases: str
 ) -> None:
     for seed in range(3):
         write_run(tmp_path, config("fp32", seed=seed), 2.0 + 0.01 * seed)
         write_run(tmp_path, config("e6m1", seed=seed), 2.2 + 0.012 * seed, underflow=underflow, sqnr=sqnr)
     loader = ExperimentDataLoader([tmp_path])
-    row = FailureAnalyzer(loader).modes(FormatComparator(loader).comparisons[0]).iloc[0]
-    assert (row["mode"], row["operand"], row["phase"]) == (mode, operand, "forward")
+    (row,) = FailureAnalyzer(loader).classified.to_dict("records")
+    assert (row["format"], row["causes"], row["phases"]) == ("E6M1", causes, phases)
 
 
-def test_a_format_without_a_gap_has_no_failure_mode(tmp_path: Path) -> None:
+def test_an_arm_without_a_gap_has_no_failure_mode(tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path, config("fp32", seed=seed), 2.0)
         write_run(tmp_path, config("e4m3", seed=seed), 2.0 + 0.01 * (seed - 1))
     loader = ExperimentDataLoader([tmp_path])
-    assert FailureAnalyzer(loader).modes(FormatComparator(loader).comparisons[0])["mode"].tolist() == ["none seen"]
+    assert FailureAnalyzer(loader).classified.empty
+    assert FailureAnalyzer(loader).gaps["failed"].tolist() == [False]
 
 
 def test_scopes_and_rules_that_differ_have_labels_that_differ() -> None:

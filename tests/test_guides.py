@@ -59,7 +59,7 @@ def page(*parts: str) -> str:
 
 
 def run(text: str, **outputs: list[str]) -> str:
-    return executed(text, outputs, name="g.md")
+    return executed(text, outputs, name="g.md")["page.md"].decode()
 
 
 def printed(shown: str) -> list[str]:
@@ -249,7 +249,7 @@ def test_only_torch_blocks_are_recorded_and_they_see_the_names_of_the_others() -
     keys = [block.key for block in blocks(text, "g.md")]
     outputs = torch_outputs(text, name="g.md")
     assert outputs == {keys[1]: ["2"], keys[2]: []}
-    assert printed(executed(text, outputs, name="g.md")) == ["free", "2"]
+    assert printed(run(text, **outputs)) == ["free", "2"]
 
 
 def test_an_error_in_a_torch_block_is_told_when_it_is_recorded() -> None:
@@ -285,7 +285,7 @@ def test_hostile_output_is_shown_as_text_and_is_no_markup(hostile: str, torch: b
 
     shape = page(f"exec {'torch ' * torch}hide | print({hostile!r})") + "\n## After\n"
     key = blocks(shape, "g.md")[0].key
-    shown = executed(shape, {key: hostile.split("\n")} if torch else {}, name="g.md")
+    shown = run(shape, **({key: hostile.split("\n")} if torch else {}))
     html = rendered(shown)
     assert finish_html(html, lambda address: None) == html
     (block,) = re.findall(r'<div class="output no-copy highlight">(.*?)</div>', html, re.DOTALL)
@@ -312,7 +312,8 @@ def test_a_committed_guide_builds_without_torch_and_the_same_under_any_hash_seed
         "from altgrad.pages.guide import executed, outputs_path, read_outputs\n"
         "path = Path(sys.argv[1]); kept = outputs_path(path)\n"
         "outputs = read_outputs(kept.read_text('utf-8'), name=path.name) if kept.is_file() else {}\n"
-        "sys.stdout.buffer.write(executed(path.read_text('utf-8'), outputs, name=path.name).encode())\n"
+        "shown = executed(path.read_text('utf-8'), outputs, name=path.name)\n"
+        "sys.stdout.buffer.write(b''.join(name.encode() + data for name, data in shown.items()))\n"
     )
     shown = set()
     for seed in ("1", "2"):
@@ -444,19 +445,21 @@ def small_site(folder: Path, guide: str, serving: bool = False) -> Path:
     (folder / "gen").mkdir()
     (folder / "docs/index.md").write_text("# Home\n")
     (folder / "docs/guides/guide.md").write_text(guide)
-    (folder / "gen/guides.py").write_text((ROOT / "gen/guides.py").read_text())
-    settings = "site_name: x\nplugins: [{gen-files: {scripts: [gen/guides.py]}}]\n"
-    settings += "markdown_extensions: [attr_list, admonition, pymdownx.superfences]\n"
+    for name in ("executed", "hooks"):
+        (folder / f"gen/{name}.py").write_text((ROOT / f"gen/{name}.py").read_text())
+    settings = "site_name: x\nplugins: [{gen-files: {scripts: [gen/executed.py]}}]\nhooks: [gen/hooks.py]\n"
+    settings += "markdown_extensions: [attr_list, admonition, tables, pymdownx.superfences]\n"
+    settings += "exclude_docs: '*.outputs.json'\n"
     (folder / "mkdocs.yml").write_text(settings + f"extra: {{serving: {str(serving).lower()}}}\n")
     return folder
 
 
-def mkdocs(project: Path) -> subprocess.CompletedProcess[str]:
+def mkdocs(project: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(project / "mkdocs.yml")],
         cwd=project,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )

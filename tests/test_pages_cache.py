@@ -28,8 +28,16 @@ class Maker:
 def test_the_same_key_gives_the_same_bytes_without_making_them_again(tmp_path: Path) -> None:
     make = Maker()
     first = _cached(tmp_path / "cache", "runs", "k" * 64, make)
-    assert _cached(tmp_path / "cache", "runs", "k" * 64, make) == first == Maker()()
+    assert first == ("made", Maker()())
+    assert _cached(tmp_path / "cache", "runs", "k" * 64, make) == ("cache", Maker()())
     assert make.calls == 1
+
+
+def test_a_refresh_makes_them_again_although_the_key_is_the_same(tmp_path: Path) -> None:
+    make = Maker()
+    for refresh in (False, True, False):
+        _cached(tmp_path, "runs", "k" * 64, make, refresh=refresh)
+    assert make.calls == 2
 
 
 def test_another_key_makes_them_again_and_removes_the_old_file_of_this_family_only(tmp_path: Path) -> None:
@@ -45,7 +53,7 @@ def test_a_damaged_cache_file_is_made_again(tmp_path: Path) -> None:
     make = Maker()
     _cached(tmp_path, "runs", "a" * 64, make)
     (tmp_path / f"runs-{'a' * 16}.zip").write_bytes(b"PK nonsense")
-    assert _cached(tmp_path, "runs", "a" * 64, make) == Maker()()
+    assert _cached(tmp_path, "runs", "a" * 64, make) == ("made", Maker()())
     assert make.calls == 2
 
 

@@ -619,7 +619,7 @@ class FailureAnalyzer:
         operand's cells beyond the limit, `worst` the value farthest beyond it, `step` the first look with such a cell,
         and `tensor` the worst one there.
         """
-        failed = self.gaps[self.gaps["failed"]]
+        failed = self.gaps[self.gaps["failed"].astype(bool)]
         rows = []
         for arm in failed["arm"]:
             ids = self.run_ids(arm)
@@ -636,7 +636,7 @@ class FailureAnalyzer:
         the arm is compared with AdamW on master weights in the same formats: a gap of at most `FAILURE_GAP` there makes
         the cause "step", in the optimizer's phase. What is left is "unknown".
         """
-        failed = self.gaps[self.gaps["failed"]]
+        failed = self.gaps[self.gaps["failed"].astype(bool)]
         rows = [row | self._causes(row) for row in failed.to_dict("records")]
         return pd.DataFrame(rows, columns=[*GAP_COLUMNS, *CAUSE_COLUMNS])
 
@@ -733,7 +733,7 @@ class FailureAnalyzer:
     def _plain(self) -> dict[tuple[QuantizeConfig, ScalingConfig, str], float]:
         """Gaps of the arms that did not fail under AdamW with master weights, by formats, scales and baseline."""
         found = {}
-        judged = self.gaps[~self.gaps["failed"] & (self.gaps["n_pairs"] >= 2)]
+        judged = self.gaps[~self.gaps["failed"].astype(bool) & (self.gaps["n_pairs"] >= 2)]
         for row in judged.to_dict("records"):
             config = self._loader.config(row["arm"])
             optimizer = config.optimizer
@@ -891,7 +891,7 @@ def _remedy(fmt: str, name: str) -> Remedy:
 
 
 def _fp32(loader: ExperimentDataLoader) -> pd.DataFrame:
-    return select(loader, "formats", scope="nothing", step_rule="adamw", precondition=None)
+    return select(loader, "formats", scope="nothing", step_rule="adamw")
 
 
 def _at_shared_rate(loader: ExperimentDataLoader, runs: pd.DataFrame, shared: bool = True) -> pd.DataFrame:

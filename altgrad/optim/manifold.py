@@ -10,8 +10,9 @@ preconditioning" multiplies the *gradient* instead, before the moments, and step
 
     g <- S g,  S = 2^(floor(log2|w|) - M);   dw = -lr * u        precondition "gradient"
 
-which is half of the chain rule, and which Adam's normalisation nearly cancels: with S constant it only turns eps into
-eps / S. Close relatives are Madam (Bernstein et al. 2020, arXiv 2006.14560) and LNS-Madam (arXiv 2106.13914).
+which is half of the chain rule, and of which Adam's normalisation cancels what does not change over time: with S
+constant it only turns eps into eps / S (benchmarks/step_slopes.py measures what stays). Close relatives are Madam
+(Bernstein et al. 2020, arXiv 2006.14560) and LNS-Madam (arXiv 2106.13914).
 
 Weight decay is decoupled (Loshchilov & Hutter 2019, arXiv 1711.05101) and part of the step that is scaled: "update"
 makes w <- w - lr * S * (u + weight_decay * w), so where S is constant it is AdamW with the learning rate lr * S;

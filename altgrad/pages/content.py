@@ -77,13 +77,21 @@ def slug(text: str) -> str:
 
 @dataclass(frozen=True)
 class PageRef:
-    """A page of this site by its path without suffix ("runs/e5m2-wag-adamw"), and an anchor on it."""
+    """A page of this site by its path without suffix ("runs/e5m2-wag-adamw"), and an anchor on it.
+
+    A path that ends in .csv, .json or .svg is a file beside a page: "runs/e5m2-wag-adamw.curves.json".
+    """
 
     path: str
     anchor: str = ""
 
     def __post_init__(self) -> None:
         check_path(self.path)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file beside a page."""
+        return self.path.endswith((".csv", ".json", ".svg"))
 
 
 def check_path(path: str) -> str:
@@ -275,8 +283,8 @@ class Chart:
     width: float = 7.2
     height: float = 3.6
     margins: tuple[float, float, float, float] | None = None
-    source: Source = field(default_factory=_maker, compare=False, repr=False, kw_only=True)
     sketch: Callable[[Sketch], None] | None = field(default=None, compare=False)
+    source: Source = field(default_factory=_maker, compare=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check_path(self.id)

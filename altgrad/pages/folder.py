@@ -24,6 +24,8 @@ def write_folder(pages: Iterable[Page], folder: Path, *, site_root: str) -> list
 
     def address(reference: PageRef, page: Page) -> str:
         reference = page.place_of(reference)
+        if reference.is_file:
+            return reference.path.rsplit("/", 1)[-1]
         anchor = f"#{reference.anchor}" if reference.anchor else ""
         if reference.path in names:
             return f"{names[reference.path]}.md{anchor}"

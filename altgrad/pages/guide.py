@@ -1,17 +1,22 @@
-"""Guides: Markdown whose Python blocks are run when the site is built, each with what it prints under it.
+"""Hand-written pages with code: Markdown whose Python blocks are run when the site is built, each with its result.
 
-    ```python exec         run; stdout, and the repr of a last expression, go under it, as in a notebook
-    ```python exec torch   needs torch, so a build does not run it: its output is read from a file beside the guide
+    ```python exec         run; stdout, and the value of a last expression, go under it, as in a notebook
+    ```python exec torch   needs torch, so a build does not run it: its output is read from a file beside the page
     ```python exec hide    run; only its output is shown (also with torch)
     ```python noexec       shown, never run
 
-Every Python block says which of these it is. The blocks of one page run in order and share their names. `executed`
-gives the page as a build shows it; no block that it runs can import torch. `torch_outputs` runs all blocks and gives
-what the file ``<guide>.outputs.json`` holds: the output of each torch block, by a hash of all code that has run up to
-its end, so that an edit of an earlier block makes it stale. `make guides`, which is
-``python -m altgrad.pages.guide docs/guides``, rewrites these files.
+Every Python block of such a page says which of these it is. The blocks of one page run in order and share their names;
+`here` is the page's folder. A value that is a chart, a table's `DataFrame`, a block of `altgrad.pages` or a list of
+these is shown as such, any other by its repr. `executed` gives the page as a build shows it; no block that it runs can
+import torch. `torch_outputs` runs all blocks and gives what the file ``<page>.outputs.json`` holds: the output of each
+torch block, by a hash of all code that has run up to its end, so that an edit of an earlier block makes it stale.
+`make guides`, which is ``python -m altgrad.pages.guide docs``, rewrites these files.
 
-A guide is code of this repository and is trusted; what it prints is not, and is shown as it is, never as markup.
+One file can be several pages: with ``parameters:`` in its front matter, a mapping of page names to names and values, it
+gives a page for each, in which the blocks find these names, and ``{{ name }}`` in the prose stands for the value. The
+file's own place becomes a list of them.
+
+A page is code of its repository and is trusted; what it prints is not, and is shown as it is, never as markup.
 """
 
 from __future__ import annotations
@@ -22,6 +27,8 @@ import contextlib
 import hashlib
 import io
 import json
+import os
+import posixpath
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,17 +37,58 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
-from altgrad.pages.content import shorten, visible
+import pandas as pd
+import yaml
+
+from altgrad.pages.content import (
+    Block as PageBlock,
+)
+from altgrad.pages.content import (
+    Bullets,
+    Cell,
+    Chart,
+    ChartBlock,
+    Column,
+    Link,
+    Page,
+    PageRef,
+    Table,
+    check_path,
+    escape,
+    shorten,
+    visible,
+)
+from altgrad.pages.render import Dialect, files, fragment
+from altgrad.runs import sources_fingerprint
+from altgrad.runs.schema import code_fingerprint, digest
 
 COMMAND = "make guides"
 SUFFIX = ".outputs.json"
 """``number-formats.md`` has its torch blocks' outputs in ``number-formats.outputs.json``."""
 _FENCE = re.compile(r"(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<info>.*)")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+>")
+_RUN = re.compile(r"^ *(?:`{3,}|~{3,})python (?:no)?exec\b", re.MULTILINE)
+_READS_RUNS = re.compile(r"\baltgrad\.(?:analysis|runs)\b|\bfrom altgrad import\b.*\b(?:analysis|runs)\b")
+_PARAMETER = re.compile(r"\{\{ *(\w+) *\}\}")
+ROWS = 50
+"""Most rows of a DataFrame that a page shows; all are in its CSV and JSON."""
 
 
 class GuideError(Exception):
     """A guide that cannot be shown: one line that names the guide, the block and what to do."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a block gave.
+
+    Attributes:
+        lines: printed, made safe to keep and to show by `_lines`.
+        blocks: its value, where a page can show it better than by its repr.
+    """
+
+    lines: Sequence[str]
+    blocks: tuple[PageBlock, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,14 +114,22 @@ class Block:
     key: str
 
 
-def blocks(text: str, name: str) -> tuple[Block, ...]:
+def is_executed(text: str) -> bool:
+    """Whether a Markdown file is such a page: it has a Python block that says whether it is run."""
+    return _RUN.search(text) is not None
+
+
+def blocks(text: str, name: str, parameters: Mapping[str, Any] | None = None) -> tuple[Block, ...]:
     """The Python blocks of a guide, in order; what stands inside another fence is not a block.
+
+    Keys of one code under other `parameters` are other keys.
 
     Raises:
         GuideError: a Python block that says neither exec nor noexec, an unknown word, or a fence without an end.
     """
     found: list[Block] = []
-    lines, at, number, key = text.split("\n"), 0, 0, hashlib.sha256()
+    lines, at, number = text.split("\n"), 0, 0
+    key = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode() if parameters else b"")
     while at < len(lines):
         opening = _FENCE.fullmatch(lines[at].rstrip())
         if opening is None or (opening["fence"][0] == "`" and "`" in opening["info"]):
@@ -105,75 +161,215 @@ def blocks(text: str, name: str) -> tuple[Block, ...]:
     return tuple(found)
 
 
-def executed(text: str, outputs: Mapping[str, Sequence[str]], *, name: str) -> str:
-    """A guide as the site shows it: its torch-free blocks are run, torch blocks get their recorded output.
+def executed(
+    text: str,
+    outputs: Mapping[str, Sequence[str]],
+    *,
+    name: str,
+    path: str = "page",
+    parameters: Mapping[str, Any] | None = None,
+    here: Path | None = None,
+) -> dict[str, bytes]:
+    """A page as the site shows it: its torch-free blocks are run, torch blocks get their recorded output.
 
     Args:
-        text: the guide.
-        outputs: lines of the torch blocks' outputs by key; see `read_outputs`.
-        name: what messages call the guide, for example ``docs/guides/number-formats.md``.
+        text: the page.
+        outputs: lines of the torch blocks' outputs by key; see `read_outputs`. Of other parameters there may be more.
+        name: what messages call the page, for example ``docs/guides/number-formats.md``.
+        path: its place in the site without suffix.
+        parameters: names that the blocks find.
+        here: the page's folder, which the blocks find under this name.
 
     Returns:
-        Markdown in the site's dialect (pymdownx.superfences).
+        Markdown in the site's dialect (pymdownx.superfences) as ``<path>.md``, and the files of charts and tables.
 
     Raises:
         GuideError: a block raises, imports torch unmarked, or prints a memory address; a torch block's output is
-            missing or stale; there are outputs of blocks that do not exist.
+            missing or stale; there are outputs of blocks that do not exist; two charts or tables have one id.
     """
     lines, shown, at = text.split("\n"), [], 0
-    found = blocks(text, name)
-    namespace = _namespace()
+    found = blocks(text, name, parameters)
+    namespace = _namespace(parameters, here)
+    dialect = Dialect(site=True, address=_address(path))
+    all_blocks: list[PageBlock] = []
     for block in found:
         shown += lines[at : block.first]
         if not block.hide:
             fence = lines[block.first].split("python", 1)[0]
             shown += [f"{fence}python", *lines[block.first + 1 : block.last + 1]]
         at = block.last + 1
-        printed: Sequence[str] = ()
+        output = Output(())
         if block.torch:
             if block.key not in outputs:
                 raise GuideError(
                     f"{name}: block {block.number}, line {block.first + 1}: there is no recorded output of this torch "
                     f"block for the code as it is now; run `{COMMAND}`"
                 )
-            printed = outputs[block.key]
+            output = Output(outputs[block.key])
         elif block.number is not None:
             skipped = any(other.torch for other in found if other.first < block.first)
             with _without_torch():
-                printed = _run(block, namespace, name, skipped)
-        if printed:
-            shown += ["", *(block.indent + line if line else "" for line in _output_block(printed))]
+                output = _run(block, namespace, name, skipped)
+        content = _output_block(output.lines) if output.lines else []
+        if output.blocks:
+            all_blocks += output.blocks
+            content += ["", *fragment(output.blocks, dialect, Page(path, "", output.blocks)).split("\n")]
+        if content:
+            shown += ["", *(block.indent + line if line else "" for line in content)]
     if set(outputs) - {block.key for block in found if block.torch}:
         raise GuideError(f"{name}: recorded outputs are left of torch blocks that are gone; run `{COMMAND}`")
-    return "\n".join([*shown, *lines[at:]])
+    try:
+        beside = files(Page(path, "", tuple(all_blocks)), dialect)
+    except ValueError as error:
+        raise GuideError(f"{name}: {error}") from error
+    place = posixpath.dirname(path)
+    return {f"{path}.md": "\n".join([*shown, *lines[at:]]).encode()} | {
+        posixpath.join(place, file): data for file, data in beside.items()
+    }
 
 
-def torch_outputs(text: str, *, name: str) -> dict[str, list[str]]:
-    """What the torch blocks of a guide print, as lines by key; needs torch where there are such blocks.
+def page_files(file: Path, docs: Path) -> dict[str, bytes]:
+    """The pages that one file of `docs` gives, run, by their places in the site's sources.
+
+    Raises:
+        GuideError: as `executed`; or its front matter is wrong.
+    """
+    text, name = file.read_text("utf-8"), f"{docs.name}/{file.relative_to(docs).as_posix()}"
+    kept = outputs_path(file)
+    outputs = read_outputs(kept.read_text("utf-8"), name=name) if kept.is_file() else {}
+    path = file.relative_to(docs).with_suffix("").as_posix()
+    variants = _variants(text, name)
+    if variants is None:
+        return executed(text, outputs, name=name, path=path, here=file.parent)
+    found: dict[str, bytes] = {}
+    known = {each: {block.key for block in blocks(text, name, values)} for each, values in variants.items()}
+    if set(outputs) - set().union(*known.values()):
+        raise GuideError(f"{name}: recorded outputs are left of torch blocks that are gone; run `{COMMAND}`")
+    for each, values in variants.items():
+        own = {key: lines for key, lines in outputs.items() if key in known[each]}
+        body = _filled(text, values, name)
+        found |= executed(body, own, name=name, path=f"{path}/{each}", parameters=values, here=file.parent)
+    title = str(_front_matter(text, name).get("title") or file.stem.replace("-", " ").replace("_", " ").capitalize())
+    links = Bullets(tuple(Link(each, PageRef(f"{path}/{each}")) for each in variants))
+    dialect = Dialect(site=True, address=_address(path))
+    found[f"{path}.md"] = f"# {escape(title)}\n\n{fragment([links], dialect)}\n".encode()
+    return found
+
+
+def page_key(file: Path) -> str:
+    """A digest of all that a page depends on: its bytes, the library, the data beside it, and the runs if it reads any.
+
+    Data beside it is every file in its folder and below that is not Markdown. It reads runs if its code names
+    `altgrad.analysis` or `altgrad.runs`.
+    """
+    text = file.read_text("utf-8")
+    data = [
+        (path.relative_to(file.parent).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(file.parent.rglob("*"))
+        if path.suffix != ".md" and path.is_file()
+    ]
+    runs = [sources_fingerprint(), os.environ.get("SOURCE_DATE_EPOCH")] if _READS_RUNS.search(text) else []
+    packages = [sys.modules[package].__version__ for package in ("numpy", "pandas")]
+    return digest(code_fingerprint(), packages, sys.version, text, data, runs)
+
+
+def torch_outputs(text: str, *, name: str, here: Path | None = None) -> dict[str, list[str]]:
+    """What the torch blocks of a page print, as lines by key; needs torch where there are such blocks.
 
     Raises:
         GuideError: a block raises; or a block that is not marked torch prints something else after the torch blocks
             than it does in a build, which skips them.
     """
-    found = [block for block in blocks(text, name) if block.number is not None]
-    namespace, built, outputs = _namespace(), {}, {}
+    variants = _variants(text, name)
+    if variants is None:
+        return _torch_outputs(text, name, None, here)
+    found: dict[str, list[str]] = {}
+    for values in variants.values():
+        found |= _torch_outputs(_filled(text, values, name), name, values, here)
+    return found
+
+
+def _torch_outputs(
+    text: str, name: str, parameters: Mapping[str, Any] | None, here: Path | None
+) -> dict[str, list[str]]:
+    found = [block for block in blocks(text, name, parameters) if block.number is not None]
+    if not any(block.torch for block in found):
+        return {}
+    namespace, built, outputs = _namespace(parameters, here), {}, {}
     for block in found:
         if not block.torch:
             skipped = any(other.torch for other in found if other.first < block.first)
             with _without_torch():
-                built[block.key] = _run(block, namespace, name, skipped)
-    namespace = _namespace()
-    if any(block.torch for block in found):
-        for block in found:
-            printed = _run(block, namespace, name)
-            if block.torch:
-                outputs[block.key] = printed
-            elif printed != built[block.key]:
-                raise GuideError(
-                    f"{name}: block {block.number}, line {block.first + 1}: it prints something else after the torch "
-                    "blocks before it have run; mark it torch as well"
-                )
+                built[block.key] = _run(block, namespace, name, skipped).lines
+    namespace = _namespace(parameters, here)
+    for block in found:
+        printed = list(_run(block, namespace, name).lines)
+        if block.torch:
+            outputs[block.key] = printed
+        elif printed != built[block.key]:
+            raise GuideError(
+                f"{name}: block {block.number}, line {block.first + 1}: it prints something else after the torch "
+                "blocks before it have run; mark it torch as well"
+            )
     return outputs
+
+
+def _front_matter(text: str, name: str) -> dict[str, Any]:
+    """What stands between two lines of ``---`` at the head of a page."""
+    match = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*\n", text, re.DOTALL)
+    try:
+        found = yaml.safe_load(match.group(1)) if match else {}
+    except yaml.YAMLError as error:
+        raise GuideError(f"{name}: its front matter is no YAML: {shorten(visible(str(error)), 200)}") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _variants(text: str, name: str) -> dict[str, dict[str, Any]] | None:
+    """The parameters of each page that a file gives; None for a file that is one page.
+
+    Raises:
+        GuideError: they are no mapping of page names to mappings of Python names to values.
+    """
+    found = _front_matter(text, name).get("parameters")
+    if found is None:
+        return None
+    with contextlib.suppress(ValueError):
+        if isinstance(found, dict) and found and all(isinstance(each, dict) for each in found.values()):
+            for each, values in found.items():
+                if not (isinstance(each, str) and "/" not in check_path(each)):
+                    break
+                if not all(isinstance(key, str) and key.isidentifier() for key in values):
+                    break
+            else:
+                return found
+    raise GuideError(
+        f"{name}: `parameters` in its front matter is a mapping of page names (letters, digits, '-') to mappings of "
+        "Python names to values"
+    )
+
+
+def _filled(text: str, parameters: Mapping[str, Any], name: str) -> str:
+    """The prose with ``{{ name }}`` replaced by the parameter's value, as text; blocks keep their lines."""
+    code = {line for block in blocks(text, name) for line in range(block.first, block.last + 1)}
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in parameters:
+            raise GuideError(f"{name}: {match.group()}: there is no parameter of this name")
+        return escape(str(parameters[match[1]]))
+
+    lines = text.split("\n")
+    return "\n".join(line if at in code else _PARAMETER.sub(value, line) for at, line in enumerate(lines))
+
+
+def _address(path: str) -> Any:
+    """Where other pages are, as Markdown of the page at `path` links to them."""
+    place = posixpath.dirname(path) or "."
+
+    def address(reference: PageRef) -> str:
+        relative = posixpath.relpath(f"{reference.path}.md", place)
+        return f"{relative}#{reference.anchor}" if reference.anchor else relative
+
+    return address
 
 
 def read_outputs(text: str, *, name: str) -> dict[str, list[str]]:
@@ -201,13 +397,14 @@ def outputs_path(guide: Path) -> Path:
     return guide.with_name(guide.stem + SUFFIX)
 
 
-def _namespace() -> dict[str, Any]:
-    return {"__name__": "__main__"}
+def _namespace(parameters: Mapping[str, Any] | None, here: Path | None) -> dict[str, Any]:
+    return {"__name__": "__main__", **({"here": here} if here else {}), **(parameters or {})}
 
 
-def _run(block: Block, namespace: dict[str, Any], name: str, torch_skipped: bool = False) -> list[str]:
-    """What a block prints, as lines that `_lines` made safe to keep and to show."""
+def _run(block: Block, namespace: dict[str, Any], name: str, torch_skipped: bool = False) -> Output:
+    """What a block prints, and its value where it is one for pages (a torch block's is kept as text)."""
     printed = io.StringIO()
+    shown: tuple[PageBlock, ...] | None = None
     try:
         # Empty lines before the code make every line number the guide's own.
         tree = ast.parse("\n" * (block.first + 1) + block.code, name)
@@ -216,7 +413,8 @@ def _run(block: Block, namespace: dict[str, Any], name: str, torch_skipped: bool
             exec(compile(tree, name, "exec", dont_inherit=True), namespace)
             if isinstance(last, ast.Expr):
                 value = eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), namespace)
-                if value is not None:
+                shown = None if block.torch else _shown(value, f"table-{block.number}")
+                if value is not None and shown is None:
                     print(repr(value))
     except (Exception, SystemExit) as error:
         hint = ""
@@ -234,7 +432,52 @@ def _run(block: Block, namespace: dict[str, Any], name: str, torch_skipped: bool
             f"{name}: block {block.number}, line {block.first + 1}: it prints a memory address, which differs from "
             "build to build"
         )
-    return _lines(printed.getvalue())
+    return Output(_lines(printed.getvalue()), shown or ())
+
+
+def _shown(value: object, identity: str) -> tuple[PageBlock, ...] | None:
+    """The blocks that show a value on a page; None for a value that is no chart, table or block."""
+    if isinstance(value, Chart):
+        return (ChartBlock(value),)
+    if isinstance(value, pd.DataFrame):
+        return (table_of(value, identity),)
+    if isinstance(value, PageBlock):
+        return (value,)
+    if isinstance(value, Page):
+        return value.blocks
+    if isinstance(value, list | tuple) and value:
+        parts = [_shown(each, f"{identity}-{number}") for number, each in enumerate(value, start=1)]
+        if all(part is not None for part in parts):
+            return tuple(block for part in parts for block in part or ())
+    return None
+
+
+def table_of(frame: pd.DataFrame, identity: str) -> Table:
+    """A DataFrame as a table of at most `ROWS` rows; the data beside it is whole.
+
+    An index with a name becomes the first columns. `frame.attrs["caption"]` is the caption.
+    """
+    frame = frame.reset_index() if any(frame.index.names) else frame.reset_index(drop=True)
+    numeric = [pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype) for dtype in frame.dtypes]
+    columns = tuple(
+        Column(str(name), "right" if right else "left") for name, right in zip(frame.columns, numeric, strict=True)
+    )
+    rows = tuple(tuple(map(_cell, row)) for row in frame.head(ROWS).itertuples(index=False, name=None))
+    more = f" (the first {ROWS} of {len(frame):,} rows)" if len(frame) > ROWS else ""
+    caption = f"{frame.attrs.get('caption', '')}{more}".strip()
+    return Table(columns, rows, caption, data=frame.rename(columns=str), id=identity)
+
+
+def _cell(value: Any) -> Cell:
+    """A value of a DataFrame for a cell of a page."""
+    if value is None or value is pd.NaT or value is pd.NA:
+        return None
+    if isinstance(value, str | bool):
+        return str(value)
+    if isinstance(value, int | float):
+        return value
+    item = value.item() if hasattr(value, "item") else value
+    return item if isinstance(item, int | float) and not isinstance(item, bool) else str(item)
 
 
 def _line(error: BaseException, name: str) -> int | None:
@@ -285,16 +528,16 @@ def _without_torch() -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run every guide of a folder and rewrite the outputs of its torch blocks; returns the exit code."""
+    """Run every page of a folder that has code and rewrite the outputs of its torch blocks; returns the exit code."""
     parser = argparse.ArgumentParser(prog="altgrad.pages.guide", description=main.__doc__)
-    parser.add_argument("folder", type=Path, help="where the guides are, docs/guides")
+    parser.add_argument("folder", type=Path, help="where the pages are, docs")
     folder: Path = parser.parse_args(arguments).folder
-    guides = sorted(folder.glob("*.md"))
-    stale = {*folder.glob(f"*{SUFFIX}")}
-    for guide in guides:
-        text, path = guide.read_text("utf-8"), outputs_path(guide)
+    pages = [path for path in sorted(folder.rglob("*.md")) if is_executed(path.read_text("utf-8"))]
+    stale = {*folder.rglob(f"*{SUFFIX}")}
+    for page in pages:
+        text, path = page.read_text("utf-8"), outputs_path(page)
         try:
-            outputs = torch_outputs(text, name=guide.as_posix())
+            outputs = torch_outputs(text, name=page.as_posix(), here=page.parent)
         except GuideError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
@@ -307,7 +550,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for path in sorted(stale):
         path.unlink()
         print(f"{path.as_posix()}: removed")
-    print(f"{len(guides)} guides are up to date")
+    print(f"{len(pages)} pages with code are up to date")
     return 0
 
 

@@ -85,8 +85,10 @@ class _Writer:
         return inline_html(resolve(markdown(text), self.address))
 
     def address(self, reference: PageRef) -> str:
-        """Where another page is, seen from this one."""
+        """Where another page or a file is, seen from this one."""
         reference = self.page.place_of(reference)
+        if reference.is_file:
+            return posixpath.relpath(reference.path, _folder(self.page.path) or ".")
         self.links[reference.path, slug(reference.anchor) if reference.anchor else ""] = None
         target = posixpath.relpath(_folder(reference.path) or ".", _folder(self.page.path) or ".") + "/"
         return f"{target}#{reference.anchor}" if reference.anchor else target

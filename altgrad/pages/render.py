@@ -75,11 +75,12 @@ def render(page: Page, dialect: Dialect) -> str:
     return (front_matter(page) if dialect.site else "") + "\n\n".join(part for part in parts if part) + "\n"
 
 
-def fragment(blocks: Iterable[Block], dialect: Dialect) -> str:
-    """Blocks as markdown for the middle of a hand-written page; they may have no files beside them."""
-    page = Page("fragment", "", tuple(blocks))
-    if files(page, dialect):
-        raise ValueError("a fragment has no page that its charts and tables' data could lie beside")
+def fragment(blocks: Iterable[Block], dialect: Dialect, page: Page | None = None) -> str:
+    """Blocks as markdown for the middle of a hand-written page, `page`; without one they may have no files beside."""
+    if page is None:
+        page = Page("fragment", "", tuple(blocks))
+        if files(page, dialect):
+            raise ValueError("a fragment has no page that its charts and tables' data could lie beside")
     return "\n\n".join(_block(block, page, dialect) for block in page.blocks)
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from altgrad.runs.store import RunRecord
 
 OVER_TIME = ("overflow", "underflow", "sqnr_db", "flips", "updates", "effective_rank")
 """Statistics of the per-layer table that findings are averages of, and pages show, over all recorded steps."""
+
+_CODE = re.compile("code_(?:[0-9a-f]{2}){1,2}")
 
 
 def is_over_time(layers: pd.DataFrame) -> pd.Series:
@@ -25,16 +30,32 @@ def is_over_time(layers: pd.DataFrame) -> pd.Series:
 
 def is_histogram(layers: pd.DataFrame) -> pd.Series:
     """Which rows of a per-layer table are counts of a code, ``code_<two or four hex digits>``."""
-    return layers["statistic"].astype(str).str.fullmatch("code_(?:[0-9a-f]{2}){1,2}")
+    codes, names = pd.factorize(layers["statistic"])
+    counts = np.array([_CODE.fullmatch(str(name)) is not None for name in names], dtype=bool)
+    return pd.Series(counts[codes] if len(names) else np.zeros(len(layers), bool), index=layers.index)
 
 
-def is_last(layers: pd.DataFrame) -> pd.Series:
-    """Which rows of one run's per-layer table are of the last step that has their statistic.
+def is_last(layers: pd.DataFrame, runs: NDArray[np.int64] | None = None) -> pd.Series:
+    """Which rows of a per-layer table are of the last step that has their statistic.
 
     The counts of all codes are one statistic: a code that is missing from the last histogram did not occur in it.
+
+    Args:
+        layers: of one run, or of several.
+        runs: the number of each row's run, from 0, where there are several.
     """
-    statistic = layers["statistic"].mask(is_histogram(layers), "code")
-    return layers["step"] == layers.groupby([layers["operand"], statistic])["step"].transform("max")
+    if not len(layers):
+        return pd.Series(np.zeros(0, bool), index=layers.index)
+    operands, _ = pd.factorize(layers["operand"])
+    statistics, names = pd.factorize(layers["statistic"])
+    statistics = np.where(is_histogram(layers).to_numpy(), len(names), statistics)
+    group = (operands * (len(names) + 1) + statistics) + (0 if runs is None else runs) * (operands.max() + 1) * (
+        len(names) + 1
+    )
+    step = layers["step"].to_numpy()
+    last = np.full(int(group.max()) + 1, np.iinfo(np.int64).min)
+    np.maximum.at(last, group, step)
+    return pd.Series(step == last[group], index=layers.index)
 
 
 def pack_study(

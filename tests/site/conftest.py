@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def mkdocs_build(project: Path, out: Path, **environment: str) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(project / "mkdocs.yml"), "-d", str(out)]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     settings = {**os.environ, "PYTHONPATH": path, "NO_MKDOCS_2_WARNING": "1", **environment}
-    done = subprocess.run(command, cwd=out.parent, env=settings, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=out.parent, env=settings, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -38,9 +39,36 @@ def copy_project(folder: Path) -> Path:
     for name in ("altgrad", "experiments/recorded", "benchmarks/recorded"):  # what mkdocs watches has to exist
         (folder / name).mkdir(parents=True)
     shutil.copy(HERE / "gallery.py", folder / "gen/home.py")
-    for name in ("reports", "runs"):
+    for name in ("reports", "runs", "formats", "api"):
         (folder / f"gen/{name}.py").write_text("")
+    (folder / "docs/own").mkdir()
+    shutil.copy(HERE / "own.md", folder / "docs/own/page.md")
+    (folder / "docs/own/measured.csv").write_text("x,y\n1,2\n2,4\n")
+    (folder / "docs/own/formats.md").write_text(PARAMETERS)
+    config = (folder / "mkdocs.yml").read_text()
+    config = re.sub(r"\n  - API:\n(?:      .*\n)*|\n  - Formats: .*", "\n", config)
+    config = re.sub(r"\n  - mkdocstrings:.*\n(?:      .*\n)*", "\n", config)  # it would read the library's sources
+    (folder / "mkdocs.yml").write_text(config)
     return folder
+
+
+PARAMETERS = """---
+title: Two formats
+parameters:
+  e4m3: {format: e4m3, remark: "a *remark* <b>"}
+  e5m2: {format: e5m2, remark: another}
+---
+
+# Format {{ format }}
+
+It says {{ remark }}.
+
+```python exec
+from altgrad.formats import get_format
+
+get_format(format).max
+```
+"""
 
 
 @pytest.fixture(scope="session")
@@ -53,10 +81,59 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site as a reader gets it, built from the recorded runs."""
+    """The site as a reader gets it, built from the recorded runs without torch; or ALTGRAD_SITE, built already."""
+    if built := os.environ.get("ALTGRAD_SITE"):
+        return Path(built)
     out = tmp_path_factory.mktemp("real") / "site"
-    mkdocs_build(ROOT, out, ALTGRAD_RUNS=str(ROOT / "experiments" / "recorded"))
+    without_torch = out.parent / "blocked"
+    without_torch.mkdir()
+    (without_torch / "torch.py").write_text('raise ImportError("a site is built without torch")\n')
+    mkdocs_build(
+        ROOT, out, ALTGRAD_RUNS=str(ROOT / "experiments" / "recorded"), PYTHONPATH=f"{without_torch}{os.pathsep}{ROOT}"
+    )
     return out
+
+
+PAYLOADS = (
+    "<script>window.pwned = 1</script><img src=x onerror=window.pwned=1><svg onload=window.pwned=1>",
+    "</script></title></textarea>--><script>window.pwned=1</script>",
+    "[a](javascript:window.pwned=1) ![b](https://evil.example/x.png) `c` **d** | e {: onclick=window.pwned=1 }",
+    "{{ pwned() }} {% raw %} {{ config }} ${window.pwned=1}",
+    "../../../etc/passwd\\..\\x \u202eevil\u202c \u2066\u200b",
+    "y" * 10_000,
+)
+"""Text that would call a function, leave its place, or fill the page."""
+
+
+@pytest.fixture(scope="session")
+def hostile_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site built from records whose every text is hostile."""
+    from records import config, write_matrix, write_run
+
+    from altgrad.runs import Failure, record
+
+    root = tmp_path_factory.mktemp("hostile")
+    runs = root / "records"
+    write_matrix(runs, seeds=2)
+    for seed, payload in enumerate(PAYLOADS):
+        looks = [(20, payload, payload, "weight", "underflow", 0.5), (20, payload, "mlp", "weight", "amax", 1.0)]
+        events = [{"kind": payload, "step": 3, payload: payload}]
+        failure = Failure(("nan_loss",), 5, payload, "forward", payload, cause=payload, advice=(payload,))
+        write_run(runs, config("e4m3", seed=20 + seed, notes=payload[:9000]), looks=looks, events=events, url=payload)
+        write_run(runs, config("e5m2", seed=20 + seed), status="failed", looks=looks, failure=failure)
+        own = {payload[:200]: payload, "note": [payload], "seed": seed}
+        with record(runs, name=f"own-{seed}", notes=payload, tags=[payload], config=own) as run:
+            run.log(0, loss=2.0, val_loss=2.0)
+            run.log(1, loss=1.5, val_loss=1.5)
+            run.finish()
+    mkdocs_build(ROOT, root / "site", ALTGRAD_RUNS=str(runs))
+    return root / "site"
+
+
+@pytest.fixture(scope="session")
+def hostile_address(hostile_site: Path) -> Iterator[str]:
+    """Where the site of hostile records is served."""
+    yield from _serve(hostile_site)
 
 
 class _Quiet(SimpleHTTPRequestHandler):

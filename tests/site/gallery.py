@@ -74,6 +74,7 @@ def pages() -> Iterator[Page]:
     for name in REPORTS:
         yield Page(f"reports/{name}", name.replace("_", " ").capitalize(), body, provenance=foot)
     yield Page("runs/index", "Runs", (table,), provenance=foot)
+    yield Page("compare/index", "Compare", (table,), provenance=foot)
     yield Page("runs/arm", HOSTILE, (Heading("Seed 1", anchor="seed-1"), Paragraph("One run.")), search=False)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
 
 import pytest
-from conftest import copy_project, mkdocs_build
+from conftest import ROOT, copy_project, mkdocs_build
 from links import faults
+
+from altgrad.analysis import ExperimentDataLoader
 
 REPORTS = ("format_comparison", "failure_modes", "manifold_comparison", "literature")
 
@@ -51,12 +54,121 @@ def test_the_checker_finds_a_planted_fault(tmp_path: Path, planted: str, told: s
     assert told in found
 
 
-def test_two_builds_in_two_folders_are_the_same_bytes(gallery: Path, tmp_path: Path) -> None:
+def test_two_builds_in_two_folders_and_a_cold_and_a_warm_one_are_the_same_bytes(gallery: Path, tmp_path: Path) -> None:
     again = copy_project(tmp_path)
-    mkdocs_build(again, tmp_path / "out", SOURCE_DATE_EPOCH="1700000000")
-    first, second = snapshot(gallery), snapshot(tmp_path / "out")
-    assert first.keys() == second.keys()
-    assert [name for name in first if first[name] != second[name]] == []
+    first = snapshot(gallery)
+    for out, origins in (("cold", {"made"}), ("warm", {"made", "cache"})):
+        mkdocs_build(again, tmp_path / out, SOURCE_DATE_EPOCH="1700000000")
+        second = snapshot(tmp_path / out)
+        assert first.keys() == second.keys()
+        assert [name for name in first if first[name] != second[name]] == []
+        report = json.loads((again / "build/report/build.json").read_text())
+        assert {family["origin"] for family in report["families"]} == origins
+    assert not any("report/" in name for name in first if name.startswith("build")), "the report is not in the site"
+
+
+def test_the_build_report_says_what_ran_and_what_is_slow_and_a_refresh_runs_it_again(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    kept = project / ".cache/site"
+    kept.mkdir(parents=True)
+    (kept / "gone-0123456789abcdef.zip").write_bytes(b"of a page that is gone")
+    for refresh in ("", "1"):
+        mkdocs_build(project, tmp_path / "out", SOURCE_DATE_EPOCH="1700000000", ALTGRAD_REFRESH=refresh)
+        report = json.loads((project / "build/report/build.json").read_text())
+        origin = {family["name"]: family["origin"] for family in report["families"]}
+        assert origin["own/page"] == "made"
+    text = (project / "build/report/build.txt").read_text()
+    assert re.search(r"^ +[0-9.]+ s  made    own/page \(1\)$", text, re.MULTILINE)
+    assert re.search(r"^ +[0-9.]+ s  reports/failure_modes.md$", text, re.MULTILINE) or len(report["pages"]) > 20
+    assert report["pages"].keys() >= {"index.md", "own/page.md", "own/formats/e4m3.md"}
+    assert not (kept / "gone-0123456789abcdef.zip").exists()
+
+
+def test_one_page_is_built_alone_and_a_wrong_name_is_one_line(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    for page, place in (("reports/failure_modes", "reports/failure_modes"), ("own/formats/e5m2", "own/formats/e5m2")):
+        mkdocs_build(project, tmp_path / "out", ALTGRAD_PAGE=page)
+        built = {name for name in snapshot(tmp_path / "out") if name.endswith(".html")}
+        assert built == {f"{place}/index.html", "404.html"}
+        origins = {
+            each["name"]: each["origin"]
+            for each in json.loads((project / "build/report/build.json").read_text())["families"]
+        }
+        assert origins["guides/number-formats"] == "last"
+        assert origins["own/formats" if page.startswith("own") else "index"] == "made"
+    with pytest.raises(AssertionError, match="there is no page own/formats/e5m; near it: own/formats/e5m2") as caught:
+        mkdocs_build(project, tmp_path / "out", ALTGRAD_PAGE="own/formats/e5m")
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_page_of_ones_own_shows_charts_tables_and_charts_of_other_pages(gallery: Path) -> None:
+    html = (gallery / "own/page/index.html").read_text()
+    article = html[html.index("<article") : html.index("</article>")]
+    assert article.count('role="img"') == 3
+    assert article.count('class="chart"') == 3
+    assert 'id="chart-gap"' in article
+    assert 'id="chart-gap-2"' in article, "two charts of one name have different ids"
+    assert re.search(r'from <a href="../../reports/failure_modes/">', article)
+    assert "&lt;!-- altgrad: chart no such --&gt;" in re.sub("<[^>]*>", "", article), "what stands in a fence is text"
+    assert article.count('class="table-box"') == 2
+    assert "<b>bold" not in article
+    assert "<i>untrusted" not in article
+    assert "under its block" in article
+    assert (
+        gallery / "own/page.table-1.csv"
+    ).read_text() == "x,y,name,yes\n1,2,<b>bold</b> | *it*,True\n2,4,<b>bold</b> | *it*,True\n"
+    for name in ("page.line.svg", "page.line.json", "page.table-2-3.csv"):
+        assert (gallery / "own" / name).is_file(), name
+
+
+def test_one_file_with_parameters_is_a_page_for_each_and_a_list_of_them(gallery: Path) -> None:
+    index = (gallery / "own/formats/index.html").read_text()
+    assert 'href="e4m3/"' in index
+    assert 'href="e5m2/"' in index
+    assert "Two formats" in index
+    first, second = ((gallery / f"own/formats/{name}/index.html").read_text() for name in ("e4m3", "e5m2"))
+    assert "Format e4m3" in first
+    assert ">448.0\n" in first or "448.0" in first
+    assert "57344.0" in second
+    assert "<b>" not in first[first.index("It says") : first.index("It says") + 80]
+
+
+def test_a_chart_leads_to_the_script_that_made_it(gallery: Path) -> None:
+    html = (gallery / "reports/failure_modes/index.html").read_text()
+    address, title, name = re.findall(r'<a href="(\S+)" title="([^"]*, sha256 [0-9a-f]{12})">([^<]*)</a>', html)[0]
+    assert name == "pages()"
+    assert title.startswith("gen/home.py, ")
+    published = gallery / "reports/failure_modes" / address.split("#")[0]
+    assert published.resolve().read_text() == (Path(__file__).parent / "gallery.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("marker", "told"),
+    [
+        ("<!-- altgrad: chart reports/failure_modes nothing -->", "has no chart nothing; it has folded, gap"),
+        ("<!-- altgrad: chart reports/nowhere gap -->", "it has no charts, or there is no such page"),
+        ("<!-- altgrad: chart reports/failure_modes -->", "write `<!-- altgrad: chart PAGE CHART -->`"),
+        ("text <!-- altgrad: table x y --> text", "write `<!-- altgrad: chart PAGE CHART -->`"),
+    ],
+)
+def test_a_marker_that_cannot_be_filled_names_page_and_line(tmp_path: Path, marker: str, told: str) -> None:
+    from types import SimpleNamespace
+
+    mkdocs = pytest.importorskip("mkdocs.exceptions")
+    from altgrad.pages.mkdocs import SiteBuild, embed
+
+    content = {"reports/failure_modes.gap.svg": "", "reports/failure_modes.folded.svg": ""}
+    found = SimpleNamespace(src_uris=content, get_file_from_path=lambda name: content.get(name) or None)
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="notes.md"))
+    build = SiteBuild(tmp_path)
+    with pytest.raises(mkdocs.PluginError) as caught:
+        embed(f"# A\n\n{marker}\n", page, {"extra": {"altgrad": build}}, found)
+    assert str(caught.value).startswith("notes.md: line 3: ")
+    assert told in str(caught.value)
+    build.serving = True
+    shown = embed(f"# A\n\n{marker}\n", page, {"extra": {"altgrad": build}}, found)
+    assert "!!! warning" in shown
+    assert "<!--" not in shown
 
 
 def test_search_finds_reports_but_neither_excluded_pages_nor_chart_labels(gallery: Path) -> None:
@@ -124,3 +236,43 @@ def test_an_error_while_serving_becomes_a_box_on_the_page(tmp_path: Path, monkey
     html = (tmp_path / "out/index.html").read_text()
     assert "This page could not be built" in html
     assert "RuntimeError: on purpose" in re.sub(r"<[^>]*>", "", html)
+
+
+def test_pages_are_small_enough_to_load_at_once(real_site: Path) -> None:
+    """Reports under 500 kB compressed, arms and formats under 60 kB, each with its curves; at most 300 pages."""
+    sizes = {
+        path.parent.relative_to(real_site).as_posix(): len(gzip.compress(path.read_bytes(), 6))
+        for path in real_site.rglob("index.html")
+    }
+    assert len(sizes) <= 300
+    for page, size in sizes.items():
+        curves = real_site / f"{page}.curves.json"
+        size += len(gzip.compress(curves.read_bytes(), 6)) if curves.is_file() else 0
+        assert size < (60_000 if page.startswith(("runs/", "formats/")) else 500_000), page
+
+
+def test_every_run_has_a_place_and_its_own_json(real_site: Path) -> None:
+    loader = ExperimentDataLoader([ROOT / "experiments" / "recorded"])
+    html = {path.parent.name: path.read_text() for path in (real_site / "runs").glob("*/index.html")}
+    for run in loader.runs.itertuples():
+        pages = [name for name, text in html.items() if f'id="{run.run_id}"' in text]
+        assert run.arm in pages or any(name.startswith("study-") for name in pages)
+    arms = {name for name in html if not name.startswith("study-")}
+    for arm in arms:
+        for run_id in loader.runs.loc[loader.runs["arm"] == arm, "run_id"]:
+            data = json.loads((real_site / "runs" / f"{arm}.{run_id}.json").read_text())
+            assert data["run"]["id"] == run_id
+            assert data["history"]["step"]
+
+
+def test_the_api_reference_has_every_public_name(real_site: Path) -> None:
+    for page, names in {
+        "formats": ("FloatFormat", "get_format", "list_formats"),
+        "quantize": ("quantize", "fake_quantize"),
+        "optim": ("ManifoldAdamW",),
+        "runs": ("RunRecord", "record"),
+        "analysis": ("ExperimentDataLoader", "FormatComparator"),
+    }.items():
+        html = (real_site / "api" / page / "index.html").read_text()
+        for name in names:
+            assert re.search(rf'id="altgrad\.[\w.]*\b{name}"', html), (page, name)

@@ -1,13 +1,13 @@
-"""The curves of an arm: a light drawing, a table with the same figures, and the JSON that the zoomable chart reads.
+"""The curves of an arm: a light drawing, a table with the same figures, and the values that the zoomable chart reads.
 
-`docs/javascripts/curves.js` draws the JSON over the drawing. Without it the drawing and the table stay.
+`docs/javascripts/curves.js` draws them over the drawing. Without it the drawing and the table stay.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,23 +15,31 @@ import pandas as pd
 
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports import common
-from altgrad.pages import MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Download, PageRef, Paragraph, Table, md
+from altgrad.pages import MUTED, PALETTE, Axis, Block, Chart, ChartBlock, PageRef, Paragraph, Table, md
 from altgrad.pages.content import Cell, Link
 from altgrad.pages.sketch import Point, Sketch, plot_axes, spread
 
 POINTS = 200
 """Most points a run has in the JSON of an arm; the JSON of a run has all that were recorded."""
+CURVES = ("step", "tokens", "seconds", "loss", "val_loss")
 TABLE_ROWS = 12
 """Most rows of the table beside the curves; the CSV has all."""
 
 
 def curves(
-    loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, baseline: str | None
-) -> tuple[list[Block], list[Download]]:
-    """The section and its file; where no validation loss was recorded, a sentence that says so."""
-    data = _by_step(loader, runs["run_id"], baseline)
+    loader: ExperimentDataLoader,
+    arm: str,
+    runs: pd.DataFrame,
+    baseline: str | None,
+    losses: Callable[[str | None], pd.DataFrame],
+) -> list[Block]:
+    """The section; where no validation loss was recorded, a sentence that says so.
+
+    `losses` is `losses_by_step` of the loader; many arms share a baseline, so its caller keeps what it gave.
+    """
+    data = _by_step(losses(arm), losses(baseline))
     if data.empty:
-        return [Paragraph("No run of this arm recorded a validation loss.")], []
+        return [Paragraph("No run of this arm recorded a validation loss.")]
     foreign = bool(runs["foreign"].iloc[0])
     label = "val_loss" if foreign else "validation loss (nats a character)"
     shown = data[data["n"] > 0]
@@ -50,28 +58,21 @@ def curves(
     texts = [Paragraph(note)]
     if baseline is not None:
         texts.append(Paragraph(md("Baseline in the chart: {arm}.", arm=Link(baseline, PageRef(f"runs/{baseline}")))))
-    name = "curves.json"
-    return [ChartBlock(chart), *texts, _table(data, baseline is not None)], [
-        Download(name, curves_json(loader, arm, runs, baseline), listed=False)
-    ]
+    return [ChartBlock(chart), *texts, _table(data, baseline is not None)]
 
 
-def curves_json(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, baseline: str | None) -> bytes:
-    """All runs of an arm, column by column: {arm, baseline, runs: [{id, seed, status, step, tokens, seconds, ...}]}.
-
-    Missing values are null. `baseline` names the arm whose own file, beside this one, has the runs to compare with.
-    """
+def runs_value(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """All runs of an arm, column by column: {id, seed, status, role, step, tokens, seconds, loss, val_loss}."""
     found = []
     for run in runs.itertuples():
         history = loader.history(run.run_id)
-        every = max(1, math.ceil(len(history) / POINTS))
-        keep = np.arange(len(history)) % every == 0
-        if "val_loss" in history:
-            keep |= history["val_loss"].notna().to_numpy()
-        names = [name for name in ("step", "tokens", "seconds", "loss", "val_loss") if name in history]
-        columns = {name: plain(history[name][keep].tolist()) for name in names}
-        found.append({"id": run.run_id, "seed": int(run.seed), "status": run.status, **columns})
-    return as_json({"arm": arm, "baseline": baseline, "runs": found})
+        known = {name: history[name].to_numpy() for name in CURVES if name in history}
+        keep = np.arange(len(history)) % max(1, math.ceil(len(history) / POINTS)) == 0
+        if "val_loss" in known:
+            keep |= ~np.isnan(known["val_loss"])
+        columns = {name: plain(values[keep].tolist()) for name, values in known.items()}
+        found.append({"id": run.run_id, "seed": int(run.seed), "status": run.status, "role": run.role, **columns})
+    return found
 
 
 def as_json(value: Any) -> bytes:
@@ -90,27 +91,32 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
-def _by_step(loader: ExperimentDataLoader, run_ids: Sequence[str], baseline: str | None) -> pd.DataFrame:
-    """Columns step, mean, low, high, n of the arm, and the same with ``baseline_``: over the runs evaluated there."""
+def losses_by_step(loader: ExperimentDataLoader, arm: str | None) -> pd.DataFrame:
+    """Columns step, mean, low, high, n: the validation losses of an arm's runs at each step where one was evaluated."""
+    steps, losses = [np.empty(0, np.int64)], [np.empty(0)]
+    for run_id in loader.runs.loc[loader.runs["arm"] == arm, "run_id"] if arm is not None else ():
+        history = loader.history(run_id)
+        if "val_loss" in history:
+            steps.append(history["step"].to_numpy(np.int64))
+            losses.append(history["val_loss"].to_numpy(np.float64))
+    step, loss = np.concatenate(steps), np.concatenate(losses)
+    drawn = np.isfinite(loss) & (np.abs(np.nan_to_num(loss)) < 1e300)
+    found = pd.DataFrame({"step": step[drawn], "loss": loss[drawn]}).groupby("step")["loss"]
+    return found.agg(mean="mean", low="min", high="max", n="count").reset_index()
 
-    def of(ids: Sequence[str]) -> pd.DataFrame:
-        frames = [loader.history(run_id) for run_id in ids]
-        frames = [frame.loc[frame["val_loss"].notna(), ["step", "val_loss"]] for frame in frames if "val_loss" in frame]
-        if not frames:
-            return pd.DataFrame(columns=["step", "mean", "low", "high", "n"])
-        losses = common.finite_rows(pd.concat(frames, ignore_index=True), "val_loss").groupby("step")["val_loss"]
-        return losses.agg(mean="mean", low="min", high="max", n="count").reset_index()
 
-    own = of(list(run_ids))
+def _by_step(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """`losses_by_step` of an arm, and that of its baseline in columns ``baseline_...``."""
     if own.empty:
         return own
-    rows = loader.runs
-    other = of(rows.loc[rows["arm"] == baseline, "run_id"].tolist()) if baseline else of([])
-    merged = own.merge(other, on="step", how="outer", suffixes=("", "_of_baseline")).sort_values("step")
-    renamed = merged.rename(
-        columns=lambda name: f"baseline_{name.removesuffix('_of_baseline')}" if "_of_" in name else name
+    merged = own.merge(
+        other.rename(columns=lambda name: name if name == "step" else f"baseline_{name}"), "outer", "step"
     )
-    return renamed.fillna({"n": 0, "baseline_n": 0}).astype({"n": int, "baseline_n": int}).reset_index(drop=True)
+    return (
+        merged.sort_values("step", ignore_index=True)
+        .fillna({"n": 0, "baseline_n": 0})
+        .astype({"n": int, "baseline_n": int})
+    )
 
 
 def _drawing(data: pd.DataFrame, label: str) -> Any:

@@ -423,7 +423,7 @@ def _codes(fmt: FloatFormat) -> list[Block]:
             "value": [_value(float(value), exact=True) for value in values],
         }
     )
-    caption = f"Every code of {fmt.label} in hexadecimal: the row's code plus the column's"
+    caption = f"Every code of {fmt.label} in hexadecimal (row plus column), to three digits; exact in the files"
     return [Table(columns, rows, caption, data=data, id="codes")]
 
 
@@ -432,8 +432,10 @@ def _value(value: float, exact: bool = False) -> str:
         return "NaN"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    text = f"{value:.17g}" if exact else f"{value:.6g}"
-    return text if exact else text.replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
+    if exact:
+        return f"{value:.17g}"
+    text = f"{value:.0f}" if value == round(value) and abs(value) < 1e5 else f"{value:.3g}"
+    return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−")
 
 
 def _use(loader: ExperimentDataLoader, fmt: FloatFormat) -> list[Block]:
@@ -512,7 +514,7 @@ def _ranges(formats: list[FloatFormat]) -> Chart:
             sketch.rectangles([(x(low), top + 5, start, top + 9)], PALETTE[1])
             sketch.rectangles([(start, top + 2, max(x(high), start + 1), top + 12)], PALETTE[0])
         sketch.text(84, 10, "normal values", PALETTE[0], size=8.5, bold=True)
-        sketch.text(150, 10, "subnormal or fixed-point values (the narrow part)", PALETTE[1], size=8.5, bold=True)
+        sketch.text(160, 10, "subnormal or fixed-point values (the narrow part)", PALETTE[1], size=8.5, bold=True)
 
     widest = max(ordered, key=_binades)
     said = f"From the smallest positive to the largest value. {widest.label} reaches furthest."

@@ -177,6 +177,7 @@ def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str]) -> list[Bloc
     if last.empty:
         return []
     layers = list(dict.fromkeys([*last["layer"][last["operand"] == "weight"], *last["layer"]]))
+    histograms = code_histograms(loader, run_ids, last)
     last = last[~is_histogram(last)].assign(place=last["layer"].map(layers.index))
     who = f"mean over {len(run_ids)} runs" if len(run_ids) > 1 else "one run"
     who += f", step {int(last['step'].max())}"
@@ -199,11 +200,16 @@ def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str]) -> list[Bloc
             "ulps",
         ),
     ]
-    return [*code_histograms(loader, run_ids), *(table for table in tables if table is not None)]
+    return [*histograms, *(table for table in tables if table is not None)]
 
 
-def code_histograms(loader: ExperimentDataLoader, run_ids: Iterable[str]) -> list[Block]:
-    """Which codes were in use at the last look that counted them: a chart for each operand and format (runs shift)."""
+def code_histograms(
+    loader: ExperimentDataLoader, run_ids: Sequence[str], last: pd.DataFrame | None = None
+) -> list[Block]:
+    """Which codes were in use at the last look that counted them: a chart for each operand and format (runs shift).
+
+    `last` is the last look of all the runs, where the caller has it.
+    """
     found: dict[tuple[str, FloatFormat], list[str]] = {}
     for run_id in run_ids:
         layers = loader.layers(run_id)
@@ -215,8 +221,8 @@ def code_histograms(loader: ExperimentDataLoader, run_ids: Iterable[str]) -> lis
                 found.setdefault((operand, fmt), []).append(run_id)
     blocks: list[Block] = []
     for (operand, fmt), ids in found.items():
-        last = loader.last_look(ids)
-        chart = _codes(last[is_histogram(last) & (last["operand"] == operand)], operand, fmt, len(ids))
+        looked = last if last is not None and len(ids) == len(run_ids) else loader.last_look(ids)
+        chart = _codes(looked[is_histogram(looked) & (looked["operand"] == operand)], operand, fmt, len(ids))
         blocks += [ChartBlock(chart)] if chart else []
     return blocks
 
@@ -232,6 +238,7 @@ def _gradient_norms(looks: pd.DataFrame, note: str, prefix: str) -> list[Block]:
     if data.empty:
         return []
     colours = dict(zip(_kinds(data["layer_type"]), itertools.cycle(PALETTE), strict=False))
+    dashes = dict(zip(colours, itertools.cycle(("", "6 2", "2 2", "7 2 2 2")), strict=False))
     last = data[data["step"] == data["step"].max()].sort_values("value")
     absent = (
         "" if len(data) == len(norms) else f" {len(norms) - len(data)} norms that are 0 or not finite are left out."
@@ -249,11 +256,13 @@ def _gradient_norms(looks: pd.DataFrame, note: str, prefix: str) -> list[Block]:
         plot_axes(sketch, x, y, "step", "")
         for (kind, _), line in data.groupby(["layer_type", "layer"], sort=False, observed=True):
             points = ((x(step), y(value)) for step, value in zip(line["step"], line["value"], strict=True))
-            sketch.line(points, colours[str(kind)], 1.1)
-        place = 2.0
-        for name, colour in [("gradient norm:", MUTED), *colours.items()]:
-            sketch.text(place, 14, name, colour)
-            place += 14 + 4.9 * len(name)
+            sketch.line(points, colours[str(kind)], 1.1, dashes[str(kind)])
+        sketch.text(2, 14, "gradient norm", MUTED)
+        place = 82.0
+        for name, colour in colours.items():
+            sketch.line([(place, 11), (place + 20, 11)], colour, 1.6, dashes[name])
+            sketch.text(place + 24, 14, name, colour)
+            place += 42 + 4.9 * len(name)
 
     title = "Gradient norm of each layer by step"
     chart = Chart(f"{prefix}gradients", title, description, data, sketch=draw, height=2.8)

@@ -176,7 +176,7 @@ def _overview(data: pd.DataFrame) -> Chart:
             for value in (low, high):
                 if number % ACROSS == 0:
                     sketch.text(left - 4, y(value) + 3, f"{value:.2f}", MUTED, size=7, anchor="end")
-            points = [(x(rate), max(y(loss), top + 6)) for rate, loss in zip(rates, group["mean"], strict=True)]
+            points = [(x(rate), max(y(loss), top + 8)) for rate, loss in zip(rates, group["mean"], strict=True)]
             sketch.line(points, PALETTE[0], 1.2)
             sketch.dots(points, PALETTE[0], 1.5)
             for rate, loss in group.loc[group["best"], ["learning_rate", "mean"]].itertuples(index=False):

@@ -1,0 +1,104 @@
+"""What mkdocs calls while it builds. It never reloads this file while serving, so the work lies in `altgrad.pages`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+DATED = "SOURCE_DATE_EPOCH" in os.environ
+serving = False
+
+
+def on_startup(*, command: str, dirty: bool) -> None:
+    """Note whether pages are built for a reader who is editing them."""
+    global serving
+    serving = command == "serve"
+
+
+def on_config(config: Any) -> Any:
+    """Let the scripts in gen/ import the library of this project, where it has one, and find its records."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    records = (ROOT / "experiments" / "recorded", ROOT / "experiments" / "runs")
+    os.environ.setdefault("ALTGRAD_RUNS", os.pathsep.join(map(str, records)))
+    return config
+
+
+def on_pre_build(config: Any) -> None:
+    """Forget the library's modules, so that an edit of it shows; while it cannot be imported, the last one says why."""
+    kept, problem = _forget(), ""
+    try:
+        from altgrad.pages.mkdocs import begin
+    except Exception:
+        if not (serving and kept):
+            raise
+        problem = traceback.format_exc()
+        _forget()
+        sys.modules.update(kept)
+        from altgrad.pages.mkdocs import begin
+    begin(config, serving=serving, dated=DATED, problem=problem)
+
+
+def _forget() -> dict[str, Any]:
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "altgrad"}
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages that the scripts made."""
+    from altgrad.pages.mkdocs import add_files
+
+    return add_files(files, config)
+
+
+def on_pre_page(page: Any, config: Any, files: Any) -> Any:
+    """Start the page's clock."""
+    from altgrad.pages.mkdocs import tick
+
+    tick(config, page, stop=False)
+    return page
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Put charts of other pages where a hand-written page names them."""
+    from altgrad.pages.mkdocs import embed
+
+    return embed(markdown, page, config, files)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Put in the body that a script made, or finish the one that Markdown made."""
+    from altgrad.pages.mkdocs import content, tick
+
+    html = content(html, page, config, files)
+    tick(config, page, stop=True)
+    return html
+
+
+def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
+    """Start the page's clock again."""
+    from altgrad.pages.mkdocs import tick
+
+    tick(config, page, stop=False)
+    return context
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Name the theme's search dialog for screen readers; seal the page against foreign content."""
+    from altgrad.pages.mkdocs import seal_html, tick
+
+    output = output.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )
+    tick(config, page, stop=True)
+    return output if serving else seal_html(output)
+
+
+def on_post_build(config: Any) -> None:
+    """Write the build report."""
+    from altgrad.pages.mkdocs import end
+
+    end(config)

@@ -1,0 +1,25 @@
+"""The runs: a table of all of them, and a page for each arm (one config with all its seeds)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from altgrad.pages import Page
+from altgrad.pages.mkdocs import build
+
+
+def pages() -> Iterable[Page]:
+    """The pages, from the recorded runs. The import is inside so that an error in it shows as a page while serving."""
+    from altgrad.analysis.reports import site_pages
+
+    return site_pages("runs")
+
+
+def key() -> str:
+    """What the pages depend on; while it stays the same they are taken from the cache."""
+    from altgrad.analysis.reports import site_key
+
+    return site_key()
+
+
+build(pages, "runs/index", key=key)
