@@ -276,7 +276,7 @@ def _charts(judged: pd.DataFrame) -> list[Block]:
         data,
         draw,
         height=0.34 * len(order) + 1.4,
-        margins=(1.9, 0.15, 0.5, 0.75),
+        margins=(2.2, 0.15, 0.5, 0.75),
     )
     return [ChartBlock(chart)]
 
