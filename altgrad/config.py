@@ -244,8 +244,8 @@ class TelemetryConfig(_Section):
     `operands`: counts of every operand of the products. `updates`: flips, updates and the stall ratio of the
     optimizer's real step. `gradients`: norms of each weight's gradient. `geometry`: where weights and steps lie on the
     grid. `rank_every` and `codes_every`: rank health and which codes of the format are in use, at every so many looks
-    (0: never); of the operands in `histograms` how often each code occurs, and each binade before rounding. `shadow`: the same batch without any
-    rounding, to compare gradients with (costs a pass more a look).
+    (0: never); of the operands in `histograms` how often each code occurs, and each binade before rounding.
+    `shadow`: the same batch without any rounding, to compare gradients with (costs a pass more a look).
     `watch`: norms of every weight and gradient at every step, so that what breaks is named at the step it breaks.
     """
 

@@ -1,4 +1,4 @@
-"""The benchmarks: rounding a tensor, the comparison on every float32 input, a training step, records of runs."""
+"""The benchmarks: rounding, the comparison on every float32 input, a training step, records of runs, the site."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from altgrad.pages.mkdocs import build
 def pages() -> Iterable[Page]:
     """The pages, from the records. The imports are inside so that an error in them shows as a page while serving."""
     from altgrad.analysis.reports.benchmarks import benchmarks_page
-    from altgrad.analysis.reports.run_costs import runs_costs_page
+    from altgrad.analysis.reports.run_costs import runs_costs_page, site_costs_page
     from altgrad.analysis.reports.training_cost import training_page
 
-    return [benchmarks_page(), training_page(), runs_costs_page()]
+    return [benchmarks_page(), training_page(), runs_costs_page(), site_costs_page()]
 
 
 def key() -> str:
@@ -25,4 +25,4 @@ def key() -> str:
     return benchmarks_key(site_key())
 
 
-build(pages, "benchmarks/index", "benchmarks/training", "benchmarks/runs", key=key)
+build(pages, "benchmarks/index", "benchmarks/training", "benchmarks/runs", "benchmarks/site", key=key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,22 @@ def on_config(config: Any) -> Any:
 
 
 def on_pre_build(config: Any) -> None:
-    """Forget the library's modules, so that an edit of it shows."""
-    for name in [name for name in sys.modules if name.split(".")[0] == "altgrad"]:
-        del sys.modules[name]
-    from altgrad.pages.mkdocs import begin
+    """Forget the library's modules, so that an edit of it shows; while it cannot be imported, the last one says why."""
+    kept, problem = _forget(), ""
+    try:
+        from altgrad.pages.mkdocs import begin
+    except Exception:
+        if not (serving and kept):
+            raise
+        problem = traceback.format_exc()
+        _forget()
+        sys.modules.update(kept)
+        from altgrad.pages.mkdocs import begin
+    begin(config, serving=serving, dated=DATED, problem=problem)
 
-    begin(config, serving=serving, dated=DATED)
+
+def _forget() -> dict[str, Any]:
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "altgrad"}
 
 
 def on_files(files: Any, config: Any) -> Any:

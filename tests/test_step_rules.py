@@ -20,7 +20,7 @@ from scipy import stats
 
 from altgrad.analysis import ExperimentDataLoader, StepRuleComparator
 from altgrad.analysis.loader import rule_label
-from altgrad.analysis.preregistered import TEST_COLUMNS, Verdict
+from altgrad.analysis.preregistered import SEEDS, TEST_COLUMNS, Verdict
 from altgrad.analysis.reports.benchmarks import RECORDED, read_record
 from altgrad.analysis.reports.manifold_comparison import manifold_comparison_page
 from altgrad.analysis.reports.step_slopes import NAME, NAMES, SlopesRecord
@@ -29,7 +29,7 @@ from altgrad.analysis.step_rules import (
     BASELINES,
     CONTROL_ARMS,
     FORMATS,
-    SEEDS,
+    HYPOTHESES,
     STORAGE_ARMS,
     Arm,
     arm_of,
@@ -184,6 +184,11 @@ def answers(loader: ExperimentDataLoader) -> dict[str, str]:
     return {verdict.id: verdict.answer for verdict in step_rule_verdicts(loader)}
 
 
+def judged(loader: ExperimentDataLoader, *keys: str) -> dict[str, Verdict]:
+    found = StepRuleComparator(loader)
+    return {key: HYPOTHESES[key](found) for key in keys}
+
+
 def page_text(loader: ExperimentDataLoader, folder: Path) -> str:
     write_folder([manifold_comparison_page(loader)], folder, site_root="../site/")
     (text,) = (path.read_text() for path in folder.rglob("*.md"))
@@ -294,7 +299,8 @@ CHANGES: list[tuple[str, str, tuple[Arm, ...], float, float]] = [
 def test_other_losses_give_the_other_answers(
     whole: ExperimentDataLoader, key: str, answer: str, arms: tuple[Arm, ...], by: float, spread: float
 ) -> None:
-    assert answers(shifted(whole, *arms, by=by, spread=spread))[key] == answer
+    found = StepRuleComparator(shifted(whole, *arms, by=by, spread=spread))
+    assert HYPOTHESES[key](found).answer == answer
 
 
 def test_the_stall_ratio_ranks_where_it_is_made_to(whole: ExperimentDataLoader) -> None:
@@ -306,12 +312,12 @@ def test_the_stall_ratio_ranks_where_it_is_made_to(whole: ExperimentDataLoader) 
         assert found.at[fmt, "spearman"] == pytest.approx(stats.spearmanr(own["stall_ratio"], own["val_loss"])[0])
 
     def ranked(runs: pd.DataFrame) -> pd.DataFrame:
-        return runs.assign(stall_ratio=runs.groupby("arm")["final_val_loss"].transform("mean") / 10)
+        return runs.assign(stall_ratio=runs.groupby(["study", "arm"])["final_val_loss"].transform("mean") / 10)
 
     ordered = StepRuleComparator(changed(whole, ranked)).stalls
     assert (ordered["spearman"] == 1).all()
     assert ordered["more"].isna().all()
-    assert answers(changed(whole, ranked))["H14"] == "no"
+    assert HYPOTHESES["H14"](StepRuleComparator(changed(whole, ranked))).answer == "no"
 
 
 def test_the_counterexample_stalls_more_and_loses_less(whole: ExperimentDataLoader) -> None:
@@ -361,6 +367,7 @@ def test_the_whole_page_answers_with_number_interval_and_seeds(whole: Experiment
     assert page == manifold_comparison_page(whole)
     text = page_text(whole, tmp_path)
     assert "Pending" not in text
+    assert "characters)" not in text  # nothing was shortened
     bold = re.search(r"\*\*Steps in ulps.*?\*\*", text)
     assert bold is not None
     assert "lower loss in none of 12 pairings, higher in 12" in bold.group()
@@ -397,7 +404,7 @@ def test_all_figures_of_the_page_lead_to_arms(whole: ExperimentDataLoader, tmp_p
 def test_one_arm_missing_is_a_sentence_and_no_conclusion(whole: ExperimentDataLoader, tmp_path: Path) -> None:
     arm = Arm("E5M2", "update", "grid", "stochastic")
     loader = changed(whole, lambda runs: runs[~rows_of(whole, runs, arm)])
-    found = {verdict.id: verdict for verdict in step_rule_verdicts(loader)}
+    found = judged(loader, "H8", "H6")
     assert found["H8"].answer == "pending"
     assert found["H8"].evidence == "E5M2 S on the update (grid, stochastic) is not recorded."
     assert found["H8"].tests.empty
@@ -406,13 +413,13 @@ def test_one_arm_missing_is_a_sentence_and_no_conclusion(whole: ExperimentDataLo
     text = page_text(loader, tmp_path)
     assert "ManifoldAdamW against AdamW: pending" in text
     assert "Pending Experiments" in text
-    assert "experiments/campaign.py storage" in text
+    assert "make campaign STUDY=storage" in text
 
 
 def test_too_few_seeds_are_a_sentence_and_no_conclusion(whole: ExperimentDataLoader) -> None:
     arm = Arm("E4M3", "code", "grid", "stochastic")
     loader = changed(whole, lambda runs: runs[~(rows_of(whole, runs, arm) & (runs["seed"] > 12))])
-    found = {verdict.id: verdict for verdict in step_rule_verdicts(loader)}
+    found = judged(loader, "H10")
     assert found["H10"].answer == "pending"
     assert found["H10"].evidence == "E4M3 Whole codes (grid, stochastic) has 3 of 16 seeds."
     row = StepRuleComparator(loader).pairings.query("rule == 'code' and format == 'E4M3'").iloc[0]
@@ -424,7 +431,7 @@ def test_unpaired_seeds_are_no_pairs(whole: ExperimentDataLoader) -> None:
         runs.loc[rows_of(whole, runs, Arm("E4M3", "gradient")), "seed"] += 16
         return runs
 
-    found = {verdict.id: verdict for verdict in step_rule_verdicts(changed(whole, change))}
+    found = judged(changed(whole, change), "H9")
     assert (found["H9"].answer, found["H9"].evidence) == (
         "pending",
         "E4M3 S on the gradient (master weights, nearest) is not recorded.",
@@ -440,10 +447,10 @@ def test_an_arm_that_diverged_is_not_judged_by_its_survivors(whole: ExperimentDa
         return runs
 
     loader = changed(whole, change)
-    found = {verdict.id: verdict for verdict in step_rule_verdicts(loader)}
+    found = judged(loader, "H6", "H8")
     assert found["H6"].answer == "inconclusive"
     assert found["H8"].answer == "inconclusive"
-    assert "not judged, 4 runs did not finish" in found["H8"].evidence
+    assert "1 not judged because runs did not finish" in found["H8"].evidence
     row = found["H8"].tests.query("contrast == 'E0M7 S on the update (grid, nearest)'").iloc[0]
     assert (row["n_pairs"], row["n_ended_badly"]) == (0, 4)
     text = page_text(loader, tmp_path)
@@ -457,7 +464,7 @@ def test_lengths_are_not_mixed(studies: list[RunRecord], tmp_path: Path) -> None
     given = campaign.arm(campaign.every("e4m3"), "gradient", max_steps=60)
     write_run(tmp_path / "runs", campaign.run("storage", given, 0.016, 10), 1.0, data=DATA)
     loader = loader_of(studies, tmp_path / "runs")
-    found = {verdict.id: verdict for verdict in step_rule_verdicts(loader)}
+    found = judged(loader, "H9")
     assert found["H9"].answer == "pending"
     assert found["H9"].evidence == (
         "E4M3 S on the gradient (master weights, nearest) is recorded with several settings (60, 300 steps)."
@@ -470,7 +477,7 @@ def test_lengths_are_not_mixed(studies: list[RunRecord], tmp_path: Path) -> None
     extra = runs[runs["max_steps"] == 60]
     filled = pd.concat([runs, *(extra.assign(seed=seed) for seed in SEEDS if seed != 10)])
     other = changed(only, lambda _: filled)
-    found = {verdict.id: verdict for verdict in step_rule_verdicts(other)}
+    found = judged(other, "H9")
     assert found["H9"].evidence == (
         "E4M3 S on the gradient (master weights, nearest) and E4M3 AdamW (master weights, nearest) are no pair: they "
         "differ in max_steps."
@@ -485,7 +492,7 @@ def test_without_the_campaign_the_other_pairings_are_shown_and_the_rest_is_pendi
     assert "ManifoldAdamW against AdamW: mixed" in text or "ManifoldAdamW against AdamW: no gain seen" in text
     assert "These are pilot findings" in text
     for study in ("tuning", "storage", "controls"):
-        assert f"experiments/campaign.py {study}" in text
+        assert f"make campaign STUDY={study}\n" in text
 
 
 def test_the_labels_of_the_campaigns_runs_name_their_rule(whole: ExperimentDataLoader) -> None:

@@ -432,7 +432,7 @@ def _format_table(group: pd.DataFrame, baseline: pd.Series) -> pd.DataFrame:
         )
     frame = pd.DataFrame(rows).sort_values(["gap", "format"], ignore_index=True)
     candidates = _candidates(frame)["format"]
-    best = candidates.iloc[0] if len(candidates) else None
+    best = candidates.iloc[0] if len(candidates) > 1 else None
     ranked = frame["format"].isin(candidates)
     p_values = [paired_difference(losses[name], baseline).p_value for name in frame["format"]]
     frame["p_fp32"] = holm([p if known else math.nan for p, known in zip(p_values, ranked, strict=True)])
@@ -458,6 +458,8 @@ def _verdict(row: dict[Hashable, Any], best: str | None) -> str:
         return f"not ranked: fewer than {MIN_PAIRS} pairs"
     if not _is_8bit(row["format"]):
         return "reference, not 8 bits"
+    if best is None:
+        return "alone: no other 8-bit format can be ranked"
     if row["format"] == best:
         return BEST
     told = row["p_holm"] < ALPHA  # without shared seeds there is no test, and so nothing that tells the two apart

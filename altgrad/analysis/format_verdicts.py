@@ -72,8 +72,7 @@ Arms = dict[str, pd.DataFrame]
 
 def format_verdicts(loader: ExperimentDataLoader) -> tuple[Verdict, ...]:
     """H1 to H5, H19 and H20, from the campaign's runs."""
-    decide = (_u_shape, _sweet_spot, _gradients_need_range, _activations_need_precision, _layer_types, _scales, _length)
-    return tuple(each(loader) for each in decide)
+    return tuple(each(loader) for each in _JUDGES)
 
 
 def arms_of(loader: ExperimentDataLoader, study: str, scope: str, splits: Sequence[str] = SPLITS) -> Arms:
@@ -257,3 +256,6 @@ def _against(arms: Arms, worst: str) -> dict[str, Any]:
     """The test of E0M7 against the arm that ended above it."""
     (row,) = _rows(family([contrast(f"{worst} − E0M7", arms[worst], arms["E0M7"])]))
     return row
+
+
+_JUDGES = (_u_shape, _sweet_spot, _gradients_need_range, _activations_need_precision, _layer_types, _scales, _length)

@@ -153,8 +153,7 @@ class ExperimentDataLoader:
         if not frames:
             return pd.DataFrame(columns=[*LAYER_COLUMNS, "n"])
         keys = ["step", "layer", "layer_type", "operand", "statistic"]
-        frame = pd.concat(frames, ignore_index=True).groupby(keys, sort=False)["value"].agg(["mean", "sum", "count"])
-        frame = frame.reset_index()
+        frame = _aggregated(pd.concat(frames, ignore_index=True), keys)
         flips, updates = (frame[frame["statistic"] == name] for name in ("flips", "updates"))
         stall = flips.merge(updates[[*keys[:-1], "sum"]], on=keys[:-1], suffixes=("", "_of_updates"))
         stall = stall[stall["sum_of_updates"] > 0]
@@ -173,11 +172,8 @@ class ExperimentDataLoader:
             return pd.DataFrame(columns=[*LAYER_COLUMNS, "n"])
         every = pd.concat(frames, ignore_index=True)
         runs = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
-        grouped = every[is_last(every, runs)].groupby(list(LAYER_COLUMNS[1:-1]), sort=False)
-        frame = grouped.agg(
-            step=("step", "max"), value=("value", "mean"), total=("value", "sum"), n=("value", "count")
-        ).reset_index()
-        frame["value"] = frame["value"].mask(is_histogram(frame), frame["total"])
+        frame = _aggregated(every[is_last(every, runs)], list(LAYER_COLUMNS[1:-1])).rename(columns={"count": "n"})
+        frame["value"] = frame["mean"].mask(is_histogram(frame), frame["sum"])
         return frame[[*LAYER_COLUMNS, "n"]]
 
     def config(self, arm: str) -> ExperimentConfig:
@@ -211,6 +207,29 @@ class ExperimentDataLoader:
                 total.update(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes())
         total.update(repr(self.problems).encode())
         return total.hexdigest()[:12]
+
+
+def _aggregated(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """A row a group in the order of its first row: keys, mean, sum and count of `value` without NaN, the largest step.
+
+    What `groupby` gives with `sort=False`, a fifth of the time for keys of text.
+    """
+    group = np.zeros(len(frame), np.int64)
+    for key in keys:
+        codes, names = pd.factorize(frame[key])
+        group = group * max(len(names), 1) + codes
+    group, found = pd.factorize(group)
+    value = frame["value"].to_numpy(np.float64)
+    known = ~np.isnan(value)
+    count = np.bincount(group, known, len(found)).astype(np.int64)
+    total = np.bincount(group, np.where(known, value, 0.0), len(found))
+    first = np.full(len(found), len(frame))
+    np.minimum.at(first, group, np.arange(len(frame)))
+    step = np.zeros(len(found), np.int64)
+    np.maximum.at(step, group, frame["step"].to_numpy(np.int64))
+    mean = np.divide(total, count, out=np.full(len(found), np.nan), where=count > 0)
+    kept = frame[keys].iloc[first].reset_index(drop=True)
+    return kept.assign(step=step, mean=mean, sum=total, count=count)
 
 
 NOT_STATED = "not stated"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -18,12 +18,9 @@ import pandas as pd
 
 from altgrad.analysis.comparison import by_seed, format_order
 from altgrad.analysis.loader import ExperimentDataLoader, format_label, scope_label
-from altgrad.analysis.preregistered import TEST_COLUMNS, Answer, Verdict, row_of, select
+from altgrad.analysis.preregistered import ENDED, SEEDS, TEST_COLUMNS, Answer, Verdict, row_of, select
 from altgrad.analysis.statistics import ALPHA, MARGIN, holm, paired_difference
 from altgrad.config import ExperimentConfig, extra_bytes_per_weight
-
-SEEDS = range(10, 26)
-"""The seeds of an arm of the campaign: 16 pairs."""
 
 FORMATS = ("E4M3", "E5M2", "E0M7")
 SPACING = "e4m3"
@@ -195,7 +192,7 @@ class StepRuleComparator:
     def _found(self) -> dict[Arm, pd.DataFrame]:
         """The ended runs of each arm that the campaign names, maybe of several settings."""
         runs = select(self._loader, STUDIES)
-        runs = runs[runs["status"].isin(["finished", "failed", "crashed"]) & runs["seed"].isin(SEEDS)]
+        runs = runs[runs["status"].isin(ENDED) & runs["seed"].isin(SEEDS)]
         parts: dict[Arm, list[pd.DataFrame]] = {}
         for _, group in runs.groupby("arm", sort=True):
             key = arm_of(self._loader.config(group["arm"].iloc[0]))
@@ -218,17 +215,21 @@ class StepRuleComparator:
         That is: seeds that are not recorded, one arm recorded with several settings (lengths, data ...), or arms that
         differ in more than their names.
         """
-        faults = [fault for arm in arms if (fault := self._fault(arm))]
+        faults = [fault for arm in arms if (fault := self._faults[arm])]
         if faults:
             return "; ".join(dict.fromkeys(faults))
         if len(arms) < 2:
             return ""
-        first, *others = (self._setting(arm) for arm in arms)
+        first, *others = (self._settings[arm] for arm in arms)
         for arm, other in zip(arms[1:], others, strict=True):
             unlike = sorted(key for key in first.keys() | other.keys() if first.get(key) != other.get(key))
             if unlike:
                 return f"{arms[0].words} and {arm.words} are no pair: they differ in {', '.join(unlike)}"
         return ""
+
+    @cached_property
+    def _faults(self) -> dict[Arm, str]:
+        return {arm: self._fault(arm) for arm in ARMS}
 
     def _fault(self, arm: Arm) -> str:
         runs = self.runs_of(arm)
@@ -241,8 +242,12 @@ class StepRuleComparator:
             return f"{arm.words} is recorded with several settings{detail}"
         return f"{arm.words} has {seeds} of {len(SEEDS)} seeds" if seeds < len(SEEDS) else ""
 
-    def _setting(self, arm: Arm) -> dict[str, Any]:
+    @cached_property
+    def _settings(self) -> dict[Arm, dict[str, Any]]:
         """What the two arms of a pair must share."""
+        return {arm: self._setting(arm) for arm in self._found}
+
+    def _setting(self, arm: Arm) -> dict[str, Any]:
         runs = self.runs_of(arm)
         config = self._loader.config(runs["arm"].iloc[0])
         shared = {key: value for key, value in config.arm_identity().items() if key not in ("optimizer", "quantize")}
@@ -280,10 +285,14 @@ class StepRuleComparator:
     _nothing = pd.Series(dtype="float64")
 
     def _family(self, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-        """The rows with Holm's adjustment over all of them; without any where some are missing."""
+        """The rows with Holm's adjustment over all of them; without any where some are missing.
+
+        A row that is not judged, because a run did not finish, counts as a p of 1.
+        """
         frame = pd.DataFrame(rows, columns=list(PAIR_COLUMNS))
         whole = not frame["missing"].astype(bool).any()
-        frame["p_holm"] = holm([float(p) for p in frame["p_value"]]) if whole else math.nan
+        adjusted = holm([1.0 if math.isnan(p) else float(p) for p in frame["p_value"]])
+        frame["p_holm"] = pd.Series(adjusted, dtype="float64").where(frame["p_value"].notna() & whole)
         return frame
 
     @cached_property
@@ -295,7 +304,7 @@ class StepRuleComparator:
         """
         rows = []
         for arm in ARMS:
-            runs, fault = self.runs_of(arm), self._fault(arm)
+            runs, fault = self.runs_of(arm), self._faults[arm]
             alike = runs["arm"].nunique() == 1
             whole = alike and not self._badly(arm)
             study = "formats" if arm in BASELINES else "storage" if arm in STORAGE_ARMS else "controls"
@@ -389,7 +398,7 @@ class StepRuleComparator:
         """
         runs = self._loader.runs
         tuning = runs["study"].eq("tuning") | (runs["study"].eq("pilot-tuning") & runs["step_rule"].eq("adamw"))
-        runs = runs[tuning & runs["status"].isin(["finished", "failed", "crashed"]) & ~runs["foreign"].astype(bool)]
+        runs = runs[tuning & runs["status"].isin(ENDED) & ~runs["foreign"].astype(bool)]
         tried: dict[Arm, list[pd.DataFrame]] = {}
         for _, group in runs.groupby("arm", sort=True):
             key = arm_of(self._loader.config(group["arm"].iloc[0]))
@@ -448,13 +457,14 @@ class StepRuleComparator:
     def _counterexample(self, arms: Sequence[Arm]) -> dict[str, Any]:
         pairs = list(itertools.combinations(arms, 2))
         losses = {arm: self.losses(arm) for arm in arms}
+        stalls = {arm: by_seed(self.runs_of(arm), "stall_ratio") for arm in arms}
         estimates = [paired_difference(losses[one], losses[other]) for one, other in pairs]
         best: tuple[float, Arm, Arm, float] | None = None
         for (one, other), estimate, p in zip(pairs, estimates, holm([each.p_value for each in estimates]), strict=True):
             if not p < ALPHA:
                 continue
             more, less = (one, other) if estimate.mean < 0 else (other, one)
-            stall = paired_difference(*(by_seed(self.runs_of(arm), "stall_ratio") for arm in (more, less)))
+            stall = paired_difference(stalls[more], stalls[less])
             if stall.low > 0 and (best is None or stall.mean > best[0]):
                 best = (stall.mean, more, less, p)
         if best is None:
@@ -497,18 +507,12 @@ class StepRuleComparator:
 
 def step_rule_verdicts(loader: ExperimentDataLoader) -> tuple[Verdict, ...]:
     """What the records say of the preregistered hypotheses on step rules, storage and controls: H6 to H14."""
-    comparator = StepRuleComparator(loader)
-    return (
-        _h6(comparator),
-        _h7(comparator),
-        _h8(comparator),
-        _h9(comparator),
-        _h10(comparator),
-        _h11(comparator),
-        _h12(comparator),
-        _h13(comparator),
-        _h14(comparator),
-    )
+    return verdicts_of(StepRuleComparator(loader))
+
+
+def verdicts_of(comparator: StepRuleComparator) -> tuple[Verdict, ...]:
+    """`step_rule_verdicts` of a comparator that is at hand."""
+    return tuple(judge(comparator) for judge in HYPOTHESES.values())
 
 
 Rows = list[dict[str, Any]]
@@ -531,18 +535,34 @@ def shortened(missing: str, most: int = 3) -> str:
 
 
 def _said(rows: Rows) -> str:
-    """The estimates of a family in words."""
-    parts = []
-    for row in rows:
+    """The estimates of a family in words: all of them, or of more than four their number and the two extremes."""
+    parts, known = [], [row for row in rows if _judged(row)]
+    if len(known) > 4:
+        lower, higher = (sum(_shown(row, sign) for row in known) for sign in (-1, 1))
+        badly = f", {len(rows) - len(known)} not judged because runs did not finish" if len(rows) > len(known) else ""
+        parts.append(f"lower in {lower} of {len(rows)}, higher in {higher}{badly}")
+    extremes = (min(known, key=_difference), max(known, key=_difference)) if len(known) > 4 else rows
+    for row in extremes:
         if _judged(row):
             p = "< 0.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}"
-            figures = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}], adjusted p {p}"
+            mean, low, high = (_signed(row[name]) for name in ("difference", "low", "high"))
+            figures = f"{mean} [{low}, {high}], adjusted p {p}"
         else:
             figures = f"not judged, {row['n_ended_badly']} runs did not finish"
         parts.append(f"{row['label']} {figures}")
     sizes = sorted({row["n_pairs"] for row in rows if _judged(row)})
     pairs = f" (nats a character, n = {' to '.join(map(str, sizes))} pairs each)" if sizes else ""
     return f"{'; '.join(parts)}{pairs}."
+
+
+def _signed(value: float) -> str:
+    """Three digits with their sign; zero has none."""
+    text = f"{value:+.3f}"
+    return "0.000" if text in ("+0.000", "-0.000") else text
+
+
+def _difference(row: dict[str, Any]) -> float:
+    return float(row["difference"])
 
 
 def _judged(row: dict[str, Any]) -> bool:
@@ -619,8 +639,8 @@ def _h10(found: StepRuleComparator) -> Verdict:
 def _h11(found: StepRuleComparator) -> Verdict:
     tests = found.controls.query("contrast == 'difference' and rule != 'relative'")
     statement = (
-        "What ulp steps do they do without quantization too: the difference to AdamW is the same with FP32 weights and "
-        "the spacing of E4M3."
+        "What ulp steps do they do without quantization too: the difference to AdamW is the same (within the "
+        "margin) with FP32 weights and the spacing of E4M3."
     )
     tests = _equivalence(tests.assign(label=[RULES[rule] for rule in tests["rule"]]))
     lead = "Difference to AdamW with E4M3 minus the same without quantization"
@@ -656,8 +676,8 @@ def _h13(found: StepRuleComparator) -> Verdict:
 
 def _h14(found: StepRuleComparator) -> Verdict:
     statement = (
-        "The stall ratio does not rank arms: among the arms of one format its rank correlation with the loss is not "
-        "above 0.8."
+        "The stall ratio does not rank arms: among the arms of one format its rank correlation with the loss "
+        "is not above .8."
     )
     stalls = found.stalls
     missing = "; ".join(dict.fromkeys("; ".join(text for text in stalls["missing"] if text).split("; ")))
@@ -678,12 +698,26 @@ def _h14(found: StepRuleComparator) -> Verdict:
         row = pairs.loc[pairs["stall_difference"].idxmax()]
         evidence += (
             f" {row['more']} stalls {100 * row['stall_difference']:.0f} points more than {row['less']} and ends "
-            f"{-row['difference']:.3f} nats a character lower ([{row['low']:+.3f}, {row['high']:+.3f}], "
+            f"{-row['difference']:.3f} nats a character lower ([{_signed(row['low'])}, {_signed(row['high'])}], "
             f"n = {row['n_pairs']:.0f} pairs)."
         )
     else:
         evidence += " No pair of arms, told apart, stalls in the other order than it loses."
     return Verdict("H14", "storage", statement, answer, evidence, pairs[list(TEST_COLUMNS)].reset_index(drop=True))
+
+
+HYPOTHESES: dict[str, Callable[[StepRuleComparator], Verdict]] = {
+    "H6": _h6,
+    "H7": _h7,
+    "H8": _h8,
+    "H9": _h9,
+    "H10": _h10,
+    "H11": _h11,
+    "H12": _h12,
+    "H13": _h13,
+    "H14": _h14,
+}
+"""How each is judged; the comparator computes only what its family needs."""
 
 
 def _by_format(tests: pd.DataFrame) -> pd.DataFrame:
@@ -693,7 +727,7 @@ def _by_format(tests: pd.DataFrame) -> pd.DataFrame:
 def _equivalence(tests: pd.DataFrame) -> pd.DataFrame:
     """The family with the p-value of TOST in its label: that is what decides."""
     told = [
-        f"{label} (TOST p {p:.3f})" if not math.isnan(p) else label
+        f"{label} (TOST p {'< 0.001' if p < 0.001 else f'{p:.3f}'})" if not math.isnan(p) else label
         for label, p in zip(tests["label"], tests["p_equivalent"].astype("float64"), strict=True)
     ]
     return tests.assign(label=told)

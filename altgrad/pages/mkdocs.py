@@ -77,6 +77,7 @@ class SiteBuild:
         serving: whether errors become boxes on pages.
         page: the only page that is wanted, by its path; "" for all.
         refresh: whether the cache is passed over (and written anew).
+        problem: why the library cannot be imported, while serving: every page that it makes says so.
         files: what is added to the site's sources, by place.
         bodies: the content of pages that need no Markdown, by place.
         families: what was made or taken from the cache.
@@ -88,6 +89,7 @@ class SiteBuild:
     serving: bool = False
     page: str = ""
     refresh: bool = False
+    problem: str = ""
     begun: float = field(default_factory=time.perf_counter)
     files: dict[str, bytes] = field(default_factory=dict)
     bodies: dict[str, Body] = field(default_factory=dict)
@@ -141,6 +143,8 @@ def build_files(
     current, family, begun = _current(), expected[0].replace("/", "."), time.perf_counter()
     origin: Origin
     try:
+        if current.problem:
+            raise ImportError("the library cannot be imported")
         if not current.wants(expected):
             origin, content = "last", _last(current.cache, family) or {f"{path}.md": b"" for path in expected}
         elif key is None:
@@ -153,7 +157,7 @@ def build_files(
     except Exception:
         if not current.serving:
             raise
-        box = Note("warning", "This page could not be built", (CodeBlock(traceback.format_exc()),))
+        box = Note("warning", "This page could not be built", (CodeBlock(current.problem or traceback.format_exc()),))
         retry = Paragraph("Correct the error and save: the page is built again.")
         pages = [Page(path, "Build error", (box, retry), search=False) for path in expected]
         origin, content = "failed", _site_files(pages, current.root)
@@ -275,7 +279,7 @@ def _last(folder: Path, family: str) -> dict[str, bytes] | None:
 # What gen/hooks.py calls, in this order.
 
 
-def begin(config: Any, *, serving: bool, dated: bool) -> None:
+def begin(config: Any, *, serving: bool, dated: bool, problem: str = "") -> None:
     """Start a build: note what is wanted, and date it by its newest record, not by the clock.
 
     `ALTGRAD_PAGE` is the only page to build, `ALTGRAD_REFRESH=1` passes the cache over. In a build that mike makes the
@@ -285,12 +289,13 @@ def begin(config: Any, *, serving: bool, dated: bool) -> None:
         config: of mkdocs.
         serving: whether a reader is editing the pages.
         dated: whether the user has set SOURCE_DATE_EPOCH.
+        problem: why the library cannot be imported as it is now, where this is the one before.
     """
     page = os.environ.get("ALTGRAD_PAGE", "").strip().strip("/").removesuffix(".md")
     refresh = os.environ.get("ALTGRAD_REFRESH", "0") not in ("", "0")
     root = Path(config["config_file_path"]).parent
     serving = serving or bool(config["extra"].get("serving"))
-    config["extra"]["altgrad"] = SiteBuild(root, serving, page, refresh)
+    config["extra"]["altgrad"] = SiteBuild(root, serving, page, refresh, problem)
     if page:
         config["nav"] = None
         config["validation"].links.anchors = config["validation"].links.not_found = logging.DEBUG

@@ -84,6 +84,8 @@ def deploy(version: str, root: Path, *, push: bool = False) -> Published:
             changed = True
         except git_utils.GitEmptyCommit:
             pass
+        except UsageError:
+            raise
         except (git_utils.GitError, ValueError) as error:
             raise UsageError(f"git: {' '.join(str(error).split())[:300]}") from None
         target = "latest" if newest or numbered else version

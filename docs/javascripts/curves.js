@@ -1,7 +1,7 @@
 // Zoomable curves with bands over seeds, drawn by uPlot over a drawing that is on the page already.
 // `seedBand` and `align` are pure; `plotCurves` draws any groups of them; at the end, the curves of an arm's page.
 
-/** Mean, lowest and highest value of `metric` over the runs at each step that any of them has; x is the mean of `axis`. */
+/** Mean, lowest and highest value and standard deviation of `metric` over the runs at each step that any has; x is the mean of `axis`. */
 export function seedBand(runs, metric, axis = "step") {
   const found = new Map();
   for (const run of runs) {
@@ -17,10 +17,12 @@ export function seedBand(runs, metric, axis = "step") {
     const points = found.get(step);
     const values = points.map(([, y]) => y);
     const mean = (numbers) => numbers.reduce((sum, value) => sum + value, 0) / numbers.length;
-    return [mean(points.map(([x]) => x)), mean(values), Math.min(...values), Math.max(...values), values.length, step];
+    const middle = mean(values);
+    const sd = Math.sqrt(values.reduce((sum, value) => sum + (value - middle) ** 2, 0) / (values.length - 1));
+    return [mean(points.map(([x]) => x)), middle, Math.min(...values), Math.max(...values), values.length, step, sd];
   });
-  const [x, middle, low, high, n, steps] = [0, 1, 2, 3, 4, 5].map((column) => rows.map((row) => row[column]));
-  return { x, mean: middle, low, high, n, step: steps };
+  const [x, middle, low, high, n, steps, sd] = [0, 1, 2, 3, 4, 5, 6].map((column) => rows.map((row) => row[column]));
+  return { x, mean: middle, low, high, n, step: steps, sd };
 }
 
 /** Columns over one ascending x that holds every x of `lines` ([{x, columns: [...]}]); null where a line has no value. */
@@ -63,7 +65,8 @@ const whole = (value) => (Math.abs(value) >= 1e4 ? value.toLocaleString("en") : 
 /**
  * Draw groups of runs into `host`, an element with a width.
  *
- * groups: [{label, runs, colour: "--chart-1", dash: [4, 3]}], the first in front.
+ * groups: [{label, runs, colour: "--chart-1", dash: [4, 3]}], the first in front; `band` in place of what `seedBand`
+ * makes of the runs, and `ghost`, {x, mean} of a pale line behind the group's own, where they are given.
  * options: {metric, axis, xLabel, height, each (every run as a thin line), onPoint(text)}.
  * Returns {zoom(factor, shift), reset(), destroy()}.
  */
@@ -73,7 +76,7 @@ export async function plotCurves(host, groups, options) {
   const colour = (name) => style.getPropertyValue(name).trim();
   const font = `11px ${style.getPropertyValue("--sans") || "sans-serif"}`;
   const shown = groups
-    .map((group) => ({ ...group, band: seedBand(group.runs, options.metric, options.axis) }))
+    .map((group) => ({ ...group, band: group.band ?? seedBand(group.runs, options.metric, options.axis) }))
     .filter((group) => group.band.x.length);
   const lines = [];
   const series = [{}];
@@ -81,6 +84,10 @@ export async function plotCurves(host, groups, options) {
   const hidden = { width: 0, points: { show: false } };
   for (const group of [...shown].reverse()) {
     const stroke = colour(group.colour);
+    if (group.ghost) {
+      lines.push({ x: group.ghost.x, columns: [group.ghost.mean] });
+      series.push({ stroke: `${stroke}70`, width: 1, points: { show: false }, spanGaps: true });
+    }
     const { x, low, high, mean } = group.band;
     bands.push({ series: [series.length, series.length + 1], fill: `${stroke}2e` });
     lines.push({ x, columns: [high, low, mean] });
@@ -164,7 +171,7 @@ export async function plotCurves(host, groups, options) {
 const AXES = { step: "step", tokens: "tokens", seconds: "seconds of training" };
 const METRICS = { val_loss: "validation loss", loss: "training loss" };
 
-function element(tag, properties = {}, ...children) {
+export function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
   made.append(...children);
   return made;

@@ -25,8 +25,10 @@ def mkdocs_build(project: Path, out: Path, **environment: str) -> None:
     pytest.importorskip("mkdocs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(project / "mkdocs.yml"), "-d", str(out)]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    settings = {**os.environ, "PYTHONPATH": path, "NO_MKDOCS_2_WARNING": "1", **environment}
-    done = subprocess.run(command, cwd=out.parent, env=settings, capture_output=True, text=True, timeout=300)
+    records = str(ROOT / "experiments" / "recorded")  # guides show findings of them
+    own = {"PYTHONPATH": path, "NO_MKDOCS_2_WARNING": "1", "ALTGRAD_RUNS": records}
+    settings = {**os.environ, **own, **environment}
+    done = subprocess.run(command, cwd=out.parent, env=settings, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -48,6 +50,7 @@ def copy_project(folder: Path) -> Path:
     config = (folder / "mkdocs.yml").read_text()
     config = re.sub(r"\n  - API:\n(?:      .*\n)*|\n  - Formats: .*", "\n", config)
     config = re.sub(r"\n  - mkdocstrings:.*\n(?:      .*\n)*", "\n", config)  # it would read the library's sources
+    config = config.replace("not_in_nav: |\n", "not_in_nav: |\n  /own/*\n  /own/formats/*\n")
     (folder / "mkdocs.yml").write_text(config)
     return folder
 
@@ -81,7 +84,9 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site as a reader gets it, built from the recorded runs."""
+    """The site as a reader gets it, built from the recorded runs without torch; or ALTGRAD_SITE, built already."""
+    if built := os.environ.get("ALTGRAD_SITE"):
+        return Path(built)
     out = tmp_path_factory.mktemp("real") / "site"
     without_torch = out.parent / "blocked"
     without_torch.mkdir()
@@ -119,7 +124,8 @@ def hostile_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         failure = Failure(("nan_loss",), 5, payload, "forward", payload, cause=payload, advice=(payload,))
         write_run(runs, config("e4m3", seed=20 + seed, notes=payload[:9000]), looks=looks, events=events, url=payload)
         write_run(runs, config("e5m2", seed=20 + seed), status="failed", looks=looks, failure=failure)
-        with record(runs, name=payload, config={payload[:200]: payload, "note": [payload], "seed": seed}) as run:
+        own = {payload[:200]: payload, "note": [payload], "seed": seed}
+        with record(runs, name=f"own-{seed}", notes=payload, tags=[payload], config=own) as run:
             run.log(0, loss=2.0, val_loss=2.0)
             run.log(1, loss=1.5, val_loss=1.5)
             run.finish()

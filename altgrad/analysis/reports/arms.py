@@ -12,10 +12,20 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from altgrad.analysis.comparison import FormatComparator, format_order
+from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.failures import diagnose, warnings_of
 from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader
 from altgrad.analysis.reports import common, health
+from altgrad.analysis.reports.compare import (
+    arm_file,
+    arm_table,
+    averaged,
+    compare_page,
+    flat,
+    scalar,
+    script,
+    table_json,
+)
 from altgrad.analysis.reports.curves import as_json, curves, losses_by_step, plain
 from altgrad.analysis.reports.tuning import swept, tuning_pages, tuning_studies
 from altgrad.analysis.statistics import mean_interval
@@ -49,53 +59,44 @@ WARNINGS_SHOWN = 20
 
 
 def arm_pages(loader: ExperimentDataLoader) -> list[Page]:
-    """The index of arms, a page for each arm, and one for each tuning study with the arms that only it has."""
+    """The index of arms, a page for each arm, one for each tuning study with the arms that only it has, and Compare."""
     arms = list(loader.runs.groupby("arm", sort=True))
     moved = swept(loader)
     own = [(str(arm), runs) for arm, runs in arms if f"runs/{arm}" not in moved]
     losses = cache(partial(losses_by_step, loader))
-    found = [_index(loader, own), *(_arm_page(loader, arm, runs, losses) for arm, runs in own), *tuning_pages(loader)]
+    files: dict[str, list[Download]] = {}  # of swept arms, beside the pages of their studies
+    for arm, runs in arms:
+        if study := moved.get(f"runs/{arm}"):
+            file = arm_file(loader, arm, runs, _baseline(loader, runs), prefix=f"{arm}.")
+            files.setdefault(study.path, []).append(file)
+    found = [
+        _index(loader, [arm for arm, _ in own]),
+        *(_arm_page(loader, arm, runs, losses) for arm, runs in own),
+        *(replace(page, downloads=tuple(files.get(page.path, ()))) for page in tuning_pages(loader)),
+        compare_page(loader),
+    ]
     return [replace(page, moved=moved) for page in found]
 
 
-def _index(loader: ExperimentDataLoader, arms: list[tuple[str, pd.DataFrame]]) -> Page:
-    rows, records = [], []
-    for arm, runs in sorted(arms, key=lambda item: (format_order(item[1]["format"].iloc[0]), item[0])):
-        reporting = runs[runs["role"] == "report"]
-        losses = (runs if reporting.empty else reporting)["final_val_loss"].dropna()
-        estimate = mean_interval(losses.to_numpy())
-        first = runs.iloc[0]
-        records.append(
-            {
-                "arm": arm,
-                "format": first["format"],
-                "scope": first["scope"],
-                "rule": first["rule"],
-                "learning_rate": first["learning_rate"],
-                "max_steps": first["max_steps"],
-                "runs": len(runs),
-                "finished": int((runs["status"] == "finished").sum()),
-                "val_loss": estimate.mean,
-                "low": estimate.low,
-                "high": estimate.high,
-                "studies": ", ".join(sorted(runs["study"].unique())),
-            }
+def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
+    """The table without JavaScript has the arms with a page; with it, all arms and runs (docs/javascripts/runs/)."""
+    arms = arm_table(loader)
+    shown = arms[arms["arm"].isin(own)]
+    rows = tuple(
+        (
+            common.arm_link(row["arm"]),
+            row["format"],
+            row["scope"],
+            row["rule"],
+            _rate(row["learning_rate"]),
+            int(row["max_steps"]),
+            common.number(row["val_loss"]),
+            "none" if row["n"] < 2 else f"[{row['low']:.3f}, {row['high']:.3f}]",
+            f"{row['finished']} of {row['runs']}",
+            row["studies"],
         )
-        record = records[-1]
-        rows.append(
-            (
-                common.arm_link(str(arm)),
-                record["format"],
-                record["scope"],
-                record["rule"],
-                _rate(record["learning_rate"]),
-                int(record["max_steps"]),
-                common.number(estimate.mean),
-                "none" if estimate.n < 2 else f"[{estimate.low:.3f}, {estimate.high:.3f}]",
-                f"{record['finished']} of {record['runs']}",
-                record["studies"],
-            )
-        )
+        for row in shown.to_dict("records")
+    )
     columns: tuple[Column | str, ...] = (
         "Arm",
         "Format",
@@ -112,14 +113,21 @@ def _index(loader: ExperimentDataLoader, arms: list[tuple[str, pd.DataFrame]]) -
     )
     blocks: list[Block] = [common.data_line(loader), *common.left_out(loader), Paragraph(intro)]
     if rows:
-        blocks.append(Table(columns, tuple(rows), f"{len(rows)} arms", data=pd.DataFrame(records), id="arms"))
+        blocks.append(Table(columns, rows, f"{len(rows)} arms", data=shown, id="arms"))
     if sweeps := tuning_studies(loader):
         links = join(", ", (Link(study, PageRef(path)) for study, path in sweeps.items()))
         blocks.append(Paragraph(md("The learning rates of tuning studies have a page a study: {links}.", links=links)))
     if loader.runs.empty:
         blocks += common.pending("No runs are recorded.", ["demo"])
+    else:
+        blocks.append(script("table-page"))
     return Page(
-        "runs/index", "Runs", tuple(blocks), "Every recorded arm with its seeds.", provenance=common.provenance(loader)
+        "runs/index",
+        "Runs",
+        tuple(blocks),
+        "Every recorded arm with its seeds.",
+        downloads=(Download("table.json", table_json(loader, arms), listed=False),),
+        provenance=common.provenance(loader),
     )
 
 
@@ -134,10 +142,9 @@ def _arm_page(
     if config.foreign is not None:
         title = f"{config.resolved_name}, a run of another loop: format {first['format']}, {first['max_steps']} steps"
     baseline = _baseline(loader, runs)
-    drawn, downloads = curves(loader, arm, runs, baseline, losses)
     blocks: list[Block] = [
         Paragraph(_summary(loader, runs, baseline)),
-        *drawn,
+        *curves(loader, arm, runs, baseline, losses),
         *(_foreign_config(config) if config.foreign is not None else _own_config(loader, config, baseline)),
         *_foreign_comparison(loader, arm),
         *_health(loader, runs),
@@ -149,7 +156,7 @@ def _arm_page(
         f"Recorded runs of {title}.",
         search=False,
         downloads=(
-            *downloads,
+            arm_file(loader, arm, runs, baseline),
             *(Download(f"{slug(run)}.json", _run_json(loader.records[run])) for run in runs["run_id"]),
         ),
         provenance=common.provenance(loader),
@@ -209,9 +216,9 @@ def _own_config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline
             CodeBlock(yaml.safe_dump(difference, sort_keys=False) if difference else "# nothing\n", "yaml"),
         ]
     else:
-        own, base = (dict(_flat(each.identity())) for each in (config, loader.config(baseline)))
+        own, base = (dict(flat(each.identity())) for each in (config, loader.config(baseline)))
         keys = [key for key in dict.fromkeys([*own, *base]) if key != "seed" and own.get(key) != base.get(key)]
-        rows = tuple((key, _scalar(own.get(key)), _scalar(base.get(key))) for key in keys)
+        rows = tuple((key, scalar(own.get(key)), scalar(base.get(key))) for key in keys)
         caption = md("What differs from {arm}", arm=common.arm_link(baseline, "the baseline"))
         shown = [Table(("Key", "This arm", "Baseline"), rows, caption)] if rows else [Paragraph("As the baseline.")]
     return [Heading("Config"), *shown, Heading("Run it again", 3), CodeBlock(command(config), "bash")]
@@ -220,8 +227,8 @@ def _own_config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline
 def _foreign_config(config: ExperimentConfig) -> list[Block]:
     """The keys that another loop gave, in a table: they are that loop's text, and no YAML of ours."""
     stated = {key: value for key, value in config.arm_identity().items() if key != "foreign"}
-    rows = [(key, _scalar(value), "AltGrad's") for key, value in _flat(stated)]
-    rows += [(key, _scalar(value), "the loop's own") for key, value in (config.foreign or {}).items()]
+    rows = [(key, scalar(value), "AltGrad's") for key, value in flat(stated)]
+    rows += [(key, scalar(value), "the loop's own") for key, value in (config.foreign or {}).items()]
     text = (
         "This run comes from a training loop that is not AltGrad's. Keys that AltGrad has are read as its own; the "
         "others are kept as they were given. What is not listed is not known."
@@ -265,7 +272,7 @@ def _foreign_comparison(loader: ExperimentDataLoader, arm: str) -> list[Block]:
 def command(config: ExperimentConfig) -> str:
     """The command that runs `config` again, from the default config and what differs from it."""
     sets = [
-        f"--set {shlex.quote(f'{key}={_scalar(value)}')}" for key, value in _flat(_difference(config)) if key != "seed"
+        f"--set {shlex.quote(f'{key}={scalar(value)}')}" for key, value in flat(_difference(config)) if key != "seed"
     ]
     head = ".venv/bin/python experiments/run_experiment.py experiments/configs/fp32.yaml"
     return " \\\n  ".join([head, *sets, f"--seed {config.seed}"])
@@ -305,12 +312,35 @@ def _runs(loader: ExperimentDataLoader, runs: pd.DataFrame, page: Page) -> list[
         Heading("Runs"),
         Table(columns, tuple(rows), f"{len(rows)} run{'s' if len(rows) > 1 else ''}"),
     ]
-    averaged = _averaged(loader, runs)
+    blocks += _events(loader, runs) if len(runs) > 1 else []
+    shown = averaged(loader, runs)
     for run in runs.itertuples():
-        blocks += _about(loader.records[run.run_id])
-        if run.status != "finished" and averaged != [run.run_id]:
+        record = loader.records[run.run_id]
+        special = run.status != "finished" or record.run.get("message") or record.config.notes or "origin" in record.run
+        blocks += _about(record) if special or len(runs) == 1 else []
+        if run.status != "finished" and shown != [run.run_id]:
             blocks += _own_health(loader, str(run.run_id))
     return blocks
+
+
+def _events(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[Block]:
+    """What happened in the runs of an arm, by kind: in how many of them, how often, and the first time."""
+    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for run_id in runs["run_id"]:
+        for event in loader.records[run_id].run["events"]:
+            if isinstance(event, dict):
+                kind = str(event.get("kind"))
+                name = f"warning: {event.get('what')}" if kind == "warning" else kind
+                found.setdefault(name, []).append((run_id, event))
+    rows = []
+    for name, events in sorted(found.items()):
+        _, first = min(events, key=lambda each: step if isinstance(step := each[1].get("step"), int) else 1 << 62)
+        details = ", ".join(
+            _details({key: value for key, value in first.items() if key not in ("kind", "step", "what")})
+        )
+        rows.append((name, len({run for run, _ in events}), len(events), str(first.get("step")), details or None))
+    columns: tuple[Column | str, ...] = ("Event", *common.right("Runs", "Times", "First at step"), "The first")
+    return [Table(columns, tuple(rows), f"What happened in the {len(runs)} runs")] if rows else []
 
 
 def _about(record: RunRecord) -> list[Block]:
@@ -450,7 +480,7 @@ def _baseline(loader: ExperimentDataLoader, runs: pd.DataFrame) -> str | None:
 
 def _health(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[Block]:
     """The arm's finished runs together; where none is finished, all of them. Runs that ended badly follow apart."""
-    ids = _averaged(loader, runs)
+    ids = averaged(loader, runs)
     looks = loader.looks(ids)
     if looks.empty:
         return []
@@ -460,13 +490,6 @@ def _health(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[Block]:
         Heading("The last look", 3),
         *health.last_look(loader, ids),
     ]
-
-
-def _averaged(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:
-    """The runs of an arm whose looks its health is the mean of."""
-    looked = runs[[len(loader.layers(run_id)) > 0 for run_id in runs["run_id"]]]
-    finished = looked[looked["status"] == "finished"]
-    return list((looked if finished.empty else finished)["run_id"])
 
 
 def _difference(config: ExperimentConfig) -> dict[str, Any]:
@@ -487,16 +510,5 @@ def _difference(config: ExperimentConfig) -> dict[str, Any]:
     return {key: value for key, value in differing(config.identity(), default).items() if key != "seed"}
 
 
-def _flat(nested: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat = []
-    for key, value in nested.items():
-        flat += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return flat
-
-
 def _rate(value: float) -> str:
     return f"{value:g}" if pd.notna(value) else NOT_STATED
-
-
-def _scalar(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()

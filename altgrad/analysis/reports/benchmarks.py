@@ -203,6 +203,7 @@ _COMMAND = {
     "quantize.json": "make bench",
     "exhaustive.json": "make exhaustive",
     "runs.json": "make bench-runs",
+    "site.json": "make bench-site",
     "step-slopes.json": ".venv/bin/python benchmarks/step_slopes.py",
 }
 

@@ -1,6 +1,6 @@
-"""The curves of an arm: a light drawing, a table with the same figures, and the JSON that the zoomable chart reads.
+"""The curves of an arm: a light drawing, a table with the same figures, and the values that the zoomable chart reads.
 
-`docs/javascripts/curves.js` draws the JSON over the drawing. Without it the drawing and the table stay.
+`docs/javascripts/curves.js` draws them over the drawing. Without it the drawing and the table stay.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pandas as pd
 
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports import common
-from altgrad.pages import MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Download, PageRef, Paragraph, Table, md
+from altgrad.pages import MUTED, PALETTE, Axis, Block, Chart, ChartBlock, PageRef, Paragraph, Table, md
 from altgrad.pages.content import Cell, Link
 from altgrad.pages.sketch import Point, Sketch, plot_axes, spread
 
@@ -32,14 +32,14 @@ def curves(
     runs: pd.DataFrame,
     baseline: str | None,
     losses: Callable[[str | None], pd.DataFrame],
-) -> tuple[list[Block], list[Download]]:
-    """The section and its file; where no validation loss was recorded, a sentence that says so.
+) -> list[Block]:
+    """The section; where no validation loss was recorded, a sentence that says so.
 
     `losses` is `losses_by_step` of the loader; many arms share a baseline, so its caller keeps what it gave.
     """
     data = _by_step(losses(arm), losses(baseline))
     if data.empty:
-        return [Paragraph("No run of this arm recorded a validation loss.")], []
+        return [Paragraph("No run of this arm recorded a validation loss.")]
     foreign = bool(runs["foreign"].iloc[0])
     label = "val_loss" if foreign else "validation loss (nats a character)"
     shown = data[data["n"] > 0]
@@ -58,17 +58,11 @@ def curves(
     texts = [Paragraph(note)]
     if baseline is not None:
         texts.append(Paragraph(md("Baseline in the chart: {arm}.", arm=Link(baseline, PageRef(f"runs/{baseline}")))))
-    name = "curves.json"
-    return [ChartBlock(chart), *texts, _table(data, baseline is not None)], [
-        Download(name, curves_json(loader, arm, runs, baseline), listed=False)
-    ]
+    return [ChartBlock(chart), *texts, _table(data, baseline is not None)]
 
 
-def curves_json(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, baseline: str | None) -> bytes:
-    """All runs of an arm, column by column: {arm, baseline, runs: [{id, seed, status, step, tokens, seconds, ...}]}.
-
-    Missing values are null. `baseline` names the arm whose own file, beside this one, has the runs to compare with.
-    """
+def runs_value(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """All runs of an arm, column by column: {id, seed, status, role, step, tokens, seconds, loss, val_loss}."""
     found = []
     for run in runs.itertuples():
         history = loader.history(run.run_id)
@@ -77,8 +71,8 @@ def curves_json(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, base
         if "val_loss" in known:
             keep |= ~np.isnan(known["val_loss"])
         columns = {name: plain(values[keep].tolist()) for name, values in known.items()}
-        found.append({"id": run.run_id, "seed": int(run.seed), "status": run.status, **columns})
-    return as_json({"arm": arm, "baseline": baseline, "runs": found})
+        found.append({"id": run.run_id, "seed": int(run.seed), "status": run.status, "role": run.role, **columns})
+    return found
 
 
 def as_json(value: Any) -> bytes:

@@ -48,6 +48,7 @@ from altgrad.pages import (
     Page,
     Paragraph,
     Table,
+    escape,
     join,
     md,
 )
@@ -134,8 +135,9 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
 
 def verdict_table(verdicts: Iterable[Verdict], identity: str) -> Table:
     """What was written down beforehand, and what the records say of it."""
-    rows = tuple((verdict.id, verdict.statement, verdict.answer, verdict.evidence) for verdict in verdicts)
-    data = pd.DataFrame(rows, columns=["id", "hypothesis", "answer", "evidence"])
+    records = [(verdict.id, verdict.statement, verdict.answer, verdict.evidence) for verdict in verdicts]
+    data = pd.DataFrame(records, columns=["id", "hypothesis", "answer", "evidence"])
+    rows = tuple((name, escape(text), answer, escape(evidence)) for name, text, answer, evidence in records)
     columns: tuple[Column | str, ...] = ("", "Hypothesis, written beforehand", "Answer", "Evidence")
     return Table(columns, rows, "Preregistered hypotheses and what the runs say", data=data, id=identity)
 
@@ -275,26 +277,27 @@ def _failed_arms(analyzer: FailureAnalyzer) -> list[Block]:
 def _arms_table(classified: pd.DataFrame, identity: str, caption: str) -> Table:
     columns: tuple[Column | str, ...] = (
         "Format",
-        "Quantized",
-        "Step rule",
         "Failure Mode",
         "Where",
+        *common.right("Gap to FP32", "95% interval", "Seeds"),
+        "Quantized",
+        "Step rule",
         "Began in",
-        *common.right("From step", "Gap to FP32", "95% interval", "Seeds", "Finished"),
+        *common.right("From step", "Finished"),
         "Study",
     )
     rows = tuple(
         (
             common.arm_link(row["arm"], row["format"]),
-            row["scope"],
-            row["rule"],
             row["causes"],
             row["phases"] or None,
-            row["tensor"] if isinstance(row["tensor"], str) else None,
-            None if row["step"] is None or math.isnan(row["step"]) else int(row["step"]),
             common.number(row["gap"], sign=True),
             common.interval(row["low"], row["high"]),
             int(row["n_pairs"]),
+            row["scope"],
+            row["rule"],
+            row["tensor"] if isinstance(row["tensor"], str) else None,
+            None if row["step"] is None or math.isnan(row["step"]) else int(row["step"]),
             f"{row['n_finished']} of {row['n_runs']}",
             row["study"],
         )
@@ -941,7 +944,7 @@ def _e0m7(
     h17 = next(verdict for verdict in verdicts if verdict.id == "H17")
     words = {"yes": "held", "no": "did not hold", "inconclusive": "not decided", "pending": "pending"}
     observed = {"gradients": _gradients_against_weights(loader), "remedies": (words[h17.answer], h17.evidence)}
-    rows = tuple((text, *observed[key]) for key, text in E0M7.predictions.items())
+    rows = tuple((text, observed[key][0], escape(observed[key][1])) for key, text in E0M7.predictions.items())
     return [
         Paragraph(common.hypothesis(E0M7)),
         Table(("Prediction", "Outcome", "Recorded"), rows, "The hypothesis against what happened"),
@@ -1028,7 +1031,7 @@ def _remedy_chart(shown: pd.DataFrame) -> list[Block]:
         axes.set_yticks(range(len(data)), labels, color=FOREGROUND)
         axes.set_ylim(len(data) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("difference to the format without the remedy, nats a character: left of 0 it helps")
+        axes.set_xlabel("nats a character; left of 0 it helps")
 
     said = "; ".join(
         f"{row.format}, {row.remedy}: {row.difference:+.3f} {common.interval(row.low, row.high)}, n = {row.n_pairs}"
@@ -1054,6 +1057,7 @@ def _prevention(analyzer: FailureAnalyzer) -> list[Block]:
     """Advice that recorded runs support, and the failing formats that no remedy was tried on."""
     items = [text for text in (_helped(analyzer, name) for name in EXTREMES) if text]
     failed = _leading(analyzer.classified)
+    failed = failed[failed["causes"] != "step"]  # where the step rule is to blame, no format wants a remedy
     untried = sorted(
         {name for name in failed["format"] if name in SPLITS and name not in EXTREMES},
         key=lambda name: format_order(name),

@@ -423,9 +423,7 @@ def _codes(fmt: FloatFormat) -> list[Block]:
             "value": [_value(float(value), exact=True) for value in values],
         }
     )
-    caption = (
-        f"Every code of {fmt.label} in hexadecimal (row plus column), to three digits; exact in the files"
-    )
+    caption = f"Every code of {fmt.label} in hexadecimal (row plus column), to three digits; exact in the files"
     return [Table(columns, rows, caption, data=data, id="codes")]
 
 

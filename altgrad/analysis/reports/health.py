@@ -238,6 +238,7 @@ def _gradient_norms(looks: pd.DataFrame, note: str, prefix: str) -> list[Block]:
     if data.empty:
         return []
     colours = dict(zip(_kinds(data["layer_type"]), itertools.cycle(PALETTE), strict=False))
+    dashes = dict(zip(colours, itertools.cycle(("", "6 2", "2 2", "7 2 2 2")), strict=False))
     last = data[data["step"] == data["step"].max()].sort_values("value")
     absent = (
         "" if len(data) == len(norms) else f" {len(norms) - len(data)} norms that are 0 or not finite are left out."
@@ -255,11 +256,13 @@ def _gradient_norms(looks: pd.DataFrame, note: str, prefix: str) -> list[Block]:
         plot_axes(sketch, x, y, "step", "")
         for (kind, _), line in data.groupby(["layer_type", "layer"], sort=False, observed=True):
             points = ((x(step), y(value)) for step, value in zip(line["step"], line["value"], strict=True))
-            sketch.line(points, colours[str(kind)], 1.1)
-        place = 2.0
-        for name, colour in [("gradient norm:", MUTED), *colours.items()]:
-            sketch.text(place, 14, name, colour)
-            place += 14 + 4.9 * len(name)
+            sketch.line(points, colours[str(kind)], 1.1, dashes[str(kind)])
+        sketch.text(2, 14, "gradient norm", MUTED)
+        place = 82.0
+        for name, colour in colours.items():
+            sketch.line([(place, 11), (place + 20, 11)], colour, 1.6, dashes[name])
+            sketch.text(place + 24, 14, name, colour)
+            place += 42 + 4.9 * len(name)
 
     title = "Gradient norm of each layer by step"
     chart = Chart(f"{prefix}gradients", title, description, data, sketch=draw, height=2.8)

@@ -30,6 +30,7 @@ from altgrad.pages import (
     PageRef,
     Paragraph,
     Table,
+    escape,
     join,
     md,
 )
@@ -113,26 +114,24 @@ def _table(found: tuple[Finding, ...]) -> Table:
         pairs = sorted({int(row["n_pairs"]) for row in tests})
         rows.append(
             (
-                Link(claim.question, PageRef(PATH, claim.id)),
-                claim.reported,
-                _references(finding),
-                "; ".join(said) or None,
-                ", ".join(map(str, pairs)) or None,
                 finding.answer,
+                Link(claim.question, PageRef(PATH, claim.id)),
+                escape("; ".join(said)) if said else None,
+                ", ".join(map(str, pairs)) or None,
                 claim.planned or "no",
+                _references(finding),
             )
         )
         records.append(
             {"claim": claim.id, "answer": finding.answer, "planned": claim.planned, "evidence": finding.evidence}
         )
     columns: tuple[Column | str, ...] = (
+        "Agreement",
         "Question",
-        "They report",
-        "Reference",
         Column("Our difference, nats a character, 95% interval"),
         Column("Pairs", "right"),
-        "Agreement",
         "Planned",
+        "Reference",
     )
     return Table(columns, tuple(rows), "Reported results and ours", data=pd.DataFrame(records), id="claims")
 
@@ -179,7 +178,7 @@ def _chart(decided: list[Finding]) -> list[Block]:
         axes.set_yticks(range(len(data)), labels, color=FOREGROUND, fontsize=8)
         axes.set_ylim(len(data) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("difference of final losses, nats a character; grey: the margin of equivalence")
+        axes.set_xlabel("difference of final losses, nats a character")
 
     said = "; ".join(
         f"{row.contrast}: {row.difference:+.3f} {common.interval(row.low, row.high)}, n = {row.n_pairs}"
@@ -192,7 +191,7 @@ def _chart(decided: list[Finding]) -> list[Block]:
                 "differences",
                 "Our differences where others report one, or none",
                 f"Paired differences of the final validation loss with 95% t intervals; below zero the first is "
-                f"better. {said}.",
+                f"better; the margin of equivalence is grey. {said}.",
                 data,
                 draw,
                 height=0.3 * len(data) + 0.7,

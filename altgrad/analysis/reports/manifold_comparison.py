@@ -14,7 +14,7 @@ import pandas as pd
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.hypotheses import STIFFNESS
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.preregistered import Verdict
+from altgrad.analysis.preregistered import SEEDS, Verdict
 from altgrad.analysis.reports import common
 from altgrad.analysis.reports.benchmarks import RECORDED
 from altgrad.analysis.reports.step_slopes import slope_blocks
@@ -24,14 +24,13 @@ from altgrad.analysis.step_rules import (
     FORMATS,
     ROUNDINGS,
     RULES,
-    SEEDS,
     STORAGE_ARMS,
     STORAGES,
     STUDIES,
     Arm,
     StepRuleComparator,
     shortened,
-    step_rule_verdicts,
+    verdicts_of,
 )
 from altgrad.pages import (
     FOREGROUND,
@@ -42,17 +41,16 @@ from altgrad.pages import (
     Cell,
     Chart,
     ChartBlock,
-    CodeBlock,
     Column,
     Details,
     Heading,
     Link,
     Md,
-    Note,
     Page,
     PageRef,
     Paragraph,
     Table,
+    escape,
     md,
 )
 
@@ -73,7 +71,7 @@ def manifold_comparison_page(
 ) -> Page:
     """The page, from the records of `loader` and the slopes in `benchmarks`; what is not recorded is pending."""
     found = StepRuleComparator(loader)
-    verdicts = step_rule_verdicts(loader)
+    verdicts = verdicts_of(found)
     pairings = found.pairings
     judged = pairings[pairings["difference"].notna()]
     others = [part for part in found.experiments if _outside(loader, part)]
@@ -132,15 +130,13 @@ def _outside(loader: ExperimentDataLoader, part: pd.DataFrame) -> bool:
     return not set(studies) & set(STUDIES)
 
 
-def _pending(missing: str, *studies: str) -> Note:
-    commands = "\n".join(f".venv/bin/python experiments/campaign.py {study}" for study in studies)
-    return Note("question", "Pending Experiments", (Paragraph(missing), CodeBlock(commands, "bash")))
-
-
-def _missing(frame: pd.DataFrame, *studies: str) -> list[Block]:
-    """The box that says which runs of a table are missing; nothing where none are."""
+def _known(frame: pd.DataFrame, study: str, *blocks: Block) -> list[Block]:
+    """What a table shows, after the box that says which of its runs are missing; the box alone where all rows are."""
     faults = "; ".join(text for text in frame["missing"] if text)
-    return [_pending(shortened("; ".join(dict.fromkeys(faults.split("; ")))), *studies)] if faults else []
+    if not faults:
+        return [*blocks]
+    box = common.pending_note(shortened("; ".join(dict.fromkeys(faults.split("; ")))), ["tuning", "formats", study])
+    return [box] if frame["missing"].astype(bool).all() else [box, *blocks]
 
 
 # The answer
@@ -168,7 +164,9 @@ def _summary(
         blocks = [Paragraph(md("**ManifoldAdamW against AdamW: pending.** {reason}", reason=reason))]
     if loader.runs.empty:
         return blocks
-    rows = tuple((verdict.id, verdict.statement, _answered(verdict), verdict.evidence) for verdict in verdicts)
+    rows = tuple(
+        (verdict.id, _whole(verdict.statement), _answered(verdict), _whole(verdict.evidence)) for verdict in verdicts
+    )
     columns = ("No.", "Hypothesis", "Answer", "What the runs show")
     written = md(
         "Written down before the campaign's first run, with tests and with what counts as an answer, in the "
@@ -184,6 +182,11 @@ def _summary(
     return [*blocks, Paragraph(written), table]
 
 
+def _whole(text: str) -> Md:
+    """Our own sentence, however long: a cell would shorten it."""
+    return escape(text, 4000)
+
+
 def _answered(verdict: Verdict) -> Md:
     return Md(verdict.answer if verdict.answer in ("pending", "inconclusive") else f"**{verdict.answer}**")
 
@@ -192,7 +195,7 @@ def _answer(verdict: Verdict, judged: pd.DataFrame) -> Md:
     """Steps in ulps against AdamW, in one bold sentence."""
     own = judged[judged["rule"] == "update"]
     if own.empty:
-        return md("**Steps in ulps against AdamW: inconclusive.** {evidence}", evidence=verdict.evidence)
+        return md("**Steps in ulps against AdamW: inconclusive.** {evidence}", evidence=_whole(verdict.evidence))
     better, worse = _told_apart(own, -1), _told_apart(own, +1)
     if verdict.answer == "yes":
         lead = f"no gain: lower loss in none of {len(own)} pairings, higher in {len(worse)}"
@@ -256,7 +259,7 @@ def _charts(judged: pd.DataFrame) -> list[Block]:
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("loss minus AdamW's with the same format, storage and rounding (nats a character)")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.04), ncols=len(rules), frameon=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.04), ncols=min(len(rules), 2), frameon=False)
 
     best = data.loc[data["difference"].idxmin()]
     worst = data.loc[data["difference"].idxmax()]
@@ -272,7 +275,8 @@ def _charts(judged: pd.DataFrame) -> list[Block]:
         f"{len(data)} pairings; {told}.",
         data,
         draw,
-        height=0.34 * len(order) + 1.1,
+        height=0.34 * len(order) + 1.4,
+        margins=(2.2, 0.15, 0.5, 0.75),
     )
     return [ChartBlock(chart)]
 
@@ -338,7 +342,7 @@ def _arms(found: StepRuleComparator) -> list[Block]:
     )
     caption = "The arms with a format, by their mean final loss (nats a character; unpaired, for orientation)"
     table_block = Table(columns, tuple(rows), caption, data=frame, id="arms")
-    return [Paragraph(text), *_missing(table, "storage"), table_block]
+    return [Paragraph(text), *_known(table, "storage", table_block)]
 
 
 def _arm_cell(row: dict[str, Any] | None) -> Cell:
@@ -362,7 +366,7 @@ def _tuning(found: StepRuleComparator) -> list[Block]:
     if absent:
         words = [_arm(row).words for row in wanted[:3]]
         rest = f" and {absent - 3} more arms" if absent > 3 else ""
-        blocks.append(_pending(f"No tuning run is recorded of {', '.join(words)}{rest}.", "tuning"))
+        blocks.append(common.pending_note(f"No tuning run is recorded of {', '.join(words)}{rest}.", ["tuning"]))
     if sweeps.empty:
         text = "No tuning study is among the records: whether the learning rates are tuned equally cannot be shown."
         return [Paragraph(text), *blocks]
@@ -471,7 +475,7 @@ def _tuning_chart(sweeps: pd.DataFrame, names: list[str]) -> list[Block]:
         axes.set_ylim(-0.01, min(TUNED_WITHIN, max(0.02, 1.05 * float(drawn["above"].max()))))
         axes.set_xlabel("learning rate, as a multiple of the arm's best")
         axes.set_ylabel("loss above the arm's best (nats a character)")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
 
     told = f" {beyond} rates are beyond {TUNED_WITHIN:g} nats or did not finish, and not drawn." if beyond else ""
     chart = Chart(
@@ -481,6 +485,8 @@ def _tuning_chart(sweeps: pd.DataFrame, names: list[str]) -> list[Block]:
         f"an arm, a colour a step rule. A minimum inside says that the rate is tuned.{told}",
         data,
         draw,
+        height=4.0,
+        margins=(0.7, 0.15, 0.5, 0.6),
     )
     return [ChartBlock(chart)]
 
@@ -517,7 +523,7 @@ def _contrasts(frame: pd.DataFrame, head: Head, caption: str, identity: str, sta
     columns = (
         *titles,
         *common.right("Difference", "95% interval", "Seeds", "p (Holm)", "p (TOST)"),
-        *(common.right("Stall ratio, difference") if stalls else ()),
+        *(common.right("Stall ratio") if stalls else ()),
         "Reading",
     )
     return Table(columns, tuple(rows), caption, data=frame, id=identity)
@@ -541,20 +547,21 @@ def _against(row: dict[str, Any], text: str) -> Cell:
 
 def _pairings(pairings: pd.DataFrame) -> list[Block]:
     head: Head = (
-        ("Format", "Step rule", "Storage and rounding", "Against"),
-        lambda row: (row["format"], _linked(row, RULES[row["rule"]]), _arm(row).place, _against(row, "AdamW")),
+        ("Step rule", "Against AdamW with"),
+        lambda row: (_linked(row, RULES[row["rule"]]), _against(row, f"{row['format']}, {_arm(row).place}")),
     )
     text = (
         "Final validation loss minus AdamW's with the same format, storage, rounding, seeds and batches; below zero "
         "the rule is better. Holm's adjustment is over the rows of one step rule. The rows of S on the update are the "
         "family of H8, those of whole codes that of H10; S on the gradient with master weights is H9; the others are "
-        "exploratory. A positive difference of stall ratios says that more proposed steps leave the stored code as it "
+        "exploratory. The stall ratio is the difference to AdamW's: a positive one says that more proposed steps "
+        "leave the stored code as it "
         "was. Whole codes run without weight decay."
     )
     table = _contrasts(
         pairings, head, "Step rule minus AdamW, nats a character, paired by seed", "pairings", stalls=True
     )
-    return [Paragraph(text), *_missing(pairings, "storage"), table]
+    return [Paragraph(text), *_known(pairings, "storage", table)]
 
 
 def _roundings(found: StepRuleComparator) -> list[Block]:
@@ -573,7 +580,7 @@ def _roundings(found: StepRuleComparator) -> list[Block]:
         "rows of AdamW are the families of H6 (nearest) and H7 (error feedback); the others are exploratory."
     )
     table = _contrasts(frame, head, "Storage and rounding, nats a character, paired by seed", "roundings")
-    return [Paragraph(text), *_missing(frame, "storage"), table]
+    return [Paragraph(text), *_known(frame, "storage", table)]
 
 
 def _controls(found: StepRuleComparator) -> list[Block]:
@@ -621,23 +628,20 @@ def _controls(found: StepRuleComparator) -> list[Block]:
             "nothing is rounded. Each rule ran with FP32 weights too, with the spacing that E4M3 would have. Whole "
             "codes have no such control: they cannot step without a grid."
         ),
-        *_missing(free, "controls"),
-        free_table,
+        *_known(free, "controls", free_table),
         Heading("S in the wrong places, and the same everywhere", 3),
         Paragraph(
             "Shuffled, each weight of a tensor gets the S of another one, always the same; constant, all get the "
             "tensor's mean, which leaves AdamW with a rate for each tensor."
         ),
-        *_missing(ablation, "controls"),
-        ablation_table,
+        *_known(ablation, "controls", ablation_table),
         Heading("Mis-scaled tensors", 3),
         Paragraph(
             "Each weight tensor begins multiplied by a power of two and its output divided by it: the same function, "
             "but AdamW's one rate no longer fits all tensors. Steps in ulps are equivariant to such a factor, and so "
             "is AdamW with a rate relative to each tensor's size, which knows no format."
         ),
-        *_missing(start, "controls"),
-        start_table,
+        *_known(start, "controls", start_table),
         *_where_it_helps(found, start),
     ]
 
@@ -705,7 +709,7 @@ def _stalls(found: StepRuleComparator) -> list[Block]:
         *common.right("Stall ratio, difference", "Loss, difference", "95% interval", "Seeds"),
     )
     table = Table(columns, tuple(rows), "Rank correlation of stall ratio and loss", data=stalls, id="stall-ranks")
-    return [Paragraph(text), *_missing(stalls, "storage"), *_stall_chart(found), table]
+    return [Paragraph(text), *_known(stalls, "storage", *_stall_chart(found), table)]
 
 
 def _stall_chart(found: StepRuleComparator) -> list[Block]:
@@ -732,7 +736,7 @@ def _stall_chart(found: StepRuleComparator) -> list[Block]:
             axes.plot([], [], MARKERS[rule], color=MUTED, label=RULES[rule])
         axes.set_xlabel("stall ratio (mean over seeds)")
         axes.set_ylabel("final validation loss (nats a character)")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, columnspacing=1)
 
     ranks = "; ".join(f"{row['format']} {row['spearman']:+.2f}" for row in ranked.to_dict("records"))
     chart = Chart(
@@ -741,7 +745,8 @@ def _stall_chart(found: StepRuleComparator) -> list[Block]:
         f"Colours are formats, markers step rules. Spearman's rho: {ranks}. Dashed lines join the counterexamples.",
         data,
         draw,
-        height=4.2,
+        height=4.4,
+        margins=(0.7, 0.15, 0.5, 0.6),
     )
     return [ChartBlock(chart)]
 
@@ -777,7 +782,7 @@ def _negative(found: StepRuleComparator, verdicts: Sequence[Verdict]) -> list[Bl
                     id=verdict.id,
                     word=word,
                     statement=verdict.statement,
-                    evidence=verdict.evidence,
+                    evidence=_whole(verdict.evidence),
                 )
             )
     frame = found.pairings

@@ -24,6 +24,7 @@ from altgrad.pages import (
     PageRef,
     Paragraph,
     Table,
+    escape,
     md,
 )
 
@@ -49,7 +50,7 @@ def preregistered_page(loader: ExperimentDataLoader, built: datetime | None = No
             Link(verdict.id, PageRef(PATH, verdict.id.lower())),
             verdict.statement,
             md("**{answer}**", answer=verdict.answer),
-            verdict.evidence,
+            escape(verdict.evidence, 4000),
             int(verdict.tests["n_pairs"].min()) if len(verdict.tests) else None,
             _report(verdict),
         )

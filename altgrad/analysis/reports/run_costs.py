@@ -1,4 +1,4 @@
-"""What recording costs: the record of `benchmarks/runs.py` and the page that is made from it."""
+"""What recording runs and building the site cost: the records of two benchmarks and the pages made from them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from altgrad.analysis.reports import common
 from altgrad.analysis.reports.benchmarks import RECORDED, Record, read_record
 from altgrad.pages import Block, Bullets, CodeBlock, Column, Note, Page, Paragraph, Provenance, Table, md
 from altgrad.runs.schema import RecordError
-
-COMMAND = "make bench-runs"
 
 
 class Figure(Record):
@@ -47,10 +45,17 @@ class Figure(Record):
         return (self.goal is None or self.value <= self.goal) and (self.goal_ratio is None or ratio <= self.goal_ratio)
 
 
-class RunsRecord(Record):
-    """benchmarks/recorded/runs.json."""
+class Costs(Record):
+    """What one script measured in one run, beside the least that must be done.
 
-    benchmark: Literal["runs"] = "runs"
+    Attributes:
+        date, altgrad, code: when, by which version and bytes of the library.
+        cores, load: of the machine; the one-minute load average when it began.
+        versions: of the packages that took part.
+        sizes: of what was measured, by name.
+        figures: what was measured.
+    """
+
     date: AwareDatetime
     altgrad: str
     code: str
@@ -61,36 +66,53 @@ class RunsRecord(Record):
     figures: tuple[Figure, ...]
 
 
+class RunsRecord(Costs):
+    """benchmarks/recorded/runs.json."""
+
+    benchmark: Literal["runs"] = "runs"
+
+
+class SiteRecord(Costs):
+    """benchmarks/recorded/site.json."""
+
+    benchmark: Literal["site"] = "site"
+
+
 def runs_costs_page(folder: Path = RECORDED) -> Page:
-    """The page, from the record in `folder`; pending where there is none, and a damaged record is named."""
-    blocks: list[Block] = [
-        Paragraph(
-            "What writing a run's record costs a training loop, how long reading many takes, and what W&B's failures "
-            "cost. Goals were set before anything was measured."
-        )
-    ]
-    try:
-        record = read_record(folder / "runs.json", RunsRecord)
-    except RecordError as error:
-        blocks.append(Note("warning", "A record was left out", (Bullets((md("{reason}", reason=str(error)),)),)))
-    else:
-        blocks += (
-            _record_blocks(record)
-            if record
-            else [Note("question", "Pending", (Paragraph("No measurement is recorded."), CodeBlock(COMMAND, "bash")))]
-        )
-    return Page(
-        "benchmarks/runs",
-        "What recording costs",
-        tuple(blocks),
-        description="Time to append a row, to read thousands of runs, and what W&B's failures cost.",
-        provenance=Provenance(
-            (("Code", f"altgrad {altgrad.__version__}"), ("Built", "from local records; no network was used"))
-        ),
+    """What recording costs, from the record in `folder`; pending where there is none, and a damaged one is named."""
+    about = (
+        "What writing a run's record costs a training loop, how long reading many takes, and what W&B's failures cost. "
+        "Goals were set before anything was measured."
     )
+    blocks = _blocks(folder / "runs.json", RunsRecord, "Time of writing and reading records", "make bench-runs")
+    summary = "Time to append a row, to read thousands of runs, and what W&B's failures cost."
+    return _page("benchmarks/runs", "What recording costs", [Paragraph(about), *blocks], summary)
 
 
-def _record_blocks(record: RunsRecord) -> list[Block]:
+def site_costs_page(folder: Path = RECORDED) -> Page:
+    """What building the site costs, from the record in `folder`; pending where there is none."""
+    about = (
+        "How long the site takes to build without a cache (cold), with one (warm), and until an edit is on the page "
+        "while it is served; against the same number of empty pages with the same theme in the same run. Goals were "
+        "set before anything was measured."
+    )
+    blocks = _blocks(folder / "site.json", SiteRecord, "Time of building and serving", "make bench-site")
+    summary = "Time of cold and warm builds and of edits, against as many empty pages."
+    return _page("benchmarks/site", "What building the site costs", [Paragraph(about), *blocks], summary)
+
+
+def _page(path: str, title: str, blocks: list[Block], summary: str) -> Page:
+    lines = (("Code", f"altgrad {altgrad.__version__}"), ("Built", "from local records; no network was used"))
+    return Page(path, title, tuple(blocks), description=summary, provenance=Provenance(lines))
+
+
+def _blocks(path: Path, kind: type[RunsRecord] | type[SiteRecord], caption: str, command: str) -> list[Block]:
+    try:
+        record = read_record(path, kind)
+    except RecordError as error:
+        return [Note("warning", "A record was left out", (Bullets((md("{reason}", reason=str(error)),)),))]
+    if record is None:
+        return [Note("question", "Pending", (Paragraph("No measurement is recorded."), CodeBlock(command, "bash")))]
     packages = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     sizes = ", ".join(f"{value:,} {name}" for name, value in record.sizes.items())
     busy = f" Load average when it began: {record.load:g} on {record.cores} cores." if record.load is not None else ""
@@ -109,12 +131,10 @@ def _record_blocks(record: RunsRecord) -> list[Block]:
     columns: tuple[Column | str, ...] = (
         "Figure", *common.right("Measured", "Goal"), "Against the floor", *common.right("Goal"), "Result", "Remark",
     )  # fmt: skip
+    data = pd.DataFrame([figure.model_dump() for figure in record.figures])
     return [
         Paragraph(f"Measured on {record.date:%Y-%m-%d} with {packages}; {sizes}.{busy}"),
-        Table(
-            columns, rows, "Time of writing and reading records",
-            data=pd.DataFrame([figure.model_dump() for figure in record.figures]), id="runs",
-        ),
+        Table(columns, rows, caption, data=data, id=record.benchmark),
         Paragraph("To measure again:"),
-        CodeBlock(COMMAND, "bash"),
-    ]  # fmt: skip
+        CodeBlock(command, "bash"),
+    ]

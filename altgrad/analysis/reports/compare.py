@@ -1,0 +1,248 @@
+"""What the Runs table and the Compare page read: every run column by column, an arm's file, and the page itself.
+
+The scripts in docs/javascripts/runs/ choose, sort, pair and draw. Means, intervals and t quantiles are computed here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from altgrad.analysis.comparison import format_order
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.reports import common
+from altgrad.analysis.reports.curves import plain, runs_value
+from altgrad.analysis.reports.tuning import swept
+from altgrad.analysis.statistics import CONFIDENCE, mean_interval
+from altgrad.config import ExperimentConfig
+from altgrad.pages import Block, Download, Link, Md, Page, PageRef, Paragraph, md
+from altgrad.pages.content import web_address
+
+QUANTILES = 64
+"""Fewest degrees of freedom for which the scripts are given t quantiles; more where an arm has more runs."""
+SUGGESTED = 6
+"""Most comparisons that the Compare page offers before arms are chosen."""
+SUGGESTED_ARMS = 5
+"""Most arms beside the baseline in one of them."""
+
+_ARM_COLUMNS = (
+    *("arm", "format", "scope", "rule", "learning_rate", "max_steps", "runs", "finished", "n"),
+    *("val_loss", "low", "high", "stall_ratio", "studies"),
+)
+_RUN_ID = re.compile(r"(?P<name>.+)-s(?P<seed>\d+)-(?P<hash>[0-9a-f]{8})")
+
+
+def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
+    """One row an arm, by format and name: what it is, how its runs ended, and their final validation loss.
+
+    ``val_loss``, its 95% t interval ``low`` and ``high`` and ``stall_ratio`` are means over the finished runs, ``n`` of
+    them; tuning seeds count only where an arm has no others.
+    """
+    rows = []
+    for arm, runs in loader.runs.groupby("arm", sort=True):
+        reporting = runs[runs["role"] == "report"]
+        counted = runs if reporting.empty else reporting
+        estimate = mean_interval(counted["final_val_loss"].dropna().to_numpy())
+        finished = runs["status"] == "finished"
+        first = runs.iloc[0]
+        rows.append(
+            {
+                "arm": arm,
+                **{key: first[key] for key in ("format", "scope", "rule", "learning_rate", "max_steps")},
+                "runs": len(runs),
+                "finished": int(finished.sum()),
+                "n": estimate.n,
+                "val_loss": estimate.mean,
+                "low": estimate.low,
+                "high": estimate.high,
+                "stall_ratio": counted.loc[counted["status"] == "finished", "stall_ratio"].mean(),
+                "studies": ", ".join(sorted(runs["study"].unique())),
+            }
+        )
+    table = pd.DataFrame(rows, columns=list(_ARM_COLUMNS))
+    order = sorted(range(len(table)), key=lambda row: (format_order(table["format"][row]), table["arm"][row]))
+    return table.iloc[order].reset_index(drop=True)
+
+
+def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
+    """Arms and runs column by column, for tables of ten thousand rows in one small file.
+
+    Text is an index into the column's words; ``runs.arm`` is the row of the arm. ``t[k]`` is the two-sided 95% quantile
+    of Student's t for k degrees of freedom. ``arms.study_page`` names the page of a swept arm, which has none itself.
+    """
+    from scipy.stats import t
+
+    runs = loader.runs
+    moved = swept(loader)
+    pages = [moved.get(f"runs/{arm}") for arm in arms["arm"]]
+    row_of = {arm: row for row, arm in enumerate(arms["arm"])}
+    ids = [_run_id(run_id, seed) for run_id, seed in zip(runs["run_id"], runs["seed"], strict=True)]
+    most = int(arms["runs"].max()) if len(arms) else 0
+    quantiles = t.ppf((1 + CONFIDENCE) / 2, np.arange(1, max(QUANTILES, most) + 1)).tolist()
+    return _json(
+        {
+            "arms": {
+                **{key: _column(arms[key]) for key in _ARM_COLUMNS if key != "arm"},
+                "arm": arms["arm"].tolist(),
+                "study_page": _words([None if page is None else page.path.rsplit("/", 1)[-1] for page in pages]),
+            },
+            "runs": {
+                "arm": [row_of[arm] for arm in runs["arm"]],
+                "name": _words([name for name, _ in ids]),
+                "hash": [digits for _, digits in ids],
+                "failure": _words([", ".join(failure["kinds"]) if failure else "" for failure in runs["failure"]]),
+                "wandb": _words([web_address(url) if isinstance(url, str) else None for url in runs["wandb_url"]]),
+                **{key: _column(runs[key]) for key in ("seed", "status", "study", "last_step")},
+                **{key: plain(runs[key].tolist()) for key in ("final_val_loss", "stall_ratio")},
+            },
+            "suggested": _suggested(loader, arms),
+            "t": [None, *quantiles],
+        }
+    )
+
+
+def _run_id(run_id: str, seed: int) -> tuple[str, str | None]:
+    """Name and hash of a run's id, which with the seed are the whole of it; of an id of another form, (id, None)."""
+    found = _RUN_ID.fullmatch(run_id)
+    return (found["name"], found["hash"]) if found and found["seed"] == str(seed) else (run_id, None)
+
+
+def _column(values: pd.Series) -> Any:
+    if pd.api.types.is_integer_dtype(values):
+        return [int(value) for value in values]
+    if pd.api.types.is_float_dtype(values):
+        return [float(value) if np.isfinite(value) else None for value in values]
+    return _words(values.tolist())
+
+
+def _words(values: Sequence[str | None]) -> dict[str, Any]:
+    words = list(dict.fromkeys(value for value in values if value is not None))
+    place = {word: index for index, word in enumerate(words)}
+    return {"words": words, "codes": [None if value is None else place[value] for value in values]}
+
+
+def _suggested(loader: ExperimentDataLoader, arms: pd.DataFrame) -> list[dict[str, Any]]:
+    """Comparisons to begin with: the formats of one setting and scope, the best first, against its unquantized arm."""
+    rows = loader.runs[(loader.runs["role"] == "report") & ~loader.runs["foreign"]]
+    losses = arms.set_index("arm")["val_loss"].dropna()
+    free = rows[rows["scope"] == "nothing"].drop_duplicates("setting").set_index("setting")["arm"]
+    found = []
+    for (setting, scope), runs in rows[rows["scope"] != "nothing"].groupby(["setting", "scope"], sort=True):
+        known = losses.reindex(runs["arm"].unique()).dropna().sort_values(kind="stable")
+        if setting in free.index and len(known) > 1:
+            first = runs.iloc[0]
+            label = f"{scope}: {len(known)} formats, {first['rule']}, {first['max_steps']} steps"
+            chosen = known.index[:SUGGESTED_ARMS].tolist()
+            found.append((-len(runs), label, {"label": label, "arms": chosen, "baseline": free[setting]}))
+    return [value for *_, value in sorted(found, key=lambda each: each[:2])[:SUGGESTED]]
+
+
+def arm_json(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, baseline: str | None) -> bytes:
+    """One arm for the scripts that draw and compare: {arm, baseline, data, config, health, runs, final}.
+
+    ``runs`` are the curves (`runs_value`), ``config`` its flat keys as YAML text, ``health`` what `health_by_type`
+    finds, ``final`` of each run the final validation loss with all its digits, null where it did not finish.
+    """
+    ids = averaged(loader, runs)
+    final = [float(loss) if np.isfinite(loss) else None for loss in runs["final_val_loss"]]
+    value = {
+        "arm": arm,
+        "baseline": baseline,
+        "label": str(runs["format"].iloc[0]),
+        "data": str(runs["data"].iloc[0])[:12],
+        "config": config_lines(loader.config(arm)),
+        "health": health_by_type(loader, ids),
+        "runs": runs_value(loader, runs),
+    }
+    return _json(plain(value) | {"final": final})
+
+
+def arm_file(
+    loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, baseline: str | None, prefix: str = ""
+) -> Download:
+    """`arm_json` beside the arm's page; beside the page of its study, `prefix` is the arm's name with a dot."""
+    return Download(f"{prefix}curves.json", arm_json(loader, arm, runs, baseline), listed=False)
+
+
+def averaged(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:
+    """The runs of an arm whose looks its health is the mean of."""
+    looked = runs[[len(loader.layers(run_id)) > 0 for run_id in runs["run_id"]]]
+    finished = looked[looked["status"] == "finished"]
+    return list((looked if finished.empty else finished)["run_id"])
+
+
+def health_by_type(loader: ExperimentDataLoader, run_ids: Iterable[str]) -> list[list[Any]]:
+    """Rows [statistic, operand, layer type, value] of the last look: what rounding lost in each kind of layer.
+
+    ``overflow``, ``underflow`` (fractions of the nonzero elements) and ``sqnr_db`` are means over the layers of a type
+    and over the runs; ``stall_ratio`` is ``1 - flips / updates`` summed over both. Values that are not finite (an SQNR
+    where nothing was lost) take no part.
+    """
+    last = loader.last_look(run_ids)
+    if last.empty:
+        return []
+    lost = last[last["statistic"].isin(["overflow", "underflow", "sqnr_db"]) & np.isfinite(last["value"])]
+    means = lost.groupby(["statistic", "operand", "layer_type"], sort=False)["value"].mean()
+    rows = [[*map(str, keys), float(value)] for keys, value in means.items()]
+    sums = last.assign(total=last["value"] * last["n"]).groupby(["statistic", "layer_type"], sort=False)["total"].sum()
+    for kind in last["layer_type"].unique():
+        updates = float(sums.get(("updates", kind), 0.0))
+        if updates > 0:
+            rows.append(["stall_ratio", "update", str(kind), 1.0 - float(sums.get(("flips", kind), 0.0)) / updates])
+    return rows
+
+
+def config_lines(config: ExperimentConfig) -> dict[str, str]:
+    """Every key of an arm's config, dotted, with its value as YAML; of a foreign run also its loop's own keys."""
+    stated = {key: value for key, value in config.arm_identity().items() if key != "foreign"}
+    return {key: scalar(value) for key, value in [*flat(stated), *(config.foreign or {}).items()]}
+
+
+def flat(nested: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """The leaves of nested sections by dotted key."""
+    found = []
+    for key, value in nested.items():
+        found += flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return found
+
+
+def scalar(value: Any) -> str:
+    """A config value as YAML on one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
+
+
+def script(name: str) -> Paragraph:
+    """A script of docs/javascripts/runs/ for one page only, one level below the site's root."""
+    return Paragraph(Md(f'<script type="module" src="../javascripts/runs/{name}.js"></script>'))
+
+
+def compare_page(loader: ExperimentDataLoader) -> Page:
+    """The page on which a reader compares arms; docs/javascripts/runs/compare-page.js fills it."""
+    text = md(
+        "Arms side by side: curves with the spread over seeds, the difference to a baseline paired by seed with its "
+        "95% t interval, the config keys in which they differ, and the health of their layers at the last look. "
+        "The page computes this in the browser from the recorded runs, so it needs JavaScript. Without it, {runs} "
+        "leads to the same figures of each arm, and the reports on {formats} and {rules} have the paired "
+        "differences of the recorded studies.",
+        runs=Link("the table of runs", PageRef("runs/index")),
+        formats=Link("formats", PageRef("reports/format_comparison")),
+        rules=Link("step rules", PageRef("reports/manifold_comparison")),
+    )
+    blocks: list[Block] = [common.data_line(loader), Paragraph(text)]
+    if loader.runs.empty:
+        blocks += common.pending("There are no runs to compare.", ["demo"])
+    else:
+        blocks += [Paragraph(Md('<div id="compare-arms"></div>')), script("compare-page")]
+    return Page(
+        "compare/index", "Compare", tuple(blocks), "Compare recorded arms.", provenance=common.provenance(loader)
+    )
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, separators=(",", ":"), sort_keys=True, allow_nan=False) + "\n").encode()

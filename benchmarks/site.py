@@ -1,0 +1,260 @@
+"""What the site costs: cold and warm builds and served edits, against as many empty pages in the same run.
+
+    make bench-site                                                    measure and record; on a quiet machine
+    .venv/bin/python benchmarks/site.py --arms 20 --record trial.json  a trial of the machinery
+
+Two sites: the one of this repository, and one of --arms arms of one run each (recorded runs again, under other learning
+rates), which then gets one arm more, and ten times the runs. The floor of each has the same number of pages with a
+heading and nothing else, the same theme, and all but one out of the navigation. Every build is a process of its own;
+the time is from its start to its end, the best of --repeats for those that can be repeated. The record goes to
+benchmarks/recorded/site.json, which the site turns into a page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import altgrad  # noqa: E402
+from altgrad.analysis.reports.benchmarks import RECORDED, write_record  # noqa: E402
+from altgrad.analysis.reports.run_costs import Figure, SiteRecord  # noqa: E402
+from altgrad.pages.own_site import lay_out  # noqa: E402
+from altgrad.runs import RunRecord, load_runs, pack_study, run_id  # noqa: E402
+from altgrad.runs.schema import code_fingerprint  # noqa: E402
+
+PATIENCE = 120.0
+SHIPPED = ("altgrad", "docs", "gen", "experiments/recorded", "benchmarks/recorded")
+
+
+class BuildError(Exception):
+    """A site that does not build: the end of what mkdocs said."""
+
+
+def environment() -> dict[str, str]:
+    """Of a build: this checkout's library, and the project's own records."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ALTGRAD", "SOURCE_DATE"))}
+    return {**kept, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
+
+
+def build(project: Path) -> float:
+    """Build a project in a fresh process; seconds.
+
+    Raises:
+        BuildError: mkdocs failed.
+    """
+    begun = time.perf_counter()
+    command = [sys.executable, "-m", "mkdocs", "build", "-q", "-f", str(project / "mkdocs.yml")]
+    done = subprocess.run(command, env=environment(), cwd=project, capture_output=True, text=True)
+    if done.returncode:
+        raise BuildError(done.stderr.strip()[-500:])
+    return time.perf_counter() - begun
+
+
+def cold(project: Path) -> float:
+    """Build without the cache."""
+    shutil.rmtree(project / ".cache", ignore_errors=True)
+    return build(project)
+
+
+def pages(project: Path) -> int:
+    """How many pages the built site has."""
+    return sum(1 for path in (project / "site").rglob("*.html") if path.name != "404.html")
+
+
+def shipped(folder: Path) -> Path:
+    """A copy of what this repository's site is built from."""
+    for name in SHIPPED:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("mkdocs.yml", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def with_arms(folder: Path, arms: int, seeds: int = 1) -> Path:
+    """A site of one's own whose records are `arms` arms with `seeds` runs each."""
+    lay_out(folder)
+    add_arms(folder, "many", range(arms), seeds)
+    return folder
+
+
+def add_arms(folder: Path, study: str, arms: range, seeds: int = 1) -> None:
+    """Recorded runs again as a packed study, each arm with a learning rate of its own."""
+    shown = load_runs([ROOT / "experiments" / "recorded"]).records
+    copies = []
+    for arm in arms:
+        source = shown[arm % len(shown)]
+        optimizer = source.config.optimizer.model_copy(update={"learning_rate": 1e-3 + 1e-6 * arm})
+        for seed in range(seeds):
+            config = source.config.model_copy(update={"optimizer": optimizer, "seed": seed, "study": study})
+            run = source.run | {"config": config.model_dump(mode="json"), "id": run_id(config, source.run["data"])}
+            copies.append(RunRecord(run, config, source.arm, source.tables))
+    pack_study(copies, folder / "experiments" / "recorded" / study)
+
+
+def empty(folder: Path, count: int, like: Path) -> Path:
+    """A site of `count` empty pages with the theme of another project."""
+    (folder / "docs" / "p").mkdir(parents=True)
+    (folder / "docs" / "index.md").write_text("# Home\n")
+    for number in range(count - 1):
+        (folder / "docs" / "p" / f"{number}.md").write_text(f"---\nsearch:\n  exclude: true\n---\n# Page {number}\n")
+    settings = yaml.safe_load((like / "mkdocs.yml").read_text())
+    kept = {key: settings[key] for key in ("site_name", "site_url", "theme", "markdown_extensions")}
+    kept |= {"plugins": ["search"], "nav": [{"Home": "index.md"}], "not_in_nav": "/p/*\n"}
+    (folder / "mkdocs.yml").write_text(yaml.safe_dump(kept))
+    return folder
+
+
+def edits(project: Path, page: str, repeats: int) -> float:
+    """Serve a project and edit a page's file; seconds from the edit until a reader gets it, the best of the repeats.
+
+    Raises:
+        BuildError: the server ended, or an edit did not show.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, "-m", "mkdocs", "serve", "-q", "-a", address, "-f", str(project / "mkdocs.yml")]
+    server = subprocess.Popen(command, env=environment(), cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    place = f"http://{address}/" + ("" if page == "index.md" else page.removesuffix(".md") + "/")
+
+    def wait(text: str) -> float:
+        begun = time.perf_counter()
+        while time.perf_counter() - begun < PATIENCE and server.poll() is None:
+            try:
+                with urllib.request.urlopen(place, timeout=PATIENCE) as answer:
+                    if text in answer.read().decode():
+                        return time.perf_counter() - begun
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                pass
+            time.sleep(0.02)
+        raise BuildError(f"{page} does not show an edit")
+
+    path, found = project / "docs" / page, []
+    try:
+        wait("</html>")
+        for number in range(repeats):
+            time.sleep(1.0)  # the watcher looks every half second; begin where it is at rest
+            path.write_text(path.read_text() + f"\nEdit number {number}.\n")
+            found.append(wait(f"Edit number {number}."))
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+    return min(found)
+
+
+def figure(name: str, value: float, floor: float, goal: float | None = None, ratio: float | None = None) -> Figure:
+    """Seconds beside those of the empty site."""
+    return Figure(
+        name=name, value=value, unit="s", goal=goal, floor=floor, floor_name="empty pages", goal_ratio=ratio
+    )  # fmt: skip
+
+
+def bench(arms: int, repeats: int, show: Callable[[str], None]) -> SiteRecord:
+    """Measure everything."""
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    with tempfile.TemporaryDirectory(prefix="altgrad-bench-") as name:
+        folder = Path(name)
+        show("the shipped site")
+        project = shipped(folder / "shipped")
+        first = cold(project)
+        count = pages(project)
+        warm = min(build(project) for _ in range(repeats))
+        bare = empty(folder / "empty", count, project)
+        floor = min(build(bare) for _ in range(repeats))
+        show("edits of the shipped site while it is served")
+        edit, floor_edit = edits(project, "reproduce.md", repeats), edits(bare, "index.md", repeats)
+        figures = [
+            figure("The shipped site, cold", first, floor, goal=30),
+            figure("The shipped site, warm", warm, floor, goal=5),
+            figure("The shipped site, an edit while serving", edit, floor_edit, goal=2.5),
+        ]
+        show(f"{arms:,} arms")
+        project = with_arms(folder / "many", arms)
+        first = cold(project)
+        many = pages(project)
+        warm = min(build(project) for _ in range(repeats))
+        bare = empty(folder / "many-empty", many, project)
+        floor = min(build(bare) for _ in range(repeats))
+        add_arms(project, "one-more", range(arms, arms + 1))
+        more = build(project)
+        figures += [
+            figure(f"{arms:,} arms, cold", first, floor, ratio=2.0),
+            figure(f"{arms:,} arms, warm", warm, floor, ratio=1.2),
+            figure(f"{arms:,} arms, one arm added", more, floor, ratio=1.25),
+        ]
+        show(f"{10 * arms:,} runs in {arms:,} arms")
+        ten = cold(with_arms(folder / "ten", arms, seeds=10))
+        figures.append(
+            Figure(
+                name=f"{10 * arms:,} runs in {arms:,} arms, cold",
+                value=ten,
+                unit="s",
+                floor=10 * first,
+                floor_name=f"ten times {arms:,} runs",
+                goal_ratio=1.0,
+            )
+        )
+    packages = ("mkdocs", "mkdocs-material", "mkdocs-gen-files", "Markdown", "matplotlib", "pandas")
+    busy = f"Other programs kept the processors busy: load {load} on {os.cpu_count()} cores."
+    if load is not None and load > (os.cpu_count() or 1) / 2:
+        figures = [each.model_copy(update={"reason": busy}) if each.met is False else each for each in figures]
+    return SiteRecord(
+        date=datetime.now(UTC).replace(microsecond=0),
+        altgrad=altgrad.__version__,
+        code=code_fingerprint(),
+        cores=os.cpu_count() or 1,
+        load=load,
+        versions={package: version(package) for package in packages},
+        sizes={"pages of the shipped site": count, "pages of the large one": many},
+        figures=tuple(figures),
+    )
+
+
+def main() -> int:
+    """Measure and record; 0, 2 where a site could not be built, 130 for Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", type=int, default=1_000, help="of the large site (1000)")
+    parser.add_argument("--repeats", type=int, default=3, help="of warm builds and edits (3)")
+    parser.add_argument("--record", type=Path, help="where the figures go (benchmarks/recorded/site.json)")
+    options = parser.parse_args()
+    if options.arms < 2 or options.repeats < 1:
+        parser.error("give at least 2 --arms and 1 of --repeats")
+    if options.arms != 1_000 and options.record is None:
+        parser.error("a trial is not recorded for the site: name another file with --record")
+    try:
+        found = bench(options.arms, options.repeats, lambda text: print(f"{text} ...", file=sys.stderr))
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the record is as it was", file=sys.stderr)
+        return 130
+    path = options.record or RECORDED / "site.json"
+    write_record(found, path)
+    for each in found.figures:
+        ratio = f"   {each.value / each.floor:.2f} x {each.floor_name}" if each.floor else ""
+        result = {True: "   met", False: "   missed", None: ""}[each.met]
+        print(f"{each.name:45} {each.value:8.3g} {each.unit}{ratio}{result}")
+    print(f"record: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,277 @@
+// The Compare page: arms chosen here, in the table of runs or by the address, drawn and put side by side.
+
+import { element, plotCurves } from "../curves.js";
+import { AXES, BANDS, METRICS, MOST, band, differences, finalLosses, health, interval, paired, readState, writeState } from "./compare.js";
+import { decode, places } from "./table.js";
+
+const STATISTIC_NAMES = { overflow: "Overflow", underflow: "Underflow", sqnr_db: "SQNR", stall_ratio: "Stall ratio" };
+const OPERAND_NAMES = { weight: "weights", activation: "activations", grad_output: "gradients", update: "" };
+const LETTERS = "ABCDEFGHI";
+
+const minus = (text) => text.replace(/^-/, "−");
+const loss = (value) => (Number.isFinite(value) ? value.toFixed(4) : "–");
+const signed = (value) => (Number.isFinite(value) ? minus(`${value > 0 ? "+" : ""}${value.toFixed(4)}`).replace(/^[+−](?=0\.0000$)/, "") : "–");
+const percent = (value) => (value === null ? "–" : value === 0 ? "0%" : `${+(100 * value).toPrecision(3)}%`);
+const decibel = (value) => (value === null ? "–" : `${minus(value.toFixed(1))} dB`);
+
+function tableBox(label, headings, rows) {
+  const align = (place) => (rows.length && rows[0][place] instanceof Element && rows[0][place].className === "number" ? "number" : "");
+  const head = element("thead", {}, element("tr", {}, ...headings.map((heading, place) => element("th", { scope: "col", className: align(place) }, heading))));
+  const body = element("tbody", {}, ...rows.map((cells) => element("tr", {}, ...cells.map((cell) => (cell instanceof Element && /^T[HD]$/.test(cell.tagName) ? cell : element("td", {}, cell))))));
+  const table = element("table", { className: "data" }, head, body);
+  table.setAttribute("aria-label", label);
+  const box = element("div", { className: "table-box", tabIndex: 0 }, table);
+  box.setAttribute("role", "region");
+  box.setAttribute("aria-label", label);
+  return box;
+}
+
+const rowHead = (...children) => element("th", { scope: "row" }, ...children);
+const number = (text) => element("td", { className: "number", textContent: text });
+
+function start(root, data) {
+  const tables = decode(data);
+  const { t } = data;
+  const rowOf = new Map(tables.arms.columns.arm.map((arm, row) => [arm, row]));
+  const about = (arm, key) => tables.arms.columns[key][rowOf.get(arm)];
+  const { state, problems } = readState(location.search, rowOf);
+
+  const files = new Map();
+  const load = (arm) => {
+    if (!files.has(arm)) {
+      files.set(arm, fetch(new URL(places(tables, rowOf.get(arm)).file, document.baseURI)).then((answer) => {
+        if (!answer.ok) throw new Error(`${answer.status}`);
+        return answer.json();
+      }));
+    }
+    return files.get(arm);
+  };
+
+  const note = element("p", { className: "note" });
+  const said = element("p", { className: "count" });
+  for (const each of [note, said]) each.setAttribute("role", "status");
+  const names = element("datalist", { id: "arm-names" }, ...tables.arms.columns.arm.map((value) => element("option", { value, label: `${about(value, "format")}, ${about(value, "rule")}` })));
+  const added = element("input", { type: "search", autocomplete: "off", spellcheck: false, placeholder: "name of an arm" });
+  added.setAttribute("list", names.id);
+  const add = element("form", { className: "add" },
+    element("label", { className: "field" }, element("span", { textContent: "Add an arm" }), added),
+    element("button", { textContent: "Add" }), names);
+  add.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const arm = added.value.trim();
+    if (!arm) return;
+    if (!rowOf.has(arm)) told([`there is no arm ${arm}`]);
+    else if (state.arms.includes(arm)) told([`${arm} is here already`]);
+    else if (state.arms.length >= MOST) told([`at most ${MOST} arms at once`]);
+    else {
+      state.arms.push(arm);
+      added.value = "";
+      told([]);
+      show();
+    }
+  });
+  const choice = (label, options, key) => {
+    const select = element("select", {}, ...Object.entries(options).map(([value, textContent]) => element("option", { value, textContent })));
+    select.value = state[key];
+    select.ariaLabel = label;
+    select.addEventListener("change", () => { state[key] = select.value; drawCurves(); });
+    return element("label", { className: "field" }, element("span", { textContent: label }), select);
+  };
+  const weight = element("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: state.smooth });
+  weight.ariaLabel = "Smoothing";
+  const weightText = element("span");
+  weight.addEventListener("input", () => { state.smooth = Number(weight.value); drawCurves(); });
+  const each = element("input", { type: "checkbox", checked: state.each });
+  each.addEventListener("change", () => { state.each = each.checked; drawCurves(); });
+  let plot;
+  const button = (textContent, ariaLabel, onclick) => element("button", { type: "button", textContent, ariaLabel, onclick });
+  const controls = element("div", { className: "filters" },
+    choice("Curve", METRICS, "metric"), choice("Horizontal axis", AXES, "axis"), choice("Band", BANDS, "band"),
+    element("label", { className: "field" }, element("span", {}, "Smoothing ", weightText), weight),
+    element("label", { className: "check" }, each, " each run"),
+    element("span", { className: "zoom" }, button("+", "Zoom in", () => plot?.zoom(0.5)), button("−", "Zoom out", () => plot?.zoom(2)), button("Reset", "Reset zoom", () => plot?.reset())));
+  const host = element("div", { className: "curves" });
+  host.setAttribute("role", "img");
+  const readout = element("p", { className: "readout" });
+  const curves = element("section", {}, element("h2", { textContent: "Curves" }), controls, host, readout, element("p", { className: "small", textContent: "Line: mean over the seeds that have a value at that step; runs that ended early leave it. Pale line: the mean without smoothing. The table above has the final values." }));
+  const arms = element("section");
+  const configs = element("section");
+  const looks = element("section");
+  const suggestions = element("section");
+  root.classList.add("compare-arms");
+  root.append(add, note, said, suggestions, arms, curves, configs, looks);
+
+  function told(lines) {
+    note.hidden = !lines.length;
+    note.textContent = lines.length ? `${lines.join("; ")}.`.replace(/^./, (first) => first.toUpperCase()) : "";
+  }
+
+  let loaded = [];
+  let baseline = null;
+  const name = (file) => `${LETTERS[loaded.indexOf(file)]} · ${file.label}`;
+  const colour = (file) => (file === baseline ? "--chart-muted" : `--chart-${1 + (loaded.filter((one) => one !== baseline).indexOf(file) % 8)}`);
+  const swatch = (file) => {
+    const mark = element("span", { className: file === baseline ? "swatch dashed" : "swatch" });
+    mark.style.borderColor = `var(${colour(file)})`;
+    return mark;
+  };
+  const headings = () => loaded.map((file) => element("span", {}, swatch(file), name(file)));
+
+  function save() {
+    history.replaceState(null, "", `${location.pathname}${writeState(state)}${location.hash}`);
+  }
+
+  let turn = 0;
+  async function show() {
+    const mine = ++turn;
+    save();
+    const failed = [];
+    const get = async (arm) => load(arm).catch((error) => { failed.push(`${arm} could not be read (${error.message})`); return null; });
+    const own = (await Promise.all(state.arms.map(get))).filter(Boolean);
+    let base = state.baseline;
+    if (base === null) base = own.find((file) => about(file.arm, "scope") === "nothing")?.arm ?? own[0]?.baseline ?? null;
+    const other = own.length && base !== null && base !== "none" && rowOf.has(base) ? own.find((file) => file.arm === base) ?? await get(base) : null;
+    if (mine !== turn) return;
+    baseline = other;
+    loaded = other && !own.includes(other) ? [...own, other] : own;
+    if (failed.length) told(failed);
+    const some = loaded.length > 0;
+    for (const part of [arms, curves, configs, looks]) part.hidden = !some;
+    suggestions.hidden = some;
+    said.textContent = some ? `${loaded.length} ${loaded.length === 1 ? "arm" : "arms"}${baseline ? `, baseline ${name(baseline)}` : ", no baseline"}` : "No arms are chosen.";
+    if (some) {
+      armTable();
+      configTable();
+      healthTable();
+      await drawCurves();
+    } else {
+      plot?.destroy();
+      plot = undefined;
+      suggest();
+    }
+    if (mine === turn) root.dataset.ready = String(mine);
+  }
+
+  function suggest() {
+    const items = data.suggested.map(({ label, arms: chosen, baseline: base }) => {
+      const link = element("a", { textContent: label, href: writeState({ ...state, arms: chosen, baseline: base }) });
+      return element("li", {}, link);
+    });
+    suggestions.replaceChildren(element("p", {}, "Choose arms in ", element("a", { href: "../runs/", textContent: "the table of runs" }), items.length ? ", add one by its name, or begin with one of these:" : ", or add one by its name."), element("ul", {}, ...items));
+  }
+
+  function armTable() {
+    const rows = loaded.map((file) => {
+      const { arm } = file;
+      const isBase = file === baseline;
+      const losses = interval([...finalLosses(file).values()], t);
+      const gap = baseline && !isBase && file.data === baseline.data ? paired(file, baseline, t) : null;
+      const pick = element("input", { type: "radio", name: "baseline", checked: isBase, ariaLabel: `Baseline: ${arm}` });
+      pick.addEventListener("change", () => { change(arm); });
+      const remove = button("×", `Remove ${arm}`, () => {
+        state.arms = state.arms.filter((one) => one !== arm);
+        if (isBase) state.baseline = "none";
+        show().then(() => added.focus());
+      });
+      const difference = isBase ? "baseline" : !baseline ? "–" : gap === null ? "other training data" : signed(gap.mean);
+      return [
+        rowHead(swatch(file), `${name(file)} `, element("a", { href: places(tables, rowOf.get(arm)).page, textContent: arm })),
+        number(`${about(arm, "finished")} of ${about(arm, "runs")}`),
+        number(loss(losses.mean)),
+        number(difference),
+        number(gap ? (gap.n < 2 ? "none" : `[${signed(gap.low)}, ${signed(gap.high)}]`) : "–"),
+        number(gap ? String(gap.n) : "–"),
+        element("td", {}, pick), element("td", {}, remove),
+      ];
+    });
+    const box = tableBox("Chosen arms", ["Arm", "Finished", "Validation loss", "Difference", "95% interval", "Pairs", "Baseline", element("span", { className: "sr", textContent: "Remove" })], rows);
+    const none = button("No baseline", "No baseline", () => { change("none"); });
+    none.disabled = !baseline;
+    const text = "Validation loss: mean of the finished runs at their last evaluation, nats a character. Difference: minus the baseline’s, paired by seed, with the 95% t interval of the mean over the pairs; runs of tuning studies are held out. One interval in twenty misses; the reports adjust for many comparisons, this table does not.";
+    arms.replaceChildren(element("h2", { textContent: "Arms and paired differences" }), box, none, element("p", { className: "small", textContent: text }));
+  }
+
+  function change(base) {
+    if (baseline && !state.arms.includes(baseline.arm) && state.arms.length < MOST) state.arms.push(baseline.arm);
+    state.baseline = base;
+    show().then(() => arms.querySelector("input:checked")?.focus());
+  }
+
+  function configTable() {
+    const found = differences(loaded);
+    const title = element("h2", { textContent: "Configs: only the differences" });
+    if (!found.length) {
+      const text = loaded.length > 1 ? "Their configs do not differ." : "One arm alone: nothing to differ from.";
+      configs.replaceChildren(title, element("p", { textContent: text }));
+      return;
+    }
+    const rows = found.map(({ key, values }) => [rowHead(element("code", { textContent: key })), ...values.map((value) => value ?? "not stated")]);
+    configs.replaceChildren(title, tableBox("Config differences", ["Key", ...headings()], rows));
+  }
+
+  function healthTable() {
+    const all = health(loaded);
+    const calm = (statistic) => all.filter((row) => row.statistic === statistic).every(({ values }) => values.every((value) => value === null || value === 0));
+    const zero = ["overflow", "underflow"].filter((statistic) => all.some((row) => row.statistic === statistic) && calm(statistic));
+    const rows = all.filter(({ statistic }) => !zero.includes(statistic)).map(({ statistic, operand, layerType, values }) => [
+      rowHead(STATISTIC_NAMES[statistic] ?? statistic), OPERAND_NAMES[operand] ?? operand, layerType,
+      ...values.map((value) => number(statistic === "sqnr_db" ? decibel(value) : percent(value))),
+    ]);
+    const title = element("h2", { textContent: "Health at the last look" });
+    const calmText = zero.length ? ` ${zero.map((statistic) => STATISTIC_NAMES[statistic]).join(" and ")}: 0 in every layer.` : "";
+    const text = all.length
+      ? `Means over the layers of a type and over the finished runs; overflow and underflow are fractions of the nonzero elements, the stall ratio is the share of proposed changes that left the stored code as it was.${calmText}`
+      : "None of these arms recorded figures of its layers.";
+    looks.replaceChildren(title, element("p", { textContent: text }));
+    if (rows.length) looks.append(tableBox("Health at the last look", ["Figure", "Operand", "Layers", ...headings()], rows));
+  }
+
+  let drawing = Promise.resolve();
+  let wanted = false;
+  /** One drawing at a time; what was asked for meanwhile is drawn once, after it. */
+  function drawCurves() {
+    save();
+    weightText.textContent = state.smooth ? String(state.smooth) : "off";
+    if (!wanted) {
+      wanted = true;
+      drawing = drawing.then(redraw);
+    }
+    return drawing;
+  }
+
+  async function redraw() {
+    wanted = false;
+    plot?.destroy();
+    plot = undefined;
+    host.replaceChildren();
+    const settings = { metric: state.metric, axis: state.axis, kind: state.band, t };
+    const groups = loaded.map((file) => ({
+      label: name(file).slice(0, 14), runs: file.runs, colour: colour(file), dash: file === baseline ? [4, 3] : undefined,
+      band: band(file.runs, { ...settings, weight: state.smooth }),
+      ghost: state.smooth > 0 ? band(file.runs, settings) : undefined,
+    }));
+    const drawn = groups.filter((group) => group.band.x.length);
+    host.setAttribute("aria-label", `${METRICS[state.metric]} by ${AXES[state.axis]}: ${drawn.map(({ label, band: { mean } }) => `${label} from ${loss(mean[0])} to ${loss(mean.at(-1))}`).join("; ") || "nothing recorded"}`);
+    readout.textContent = drawn.length < groups.length ? `Without ${METRICS[state.metric]} by ${AXES[state.axis]}: ${groups.filter((group) => !drawn.includes(group)).map(({ label }) => label).join(", ")}.` : "";
+    if (!drawn.length) return;
+    plot = await plotCurves(host, drawn, {
+      metric: state.metric, axis: state.axis, xLabel: AXES[state.axis], height: 340, each: state.each,
+      onPoint: (text) => { readout.textContent = text; },
+    });
+  }
+
+  new MutationObserver(() => loaded.length && drawCurves()).observe(document.body, { attributeFilter: ["data-md-color-scheme"] });
+  new ResizeObserver(() => plot?.resize(Math.max(host.clientWidth, 240))).observe(host);
+  told(problems);
+  show();
+}
+
+const root = document.querySelector("#compare-arms");
+if (root) {
+  // The sorting of tables.js is for those that are there before this one: it runs before the document is ready.
+  const ready = new Promise((resolve) => { document.addEventListener("DOMContentLoaded", resolve, { once: true }); });
+  fetch(new URL("../runs/index.table.json", document.baseURI))
+    .then((answer) => (answer.ok ? answer.json() : Promise.reject(new Error(`table.json: ${answer.status}`))))
+    .then((data) => ready.then(() => data))
+    .then((data) => start(root, data));
+}

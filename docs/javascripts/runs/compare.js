@@ -1,0 +1,127 @@
+// Comparing arms as pure functions: smoothing and bands, paired differences, what differs in configs, and the address.
+
+import { seedBand } from "../curves.js";
+
+export const AXES = { step: "step", tokens: "tokens", seconds: "seconds of training" };
+export const METRICS = { val_loss: "validation loss", loss: "training loss" };
+export const BANDS = { range: "lowest to highest seed", t: "95% t interval of the mean" };
+export const MOST = 8;
+
+/** Exponential moving average of the finite values, started without bias; weight 0 changes nothing, gaps stay gaps. */
+export function smooth(values, weight) {
+  let [sum, total] = [0, 0];
+  return values.map((value) => {
+    if (!Number.isFinite(value)) return value;
+    sum = weight * sum + (1 - weight) * value;
+    total = weight * total + (1 - weight);
+    return sum / total;
+  });
+}
+
+/** Band over the seeds of `seedBand`, of each run smoothed; kind "t" has the 95% t interval of the mean for its ends. */
+export function band(runs, { metric, axis, weight = 0, kind = "range", t = [] }) {
+  const smoothed = weight > 0 ? runs.map((run) => ({ ...run, [metric]: smooth(run[metric] ?? [], weight) })) : runs;
+  const found = seedBand(smoothed, metric, axis);
+  if (kind !== "t") return found;
+  const half = found.n.map((n, index) => (n > 1 ? t[n - 1] * found.sd[index] / Math.sqrt(n) : 0));
+  return { ...found, low: found.mean.map((mean, index) => mean - half[index]), high: found.mean.map((mean, index) => mean + half[index]) };
+}
+
+/** The final validation losses of an arm by seed: finished runs of studies that compare, the first of each seed. */
+export function finalLosses(arm) {
+  const found = new Map();
+  arm.runs.forEach((run, index) => {
+    const loss = arm.final[index];
+    if (run.role === "report" && Number.isFinite(loss) && !found.has(run.seed)) found.set(run.seed, loss);
+  });
+  return found;
+}
+
+/** Mean of `values` with its two-sided 95% t interval: {mean, low, high, n}; NaN where n is too small for one. */
+export function interval(values, t) {
+  const n = values.length;
+  const mean = n ? values.reduce((sum, value) => sum + value, 0) / n : NaN;
+  if (n < 2) return { mean, low: NaN, high: NaN, n };
+  const sd = Math.sqrt(values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (n - 1));
+  const half = t[n - 1] * sd / Math.sqrt(n);
+  return { mean, low: mean - half, high: mean + half, n };
+}
+
+/** Final validation loss of `arm` minus the baseline's over the seeds that both have, with its interval. */
+export function paired(arm, baseline, t) {
+  const [own, other] = [finalLosses(arm), finalLosses(baseline)];
+  const seeds = [...own.keys()].filter((seed) => other.has(seed));
+  return interval(seeds.map((seed) => own.get(seed) - other.get(seed)), t);
+}
+
+/** Config keys in which the arms are not all alike: [{key, values}], null where an arm does not have the key. */
+export function differences(arms) {
+  const keys = [...new Set(arms.flatMap((arm) => Object.keys(arm.config)))].sort();
+  const rows = keys.map((key) => ({ key, values: arms.map((arm) => (Object.hasOwn(arm.config, key) ? arm.config[key] : null)) }));
+  const data = { key: "training data (sha256)", values: arms.map((arm) => arm.data) };
+  return [...rows, data].filter(({ values }) => values.some((value) => value !== values[0]));
+}
+
+const LAYERS = ["attention", "mlp", "embedding", "head"];
+const OPERANDS = ["weight", "activation", "grad_output", "update"];
+const STATISTICS = ["overflow", "underflow", "sqnr_db", "stall_ratio"];
+
+/** The last look of the arms: [{statistic, operand, layerType, values}], null where an arm has no figure. */
+export function health(arms) {
+  const found = new Map();
+  arms.forEach((arm, place) => arm.health.forEach(([statistic, operand, layerType, value]) => {
+    const key = JSON.stringify([statistic, operand, layerType]);
+    if (!found.has(key)) found.set(key, { statistic, operand, layerType, values: arms.map(() => null) });
+    found.get(key).values[place] = value;
+  }));
+  const place = (list, name) => (list.includes(name) ? list.indexOf(name) : list.length);
+  const rank = ({ statistic, operand, layerType }) => [place(STATISTICS, statistic), place(OPERANDS, operand), place(LAYERS, layerType)];
+  return [...found.values()].sort((a, b) => {
+    const [x, y] = [rank(a), rank(b)];
+    return x[0] - y[0] || x[1] - y[1] || x[2] - y[2] || (a.layerType < b.layerType ? -1 : 1);
+  });
+}
+
+const USUAL = { metric: "val_loss", axis: "step", smooth: 0, band: "range", each: false };
+
+/**
+ * What an address says ("?arms=a,b&baseline=c&axis=tokens&smooth=0.5"), and in words what of it there is not.
+ *
+ * State: {arms, baseline (a name, "none", or null: the first arm's own), metric, axis, smooth, band, each}.
+ */
+export function readState(search, known) {
+  const given = new URLSearchParams(search);
+  const problems = [];
+  const say = (what) => problems.push(what.length > 120 ? `${what.slice(0, 120)}…` : what);
+  const state = { arms: [], baseline: null, ...USUAL };
+  for (const arm of new Set((given.get("arms") ?? "").split(",").filter(Boolean))) {
+    if (!known.has(arm)) say(`there is no arm ${arm}`);
+    else if (state.arms.length >= MOST) say(`at most ${MOST} arms at once: ${arm}`);
+    else state.arms.push(arm);
+  }
+  const baseline = given.get("baseline");
+  if (baseline === "none" || known.has(baseline)) state.baseline = baseline;
+  else if (baseline) say(`there is no arm ${baseline} to be the baseline`);
+  for (const [key, names] of Object.entries({ metric: METRICS, axis: AXES, band: BANDS })) {
+    const value = given.get(key);
+    if (value !== null && Object.hasOwn(names, value)) state[key] = value;
+    else if (value) say(`${key} is ${Object.keys(names).join(" or ")}, not ${value}`);
+  }
+  if (given.has("smooth")) {
+    const weight = Number(given.get("smooth") || NaN);
+    if (weight >= 0 && weight < 1) state.smooth = weight;
+    else say(`smooth is from 0 to below 1, not ${given.get("smooth")}`);
+  }
+  state.each = given.get("each") === "1";
+  return { state, problems };
+}
+
+/** The address of a state: "" for the usual one, else "?" and what differs. */
+export function writeState(state) {
+  const found = new URLSearchParams();
+  if (state.arms.length) found.set("arms", state.arms.join(","));
+  if (state.baseline !== null) found.set("baseline", state.baseline);
+  for (const [key, usual] of Object.entries(USUAL)) if (state[key] !== usual) found.set(key, key === "each" ? "1" : state[key]);
+  const query = found.toString().replaceAll("%2C", ",");
+  return query && `?${query}`;
+}

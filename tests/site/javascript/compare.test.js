@@ -1,0 +1,100 @@
+// Comparing arms: smoothing, bands, pairs, differences of configs, and the address.
+import assert from "node:assert/strict";
+import test from "node:test";
+import { MOST, band, differences, finalLosses, health, interval, paired, readState, smooth, writeState } from "../../../docs/javascripts/runs/compare.js";
+
+const T = [null, 12.706204736174694, 4.302652729749462, 3.182446305283708];
+const arm = (losses, more = {}) => ({
+  config: {}, data: "ab", health: [], final: losses,
+  runs: losses.map((_, seed) => ({ seed, role: "report" })), ...more,
+});
+
+test("smoothing starts without bias, keeps gaps, and at weight 0 changes nothing", () => {
+  assert.deepEqual(smooth([4, null, 4], 0.9).map((value) => value && +value.toFixed(12)), [4, null, 4]);
+  assert.deepEqual(smooth([1, NaN, 3], 0.5), [1, NaN, 7 / 3]);
+  assert.deepEqual(smooth([1, Infinity, 3], 0), [1, Infinity, 3]);
+  assert.deepEqual(smooth([], 0.5), []);
+});
+
+test("a band is the range of the seeds or the t interval of their mean, step by step", () => {
+  const runs = [{ step: [0, 10], loss: [1, 2] }, { step: [0, 10], loss: [3, null] }];
+  const range = band(runs, { metric: "loss", axis: "step" });
+  assert.deepEqual([range.x, range.mean, range.low, range.high, range.n], [[0, 10], [2, 2], [1, 2], [3, 2], [2, 1]]);
+  const t = band(runs, { metric: "loss", axis: "step", kind: "t", t: T });
+  assert.ok(Math.abs(t.high[0] - (2 + T[1])) < 1e-12);
+  assert.deepEqual([t.low[1], t.high[1]], [2, 2]);
+});
+
+test("runs are smoothed before their mean is taken, and losses that are no numbers have no place in it", () => {
+  const runs = [{ step: [0, 1], tokens: [0, 8], loss: [1, 3] }, { step: [0, 1], tokens: [0, 8], loss: [null, null] }];
+  const found = band(runs, { metric: "loss", axis: "tokens", weight: 0.5 });
+  assert.deepEqual([found.x, found.mean, found.n], [[0, 8], [1, 7 / 3], [1, 1]]);
+  assert.deepEqual(band(runs, { metric: "val_loss", axis: "step", weight: 0.5 }).x, []);
+  assert.deepEqual(band([], { metric: "loss", axis: "seconds", kind: "t", t: T }).mean, []);
+});
+
+test("pairs are seeds that both arms finished, outside of tuning, each once", () => {
+  const own = arm([1.5, null, 1.5, 1.8]);
+  own.runs.push({ seed: 0, role: "report" });
+  own.final.push(9);
+  own.runs[3].role = "tuning";
+  assert.deepEqual([...finalLosses(own)], [[0, 1.5], [2, 1.5]]);
+  const other = arm([1, 1, 1.25, 1]);
+  const found = paired(own, other, T);
+  assert.deepEqual([found.n, found.mean], [2, 0.375]);
+  assert.ok(Math.abs(found.high - (0.375 + T[1] * 0.125)) < 1e-12);
+});
+
+test("one pair has no interval, and no pair has no mean", () => {
+  assert.deepEqual(interval([0.5], T), { mean: 0.5, low: NaN, high: NaN, n: 1 });
+  assert.deepEqual(paired(arm([1]), arm([null]), T), { mean: NaN, low: NaN, high: NaN, n: 0 });
+  assert.deepEqual(interval([0.25, 0.25, 0.25], T), { mean: 0.25, low: 0.25, high: 0.25, n: 3 });
+});
+
+test("only keys that differ are shown, a missing one as such, and whatever their name", () => {
+  const config = (value) => JSON.parse(value);
+  const found = differences([
+    arm([], { config: config('{"a": "1", "b": "2", "__proto__": "x"}') }),
+    arm([], { config: config('{"a": "1", "b": "3", "constructor": "y"}'), data: "cd" }),
+  ]);
+  assert.deepEqual(found, [
+    { key: "__proto__", values: ["x", null] },
+    { key: "b", values: ["2", "3"] },
+    { key: "constructor", values: [null, "y"] },
+    { key: "training data (sha256)", values: ["ab", "cd"] },
+  ]);
+  assert.deepEqual(differences([arm([])]), []);
+});
+
+test("health stands side by side in the order of the model, missing figures as such", () => {
+  const rows = health([
+    arm([], { health: [["stall_ratio", "update", "mlp", 0.5], ["overflow", "weight", "mlp", 0], ["overflow", "weight", "conv", 0.5]] }),
+    arm([], { health: [["overflow", "weight", "attention", 0.25]] }),
+  ]);
+  assert.deepEqual(rows.map(({ statistic, layerType, values }) => [statistic, layerType, values]), [
+    ["overflow", "attention", [null, 0.25]],
+    ["overflow", "mlp", [0, null]],
+    ["overflow", "conv", [0.5, null]],
+    ["stall_ratio", "mlp", [0.5, null]],
+  ]);
+});
+
+test("a state is its address", () => {
+  const known = new Map([["a", 0], ["b", 1], ["c", 2]]);
+  const address = "?arms=a,b&baseline=c&metric=loss&axis=tokens&smooth=0.5&band=t&each=1";
+  const { state, problems } = readState(address, known);
+  assert.deepEqual(problems, []);
+  assert.deepEqual(state, { arms: ["a", "b"], baseline: "c", metric: "loss", axis: "tokens", smooth: 0.5, band: "t", each: true });
+  assert.equal(writeState(state), address);
+  assert.equal(writeState(readState("", known).state), "");
+});
+
+test("what is broken in an address is left out and named", () => {
+  const known = new Map([["a", 0]]);
+  const { state, problems } = readState("?arms=a,a,,<script>,__proto__&baseline=x&axis=toString&metric=&smooth=NaN&band=%", known);
+  assert.deepEqual(state, { arms: ["a"], baseline: null, metric: "val_loss", axis: "step", smooth: 0, band: "range", each: false });
+  assert.deepEqual(problems.map((text) => text.slice(0, 23)), ["there is no arm <script", "there is no arm __proto", "there is no arm x to be", "axis is step or tokens ", "band is range or t, not", "smooth is from 0 to bel"]);
+  for (const weight of ["1", "-0.1", "1e400", "", "0x"]) assert.equal(readState(`?smooth=${weight}`, known).state.smooth, 0);
+  const many = new Map(Array.from({ length: 20 }, (_, index) => [`arm-${index}`, index]));
+  assert.equal(readState(`?arms=${[...many.keys()].join(",")}`, many).state.arms.length, MOST);
+});

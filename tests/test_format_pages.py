@@ -1,0 +1,171 @@
+"""The pages of number formats against ml_dtypes and counting by hand; light drawings; sweeps on one page a study."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import ml_dtypes
+import numpy as np
+import pandas as pd
+import pytest
+from records import config, full_look, write_run
+
+from altgrad.analysis import ExperimentDataLoader
+from altgrad.analysis.reports import arm_pages, format_pages
+from altgrad.analysis.reports.formats import PAGES
+from altgrad.formats import SPLITS_8BIT
+from altgrad.pages import (
+    Axis,
+    Chart,
+    ChartBlock,
+    Page,
+    PageRef,
+    Paragraph,
+    Sketch,
+    Table,
+    fixed_svg,
+    link,
+    write_folder,
+)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Page]:
+    loader = ExperimentDataLoader([tmp_path_factory.mktemp("none")])
+    return {page.path.removeprefix("formats/"): page for page in format_pages(loader)}
+
+
+def tables(page: Page) -> dict[str, Table]:
+    return {block.id or str(block.caption): block for block in page.blocks if isinstance(block, Table)}
+
+
+def test_there_is_a_page_for_every_split_fnuz_mx_and_16_bit_format(pages: dict[str, Page]) -> None:
+    wanted = {fmt.name for fmt in SPLITS_8BIT}
+    wanted |= {"e4m3fnuz", "e5m2fnuz", "e3m2", "e2m3", "e2m1", "e8m0", "fp16", "bf16", "index"}
+    assert wanted <= set(pages)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("e4m3", "float8_e4m3fn"), ("e5m2", "float8_e5m2"), ("e4m3fnuz", "float8_e4m3fnuz"),
+        ("e5m2fnuz", "float8_e5m2fnuz"), ("e4m3b11fnuz", "float8_e4m3b11fnuz"), ("e8m0", "float8_e8m0fnu"),
+        ("e2m1", "float4_e2m1fn"), ("e2m3", "float6_e2m3fn"), ("e3m2", "float6_e3m2fn"),
+    ],
+)  # fmt: skip
+def test_the_code_table_has_the_values_of_ml_dtypes(pages: dict[str, Page], name: str, kind: str) -> None:
+    data = tables(pages[name])["codes"].data
+    assert data is not None
+    codes = np.arange(len(data), dtype=np.uint8)
+    expected = codes.view(getattr(ml_dtypes, kind)).astype(np.float64)
+    shown = [float(text.replace("∞", "inf").replace("−", "-")) for text in data["value"]]
+    np.testing.assert_array_equal(shown, expected)
+    assert data["code"].map(lambda text: int(text, 16)).tolist() == data["bits"].map(lambda text: int(text, 2)).tolist()
+
+
+def test_a_table_of_eight_bits_is_16_by_16_and_16_bits_have_none(pages: dict[str, Page]) -> None:
+    codes = tables(pages["e5m2"])["codes"]
+    assert (len(codes.rows), len(codes.columns)) == (16, 17)
+    assert "codes" not in tables(pages["bf16"])
+
+
+@pytest.mark.parametrize("fmt", PAGES, ids=lambda fmt: fmt.name)
+def test_distinct_values_and_special_codes_are_those_that_decoding_counts(pages: dict[str, Page], fmt: object) -> None:
+    rows = {row[0]: row[1] for row in tables(pages[fmt.name])[f"Constants of {fmt.label}"].rows}  # type: ignore[attr-defined]
+    values = fmt.values  # type: ignore[attr-defined]
+    assert rows["Distinct finite values"] == len(set(values[np.isfinite(values)] + 0.0))
+    assert (rows["Infinities"], rows["NaN"]) == (np.isinf(values).sum(), np.isnan(values).sum())
+
+
+def test_e1m6_is_said_to_be_e0m7_with_another_scale(pages: dict[str, Page], tmp_path: Path) -> None:
+    write_folder(pages.values(), tmp_path, site_root="../")
+    assert "E1M6 = 4 x [E0M7](e0m7.md)" in (tmp_path / "e1m6.md").read_text()
+    assert "E4M3 = 2 x P3109" in (tmp_path / "e4m3.md").read_text()
+    assert "Pending: no recorded run uses E6M1." in (tmp_path / "e6m1.md").read_text()
+
+
+def test_every_drawing_is_small_well_formed_xml(pages: dict[str, Page]) -> None:
+    for page in pages.values():
+        for block in page.blocks:
+            if isinstance(block, ChartBlock):
+                svg = fixed_svg(block.chart)
+                ElementTree.fromstring(svg)
+                assert len(svg) < 60_000, (page.path, block.chart.id)
+                assert b"nan" not in svg
+
+
+def test_the_codes_in_use_are_those_of_the_recorded_runs(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path, config("e4m3", seed=seed), looks=full_look(20, number=5, codes={0x38: 6.0, 0x00: 2.0}))
+    page = next(page for page in format_pages(ExperimentDataLoader([tmp_path])) if page.path == "formats/e4m3")
+    (chart,) = [b.chart for b in page.blocks if isinstance(b, ChartBlock) and b.chart.id == "codes-e4m3"]
+    used = chart.data.loc[chart.data["mlp"] > 0, ["value", "mlp"]].to_numpy().tolist()
+    assert used == [[0.0, 0.25], [1.0, 0.75]]
+
+
+def test_text_in_a_drawing_stays_text() -> None:
+    def draw(sketch: Sketch) -> None:
+        sketch.text(0, 9, "<script>x</script> & \u202e")
+
+    svg = fixed_svg(Chart("a", "T", "D", pd.DataFrame({"x": [1]}), sketch=draw)).decode()
+    assert "&lt;script&gt;x&lt;/script&gt; &amp; ⟨U+202E⟩" in svg
+
+
+def test_a_line_breaks_where_a_value_is_missing_and_axes_have_round_marks() -> None:
+    sketch = Sketch(10, 10)
+    sketch.line([(0, 0), (1, 1), (2, math.nan), (3, 3), (4, 4)], "#000000")
+    assert re.search(r'd="M0 0L1 1M3 3L4 4"', sketch.svg())
+    assert Axis(0.0, 300.0, 0, 1).marks() == [0.0, 50.0, 100.0, 150.0, 200.0, 250.0, 300.0]
+    assert Axis(0.003, 2.0, 0, 1, log=True).marks() == [0.01, 0.1, 1.0]
+    assert math.isnan(Axis(1.0, 10.0, 0, 1, log=True)(0.0))
+    assert Axis(1.0, 100.0, 0, 10, log=True)(10.0) == pytest.approx(5)
+
+
+def sweep(root: Path) -> ExperimentDataLoader:
+    for rate, loss in ((0.001, 2.4), (0.002, 2.1), (0.004, 2.3)):
+        for seed in (100, 101):
+            write_run(root, config("e4m3", seed=seed, lr=rate, study="x-tuning"), loss + seed / 1e4)
+    write_run(root, config("e4m3", seed=1, lr=0.002, study="x"), 2.1)
+    return ExperimentDataLoader([root])
+
+
+def test_a_tuning_study_has_one_page_and_every_run_of_it_an_anchor_there(tmp_path: Path) -> None:
+    loader = sweep(tmp_path / "runs")
+    found = arm_pages(loader)
+    assert sorted(page.path.split("-")[0] for page in found) == ["runs/e4m3", "runs/index", "runs/study"]
+    linking = Page(
+        "reports/a",
+        "A",
+        tuple(Paragraph(link("x", PageRef(f"runs/{run.arm}", run.run_id))) for run in loader.runs.itertuples()),
+        moved=found[0].moved,
+    )
+    write_folder([*found, linking], tmp_path / "out", site_root="../")
+    for name, anchor in re.findall(r"\]\(([\w-]+\.md)#([\w-]+)\)", (tmp_path / "out" / "a.md").read_text()):
+        assert f'id="{anchor}"' in (tmp_path / "out" / name).read_text()
+    study = next(page for page in found if page.path == "runs/study-x-tuning")
+    best = tables(study)["best"]
+    assert [str(cell.text if hasattr(cell, "text") else cell) for cell in best.rows[0]][3:] == ["0.002", "2.1101", "no"]
+
+
+def test_the_gap_of_an_arm_is_paired_and_leaves_tuning_seeds_out(tmp_path: Path) -> None:
+    for seed, gap in ((1, 0.25), (2, 0.5), (100, 9.0)):
+        study = "a-tuning" if seed == 100 else "a"
+        write_run(tmp_path, config("fp32", seed=seed, study=study), 2.0 + seed / 100)
+        write_run(tmp_path, config("e4m3", seed=seed, study=study), 2.0 + seed / 100 + gap)
+    page = next(page for page in arm_pages(ExperimentDataLoader([tmp_path])) if "/e4m3" in page.path)
+    assert "**+0.3750**" in str(page.blocks[0].text)  # type: ignore[union-attr]
+    assert "n = 2" in str(page.blocks[0].text)  # type: ignore[union-attr]
+
+
+def test_the_curves_of_an_arm_are_in_one_file_with_null_for_what_is_no_number(tmp_path: Path) -> None:
+    write_run(tmp_path, config("e4m3", seed=1))
+    write_run(tmp_path, config("e4m3", seed=2), status="failed")
+    page = next(page for page in arm_pages(ExperimentDataLoader([tmp_path])) if "/e4m3" in page.path)
+    (curves,) = [json.loads(each.content) for each in page.downloads if each.name == "curves.json"]
+    assert [run["status"] for run in curves["runs"]] == ["finished", "failed"]
+    assert curves["runs"][1]["loss"][-1] is None
+    assert len(curves["runs"][0]["step"]) == len(curves["runs"][0]["val_loss"]) == 21

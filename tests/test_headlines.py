@@ -1,0 +1,187 @@
+"""Every headline number of the reports, computed a second time from the packed records with pyarrow, numpy and scipy.
+
+Nothing here uses the code that made the reports, but for asking it what it shows. What is pending is skipped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+
+from altgrad.analysis import ExperimentDataLoader, ReportGenerator, verdicts
+from altgrad.analysis.preregistered import Verdict
+
+RECORDED = Path(__file__).parents[1] / "experiments" / "recorded"
+Losses = Mapping[str, Mapping[int, float]]
+"""Arm -> seed -> final validation loss; NaN for a run that did not finish."""
+
+
+@pytest.fixture(scope="module")
+def raw() -> Losses:
+    """The last validation loss of every finished run, read from the Parquet files as they are; no tuning runs."""
+    found: dict[str, dict[int, float]] = {}
+    for study in sorted(path for path in RECORDED.iterdir() if not path.name.endswith("tuning")):
+        last: dict[str, tuple[int, float]] = {}
+        history = pq.read_table(study / "history.parquet", columns=["run_id", "step", "val_loss"]).to_pydict()
+        for run, step, loss in zip(history["run_id"], history["step"], history["val_loss"], strict=True):
+            if loss is not None and not math.isnan(loss) and step >= last.get(run, (-1, 0.0))[0]:
+                last[run] = (step, loss)
+        for row in pq.read_table(study / "runs.parquet").to_pylist():
+            run = json.loads(row["run"])
+            loss = last[row["run_id"]][1] if run["status"] == "finished" else math.nan
+            found.setdefault(run["arm"], {})[run["config"]["seed"]] = loss
+    if not found:
+        pytest.skip("no study is recorded")
+    return found
+
+
+@pytest.fixture(scope="module")
+def loader() -> ExperimentDataLoader:
+    return ExperimentDataLoader([RECORDED])
+
+
+@pytest.fixture(scope="module")
+def written(loader: ExperimentDataLoader, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reports")
+    ReportGenerator(loader).write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judged(loader: ExperimentDataLoader) -> list[Verdict]:
+    found = [verdict for verdict in verdicts(loader) if verdict.answer != "pending" and len(verdict.tests)]
+    return found or pytest.skip("every hypothesis is pending")
+
+
+def differences(raw: Losses, arm: str, against: str) -> np.ndarray:
+    """Differences over the seeds that both arms finished."""
+    pairs = [raw[arm][seed] - raw[against][seed] for seed in sorted(set(raw[arm]) & set(raw[against]))]
+    return np.array([pair for pair in pairs if not math.isnan(pair)])
+
+
+def flipped(values: np.ndarray) -> float:
+    """p-value of the sign-flip test: all signs where that can be counted in good time, else a large sample."""
+    n = len(values)
+    if n <= 16:
+        signs = np.array(list(itertools.product((-1, 1), repeat=n)), dtype=np.int8)
+    else:
+        signs = np.random.default_rng(123).choice(np.array([-1, 1], dtype=np.int8), size=(40_000, n))
+    return float(np.mean(np.abs(signs @ values) >= abs(values.sum()) * (1 - 1e-12)))
+
+
+def agrees(shown: float, computed: float) -> bool:
+    return shown == pytest.approx(computed, rel=1e-6, abs=1e-9)
+
+
+def test_every_gap_in_the_results_is_the_mean_difference_to_fp32_with_its_t_interval(
+    raw: Losses, written: Path
+) -> None:
+    table = pd.read_csv(written / "results.csv")
+    assert len(table) > 0
+    for row in table.itertuples():
+        values = differences(raw, row.arm, row.baseline)
+        finished = [loss for loss in raw[row.arm].values() if not math.isnan(loss)]
+        assert (row.n_runs, row.n_finished, row.n_pairs) == (len(raw[row.arm]), len(finished), len(values))
+        assert agrees(row.gap, values.mean()), row.arm
+        if len(values) > 1:
+            low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+            assert agrees(row.low, low), row.arm
+            assert agrees(row.high, high), row.arm
+
+
+def test_the_answer_of_the_format_comparison_is_that_of_the_raw_records(raw: Losses, written: Path) -> None:
+    text = (written / "format_comparison.md").read_text()
+    found = re.search(
+        r"\*\*Sweet-spot format: (?:inconclusive between )?(\w+).*?\*\* \1 ends ([-+]?[\d.]+) nats a character from "
+        r"FP32 \(95% interval &#91;([-+]?[\d.]+), ([-+]?[\d.]+)&#93;, n = (\d+) seeds\)",
+        text,
+    )
+    if found is None:
+        pytest.skip("the answer is pending, or there is none")
+    name, *figures = found.groups()
+    table = pd.read_csv(written / "format_comparison.results.csv")
+    pairs = pd.read_csv(written / "results.csv").groupby(["scope", "baseline"])["n_pairs"].sum()
+    assert table["n_pairs"].sum() == pairs.max()
+    baseline = re.search(r"Baseline: \[([^\]]+)\]", text)
+    assert baseline is not None
+    gaps = {
+        row.format: differences(raw, row.arm, baseline.group(1))
+        for row in table.itertuples()
+        if row.n_runs == row.n_finished and row.n_pairs >= 3 and row.format != "BF16"
+    }
+    assert name == min(gaps, key=lambda each: gaps[each].mean())
+    low, high = stats.t.interval(0.95, len(gaps[name]) - 1, gaps[name].mean(), stats.sem(gaps[name]))
+    computed = (gaps[name].mean(), low, high, len(gaps[name]))
+    for shown, value in zip(figures, computed, strict=True):
+        assert float(shown) == pytest.approx(value, abs=5.0001e-4)
+
+
+def test_every_test_behind_a_verdict_is_that_of_the_raw_records(raw: Losses, judged: list[Verdict]) -> None:
+    checked = 0
+    for verdict in judged:
+        for row in verdict.tests.to_dict("records"):
+            if not (row["arm"] in raw and row["against"] in raw) or verdict.id == "H11":
+                continue  # a difference of differences has four arms
+            values = differences(raw, row["arm"], row["against"])
+            where = f"{verdict.id}: {row['contrast']}"
+            assert row["n_pairs"] == len(values), where
+            assert agrees(row["difference"], values.mean()), where
+            low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+            assert agrees(row["low"], low), where
+            assert agrees(row["high"], high), where
+            if not math.isnan(row["p_value"]):
+                sampled = len(values) > 16
+                expected = flipped(values) if len(values) >= 12 else stats.ttest_1samp(values, 0).pvalue
+                assert row["p_value"] == pytest.approx(expected, abs=0.01 if sampled else 1e-6), where
+            if not math.isnan(row["p_equivalent"]):
+                above = stats.ttest_1samp(values, -0.01, alternative="greater").pvalue
+                below = stats.ttest_1samp(values, 0.01, alternative="less").pvalue
+                assert row["p_equivalent"] == pytest.approx(max(above, below), abs=1e-6), where
+            checked += 1
+    assert checked > 0
+
+
+def test_every_adjusted_p_value_is_holms(judged: list[Verdict]) -> None:
+    for verdict in judged:
+        if verdict.id in ("H5", "H9", "H13", "H14", "H16"):
+            continue  # several families, or tests beside the family
+        p_values = verdict.tests["p_value"].fillna(1.0).to_numpy()
+        order = np.argsort(p_values, kind="stable")
+        expected = np.empty(len(p_values))
+        expected[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)))
+        known = verdict.tests["p_holm"].notna().to_numpy()
+        assert verdict.tests["p_holm"].to_numpy()[known] == pytest.approx(expected[known]), verdict.id
+
+
+def test_the_failures_shown_are_those_of_the_raw_records(raw: Losses, loader: ExperimentDataLoader) -> None:
+    from altgrad.analysis import FailureAnalyzer
+
+    gaps = FailureAnalyzer(loader).gaps
+    assert len(gaps) > 0
+    for row in gaps.itertuples():
+        values = differences(raw, row.arm, row.baseline)
+        assert agrees(row.gap, values.mean()), row.arm
+        unfinished = any(math.isnan(loss) for loss in raw[row.arm].values())
+        assert bool(row.failed) == (unfinished or values.mean() > 0.05), row.arm
+
+
+def test_the_differences_of_the_manifold_comparison_are_those_of_the_raw_records(raw: Losses, written: Path) -> None:
+    tables = sorted(written.glob("manifold_comparison.step-rules*.csv"))
+    rows = [row for path in tables for row in pd.read_csv(path).to_dict("records")]
+    rows = [row for row in rows if isinstance(row.get("adamw_arm"), str) and row["n_pairs"] > 0]
+    if not rows:
+        pytest.skip("no pair of step rules is shown")
+    for row in rows:
+        values = differences(raw, row["arm"], row["adamw_arm"])
+        assert row["n_pairs"] == len(values), row["arm"]
+        assert agrees(row["difference"], values.mean()), row["arm"]
