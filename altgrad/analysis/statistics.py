@@ -118,7 +118,8 @@ def sign_flip_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
 @cache
 def _signs(n: int) -> NDArray[np.float64]:
     if n <= EXACT_UP_TO:
-        bits = np.arange(1 << n)[:, None] >> np.arange(n) & 1
+        # The last sign stays: a pattern and its opposite give the same size of a sum.
+        bits = np.arange(1 << (n - 1))[:, None] >> np.arange(n) & 1
     else:
         bits = np.random.default_rng(n).integers(0, 2, size=((1 << EXACT_UP_TO) - 1, n))
     return np.where(bits == 1, -1.0, 1.0).astype(np.float64)
