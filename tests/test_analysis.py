@@ -200,7 +200,7 @@ def test_step_rules_of_another_length_are_another_experiment(tmp_path: Path) -> 
 
 
 def test_one_format_alone_is_no_sweet_spot(tmp_path: Path) -> None:
-    for seed in range(2):
+    for seed in range(3):
         write_run(tmp_path, config("fp32", seed=seed), 2.0)
         write_run(tmp_path, config("e5m2", seed=seed), 2.1 + 0.01 * seed)
         write_run(tmp_path, config("e7m0", seed=seed), status="failed")

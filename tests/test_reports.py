@@ -96,7 +96,7 @@ def test_one_seed_draws_no_conclusion(tmp_path: Path) -> None:
     write_matrix(tmp_path / "runs", seeds=1)
     texts = reports(tmp_path, tmp_path / "runs")
     assert "no answer" in texts["format_comparison"]
-    assert "fewer than two pairs" in texts["format_comparison"]
+    assert "fewer than 3 pairs" in texts["format_comparison"]
     assert "pending" in texts["manifold_comparison"]
 
 
