@@ -141,6 +141,7 @@ def test_the_bits_of_a_nan_stay_as_they_were_set(visit: Any, address: str) -> No
 def test_the_address_holds_the_state_and_back_returns(visit: Any, address: str) -> None:  # noqa: F811
     page = visit(address + "explorer/").page
     field = page.get_by_label("Value", exact=True)
+    field.press("End")
     field.press_sequentially("25")  # behind 0.1: one step of the back button
     page.get_by_label("Rounding").select_option("up")
     page.get_by_label("Axis").select_option("log")
@@ -230,7 +231,7 @@ def test_without_javascript_the_pages_say_what_they_are(browser: Any, address: s
     for path, link in (("explorer/", "../formats/"), ("tensors/", "../runs/")):
         page.goto(address + path)
         assert "needs JavaScript" in page.locator(".md-content").inner_text()
-        assert page.locator(f".md-content noscript a[href='{link}'], .md-content a[href='{link}']").count() == 1
+        assert page.locator(f".md-content noscript a[href='{link}'], .md-content a[href='{link}']").count() >= 1
     context.close()
 
 
