@@ -136,7 +136,11 @@ def sweep(root: Path) -> ExperimentDataLoader:
 def test_a_tuning_study_has_one_page_and_every_run_of_it_an_anchor_there(tmp_path: Path) -> None:
     loader = sweep(tmp_path / "runs")
     found = arm_pages(loader)
-    assert sorted(page.path.split("-")[0] for page in found) == ["runs/e4m3", "runs/index", "runs/study"]
+    assert sorted(page.path.split("-")[0] for page in found if page.path != "compare/index") == [
+        "runs/e4m3",
+        "runs/index",
+        "runs/study",
+    ]
     linking = Page(
         "reports/a",
         "A",
