@@ -798,14 +798,14 @@ def test_the_gain_of_a_norm_is_watched_and_a_bias_that_begins_at_zero_is_not(fac
 
 
 def test_warnings_are_sent_to_where_the_run_is_mirrored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[tuple[str, str]] = []
-    monkeypatch.setattr(loop.Tracker, "alert", lambda self, title, text: sent.append((title, text)))
+    sent: list[tuple[str, str, str]] = []
+    monkeypatch.setattr(loop.Tracker, "alert", lambda self, *told: sent.append(told))
     given = {"optimizer": {"learning_rate": 100.0}, "warmup_steps": 0}
     record = read_run(train(config(**given), tmp_path, corpus=words(), progress=False).path)
     first = warnings_of(record)[0][1]
     assert len(sent) == len(warnings_of(record)) > 0
-    assert sent[0][0] == f"{first.what}: {first.tensor}"
-    assert first.message in sent[0][1]
+    assert sent[0][:2] == (first.what, first.tensor)
+    assert first.message in sent[0][2]
 
 
 def test_the_layers_table_of_300_steps_with_a_look_at_every_tenth_stays_under_300_kb(tmp_path: Path) -> None:

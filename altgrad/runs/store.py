@@ -367,7 +367,8 @@ def read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem
 def _packed_table(tables: Mapping[str, Sliced], identity: str, name: str) -> pd.DataFrame:
     cut = tables[name].of(identity)
     if name == "layers":
-        return cut.to_pandas()
+        place = cut.column_names.index("value")  # float32 in the file, and float64 in what is computed from it
+        return cut.set_column(place, "value", cut["value"].cast(pa.float64())).to_pandas()
     # Another run's columns, and float32 to save space: the study's table is wider and narrower than the run's.
     kept = [column for column in cut.column_names if column == "step" or cut[column].null_count < len(cut)]
     kinds = [(column, cut[column].type if column == "step" else pa.float64()) for column in kept]

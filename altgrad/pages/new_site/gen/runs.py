@@ -1,4 +1,4 @@
-"""The runs: a table of all of them, and a page for each arm (one config with all its seeds)."""
+"""The runs: a table of all of them, a page for each arm (one config with all its seeds), and one to compare arms."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ def key() -> str:
     return site_key()
 
 
-build(pages, "runs/index", key=key)
+build(pages, "runs/index", "compare/index", key=key)
