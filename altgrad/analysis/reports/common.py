@@ -19,14 +19,17 @@ from numpy.typing import NDArray
 import altgrad
 from altgrad.analysis.hypotheses import Hypothesis
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.preregistered import Verdict
 from altgrad.config import UsageError
 from altgrad.pages import (
     FOREGROUND,
     HEAT,
     MUTED,
+    PALETTE,
     Block,
     Bullets,
     Chart,
+    ChartBlock,
     CodeBlock,
     Column,
     Details,
@@ -39,6 +42,7 @@ from altgrad.pages import (
     Provenance,
     Table,
     code,
+    escape,
     md,
 )
 from altgrad.pages.content import Text, shorten, visible
@@ -190,6 +194,45 @@ def hypothesis_pending(missing: Text) -> Md:
     )
 
 
+def verdict_table(verdicts: Iterable[Verdict], identity: str) -> Table:
+    """What was written down beforehand, and what the records say of it."""
+    records = [(verdict.id, verdict.statement, verdict.answer, verdict.evidence) for verdict in verdicts]
+    data = pd.DataFrame(records, columns=["id", "hypothesis", "answer", "evidence"])
+    rows = tuple((name, escape(text), answer, escape(evidence)) for name, text, answer, evidence in records)
+    columns: tuple[Column | str, ...] = ("", "Hypothesis, written beforehand", "Answer", "Evidence")
+    return Table(columns, rows, "Preregistered hypotheses and what the runs say", data=data, id=identity)
+
+
+def tests_table(verdicts: Iterable[Verdict], identity: str) -> list[Block]:
+    """Every test behind some verdicts, folded away; nothing while all are pending."""
+    frames = [verdict.tests.assign(id=verdict.id) for verdict in verdicts if len(verdict.tests)]
+    if not frames:
+        return []
+    data = pd.concat(frames, ignore_index=True)
+    rows = tuple(
+        (
+            row["id"],
+            arm_link(row["arm"], row["contrast"]),
+            arm_link(row["against"], "against"),
+            int(row["n_pairs"]),
+            number(row["difference"], 4, sign=True),
+            interval(row["low"], row["high"], 4),
+            number(row["effect_size"], 2, sign=True),
+            p_text(row["p_holm"]),
+            p_text(row["p_equivalent"]),
+        )
+        for row in data.to_dict("records")
+    )
+    columns: tuple[Column | str, ...] = (
+        "",
+        "Difference",
+        "Other arm",
+        *right("Pairs", "Nats", "95% interval", "Effect size", "Adjusted p", "TOST p"),
+    )
+    table = Table(columns, rows, "Tests of the families that the preregistration names", data=data, id=identity)
+    return [Details("The tests", (table,))]
+
+
 def left_out(loader: ExperimentDataLoader) -> list[Block]:
     """A box that names every record that could not be used, and why; nothing where all were read."""
     if not loader.problems:
@@ -288,6 +331,51 @@ def spread(places: Sequence[float], drawn: NDArray[np.float64]) -> list[float]:
 def right(*titles: str) -> tuple[Column, ...]:
     """Right-aligned columns."""
     return tuple(Column(title, "right") for title in titles)
+
+
+def differences_chart(
+    identity: str,
+    title: str,
+    description: str,
+    data: pd.DataFrame,
+    rows: Sequence[str],
+    axis: str,
+    colours: Sequence[str] = (),
+    margin: float = 0.0,
+) -> ChartBlock:
+    """Paired differences with their intervals, one below the other.
+
+    Args:
+        description: for those who cannot see it; every row's figures are added.
+        data: a row each, with finite columns difference, low, high and n_pairs.
+        rows: the name of each.
+        axis: what the differences are, and their unit.
+        colours: of each; else all have the first.
+        margin: half the width of a grey band around zero.
+    """
+    labels = [f"{name} (n = {pairs})" for name, pairs in zip(rows, data["n_pairs"], strict=True)]
+
+    def draw(axes: Axes) -> None:
+        if margin:
+            axes.axvspan(-margin, margin, color=MUTED, alpha=0.18, linewidth=0)
+        axes.axvline(0, color=FOREGROUND, linewidth=1)
+        for place, row in enumerate(data.itertuples()):
+            colour = colours[place] if colours else PALETTE[0]
+            axes.hlines([place], [row.low], [row.high], color=colour, linewidth=2)
+            axes.plot([row.difference], [place], "o", color=colour, markersize=6)
+        axes.set_yticks(range(len(data)), labels, color=FOREGROUND)
+        axes.set_ylim(len(data) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(axis)
+
+    said = "; ".join(
+        f"{name}: {row.difference:+.3f} {interval(row.low, row.high)}, n = {row.n_pairs}"
+        for name, row in zip(rows, data.itertuples(), strict=True)
+    )
+    left = 0.35 + 0.062 * max(map(len, labels))
+    height = 0.28 * len(data) + 0.7
+    margins = (left, 0.15, 0.5, 0.1)
+    return ChartBlock(Chart(identity, title, f"{description} {said}.", data, draw, height=height, margins=margins))
 
 
 def reference_line(axes: Axes, label: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -131,45 +130,6 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
         description="Where each 8-bit format fails in training, by operand and phase, and which tested remedy helps.",
         provenance=common.provenance(loader, built),
     )
-
-
-def verdict_table(verdicts: Iterable[Verdict], identity: str) -> Table:
-    """What was written down beforehand, and what the records say of it."""
-    records = [(verdict.id, verdict.statement, verdict.answer, verdict.evidence) for verdict in verdicts]
-    data = pd.DataFrame(records, columns=["id", "hypothesis", "answer", "evidence"])
-    rows = tuple((name, escape(text), answer, escape(evidence)) for name, text, answer, evidence in records)
-    columns: tuple[Column | str, ...] = ("", "Hypothesis, written beforehand", "Answer", "Evidence")
-    return Table(columns, rows, "Preregistered hypotheses and what the runs say", data=data, id=identity)
-
-
-def tests_table(verdicts: Iterable[Verdict], identity: str) -> list[Block]:
-    """Every test behind some verdicts, folded away; nothing while all are pending."""
-    frames = [verdict.tests.assign(id=verdict.id) for verdict in verdicts if len(verdict.tests)]
-    if not frames:
-        return []
-    data = pd.concat(frames, ignore_index=True)
-    rows = tuple(
-        (
-            row["id"],
-            common.arm_link(row["arm"], row["contrast"]),
-            common.arm_link(row["against"], "against"),
-            int(row["n_pairs"]),
-            common.number(row["difference"], 4, sign=True),
-            common.interval(row["low"], row["high"], 4),
-            common.number(row["effect_size"], 2, sign=True),
-            common.p_text(row["p_holm"]),
-            common.p_text(row["p_equivalent"]),
-        )
-        for row in data.to_dict("records")
-    )
-    columns: tuple[Column | str, ...] = (
-        "",
-        "Difference",
-        "Other arm",
-        *common.right("Pairs", "Nats", "95% interval", "Effect size", "Adjusted p", "TOST p"),
-    )
-    table = Table(columns, rows, "Tests of the families that the preregistration names", data=data, id=identity)
-    return [Details("The tests", (table,))]
 
 
 def _runs_sentence(analyzer: FailureAnalyzer) -> str:
@@ -969,7 +929,7 @@ def _remedies(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, verdicts:
     """What was tried on the two extreme formats, with its effect against the format without it and against FP32."""
     table = analyzer.remedies
     shown = table[table["n_pairs"] >= 2]
-    blocks: list[Block] = [verdict_table(verdicts, "verdicts"), *tests_table(verdicts, "verdict-tests")]
+    blocks: list[Block] = [common.verdict_table(verdicts, "verdicts"), *common.tests_table(verdicts, "verdict-tests")]
     if len(shown):
         blocks += [*_remedy_chart(shown), _remedy_rows(shown)]
         text = (
@@ -1020,35 +980,15 @@ def _remedy_chart(shown: pd.DataFrame) -> list[Block]:
     data = common.finite_rows(shown[columns], "difference", "low", "high")
     if data.empty:
         return []
-    labels = [f"{row.format}: {row.remedy} (n = {row.n_pairs})" for row in data.itertuples()]
-
-    def draw(axes: Axes) -> None:
-        for number, row in enumerate(data.itertuples()):
-            colour = PALETTE[EXTREMES.index(row.format)]
-            axes.hlines([number], [row.low], [row.high], color=colour, linewidth=2)
-            axes.plot([row.difference], [number], "o", color=colour, markersize=6)
-        axes.axvline(0, color=FOREGROUND, linewidth=1)
-        axes.set_yticks(range(len(data)), labels, color=FOREGROUND)
-        axes.set_ylim(len(data) - 0.4, -0.6)
-        axes.grid(visible=False, axis="y")
-        axes.set_xlabel("nats a character; left of 0 it helps")
-
-    said = "; ".join(
-        f"{row.format}, {row.remedy}: {row.difference:+.3f} {common.interval(row.low, row.high)}, n = {row.n_pairs}"
-        for row in data.itertuples()
-    )
-    left = 0.35 + 0.062 * max(len(label) for label in labels)
     return [
-        ChartBlock(
-            Chart(
-                "remedies-chart",
-                "What each remedy does to the loss of E0M7 and E7M0",
-                f"Paired difference of the final validation loss with 95% t interval. {said}.",
-                data,
-                draw,
-                height=0.28 * len(data) + 0.7,
-                margins=(left, 0.15, 0.5, 0.1),
-            )
+        common.differences_chart(
+            "remedies-chart",
+            "What each remedy does to the loss of E0M7 and E7M0",
+            "Paired difference of the final validation loss with 95% t interval.",
+            data,
+            [f"{row.format}: {row.remedy}" for row in data.itertuples()],
+            "nats a character; left of 0 it helps",
+            [PALETTE[EXTREMES.index(name)] for name in data["format"]],
         )
     ]
 

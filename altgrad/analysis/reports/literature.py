@@ -11,17 +11,11 @@ import pandas as pd
 from altgrad.analysis.literature import Finding, findings, literature_verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports import common
-from altgrad.analysis.reports.failure_modes import tests_table, verdict_table
 from altgrad.analysis.statistics import MARGIN
 from altgrad.pages import (
-    FOREGROUND,
-    MUTED,
-    PALETTE,
     Block,
     Bullets,
     Cell,
-    Chart,
-    ChartBlock,
     Column,
     Heading,
     Link,
@@ -36,7 +30,7 @@ from altgrad.pages import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    pass
 
 PATH = "reports/literature"
 
@@ -60,8 +54,8 @@ def literature_page(loader: ExperimentDataLoader, built: datetime | None = None)
             "runs show the same direction, or the same equivalence within our margin; it is no reproduction."
         ),
         Heading("Written down beforehand"),
-        verdict_table(verdicts, "verdicts"),
-        *tests_table(verdicts, "verdict-tests"),
+        common.verdict_table(verdicts, "verdicts"),
+        *common.tests_table(verdicts, "verdict-tests"),
     ]
     for finding in found:
         blocks += _section(finding)
@@ -167,36 +161,16 @@ def _chart(decided: list[Finding]) -> list[Block]:
     data = common.finite_rows(pd.concat(frames, ignore_index=True)[kept], "difference", "low", "high")
     if data.empty:
         return []
-    labels = [f"{row.contrast} (n = {row.n_pairs})" for row in data.itertuples()]
-
-    def draw(axes: Axes) -> None:
-        axes.axvspan(-MARGIN, MARGIN, color=MUTED, alpha=0.18, linewidth=0)
-        axes.axvline(0, color=FOREGROUND, linewidth=1)
-        for number, row in enumerate(data.itertuples()):
-            axes.hlines([number], [row.low], [row.high], color=PALETTE[0], linewidth=2)
-            axes.plot([row.difference], [number], "o", color=PALETTE[0], markersize=6)
-        axes.set_yticks(range(len(data)), labels, color=FOREGROUND, fontsize=8)
-        axes.set_ylim(len(data) - 0.4, -0.6)
-        axes.grid(visible=False, axis="y")
-        axes.set_xlabel("difference of final losses, nats a character")
-
-    said = "; ".join(
-        f"{row.contrast}: {row.difference:+.3f} {common.interval(row.low, row.high)}, n = {row.n_pairs}"
-        for row in data.itertuples()
-    )
-    left = 0.3 + 0.058 * max(len(label) for label in labels)
     return [
-        ChartBlock(
-            Chart(
-                "differences",
-                "Our differences where others report one, or none",
-                f"Paired differences of the final validation loss with 95% t intervals; below zero the first is "
-                f"better; the margin of equivalence is grey. {said}.",
-                data,
-                draw,
-                height=0.3 * len(data) + 0.7,
-                margins=(left, 0.15, 0.5, 0.1),
-            )
+        common.differences_chart(
+            "differences",
+            "Our differences where others report one, or none",
+            "Paired differences of the final validation loss with 95% t intervals; below zero the first is better; the "
+            "margin of equivalence is grey.",
+            data,
+            list(data["contrast"]),
+            "difference of final losses, nats a character",
+            margin=MARGIN,
         )
     ]
 
