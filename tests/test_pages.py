@@ -350,7 +350,7 @@ def test_finished_html_has_charts_inline_and_tables_in_labelled_boxes_at_every_d
     assert found.count('<figure class="chart"') == 2
     assert found.count('role="img"') == 2
     assert "<img" not in found
-    assert re.findall(r'<div class="table-box" role="region" tabindex="0" aria-label="([^"]*)"', found) == [
+    assert re.findall(r'<div class="table-box" role="group" tabindex="0" aria-label="([^"]*)"', found) == [
         "Inner",
         "Outer",
     ]

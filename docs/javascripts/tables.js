@@ -1,4 +1,5 @@
 // Sortable tables: each heading becomes a button. Numbers sort as numbers, empty cells stay last, ties keep their order.
+// At the end, what every page needs besides: copy buttons of code blocks that are no landmarks.
 "use strict";
 
 function sortKey(cell) {
@@ -39,3 +40,10 @@ for (const box of document.querySelectorAll(".table-box")) {
     });
   });
 }
+
+// Material puts each copy button into a <nav> without a name: to a screen reader, as many landmarks as code blocks.
+function unmarkCopyButtons() {
+  for (const box of document.querySelectorAll("nav.md-code__nav:not([role])")) box.setAttribute("role", "presentation");
+}
+new MutationObserver(unmarkCopyButtons).observe(document.body, { childList: true, subtree: true });
+unmarkCopyButtons();

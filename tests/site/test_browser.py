@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +27,10 @@ KINDS = (
     "formats/e4m3/",
     "formats/e8m0/",
     "formats/bf16/",
+    "explorer/",
+    "tensors/",
     "runs/",
+    "compare/",
     "ARM",
     "STUDY",
     "benchmarks/",
@@ -38,6 +42,8 @@ KINDS = (
     "changelog/",
 )
 """A page of every kind; ARM is the page of an arm, STUDY that of a tuning study."""
+FOREIGN_SCRIPT = "script:not([type=module][src^='../javascripts/']:empty)"
+"""Any script in the text of a page but one of the site's own files."""
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 
 
@@ -85,7 +91,8 @@ class Visit:
             "console",
             lambda message: self.complaints.append(message.text) if message.type in ("error", "warning") else None,
         )
-        self.page.goto(address, wait_until="networkidle")
+        self.page.goto(address)
+        self.page.wait_for_load_state("networkidle")  # alone it may come while a long page is still being read
 
 
 @pytest.fixture
@@ -101,29 +108,38 @@ def visit(browser: Any) -> Iterator[Any]:
         one.context.close()
 
 
-@pytest.mark.parametrize("palette", ["light", "dark"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_of_each_kind_is_accessible_quiet_and_still(
-    visit: Any, place: Any, real_address: str, kind: str, palette: str
+def test_a_page_of_each_kind_is_accessible_quiet_and_still_in_both_palettes_and_fits_a_phone(
+    visit: Any, place: Any, real_address: str, kind: str
 ) -> None:
-    """No axe-core violation, no complaint, no foreign or failed request, nothing that jumps while it loads."""
-    one = visit(real_address + place(kind), palette=palette)
-    assert one.page.evaluate("window.shifted") < 0.02
-    keep(one.page, kind, palette)  # which resizes the window
+    """No axe-core violation, no complaint, no foreign or failed request, nothing that jumps while it loads.
+
+    One load for all of it, since the large reports take seconds: the palettes differ in their colours only.
+    """
+    one = visit(real_address + place(kind))
+    page = one.page
+    assert page.evaluate("window.shifted") < 0.02
+    keep(page, kind, "light")
+    assert page.locator("h1").count() == 1
+    assert axe_faults(page) == []
+    page.get_by_title("Switch to the dark palette").click()
+    page.wait_for_function("document.body.dataset.mdColorScheme === 'slate'")
+    keep(page, kind, "dark")
+    assert axe_faults(page, ["color-contrast", "link-in-text-block"]) == []
+    page.set_viewport_size({"width": 360, "height": 800})
+    keep(page, kind, "phone")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert [url for url in one.requests if not url.startswith((real_address, "data:"))] == []
     assert one.failed == []
     assert one.complaints == []
-    assert one.page.locator("h1").count() == 1
+
+
+def test_a_reader_whose_system_is_dark_gets_the_dark_palette_at_once(visit: Any, real_address: str) -> None:
+    one = visit(real_address, palette="dark")
+    assert one.page.evaluate("document.body.dataset.mdColorScheme") == "slate"
+    assert one.page.evaluate("window.shifted") < 0.02
     assert axe_faults(one.page) == []
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_page_of_each_kind_never_scrolls_sideways_on_a_phone(
-    visit: Any, place: Any, real_address: str, kind: str
-) -> None:
-    page = visit(real_address + place(kind), width=360).page
-    keep(page, kind, "phone")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert one.complaints == []
 
 
 def keep(page: Any, kind: str, look: str) -> None:
@@ -135,7 +151,14 @@ def keep(page: Any, kind: str, look: str) -> None:
 
 @pytest.mark.parametrize("kind", ["", *REPORTS])
 def test_home_and_reports_show_a_chart(visit: Any, real_address: str, kind: str) -> None:
-    charts = visit(real_address + kind).page.locator("figure.chart svg[role=img]:visible")
+    """All have runs; the literature's may be missing, and then the page says that its answer is pending."""
+    page = visit(real_address + kind).page
+    charts = page.locator("figure.chart svg[role=img]:visible")
+    answers = set(page.locator("#table-claims tbody td:first-child").all_inner_texts())
+    if kind == "reports/literature/" and answers and answers <= {"pending", "related work"}:
+        assert page.get_by_text("Agreement with the literature: pending.").is_visible()
+        assert charts.count() == 0
+        return
     assert charts.count() >= 1
     assert charts.first.bounding_box()["height"] > 100
 
@@ -194,6 +217,8 @@ def test_bands_are_mean_and_range_over_the_runs_that_have_a_step(visit: Any, rea
     ]
     call = f"async (runs) => (await import('{real_address}javascripts/curves.js'))"
     band = page.evaluate(call + ".seedBand(runs, 'val_loss', 'seconds')", runs)
+    deviation = band.pop("sd")
+    assert deviation == pytest.approx([math.sqrt(2)] * 2)
     assert band == {"x": [0, 2], "mean": [4, 3], "low": [3, 2], "high": [5, 4], "n": [2, 2], "step": [0, 10]}
     lines = [{"x": [0, 2], "columns": [[1, 2]]}, {"x": [1, 2], "columns": [[3, 4]]}]
     aligned = page.evaluate(call + ".align(runs)", lines)
@@ -243,13 +268,20 @@ def test_the_gallery_of_all_blocks_has_no_accessibility_fault(visit: Any, galler
         assert axe_faults(visit(gallery_address, palette=palette).page) == []
 
 
-def axe_faults(page: Any) -> list[str]:
-    """What axe-core finds, of any weight, as "rule: element"."""
+def axe_faults(page: Any, rules: list[str] | None = None) -> list[str]:
+    """What axe-core finds, of any weight, as "rule: element"; by all rules, or by some.
+
+    What is folded is opened first, so that it counts. The insides of a drawing are one image to a reader, and the rows
+    of a table from the 17th on are like those before; axe-core takes a minute for them.
+    """
     spec = find_spec("axe_core_python")
     assert spec is not None
     assert spec.origin is not None
     page.evaluate((Path(spec.origin).parent / "axe.min.js").read_text())
-    violations = page.evaluate("axe.run()")["violations"]
+    page.evaluate("document.querySelectorAll('.md-content details').forEach((each) => { each.open = true; })")
+    where = {"exclude": [["figure svg g"], ["table.data tbody tr:nth-child(n+17)"]]}
+    how = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else {})}
+    violations = page.evaluate("([where, how]) => axe.run(where, how)", [where, how])["violations"]
     return [f"{violation['id']}: {node['html']}" for violation in violations for node in violation["nodes"]]
 
 
@@ -308,7 +340,7 @@ def test_a_site_of_hostile_records_runs_nothing_and_shows_them_as_text(
         foreign = "a[href]:not([href^='http:'], [href^='https:'], [href^='#'], [href^='.'])"
         bad = one.page.locator(f".md-content article {foreign}").evaluate_all("links => links.map((link) => link.href)")
         assert [address for address in bad if not address.startswith(hostile_address)] == []
-        assert one.page.locator(".md-content :is(script, img, iframe, object, form)").count() == 0
+        assert one.page.locator(f".md-content :is({FOREIGN_SCRIPT}, img, iframe, object, form)").count() == 0
         assert "\u202e" not in one.page.content()
 
 
