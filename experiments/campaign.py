@@ -5,8 +5,9 @@
 
 A study is a function that returns configs. Without a name the whole campaign runs, in the order of `CAMPAIGN`. Runs are
 single-threaded, one process a core. A run that failed or crashed is recorded and not repeated: what happened is the
-result. Learning rates are tuned on seeds that no study reports, and a study takes them from the recorded tuning runs;
-what each study is to answer was written down before it ran, in docs/method/preregistration.md.
+result. One whose process was stopped or killed is. Learning rates are tuned on seeds that no study reports, and a study
+takes them from the recorded tuning runs; what each study is to answer was written down before it ran, in
+docs/method/preregistration.md.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -28,6 +29,9 @@ sys.path.insert(0, str(ROOT))
 from altgrad.cli import guarded  # noqa: E402
 from altgrad.config import LAYER_TYPES, OPERANDS, ExperimentConfig, UsageError, parse_config  # noqa: E402
 from altgrad.formats import SPLITS_8BIT, get_format  # noqa: E402
+
+if TYPE_CHECKING:
+    from altgrad.runs import RunRecord
 
 RUNS = ROOT / "experiments" / "runs"
 RECORDED = ROOT / "experiments" / "recorded"
@@ -426,13 +430,21 @@ def identity(config: ExperimentConfig) -> str:
     return run_id(config, data_fingerprint())
 
 
+def has_ended(record: RunRecord) -> bool:
+    """Whether a run came to an end of its own, good or bad.
+
+    One that was interrupted, or whose process was killed, did not, and is run again.
+    """
+    return record.status in ("finished", "failed", "crashed") and bool(record.run.get("ended"))
+
+
 def ended_losses(folders: Sequence[Path]) -> dict[str, float]:
-    """The final loss of every ended run in the folders; interrupted runs are not ended."""
+    """The final loss of every run in the folders that has ended; infinite for one that did not finish."""
     from altgrad.runs import load_runs
 
     found = {}
     for record in load_runs(tuple(folders)).records:
-        if record.status in ("finished", "failed", "crashed"):
+        if has_ended(record):
             loss = (record.run.get("summary") or {}).get("val_loss")
             usable = record.status == "finished" and isinstance(loss, float) and math.isfinite(loss)
             found[record.id] = loss if usable else math.inf
@@ -494,7 +506,7 @@ def pack(study: str, out: Path, partial: bool = False) -> int:
 
     wanted = {identity(config) for config in find(study)(ended_losses((RECORDED, out)))}
     records = [record for record in load_runs((RECORDED / study, out)).records if record.id in wanted]
-    ended = [record for record in records if record.status in ("finished", "failed", "crashed")]
+    ended = [record for record in records if has_ended(record)]
     missing = len(wanted) - len(ended)
     if not ended or (missing and not partial):
         raise UsageError(

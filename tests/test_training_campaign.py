@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 from collections import Counter
@@ -183,6 +184,12 @@ def test_a_campaign_resumes_and_packs(
     assert "2 are missing" in said
     assert campaign.run_study("tiny", out, 1) == 0
     assert "2 to do" in capsys.readouterr().out
+    killed = next(out.glob("e7m0*")) / "run.json"  # as a process leaves it that had no time to write an end
+    left = json.loads(killed.read_text())
+    killed.write_text(json.dumps({key: left[key] for key in left if key != "ended"} | {"status": "running"}))
+    assert campaign.run_study("tiny", out, 1) == 0
+    assert "2 recorded, 1 to do" in capsys.readouterr().out, "a run that was killed is run again"
+    assert json.loads(killed.read_text())["status"] == "finished"
     assert campaign.pack("tiny", out) == 0
     assert "3 runs packed" in capsys.readouterr().out
     assert campaign.run_study("tiny", tmp_path / "elsewhere", 1) == 0
