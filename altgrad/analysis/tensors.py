@@ -15,10 +15,12 @@ docs/javascripts/tensors/outcome.js computes the same; a test holds the two toge
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from altgrad.formats import FloatFormat
@@ -29,6 +31,7 @@ that they are neither on the grid of a format nor halfway between its values."""
 
 Policy = Literal["amax", "amax_exact", "none"]
 POLICIES: tuple[Policy, ...] = ("amax", "amax_exact", "none")
+_COUNT = re.compile("binade_.*|code_[0-9a-f]{2}")
 
 
 @dataclass(frozen=True)
@@ -151,14 +154,13 @@ def histograms(layers: pd.DataFrame, formats: Mapping[str, FloatFormat]) -> dict
             the scales of their rows or blocks, and are left out.
     """
     found: dict[tuple[str, str, int], Histogram] = {}
-    text = layers["statistic"].astype(str)
-    wanted = (
-        text.str.startswith("binade_")
-        | text.str.fullmatch("code_[0-9a-f]{2}")
-        | text.isin(("amax", "scale", "norm_l2"))
-    )
+    names = layers["statistic"].astype("category").array
+    counts = [_COUNT.fullmatch(str(name)) is not None for name in names.categories]
+    if not any(counts):
+        return found
+    wanted = np.append(np.array(counts) | names.categories.isin(("amax", "scale", "norm_l2")), False)[names.codes]
     chosen = layers.loc[wanted, ["layer", "operand", "step", "statistic", "value"]]
-    for (layer, operand, step), rows in chosen.groupby(["layer", "operand", "step"], sort=False):
+    for (layer, operand, step), rows in chosen.groupby(["layer", "operand", "step"], sort=False, observed=True):
         values = dict(zip(rows["statistic"].astype(str), rows["value"].astype(float), strict=True))
         amax, scale, norm = (values.pop(name, math.nan) for name in ("amax", "scale", "norm_l2"))
         binades = {name[7:]: number for name, number in values.items() if name.startswith("binade_")}

@@ -42,7 +42,7 @@ class ReportGenerator:
 
     @cached_property
     def _pages(self) -> tuple[Page, ...]:
-        makers, moved = (format_comparison_page, failure_modes_page, manifold_comparison_page), swept(self.loader)
+        makers, moved = (format_comparison_page, failure_modes_page, manifold_comparison_page), self.loader.once(swept)
         return tuple(replace(make(self.loader, self.built), moved=moved) for make in makers)
 
     @property
