@@ -22,6 +22,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from altgrad.formats import FloatFormat
 
@@ -158,8 +159,18 @@ def histograms(layers: pd.DataFrame, formats: Mapping[str, FloatFormat]) -> dict
     counts = [_COUNT.fullmatch(str(name)) is not None for name in names.categories]
     if not any(counts):
         return found
-    wanted = np.append(np.array(counts) | names.categories.isin(("amax", "scale", "norm_l2")), False)[names.codes]
-    chosen = layers.loc[wanted, ["layer", "operand", "step", "statistic", "value"]]
+    place = np.zeros(len(layers), np.int64)
+    for key in ("layer", "operand", "step"):
+        codes, found_keys = pd.factorize(layers[key])
+        place = place * len(found_keys) + codes
+
+    def rows_of(words: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return np.append(words, False)[names.codes]
+
+    counted, others = np.array(counts), names.categories.isin(("amax", "scale", "norm_l2"))
+    usable = np.isin(place, place[rows_of(counted)])  # most rows are of looks that counted nothing
+    usable &= np.isin(place, place[rows_of(names.categories.str.startswith("binade_") | (names.categories == "scale"))])
+    chosen = layers.loc[rows_of(counted | others) & usable, ["layer", "operand", "step", "statistic", "value"]]
     for (layer, operand, step), rows in chosen.groupby(["layer", "operand", "step"], sort=False, observed=True):
         values = dict(zip(rows["statistic"].astype(str), rows["value"].astype(float), strict=True))
         amax, scale, norm = (values.pop(name, math.nan) for name in ("amax", "scale", "norm_l2"))
