@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from altgrad.analysis.comparison import Comparison, FormatComparator, by_seed
-from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader
+from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader, concatenated
 from altgrad.analysis.preregistered import (
     CAMPAIGN_SEEDS,
     FEW_SEEDS,
@@ -568,18 +569,17 @@ class FailureAnalyzer:
         First the mean over layers and recorded steps of each run, then over runs. Overflow and underflow are fractions
         of an operand's nonzero elements, SQNR is in dB.
         """
-        rows = []
-        for run in self._loader.runs.itertuples():
-            if run.role != "report":
-                continue
-            layers = self._loader.records[run.run_id].coded
-            chosen = layers[layers["statistic"].isin(HEALTH_STATISTICS) & layers["operand"].isin(PHASE_OF_OPERAND)]
-            means = chosen.groupby(["operand", "statistic"], observed=True)["value"].mean()
-            rows += [(run.arm, run.format, *names, value) for names, value in means.items()]
-        if not rows:
-            return pd.DataFrame(columns=["arm", "format", "operand", "phase", "statistic", "value", "n"])
         keys = ["arm", "format", "operand", "statistic"]
-        frame = pd.DataFrame(rows, columns=[*keys, "value"]).groupby(keys)["value"].agg(["mean", "count"]).reset_index()
+        runs = self._loader.runs
+        runs = runs[runs["role"] == "report"]
+        tables = [self._loader.records[run_id].coded for run_id in runs["run_id"]]
+        if not sum(map(len, tables)):
+            return pd.DataFrame(columns=["arm", "format", "operand", "phase", "statistic", "value", "n"])
+        every = concatenated(tables).assign(run=np.repeat(runs.index, list(map(len, tables))))
+        every = every[every["statistic"].isin(HEALTH_STATISTICS) & every["operand"].isin(PHASE_OF_OPERAND)]
+        means = every.groupby(["run", "operand", "statistic"], observed=True)["value"].mean().reset_index()
+        means = means.astype({"operand": "str", "statistic": "str"}).join(runs[["arm", "format"]], on="run")
+        frame = means.groupby(keys)["value"].agg(["mean", "count"]).reset_index()
         frame = frame.rename(columns={"mean": "value", "count": "n"})
         return frame.assign(phase=frame["operand"].map(PHASE_OF_OPERAND))
 

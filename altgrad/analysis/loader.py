@@ -170,7 +170,7 @@ class ExperimentDataLoader:
         if not frames:
             return pd.DataFrame(columns=[*LAYER_COLUMNS, "n"])
         keys = ["step", "layer", "layer_type", "operand", "statistic"]
-        every = _concatenated(frames)
+        every = concatenated(frames)
         frame = _aggregated(every[is_over_time(every)], keys)
         flips, updates = (frame[frame["statistic"] == name] for name in ("flips", "updates"))
         stall = flips.merge(updates[[*keys[:-1], "sum"]], on=keys[:-1], suffixes=("", "_of_updates"))
@@ -188,7 +188,7 @@ class ExperimentDataLoader:
         frames = [frame for run_id in run_ids if len(frame := self.records[run_id].coded)]
         if not frames:
             return pd.DataFrame(columns=[*LAYER_COLUMNS, "n"])
-        every = _concatenated(frames)
+        every = concatenated(frames)
         runs = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
         frame = _aggregated(every[is_last(every, runs)], list(LAYER_COLUMNS[1:-1])).rename(columns={"count": "n"})
         frame["value"] = frame["mean"].mask(is_histogram(frame), frame["sum"])
@@ -261,9 +261,10 @@ def _fingerprint(run_set: RunSet) -> str:
     return total.hexdigest()[:12]
 
 
-def _concatenated(frames: list[pd.DataFrame]) -> pd.DataFrame:
+def concatenated(frames: list[pd.DataFrame]) -> pd.DataFrame:
     """One table of the `RunRecord.coded` of some runs; those of several studies have several lists of categories."""
-    if any((frame.dtypes != frames[0].dtypes).any() for frame in frames[1:]):
+    frames = [frame for frame in frames if len(frame)] or frames[:1]
+    if any(frame[name].dtype != frames[0][name].dtype for name in LAYER_TEXT for frame in frames[1:]):
         names = {
             name: pd.CategoricalDtype(union_categoricals([frame[name] for frame in frames]).categories)
             for name in LAYER_TEXT

@@ -156,20 +156,21 @@ def histograms(layers: pd.DataFrame, formats: Mapping[str, FloatFormat]) -> dict
     """
     found: dict[tuple[str, str, int], Histogram] = {}
     names = layers["statistic"].astype("category").array
-    counts = [_COUNT.fullmatch(str(name)) is not None for name in names.categories]
-    if not any(counts):
+    words = names.categories.tolist()
+    counted = np.array([_COUNT.fullmatch(str(word)) is not None for word in words], dtype=bool)
+    if not counted.any():
         return found
     place = np.zeros(len(layers), np.int64)
     for key in ("layer", "operand", "step"):
         codes, found_keys = pd.factorize(layers[key])
         place = place * len(found_keys) + codes
 
-    def rows_of(words: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        return np.append(words, False)[names.codes]
+    def rows_of(chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return np.append(chosen, False)[names.codes]
 
-    counted, others = np.array(counts), names.categories.isin(("amax", "scale", "norm_l2"))
-    usable = np.isin(place, place[rows_of(counted)])  # most rows are of looks that counted nothing
-    usable &= np.isin(place, place[rows_of(names.categories.str.startswith("binade_") | (names.categories == "scale"))])
+    others = np.isin(words, ("amax", "scale", "norm_l2"))
+    told = np.array([str(word) == "scale" or str(word).startswith("binade_") for word in words])
+    usable = np.isin(place, place[rows_of(counted)]) & np.isin(place, place[rows_of(told)])  # few looks are
     chosen = layers.loc[rows_of(counted | others) & usable, ["layer", "operand", "step", "statistic", "value"]]
     for (layer, operand, step), rows in chosen.groupby(["layer", "operand", "step"], sort=False, observed=True):
         values = dict(zip(rows["statistic"].astype(str), rows["value"].astype(float), strict=True))
