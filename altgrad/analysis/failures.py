@@ -953,9 +953,7 @@ def _problem(config: ExperimentConfig, data: str) -> str:
 def _gap_row(arm: str, runs: pd.DataFrame, bases: dict[str, pd.DataFrame]) -> dict[str, Any]:
     first = runs.iloc[0]
     own = by_seed(runs, "final_val_loss")
-    compared = [
-        (name, base, paired_difference(own, by_seed(base, "final_val_loss"))) for name, base in bases.items()
-    ]
+    compared = [(name, base, paired_difference(own, by_seed(base, "final_val_loss"))) for name, base in bases.items()]
     compared.sort(key=lambda each: (-each[2].n, each[1]["final_val_loss"].mean(), each[0]))
     name, _, gap = compared[0] if compared else (None, None, paired_difference(own, own.iloc[:0]))
     unfinished = runs["status"] != "finished"

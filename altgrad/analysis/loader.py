@@ -100,7 +100,6 @@ class ExperimentDataLoader:
     ) -> None:
         self._sources = None if sources is None else tuple(Path(source) for source in sources)
         self._project, self._entity, self._silence, self._progress = project, entity, silence, progress
-        self._found: dict[Callable[[ExperimentDataLoader], Any], Any] = {}
 
     @cached_property
     def pulled(self) -> Pulled | None:
@@ -120,6 +119,7 @@ class ExperimentDataLoader:
         """Every readable record, and the problems of the others."""
         _ = self.pulled  # first, and whether or not anything came
         sources = default_sources() if self._sources is None else self._sources
+        sources = tuple(source for source in sources if source.is_dir())
         try:
             content = sources_fingerprint(sources)
         except OSError:  # a file that cannot be read, or that a run replaces in this moment
@@ -142,14 +142,15 @@ class ExperimentDataLoader:
         return _table(self.run_set).copy()
 
     def once(self, find: Callable[[ExperimentDataLoader], T]) -> T:
-        """What `find` gives for these records, found once: many pages need the same comparisons.
+        """What `find` gives for these records, found once in a process: many pages need the same comparisons.
 
         Args:
             find: a function or class of a module; what it gives is shared and only to be read.
         """
-        if find not in self._found:
-            self._found[find] = find(self)
-        return self._found[find]  # type: ignore[no-any-return]
+        found = _found(self.run_set)
+        if find not in found:
+            found[find] = find(self)
+        return found[find]  # type: ignore[no-any-return]
 
     def history(self, run_id: str) -> pd.DataFrame:
         """The history of one run: step and its metrics."""
@@ -230,6 +231,12 @@ class ExperimentDataLoader:
 def _read(sources: tuple[Path, ...], content: str) -> RunSet:
     """One reading for all loaders of a process, as long as `content` (`sources_fingerprint`) is what is there."""
     return load_runs(sources)
+
+
+@lru_cache(maxsize=2)
+def _found(run_set: RunSet) -> dict[Callable[[ExperimentDataLoader], Any], Any]:
+    """What `ExperimentDataLoader.once` has found in these records."""
+    return {}
 
 
 @lru_cache(maxsize=2)

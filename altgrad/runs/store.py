@@ -58,7 +58,7 @@ class RunRecord:
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row a logged step; column `step` and the metrics, float64. The caller's own: a change of it stays there."""
+        """One row a logged step; column `step` and the metrics, float64; the caller's own."""
         return self._history.copy(deep=False)
 
     @property

@@ -242,11 +242,7 @@ def _foreign(loader: ExperimentDataLoader) -> FormatComparator:
 
 def _foreign_comparison(loader: ExperimentDataLoader, arm: str) -> list[Block]:
     """The formats that another loop recorded in this arm's setting, against its unquantized runs."""
-    found = (
-        each
-        for each in loader.once(_foreign).comparisons
-        if arm in (each.baseline, *each.table["arm"])
-    )
+    found = (each for each in loader.once(_foreign).comparisons if arm in (each.baseline, *each.table["arm"]))
     blocks: list[Block] = []
     for comparison in found:
         rows = tuple(
