@@ -297,7 +297,7 @@ class FormatComparator:
 
 def results_table(loader: ExperimentDataLoader) -> pd.DataFrame:
     """Every arm of every comparison of formats, that with the most pairs first: columns `RESULT_COLUMNS`."""
-    return FormatComparator(loader).results
+    return loader.once(FormatComparator).results
 
 
 def scale_policies(loader: ExperimentDataLoader, comparison: Comparison) -> pd.DataFrame:
@@ -520,8 +520,13 @@ def _losses(runs: pd.DataFrame) -> pd.Series:
 
 def by_seed(runs: pd.DataFrame, column: str) -> pd.Series:
     """The column by seed; where a seed was recorded twice (a repeat under another status), a finished run counts."""
-    ordered = runs.assign(ended_well=runs["status"] == "finished").sort_values(["ended_well", "run_id"])
-    return ordered.drop_duplicates("seed", keep="last").set_index("seed")[column].astype("float64")
+    rows = sorted(zip(runs["status"] == "finished", runs["run_id"], runs["seed"], runs[column], strict=True))
+    found: dict[int, float] = {}
+    for *_, seed, value in rows:
+        found.pop(seed, None)  # so that a seed stands where it was last
+        found[seed] = value
+    seeds = pd.Index(list(found), dtype=runs["seed"].dtype, name="seed")
+    return pd.Series(list(found.values()), seeds, dtype="float64", name=column)
 
 
 def _nothing() -> Estimate:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from altgrad.analysis.comparison import Comparison, FormatComparator
-from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader
+from altgrad.analysis.comparison import Comparison, FormatComparator, by_seed
+from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader, concatenated
 from altgrad.analysis.preregistered import (
     CAMPAIGN_SEEDS,
     FEW_SEEDS,
@@ -568,18 +569,17 @@ class FailureAnalyzer:
         First the mean over layers and recorded steps of each run, then over runs. Overflow and underflow are fractions
         of an operand's nonzero elements, SQNR is in dB.
         """
-        rows = []
-        for run in self._loader.runs.itertuples():
-            layers = self._loader.layers(run.run_id)
-            chosen = layers[layers["statistic"].isin(HEALTH_STATISTICS) & layers["operand"].isin(PHASE_OF_OPERAND)]
-            if run.role != "report" or chosen.empty:
-                continue
-            means = chosen.groupby(["operand", "statistic"], observed=True)["value"].mean().reset_index()
-            rows.append(means.assign(arm=run.arm, format=run.format))
-        if not rows:
-            return pd.DataFrame(columns=["arm", "format", "operand", "phase", "statistic", "value", "n"])
         keys = ["arm", "format", "operand", "statistic"]
-        frame = pd.concat(rows).groupby(keys)["value"].agg(["mean", "count"]).reset_index()
+        runs = self._loader.runs
+        runs = runs[runs["role"] == "report"]
+        tables = [self._loader.records[run_id].coded for run_id in runs["run_id"]]
+        if not sum(map(len, tables)):
+            return pd.DataFrame(columns=["arm", "format", "operand", "phase", "statistic", "value", "n"])
+        every = concatenated(tables).assign(run=np.repeat(runs.index, list(map(len, tables))))
+        every = every[every["statistic"].isin(HEALTH_STATISTICS) & every["operand"].isin(PHASE_OF_OPERAND)]
+        means = every.groupby(["run", "operand", "statistic"], observed=True)["value"].mean().reset_index()
+        means = means.astype({"operand": "str", "statistic": "str"}).join(runs[["arm", "format"]], on="run")
+        frame = means.groupby(keys)["value"].agg(["mean", "count"]).reset_index()
         frame = frame.rename(columns={"mean": "value", "count": "n"})
         return frame.assign(phase=frame["operand"].map(PHASE_OF_OPERAND))
 
@@ -952,8 +952,8 @@ def _problem(config: ExperimentConfig, data: str) -> str:
 
 def _gap_row(arm: str, runs: pd.DataFrame, bases: dict[str, pd.DataFrame]) -> dict[str, Any]:
     first = runs.iloc[0]
-    own = _once(runs)
-    compared = [(name, base, paired_difference(own, _once(base))) for name, base in bases.items()]
+    own = by_seed(runs, "final_val_loss")
+    compared = [(name, base, paired_difference(own, by_seed(base, "final_val_loss"))) for name, base in bases.items()]
     compared.sort(key=lambda each: (-each[2].n, each[1]["final_val_loss"].mean(), each[0]))
     name, _, gap = compared[0] if compared else (None, None, paired_difference(own, own.iloc[:0]))
     unfinished = runs["status"] != "finished"
@@ -975,9 +975,3 @@ def _gap_row(arm: str, runs: pd.DataFrame, bases: dict[str, pd.DataFrame]) -> di
         "high": gap.high,
         "failed": bool(above or unfinished.any()),
     }
-
-
-def _once(runs: pd.DataFrame) -> pd.Series:
-    """Final losses by seed; where a seed was recorded twice, a finished run counts."""
-    ordered = runs.assign(ended_well=runs["status"] == "finished").sort_values(["ended_well", "run_id"])
-    return ordered.drop_duplicates("seed", keep="last").set_index("seed")["final_val_loss"].astype("float64")

@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from pandas.api.types import union_categoricals
 
 from altgrad.config import LAYER_TYPES, ExperimentConfig, ScaleRule, UsageError
 from altgrad.formats import get_format
-from altgrad.runs import Problem, RunRecord, RunSet, default_sources, load_runs
+from altgrad.runs import Problem, RunRecord, RunSet, default_sources, load_runs, sources_fingerprint
 from altgrad.runs.pack import is_histogram, is_last, is_over_time
 from altgrad.runs.schema import LAYER_COLUMNS, digest
+from altgrad.runs.store import LAYER_TEXT
 from altgrad.runs.wandb_pull import Pulled, pull
 
+T = TypeVar("T")
 OPERANDS = ("weight", "activation", "grad_output")
 OPERAND_NAMES = {"weight": "weights", "activation": "activations", "grad_output": "gradients"}
 RUN_COLUMNS = (
@@ -114,7 +118,13 @@ class ExperimentDataLoader:
     def run_set(self) -> RunSet:
         """Every readable record, and the problems of the others."""
         _ = self.pulled  # first, and whether or not anything came
-        return load_runs(self._sources)
+        sources = default_sources() if self._sources is None else self._sources
+        sources = tuple(source for source in sources if source.is_dir())
+        try:
+            content = sources_fingerprint(sources)
+        except OSError:  # a file that cannot be read, or that a run replaces in this moment
+            return load_runs(sources)
+        return _read(sources, content)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -129,9 +139,18 @@ class ExperimentDataLoader:
     @cached_property
     def runs(self) -> pd.DataFrame:
         """One row a run of any status, columns `RUN_COLUMNS`, ordered by arm and seed; empty without records."""
-        rows = [_row(record) for record in self.run_set.records]
-        frame = pd.DataFrame(rows, columns=list(RUN_COLUMNS))
-        return frame.sort_values(["arm", "seed", "run_id"], ignore_index=True)
+        return _table(self.run_set).copy()
+
+    def once(self, find: Callable[[ExperimentDataLoader], T]) -> T:
+        """What `find` gives for these records, found once in a process: many pages need the same comparisons.
+
+        Args:
+            find: a function or class of a module; what it gives is shared and only to be read.
+        """
+        found = _found(self.run_set)
+        if find not in found:
+            found[find] = find(self)
+        return found[find]  # type: ignore[no-any-return]
 
     def history(self, run_id: str) -> pd.DataFrame:
         """The history of one run: step and its metrics."""
@@ -148,12 +167,12 @@ class ExperimentDataLoader:
         `altgrad.runs.pack.is_over_time` keeps at every look. `stall_ratio` is computed from flips and updates, which
         are at every look in a packed record too, summed over the runs. Empty without looks.
         """
-        frames = [self.layers(run_id) for run_id in run_ids]
-        frames = [frame[is_over_time(frame)] for frame in frames if len(frame)]
+        frames = [frame for run_id in run_ids if len(frame := self.records[run_id].coded)]
         if not frames:
             return pd.DataFrame(columns=[*LAYER_COLUMNS, "n"])
         keys = ["step", "layer", "layer_type", "operand", "statistic"]
-        frame = _aggregated(pd.concat(frames, ignore_index=True), keys)
+        every = concatenated(frames)
+        frame = _aggregated(every[is_over_time(every)], keys)
         flips, updates = (frame[frame["statistic"] == name] for name in ("flips", "updates"))
         stall = flips.merge(updates[[*keys[:-1], "sum"]], on=keys[:-1], suffixes=("", "_of_updates"))
         stall = stall[stall["sum_of_updates"] > 0]
@@ -167,10 +186,10 @@ class ExperimentDataLoader:
         Columns step, layer, layer_type, operand, statistic, value, n (runs), with the largest step where they differ.
         The histograms of codes are sums over the runs.
         """
-        frames = [frame for run_id in run_ids if len(frame := self.layers(run_id))]
+        frames = [frame for run_id in run_ids if len(frame := self.records[run_id].coded)]
         if not frames:
             return pd.DataFrame(columns=[*LAYER_COLUMNS, "n"])
-        every = pd.concat(frames, ignore_index=True)
+        every = concatenated(frames)
         runs = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
         frame = _aggregated(every[is_last(every, runs)], list(LAYER_COLUMNS[1:-1])).rename(columns={"count": "n"})
         frame["value"] = frame["mean"].mask(is_histogram(frame), frame["sum"])
@@ -178,7 +197,12 @@ class ExperimentDataLoader:
 
     def config(self, arm: str) -> ExperimentConfig:
         """The config that the seeds of `arm` share (with the seed of its first run)."""
-        return self.records[self.runs.loc[self.runs["arm"] == arm, "run_id"].iloc[0]].config
+        return self.records[self._first[arm]].config
+
+    @cached_property
+    def _first(self) -> dict[str, str]:
+        first = self.runs.drop_duplicates("arm")
+        return dict(zip(first["arm"], first["run_id"], strict=True))
 
     @cached_property
     def newest(self) -> str | None:
@@ -200,19 +224,66 @@ class ExperimentDataLoader:
     @cached_property
     def fingerprint(self) -> str:
         """First 12 hex of a sha256 over the content of all records and problems, in order."""
-        total = hashlib.sha256()
-        for record in self.run_set.records:
-            total.update(digest(record.run).encode())
-            for frame in (record.history, record.layers):
-                total.update(pd.util.hash_pandas_object(frame, index=False).to_numpy().tobytes())
-        total.update(repr(self.problems).encode())
-        return total.hexdigest()[:12]
+        return _fingerprint(self.run_set)
+
+
+@lru_cache(maxsize=2)
+def _read(sources: tuple[Path, ...], content: str) -> RunSet:
+    """One reading for all loaders of a process, as long as `content` (`sources_fingerprint`) is what is there."""
+    return load_runs(sources)
+
+
+@lru_cache(maxsize=2)
+def _found(run_set: RunSet) -> dict[Callable[[ExperimentDataLoader], Any], Any]:
+    """What `ExperimentDataLoader.once` has found in these records."""
+    return {}
+
+
+@lru_cache(maxsize=2)
+def _table(run_set: RunSet) -> pd.DataFrame:
+    arms = {record.arm: record for record in run_set.records}
+    common = {arm: _of_arm(record) for arm, record in arms.items()}
+    rows = [_row(record, common[record.arm]) for record in run_set.records]
+    frame = pd.DataFrame(rows, columns=list(RUN_COLUMNS))
+    return frame.sort_values(["arm", "seed", "run_id"], ignore_index=True)
+
+
+@lru_cache(maxsize=2)
+def _fingerprint(run_set: RunSet) -> str:
+    total = hashlib.sha256()
+    hashes: dict[int, NDArray[np.uint64]] = {}  # of the words of a list of categories, which many runs share
+    for record in run_set.records:
+        history, layers = record.history, record.coded
+        total.update(digest(record.run, list(history), list(layers), len(layers)).encode())
+        total.update(history.to_numpy(np.float64).tobytes())
+        for name in layers:
+            column = layers[name].array
+            if isinstance(column, pd.Categorical):
+                words = column.categories
+                if id(words) not in hashes:
+                    hashes[id(words)] = np.append(pd.util.hash_array(words.array.astype(object)), np.uint64(0))
+                column = hashes[id(words)][column.codes]  # -1, a missing word, is the last
+            total.update(np.asarray(column).tobytes())
+    total.update(repr(run_set.problems).encode())
+    return total.hexdigest()[:12]
+
+
+def concatenated(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """One table of the `RunRecord.coded` of some runs; those of several studies have several lists of categories."""
+    frames = [frame for frame in frames if len(frame)] or frames[:1]
+    if any(frame[name].dtype != frames[0][name].dtype for name in LAYER_TEXT for frame in frames[1:]):
+        names = {
+            name: pd.CategoricalDtype(union_categoricals([frame[name] for frame in frames]).categories)
+            for name in LAYER_TEXT
+        }
+        frames = [frame.astype(names) for frame in frames]
+    return pd.concat(frames, ignore_index=True)
 
 
 def _aggregated(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """A row a group in the order of its first row: keys, mean, sum and count of `value` without NaN, the largest step.
 
-    What `groupby` gives with `sort=False`, a fifth of the time for keys of text.
+    What `groupby` gives with `sort=False`, a fifth of the time; categories become text.
     """
     group = np.zeros(len(frame), np.int64)
     for key in keys:
@@ -229,6 +300,7 @@ def _aggregated(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     np.maximum.at(step, group, frame["step"].to_numpy(np.int64))
     mean = np.divide(total, count, out=np.full(len(found), np.nan), where=count > 0)
     kept = frame[keys].iloc[first].reset_index(drop=True)
+    kept = kept.astype({key: "str" for key in keys if key in LAYER_TEXT})
     return kept.assign(step=step, mean=mean, sum=total, count=count)
 
 
@@ -337,17 +409,23 @@ def stall_ratio(record: RunRecord) -> float:
 
     In [0, 1]: updates are elements whose proposed change is nonzero, flips those of them whose stored code changed.
     """
-    layers = record.layers
+    layers = record.coded
     if layers.empty or record.config.quantize.weight == "fp32":
         return math.nan
-    totals = layers[layers["statistic"].isin(["flips", "updates"])].groupby("statistic")["value"].sum()
-    updates = float(totals.get("updates", 0.0))
-    return 1.0 - float(totals.get("flips", 0.0)) / updates if updates else math.nan
+    statistic, values = layers["statistic"].array, layers["value"].to_numpy(np.float64)
+    flips, updates = (
+        float(np.nansum(values[statistic.codes == statistic.categories.get_loc(name)]))
+        if name in statistic.categories
+        else 0.0
+        for name in ("flips", "updates")
+    )
+    return 1.0 - flips / updates if updates else math.nan
 
 
-def _row(record: RunRecord) -> dict[str, Any]:
-    config, run = record.config, record.run
-    optimizer, data = config.optimizer, run["data"]["sha256"]
+def _of_arm(record: RunRecord) -> dict[str, Any]:
+    """What all runs of an arm have in common, by column of `RUN_COLUMNS`."""
+    config, data = record.config, record.run["data"]["sha256"]
+    optimizer = config.optimizer
     identity = config.arm_identity()
     stated = states_formats(config)
     quantized = ("quantize", "scaling")
@@ -359,16 +437,10 @@ def _row(record: RunRecord) -> dict[str, Any]:
     experiment = {key: value for key, value in problem.items() if key not in quantized}
     if how := scope_label(config).partition("; ")[2]:  # layers, scales, roundings: where they are not the default
         experiment["how"] = how
-    last_step = int(record.history["step"].max()) if len(record.history) else -1
     rule = config.states("optimizer.step_rule")
     return {
-        "run_id": record.id,
         "arm": record.arm,
-        "seed": config.seed,
         "foreign": config.foreign is not None,
-        "status": record.status,
-        "study": config.study,
-        "role": "tuning" if config.study.endswith("tuning") else "report",
         "format": format_label(config),
         **{operand: getattr(config.quantize, operand) if stated else None for operand in OPERANDS},
         "scope": scope_label(config),
@@ -378,11 +450,23 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "storage": optimizer.storage if rule else None,
         "rounding": optimizer.rounding if rule else None,
         "learning_rate": optimizer.learning_rate if config.states("optimizer.learning_rate") else math.nan,
-        "max_steps": config.max_steps if config.states("max_steps") else max(last_step, 0),
         "data": data,
         "setting": digest(setting, data)[:12],
         "problem": digest(problem, data)[:12],
         "experiment": digest(experiment, data)[:12],
+    }
+
+
+def _row(record: RunRecord, of_arm: dict[str, Any]) -> dict[str, Any]:
+    config, run = record.config, record.run
+    last_step = int(record.history["step"].max()) if len(record.history) else -1
+    return of_arm | {
+        "run_id": record.id,
+        "seed": config.seed,
+        "status": record.status,
+        "study": config.study,
+        "role": "tuning" if config.study.endswith("tuning") else "report",
+        "max_steps": config.max_steps if config.states("max_steps") else max(last_step, 0),
         "final_val_loss": final_val_loss(record),
         "last_step": last_step,
         "stall_ratio": stall_ratio(record),

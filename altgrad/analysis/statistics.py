@@ -65,9 +65,7 @@ class Estimate:
             return math.nan
         if self.sd == 0:
             return 0.0 if abs(self.mean) < margin else 1.0
-        from scipy.stats import t
-
-        return float(t.sf((margin - abs(self.mean)) * math.sqrt(self.n) / self.sd, self.n - 1))
+        return _t_beyond((margin - abs(self.mean)) * math.sqrt(self.n) / self.sd, self.n - 1)
 
     def equivalent(self, margin: float = MARGIN) -> bool:
         """Whether the mean is shown to lie within the margin of 0: a tie, not only the lack of a difference."""
@@ -93,12 +91,25 @@ def mean_interval(values: Sequence[float] | pd.Series) -> Estimate:
     permuted = sign_flip_p(data) if n >= PERMUTATION_FROM else None
     if sd == 0:
         return Estimate(mean, mean, mean, 0.0, n, (1.0 if mean == 0 else 0.0) if permuted is None else permuted)
-    from scipy.stats import t
-
     error = sd / math.sqrt(n)
-    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
-    p_value = float(2 * t.sf(abs(mean) / error, n - 1)) if permuted is None else permuted
+    half = t_quantile(n - 1) * error
+    p_value = 2 * _t_beyond(abs(mean) / error, n - 1) if permuted is None else permuted
     return Estimate(mean, mean - half, mean + half, sd, n, p_value)
+
+
+@cache
+def t_quantile(degrees: int) -> float:
+    """The two-sided 95% quantile of Student's t."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
+
+
+def _t_beyond(value: float, degrees: int) -> float:
+    """How likely Student's t is above `value`; scipy.stats.t.sf gives the same and takes a hundred times as long."""
+    from scipy.special import stdtr
+
+    return float(stdtr(degrees, -value))
 
 
 def sign_flip_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
@@ -167,8 +178,13 @@ def paired_difference(values: pd.Series, baseline: pd.Series) -> Estimate:
     """
     if values.index.has_duplicates or baseline.index.has_duplicates:
         raise ValueError("a paired difference needs each seed once in each arm")
-    difference = (values - baseline).replace([np.inf, -np.inf], np.nan).dropna()
-    return mean_interval(difference.to_numpy())
+    first, second = values.to_numpy(np.float64), baseline.to_numpy(np.float64)
+    if not values.index.equals(baseline.index):
+        _, own, other = np.intersect1d(values.index, baseline.index, assume_unique=True, return_indices=True)
+        first, second = first[own], second[other]
+    with np.errstate(invalid="ignore"):
+        difference = first - second
+    return mean_interval(difference[np.isfinite(difference)])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -507,7 +507,7 @@ class StepRuleComparator:
 
 def step_rule_verdicts(loader: ExperimentDataLoader) -> tuple[Verdict, ...]:
     """What the records say of the preregistered hypotheses on step rules, storage and controls: H6 to H14."""
-    return verdicts_of(StepRuleComparator(loader))
+    return verdicts_of(loader.once(StepRuleComparator))
 
 
 def verdicts_of(comparator: StepRuleComparator) -> tuple[Verdict, ...]:

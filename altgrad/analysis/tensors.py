@@ -15,11 +15,14 @@ docs/javascripts/tensors/outcome.js computes the same; a test holds the two toge
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from altgrad.formats import FloatFormat
 
@@ -29,6 +32,7 @@ that they are neither on the grid of a format nor halfway between its values."""
 
 Policy = Literal["amax", "amax_exact", "none"]
 POLICIES: tuple[Policy, ...] = ("amax", "amax_exact", "none")
+_COUNT = re.compile("binade_.*|code_[0-9a-f]{2}")
 
 
 @dataclass(frozen=True)
@@ -151,14 +155,24 @@ def histograms(layers: pd.DataFrame, formats: Mapping[str, FloatFormat]) -> dict
             the scales of their rows or blocks, and are left out.
     """
     found: dict[tuple[str, str, int], Histogram] = {}
-    text = layers["statistic"].astype(str)
-    wanted = (
-        text.str.startswith("binade_")
-        | text.str.fullmatch("code_[0-9a-f]{2}")
-        | text.isin(("amax", "scale", "norm_l2"))
-    )
-    chosen = layers.loc[wanted, ["layer", "operand", "step", "statistic", "value"]]
-    for (layer, operand, step), rows in chosen.groupby(["layer", "operand", "step"], sort=False):
+    names = layers["statistic"].astype("category").array
+    words = names.categories.tolist()
+    counted = np.array([_COUNT.fullmatch(str(word)) is not None for word in words], dtype=bool)
+    if not counted.any():
+        return found
+    place = np.zeros(len(layers), np.int64)
+    for key in ("layer", "operand", "step"):
+        codes, found_keys = pd.factorize(layers[key])
+        place = place * len(found_keys) + codes
+
+    def rows_of(chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return np.append(chosen, False)[names.codes]
+
+    others = np.isin(words, ("amax", "scale", "norm_l2"))
+    told = np.array([str(word) == "scale" or str(word).startswith("binade_") for word in words])
+    usable = np.isin(place, place[rows_of(counted)]) & np.isin(place, place[rows_of(told)])  # few looks are
+    chosen = layers.loc[rows_of(counted | others) & usable, ["layer", "operand", "step", "statistic", "value"]]
+    for (layer, operand, step), rows in chosen.groupby(["layer", "operand", "step"], sort=False, observed=True):
         values = dict(zip(rows["statistic"].astype(str), rows["value"].astype(float), strict=True))
         amax, scale, norm = (values.pop(name, math.nan) for name in ("amax", "scale", "norm_l2"))
         binades = {name[7:]: number for name, number in values.items() if name.startswith("binade_")}

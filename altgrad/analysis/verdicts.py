@@ -13,5 +13,5 @@ from altgrad.analysis.step_rules import step_rule_verdicts
 def verdicts(loader: ExperimentDataLoader) -> tuple[Verdict, ...]:
     """One verdict a hypothesis, in the order of their numbers."""
     makers = (format_verdicts, step_rule_verdicts, literature_verdicts, failure_verdicts)
-    found = [verdict for make in makers for verdict in make(loader)]
+    found = [verdict for make in makers for verdict in loader.once(make)]
     return tuple(sorted(found, key=lambda verdict: int(verdict.id.removeprefix("H"))))

@@ -42,7 +42,10 @@ def visible(text: str) -> str:
 
     Line breaks and tabs become spaces; characters that no encoding can hold (lone surrogates) are spelled out too.
     """
-    text = re.sub(r"[\r\n\t\f\v\x85\u2028\u2029]+", " ", str(text))
+    text = str(text)
+    if text.isprintable():  # none of the categories below
+        return text
+    text = re.sub(r"[\r\n\t\f\v\x85\u2028\u2029]+", " ", text)
     return "".join(
         f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in ("Cc", "Cf", "Co", "Cs", "Cn") else char
         for char in text

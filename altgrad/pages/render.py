@@ -112,7 +112,10 @@ def files(page: Page, dialect: Dialect) -> dict[str, bytes]:
 def csv(data: pd.DataFrame) -> bytes:
     """`data` as CSV (UTF-8, LF, ten digits). Text that a spreadsheet would take for a formula gets a leading quote."""
     texts = data.select_dtypes(include=["object", "string", "category"]).columns
-    guarded = data.assign(**{name: data[name].map(_plain) for name in texts}).rename(columns=_plain)
+    guarded = data.rename(columns=_plain)
+    for name in texts:
+        if any(isinstance(value, str) and _FORMULA.match(value) for value in data[name].tolist()):
+            guarded[_plain(name)] = data[name].map(_plain)
     text: str = guarded.to_csv(index=False, lineterminator="\n", float_format="%.10g")
     return text.encode("utf-8", "backslashreplace")
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from altgrad.config import ExperimentConfig, UsageError, one_line, parse_config
 from altgrad.runs.schema import (
@@ -34,6 +35,8 @@ from altgrad.runs.schema import (
 from altgrad.runs.writer import is_locked, read_jsonl
 
 PACKED = "runs.parquet"
+LAYER_TEXT = LAYER_COLUMNS[1:-1]
+"""The columns of the per-layer table that hold text."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class RunRecord:
         run: run.json with `status` resolved: a run without an end whose lock is free is ``crashed``.
         config: the validated config.
         arm: the arm's id, computed from config and data fingerprint (never taken from the file).
-        tables: gives the table "history" or "layers"; `history` and `layers` ask it once. A packed run's are cut out of
+        tables: gives the table "history" or "layers", text of which may be categories. A packed run's are cut out of
             its study when somebody asks for them.
     """
 
@@ -53,15 +56,28 @@ class RunRecord:
     arm: str
     tables: Callable[[str], pd.DataFrame] = field(repr=False, compare=False)
 
-    @cached_property
+    @property
     def history(self) -> pd.DataFrame:
-        """One row a logged step; column `step` and the metrics, float64."""
+        """One row a logged step; column `step` and the metrics, float64; the caller's own."""
+        return self._history.copy(deep=False)
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """The long per-layer table, columns `LAYER_COLUMNS`; the caller's own."""
+        return self._layers.copy(deep=False)
+
+    @cached_property
+    def coded(self) -> pd.DataFrame:
+        """`layers` with categories for text, which are compared and grouped at a fraction of the cost; only to read."""
+        return _text_as(self.tables("layers"), "category")
+
+    @cached_property
+    def _history(self) -> pd.DataFrame:
         return self.tables("history")
 
     @cached_property
-    def layers(self) -> pd.DataFrame:
-        """The long per-layer table, columns `LAYER_COLUMNS`."""
-        return self.tables("layers")
+    def _layers(self) -> pd.DataFrame:
+        return _text_as(self.tables("layers"), "str")
 
     @property
     def id(self) -> str:
@@ -74,7 +90,13 @@ class RunRecord:
         return str(self.run["status"])
 
 
-@dataclass(frozen=True)
+def _text_as(layers: pd.DataFrame, kind: Literal["str", "category"]) -> pd.DataFrame:
+    """The per-layer table with its text as text or as categories, which it may be already."""
+    other = [name for name in LAYER_TEXT if name in layers and (layers[name].dtype == "category") == (kind == "str")]
+    return layers.astype(dict.fromkeys(other, kind)) if other else layers
+
+
+@dataclass(frozen=True, eq=False)
 class RunSet:
     """Every readable record of some sources, ordered by id, and what was left out."""
 
@@ -365,14 +387,7 @@ def read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem
 
 
 def _packed_table(tables: Mapping[str, Sliced], identity: str, name: str) -> pd.DataFrame:
-    cut = tables[name].of(identity)
-    if name == "layers":
-        place = cut.column_names.index("value")  # float32 in the file, and float64 in what is computed from it
-        return cut.set_column(place, "value", cut["value"].cast(pa.float64())).to_pandas()
-    # Another run's columns, and float32 to save space: the study's table is wider and narrower than the run's.
-    kept = [column for column in cut.column_names if column == "step" or cut[column].null_count < len(cut)]
-    kinds = [(column, cut[column].type if column == "step" else pa.float64()) for column in kept]
-    return _ordered(cut.select(kept).cast(pa.schema(kinds)).to_pandas())
+    return tables[name].of(identity) if name == "layers" else _ordered(tables[name].of(identity, known=True))
 
 
 @dataclass(frozen=True)
@@ -395,7 +410,7 @@ class Sliced:
             table = pq.read_table(file, read_dictionary=text).unify_dictionaries().combine_chunks()
         if "run_id" not in text or "step" not in table.column_names:
             raise ValueError(f"{path.name} has no columns run_id and step")
-        for name in set(table.column_names) - set(LAYER_COLUMNS[1:-1]) - {"run_id"}:
+        for name in set(table.column_names) - set(LAYER_TEXT) - {"run_id"}:
             if not is_number(schema.field(name).type):
                 raise ValueError(f"a value of column {name!r} is not a number")
         if table["run_id"].null_count or table["step"].null_count:
@@ -414,11 +429,26 @@ class Sliced:
         places = {names[codes[start]]: (int(start), int(n)) for start, n in zip(starts, lengths, strict=True)}
         return cls(table.drop_columns("run_id"), places)
 
-    def of(self, identity: str) -> pa.Table:
-        """The rows of one run; none where it has none."""
-        cut = self.table.slice(*self.places.get(identity, (0, 0)))
-        fields = [pa.field(f.name, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in cut.schema]
-        return cut.cast(pa.schema(fields))
+    @cached_property
+    def _frame(self) -> pd.DataFrame:
+        """The whole table: text as categories, and float64 for what is float32 in the file to save space."""
+        kinds = [(f.name, f.type if f.name in ("step", *LAYER_TEXT) else pa.float64()) for f in self.table.schema]
+        return self.table.cast(pa.schema(kinds)).to_pandas()
+
+    @cached_property
+    def _counts(self) -> Mapping[str, NDArray[np.int64]]:
+        """By column how many values there are before each row, and in all."""
+        columns = zip(self.table.column_names, self.table.columns, strict=True)
+        return {name: np.append(0, np.cumsum(column.is_valid().to_numpy())) for name, column in columns}
+
+    def of(self, identity: str, known: bool = False) -> pd.DataFrame:
+        """The rows of one run; none where it has none. With `known`, only step and columns in which it has a value."""
+        start, length = self.places.get(identity, (0, 0))
+        rows = self._frame.iloc[start : start + length].reset_index(drop=True)
+        if not known:
+            return rows
+        kept = [name == "step" or bool(n[start + length] > n[start]) for name, n in self._counts.items()]
+        return rows if all(kept) else rows.loc[:, kept]
 
     def having(self, column: str) -> set[str]:
         """The runs that have a value in `column`."""

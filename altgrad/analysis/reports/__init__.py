@@ -46,7 +46,7 @@ def site_pages(family: str) -> list[Page]:
         "runs": lambda: arm_pages(loader),
         "formats": lambda: format_pages(loader),
     }
-    moved = swept(loader)
+    moved = loader.once(swept)
     return [replace(page, moved=moved) for page in families[family]()]
 
 

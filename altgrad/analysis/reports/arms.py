@@ -61,7 +61,7 @@ WARNINGS_SHOWN = 20
 def arm_pages(loader: ExperimentDataLoader) -> list[Page]:
     """The index of arms, a page for each arm, one for each tuning study with the arms that only it has, and Compare."""
     arms = list(loader.runs.groupby("arm", sort=True))
-    moved = swept(loader)
+    moved = loader.once(swept)
     own = [(str(arm), runs) for arm, runs in arms if f"runs/{arm}" not in moved]
     losses = cache(partial(losses_by_step, loader))
     files: dict[str, list[Download]] = {}  # of swept arms, beside the pages of their studies
@@ -203,7 +203,7 @@ def _gaps(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | None
 
 def _run_json(record: RunRecord) -> bytes:
     """One run as it was recorded: its description, and its history column by column."""
-    history = {str(name): record.history[name].tolist() for name in record.history}
+    history = {str(name): column.tolist() for name, column in record.history.items()}
     return as_json({"run": record.run, "history": history})
 
 
@@ -236,13 +236,13 @@ def _foreign_config(config: ExperimentConfig) -> list[Block]:
     return [Heading("Config"), Paragraph(text), Table(("Key", "Value", "Whose key"), tuple(rows), id="config")]
 
 
+def _foreign(loader: ExperimentDataLoader) -> FormatComparator:
+    return FormatComparator(loader, foreign=True)
+
+
 def _foreign_comparison(loader: ExperimentDataLoader, arm: str) -> list[Block]:
     """The formats that another loop recorded in this arm's setting, against its unquantized runs."""
-    found = (
-        each
-        for each in FormatComparator(loader, foreign=True).comparisons
-        if arm in (each.baseline, *each.table["arm"])
-    )
+    found = (each for each in loader.once(_foreign).comparisons if arm in (each.baseline, *each.table["arm"]))
     blocks: list[Block] = []
     for comparison in found:
         rows = tuple(

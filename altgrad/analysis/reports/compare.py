@@ -79,7 +79,7 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
     from scipy.stats import t
 
     runs = loader.runs
-    moved = swept(loader)
+    moved = loader.once(swept)
     pages = [moved.get(f"runs/{arm}") for arm in arms["arm"]]
     row_of = {arm: row for row, arm in enumerate(arms["arm"])}
     ids = [_run_id(run_id, seed) for run_id, seed in zip(runs["run_id"], runs["seed"], strict=True)]
@@ -172,7 +172,7 @@ def arm_file(
 
 def averaged(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:
     """The runs of an arm whose looks its health is the mean of."""
-    looked = runs[[len(loader.layers(run_id)) > 0 for run_id in runs["run_id"]]]
+    looked = runs[[len(loader.records[run_id].coded) > 0 for run_id in runs["run_id"]]]
     finished = looked[looked["status"] == "finished"]
     return list((looked if finished.empty else finished)["run_id"])
 

@@ -73,8 +73,8 @@ LISTED = 60
 
 def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
     """The page, from the records of `loader`; "Pending Experiments" where there is nothing to explain."""
-    analyzer, comparison = FailureAnalyzer(loader), headline(FormatComparator(loader))
-    verdicts = failure_verdicts(loader)
+    analyzer, comparison = loader.once(FailureAnalyzer), headline(loader.once(FormatComparator))
+    verdicts = loader.once(failure_verdicts)
     blocks: list[Block] = [
         Paragraph(
             Md("*Where does each format fail: in the forward pass, the backward pass or the optimizer?* (ANAL-02)")

@@ -71,7 +71,7 @@ LOWEST_OCTAVE = -16
 
 def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
     """The page, from the records of `loader`; "Pending Experiments" where they allow no comparison."""
-    comparator = FormatComparator(loader)
+    comparator = loader.once(FormatComparator)
     first = comparator.headline
     blocks: list[Block] = [
         Paragraph(Md("*Which 8-bit format trains with the smallest loss against the unquantized run?* (ANAL-01)")),
@@ -85,7 +85,7 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
             *common.pending(_missing(loader), ["formats"]),
         ]
     else:
-        spot, found = comparator.sweet_spot(first), {verdict.id: verdict for verdict in format_verdicts(loader)}
+        spot, found = comparator.sweet_spot(first), {verdict.id: verdict for verdict in loader.once(format_verdicts)}
         looks = last_looks(loader, first)
         tensors, policies, long = (
             figures_of_tensors(first, looks),

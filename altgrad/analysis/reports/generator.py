@@ -13,6 +13,7 @@ import pandas as pd
 
 from altgrad.analysis.comparison import results_table
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.reports import common
 from altgrad.analysis.reports.failure_modes import failure_modes_page
 from altgrad.analysis.reports.format_comparison import format_comparison_page
 from altgrad.analysis.reports.manifold_comparison import manifold_comparison_page
@@ -42,8 +43,9 @@ class ReportGenerator:
 
     @cached_property
     def _pages(self) -> tuple[Page, ...]:
-        makers, moved = (format_comparison_page, failure_modes_page, manifold_comparison_page), swept(self.loader)
-        return tuple(replace(make(self.loader, self.built), moved=moved) for make in makers)
+        makers, moved = (format_comparison_page, failure_modes_page, manifold_comparison_page), self.loader.once(swept)
+        provenance = common.provenance(self.loader, self.built)
+        return tuple(replace(self.loader.once(make), moved=moved, provenance=provenance) for make in makers)
 
     @property
     def charts(self) -> dict[str, Chart]:

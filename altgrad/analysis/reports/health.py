@@ -212,7 +212,7 @@ def code_histograms(
     """
     found: dict[tuple[str, FloatFormat], list[str]] = {}
     for run_id in run_ids:
-        layers = loader.layers(run_id)
+        layers = loader.records[run_id].coded
         layers = layers[is_histogram(layers)]
         for operand in OPERAND_NAMES:
             steps = layers["step"][layers["operand"] == operand]

@@ -12,7 +12,7 @@ from altgrad.pages import Block, Bullets, ChartBlock, CodeBlock, Heading, Link, 
 
 def home_page(loader: ExperimentDataLoader) -> Page:
     """The page, from the records of `loader`."""
-    comparator = FormatComparator(loader)
+    comparator = loader.once(FormatComparator)
     comparison = headline(comparator)
     blocks: list[Block] = [
         Paragraph(

@@ -37,7 +37,7 @@ PATH = "reports/literature"
 
 def literature_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
     """The page, from the records of `loader`; claims whose runs are missing are pending, with what is missing."""
-    found, verdicts = findings(loader), literature_verdicts(loader)
+    found, verdicts = loader.once(findings), loader.once(literature_verdicts)
     decided = [finding for finding in found if len(finding.tests)]
     blocks: list[Block] = [
         Paragraph(Md("*Do these small simulated runs show what others report at scale?*")),

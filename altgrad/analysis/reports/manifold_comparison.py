@@ -30,7 +30,7 @@ from altgrad.analysis.step_rules import (
     Arm,
     StepRuleComparator,
     shortened,
-    verdicts_of,
+    step_rule_verdicts,
 )
 from altgrad.pages import (
     FOREGROUND,
@@ -70,8 +70,8 @@ def manifold_comparison_page(
     loader: ExperimentDataLoader, built: datetime | None = None, benchmarks: Path = RECORDED
 ) -> Page:
     """The page, from the records of `loader` and the slopes in `benchmarks`; what is not recorded is pending."""
-    found = StepRuleComparator(loader)
-    verdicts = verdicts_of(found)
+    found = loader.once(StepRuleComparator)
+    verdicts = loader.once(step_rule_verdicts)
     pairings = found.pairings
     judged = pairings[pairings["difference"].notna()]
     others = [part for part in found.experiments if _outside(loader, part)]

@@ -21,7 +21,7 @@ def tensor_files(loader: ExperimentDataLoader) -> dict[str, bytes]:
     for row in loader.runs.itertuples():
         if row.arm in seen or row.role != "report":
             continue
-        histograms = tensors.histograms(loader.layers(row.run_id), _code_formats(loader.records[row.run_id]))
+        histograms = tensors.histograms(loader.records[row.run_id].coded, _code_formats(loader.records[row.run_id]))
         if not histograms:
             continue
         seen.add(row.arm)
