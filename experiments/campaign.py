@@ -278,6 +278,14 @@ def length(losses: Losses) -> list[ExperimentConfig]:
     return over("length", LONG_SEEDS, [(given, FP32_RATE) for given in arms])
 
 
+def tensors(losses: Losses) -> list[ExperimentConfig]:
+    """One run of FP32 and of each close format and extreme with the histograms of all operands, for the tensor view."""
+    every_look = {"histograms": list(OPERANDS), "codes_every": 1}
+    names = ("fp32", *CLOSE_FORMATS, "e0m7", "e7m0")
+    arms = [arm({} if fmt == "fp32" else every(fmt), telemetry=every_look) for fmt in names]
+    return over("tensors", SEEDS[:1], [(given, FP32_RATE) for given in arms])
+
+
 def quick(losses: Losses) -> list[ExperimentConfig]:
     """A taste of every study in three minutes: short runs, two seeds, rates of the pilot."""
     short = {"max_steps": 60, "eval_every": 30, "layers_every": 20}
@@ -399,6 +407,7 @@ CAMPAIGN: dict[str, Study] = {
     "literature": literature,
     "scaling": scaling,
     "length": length,
+    "tensors": tensors,
 }
 """What `make campaign` runs, in this order: what others lean on, and what the reports lead with, first."""
 
@@ -513,7 +522,8 @@ def pack(study: str, out: Path, partial: bool = False) -> int:
             f"{study}: {missing} of {len(wanted)} runs are not recorded; run the study first"
             + (", or pack what there is with --partial" if ended else "")
         )
-    pack_study(ended, RECORDED / study, history_every=10, layers_every=100)
+    looks = 50 if study == "tensors" else 100
+    pack_study(ended, RECORDED / study, history_every=10, layers_every=looks)
     size = sum(file.stat().st_size for file in (RECORDED / study).iterdir())
     print(f"{study}: {len(ended)} runs packed, {size / 1e3:.0f} kB" + (f"; {missing} are missing" if missing else ""))
     return 0

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from records import config as make_config
+from records import write_run
 
 from altgrad.analysis.tensors import Histogram, histograms, outcome, scale_by
 from altgrad.formats import E8M0, get_format
+from altgrad.runs import load_runs, pack_study
 
 E4M3, E5M2, E0M7 = (get_format(name) for name in ("e4m3", "e5m2", "e0m7"))
 
@@ -120,3 +124,22 @@ def test_histograms_are_read_from_the_layers_table_binades_first() -> None:
         ("head", "weight", 5): Histogram("codes", {0.5: 5.0}, 1.0, 0.5),
     }
     assert histograms(layers[:0], {"weight": E4M3}) == {}
+
+
+def test_a_packed_run_keeps_what_its_last_histogram_is_read_with(tmp_path: Path) -> None:
+    """Codes at a step that is no multiple of `layers_every`, and looks after it without codes."""
+    looks = [
+        (step, "head", "head", "weight", name, value)
+        for step in (1, 50, 100)
+        for name, value in {"scale": 0.5, "amax": 0.75, "norm_l2": 1.5, "zeros": 0.25}.items()
+    ]
+    looks += [(50, "head", "head", "weight", name, value) for name, value in {"code_38": 3.0, "code_00": 1.0}.items()]
+    write_run(tmp_path / "runs", make_config("e4m3"), looks=looks)
+    (record,) = load_runs([tmp_path / "runs"]).records
+    pack_study([record], tmp_path / "packed", layers_every=100)
+    (packed,) = load_runs([tmp_path / "packed"]).records
+    found = histograms(packed.layers, {"weight": E4M3})
+    assert found == histograms(record.layers, {"weight": E4M3})
+    assert found[("head", "weight", 50)] == Histogram("codes", {0.5: 3.0}, 1.0, 0.5)
+    kept = packed.layers.groupby("statistic")["step"].apply(list)
+    assert kept["zeros"] == [1, 100], "the rest is thinned as before"

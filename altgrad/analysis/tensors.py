@@ -166,7 +166,7 @@ def histograms(layers: pd.DataFrame, formats: Mapping[str, FloatFormat]) -> dict
         place = place * len(found_keys) + codes
 
     def rows_of(chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        return np.append(chosen, False)[names.codes]
+        return np.asarray(np.append(chosen, False)[names.codes], dtype=bool)
 
     others = np.isin(words, ("amax", "scale", "norm_l2"))
     told = np.array([str(word) == "scale" or str(word).startswith("binade_") for word in words])

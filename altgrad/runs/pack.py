@@ -19,6 +19,9 @@ from altgrad.runs.store import RunRecord
 OVER_TIME = ("overflow", "underflow", "sqnr_db", "flips", "updates", "effective_rank")
 """Statistics of the per-layer table that findings are averages of, and pages show, over all recorded steps."""
 
+HISTOGRAM_NEEDS = ("scale", "amax", "norm_l2")
+"""Statistics without which the histogram of a tensor cannot be turned into magnitudes, clipped parts and an SQNR."""
+
 _CODE = re.compile("code_(?:[0-9a-f]{2}){1,2}")
 
 
@@ -61,6 +64,14 @@ def is_last(layers: pd.DataFrame, runs: NDArray[np.int64] | None = None) -> pd.S
     return pd.Series(step == last[group], index=layers.index)
 
 
+def _read_with_histograms(layers: pd.DataFrame, kept: pd.Series) -> pd.Series:
+    """Which rows of one run's table are scales, largest elements and norms of tensors that have a kept histogram."""
+    keys = ["step", "layer", "operand"]
+    counts = is_histogram(layers) | layers["statistic"].str.startswith("binade_")
+    places = pd.MultiIndex.from_frame(layers[keys])
+    return layers["statistic"].isin(HISTOGRAM_NEEDS) & places.isin(places[(counts & kept).to_numpy()].unique())
+
+
 def pack_study(
     records: Sequence[RunRecord],
     folder: Path,
@@ -74,7 +85,8 @@ def pack_study(
     Curves are thinned: history keeps every `history_every`-th step, the first and last one and every evaluation. The
     per-layer table keeps what is shown over time (`is_over_time`) at every recorded step; the others at multiples of
     `layers_every`, at each run's first step, and where each was recorded last; histograms of codes at the last alone.
-    So a packed run gives the same findings and the same pages.
+    What a histogram is read with, the scale, the largest element and the norm, is kept wherever one is. So a packed run
+    gives the same findings and the same pages.
     Metrics and layer statistics are stored as float32 (counts below 2^24 exactly), validation losses, whose differences
     are the findings, as float64.
 
@@ -112,6 +124,7 @@ def pack_study(
         step = table["step"]
         keep = ((step % layers_every == 0) | (step == step.min())) & ~is_histogram(table)
         keep |= is_over_time(table) | is_last(table)
+        keep |= _read_with_histograms(table, keep)
         layers.append(table[keep].assign(run_id=record.id))
     folder.mkdir(parents=True, exist_ok=True)
     _write(runs, folder / "runs.parquet")
