@@ -272,7 +272,8 @@ def figure_html(drawing: str, files: str) -> str:
 def table_html(body: str, caption: str, attributes: str) -> str:
     """A table in a box that scrolls by itself (and by keyboard), with marks for the sorting script.
 
-    The box is a group, no region: a page may have thirty tables, which would all be landmarks. Outside the box, a long caption does not scroll away with the columns.
+    The box is a group, no region: a page may have thirty tables, which would all be landmarks. The caption is outside
+    of it, so that a long one does not scroll away with the columns.
     """
     label = re.sub(r"<[^>]*>", "", caption or "Table").replace('"', "&quot;")
     above = f'<p class="table-caption">{caption}</p>\n' if caption else ""
