@@ -203,8 +203,9 @@ def test_the_number_line_zooms_moves_and_has_a_table(visit: Any, address: str) -
     page.mouse.move(line["x"] + line["width"] / 2 - 300, line["y"] + 20, steps=4)
     page.mouse.up()
     assert float(cells.all_inner_texts()[3].split(",")[0]) > 0, "dragged to the left, the line shows larger values"
+    before = page.url
     page.mouse.wheel(0, -300)
-    page.wait_for_function("before => location.href !== before", arg=page.url)
+    page.wait_for_function("before => location.href !== before", arg=before)
     page.get_by_role("button", name="Follow the value again").click()
     assert cells.all_inner_texts()[2:] == ["5", "0, 0.5, 1, 1.5, 2"]
     page.get_by_label("Axis").select_option("log")
