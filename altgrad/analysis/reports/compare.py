@@ -229,11 +229,8 @@ def compare_page(loader: ExperimentDataLoader) -> Page:
         "Arms side by side: curves with the spread over seeds, the difference to a baseline paired by seed with its "
         "95% t interval, the config keys in which they differ, and the health of their layers at the last look. "
         "The page computes this in the browser from the recorded runs, so it needs JavaScript. Without it, {runs} "
-        "leads to the same figures of each arm, and the reports on {formats} and {rules} have the paired "
-        "differences of the recorded studies.",
+        "leads to the same figures of each arm.",
         runs=Link("the table of runs", PageRef("runs/index")),
-        formats=Link("formats", PageRef("reports/format_comparison")),
-        rules=Link("step rules", PageRef("reports/manifold_comparison")),
     )
     blocks: list[Block] = [common.data_line(loader), Paragraph(text)]
     if loader.runs.empty:
