@@ -1,5 +1,5 @@
 // Sortable tables: each heading becomes a button. Numbers sort as numbers, empty cells stay last, ties keep their order.
-// At the end, what every page needs besides: copy buttons of code blocks that are no landmarks.
+// At the end, what every page needs besides: copy buttons that are no landmarks, and a sign on tables that go on.
 "use strict";
 
 function sortKey(cell) {
@@ -41,9 +41,21 @@ for (const box of document.querySelectorAll(".table-box")) {
   });
 }
 
-// Material puts each copy button into a <nav> without a name: to a screen reader, as many landmarks as code blocks.
-function unmarkCopyButtons() {
+// A table that is wider than its box has a shadow where it goes on.
+const tellCut = (box) => box.classList.toggle("cut", box.scrollWidth - box.clientWidth - box.scrollLeft > 4);
+const resized = new ResizeObserver((entries) => { for (const { target } of entries) tellCut(target.closest(".table-box")); });
+const known = new WeakSet();
+
+function finish() {
+  // Material puts each copy button into a <nav> without a name: to a screen reader, as many landmarks as code blocks.
   for (const box of document.querySelectorAll("nav.md-code__nav:not([role])")) box.setAttribute("role", "presentation");
+  for (const box of document.querySelectorAll(".table-box")) {
+    if (known.has(box)) continue;
+    known.add(box);
+    resized.observe(box);
+    resized.observe(box.firstElementChild);
+    box.addEventListener("scroll", () => tellCut(box), { passive: true });
+  }
 }
-new MutationObserver(unmarkCopyButtons).observe(document.body, { childList: true, subtree: true });
-unmarkCopyButtons();
+new MutationObserver(finish).observe(document.body, { childList: true, subtree: true }); // scripts add tables later
+finish();

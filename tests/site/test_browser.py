@@ -326,13 +326,20 @@ def test_hostile_text_runs_nothing_and_reads_as_it_was_written(visit: Any, galle
     )
 
 
-@pytest.mark.parametrize("kind", ["", *REPORTS, "runs/", "ARM"])
+@pytest.mark.parametrize(
+    "kind", ["", *REPORTS, "reports/preregistered/", "runs/", "compare/", "COMPARED", "tensors/", "ARM"]
+)
 def test_a_site_of_hostile_records_runs_nothing_and_shows_them_as_text(
     visit: Any, hostile_site: Path, hostile_address: str, kind: str
 ) -> None:
     """Names, notes, config keys and values, layers, events and addresses: none becomes markup, and none is lost."""
     pages = sorted(path.parent.relative_to(hostile_site).as_posix() for path in hostile_site.glob("runs/*/index.html"))
-    for path in [f"{page}/" for page in pages] if kind == "ARM" else [kind]:
+    arms = [page.removeprefix("runs/") for page in pages if not page.startswith("runs/study-")]
+    paths = {
+        "ARM": [f"{page}/" for page in pages],
+        "COMPARED": [f"compare/?arms={','.join(arms[start : start + 6])}" for start in range(0, len(arms), 6)],
+    }
+    for path in paths.get(kind, [kind]):
         one = visit(hostile_address + path)
         assert one.page.evaluate("window.pwned") is None, path
         assert one.complaints == [], path
@@ -340,7 +347,7 @@ def test_a_site_of_hostile_records_runs_nothing_and_shows_them_as_text(
         foreign = "a[href]:not([href^='http:'], [href^='https:'], [href^='#'], [href^='.'])"
         bad = one.page.locator(f".md-content article {foreign}").evaluate_all("links => links.map((link) => link.href)")
         assert [address for address in bad if not address.startswith(hostile_address)] == []
-        assert one.page.locator(f".md-content :is({FOREIGN_SCRIPT}, img, iframe, object, form)").count() == 0
+        assert one.page.locator(f".md-content :is({FOREIGN_SCRIPT}, img, iframe, object, form:not(.add))").count() == 0
         assert "\u202e" not in one.page.content()
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from conftest import _serve, copy_project, mkdocs_build
-from test_browser import Visit, axe_faults, visit  # noqa: F401
+from test_browser import axe_faults, keep, visit  # noqa: F401
 
 from altgrad.formats import ROUNDINGS, get_format, list_formats
 from altgrad.runs import read_run
@@ -188,12 +190,44 @@ def test_the_number_line_zooms_moves_and_has_a_table(visit: Any, address: str) -
     page.locator(".line-box").focus()
     page.keyboard.press("-")
     page.keyboard.press("-")
-    assert cells.all_inner_texts()[2:] == ["7", "−1, −0.5, 0, 0.5, 1, 1.5, 2, 3"] or cells.all_inner_texts()[2] == "8"
+    assert cells.all_inner_texts()[2:] == ["8", "−1, −0.5, 0, 0.5, 1, 1.5, 2, 3"]
     page.keyboard.press("0")
     assert "view=" not in page.url
+    page.get_by_role("button", name="Move right").click()
+    assert cells.all_inner_texts()[2:] == ["4", "0.5, 1, 1.5, 2"]
+    page.get_by_role("button", name="Move left").click()
+    assert cells.all_inner_texts()[2:] == ["5", "0, 0.5, 1, 1.5, 2"]
+    line = page.locator(".line-box").bounding_box()
+    page.mouse.move(line["x"] + line["width"] / 2, line["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(line["x"] + line["width"] / 2 - 300, line["y"] + 20, steps=4)
+    page.mouse.up()
+    assert float(cells.all_inner_texts()[3].split(",")[0]) > 0, "dragged to the left, the line shows larger values"
+    before = page.url
+    page.mouse.wheel(0, -300)
+    page.wait_for_function("before => location.href !== before", arg=before)
+    page.get_by_role("button", name="Follow the value again").click()
+    assert cells.all_inner_texts()[2:] == ["5", "0, 0.5, 1, 1.5, 2"]
+    page.get_by_label("Axis").select_option("log")
+    assert cells.all_inner_texts()[2:] == ["7", "0.5, 1, 1.5, 2, 3, 4, 6"]
+    page.get_by_label("Axis").select_option("linear")
     page.get_by_label("E5M2 on the number line", exact=True).check()
     assert "on=e2m1,e5m2" in page.url
     assert page.locator(".line-box svg text.name").all_text_contents() == ["E2M1", "E5M2"]
+
+
+def test_groups_fold_and_examples_fill_the_value(visit: Any, address: str) -> None:  # noqa: F811
+    page = visit(address + "explorer/").page
+    fold = page.locator("button.fold", has_text="8-bit splits")
+    assert row(page, "E4M3").is_visible()
+    fold.click()
+    assert not row(page, "E4M3").is_visible()
+    assert fold.get_attribute("aria-expanded") == "false"
+    assert not row(visit(page.url).page, "E4M3").is_visible(), "the address holds it"
+    page.get_by_role("button", name="448", exact=True).click()
+    assert page.get_by_label("Value", exact=True).input_value() == "448"
+    page.get_by_label("E4M3 on the number line", exact=True).uncheck(force=True)
+    assert page.locator(".line-box svg text.name").all_text_contents() == ["E5M2", "E3M4"]
 
 
 def test_a_broken_address_gives_the_defaults_and_says_what_it_left_out(visit: Any, address: str) -> None:  # noqa: F811
@@ -201,7 +235,16 @@ def test_a_broken_address_gives_the_defaults_and_says_what_it_left_out(visit: An
     one = visit(address + hostile)
     assert one.complaints == []
     assert one.page.evaluate("window.pwned") is None
-    assert one.page.locator(".notes p").count() == 5
+    refused = {
+        "value": "<img src=x onerror=window.pwned=1>",
+        "code": "e9m9:zz",
+        "rounding": "sideways",
+        "scale": "0",
+        "format": "<script>",
+    }
+    assert one.page.locator(".notes p").all_inner_texts() == [
+        f"The address says {what} “{text}”, which is not known; it was left out." for what, text in refused.items()
+    ]
     assert one.page.get_by_label("Value", exact=True).input_value() == "0.1"
     field = one.page.get_by_label("Value", exact=True)
     field.fill("<img src=x onerror=window.pwned=1>")
@@ -210,19 +253,20 @@ def test_a_broken_address_gives_the_defaults_and_says_what_it_left_out(visit: An
     assert one.page.locator(".explorer img").count() == 0
 
 
-@pytest.mark.parametrize("palette", ["light", "dark"])
 @pytest.mark.parametrize("path", ["explorer/", "explorer/?r=stochastic&axis=log&fold=", "tensors/"])
-def test_no_accessibility_fault_and_no_sideways_scroll_on_a_phone(
+def test_no_accessibility_fault_in_either_palette_and_no_sideways_scroll_on_a_phone(
     visit: Any,  # noqa: F811
     address: str,
     path: str,
-    palette: str,
 ) -> None:
-    for width in (1280, 360):
+    name = path.rstrip("/").replace("/?", "-").replace("&", "-").replace("=", "-")
+    for palette, width in (("light", 1280), ("dark", 360)):
         one = visit(address + path, palette=palette, width=width)
+        keep(one.page, name, f"{palette}-{width}")
+        assert one.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert one.page.evaluate("window.shifted") < 0.02
         assert one.complaints == []
         assert axe_faults(one.page) == []
-        assert one.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_without_javascript_the_pages_say_what_they_are(browser: Any, address: str) -> None:
@@ -241,24 +285,65 @@ def test_the_tensor_view_agrees_with_python(visit: Any, address: str) -> None:  
     assert len(index["runs"]) == 2
     from altgrad.analysis.tensors import Histogram, outcome
 
+    compared = 0
     for run in index["runs"]:
         tensors = page.evaluate("async (file) => (await fetch('/tensors/' + file)).json()", run["file"])["tensors"]
         assert {each["operand"] for each in tensors} == {"weight", "activation", "grad_output"}
-        each = next(tensor for tensor in tensors if tensor["operand"] == "activation")
-        query = f"?run={run['id']}&layer={each['layer']}&operand=activation&step={each['step']}&scale=none"
-        page.goto(f"{address}tensors/{query}", wait_until="networkidle")
-        histogram = Histogram(
-            each["kind"], {key: n for key, n in each["counts"]}, each["zeros"], each["amax"], each["norm"]
+        for operand, policy in (("weight", "amax"), ("activation", "none"), ("grad_output", "amax_exact")):
+            each = next(tensor for tensor in tensors if tensor["operand"] == operand)
+            query = f"?run={run['id']}&layer={each['layer']}&operand={operand}&step={each['step']}&scale={policy}"
+            page.goto(f"{address}tensors/{query}", wait_until="networkidle")
+            histogram = Histogram(
+                each["kind"], {key: n for key, n in each["counts"]}, each["zeros"], each["amax"], each["norm"]
+            )
+            for label in ("E4M3", "E2M1", "E7M0", "FP16"):
+                head = page.locator("th[scope=row]", has_text=re.compile(rf"^{label}( \(as trained\))?$"))
+                cells = page.locator("tbody tr", has=head).locator("td").all_inner_texts()
+                expected = outcome(histogram, get_format(label.lower()), policy)
+                assert shown(cells[0]) == pytest.approx(expected.kept, abs=1e-3)
+                assert shown(cells[1]) == pytest.approx(expected.flushed, abs=1e-3)
+                assert shown(cells[2]) == pytest.approx(expected.clipped, abs=1e-3)
+                ratio = "nothing lost" if expected.sqnr_db is None else f"{expected.sqnr_db:.1f}".replace("-", "−")
+                assert cells[3].startswith(ratio)
+                compared += 1
+    assert compared == 24
+
+
+def shown(text: str) -> float:
+    """The part that a cell of the tensor view tells, such as "12.3% (11.0% to 13.5%)"."""
+    found = text.split(" (")[0]
+    return 0.0 if found in ("0", "<0.01%") else float(found.removesuffix("%")) / 100
+
+
+def test_run_layer_tensor_step_and_scale_are_chosen_and_kept_in_the_address(visit: Any, address: str) -> None:  # noqa: F811
+    page = visit(address + "tensors/").page
+    for label, key in (("Run", "run"), ("Layer", "layer"), ("Tensor", "operand"), ("Step", "step"), ("Scale", "scale")):
+        before = page.locator("#tensor-view .format-table, #tensor-view .summary").all_inner_texts()
+        field = page.get_by_label(label, exact=True)
+        values = [each.get_attribute("value") for each in field.locator("option").all()]
+        other = next(value for value in values if value != field.input_value())
+        field.select_option(other)
+        page.wait_for_function(
+            "([key, value]) => document.getElementById(`t-${key}`).value === value", arg=[key, other]
         )
-        cells = page.locator("tbody tr", has=page.locator("th", has_text="E2M1")).locator("td").all_inner_texts()
-        expected = outcome(histogram, get_format("e2m1"), "none")
-        assert cells[3].startswith(f"{expected.sqnr_db:.1f}".replace("-", "−"))
+        assert dict(parse_qsl(urlsplit(page.url).query))[key] == other
+        if key in ("layer", "operand", "scale"):
+            assert page.locator("#tensor-view .format-table, #tensor-view .summary").all_inner_texts() != before
+    again = visit(page.url).page
+    assert again.locator("#tensor-view").inner_text() == page.locator("#tensor-view").inner_text()
 
 
 def test_the_tensor_view_survives_a_broken_address_and_goes_back(visit: Any, address: str) -> None:  # noqa: F811
     one = visit(address + "tensors/?run=%3Cscript%3E&layer=nowhere&step=x&scale=cubic")
     assert one.complaints == []
-    assert one.page.locator(".notes p").count() == 4
+    run = one.page.get_by_label("Run").locator("option:checked").inner_text()
+    said = one.page.locator(".notes p").all_inner_texts()
+    assert said == [
+        "There is no run “<script>” with histograms.",
+        "This run has no histogram with layer “nowhere”.",
+        "This run has no histogram with step “x”.",
+        "There is no scale “cubic”.",
+    ], run
     one.page.get_by_label("Scale").select_option("amax_exact")
     assert "scale=amax_exact" in one.page.url
     one.page.go_back()

@@ -230,9 +230,10 @@ def test_an_error_while_serving_becomes_a_box_on_the_page(tmp_path: Path, monkey
     hooks.write_text(hooks.read_text().replace('serving = command == "serve"', "serving = True"))
     config = project / "mkdocs.yml"
     config.write_text(re.sub(r"\nnav:\n.*?\n(?=not_in_nav)", "\n", config.read_text(), flags=re.DOTALL))
-    for name in ("runs", "compare"):  # guides link to them; the script that raises would make them
-        (project / "docs" / name).mkdir()
-        (project / "docs" / name / "index.md").write_text("# Made up\n")
+    for name in ("runs/index", "compare/index", "formats/index", "reports/preregistered"):
+        page = project / f"docs/{name}.md"  # hand-written pages lead there; the script that raises would make it
+        page.parent.mkdir(exist_ok=True)
+        page.write_text("# Made up\n")
     mkdocs_build(project, tmp_path / "out")
     html = (tmp_path / "out/index.html").read_text()
     assert "This page could not be built" in html

@@ -22,7 +22,7 @@ from altgrad.analysis.reports.tuning import swept
 from altgrad.analysis.statistics import CONFIDENCE, mean_interval
 from altgrad.config import ExperimentConfig
 from altgrad.pages import Block, Download, Link, Md, Page, PageRef, Paragraph, md
-from altgrad.pages.content import web_address
+from altgrad.pages.content import visible, web_address
 
 QUANTILES = 64
 """Fewest degrees of freedom for which the scripts are given t quantiles; more where an arm has more runs."""
@@ -147,7 +147,8 @@ def arm_json(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, baselin
     """One arm for the scripts that draw and compare: {arm, baseline, data, config, health, runs, final}.
 
     ``runs`` are the curves (`runs_value`), ``config`` its flat keys as YAML text, ``health`` what `health_by_type`
-    finds, ``final`` of each run the final validation loss with all its digits, null where it did not finish.
+    finds, ``final`` of each run the final validation loss with all its digits, null where it did not finish. Controls
+    in the texts are spelled out (`visible`), since the scripts show them as they are.
     """
     ids = averaged(loader, runs)
     final = [float(loss) if np.isfinite(loss) else None for loss in runs["final_val_loss"]]
@@ -156,8 +157,8 @@ def arm_json(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, baselin
         "baseline": baseline,
         "label": str(runs["format"].iloc[0]),
         "data": str(runs["data"].iloc[0])[:12],
-        "config": config_lines(loader.config(arm)),
-        "health": health_by_type(loader, ids),
+        "config": {visible(key): visible(text) for key, text in config_lines(loader.config(arm)).items()},
+        "health": [[*map(visible, keys), value] for *keys, value in health_by_type(loader, ids)],
         "runs": runs_value(loader, runs),
     }
     return _json(plain(value) | {"final": final})
@@ -228,11 +229,8 @@ def compare_page(loader: ExperimentDataLoader) -> Page:
         "Arms side by side: curves with the spread over seeds, the difference to a baseline paired by seed with its "
         "95% t interval, the config keys in which they differ, and the health of their layers at the last look. "
         "The page computes this in the browser from the recorded runs, so it needs JavaScript. Without it, {runs} "
-        "leads to the same figures of each arm, and the reports on {formats} and {rules} have the paired "
-        "differences of the recorded studies.",
+        "leads to the same figures of each arm.",
         runs=Link("the table of runs", PageRef("runs/index")),
-        formats=Link("formats", PageRef("reports/format_comparison")),
-        rules=Link("step rules", PageRef("reports/manifold_comparison")),
     )
     blocks: list[Block] = [common.data_line(loader), Paragraph(text)]
     if loader.runs.empty:

@@ -273,5 +273,9 @@ if (root) {
   fetch(new URL("../runs/index.table.json", document.baseURI))
     .then((answer) => (answer.ok ? answer.json() : Promise.reject(new Error(`table.json: ${answer.status}`))))
     .then((data) => ready.then(() => data))
-    .then((data) => start(root, data));
+    .then((data) => start(root, data))
+    .catch((error) => {
+      root.dataset.ready = "";
+      root.replaceChildren(element("p", { role: "alert", textContent: `The runs could not be loaded (${error.message}).` }));
+    });
 }

@@ -25,13 +25,13 @@ function start(tables) {
   const controls = {
     q: input({ type: "search", placeholder: "e5m2 adamw" }),
     format: choice(choices(arms, "format"), "all"),
-    arm: input({ type: "search", placeholder: "name or part of it" }),
+    arm: input({ type: "search", placeholder: "part of a name" }),
     status: choice(choices(runs, "status"), "all"),
     study: choice(choices(runs, "study"), "all"),
   };
   controls.arm.setAttribute("list", armNames.id);
   const labels = { q: "Text", format: "Format", arm: "Arm", status: "Status", study: "Study" };
-  const grouping = element("select", {}, element("option", { value: "arms", textContent: "arms: seeds together" }), element("option", { value: "runs", textContent: "single runs" }));
+  const grouping = element("select", {}, element("option", { value: "arms", textContent: "arms" }), element("option", { value: "runs", textContent: "single runs" }));
   const button = (textContent, onclick, properties = {}) => element("button", { type: "button", textContent, onclick, ...properties });
 
   const columnBoxes = element("div", { className: "boxes" });

@@ -6,10 +6,12 @@ const whole = (value) => (value === null ? "–" : String(value));
 const rate = (value) => (value === null ? "not stated" : String(+value.toPrecision(6)));
 const percent = (value) => (value === null ? "–" : value === 0 ? "0%" : `${+(100 * value).toPrecision(3)}%`);
 
-const column = (key, title, write = text, shown = true) => ({ key, title, write, shown, number: write !== text });
+const scope = (value) => text(value).replace(/^weights \+ activations \+ gradients/, "all operands");
+
+const column = (key, title, write = text, shown = true) => ({ key, title, write, shown, number: write !== text && write !== scope });
 const COMMON = [
   column("format", "Format"),
-  column("scope", "Quantized"),
+  column("scope", "Quantized", scope),
   column("rule", "Step rule"),
   column("learning_rate", "Learning rate", rate),
 ];
