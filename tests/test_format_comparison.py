@@ -27,15 +27,15 @@ from altgrad.analysis.comparison import (
     scale_policies,
 )
 from altgrad.analysis.format_verdicts import _JUDGES, format_verdicts
-from altgrad.analysis.loader import RUN_COLUMNS, _row, format_label, scope_label
+from altgrad.analysis.loader import RUN_COLUMNS, _of_arm, _row, format_label, scope_label
 from altgrad.analysis.preregistered import TEST_COLUMNS, Verdict, family, in_words, row_of
-from altgrad.analysis.reports.format_comparison import format_comparison_page, weights_chart
+from altgrad.analysis.reports.format_comparison import by_layer_type, format_comparison_page, weights_chart
 from altgrad.analysis.reports.generator import results_text
 from altgrad.analysis.reports.preregistered import preregistered_page
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import LAYER_TYPES, ExperimentConfig
 from altgrad.formats import get_format
-from altgrad.pages import write_folder
+from altgrad.pages import Paragraph, write_folder
 from altgrad.runs import RunRecord, load_runs
 from altgrad.runs.schema import arm_id, run_id
 from altgrad.runs.store import RunSet
@@ -82,7 +82,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> ExperimentDataLoader:
         arm = arm_id(cfg, DATA)
         if arm not in arms:
             record = RunRecord(template.run | {"id": run_id(cfg, DATA), "arm": arm}, cfg, arm, tables.__getitem__)
-            arms[arm] = record, _row(record)
+            arms[arm] = record, _row(record, _of_arm(record))
         record, row = arms[arm]
         records[f"{arm}-s{cfg.seed}"] = record
         rows.append(row | {"run_id": f"{arm}-s{cfg.seed}", "seed": cfg.seed, "final_val_loss": chosen_loss(cfg)})
@@ -103,6 +103,7 @@ def generator(whole: ExperimentDataLoader) -> ReportGenerator:
 def changed(loader: ExperimentDataLoader, change: Callable[[pd.DataFrame], None]) -> ExperimentDataLoader:
     """The same records with another table of runs."""
     other = copy.copy(loader)
+    other.__dict__["run_set"] = copy.copy(loader.run_set)  # other records: nothing found in the old ones is theirs
     runs = loader.runs.copy()
     change(runs)
     other.__dict__["runs"] = runs
@@ -243,6 +244,7 @@ def test_what_keeps_a_hypothesis_from_being_judged_is_said(
     whole: ExperimentDataLoader, change: Callable[[pd.DataFrame], pd.DataFrame], said: str
 ) -> None:
     other = copy.copy(whole)
+    other.__dict__["run_set"] = copy.copy(whole.run_set)  # other records: nothing found in the old ones is theirs
     other.__dict__["runs"] = change(whole.runs).reset_index(drop=True)
     verdict = JUDGES["H1"](other)
     assert verdict.answer == "pending"
@@ -264,6 +266,26 @@ def test_sweet_spots_tell_ties_from_what_is_not_decided(whole: ExperimentDataLoa
     apart = FormatComparator(changed(whole, shift("formats", "E4M3", 0.003)))
     spot = apart.sweet_spot(apart.comparisons[0])
     assert (spot.equivalent, spot.within_margin) == (("E4M3",), ("E4M3",))
+
+
+def test_the_answer_by_layer_type_names_what_is_worse_where(whole: ExperimentDataLoader) -> None:
+    comparator = FormatComparator(whole)
+    ((paragraph,), spots) = (by_layer_type(comparator), comparator.sweet_spots.set_index("place"))
+    assert isinstance(paragraph, Paragraph)
+    lead, rest = paragraph.text.split("**")[1:]
+    for kind in LAYER_TYPES:
+        good = {spots.at[kind, "best"], *spots.at[kind, "equivalent"].split()}
+        for name in re.findall(r"E\dM\d", lead):
+            assert name in good
+        for name in spots.at[kind, "worse"].split():
+            (said,) = [part for part in rest.split(";") if name in part]
+            assert kind in said.split("not told")[0]
+
+    def elsewhere(runs: pd.DataFrame) -> None:
+        runs.loc[runs["scope"] == PLACES["head"], "scope"] = "elsewhere"
+
+    lost = changed(whole, elsewhere)
+    assert by_layer_type(FormatComparator(lost)) == []
 
 
 def test_an_arm_with_a_failed_run_has_no_rank_and_no_tie(whole: ExperimentDataLoader) -> None:

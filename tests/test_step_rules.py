@@ -153,6 +153,7 @@ def verdicts(whole: ExperimentDataLoader) -> dict[str, Verdict]:
 def changed(loader: ExperimentDataLoader, change: Callable[[pd.DataFrame], pd.DataFrame]) -> ExperimentDataLoader:
     """The same records with another table of runs."""
     other = copy.copy(loader)
+    other.__dict__["run_set"] = copy.copy(loader.run_set)  # other records: nothing found in the old ones is theirs
     other.__dict__["runs"] = change(loader.runs.copy()).reset_index(drop=True)
     return other
 

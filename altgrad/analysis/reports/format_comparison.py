@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -94,6 +95,7 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
         )
         blocks += [
             Paragraph(answer(first, spot)),
+            *by_layer_type(comparator),
             *common.pilot(loader, [first.baseline], int(first.table["n_pairs"].max())),
             ChartBlock(gap_chart(first)),
             Heading("Results"),
@@ -158,6 +160,42 @@ def answer(comparison: Comparison, spot: SweetSpot) -> Md:
     return md(
         "**Sweet-spot format: {lead}** {figures}{said}.{aside}", lead=lead, figures=figures, said=said, aside=aside
     )
+
+
+def by_layer_type(comparator: FormatComparator) -> list[Block]:
+    """The answer by layer type in two sentences; nothing while one of the types has none."""
+    spots = comparator.sweet_spots.set_index("place").loc[list(LAYER_TYPES)]
+    if spots["best"].isna().any():
+        return []
+    named = {name: spots[name].str.split() for name in ("equivalent", "not_told_apart", "worse")}
+    good = [{row.best, *row.equivalent.split()} for row in spots.itertuples()]
+    formats = sorted({*itertools.chain(*good, *(names for each in named.values() for names in each))})
+    everywhere = [name for name in formats if all(name in names for names in good)]
+    alike: dict[str, list[str]] = {}
+    for name in formats:
+        where = {key: [kind for kind in LAYER_TYPES if name in named[key][kind]] for key in ("worse", "not_told_apart")}
+        said = [f"worse in {common.names(where['worse'])}"] * bool(where["worse"])
+        said += [f"not told from the best in {common.names(where['not_told_apart'])}"] * bool(where["not_told_apart"])
+        if said:
+            alike.setdefault(" and ".join(said), []).append(name)
+    parts = [f"{common.names(those)} {_are(those)} {said}" for said, those in alike.items()]
+    lead = (
+        md("the best or tied with it in each of the four: {names}.", names=common.names(everywhere))
+        if everywhere
+        else Md("no format is the best or tied with it in each of the four.")
+    )
+    pairs = sorted(set(spots["n_pairs"].astype(int)))
+    return [
+        Paragraph(
+            md(
+                "**With one layer type alone quantized, {lead}** {others}(n = {pairs} seeds; {table}).",
+                lead=lead,
+                others=md("{parts} ", parts="; ".join(parts)) if parts else Md(""),
+                pairs=" to ".join(map(str, dict.fromkeys((pairs[0], pairs[-1])))),
+                table=Link("by layer type and operand", PageRef(PATH, "sweet-spots")),
+            )
+        )
+    ]
 
 
 def _tie(comparison: Comparison, name: str, told: bool) -> Md:

@@ -6,7 +6,7 @@ from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.failures import headline
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports import common
-from altgrad.analysis.reports.format_comparison import answer, gap_chart
+from altgrad.analysis.reports.format_comparison import answer, by_layer_type, gap_chart
 from altgrad.pages import Block, Bullets, ChartBlock, CodeBlock, Heading, Link, Md, Page, PageRef, Paragraph, md
 
 
@@ -35,6 +35,7 @@ def home_page(loader: ExperimentDataLoader) -> Page:
     else:
         blocks += [
             Paragraph(answer(comparison, comparator.sweet_spot(comparison))),
+            *by_layer_type(comparator),
             *common.pilot(loader, [comparison.baseline], int(comparison.table["n_pairs"].max())),
             ChartBlock(gap_chart(comparison)),
         ]
