@@ -192,7 +192,7 @@ def by_layer_type(comparator: FormatComparator) -> list[Block]:
                 lead=lead,
                 others=md("{parts} ", parts="; ".join(parts)) if parts else Md(""),
                 pairs=" to ".join(map(str, dict.fromkeys((pairs[0], pairs[-1])))),
-                table=Link("by layer type and operand", PageRef(PATH, "sweet-spots")),
+                table=Link("by layer type and operand", PageRef(PATH, "by-layer-type-and-operand")),
             )
         )
     ]
