@@ -38,8 +38,8 @@ async function start(root) {
   const here = (name) => new URL(name, window.location.href.split(/[?#]/)[0]).href;
   const [index, table] = await Promise.all([load(here(root.dataset.index)), load(new URL("../../explorer/formats.json", import.meta.url).href)]);
   const formats = table.formats.map(readFormat).filter((fmt) => fmt.signed && (fmt.bits <= 8 || fmt.group === "16 bits") && fmt.group !== "IEEE P3109");
-  root.hidden = false;
   if (!index.runs.length) {
+    root.hidden = false;
     root.replaceChildren(element("p", { role: "status" }, element("strong", { textContent: "Pending: no recorded run has a histogram yet. " }),
       "A run records them with ", element("code", { textContent: "telemetry: {codes_every: 1, histograms: [weight, activation, grad_output]}" }), " in its config."));
     return;
@@ -89,6 +89,7 @@ async function start(root) {
   }
   window.addEventListener("popstate", show);
   await show();
+  root.hidden = false; // only now: what is below moves once, before it is seen
 }
 
 function outcomeTable(tensor, policy, formats) {
