@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altgrad.config import load_config
@@ -295,6 +295,7 @@ def test_hostile_output_is_shown_as_text_and_is_no_markup(hostile: str, torch: b
     assert html.count("<h1") == html.count("<h2") == 1
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="`~<>&{}[]()|#- \n\t\r\x02\x03a:.\u2028é", max_size=80))
 def test_any_output_ends_where_its_block_ends(output: str) -> None:
     pytest.importorskip("pymdownx")

@@ -67,7 +67,7 @@ def is_last(layers: pd.DataFrame, runs: NDArray[np.int64] | None = None) -> pd.S
 def _read_with_histograms(layers: pd.DataFrame, kept: pd.Series) -> pd.Series:
     """Which rows of one run's table are scales, largest elements and norms of tensors that have a kept histogram."""
     keys = ["step", "layer", "operand"]
-    counts = is_histogram(layers) | layers["statistic"].str.startswith("binade_")
+    counts = is_histogram(layers) | layers["statistic"].astype(str).str.startswith("binade_")
     places = pd.MultiIndex.from_frame(layers[keys])
     return layers["statistic"].isin(HISTOGRAM_NEEDS) & places.isin(places[(counts & kept).to_numpy()].unique())
 
