@@ -89,6 +89,9 @@ PLACES: dict[str, dict[str, Any]] = {
     "feedback": {"storage": "grid", "rounding": "error_feedback"},
 }
 GRID = ("nearest", "stochastic", "feedback")
+PACKED_LOOKS = 100
+"""A packed study keeps the looks at multiples of this step whole."""
+
 SHORT = {"eval_every": 100, "log_every": 10, "layers_every": 50}
 MISSCALED: dict[str, Any] = {"model": {"rescale": 6}, "clip_norm": None}
 LARGE: dict[str, Any] = {
@@ -282,7 +285,7 @@ def tensors(losses: Losses) -> list[ExperimentConfig]:
     """One run of FP32 and of each close format and extreme with the histograms of all operands, for the tensor view."""
     every_look = {"histograms": list(OPERANDS), "codes_every": 1}
     names = ("fp32", *CLOSE_FORMATS, "e0m7", "e7m0")
-    arms = [arm({} if fmt == "fp32" else every(fmt), telemetry=every_look) for fmt in names]
+    arms = [arm({} if fmt == "fp32" else every(fmt), telemetry=every_look, layers_every=PACKED_LOOKS) for fmt in names]
     return over("tensors", SEEDS[:1], [(given, FP32_RATE) for given in arms])
 
 
@@ -522,8 +525,7 @@ def pack(study: str, out: Path, partial: bool = False) -> int:
             f"{study}: {missing} of {len(wanted)} runs are not recorded; run the study first"
             + (", or pack what there is with --partial" if ended else "")
         )
-    looks = 50 if study == "tensors" else 100
-    pack_study(ended, RECORDED / study, history_every=10, layers_every=looks)
+    pack_study(ended, RECORDED / study, history_every=10, layers_every=PACKED_LOOKS)
     size = sum(file.stat().st_size for file in (RECORDED / study).iterdir())
     print(f"{study}: {len(ended)} runs packed, {size / 1e3:.0f} kB" + (f"; {missing} are missing" if missing else ""))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +33,19 @@ def is_over_time(layers: pd.DataFrame) -> pd.Series:
 
 def is_histogram(layers: pd.DataFrame) -> pd.Series:
     """Which rows of a per-layer table are counts of a code, ``code_<two or four hex digits>``."""
+    return _named(layers, lambda name: _CODE.fullmatch(name) is not None)
+
+
+def is_binade(layers: pd.DataFrame) -> pd.Series:
+    """Which rows of a per-layer table are counts of a binade, ``binade_<exponent>`` or ``binade_zero``."""
+    return _named(layers, lambda name: name.startswith("binade_"))
+
+
+def _named(layers: pd.DataFrame, wanted: Callable[[str], bool]) -> pd.Series:
+    """Which rows have a statistic that is wanted, asked once a name."""
     codes, names = pd.factorize(layers["statistic"])
-    counts = np.array([_CODE.fullmatch(str(name)) is not None for name in names], dtype=bool)
-    return pd.Series(counts[codes] if len(names) else np.zeros(len(layers), bool), index=layers.index)
+    found = np.array([wanted(str(name)) for name in names] + [False])  # -1, a missing name, is the last
+    return pd.Series(found[codes], index=layers.index)
 
 
 def is_last(layers: pd.DataFrame, runs: NDArray[np.int64] | None = None) -> pd.Series:
@@ -53,8 +63,7 @@ def is_last(layers: pd.DataFrame, runs: NDArray[np.int64] | None = None) -> pd.S
     operands, _ = pd.factorize(layers["operand"])
     statistics, names = pd.factorize(layers["statistic"])
     statistics = np.where(is_histogram(layers).to_numpy(), len(names), statistics)
-    binades = np.array([str(name).startswith("binade_") for name in names], dtype=bool)
-    statistics = np.where(np.append(binades, False)[statistics], len(names) + 1, statistics)
+    statistics = np.where(is_binade(layers).to_numpy(), len(names) + 1, statistics)
     group = (operands * (len(names) + 2) + statistics) + (0 if runs is None else runs) * (operands.max() + 1) * (
         len(names) + 2
     )
@@ -67,7 +76,7 @@ def is_last(layers: pd.DataFrame, runs: NDArray[np.int64] | None = None) -> pd.S
 def _read_with_histograms(layers: pd.DataFrame, kept: pd.Series) -> pd.Series:
     """Which rows of one run's table are scales, largest elements and norms of tensors that have a kept histogram."""
     keys = ["step", "layer", "operand"]
-    counts = is_histogram(layers) | layers["statistic"].astype(str).str.startswith("binade_")
+    counts = is_histogram(layers) | is_binade(layers)
     places = pd.MultiIndex.from_frame(layers[keys])
     return layers["statistic"].isin(HISTOGRAM_NEEDS) & places.isin(places[(counts & kept).to_numpy()].unique())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -28,9 +27,6 @@ from altgrad.pages import (
     join,
     md,
 )
-
-if TYPE_CHECKING:
-    pass
 
 PATH = "reports/literature"
 
