@@ -561,17 +561,16 @@ for family in ("home", "reports", "runs"):
 """
 
 
-def test_the_site_s_pages_are_made_without_a_network_where_there_is_a_key(
-    server: WandbServer, home: Path, tmp_path: Path
-) -> None:
+def test_the_site_s_pages_are_made_without_a_network_where_there_is_a_key(home: Path, tmp_path: Path) -> None:
     write_run(home / "one", make_config("e4m3"))
-    environment = surroundings(home / "one", WANDB_PROJECT="altgrad", PYTHONPATH=str(ROOT))
-    with server.counting() as requests:
-        done = subprocess.run(
-            [sys.executable, "-c", PAGES, str(tmp_path)], capture_output=True, text=True, env=environment
-        )
+    with WandbServer() as own:  # see the test above
+        given = wandb_environment(own, home) | {"WANDB_PROJECT": "altgrad", "PYTHONPATH": str(ROOT)}
+        environment = surroundings(home / "one", **given)
+        command = [sys.executable, "-c", PAGES, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert not requests
+    assert not own.requests
+    assert own.tunnels == []
     assert "e4m3" in "".join(path.read_text() for path in (tmp_path / "runs").glob("*.md"))
 
 
@@ -587,13 +586,12 @@ def test_a_strange_project_is_a_reason(home: Path, project: str, entity: str | N
 
 
 @pytest.mark.parametrize("mode", ["offline", "disabled", "dryrun"])
-def test_a_mode_without_a_network_asks_nothing(
-    server: WandbServer, home: Path, monkeypatch: pytest.MonkeyPatch, mode: str
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", mode)
-    with server.counting() as requests:
+def test_a_mode_without_a_network_asks_nothing(home: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    with WandbServer() as own:
+        for name, value in (wandb_environment(own, home) | {"WANDB_MODE": mode}).items():
+            monkeypatch.setenv(name, value)
         assert f"WANDB_MODE={mode}" in str(pull(home / "mode", "altgrad", silence=SILENCE).reason)
-    assert not requests
+    assert not own.requests
 
 
 def test_reports_are_made_where_a_pull_has_no_folder_to_write_to(server: WandbServer, home: Path) -> None:
