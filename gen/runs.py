@@ -22,4 +22,4 @@ def key() -> str:
     return site_key()
 
 
-build(pages, "runs/index", "compare/index", key=key)
+build(pages, "runs/index", "compare/index", key=key, beside=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from records import config, write_run
 
 from altgrad.analysis.reports import site_key
-from altgrad.pages.mkdocs import _cached
+from altgrad.pages.mkdocs import _cached, _kept, _started
 from altgrad.runs import load_runs, newest_time, pack_study, sources_fingerprint
 
 
@@ -27,33 +29,33 @@ class Maker:
 
 def test_the_same_key_gives_the_same_bytes_without_making_them_again(tmp_path: Path) -> None:
     make = Maker()
-    first = _cached(tmp_path / "cache", "runs", "k" * 64, make)
+    first = _cached(_kept(tmp_path / "cache", "runs", "k" * 64), "runs", make)
     assert first == ("made", Maker()())
-    assert _cached(tmp_path / "cache", "runs", "k" * 64, make) == ("cache", Maker()())
+    assert _cached(_kept(tmp_path / "cache", "runs", "k" * 64), "runs", make) == ("cache", Maker()())
     assert make.calls == 1
 
 
 def test_a_refresh_makes_them_again_although_the_key_is_the_same(tmp_path: Path) -> None:
     make = Maker()
     for refresh in (False, True, False):
-        _cached(tmp_path, "runs", "k" * 64, make, refresh=refresh)
+        _cached(_kept(tmp_path, "runs", "k" * 64), "runs", make, refresh=refresh)
     assert make.calls == 2
 
 
 def test_another_key_makes_them_again_and_removes_the_old_file_of_this_family_only(tmp_path: Path) -> None:
     make = Maker()
-    _cached(tmp_path, "runs", "a" * 64, make)
-    _cached(tmp_path, "home", "a" * 64, make)
-    _cached(tmp_path, "runs", "b" * 64, make)
+    _cached(_kept(tmp_path, "runs", "a" * 64), "runs", make)
+    _cached(_kept(tmp_path, "home", "a" * 64), "home", make)
+    _cached(_kept(tmp_path, "runs", "b" * 64), "runs", make)
     assert make.calls == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"home-{'a' * 16}.zip", f"runs-{'b' * 16}.zip"]
 
 
 def test_a_damaged_cache_file_is_made_again(tmp_path: Path) -> None:
     make = Maker()
-    _cached(tmp_path, "runs", "a" * 64, make)
+    _cached(_kept(tmp_path, "runs", "a" * 64), "runs", make)
     (tmp_path / f"runs-{'a' * 16}.zip").write_bytes(b"PK nonsense")
-    assert _cached(tmp_path, "runs", "a" * 64, make) == ("made", Maker()())
+    assert _cached(_kept(tmp_path, "runs", "a" * 64), "runs", make) == ("made", Maker()())
     assert make.calls == 2
 
 
@@ -62,8 +64,37 @@ def test_pages_that_cannot_be_made_leave_nothing_in_the_cache(tmp_path: Path) ->
         raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError, match="boom"):
-        _cached(tmp_path, "runs", "a" * 64, broken)
+        _cached(_kept(tmp_path, "runs", "a" * 64), "runs", broken)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_made_beside_the_others_is_made_in_another_process_where_a_core_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def make() -> dict[str, bytes]:
+        return {"made.by": str(os.getpid()).encode()}
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert _started(make)()["made.by"] != str(os.getpid()).encode()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert _started(make)() == make()
+
+
+def test_what_fails_or_dies_beside_the_others_is_made_here_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = os.getpid()
+
+    def broken() -> dict[str, bytes]:
+        raise ValueError(f"in process {os.getpid()}")
+
+    def killed() -> dict[str, bytes]:
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"page": b"text"}
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    with pytest.raises(ValueError, match=f"in process {here}"):
+        _started(broken)()
+    assert _started(killed)() == {"page": b"text"}
 
 
 def test_the_key_follows_every_byte_and_the_lock_of_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,7 +210,7 @@ class ExperimentDataLoader:
         times = [record.run.get("ended") or record.run["created"] for record in self.run_set.records]
         return max(times, default=None)
 
-    @property
+    @cached_property
     def built_from(self) -> str:
         """Where the records come from, in words: recorded here, or pulled from which project and when."""
         origins = [record.run["origin"] for record in self.run_set.records if "origin" in record.run]
@@ -271,13 +271,17 @@ def _fingerprint(run_set: RunSet) -> str:
 def concatenated(frames: list[pd.DataFrame]) -> pd.DataFrame:
     """One table of the `RunRecord.coded` of some runs; those of several studies have several lists of categories."""
     frames = [frame for frame in frames if len(frame)] or frames[:1]
-    if any(frame[name].dtype != frames[0][name].dtype for name in LAYER_TEXT for frame in frames[1:]):
-        names = {
-            name: pd.CategoricalDtype(union_categoricals([frame[name] for frame in frames]).categories)
-            for name in LAYER_TEXT
-        }
-        frames = [frame.astype(names) for frame in frames]
-    return pd.concat(frames, ignore_index=True)
+    columns: dict[str, Any] = {}
+    for name in frames[0]:
+        parts = [frame[name].array for frame in frames]
+        if name not in LAYER_TEXT:
+            columns[name] = np.concatenate(parts)
+        elif all(part.categories is parts[0].categories for part in parts):
+            codes = np.concatenate([part.codes for part in parts])
+            columns[name] = pd.Categorical.from_codes(codes, dtype=parts[0].dtype, validate=False)
+        else:
+            columns[name] = union_categoricals(parts)
+    return pd.DataFrame(columns, copy=False)
 
 
 def _aggregated(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -287,21 +291,27 @@ def _aggregated(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """
     group = np.zeros(len(frame), np.int64)
     for key in keys:
-        codes, names = pd.factorize(frame[key])
-        group = group * max(len(names), 1) + codes
+        column = frame[key].array
+        words = isinstance(column, pd.Categorical)
+        codes, names = (column.codes, column.categories) if words else pd.factorize(frame[key])
+        group = group * (len(names) + 1) + codes + 1
     group, found = pd.factorize(group)
     value = frame["value"].to_numpy(np.float64)
     known = ~np.isnan(value)
     count = np.bincount(group, known, len(found)).astype(np.int64)
     total = np.bincount(group, np.where(known, value, 0.0), len(found))
-    first = np.full(len(found), len(frame))
-    np.minimum.at(first, group, np.arange(len(frame)))
+    first = np.zeros(len(found), np.int64)
+    first[group[::-1]] = np.arange(len(frame))[::-1]  # the last one written is the first row
     step = np.zeros(len(found), np.int64)
     np.maximum.at(step, group, frame["step"].to_numpy(np.int64))
     mean = np.divide(total, count, out=np.full(len(found), np.nan), where=count > 0)
-    kept = frame[keys].iloc[first].reset_index(drop=True)
-    kept = kept.astype({key: "str" for key in keys if key in LAYER_TEXT})
-    return kept.assign(step=step, mean=mean, sum=total, count=count)
+    kept: dict[str, Any] = {}
+    for key in keys:
+        column = frame[key].array[first]
+        if isinstance(column, pd.Categorical):  # each word once, not each row
+            column = column.categories.astype("str").array.take(column.codes, allow_fill=True)
+        kept[key] = column
+    return pd.DataFrame(kept).assign(step=step, mean=mean, sum=total, count=count)
 
 
 NOT_STATED = "not stated"

@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import posixpath
 import re
@@ -81,6 +82,7 @@ class SiteBuild:
         files: what is added to the site's sources, by place.
         bodies: the content of pages that need no Markdown, by place.
         families: what was made or taken from the cache.
+        waiting: what finishes the families that are made beside the others.
         seconds: what Markdown and templates took, by page.
         kept: files of the cache that are in use.
     """
@@ -94,6 +96,7 @@ class SiteBuild:
     files: dict[str, bytes] = field(default_factory=dict)
     bodies: dict[str, Body] = field(default_factory=dict)
     families: list[Family] = field(default_factory=list)
+    waiting: list[Callable[[], None]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     kept: set[Path] = field(default_factory=set)
     clock: float = 0.0
@@ -116,7 +119,12 @@ def write_mkdocs(pages: Iterable[Page]) -> None:
     _hand_over(current, _site_files(pages, current.root))
 
 
-def build(make_pages: Callable[[], Iterable[Page]], *expected: str, key: Callable[[], str] | None = None) -> None:
+def build(
+    make_pages: Callable[[], Iterable[Page]],
+    *expected: str,
+    key: Callable[[], str] | None = None,
+    beside: bool = False,
+) -> None:
     """Make pages and write them: what a script in gen/ calls.
 
     Under `mkdocs build` an error fails the build. Under `mkdocs serve` that would leave every page hanging, so each
@@ -128,9 +136,11 @@ def build(make_pages: Callable[[], Iterable[Page]], *expected: str, key: Callabl
         key: a digest of everything that the pages depend on but the script that calls this. Where it is given, their
             files are kept in ``.cache/site`` beside mkdocs.yml (one file a family) and taken from there while the
             digest and the script's bytes stay the same. ALTGRAD_REFRESH=1 makes them again.
+        beside: whether `mkdocs build` makes them in a process of its own, while the scripts that follow run: for what
+            takes as long as all the rest. The pages come after those of all other scripts.
     """
-    root = _current().root
-    build_files(lambda: _site_files(make_pages(), root), *expected, key=key, script=_script(make_pages))
+    root, script = _current().root, _script(make_pages)
+    build_files(lambda: _site_files(make_pages(), root), *expected, key=key, script=script, beside=beside)
 
 
 def build_files(
@@ -138,9 +148,31 @@ def build_files(
     *expected: str,
     key: Callable[[], str] | None = None,
     script: Path | None = None,
+    beside: bool = False,
 ) -> None:
     """`build` for files of any kind by their place in the site's sources, such as pages that are Markdown already."""
-    current, family, begun = _current(), expected[0].replace("/", "."), time.perf_counter()
+    current, begun = _current(), time.perf_counter()
+    script = script or _script(make_files)
+    if beside:
+        if not (current.serving or current.problem) and current.wants(expected):
+            kept = (
+                key and not current.refresh and _kept(current.cache, _family(expected), _whole(key, script)).is_file()
+            )
+            make_files = make_files if kept else _started(make_files)
+        current.waiting.append(partial(_finish, current, make_files, expected, key, script, begun))
+    else:
+        _finish(current, make_files, expected, key, script, begun)
+
+
+def _finish(
+    current: SiteBuild,
+    make_files: Callable[[], dict[str, bytes]],
+    expected: tuple[str, ...],
+    key: Callable[[], str] | None,
+    script: Path | None,
+    begun: float,
+) -> None:
+    family = _family(expected)
     origin: Origin
     try:
         if current.problem:
@@ -150,10 +182,9 @@ def build_files(
         elif key is None:
             origin, content = "made", make_files()
         else:
-            script = script or _script(make_files)
-            whole = hashlib.sha256(key().encode() + (script.read_bytes() if script else b"")).hexdigest()
-            origin, content = _cached(current.cache, family, whole, make_files, refresh=current.refresh)
-            current.kept.update(current.cache.glob(f"{family}-{whole[:16]}.zip"))
+            path = _kept(current.cache, family, _whole(key, script))
+            origin, content = _cached(path, family, make_files, refresh=current.refresh)
+            current.kept.add(path)
     except Exception:
         if not current.serving:
             raise
@@ -164,6 +195,51 @@ def build_files(
     _hand_over(current, content)
     count = sum(name.endswith(".md") and not name.startswith(_BODY) for name in content)
     current.families.append(Family(expected[0], origin, time.perf_counter() - begun, count))
+
+
+def _started(make: Callable[[], dict[str, bytes]]) -> Callable[[], dict[str, bytes]]:
+    """Start to make files in a process of its own; what is given back waits for them.
+
+    That process gives nothing where it fails: the files are then made here, and what is wrong shows as it always does.
+    So they are, too, where no second core is free or no process can be forked.
+    """
+    if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
+        return make
+    receive, send = multiprocessing.Pipe(duplex=False)
+
+    def work() -> None:
+        receive.close()
+        with send, contextlib.suppress(Exception):
+            send.send(make())
+
+    process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+    process.start()
+    send.close()
+
+    def files_made() -> dict[str, bytes]:
+        with receive:
+            try:
+                found: dict[str, bytes] = receive.recv()
+            except EOFError:
+                found = make()
+        process.join()
+        return found
+
+    return files_made
+
+
+def _family(expected: tuple[str, ...]) -> str:
+    return expected[0].replace("/", ".")
+
+
+def _whole(key: Callable[[], str], script: Path | None) -> str:
+    """A digest of all that a family depends on."""
+    return hashlib.sha256(key().encode() + (script.read_bytes() if script else b"")).hexdigest()
+
+
+def _kept(folder: Path, family: str, whole: str) -> Path:
+    """Where the cache has a family's files of this digest."""
+    return folder / f"{family}-{whole[:16]}.zip"
 
 
 def _current() -> SiteBuild:
@@ -238,21 +314,20 @@ def _hand_over(current: SiteBuild, content: Mapping[str, bytes]) -> None:
 
 
 def _cached(
-    folder: Path, family: str, key: str, make: Callable[[], dict[str, bytes]], *, refresh: bool = False
+    path: Path, family: str, make: Callable[[], dict[str, bytes]], *, refresh: bool = False
 ) -> tuple[Literal["made", "cache"], dict[str, bytes]]:
-    """What `make` gives, kept in ``<family>-<key>.zip``; the family's older files go, a damaged one is made again."""
-    path = folder / f"{family}-{key[:16]}.zip"
+    """What `make` gives, kept in `path`; the family's older files go, a damaged one is made again."""
     if not refresh:
         with contextlib.suppress(FileNotFoundError, zipfile.BadZipFile, zlib.error):
             return "cache", _read(path)
     content = make()
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, data in content.items():
             archive.writestr(name, data)
     os.replace(temporary, path)
-    for old in _of_family(folder, family):
+    for old in _of_family(path.parent, family):
         if old != path:
             old.unlink(missing_ok=True)
     return "made", content
@@ -317,6 +392,8 @@ def add_files(found: Any, config: Any) -> Any:
     from altgrad.pages.own_site import assets
 
     current: SiteBuild = config["extra"]["altgrad"]
+    for finish in current.waiting:
+        finish()
     for name, data in assets():
         if found.get_file_from_path(name) is None:  # a project's own file goes before the library's
             found.append(File.generated(config, name, content=data))

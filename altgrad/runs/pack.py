@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -33,19 +34,37 @@ def is_over_time(layers: pd.DataFrame) -> pd.Series:
 
 def is_histogram(layers: pd.DataFrame) -> pd.Series:
     """Which rows of a per-layer table are counts of a code, ``code_<two or four hex digits>``."""
-    return _named(layers, lambda name: _CODE.fullmatch(name) is not None)
+    return _named(layers, _is_code)
 
 
 def is_binade(layers: pd.DataFrame) -> pd.Series:
     """Which rows of a per-layer table are counts of a binade, ``binade_<exponent>`` or ``binade_zero``."""
-    return _named(layers, lambda name: name.startswith("binade_"))
+    return _named(layers, _is_count_of_a_binade)
+
+
+@lru_cache(maxsize=4096)
+def _is_code(name: str) -> bool:
+    return _CODE.fullmatch(name) is not None
+
+
+def _is_count_of_a_binade(name: str) -> bool:
+    return name.startswith("binade_")
 
 
 def _named(layers: pd.DataFrame, wanted: Callable[[str], bool]) -> pd.Series:
     """Which rows have a statistic that is wanted, asked once a name."""
-    codes, names = pd.factorize(layers["statistic"])
+    codes, names = _coded(layers["statistic"])
     found = np.array([wanted(str(name)) for name in names] + [False])  # -1, a missing name, is the last
     return pd.Series(found[codes], index=layers.index)
+
+
+def _coded(column: pd.Series) -> tuple[NDArray[np.int64], pd.Index]:
+    """A column's words by number (-1 where there is none), and the words; those of categories are there already."""
+    array = column.array
+    if isinstance(array, pd.Categorical):
+        return array.codes.astype(np.int64), array.categories
+    codes, words = pd.factorize(column)
+    return codes, words
 
 
 def is_last(layers: pd.DataFrame, runs: NDArray[np.int64] | None = None) -> pd.Series:
@@ -60,8 +79,8 @@ def is_last(layers: pd.DataFrame, runs: NDArray[np.int64] | None = None) -> pd.S
     """
     if not len(layers):
         return pd.Series(np.zeros(0, bool), index=layers.index)
-    operands, _ = pd.factorize(layers["operand"])
-    statistics, names = pd.factorize(layers["statistic"])
+    operands, _ = _coded(layers["operand"])
+    statistics, names = _coded(layers["statistic"])
     statistics = np.where(is_histogram(layers).to_numpy(), len(names), statistics)
     statistics = np.where(is_binade(layers).to_numpy(), len(names) + 1, statistics)
     group = (operands * (len(names) + 2) + statistics) + (0 if runs is None else runs) * (operands.max() + 1) * (

@@ -460,9 +460,8 @@ def _own_health(loader: ExperimentDataLoader, run_id: str) -> list[Block]:
 def _baseline(loader: ExperimentDataLoader, runs: pd.DataFrame) -> str | None:
     """The unquantized arm to draw behind this one: of the same setting, else of the same data, model and length."""
     first = runs.iloc[0]
-    free = loader.runs[
-        (loader.runs["scope"] == "nothing") & (loader.runs["role"] == "report") & (loader.runs["arm"] != first["arm"])
-    ]
+    free = loader.once(_unquantized)
+    free = free[free["arm"] != first["arm"]]
     same = free[free["setting"] == first["setting"]]
     if len(same):
         return str(same["arm"].iloc[0])
@@ -476,6 +475,10 @@ def _baseline(loader: ExperimentDataLoader, runs: pd.DataFrame) -> str | None:
         and loader.config(run.arm).model == model
     ]
     return str(near[0].arm) if near else None
+
+
+def _unquantized(loader: ExperimentDataLoader) -> pd.DataFrame:
+    return loader.runs[(loader.runs["scope"] == "nothing") & (loader.runs["role"] == "report")]
 
 
 def _health(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[Block]:

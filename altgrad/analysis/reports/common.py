@@ -297,19 +297,23 @@ def provenance(loader: ExperimentDataLoader, built: datetime | None = None) -> P
             ) from None
     when = moment(built.isoformat() if built else loader.newest)
     packages = ", ".join(f"{package} {_version(package)}" for package in ("numpy", "pandas", "scipy", "matplotlib"))
-    datasets = {
-        (record.run["data"].get("name", "unnamed"), str(record.run["data"]["sha256"])[:12])
-        for record in loader.records.values()
-    }
     return Provenance(
         (
             ("Records", f"{len(loader.runs)} runs, fingerprint {loader.fingerprint}, newest {moment(loader.newest)}"),
-            ("Training data", "; ".join(f"{name} (sha256 {sha})" for name, sha in sorted(datasets)) or "none"),
+            ("Training data", loader.once(_datasets)),
             ("Code", f"altgrad {altgrad.__version__}, fingerprint {code_fingerprint()}"),
             ("Packages", packages),
             ("Built", f"{when}, from {loader.built_from}"),
         )
     )
+
+
+def _datasets(loader: ExperimentDataLoader) -> str:
+    found = {
+        (record.run["data"].get("name", "unnamed"), str(record.run["data"]["sha256"])[:12])
+        for record in loader.records.values()
+    }
+    return "; ".join(f"{name} (sha256 {sha})" for name, sha in sorted(found)) or "none"
 
 
 def finite_rows(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
@@ -597,6 +601,7 @@ def _finite(value: object) -> bool:
     return isinstance(value, int | float | np.number) and math.isfinite(value)
 
 
+@cache
 @cache
 def _version(package: str) -> str:
     try:

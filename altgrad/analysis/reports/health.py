@@ -281,13 +281,14 @@ def _table(last: pd.DataFrame, operands: Sequence[str], columns: _Columns, capti
     found: dict[tuple[int, int], dict[str, Any]] = {}
     steps: dict[str, int] = {}
     some = set()
-    for row in last.itertuples():
-        if row.operand in operands and row.statistic in titles:
-            place = (operands.index(row.operand), row.place)
-            names = {"layer": row.layer, "layer_type": row.layer_type, "operand": row.operand}
-            found.setdefault(place, names)[row.statistic] = row.value
-            steps[row.statistic] = max(row.step, steps.get(row.statistic, 0))
-            some |= {row.statistic} if row.value != 0 else set()
+    names = ("layer", "layer_type", "operand")
+    mine = last[last["operand"].isin(operands) & last["statistic"].isin(titles)]
+    columns_of = [mine[name].tolist() for name in (*names, "place", "statistic", "step", "value")]
+    for *named, row, statistic, step, value in zip(*columns_of, strict=True):
+        place = (operands.index(named[2]), row)
+        found.setdefault(place, dict(zip(names, named, strict=True)))[statistic] = value
+        steps[statistic] = max(step, steps.get(statistic, 0))
+        some |= {statistic} if value != 0 else set()
     zero = [statistic for statistic in titles if statistic in _OFTEN_ZERO and statistic in steps.keys() - some]
     shown = [(key, title, text) for key, title, text in columns if key in steps and key not in zero]
     if not shown:
