@@ -235,6 +235,20 @@ def test_arms_chosen_in_the_table_are_compared(open_page: Any, arms: dict[str, s
     assert [arms[fmt] in head for fmt, head in zip(("E4M3", "E5M2", "FP32"), heads, strict=True)] == [True] * 3
 
 
+def test_a_choice_of_arms_is_taken_back_at_once(open_page: Any, arms: dict[str, str]) -> None:
+    page = open_page("runs/").page
+    none = page.get_by_role("button", name="Choose none")
+    assert not none.is_visible()
+    for fmt in ("E4M3", "E5M2"):
+        page.get_by_label(f"Compare {arms[fmt]}", exact=True).check()
+    assert "chosen=" in settled_address(page)
+    none.click()
+    assert page.locator(".runs-table input[aria-label^='Compare ']:checked").count() == 0
+    assert not page.get_by_role("link", name="Compare 2 arms").is_visible()
+    assert not none.is_visible()
+    assert "chosen=" not in settled_address(page)
+
+
 def table_rows(page: Any, label: str) -> list[list[str]]:
     """The texts of one of the tables of Compare, row by row."""
     rows = page.get_by_role("table", name=label).locator("tbody tr")
@@ -313,11 +327,33 @@ def test_curves_change_with_axis_band_smoothing_and_runs_and_the_address_with_th
     changed()
     page.get_by_role("button", name="Zoom in").click()
     changed()
+    page.get_by_role("button", name="Reset zoom").click()
+    page.get_by_label("Horizontal axis", exact=True).select_option("seconds")
+    changed()
+    assert "by seconds" in page.locator("#compare-arms .curves").get_attribute("aria-label")
+    assert "axis=seconds" in page.url
+    page.get_by_label("Horizontal axis", exact=True).select_option("tokens")
     assert page.url.endswith(f"?arms={arms['E4M3']}&metric=loss&axis=tokens&smooth=0.5&band=t&each=1")
     box = page.locator("#compare-arms .u-over").bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 50)
     assert re.search(r"tokens [\d,]+ · .* runs\)", page.locator("#compare-arms .readout").inner_text())
     assert one.complaints == []
+
+
+def test_a_zoom_of_the_curves_is_taken_back(open_page: Any, arms: dict[str, str]) -> None:
+    page = open_page(f"compare/?arms={arms['E4M3']}&metric=loss").page
+    canvas = page.locator("#compare-arms canvas")
+
+    def drawn() -> str:
+        page.wait_for_timeout(150)
+        return str(canvas.evaluate("canvas => canvas.toDataURL()"))
+
+    whole = drawn()
+    for _ in range(3):
+        page.get_by_role("button", name="Zoom in").click()
+    assert drawn() != whole
+    page.get_by_role("button", name="Reset zoom").click()
+    assert drawn() == whole
 
 
 def test_only_config_keys_that_differ_stand_side_by_side(open_page: Any, arms: dict[str, str]) -> None:
