@@ -11,7 +11,7 @@ export NO_MKDOCS_2_WARNING := 1
 export ALTGRAD_REFRESH := $(REFRESH)
 export ALTGRAD_PAGE := $(P)
 
-.PHONY: help serve site page version install test check demo campaign campaign-quick pack guides reports bench bench-training bench-runs bench-site exhaustive clean
+.PHONY: help serve site page version install test check demo campaign campaign-quick pack guides reports bench bench-training bench-runs bench-site bench-keystrokes exhaustive clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -72,6 +72,9 @@ bench-runs: .venv/dev.stamp ## measure what recording a run and reading thousand
 
 bench-site: .venv/dev.stamp ## measure building and serving the site against as many empty pages, and record it
 	@$(BIN)/python benchmarks/site.py $(ARGS)
+
+bench-keystrokes: site .venv/dev.stamp ## measure what a reader waits for after a keystroke, and record it
+	@$(BIN)/python benchmarks/keystrokes.py $(ARGS)
 
 exhaustive: .venv/dev.stamp ## compare the quantizer on all 2^32 float32 inputs; may be stopped, goes on from there
 	@$(BIN)/python benchmarks/exhaustive.py $(ARGS)

@@ -1,4 +1,4 @@
-"""How the suite shares the cores: a file is the work of one worker, and so are the tests that look at one built site."""
+"""How the suite shares the cores: a file is the work of one worker, and so are the tests that look at built sites."""
 
 from __future__ import annotations
 

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 from altgrad.analysis.reports.benchmarks import RECORDED, read_record
-from altgrad.analysis.reports.run_costs import Figure, RunsRecord, runs_costs_page
+from altgrad.analysis.reports.run_costs import (
+    Figure,
+    KeystrokesRecord,
+    RunsRecord,
+    SiteRecord,
+    runs_costs_page,
+    site_costs_page,
+)
 from altgrad.config import UsageError
 from altgrad.pages import write_folder
 
@@ -109,3 +116,21 @@ def test_a_missed_goal_of_the_committed_record_has_its_reason() -> None:
     assert found is not None
     assert {"Append a row of 60 metrics", "Load 2,000 packed runs"} <= {figure.name for figure in found.figures}
     assert all(figure.reason for figure in found.figures if figure.met is False)
+
+
+def test_the_page_of_the_site_shows_its_two_records_or_how_to_make_them(tmp_path: Path) -> None:
+    def text() -> str:
+        write_folder([site_costs_page(tmp_path)], tmp_path, site_root="../")
+        return (tmp_path / "site.md").read_text()
+
+    assert text().count("Pending") == 2
+    assert all(command in text() for command in ("make bench-site", "make bench-keystrokes"))
+    figure = Figure(name="Cold", value=61, unit="s", goal=30, floor=20, floor_name="empty pages")
+    given = record(figure).model_dump(exclude={"benchmark"})
+    (tmp_path / "site.json").write_text(SiteRecord.model_validate(given).model_dump_json())
+    assert text().count("Pending") == 1
+    assert "3.05 x empty pages" in text()
+    (tmp_path / "keystrokes.json").write_text(KeystrokesRecord.model_validate(given).model_dump_json())
+    assert "Pending" not in text()
+    (tmp_path / "keystrokes.json").write_text((tmp_path / "site.json").read_text())
+    assert "left out" in text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import importlib.util
 import math
 import re
 import sys
@@ -16,6 +17,7 @@ from test_browser import SCREENSHOTS, axe_faults, visit  # noqa: F401
 
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports.compare import arm_json, arm_table, table_json
+from altgrad.analysis.reports.run_costs import KeystrokesRecord
 from altgrad.analysis.reports.tuning import swept
 from altgrad.analysis.statistics import paired_difference
 
@@ -423,3 +425,25 @@ def test_the_pages_have_no_accessibility_fault_and_fit_a_phone(
     assert axe_faults(one.page) == []
     assert one.complaints == []
     assert [url for url in one.requests if not url.startswith((one.page.url.split("/")[0], "data:", "blob:"))] == []
+
+
+def test_keystrokes_are_timed_in_every_field(
+    browser: Any, real_site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("keystrokes", ROOT / "benchmarks" / "keystrokes.py")
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    fields = {name: (path, field, ("1",)) for name, (path, field, _) in benchmark.FIELDS.items()}
+    monkeypatch.setattr(benchmark, "FIELDS", fields)
+    loader = made_up(100)
+    found = benchmark.bench(browser, real_site, table_json(loader, arm_table(loader)), 1)
+    assert KeystrokesRecord.model_validate_json(found.model_dump_json()) == found
+    names = [figure.name for figure in found.figures]
+    measured = ("An empty", "The Expl", "10,000 a", "10,000 r")
+    assert [sum(name.startswith(one) for name in names) for one in measured] == [3] * 4
+    assert all(figure.value > 0 for figure in found.figures)
+    monkeypatch.setattr(sys, "argv", ["keystrokes.py", "--site", str(tmp_path)])
+    assert benchmark.main() == 2
+    assert "make site builds it" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, Field
 import altgrad
 from altgrad.analysis.reports import common
 from altgrad.analysis.reports.benchmarks import RECORDED, Record, read_record
-from altgrad.pages import Block, Bullets, CodeBlock, Column, Note, Page, Paragraph, Provenance, Table, md
+from altgrad.pages import Block, Bullets, CodeBlock, Column, Heading, Note, Page, Paragraph, Provenance, Table, md
 from altgrad.runs.schema import RecordError
 
 
@@ -78,6 +78,12 @@ class SiteRecord(Costs):
     benchmark: Literal["site"] = "site"
 
 
+class KeystrokesRecord(Costs):
+    """benchmarks/recorded/keystrokes.json."""
+
+    benchmark: Literal["keystrokes"] = "keystrokes"
+
+
 def runs_costs_page(folder: Path = RECORDED) -> Page:
     """What recording costs, from the record in `folder`; pending where there is none, and a damaged one is named."""
     about = (
@@ -90,15 +96,25 @@ def runs_costs_page(folder: Path = RECORDED) -> Page:
 
 
 def site_costs_page(folder: Path = RECORDED) -> Page:
-    """What building the site costs, from the record in `folder`; pending where there is none."""
+    """What building the site and using it costs, from the records in `folder`; pending where there is none."""
     about = (
         "How long the site takes to build without a cache (cold), with one (warm), and until an edit is on the page "
         "while it is served; against the same number of empty pages with the same theme in the same run. Goals were "
         "set before anything was measured."
     )
-    blocks = _blocks(folder / "site.json", SiteRecord, "Time of building and serving", "make bench-site")
-    summary = "Time of cold and warm builds and of edits, against as many empty pages."
-    return _page("benchmarks/site", "What building the site costs", [Paragraph(about), *blocks], summary)
+    typed = (
+        "How long a reader waits for the Explorer and for the table of runs after a keystroke: from its event to the "
+        "first frame painted after the answer is on the page, in a browser on the same machine."
+    )
+    blocks = [
+        Paragraph(about),
+        *_blocks(folder / "site.json", SiteRecord, "Time of building and serving", "make bench-site"),
+        Heading("A keystroke"),
+        Paragraph(typed),
+        *_blocks(folder / "keystrokes.json", KeystrokesRecord, "Time to answer a keystroke", "make bench-keystrokes"),
+    ]
+    summary = "Time of cold and warm builds and of edits, against as many empty pages; time to answer a keystroke."
+    return _page("benchmarks/site", "What the site costs", blocks, summary)
 
 
 def _page(path: str, title: str, blocks: list[Block], summary: str) -> Page:
@@ -106,7 +122,7 @@ def _page(path: str, title: str, blocks: list[Block], summary: str) -> Page:
     return Page(path, title, tuple(blocks), description=summary, provenance=Provenance(lines))
 
 
-def _blocks(path: Path, kind: type[RunsRecord] | type[SiteRecord], caption: str, command: str) -> list[Block]:
+def _blocks(path: Path, kind: type[Costs], caption: str, command: str) -> list[Block]:
     try:
         record = read_record(path, kind)
     except RecordError as error:
@@ -134,7 +150,7 @@ def _blocks(path: Path, kind: type[RunsRecord] | type[SiteRecord], caption: str,
     data = pd.DataFrame([figure.model_dump() for figure in record.figures])
     return [
         Paragraph(f"Measured on {record.date:%Y-%m-%d} with {packages}; {sizes}.{busy}"),
-        Table(columns, rows, caption, data=data, id=record.benchmark),
+        Table(columns, rows, caption, data=data, id=path.stem),
         Paragraph("To measure again:"),
         CodeBlock(command, "bash"),
     ]

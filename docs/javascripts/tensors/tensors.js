@@ -6,6 +6,7 @@ import { readable } from "../explorer/state.js";
 import { POLICIES, outcome } from "./outcome.js";
 
 const SCALES = { amax: "largest magnitude, a power of two", amax_exact: "largest magnitude, exact", none: "none (scale 1)" };
+const PARTS = { 1: "kept", 2: "flushed", 3: "clipped" };
 const percent = (part) => (part === 0 ? "0" : part < 0.0001 ? "<0.01%" : `${(100 * part).toFixed(part < 0.1 ? 2 : 1)}%`);
 const bounded = (part, [low, high]) => (high - low > 5e-5 ? `${percent(part)} (${percent(low)} to ${percent(high)})` : percent(part));
 
@@ -97,12 +98,12 @@ function outcomeTable(tensor, policy, formats) {
   const rows = formats.map((fmt) => [fmt, outcome(tensor, fmt, policy)]);
   const bar = ({ kept, flushed, clipped }) => element("span", { className: "parts", "aria-hidden": "true" },
     ...[["kept", kept], ["flushed", flushed], ["clipped", clipped]].map(([name, part]) => {
-      const piece = element("span", { className: name });
+      const piece = element("span", { className: `part ${name}` });
       piece.style.width = `${100 * part}%`;
       return piece;
     }));
   return element("table", { "aria-label": "What each format makes of the tensor" },
-    element("thead", {}, element("tr", {}, ...head.map((text) => element(text ? "th" : "td", text ? { scope: "col", textContent: text } : {})))),
+    element("thead", {}, element("tr", {}, ...head.map((text, place) => (text ? element("th", { scope: "col" }, ...(place in PARTS ? [element("span", { className: `part ${PARTS[place]}` })] : []), text) : element("td"))))),
     element("tbody", {}, ...rows.map(([fmt, found]) => element("tr", {},
       element("th", { scope: "row", textContent: fmt.label.replaceAll("_", " ") + (fmt.name === tensor.format ? " (as trained)" : "") }),
       ...[percent(found.kept), bounded(found.flushed, found.flushed_bounds), bounded(found.clipped, found.clipped_bounds),
