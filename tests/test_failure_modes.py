@@ -337,7 +337,7 @@ def test_pages_without_records_are_pending_and_hold_no_figures(tmp_path: Path) -
     text = render(literature_page(loader), SITE)
     assert "## Pending Experiments" in text
     assert "pending.**" in text
-    assert "7 more are pending" in text
+    assert "The runs of 7 claims are not recorded in full" in text
     analyzer = FailureAnalyzer(loader)
     assert [len(frame) for frame in (analyzer.gaps, analyzer.symptoms, analyzer.classified)] == [0, 0, 0]
     assert analyzer.remedies["difference"].isna().all()

@@ -454,7 +454,7 @@ def _goals(record: QuantizeRecord) -> list[Block]:
                 f"{row.goal:g} x {_unit(row)}",
                 _times(row.ratio),
                 "pending" if row.met is None else "met" if row.met else "missed",
-                _why(row),
+                md("{why}", why=_why(row)),  # whole, however long
             )
             for row in rows
         ),

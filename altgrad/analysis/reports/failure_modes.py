@@ -47,6 +47,7 @@ from altgrad.pages import (
     Page,
     Paragraph,
     Table,
+    code,
     escape,
     join,
     md,
@@ -227,7 +228,9 @@ def _failed_arms(analyzer: FailureAnalyzer) -> list[Block]:
         blocks.append(Paragraph(f"{few} more arms have fewer than two pairs and are not judged."))
     symptoms = analyzer.symptoms[analyzer.symptoms["arm"].isin(leading["arm"])]
     if len(symptoms):
-        blocks.append(Details("What the looks at the layers show, by arm and operand", (_symptom_table(symptoms),)))
+        blocks.append(
+            Details("What the looks at the layers show, by arm and operand", (_symptom_table(symptoms, leading),))
+        )
     if len(rest):
         table = _arms_table(rest, "failure-modes-earlier", "Failure Mode of the arms of earlier studies")
         blocks.append(Details(f"{len(rest)} arms of earlier studies", (table,)))
@@ -240,11 +243,9 @@ def _arms_table(classified: pd.DataFrame, identity: str, caption: str) -> Table:
         "Failure Mode",
         "Where",
         *common.right("Gap to FP32", "95% interval", "Seeds"),
-        "Quantized",
-        "Step rule",
-        "Began in",
-        *common.right("From step", "Finished"),
-        "Study",
+        "Quantized; step rule",
+        "Began",
+        *common.right("Finished"),
     )
     rows = tuple(
         (
@@ -254,31 +255,35 @@ def _arms_table(classified: pd.DataFrame, identity: str, caption: str) -> Table:
             common.number(row["gap"], sign=True),
             common.interval(row["low"], row["high"]),
             int(row["n_pairs"]),
-            row["scope"],
-            row["rule"],
-            row["tensor"] if isinstance(row["tensor"], str) else None,
-            None if row["step"] is None or math.isnan(row["step"]) else int(row["step"]),
+            f"{row['scope']}; {row['rule']}",
+            _began(row["step"], row["tensor"]),
             f"{row['n_finished']} of {row['n_runs']}",
-            row["study"],
         )
         for row in classified.to_dict("records")
     )
     return Table(columns, rows, caption, data=classified, id=identity)
 
 
-def _symptom_table(symptoms: pd.DataFrame) -> Table:
+def _began(step: float | None, tensor: object) -> Md | None:
+    """The first step at which something was seen, and the tensor in which; what of them is known."""
+    at = [] if step is None or math.isnan(step) else [md("step {step}", step=int(step))]
+    where = [md("in {tensor}", tensor=code(tensor))] if isinstance(tensor, str) and tensor else []
+    return join(", ", at + where) if at + where else None
+
+
+def _symptom_table(symptoms: pd.DataFrame, classified: pd.DataFrame) -> Table:
     columns: tuple[Column | str, ...] = (
-        "Arm", "Class", "Operand", "Phase", *common.right("Share of looks", "From step"), "First in", "Evidence",
+        "Format", "Quantized; step rule", "Class", "Operand", *common.right("Share of looks"), "First", "Evidence",
     )  # fmt: skip
+    arms = classified.set_index("arm")
     rows = tuple(
         (
-            common.arm_link(row["arm"]),
+            common.arm_link(row["arm"], arms["format"][row["arm"]]),
+            f"{arms['scope'][row['arm']]}; {arms['rule'][row['arm']]}",
             row["cause"],
-            OPERAND_NAMES.get(row["operand"], row["operand"]),
-            row["phase"],
+            f"{OPERAND_NAMES.get(row['operand'], row['operand'])}, {row['phase']}",
             common.percent(row["share"]),
-            int(row["step"]),
-            row["tensor"],
+            _began(row["step"], row["tensor"]),
             row["evidence"],
         )
         for row in symptoms.to_dict("records")
@@ -947,8 +952,8 @@ def _remedies(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, verdicts:
 def _remedy_rows(shown: pd.DataFrame) -> Table:
     columns: tuple[Column | str, ...] = (
         "Format", "Remedy",
-        *common.right("Difference", "95% interval", "Adjusted p", "Pairs", "Gap before", "Gap left", "95% interval"),
-        "Planned", "Recorded",
+        *common.right("Difference", "95% interval", "Adjusted p", "Pairs", "Gap before", "Gap left"),
+        "Planned",
     )  # fmt: skip
     rows = tuple(
         (
@@ -960,9 +965,7 @@ def _remedy_rows(shown: pd.DataFrame) -> Table:
             int(row["n_pairs"]),
             common.number(row["gap_before"], sign=True),
             common.number(row["gap"], sign=True),
-            common.interval(row["gap_low"], row["gap_high"]),
-            "yes" if row["planned"] else "no",
-            _recorded(row),
+            f"{'yes' if row['planned'] else 'no'}, {_recorded(row)}",
         )
         for row in shown.to_dict("records")
     )

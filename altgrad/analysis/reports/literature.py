@@ -80,7 +80,8 @@ def _answer(found: tuple[Finding, ...]) -> Md:
         f" {counts['pending']} more are pending: their runs are not recorded in full." if counts["pending"] else ""
     )
     if not compared:
-        return md("**Agreement with the literature: pending.**{waiting}", waiting=waiting)
+        text = "**Agreement with the literature: pending.** The runs of {count} claims are not recorded in full."
+        return md(text, count=counts["pending"])
     against = [finding.claim.question for finding in found if finding.answer == "no agreement"]
     other = md(" Without agreement: {names}", names=" ".join(against)) if against else Md("")
     return md(

@@ -1003,13 +1003,10 @@ def _results(table: pd.DataFrame, identity: str) -> Table:
             "Seeds",
             "p (Holm)",
             "Validation loss",
-            "Learning rate",
-            "AdamW's",
-            "Stall ratio",
-            "AdamW's",
+            "Rate (AdamW's)",
+            "Stall ratio (AdamW's)",
             "Finished",
         ),
-        Column("Against"),
     )
     rows = []
     for row in table.to_dict("records"):
@@ -1023,12 +1020,13 @@ def _results(table: pd.DataFrame, identity: str) -> Table:
                 int(row["n_pairs"]),
                 common.p_text(row["p_holm"]),
                 common.number(row["val_loss"]),
-                f"{row['learning_rate']:g}",
-                f"{row['adamw_learning_rate']:g}" if rival else None,
-                common.percent(row["stall_ratio"]),
-                common.percent(row["adamw_stall_ratio"]),
+                md(
+                    "{rate} ({adamw})",
+                    rate=f"{row['learning_rate']:g}",
+                    adamw=common.arm_link(rival, f"{row['adamw_learning_rate']:g}") if rival else "no AdamW arm",
+                ),
+                f"{common.percent(row['stall_ratio'])} ({common.percent(row['adamw_stall_ratio'])})",
                 f"{row['n_finished']} of {row['n_runs']}",
-                common.arm_link(rival, "AdamW") if rival else "no AdamW arm of the same problem",
             )
         )
     caption = "ManifoldAdamW minus AdamW in final validation loss, nats a character, paired by seed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from textwrap import shorten, wrap
 from typing import Any
 
 import pandas as pd
@@ -161,17 +162,18 @@ def _overview(data: pd.DataFrame) -> Chart:
     finite = data["mean"].dropna()
     low = float(finite.min())
     high = float(min(finite.max(), low + 4 * (finite.median() - low) + 0.05))
-    height = 22 + math.ceil(len(groups) / ACROSS) * (PANEL[1] + 34)
+    height = 26 + math.ceil(len(groups) / ACROSS) * (PANEL[1] + 40)
 
     def draw(sketch: Sketch) -> None:
         for number, group in enumerate(groups):
-            left, top = 26 + (number % ACROSS) * (PANEL[0] + 12), 22 + (number // ACROSS) * (PANEL[1] + 34)
+            left, top = 26 + (number % ACROSS) * (PANEL[0] + 12), 26 + (number // ACROSS) * (PANEL[1] + 40)
             rates = group["learning_rate"]
             x = Axis(float(rates.min()), float(rates.max()), left + 6, left + PANEL[0] - 6, log=bool((rates > 0).all()))
             y = Axis(low, high, top + PANEL[1], top + 12)
             row = group.iloc[0]
-            sketch.text(left, top - 8, str(row["format"])[:22], bold=True, size=8)
-            sketch.text(left, top + 2, str(row["rule"])[:28], MUTED, size=7)
+            sketch.text(left, top - 12, shorten(str(row["format"]), 22, placeholder="…"), bold=True, size=8)
+            for line, text in enumerate(wrap(str(row["rule"]), 28, max_lines=2, placeholder="…")):
+                sketch.text(left, top - 2.5 + 8.5 * line, text, MUTED, size=7)
             sketch.line([(left, y.start), (left + PANEL[0], y.start)], "#dde1e4", 0.8)
             for value in (low, high):
                 if number % ACROSS == 0:
