@@ -289,6 +289,12 @@ def tensors(losses: Losses) -> list[ExperimentConfig]:
     return over("tensors", SEEDS[:1], [(given, FP32_RATE) for given in arms])
 
 
+def blocks(losses: Losses) -> list[ExperimentConfig]:
+    """Block-scaled formats with their scales rounded up. Not preregistered: added when `literature` had been seen."""
+    arms = [arm(every(fmt), scaling={"kind": "mx_rceil"}) for fmt in ("e4m3", "e2m1")]
+    return over("blocks", SEEDS, [(given, FP32_RATE) for given in arms])
+
+
 def quick(losses: Losses) -> list[ExperimentConfig]:
     """A taste of every study in three minutes: short runs, two seeds, rates of the pilot."""
     short = {"max_steps": 60, "eval_every": 30, "layers_every": 20}
@@ -411,6 +417,7 @@ CAMPAIGN: dict[str, Study] = {
     "scaling": scaling,
     "length": length,
     "tensors": tensors,
+    "blocks": blocks,
 }
 """What `make campaign` runs, in this order: what others lean on, and what the reports lead with, first."""
 

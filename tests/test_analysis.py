@@ -199,6 +199,20 @@ def test_step_rules_of_another_length_are_another_experiment(tmp_path: Path) -> 
     assert (first["max_steps"].tolist(), second["max_steps"].tolist()) == ([20], [40])
 
 
+def test_a_combination_of_formats_is_shown_and_takes_no_part_in_the_ranking(matrix: Path, tmp_path: Path) -> None:
+    before = FormatComparator(ExperimentDataLoader([matrix]))
+    mixed = {"weight": "e4m3", "activation": "e4m3", "grad_output": "e5m2"}
+    for seed in range(5):
+        write_run(tmp_path, config(seed=seed, quantize=mixed), 1.0)
+    after = FormatComparator(ExperimentDataLoader([matrix, tmp_path]))
+    assert after.sweet_spot(after.comparisons[0]) == before.sweet_spot(before.comparisons[0])
+    table = after.comparisons[0].table.set_index("format")
+    assert table["verdict"]["E4M3/E4M3/E5M2"] == "not ranked: a combination of formats"
+    assert table["gap"]["E4M3/E4M3/E5M2"] < 0
+    kept = table.drop("E4M3/E4M3/E5M2")
+    pd.testing.assert_frame_equal(kept, before.comparisons[0].table.set_index("format"), check_exact=True)
+
+
 def test_one_format_alone_is_no_sweet_spot(tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path, config("fp32", seed=seed), 2.0)

@@ -138,6 +138,7 @@ EQUIVALENT = "tied: equivalent to the best"
 WITHIN_MARGIN = "tied: told from the best, but within the margin"
 UNDECIDED = "not told from the best"
 WORSE = "worse than the best"
+COMBINATION = "not ranked: a combination of formats"
 _VERDICTS = (EQUIVALENT, WITHIN_MARGIN, UNDECIDED, WORSE)
 
 
@@ -456,6 +457,8 @@ def _verdict(row: dict[Hashable, Any], best: str | None) -> str:
         return "not ranked: a run did not finish"
     if row["n_pairs"] < MIN_PAIRS:
         return f"not ranked: fewer than {MIN_PAIRS} pairs"
+    if "/" in row["format"]:
+        return COMBINATION
     if not _is_8bit(row["format"]):
         return "reference, not 8 bits"
     if best is None:
@@ -497,13 +500,18 @@ def _adjusted_to_best(losses: Sequence[pd.Series], names: Sequence[str]) -> dict
 
 
 def _candidates(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows that may be called the best: 8-bit formats with at least 3 pairs, of which every run finished."""
+    """Rows that may be called the best: 8-bit formats with at least 3 pairs, of which every run finished.
+
+    A combination, with another format for the gradients, say, is no answer to which format, and none was among the
+    formats of which the preregistration says how they are tested.
+    """
     enough = (table["n_pairs"] >= MIN_PAIRS) & (table["n_finished"] == table["n_runs"])
     return table[table["format"].map(_is_8bit) & enough]
 
 
 def _is_8bit(label: str) -> bool:
-    return all(get_format(part).bits == 8 for part in label.split("/"))
+    """Whether one format is meant, and it has 8 bits."""
+    return "/" not in label and get_format(label).bits == 8
 
 
 def _without(config: ExperimentConfig, keys: Sequence[str]) -> dict[str, object]:

@@ -137,6 +137,17 @@ CLAIMS = (
         planned="H16",
     ),
     Claim(
+        "mx-scales-up",
+        "Do MXFP8's scales have to be rounded up?",
+        "The rounding of scales that the specification suggests can make pre-training diverge; with scales rounded "
+        "towards infinity, training in MXFP8 matches BF16.",
+        "Language models of up to 8 billion parameters and 15 trillion tokens.",
+        (MXFP8_RECIPE,),
+        "MXFP8 with scales rounded up against MXFP8 with the specification's, rounded down: a lower loss?",
+        SIMULATED + " A scale rounded down clips a block's largest element, which ours shows without divergence.",
+        ("literature", "blocks"),
+    ),
+    Claim(
         "mxfp4",
         "Is MXFP4 as good as BF16?",
         "Used directly for all products, MXFP4 degrades training noticeably against BF16; special recipes (random "
@@ -285,6 +296,12 @@ def _mxfp8(loader: ExperimentDataLoader, claim: Claim) -> Finding:
     return _finding(claim, {"MXFP8 − BF16": (_scaled(loader, "e4m3", "mx"), _bf16(loader))}, _equivalent)
 
 
+def _scales_up(loader: ExperimentDataLoader, claim: Claim) -> Finding:
+    up = _scaled(loader, "e4m3", "mx_rceil", "blocks")
+    arms = {"MXFP8 with scales rounded up − MXFP8": (up, _scaled(loader, "e4m3", "mx"))}
+    return _finding(claim, arms, lambda rows: _differs(rows, -1))
+
+
 def _mxfp4(loader: ExperimentDataLoader, claim: Claim) -> Finding:
     pair = (_scaled(loader, "e2m1", "mx"), _bf16(loader))
     return _finding(claim, {"MXFP4 − BF16": pair}, lambda rows: _differs(rows, +1))
@@ -312,6 +329,7 @@ _COMPARED: dict[str, Callable[[ExperimentDataLoader, Claim], Finding]] = {
     "fp8-roles": _roles,
     "stochastic-rounding": _stochastic,
     "mxfp8": _mxfp8,
+    "mx-scales-up": _scales_up,
     "mxfp4": _mxfp4,
     "nvfp4": _nvfp4,
     "madam": _madam,
@@ -322,8 +340,8 @@ def _mixed(loader: ExperimentDataLoader, forward: str, backward: str) -> pd.Data
     return select(loader, "literature", weight=forward, activation=forward, grad_output=backward)
 
 
-def _scaled(loader: ExperimentDataLoader, fmt: str, kind: str) -> pd.DataFrame:
-    return select(loader, "literature", **dict.fromkeys(OPERANDS, fmt), scaling__kind=kind)
+def _scaled(loader: ExperimentDataLoader, fmt: str, kind: str, study: str = "literature") -> pd.DataFrame:
+    return select(loader, study, **dict.fromkeys(OPERANDS, fmt), scaling__kind=kind)
 
 
 def _bf16(loader: ExperimentDataLoader) -> pd.DataFrame:

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from altgrad.analysis.comparison import (
+    COMBINATION,
     PLACES,
     Comparison,
     FormatComparator,
@@ -226,7 +227,8 @@ def _are(items: Sequence[str]) -> str:
 
 def gap_chart(comparison: Comparison) -> Chart:
     """Paired gap of every format to FP32 with its 95% interval, in the order of exponent bits."""
-    data = common.finite_rows(comparison.table[["format", "arm", "n_pairs", "gap", "low", "high"]], "gap")
+    table = comparison.table[comparison.table["verdict"] != COMBINATION]
+    data = common.finite_rows(table[["format", "arm", "n_pairs", "gap", "low", "high"]], "gap")
     data = data.sort_values("format", key=lambda column: column.map(format_order), ignore_index=True)
 
     def draw(axes: Axes) -> None:
