@@ -281,6 +281,18 @@ def test_an_arm_with_a_run_that_did_not_finish_is_not_judged_by_its_survivors(
     assert "not judged" in page
 
 
+@pytest.mark.parametrize(("left", "said"), [(0.25, True), (0.5, False)])
+def test_a_statement_that_goes_further_than_what_was_tested_is_put_right(
+    template: RunRecord, few: list[ExperimentConfig], left: float, said: bool
+) -> None:
+    def loss(cfg: ExperimentConfig) -> float:
+        return left if (cfg.quantize.weight, cfg.quantize.grad_output) == ("e7m0", "e5m2") else expected(cfg)
+
+    loader = loader_of(template, few, loss)
+    assert answers(loader)["H18"] == "yes"
+    assert ("H18 is met as it was written" in render(failure_modes_page(loader), SITE)) == said
+
+
 def test_when_every_run_failed_nothing_is_concluded(template: RunRecord, few: list[ExperimentConfig]) -> None:
     loader = loader_of(template, few, broken=lambda cfg: True)
     assert "yes" not in answers(loader).values()
