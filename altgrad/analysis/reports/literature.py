@@ -71,11 +71,12 @@ def _answer(found: tuple[Finding, ...]) -> Md:
     counts = Counter(finding.answer for finding in found)
     compared = len(found) - counts["related work"] - counts["pending"]
     named = {
-        "agreement": "agree",
-        "no agreement": "do not agree",
-        "inconclusive": "are inconclusive",
+        "agreement": ("agrees", "agree"),
+        "no agreement": ("does not agree", "do not agree"),
+        "inconclusive": ("is inconclusive", "are inconclusive"),
     }
-    parts = [f"{counts[answer]} {text}" for answer, text in named.items() if counts[answer]]  # type: ignore[index]
+    numbers = {text: counts[answer] for answer, text in named.items() if counts[answer]}  # type: ignore[index]
+    parts = [f"{number} {one if number == 1 else many}" for (one, many), number in numbers.items()]
     waiting = (
         f" {counts['pending']} more are pending: their runs are not recorded in full." if counts["pending"] else ""
     )
