@@ -117,10 +117,10 @@ def arm(quantize: Mapping[str, Any], rule: str = "adamw", place: str = "master",
 
 
 def run(study: str, given: Arm, rate: float, seed: int) -> ExperimentConfig:
-    """One run of an arm."""
-    optimizer = given["optimizer"] | {"learning_rate": rate}
-    if optimizer != {"learning_rate": FP32_RATE}:
-        optimizer["other_learning_rate"] = FP32_RATE
+    """One run of an arm. AdamW without quantization has one rate, for all parameters."""
+    optimizer = {"learning_rate": rate} | given["optimizer"]
+    if (given["quantize"] or given["optimizer"]) and optimizer != {"learning_rate": FP32_RATE}:
+        optimizer.setdefault("other_learning_rate", FP32_RATE)
     settings = {**given, "optimizer": optimizer, "study": study, "seed": seed}
     return parse_config(settings, source=f"campaign.py, study {study}")
 
@@ -321,7 +321,8 @@ def tuning_large(losses: Losses) -> list[ExperimentConfig]:
 def formats_large(losses: Losses) -> list[ExperimentConfig]:
     """FP32 and the splits with 6 layers of 384 and 5,000 steps; for a GPU."""
     rate = tuned("tuning-large", arm({}, **LARGE), losses)
-    arms = [arm({}, **LARGE), *(arm(every(fmt), **LARGE) for fmt in SPLITS)]
+    shared = {"other_learning_rate": rate}
+    arms = [arm({}, **LARGE), *(arm(every(fmt), optimizer=shared, **LARGE) for fmt in SPLITS)]
     return over("formats-large", LONG_SEEDS, [(given, rate) for given in arms])
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import pytest
 from records import config, write_run
 
 from altgrad.analysis.reports import site_key
-from altgrad.pages.mkdocs import _cached, _kept, _started
+from altgrad.pages import mkdocs
+from altgrad.pages.mkdocs import SiteBuild, _cached, _kept, _started
 from altgrad.runs import load_runs, newest_time, pack_study, sources_fingerprint
 
 
@@ -95,6 +98,53 @@ def test_what_fails_or_dies_beside_the_others_is_made_here_and_says_why(monkeypa
     with pytest.raises(ValueError, match=f"in process {here}"):
         _started(broken)()
     assert _started(killed)() == {"page": b"text"}
+
+
+def test_what_dies_while_it_is_handed_over_and_what_cannot_be_started_is_made_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = os.getpid()
+
+    def large() -> dict[str, bytes]:
+        return {"by": str(os.getpid()).encode(), "page": bytes(5_000_000)}
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    made = _started(large)
+    (child,) = multiprocessing.active_children()
+    time.sleep(1.0)  # until it waits for a reader, with a part of it written
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    assert made()["by"] == str(here).encode()
+
+    def refused() -> int:
+        raise BlockingIOError("as many processes as there may be")
+
+    monkeypatch.setattr(os, "fork", refused)
+    assert _started(large)()["by"] == str(here).encode()
+
+
+def test_a_family_made_beside_the_others_is_kept_under_the_key_of_what_it_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record changes while the other scripts run: the next build makes the pages again."""
+    current = SiteBuild(tmp_path)
+    monkeypatch.setattr(mkdocs, "_current", lambda: current)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    record = tmp_path / "record"
+
+    def built() -> tuple[str, bytes]:
+        mkdocs.build_files(lambda: {"runs.md": record.read_bytes()}, "runs/index", key=record.read_text, beside=True)
+        time.sleep(0.5)
+        record.write_text("new")
+        (finish,) = current.waiting
+        finish()
+        current.waiting.clear()
+        return current.families[-1].origin, current.files["runs.md"]
+
+    record.write_text("old")
+    assert built() == ("made", b"old")
+    assert built() == ("made", b"new")
+    assert built() == ("cache", b"new")
 
 
 def test_the_key_follows_every_byte_and_the_lock_of_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -457,7 +457,7 @@ def _verdict(row: dict[Hashable, Any], best: str | None) -> str:
         return "not ranked: a run did not finish"
     if row["n_pairs"] < MIN_PAIRS:
         return f"not ranked: fewer than {MIN_PAIRS} pairs"
-    if "/" in row["format"]:
+    if is_combination(row["format"]):
         return COMBINATION
     if not _is_8bit(row["format"]):
         return "reference, not 8 bits"
@@ -477,7 +477,7 @@ def _no_answer(table: pd.DataFrame, candidates: pd.DataFrame) -> str:
         return f"only {candidates['format'].iloc[0]} can be ranked, and an answer needs at least two formats"
     recorded = table[table["format"].map(_is_8bit)]
     if recorded.empty:
-        return "no 8-bit format is recorded"
+        return "no single 8-bit format is recorded"
     if (recorded["n_finished"] == 0).all():
         return "no run of an 8-bit format finished"
     if (recorded["n_finished"] < recorded["n_runs"]).all():
@@ -511,7 +511,12 @@ def _candidates(table: pd.DataFrame) -> pd.DataFrame:
 
 def _is_8bit(label: str) -> bool:
     """Whether one format is meant, and it has 8 bits."""
-    return "/" not in label and get_format(label).bits == 8
+    return not is_combination(label) and get_format(label).bits == 8
+
+
+def is_combination(label: str) -> bool:
+    """Whether the operands have several formats, as in ``E4M3/E4M3/E5M2``."""
+    return "/" in label
 
 
 def _without(config: ExperimentConfig, keys: Sequence[str]) -> dict[str, object]:

@@ -269,10 +269,10 @@ def _fingerprint(run_set: RunSet) -> str:
 
 
 def concatenated(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    """One table of the `RunRecord.coded` of some runs; those of several studies have several lists of categories."""
+    """One table of the `RunRecord.coded` of some runs, columns `LAYER_COLUMNS`; studies have words of their own."""
     frames = [frame for frame in frames if len(frame)] or frames[:1]
     columns: dict[str, Any] = {}
-    for name in frames[0]:
+    for name in LAYER_COLUMNS:
         parts = [frame[name].array for frame in frames]
         if name not in LAYER_TEXT:
             columns[name] = np.concatenate(parts)

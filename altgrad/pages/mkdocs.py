@@ -155,6 +155,8 @@ def build_files(
     script = script or _script(make_files)
     if beside:
         if not (current.serving or current.problem) and current.wants(expected):
+            if key is not None:
+                key = partial(str, key())  # of what is read now, whatever changes until all is done
             kept = (
                 key and not current.refresh and _kept(current.cache, _family(expected), _whole(key, script)).is_file()
             )
@@ -213,17 +215,22 @@ def _started(make: Callable[[], dict[str, bytes]]) -> Callable[[], dict[str, byt
             send.send(make())
 
     process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
-    process.start()
-    send.close()
+    try:
+        process.start()
+    except OSError:  # as many processes as there may be
+        receive.close()
+        return make
+    finally:
+        send.close()
 
     def files_made() -> dict[str, bytes]:
         with receive:
             try:
-                found: dict[str, bytes] = receive.recv()
-            except EOFError:
-                found = make()
+                found: dict[str, bytes] | None = receive.recv()
+            except (EOFError, OSError):  # nothing came, or not all of it
+                found = None
         process.join()
-        return found
+        return make() if found is None else found
 
     return files_made
 

@@ -437,11 +437,12 @@ def test_keystrokes_are_timed_in_every_field(
     spec.loader.exec_module(benchmark)
     fields = {name: (path, field, ("1",)) for name, (path, field, _) in benchmark.FIELDS.items()}
     monkeypatch.setattr(benchmark, "FIELDS", fields)
-    loader = made_up(100)
+    loader = made_up(benchmark.ROWS)
+    assert len(arm_table(loader)) == benchmark.ROWS // benchmark.SEEDS
     found = benchmark.bench(browser, real_site, table_json(loader, arm_table(loader)), 1)
     assert KeystrokesRecord.model_validate_json(found.model_dump_json()) == found
     names = [figure.name for figure in found.figures]
-    measured = ("An empty", "The Expl", "10,000 a", "10,000 r")
+    measured = ("An empty", "The Expl", "1,250 a", "10,000 r")
     assert [sum(name.startswith(one) for name in names) for one in measured] == [3] * 4
     assert all(figure.value > 0 for figure in found.figures)
     monkeypatch.setattr(sys, "argv", ["keystrokes.py", "--site", str(tmp_path)])

@@ -204,6 +204,7 @@ _COMMAND = {
     "exhaustive.json": "make exhaustive",
     "runs.json": "make bench-runs",
     "site.json": "make bench-site",
+    "keystrokes.json": "make bench-keystrokes",
     "step-slopes.json": ".venv/bin/python benchmarks/step_slopes.py",
 }
 

@@ -602,7 +602,6 @@ def _finite(value: object) -> bool:
 
 
 @cache
-@cache
 def _version(package: str) -> str:
     try:
         return version(package)

@@ -13,7 +13,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from altgrad.analysis.comparison import (
-    COMBINATION,
     PLACES,
     Comparison,
     FormatComparator,
@@ -21,6 +20,7 @@ from altgrad.analysis.comparison import (
     at_own_rates,
     figures_of_tensors,
     format_order,
+    is_combination,
     last_looks,
     own_rates,
     scale_policies,
@@ -227,7 +227,8 @@ def _are(items: Sequence[str]) -> str:
 
 def gap_chart(comparison: Comparison) -> Chart:
     """Paired gap of every format to FP32 with its 95% interval, in the order of exponent bits."""
-    table = comparison.table[comparison.table["verdict"] != COMBINATION]
+    single = ~comparison.table["format"].map(is_combination)
+    table = comparison.table[single] if single.any() else comparison.table
     data = common.finite_rows(table[["format", "arm", "n_pairs", "gap", "low", "high"]], "gap")
     data = data.sort_values("format", key=lambda column: column.map(format_order), ignore_index=True)
 
@@ -547,8 +548,9 @@ def _length(
         return [common.pending_note("No longer runs of the same setting are recorded (study length).", ["length"])]
     steps = [loader.config(each.baseline).max_steps for each in (short, long)]
     both = long.table.merge(short.table, on="format", suffixes=("", "_short"), how="left")
-    both["rank"] = both["gap"].rank().astype("Int64")
-    both["rank_short"] = both["gap_short"].rank().astype("Int64")
+    single = ~both["format"].map(is_combination)
+    both["rank"] = both["gap"].where(single).rank().astype("Int64")
+    both["rank_short"] = both["gap_short"].where(single).rank().astype("Int64")
     kept = ["format", "arm", "gap_short", "low_short", "high_short", "n_pairs_short", "rank_short"]
     data = both[[*kept, "gap", "low", "high", "n_pairs", "n_finished", "n_runs", "rank"]]
     columns: tuple[Column | str, ...] = (
