@@ -371,7 +371,7 @@ def test_the_whole_page_answers_with_number_interval_and_seeds(whole: Experiment
     assert "characters)" not in text  # nothing was shortened
     bold = re.search(r"\*\*Steps in ulps.*?\*\*", text)
     assert bold is not None
-    assert "lower loss in none of 12 pairings, higher in 12" in bold.group()
+    assert "shown lower in none of 12 pairings, shown higher in 12" in bold.group()
     assert "95% interval" in bold.group()
     assert "n &#61; 16 seeds" in bold.group() or "n = 16 seeds" in bold.group()
     for heading in (

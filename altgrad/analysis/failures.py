@@ -6,7 +6,7 @@ The trainer explains a run that ends badly with the same function as a reader ex
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -30,7 +30,7 @@ from altgrad.analysis.preregistered import (
     missing,
     select,
 )
-from altgrad.analysis.statistics import ALPHA, paired_difference
+from altgrad.analysis.statistics import ALPHA, holm, paired_difference
 from altgrad.config import ExperimentConfig, QuantizeConfig, ScalingConfig
 from altgrad.runs import FAILURE_KINDS, Alarm, Failure, RunRecord
 from altgrad.runs.schema import PHASES, digest
@@ -645,6 +645,20 @@ class FailureAnalyzer:
         runs = self._loader.runs
         runs = _of_campaign(runs[(runs["arm"] == arm) & (runs["role"] == "report") & (runs["status"] != "running")])
         return list(runs["run_id"])
+
+    def config(self, arm: str) -> ExperimentConfig:
+        """The config of an arm (with the seed of its first run)."""
+        return self._loader.config(arm)
+
+    def not_told_apart(self, arms: Sequence[str]) -> set[str]:
+        """Those of `arms` that a paired test does not tell from the first of them, on the seeds that both ran.
+
+        The p-values are adjusted by Holm over the others; without two shared seeds there is no test.
+        """
+        runs = self._loader.runs
+        losses = [by_seed(runs[runs["run_id"].isin(self.run_ids(arm))], "final_val_loss") for arm in arms]
+        p_values = holm([paired_difference(other, losses[0]).p_value for other in losses[1:]])
+        return {arm for arm, p in zip(arms[1:], p_values, strict=True) if not p < ALPHA}
 
     def example(self, arm: str) -> str:
         """The run of an arm to look at: the first that did not finish, else the one with the median final loss."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -626,7 +627,11 @@ def _h9(found: StepRuleComparator) -> Verdict:
     tests = tests.assign(p_holm=tests["p_value"])  # a family of its own
     statement = "The gradient precondition is nearly AdamW: with master weights the two are equivalent."
     lead = "S on the gradient minus AdamW"
-    return _verdict("H9", "storage", statement, _equivalence(_by_format(tests)), _all_equivalent, lead)
+    found_so = _verdict("H9", "storage", statement, _equivalence(_by_format(tests)), _all_equivalent, lead)
+    if found_so.answer == "inconclusive" and (tests["p_value"] < ALPHA).all():
+        more = " Equivalence within the margin is not shown, and a difference is: its size, not its presence, is open."
+        return replace(found_so, evidence=found_so.evidence + more)
+    return found_so
 
 
 def _h10(found: StepRuleComparator) -> Verdict:
@@ -699,8 +704,11 @@ def _h14(found: StepRuleComparator) -> Verdict:
         evidence += (
             f" {row['more']} stalls {100 * row['stall_difference']:.0f} points more than {row['less']} and ends "
             f"{-row['difference']:.3f} nats a character lower ([{_signed(row['low'])}, {_signed(row['high'])}], "
-            f"n = {row['n_pairs']:.0f} pairs)."
+            f"n = {row['n_pairs']:.0f} pairs); such a pair is shown in {len(pairs)} of {len(stalls)} formats."
         )
+        if ranks:
+            names = ", ".join(stalls.loc[stalls["spearman"] > 0.8, "format"])
+            evidence += f" So the ratio is no safe ranking; but rho is above .8 in {names}, against the statement."
     else:
         evidence += " No pair of arms, told apart, stalls in the other order than it loses."
     return Verdict("H14", "storage", statement, answer, evidence, pairs[list(TEST_COLUMNS)].reset_index(drop=True))

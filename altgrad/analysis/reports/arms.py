@@ -261,8 +261,8 @@ def _foreign_comparison(loader: ExperimentDataLoader, arm: str) -> list[Block]:
             *common.right("Validation loss", "Gap", "95% interval", "Pairs", "Finished"),
         )
         caption = md(
-            "{scope} quantized, everything else equal: the gap of the final val_loss to {baseline}, paired by seed",
-            scope=comparison.scope.capitalize(),
+            "{scope}, everything else equal: the gap of the final val_loss to {baseline}, paired by seed",
+            scope=common.quantized(comparison.scope).capitalize(),
             baseline=common.arm_link(comparison.baseline, "the unquantized runs"),
         )
         blocks.append(Table(columns, rows, caption, data=comparison.table, id=f"formats-{comparison.setting}"))

@@ -81,12 +81,20 @@ def number(value: float, digits: int = 3, sign: bool = False) -> str:
 
 
 def interval(low: float, high: float, digits: int = 3) -> str:
-    """``[low, high]``; "none" where there is no interval (fewer than two pairs)."""
-    return (
-        "none"
-        if not (_finite(low) and _finite(high))
-        else f"[{number(low, digits, True)}, {number(high, digits, True)}]"
-    )
+    """``[low, high]``; "none" where there is no interval (fewer than two pairs).
+
+    A digit more where an end would be shown as 0 and is not: on which side of zero it lies is what a reader looks for.
+    """
+    if not (_finite(low) and _finite(high)):
+        return "none"
+    near = any(end and not round(float(end), digits) for end in (low, high))
+    return f"[{number(low, digits + near, True)}, {number(high, digits + near, True)}]"
+
+
+def quantized(scope: str) -> str:
+    """A scope with the word where it belongs: ``weights quantized; scale 1``."""
+    what, mark, how = scope.partition(";")
+    return f"{what} quantized{mark}{how}"
 
 
 def percent(value: float) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from altgrad.analysis.comparison import Comparison, FormatComparator, format_order, own_rates
+from altgrad.analysis.comparison import Comparison, FormatComparator, format_order, is_combination, own_rates
 from altgrad.analysis.failures import (
     EXTREMES,
     FAILURE_GAP,
@@ -43,8 +43,10 @@ from altgrad.pages import (
     Column,
     Details,
     Heading,
+    Link,
     Md,
     Page,
+    PageRef,
     Paragraph,
     Table,
     code,
@@ -148,8 +150,7 @@ def _answer(analyzer: FailureAnalyzer) -> Md:
     judged = analyzer.gaps[(analyzer.gaps["n_pairs"] >= 2) | analyzer.gaps["failed"].astype(bool)]
     judged = _leading(judged)
     failed = analyzer.classified[analyzer.classified["arm"].isin(judged["arm"])]
-    ended = int((analyzer.failures["status"] == "failed").sum())
-    runs = f"{ended} recorded run{'s' if ended != 1 else ''} failed outright" if ended else "No run failed outright"
+    runs = _outright(analyzer)
     if failed.empty:
         return md(
             "**Failure Mode: none seen.** None of {count} arms has a gap above {limit} nats or a run that did not "
@@ -158,20 +159,23 @@ def _answer(analyzer: FailureAnalyzer) -> Md:
             limit=FAILURE_GAP,
             runs=runs,
         )
-    measured = failed.dropna(subset=["gap"])
-    worst = ""
-    if len(measured):
-        row = measured.iloc[0]
-        worst = md(
-            ", {format} ({scope}) most: {gap} nats a character {interval}, n = {n} seeds, by {causes} ({phases})",
+    unfinished = failed["n_finished"] < failed["n_runs"]
+    measured = failed[~unfinished].dropna(subset=["gap"])
+    scaled = measured[~measured["scope"].str.contains(UNSCALED, regex=False)]
+    said = [
+        md(
+            ", {format} ({scope}) worst: {badly} of {n} runs did not finish",
             format=row["format"],
             scope=row["scope"],
-            gap=common.number(row["gap"], sign=True),
-            interval=common.interval(row["low"], row["high"]),
-            n=int(row["n_pairs"]),
-            causes=row["causes"],
-            phases=row["phases"] or "phase not known",
+            badly=int(row["n_runs"] - row["n_finished"]),
+            n=int(row["n_runs"]),
         )
+        for row in failed[unfinished].head(1).to_dict("records")
+    ]
+    said += [_worst("of those whose runs finish," if said else "", row) for row in measured.head(1).to_dict("records")]
+    if len(scaled) and scaled.index[0] != measured.index[0]:
+        said.append(_worst("with scales that follow the tensors,", scaled.iloc[0].to_dict()))
+    worst = join(";", said)
     helped = [_helped(analyzer, name) for name in EXTREMES]
     return md(
         "**Failure Mode: {count} of {total} arms fail{worst}.** An arm fails, by the definition written beforehand, if "
@@ -185,8 +189,36 @@ def _answer(analyzer: FailureAnalyzer) -> Md:
     )
 
 
+UNSCALED = "scale 1"
+"""In the scope of an arm whose tensors have no scale of their own."""
+
+
+def _outright(analyzer: FailureAnalyzer) -> str:
+    """How many runs failed, and of which formats."""
+    failed = analyzer.failures[analyzer.failures["status"] == "failed"]
+    if failed.empty:
+        return "No run failed outright"
+    counts = failed["format"].value_counts()
+    whose = common.names([f"{number} of {name}" for name, number in counts.items()])
+    return f"{len(failed)} recorded run{'s' if len(failed) != 1 else ''} failed outright ({whose})"
+
+
+def _worst(lead: str, row: dict[Any, Any]) -> Md:
+    return md(
+        "{lead} {format} ({scope}) most: {gap} nats a character {interval}, n = {n} seeds, by {causes} ({phases})",
+        lead=f" {lead}" if lead else ",",
+        format=row["format"],
+        scope=row["scope"],
+        gap=common.number(row["gap"], sign=True),
+        interval=common.interval(row["low"], row["high"]),
+        n=int(row["n_pairs"]),
+        causes=row["causes"],
+        phases=row["phases"] or "phase not known",
+    )
+
+
 def _helped(analyzer: FailureAnalyzer, name: str) -> Md | None:
-    """What helped an extreme format most, of the remedies that are recorded in full; None where none is."""
+    """What helped an extreme format most, of the remedies that are recorded in full, and what is not told from it."""
     rows = analyzer.remedies
     rows = rows[(rows["format"] == name) & (rows["missing"] == "") & (rows["n_ended_badly"] == 0)]
     helped = rows[(rows["p_holm"] < ALPHA) & (rows["difference"] < 0)].sort_values("difference")
@@ -194,10 +226,13 @@ def _helped(analyzer: FailureAnalyzer, name: str) -> Md | None:
         return None
     if helped.empty:
         return md("None of the {count} remedies tested is shown to lower {name}'s loss.", count=len(rows), name=name)
-    row = helped.iloc[0]
+    row, alike = helped.iloc[0], analyzer.not_told_apart(helped["arm"])
+    others = [other["remedy"] for other in helped.iloc[1:].to_dict("records") if other["arm"] in alike]
     return md(
         "What lowers {name}'s loss most is {remedy}: {difference} nats {interval}, n = {n} pairs, which leaves a gap "
-        "of {gap} to FP32.",
+        "of {gap} {gap_interval} to FP32{others}.",
+        gap_interval=common.interval(row["gap_low"], row["gap_high"]),
+        others=f"; {common.names(others)} {'are' if len(others) > 1 else 'is'} not told from it" if others else "",
         name=name,
         remedy=row["remedy"],
         difference=common.number(row["difference"], sign=True),
@@ -213,7 +248,9 @@ def _failed_arms(analyzer: FailureAnalyzer) -> list[Block]:
         return [Paragraph("No arm fails by the preregistered definition.")]
     leading = _leading(classified)
     rest = classified[~classified["arm"].isin(leading["arm"])]
-    blocks: list[Block] = [_arms_table(leading, "failure-modes", "Failure Mode of each arm that fails, worst first")]
+    unfinished = leading["n_finished"] < leading["n_runs"]
+    ordered = pd.concat([leading[unfinished], leading[~unfinished]])
+    blocks: list[Block] = [_arms_table(ordered, "failure-modes", "Failure Mode of each arm that fails, worst first")]
     unknown = leading[leading["causes"] == "unknown"]
     if len(unknown):
         items = tuple(
@@ -223,6 +260,8 @@ def _failed_arms(analyzer: FailureAnalyzer) -> list[Block]:
         blocks += [Paragraph("Arms whose cause is unknown:"), Bullets(items)]
     else:
         blocks.append(Paragraph("Every arm that fails has at least one class: none is unknown."))
+    if remarks := _weak_classes(analyzer, leading):
+        blocks.append(Bullets(remarks))
     few = int(((_leading(analyzer.gaps)["n_pairs"] < 2) & ~_leading(analyzer.gaps)["failed"].astype(bool)).sum())
     if few:
         blocks.append(Paragraph(f"{few} more arms have fewer than two pairs and are not judged."))
@@ -262,6 +301,31 @@ def _arms_table(classified: pd.DataFrame, identity: str, caption: str) -> Table:
         for row in classified.to_dict("records")
     )
     return Table(columns, rows, caption, data=classified, id=identity)
+
+
+def _weak_classes(analyzer: FailureAnalyzer, leading: pd.DataFrame) -> tuple[Md, ...]:
+    """Classes that say less than they seem to: no symptom but a comparison, and a symptom that comes late."""
+    found = []
+    bare = int((leading["causes"] == "step").sum())
+    if bare:
+        found.append(
+            md(
+                "{count} of them show no symptom in any look: class step says only that AdamW with the same format and "
+                "master weights does not fail.",
+                count=bare,
+            )
+        )
+    stalls = leading[(leading["causes"] == "stall") & leading["step"].notna()]
+    late = [row["arm"] for row in stalls.to_dict("records") if row["step"] > analyzer.config(row["arm"]).max_steps / 2]
+    if late:
+        found.append(
+            md(
+                "{count} of them are first seen to stall in the second half of their runs, as the learning rate "
+                "decays: there the class accompanies the loss, and what began it is not shown.",
+                count=len(late),
+            )
+        )
+    return tuple(found)
 
 
 def _began(step: float | None, tensor: object) -> Md | None:
@@ -495,8 +559,8 @@ def _phase_tables(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, compa
     notes = (
         "Per-tensor amax scaling cannot overflow by more than the rounding of the largest element, so overflow near "
         "zero says nothing about a "
-        "format's range under static or delayed scales. The stall ratio is shown, never ranked: it does not predict "
-        "the loss."
+        "format's range under static or delayed scales. The stall ratio is shown, never ranked: it does not order "
+        "arms as their losses do."
     )
     return [Table(columns, tuple(rows), caption, data=pd.DataFrame(records), id="phases"), Paragraph(notes)]
 
@@ -1016,10 +1080,17 @@ def _prevention(analyzer: FailureAnalyzer) -> list[Block]:
     """Advice that recorded runs support, and the failing formats that no remedy was tried on."""
     items = [text for text in (_helped(analyzer, name) for name in EXTREMES) if text]
     failed = _leading(analyzer.classified)
-    failed = failed[failed["causes"] != "step"]  # where the step rule is to blame, no format wants a remedy
+    unscaled, grid = failed["scope"].str.contains(UNSCALED, regex=False), failed["rule"].str.contains("on the grid")
+    if unscaled.any():
+        text = "{names} at scale 1 want a scale that follows the tensor: see Other scales in the {report}."
+        report = Link("format comparison", PageRef("reports/format_comparison", "other-scales"))
+        items.append(md(text, names=common.names(sorted(set(failed.loc[unscaled, "format"]))), report=report))
+    if (failed["rule"].str.contains("rounded to nearest") & grid).any():
+        text = "Stalls on the grid: what rounding stochastically in place of to nearest changes is H6 of the {report}."
+        items.append(md(text, report=Link("manifold comparison", PageRef("reports/manifold_comparison"))))
+    left = failed[~unscaled & ~grid & (failed["causes"] != "step")]  # where the step rule is to blame, no format is
     untried = sorted(
-        {name for name in failed["format"] if name in SPLITS and name not in EXTREMES},
-        key=lambda name: format_order(name),
+        {name for name in left["format"] if name not in EXTREMES and not is_combination(name)}, key=format_order
     )
     if untried:
         items.append(

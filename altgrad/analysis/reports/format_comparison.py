@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from altgrad.analysis.comparison import (
     FormatComparator,
     SweetSpot,
     at_own_rates,
+    by_seed,
     figures_of_tensors,
     format_order,
     is_combination,
@@ -29,7 +30,7 @@ from altgrad.analysis.format_verdicts import format_verdicts
 from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader, rule_label
 from altgrad.analysis.preregistered import Verdict
 from altgrad.analysis.reports import common
-from altgrad.analysis.statistics import MARGIN, SMALLEST_GAP, name_of_test
+from altgrad.analysis.statistics import MARGIN, MIN_PAIRS, SMALLEST_GAP, Estimate, name_of_test
 from altgrad.config import LAYER_TYPES
 from altgrad.formats import get_format
 from altgrad.pages import (
@@ -97,6 +98,7 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
         blocks += [
             Paragraph(answer(first, spot)),
             *by_layer_type(comparator),
+            *_by_operand(comparator),
             *common.pilot(loader, [first.baseline], int(first.table["n_pairs"].max())),
             ChartBlock(gap_chart(first)),
             Heading("Results"),
@@ -117,7 +119,7 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
             *_said(found, "H20"),
             *_own_rates(loader, first),
             Heading("Conclusions"),
-            Bullets(_conclusions(first, spot)),
+            Bullets(_conclusions(loader, first, spot)),
             *_method(first),
             *_others(loader, comparator, policies, long),
             *_unmatched(comparator),
@@ -139,15 +141,23 @@ def answer(comparison: Comparison, spot: SweetSpot) -> Md:
         return md("**Sweet-spot format: no answer,** because {reason}.{aside}", reason=spot.reason, aside=aside)
     row = _row(comparison, spot.best)
     figures = md(
-        "{best} ends {gap} nats a character from FP32 (95% interval {interval}, n = {n} seeds) with {scope} quantized",
+        "{best} ends {gap} nats a character from FP32 (95% interval {interval}, n = {n} seeds) with {scope}",
         best=spot.best,
         gap=common.number(row["gap"], sign=True),
         interval=common.interval(row["low"], row["high"]),
         n=int(row["n_pairs"]),
-        scope=comparison.scope,
+        scope=common.quantized(comparison.scope),
     )
     parts = []
-    if spot.undecided:
+    if spot.undecided and spot.equivalent:
+        lead = md(
+            "{best}, tied with {ties}; {names} {are} not told from it.",
+            best=spot.best,
+            ties=common.names(spot.equivalent),
+            names=common.names(spot.undecided),
+            are=_are(spot.undecided),
+        )
+    elif spot.undecided:
         lead = md("inconclusive between {all}.", all=common.names([spot.best, *spot.undecided]))
         parts.append(md("the tests cannot tell {names} from it", names=common.names(spot.undecided)))
     elif spot.equivalent:
@@ -185,18 +195,37 @@ def by_layer_type(comparator: FormatComparator) -> list[Block]:
         if everywhere
         else Md("no format is the best or tied with it in each of the four.")
     )
-    pairs = sorted(set(spots["n_pairs"].astype(int)))
     return [
         Paragraph(
             md(
                 "**With one layer type alone quantized, {lead}** {others}(n = {pairs} seeds; {table}).",
                 lead=lead,
                 others=md("{parts} ", parts="; ".join(parts)) if parts else Md(""),
-                pairs=" to ".join(map(str, dict.fromkeys((pairs[0], pairs[-1])))),
+                pairs=_range(spots["n_pairs"]),
                 table=Link("by layer type and operand", PageRef(PATH, "by-layer-type-and-operand")),
             )
         )
     ]
+
+
+def _range(numbers: pd.Series) -> str:
+    """``16``, or ``8 to 16``."""
+    return " to ".join(map(str, dict.fromkeys((int(numbers.min()), int(numbers.max())))))
+
+
+def _by_operand(comparator: FormatComparator) -> list[Block]:
+    """The answer by operand in a sentence; nothing while one of them has none."""
+    spots = comparator.sweet_spots.set_index("place").loc[list(OPERAND_NAMES.values())]
+    if spots["best"].isna().any():
+        return []
+    parts = []
+    for row in spots.itertuples():
+        said = f"{row.Index} {row.best}"
+        for names, word in ((row.equivalent, "tied with"), (row.not_told_apart, "not told from")):
+            said += f", {word} {common.names(names.split())}" if names else ""
+        parts.append(said)
+    text = "**With one operand alone quantized:** {parts} (n = {pairs} seeds)."
+    return [Paragraph(md(text, parts="; ".join(parts), pairs=_range(spots["n_pairs"])))]
 
 
 def _tie(comparison: Comparison, name: str, told: bool) -> Md:
@@ -263,7 +292,7 @@ def gap_chart(comparison: Comparison) -> Chart:
 def _results(loader: ExperimentDataLoader, comparison: Comparison, identity: str) -> list[Block]:
     columns: tuple[Column | str, ...] = (
         "Format",
-        *common.right("Gap to FP32", "95% interval", "Pairs", "Validation loss", "Finished", "p against FP32"),
+        *common.right("Gap to FP32", "95% interval", "Pairs", "Finished", "p against FP32"),
         *common.right("To the best", "p against the best"),
         Column("Verdict"),
     )
@@ -273,7 +302,6 @@ def _results(loader: ExperimentDataLoader, comparison: Comparison, identity: str
             common.number(row["gap"], sign=True),
             common.interval(row["low"], row["high"]),
             int(row["n_pairs"]),
-            common.number(row["val_loss"]),
             f"{row['n_finished']} of {row['n_runs']}",
             common.p_text(row["p_fp32"]),
             common.number(row["gap_to_best"], sign=True),
@@ -283,9 +311,9 @@ def _results(loader: ExperimentDataLoader, comparison: Comparison, identity: str
         for row in comparison.table.to_dict("records")
     )
     caption = md(
-        "{scope} quantized; {setting}. Gaps in nats a character, paired by seed, best first. p against FP32: {test}, "
+        "{scope}; {setting}. Gaps in nats a character, paired by seed, best first. p against FP32: {test}, "
         "Holm-adjusted over the 8-bit formats; against the best: over all pairs of them.",
-        scope=comparison.scope.capitalize(),
+        scope=common.quantized(comparison.scope).capitalize(),
         setting=_setting(loader, comparison),
         test=_tests_used(comparison),
     )
@@ -605,10 +633,12 @@ def _other_rates(loader: ExperimentDataLoader, comparison: Comparison, own: pd.D
     return [Paragraph(text), Table(columns, rows, caption, data=own, id="own-rates")]
 
 
-def _conclusions(comparison: Comparison, spot: SweetSpot) -> tuple[Text, ...]:
+def _conclusions(loader: ExperimentDataLoader, comparison: Comparison, spot: SweetSpot) -> tuple[Text, ...]:
     table = comparison.table
-    whole = table[table["n_finished"] == table["n_runs"]]
-    lost, close = whole[whole["low"] > 0], whole[(whole["low"] <= 0) & (whole["high"] >= 0)]
+    whole = table[(table["n_finished"] == table["n_runs"]) & (table["n_pairs"] >= MIN_PAIRS)]
+    equal = pd.Series([_equivalent_to_fp32(row) for row in whole.to_dict("records")], whole.index, dtype=bool)
+    told = whole["low"] > 0
+    lost, close = whole[told & ~equal], whole[(whole["low"] <= 0) & (whole["high"] >= 0) & ~equal]
     items: list[Text] = []
     if spot.undecided:
         items.append(
@@ -618,6 +648,10 @@ def _conclusions(comparison: Comparison, spot: SweetSpot) -> tuple[Text, ...]:
     if spot.equivalent:
         names = common.names([spot.best or "", *spot.equivalent])
         items.append(f"{names} are tied: their differences to the best are shown to be below {MARGIN:g} nats.")
+    for those, how in ((equal & ~told, "equivalent to FP32"), (equal & told, "told from FP32, but by less than that")):
+        if those.any():
+            text = "Within {margin:g} nats of FP32 (TOST), {how}: {names}."
+            items.append(md(text, margin=MARGIN, how=how, names=", ".join(whole.loc[those, "format"])))
     if len(close):
         items.append(
             md(
@@ -636,13 +670,17 @@ def _conclusions(comparison: Comparison, spot: SweetSpot) -> tuple[Text, ...]:
                 interval=common.interval(worst["low"], worst["high"]),
             )
         )
-    pair = table.set_index("format").reindex(["E0M7", "E1M6"])[["gap", "n_pairs"]]
-    if pair["gap"].notna().all() and pair["n_pairs"].nunique() == 1:  # else the two are over other seeds
-        gap = pair["gap"].iloc[1] - pair["gap"].iloc[0]
-        items.append(
-            "E1M6 is E0M7 times 4: with a free scale the two are one quantizer. "
-            f"Their recorded gaps differ by {gap:+.4f} nats."
-        )
+    arms = table.set_index("format")["arm"].reindex(["E0M7", "E1M6"])
+    if arms.notna().all():
+        one, other = (by_seed(loader.runs[loader.runs["arm"] == arm], "final_val_loss") for arm in arms)
+        apart = (one - other).abs().dropna()
+        if len(apart):
+            most = f"differ by at most {apart.max():.2g} nats" if apart.max() else "are equal to the last digit"
+            seeds = "the seed" if len(apart) == 1 else f"the {len(apart)} seeds"
+            items.append(
+                "E1M6 is E0M7 times 4: with a free scale the two are one quantizer. "
+                f"Their losses on {seeds} that both ran {most}."
+            )
     unfinished = table[table["n_finished"] < table["n_runs"]]
     if len(unfinished):
         items.append(
@@ -652,6 +690,10 @@ def _conclusions(comparison: Comparison, spot: SweetSpot) -> tuple[Text, ...]:
             )
         )
     return tuple(items)
+
+
+def _equivalent_to_fp32(row: dict[Hashable, Any]) -> bool:
+    return Estimate(row["gap"], row["low"], row["high"], row["sd"], row["n_pairs"], math.nan).equivalent()
 
 
 def _method(comparison: Comparison) -> list[Block]:
