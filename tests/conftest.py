@@ -13,6 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 SITE = ("test_browser.py", "test_explorer.py", "test_runs_pages.py", "test_site.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each test its group, and begin with what takes longest: the built sites."""
     for item in items:

@@ -247,10 +247,10 @@ def test_a_fault_that_a_wider_format_does_not_heal_is_named_at_its_first_step(tm
 
 def test_an_infinite_activation_that_saturation_hides_is_a_warning_of_the_next_look(tmp_path: Path) -> None:
     def plant(run: loop._Run) -> None:
-        def spoil(module: Any, given: Any, output: torch.Tensor) -> torch.Tensor:
-            return output.index_fill(-1, torch.tensor([3]), math.inf)
+        def spoil(module: Any, given: tuple[torch.Tensor]) -> torch.Tensor:
+            return given[0].index_fill(-1, torch.tensor([3]), math.inf)
 
-        run.model.get_submodule(UP.removesuffix(".weight")).register_forward_hook(spoil)
+        run.model.get_submodule(DOWN.removesuffix(".weight")).register_forward_pre_hook(spoil)
 
     record, _ = run(tmp_path, {PLANTED: plant}, **E4M3, scaling={"kind": "delayed"})
     hidden = DOWN.removesuffix("weight") + "activation"
