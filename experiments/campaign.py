@@ -290,8 +290,13 @@ def tensors(losses: Losses) -> list[ExperimentConfig]:
 
 
 def blocks(losses: Losses) -> list[ExperimentConfig]:
-    """Block-scaled formats with their scales rounded up. Not preregistered: added when `literature` had been seen."""
+    """Block-scaled formats with scales rounded up, and with gradients rounded stochastically.
+
+    Not preregistered: added when `literature` had been seen.
+    """
+    stochastic = {**every("e2m1"), "rounding": {"grad_output": "stochastic"}}
     arms = [arm(every(fmt), scaling={"kind": "mx_rceil"}) for fmt in ("e4m3", "e2m1")]
+    arms += [arm(stochastic, scaling={"kind": kind}) for kind in ("mx", "mx_rceil", "nvfp4")]
     return over("blocks", SEEDS, [(given, FP32_RATE) for given in arms])
 
 

@@ -104,6 +104,8 @@ def expected(cfg: ExperimentConfig) -> float:
         return 0.0
     if cfg.scaling.kind in ("nvfp4", "mx", "mx_rceil"):
         kinds = {"e4m3": {"mx": 0.004, "mx_rceil": 0.0}, "e2m1": {"mx": 0.2, "mx_rceil": 0.15, "nvfp4": 0.1}}
+        if q.rounding.grad_output == STOCHASTIC:
+            return {"mx": 0.4, "mx_rceil": 0.06, "nvfp4": 0.02}[cfg.scaling.kind]
         return kinds[weight][cfg.scaling.kind]
     if "fp32" in same:  # one operand alone
         (name,) = same - {"fp32"}
@@ -351,7 +353,7 @@ def test_pages_without_records_are_pending_and_hold_no_figures(tmp_path: Path) -
     text = render(literature_page(loader), SITE)
     assert "## Pending Experiments" in text
     assert "pending.**" in text
-    assert "The runs of 8 claims are not recorded in full" in text
+    assert "The runs of 9 claims are not recorded in full" in text
     analyzer = FailureAnalyzer(loader)
     assert [len(frame) for frame in (analyzer.gaps, analyzer.symptoms, analyzer.classified)] == [0, 0, 0]
     assert analyzer.remedies["difference"].isna().all()
@@ -495,7 +497,7 @@ def test_the_literature_page_answers_each_claim_from_the_runs(whole: ExperimentD
     assert {finding.answer for finding in found.values()} == {"agreement"}
     page = literature_page(whole)
     text = render(page, SITE)
-    assert "Of 7 reported results that our runs can be held against, 7 agree.**" in text
+    assert "Of 8 reported results that our runs can be held against, 8 agree.**" in text
     for claim in CLAIMS:
         assert f'id="{claim.id}"' in text or f"#{claim.id}" in text
         for _, number in claim.references:

@@ -172,6 +172,19 @@ CLAIMS = (
         ("literature",),
     ),
     Claim(
+        "fp4-stochastic",
+        "Do 4-bit gradients want stochastic rounding?",
+        "Unbiased gradients by stochastic rounding are the key to training in MXFP4; applied directly, they vary so "
+        "much that convergence suffers, and a random Hadamard transform bounds that.",
+        "GPT models of up to 6.7 billion parameters.",
+        (MXFP4_TRAINING,),
+        "Gradients rounded stochastically against to nearest, without a transform: NVFP4, whose scales clip nothing, a "
+        "lower loss, and MXFP4 a higher one? MXFP4 with its scales rounded up stands beside them.",
+        SIMULATED + " Theirs is about MXFP4 alone; NVFP4 and scales rounded up show here what clipping has to do with "
+        "it.",
+        ("literature", "blocks"),
+    ),
+    Claim(
         "madam",
         "Do steps in units of the grid help?",
         "Multiplicative updates (Madam) train without tuning a learning rate, and on a logarithmic grid of 8 bits "
@@ -318,6 +331,16 @@ def _nvfp4(loader: ExperimentDataLoader, claim: Claim) -> Finding:
     return _finding(claim, {"NVFP4 − MXFP4": pair}, lambda rows: _differs(rows, -1))
 
 
+def _stochastic_fp4(loader: ExperimentDataLoader, claim: Claim) -> Finding:
+    kinds = {"NVFP4": ("nvfp4", "literature"), "MXFP4": ("mx", "literature"), "MXFP4 scaled up": ("mx_rceil", "blocks")}
+    arms = {}
+    for name, (kind, study) in kinds.items():
+        known = _scaled(loader, "e2m1", kind, "blocks", "stochastic")
+        nearest = _scaled(loader, "e2m1", kind, study)
+        arms[f"{name} stochastically − {name} to nearest"] = (known, nearest)
+    return _finding(claim, arms, lambda rows: _both(_differs(rows[:1], -1), _differs(rows[1:2], +1)))
+
+
 def _madam(loader: ExperimentDataLoader, claim: Claim) -> Finding:
     arms = {
         f"{name} in ulps − {name} under AdamW": (
@@ -338,6 +361,7 @@ _COMPARED: dict[str, Callable[[ExperimentDataLoader, Claim], Finding]] = {
     "mx-scales-up": _scales_up,
     "mxfp4": _mxfp4,
     "nvfp4": _nvfp4,
+    "fp4-stochastic": _stochastic_fp4,
     "madam": _madam,
 }
 
@@ -346,8 +370,12 @@ def _mixed(loader: ExperimentDataLoader, forward: str, backward: str) -> pd.Data
     return select(loader, "literature", weight=forward, activation=forward, grad_output=backward)
 
 
-def _scaled(loader: ExperimentDataLoader, fmt: str, kind: str, study: str = "literature") -> pd.DataFrame:
-    return select(loader, study, **dict.fromkeys(OPERANDS, fmt), scaling__kind=kind)
+def _scaled(
+    loader: ExperimentDataLoader, fmt: str, kind: str, study: str = "literature", gradients: str = "nearest_even"
+) -> pd.DataFrame:
+    """All operands in one format and kind of scale, with the gradients' rounding."""
+    wanted = {"scaling__kind": kind, "quantize__rounding__grad_output": gradients}
+    return select(loader, study, **wanted, **dict.fromkeys(OPERANDS, fmt))
 
 
 def _bf16(loader: ExperimentDataLoader) -> pd.DataFrame:
