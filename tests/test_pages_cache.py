@@ -134,7 +134,8 @@ def test_a_family_made_beside_the_others_is_kept_under_the_key_of_what_it_read(
 
     def built() -> tuple[str, bytes]:
         mkdocs.build_files(lambda: {"runs.md": record.read_bytes()}, "runs/index", key=record.read_text, beside=True)
-        time.sleep(0.5)
+        for child in multiprocessing.active_children():
+            child.join()  # it has read the record
         record.write_text("new")
         (finish,) = current.waiting
         finish()
