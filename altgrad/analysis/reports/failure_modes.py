@@ -164,7 +164,7 @@ def _answer(analyzer: FailureAnalyzer) -> Md:
     scaled = measured[~measured["scope"].str.contains(UNSCALED, regex=False)]
     said = [
         md(
-            ", {format} ({scope}) worst: {badly} of {n} runs did not finish",
+            "{format} ({scope}) worst: {badly} of {n} runs did not finish",
             format=row["format"],
             scope=row["scope"],
             badly=int(row["n_runs"] - row["n_finished"]),
@@ -172,10 +172,10 @@ def _answer(analyzer: FailureAnalyzer) -> Md:
         )
         for row in failed[unfinished].head(1).to_dict("records")
     ]
-    said += [_worst("of those whose runs finish," if said else "", row) for row in measured.head(1).to_dict("records")]
+    said += [_worst("of those whose runs finish, " if said else "", row) for row in measured.head(1).to_dict("records")]
     if len(scaled) and scaled.index[0] != measured.index[0]:
-        said.append(_worst("with scales that follow the tensors,", scaled.iloc[0].to_dict()))
-    worst = join(";", said)
+        said.append(_worst("with scales that follow the tensors, ", scaled.iloc[0].to_dict()))
+    worst = md(", {said}", said=join("; ", said)) if said else Md("")
     helped = [_helped(analyzer, name) for name in EXTREMES]
     return md(
         "**Failure Mode: {count} of {total} arms fail{worst}.** An arm fails, by the definition written beforehand, if "
@@ -205,8 +205,7 @@ def _outright(analyzer: FailureAnalyzer) -> str:
 
 def _worst(lead: str, row: dict[Any, Any]) -> Md:
     return md(
-        "{lead} {format} ({scope}) most: {gap} nats a character {interval}, n = {n} seeds, by {causes} ({phases})",
-        lead=f" {lead}" if lead else ",",
+        lead + "{format} ({scope}) most: {gap} nats a character {interval}, n = {n} seeds, by {causes} ({phases})",
         format=row["format"],
         scope=row["scope"],
         gap=common.number(row["gap"], sign=True),
