@@ -231,6 +231,29 @@ def test_a_client_that_does_not_come_back_is_given_up(tmp_path: Path, monkeypatc
     ]
 
 
+def test_a_client_that_was_given_up_says_nothing_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its threads end with errors of their own; the errors of other threads are told as before."""
+    from wandb.sdk.wandb_run import RunStatusChecker
+
+    def of_another() -> None:
+        raise ValueError("of another thread")
+
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # pytest has one of its own
+    tracking._leave_client()
+    tracking._leave_client()
+    for target in (of_another, lambda: RunStatusChecker.check_network_status(None)):  # type: ignore[arg-type]
+        thread = threading.Thread(target=target)
+        thread.start()
+        thread.join()
+    assert capsys.readouterr().err.count("Traceback") == 2, "neither was started by W&B's client"
+    thread = threading.Thread(target=RunStatusChecker.check_network_status, args=(None,), name="NetStatThr")
+    thread.start()
+    thread.join()
+    assert capsys.readouterr().err == ""
+
+
 TRAINING = """
 import os, signal, subprocess, sys, time
 from pathlib import Path

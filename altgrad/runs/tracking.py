@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -202,8 +203,11 @@ def _log(mirror: Any, row: Mapping[str, float]) -> None:
 def _leave_client() -> None:
     """At exit end W&B's own process, for which its client would wait without a limit; its file keeps what is unsent.
 
-    There is no public way: where W&B changes these names, the wait is what W&B makes of it.
+    There is no public way: where W&B changes these names, the wait is what W&B makes of it. What its threads say when
+    they find their process gone is not shown: that it was given up has been told.
     """
+    if not isinstance(threading.excepthook, _WithoutWandb):
+        threading.excepthook = _WithoutWandb(threading.excepthook)
     with contextlib.suppress(ImportError, AttributeError, TypeError):
         from wandb.sdk import wandb_setup
 
@@ -212,6 +216,19 @@ def _leave_client() -> None:
         os.environ.pop("WANDB_SERVICE", None)
         connection._cleanup()  # type: ignore[union-attr, misc]
         atexit.register(connection._proc._process.kill)  # type: ignore[union-attr]
+
+
+class _WithoutWandb:
+    """A `threading.excepthook` that leaves out what ends a thread of W&B's client."""
+
+    def __init__(self, before: Callable[[threading.ExceptHookArgs], Any]) -> None:
+        self._before = before
+
+    def __call__(self, args: threading.ExceptHookArgs) -> None:
+        frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(args.exc_traceback)]
+        started = next((name for name in frames if name != "threading"), "")  # the module whose function the thread ran
+        if started.partition(".")[0] != "wandb":
+            self._before(args)
 
 
 def _own(record: Mapping[str, Any]) -> dict[str, Any]:
