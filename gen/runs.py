@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from altgrad.pages import Page
 from altgrad.pages.mkdocs import build
 
 
-def pages() -> Iterable[Page]:
-    """The pages, from the recorded runs. The import is inside so that an error in it shows as a page while serving."""
-    from altgrad.analysis.reports import site_pages
+def pages() -> Iterable[Callable[[], Page]]:
+    """What makes them, from the recorded runs. The import is inside so that an error in it shows as a page."""
+    from altgrad.analysis.reports import site_page_makers
 
-    return site_pages("runs")
+    return site_page_makers()
 
 
 def key() -> str:

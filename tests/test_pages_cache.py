@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from records import config, write_run
 
 from altgrad.analysis.reports import site_key
 from altgrad.pages import mkdocs
-from altgrad.pages.mkdocs import SiteBuild, _cached, _kept, _started
+from altgrad.pages.mkdocs import SiteBuild, _cached, _kept, _started, _writing
 from altgrad.runs import load_runs, newest_time, pack_study, sources_fingerprint
 
 
@@ -78,9 +79,32 @@ def test_what_is_made_beside_the_others_is_made_in_another_process_where_a_core_
         return {"made.by": str(os.getpid()).encode()}
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    assert _started(make)()["made.by"] != str(os.getpid()).encode()
+    begun = _started([make])
+    (child,) = multiprocessing.active_children()
+    child.join()
+    made = begun()
+    assert made["made.by"] != str(os.getpid()).encode()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    assert _started(make)() == make()
+    assert _started([make])() == make()
+
+
+def test_processes_share_the_parts_and_their_order_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first part is begun beside the others and takes long; the rest is made here meanwhile."""
+    go_on = multiprocessing.get_context("fork").Event()
+
+    def part(number: int) -> dict[str, bytes]:
+        if number == 0:
+            go_on.wait(20)
+        elif number == 4:
+            go_on.set()
+        return {f"page-{number}": str(os.getpid()).encode()}
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    begun = _started([partial(part, number) for number in range(5)])
+    time.sleep(0.5)  # until the other process has begun
+    made = begun()
+    assert list(made) == [f"page-{number}" for number in range(5)]
+    assert made["page-0"] != str(os.getpid()).encode() == made["page-1"]
 
 
 def test_what_fails_or_dies_beside_the_others_is_made_here_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,8 +120,8 @@ def test_what_fails_or_dies_beside_the_others_is_made_here_and_says_why(monkeypa
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     with pytest.raises(ValueError, match=f"in process {here}"):
-        _started(broken)()
-    assert _started(killed)() == {"page": b"text"}
+        _started([broken])()
+    assert _started([killed])() == {"page": b"text"}
 
 
 def test_what_dies_while_it_is_handed_over_and_what_cannot_be_started_is_made_here(
@@ -109,7 +133,7 @@ def test_what_dies_while_it_is_handed_over_and_what_cannot_be_started_is_made_he
         return {"by": str(os.getpid()).encode(), "page": bytes(5_000_000)}
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    made = _started(large)
+    made = _started([large])
     (child,) = multiprocessing.active_children()
     time.sleep(1.0)  # until it waits for a reader, with a part of it written
     assert child.pid is not None
@@ -120,7 +144,7 @@ def test_what_dies_while_it_is_handed_over_and_what_cannot_be_started_is_made_he
         raise BlockingIOError("as many processes as there may be")
 
     monkeypatch.setattr(os, "fork", refused)
-    assert _started(large)()["by"] == str(here).encode()
+    assert _started([large])()["by"] == str(here).encode()
 
 
 def test_a_family_made_beside_the_others_is_kept_under_the_key_of_what_it_read(
@@ -133,7 +157,10 @@ def test_a_family_made_beside_the_others_is_kept_under_the_key_of_what_it_read(
     record = tmp_path / "record"
 
     def built() -> tuple[str, bytes]:
-        mkdocs.build_files(lambda: {"runs.md": record.read_bytes()}, "runs/index", key=record.read_text, beside=True)
+        def make() -> dict[str, bytes]:
+            return {"runs.md": record.read_bytes()}
+
+        mkdocs.build_files(make, "runs/index", key=record.read_text, parts=lambda: [make])
         for child in multiprocessing.active_children():
             child.join()  # it has read the record
         record.write_text("new")
@@ -185,3 +212,26 @@ def test_the_newest_time_is_the_loaders_and_damaged_heads_are_passed_over(tmp_pa
     (write_run(tmp_path / "runs", config("e5m2")) / "run.json").write_text("{")
     for source in ("runs", "packed"):
         assert newest_time([tmp_path / source]) == datetime(2031, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def test_files_are_written_by_a_process_beside_the_build_or_here_where_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = os.getpid()
+
+    def write(name: str, fails: bool = False) -> None:
+        if fails and os.getpid() != here:
+            raise OSError("no space left")
+        (tmp_path / name).write_text(str(os.getpid()))
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    written = _writing([partial(write, "beside")])
+    assert written is not None
+    written()
+    assert (tmp_path / "beside").read_text() != str(here)
+    failed = _writing([partial(write, "first"), partial(write, "second", fails=True)])
+    assert failed is not None
+    failed()
+    assert (tmp_path / "second").read_text() == str(here)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert _writing([partial(write, "alone")]) is None

@@ -175,7 +175,7 @@ def test_t_quantiles_reach_the_largest_arm_and_are_those_of_scipy(loader: Experi
 def test_the_file_of_an_arm_has_its_config_and_its_losses_with_all_digits(loader: ExperimentDataLoader) -> None:
     runs = loader.runs[(loader.runs["format"] == "E4M3")]
     arm = runs["arm"].iloc[0]
-    value = json.loads(arm_json(loader, arm, runs, "base"))
+    value = json.loads(arm_json(loader, arm, runs, "base", loader.last_look(runs["run_id"])))
     assert value["final"] == runs["final_val_loss"].tolist()
     assert value["config"] == config_lines(loader.config(arm))
     assert value["config"]["optimizer.learning_rate"] == "0.003"
@@ -195,17 +195,17 @@ def test_health_by_type_is_the_mean_over_layers_and_the_stall_ratio_of_their_sum
         looks += [(20, layer, "mlp", "update", "flips", flips), (20, layer, "mlp", "update", "updates", 100.0)]
     write_run(tmp_path, config("e4m3"), looks=looks)
     loader = ExperimentDataLoader([tmp_path])
-    assert sorted(health_by_type(loader, loader.runs["run_id"])) == [
+    assert sorted(health_by_type(loader.last_look(loader.runs["run_id"]))) == [
         ["overflow", "weight", "mlp", 0.25],
         ["sqnr_db", "weight", "mlp", 25.0],
         ["stall_ratio", "update", "mlp", 1.0 - 120.0 / 300.0],
     ]
-    assert health_by_type(loader, []) == []
+    assert health_by_type(loader.last_look([])) == []
 
 
 def test_health_has_every_kind_of_layer_and_operand(loader: ExperimentDataLoader) -> None:
     runs = loader.runs[loader.runs["format"] == "E4M3"]
-    found = {tuple(row[:3]) for row in health_by_type(loader, runs["run_id"])}
+    found = {tuple(row[:3]) for row in health_by_type(loader.last_look(runs["run_id"]))}
     for _, kind in LAYERS:
         assert {("overflow", "weight", kind), ("sqnr_db", "weight", kind), ("stall_ratio", "update", kind)} <= found
     assert ("underflow", "grad_output", "attention") in found

@@ -22,9 +22,11 @@ import time
 import traceback
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -47,6 +49,12 @@ _EMBEDDED = re.compile(r"<!-- altgrad: chart (?P<page>[\w./-]+) (?P<chart>[\w.-]
 _BODY = ".body/"
 """Where the cache keeps bodies beside the files of the site."""
 _SOURCES = "sources/"
+Part = Callable[[], dict[str, bytes]]
+"""Makes some of a family's files."""
+PROCESSES = 8
+"""Most processes that share a family: each holds the records."""
+PATIENCE = 300.0
+"""Seconds that a process has for its last part; then this one makes what it does not hand over."""
 
 Origin = Literal["made", "cache", "last", "failed"]
 
@@ -85,6 +93,7 @@ class SiteBuild:
         waiting: what finishes the families that are made beside the others.
         seconds: what Markdown and templates took, by page.
         kept: files of the cache that are in use.
+        written: waits for the process that writes the files which are no pages, where there is one.
     """
 
     root: Path
@@ -99,6 +108,7 @@ class SiteBuild:
     waiting: list[Callable[[], None]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     kept: set[Path] = field(default_factory=set)
+    written: Callable[[], None] | None = None
     clock: float = 0.0
 
     @property
@@ -120,7 +130,7 @@ def write_mkdocs(pages: Iterable[Page]) -> None:
 
 
 def build(
-    make_pages: Callable[[], Iterable[Page]],
+    make_pages: Callable[[], Iterable[Page | Callable[[], Page]]],
     *expected: str,
     key: Callable[[], str] | None = None,
     beside: bool = False,
@@ -131,16 +141,23 @@ def build(
     of the `expected` paths becomes a page with the error in a box instead.
 
     Args:
-        make_pages: the pages.
+        make_pages: the pages, or a function for each that makes it.
         expected: paths of pages that there must be; the first names the family.
         key: a digest of everything that the pages depend on but the script that calls this. Where it is given, their
             files are kept in ``.cache/site`` beside mkdocs.yml (one file a family) and taken from there while the
             digest and the script's bytes stay the same. ALTGRAD_REFRESH=1 makes them again.
-        beside: whether `mkdocs build` makes them in a process of its own, while the scripts that follow run: for what
-            takes as long as all the rest. The pages come after those of all other scripts.
+        beside: whether `mkdocs build` begins them on the other cores, while the scripts that follow run here, and all
+            cores share what is left then: for what takes as long as all the rest, page by page. The pages come after
+            those of all other scripts.
     """
     root, script = _current().root, _script(make_pages)
-    build_files(lambda: _site_files(make_pages(), root), *expected, key=key, script=script, beside=beside)
+
+    def parts() -> list[Part]:
+        return [partial(_site_files, [page], root) for page in make_pages()]
+
+    build_files(
+        lambda: _site_files(make_pages(), root), *expected, key=key, script=script, parts=parts if beside else None
+    )
 
 
 def build_files(
@@ -148,19 +165,22 @@ def build_files(
     *expected: str,
     key: Callable[[], str] | None = None,
     script: Path | None = None,
-    beside: bool = False,
+    parts: Callable[[], Sequence[Part]] | None = None,
 ) -> None:
-    """`build` for files of any kind by their place in the site's sources, such as pages that are Markdown already."""
+    """`build` for files of any kind by their place in the site's sources, such as pages that are Markdown already.
+
+    `parts` are functions that make all these files together, for cores that share them (`beside` of `build`).
+    """
     current, begun = _current(), time.perf_counter()
     script = script or _script(make_files)
-    if beside:
+    if parts is not None:
         if not (current.serving or current.problem) and current.wants(expected):
             if key is not None:
                 key = partial(str, key())  # of what is read now, whatever changes until all is done
             kept = (
                 key and not current.refresh and _kept(current.cache, _family(expected), _whole(key, script)).is_file()
             )
-            make_files = make_files if kept else _started(make_files)
+            make_files = make_files if kept else _started(parts())
         current.waiting.append(partial(_finish, current, make_files, expected, key, script, begun))
     else:
         _finish(current, make_files, expected, key, script, begun)
@@ -199,40 +219,84 @@ def _finish(
     current.families.append(Family(expected[0], origin, time.perf_counter() - begun, count))
 
 
-def _started(make: Callable[[], dict[str, bytes]]) -> Callable[[], dict[str, bytes]]:
-    """Start to make files in a process of its own; what is given back waits for them.
+def _started(parts: Sequence[Part]) -> Callable[[], dict[str, bytes]]:
+    """Begin to make the parts in processes of their own, one for each core but this one.
 
-    That process gives nothing where it fails: the files are then made here, and what is wrong shows as it always does.
-    So they are, too, where no second core is free or no process can be forked.
+    What is given back makes here what nobody has begun, and gives all files in the order of the parts. What a process
+    does not hand over, since it failed or died, is made here too: what is wrong then shows as it always does.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    context = multiprocessing.get_context("fork" if cores > 1 else None)
+    turn = context.Value("q", 0)
+
+    def taken() -> Iterator[int]:
+        while True:
+            with turn.get_lock():
+                index, turn.value = turn.value, turn.value + 1
+            if index >= len(parts):
+                return
+            yield index
+
+    def work(send: Connection) -> None:
+        found: dict[int, dict[str, bytes]] = {}
+        with send, contextlib.suppress(Exception):
+            try:
+                for index in taken():
+                    found[index] = parts[index]()
+            finally:
+                send.send(found)
+
+    children: list[tuple[BaseProcess, Connection]] = []
+    for _ in range(min(cores, PROCESSES) - 1):
+        receive, send = multiprocessing.Pipe(duplex=False)
+        process = context.Process(target=work, args=(send,), daemon=True)
+        with send:
+            try:
+                process.start()
+            except OSError:  # as many processes as there may be
+                receive.close()
+                break
+        children.append((process, receive))
+
+    def files_made() -> dict[str, bytes]:
+        found = {index: parts[index]() for index in taken()}
+        for process, receive in children:
+            with receive, contextlib.suppress(EOFError, OSError):  # nothing comes, or not all of it
+                found |= receive.recv() if receive.poll(PATIENCE) else {}
+            process.kill()
+            process.join()
+        files: dict[str, bytes] = {}
+        for index, part in enumerate(parts):
+            files |= found[index] if index in found else part()
+        return files
+
+    return files_made
+
+
+def _writing(writes: Sequence[Callable[[], None]]) -> Callable[[], None] | None:
+    """Write files in a process of its own, since opening thousands of them takes seconds; None without a core for it.
+
+    What is given back waits until they are written; those of a process that failed are written here.
     """
     if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
-        return make
-    receive, send = multiprocessing.Pipe(duplex=False)
+        return None
 
     def work() -> None:
-        receive.close()
-        with send, contextlib.suppress(Exception):
-            send.send(make())
+        for write in writes:
+            write()
 
     process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
     try:
         process.start()
     except OSError:  # as many processes as there may be
-        receive.close()
-        return make
-    finally:
-        send.close()
+        return None
 
-    def files_made() -> dict[str, bytes]:
-        with receive:
-            try:
-                found: dict[str, bytes] | None = receive.recv()
-            except (EOFError, OSError):  # nothing came, or not all of it
-                found = None
+    def written() -> None:
         process.join()
-        return make() if found is None else found
+        if process.exitcode:
+            work()
 
-    return files_made
+    return written
 
 
 def _family(expected: tuple[str, ...]) -> str:
@@ -269,11 +333,11 @@ def _script(make: Callable[..., object]) -> Path | None:
     return path if path and path.is_file() else None
 
 
-def _site_files(pages: Iterable[Page], root: Path) -> dict[str, bytes]:
+def _site_files(pages: Iterable[Page | Callable[[], Page]], root: Path) -> dict[str, bytes]:
     """Every file of the pages by its place in the site's sources, their bodies, and the scripts behind them."""
     found: dict[str, bytes] = {}
     for page in pages:
-        found |= _page_files(page, root, found)
+        found |= _page_files(page if isinstance(page, Page) else page(), root, found)
     return found
 
 
@@ -401,14 +465,23 @@ def add_files(found: Any, config: Any) -> Any:
     current: SiteBuild = config["extra"]["altgrad"]
     for finish in current.waiting:
         finish()
-    for name, data in assets():
-        if found.get_file_from_path(name) is None:  # a project's own file goes before the library's
-            found.append(File.generated(config, name, content=data))
-    for name, data in current.files.items():
+
+    class Made(File):  # type: ignore[misc]  # mkdocs has no types
+        """A file that a process beside this one may be writing."""
+
+        def copy_file(self, dirty: bool = False) -> None:
+            if current.written is None:
+                super().copy_file(dirty)
+
+    made = []
+    for name, data in [*assets(), *current.files.items()]:
         known = found.get_file_from_path(name)
+        if known is not None and name not in current.files:
+            continue  # a project's own file goes before the library's
         if known is not None:
             found.remove(known)
-        found.append(File.generated(config, name, content=data))
+        made.append(Made.generated(config, name, content=data))
+        found.append(made[-1])
     if current.page:
         pages = {file.src_uri.removesuffix(".md"): file for file in found if file.is_documentation_page()}
         if current.page not in pages:
@@ -417,6 +490,9 @@ def add_files(found: Any, config: Any) -> Any:
         for path, file in pages.items():
             if path != current.page:
                 file.inclusion = InclusionLevel.EXCLUDED
+    elif not current.serving:
+        beside = [file for file in made if not file.is_documentation_page()]
+        current.written = _writing([partial(File.copy_file, file) for file in beside])
     return found
 
 
@@ -532,6 +608,8 @@ def tick(config: Any, page: Any, *, stop: bool) -> None:
 def end(config: Any) -> None:
     """Write the build report beside the site (never into it) and remove what the cache no longer needs."""
     current: SiteBuild = config["extra"]["altgrad"]
+    if current.written is not None:
+        current.written()
     total = time.perf_counter() - current.begun
     families = sorted(current.families, key=lambda family: -family.seconds)
     slowest = sorted(current.seconds.items(), key=lambda item: -item[1])

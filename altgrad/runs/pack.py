@@ -42,7 +42,6 @@ def is_binade(layers: pd.DataFrame) -> pd.Series:
     return _named(layers, _is_count_of_a_binade)
 
 
-@lru_cache(maxsize=4096)
 def _is_code(name: str) -> bool:
     return _CODE.fullmatch(name) is not None
 
@@ -54,8 +53,13 @@ def _is_count_of_a_binade(name: str) -> bool:
 def _named(layers: pd.DataFrame, wanted: Callable[[str], bool]) -> pd.Series:
     """Which rows have a statistic that is wanted, asked once a name."""
     codes, names = _coded(layers["statistic"])
-    found = np.array([wanted(str(name)) for name in names] + [False])  # -1, a missing name, is the last
-    return pd.Series(found[codes], index=layers.index)
+    return pd.Series(_which(wanted, tuple(names.tolist()))[codes], index=layers.index)
+
+
+@lru_cache(maxsize=256)
+def _which(wanted: Callable[[str], bool], names: tuple[str, ...]) -> NDArray[np.bool_]:
+    """Which of the names are wanted, then False for -1, a missing name; the runs of a study share their names."""
+    return np.array([*(wanted(str(name)) for name in names), False])
 
 
 def _coded(column: pd.Series) -> tuple[NDArray[np.int64], pd.Index]:

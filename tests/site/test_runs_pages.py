@@ -16,7 +16,7 @@ from conftest import ROOT
 from test_browser import SCREENSHOTS, axe_faults, visit  # noqa: F401
 
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.reports.compare import arm_json, arm_table, table_json
+from altgrad.analysis.reports.compare import arm_json, arm_table, averaged, table_json
 from altgrad.analysis.reports.run_costs import KeystrokesRecord
 from altgrad.analysis.reports.tuning import swept
 from altgrad.analysis.statistics import paired_difference
@@ -57,7 +57,9 @@ def made_up_files(runs_loader: ExperimentDataLoader) -> dict[str, bytes]:
     for arm, runs in runs_loader.runs.groupby("arm"):
         study = moved.get(f"runs/{arm}")
         prefix = f"{study.path.removeprefix('runs/')}." if study else ""
-        files[f"{prefix}{arm}.curves.json"] = arm_json(runs_loader, arm, runs, None if arm == baseline else baseline)
+        last = runs_loader.last_look(averaged(runs_loader, runs))
+        own = None if arm == baseline else baseline
+        files[f"{prefix}{arm}.curves.json"] = arm_json(runs_loader, arm, runs, own, last)
     return files
 
 

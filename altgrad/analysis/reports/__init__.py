@@ -10,7 +10,7 @@ from functools import cache
 from importlib.metadata import version
 
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.reports.arms import arm_pages
+from altgrad.analysis.reports.arms import arm_page_makers, arm_pages
 from altgrad.analysis.reports.formats import format_pages
 from altgrad.analysis.reports.generator import ReportGenerator
 from altgrad.analysis.reports.home import home_page
@@ -29,6 +29,7 @@ __all__ = [
     "literature_page",
     "preregistered_page",
     "site_key",
+    "site_page_makers",
     "site_pages",
 ]
 
@@ -48,6 +49,11 @@ def site_pages(family: str) -> list[Page]:
     }
     moved = loader.once(swept)
     return [replace(page, moved=moved) for page in families[family]()]
+
+
+def site_page_makers() -> list[Callable[[], Page]]:
+    """A function for each page of the family "runs", which is most of a site: processes share them."""
+    return arm_page_makers(_loader())
 
 
 def site_key() -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -27,7 +28,7 @@ from altgrad.analysis.reports.compare import (
     table_json,
 )
 from altgrad.analysis.reports.curves import as_json, curves, losses_by_step, plain
-from altgrad.analysis.reports.tuning import swept, tuning_pages, tuning_studies
+from altgrad.analysis.reports.tuning import swept, tuning_page, tuning_studies
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import ExperimentConfig
 from altgrad.pages import (
@@ -56,26 +57,44 @@ EVENTS_SHOWN = 5
 """Events of one kind that a run's section lists before it counts the rest."""
 WARNINGS_SHOWN = 20
 """Warnings that a run's section lists before it counts the rest."""
+_SHOWN = ("run_id", "seed", "status", "study", "role", "final_val_loss", "last_step", "created", "wandb_url")
+"""Columns of the table of runs that an arm's page has."""
 
 
 def arm_pages(loader: ExperimentDataLoader) -> list[Page]:
-    """The index of arms, a page for each arm, one for each tuning study with the arms that only it has, and Compare."""
-    arms = list(loader.runs.groupby("arm", sort=True))
+    """The index of arms, one page for each tuning study with the arms that only it has, one for each arm, Compare."""
+    return [make() for make in arm_page_makers(loader)]
+
+
+def arm_page_makers(loader: ExperimentDataLoader) -> list[Callable[[], Page]]:
+    """A function for each of `arm_pages`, the longest first, for processes that share them; records are read here."""
+    arms = {str(arm): runs for arm, runs in loader.runs.groupby("arm", sort=True)}
     moved = loader.once(swept)
-    own = [(str(arm), runs) for arm, runs in arms if f"runs/{arm}" not in moved]
+    own = [arm for arm in arms if f"runs/{arm}" not in moved]
     losses = cache(partial(losses_by_step, loader))
-    files: dict[str, list[Download]] = {}  # of swept arms, beside the pages of their studies
-    for arm, runs in arms:
-        if study := moved.get(f"runs/{arm}"):
-            file = arm_file(loader, arm, runs, _baseline(loader, runs), prefix=f"{arm}.")
-            files.setdefault(study.path, []).append(file)
-    found = [
-        _index(loader, [arm for arm, _ in own]),
-        *(_arm_page(loader, arm, runs, losses) for arm, runs in own),
-        *(replace(page, downloads=tuple(files.get(page.path, ()))) for page in tuning_pages(loader)),
-        compare_page(loader),
+    _ = loader.fingerprint  # which every page states
+
+    def study(name: str, path: str) -> Page:
+        swept_only = [(arm, runs) for arm, runs in arms.items() if (at := moved.get(f"runs/{arm}")) and at.path == path]
+        return replace(tuning_page(loader, name), downloads=tuple(_swept_file(loader, *arm) for arm in swept_only))
+
+    makers: list[Callable[[], Page]] = [
+        partial(_index, loader, own),
+        *(partial(study, name, path) for name, path in tuning_studies(loader).items()),
+        *(partial(_arm_page, loader, arm, arms[arm], losses) for arm in own),
+        partial(compare_page, loader),
     ]
-    return [replace(page, moved=moved) for page in found]
+    return [partial(_with_moved, make, moved) for make in makers]
+
+
+def _with_moved(make: Callable[[], Page], moved: dict[str, PageRef]) -> Page:
+    return replace(make(), moved=moved)
+
+
+def _swept_file(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame) -> Download:
+    """An arm's file beside the page of its study."""
+    last = loader.last_look(averaged(loader, runs))
+    return arm_file(loader, arm, runs, _baseline(loader, runs), last, prefix=f"{arm}.")
 
 
 def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
@@ -142,12 +161,14 @@ def _arm_page(
     if config.foreign is not None:
         title = f"{config.resolved_name}, a run of another loop: format {first['format']}, {first['max_steps']} steps"
     baseline = _baseline(loader, runs)
+    ids = averaged(loader, runs)
+    last = loader.last_look(ids)
     blocks: list[Block] = [
         Paragraph(_summary(loader, runs, baseline)),
         *curves(loader, arm, runs, baseline, losses),
         *(_foreign_config(config) if config.foreign is not None else _own_config(loader, config, baseline)),
         *_foreign_comparison(loader, arm),
-        *_health(loader, runs),
+        *_health(loader, ids, last),
     ]
     page = Page(
         f"runs/{arm}",
@@ -156,13 +177,13 @@ def _arm_page(
         f"Recorded runs of {title}.",
         search=False,
         downloads=(
-            arm_file(loader, arm, runs, baseline),
+            arm_file(loader, arm, runs, baseline, last),
             *(Download(f"{slug(run)}.json", _run_json(loader.records[run])) for run in runs["run_id"]),
         ),
         provenance=common.provenance(loader),
     )
     page = replace(page, downloads=tuple(replace(download, listed=False) for download in page.downloads))
-    return replace(page, blocks=(*blocks, *_runs(loader, runs, page), *_environment(loader, runs)))
+    return replace(page, blocks=(*blocks, *_runs(loader, runs, ids, page), *_environment(loader, runs)))
 
 
 def _summary(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | None) -> Md:
@@ -192,13 +213,19 @@ def _summary(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | N
 
 def _gaps(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | None) -> Any:
     """Final validation loss minus the baseline's of the same seed; held-out tuning seeds take no part."""
+    losses = loader.once(_reported)
+    own, other = (losses.get(str(arm), {}) for arm in (runs["arm"].iloc[0], baseline))
+    return np.array([own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())])
 
-    def losses(rows: pd.DataFrame) -> pd.Series:
-        report = rows[rows["role"] == "report"]
-        return report.dropna(subset=["final_val_loss"]).drop_duplicates("seed").set_index("seed")["final_val_loss"]
 
-    rows = loader.runs
-    return (losses(runs) - losses(rows[rows["arm"] == baseline])).dropna().to_numpy()
+def _reported(loader: ExperimentDataLoader) -> dict[str, dict[int, float]]:
+    """Final validation loss by arm and seed, without held-out tuning seeds; of runs that share a seed the first."""
+    rows = loader.runs[["arm", "seed", "role", "final_val_loss"]]
+    rows = rows[rows["role"] == "report"].dropna(subset=["final_val_loss"]).drop_duplicates(["arm", "seed"])
+    found: dict[str, dict[int, float]] = {}
+    for arm, seed, loss in zip(rows["arm"], rows["seed"].tolist(), rows["final_val_loss"].tolist(), strict=True):
+        found.setdefault(arm, {})[seed] = loss
+    return found
 
 
 def _run_json(record: RunRecord) -> bytes:
@@ -278,10 +305,11 @@ def command(config: ExperimentConfig) -> str:
     return " \\\n  ".join([head, *sets, f"--seed {config.seed}"])
 
 
-def _runs(loader: ExperimentDataLoader, runs: pd.DataFrame, page: Page) -> list[Block]:
+def _runs(loader: ExperimentDataLoader, runs: pd.DataFrame, averaged: list[str], page: Page) -> list[Block]:
     """A row a run, with its anchor and its files; then what is to be said of single runs."""
     rows = []
-    for run in runs.itertuples():
+    shown = list(runs[list(_SHOWN)].itertuples())
+    for run in shown:
         identity = slug(str(run.run_id))
         record = loader.records[run.run_id]
         rows.append(
@@ -313,12 +341,11 @@ def _runs(loader: ExperimentDataLoader, runs: pd.DataFrame, page: Page) -> list[
         Table(columns, tuple(rows), f"{len(rows)} run{'s' if len(rows) > 1 else ''}"),
     ]
     blocks += _events(loader, runs) if len(runs) > 1 else []
-    shown = averaged(loader, runs)
-    for run in runs.itertuples():
+    for run in shown:
         record = loader.records[run.run_id]
         special = run.status != "finished" or record.run.get("message") or record.config.notes or "origin" in record.run
         blocks += _about(record) if special or len(runs) == 1 else []
-        if run.status != "finished" and shown != [run.run_id]:
+        if run.status != "finished" and averaged != [run.run_id]:
             blocks += _own_health(loader, str(run.run_id))
     return blocks
 
@@ -365,12 +392,12 @@ def _about(record: RunRecord) -> list[Block]:
 def _environment(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[Block]:
     """By which code, on which data and where the runs were recorded: a row for each kind of run."""
     found: dict[tuple[str, str, str], list[int]] = {}
-    for run in runs.itertuples():
-        record = loader.records[run.run_id].run
+    for run_id, seed in zip(runs["run_id"].tolist(), runs["seed"].tolist(), strict=True):
+        record = loader.records[run_id].run
         environment = ", ".join(f"{key} {plain(value)}" for key, value in sorted(record["environment"].items()))
         program = f"altgrad {record['code'].get('version', '?')}, fingerprint {record['code'].get('fingerprint', '?')}"
         data = f"{record['data'].get('name', 'unnamed')}, sha256 {record['data']['sha256'][:12]}"
-        found.setdefault((environment or "not recorded", program, data), []).append(int(run.seed))
+        found.setdefault((environment or "not recorded", program, data), []).append(seed)
     rows = tuple((_seeds(seeds), *kind) for kind, seeds in found.items())
     return [Heading("Environment"), Table(("Seeds", "Environment", "Code", "Training data"), rows, "Environment")]
 
@@ -478,12 +505,13 @@ def _baseline(loader: ExperimentDataLoader, runs: pd.DataFrame) -> str | None:
 
 
 def _unquantized(loader: ExperimentDataLoader) -> pd.DataFrame:
-    return loader.runs[(loader.runs["scope"] == "nothing") & (loader.runs["role"] == "report")]
+    """The arms of unquantized reporting runs, with what `_baseline` chooses by; a row for each length of an arm."""
+    rows = loader.runs[(loader.runs["scope"] == "nothing") & (loader.runs["role"] == "report")]
+    return rows[["arm", "setting", "data", "max_steps", "foreign"]].drop_duplicates()
 
 
-def _health(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[Block]:
+def _health(loader: ExperimentDataLoader, ids: list[str], last: pd.DataFrame) -> list[Block]:
     """The arm's finished runs together; where none is finished, all of them. Runs that ended badly follow apart."""
-    ids = averaged(loader, runs)
     looks = loader.looks(ids)
     if looks.empty:
         return []
@@ -491,7 +519,7 @@ def _health(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[Block]:
         *health.heading(looks, len(ids)),
         *health.over_time(looks, health.note(ids)),
         Heading("The last look", 3),
-        *health.last_look(loader, ids),
+        *health.last_look(loader, ids, last),
     ]
 
 

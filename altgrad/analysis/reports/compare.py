@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -143,14 +144,15 @@ def _suggested(loader: ExperimentDataLoader, arms: pd.DataFrame) -> list[dict[st
     return [value for *_, value in sorted(found, key=lambda each: each[:2])[:SUGGESTED]]
 
 
-def arm_json(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, baseline: str | None) -> bytes:
+def arm_json(
+    loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, baseline: str | None, last: pd.DataFrame
+) -> bytes:
     """One arm for the scripts that draw and compare: {arm, baseline, data, config, health, runs, final}.
 
     ``runs`` are the curves (`runs_value`), ``config`` its flat keys as YAML text, ``health`` what `health_by_type`
-    finds, ``final`` of each run the final validation loss with all its digits, null where it did not finish. Controls
-    in the texts are spelled out (`visible`), since the scripts show them as they are.
+    finds in `last`, ``final`` of each run the final validation loss with all its digits, null where it did not finish.
+    Controls in the texts are spelled out (`visible`), since the scripts show them as they are.
     """
-    ids = averaged(loader, runs)
     final = [float(loss) if np.isfinite(loss) else None for loss in runs["final_val_loss"]]
     value = {
         "arm": arm,
@@ -158,34 +160,41 @@ def arm_json(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, baselin
         "label": str(runs["format"].iloc[0]),
         "data": str(runs["data"].iloc[0])[:12],
         "config": {visible(key): visible(text) for key, text in config_lines(loader.config(arm)).items()},
-        "health": [[*map(visible, keys), value] for *keys, value in health_by_type(loader, ids)],
+        "health": [[*map(visible, keys), value] for *keys, value in health_by_type(last)],
         "runs": runs_value(loader, runs),
     }
     return _json(plain(value) | {"final": final})
 
 
 def arm_file(
-    loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, baseline: str | None, prefix: str = ""
+    loader: ExperimentDataLoader,
+    arm: str,
+    runs: pd.DataFrame,
+    baseline: str | None,
+    last: pd.DataFrame,
+    prefix: str = "",
 ) -> Download:
-    """`arm_json` beside the arm's page; beside the page of its study, `prefix` is the arm's name with a dot."""
-    return Download(f"{prefix}curves.json", arm_json(loader, arm, runs, baseline), listed=False)
+    """`arm_json` beside the arm's page; beside the page of its study, `prefix` is the arm's name with a dot.
+
+    `last` is the last look of the runs whose mean the arm's health is (`averaged`).
+    """
+    return Download(f"{prefix}curves.json", arm_json(loader, arm, runs, baseline, last), listed=False)
 
 
 def averaged(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:
     """The runs of an arm whose looks its health is the mean of."""
-    looked = runs[[len(loader.records[run_id].coded) > 0 for run_id in runs["run_id"]]]
-    finished = looked[looked["status"] == "finished"]
-    return list((looked if finished.empty else finished)["run_id"])
+    statuses = dict(zip(runs["run_id"].tolist(), runs["status"].tolist(), strict=True))
+    looked = [run_id for run_id in statuses if len(loader.records[run_id].coded)]
+    return [run_id for run_id in looked if statuses[run_id] == "finished"] or looked
 
 
-def health_by_type(loader: ExperimentDataLoader, run_ids: Iterable[str]) -> list[list[Any]]:
-    """Rows [statistic, operand, layer type, value] of the last look: what rounding lost in each kind of layer.
+def health_by_type(last: pd.DataFrame) -> list[list[Any]]:
+    """Rows [statistic, operand, layer type, value] of a last look: what rounding lost in each kind of layer.
 
     ``overflow``, ``underflow`` (fractions of the nonzero elements) and ``sqnr_db`` are means over the layers of a type
     and over the runs; ``stall_ratio`` is ``1 - flips / updates`` summed over both. Values that are not finite (an SQNR
     where nothing was lost) take no part.
     """
-    last = loader.last_look(run_ids)
     if last.empty:
         return []
     lost = last[last["statistic"].isin(["overflow", "underflow", "sqnr_db"]) & np.isfinite(last["value"])]
@@ -215,6 +224,16 @@ def flat(nested: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def scalar(value: Any) -> str:
     """A config value as YAML on one line."""
+    return _scalar(value) if isinstance(value, str | int | float) else _yaml(value)
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _scalar(value: str | int | float) -> str:
+    """Many arms say the same."""
+    return _yaml(value)
+
+
+def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
 
 

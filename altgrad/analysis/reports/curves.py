@@ -64,7 +64,7 @@ def curves(
 def runs_value(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[dict[str, Any]]:
     """All runs of an arm, column by column: {id, seed, status, role, step, tokens, seconds, loss, val_loss}."""
     found = []
-    for run in runs.itertuples():
+    for run in runs[["run_id", "seed", "status", "role"]].itertuples():
         history = loader.history(run.run_id)
         known = {name: history[name].to_numpy() for name in CURVES if name in history}
         keep = np.arange(len(history)) % max(1, math.ceil(len(history) / POINTS)) == 0

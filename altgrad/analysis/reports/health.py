@@ -171,12 +171,14 @@ def lost(identity: str, title: str, data: pd.DataFrame, levels: Levels, note: st
     return ChartBlock(common.heat_map(identity, title, data, levels, OPERAND_NAMES, note))
 
 
-def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str]) -> list[Block]:
-    """The last recorded figures as tables by subject, and the codes that the weights used; nothing without looks."""
-    last = loader.last_look(run_ids)
+def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str], last: pd.DataFrame) -> list[Block]:
+    """The last recorded figures as tables by subject, and the codes in use; nothing without looks.
+
+    `last` is what `ExperimentDataLoader.last_look` gives for these runs.
+    """
     if last.empty:
         return []
-    layers = list(dict.fromkeys([*last["layer"][last["operand"] == "weight"], *last["layer"]]))
+    layers = list(dict.fromkeys([*last["layer"][last["operand"] == "weight"].unique(), *last["layer"].unique()]))
     histograms = code_histograms(loader, run_ids, last)
     last = last[~is_histogram(last)].assign(place=last["layer"].map(layers.index))
     who = f"mean over {len(run_ids)} runs" if len(run_ids) > 1 else "one run"
@@ -213,10 +215,11 @@ def code_histograms(
     found: dict[tuple[str, FloatFormat], list[str]] = {}
     for run_id in run_ids:
         layers = loader.records[run_id].coded
-        layers = layers[is_histogram(layers)]
+        counted = is_histogram(layers).to_numpy()
+        steps, operands = layers["step"].to_numpy()[counted], layers["operand"].array[counted]
         for operand in OPERAND_NAMES:
-            steps = layers["step"][layers["operand"] == operand]
-            fmt = _format(loader.records[run_id], operand, int(steps.max())) if len(steps) else None
+            own = steps[operands == operand]
+            fmt = _format(loader.records[run_id], operand, int(own.max())) if len(own) else None
             if fmt is not None:
                 found.setdefault((operand, fmt), []).append(run_id)
     blocks: list[Block] = []

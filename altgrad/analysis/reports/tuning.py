@@ -47,12 +47,6 @@ def swept(loader: ExperimentDataLoader) -> dict[str, PageRef]:
     }
 
 
-def tuning_pages(loader: ExperimentDataLoader) -> list[Page]:
-    """A page for each tuning study, in the order of their names."""
-    rows = loader.runs[loader.runs["role"] == "tuning"]
-    return [_page(loader, str(study), runs) for study, runs in rows.groupby("study", sort=True)]
-
-
 def tuning_studies(loader: ExperimentDataLoader) -> dict[str, str]:
     """The names of the tuning studies, and the paths of their pages."""
     rows = loader.runs
@@ -63,7 +57,9 @@ def _path(study: str) -> str:
     return f"runs/study-{slug(study)}"
 
 
-def _page(loader: ExperimentDataLoader, study: str, runs: pd.DataFrame) -> Page:
+def tuning_page(loader: ExperimentDataLoader, study: str) -> Page:
+    """The page of a tuning study."""
+    runs = loader.runs[(loader.runs["role"] == "tuning") & (loader.runs["study"] == study)]
     sweeps = [_sweep(rows) for _, rows in runs.groupby(["format", "scope", "rule", "problem"], sort=False)]
     sweeps.sort(key=lambda sweep: (format_order(sweep["format"].iat[0]), sweep["rule"].iat[0], sweep["problem"].iat[0]))
     data = pd.concat(sweeps, ignore_index=True)
