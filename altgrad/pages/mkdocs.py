@@ -35,6 +35,20 @@ import altgrad
 from altgrad.pages.chart import inline_svg
 from altgrad.pages.content import CodeBlock, Note, Page, Paragraph, Source, escape
 from altgrad.pages.html import Body, body_html, figure_html, table_html
+from altgrad.pages.kept import (
+    Entries,
+    bring_back,
+    docstring_bodies,
+    docstring_files,
+    docstrings_key,
+    documented,
+    has,
+    read_entries,
+    remember_search,
+    set_aside,
+    write_beside,
+    write_entries,
+)
 from altgrad.pages.render import Dialect, files, front_matter
 
 log = logging.getLogger("mkdocs.plugins.altgrad")  # below mkdocs' own logger, so that strict builds count warnings
@@ -48,11 +62,15 @@ _MARKER = re.compile(r"<!--\s*altgrad:.*?(?:-->|$)")
 _EMBEDDED = re.compile(r"<!-- altgrad: chart (?P<page>[\w./-]+) (?P<chart>[\w.-]+) -->")
 _BODY = ".body/"
 """Where the cache keeps bodies beside the files of the site."""
+_DOCSTRINGS = "docstrings"
+_SEARCH = "search.json"
 _SOURCES = "sources/"
 Part = Callable[[], dict[str, bytes]]
 """Makes some of a family's files."""
 PROCESSES = 8
 """Most processes that share a family: each holds the records."""
+FEW_FILES = 200
+"""Most files that are written without a process of their own."""
 PATIENCE = 300.0
 """Seconds that a process has for its last part; then this one makes what it does not hand over."""
 
@@ -94,6 +112,12 @@ class SiteBuild:
         seconds: what Markdown and templates took, by page.
         kept: files of the cache that are in use.
         written: waits for the process that writes the files which are no pages, where there is one.
+        before: while serving, the build before this one.
+        contents: while serving, the files of each family by their place in the cache.
+        there: generated files that the site's folder has already, by place in the sources.
+        entries: the search's entries of the pages.
+        docstrings: where the cache keeps the pages of docstrings, if the site has such.
+        documented: the text of those pages.
     """
 
     root: Path
@@ -109,6 +133,12 @@ class SiteBuild:
     seconds: dict[str, float] = field(default_factory=dict)
     kept: set[Path] = field(default_factory=set)
     written: Callable[[], None] | None = None
+    before: SiteBuild | None = None
+    contents: dict[Path, dict[str, bytes]] = field(default_factory=dict)
+    there: set[str] = field(default_factory=set)
+    entries: Entries = field(default_factory=dict)
+    docstrings: Path | None = None
+    documented: dict[str, str] = field(default_factory=dict)
     clock: float = 0.0
 
     @property
@@ -205,8 +235,11 @@ def _finish(
             origin, content = "made", make_files()
         else:
             path = _kept(current.cache, family, _whole(key, script))
-            origin, content = _cached(path, family, make_files, refresh=current.refresh)
+            known = current.before.contents.get(path) if current.before and not current.refresh else None
+            origin, content = ("cache", known) if known else _cached(path, family, make_files, refresh=current.refresh)
             current.kept.add(path)
+            if current.serving:
+                current.contents[path] = content
     except Exception:
         if not current.serving:
             raise
@@ -425,7 +458,7 @@ def _last(folder: Path, family: str) -> dict[str, bytes] | None:
 # What gen/hooks.py calls, in this order.
 
 
-def begin(config: Any, *, serving: bool, dated: bool, problem: str = "") -> None:
+def begin(config: Any, *, serving: bool, dated: bool, problem: str = "", before: SiteBuild | None = None) -> None:
     """Start a build: note what is wanted, and date it by its newest record, not by the clock.
 
     `ALTGRAD_PAGE` is the only page to build, `ALTGRAD_REFRESH=1` passes the cache over. In a build that mike makes the
@@ -436,12 +469,20 @@ def begin(config: Any, *, serving: bool, dated: bool, problem: str = "") -> None
         serving: whether a reader is editing the pages.
         dated: whether the user has set SOURCE_DATE_EPOCH.
         problem: why the library cannot be imported as it is now, where this is the one before.
+        before: the last build of this server, where it came to its end.
     """
     page = os.environ.get("ALTGRAD_PAGE", "").strip().strip("/").removesuffix(".md")
     refresh = os.environ.get("ALTGRAD_REFRESH", "0") not in ("", "0")
     root = Path(config["config_file_path"]).parent
     serving = serving or bool(config["extra"].get("serving"))
-    config["extra"]["altgrad"] = SiteBuild(root, serving, page, refresh, problem)
+    current = SiteBuild(root, serving, page, refresh, problem)
+    config["extra"]["altgrad"] = current
+    if before is not None:
+        before.before, current.before = None, before
+    set_aside(Path(config["site_dir"]))
+    if "material/search" in config["plugins"]:
+        index = config["plugins"]["material/search"].search_index
+        remember_search(index, {} if refresh else read_entries(current.cache / _SEARCH), current.entries)
     if page:
         config["nav"] = None
         config["validation"].links.anchors = config["validation"].links.not_found = logging.DEBUG
@@ -467,13 +508,13 @@ def add_files(found: Any, config: Any) -> Any:
         finish()
 
     class Made(File):  # type: ignore[misc]  # mkdocs has no types
-        """A file that a process beside this one may be writing."""
+        """A file that is there already, or that a process beside this one may be writing."""
 
         def copy_file(self, dirty: bool = False) -> None:
-            if current.written is None:
+            if current.written is None and self.src_uri not in current.there:
                 super().copy_file(dirty)
 
-    made = []
+    made: list[Made] = []
     for name, data in [*assets(), *current.files.items()]:
         known = found.get_file_from_path(name)
         if known is not None and name not in current.files:
@@ -490,10 +531,35 @@ def add_files(found: Any, config: Any) -> Any:
         for path, file in pages.items():
             if path != current.page:
                 file.inclusion = InclusionLevel.EXCLUDED
-    elif not current.serving:
-        beside = [file for file in made if not file.is_documentation_page()]
-        current.written = _writing([partial(File.copy_file, file) for file in beside])
+    texts = {file.src_uri: file.content_string for file in found.documentation_pages()}
+    current.documented = {} if current.page else documented(texts, current.files)
+    if current.documented:
+        whole = docstrings_key(current.documented, Path(config["config_file_path"]))
+        current.docstrings = _kept(current.cache, _DOCSTRINGS, whole)
+        current.kept.add(current.docstrings)
+        if not current.refresh:
+            with contextlib.suppress(FileNotFoundError, zipfile.BadZipFile, zlib.error):
+                current.bodies |= docstring_bodies(_read(current.docstrings))
+    site = Path(config["site_dir"])
+    bring_back(site, {file.dest_uri for file in found if file.inclusion != InclusionLevel.EXCLUDED})
+    files = [file for file in made if not file.is_documentation_page()]
+    current.there = {file.src_uri for file in files if has(site / file.dest_uri, file.content_bytes)}
+    missing = [file for file in files if file.src_uri not in current.there]
+    if len(missing) > FEW_FILES and not current.serving:
+        current.written = _writing([partial(File.copy_file, file) for file in missing])
     return found
+
+
+def resolved(config: Any, found: Any) -> None:
+    """When all references between pages are resolved: keep the pages of docstrings, or have the styles of kept ones."""
+    current: SiteBuild = config["extra"]["altgrad"]
+    if current.docstrings is None:
+        return
+    pages = [found.get_file_from_path(name).page for name in current.documented]
+    site = Path(config["site_dir"])
+    make = partial(docstring_files, pages, site)
+    _, files = _cached(current.docstrings, _DOCSTRINGS, make, refresh=current.refresh)
+    write_beside(files, site)
 
 
 def embed(text: str, page: Any, config: Any, found: Any) -> str:
@@ -505,7 +571,9 @@ def embed(text: str, page: Any, config: Any, found: Any) -> str:
     one that names no chart, fails the build; while serving the page says so in a box. Fences are left alone.
     """
     current: SiteBuild = config["extra"]["altgrad"]
-    if page.file.src_uri in current.bodies or "altgrad:" not in text:
+    if page.file.src_uri in current.bodies:
+        return text.partition("\n\n")[0]  # the title; all else is there already
+    if "altgrad:" not in text:
         return text
     lines, fence = text.split("\n"), ""
     for number, line in enumerate(lines):
@@ -568,6 +636,9 @@ def content(html: str, page: Any, config: Any, found: Any) -> str:
     page.toc = get_toc(_nested(body.toc))
     page.present_anchor_ids = _ids(body.html)
     page.links_to_anchors = {}
+    if page.file.src_uri in current.documented:
+        for anchor in page.present_anchor_ids:  # which other pages' docstrings may name
+            config["plugins"]["autorefs"].register_anchor(page, anchor)
     for path, anchor in body.links:
         file = found.get_file_from_path(f"{path}.md")
         if file is None:
@@ -630,6 +701,7 @@ def end(config: Any) -> None:
     if current.page:
         log.info(f"Page: {Path(config['site_dir']) / found_place(current.page)}")
     elif all(family.origin in ("made", "cache") for family in families):
+        write_entries(current.cache / _SEARCH, current.entries)
         for path in current.cache.glob("*.zip"):
             if path not in current.kept:
                 path.unlink(missing_ok=True)

@@ -175,11 +175,10 @@ def newest_time(sources: Iterable[Path] | None = None) -> datetime | None:
     for source in default_sources() if sources is None else sources:
         for folder in record_folders(Path(source)):
             try:
-                heads = (
-                    _read_parquet(folder / PACKED)["run"].map(json.loads)
-                    if (folder / PACKED).exists()
-                    else [json.loads((folder / "run.json").read_text(encoding="utf-8"))]
-                )
+                if (folder / PACKED).exists():
+                    heads = [json.loads(text) for text in _read_parquet(folder / PACKED)["run"].tolist()]
+                else:
+                    heads = [json.loads((folder / "run.json").read_text(encoding="utf-8"))]
                 times += [
                     datetime.fromisoformat(head.get("ended") or head["created"]).astimezone(UTC) for head in heads
                 ]

@@ -8,9 +8,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from mkdocs.plugins import event_priority
+
 ROOT = Path(__file__).resolve().parent.parent
 DATED = "SOURCE_DATE_EPOCH" in os.environ
 serving = False
+last: Any = None  # the build before, while serving
 
 
 def on_startup(*, command: str, dirty: bool) -> None:
@@ -30,7 +33,9 @@ def on_config(config: Any) -> Any:
 
 def on_pre_build(config: Any) -> None:
     """Forget the library's modules, so that an edit of it shows; while it cannot be imported, the last one says why."""
+    global last
     kept, problem = _forget(), ""
+    before, last = last, None  # a build that fails leaves nothing to go on from
     try:
         from altgrad.pages.mkdocs import begin
     except Exception:
@@ -40,7 +45,7 @@ def on_pre_build(config: Any) -> None:
         _forget()
         sys.modules.update(kept)
         from altgrad.pages.mkdocs import begin
-    begin(config, serving=serving, dated=DATED, problem=problem)
+    begin(config, serving=serving, dated=DATED, problem=problem, before=before)
 
 
 def _forget() -> dict[str, Any]:
@@ -78,6 +83,17 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     return html
 
 
+def on_env(env: Any, config: Any, files: Any) -> Any:
+    """Keep pages that take long, as they are now."""
+    from altgrad.pages.mkdocs import resolved
+
+    resolved(config, files)
+    return env
+
+
+on_env = event_priority(-100)(on_env)  # after the references between pages are resolved
+
+
 def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
     """Start the page's clock again."""
     from altgrad.pages.mkdocs import tick
@@ -99,6 +115,8 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
 
 def on_post_build(config: Any) -> None:
     """Write the build report."""
+    global last
     from altgrad.pages.mkdocs import end
 
     end(config)
+    last = config["extra"]["altgrad"] if serving else None
