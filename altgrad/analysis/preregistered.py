@@ -184,7 +184,8 @@ def in_words(row: Mapping[str, Any]) -> str:
     """The figures of a test, such as ``+0.096 nats [+0.074, +0.118], n = 16, adjusted p < 0.001``."""
     p = float(row["p_holm"])
     adjusted = "no p-value" if math.isnan(p) else "adjusted p < 0.001" if p < 0.001 else f"adjusted p = {p:.3f}"
-    badly = f", {row['n_ended_badly']} runs did not finish" if row["n_ended_badly"] else ""
+    bad = row["n_ended_badly"]
+    badly = f", {bad} run{'s' if bad > 1 else ''} did not finish" if bad else ""
     interval = "no interval" if math.isnan(row["low"]) else f"[{row['low']:+.3f}, {row['high']:+.3f}]"
     return f"{row['difference']:+.3f} nats {interval}, n = {row['n_pairs']}, {adjusted}{badly}"
 

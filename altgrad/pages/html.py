@@ -41,6 +41,8 @@ from altgrad.pages.content import (
 )
 from altgrad.pages.render import beside, cell_text
 
+_LONG_NAME = re.compile(r"<[^>]*>|[^\W\d][\w./]{13,}")
+"""A tag, or a name such as ``blocks.0.mlp.up.weight`` or ``E7M0/E7M0/E5M2``."""
 _INLINE = re.compile(
     r"`(?P<code>[^`]+)`"
     r"|\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\])*)\]\((?P<address>[^()\s]*)\)"
@@ -179,7 +181,8 @@ class _Writer:
     def cell(self, cell: Text | int | float | None) -> str:
         """What a cell shows; most are plain words or numbers."""
         text = cell_text(cell)
-        return text if re.fullmatch(r"[\w .,:%+−–()/=-]*", text) and "_" not in text else self.inline(text)
+        html = text if re.fullmatch(r"[\w .,:%+−–()/=-]*", text) and "_" not in text else self.inline(text)
+        return _LONG_NAME.sub(_breakable, html)
 
 
 def body_html(page: Page, drawings: Mapping[str, bytes], source: SourceAddress) -> Body:
@@ -233,6 +236,11 @@ def inline_html(text: Md) -> str:
                 return value
 
     return _INLINE.sub(replaced, text)
+
+
+def _breakable(match: re.Match[str]) -> str:
+    """A long name that a narrow column may break, but only between its parts."""
+    return match.group() if match.group().startswith("<") else re.sub(r"([._/])(?=[^\W\d])", r"\1<wbr>", match.group())
 
 
 def heading_id(text: str) -> str:

@@ -168,6 +168,18 @@ def pending_note(missing: Text, studies: Sequence[str]) -> Note:
     return Note("question", "Pending Experiments", (Paragraph(missing), CodeBlock(commands, "bash")))
 
 
+def larger(loader: ExperimentDataLoader, study: str) -> list[Block]:
+    """A note while a study of the campaign is recorded and its larger version, for a GPU, is not."""
+    recorded = set(loader.runs["study"])
+    if study not in recorded or f"{study}-large" in recorded:
+        return []
+    missing = (
+        f"Whether this holds in a larger model is not known: study {study}-large, 6 layers of 384 and 5,000 steps, "
+        "is written for a GPU and not recorded."
+    )
+    return [pending_note(missing, [f"{name}-large DEVICE=cuda" for name in ("tuning", study)])]
+
+
 def pilot(loader: ExperimentDataLoader, arms: Iterable[str], pairs: int) -> list[Block]:
     """The label of findings from fewer than `HEADLINE_SEEDS` pairs; nothing from there on."""
     if pairs >= HEADLINE_SEEDS:

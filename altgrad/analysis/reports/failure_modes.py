@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from altgrad.analysis.comparison import Comparison, FormatComparator, format_order, is_combination, own_rates
+from altgrad.analysis.comparison import (
+    ALL_OPERANDS,
+    Comparison,
+    FormatComparator,
+    format_order,
+    is_combination,
+    own_rates,
+)
 from altgrad.analysis.failures import (
     EXTREMES,
     FAILURE_GAP,
@@ -293,13 +300,18 @@ def _arms_table(classified: pd.DataFrame, identity: str, caption: str) -> Table:
             common.number(row["gap"], sign=True),
             common.interval(row["low"], row["high"]),
             int(row["n_pairs"]),
-            f"{row['scope']}; {row['rule']}",
+            _treated(row["scope"], row["rule"]),
             _began(row["step"], row["tensor"]),
             f"{row['n_finished']} of {row['n_runs']}",
         )
         for row in classified.to_dict("records")
     )
     return Table(columns, rows, caption, data=classified, id=identity)
+
+
+def _treated(scope: str, rule: str) -> str:
+    """What is quantized and how it steps, in few words."""
+    return f"{scope.replace(ALL_OPERANDS, 'all operands')}; {rule}"
 
 
 def _weak_classes(analyzer: FailureAnalyzer, leading: pd.DataFrame) -> tuple[Md, ...]:
@@ -342,7 +354,7 @@ def _symptom_table(symptoms: pd.DataFrame, classified: pd.DataFrame) -> Table:
     rows = tuple(
         (
             common.arm_link(row["arm"], arms["format"][row["arm"]]),
-            f"{arms['scope'][row['arm']]}; {arms['rule'][row['arm']]}",
+            _treated(arms["scope"][row["arm"]], arms["rule"][row["arm"]]),
             row["cause"],
             f"{OPERAND_NAMES.get(row['operand'], row['operand'])}, {row['phase']}",
             common.percent(row["share"]),

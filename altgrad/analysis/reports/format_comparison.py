@@ -118,6 +118,7 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
             *_length(loader, comparator, first, long),
             *_said(found, "H20"),
             *_own_rates(loader, first),
+            *common.larger(loader, "formats"),
             Heading("Conclusions"),
             Bullets(_conclusions(loader, first, spot)),
             *_method(first),
@@ -566,7 +567,11 @@ def _scales(policies: pd.DataFrame) -> list[Block]:
         "Final validation loss minus that of the same format with one power-of-two scale a tensor from its current "
         "largest value, in nats a character; below zero, the other scale is better. p: Holm-adjusted over the rows."
     )
-    return [Table(columns, rows, caption, data=policies, id="scales")]
+    beside = md(
+        "Formats that are defined with scales of their own, MX and NVFP4, are compared in {page}.",
+        page=Link("the literature page", PageRef("reports/literature")),
+    )
+    return [Table(columns, rows, caption, data=policies, id="scales"), Paragraph(beside)]
 
 
 def _length(

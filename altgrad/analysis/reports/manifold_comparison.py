@@ -108,6 +108,7 @@ def manifold_comparison_page(
             *_negative(found, verdicts),
             Heading("What would change this answer"),
             *_changes(pairings),
+            *common.larger(loader, "storage"),
             Heading("What cannot be concluded"),
             Bullets(_limits(loader, judged, pilot)),
             Heading("Related work"),
