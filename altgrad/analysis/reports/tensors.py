@@ -14,7 +14,10 @@ from altgrad.runs import RunRecord
 
 
 def tensor_files(loader: ExperimentDataLoader) -> dict[str, bytes]:
-    """``tensors/index.json`` and a JSON for each arm's first run that has histograms; tuning runs are left out."""
+    """``tensors/index.json`` and a JSON for each arm's first run that has histograms; tuning runs are left out.
+
+    First in the index, and what a reader sees first, are runs with histograms of the most operands.
+    """
     index: list[dict[str, Any]] = []
     found: dict[str, bytes] = {}
     seen: set[str] = set()
@@ -32,6 +35,7 @@ def tensor_files(loader: ExperimentDataLoader) -> dict[str, bytes]:
         entry |= {"label": f"{row.format}, {row.rule}, {row.scope}, seed {row.seed}", "status": row.status}
         index.append(entry)
         found[f"tensors/{name}"] = _dump({"id": row.run_id, "tensors": _tensors(loader, row.run_id, histograms)})
+    index.sort(key=lambda entry: -len(entry["operands"]))
     content = {"runs": index, "operands": OPERAND_NAMES, "policies": list(tensors.POLICIES)}
     return {"tensors/index.json": _dump(content)} | found
 
