@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from altgrad.pages import Page
+from altgrad.pages import PageMaker
 from altgrad.pages.mkdocs import build
 
 
-def pages() -> Iterable[Callable[[], Page]]:
+def pages() -> Iterable[PageMaker]:
     """What makes them, from the recorded runs. The import is inside so that an error in it shows as a page."""
     from altgrad.analysis.reports import site_page_makers
 

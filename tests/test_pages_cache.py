@@ -16,7 +16,7 @@ from records import config, write_run
 
 from altgrad.analysis.reports import site_key
 from altgrad.pages import mkdocs
-from altgrad.pages.mkdocs import SiteBuild, _cached, _kept, _started, _writing
+from altgrad.pages.mkdocs import Part, SiteBuild, _cached, _kept, _started, _writing
 from altgrad.runs import load_runs, newest_time, pack_study, sources_fingerprint
 
 
@@ -79,13 +79,13 @@ def test_what_is_made_beside_the_others_is_made_in_another_process_where_a_core_
         return {"made.by": str(os.getpid()).encode()}
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    begun = _started([make])
+    begun = _started([Part(make)])
     (child,) = multiprocessing.active_children()
     child.join()
     made = begun()
     assert made["made.by"] != str(os.getpid()).encode()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    assert _started([make])() == make()
+    assert _started([Part(make)])() == make()
 
 
 def test_processes_share_the_parts_and_their_order_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,11 +100,47 @@ def test_processes_share_the_parts_and_their_order_is_kept(monkeypatch: pytest.M
         return {f"page-{number}": str(os.getpid()).encode()}
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    begun = _started([partial(part, number) for number in range(5)])
+    begun = _started([Part(partial(part, number)) for number in range(5)])
     time.sleep(0.5)  # until the other process has begun
     made = begun()
     assert list(made) == [f"page-{number}" for number in range(5)]
     assert made["page-0"] != str(os.getpid()).encode() == made["page-1"]
+
+
+def test_parts_are_made_again_only_where_their_key_or_the_script_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current, script, made = SiteBuild(tmp_path), tmp_path / "script.py", []
+    monkeypatch.setattr(mkdocs, "_current", lambda: current)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+
+    def files_of(name: str, key: str) -> dict[str, bytes]:
+        made.append(name)
+        return {f"runs/{name}.md": key.encode(), "sources/shared.txt": b"the same"}
+
+    def built(whole: str, refresh: bool = False, serving: bool = False, **keys: str) -> list[str]:
+        current.refresh, current.serving = refresh, serving
+        made.clear()
+        current.files.clear()
+        parts = [Part(partial(files_of, name, key), key) for name, key in keys.items()]
+        mkdocs.build_files(dict, "runs/index", key=lambda: whole, script=script, parts=lambda: parts)
+        current.waiting.pop()()
+        assert current.files == {f"runs/{name}.md": key.encode() for name, key in keys.items()} | {
+            "sources/shared.txt": b"the same"
+        }
+        return list(made)
+
+    script.write_text("one")
+    assert built("1", a="k1", b="k2", c="") == ["a", "b", "c"]
+    assert built("1", a="k1", b="k2", c="") == []
+    assert built("2", a="k1", b="k3", c="") == ["b", "c"]
+    assert built("3", a="k1", d="k4", serving=True) == ["d"]
+    assert built("4", a="k1", d="k4", refresh=True) == ["a", "d"]
+    script.write_text("two")
+    assert built("4", a="k1", d="k4") == ["a", "d"]
+    (archive,) = (tmp_path / ".cache/site").glob("runs.index-*.zip")
+    archive.write_bytes(b"nonsense")
+    assert built("5", a="k1", d="k4") == ["a", "d"]
 
 
 def test_what_fails_or_dies_beside_the_others_is_made_here_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,8 +156,8 @@ def test_what_fails_or_dies_beside_the_others_is_made_here_and_says_why(monkeypa
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     with pytest.raises(ValueError, match=f"in process {here}"):
-        _started([broken])()
-    assert _started([killed])() == {"page": b"text"}
+        _started([Part(broken)])()
+    assert _started([Part(killed)])() == {"page": b"text"}
 
 
 def test_what_dies_while_it_is_handed_over_and_what_cannot_be_started_is_made_here(
@@ -133,7 +169,7 @@ def test_what_dies_while_it_is_handed_over_and_what_cannot_be_started_is_made_he
         return {"by": str(os.getpid()).encode(), "page": bytes(5_000_000)}
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    made = _started([large])
+    made = _started([Part(large)])
     (child,) = multiprocessing.active_children()
     time.sleep(1.0)  # until it waits for a reader, with a part of it written
     assert child.pid is not None
@@ -144,7 +180,7 @@ def test_what_dies_while_it_is_handed_over_and_what_cannot_be_started_is_made_he
         raise BlockingIOError("as many processes as there may be")
 
     monkeypatch.setattr(os, "fork", refused)
-    assert _started([large])()["by"] == str(here).encode()
+    assert _started([Part(large)])()["by"] == str(here).encode()
 
 
 def test_a_family_made_beside_the_others_is_kept_under_the_key_of_what_it_read(
@@ -160,7 +196,7 @@ def test_a_family_made_beside_the_others_is_kept_under_the_key_of_what_it_read(
         def make() -> dict[str, bytes]:
             return {"runs.md": record.read_bytes()}
 
-        mkdocs.build_files(make, "runs/index", key=record.read_text, parts=lambda: [make])
+        mkdocs.build_files(make, "runs/index", key=record.read_text, parts=lambda: [Part(make)])
         for child in multiprocessing.active_children():
             child.join()  # it has read the record
         record.write_text("new")

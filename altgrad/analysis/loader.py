@@ -100,6 +100,7 @@ class ExperimentDataLoader:
     ) -> None:
         self._sources = None if sources is None else tuple(Path(source) for source in sources)
         self._project, self._entity, self._silence, self._progress = project, entity, silence, progress
+        self._once: dict[Callable[[ExperimentDataLoader], Any], Any] | None = None  # of its own, else of its records
 
     @cached_property
     def pulled(self) -> Pulled | None:
@@ -147,10 +148,19 @@ class ExperimentDataLoader:
         Args:
             find: a function or class of a module; what it gives is shared and only to be read.
         """
-        found = _found(self.run_set)
+        found = _found(self.run_set) if self._once is None else self._once
         if find not in found:
             found[find] = find(self)
         return found[find]  # type: ignore[no-any-return]
+
+    def of_arms(self, arms: Iterable[str]) -> ExperimentDataLoader:
+        """A loader of these arms alone, whose records are not read again: what it gives depends on nothing else."""
+        part = ExperimentDataLoader(())
+        part._once = {}
+        runs = self.runs[self.runs["arm"].isin(list(arms))].reset_index(drop=True)
+        found = {"run_set": RunSet(tuple(self.records[run_id] for run_id in sorted(runs["run_id"]))), "runs": runs}
+        part.__dict__ |= found | {"pulled": self.pulled, "_digests": self._digests}
+        return part
 
     def history(self, run_id: str) -> pd.DataFrame:
         """The history of one run: step and its metrics."""
@@ -224,7 +234,14 @@ class ExperimentDataLoader:
     @cached_property
     def fingerprint(self) -> str:
         """First 12 hex of a sha256 over the content of all records and problems, in order."""
-        return _fingerprint(self.run_set)
+        total = hashlib.sha256(repr(self.problems).encode())
+        for record in self.run_set.records:
+            total.update(self._digests[record.id])
+        return total.hexdigest()[:12]
+
+    @cached_property
+    def _digests(self) -> Mapping[str, bytes]:
+        return _record_digests(self.run_set)
 
 
 @lru_cache(maxsize=2)
@@ -249,11 +266,13 @@ def _table(run_set: RunSet) -> pd.DataFrame:
 
 
 @lru_cache(maxsize=2)
-def _fingerprint(run_set: RunSet) -> str:
-    total = hashlib.sha256()
+def _record_digests(run_set: RunSet) -> dict[str, bytes]:
+    """A sha256 of each record's content, by run id."""
+    digests: dict[str, bytes] = {}
     hashes: dict[int, NDArray[np.uint64]] = {}  # of the words of a list of categories, which many runs share
     for record in run_set.records:
         history, layers = record.history, record.coded
+        total = hashlib.sha256()
         total.update(digest(record.run, list(history), list(layers), len(layers)).encode())
         total.update(history.to_numpy(np.float64).tobytes())
         for name in layers:
@@ -264,8 +283,8 @@ def _fingerprint(run_set: RunSet) -> str:
                     hashes[id(words)] = np.append(pd.util.hash_array(words.array.astype(object)), np.uint64(0))
                 column = hashes[id(words)][column.codes]  # -1, a missing word, is the last
             total.update(np.asarray(column).tobytes())
-    total.update(repr(run_set.problems).encode())
-    return total.hexdigest()[:12]
+        digests[record.id] = total.digest()
+    return digests
 
 
 def concatenated(frames: list[pd.DataFrame]) -> pd.DataFrame:

@@ -381,3 +381,20 @@ class Page:
         """Where a reference on this page leads in the end."""
         target = self.moved.get(reference.path)
         return reference if target is None else PageRef(target.path, reference.anchor or slug(target.anchor))
+
+
+@dataclass(frozen=True)
+class PageMaker:
+    """A page that is made when its turn comes, in whichever process.
+
+    Attributes:
+        make: gives the page.
+        key: a digest of all that the page depends on but the script that hands it over; "" where that is not known.
+    """
+
+    make: Callable[[], Page]
+    key: str = ""
+
+    def __call__(self) -> Page:
+        """The page."""
+        return self.make()

@@ -28,12 +28,13 @@ from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 import altgrad
 from altgrad.pages.chart import inline_svg
-from altgrad.pages.content import CodeBlock, Note, Page, Paragraph, Source, escape
+from altgrad.pages.content import CodeBlock, Note, Page, PageMaker, Paragraph, Source, escape
 from altgrad.pages.html import Body, body_html, figure_html, table_html
 from altgrad.pages.kept import (
     Entries,
@@ -65,8 +66,8 @@ _BODY = ".body/"
 _DOCSTRINGS = "docstrings"
 _SEARCH = "search.json"
 _SOURCES = "sources/"
-Part = Callable[[], dict[str, bytes]]
-"""Makes some of a family's files."""
+_PARTS = ".parts.json"
+"""Where the cache keeps which files are of which part, by the parts' keys."""
 PROCESSES = 8
 """Most processes that share a family: each holds the records."""
 FEW_FILES = 200
@@ -93,6 +94,13 @@ class Family:
     origin: Origin
     seconds: float
     pages: int
+
+
+class Part(NamedTuple):
+    """Some of a family's files: what makes them, and a key of all that they depend on but the script ("": unknown)."""
+
+    make: Callable[[], dict[str, bytes]]
+    key: str = ""
 
 
 @dataclass
@@ -160,7 +168,7 @@ def write_mkdocs(pages: Iterable[Page]) -> None:
 
 
 def build(
-    make_pages: Callable[[], Iterable[Page | Callable[[], Page]]],
+    make_pages: Callable[[], Iterable[Page | PageMaker]],
     *expected: str,
     key: Callable[[], str] | None = None,
     beside: bool = False,
@@ -171,19 +179,22 @@ def build(
     of the `expected` paths becomes a page with the error in a box instead.
 
     Args:
-        make_pages: the pages, or a function for each that makes it.
+        make_pages: the pages, or what makes each of them.
         expected: paths of pages that there must be; the first names the family.
         key: a digest of everything that the pages depend on but the script that calls this. Where it is given, their
             files are kept in ``.cache/site`` beside mkdocs.yml (one file a family) and taken from there while the
             digest and the script's bytes stay the same. ALTGRAD_REFRESH=1 makes them again.
         beside: whether `mkdocs build` begins them on the other cores, while the scripts that follow run here, and all
             cores share what is left then: for what takes as long as all the rest, page by page. The pages come after
-            those of all other scripts.
+            those of all other scripts. Of these the cache keeps each under the key of its maker.
     """
     root, script = _current().root, _script(make_pages)
 
     def parts() -> list[Part]:
-        return [partial(_site_files, [page], root) for page in make_pages()]
+        return [
+            Part(partial(_site_files, [page], root), page.key if isinstance(page, PageMaker) else "")
+            for page in make_pages()
+        ]
 
     build_files(
         lambda: _site_files(make_pages(), root), *expected, key=key, script=script, parts=parts if beside else None
@@ -204,13 +215,20 @@ def build_files(
     current, begun = _current(), time.perf_counter()
     script = script or _script(make_files)
     if parts is not None:
-        if not (current.serving or current.problem) and current.wants(expected):
+        stamp = hashlib.sha256(script.read_bytes() if script else b"").hexdigest()
+
+        def started(processes: int = PROCESSES) -> Callable[[], dict[str, bytes]]:
+            return _started(parts(), _known_parts(current, _family(expected), stamp), stamp, processes)
+
+        if current.serving or current.problem or not current.wants(expected):
+            make_files = partial(_call, partial(started, 1))
+        else:
             if key is not None:
                 key = partial(str, key())  # of what is read now, whatever changes until all is done
             kept = (
                 key and not current.refresh and _kept(current.cache, _family(expected), _whole(key, script)).is_file()
             )
-            make_files = make_files if kept else _started(parts())
+            make_files = make_files if kept else started()
         current.waiting.append(partial(_finish, current, make_files, expected, key, script, begun))
     else:
         _finish(current, make_files, expected, key, script, begun)
@@ -252,35 +270,55 @@ def _finish(
     current.families.append(Family(expected[0], origin, time.perf_counter() - begun, count))
 
 
-def _started(parts: Sequence[Part]) -> Callable[[], dict[str, bytes]]:
-    """Begin to make the parts in processes of their own, one for each core but this one.
+def _call(make: Callable[[], Callable[[], dict[str, bytes]]]) -> dict[str, bytes]:
+    return make()()
+
+
+def _known_parts(current: SiteBuild, family: str, stamp: str) -> dict[str, dict[str, bytes]]:
+    """The files of each part of a family that the cache has, by the part's key; none of a script of other bytes."""
+    files = {} if current.refresh else _last(current.cache, family) or {}
+    with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError):
+        kept = json.loads(files[_PARTS])
+        if kept["script"] == stamp:
+            return {key: {name: files[name] for name in names} for key, names in kept["parts"].items()}
+    return {}
+
+
+def _started(
+    parts: Sequence[Part],
+    known: Mapping[str, dict[str, bytes]] = MappingProxyType({}),
+    stamp: str = "",
+    processes: int = PROCESSES,
+) -> Callable[[], dict[str, bytes]]:
+    """Begin to make the parts that are not known in processes of their own, one for each core but this one.
 
     What is given back makes here what nobody has begun, and gives all files in the order of the parts. What a process
     does not hand over, since it failed or died, is made here too: what is wrong then shows as it always does.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    cores = min(processes, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    left = [index for index, part in enumerate(parts) if part.key not in known]
     context = multiprocessing.get_context("fork" if cores > 1 else None)
     turn = context.Value("q", 0)
 
     def taken() -> Iterator[int]:
         while True:
             with turn.get_lock():
-                index, turn.value = turn.value, turn.value + 1
-            if index >= len(parts):
+                place, turn.value = turn.value, turn.value + 1
+            if place >= len(left):
                 return
-            yield index
+            yield left[place]
 
     def work(send: Connection) -> None:
         found: dict[int, dict[str, bytes]] = {}
         with send, contextlib.suppress(Exception):
             try:
                 for index in taken():
-                    found[index] = parts[index]()
+                    found[index] = parts[index].make()
             finally:
                 send.send(found)
 
     children: list[tuple[BaseProcess, Connection]] = []
-    for _ in range(min(cores, PROCESSES) - 1):
+    for _ in range(min(cores - 1, len(left))):
         receive, send = multiprocessing.Pipe(duplex=False)
         process = context.Process(target=work, args=(send,), daemon=True)
         with send:
@@ -292,16 +330,20 @@ def _started(parts: Sequence[Part]) -> Callable[[], dict[str, bytes]]:
         children.append((process, receive))
 
     def files_made() -> dict[str, bytes]:
-        found = {index: parts[index]() for index in taken()}
+        found = {index: parts[index].make() for index in taken()}
         for process, receive in children:
             with receive, contextlib.suppress(EOFError, OSError):  # nothing comes, or not all of it
                 found |= receive.recv() if receive.poll(PATIENCE) else {}
             process.kill()
             process.join()
         files: dict[str, bytes] = {}
+        names: dict[str, list[str]] = {}
         for index, part in enumerate(parts):
-            files |= found[index] if index in found else part()
-        return files
+            own = found.get(index) or known.get(part.key) or part.make()
+            files |= own
+            names |= {part.key: list(own)} if part.key else {}
+        kept = json.dumps({"script": stamp, "parts": names}).encode()
+        return files | ({_PARTS: kept} if names else {})
 
     return files_made
 
@@ -366,7 +408,7 @@ def _script(make: Callable[..., object]) -> Path | None:
     return path if path and path.is_file() else None
 
 
-def _site_files(pages: Iterable[Page | Callable[[], Page]], root: Path) -> dict[str, bytes]:
+def _site_files(pages: Iterable[Page | PageMaker], root: Path) -> dict[str, bytes]:
     """Every file of the pages by its place in the site's sources, their bodies, and the scripts behind them."""
     found: dict[str, bytes] = {}
     for page in pages:
@@ -409,6 +451,8 @@ def source_name(made_by: Source, root: Path) -> str | None:
 
 def _hand_over(current: SiteBuild, content: Mapping[str, bytes]) -> None:
     for name, data in content.items():
+        if name == _PARTS:
+            continue
         if name.startswith(_BODY):
             body = json.loads(data)
             pairs = {key: tuple(map(tuple, body[key])) for key in ("toc", "links")}
@@ -492,7 +536,7 @@ def begin(config: Any, *, serving: bool, dated: bool, problem: str = "", before:
 
     newest = None if dated else newest_time()
     if newest is not None:
-        os.environ["SOURCE_DATE_EPOCH"] = str(int(newest.timestamp()))
+        os.environ["SOURCE_DATE_EPOCH"] = os.environ["ALTGRAD_EPOCH"] = str(int(newest.timestamp()))
 
 
 def add_files(found: Any, config: Any) -> Any:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from importlib.metadata import version
 
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports.arms import arm_page_makers, arm_pages
+from altgrad.analysis.reports.common import code_key
 from altgrad.analysis.reports.formats import format_pages
 from altgrad.analysis.reports.generator import ReportGenerator
 from altgrad.analysis.reports.home import home_page
 from altgrad.analysis.reports.literature import literature_page
 from altgrad.analysis.reports.preregistered import preregistered_page
 from altgrad.analysis.reports.tuning import swept
-from altgrad.pages import Page
+from altgrad.pages import Page, PageMaker
 from altgrad.runs import sources_fingerprint
-from altgrad.runs.schema import code_fingerprint, digest
+from altgrad.runs.schema import digest
 
 __all__ = [
     "ReportGenerator",
@@ -51,15 +50,14 @@ def site_pages(family: str) -> list[Page]:
     return [replace(page, moved=moved) for page in families[family]()]
 
 
-def site_page_makers() -> list[Callable[[], Page]]:
-    """A function for each page of the family "runs", which is most of a site: processes share them."""
+def site_page_makers() -> list[PageMaker]:
+    """What makes each page of the family "runs", most of a site: processes share them, and the cache keeps each."""
     return arm_page_makers(_loader())
 
 
 def site_key() -> str:
     """What every page of the site depends on, as one digest: code, records, packages, and the date of the build."""
-    packages = [(name, version(name)) for name in ("numpy", "pandas", "pyarrow", "scipy", "matplotlib")]
-    return digest(code_fingerprint(), sources_fingerprint(), packages, sys.version, os.environ.get("SOURCE_DATE_EPOCH"))
+    return digest(code_key(), sources_fingerprint(), os.environ.get("SOURCE_DATE_EPOCH"))
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import cache, partial
 from typing import Any
 
@@ -43,6 +43,7 @@ from altgrad.pages import (
     Md,
     Note,
     Page,
+    PageMaker,
     PageRef,
     Paragraph,
     Table,
@@ -52,6 +53,7 @@ from altgrad.pages import (
     slug,
 )
 from altgrad.runs import RunRecord
+from altgrad.runs.schema import digest
 
 EVENTS_SHOWN = 5
 """Events of one kind that a run's section lists before it counts the rest."""
@@ -63,38 +65,53 @@ _SHOWN = ("run_id", "seed", "status", "study", "role", "final_val_loss", "last_s
 
 def arm_pages(loader: ExperimentDataLoader) -> list[Page]:
     """The index of arms, one page for each tuning study with the arms that only it has, one for each arm, Compare."""
-    return [make() for make in arm_page_makers(loader)]
+    return [maker() for maker in arm_page_makers(loader)]
 
 
-def arm_page_makers(loader: ExperimentDataLoader) -> list[Callable[[], Page]]:
-    """A function for each of `arm_pages`, the longest first, for processes that share them; records are read here."""
+def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
+    """What makes each of `arm_pages`, the longest first, for processes that share them; records are read here.
+
+    The page of an arm is made from its records and its baseline's alone, and the cache keeps it while these are as they
+    were; so it is with the page of a study.
+    """
     arms = {str(arm): runs for arm, runs in loader.runs.groupby("arm", sort=True)}
+    baselines = {arm: _baseline(loader, runs) for arm, runs in arms.items()}
+    foreign = {arm for arm, runs in arms.items() if runs["foreign"].any()}
     moved = loader.once(swept)
-    own = [arm for arm in arms if f"runs/{arm}" not in moved]
     losses = cache(partial(losses_by_step, loader))
-    _ = loader.fingerprint  # which every page states
+    code = digest(common.code_key(), {path: astuple(at) for path, at in moved.items()})
 
-    def study(name: str, path: str) -> Page:
-        swept_only = [(arm, runs) for arm, runs in arms.items() if (at := moved.get(f"runs/{arm}")) and at.path == path]
-        return replace(tuning_page(loader, name), downloads=tuple(_swept_file(loader, *arm) for arm in swept_only))
+    def maker(make: Callable[..., Page], shown: Iterable[str], *what: Any) -> PageMaker:
+        shown = set(shown)
+        others = foreign if shown & foreign else set()  # arms of another loop are compared with each other
+        part = loader.of_arms({*shown, *others, *filter(None, map(baselines.get, shown))})
+        key = digest(code, part.fingerprint, sorted(shown), [baselines[arm] for arm in sorted(shown)])
+        return PageMaker(lambda: replace(make(part, *what), moved=moved), key)
 
-    makers: list[Callable[[], Page]] = [
-        partial(_index, loader, own),
-        *(partial(study, name, path) for name, path in tuning_studies(loader).items()),
-        *(partial(_arm_page, loader, arm, arms[arm], losses) for arm in own),
-        partial(compare_page, loader),
+    def study(part: ExperimentDataLoader, name: str, swept_only: list[str]) -> Page:
+        files = (_swept_file(part, arm, arms[arm], baselines[arm]) for arm in swept_only)
+        return replace(tuning_page(part, name), downloads=tuple(files))
+
+    def arm_page(part: ExperimentDataLoader, arm: str) -> Page:
+        return _arm_page(part, arm, arms[arm], baselines[arm], losses)
+
+    own = [arm for arm in arms if f"runs/{arm}" not in moved]
+    studies = []
+    for name, path in tuning_studies(loader).items():
+        rows = loader.runs[(loader.runs["study"] == name) & (loader.runs["role"] == "tuning")]
+        swept_only = [arm for arm in arms if (at := moved.get(f"runs/{arm}")) and at.path == path]
+        studies.append(maker(study, {*rows["arm"], *swept_only}, name, swept_only))
+    return [
+        PageMaker(lambda: replace(_index(loader, own), moved=moved)),
+        *studies,
+        *(maker(arm_page, [arm], arm) for arm in own),
+        PageMaker(lambda: replace(compare_page(loader), moved=moved)),
     ]
-    return [partial(_with_moved, make, moved) for make in makers]
 
 
-def _with_moved(make: Callable[[], Page], moved: dict[str, PageRef]) -> Page:
-    return replace(make(), moved=moved)
-
-
-def _swept_file(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame) -> Download:
+def _swept_file(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, baseline: str | None) -> Download:
     """An arm's file beside the page of its study."""
-    last = loader.last_look(averaged(loader, runs))
-    return arm_file(loader, arm, runs, _baseline(loader, runs), last, prefix=f"{arm}.")
+    return arm_file(loader, arm, runs, baseline, loader.last_look(averaged(loader, runs)), prefix=f"{arm}.")
 
 
 def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
@@ -151,7 +168,11 @@ def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
 
 
 def _arm_page(
-    loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, losses: Callable[[str | None], pd.DataFrame]
+    loader: ExperimentDataLoader,
+    arm: str,
+    runs: pd.DataFrame,
+    baseline: str | None,
+    losses: Callable[[str | None], pd.DataFrame],
 ) -> Page:
     first = runs.iloc[0]
     config = loader.config(arm)
@@ -160,7 +181,6 @@ def _arm_page(
     )
     if config.foreign is not None:
         title = f"{config.resolved_name}, a run of another loop: format {first['format']}, {first['max_steps']} steps"
-    baseline = _baseline(loader, runs)
     ids = averaged(loader, runs)
     last = loader.last_look(ids)
     blocks: list[Block] = [

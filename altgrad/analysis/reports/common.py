@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,7 +48,7 @@ from altgrad.pages import (
 )
 from altgrad.pages.content import Text, shorten, visible
 from altgrad.pages.sketch import INCH, Sketch
-from altgrad.runs.schema import code_fingerprint
+from altgrad.runs.schema import code_fingerprint, digest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -307,7 +308,7 @@ def provenance(loader: ExperimentDataLoader, built: datetime | None = None) -> P
     `built` is the time of the build; where it is not given, SOURCE_DATE_EPOCH, else the time of the newest record, so
     that equal input gives equal pages.
     """
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    epoch = given_epoch()
     if built is None and epoch and epoch.isdigit():
         try:
             built = datetime.fromtimestamp(int(epoch), UTC)
@@ -326,6 +327,18 @@ def provenance(loader: ExperimentDataLoader, built: datetime | None = None) -> P
             ("Built", f"{when}, from {loader.built_from}"),
         )
     )
+
+
+def given_epoch() -> str | None:
+    """SOURCE_DATE_EPOCH where somebody gave one: the site's own (`altgrad.pages.mkdocs.begin`) is of no page."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    return None if epoch == os.environ.get("ALTGRAD_EPOCH") else epoch
+
+
+def code_key() -> str:
+    """A digest of what every page depends on beside the records: code, packages, and the date of the build."""
+    packages = [(name, version(name)) for name in ("numpy", "pandas", "pyarrow", "scipy", "matplotlib")]
+    return digest(code_fingerprint(), packages, sys.version, given_epoch())
 
 
 def _datasets(loader: ExperimentDataLoader) -> str:
