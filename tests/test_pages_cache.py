@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 from functools import partial
@@ -181,6 +183,34 @@ def test_what_dies_while_it_is_handed_over_and_what_cannot_be_started_is_made_he
 
     monkeypatch.setattr(os, "fork", refused)
     assert _started([Part(large)])()["by"] == str(here).encode()
+
+
+def test_the_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
+    program = """
+import multiprocessing, os, signal, sys, time
+os.sched_getaffinity = lambda _: {0, 1, 2}
+from altgrad.pages.mkdocs import Part, _started
+parts = [Part(lambda: {"page": bytes(5_000_000)}) for _ in range(3)]
+begun = _started(parts)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+time.sleep(1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2
+    until = time.monotonic() + 20
+    while living := [pid for pid in pids if Path(f"/proc/{pid}/stat").exists() and " Z " not in _status(pid)]:
+        assert time.monotonic() < until, f"{living} are still there"
+        time.sleep(0.05)
+
+
+def _status(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return " Z "
 
 
 def test_a_family_made_beside_the_others_is_kept_under_the_key_of_what_it_read(

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 from test_guides import mkdocs, small_site
 
-from altgrad.pages.kept import Entries, bring_back, documented, has, read_entries, remember_search, set_aside
+from altgrad.pages.kept import (
+    Entries,
+    bring_back,
+    documented,
+    read_entries,
+    remember_search,
+    set_aside,
+    write_entries,
+)
 
 API = """
 from altgrad.pages.mkdocs import build_files
@@ -42,11 +50,11 @@ def site_files(site: Path) -> dict[str, bytes]:
 
 def test_only_pages_that_changed_are_parsed_for_the_search(tmp_path: Path) -> None:
     known: Entries = {}
-    heading = SimpleNamespace(id="x", title="X", children=[])
+    heading = SimpleNamespace(level=1, id="x", title="X", children=[])
     first = [a_page("a", "one"), a_page("b", "two", [heading])]
     changed = [
         a_page("a", "one"),
-        a_page("b", "two", [SimpleNamespace(id="x", title="Y", children=[])]),
+        a_page("b", "two", [SimpleNamespace(level=1, id="x", title="Y", children=[])]),
         a_page("c", "one"),
         a_page("d", "four", meta={"tags": ["t"]}),
     ]
@@ -63,39 +71,59 @@ def test_only_pages_that_changed_are_parsed_for_the_search(tmp_path: Path) -> No
         known = now
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "null"])
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"digest": "x", "entries": {}}', '{"entries": []}'])
 def test_a_damaged_file_of_entries_is_none(tmp_path: Path, damage: str) -> None:
-    (tmp_path / "search.json").write_text(damage)
-    assert read_entries(tmp_path / "search.json") == {}
-    assert read_entries(tmp_path / "no such file") == {}
+    path = tmp_path / "search.json"
+    path.write_text(damage)
+    assert read_entries(path, "stamp") == {}
+    assert read_entries(tmp_path / "no such file", "stamp") == {}
+    entries: Entries = {"a": [{"location": "x"}]}
+    write_entries(path, "stamp", entries)
+    assert read_entries(path, "stamp") == entries
+    assert read_entries(path, "of another version") == {}
+    path.write_text(path.read_text().replace('"x"', '"y"'))
+    assert read_entries(path, "stamp") == {}
 
 
-def test_of_what_was_set_aside_only_what_is_wanted_comes_back(tmp_path: Path) -> None:
-    for name in ("index.html", "runs/a/index.html", "runs/b/index.html", "old/deep/page.html", ".git/config"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    for _ in range(2):  # the second time after a build that ended between the two
-        set_aside(tmp_path)
-    shutil.rmtree(tmp_path / ".altgrad-last")
-    bring_back(tmp_path, ())
-    assert [path.name for path in tmp_path.iterdir()] == [".git"]
+def test_only_what_is_as_wanted_comes_back_and_no_link(tmp_path: Path) -> None:
+    site, other = tmp_path / "site", tmp_path / "other"
+    for folder, name in (
+        (site, "a/same"),
+        (site, "a/old"),
+        (site, ".git/config"),
+        (other, "linked"),
+        (other, "b/deep"),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    (site / "link").symlink_to(other / "linked")
+    (site / "b").symlink_to(other / "b")
+    (site / "twice").hardlink_to(other / "linked")
+    wanted = {name: name.encode() for name in ("a/same", "a/new", "../other/linked", "b/deep")}
+    wanted |= {"a/old": b"new", "link": b"linked", "twice": b"linked", "a": b""}
+    set_aside(site)
+    assert sorted(path.name for path in site.iterdir()) == [".altgrad-last", ".git"]
+    assert bring_back(site, wanted) == {"a/same"}
+    assert site_files(site) == {"a/same": b"a/same", ".git/config": b".git/config"}
+    assert site_files(other) == {"linked": b"linked", "b/deep": b"b/deep"}
 
-    for name in ("index.html", "runs/a/index.html", "runs/b/index.html", "old/deep/page.html"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(name)
-    set_aside(tmp_path)
-    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == []
-    bring_back(tmp_path, {"runs/a/index.html", "index.html"})
-    assert sorted(site_files(tmp_path)) == [".git/config", "index.html", "runs/a/index.html"]
-    assert not (tmp_path / "old").exists()
 
-
-def test_a_file_is_there_only_with_the_same_bytes(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"abc")
-    assert has(tmp_path / "file", b"abc")
-    assert not has(tmp_path / "file", b"abd")
-    assert not has(tmp_path / "other", b"abc")
-    assert not has(tmp_path, b"")
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_what_has_the_folder_s_name_is_in_nobody_s_way(tmp_path: Path, kind: str) -> None:
+    aside, outside = tmp_path / "site/.altgrad-last", tmp_path / "outside"
+    aside.parent.mkdir()
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    {
+        "file": lambda: aside.write_text("x"),
+        "link": lambda: aside.symlink_to(outside),
+        "folder": lambda: (aside / "x").mkdir(parents=True),
+    }[kind]()
+    (tmp_path / "site/page").write_text("page")
+    set_aside(tmp_path / "site")
+    assert bring_back(tmp_path / "site", {"page": b"page"}) == {"page"}
+    assert site_files(tmp_path / "site") == {"page": b"page"}
+    assert (outside / "kept").exists()
 
 
 @pytest.mark.parametrize(
@@ -105,6 +133,9 @@ def test_a_file_is_there_only_with_the_same_bytes(tmp_path: Path) -> None:
         ("# B\n\n::: numpy\n", False),
         ("# B\n\n::: altgrad.formats\n\n::: altgradient\n", False),
         ("# B\n\n::: altgrad.formats\n", False),  # written by hand
+        ("# B\n\n## ::: mine\n", False),
+        ("# B\n\n!!! note\n    ::: mine\n", False),
+        ("# B\n\n[a format][altgrad.formats.FloatFormat]\n", False),  # a title of it would be lost
     ],
 )
 def test_all_pages_of_docstrings_are_kept_or_none(other: str, kept: bool) -> None:
@@ -113,42 +144,88 @@ def test_all_pages_of_docstrings_are_kept_or_none(other: str, kept: bool) -> Non
     assert found == ({"own.md": own} if kept else {})
 
 
-def test_a_build_after_another_is_the_build_from_nothing(tmp_path: Path) -> None:
-    """A page that is gone, a file that somebody changed in the site, and docstrings that come from the cache."""
+@pytest.mark.parametrize("more", ["[gone](gone.md)\n", "<!-- altgrad: chart reports/x y -->\n", "::: numpy\n"])
+def test_a_page_with_more_than_this_library_s_docstrings_is_not_kept(more: str) -> None:
+    text = f"# A\n\n::: altgrad.formats\n\n::: altgrad.optim\n\n{more}"
+    assert documented({"own.md": text}, {"own.md"}) == {}
+    assert documented({"own.md": text.removesuffix(more)}, {"own.md"})
+
+
+def project_with_docstrings(folder: Path, api: str = API, more: str = "") -> Path:
     pytest.importorskip("mkdocs_gen_files")
     pytest.importorskip("mkdocstrings")
     text = "---\nexecute: true\n---\n# Guide\n\n```python exec\nprint(1)\n```\n"
-    project = small_site(tmp_path / "project", text)
-    (project / "gen/api.py").write_text(API)
+    project = small_site(folder, text)
+    (project / "gen/api.py").write_text(api)
     settings = (project / "mkdocs.yml").read_text()
     settings = settings.replace("[gen/executed.py]}}", "[gen/executed.py, gen/api.py]}}, search, mkdocstrings")
-    (project / "mkdocs.yml").write_text(f"{settings}theme: material\n")
-    (project / "docs/gone.md").write_text("# Gone\n\nText.\n")
-    assert mkdocs(project).returncode == 0
-    before = site_files(project / "site")
-    assert b"altgrad.pages.sketch.Sketch" in before["api/index.html"]
+    (project / "mkdocs.yml").write_text(f"{settings}theme: material\n{more}")
+    return project
+
+
+def fresh(project: Path) -> dict[str, bytes]:
+    """The site, built from nothing."""
+    shutil.rmtree(project / "site", ignore_errors=True)
+    shutil.rmtree(project / ".cache", ignore_errors=True)
+    done = mkdocs(project)
+    assert done.returncode == 0, done.stderr
+    return site_files(project / "site")
+
+
+def test_a_build_after_another_is_the_build_from_nothing(tmp_path: Path) -> None:
+    """Pages that are gone or drafts now, a site that somebody has changed, and docstrings from the cache, damaged."""
+    project = project_with_docstrings(tmp_path / "project")
+    for name in ("gone", "draft"):
+        (project / f"docs/{name}.md").write_text(f"---\n2024: x\nfoo: y\n---\n# {name}\n\nText.\n")
+    first = fresh(project)
+    assert b"altgrad.pages.sketch.Sketch" in first["api/index.html"]
     cached = list((project / ".cache/site").glob("docstrings-*.zip"))
     assert cached
 
     (project / "docs/gone.md").unlink()
+    with open(project / "mkdocs.yml", "a") as file:
+        file.write("draft_docs: draft.md\n")
+    outside = tmp_path / "outside.txt"
+    outside.write_text("mine")
     (project / "site/api/index.html").write_text("changed")
     (project / "site/stray.txt").write_text("nobody's")
+    (project / "site/index.html").unlink()
+    (project / "site/index.html").symlink_to(outside)
     done = mkdocs(project)
     assert done.returncode == 0, done.stderr
     after = site_files(project / "site")
-    assert "gone/index.html" not in after
-    assert "stray.txt" not in after
+    assert outside.read_text() == "mine"
+    assert not {"gone/index.html", "draft/index.html", "stray.txt"} & after.keys()
     assert list((project / ".cache/site").glob("docstrings-*.zip")) == cached
-    shutil.rmtree(project / "site")
-    shutil.rmtree(project / ".cache")
-    assert mkdocs(project).returncode == 0
-    assert site_files(project / "site") == after
+    assert fresh(project) == after
     assert after["assets/_mkdocstrings.css"]
     assert after["objects.inv"]
     assert any(name.startswith("search/") for name in after)
 
-    cached[0].parent.mkdir(parents=True, exist_ok=True)
-    for path in (project / ".cache/site").iterdir():
-        path.write_bytes(b"nonsense")
-    assert mkdocs(project).returncode == 0
-    assert site_files(project / "site") == after
+    for damage in (lambda data: b"nonsense", lambda data: data[:60] + bytes([data[60] ^ 1]) + data[61:]):
+        for path in (project / ".cache/site").iterdir():
+            path.write_bytes(damage(path.read_bytes()))
+        assert mkdocs(project).returncode == 0
+        assert site_files(project / "site") == after
+
+
+def test_a_warning_in_docstrings_fails_every_strict_build(tmp_path: Path) -> None:
+    project = project_with_docstrings(tmp_path / "project")
+    library = project / "altgrad"
+    shutil.copytree(Path(__file__).parents[1] / "altgrad", library, ignore=shutil.ignore_patterns("__pycache__"))
+    sketch = library / "pages/sketch.py"
+    sketch.write_text(sketch.read_text().replace('"""', '"""See [that][altgrad.nowhere]. ', 1))
+    for _ in range(2):
+        done = mkdocs(project, PYTHONPATH=str(project))
+        assert done.returncode == 1
+        assert "altgrad.nowhere" in done.stderr
+    assert not list((project / "site").glob(".*"))
+
+
+def test_a_site_without_search_and_one_without_mkdocstrings_build_twice(tmp_path: Path) -> None:
+    project = project_with_docstrings(tmp_path / "project")
+    settings = project / "mkdocs.yml"
+    settings.write_text(settings.read_text().replace(" search, mkdocstrings", " search: {enabled: false}"))
+    for _ in range(2):
+        done = mkdocs(project)
+        assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -237,21 +237,35 @@ def test_a_client_that_was_given_up_says_nothing_more(
     """Its threads end with errors of their own; the errors of other threads are told as before."""
     from wandb.sdk.wandb_run import RunStatusChecker
 
+    go_on = threading.Event()
+
+    class Client:
+        """Its first attribute is there as soon as the client was given up."""
+
+        @property
+        def _run_id(self) -> str:
+            go_on.wait(20)
+            raise BrokenPipeError
+
     def of_another() -> None:
+        go_on.wait(20)
         raise ValueError("of another thread")
 
-    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # pytest has one of its own
-    tracking._leave_client()
-    tracking._leave_client()
-    for target in (of_another, lambda: RunStatusChecker.check_network_status(None)):  # type: ignore[arg-type]
-        thread = threading.Thread(target=target)
+    def started(target: Callable[..., object], *args: object) -> threading.Thread:
+        thread = threading.Thread(target=target, args=args)
         thread.start()
+        return thread
+
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # pytest has one of its own
+    checks = RunStatusChecker.check_network_status
+    threads = [started(checks, Client()), started(of_another), started(lambda: checks(Client()))]  # type: ignore[arg-type]
+    tracking._leave_client()
+    tracking._leave_client()
+    go_on.set()
+    threads.append(started(checks, Client()))  # of a later run
+    for thread in threads:
         thread.join()
-    assert capsys.readouterr().err.count("Traceback") == 2, "neither was started by W&B's client"
-    thread = threading.Thread(target=RunStatusChecker.check_network_status, args=(None,), name="NetStatThr")
-    thread.start()
-    thread.join()
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err.count("Traceback") == 3, "all but the first are told"
 
 
 TRAINING = """

@@ -41,7 +41,7 @@ from altgrad.pages.content import (
 )
 from altgrad.pages.render import beside, cell_text
 
-_LONG_NAME = re.compile(r"<[^>]*>|[^\W\d][\w./]{13,}")
+_LONG_NAME = re.compile(r'<(?:"[^"]*"|[^">])*>|[^\W\d][\w./]{13,}')
 """A tag, or a name such as ``blocks.0.mlp.up.weight`` or ``E7M0/E7M0/E5M2``."""
 _INLINE = re.compile(
     r"`(?P<code>[^`]+)`"

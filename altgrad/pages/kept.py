@@ -2,38 +2,56 @@
 
 - Pages of docstrings, for which mkdocstrings needs seconds: as they are after all references between them are resolved.
   They depend on the library's sources, the pages' text, the settings, and the packages that make one of the other.
-  They are kept only where all docstrings of a site are this library's, on pages that a script makes.
+  They are kept where they hold this library's docstrings and nothing else, and no other page has or names any.
 - The search's entries of each page, by all that they are made of.
-- The site's files: mkdocs empties their folder before each build, and writing thousands of them takes seconds.
+- The site's generated files: mkdocs empties their folder before each build, and writing thousands takes seconds.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import sys
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from altgrad.pages.html import Body
 from altgrad.runs.schema import code_fingerprint, digest
 
-_BESIDE = ("assets/_mkdocstrings.css", "objects.inv")
-"""What mkdocstrings writes for the pages that it has made itself."""
 Entries = dict[str, list[dict[str, Any]]]
 """The search's entries of each page, by a digest of what they are made of."""
 
-_DIRECTIVE = re.compile(r"^::: *(\S+)", re.MULTILINE)
-_PACKAGES = ("griffelib", "mkdocs", "mkdocs-autorefs", "mkdocstrings", "mkdocstrings-python", "Markdown")
+_BESIDE = ("assets/_mkdocstrings.css", "objects.inv")
+"""What mkdocstrings writes for the pages that it has made itself."""
+_DIRECTIVE = re.compile(r"^[ \t]*(?:#{1,6} *)?::: ?\S", re.MULTILINE)
+_DOCSTRING_PAGE = re.compile(r"# [^\n]+\n(?:\s*\n::: altgrad[\w.]*)+\s*")
+_NAMES_DOCSTRINGS = re.compile(r"\]\s?\[altgrad\b|<autoref")
+_PACKAGES = (
+    *("griffelib", "mkdocs", "mkdocs-autorefs", "mkdocs-material", "mkdocstrings", "mkdocstrings-python", "Markdown"),
+    *("pymdown-extensions", "Pygments", "Jinja2", "black", "ruff"),
+)
 _ASIDE = ".altgrad-last"
 """Within the site's folder; mkdocs leaves names with a dot alone."""
+
+
+class Warnings(logging.Handler):
+    """Counts what mkdocs and its plugins warn of in one build."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One more."""
+        self.count += 1
 
 
 def documented(texts: Mapping[str, str], made: Container[str]) -> dict[str, str]:
@@ -43,16 +61,19 @@ def documented(texts: Mapping[str, str], made: Container[str]) -> dict[str, str]
         texts: of all pages, by place.
         made: places of the pages that scripts make.
     """
-    named = {name: _DIRECTIVE.findall(text) for name, text in texts.items() if ":::" in text}
-    named = {name: modules for name, modules in named.items() if modules}
-    ours = all(module.split(".")[0] == "altgrad" for modules in named.values() for module in modules)
-    return {name: texts[name] for name in named} if ours and all(name in made for name in named) else {}
+    found = {name: text for name, text in texts.items() if ":::" in text and _DIRECTIVE.search(text)}
+    plain = all(name in made and _DOCSTRING_PAGE.fullmatch(text) for name, text in found.items())
+    named = any(_NAMES_DOCSTRINGS.search(text) for name, text in texts.items() if name not in found)
+    return found if plain and not named else {}
 
 
-def docstrings_key(texts: Mapping[str, str], settings: Path) -> str:
-    """A digest of all that the pages of docstrings depend on."""
-    packages = [(name, version(name)) for name in _PACKAGES]
-    return digest(code_fingerprint(), dict(texts), settings.read_text("utf-8"), packages, sys.version)
+def docstrings_key(texts: Mapping[str, str], config: Any) -> str:
+    """A digest of all that the pages of docstrings depend on; `config` is mkdocs'."""
+    plugins = [config["plugins"][name].config for name in ("mkdocstrings", "autorefs") if name in config["plugins"]]
+    keys = ("markdown_extensions", "mdx_configs", "use_directory_urls")
+    settings = _told([plugins, [config[key] for key in keys], config["theme"].name])
+    packages = [(name, _version(name)) for name in _PACKAGES]
+    return digest(code_fingerprint(), dict(texts), settings, packages, sys.version)
 
 
 def docstring_files(pages: Iterable[Any], site: Path) -> dict[str, bytes]:
@@ -83,6 +104,11 @@ def _flat(items: Iterable[Any]) -> Iterable[tuple[int, str, str]]:
         yield from _flat(item.children)
 
 
+def search_stamp(index: Any) -> str:
+    """A digest of what the entries of all pages depend on; `index` is of material's search plugin."""
+    return digest(_version("mkdocs-material"), _told(index.config), find_spec("jieba") is not None)
+
+
 def remember_search(index: Any, before: Entries, now: Entries) -> None:
     """Let the search's index take the entries of a page that is as it was, instead of parsing it.
 
@@ -94,9 +120,8 @@ def remember_search(index: Any, before: Entries, now: Entries) -> None:
     parse = index.add_entry_from_context
 
     def add(page: Any) -> None:
-        toc = [(item.id, item.title) for item in _anchors(page.toc)]
-        parts = json.dumps([page.url, page.title, page.content, page.meta, toc], default=str, sort_keys=True)
-        key = hashlib.sha256(parts.encode()).hexdigest()[:24]
+        parts = repr((page.url, str(page.title), page.content, page.meta, [*_flat(page.toc)]))
+        key = hashlib.sha256(parts.encode("utf-8", "surrogatepass")).hexdigest()[:24]
         if key in before:
             index.entries += [dict(entry) for entry in before[key]]
         else:
@@ -108,58 +133,80 @@ def remember_search(index: Any, before: Entries, now: Entries) -> None:
     index.add_entry_from_context = add
 
 
-def _anchors(items: Iterable[Any]) -> Iterable[Any]:
-    for item in items:
-        yield item
-        yield from _anchors(item.children)
-
-
-def read_entries(path: Path) -> Entries:
-    """The search's entries that `write_entries` kept; none where the file is missing or damaged."""
+def read_entries(path: Path, stamp: str) -> Entries:
+    """The search's entries that `write_entries` kept; none where the file is missing, damaged or of another stamp."""
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        kept = json.loads(path.read_bytes())
+        whole = digest(stamp, kept["entries"]) == kept["digest"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return kept["entries"] if whole else {}
 
 
-def write_entries(path: Path, entries: Entries) -> None:
+def write_entries(path: Path, stamp: str, entries: Entries) -> None:
     """Keep the search's entries of a build."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(entries), "utf-8")
+    temporary.write_text(json.dumps({"digest": digest(stamp, entries), "entries": entries}), "utf-8")
     os.replace(temporary, path)
 
 
 def set_aside(site: Path) -> None:
     """Before mkdocs empties the site's folder: move what is in it out of the way."""
-    aside = site / _ASIDE
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    clear(site)
+    (site / _ASIDE).mkdir(parents=True)
     for entry in site.iterdir():
         if not entry.name.startswith("."):
-            entry.rename(aside / entry.name)
+            entry.rename(site / _ASIDE / entry.name)
 
 
-def bring_back(site: Path, wanted: Container[str]) -> None:
-    """After it: of the files that were set aside those are there again whose places are `wanted`."""
+def bring_back(site: Path, wanted: Mapping[str, bytes]) -> set[str]:
+    """After it: put back the files that are as `wanted`, by place, and remove all others; gives those that are there.
+
+    Reading a file takes a tenth of the time of writing one. Links are not followed, and none comes back.
+    """
+    aside, found = site / _ASIDE, set()
+    folders: dict[Path, bool] = {aside.parent: True}  # whether it is a folder and no link leads to it
+
+    def plain(folder: Path) -> bool:
+        if folder not in folders:
+            folders[folder] = plain(folder.parent) and folder.is_dir() and not folder.is_symlink()
+        return folders[folder]
+
+    for name, data in wanted.items():
+        old, new = aside / name, site / name
+        if not plain(old.parent) or old.is_symlink() or not old.is_file() or old.stat().st_nlink > 1:
+            continue
+        if old.read_bytes() == data:
+            new.parent.mkdir(parents=True, exist_ok=True)
+            old.rename(new)
+            found.add(name)
+    clear(site)
+    return found
+
+
+def clear(site: Path) -> None:
+    """Remove what was set aside."""
     aside = site / _ASIDE
-    for folder, _, names in os.walk(aside, topdown=False):
-        for name in names:
-            path = Path(folder, name)
-            if path.relative_to(aside).as_posix() not in wanted:
-                path.unlink()
-        with contextlib.suppress(OSError):  # it is not empty
-            os.rmdir(folder)
-    if aside.is_dir():
-        for entry in aside.iterdir():
-            entry.rename(site / entry.name)
-        aside.rmdir()
+    if aside.is_symlink() or aside.is_file():
+        aside.unlink()
+    elif aside.exists():
+        shutil.rmtree(aside)
 
 
-def has(path: Path, data: bytes) -> bool:
-    """Whether a file has these bytes; reading it takes a tenth of the time of writing it."""
+def _told(value: Any) -> Any:
+    """Settings as JSON can hold them, the same in every process; functions by name."""
+    if isinstance(value, Mapping):
+        return [[str(key), _told(each)] for key, each in value.items()]
+    if isinstance(value, list | tuple):
+        return [_told(each) for each in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+
+
+def _version(package: str) -> str | None:
     try:
-        return path.read_bytes() == data
-    except OSError:
-        return False
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -38,14 +38,16 @@ from altgrad.pages.content import CodeBlock, Note, Page, PageMaker, Paragraph, S
 from altgrad.pages.html import Body, body_html, figure_html, table_html
 from altgrad.pages.kept import (
     Entries,
+    Warnings,
     bring_back,
+    clear,
     docstring_bodies,
     docstring_files,
     docstrings_key,
     documented,
-    has,
     read_entries,
     remember_search,
+    search_stamp,
     set_aside,
     write_beside,
     write_entries,
@@ -73,7 +75,7 @@ PROCESSES = 8
 FEW_FILES = 200
 """Most files that are written without a process of their own."""
 PATIENCE = 300.0
-"""Seconds that a process has for its last part; then this one makes what it does not hand over."""
+"""Seconds that the processes have for their last parts; then this one makes what they do not hand over."""
 
 Origin = Literal["made", "cache", "last", "failed"]
 
@@ -119,13 +121,17 @@ class SiteBuild:
         waiting: what finishes the families that are made beside the others.
         seconds: what Markdown and templates took, by page.
         kept: files of the cache that are in use.
-        written: waits for the process that writes the files which are no pages, where there is one.
-        before: while serving, the build before this one.
-        contents: while serving, the files of each family by their place in the cache.
-        there: generated files that the site's folder has already, by place in the sources.
+        contents: while serving, the files of each family by their place in the cache, from build to build.
+        made: mkdocs' files of what the scripts made, by place.
+        there: those that the site's folder has already.
+        written: waits for the process that writes those which are no pages, where there is one.
+        warnings: counts what is warned of.
         entries: the search's entries of the pages.
-        docstrings: where the cache keeps the pages of docstrings, if the site has such.
-        documented: the text of those pages.
+        search: what all entries depend on.
+        documented: the text of the pages of docstrings that can be kept.
+        docstrings: where the cache keeps them.
+        docstring_files: what the cache has of them.
+        new_docstrings: what this build has made of them, where the cache has nothing.
     """
 
     root: Path
@@ -140,13 +146,17 @@ class SiteBuild:
     waiting: list[Callable[[], None]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     kept: set[Path] = field(default_factory=set)
-    written: Callable[[], None] | None = None
-    before: SiteBuild | None = None
     contents: dict[Path, dict[str, bytes]] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
     there: set[str] = field(default_factory=set)
+    written: Callable[[], None] | None = None
+    warnings: Warnings = field(default_factory=Warnings)
     entries: Entries = field(default_factory=dict)
-    docstrings: Path | None = None
+    search: str = ""
     documented: dict[str, str] = field(default_factory=dict)
+    docstrings: Path | None = None
+    docstring_files: dict[str, bytes] = field(default_factory=dict)
+    new_docstrings: dict[str, bytes] = field(default_factory=dict)
     clock: float = 0.0
 
     @property
@@ -253,7 +263,7 @@ def _finish(
             origin, content = "made", make_files()
         else:
             path = _kept(current.cache, family, _whole(key, script))
-            known = current.before.contents.get(path) if current.before and not current.refresh else None
+            known = None if current.refresh else current.contents.get(path)
             origin, content = ("cache", known) if known else _cached(path, family, make_files, refresh=current.refresh)
             current.kept.add(path)
             if current.serving:
@@ -295,12 +305,16 @@ def _started(
     What is given back makes here what nobody has begun, and gives all files in the order of the parts. What a process
     does not hand over, since it failed or died, is made here too: what is wrong then shows as it always does.
     """
-    cores = min(processes, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     left = [index for index, part in enumerate(parts) if part.key not in known]
-    context = multiprocessing.get_context("fork" if cores > 1 else None)
-    turn = context.Value("q", 0)
+    beside = max(0, min(cores - 1, processes - 1, len(left)))
+    context = multiprocessing.get_context("fork" if beside else None)
+    turn = context.Value("q", 0) if beside else None
 
     def taken() -> Iterator[int]:
+        if turn is None:
+            yield from left
+            return
         while True:
             with turn.get_lock():
                 place, turn.value = turn.value, turn.value + 1
@@ -308,7 +322,9 @@ def _started(
                 return
             yield left[place]
 
-    def work(send: Connection) -> None:
+    def work(send: Connection, *others: Connection) -> None:
+        for other in others:  # so that it ends where nobody is left to read
+            other.close()
         found: dict[int, dict[str, bytes]] = {}
         with send, contextlib.suppress(Exception):
             try:
@@ -318,9 +334,10 @@ def _started(
                 send.send(found)
 
     children: list[tuple[BaseProcess, Connection]] = []
-    for _ in range(min(cores - 1, len(left))):
+    for _ in range(beside):
         receive, send = multiprocessing.Pipe(duplex=False)
-        process = context.Process(target=work, args=(send,), daemon=True)
+        others = (receive, *(connection for _, connection in children))
+        process = context.Process(target=work, args=(send, *others), daemon=True)
         with send:
             try:
                 process.start()
@@ -331,19 +348,20 @@ def _started(
 
     def files_made() -> dict[str, bytes]:
         found = {index: parts[index].make() for index in taken()}
+        until = time.monotonic() + PATIENCE
         for process, receive in children:
             with receive, contextlib.suppress(EOFError, OSError):  # nothing comes, or not all of it
-                found |= receive.recv() if receive.poll(PATIENCE) else {}
+                found |= receive.recv() if receive.poll(max(0.0, until - time.monotonic())) else {}
             process.kill()
             process.join()
-        files: dict[str, bytes] = {}
+        all_files: dict[str, bytes] = {}
         names: dict[str, list[str]] = {}
         for index, part in enumerate(parts):
             own = found.get(index) or known.get(part.key) or part.make()
-            files |= own
+            all_files |= own
             names |= {part.key: list(own)} if part.key else {}
         kept = json.dumps({"script": stamp, "parts": names}).encode()
-        return files | ({_PARTS: kept} if names else {})
+        return all_files | ({_PARTS: kept} if names else {})
 
     return files_made
 
@@ -464,26 +482,44 @@ def _hand_over(current: SiteBuild, content: Mapping[str, bytes]) -> None:
 def _cached(
     path: Path, family: str, make: Callable[[], dict[str, bytes]], *, refresh: bool = False
 ) -> tuple[Literal["made", "cache"], dict[str, bytes]]:
-    """What `make` gives, kept in `path`; the family's older files go, a damaged one is made again."""
-    if not refresh:
-        with contextlib.suppress(FileNotFoundError, zipfile.BadZipFile, zlib.error):
-            return "cache", _read(path)
+    """What `make` gives, kept in `path`; a damaged file is made again."""
+    known = None if refresh else _read(path)
+    if known is not None:
+        return "cache", known
     content = make()
+    _keep(path, family, content)
+    return "made", content
+
+
+def _keep(path: Path, family: str, content: Mapping[str, bytes]) -> None:
+    """Write a family's files into the cache; its older ones go."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, data in content.items():
             archive.writestr(name, data)
+        archive.comment = _digest(content)
     os.replace(temporary, path)
     for old in _of_family(path.parent, family):
         if old != path:
             old.unlink(missing_ok=True)
-    return "made", content
 
 
-def _read(path: Path) -> dict[str, bytes]:
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
+def _read(path: Path) -> dict[str, bytes] | None:
+    """The files of an archive that `_keep` wrote; None without one, and of one that is not as it was written."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = {name: archive.read(name) for name in archive.namelist()}
+            return found if archive.comment == _digest(found) else None
+    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error):  # damage of every kind
+        return None
+
+
+def _digest(content: Mapping[str, bytes]) -> bytes:
+    total = hashlib.sha256()
+    for name, data in content.items():
+        total.update(f"{name}\0{len(data)}\0".encode() + data)
+    return total.hexdigest().encode()
 
 
 def _of_family(folder: Path, family: str) -> list[Path]:
@@ -493,16 +529,21 @@ def _of_family(folder: Path, family: str) -> list[Path]:
 
 def _last(folder: Path, family: str) -> dict[str, bytes] | None:
     """The family's files as they were the last time, whatever has changed since; None without such."""
-    for path in _of_family(folder, family):
-        with contextlib.suppress(OSError, zipfile.BadZipFile):
-            return _read(path)
-    return None
+    return next((found for path in _of_family(folder, family) if (found := _read(path)) is not None), None)
 
 
 # What gen/hooks.py calls, in this order.
 
 
-def begin(config: Any, *, serving: bool, dated: bool, problem: str = "", before: SiteBuild | None = None) -> None:
+def begin(
+    config: Any,
+    *,
+    serving: bool,
+    dated: bool,
+    problem: str = "",
+    dirty: bool = False,
+    contents: dict[Path, dict[str, bytes]] | None = None,
+) -> None:
     """Start a build: note what is wanted, and date it by its newest record, not by the clock.
 
     `ALTGRAD_PAGE` is the only page to build, `ALTGRAD_REFRESH=1` passes the cache over. In a build that mike makes the
@@ -513,20 +554,23 @@ def begin(config: Any, *, serving: bool, dated: bool, problem: str = "", before:
         serving: whether a reader is editing the pages.
         dated: whether the user has set SOURCE_DATE_EPOCH.
         problem: why the library cannot be imported as it is now, where this is the one before.
-        before: the last build of this server, where it came to its end.
+        dirty: whether mkdocs leaves the site's folder as it is.
+        contents: while serving, what the build before this one had from the cache.
     """
     page = os.environ.get("ALTGRAD_PAGE", "").strip().strip("/").removesuffix(".md")
     refresh = os.environ.get("ALTGRAD_REFRESH", "0") not in ("", "0")
     root = Path(config["config_file_path"]).parent
     serving = serving or bool(config["extra"].get("serving"))
-    current = SiteBuild(root, serving, page, refresh, problem)
+    current = SiteBuild(root, serving, page, refresh, problem, contents=contents or {})
     config["extra"]["altgrad"] = current
-    if before is not None:
-        before.before, current.before = None, before
-    set_aside(Path(config["site_dir"]))
-    if "material/search" in config["plugins"]:
-        index = config["plugins"]["material/search"].search_index
-        remember_search(index, {} if refresh else read_entries(current.cache / _SEARCH), current.entries)
+    _watch(current.warnings)
+    if not dirty:
+        set_aside(Path(config["site_dir"]))
+    index = getattr(config["plugins"].get("material/search"), "search_index", None)  # none where it is switched off
+    if index is not None:
+        current.search = search_stamp(index)
+        known = {} if refresh else read_entries(current.cache / _SEARCH, current.search)
+        remember_search(index, known, current.entries)
     if page:
         config["nav"] = None
         config["validation"].links.anchors = config["validation"].links.not_found = logging.DEBUG
@@ -537,6 +581,16 @@ def begin(config: Any, *, serving: bool, dated: bool, problem: str = "", before:
     newest = None if dated else newest_time()
     if newest is not None:
         os.environ["SOURCE_DATE_EPOCH"] = os.environ["ALTGRAD_EPOCH"] = str(int(newest.timestamp()))
+
+
+def _watch(warnings: Warnings | None) -> None:
+    """Let mkdocs' warnings be counted; with None no longer."""
+    logger = logging.getLogger("mkdocs")
+    for handler in [*logger.handlers]:
+        if type(handler).__name__ == Warnings.__name__:  # of whichever reading of the library
+            logger.removeHandler(handler)
+    if warnings is not None:
+        logger.addHandler(warnings)
 
 
 def add_files(found: Any, config: Any) -> Any:
@@ -558,15 +612,14 @@ def add_files(found: Any, config: Any) -> Any:
             if current.written is None and self.src_uri not in current.there:
                 super().copy_file(dirty)
 
-    made: list[Made] = []
     for name, data in [*assets(), *current.files.items()]:
         known = found.get_file_from_path(name)
         if known is not None and name not in current.files:
             continue  # a project's own file goes before the library's
         if known is not None:
             found.remove(known)
-        made.append(Made.generated(config, name, content=data))
-        found.append(made[-1])
+        current.made[name] = Made.generated(config, name, content=data)
+        found.append(current.made[name])
     if current.page:
         pages = {file.src_uri.removesuffix(".md"): file for file in found if file.is_documentation_page()}
         if current.page not in pages:
@@ -577,33 +630,43 @@ def add_files(found: Any, config: Any) -> Any:
                 file.inclusion = InclusionLevel.EXCLUDED
     texts = {file.src_uri: file.content_string for file in found.documentation_pages()}
     current.documented = {} if current.page else documented(texts, current.files)
-    if current.documented:
-        whole = docstrings_key(current.documented, Path(config["config_file_path"]))
-        current.docstrings = _kept(current.cache, _DOCSTRINGS, whole)
+    if current.documented and "mkdocstrings" in config["plugins"]:
+        current.docstrings = _kept(current.cache, _DOCSTRINGS, docstrings_key(current.documented, config))
         current.kept.add(current.docstrings)
-        if not current.refresh:
-            with contextlib.suppress(FileNotFoundError, zipfile.BadZipFile, zlib.error):
-                current.bodies |= docstring_bodies(_read(current.docstrings))
-    site = Path(config["site_dir"])
-    bring_back(site, {file.dest_uri for file in found if file.inclusion != InclusionLevel.EXCLUDED})
-    files = [file for file in made if not file.is_documentation_page()]
-    current.there = {file.src_uri for file in files if has(site / file.dest_uri, file.content_bytes)}
-    missing = [file for file in files if file.src_uri not in current.there]
-    if len(missing) > FEW_FILES and not current.serving:
-        current.written = _writing([partial(File.copy_file, file) for file in missing])
+        current.docstring_files = {} if current.refresh else _read(current.docstrings) or {}
+        current.bodies |= docstring_bodies(current.docstring_files)
     return found
 
 
-def resolved(config: Any, found: Any) -> None:
-    """When all references between pages are resolved: keep the pages of docstrings, or have the styles of kept ones."""
+def place_files(config: Any, found: Any) -> None:
+    """When it is settled what is in the site: have the files that it had already, and begin to write the others."""
+    from mkdocs.structure.files import File
+
     current: SiteBuild = config["extra"]["altgrad"]
-    if current.docstrings is None:
-        return
-    pages = [found.get_file_from_path(name).page for name in current.documented]
+    made: list[Any] = [file for file in found if file is current.made.get(file.src_uri)]
+    files = [
+        file
+        for file in made
+        if not file.is_documentation_page()
+        and (file.inclusion.is_in_serve() if current.serving else file.inclusion.is_included())
+    ]
+    there = bring_back(Path(config["site_dir"]), {file.dest_uri: file.content_bytes for file in files})
+    current.there = {file.src_uri for file in files if file.dest_uri in there}
+    missing = [file for file in files if file.src_uri not in current.there]
+    if len(missing) > FEW_FILES and not current.serving:
+        current.written = _writing([partial(File.copy_file, file) for file in missing])
+
+
+def resolved(config: Any, found: Any) -> None:
+    """When all references between pages are resolved: take the pages of docstrings, or what lies beside kept ones."""
+    current: SiteBuild = config["extra"]["altgrad"]
     site = Path(config["site_dir"])
-    make = partial(docstring_files, pages, site)
-    _, files = _cached(current.docstrings, _DOCSTRINGS, make, refresh=current.refresh)
-    write_beside(files, site)
+    if current.docstring_files:
+        write_beside(current.docstring_files, site)
+    elif current.docstrings is not None:
+        current.new_docstrings = docstring_files(
+            [found.get_file_from_path(name).page for name in current.documented], site
+        )
 
 
 def embed(text: str, page: Any, config: Any, found: Any) -> str:
@@ -680,9 +743,6 @@ def content(html: str, page: Any, config: Any, found: Any) -> str:
     page.toc = get_toc(_nested(body.toc))
     page.present_anchor_ids = _ids(body.html)
     page.links_to_anchors = {}
-    if page.file.src_uri in current.documented:
-        for anchor in page.present_anchor_ids:  # which other pages' docstrings may name
-            config["plugins"]["autorefs"].register_anchor(page, anchor)
     for path, anchor in body.links:
         file = found.get_file_from_path(f"{path}.md")
         if file is None:
@@ -720,11 +780,24 @@ def tick(config: Any, page: Any, *, stop: bool) -> None:
     current.clock = now
 
 
-def end(config: Any) -> None:
-    """Write the build report beside the site (never into it) and remove what the cache no longer needs."""
+def wait(config: Any) -> None:
+    """Before anybody looks at the site: have all files written."""
     current: SiteBuild = config["extra"]["altgrad"]
     if current.written is not None:
         current.written()
+
+
+def failed(config: Any) -> None:
+    """Leave nothing of a build that failed behind."""
+    _watch(None)
+    clear(Path(config["site_dir"]))
+
+
+def end(config: Any) -> None:
+    """Write the build report beside the site (never into it) and remove what the cache no longer needs."""
+    current: SiteBuild = config["extra"]["altgrad"]
+    _watch(None)
+    current.contents = {path: files for path, files in current.contents.items() if path in current.kept}
     total = time.perf_counter() - current.begun
     families = sorted(current.families, key=lambda family: -family.seconds)
     slowest = sorted(current.seconds.items(), key=lambda item: -item[1])
@@ -745,7 +818,10 @@ def end(config: Any) -> None:
     if current.page:
         log.info(f"Page: {Path(config['site_dir']) / found_place(current.page)}")
     elif all(family.origin in ("made", "cache") for family in families):
-        write_entries(current.cache / _SEARCH, current.entries)
+        if current.search:
+            write_entries(current.cache / _SEARCH, current.search, current.entries)
+        if current.docstrings is not None and current.new_docstrings and not current.warnings.count:
+            _keep(current.docstrings, _DOCSTRINGS, current.new_docstrings)
         for path in current.cache.glob("*.zip"):
             if path not in current.kept:
                 path.unlink(missing_ok=True)

@@ -208,6 +208,7 @@ def _leave_client() -> None:
     """
     if not isinstance(threading.excepthook, _WithoutWandb):
         threading.excepthook = _WithoutWandb(threading.excepthook)
+    threading.excepthook.left |= {thread.ident for thread in threading.enumerate()}
     with contextlib.suppress(ImportError, AttributeError, TypeError):
         from wandb.sdk import wandb_setup
 
@@ -219,15 +220,21 @@ def _leave_client() -> None:
 
 
 class _WithoutWandb:
-    """A `threading.excepthook` that leaves out what ends a thread of W&B's client."""
+    """A `threading.excepthook` that leaves out what ends a thread of a client that was given up.
+
+    Attributes:
+        left: the threads that lived when it was; of these, those that run a function of W&B's are meant.
+    """
 
     def __init__(self, before: Callable[[threading.ExceptHookArgs], Any]) -> None:
         self._before = before
+        self.left: set[int | None] = set()
 
     def __call__(self, args: threading.ExceptHookArgs) -> None:
-        frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(args.exc_traceback)]
+        frames = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(args.exc_traceback)]
         started = next((name for name in frames if name != "threading"), "")  # the module whose function the thread ran
-        if started.partition(".")[0] != "wandb":
+        known = args.thread is not None and args.thread.ident in self.left
+        if not known or started.partition(".")[0] != "wandb":
             self._before(args)
 
 

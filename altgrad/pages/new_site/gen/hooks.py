@@ -8,18 +8,19 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from mkdocs.plugins import event_priority
+from mkdocs.plugins import CombinedEvent, event_priority
 
 ROOT = Path(__file__).resolve().parent.parent
 DATED = "SOURCE_DATE_EPOCH" in os.environ
-serving = False
-last: Any = None  # the build before, while serving
+serving = unclean = False
+contents: dict[Any, Any] = {}  # of the build before, while serving
+building: Any = None  # mkdocs' config of the build under way
 
 
 def on_startup(*, command: str, dirty: bool) -> None:
     """Note whether pages are built for a reader who is editing them."""
-    global serving
-    serving = command == "serve"
+    global serving, unclean
+    serving, unclean = command == "serve", dirty
 
 
 def on_config(config: Any) -> Any:
@@ -33,9 +34,9 @@ def on_config(config: Any) -> Any:
 
 def on_pre_build(config: Any) -> None:
     """Forget the library's modules, so that an edit of it shows; while it cannot be imported, the last one says why."""
-    global last
+    global building
+    building = config
     kept, problem = _forget(), ""
-    before, last = last, None  # a build that fails leaves nothing to go on from
     try:
         from altgrad.pages.mkdocs import begin
     except Exception:
@@ -45,7 +46,7 @@ def on_pre_build(config: Any) -> None:
         _forget()
         sys.modules.update(kept)
         from altgrad.pages.mkdocs import begin
-    begin(config, serving=serving, dated=DATED, problem=problem, before=before)
+    begin(config, serving=serving, dated=DATED, problem=problem, dirty=unclean, contents=contents)
 
 
 def _forget() -> dict[str, Any]:
@@ -83,6 +84,14 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     return html
 
 
+def on_nav(nav: Any, config: Any, files: Any) -> Any:
+    """Now it is settled which files the site has."""
+    from altgrad.pages.mkdocs import place_files
+
+    place_files(config, files)
+    return nav
+
+
 def on_env(env: Any, config: Any, files: Any) -> Any:
     """Keep pages that take long, as they are now."""
     from altgrad.pages.mkdocs import resolved
@@ -113,10 +122,28 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
     return output if serving else seal_html(output)
 
 
-def on_post_build(config: Any) -> None:
+def _all_written(config: Any) -> None:
+    """All files are written before another plugin looks at them."""
+    from altgrad.pages.mkdocs import wait
+
+    wait(config)
+
+
+def _report(config: Any) -> None:
     """Write the build report."""
-    global last
+    global contents
     from altgrad.pages.mkdocs import end
 
     end(config)
-    last = config["extra"]["altgrad"] if serving else None
+    contents = config["extra"]["altgrad"].contents
+
+
+on_post_build = CombinedEvent(event_priority(100)(_all_written), _report)
+
+
+def on_build_error(error: Exception) -> None:
+    """Nothing of a build that failed lies about."""
+    if building is not None:
+        from altgrad.pages.mkdocs import failed
+
+        failed(building)
