@@ -227,7 +227,7 @@ def test_an_error_while_serving_becomes_a_box_on_the_page(tmp_path: Path, monkey
         home.read_text().replace('    arm = PageRef("', '    raise RuntimeError("on purpose")\n    arm = PageRef("')
     )
     hooks = project / "gen/hooks.py"
-    hooks.write_text(hooks.read_text().replace('serving = command == "serve"', "serving = True"))
+    hooks.write_text(hooks.read_text().replace('command == "serve", dirty', "True, dirty"))
     config = project / "mkdocs.yml"
     config.write_text(re.sub(r"\nnav:\n.*?\n(?=not_in_nav)", "\n", config.read_text(), flags=re.DOTALL))
     for name in ("runs/index", "compare/index", "formats/index", "reports/preregistered"):

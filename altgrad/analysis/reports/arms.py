@@ -200,7 +200,7 @@ def _arm_page(
             arm_file(loader, arm, runs, baseline, last),
             *(Download(f"{slug(run)}.json", _run_json(loader.records[run])) for run in runs["run_id"]),
         ),
-        provenance=common.provenance(loader),
+        provenance=common.provenance(loader, of="of this arm and of what it is compared with"),
     )
     page = replace(page, downloads=tuple(replace(download, listed=False) for download in page.downloads))
     return replace(page, blocks=(*blocks, *_runs(loader, runs, ids, page), *_environment(loader, runs)))

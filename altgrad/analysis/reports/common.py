@@ -302,11 +302,11 @@ def traceability(loader: ExperimentDataLoader, arms: Iterable[str]) -> list[Bloc
     ]
 
 
-def provenance(loader: ExperimentDataLoader, built: datetime | None = None) -> Provenance:
+def provenance(loader: ExperimentDataLoader, built: datetime | None = None, of: str = "") -> Provenance:
     """The page's foot: what it was computed from, by which code, when.
 
     `built` is the time of the build; where it is not given, SOURCE_DATE_EPOCH, else the time of the newest record, so
-    that equal input gives equal pages.
+    that equal input gives equal pages. `of` says whose runs these are, where they are not all.
     """
     epoch = given_epoch()
     if built is None and epoch and epoch.isdigit():
@@ -318,9 +318,10 @@ def provenance(loader: ExperimentDataLoader, built: datetime | None = None) -> P
             ) from None
     when = moment(built.isoformat() if built else loader.newest)
     packages = ", ".join(f"{package} {_version(package)}" for package in ("numpy", "pandas", "scipy", "matplotlib"))
+    runs = " ".join(filter(None, (f"{len(loader.runs)} runs", of)))
     return Provenance(
         (
-            ("Records", f"{len(loader.runs)} runs, fingerprint {loader.fingerprint}, newest {moment(loader.newest)}"),
+            ("Records", f"{runs}, fingerprint {loader.fingerprint}, newest {moment(loader.newest)}"),
             ("Training data", loader.once(_datasets)),
             ("Code", f"altgrad {altgrad.__version__}, fingerprint {code_fingerprint()}"),
             ("Packages", packages),

@@ -78,7 +78,8 @@ def tuning_page(loader: ExperimentDataLoader, study: str) -> Page:
     for sweep in sweeps:
         blocks += _section(loader, runs, sweep)
     title = f"Learning rates of study {study}"
-    return Page(_path(study), title, tuple(blocks), f"{title}.", search=False, provenance=common.provenance(loader))
+    foot = common.provenance(loader, of="of its arms and of their baselines")
+    return Page(_path(study), title, tuple(blocks), f"{title}.", search=False, provenance=foot)
 
 
 def _sweep(runs: pd.DataFrame) -> pd.DataFrame:
