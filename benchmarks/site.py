@@ -41,9 +41,8 @@ from altgrad.runs.schema import code_fingerprint  # noqa: E402
 
 PATIENCE = 120.0
 REASONS = {
-    "shipped, cold": "Charts, tables and statistics of every page are computed from the records of all runs; what "
-    "takes longest, the pages of runs, is shared by the cores, and the reports and guides are made one after the "
-    "other.",
+    "shipped, cold": "Charts, tables and statistics are computed from all runs; the cores share the pages of runs, "
+    "reports and guides are made one by one.",
     "shipped, edit": "mkdocs builds all pages again: those that have not changed come from the cache, but each goes "
     "through the theme's templates and the search plugin once more.",
     "arms, cold": "A page of an arm has charts, tables, and a file of every run, computed from its records; an empty "
