@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,9 @@ from pathlib import Path
 import pytest
 from records import config, write_run
 
+from altgrad.analysis import ExperimentDataLoader
 from altgrad.analysis.reports import site_key
+from altgrad.analysis.reports.arms import arm_page_makers
 from altgrad.pages import mkdocs
 from altgrad.pages.mkdocs import Part, SiteBuild, _cached, _kept, _started, _writing
 from altgrad.runs import load_runs, newest_time, pack_study, sources_fingerprint
@@ -301,3 +304,38 @@ def test_files_are_written_by_a_process_beside_the_build_or_here_where_it_fails(
     assert (tmp_path / "second").read_text() == str(here)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert _writing([partial(write, "alone")]) is None
+
+
+def test_equal_keys_of_arms_give_equal_pages_whatever_else_is_recorded(tmp_path: Path) -> None:
+    """What a page is made from is in its key: the pages of arms with equal keys are the same bytes."""
+    looks = [(20, "a", "mlp", "weight", "overflow", 0.5), (20, "a", "mlp", "weight", "sqnr_db", 20.0)]
+    for seed in (10, 11):
+        write_run(tmp_path, config("fp32", seed=seed))
+        write_run(tmp_path, config("e4m3", seed=seed), looks=looks)
+        write_run(tmp_path, config("e5m2", seed=seed), looks=looks)
+        write_run(tmp_path, config("e3m4", seed=seed, study="tuning"))
+    write_run(tmp_path, config("e4m3", seed=3, foreign={"note": "x"}))
+
+    def made() -> dict[str, tuple[str, dict[str, bytes]]]:
+        makers = [maker for maker in arm_page_makers(ExperimentDataLoader([tmp_path])) if maker.key]
+        pages = [(maker.key, maker()) for maker in makers]
+        return {key: (page.path, mkdocs._site_files([page], tmp_path)) for key, page in pages}
+
+    def changed(change: Callable[[], object]) -> set[str]:
+        """The kinds of pages with a new key; all others are as they were."""
+        nonlocal before
+        change()
+        after = made()
+        assert all(after[key] == before[key] for key in after.keys() & before.keys())
+        found = {path.removeprefix("runs/").split("-")[0] for key, (path, _) in after.items() if key not in before}
+        before = after
+        return found
+
+    before = made()
+    assert len(before) == 5  # three arms, the foreign one, and the study
+    assert changed(lambda: None) == set()
+    assert changed(lambda: write_run(tmp_path, config("e2m5", seed=10))) == {"e2m5"}
+    assert changed(lambda: write_run(tmp_path, config("e4m3", seed=12))) == {"e4m3"}
+    assert changed(lambda: write_run(tmp_path, config("e3m4", seed=12, study="tuning"))) == {"study"}
+    assert changed(lambda: write_run(tmp_path, config("fp32", seed=12))) >= {"fp32", "e4m3", "e5m2", "e2m5", "study"}
+    assert "e3m4" in changed(lambda: write_run(tmp_path, config("e3m4", seed=13)))  # its links lead elsewhere now
