@@ -272,7 +272,7 @@ def _charts(judged: pd.DataFrame) -> list[Block]:
         axes.set_yticks(range(len(order)), [f"{arm.format}  {arm.place}" for arm in order], color=FOREGROUND)
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("loss minus AdamW's with the same format, storage and rounding (nats a character)")
+        axes.set_xlabel("loss minus AdamW's, all else equal (nats a character)")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.04), ncols=min(len(rules), 2), frameon=False)
 
     best = data.loc[data["difference"].idxmin()]
