@@ -45,8 +45,8 @@ REASONS = {
     "reports and guides are made one by one.",
     "shipped, edit": "mkdocs builds all pages again: those that have not changed come from the cache, but each goes "
     "through the theme's templates and the search plugin once more.",
-    "arms, cold": "A page of an arm has charts, tables, and a file of every run, computed from its records; an empty "
-    "page costs mkdocs two milliseconds.",
+    "arms, cold": "A page of an arm has charts, tables, and a file of every run, computed from its records; the "
+    "content of an empty page is a heading.",
     "arms, warm": "The pages' content and files are read from the cache and compared with what the site has; the "
     "content of an empty page is a heading.",
     "arms, more": "The records of all arms are read, and the pages that show all of them are made again; of the pages "

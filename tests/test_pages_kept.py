@@ -14,6 +14,7 @@ from test_guides import mkdocs, small_site
 from altgrad.pages.kept import (
     Entries,
     bring_back,
+    docstrings_key,
     documented,
     read_entries,
     remember_search,
@@ -220,6 +221,42 @@ def test_a_warning_in_docstrings_fails_every_strict_build(tmp_path: Path) -> Non
         assert done.returncode == 1
         assert "altgrad.nowhere" in done.stderr
     assert not list((project / "site").glob(".*"))
+
+
+def test_another_plugin_finds_all_files_written_when_the_build_is_over(tmp_path: Path) -> None:
+    many = 3_000
+    api = f"""
+from altgrad.pages.mkdocs import build_files
+
+build_files(lambda: {{"api.md": b"# API", **{{f"data/{{n}}.txt": bytes(2000) for n in range({many})}}}}, "api")
+"""
+    project = project_with_docstrings(tmp_path / "project", api)
+    (project / "gen/first.py").write_text(
+        "from pathlib import Path\n\n\ndef on_post_build(config):\n"
+        "    found = list(Path(config['site_dir'], 'data').glob('*.txt'))\n"
+        f"    assert len(found) == {many}, len(found)\n"
+    )
+    settings = project / "mkdocs.yml"
+    settings.write_text(settings.read_text().replace("hooks: [", "hooks: [gen/first.py, "))
+    done = mkdocs(project)
+    assert done.returncode == 0, done.stderr
+
+
+def test_docstrings_depend_on_the_settings_that_make_their_pages() -> None:
+    def key(**changed: Any) -> str:
+        config = {"plugins": {}, "markdown_extensions": ["toc"], "mdx_configs": {"toc": {"slugify": key}}}
+        config |= {"use_directory_urls": True, "theme": SimpleNamespace(name="material")}
+        return docstrings_key({"api.md": "# API\n\n::: altgrad\n"}, config | changed)
+
+    plugin = SimpleNamespace(config={"handlers": {"python": {"options": {"heading_level": 2}}}})
+    keys = [
+        key(),
+        key(use_directory_urls=False),
+        key(mdx_configs={"toc": {"slugify": key, "permalink": True}}),
+        key(plugins={"mkdocstrings": plugin}),
+    ]
+    assert key() == keys[0]
+    assert len(set(keys)) == 4
 
 
 def test_a_site_without_search_and_one_without_mkdocstrings_build_twice(tmp_path: Path) -> None:

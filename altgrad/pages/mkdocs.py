@@ -230,15 +230,17 @@ def build_files(
         def started(processes: int = PROCESSES) -> Callable[[], dict[str, bytes]]:
             return _started(parts(), _known_parts(current, _family(expected), stamp), stamp, processes)
 
-        if current.serving or current.problem or not current.wants(expected):
-            make_files = partial(_call, partial(started, 1))
-        else:
+        def made_here() -> dict[str, bytes]:
+            return started(1)()
+
+        make_files = made_here
+        if not (current.serving or current.problem) and current.wants(expected):
             if key is not None:
                 key = partial(str, key())  # of what is read now, whatever changes until all is done
             kept = (
                 key and not current.refresh and _kept(current.cache, _family(expected), _whole(key, script)).is_file()
             )
-            make_files = make_files if kept else started()
+            make_files = made_here if kept else started()
         current.waiting.append(partial(_finish, current, make_files, expected, key, script, begun))
     else:
         _finish(current, make_files, expected, key, script, begun)
@@ -278,10 +280,6 @@ def _finish(
     _hand_over(current, content)
     count = sum(name.endswith(".md") and not name.startswith(_BODY) for name in content)
     current.families.append(Family(expected[0], origin, time.perf_counter() - begun, count))
-
-
-def _call(make: Callable[[], Callable[[], dict[str, bytes]]]) -> dict[str, bytes]:
-    return make()()
 
 
 def _known_parts(current: SiteBuild, family: str, stamp: str) -> dict[str, dict[str, bytes]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -57,7 +56,7 @@ def site_page_makers() -> list[PageMaker]:
 
 def site_key() -> str:
     """What every page of the site depends on, as one digest: code, records, packages, and the date of the build."""
-    return digest(code_key(), sources_fingerprint(), os.environ.get("SOURCE_DATE_EPOCH"))
+    return digest(code_key(), sources_fingerprint())
 
 
 @cache
