@@ -7,6 +7,8 @@ impossible combinations are errors that name the key, the file and the nearest k
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -26,6 +28,12 @@ _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
 class UsageError(ValueError):
     """A user's mistake: one line that names the file, the key and the remedy. Commands print it and exit with 2."""
+
+
+def digest(*parts: Any) -> str:
+    """Hex sha256 of the parts' canonical JSON (sorted keys, no spaces)."""
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _format_name(value: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import numbers
 import os
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import altgrad
 from altgrad.config import ExperimentConfig, UsageError
+from altgrad.config import digest as digest
 
 SCHEMA_VERSION = 1
 STATUSES = ("running", "finished", "failed", "crashed", "interrupted")
@@ -190,12 +190,6 @@ def without_keys(text: str) -> str:
     """`text` without the API key of WANDB_API_KEY, and without what can only be a key of W&B."""
     own = os.environ.get("WANDB_API_KEY", "")
     return _KEY.sub("(key)", text.replace(own, "(key)") if len(own) >= 16 else text)
-
-
-def digest(*parts: Any) -> str:
-    """Hex sha256 of the parts' canonical JSON (sorted keys, no spaces)."""
-    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def run_id(config: ExperimentConfig, data: Mapping[str, Any]) -> str:

@@ -1,0 +1,539 @@
+"""The campaign as data: every arm by its name, every study's arms, seeds and rates. Imported by all that asks which.
+
+An arm is a config without its seed. Its name is a key and never shown: the `label` is for readers and may be reworded
+at any time, since runs are found by what their config is (`Arm.identity`). A new arm is a line of `ARMS`; which seeds
+a study has, and at which rate an arm trains, stand here once.
+
+What each study is to answer was written down before it ran, in docs/method/preregistration.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from altgrad.config import LAYER_TYPES, OPERANDS, ExperimentConfig, UsageError, digest, parse_config
+from altgrad.formats import get_format
+
+PILOT_SEEDS = range(5)
+SEEDS = range(10, 26)
+CLOSE_SEEDS = range(10, 42)
+"""Seeds of FP32 and of the three formats that the pilot could not separate."""
+
+FEW_SEEDS = range(10, 18)
+LONG_SEEDS = range(10, 15)
+TUNING_SEEDS = range(100, 102)
+"""Held out: no study reports them."""
+
+CAMPAIGN_SEEDS = CLOSE_SEEDS
+"""All seeds that the campaign's studies report."""
+
+SPLITS = ("E0M7", "E2M5", "E3M4", "E4M3", "E5M2", "E6M1", "E7M0")
+"""The splits of 8 bits. E1M6 is E0M7 with another scale: it runs once, to show it."""
+
+CLOSE_FORMATS = ("E3M4", "E4M3", "E5M2")
+RULE_FORMATS = ("E4M3", "E5M2", "E0M7")
+"""The formats in which step rules are compared; the first with every rule."""
+
+EXTREMES = ("E0M7", "E7M0")
+OPERAND_WORDS = {"weight": "weights", "activation": "activations", "grad_output": "gradients"}
+FP32_RATE = 0.016
+"""AdamW's rate for FP32, the best of study pilot-tuning. Every arm has it for the parameters that are not quantized."""
+
+ADAMW_RATES = (0.002, 0.004, 0.008, 0.016, 0.032)
+"""Swept for AdamW and for the gradient precondition, whose steps are in the same unit."""
+
+ULPS_OF_ONE = (0.04, 0.08, 0.16, 0.32, 0.64)
+"""Swept for the update precondition, as a step relative to the weight: the rate in ulps is this times 2^M. E0M7 has
+the same ulp for every weight, about 2^-7 of the tensor's largest: there the rates are AdamW's, in ulps."""
+
+RELATIVE_RATES = (0.02, 0.04, 0.08, 0.16, 0.32)
+CODE_RATES = (0.0625, 0.125, 0.25, 0.5, 1.0)
+
+
+class Choice(NamedTuple):
+    """A step rule, or where weights are kept: its settings of the optimizer, and what readers call it."""
+
+    settings: dict[str, Any]
+    label: str
+
+
+RULES = {
+    "adamw": Choice({}, "AdamW"),
+    "relative": Choice({"relative": True}, "AdamW, relative rate"),
+    "gradient": Choice({"step_rule": "manifold", "precondition": "gradient"}, "S on the gradient"),
+    "update": Choice({"step_rule": "manifold", "precondition": "update"}, "S on the update"),
+    "code": Choice({"step_rule": "code", "weight_decay": 0}, "Whole codes"),
+    "shuffled": Choice(
+        {"step_rule": "manifold", "precondition": "update", "stiffness": "shuffled"}, "S on the update, shuffled"
+    ),
+    "constant": Choice(
+        {"step_rule": "manifold", "precondition": "update", "stiffness": "constant"}, "S on the update, constant"
+    ),
+}
+PLACES = {
+    "master": Choice({}, "master weights, nearest"),
+    "drawn": Choice({"rounding": "stochastic"}, "master weights, stochastic"),
+    "nearest": Choice({"storage": "grid"}, "grid, nearest"),
+    "stochastic": Choice({"storage": "grid", "rounding": "stochastic"}, "grid, stochastic"),
+    "feedback": Choice({"storage": "grid", "rounding": "error_feedback"}, "grid, error feedback"),
+}
+GRID = ("nearest", "stochastic", "feedback")
+
+SHORT = {"eval_every": 100, "log_every": 10, "layers_every": 50}
+LONG = {"max_steps": 1500, "warmup_steps": 100, "eval_every": 300, "layers_every": 250}
+QUICK = {"max_steps": 60, "eval_every": 30, "layers_every": 20}
+MISSCALED: dict[str, Any] = {"model": {"rescale": 6}, "clip_norm": None}
+"""Tensors begin multiplied by up to 2^6, either way; nothing clips what that does to the gradients."""
+
+LARGE: dict[str, Any] = {
+    "model": {"layers": 6, "dim": 384, "heads": 6, "context": 256},
+    "batch_size": 64,
+    "max_steps": 5000,
+    "warmup_steps": 200,
+    "eval_every": 1000,
+    "layers_every": 500,
+}
+PACKED_LOOKS = 100
+"""A packed study keeps the looks at multiples of this step whole."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One config with all its seeds.
+
+    Attributes:
+        name: its key; letters, digits and spaces, never shown.
+        format: the name of its format, "FP32" without quantization; of several, that of the weights.
+        quantize: the section of the config.
+        rule, place: keys of `RULES` and `PLACES`.
+        rate: learning rate of the quantized weights, or the name of the arm whose sweep finds it.
+        other: learning rate of all other parameters; None: the same.
+        settings: further keys of the config.
+        label: what readers call it.
+    """
+
+    name: str
+    format: str
+    quantize: Mapping[str, Any] = field(default_factory=dict)
+    rule: str = "adamw"
+    place: str = "master"
+    rate: float | str = FP32_RATE
+    other: float | None = FP32_RATE
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+    def config(self, seed: int = 0, study: str = "local", rate: float | None = None) -> ExperimentConfig:
+        """The config of one run; at another `rate` where one is given.
+
+        Raises:
+            UsageError: its keys make no config, or its rate is found by a sweep and none is given.
+        """
+        rate = self.rate if rate is None else rate  # type: ignore[assignment]
+        if isinstance(rate, str):
+            raise UsageError(f"studies.py, arm {self.name!r}: its learning rate is what the sweep of {rate!r} finds")
+        optimizer = {"learning_rate": rate, **RULES[self.rule].settings, **PLACES[self.place].settings}
+        optimizer |= self.settings.get("optimizer", {})
+        unquantized_adamw = not self.quantize and len(optimizer) == 1
+        if self.other is not None and not unquantized_adamw and optimizer != {"learning_rate": self.other}:
+            optimizer["other_learning_rate"] = self.other
+        given = {**self.settings, "quantize": dict(self.quantize), "optimizer": optimizer, "study": study, "seed": seed}
+        return parse_config(given, source=f"studies.py, arm {self.name!r}")
+
+    @cached_property
+    def identity(self) -> str:
+        """What the configs of its runs have in common, as a digest, whatever they are called: `identity_of` of each."""
+        return identity_of(self.config())
+
+    @property
+    def swept_rates(self) -> tuple[float, ...]:
+        """The five rates that an arm of its rule is tried with, two apart by a factor of 2."""
+        if self.rule == "relative":
+            return RELATIVE_RATES
+        if self.rule == "code":
+            return CODE_RATES
+        if RULES[self.rule].settings.get("precondition") != "update":
+            return ADAMW_RATES
+        fmt = get_format(self.settings.get("optimizer", {}).get("format") or self.format)
+        return tuple(rate * 2**fmt.mantissa_bits for rate in (ULPS_OF_ONE if fmt.exponent_bits else ADAMW_RATES))
+
+
+def identity_of(config: ExperimentConfig) -> str:
+    """16 hex of a sha256 of everything that decides a run's numbers but seed and data."""
+    return digest(config.arm_identity())[:16]
+
+
+def every(fmt: str) -> dict[str, str]:
+    """All three operands in one format."""
+    return dict.fromkeys(OPERANDS, fmt.lower())
+
+
+def _arm(
+    name: str, fmt: str = "FP32", quantize: Mapping[str, Any] | None = None, *, label: str = "", **settings: Any
+) -> Arm:
+    """An arm of the campaign: all operands in `fmt` unless `quantize` says what else."""
+    keys = {key: settings.pop(key) for key in ("rule", "place", "rate", "other") if key in settings}
+    given = every(fmt) if quantize is None and fmt != "FP32" else dict(quantize or {})
+    return Arm(name, fmt, given, settings={**SHORT, **settings}, label=label or name, **keys)
+
+
+def _step_rule(fmt: str, rule: str, place: str, rate: float | str, suffix: str = "", **settings: Any) -> Arm:
+    label = f"{fmt} {RULES[rule].label}" + ("" if fmt == "FP32" else f" ({PLACES[place].label})")
+    settings["label"] = label + (", mis-scaled" if suffix == " misscaled" else "")
+    return _arm(f"{fmt} {rule} {place}{suffix}", fmt, rule=rule, place=place, rate=rate, **settings)
+
+
+def _pilot(name: str, fmt: str, rule: str = "adamw", rate: float = FP32_RATE, **settings: Any) -> Arm:
+    """An arm of the pilot, which had another rate than FP32's for what the manifold rule leaves to AdamW."""
+    quantize = every(fmt) if fmt != "FP32" else {}
+    other = None if rule == "adamw" else 0.008
+    return Arm(name, fmt, quantize, rule, rate=rate, other=other, settings=settings, label=name)
+
+
+TUNED = {
+    "E4M3": {
+        "gradient": {"master": 0.016, "nearest": 0.032, "stochastic": 0.016, "feedback": 0.032},
+        "relative": {"master": 0.08, "nearest": 0.16, "stochastic": 0.08, "feedback": 0.16},
+        "adamw": {"drawn": 0.016, "nearest": 0.016, "stochastic": 0.016, "feedback": 0.016},
+        "update": {"master": 1.28, "nearest": 1.28, "stochastic": 1.28, "feedback": 1.28},
+        "code": {"stochastic": 0.5},
+    },
+    "E5M2": {
+        "adamw": {"nearest": 0.032, "stochastic": 0.016, "feedback": 0.016},
+        "update": {"master": 0.64, "nearest": 1.28, "stochastic": 0.64, "feedback": 0.64},
+        "code": {"stochastic": 0.25},
+    },
+    "E0M7": {
+        "adamw": {"nearest": 0.016, "stochastic": 0.016, "feedback": 0.016},
+        "update": {"master": 2.048, "nearest": 2.048, "stochastic": 1.024, "feedback": 1.024},
+        "code": {"stochastic": 0.5},
+    },
+}
+"""Format -> rule -> place -> the best rate of study tuning: the arms of study storage."""
+
+STORAGE_ARMS = tuple(
+    _step_rule(fmt, rule, place, rate)
+    for fmt, rules in TUNED.items()
+    for rule, places in rules.items()
+    for place, rate in places.items()
+)
+UNQUANTIZED_ARMS = (
+    _step_rule("FP32", "gradient", "master", 0.016, optimizer={"format": "e4m3"}),
+    _step_rule("FP32", "update", "master", 1.28, optimizer={"format": "e4m3"}),
+    _step_rule("FP32", "relative", "master", 0.08),
+)
+ABLATION_ARMS = tuple(_step_rule("E4M3", rule, "master", 1.28) for rule in ("shuffled", "constant"))
+MISSCALED_ARMS = (
+    *(
+        _step_rule("E4M3", rule, "master", rate, " misscaled", **MISSCALED)
+        for rule, rate in (("adamw", 0.002), ("relative", 0.08), ("gradient", 0.004), ("update", 1.28))
+    ),
+    _step_rule("FP32", "adamw", "master", 0.016, " misscaled", **MISSCALED),
+)
+CONTROL_ARMS = (*UNQUANTIZED_ARMS, *ABLATION_ARMS, *MISSCALED_ARMS)
+LARGE_STORAGE_ARMS = tuple(
+    _step_rule("E4M3", rule, place, f"E4M3 {rule} {place} large", " large", **LARGE)
+    for rule in ("adamw", "update")
+    for place in GRID[:2]
+)
+SCALES: dict[str, tuple[dict[str, Any], str]] = {
+    "exact": ({"power_of_two": False}, "an exact scale"),
+    "row": ({"granularity": "row"}, "a scale a row"),
+    "block": ({"granularity": "block"}, "a scale a block of 32"),
+    "delayed": ({"kind": "delayed"}, "a delayed scale"),
+    "unscaled": ({"kind": "none"}, "no scale"),
+}
+PILOT_TUNED = {
+    ("E2M5", "adamw"): 0.016,
+    ("E2M5", "gradient"): 0.016,
+    ("E2M5", "update"): 2.56,
+    ("E3M4", "adamw"): 0.016,
+    ("E3M4", "gradient"): 0.016,
+    ("E3M4", "update"): 2.56,
+    ("E4M3", "adamw"): 0.016,
+    ("E4M3", "gradient"): 0.016,
+    ("E4M3", "update"): 1.28,
+    ("E5M2", "adamw"): 0.016,
+    ("E5M2", "gradient"): 0.016,
+    ("E5M2", "update"): 0.64,
+}
+"""(format, rule) -> the best rate of study pilot-tuning (mean validation loss of its two seeds)."""
+
+_STOCHASTIC = {"rounding": {"grad_output": "stochastic"}}
+_BOTH_STOCHASTIC = {"rounding": dict.fromkeys(("activation", "grad_output"), "stochastic")}
+_OBSERVED = {"telemetry": {"histograms": list(OPERANDS), "codes_every": 1}, "layers_every": PACKED_LOOKS}
+_ARMS: tuple[Arm, ...] = (
+    _arm("FP32"),
+    _arm("BF16", "BF16"),
+    *(_arm(fmt, fmt) for fmt in (*SPLITS, "E1M6")),
+    _arm("E0M7 own rate", "E0M7", rate=0.008, label="E0M7 with a learning rate of its own"),
+    _arm("E7M0 own rate", "E7M0", rate=0.004, label="E7M0 with a learning rate of its own"),
+    *(
+        _arm(f"{fmt} {words}", fmt, {operand: fmt.lower()}, label=f"{fmt} in {words}")
+        for operand, words in OPERAND_WORDS.items()
+        for fmt in SPLITS
+    ),
+    *(
+        _arm(f"{fmt} {kind}", fmt, {**every(fmt), "layers": [kind]}, label=f"{fmt} in {kind}")
+        for kind in LAYER_TYPES
+        for fmt in SPLITS
+    ),
+    *STORAGE_ARMS,
+    *CONTROL_ARMS,
+    *(
+        _arm(f"{fmt} {scale}", fmt, scaling=rule, label=f"{fmt} with {label}")
+        for fmt in (*RULE_FORMATS, "E7M0")
+        for scale, (rule, label) in SCALES.items()
+        if fmt != "E7M0" or scale == "block"
+    ),
+    _arm(
+        "E4M3 E5M2 gradients",
+        "E4M3",
+        {**every("E4M3"), "grad_output": "e5m2"},
+        label="E4M3 forward with E5M2 gradients",
+    ),
+    _arm(
+        "E5M2 E4M3 gradients",
+        "E5M2",
+        {**every("E5M2"), "grad_output": "e4m3"},
+        label="E5M2 forward with E4M3 gradients",
+    ),
+    _arm("MXFP8", "E4M3", scaling={"kind": "mx"}),
+    _arm("MXFP4", "E2M1", scaling={"kind": "mx"}),
+    _arm("NVFP4", "E2M1", scaling={"kind": "nvfp4"}),
+    _arm("MXFP8 up", "E4M3", scaling={"kind": "mx_rceil"}, label="MXFP8 with scales rounded up"),
+    _arm("MXFP4 up", "E2M1", scaling={"kind": "mx_rceil"}, label="MXFP4 with scales rounded up"),
+    *(
+        _arm(
+            f"{name} stochastic gradients",
+            "E2M1",
+            {**every("E2M1"), **_STOCHASTIC},
+            scaling={"kind": kind},
+            label=f"{label} with gradients rounded stochastically",
+        )
+        for name, kind, label in (
+            ("MXFP4", "mx", "MXFP4"),
+            ("MXFP4 up", "mx_rceil", "MXFP4 with scales rounded up,"),
+            ("NVFP4", "nvfp4", "NVFP4"),
+        )
+    ),
+    *(
+        _arm(f"{fmt} {name}", fmt, {**every(fmt), **more}, label=f"{fmt} with {label}")
+        for fmt in EXTREMES
+        for name, more, label in (
+            ("stochastic gradients", _STOCHASTIC, "gradients rounded stochastically"),
+            ("stochastic both", _BOTH_STOCHASTIC, "activations and gradients rounded stochastically"),
+            ("E5M2 gradients", {"grad_output": "e5m2"}, "gradients in E5M2"),
+        )
+    ),
+    *(_arm(f"{fmt} long", fmt, label=f"{fmt} after 1,500 steps", **LONG) for fmt in ("FP32", *CLOSE_FORMATS, "E0M7")),
+    *(_arm(f"{fmt} observed", fmt, **_OBSERVED) for fmt in ("FP32", *CLOSE_FORMATS, *EXTREMES)),
+    _arm("FP32 large", rate="FP32 large", **LARGE),
+    *(_arm(f"{fmt} large", fmt, rate="FP32 large", other=None, **LARGE) for fmt in SPLITS),
+    *LARGE_STORAGE_ARMS,
+    *(_arm(f"{fmt} quick", fmt, **QUICK) for fmt in ("FP32", "E4M3", "E5M2", "E0M7", "E7M0")),
+    *(_arm(f"E0M7 {kind} quick", "E0M7", {**every("E0M7"), "layers": [kind]}, **QUICK) for kind in LAYER_TYPES),
+    *(_step_rule("E4M3", "adamw", place, FP32_RATE, " quick", **QUICK) for place in GRID),
+    _step_rule("E4M3", "update", "master", 1.28, " quick", **QUICK),
+    _step_rule("E4M3", "code", "stochastic", 0.5, " quick", **QUICK),
+    *(_pilot(f"{fmt} pilot", fmt) for fmt in ("FP32", "BF16", *SPLITS, "E1M6")),
+    *(_pilot(f"{fmt} {rule} pilot", fmt, rule, rate) for (fmt, rule), rate in PILOT_TUNED.items() if rule != "adamw"),
+    *(_pilot(f"{fmt} demo", fmt, max_steps=200) for fmt in ("FP32", "E4M3", "E5M2", "E0M7", "E7M0")),
+    _pilot("E4M3 update demo", "E4M3", "update", 1.28, max_steps=200),
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study trains.
+
+    Attributes:
+        about: one line for readers.
+        seeds: the seeds of each of its arms, by name.
+        sweeps: each arm is trained at several learning rates, to find its own; "grows" where a sweep whose best rate
+            lies at its edge goes on beyond it.
+    """
+
+    about: str
+    seeds: Mapping[str, Sequence[int]]
+    sweeps: str = ""
+
+
+def _names(arms: Iterable[Arm]) -> list[str]:
+    return [arm.name for arm in arms]
+
+
+def _with(seeds: Sequence[int], *groups: str | Iterable[str]) -> dict[str, Sequence[int]]:
+    names = itertools.chain.from_iterable([group] if isinstance(group, str) else group for group in groups)
+    return dict.fromkeys(names, seeds)
+
+
+STUDIES: Mapping[str, Study] = {
+    "formats": Study(
+        "The splits under AdamW at FP32's rate: all operands quantized, then one operand at a time.",
+        _with(CLOSE_SEEDS, "FP32", CLOSE_FORMATS)
+        | _with(SEEDS, (fmt for fmt in SPLITS if fmt not in CLOSE_FORMATS), "BF16", "E0M7 own rate", "E7M0 own rate")
+        | _with(SEEDS[:1], "E1M6")
+        | _with(SEEDS, (f"{fmt} {words}" for words in OPERAND_WORDS.values() for fmt in SPLITS)),
+    ),
+    "layers": Study(
+        "The splits in one layer type at a time, everything else unquantized.",
+        _with(SEEDS, (f"{fmt} {kind}" for kind in LAYER_TYPES for fmt in SPLITS)),
+    ),
+    "tuning": Study(
+        "Five learning rates and two held-out seeds for every arm of storage and controls; more where the best is at "
+        "an edge.",
+        _with(TUNING_SEEDS, _names(STORAGE_ARMS), _names(CONTROL_ARMS)),
+        sweeps="grows",
+    ),
+    "storage": Study(
+        "The step rules with master weights and with weights on the grid, each arm at its tuned rate.",
+        _with(SEEDS, _names(STORAGE_ARMS)),
+    ),
+    "controls": Study(
+        "What tells apart why a step rule does what it does: without quantization, S misplaced, mis-scaled tensors.",
+        _with(SEEDS, _names(CONTROL_ARMS)),
+    ),
+    "remedies": Study(
+        "What may help the two extreme splits: stochastic rounding, gradients in a wider format, a finer scale.",
+        _with(
+            SEEDS,
+            (
+                f"{fmt} {name}"
+                for fmt in EXTREMES
+                for name in ("stochastic gradients", "stochastic both", "E5M2 gradients")
+            ),
+            "E7M0 block",
+        ),
+    ),
+    "literature": Study(
+        "What others report: E4M3 forward and E5M2 for gradients, the reverse, and block-scaled formats.",
+        _with(SEEDS, "E4M3 E5M2 gradients", "E5M2 E4M3 gradients", "MXFP8", "MXFP4", "NVFP4"),
+    ),
+    "scaling": Study(
+        "Other scales than one power of two a tensor from its current amax: exact, by row, by block, delayed, none.",
+        _with(FEW_SEEDS, (f"{fmt} {scale}" for fmt in RULE_FORMATS for scale in SCALES)),
+    ),
+    "length": Study(
+        "Five times as many steps: does the short run's order hold?",
+        _with(LONG_SEEDS, (f"{fmt} long" for fmt in ("FP32", *CLOSE_FORMATS, "E0M7"))),
+    ),
+    "tensors": Study(
+        "One run of FP32, each close format and extreme with the histograms of all operands, for the tensor view.",
+        _with(SEEDS[:1], (f"{fmt} observed" for fmt in ("FP32", *CLOSE_FORMATS, *EXTREMES))),
+    ),
+    "blocks": Study(
+        "Block-scaled formats with scales rounded up, and with gradients rounded stochastically. Not preregistered: "
+        "added when `literature` had been seen.",
+        _with(
+            SEEDS, "MXFP8 up", "MXFP4 up", (f"{name} stochastic gradients" for name in ("MXFP4", "MXFP4 up", "NVFP4"))
+        ),
+    ),
+    "tuning-large": Study(
+        "The rates of the two large studies: 6 layers of 384, 5,000 steps; for a GPU.",
+        _with(TUNING_SEEDS, "FP32 large", _names(LARGE_STORAGE_ARMS)),
+        sweeps="grows",
+    ),
+    "formats-large": Study(
+        "FP32 and the splits with 6 layers of 384 and 5,000 steps; for a GPU.",
+        _with(LONG_SEEDS, "FP32 large", (f"{fmt} large" for fmt in SPLITS)),
+    ),
+    "storage-large": Study(
+        "AdamW and steps in ulps on E4M3's grid with 6 layers of 384 and 5,000 steps; for a GPU.",
+        _with(LONG_SEEDS, _names(LARGE_STORAGE_ARMS)),
+    ),
+    "pilot-tuning": Study(
+        "Five learning rates for every arm of pilot-manifold and for AdamW on the other splits, on held-out seeds.",
+        _with(
+            TUNING_SEEDS,
+            (f"{fmt} pilot" for fmt in ("FP32", "E0M7", "E6M1", "E7M0")),
+            (f"{fmt} {rule} pilot".replace(" adamw", "") for fmt, rule in PILOT_TUNED),
+        ),
+        sweeps="once",
+    ),
+    "pilot-formats": Study(
+        "FP32, BF16 and the eight splits under AdamW, all at the rate tuned for FP32.",
+        _with(PILOT_SEEDS, (f"{fmt} pilot" for fmt in ("FP32", "BF16", *SPLITS, "E1M6"))),
+    ),
+    "pilot-manifold": Study(
+        "AdamW and both preconditions on four formats, each arm at its own tuned rate.",
+        _with(PILOT_SEEDS, (f"{fmt} {rule} pilot".replace(" adamw", "") for fmt, rule in PILOT_TUNED)),
+    ),
+    "demo": Study(
+        "A small matrix of short runs that a newcomer trains live, in at most three minutes on two cores.",
+        _with(PILOT_SEEDS[:2], (f"{fmt} demo" for fmt in ("FP32", "E4M3", "E5M2", "E0M7", "E7M0")), "E4M3 update demo"),
+    ),
+    "quick": Study(
+        "A taste of every study in three minutes: short runs, two seeds, rates of the pilot.",
+        _with(SEEDS[:2], (arm.name for arm in _ARMS if arm.name.endswith(" quick"))),
+    ),
+}
+CAMPAIGN = (
+    "formats",
+    "layers",
+    "tuning",
+    "storage",
+    "controls",
+    "remedies",
+    "literature",
+    "scaling",
+    "length",
+    "tensors",
+    "blocks",
+)
+"""What `make campaign` runs, in this order: what others lean on, and what the reports lead with, first."""
+
+
+def checked(arms: Iterable[Arm], studies: Mapping[str, Study]) -> Mapping[str, Arm]:
+    """The arms by name, when arms and studies are sound.
+
+    Raises:
+        UsageError: a name stands twice, a study names an unknown arm, a config is impossible, a rate is swept by no
+            study, or a seed is one that a study of its kind may not have. One line that names the study or the arm.
+    """
+    found: dict[str, Arm] = {}
+    for arm in arms:
+        if arm.name in found:
+            raise UsageError(f"studies.py, arm {arm.name!r}: the name stands twice")
+        found[arm.name] = arm
+    swept = {name for study in studies.values() if study.sweeps for name in study.seeds}
+    for arm in found.values():
+        if isinstance(arm.rate, str) and arm.rate not in swept:
+            raise UsageError(f"studies.py, arm {arm.name!r}: no study sweeps the rate of {arm.rate!r}")
+        try:
+            arm.config(rate=1.0)
+        except ValueError as error:
+            raise UsageError(f"studies.py, arm {arm.name!r}: {error}") from None
+    for name, study in studies.items():
+        allowed: Collection[int] = TUNING_SEEDS if study.sweeps else {*PILOT_SEEDS, *CAMPAIGN_SEEDS}
+        for arm_name, seeds in study.seeds.items():
+            if arm_name not in found:
+                raise UsageError(f"studies.py, study {name!r}: there is no arm {arm_name!r} in ARMS")
+            if strange := sorted(set(seeds) - set(allowed)):
+                kind = "held out for tuning" if study.sweeps else "reported"
+                raise UsageError(
+                    f"studies.py, study {name!r}, arm {arm_name!r}: seed {strange[0]} is none of those {kind}"
+                )
+    return MappingProxyType(found)
+
+
+ARMS = checked(_ARMS, STUDIES)
+
+
+def seeds_of(arm: str) -> tuple[int, ...]:
+    """Every seed that a study reports of an arm, in order; none for an arm that is only tuned.
+
+    Raises:
+        KeyError: there is no such arm.
+    """
+    found = {seed for study in STUDIES.values() if not study.sweeps for seed in study.seeds.get(ARMS[arm].name, ())}
+    return tuple(sorted(found))
+
+
+def studies_of(arm: str) -> tuple[str, ...]:
+    """The studies that report an arm."""
+    return tuple(name for name, study in STUDIES.items() if not study.sweeps and arm in study.seeds)
