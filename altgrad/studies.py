@@ -524,6 +524,13 @@ def checked(arms: Iterable[Arm], studies: Mapping[str, Study]) -> Mapping[str, A
 ARMS = checked(_ARMS, STUDIES)
 
 
+def adamw_arm(fmt: str, place: str) -> str:
+    """The arm of AdamW that a step rule's is held against: the same format and place, each at its tuned rate."""
+    if place == "master":
+        return "E0M7 own rate" if fmt == "E0M7" else fmt
+    return f"{fmt} adamw {place}"
+
+
 def seeds_of(arm: str) -> tuple[int, ...]:
     """Every seed that a study reports of an arm, in order; none for an arm that is only tuned.
 

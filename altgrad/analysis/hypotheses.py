@@ -1,25 +1,393 @@
-"""The hypotheses, written before the runs that the repository ships were recorded (the commit history shows it).
+"""The preregistered hypotheses as data, and what the recorded campaign says of each.
 
-They were written with earlier pilot figures of this project at hand, so they are expectations, not blind predictions.
-Each prediction names a check that `altgrad.analysis.reports` makes from the recorded runs: held, did not hold, or
-not decided.
+`docs/method/preregistration.md` has the statements, families of tests and what counts as an answer. A hypothesis names
+the arms of `altgrad.studies` whose contrasts form its families, and the rule of `altgrad.analysis.contrasts` that
+answers. What was not written down beforehand is not a verdict.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from altgrad.analysis.contrasts import (
+    NAMED,
+    TEST_COLUMNS,
+    Answer,
+    Judge,
+    Judgement,
+    Pair,
+    Row,
+    Rows,
+    all_equivalent,
+    all_shown,
+    beyond,
+    by_seed,
+    equivalent,
+    judged,
+    missing,
+    named_family,
+    none_shown,
+    none_worse,
+    in_parts,
+    refuted,
+    runs_of,
+    shown,
+)
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.statistics import MARGIN, paired_difference
+
+from altgrad.config import LAYER_TYPES
+from altgrad.studies import ARMS, CLOSE_FORMATS, GRID, RULE_FORMATS, SPLITS, adamw_arm
+
+FAILURE_GAP = 0.05
+"""An arm whose paired gap to the unquantized run is above this, in nats a character, has failed (preregistered)."""
+
+Family = Sequence[Pair] | Callable[[ExperimentDataLoader], Sequence[Pair]]
+"""Contrasts that are adjusted together; of a family that depends on what was found, a function that gives them."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the records say of one hypothesis.
+
+    Attributes:
+        id: as in the preregistration, such as "H1".
+        study: whose runs decide it.
+        statement: the hypothesis in one sentence.
+        answer: "yes" where what counts as an answer was seen; "no" where its opposite was, or where a claim of a
+            difference is refuted by equivalence; "inconclusive" where neither was; "pending" where runs are missing.
+        evidence: one plain sentence with the numbers, intervals and pairs; for "pending", what is missing.
+        tests: one row a test of its family, columns `TEST_COLUMNS`; empty while pending.
+    """
+
+    id: str
+    study: str
+    statement: str
+    answer: Answer
+    evidence: str
+    tests: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(TEST_COLUMNS)), compare=False)
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A statement and the predictions that follow from it, each under the key of its check."""
+    """A statement, the contrasts that are its families of tests, and what counts as an answer.
+
+    Attributes:
+        id, study, statement: as in `Verdict`.
+        families: each adjusted by Holm for itself.
+        judge: gives the answer from the rows of all families, in order.
+        needs: names of arms that must be recorded besides those of the contrasts.
+    """
+
+    id: str
+    study: str
+    statement: str
+    families: Sequence[Family]
+    judge: Judge
+    needs: Sequence[str] = ()
+
+    def verdict(self, loader: ExperimentDataLoader) -> Verdict:
+        """What the records say of it."""
+        return Verdict(self.id, self.study, self.statement, *weigh(loader, self.families, self.judge, self.needs))
+
+
+def weigh(
+    loader: ExperimentDataLoader, families: Sequence[Family], judge: Judge, needs: Sequence[str] = ()
+) -> tuple[Answer, str, pd.DataFrame]:
+    """Answer, evidence and tests of some families; "pending" with what is missing, where runs are."""
+    stated = [pair for family in families if not callable(family) for pair in family]
+    if lacking := missing(loader, [*needs, *itertools.chain.from_iterable(stated)]):
+        return "pending", lacking, pd.DataFrame(columns=list(TEST_COLUMNS))
+    tables = [named_family(loader, family(loader) if callable(family) else family) for family in families]
+    tests = pd.concat([table for table in tables if len(table)], ignore_index=True)
+    judgement = judge(tests.to_dict("records"))
+    return judgement.answer, judgement.evidence, tests[list(TEST_COLUMNS)]
+
+
+def verdicts(loader: ExperimentDataLoader) -> tuple[Verdict, ...]:
+    """One verdict a hypothesis, in the order of their numbers."""
+    return loader.once(_verdicts)
+
+
+def _verdicts(loader: ExperimentDataLoader) -> tuple[Verdict, ...]:
+    return tuple(hypothesis.verdict(loader) for hypothesis in HYPOTHESES)
+
+
+# Families and answers of one hypothesis alone
+
+
+def pairs_of_best(arms: Sequence[str], baseline: str = "FP32") -> Family:
+    """Every pair of the arms, with the best subtracted: the one with the smallest gap of those that finished whole."""
+
+    def pairs(loader: ExperimentDataLoader) -> Sequence[Pair]:
+        base, gaps = by_seed(runs_of(loader, baseline)), {}
+        for arm in arms:
+            runs = runs_of(loader, arm)
+            if (runs["status"] == "finished").all():
+                gaps[arm] = paired_difference(by_seed(runs), base).mean
+        best = min(gaps, key=lambda arm: gaps[arm], default=None)
+        return list(itertools.combinations(sorted(arms, key=lambda arm: arm == best), 2))
+
+    return pairs
+
+
+def _between(rows: Rows, one: str, other: str) -> Row:
+    return next(row for row in rows if {row["of"], row["to"]} == {one, other})
+
+
+def _differs(row: Row) -> bool:
+    return shown(row, +1) or shown(row, -1)
+
+
+def _best(rows: Rows) -> str | None:
+    """The best arm of `pairs_of_best`; None where none is judged."""
+    return rows[-1]["to"] if any(judged(row) for row in rows) else None
+
+
+def _sweet_spot(rows: Rows) -> Judgement:
+    best, two = _best(rows), _between(rows, "E3M4", "E4M3")
+    among = best in ("E3M4", "E4M3")
+    behind = best is not None and not among and all(_differs(_between(rows, best, arm)) for arm in ("E3M4", "E4M3"))
+    answer: Answer = "inconclusive"
+    if among and equivalent(two):
+        answer = "yes"
+    elif behind or (_differs(two) and not equivalent(two)):
+        answer = "no"
+    lead = f"The smallest gap is {ARMS[best].label}'s. " if best else "No split has all its runs finished. "
+    return Judgement(answer, [two], lead, tost=True)
+
+
+def _no_own_sweet_spot(rows: Rows) -> Judgement:
+    """Of the pairs within each layer type: whether E4M3 is shown to end above the best nowhere."""
+    answers, decisive, lead = [], [], ""
+    for kind in LAYER_TYPES:
+        own = [row for row in rows if row["of"].endswith(f" {kind}")]
+        best, wanted = _best(own), f"E4M3 {kind}"
+        if best == wanted:
+            lead += f"{kind}: E4M3 is the best; "
+        elif best is None or not judged(row := _between(own, wanted, best)):
+            answers.append("inconclusive")
+            lead += f"{kind}: {'not judged' if best else 'no split has all its runs finished'}; "
+        else:
+            answers.append("no" if _differs(row) else "yes")
+            decisive.append(row)
+    answer: Answer = "no" if "no" in answers else "inconclusive" if "inconclusive" in answers else "yes"
+    return Judgement(answer, decisive, lead)
+
+
+def _ablations(rows: Rows) -> Judgement:
+    shuffled, constant = rows
+    answer: Answer = "inconclusive"
+    if shown(shuffled, +1) and judged(constant) and not _differs(constant):
+        answer = "yes"
+    elif refuted(shuffled, +1) or shown(constant, +1):
+        answer = "no"
+    return Judgement(answer, rows)
+
+
+def _not_by_gradients(rows: Rows) -> Judgement:
+    left, helped = rows
+    answer: Answer = "inconclusive"
+    if beyond(left, FAILURE_GAP) and shown(helped, -1):
+        answer = "yes"
+    elif (judged(left) and left["high"] < FAILURE_GAP) or refuted(helped, -1):
+        answer = "no"
+    return Judgement(answer, rows)
+
+
+def _worst_when_long(rows: Rows) -> Judgement:
+    """Four gaps to FP32, and the difference of E0M7 and the arm that ended above it, where one did."""
+    gaps = [row for row in rows if row["to"] == "FP32 long"]
+    worst = max(gaps, key=lambda row: float(row["difference"]))
+    own = next(row for row in gaps if row["of"] == "E0M7 long")
+    answer: Answer = "inconclusive"
+    if all(judged(row) for row in gaps):
+        if worst is own and shown(own, +1) and own["low"] > 0:
+            answer = "yes"
+        elif refuted(own, +1) or any(shown(row, +1) for row in rows if row["to"] == "E0M7 long"):
+            answer = "no"
+    return Judgement(answer, [own], f"{ARMS[worst['of']].label} has the highest mean loss; ")
+
+
+def _above_e0m7(loader: ExperimentDataLoader) -> Sequence[Pair]:
+    means = {arm: by_seed(runs_of(loader, arm)).mean() for arm in LONG_ARMS}
+    worst = max(means, key=lambda arm: means[arm])
+    return [(worst, "E0M7 long")] if worst != "E0M7 long" else []
+
+
+LONG_ARMS = tuple(f"{fmt} long" for fmt in (*CLOSE_FORMATS, "E0M7"))
+ULP_PAIRS = tuple(
+    (f"{fmt} update {place}", adamw_arm(fmt, place)) for fmt in RULE_FORMATS for place in ("master", *GRID)
+)
+HYPOTHESES: tuple[Hypothesis, ...] = (
+    Hypothesis(
+        "H1",
+        "formats",
+        "With all operands quantized the gap over the splits is U-shaped: E0M7, E6M1 and E7M0 are worse than FP32.",
+        [[(fmt, "FP32") for fmt in SPLITS]],
+        all_shown(+1, of=("E0M7", "E6M1", "E7M0")),
+    ),
+    Hypothesis(
+        "H2",
+        "formats",
+        "The sweet spot with all operands lies among E3M4 and E4M3, and the two are equivalent.",
+        [pairs_of_best(SPLITS)],
+        _sweet_spot,
+        needs=("FP32", *SPLITS),
+    ),
+    Hypothesis(
+        "H3",
+        "formats",
+        "Gradients need range where weights do not: E0M7 costs more with gradients alone than with weights alone.",
+        [[("E0M7 gradients", "E0M7 weights")]],
+        all_shown(+1, by=MARGIN),
+    ),
+    Hypothesis(
+        "H4",
+        "formats",
+        "Weights and activations need precision where gradients do not: E7M0 costs more with activations alone than "
+        "with gradients alone.",
+        [[("E7M0 activations", "E7M0 gradients")]],
+        all_shown(+1, by=MARGIN),
+    ),
+    Hypothesis(
+        "H5",
+        "layers",
+        "No layer type has a sweet spot of its own: in each of the four, E4M3 is among the formats not told from the "
+        "best.",
+        [pairs_of_best([f"{fmt} {kind}" for fmt in SPLITS]) for kind in LAYER_TYPES],
+        _no_own_sweet_spot,
+        needs=("FP32", *(f"{fmt} {kind}" for kind in LAYER_TYPES for fmt in SPLITS)),
+    ),
+    Hypothesis(
+        "H6",
+        "storage",
+        "On the grid under AdamW, rounding to nearest costs loss against stochastic rounding.",
+        [[(adamw_arm(fmt, "nearest"), adamw_arm(fmt, "stochastic")) for fmt in RULE_FORMATS]],
+        all_shown(+1),
+    ),
+    Hypothesis(
+        "H7",
+        "storage",
+        "Error feedback is no worse than stochastic rounding on the grid under AdamW.",
+        [[(adamw_arm(fmt, "feedback"), adamw_arm(fmt, "stochastic")) for fmt in RULE_FORMATS]],
+        none_worse,
+    ),
+    Hypothesis(
+        "H8",
+        "storage",
+        "Steps in ulps do not lower the loss against AdamW, master weights or grid, each at its tuned rate.",
+        [ULP_PAIRS],
+        none_shown(-1),
+    ),
+    Hypothesis(
+        "H9",
+        "storage",
+        "The gradient precondition is nearly AdamW: with master weights the two are equivalent.",
+        [[("E4M3 gradient master", "E4M3")]],
+        all_equivalent,
+    ),
+    Hypothesis(
+        "H10",
+        "storage",
+        "Whole-code steps are worse than AdamW on the grid with stochastic rounding.",
+        [[(f"{fmt} code stochastic", adamw_arm(fmt, "stochastic")) for fmt in RULE_FORMATS]],
+        all_shown(+1),
+    ),
+    Hypothesis(
+        "H11",
+        "controls",
+        "What ulp steps do they do without quantization too: the difference to AdamW is the same (within the margin) "
+        "with FP32 weights and the spacing of E4M3.",
+        [[(f"E4M3 {rule} master", "E4M3", f"FP32 {rule} master", "FP32") for rule in ("update", "gradient")]],
+        all_equivalent,
+    ),
+    Hypothesis(
+        "H12",
+        "controls",
+        "It matters which weight has which S: S shuffled is worse than S, S constant is not.",
+        [[(f"E4M3 {rule} master", "E4M3 update master") for rule in ("shuffled", "constant")]],
+        _ablations,
+    ),
+    Hypothesis(
+        "H13",
+        "controls",
+        "Where tensors begin mis-scaled (by up to 2^6, either way), ulp steps win against AdamW, and AdamW with rates "
+        "relative to the tensor wins as well.",
+        [
+            [
+                (f"E4M3 {rule} master misscaled", "E4M3 adamw master misscaled")
+                for rule in ("update", "gradient", "relative")
+            ]
+        ],
+        all_shown(-1, of=("E4M3 update master misscaled", "E4M3 relative master misscaled")),
+    ),
+    Hypothesis(
+        "H15",
+        "literature",
+        "E4M3 forward with E5M2 gradients ends lower than the reverse.",
+        [[("E4M3 E5M2 gradients", "E5M2 E4M3 gradients")]],
+        all_shown(-1),
+    ),
+    Hypothesis(
+        "H16",
+        "literature",
+        "MXFP8 (E4M3) is equivalent to BF16; MXFP4 (E2M1) is worse than BF16.",
+        [[("MXFP8", "BF16")], [("MXFP4", "BF16")]],
+        in_parts((1, all_equivalent), (1, all_shown(+1))),
+    ),
+    Hypothesis(
+        "H17",
+        "remedies",
+        "E0M7's loss comes from its gradients: rounding them stochastically, or giving them E5M2, lowers the gap.",
+        [[("E0M7 stochastic gradients", "E0M7"), ("E0M7 E5M2 gradients", "E0M7")]],
+        all_shown(-1),
+    ),
+    Hypothesis(
+        "H18",
+        "remedies",
+        "E7M0's loss does not come from its gradients: E5M2 gradients leave a gap above .05; stochastic rounding of "
+        "activations and gradients lowers it.",
+        [[("E7M0 E5M2 gradients", "FP32"), ("E7M0 stochastic both", "E7M0")]],
+        _not_by_gradients,
+    ),
+    Hypothesis(
+        "H19",
+        "scaling",
+        "A finer scale helps the fixed-point format most: scales by block lower E0M7's gap.",
+        [[(f"{fmt} {finer}", fmt) for fmt in RULE_FORMATS for finer in ("row", "block")]],
+        all_shown(-1, of=("E0M7 block",)),
+    ),
+    Hypothesis(
+        "H20",
+        "length",
+        "The order of the short runs holds: after 1,500 steps E0M7 is the worst of the five formats, and its gap "
+        "excludes zero.",
+        [[(arm, "FP32 long") for arm in LONG_ARMS], _above_e0m7],
+        _worst_when_long,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What was expected of a format or a rule before the runs, with predictions, each under the key of its check.
+
+    Written with earlier pilot figures of this project at hand, so no blind predictions. Each names a check that
+    `altgrad.analysis.reports` makes from the recorded runs: held, did not hold, or not decided.
+    """
 
     written: str
     statement: str
     predictions: dict[str, str]
 
 
-E7M0 = Hypothesis(
+E7M0 = Expectation(
     written="2026-11-23",
     statement=(
         "E7M0 has no mantissa bits: neighbouring values differ by a factor of 2, so rounding moves a value by up to a "
@@ -35,7 +403,7 @@ E7M0 = Hypothesis(
     },
 )
 
-E0M7 = Hypothesis(
+E0M7 = Expectation(
     written="2026-11-24",
     statement=(
         "Gradients need range where weights do not, and E0M7, a fixed-point grid, has none: its loss comes from its "
@@ -47,7 +415,7 @@ E0M7 = Hypothesis(
     },
 )
 
-STIFFNESS = Hypothesis(
+STIFFNESS = Expectation(
     written="2026-11-23",
     statement=(
         "Stiffness preconditioning: the spacing S of the grid at a weight (one ulp) is the natural unit of its "

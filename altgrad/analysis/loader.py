@@ -21,6 +21,7 @@ from altgrad.runs.pack import is_histogram, is_last, is_over_time
 from altgrad.runs.schema import LAYER_COLUMNS, digest
 from altgrad.runs.store import LAYER_TEXT
 from altgrad.runs.wandb_pull import Pulled, pull
+from altgrad.studies import identity_of
 
 T = TypeVar("T")
 OPERANDS = ("weight", "activation", "grad_output")
@@ -28,6 +29,7 @@ OPERAND_NAMES = {"weight": "weights", "activation": "activations", "grad_output"
 RUN_COLUMNS = (
     "run_id",
     "arm",
+    "identity",
     "seed",
     "foreign",
     "status",
@@ -68,7 +70,8 @@ class ExperimentDataLoader:
 
     Two runs are comparable only if everything but the compared thing is equal. The table has a key for each question:
 
-    - ``arm``: one config with all its seeds (and one data set);
+    - ``arm``: one config with all its seeds (and one data set); ``identity``: the config alone, as
+      `altgrad.studies.ARMS` has it;
     - ``setting`` and ``scope``: for comparing formats. `setting` is everything but format, scope and seed; `scope` is
       which operands of which layer types are quantized, and how they are scaled;
     - ``problem``: for comparing step rules; everything but the step rule, what belongs to it (`STEP_RULE_KEYS`) and the
@@ -469,6 +472,7 @@ def _of_arm(record: RunRecord) -> dict[str, Any]:
     rule = config.states("optimizer.step_rule")
     return {
         "arm": record.arm,
+        "identity": identity_of(config),
         "foreign": config.foreign is not None,
         "format": format_label(config),
         **{operand: getattr(config.quantize, operand) if stated else None for operand in OPERANDS},

@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 import altgrad
-from altgrad.analysis.hypotheses import Hypothesis
+from altgrad.analysis.hypotheses import Expectation
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.preregistered import Verdict
 from altgrad.config import UsageError
@@ -195,10 +195,10 @@ def pilot(loader: ExperimentDataLoader, arms: Iterable[str], pairs: int) -> list
     return [Note("info", "Pilot", (Paragraph(text),))]
 
 
-def hypothesis(value: Hypothesis) -> Md:
+def hypothesis(value: Expectation) -> Md:
     """A hypothesis with its date and what was known when it was written."""
     return md(
-        "Hypothesis, written on {date}, before the runs that ship with the repository, but with earlier pilot "
+        "Expectation, written on {date}, before the runs that ship with the repository, but with earlier pilot "
         "figures of "
         "this project at hand, so an expectation rather than a blind prediction: {text}",
         date=value.written,
@@ -220,7 +220,7 @@ def verdict_table(verdicts: Iterable[Verdict], identity: str) -> Table:
     records = [(verdict.id, verdict.statement, verdict.answer, verdict.evidence) for verdict in verdicts]
     data = pd.DataFrame(records, columns=["id", "hypothesis", "answer", "evidence"])
     rows = tuple((name, escape(text), answer, escape(evidence)) for name, text, answer, evidence in records)
-    columns: tuple[Column | str, ...] = ("", "Hypothesis, written beforehand", "Answer", "Evidence")
+    columns: tuple[Column | str, ...] = ("", "Expectation, written beforehand", "Answer", "Evidence")
     return Table(columns, rows, "Preregistered hypotheses and what the runs say", data=data, id=identity)
 
 

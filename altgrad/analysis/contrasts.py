@@ -1,0 +1,295 @@
+"""Is a difference shown? The one set of rules for it, for arms of the campaign and for any others.
+
+A contrast is the paired difference of two arms' final validation losses: same seed, same batches. A family of them is
+adjusted by Holm. What its rows show is asked with `shown`, `equivalent` and `refuted`, and answered by `all_shown` and
+its kind, as docs/method/preregistration.md has it: a run that did not finish leaves its arm unjudged, and "no" is an
+answer only where the opposite is shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.statistics import ALPHA, MARGIN, Estimate, holm, name_of_test, paired_difference
+from altgrad.studies import ARMS, seeds_of
+
+ENDED = ("finished", "failed", "crashed")
+"""Statuses of a run that will not go on."""
+
+TEST_COLUMNS = (
+    "contrast",
+    "arm",
+    "against",
+    "n_pairs",
+    "n_ended_badly",
+    "difference",
+    "low",
+    "high",
+    "sd",
+    "effect_size",
+    "test",
+    "p_value",
+    "p_holm",
+    "p_equivalent",
+)
+NAMED = ("of", "to")
+"""The arms of a contrast by their names in `altgrad.studies`."""
+
+Answer = Literal["yes", "no", "inconclusive", "pending"]
+Row = Mapping[Any, Any]
+Rows = Sequence[Row]
+Pair = tuple[str, ...]
+"""Names of an arm and of the one that is subtracted; with two more, their difference is subtracted too."""
+
+
+def runs_of(loader: ExperimentDataLoader, arm: str) -> pd.DataFrame:
+    """The campaign's runs of an arm: rows of `loader.runs` of its identity, at the seeds that a study reports.
+
+    Raises:
+        KeyError: there is no such arm.
+    """
+    runs = loader.runs
+    found = (runs["identity"] == ARMS[arm].identity) & runs["seed"].isin(seeds_of(arm))
+    return runs[found & ~runs["foreign"].astype(bool)]
+
+
+def missing(loader: ExperimentDataLoader, arms: Iterable[str]) -> str:
+    """What keeps arms from being compared, in a sentence; "" where nothing does.
+
+    They are when every seed of theirs has ended, one way or another, so that nothing is added or left out after
+    looking, and when all were trained on the same data.
+    """
+    found = {ARMS[arm].label: (runs_of(loader, arm), len(seeds_of(arm))) for arm in dict.fromkeys(arms)}
+    counts = {name: runs.loc[runs["status"].isin(ENDED), "seed"].nunique() for name, (runs, _) in found.items()}
+    lacking = [f"{name} ({counts[name]} of {seeds} seeds)" for name, (_, seeds) in found.items() if counts[name] < seeds]
+    if lacking:
+        more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
+        return f"Not recorded in full: {', '.join(lacking[:8])}{more}."
+    data = {name: set(runs["data"]) for name, (runs, _) in found.items()}
+    if several := [name for name, fingerprints in data.items() if len(fingerprints) > 1]:
+        return f"More than one data set is recorded for {', '.join(several)}; which one was meant is not said."
+    return "The recorded runs differ in data and cannot be compared." if len(set().union(*data.values())) > 1 else ""
+
+
+def by_seed(runs: pd.DataFrame, column: str = "final_val_loss") -> pd.Series:
+    """The column by seed; where a seed was recorded twice (a repeat under another status), a finished run counts."""
+    rows = sorted(zip(runs["status"] == "finished", runs["run_id"], runs["seed"], runs[column], strict=True))
+    found: dict[int, float] = {}
+    for *_, seed, value in rows:
+        found.pop(seed, None)  # so that a seed stands where it was last
+        found[seed] = value
+    seeds = pd.Index(list(found), dtype=runs["seed"].dtype, name="seed")
+    return pd.Series(list(found.values()), seeds, dtype="float64", name=column)
+
+
+def contrast(name: str, runs: pd.DataFrame, against: pd.DataFrame, *then: pd.DataFrame) -> dict[str, Any]:
+    """One row of `TEST_COLUMNS` but for p_holm: the paired difference of one arm's final loss to another's.
+
+    Where a run of any of them did not finish there is no p-value, of difference or equivalence: an arm is not judged by
+    its survivors. The difference of those that did is there to be shown.
+
+    Args:
+        name: what the row is called.
+        runs, against: rows of `loader.runs`, of one arm each.
+        then: two more, whose difference is subtracted from that of the first two.
+    """
+    values, baseline = by_seed(runs), by_seed(against)
+    if then:
+        values, baseline = values - baseline, by_seed(then[0]) - by_seed(then[1])
+    badly = sum(int((each["status"] != "finished").sum()) for each in (runs, against, *then))
+    arms = {"arm": next(iter(runs["arm"]), ""), "against": next(iter(against["arm"]), ""), "n_ended_badly": badly}
+    unjudged = {"p_value": math.nan, "p_equivalent": math.nan} if badly else {}
+    return row_of(name, paired_difference(values, baseline)) | arms | unjudged
+
+
+def row_of(name: str, estimate: Estimate) -> dict[str, Any]:
+    """An estimate as a row of `TEST_COLUMNS`, without arms and p_holm."""
+    return {
+        "contrast": name,
+        "n_pairs": estimate.n,
+        "n_ended_badly": 0,
+        "difference": estimate.mean,
+        "low": estimate.low,
+        "high": estimate.high,
+        "sd": estimate.sd,
+        "effect_size": estimate.effect_size,
+        "test": name_of_test(estimate.n),
+        "p_value": estimate.p_value,
+        "p_equivalent": estimate.equivalence_p(),
+    }
+
+
+def family(rows: Sequence[Row], columns: Sequence[str] = TEST_COLUMNS) -> pd.DataFrame:
+    """The rows as a table, with Holm's adjustment over all of them; one without a p-value counts as a p of 1."""
+    frame = pd.DataFrame(list(rows), columns=list(columns))
+    adjusted = holm([1.0 if math.isnan(p) else float(p) for p in frame["p_value"]])
+    frame["p_holm"] = pd.Series(adjusted, dtype="float64").where(frame["p_value"].notna())
+    return frame
+
+
+def named_family(loader: ExperimentDataLoader, pairs: Iterable[Pair], prefix: str = "") -> pd.DataFrame:
+    """The contrasts of the campaign's arms as one family, columns `TEST_COLUMNS` and `NAMED`."""
+    rows = []
+    for pair in pairs:
+        first, second, *_ = (ARMS[arm].label for arm in pair)
+        row = contrast(f"{prefix}{first} − {second}", *(runs_of(loader, arm) for arm in pair))
+        rows.append(row | dict(zip(NAMED, pair, strict=False)))
+    return family(rows, (*TEST_COLUMNS, *NAMED))
+
+
+# What a row shows
+
+
+def judged(row: Row) -> bool:
+    """Whether it can show anything: every run finished, and there are two pairs for an interval."""
+    return not row["n_ended_badly"] and row["n_pairs"] >= 2
+
+
+def shown(row: Row, sign: int, by: float = 0.0) -> bool:
+    """Whether a difference of this sign is shown, and its estimate is larger than `by` nats a character."""
+    return bool(judged(row) and row["p_holm"] < ALPHA and sign * row["difference"] > by)
+
+
+def equivalent(row: Row) -> bool:
+    """Whether the difference is shown to lie within the margin."""
+    return bool(judged(row) and row["p_equivalent"] < ALPHA)
+
+
+def refuted(row: Row, sign: int, by: float = 0.0) -> bool:
+    """Whether a claimed difference of this sign is refuted: the opposite is shown, or equivalence and not the claim."""
+    return not shown(row, sign, by) and (shown(row, -sign) or equivalent(row))
+
+
+def beyond(row: Row, limit: float) -> bool:
+    """Whether the whole interval lies above the limit; below it where that is negative."""
+    return bool(judged(row) and (row["low"] > limit if limit >= 0 else row["high"] < limit))
+
+
+# What a family answers
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The answer of a family, the rows that decide it, what is said around their figures, and whether TOST is named."""
+
+    answer: Answer
+    rows: Rows
+    lead: str = ""
+    tail: str = ""
+    tost: bool = False
+
+    @property
+    def evidence(self) -> str:
+        """The rows' figures in a sentence: all of them, or of more than four their number and the two extremes."""
+        parts, rows, known = [], self.rows, [row for row in self.rows if judged(row)]
+        if len(known) > 4:
+            lower, higher = (sum(shown(row, sign) for row in known) for sign in (-1, 1))
+            badly = f", {len(rows) - len(known)} not judged because runs did not finish" if len(rows) > len(known) else ""
+            parts.append(f"lower in {lower} of {len(rows)}, higher in {higher}{badly}")
+            rows = [extreme(known, key=lambda row: float(row["difference"])) for extreme in (min, max)]
+        parts += [f"{row['contrast']}: {describe(row, self.tost)}" for row in rows]
+        return f"{self.lead}{'; '.join(parts)}.{self.tail}"
+
+
+Judge = Callable[[Rows], Judgement]
+
+
+def _answer(yes: bool, no: bool) -> Answer:
+    return "yes" if yes else "no" if no else "inconclusive"
+
+
+def all_shown(sign: int, by: float = 0.0, of: Sequence[str] = ()) -> Judge:
+    """Yes where every difference has the sign and is larger than `by`; no where one is refuted.
+
+    Args:
+        sign: +1 where the first arm of a pair is to end above the second, -1 below.
+        by: nats a character.
+        of: the first arms of the contrasts that decide; without any, all do.
+    """
+
+    def judge(rows: Rows) -> Judgement:
+        rows = _of(rows, of)
+        yes = all(shown(row, sign, by) for row in rows)
+        return Judgement(_answer(yes, any(refuted(row, sign, by) for row in rows)), rows)
+
+    return judge
+
+
+def all_equivalent(rows: Rows) -> Judgement:
+    """Yes where every difference lies within the margin; no where an interval lies beyond it."""
+    no = any(beyond(row, MARGIN) or beyond(row, -MARGIN) for row in rows)
+    answer = _answer(all(equivalent(row) for row in rows), no)
+    open_size = answer == "inconclusive" and all(shown(row, -1) or shown(row, 1) for row in rows)
+    more = " Equivalence within the margin is not shown, and a difference is: its size, not its presence, is open."
+    return Judgement(answer, rows, tail=more if open_size else "", tost=True)
+
+
+def none_worse(rows: Rows) -> Judgement:
+    """Yes where no interval reaches the margin above zero; no where one lies beyond it."""
+    yes = all(judged(row) and row["high"] < MARGIN for row in rows)
+    return Judgement(_answer(yes, any(beyond(row, MARGIN) for row in rows)), rows)
+
+
+def none_shown(sign: int) -> Judge:
+    """Yes where no difference has the sign, and all are judged; no where one has."""
+
+    def judge(rows: Rows) -> Judgement:
+        no = any(shown(row, sign) for row in rows)
+        return Judgement(_answer(not no and all(judged(row) for row in rows), no), rows)
+
+    return judge
+
+
+def in_parts(*judges: tuple[int, Judge]) -> Judge:
+    """Of a statement in parts, each about so many of the rows in order: "no" where one does not hold."""
+
+    def judge(rows: Rows) -> Judgement:
+        found, start = [], 0
+        for count, part in judges:
+            found.append(part(rows[start : start + count]))
+            start += count
+        answers = {each.answer for each in found}
+        tost = any(each.tost for each in found)
+        return Judgement(_answer(answers == {"yes"}, "no" in answers), rows, tost=tost)
+
+    return judge
+
+
+def _of(rows: Rows, arms: Sequence[str]) -> Rows:
+    return [row for row in rows if row["of"] in arms] if arms else rows
+
+
+# In words
+
+
+def describe(row: Row, tost: bool = False) -> str:
+    """The figures of a test, such as ``+0.096 nats [+0.074, +0.118], n = 16, adjusted p < 0.001``."""
+    parts = [f"{signed(row['difference'])} nats {interval(row)}", f"n = {row['n_pairs']}"]
+    parts.append("no p-value" if math.isnan(row["p_holm"]) else f"adjusted p {p_in_words(row['p_holm'])}")
+    if tost and not math.isnan(row["p_equivalent"]):
+        parts.append(f"TOST p {p_in_words(row['p_equivalent'])}")
+    if bad := row["n_ended_badly"]:
+        parts.append(f"{bad} run{'s' if bad > 1 else ''} did not finish")
+    return ", ".join(parts)
+
+
+def interval(row: Row) -> str:
+    """``[+0.074, +0.118]``, or "no interval"."""
+    return "no interval" if math.isnan(row["low"]) else f"[{signed(row['low'])}, {signed(row['high'])}]"
+
+
+def p_in_words(p: float) -> str:
+    """``< 0.001`` or ``= 0.012``."""
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def signed(value: float) -> str:
+    """Three digits with their sign; zero has none."""
+    text = f"{value:+.3f}"
+    return "0.000" if text in ("+0.000", "-0.000") else text
