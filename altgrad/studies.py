@@ -182,7 +182,7 @@ def _arm(
 
 
 def _step_rule(fmt: str, rule: str, place: str, rate: float | str, suffix: str = "", **settings: Any) -> Arm:
-    label = f"{fmt} {RULES[rule].label}" + ("" if fmt == "FP32" else f" ({PLACES[place].label})")
+    label = f"{fmt} {RULES[rule].label}" + ("" if place == "master" else f" ({PLACES[place].label})")
     settings["label"] = label + (", mis-scaled" if suffix == " misscaled" else "")
     return _arm(f"{fmt} {rule} {place}{suffix}", fmt, rule=rule, place=place, rate=rate, **settings)
 

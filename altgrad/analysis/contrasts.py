@@ -67,7 +67,9 @@ def missing(loader: ExperimentDataLoader, arms: Iterable[str]) -> str:
     """
     found = {ARMS[arm].label: (runs_of(loader, arm), len(seeds_of(arm))) for arm in dict.fromkeys(arms)}
     counts = {name: runs.loc[runs["status"].isin(ENDED), "seed"].nunique() for name, (runs, _) in found.items()}
-    lacking = [f"{name} ({counts[name]} of {seeds} seeds)" for name, (_, seeds) in found.items() if counts[name] < seeds]
+    lacking = [
+        f"{name} ({counts[name]} of {seeds} seeds)" for name, (_, seeds) in found.items() if counts[name] < seeds
+    ]
     if lacking:
         more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
         return f"Not recorded in full: {', '.join(lacking[:8])}{more}."
@@ -190,7 +192,9 @@ class Judgement:
         parts, rows, known = [], self.rows, [row for row in self.rows if judged(row)]
         if len(known) > 4:
             lower, higher = (sum(shown(row, sign) for row in known) for sign in (-1, 1))
-            badly = f", {len(rows) - len(known)} not judged because runs did not finish" if len(rows) > len(known) else ""
+            badly = (
+                f", {len(rows) - len(known)} not judged because runs did not finish" if len(rows) > len(known) else ""
+            )
             parts.append(f"lower in {lower} of {len(rows)}, higher in {higher}{badly}")
             rows = [extreme(known, key=lambda row: float(row["difference"])) for extreme in (min, max)]
         parts += [f"{row['contrast']}: {describe(row, self.tost)}" for row in rows]

@@ -6,29 +6,24 @@ H16 of the preregistration are among them; the other comparisons were not writte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 
+from altgrad.analysis.contrasts import TEST_COLUMNS, Answer, Judge, Judgement, Rows, all_equivalent, all_shown, in_parts
+from altgrad.analysis.hypotheses import Family, weigh
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.preregistered import (
-    SEEDS,
-    TEST_COLUMNS,
-    Answer,
-    Verdict,
-    contrast,
-    family,
-    in_words,
-    missing,
-    select,
-)
-from altgrad.analysis.statistics import ALPHA, MARGIN
-from altgrad.config import OPERANDS
+from altgrad.studies import RULE_FORMATS, STUDIES, adamw_arm, studies_of
 
 Agreement = Literal["agreement", "no agreement", "inconclusive", "pending", "related work"]
-Rows = list[dict[Any, Any]]
+AGREEMENTS: dict[Answer, Agreement] = {
+    "yes": "agreement",
+    "no": "no agreement",
+    "inconclusive": "inconclusive",
+    "pending": "pending",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,8 @@ class Claim:
         references: name and arXiv identifier.
         ours: which arms are compared, in words.
         differs: why the settings differ, and so why the results may.
-        studies: whose runs decide it.
+        families: the contrasts of ours, by arms of `altgrad.studies`.
+        judge: whether they show what is reported; None for related work, of which no agreement is claimed.
         planned: the hypothesis of the preregistration, "" for a comparison that is not one.
     """
 
@@ -54,8 +50,15 @@ class Claim:
     references: tuple[tuple[str, str], ...]
     ours: str
     differs: str
-    studies: tuple[str, ...]
+    families: Sequence[Family]
+    judge: Judge | None
     planned: str = ""
+
+    @property
+    def studies(self) -> tuple[str, ...]:
+        """Whose runs decide it."""
+        arms = {arm for family in self.families if not callable(family) for pair in family for arm in pair}
+        return tuple(name for name in STUDIES if any(name in studies_of(arm) for arm in arms))
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ CLAIMS = (
         (FP8_FORMATS, FP8_NUMERICS, FP8_FIRST),
         "E4M3 forward with E5M2 gradients against BF16: equivalent within the margin of the preregistration?",
         SIMULATED + " Theirs are whole training sessions of large models.",
-        ("formats", "literature"),
+        [[("E4M3 E5M2 gradients", "BF16")]],
+        all_equivalent,
     ),
     Claim(
         "fp8-roles",
@@ -106,7 +110,8 @@ CLAIMS = (
         "E4M3 forward with E5M2 gradients against E5M2 forward with E4M3 gradients.",
         SIMULATED + " With a scale for each tensor and step, E4M3 loses little range in gradients of so small a model, "
         "so that the reverse may lose less here than where scales are rare or gradients spread wider.",
-        ("literature",),
+        [[("E4M3 E5M2 gradients", "E5M2 E4M3 gradients")]],
+        all_shown(-1),
         planned="H15",
     ),
     Claim(
@@ -120,7 +125,8 @@ CLAIMS = (
         "of H6).",
         "Theirs are 16-bit weights, whose grid is finer by far; ours are 8-bit grids with one scale a tensor, and the "
         "optimizer's moments stay in 32 bits. " + SIMULATED,
-        ("storage",),
+        [[(adamw_arm(fmt, "nearest"), adamw_arm(fmt, "stochastic")) for fmt in RULE_FORMATS]],
+        all_shown(+1),
         planned="H6",
     ),
     Claim(
@@ -133,7 +139,8 @@ CLAIMS = (
         "MXFP8 with E4M3 elements in all operands against BF16: equivalent within the margin?",
         SIMULATED + " The scale of a block is rounded down here, as the specification says; the recipe for "
         "pre-training has a conversion of its own.",
-        ("formats", "literature"),
+        [[("MXFP8", "BF16")]],
+        all_equivalent,
         planned="H16",
     ),
     Claim(
@@ -146,7 +153,8 @@ CLAIMS = (
         "MXFP8 with scales rounded up against MXFP8 with the specification's, rounded down: a lower loss? And against "
         "BF16: equivalent within the margin?",
         SIMULATED + " A scale rounded down clips a block's largest element, which ours shows without divergence.",
-        ("formats", "literature", "blocks"),
+        [[("MXFP8 up", "MXFP8"), ("MXFP8 up", "BF16")]],
+        in_parts((1, all_shown(-1)), (1, all_equivalent)),
     ),
     Claim(
         "mxfp4",
@@ -158,7 +166,8 @@ CLAIMS = (
         (MXFP4_TRAINING, MX),
         "MXFP4 (E2M1) in all operands, rounded to nearest, against BF16: worse?",
         SIMULATED + " The recipes are not part of it.",
-        ("formats", "literature"),
+        [[("MXFP4", "BF16")]],
+        all_shown(+1),
         planned="H16",
     ),
     Claim(
@@ -169,7 +178,8 @@ CLAIMS = (
         (MXFP4_NVFP4,),
         "NVFP4 against MXFP4, all operands, rounded to nearest: a lower loss?",
         "Theirs is inference with trained weights, ours is training. " + SIMULATED,
-        ("literature",),
+        [[("NVFP4", "MXFP4")]],
+        all_shown(-1),
     ),
     Claim(
         "fp4-stochastic",
@@ -182,7 +192,8 @@ CLAIMS = (
         "lower loss, and MXFP4 a higher one? MXFP4 with its scales rounded up stands beside them.",
         SIMULATED + " Theirs is about MXFP4 alone; NVFP4 and scales rounded up show here what clipping has to do with "
         "it.",
-        ("literature", "blocks"),
+        [[(f"{name} stochastic gradients", name) for name in ("NVFP4", "MXFP4", "MXFP4 up")]],
+        in_parts((1, all_shown(-1)), (1, all_shown(+1))),
     ),
     Claim(
         "madam",
@@ -195,196 +206,22 @@ CLAIMS = (
         "stochastically, each at its tuned rate (among the tests of H8).",
         "Not the same method: their updates are multiplicative on a logarithmic grid, ours follow AdamW's direction "
         "with a step of some ulps. So no agreement is claimed either way.",
-        ("storage",),
+        [[(f"{fmt} update stochastic", adamw_arm(fmt, "stochastic")) for fmt in RULE_FORMATS]],
+        None,
     ),
 )
 
 
 def findings(loader: ExperimentDataLoader) -> tuple[Finding, ...]:
     """One finding a claim of `CLAIMS`, in their order."""
-    return tuple(_COMPARED[claim.id](loader, claim) for claim in CLAIMS)
+    return tuple(_finding(loader, claim) for claim in CLAIMS)
 
 
-def literature_verdicts(loader: ExperimentDataLoader) -> tuple[Verdict, ...]:
-    """What the records say of the preregistered hypotheses on the literature: H15 and H16."""
-    return (_h15(loader), _h16(loader))
+def _finding(loader: ExperimentDataLoader, claim: Claim) -> Finding:
+    answer, evidence, tests = weigh(loader, claim.families, claim.judge or _as_they_are)
+    agreement = AGREEMENTS[answer]
+    return Finding(claim, "related work" if claim.judge is None and len(tests) else agreement, evidence, tests)
 
 
-def _h15(loader: ExperimentDataLoader) -> Verdict:
-    statement = "E4M3 forward with E5M2 gradients ends lower than the reverse."
-    ours, reverse = _mixed(loader, "e4m3", "e5m2"), _mixed(loader, "e5m2", "e4m3")
-    arms = {"E4M3 forward with E5M2 gradients": ours, "E5M2 forward with E4M3 gradients": reverse}
-    if lacking := missing(arms, SEEDS):
-        return Verdict("H15", "literature", statement, "pending", lacking)
-    tests = family([contrast("E4M3 forward with E5M2 gradients − the reverse", ours, reverse)])
-    rows = tests.to_dict("records")
-    return Verdict("H15", "literature", statement, _differs(rows, -1), _said(rows), tests)
-
-
-def _h16(loader: ExperimentDataLoader) -> Verdict:
-    statement = "MXFP8 (E4M3) is equivalent to BF16; MXFP4 (E2M1) is worse than BF16."
-    bf16, mxfp8, mxfp4 = _bf16(loader), _scaled(loader, "e4m3", "mx"), _scaled(loader, "e2m1", "mx")
-    if lacking := missing({"BF16": bf16, "MXFP8": mxfp8, "MXFP4": mxfp4}, SEEDS):
-        return Verdict("H16", "literature", statement, "pending", lacking)
-    # TOST for the first and one test for the second: two families of one each, as the preregistration has them.
-    eight, four = family([contrast("MXFP8 − BF16", mxfp8, bf16)]), family([contrast("MXFP4 − BF16", mxfp4, bf16)])
-    tests = pd.concat([eight, four], ignore_index=True)
-    answer = _both(_equivalent(eight.to_dict("records")), _differs(four.to_dict("records"), +1))
-    return Verdict("H16", "literature", statement, answer, _said(tests.to_dict("records")), tests)
-
-
-def _differs(rows: Rows, sign: int) -> Answer:
-    """Whether all differences are shown to have the sign; "no" where one has the other, or is shown to be none."""
-    if any(row["n_ended_badly"] for row in rows):
-        return "inconclusive"
-    if all(row["p_holm"] < ALPHA and sign * row["difference"] > 0 for row in rows):
-        return "yes"
-    for row in rows:
-        told = row["p_holm"] < ALPHA
-        if (told and sign * row["difference"] < 0) or (not told and row["p_equivalent"] < ALPHA):
-            return "no"
-        if told and sign * row["difference"] > 0:
-            continue
-    return "inconclusive"
-
-
-def _equivalent(rows: Rows) -> Answer:
-    """Whether all differences are shown to lie within the margin; "no" where an interval lies beyond it."""
-    if any(row["n_ended_badly"] for row in rows):
-        return "inconclusive"
-    if all(row["p_equivalent"] < ALPHA for row in rows):
-        return "yes"
-    return "no" if any(row["low"] > MARGIN or row["high"] < -MARGIN for row in rows) else "inconclusive"
-
-
-def _both(*answers: Answer) -> Answer:
-    """Of a statement in parts: "no" where one does not hold."""
-    return "yes" if set(answers) == {"yes"} else "no" if "no" in answers else "inconclusive"
-
-
-def _said(rows: Rows) -> str:
-    return (
-        "; ".join(
-            f"{row['contrast']}: {in_words(row)}"
-            + (f", TOST p = {row['p_equivalent']:.3f}" if row["p_equivalent"] == row["p_equivalent"] else "")
-            for row in rows
-        )
-        + "."
-    )
-
-
-def _finding(
-    claim: Claim, arms: dict[str, tuple[pd.DataFrame, pd.DataFrame]], judge: Callable[[Rows], Answer]
-) -> Finding:
-    """A claim against contrasts that form a family: name -> (runs, runs that are subtracted)."""
-    named: dict[str, pd.DataFrame] = {}
-    for name, (runs, against) in arms.items():
-        first, _, second = name.partition(" − ")
-        named |= {first: runs, second: against}
-    if lacking := missing(named, SEEDS):
-        return Finding(claim, "pending", lacking)
-    tests = family([contrast(name, *pair) for name, pair in arms.items()])
-    rows: Rows = tests.to_dict("records")
-    words: dict[Answer, Agreement] = {"yes": "agreement", "no": "no agreement", "inconclusive": "inconclusive"}
-    return Finding(claim, words[judge(rows)], _said(rows), tests)
-
-
-def _like_16_bit(loader: ExperimentDataLoader, claim: Claim) -> Finding:
-    pair = (_mixed(loader, "e4m3", "e5m2"), _bf16(loader))
-    return _finding(claim, {"E4M3 forward with E5M2 gradients − BF16": pair}, _equivalent)
-
-
-def _roles(loader: ExperimentDataLoader, claim: Claim) -> Finding:
-    pair = (_mixed(loader, "e4m3", "e5m2"), _mixed(loader, "e5m2", "e4m3"))
-    return _finding(claim, {"E4M3 forward with E5M2 gradients − the reverse": pair}, lambda rows: _differs(rows, -1))
-
-
-def _stochastic(loader: ExperimentDataLoader, claim: Claim) -> Finding:
-    arms = {
-        f"{name} to nearest − {name} stochastically": (
-            _grid(loader, name, "nearest_even"),
-            _grid(loader, name, "stochastic"),
-        )
-        for name in ("E4M3", "E5M2", "E0M7")
-    }
-    return _finding(claim, arms, lambda rows: _differs(rows, +1))
-
-
-def _mxfp8(loader: ExperimentDataLoader, claim: Claim) -> Finding:
-    return _finding(claim, {"MXFP8 − BF16": (_scaled(loader, "e4m3", "mx"), _bf16(loader))}, _equivalent)
-
-
-def _scales_up(loader: ExperimentDataLoader, claim: Claim) -> Finding:
-    up = _scaled(loader, "e4m3", "mx_rceil", "blocks")
-    name = "MXFP8 with scales rounded up"
-    arms = {f"{name} − MXFP8": (up, _scaled(loader, "e4m3", "mx")), f"{name} − BF16": (up, _bf16(loader))}
-    return _finding(claim, arms, lambda rows: _both(_differs(rows[:1], -1), _equivalent(rows[1:])))
-
-
-def _mxfp4(loader: ExperimentDataLoader, claim: Claim) -> Finding:
-    pair = (_scaled(loader, "e2m1", "mx"), _bf16(loader))
-    return _finding(claim, {"MXFP4 − BF16": pair}, lambda rows: _differs(rows, +1))
-
-
-def _nvfp4(loader: ExperimentDataLoader, claim: Claim) -> Finding:
-    pair = (_scaled(loader, "e2m1", "nvfp4"), _scaled(loader, "e2m1", "mx"))
-    return _finding(claim, {"NVFP4 − MXFP4": pair}, lambda rows: _differs(rows, -1))
-
-
-def _stochastic_fp4(loader: ExperimentDataLoader, claim: Claim) -> Finding:
-    kinds = {"NVFP4": ("nvfp4", "literature"), "MXFP4": ("mx", "literature"), "MXFP4 scaled up": ("mx_rceil", "blocks")}
-    arms = {}
-    for name, (kind, study) in kinds.items():
-        known = _scaled(loader, "e2m1", kind, "blocks", "stochastic")
-        nearest = _scaled(loader, "e2m1", kind, study)
-        arms[f"{name} stochastically − {name} to nearest"] = (known, nearest)
-    return _finding(claim, arms, lambda rows: _both(_differs(rows[:1], -1), _differs(rows[1:2], +1)))
-
-
-def _madam(loader: ExperimentDataLoader, claim: Claim) -> Finding:
-    arms = {
-        f"{name} in ulps − {name} under AdamW": (
-            _grid(loader, name, "stochastic", "update"),
-            _grid(loader, name, "stochastic"),
-        )
-        for name in ("E4M3", "E5M2", "E0M7")
-    }
-    found = _finding(claim, arms, lambda rows: "inconclusive")
-    return found if found.answer == "pending" else Finding(claim, "related work", found.evidence, found.tests)
-
-
-_COMPARED: dict[str, Callable[[ExperimentDataLoader, Claim], Finding]] = {
-    "fp8-like-16-bit": _like_16_bit,
-    "fp8-roles": _roles,
-    "stochastic-rounding": _stochastic,
-    "mxfp8": _mxfp8,
-    "mx-scales-up": _scales_up,
-    "mxfp4": _mxfp4,
-    "nvfp4": _nvfp4,
-    "fp4-stochastic": _stochastic_fp4,
-    "madam": _madam,
-}
-
-
-def _mixed(loader: ExperimentDataLoader, forward: str, backward: str) -> pd.DataFrame:
-    return select(loader, "literature", weight=forward, activation=forward, grad_output=backward)
-
-
-def _scaled(
-    loader: ExperimentDataLoader, fmt: str, kind: str, study: str = "literature", gradients: str = "nearest_even"
-) -> pd.DataFrame:
-    """All operands in one format and kind of scale, with the gradients' rounding."""
-    wanted = {"scaling__kind": kind, "quantize__rounding__grad_output": gradients}
-    return select(loader, study, **wanted, **dict.fromkeys(OPERANDS, fmt))
-
-
-def _bf16(loader: ExperimentDataLoader) -> pd.DataFrame:
-    return select(loader, "formats", **dict.fromkeys(OPERANDS, "bf16"))
-
-
-def _grid(loader: ExperimentDataLoader, name: str, rounding: str, precondition: str | None = None) -> pd.DataFrame:
-    """Study storage's arm with its weights on the grid: AdamW, or steps in ulps with `precondition` "update"."""
-    runs = select(loader, "storage", format=name, storage="grid", rounding=rounding, optimizer__relative=False)
-    rule = "adamw" if precondition is None else "manifold"
-    runs = runs[runs["step_rule"] == rule]
-    return runs if precondition is None else runs[runs["precondition"] == precondition]
+def _as_they_are(rows: Rows) -> Judgement:
+    return Judgement("inconclusive", rows)
