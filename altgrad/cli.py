@@ -161,7 +161,7 @@ def run_explain(options: argparse.Namespace) -> int:
     Raises:
         UsageError: the folder holds no readable record.
     """
-    from altgrad.analysis.reports.failure_report import failure_report
+    from altgrad.reports.failure_report import failure_report
     from altgrad.runs import read_run
 
     folder: Path = options.folder

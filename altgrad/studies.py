@@ -162,9 +162,13 @@ class Arm:
         return tuple(rate * 2**fmt.mantissa_bits for rate in (ULPS_OF_ONE if fmt.exponent_bits else ADAMW_RATES))
 
 
-def identity_of(config: ExperimentConfig) -> str:
-    """16 hex of a sha256 of everything that decides a run's numbers but seed and data."""
-    return digest(config.arm_identity())[:16]
+def identity_of(config: ExperimentConfig, rate: bool = True) -> str:
+    """16 hex of a sha256 of what decides a run's numbers but seed and data, and but its learning rates without `rate`."""
+    identity = config.arm_identity()
+    if not rate:
+        kept = {key: value for key, value in identity["optimizer"].items() if not key.endswith("learning_rate")}
+        identity = identity | {"optimizer": kept}
+    return digest(identity)[:16]
 
 
 def every(fmt: str) -> dict[str, str]:
@@ -194,33 +198,44 @@ def _pilot(name: str, fmt: str, rule: str = "adamw", rate: float = FP32_RATE, **
     return Arm(name, fmt, quantize, rule, rate=rate, other=other, settings=settings, label=name)
 
 
-TUNED = {
-    "E4M3": {
-        "gradient": {"master": 0.016, "nearest": 0.032, "stochastic": 0.016, "feedback": 0.032},
-        "relative": {"master": 0.08, "nearest": 0.16, "stochastic": 0.08, "feedback": 0.16},
-        "adamw": {"drawn": 0.016, "nearest": 0.016, "stochastic": 0.016, "feedback": 0.016},
-        "update": {"master": 1.28, "nearest": 1.28, "stochastic": 1.28, "feedback": 1.28},
-        "code": {"stochastic": 0.5},
-    },
-    "E5M2": {
-        "adamw": {"nearest": 0.032, "stochastic": 0.016, "feedback": 0.016},
-        "update": {"master": 0.64, "nearest": 1.28, "stochastic": 0.64, "feedback": 0.64},
-        "code": {"stochastic": 0.25},
-    },
-    "E0M7": {
-        "adamw": {"nearest": 0.016, "stochastic": 0.016, "feedback": 0.016},
-        "update": {"master": 2.048, "nearest": 2.048, "stochastic": 1.024, "feedback": 1.024},
-        "code": {"stochastic": 0.5},
-    },
-}
-"""Format -> rule -> place -> the best rate of study tuning: the arms of study storage."""
-
-STORAGE_ARMS = tuple(
-    _step_rule(fmt, rule, place, rate)
-    for fmt, rules in TUNED.items()
-    for rule, places in rules.items()
-    for place, rate in places.items()
+TUNED = (
+    ("E4M3", "gradient", "master", 0.016),
+    ("E4M3", "relative", "master", 0.08),
+    ("E4M3", "adamw", "drawn", 0.016),
+    ("E4M3", "update", "master", 1.28),
+    ("E4M3", "adamw", "nearest", 0.016),
+    ("E4M3", "adamw", "stochastic", 0.016),
+    ("E4M3", "adamw", "feedback", 0.016),
+    ("E4M3", "update", "nearest", 1.28),
+    ("E4M3", "update", "stochastic", 1.28),
+    ("E4M3", "update", "feedback", 1.28),
+    ("E4M3", "gradient", "nearest", 0.032),
+    ("E4M3", "gradient", "stochastic", 0.016),
+    ("E4M3", "gradient", "feedback", 0.032),
+    ("E4M3", "relative", "nearest", 0.16),
+    ("E4M3", "relative", "stochastic", 0.08),
+    ("E4M3", "relative", "feedback", 0.16),
+    ("E4M3", "code", "stochastic", 0.5),
+    ("E5M2", "update", "master", 0.64),
+    ("E5M2", "adamw", "nearest", 0.032),
+    ("E5M2", "adamw", "stochastic", 0.016),
+    ("E5M2", "adamw", "feedback", 0.016),
+    ("E5M2", "update", "nearest", 1.28),
+    ("E5M2", "update", "stochastic", 0.64),
+    ("E5M2", "update", "feedback", 0.64),
+    ("E5M2", "code", "stochastic", 0.25),
+    ("E0M7", "update", "master", 2.048),
+    ("E0M7", "adamw", "nearest", 0.016),
+    ("E0M7", "adamw", "stochastic", 0.016),
+    ("E0M7", "adamw", "feedback", 0.016),
+    ("E0M7", "update", "nearest", 2.048),
+    ("E0M7", "update", "stochastic", 1.024),
+    ("E0M7", "update", "feedback", 1.024),
+    ("E0M7", "code", "stochastic", 0.5),
 )
+"""Format, rule, place and the best rate of study tuning: the arms of study storage."""
+
+STORAGE_ARMS = tuple(_step_rule(*tuned) for tuned in TUNED)
 UNQUANTIZED_ARMS = (
     _step_rule("FP32", "gradient", "master", 0.016, optimizer={"format": "e4m3"}),
     _step_rule("FP32", "update", "master", 1.28, optimizer={"format": "e4m3"}),

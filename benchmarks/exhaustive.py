@@ -39,7 +39,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor  # noqa: E402
 
 import altgrad  # noqa: E402
-from altgrad.analysis.reports.benchmarks import (  # noqa: E402
+from altgrad.reports.benchmarks import (  # noqa: E402
     ALL_INPUTS,
     RECORDED,
     ExhaustiveRecord,

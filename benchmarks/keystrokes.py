@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import altgrad  # noqa: E402
-from altgrad.analysis.reports.benchmarks import RECORDED, write_record  # noqa: E402
-from altgrad.analysis.reports.run_costs import Figure, KeystrokesRecord  # noqa: E402
+from altgrad.reports.benchmarks import RECORDED, write_record  # noqa: E402
+from altgrad.reports.run_costs import Figure, KeystrokesRecord  # noqa: E402
 from altgrad.runs.schema import code_fingerprint  # noqa: E402
 
 ROWS = 10_000
@@ -153,7 +153,7 @@ def main() -> int:
     from playwright.sync_api import sync_playwright
     from test_runs_script import made_up
 
-    from altgrad.analysis.reports.compare import arm_table, table_json
+    from altgrad.reports.compare import arm_table, table_json
 
     loader = made_up(ROWS)
     data = table_json(loader, arm_table(loader))

@@ -37,7 +37,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor  # noqa: E402
 
 import altgrad  # noqa: E402
-from altgrad.analysis.reports.benchmarks import (  # noqa: E402
+from altgrad.reports.benchmarks import (  # noqa: E402
     RECORDED,
     Accelerator,
     QuantizeRecord,

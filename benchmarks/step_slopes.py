@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import altgrad  # noqa: E402
-from altgrad.analysis.reports.benchmarks import RECORDED, write_record  # noqa: E402
-from altgrad.analysis.reports.step_slopes import NAME, Slope, SlopesRecord  # noqa: E402
+from altgrad.reports.benchmarks import RECORDED, write_record  # noqa: E402
+from altgrad.reports.step_slopes import NAME, Slope, SlopesRecord  # noqa: E402
 from altgrad.runs.schema import code_fingerprint  # noqa: E402
 
 SEEDS, STEPS, EVERY = (0, 1, 2), 300, 20

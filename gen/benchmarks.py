@@ -10,17 +10,17 @@ from altgrad.pages.mkdocs import build
 
 def pages() -> Iterable[Page]:
     """The pages, from the records. The imports are inside so that an error in them shows as a page while serving."""
-    from altgrad.analysis.reports.benchmarks import benchmarks_page
-    from altgrad.analysis.reports.run_costs import runs_costs_page, site_costs_page
-    from altgrad.analysis.reports.training_cost import training_page
+    from altgrad.reports.benchmarks import benchmarks_page
+    from altgrad.reports.run_costs import runs_costs_page, site_costs_page
+    from altgrad.reports.training_cost import training_page
 
     return [benchmarks_page(), training_page(), runs_costs_page(), site_costs_page()]
 
 
 def key() -> str:
     """What the page depends on; while it stays the same it is taken from the cache."""
-    from altgrad.analysis.reports import site_key
-    from altgrad.analysis.reports.benchmarks import benchmarks_key
+    from altgrad.reports import site_key
+    from altgrad.reports.benchmarks import benchmarks_key
 
     return benchmarks_key(site_key())
 

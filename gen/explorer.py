@@ -7,7 +7,7 @@ from altgrad.pages.mkdocs import build_files
 
 def files() -> dict[str, bytes]:
     """The table of formats. The import is inside so that an error in it shows as a page while serving."""
-    from altgrad.analysis.reports.explorer import formats_json
+    from altgrad.reports.explorer import formats_json
 
     return {"explorer/formats.json": formats_json()}
 

@@ -10,14 +10,14 @@ from altgrad.pages.mkdocs import build
 
 def pages() -> Iterable[Page]:
     """The pages, from the catalogue and the recorded runs. The import is inside so that an error shows as a page."""
-    from altgrad.analysis.reports import site_pages
+    from altgrad.reports import site_pages
 
     return site_pages("formats")
 
 
 def key() -> str:
     """What the pages depend on; while it stays the same they are taken from the cache."""
-    from altgrad.analysis.reports import site_key
+    from altgrad.reports import site_key
 
     return site_key()
 

@@ -13,7 +13,7 @@ METHOD = Path(__file__).resolve().parent.parent / "docs" / "method.md"
 
 def files() -> dict[str, bytes]:
     """The page. The import is inside so that an error in it shows as a page while serving."""
-    from altgrad.analysis.reports.measures import MeasureError, measures, method_page
+    from altgrad.reports.measures import MeasureError, measures, method_page
 
     try:
         return {"method.md": method_page(METHOD.read_text("utf-8"), measures(), name="docs/method.md").encode()}

@@ -10,15 +10,15 @@ from altgrad.pages.mkdocs import build
 
 def pages() -> Iterable[Page]:
     """The pages, from the recorded runs. The import is inside so that an error in it shows as a page while serving."""
-    from altgrad.analysis.reports import site_pages
+    from altgrad.reports import site_pages
 
     return site_pages("reports")
 
 
 def key() -> str:
     """What the pages depend on; while it stays the same they are taken from the cache."""
-    from altgrad.analysis.reports import site_key
-    from altgrad.analysis.reports.benchmarks import benchmarks_key
+    from altgrad.reports import site_key
+    from altgrad.reports.benchmarks import benchmarks_key
 
     return benchmarks_key(site_key())
 

@@ -10,14 +10,14 @@ from altgrad.pages.mkdocs import build
 
 def pages() -> Iterable[PageMaker]:
     """What makes them, from the recorded runs. The import is inside so that an error in it shows as a page."""
-    from altgrad.analysis.reports import site_page_makers
+    from altgrad.reports import site_page_makers
 
     return site_page_makers()
 
 
 def key() -> str:
     """What the pages depend on; while it stays the same they are taken from the cache."""
-    from altgrad.analysis.reports import site_key
+    from altgrad.reports import site_key
 
     return site_key()
 

@@ -17,9 +17,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from altgrad.analysis import ExperimentDataLoader, FormatComparator, ReportGenerator  # noqa: E402
+from altgrad.analysis import ExperimentDataLoader, FormatComparator  # noqa: E402
+from altgrad.reports import ReportGenerator  # noqa: E402
 from altgrad.analysis.failures import headline  # noqa: E402
-from altgrad.analysis.reports.format_comparison import answer  # noqa: E402
+from altgrad.reports.format_comparison import answer  # noqa: E402
 from altgrad.cli import pull_progress  # noqa: E402
 from altgrad.config import UsageError  # noqa: E402
 from altgrad.pages.content import visible  # noqa: E402

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from altgrad.analysis.reports.benchmarks import (
+from altgrad.reports.benchmarks import (
     ALL_INPUTS,
     RECORDED,
     ExhaustiveRecord,

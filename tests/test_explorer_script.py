@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from altgrad.analysis.reports.explorer import GROUPS, formats_json
+from altgrad.reports.explorer import GROUPS, formats_json
 from altgrad.analysis.tensors import POLICIES, Histogram, outcome
 from altgrad.formats import ROUNDINGS, FloatFormat, get_format, list_formats
 

@@ -31,9 +31,9 @@ from altgrad.analysis.failures import (
 )
 from altgrad.analysis.literature import CLAIMS, findings, literature_verdicts
 from altgrad.analysis.preregistered import Verdict
-from altgrad.analysis.reports.arms import command
-from altgrad.analysis.reports.failure_modes import failure_modes_page
-from altgrad.analysis.reports.literature import literature_page
+from altgrad.reports.arms import command
+from altgrad.reports.failure_modes import failure_modes_page
+from altgrad.reports.literature import literature_page
 from altgrad.config import ExperimentConfig, load_config
 from altgrad.pages import Page, Table
 from altgrad.pages.render import Dialect, render

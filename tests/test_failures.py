@@ -33,7 +33,7 @@ from altgrad.analysis.failures import (  # noqa: E402
     symptoms,
     warnings_of,
 )
-from altgrad.analysis.reports.failure_report import failure_report  # noqa: E402
+from altgrad.reports.failure_report import failure_report  # noqa: E402
 from altgrad.cli import main  # noqa: E402
 from altgrad.config import ExperimentConfig, load_config, parse_config  # noqa: E402
 from altgrad.models import GPT  # noqa: E402

@@ -17,7 +17,8 @@ from records import DATA, config, full_look, write_matrix, write_run
 from scipy import stats
 from test_step_rules import load_campaign
 
-from altgrad.analysis import ExperimentDataLoader, FormatComparator, ReportGenerator, results_table, verdicts
+from altgrad.analysis import ExperimentDataLoader, FormatComparator, results_table, verdicts
+from altgrad.reports import ReportGenerator
 from altgrad.analysis.comparison import (
     PLACES,
     TABLE_COLUMNS,
@@ -29,9 +30,9 @@ from altgrad.analysis.comparison import (
 from altgrad.analysis.format_verdicts import _JUDGES, format_verdicts
 from altgrad.analysis.loader import RUN_COLUMNS, _of_arm, _row, format_label, scope_label
 from altgrad.analysis.preregistered import TEST_COLUMNS, Verdict, family, in_words, row_of
-from altgrad.analysis.reports.format_comparison import by_layer_type, format_comparison_page, weights_chart
-from altgrad.analysis.reports.generator import results_text
-from altgrad.analysis.reports.preregistered import preregistered_page
+from altgrad.reports.format_comparison import by_layer_type, format_comparison_page, weights_chart
+from altgrad.reports.generator import results_text
+from altgrad.reports.preregistered import preregistered_page
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import LAYER_TYPES, ExperimentConfig
 from altgrad.formats import get_format

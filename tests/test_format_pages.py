@@ -15,8 +15,8 @@ import pytest
 from records import config, full_look, write_run
 
 from altgrad.analysis import ExperimentDataLoader
-from altgrad.analysis.reports import arm_pages, format_pages
-from altgrad.analysis.reports.formats import PAGES
+from altgrad.reports import arm_pages, format_pages
+from altgrad.reports.formats import PAGES
 from altgrad.formats import SPLITS_8BIT
 from altgrad.pages import (
     Axis,

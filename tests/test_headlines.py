@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from altgrad.analysis import ExperimentDataLoader, ReportGenerator, verdicts
+from altgrad.analysis import ExperimentDataLoader, verdicts
+from altgrad.reports import ReportGenerator
 from altgrad.analysis.preregistered import Verdict
 
 RECORDED = Path(__file__).parents[1] / "experiments" / "recorded"

@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 from records import LAYERS, Row, config, full_look, write_matrix, write_run
 
-from altgrad.analysis import ExperimentDataLoader, ReportGenerator
-from altgrad.analysis.reports import arm_pages, common, health
-from altgrad.analysis.reports.failure_modes import failure_modes_page
+from altgrad.analysis import ExperimentDataLoader
+from altgrad.reports import ReportGenerator
+from altgrad.reports import arm_pages, common, health
+from altgrad.reports.failure_modes import failure_modes_page
 from altgrad.config import parse_config
 from altgrad.pages import HEAT, MUTED, Chart, ChartBlock, Column, Details, Heading, Page, Table, fixed_svg, write_folder
 from altgrad.pages.render import Dialect, files, render

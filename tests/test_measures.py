@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from altgrad.analysis.reports.measures import MARKER, Measure, MeasureError, measure_of, measures, method_page
+from altgrad.reports.measures import MARKER, Measure, MeasureError, measure_of, measures, method_page
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULE = '''"""A subject: with a colon. And more."""

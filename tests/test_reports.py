@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from records import config, write_matrix, write_run
 
-from altgrad.analysis import ExperimentDataLoader, ReportGenerator
-from altgrad.analysis.reports import arm_pages, home_page
-from altgrad.analysis.reports.arms import command
+from altgrad.analysis import ExperimentDataLoader
+from altgrad.reports import ReportGenerator
+from altgrad.reports import arm_pages, home_page
+from altgrad.reports.arms import command
 from altgrad.config import ExperimentConfig, load_config
 from altgrad.pages import write_folder
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from altgrad.analysis.reports.benchmarks import RECORDED, read_record
-from altgrad.analysis.reports.run_costs import (
+from altgrad.reports.benchmarks import RECORDED, read_record
+from altgrad.reports.run_costs import (
     Figure,
     KeystrokesRecord,
     RunsRecord,

@@ -18,8 +18,8 @@ from records import LAYERS, config, full_look, write_run
 from scipy.stats import t
 
 from altgrad.analysis.loader import RUN_COLUMNS, ExperimentDataLoader
-from altgrad.analysis.reports.arms import arm_pages
-from altgrad.analysis.reports.compare import arm_json, arm_table, config_lines, health_by_type, table_json
+from altgrad.reports.arms import arm_pages
+from altgrad.reports.compare import arm_json, arm_table, config_lines, health_by_type, table_json
 from altgrad.analysis.statistics import mean_interval, paired_difference
 from altgrad.pages import slug
 

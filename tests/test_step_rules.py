@@ -21,9 +21,9 @@ from scipy import stats
 from altgrad.analysis import ExperimentDataLoader, StepRuleComparator
 from altgrad.analysis.loader import rule_label
 from altgrad.analysis.preregistered import SEEDS, TEST_COLUMNS, Verdict
-from altgrad.analysis.reports.benchmarks import RECORDED, read_record
-from altgrad.analysis.reports.manifold_comparison import manifold_comparison_page
-from altgrad.analysis.reports.step_slopes import NAME, NAMES, SlopesRecord
+from altgrad.reports.benchmarks import RECORDED, read_record
+from altgrad.reports.manifold_comparison import manifold_comparison_page
+from altgrad.reports.step_slopes import NAME, NAMES, SlopesRecord
 from altgrad.analysis.step_rules import (
     ARMS,
     BASELINES,

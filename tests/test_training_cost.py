@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from altgrad.analysis.reports.benchmarks import RECORDED, read_record
-from altgrad.analysis.reports.training_cost import TrainingRecord, training_page
+from altgrad.reports.benchmarks import RECORDED, read_record
+from altgrad.reports.training_cost import TrainingRecord, training_page
 from altgrad.pages import write_folder
 from altgrad.runs.schema import RecordError
 

@@ -24,7 +24,7 @@ from records import write_run
 from wandb_server import KEY, WandbServer, wait_until, wandb_environment
 
 from altgrad.analysis import ExperimentDataLoader
-from altgrad.analysis.reports import arm_pages
+from altgrad.reports import arm_pages
 from altgrad.cli import main
 from altgrad.config import config_keys
 from altgrad.pages import write_folder
@@ -553,7 +553,7 @@ def refuse(event, arguments):
         raise SystemExit(f"{event} {arguments}")
 
 sys.addaudithook(refuse)
-from altgrad.analysis.reports import site_pages
+from altgrad.reports import site_pages
 from altgrad.pages import write_folder
 
 for family in ("home", "reports", "runs"):

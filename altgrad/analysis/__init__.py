@@ -7,17 +7,15 @@
 
 from altgrad.analysis.comparison import Comparison, FormatComparator, SweetSpot, results_table
 from altgrad.analysis.failures import FailureAnalyzer
+from altgrad.analysis.hypotheses import verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.reports.generator import ReportGenerator
 from altgrad.analysis.step_rules import StepRuleComparator
-from altgrad.analysis.verdicts import verdicts
 
 __all__ = [
     "Comparison",
     "ExperimentDataLoader",
     "FailureAnalyzer",
     "FormatComparator",
-    "ReportGenerator",
     "StepRuleComparator",
     "SweetSpot",
     "results_table",

@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from altgrad.analysis.contrasts import by_seed, differs, equivalent
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import (
-    ALPHA,
     MIN_PAIRS,
     SMALLEST_GAP,
     Estimate,
@@ -189,7 +189,7 @@ class FormatComparator:
             baseline = self._baseline(setting)
             if scope == "nothing" or baseline.empty:
                 continue
-            found.append(Comparison(scope, setting, baseline["arm"].iloc[0], _format_table(group, _losses(baseline))))
+            found.append(Comparison(scope, setting, baseline["arm"].iloc[0], _format_table(group, by_seed(baseline))))
         return tuple(sorted(found, key=lambda item: (-item.pairs, item.scope, item.setting)))
 
     @cached_property
@@ -318,7 +318,7 @@ def scale_policies(loader: ExperimentDataLoader, comparison: Comparison) -> pd.D
         if against.empty or scope == comparison.scope:
             continue
         against = against[against["seed"].isin(group["seed"])]
-        estimate, finished = paired_difference(_losses(group), _losses(against)), group["status"] == "finished"
+        estimate, finished = paired_difference(by_seed(group), by_seed(against)), group["status"] == "finished"
         whole_arms = bool(finished.all() and (against["status"] == "finished").all())
         given = (name, str(scope).partition("; ")[2], group["arm"].iloc[0], next(iter(against["arm"]), ""), len(group))
         figures = (int(finished.sum()), estimate.n, estimate.mean, estimate.low, estimate.high)
@@ -370,7 +370,7 @@ def at_own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> pd.Dat
     for arm, group in found.groupby("arm"):
         if _without(loader.config(str(arm)), RATE_KEYS) != _without(base, RATE_KEYS):
             continue
-        gap, name = paired_difference(_losses(group), _losses(baseline)), group["format"].iloc[0]
+        gap, name = paired_difference(by_seed(group), by_seed(baseline)), group["format"].iloc[0]
         finished = int((group["status"] == "finished").sum())
         figures = (len(group), finished, gap.n, gap.mean, gap.low, gap.high, shared.get(name, math.nan))
         rows.append((name, arm, group["learning_rate"].iloc[0], *figures))
@@ -398,7 +398,7 @@ def own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> pd.DataFr
         arm for arm in tuning["arm"].unique() if _without(loader.config(arm), RATE_KEYS) == _without(base, RATE_KEYS)
     ]
     tuning = tuning[tuning["arm"].isin(same) & tuning["final_val_loss"].notna()]
-    losses = {key: _losses(group) for key, group in tuning.groupby(["format", "learning_rate"])}
+    losses = {key: by_seed(group) for key, group in tuning.groupby(["format", "learning_rate"])}
     means = pd.Series({key: series.mean() for key, series in losses.items()}, dtype="float64")
     if means.empty or "FP32" not in means.index.get_level_values(0):
         return pd.DataFrame(columns=columns)
@@ -415,7 +415,7 @@ def own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> pd.DataFr
 def _format_table(group: pd.DataFrame, baseline: pd.Series) -> pd.DataFrame:
     rows, losses = [], {}
     for name, runs in group.groupby("format"):
-        losses[name] = _losses(runs)
+        losses[name] = by_seed(runs)
         gap = paired_difference(losses[name], baseline)
         rows.append(
             {
@@ -465,10 +465,10 @@ def _verdict(row: dict[Hashable, Any], best: str | None) -> str:
         return "alone: no other 8-bit format can be ranked"
     if row["format"] == best:
         return BEST
-    told = row["p_holm"] < ALPHA  # without shared seeds there is no test, and so nothing that tells the two apart
-    if row["p_equivalent"] < ALPHA:
-        return WITHIN_MARGIN if told else EQUIVALENT
-    return WORSE if told else UNDECIDED
+    row = row | {"difference": row["gap_to_best"], "n_ended_badly": 0}
+    if equivalent(row):
+        return WITHIN_MARGIN if differs(row) else EQUIVALENT
+    return WORSE if differs(row) else UNDECIDED  # without shared seeds there is no test, and nothing is shown
 
 
 def _no_answer(table: pd.DataFrame, candidates: pd.DataFrame) -> str:
@@ -525,21 +525,6 @@ def _without(config: ExperimentConfig, keys: Sequence[str]) -> dict[str, object]
     optimizer = {key: value for key, value in identity.get("optimizer", {}).items() if key not in keys}
     kept = {key: value for key, value in identity.items() if key not in ("quantize", "scaling", *keys)}
     return kept | {"optimizer": optimizer}
-
-
-def _losses(runs: pd.DataFrame) -> pd.Series:
-    return by_seed(runs, "final_val_loss")
-
-
-def by_seed(runs: pd.DataFrame, column: str) -> pd.Series:
-    """The column by seed; where a seed was recorded twice (a repeat under another status), a finished run counts."""
-    rows = sorted(zip(runs["status"] == "finished", runs["run_id"], runs["seed"], runs[column], strict=True))
-    found: dict[int, float] = {}
-    for *_, seed, value in rows:
-        found.pop(seed, None)  # so that a seed stands where it was last
-        found[seed] = value
-    seeds = pd.Index(list(found), dtype=runs["seed"].dtype, name="seed")
-    return pd.Series(list(found.values()), seeds, dtype="float64", name=column)
 
 
 def _nothing() -> Estimate:

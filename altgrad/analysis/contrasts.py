@@ -158,6 +158,11 @@ def shown(row: Row, sign: int, by: float = 0.0) -> bool:
     return bool(judged(row) and row["p_holm"] < ALPHA and sign * row["difference"] > by)
 
 
+def differs(row: Row) -> bool:
+    """Whether a difference is shown, of either sign."""
+    return shown(row, +1) or shown(row, -1)
+
+
 def equivalent(row: Row) -> bool:
     """Whether the difference is shown to lie within the margin."""
     return bool(judged(row) and row["p_equivalent"] < ALPHA)
@@ -229,7 +234,7 @@ def all_equivalent(rows: Rows) -> Judgement:
     """Yes where every difference lies within the margin; no where an interval lies beyond it."""
     no = any(beyond(row, MARGIN) or beyond(row, -MARGIN) for row in rows)
     answer = _answer(all(equivalent(row) for row in rows), no)
-    open_size = answer == "inconclusive" and all(shown(row, -1) or shown(row, 1) for row in rows)
+    open_size = answer == "inconclusive" and all(differs(row) for row in rows)
     more = " Equivalence within the margin is not shown, and a difference is: its size, not its presence, is open."
     return Judgement(answer, rows, tail=more if open_size else "", tost=True)
 

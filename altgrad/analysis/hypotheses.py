@@ -10,12 +10,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pandas as pd
 
 from altgrad.analysis.contrasts import (
-    NAMED,
     TEST_COLUMNS,
     Answer,
     Judge,
@@ -27,20 +25,22 @@ from altgrad.analysis.contrasts import (
     all_shown,
     beyond,
     by_seed,
+    differs,
     equivalent,
+    in_parts,
+    interval,
     judged,
     missing,
     named_family,
     none_shown,
     none_worse,
-    in_parts,
     refuted,
     runs_of,
     shown,
 )
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import MARGIN, paired_difference
-
+from altgrad.analysis.step_rules import StepRuleComparator
 from altgrad.config import LAYER_TYPES
 from altgrad.studies import ARMS, CLOSE_FORMATS, GRID, RULE_FORMATS, SPLITS, adamw_arm
 
@@ -96,6 +96,20 @@ class Hypothesis:
         return Verdict(self.id, self.study, self.statement, *weigh(loader, self.families, self.judge, self.needs))
 
 
+@dataclass(frozen=True)
+class Description:
+    """A hypothesis without tests of its own: `describe` gives answer, evidence and the tests that are shown beside."""
+
+    id: str
+    study: str
+    statement: str
+    describe: Callable[[ExperimentDataLoader], tuple[Answer, str, pd.DataFrame]]
+
+    def verdict(self, loader: ExperimentDataLoader) -> Verdict:
+        """What the records say of it."""
+        return Verdict(self.id, self.study, self.statement, *self.describe(loader))
+
+
 def weigh(
     loader: ExperimentDataLoader, families: Sequence[Family], judge: Judge, needs: Sequence[str] = ()
 ) -> tuple[Answer, str, pd.DataFrame]:
@@ -109,9 +123,9 @@ def weigh(
     return judgement.answer, judgement.evidence, tests[list(TEST_COLUMNS)]
 
 
-def verdicts(loader: ExperimentDataLoader) -> tuple[Verdict, ...]:
-    """One verdict a hypothesis, in the order of their numbers."""
-    return loader.once(_verdicts)
+def verdicts(loader: ExperimentDataLoader, *ids: str) -> tuple[Verdict, ...]:
+    """One verdict a hypothesis, in the order of their numbers; of the named ones, such as "H1", or of all."""
+    return tuple(verdict for verdict in loader.once(_verdicts) if not ids or verdict.id in ids)
 
 
 def _verdicts(loader: ExperimentDataLoader) -> tuple[Verdict, ...]:
@@ -140,10 +154,6 @@ def _between(rows: Rows, one: str, other: str) -> Row:
     return next(row for row in rows if {row["of"], row["to"]} == {one, other})
 
 
-def _differs(row: Row) -> bool:
-    return shown(row, +1) or shown(row, -1)
-
-
 def _best(rows: Rows) -> str | None:
     """The best arm of `pairs_of_best`; None where none is judged."""
     return rows[-1]["to"] if any(judged(row) for row in rows) else None
@@ -152,11 +162,11 @@ def _best(rows: Rows) -> str | None:
 def _sweet_spot(rows: Rows) -> Judgement:
     best, two = _best(rows), _between(rows, "E3M4", "E4M3")
     among = best in ("E3M4", "E4M3")
-    behind = best is not None and not among and all(_differs(_between(rows, best, arm)) for arm in ("E3M4", "E4M3"))
+    behind = best is not None and not among and all(differs(_between(rows, best, arm)) for arm in ("E3M4", "E4M3"))
     answer: Answer = "inconclusive"
     if among and equivalent(two):
         answer = "yes"
-    elif behind or (_differs(two) and not equivalent(two)):
+    elif behind or (differs(two) and not equivalent(two)):
         answer = "no"
     lead = f"The smallest gap is {ARMS[best].label}'s. " if best else "No split has all its runs finished. "
     return Judgement(answer, [two], lead, tost=True)
@@ -174,7 +184,7 @@ def _no_own_sweet_spot(rows: Rows) -> Judgement:
             answers.append("inconclusive")
             lead += f"{kind}: {'not judged' if best else 'no split has all its runs finished'}; "
         else:
-            answers.append("no" if _differs(row) else "yes")
+            answers.append("no" if differs(row) else "yes")
             decisive.append(row)
     answer: Answer = "no" if "no" in answers else "inconclusive" if "inconclusive" in answers else "yes"
     return Judgement(answer, decisive, lead)
@@ -183,7 +193,7 @@ def _no_own_sweet_spot(rows: Rows) -> Judgement:
 def _ablations(rows: Rows) -> Judgement:
     shuffled, constant = rows
     answer: Answer = "inconclusive"
-    if shown(shuffled, +1) and judged(constant) and not _differs(constant):
+    if shown(shuffled, +1) and judged(constant) and not differs(constant):
         answer = "yes"
     elif refuted(shuffled, +1) or shown(constant, +1):
         answer = "no"
@@ -220,11 +230,37 @@ def _above_e0m7(loader: ExperimentDataLoader) -> Sequence[Pair]:
     return [(worst, "E0M7 long")] if worst != "E0M7 long" else []
 
 
+def _stall_ranks(loader: ExperimentDataLoader) -> tuple[Answer, str, pd.DataFrame]:
+    stalls = loader.once(StepRuleComparator).stalls
+    if lacking := " ".join(dict.fromkeys(text for text in stalls["missing"] if text)):
+        return "pending", lacking, pd.DataFrame(columns=list(TEST_COLUMNS))
+    pairs, above = stalls[stalls["more"].notna()], list(stalls.loc[stalls["spearman"] > RANKS, "format"])
+    answer: Answer = "yes" if len(pairs) and not above else "no" if above and pairs.empty else "inconclusive"
+    rhos = [f"{row.format} {row.spearman:+.2f} over {row.n_arms:.0f} arms" for row in stalls.itertuples()]
+    evidence = f"Spearman's rho of stall ratio and loss: {'; '.join(rhos)}."
+    if pairs.empty:
+        evidence += " No two arms with a significant difference stall in the other order than they lose."
+    else:
+        row = pairs.loc[pairs["stall_difference"].idxmax()]
+        evidence += (
+            f" {row['more']} stalls {100 * row['stall_difference']:.0f} points more than {row['less']} and ends "
+            f"{-row['difference']:.3f} nats a character lower ({interval(row)}, n = {row['n_pairs']:.0f} pairs); such "
+            f"a pair is shown in {len(pairs)} of {len(stalls)} formats."
+        )
+        if above:
+            evidence += f" So the ratio is no safe ranking; but rho is above {RANKS:g} in {', '.join(above)}, against "
+            evidence += "the statement."
+    return answer, evidence, pairs[list(TEST_COLUMNS)].reset_index(drop=True)
+
+
+RANKS = 0.8
+"""Spearman's rho above which the stall ratio would rank arms (preregistered)."""
+
 LONG_ARMS = tuple(f"{fmt} long" for fmt in (*CLOSE_FORMATS, "E0M7"))
 ULP_PAIRS = tuple(
     (f"{fmt} update {place}", adamw_arm(fmt, place)) for fmt in RULE_FORMATS for place in ("master", *GRID)
 )
-HYPOTHESES: tuple[Hypothesis, ...] = (
+HYPOTHESES: tuple[Hypothesis | Description, ...] = (
     Hypothesis(
         "H1",
         "formats",
@@ -327,6 +363,13 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
         ],
         all_shown(-1, of=("E4M3 update master misscaled", "E4M3 relative master misscaled")),
     ),
+    Description(
+        "H14",
+        "storage",
+        "The stall ratio does not rank arms: among the arms of one format its rank correlation with the loss is not "
+        "above .8.",
+        _stall_ranks,
+    ),
     Hypothesis(
         "H15",
         "literature",
@@ -379,7 +422,7 @@ class Expectation:
     """What was expected of a format or a rule before the runs, with predictions, each under the key of its check.
 
     Written with earlier pilot figures of this project at hand, so no blind predictions. Each names a check that
-    `altgrad.analysis.reports` makes from the recorded runs: held, did not hold, or not decided.
+    `altgrad.reports` makes from the recorded runs: held, did not hold, or not decided.
     """
 
     written: str

@@ -36,12 +36,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from altgrad.analysis.failures import DIVERGED, UNIFORM_LOSS, diagnose, symptoms
-from altgrad.analysis.reports.failure_report import failure_report
 from altgrad.config import ExperimentConfig, TelemetryConfig, UsageError, one_line, parse_config
 from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.models import GPT
 from altgrad.nn import Clock, Operand, Policy, QuantizedLayer, Scaling, clock_of, quantize_model, quantized_layers
 from altgrad.optim import CodeOptimizer, GridOptimizer, ManifoldAdamW
+from altgrad.reports.failure_report import failure_report
 from altgrad.runs import Alarm, Failure, NothingToResume, RunWriter, read_run
 from altgrad.runs.schema import PHASES, code_fingerprint
 from altgrad.runs.tracking import Tracker

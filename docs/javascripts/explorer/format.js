@@ -1,5 +1,5 @@
 // Number formats in the browser: the scalar decode, encode and ulp of altgrad.formats, which the tests hold them to.
-// A format is one entry of explorer/formats.json, as altgrad.analysis.reports.explorer writes it: fields, bias, specials,
+// A format is one entry of explorer/formats.json, as altgrad.reports.explorer writes it: fields, bias, specials,
 // the largest code, and up to 8 bits the value of every code. Above that, values are computed from the fields.
 
 const NAMED = { nan: NaN, inf: Infinity, "-inf": -Infinity };

@@ -54,7 +54,7 @@ const NO_STATE = { rows: "arms", q: "", format: "", arm: "", status: "", study: 
 const expand = (values) => (Array.isArray(values) ? values : values.codes.map((code) => (code === null ? null : values.words[code])));
 
 /**
- * The two tables of the file that altgrad.analysis.reports.compare.table_json writes: {arms, runs}.
+ * The two tables of the file that altgrad.reports.compare.table_json writes: {arms, runs}.
  *
  * Each is {length, columns: {key: values}, haystack: the text that the search looks into, one string a row}.
  */

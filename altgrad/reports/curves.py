@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.reports import common
 from altgrad.pages import MUTED, PALETTE, Axis, Block, Chart, ChartBlock, PageRef, Paragraph, Table, md
 from altgrad.pages.content import Cell, Link
 from altgrad.pages.sketch import Point, Sketch, plot_axes, spread
+from altgrad.reports import common
 
 POINTS = 200
 """Most points a run has in the JSON of an arm; the JSON of a run has all that were recorded."""

@@ -17,7 +17,6 @@ import pandas as pd
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 import altgrad
-from altgrad.analysis.reports import common
 from altgrad.formats import get_format
 from altgrad.pages import (
     FOREGROUND,
@@ -39,6 +38,7 @@ from altgrad.pages import (
     join,
     md,
 )
+from altgrad.reports import common
 from altgrad.runs.schema import RecordError, digest
 
 if TYPE_CHECKING:

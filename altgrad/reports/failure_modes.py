@@ -32,8 +32,6 @@ from altgrad.analysis.failures import (
 from altgrad.analysis.hypotheses import E0M7, E7M0
 from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader
 from altgrad.analysis.preregistered import SEEDS, Verdict, contrast, family, in_words, missing, select
-from altgrad.analysis.reports import common, health
-from altgrad.analysis.reports.arms import command
 from altgrad.analysis.statistics import ALPHA, MARGIN
 from altgrad.formats import SPLITS_8BIT
 from altgrad.pages import (
@@ -61,6 +59,8 @@ from altgrad.pages import (
     join,
     md,
 )
+from altgrad.reports import common, health
+from altgrad.reports.arms import command
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

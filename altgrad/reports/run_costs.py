@@ -9,9 +9,9 @@ import pandas as pd
 from pydantic import AwareDatetime, Field
 
 import altgrad
-from altgrad.analysis.reports import common
-from altgrad.analysis.reports.benchmarks import RECORDED, Record, read_record
 from altgrad.pages import Block, Bullets, CodeBlock, Column, Heading, Note, Page, Paragraph, Provenance, Table, md
+from altgrad.reports import common
+from altgrad.reports.benchmarks import RECORDED, Record, read_record
 from altgrad.runs.schema import RecordError
 
 

@@ -29,7 +29,6 @@ from altgrad.analysis.comparison import (
 from altgrad.analysis.format_verdicts import format_verdicts
 from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader, rule_label
 from altgrad.analysis.preregistered import Verdict
-from altgrad.analysis.reports import common
 from altgrad.analysis.statistics import MARGIN, MIN_PAIRS, SMALLEST_GAP, Estimate, name_of_test
 from altgrad.config import LAYER_TYPES
 from altgrad.formats import get_format
@@ -53,6 +52,7 @@ from altgrad.pages import (
     Text,
     md,
 )
+from altgrad.reports import common
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

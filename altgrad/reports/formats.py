@@ -14,7 +14,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from altgrad.analysis.loader import OPERANDS, ExperimentDataLoader
-from altgrad.analysis.reports import common, health
 from altgrad.formats import BF16, E8M0, FP16, SPLITS_8BIT, FloatFormat, get_format, list_formats
 from altgrad.pages import (
     FOREGROUND,
@@ -40,6 +39,7 @@ from altgrad.pages import (
     md,
 )
 from altgrad.pages.sketch import number_text
+from altgrad.reports import common, health
 
 PAGES: tuple[FloatFormat, ...] = (
     *SPLITS_8BIT,

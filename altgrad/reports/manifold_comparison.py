@@ -15,9 +15,6 @@ from altgrad.analysis.comparison import by_seed, format_order
 from altgrad.analysis.hypotheses import STIFFNESS
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.preregistered import SEEDS, Verdict
-from altgrad.analysis.reports import common
-from altgrad.analysis.reports.benchmarks import RECORDED
-from altgrad.analysis.reports.step_slopes import slope_blocks
 from altgrad.analysis.statistics import ALPHA, MARGIN, SMALLEST_GAP, paired_difference, seeds_needed
 from altgrad.analysis.step_rules import (
     ALL_OPERANDS,
@@ -54,6 +51,9 @@ from altgrad.pages import (
     escape,
     md,
 )
+from altgrad.reports import common
+from altgrad.reports.benchmarks import RECORDED
+from altgrad.reports.step_slopes import slope_blocks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

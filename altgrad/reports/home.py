@@ -5,9 +5,9 @@ from __future__ import annotations
 from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.failures import headline
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.reports import common
-from altgrad.analysis.reports.format_comparison import answer, by_layer_type, gap_chart
 from altgrad.pages import Block, Bullets, ChartBlock, CodeBlock, Heading, Link, Md, Page, PageRef, Paragraph, md
+from altgrad.reports import common
+from altgrad.reports.format_comparison import answer, by_layer_type, gap_chart
 
 
 def home_page(loader: ExperimentDataLoader) -> Page:

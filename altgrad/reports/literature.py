@@ -9,7 +9,6 @@ import pandas as pd
 
 from altgrad.analysis.literature import Finding, findings, literature_verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.reports import common
 from altgrad.analysis.statistics import MARGIN
 from altgrad.pages import (
     Block,
@@ -27,6 +26,7 @@ from altgrad.pages import (
     join,
     md,
 )
+from altgrad.reports import common
 
 PATH = "reports/literature"
 

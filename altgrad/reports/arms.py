@@ -16,19 +16,6 @@ import yaml
 from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.failures import diagnose, warnings_of
 from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader
-from altgrad.analysis.reports import common, health
-from altgrad.analysis.reports.compare import (
-    arm_file,
-    arm_table,
-    averaged,
-    compare_page,
-    flat,
-    scalar,
-    script,
-    table_json,
-)
-from altgrad.analysis.reports.curves import as_json, curves, losses_by_step, plain
-from altgrad.analysis.reports.tuning import swept, tuning_page, tuning_studies
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import ExperimentConfig
 from altgrad.pages import (
@@ -52,6 +39,19 @@ from altgrad.pages import (
     md,
     slug,
 )
+from altgrad.reports import common, health
+from altgrad.reports.compare import (
+    arm_file,
+    arm_table,
+    averaged,
+    compare_page,
+    flat,
+    scalar,
+    script,
+    table_json,
+)
+from altgrad.reports.curves import as_json, curves, losses_by_step, plain
+from altgrad.reports.tuning import swept, tuning_page, tuning_studies
 from altgrad.runs import RunRecord
 from altgrad.runs.schema import digest
 

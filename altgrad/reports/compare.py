@@ -17,13 +17,13 @@ import yaml
 
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.reports import common
-from altgrad.analysis.reports.curves import plain, runs_value
-from altgrad.analysis.reports.tuning import swept
 from altgrad.analysis.statistics import CONFIDENCE, mean_interval
 from altgrad.config import ExperimentConfig
 from altgrad.pages import Block, Download, Link, Md, Page, PageRef, Paragraph, md
 from altgrad.pages.content import visible, web_address
+from altgrad.reports import common
+from altgrad.reports.curves import plain, runs_value
+from altgrad.reports.tuning import swept
 
 QUANTILES = 64
 """Fewest degrees of freedom for which the scripts are given t quantiles; more where an arm has more runs."""

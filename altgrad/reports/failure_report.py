@@ -6,8 +6,6 @@ import math
 
 from altgrad.analysis.failures import DIAGNOSTICS, diagnose, warnings_of
 from altgrad.analysis.loader import OPERAND_NAMES
-from altgrad.analysis.reports.arms import command
-from altgrad.analysis.reports.common import right
 from altgrad.pages import (
     Block,
     Bullets,
@@ -21,6 +19,8 @@ from altgrad.pages import (
     slug,
 )
 from altgrad.pages.render import Dialect, render
+from altgrad.reports.arms import command
+from altgrad.reports.common import right
 from altgrad.runs import Failure, RunRecord
 
 SHOWN_WARNINGS = 20

@@ -7,15 +7,15 @@ from dataclasses import replace
 from functools import cache
 
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.reports.arms import arm_page_makers, arm_pages
-from altgrad.analysis.reports.common import code_key
-from altgrad.analysis.reports.formats import format_pages
-from altgrad.analysis.reports.generator import ReportGenerator
-from altgrad.analysis.reports.home import home_page
-from altgrad.analysis.reports.literature import literature_page
-from altgrad.analysis.reports.preregistered import preregistered_page
-from altgrad.analysis.reports.tuning import swept
 from altgrad.pages import Page, PageMaker
+from altgrad.reports.arms import arm_page_makers, arm_pages
+from altgrad.reports.common import code_key
+from altgrad.reports.formats import format_pages
+from altgrad.reports.generator import ReportGenerator
+from altgrad.reports.home import home_page
+from altgrad.reports.literature import literature_page
+from altgrad.reports.preregistered import preregistered_page
+from altgrad.reports.tuning import swept
 from altgrad.runs import sources_fingerprint
 from altgrad.runs.schema import digest
 

@@ -8,11 +8,11 @@ from typing import Literal
 import pandas as pd
 from pydantic import AwareDatetime, Field
 
-from altgrad.analysis.reports import common
-from altgrad.analysis.reports.benchmarks import RECORDED, Record, read_record
 from altgrad.analysis.step_rules import RULES
 from altgrad.formats import get_format
 from altgrad.pages import Block, Bullets, CodeBlock, Column, Note, Paragraph, Table, md
+from altgrad.reports import common
+from altgrad.reports.benchmarks import RECORDED, Record, read_record
 from altgrad.runs.schema import RecordError
 
 NAME = "step-slopes.json"

@@ -10,7 +10,6 @@ import pandas as pd
 
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.reports import common
 from altgrad.pages import (
     MUTED,
     PALETTE,
@@ -29,6 +28,7 @@ from altgrad.pages import (
     slug,
 )
 from altgrad.pages.sketch import Sketch, number_text
+from altgrad.reports import common
 
 PANEL = (112.0, 84.0)
 """Width and height of one sweep in the overview, in points."""

@@ -11,8 +11,6 @@ import numpy as np
 import pandas as pd
 
 from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader
-from altgrad.analysis.reports import common
-from altgrad.analysis.reports.common import Levels
 from altgrad.config import LAYER_TYPES
 from altgrad.formats import FloatFormat, get_format
 from altgrad.pages import (
@@ -30,6 +28,8 @@ from altgrad.pages import (
     plot_axes,
 )
 from altgrad.pages.sketch import INCH
+from altgrad.reports import common
+from altgrad.reports.common import Levels
 from altgrad.runs import RunRecord
 from altgrad.runs.pack import is_histogram
 

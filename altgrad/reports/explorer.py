@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from altgrad.analysis.reports.formats import PAGES
 from altgrad.formats import BF16, FP16, ROUNDINGS, SPLITS_8BIT, SPLITS_16BIT, FloatFormat, list_formats
+from altgrad.reports.formats import PAGES
 
 _VARIANTS = tuple(
     fmt

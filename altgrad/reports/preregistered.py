@@ -7,11 +7,10 @@ from datetime import datetime
 
 import pandas as pd
 
+from altgrad.analysis.hypotheses import verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.preregistered import Verdict
-from altgrad.analysis.reports import common
 from altgrad.analysis.statistics import MARGIN
-from altgrad.analysis.verdicts import verdicts
 from altgrad.pages import (
     Block,
     CodeBlock,
@@ -27,6 +26,7 @@ from altgrad.pages import (
     escape,
     md,
 )
+from altgrad.reports import common
 
 PATH = "reports/preregistered"
 REPORTS = {
