@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, MARGIN, Estimate, holm, name_of_test, paired_difference
 from altgrad.studies import ARMS, seeds_of
@@ -279,26 +280,10 @@ def _of(rows: Rows, arms: Sequence[str]) -> Rows:
 
 def describe(row: Row, tost: bool = False) -> str:
     """The figures of a test, such as ``+0.096 nats [+0.074, +0.118], n = 16, adjusted p < 0.001``."""
-    parts = [f"{signed(row['difference'])} nats {interval(row)}", f"n = {row['n_pairs']}"]
-    parts.append("no p-value" if math.isnan(row["p_holm"]) else f"adjusted p {p_in_words(row['p_holm'])}")
+    parts = [f"{words.number(row['difference'], sign=True)} nats {words.interval(row['low'], row['high'])}"]
+    parts += [f"n = {row['n_pairs']}", f"adjusted {words.p_equals(row['p_holm'])}".replace("adjusted no", "no")]
     if tost and not math.isnan(row["p_equivalent"]):
-        parts.append(f"TOST p {p_in_words(row['p_equivalent'])}")
+        parts.append(f"TOST {words.p_equals(row['p_equivalent'])}")
     if bad := row["n_ended_badly"]:
         parts.append(f"{bad} run{'s' if bad > 1 else ''} did not finish")
     return ", ".join(parts)
-
-
-def interval(row: Row) -> str:
-    """``[+0.074, +0.118]``, or "no interval"."""
-    return "no interval" if math.isnan(row["low"]) else f"[{signed(row['low'])}, {signed(row['high'])}]"
-
-
-def p_in_words(p: float) -> str:
-    """``< 0.001`` or ``= 0.012``."""
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
-
-
-def signed(value: float) -> str:
-    """Three digits with their sign; zero has none."""
-    text = f"{value:+.3f}"
-    return "0.000" if text in ("+0.000", "-0.000") else text

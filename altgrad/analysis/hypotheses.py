@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from altgrad.analysis import words
 from altgrad.analysis.contrasts import (
     TEST_COLUMNS,
     Answer,
@@ -28,7 +29,6 @@ from altgrad.analysis.contrasts import (
     differs,
     equivalent,
     in_parts,
-    interval,
     judged,
     missing,
     named_family,
@@ -244,7 +244,7 @@ def _stall_ranks(loader: ExperimentDataLoader) -> tuple[Answer, str, pd.DataFram
         row = pairs.loc[pairs["stall_difference"].idxmax()]
         evidence += (
             f" {row['more']} stalls {100 * row['stall_difference']:.0f} points more than {row['less']} and ends "
-            f"{-row['difference']:.3f} nats a character lower ({interval(row)}, n = {row['n_pairs']:.0f} pairs); such "
+            f"{-row['difference']:.3f} nats a character lower ({words.interval(row['low'], row['high'])}, n = {row['n_pairs']:.0f} pairs); such "
             f"a pair is shown in {len(pairs)} of {len(stalls)} formats."
         )
         if above:

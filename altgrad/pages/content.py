@@ -12,7 +12,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
 if TYPE_CHECKING:
@@ -197,9 +197,11 @@ class Source:
 
 
 def _maker() -> Source:
-    """The function that is making a value: the first frame above the dataclass's own."""
+    """The function that is making a value: the first frame above the dataclass's own and those that make for others."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename in (__file__, "<string>"):
+    while frame.f_back is not None and (
+        frame.f_code.co_filename in (__file__, "<string>") or frame.f_globals.get("MAKES_FOR_OTHERS")
+    ):
         frame = frame.f_back
     function = frame.f_code.co_qualname.split(".<locals>")[0]
     return Source(frame.f_code.co_filename.replace("\\", "/"), "" if function == "<module>" else function)
@@ -230,11 +232,12 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Column:
-    """A table column; a right-aligned one holds numbers and sorts by them."""
+    """A table column; a right-aligned one holds numbers and sorts by them. `cell` is what it shows of a row."""
 
     title: Text
     align: Literal["left", "right"] = "left"
     sortable: bool = True
+    cell: Callable[[Mapping[Any, Any]], Cell] | None = field(default=None, compare=False, repr=False)
 
 
 Cell = str | Md | Link | int | float | None

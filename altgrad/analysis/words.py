@@ -1,0 +1,65 @@
+"""How figures become text: the one place for it, in evidence, on pages, in tables and beside charts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+
+
+def number(value: float, digits: int = 3, sign: bool = False) -> str:
+    """`value` with fixed digits, never a negative zero; a dash for NaN."""
+    if not finite(value):
+        return "–"
+    rounded = round(float(value), digits)
+    return f"{rounded:{'+' if sign and rounded else ''}.{digits}f}" if rounded else f"{0:.{digits}f}"
+
+
+def interval(low: float, high: float, digits: int = 3) -> str:
+    """``[low, high]``; "none" where there is no interval (fewer than two pairs).
+
+    A digit more where an end would be shown as 0 and is not: on which side of zero it lies is what a reader looks for.
+    """
+    if not (finite(low) and finite(high)):
+        return "none"
+    near = any(end and not round(float(end), digits) for end in (low, high))
+    return f"[{number(low, digits + near, True)}, {number(high, digits + near, True)}]"
+
+
+def percent(value: float) -> str:
+    """A fraction as a percentage with three significant digits; a dash for NaN."""
+    return "–" if not finite(value) else "0%" if value == 0 else f"{100 * value:.3g}%"
+
+
+def p_text(value: float) -> str:
+    """A p-value with three digits, "< 0.001" below them, a dash for NaN."""
+    return "–" if not finite(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def p_equals(value: float) -> str:
+    """A p-value for a sentence: ``p = 0.012``, ``p < 0.001``; "no p-value" for NaN."""
+    text = p_text(value)
+    return "no p-value" if text == "–" else f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def quantized(scope: str) -> str:
+    """A scope with the word where it belongs: ``weights quantized; scale 1``."""
+    what, mark, how = scope.partition(";")
+    return f"{what} quantized{mark}{how}"
+
+
+def names(items: Sequence[str]) -> str:
+    """``A``, ``A and B``, ``A, B and C``."""
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def moment(text: str | None) -> str:
+    """An ISO time as ``2026-11-23 20:15 UTC``."""
+    return "no records" if text is None else datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def finite(value: object) -> bool:
+    """Whether a value is a number that can be shown."""
+    return isinstance(value, int | float | np.number) and math.isfinite(value)
