@@ -163,7 +163,7 @@ class Arm:
 
 
 def identity_of(config: ExperimentConfig, rate: bool = True) -> str:
-    """16 hex of a sha256 of what decides a run's numbers but seed and data, and but its learning rates without `rate`."""
+    """16 hex of a sha256 of what decides a run's numbers, but for seed and data; without `rate`, but for rates too."""
     identity = config.arm_identity()
     if not rate:
         kept = {key: value for key, value in identity["optimizer"].items() if not key.endswith("learning_rate")}

@@ -242,9 +242,10 @@ def _stall_ranks(loader: ExperimentDataLoader) -> tuple[Answer, str, pd.DataFram
         evidence += " No two arms with a significant difference stall in the other order than they lose."
     else:
         row = pairs.loc[pairs["stall_difference"].idxmax()]
+        figures = f"{words.interval(row['low'], row['high'])}, n = {row['n_pairs']:.0f} pairs"
         evidence += (
             f" {row['more']} stalls {100 * row['stall_difference']:.0f} points more than {row['less']} and ends "
-            f"{-row['difference']:.3f} nats a character lower ({words.interval(row['low'], row['high'])}, n = {row['n_pairs']:.0f} pairs); such "
+            f"{-row['difference']:.3f} nats a character lower ({figures}); such "
             f"a pair is shown in {len(pairs)} of {len(stalls)} formats."
         )
         if above:

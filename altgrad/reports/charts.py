@@ -1,0 +1,216 @@
+"""The kinds of chart that reports have; each is drawn, and put into words, by one function from the same columns."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from altgrad.analysis import words
+from altgrad.analysis.comparison import format_order
+from altgrad.pages import FOREGROUND, MUTED, PALETTE, Chart
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.patches import PathPatch
+
+MAKES_FOR_OTHERS = True
+"""The source of a chart made here is the function that asked for it."""
+
+LINEAR_TO = 0.05
+"""A chart of gaps is linear up to here: the close formats must be readable beside E7M0."""
+GAP_TICKS = (-0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+
+def forest(
+    identity: str,
+    title: str,
+    description: str,
+    data: pd.DataFrame,
+    rows: Sequence[str],
+    axis: str,
+    colours: Sequence[str] = (),
+    margin: float = 0.0,
+) -> Chart:
+    """Paired differences with their intervals, one below the other.
+
+    Args:
+        description: for those who cannot see it; every row's figures are added.
+        data: a row each, with finite columns difference, low, high and n_pairs.
+        rows: the name of each.
+        axis: what the differences are, and their unit.
+        colours: of each; else all have the first.
+        margin: half the width of a grey band around zero.
+    """
+    labels = [f"{name} (n = {pairs})" for name, pairs in zip(rows, data["n_pairs"], strict=True)]
+
+    def draw(axes: Axes) -> None:
+        if margin:
+            axes.axvspan(-margin, margin, color=MUTED, alpha=0.18, linewidth=0)
+        axes.axvline(0, color=FOREGROUND, linewidth=1)
+        for place, row in enumerate(data.itertuples()):
+            colour = colours[place] if colours else PALETTE[0]
+            axes.hlines([place], [row.low], [row.high], color=colour, linewidth=2)
+            axes.plot([row.difference], [place], "o", color=colour, markersize=6)
+        axes.set_yticks(range(len(data)), labels, color=FOREGROUND)
+        axes.set_ylim(len(data) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(axis)
+
+    said = "; ".join(
+        f"{name}: {row.difference:+.3f} {words.interval(row.low, row.high)}, n = {row.n_pairs}"
+        for name, row in zip(rows, data.itertuples(), strict=True)
+    )
+    left = 0.35 + 0.062 * max(map(len, labels))
+    height = 0.28 * len(data) + 0.7
+    margins = (left, 0.15, 0.5, 0.1)
+    return Chart(identity, title, f"{description} {said}.", data, draw, height=height, margins=margins)
+
+
+def gaps(
+    identity: str,
+    title: str,
+    description: str,
+    data: pd.DataFrame,
+    groups: Mapping[str, str] | None = None,
+    limit: float | None = None,
+) -> Chart:
+    """Paired gaps to FP32 by format with their intervals, on a scale that shows 0.002 and 0.7 alike.
+
+    Args:
+        description: for those who cannot see it; every row's figures are added.
+        data: a row each, with columns format, n_pairs, gap, low, high, in the order in which they are told.
+        groups: values of the column `scope`, each drawn beside the others in a colour of its own, and their names;
+            without it each format has one gap, with its figure above it.
+        limit: a dashed line.
+    """
+    formats = sorted(set(data["format"]), key=format_order)
+    scopes = list(dict.fromkeys(data["scope"])) if groups else []
+
+    def draw_groups(axes: Axes, names: Mapping[str, str]) -> None:
+        place = 0.0
+        for number, (scope, colour, marker) in enumerate(zip(scopes, PALETTE, "os^D", strict=False)):
+            part = data[data["scope"] == scope]
+            x = [formats.index(name) + 0.17 * (number - (len(scopes) - 1) / 2) for name in part["format"]]
+            axes.vlines(x, part["low"], part["high"], color=colour, linewidth=2)
+            axes.plot(x, part["gap"], marker, color=colour, markersize=5)
+            axes.annotate(
+                names[scope],
+                (place, 1),
+                xycoords="axes fraction",
+                xytext=(0, 6),
+                textcoords="offset points",
+                color=colour,
+            )
+            place += 0.04 + 0.0135 * len(names[scope])
+
+    def draw_single(axes: Axes) -> None:
+        places = range(len(data))
+        axes.vlines(places, data["low"], data["high"], color=PALETTE[0], linewidth=2)
+        axes.plot(places, data["gap"], "o", color=PALETTE[0], markersize=6)
+        for place, gap, high in zip(places, data["gap"], data["high"].fillna(data["gap"]), strict=True):
+            text = words.number(gap, sign=True)
+            axes.annotate(text, (place, high), xytext=(0, 7), textcoords="offset points", ha="center", color=FOREGROUND)
+
+    def draw(axes: Axes) -> None:
+        reference_line(axes, "FP32")
+        if limit is not None:
+            axes.axhline(limit, color=MUTED, linewidth=1, linestyle="--")
+        if groups:
+            draw_groups(axes, groups)
+        else:
+            draw_single(axes)
+        axes.set_yscale("symlog", linthresh=LINEAR_TO, linscale=1.5)
+        ticks = [tick for tick in GAP_TICKS if data["low"].min() - 0.02 <= tick <= 1.3 * data["high"].max()]
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.margins(y=0.1 if groups else 0.12)
+        if groups:
+            axes.set_xticks(range(len(formats)), formats, color=FOREGROUND)
+        else:
+            labels = [f"{row['format']}\nn = {row['n_pairs']}" for _, row in data.iterrows()]
+            axes.set_xticks(range(len(data)), labels)
+        axes.set_xlim(-0.6, len(formats if groups else data) - 0.4)
+        axes.set_ylabel(f"loss gap to FP32, nats a character\n(linear to {LINEAR_TO:g}, then logarithmic)")
+
+    said = "; ".join(
+        f"{row.format}{f' {groups[str(row.scope)]}' if groups else ''} {words.number(row.gap, sign=True)} "
+        f"{words.interval(row.low, row.high)}, n = {row.n_pairs}"
+        for row in data.itertuples()
+    )
+    size = {"height": 3.9, "margins": (0.85, 0.5, 0.35, 0.35)} if groups else {}
+    return Chart(identity, title, f"{description} {said}.", data, draw, **size)  # type: ignore[arg-type]
+
+
+def reference_line(axes: Axes, label: str) -> None:
+    """The line at zero that differences are measured from, named at its right end."""
+    axes.axhline(0, color=FOREGROUND, linewidth=1)
+    axes.annotate(
+        label,
+        (1, 0),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        color=MUTED,
+    )
+
+
+def finite_rows(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The rows in which all `columns` are numbers that a chart can draw: finite, and so is the axis they span."""
+    drawn = frame[list(columns)].map(lambda value: words.finite(value) and abs(value) < 1e300)
+    return frame[drawn.all(axis=1)].reset_index(drop=True)
+
+
+def spread(places: Sequence[float], drawn: NDArray[np.float64]) -> list[float]:
+    """Heights for labels near `places`, at least 6% of the drawn range apart so that none covers another."""
+    gap = 0.06 * float(np.nanmax(drawn) - np.nanmin(drawn))
+    moved = [float(place) for place in places]
+    order = sorted(range(len(moved)), key=lambda index: moved[index])
+    for lower, upper in itertools.pairwise(order):
+        moved[upper] = max(moved[upper], moved[lower] + gap)
+    return moved
+
+
+def panel_axes(axes: Axes, titles: Sequence[str], ticks: Sequence[tuple[float, str]]) -> list[float]:
+    """Make `axes` a row of panels, each one unit wide; returns where each begins.
+
+    Args:
+        axes: whose x axis is divided.
+        titles: one a panel.
+        ticks: places in a panel (0 to 1) and their labels; the outer ones are aligned inwards.
+    """
+    offsets = [1.06 * number for number in range(len(titles))]
+    axes.set_xlim(0, offsets[-1] + 1)
+    axes.xaxis.set_visible(False)
+    place = axes.get_xaxis_transform()
+    for offset, title in zip(offsets, titles, strict=True):
+        axes.annotate(title, (offset, 1), xycoords=place, xytext=(0, 5), textcoords="offset points", color=FOREGROUND)
+        for at, label in ticks:
+            axes.annotate(
+                f"step {label}" if at == 0 else label,
+                (offset + at, 0),
+                xycoords=place,
+                xytext=(0, -5),
+                textcoords="offset points",
+                ha="left" if at == 0 else "right" if at == 1 else "center",
+                va="top",
+                fontsize=8,
+                color=MUTED,
+            )
+    return offsets
+
+
+def rectangles(boxes: Sequence[tuple[float, float, float, float]], colour: str) -> PathPatch:
+    """All boxes (left, right, top, bottom) as one filled path, also outside of the axes."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    corners = [((x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)) for x0, x1, y0, y1 in boxes]
+    codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * len(boxes)
+    path = Path(np.array(corners).reshape(-1, 2), codes)
+    return PathPatch(path, facecolor=colour, edgecolor="none", linewidth=0, clip_on=False)

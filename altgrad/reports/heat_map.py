@@ -1,0 +1,186 @@
+"""The heat map: where and when a figure is bad, layers by step in six levels, a panel for each operand."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from altgrad.analysis.words import names
+from altgrad.pages import HEAT, MUTED, Chart
+from altgrad.pages.content import shorten, visible
+from altgrad.pages.sketch import INCH, Sketch
+
+MAKES_FOR_OTHERS = True
+"""The source of a chart made here is the function that asked for it."""
+
+HEAT_COLUMNS = 60
+"""Most columns of a heat map's panel; of more looks, neighbours share a column that shows the worst."""
+HEAT_ROWS = 40
+"""Most rows of a heat map; of more layers, those with the worst values are drawn."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The six levels of a heat map, harmless first, with fixed edges: maps of one figure compare across pages.
+
+    Attributes:
+        edges: the five edges between levels; rising where a larger value is worse, falling where a smaller one is.
+        legend: the six levels in words.
+        text: how a value is written.
+        missing: what a missing value means, in words.
+    """
+
+    edges: tuple[float, ...]
+    legend: tuple[str, ...]
+    text: Callable[[float], str]
+    missing: str = "not recorded"
+
+    @property
+    def sign(self) -> int:
+        """1 where larger is worse, -1 where smaller is."""
+        return 1 if self.edges[-1] > self.edges[0] else -1
+
+    def of(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The level of each value, 0 to 5; -1 for NaN. An edge itself belongs to the worse level where larger is worse,
+        and to the better one where smaller is."""
+        side: Literal["left", "right"] = "right" if self.sign > 0 else "left"
+        found = np.searchsorted(self.sign * np.array(self.edges), self.sign * values, side=side)
+        return np.where(np.isnan(values), -1, found)
+
+
+def heat_map(
+    identity: str, title: str, data: pd.DataFrame, levels: Levels, panels: dict[str, str], note: str = ""
+) -> Chart:
+    """Layers by step in six levels, a panel for each operand side by side: where and when a figure is bad.
+
+    One path a level with neighbouring cells merged, so that the drawing stays small. Missing values are drawn as a
+    line; where a layer has no value of an operand at all (an embedding reads no activations), nothing is drawn.
+
+    Args:
+        identity: the chart's id.
+        title: the chart's title.
+        data: columns layer, operand, step, value, one row a cell; layers are drawn in the order in which they come.
+        levels: what the colours mean.
+        panels: titles of the operands, in the order of the panels; those without data are left out.
+        note: what the description says first, such as whose runs these are.
+    """
+    recorded = set(data["operand"])
+    shown = [name for name in panels if name in recorded]
+    layers = list(dict.fromkeys(data["layer"]))
+    steps = np.unique(data["step"].to_numpy())
+    whole = np.full((len(layers), len(shown), len(steps)), np.nan)
+    place = data["layer"].map(layers.index), data["operand"].map(shown.index), np.searchsorted(steps, data["step"])
+    whole[place] = data["value"]
+    cells, first_steps = _shared_columns(whole, steps, levels.sign)
+    said = _heat_words(cells, layers, [panels[name] for name in shown], first_steps, levels)
+    rows, left_out = _worst_rows(cells, levels.sign), ""
+    if len(rows) < len(layers):
+        left_out = f" Of {len(layers)} layers the {len(rows)} with the worst values are drawn."
+    if len(first_steps) < len(steps):
+        left_out += f" {len(steps)} looks share {len(first_steps)} columns; each shows the worst of its looks."
+    drawn, names_ = levels.of(cells[rows]), [shorten(visible(layers[row]), 34) for row in rows]
+    height, left = 0.17 * len(rows) + 0.95, 0.3 + 0.062 * max(len(name) for name in names_)
+    width, up, top = 7.2, 0.17 * INCH, 0.3 * INCH
+
+    def sketch(drawing: Sketch) -> None:
+        wide = (drawing.width - (left + 0.15) * INCH) / (1.06 * len(shown) - 0.06)  # of one panel
+        for row, name in enumerate(names_):
+            drawing.text(left * INCH - 5, top + (row + 0.5) * up + 3, name, MUTED, size=8, anchor="end")
+        boxes: list[list[tuple[float, float, float, float]]] = [[] for _ in range(len(HEAT) + 1)]
+        base = top + len(rows) * up
+        for number, operand in enumerate(shown):
+            start = left * INCH + 1.06 * number * wide
+            drawing.text(start, top - 6, panels[operand])
+            drawing.text(start, base + 11, f"step {steps[0]}", MUTED, size=8)
+            drawing.text(start + wide, base + 11, str(steps[-1]), MUTED, size=8, anchor="end")
+            for row, line in enumerate(drawn[:, number]):
+                for level, begin, end in _runs(line) if (line >= 0).any() else ():
+                    half = (0.44 if level >= 0 else 0.03) * up
+                    middle = top + (row + 0.5) * up
+                    x0, x1 = (start + wide * place / len(line) for place in (begin, end))
+                    boxes[level].append((x0, middle - half, x1, middle + half))
+        place, below = 0.1 * INCH, base + 0.45 * INCH
+        for level, word in enumerate([*levels.legend, *([levels.missing] if boxes[-1] else [])]):
+            half = (0.055 if level < len(HEAT) else 0.01) * INCH
+            boxes[level].append((place, below - half, place + 0.13 * INCH, below + half))
+            drawing.text(place + 0.18 * INCH, below + 3, word, size=8)
+            place += (0.36 + 0.06 * len(word)) * INCH
+        for found, colour in zip(boxes, (*HEAT, MUTED), strict=True):
+            drawing.rectangles(found, colour)
+
+    return Chart(
+        identity,
+        title,
+        f"{note} {said}{left_out}".strip(),
+        _wide(whole, layers, shown, steps),
+        sketch=sketch,
+        width=width,
+        height=height,
+    )
+
+
+def _wide(
+    cells: NDArray[np.float64], layers: Sequence[str], operands: Sequence[str], steps: NDArray[np.int64]
+) -> pd.DataFrame:
+    """[layers, operands, steps] as a table to download: a row a layer and operand with values, a column a step."""
+    rows = [(row, panel) for row, panel in np.argwhere(~np.isnan(cells).all(axis=2))]
+    names_ = {
+        "layer": [layers[row] for row, _ in rows],
+        "operand": [operands[panel] for _, panel in rows],
+    }
+    values = cells[tuple(np.array(rows, dtype=int).reshape(-1, 2).T)]
+    return pd.concat([pd.DataFrame(names_), pd.DataFrame(values, columns=[str(step) for step in steps])], axis=1)
+
+
+def _shared_columns(
+    cells: NDArray[np.float64], steps: NDArray[np.int64], sign: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """At most `HEAT_COLUMNS` columns, the worst of neighbours in one; and the first step of each."""
+    if len(steps) <= HEAT_COLUMNS:
+        return cells, steps
+    starts = np.unique(np.linspace(0, len(steps), HEAT_COLUMNS, endpoint=False).astype(int))
+    worst = np.fmax.reduceat(sign * cells, starts, axis=2)
+    return sign * worst, steps[starts]
+
+
+def _worst_rows(cells: NDArray[np.float64], sign: int) -> list[int]:
+    """The rows to draw, in order: all, or the `HEAT_ROWS` with the worst values."""
+    worst = np.where(np.isnan(cells), -np.inf, sign * cells).max(axis=(1, 2))
+    return sorted(np.argsort(-worst, kind="stable")[:HEAT_ROWS].tolist())
+
+
+def _runs(levels: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """(level, start, stop) of each run of equal levels."""
+    edges = [0, *(np.flatnonzero(np.diff(levels)) + 1).tolist(), len(levels)]
+    return [(int(levels[start]), start, stop) for start, stop in itertools.pairwise(edges)]
+
+
+def _heat_words(
+    cells: NDArray[np.float64],
+    layers: Sequence[str],
+    panels: Sequence[str],
+    steps: NDArray[np.int64],
+    levels: Levels,
+) -> str:
+    """A heat map in words: its extent, its worst layers with figures, and how many values are missing."""
+    known = ~np.isnan(cells)
+    missing = int((~known & known.any(axis=2, keepdims=True)).sum())
+    worst = np.where(known, levels.sign * cells, -np.inf).max(axis=2)
+    order = np.argsort(-worst, axis=None, kind="stable")[:3]
+    parts = []
+    for row, panel in zip(*np.unravel_index(order, worst.shape), strict=True):
+        if np.isfinite(worst[row, panel]) or known[row, panel].any():
+            column = int(np.argmax(np.where(known[row, panel], levels.sign * cells[row, panel], -np.inf)))
+            where = f"{layers[row]} {panels[panel]}" if len(panels) > 1 else layers[row]
+            parts.append(f"{where} {levels.text(cells[row, panel, column])} at step {steps[column]}")
+    absent = f" {missing} values are missing ({levels.missing})." if missing else ""
+    return (
+        f"{len(layers)} layers at {len(steps)} looks from step {steps[0]} to {steps[-1]}, for {names(panels)}. "
+        f"Worst: {'; '.join(parts)}.{absent}"
+    )
