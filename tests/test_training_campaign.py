@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
+import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from altgrad.config import ExperimentConfig, UsageError
+from altgrad.config import UsageError
 from altgrad.runs import load_runs
 from altgrad.runs.schema import run_id
+from altgrad.studies import ARMS, PILOT_SEEDS, STUDIES, TUNING_SEEDS, Arm, Study
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = {"sha256": "0" * 64}
@@ -41,32 +43,27 @@ def known_data(campaign: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
 class BestAt(dict[str, float]):
     """Losses of runs that need not be recorded: the lowest in the middle of every sweep, or at one of its ends."""
 
-    def __init__(self, campaign: ModuleType, favourite: str = "middle") -> None:
-        for given in [*campaign.rule_arms(), *campaign.control_arms(), campaign.arm({}, **campaign.LARGE)]:
-            self._sweep(campaign, given, favourite)
-        for given in campaign.large_arms():
-            self._sweep(campaign, given, favourite)
+    def __init__(self, favourite: str = "middle") -> None:
+        for name in ("tuning", "tuning-large", "pilot-tuning"):
+            for arm in STUDIES[name].seeds:
+                self._sweep(name, ARMS[arm], favourite)
 
-    def _sweep(self, campaign: ModuleType, given: dict[str, object], favourite: str) -> None:
-        study = "tuning-large" if given.get("max_steps") == 5000 else "tuning"
-        rates = campaign.base_rates(given)
-        rates = [rates[0] / 2**k for k in range(campaign.MOST_EXTENSIONS, 0, -1)] + [
-            *rates,
-            *(rates[-1] * 2**k for k in range(1, campaign.MOST_EXTENSIONS + 1)),
-        ]
+    def _sweep(self, study: str, arm: Arm, favourite: str) -> None:
+        first, *_, last = arm.swept_rates
+        rates = [first / 2**k for k in range(4, 0, -1)] + [*arm.swept_rates, *(last * 2**k for k in range(1, 5))]
         for position, rate in enumerate(rates):
             off = {"middle": abs(position - len(rates) // 2), "low": position, "high": -position}[favourite]
-            for seed in campaign.TUNING_SEEDS:
-                self[run_id(campaign.run(study, given, rate, seed), DATA)] = 2.0 + 0.01 * off
+            for seed in TUNING_SEEDS:
+                self[run_id(arm.config(seed, study, rate), DATA)] = 2.0 + 0.01 * off
 
 
 @pytest.fixture(scope="module")
-def tuned(campaign: ModuleType) -> BestAt:
-    return BestAt(campaign)
+def tuned() -> BestAt:
+    return BestAt()
 
 
 def test_studies_hold_what_they_say(campaign: ModuleType, tuned: BestAt) -> None:
-    configs = {name: study(tuned) for name, study in campaign.STUDIES.items()}
+    configs = {name: campaign.configs_of(name, tuned) for name in STUDIES}
     sizes = {name: len(found) for name, found in configs.items()}
     assert sizes["formats"] == 4 * 32 + (5 + 2) * 16 + 1 + 3 * 7 * 16
     assert sizes["layers"] == 4 * 7 * 16
@@ -74,6 +71,7 @@ def test_studies_hold_what_they_say(campaign: ModuleType, tuned: BestAt) -> None
     assert sizes["storage"] == 33 * 16
     assert sizes["controls"] == 10 * 16
     assert sizes["length"] == 5 * 5
+    assert sizes["formats-large"] == 8 * 5
     assert sizes["pilot-tuning"] == 16 * 5 * 2
     assert sizes["pilot-formats"] == 10 * 5
     assert sizes["pilot-manifold"] == 4 * 3 * 5
@@ -83,75 +81,46 @@ def test_studies_hold_what_they_say(campaign: ModuleType, tuned: BestAt) -> None
 
 
 def test_no_two_studies_of_the_campaign_train_the_same_run(campaign: ModuleType, tuned: BestAt) -> None:
-    identities = [run_id(config, DATA) for study in campaign.CAMPAIGN.values() for config in study(tuned)]
+    identities = [run_id(config, DATA) for study in campaign.CAMPAIGN for config in campaign.configs_of(study, tuned)]
     assert len(set(identities)) == len(identities)
-
-
-def test_every_arm_is_tuned_with_the_same_budget_on_seeds_that_no_study_reports(
-    campaign: ModuleType, tuned: BestAt
-) -> None:
-    for study in (campaign.pilot_tuning, campaign.tuning):
-        budget = Counter((config.resolved_name, str(_but_rate(config)), config.seed) for config in study(tuned))
-        assert set(budget.values()) == {5}
-    tuning = ("tuning", "tuning-large", "pilot-tuning")
-    reported = {
-        config.seed for name in campaign.STUDIES if name not in tuning for config in campaign.STUDIES[name](tuned)
-    }
-    assert not reported & set(campaign.TUNING_SEEDS)
-
-
-def _but_rate(config: ExperimentConfig) -> dict[str, Any]:
-    identity = config.arm_identity()
-    return identity | {"optimizer": identity["optimizer"] | {"learning_rate": None, "other_learning_rate": None}}
 
 
 @pytest.mark.parametrize(("favourite", "end"), [("low", 0), ("high", -1)])
 def test_a_sweep_goes_on_beyond_its_edge_but_not_for_ever(campaign: ModuleType, favourite: str, end: int) -> None:
-    given = campaign.rule_arms()[0]
-    losses = BestAt(campaign, favourite)
-    rates, best = campaign.sweep("tuning", given, losses)
+    arm, losses = ARMS["E4M3 update master"], BestAt(favourite)
+    rates, best = campaign.sweep("tuning", arm, losses)
     assert len(rates) == 5 + campaign.MOST_EXTENSIONS
     assert best == rates[end]
-    first = {identity: loss for identity, loss in losses.items() if identity in _identities(campaign, given)}
-    rates, best = campaign.sweep("tuning", given, first)
+    wanted = {run_id(arm.config(s, "tuning", r), DATA) for r in arm.swept_rates for s in TUNING_SEEDS}
+    rates, best = campaign.sweep("tuning", arm, {identity: losses[identity] for identity in wanted})
     assert len(rates) == 6
     assert best is None, "the rate beyond the edge is asked for before there is an answer"
 
 
-def _identities(campaign: ModuleType, given: dict[str, object]) -> set[str]:
-    configs = [campaign.run("tuning", given, r, s) for r in campaign.base_rates(given) for s in campaign.TUNING_SEEDS]
-    return {run_id(config, DATA) for config in configs}
-
-
-def test_a_rate_that_is_not_tuned_yet_is_named(campaign: ModuleType) -> None:
-    with pytest.raises(UsageError, match="STUDY=tuning first"):
-        campaign.storage({})
-
-
-def test_the_rates_of_the_recorded_pilot_are_the_best_of_its_sweep_and_not_at_its_edge(campaign: ModuleType) -> None:
-    recorded = load_runs((campaign.RECORDED / "pilot-tuning",)).records
-    if not recorded:
-        pytest.skip("pilot-tuning is not recorded here")
-    losses: dict[tuple[str, str], dict[float, list[float]]] = {}
-    for run in recorded:
-        optimizer = run.config.optimizer
-        arm = losses.setdefault((run.config.quantize.weight, optimizer.precondition or "adamw"), {})
-        arm.setdefault(optimizer.learning_rate, []).append(run.run["summary"]["val_loss"] or float("inf"))
-    for arm, sweep in losses.items():
-        assert all(len(found) == len(campaign.TUNING_SEEDS) for found in sweep.values())
-        best = min(sweep, key=lambda rate: sum(sweep[rate]))
-        assert min(sweep) < best < max(sweep), f"{arm}: the best rate is at the edge of the sweep"
-        if arm[0] in campaign.EXTREME_FORMATS:
-            assert best == campaign.OWN_RATES.get(arm[0], best)
-            continue
-        chosen = campaign.FP32_RATE if arm == ("fp32", "adamw") else campaign.PILOT_TUNED[arm]
-        assert best == pytest.approx(chosen), arm
+def test_a_large_study_takes_its_rate_from_the_recorded_sweep(campaign: ModuleType, tuned: BestAt) -> None:
+    with pytest.raises(UsageError, match="STUDY=tuning-large first"):
+        campaign.configs_of("formats-large", {})
+    middle = ARMS["FP32 large"].swept_rates[2]
+    assert {config.optimizer.learning_rate for config in campaign.configs_of("formats-large", tuned)} == {middle}
 
 
 def test_the_demo_trains_runs_that_are_not_recorded(campaign: ModuleType, tuned: BestAt) -> None:
-    others = (name for name in campaign.STUDIES if name != "demo")
-    recorded = {run_id(config, DATA) for name in others for config in campaign.STUDIES[name](tuned)}
-    assert not recorded & {run_id(config, DATA) for config in campaign.demo(tuned)}
+    others = (name for name in STUDIES if name != "demo")
+    recorded = {run_id(config, DATA) for name in others for config in campaign.configs_of(name, tuned)}
+    assert not recorded & {run_id(config, DATA) for config in campaign.configs_of("demo", {})}
+
+
+def test_a_broken_study_ends_the_command_with_one_line(tmp_path: Path) -> None:
+    """The file of studies with a name that is none, in a copy of the package."""
+    shutil.copytree(ROOT / "altgrad", tmp_path / "altgrad", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "experiments").mkdir()
+    shutil.copy(ROOT / "experiments" / "campaign.py", tmp_path / "experiments")
+    studies = tmp_path / "altgrad" / "studies.py"
+    studies.write_text(studies.read_text().replace('_with(SEEDS[:1], "E1M6")', '_with(SEEDS[:1], "E9M6")'))
+    command = [sys.executable, str(tmp_path / "experiments" / "campaign.py"), "--help"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""})
+    assert ended.returncode != 0
+    assert ended.stderr.strip() == "error: studies.py, study 'formats': there is no arm 'E9M6' in ARMS"
 
 
 def test_an_unknown_study_is_named(campaign: ModuleType) -> None:
@@ -167,10 +136,10 @@ def test_a_campaign_resumes_and_packs(
         pytest.skip("licensedcode-data is not installed")
     model = {"layers": 1, "dim": 8, "heads": 1, "context": 8}
     small = {"max_steps": 3, "batch_size": 2, "eval_batches": 1, "model": model}
-    arms = [campaign.arm(campaign.every(fmt), **small) for fmt in ("fp32", "e5m2", "e7m0")]
-    configs = campaign.over("tiny", (0,), [(given, 0.01) for given in arms])
+    arms = [Arm(fmt, fmt, {"weight": fmt}, rate=0.01, settings=small) for fmt in ("fp32", "e5m2", "e7m0")]
     monkeypatch.setattr(campaign, "data_fingerprint", corpus_fingerprint)
-    monkeypatch.setitem(campaign.STUDIES, "tiny", lambda losses: configs)
+    monkeypatch.setattr(campaign, "ARMS", {arm.name: arm for arm in arms})
+    monkeypatch.setattr(campaign, "STUDIES", {"tiny": Study("", {arm.name: [0] for arm in arms})})
     monkeypatch.setattr(campaign, "RECORDED", tmp_path / "recorded")
     monkeypatch.setattr(campaign, "_results", in_this_process(campaign))
     out = tmp_path / "runs"
@@ -242,7 +211,7 @@ def test_recorded_e1m6_runs_equal_e0m7(campaign: ModuleType) -> None:
     losses = {(run.config.quantize.weight, run.config.seed): run.run["summary"]["val_loss"] for run in runs}
     if not losses:
         pytest.skip("pilot-formats is not recorded here")
-    for seed in campaign.PILOT_SEEDS:
+    for seed in PILOT_SEEDS:
         assert losses["e1m6", seed] == losses["e0m7", seed]
 
 
@@ -259,7 +228,7 @@ def test_the_extremes_of_the_demo_show_their_known_signatures(campaign: ModuleTy
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the campaign's workers
-    for config in campaign.demo({}):
+    for config in campaign.configs_of("demo", {}):
         fmt = config.quantize.weight
         if config.seed == 0 and fmt in ("e0m7", "e4m3", "e7m0") and config.optimizer.step_rule == "adamw":
             campaign._run_one((config.model_copy(update={"max_steps": 40}), tmp_path, "cpu"))

@@ -1,0 +1,133 @@
+"""The campaign as data: names are keys, identities find the runs, and what is recorded is what the studies say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from altgrad import studies
+from altgrad.analysis.contrasts import runs_of
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.config import UsageError
+from altgrad.runs import load_runs
+from altgrad.runs.schema import arm_id, run_id
+from altgrad.studies import ARMS, STUDIES, Arm, Study, checked, identity_of, seeds_of
+
+RECORDED = Path(__file__).resolve().parents[1] / "experiments" / "recorded"
+RECORDED_RUNS = 2844
+"""Rows of all packed studies; 20 of them are AdamW's of the pilot, which two of its studies hold."""
+
+
+@pytest.fixture(scope="module")
+def loader() -> ExperimentDataLoader:
+    return ExperimentDataLoader([RECORDED])
+
+
+def test_every_recorded_id_follows_from_the_stored_config() -> None:
+    rows = 0
+    for folder in sorted(path for path in RECORDED.iterdir() if path.is_dir()):
+        records = load_runs((folder,)).records
+        rows += len(records)
+        for record in records:
+            assert record.id == run_id(record.config, record.run["data"])
+            assert record.arm == arm_id(record.config, record.run["data"])
+    assert rows == RECORDED_RUNS
+
+
+def test_every_run_that_a_study_defines_is_recorded_under_its_id(loader: ExperimentDataLoader) -> None:
+    (data,) = {record.run["data"]["sha256"] for record in loader.records.values()}
+    found = Counter(
+        record.id for folder in RECORDED.iterdir() if folder.is_dir() for record in load_runs((folder,)).records
+    )
+    defined: Counter[str] = Counter()
+    for name in {path.name for path in RECORDED.iterdir() if path.is_dir()} & {*STUDIES}:
+        study = STUDIES[name]
+        for arm, seeds in study.seeds.items():
+            rates = ARMS[arm].swept_rates if study.sweeps else (None,)
+            defined.update(
+                run_id(ARMS[arm].config(seed, name, rate), {"sha256": data}) for seed in seeds for rate in rates
+            )
+    assert not defined - found
+    beyond_the_edge = found - defined
+    assert sum(beyond_the_edge.values()) == 8, "four sweeps went on beyond their edge, on two seeds each"
+
+
+def test_an_arm_s_runs_are_those_of_its_config_and_seeds(loader: ExperimentDataLoader) -> None:
+    """An oracle that knows no identity: the settings themselves."""
+    found = runs_of(loader, "E4M3 update stochastic")
+    assert sorted(found["seed"]) == list(range(10, 26))
+    for run_id_ in found["run_id"]:
+        config = loader.records[run_id_].config
+        assert set(dict(config.quantize)[operand] for operand in ("weight", "activation", "grad_output")) == {"e4m3"}
+        optimizer = config.optimizer
+        assert (optimizer.step_rule, optimizer.precondition, optimizer.storage) == ("manifold", "update", "grid")
+        assert (optimizer.rounding, optimizer.learning_rate, config.max_steps) == ("stochastic", 1.28, 300)
+
+
+def test_no_two_arms_of_the_campaign_are_one_config() -> None:
+    fixed = [arm for arm in ARMS.values() if not isinstance(arm.rate, str)]
+    names: dict[str, list[str]] = {}
+    for arm in fixed:
+        names.setdefault(arm.identity, []).append(arm.name)
+    assert [same for same in names.values() if len(same) > 1] == []
+
+
+def test_the_rates_of_the_arms_are_the_best_of_their_recorded_sweeps(loader: ExperimentDataLoader) -> None:
+    """Recomputed from the tuning runs: the lowest mean loss over the held-out seeds."""
+    runs = loader.runs[loader.runs["study"].isin(["tuning", "pilot-tuning"])]
+    sweeps: dict[str, dict[float, list[float]]] = {}
+    for row in runs.itertuples():
+        key = identity_of(loader.records[row.run_id].config, rate=False)
+        sweeps.setdefault(key, {}).setdefault(row.learning_rate, []).append(row.final_val_loss)
+    for study in ("tuning", "pilot-tuning"):
+        for name in STUDIES[study].seeds:
+            sweep = sweeps[identity_of(ARMS[name].config(), rate=False)]
+            assert {len(losses) for losses in sweep.values()} == {len(studies.TUNING_SEEDS)}
+            best = min(sweep, key=lambda rate: sum(sweep[rate]))
+            own = {"E0M7 pilot": "E0M7 own rate", "E7M0 pilot": "E7M0 own rate"}.get(name, name)
+            assert best == ARMS[own].rate, name
+
+
+def test_changing_a_label_or_a_seed_is_one_edit_and_changes_no_identity() -> None:
+    arm = ARMS["E4M3 code stochastic"]
+    assert dataclasses.replace(arm, label="anything else").identity == arm.identity
+    assert dataclasses.replace(arm, name="another key").identity == arm.identity
+    assert arm.config(10).identity() | {"seed": 0} == arm.config(0).identity()
+    assert dataclasses.replace(arm, rate=0.25).identity != arm.identity
+
+
+def test_labels_tell_the_arms_of_a_study_apart() -> None:
+    for name, study in STUDIES.items():
+        labels = Counter(ARMS[arm].label for arm in study.seeds)
+        assert [label for label, times in labels.items() if times > 1] == [], name
+
+
+def test_held_out_seeds_are_reported_by_no_study() -> None:
+    reported = {
+        seed for study in STUDIES.values() if not study.sweeps for seeds in study.seeds.values() for seed in seeds
+    }
+    assert not reported & set(studies.TUNING_SEEDS)
+    assert seeds_of("FP32") == tuple(range(10, 42))
+    assert seeds_of("E0M7 block") == tuple(range(10, 18))
+
+
+@pytest.mark.parametrize(
+    ("arms", "study", "said"),
+    [
+        ([Arm("A", "E4M3")], Study("", {"B": [10]}), r"study 'S': there is no arm 'B'"),
+        ([Arm("A", "E9M9", {"weight": "e9m9"})], Study("", {"A": [10]}), r"arm 'A': .*e9m9"),
+        ([Arm("A", "E4M3"), Arm("A", "E5M2")], Study("", {"A": [10]}), r"arm 'A': the name stands twice"),
+        ([Arm("A", "E4M3")], Study("", {"A": [10, 99]}), r"study 'S', arm 'A': seed 99"),
+        ([Arm("A", "E4M3")], Study("", {"A": [10]}, sweeps="once"), r"seed 10 is none of those held out"),
+        ([Arm("A", "E4M3", rate="nobody")], Study("", {"A": [10]}), r"no study sweeps the rate of 'nobody'"),
+        ([Arm("A", "E4M3", settings={"max_step": 3})], Study("", {"A": [10]}), r"arm 'A': .*max_step"),
+    ],
+)
+def test_an_unsound_study_fails_with_one_line(arms: list[Arm], study: Study, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as failure:
+        checked(arms, {"S": study})
+    assert "\n" not in str(failure.value)
+    assert str(failure.value).startswith("studies.py")
