@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports.arms import arm_page_makers, arm_pages
 from altgrad.analysis.reports.common import code_key
+from altgrad.analysis.reports.corrections import PATH, corrections_document
 from altgrad.analysis.reports.formats import format_pages
 from altgrad.analysis.reports.generator import ReportGenerator
 from altgrad.analysis.reports.home import home_page
@@ -16,16 +18,19 @@ from altgrad.analysis.reports.literature import literature_page
 from altgrad.analysis.reports.preregistered import preregistered_page
 from altgrad.analysis.reports.tuning import swept
 from altgrad.pages import Page, PageMaker
+from altgrad.pages.document import place_document
 from altgrad.runs import sources_fingerprint
 from altgrad.runs.schema import digest
 
 __all__ = [
     "ReportGenerator",
     "arm_pages",
+    "corrections_document",
     "format_pages",
     "home_page",
     "literature_page",
     "preregistered_page",
+    "site_corrections",
     "site_key",
     "site_page_makers",
     "site_pages",
@@ -47,6 +52,11 @@ def site_pages(family: str) -> list[Page]:
     }
     moved = loader.once(swept)
     return [replace(page, moved=moved) for page in families[family]()]
+
+
+def site_corrections(document: Path) -> str:
+    """The page "Corrections and limits" as Markdown for the site."""
+    return place_document(corrections_document(_loader(), document), PATH)
 
 
 def site_page_makers() -> list[PageMaker]:

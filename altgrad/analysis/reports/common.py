@@ -92,6 +92,11 @@ def interval(low: float, high: float, digits: int = 3) -> str:
     return f"[{number(low, digits + near, True)}, {number(high, digits + near, True)}]"
 
 
+def span(low: float, high: float, digits: int = 3) -> str:
+    """An interval in a sentence: ``0.003 to 0.014``; a digit more where `interval` has one."""
+    return interval(low, high, digits).strip("[]").replace("+", "").replace(", ", " to ")
+
+
 def quantized(scope: str) -> str:
     """A scope with the word where it belongs: ``weights quantized; scale 1``."""
     what, mark, how = scope.partition(";")

@@ -14,6 +14,7 @@ import pandas as pd
 from altgrad.analysis.comparison import results_table
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports import common
+from altgrad.analysis.reports.corrections import DOCUMENT, PATH, corrections_document
 from altgrad.analysis.reports.failure_modes import failure_modes_page
 from altgrad.analysis.reports.format_comparison import format_comparison_page
 from altgrad.analysis.reports.manifold_comparison import manifold_comparison_page
@@ -74,7 +75,9 @@ class ReportGenerator:
         pages lead below `site_root`: where the built site lies as seen from `folder`, or its address.
         """
         folder = Path(folder)
-        return [*write_folder(self._pages, folder, site_root=site_root), *_write_results(self.loader, folder)]
+        documents = {PATH: corrections_document(self.loader)} if DOCUMENT.is_file() else {}
+        written = write_folder(self._pages, folder, site_root=site_root, documents=documents)
+        return [*written, *_write_results(self.loader, folder)]
 
 
 def results_text(table: pd.DataFrame) -> str:
