@@ -97,14 +97,9 @@ def token_rate(loader: ExperimentDataLoader) -> TokenRate | None:
     if short is None or long is None:
         return None
     steps = (loader.config(short.baseline).max_steps, loader.config(long.baseline).max_steps)
-    gained = paired_difference(
-        *(_losses(loader, arm) / math.log(steps[1] / steps[0]) for arm in _baselines(short, long))
-    )
-    return TokenRate(gained, steps) if gained.low > 0 else None
-
-
-def _baselines(*comparisons: Comparison) -> tuple[str, ...]:
-    return tuple(comparison.baseline for comparison in comparisons)
+    gained = (_losses(loader, each.baseline) / math.log(steps[1] / steps[0]) for each in (short, long))
+    rate = paired_difference(*gained)
+    return TokenRate(rate, steps) if rate.low > 0 else None
 
 
 @dataclass(frozen=True)
@@ -167,10 +162,8 @@ def additivity(loader: ExperimentDataLoader) -> pd.DataFrame:
             table = pd.concat([*(gaps[name] for gaps in single), together[name]], axis=1, join="inner")
             ones, all_ = table.iloc[:, :-1], table.iloc[:, -1]
             found = mean_interval(all_ - ones.sum(axis=1))
-            each = dict(zip(places, map(float, ones.mean()), strict=True))
-            rows.append(
-                (by, name, found.n, each, ones.sum(axis=1).mean(), all_.mean(), found.mean, found.low, found.high)
-            )
+            row = (by, name, found.n, dict(zip(places, map(float, ones.mean()), strict=True)))
+            rows.append((*row, ones.sum(axis=1).mean(), all_.mean(), found.mean, found.low, found.high))
             p_values.append(found.p_value)
     frame = pd.DataFrame(rows, columns=list(ADDITIVITY_COLUMNS[:-1]))
     return frame.assign(p_holm=holm(p_values))

@@ -363,7 +363,7 @@ def scope_label(config: ExperimentConfig) -> str:
         parts.append("only in " + ", ".join(kind for kind in LAYER_TYPES if kind in quantize.layers))
     if quantize.patterns:
         parts.append("only layers " + ", ".join(quantize.patterns))
-    scales = {operand: _scale_label(scaling.rule(operand)) for operand in quantize.operands if config.states("scaling")}
+    scales = {operand: scale_label(scaling.rule(operand)) for operand in quantize.operands if config.states("scaling")}
     if len(set(scales.values())) <= 1:
         parts += [label for label in {*scales.values()} if label]
     else:
@@ -376,7 +376,7 @@ def scope_label(config: ExperimentConfig) -> str:
     return "; ".join(parts)
 
 
-def _scale_label(rule: ScaleRule) -> str:
+def scale_label(rule: ScaleRule) -> str:
     """The scale in words; "" for the default, a power of two by the tensor's current amax."""
     exact = "" if rule.power_of_two else "exact "
     if rule.kind == "amax":

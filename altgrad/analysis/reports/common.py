@@ -18,8 +18,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 import altgrad
+from altgrad.analysis.comparison import Comparison, FormatComparator
+from altgrad.analysis.costs import TokenRate, extent
 from altgrad.analysis.hypotheses import Hypothesis
-from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.loader import ExperimentDataLoader, scale_label
 from altgrad.analysis.preregistered import Verdict
 from altgrad.config import UsageError
 from altgrad.pages import (
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
 
 HEADLINE_SEEDS = 16
 """Findings from fewer pairs than this are labelled as a pilot."""
+CORRECTIONS = Link("Corrections and limits", PageRef("reports/corrections"))
+ONE_SCALE = "one power-of-two scale a tensor, from its current largest value"
 HEAT_COLUMNS = 60
 """Most columns of a heat map's panel; of more looks, neighbours share a column that shows the worst."""
 HEAT_ROWS = 40
@@ -108,6 +112,16 @@ def percent(value: float) -> str:
     return "–" if not _finite(value) else "0%" if value == 0 else f"{100 * value:.3g}%"
 
 
+def tokens(rate: TokenRate, gap: float) -> str:
+    """A gap as a percentage of more tokens; what lies beyond the measured lengths is not given a figure."""
+    more = rate.more_tokens(gap)
+    if math.isnan(more):
+        return "–"
+    if more > rate.limit:
+        return f"over {100 * rate.limit:.0f}%"
+    return f"{100 * more:.0f}%" if abs(more) >= 0.1 else f"{100 * more:.1f}%"
+
+
 def p_text(value: float) -> str:
     """A p-value with three digits, "< 0.001" below them, a dash for NaN."""
     return "–" if not _finite(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
@@ -128,8 +142,32 @@ def moment(text: str | None) -> str:
     return "no records" if text is None else datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def data_line(loader: ExperimentDataLoader) -> Paragraph:
-    """The line under a report's title: how many runs, until when."""
+def scope(loader: ExperimentDataLoader, comparison: Comparison) -> str:
+    """How far a comparison reaches, in a line: model, length, text, scales."""
+    size, config = extent(loader, comparison), loader.config(comparison.baseline)
+    model = f"{config.model.layers} layers of {config.model.dim}"
+    each = ""
+    if size.parameters:
+        model, each = f"{size.parameters:,} parameters", f" ({size.characters / size.parameters:.1f} a parameter)"
+    text = "licence texts" if size.text == "licenses" else size.text
+    first = loader.config(str(comparison.table["arm"].iloc[0]))
+    scales = {scale_label(first.scaling.rule(operand)) or ONE_SCALE for operand in first.quantize.operands}
+    return (
+        f"a GPT of {model}, {size.steps:,} steps, {size.characters:,} characters of {text}{each}; "
+        f"{names(sorted(scales))}"
+    )
+
+
+def data_line(loader: ExperimentDataLoader, scoped: bool = True) -> Paragraph:
+    """The line under a report's title: how many runs, until when, their scope, and where corrections are."""
+    headline = loader.once(FormatComparator).headline
+    reach = f" Unless a section says otherwise: {scope(loader, headline)}." if scoped and headline else ""
+    text = "{data}{reach} {corrections}: what was said and is not so, and what was not run."
+    return Paragraph(md(text, data=recorded_line(loader).text, reach=reach, corrections=CORRECTIONS))
+
+
+def recorded_line(loader: ExperimentDataLoader) -> Paragraph:
+    """How many runs there are, until when."""
     runs = loader.runs
     counts = runs["status"].value_counts()
     parts = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import altgrad
@@ -23,7 +24,12 @@ def corrections_document(loader: ExperimentDataLoader, document: Path = DOCUMENT
     Raises:
         altgrad.pages.document.DocumentError: it names a value that there is not, or is malformed.
     """
-    filters = {"estimate": estimate, "number": common.number, "percent": common.percent, "p": common.p_text}
+    filters: dict[str, Callable[..., str]] = {
+        "estimate": estimate,
+        "number": common.number,
+        "percent": common.percent,
+        "p": common.p_text,
+    }
     return render_document(document.read_text("utf-8"), corrections(loader), f"docs/reports/{document.name}", filters)
 
 
