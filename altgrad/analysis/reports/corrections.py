@@ -10,7 +10,7 @@ from altgrad.analysis.corrections import corrections
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports import common
 from altgrad.analysis.statistics import Estimate
-from altgrad.pages import Md
+from altgrad.pages import Md, md
 from altgrad.pages.document import render_document
 
 PATH = "reports/corrections"
@@ -29,8 +29,14 @@ def corrections_document(loader: ExperimentDataLoader, document: Path = DOCUMENT
         "number": common.number,
         "percent": common.percent,
         "p": common.p_text,
+        "unrecorded": unrecorded,
     }
     return render_document(document.read_text("utf-8"), corrections(loader), f"docs/reports/{document.name}", filters)
+
+
+def unrecorded(study: str) -> Md:
+    """What stands where the runs of a study are missing."""
+    return md("*Not recorded here: the runs of study {study}.*", study=study)
 
 
 def estimate(value: Estimate, digits: int = 3) -> str:

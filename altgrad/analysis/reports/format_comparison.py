@@ -421,8 +421,8 @@ def _in_tokens(rate: TokenRate) -> str:
         f"In tokens: how many more training tokens would gain as much, exp(gap / r) - 1. Between {short:,} and "
         f"{long:,} steps FP32 gains r = {gained} per unit of ln(tokens). It is a yardstick, not a measurement: it "
         "rests on FP32 of one model at two lengths, each with a schedule of its own. Where the loss falls faster near "
-        "the shorter length, small gaps are worth less than shown; gaps beyond what the longer one gained are not given "
-        "a figure."
+        "the shorter length, small gaps are worth less than shown; larger ones than the longer "
+        "runs gained have no figure."
     )
 
 
@@ -855,9 +855,9 @@ def _per_bit(bits: BitCost, shorter: BitCost) -> Md:
     return md(
         "**Each mantissa bit divides the cost by {factor}** (95% interval {ends}, {n} seeds), from 1 to {last} bits: "
         "the slope of ln(mean gap) over mantissa bits of {formats}, with percentiles over {resamples:,} resamples of "
-        "the seeds. In {left_out} of them {smallest}'s mean gap is not above zero and has no logarithm; without {smallest} "
-        "the factor is {short} ({short_ends}). E7M0 has no mantissa to count, and in splits with 5 bits or more the "
-        "lack of range costs more than a bit gains: neither is in it.",
+        "the seeds. In {left_out} of them {smallest}'s mean gap is not above zero and has no logarithm; without "
+        "{smallest} the factor is {short} ({short_ends}). E7M0 has no mantissa to count, and in splits with 5 "
+        "bits or more the lack of range costs more than a bit gains: neither is in it.",
         factor=common.number(bits.factor, 2),
         ends=common.span(bits.low, bits.high, 1),
         n=bits.n,
