@@ -49,7 +49,7 @@ def preregistered_page(loader: ExperimentDataLoader, built: datetime | None = No
         (
             Link(verdict.id, PageRef(PATH, verdict.id.lower())),
             verdict.statement,
-            md("**{answer}**", answer=verdict.answer),
+            md("**{answer}**", answer=verdict.answered),
             escape(verdict.evidence, 4000),
             int(verdict.tests["n_pairs"].min()) if len(verdict.tests) else None,
             _report(verdict),
@@ -57,7 +57,7 @@ def preregistered_page(loader: ExperimentDataLoader, built: datetime | None = No
         for verdict in found
     )
     data = pd.DataFrame(
-        [(each.id, each.study, each.statement, each.answer, each.evidence) for each in found],
+        [(each.id, each.study, each.statement, each.answered, each.evidence) for each in found],
         columns=["hypothesis", "study", "statement", "answer", "evidence"],
     )
     blocks: list[Block] = [
@@ -97,7 +97,9 @@ def preregistered_page(loader: ExperimentDataLoader, built: datetime | None = No
 def _summary(found: tuple[Verdict, ...]) -> Md:
     counts = Counter(verdict.answer for verdict in found)
     said = ", ".join(f"{counts[answer]} {answer}" for answer in ("yes", "no", "inconclusive", "pending"))
-    return md("**Of {total} hypotheses: {said}.**", total=len(found), said=said)
+    less = [verdict.id for verdict in found if verdict.limited]
+    limits = md(" Of {which} less was shown than the statement says.", which=common.names(less)) if less else Md("")
+    return md("**Of {total} hypotheses: {said}.**{limits}", total=len(found), said=said, limits=limits)
 
 
 def _report(verdict: Verdict) -> Link:
@@ -115,7 +117,7 @@ def _pending(found: tuple[Verdict, ...]) -> list[Block]:
 
 
 def _tests(verdict: Verdict) -> list[Block]:
-    heading = Heading(f"{verdict.id}: {verdict.answer}", 3, anchor=verdict.id.lower())
+    heading = Heading(f"{verdict.id}: {verdict.answered}", 3, anchor=verdict.id.lower())
     if verdict.tests.empty:
         return [heading, Paragraph(verdict.statement), Paragraph(verdict.evidence)]
     rows = tuple(
