@@ -1,4 +1,4 @@
-"""The figures of docs/reports/corrections.md: what is so, where something else was said, from the campaign's records."""
+"""The figures of docs/reports/corrections.md: what is so, where something else was said, from the records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from altgrad.analysis.comparison import by_seed
 from altgrad.analysis.failures import FailureAnalyzer, named
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.machines import crossing
-from altgrad.analysis.preregistered import SEEDS, Verdict, select
+from altgrad.analysis.preregistered import SEEDS, Verdict, family, select
 from altgrad.analysis.statistics import Estimate, paired_difference
 from altgrad.analysis.step_rules import ALL_OPERANDS, Arm, StepRuleComparator
 from altgrad.analysis.verdicts import verdicts
@@ -37,15 +37,11 @@ def failure_values(loader: ExperimentDataLoader) -> dict[str, str | float]:
     return {name: UNRECORDED for name in NAMES} | dict(made)
 
 
-def _nats(estimate: Estimate | pd.Series, digits: int = 3) -> str:
-    mean = estimate.mean if isinstance(estimate, Estimate) else estimate["difference"]
-    n = estimate.n if isinstance(estimate, Estimate) else int(estimate["n_pairs"])
-    low, high = (f"{value:+.{digits}f}" for value in (_end(estimate, "low"), _end(estimate, "high")))
-    return f"{mean:+.{digits}f} nats [{low}, {high}] (n = {n})"
-
-
-def _end(estimate: Estimate | pd.Series, name: str) -> float:
-    return float(getattr(estimate, name) if isinstance(estimate, Estimate) else estimate[name])
+def _nats(found: Estimate | pd.Series, digits: int = 3) -> str:
+    """An estimate, or a row of tests, with its interval and pairs."""
+    mean, n = (found.mean, found.n) if isinstance(found, Estimate) else (found["difference"], found["n_pairs"])
+    low, high = (found.low, found.high) if isinstance(found, Estimate) else (found["low"], found["high"])
+    return f"{mean:+.{digits}f} nats [{low:+.{digits}f}, {high:+.{digits}f}] (n = {int(n)})"
 
 
 def _p(value: float) -> str:
@@ -85,22 +81,20 @@ def _decay(loader: ExperimentDataLoader, h10: Verdict) -> Iterator[Value]:
 
 
 def _h5(h5: Verdict) -> Iterator[Value]:
-    from altgrad.analysis.preregistered import family
-
+    """E4M3 against the mlp's best in both families; the best stands last in the verdict's tests."""
     if h5.answer == "pending":
         return
     yield "h5_answer", h5.answered
-    tests = _tests(h5)
-    mlp = tests[tests["contrast"].str.startswith("mlp: E4M3 − ") | tests["contrast"].str.match("mlp: .* − E4M3$")]
-    best = tests["contrast"][tests["contrast"].str.startswith("mlp: ")].iloc[-1].split(" − ")[1]  # the best stands last
+    mlp = h5.tests[h5.tests["contrast"].str.startswith("mlp: ")]
+    best = mlp["contrast"].iloc[-1].split(" − ")[1]
     if best == "E4M3":
         return
-    row = mlp.loc[f"mlp: E4M3 − {best}"]
-    others = family(tests[tests["contrast"].str.match(rf"mlp: .* − {best}$")].to_dict("records"))
+    others = family(mlp[mlp["contrast"].str.endswith(f" − {best}")].to_dict("records"))
+    amended, registered = (each.set_index("contrast").loc[f"mlp: E4M3 − {best}"] for each in (mlp, others))
     yield "h5_best", best
-    yield "h5_p_amended", _p(row["p_holm"])
-    yield "h5_p_registered", _p(others.set_index("contrast").at[row["contrast"], "p_holm"])
-    yield "h5_difference", _nats(row, 4)
+    yield "h5_p_amended", _p(amended["p_holm"])
+    yield "h5_p_registered", _p(registered["p_holm"])
+    yield "h5_difference", _nats(amended, 4)
 
 
 def _limits(loader: ExperimentDataLoader, found: dict[str, Verdict]) -> Iterator[Value]:

@@ -241,10 +241,10 @@ def _length(loader: ExperimentDataLoader) -> Verdict:
         answer = "yes"
     elif not badly and (_refuted(row, higher=True) or (worst != "E0M7" and _told(_against(arms, worst)))):
         answer = "no"
+    order = ", ".join(sorted(means, key=lambda name: means[name])[:-1])
     limit = (
-        f"{len(arms) - 1} 8-bit formats ran, not five, and of their order only the end was tested: that E0M7 is above "
-        f"FP32. The order of the others, {', '.join(sorted(means, key=lambda name: means[name])[:-1])} by their means, "
-        "was not."
+        f"of 8-bit formats {len(arms) - 1} ran, not five, and of their order only the end was tested: that E0M7 is "
+        f"above FP32. The order of the others, {order} by their means, was not."
     )
     verdict = _verdict("H20", answer, f"{worst} has the highest mean loss; {row['contrast']}: {in_words(row)}.", tests)
     return limited(verdict, limit) if answer == "yes" else verdict

@@ -650,8 +650,8 @@ def _h10(found: StepRuleComparator) -> Verdict:
         return found_so
     own, others = (" and ".join(f"{decay:g}" for decay in decays) for decays in (codes, adamw))
     limit = (
-        f"weight decay differs as well, {own} with steps of codes and {others} with AdamW, so the test cannot tell the "
-        f"step rule from the weight decay. Steps of codes with {others}, or AdamW on the grid with {own}, would."
+        f"weight decay differs as well, {own} with steps of codes and {others} with AdamW, so the test does not "
+        f"show which of the two costs the loss. Steps of codes with {others}, or AdamW on the grid with {own}, would."
     )
     return limited(found_so, limit)
 

@@ -203,11 +203,11 @@ def scope_line(loader: ExperimentDataLoader, arm: str) -> Md:
     how = {"tensor": "tensor", "row": "row", "block": f"block of {config.scaling.block}"}[config.scaling.granularity]
     kind = "power-of-two scale" if config.scaling.power_of_two else "scale"
     return md(
-        "*Scope: {layers} layers of {dim}{size}, {steps} steps, one text ({data}), one {kind} a {how} unless another "
+        "*Scope: {layers} layers of {dim}, {size}{steps} steps, one text ({data}), one {kind} a {how} unless another "
         "is named.*",
         layers=config.model.layers,
         dim=config.model.dim,
-        size=f" ({size / 1e6:.1f} M parameters)" if size else "",
+        size=Md(f"{size:,} parameters, ") if size else "",
         steps=config.max_steps,
         data=config.data,
         kind=kind,

@@ -133,7 +133,7 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
         blocks += common.pending(lacking, ["formats", "remedies"])
     else:
         blocks += [Heading("What would change this answer"), Bullets(_what_would_change(analyzer))]
-        blocks += machine_blocks(loader, _comparisons(analyzer, verdicts))
+        blocks += machine_blocks(loader, _comparisons(loader, analyzer, verdicts))
     used = analyzer.remedies[["arm", "against"]].to_numpy().ravel()
     arms = [] if comparison is None else [comparison.baseline, *comparison.table["arm"]]
     arms += [*analyzer.classified["arm"], *analyzer.failures["arm"], *(arm for arm in used if isinstance(arm, str))]
@@ -146,14 +146,18 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
     )
 
 
-def _comparisons(analyzer: FailureAnalyzer, verdicts: tuple[Verdict, ...]) -> list[tuple[str, str, str]]:
+def _comparisons(
+    loader: ExperimentDataLoader, analyzer: FailureAnalyzer, verdicts: tuple[Verdict, ...]
+) -> list[tuple[str, str, str]]:
     """Every pair of arms that the page compares: gaps of arms that fail, remedies, tests."""
     failed = _leading(analyzer.classified).dropna(subset=["baseline"]).to_dict("records")
-    found = [(f"{_arm_in_words(row)} − FP32", row["arm"], row["baseline"]) for row in failed]
-    found += [(f"{row['format']}: {row['remedy']}", row["arm"], row["against"])
-              for row in analyzer.remedies.to_dict("records")]  # fmt: skip
-    return found + [(row["contrast"], row["arm"], row["against"])
-                    for verdict in verdicts for row in verdict.tests.to_dict("records")]  # fmt: skip
+    remedies = analyzer.remedies.to_dict("records")
+    tests = [row for verdict in verdicts for row in verdict.tests.to_dict("records")]
+    return [
+        *((f"{_in_words(loader, row)} − FP32", row["arm"], row["baseline"]) for row in failed),
+        *((f"{row['format']}: {row['remedy']}", row["arm"], row["against"]) for row in remedies),
+        *((row["contrast"], row["arm"], row["against"]) for row in tests),
+    ]
 
 
 def _runs_sentence(analyzer: FailureAnalyzer) -> str:
@@ -177,24 +181,20 @@ def _answer(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, comparison:
     """Which splits fail as the page compares them, and by what; the other scales; what helps; the scope of it all."""
     judged = _leading(analyzer.gaps[(analyzer.gaps["n_pairs"] >= 2) | analyzer.gaps["failed"].astype(bool)])
     failed = analyzer.classified[analyzer.classified["arm"].isin(judged["arm"])]
-    compared = comparison.table[comparison.table["format"].isin(SPLITS)]
-    splits = failed[failed["arm"].isin(compared["arm"]) & (failed["n_finished"] == failed["n_runs"])]
-    scaled = failed[~failed["scope"].str.contains(SCALE_1, regex=False)].dropna(subset=["gap"])
-    said = [*_splits_that_fail(splits, len(compared)), *_broken(failed, compared)]
+    compared = comparison.table[comparison.table["format"].isin(SPLITS) & (comparison.table["n_pairs"] >= 2)]
+    finished = failed[failed["n_finished"] == failed["n_runs"]]
+    splits = finished[finished["arm"].isin(compared["arm"])]
+    said = [*_splits_that_fail(splits, len(compared)), *_broken(loader, failed)]
+    scaled = finished[~finished["scope"].str.contains(SCALE_1, regex=False)].dropna(subset=["gap"])
     if len(scaled) and scaled["arm"].iloc[0] not in set(splits["arm"]):
-        worst = scaled.iloc[0]
-        said.append(
-            md(
-                "With scales that follow the tensors {name} is worst: {gap}.",
-                name=_arm_in_words(worst),
-                gap=_gap(worst),
-            )
-        )
+        worst = scaled.iloc[0].to_dict()
+        text = "With scales that follow the tensors {name} is worst: {gap}."
+        said.append(md(text, name=_in_words(loader, worst), gap=_gap(worst)))
     helped = [text for text in (_helped(analyzer, name) for name in EXTREMES) if text]
     return md(
         "**Failure Mode: {said}** A format fails where it ends more than {limit} nats above FP32, or a run of it does "
         "not finish: so it was written down beforehand. {runs}. {helped} {scope}",
-        said=join(" ", said) if said else Md("none seen: no arm fails."),
+        said=join(" ", said) if said else Md("none of the splits fails as they are compared."),
         limit=FAILURE_GAP,
         runs=_outright(loader, analyzer),
         helped=join(" ", helped),
@@ -202,54 +202,53 @@ def _answer(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, comparison:
     )
 
 
+LACKS = {"precision": ("lacks", "lack", "precision"), "underflow": ("loses", "lose", "small values")}
+"""A class of failure as a verb, of one format and of several, and its object."""
+
+
 def _splits_that_fail(failed: pd.DataFrame, total: int) -> list[Md]:
     """The splits that fail as they are compared, by what they lack."""
     if failed.empty:
         return []
-    parts: dict[str, list[Md]] = {}
+    parts: dict[tuple[str, str, str], list[Md]] = {}
     for row in failed.to_dict("records"):
-        cause, operand = row["causes"].split(", ")[0], row["operand"]
-        lost = "small gradients" if operand == "grad_output" else "small values"
-        by = {"precision": "by too little precision", "underflow": f"by losing {lost}"}.get(cause, f"by {cause}")
-        parts.setdefault(by, []).append(md("{name} ({gap})", name=row["format"], gap=_gap(row)))
-    said = join("; ", [md("{those} {by}", those=join(" and ", those), by=by) for by, those in parts.items()])
-    return [md("{n} of {total} 8-bit splits fail: {said}.", n=len(failed), total=total, said=said)]
-
-
-def _broken(failed: pd.DataFrame, compared: pd.DataFrame) -> list[Md]:
-    """The arms with runs that did not finish, in a sentence each."""
-    rows = failed[failed["n_finished"] < failed["n_runs"]]
-    said = []
-    for row in rows.to_dict("records"):
-        name = row["format"] if row["arm"] in set(compared["arm"]) else _arm_in_words(row)
-        kind = next((kind for kind in row["causes"].split(", ") if kind in ENDS), "")
-        said.append(
-            md(
-                "{name} {ends} in {badly} of its {n} runs.",
-                name=name,
-                ends=ENDS.get(kind, "does not finish"),
-                badly=int(row["n_runs"] - row["n_finished"]),
-                n=int(row["n_runs"]),
-            )
-        )
-    return said
+        cause = row["causes"].split(", ")[0]
+        one, several, what = LACKS.get(cause, ("fails", "fail", f"by {cause}"))
+        what = "small gradients" if (cause, row["operand"]) == ("underflow", "grad_output") else what
+        parts.setdefault((one, several, what), []).append(md("{name} ({gap})", name=row["format"], gap=_gap(row)))
+    said = [
+        md("{those} {verb} {what}", those=join(" and ", those), verb=several if len(those) > 1 else one, what=what)
+        for (one, several, what), those in parts.items()
+    ]
+    return [md("{n} of {total} 8-bit splits fail: {said}.", n=len(failed), total=total, said=join(", ", said))]
 
 
 ENDS = {"divergence": "diverges", "nan_loss": "ends in NaN"}
 """What a run that failed does, by the class of its failure."""
 
 
-def _arm_in_words(row: Any) -> str:
+def _broken(loader: ExperimentDataLoader, failed: pd.DataFrame) -> list[Md]:
+    """The arms with runs that did not finish, in a sentence each."""
+    said = []
+    for row in failed[failed["n_finished"] < failed["n_runs"]].to_dict("records"):
+        bare = SCALE_1 in row["scope"]
+        name = f"Without any scale {row['format']}" if bare else _in_words(loader, row)
+        ends = next((ENDS[kind] for kind in row["causes"].split(", ") if kind in ENDS), "does not finish")
+        badly, n = int(row["n_runs"] - row["n_finished"]), int(row["n_runs"])
+        runs = f"all {n} runs" if badly == n > 1 else f"{badly} of {n} runs"
+        said.append(md("{name} {ends} in {runs}.", name=name, ends=ends, runs=runs))
+    return said
+
+
+def _in_words(loader: ExperimentDataLoader, row: dict[Any, Any]) -> str:
     """An arm's format with what is not the default of it."""
-    how = row["scope"].replace(ALL_OPERANDS, "").strip("; ").replace(SCALE_1, "without any scale")
-    rule = "" if row["rule"] == "AdamW" else row["rule"]
-    return ", ".join(filter(None, (row["format"], how, rule)))
+    return ", ".join([named(loader.config(row["arm"])), *([row["rule"]] if row["rule"] != "AdamW" else [])])
 
 
-def _gap(row: Any) -> str:
+def _gap(row: dict[Any, Any]) -> str:
     """A gap with its interval and number of seeds."""
-    ends = ", ".join(common.number(row[end], sign=True) for end in ("low", "high"))
-    return f"{common.number(row['gap'], sign=True)} nats, 95% interval {ends}, n = {int(row['n_pairs'])}"
+    low, high = (common.number(row[end]) for end in ("low", "high"))
+    return f"{common.number(row['gap'], sign=True)} nats, 95% interval {low} to {high}, n = {int(row['n_pairs'])}"
 
 
 def _outright(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> str:
@@ -1159,13 +1158,13 @@ def _drawn_gradients(analyzer: FailureAnalyzer) -> tuple[list[Md], set[str]]:
         if name in EXTREMES or before is None or before is row or not (before["failed"] or row["failed"]):
             continue
         how = scope.removesuffix(DRAWN).replace(ALL_OPERANDS, "").strip("; ")
-        change = f"{common.number(before['gap'])} to {common.number(row['gap'])}"
-        parts.setdefault(name, []).append(f"{how} {change}" if how else change)
+        change = f"from {common.number(before['gap'])} to {common.number(row['gap'])}"
+        parts.setdefault(name, []).append(f"{change} ({how})" if how else change)
     items = [
         md(
-            "Gradients rounded stochastically take {name}'s gap from {said} (exploratory).",
+            "Gradients rounded stochastically take {name}'s gap {said}; exploratory.",
             name=name,
-            said="; ".join(said),
+            said=", ".join(said),
         )
         for name, said in parts.items()
     ]

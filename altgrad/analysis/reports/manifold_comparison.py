@@ -22,6 +22,7 @@ from altgrad.analysis.reports.step_slopes import slope_blocks
 from altgrad.analysis.statistics import ALPHA, MARGIN, SMALLEST_GAP, paired_difference, seeds_needed
 from altgrad.analysis.step_rules import (
     ALL_OPERANDS,
+    ARMS,
     BASELINES,
     FORMATS,
     ROUNDINGS,
@@ -295,8 +296,8 @@ def _disclosed(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[
     if decays := _decays(found):
         items.append(
             md(
-                "Weight decay is not the same in every arm: {decays}. So whether steps of codes or their weight decay "
-                "cost the loss is not shown (H10).",
+                "Weight decay is not the same in every arm: {decays}. Whether steps of codes lose by their steps or by "
+                "that is not shown (H10).",
                 decays=decays,
             )
         )
@@ -304,14 +305,11 @@ def _disclosed(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[
 
 
 def _decays(found: StepRuleComparator) -> str:
-    """The weight decay of each step rule in words; "" where all have the same."""
-    decays: dict[float, list[str]] = {}
-    for arm in (*BASELINES, *STORAGE_ARMS):
-        if not math.isnan(decay := found.weight_decay(arm)) and RULES[arm.rule] not in decays.setdefault(decay, []):
-            decays[decay].append(RULES[arm.rule])
-    return (
-        "; ".join(f"{decay:g} in {common.names(rules)}" for decay, rules in decays.items()) if len(decays) > 1 else ""
-    )
+    """The weight decay of the step rules in words; "" where all have the same."""
+    decays = {arm.rule: decay for arm in ARMS if not math.isnan(decay := found.weight_decay(arm))}
+    usual = max(decays.values(), key=list(decays.values()).count, default=0.0)
+    odd = [f"{decay:g} in {RULES[rule].lower()}" for rule, decay in decays.items() if decay != usual]
+    return f"{common.names(odd)}, {usual:g} in every other rule" if odd else ""
 
 
 def _charts(judged: pd.DataFrame) -> list[Block]:
@@ -546,8 +544,8 @@ def _better_untuned(loader: ExperimentDataLoader, found: StepRuleComparator) -> 
                 continue
             against = paired_difference(ulps, losses)
             notes.append(
-                f"two held-out seeds chose the rate {used.iloc[0]:g} for {fmt} under AdamW with master weights, where "
-                f"{rate:g} ends {common.number(better.mean)} nats lower on the reporting seeds "
+                f"two held-out seeds chose the rate {used.iloc[0]:g} for {fmt} under AdamW with master weights (H8), "
+                f"where {rate:g} ends {common.number(better.mean)} nats lower on the reporting seeds "
                 f"({common.interval(better.low, better.high)}, n = {better.n}, p {common.p_text(better.p_value)}); "
                 f"against AdamW at {rate:g}, steps in ulps end {common.number(against.mean, sign=True)} "
                 f"{common.interval(against.low, against.high)}, n = {against.n} (not planned)"

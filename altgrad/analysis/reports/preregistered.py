@@ -10,6 +10,7 @@ import pandas as pd
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.preregistered import Verdict
 from altgrad.analysis.reports import common
+from altgrad.analysis.reports.machines import machine_blocks
 from altgrad.analysis.statistics import MARGIN
 from altgrad.analysis.verdicts import verdicts
 from altgrad.pages import (
@@ -84,6 +85,8 @@ def preregistered_page(loader: ExperimentDataLoader, built: datetime | None = No
         ),
         *(block for verdict in found for block in _tests(verdict)),
     ]
+    tests = [row for verdict in found for row in verdict.tests.to_dict("records")]
+    blocks += machine_blocks(loader, [(row["contrast"], row["arm"], row["against"]) for row in tests])
     arms = [arm for verdict in found for column in ("arm", "against") for arm in verdict.tests[column] if arm]
     return Page(
         PATH,
