@@ -6,19 +6,26 @@ and the document then says so.
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
 from altgrad.analysis.comparison import Comparison, FormatComparator, by_seed, scale_policies
 from altgrad.analysis.costs import LADDER, additivity, cost_per_bit, extent, token_rate
+from altgrad.analysis.failures import FailureAnalyzer, named
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.statistics import MARGIN, paired_difference
+from altgrad.analysis.machines import crossing
+from altgrad.analysis.preregistered import SEEDS, Verdict, family, select
+from altgrad.analysis.statistics import MARGIN, Estimate, paired_difference
+from altgrad.analysis.step_rules import ALL_OPERANDS, Arm, StepRuleComparator
+from altgrad.analysis.verdicts import verdicts
 
 
 def corrections(loader: ExperimentDataLoader) -> dict[str, Any]:
     """Every value that the document may name."""
-    return format_values(loader)
+    return format_values(loader) | failure_values(loader)
 
 
 def format_values(loader: ExperimentDataLoader) -> dict[str, Any]:
@@ -112,3 +119,163 @@ def _sums(table: pd.DataFrame) -> dict[str, Any] | None:
 
 def _losses(loader: ExperimentDataLoader, arm: str) -> pd.Series:
     return by_seed(loader.runs[loader.runs["arm"] == arm], "final_val_loss")
+
+
+UNRECORDED = "(these runs are not recorded)"
+NAMES = (
+    "blocks_failing", "mxfp4_up", "mxfp4_drawn", "e7m0_worst", "code_decay", "other_decay", "h10_differences",
+    "h10_answer", "h5_best", "h5_p_registered", "h5_p_amended", "h5_difference", "h5_answer", "h18_removed",
+    "h18_whole", "h18_answer", "h19_e0m7", "h19_others", "h20_formats", "h20_steps", "h20_gap", "study_days",
+    "crossing_tests", "crossing_hypotheses", "failed_runs", "fp32_finished", "relative_fp32", "relative_p",
+    "e0m7_rate", "e0m7_other_rate", "e0m7_rate_costs", "e0m7_rate_p", "e0m7_ulps",
+)  # fmt: skip
+Value = tuple[str, str | float]
+
+
+def failure_values(loader: ExperimentDataLoader) -> dict[str, str | float]:
+    """Of failures, step rules, verdicts and machines: every name of `NAMES`, in words where its runs are missing."""
+    found = {verdict.id: verdict for verdict in loader.once(verdicts)}
+    made = (
+        *_block_arms(loader), *_decay(loader, found["H10"]), *_h5(found["H5"]), *_limits(loader, found),
+        *_machines(loader, found), *_failed(loader), *_baseline(loader), *_e0m7(loader),
+    )  # fmt: skip
+    return {name: UNRECORDED for name in NAMES} | dict(made)
+
+
+def _nats(found: Estimate | pd.Series, digits: int = 3) -> str:
+    """An estimate, or a row of tests, with its interval and pairs."""
+    mean, n = (found.mean, found.n) if isinstance(found, Estimate) else (found["difference"], found["n_pairs"])
+    low, high = (found.low, found.high) if isinstance(found, Estimate) else (found["low"], found["high"])
+    return f"{mean:+.{digits}f} nats [{low:+.{digits}f}, {high:+.{digits}f}] (n = {int(n)})"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _tests(verdict: Verdict) -> pd.DataFrame:
+    return verdict.tests.set_index("contrast", drop=False)
+
+
+def _block_arms(loader: ExperimentDataLoader) -> Iterator[Value]:
+    gaps = loader.once(FailureAnalyzer).gaps
+    gaps = gaps[gaps["campaign"].astype(bool)].assign(difference=gaps["gap"])
+    late = gaps[(gaps["study"] == "blocks") & (gaps["n_pairs"] > 1)]
+    if len(late):
+        yield "blocks_failing", int(late["failed"].sum())
+    for name, rows in (
+        ("mxfp4_up", late[late["scope"].str.endswith("MX scales rounded up") & (late["format"] == "E2M1")]),
+        ("mxfp4_drawn", late[late["scope"].str.endswith("MX scales; gradients rounded stochastically")]),
+        ("e7m0_worst", gaps[(gaps["format"] == "E7M0") & (gaps["n_pairs"] > 1)]),
+    ):
+        if len(rows):
+            yield name, _nats(rows.iloc[0])
+
+
+def _decay(loader: ExperimentDataLoader, h10: Verdict) -> Iterator[Value]:
+    decays = defaultdict(set)
+    for _, run in loader.runs[~loader.runs["foreign"].astype(bool)].drop_duplicates("arm").iterrows():
+        decays[run["step_rule"] == "code"].add(loader.config(run["arm"]).optimizer.weight_decay)
+    for name, of_code in (("code_decay", True), ("other_decay", False)):
+        if decays[of_code]:
+            yield name, " or ".join(f"{decay:g}" for decay in sorted(decays[of_code]))
+    if h10.answer != "pending":
+        rows = h10.tests["difference"]
+        yield "h10_differences", f"{rows.min():.3f} to {rows.max():.3f} nats"
+        yield "h10_answer", h10.answered
+
+
+def _h5(h5: Verdict) -> Iterator[Value]:
+    """E4M3 against the mlp's best in both families; the best stands last in the verdict's tests."""
+    if h5.answer == "pending":
+        return
+    yield "h5_answer", h5.answered
+    mlp = h5.tests[h5.tests["contrast"].str.startswith("mlp: ")]
+    best = mlp["contrast"].iloc[-1].split(" − ")[1]
+    if best == "E4M3":
+        return
+    others = family(mlp[mlp["contrast"].str.endswith(f" − {best}")].to_dict("records"))
+    amended, registered = (each.set_index("contrast").loc[f"mlp: E4M3 − {best}"] for each in (mlp, others))
+    yield "h5_best", best
+    yield "h5_p_amended", _p(amended["p_holm"])
+    yield "h5_p_registered", _p(registered["p_holm"])
+    yield "h5_difference", _nats(amended, 4)
+
+
+def _limits(loader: ExperimentDataLoader, found: dict[str, Verdict]) -> Iterator[Value]:
+    rows = loader.once(FailureAnalyzer).remedies.set_index(["format", "remedy"])
+    row = rows.loc[("E7M0", "gradients in E5M2")]
+    if not row["missing"]:
+        yield "h18_removed", f"{-row['difference']:.3f}"
+        yield "h18_whole", f"{row['gap_before']:.3f}"
+    if found["H18"].answer != "pending":
+        yield "h18_answer", found["H18"].answered
+    if found["H19"].answer != "pending":
+        tests = _tests(found["H19"])
+        yield "h19_e0m7", _nats(tests.loc["E0M7 by block − by tensor"])
+        yield (
+            "h19_others",
+            " and ".join(f"{name} {_nats(tests.loc[f'{name} by block − by tensor'])}" for name in ("E4M3", "E5M2")),
+        )
+    if found["H20"].answer != "pending":
+        tests = _tests(found["H20"])
+        yield "h20_formats", len(tests)
+        yield "h20_steps", f"{loader.config(tests['arm'].iloc[0]).max_steps:,}"
+        yield "h20_gap", _nats(tests.loc["E0M7 − FP32"])
+
+
+def _machines(loader: ExperimentDataLoader, found: dict[str, Verdict]) -> Iterator[Value]:
+    runs = loader.runs[loader.runs["seed"].isin(SEEDS) & ~loader.runs["foreign"].astype(bool)]
+    days = runs.groupby("study")["created"].agg(lambda created: sorted({str(each)[:10] for each in created}))
+    if len(days):
+        yield "study_days", "; ".join(f"{study} {' and '.join(those)}" for study, those in days.items() if study)
+    rows = [
+        (verdict.id, row["arm"], row["against"])
+        for verdict in found.values()
+        for row in verdict.tests.to_dict("records")
+        if row["arm"] and row["against"]
+    ]
+    if rows:
+        table = crossing(loader, rows)
+        across = table[table["n_crossing"] > 0]
+        yield "crossing_tests", f"{len(across)} of {len(table)}"
+        yield "crossing_hypotheses", ", ".join(dict.fromkeys(across["contrast"])) or "none"
+
+
+def _failed(loader: ExperimentDataLoader) -> Iterator[Value]:
+    runs = loader.runs[~loader.runs["foreign"].astype(bool)]
+    failed = runs[runs["status"] == "failed"]
+    if len(failed):
+        counts = failed["arm"].map(lambda arm: named(loader.config(arm))).value_counts()
+        said = " and ".join(f"{count} of {name}" for name, count in counts.items())
+        yield "failed_runs", f"{len(failed)} runs failed, {said}"
+    base = select(loader, "formats", scope="nothing", step_rule="adamw")
+    if len(base):
+        yield "fp32_finished", f"{(base['status'] == 'finished').sum()} of its {len(base)} runs finished"
+
+
+def _baseline(loader: ExperimentDataLoader) -> Iterator[Value]:
+    controls = loader.once(StepRuleComparator).controls
+    (row,) = controls.query("contrast == 'FP32' and rule == 'relative'").to_dict("records")
+    if not row["missing"] and not row["n_ended_badly"]:
+        yield "relative_fp32", _nats(pd.Series(row), 4)
+        yield "relative_p", _p(row["p_value"])
+
+
+def _e0m7(loader: ExperimentDataLoader) -> Iterator[Value]:
+    steps = loader.once(StepRuleComparator)
+    adamw, ulps = Arm("E0M7", "adamw"), Arm("E0M7", "update")
+    runs = select(loader, "formats", format="E0M7", scope=ALL_OPERANDS, rule="AdamW")
+    own = set(steps.runs_of(adamw)["learning_rate"])
+    others = {rate: group for rate, group in runs.groupby("learning_rate") if rate not in own}
+    if steps.missing(adamw) or len(own) != 1 or len(others) != 1:
+        return
+    ((rate, group),) = others.items()
+    losses = by_seed(group, "final_val_loss")
+    costs = paired_difference(steps.losses(adamw), losses)
+    yield "e0m7_rate", f"{own.pop():g}"
+    yield "e0m7_other_rate", f"{rate:g}"
+    yield "e0m7_rate_costs", _nats(costs, 4)
+    yield "e0m7_rate_p", _p(costs.p_value)
+    if not steps.missing(ulps):
+        yield "e0m7_ulps", _nats(paired_difference(steps.losses(ulps), losses), 4)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from altgrad.analysis.comparison import Comparison, FormatComparator, by_seed
-from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader, concatenated
+from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader, concatenated, format_label, scope_label
 from altgrad.analysis.preregistered import (
     CAMPAIGN_SEEDS,
     FEW_SEEDS,
@@ -26,6 +26,7 @@ from altgrad.analysis.preregistered import (
     contrast,
     family,
     in_words,
+    limited,
     losses,
     missing,
     select,
@@ -53,8 +54,12 @@ CAUSES = (*FAILURE_KINDS, "precision", "step")
 """Why an arm failed: the classes of a failed run, and two that only a comparison of arms can have. "precision":
 rounding error by itself, without a loss of range. "step": the step rule or how the weights are kept, since the same
 formats do not fail under AdamW with master weights."""
-CAMPAIGN = ("formats", "layers", "storage", "controls", "remedies", "literature", "scaling", "length")
-"""The studies whose arms count as the campaign's (docs/method/preregistration.md)."""
+CAMPAIGN = (
+    "formats", "layers", "storage", "controls", "remedies", "literature", "scaling", "length", "tensors", "blocks",
+)  # fmt: skip
+"""The studies whose arms count as the campaign's (docs/method/preregistration.md); those of `EXPLORATORY` as well."""
+EXPLORATORY = ("blocks",)
+"""Studies that were added after another one had been looked at."""
 HEALTH_STATISTICS = ("overflow", "underflow", "sqnr_db")
 
 UNIFORM_LOSS = math.log(96)
@@ -757,6 +762,13 @@ class FailureAnalyzer:
         return found
 
 
+def named(config: ExperimentConfig) -> str:
+    """What a run is, where its format alone would mislead: ``FP32 (mis-scaled tensors)``, ``E4M3 (no scale)``."""
+    how = [part.replace("scale 1", "no scale") for part in scope_label(config).split("; ")[1:]]
+    details = ["mis-scaled tensors", *how] if config.model.rescale else how
+    return f"{format_label(config)} ({', '.join(details)})" if details else format_label(config)
+
+
 def headline(comparator: FormatComparator) -> Comparison | None:
     """The comparison that reports lead with: the one with the most pairs."""
     return comparator.comparisons[0] if comparator.comparisons else None
@@ -881,7 +893,16 @@ def _h18(loader: ExperimentDataLoader) -> Verdict:
         answer = "yes"
     elif (judged and left["high"] < FAILURE_GAP) or _not_lower(helped):
         answer = "no"
-    return Verdict("H18", "remedies", statement, answer, _said([left, helped]), tests)
+    verdict = Verdict("H18", "remedies", statement, answer, _said([left, helped]), tests)
+    whole, removed = (paired_difference(losses(before), losses(other)) for other in (fp32, wide))
+    if answer != "yes" or not removed.low > 0 or removed.mean <= whole.mean / 2:
+        return verdict
+    return limited(
+        verdict,
+        f"E5M2 gradients remove {removed.mean:.3f} of E7M0's {whole.mean:.3f} nats, so most of its loss does come from "
+        "its gradients, against the first half of the statement. Shown is that the rest does not, and that stochastic "
+        "rounding helps.",
+    )
 
 
 def _lower(row: dict[Any, Any]) -> bool:

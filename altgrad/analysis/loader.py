@@ -389,14 +389,14 @@ def scale_label(rule: ScaleRule) -> str:
 
 
 def rule_label(config: ExperimentConfig) -> str:
-    """``AdamW``, ``ManifoldAdamW (update)`` or ``Whole codes``, with what is not the default of it.
+    """``AdamW``, ``ManifoldAdamW (update)`` or ``Steps of codes``, with what is not the default of it.
 
     Such as ``ManifoldAdamW (update, S shuffled)`` or ``AdamW on the grid, rounded stochastically``.
     """
     optimizer = config.optimizer
     if not config.states("optimizer.step_rule"):
         return NOT_STATED
-    name = {"adamw": "AdamW", "manifold": "ManifoldAdamW", "code": "Whole codes"}[optimizer.step_rule]
+    name = {"adamw": "AdamW", "manifold": "ManifoldAdamW", "code": "Steps of codes"}[optimizer.step_rule]
     details: list[str] = [optimizer.precondition or ""]
     if optimizer.relative:
         details.append("relative rate")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pandas as pd
@@ -63,6 +63,7 @@ class Verdict:
             difference is refuted by equivalence; "inconclusive" where neither was; "pending" where runs are missing.
         evidence: one plain sentence with the numbers, intervals and pairs; for "pending", what is missing.
         tests: one row a test of its family, columns `TEST_COLUMNS`; empty while pending.
+        limited: whether the criterion is met, or missed, and less was shown than the statement says (`limited`).
     """
 
     id: str
@@ -71,6 +72,17 @@ class Verdict:
     answer: Answer
     evidence: str
     tests: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(TEST_COLUMNS)), compare=False)
+    limited: bool = False
+
+    @property
+    def answered(self) -> str:
+        """The answer as pages show it: never a bare "yes" where less was shown than was stated."""
+        return f"{self.answer}, with a limit" if self.limited else self.answer
+
+
+def limited(verdict: Verdict, limit: str) -> Verdict:
+    """The verdict, whose evidence says what it does not show."""
+    return replace(verdict, evidence=f"{verdict.evidence} Limit: {limit}", limited=True)
 
 
 def select(loader: ExperimentDataLoader, studies: str | tuple[str, ...], **conditions: Any) -> pd.DataFrame:

@@ -238,6 +238,26 @@ def pilot(loader: ExperimentDataLoader, arms: Iterable[str], pairs: int) -> list
     return [Note("info", "Pilot", (Paragraph(text),))]
 
 
+def scope_line(loader: ExperimentDataLoader, arm: str) -> Md:
+    """What a headline rests on, in one line, from an arm's config."""
+    config = loader.config(arm)
+    record = next(record for record in loader.records.values() if record.arm == arm)
+    size = record.run["summary"].get("parameters")
+    how = {"tensor": "tensor", "row": "row", "block": f"block of {config.scaling.block}"}[config.scaling.granularity]
+    kind = "power-of-two scale" if config.scaling.power_of_two else "scale"
+    return md(
+        "*Scope: {layers} layers of {dim}, {size}{steps} steps, one text ({data}), one {kind} a {how} unless another "
+        "is named.*",
+        layers=config.model.layers,
+        dim=config.model.dim,
+        size=Md(f"{size:,} parameters, ") if size else "",
+        steps=config.max_steps,
+        data=config.data,
+        kind=kind,
+        how=how,
+    )
+
+
 def hypothesis(value: Hypothesis) -> Md:
     """A hypothesis with its date and what was known when it was written."""
     return md(
@@ -260,9 +280,9 @@ def hypothesis_pending(missing: Text) -> Md:
 
 def verdict_table(verdicts: Iterable[Verdict], identity: str) -> Table:
     """What was written down beforehand, and what the records say of it."""
-    records = [(verdict.id, verdict.statement, verdict.answer, verdict.evidence) for verdict in verdicts]
+    records = [(verdict.id, verdict.statement, verdict.answered, verdict.evidence) for verdict in verdicts]
     data = pd.DataFrame(records, columns=["id", "hypothesis", "answer", "evidence"])
-    rows = tuple((name, escape(text), answer, escape(evidence)) for name, text, answer, evidence in records)
+    rows = tuple((name, escape(text), answer, escape(evidence, 4000)) for name, text, answer, evidence in records)
     columns: tuple[Column | str, ...] = ("", "Hypothesis, written beforehand", "Answer", "Evidence")
     return Table(columns, rows, "Preregistered hypotheses and what the runs say", data=data, id=identity)
 

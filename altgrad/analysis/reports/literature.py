@@ -10,6 +10,7 @@ import pandas as pd
 from altgrad.analysis.literature import Finding, findings, literature_verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.reports import common
+from altgrad.analysis.reports.machines import machine_blocks
 from altgrad.analysis.statistics import MARGIN
 from altgrad.pages import (
     Block,
@@ -58,10 +59,13 @@ def literature_page(loader: ExperimentDataLoader, built: datetime | None = None)
     if not decided:
         blocks += common.pending("No comparison with the literature is recorded in full.", ["formats", "literature"])
     arms = [arm for finding in found for column in ("arm", "against") for arm in finding.tests[column]]
+    compared = [
+        (row["contrast"], row["arm"], row["against"]) for finding in found for row in finding.tests.to_dict("records")
+    ]
     return Page(
         PATH,
         "Does this agree with the literature?",
-        (*blocks, *_limits(), *common.traceability(loader, arms)),
+        (*blocks, *_limits(), *machine_blocks(loader, compared), *common.traceability(loader, arms)),
         description="What others report on training in 8 and 4 bits beside what AltGrad's recorded runs show.",
         provenance=common.provenance(loader, built),
     )

@@ -17,10 +17,12 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.preregistered import SEEDS, Verdict
 from altgrad.analysis.reports import common
 from altgrad.analysis.reports.benchmarks import RECORDED
+from altgrad.analysis.reports.machines import machine_blocks
 from altgrad.analysis.reports.step_slopes import slope_blocks
 from altgrad.analysis.statistics import ALPHA, MARGIN, SMALLEST_GAP, paired_difference, seeds_needed
 from altgrad.analysis.step_rules import (
     ALL_OPERANDS,
+    ARMS,
     BASELINES,
     FORMATS,
     ROUNDINGS,
@@ -111,6 +113,7 @@ def manifold_comparison_page(
             *common.larger(loader, "storage"),
             Heading("What cannot be concluded"),
             Bullets(_limits(loader, judged, pilot)),
+            *machine_blocks(loader, _comparisons(found)),
             Heading("Related work"),
             *_related(),
             *_others(loader, others),
@@ -121,9 +124,21 @@ def manifold_comparison_page(
         PATH,
         "Manifold comparison",
         (*blocks, *common.traceability(loader, arms)),
-        description="ManifoldAdamW and whole-code steps against AdamW, paired by seed, with controls and intervals.",
+        description="ManifoldAdamW and steps of codes against AdamW, paired by seed, with controls and intervals.",
         provenance=common.provenance(loader, built),
     )
+
+
+def _comparisons(found: StepRuleComparator) -> list[tuple[str, str, str]]:
+    """Every pair of the campaign's arms that the page compares."""
+    frames = (found.pairings, found.roundings, found.controls)
+    return [
+        (f"{_arm(row).words}: {row['contrast']}" if frame is not found.pairings else row["contrast"], row["arm"],
+         row["against"])
+        for frame in frames
+        for row in frame.to_dict("records")
+        if row["arm"] and row["against"]
+    ]  # fmt: skip
 
 
 def _outside(loader: ExperimentDataLoader, part: pd.DataFrame) -> bool:
@@ -154,7 +169,12 @@ def _summary(
     by_id = {verdict.id: verdict for verdict in verdicts}
     blocks: list[Block]
     if by_id["H8"].answer != "pending":
-        blocks = [Paragraph(_answer(by_id["H8"], judged)), *_charts(judged)]
+        blocks = [
+            Paragraph(_answer(by_id["H8"], judged)),
+            *_scope(loader, found),
+            *_disclosed(loader, found),
+            *_charts(judged),
+        ]
     elif len(pilot):
         blocks = [
             Paragraph(_pilot_answer(pilot)),
@@ -177,7 +197,7 @@ def _summary(
         margin=MARGIN,
     )
     told = [
-        {"id": each.id, "statement": each.statement, "answer": each.answer, "evidence": each.evidence}
+        {"id": each.id, "statement": each.statement, "answer": each.answered, "evidence": each.evidence}
         for each in verdicts
     ]
     table = Table(columns, rows, "The preregistered hypotheses", data=pd.DataFrame(told), id="hypotheses")
@@ -190,7 +210,7 @@ def _whole(text: str) -> Md:
 
 
 def _answered(verdict: Verdict) -> Md:
-    return Md(verdict.answer if verdict.answer in ("pending", "inconclusive") else f"**{verdict.answer}**")
+    return Md(verdict.answered if verdict.answer in ("pending", "inconclusive") else f"**{verdict.answered}**")
 
 
 def _answer(verdict: Verdict, judged: pd.DataFrame) -> Md:
@@ -198,29 +218,35 @@ def _answer(verdict: Verdict, judged: pd.DataFrame) -> Md:
     own = judged[judged["rule"] == "update"]
     if own.empty:
         return md("**Steps in ulps against AdamW: inconclusive.** {evidence}", evidence=_whole(verdict.evidence))
-    better, worse = _told_apart(own, -1), _told_apart(own, +1)
+    better, worse = _shown(own, -1), _shown(own, +1)
     if verdict.answer == "yes":
-        open_ = len(own) - len(worse)
-        lead = f"no gain: shown lower in none of {len(own)} pairings, shown higher in {len(worse)}"
-        lead += f", not told apart in {open_}" if open_ else ""
+        tied = int(((own["p_holm"] >= ALPHA) & (own["p_equivalent"] < ALPHA)).sum())
+        counts = {"worse": len(worse), "within the margin": tied, "unresolved": len(own) - len(worse) - tied}
+        (word, most), *rest = [(word, count) for word, count in counts.items() if count]
+        lead = ", ".join([f"{word} in {most} of {len(own)} comparisons", *(f"{word} in {n}" for word, n in rest)])
+        lead = f"No. Steps in ulps (ManifoldAdamW) never beat AdamW: {lead}."
     elif len(better):
-        lead = f"lower loss in {len(better)} of {len(own)} pairings, higher in {len(worse)}"
+        lead = f"Steps in ulps (ManifoldAdamW) beat AdamW in {len(better)} of {len(own)} comparisons"
+        lead += f" and are worse in {len(worse)}."
     else:
         total = int(verdict.tests["contrast"].count())
-        lead = f"inconclusive: {total - len(own)} of {total} pairings have runs that did not finish"
+        lead = (
+            f"Inconclusive: {total - len(own)} of {total} comparisons of steps in ulps (ManifoldAdamW) with AdamW have "
+        )
+        lead += "runs that did not finish."
     ordered = own.sort_values(["difference", "format", "storage", "rounding"])
     relative = judged[judged["rule"] == "relative"]
-    helps = _told_apart(relative, -1)
+    helps = _shown(relative, -1)
     other = md(
-        " AdamW with a rate relative to the tensor, which knows no format, ends lower in {some} of {all} pairings, by "
-        "up to {most} nats.",
+        " AdamW with a rate relative to the tensor, which knows no format, beats plain AdamW in {some} of {all} "
+        "comparisons, by up to {most} nats.",
         some=len(helps),
         all=len(relative),
         most=common.number(-float(helps["difference"].min())),
     )
     return md(
-        "**Steps in ulps (ManifoldAdamW) against AdamW, each at its tuned rate: {lead}; the most favourable is "
-        "{best}.** The least favourable is {worst}. Sign-flip permutation tests, Holm-adjusted, level {alpha}.{other}",
+        "**{lead}** The best for them is {best}, the worst {worst}; each arm has its tuned rate. Sign-flip permutation "
+        "tests, Holm-adjusted, level {alpha}.{other}",
         other=other if len(helps) else Md(""),
         lead=lead,
         best=_figures(ordered.iloc[0]),
@@ -241,8 +267,49 @@ def _arm(row: Any) -> Arm:
     return Arm(row["format"], row["rule"], row["storage"], row["rounding"], bool(row["misscaled"]))
 
 
-def _told_apart(rows: pd.DataFrame, sign: int) -> pd.DataFrame:
+def _shown(rows: pd.DataFrame, sign: int) -> pd.DataFrame:
+    """The rows whose difference is shown to have the sign."""
     return rows[(rows["difference"] * sign > 0) & (rows["p_holm"] < ALPHA)]
+
+
+def _scope(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Block]:
+    arms = [arm for row in found.pairings.to_dict("records") if (arm := row["arm"])]
+    return [Paragraph(common.scope_line(loader, arms[0]))] if arms else []
+
+
+def _disclosed(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Block]:
+    """What stands beside the answer: a stronger baseline, rates that tuning missed, a weight decay that differs."""
+    items = []
+    free = found.controls.query("group == 'no quantization' and contrast == 'FP32' and rule == 'relative'")
+    for row in _shown(free, -1).to_dict("records"):
+        items.append(
+            md(
+                "AdamW is not the strongest baseline: without quantization a rate relative to the tensor ends {less} "
+                "nats below it (95% interval {interval}, n = {n}, p {p}).",
+                less=common.number(-row["difference"], 4),
+                interval=common.interval(row["low"], row["high"], 4),
+                n=int(row["n_pairs"]),
+                p=common.p_text(row["p_holm"]),
+            )
+        )
+    items += [md("{note}.", note=f"{note[0].upper()}{note[1:]}") for note in _better_untuned(loader, found)]
+    if decays := _decays(found):
+        items.append(
+            md(
+                "Weight decay is not the same in every arm: {decays}. Whether steps of codes lose by their steps or by "
+                "that is not shown (H10).",
+                decays=decays,
+            )
+        )
+    return [Bullets(tuple(items))] if items else []
+
+
+def _decays(found: StepRuleComparator) -> str:
+    """The weight decay of the step rules in words; "" where all have the same."""
+    decays = {arm.rule: decay for arm in ARMS if not math.isnan(decay := found.weight_decay(arm))}
+    usual = max(decays.values(), key=list(decays.values()).count, default=0.0)
+    odd = [f"{decay:g} in {RULES[rule].lower()}" for rule, decay in decays.items() if decay != usual]
+    return f"{common.names(odd)}, {usual:g} in every other rule" if odd else ""
 
 
 def _charts(judged: pd.DataFrame) -> list[Block]:
@@ -411,7 +478,6 @@ def _tuning(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Blo
                 badly,
             )
         )
-    notes += _better_untuned(loader, found)
     counts = sweeps.groupby(names, sort=False).size()
     seeds = sorted({int(n) for n in sweeps["n"]})
     budget = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
@@ -478,8 +544,8 @@ def _better_untuned(loader: ExperimentDataLoader, found: StepRuleComparator) -> 
                 continue
             against = paired_difference(ulps, losses)
             notes.append(
-                f"two held-out seeds chose the rate {used.iloc[0]:g} for {fmt} under AdamW with master weights, where "
-                f"{rate:g} ends {common.number(better.mean)} nats lower on the reporting seeds "
+                f"two held-out seeds chose the rate {used.iloc[0]:g} for {fmt} under AdamW with master weights (H8), "
+                f"where {rate:g} ends {common.number(better.mean)} nats lower on the reporting seeds "
                 f"({common.interval(better.low, better.high)}, n = {better.n}, p {common.p_text(better.p_value)}); "
                 f"against AdamW at {rate:g}, steps in ulps end {common.number(against.mean, sign=True)} "
                 f"{common.interval(against.low, against.high)}, n = {against.n} (not planned)"
@@ -575,7 +641,7 @@ def _told(row: dict[str, Any]) -> str:
     if row["p_holm"] < ALPHA:
         word = "lower" if row["difference"] < 0 else "higher"
         return f"{word}, within the margin" if row["p_equivalent"] < ALPHA else word
-    return "equivalent" if row["p_equivalent"] < ALPHA else "not told apart"
+    return "equivalent" if row["p_equivalent"] < ALPHA else "unresolved"
 
 
 def _linked(row: dict[str, Any], text: str) -> Cell:
@@ -594,10 +660,10 @@ def _pairings(pairings: pd.DataFrame) -> list[Block]:
     text = (
         "Final validation loss minus AdamW's with the same format, storage, rounding, seeds and batches; below zero "
         "the rule is better. Holm's adjustment is over the rows of one step rule. The rows of S on the update are the "
-        "family of H8, those of whole codes that of H10; S on the gradient with master weights is H9; the others are "
-        "exploratory. The stall ratio is the difference to AdamW's: a positive one says that more proposed steps "
+        "family of H8, those of steps of codes that of H10; S on the gradient with master weights is H9; the others "
+        "are exploratory. The stall ratio is the difference to AdamW's: a positive one says that more proposed steps "
         "leave the stored code as it "
-        "was. Whole codes run without weight decay."
+        "was. Steps of codes run without weight decay, which every other rule has (see H10)."
     )
     table = _contrasts(
         pairings, head, "Step rule minus AdamW, nats a character, paired by seed", "pairings", stalls=True
@@ -666,8 +732,8 @@ def _controls(found: StepRuleComparator) -> list[Block]:
         Heading("Without quantization", 3),
         Paragraph(
             "If a rule gains or loses by the geometry of the format, its difference to AdamW must be another one where "
-            "nothing is rounded. Each rule ran with FP32 weights too, with the spacing that E4M3 would have. Whole "
-            "codes have no such control: they cannot step without a grid."
+            "nothing is rounded. Each rule ran with FP32 weights too, with the spacing that E4M3 would have. Steps "
+            "of codes have no such control: there are none without a grid."
         ),
         *_known(free, "controls", free_table),
         Heading("S in the wrong places, and the same everywhere", 3),
@@ -719,7 +785,7 @@ def _stalls(found: StepRuleComparator) -> list[Block]:
     text = (
         "The stall ratio is 1 - flips / updates over the same elements: the share of proposed steps that leave the "
         "stored code as it was. If fewer stalls meant a lower loss, the arms of one format would lie on a rising line. "
-        "A counterexample is a pair of arms, told apart by the loss (Holm over all pairs of the format's arms), of "
+        "A counterexample is a pair of arms whose losses differ (Holm over all pairs of the format's arms), of "
         "which the one that stalls more has the lower loss. AdamW with master weights is among the arms."
     )
     rows: list[tuple[Cell, ...]] = []
@@ -828,13 +894,13 @@ def _negative(found: StepRuleComparator, verdicts: Sequence[Verdict]) -> list[Bl
             )
     frame = found.pairings
     for rule, own in frame[frame["difference"].notna()].groupby("rule", sort=False):
-        worse = _told_apart(own, +1)
+        worse = _shown(own, +1)
         listed = [
             f"{_arm(row).format}, {_arm(row).place} ({common.number(row['difference'], sign=True)})"
             for row in worse.sort_values("difference", ascending=False).to_dict("records")
         ]
-        text = f"shown higher than AdamW's in {len(worse)} of {len(own)} pairings{': ' if listed else ''}"
-        items.append(md("{rule}: loss {text}.", rule=RULES[str(rule)], text=text + "; ".join(listed)))
+        text = f"worse than AdamW in {len(worse)} of {len(own)} comparisons{': ' if listed else ''}"
+        items.append(md("{rule}: {text}.", rule=RULES[str(rule)], text=text + "; ".join(listed)))
     badly = [row for row in found.arms.to_dict("records") if row["n_runs"] > row["n_finished"]]
     items += [
         md(
@@ -856,7 +922,8 @@ def _changes(pairings: pd.DataFrame) -> list[Block]:
         Md(
             "A pairing in which steps in ulps end lower, after Holm's adjustment, at a model size or length of its own."
         ),
-        Md("A learning rate schedule or a weight decay under which the rules differ: both were the same in every arm."),
+        Md("A learning rate schedule under which the rules differ: it was the same in every arm."),
+        Md("A weight decay under which they differ: it was the same number in all arms but those of steps of codes."),
     ]
     if len(own):
         widest = own.loc[own["sd"].astype("float64").idxmax()]
@@ -954,7 +1021,7 @@ def _short(rule: str) -> str:
 
 def _pilot_answer(paired: pd.DataFrame) -> Md:
     """The answer from what is recorded while the campaign's studies are not."""
-    better, worse = _told_apart(paired, -1), _told_apart(paired, +1)
+    better, worse = _shown(paired, -1), _shown(paired, +1)
     if len(better) and not len(worse):
         verdict = f"lower loss in {len(better)} of {len(paired)} pairings, higher in none"
     elif len(worse) and not len(better):
@@ -962,7 +1029,7 @@ def _pilot_answer(paired: pd.DataFrame) -> Md:
     elif len(worse):
         verdict = f"mixed: lower loss in {len(better)}, higher in {len(worse)} of {len(paired)} pairings"
     else:
-        verdict = f"inconclusive: none of {len(paired)} pairings is told from zero"
+        verdict = f"inconclusive: in none of {len(paired)} comparisons is a difference shown"
     ordered = paired.sort_values(["difference", "format"])
     return md(
         "**ManifoldAdamW against AdamW: {verdict}** (paired tests, Holm-adjusted over the pairings, level {alpha}). "
