@@ -67,7 +67,7 @@ RULES = {
     "relative": Choice({"relative": True}, "AdamW, relative rate"),
     "gradient": Choice({"step_rule": "manifold", "precondition": "gradient"}, "S on the gradient"),
     "update": Choice({"step_rule": "manifold", "precondition": "update"}, "S on the update"),
-    "code": Choice({"step_rule": "code", "weight_decay": 0}, "Whole codes"),
+    "code": Choice({"step_rule": "code", "weight_decay": 0}, "Steps of codes"),
     "shuffled": Choice(
         {"step_rule": "manifold", "precondition": "update", "stiffness": "shuffled"}, "S on the update, shuffled"
     ),
@@ -371,11 +371,13 @@ class Study:
         seeds: the seeds of each of its arms, by name.
         sweeps: each arm is trained at several learning rates, to find its own; "grows" where a sweep whose best rate
             lies at its edge goes on beyond it.
+        exploratory: not preregistered, added after another study had been looked at.
     """
 
     about: str
     seeds: Mapping[str, Sequence[int]]
     sweeps: str = ""
+    exploratory: bool = False
 
 
 def _names(arms: Iterable[Arm]) -> list[str]:
@@ -442,11 +444,11 @@ STUDIES: Mapping[str, Study] = {
         _with(SEEDS[:1], (f"{fmt} observed" for fmt in ("FP32", *CLOSE_FORMATS, *EXTREMES))),
     ),
     "blocks": Study(
-        "Block-scaled formats with scales rounded up, and with gradients rounded stochastically. Not preregistered: "
-        "added when `literature` had been seen.",
+        "Block-scaled formats with scales rounded up, and with gradients rounded stochastically.",
         _with(
             SEEDS, "MXFP8 up", "MXFP4 up", (f"{name} stochastic gradients" for name in ("MXFP4", "MXFP4 up", "NVFP4"))
         ),
+        exploratory=True,
     ),
     "tuning-large": Study(
         "The rates of the two large studies: 6 layers of 384, 5,000 steps; for a GPU.",

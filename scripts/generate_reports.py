@@ -18,12 +18,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from altgrad.analysis import ExperimentDataLoader, FormatComparator  # noqa: E402
-from altgrad.reports import ReportGenerator  # noqa: E402
+from altgrad.analysis.costs import token_rate  # noqa: E402
 from altgrad.analysis.failures import headline  # noqa: E402
-from altgrad.reports.format_comparison import answer  # noqa: E402
 from altgrad.cli import pull_progress  # noqa: E402
 from altgrad.config import UsageError  # noqa: E402
-from altgrad.pages.content import visible  # noqa: E402
+from altgrad.pages.content import Md, join, resolve, visible  # noqa: E402
+from altgrad.reports import ReportGenerator  # noqa: E402
+from altgrad.reports.format_comparison import answer, changes_if, scope_line  # noqa: E402
 from altgrad.runs.wandb_access import project_and_entity  # noqa: E402
 
 SILENCE_SECONDS = 6.0
@@ -67,16 +68,19 @@ def main(arguments: list[str] | None = None) -> int:
 def fill_answer(readme: Path, loader: ExperimentDataLoader) -> None:
     """Put the answer of the format comparison between the markers ``<!-- answer -->`` and ``<!-- /answer -->``.
 
+    With its scope and what changes it; links lead to the reports in ``reports/``.
+
     Raises:
         UsageError: where the file has no such markers.
     """
-    comparator = FormatComparator(loader)
+    comparator = loader.once(FormatComparator)
     comparison = headline(comparator)
-    sentence = (
-        "Pending: no runs are recorded."
-        if comparison is None
-        else answer(comparison, comparator.sweet_spot(comparison))
-    )
+    sentence = Md("Pending: no runs are recorded.")
+    if comparison is not None:
+        said = answer(comparison, comparator.sweet_spot(comparison), loader.once(token_rate))
+        changes = [Md(f"- This changes if {item}") for item in changes_if(loader)]
+        sentence = join("\n\n", [said, scope_line(loader, comparison), *([join("\n", changes)] if changes else [])])
+        sentence = Md(resolve(sentence, lambda page: f"{page.path}.md" + (f"#{page.anchor}" if page.anchor else "")))
     text = readme.read_text(encoding="utf-8")
     if not ANSWER.search(text):
         raise UsageError(f"{readme}: has no '<!-- answer -->' and '<!-- /answer -->' markers; add them")

@@ -422,7 +422,7 @@ def test_too_few_seeds_are_a_sentence_and_no_conclusion(whole: ExperimentDataLoa
     loader = changed(whole, lambda runs: runs[~(rows_of(whole, runs, arm) & (runs["seed"] > 12))])
     found = judged(loader, "H10")
     assert found["H10"].answer == "pending"
-    assert found["H10"].evidence == "E4M3 Whole codes (grid, stochastic) has 3 of 16 seeds."
+    assert found["H10"].evidence == "E4M3 Steps of codes (grid, stochastic) has 3 of 16 seeds."
     row = StepRuleComparator(loader).pairings.query("rule == 'code' and format == 'E4M3'").iloc[0]
     assert math.isnan(row["difference"])
 

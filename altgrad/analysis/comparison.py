@@ -14,6 +14,7 @@ import pandas as pd
 from altgrad.analysis.contrasts import by_seed, differs, equivalent
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import (
+    MARGIN,
     MIN_PAIRS,
     SMALLEST_GAP,
     Estimate,
@@ -38,6 +39,8 @@ TABLE_COLUMNS = (
     "sd",
     "p_fp32",
     "gap_to_best",
+    "low_to_best",
+    "high_to_best",
     "sd_to_best",
     "p_to_best",
     "p_holm",
@@ -62,7 +65,7 @@ SWEET_SPOT_COLUMNS = (
     "high",
     "n_pairs",
     "equivalent",
-    "not_told_apart",
+    "undecided",
     "worse",
     "not_ranked",
     "reason",
@@ -105,8 +108,9 @@ class Comparison:
         baseline: the unquantized arm.
         table: one row a format, best first, columns `TABLE_COLUMNS`: gap is the paired difference of the final
             validation loss to the baseline in nats a character, with its 95% t interval over `n_pairs` seeds;
-            `p_fp32` tests it, after Holm's adjustment over the 8-bit formats that can be ranked. `gap_to_best` and
-            `sd_to_best` are of the paired difference to the 8-bit format with the smallest gap, `p_to_best` tests it,
+            `p_fp32` tests it, after Holm's adjustment over the 8-bit formats that can be ranked. `gap_to_best`, its
+            interval and `sd_to_best` are of the paired difference to the 8-bit format with the smallest gap,
+            `p_to_best` tests it,
             `p_holm` is the same after Holm's adjustment over all pairs of 8-bit formats, `p_equivalent` that of TOST (a
             difference below `statistics.MARGIN`). `verdict` says in words what follows.
     """
@@ -123,10 +127,10 @@ class Comparison:
 
     @property
     def seeds_for_smallest_gap(self) -> pd.DataFrame:
-        """How many seeds would tell a difference of `statistics.SMALLEST_GAP` to the best, by a paired t test.
+        """How many seeds would show a difference of `statistics.SMALLEST_GAP` to the best, by a paired t test.
 
-        One row a format that is tied with the best or not told from it: format, sd_to_best, n_pairs (of it and FP32),
-        seeds (needed for a power of 80%; None where that is not known).
+        One row a format that is within the margin of the best or undecided: format, sd_to_best, n_pairs (of it and
+        FP32), seeds (needed for a power of 80%; None where that is not known).
         """
         tied = self.table[self.table["verdict"].isin([EQUIVALENT, WITHIN_MARGIN, UNDECIDED])]
         needed = [seeds_needed(sd, SMALLEST_GAP) for sd in tied["sd_to_best"]]
@@ -134,9 +138,9 @@ class Comparison:
 
 
 BEST = "smallest gap"
-EQUIVALENT = "tied: equivalent to the best"
-WITHIN_MARGIN = "tied: told from the best, but within the margin"
-UNDECIDED = "not told from the best"
+EQUIVALENT = f"within {MARGIN:g} of the best"
+WITHIN_MARGIN = f"worse than the best, by less than {MARGIN:g}"
+UNDECIDED = "undecided"
 WORSE = "worse than the best"
 COMBINATION = "not ranked: a combination of formats"
 _VERDICTS = (EQUIVALENT, WITHIN_MARGIN, UNDECIDED, WORSE)
@@ -148,10 +152,10 @@ class SweetSpot:
 
     Attributes:
         best: format with the smallest gap among those of which every run finished; None without a candidate.
-        equivalent: formats that TOST shows to lie within the margin of it: ties.
-        within_margin: those of `equivalent` that are told from it nevertheless: worse, but by less than the margin.
-        undecided: formats that are neither told from it nor shown to be equivalent: no ties, but not worse either.
-        worse: formats that are told from it and not equivalent.
+        equivalent: formats that TOST shows to lie within the margin of it.
+        within_margin: those of `equivalent` that are shown to be worse nevertheless, by less than the margin.
+        undecided: formats that are neither shown to be worse nor to lie within the margin.
+        worse: formats that are shown to be worse, and not to lie within the margin.
         unranked: recorded 8-bit formats that are no candidates: a run did not finish, or there are too few pairs.
         reason: why there is no answer, where there is none.
     """
@@ -237,8 +241,9 @@ class FormatComparator:
     def sweet_spots(self) -> pd.DataFrame:
         """The sweet spot of every layer type and operand: one row for each of `PLACES`, columns `SWEET_SPOT_COLUMNS`.
 
-        Formats that are shown to tie with the best are in `equivalent`, those that are neither that nor told from it in
-        `not_told_apart`; several names are separated by spaces. Where there is no answer, `reason` says why.
+        Formats that are shown to lie within the margin of the best are in `equivalent`, those that are neither that nor
+        shown to be worse in `undecided`; several names are separated by spaces. Where there is no answer, `reason` says
+        why.
         """
         rows: list[dict[str, object]] = []
         for place, scope in PLACES.items():
@@ -251,7 +256,7 @@ class FormatComparator:
                 "place": place,
                 "best": spot.best,
                 "equivalent": " ".join(spot.equivalent),
-                "not_told_apart": " ".join(spot.undecided),
+                "undecided": " ".join(spot.undecided),
                 "worse": " ".join(spot.worse),
                 "not_ranked": " ".join(spot.unranked),
                 "reason": spot.reason,
@@ -442,6 +447,8 @@ def _format_table(group: pd.DataFrame, baseline: pd.Series) -> pd.DataFrame:
         for name in frame["format"]
     ]
     frame["gap_to_best"] = [estimate.mean for estimate in against]
+    frame["low_to_best"] = [estimate.low for estimate in against]
+    frame["high_to_best"] = [estimate.high for estimate in against]
     frame["sd_to_best"] = [estimate.sd for estimate in against]
     frame["p_to_best"] = [estimate.p_value for estimate in against]
     frame["p_holm"] = frame["format"].map(_adjusted_to_best([losses[name] for name in candidates], list(candidates)))
@@ -492,7 +499,7 @@ def _adjusted_to_best(losses: Sequence[pd.Series], names: Sequence[str]) -> dict
     """p-values against the first of `names`, by Holm over all pairs of them.
 
     The best is picked from the same data: adjusted over the comparisons with it alone, formats that are all the same
-    would be told apart far more often than one time in twenty.
+    would be called different far more often than one time in twenty.
     """
     pairs = list(itertools.combinations(range(len(names)), 2))
     adjusted = holm([paired_difference(losses[one], losses[other]).p_value for one, other in pairs])

@@ -136,12 +136,13 @@ def family(rows: Sequence[Row], columns: Sequence[str] = TEST_COLUMNS) -> pd.Dat
     return frame
 
 
-def named_family(loader: ExperimentDataLoader, pairs: Iterable[Pair], prefix: str = "") -> pd.DataFrame:
+def named_family(loader: ExperimentDataLoader, pairs: Iterable[Pair]) -> pd.DataFrame:
     """The contrasts of the campaign's arms as one family, columns `TEST_COLUMNS` and `NAMED`."""
     rows = []
     for pair in pairs:
-        first, second, *_ = (ARMS[arm].label for arm in pair)
-        row = contrast(f"{prefix}{first} − {second}", *(runs_of(loader, arm) for arm in pair))
+        first, second, *then = (ARMS[arm].label for arm in pair)
+        name = f"({first} − {second}) − ({' − '.join(then)})" if then else f"{first} − {second}"
+        row = contrast(name, *(runs_of(loader, arm) for arm in pair))
         rows.append(row | dict(zip(NAMED, pair, strict=False)))
     return family(rows, (*TEST_COLUMNS, *NAMED))
 

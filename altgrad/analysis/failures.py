@@ -9,31 +9,19 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from altgrad.analysis.comparison import Comparison, FormatComparator, by_seed
-from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader, concatenated
-from altgrad.analysis.preregistered import (
-    CAMPAIGN_SEEDS,
-    FEW_SEEDS,
-    SEEDS,
-    TEST_COLUMNS,
-    Answer,
-    Verdict,
-    contrast,
-    family,
-    in_words,
-    losses,
-    missing,
-    select,
-)
-from altgrad.analysis.statistics import ALPHA, holm, paired_difference
+from altgrad.analysis.comparison import Comparison, FormatComparator
+from altgrad.analysis.contrasts import TEST_COLUMNS, by_seed, contrast, differs, family, missing, runs_of
+from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader, concatenated, format_label, scope_label
+from altgrad.analysis.statistics import FAILURE_GAP, paired_difference
 from altgrad.config import ExperimentConfig, QuantizeConfig, ScalingConfig
 from altgrad.runs import FAILURE_KINDS, Alarm, Failure, RunRecord
 from altgrad.runs.schema import PHASES, digest
+from altgrad.studies import CAMPAIGN, CAMPAIGN_SEEDS, EXTREMES, STUDIES
 
 PHASE_OF_OPERAND = {
     "weight": "forward",
@@ -42,8 +30,6 @@ PHASE_OF_OPERAND = {
     "gradient": "backward",
     "update": "optimizer",
 }
-FAILURE_GAP = 0.05
-"""An arm whose paired gap to the unquantized run is above this, in nats a character, has failed (preregistered)."""
 PRECISION_DB = 22.0
 """SQNR below which rounding error is a symptom; in the pilot it lies between what E5M2 shows at its worst look
 (25.3 dB; +0.029 nats) and E6M1 at its best look of the weights (19.8 dB; +0.095)."""
@@ -53,8 +39,10 @@ CAUSES = (*FAILURE_KINDS, "precision", "step")
 """Why an arm failed: the classes of a failed run, and two that only a comparison of arms can have. "precision":
 rounding error by itself, without a loss of range. "step": the step rule or how the weights are kept, since the same
 formats do not fail under AdamW with master weights."""
-CAMPAIGN = ("formats", "layers", "storage", "controls", "remedies", "literature", "scaling", "length")
-"""The studies whose arms count as the campaign's (docs/method/preregistration.md)."""
+REPORTED = tuple(name for name in CAMPAIGN if not STUDIES[name].sweeps)
+"""The studies whose arms count as the campaign's (docs/method/preregistration.md); those of `EXPLORATORY` as well."""
+EXPLORATORY = tuple(name for name in REPORTED if STUDIES[name].exploratory)
+"""Studies that were added after another one had been looked at."""
 HEALTH_STATISTICS = ("overflow", "underflow", "sqnr_db")
 
 UNIFORM_LOSS = math.log(96)
@@ -449,65 +437,34 @@ LIMITS = {
 """Cause -> statistic, side, limit, what is beyond it. The first four limits are those at which a run warns; with master
 weights no update is lost, so there a stall is no cause; and all operands are asked for underflow."""
 
-EXTREMES = ("E0M7", "E7M0")
 REMEDY_COLUMNS = (
     "format", "remedy", "planned", "arm", "against", "n_pairs", "n_ended_badly", "difference", "low", "high", "p_value",
     "p_holm", "gap", "gap_low", "gap_high", "gap_before", "gap_pairs", "missing",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Remedy:
-    """A recorded attempt to mend one of the extreme formats.
-
-    Attributes:
-        format: "E0M7" or "E7M0", in all operands but where the remedy is another.
-        name: in words.
-        study: where its runs are.
-        conditions: as `altgrad.analysis.preregistered.select` takes them.
-        planned: whether it was preregistered as a remedy.
-        seeds: that it has.
-    """
+class Remedy(NamedTuple):
+    """A recorded attempt to mend one of the extreme formats: which, in words, the arm, whether it was preregistered."""
 
     format: str
     name: str
-    study: str
-    conditions: dict[str, Any]
+    arm: str
     planned: bool = True
-    seeds: range = SEEDS
 
 
-def _remedies() -> tuple[Remedy, ...]:
-    found = []
-    for name in EXTREMES:
-        fmt = name.lower()
-        whole = {"weight": fmt, "activation": fmt, "grad_output": fmt}
-        nearest = {"quantize__rounding__activation": "nearest_even", "quantize__rounding__grad_output": "nearest_even"}
-        drawn = {key: "stochastic" for key in nearest}
-        gradients = nearest | {"quantize__rounding__grad_output": "stochastic"}
-        tensor = {"scaling__granularity": "tensor", "scaling__kind": "amax", "scaling__power_of_two": True}
-        block = whole | nearest | {"scaling__granularity": "block"}
-        row = whole | nearest | {"scaling__granularity": "row"}
-        few = name == "E0M7"  # its finer scales are arms of study scaling, which has fewer seeds
-        found += [
-            Remedy(name, "gradients rounded stochastically", "remedies", whole | gradients | tensor),
-            Remedy(name, "activations and gradients rounded stochastically", "remedies", whole | drawn | tensor),
-            Remedy(name, "gradients in E5M2", "remedies", whole | nearest | tensor | {"grad_output": "e5m2"}),
-            Remedy(
-                name,
-                "a scale a block of 32",
-                "scaling" if few else "remedies",
-                block,
-                seeds=FEW_SEEDS if few else SEEDS,
-            ),
-        ]
-        if few:
-            found.append(Remedy(name, "a scale a row", "scaling", row, planned=False, seeds=FEW_SEEDS))
-        found.append(Remedy(name, "a learning rate of its own", "formats", whole | nearest | tensor, planned=False))
-    return tuple(found)
-
-
-REMEDIES = _remedies()
+REMEDIES = (
+    Remedy("E0M7", "gradients rounded stochastically", "E0M7 stochastic gradients"),
+    Remedy("E0M7", "activations and gradients rounded stochastically", "E0M7 stochastic both"),
+    Remedy("E0M7", "gradients in E5M2", "E0M7 E5M2 gradients"),
+    Remedy("E0M7", "a scale a block of 32", "E0M7 block"),
+    Remedy("E0M7", "a scale a row", "E0M7 row", planned=False),
+    Remedy("E0M7", "a learning rate of its own", "E0M7 own rate", planned=False),
+    Remedy("E7M0", "gradients rounded stochastically", "E7M0 stochastic gradients"),
+    Remedy("E7M0", "activations and gradients rounded stochastically", "E7M0 stochastic both"),
+    Remedy("E7M0", "gradients in E5M2", "E7M0 E5M2 gradients"),
+    Remedy("E7M0", "a scale a block of 32", "E7M0 block"),
+    Remedy("E7M0", "a learning rate of its own", "E7M0 own rate", planned=False),
+)
 """What was tried on the extreme formats. The rate of its own is an arm of study formats and no planned remedy."""
 
 
@@ -650,15 +607,15 @@ class FailureAnalyzer:
         """The config of an arm (with the seed of its first run)."""
         return self._loader.config(arm)
 
-    def not_told_apart(self, arms: Sequence[str]) -> set[str]:
-        """Those of `arms` that a paired test does not tell from the first of them, on the seeds that both ran.
+    def alike(self, arms: Sequence[str]) -> set[str]:
+        """Those of `arms` whose difference to the first of them is not shown, on the seeds that both ran.
 
         The p-values are adjusted by Holm over the others; without two shared seeds there is no test.
         """
         runs = self._loader.runs
-        losses = [by_seed(runs[runs["run_id"].isin(self.run_ids(arm))], "final_val_loss") for arm in arms]
-        p_values = holm([paired_difference(other, losses[0]).p_value for other in losses[1:]])
-        return {arm for arm, p in zip(arms[1:], p_values, strict=True) if not p < ALPHA}
+        first, *others = (runs[runs["run_id"].isin(self.run_ids(arm))] for arm in arms)
+        rows = family([contrast(arm, other, first) for arm, other in zip(arms[1:], others, strict=True)])
+        return {row["contrast"] for row in rows.to_dict("records") if not differs(row)}
 
     def example(self, arm: str) -> str:
         """The run of an arm to look at: the first that did not finish, else the one with the median final loss."""
@@ -757,6 +714,13 @@ class FailureAnalyzer:
         return found
 
 
+def named(config: ExperimentConfig) -> str:
+    """What a run is, where its format alone would mislead: ``FP32 (mis-scaled tensors)``, ``E4M3 (no scale)``."""
+    how = [part.replace("scale 1", "no scale") for part in scope_label(config).split("; ")[1:]]
+    details = ["mis-scaled tensors", *how] if config.model.rescale else how
+    return f"{format_label(config)} ({', '.join(details)})" if details else format_label(config)
+
+
 def headline(comparator: FormatComparator) -> Comparison | None:
     """The comparison that reports lead with: the one with the most pairs."""
     return comparator.comparisons[0] if comparator.comparisons else None
@@ -818,115 +782,12 @@ def arm_symptoms(looks: pd.DataFrame, config: ExperimentConfig) -> list[dict[str
 
 def remedies_missing(loader: ExperimentDataLoader) -> str:
     """Which planned remedies are not recorded in full, in a sentence; "" where all are."""
-    arms, seeds = {"FP32": _fp32(loader)}, {"FP32": SEEDS}
-    for name in EXTREMES:
-        arms[name], seeds[name] = _unremedied(loader, name), SEEDS
-    for remedy in REMEDIES:
-        if remedy.planned:
-            label = f"{remedy.format} with {remedy.name}"
-            arms[label], seeds[label] = _remedy_runs(loader, remedy), remedy.seeds
-    return missing(arms, seeds)
-
-
-def failure_verdicts(loader: ExperimentDataLoader) -> tuple[Verdict, ...]:
-    """What the records say of the preregistered hypotheses on remedies: H17 and H18."""
-    return (_h17(loader), _h18(loader))
-
-
-def _h17(loader: ExperimentDataLoader) -> Verdict:
-    statement = (
-        "E0M7's loss comes from its gradients: rounding them stochastically, or giving them E5M2, lowers the gap."
-    )
-    names = ("gradients rounded stochastically", "gradients in E5M2")
-    arms = {name: _remedy_runs(loader, _remedy("E0M7", name)) for name in names}
-    before = _unremedied(loader, "E0M7")
-    if lacking := missing({"E0M7": before} | {f"E0M7 with {name}": runs for name, runs in arms.items()}, SEEDS):
-        return Verdict("H17", "remedies", statement, "pending", lacking)
-    tests = family([contrast(f"{name} − E0M7", runs, before) for name, runs in arms.items()])
-    rows = tests.to_dict("records")
-    answer: Answer = "inconclusive"
-    if all(_lower(row) for row in rows):
-        answer = "yes"
-    elif any(_not_lower(row) for row in rows):
-        answer = "no"
-    return Verdict("H17", "remedies", statement, answer, _said(rows), tests)
-
-
-def _h18(loader: ExperimentDataLoader) -> Verdict:
-    statement = (
-        "E7M0's loss does not come from its gradients: E5M2 gradients leave a gap above .05; stochastic rounding of "
-        "activations and gradients lowers it."
-    )
-    wide = _remedy_runs(loader, _remedy("E7M0", "gradients in E5M2"))
-    drawn = _remedy_runs(loader, _remedy("E7M0", "activations and gradients rounded stochastically"))
-    before, fp32 = _unremedied(loader, "E7M0"), _fp32(loader)
-    arms = {
-        "FP32": fp32,
-        "E7M0": before,
-        "E7M0 with gradients in E5M2": wide,
-        "E7M0 with activations and gradients rounded stochastically": drawn,
-    }
-    if lacking := missing(arms, SEEDS):
-        return Verdict("H18", "remedies", statement, "pending", lacking)
-    tests = family(
-        [
-            contrast("E7M0 with gradients in E5M2 − FP32", wide, fp32),
-            contrast("activations and gradients rounded stochastically − E7M0", drawn, before),
-        ]
-    )
-    left, helped = tests.to_dict("records")
-    judged = not left["n_ended_badly"]
-    answer: Answer = "inconclusive"
-    if judged and left["low"] > FAILURE_GAP and _lower(helped):
-        answer = "yes"
-    elif (judged and left["high"] < FAILURE_GAP) or _not_lower(helped):
-        answer = "no"
-    return Verdict("H18", "remedies", statement, answer, _said([left, helped]), tests)
-
-
-def _lower(row: dict[Any, Any]) -> bool:
-    """Whether the difference is shown to be below zero; never where a run did not finish."""
-    return bool(row["p_holm"] < ALPHA and row["difference"] < 0 and not row["n_ended_badly"])
-
-
-def _not_lower(row: dict[Any, Any]) -> bool:
-    """Whether a lower loss is refuted: the opposite is shown, or that the two are equivalent."""
-    if row["n_ended_badly"] or _lower(row):
-        return False
-    return bool((row["p_holm"] < ALPHA and row["difference"] > 0) or row["p_equivalent"] < ALPHA)
-
-
-def _said(rows: Iterable[dict[Any, Any]]) -> str:
-    return "; ".join(f"{row['contrast']}: {in_words(row)}" for row in rows) + "."
-
-
-def _remedy(fmt: str, name: str) -> Remedy:
-    return next(remedy for remedy in REMEDIES if (remedy.format, remedy.name) == (fmt, name))
-
-
-def _fp32(loader: ExperimentDataLoader) -> pd.DataFrame:
-    return select(loader, "formats", scope="nothing", step_rule="adamw")
-
-
-def _at_shared_rate(loader: ExperimentDataLoader, runs: pd.DataFrame, shared: bool = True) -> pd.DataFrame:
-    """Those of the runs that have the learning rate of FP32; with `shared` False, the others."""
-    rates = set(_fp32(loader)["learning_rate"])
-    return runs[runs["learning_rate"].isin(rates) == shared]
-
-
-def _unremedied(loader: ExperimentDataLoader, name: str) -> pd.DataFrame:
-    conditions = _remedy(name, "a learning rate of its own").conditions
-    return _at_shared_rate(loader, select(loader, "formats", **conditions))
-
-
-def _remedy_runs(loader: ExperimentDataLoader, remedy: Remedy) -> pd.DataFrame:
-    runs = select(loader, remedy.study, **remedy.conditions)
-    return _at_shared_rate(loader, runs, shared=remedy.study != "formats")
+    return missing(loader, ["FP32", *EXTREMES, *(remedy.arm for remedy in REMEDIES if remedy.planned)])
 
 
 def _remedy_row(loader: ExperimentDataLoader, remedy: Remedy) -> dict[str, Any]:
-    runs, before, fp32 = _remedy_runs(loader, remedy), _unremedied(loader, remedy.format), _fp32(loader)
-    arms = {"FP32": fp32, remedy.format: before, f"{remedy.format} with {remedy.name}": runs}
+    names = (remedy.arm, remedy.format, "FP32")
+    runs, before, fp32 = (runs_of(loader, arm) for arm in names)
     row: dict[str, Any] = dict.fromkeys(REMEDY_COLUMNS, math.nan) | {
         "format": remedy.format,
         "remedy": remedy.name,
@@ -936,17 +797,16 @@ def _remedy_row(loader: ExperimentDataLoader, remedy: Remedy) -> dict[str, Any]:
         "n_pairs": 0,
         "n_ended_badly": 0,
         "gap_pairs": 0,
-        "missing": missing(arms, remedy.seeds),
+        "missing": missing(loader, names),
     }
-    alike = all(each["arm"].nunique() == 1 for each in arms.values())
-    if not alike or pd.concat(list(arms.values()))[["data", "max_steps"]].drop_duplicates().shape[0] > 1:
+    if any(each["arm"].nunique() != 1 for each in (runs, before, fp32)):
         return row
     found = contrast(remedy.name, runs, before)
-    gap = paired_difference(losses(runs), losses(fp32))
-    shared = losses(before)[losses(before).index.isin(runs["seed"])]
+    gap = paired_difference(by_seed(runs), by_seed(fp32))
+    shared = by_seed(before[before["seed"].isin(runs["seed"])])
     row |= {key: value for key, value in found.items() if key in TEST_COLUMNS}
     row |= {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high, "gap_pairs": gap.n}
-    row["gap_before"] = paired_difference(shared, losses(fp32)).mean
+    row["gap_before"] = paired_difference(shared, by_seed(fp32)).mean
     return row | ({"p_value": math.nan} if row["missing"] else {})
 
 
@@ -966,8 +826,8 @@ def _problem(config: ExperimentConfig, data: str) -> str:
 
 def _gap_row(arm: str, runs: pd.DataFrame, bases: dict[str, pd.DataFrame]) -> dict[str, Any]:
     first = runs.iloc[0]
-    own = by_seed(runs, "final_val_loss")
-    compared = [(name, base, paired_difference(own, by_seed(base, "final_val_loss"))) for name, base in bases.items()]
+    own = by_seed(runs)
+    compared = [(name, base, paired_difference(own, by_seed(base))) for name, base in bases.items()]
     compared.sort(key=lambda each: (-each[2].n, each[1]["final_val_loss"].mean(), each[0]))
     name, _, gap = compared[0] if compared else (None, None, paired_difference(own, own.iloc[:0]))
     unfinished = runs["status"] != "finished"
@@ -980,7 +840,7 @@ def _gap_row(arm: str, runs: pd.DataFrame, bases: dict[str, pd.DataFrame]) -> di
         "rule": first["rule"],
         "learning_rate": first["learning_rate"],
         "baseline": name,
-        "campaign": bool(runs["seed"].isin(CAMPAIGN_SEEDS).all() and runs["study"].isin(CAMPAIGN).all()),
+        "campaign": bool(runs["seed"].isin(CAMPAIGN_SEEDS).all() and runs["study"].isin(REPORTED).all()),
         "n_runs": len(runs),
         "n_finished": int((~unfinished).sum()),
         "n_pairs": gap.n,

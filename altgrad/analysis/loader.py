@@ -366,7 +366,7 @@ def scope_label(config: ExperimentConfig) -> str:
         parts.append("only in " + ", ".join(kind for kind in LAYER_TYPES if kind in quantize.layers))
     if quantize.patterns:
         parts.append("only layers " + ", ".join(quantize.patterns))
-    scales = {operand: _scale_label(scaling.rule(operand)) for operand in quantize.operands if config.states("scaling")}
+    scales = {operand: scale_label(scaling.rule(operand)) for operand in quantize.operands if config.states("scaling")}
     if len(set(scales.values())) <= 1:
         parts += [label for label in {*scales.values()} if label]
     else:
@@ -379,7 +379,7 @@ def scope_label(config: ExperimentConfig) -> str:
     return "; ".join(parts)
 
 
-def _scale_label(rule: ScaleRule) -> str:
+def scale_label(rule: ScaleRule) -> str:
     """The scale in words; "" for the default, a power of two by the tensor's current amax."""
     exact = "" if rule.power_of_two else "exact "
     if rule.kind == "amax":
@@ -392,14 +392,14 @@ def _scale_label(rule: ScaleRule) -> str:
 
 
 def rule_label(config: ExperimentConfig) -> str:
-    """``AdamW``, ``ManifoldAdamW (update)`` or ``Whole codes``, with what is not the default of it.
+    """``AdamW``, ``ManifoldAdamW (update)`` or ``Steps of codes``, with what is not the default of it.
 
     Such as ``ManifoldAdamW (update, S shuffled)`` or ``AdamW on the grid, rounded stochastically``.
     """
     optimizer = config.optimizer
     if not config.states("optimizer.step_rule"):
         return NOT_STATED
-    name = {"adamw": "AdamW", "manifold": "ManifoldAdamW", "code": "Whole codes"}[optimizer.step_rule]
+    name = {"adamw": "AdamW", "manifold": "ManifoldAdamW", "code": "Steps of codes"}[optimizer.step_rule]
     details: list[str] = [optimizer.precondition or ""]
     if optimizer.relative:
         details.append("relative rate")

@@ -16,6 +16,9 @@ ALPHA = 0.05
 MARGIN = 0.01
 """Nats a character within which two losses are called equivalent (docs/method/preregistration.md)."""
 
+FAILURE_GAP = 0.05
+"""An arm whose paired gap to the unquantized run is above this, in nats a character, has failed (preregistered)."""
+
 SMALLEST_GAP = 0.005
 """The smallest difference of losses that this project calls interesting, nats a character."""
 

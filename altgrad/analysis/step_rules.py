@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from altgrad.analysis.comparison import format_order
-from altgrad.analysis.contrasts import ENDED, NAMED, TEST_COLUMNS, by_seed, contrast, family, missing, runs_of
+from altgrad.analysis.contrasts import ENDED, TEST_COLUMNS, by_seed, contrast, family, missing, runs_of
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, holm, paired_difference
 from altgrad.config import extra_bytes_per_weight
@@ -26,6 +26,8 @@ from altgrad.studies import (
     CONTROL_ARMS,
     PLACES,
     RULE_FORMATS,
+    RULES,
+    SEEDS,
     STORAGE_ARMS,
     Arm,
     adamw_arm,
@@ -76,7 +78,7 @@ ARM_COLUMNS = (
     "extra_bytes",
     "missing",
 )
-PAIR_COLUMNS = (*NAME_COLUMNS, *TEST_COLUMNS, "missing", *NAMED)
+PAIR_COLUMNS = (*NAME_COLUMNS, *TEST_COLUMNS, "missing")
 SWEEP_COLUMNS = (
     *NAME_COLUMNS,
     "study",
@@ -100,6 +102,20 @@ def names_of(arm: Arm) -> tuple[str, str, str, str, bool]:
     return arm.format, arm.rule, place.get("storage", "master"), place.get("rounding", "nearest_even"), misscaled
 
 
+def arm_of(row: Mapping[Any, Any]) -> Arm:
+    """The arm of a row with `NAME_COLUMNS`."""
+    return _BY_NAMES[tuple(row[name] for name in NAME_COLUMNS)]
+
+
+def in_words(arm: Arm) -> str:
+    """All names of an arm, AdamW with master weights too."""
+    where = "" if arm.format == "FP32" else f" ({PLACES[arm.place].label})"
+    return f"{arm.format} {RULES[arm.rule].label}{where}" + (", mis-scaled" if names_of(arm)[-1] else "")
+
+
+_BY_NAMES: dict[tuple[Any, ...], Arm] = {names_of(arm): arm for arm in STEP_ARMS}
+
+
 class StepRuleComparator:
     """Compares step rules on the same problem, paired by seed: the campaign's arms, and whatever else is recorded.
 
@@ -116,13 +132,13 @@ class StepRuleComparator:
     # The campaign's studies
 
     def runs_of(self, arm: str) -> pd.DataFrame:
-        """Rows of `loader.runs`: the ended runs of an arm, on its seeds; maybe none."""
+        """Rows of `loader.runs`: the ended runs of an arm, on the seeds that all arms have; maybe none."""
         return self._found[arm]
 
     @cached_property
     def _found(self) -> dict[str, pd.DataFrame]:
         found = {arm.name: runs_of(self._loader, arm.name) for arm in STEP_ARMS}
-        return {arm: runs[runs["status"].isin(ENDED)] for arm, runs in found.items()}
+        return {arm: runs[runs["status"].isin(ENDED) & runs["seed"].isin(SEEDS)] for arm, runs in found.items()}
 
     @cached_property
     def _faults(self) -> dict[str, str]:
@@ -147,7 +163,7 @@ class StepRuleComparator:
         """
         runs, fault, badly = [self.runs_of(arm) for arm in arms], self.missing(*arms), self._badly(*arms)
         row = contrast(name, *([each.iloc[:0] for each in runs] if fault or badly else runs))
-        row |= dict(zip(NAME_COLUMNS, names_of(ARMS[arms[0]]), strict=True)) | dict(zip(NAMED, arms, strict=False))
+        row |= dict(zip(NAME_COLUMNS, names_of(ARMS[arms[0]]), strict=True))
         both = {key: next(iter(each["arm"]), "") for key, each in zip(("arm", "against"), runs, strict=False)}
         return row | both | {"missing": fault, "n_ended_badly": badly}
 
@@ -192,7 +208,7 @@ class StepRuleComparator:
         frames = []
         for rule in COMPARED_RULES:
             pairs = [(arm.name, adamw_arm(arm.format, arm.place)) for arm in STORAGE_ARMS if arm.rule == rule]
-            frame = self._family([self.contrast(ARMS[arm].label, arm, against) for arm, against in pairs])
+            frame = self._family([self.contrast(in_words(ARMS[arm]), arm, against) for arm, against in pairs])
             stalls = [self._stall_difference(*pair) for pair in pairs]
             frames.append(frame.assign(**dict(zip(STALL_DIFFERENCE, zip(*stalls, strict=True), strict=True))))
         return pd.concat(frames, ignore_index=True)
@@ -293,7 +309,7 @@ class StepRuleComparator:
             if not row["missing"]:
                 arms = [arm for arm in arms if not self._badly(arm)]
                 stalls = {arm: by_seed(self.runs_of(arm), "stall_ratio") for arm in arms}
-                unknown = [ARMS[arm].label for arm in arms if stalls[arm].isna().any()]
+                unknown = [in_words(ARMS[arm]) for arm in arms if stalls[arm].isna().any()]
                 if unknown:
                     row["missing"] = f"no stall ratio is recorded for {', '.join(unknown)}"
                 elif len(arms) < 3:
@@ -319,7 +335,7 @@ class StepRuleComparator:
         if best is None:
             return {}
         difference, more, less, p = best
-        words = {"more": ARMS[more].label, "less": ARMS[less].label}
+        words = {"more": in_words(ARMS[more]), "less": in_words(ARMS[less])}
         row = self.contrast(f"{words['more']} against {words['less']}", more, less)
         kept = {name: row[name] for name in TEST_COLUMNS if name != "p_holm"}
         return {**kept, "p_holm": p, **words, "stall_difference": difference}

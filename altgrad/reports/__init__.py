@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.pages import Page, PageMaker
+from altgrad.pages.document import place_document
 from altgrad.reports.arms import arm_page_makers, arm_pages
 from altgrad.reports.common import code_key
+from altgrad.reports.corrections import PATH, corrections_document
 from altgrad.reports.formats import format_pages
 from altgrad.reports.generator import ReportGenerator
 from altgrad.reports.home import home_page
@@ -22,10 +25,12 @@ from altgrad.runs.schema import digest
 __all__ = [
     "ReportGenerator",
     "arm_pages",
+    "corrections_document",
     "format_pages",
     "home_page",
     "literature_page",
     "preregistered_page",
+    "site_corrections",
     "site_key",
     "site_page_makers",
     "site_pages",
@@ -47,6 +52,11 @@ def site_pages(family: str) -> list[Page]:
     }
     moved = loader.once(swept)
     return [replace(page, moved=moved) for page in families[family]()]
+
+
+def site_corrections(document: Path) -> str:
+    """The page "Corrections and limits" as Markdown for the site."""
+    return place_document(corrections_document(_loader(), document), PATH)
 
 
 def site_page_makers() -> list[PageMaker]:

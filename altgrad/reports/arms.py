@@ -147,7 +147,7 @@ def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
         "deployed weights; these unpaired "
         "means vary with the seeds of each arm, so compare arms by the paired gaps of the reports."
     )
-    blocks: list[Block] = [common.data_line(loader), *common.left_out(loader), Paragraph(intro)]
+    blocks: list[Block] = [common.recorded_line(loader), *common.left_out(loader), Paragraph(intro)]
     if rows:
         blocks.append(Table(columns, rows, f"{len(rows)} arms", data=shown, id="arms"))
     if sweeps := tuning_studies(loader):

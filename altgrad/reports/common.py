@@ -18,9 +18,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 import altgrad
-from altgrad.analysis.hypotheses import Expectation
-from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.preregistered import Verdict
+from altgrad.analysis.comparison import Comparison, FormatComparator
+from altgrad.analysis.costs import TokenRate, extent
+from altgrad.analysis.hypotheses import Expectation, Verdict
+from altgrad.analysis.loader import ExperimentDataLoader, scale_label
 from altgrad.config import UsageError
 from altgrad.pages import (
     FOREGROUND,
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 
 HEADLINE_SEEDS = 16
 """Findings from fewer pairs than this are labelled as a pilot."""
+CORRECTIONS = Link("Corrections and limits", PageRef("reports/corrections"))
+ONE_SCALE = "one power-of-two scale a tensor, from its current largest value"
 HEAT_COLUMNS = 60
 """Most columns of a heat map's panel; of more looks, neighbours share a column that shows the worst."""
 HEAT_ROWS = 40
@@ -92,6 +95,11 @@ def interval(low: float, high: float, digits: int = 3) -> str:
     return f"[{number(low, digits + near, True)}, {number(high, digits + near, True)}]"
 
 
+def span(low: float, high: float, digits: int = 3) -> str:
+    """An interval in a sentence: ``0.003 to 0.014``; a digit more where `interval` has one."""
+    return interval(low, high, digits).strip("[]").replace("+", "").replace(", ", " to ")
+
+
 def quantized(scope: str) -> str:
     """A scope with the word where it belongs: ``weights quantized; scale 1``."""
     what, mark, how = scope.partition(";")
@@ -101,6 +109,16 @@ def quantized(scope: str) -> str:
 def percent(value: float) -> str:
     """A fraction as a percentage with three significant digits; a dash for NaN."""
     return "–" if not _finite(value) else "0%" if value == 0 else f"{100 * value:.3g}%"
+
+
+def tokens(rate: TokenRate, gap: float) -> str:
+    """A gap as a percentage of more tokens; what lies beyond the measured lengths is not given a figure."""
+    more = rate.more_tokens(gap)
+    if math.isnan(more):
+        return "–"
+    if more > rate.limit:
+        return f"over {100 * rate.limit:.0f}%"
+    return f"{100 * more:.0f}%" if abs(more) >= 0.1 else f"{100 * more:.1f}%"
 
 
 def p_text(value: float) -> str:
@@ -123,8 +141,32 @@ def moment(text: str | None) -> str:
     return "no records" if text is None else datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def data_line(loader: ExperimentDataLoader) -> Paragraph:
-    """The line under a report's title: how many runs, until when."""
+def scope(loader: ExperimentDataLoader, comparison: Comparison) -> str:
+    """How far a comparison reaches, in a line: model, length, text, scales."""
+    size, config = extent(loader, comparison), loader.config(comparison.baseline)
+    model = f"{config.model.layers} layers of {config.model.dim}"
+    each = ""
+    if size.parameters:
+        model, each = f"{size.parameters:,} parameters", f" ({size.characters / size.parameters:.1f} a parameter)"
+    text = "licence texts" if size.text == "licenses" else size.text
+    first = loader.config(str(comparison.table["arm"].iloc[0]))
+    scales = {scale_label(first.scaling.rule(operand)) or ONE_SCALE for operand in first.quantize.operands}
+    return (
+        f"a GPT of {model}, {size.steps:,} steps, {size.characters:,} characters of {text}{each}; "
+        f"{names(sorted(scales))}"
+    )
+
+
+def data_line(loader: ExperimentDataLoader, scoped: bool = True) -> Paragraph:
+    """The line under a report's title: how many runs, until when, their scope, and where corrections are."""
+    headline = loader.once(FormatComparator).headline
+    reach = f" Unless a section says otherwise: {scope(loader, headline)}." if scoped and headline else ""
+    text = "{data}{reach} {corrections}: what was said and is not so, and what was not run."
+    return Paragraph(md(text, data=recorded_line(loader).text, reach=reach, corrections=CORRECTIONS))
+
+
+def recorded_line(loader: ExperimentDataLoader) -> Paragraph:
+    """How many runs there are, until when."""
     runs = loader.runs
     counts = runs["status"].value_counts()
     parts = [
@@ -195,10 +237,30 @@ def pilot(loader: ExperimentDataLoader, arms: Iterable[str], pairs: int) -> list
     return [Note("info", "Pilot", (Paragraph(text),))]
 
 
+def scope_line(loader: ExperimentDataLoader, arm: str) -> Md:
+    """What a headline rests on, in one line, from an arm's config."""
+    config = loader.config(arm)
+    record = next(record for record in loader.records.values() if record.arm == arm)
+    size = record.run["summary"].get("parameters")
+    how = {"tensor": "tensor", "row": "row", "block": f"block of {config.scaling.block}"}[config.scaling.granularity]
+    kind = "power-of-two scale" if config.scaling.power_of_two else "scale"
+    return md(
+        "*Scope: {layers} layers of {dim}, {size}{steps} steps, one text ({data}), one {kind} a {how} unless another "
+        "is named.*",
+        layers=config.model.layers,
+        dim=config.model.dim,
+        size=Md(f"{size:,} parameters, ") if size else "",
+        steps=config.max_steps,
+        data=config.data,
+        kind=kind,
+        how=how,
+    )
+
+
 def hypothesis(value: Expectation) -> Md:
     """A hypothesis with its date and what was known when it was written."""
     return md(
-        "Expectation, written on {date}, before the runs that ship with the repository, but with earlier pilot "
+        "Hypothesis, written on {date}, before the runs that ship with the repository, but with earlier pilot "
         "figures of "
         "this project at hand, so an expectation rather than a blind prediction: {text}",
         date=value.written,
@@ -217,10 +279,10 @@ def hypothesis_pending(missing: Text) -> Md:
 
 def verdict_table(verdicts: Iterable[Verdict], identity: str) -> Table:
     """What was written down beforehand, and what the records say of it."""
-    records = [(verdict.id, verdict.statement, verdict.answer, verdict.evidence) for verdict in verdicts]
+    records = [(verdict.id, verdict.statement, verdict.answered, verdict.evidence) for verdict in verdicts]
     data = pd.DataFrame(records, columns=["id", "hypothesis", "answer", "evidence"])
-    rows = tuple((name, escape(text), answer, escape(evidence)) for name, text, answer, evidence in records)
-    columns: tuple[Column | str, ...] = ("", "Expectation, written beforehand", "Answer", "Evidence")
+    rows = tuple((name, escape(text), answer, escape(evidence, 4000)) for name, text, answer, evidence in records)
+    columns: tuple[Column | str, ...] = ("", "Hypothesis, written beforehand", "Answer", "Evidence")
     return Table(columns, rows, "Preregistered hypotheses and what the runs say", data=data, id=identity)
 
 

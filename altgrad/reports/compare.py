@@ -251,7 +251,7 @@ def compare_page(loader: ExperimentDataLoader) -> Page:
         "leads to the same figures of each arm.",
         runs=Link("the table of runs", PageRef("runs/index")),
     )
-    blocks: list[Block] = [common.data_line(loader), Paragraph(text)]
+    blocks: list[Block] = [common.recorded_line(loader), Paragraph(text)]
     if loader.runs.empty:
         blocks += common.pending("There are no runs to compare.", ["demo"])
     else:

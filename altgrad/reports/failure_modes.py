@@ -18,21 +18,22 @@ from altgrad.analysis.comparison import (
     is_combination,
     own_rates,
 )
+from altgrad.analysis.contrasts import shown
 from altgrad.analysis.failures import (
+    EXPLORATORY,
     EXTREMES,
     FAILURE_GAP,
     LIMITS,
     PRECISION_LOST,
     FailureAnalyzer,
     diagnose,
-    failure_verdicts,
     headline,
+    named,
     remedies_missing,
 )
-from altgrad.analysis.hypotheses import E0M7, E7M0
+from altgrad.analysis.hypotheses import E0M7, E7M0, Verdict
+from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader
-from altgrad.analysis.preregistered import SEEDS, Verdict, contrast, family, in_words, missing, select
-from altgrad.analysis.statistics import ALPHA, MARGIN
 from altgrad.formats import SPLITS_8BIT
 from altgrad.pages import (
     BACKGROUND,
@@ -61,6 +62,8 @@ from altgrad.pages import (
 )
 from altgrad.reports import common, health
 from altgrad.reports.arms import command
+from altgrad.reports.machines import machine_blocks
+from altgrad.studies import SEEDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +87,7 @@ LISTED = 60
 def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
     """The page, from the records of `loader`; "Pending Experiments" where there is nothing to explain."""
     analyzer, comparison = loader.once(FailureAnalyzer), headline(loader.once(FormatComparator))
-    verdicts = loader.once(failure_verdicts)
+    verdicts = verdicts_of(loader, "H17", "H18")
     blocks: list[Block] = [
         Paragraph(
             Md("*Where does each format fail: in the forward pass, the backward pass or the optimizer?* (ANAL-02)")
@@ -97,7 +100,7 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
         blocks.append(Paragraph(md("**Failure Mode: pending.** {runs}", runs=_runs_sentence(analyzer))))
     else:
         blocks += [
-            Paragraph(_answer(analyzer)),
+            Paragraph(_answer(loader, analyzer, comparison)),
             *common.pilot(loader, [comparison.baseline], int(comparison.table["n_pairs"].max())),
             *_operand_chart(analyzer, comparison),
             Heading("Failure Mode by arm"),
@@ -114,7 +117,7 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
         Heading("E7M0: hypothesis and observation"),
         *_e7m0(loader, analyzer, comparison),
         Heading("E0M7: hypothesis and observation"),
-        *_e0m7(loader, analyzer, comparison, verdicts),
+        *_e0m7(loader, analyzer, comparison),
         Heading("Remedies, tested"),
         *_remedies(loader, analyzer, verdicts),
         *_failed_runs(loader, analyzer),
@@ -130,6 +133,7 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
         blocks += common.pending(lacking, ["formats", "remedies"])
     else:
         blocks += [Heading("What would change this answer"), Bullets(_what_would_change(analyzer))]
+        blocks += machine_blocks(loader, _comparisons(loader, analyzer, verdicts))
     used = analyzer.remedies[["arm", "against"]].to_numpy().ravel()
     arms = [] if comparison is None else [comparison.baseline, *comparison.table["arm"]]
     arms += [*analyzer.classified["arm"], *analyzer.failures["arm"], *(arm for arm in used if isinstance(arm, str))]
@@ -140,6 +144,20 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
         description="Where each 8-bit format fails in training, by operand and phase, and which tested remedy helps.",
         provenance=common.provenance(loader, built),
     )
+
+
+def _comparisons(
+    loader: ExperimentDataLoader, analyzer: FailureAnalyzer, verdicts: tuple[Verdict, ...]
+) -> list[tuple[str, str, str]]:
+    """Every pair of arms that the page compares: gaps of arms that fail, remedies, tests."""
+    failed = _leading(analyzer.classified).dropna(subset=["baseline"]).to_dict("records")
+    remedies = analyzer.remedies.to_dict("records")
+    tests = [row for verdict in verdicts for row in verdict.tests.to_dict("records")]
+    return [
+        *((f"{_in_words(loader, row)} − FP32", row["arm"], row["baseline"]) for row in failed),
+        *((f"{row['format']}: {row['remedy']}", row["arm"], row["against"]) for row in remedies),
+        *((row["contrast"], row["arm"], row["against"]) for row in tests),
+    ]
 
 
 def _runs_sentence(analyzer: FailureAnalyzer) -> str:
@@ -153,98 +171,118 @@ def _leading(frame: pd.DataFrame) -> pd.DataFrame:
     return own if (own["n_pairs"] >= 2).any() else frame
 
 
-def _answer(analyzer: FailureAnalyzer) -> Md:
-    judged = analyzer.gaps[(analyzer.gaps["n_pairs"] >= 2) | analyzer.gaps["failed"].astype(bool)]
-    judged = _leading(judged)
+SCALE_1 = "scale 1"
+"""In the scope of an arm whose tensors have no scale of their own."""
+DRAWN = "; gradients rounded stochastically"
+"""In the scope of an arm that differs from another by this alone."""
+
+
+def _answer(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, comparison: Comparison) -> Md:
+    """Which splits fail as the page compares them, and by what; the other scales; what helps; the scope of it all."""
+    judged = _leading(analyzer.gaps[(analyzer.gaps["n_pairs"] >= 2) | analyzer.gaps["failed"].astype(bool)])
     failed = analyzer.classified[analyzer.classified["arm"].isin(judged["arm"])]
-    runs = _outright(analyzer)
-    if failed.empty:
-        return md(
-            "**Failure Mode: none seen.** None of {count} arms has a gap above {limit} nats or a run that did not "
-            "finish. {runs}.",
-            count=len(judged),
-            limit=FAILURE_GAP,
-            runs=runs,
-        )
-    unfinished = failed["n_finished"] < failed["n_runs"]
-    measured = failed[~unfinished].dropna(subset=["gap"])
-    scaled = measured[~measured["scope"].str.contains(UNSCALED, regex=False)]
-    said = [
-        md(
-            "{format} ({scope}) worst: {badly} of {n} runs did not finish",
-            format=row["format"],
-            scope=row["scope"],
-            badly=int(row["n_runs"] - row["n_finished"]),
-            n=int(row["n_runs"]),
-        )
-        for row in failed[unfinished].head(1).to_dict("records")
-    ]
-    said += [_worst("of those whose runs finish, " if said else "", row) for row in measured.head(1).to_dict("records")]
-    if len(scaled) and scaled.index[0] != measured.index[0]:
-        said.append(_worst("with scales that follow the tensors, ", scaled.iloc[0].to_dict()))
-    worst = md(", {said}", said=join("; ", said)) if said else Md("")
-    helped = [_helped(analyzer, name) for name in EXTREMES]
+    compared = comparison.table[comparison.table["format"].isin(SPLITS) & (comparison.table["n_pairs"] >= 2)]
+    finished = failed[failed["n_finished"] == failed["n_runs"]]
+    splits = finished[finished["arm"].isin(compared["arm"])]
+    said = [*_splits_that_fail(splits, len(compared)), *_broken(loader, failed)]
+    scaled = finished[~finished["scope"].str.contains(SCALE_1, regex=False)].dropna(subset=["gap"])
+    if len(scaled) and scaled["arm"].iloc[0] not in set(splits["arm"]):
+        worst = scaled.iloc[0].to_dict()
+        text = "With scales that follow the tensors {name} is worst: {gap}."
+        said.append(md(text, name=_in_words(loader, worst), gap=_gap(worst)))
+    helped = [text for text in (_helped(analyzer, name) for name in EXTREMES) if text]
     return md(
-        "**Failure Mode: {count} of {total} arms fail{worst}.** An arm fails, by the definition written beforehand, if "
-        "its gap to the unquantized runs is above {limit} nats or a run of it did not finish. {runs}.{remedy}",
-        count=len(failed),
-        total=len(judged),
-        worst=worst,
+        "**Failure Mode: {said}** A format fails where it ends more than {limit} nats above FP32, or a run of it does "
+        "not finish: so it was written down beforehand. {runs}. {helped} {scope}",
+        said=join(" ", said) if said else Md("none of the splits fails as they are compared."),
         limit=FAILURE_GAP,
-        runs=runs,
-        remedy=join("", [Md(" "), join(" ", [text for text in helped if text])]) if any(helped) else Md(""),
+        runs=_outright(loader, analyzer),
+        helped=join(" ", helped),
+        scope=common.scope_line(loader, comparison.baseline),
     )
 
 
-UNSCALED = "scale 1"
-"""In the scope of an arm whose tensors have no scale of their own."""
+LACKS = {"precision": ("lacks", "lack", "precision"), "underflow": ("loses", "lose", "small values")}
+"""A class of failure as a verb, of one format and of several, and its object."""
 
 
-def _outright(analyzer: FailureAnalyzer) -> str:
-    """How many runs failed, and of which formats."""
+def _splits_that_fail(failed: pd.DataFrame, total: int) -> list[Md]:
+    """The splits that fail as they are compared, by what they lack."""
+    if failed.empty:
+        return []
+    parts: dict[tuple[str, str, str], list[Md]] = {}
+    for row in failed.to_dict("records"):
+        cause = row["causes"].split(", ")[0]
+        one, several, what = LACKS.get(cause, ("fails", "fail", f"by {cause}"))
+        what = "small gradients" if (cause, row["operand"]) == ("underflow", "grad_output") else what
+        parts.setdefault((one, several, what), []).append(md("{name} ({gap})", name=row["format"], gap=_gap(row)))
+    said = [
+        md("{those} {verb} {what}", those=join(" and ", those), verb=several if len(those) > 1 else one, what=what)
+        for (one, several, what), those in parts.items()
+    ]
+    return [md("{n} of {total} 8-bit splits fail: {said}.", n=len(failed), total=total, said=join(", ", said))]
+
+
+ENDS = {"divergence": "diverges", "nan_loss": "ends in NaN"}
+"""What a run that failed does, by the class of its failure."""
+
+
+def _broken(loader: ExperimentDataLoader, failed: pd.DataFrame) -> list[Md]:
+    """The arms with runs that did not finish, in a sentence each."""
+    said = []
+    for row in failed[failed["n_finished"] < failed["n_runs"]].to_dict("records"):
+        bare = SCALE_1 in row["scope"]
+        name = f"Without any scale {row['format']}" if bare else _in_words(loader, row)
+        ends = next((ENDS[kind] for kind in row["causes"].split(", ") if kind in ENDS), "does not finish")
+        badly, n = int(row["n_runs"] - row["n_finished"]), int(row["n_runs"])
+        runs = f"all {n} runs" if badly == n > 1 else f"{badly} of {n} runs"
+        said.append(md("{name} {ends} in {runs}.", name=name, ends=ends, runs=runs))
+    return said
+
+
+def _in_words(loader: ExperimentDataLoader, row: dict[Any, Any]) -> str:
+    """An arm's format with what is not the default of it."""
+    return ", ".join([named(loader.config(row["arm"])), *([row["rule"]] if row["rule"] != "AdamW" else [])])
+
+
+def _gap(row: dict[Any, Any]) -> str:
+    """A gap with its interval and number of seeds."""
+    low, high = (common.number(row[end]) for end in ("low", "high"))
+    return f"{common.number(row['gap'], sign=True)} nats, 95% interval {low} to {high}, n = {int(row['n_pairs'])}"
+
+
+def _outright(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> str:
+    """How many runs failed, and of what."""
     failed = analyzer.failures[analyzer.failures["status"] == "failed"]
     if failed.empty:
         return "No run failed outright"
-    counts = failed["format"].value_counts()
+    counts = failed["arm"].map(lambda arm: named(loader.config(arm))).value_counts()
     whose = common.names([f"{number} of {name}" for name, number in counts.items()])
     return f"{len(failed)} recorded run{'s' if len(failed) != 1 else ''} failed outright ({whose})"
 
 
-def _worst(lead: str, row: dict[Any, Any]) -> Md:
-    return md(
-        lead + "{format} ({scope}) most: {gap} nats a character {interval}, n = {n} seeds, by {causes} ({phases})",
-        format=row["format"],
-        scope=row["scope"],
-        gap=common.number(row["gap"], sign=True),
-        interval=common.interval(row["low"], row["high"]),
-        n=int(row["n_pairs"]),
-        causes=row["causes"],
-        phases=row["phases"] or "phase not known",
-    )
-
-
 def _helped(analyzer: FailureAnalyzer, name: str) -> Md | None:
-    """What helped an extreme format most, of the remedies that are recorded in full, and what is not told from it."""
+    """What helped an extreme format most, of the remedies that are recorded in full, and what may do as well."""
     rows = analyzer.remedies
     rows = rows[(rows["format"] == name) & (rows["missing"] == "") & (rows["n_ended_badly"] == 0)]
-    helped = rows[(rows["p_holm"] < ALPHA) & (rows["difference"] < 0)].sort_values("difference")
+    helped = rows[[shown(row, -1) for row in rows.to_dict("records")]].sort_values("difference")
     if rows.empty:
         return None
     if helped.empty:
         return md("None of the {count} remedies tested is shown to lower {name}'s loss.", count=len(rows), name=name)
-    row, alike = helped.iloc[0], analyzer.not_told_apart(helped["arm"])
+    row, alike = helped.iloc[0], analyzer.alike(helped["arm"])
     others = [other["remedy"] for other in helped.iloc[1:].to_dict("records") if other["arm"] in alike]
     return md(
-        "What lowers {name}'s loss most is {remedy}: {difference} nats {interval}, n = {n} pairs, which leaves a gap "
-        "of {gap} {gap_interval} to FP32{others}.",
-        gap_interval=common.interval(row["gap_low"], row["gap_high"]),
-        others=f"; {common.names(others)} {'are' if len(others) > 1 else 'is'} not told from it" if others else "",
+        "What lowers {name}'s loss most is {remedy}: its gap falls from {before} to {gap} nats (95% interval {low} to "
+        "{high}, n = {n}){others}.",
+        others=f"; {common.names(others)} may do as well" if others else "",
         name=name,
         remedy=row["remedy"],
-        difference=common.number(row["difference"], sign=True),
-        interval=common.interval(row["low"], row["high"]),
+        before=common.number(row["gap_before"]),
+        gap=common.number(row["gap"]),
+        low=common.number(row["gap_low"]),
+        high=common.number(row["gap_high"]),
         n=int(row["n_pairs"]),
-        gap=common.number(row["gap"], sign=True),
     )
 
 
@@ -253,6 +291,7 @@ def _failed_arms(analyzer: FailureAnalyzer) -> list[Block]:
     if classified.empty:
         return [Paragraph("No arm fails by the preregistered definition.")]
     leading = _leading(classified)
+    late = leading[leading["study"].isin(EXPLORATORY)]
     rest = classified[~classified["arm"].isin(leading["arm"])]
     unfinished = leading["n_finished"] < leading["n_runs"]
     ordered = pd.concat([leading[unfinished], leading[~unfinished]])
@@ -266,6 +305,9 @@ def _failed_arms(analyzer: FailureAnalyzer) -> list[Block]:
         blocks += [Paragraph("Arms whose cause is unknown:"), Bullets(items)]
     else:
         blocks.append(Paragraph("Every arm that fails has at least one class: none is unknown."))
+    if len(late):
+        text = f"{len(late)} of them are of study {common.names(EXPLORATORY)}, which was added after another had been "
+        blocks.append(Paragraph(text + "looked at: they are exploratory."))
     if remarks := _weak_classes(analyzer, leading):
         blocks.append(Bullets(remarks))
     few = int(((_leading(analyzer.gaps)["n_pairs"] < 2) & ~_leading(analyzer.gaps)["failed"].astype(bool)).sum())
@@ -705,6 +747,10 @@ def _warnings(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> list[B
         f"A warning says that a figure went beyond a limit while a run went on. {finished} of the {len(warned)} runs "
         "with warnings finished. The pages of the runs list each warning with its figure and step."
     )
+    names = {arm: named(loader.config(arm)) for arm in warnings["arm"].unique()}
+    warnings = warnings.assign(
+        format=warnings["format"].where(warnings["format"] != "FP32", warnings["arm"].map(names))
+    )
     counts = warnings.groupby(["what", "format"]).agg(
         warnings=("step", "size"),
         runs=("run_id", "nunique"),
@@ -739,7 +785,7 @@ def _failed_runs(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> lis
     rows = tuple(
         (
             common.arm_link(row.arm, row.run_id, row.run_id),
-            row.format,
+            named(loader.config(row.arm)),
             row.rule,
             row.status,
             row.kinds,
@@ -976,33 +1022,19 @@ def _e0m7(
     loader: ExperimentDataLoader,
     analyzer: FailureAnalyzer,
     comparison: Comparison | None,
-    verdicts: tuple[Verdict, ...],
 ) -> list[Block]:
     """H3 and H17 as predictions of one hypothesis."""
     if not (loader.runs["format"] == "E0M7").any():
         return [Paragraph(common.hypothesis_pending("No E0M7 run is recorded."))]
-    h17 = next(verdict for verdict in verdicts if verdict.id == "H17")
-    words = {"yes": "held", "no": "did not hold", "inconclusive": "not decided", "pending": "pending"}
-    observed = {"gradients": _gradients_against_weights(loader), "remedies": (words[h17.answer], h17.evidence)}
+    outcomes = {"yes": "held", "no": "did not hold", "inconclusive": "not decided", "pending": "pending"}
+    found = zip(("gradients", "remedies"), verdicts_of(loader, "H3", "H17"), strict=True)
+    observed = {key: (outcomes[verdict.answer], verdict.evidence) for key, verdict in found}
     rows = tuple((text, observed[key][0], escape(observed[key][1])) for key, text in E0M7.predictions.items())
     return [
         Paragraph(common.hypothesis(E0M7)),
         Table(("Prediction", "Outcome", "Recorded"), rows, "The hypothesis against what happened"),
         *_alone(analyzer, comparison, "E0M7"),
     ]
-
-
-def _gradients_against_weights(loader: ExperimentDataLoader) -> tuple[str, str]:
-    """H3 as one test: outcome and figures."""
-    arms = {scope: select(loader, "formats", format="E0M7", scope=scope) for scope in ("gradients", "weights")}
-    if lacking := missing({f"E0M7 in {scope} alone": runs for scope, runs in arms.items()}, SEEDS):
-        return "pending", lacking
-    (row,) = family([contrast("gradients − weights", arms["gradients"], arms["weights"])]).to_dict("records")
-    told = row["p_holm"] < ALPHA
-    if told and row["difference"] > MARGIN:
-        return "held", in_words(row)
-    refuted = (told and row["difference"] < 0) or row["p_equivalent"] < ALPHA
-    return ("did not hold" if refuted else "not decided"), in_words(row)
 
 
 def _remedies(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, verdicts: tuple[Verdict, ...]) -> list[Block]:
@@ -1018,26 +1050,10 @@ def _remedies(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, verdicts:
             "that are not planned are arms of other studies, shown for what they are worth: their comparison was not "
             "written down as a remedy."
         )
-        blocks += [Paragraph(text), *_against_its_statement(shown, verdicts), *_prevention(analyzer)]
+        blocks += [Paragraph(text), *_prevention(analyzer)]
     if lacking := remedies_missing(loader):
         blocks.append(common.pending_note(lacking, ["formats", "remedies", "scaling"]))
     return blocks
-
-
-def _against_its_statement(shown: pd.DataFrame, verdicts: tuple[Verdict, ...]) -> list[Block]:
-    """Where H18 is met as it was written, and the remedy that it names nevertheless wins back most of the loss."""
-    met = any(verdict.id == "H18" and verdict.answer == "yes" for verdict in verdicts)
-    rows = shown[(shown["format"] == "E7M0") & (shown["remedy"] == "gradients in E5M2")]
-    rows = rows[(rows["p_holm"] < ALPHA) & (rows["difference"] < -rows["gap_before"] / 2)]
-    if not met or rows.empty:
-        return []
-    text = (
-        "H18 is met as it was written, by the gap that E5M2 gradients leave. Its statement goes further than that: "
-        "they lower E7M0's gap by {less} of {before} nats, so most of the loss does come from the gradients, and the "
-        "rest from weights and activations."
-    )
-    (row,) = rows.to_dict("records")
-    return [Paragraph(md(text, less=common.number(-row["difference"]), before=common.number(row["gap_before"])))]
 
 
 def _remedy_rows(shown: pd.DataFrame) -> Table:
@@ -1091,7 +1107,7 @@ def _prevention(analyzer: FailureAnalyzer) -> list[Block]:
     """Advice that recorded runs support, and the failing formats that no remedy was tried on."""
     items = [text for text in (_helped(analyzer, name) for name in EXTREMES) if text]
     failed = _leading(analyzer.classified)
-    unscaled, grid = failed["scope"].str.contains(UNSCALED, regex=False), failed["rule"].str.contains("on the grid")
+    unscaled, grid = failed["scope"].str.contains(SCALE_1, regex=False), failed["rule"].str.contains("on the grid")
     if unscaled.any():
         text = "{names} at scale 1 want a scale that follows the tensor: see Other scales in the {report}."
         report = Link("format comparison", PageRef("reports/format_comparison", "other-scales"))
@@ -1100,8 +1116,11 @@ def _prevention(analyzer: FailureAnalyzer) -> list[Block]:
         text = "Stalls on the grid: what rounding stochastically in place of to nearest changes is H6 of the {report}."
         items.append(md(text, report=Link("manifold comparison", PageRef("reports/manifold_comparison"))))
     left = failed[~unscaled & ~grid & (failed["causes"] != "step")]  # where the step rule is to blame, no format is
+    drawn, tried = _drawn_gradients(analyzer)
+    items += drawn
     untried = sorted(
-        {name for name in left["format"] if name not in EXTREMES and not is_combination(name)}, key=format_order
+        {name for name in left["format"] if name not in (*EXTREMES, *tried) and not is_combination(name)},
+        key=format_order,
     )
     if untried:
         items.append(
@@ -1113,6 +1132,29 @@ def _prevention(analyzer: FailureAnalyzer) -> list[Block]:
             else md("No remedy was tried on {name}, which fails as well: what helps it is not known.", name=untried[0])
         )
     return [Heading("Prevention", 3), Bullets(tuple(items))] if items else []
+
+
+def _drawn_gradients(analyzer: FailureAnalyzer) -> tuple[list[Md], set[str]]:
+    """What gradients rounded stochastically change where a format fails without them, and in which formats."""
+    gaps = _leading(analyzer.gaps[analyzer.gaps["n_pairs"] >= 2]).drop_duplicates(["format", "scope", "rule"])
+    found = {(row["format"], row["scope"], row["rule"]): row for row in gaps.to_dict("records")}
+    parts: dict[str, list[str]] = {}
+    for (name, scope, rule), row in found.items():
+        before = found.get((name, scope.removesuffix(DRAWN), rule))
+        if name in EXTREMES or before is None or before is row or not (before["failed"] or row["failed"]):
+            continue
+        how = scope.removesuffix(DRAWN).replace(ALL_OPERANDS, "").strip("; ")
+        change = f"from {common.number(before['gap'])} to {common.number(row['gap'])}"
+        parts.setdefault(name, []).append(f"{change} ({how})" if how else change)
+    items = [
+        md(
+            "Gradients rounded stochastically take {name}'s gap {said}; exploratory.",
+            name=name,
+            said=", ".join(said),
+        )
+        for name, said in parts.items()
+    ]
+    return items, set(parts)
 
 
 def _reproduce(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> list[Block]:

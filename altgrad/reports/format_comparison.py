@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from altgrad.analysis.comparison import (
     PLACES,
+    WITHIN_MARGIN,
+    WORSE,
     Comparison,
     FormatComparator,
     SweetSpot,
     at_own_rates,
-    by_seed,
     figures_of_tensors,
     format_order,
     is_combination,
@@ -26,10 +27,19 @@ from altgrad.analysis.comparison import (
     own_rates,
     scale_policies,
 )
-from altgrad.analysis.format_verdicts import format_verdicts
+from altgrad.analysis.contrasts import by_seed
+from altgrad.analysis.costs import LADDER, RESAMPLES, BitCost, TokenRate, additivity, cost_per_bit, extent, token_rate
+from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader, rule_label
-from altgrad.analysis.preregistered import Verdict
-from altgrad.analysis.statistics import MARGIN, MIN_PAIRS, SMALLEST_GAP, Estimate, name_of_test
+from altgrad.analysis.statistics import (
+    ALPHA,
+    MARGIN,
+    MIN_PAIRS,
+    SMALLEST_GAP,
+    Estimate,
+    name_of_test,
+    paired_difference,
+)
 from altgrad.config import LAYER_TYPES
 from altgrad.formats import get_format
 from altgrad.pages import (
@@ -68,6 +78,8 @@ PLACE_NAMES: dict[str, str] = {
     "activations": "activations alone",
     "gradients": "gradients alone",
 }
+MOST = 0.8
+"""A layer type that alone costs more than this fraction of a format's gap is named in the answer."""
 LOWEST_OCTAVE = -16
 """The chart of weights ends this many octaves below a format's largest value; what is smaller is in its last bar."""
 
@@ -78,7 +90,7 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
     first = comparator.headline
     blocks: list[Block] = [
         Paragraph(Md("*Which 8-bit format trains with the smallest loss against the unquantized run?* (ANAL-01)")),
-        common.data_line(loader),
+        common.data_line(loader, scoped=False),
         *common.left_out(loader),
         Heading("Executive Summary"),
     ]
@@ -88,24 +100,26 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
             *common.pending(_missing(loader), ["formats"]),
         ]
     else:
-        spot, found = comparator.sweet_spot(first), {verdict.id: verdict for verdict in loader.once(format_verdicts)}
+        spot, found = comparator.sweet_spot(first), {verdict.id: verdict for verdict in verdicts(loader)}
         looks = last_looks(loader, first)
         tensors, policies, long = (
             figures_of_tensors(first, looks),
             scale_policies(loader, first),
             comparator.longer(first),
         )
+        rate = loader.once(token_rate)
         blocks += [
-            Paragraph(answer(first, spot)),
+            Paragraph(answer(first, spot, rate)),
+            Paragraph(scope_line(loader, first)),
             *by_layer_type(comparator),
             *_by_operand(comparator),
             *common.pilot(loader, [first.baseline], int(first.table["n_pairs"].max())),
             ChartBlock(gap_chart(first)),
             Heading("Results"),
-            *_results(loader, first, "results"),
+            *_results(loader, first, "results", rate),
             *_said(found, "H1", "H2"),
             Heading("What would change this answer"),
-            Bullets(_what_would_change(first)),
+            Bullets((*changes_if(loader), *_what_would_change(first))),
             Heading("By layer type and operand"),
             *_places(loader, comparator, found),
             Heading("Why: what each format did to the tensors"),
@@ -119,9 +133,10 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
             *_said(found, "H20"),
             *_own_rates(loader, first),
             *common.larger(loader, "formats"),
+            *_afterwards(loader),
             Heading("Conclusions"),
             Bullets(_conclusions(loader, first, spot)),
-            *_method(first),
+            *_method(loader, first),
             *_others(loader, comparator, policies, long),
             *_unmatched(comparator),
             *_all_results(comparator.results),
@@ -135,43 +150,127 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
     )
 
 
-def answer(comparison: Comparison, spot: SweetSpot) -> Md:
-    """The answer in one bold sentence, with number, interval and seeds; it names ties, and what is not decided."""
+def answer(comparison: Comparison, spot: SweetSpot, rate: TokenRate | None = None) -> Md:
+    """The answer with numbers, intervals and seeds: the best format, and what is shown of each other one."""
     aside = md(" Not ranked: {names}.", names=common.names(spot.unranked)) if spot.unranked else Md("")
     if spot.best is None:
         return md("**Sweet-spot format: no answer,** because {reason}.{aside}", reason=spot.reason, aside=aside)
     row = _row(comparison, spot.best)
-    figures = md(
-        "{best} ends {gap} nats a character from FP32 (95% interval {interval}, n = {n} seeds) with {scope}",
-        best=spot.best,
-        gap=common.number(row["gap"], sign=True),
-        interval=common.interval(row["low"], row["high"]),
-        n=int(row["n_pairs"]),
-        scope=common.quantized(comparison.scope),
-    )
-    parts = []
-    if spot.undecided and spot.equivalent:
-        lead = md(
-            "{best}, tied with {ties}; {names} {are} not told from it.",
-            best=spot.best,
-            ties=common.names(spot.equivalent),
-            names=common.names(spot.undecided),
-            are=_are(spot.undecided),
-        )
-    elif spot.undecided:
-        lead = md("inconclusive between {all}.", all=common.names([spot.best, *spot.undecided]))
-        parts.append(md("the tests cannot tell {names} from it", names=common.names(spot.undecided)))
-    elif spot.equivalent:
-        lead = md("{best}, tied with {ties}.", best=spot.best, ties=common.names(spot.equivalent))
-    else:
-        lead = md("{best}.", best=spot.best)
-    parts += [_tie(comparison, name, name in spot.within_margin) for name in spot.equivalent]
+    lead = spot.best
+    if spot.undecided and not spot.equivalent:
+        lead = f"inconclusive between {common.names([spot.best, *spot.undecided])}"
+    elif level := [name for name in spot.equivalent if name not in spot.within_margin]:
+        lead += f", with {common.names(level)} within {MARGIN:g} nats of it"
+    worth = f", as much as {common.tokens(rate, row['gap'])} more tokens would gain" if rate and row["gap"] > 0 else ""
+    said = [
+        f"With {common.quantized(comparison.scope)}, {spot.best} ends {common.number(abs(row['gap']))} nats a "
+        f"character {'above' if row['gap'] >= 0 else 'below'} FP32 "
+        f"(95% CI {common.span(row['low'], row['high'])}, n = {int(row['n_pairs'])} seeds){worth}.",
+        *(f"{name} {_difference(comparison, name)}." for name in spot.equivalent),
+    ]
+    if spot.undecided:
+        listed = common.names([f"{name}, {_figures(comparison, name)}" for name in spot.undecided])
+        said.append(f"Undecided at this number of seeds: {listed}.")
     if spot.worse:
-        parts.append(md("{names} {are} worse", names=common.names(spot.worse), are=_are(spot.worse)))
-    said = Md("".join(f"; {part}" for part in parts))
+        ends = [common.number(_row(comparison, name)["gap_to_best"]) for name in spot.worse]
+        by = ends[0] if len(ends) == 1 else f"{min(ends)} to {max(ends)}"
+        said.append(f"{common.names(spot.worse)} {_are(spot.worse)} worse than {spot.best}, by {by} nats.")
+    return md("**Sweet-spot format: {lead}.** {said}{aside}", lead=lead, said=" ".join(said), aside=aside)
+
+
+def _difference(comparison: Comparison, name: str) -> str:
+    """What is shown of a format that lies within the margin of the best."""
+    row = _row(comparison, name)
+    shown = row["verdict"] == WITHIN_MARGIN
+    what = "a real difference, below" if shown else "no difference is shown, and any is below"
+    return f"is {_figures(comparison, name)}: {what} the {MARGIN:g} that was called negligible beforehand"
+
+
+def _figures(comparison: Comparison, name: str) -> str:
+    """``0.004 nats worse (95% CI 0.001 to 0.007)``: a format beside the best."""
+    row = _row(comparison, name)
+    word = "worse" if row["gap_to_best"] >= 0 else "better"
+    ends = common.span(row["low_to_best"], row["high_to_best"])
+    return f"{common.number(abs(row['gap_to_best']))} nats {word} (95% CI {ends})"
+
+
+def scope_line(loader: ExperimentDataLoader, comparison: Comparison) -> Md:
+    """The line that belongs beside an answer."""
+    return md("Scope: {scope}.", scope=common.scope(loader, comparison))
+
+
+def changes_if(loader: ExperimentDataLoader) -> tuple[Md, ...]:
+    """What the records show to change the headline's answer: longer runs, other scales, fewer layers quantized."""
+    comparator = loader.once(FormatComparator)
+    first = comparator.headline
+    if first is None or comparator.sweet_spot(first).best is None:
+        return ()
+    found = (_if_longer(loader, first), _if_scaled(loader, first), _if_layers(loader))
+    return tuple(item for item in found if item)
+
+
+def _if_longer(loader: ExperimentDataLoader, short: Comparison) -> Md | None:
+    """What becomes, in longer runs, of the formats that lie within the margin of the best."""
+    comparator = loader.once(FormatComparator)
+    long, spot = comparator.longer(short), comparator.sweet_spot(short)
+    after = comparator.sweet_spot(long) if long else None
+    if long is None or after is None or after.best is None:
+        return None
+    steps = f"after {loader.config(long.baseline).max_steps:,} steps"
+    where = Link("the runs are longer", PageRef(PATH, "does-the-order-hold-in-longer-runs"))
+    if after.best != spot.best:
+        return md("{where}: {steps} the smallest gap is {best}'s.", where=where, steps=steps, best=after.best)
+    said = []
+    for name in (name for name in spot.equivalent if name in set(long.table["format"])):
+        row = _row(long, name)
+        figures = f"{steps} {name} is {_figures(long, name)}, n = {int(row['n_pairs'])}"
+        small = f"below {MARGIN:g} (TOST, p {_equals(row['p_equivalent'])})"
+        shown = f", adjusted p {_equals(row['p_holm'])}" if row["verdict"] in (WORSE, WITHIN_MARGIN) else ""
+        said.append(
+            f"{figures}{shown}, and that is {'' if name in after.equivalent else 'no longer shown to be '}{small}"
+        )
+    return md("{where}: {said}.", where=where, said="; ".join(said)) if said else None
+
+
+def _if_scaled(loader: ExperimentDataLoader, comparison: Comparison) -> Md | None:
+    """The other scale that lowers a format's gap most."""
+    policies = scale_policies(loader, comparison)
+    better = policies[(policies["p_holm"] < ALPHA) & (policies["difference"] < 0)]
+    if better.empty:
+        return None
+    row = better.loc[better["difference"].idxmin()]
+    arms = (row["arm"], row["against"], comparison.baseline)
+    new, old, fp32 = (by_seed(loader.runs[loader.runs["arm"] == arm]) for arm in arms)
+    before, left = paired_difference(old[old.index.isin(new.index)], fp32), paired_difference(new, fp32)
+    rule = loader.config(row["arm"]).scaling.rule("weight")
+    how = f"one scale for every {rule.block} values" if rule.granularity == "block" else f"the {row['policy']}"
     return md(
-        "**Sweet-spot format: {lead}** {figures}{said}.{aside}", lead=lead, figures=figures, said=said, aside=aside
+        "{where}: {how} {verb} {format}'s gap ({before} to {after} nats, 95% CI {ends}, n = {n}).",
+        where=Link("the scales are finer", PageRef(PATH, "other-scales")),
+        how=how,
+        verb="lowers" if left.excludes_zero else "removes",
+        format=row["format"],
+        before=common.number(before.mean),
+        after=common.number(left.mean),
+        ends=common.span(left.low, left.high),
+        n=left.n,
     )
+
+
+def _if_layers(loader: ExperimentDataLoader) -> Md | None:
+    """The layer type that carries most of some formats' gaps."""
+    table = loader.once(additivity)
+    rows = table[(table["by"] == "layer type") & (table["together"] > MARGIN)]
+    shares = pd.DataFrame(
+        [{k: v / row.together for k, v in row.parts.items()} for row in rows.itertuples()], rows["format"]
+    )
+    most = shares[shares > MOST].dropna(how="all").dropna(axis="columns", how="all")
+    if most.empty:
+        return None
+    kind = most.count().idxmax()
+    listed = common.names([f"{share:.0%} of {name}'s" for name, share in most[kind].dropna().items()])
+    where = Link("fewer layers are quantized", PageRef(PATH, "by-layer-type-and-operand"))
+    return md("{where}: the {kind} alone accounts for {listed} gap.", where=where, kind=kind, listed=listed)
 
 
 def by_layer_type(comparator: FormatComparator) -> list[Block]:
@@ -179,29 +278,29 @@ def by_layer_type(comparator: FormatComparator) -> list[Block]:
     spots = comparator.sweet_spots.set_index("place").loc[list(LAYER_TYPES)]
     if spots["best"].isna().any():
         return []
-    named = {name: spots[name].str.split() for name in ("equivalent", "not_told_apart", "worse")}
+    named = {name: spots[name].str.split() for name in ("equivalent", "undecided", "worse")}
     good = [{row.best, *row.equivalent.split()} for row in spots.itertuples()]
     formats = sorted({*itertools.chain(*good, *(names for each in named.values() for names in each))})
     everywhere = [name for name in formats if all(name in names for names in good)]
     alike: dict[str, list[str]] = {}
     for name in formats:
-        where = {key: [kind for kind in LAYER_TYPES if name in named[key][kind]] for key in ("worse", "not_told_apart")}
+        where = {key: [kind for kind in LAYER_TYPES if name in named[key][kind]] for key in ("worse", "undecided")}
         said = [f"worse in {common.names(where['worse'])}"] * bool(where["worse"])
-        said += [f"not told from the best in {common.names(where['not_told_apart'])}"] * bool(where["not_told_apart"])
+        said += [f"undecided in {common.names(where['undecided'])}"] * bool(where["undecided"])
         if said:
             alike.setdefault(" and ".join(said), []).append(name)
     parts = [f"{common.names(those)} {_are(those)} {said}" for said, those in alike.items()]
     lead = (
-        md("the best or tied with it in each of the four: {names}.", names=common.names(everywhere))
+        f"{common.names(everywhere)} {_are(everywhere)} the best or within {MARGIN:g} nats of it, whichever type it is."
         if everywhere
-        else Md("no format is the best or tied with it in each of the four.")
+        else f"no format is the best or within {MARGIN:g} nats of it for every type."
     )
     return [
         Paragraph(
             md(
-                "**With one layer type alone quantized, {lead}** {others}(n = {pairs} seeds; {table}).",
+                "**Quantize one layer type only, and {lead}** {others} (n = {pairs} seeds; {table}).",
                 lead=lead,
-                others=md("{parts} ", parts="; ".join(parts)) if parts else Md(""),
+                others="; ".join(parts),
                 pairs=_range(spots["n_pairs"]),
                 table=Link("by layer type and operand", PageRef(PATH, "by-layer-type-and-operand")),
             )
@@ -221,29 +320,12 @@ def _by_operand(comparator: FormatComparator) -> list[Block]:
         return []
     parts = []
     for row in spots.itertuples():
-        said = f"{row.Index} {row.best}"
-        for names, word in ((row.equivalent, "tied with"), (row.not_told_apart, "not told from")):
-            said += f", {word} {common.names(names.split())}" if names else ""
+        said = f"{row.Index}: {row.best}"
+        said += f", with {common.names(row.equivalent.split())} within {MARGIN:g} nats of it" if row.equivalent else ""
+        said += f", {common.names(row.undecided.split())} undecided" if row.undecided else ""
         parts.append(said)
-    text = "**With one operand alone quantized:** {parts} (n = {pairs} seeds)."
+    text = "**Quantize one operand only, and the best are:** {parts} (n = {pairs} seeds)."
     return [Paragraph(md(text, parts="; ".join(parts), pairs=_range(spots["n_pairs"])))]
-
-
-def _tie(comparison: Comparison, name: str, told: bool) -> Md:
-    """A format that is equivalent to the best, with the difference that there is."""
-    row = _row(comparison, name)
-    how = (
-        f"is told from it (adjusted p {_equals(row['p_holm'])}), but by less than the margin of {MARGIN:g}"
-        if told
-        else f"is equivalent to it within {MARGIN:g}"
-    )
-    return md(
-        "{name}, {difference} from it, {how} (TOST, p {p})",
-        name=name,
-        difference=common.number(row["gap_to_best"], sign=True),
-        how=how,
-        p=_equals(row["p_equivalent"]),
-    )
 
 
 def _equals(p: float) -> str:
@@ -259,6 +341,8 @@ def gap_chart(comparison: Comparison) -> Chart:
     """Paired gap of every format to FP32 with its 95% interval, in the order of exponent bits."""
     single = ~comparison.table["format"].map(is_combination)
     table = comparison.table[single] if single.any() else comparison.table
+    without = table[table["n_pairs"] < 2] if (table["n_pairs"] > 1).any() else table.iloc[:0]
+    table = table.drop(without.index)
     data = common.finite_rows(table[["format", "arm", "n_pairs", "gap", "low", "high"]], "gap")
     data = data.sort_values("format", key=lambda column: column.map(format_order), ignore_index=True)
 
@@ -284,16 +368,19 @@ def gap_chart(comparison: Comparison) -> Chart:
         "loss-gap",
         "Loss gap to FP32 by format",
         f"Mean difference of the final validation loss to the FP32 run of the same seed, with 95% paired t interval: "
-        f"{listed}.",
+        f"{listed}." + (f" Left out, having no interval: {', '.join(without['format'])}." if len(without) else ""),
         data,
         draw,
     )
 
 
-def _results(loader: ExperimentDataLoader, comparison: Comparison, identity: str) -> list[Block]:
+def _results(
+    loader: ExperimentDataLoader, comparison: Comparison, identity: str, rate: TokenRate | None = None
+) -> list[Block]:
     columns: tuple[Column | str, ...] = (
         "Format",
-        *common.right("Gap to FP32", "95% interval", "Pairs", "Finished", "p against FP32"),
+        *common.right("Gap to FP32", "95% interval", *(["In tokens"] if rate else [])),
+        *common.right("Pairs", "Finished", "p against FP32"),
         *common.right("To the best", "p against the best"),
         Column("Verdict"),
     )
@@ -302,6 +389,7 @@ def _results(loader: ExperimentDataLoader, comparison: Comparison, identity: str
             common.arm_link(row["arm"], row["format"]),
             common.number(row["gap"], sign=True),
             common.interval(row["low"], row["high"]),
+            *([common.tokens(rate, row["gap"])] if rate else []),
             int(row["n_pairs"]),
             f"{row['n_finished']} of {row['n_runs']}",
             common.p_text(row["p_fp32"]),
@@ -319,7 +407,22 @@ def _results(loader: ExperimentDataLoader, comparison: Comparison, identity: str
         test=_tests_used(comparison),
     )
     base = Paragraph(md("Baseline: {arm}.", arm=common.arm_link(comparison.baseline)))
-    return [Table(columns, rows, caption, data=comparison.table, id=identity), base]
+    notes = [Paragraph(_in_tokens(rate))] if rate else []
+    return [Table(columns, rows, caption, data=comparison.table, id=identity), base, *notes]
+
+
+def _in_tokens(rate: TokenRate) -> str:
+    """What the column rests on, and its limits."""
+    short, long = rate.steps
+    ends = common.span(rate.rate.low, rate.rate.high)
+    gained = f"{common.number(rate.rate.mean)} nats (95% CI {ends}, n = {rate.rate.n})"
+    return (
+        f"In tokens: how many more training tokens would gain as much, exp(gap / r) - 1. Between {short:,} and "
+        f"{long:,} steps FP32 gains r = {gained} per unit of ln(tokens). It is a yardstick, not a measurement: it "
+        "rests on FP32 of one model at two lengths, each with a schedule of its own. Where the loss falls faster near "
+        "the shorter length, small gaps are worth less than shown; larger ones than the longer "
+        "runs gained have no figure."
+    )
 
 
 def _tests_used(comparison: Comparison) -> str:
@@ -357,12 +460,12 @@ def _what_would_change(comparison: Comparison) -> tuple[Text, ...]:
 
 
 def _places(loader: ExperimentDataLoader, comparator: FormatComparator, found: dict[str, Verdict]) -> list[Block]:
-    """The sweet spot of each layer type and operand, with what cannot be told from it; rankings folded away."""
+    """The sweet spot of each layer type and operand, with what is undecided; rankings folded away."""
     spots = comparator.sweet_spots
     rows = []
     for row in spots.to_dict("records"):
         known = isinstance(row["best"], str)
-        listed = [str(row[name] or "none").replace(" ", ", ") for name in ("equivalent", "not_told_apart", "worse")]
+        listed = [str(row[name] or "none").replace(" ", ", ") for name in ("equivalent", "undecided", "worse")]
         rows.append(
             (
                 PLACE_NAMES[row["place"]],
@@ -377,13 +480,13 @@ def _places(loader: ExperimentDataLoader, comparator: FormatComparator, found: d
         "Quantized",
         "Sweet-spot format",
         *common.right("Gap to FP32", "95% interval", "Pairs"),
-        "Tied (equivalent)",
-        "Not told apart",
+        f"Within {MARGIN:g}",
+        "Undecided",
         "Worse",
     )
     caption = (
-        f"Sweet-spot format by layer type (all operands) and by operand (all layers). Tied: shown to lie within "
-        f"{MARGIN:g} nats of the best. Not told apart: neither that nor a difference is shown."
+        f"Sweet-spot format by layer type (all operands) and by operand (all layers). Within {MARGIN:g}: shown to lie "
+        f"within {MARGIN:g} nats of the best. Undecided: neither that nor a difference is shown."
     )
     blocks: list[Block] = [Table(columns, tuple(rows), caption, data=spots, id="sweet-spots")]
     absent = [str(place) for place in spots.loc[spots["arm"].isna() & spots["best"].isna(), "place"]]
@@ -403,7 +506,7 @@ def _places(loader: ExperimentDataLoader, comparator: FormatComparator, found: d
 
 
 def _ties(tensors: pd.DataFrame, spot: SweetSpot) -> list[Block]:
-    """Where the loss does not separate formats, what the tensors say: second to the loss, and labelled so."""
+    """Where formats are close in loss, what the tensors say: second to the loss, and labelled so."""
     close = [spot.best, *spot.equivalent, *spot.undecided] if spot.best else []
     known = tensors[tensors["format"].isin(close)]
     if len(close) < 2 or known.empty:
@@ -415,9 +518,9 @@ def _ties(tensors: pd.DataFrame, spot: SweetSpot) -> list[Block]:
         for name, row in wide.iterrows()
     )
     text = md(
-        "**Secondary evidence, where the loss ties.** {names} do not separate by the margin in loss. The "
-        "signal-to-quantization-noise ratio (SQNR) of their actual tensors, a mean over layers and runs at the last "
-        "look: {said}. A higher SQNR means values nearer to the unrounded ones; it is no ranking by loss.",
+        "**Secondary evidence, where the losses are close.** {names} are not shown to differ by more than the margin. "
+        "The signal-to-quantization-noise ratio (SQNR) of their actual tensors, a mean over layers and runs at the "
+        "last look: {said}. A higher SQNR means values nearer to the unrounded ones; it is no ranking by loss.",
         names=common.names(close),
         said=said,
     )
@@ -642,25 +745,25 @@ def _conclusions(loader: ExperimentDataLoader, comparison: Comparison, spot: Swe
     table = comparison.table
     whole = table[(table["n_finished"] == table["n_runs"]) & (table["n_pairs"] >= MIN_PAIRS)]
     equal = pd.Series([_equivalent_to_fp32(row) for row in whole.to_dict("records")], whole.index, dtype=bool)
-    told = whole["low"] > 0
-    lost, close = whole[told & ~equal], whole[(whole["low"] <= 0) & (whole["high"] >= 0) & ~equal]
+    worse = whole["low"] > 0
+    lost, close = whole[worse & ~equal], whole[(whole["low"] <= 0) & (whole["high"] >= 0) & ~equal]
     items: list[Text] = []
     if spot.undecided:
         items.append(
-            f"{common.names([spot.best or '', *spot.undecided])} cannot be told apart at this number of seeds. "
+            f"Between {common.names([spot.best or '', *spot.undecided])} this number of seeds does not decide. "
             "That is not evidence that they are equal; no single format is named."
         )
-    if spot.equivalent:
-        names = common.names([spot.best or "", *spot.equivalent])
-        items.append(f"{names} are tied: their differences to the best are shown to be below {MARGIN:g} nats.")
-    for those, how in ((equal & ~told, "equivalent to FP32"), (equal & told, "told from FP32, but by less than that")):
+    items += [f"Beside {spot.best}, {name} {_difference(comparison, name)}." for name in spot.equivalent]
+    if longer := _if_longer(loader, comparison):
+        items.append(md("It changes if {longer}", longer=longer))
+    for those, how in ((equal & ~worse, "no difference is shown"), (equal & worse, "worse, but by less than that")):
         if those.any():
             text = "Within {margin:g} nats of FP32 (TOST), {how}: {names}."
             items.append(md(text, margin=MARGIN, how=how, names=", ".join(whole.loc[those, "format"])))
     if len(close):
         items.append(
             md(
-                "Not told from FP32 (the interval holds zero, which is not evidence of equality): {names}.",
+                "Undecided against FP32 (the interval holds zero, which is not evidence of equality): {names}.",
                 names=", ".join(close["format"]),
             )
         )
@@ -677,14 +780,14 @@ def _conclusions(loader: ExperimentDataLoader, comparison: Comparison, spot: Swe
         )
     arms = table.set_index("format")["arm"].reindex(["E0M7", "E1M6"])
     if arms.notna().all():
-        one, other = (by_seed(loader.runs[loader.runs["arm"] == arm], "final_val_loss") for arm in arms)
+        one, other = (by_seed(loader.runs[loader.runs["arm"] == arm]) for arm in arms)
         apart = (one - other).abs().dropna()
         if len(apart):
             most = f"differ by at most {apart.max():.2g} nats" if apart.max() else "are equal to the last digit"
             seeds = "the seed" if len(apart) == 1 else f"the {len(apart)} seeds"
             items.append(
                 "E1M6 is E0M7 times 4: with a free scale the two are one quantizer. "
-                f"Their losses on {seeds} that both ran {most}."
+                f"Their losses on {seeds} that both ran {most}, and charts of gaps leave E1M6 out."
             )
     unfinished = table[table["n_finished"] < table["n_runs"]]
     if len(unfinished):
@@ -701,22 +804,117 @@ def _equivalent_to_fp32(row: dict[Hashable, Any]) -> bool:
     return Estimate(row["gap"], row["low"], row["high"], row["sd"], row["n_pairs"], math.nan).equivalent()
 
 
-def _method(comparison: Comparison) -> list[Block]:
+def _method(loader: ExperimentDataLoader, comparison: Comparison) -> list[Block]:
     text = (
         "Every format shares the seeds, batches, learning rate and schedule of the FP32 runs; the validation loss is "
         "computed with the weights as deployed (quantized), at the last step. The interval is the paired t interval "
         f"over seeds. Tests: {_tests_used(comparison)}, two-sided. The format with the smallest gap is compared with "
         "each other one, Holm-adjusted over all pairs of formats, because the best one is picked from the same data; "
-        f"so its own gap is a little optimistic. Ties are shown by two one-sided t tests within {MARGIN:g} nats "
+        f"so its own gap is a little optimistic. That two lie within {MARGIN:g} nats is shown by two one-sided t tests "
         "(TOST), each at 5%. Runs that did not finish have no loss and are counted, not dropped; an arm with one is "
         "not ranked. Runs of tuning studies are left out."
     )
     more = md(
-        "{method} says more; {preregistration} says what was written down before the runs.",
+        "{method} says more; {preregistration} says what was written down before the runs, {corrections} what was not "
+        "run.",
+        corrections=common.CORRECTIONS,
         method=Link("Method", PageRef("method")),
         preregistration=Link("Preregistration", PageRef("method/preregistration")),
     )
-    return [Heading("Method and caveats"), Paragraph(text), Paragraph(more)]
+    size = extent(loader, comparison)
+    read = f"{size.evaluated:,}" + (f" of {size.validation_characters:,}" if size.validation_characters else "")
+    limits = (
+        f"An evaluation reads {read} validation characters, the same windows in every run; what others would change is "
+        f"not in the intervals. {size.steps:,} steps are {size.characters:,} characters"
+        + (f", {size.characters / size.parameters:.1f} a parameter" if size.parameters else "")
+        + ": early in training."
+    )
+    return [Heading("Method and caveats"), Paragraph(text), Paragraph(limits), Paragraph(more)]
+
+
+def _afterwards(loader: ExperimentDataLoader) -> list[Block]:
+    """What was found in the records afterwards: the cost of a mantissa bit, and whether costs add up."""
+    bits, shorter, table = loader.once(cost_per_bit), cost_per_bit(loader, LADDER[:-1]), loader.once(additivity)
+    if bits is None and table.empty:
+        return []
+    blocks: list[Block] = [
+        Heading("Found afterwards"),
+        Paragraph(
+            "Exploratory: seen in the records after the runs. No hypothesis named it, and nothing was run to test it."
+        ),
+    ]
+    if bits and shorter:
+        blocks.append(Paragraph(_per_bit(bits, shorter)))
+    if len(table):
+        blocks += [Paragraph(_added_up(table)), _additivity_table(table)]
+    return blocks
+
+
+def _per_bit(bits: BitCost, shorter: BitCost) -> Md:
+    return md(
+        "**Each mantissa bit divides the cost by {factor}** (95% interval {ends}, {n} seeds), from 1 to {last} bits: "
+        "the slope of ln(mean gap) over mantissa bits of {formats}, with percentiles over {resamples:,} resamples of "
+        "the seeds. In {left_out} of them {smallest}'s mean gap is not above zero and has no logarithm; without "
+        "{smallest} the factor is {short} ({short_ends}). E7M0 has no mantissa to count, and in splits with 5 "
+        "bits or more the lack of range costs more than a bit gains: neither is in it.",
+        factor=common.number(bits.factor, 2),
+        ends=common.span(bits.low, bits.high, 1),
+        n=bits.n,
+        last=len(bits.formats),
+        formats=", ".join(bits.formats),
+        resamples=RESAMPLES,
+        left_out=f"{bits.left_out:.1%}",
+        smallest=bits.formats[-1],
+        short=common.number(shorter.factor, 2),
+        short_ends=common.span(shorter.low, shorter.high, 1),
+    )
+
+
+def _added_up(table: pd.DataFrame) -> Md:
+    shown = table["p_holm"] < ALPHA
+    rest = table[~shown]
+    most = rest.loc[rest["difference"].abs().idxmax()]
+    but = [
+        f"{row['format']}'s over {row['by']}s: {common.number(row['sum'])} one at a time, "
+        f"{common.number(row['together'])} together"
+        for row in table[shown].to_dict("records")
+    ]
+    return md(
+        "**Costs nearly add up.** The gap with all layer types, or all operands, differs from the sum of the gaps with "
+        "one at a time by {median} nats in the median and by {most} at most ({format} over {by}s, {ends}){but}.",
+        median=common.number(rest["difference"].abs().median()),
+        most=common.number(abs(most["difference"])),
+        format=most["format"],
+        by=most["by"],
+        ends=common.interval(most["low"], most["high"]),
+        but=f". Not so {'; '.join(but)}" if but else "",
+    )
+
+
+def _additivity_table(table: pd.DataFrame) -> Table:
+    rows = tuple(
+        (
+            row["by"],
+            row["format"],
+            ", ".join(f"{name} {common.number(gap)}" for name, gap in row["parts"].items()),
+            common.number(row["sum"]),
+            common.number(row["together"]),
+            common.number(row["difference"], sign=True),
+            common.interval(row["low"], row["high"]),
+            int(row["n_pairs"]),
+            common.p_text(row["p_holm"]),
+        )
+        for row in table.to_dict("records")
+    )
+    columns: tuple[Column | str, ...] = (
+        "Divided by",
+        "Format",
+        "Gap with one at a time",
+        *common.right("Sum", "Together", "Together minus sum", "95% interval", "Pairs", "Adjusted p"),
+    )
+    caption = "Gaps to FP32 of parts and whole, nats a character, on the same seeds; p: Holm-adjusted over the rows"
+    data = pd.concat([table.drop(columns="parts"), table["parts"].apply(pd.Series)], axis=1)
+    return Table(columns, rows, caption, data=data, id="additivity")
 
 
 def _others(

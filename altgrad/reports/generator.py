@@ -16,6 +16,7 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.pages import Block, Chart, ChartBlock, Details, Note, Page, chart_figure, write_folder
 from altgrad.pages.render import csv
 from altgrad.reports import common
+from altgrad.reports.corrections import DOCUMENT, PATH, corrections_document
 from altgrad.reports.failure_modes import failure_modes_page
 from altgrad.reports.format_comparison import format_comparison_page
 from altgrad.reports.manifold_comparison import manifold_comparison_page
@@ -74,7 +75,9 @@ class ReportGenerator:
         pages lead below `site_root`: where the built site lies as seen from `folder`, or its address.
         """
         folder = Path(folder)
-        return [*write_folder(self._pages, folder, site_root=site_root), *_write_results(self.loader, folder)]
+        documents = {PATH: corrections_document(self.loader)} if DOCUMENT.is_file() else {}
+        written = write_folder(self._pages, folder, site_root=site_root, documents=documents)
+        return [*written, *_write_results(self.loader, folder)]
 
 
 def results_text(table: pd.DataFrame) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from altgrad.analysis.comparison import FormatComparator
+from altgrad.analysis.costs import token_rate
 from altgrad.analysis.failures import headline
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.pages import Block, Bullets, ChartBlock, CodeBlock, Heading, Link, Md, Page, PageRef, Paragraph, md
 from altgrad.reports import common
-from altgrad.reports.format_comparison import answer, by_layer_type, gap_chart
+from altgrad.reports.format_comparison import answer, by_layer_type, changes_if, gap_chart, scope_line
 
 
 def home_page(loader: ExperimentDataLoader) -> Page:
@@ -34,7 +35,12 @@ def home_page(loader: ExperimentDataLoader) -> Page:
         ]
     else:
         blocks += [
-            Paragraph(answer(comparison, comparator.sweet_spot(comparison))),
+            Paragraph(answer(comparison, comparator.sweet_spot(comparison), loader.once(token_rate))),
+            Paragraph(scope_line(loader, comparison)),
+        ]
+        if changes := changes_if(loader):
+            blocks += [Paragraph(Md("**This changes if**")), Bullets(changes)]
+        blocks += [
             *by_layer_type(comparator),
             *common.pilot(loader, [comparison.baseline], int(comparison.table["n_pairs"].max())),
             ChartBlock(gap_chart(comparison)),
@@ -43,13 +49,18 @@ def home_page(loader: ExperimentDataLoader) -> Page:
         (
             "Format comparison",
             "reports/format_comparison",
-            "the loss gap of every format, with intervals and ties called ties",
+            "the loss gap of every format, with its interval",
         ),
         ("Failure modes", "reports/failure_modes", "where each format fails: forward, backward or optimizer"),
         (
             "Manifold comparison",
             "reports/manifold_comparison",
             "ManifoldAdamW against AdamW on the same problems",
+        ),
+        (
+            "Corrections and limits",
+            "reports/corrections",
+            "what these pages said and is not so, and what was not run",
         ),
         ("Runs", "runs/index", "every arm with its seeds, curves, config and the command that runs it again"),
     )

@@ -7,7 +7,8 @@ from datetime import datetime
 
 import pandas as pd
 
-from altgrad.analysis.literature import Finding, findings, literature_verdicts
+from altgrad.analysis.hypotheses import verdicts
+from altgrad.analysis.literature import Finding, findings
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import MARGIN
 from altgrad.pages import (
@@ -27,13 +28,14 @@ from altgrad.pages import (
     md,
 )
 from altgrad.reports import common
+from altgrad.reports.machines import machine_blocks
 
 PATH = "reports/literature"
 
 
 def literature_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
     """The page, from the records of `loader`; claims whose runs are missing are pending, with what is missing."""
-    found, verdicts = loader.once(findings), loader.once(literature_verdicts)
+    found, written = loader.once(findings), verdicts(loader, "H15", "H16")
     decided = [finding for finding in found if len(finding.tests)]
     blocks: list[Block] = [
         Paragraph(Md("*Do these small simulated runs show what others report at scale?*")),
@@ -50,18 +52,21 @@ def literature_page(loader: ExperimentDataLoader, built: datetime | None = None)
             "runs show the same direction, or the same equivalence within our margin; it is no reproduction."
         ),
         Heading("Written down beforehand"),
-        common.verdict_table(verdicts, "verdicts"),
-        *common.tests_table(verdicts, "verdict-tests"),
+        common.verdict_table(written, "verdicts"),
+        *common.tests_table(written, "verdict-tests"),
     ]
     for finding in found:
         blocks += _section(finding)
     if not decided:
         blocks += common.pending("No comparison with the literature is recorded in full.", ["formats", "literature"])
     arms = [arm for finding in found for column in ("arm", "against") for arm in finding.tests[column]]
+    compared = [
+        (row["contrast"], row["arm"], row["against"]) for finding in found for row in finding.tests.to_dict("records")
+    ]
     return Page(
         PATH,
         "Does this agree with the literature?",
-        (*blocks, *_limits(), *common.traceability(loader, arms)),
+        (*blocks, *_limits(), *machine_blocks(loader, compared), *common.traceability(loader, arms)),
         description="What others report on training in 8 and 4 bits beside what AltGrad's recorded runs show.",
         provenance=common.provenance(loader, built),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,25 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from altgrad.analysis.comparison import by_seed, format_order
-from altgrad.analysis.hypotheses import STIFFNESS
+from altgrad.analysis.comparison import format_order
+from altgrad.analysis.contrasts import missing, named_family, shown
+from altgrad.analysis.hypotheses import STIFFNESS, Verdict
+from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.preregistered import SEEDS, Verdict
-from altgrad.analysis.statistics import ALPHA, MARGIN, SMALLEST_GAP, paired_difference, seeds_needed
-from altgrad.analysis.step_rules import (
-    ALL_OPERANDS,
-    BASELINES,
-    FORMATS,
-    ROUNDINGS,
-    RULES,
-    STORAGE_ARMS,
-    STORAGES,
-    STUDIES,
-    Arm,
-    StepRuleComparator,
-    shortened,
-    step_rule_verdicts,
-)
+from altgrad.analysis.statistics import ALPHA, MARGIN, SMALLEST_GAP, seeds_needed
+from altgrad.analysis.step_rules import StepRuleComparator, arm_of, in_words
+from altgrad.config import OptimizerConfig
 from altgrad.pages import (
     FOREGROUND,
     MUTED,
@@ -53,7 +42,9 @@ from altgrad.pages import (
 )
 from altgrad.reports import common
 from altgrad.reports.benchmarks import RECORDED
+from altgrad.reports.machines import machine_blocks
 from altgrad.reports.step_slopes import slope_blocks
+from altgrad.studies import ARMS, PLACES, RULE_FORMATS, RULES, SEEDS, adamw_arm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +63,7 @@ def manifold_comparison_page(
 ) -> Page:
     """The page, from the records of `loader` and the slopes in `benchmarks`; what is not recorded is pending."""
     found = loader.once(StepRuleComparator)
-    verdicts = loader.once(step_rule_verdicts)
+    verdicts = verdicts_of(loader, *(f"H{number}" for number in range(6, 15)))
     pairings = found.pairings
     judged = pairings[pairings["difference"].notna()]
     others = [part for part in found.experiments if _outside(loader, part)]
@@ -111,6 +102,7 @@ def manifold_comparison_page(
             *common.larger(loader, "storage"),
             Heading("What cannot be concluded"),
             Bullets(_limits(loader, judged, pilot)),
+            *machine_blocks(loader, _comparisons(found)),
             Heading("Related work"),
             *_related(),
             *_others(loader, others),
@@ -121,23 +113,36 @@ def manifold_comparison_page(
         PATH,
         "Manifold comparison",
         (*blocks, *common.traceability(loader, arms)),
-        description="ManifoldAdamW and whole-code steps against AdamW, paired by seed, with controls and intervals.",
+        description="ManifoldAdamW and steps of codes against AdamW, paired by seed, with controls and intervals.",
         provenance=common.provenance(loader, built),
     )
+
+
+def _comparisons(found: StepRuleComparator) -> list[tuple[str, str, str]]:
+    """Every pair of the campaign's arms that the page compares."""
+    frames = (found.pairings, found.roundings, found.controls)
+    return [
+        (f"{in_words(arm_of(row))}: {row['contrast']}" if frame is not found.pairings else row["contrast"], row["arm"],
+         row["against"])
+        for frame in frames
+        for row in frame.to_dict("records")
+        if row["arm"] and row["against"]
+    ]  # fmt: skip
 
 
 def _outside(loader: ExperimentDataLoader, part: pd.DataFrame) -> bool:
     """Whether the pairings of an experiment are none of the campaign's."""
     studies = loader.runs.loc[loader.runs["arm"].isin(part["arm"]), "study"]
-    return not set(studies) & set(STUDIES)
+    return not set(studies) & {"formats", "storage", "controls"}
 
 
 def _known(frame: pd.DataFrame, study: str, *blocks: Block) -> list[Block]:
     """What a table shows, after the box that says which of its runs are missing; the box alone where all rows are."""
-    faults = "; ".join(text for text in frame["missing"] if text)
+    faults = list(dict.fromkeys(text for text in frame["missing"] if text))
     if not faults:
         return [*blocks]
-    box = common.pending_note(shortened("; ".join(dict.fromkeys(faults.split("; ")))), ["tuning", "formats", study])
+    more = f" And {len(faults) - 3} more." if len(faults) > 3 else ""
+    box = common.pending_note(" ".join(faults[:3]) + more, ["tuning", "formats", study])
     return [box] if frame["missing"].astype(bool).all() else [box, *blocks]
 
 
@@ -154,7 +159,12 @@ def _summary(
     by_id = {verdict.id: verdict for verdict in verdicts}
     blocks: list[Block]
     if by_id["H8"].answer != "pending":
-        blocks = [Paragraph(_answer(by_id["H8"], judged)), *_charts(judged)]
+        blocks = [
+            Paragraph(_answer(by_id["H8"], judged)),
+            *_scope(loader, found),
+            *_disclosed(loader, found),
+            *_charts(judged),
+        ]
     elif len(pilot):
         blocks = [
             Paragraph(_pilot_answer(pilot)),
@@ -177,7 +187,7 @@ def _summary(
         margin=MARGIN,
     )
     told = [
-        {"id": each.id, "statement": each.statement, "answer": each.answer, "evidence": each.evidence}
+        {"id": each.id, "statement": each.statement, "answer": each.answered, "evidence": each.evidence}
         for each in verdicts
     ]
     table = Table(columns, rows, "The preregistered hypotheses", data=pd.DataFrame(told), id="hypotheses")
@@ -190,7 +200,7 @@ def _whole(text: str) -> Md:
 
 
 def _answered(verdict: Verdict) -> Md:
-    return Md(verdict.answer if verdict.answer in ("pending", "inconclusive") else f"**{verdict.answer}**")
+    return Md(verdict.answered if verdict.answer in ("pending", "inconclusive") else f"**{verdict.answered}**")
 
 
 def _answer(verdict: Verdict, judged: pd.DataFrame) -> Md:
@@ -198,29 +208,35 @@ def _answer(verdict: Verdict, judged: pd.DataFrame) -> Md:
     own = judged[judged["rule"] == "update"]
     if own.empty:
         return md("**Steps in ulps against AdamW: inconclusive.** {evidence}", evidence=_whole(verdict.evidence))
-    better, worse = _told_apart(own, -1), _told_apart(own, +1)
+    better, worse = _shown(own, -1), _shown(own, +1)
     if verdict.answer == "yes":
-        open_ = len(own) - len(worse)
-        lead = f"no gain: shown lower in none of {len(own)} pairings, shown higher in {len(worse)}"
-        lead += f", not told apart in {open_}" if open_ else ""
+        tied = int(((own["p_holm"] >= ALPHA) & (own["p_equivalent"] < ALPHA)).sum())
+        counts = {"worse": len(worse), "within the margin": tied, "unresolved": len(own) - len(worse) - tied}
+        (word, most), *rest = [(word, count) for word, count in counts.items() if count]
+        lead = ", ".join([f"{word} in {most} of {len(own)} comparisons", *(f"{word} in {n}" for word, n in rest)])
+        lead = f"No. Steps in ulps (ManifoldAdamW) never beat AdamW: {lead}."
     elif len(better):
-        lead = f"lower loss in {len(better)} of {len(own)} pairings, higher in {len(worse)}"
+        lead = f"Steps in ulps (ManifoldAdamW) beat AdamW in {len(better)} of {len(own)} comparisons"
+        lead += f" and are worse in {len(worse)}."
     else:
         total = int(verdict.tests["contrast"].count())
-        lead = f"inconclusive: {total - len(own)} of {total} pairings have runs that did not finish"
+        lead = (
+            f"Inconclusive: {total - len(own)} of {total} comparisons of steps in ulps (ManifoldAdamW) with AdamW have "
+        )
+        lead += "runs that did not finish."
     ordered = own.sort_values(["difference", "format", "storage", "rounding"])
     relative = judged[judged["rule"] == "relative"]
-    helps = _told_apart(relative, -1)
+    helps = _shown(relative, -1)
     other = md(
-        " AdamW with a rate relative to the tensor, which knows no format, ends lower in {some} of {all} pairings, by "
-        "up to {most} nats.",
+        " AdamW with a rate relative to the tensor, which knows no format, beats plain AdamW in {some} of {all} "
+        "comparisons, by up to {most} nats.",
         some=len(helps),
         all=len(relative),
         most=common.number(-float(helps["difference"].min())),
     )
     return md(
-        "**Steps in ulps (ManifoldAdamW) against AdamW, each at its tuned rate: {lead}; the most favourable is "
-        "{best}.** The least favourable is {worst}. Sign-flip permutation tests, Holm-adjusted, level {alpha}.{other}",
+        "**{lead}** The best for them is {best}, the worst {worst}; each arm has its tuned rate. Sign-flip permutation "
+        "tests, Holm-adjusted, level {alpha}.{other}",
         other=other if len(helps) else Md(""),
         lead=lead,
         best=_figures(ordered.iloc[0]),
@@ -229,20 +245,62 @@ def _answer(verdict: Verdict, judged: pd.DataFrame) -> Md:
     )
 
 
+def _format_and_place(row: Mapping[Any, Any]) -> str:
+    return f"{row['format']}, {PLACES[arm_of(row).place].label}"
+
+
 def _figures(row: pd.Series) -> str:
-    arm = _arm(row)
+    arm = arm_of(row)
     return (
-        f"{arm.format} ({arm.place}), {common.number(row['difference'], sign=True)} nats a character (95% interval "
-        f"{common.interval(row['low'], row['high'])}, n = {row['n_pairs']} seeds)"
+        f"{arm.format} ({PLACES[arm.place].label}), {common.number(row['difference'], sign=True)} nats a character "
+        f"(95% interval {common.interval(row['low'], row['high'])}, n = {row['n_pairs']} seeds)"
     )
 
 
-def _arm(row: Any) -> Arm:
-    return Arm(row["format"], row["rule"], row["storage"], row["rounding"], bool(row["misscaled"]))
-
-
-def _told_apart(rows: pd.DataFrame, sign: int) -> pd.DataFrame:
+def _shown(rows: pd.DataFrame, sign: int) -> pd.DataFrame:
+    """The rows whose difference is shown to have the sign."""
     return rows[(rows["difference"] * sign > 0) & (rows["p_holm"] < ALPHA)]
+
+
+def _scope(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Block]:
+    arms = [arm for row in found.pairings.to_dict("records") if (arm := row["arm"])]
+    return [Paragraph(common.scope_line(loader, arms[0]))] if arms else []
+
+
+def _disclosed(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Block]:
+    """What stands beside the answer: a stronger baseline, rates that tuning missed, a weight decay that differs."""
+    items = []
+    free = found.controls.query("group == 'no quantization' and contrast == 'FP32' and rule == 'relative'")
+    for row in _shown(free, -1).to_dict("records"):
+        items.append(
+            md(
+                "AdamW is not the strongest baseline: without quantization a rate relative to the tensor ends {less} "
+                "nats below it (95% interval {interval}, n = {n}, p {p}).",
+                less=common.number(-row["difference"], 4),
+                interval=common.interval(row["low"], row["high"], 4),
+                n=int(row["n_pairs"]),
+                p=common.p_text(row["p_holm"]),
+            )
+        )
+    items += [md("{note}.", note=f"{note[0].upper()}{note[1:]}") for note in _better_untuned(loader, found)]
+    if decays := _decays(found):
+        items.append(
+            md(
+                "Weight decay is not the same in every arm: {decays}. Whether steps of codes lose by their steps or by "
+                "that is not shown (H10).",
+                decays=decays,
+            )
+        )
+    return [Bullets(tuple(items))] if items else []
+
+
+def _decays(found: StepRuleComparator) -> str:
+    """The weight decay of the step rules in words; "" where all have the same."""
+    recorded = found.arms.loc[found.arms["n_runs"] > 0, "rule"]
+    decays = {rule: RULES[rule].settings.get("weight_decay", OptimizerConfig().weight_decay) for rule in recorded}
+    usual = max(decays.values(), key=list(decays.values()).count, default=0.0)
+    odd = [f"{decay:g} in {RULES[rule].label.lower()}" for rule, decay in decays.items() if decay != usual]
+    return f"{common.names(odd)}, {usual:g} in every other rule" if odd else ""
 
 
 def _charts(judged: pd.DataFrame) -> list[Block]:
@@ -251,10 +309,9 @@ def _charts(judged: pd.DataFrame) -> list[Block]:
     data = common.finite_rows(judged[names], "difference", "low", "high")
     if data.empty:
         return []
-    order = list(dict.fromkeys(_arm(row | {"misscaled": False}).but(rule="") for row in data.to_dict("records")))
-    order.sort(
-        key=lambda arm: (FORMATS.index(arm.format), arm.storage != "master", list(ROUNDINGS).index(arm.rounding))
-    )
+    data_arms = [arm_of(row | {"misscaled": False}) for row in data.to_dict("records")]
+    lines = [(arm.format, arm.place) for arm in data_arms]
+    order = sorted(set(lines), key=lambda line: (RULE_FORMATS.index(line[0]), list(PLACES).index(line[1])))
     rules = [rule for rule in COLOURS if (data["rule"] == rule).any()]
 
     def draw(axes: Axes) -> None:
@@ -264,12 +321,12 @@ def _charts(judged: pd.DataFrame) -> list[Block]:
         for number, rule in enumerate(rules):
             own = data[data["rule"] == rule]
             shift = 0.16 * (number - (len(rules) - 1) / 2)
-            places = [
-                order.index(_arm(row | {"misscaled": False, "rule": ""})) + shift for row in own.to_dict("records")
-            ]
+            places = [order.index(lines[row]) + shift for row in own.index]
             axes.hlines(places, own["low"], own["high"], color=COLOURS[rule], linewidth=1.6)
-            axes.plot(own["difference"], places, MARKERS[rule], color=COLOURS[rule], markersize=4, label=RULES[rule])
-        axes.set_yticks(range(len(order)), [f"{arm.format}  {arm.place}" for arm in order], color=FOREGROUND)
+            axes.plot(
+                own["difference"], places, MARKERS[rule], color=COLOURS[rule], markersize=4, label=RULES[rule].label
+            )
+        axes.set_yticks(range(len(order)), [f"{fmt}  {PLACES[place].label}" for fmt, place in order], color=FOREGROUND)
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("loss minus AdamW's, all else equal (nats a character)")
@@ -278,7 +335,7 @@ def _charts(judged: pd.DataFrame) -> list[Block]:
     best = data.loc[data["difference"].idxmin()]
     worst = data.loc[data["difference"].idxmax()]
     told = "; ".join(
-        f"{word}: {_arm(row | {'misscaled': False}).words} {row['difference']:+.3f} "
+        f"{word}: {in_words(arm_of(row | {'misscaled': False}))} {row['difference']:+.3f} "
         f"{common.interval(row['low'], row['high'])}"
         for word, row in (("lowest", best.to_dict()), ("highest", worst.to_dict()))
     )
@@ -330,23 +387,21 @@ def _hypothesis(judged: pd.DataFrame, pilot: pd.DataFrame) -> list[Block]:
 def _arms(found: StepRuleComparator) -> list[Block]:
     frame = found.arms
     table = frame[frame["study"].isin(["formats", "storage"]) & (frame["format"] != "FP32")]
-    known = {_arm(row): row for row in table.to_dict("records")}
-    places = list(dict.fromkeys((arm.storage, arm.rounding) for arm in (*BASELINES, *STORAGE_ARMS)))
-    places.sort(key=lambda place: (place[0] != "master", list(ROUNDINGS).index(place[1])))
+    known = {arm_of(row).name: row for row in table.to_dict("records")}
+    named = {(arm.format, arm.rule, arm.place): row for name, row in known.items() for arm in [ARMS[name]]}
     rows: list[tuple[Cell, ...]] = []
     for rule in ("adamw", "relative", "gradient", "update", "code"):
-        for storage, rounding in places:
-            arms = [known.get(Arm(fmt, rule, storage, rounding)) for fmt in FORMATS]
+        for place, choice in PLACES.items():
+            arms = [named.get((fmt, rule, place)) for fmt in RULE_FORMATS]
             extra = next((arm["extra_bytes"] for arm in arms if arm), None)
             if extra is None:
                 continue
-            words = (RULES[rule], STORAGES[storage], ROUNDINGS[rounding], extra)
-            rows.append((*words, *(_arm_cell(arm) for arm in arms)))
+            rows.append((RULES[rule].label, *choice.label.split(", "), extra, *(_arm_cell(arm) for arm in arms)))
     columns: tuple[Column | str, ...] = (
         "Step rule",
         "Storage",
         "Rounding",
-        *common.right("Extra bytes a weight", *FORMATS),
+        *common.right("Extra bytes a weight", *RULE_FORMATS),
     )
     text = (
         "An arm is a step rule, a storage of the weights and a rounding onto the grid. The cells are the mean final "
@@ -375,33 +430,33 @@ def _arm_cell(row: dict[str, Any] | None) -> Cell:
 def _tuning(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Block]:
     sweeps = found.sweeps
     names = ["format", "rule", "storage", "rounding", "misscaled"]
-    tuned = {_arm(row) for row in sweeps.to_dict("records")}
-    wanted = [arm for arm in found.arms.to_dict("records") if _arm(arm) not in tuned]
+    tuned = {arm_of(row).name for row in sweeps.to_dict("records")}
+    wanted = [arm for arm in found.arms.to_dict("records") if arm_of(arm).name not in tuned]
     absent = len(wanted)
     blocks: list[Block] = []
     if absent:
-        words = [_arm(row).words for row in wanted[:3]]
+        words = [in_words(arm_of(row)) for row in wanted[:3]]
         rest = f" and {absent - 3} more arms" if absent > 3 else ""
         blocks.append(common.pending_note(f"No tuning run is recorded of {', '.join(words)}{rest}.", ["tuning"]))
     if sweeps.empty:
         text = "No tuning study is among the records: whether the learning rates are tuned equally cannot be shown."
         return [Paragraph(text), *blocks]
     rows, notes = [], []
-    for key, group in sweeps.groupby(names, sort=False):
-        arm, best, used = Arm(*key), group[group["best"]], group[group["used"]]
+    for _, group in sweeps.groupby(names, sort=False):
+        arm, best, used = arm_of(group.iloc[0]), group[group["best"]], group[group["used"]]
         unit = UNITS.get(arm.rule, "")
         badly = int(group["n_ended_badly"].sum())
         at_edge = bool(group["edge"].any())
         other = len(best) and len(used) and not best["used"].any()
         if at_edge:
-            notes.append(f"the best rate of {arm.words} lies at the edge of its sweep")
+            notes.append(f"the best rate of {in_words(arm)} lies at the edge of its sweep")
         if other:
-            notes.append(f"{arm.words} ran at another rate than the best of its sweep")
+            notes.append(f"{in_words(arm)} ran at another rate than the best of its sweep")
         rows.append(
             (
                 arm.format,
-                RULES[arm.rule] + (", mis-scaled" if arm.misscaled else ""),
-                arm.place if arm.format != "FP32" else "–",
+                RULES[arm.rule].label + (", mis-scaled" if group["misscaled"].iloc[0] else ""),
+                PLACES[arm.place].label if arm.format != "FP32" else "–",
                 len(group),
                 f"{group['learning_rate'].min():g} to {group['learning_rate'].max():g} {unit}".strip(),
                 common.arm_link(best["arm"].iloc[0], f"{best['learning_rate'].iloc[0]:g}") if len(best) else None,
@@ -411,7 +466,6 @@ def _tuning(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Blo
                 badly,
             )
         )
-    notes += _better_untuned(loader, found)
     counts = sweeps.groupby(names, sort=False).size()
     seeds = sorted({int(n) for n in sweeps["n"]})
     budget = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
@@ -437,7 +491,7 @@ def _tuning(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Blo
     remarks = Bullets(tuple(f"{note[0].upper()}{note[1:]}." for note in notes))
     runs = tuple(
         (
-            common.arm_link(row["arm"], _arm(row).words),
+            common.arm_link(row["arm"], in_words(arm_of(row))),
             f"{row['learning_rate']:g}",
             common.number(row["val_loss"]) if math.isfinite(row["val_loss"]) else "did not finish",
             int(row["n"]),
@@ -466,24 +520,22 @@ def _tuning(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Blo
 def _better_untuned(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[str]:
     """Where AdamW, at another rate than that of its sweep, is shown to end lower on the reporting seeds."""
     notes = []
-    runs = loader.runs[(loader.runs["study"] == "formats") & (loader.runs["rule"] == "AdamW")]
-    for fmt in FORMATS:
-        own, ulps = found.losses(Arm(fmt, "adamw")), found.losses(Arm(fmt, "update"))
-        used = found.runs_of(Arm(fmt, "adamw"))["learning_rate"]
-        others = runs[(runs["format"] == fmt) & (runs["scope"] == ALL_OPERANDS) & ~runs["learning_rate"].isin(used)]
-        for rate, group in others.groupby("learning_rate"):
-            losses = by_seed(group, "final_val_loss")
-            better = paired_difference(own, losses)
-            if not (better.p_value < ALPHA and better.mean > 0):
-                continue
-            against = paired_difference(ulps, losses)
-            notes.append(
-                f"two held-out seeds chose the rate {used.iloc[0]:g} for {fmt} under AdamW with master weights, where "
-                f"{rate:g} ends {common.number(better.mean)} nats lower on the reporting seeds "
-                f"({common.interval(better.low, better.high)}, n = {better.n}, p {common.p_text(better.p_value)}); "
-                f"against AdamW at {rate:g}, steps in ulps end {common.number(against.mean, sign=True)} "
-                f"{common.interval(against.low, against.high)}, n = {against.n} (not planned)"
-            )
+    for fmt in RULE_FORMATS:
+        tuned, other = ARMS[adamw_arm(fmt, "master")], ARMS[fmt]
+        if tuned is other or missing(loader, [tuned.name, other.name]):
+            continue
+        (better,) = named_family(loader, [(tuned.name, other.name)]).to_dict("records")
+        if not shown(better, +1):
+            continue
+        (against,) = named_family(loader, [(f"{fmt} update master", other.name)]).to_dict("records")
+        notes.append(
+            f"two held-out seeds chose the rate {tuned.rate:g} for {fmt} under AdamW with master weights (H8), "
+            f"where {other.rate:g} ends {common.number(better['difference'])} nats lower on the reporting seeds "
+            f"({common.interval(better['low'], better['high'])}, n = {better['n_pairs']}, p "
+            f"{common.p_text(better['p_value'])}); against AdamW at {other.rate:g}, steps in ulps end "
+            f"{common.number(against['difference'], sign=True)} {common.interval(against['low'], against['high'])}, "
+            f"n = {against['n_pairs']} (not planned)"
+        )
     return notes
 
 
@@ -505,7 +557,7 @@ def _tuning_chart(sweeps: pd.DataFrame, names: list[str]) -> list[Block]:
         seen: set[str] = set()
         for _, group in drawn.groupby(names, sort=False):
             rule = rules.get(group["rule"].iloc[0], group["rule"].iloc[0])
-            label = None if rule in seen else RULES[rule]
+            label = None if rule in seen else RULES[rule].label
             seen.add(rule)
             axes.plot(group["factor"], group["above"], "-" + MARKERS[rule], color=COLOURS[rule], markersize=3,
                       linewidth=0.9, alpha=0.75, label=label)  # fmt: skip
@@ -575,7 +627,7 @@ def _told(row: dict[str, Any]) -> str:
     if row["p_holm"] < ALPHA:
         word = "lower" if row["difference"] < 0 else "higher"
         return f"{word}, within the margin" if row["p_equivalent"] < ALPHA else word
-    return "equivalent" if row["p_equivalent"] < ALPHA else "not told apart"
+    return "equivalent" if row["p_equivalent"] < ALPHA else "unresolved"
 
 
 def _linked(row: dict[str, Any], text: str) -> Cell:
@@ -589,15 +641,18 @@ def _against(row: dict[str, Any], text: str) -> Cell:
 def _pairings(pairings: pd.DataFrame) -> list[Block]:
     head: Head = (
         ("Step rule", "Against AdamW with"),
-        lambda row: (_linked(row, RULES[row["rule"]]), _against(row, f"{row['format']}, {_arm(row).place}")),
+        lambda row: (
+            _linked(row, RULES[row["rule"]].label),
+            _against(row, f"{row['format']}, {PLACES[arm_of(row).place].label}"),
+        ),
     )
     text = (
         "Final validation loss minus AdamW's with the same format, storage, rounding, seeds and batches; below zero "
         "the rule is better. Holm's adjustment is over the rows of one step rule. The rows of S on the update are the "
-        "family of H8, those of whole codes that of H10; S on the gradient with master weights is H9; the others are "
-        "exploratory. The stall ratio is the difference to AdamW's: a positive one says that more proposed steps "
+        "family of H8, those of steps of codes that of H10; S on the gradient with master weights is H9; the others "
+        "are exploratory. The stall ratio is the difference to AdamW's: a positive one says that more proposed steps "
         "leave the stored code as it "
-        "was. Whole codes run without weight decay."
+        "was. Steps of codes run without weight decay, which every other rule has (see H10)."
     )
     table = _contrasts(
         pairings, head, "Step rule minus AdamW, nats a character, paired by seed", "pairings", stalls=True
@@ -614,7 +669,7 @@ def _roundings(found: StepRuleComparator) -> list[Block]:
     }
     head: Head = (
         ("Format", "Step rule", "What changes"),
-        lambda row: (row["format"], _linked(row, RULES[row["rule"]]), _against(row, names[row["contrast"]])),
+        lambda row: (row["format"], _linked(row, RULES[row["rule"]].label), _against(row, names[row["contrast"]])),
     )
     text = (
         "What keeping the weights on the grid costs, and what the rounding onto it changes, under one step rule. The "
@@ -634,7 +689,7 @@ def _controls(found: StepRuleComparator) -> list[Block]:
     }
 
     def rule_of(row: dict[str, Any]) -> Cell:
-        return _linked(row, RULES[row["rule"]])
+        return _linked(row, RULES[row["rule"]].label)
 
     free_table = _contrasts(
         free.sort_values(
@@ -646,7 +701,7 @@ def _controls(found: StepRuleComparator) -> list[Block]:
     )
     ablation_table = _contrasts(
         ablation,
-        (("Ablation", "Against"), lambda row: (rule_of(row), _against(row, RULES["update"]))),
+        (("Ablation", "Against"), lambda row: (rule_of(row), _against(row, RULES["update"].label))),
         "S shuffled and S constant against S (E4M3, master weights)",
         "ablations",
     )
@@ -655,7 +710,7 @@ def _controls(found: StepRuleComparator) -> list[Block]:
         (
             ("Arm", "Against"),
             lambda row: (
-                _linked(row, f"{row['format']} {RULES[row['rule']]}"),
+                _linked(row, f"{row['format']} {RULES[row['rule']].label}"),
                 _against(row, "FP32 AdamW" if row["contrast"] == "E4M3 against FP32" else "E4M3 AdamW"),
             ),
         ),
@@ -666,8 +721,8 @@ def _controls(found: StepRuleComparator) -> list[Block]:
         Heading("Without quantization", 3),
         Paragraph(
             "If a rule gains or loses by the geometry of the format, its difference to AdamW must be another one where "
-            "nothing is rounded. Each rule ran with FP32 weights too, with the spacing that E4M3 would have. Whole "
-            "codes have no such control: they cannot step without a grid."
+            "nothing is rounded. Each rule ran with FP32 weights too, with the spacing that E4M3 would have. Steps "
+            "of codes have no such control: there are none without a grid."
         ),
         *_known(free, "controls", free_table),
         Heading("S in the wrong places, and the same everywhere", 3),
@@ -700,7 +755,7 @@ def _where_it_helps(found: StepRuleComparator, start: pd.DataFrame) -> list[Bloc
             md(
                 "{rule}: {mis} {mis_interval} against AdamW where tensors begin mis-scaled ({mis_told}), {well} "
                 "{well_interval} where they do not ({well_told}); n = {n} and {m} seeds.",
-                rule=RULES[row["rule"]],
+                rule=RULES[row["rule"]].label,
                 mis=common.number(row["difference"], sign=True),
                 mis_interval=common.interval(row["low"], row["high"]),
                 mis_told=_told(row),
@@ -719,7 +774,7 @@ def _stalls(found: StepRuleComparator) -> list[Block]:
     text = (
         "The stall ratio is 1 - flips / updates over the same elements: the share of proposed steps that leave the "
         "stored code as it was. If fewer stalls meant a lower loss, the arms of one format would lie on a rising line. "
-        "A counterexample is a pair of arms, told apart by the loss (Holm over all pairs of the format's arms), of "
+        "A counterexample is a pair of arms whose losses differ (Holm over all pairs of the format's arms), of "
         "which the one that stalls more has the lower loss. AdamW with master weights is among the arms."
     )
     rows: list[tuple[Cell, ...]] = []
@@ -774,7 +829,7 @@ def _stall_chart(found: StepRuleComparator) -> list[Block]:
                 axes.plot(own["stall_ratio"], own["val_loss"], MARKERS[str(rule)], color=PALETTE[number], markersize=5)
             axes.plot([], [], "o", color=PALETTE[number], label=str(fmt))
         for rule in dict.fromkeys(data["rule"]):
-            axes.plot([], [], MARKERS[rule], color=MUTED, label=RULES[rule])
+            axes.plot([], [], MARKERS[rule], color=MUTED, label=RULES[rule].label)
         axes.set_xlabel("stall ratio (mean over seeds)")
         axes.set_ylabel("final validation loss (nats a character)")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, columnspacing=1)
@@ -828,18 +883,18 @@ def _negative(found: StepRuleComparator, verdicts: Sequence[Verdict]) -> list[Bl
             )
     frame = found.pairings
     for rule, own in frame[frame["difference"].notna()].groupby("rule", sort=False):
-        worse = _told_apart(own, +1)
+        worse = _shown(own, +1)
         listed = [
-            f"{_arm(row).format}, {_arm(row).place} ({common.number(row['difference'], sign=True)})"
+            f"{row['format']}, {PLACES[arm_of(row).place].label} ({common.number(row['difference'], sign=True)})"
             for row in worse.sort_values("difference", ascending=False).to_dict("records")
         ]
-        text = f"shown higher than AdamW's in {len(worse)} of {len(own)} pairings{': ' if listed else ''}"
-        items.append(md("{rule}: loss {text}.", rule=RULES[str(rule)], text=text + "; ".join(listed)))
+        text = f"worse than AdamW in {len(worse)} of {len(own)} comparisons{': ' if listed else ''}"
+        items.append(md("{rule}: {text}.", rule=RULES[str(rule)].label, text=text + "; ".join(listed)))
     badly = [row for row in found.arms.to_dict("records") if row["n_runs"] > row["n_finished"]]
     items += [
         md(
             "{arm}: {badly} of {n} runs did not finish; the arm is not ranked.",
-            arm=_arm(row).words,
+            arm=in_words(arm_of(row)),
             badly=row["n_runs"] - row["n_finished"],
             n=row["n_runs"],
         )
@@ -856,7 +911,8 @@ def _changes(pairings: pd.DataFrame) -> list[Block]:
         Md(
             "A pairing in which steps in ulps end lower, after Holm's adjustment, at a model size or length of its own."
         ),
-        Md("A learning rate schedule or a weight decay under which the rules differ: both were the same in every arm."),
+        Md("A learning rate schedule under which the rules differ: it was the same in every arm."),
+        Md("A weight decay under which they differ: it was the same number in all arms but those of steps of codes."),
     ]
     if len(own):
         widest = own.loc[own["sd"].astype("float64").idxmax()]
@@ -867,7 +923,7 @@ def _changes(pairings: pd.DataFrame) -> list[Block]:
                 "in tensors that begin mis-scaled it is larger); to see "
                 "{gap:g} nats there with 80% power takes {needed} seeds, and {n} were run.",
                 sd=common.number(float(widest["sd"]), 4),
-                arm=_arm(widest).words,
+                arm=in_words(arm_of(widest)),
                 gap=SMALLEST_GAP,
                 needed="more than 100,000" if needed is None else needed,
                 n=int(widest["n_pairs"]),
@@ -954,7 +1010,7 @@ def _short(rule: str) -> str:
 
 def _pilot_answer(paired: pd.DataFrame) -> Md:
     """The answer from what is recorded while the campaign's studies are not."""
-    better, worse = _told_apart(paired, -1), _told_apart(paired, +1)
+    better, worse = _shown(paired, -1), _shown(paired, +1)
     if len(better) and not len(worse):
         verdict = f"lower loss in {len(better)} of {len(paired)} pairings, higher in none"
     elif len(worse) and not len(better):
@@ -962,7 +1018,7 @@ def _pilot_answer(paired: pd.DataFrame) -> Md:
     elif len(worse):
         verdict = f"mixed: lower loss in {len(better)}, higher in {len(worse)} of {len(paired)} pairings"
     else:
-        verdict = f"inconclusive: none of {len(paired)} pairings is told from zero"
+        verdict = f"inconclusive: in none of {len(paired)} comparisons is a difference shown"
     ordered = paired.sort_values(["difference", "format"])
     return md(
         "**ManifoldAdamW against AdamW: {verdict}** (paired tests, Holm-adjusted over the pairings, level {alpha}). "

@@ -7,9 +7,8 @@ from datetime import datetime
 
 import pandas as pd
 
-from altgrad.analysis.hypotheses import verdicts
+from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.preregistered import Verdict
 from altgrad.analysis.statistics import MARGIN
 from altgrad.pages import (
     Block,
@@ -27,6 +26,7 @@ from altgrad.pages import (
     md,
 )
 from altgrad.reports import common
+from altgrad.reports.machines import machine_blocks
 
 PATH = "reports/preregistered"
 REPORTS = {
@@ -49,7 +49,7 @@ def preregistered_page(loader: ExperimentDataLoader, built: datetime | None = No
         (
             Link(verdict.id, PageRef(PATH, verdict.id.lower())),
             verdict.statement,
-            md("**{answer}**", answer=verdict.answer),
+            md("**{answer}**", answer=verdict.answered),
             escape(verdict.evidence, 4000),
             int(verdict.tests["n_pairs"].min()) if len(verdict.tests) else None,
             _report(verdict),
@@ -57,7 +57,7 @@ def preregistered_page(loader: ExperimentDataLoader, built: datetime | None = No
         for verdict in found
     )
     data = pd.DataFrame(
-        [(each.id, each.study, each.statement, each.answer, each.evidence) for each in found],
+        [(each.id, each.study, each.statement, each.answered, each.evidence) for each in found],
         columns=["hypothesis", "study", "statement", "answer", "evidence"],
     )
     blocks: list[Block] = [
@@ -84,6 +84,8 @@ def preregistered_page(loader: ExperimentDataLoader, built: datetime | None = No
         ),
         *(block for verdict in found for block in _tests(verdict)),
     ]
+    tests = [row for verdict in found for row in verdict.tests.to_dict("records")]
+    blocks += machine_blocks(loader, [(row["contrast"], row["arm"], row["against"]) for row in tests])
     arms = [arm for verdict in found for column in ("arm", "against") for arm in verdict.tests[column] if arm]
     return Page(
         PATH,
@@ -97,7 +99,9 @@ def preregistered_page(loader: ExperimentDataLoader, built: datetime | None = No
 def _summary(found: tuple[Verdict, ...]) -> Md:
     counts = Counter(verdict.answer for verdict in found)
     said = ", ".join(f"{counts[answer]} {answer}" for answer in ("yes", "no", "inconclusive", "pending"))
-    return md("**Of {total} hypotheses: {said}.**", total=len(found), said=said)
+    less = [verdict.id for verdict in found if verdict.limited]
+    limits = md(" Of {which} less was shown than the statement says.", which=common.names(less)) if less else Md("")
+    return md("**Of {total} hypotheses: {said}.**{limits}", total=len(found), said=said, limits=limits)
 
 
 def _report(verdict: Verdict) -> Link:
@@ -115,7 +119,7 @@ def _pending(found: tuple[Verdict, ...]) -> list[Block]:
 
 
 def _tests(verdict: Verdict) -> list[Block]:
-    heading = Heading(f"{verdict.id}: {verdict.answer}", 3, anchor=verdict.id.lower())
+    heading = Heading(f"{verdict.id}: {verdict.answered}", 3, anchor=verdict.id.lower())
     if verdict.tests.empty:
         return [heading, Paragraph(verdict.statement), Paragraph(verdict.evidence)]
     rows = tuple(

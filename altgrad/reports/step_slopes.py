@@ -8,15 +8,18 @@ from typing import Literal
 import pandas as pd
 from pydantic import AwareDatetime, Field
 
-from altgrad.analysis.step_rules import RULES
 from altgrad.formats import get_format
 from altgrad.pages import Block, Bullets, CodeBlock, Column, Note, Paragraph, Table, md
 from altgrad.reports import common
 from altgrad.reports.benchmarks import RECORDED, Record, read_record
 from altgrad.runs.schema import RecordError
+from altgrad.studies import RULES
 
 NAME = "step-slopes.json"
-NAMES = {**RULES, "gradient-without-eps": "S on the gradient, eps 1e-20 in place of 1e-8"}
+NAMES = {
+    **{rule: choice.label for rule, choice in RULES.items()},
+    "gradient-without-eps": "S on the gradient, eps 1e-20 in place of 1e-8",
+}
 COMMAND = ".venv/bin/python benchmarks/step_slopes.py"
 
 
