@@ -22,8 +22,8 @@ from altgrad.analysis.failures import headline  # noqa: E402
 from altgrad.analysis.reports.format_comparison import answer  # noqa: E402
 from altgrad.cli import pull_progress  # noqa: E402
 from altgrad.config import UsageError  # noqa: E402
-from altgrad.pages.content import visible  # noqa: E402
 from altgrad.runs.wandb_access import project_and_entity  # noqa: E402
+from altgrad.text import visible  # noqa: E402
 
 SILENCE_SECONDS = 6.0
 ANSWER = re.compile(r"(<!-- answer -->\n).*?(<!-- /answer -->)", re.DOTALL)

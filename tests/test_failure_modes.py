@@ -24,20 +24,19 @@ from altgrad.analysis.failures import (
     FAILURE_GAP,
     LIMITS,
     REMEDIES,
-    SYMPTOMS,
     arm_symptoms,
     failure_verdicts,
     remedies_missing,
 )
 from altgrad.analysis.literature import CLAIMS, findings, literature_verdicts
 from altgrad.analysis.preregistered import Verdict
-from altgrad.analysis.reports.arms import command
 from altgrad.analysis.reports.failure_modes import failure_modes_page
 from altgrad.analysis.reports.literature import literature_page
-from altgrad.config import ExperimentConfig, load_config
+from altgrad.config import ExperimentConfig, command, load_config
 from altgrad.pages import Page, Table
 from altgrad.pages.render import Dialect, render
 from altgrad.runs import RunRecord, RunSet, load_runs
+from altgrad.runs.diagnosis import SYMPTOMS
 from altgrad.runs.schema import FAILURE_KINDS, arm_id, run_id
 
 ROOT = Path(__file__).parents[1]

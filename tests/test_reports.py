@@ -14,8 +14,7 @@ from records import config, write_matrix, write_run
 
 from altgrad.analysis import ExperimentDataLoader, ReportGenerator
 from altgrad.analysis.reports import arm_pages, home_page
-from altgrad.analysis.reports.arms import command
-from altgrad.config import ExperimentConfig, load_config
+from altgrad.config import ExperimentConfig, command, load_config
 from altgrad.pages import write_folder
 
 ROOT = Path(__file__).parents[1]

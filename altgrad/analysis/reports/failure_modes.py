@@ -24,17 +24,16 @@ from altgrad.analysis.failures import (
     LIMITS,
     PRECISION_LOST,
     FailureAnalyzer,
-    diagnose,
     failure_verdicts,
     headline,
     remedies_missing,
 )
 from altgrad.analysis.hypotheses import E0M7, E7M0
-from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader
+from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.preregistered import SEEDS, Verdict, contrast, family, in_words, missing, select
 from altgrad.analysis.reports import common, health
-from altgrad.analysis.reports.arms import command
 from altgrad.analysis.statistics import ALPHA, MARGIN
+from altgrad.config import OPERAND_NAMES, command
 from altgrad.formats import SPLITS_8BIT
 from altgrad.pages import (
     BACKGROUND,
@@ -61,6 +60,7 @@ from altgrad.pages import (
     join,
     md,
 )
+from altgrad.runs.diagnosis import diagnose
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

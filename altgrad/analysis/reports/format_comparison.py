@@ -27,11 +27,11 @@ from altgrad.analysis.comparison import (
     scale_policies,
 )
 from altgrad.analysis.format_verdicts import format_verdicts
-from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader, rule_label
+from altgrad.analysis.loader import ExperimentDataLoader, rule_label
 from altgrad.analysis.preregistered import Verdict
 from altgrad.analysis.reports import common
 from altgrad.analysis.statistics import MARGIN, MIN_PAIRS, SMALLEST_GAP, Estimate, name_of_test
-from altgrad.config import LAYER_TYPES
+from altgrad.config import LAYER_TYPES, OPERAND_NAMES
 from altgrad.formats import get_format
 from altgrad.pages import (
     FOREGROUND,

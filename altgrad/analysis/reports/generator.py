@@ -19,7 +19,7 @@ from altgrad.analysis.reports.format_comparison import format_comparison_page
 from altgrad.analysis.reports.manifold_comparison import manifold_comparison_page
 from altgrad.analysis.reports.tuning import swept
 from altgrad.pages import Block, Chart, ChartBlock, Details, Note, Page, chart_figure, write_folder
-from altgrad.pages.render import csv
+from altgrad.text import csv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
