@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -16,7 +17,7 @@ import pytest
 from records import DATA, config, write_run
 
 from altgrad.cli import main
-from altgrad.runs import FAILURE_KINDS, Failure, RunRecord, RunWriter, read_run
+from altgrad.runs import FAILURE_KINDS, Failure, RunRecord, RunWriter, read_run, record
 from altgrad.runs.diagnosis import (
     DIAGNOSED,
     DIVERGED,
@@ -251,6 +252,19 @@ def test_explain_prints_any_record_and_names_what_is_none(tmp_path: Path, capsys
         assert printed.out == ""
         assert printed.err.startswith("error: ")
         assert printed.err.count("\n") == 1
+
+
+def test_a_loop_of_ones_own_is_not_told_to_run_commands_of_ours(tmp_path: Path) -> None:
+    with (
+        contextlib.suppress(RuntimeError),
+        record(tmp_path, name="mlp", config={"width": 32}, seed=0, data="digits") as run,
+    ):
+        run.log(1, loss=2.0)
+        raise RuntimeError("no more memory")
+    report = failure_report(read_run(run.path))
+    assert "no more memory" in report
+    assert "experiments/" not in report
+    assert "--resume" not in report
 
 
 @pytest.mark.parametrize(

@@ -392,7 +392,7 @@ def _advice(record: RunRecord, failure: Failure) -> tuple[str, ...]:
     if "nan_loss" in failure.kinds and in_operand and rounded and record.config.stability.shift_to is None:
         lines.append("set stability.shift_to to a wider format, to go on from the last good weights")
     lines += [symptom.advice for symptom in SYMPTOMS if symptom.kind in failure.kinds]
-    if record.status != "failed" and "unknown" in failure.kinds:
+    if record.status != "failed" and "unknown" in failure.kinds and record.config.foreign is None:
         resumable = record.config.checkpoint.every > 0
         lines.append(
             "run the same command with --resume to go on from the last checkpoint"

@@ -30,7 +30,8 @@ def failure_report(record: RunRecord, failure: Failure | None = None) -> str:
     parts += _warnings(record)
     if failure is not None:
         parts += [*_losses(failure), *_diagnostics(failure)]
-    parts += ["## Run it again", fenced(command(record.config), "bash")]
+    if record.config.foreign is None:  # no command of ours runs another loop
+        parts += ["## Run it again", fenced(command(record.config), "bash")]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
