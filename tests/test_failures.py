@@ -428,11 +428,9 @@ def test_what_goes_wrong_while_explaining_hides_no_error(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, broken, lambda *given, **more: 1 / 0)
-    with pytest.raises(KeyboardInterrupt):
-        train_ended(tmp_path, ctrl_c)
-    (folder,) = tmp_path.iterdir()
-    assert read_run(folder).status == "interrupted"
-    assert place(diagnose(read_run(folder))) == (ENDED - 1, None, None)  # type: ignore[arg-type]
+    record, report = run(tmp_path / "ended", {ENDED: ctrl_c})
+    assert (record.status, report) == ("interrupted", None)
+    assert place(diagnose(record)) == (ENDED - 1, None, None)  # type: ignore[arg-type]
     failed, _ = run(tmp_path / "failed", {PLANTED: lasting_infinity})
     assert place(recorded(failed)) == (PLANTED, f"{DOWN}.grad", "backward"), "what the trainer knew by itself"
 
@@ -448,24 +446,9 @@ def test_a_disk_without_room_for_the_report_keeps_the_failure_in_the_record(
         original(path, text)
 
     monkeypatch.setattr(run_writer, "write_text", full)
-    with pytest.raises(KeyboardInterrupt):
-        train_ended(tmp_path, ctrl_c)
-    (folder,) = tmp_path.iterdir()
-    assert recorded(read_run(folder)).message == "stopped by Ctrl-C"
-    assert not (folder / "failure.md").exists()
-
-
-def train_ended(out: Path, end: Fault) -> None:
-    original = loop._Run._train_step
-
-    def ended(self: loop._Run) -> dict[str, float]:
-        if self.at.step == ENDED:
-            end(self)
-        return original(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Run, "_train_step", ended)
-        train(config(), out, corpus=words(), progress=False)
+    record, report = run(tmp_path, {ENDED: ctrl_c})
+    assert recorded(record).message == "stopped by Ctrl-C"
+    assert report is None
 
 
 def test_the_trainer_names_the_matrix_that_grew_most_where_none_jumped(tmp_path: Path) -> None:

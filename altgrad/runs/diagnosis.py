@@ -250,7 +250,7 @@ def _traced(record: RunRecord, failure: Failure) -> Failure:
         if (step, alarm.tensor) == (failure.step, failure.tensor):
             return _named(failure, step, alarm)
     if failure.tensor is None and diverged and (grown := _grown(record)) is not None:
-        tensor, factor, first, last = grown
+        factor, tensor, first, last = grown
         cause = f"its norm grew most, {factor:.3g} times from step {first} to step {last}"
         failure = replace(failure, tensor=tensor, phase="optimizer", cause=cause)
     return failure
@@ -333,19 +333,17 @@ def _symptom_kinds(record: RunRecord) -> tuple[str, ...]:
     return tuple(kind for kind in FAILURE_KINDS if kind in kinds)
 
 
-def _grown(record: RunRecord) -> tuple[str, float, int, int] | None:
-    """The weight whose recorded norm grew most from its first to its last look: name, factor, both steps."""
+def _grown(record: RunRecord) -> tuple[float, str, int, int] | None:
+    """The weight whose recorded norm grew most from its first to its last look: factor, name, both steps."""
     layers = record.layers
     norms = layers[(layers["operand"] == "weight") & (layers["statistic"] == "norm_l2")]
-    factors = []
-    for layer, rows in norms.groupby("layer", observed=True, sort=False):
-        first, last = rows.iloc[0], rows.iloc[-1]
-        if first["value"] > 0 and last["value"] > first["value"]:
-            factors.append((last["value"] / first["value"], f"{layer}.weight", int(first["step"]), int(last["step"])))
-    if not factors:
-        return None
-    factor, tensor, first_step, last_step = max(factors)
-    return tensor, float(factor), first_step, last_step
+    grown = [
+        (float(last["value"] / first["value"]), f"{layer}.weight", int(first["step"]), int(last["step"]))
+        for layer, rows in norms.groupby("layer", observed=True, sort=False)
+        for first, last in [(rows.iloc[0], rows.iloc[-1])]
+        if last["value"] > first["value"] > 0
+    ]
+    return max(grown, default=None)
 
 
 def _diagnostics(record: RunRecord, tensor: str | None) -> tuple[dict[str, Any], ...]:
@@ -358,9 +356,8 @@ def _diagnostics(record: RunRecord, tensor: str | None) -> tuple[dict[str, Any],
         figures = {name: float(f"{values[name]:.4g}") for name in DIAGNOSTICS if name in values}
         shown = any(symptom.shown_by(operand, name, value) for symptom in SYMPTOMS for name, value in figures.items())
         order = (not (tensor or "").startswith(f"{layer}."), not figures.get("nonfinite", 0) > 0, not shown)
-        found.append(
-            (order, {"step": int(last["step"].iloc[0]), "layer": str(layer), "operand": str(operand), **figures})
-        )
+        place = {"step": int(last["step"].iloc[0]), "layer": str(layer), "operand": str(operand)}
+        found.append((order, place | figures))
     return tuple(row for _, row in sorted(found, key=lambda each: each[0])[:DIAGNOSED])
 
 
@@ -393,10 +390,8 @@ def _advice(record: RunRecord, failure: Failure) -> tuple[str, ...]:
         lines.append("set stability.shift_to to a wider format, to go on from the last good weights")
     lines += [symptom.advice for symptom in SYMPTOMS if symptom.kind in failure.kinds]
     if record.status != "failed" and "unknown" in failure.kinds and record.config.foreign is None:
-        resumable = record.config.checkpoint.every > 0
-        lines.append(
-            "run the same command with --resume to go on from the last checkpoint"
-            if resumable
-            else "set checkpoint.every to be able to go on (--resume) from where a run was stopped"
-        )
+        if record.config.checkpoint.every > 0:
+            lines.append("run the same command with --resume to go on from the last checkpoint")
+        else:
+            lines.append("set checkpoint.every to be able to go on (--resume) from where a run was stopped")
     return tuple(dict.fromkeys(line for line in lines if line))

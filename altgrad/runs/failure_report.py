@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from altgrad.config import OPERAND_NAMES, command
 from altgrad.runs.diagnosis import DIAGNOSTICS, diagnose, warnings_of
@@ -13,6 +12,7 @@ from altgrad.text import cell, escape, fenced
 
 SHOWN_WARNINGS = 20
 """How many warnings the report lists; the rest are counted."""
+Row = Sequence[float | str | None]
 
 
 def failure_report(record: RunRecord, failure: Failure | None = None) -> str:
@@ -79,47 +79,37 @@ def _sentence(failure: Failure) -> str:
 
 def _warnings(record: RunRecord) -> list[str]:
     found = warnings_of(record)
-    if not found:
-        return []
     count = record.run["summary"].get("warnings")
     total = max(len(found), count if isinstance(count, int) else 0)
     rows = [(step, *alarm) for step, alarm in found[:SHOWN_WARNINGS]]
-    left_out = f", the first {len(rows)} of {total}" if total > len(rows) else ""
-    head = ("Step", "What", "Tensor", "Phase", "Value", "Message")
-    return ["## Warnings", f"**In order of steps{left_out}**", _table(head, rows, right=("Step", "Value"))]
+    caption = "In order of steps" + (f", the first {len(rows)} of {total}" if total > len(rows) else "")
+    return _section("Warnings", caption, ("Step", "What", "Tensor", "Phase", "Value", "Message"), rows, "Step", "Value")
 
 
 def _losses(failure: Failure) -> list[str]:
-    if not failure.losses:
-        return []
     rows = [(step, "not finite" if loss is None else f"{loss:.4f}") for step, loss in failure.losses]
-    caption = "**Training loss in nats per character, thinned but for the last steps**"
-    return ["## Losses", caption, _table(("Step", "Loss"), rows, right=("Step", "Loss"))]
+    caption = "Training loss in nats per character, thinned but for the last steps"
+    return _section("Losses", caption, ("Step", "Loss"), rows, "Step", "Loss")
 
 
 def _diagnostics(failure: Failure) -> list[str]:
-    if not failure.diagnostics:
-        return []
     names = [name for name in DIAGNOSTICS if any(name in row for row in failure.diagnostics)]
     rows = []
     for row in failure.diagnostics:
         operand = str(row.get("operand"))
+        figures = {name: "not finite" if value is None else value for name, value in row.items()}
         place = (str(row.get("layer")), OPERAND_NAMES.get(operand, operand), str(row.get("step")))
-        rows.append((*place, *(_figure(row, name) for name in names)))
-    caption = "**The last recorded figures; the Method page says what each is. Not finite: NaN or infinity**"
-    return ["## Last diagnostics", caption, _table(("Layer", "Operand", "Step", *names), rows, right=("Step", *names))]
+        rows.append((*place, *map(figures.get, names)))
+    caption = "The last recorded figures; the Method page says what each is. Not finite: NaN or infinity"
+    return _section("Last diagnostics", caption, ("Layer", "Operand", "Step", *names), rows, "Step", *names)
 
 
-def _figure(row: dict[str, Any], name: str) -> float | str | None:
-    if name not in row:
-        return None
-    value = row[name]
-    if value is None:
-        return "not finite"
-    return value if isinstance(value, float) else str(value)
+def _section(heading: str, caption: str, head: Sequence[str], rows: Sequence[Row], *right: str) -> list[str]:
+    """A table below its heading; nothing where it has no rows."""
+    return [f"## {heading}", f"**{caption}**", _table(head, rows, *right)] if rows else []
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[float | str | None]], right: Sequence[str] = ()) -> str:
+def _table(head: Sequence[str], rows: Sequence[Row], *right: str) -> str:
     lines: list[Sequence[str]] = [
         [cell(title) for title in head],
         ["---:" if title in right else "---" for title in head],
