@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from altgrad import __version__
 from altgrad.config import UsageError, load_config
+from altgrad.text import csv, shorten, visible
 
 EXPLAINING = """Say what broke in a recorded run, where and when, as markdown on standard output.
 
@@ -161,8 +162,8 @@ def run_explain(options: argparse.Namespace) -> int:
     Raises:
         UsageError: the folder holds no readable record.
     """
-    from altgrad.reports.failure_report import failure_report
     from altgrad.runs import read_run
+    from altgrad.runs.failure_report import failure_report
 
     folder: Path = options.folder
     if not folder.is_dir():
@@ -358,8 +359,6 @@ def runs_diff(options: argparse.Namespace) -> int:
 
 def runs_export(options: argparse.Namespace) -> int:
     """``altgrad runs export``."""
-    from altgrad.pages.content import visible
-    from altgrad.pages.render import csv
     from altgrad.runs import read_histories
     from altgrad.runs.query import find, select, table
     from altgrad.runs.writer import replacing
@@ -403,7 +402,6 @@ def runs_export(options: argparse.Namespace) -> int:
 
 def runs_verify(options: argparse.Namespace) -> int:
     """``altgrad runs verify``."""
-    from altgrad.pages.content import visible
     from altgrad.runs.query import verify
 
     count, problems = verify(_sources(options))
@@ -415,7 +413,6 @@ def runs_verify(options: argparse.Namespace) -> int:
 
 def runs_prune(options: argparse.Namespace) -> int:
     """``altgrad runs prune``."""
-    from altgrad.pages.content import visible
     from altgrad.runs.query import prunable, prune
 
     if not (options.status or options.older_than is not None or options.where or options.old):
@@ -518,8 +515,6 @@ def runs_import(options: argparse.Namespace) -> int:
 
 def _tell(found: Pulled) -> None:
     """What a pull or an import brought, with everything that was read under another name or could not be kept."""
-    from altgrad.pages.content import visible
-
     for identity in found.fetched:
         print(visible(identity))
         for line in found.reports.get(identity, ()):
@@ -546,8 +541,6 @@ def _load(options: argparse.Namespace) -> RunSet:
 
 
 def _warn(problems: Sequence[Problem]) -> None:
-    from altgrad.pages.content import visible
-
     for problem in problems:
         print(visible(f"warning: left out {problem.where}: {problem.reason}"), file=sys.stderr)
 
@@ -579,8 +572,6 @@ def _print_json(value: Any) -> None:
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
     """Aligned text; on a terminal a rich table where rich is installed. Nothing in a cell acts as markup or control."""
-    from altgrad.pages.content import shorten, visible
-
     cells = [[shorten(visible(cell), 2000) for cell in row] for row in (head, *rows)]
     if sys.stdout.isatty() and importlib.util.find_spec("rich"):
         from rich.console import Console

@@ -10,8 +10,9 @@ import difflib
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -23,6 +24,7 @@ from altgrad.formats import Rounding, get_format
 LayerType = Literal["attention", "mlp", "embedding", "head"]
 LAYER_TYPES: tuple[LayerType, ...] = ("attention", "mlp", "embedding", "head")
 OPERANDS = ("weight", "activation", "grad_output")
+OPERAND_NAMES = {"weight": "weights", "activation": "activations", "grad_output": "gradients"}
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
 
@@ -515,6 +517,55 @@ def parse_config(data: Mapping[str, Any], source: str) -> ExperimentConfig:
         key = ".".join(str(part) for part in first["loc"])
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise UsageError(f"{source}: {_explain(key, dict(first))}{more}") from None
+
+
+def command(config: ExperimentConfig) -> str:
+    """The command that runs `config` again, from the default config and what differs from it."""
+    sets = [f"--set {shlex.quote(f'{key}={scalar(value)}')}" for key, value in changes(config).items()]
+    head = ".venv/bin/python experiments/run_experiment.py experiments/configs/fp32.yaml"
+    return " \\\n  ".join([head, *sets, f"--seed {config.seed}"])
+
+
+def changes(config: ExperimentConfig) -> dict[str, Any]:
+    """What `config` sets otherwise than the defaults, by dotted key; the seed and bookkeeping left out."""
+    default = flat(ExperimentConfig().arm_identity())
+    own = flat(config.arm_identity())
+    return {key: value for key, value in own.items() if key not in default or value != default[key]}
+
+
+def flat(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested sections by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in sections.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections that `flat` has flattened."""
+    sections: dict[str, Any] = {}
+    for key, value in leaves.items():
+        *parents, last = key.split(".")
+        target = sections
+        for part in parents:
+            target = target.setdefault(part, {})
+        target[last] = value
+    return sections
+
+
+def scalar(value: Any) -> str:
+    """A config value as YAML on one line."""
+    return _scalar(value) if isinstance(value, str | int | float) else _yaml(value)
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _scalar(value: str | int | float) -> str:
+    """Many arms say the same."""
+    return _yaml(value)
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
 
 
 def _explain(key: str, error: dict[str, Any]) -> str:

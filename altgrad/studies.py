@@ -16,7 +16,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from altgrad.config import LAYER_TYPES, OPERANDS, ExperimentConfig, UsageError, digest, parse_config
+from altgrad.config import LAYER_TYPES, OPERAND_NAMES, OPERANDS, ExperimentConfig, UsageError, digest, parse_config
 from altgrad.formats import get_format
 
 PILOT_SEEDS = range(5)
@@ -40,7 +40,6 @@ RULE_FORMATS = ("E4M3", "E5M2", "E0M7")
 """The formats in which step rules are compared; the first with every rule."""
 
 EXTREMES = ("E0M7", "E7M0")
-OPERAND_WORDS = {"weight": "weights", "activation": "activations", "grad_output": "gradients"}
 FP32_RATE = 0.016
 """AdamW's rate for FP32, the best of study pilot-tuning. Every arm has it for the parameters that are not quantized."""
 
@@ -289,7 +288,7 @@ _ARMS: tuple[Arm, ...] = (
     _arm("E7M0 own rate", "E7M0", rate=0.004, label="E7M0 with a learning rate of its own"),
     *(
         _arm(f"{fmt} {words}", fmt, {operand: fmt.lower()}, label=f"{fmt} in {words}")
-        for operand, words in OPERAND_WORDS.items()
+        for operand, words in OPERAND_NAMES.items()
         for fmt in SPLITS
     ),
     *(
@@ -395,7 +394,7 @@ STUDIES: Mapping[str, Study] = {
         _with(CLOSE_SEEDS, "FP32", CLOSE_FORMATS)
         | _with(SEEDS, (fmt for fmt in SPLITS if fmt not in CLOSE_FORMATS), "BF16", "E0M7 own rate", "E7M0 own rate")
         | _with(SEEDS[:1], "E1M6")
-        | _with(SEEDS, (f"{fmt} {words}" for words in OPERAND_WORDS.values() for fmt in SPLITS)),
+        | _with(SEEDS, (f"{fmt} {words}" for words in OPERAND_NAMES.values() for fmt in SPLITS)),
     ),
     "layers": Study(
         "The splits in one layer type at a time, everything else unquantized.",

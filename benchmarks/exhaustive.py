@@ -39,6 +39,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor  # noqa: E402
 
 import altgrad  # noqa: E402
+from altgrad.config import UsageError  # noqa: E402
+from altgrad.formats import get_format  # noqa: E402
 from altgrad.reports.benchmarks import (  # noqa: E402
     ALL_INPUTS,
     RECORDED,
@@ -48,8 +50,6 @@ from altgrad.reports.benchmarks import (  # noqa: E402
     read_record,
     write_record,
 )
-from altgrad.config import UsageError  # noqa: E402
-from altgrad.formats import get_format  # noqa: E402
 from altgrad.rounding import compile_quantize, quantize  # noqa: E402
 from altgrad.runs.schema import digest  # noqa: E402
 

@@ -37,6 +37,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor  # noqa: E402
 
 import altgrad  # noqa: E402
+from altgrad.config import UsageError  # noqa: E402
+from altgrad.formats import get_format  # noqa: E402
 from altgrad.reports.benchmarks import (  # noqa: E402
     RECORDED,
     Accelerator,
@@ -46,8 +48,6 @@ from altgrad.reports.benchmarks import (  # noqa: E402
     read_record,
     write_record,
 )
-from altgrad.config import UsageError  # noqa: E402
-from altgrad.formats import get_format  # noqa: E402
 from altgrad.rounding import compile_quantize, quantize, quantize_counted  # noqa: E402
 from altgrad.runs.schema import without_paths  # noqa: E402
 

@@ -13,8 +13,8 @@ DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "reports" / "correc
 
 def files() -> dict[str, bytes]:
     """The page. The import is inside so that an error in it shows as a page while serving."""
-    from altgrad.reports import site_corrections
     from altgrad.pages.document import DocumentError
+    from altgrad.reports import site_corrections
 
     try:
         return {"reports/corrections.md": site_corrections(DOCUMENT).encode()}

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from altgrad.pages import Page, write_folder
 from altgrad.reports.benchmarks import (
     ALL_INPUTS,
     RECORDED,
@@ -22,7 +23,6 @@ from altgrad.reports.benchmarks import (
     kernel_fingerprint,
     read_record,
 )
-from altgrad.pages import Page, write_folder
 from altgrad.runs.schema import RecordError
 
 ROOT = Path(__file__).parents[1]

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from altgrad.reports.explorer import GROUPS, formats_json
 from altgrad.analysis.tensors import POLICIES, Histogram, outcome
 from altgrad.formats import ROUNDINGS, FloatFormat, get_format, list_formats
+from altgrad.reports.explorer import GROUPS, formats_json
 
 SCRIPTS = Path(__file__).parent / "site" / "javascript"
 VALUES = 10_000

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from altgrad.analysis.preregistered import Verdict
 from records import DATA, config, full_look, write_run
 
 from altgrad.analysis import ExperimentDataLoader, FailureAnalyzer, FormatComparator
@@ -24,20 +25,18 @@ from altgrad.analysis.failures import (
     FAILURE_GAP,
     LIMITS,
     REMEDIES,
-    SYMPTOMS,
     arm_symptoms,
     failure_verdicts,
     remedies_missing,
 )
 from altgrad.analysis.literature import CLAIMS, findings, literature_verdicts
-from altgrad.analysis.preregistered import Verdict
-from altgrad.reports.arms import command
-from altgrad.reports.failure_modes import failure_modes_page
-from altgrad.reports.literature import literature_page
-from altgrad.config import ExperimentConfig, load_config
+from altgrad.config import ExperimentConfig, command, load_config
 from altgrad.pages import Page, Table
 from altgrad.pages.render import Dialect, render
+from altgrad.reports.failure_modes import failure_modes_page
+from altgrad.reports.literature import literature_page
 from altgrad.runs import RunRecord, RunSet, load_runs
+from altgrad.runs.diagnosis import SYMPTOMS
 from altgrad.runs.schema import FAILURE_KINDS, arm_id, run_id
 
 ROOT = Path(__file__).parents[1]

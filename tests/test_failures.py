@@ -16,29 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from altgrad.analysis import ExperimentDataLoader, FailureAnalyzer  # noqa: E402
-from altgrad.analysis.failures import (  # noqa: E402
-    DIAGNOSED,
-    DIVERGED,
-    LAST_LOSSES,
-    LOSSES,
-    SYMPTOMS,
-    UNIFORM_LOSS,
-    diagnose,
-    symptoms,
-    warnings_of,
-)
-from altgrad.reports.failure_report import failure_report  # noqa: E402
 from altgrad.cli import main  # noqa: E402
 from altgrad.config import ExperimentConfig, load_config, parse_config  # noqa: E402
 from altgrad.models import GPT  # noqa: E402
-from altgrad.runs import FAILURE_KINDS, Alarm, Failure, RunRecord, RunWriter, read_run  # noqa: E402
+from altgrad.runs import Alarm, Failure, RunRecord, read_run  # noqa: E402
 from altgrad.runs import writer as run_writer  # noqa: E402
+from altgrad.runs.diagnosis import DIVERGED, SYMPTOMS, UNIFORM_LOSS, diagnose, warnings_of  # noqa: E402
+from altgrad.runs.failure_report import failure_report  # noqa: E402
 from altgrad.telemetry import Watch  # noqa: E402
 from altgrad.telemetry.rank import COLLAPSED  # noqa: E402
 from altgrad.telemetry.watch import JUMP, WINDOW  # noqa: E402
@@ -217,6 +206,8 @@ def test_an_infinity_in_one_gradient_ends_the_run_under_its_name(tmp_path: Path,
     looked = record.layers.loc[record.layers["operand"] == "grad_output", "step"]
     assert looked.max() == PLANTED, "the operands of the first bad step are in the table"
     assert {row["step"] for row in failure.diagnostics if row["operand"] == "grad_output"} == {PLANTED}
+    of_formats = [line for line in failure.advice if "quantize" in line or "shift_to" in line]
+    assert bool(of_formats) == bool(given), "advice on formats is for runs that have some"
     assert_report_agrees(record, report)
 
 
@@ -297,13 +288,6 @@ def test_a_planted_divergence_is_not_blamed_on_the_learning_rate(tmp_path: Path)
     assert failure.kinds[0] == "divergence"
     assert place(failure) == (PLANTED, "head.weight", "forward")
     assert not any("learning_rate" in line for line in failure.advice)
-
-
-@FORMATS
-def test_advice_on_formats_is_for_runs_that_have_some(tmp_path: Path, given: dict) -> None:
-    failure = recorded(run(tmp_path, {PLANTED: lasting_infinity}, **given)[0])
-    assert any("quantize" in line or "shift_to" in line for line in failure.advice) == bool(given)
-    assert failure.advice
 
 
 @FORMATS
@@ -444,11 +428,9 @@ def test_what_goes_wrong_while_explaining_hides_no_error(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, broken, lambda *given, **more: 1 / 0)
-    with pytest.raises(KeyboardInterrupt):
-        train_ended(tmp_path, ctrl_c)
-    (folder,) = tmp_path.iterdir()
-    assert read_run(folder).status == "interrupted"
-    assert place(diagnose(read_run(folder))) == (ENDED - 1, None, None)  # type: ignore[arg-type]
+    record, report = run(tmp_path / "ended", {ENDED: ctrl_c})
+    assert (record.status, report) == ("interrupted", None)
+    assert place(diagnose(record)) == (ENDED - 1, None, None)  # type: ignore[arg-type]
     failed, _ = run(tmp_path / "failed", {PLANTED: lasting_infinity})
     assert place(recorded(failed)) == (PLANTED, f"{DOWN}.grad", "backward"), "what the trainer knew by itself"
 
@@ -464,146 +446,9 @@ def test_a_disk_without_room_for_the_report_keeps_the_failure_in_the_record(
         original(path, text)
 
     monkeypatch.setattr(run_writer, "write_text", full)
-    with pytest.raises(KeyboardInterrupt):
-        train_ended(tmp_path, ctrl_c)
-    (folder,) = tmp_path.iterdir()
-    assert recorded(read_run(folder)).message == "stopped by Ctrl-C"
-    assert not (folder / "failure.md").exists()
-
-
-def train_ended(out: Path, end: Fault) -> None:
-    original = loop._Run._train_step
-
-    def ended(self: loop._Run) -> dict[str, float]:
-        if self.at.step == ENDED:
-            end(self)
-        return original(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Run, "_train_step", ended)
-        train(config(), out, corpus=words(), progress=False)
-
-
-def test_explain_prints_any_record_and_names_what_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(tmp_path)
-    (folder,) = tmp_path.iterdir()
-    assert main(["explain", str(folder)]) == 0
-    assert "The run finished: nothing to explain." in capsys.readouterr().out
-    for wrong in (tmp_path / "none", tmp_path):
-        assert main(["explain", str(wrong)]) == 2
-        printed = capsys.readouterr()
-        assert printed.out == ""
-        assert printed.err.startswith("error: ")
-        assert printed.err.count("\n") == 1
-
-
-def test_a_report_shows_what_a_record_holds_as_text(tmp_path: Path) -> None:
-    record, _ = run(tmp_path, {ENDED: sigterm})
-    evil = "<script>alert(1)</script> | [x](javascript:y) `"
-    event = {"kind": "warning", "step": 2, "what": evil, "tensor": evil, "phase": "forward", "message": evil}
-    damaged = [
-        None,
-        {**event, "value": 10**400},
-        {"kind": "warning"},
-        {**event, "step": "x"},
-        {**event, "phase": "lunch"},
-        {"kind": "nonfinite"},
-    ]
-    head = {**record.run, "failure": None, "events": [*damaged, {**event, "value": "x"}, event], "message": evil}
-    report = failure_report(dataclasses.replace(record, run=head))
-    for part in ("<script", "](javascript", "| [x]"):
-        assert part not in report
-    assert "script" in report
-    assert len(warnings_of(dataclasses.replace(record, run=head))) == 3
-
-
-def test_a_failure_without_the_later_keys_loads_unchanged_and_is_completed_by_the_reader(tmp_path: Path) -> None:
-    old = {"kinds": ["nan_loss"], "step": 3, "tensor": "head.weight", "phase": "forward", "message": "loss is NaN"}
-    assert {key: value for key, value in Failure(**old).to_json().items() if key in old} == old
-    assert (Failure(**old).losses, Failure(**old).advice, Failure(**old).cause) == ((), (), "")
-    record, _ = run(tmp_path, {ENDED: sigterm}, **E4M3)
-    head = {**record.run, "status": "failed", "failure": old, "events": []}
-    found = diagnose(dataclasses.replace(record, run=head))
-    assert found is not None
-    assert {key: value for key, value in found.to_json().items() if key in old} == old
-    assert found.losses
-    assert found.diagnostics
-    assert found.advice
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"losses": [[1, "x"]]},
-        {"losses": [[1]]},
-        {"losses": [[1, 10**400]]},
-        {"losses": 3},
-        {"diagnostics": ["x"]},
-        {"advice": [1]},
-        {"cause": 1},
-        {"unknown": 1},
-    ],
-)
-def test_a_damaged_failure_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises((ValueError, TypeError)):
-        Failure(**{"kinds": ["unknown"], "step": 1, **wrong})
-
-
-def test_losses_are_thinned_with_the_last_ones_whole(tmp_path: Path) -> None:
-    record, _ = run(tmp_path, {ENDED: sigterm})
-    for length in (1, 19, 20, 49, 50, 51, 300, 5000):
-        losses = np.linspace(4, 2, length)
-        losses[-1] = math.inf
-        history = pd.DataFrame({"step": np.arange(1, length + 1), "loss": losses})
-        head = {**record.run, "failure": None}
-        found = diagnose(
-            dataclasses.replace(record, run=head, tables={"history": history, "layers": record.layers}.__getitem__)
-        )
-        assert found is not None
-        steps = [step for step, _ in found.losses]
-        assert steps == sorted(set(steps))
-        assert steps[0] == 1
-        assert steps[-LAST_LOSSES:] == list(range(max(1, length - LAST_LOSSES + 1), length + 1))
-        assert len(steps) == min(length, LOSSES)
-        assert found.losses[-1] == (length, None)
-        assert all(loss == losses[step - 1] for step, loss in found.losses[:-1])
-        assert "nan_loss" in found.kinds
-    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["kinds"] == list(found.kinds)
-
-
-def layer_rows(*rows: tuple[int, str, str, str, float]) -> pd.DataFrame:
-    full = [(step, layer, "mlp", operand, statistic, value) for step, layer, operand, statistic, value in rows]
-    return pd.DataFrame(full, columns=["step", "layer", "layer_type", "operand", "statistic", "value"])
-
-
-def test_a_divergence_without_a_warning_is_the_matrix_that_grew_most(tmp_path: Path) -> None:
-    record, _ = run(tmp_path, {ENDED: sigterm})
-    losses = [4.0, 3.0, 6.0, *[DIVERGED + 1] * 5]
-    layers = layer_rows(
-        *((step, "a", "weight", "norm_l2", 1.0 + step) for step in (1, 8)),
-        *((step, "b", "weight", "norm_l2", 1.0 * step) for step in (1, 8)),
-        (1, "c", "weight", "norm_l2", 0.0),
-        (8, "c", "weight", "norm_l2", 9.0),
-    )
-    history = pd.DataFrame({"step": range(1, 9), "loss": losses})
-    ended = dataclasses.replace(
-        record, tables={"history": history, "layers": layers}.__getitem__, run={**record.run, "failure": None}
-    )
-    found = diagnose(ended)
-    assert found is not None
-    assert "divergence" in found.kinds
-    assert place(found) == (4, "b.weight", "optimizer")
-    assert "8 times from step 1 to step 8" in found.cause
-    jump = {"kind": "warning", "step": 2, "phase": "optimizer", "value": 9.0, "message": "m", "what": "jump"}
-    events = [{**jump, "tensor": "c.weight", "step": 3}, {**jump, "tensor": "d.weight", "step": 5}]
-    warned = diagnose(dataclasses.replace(ended, run={**ended.run, "events": events}))
-    assert warned is not None
-    assert place(warned) == (3, "c.weight", "optimizer"), "the earliest"
-    history = history.assign(loss=[4.0, 3.0, 3.0, 3.0, *[DIVERGED + 1] * 4])
-    tables = {"history": history, "layers": layers}.__getitem__
-    healed = diagnose(dataclasses.replace(ended, tables=tables, run={**ended.run, "events": events}))
-    assert healed is not None
-    assert place(healed) == (5, "d.weight", "optimizer"), "the loss recovered from the one before"
+    record, report = run(tmp_path, {ENDED: ctrl_c})
+    assert recorded(record).message == "stopped by Ctrl-C"
+    assert report is None
 
 
 def test_the_trainer_names_the_matrix_that_grew_most_where_none_jumped(tmp_path: Path) -> None:
@@ -627,19 +472,6 @@ def test_the_trainer_names_the_matrix_that_grew_most_where_none_jumped(tmp_path:
     assert_report_agrees(record, report)
 
 
-def test_each_symptom_is_seen_beyond_its_limit_alone() -> None:
-    assert {symptom.kind for symptom in SYMPTOMS} <= {*FAILURE_KINDS, "nonfinite"}
-    ends = {"gradient": "weight.grad", "update": "weight"}
-    for symptom in SYMPTOMS:
-        for operand in symptom.operands:
-            far = symptom.limit / 2 if symptom.below else (1 + symptom.limit) / 2
-            for value, shown in ((far, True), (symptom.limit, False), (math.nan, False)):
-                found = symptoms([(3, "head", "head", operand, symptom.statistic, value)])
-                assert [alarm.what for alarm in found] == [symptom.kind] * shown
-                assert all(alarm.tensor == f"head.{ends.get(operand, operand)}" for alarm in found)
-    assert symptoms([(3, "head", "head", "update", "overflow", 1.0)]) == []
-
-
 def test_a_symptom_warns_once_a_layer_and_operand(tmp_path: Path) -> None:
     static = {"scaling": {"kind": "static", "value": 2.0**-12}, "layers_every": 1}
     record, _ = run(tmp_path, **E4M3, **static)
@@ -650,34 +482,6 @@ def test_a_symptom_warns_once_a_layer_and_operand(tmp_path: Path) -> None:
     assert list(frame.columns) == ["run_id", "arm", "format", "step", "what", "tensor", "phase", "value", "message"]
     assert len(frame) == len(seen)
     assert set(frame["format"]) == {"E4M3"}
-
-
-def test_diagnostics_are_bounded_and_begin_with_the_layer_that_is_named(tmp_path: Path) -> None:
-    record, _ = run(tmp_path, {ENDED: sigterm})
-    rows = [(step, f"layer{n}", "weight", "amax", 1.0) for n in range(100) for step in (1, 4)]
-    layers = layer_rows(*rows, (4, "layer77", "weight", "nonfinite", 2.0))
-    warning = {"kind": "warning", "step": 2, "what": "jump", "phase": "forward", "value": 9.0, "message": "m"}
-    head = {**record.run, "failure": None, "events": [{**warning, "tensor": "layer50.weight"}]}
-    found = diagnose(
-        dataclasses.replace(record, tables={"history": record.history, "layers": layers}.__getitem__, run=head)
-    )
-    assert found is not None
-    assert len(found.diagnostics) == DIAGNOSED
-    assert [row["layer"] for row in found.diagnostics[:3]] == ["layer50", "layer77", "layer0"]
-    assert {row["step"] for row in found.diagnostics} == {4}
-
-
-def test_a_run_without_a_row_is_explained_too(tmp_path: Path) -> None:
-    with (
-        pytest.raises(RuntimeError),
-        RunWriter.create(tmp_path, config(), data_fingerprint={"name": "x", "sha256": "0"}, environment={}),
-    ):
-        raise RuntimeError("at once")
-    (folder,) = tmp_path.iterdir()
-    found = diagnose(read_run(folder))
-    assert found is not None
-    assert place(found) == (0, None, None)
-    assert "at once" in failure_report(read_run(folder))
 
 
 def test_the_method_page_has_the_limits_of_all_warnings() -> None:

@@ -13,12 +13,13 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 import pytest
+from altgrad.analysis.format_verdicts import _JUDGES, format_verdicts
+from altgrad.analysis.preregistered import TEST_COLUMNS, Verdict, family, in_words, row_of
 from records import DATA, config, full_look, write_matrix, write_run
 from scipy import stats
 from test_step_rules import load_campaign
 
 from altgrad.analysis import ExperimentDataLoader, FormatComparator, results_table, verdicts
-from altgrad.reports import ReportGenerator
 from altgrad.analysis.comparison import (
     PLACES,
     TABLE_COLUMNS,
@@ -27,16 +28,15 @@ from altgrad.analysis.comparison import (
     last_looks,
     scale_policies,
 )
-from altgrad.analysis.format_verdicts import _JUDGES, format_verdicts
 from altgrad.analysis.loader import RUN_COLUMNS, _of_arm, _row, format_label, scope_label
-from altgrad.analysis.preregistered import TEST_COLUMNS, Verdict, family, in_words, row_of
-from altgrad.reports.format_comparison import by_layer_type, format_comparison_page, weights_chart
-from altgrad.reports.generator import results_text
-from altgrad.reports.preregistered import preregistered_page
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import LAYER_TYPES, ExperimentConfig
 from altgrad.formats import get_format
 from altgrad.pages import Paragraph, write_folder
+from altgrad.reports import ReportGenerator
+from altgrad.reports.format_comparison import by_layer_type, format_comparison_page, weights_chart
+from altgrad.reports.generator import results_text
+from altgrad.reports.preregistered import preregistered_page
 from altgrad.runs import RunRecord, load_runs
 from altgrad.runs.schema import arm_id, run_id
 from altgrad.runs.store import RunSet

@@ -15,8 +15,6 @@ import pytest
 from records import config, full_look, write_run
 
 from altgrad.analysis import ExperimentDataLoader
-from altgrad.reports import arm_pages, format_pages
-from altgrad.reports.formats import PAGES
 from altgrad.formats import SPLITS_8BIT
 from altgrad.pages import (
     Axis,
@@ -31,6 +29,8 @@ from altgrad.pages import (
     link,
     write_folder,
 )
+from altgrad.reports import arm_pages, format_pages
+from altgrad.reports.formats import PAGES
 
 
 @pytest.fixture(scope="module")

@@ -280,8 +280,8 @@ def text_of(html: str) -> str:
 @pytest.mark.parametrize("hostile", [*HOSTILE, "\n".join(HOSTILE)])
 def test_hostile_output_is_shown_as_text_and_is_no_markup(hostile: str, torch: bool) -> None:
     pytest.importorskip("pymdownx")
-    from altgrad.pages.content import visible
     from altgrad.pages.mkdocs import finish_html
+    from altgrad.text import visible
 
     shape = page(f"exec {'torch ' * torch}hide | print({hostile!r})") + "\n## After\n"
     key = blocks(shape, "g.md")[0].key

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from altgrad.analysis.preregistered import Verdict
 from scipy import stats
 
 from altgrad.analysis import ExperimentDataLoader, verdicts
 from altgrad.reports import ReportGenerator
-from altgrad.analysis.preregistered import Verdict
 
 RECORDED = Path(__file__).parents[1] / "experiments" / "recorded"
 Losses = Mapping[str, Mapping[int, float]]

@@ -14,13 +14,12 @@ import pytest
 from records import LAYERS, Row, config, full_look, write_matrix, write_run
 
 from altgrad.analysis import ExperimentDataLoader
-from altgrad.reports import ReportGenerator
-from altgrad.reports import arm_pages, common, health
-from altgrad.reports.failure_modes import failure_modes_page
 from altgrad.config import parse_config
 from altgrad.pages import HEAT, MUTED, Chart, ChartBlock, Column, Details, Heading, Page, Table, fixed_svg, write_folder
 from altgrad.pages.render import Dialect, files, render
 from altgrad.pages.sketch import INCH, Sketch
+from altgrad.reports import ReportGenerator, arm_pages, common, health
+from altgrad.reports.failure_modes import failure_modes_page
 from altgrad.runs import Failure, load_runs, pack_study
 
 PANELS = {"weight": "weights", "grad_output": "gradients"}

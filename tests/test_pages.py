@@ -49,7 +49,8 @@ from altgrad.pages import (
     write_folder,
 )
 from altgrad.pages.mkdocs import finish_html
-from altgrad.pages.render import Dialect, csv, files, render
+from altgrad.pages.render import Dialect, files, render
+from altgrad.text import csv
 
 SITE = Dialect(site=True, address=lambda reference: f"{reference.path}.md#{reference.anchor}")
 PAYLOADS = [

@@ -18,10 +18,10 @@ import pytest
 from records import config, write_run
 
 from altgrad.analysis import ExperimentDataLoader
-from altgrad.reports import site_key
-from altgrad.reports.arms import arm_page_makers
 from altgrad.pages import mkdocs
 from altgrad.pages.mkdocs import Part, SiteBuild, _cached, _kept, _started, _writing
+from altgrad.reports import site_key
+from altgrad.reports.arms import arm_page_makers
 from altgrad.runs import load_runs, newest_time, pack_study, sources_fingerprint
 
 

@@ -13,11 +13,9 @@ import pytest
 from records import config, write_matrix, write_run
 
 from altgrad.analysis import ExperimentDataLoader
-from altgrad.reports import ReportGenerator
-from altgrad.reports import arm_pages, home_page
-from altgrad.reports.arms import command
-from altgrad.config import ExperimentConfig, load_config
+from altgrad.config import ExperimentConfig, command, load_config
 from altgrad.pages import write_folder
+from altgrad.reports import ReportGenerator, arm_pages, home_page
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "experiments" / "recorded"

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from altgrad.config import UsageError
+from altgrad.pages import write_folder
 from altgrad.reports.benchmarks import RECORDED, read_record
 from altgrad.reports.run_costs import (
     Figure,
@@ -20,8 +22,6 @@ from altgrad.reports.run_costs import (
     runs_costs_page,
     site_costs_page,
 )
-from altgrad.config import UsageError
-from altgrad.pages import write_folder
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,9 +15,9 @@ import pytest
 from records import config, write_run
 
 from altgrad.analysis import ExperimentDataLoader, FormatComparator
-from altgrad.reports.arms import arm_pages
 from altgrad.config import UsageError, load_config
 from altgrad.pages import write_folder
+from altgrad.reports.arms import arm_pages
 from altgrad.runs import Failure, RunExists, foreign_config, load_runs, record
 from altgrad.runs.query import verify
 

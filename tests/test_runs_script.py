@@ -18,10 +18,10 @@ from records import LAYERS, config, full_look, write_run
 from scipy.stats import t
 
 from altgrad.analysis.loader import RUN_COLUMNS, ExperimentDataLoader
-from altgrad.reports.arms import arm_pages
-from altgrad.reports.compare import arm_json, arm_table, config_lines, health_by_type, table_json
 from altgrad.analysis.statistics import mean_interval, paired_difference
 from altgrad.pages import slug
+from altgrad.reports.arms import arm_pages
+from altgrad.reports.compare import arm_json, arm_table, config_lines, health_by_type, table_json
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE.parent / "docs" / "javascripts" / "runs"

@@ -15,15 +15,12 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import pytest
+from altgrad.analysis.preregistered import SEEDS, TEST_COLUMNS, Verdict
 from records import config, write_matrix, write_run
 from scipy import stats
 
 from altgrad.analysis import ExperimentDataLoader, StepRuleComparator
 from altgrad.analysis.loader import rule_label
-from altgrad.analysis.preregistered import SEEDS, TEST_COLUMNS, Verdict
-from altgrad.reports.benchmarks import RECORDED, read_record
-from altgrad.reports.manifold_comparison import manifold_comparison_page
-from altgrad.reports.step_slopes import NAME, NAMES, SlopesRecord
 from altgrad.analysis.step_rules import (
     ARMS,
     BASELINES,
@@ -37,6 +34,9 @@ from altgrad.analysis.step_rules import (
 )
 from altgrad.config import ExperimentConfig, extra_bytes_per_weight
 from altgrad.pages import write_folder
+from altgrad.reports.benchmarks import RECORDED, read_record
+from altgrad.reports.manifold_comparison import manifold_comparison_page
+from altgrad.reports.step_slopes import NAME, NAMES, SlopesRecord
 from altgrad.runs import RunRecord, RunSet, load_runs
 from altgrad.runs.schema import arm_id, run_id
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from altgrad.pages import write_folder
 from altgrad.reports.benchmarks import RECORDED, read_record
 from altgrad.reports.training_cost import TrainingRecord, training_page
-from altgrad.pages import write_folder
 from altgrad.runs.schema import RecordError
 
 ROOT = Path(__file__).parents[1]

@@ -24,10 +24,10 @@ from records import write_run
 from wandb_server import KEY, WandbServer, wait_until, wandb_environment
 
 from altgrad.analysis import ExperimentDataLoader
-from altgrad.reports import arm_pages
 from altgrad.cli import main
 from altgrad.config import config_keys
 from altgrad.pages import write_folder
+from altgrad.reports import arm_pages
 from altgrad.runs import load_runs, read_run, tracking
 from altgrad.runs.query import verify
 from altgrad.runs.wandb_files import import_files

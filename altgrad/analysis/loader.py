@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import union_categoricals
 
-from altgrad.config import LAYER_TYPES, ExperimentConfig, ScaleRule, UsageError
+from altgrad.config import LAYER_TYPES, OPERAND_NAMES, OPERANDS, ExperimentConfig, ScaleRule, UsageError
 from altgrad.formats import get_format
 from altgrad.runs import Problem, RunRecord, RunSet, default_sources, load_runs, sources_fingerprint
 from altgrad.runs.pack import is_histogram, is_last, is_over_time
@@ -24,8 +24,6 @@ from altgrad.runs.wandb_pull import Pulled, pull
 from altgrad.studies import identity_of
 
 T = TypeVar("T")
-OPERANDS = ("weight", "activation", "grad_output")
-OPERAND_NAMES = {"weight": "weights", "activation": "activations", "grad_output": "gradients"}
 RUN_COLUMNS = (
     "run_id",
     "arm",

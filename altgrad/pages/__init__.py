@@ -17,7 +17,6 @@ from altgrad.pages.content import (
     Download,
     Heading,
     Link,
-    Md,
     Note,
     Page,
     PageMaker,
@@ -27,7 +26,6 @@ from altgrad.pages.content import (
     Table,
     Text,
     code,
-    escape,
     join,
     link,
     md,
@@ -36,6 +34,7 @@ from altgrad.pages.content import (
 from altgrad.pages.folder import write_folder
 from altgrad.pages.mkdocs import write_mkdocs
 from altgrad.pages.sketch import Axis, Sketch, plot_axes
+from altgrad.text import Md, escape
 
 __all__ = [
     "BACKGROUND",

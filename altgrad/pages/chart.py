@@ -12,8 +12,9 @@ import re
 from html import escape as escape_html
 from typing import TYPE_CHECKING, Any
 
-from altgrad.pages.content import Chart, visible
+from altgrad.pages.content import Chart
 from altgrad.pages.sketch import INCH, Sketch
+from altgrad.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,8 +1,9 @@
 """What a page is made of: frozen values that know no findings and no site engine.
 
-Text safety is decided here, once. A plain ``str`` anywhere in a page is untrusted (run names, notes and config
-values come from files and from W&B) and is escaped when it is rendered. Markdown that may act as markup is an `Md`,
-built by `md` from a template of ours and escaped values. There is no other way to get markup onto a page.
+What may act as markup is decided here, once. A plain ``str`` anywhere in a page is untrusted (run names, notes and
+config values come from files and from W&B) and is escaped when it is rendered (`altgrad.text`). Markdown that may act
+as markup is an `Md`, built by `md` from a template of ours and escaped values. There is no other way to get markup onto
+a page.
 """
 
 from __future__ import annotations
@@ -15,61 +16,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
+from altgrad.text import TEXT_LIMIT, Md, escape, shorten, visible
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
     from altgrad.pages.sketch import Sketch
 
-TEXT_LIMIT = 1000
-"""Longest untrusted text shown in full, in characters; a table cell shows `CELL_LIMIT`."""
-CELL_LIMIT = 160
-
-_SPECIAL = re.compile(r"""[\\`*\[\]{}<>&"'|~^$]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])|(?<=[/:.@])/|(?<=www)\.|@""")
-_LINE_START = re.compile(r"^(?:[#=:!?%]|[-+](?![0-9A-Za-z.])|(?<![0-9])[0-9]+(?P<dot>[.)])(?=\s|$))")
 _REFERENCE = re.compile(r"\]\(altgrad:([^)#\s]*)#?([^)\s]*)\)")
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
-
-
-class Md(str):
-    """Markdown that is trusted to be markup. Adding a plain string to it gives a plain, untrusted string."""
-
-    __slots__ = ()
-
-
-def visible(text: str) -> str:
-    """`text` on one line with every control, bidirectional and invisible character spelled out as ⟨U+XXXX⟩.
-
-    Line breaks and tabs become spaces; characters that no encoding can hold (lone surrogates) are spelled out too.
-    """
-    text = str(text)
-    if text.isprintable():  # none of the categories below
-        return text
-    text = re.sub(r"[\r\n\t\f\v\x85\u2028\u2029]+", " ", text)
-    return "".join(
-        f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in ("Cc", "Cf", "Co", "Cs", "Cn") else char
-        for char in text
-    )
-
-
-def shorten(text: str, limit: int) -> str:
-    """`text`, or its first `limit` characters followed by its full length."""
-    return text if len(text) <= limit else f"{text[:limit].rstrip()}… ({len(text):,} characters)"
-
-
-def escape(text: str, limit: int = TEXT_LIMIT) -> Md:
-    """Untrusted text as markdown that shows exactly this text, in GitHub's dialect and in Python-Markdown.
-
-    Everything that could start markup becomes a numeric character reference: neither dialect reads structure from
-    one (links, emphasis, tables, HTML, attribute lists, template braces), and both leave it alone inside a cell.
-    """
-    line = shorten(visible(text), limit).strip()
-    escaped = _SPECIAL.sub(lambda match: f"&#{ord(match.group())};", line)
-    start = _LINE_START.match(escaped)
-    if start:
-        at = start.start("dot") if start.group("dot") else 0
-        escaped = f"{escaped[:at]}&#{ord(escaped[at])};{escaped[at + 1 :]}"
-    return Md(escaped)
 
 
 def slug(text: str) -> str:

@@ -54,13 +54,11 @@ from altgrad.pages.content import (
     PageRef,
     Table,
     check_path,
-    escape,
-    shorten,
-    visible,
 )
 from altgrad.pages.render import Dialect, files, fragment
 from altgrad.runs import sources_fingerprint
 from altgrad.runs.schema import code_fingerprint, digest
+from altgrad.text import escape, fenced, shorten, visible
 
 COMMAND = "make guides"
 SUFFIX = ".outputs.json"
@@ -501,11 +499,9 @@ def _lines(printed: str) -> list[str]:
 
 
 def _output_block(printed: Sequence[str]) -> list[str]:
-    """The fenced block that shows an output; its fence is longer than any run of backticks inside."""
-    lines = _lines("\n".join(printed))
-    longest = max((len(run) for run in re.findall("`+", "\n".join(lines))), default=0)
-    fence = "`" * max(3, longest + 1)
-    return [f'{fence} {{ .text .output .no-copy title="Output" }}', *lines, fence]
+    """The fenced block that shows an output."""
+    text = "\n".join(_lines("\n".join(printed)))
+    return fenced(text, ' { .text .output .no-copy title="Output" }').split("\n")
 
 
 class _RefuseTorch(MetaPathFinder):

@@ -25,7 +25,6 @@ from altgrad.pages.content import (
     Column,
     Details,
     Heading,
-    Md,
     Note,
     Page,
     PageRef,
@@ -33,13 +32,12 @@ from altgrad.pages.content import (
     Source,
     Table,
     Text,
-    escape,
     markdown,
     resolve,
     slug,
-    visible,
 )
 from altgrad.pages.render import beside, cell_text
+from altgrad.text import Md, code_lines, escape
 
 _LONG_NAME = re.compile(r'<(?:"[^"]*"|[^">])*>|[^\W\d][\w./]{13,}')
 """A tag, or a name such as ``blocks.0.mlp.up.weight`` or ``E7M0/E7M0/E5M2``."""
@@ -137,8 +135,7 @@ class _Writer:
             case ChartBlock():
                 return self.chart(block.chart)
             case CodeBlock():
-                lines = [visible(line).rstrip() for line in block.text.expandtabs().splitlines()]
-                return code_html("\n".join(lines), re.sub("[^a-z0-9]", "", block.language))
+                return code_html("\n".join(code_lines(block.text)), re.sub("[^a-z0-9]", "", block.language))
             case Note():
                 title = f'<p class="admonition-title">{self.inline(block.title)}</p>'
                 return f'<div class="admonition {block.kind}">\n{title}\n{self.blocks(block.blocks)}\n</div>'

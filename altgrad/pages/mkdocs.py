@@ -34,7 +34,7 @@ from urllib.parse import quote
 
 import altgrad
 from altgrad.pages.chart import inline_svg
-from altgrad.pages.content import CodeBlock, Note, Page, PageMaker, Paragraph, Source, escape
+from altgrad.pages.content import CodeBlock, Note, Page, PageMaker, Paragraph, Source
 from altgrad.pages.html import Body, body_html, figure_html, table_html
 from altgrad.pages.kept import (
     Entries,
@@ -53,6 +53,7 @@ from altgrad.pages.kept import (
     write_entries,
 )
 from altgrad.pages.render import Dialect, files, front_matter
+from altgrad.text import escape
 
 log = logging.getLogger("mkdocs.plugins.altgrad")  # below mkdocs' own logger, so that strict builds count warnings
 

@@ -7,17 +7,13 @@ dialect (Python-Markdown with attribute lists and folding boxes) against GitHub'
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from html import escape as escape_html
 
-import pandas as pd
-
 from altgrad.pages.chart import fixed_svg
 from altgrad.pages.content import (
-    CELL_LIMIT,
     Block,
     Bullets,
     Cell,
@@ -28,22 +24,19 @@ from altgrad.pages.content import (
     Details,
     Heading,
     Link,
-    Md,
     Note,
     Page,
     PageRef,
     Paragraph,
     Table,
     Text,
-    escape,
     markdown,
     resolve,
     slug,
-    visible,
 )
+from altgrad.text import Md, cell, csv, escape, fenced, visible
 
 _ALERT = {"info": "NOTE", "warning": "WARNING", "success": "TIP", "question": "IMPORTANT"}
-_FORMULA = re.compile(r"^[=+\-@\t\r]")
 
 
 @dataclass(frozen=True)
@@ -109,21 +102,6 @@ def files(page: Page, dialect: Dialect) -> dict[str, bytes]:
     return found
 
 
-def csv(data: pd.DataFrame) -> bytes:
-    """`data` as CSV (UTF-8, LF, ten digits). Text that a spreadsheet would take for a formula gets a leading quote."""
-    texts = data.select_dtypes(include=["object", "string", "category"]).columns
-    guarded = data.rename(columns=_plain)
-    for name in texts:
-        if any(isinstance(value, str) and _FORMULA.match(value) for value in data[name].tolist()):
-            guarded[_plain(name)] = data[name].map(_plain)
-    text: str = guarded.to_csv(index=False, lineterminator="\n", float_format="%.10g")
-    return text.encode("utf-8", "backslashreplace")
-
-
-def _plain(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
-
-
 def _flat(blocks: tuple[Block, ...]) -> Iterator[Block]:
     for block in blocks:
         yield block
@@ -159,7 +137,7 @@ def _block(block: Block, page: Page, dialect: Dialect) -> str:
         case ChartBlock():
             return _chart(block.chart, page, dialect)
         case CodeBlock():
-            return _code(block)
+            return fenced(block.text, re.sub("[^a-z0-9]", "", block.language))
         case Note() | Details():
             return _box(block, page, dialect)
 
@@ -171,13 +149,6 @@ def _heading(heading: Heading, dialect: Dialect) -> str:
         return line
     identity = slug(heading.anchor)
     return f"{line} {{#{identity}}}" if dialect.site else f'<a id="{identity}"></a>\n\n{line}'
-
-
-def _code(block: CodeBlock) -> str:
-    lines = [visible(line).rstrip() for line in block.text.expandtabs().splitlines()]
-    longest = max((len(run) for run in re.findall("`+", block.text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return "\n".join([fence + re.sub("[^a-z0-9]", "", block.language), *lines, fence])
 
 
 def _box(box: Note | Details, page: Page, dialect: Dialect) -> str:
@@ -230,14 +201,10 @@ def _table(table: Table, page: Page, dialect: Dialect) -> str:
     return "\n\n".join(parts)
 
 
-def _cell(cell: Cell, dialect: Dialect) -> str:
-    return re.sub(r"(?<!\\)\|", r"\\|", dialect.inline(cell_text(cell)))
+def _cell(value: Cell, dialect: Dialect) -> str:
+    return re.sub(r"(?<!\\)\|", r"\\|", dialect.inline(cell_text(value)))
 
 
-def cell_text(cell: Cell) -> Md:
-    """What a cell shows, as inline markdown: four digits and a true minus, a dash where there is nothing."""
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return Md("–")
-    if isinstance(cell, int | float):
-        return Md(format(cell, ".4g" if isinstance(cell, float) else "d").replace("-", "−"))
-    return markdown(cell) if isinstance(cell, Md | Link) else escape(cell, CELL_LIMIT)
+def cell_text(value: Cell) -> Md:
+    """What a cell shows, as inline markdown."""
+    return markdown(value) if isinstance(value, Md | Link) else cell(value)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from html import escape as escape_html
 from typing import Literal
 
-from altgrad.pages.content import visible
+from altgrad.text import visible
 
 Point = tuple[float, float]
 INCH = 72.0

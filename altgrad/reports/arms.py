@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, replace
@@ -14,10 +13,9 @@ import pandas as pd
 import yaml
 
 from altgrad.analysis.comparison import FormatComparator
-from altgrad.analysis.failures import diagnose, warnings_of
 from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader
 from altgrad.analysis.statistics import mean_interval
-from altgrad.config import ExperimentConfig
+from altgrad.config import ExperimentConfig, changes, command, flat, nested, scalar
 from altgrad.pages import (
     Block,
     Bullets,
@@ -45,14 +43,13 @@ from altgrad.reports.compare import (
     arm_table,
     averaged,
     compare_page,
-    flat,
-    scalar,
     script,
     table_json,
 )
 from altgrad.reports.curves import as_json, curves, losses_by_step, plain
 from altgrad.reports.tuning import swept, tuning_page, tuning_studies
 from altgrad.runs import RunRecord
+from altgrad.runs.diagnosis import diagnose, warnings_of
 from altgrad.runs.schema import digest
 
 EVENTS_SHOWN = 5
@@ -256,14 +253,14 @@ def _run_json(record: RunRecord) -> bytes:
 
 def _own_config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline: str | None) -> list[Block]:
     if baseline is None:
-        difference = _difference(config)
+        difference = nested(changes(config))
         text = "What differs from the default config (fp32, AdamW):"
         shown: list[Block] = [
             Paragraph(text),
             CodeBlock(yaml.safe_dump(difference, sort_keys=False) if difference else "# nothing\n", "yaml"),
         ]
     else:
-        own, base = (dict(flat(each.identity())) for each in (config, loader.config(baseline)))
+        own, base = (flat(each.identity()) for each in (config, loader.config(baseline)))
         keys = [key for key in dict.fromkeys([*own, *base]) if key != "seed" and own.get(key) != base.get(key)]
         rows = tuple((key, scalar(own.get(key)), scalar(base.get(key))) for key in keys)
         caption = md("What differs from {arm}", arm=common.arm_link(baseline, "the baseline"))
@@ -274,7 +271,7 @@ def _own_config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline
 def _foreign_config(config: ExperimentConfig) -> list[Block]:
     """The keys that another loop gave, in a table: they are that loop's text, and no YAML of ours."""
     stated = {key: value for key, value in config.arm_identity().items() if key != "foreign"}
-    rows = [(key, scalar(value), "AltGrad's") for key, value in flat(stated)]
+    rows = [(key, scalar(value), "AltGrad's") for key, value in flat(stated).items()]
     rows += [(key, scalar(value), "the loop's own") for key, value in (config.foreign or {}).items()]
     text = (
         "This run comes from a training loop that is not AltGrad's. Keys that AltGrad has are read as its own; the "
@@ -314,15 +311,6 @@ def _foreign_comparison(loader: ExperimentDataLoader, arm: str) -> list[Block]:
         )
         blocks.append(Table(columns, rows, caption, data=comparison.table, id=f"formats-{comparison.setting}"))
     return [Heading("Formats compared"), *blocks] if blocks else []
-
-
-def command(config: ExperimentConfig) -> str:
-    """The command that runs `config` again, from the default config and what differs from it."""
-    sets = [
-        f"--set {shlex.quote(f'{key}={scalar(value)}')}" for key, value in flat(_difference(config)) if key != "seed"
-    ]
-    head = ".venv/bin/python experiments/run_experiment.py experiments/configs/fp32.yaml"
-    return " \\\n  ".join([head, *sets, f"--seed {config.seed}"])
 
 
 def _runs(loader: ExperimentDataLoader, runs: pd.DataFrame, averaged: list[str], page: Page) -> list[Block]:
@@ -541,24 +529,6 @@ def _health(loader: ExperimentDataLoader, ids: list[str], last: pd.DataFrame) ->
         Heading("The last look", 3),
         *health.last_look(loader, ids, last),
     ]
-
-
-def _difference(config: ExperimentConfig) -> dict[str, Any]:
-    """What `config` sets otherwise than the defaults, nested as in YAML; bookkeeping keys left out."""
-    default = ExperimentConfig().identity()
-
-    def differing(own: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
-        found = {}
-        for key, value in own.items():
-            if isinstance(value, dict):
-                value = differing(value, base.get(key, {}))
-                if value:
-                    found[key] = value
-            elif key not in base or value != base[key]:
-                found[key] = value
-        return found
-
-    return {key: value for key, value in differing(config.identity(), default).items() if key != "seed"}
 
 
 def _rate(value: float) -> str:

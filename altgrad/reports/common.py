@@ -47,9 +47,10 @@ from altgrad.pages import (
     escape,
     md,
 )
-from altgrad.pages.content import Text, shorten, visible
+from altgrad.pages.content import Text
 from altgrad.pages.sketch import INCH, Sketch
 from altgrad.runs.schema import code_fingerprint, digest
+from altgrad.text import shorten, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,22 +8,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import CONFIDENCE, mean_interval
-from altgrad.config import ExperimentConfig
+from altgrad.config import ExperimentConfig, flat, scalar
 from altgrad.pages import Block, Download, Link, Md, Page, PageRef, Paragraph, md
-from altgrad.pages.content import visible, web_address
+from altgrad.pages.content import web_address
 from altgrad.reports import common
 from altgrad.reports.curves import plain, runs_value
 from altgrad.reports.tuning import swept
+from altgrad.text import visible
 
 QUANTILES = 64
 """Fewest degrees of freedom for which the scripts are given t quantiles; more where an arm has more runs."""
@@ -211,30 +210,7 @@ def health_by_type(last: pd.DataFrame) -> list[list[Any]]:
 def config_lines(config: ExperimentConfig) -> dict[str, str]:
     """Every key of an arm's config, dotted, with its value as YAML; of a foreign run also its loop's own keys."""
     stated = {key: value for key, value in config.arm_identity().items() if key != "foreign"}
-    return {key: scalar(value) for key, value in [*flat(stated), *(config.foreign or {}).items()]}
-
-
-def flat(nested: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """The leaves of nested sections by dotted key."""
-    found = []
-    for key, value in nested.items():
-        found += flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return found
-
-
-def scalar(value: Any) -> str:
-    """A config value as YAML on one line."""
-    return _scalar(value) if isinstance(value, str | int | float) else _yaml(value)
-
-
-@lru_cache(maxsize=4096, typed=True)
-def _scalar(value: str | int | float) -> str:
-    """Many arms say the same."""
-    return _yaml(value)
-
-
-def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
+    return {key: scalar(value) for key, value in (flat(stated) | (config.foreign or {})).items()}
 
 
 def script(name: str) -> Paragraph:

@@ -26,14 +26,14 @@ from altgrad.analysis.failures import (
     LIMITS,
     PRECISION_LOST,
     FailureAnalyzer,
-    diagnose,
     headline,
     named,
     remedies_missing,
 )
 from altgrad.analysis.hypotheses import E0M7, E7M0, Verdict
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
-from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.config import OPERAND_NAMES, command
 from altgrad.formats import SPLITS_8BIT
 from altgrad.pages import (
     BACKGROUND,
@@ -61,8 +61,8 @@ from altgrad.pages import (
     md,
 )
 from altgrad.reports import common, health
-from altgrad.reports.arms import command
 from altgrad.reports.machines import machine_blocks
+from altgrad.runs.diagnosis import diagnose
 from altgrad.studies import SEEDS
 
 if TYPE_CHECKING:

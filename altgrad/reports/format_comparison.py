@@ -30,7 +30,7 @@ from altgrad.analysis.comparison import (
 from altgrad.analysis.contrasts import by_seed
 from altgrad.analysis.costs import LADDER, RESAMPLES, BitCost, TokenRate, additivity, cost_per_bit, extent, token_rate
 from altgrad.analysis.hypotheses import Verdict, verdicts
-from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader, rule_label
+from altgrad.analysis.loader import ExperimentDataLoader, rule_label
 from altgrad.analysis.statistics import (
     ALPHA,
     MARGIN,
@@ -40,7 +40,7 @@ from altgrad.analysis.statistics import (
     name_of_test,
     paired_difference,
 )
-from altgrad.config import LAYER_TYPES
+from altgrad.config import LAYER_TYPES, OPERAND_NAMES
 from altgrad.formats import get_format
 from altgrad.pages import (
     FOREGROUND,

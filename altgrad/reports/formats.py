@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from altgrad.analysis.loader import OPERANDS, ExperimentDataLoader
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.config import OPERANDS
 from altgrad.formats import BF16, E8M0, FP16, SPLITS_8BIT, FloatFormat, get_format, list_formats
 from altgrad.pages import (
     FOREGROUND,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader
-from altgrad.config import LAYER_TYPES
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.config import LAYER_TYPES, OPERAND_NAMES
 from altgrad.formats import FloatFormat, get_format
 from altgrad.pages import (
     GRID,

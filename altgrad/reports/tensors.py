@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 from altgrad.analysis import tensors
-from altgrad.analysis.loader import OPERAND_NAMES, OPERANDS, ExperimentDataLoader
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.config import OPERAND_NAMES, OPERANDS
 from altgrad.formats import FloatFormat, get_format
 from altgrad.pages import slug
 from altgrad.runs import RunRecord

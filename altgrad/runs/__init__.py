@@ -1,6 +1,6 @@
 """The record of one run: its schema, the writer, the readers of the local and the packed form, and the W&B mirror.
 
-`record` opens one for any training loop, from any framework.
+`record` opens one for any training loop, from any framework; `altgrad.runs.diagnosis` says why a run ended badly.
 
 A run's folder holds
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from altgrad.config import ExperimentConfig, Scalar, UsageError, config_keys, one_line, parse_config
+from altgrad.config import ExperimentConfig, Scalar, UsageError, config_keys, nested, one_line, parse_config
 from altgrad.runs.schema import digest, plain, without_keys, without_paths
 from altgrad.runs.writer import RunWriter
 
@@ -110,7 +110,7 @@ def foreign_config(
     while True:
         foreign = {key: value for key, value in leaves.items() if key not in used}
         try:
-            return ExperimentConfig.model_validate(_nested(used) | fixed | {"foreign": foreign})
+            return ExperimentConfig.model_validate(nested(used) | fixed | {"foreign": foreign})
         except ValidationError as error:
             refused = _refused(error, used)
             if not used:
@@ -189,17 +189,6 @@ def _scalar(key: str, value: Any, depth: int = 1) -> Scalar:
         text = without_keys(without_paths(scalar.encode(errors="replace").decode()))
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… (cut: {len(text):,} characters)"
     return scalar
-
-
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in leaves.items():
-        *parents, last = key.split(".")
-        target = nested
-        for part in parents:
-            target = target.setdefault(part, {})
-        target[last] = value
-    return nested
 
 
 def _refused(error: ValidationError, used: Mapping[str, Any]) -> set[str]:

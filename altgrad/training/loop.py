@@ -9,7 +9,7 @@ same validation text for every run.
 A run can stop between any two steps and go on from its checkpoint with the same bits: what a step leaves behind is in
 the model, the optimizer, the batches, the delayed scales, the watches and `Progress`, and nowhere else.
 
-A run that ends badly, by itself or by a signal or an exception, leaves why in its record (`altgrad.analysis.failures`).
+A run that ends badly, by itself or by a signal or an exception, leaves why in its record (`altgrad.runs.diagnosis`).
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from altgrad.analysis.failures import DIVERGED, UNIFORM_LOSS, diagnose, symptoms
 from altgrad.config import ExperimentConfig, TelemetryConfig, UsageError, one_line, parse_config
 from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.models import GPT
 from altgrad.nn import Clock, Operand, Policy, QuantizedLayer, Scaling, clock_of, quantize_model, quantized_layers
 from altgrad.optim import CodeOptimizer, GridOptimizer, ManifoldAdamW
-from altgrad.reports.failure_report import failure_report
 from altgrad.runs import Alarm, Failure, NothingToResume, RunWriter, read_run
+from altgrad.runs.diagnosis import DIVERGED, UNIFORM_LOSS, diagnose, symptoms
+from altgrad.runs.failure_report import failure_report
 from altgrad.runs.schema import PHASES, code_fingerprint
 from altgrad.runs.tracking import Tracker
 from altgrad.runs.writer import ending

@@ -16,10 +16,10 @@ from conftest import ROOT
 from test_browser import SCREENSHOTS, axe_faults, visit  # noqa: F401
 
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.statistics import paired_difference
 from altgrad.reports.compare import arm_json, arm_table, averaged, table_json
 from altgrad.reports.run_costs import KeystrokesRecord
 from altgrad.reports.tuning import swept
-from altgrad.analysis.statistics import paired_difference
 
 sys.path.insert(0, str(ROOT / "tests"))
 from records import config, full_look, write_run

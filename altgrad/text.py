@@ -1,0 +1,99 @@
+"""Text that others wrote, shown as nothing but text: on a terminal, in Markdown, in a spreadsheet.
+
+Run names, notes, config values and messages come from files and from W&B. `visible` leaves no control character in
+them, `escape` and `fenced` no markup, `csv` no formula.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TEXT_LIMIT = 1000
+"""Longest untrusted text shown in full, in characters; a table cell shows `CELL_LIMIT`."""
+CELL_LIMIT = 160
+
+_SPECIAL = re.compile(r"""[\\`*\[\]{}<>&"'|~^$]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])|(?<=[/:.@])/|(?<=www)\.|@""")
+_LINE_START = re.compile(r"^(?:[#=:!?%]|[-+](?![0-9A-Za-z.])|(?<![0-9])[0-9]+(?P<dot>[.)])(?=\s|$))")
+_FORMULA = re.compile(r"^[=+\-@\t\r]")
+
+
+class Md(str):
+    """Markdown that is trusted to be markup. Adding a plain string to it gives a plain, untrusted string."""
+
+    __slots__ = ()
+
+
+def visible(text: str) -> str:
+    """`text` on one line with every control, bidirectional and invisible character spelled out as ⟨U+XXXX⟩.
+
+    Line breaks and tabs become spaces; characters that no encoding can hold (lone surrogates) are spelled out too.
+    """
+    text = str(text)
+    if text.isprintable():  # none of the categories below
+        return text
+    text = re.sub(r"[\r\n\t\f\v\x85\u2028\u2029]+", " ", text)
+    return "".join(
+        f"⟨U+{ord(char):04X}⟩" if unicodedata.category(char) in ("Cc", "Cf", "Co", "Cs", "Cn") else char
+        for char in text
+    )
+
+
+def shorten(text: str, limit: int) -> str:
+    """`text`, or its first `limit` characters followed by its full length."""
+    return text if len(text) <= limit else f"{text[:limit].rstrip()}… ({len(text):,} characters)"
+
+
+def escape(text: str, limit: int = TEXT_LIMIT) -> Md:
+    """Untrusted text as markdown that shows exactly this text, in GitHub's dialect and in Python-Markdown.
+
+    Everything that could start markup becomes a numeric character reference: neither dialect reads structure from
+    one (links, emphasis, tables, HTML, attribute lists, template braces), and both leave it alone inside a cell.
+    """
+    line = shorten(visible(text), limit).strip()
+    escaped = _SPECIAL.sub(lambda match: f"&#{ord(match.group())};", line)
+    start = _LINE_START.match(escaped)
+    if start:
+        at = start.start("dot") if start.group("dot") else 0
+        escaped = f"{escaped[:at]}&#{ord(escaped[at])};{escaped[at + 1 :]}"
+    return Md(escaped)
+
+
+def cell(value: str | float | None) -> Md:
+    """What a table's cell shows: four digits and a true minus of a number, a dash where there is nothing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return Md("–")
+    if isinstance(value, int | float):
+        return Md(format(value, ".4g" if isinstance(value, float) else "d").replace("-", "−"))
+    return escape(value, CELL_LIMIT)
+
+
+def code_lines(text: str) -> list[str]:
+    """The lines of a block of code, without tabs, control characters and blanks at their ends."""
+    return [visible(line).rstrip() for line in text.expandtabs().splitlines()]
+
+
+def fenced(text: str, info: str = "") -> str:
+    """`text` as a block of code in Markdown, `info` (ours) after its fence, which no run of backticks inside ends."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return "\n".join([fence + info, *code_lines(text), fence])
+
+
+def csv(data: pd.DataFrame) -> bytes:
+    """`data` as CSV (UTF-8, LF, ten digits). Text that a spreadsheet would take for a formula gets a leading quote."""
+    texts = data.select_dtypes(include=["object", "string", "category"]).columns
+    guarded = data.rename(columns=_plain)
+    for name in texts:
+        if any(isinstance(value, str) and _FORMULA.match(value) for value in data[name].tolist()):
+            guarded[_plain(name)] = data[name].map(_plain)
+    text: str = guarded.to_csv(index=False, lineterminator="\n", float_format="%.10g")
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _plain(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
