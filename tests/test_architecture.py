@@ -155,7 +155,7 @@ def house(tmp_path: Path) -> Path:
     write(tmp_path, "runs/__init__", "from altgrad.runs.store import read")
     write(tmp_path, "runs/schema", "from altgrad.config import load")
     write(tmp_path, "runs/store", "from . import schema\nfrom .schema import run_id\nfrom ..config import load")
-    write(tmp_path, "analysis/__init__", "from altgrad.reports import pages")
+    write(tmp_path, "analysis/__init__", "from altgrad.analysis.loader import runs")
     write(tmp_path, "analysis/loader", "from altgrad.runs import read")
     write(tmp_path, "pages/__init__", "def write():\n    import mkdocs.utils\n    from altgrad import runs")
     write(tmp_path, "reports/__init__", "from altgrad import pages\nfrom altgrad.analysis.loader import runs")
@@ -186,7 +186,7 @@ def test_a_sound_house_is_found_sound(house: Path) -> None:
         ("runs/late", "from altgrad import __version__, pages", "altgrad.pages"),
         ("runs/late", "if TYPE_CHECKING:\n    from altgrad.pages import Page", "altgrad.pages"),
         ("config", "from altgrad import runs", "altgrad.runs"),
-        ("analysis/late", "from altgrad import analysis", "altgrad.analysis"),
+        ("analysis/late", "from altgrad import reports", "altgrad.reports"),
         ("pages/late", "from altgrad.reports import pages", "altgrad.reports"),
         ("training/loop", "from altgrad.analysis.loader import runs", "altgrad.analysis.loader"),
         ("training/loop", "class Run:\n    def end(self):\n        import altgrad.pages", "altgrad.pages"),
