@@ -84,8 +84,8 @@ PLACES = {
 GRID = ("nearest", "stochastic", "feedback")
 
 SHORT = {"eval_every": 100, "log_every": 10, "layers_every": 50}
-LONG = {"max_steps": 1500, "warmup_steps": 100, "eval_every": 300, "layers_every": 250}
-QUICK = {"max_steps": 60, "eval_every": 30, "layers_every": 20}
+LONG: dict[str, Any] = {"max_steps": 1500, "warmup_steps": 100, "eval_every": 300, "layers_every": 250}
+QUICK: dict[str, Any] = {"max_steps": 60, "eval_every": 30, "layers_every": 20}
 MISSCALED: dict[str, Any] = {"model": {"rescale": 6}, "clip_norm": None}
 """Tensors begin multiplied by up to 2^6, either way; nothing clips what that does to the gradients."""
 
@@ -279,7 +279,10 @@ PILOT_TUNED = {
 
 _STOCHASTIC = {"rounding": {"grad_output": "stochastic"}}
 _BOTH_STOCHASTIC = {"rounding": dict.fromkeys(("activation", "grad_output"), "stochastic")}
-_OBSERVED = {"telemetry": {"histograms": list(OPERANDS), "codes_every": 1}, "layers_every": PACKED_LOOKS}
+_OBSERVED: dict[str, Any] = {
+    "telemetry": {"histograms": list(OPERANDS), "codes_every": 1},
+    "layers_every": PACKED_LOOKS,
+}
 _ARMS: tuple[Arm, ...] = (
     _arm("FP32"),
     _arm("BF16", "BF16"),

@@ -22,11 +22,11 @@ from altgrad.analysis.costs import token_rate  # noqa: E402
 from altgrad.analysis.failures import headline  # noqa: E402
 from altgrad.cli import pull_progress  # noqa: E402
 from altgrad.config import UsageError  # noqa: E402
-from altgrad.pages.content import Md, join, resolve  # noqa: E402
+from altgrad.pages.content import join, resolve  # noqa: E402
 from altgrad.reports import ReportGenerator  # noqa: E402
 from altgrad.reports.format_comparison import answer, changes_if, scope_line  # noqa: E402
 from altgrad.runs.wandb_access import project_and_entity  # noqa: E402
-from altgrad.text import visible  # noqa: E402
+from altgrad.text import Md, visible  # noqa: E402
 
 SILENCE_SECONDS = 6.0
 ANSWER = re.compile(r"(<!-- answer -->\n).*?(<!-- /answer -->)", re.DOTALL)

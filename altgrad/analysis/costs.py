@@ -14,9 +14,9 @@ import pandas as pd
 
 from altgrad.analysis.comparison import Comparison, FormatComparator
 from altgrad.analysis.contrasts import by_seed
-from altgrad.analysis.loader import OPERAND_NAMES, ExperimentDataLoader
+from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import Estimate, holm, mean_interval, paired_difference
-from altgrad.config import LAYER_TYPES
+from altgrad.config import LAYER_TYPES, OPERAND_NAMES
 from altgrad.formats import get_format
 
 RESAMPLES = 10_000

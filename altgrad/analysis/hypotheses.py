@@ -147,7 +147,7 @@ def _verdicts(loader: ExperimentDataLoader) -> tuple[Verdict, ...]:
 # Families and answers of one hypothesis alone
 
 
-def pairs_of_best(arms: Sequence[str], baseline: str = "FP32") -> Family:
+def pairs_of_best(arms: Sequence[str], baseline: str = "FP32") -> Callable[[ExperimentDataLoader], Sequence[Pair]]:
     """Every pair of the arms, with the best subtracted: the one with the smallest gap of those that finished whole."""
 
     def pairs(loader: ExperimentDataLoader) -> Sequence[Pair]:

@@ -255,10 +255,14 @@ class StepRuleComparator:
                 ("no quantization", [("FP32", *four[2:]) for four in pairs]),
                 ("no quantization", [("difference", *four) for four in pairs]),
             ]
-        ablations = [(name, f"E4M3 {name} master", "E4M3 update master") for name in ("shuffled", "constant")]
+        ablations: list[tuple[str, ...]] = [
+            (name, f"E4M3 {name} master", "E4M3 update master") for name in ("shuffled", "constant")
+        ]
         start = "E4M3 adamw master misscaled"
-        rules = [(name, f"E4M3 {name} master misscaled", start) for name in ("update", "gradient", "relative")]
-        families += [("ablation", ablations), ("mis-scaled", rules)]
+        starts: list[tuple[str, ...]] = [
+            (name, f"E4M3 {name} master misscaled", start) for name in ("update", "gradient", "relative")
+        ]
+        families += [("ablation", ablations), ("mis-scaled", starts)]
         families.append(("mis-scaled", [("E4M3 against FP32", start, "FP32 adamw master misscaled")]))
         frames = [self._family([self.contrast(*each) for each in rows]).assign(group=name) for name, rows in families]
         return pd.concat(frames, ignore_index=True)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from altgrad.analysis.costs import TokenRate
 
 
 def number(value: float, digits: int = 3, sign: bool = False) -> str:
@@ -28,9 +32,24 @@ def interval(low: float, high: float, digits: int = 3) -> str:
     return f"[{number(low, digits + near, True)}, {number(high, digits + near, True)}]"
 
 
+def span(low: float, high: float, digits: int = 3) -> str:
+    """An interval in a sentence: ``0.003 to 0.014``; a digit more where `interval` has one."""
+    return interval(low, high, digits).strip("[]").replace("+", "").replace(", ", " to ")
+
+
 def percent(value: float) -> str:
     """A fraction as a percentage with three significant digits; a dash for NaN."""
     return "–" if not finite(value) else "0%" if value == 0 else f"{100 * value:.3g}%"
+
+
+def tokens(rate: TokenRate, gap: float) -> str:
+    """A gap as a percentage of more tokens; what lies beyond the measured lengths is not given a figure."""
+    more = rate.more_tokens(gap)
+    if math.isnan(more):
+        return "–"
+    if more > rate.limit:
+        return f"over {100 * rate.limit:.0f}%"
+    return f"{100 * more:.0f}%" if abs(more) >= 0.1 else f"{100 * more:.1f}%"
 
 
 def p_text(value: float) -> str:

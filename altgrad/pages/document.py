@@ -15,7 +15,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, TemplateError
 from jinja2.runtime import Undefined
 
-from altgrad.pages.content import Md, PageRef, markdown, resolve
+from altgrad.pages.content import PageRef, markdown, resolve
+from altgrad.text import Md
 
 
 class DocumentError(ValueError):

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from altgrad.pages.content import Md, Page, PageRef, resolve
+from altgrad.pages.content import Page, PageRef, resolve
 from altgrad.pages.render import Dialect, files, render
+from altgrad.text import Md
 
 
 def write_folder(

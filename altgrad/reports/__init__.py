@@ -11,13 +11,13 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.pages import Page, PageMaker
 from altgrad.pages.document import place_document
 from altgrad.reports.arms import arm_page_makers, arm_pages
-from altgrad.reports.common import code_key
 from altgrad.reports.corrections import PATH, corrections_document
 from altgrad.reports.formats import format_pages
 from altgrad.reports.generator import ReportGenerator
 from altgrad.reports.home import home_page
 from altgrad.reports.literature import literature_page
 from altgrad.reports.preregistered import preregistered_page
+from altgrad.reports.provenance import code_key
 from altgrad.reports.tuning import swept
 from altgrad.runs import sources_fingerprint
 from altgrad.runs.schema import digest

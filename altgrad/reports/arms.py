@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from altgrad.analysis import words
 from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader
 from altgrad.analysis.statistics import mean_interval
@@ -37,7 +38,8 @@ from altgrad.pages import (
     md,
     slug,
 )
-from altgrad.reports import common, health
+from altgrad.reports import columns as col
+from altgrad.reports import health
 from altgrad.reports.compare import (
     arm_file,
     arm_table,
@@ -47,6 +49,9 @@ from altgrad.reports.compare import (
     table_json,
 )
 from altgrad.reports.curves import as_json, curves, losses_by_step, plain
+from altgrad.reports.pending import pending
+from altgrad.reports.provenance import code_key, left_out, provenance
+from altgrad.reports.scope import recorded_line
 from altgrad.reports.tuning import swept, tuning_page, tuning_studies
 from altgrad.runs import RunRecord
 from altgrad.runs.diagnosis import diagnose, warnings_of
@@ -76,7 +81,7 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
     foreign = {arm for arm, runs in arms.items() if runs["foreign"].any()}
     moved = loader.once(swept)
     losses = cache(partial(losses_by_step, loader))
-    code = digest(common.code_key(), {path: astuple(at) for path, at in moved.items()})
+    code = digest(code_key(), {path: astuple(at) for path, at in moved.items()})
 
     def maker(make: Callable[..., Page], shown: Iterable[str], *what: Any) -> PageMaker:
         shown = set(shown)
@@ -117,13 +122,13 @@ def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
     shown = arms[arms["arm"].isin(own)]
     rows = tuple(
         (
-            common.arm_link(row["arm"]),
+            col.arm_link(row["arm"]),
             row["format"],
             row["scope"],
             row["rule"],
             _rate(row["learning_rate"]),
             int(row["max_steps"]),
-            common.number(row["val_loss"]),
+            words.number(row["val_loss"]),
             "none" if row["n"] < 2 else f"[{row['low']:.3f}, {row['high']:.3f}]",
             f"{row['finished']} of {row['runs']}",
             row["studies"],
@@ -135,7 +140,7 @@ def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
         "Format",
         "Quantized",
         "Step rule",
-        *common.right("Learning rate", "Steps", "Validation loss", "95% interval", "Finished"),
+        *col.right("Learning rate", "Steps", "Validation loss", "95% interval", "Finished"),
         Column("Studies"),
     )
     intro = (
@@ -144,14 +149,14 @@ def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
         "deployed weights; these unpaired "
         "means vary with the seeds of each arm, so compare arms by the paired gaps of the reports."
     )
-    blocks: list[Block] = [common.recorded_line(loader), *common.left_out(loader), Paragraph(intro)]
+    blocks: list[Block] = [recorded_line(loader), *left_out(loader), Paragraph(intro)]
     if rows:
         blocks.append(Table(columns, rows, f"{len(rows)} arms", data=shown, id="arms"))
     if sweeps := tuning_studies(loader):
         links = join(", ", (Link(study, PageRef(path)) for study, path in sweeps.items()))
         blocks.append(Paragraph(md("The learning rates of tuning studies have a page a study: {links}.", links=links)))
     if loader.runs.empty:
-        blocks += common.pending("No runs are recorded.", ["demo"])
+        blocks += pending("No runs are recorded.", ["demo"])
     else:
         blocks.append(script("table-page"))
     return Page(
@@ -160,7 +165,7 @@ def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
         tuple(blocks),
         "Every recorded arm with its seeds.",
         downloads=(Download("table.json", table_json(loader, arms), listed=False),),
-        provenance=common.provenance(loader),
+        provenance=provenance(loader),
     )
 
 
@@ -197,7 +202,7 @@ def _arm_page(
             arm_file(loader, arm, runs, baseline, last),
             *(Download(f"{slug(run)}.json", _run_json(loader.records[run])) for run in runs["run_id"]),
         ),
-        provenance=common.provenance(loader, of="of this arm and of what it is compared with"),
+        provenance=provenance(loader, of="of this arm and of what it is compared with"),
     )
     page = replace(page, downloads=tuple(replace(download, listed=False) for download in page.downloads))
     return replace(page, blocks=(*blocks, *_runs(loader, runs, ids, page), *_environment(loader, runs)))
@@ -207,7 +212,7 @@ def _summary(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | N
     """What is quantized, how many runs ended how, and their paired gap to the baseline with its interval."""
     first = runs.iloc[0]
     counts = runs["status"].value_counts()
-    ended = common.names([f"{counts[status]} {status}" for status in counts.index])
+    ended = words.names([f"{counts[status]} {status}" for status in counts.index])
     gaps = _gaps(loader, runs, baseline)
     parts = [
         md("Quantized: {scope}. Runs: {ended}.", scope=str(first["scope"]), ended=ended),
@@ -219,9 +224,9 @@ def _summary(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | N
         parts.append(
             md(
                 text,
-                arm=common.arm_link(baseline, "the unquantized arm"),
-                gap=Md(common.number(estimate.mean, 4, sign=True)),
-                interval=common.interval(estimate.low, estimate.high, 4),
+                arm=col.arm_link(baseline, "the unquantized arm"),
+                gap=Md(words.number(estimate.mean, 4, sign=True)),
+                interval=words.interval(estimate.low, estimate.high, 4),
                 n=estimate.n,
             )
         )
@@ -263,7 +268,7 @@ def _own_config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline
         own, base = (flat(each.identity()) for each in (config, loader.config(baseline)))
         keys = [key for key in dict.fromkeys([*own, *base]) if key != "seed" and own.get(key) != base.get(key)]
         rows = tuple((key, scalar(own.get(key)), scalar(base.get(key))) for key in keys)
-        caption = md("What differs from {arm}", arm=common.arm_link(baseline, "the baseline"))
+        caption = md("What differs from {arm}", arm=col.arm_link(baseline, "the baseline"))
         shown = [Table(("Key", "This arm", "Baseline"), rows, caption)] if rows else [Paragraph("As the baseline.")]
     return [Heading("Config"), *shown, Heading("Run it again", 3), CodeBlock(command(config), "bash")]
 
@@ -291,10 +296,10 @@ def _foreign_comparison(loader: ExperimentDataLoader, arm: str) -> list[Block]:
     for comparison in found:
         rows = tuple(
             (
-                common.arm_link(row["arm"], row["format"]),
-                common.number(row["val_loss"], 4),
-                common.number(row["gap"], 4, sign=True),
-                common.interval(row["low"], row["high"], 4),
+                col.arm_link(row["arm"], row["format"]),
+                words.number(row["val_loss"], 4),
+                words.number(row["gap"], 4, sign=True),
+                words.interval(row["low"], row["high"], 4),
                 int(row["n_pairs"]),
                 f"{row['n_finished']} of {row['n_runs']}",
             )
@@ -302,12 +307,12 @@ def _foreign_comparison(loader: ExperimentDataLoader, arm: str) -> list[Block]:
         )
         columns: tuple[Column | str, ...] = (
             "Format",
-            *common.right("Validation loss", "Gap", "95% interval", "Pairs", "Finished"),
+            *col.right("Validation loss", "Gap", "95% interval", "Pairs", "Finished"),
         )
         caption = md(
             "{scope}, everything else equal: the gap of the final val_loss to {baseline}, paired by seed",
-            scope=common.quantized(comparison.scope).capitalize(),
-            baseline=common.arm_link(comparison.baseline, "the unquantized runs"),
+            scope=words.quantized(comparison.scope).capitalize(),
+            baseline=col.arm_link(comparison.baseline, "the unquantized runs"),
         )
         blocks.append(Table(columns, rows, caption, data=comparison.table, id=f"formats-{comparison.setting}"))
     return [Heading("Formats compared"), *blocks] if blocks else []
@@ -326,20 +331,20 @@ def _runs(loader: ExperimentDataLoader, runs: pd.DataFrame, averaged: list[str],
                 int(run.seed),
                 run.status,
                 f"{run.study} (held out of comparisons)" if run.role == "tuning" else run.study,
-                common.number(run.final_val_loss, 4),
+                words.number(run.final_val_loss, 4),
                 int(run.last_step),
-                common.number(record.run.get("seconds") or float("nan"), 1),
-                common.moment(run.created),
+                words.number(record.run.get("seconds") or float("nan"), 1),
+                words.moment(run.created),
                 Link("JSON", PageRef(f"{page.path}.{identity}.json")),
                 Link("W&B run", run.wandb_url) if isinstance(run.wandb_url, str) else "recorded without W&B",
             )
         )
     columns: tuple[Column | str, ...] = (
         "Run",
-        *common.right("Seed"),
+        *col.right("Seed"),
         "Status",
         "Study",
-        *common.right("Final validation loss", "Last step", "Seconds"),
+        *col.right("Final validation loss", "Last step", "Seconds"),
         "Recorded",
         "Raw data",
         "W&B",
@@ -374,7 +379,7 @@ def _events(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[Block]:
             _details({key: value for key, value in first.items() if key not in ("kind", "step", "what")})
         )
         rows.append((name, len({run for run, _ in events}), len(events), str(first.get("step")), details or None))
-    columns: tuple[Column | str, ...] = ("Event", *common.right("Runs", "Times", "First at step"), "The first")
+    columns: tuple[Column | str, ...] = ("Event", *col.right("Runs", "Times", "First at step"), "The first")
     return [Table(columns, tuple(rows), f"What happened in the {len(runs)} runs")] if rows else []
 
 
@@ -387,7 +392,7 @@ def _about(record: RunRecord) -> list[Block]:
         rows.append(("Notes", record.config.notes))
     if origin := record.run.get("origin"):
         where = "/".join(str(origin.get(key)) for key in ("entity", "project", "id"))
-        rows.append(("Made from W&B", f"{where}, {common.moment(origin.get('pulled'))}"))
+        rows.append(("Made from W&B", f"{where}, {words.moment(origin.get('pulled'))}"))
         rows += [("Read from W&B", str(line)) for line in origin.get("report", [])]
     rows += _event_rows(record.run["events"])
     blocks = [*_failure_note(record)]
@@ -471,11 +476,11 @@ def _warnings(record: RunRecord) -> list[Block]:
     )
     more = f", the first {len(rows)} of {total}" if total > len(rows) else ""
     columns: tuple[Column | str, ...] = (
-        *common.right("Step"),
+        *col.right("Step"),
         "What",
         "Tensor",
         "Phase",
-        *common.right("Value"),
+        *col.right("Value"),
         "Message",
     )
     return [Table(columns, rows, f"Warnings of this run{more}")]

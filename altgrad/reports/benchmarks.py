@@ -17,6 +17,7 @@ import pandas as pd
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 import altgrad
+from altgrad.analysis import words
 from altgrad.formats import get_format
 from altgrad.pages import (
     FOREGROUND,
@@ -38,7 +39,7 @@ from altgrad.pages import (
     join,
     md,
 )
-from altgrad.reports import common
+from altgrad.reports import columns as col
 from altgrad.runs.schema import RecordError, digest
 
 if TYPE_CHECKING:
@@ -320,7 +321,7 @@ def _answer(speed: QuantizeRecord | None, exact: ExhaustiveRecord | None) -> Md:
     parts: list[Md] = []
     rows = {form: _find(speed, "plain", form) for form in ("compiled", "eager")} if speed else {}
     if speed is not None and any(rows.values()):
-        told = common.names([f"{_times(row.ratio)} {_FORMS[form]}" for form, row in rows.items() if row])
+        told = words.names([f"{_times(row.ratio)} {_FORMS[form]}" for form, row in rows.items() if row])
         parts.append(md("**The time to round a tensor onto an 8-bit grid, in copies of it: {times}.**", times=told))
         peers = [row for row in speed.timings if row.group == "peer" and row.ratio is not None]
         if peers:
@@ -448,7 +449,7 @@ def _goals(record: QuantizeRecord) -> list[Block]:
         return []
     met, measured = sum(row.met is True for row in rows), sum(row.met is not None for row in rows)
     table = Table(
-        ("What", *common.right("Goal, at most", "Measured"), Column("Result"), Column("Why", sortable=False)),
+        ("What", *col.right("Goal, at most", "Measured"), Column("Result"), Column("Why", sortable=False)),
         tuple(
             (
                 _what(row, record),
@@ -509,7 +510,7 @@ def _speed_blocks(record: QuantizeRecord) -> list[Block]:
         "What",
         "Format",
         "Form",
-        *common.right("Ratio", "Spread"),
+        *col.right("Ratio", "Spread"),
         Column("Measured against"),
     )
     blocks: list[Block] = [
@@ -533,7 +534,7 @@ def _speed_blocks(record: QuantizeRecord) -> list[Block]:
             "how."
         ),
         Table(
-            ("Tool", "Version", "Format", *common.right("Copies", "Spread", "Results that differ"), "Another meaning"),
+            ("Tool", "Version", "Format", *col.right("Copies", "Spread", "Results that differ"), "Another meaning"),
             tuple(
                 (
                     row.name,
@@ -555,7 +556,7 @@ def _speed_blocks(record: QuantizeRecord) -> list[Block]:
         blocks += [
             Heading("Small tensors"),
             Table(
-                ("Format", "Form", *common.right("Time (µs)", "Ratio to torch's cast", "Spread")),
+                ("Format", "Form", *col.right("Time (µs)", "Ratio to torch's cast", "Spread")),
                 tuple(
                     (
                         row.format,
@@ -590,7 +591,7 @@ def _scratch_blocks(record: QuantizeRecord) -> list[Block]:
     )
     columns: tuple[Column | str, ...] = (
         "Eager form",
-        *common.right("Tensor (MiB)", "Scratch (MiB)", "Goal, at most (MiB)"),
+        *col.right("Tensor (MiB)", "Scratch (MiB)", "Goal, at most (MiB)"),
         "Result",
     )
     caption = (
@@ -639,7 +640,7 @@ def _exact_blocks(record: ExhaustiveRecord | None) -> list[Block]:
         "Format",
         "Beyond the maximum",
         "Compared with",
-        *common.right("Inputs", "Mismatches"),
+        *col.right("Inputs", "Mismatches"),
         "Form",
         "Date",
         "Versions",

@@ -19,8 +19,10 @@ from altgrad.analysis.statistics import CONFIDENCE, mean_interval
 from altgrad.config import ExperimentConfig, flat, scalar
 from altgrad.pages import Block, Download, Link, Md, Page, PageRef, Paragraph, md
 from altgrad.pages.content import web_address
-from altgrad.reports import common
 from altgrad.reports.curves import plain, runs_value
+from altgrad.reports.pending import pending
+from altgrad.reports.provenance import provenance
+from altgrad.reports.scope import recorded_line
 from altgrad.reports.tuning import swept
 from altgrad.text import visible
 
@@ -227,14 +229,12 @@ def compare_page(loader: ExperimentDataLoader) -> Page:
         "leads to the same figures of each arm.",
         runs=Link("the table of runs", PageRef("runs/index")),
     )
-    blocks: list[Block] = [common.recorded_line(loader), Paragraph(text)]
+    blocks: list[Block] = [recorded_line(loader), Paragraph(text)]
     if loader.runs.empty:
-        blocks += common.pending("There are no runs to compare.", ["demo"])
+        blocks += pending("There are no runs to compare.", ["demo"])
     else:
         blocks += [Paragraph(Md('<div id="compare-arms"></div>')), script("compare-page")]
-    return Page(
-        "compare/index", "Compare", tuple(blocks), "Compare recorded arms.", provenance=common.provenance(loader)
-    )
+    return Page("compare/index", "Compare", tuple(blocks), "Compare recorded arms.", provenance=provenance(loader))
 
 
 def _json(value: Any) -> bytes:

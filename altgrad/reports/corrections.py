@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import altgrad
+from altgrad.analysis import words
 from altgrad.analysis.corrections import corrections
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import Estimate
 from altgrad.pages import Md, md
 from altgrad.pages.document import render_document
-from altgrad.reports import common
 
 PATH = "reports/corrections"
 DOCUMENT = Path(altgrad.__file__).parents[1] / "docs" / "reports" / "corrections.md"
@@ -26,9 +26,9 @@ def corrections_document(loader: ExperimentDataLoader, document: Path = DOCUMENT
     """
     filters: dict[str, Callable[..., str]] = {
         "estimate": estimate,
-        "number": common.number,
-        "percent": common.percent,
-        "p": common.p_text,
+        "number": words.number,
+        "percent": words.percent,
+        "p": words.p_text,
         "unrecorded": unrecorded,
     }
     return render_document(document.read_text("utf-8"), corrections(loader), f"docs/reports/{document.name}", filters)
@@ -41,5 +41,5 @@ def unrecorded(study: str) -> Md:
 
 def estimate(value: Estimate, digits: int = 3) -> str:
     """``0.008 nats (95% CI 0.003 to 0.014, n = 5)``."""
-    number, ends = common.number(value.mean, digits), common.span(value.low, value.high, digits)
+    number, ends = words.number(value.mean, digits), words.span(value.low, value.high, digits)
     return f"{number} nats (95% CI {ends}, n = {value.n})"

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.pages import MUTED, PALETTE, Axis, Block, Chart, ChartBlock, PageRef, Paragraph, Table, md
 from altgrad.pages.content import Cell, Link
 from altgrad.pages.sketch import Point, Sketch, plot_axes, spread
-from altgrad.reports import common
+from altgrad.reports import columns as col
 
 POINTS = 200
 """Most points a run has in the JSON of an arm; the JSON of a run has all that were recorded."""
@@ -46,9 +47,9 @@ def curves(
     first, last = shown.iloc[0], shown.iloc[-1]
     description = (
         f"Mean over the seeds by step, with the range from the lowest to the highest seed. At step {last['step']:.0f} "
-        f"the {last['n']:.0f} runs of this arm have {common.number(last['mean'])} "
-        f"({common.number(last['low'])} to {common.number(last['high'])}), at step {first['step']:.0f} they had "
-        f"{common.number(first['mean'])}."
+        f"the {last['n']:.0f} runs of this arm have {words.number(last['mean'])} "
+        f"({words.number(last['low'])} to {words.number(last['high'])}), at step {first['step']:.0f} they had "
+        f"{words.number(first['mean'])}."
     )
     chart = Chart("loss", "Validation loss by step", description, data, sketch=_drawing(data, label), height=3.3)
     note = (
@@ -161,12 +162,12 @@ def _table(data: pd.DataFrame, with_baseline: bool) -> Table:
     for row in rows.to_dict("records"):
         found: list[Cell] = []
         for prefix, _ in sides:
-            low, high = (common.number(row[f"{prefix}{side}"], 4) for side in ("low", "high"))
+            low, high = (words.number(row[f"{prefix}{side}"], 4) for side in ("low", "high"))
             some = row[f"{prefix}n"] > 0
             found += [
-                common.number(row[f"{prefix}mean"], 4),
+                words.number(row[f"{prefix}mean"], 4),
                 f"{low} to {high}" if some else "–",
                 int(row[f"{prefix}n"]),
             ]
         cells.append((int(row["step"]), *found))
-    return Table(common.right("Step", *titles), tuple(cells), "Validation loss by step: mean over seeds, range, runs")
+    return Table(col.right("Step", *titles), tuple(cells), "Validation loss by step: mean over seeds, range, runs")

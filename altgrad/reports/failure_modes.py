@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from altgrad.analysis import words
 from altgrad.analysis.comparison import (
     ALL_OPERANDS,
     Comparison,
@@ -21,8 +22,6 @@ from altgrad.analysis.comparison import (
 from altgrad.analysis.contrasts import shown
 from altgrad.analysis.failures import (
     EXPLORATORY,
-    EXTREMES,
-    FAILURE_GAP,
     LIMITS,
     PRECISION_LOST,
     FailureAnalyzer,
@@ -33,6 +32,7 @@ from altgrad.analysis.failures import (
 from altgrad.analysis.hypotheses import E0M7, E7M0, Verdict
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.statistics import FAILURE_GAP
 from altgrad.config import OPERAND_NAMES, command
 from altgrad.formats import SPLITS_8BIT
 from altgrad.pages import (
@@ -60,10 +60,15 @@ from altgrad.pages import (
     join,
     md,
 )
-from altgrad.reports import common, health
+from altgrad.reports import charts, health
+from altgrad.reports import columns as col
 from altgrad.reports.machines import machine_blocks
+from altgrad.reports.pending import hypothesis_pending, pending, pending_note
+from altgrad.reports.provenance import left_out, provenance, traceability
+from altgrad.reports.scope import data_line, pilot, scope_line
+from altgrad.reports.verdicts import hypothesis, tests_table, verdict_table
 from altgrad.runs.diagnosis import diagnose
-from altgrad.studies import SEEDS
+from altgrad.studies import EXTREMES, SEEDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,8 +97,8 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
         Paragraph(
             Md("*Where does each format fail: in the forward pass, the backward pass or the optimizer?* (ANAL-02)")
         ),
-        common.data_line(loader),
-        *common.left_out(loader),
+        data_line(loader),
+        *left_out(loader),
         Heading("Executive Summary"),
     ]
     if comparison is None:
@@ -101,7 +106,7 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
     else:
         blocks += [
             Paragraph(_answer(loader, analyzer, comparison)),
-            *common.pilot(loader, [comparison.baseline], int(comparison.table["n_pairs"].max())),
+            *pilot(loader, [comparison.baseline], int(comparison.table["n_pairs"].max())),
             *_operand_chart(analyzer, comparison),
             Heading("Failure Mode by arm"),
             *_failed_arms(analyzer),
@@ -130,7 +135,7 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
             if len(loader.runs)
             else "No runs are recorded."
         )
-        blocks += common.pending(lacking, ["formats", "remedies"])
+        blocks += pending(lacking, ["formats", "remedies"])
     else:
         blocks += [Heading("What would change this answer"), Bullets(_what_would_change(analyzer))]
         blocks += machine_blocks(loader, _comparisons(loader, analyzer, verdicts))
@@ -140,9 +145,9 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
     return Page(
         PATH,
         "Failure modes",
-        (*blocks, *common.traceability(loader, arms)),
+        (*blocks, *traceability(loader, arms)),
         description="Where each 8-bit format fails in training, by operand and phase, and which tested remedy helps.",
-        provenance=common.provenance(loader, built),
+        provenance=provenance(loader, built),
     )
 
 
@@ -198,7 +203,7 @@ def _answer(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, comparison:
         limit=FAILURE_GAP,
         runs=_outright(loader, analyzer),
         helped=join(" ", helped),
-        scope=common.scope_line(loader, comparison.baseline),
+        scope=scope_line(loader, comparison.baseline),
     )
 
 
@@ -247,8 +252,8 @@ def _in_words(loader: ExperimentDataLoader, row: dict[Any, Any]) -> str:
 
 def _gap(row: dict[Any, Any]) -> str:
     """A gap with its interval and number of seeds."""
-    low, high = (common.number(row[end]) for end in ("low", "high"))
-    return f"{common.number(row['gap'], sign=True)} nats, 95% interval {low} to {high}, n = {int(row['n_pairs'])}"
+    low, high = (words.number(row[end]) for end in ("low", "high"))
+    return f"{words.number(row['gap'], sign=True)} nats, 95% interval {low} to {high}, n = {int(row['n_pairs'])}"
 
 
 def _outright(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> str:
@@ -257,7 +262,7 @@ def _outright(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> str:
     if failed.empty:
         return "No run failed outright"
     counts = failed["arm"].map(lambda arm: named(loader.config(arm))).value_counts()
-    whose = common.names([f"{number} of {name}" for name, number in counts.items()])
+    whose = words.names([f"{number} of {name}" for name, number in counts.items()])
     return f"{len(failed)} recorded run{'s' if len(failed) != 1 else ''} failed outright ({whose})"
 
 
@@ -275,13 +280,13 @@ def _helped(analyzer: FailureAnalyzer, name: str) -> Md | None:
     return md(
         "What lowers {name}'s loss most is {remedy}: its gap falls from {before} to {gap} nats (95% interval {low} to "
         "{high}, n = {n}){others}.",
-        others=f"; {common.names(others)} may do as well" if others else "",
+        others=f"; {words.names(others)} may do as well" if others else "",
         name=name,
         remedy=row["remedy"],
-        before=common.number(row["gap_before"]),
-        gap=common.number(row["gap"]),
-        low=common.number(row["gap_low"]),
-        high=common.number(row["gap_high"]),
+        before=words.number(row["gap_before"]),
+        gap=words.number(row["gap"]),
+        low=words.number(row["gap_low"]),
+        high=words.number(row["gap_high"]),
         n=int(row["n_pairs"]),
     )
 
@@ -299,14 +304,14 @@ def _failed_arms(analyzer: FailureAnalyzer) -> list[Block]:
     unknown = leading[leading["causes"] == "unknown"]
     if len(unknown):
         items = tuple(
-            md("{arm}: {evidence}.", arm=common.arm_link(row["arm"]), evidence=row["evidence"])
+            md("{arm}: {evidence}.", arm=col.arm_link(row["arm"]), evidence=row["evidence"])
             for row in unknown.to_dict("records")
         )
         blocks += [Paragraph("Arms whose cause is unknown:"), Bullets(items)]
     else:
         blocks.append(Paragraph("Every arm that fails has at least one class: none is unknown."))
     if len(late):
-        text = f"{len(late)} of them are of study {common.names(EXPLORATORY)}, which was added after another had been "
+        text = f"{len(late)} of them are of study {words.names(EXPLORATORY)}, which was added after another had been "
         blocks.append(Paragraph(text + "looked at: they are exploratory."))
     if remarks := _weak_classes(analyzer, leading):
         blocks.append(Bullets(remarks))
@@ -329,18 +334,18 @@ def _arms_table(classified: pd.DataFrame, identity: str, caption: str) -> Table:
         "Format",
         "Failure Mode",
         "Where",
-        *common.right("Gap to FP32", "95% interval", "Seeds"),
+        *col.right("Gap to FP32", "95% interval", "Seeds"),
         "Quantized; step rule",
         "Began",
-        *common.right("Finished"),
+        *col.right("Finished"),
     )
     rows = tuple(
         (
-            common.arm_link(row["arm"], row["format"]),
+            col.arm_link(row["arm"], row["format"]),
             row["causes"],
             row["phases"] or None,
-            common.number(row["gap"], sign=True),
-            common.interval(row["low"], row["high"]),
+            words.number(row["gap"], sign=True),
+            words.interval(row["low"], row["high"]),
             int(row["n_pairs"]),
             _treated(row["scope"], row["rule"]),
             _began(row["step"], row["tensor"]),
@@ -390,16 +395,16 @@ def _began(step: float | None, tensor: object) -> Md | None:
 
 def _symptom_table(symptoms: pd.DataFrame, classified: pd.DataFrame) -> Table:
     columns: tuple[Column | str, ...] = (
-        "Format", "Quantized; step rule", "Class", "Operand", *common.right("Share of looks"), "First", "Evidence",
+        "Format", "Quantized; step rule", "Class", "Operand", *col.right("Share of looks"), "First", "Evidence",
     )  # fmt: skip
     arms = classified.set_index("arm")
     rows = tuple(
         (
-            common.arm_link(row["arm"], arms["format"][row["arm"]]),
+            col.arm_link(row["arm"], arms["format"][row["arm"]]),
             _treated(arms["scope"][row["arm"]], arms["rule"][row["arm"]]),
             row["cause"],
             f"{OPERAND_NAMES.get(row['operand'], row['operand'])}, {row['phase']}",
-            common.percent(row["share"]),
+            words.percent(row["share"]),
             _began(row["step"], row["tensor"]),
             row["evidence"],
         )
@@ -436,7 +441,7 @@ def _how_classified() -> list[Block]:
 def _operand_chart(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block]:
     """Gaps of the splits with all operands and with each alone: which operand it is that costs the loss."""
     table = analyzer.operands(comparison)
-    data = common.finite_rows(table[table["format"].isin(SPLITS) & (table["n_pairs"] >= 2)], "gap", "low", "high")
+    data = charts.finite_rows(table[table["format"].isin(SPLITS) & (table["n_pairs"] >= 2)], "gap", "low", "high")
     if data.empty:
         return []
     scopes = list(dict.fromkeys(data["scope"]))
@@ -444,7 +449,7 @@ def _operand_chart(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Bl
     names = {comparison.scope: "all operands"} | {name: f"{name} alone" for name in OPERAND_NAMES.values()}
 
     def draw(axes: Axes) -> None:
-        common.reference_line(axes, "FP32")
+        charts.reference_line(axes, "FP32")
         axes.axhline(FAILURE_GAP, color=MUTED, linewidth=1, linestyle="--")
         place = 0.0
         for number, (scope, colour, marker) in enumerate(zip(scopes, PALETTE, "os^D", strict=False)):
@@ -471,7 +476,7 @@ def _operand_chart(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Bl
         axes.set_ylabel(f"loss gap to FP32, nats a character\n(linear to {LINEAR_TO:g}, then logarithmic)")
 
     said = "; ".join(
-        f"{row.format} {names[row.scope]} {row.gap:+.3f} {common.interval(row.low, row.high)}, n = {row.n_pairs}"
+        f"{row.format} {names[row.scope]} {row.gap:+.3f} {words.interval(row.low, row.high)}, n = {row.n_pairs}"
         for row in data.itertuples()
     )
     chart = Chart(
@@ -492,7 +497,7 @@ def _operand_table(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Bl
     table = table[table["format"].isin(SPLITS)]
     single = table[(table["scope"] != comparison.scope) & (table["n_pairs"] >= 2)]
     if single.empty:
-        return [common.pending_note("No format is recorded with one operand alone and two pairs or more.", ["formats"])]
+        return [pending_note("No format is recorded with one operand alone and two pairs or more.", ["formats"])]
     scopes = list(dict.fromkeys(table["scope"]))
     formats = sorted(set(table["format"]), key=format_order)
     found = {(row["format"], row["scope"]): row for row in table.to_dict("records")}
@@ -501,10 +506,8 @@ def _operand_table(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Bl
         row = found.get((name, scope))
         if row is None or row["n_pairs"] < 2:
             return None
-        text = (
-            f"{common.number(row['gap'], sign=True)} {common.interval(row['low'], row['high'])}, n = {row['n_pairs']}"
-        )
-        return common.arm_link(row["arm"], text)
+        text = f"{words.number(row['gap'], sign=True)} {words.interval(row['low'], row['high'])}, n = {row['n_pairs']}"
+        return col.arm_link(row["arm"], text)
 
     rows = tuple((name, *(cell(name, scope) for scope in scopes), _failing_operands(found, name)) for name in formats)
     columns: tuple[Column | str, ...] = (
@@ -521,7 +524,7 @@ def _operand_table(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Bl
     )
     blocks: list[Block] = [Table(columns, rows, caption, data=table, id="operands-table"), Paragraph(text)]
     if whole < len(SEEDS) and single["arm"].map(lambda arm: bool(_of_study(analyzer, arm))).any():
-        blocks.append(common.pending_note(f"Some arms have {whole} of {len(SEEDS)} pairs so far.", ["formats"]))
+        blocks.append(pending_note(f"Some arms have {whole} of {len(SEEDS)} pairs so far.", ["formats"]))
     return blocks
 
 
@@ -537,7 +540,7 @@ def _failing_operands(found: dict[tuple[str, str], dict[Any, Any]], name: str) -
         if (name, scope) in found and found[name, scope]["n_pairs"] >= 2 and found[name, scope]["gap"] > FAILURE_GAP
     ]
     known = [scope for scope in phases if (name, scope) in found and found[name, scope]["n_pairs"] >= 2]
-    return common.names(alone) if alone else "none" if len(known) == len(phases) else "not recorded"
+    return words.names(alone) if alone else "none" if len(known) == len(phases) else "not recorded"
 
 
 def _sqnr_block(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block]:
@@ -551,7 +554,7 @@ def _sqnr_block(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block
     operands = [operand for operand in OPERAND_NAMES if operand in data]
 
     def draw(axes: Axes) -> None:
-        places = common.spread([data[operand].iloc[-1] for operand in operands], data[operands].to_numpy())
+        places = charts.spread([data[operand].iloc[-1] for operand in operands], data[operands].to_numpy())
         for operand, colour, marker, place in zip(operands, PALETTE, "os^", places, strict=False):
             axes.plot(range(len(data)), data[operand], marker=marker, color=colour, linewidth=1.5, markersize=5)
             axes.annotate(OPERAND_NAMES[operand], (len(data) - 0.85, place), va="center", color=colour)
@@ -561,7 +564,7 @@ def _sqnr_block(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block
         axes.set_ylabel("SQNR (dB), higher is better")
 
     listed = "; ".join(
-        f"{row['format']}: " + ", ".join(f"{OPERAND_NAMES[name]} {common.number(row[name], 1)}" for name in operands)
+        f"{row['format']}: " + ", ".join(f"{OPERAND_NAMES[name]} {words.number(row[name], 1)}" for name in operands)
         for _, row in data.iterrows()
     )
     description = f"Mean signal-to-quantization-noise ratio in dB over layers and recorded steps. {listed}."
@@ -592,11 +595,11 @@ def _phase_tables(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, compa
             for statistic in ("overflow", "underflow")
         }
         records.append({"format": name, "arm": arm, **figures, "stall_ratio": float(stall.get(arm, float("nan")))})
-        cells = [common.percent(value) for value in figures.values()]
-        rows.append((common.arm_link(arm, name), *cells, common.percent(records[-1]["stall_ratio"])))
+        cells = [words.percent(value) for value in figures.values()]
+        rows.append((col.arm_link(arm, name), *cells, words.percent(records[-1]["stall_ratio"])))
     columns: tuple[Column | str, ...] = (
         "Format",
-        *common.right(
+        *col.right(
             "Forward: weights overflow",
             "weights underflow",
             "activations overflow",
@@ -639,7 +642,7 @@ def _layers(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> list[Blo
             format=row["format"],
             scope=row["scope"],
             cause=cause,
-            run=common.arm_link(row["arm"], run_id, run_id),
+            run=col.arm_link(row["arm"], run_id, run_id),
             n=int(row["n_finished"]),
         )
         note = f"{health.MEANINGS[statistic]} Run {run_id}."
@@ -679,7 +682,7 @@ def _signatures(loader: ExperimentDataLoader, comparison: Comparison) -> list[Bl
         return []
     lacks = {"E7M0": "E7M0 has no mantissa bits", "E0M7": "E0M7 has no exponent bits"}
     text = (
-        f"{common.names([lacks[name] for name in extremes])}. {best} is drawn beside because its gap to FP32 is the "
+        f"{words.names([lacks[name] for name in extremes])}. {best} is drawn beside because its gap to FP32 is the "
         "smallest of the other splits. Means over layers and finished runs."
     )
     return [Heading("Signatures of the extremes"), Paragraph(text), *blocks]
@@ -687,12 +690,12 @@ def _signatures(loader: ExperimentDataLoader, comparison: Comparison) -> list[Bl
 
 def _signature(data: pd.DataFrame, statistic: str, identity: str, title: str, label: str) -> Chart | None:
     """One figure of a few formats over the steps, a panel for each operand."""
-    data = common.finite_rows(data[data["statistic"] == statistic], "value")
+    data = charts.finite_rows(data[data["statistic"] == statistic], "value")
     operands = [operand for operand in OPERAND_NAMES if (data["operand"] == operand).any()]
     formats = list(dict.fromkeys(data["format"]))
     if not operands or len(formats) < 2:
         return None
-    text = health.SQNR.text if statistic == "sqnr_db" else common.percent
+    text = health.SQNR.text if statistic == "sqnr_db" else words.percent
     first, last = int(data["step"].min()), int(data["step"].max())
     means = data.groupby(["format", "operand"], observed=True)["value"].mean()
     said = "; ".join(
@@ -703,7 +706,7 @@ def _signature(data: pd.DataFrame, statistic: str, identity: str, title: str, la
 
     def draw(axes: Axes) -> None:
         ticks = [(0.0, str(first)), (1.0, str(last))]
-        offsets = common.panel_axes(axes, [OPERAND_NAMES[operand] for operand in operands], ticks)
+        offsets = charts.panel_axes(axes, [OPERAND_NAMES[operand] for operand in operands], ticks)
         for operand, offset in zip(operands, offsets, strict=True):
             panel = data[data["operand"] == operand]
             for name, colour in zip(formats, PALETTE, strict=False):
@@ -713,14 +716,14 @@ def _signature(data: pd.DataFrame, statistic: str, identity: str, title: str, la
         for offset in offsets[1:]:
             axes.axvline(offset - 0.03, color=BACKGROUND, linewidth=8)
         ends = [_end(data, name) for name in formats]
-        for name, colour, place in zip(formats, PALETTE, common.spread(ends, data["value"].to_numpy()), strict=False):
+        for name, colour, place in zip(formats, PALETTE, charts.spread(ends, data["value"].to_numpy()), strict=False):
             axes.annotate(name, (offsets[-1] + 1.02, place), va="center", color=colour, annotation_clip=False)
         axes.set_ylabel(label)
         if statistic != "sqnr_db":
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
 
     description = f"{health.MEANINGS[statistic]} From step {first} to {last}. Means: {said}."
-    title = f"{title} of {common.names(formats)} by step and operand"
+    title = f"{title} of {words.names(formats)} by step and operand"
     return Chart(identity, title, description, data, draw, height=2.6, margins=(0.65, 0.6, 0.35, 0.3))
 
 
@@ -761,7 +764,7 @@ def _warnings(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> list[B
     columns: tuple[Column | str, ...] = (
         "What",
         "Format",
-        *common.right("Warnings", "Runs", "First step"),
+        *col.right("Warnings", "Runs", "First step"),
         "Most often in",
     )
     table = Table(
@@ -784,7 +787,7 @@ def _failed_runs(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> lis
         return [heading, Paragraph("Every recorded run finished.")]
     rows = tuple(
         (
-            common.arm_link(row.arm, row.run_id, row.run_id),
+            col.arm_link(row.arm, row.run_id, row.run_id),
             named(loader.config(row.arm)),
             row.rule,
             row.status,
@@ -832,7 +835,7 @@ def _endings(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> list[Bl
             continue
         advice = " ".join(f"{line[0].upper()}{line[1:]}." for line in failure.advice) or "No advice."
         cause = failure.cause or failure.message
-        run = common.arm_link(row.arm, row.run_id, row.run_id)
+        run = col.arm_link(row.arm, row.run_id, row.run_id)
         kinds = ", ".join(failure.kinds)
         items.append(md("{run}, {kinds}: {cause}. {advice}", run=run, kinds=kinds, cause=cause, advice=advice))
         losses = pd.DataFrame(failure.losses, columns=["step", "loss"]).tail(ENDING_STEPS)
@@ -851,7 +854,7 @@ def _endings(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> list[Bl
 
 def _ending_chart(data: pd.DataFrame) -> Chart | None:
     """Training loss against the steps that were left, a line a run; a cross where it was not finite any more."""
-    finite = common.finite_rows(data, "loss")
+    finite = charts.finite_rows(data, "loss")
     if finite.empty:
         return None
     ends, lost = finite.groupby("run_id", sort=False).tail(1), set(data["run_id"][data["loss"].isna()])
@@ -864,7 +867,7 @@ def _ending_chart(data: pd.DataFrame) -> Chart | None:
                 end = line.iloc[-1]
                 axes.plot([end["to_end"]], [end["loss"]], color=colour, marker="x", markersize=7, linewidth=0)
         scale = np.log10 if wide_range else np.asarray
-        places = common.spread(
+        places = charts.spread(
             list(scale(ends["loss"].to_numpy(dtype=float))), scale(finite["loss"].to_numpy(dtype=float))
         )
         for label, place, colour in zip(ends["label"], places, itertools.cycle(PALETTE), strict=False):
@@ -897,12 +900,12 @@ def _ending_chart(data: pd.DataFrame) -> Chart | None:
 def _e7m0(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, comparison: Comparison | None) -> list[Block]:
     observed = _e7m0_observations(loader, analyzer, comparison)
     if not observed:
-        return [Paragraph(common.hypothesis_pending("No E7M0 run is recorded."))]
+        return [Paragraph(hypothesis_pending("No E7M0 run is recorded."))]
     rows = tuple(
         (text, *observed.get(key, ("not decided", "no record tells"))) for key, text in E7M0.predictions.items()
     )
     return [
-        Paragraph(common.hypothesis(E7M0)),
+        Paragraph(hypothesis(E7M0)),
         Table(("Prediction", "Outcome", "Recorded"), rows, "The hypothesis against what happened"),
         Paragraph(
             "A correction: the preregistration says that the range of E7M0 is that of BF16. It is half as wide in "
@@ -922,8 +925,8 @@ def _e7m0_rate(loader: ExperimentDataLoader, comparison: Comparison | None) -> l
     return [
         Paragraph(
             f"Part of this gap is the learning rate that all formats share: on {int(row['n'])} held-out seeds its mean "
-            f"gap is {common.number(row['gap_shared'], sign=True)} nats at the shared rate {row['shared_rate']:g} and "
-            f"{common.number(row['gap_own'], sign=True)} at {row['own_rate']:g}, the best rate tried."
+            f"gap is {words.number(row['gap_shared'], sign=True)} nats at the shared rate {row['shared_rate']:g} and "
+            f"{words.number(row['gap_own'], sign=True)} at {row['own_rate']:g}, the best rate tried."
         )
     ]
 
@@ -954,7 +957,7 @@ def _e7m0_observations(
     extremes = own[own["statistic"].isin(["overflow", "underflow"])]
     if len(extremes):
         worst = extremes.loc[extremes["value"].idxmax()]
-        figure = f"largest: {worst['statistic']} of {OPERAND_NAMES[worst['operand']]}, {common.percent(worst['value'])}"
+        figure = f"largest: {worst['statistic']} of {OPERAND_NAMES[worst['operand']]}, {words.percent(worst['value'])}"
         found["no_range_error"] = (_outcome(worst["value"] < 0.001), figure)
     sqnr = health[
         (health["statistic"] == "sqnr_db") & (health["operand"] == "weight") & health["arm"].isin(table["arm"])
@@ -970,9 +973,9 @@ def _e7m0_observations(
         own_gap, rest = gaps.loc["E7M0"], gaps.drop("E7M0")
         rival = rest["gap"].idxmax()
         figure = (
-            f"E7M0 {own_gap['gap']:+.3f} {common.interval(own_gap['low'], own_gap['high'])}; the next largest is "
+            f"E7M0 {own_gap['gap']:+.3f} {words.interval(own_gap['low'], own_gap['high'])}; the next largest is "
             f"{rival}, "
-            f"{rest.at[rival, 'gap']:+.3f} {common.interval(rest.at[rival, 'low'], rest.at[rival, 'high'])}"
+            f"{rest.at[rival, 'gap']:+.3f} {words.interval(rest.at[rival, 'low'], rest.at[rival, 'high'])}"
         )
         apart = own_gap["low"] > rest.at[rival, "high"]
         largest = own_gap["gap"] > rest.at[rival, "gap"]
@@ -997,7 +1000,7 @@ def _alone(analyzer: FailureAnalyzer, comparison: Comparison | None, name: str) 
     if single.empty:
         return []
     parts = [
-        f"{row['scope']} {common.number(row['gap'], sign=True)} {common.interval(row['low'], row['high'])}, "
+        f"{row['scope']} {words.number(row['gap'], sign=True)} {words.interval(row['low'], row['high'])}, "
         f"n = {row['n_pairs']}"
         for row in single.to_dict("records")
     ]
@@ -1007,8 +1010,8 @@ def _alone(analyzer: FailureAnalyzer, comparison: Comparison | None, name: str) 
     if len(whole):
         total, added = whole["gap"].iloc[0], single["gap"].sum()
         against = (
-            f" All together cost {common.number(total, sign=True)}, and the parts add up to "
-            f"{common.number(added, sign=True)}."
+            f" All together cost {words.number(total, sign=True)}, and the parts add up to "
+            f"{words.number(added, sign=True)}."
         )
     return [
         Paragraph(
@@ -1025,13 +1028,13 @@ def _e0m7(
 ) -> list[Block]:
     """H3 and H17 as predictions of one hypothesis."""
     if not (loader.runs["format"] == "E0M7").any():
-        return [Paragraph(common.hypothesis_pending("No E0M7 run is recorded."))]
+        return [Paragraph(hypothesis_pending("No E0M7 run is recorded."))]
     outcomes = {"yes": "held", "no": "did not hold", "inconclusive": "not decided", "pending": "pending"}
     found = zip(("gradients", "remedies"), verdicts_of(loader, "H3", "H17"), strict=True)
     observed = {key: (outcomes[verdict.answer], verdict.evidence) for key, verdict in found}
     rows = tuple((text, observed[key][0], escape(observed[key][1])) for key, text in E0M7.predictions.items())
     return [
-        Paragraph(common.hypothesis(E0M7)),
+        Paragraph(hypothesis(E0M7)),
         Table(("Prediction", "Outcome", "Recorded"), rows, "The hypothesis against what happened"),
         *_alone(analyzer, comparison, "E0M7"),
     ]
@@ -1041,7 +1044,7 @@ def _remedies(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, verdicts:
     """What was tried on the two extreme formats, with its effect against the format without it and against FP32."""
     table = analyzer.remedies
     shown = table[table["n_pairs"] >= 2]
-    blocks: list[Block] = [common.verdict_table(verdicts, "verdicts"), *common.tests_table(verdicts, "verdict-tests")]
+    blocks: list[Block] = [verdict_table(verdicts, "verdicts"), *tests_table(verdicts, "verdict-tests")]
     if len(shown):
         blocks += [*_remedy_chart(shown), _remedy_rows(shown)]
         text = (
@@ -1052,26 +1055,26 @@ def _remedies(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, verdicts:
         )
         blocks += [Paragraph(text), *_prevention(analyzer)]
     if lacking := remedies_missing(loader):
-        blocks.append(common.pending_note(lacking, ["formats", "remedies", "scaling"]))
+        blocks.append(pending_note(lacking, ["formats", "remedies", "scaling"]))
     return blocks
 
 
 def _remedy_rows(shown: pd.DataFrame) -> Table:
     columns: tuple[Column | str, ...] = (
         "Format", "Remedy",
-        *common.right("Difference", "95% interval", "Adjusted p", "Pairs", "Gap before", "Gap left"),
+        *col.right("Difference", "95% interval", "Adjusted p", "Pairs", "Gap before", "Gap left"),
         "Planned",
     )  # fmt: skip
     rows = tuple(
         (
             row["format"],
-            common.arm_link(row["arm"], row["remedy"]),
-            common.number(row["difference"], sign=True),
-            common.interval(row["low"], row["high"]),
-            common.p_text(row["p_holm"]),
+            col.arm_link(row["arm"], row["remedy"]),
+            words.number(row["difference"], sign=True),
+            words.interval(row["low"], row["high"]),
+            words.p_text(row["p_holm"]),
             int(row["n_pairs"]),
-            common.number(row["gap_before"], sign=True),
-            common.number(row["gap"], sign=True),
+            words.number(row["gap_before"], sign=True),
+            words.number(row["gap"], sign=True),
             f"{'yes' if row['planned'] else 'no'}, {_recorded(row)}",
         )
         for row in shown.to_dict("records")
@@ -1087,18 +1090,20 @@ def _recorded(row: dict[Any, Any]) -> str:
 
 def _remedy_chart(shown: pd.DataFrame) -> list[Block]:
     columns = ["format", "remedy", "n_pairs", "difference", "low", "high", "gap", "gap_low", "gap_high"]
-    data = common.finite_rows(shown[columns], "difference", "low", "high")
+    data = charts.finite_rows(shown[columns], "difference", "low", "high")
     if data.empty:
         return []
     return [
-        common.differences_chart(
-            "remedies-chart",
-            "What each remedy does to the loss of E0M7 and E7M0",
-            "Paired difference of the final validation loss with 95% t interval.",
-            data,
-            [f"{row.format}: {row.remedy}" for row in data.itertuples()],
-            "nats a character; left of 0 it helps",
-            [PALETTE[EXTREMES.index(name)] for name in data["format"]],
+        ChartBlock(
+            charts.forest(
+                "remedies-chart",
+                "What each remedy does to the loss of E0M7 and E7M0",
+                "Paired difference of the final validation loss with 95% t interval.",
+                data,
+                [f"{row.format}: {row.remedy}" for row in data.itertuples()],
+                "nats a character; left of 0 it helps",
+                [PALETTE[EXTREMES.index(name)] for name in data["format"]],
+            )
         )
     ]
 
@@ -1111,7 +1116,7 @@ def _prevention(analyzer: FailureAnalyzer) -> list[Block]:
     if unscaled.any():
         text = "{names} at scale 1 want a scale that follows the tensor: see Other scales in the {report}."
         report = Link("format comparison", PageRef("reports/format_comparison", "other-scales"))
-        items.append(md(text, names=common.names(sorted(set(failed.loc[unscaled, "format"]))), report=report))
+        items.append(md(text, names=words.names(sorted(set(failed.loc[unscaled, "format"]))), report=report))
     if (failed["rule"].str.contains("rounded to nearest") & grid).any():
         text = "Stalls on the grid: what rounding stochastically in place of to nearest changes is H6 of the {report}."
         items.append(md(text, report=Link("manifold comparison", PageRef("reports/manifold_comparison"))))
@@ -1126,7 +1131,7 @@ def _prevention(analyzer: FailureAnalyzer) -> list[Block]:
         items.append(
             md(
                 "No remedy was tried on {names}, which fail as well: what helps them is not known.",
-                names=common.names(untried),
+                names=words.names(untried),
             )
             if len(untried) > 1
             else md("No remedy was tried on {name}, which fails as well: what helps it is not known.", name=untried[0])
@@ -1144,7 +1149,7 @@ def _drawn_gradients(analyzer: FailureAnalyzer) -> tuple[list[Md], set[str]]:
         if name in EXTREMES or before is None or before is row or not (before["failed"] or row["failed"]):
             continue
         how = scope.removesuffix(DRAWN).replace(ALL_OPERANDS, "").strip("; ")
-        change = f"from {common.number(before['gap'])} to {common.number(row['gap'])}"
+        change = f"from {words.number(before['gap'])} to {words.number(row['gap'])}"
         parts.setdefault(name, []).append(f"{change} ({how})" if how else change)
     items = [
         md(
@@ -1172,7 +1177,7 @@ def _reproduce(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> list[
             lines.append(command(loader.records[base["run_id"].iloc[0]].config))
         about = md(
             "{run}: {causes}",
-            run=common.arm_link(row["arm"], run_id, run_id),
+            run=col.arm_link(row["arm"], run_id, run_id),
             causes=row["causes"] + (f", {row['phases']}" if row["phases"] else ""),
         )
         inner += [Paragraph(about), CodeBlock("\n".join(lines), "bash")]

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from altgrad.analysis import words
 from altgrad.analysis.comparison import (
     PLACES,
     WITHIN_MARGIN,
@@ -62,7 +63,11 @@ from altgrad.pages import (
     Text,
     md,
 )
-from altgrad.reports import common
+from altgrad.reports import charts
+from altgrad.reports import columns as col
+from altgrad.reports.pending import larger, pending, pending_note
+from altgrad.reports.provenance import left_out, provenance, traceability
+from altgrad.reports.scope import CORRECTIONS, data_line, pilot, scope
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,14 +95,14 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
     first = comparator.headline
     blocks: list[Block] = [
         Paragraph(Md("*Which 8-bit format trains with the smallest loss against the unquantized run?* (ANAL-01)")),
-        common.data_line(loader, scoped=False),
-        *common.left_out(loader),
+        data_line(loader, scoped=False),
+        *left_out(loader),
         Heading("Executive Summary"),
     ]
     if first is None:
         blocks += [
             Paragraph(Md("**Sweet-spot format: pending.** No recorded run can be compared yet.")),
-            *common.pending(_missing(loader), ["formats"]),
+            *pending(_missing(loader), ["formats"]),
         ]
     else:
         spot, found = comparator.sweet_spot(first), {verdict.id: verdict for verdict in verdicts(loader)}
@@ -113,7 +118,7 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
             Paragraph(scope_line(loader, first)),
             *by_layer_type(comparator),
             *_by_operand(comparator),
-            *common.pilot(loader, [first.baseline], int(first.table["n_pairs"].max())),
+            *pilot(loader, [first.baseline], int(first.table["n_pairs"].max())),
             ChartBlock(gap_chart(first)),
             Heading("Results"),
             *_results(loader, first, "results", rate),
@@ -132,7 +137,7 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
             *_length(loader, comparator, first, long),
             *_said(found, "H20"),
             *_own_rates(loader, first),
-            *common.larger(loader, "formats"),
+            *larger(loader, "formats"),
             *_afterwards(loader),
             Heading("Conclusions"),
             Bullets(_conclusions(loader, first, spot)),
@@ -144,37 +149,37 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
     return Page(
         PATH,
         "Format comparison",
-        (*blocks, *common.traceability(loader, _arms(loader, comparator))),
+        (*blocks, *traceability(loader, _arms(loader, comparator))),
         description="Which 8-bit number format trains with the smallest loss gap, from recorded runs with intervals.",
-        provenance=common.provenance(loader, built),
+        provenance=provenance(loader, built),
     )
 
 
 def answer(comparison: Comparison, spot: SweetSpot, rate: TokenRate | None = None) -> Md:
     """The answer with numbers, intervals and seeds: the best format, and what is shown of each other one."""
-    aside = md(" Not ranked: {names}.", names=common.names(spot.unranked)) if spot.unranked else Md("")
+    aside = md(" Not ranked: {names}.", names=words.names(spot.unranked)) if spot.unranked else Md("")
     if spot.best is None:
         return md("**Sweet-spot format: no answer,** because {reason}.{aside}", reason=spot.reason, aside=aside)
     row = _row(comparison, spot.best)
     lead = spot.best
     if spot.undecided and not spot.equivalent:
-        lead = f"inconclusive between {common.names([spot.best, *spot.undecided])}"
+        lead = f"inconclusive between {words.names([spot.best, *spot.undecided])}"
     elif level := [name for name in spot.equivalent if name not in spot.within_margin]:
-        lead += f", with {common.names(level)} within {MARGIN:g} nats of it"
-    worth = f", as much as {common.tokens(rate, row['gap'])} more tokens would gain" if rate and row["gap"] > 0 else ""
+        lead += f", with {words.names(level)} within {MARGIN:g} nats of it"
+    worth = f", as much as {words.tokens(rate, row['gap'])} more tokens would gain" if rate and row["gap"] > 0 else ""
     said = [
-        f"With {common.quantized(comparison.scope)}, {spot.best} ends {common.number(abs(row['gap']))} nats a "
+        f"With {words.quantized(comparison.scope)}, {spot.best} ends {words.number(abs(row['gap']))} nats a "
         f"character {'above' if row['gap'] >= 0 else 'below'} FP32 "
-        f"(95% CI {common.span(row['low'], row['high'])}, n = {int(row['n_pairs'])} seeds){worth}.",
+        f"(95% CI {words.span(row['low'], row['high'])}, n = {int(row['n_pairs'])} seeds){worth}.",
         *(f"{name} {_difference(comparison, name)}." for name in spot.equivalent),
     ]
     if spot.undecided:
-        listed = common.names([f"{name}, {_figures(comparison, name)}" for name in spot.undecided])
+        listed = words.names([f"{name}, {_figures(comparison, name)}" for name in spot.undecided])
         said.append(f"Undecided at this number of seeds: {listed}.")
     if spot.worse:
-        ends = [common.number(_row(comparison, name)["gap_to_best"]) for name in spot.worse]
+        ends = [words.number(_row(comparison, name)["gap_to_best"]) for name in spot.worse]
         by = ends[0] if len(ends) == 1 else f"{min(ends)} to {max(ends)}"
-        said.append(f"{common.names(spot.worse)} {_are(spot.worse)} worse than {spot.best}, by {by} nats.")
+        said.append(f"{words.names(spot.worse)} {_are(spot.worse)} worse than {spot.best}, by {by} nats.")
     return md("**Sweet-spot format: {lead}.** {said}{aside}", lead=lead, said=" ".join(said), aside=aside)
 
 
@@ -190,13 +195,13 @@ def _figures(comparison: Comparison, name: str) -> str:
     """``0.004 nats worse (95% CI 0.001 to 0.007)``: a format beside the best."""
     row = _row(comparison, name)
     word = "worse" if row["gap_to_best"] >= 0 else "better"
-    ends = common.span(row["low_to_best"], row["high_to_best"])
-    return f"{common.number(abs(row['gap_to_best']))} nats {word} (95% CI {ends})"
+    ends = words.span(row["low_to_best"], row["high_to_best"])
+    return f"{words.number(abs(row['gap_to_best']))} nats {word} (95% CI {ends})"
 
 
 def scope_line(loader: ExperimentDataLoader, comparison: Comparison) -> Md:
     """The line that belongs beside an answer."""
-    return md("Scope: {scope}.", scope=common.scope(loader, comparison))
+    return md("Scope: {scope}.", scope=scope(loader, comparison))
 
 
 def changes_if(loader: ExperimentDataLoader) -> tuple[Md, ...]:
@@ -250,9 +255,9 @@ def _if_scaled(loader: ExperimentDataLoader, comparison: Comparison) -> Md | Non
         how=how,
         verb="lowers" if left.excludes_zero else "removes",
         format=row["format"],
-        before=common.number(before.mean),
-        after=common.number(left.mean),
-        ends=common.span(left.low, left.high),
+        before=words.number(before.mean),
+        after=words.number(left.mean),
+        ends=words.span(left.low, left.high),
         n=left.n,
     )
 
@@ -268,7 +273,7 @@ def _if_layers(loader: ExperimentDataLoader) -> Md | None:
     if most.empty:
         return None
     kind = most.count().idxmax()
-    listed = common.names([f"{share:.0%} of {name}'s" for name, share in most[kind].dropna().items()])
+    listed = words.names([f"{share:.0%} of {name}'s" for name, share in most[kind].dropna().items()])
     where = Link("fewer layers are quantized", PageRef(PATH, "by-layer-type-and-operand"))
     return md("{where}: the {kind} alone accounts for {listed} gap.", where=where, kind=kind, listed=listed)
 
@@ -285,13 +290,13 @@ def by_layer_type(comparator: FormatComparator) -> list[Block]:
     alike: dict[str, list[str]] = {}
     for name in formats:
         where = {key: [kind for kind in LAYER_TYPES if name in named[key][kind]] for key in ("worse", "undecided")}
-        said = [f"worse in {common.names(where['worse'])}"] * bool(where["worse"])
-        said += [f"undecided in {common.names(where['undecided'])}"] * bool(where["undecided"])
+        said = [f"worse in {words.names(where['worse'])}"] * bool(where["worse"])
+        said += [f"undecided in {words.names(where['undecided'])}"] * bool(where["undecided"])
         if said:
             alike.setdefault(" and ".join(said), []).append(name)
-    parts = [f"{common.names(those)} {_are(those)} {said}" for said, those in alike.items()]
+    parts = [f"{words.names(those)} {_are(those)} {said}" for said, those in alike.items()]
     lead = (
-        f"{common.names(everywhere)} {_are(everywhere)} the best or within {MARGIN:g} nats of it, whichever type it is."
+        f"{words.names(everywhere)} {_are(everywhere)} the best or within {MARGIN:g} nats of it, whichever type it is."
         if everywhere
         else f"no format is the best or within {MARGIN:g} nats of it for every type."
     )
@@ -321,15 +326,15 @@ def _by_operand(comparator: FormatComparator) -> list[Block]:
     parts = []
     for row in spots.itertuples():
         said = f"{row.Index}: {row.best}"
-        said += f", with {common.names(row.equivalent.split())} within {MARGIN:g} nats of it" if row.equivalent else ""
-        said += f", {common.names(row.undecided.split())} undecided" if row.undecided else ""
+        said += f", with {words.names(row.equivalent.split())} within {MARGIN:g} nats of it" if row.equivalent else ""
+        said += f", {words.names(row.undecided.split())} undecided" if row.undecided else ""
         parts.append(said)
     text = "**Quantize one operand only, and the best are:** {parts} (n = {pairs} seeds)."
     return [Paragraph(md(text, parts="; ".join(parts), pairs=_range(spots["n_pairs"])))]
 
 
 def _equals(p: float) -> str:
-    text = common.p_text(p)
+    text = words.p_text(p)
     return text if text.startswith("<") else f"= {text}"
 
 
@@ -343,16 +348,16 @@ def gap_chart(comparison: Comparison) -> Chart:
     table = comparison.table[single] if single.any() else comparison.table
     without = table[table["n_pairs"] < 2] if (table["n_pairs"] > 1).any() else table.iloc[:0]
     table = table.drop(without.index)
-    data = common.finite_rows(table[["format", "arm", "n_pairs", "gap", "low", "high"]], "gap")
+    data = charts.finite_rows(table[["format", "arm", "n_pairs", "gap", "low", "high"]], "gap")
     data = data.sort_values("format", key=lambda column: column.map(format_order), ignore_index=True)
 
     def draw(axes: Axes) -> None:
         places = range(len(data))
-        common.reference_line(axes, "FP32")
+        charts.reference_line(axes, "FP32")
         axes.vlines(places, data["low"], data["high"], color=PALETTE[0], linewidth=2)
         axes.plot(places, data["gap"], "o", color=PALETTE[0], markersize=6)
         for place, gap, high in zip(places, data["gap"], data["high"].fillna(data["gap"]), strict=True):
-            text = common.number(gap, sign=True)
+            text = words.number(gap, sign=True)
             axes.annotate(text, (place, high), xytext=(0, 7), textcoords="offset points", ha="center", color=FOREGROUND)
         axes.set_yscale("symlog", linthresh=LINEAR_TO, linscale=1.5)
         ticks = [tick for tick in GAP_TICKS if data["low"].min() - 0.02 <= tick <= 1.3 * data["high"].max()]
@@ -363,7 +368,7 @@ def gap_chart(comparison: Comparison) -> Chart:
         axes.set_xlim(-0.6, len(data) - 0.4)
         axes.set_ylabel(f"loss gap to FP32, nats a character\n(linear to {LINEAR_TO:g}, then logarithmic)")
 
-    listed = "; ".join(f"{row.format} {row.gap:+.3f} {common.interval(row.low, row.high)}" for row in data.itertuples())
+    listed = "; ".join(f"{row.format} {row.gap:+.3f} {words.interval(row.low, row.high)}" for row in data.itertuples())
     return Chart(
         "loss-gap",
         "Loss gap to FP32 by format",
@@ -379,22 +384,22 @@ def _results(
 ) -> list[Block]:
     columns: tuple[Column | str, ...] = (
         "Format",
-        *common.right("Gap to FP32", "95% interval", *(["In tokens"] if rate else [])),
-        *common.right("Pairs", "Finished", "p against FP32"),
-        *common.right("To the best", "p against the best"),
+        *col.right("Gap to FP32", "95% interval", *(["In tokens"] if rate else [])),
+        *col.right("Pairs", "Finished", "p against FP32"),
+        *col.right("To the best", "p against the best"),
         Column("Verdict"),
     )
     rows = tuple(
         (
-            common.arm_link(row["arm"], row["format"]),
-            common.number(row["gap"], sign=True),
-            common.interval(row["low"], row["high"]),
-            *([common.tokens(rate, row["gap"])] if rate else []),
+            col.arm_link(row["arm"], row["format"]),
+            words.number(row["gap"], sign=True),
+            words.interval(row["low"], row["high"]),
+            *([words.tokens(rate, row["gap"])] if rate else []),
             int(row["n_pairs"]),
             f"{row['n_finished']} of {row['n_runs']}",
-            common.p_text(row["p_fp32"]),
-            common.number(row["gap_to_best"], sign=True),
-            common.p_text(row["p_holm"]),
+            words.p_text(row["p_fp32"]),
+            words.number(row["gap_to_best"], sign=True),
+            words.p_text(row["p_holm"]),
             row["verdict"],
         )
         for row in comparison.table.to_dict("records")
@@ -402,11 +407,11 @@ def _results(
     caption = md(
         "{scope}; {setting}. Gaps in nats a character, paired by seed, best first. p against FP32: {test}, "
         "Holm-adjusted over the 8-bit formats; against the best: over all pairs of them.",
-        scope=common.quantized(comparison.scope).capitalize(),
+        scope=words.quantized(comparison.scope).capitalize(),
         setting=_setting(loader, comparison),
         test=_tests_used(comparison),
     )
-    base = Paragraph(md("Baseline: {arm}.", arm=common.arm_link(comparison.baseline)))
+    base = Paragraph(md("Baseline: {arm}.", arm=col.arm_link(comparison.baseline)))
     notes = [Paragraph(_in_tokens(rate))] if rate else []
     return [Table(columns, rows, caption, data=comparison.table, id=identity), base, *notes]
 
@@ -414,8 +419,8 @@ def _results(
 def _in_tokens(rate: TokenRate) -> str:
     """What the column rests on, and its limits."""
     short, long = rate.steps
-    ends = common.span(rate.rate.low, rate.rate.high)
-    gained = f"{common.number(rate.rate.mean)} nats (95% CI {ends}, n = {rate.rate.n})"
+    ends = words.span(rate.rate.low, rate.rate.high)
+    gained = f"{words.number(rate.rate.mean)} nats (95% CI {ends}, n = {rate.rate.n})"
     return (
         f"In tokens: how many more training tokens would gain as much, exp(gap / r) - 1. Between {short:,} and "
         f"{long:,} steps FP32 gains r = {gained} per unit of ln(tokens). It is a yardstick, not a measurement: it "
@@ -426,7 +431,7 @@ def _in_tokens(rate: TokenRate) -> str:
 
 
 def _tests_used(comparison: Comparison) -> str:
-    return common.names(sorted({name_of_test(n) for n in comparison.table["n_pairs"] if n > 1}) or ["no test"])
+    return words.names(sorted({name_of_test(n) for n in comparison.table["n_pairs"] if n > 1}) or ["no test"])
 
 
 def _said(found: dict[str, Verdict], *identities: str) -> list[Block]:
@@ -469,9 +474,9 @@ def _places(loader: ExperimentDataLoader, comparator: FormatComparator, found: d
         rows.append(
             (
                 PLACE_NAMES[row["place"]],
-                common.arm_link(row["arm"], row["best"]) if known else f"none: {row['reason']}",
-                common.number(row["gap"], sign=True),
-                common.interval(row["low"], row["high"]) if known else None,
+                col.arm_link(row["arm"], row["best"]) if known else f"none: {row['reason']}",
+                words.number(row["gap"], sign=True),
+                words.interval(row["low"], row["high"]) if known else None,
                 int(row["n_pairs"]),
                 *(listed if known else (None, None, None)),
             )
@@ -479,7 +484,7 @@ def _places(loader: ExperimentDataLoader, comparator: FormatComparator, found: d
     columns: tuple[Column | str, ...] = (
         "Quantized",
         "Sweet-spot format",
-        *common.right("Gap to FP32", "95% interval", "Pairs"),
+        *col.right("Gap to FP32", "95% interval", "Pairs"),
         f"Within {MARGIN:g}",
         "Undecided",
         "Worse",
@@ -493,7 +498,7 @@ def _places(loader: ExperimentDataLoader, comparator: FormatComparator, found: d
     for study, places in (("formats", ("all", *OPERAND_NAMES.values())), ("layers", LAYER_TYPES)):
         lacking = [PLACE_NAMES[place] for place in absent if place in places and comparator.at(place) is None]
         if lacking:
-            blocks.append(common.pending_note(f"No runs are recorded for {common.names(lacking)}.", [study]))
+            blocks.append(pending_note(f"No runs are recorded for {words.names(lacking)}.", [study]))
     for place in list(PLACES)[1:]:
         comparison = comparator.at(place)
         if comparison is not None:
@@ -514,14 +519,14 @@ def _ties(tensors: pd.DataFrame, spot: SweetSpot) -> list[Block]:
     wide = known.pivot_table(index="format", columns="operand", values="sqnr_db", sort=False)
     wide = wide.reindex(index=[name for name in close if name in wide.index], columns=list(OPERAND_NAMES))
     said = "; ".join(
-        f"{name}: {', '.join(f'{OPERAND_NAMES[key]} {common.number(value, 1)} dB' for key, value in row.items())}"
+        f"{name}: {', '.join(f'{OPERAND_NAMES[key]} {words.number(value, 1)} dB' for key, value in row.items())}"
         for name, row in wide.iterrows()
     )
     text = md(
         "**Secondary evidence, where the losses are close.** {names} are not shown to differ by more than the margin. "
         "The signal-to-quantization-noise ratio (SQNR) of their actual tensors, a mean over layers and runs at the "
         "last look: {said}. A higher SQNR means values nearer to the unrounded ones; it is no ranking by loss.",
-        names=common.names(close),
+        names=words.names(close),
         said=said,
     )
     return [Paragraph(text)]
@@ -537,18 +542,18 @@ def _why(comparison: Comparison, tensors: pd.DataFrame, looks: Mapping[str, pd.D
         "Format",
         "Layer type",
         "Operand",
-        *common.right("SQNR (dB)", "Underflow", "Overflow", "Codes used"),
+        *col.right("SQNR (dB)", "Underflow", "Overflow", "Codes used"),
     )
     ordered = tensors.sort_values("format", key=lambda column: column.map(format_order), kind="stable")
     rows = tuple(
         (
-            common.arm_link(row["arm"], row["format"]),
+            col.arm_link(row["arm"], row["format"]),
             row["layer_type"],
             OPERAND_NAMES[row["operand"]],
-            common.number(row["sqnr_db"], 1),
-            common.percent(row["underflow"]),
-            common.percent(row["overflow"]),
-            common.percent(row["codes_used"]),
+            words.number(row["sqnr_db"], 1),
+            words.percent(row["underflow"]),
+            words.percent(row["overflow"]),
+            words.percent(row["codes_used"]),
         )
         for row in ordered.to_dict("records")
     )
@@ -608,7 +613,7 @@ def weights_chart(comparison: Comparison, looks: Mapping[str, pd.DataFrame]) -> 
             axes.plot(lines, heights, color=PALETTE[1], linewidth=0.7)
             axes.text(LOWEST_OCTAVE - 1.3, base + 0.15, name, ha="right", color=FOREGROUND)
             axes.text(LOWEST_OCTAVE - 1.3, base - 0.25, f"{zeros[name]:.1%} zero", ha="right", fontsize=8, color=MUTED)
-        axes.add_artist(common.rectangles(boxes, PALETTE[0]))
+        axes.add_artist(charts.rectangles(boxes, PALETTE[0]))
         axes.set_xlim(LOWEST_OCTAVE - 1, 0.2)
         axes.set_ylim(-1.5 * len(shown) + 1.0, 1)
         axes.set_yticks([])
@@ -648,21 +653,21 @@ def _by_octave(values: NDArray[np.float64], weights: NDArray[np.float64], larges
 
 def _scales(policies: pd.DataFrame) -> list[Block]:
     if policies.empty:
-        return [common.pending_note("No runs with another scale are recorded (study scaling).", ["scaling"])]
+        return [pending_note("No runs with another scale are recorded (study scaling).", ["scaling"])]
     columns: tuple[Column | str, ...] = (
         "Format",
         "Scale",
-        *common.right("Difference", "95% interval", "Pairs", "Finished", "Adjusted p"),
+        *col.right("Difference", "95% interval", "Pairs", "Finished", "Adjusted p"),
     )
     rows = tuple(
         (
-            common.arm_link(row["arm"], row["format"]),
+            col.arm_link(row["arm"], row["format"]),
             row["policy"],
-            common.number(row["difference"], sign=True),
-            common.interval(row["low"], row["high"]),
+            words.number(row["difference"], sign=True),
+            words.interval(row["low"], row["high"]),
             int(row["n_pairs"]),
             f"{row['n_finished']} of {row['n_runs']}",
-            common.p_text(row["p_holm"]),
+            words.p_text(row["p_holm"]),
         )
         for row in policies.to_dict("records")
     )
@@ -681,7 +686,7 @@ def _length(
     loader: ExperimentDataLoader, comparator: FormatComparator, short: Comparison, long: Comparison | None
 ) -> list[Block]:
     if long is None:
-        return [common.pending_note("No longer runs of the same setting are recorded (study length).", ["length"])]
+        return [pending_note("No longer runs of the same setting are recorded (study length).", ["length"])]
     steps = [loader.config(each.baseline).max_steps for each in (short, long)]
     both = long.table.merge(short.table, on="format", suffixes=("", "_short"), how="left")
     single = ~both["format"].map(is_combination)
@@ -691,18 +696,18 @@ def _length(
     data = both[[*kept, "gap", "low", "high", "n_pairs", "n_finished", "n_runs", "rank"]]
     columns: tuple[Column | str, ...] = (
         "Format",
-        *common.right(f"Gap after {steps[0]:,} steps", "95% interval", "Pairs", "Place"),
-        *common.right(f"Gap after {steps[1]:,} steps", "95% interval", "Pairs", "Place", "Finished"),
+        *col.right(f"Gap after {steps[0]:,} steps", "95% interval", "Pairs", "Place"),
+        *col.right(f"Gap after {steps[1]:,} steps", "95% interval", "Pairs", "Place", "Finished"),
     )
     rows = tuple(
         (
-            common.arm_link(row["arm"], row["format"]),
-            common.number(row["gap_short"], sign=True),
-            common.interval(row["low_short"], row["high_short"]),
+            col.arm_link(row["arm"], row["format"]),
+            words.number(row["gap_short"], sign=True),
+            words.interval(row["low_short"], row["high_short"]),
             None if math.isnan(row["n_pairs_short"]) else int(row["n_pairs_short"]),
             None if pd.isna(row["rank_short"]) else int(row["rank_short"]),
-            common.number(row["gap"], sign=True),
-            common.interval(row["low"], row["high"]),
+            words.number(row["gap"], sign=True),
+            words.interval(row["low"], row["high"]),
             int(row["n_pairs"]),
             None if pd.isna(row["rank"]) else int(row["rank"]),
             f"{row['n_finished']} of {row['n_runs']}",
@@ -718,18 +723,18 @@ def _other_rates(loader: ExperimentDataLoader, comparison: Comparison, own: pd.D
     rate = loader.config(comparison.baseline).optimizer.learning_rate
     columns: tuple[Column | str, ...] = (
         "Format",
-        *common.right("Its own rate", "Gap at its own rate", "95% interval", "Pairs", "Finished"),
-        *common.right(f"Gap at {rate:g}"),
+        *col.right("Its own rate", "Gap at its own rate", "95% interval", "Pairs", "Finished"),
+        *col.right(f"Gap at {rate:g}"),
     )
     rows = tuple(
         (
-            common.arm_link(row["arm"], row["format"]),
+            col.arm_link(row["arm"], row["format"]),
             f"{row['learning_rate']:g}",
-            common.number(row["gap"], sign=True),
-            common.interval(row["low"], row["high"]),
+            words.number(row["gap"], sign=True),
+            words.interval(row["low"], row["high"]),
             int(row["n_pairs"]),
             f"{row['n_finished']} of {row['n_runs']}",
-            common.number(row["gap_shared"], sign=True),
+            words.number(row["gap_shared"], sign=True),
         )
         for row in own.to_dict("records")
     )
@@ -750,7 +755,7 @@ def _conclusions(loader: ExperimentDataLoader, comparison: Comparison, spot: Swe
     items: list[Text] = []
     if spot.undecided:
         items.append(
-            f"Between {common.names([spot.best or '', *spot.undecided])} this number of seeds does not decide. "
+            f"Between {words.names([spot.best or '', *spot.undecided])} this number of seeds does not decide. "
             "That is not evidence that they are equal; no single format is named."
         )
     items += [f"Beside {spot.best}, {name} {_difference(comparison, name)}." for name in spot.equivalent]
@@ -774,8 +779,8 @@ def _conclusions(loader: ExperimentDataLoader, comparison: Comparison, spot: Swe
                 "Worse than FP32: {names}. The largest gap is {format}'s, {gap} nats {interval}.",
                 names=", ".join(lost["format"]),
                 format=worst["format"],
-                gap=common.number(worst["gap"], sign=True),
-                interval=common.interval(worst["low"], worst["high"]),
+                gap=words.number(worst["gap"], sign=True),
+                interval=words.interval(worst["low"], worst["high"]),
             )
         )
     arms = table.set_index("format")["arm"].reindex(["E0M7", "E1M6"])
@@ -817,7 +822,7 @@ def _method(loader: ExperimentDataLoader, comparison: Comparison) -> list[Block]
     more = md(
         "{method} says more; {preregistration} says what was written down before the runs, {corrections} what was not "
         "run.",
-        corrections=common.CORRECTIONS,
+        corrections=CORRECTIONS,
         method=Link("Method", PageRef("method")),
         preregistration=Link("Preregistration", PageRef("method/preregistration")),
     )
@@ -857,16 +862,16 @@ def _per_bit(bits: BitCost, shorter: BitCost) -> Md:
         "the seeds. In {left_out} of them {smallest}'s mean gap is not above zero and has no logarithm; without "
         "{smallest} the factor is {short} ({short_ends}). E7M0 has no mantissa to count, and in splits with 5 "
         "bits or more the lack of range costs more than a bit gains: neither is in it.",
-        factor=common.number(bits.factor, 2),
-        ends=common.span(bits.low, bits.high, 1),
+        factor=words.number(bits.factor, 2),
+        ends=words.span(bits.low, bits.high, 1),
         n=bits.n,
         last=len(bits.formats),
         formats=", ".join(bits.formats),
         resamples=RESAMPLES,
         left_out=f"{bits.left_out:.1%}",
         smallest=bits.formats[-1],
-        short=common.number(shorter.factor, 2),
-        short_ends=common.span(shorter.low, shorter.high, 1),
+        short=words.number(shorter.factor, 2),
+        short_ends=words.span(shorter.low, shorter.high, 1),
     )
 
 
@@ -875,18 +880,18 @@ def _added_up(table: pd.DataFrame) -> Md:
     rest = table[~shown]
     most = rest.loc[rest["difference"].abs().idxmax()]
     but = [
-        f"{row['format']}'s over {row['by']}s: {common.number(row['sum'])} one at a time, "
-        f"{common.number(row['together'])} together"
+        f"{row['format']}'s over {row['by']}s: {words.number(row['sum'])} one at a time, "
+        f"{words.number(row['together'])} together"
         for row in table[shown].to_dict("records")
     ]
     return md(
         "**Costs nearly add up.** The gap with all layer types, or all operands, differs from the sum of the gaps with "
         "one at a time by {median} nats in the median and by {most} at most ({format} over {by}s, {ends}){but}.",
-        median=common.number(rest["difference"].abs().median()),
-        most=common.number(abs(most["difference"])),
+        median=words.number(rest["difference"].abs().median()),
+        most=words.number(abs(most["difference"])),
         format=most["format"],
         by=most["by"],
-        ends=common.interval(most["low"], most["high"]),
+        ends=words.interval(most["low"], most["high"]),
         but=f". Not so {'; '.join(but)}" if but else "",
     )
 
@@ -896,13 +901,13 @@ def _additivity_table(table: pd.DataFrame) -> Table:
         (
             row["by"],
             row["format"],
-            ", ".join(f"{name} {common.number(gap)}" for name, gap in row["parts"].items()),
-            common.number(row["sum"]),
-            common.number(row["together"]),
-            common.number(row["difference"], sign=True),
-            common.interval(row["low"], row["high"]),
+            ", ".join(f"{name} {words.number(gap)}" for name, gap in row["parts"].items()),
+            words.number(row["sum"]),
+            words.number(row["together"]),
+            words.number(row["difference"], sign=True),
+            words.interval(row["low"], row["high"]),
             int(row["n_pairs"]),
-            common.p_text(row["p_holm"]),
+            words.p_text(row["p_holm"]),
         )
         for row in table.to_dict("records")
     )
@@ -910,7 +915,7 @@ def _additivity_table(table: pd.DataFrame) -> Table:
         "Divided by",
         "Format",
         "Gap with one at a time",
-        *common.right("Sum", "Together", "Together minus sum", "95% interval", "Pairs", "Adjusted p"),
+        *col.right("Sum", "Together", "Together minus sum", "95% interval", "Pairs", "Adjusted p"),
     )
     caption = "Gaps to FP32 of parts and whole, nats a character, on the same seeds; p: Holm-adjusted over the rows"
     data = pd.concat([table.drop(columns="parts"), table["parts"].apply(pd.Series)], axis=1)
@@ -947,15 +952,15 @@ def _own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> list[Blo
         (
             row["format"],
             f"{row['own_rate']:g}",
-            common.number(row["gap_shared"], sign=True),
-            common.number(row["gap_own"], sign=True),
+            words.number(row["gap_shared"], sign=True),
+            words.number(row["gap_own"], sign=True),
             int(row["n"]),
         )
         for row in rates.to_dict("records")
     )
     columns: tuple[Column | str, ...] = (
         "Format",
-        *common.right("Best rate tried", "Gap at the shared rate", "Gap at its best rate", "Held-out seeds"),
+        *col.right("Best rate tried", "Gap at the shared rate", "Gap at its best rate", "Held-out seeds"),
     )
     text = (
         f"{shared} The tuning runs show what a rate of its own changes: the mean gap to FP32 in nats a character, on "
@@ -968,9 +973,9 @@ def _own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> list[Blo
 def _all_results(table: pd.DataFrame) -> list[Block]:
     columns: tuple[Column | str, ...] = (
         "Quantized",
-        *common.right("Rate", "Steps"),
+        *col.right("Rate", "Steps"),
         "Format",
-        *common.right("Gap to FP32", "95% interval", "Pairs", "Finished"),
+        *col.right("Gap to FP32", "95% interval", "Pairs", "Finished"),
         "Verdict",
     )
     rows = tuple(
@@ -978,9 +983,9 @@ def _all_results(table: pd.DataFrame) -> list[Block]:
             row["scope"],
             f"{row['learning_rate']:g}",
             int(row["max_steps"]),
-            common.arm_link(row["arm"], row["format"]),
-            common.number(row["gap"], sign=True),
-            common.interval(row["low"], row["high"]),
+            col.arm_link(row["arm"], row["format"]),
+            words.number(row["gap"], sign=True),
+            words.interval(row["low"], row["high"]),
             int(row["n_pairs"]),
             f"{row['n_finished']} of {row['n_runs']}",
             row["verdict"],
@@ -1023,7 +1028,7 @@ def _missing(loader: ExperimentDataLoader) -> str:
         for column, word in (("data", "data"), ("max_steps", "number of steps"), ("learning_rate", "learning rate"))
         if not set(quantized[column]) & set(baseline[column])
     ]
-    how = f"the {common.names(differing)} of the two" if differing else "another part of the config"
+    how = f"the {words.names(differing)} of the two" if differing else "another part of the config"
     return (
         f"{count}, but none of them is an AdamW run of a format together with an FP32 run of the same setting (model, "
         f"data, steps, learning rate): {how} {'differ' if differing else 'differs'}, so that there is no gap to report."

@@ -40,7 +40,9 @@ from altgrad.pages import (
     md,
 )
 from altgrad.pages.sketch import number_text
-from altgrad.reports import common, health
+from altgrad.reports import columns as col
+from altgrad.reports import health
+from altgrad.reports.provenance import provenance
 
 PAGES: tuple[FloatFormat, ...] = (
     *SPLITS_8BIT,
@@ -108,9 +110,9 @@ def _index(loader: ExperimentDataLoader) -> Page:
     )
     columns: tuple[Column | str, ...] = (
         "Format",
-        *common.right("Bits", "Exponent", "Mantissa", "Bias"),
+        *col.right("Bits", "Exponent", "Mantissa", "Bias"),
         "Specials",
-        *common.right("Largest", "Smallest normal", "Smallest subnormal", "Distinct finite values"),
+        *col.right("Largest", "Smallest normal", "Smallest subnormal", "Distinct finite values"),
     )
     intro = md(
         "A format is data: exponent bits, mantissa bits, a bias, and which codes are special. All of it is computed "
@@ -137,7 +139,7 @@ def _index(loader: ExperimentDataLoader) -> Page:
         Table(columns, rows, f"The {len(rows)} formats of the catalogue", data=pd.DataFrame(records), id="catalogue"),
     )
     description = "Every number format of the catalogue with its constants, and a page for those in use."
-    return Page("formats/index", "Number formats", blocks, description, provenance=common.provenance(loader))
+    return Page("formats/index", "Number formats", blocks, description, provenance=provenance(loader))
 
 
 def _page(loader: ExperimentDataLoader, fmt: FloatFormat) -> Page:
@@ -165,7 +167,7 @@ def _page(loader: ExperimentDataLoader, fmt: FloatFormat) -> Page:
         title,
         tuple(blocks),
         f"Bit layout, constants, number line and codes of {fmt.label}, and which of them recorded runs used.",
-        provenance=common.provenance(loader),
+        provenance=provenance(loader),
     )
 
 
@@ -236,9 +238,7 @@ def _constants(fmt: FloatFormat) -> Table:
         ("NaN", special - infinities, "codes"),
         ("Negative zero", "yes" if fmt.has_negative_zero else "no", "whether -0 has a code of its own"),
     ]
-    return Table(
-        ("Constant", *common.right("Value"), "Exactly, or what it is"), tuple(rows), f"Constants of {fmt.label}"
-    )
+    return Table(("Constant", *col.right("Value"), "Exactly, or what it is"), tuple(rows), f"Constants of {fmt.label}")
 
 
 def _binades(fmt: FloatFormat) -> float:
@@ -457,7 +457,7 @@ def _use(loader: ExperimentDataLoader, fmt: FloatFormat) -> list[Block]:
             if isinstance(block, ChartBlock) and block.chart.id == f"codes-{fmt.name}"
         ]
         if drawn:
-            arm = common.arm_link(str(runs["arm"].iloc[0]))
+            arm = col.arm_link(str(runs["arm"].iloc[0]))
             blocks += [Paragraph(md("The codes in use, from arm {arm}:", arm=arm)), *drawn]
             break
     if not drawn:
@@ -465,10 +465,10 @@ def _use(loader: ExperimentDataLoader, fmt: FloatFormat) -> list[Block]:
     arms = report.drop_duplicates("arm")
     counts = report.groupby("arm").size()
     table = tuple(
-        (common.arm_link(str(row.arm)), row.format, row.scope, row.rule, int(row.max_steps), int(counts[row.arm]))
+        (col.arm_link(str(row.arm)), row.format, row.scope, row.rule, int(row.max_steps), int(counts[row.arm]))
         for row in arms.itertuples()
     )
-    columns: tuple[Column | str, ...] = ("Arm", "Format", "Quantized", "Step rule", *common.right("Steps", "Runs"))
+    columns: tuple[Column | str, ...] = ("Arm", "Format", "Quantized", "Step rule", *col.right("Steps", "Runs"))
     tuned = len(using) - len(report)
     note = f" {tuned} more runs are of tuning studies." if tuned else ""
     if table:

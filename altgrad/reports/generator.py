@@ -14,11 +14,11 @@ import pandas as pd
 from altgrad.analysis.comparison import results_table
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.pages import Block, Chart, ChartBlock, Details, Note, Page, chart_figure, write_folder
-from altgrad.reports import common
 from altgrad.reports.corrections import DOCUMENT, PATH, corrections_document
 from altgrad.reports.failure_modes import failure_modes_page
 from altgrad.reports.format_comparison import format_comparison_page
 from altgrad.reports.manifold_comparison import manifold_comparison_page
+from altgrad.reports.provenance import provenance
 from altgrad.reports.tuning import swept
 from altgrad.text import csv
 
@@ -45,8 +45,8 @@ class ReportGenerator:
     @cached_property
     def _pages(self) -> tuple[Page, ...]:
         makers, moved = (format_comparison_page, failure_modes_page, manifold_comparison_page), self.loader.once(swept)
-        provenance = common.provenance(self.loader, self.built)
-        return tuple(replace(self.loader.once(make), moved=moved, provenance=provenance) for make in makers)
+        foot = provenance(self.loader, self.built)
+        return tuple(replace(self.loader.once(make), moved=moved, provenance=foot) for make in makers)
 
     @property
     def charts(self) -> dict[str, Chart]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.config import LAYER_TYPES, OPERAND_NAMES
 from altgrad.formats import FloatFormat, get_format
@@ -28,8 +29,8 @@ from altgrad.pages import (
     plot_axes,
 )
 from altgrad.pages.sketch import INCH
-from altgrad.reports import common
-from altgrad.reports.common import Levels
+from altgrad.reports import columns as col
+from altgrad.reports.heat_map import Levels, heat_map
 from altgrad.runs import RunRecord
 from altgrad.runs.pack import is_histogram
 
@@ -37,7 +38,7 @@ _MORE_THAN_ZERO = float(np.nextafter(0.0, 1.0))
 LOST = Levels(
     (_MORE_THAN_ZERO, 0.001, 0.01, 0.05, 0.25),
     ("0", "below 0.1%", "below 1%", "below 5%", "below 25%", "25% or more"),
-    common.percent,
+    words.percent,
 )
 SQNR = Levels(
     (35.0, 30.0, 25.0, 20.0, 15.0),
@@ -48,13 +49,13 @@ SQNR = Levels(
 STALL = Levels(
     (0.25, 0.5, 0.75, 0.9, 0.99),
     ("below 25%", "below 50%", "below 75%", "below 90%", "below 99%", "99% or more"),
-    common.percent,
+    words.percent,
     missing="no updates",
 )
 RANK = Levels(
     (0.95, 0.9, 0.8, 0.65, 0.5),
     ("95% or more", "90 to 95%", "80 to 90%", "65 to 80%", "50 to 65%", "below 50%"),
-    common.percent,
+    words.percent,
 )
 LOSSES: tuple[tuple[str, str, Levels], ...] = (
     ("underflow", "Underflow", LOST),
@@ -87,39 +88,39 @@ _OPERANDS: _Columns = (
     ("amax", "Amax", _figure),
     ("scale", "Scale", _figure),
     ("nonfinite", "NaN, infinite", _count),
-    ("overflow", "Overflow", common.percent),
-    ("underflow", "Underflow", common.percent),
-    ("sqnr_db", "SQNR (dB)", lambda value: common.number(value, 1)),
-    ("dead", "Dead", common.percent),
-    ("codes_used", "Codes used", common.percent),
-    ("code_entropy", "Entropy (bits)", lambda value: common.number(value, 2)),
+    ("overflow", "Overflow", words.percent),
+    ("underflow", "Underflow", words.percent),
+    ("sqnr_db", "SQNR (dB)", lambda value: words.number(value, 1)),
+    ("dead", "Dead", words.percent),
+    ("codes_used", "Codes used", words.percent),
+    ("code_entropy", "Entropy (bits)", lambda value: words.number(value, 2)),
 )
 _WEIGHTS: _Columns = (
     ("spectral_norm", "Spectral norm", _figure),
-    ("stable_rank", "Stable rank", lambda value: common.number(value, 1)),
-    ("effective_rank", "Effective rank", lambda value: common.number(value, 1)),
-    ("code_position", "Code position", common.number),
-    ("grid_distance", "Distance to the grid (ulp)", common.number),
+    ("stable_rank", "Stable rank", lambda value: words.number(value, 1)),
+    ("effective_rank", "Effective rank", lambda value: words.number(value, 1)),
+    ("code_position", "Code position", words.number),
+    ("grid_distance", "Distance to the grid (ulp)", words.number),
 )
 _GRADIENTS: _Columns = (
     ("norm_l2", "Norm L2", _figure),
     ("norm_inf", "Largest", _figure),
-    ("zero", "Zero", common.percent),
+    ("zero", "Zero", words.percent),
     ("nonfinite", "NaN, infinite", _count),
-    ("stiffness_correlation", "Correlation with S", common.number),
-    ("shadow_cosine", "Cosine to unrounded", lambda value: common.number(value, 4)),
-    ("shadow_snr_db", "SNR to unrounded (dB)", lambda value: common.number(value, 1)),
+    ("stiffness_correlation", "Correlation with S", words.number),
+    ("shadow_cosine", "Cosine to unrounded", lambda value: words.number(value, 4)),
+    ("shadow_snr_db", "SNR to unrounded (dB)", lambda value: words.number(value, 1)),
 )
 _STEP: _Columns = (
     ("norm_l2", "Norm L2", _figure),
-    ("stall_ratio", "Stall ratio", common.percent),
-    ("zero_update", "No change proposed", common.percent),
+    ("stall_ratio", "Stall ratio", words.percent),
+    ("zero_update", "No change proposed", words.percent),
     ("ulps_rms", "Step (ulps, rms)", _figure),
 )
 _ULPS: _Columns = (
-    ("ulps_0", "0", common.percent),
-    *((f"ulps_2^{power}", f"below 2^{power}", common.percent) for power in (-6, -4, -2, 0, 2, 4)),
-    ("ulps_inf", "2^4 or more", common.percent),
+    ("ulps_0", "0", words.percent),
+    *((f"ulps_2^{power}", f"below 2^{power}", words.percent) for power in (-6, -4, -2, 0, 2, 4)),
+    ("ulps_inf", "2^4 or more", words.percent),
 )
 
 
@@ -149,7 +150,7 @@ def over_time(looks: pd.DataFrame, note: str, prefix: str = "") -> list[Block]:
     elif len(stall):
         said = f"Share of the proposed changes that left the stored code as it was. {note}"
         titles = {"update": "optimizer's step"}
-        chart = common.heat_map(f"{prefix}stall", "Stall ratio by layer and step", stall, STALL, titles, said)
+        chart = heat_map(f"{prefix}stall", "Stall ratio by layer and step", stall, STALL, titles, said)
         blocks.append(ChartBlock(chart))
     rank = _of(looks, "effective_rank", {"weight": ""})
     if len(rank):
@@ -157,18 +158,18 @@ def over_time(looks: pd.DataFrame, note: str, prefix: str = "") -> list[Block]:
         relative = rank.assign(value=rank["value"] / rank["layer"].map(first))
         said = f"Effective rank of each weight relative to the first look. {note}"
         title = "Effective rank by layer and step, relative to the first look"
-        chart = common.heat_map(f"{prefix}rank", title, relative, RANK, {"weight": "weights"}, said)
+        chart = heat_map(f"{prefix}rank", title, relative, RANK, {"weight": "weights"}, said)
         blocks.append(ChartBlock(chart))
     blocks += _gradient_norms(looks, note, prefix)
     if calm:
-        text = f"{common.names(calm)}: 0 in every layer at every look."
+        text = f"{words.names(calm)}: 0 in every layer at every look."
         blocks.insert(0, Paragraph(text[0].upper() + text[1:]))
     return blocks
 
 
 def lost(identity: str, title: str, data: pd.DataFrame, levels: Levels, note: str) -> ChartBlock:
     """A heat map of what rounding did to the operands: rows layer, operand, step, value."""
-    return ChartBlock(common.heat_map(identity, title, data, levels, OPERAND_NAMES, note))
+    return ChartBlock(heat_map(identity, title, data, levels, OPERAND_NAMES, note))
 
 
 def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str], last: pd.DataFrame) -> list[Block]:
@@ -307,9 +308,9 @@ def _table(last: pd.DataFrame, operands: Sequence[str], columns: _Columns, capti
     )
     newest = int(last["step"].max())
     heads = [title + (f" (step {steps[key]})" if steps[key] != newest else "") for key, title, _ in shown]
-    absent = f". {common.names([titles[key] for key in zero])}: 0 everywhere" if zero else ""
+    absent = f". {words.names([titles[key] for key in zero])}: 0 everywhere" if zero else ""
     return Table(
-        ("Layer", "Operand" if len(operands) > 1 else "Type", *common.right(*heads)),
+        ("Layer", "Operand" if len(operands) > 1 else "Type", *col.right(*heads)),
         rows,
         caption + absent,
         data=pd.DataFrame(records),
@@ -347,7 +348,7 @@ def _codes(counts: pd.DataFrame, operand: str, fmt: FloatFormat, runs: int) -> C
     data = pd.DataFrame({"place": range(len(values)), "value": values, **shares})
     said = "; ".join(
         f"{kind}: {int((share > 0).sum())} values in use, the most frequent {values[share.argmax()]:g} with "
-        f"{common.percent(float(share.max()))}"
+        f"{words.percent(float(share.max()))}"
         for kind, share in shares.items()
     )
 
@@ -363,7 +364,7 @@ def _codes(counts: pd.DataFrame, operand: str, fmt: FloatFormat, runs: int) -> C
             sketch.line([(x.start, base), (x.stop, base)], GRID, 0.6)
             sketch.rectangles(boxes, PALETTE[0])
             sketch.text(64, base - 0.42 * up, str(kind), size=8, anchor="end")
-            sketch.text(64, base - 0.42 * up + 10, f"peak {common.percent(top)}", MUTED, size=7.5, anchor="end")
+            sketch.text(64, base - 0.42 * up + 10, f"peak {words.percent(top)}", MUTED, size=7.5, anchor="end")
         parts = (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
         bottom = len(shares) * up
         for place in sorted({round(part * (len(values) - 1)) for part in parts}):

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from altgrad.analysis.words import names
 from altgrad.pages import HEAT, MUTED, Chart
-from altgrad.pages.content import shorten, visible
 from altgrad.pages.sketch import INCH, Sketch
+from altgrad.text import shorten, visible
 
 MAKES_FOR_OTHERS = True
 """The source of a chart made here is the function that asked for it."""

@@ -7,8 +7,9 @@ from altgrad.analysis.costs import token_rate
 from altgrad.analysis.failures import headline
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.pages import Block, Bullets, ChartBlock, CodeBlock, Heading, Link, Md, Page, PageRef, Paragraph, md
-from altgrad.reports import common
 from altgrad.reports.format_comparison import answer, by_layer_type, changes_if, gap_chart, scope_line
+from altgrad.reports.provenance import left_out, provenance
+from altgrad.reports.scope import pilot
 
 
 def home_page(loader: ExperimentDataLoader) -> Page:
@@ -25,7 +26,7 @@ def home_page(loader: ExperimentDataLoader) -> Page:
                 "formats and answers from its recorded runs. Every figure on this site comes from one."
             )
         ),
-        *common.left_out(loader),
+        *left_out(loader),
         Heading("The answer so far"),
     ]
     if comparison is None:
@@ -42,7 +43,7 @@ def home_page(loader: ExperimentDataLoader) -> Page:
             blocks += [Paragraph(Md("**This changes if**")), Bullets(changes)]
         blocks += [
             *by_layer_type(comparator),
-            *common.pilot(loader, [comparison.baseline], int(comparison.table["n_pairs"].max())),
+            *pilot(loader, [comparison.baseline], int(comparison.table["n_pairs"].max())),
             ChartBlock(gap_chart(comparison)),
         ]
     reports = (
@@ -71,5 +72,5 @@ def home_page(loader: ExperimentDataLoader) -> Page:
         (*blocks, Heading("Read on"), Bullets(items)),
         description="Which 8-bit number format trains best, where each fails, and whether a format-aware optimizer "
         "helps.",
-        provenance=common.provenance(loader),
+        provenance=provenance(loader),
     )

@@ -7,6 +7,7 @@ from datetime import datetime
 
 import pandas as pd
 
+from altgrad.analysis import words
 from altgrad.analysis.hypotheses import verdicts
 from altgrad.analysis.literature import Finding, findings
 from altgrad.analysis.loader import ExperimentDataLoader
@@ -15,6 +16,7 @@ from altgrad.pages import (
     Block,
     Bullets,
     Cell,
+    ChartBlock,
     Column,
     Heading,
     Link,
@@ -27,8 +29,12 @@ from altgrad.pages import (
     join,
     md,
 )
-from altgrad.reports import common
+from altgrad.reports import charts
 from altgrad.reports.machines import machine_blocks
+from altgrad.reports.pending import pending, pending_note
+from altgrad.reports.provenance import left_out, provenance, traceability
+from altgrad.reports.scope import data_line
+from altgrad.reports.verdicts import tests_table, verdict_table
 
 PATH = "reports/literature"
 
@@ -39,8 +45,8 @@ def literature_page(loader: ExperimentDataLoader, built: datetime | None = None)
     decided = [finding for finding in found if len(finding.tests)]
     blocks: list[Block] = [
         Paragraph(Md("*Do these small simulated runs show what others report at scale?*")),
-        common.data_line(loader),
-        *common.left_out(loader),
+        data_line(loader),
+        *left_out(loader),
         Heading("Executive Summary"),
         Paragraph(_answer(found)),
         *_chart(decided),
@@ -52,13 +58,13 @@ def literature_page(loader: ExperimentDataLoader, built: datetime | None = None)
             "runs show the same direction, or the same equivalence within our margin; it is no reproduction."
         ),
         Heading("Written down beforehand"),
-        common.verdict_table(written, "verdicts"),
-        *common.tests_table(written, "verdict-tests"),
+        verdict_table(written, "verdicts"),
+        *tests_table(written, "verdict-tests"),
     ]
     for finding in found:
         blocks += _section(finding)
     if not decided:
-        blocks += common.pending("No comparison with the literature is recorded in full.", ["formats", "literature"])
+        blocks += pending("No comparison with the literature is recorded in full.", ["formats", "literature"])
     arms = [arm for finding in found for column in ("arm", "against") for arm in finding.tests[column]]
     compared = [
         (row["contrast"], row["arm"], row["against"]) for finding in found for row in finding.tests.to_dict("records")
@@ -66,9 +72,9 @@ def literature_page(loader: ExperimentDataLoader, built: datetime | None = None)
     return Page(
         PATH,
         "Does this agree with the literature?",
-        (*blocks, *_limits(), *machine_blocks(loader, compared), *common.traceability(loader, arms)),
+        (*blocks, *_limits(), *machine_blocks(loader, compared), *traceability(loader, arms)),
         description="What others report on training in 8 and 4 bits beside what AltGrad's recorded runs show.",
-        provenance=common.provenance(loader, built),
+        provenance=provenance(loader, built),
     )
 
 
@@ -93,7 +99,7 @@ def _answer(found: tuple[Finding, ...]) -> Md:
     return md(
         "**Of {count} reported results that our runs can be held against, {parts}.**{waiting}{other}",
         count=compared,
-        parts=common.names(parts),
+        parts=words.names(parts),
         waiting=waiting,
         other=other,
     )
@@ -106,7 +112,7 @@ def _table(found: tuple[Finding, ...]) -> Table:
         claim = finding.claim
         tests = finding.tests.to_dict("records")
         said = [
-            f"{common.number(row['difference'], sign=True)} {common.interval(row['low'], row['high'])}" for row in tests
+            f"{words.number(row['difference'], sign=True)} {words.interval(row['low'], row['high'])}" for row in tests
         ]
         pairs = sorted({int(row["n_pairs"]) for row in tests})
         rows.append(
@@ -152,7 +158,7 @@ def _section(finding: Finding) -> list[Block]:
         ),
     ]
     if finding.answer == "pending":
-        blocks.append(common.pending_note(finding.evidence, claim.studies))
+        blocks.append(pending_note(finding.evidence, claim.studies))
     return blocks
 
 
@@ -161,19 +167,21 @@ def _chart(decided: list[Finding]) -> list[Block]:
     if not frames:
         return []
     kept = ["claim", "contrast", "arm", "against", "n_pairs", "difference", "low", "high", "answer"]
-    data = common.finite_rows(pd.concat(frames, ignore_index=True)[kept], "difference", "low", "high")
+    data = charts.finite_rows(pd.concat(frames, ignore_index=True)[kept], "difference", "low", "high")
     if data.empty:
         return []
     return [
-        common.differences_chart(
-            "differences",
-            "Our differences where others report one, or none",
-            "Paired differences of the final validation loss with 95% t intervals; below zero the first is better; the "
-            "margin of equivalence is grey.",
-            data,
-            list(data["contrast"]),
-            "difference of final losses, nats a character",
-            margin=MARGIN,
+        ChartBlock(
+            charts.forest(
+                "differences",
+                "Our differences where others report one, or none",
+                "Paired differences of the final validation loss with 95% t intervals; below zero the first is better; the "
+                "margin of equivalence is grey.",
+                data,
+                list(data["contrast"]),
+                "difference of final losses, nats a character",
+                margin=MARGIN,
+            )
         )
     ]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.machines import crossing
 from altgrad.pages import Block, Column, Details, Heading, Paragraph, Table
-from altgrad.reports import common
+from altgrad.reports import columns as col
 
 REPEATED = (
     "The processor is not in the records. Repeated on 2026-11-29, runs of 2026-11-25 came out bit for bit and runs of "
@@ -30,14 +30,14 @@ def machine_blocks(loader: ExperimentDataLoader, comparisons: Iterable[tuple[str
         return []
     rows = tuple(
         (
-            common.arm_link(row["arm"], row["contrast"]),
-            common.arm_link(row["against"], "against"),
+            col.arm_link(row["arm"], row["contrast"]),
+            col.arm_link(row["against"], "against"),
             f"{row['n_crossing']} of {row['n_pairs']}",
             row["days"],
         )
         for row in across.to_dict("records")
     )
-    columns: tuple[Column | str, ...] = ("Comparison", "Other arm", *common.right("Pairs of two days"), "Recorded")
+    columns: tuple[Column | str, ...] = ("Comparison", "Other arm", *col.right("Pairs of two days"), "Recorded")
     listed = Table(columns, rows, "Comparisons whose pairs were recorded on two days", data=table, id="machines")
     text = (
         f"{len(across)} of the {len(table)} comparisons of this page pair runs that were recorded on different days, "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from altgrad.analysis import words
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.contrasts import missing, named_family, shown
 from altgrad.analysis.hypotheses import STIFFNESS, Verdict
@@ -40,10 +41,15 @@ from altgrad.pages import (
     escape,
     md,
 )
-from altgrad.reports import common
+from altgrad.reports import charts
+from altgrad.reports import columns as col
 from altgrad.reports.benchmarks import RECORDED
 from altgrad.reports.machines import machine_blocks
+from altgrad.reports.pending import hypothesis_pending, larger, pending, pending_note
+from altgrad.reports.provenance import left_out, provenance, traceability
+from altgrad.reports.scope import data_line, scope_line
 from altgrad.reports.step_slopes import slope_blocks
+from altgrad.reports.verdicts import hypothesis
 from altgrad.studies import ARMS, PLACES, RULE_FORMATS, RULES, SEEDS, adamw_arm
 
 if TYPE_CHECKING:
@@ -70,15 +76,15 @@ def manifold_comparison_page(
     pilot = others[0][others[0]["counts"]] if others else found.table.iloc[:0]
     blocks: list[Block] = [
         Paragraph(Md("*Does an optimizer that knows the format's geometry reach a lower loss?* (ANAL-03)")),
-        common.data_line(loader),
-        *common.left_out(loader),
+        data_line(loader),
+        *left_out(loader),
         Heading("Executive Summary"),
         *_summary(loader, found, verdicts, judged, pilot),
         Heading("The stiffness-preconditioning hypothesis"),
         *_hypothesis(judged, pilot),
     ]
     if loader.runs.empty:
-        blocks += common.pending("No runs are recorded.", ["tuning", "formats", "storage", "controls"])
+        blocks += pending("No runs are recorded.", ["tuning", "formats", "storage", "controls"])
     else:
         blocks += [
             Heading("The arms"),
@@ -99,7 +105,7 @@ def manifold_comparison_page(
             *_negative(found, verdicts),
             Heading("What would change this answer"),
             *_changes(pairings),
-            *common.larger(loader, "storage"),
+            *larger(loader, "storage"),
             Heading("What cannot be concluded"),
             Bullets(_limits(loader, judged, pilot)),
             *machine_blocks(loader, _comparisons(found)),
@@ -112,9 +118,9 @@ def manifold_comparison_page(
     return Page(
         PATH,
         "Manifold comparison",
-        (*blocks, *common.traceability(loader, arms)),
+        (*blocks, *traceability(loader, arms)),
         description="ManifoldAdamW and steps of codes against AdamW, paired by seed, with controls and intervals.",
-        provenance=common.provenance(loader, built),
+        provenance=provenance(loader, built),
     )
 
 
@@ -142,7 +148,7 @@ def _known(frame: pd.DataFrame, study: str, *blocks: Block) -> list[Block]:
     if not faults:
         return [*blocks]
     more = f" And {len(faults) - 3} more." if len(faults) > 3 else ""
-    box = common.pending_note(" ".join(faults[:3]) + more, ["tuning", "formats", study])
+    box = pending_note(" ".join(faults[:3]) + more, ["tuning", "formats", study])
     return [box] if frame["missing"].astype(bool).all() else [box, *blocks]
 
 
@@ -168,7 +174,7 @@ def _summary(
     elif len(pilot):
         blocks = [
             Paragraph(_pilot_answer(pilot)),
-            *common.pilot(loader, pilot["arm"], int(pilot["n_pairs"].max())),
+            *pilot(loader, pilot["arm"], int(pilot["n_pairs"].max())),
             ChartBlock(_pilot_chart(pilot)),
         ]
     else:
@@ -232,7 +238,7 @@ def _answer(verdict: Verdict, judged: pd.DataFrame) -> Md:
         "comparisons, by up to {most} nats.",
         some=len(helps),
         all=len(relative),
-        most=common.number(-float(helps["difference"].min())),
+        most=words.number(-float(helps["difference"].min())),
     )
     return md(
         "**{lead}** The best for them is {best}, the worst {worst}; each arm has its tuned rate. Sign-flip permutation "
@@ -252,8 +258,8 @@ def _format_and_place(row: Mapping[Any, Any]) -> str:
 def _figures(row: pd.Series) -> str:
     arm = arm_of(row)
     return (
-        f"{arm.format} ({PLACES[arm.place].label}), {common.number(row['difference'], sign=True)} nats a character "
-        f"(95% interval {common.interval(row['low'], row['high'])}, n = {row['n_pairs']} seeds)"
+        f"{arm.format} ({PLACES[arm.place].label}), {words.number(row['difference'], sign=True)} nats a character "
+        f"(95% interval {words.interval(row['low'], row['high'])}, n = {row['n_pairs']} seeds)"
     )
 
 
@@ -264,7 +270,7 @@ def _shown(rows: pd.DataFrame, sign: int) -> pd.DataFrame:
 
 def _scope(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Block]:
     arms = [arm for row in found.pairings.to_dict("records") if (arm := row["arm"])]
-    return [Paragraph(common.scope_line(loader, arms[0]))] if arms else []
+    return [Paragraph(scope_line(loader, arms[0]))] if arms else []
 
 
 def _disclosed(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Block]:
@@ -276,10 +282,10 @@ def _disclosed(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[
             md(
                 "AdamW is not the strongest baseline: without quantization a rate relative to the tensor ends {less} "
                 "nats below it (95% interval {interval}, n = {n}, p {p}).",
-                less=common.number(-row["difference"], 4),
-                interval=common.interval(row["low"], row["high"], 4),
+                less=words.number(-row["difference"], 4),
+                interval=words.interval(row["low"], row["high"], 4),
                 n=int(row["n_pairs"]),
-                p=common.p_text(row["p_holm"]),
+                p=words.p_text(row["p_holm"]),
             )
         )
     items += [md("{note}.", note=f"{note[0].upper()}{note[1:]}") for note in _better_untuned(loader, found)]
@@ -300,13 +306,13 @@ def _decays(found: StepRuleComparator) -> str:
     decays = {rule: RULES[rule].settings.get("weight_decay", OptimizerConfig().weight_decay) for rule in recorded}
     usual = max(decays.values(), key=list(decays.values()).count, default=0.0)
     odd = [f"{decay:g} in {RULES[rule].label.lower()}" for rule, decay in decays.items() if decay != usual]
-    return f"{common.names(odd)}, {usual:g} in every other rule" if odd else ""
+    return f"{words.names(odd)}, {usual:g} in every other rule" if odd else ""
 
 
 def _charts(judged: pd.DataFrame) -> list[Block]:
     """The paired differences, as a forest of intervals: a line a format and place, a colour a rule."""
     names = ["format", "rule", "storage", "rounding", "n_pairs", "difference", "low", "high", "arm", "against"]
-    data = common.finite_rows(judged[names], "difference", "low", "high")
+    data = charts.finite_rows(judged[names], "difference", "low", "high")
     if data.empty:
         return []
     data_arms = [arm_of(row | {"misscaled": False}) for row in data.to_dict("records")]
@@ -336,7 +342,7 @@ def _charts(judged: pd.DataFrame) -> list[Block]:
     worst = data.loc[data["difference"].idxmax()]
     told = "; ".join(
         f"{word}: {in_words(arm_of(row | {'misscaled': False}))} {row['difference']:+.3f} "
-        f"{common.interval(row['low'], row['high'])}"
+        f"{words.interval(row['low'], row['high'])}"
         for word, row in (("lowest", best.to_dict()), ("highest", worst.to_dict()))
     )
     chart = Chart(
@@ -355,7 +361,7 @@ def _charts(judged: pd.DataFrame) -> list[Block]:
 def _hypothesis(judged: pd.DataFrame, pilot: pd.DataFrame) -> list[Block]:
     known = judged if len(judged) else pilot.assign(rule=[_short(rule) for rule in pilot["rule"]])
     if known.empty:
-        return [Paragraph(common.hypothesis_pending("No pair of a ManifoldAdamW and an AdamW arm is recorded."))]
+        return [Paragraph(hypothesis_pending("No pair of a ManifoldAdamW and an AdamW arm is recorded."))]
     rows = []
     for key, text in STIFFNESS.predictions.items():
         rule, measure = key.split("_")
@@ -376,7 +382,7 @@ def _hypothesis(judged: pd.DataFrame, pilot: pd.DataFrame) -> list[Block]:
         )
         rows.append((text, outcome, recorded))
     return [
-        Paragraph(common.hypothesis(STIFFNESS)),
+        Paragraph(hypothesis(STIFFNESS)),
         Table(("Prediction", "Outcome", "Recorded"), tuple(rows), "The hypothesis against what happened"),
     ]
 
@@ -401,7 +407,7 @@ def _arms(found: StepRuleComparator) -> list[Block]:
         "Step rule",
         "Storage",
         "Rounding",
-        *common.right("Extra bytes a weight", *RULE_FORMATS),
+        *col.right("Extra bytes a weight", *RULE_FORMATS),
     )
     text = (
         "An arm is a step rule, a storage of the weights and a rounding onto the grid. The cells are the mean final "
@@ -422,9 +428,7 @@ def _arm_cell(row: dict[str, Any] | None) -> Cell:
     if row["missing"]:
         return "pending"
     badly = row["n_runs"] - row["n_finished"]
-    return common.arm_link(
-        row["arm"], f"{badly} of {row['n_runs']} not finished" if badly else f"{row['val_loss']:.3f}"
-    )
+    return col.arm_link(row["arm"], f"{badly} of {row['n_runs']} not finished" if badly else f"{row['val_loss']:.3f}")
 
 
 def _tuning(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Block]:
@@ -435,9 +439,9 @@ def _tuning(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Blo
     absent = len(wanted)
     blocks: list[Block] = []
     if absent:
-        words = [in_words(arm_of(row)) for row in wanted[:3]]
+        untuned = [in_words(arm_of(row)) for row in wanted[:3]]
         rest = f" and {absent - 3} more arms" if absent > 3 else ""
-        blocks.append(common.pending_note(f"No tuning run is recorded of {', '.join(words)}{rest}.", ["tuning"]))
+        blocks.append(pending_note(f"No tuning run is recorded of {', '.join(untuned)}{rest}.", ["tuning"]))
     if sweeps.empty:
         text = "No tuning study is among the records: whether the learning rates are tuned equally cannot be shown."
         return [Paragraph(text), *blocks]
@@ -459,8 +463,8 @@ def _tuning(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Blo
                 PLACES[arm.place].label if arm.format != "FP32" else "–",
                 len(group),
                 f"{group['learning_rate'].min():g} to {group['learning_rate'].max():g} {unit}".strip(),
-                common.arm_link(best["arm"].iloc[0], f"{best['learning_rate'].iloc[0]:g}") if len(best) else None,
-                common.number(best["val_loss"].iloc[0]) if len(best) else None,
+                col.arm_link(best["arm"].iloc[0], f"{best['learning_rate'].iloc[0]:g}") if len(best) else None,
+                words.number(best["val_loss"].iloc[0]) if len(best) else None,
                 "yes" if at_edge else "no",
                 "not compared" if used.empty else "no" if other else "yes",
                 badly,
@@ -481,19 +485,19 @@ def _tuning(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Blo
         "Format",
         "Step rule",
         "Storage and rounding",
-        *common.right("Rates"),
+        *col.right("Rates"),
         "Tried",
-        *common.right("Best", "Loss there"),
+        *col.right("Best", "Loss there"),
         "At the edge",
         "Used",
-        *common.right("Not finished"),
+        *col.right("Not finished"),
     )
     remarks = Bullets(tuple(f"{note[0].upper()}{note[1:]}." for note in notes))
     runs = tuple(
         (
-            common.arm_link(row["arm"], in_words(arm_of(row))),
+            col.arm_link(row["arm"], in_words(arm_of(row))),
             f"{row['learning_rate']:g}",
-            common.number(row["val_loss"]) if math.isfinite(row["val_loss"]) else "did not finish",
+            words.number(row["val_loss"]) if math.isfinite(row["val_loss"]) else "did not finish",
             int(row["n"]),
             "best" if row["best"] else "",
         )
@@ -501,7 +505,7 @@ def _tuning(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Blo
     )
     all_columns: tuple[Column | str, ...] = (
         "Arm",
-        *common.right("Learning rate", "Mean validation loss", "Held-out seeds"),
+        *col.right("Learning rate", "Mean validation loss", "Held-out seeds"),
         "",
     )
     return [
@@ -530,10 +534,10 @@ def _better_untuned(loader: ExperimentDataLoader, found: StepRuleComparator) -> 
         (against,) = named_family(loader, [(f"{fmt} update master", other.name)]).to_dict("records")
         notes.append(
             f"two held-out seeds chose the rate {tuned.rate:g} for {fmt} under AdamW with master weights (H8), "
-            f"where {other.rate:g} ends {common.number(better['difference'])} nats lower on the reporting seeds "
-            f"({common.interval(better['low'], better['high'])}, n = {better['n_pairs']}, p "
-            f"{common.p_text(better['p_value'])}); against AdamW at {other.rate:g}, steps in ulps end "
-            f"{common.number(against['difference'], sign=True)} {common.interval(against['low'], against['high'])}, "
+            f"where {other.rate:g} ends {words.number(better['difference'])} nats lower on the reporting seeds "
+            f"({words.interval(better['low'], better['high'])}, n = {better['n_pairs']}, p "
+            f"{words.p_text(better['p_value'])}); against AdamW at {other.rate:g}, steps in ulps end "
+            f"{words.number(against['difference'], sign=True)} {words.interval(against['low'], against['high'])}, "
             f"n = {against['n_pairs']} (not planned)"
         )
     return notes
@@ -549,7 +553,7 @@ def _tuning_chart(sweeps: pd.DataFrame, names: list[str]) -> list[Block]:
     if not parts:
         return []
     data = pd.concat(parts, ignore_index=True)
-    drawn = common.finite_rows(data, "factor", "above")
+    drawn = charts.finite_rows(data, "factor", "above")
     beyond = len(data) - int((drawn["above"] <= TUNED_WITHIN).sum())
     rules = {"shuffled": "update", "constant": "update"}
 
@@ -604,19 +608,19 @@ def _contrasts(frame: pd.DataFrame, head: Head, caption: str, identity: str, sta
             figures = (None, "none", 0, None, None, told)
         else:
             figures = (
-                common.number(row["difference"], sign=True),
-                common.interval(row["low"], row["high"]),
+                words.number(row["difference"], sign=True),
+                words.interval(row["low"], row["high"]),
                 int(row["n_pairs"]),
-                common.p_text(row["p_holm"]),
-                common.p_text(row["p_equivalent"]),
+                words.p_text(row["p_holm"]),
+                words.p_text(row["p_equivalent"]),
                 _told(row),
             )
-        stall: tuple[Cell, ...] = (common.number(row["stall_difference"], 2, True),) if stalls else ()
+        stall: tuple[Cell, ...] = (words.number(row["stall_difference"], 2, True),) if stalls else ()
         rows.append((*fill(row), *figures[:-1], *stall, figures[-1]))
     columns = (
         *titles,
-        *common.right("Difference", "95% interval", "Seeds", "p (Holm)", "p (TOST)"),
-        *(common.right("Stall ratio") if stalls else ()),
+        *col.right("Difference", "95% interval", "Seeds", "p (Holm)", "p (TOST)"),
+        *(col.right("Stall ratio") if stalls else ()),
         "Reading",
     )
     return Table(columns, tuple(rows), caption, data=frame, id=identity)
@@ -631,11 +635,11 @@ def _told(row: dict[str, Any]) -> str:
 
 
 def _linked(row: dict[str, Any], text: str) -> Cell:
-    return common.arm_link(row["arm"], text) if row["arm"] else text
+    return col.arm_link(row["arm"], text) if row["arm"] else text
 
 
 def _against(row: dict[str, Any], text: str) -> Cell:
-    return common.arm_link(row["against"], text) if row["against"] else text
+    return col.arm_link(row["against"], text) if row["against"] else text
 
 
 def _pairings(pairings: pd.DataFrame) -> list[Block]:
@@ -756,11 +760,11 @@ def _where_it_helps(found: StepRuleComparator, start: pd.DataFrame) -> list[Bloc
                 "{rule}: {mis} {mis_interval} against AdamW where tensors begin mis-scaled ({mis_told}), {well} "
                 "{well_interval} where they do not ({well_told}); n = {n} and {m} seeds.",
                 rule=RULES[row["rule"]].label,
-                mis=common.number(row["difference"], sign=True),
-                mis_interval=common.interval(row["low"], row["high"]),
+                mis=words.number(row["difference"], sign=True),
+                mis_interval=words.interval(row["low"], row["high"]),
                 mis_told=_told(row),
-                well=common.number(other["difference"], sign=True),
-                well_interval=common.interval(other["low"], other["high"]),
+                well=words.number(other["difference"], sign=True),
+                well_interval=words.interval(other["low"], other["high"]),
                 well_told=_told(other),
                 n=int(row["n_pairs"]),
                 m=int(other["n_pairs"]),
@@ -782,27 +786,27 @@ def _stalls(found: StepRuleComparator) -> list[Block]:
         if row["missing"]:
             rows.append((row["format"], None, None, "pending", *[None] * 5))
             continue
-        start = (row["format"], int(row["n_arms"]), common.number(row["spearman"], 2, sign=True))
+        start = (row["format"], int(row["n_arms"]), words.number(row["spearman"], 2, sign=True))
         if not isinstance(row["more"], str):
             rows.append((*start, "no such pair", *[None] * 5))
             continue
         rows.append(
             (
                 *start,
-                common.arm_link(row["arm"], row["more"]),
-                common.arm_link(row["against"], row["less"]),
-                common.number(row["stall_difference"], 2, sign=True),
-                common.number(row["difference"], sign=True),
-                common.interval(row["low"], row["high"]),
+                col.arm_link(row["arm"], row["more"]),
+                col.arm_link(row["against"], row["less"]),
+                words.number(row["stall_difference"], 2, sign=True),
+                words.number(row["difference"], sign=True),
+                words.interval(row["low"], row["high"]),
                 int(row["n_pairs"]),
             )
         )
     columns: tuple[Column | str, ...] = (
         "Format",
-        *common.right("Arms", "Spearman's rho"),
+        *col.right("Arms", "Spearman's rho"),
         "Stalls more, loses less",
         "Against",
-        *common.right("Stall ratio, difference", "Loss, difference", "95% interval", "Seeds"),
+        *col.right("Stall ratio, difference", "Loss, difference", "95% interval", "Seeds"),
     )
     table = Table(columns, tuple(rows), "Rank correlation of stall ratio and loss", data=stalls, id="stall-ranks")
     return [Paragraph(text), *_known(stalls, "storage", *_stall_chart(found), table)]
@@ -812,7 +816,7 @@ def _stall_chart(found: StepRuleComparator) -> list[Block]:
     ranked = found.stalls[found.stalls["missing"] == ""]
     arms = found.arms
     arms = arms[arms["study"].isin(["formats", "storage"]) & arms["format"].isin(ranked["format"])]
-    data = common.finite_rows(
+    data = charts.finite_rows(
         arms[["format", "rule", "storage", "rounding", "stall_ratio", "val_loss", "arm"]], "stall_ratio", "val_loss"
     )
     if data.empty:
@@ -885,7 +889,7 @@ def _negative(found: StepRuleComparator, verdicts: Sequence[Verdict]) -> list[Bl
     for rule, own in frame[frame["difference"].notna()].groupby("rule", sort=False):
         worse = _shown(own, +1)
         listed = [
-            f"{row['format']}, {PLACES[arm_of(row).place].label} ({common.number(row['difference'], sign=True)})"
+            f"{row['format']}, {PLACES[arm_of(row).place].label} ({words.number(row['difference'], sign=True)})"
             for row in worse.sort_values("difference", ascending=False).to_dict("records")
         ]
         text = f"worse than AdamW in {len(worse)} of {len(own)} comparisons{': ' if listed else ''}"
@@ -922,7 +926,7 @@ def _changes(pairings: pd.DataFrame) -> list[Block]:
                 "More seeds: the largest standard deviation of these pairings of steps in ulps is {sd} nats ({arm}; "
                 "in tensors that begin mis-scaled it is larger); to see "
                 "{gap:g} nats there with 80% power takes {needed} seeds, and {n} were run.",
-                sd=common.number(float(widest["sd"]), 4),
+                sd=words.number(float(widest["sd"]), 4),
                 arm=in_words(arm_of(widest)),
                 gap=SMALLEST_GAP,
                 needed="more than 100,000" if needed is None else needed,
@@ -952,7 +956,7 @@ def _limits(loader: ExperimentDataLoader, judged: pd.DataFrame, pilot: pd.DataFr
                 "put the difference within {margin:g} nats; the widest half-width of these pairings is {width} "
                 "nats, and wider where tensors begin mis-scaled.",
                 margin=MARGIN,
-                width=common.number(float(((known["high"] - known["low"]) / 2).max())),
+                width=words.number(float(((known["high"] - known["low"]) / 2).max())),
             )
         )
     items += [
@@ -1033,8 +1037,8 @@ def _pilot_answer(paired: pd.DataFrame) -> Md:
 def _pilot_pairing(row: pd.Series) -> str:
     return (
         f"{row['format']} with S on the {_short(row['rule'])}, "
-        f"{common.number(row['difference'], sign=True)} nats a character "
-        f"(95% interval {common.interval(row['low'], row['high'])}, n = {row['n_pairs']} seeds)"
+        f"{words.number(row['difference'], sign=True)} nats a character "
+        f"(95% interval {words.interval(row['low'], row['high'])}, n = {row['n_pairs']} seeds)"
     )
 
 
@@ -1044,7 +1048,7 @@ def _pilot_chart(paired: pd.DataFrame) -> Chart:
     rules = list(dict.fromkeys(data["rule"]))
 
     def draw(axes: Axes) -> None:
-        common.reference_line(axes, "AdamW")
+        charts.reference_line(axes, "AdamW")
         for number, rule in enumerate(rules):
             group = data[data["rule"] == rule]
             colour = PALETTE[number % len(PALETTE)]
@@ -1057,7 +1061,7 @@ def _pilot_chart(paired: pd.DataFrame) -> Chart:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=FOREGROUND)
 
     listed = "; ".join(
-        f"{row.format} {row.rule} {row.difference:+.3f} {common.interval(row.low, row.high)}"
+        f"{row.format} {row.rule} {row.difference:+.3f} {words.interval(row.low, row.high)}"
         for row in data.itertuples()
     )
     return Chart(
@@ -1096,7 +1100,7 @@ def _results(table: pd.DataFrame, identity: str) -> Table:
     columns: tuple[Column | str, ...] = (
         "Format",
         Column("S on"),
-        *common.right(
+        *col.right(
             "Difference to AdamW",
             "95% interval",
             "Seeds",
@@ -1113,18 +1117,18 @@ def _results(table: pd.DataFrame, identity: str) -> Table:
         rows.append(
             (
                 row["format"],
-                common.arm_link(row["arm"], _short(row["rule"])),
-                common.number(row["difference"], sign=True),
-                common.interval(row["low"], row["high"]),
+                col.arm_link(row["arm"], _short(row["rule"])),
+                words.number(row["difference"], sign=True),
+                words.interval(row["low"], row["high"]),
                 int(row["n_pairs"]),
-                common.p_text(row["p_holm"]),
-                common.number(row["val_loss"]),
+                words.p_text(row["p_holm"]),
+                words.number(row["val_loss"]),
                 md(
                     "{rate} ({adamw})",
                     rate=f"{row['learning_rate']:g}",
-                    adamw=common.arm_link(rival, f"{row['adamw_learning_rate']:g}") if rival else "no AdamW arm",
+                    adamw=col.arm_link(rival, f"{row['adamw_learning_rate']:g}") if rival else "no AdamW arm",
                 ),
-                f"{common.percent(row['stall_ratio'])} ({common.percent(row['adamw_stall_ratio'])})",
+                f"{words.percent(row['stall_ratio'])} ({words.percent(row['adamw_stall_ratio'])})",
                 f"{row['n_finished']} of {row['n_runs']}",
             )
         )

@@ -7,6 +7,7 @@ from datetime import datetime
 
 import pandas as pd
 
+from altgrad.analysis import words
 from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import MARGIN
@@ -25,8 +26,10 @@ from altgrad.pages import (
     escape,
     md,
 )
-from altgrad.reports import common
+from altgrad.reports import columns as col
 from altgrad.reports.machines import machine_blocks
+from altgrad.reports.provenance import left_out, provenance, traceability
+from altgrad.reports.scope import data_line
 
 PATH = "reports/preregistered"
 REPORTS = {
@@ -62,11 +65,11 @@ def preregistered_page(loader: ExperimentDataLoader, built: datetime | None = No
     )
     blocks: list[Block] = [
         Paragraph(Md("*What was written down before the campaign ran, and what its runs say of it.*")),
-        common.data_line(loader),
-        *common.left_out(loader),
+        data_line(loader),
+        *left_out(loader),
         Paragraph(_summary(found)),
         Table(
-            ("Hypothesis", "Statement", "Answer", "Evidence", *common.right("Pairs"), "Report"),
+            ("Hypothesis", "Statement", "Answer", "Evidence", *col.right("Pairs"), "Report"),
             rows,
             md(
                 "As in {page}, which also says what counts as an answer. Differences in nats a character with 95% "
@@ -90,9 +93,9 @@ def preregistered_page(loader: ExperimentDataLoader, built: datetime | None = No
     return Page(
         PATH,
         "The preregistered hypotheses",
-        (*blocks, *common.traceability(loader, arms)),
+        (*blocks, *traceability(loader, arms)),
         description="Each hypothesis written down before the campaign ran, with the answer, interval and runs.",
-        provenance=common.provenance(loader, built),
+        provenance=provenance(loader, built),
     )
 
 
@@ -100,7 +103,7 @@ def _summary(found: tuple[Verdict, ...]) -> Md:
     counts = Counter(verdict.answer for verdict in found)
     said = ", ".join(f"{counts[answer]} {answer}" for answer in ("yes", "no", "inconclusive", "pending"))
     less = [verdict.id for verdict in found if verdict.limited]
-    limits = md(" Of {which} less was shown than the statement says.", which=common.names(less)) if less else Md("")
+    limits = md(" Of {which} less was shown than the statement says.", which=words.names(less)) if less else Md("")
     return md("**Of {total} hypotheses: {said}.**{limits}", total=len(found), said=said, limits=limits)
 
 
@@ -124,21 +127,21 @@ def _tests(verdict: Verdict) -> list[Block]:
         return [heading, Paragraph(verdict.statement), Paragraph(verdict.evidence)]
     rows = tuple(
         (
-            common.arm_link(row["arm"], row["contrast"]) if row["arm"] else row["contrast"],
-            common.number(row["difference"], sign=True),
-            common.interval(row["low"], row["high"]),
+            col.arm_link(row["arm"], row["contrast"]) if row["arm"] else row["contrast"],
+            words.number(row["difference"], sign=True),
+            words.interval(row["low"], row["high"]),
             int(row["n_pairs"]),
-            common.number(row["effect_size"], 2, sign=True),
-            common.p_text(row["p_value"]),
-            common.p_text(row["p_holm"]),
-            common.p_text(row["p_equivalent"]),
+            words.number(row["effect_size"], 2, sign=True),
+            words.p_text(row["p_value"]),
+            words.p_text(row["p_holm"]),
+            words.p_text(row["p_equivalent"]),
             int(row["n_ended_badly"]),
         )
         for row in verdict.tests.to_dict("records")
     )
     columns: tuple[Column | str, ...] = (
         "Contrast",
-        *common.right("Difference", "95% interval", "Pairs", "Effect size", "p", "Adjusted p", "TOST", "Not finished"),
+        *col.right("Difference", "95% interval", "Pairs", "Effect size", "p", "Adjusted p", "TOST", "Not finished"),
     )
     table = Table(columns, rows, verdict.statement, data=verdict.tests, id=f"tests-{verdict.id.lower()}")
     return [heading, Paragraph(verdict.evidence), Details(f"The {len(rows)} tests of {verdict.id}", (table,))]

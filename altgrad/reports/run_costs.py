@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, Field
 
 import altgrad
 from altgrad.pages import Block, Bullets, CodeBlock, Column, Heading, Note, Page, Paragraph, Provenance, Table, md
-from altgrad.reports import common
+from altgrad.reports import columns as col
 from altgrad.reports.benchmarks import RECORDED, Record, read_record
 from altgrad.runs.schema import RecordError
 
@@ -145,7 +145,7 @@ def _blocks(path: Path, kind: type[Costs], caption: str, command: str) -> list[B
         for figure in record.figures
     )
     columns: tuple[Column | str, ...] = (
-        "Figure", *common.right("Measured", "Goal"), "Against the floor", *common.right("Goal"), "Result", "Remark",
+        "Figure", *col.right("Measured", "Goal"), "Against the floor", *col.right("Goal"), "Result", "Remark",
     )  # fmt: skip
     data = pd.DataFrame([figure.model_dump() for figure in record.figures])
     return [

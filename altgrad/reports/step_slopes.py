@@ -8,9 +8,10 @@ from typing import Literal
 import pandas as pd
 from pydantic import AwareDatetime, Field
 
+from altgrad.analysis import words
 from altgrad.formats import get_format
 from altgrad.pages import Block, Bullets, CodeBlock, Column, Note, Paragraph, Table, md
-from altgrad.reports import common
+from altgrad.reports import columns as col
 from altgrad.reports.benchmarks import RECORDED, Record, read_record
 from altgrad.runs.schema import RecordError
 from altgrad.studies import RULES
@@ -78,7 +79,7 @@ def slope_blocks(folder: Path = RECORDED) -> list[Block]:
         f"{record.steps} steps without quantization and weight decay on {len(record.seeds)} seeds; the slope over all "
         "weights whose step is not zero, each tensor's means taken out. In brackets, the smallest and the largest."
     )
-    columns: tuple[Column | str, ...] = ("Step rule", "S of", *common.right("First step", "Later steps"))
+    columns: tuple[Column | str, ...] = ("Step rule", "S of", *col.right("First step", "Later steps"))
     return [
         Table(columns, rows, "Measured slope of log |dw| over log S", data=data, id="slopes"),
         Paragraph(conditions),
@@ -86,7 +87,7 @@ def slope_blocks(folder: Path = RECORDED) -> list[Block]:
 
 
 def _range(values: tuple[float, ...]) -> str:
-    mean = common.number(sum(values) / len(values), 2)
+    mean = words.number(sum(values) / len(values), 2)
     if len(values) < 2:
         return mean
-    return f"{mean} [{common.number(min(values), 2)}, {common.number(max(values), 2)}]"
+    return f"{mean} [{words.number(min(values), 2)}, {words.number(max(values), 2)}]"

@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, Field
 
 import altgrad
 from altgrad.pages import Block, Bullets, CodeBlock, Column, Heading, Md, Note, Page, Paragraph, Provenance, Table, md
-from altgrad.reports import common
+from altgrad.reports import columns as col
 from altgrad.reports.benchmarks import RECORDED, Record, read_record
 from altgrad.runs.schema import RecordError
 
@@ -173,7 +173,7 @@ def _record_blocks(record: TrainingRecord, key: str) -> list[Block]:
     columns: tuple[Column | str, ...] = (
         "Arm",
         "Against",
-        *common.right("Ratio", "Spread", "ms a step", "Goal"),
+        *col.right("Ratio", "Spread", "ms a step", "Goal"),
         "Result",
         "Remark",
     )
@@ -194,7 +194,7 @@ def _record_blocks(record: TrainingRecord, key: str) -> list[Block]:
         )
         blocks.append(
             Table(
-                ("Arm", *common.right("Peak, MiB", "Ratio to fp32", "Goal"), "Result"),
+                ("Arm", *col.right("Peak, MiB", "Ratio to fp32", "Goal"), "Result"),
                 memory,
                 "Peak memory of three steps, beyond what the process held before",
                 data=_frame(record.memory),
@@ -204,7 +204,7 @@ def _record_blocks(record: TrainingRecord, key: str) -> list[Block]:
     if record.shares:
         blocks.append(
             Table(
-                ("Operator", *common.right("Percent")),
+                ("Operator", *col.right("Percent")),
                 tuple((share.operator, f"{share.percent:.1f}") for share in record.shares),
                 "Where the time of an eager step goes, everything quantized: self time of the ten largest operators",
                 data=_frame(record.shares),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from altgrad.analysis import words
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.pages import (
@@ -28,7 +29,8 @@ from altgrad.pages import (
     slug,
 )
 from altgrad.pages.sketch import Sketch, number_text
-from altgrad.reports import common
+from altgrad.reports import columns as col
+from altgrad.reports.provenance import provenance
 
 PANEL = (112.0, 84.0)
 """Width and height of one sweep in the overview, in points."""
@@ -78,7 +80,7 @@ def tuning_page(loader: ExperimentDataLoader, study: str) -> Page:
     for sweep in sweeps:
         blocks += _section(loader, runs, sweep)
     title = f"Learning rates of study {study}"
-    foot = common.provenance(loader, of="of its arms and of their baselines")
+    foot = provenance(loader, of="of its arms and of their baselines")
     return Page(_path(study), title, tuple(blocks), f"{title}.", search=False, provenance=foot)
 
 
@@ -113,8 +115,8 @@ def _summary(best: pd.DataFrame) -> Table:
             row["format"],
             row["rule"],
             row["scope"],
-            common.arm_link(row["arm"], f"{row['learning_rate']:g}"),
-            common.number(row["mean"], 4),
+            col.arm_link(row["arm"], f"{row['learning_rate']:g}"),
+            words.number(row["mean"], 4),
             "yes" if row["edge"] else "no",
         )
         for row in best.to_dict("records")
@@ -123,7 +125,7 @@ def _summary(best: pd.DataFrame) -> Table:
         "Format",
         "Step rule",
         "Quantized",
-        *common.right("Best rate", "Mean loss"),
+        *col.right("Best rate", "Mean loss"),
         "At an edge",
     )
     return Table(columns, rows, "The best rate of each arm", data=best.drop(columns="edge"), id="best")
@@ -139,18 +141,18 @@ def _section(loader: ExperimentDataLoader, runs: pd.DataFrame, sweep: pd.DataFra
                     anchored,
                     Md(f'<a id="{slug(run.run_id)}"></a>{code(run.run_id)}'),
                     run.status,
-                    common.number(run.final_val_loss, 4),
+                    words.number(run.final_val_loss, 4),
                     int(run.last_step),
-                    common.number(row["mean"], 4),
+                    words.number(row["mean"], 4),
                     "best" if row["best"] else "",
                 )
             )
             anchored = Md(f"{row['learning_rate']:g}")
     columns: tuple[Column | str, ...] = (
-        *common.right("Rate"),
+        *col.right("Rate"),
         "Run",
         "Status",
-        *common.right("Final validation loss", "Last step", "Mean of the rate"),
+        *col.right("Final validation loss", "Last step", "Mean of the rate"),
         "",
     )
     first = sweep.iloc[0]

@@ -1,0 +1,147 @@
+"""Where a page's figures come from: the runs behind it, what was left out, and its foot."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+import altgrad
+from altgrad.analysis import words
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.config import UsageError
+from altgrad.pages import (
+    Block,
+    Bullets,
+    CodeBlock,
+    Column,
+    Details,
+    Heading,
+    Link,
+    Note,
+    Paragraph,
+    Provenance,
+    Table,
+    code,
+    md,
+)
+from altgrad.reports.columns import arm_link
+from altgrad.runs.schema import code_fingerprint, digest
+
+_SYNC = md(
+    "To have runs in a project on {wandb}, record them with tracking and sync their files:",
+    wandb=Link("https://wandb.ai", "https://wandb.ai"),
+)
+_SYNC_COMMANDS = CodeBlock(
+    ".venv/bin/python experiments/run_experiment.py CONFIG --out experiments/synced --set tracking=offline\n"
+    ".venv/bin/wandb login\n"
+    ".venv/bin/wandb sync --project altgrad experiments/synced/*/wandb/offline-run-*",
+    "bash",
+)
+
+
+def left_out(loader: ExperimentDataLoader) -> list[Block]:
+    """A box that names every record that could not be used, and why; nothing where all were read."""
+    if not loader.problems:
+        return []
+    title = f"{len(loader.problems)} record{'s' if len(loader.problems) > 1 else ''} left out"
+    items = tuple(
+        md("{where}: {reason}", where=code(problem.where), reason=problem.reason) for problem in loader.problems
+    )
+    return [Note("warning", title, (Bullets(items),))]
+
+
+def traceability(loader: ExperimentDataLoader, arms: Iterable[str]) -> list[Block]:
+    """The runs behind a report with their W&B links, or how to sync those that were recorded without W&B."""
+    runs = loader.runs[loader.runs["arm"].isin(set(arms))]
+    linked = runs["wandb_url"].notna()
+    blocks: list[Block] = [Heading("Traceability")]
+    if runs.empty:
+        return [*blocks, Paragraph(md("No runs stand behind this report yet. {how}", how=_SYNC)), _SYNC_COMMANDS]
+    if (~linked).any():
+        blocks += [
+            Paragraph(
+                md(
+                    "{count} of the {total} runs of this report were recorded without W&amp;B: their records are in "
+                    "the "
+                    "repository or on the machine that built this page. {how}",
+                    count=int((~linked).sum()),
+                    total=len(runs),
+                    how=_SYNC,
+                )
+            ),
+            _SYNC_COMMANDS,
+        ]
+    rows = tuple(
+        (
+            arm_link(run.arm, run.run_id, run.run_id),
+            run.status,
+            run.study,
+            Link("W&B run", run.wandb_url) if isinstance(run.wandb_url, str) else "recorded without W&B",
+        )
+        for run in runs.itertuples()
+    )
+    columns: tuple[Column | str, ...] = ("Run", "Status", "Study", "W&B")
+    return [
+        *blocks,
+        Details(f"The {len(rows)} runs of this report", (Table(columns, rows, caption="Runs of this report"),)),
+    ]
+
+
+def provenance(loader: ExperimentDataLoader, built: datetime | None = None, of: str = "") -> Provenance:
+    """The page's foot: what it was computed from, by which code, when.
+
+    `built` is the time of the build; where it is not given, SOURCE_DATE_EPOCH, else the time of the newest record, so
+    that equal input gives equal pages. `of` says whose runs these are, where they are not all.
+    """
+    epoch = given_epoch()
+    if built is None and epoch and epoch.isdigit():
+        try:
+            built = datetime.fromtimestamp(int(epoch), UTC)
+        except (ValueError, OverflowError, OSError):
+            raise UsageError(
+                f"SOURCE_DATE_EPOCH={epoch[:40]}: not a time in seconds since 1970; correct or unset it"
+            ) from None
+    when = words.moment(built.isoformat() if built else loader.newest)
+    packages = ", ".join(f"{package} {_version(package)}" for package in ("numpy", "pandas", "scipy", "matplotlib"))
+    runs = " ".join(filter(None, (f"{len(loader.runs)} runs", of)))
+    return Provenance(
+        (
+            ("Records", f"{runs}, fingerprint {loader.fingerprint}, newest {words.moment(loader.newest)}"),
+            ("Training data", loader.once(_datasets)),
+            ("Code", f"altgrad {altgrad.__version__}, fingerprint {code_fingerprint()}"),
+            ("Packages", packages),
+            ("Built", f"{when}, from {loader.built_from}"),
+        )
+    )
+
+
+def given_epoch() -> str | None:
+    """SOURCE_DATE_EPOCH where somebody gave one: the site's own (`altgrad.pages.mkdocs.begin`) is of no page."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    return None if epoch == os.environ.get("ALTGRAD_EPOCH") else epoch
+
+
+def code_key() -> str:
+    """A digest of what every page depends on beside the records: code, packages, and the date of the build."""
+    packages = [(name, version(name)) for name in ("numpy", "pandas", "pyarrow", "scipy", "matplotlib")]
+    return digest(code_fingerprint(), packages, sys.version, given_epoch())
+
+
+def _datasets(loader: ExperimentDataLoader) -> str:
+    found = {
+        (record.run["data"].get("name", "unnamed"), str(record.run["data"]["sha256"])[:12])
+        for record in loader.records.values()
+    }
+    return "; ".join(f"{name} (sha256 {sha})" for name, sha in sorted(found)) or "none"
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
