@@ -175,7 +175,7 @@ def _chart(decided: list[Finding]) -> list[Block]:
             charts.forest(
                 "differences",
                 "Our differences where others report one, or none",
-                "Paired differences of the final validation loss with 95% t intervals; below zero the first is better; the "
+                "Paired differences of the final validation loss with 95% t intervals; below zero the first is better; "
                 "margin of equivalence is grey.",
                 data,
                 list(data["contrast"]),
