@@ -245,8 +245,8 @@ def _answer(verdict: Verdict, judged: pd.DataFrame) -> Md:
         most=common.number(-float(helps["difference"].min())),
     )
     return md(
-        "**{lead} At best, with {best}.** At worst, with {worst}. Each arm has its tuned rate; sign-flip permutation tests, "
-        "Holm-adjusted, level {alpha}.{other}",
+        "**{lead} At best, with {best}.** At worst, with {worst}. Each arm has its tuned rate; sign-flip permutation "
+        "tests, Holm-adjusted, level {alpha}.{other}",
         other=other if len(helps) else Md(""),
         lead=lead,
         best=_figures(ordered.iloc[0]),
