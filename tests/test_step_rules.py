@@ -369,9 +369,11 @@ def test_the_whole_page_answers_with_number_interval_and_seeds(whole: Experiment
     text = page_text(whole, tmp_path)
     assert text.count("Pending") == text.count("make campaign STUDY=storage-large DEVICE=cuda") == 1
     assert "characters)" not in text  # nothing was shortened
-    bold = re.search(r"\*\*Steps in ulps.*?\*\*", text)
+    bold = re.search(r"\*\*No\. Steps in ulps.*?\*\*", text)
     assert bold is not None
-    assert "shown lower in none of 12 pairings, shown higher in 12" in bold.group()
+    assert "Steps in ulps (ManifoldAdamW) never beat AdamW: worse in 12 of 12 comparisons." in bold.group()
+    assert "*Scope: 2 layers of 64, " in text
+    assert "Weight decay is not the same in every arm: 0 in steps of codes, 0.1 in every other rule." in text
     assert "95% interval" in bold.group()
     assert "n &#61; 16 seeds" in bold.group() or "n = 16 seeds" in bold.group()
     for heading in (
@@ -456,7 +458,7 @@ def test_an_arm_that_diverged_is_not_judged_by_its_survivors(whole: ExperimentDa
     assert (row["n_pairs"], row["n_ended_badly"]) == (0, 4)
     text = page_text(loader, tmp_path)
     assert "3 of 16 runs did not finish; the arm is not ranked" in text
-    assert "inconclusive: 1 of 12 pairings have runs that did not finish" in text
+    assert "Inconclusive: 1 of 12 comparisons of steps in ulps (ManifoldAdamW) with AdamW have runs" in text
     assert not re.search(r"\bnan\b", text)
 
 

@@ -241,7 +241,7 @@ def _answer(verdict: Verdict, judged: pd.DataFrame) -> Md:
         most=words.number(-float(helps["difference"].min())),
     )
     return md(
-        "**{lead}** The best for them is {best}, the worst {worst}; each arm has its tuned rate. Sign-flip permutation "
+        "**{lead} At best, with {best}.** At worst, with {worst}. Each arm has its tuned rate; sign-flip permutation "
         "tests, Holm-adjusted, level {alpha}.{other}",
         other=other if len(helps) else Md(""),
         lead=lead,
