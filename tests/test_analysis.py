@@ -62,7 +62,7 @@ def test_the_gap_is_the_mean_over_seeds_of_the_difference_to_fp32(matrix: Path) 
     assert comparison.table["format"].tolist() == ["E3M4", "E4M3", "E5M2", "E7M0"]
 
 
-def test_the_sweet_spot_names_the_formats_that_cannot_be_told_from_the_best(matrix: Path) -> None:
+def test_the_sweet_spot_names_the_formats_that_lie_within_the_margin_of_the_best(matrix: Path) -> None:
     comparator = FormatComparator(ExperimentDataLoader([matrix]))
     spot = comparator.sweet_spot(comparator.comparisons[0])
     assert (spot.best, spot.equivalent, spot.within_margin, spot.undecided) == ("E3M4", ("E4M3",), (), ())

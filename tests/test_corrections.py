@@ -320,6 +320,7 @@ def test_a_document_takes_values_as_text_and_markdown_as_markdown() -> None:
         ("a\n{{ known.nothing }}\n", 2, "nothing"),
         ("a\n{% if known %}\n", 2, "end of template|endif"),
         ("a\n\n{{ known | nofilter }}\n", 3, "nofilter"),
+        ("a\n\n{{ 1 / none }}\n", 3, "unsupported operand"),
     ],
 )
 def test_a_slot_without_a_value_is_an_error_that_names_file_and_line(text: str, line: int, why: str) -> None:

@@ -56,6 +56,7 @@ def test_reports_from_the_recorded_runs_answer(tmp_path: Path) -> None:
         assert "## Pending Experiments" not in text, "a section may be pending, a report is not"
         assert "## Traceability" in text
         assert "95% interval" in text
+        assert "[Corrections and limits](corrections.md)" in text
     assert "Sweet-spot format" in texts["format_comparison"]
     assert "Failure Mode" in texts["failure_modes"]
     assert "## E7M0" in texts["failure_modes"]

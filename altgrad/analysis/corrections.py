@@ -36,9 +36,9 @@ def format_values(loader: ExperimentDataLoader) -> dict[str, Any]:
     short = comparator.headline
     if short is None or "formats" not in set(loader.runs.loc[loader.runs["arm"] == short.baseline, "study"]):
         return found | {"margin": MARGIN}
-    long = comparator.longer(short)
+    long, size = comparator.longer(short), extent(loader, short)
     found |= {
-        "extent": extent(loader, short),
+        "extent": size if size.parameters and size.validation_characters else None,
         "tie": _tie(loader, short, long) if long else None,
         "tokens": _tokens(loader, short),
         "blocks": _blocks(loader, short),

@@ -35,7 +35,7 @@ def render_document(
         filters: what a slot may apply to a value, by name.
 
     Raises:
-        DocumentError: a slot is unknown, or the template is malformed.
+        DocumentError: a slot is unknown or cannot be computed, or the template is malformed.
     """
     environment = Environment(
         undefined=StrictUndefined, finalize=_written, keep_trailing_newline=True, trim_blocks=True
@@ -44,10 +44,10 @@ def render_document(
     try:
         code = environment.compile(text, name, name)
         return Md(environment.template_class.from_code(environment, code, environment.make_globals({})).render(values))
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
         line = getattr(error, "lineno", None) or (lines or [1])[-1]
-        raise DocumentError(f"{name}:{line}: {error.message}; correct the slot, or give it a value") from None
+        raise DocumentError(f"{name}:{line}: {error}; correct the slot, or give it a value") from None
 
 
 def place_document(text: Md, path: str) -> str:

@@ -44,6 +44,8 @@ def copy_project(folder: Path) -> Path:
     shutil.copy(HERE / "gallery.py", folder / "gen/home.py")
     for name in ("reports", "runs", "formats", "api"):
         (folder / f"gen/{name}.py").write_text("")
+    # Its links lead to sections of reports that the gallery has not.
+    (folder / "docs/reports/corrections.md").write_text("# Corrections\n\nTo {{ margin }} [here](altgrad:index).\n")
     (folder / "docs/own").mkdir()
     shutil.copy(HERE / "own.md", folder / "docs/own/page.md")
     (folder / "docs/own/measured.csv").write_text("x,y\n1,2\n2,4\n")
