@@ -21,6 +21,7 @@ from altgrad.formats import Rounding, get_format
 LayerType = Literal["attention", "mlp", "embedding", "head"]
 LAYER_TYPES: tuple[LayerType, ...] = ("attention", "mlp", "embedding", "head")
 OPERANDS = ("weight", "activation", "grad_output")
+LONGEST_NOTES = 10_000
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
 
@@ -297,7 +298,7 @@ class ExperimentConfig(_Section):
     """
 
     name: str | None = None
-    notes: str = Field("", max_length=10_000)
+    notes: str = Field("", max_length=LONGEST_NOTES)
     tags: tuple[str, ...] = ()
     study: str = "local"
     seed: int = Field(0, ge=0, lt=2**31)

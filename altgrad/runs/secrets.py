@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, Literal, get_args
+
+from altgrad.config import LONGEST_NOTES
 
 LEFT_OUT = "(left out: looks like a secret)"
 """What stands in place of a secret, or of the part of a text that is one."""
@@ -60,11 +62,11 @@ _Kind = Literal["always", "likely", "random", "never"]
 """What is a secret under a name: each text, most texts, texts that look random, or none for its name's sake."""
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_HINT = re.compile(r"[:=]|--|[\w.+/-]{12}|(?i:basic|bearer)\s")
+_HINT = re.compile(r"[:=]|(?<!\S)-|[\w.+/-]{12}|(?i:basic|bearer)\s")
 """What every text has that holds a secret by its shape; most have none of it."""
 _EMPTY = re.compile(r"\s*|none|null|true|false", re.IGNORECASE)
 _ORDINARY = re.compile(
-    r"\s*|none|null|true|false|yes|no|[-+]?[\d.,_]+(?:e[-+]?\d+)?\s?[kmbt%]?|<[^<>]{0,40}>|\[\w{1,20}\]|\W{1,4}", re.I
+    r"\s*|none|null|true|false|yes|no|[-+]?[\d.,_]+(?:e[-+]?\d+)?\s?[kmbt%]?|<[^<>]{0,40}>|\[\w{1,15}\]|\W{1,4}", re.I
 )
 """Texts that are no secret under a name such as ``token``: numbers, and what models have for tokens."""
 _RANDOM = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z+=]*\d)[A-Za-z0-9+=]{20,}")
@@ -77,7 +79,7 @@ _PRIVATE_KEY = re.compile(
 )
 _SHAPES = re.compile(
     r"""
-    (?<![A-Za-z0-9])(?:
+    (?:(?<![A-Za-z0-9])|(?<=\\[nrt])|(?<=%[0-9A-Fa-f]{2}))(?:
         gh[oprsu]_[A-Za-z0-9]{16,} | github_pat_\w{16,} | gl(?:cbt|dt|pat|ptt|rt)-[\w-]{16,}
       | hf_(?:[A-Za-z0-9]{30,}|(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{16,}) | api_org_[A-Za-z0-9]{16,}
       | sk-(?:(?:admin|ant|live|or|proj|svcacct|test)-(?=[\w-]{0,60}\d)[\w-]{16,}
@@ -104,7 +106,7 @@ _SHAPES = re.compile(
 _COMMIT_BEFORE = re.compile(rf"(?<![A-Za-z])(?:{'|'.join(sorted(_COMMITS))})\d*\W{{0,3}}$|\w@$", re.IGNORECASE)
 _NAMED = re.compile(
     r"""
-    (?<![\w.-])(?:
+    (?:(?<![\w.\\-])|(?<=\\[nrt]))(?:
         --?(?P<option>[A-Za-z][\w.-]{1,80}+)[ \t]+(?=[^\s-])
       | -{0,2}(?P<name>(?:(?i:access|api|auth|private|secret)[ ])?[A-Za-z_][\w.-]{1,80}+)
         \\?["']?(?P<sign>\s{0,3}(?:=>|:=|[:=])\s{0,3})
@@ -148,6 +150,8 @@ def mask_record(run: Mapping[str, Any], *, own: tuple[str, ...] | None = None) -
     if isinstance(config := run.get("config"), Mapping):
         keys = _FREE if config.get("foreign") is None else config.keys() - {"name", "study"}
         found["config"] = {**config, **{key: _mask(config[key], key, own, 0) for key in keys if key in config}}
+        if isinstance(notes := found["config"].get("notes"), str):
+            found["config"]["notes"] = notes[:LONGEST_NOTES]  # what stands for a short secret is longer than it
     return found
 
 
@@ -163,6 +167,12 @@ def left_out(value: Any, name: str = "") -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def in_words(places: Sequence[str]) -> str:
+    """Some of what `left_out` found in a record, for people."""
+    shown = [place.replace("config.foreign.", "config.") for place in places[:10]]
+    return ", ".join(shown) + (f" and {len(places) - len(shown)} more" if len(places) > len(shown) else "")
+
+
 def _mask(value: Any, name: str, own: tuple[str, ...], depth: int) -> Any:
     if isinstance(value, str):
         return (_short_text if len(value) < 200 else _text)(value, name, own)
@@ -173,19 +183,29 @@ def _mask(value: Any, name: str, own: tuple[str, ...], depth: int) -> Any:
     if isinstance(value, list | tuple):
         if {*map(type, value)} <= _NUMBERS:
             return value
-        before = ["", *(each if isinstance(each, str) and _OPTION.fullmatch(each) else "" for each in value)]
-        masked = [_mask(each, of or name, own, depth + 1) for each, of in zip(value, before, strict=False)]
+        masked = [_mask(each, name, own, depth + 1) for each in value]
+        for at, (option, each) in enumerate(pairwise(value), 1):  # ["--token", "..."]
+            if _is_option(option) and not _is_option(each):
+                masked[at] = _under(option, masked[at])
         return tuple(masked) if isinstance(value, tuple) else masked
     found: dict[Any, Any] = {}
     for key, inner in value.items():
         shown = key if type(key) is not str or (len(key) < 12 and key.isidentifier()) else _short_text(key, "", own)
         while shown in found:
             shown += "_"
-        found[shown] = inner if type(inner) in _NUMBERS else _mask(inner, f"{name}.{key}", own, depth + 1)
+        found[shown] = inner if type(inner) in _NUMBERS else _mask(inner, f"{name}.{shown}", own, depth + 1)
     label = next((found[key] for key in ("name", "key") if isinstance(found.get(key), str)), "")
-    if isinstance(found.get("value"), str) and _is_secret(found["value"], _kind(label)):  # {"name": "HF_TOKEN", ...}
-        found["value"] = LEFT_OUT
+    if "value" in found:  # {"name": "HF_TOKEN", "value": "..."}
+        found["value"] = _under(label, found["value"])
     return found
+
+
+def _is_option(value: Any) -> bool:
+    return isinstance(value, str) and _OPTION.fullmatch(value) is not None
+
+
+def _under(name: str, value: Any) -> Any:
+    return LEFT_OUT if isinstance(value, str) and _is_secret(value, _kind(name)) else value
 
 
 def _text(text: str, name: str, own: tuple[str, ...]) -> str:
@@ -194,9 +214,12 @@ def _text(text: str, name: str, own: tuple[str, ...]) -> str:
         return LEFT_OUT
     for secret in own:
         text = text.replace(secret, LEFT_OUT)
-    if not _HINT.search(text):
-        return text
-    return _SHAPES.sub(partial(_without_shape, name), _without_named(_PRIVATE_KEY.sub(LEFT_OUT, text)))
+    for _ in range(8 if _HINT.search(text) else 0):  # what stood against a secret may be seen to be one without it
+        before, text = text, _PRIVATE_KEY.sub(LEFT_OUT, text)
+        text = _SHAPES.sub(partial(_without_shape, name), _without_named(text))
+        if text == before:
+            break
+    return text
 
 
 _short_text = lru_cache(8192)(_text)
