@@ -25,6 +25,7 @@ LayerType = Literal["attention", "mlp", "embedding", "head"]
 LAYER_TYPES: tuple[LayerType, ...] = ("attention", "mlp", "embedding", "head")
 OPERANDS = ("weight", "activation", "grad_output")
 OPERAND_NAMES = {"weight": "weights", "activation": "activations", "grad_output": "gradients"}
+LONGEST_NOTES = 10_000
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
 
@@ -307,7 +308,7 @@ class ExperimentConfig(_Section):
     """
 
     name: str | None = None
-    notes: str = Field("", max_length=10_000)
+    notes: str = Field("", max_length=LONGEST_NOTES)
     tags: tuple[str, ...] = ()
     study: str = "local"
     seed: int = Field(0, ge=0, lt=2**31)

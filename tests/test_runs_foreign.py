@@ -20,6 +20,7 @@ from altgrad.pages import write_folder
 from altgrad.reports.arms import arm_pages
 from altgrad.runs import Failure, RunExists, foreign_config, load_runs, record
 from altgrad.runs.query import verify
+from altgrad.runs.secrets import LEFT_OUT
 
 ROOT = Path(__file__).parents[1]
 FP32 = {"weight": "fp32", "activation": "fp32", "grad_output": "fp32"}
@@ -294,7 +295,7 @@ def test_no_api_key_reaches_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise RuntimeError(f"key {own} or {other} was refused")
     text = "".join(path.read_text() for path in tmp_path.rglob("*.json*"))
     assert (own in text, other in text) == (False, False)
-    assert text.count("(key)") == 7
+    assert text.count(LEFT_OUT) == 7
     assert "ab" * 20 in text
     assert verify([tmp_path]) == (1, [])
 

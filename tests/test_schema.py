@@ -28,6 +28,7 @@ from altgrad.runs.schema import without_paths
         (r"'C:\\Users\\ann b\\a.json'", "'a.json'"),
         ("at D:/data/ann/a.json", "at a.json"),
         (r"at \\server\share\a.json", "at a.json"),
+        ("cache /home/ann '/Users/ann/' and C:\\Users\\ann", "cache ~ '~/' and ~"),
     ],
 )
 def test_an_absolute_path_becomes_its_last_component(text: str, kept: str) -> None:

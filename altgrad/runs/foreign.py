@@ -24,13 +24,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from altgrad.config import ExperimentConfig, Scalar, UsageError, config_keys, nested, one_line, parse_config
-from altgrad.runs.schema import digest, plain, without_keys, without_paths
+from altgrad.runs.schema import digest, plain, without_paths
+from altgrad.runs.secrets import mask
 from altgrad.runs.writer import RunWriter
 
 _BOOKKEEPING = ("name", "notes", "tags", "study", "seed", "data", "foreign", "tracking", "checkpoint")
-_SECRET = re.compile(
-    r"(api|access|auth|private|secret)[_-]?(key|token)|passw(or)?d|credential|\bsecret\b", re.IGNORECASE
-)
 _LONGEST = 10_000
 _DEEPEST = 20
 _LIBRARIES = ("numpy", "torch", "jax", "flax", "tensorflow", "keras", "mlx", "tinygrad", "sklearn")
@@ -89,7 +87,8 @@ def foreign_config(
 
     Args:
         given: nested or dotted keys. A value that AltGrad's key of this name does not have (``schedule: linear``) is a
-            key of the loop's own. What looks like a secret is left out, and said to be; paths keep their last part.
+            key of the loop's own. What looks like a secret (`altgrad.runs.secrets`) is left out, and said to be; paths
+            keep their last part.
         name, seed, study, notes, tags: as in `record`.
         strict: an unknown format is an error; else it too is a key of the loop's own.
 
@@ -133,6 +132,7 @@ def data_fingerprint(data: str | Mapping[str, Any]) -> dict[str, Any]:
     name = given.get("name")
     if not isinstance(name, str) or not name or len(name) > 200:
         raise UsageError("data: give a name, or a mapping with 'name' and 'sha256'")
+    name = mask(name, "data.name")
     sha256 = given.get("sha256", digest({"data": name}))
     if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
         raise UsageError("data.sha256: give 64 lower-case hex digits, as hashlib.sha256(...).hexdigest() does")
@@ -156,9 +156,9 @@ def _leaves(given: Mapping[str, Any]) -> dict[str, Scalar | tuple[Scalar, ...]]:
             return
         if prefix in found:
             raise UsageError(f"config.{prefix}: given twice, nested and dotted; leave one of them out")
-        found[prefix] = "(left out: looks like a secret)" if _SECRET.search(prefix) else _value(prefix, value)
+        found[prefix] = _value(prefix, value)
 
-    visit("", given, 0)
+    visit("", mask(given), 0)
     return found
 
 
@@ -186,7 +186,7 @@ def _scalar(key: str, value: Any, depth: int = 1) -> Scalar:
     if isinstance(scalar, float):
         return str(scalar) if not math.isfinite(scalar) else int(scalar) if scalar.is_integer() else scalar
     if isinstance(scalar, str):
-        text = without_keys(without_paths(scalar.encode(errors="replace").decode()))
+        text = mask(without_paths(scalar.encode(errors="replace").decode()), key)
         return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… (cut: {len(text):,} characters)"
     return scalar
 

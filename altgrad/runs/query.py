@@ -21,6 +21,7 @@ import pandas as pd
 from altgrad.config import ExperimentConfig, UsageError, config_keys
 from altgrad.formats import get_format
 from altgrad.runs.schema import STATUSES, NewerRecord, Problem, RecordError, run_id
+from altgrad.runs.secrets import in_words
 from altgrad.runs.store import PACKED, RunRecord, RunSet, read_packed, read_run, read_table, record_folders
 from altgrad.runs.writer import CLOCK_SLACK, REPORT, is_locked
 
@@ -263,7 +264,12 @@ def _cut_short(path: Path) -> int:
 def _record_problems(record: RunRecord) -> list[str]:
     run, found = record.run, []
     expected = run_id(record.config, run["data"])
-    if record.id != expected and not (
+    if record.secrets:  # the id of such a run belongs to a config with them
+        found.append(
+            f"run.json holds what looks like a secret, and is read without it: {in_words(record.secrets)}; take it out "
+            "of the file, record the run again, or pull it again with --full"
+        )
+    elif record.id != expected and not (
         "origin" in run and record.config.foreign is not None
     ):  # pulled: its place in W&B
         found.append(f"the id does not belong to config and data, which give {expected}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import numbers
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import altgrad
-from altgrad.config import ExperimentConfig, UsageError
+from altgrad.config import ExperimentConfig, UsageError, one_line
 from altgrad.config import digest as digest
+from altgrad.runs.secrets import mask
 
 SCHEMA_VERSION = 1
 STATUSES = ("running", "finished", "failed", "crashed", "interrupted")
@@ -38,9 +38,7 @@ _URL_OR_PATH = re.compile(
     rf"|(?P<quote>['\"`]){_ROOT}(?:(?!(?P=quote))[^\n])*?[\\/](?P<quoted>(?:(?!(?P=quote))[^\\/\n])+)(?=[\\/]*(?P=quote))"
     rf"|{_ROOT}(?:[^\\/\s'\"`<>|:]+[\\/]+)+(?P<bare>[^\\/\s'\"`<>|:]+)"
 )
-
-
-_KEY = re.compile(r"\bwandb_v\d+_\w{20,}")
+_HOME = re.compile(r"['\"`]?(?:[A-Za-z]:)?[\\/]+(?:home|Users)[\\/]+[^\\/]+")
 
 
 class RecordError(UsageError):
@@ -148,7 +146,7 @@ def json_ready(value: Any) -> Any:
     try:
         value = plain(value)
     except TypeError:
-        return without_paths(str(value))[:200]
+        return public_line(value)[:200]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -174,22 +172,23 @@ def plain(value: Any) -> bool | int | float | str | None:
 
 
 def without_paths(text: str) -> str:
-    """`text` with the last component of each absolute path in place of the path, quoted or not.
+    """`text` with the last component of each absolute path in place of the path, quoted or not; a home is ``~``.
 
     Paths are POSIX or Windows ones of two components or more; without quotes a path ends at a space or colon. http and
     https addresses and relative paths stay. A record is published: it must not tell where things lie on a machine.
     """
 
     def last(found: re.Match[str]) -> str:
-        return found["url"] or (found["quote"] or "") + (found["quoted"] or found["bare"])
+        name = "~" if _HOME.fullmatch(found[0]) else found["quoted"] or found["bare"]
+        return found["url"] or (found["quote"] or "") + name
 
     return _URL_OR_PATH.sub(last, text)
 
 
-def without_keys(text: str) -> str:
-    """`text` without the API key of WANDB_API_KEY, and without what can only be a key of W&B."""
-    own = os.environ.get("WANDB_API_KEY", "")
-    return _KEY.sub("(key)", text.replace(own, "(key)") if len(own) >= 16 else text)
+def public_line(value: object) -> str:
+    """The text of an error or a value on one line that may be published: no absolute path, nothing like a secret."""
+    found: str = mask(without_paths(one_line(value)))
+    return found
 
 
 def run_id(config: ExperimentConfig, data: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from altgrad.config import ExperimentConfig, UsageError, one_line, parse_config
+from altgrad.config import ExperimentConfig, UsageError, parse_config
 from altgrad.runs.schema import (
     LAYER_COLUMNS,
     SCHEMA_VERSION,
@@ -30,8 +30,9 @@ from altgrad.runs.schema import (
     Problem,
     RecordError,
     arm_id,
-    without_paths,
+    public_line,
 )
+from altgrad.runs.secrets import left_out, mask, mask_record
 from altgrad.runs.writer import is_locked, read_jsonl
 
 PACKED = "runs.parquet"
@@ -49,12 +50,14 @@ class RunRecord:
         arm: the arm's id, computed from config and data fingerprint (never taken from the file).
         tables: gives the table "history" or "layers", text of which may be categories. A packed run's are cut out of
             its study when somebody asks for them.
+        secrets: where the file holds what looks like a secret, as earlier versions recorded it; `run` is without it.
     """
 
     run: dict[str, Any]
     config: ExperimentConfig
     arm: str
     tables: Callable[[str], pd.DataFrame] = field(repr=False, compare=False)
+    secrets: tuple[str, ...] = ()
 
     @property
     def history(self) -> pd.DataFrame:
@@ -219,12 +222,12 @@ def read_run(folder: Path) -> RunRecord:
         raise RecordError(f"{folder.name}/run.json: missing; delete the folder or restore the file") from None
     except (ValueError, OSError, RecursionError) as error:
         raise RecordError(f"{folder.name}/run.json: not readable JSON ({reason_of(error)}); restore the file") from None
-    run, config = _checked(run, folder.name, locked)
+    run, config, secrets = _checked(run, folder.name, locked)
     tables = {"history": _ordered(read_table(folder, "history")), "layers": read_table(folder, "layers")}
     history = tables["history"]
     if "val_loss" not in history or not history["val_loss"].notna().any():
         _needs_loss(run, config, folder.name)
-    return RunRecord(run, config, arm_id(config, run["data"]), tables.__getitem__)
+    return RunRecord(run, config, arm_id(config, run["data"]), tables.__getitem__, secrets)
 
 
 def check_run(run: Mapping[str, Any], where: str, with_loss: bool) -> None:
@@ -234,7 +237,7 @@ def check_run(run: Mapping[str, Any], where: str, with_loss: bool) -> None:
         RecordError: they would refuse it; `where` is what its line begins with.
         ValueError, TypeError: it is no JSON.
     """
-    read, config = _checked(json.loads(json.dumps(run, allow_nan=False)), where, False)
+    read, config, _ = _checked(json.loads(json.dumps(run, allow_nan=False)), where, False)
     if not with_loss:
         _needs_loss(read, config, where)
 
@@ -251,10 +254,16 @@ def _needs_loss(run: Mapping[str, Any], config: ExperimentConfig, where: str) ->
         raise RecordError(f"{where}/history: key 'val_loss' is missing from a finished run; record the run again")
 
 
-def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], ExperimentConfig]:
-    """run.json with its status resolved, and its config; RecordError for what is missing or of another kind."""
+def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], ExperimentConfig, tuple[str, ...]]:
+    """run.json with its status resolved and without secrets, its config, and where there were any.
+
+    Raises:
+        RecordError: something is missing or of another kind.
+    """
     if not isinstance(run, dict):
         raise RecordError(f"{where}/run.json: a record is a JSON object; restore the file")
+    given, run = run, mask_record(run, own=())  # not by this environment's secrets: what is read depends on the file
+    secrets = () if run == given else tuple(place for place in left_out(run) if place not in left_out(given))
     for key, kind in (
         ("schema", int),
         ("id", str),
@@ -301,10 +310,10 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
     try:
         config = parse_config(run["config"], source=f"{where}/run.json: config")
     except UsageError as error:
-        raise RecordError(str(error)) from None
+        raise RecordError(mask(str(error))) from None
     elsewhere = "origin" in run  # pulled from W&B, which knows whether the run still goes
     status = run["status"] if run["status"] != "running" or locked or elsewhere else "crashed"
-    return run | {"status": status}, config
+    return run | {"status": status}, config, secrets
 
 
 def _is_origin(origin: Any) -> bool:
@@ -374,11 +383,11 @@ def read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem
     for identity, text in rows:
         inside = f"{where}/{identity}"
         try:
-            run, config = _checked(json.loads(text), inside, False)
+            run, config, secrets = _checked(json.loads(text), inside, False)
             if identity not in with_loss:
                 _needs_loss(run, config, inside)
             records.append(
-                RunRecord(run, config, arm_id(config, run["data"]), partial(_packed_table, tables, identity))
+                RunRecord(run, config, arm_id(config, run["data"]), partial(_packed_table, tables, identity), secrets)
             )
         except (RecordError, ValueError, RecursionError) as error:
             problems.append(Problem(inside, reason_of(error)))
@@ -495,5 +504,5 @@ def _holds_record(folder: Path) -> bool:
 
 
 def reason_of(error: object) -> str:
-    """Why a file was refused, on one line without absolute paths: reasons reach public pages."""
-    return without_paths(one_line(error))[:200]
+    """Why a file was refused, on one line: reasons reach public pages."""
+    return public_line(error)[:200]

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.config import ExperimentConfig
+from altgrad.runs.secrets import mask
 from altgrad.runs.wandb_access import missing_package, project_and_entity, reason_of, unusable
 from altgrad.runs.writer import read_jsonl
 
@@ -107,11 +108,11 @@ class Tracker:
                 entity=entity,
                 id=record["id"],
                 name=record["id"],
-                group=(tracking.group or record["arm"])[:128],
-                notes=config.notes or None,
-                tags=[tag[:64] for tag in config.tags if tag],
+                group=mask(tracking.group or record["arm"])[:128],
+                notes=mask(config.notes) or None,
+                tags=[mask(tag)[:64] for tag in config.tags if tag],
                 dir=str(directory),
-                config=config.identity() | {"study": config.study, "altgrad": _own(record)},
+                config=mask(config.identity() | {"study": config.study, "altgrad": _own(record)}),
                 resume="allow" if mode == "online" else None,
                 settings=wandb.Settings(
                     silent=True, console="off", init_timeout=START_SECONDS, x_disable_stats=True, disable_git=True,
@@ -150,7 +151,7 @@ class Tracker:
         if self._mirror is None or recent or len(self._alerts) >= ALERTS:
             return
         self._alerts.append((kind, now))
-        self._calls.put(partial(self._mirror.alert, title=f"{kind}: {where}"[:64], text=text[:1000]))
+        self._calls.put(partial(self._mirror.alert, title=mask(f"{kind}: {where}")[:64], text=mask(text)[:1000]))
 
     def finish(self, status: str, summary: Mapping[str, Any] | None = None) -> None:
         """End the mirrored run; waits at most `FINISH_SECONDS` for what is still to be sent."""
@@ -161,7 +162,8 @@ class Tracker:
 
         def end() -> None:
             self._sender.join()
-            shown = {**(summary or {}), "status": status, "altgrad": _ending(self._record, status, summary or {})}
+            kept = mask(dict(summary or {}))
+            shown = {**kept, "status": status, "altgrad": _ending(self._record, status, kept)}
             for key, value in shown.items():
                 mirror.summary[key] = value if not isinstance(value, float) or math.isfinite(value) else str(value)
             begun = time.monotonic()
@@ -249,7 +251,7 @@ def _ending(record: Mapping[str, Any], status: str, summary: Mapping[str, Any]) 
     """How the run ended, as one text: W&B adds to a summary what it likes."""
     finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in summary.items()}
     ending = {"status": status, "summary": finite, "failure": record.get("failure"), "events": record.get("events", [])}
-    return json.dumps(ending, default=str)
+    return json.dumps(mask(ending), default=str)
 
 
 def _last_step_in_files(directory: Path) -> int:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from altgrad.config import one_line
+from altgrad.runs.secrets import mask
 
 CONNECT_SECONDS = 1.5
 DEFAULT_ADDRESSES = ("https://api.forge.coreweave.com", "https://api.wandb.ai")
@@ -71,9 +72,8 @@ def reason_of(error: object) -> str:
 
 
 def without_key(text: str) -> str:
-    """`text` with everything that looks like an API key replaced, whoever's it is."""
-    own = os.environ.get("WANDB_API_KEY")
-    return _KEY.sub("(key)", text.replace(own, "(key)") if own else text)
+    """`text` without what looks like a secret: in messages of W&B's client, every word as long as one of its keys."""
+    return _KEY.sub("(key)", mask(text))
 
 
 def _addresses() -> tuple[str, ...]:

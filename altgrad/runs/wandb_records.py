@@ -21,9 +21,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from altgrad.config import ExperimentConfig, UsageError, one_line, parse_config
+from altgrad.config import LONGEST_NOTES, ExperimentConfig, UsageError, one_line, parse_config
 from altgrad.runs.foreign import data_fingerprint, foreign_config
 from altgrad.runs.schema import LAYER_COLUMNS, SCHEMA_VERSION, Failure, arm_id, digest, run_id
+from altgrad.runs.secrets import in_words, left_out, mask, mask_record
 from altgrad.runs.store import check_run, read_run
 from altgrad.runs.wandb_names import Mapped, map_config, map_history
 from altgrad.runs.writer import write_json
@@ -31,7 +32,6 @@ from altgrad.runs.writer import write_json
 STATUSES = {"finished": "finished", "failed": "failed", "crashed": "crashed", "running": "running"}
 """W&B's states -> statuses of a record; every other one (killed, preempted, pending) is ``interrupted``."""
 
-LONGEST_NOTES = 10_000
 _STAGING = Path(".pull") / "new"
 _PLACE = ("entity", "project", "id")
 
@@ -51,6 +51,7 @@ def make_record(
     """
     history, metrics = map_history(rows)
     report: list[str] = []
+    given = {**given, **{key: mask(given[key], key) for key in ("name", "notes")}, "config": mask(given["config"])}
     notes = str(given["notes"] or "")
     if len(notes) > LONGEST_NOTES:
         report.append(f"notes: cut from {len(notes):,} characters to {LONGEST_NOTES:,}")
@@ -85,6 +86,9 @@ def make_record(
             "report": report,
         },
     }
+    run = mask_record(run)
+    if places := left_out({key: value for key, value in run.items() if key != "origin"}):
+        report.append(f"left out, since it looks like a secret: {in_words(places)}")
     check_run(run, str(run["id"]), any("val_loss" in row for row in history))
     return run, history
 

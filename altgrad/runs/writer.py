@@ -12,8 +12,9 @@ import json
 import math
 import os
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 from pydantic_core import PydanticSerializationError, to_json
 
 import altgrad
-from altgrad.config import ExperimentConfig, UsageError, one_line
+from altgrad.config import ExperimentConfig, UsageError
 from altgrad.runs.schema import (
     LAYER_COLUMNS,
     SCHEMA_VERSION,
@@ -33,10 +34,10 @@ from altgrad.runs.schema import (
     code_fingerprint,
     json_ready,
     plain,
+    public_line,
     run_id,
-    without_keys,
-    without_paths,
 )
+from altgrad.runs.secrets import in_words, left_out, mask, mask_record
 
 FSYNC_SECONDS = 5.0
 REPORT = "failure.md"
@@ -75,6 +76,7 @@ class RunWriter:
         self._clocks = time.time() - self._synced  # what the wall clock is ahead of the monotonic one
         self._closed = False
         self._failure: Failure | None = None
+        self._told = left_out(run)
 
     @classmethod
     def create(
@@ -99,6 +101,9 @@ class RunWriter:
             RunExists: if this id is finished, or is being written by another process.
             UsageError: if the folder cannot be written.
         """
+        for key, slug in (("name", config.resolved_name), ("study", config.study)):
+            if mask(slug, key) != slug:
+                raise UsageError(f"{key}: it looks like a secret, and a run is published by its {key}; give another")
         identity = run_id(config, data_fingerprint)
         path = root / identity
         try:
@@ -133,8 +138,7 @@ class RunWriter:
             "failure": None,
             "summary": {},
         }
-        write_json(path / "run.json", run)
-        return cls(path, run, lock)
+        return cls(path, _written(path, run), lock)
 
     @classmethod
     def resume(
@@ -180,7 +184,7 @@ class RunWriter:
             lock.close()
             raise
         detail: dict[str, Any] = {}
-        if run.get("environment") != (found := json_ready(environment)):
+        if run.get("environment") != (found := mask(json_ready(environment), "environment")):
             detail["environment"] = found
         if run["code"].get("fingerprint") != code_fingerprint():
             detail["code"] = {"version": altgrad.__version__, "fingerprint": code_fingerprint()}
@@ -188,7 +192,7 @@ class RunWriter:
         run["events"].append({"kind": "resumed", "step": step, **detail})
         run |= {"status": "running", "ended": None, "seconds": None, "failure": None, "summary": {}}
         run.pop("message", None)
-        write_json(path / "run.json", run)
+        run = _written(path, run)
         (path / REPORT).unlink(missing_ok=True)
         return cls(path, run, lock, seconds, step)
 
@@ -242,12 +246,11 @@ class RunWriter:
     def event(self, kind: str, step: int, **detail: Any) -> None:
         """Record something that happened (a warning, a shift of scale) in run.json at once; NaN becomes null."""
         self.run["events"].append({"kind": kind, "step": _step(step), **json_ready(detail)})
-        write_json(self.path / "run.json", self.run)
+        self._write()
 
     def set_wandb_url(self, url: str | None) -> None:
         """Record the run's address as W&B gave it."""
-        self.run["wandb_url"] = url
-        write_json(self.path / "run.json", self.run)
+        self._write(wandb_url=url)
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:
         """Mark the run finished and turn its tables into Parquet."""
@@ -261,7 +264,7 @@ class RunWriter:
         """
         if not self._closed:
             self._failure = failure
-            write_text(self.path / REPORT, report)
+            write_text(self.path / REPORT, mask(report))
 
     def fail(self, failure: Failure, summary: Mapping[str, Any] | None = None) -> None:
         """Mark the run failed: it ended by itself, badly, and `failure` says why."""
@@ -313,14 +316,27 @@ class RunWriter:
         jump = time.time() - time.monotonic() - self._clocks
         if abs(jump) > CLOCK_SLACK:
             self.run["events"].append({"kind": "clock_jump", "step": max(self._step, 0), "seconds": round(jump, 1)})
-        self.run |= {
-            "status": status,
-            "ended": _now(),
-            "seconds": round(time.monotonic() - self._started, 3),
-            "summary": json_ready(summary or {}),
-            "failure": self._failure.to_json() if self._failure else None,
-        }
-        write_json(self.path / "run.json", self.run)
+        self._write(
+            status=status,
+            ended=_now(),
+            seconds=round(time.monotonic() - self._started, 3),
+            summary=json_ready(summary or {}),
+            failure=self._failure.to_json() if self._failure else None,
+        )
+
+    def _write(self, **changed: Any) -> None:
+        self.run |= changed
+        self.run |= _written(self.path, self.run, self._told)
+        self._told = left_out(self.run)
+
+
+def _written(path: Path, run: Mapping[str, Any], told: Collection[str] = ()) -> dict[str, Any]:
+    """run.json as it was written, without what looks like a secret; says where that stood, but for what was `told`."""
+    run = write_json(path / "run.json", run)
+    if places := [place for place in left_out(run) if place not in told]:
+        line = f"warning: {path.name}: left out of the record, since it looks like a secret: {in_words(places)}"
+        print(line, file=sys.stderr)
+    return run
 
 
 def ending(error: BaseException | None) -> tuple[str, str | None]:
@@ -328,25 +344,24 @@ def ending(error: BaseException | None) -> tuple[str, str | None]:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", "stopped by Ctrl-C"
     if isinstance(error, SystemExit):
-        name = "SIGTERM" if error.code == 128 + signal.SIGTERM else f"exit {without_paths(one_line(error.code))[:100]}"
+        name = "SIGTERM" if error.code == 128 + signal.SIGTERM else f"exit {public_line(error.code)[:100]}"
         return "interrupted", f"stopped by {name}"
     if error is None:
         return "interrupted", None
-    return "crashed", f"{type(error).__name__}: {without_paths(one_line(error))[:500]}"
+    return "crashed", f"{type(error).__name__}: {public_line(error)[:500]}"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON as `write_text` does."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False))
+def write_json(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a run.json as `write_text` does, and return it as written: without what looks like a secret."""
+    run = mask_record(run)
+    write_text(path, json.dumps(run, indent=1, sort_keys=True, allow_nan=False))
+    return run
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old or the new one, never a part: temporary file, fsync, replace.
-
-    An API key in it, wherever from, is left out: records are published.
-    """
+    """Write a file so that a reader sees the old or the new one, never a part: temporary file, fsync, replace."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(without_keys(text))
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
@@ -459,7 +474,7 @@ def _cut(path: Path, name: str, step: int) -> None:
         else:
             rows = []
     except (ValueError, pa.ArrowException) as error:
-        reason = without_paths(one_line(error))
+        reason = public_line(error)
         raise UsageError(
             f"{path.name}/{name}: damaged ({reason}); restore the file, or run again without --resume"
         ) from None
