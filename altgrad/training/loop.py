@@ -40,7 +40,7 @@ from altgrad.analysis.reports.failure_report import failure_report
 from altgrad.config import ExperimentConfig, TelemetryConfig, UsageError, one_line, parse_config
 from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.models import GPT
-from altgrad.nn import Clock, Operand, Policy, QuantizedLayer, Scaling, clock_of, quantize_model, quantized_layers
+from altgrad.nn import Clock, Operand, Policy, QuantizedLayer, clock_of, quantize_model, quantized_layers
 from altgrad.optim import CodeOptimizer, GridOptimizer, ManifoldAdamW
 from altgrad.runs import Alarm, Failure, NothingToResume, RunWriter, read_run
 from altgrad.runs.schema import PHASES, code_fingerprint
@@ -119,9 +119,7 @@ def policy_of(config: ExperimentConfig) -> Policy:
     roundings = {"weight": weight, **dict(quantize.rounding)}
 
     def operand(name: str) -> Operand:
-        rule = config.scaling.rule(name)
-        scaling = Scaling(rule.kind, rule.granularity, rule.power_of_two, rule.block, rule.history, rule.value)
-        return Operand(get_format(getattr(quantize, name)), roundings[name], scaling)
+        return Operand(get_format(getattr(quantize, name)), roundings[name], config.scaling.rule(name))
 
     return Policy(
         operand("weight"),
