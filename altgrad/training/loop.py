@@ -407,7 +407,7 @@ def _open_record(
         if not sound:
             raise UsageError(f"{folder.name}: its newest checkpoint is not one of a run; {REMEDY}")
         checkpoints.forget_after(step)
-        if state.get("code") != code_fingerprint():
+        if state.get("code") != code_fingerprint("run"):
             _notice("the checkpoint was written by other code: the run may differ from one without interruption")
         return step, seconds
 
@@ -527,7 +527,7 @@ class _Run:
         return {
             "step": self.at.step,
             "seconds": time.monotonic() - self.started,
-            "code": code_fingerprint(),
+            "code": code_fingerprint("run"),
             "progress": asdict(self.at),
             "batches": self.batches.state,
             "batches_before": self.batches_before,
