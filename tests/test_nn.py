@@ -409,6 +409,16 @@ def test_a_compiled_model_has_the_eager_models_gradients() -> None:
         assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.9999, name
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile, about torch itself
+@pytest.mark.parametrize("name", ["static", "mx"])
+def test_a_scale_rule_is_traced_whole(name: str) -> None:
+    spec = Operand(E4M3, scaling=SCALINGS[name])
+    layer = quantize_model(torch.nn.ModuleDict({"mlp": torch.nn.Linear(32, 16)}), Policy(spec, spec))["mlp"]
+    x = torch.randn(6, 32)
+    traced = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(traced(x), layer(x))
+
+
 def test_copies_and_pickles_of_a_quantized_model_still_leave_fp32_operands_alone() -> None:
     model = quantize_model(small_gpt(), Policy(weight=E4M3))
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
