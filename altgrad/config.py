@@ -19,13 +19,15 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from altgrad.formats import Rounding, get_format
+from altgrad.formats import FP32, FloatFormat, Rounding, get_format
 
 LayerType = Literal["attention", "mlp", "embedding", "head"]
 LAYER_TYPES: tuple[LayerType, ...] = ("attention", "mlp", "embedding", "head")
 OPERANDS = ("weight", "activation", "grad_output")
 OPERAND_NAMES = {"weight": "weights", "activation": "activations", "grad_output": "gradients"}
 LONGEST_NOTES = 10_000
+NATIVE_FORMATS = ("e4m3", "e5m2")
+"""What the hardware's FP8 instruction multiplies."""
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
 
@@ -104,15 +106,8 @@ class QuantizeConfig(_Section):
 
     @model_validator(mode="after")
     def _native_exists(self) -> QuantizeConfig:
-        if self.compute == "native":
-            for operand in OPERANDS:
-                if getattr(self, operand) not in ("e4m3", "e5m2"):
-                    raise ValueError(
-                        f"quantize.compute 'native' multiplies e4m3 and e5m2 only, and quantize.{operand} is "
-                        f"{getattr(self, operand)}; use 'simulated'"
-                    )
-            if {self.weight, self.activation} == {"e5m2"}:
-                raise ValueError("quantize.compute 'native': no hardware multiplies e5m2 by e5m2; make one e4m3")
+        if self.compute == "native" and {self.weight, self.activation} == {"e5m2"}:
+            raise ValueError("quantize.compute 'native': no hardware multiplies e5m2 by e5m2; make one e4m3")
         return self
 
     @property
@@ -122,10 +117,13 @@ class QuantizeConfig(_Section):
 
 
 class ScaleRule(_Section):
-    """How a tensor is scaled into its format's range.
+    """How a tensor is scaled into its format's range, in a config and in a layer (`altgrad.nn.Scaling` makes one).
 
-    `kind`: by its current amax; by the largest amax of the last `history` steps (delayed); by the fixed `value`
-    (static); not at all (none); or by the block formats' own rules: "mx" (block 32, floor), "mx_rceil", "nvfp4".
+    Attributes:
+        granularity: of kind "amax": one scale a "tensor", a "row" (last dimension) or a "block" of `block` elements.
+        kind: "amax" (current), "delayed" (largest amax of the last `history` readings), "static" (`value`), "none"
+            (scale 1), or a block format's rule: "mx" (blocks of 32, floor), "mx_rceil", "nvfp4" (blocks of 16).
+        power_of_two: round the scale up to a power of two.
     """
 
     granularity: Literal["tensor", "row", "block"] = "tensor"
@@ -133,7 +131,7 @@ class ScaleRule(_Section):
     power_of_two: bool = True
     block: int = _later(32, ge=1)
     history: int = _later(16, ge=1, le=4096)
-    value: float | None = _later(None, gt=0)
+    value: float | None = _later(None, ge=FP32.quantum, le=FP32.max)
 
     @model_validator(mode="after")
     def _parts_belong_together(self) -> ScaleRule:
@@ -142,6 +140,20 @@ class ScaleRule(_Section):
         if self.kind != "amax" and self.granularity != "tensor":
             raise ValueError(f"scaling.granularity {self.granularity!r} belongs to kind 'amax', not to {self.kind!r}")
         return self
+
+    def check(self, operand: str, fmt: FloatFormat, compute: str = "simulated") -> None:
+        """Refuse an operand that this rule does not scale or that this way of computing does not multiply.
+
+        Raises:
+            ValueError: naming `operand`.
+        """
+        if self.kind == "nvfp4" and fmt not in (FP32, get_format("e2m1")):
+            raise ValueError(f"scaling kind 'nvfp4' is a rule for e2m1, and {operand} is {fmt.name}")
+        if compute == "native" and fmt.name not in NATIVE_FORMATS:
+            known = " and ".join(NATIVE_FORMATS)
+            raise ValueError(f"compute 'native' multiplies {known}, and {operand} is {fmt.name}; use 'simulated'")
+        if compute == "native" and (self.kind in ("mx", "mx_rceil", "nvfp4") or self.granularity != "tensor"):
+            raise ValueError(f"compute 'native' has one scale a tensor, and {operand} has several; use 'simulated'")
 
 
 class ScalingConfig(ScaleRule):
@@ -153,7 +165,8 @@ class ScalingConfig(ScaleRule):
 
     def rule(self, operand: str) -> ScaleRule:
         """The rule of weight, activation or grad_output."""
-        return getattr(self, operand) or self
+        every = {key: getattr(self, key) for key in ScaleRule.model_fields}
+        return getattr(self, operand) or ScaleRule.model_construct(**every)
 
 
 class OptimizerConfig(_Section):
@@ -187,13 +200,7 @@ class OptimizerConfig(_Section):
             raise ValueError(
                 "optimizer.precondition must be 'gradient' or 'update' with step_rule 'manifold', and null otherwise"
             )
-        allowed = COMBINATIONS[self.step_rule, self.storage]
-        if self.rounding not in allowed:
-            known = f"{' or '.join(allowed)}" if allowed else "none: choose another storage"
-            raise ValueError(
-                f"optimizer.rounding={self.rounding!r} does not exist with step_rule {self.step_rule!r} and storage "
-                f"{self.storage!r}; allowed is {known}"
-            )
+        check_combination(self.step_rule, self.storage, self.rounding)
         if self.step_rule != "manifold" and (self.floor is not None or self.max_stiffness is not None):
             raise ValueError("optimizer.floor and optimizer.max_stiffness belong to step_rule 'manifold'")
         if self.format is not None and (self.step_rule != "manifold" or self.storage != "master"):
@@ -218,6 +225,22 @@ COMBINATIONS: dict[tuple[str, str], tuple[str, ...]] = {
     ("code", "grid"): ("stochastic",),
 }
 """(step rule, storage) -> roundings that exist. Any other combination is a config error."""
+
+
+def check_combination(step_rule: str, storage: str, rounding: str) -> None:
+    """Refuse what is not in the table of combinations.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    if (step_rule, storage) not in COMBINATIONS:
+        raise ValueError(f"storage must be 'master' or 'grid', not {storage!r}")
+    allowed = COMBINATIONS[step_rule, storage]
+    if rounding not in allowed:
+        raise ValueError(
+            f"rounding {rounding!r} does not exist with step_rule {step_rule!r} and storage {storage!r}; "
+            f"allowed is {' or '.join(allowed) or 'none: choose another storage'}"
+        )
 
 
 def extra_bytes_per_weight(storage: str, rounding: str) -> int:
@@ -378,17 +401,13 @@ class ExperimentConfig(_Section):
             raise ValueError("quantize.layers is empty but an operand has a format: name at least one layer type")
         if self.quantize.operands and self.quantize.layers == ("embedding",) and self.quantize.weight == "fp32":
             raise ValueError("quantize.layers is [embedding], which has a weight only, and quantize.weight is fp32")
-        for operand in self.quantize.operands:
-            rule, name = self.scaling.rule(operand), getattr(self.quantize, operand)
-            if not get_format(name).fits_float64:
-                raise ValueError(f"quantize.{operand}={name!r} has a range beyond float64; training has none so wide")
-            if rule.kind == "nvfp4" and name != "e2m1":
-                raise ValueError(f"scaling kind 'nvfp4' is a rule for e2m1, and quantize.{operand} is {name}")
-            per_tensor = rule.kind in ("amax", "delayed", "static", "none") and rule.granularity == "tensor"
-            if self.quantize.compute == "native" and not per_tensor:
+        for operand in OPERANDS:
+            fmt = get_format(getattr(self.quantize, operand))
+            if not fmt.fits_float64:
                 raise ValueError(
-                    f"quantize.compute 'native' has one scale a tensor, and {operand} has several; use 'simulated'"
+                    f"quantize.{operand}={fmt.name!r} has a range beyond float64; training has none so wide"
                 )
+            self.scaling.rule(operand).check(f"quantize.{operand}", fmt, self.quantize.compute)
         return self
 
     @property
@@ -514,10 +533,15 @@ def parse_config(data: Mapping[str, Any], source: str) -> ExperimentConfig:
     try:
         return ExperimentConfig.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise UsageError(f"{source}: {_explain(key, dict(first))}{more}") from None
+        raise UsageError(f"{source}: {first_mistake(error)}") from None
+
+
+def first_mistake(error: ValidationError, *section: str) -> str:
+    """The first of pydantic's errors and how many more there are, on one line; keys are dotted, from `section` on."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(map(str, (*section, *first["loc"])))
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return _explain(key, dict(first)) + more
 
 
 def command(config: ExperimentConfig) -> str:

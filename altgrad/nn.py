@@ -20,14 +20,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from altgrad.formats import FP32, ROUNDINGS, FloatFormat, get_format
+from altgrad.config import LAYER_TYPES, OPERANDS, ScaleRule, UsageError, first_mistake
+from altgrad.formats import FP32, ROUNDINGS, FloatFormat
 from altgrad.rounding import quantize, quantize_counted
 from altgrad.scaling import (
     MX_BLOCK,
@@ -39,14 +41,8 @@ from altgrad.scaling import (
     nvfp4_scales,
     quantize_blocks,
     quantize_blocks_counted,
-    static_scale,
 )
 
-LAYER_TYPES = ("attention", "mlp", "embedding", "head")
-OPERANDS = ("weight", "activation", "grad_output")
-SCALE_KINDS = ("amax", "delayed", "static", "none", "mx", "mx_rceil", "nvfp4")
-GRANULARITIES = ("tensor", "row", "block")
-_BLOCK_KINDS = ("mx", "mx_rceil", "nvfp4")
 NATIVE_DTYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
@@ -90,32 +86,16 @@ Observer = Callable[[Reading], None]
 """Called with every operand that a product reads, in order of computation."""
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """How a tensor is scaled into its format's range.
+def Scaling(kind: str = "amax", granularity: str = "tensor", **settings: Any) -> ScaleRule:
+    """The `altgrad.config.ScaleRule` of these settings: ``Scaling("delayed", history=4)``.
 
-    Attributes:
-        kind: "amax" (current), "delayed" (largest amax of the last `history` readings), "static" (`value`), "none"
-            (scale 1), or a block format's rule: "mx", "mx_rceil", "nvfp4".
-        granularity: of kind "amax": one scale a "tensor", a "row" (last dimension) or a "block" of `block` elements.
-        power_of_two: round the scale up to a power of two.
+    Raises:
+        ValueError: a setting that is unknown, out of its range or of another kind; one line that names it.
     """
-
-    kind: str = "amax"
-    granularity: str = "tensor"
-    power_of_two: bool = True
-    block: int = 32
-    history: int = 16
-    value: float | None = None
-
-    def __post_init__(self) -> None:
-        for key, allowed in (("kind", SCALE_KINDS), ("granularity", GRANULARITIES)):
-            if getattr(self, key) not in allowed:
-                raise ValueError(f"scaling {key} must be one of {', '.join(allowed)}, not {getattr(self, key)!r}")
-        if self.granularity != "tensor" and self.kind != "amax":
-            raise ValueError(f"granularity {self.granularity!r} belongs to kind 'amax', not to {self.kind!r}")
-        if (self.kind == "static") != (self.value is not None):
-            raise ValueError("value is the scale of kind 'static', and of no other kind")
+    try:
+        return ScaleRule.model_validate({"kind": kind, "granularity": granularity, **settings})
+    except ValidationError as error:
+        raise UsageError(first_mistake(error, "scaling")) from None
 
 
 @dataclass(frozen=True)
@@ -123,18 +103,16 @@ class Operand:
     """What happens to one operand of the products; FP32 leaves it as it is.
 
     Raises:
-        ValueError: an unknown rounding, or scaling "nvfp4" of another format than E2M1, which is NVFP4's.
+        ValueError: an unknown rounding.
     """
 
     format: FloatFormat = FP32
     rounding: str = "nearest_even"
-    scaling: Scaling = Scaling()
+    scaling: ScaleRule = field(default_factory=ScaleRule)
 
     def __post_init__(self) -> None:
         if self.rounding not in ROUNDINGS:
             raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {self.rounding!r}")
-        if self.scaling.kind == "nvfp4" and self.format is not FP32 and self.format != get_format("e2m1"):
-            raise ValueError(f"scaling 'nvfp4' is a rule for e2m1, not for {self.format.name}")
 
 
 @dataclass(frozen=True)
@@ -149,7 +127,8 @@ class Policy:
         scaled, power_of_two: short forms for operands that are given as formats.
 
     Raises:
-        ValueError: an unknown layer type or compute, or native compute of other formats or scales than it has.
+        ValueError: an unknown layer type or compute, or an operand with a format that its scale rule or native compute
+            does not have (`ScaleRule.check`).
     """
 
     weight: Operand | FloatFormat = FP32
@@ -174,13 +153,9 @@ class Policy:
         if unknown := set(self.layers) - {*LAYER_TYPES, "other", "*"}:
             known = ", ".join((*LAYER_TYPES, "other", "*"))
             raise ValueError(f"layers must be of {known}, not {', '.join(sorted(unknown))}")
-        if self.compute == "native":
-            for name in OPERANDS:
-                spec = self.operand(name)
-                if spec.format.name not in NATIVE_DTYPES:
-                    raise ValueError(f"native compute multiplies e4m3 and e5m2, and {name} is {spec.format.name}")
-                if spec.scaling.kind in _BLOCK_KINDS or spec.scaling.granularity != "tensor":
-                    raise ValueError(f"native compute has one scale a tensor, and {name} has several")
+        for name in OPERANDS:
+            spec = self.operand(name)
+            spec.scaling.check(name, spec.format, self.compute)
 
     def operand(self, name: str) -> Operand:
         """What happens to weight, activation or grad_output."""
@@ -298,8 +273,7 @@ class _Quantizer:
         if scaling.kind == "none":
             return None, 0
         if scaling.kind == "static":
-            assert scaling.value is not None
-            return static_scale(scaling.value, device=x.device), 0
+            return torch.full((), scaling.value, dtype=torch.float32, device=x.device), 0
         if scaling.kind == "delayed":
             evaluation = self.clock.part < 0 or not self.training  # which leaves no trace in the history
             return self.delayed[name].scale(x) if evaluation else self.delayed[name].update(x), 0

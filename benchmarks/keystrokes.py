@@ -129,7 +129,7 @@ def bench(browser: Any, site: Path, data: bytes, repeats: int) -> KeystrokesReco
     return KeystrokesRecord(
         date=datetime.now(UTC).replace(microsecond=0),
         altgrad=altgrad.__version__,
-        code=code_fingerprint(),
+        code=code_fingerprint("page"),
         cores=os.cpu_count() or 1,
         load=load,
         versions={"Chromium": browser.version, "playwright": version("playwright")},

@@ -171,7 +171,7 @@ def bench(quick: bool, repeats: int, show: Callable[[str], None]) -> RunsRecord:
     return RunsRecord(
         date=datetime.now(UTC).replace(microsecond=0),
         altgrad=altgrad.__version__,
-        code=code_fingerprint(),
+        code=code_fingerprint("page"),
         cores=os.cpu_count() or 1,
         load=load,
         versions={"pyarrow": pa.__version__, "numpy": np.__version__},

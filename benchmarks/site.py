@@ -234,7 +234,7 @@ def bench(arms: int, repeats: int, show: Callable[[str], None]) -> SiteRecord:
     return SiteRecord(
         date=datetime.now(UTC).replace(microsecond=0),
         altgrad=altgrad.__version__,
-        code=code_fingerprint(),
+        code=code_fingerprint("page"),
         cores=os.cpu_count() or 1,
         load=load,
         versions={package: version(package) for package in packages},

@@ -131,7 +131,7 @@ def measure(seeds: tuple[int, ...], count: int) -> SlopesRecord:
     return SlopesRecord(
         date=datetime.now(UTC).replace(microsecond=0),
         altgrad=altgrad.__version__,
-        code=code_fingerprint(),
+        code=code_fingerprint("run"),
         versions={"torch": torch.__version__, "numpy": numpy.__version__},
         seeds=seeds,
         steps=count,

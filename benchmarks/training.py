@@ -332,7 +332,7 @@ def bench(device: str, quick: bool, turns: int, show: Callable[[str], None]) -> 
     return TrainingRecord(
         date=datetime.now(UTC).replace(microsecond=0),
         altgrad=altgrad.__version__,
-        code=code_fingerprint(),
+        code=code_fingerprint("run"),
         device=torch.cuda.get_device_name() if device == "cuda" else "the processor",
         cores=os.cpu_count() or 1,
         load=load,

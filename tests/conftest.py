@@ -1,11 +1,19 @@
-"""How the suite shares the cores: a file is the work of one worker, and so are the tests that look at built sites."""
+"""How the suite shares the cores: a file is the work of one worker, and so are the tests that look at built sites.
+
+And what an edit of the library changes, without editing it.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+import altgrad
+from altgrad.runs.schema import code_fingerprint
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers that each use every core wait for one another
@@ -20,3 +28,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         group = "site" if item.path.name in SITE else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: item.path.parent == Path(__file__).parent)
+
+
+@pytest.fixture
+def edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Adds a comment to a file of the package, or makes it: in a copy, of which fingerprints of code are taken."""
+    copy = tmp_path / "altgrad"
+    shutil.copytree(Path(altgrad.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(altgrad, "__file__", str(copy / "__init__.py"))
+
+    def edited(name: str) -> None:
+        path = copy / name
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a") as file:
+            file.write("# One word more.\n")
+        code_fingerprint.cache_clear()
+
+    code_fingerprint.cache_clear()
+    yield edited
+    code_fingerprint.cache_clear()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -361,11 +362,28 @@ def test_a_run_of_other_code_is_resumed_with_a_notice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "code_fingerprint", lambda: "0" * 12)
+        patch.setattr(loop, "code_fingerprint", lambda of: "0" * 12)
         folder = interrupted(tmp_path, monkeypatch, 5)
     run(tmp_path, resume=True)
     assert "written by other code" in capsys.readouterr().err
     assert read_run(folder).status == "finished"
+
+
+@pytest.mark.parametrize(("name", "told"), [("reports/home.py", False), ("training/loop.py", True)])
+def test_an_edit_of_a_report_is_no_other_code_for_a_run(
+    edit: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    told: bool,
+) -> None:
+    folder = interrupted(tmp_path / "runs", monkeypatch, 5)
+    edit(name)
+    run(tmp_path / "runs", resume=True)
+    assert ("written by other code" in capsys.readouterr().err) == told
+    (resumed,) = (event for event in read_run(folder).run["events"] if event["kind"] == "resumed")
+    assert ("code" in resumed) == told
 
 
 def test_a_save_that_is_killed_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

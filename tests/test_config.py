@@ -105,6 +105,10 @@ def test_the_same_layers_in_any_order_are_the_same_experiment() -> None:
         ("quantize: {weight: e4m3}", "scaling.kind=nvfp4", ("nvfp4", "quantize.weight is e4m3")),
         ("quantize: {weight: e15m0}", "seed=1", ("quantize.weight='e15m0'", "float64")),
         ("quantize: {activation: e4m3}", "quantize.layers=[embedding]", ("[embedding]", "quantize.weight is fp32")),
+        ("scaling: {kind: static}", "scaling.value=1e-60", ("scaling.value", "1e-60")),
+        ("scaling: {kind: static}", "scaling.value=1e+60", ("scaling.value", "1e+60")),
+        ("quantize: {weight: e4m3, compute: native}", "seed=1", ("native", "quantize.activation is fp32", "simulated")),
+        ("quantize: {weight: e4m3}", "optimizer.step_rule=code", ("optimizer", "rounding", "choose another storage")),
         (
             "quantize: {weight: e4m3, activation: e4m3, grad_output: e4m3, compute: native}",
             "scaling.kind=mx",

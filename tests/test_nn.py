@@ -12,9 +12,11 @@ torch = pytest.importorskip("torch")
 
 from compiler import needs_compiler  # noqa: E402
 
+from altgrad.config import NATIVE_FORMATS, ScaleRule, parse_config  # noqa: E402
 from altgrad.formats import FP32, FloatFormat, get_format  # noqa: E402
 from altgrad.models import GPT  # noqa: E402
 from altgrad.nn import (  # noqa: E402
+    NATIVE_DTYPES,
     Operand,
     Policy,
     QuantizedEmbedding,
@@ -31,6 +33,7 @@ from altgrad.nn import quantized_layers as layers_of  # noqa: E402
 from altgrad.rounding import quantize, ulp  # noqa: E402
 from altgrad.scaling import amax_scale, quantize_mx, quantize_nvfp4  # noqa: E402
 from altgrad.telemetry import first_nonfinite  # noqa: E402
+from altgrad.training.loop import policy_of  # noqa: E402
 
 E4M3, E5M2, E7M0 = (get_format(name) for name in ("e4m3", "e5m2", "e7m0"))
 
@@ -283,7 +286,7 @@ SCALINGS = {
 }
 
 
-def on_grid(x: torch.Tensor, scaling: Scaling) -> torch.Tensor:
+def on_grid(x: torch.Tensor, scaling: ScaleRule) -> torch.Tensor:
     """The operand by the functions of altgrad.scaling, called one by one."""
     if scaling.kind in ("mx", "mx_rceil"):
         return quantize_mx(x, E4M3, rule="floor" if scaling.kind == "mx" else "rceil")
@@ -312,6 +315,18 @@ def test_every_operand_has_its_own_scale_rule(name: str) -> None:
     assert torch.equal(y, torch.nn.functional.linear(on_grid(x.detach(), spec.scaling), layer.weight))
     torch.testing.assert_close(x.grad, on_grid(grad, spec.scaling) @ layer.weight)
     torch.testing.assert_close(layer.weight.grad, on_grid(grad, spec.scaling).t() @ on_grid(x.detach(), spec.scaling))
+
+
+def test_a_config_s_scale_rules_are_those_of_the_layers() -> None:
+    delayed, row = Scaling("delayed", history=4), Scaling("amax", "row")
+    assert delayed == ScaleRule(kind="delayed", history=4)
+    scaling = {"granularity": "row", "grad_output": {"kind": "delayed", "history": 4}}
+    formats = {"weight": "e4m3", "activation": "e4m3", "grad_output": "e5m2"}
+    given = {"quantize": formats | {"rounding": {"grad_output": "stochastic"}}, "scaling": scaling}
+    found = policy_of(parse_config(given, source="test"))
+    operand = Operand(E4M3, scaling=row)
+    assert found == Policy(operand, operand, Operand(E5M2, "stochastic", delayed))
+    assert all(type(found.operand(name).scaling) is ScaleRule for name in ("weight", "grad_output"))
 
 
 def test_a_delayed_scale_lags_behind_the_tensor_and_may_clip_it() -> None:
@@ -394,6 +409,16 @@ def test_a_compiled_model_has_the_eager_models_gradients() -> None:
         assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.9999, name
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile, about torch itself
+@pytest.mark.parametrize("name", ["static", "mx"])
+def test_a_scale_rule_is_traced_whole(name: str) -> None:
+    spec = Operand(E4M3, scaling=SCALINGS[name])
+    layer = quantize_model(torch.nn.ModuleDict({"mlp": torch.nn.Linear(32, 16)}), Policy(spec, spec))["mlp"]
+    x = torch.randn(6, 32)
+    traced = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(traced(x), layer(x))
+
+
 def test_copies_and_pickles_of_a_quantized_model_still_leave_fp32_operands_alone() -> None:
     model = quantize_model(small_gpt(), Policy(weight=E4M3))
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -435,12 +460,15 @@ def test_a_model_in_evaluation_leaves_no_trace_in_delayed_scales() -> None:
 @pytest.mark.parametrize(
     ("make", "word"),
     [
-        (lambda: Scaling("amx"), "kind must be one of"),
-        (lambda: Scaling(granularity="rows"), "granularity must be one of"),
+        (lambda: Scaling("amx"), "scaling.kind: .*'delayed', 'static'.* .given 'amx'"),
+        (lambda: Scaling(granularity="rows"), "scaling.granularity: .*'row' or 'block' .given 'rows'"),
         (lambda: Scaling("delayed", "row"), "belongs to kind 'amax'"),
         (lambda: Scaling("static"), "value is the scale of kind 'static'"),
+        (lambda: Scaling("static", value=0.0), "scaling.value"),
+        (lambda: Scaling("delayed", histroy=4), "unknown key 'scaling.histroy'; did you mean 'scaling.history'"),
+        (lambda: Scaling("amx", "rows"), "scaling.granularity: .*and 1 more"),
         (lambda: Operand(E4M3, "stochastical"), "rounding must be one of"),
-        (lambda: Operand(E4M3, scaling=Scaling("nvfp4")), "a rule for e2m1"),
+        (lambda: Policy(Operand(E4M3, scaling=Scaling("nvfp4"))), "a rule for e2m1, and weight is e4m3"),
         (lambda: Policy(E4M3, layers=("haed",)), "layers must be of"),
         (lambda: Policy(E4M3, layers="head"), "must be a tuple"),  # type: ignore[arg-type]
         (lambda: Policy(E4M3, patterns="a.*"), "must be a tuple"),  # type: ignore[arg-type]
@@ -449,5 +477,10 @@ def test_a_model_in_evaluation_leaves_no_trace_in_delayed_scales() -> None:
     ],
 )
 def test_a_policy_that_cannot_be_meant_is_refused_where_it_is_made(make: Callable[[], object], word: str) -> None:
-    with pytest.raises(ValueError, match=word):
+    with pytest.raises(ValueError, match=word) as error:
         make()
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_and_a_layer_know_the_same_native_formats() -> None:
+    assert set(NATIVE_DTYPES) == set(NATIVE_FORMATS)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from altgrad.analysis.reports.arms import arm_pages
 from hypothesis import given
 from hypothesis import strategies as st
 from records import config as make_config
@@ -25,6 +24,7 @@ from altgrad.analysis import ExperimentDataLoader
 from altgrad.cli import main
 from altgrad.config import LONGEST_NOTES, UsageError, config_keys
 from altgrad.pages import write_folder
+from altgrad.reports.arms import arm_pages
 from altgrad.runs import Failure, load_runs, read_run, record
 from altgrad.runs.query import verify
 from altgrad.runs.secrets import LEFT_OUT, left_out, mask, mask_record

@@ -1,15 +1,41 @@
-"""What a record says is published: it never tells where things lie on the machine that wrote it."""
+"""What a record says is published: it never tells where things lie on the machine that wrote it.
+
+Of the code it names what decides a run's numbers, and pages name what decides a page: an edit remakes what it changes.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import runpy
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from altgrad.config import parse_config
+from altgrad.pages import mkdocs
+from altgrad.pages.kept import docstrings_key
 from altgrad.runs import RunWriter
-from altgrad.runs.schema import without_paths
+from altgrad.runs.schema import RUN_ROOMS, code_fingerprint, without_paths
+
+ROOT = Path(__file__).parents[1]
+EDITS = {
+    "reports/home.py": {"page"},
+    "runs/store.py": {"page"},
+    "__init__.py": {"page"},
+    "a_new_room.py": {"page"},
+    "another/new_room.py": {"page"},
+    "training/loop.py": {"run"},
+    "telemetry/rank.py": {"run"},
+    "nn.py": {"run"},
+    "formats.py": {"run", "page"},
+    "config.py": {"run", "page"},
+}
+"""A file of the package -> the fingerprints that an edit of it changes, besides that of all code."""
+FAMILIES = ("benchmarks", "formats", "index", "reports", "runs", "tensors")
+"""The pages about formats and recorded runs, by the scripts that make them."""
 
 
 @pytest.mark.parametrize(
@@ -59,3 +85,51 @@ def test_a_crashed_record_tells_no_path(tmp_path: Path) -> None:
         open(tmp_path / "gone" / "a file.txt")  # noqa: SIM115 - raises
     message = json.loads((writer.path / "run.json").read_text())["message"]
     assert message == "FileNotFoundError: [Errno 2] No such file or directory: 'a file.txt'"
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_changes_the_fingerprint_of_what_it_decides(edit: Callable[[str], None], name: str) -> None:
+    before = {of: code_fingerprint(of) for of in ("run", "page", "any")}
+    edit(name)
+    assert {of for of, value in before.items() if code_fingerprint(of) != value} == EDITS[name] | {"any"}
+
+
+def test_what_the_code_of_runs_imports_decides_their_numbers_or_only_writes_them_down() -> None:
+    root = ROOT / "altgrad"
+    files = [path for path in root.rglob("*.py") if path.relative_to(root).parts[0].removesuffix(".py") in RUN_ROOMS]
+    assert len(files) > len(RUN_ROOMS)
+    imported = {room for path in files for room in re.findall(r"(?:from|import) altgrad\.(\w+)", path.read_text())}
+    assert imported - {*RUN_ROOMS} <= {"runs", "analysis"}
+
+
+@pytest.mark.parametrize(
+    ("name", "made_again"),
+    [
+        ("training/loop.py", {"guides", "api"}),
+        ("rounding.py", {"guides", "api", "benchmarks"}),
+        ("reports/home.py", {"guides", "api", *FAMILIES}),
+        ("formats.py", {"guides", "api", *FAMILIES}),
+    ],
+)
+def test_an_edit_makes_the_pages_again_that_depend_on_it(
+    edit: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, made_again: set[str]
+) -> None:
+    pytest.importorskip("mkdocs")
+    monkeypatch.setenv("ALTGRAD_RUNS", str(tmp_path / "none"))
+    theme = SimpleNamespace(name="material")
+    config = {"plugins": {}, "markdown_extensions": [], "mdx_configs": {}, "use_directory_urls": True, "theme": theme}
+    keys: dict[str, Callable[[], str]] = {"api": lambda: docstrings_key({}, config)}
+
+    def build(_make: object, page: str, *_pages: str, key: Callable[[], str] | None = None, **_more: object) -> None:
+        if key is not None:
+            keys[page.partition("/")[0]] = key
+
+    for function in ("build", "build_files"):
+        monkeypatch.setattr(mkdocs, function, build)
+    for script in (ROOT / "gen").glob("*.py"):
+        if "altgrad.pages.mkdocs import build" in script.read_text():
+            runpy.run_path(str(script))
+    before = {family: key() for family, key in keys.items()}
+    edit(name)
+    assert {family for family, key in keys.items() if key() != before[family]} == made_again
+    assert set(before) == {"guides", "api", *FAMILIES}

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from altgrad.config import COMBINATIONS
 from altgrad.formats import FloatFormat, get_format
 from altgrad.rounding import quantize
 from altgrad.scaling import power_of_two_scale
@@ -279,22 +278,6 @@ def check_adam(group: dict[str, Any]) -> None:
         raise ValueError("lr, eps and weight_decay must not be negative")
     if not all(0 <= beta < 1 for beta in group["betas"]):
         raise ValueError(f"betas must lie in [0, 1), not {group['betas']!r}")
-
-
-def check_combination(step_rule: str, storage: str, rounding: str) -> None:
-    """Refuse what is not in the table of combinations.
-
-    Raises:
-        ValueError: with what is allowed.
-    """
-    if (step_rule, storage) not in COMBINATIONS:
-        raise ValueError(f"storage must be 'master' or 'grid', not {storage!r}")
-    allowed = COMBINATIONS[step_rule, storage]
-    if rounding not in allowed:
-        raise ValueError(
-            f"rounding {rounding!r} does not exist with step rule {step_rule!r} and storage {storage!r}; "
-            f"allowed is {' or '.join(allowed) or 'none'}"
-        )
 
 
 def _name(fmt: FloatFormat | str) -> str:

@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from altgrad.config import check_combination
 from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.optim.base import (
     Batch,
     GridOptimizer,
     adamw_step,
     check_adam,
-    check_combination,
     corrections,
     denominators,
     draw_seed,

@@ -39,13 +39,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from altgrad.config import check_combination
 from altgrad.formats import FloatFormat, get_format
 from altgrad.optim.base import (
     Batch,
     GridOptimizer,
     adamw_step,
     check_adam,
-    check_combination,
     corrections,
     draw_seed,
     largest_magnitudes,

@@ -112,7 +112,7 @@ def provenance(loader: ExperimentDataLoader, built: datetime | None = None, of: 
         (
             ("Records", f"{runs}, fingerprint {loader.fingerprint}, newest {words.moment(loader.newest)}"),
             ("Training data", loader.once(_datasets)),
-            ("Code", f"altgrad {altgrad.__version__}, fingerprint {code_fingerprint()}"),
+            ("Code", f"altgrad {altgrad.__version__}, fingerprint {code_fingerprint('page')}"),
             ("Packages", packages),
             ("Built", f"{when}, from {loader.built_from}"),
         )
@@ -128,7 +128,7 @@ def given_epoch() -> str | None:
 def code_key() -> str:
     """A digest of what every page depends on beside the records: code, packages, and the date of the build."""
     packages = [(name, version(name)) for name in ("numpy", "pandas", "pyarrow", "scipy", "matplotlib")]
-    return digest(code_fingerprint(), packages, sys.version, given_epoch())
+    return digest(code_fingerprint("page"), packages, sys.version, given_epoch())
 
 
 def _datasets(loader: ExperimentDataLoader) -> str:

@@ -31,6 +31,9 @@ FAILURE_KINDS = (
 )
 PHASES = ("forward", "backward", "optimizer")
 LAYER_COLUMNS = ("step", "layer", "layer_type", "operand", "statistic", "value")
+_BOTH = ("formats", "config")
+RUN_ROOMS = (*_BOTH, "rounding", "scaling", "nn", "models", "optim", "telemetry", "training")
+"""The rooms that decide a run's numbers; all others and `_BOTH` decide a page about runs (`code_fingerprint`)."""
 
 _ROOT = r"(?:(?<![\w.~/-])/+|(?<![A-Za-z0-9])[A-Za-z]:[\\/]+|(?<![\w\\])\\\\+(?=[^\\]))"
 _URL_OR_PATH = re.compile(
@@ -206,10 +209,18 @@ def arm_id(config: ExperimentConfig, data: Mapping[str, Any]) -> str:
 
 
 @cache
-def code_fingerprint() -> str:
-    """First 12 hex of a sha256 over the package's Python files: names and bytes, in order."""
+def code_fingerprint(of: str = "any") -> str:
+    """First 12 hex of a sha256 over the package's Python files: names and bytes, in order.
+
+    Args:
+        of: "run": what decides a run's numbers; "page": what decides a page about recorded runs; "any": all, for a page
+            that runs or shows any code. A new room decides a page unless `RUN_ROOMS` has it.
+    """
     root = Path(altgrad.__file__).parent
     total = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+        name = path.relative_to(root).as_posix()
+        room = name.partition("/")[0].removesuffix(".py")
+        if {"run": room in RUN_ROOMS, "page": room not in RUN_ROOMS or room in _BOTH, "any": True}[of]:
+            total.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()[:12]

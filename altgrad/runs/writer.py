@@ -132,7 +132,7 @@ class RunWriter:
             "config": config.model_dump(mode="json", exclude_unset=config.foreign is not None),
             "data": dict(data_fingerprint),
             "environment": json_ready(environment),
-            "code": {"version": altgrad.__version__, "fingerprint": code_fingerprint()},
+            "code": {"version": altgrad.__version__, "fingerprint": code_fingerprint("run")},
             "wandb_url": None,
             "events": [],
             "failure": None,
@@ -186,8 +186,8 @@ class RunWriter:
         detail: dict[str, Any] = {}
         if run.get("environment") != (found := mask(json_ready(environment), "environment")):
             detail["environment"] = found
-        if run["code"].get("fingerprint") != code_fingerprint():
-            detail["code"] = {"version": altgrad.__version__, "fingerprint": code_fingerprint()}
+        if run["code"].get("fingerprint") != code_fingerprint("run"):
+            detail["code"] = {"version": altgrad.__version__, "fingerprint": code_fingerprint("run")}
         run["events"] = [event for event in run["events"] if event["step"] <= step]
         run["events"].append({"kind": "resumed", "step": step, **detail})
         run |= {"status": "running", "ended": None, "seconds": None, "failure": None, "summary": {}}

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from altgrad.config import ExperimentConfig, TelemetryConfig, UsageError, one_line, parse_config
 from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.models import GPT
-from altgrad.nn import Clock, Operand, Policy, QuantizedLayer, Scaling, clock_of, quantize_model, quantized_layers
+from altgrad.nn import Clock, Operand, Policy, QuantizedLayer, clock_of, quantize_model, quantized_layers
 from altgrad.optim import CodeOptimizer, GridOptimizer, ManifoldAdamW
 from altgrad.runs import Alarm, Failure, NothingToResume, RunWriter, read_run
 from altgrad.runs.diagnosis import DIVERGED, UNIFORM_LOSS, diagnose, symptoms
@@ -119,9 +119,7 @@ def policy_of(config: ExperimentConfig) -> Policy:
     roundings = {"weight": weight, **dict(quantize.rounding)}
 
     def operand(name: str) -> Operand:
-        rule = config.scaling.rule(name)
-        scaling = Scaling(rule.kind, rule.granularity, rule.power_of_two, rule.block, rule.history, rule.value)
-        return Operand(get_format(getattr(quantize, name)), roundings[name], scaling)
+        return Operand(get_format(getattr(quantize, name)), roundings[name], config.scaling.rule(name))
 
     return Policy(
         operand("weight"),
@@ -409,7 +407,7 @@ def _open_record(
         if not sound:
             raise UsageError(f"{folder.name}: its newest checkpoint is not one of a run; {REMEDY}")
         checkpoints.forget_after(step)
-        if state.get("code") != code_fingerprint():
+        if state.get("code") != code_fingerprint("run"):
             _notice("the checkpoint was written by other code: the run may differ from one without interruption")
         return step, seconds
 
@@ -529,7 +527,7 @@ class _Run:
         return {
             "step": self.at.step,
             "seconds": time.monotonic() - self.started,
-            "code": code_fingerprint(),
+            "code": code_fingerprint("run"),
             "progress": asdict(self.at),
             "batches": self.batches.state,
             "batches_before": self.batches_before,
