@@ -14,8 +14,8 @@ import pandas as pd
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import Comparison, FormatComparator, scale_policies
-from altgrad.analysis.contrasts import NAMED, TEST_COLUMNS, by_seed, family, missing, named_family, runs_of
-from altgrad.analysis.costs import LADDER, additivity, cost_per_bit, extent, token_rate
+from altgrad.analysis.contrasts import NAMED, TEST_COLUMNS, family, missing, named_family, runs_of
+from altgrad.analysis.costs import LADDER, additivity, cost_per_bit, extent, losses, token_rate
 from altgrad.analysis.failures import FailureAnalyzer, named
 from altgrad.analysis.hypotheses import LONG_ARMS, Verdict, pairs_of_best, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
@@ -36,7 +36,7 @@ def format_values(loader: ExperimentDataLoader) -> dict[str, Any]:
     short = comparator.headline
     if short is None or "formats" not in set(loader.runs.loc[loader.runs["arm"] == short.baseline, "study"]):
         return found | {"margin": MARGIN}
-    long, size = comparator.longer(short), extent(loader, short)
+    long, size = comparator.longer(short), extent(loader, short.baseline)
     found |= {
         "extent": size if size.parameters and size.validation_characters else None,
         "tie": _tie(loader, short, long) if long else None,
@@ -56,7 +56,7 @@ def _tie(loader: ExperimentDataLoader, short: Comparison, long: Comparison) -> d
         return None
     found = {}
     for name, each, table in zip(("short", "long"), (short, long), rows, strict=True):
-        difference = paired_difference(*(_losses(loader, table.at[fmt, "arm"]) for fmt in ("E4M3", "E3M4")))
+        difference = paired_difference(*(losses(loader, table.at[fmt, "arm"]) for fmt in ("E4M3", "E3M4")))
         found[name] = {
             "difference": difference,
             "p_holm": table.at["E4M3", "p_holm"],
@@ -77,12 +77,12 @@ def _tokens(loader: ExperimentDataLoader, short: Comparison) -> dict[str, Any] |
 
 def _blocks(loader: ExperimentDataLoader, short: Comparison) -> dict[str, Any] | None:
     """E0M7's gap with a scale a tensor and with one a block, on the same seeds, and which formats have such runs."""
-    policies, baseline = scale_policies(loader, short), _losses(loader, short.baseline)
+    policies, baseline = scale_policies(loader, short), losses(loader, short.baseline)
     by_block = [loader.config(arm).scaling.rule("weight").granularity == "block" for arm in policies["arm"]]
     rows = policies[pd.Series(by_block, index=policies.index, dtype=bool)].set_index("format")
     if "E0M7" not in rows.index:
         return None
-    ours, theirs = (_losses(loader, rows.at["E0M7", name]) for name in ("arm", "against"))
+    ours, theirs = (losses(loader, rows.at["E0M7", name]) for name in ("arm", "against"))
     return {
         "block": loader.config(rows.at["E0M7", "arm"]).scaling.rule("weight").block,
         "gap": paired_difference(ours, baseline),
@@ -96,12 +96,12 @@ def _e1m6(loader: ExperimentDataLoader, short: Comparison) -> dict[str, Any] | N
     rows = short.table.set_index("format")
     if not {"E0M7", "E1M6"} <= set(rows.index):
         return None
-    one, other = (_losses(loader, rows.at[name, "arm"]) for name in ("E0M7", "E1M6"))
+    one, other = (losses(loader, rows.at[name, "arm"]) for name in ("E0M7", "E1M6"))
     return {
         "runs": int(rows.at["E1M6", "n_runs"]),
         "gap": rows.at["E1M6", "gap"],
         "apart": (one - other).abs().max(),
-        "e0m7": paired_difference(one, _losses(loader, short.baseline)),
+        "e0m7": paired_difference(one, losses(loader, short.baseline)),
     }
 
 
@@ -116,10 +116,6 @@ def _sums(table: pd.DataFrame) -> dict[str, Any] | None:
         return None
     rest = table[table["format"] != "E7M0"].groupby("by")["difference"].agg(lambda column: column.abs().max())
     return {"rows": table.set_index(["by", "format"]).to_dict("index"), "largest": rest.to_dict()}
-
-
-def _losses(loader: ExperimentDataLoader, arm: str) -> pd.Series:
-    return by_seed(loader.runs[loader.runs["arm"] == arm])
 
 
 UNRECORDED = "(these runs are not recorded)"

@@ -17,7 +17,7 @@ from altgrad.analysis.comparison import Comparison, FormatComparator
 from altgrad.analysis.contrasts import TEST_COLUMNS, by_seed, contrast, differs, family, missing, runs_of
 from altgrad.analysis.loader import ExperimentDataLoader, concatenated, format_label, scope_label
 from altgrad.analysis.statistics import FAILURE_GAP, paired_difference
-from altgrad.config import OPERAND_NAMES, ExperimentConfig, QuantizeConfig, ScalingConfig
+from altgrad.config import OPERAND_NAMES, OPERANDS, ExperimentConfig, QuantizeConfig, ScalingConfig
 from altgrad.runs import FAILURE_KINDS, Alarm
 from altgrad.runs.diagnosis import PHASE_OF_OPERAND, diagnose, warnings_of
 from altgrad.runs.schema import PHASES, digest
@@ -250,12 +250,12 @@ class FailureAnalyzer:
         One row a format and scope of those that are recorded in the comparison's setting; columns format, scope, and
         those of `gaps` that say how large it is.
         """
-        scopes = [comparison.scope, *OPERAND_NAMES.values()]
-        runs = self._loader.runs
-        arms = runs.loc[(runs["setting"] == comparison.setting) & runs["scope"].isin(scopes), "arm"]
-        found = self.gaps[self.gaps["arm"].isin(arms)]
+        places = [comparison.quantized, *OPERANDS]
+        runs = self._loader.runs[self._loader.runs["setting"] == comparison.setting]
+        place = runs[runs["quantized"].isin(places)].drop_duplicates("arm").set_index("arm")["quantized"]
+        found = self.gaps[self.gaps["arm"].isin(place.index)]
         columns = ["format", "scope", "arm", "gap", "low", "high", "n_pairs", "n_runs", "n_finished"]
-        order = found["scope"].map(scopes.index)
+        order = found["arm"].map(place).map(places.index)
         return found.assign(order=order).sort_values(["order", "arm"], ignore_index=True)[columns]
 
     @cached_property
