@@ -1,4 +1,4 @@
-"""How the suite shares the cores: a file is the work of one worker, and so are the tests that look at built sites.
+"""How the suite shares the cores: a file is the work of one worker, and so are those that share what is found first.
 
 And what an edit of the library changes, without editing it.
 """
@@ -18,6 +18,7 @@ from altgrad.runs.schema import code_fingerprint
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers that each use every core wait for one another
 
+RECORDED = ("test_headlines.py", "test_labels.py")
 SITE = ("test_browser.py", "test_explorer.py", "test_runs_pages.py", "test_site.py")
 
 
@@ -25,7 +26,8 @@ SITE = ("test_browser.py", "test_explorer.py", "test_runs_pages.py", "test_site.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each test its group, and begin with what takes longest: the built sites."""
     for item in items:
-        group = "site" if item.path.name in SITE else item.path.stem
+        name = item.path.name
+        group = "site" if name in SITE else "recorded" if name in RECORDED else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: item.path.parent == Path(__file__).parent)
 

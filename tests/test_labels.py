@@ -24,7 +24,6 @@ from altgrad.analysis import (
 )
 from altgrad.analysis import loader as labels
 from altgrad.config import OPERAND_NAMES
-from altgrad.reports import scope
 
 RECORDED = Path(__file__).resolve().parents[1] / "experiments" / "recorded"
 KEYS = {"arm", "against", "adamw_arm", "baseline", "best", "equivalent", "worse", "undecided", "answer", "setting"}
@@ -54,8 +53,9 @@ def everything(loader: ExperimentDataLoader) -> Iterator[tuple[str, pd.DataFrame
     for each in comparator.comparisons:
         yield f"gaps of {each.baseline}", each.table
     rules = loader.once(StepRuleComparator)
-    for name in ("arms", "sweeps", "pairings", "roundings", "controls", "stalls", "table"):
+    for name in ("arms", "sweeps", "pairings", "roundings", "controls", "stalls"):
         yield name, getattr(rules, name)
+    yield "step rules", rules.table.sort_values("arm")  # shown in the order of their labels
     failing = loader.once(FailureAnalyzer)
     yield "failing arms", failing.gaps
     yield "remedies", failing.remedies
@@ -84,10 +84,10 @@ def test_renaming_every_label_changes_no_number_and_no_answer(monkeypatch: pytes
     for table in (OPERAND_NAMES, comparison.VERDICTS):
         for key, word in table.items():
             monkeypatch.setitem(table, key, other_words(word))
-    for module in (labels, failures, scope):
-        for name in ("scope_label", "scale_label", "rule_label"):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, reworded(getattr(labels, f"{name}")))
+    for name in ("scope_label", "scale_label", "rule_label"):
+        label = reworded(getattr(labels, name))
+        for module in (labels, failures):
+            monkeypatch.setattr(module, name, label, raising=module is labels)
 
     fresh = ExperimentDataLoader([RECORDED])
     fresh.__dict__["run_set"] = copy.copy(loader.run_set)  # its records, of which nothing was found yet

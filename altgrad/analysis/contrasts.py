@@ -55,9 +55,8 @@ def runs_of(loader: ExperimentDataLoader, arm: str) -> pd.DataFrame:
     Raises:
         KeyError: there is no such arm.
     """
-    runs = loader.runs
-    found = (runs["identity"] == ARMS[arm].identity) & runs["seed"].isin(seeds_of(arm))
-    return runs[found & ~runs["foreign"].astype(bool)]
+    runs = loader.runs[loader.runs["identity"] == ARMS[arm].identity]
+    return runs[runs["seed"].isin(seeds_of(arm)) & ~runs["foreign"].astype(bool)]
 
 
 def missing(loader: ExperimentDataLoader, arms: Iterable[str]) -> str:
