@@ -34,8 +34,8 @@ from altgrad.analysis.step_rules import (
 )
 from altgrad.config import ExperimentConfig, extra_bytes_per_weight
 from altgrad.pages import write_folder
-from altgrad.reports.benchmarks import RECORDED, read_record
 from altgrad.reports.manifold_comparison import manifold_comparison_page
+from altgrad.reports.measured import RECORDED, read_record
 from altgrad.reports.step_slopes import NAME, NAMES, SlopesRecord
 from altgrad.runs import RunRecord, RunSet, load_runs
 from altgrad.runs.schema import arm_id, run_id

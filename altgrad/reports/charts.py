@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -214,3 +214,43 @@ def rectangles(boxes: Sequence[tuple[float, float, float, float]], colour: str) 
     codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * len(boxes)
     path = Path(np.array(corners).reshape(-1, 2), codes)
     return PathPatch(path, facecolor=colour, edgecolor="none", linewidth=0, clip_on=False)
+
+
+def bars(
+    identity: str,
+    title: str,
+    description: str,
+    data: pd.DataFrame,
+    names: str,
+    values: str,
+    axis: str,
+    colours: Sequence[str],
+    form: Callable[[float], str],
+) -> Chart:
+    """Horizontal bars on a logarithmic scale with a line at 1, each with its figure at its end.
+
+    Args:
+        description: for those who cannot see it; every bar's figure is added.
+        data: a row a bar, with its name in the column `names` and what is drawn in `values`.
+        axis: what the values are.
+        colours: of each bar.
+        form: a value as text.
+    """
+    start, labels, sizes = 0.5, data[names].tolist(), data[values].tolist()
+
+    def draw(axes: Axes) -> None:
+        for at, (value, colour) in enumerate(zip(sizes, colours, strict=True)):
+            axes.barh(at, value - start, left=start, height=0.62, color=colour)
+            axes.text(value * 1.08, at, form(value), va="center", color=FOREGROUND)
+        axes.set_xscale("log")
+        axes.set_xlim(start, 2 * max(sizes))
+        axes.set_yticks(range(len(data)), labels)
+        axes.tick_params(axis="y", labelcolor=FOREGROUND)
+        axes.invert_yaxis()
+        axes.grid(False, axis="y")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.axvline(1, color=FOREGROUND, linewidth=1)
+        axes.set_xlabel(axis)
+
+    said = "; ".join(f"{name}: {form(value)}" for name, value in zip(labels, sizes, strict=True))
+    return Chart(identity, title, f"{description} {said}.", data, draw, height=0.9 + 0.27 * len(data))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from string import Formatter
 from typing import Any
 
 import pandas as pd
@@ -103,6 +104,16 @@ def p(title: Text, key: str) -> Column:
 def share(title: Text = "Finished", part: str = "n_finished", whole: str = "n_runs") -> Column:
     """``15 of 16``."""
     return of(title, lambda row: f"{row[part]} of {row[whole]}", right=True)
+
+
+def filled(title: Text, template: str, right: bool = True, blank: str | None = None) -> Column:
+    """The row in a template such as ``{low:.2f} to {high:.2f}``; `blank` where it has not all of these values."""
+    keys = [key for _, key, *_ in Formatter().parse(template) if key]
+
+    def cell(row: Row) -> Cell:
+        return blank if any(missing(row[key]) for key in keys) else template.format_map(row)
+
+    return of(title, cell, right)
 
 
 def arm_link(arm: str, shown: str | None = None, run_id: str = "") -> Link:

@@ -43,8 +43,8 @@ from altgrad.pages import (
 )
 from altgrad.reports import charts
 from altgrad.reports import columns as col
-from altgrad.reports.benchmarks import RECORDED
 from altgrad.reports.machines import machine_blocks
+from altgrad.reports.measured import RECORDED
 from altgrad.reports.pending import hypothesis_pending, larger, pending, pending_note
 from altgrad.reports.provenance import left_out, provenance, traceability
 from altgrad.reports.scope import data_line, scope_line

@@ -12,7 +12,7 @@ from altgrad.analysis import words
 from altgrad.formats import get_format
 from altgrad.pages import Block, Bullets, CodeBlock, Column, Note, Paragraph, Table, md
 from altgrad.reports import columns as col
-from altgrad.reports.benchmarks import RECORDED, Record, read_record
+from altgrad.reports.measured import RECORDED, Record, read_record
 from altgrad.runs.schema import RecordError
 from altgrad.studies import RULES
 
