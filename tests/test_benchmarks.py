@@ -15,14 +15,13 @@ import pytest
 from altgrad.pages import Page, write_folder
 from altgrad.reports.benchmarks import (
     ALL_INPUTS,
-    RECORDED,
     ExhaustiveRecord,
     QuantizeRecord,
     benchmarks_key,
     benchmarks_page,
     kernel_fingerprint,
-    read_record,
 )
+from altgrad.reports.measured import RECORDED, read_record
 from altgrad.runs.schema import RecordError
 
 ROOT = Path(__file__).parents[1]
@@ -447,7 +446,7 @@ def test_a_damaged_record_is_one_line_with_file_key_and_remedy(
     assert told in message
     assert "make" in message
     text = shown(benchmarks_page(tmp_path), tmp_path)
-    assert "1 record left out" in text
+    assert "record was left out" in text
     assert f"{name}.json" in text
 
 

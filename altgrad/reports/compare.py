@@ -5,7 +5,6 @@ The scripts in docs/javascripts/runs/ choose, sort, pair and draw. Means, interv
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +16,9 @@ from altgrad.analysis.comparison import format_order
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import CONFIDENCE, mean_interval
 from altgrad.config import ExperimentConfig, flat, scalar
-from altgrad.pages import Block, Download, Link, Md, Page, PageRef, Paragraph, md
+from altgrad.pages import Block, Link, Md, Page, PageRef, Paragraph, md
 from altgrad.pages.content import web_address
-from altgrad.reports.curves import plain, runs_value
+from altgrad.reports.curves import compact, plain, runs_value
 from altgrad.reports.pending import pending
 from altgrad.reports.provenance import provenance
 from altgrad.reports.scope import recorded_line
@@ -87,7 +86,7 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
     ids = [_run_id(run_id, seed) for run_id, seed in zip(runs["run_id"], runs["seed"], strict=True)]
     most = int(arms["runs"].max()) if len(arms) else 0
     quantiles = t.ppf((1 + CONFIDENCE) / 2, np.arange(1, max(QUANTILES, most) + 1)).tolist()
-    return _json(
+    return compact(
         {
             "arms": {
                 **{key: _column(arms[key]) for key in _ARM_COLUMNS if key != "arm"},
@@ -164,22 +163,7 @@ def arm_json(
         "health": [[*map(visible, keys), value] for *keys, value in health_by_type(last)],
         "runs": runs_value(loader, runs),
     }
-    return _json(plain(value) | {"final": final})
-
-
-def arm_file(
-    loader: ExperimentDataLoader,
-    arm: str,
-    runs: pd.DataFrame,
-    baseline: str | None,
-    last: pd.DataFrame,
-    prefix: str = "",
-) -> Download:
-    """`arm_json` beside the arm's page; beside the page of its study, `prefix` is the arm's name with a dot.
-
-    `last` is the last look of the runs whose mean the arm's health is (`averaged`).
-    """
-    return Download(f"{prefix}curves.json", arm_json(loader, arm, runs, baseline, last), listed=False)
+    return compact(plain(value) | {"final": final})
 
 
 def averaged(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:
@@ -211,8 +195,12 @@ def health_by_type(last: pd.DataFrame) -> list[list[Any]]:
 
 def config_lines(config: ExperimentConfig) -> dict[str, str]:
     """Every key of an arm's config, dotted, with its value as YAML; of a foreign run also its loop's own keys."""
-    stated = {key: value for key, value in config.arm_identity().items() if key != "foreign"}
-    return {key: scalar(value) for key, value in (flat(stated) | (config.foreign or {})).items()}
+    return {key: scalar(value) for key, value in (stated(config) | (config.foreign or {})).items()}
+
+
+def stated(config: ExperimentConfig) -> dict[str, Any]:
+    """The keys of an arm's config that are AltGrad's own, dotted."""
+    return flat({key: value for key, value in config.arm_identity().items() if key != "foreign"})
 
 
 def script(name: str) -> Paragraph:
@@ -235,7 +223,3 @@ def compare_page(loader: ExperimentDataLoader) -> Page:
     else:
         blocks += [Paragraph(Md('<div id="compare-arms"></div>')), script("compare-page")]
     return Page("compare/index", "Compare", tuple(blocks), "Compare recorded arms.", provenance=provenance(loader))
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, separators=(",", ":"), sort_keys=True, allow_nan=False) + "\n").encode()
