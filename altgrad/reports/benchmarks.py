@@ -32,7 +32,7 @@ from altgrad.pages import (
 )
 from altgrad.reports import charts, measured
 from altgrad.reports import columns as col
-from altgrad.reports.measured import RECORDED, RESULT, Measured, Record, found, not_measured
+from altgrad.reports.measured import RECORDED, RESULT, Measured, Positive, Record, Some, found, not_measured
 from altgrad.runs.schema import digest
 
 ALL_INPUTS = 1 << 32
@@ -46,38 +46,22 @@ make exhaustive   # all 2^32 inputs, seven times
 
 
 class Sweep(Record):
-    """One comparison of the kernel with an oracle, bit for bit, over many float32 inputs.
+    """One comparison of the kernel with an oracle, bit for bit, over many float32 inputs."""
 
-    Attributes:
-        case: its name on the command line.
-        format: of our catalogue.
-        overflow: what becomes of numbers beyond the largest value.
-        rounding: one of `formats.ROUNDINGS`.
-        form: how the kernel ran.
-        oracle: what it was compared with, and how.
-        versions: of the packages that took part.
-        inputs: how many inputs were compared; `ALL_INPUTS` is all of them.
-        mismatches: results that differ in any bit, NaNs of any kind taken as one; a NaN on one side only counts.
-        first_mismatches: a line for each of the first few.
-        seconds: the time it took.
-        date: when it ended.
-        altgrad, kernel: version of the library, fingerprint of the kernel's source (`kernel_fingerprint`).
-    """
-
-    case: str
-    format: str
-    overflow: Literal["saturates", "infinity", "NaN"]
-    rounding: str
+    case: str  # its name on the command line
+    format: str  # of our catalogue
+    overflow: Literal["saturates", "infinity", "NaN"]  # what becomes of numbers beyond the largest value
+    rounding: str  # one of `formats.ROUNDINGS`
     form: Literal["compiled", "eager"]
-    oracle: str
-    versions: dict[str, str]
-    inputs: int = Field(gt=0)
-    mismatches: int = Field(ge=0)
+    oracle: str  # what it was compared with, and how
+    versions: dict[str, str]  # of the packages that took part
+    inputs: Some  # how many were compared; `ALL_INPUTS` is all of them
+    mismatches: int = Field(ge=0)  # in any bit, NaNs of any kind taken as one; a NaN on one side only counts
     first_mismatches: tuple[str, ...] = ()
     seconds: float = Field(ge=0)
     date: AwareDatetime
     altgrad: str
-    kernel: str
+    kernel: str  # `kernel_fingerprint`
 
 
 class ExhaustiveRecord(Record):
@@ -88,40 +72,24 @@ class ExhaustiveRecord(Record):
 
 
 class Timing(Record):
-    """The time of one way to round a tensor, relative to plain work on the same tensor in the same run.
-
-    Attributes:
-        name: what was measured.
-        form: "" for a peer.
-        format: what was rounded to.
-        unit: what the ratio is to: one copy of the tensor, two copies, or torch's cast to 8 bits and back.
-        small: on the small tensor.
-        ratio: best time over the unit's best time; None where it could not be measured.
-        low, high: the smallest and the largest ratio of the repeats.
-        seconds: the best time.
-        goal: the largest ratio that was aimed at, with `met`; None without a goal.
-        differing: results that differ from ours in value; None where formats or roundings differ on purpose.
-        version: a peer's.
-        remark: what a reader should know beside the figure.
-        error: why it could not be measured.
-    """
+    """The time of one way to round a tensor, relative to plain work on the same tensor in the same run."""
 
     name: str
     group: Literal["ours", "peer"]
-    form: Literal["eager", "compiled", ""] = ""
-    format: str
-    unit: Literal["copy", "two copies", "torch cast"] = "copy"
-    small: bool = False
-    ratio: float | None = Field(default=None, gt=0)
-    low: float | None = Field(default=None, gt=0)
-    high: float | None = Field(default=None, gt=0)
-    seconds: float | None = Field(default=None, gt=0)
-    goal: float | None = Field(default=None, gt=0)
+    form: Literal["eager", "compiled", ""] = ""  # "" for a peer
+    format: str  # what was rounded to
+    unit: Literal["copy", "two copies", "torch cast"] = "copy"  # what the ratio is to
+    small: bool = False  # on the small tensor
+    ratio: Positive | None = None  # best time over the unit's best time; None where it could not be measured
+    low: Positive | None = None  # the smallest and the largest ratio of the repeats
+    high: Positive | None = None
+    seconds: Positive | None = None  # the best time
+    goal: Positive | None = None  # the largest ratio that was aimed at
     met: bool | None = None
-    differing: int | None = Field(default=None, ge=0)
-    version: str | None = None
-    remark: str = ""
-    error: str | None = None
+    differing: int | None = Field(default=None, ge=0)  # from our results; None where they are to differ
+    version: str | None = None  # a peer's
+    remark: str = ""  # what a reader should know beside the figure
+    error: str | None = None  # why it could not be measured
 
     @property
     def label(self) -> str:
@@ -145,56 +113,41 @@ class Scratch(Record):
     """Memory that the eager form needs beside its input and output: the growth of a fresh process's peak."""
 
     name: str
-    tensor_bytes: int = Field(gt=0)
+    tensor_bytes: Some
     scratch_bytes: int | None = Field(default=None, ge=0)
-    goal_bytes: int = Field(gt=0)
+    goal_bytes: Some
     met: bool | None = None
     error: str | None = None
 
 
 class Accelerator(Record):
-    """The compiled kernel on a GPU, against a copy there.
-
-    Attributes:
-        device: the GPU's name.
-        elements: float32 elements of the tensor.
-        copy_bandwidth, quantize_bandwidth: bytes read and written a second.
-        compared, differing: inputs whose results were compared with the processor's, and those that differ in a bit.
-    """
+    """The compiled kernel on a GPU, against a copy there."""
 
     device: str
     torch: str
-    elements: int = Field(gt=0)
-    copy_bandwidth: float = Field(gt=0)
-    quantize_bandwidth: float = Field(gt=0)
-    compared: int = Field(gt=0)
-    differing: int = Field(ge=0)
+    elements: Some  # of the float32 tensor
+    copy_bandwidth: Positive  # bytes read and written a second
+    quantize_bandwidth: Positive
+    compared: Some  # inputs whose results were compared with the processor's
+    differing: int = Field(ge=0)  # in a bit
     date: AwareDatetime
     altgrad: str
     kernel: str
 
 
 class QuantizeRecord(Measured):
-    """benchmarks/recorded/quantize.json.
-
-    Attributes:
-        quick: a trial of the machinery with few repeats; its figures mean little.
-        shape: of the large tensor; `small_shape` of the small one. float32.
-        threads: that were used.
-        copy_seconds: best time of one copy of the large tensor.
-        accelerator: None until it was run with ``--device cuda``.
-    """
+    """benchmarks/recorded/quantize.json."""
 
     benchmark: Literal["quantize"] = "quantize"
     kernel: str
-    quick: bool
-    shape: tuple[int, int]
+    quick: bool  # a trial of the machinery with few repeats; its figures mean little
+    shape: tuple[int, int]  # of the large float32 tensor
     small_shape: tuple[int, int]
-    threads: int = Field(gt=0)
-    copy_seconds: float = Field(gt=0)
+    threads: Some
+    copy_seconds: Positive  # best time of one copy of the large tensor
     timings: tuple[Timing, ...]
     scratch: tuple[Scratch, ...] = ()
-    accelerator: Accelerator | None = None
+    accelerator: Accelerator | None = None  # once it was run with ``--device cuda``
 
     @property
     def known(self) -> list[Timing]:

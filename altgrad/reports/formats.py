@@ -96,7 +96,7 @@ FORMAT_ALONE = {
     *(f"quantize.{operand}" for operand in OPERANDS),
     *(f"optimizer.{key}" for key in ("learning_rate", "other_learning_rate", "betas", "eps", "weight_decay")),
 }
-"""What an arm may quantize, scale and optimize otherwise than the default config and still tell of its formats alone."""
+"""What an arm may quantize and optimize otherwise than the default config and still tell of its formats alone."""
 _CATALOGUE = (
     col.of("Format", lambda row: format_link(get_format(row["name"]))),
     col.count("Bits", "bits"),

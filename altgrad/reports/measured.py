@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pandas as pd
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -34,6 +34,10 @@ RESULT = {True: "met", False: "missed", None: ""}
 """What a table says of a goal."""
 
 
+Positive = Annotated[float, Field(gt=0)]
+Some = Annotated[int, Field(gt=0)]
+
+
 class Record(BaseModel):
     """A record or a part of one: frozen, without unknown keys."""
 
@@ -47,19 +51,12 @@ class Record(BaseModel):
 
 
 class Measured(Record):
-    """What one script measured in one run.
-
-    Attributes:
-        date, altgrad: when, by which version of the library.
-        cores: of the machine.
-        load: processes that wanted a core when it began (the one-minute load average); None where it is not known.
-        versions: of the packages that took part.
-    """
+    """What one script measured in one run, with this version of the library and these packages."""
 
     date: AwareDatetime
     altgrad: str
-    cores: int = Field(gt=0)
-    load: float | None = Field(default=None, ge=0)
+    cores: Some
+    load: float | None = Field(default=None, ge=0)  # the one-minute average when it began; None where it is not known
     versions: dict[str, str]
 
     @property

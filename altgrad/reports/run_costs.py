@@ -10,29 +10,20 @@ from pydantic import Field
 from altgrad.pages import Block, CodeBlock, Heading, Page, Paragraph
 from altgrad.reports import columns as col
 from altgrad.reports import measured
-from altgrad.reports.measured import COMMANDS, RECORDED, RESULT, Measured, Record, found
+from altgrad.reports.measured import COMMANDS, RECORDED, RESULT, Measured, Positive, Record, found
 
 
 class Figure(Record):
-    """One figure, against a goal and a floor of the same run where there are such.
-
-    Attributes:
-        name: what was measured.
-        value: in `unit`; smaller is better.
-        goal: the largest value that was aimed at.
-        floor: what the least that must be done took in the same run, in `unit`; floor_name: what that is.
-        goal_ratio: the largest ratio of value to floor that was aimed at.
-        reason: of a missed goal, or what to know beside the figure.
-    """
+    """One figure, against a goal and a floor of the same run where there are such; smaller is better."""
 
     name: str
     value: float = Field(ge=0)
     unit: str
-    goal: float | None = Field(default=None, gt=0)
-    floor: float | None = Field(default=None, gt=0)
+    goal: Positive | None = None  # the largest value that was aimed at
+    floor: Positive | None = None  # what the least that must be done took in the same run, in `unit`
     floor_name: str = ""
-    goal_ratio: float | None = Field(default=None, gt=0)
-    reason: str = ""
+    goal_ratio: Positive | None = None  # the largest ratio of value to floor that was aimed at
+    reason: str = ""  # of a missed goal, or what to know beside the figure
 
     @property
     def times_floor(self) -> float | None:
@@ -48,16 +39,10 @@ class Figure(Record):
 
 
 class Costs(Measured):
-    """What one script measured in one run, beside the least that must be done.
+    """What one script measured in one run, beside the least that must be done."""
 
-    Attributes:
-        code: the bytes of the library, as a digest.
-        sizes: of what was measured, by name.
-        figures: what was measured.
-    """
-
-    code: str
-    sizes: dict[str, int]
+    code: str  # the bytes of the library, as a digest
+    sizes: dict[str, int]  # of what was measured, by name
     figures: tuple[Figure, ...]
 
 

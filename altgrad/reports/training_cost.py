@@ -5,41 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-
 from altgrad.pages import Block, Heading, Md, Page, Paragraph
 from altgrad.reports import columns as col
 from altgrad.reports import measured
-from altgrad.reports.measured import RECORDED, RESULT, Measured, Record, found
+from altgrad.reports.measured import RECORDED, RESULT, Measured, Positive, Record, Some, found
 
 
 class Arm(Record):
-    """One arm's step against its baseline's, measured in turns in one process.
-
-    Attributes:
-        name: of the arm; `baseline` the arm it is compared with.
-        ratio: median time over the baseline's median time; low, high: the quartiles of the turns' ratios.
-        milliseconds: median time of a step.
-        goal: the largest ratio that was aimed at; None without a goal.
-        reason: of a missed goal, or what to know beside the figure.
-    """
+    """One arm's step against its baseline's, measured in turns in one process."""
 
     name: str
-    baseline: str
-    ratio: float = Field(gt=0)
-    low: float = Field(gt=0)
-    high: float = Field(gt=0)
-    milliseconds: float = Field(gt=0)
-    goal: float | None = None
-    reason: str = ""
+    baseline: str  # the arm that it is compared with
+    ratio: Positive  # median time over the baseline's; low, high: the quartiles of the turns' ratios
+    low: Positive
+    high: Positive
+    milliseconds: Positive  # median time of a step
+    goal: float | None = None  # the largest ratio that was aimed at
+    reason: str = ""  # of a missed goal, or what to know beside the figure
 
 
 class Memory(Record):
     """Peak memory of a process that trains an arm for three steps, beyond what it held before; MiB."""
 
     name: str
-    mebibytes: float = Field(gt=0)
-    ratio: float = Field(gt=0)
+    mebibytes: Positive
+    ratio: Positive
     goal: float | None = None
 
 
@@ -57,7 +47,7 @@ class TrainingRecord(Measured):
     code: str
     device: str
     sizes: dict[str, int]
-    turns: int = Field(gt=0)
+    turns: Some
     arms: tuple[Arm, ...]
     memory: tuple[Memory, ...] = ()
     shares: tuple[Share, ...] = ()
