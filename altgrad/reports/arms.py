@@ -15,30 +15,11 @@ import yaml
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import FormatComparator
-from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader
+from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, unquantized
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import ExperimentConfig, changes, command, flat, nested, scalar
-from altgrad.pages import (
-    Block,
-    Bullets,
-    CodeBlock,
-    Details,
-    Download,
-    Heading,
-    Link,
-    Md,
-    Note,
-    Page,
-    PageMaker,
-    PageRef,
-    Paragraph,
-    Table,
-    code,
-    escape,
-    join,
-    md,
-    slug,
-)
+from altgrad.pages import Block, Bullets, CodeBlock, Details, Download, Heading, Link, Note, Page, PageMaker, PageRef
+from altgrad.pages.content import Paragraph, Table, code, join, md, slug
 from altgrad.reports import columns as col
 from altgrad.reports import health
 from altgrad.reports.compare import arm_json, arm_table, averaged, compare_page, script, stated, table_json
@@ -50,16 +31,15 @@ from altgrad.reports.tuning import swept, tuning_page, tuning_studies
 from altgrad.runs import RunRecord
 from altgrad.runs.diagnosis import diagnose, warnings_of
 from altgrad.runs.schema import digest
+from altgrad.text import Md, escape
 
 EVENTS_SHOWN = 5
 """Events of one kind that a run's section lists before it counts the rest."""
 WARNINGS_SHOWN = 20
 """Warnings that a run's section lists before it counts the rest."""
+NO_WANDB = "recorded without W&B"
 _ARMS = (
-    col.arm("Arm", "arm"),
-    col.text("Format", "format"),
-    col.text("Quantized", "scope"),
-    col.text("Step rule", "rule"),
+    *col.ARM,
     col.filled("Learning rate", "{learning_rate:g}", blank=NOT_STATED),
     col.count("Steps", "max_steps"),
     col.number("Validation loss", "val_loss"),
@@ -85,10 +65,7 @@ _RUNS = (
     col.number("Seconds", "seconds", 1),
     col.of("Recorded", lambda row: words.moment(row["created"])),
     col.of("Raw data", lambda row: Link("JSON", PageRef(f"runs/{row['arm']}.{slug(row['run_id'])}.json"))),
-    col.of(
-        "W&B",
-        lambda row: Link("W&B run", row["wandb_url"]) if isinstance(row["wandb_url"], str) else "recorded without W&B",
-    ),
+    col.of("W&B", lambda row: Link("W&B run", url) if isinstance(url := row["wandb_url"], str) else NO_WANDB),
 )
 _EVENTS = (
     col.text("Event", "event"),
@@ -99,9 +76,9 @@ _EVENTS = (
 )
 _WARNINGS = (
     col.count("Step", "step"),
-    *(col.of(name.capitalize(), lambda row, name=name: row[name]) for name in ("what", "tensor", "phase")),
+    *(col.filled(name.capitalize(), f"{{{name}}}", right=False) for name in ("what", "tensor", "phase")),
     col.of("Value", lambda row: row["value"], right=True),
-    col.of("Message", lambda row: row["message"]),
+    col.filled("Message", "{message}", right=False),
 )
 
 
@@ -135,9 +112,6 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
         files = (_file(part, arm, arms[arm], baselines[arm], last[arm], prefix=f"{arm}.") for arm in swept_only)
         return replace(tuning_page(part, name), downloads=tuple(files))
 
-    def arm_page(part: ExperimentDataLoader, arm: str) -> Page:
-        return _arm_page(part, arm, arms[arm], baselines[arm], losses)
-
     own = [arm for arm in arms if f"runs/{arm}" not in moved]
     studies = []
     for name, path in tuning_studies(loader).items():
@@ -147,7 +121,7 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
     return [
         PageMaker(lambda: replace(_index(loader, own), moved=moved)),
         *studies,
-        *(maker(arm_page, [arm], arm) for arm in own),
+        *(maker(_arm_page, [arm], arm, arms[arm], baselines[arm], losses) for arm in own),
         PageMaker(lambda: replace(compare_page(loader), moved=moved)),
     ]
 
@@ -243,19 +217,16 @@ def _summary(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | N
 
 def _gaps(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | None) -> Any:
     """Final validation loss minus the baseline's of the same seed; held-out tuning seeds take no part."""
-    losses = loader.once(_reported)
-    own, other = (losses.get(str(arm), {}) for arm in (runs["arm"].iloc[0], baseline))
-    return np.array([own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())])
+    losses, none = loader.once(_reported), pd.Series(dtype=float)
+    own, other = (losses.get(str(arm), none) for arm in (runs["arm"].iloc[0], baseline))
+    return (own - other).dropna().to_numpy()
 
 
-def _reported(loader: ExperimentDataLoader) -> dict[str, dict[int, float]]:
+def _reported(loader: ExperimentDataLoader) -> dict[str, pd.Series]:
     """Final validation loss by arm and seed, without held-out tuning seeds; of runs that share a seed the first."""
-    rows = loader.runs[["arm", "seed", "role", "final_val_loss"]]
-    rows = rows[rows["role"] == "report"].dropna(subset=["final_val_loss"]).drop_duplicates(["arm", "seed"])
-    found: dict[str, dict[int, float]] = defaultdict(dict)
-    for arm, seed, loss in zip(rows["arm"], rows["seed"].tolist(), rows["final_val_loss"].tolist(), strict=True):
-        found[arm][seed] = loss
-    return found
+    rows = loader.runs[(loader.runs["role"] == "report") & loader.runs["final_val_loss"].notna()]
+    arms = rows.drop_duplicates(["arm", "seed"]).set_index("seed").groupby("arm")["final_val_loss"]
+    return {str(arm): losses for arm, losses in arms}
 
 
 def _run_json(record: RunRecord) -> bytes:
@@ -425,27 +396,20 @@ def _own_health(loader: ExperimentDataLoader, run_id: str) -> list[Block]:
 
 def _baseline(loader: ExperimentDataLoader, runs: pd.DataFrame) -> str | None:
     """The unquantized arm to draw behind this one: of the same setting, else of the same data, model and length."""
-    first = runs.iloc[0]
+    first, config = runs.iloc[0], loader.config(str(runs["arm"].iloc[0]))
     free = loader.once(_unquantized)
     free = free[free["arm"] != first["arm"]]
-    same = free[free["setting"] == first["setting"]]
-    if len(same):
-        return str(same["arm"].iloc[0])
-    if first["scope"] == "nothing" or first["foreign"]:
-        return None
-    model = loader.config(str(first["arm"])).model
-    near = [
-        run
-        for run in free.itertuples()
-        if (run.data, run.max_steps, run.foreign) == (first["data"], first["max_steps"], False)
-        and loader.config(run.arm).model == model
-    ]
-    return str(near[0].arm) if near else None
+    same = free.loc[free["setting"] == first["setting"], "arm"]
+    if same.empty and config.foreign is None and config.quantize.operands:
+        near = free[(free["data"] == first["data"]) & (free["max_steps"] == first["max_steps"])]
+        near = near.loc[~near["foreign"].astype(bool), "arm"]
+        same = near[[loader.config(arm).model == config.model for arm in near]]
+    return None if same.empty else str(same.iloc[0])
 
 
 def _unquantized(loader: ExperimentDataLoader) -> pd.DataFrame:
     """The arms of unquantized reporting runs, with what `_baseline` chooses by; a row for each length of an arm."""
-    rows = loader.runs[(loader.runs["scope"] == "nothing") & (loader.runs["role"] == "report")]
+    rows = loader.runs[unquantized(loader.runs) & (loader.runs["role"] == "report")]
     return rows[["arm", "setting", "data", "max_steps", "foreign"]].drop_duplicates()
 
 

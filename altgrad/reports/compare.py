@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from altgrad.analysis.comparison import format_order
-from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.loader import ExperimentDataLoader, unquantized
 from altgrad.analysis.statistics import CONFIDENCE, mean_interval
 from altgrad.config import ExperimentConfig, flat, scalar
 from altgrad.pages import Block, Link, Md, Page, PageRef, Paragraph, md
@@ -32,10 +32,8 @@ SUGGESTED = 6
 SUGGESTED_ARMS = 5
 """Most arms beside the baseline in one of them."""
 
-_ARM_COLUMNS = (
-    *("arm", "format", "scope", "rule", "learning_rate", "max_steps", "runs", "finished", "n"),
-    *("val_loss", "low", "high", "stall_ratio", "studies"),
-)
+_OF_ARM = ("format", "scope", "rule", "learning_rate", "max_steps")
+_ARM_COLUMNS = ("arm", *_OF_ARM, "runs", "finished", "n", "val_loss", "low", "high", "stall_ratio", "studies")
 _RUN_ID = re.compile(r"(?P<name>.+)-s(?P<seed>\d+)-(?P<hash>[0-9a-f]{8})")
 
 
@@ -45,30 +43,18 @@ def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
     ``val_loss``, its 95% t interval ``low`` and ``high`` and ``stall_ratio`` are means over the finished runs, ``n`` of
     them; tuning seeds count only where an arm has no others.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for arm, runs in loader.runs.groupby("arm", sort=True):
         reporting = runs[runs["role"] == "report"]
         counted = runs if reporting.empty else reporting
         estimate = mean_interval(counted["final_val_loss"].dropna().to_numpy())
-        finished = runs["status"] == "finished"
-        first = runs.iloc[0]
-        rows.append(
-            {
-                "arm": arm,
-                **{key: first[key] for key in ("format", "scope", "rule", "learning_rate", "max_steps")},
-                "runs": len(runs),
-                "finished": int(finished.sum()),
-                "n": estimate.n,
-                "val_loss": estimate.mean,
-                "low": estimate.low,
-                "high": estimate.high,
-                "stall_ratio": counted.loc[counted["status"] == "finished", "stall_ratio"].mean(),
-                "studies": ", ".join(sorted(runs["study"].unique())),
-            }
-        )
-    table = pd.DataFrame(rows, columns=list(_ARM_COLUMNS))
-    order = sorted(range(len(table)), key=lambda row: (format_order(table["format"][row]), table["arm"][row]))
-    return table.iloc[order].reset_index(drop=True)
+        row = {"arm": arm} | {key: runs[key].iloc[0] for key in _OF_ARM}
+        row |= {"runs": len(runs), "finished": int((runs["status"] == "finished").sum()), "n": estimate.n}
+        row |= {"val_loss": estimate.mean, "low": estimate.low, "high": estimate.high}
+        row["stall_ratio"] = counted.loc[counted["status"] == "finished", "stall_ratio"].mean()
+        rows.append(row | {"studies": ", ".join(sorted(runs["study"].unique()))})
+    rows.sort(key=lambda row: (format_order(row["format"]), row["arm"]))
+    return pd.DataFrame(rows, columns=list(_ARM_COLUMNS))
 
 
 def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
@@ -115,33 +101,29 @@ def _run_id(run_id: str, seed: int) -> tuple[str, str | None]:
 
 
 def _column(values: pd.Series) -> Any:
-    if pd.api.types.is_integer_dtype(values):
-        return [int(value) for value in values]
-    if pd.api.types.is_float_dtype(values):
-        return [float(value) if np.isfinite(value) else None for value in values]
-    return _words(values.tolist())
+    if not pd.api.types.is_numeric_dtype(values):
+        return _words(values.tolist())
+    return [value if np.isfinite(value) else None for value in values.tolist()]
 
 
 def _words(values: Sequence[str | None]) -> dict[str, Any]:
-    words = list(dict.fromkeys(value for value in values if value is not None))
-    place = {word: index for index, word in enumerate(words)}
-    return {"words": words, "codes": [None if value is None else place[value] for value in values]}
+    place = {word: index for index, word in enumerate(dict.fromkeys(word for word in values if word is not None))}
+    return {"words": list(place), "codes": [None if value is None else place[value] for value in values]}
 
 
 def _suggested(loader: ExperimentDataLoader, arms: pd.DataFrame) -> list[dict[str, Any]]:
     """Comparisons to begin with: the formats of one setting and scope, the best first, against its unquantized arm."""
-    rows = loader.runs[(loader.runs["role"] == "report") & ~loader.runs["foreign"]]
+    rows = loader.runs[(loader.runs["role"] == "report") & ~loader.runs["foreign"].astype(bool)]
     losses = arms.set_index("arm")["val_loss"].dropna()
-    free = rows[rows["scope"] == "nothing"].drop_duplicates("setting").set_index("setting")["arm"]
+    free = rows[unquantized(rows)].drop_duplicates("setting").set_index("setting")["arm"]
     found = []
-    for (setting, scope), runs in rows[rows["scope"] != "nothing"].groupby(["setting", "scope"], sort=True):
+    for (setting, scope), runs in rows[~unquantized(rows)].groupby(["setting", "scope"], sort=True):
         known = losses.reindex(runs["arm"].unique()).dropna().sort_values(kind="stable")
         if setting in free.index and len(known) > 1:
-            first = runs.iloc[0]
-            label = f"{scope}: {len(known)} formats, {first['rule']}, {first['max_steps']} steps"
-            chosen = known.index[:SUGGESTED_ARMS].tolist()
-            found.append((-len(runs), label, {"label": label, "arms": chosen, "baseline": free[setting]}))
-    return [value for *_, value in sorted(found, key=lambda each: each[:2])[:SUGGESTED]]
+            label = f"{scope}: {len(known)} formats, {runs['rule'].iloc[0]}, {runs['max_steps'].iloc[0]} steps"
+            found.append((-len(runs), label, known.index[:SUGGESTED_ARMS].tolist(), free[setting]))
+    first = sorted(found, key=lambda each: each[:2])[:SUGGESTED]
+    return [{"label": label, "arms": chosen, "baseline": baseline} for _, label, chosen, baseline in first]
 
 
 def arm_json(
@@ -153,7 +135,6 @@ def arm_json(
     finds in `last`, ``final`` of each run the final validation loss with all its digits, null where it did not finish.
     Controls in the texts are spelled out (`visible`), since the scripts show them as they are.
     """
-    final = [float(loss) if np.isfinite(loss) else None for loss in runs["final_val_loss"]]
     value = {
         "arm": arm,
         "baseline": baseline,
@@ -163,7 +144,7 @@ def arm_json(
         "health": [[*map(visible, keys), value] for *keys, value in health_by_type(last)],
         "runs": runs_value(loader, runs),
     }
-    return compact(plain(value) | {"final": final})
+    return compact(plain(value) | {"final": _column(runs["final_val_loss"])})
 
 
 def averaged(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:

@@ -16,35 +16,14 @@ from numpy.typing import NDArray
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.config import OPERANDS, changes
 from altgrad.formats import BF16, E8M0, FP16, SPLITS_8BIT, FloatFormat, get_format, list_formats
-from altgrad.pages import (
-    BACKGROUND,
-    FOREGROUND,
-    GRID,
-    MUTED,
-    PALETTE,
-    Axis,
-    Block,
-    Bullets,
-    Chart,
-    ChartBlock,
-    Column,
-    Details,
-    Heading,
-    Link,
-    Md,
-    Page,
-    PageRef,
-    Paragraph,
-    Sketch,
-    Table,
-    code,
-    join,
-    md,
-)
-from altgrad.pages.sketch import number_text
+from altgrad.pages import Block, Bullets, Chart, ChartBlock, Column, Details, Heading, Link, Page, PageRef, Paragraph
+from altgrad.pages.chart import BACKGROUND, FOREGROUND, GRID, MUTED, PALETTE
+from altgrad.pages.content import Table, code, join, md
+from altgrad.pages.sketch import Axis, Sketch, number_text
 from altgrad.reports import columns as col
 from altgrad.reports import health
 from altgrad.reports.provenance import provenance
+from altgrad.text import Md
 
 PAGES: tuple[FloatFormat, ...] = (
     *SPLITS_8BIT,
@@ -109,14 +88,7 @@ _CATALOGUE = (
     col.filled("Smallest subnormal", "{min_subnormal}"),
     col.count("Distinct finite values", "distinct"),
 )
-_ARMS = (
-    col.arm("Arm", "arm"),
-    col.text("Format", "format"),
-    col.text("Quantized", "scope"),
-    col.text("Step rule", "rule"),
-    col.count("Steps", "max_steps"),
-    col.count("Runs", "runs"),
-)
+_ARMS = (*col.ARM, col.count("Steps", "max_steps"), col.count("Runs", "runs"))
 
 
 def _index(loader: ExperimentDataLoader) -> Page:
@@ -161,9 +133,10 @@ def _page(loader: ExperimentDataLoader, fmt: FloatFormat) -> Page:
         ChartBlock(_ulp_plot(fmt)),
         Heading("Relations"),
         *_relations(fmt),
-        *([Heading("All codes"), _codes(fmt)] if fmt.bits <= 8 else []),
-        *_use(loader, fmt),
     ]
+    if fmt.bits <= 8:
+        blocks += [Heading("All codes"), _codes(fmt)]
+    blocks += _use(loader, fmt)
     title = f"{fmt.label}: {fmt.exponent_bits} exponent and {fmt.mantissa_bits} mantissa bits"
     about = f"Bit layout, constants, number line and codes of {fmt.label}, and which of them recorded runs used."
     return Page(f"formats/{fmt.name}", title, tuple(blocks), about, provenance=provenance(loader))
@@ -384,15 +357,14 @@ def _codes(fmt: FloatFormat) -> Table:
             "value": [_value(float(value), exact=True) for value in fmt.values],
         }
     )
-    columns = (
-        col.of("Code", lambda row: code(data["code"][row["first"]]), sortable=False),
-        *(
-            col.of(f"+{at:x}", lambda row, at=at: _value(float(fmt.values[row["first"] + at])), True, sortable=False)
-            for at in range(across)
-        ),
-    )
+    rows = ({"code": f"{first:0{digits}x}", "values": fmt.values[first:][:across]} for first in codes[::across])
+
+    def plus(at: int) -> Column:
+        return col.of(f"+{at:x}", lambda row: _value(float(row["values"][at])), right=True, sortable=False)
+
+    columns = (col.of("Code", lambda row: code(row["code"]), sortable=False), *map(plus, range(across)))
     caption = f"Every code of {fmt.label} in hexadecimal (row plus column), to three digits; exact in the files"
-    return col.table([{"first": first} for first in codes[::across]], columns, caption, "codes", data)
+    return col.table(rows, columns, caption, "codes", data)
 
 
 def _value(value: float, exact: bool = False) -> str:
