@@ -82,12 +82,7 @@ def amax(x: Tensor, *, granularity: str = "tensor", block: int = MX_BLOCK) -> Te
 
 
 def amax_scale(
-    x: Tensor,
-    fmt: FloatFormat,
-    *,
-    granularity: str = "tensor",
-    block: int = MX_BLOCK,
-    power_of_two: bool = True,
+    x: Tensor, fmt: FloatFormat, *, granularity: str = "tensor", block: int = MX_BLOCK, power_of_two: bool = True
 ) -> Tensor:
     """Smallest scale at which no element of `x` (of its row, of its block) exceeds the format's largest value.
 
@@ -206,14 +201,7 @@ def quantize_blocks_counted(
     _check(x, "block", block)
     blocks, factor = _in_blocks(x.detach(), scale, block)
     found = quantize_counted(
-        blocks,
-        fmt,
-        scale=factor,
-        rounding=rounding,
-        saturate=saturate,
-        seed=seed,
-        with_ulp=with_ulp,
-        check_scale=False,
+        blocks, fmt, scale=factor, rounding=rounding, saturate=saturate, seed=seed, with_ulp=with_ulp, check_scale=False
     )
     return found._replace(values=found.values.view(x.shape), ulp=found.ulp.view(x.shape) if with_ulp else None)
 
@@ -475,11 +463,7 @@ def quantize_nvfp4(
 
 
 def encode_nvfp4(
-    x: Tensor,
-    *,
-    tensor_scale: Tensor | float | None = None,
-    rounding: str = "nearest_even",
-    seed: int | None = None,
+    x: Tensor, *, tensor_scale: Tensor | float | None = None, rounding: str = "nearest_even", seed: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The codes of what `quantize_nvfp4` returns.
 

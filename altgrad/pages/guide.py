@@ -40,21 +40,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from altgrad.pages.content import (
-    Block as PageBlock,
-)
-from altgrad.pages.content import (
-    Bullets,
-    Cell,
-    Chart,
-    ChartBlock,
-    Column,
-    Link,
-    Page,
-    PageRef,
-    Table,
-    check_path,
-)
+from altgrad.pages.content import Block as PageBlock
+from altgrad.pages.content import Bullets, Cell, Chart, ChartBlock, Column, Link, Page, PageRef, Table, check_path
 from altgrad.pages.render import Dialect, files, fragment
 from altgrad.runs import sources_fingerprint
 from altgrad.runs.schema import code_fingerprint, digest

@@ -28,16 +28,7 @@ DIVERGED = 1.5 * UNIFORM_LOSS
 """A run whose loss stays above this has diverged."""
 LOSSES, LAST_LOSSES = 50, 20
 """How many losses a failure holds at most, and how many of them are the last ones, without a gap."""
-DIAGNOSTICS = (
-    "amax",
-    "norm_l2",
-    "nonfinite",
-    "overflow",
-    "underflow",
-    "sqnr_db",
-    "stall_ratio",
-    "effective_rank",
-)
+DIAGNOSTICS = ("amax", "norm_l2", "nonfinite", "overflow", "underflow", "sqnr_db", "stall_ratio", "effective_rank")
 """The statistics that a failure's diagnostics hold, where they were recorded."""
 DIAGNOSED = 40
 """How many operands a failure's diagnostics hold at most: those of the layer that is named, then the worst."""
