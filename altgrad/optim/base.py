@@ -16,6 +16,7 @@ therefore tensors and JSON.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -284,11 +285,9 @@ def _name(fmt: FloatFormat | str) -> str:
     """A name that `get_format` reads back."""
     if not isinstance(fmt, FloatFormat):
         return get_format(fmt).name
-    try:
+    with contextlib.suppress(ValueError):
         if get_format(fmt.name) == fmt:
             return fmt.name
-    except ValueError:
-        pass
     return FloatFormat.split(fmt.exponent_bits, fmt.mantissa_bits, bias=fmt.bias, specials=fmt.specials).name
 
 
