@@ -84,10 +84,8 @@ class FloatFormat:
         if self.specials == "unsigned" and (self.mantissa_bits or not self.exponent_bits):
             refuse("an unsigned format has exponent bits only")
         if self.max_code < (0 if self.specials == "unsigned" else 1):
-            refuse(
-                f"{self.exponent_bits} exponent and {self.mantissa_bits} mantissa bits with {self.specials} specials "
-                "leave no positive number"
-            )
+            split = f"{self.exponent_bits} exponent and {self.mantissa_bits} mantissa bits"
+            refuse(f"{split} with {self.specials} specials leave no positive number")
 
     @classmethod
     def split(
@@ -110,10 +108,8 @@ class FloatFormat:
         if bias is None:  # what is no exponent width is refused by the class
             known = isinstance(exponent_bits, int) and 0 < exponent_bits <= _MAX_EXPONENT_BITS
             bias = (1 << (exponent_bits - 1)) - 1 if known else 0
-        suffix = "" if specials == "finite" else specials
-        return cls(
-            name or f"e{exponent_bits}m{mantissa_bits}b{bias}{suffix}", exponent_bits, mantissa_bits, bias, specials
-        )
+        name = name or f"e{exponent_bits}m{mantissa_bits}b{bias}{'' if specials == 'finite' else specials}"
+        return cls(name, exponent_bits, mantissa_bits, bias, specials)
 
     @classmethod
     def p3109(cls, bits: int, precision: int, *, finite: bool = False) -> FloatFormat:
@@ -126,10 +122,9 @@ class FloatFormat:
         """
         whole = all(isinstance(value, int) and not isinstance(value, bool) for value in (bits, precision))
         if not whole or not 1 <= precision < bits <= precision + _MAX_EXPONENT_BITS:
-            raise ValueError(
-                "P3109 needs whole numbers 1 <= precision < bits, and exponent_bits = bits - precision of at most "
-                f"{_MAX_EXPONENT_BITS}, not precision {precision!r} and bits {bits!r}"
-            )
+            needs = f"and exponent_bits = bits - precision of at most {_MAX_EXPONENT_BITS}"
+            given = f"precision {precision!r} and bits {bits!r}"
+            raise ValueError(f"P3109 needs whole numbers 1 <= precision < bits, {needs}, not {given}")
         name = f"p3109_k{bits}p{precision}{'_finite' if finite else ''}"
         return cls(name, bits - precision, precision - 1, 1 << (bits - precision - 1), "fnuz" if finite else "p3109")
 
@@ -210,8 +205,7 @@ class FloatFormat:
     @property
     def min_subnormal(self) -> float | None:
         """Smallest subnormal value; None without mantissa bits (E7M0)."""
-        exact = self.min_subnormal_exact
-        return None if exact is None else self._float(*exact, "smallest subnormal value")
+        return self._float(1, self.quantum_exponent, "smallest subnormal value") if self.mantissa_bits else None
 
     @property
     def max_ulp_exponent(self) -> int:
@@ -243,13 +237,12 @@ class FloatFormat:
             ValueError: for more than 16 bits (a table of FP32 would hold 2**32 rows), or beyond float64.
         """
         if self.bits > 16:
-            raise ValueError(
-                f"values of {self.name} would be a table of 2**{self.bits} codes; use decode(code) instead"
-            )
+            table = f"a table of 2**{self.bits} codes"
+            raise ValueError(f"values of {self.name} would be {table}; use decode(code) instead")
         self.require_float64("values")
-        table = np.array([self.decode(code) for code in range(1 << self.bits)])
-        table.flags.writeable = False
-        return table
+        found = np.array([self.decode(code) for code in range(1 << self.bits)])
+        found.flags.writeable = False
+        return found
 
     @cached_property
     def finite_values(self) -> NDArray[np.float64]:
@@ -271,8 +264,7 @@ class FloatFormat:
         if negative and magnitude == 0 and not self.has_negative_zero:
             return math.nan
         if magnitude > self.max_code:
-            infinity = self.has_infinity and magnitude == self.max_code + 1
-            return sign * math.inf if infinity else math.nan
+            return sign * math.inf if self.has_infinity and magnitude == self.max_code + 1 else math.nan
         return sign * self._float(*self._significand(magnitude), f"value of code {code}")
 
     def encode(
