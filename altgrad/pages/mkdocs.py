@@ -231,10 +231,7 @@ def build_files(
         def started(processes: int = PROCESSES) -> Callable[[], dict[str, bytes]]:
             return _started(parts(), _known_parts(current, _family(expected), stamp), stamp, processes)
 
-        def made_here() -> dict[str, bytes]:
-            return started(1)()
-
-        make_files = made_here
+        make_files = made_here = lambda: started(1)()
         if not (current.serving or current.problem) and current.wants(expected):
             if key is not None:
                 key = partial(str, key())  # of what is read now, whatever changes until all is done
