@@ -210,9 +210,8 @@ class FloatFormat:
     @property
     def max_ulp_exponent(self) -> int:
         """log2 of `max_ulp`."""
-        if self.exponent_bits == 0:
-            return self.quantum_exponent
-        return max(self.max_exponent - self.mantissa_bits, self.quantum_exponent)
+        top = self.max_exponent - self.mantissa_bits
+        return max(top, self.quantum_exponent) if self.exponent_bits else self.quantum_exponent
 
     @property
     def max_ulp(self) -> float:
@@ -560,31 +559,16 @@ _CATALOGUE: dict[str, FloatFormat] = {
     )
 }
 _ALIASES = {  # ml_dtypes' and torch's names, and the names by the split of what is known by another
-    "e4m3fn": "e4m3",
-    "float8_e4m3fn": "e4m3",
-    "float8_e5m2": "e5m2",
-    "float8_e4m3": "e4m3_ieee",
-    "float8_e3m4": "e3m4_ieee",
-    "float8_e4m3fnuz": "e4m3fnuz",
-    "float8_e5m2fnuz": "e5m2fnuz",
-    "float8_e4m3b11fnuz": "e4m3b11fnuz",
-    "float8_e8m0fnu": "e8m0",
-    "e8m0fnu": "e8m0",
-    "e2m3fn": "e2m3",
-    "e3m2fn": "e3m2",
-    "e2m1fn": "e2m1",
-    "float6_e2m3fn": "e2m3",
-    "float6_e3m2fn": "e3m2",
-    "float4_e2m1fn": "e2m1",
-    "float4_e2m1fn_x2": "e2m1",
-    "float16": "fp16",
-    "half": "fp16",
-    "e5m10": "fp16",
-    "bfloat16": "bf16",
-    "e8m7": "bf16",
-    "float32": "fp32",
-    "float": "fp32",
-    "e8m23": "fp32",
+    **dict.fromkeys(("e4m3fn", "float8_e4m3fn"), "e4m3"),
+    **dict.fromkeys(("e2m3fn", "float6_e2m3fn"), "e2m3"),
+    **dict.fromkeys(("e3m2fn", "float6_e3m2fn"), "e3m2"),
+    **dict.fromkeys(("e2m1fn", "float4_e2m1fn", "float4_e2m1fn_x2"), "e2m1"),
+    **dict.fromkeys(("e8m0fnu", "float8_e8m0fnu"), "e8m0"),
+    **{f"float8_{name}": name for name in ("e5m2", "e4m3fnuz", "e5m2fnuz", "e4m3b11fnuz")},
+    **{f"float8_{name}": f"{name}_ieee" for name in ("e4m3", "e3m4")},
+    **dict.fromkeys(("float16", "half", "e5m10"), "fp16"),
+    **dict.fromkeys(("bfloat16", "e8m7"), "bf16"),
+    **dict.fromkeys(("float32", "float", "e8m23"), "fp32"),
 }
 _SPELLED_OUT = re.compile(r"e(\d{1,2})m(\d{1,2})b(-?\d{1,5})(ieee|fn|fnuz|p3109|finite|unsigned)?")
 _P3109 = re.compile(r"p3109_k(\d{1,2})p(\d{1,2})(_finite)?|binary(\d{1,2})p(\d{1,2})s([ef])")

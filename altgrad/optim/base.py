@@ -115,10 +115,8 @@ class GridOptimizer(Optimizer):
         for ours, theirs in zip(self.param_groups, state_dict["param_groups"], strict=False):
             for key in ("fmt", "storage"):
                 if ours[key] != theirs.get(key):
-                    raise ValueError(
-                        f"the state has {key} {theirs.get(key)!r} where this optimizer has {ours[key]!r}; "
-                        "make it with the settings of the run that saved it"
-                    )
+                    other = f"the state has {key} {theirs.get(key)!r} where this optimizer has {ours[key]!r}"
+                    raise ValueError(f"{other}; make it with the settings of the run that saved it")
         scales = {parameter: state["scale"] for parameter, state in self.state.items() if "scale" in state}
         super().load_state_dict(state_dict)
         for parameter, scale in scales.items():

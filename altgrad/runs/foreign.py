@@ -172,10 +172,8 @@ def _scalar(key: str, value: Any, depth: int = 1) -> Scalar:
     """A JSON scalar: NaN and infinities as text, whole floats as integers (W&B gives 1.0 back as 1), lists as text."""
     if isinstance(value, list | tuple) and depth < _DEEPEST:
         return "[" + ", ".join(str(_scalar(key, inner, depth + 1)) for inner in value) + "]"
-    if isinstance(value, Path):
-        value = str(value)
     try:
-        scalar = plain(value)
+        scalar = plain(str(value) if isinstance(value, Path) else value)
     except TypeError:
         said = f"config.{key}: a {type(value).__name__} cannot be recorded"
         raise UsageError(f"{said}; give a number, text, or a list of these") from None
