@@ -270,8 +270,7 @@ def decode(codes: Tensor, fmt: FloatFormat, *, scale: Tensor | float | None = No
     """
     _check_format(fmt)
     if not isinstance(codes, Tensor) or codes.dtype not in CODE_DTYPES:
-        given = _dtype_name(codes.dtype) if isinstance(codes, Tensor) else type(codes).__name__
-        raise TypeError(f"decode takes uint8 or uint16 codes, not {given}")
+        raise TypeError(f"decode takes uint8 or uint16 codes, not {_kind_of(codes)}")
     values = torch.from_numpy(fmt.values.copy()).float()
     if codes.device.type == "meta":
         return torch.empty(codes.shape, device="meta")
@@ -397,10 +396,8 @@ def _make_constants(fmt: FloatFormat, dtype: torch.dtype) -> _Constants:
         fmt.require_float64("quantize")
     lowest = fmt.min_normal_exact
     if dtype == torch.float64 and lowest is not None and lowest[1] < -1022:
-        raise ValueError(
-            f"float64 tensors cannot be rounded to {fmt.name}: its normal numbers go down to 2**{lowest[1]}, "
-            "beneath float64's own"
-        )
+        down = f"its normal numbers go down to 2**{lowest[1]}, beneath float64's own"
+        raise ValueError(f"float64 tensors cannot be rounded to {fmt.name}: {down}")
     limit = fmt.max
     if dtype != torch.float64 and fmt.max_exponent > 127:  # the grid's last value below 2**128, which may be zero
         limit = max(0.0, 2.0**128 - math.ldexp(1.0, max(127 - fmt.mantissa_bits, fmt.quantum_exponent)))
@@ -469,13 +466,7 @@ def _quantize(job: _Job, counted: bool, with_ulp: bool = True) -> Counted:
             dense = torch.empty_like(x, memory_format=torch.contiguous_format)
         if copied:
             x = dense.copy_(x)
-        field = counts = None
-        if counted:
-            counts = torch.zeros(4, dtype=torch.int64, device=x.device)
-        if counted and with_ulp:
-            field = (
-                torch.empty(x.shape, dtype=_ulp_dtype(x.dtype), device=x.device) if job.ulp_out is None else job.ulp_out
-            )
+        field, counts = _to_fill(job, x, counted, with_ulp)
         if not job.trivial:
             _quantize_pieces(job, x, dense, previous, field, counts)
         elif counts is not None and job.unquantized and x.device.type != "meta":
@@ -487,6 +478,16 @@ def _quantize(job: _Job, counted: bool, with_ulp: bool = True) -> Counted:
         if job.out is not None and dense is not job.out:
             dense = job.out.detach().copy_(dense)
         return _found(dense if job.out is None else job.out, field, counts, previous is not None)
+
+
+def _to_fill(job: _Job, x: Tensor, counted: bool, with_ulp: bool = True) -> tuple[Tensor | None, Tensor | None]:
+    """The ulp field and the counts; None for what nobody wants."""
+    if not counted:
+        return None, None
+    field = job.ulp_out
+    if with_ulp and field is None:
+        field = torch.empty(x.shape, dtype=_ulp_dtype(x.dtype), device=x.device)
+    return field, torch.zeros(4, dtype=torch.int64, device=x.device)
 
 
 def _found(values: Tensor, field: Tensor | None, counts: Tensor | None, compared: bool) -> Counted:
@@ -630,12 +631,7 @@ def _quantize_compiled(job: _Job, whole: Callable[..., Counted], counted: bool) 
         previous = None if job.previous is None else job.previous.detach().contiguous()
         dense = job.out is not None and job.out.is_contiguous()
         out = job.out.detach() if job.out is not None and dense else torch.empty_like(x)
-        field = counts = None
-        if counted:
-            field = (
-                torch.empty(x.shape, dtype=_ulp_dtype(x.dtype), device=device) if job.ulp_out is None else job.ulp_out
-            )
-            counts = torch.zeros(4, dtype=torch.int64, device=device)
+        field, counts = _to_fill(job, x, counted)
 
         def piece(
             run: Callable[..., Counted], start: int, stop: int, shape: tuple[int, ...], scale: Any, draw: Any
@@ -868,9 +864,8 @@ def _count(rounded: Tensor, x: Tensor, c: _Constants, scratch: _Scratch | None) 
 
 def _count_different(values: Tensor, before: Tensor, scratch: _Scratch | None) -> Tensor | int:
     if values.device.type == "cpu" and values.dtype in _LAYOUTS:
-        change = torch.sub(
-            values, before, out=None if scratch is None else scratch.take("below", values.shape, values.dtype)
-        )
+        memory = None if scratch is None else scratch.take("below", values.shape, values.dtype)
+        change = torch.sub(values, before, out=memory)
         if math.isfinite(float(change.sum())):
             return _count_signs(change, scratch)
     return torch.count_nonzero(values != before)
@@ -904,6 +899,10 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _kind_of(value: object) -> str:
+    return _dtype_name(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
 def _check_format(fmt: FloatFormat) -> None:
     if not isinstance(fmt, FloatFormat):
         raise TypeError(f"the format must be a FloatFormat, as get_format({str(fmt)[:40]!r}) gives, not {fmt!r:.80}")
@@ -929,8 +928,7 @@ def _job(
     """The arguments, checked, with the scale in the dtype that quotients are taken in."""
     _check_format(fmt)
     if not isinstance(x, Tensor) or x.dtype not in INPUT_DTYPES:
-        given = _dtype_name(x.dtype) if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be a tensor of {', '.join(map(_dtype_name, INPUT_DTYPES))}, not {given}")
+        raise TypeError(f"x must be a tensor of {', '.join(map(_dtype_name, INPUT_DTYPES))}, not {_kind_of(x)}")
     _check_rounding(rounding)
     if rounding == "stochastic" and seed is None:
         raise ValueError("stochastic rounding needs a seed: a whole number from 0 to 2**64 - 1")
@@ -963,10 +961,8 @@ def _job(
 def _kept(read: Tensor, out: Tensor | None, ulp_out: Tensor | None) -> Tensor:
     """`read`, or a copy where writing would change elements that are still to be read. Onto themselves is safe."""
     onto_itself = out is not None and read.data_ptr() == out.data_ptr() and read.stride() == out.stride()
-    lost = (not onto_itself and out is not None and _overlap(read, out)) or (
-        ulp_out is not None and _overlap(read, ulp_out)
-    )
-    return read.detach().clone() if lost else read
+    written = (None if onto_itself else out, ulp_out)
+    return read.detach().clone() if any(t is not None and _overlap(read, t) for t in written) else read
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

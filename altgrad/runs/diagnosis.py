@@ -15,29 +15,15 @@ import pandas as pd
 from altgrad.runs.schema import FAILURE_KINDS, PHASES, Alarm, Failure
 from altgrad.runs.store import RunRecord
 
-PHASE_OF_OPERAND = {
-    "weight": "forward",
-    "activation": "forward",
-    "grad_output": "backward",
-    "gradient": "backward",
-    "update": "optimizer",
-}
+PHASE_OF_OPERAND = dict.fromkeys(("weight", "activation"), "forward")
+PHASE_OF_OPERAND |= dict.fromkeys(("grad_output", "gradient"), "backward") | {"update": "optimizer"}
 UNIFORM_LOSS = math.log(96)
 """Loss of guessing one of the 96 characters at random, in nats per character."""
 DIVERGED = 1.5 * UNIFORM_LOSS
 """A run whose loss stays above this has diverged."""
 LOSSES, LAST_LOSSES = 50, 20
 """How many losses a failure holds at most, and how many of them are the last ones, without a gap."""
-DIAGNOSTICS = (
-    "amax",
-    "norm_l2",
-    "nonfinite",
-    "overflow",
-    "underflow",
-    "sqnr_db",
-    "stall_ratio",
-    "effective_rank",
-)
+DIAGNOSTICS = ("amax", "norm_l2", "nonfinite", "overflow", "underflow", "sqnr_db", "stall_ratio", "effective_rank")
 """The statistics that a failure's diagnostics hold, where they were recorded."""
 DIAGNOSED = 40
 """How many operands a failure's diagnostics hold at most: those of the layer that is named, then the worst."""
@@ -60,7 +46,7 @@ class Symptom:
     operands: tuple[str, ...]
     limit: float
     meaning: str
-    advice: str
+    advice: str = ""
     below: bool = False
 
     def shown_by(self, operand: str, statistic: str, value: float) -> bool:
@@ -74,46 +60,30 @@ class Symptom:
 # 0.63 in E3M4, which loses nothing, 0.79 in E2M5 and 0.88 in E0M7, which do; stall 0.989 in E6M1 and 0.996 in E7M0.
 SYMPTOMS = (
     Symptom(
-        "overflow",
-        "overflow",
-        ("weight", "activation", "grad_output"),
-        0.01,
+        *("overflow", "overflow", ("weight", "activation", "grad_output"), 0.01),
         "fraction of the nonzero elements that lie beyond the format's largest value",
         "use a scale that follows the tensor (scaling.kind: amax) or a format with more exponent bits for this operand",
     ),
     Symptom(
-        "underflow",
-        "underflow",
-        ("grad_output",),
-        0.75,
+        *("underflow", "underflow", ("grad_output",), 0.75),
         "fraction of the nonzero gradients that became zero",
         "use a format with more exponent bits for quantize.grad_output, or scale it by row or block",
     ),
     Symptom(
-        "stall",
-        "stall_ratio",
-        ("update",),
-        0.99,
+        *("stall", "stall_ratio", ("update",), 0.99),
         "fraction of the proposed changes that moved no weight on its grid",
         "raise the learning rate, keep float32 master weights, or round stochastically (optimizer.rounding)",
     ),
     Symptom(
-        "gradient_vanishing",
-        "norm_l2",
-        ("gradient",),
-        1e-8,
+        *("gradient_vanishing", "norm_l2", ("gradient",), 1e-8),
         "norm of the gradient of this weight",
         "look at the underflow of quantize.grad_output in the layers after this one, and lower weight decay",
         below=True,
     ),
     # NaN and infinity that reach the loss end a run by themselves; a delayed or static scale saturates an infinity.
     Symptom(
-        "nonfinite",
-        "nonfinite",
-        ("activation", "grad_output"),
-        0.0,
+        *("nonfinite", "nonfinite", ("activation", "grad_output"), 0.0),
         "NaN or infinite elements before rounding, which hid them from the loss",
-        "",
     ),
 )
 
@@ -172,14 +142,10 @@ def warnings_of(record: RunRecord) -> list[tuple[int, Alarm]]:
 def _events(record: RunRecord, kind: str, *texts: str) -> Iterator[dict[str, Any]]:
     """Those of a kind that have a step, a tensor, a phase and the `texts`."""
     for event in record.run["events"]:
-        if (
-            isinstance(event, dict)
-            and event.get("kind") == kind
-            and isinstance(event.get("step"), int)
-            and event.get("phase") in PHASES
-            and all(isinstance(event.get(key), str) for key in ("tensor", *texts))
-        ):
-            yield event
+        if isinstance(event, dict) and event.get("kind") == kind and event.get("phase") in PHASES:
+            known = all(isinstance(event.get(key), str) for key in ("tensor", *texts))
+            if known and isinstance(event.get("step"), int):
+                yield event
 
 
 def diagnose(record: RunRecord, found: Failure | None = None) -> Failure | None:
@@ -261,11 +227,9 @@ def _broken_weight(record: RunRecord, failure: Failure) -> tuple[int, Alarm] | N
     found = [
         (step, alarm)
         for step, alarm in warnings_of(record)
-        if (alarm.what, alarm.tensor) == ("nonfinite", failure.tensor)
-        and alarm.phase != "backward"
-        and step <= failure.step
+        if (alarm.what, alarm.tensor) == ("nonfinite", failure.tensor) and alarm.phase != "backward"
     ]
-    return found[-1] if found else None
+    return next((each for each in reversed(found) if each[0] <= failure.step), None)
 
 
 def _named(failure: Failure, step: int, alarm: Alarm) -> Failure:
@@ -276,8 +240,8 @@ def _breaks(record: RunRecord) -> list[tuple[int, Alarm]]:
     """Warnings and bad steps that can end a run, in order; of one step the weights before the gradients they spoil."""
     found = [(step, alarm) for step, alarm in warnings_of(record) if alarm.what in _BREAKS]
     for event in _events(record, "nonfinite"):
-        alarm = Alarm("nonfinite", event["tensor"], event["phase"], math.nan, "NaN or infinity, seen here first")
-        found.append((event["step"], alarm))
+        place = (event["tensor"], event["phase"])
+        found.append((event["step"], Alarm("nonfinite", *place, math.nan, "NaN or infinity, seen here first")))
     return sorted(found, key=lambda each: (each[0], each[1].phase == "backward", each[1].tensor.endswith(".grad")))
 
 

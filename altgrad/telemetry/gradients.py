@@ -33,9 +33,4 @@ def gradient_statistics(gradient: Tensor) -> dict[str, float]:
     norm = torch.linalg.vector_norm(g, dtype=torch.float64)
     zeros, finite = (g == 0).sum(), g.isfinite().sum()
     found = torch.stack([norm, largest.double(), zeros.double(), finite.double()]).tolist()  # one wait for a GPU
-    return {
-        "norm_l2": found[0],
-        "norm_inf": found[1],
-        "zero": found[2] / g.numel(),
-        "nonfinite": g.numel() - found[3],
-    }
+    return {"norm_l2": found[0], "norm_inf": found[1], "zero": found[2] / g.numel(), "nonfinite": g.numel() - found[3]}
