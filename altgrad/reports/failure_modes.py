@@ -270,9 +270,9 @@ def _helped(analyzer: FailureAnalyzer, name: str) -> Md | None:
     """What helped an extreme format most, of the remedies that are recorded in full, and what may do as well."""
     rows = analyzer.remedies
     rows = rows[(rows["format"] == name) & (rows["missing"] == "") & (rows["n_ended_badly"] == 0)]
-    helped = rows[[shown(row, -1) for row in rows.to_dict("records")]].sort_values("difference")
     if rows.empty:
         return None
+    helped = rows[[shown(row, -1) for row in rows.to_dict("records")]].sort_values("difference")
     if helped.empty:
         return md("None of the {count} remedies tested is shown to lower {name}'s loss.", count=len(rows), name=name)
     row, alike = helped.iloc[0], analyzer.alike(helped["arm"])
