@@ -19,7 +19,6 @@ sys.path.insert(0, str(ROOT))
 
 from altgrad.analysis import ExperimentDataLoader, FormatComparator  # noqa: E402
 from altgrad.analysis.costs import token_rate  # noqa: E402
-from altgrad.analysis.failures import headline  # noqa: E402
 from altgrad.cli import pull_progress  # noqa: E402
 from altgrad.config import UsageError  # noqa: E402
 from altgrad.pages.content import join, resolve  # noqa: E402
@@ -75,7 +74,7 @@ def fill_answer(readme: Path, loader: ExperimentDataLoader) -> None:
         UsageError: where the file has no such markers.
     """
     comparator = loader.once(FormatComparator)
-    comparison = headline(comparator)
+    comparison = comparator.headline
     sentence = Md("Pending: no runs are recorded.")
     if comparison is not None:
         said = answer(comparison, comparator.sweet_spot(comparison), loader.once(token_rate))

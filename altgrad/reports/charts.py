@@ -383,3 +383,72 @@ def scatter(
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, columnspacing=1)
 
     return Chart(identity, title, description, data, draw, height=4.4, margins=(0.7, 0.15, 0.5, 0.6))
+
+
+def lines(
+    identity: str,
+    title: str,
+    description: str,
+    data: pd.DataFrame,
+    drawn: pd.DataFrame,
+    columns: tuple[str, str, str],
+    axes_titles: tuple[str, str],
+    *,
+    panels: tuple[str, Mapping[str, str]] | None = None,
+    crossed: Collection[str] = (),
+    markers: bool = False,
+    percent: bool = False,
+    log: bool = False,
+) -> Chart:
+    """A line a series in its own colour, with its name at its end.
+
+    Args:
+        data: to download.
+        drawn: what is drawn, a point a row.
+        columns: of `drawn`: x (names are drawn in the order in which they come), y, and the series.
+        axes_titles: of x and y.
+        panels: a column of `drawn`, and the titles of its values that have a panel, side by side, in order.
+        crossed: series that end in a cross.
+        markers: whether the points are marked.
+        percent, log: how y is written, and its scale.
+    """
+    x, y, series = columns
+    names = list(dict.fromkeys(drawn[series]))
+    categories = [] if pd.api.types.is_numeric_dtype(drawn[x]) else list(dict.fromkeys(drawn[x]))
+    places = drawn[x].map(categories.index) if categories else drawn[x]
+    split, titles = panels or (series, {})
+    shown = [value for value in titles if (drawn[split] == value).any()]
+
+    def draw(axes: Axes) -> None:
+        first, last = places.min(), places.max()
+        at = places.astype(float)
+        if panels:
+            offsets = panel_axes(axes, [titles[value] for value in shown], [(0.0, str(first)), (1.0, str(last))])
+            at = (at - first) / max(last - first, 1) + drawn[split].astype(str).map(
+                dict(zip(shown, offsets, strict=True))
+            )
+        ends = []
+        for name, colour in zip(names, itertools.cycle(PALETTE), strict=False):
+            for _, line in drawn[drawn[series] == name].groupby(split, sort=False, observed=True):
+                size = 3 if markers else 0
+                axes.plot(at[line.index], line[y], color=colour, linewidth=1.5, marker="o", markersize=size)
+            end = at[drawn[series] == name].idxmax()
+            ends.append(float(drawn.at[end, y]))
+            if name in crossed:
+                axes.plot([at[end]], [drawn.at[end, y]], color=colour, marker="x", markersize=7, linewidth=0)
+        scale, back = (np.log10, lambda place: 10**place) if log else (np.asarray, float)
+        heights = spread(list(scale(np.array(ends))), scale(drawn[y].to_numpy(dtype=float)))
+        for name, height, colour in zip(names, heights, itertools.cycle(PALETTE), strict=False):
+            place = ("axes fraction", "data")
+            axes.annotate(name, (1.01, back(height)), xycoords=place, va="center", color=colour, fontsize=8)
+        if log:
+            axes.set_yscale("log")
+        if log or percent:
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%" if percent else f"{value:g}")
+        if categories:
+            axes.set_xticks(range(len(categories)), categories, color=FOREGROUND)
+        axes.set_xlabel(axes_titles[0])
+        axes.set_ylabel(axes_titles[1])
+
+    margins = (0.7, 1.1, 0.5, 0.3)
+    return Chart(identity, title, description, data, draw, height=3.0, margins=margins)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.costs import token_rate
-from altgrad.analysis.failures import headline
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.pages import Block, Bullets, ChartBlock, CodeBlock, Heading, Link, Md, Page, PageRef, Paragraph, md
 from altgrad.reports.format_comparison import answer, by_layer_type, changes_if, gap_chart, scope_line
@@ -15,7 +14,7 @@ from altgrad.reports.scope import pilot
 def home_page(loader: ExperimentDataLoader) -> Page:
     """The page, from the records of `loader`."""
     comparator = loader.once(FormatComparator)
-    comparison = headline(comparator)
+    comparison = comparator.headline
     blocks: list[Block] = [
         Paragraph(
             Md(

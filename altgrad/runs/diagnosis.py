@@ -39,6 +39,7 @@ class Symptom:
         limit: it is there beyond this value; below it where `below`.
         meaning: one sentence of what the figure says; it is completed by the value and the limit.
         advice: what to try; empty where `FAULTS` says it.
+        figure: what is said after the worst value where an arm of runs shows it.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Symptom:
     meaning: str
     advice: str = ""
     below: bool = False
+    figure: str = ""
 
     def shown_by(self, operand: str, statistic: str, value: float) -> bool:
         """Whether a row of the table shows it."""
@@ -63,22 +65,26 @@ SYMPTOMS = (
         *("overflow", "overflow", ("weight", "activation", "grad_output"), 0.01),
         "fraction of the nonzero elements that lie beyond the format's largest value",
         "use a scale that follows the tensor (scaling.kind: amax) or a format with more exponent bits for this operand",
+        figure="of the nonzero elements beyond the largest value",
     ),
     Symptom(
         *("underflow", "underflow", ("grad_output",), 0.75),
         "fraction of the nonzero gradients that became zero",
         "use a format with more exponent bits for quantize.grad_output, or scale it by row or block",
+        figure="of the nonzero elements became zero",
     ),
     Symptom(
         *("stall", "stall_ratio", ("update",), 0.99),
         "fraction of the proposed changes that moved no weight on its grid",
         "raise the learning rate, keep float32 master weights, or round stochastically (optimizer.rounding)",
+        figure="of the proposed changes moved no weight on its grid",
     ),
     Symptom(
         *("gradient_vanishing", "norm_l2", ("gradient",), 1e-8),
         "norm of the gradient of this weight",
         "look at the underflow of quantize.grad_output in the layers after this one, and lower weight decay",
         below=True,
+        figure="norm of the gradient",
     ),
     # NaN and infinity that reach the loss end a run by themselves; a delayed or static scale saturates an infinity.
     Symptom(
@@ -105,6 +111,12 @@ _BREAKS = ("nonfinite", "jump", "zeroed")
 """Alarms that by themselves can end a run; the others are slow."""
 
 
+def tensor_name(layer: str, operand: str) -> str:
+    """``head.activation``; of a gradient ``head.weight.grad``, of an update ``head.weight``."""
+    ends = {"gradient": "weight.grad", "update": "weight"}
+    return f"{layer}.{ends.get(operand, operand)}"
+
+
 def symptoms(rows: Iterable[tuple[int, str, str, str, str, float]]) -> list[Alarm]:
     """What rows of the per-layer table show, worst first within each symptom.
 
@@ -112,18 +124,15 @@ def symptoms(rows: Iterable[tuple[int, str, str, str, str, float]]) -> list[Alar
         rows: step, layer, layer_type, operand, statistic, value.
 
     Returns:
-        An alarm a layer, operand and kind. The tensor is ``<layer>.<operand>``, for a gradient ``<layer>.weight.grad``
-        and for an update ``<layer>.weight``. NaN shows nothing.
+        An alarm a layer, operand and kind, with the tensor as `tensor_name` has it. NaN shows nothing.
     """
-    ends = {"gradient": "weight.grad", "update": "weight"}
     found = []
     for symptom in SYMPTOMS:
         shown = [row for row in rows if symptom.shown_by(row[3], row[4], row[5])]
         for _, layer, _, operand, _, value in sorted(shown, key=lambda row: row[5], reverse=not symptom.below):
             side = "below" if symptom.below else "above"
             message = f"{symptom.meaning}: {value:.4g} ({side} {symptom.limit:g})"
-            tensor = f"{layer}.{ends.get(operand, operand)}"
-            found.append(Alarm(symptom.kind, tensor, PHASE_OF_OPERAND[operand], value, message))
+            found.append(Alarm(symptom.kind, tensor_name(layer, operand), PHASE_OF_OPERAND[operand], value, message))
     return found
 
 
