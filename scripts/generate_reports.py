@@ -18,12 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from altgrad.analysis import ExperimentDataLoader, FormatComparator  # noqa: E402
-from altgrad.analysis.costs import token_rate  # noqa: E402
 from altgrad.cli import pull_progress  # noqa: E402
 from altgrad.config import UsageError  # noqa: E402
 from altgrad.pages.content import join, resolve  # noqa: E402
 from altgrad.reports import ReportGenerator  # noqa: E402
-from altgrad.reports.format_comparison import answer, changes_if, scope_line  # noqa: E402
+from altgrad.reports.format_comparison import changes_if, headline_answer  # noqa: E402
 from altgrad.runs.wandb_access import project_and_entity  # noqa: E402
 from altgrad.text import Md, visible  # noqa: E402
 
@@ -77,9 +76,8 @@ def fill_answer(readme: Path, loader: ExperimentDataLoader) -> None:
     comparison = comparator.headline
     sentence = Md("Pending: no runs are recorded.")
     if comparison is not None:
-        said = answer(comparison, comparator.sweet_spot(comparison), loader.once(token_rate))
         changes = [Md(f"- This changes if {item}") for item in changes_if(loader)]
-        sentence = join("\n\n", [said, scope_line(loader, comparison), *([join("\n", changes)] if changes else [])])
+        sentence = join("\n\n", [*headline_answer(loader, comparison), *([join("\n", changes)] if changes else [])])
         sentence = Md(resolve(sentence, lambda page: f"{page.path}.md" + (f"#{page.anchor}" if page.anchor else "")))
     text = readme.read_text(encoding="utf-8")
     if not ANSWER.search(text):

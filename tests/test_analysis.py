@@ -15,7 +15,7 @@ from scipy import stats
 
 from altgrad.analysis import ExperimentDataLoader, FailureAnalyzer, FormatComparator, StepRuleComparator
 from altgrad.analysis.comparison import own_rates
-from altgrad.analysis.loader import rule_label, scope_label
+from altgrad.analysis.loader import rule_label, scope_key, scope_label
 from altgrad.analysis.statistics import paired_difference
 from altgrad.config import parse_config
 
@@ -267,7 +267,7 @@ def test_an_arm_without_a_gap_has_no_failure_mode(tmp_path: Path) -> None:
     assert FailureAnalyzer(loader).gaps["failed"].tolist() == [False]
 
 
-def test_scopes_and_rules_that_differ_have_labels_that_differ() -> None:
+def test_scopes_and_rules_that_differ_have_keys_and_labels_that_differ() -> None:
     every = dict.fromkeys(("weight", "activation", "grad_output"), "e4m3")
     grid, update = {"storage": "grid"}, {"step_rule": "manifold", "precondition": "update"}
     code = {"step_rule": "code", "storage": "grid", "rounding": "stochastic"}
@@ -301,7 +301,7 @@ def test_scopes_and_rules_that_differ_have_labels_that_differ() -> None:
         {"step_rule": "manifold", "precondition": "gradient"},
     ]
     for label, configs in (
-        (scope_label, [{"quantize": every} | scope for scope in scopes]),
+        *((name, [{"quantize": every} | scope for scope in scopes]) for name in (scope_key, scope_label)),
         (rule_label, [{"quantize": every, "optimizer": rule} for rule in rules]),
     ):
         labels = [label(parse_config(each, source="test")) for each in configs]

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from records import config, write_run
 from scipy import stats
 
-from altgrad.analysis import ExperimentDataLoader, ReportGenerator
+from altgrad.analysis import ExperimentDataLoader
 from altgrad.analysis.costs import TokenRate, additivity, cost_per_bit, token_rate
 from altgrad.analysis.statistics import Estimate
 from altgrad.pages import Md, write_folder
 from altgrad.pages.document import DocumentError, place_document, render_document
-from altgrad.reports import corrections_document, home_page
+from altgrad.reports import ReportGenerator, corrections_document, home_page
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = ROOT / "experiments" / "recorded"

@@ -13,12 +13,10 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 import pytest
-from altgrad.analysis.format_verdicts import _JUDGES, format_verdicts
-from altgrad.analysis.preregistered import TEST_COLUMNS, Verdict, family, in_words, row_of
 from records import DATA, config, full_look, write_matrix, write_run
 from scipy import stats
-from test_step_rules import load_campaign
 
+from altgrad import studies
 from altgrad.analysis import ExperimentDataLoader, FormatComparator, results_table, verdicts
 from altgrad.analysis.comparison import (
     PLACES,
@@ -28,7 +26,9 @@ from altgrad.analysis.comparison import (
     last_looks,
     scale_policies,
 )
-from altgrad.analysis.loader import RUN_COLUMNS, _of_arm, _row, format_label, scope_label
+from altgrad.analysis.contrasts import TEST_COLUMNS, describe, family, row_of
+from altgrad.analysis.hypotheses import HYPOTHESES, Verdict
+from altgrad.analysis.loader import RUN_COLUMNS, _of_arm, _row, format_label, scope_key
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import LAYER_TYPES, ExperimentConfig
 from altgrad.formats import get_format
@@ -44,20 +44,19 @@ from altgrad.runs.store import RunSet
 ROOT = Path(__file__).resolve().parents[1]
 PREREGISTRATION = re.sub(r"\s+", " ", (ROOT / "docs" / "method" / "preregistration.md").read_text())
 GAPS = {"E0M7": 0.16, "E1M6": 0.16, "E2M5": 0.03, "E3M4": 0.002, "E4M3": 0.004, "E5M2": 0.02, "E6M1": 0.08, "E7M0": 0.6}
-SINGLE = {("E0M7", "gradients"): 0.1, ("E7M0", "activations"): 0.3, ("E7M0", "gradients"): 0.1}
+SINGLE = {("E0M7", PLACES["gradients"]): 0.1, ("E7M0", PLACES["activations"]): 0.3, ("E7M0", PLACES["gradients"]): 0.1}
 STUDIES = {"formats": 577, "layers": 448, "scaling": 120, "length": 25}
-JUDGES = dict(zip(("H1", "H2", "H3", "H4", "H5", "H19", "H20"), _JUDGES, strict=True))
-IDS = tuple(JUDGES)
+IDS = ("H1", "H2", "H3", "H4", "H5", "H19", "H20")
+BLOCKS = PLACES["all"] + "; amax 32"
 
 
 def chosen_loss(cfg: ExperimentConfig) -> float:
     """A gap that belongs to format and place, an effect of the seed, and a little noise."""
-    name, scope = format_label(cfg), scope_label(cfg)
-    whole = scope.startswith("weights + activations + gradients")
-    gap = GAPS.get(name, 0.0) if whole else SINGLE.get((name, scope), 0.001)
-    if "only in" in scope:
+    name, scope = format_label(cfg), scope_key(cfg)
+    gap = GAPS.get(name, 0.0) if scope.startswith(PLACES["all"]) else SINGLE.get((name, scope), 0.001)
+    if "layers" in scope:
         gap *= 0.25
-    if "per block" in scope:
+    if scope == BLOCKS:
         gap *= 0.2
     if cfg.optimizer.learning_rate != 0.016:
         gap *= 0.5
@@ -73,13 +72,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> ExperimentDataLoader:
     One record an arm stands for all its seeds, each with a row of its own in the table of runs: reading a thousand
     records would take most of the time of these tests.
     """
-    campaign, root = load_campaign(), tmp_path_factory.mktemp("formats")
+    root = tmp_path_factory.mktemp("formats")
     write_run(root, config("e4m3"), 2.0, looks=full_look(20))
     (template,) = load_runs((root,)).records
     tables = {"history": template.history, "layers": template.layers}
     arms: dict[str, tuple[RunRecord, dict[str, Any]]] = {}
     records, rows = {}, []
-    for cfg in [cfg for study in STUDIES for cfg in getattr(campaign, study)({})]:
+    given = [(study, *each) for study in STUDIES for each in studies.STUDIES[study].seeds.items()]
+    for cfg in [studies.ARMS[name].config(seed, study) for study, name, seeds in given for seed in seeds]:
         arm = arm_id(cfg, DATA)
         if arm not in arms:
             record = RunRecord(template.run | {"id": run_id(cfg, DATA), "arm": arm}, cfg, arm, tables.__getitem__)
@@ -101,41 +101,43 @@ def generator(whole: ExperimentDataLoader) -> ReportGenerator:
     return ReportGenerator(whole)
 
 
-def changed(loader: ExperimentDataLoader, change: Callable[[pd.DataFrame], None]) -> ExperimentDataLoader:
-    """The same records with another table of runs."""
-    other = copy.copy(loader)
+def changed(
+    loader: ExperimentDataLoader, change: Callable[[pd.DataFrame], pd.DataFrame | None]
+) -> ExperimentDataLoader:
+    """The same records with another table of runs: a changed copy, or what is made of it."""
+    other, runs = copy.copy(loader), loader.runs.copy()
     other.__dict__["run_set"] = copy.copy(loader.run_set)  # other records: nothing found in the old ones is theirs
-    runs = loader.runs.copy()
-    change(runs)
-    other.__dict__["runs"] = runs
+    made = change(runs)
+    other.__dict__["runs"] = runs if made is None else made.reset_index(drop=True)
     return other
 
 
-def where(runs: pd.DataFrame, study: str, fmt: str, scope: str = PLACES["all"]) -> pd.Series:
+def where(runs: pd.DataFrame, study: str, fmt: str, quantized: str = PLACES["all"]) -> pd.Series:
     shared = runs["learning_rate"] == 0.016
-    return (runs["study"] == study) & (runs["format"] == fmt) & (runs["scope"] == scope) & shared
+    return (runs["study"] == study) & (runs["format"] == fmt) & (runs["quantized"] == quantized) & shared
 
 
-def shift(study: str, fmt: str, by: float, scope: str = PLACES["all"]) -> Callable[[pd.DataFrame], None]:
+def shift(study: str, fmt: str, by: float, quantized: str = PLACES["all"]) -> Callable[[pd.DataFrame], None]:
     def change(runs: pd.DataFrame) -> None:
-        assert where(runs, study, fmt, scope).any()
-        runs.loc[where(runs, study, fmt, scope), "final_val_loss"] += by
+        assert where(runs, study, fmt, quantized).any()
+        runs.loc[where(runs, study, fmt, quantized), "final_val_loss"] += by
 
     return change
 
 
-def scatter(study: str, fmt: str, spread: float, scope: str = PLACES["all"]) -> Callable[[pd.DataFrame], None]:
+def scatter(study: str, fmt: str, spread: float, quantized: str = PLACES["all"]) -> Callable[[pd.DataFrame], None]:
     """The arm's losses swing by `spread` from seed to seed, with the same mean."""
 
     def change(runs: pd.DataFrame) -> None:
-        own = where(runs, study, fmt, scope)
+        own = where(runs, study, fmt, quantized)
         runs.loc[own, "final_val_loss"] += spread * np.where(runs.loc[own, "seed"] % 2, 1.0, -1.0)
 
     return change
 
 
-def decided(loader: ExperimentDataLoader) -> dict[str, Verdict]:
-    return {verdict.id: verdict for verdict in format_verdicts(loader)}
+def judge(loader: ExperimentDataLoader, identity: str) -> Verdict:
+    (hypothesis,) = (each for each in HYPOTHESES if each.id == identity)
+    return hypothesis.verdict(loader)
 
 
 def fail(runs: pd.DataFrame, rows: pd.Series) -> None:
@@ -144,7 +146,7 @@ def fail(runs: pd.DataFrame, rows: pd.Series) -> None:
 
 
 def test_verdicts_follow_the_runs(whole: ExperimentDataLoader) -> None:
-    found = decided(whole)
+    found = {verdict.id: verdict for verdict in verdicts(whole, *IDS)}
     assert tuple(found) == IDS
     assert {name: verdict.answer for name, verdict in found.items()} == dict.fromkeys(IDS, "yes")
     for verdict in found.values():
@@ -166,8 +168,8 @@ def test_every_hypothesis_is_judged_once_in_the_words_that_were_written_down(who
 
 
 def test_a_family_is_adjusted_as_scipy_and_holm_have_it(whole: ExperimentDataLoader) -> None:
-    runs, tests = whole.runs, JUDGES["H1"](whole).tests
-    fp32 = runs[(runs["study"] == "formats") & (runs["scope"] == "nothing")].set_index("seed")["final_val_loss"]
+    runs, tests = whole.runs, judge(whole, "H1").tests
+    fp32 = runs[(runs["study"] == "formats") & (runs["quantized"] == "")].set_index("seed")["final_val_loss"]
     for row in tests[tests["n_pairs"] == 16].to_dict("records"):
         ours = runs[runs["arm"] == row["arm"]].set_index("seed")["final_val_loss"]
         difference = (ours - fp32).dropna()
@@ -187,14 +189,14 @@ def test_a_family_is_adjusted_as_scipy_and_holm_have_it(whole: ExperimentDataLoa
         ("H2", shift("formats", "E5M2", -0.1), "no"),
         ("H2", shift("formats", "E4M3", 0.04), "no"),
         ("H2", scatter("formats", "E4M3", 0.1), "inconclusive"),
-        ("H3", shift("formats", "E0M7", -0.2, "gradients"), "no"),
-        ("H3", shift("formats", "E0M7", -0.099, "gradients"), "no"),
-        ("H3", scatter("formats", "E0M7", 0.4, "gradients"), "inconclusive"),
-        ("H4", shift("formats", "E7M0", -0.5, "activations"), "no"),
-        ("H4", scatter("formats", "E7M0", 0.9, "activations"), "inconclusive"),
+        ("H3", shift("formats", "E0M7", -0.2, PLACES["gradients"]), "no"),
+        ("H3", shift("formats", "E0M7", -0.099, PLACES["gradients"]), "no"),
+        ("H3", scatter("formats", "E0M7", 0.4, PLACES["gradients"]), "inconclusive"),
+        ("H4", shift("formats", "E7M0", -0.5, PLACES["activations"]), "no"),
+        ("H4", scatter("formats", "E7M0", 0.9, PLACES["activations"]), "inconclusive"),
         ("H5", shift("layers", "E4M3", 0.05, PLACES["head"]), "no"),
-        ("H19", shift("scaling", "E0M7", 0.4, PLACES["all"] + "; amax scale per block of 32"), "no"),
-        ("H19", scatter("scaling", "E0M7", 0.9, PLACES["all"] + "; amax scale per block of 32"), "inconclusive"),
+        ("H19", shift("scaling", "E0M7", 0.4, BLOCKS), "no"),
+        ("H19", scatter("scaling", "E0M7", 0.9, BLOCKS), "inconclusive"),
         ("H20", shift("length", "E5M2", 0.5), "no"),
         ("H20", shift("length", "E0M7", -0.16), "no"),
         ("H20", scatter("length", "E0M7", 0.4), "inconclusive"),
@@ -203,18 +205,18 @@ def test_a_family_is_adjusted_as_scipy_and_holm_have_it(whole: ExperimentDataLoa
 def test_other_runs_give_other_answers(
     whole: ExperimentDataLoader, identity: str, change: Callable[[pd.DataFrame], None], answer: str
 ) -> None:
-    assert JUDGES[identity](changed(whole, change)).answer == answer
+    assert judge(changed(whole, change), identity).answer == answer
 
 
 def test_a_difference_that_is_shown_but_below_the_margin_does_not_confirm_h3(whole: ExperimentDataLoader) -> None:
-    verdict = JUDGES["H3"](changed(whole, shift("formats", "E0M7", -0.0935, "gradients")))
+    verdict = judge(changed(whole, shift("formats", "E0M7", -0.0935, PLACES["gradients"])), "H3")
     assert verdict.tests["p_holm"].iloc[0] < 0.05
     assert 0 < verdict.tests["difference"].iloc[0] < 0.01
     assert verdict.answer in ("no", "inconclusive")
 
 
 def test_a_run_that_did_not_finish_leaves_its_arm_without_a_verdict(whole: ExperimentDataLoader) -> None:
-    verdict = JUDGES["H1"](changed(whole, lambda runs: fail(runs, where(runs, "formats", "E7M0"))))
+    verdict = judge(changed(whole, lambda runs: fail(runs, where(runs, "formats", "E7M0"))), "H1")
     row = verdict.tests.set_index("contrast").loc["E7M0 − FP32"]
     assert verdict.answer == "inconclusive"
     assert (row["n_ended_badly"], row["n_pairs"]) == (1, 15)
@@ -228,7 +230,7 @@ def test_a_test_without_a_p_value_still_counts_in_its_family() -> None:
     alone, beside = family([row]), family([row, row | {"p_value": math.nan}])
     assert beside["p_holm"].iloc[0] == pytest.approx(2 * alone["p_holm"].iloc[0])
     assert math.isnan(beside["p_holm"].iloc[1])
-    assert "n = 3" in in_words(alone.to_dict("records")[0])
+    assert "n = 3" in describe(alone.to_dict("records")[0])
 
 
 @pytest.mark.parametrize(
@@ -237,17 +239,13 @@ def test_a_test_without_a_p_value_still_counts_in_its_family() -> None:
         (lambda runs: runs[~((runs["format"] == "E4M3") & (runs["seed"] == 20))], r"E4M3 \(31 of 32 seeds\)"),
         (lambda runs: runs[(runs["format"] != "E6M1") | (runs["study"] != "formats")], r"E6M1 \(0 of 16 seeds\)"),
         (lambda runs: runs.assign(data=runs["data"].mask(runs["format"] == "E5M2", "other")), "differ in data"),
-        (lambda runs: runs.assign(max_steps=runs["max_steps"].mask(runs["format"] == "E5M2", 99)), "differ in length"),
-        (lambda runs: runs.assign(arm=runs["arm"].mask(runs["seed"] == 12, "other")), "More than one config"),
+        (lambda runs: runs.assign(data=runs["data"].mask(runs["seed"] == 12, "other")), "More than one data set"),
     ],
 )
 def test_what_keeps_a_hypothesis_from_being_judged_is_said(
     whole: ExperimentDataLoader, change: Callable[[pd.DataFrame], pd.DataFrame], said: str
 ) -> None:
-    other = copy.copy(whole)
-    other.__dict__["run_set"] = copy.copy(whole.run_set)  # other records: nothing found in the old ones is theirs
-    other.__dict__["runs"] = change(whole.runs).reset_index(drop=True)
-    verdict = JUDGES["H1"](other)
+    verdict = judge(changed(whole, change), "H1")
     assert verdict.answer == "pending"
     assert verdict.tests.empty
     assert re.search(said, verdict.evidence)
@@ -283,7 +281,7 @@ def test_the_answer_by_layer_type_names_what_is_worse_where(whole: ExperimentDat
             assert kind in said.split("undecided")[0]
 
     def elsewhere(runs: pd.DataFrame) -> None:
-        runs.loc[runs["scope"] == PLACES["head"], "scope"] = "elsewhere"
+        runs.loc[runs["quantized"] == PLACES["head"], "quantized"] = "elsewhere"
 
     lost = changed(whole, elsewhere)
     assert by_layer_type(FormatComparator(lost)) == []

@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from altgrad.analysis.preregistered import Verdict
 from scipy import stats
 
 from altgrad.analysis import ExperimentDataLoader, verdicts
+from altgrad.analysis.hypotheses import Verdict
 from altgrad.reports import ReportGenerator
 
 RECORDED = Path(__file__).parents[1] / "experiments" / "recorded"

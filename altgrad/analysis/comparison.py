@@ -4,98 +4,64 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import pandas as pd
 
-from altgrad.analysis.contrasts import by_seed, differs, equivalent
+from altgrad.analysis.contrasts import Row, by_seed, differs, equivalent
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import (
     MARGIN,
     MIN_PAIRS,
     SMALLEST_GAP,
-    Estimate,
     holm,
     name_of_test,
     paired_difference,
     seeds_needed,
 )
-from altgrad.config import LAYER_TYPES, ExperimentConfig
+from altgrad.config import LAYER_TYPES, OPERAND_NAMES, OPERANDS, ExperimentConfig
 from altgrad.formats import get_format
 
 TABLE_COLUMNS = (
-    "format",
-    "arm",
-    "n_runs",
-    "n_finished",
-    "n_pairs",
-    "val_loss",
-    "gap",
-    "low",
-    "high",
-    "sd",
-    "p_fp32",
-    "gap_to_best",
-    "low_to_best",
-    "high_to_best",
-    "sd_to_best",
-    "p_to_best",
-    "p_holm",
-    "p_equivalent",
-    "verdict",
-)
-ALL_OPERANDS = "weights + activations + gradients"
+    "format", "arm", "n_runs", "n_finished", "n_pairs", "val_loss", "gap", "low", "high", "sd", "p_fp32", "gap_to_best",
+    "low_to_best", "high_to_best", "sd_to_best", "p_to_best", "p_holm", "p_equivalent", "verdict",
+)  # fmt: skip
+ALL_OPERANDS = " + ".join(OPERAND_NAMES.values())
+OPERAND_PLACES = ("weights", "activations", "gradients")
 PLACES: dict[str, str] = {
-    "all": ALL_OPERANDS,
-    **{kind: f"{ALL_OPERANDS}; only in {kind}" for kind in LAYER_TYPES},
-    "weights": "weights",
-    "activations": "activations",
-    "gradients": "gradients",
+    "all": " ".join(OPERANDS),
+    **{kind: f"{' '.join(OPERANDS)}; layers {kind}" for kind in LAYER_TYPES},
+    **dict(zip(OPERAND_PLACES, OPERANDS, strict=True)),
 }
-"""Where a sweet spot is asked for, and the scope that such runs have: everything, one layer type, one operand."""
+"""Where a sweet spot is asked for (everything, one layer type, one operand), and what such runs have quantized."""
 
 SWEET_SPOT_COLUMNS = (
-    "place",
-    "best",
-    "gap",
-    "low",
-    "high",
-    "n_pairs",
-    "equivalent",
-    "undecided",
-    "worse",
-    "not_ranked",
-    "reason",
-    "scope",
-    "arm",
-)
+    "place", "best", "gap", "low", "high", "n_pairs", "equivalent", "undecided", "worse", "not_ranked", "reason",
+    "scope", "arm",
+)  # fmt: skip
 RESULT_COLUMNS = (
-    "scope",
-    "format",
-    "arm",
-    "baseline",
-    "learning_rate",
-    "max_steps",
-    "n_runs",
-    "n_finished",
-    "n_pairs",
-    "val_loss",
-    "gap",
-    "low",
-    "high",
-    "sd",
-    "test",
-    "p_fp32",
-    "gap_to_best",
-    "p_holm",
-    "p_equivalent",
-    "verdict",
-)
+    "scope", "format", "arm", "baseline", "learning_rate", "max_steps", "n_runs", "n_finished", "n_pairs", "val_loss",
+    "gap", "low", "high", "sd", "test", "p_fp32", "gap_to_best", "p_holm", "p_equivalent", "verdict",
+)  # fmt: skip
 RATE_KEYS = ("learning_rate", "other_learning_rate")
 LENGTH_KEYS = ("max_steps", "warmup_steps", "eval_every", "log_every", "layers_every")
+
+
+VERDICTS = {
+    "unfinished": "not ranked: a run did not finish",
+    "few": f"not ranked: fewer than {MIN_PAIRS} pairs",
+    "combination": "not ranked: a combination of formats",
+    "wide": "reference, not 8 bits",
+    "alone": "alone: no other 8-bit format can be ranked",
+    "best": "smallest gap",
+    "equivalent": f"within {MARGIN:g} of the best",
+    "within_margin": f"worse than the best, by less than {MARGIN:g}",
+    "undecided": "undecided",
+    "worse": "worse than the best",
+}
+"""What follows for a format, and how readers are told."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +69,7 @@ class Comparison:
     """Formats that differ in nothing but the format, against the unquantized runs of the same setting.
 
     Attributes:
-        scope: what is quantized, in words.
+        scope: what is quantized, in words; `quantized`: the same, as a key.
         setting: key of everything else.
         baseline: the unquantized arm.
         table: one row a format, best first, columns `TABLE_COLUMNS`: gap is the paired difference of the final
@@ -116,14 +82,35 @@ class Comparison:
     """
 
     scope: str
+    quantized: str
     setting: str
     baseline: str
     table: pd.DataFrame
 
     @property
+    def first(self) -> str:
+        """The arm with the smallest gap."""
+        return str(self.table["arm"].iloc[0])
+
+    @property
     def pairs(self) -> int:
         """Number of pairs behind the table."""
         return int(self.table["n_pairs"].sum())
+
+    def row(self, name: str) -> pd.Series:
+        """The row of a format."""
+        return self.table.set_index("format").loc[name]
+
+    @cached_property
+    def verdicts(self) -> pd.Series:
+        """The verdict of each row of the table, as a key of `VERDICTS`."""
+        candidates = _candidates(self.table)["format"]
+        best = candidates.iloc[0] if len(candidates) > 1 else None
+        return pd.Series([_verdict(row, best) for row in self.table.to_dict("records")], self.table.index, dtype=object)
+
+    def having(self, *verdicts: str) -> tuple[str, ...]:
+        """The formats of these verdicts (keys of `VERDICTS`), best first."""
+        return tuple(self.table.loc[self.verdicts.isin(verdicts), "format"])
 
     @property
     def seeds_for_smallest_gap(self) -> pd.DataFrame:
@@ -132,18 +119,9 @@ class Comparison:
         One row a format that is within the margin of the best or undecided: format, sd_to_best, n_pairs (of it and
         FP32), seeds (needed for a power of 80%; None where that is not known).
         """
-        tied = self.table[self.table["verdict"].isin([EQUIVALENT, WITHIN_MARGIN, UNDECIDED])]
-        needed = [seeds_needed(sd, SMALLEST_GAP) for sd in tied["sd_to_best"]]
-        return tied[["format", "sd_to_best", "n_pairs"]].assign(seeds=needed).reset_index(drop=True)
-
-
-BEST = "smallest gap"
-EQUIVALENT = f"within {MARGIN:g} of the best"
-WITHIN_MARGIN = f"worse than the best, by less than {MARGIN:g}"
-UNDECIDED = "undecided"
-WORSE = "worse than the best"
-COMBINATION = "not ranked: a combination of formats"
-_VERDICTS = (EQUIVALENT, WITHIN_MARGIN, UNDECIDED, WORSE)
+        close = self.table[self.verdicts.isin(["equivalent", "within_margin", "undecided"])]
+        needed = [seeds_needed(sd, SMALLEST_GAP) for sd in close["sd_to_best"]]
+        return close[["format", "sd_to_best", "n_pairs"]].assign(seeds=needed).reset_index(drop=True)
 
 
 @dataclass(frozen=True)
@@ -188,19 +166,20 @@ class FormatComparator:
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
         """Every comparison that the records allow, the one with the most pairs first."""
-        found = []
-        for (setting, scope), group in self._runs.groupby(["setting", "scope"], sort=True):
-            baseline = self._baseline(setting)
-            if scope == "nothing" or baseline.empty:
-                continue
-            found.append(Comparison(scope, setting, baseline["arm"].iloc[0], _format_table(group, by_seed(baseline))))
-        return tuple(sorted(found, key=lambda item: (-item.pairs, item.scope, item.setting)))
+        found, free = [], self._runs[self._runs["quantized"] == ""]
+        for (setting, quantized), group in self._runs.groupby(["setting", "quantized"]):
+            baseline = free[free["setting"] == setting]
+            if quantized and len(baseline):
+                table = _format_table(group, by_seed(baseline))
+                scope, arm = group["scope"].iloc[0], baseline["arm"].iloc[0]
+                found.append(Comparison(scope, quantized, setting, arm, table))
+        return tuple(sorted(found, key=lambda item: (-item.pairs, item.quantized, item.setting)))
 
     @cached_property
     def unmatched(self) -> pd.DataFrame:
         """AdamW runs that no comparison uses, because their setting has no unquantized run."""
         settings = {comparison.setting for comparison in self.comparisons}
-        runs = self._runs[(self._runs["step_rule"] == "adamw") & (self._runs["scope"] != "nothing")]
+        runs = self._runs[(self._runs["step_rule"] == "adamw") & (self._runs["quantized"] != "")]
         return runs[~runs["setting"].isin(settings)]
 
     @property
@@ -214,26 +193,22 @@ class FormatComparator:
         Raises:
             KeyError: for another place.
         """
-        scope, headline = PLACES[place], self.headline
-        found = [each for each in self.comparisons if headline and each.setting == headline.setting]
-        return next((each for each in found if each.scope == scope), None)
+        wanted = (self.headline and self.headline.setting, PLACES[place])
+        return next((each for each in self.comparisons if (each.setting, each.quantized) == wanted), None)
 
     def sweet_spot(self, comparison: Comparison) -> SweetSpot:
         """The best 8-bit format of `comparison`; one with a run that did not finish, or under 3 pairs, cannot be it."""
-        table = comparison.table
+        table, having = comparison.table, comparison.having
         candidates = _candidates(table)
-        recorded = [name for name in table["format"] if _is_8bit(name)]
-        unranked = tuple(name for name in recorded if name not in set(candidates["format"]))
+        unranked = tuple(name for name in table["format"] if is_8bit(name) and name not in set(candidates["format"]))
         if len(candidates) < 2:
             return SweetSpot(None, unranked=unranked, reason=_no_answer(table, candidates))
-        found = {word: tuple(candidates.loc[candidates["verdict"] == word, "format"]) for word in _VERDICTS}
-        ties = [name for name in candidates["format"] if name in found[EQUIVALENT] + found[WITHIN_MARGIN]]
         return SweetSpot(
-            best=str(candidates["format"].iloc[0]),
-            equivalent=tuple(ties),
-            within_margin=found[WITHIN_MARGIN],
-            undecided=found[UNDECIDED],
-            worse=found[WORSE],
+            best=having("best")[0],
+            equivalent=having("equivalent", "within_margin"),
+            within_margin=having("within_margin"),
+            undecided=having("undecided"),
+            worse=having("worse"),
             unranked=unranked,
         )
 
@@ -246,26 +221,16 @@ class FormatComparator:
         why.
         """
         rows: list[dict[str, object]] = []
-        for place, scope in PLACES.items():
-            comparison = self.at(place)
-            if comparison is None:
-                rows.append({"place": place, "scope": scope, "n_pairs": 0, "reason": "no such runs are recorded"})
-                continue
-            spot = self.sweet_spot(comparison)
-            row: dict[str, object] = {
-                "place": place,
-                "best": spot.best,
-                "equivalent": " ".join(spot.equivalent),
-                "undecided": " ".join(spot.undecided),
-                "worse": " ".join(spot.worse),
-                "not_ranked": " ".join(spot.unranked),
-                "reason": spot.reason,
-                "scope": scope,
-                "n_pairs": 0,
-            }
-            if spot.best is not None:
-                found = comparison.table.set_index("format").loc[spot.best]
-                row |= {name: found[name] for name in ("gap", "low", "high", "n_pairs", "arm")}
+        for place in PLACES:
+            row: dict[str, object] = {"place": place, "n_pairs": 0, "reason": "no such runs are recorded"}
+            if comparison := self.at(place):
+                spot = self.sweet_spot(comparison)
+                row |= {name: " ".join(getattr(spot, name)) for name in ("equivalent", "undecided", "worse")}
+                row |= {"best": spot.best, "not_ranked": " ".join(spot.unranked), "reason": spot.reason}
+                row["scope"] = comparison.scope
+                if spot.best is not None:
+                    found = comparison.table.set_index("format").loc[spot.best]
+                    row |= {name: found[name] for name in ("gap", "low", "high", "n_pairs", "arm")}
             rows.append(row)
         return pd.DataFrame(rows, columns=list(SWEET_SPOT_COLUMNS))
 
@@ -292,13 +257,10 @@ class FormatComparator:
         found = []
         for other in self.comparisons:
             config = self._loader.config(other.baseline)
-            same = other.scope == comparison.scope and config.max_steps > base.max_steps
+            same = other.quantized == comparison.quantized and config.max_steps > base.max_steps
             if same and _without(config, LENGTH_KEYS) == _without(base, LENGTH_KEYS):
                 found.append(other)
         return max(found, key=lambda other: (other.pairs, other.setting), default=None)
-
-    def _baseline(self, setting: str) -> pd.DataFrame:
-        return self._runs[(self._runs["setting"] == setting) & (self._runs["scope"] == "nothing")]
 
 
 def results_table(loader: ExperimentDataLoader) -> pd.DataFrame:
@@ -314,24 +276,24 @@ def scale_policies(loader: ExperimentDataLoader, comparison: Comparison) -> pd.D
     p-values are NaN where a run did not finish. Empty without such runs.
     """
     columns = ["format", "policy", "arm", "against", "n_runs", "n_finished", "n_pairs", "difference", "low", "high"]
-    runs = loader.runs
-    runs = runs[(runs["role"] == "report") & (runs["setting"] == comparison.setting) & (runs["study"] == "scaling")]
-    whole = loader.runs[loader.runs["setting"] == comparison.setting]
+    whole = loader.runs[(loader.runs["setting"] == comparison.setting) & (loader.runs["role"] == "report")]
+    runs = whole[whole["study"] == "scaling"]
     rows = []
-    for (name, scope), group in runs.groupby(["format", "scope"], sort=False):
-        against = whole[(whole["format"] == name) & (whole["scope"] == comparison.scope) & (whole["role"] == "report")]
-        if against.empty or scope == comparison.scope:
+    for (name, quantized), group in runs.groupby(["format", "quantized"], sort=False):
+        against = whole[(whole["format"] == name) & (whole["quantized"] == comparison.quantized)]
+        if against.empty or quantized == comparison.quantized:
             continue
         against = against[against["seed"].isin(group["seed"])]
         estimate, finished = paired_difference(by_seed(group), by_seed(against)), group["status"] == "finished"
-        whole_arms = bool(finished.all() and (against["status"] == "finished").all())
-        given = (name, str(scope).partition("; ")[2], group["arm"].iloc[0], next(iter(against["arm"]), ""), len(group))
-        figures = (int(finished.sum()), estimate.n, estimate.mean, estimate.low, estimate.high)
-        p_value = estimate.p_value if whole_arms and estimate.n >= MIN_PAIRS else math.nan
-        rows.append((*given, *figures, p_value))
-    frame = pd.DataFrame(rows, columns=[*columns, "p_value"])
-    frame["p_holm"] = holm(list(frame["p_value"]))
-    return frame.sort_values(["format", "policy"], key=_ordered, ignore_index=True)
+        judged = finished.all() and (against["status"] == "finished").all() and estimate.n >= MIN_PAIRS
+        policy = str(group["scope"].iloc[0]).partition("; ")[2]
+        given = (name, policy, group["arm"].iloc[0], next(iter(against["arm"]), ""), len(group), int(finished.sum()))
+        figures = (estimate.n, estimate.mean, estimate.low, estimate.high, estimate.p_value if judged else math.nan)
+        rows.append((*given, *figures, quantized))
+    frame = pd.DataFrame(rows, columns=[*columns, "p_value", "quantized"])
+    frame.insert(len(columns) + 1, "p_holm", holm(list(frame["p_value"])))
+    frame = frame.sort_values(["format", "quantized"], key=_ordered, ignore_index=True)
+    return frame.drop(columns="quantized")
 
 
 def last_looks(loader: ExperimentDataLoader, comparison: Comparison) -> dict[str, pd.DataFrame]:
@@ -369,7 +331,7 @@ def at_own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> pd.Dat
     """
     runs, base = loader.runs, loader.config(comparison.baseline)
     baseline = runs[runs["arm"] == comparison.baseline]
-    found = runs[(runs["role"] == "report") & (runs["rule"] == "AdamW") & (runs["scope"] == comparison.scope)]
+    found = runs[(runs["role"] == "report") & (runs["quantized"] == comparison.quantized)]
     found = found[(found["data"] == baseline["data"].iloc[0]) & (found["setting"] != comparison.setting)]
     shared, rows = comparison.table.set_index("format")["gap"], []
     for arm, group in found.groupby("arm"):
@@ -396,7 +358,7 @@ def own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> pd.DataFr
     tuning = runs[
         (runs["role"] == "tuning")
         & (runs["step_rule"] == "adamw")
-        & runs["scope"].isin(["nothing", comparison.scope])
+        & runs["quantized"].isin(["", comparison.quantized])
         & (runs["data"] == runs.loc[runs["arm"] == comparison.baseline, "data"].iloc[0])
     ]
     same = [
@@ -434,55 +396,47 @@ def _format_table(group: pd.DataFrame, baseline: pd.Series) -> pd.DataFrame:
                 "low": gap.low,
                 "high": gap.high,
                 "sd": gap.sd,
+                "p_fp32": gap.p_value,
             }
         )
     frame = pd.DataFrame(rows).sort_values(["gap", "format"], ignore_index=True)
-    candidates = _candidates(frame)["format"]
-    best = candidates.iloc[0] if len(candidates) > 1 else None
+    candidates = list(_candidates(frame)["format"])
     ranked = frame["format"].isin(candidates)
-    p_values = [paired_difference(losses[name], baseline).p_value for name in frame["format"]]
-    frame["p_fp32"] = holm([p if known else math.nan for p, known in zip(p_values, ranked, strict=True)])
+    best = candidates[0] if len(candidates) > 1 else None
+    nothing = baseline.iloc[:0]
     against = [
-        _nothing() if best in (None, name) else paired_difference(losses[name], losses[best])
-        for name in frame["format"]
+        paired_difference(losses[name], nothing if best in (None, name) else losses[best]) for name in frame["format"]
     ]
-    frame["gap_to_best"] = [estimate.mean for estimate in against]
-    frame["low_to_best"] = [estimate.low for estimate in against]
-    frame["high_to_best"] = [estimate.high for estimate in against]
-    frame["sd_to_best"] = [estimate.sd for estimate in against]
-    frame["p_to_best"] = [estimate.p_value for estimate in against]
-    frame["p_holm"] = frame["format"].map(_adjusted_to_best([losses[name] for name in candidates], list(candidates)))
-    frame["p_equivalent"] = [
-        estimate.equivalence_p() if known else math.nan for estimate, known in zip(against, ranked, strict=True)
-    ]
-    frame["verdict"] = [_verdict(row, best) for row in frame.to_dict("records")]
+    frame["p_fp32"] = holm(list(frame["p_fp32"].where(ranked)))
+    for column, name in (("gap", "mean"), ("low", "low"), ("high", "high"), ("sd", "sd"), ("p", "p_value")):
+        frame[f"{column}_to_best"] = [getattr(estimate, name) for estimate in against]
+    frame["p_holm"] = frame["format"].map(_adjusted_to_best([losses[name] for name in candidates], candidates))
+    frame["p_equivalent"] = pd.Series([estimate.equivalence_p() for estimate in against]).where(ranked)
+    frame["verdict"] = [VERDICTS[_verdict(row, best)] for row in frame.to_dict("records")]
     return frame[list(TABLE_COLUMNS)]
 
 
-def _verdict(row: dict[Hashable, Any], best: str | None) -> str:
+def _verdict(row: Row, best: str | None) -> str:
+    """A key of `VERDICTS`."""
     if row["n_finished"] < row["n_runs"]:
-        return "not ranked: a run did not finish"
+        return "unfinished"
     if row["n_pairs"] < MIN_PAIRS:
-        return f"not ranked: fewer than {MIN_PAIRS} pairs"
-    if is_combination(row["format"]):
-        return COMBINATION
-    if not _is_8bit(row["format"]):
-        return "reference, not 8 bits"
-    if best is None:
-        return "alone: no other 8-bit format can be ranked"
-    if row["format"] == best:
-        return BEST
-    row = row | {"difference": row["gap_to_best"], "n_ended_badly": 0}
+        return "few"
+    if not is_8bit(row["format"]):
+        return "combination" if is_combination(row["format"]) else "wide"
+    if best in (None, row["format"]):
+        return "alone" if best is None else "best"
+    row = {**row, "difference": row["gap_to_best"]}
     if equivalent(row):
-        return WITHIN_MARGIN if differs(row) else EQUIVALENT
-    return WORSE if differs(row) else UNDECIDED  # without shared seeds there is no test, and nothing is shown
+        return "within_margin" if differs(row) else "equivalent"
+    return "worse" if differs(row) else "undecided"  # without shared seeds there is no test, and nothing is shown
 
 
 def _no_answer(table: pd.DataFrame, candidates: pd.DataFrame) -> str:
     """Why fewer than two formats can be ranked, in words."""
     if len(candidates):
         return f"only {candidates['format'].iloc[0]} can be ranked, and an answer needs at least two formats"
-    recorded = table[table["format"].map(_is_8bit)]
+    recorded = table[table["format"].map(is_8bit)]
     if recorded.empty:
         return "no single 8-bit format is recorded"
     if (recorded["n_finished"] == 0).all():
@@ -513,10 +467,10 @@ def _candidates(table: pd.DataFrame) -> pd.DataFrame:
     formats of which the preregistration says how they are tested.
     """
     enough = (table["n_pairs"] >= MIN_PAIRS) & (table["n_finished"] == table["n_runs"])
-    return table[table["format"].map(_is_8bit) & enough]
+    return table[table["format"].map(is_8bit) & enough]
 
 
-def _is_8bit(label: str) -> bool:
+def is_8bit(label: str) -> bool:
     """Whether one format is meant, and it has 8 bits."""
     return not is_combination(label) and get_format(label).bits == 8
 
@@ -532,10 +486,6 @@ def _without(config: ExperimentConfig, keys: Sequence[str]) -> dict[str, object]
     optimizer = {key: value for key, value in identity.get("optimizer", {}).items() if key not in keys}
     kept = {key: value for key, value in identity.items() if key not in ("quantize", "scaling", *keys)}
     return kept | {"optimizer": optimizer}
-
-
-def _nothing() -> Estimate:
-    return Estimate(math.nan, math.nan, math.nan, math.nan, 0, math.nan)
 
 
 def _ordered(column: pd.Series) -> pd.Series:

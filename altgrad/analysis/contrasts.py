@@ -151,8 +151,8 @@ def named_family(loader: ExperimentDataLoader, pairs: Iterable[Pair]) -> pd.Data
 
 
 def judged(row: Row) -> bool:
-    """Whether it can show anything: every run finished, and there are two pairs for an interval."""
-    return not row["n_ended_badly"] and row["n_pairs"] >= 2
+    """Whether it can show anything: every run finished, where it says so, and there are two pairs for an interval."""
+    return not row.get("n_ended_badly") and row["n_pairs"] >= 2
 
 
 def shown(row: Row, sign: int, by: float = 0.0) -> bool:

@@ -1,21 +1,21 @@
 """The figures of docs/reports/corrections.md: what is so, where something else was said, from the campaign's records.
 
-Each value is a mapping that the document's sentences take their figures from; None where its runs are not recorded,
-and the document then says so.
+The document's sentences take their figures from these values. Where the runs of one are not recorded it is None, of
+formats, or says so, of failures.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import Comparison, FormatComparator, scale_policies
-from altgrad.analysis.contrasts import NAMED, TEST_COLUMNS, by_seed, family, missing, named_family, runs_of
-from altgrad.analysis.costs import LADDER, additivity, cost_per_bit, extent, token_rate
+from altgrad.analysis.contrasts import NAMED, TEST_COLUMNS, Row, family, missing, named_family, runs_of
+from altgrad.analysis.costs import LADDER, additivity, cost_per_bit, extent, losses, token_rate
 from altgrad.analysis.failures import FailureAnalyzer, named
 from altgrad.analysis.hypotheses import LONG_ARMS, Verdict, pairs_of_best, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
@@ -36,27 +36,27 @@ def format_values(loader: ExperimentDataLoader) -> dict[str, Any]:
     short = comparator.headline
     if short is None or "formats" not in set(loader.runs.loc[loader.runs["arm"] == short.baseline, "study"]):
         return found | {"margin": MARGIN}
-    long, size = comparator.longer(short), extent(loader, short)
-    found |= {
+    long, size, bits = comparator.longer(short), extent(loader, short.baseline), cost_per_bit(loader)
+    return {
+        "margin": MARGIN,
         "extent": size if size.parameters and size.validation_characters else None,
         "tie": _tie(loader, short, long) if long else None,
         "tokens": _tokens(loader, short),
         "blocks": _blocks(loader, short),
         "e1m6": _e1m6(loader, short),
-        "bits": _bits(loader),
+        "bits": {"all": bits, "without_last": cost_per_bit(loader, LADDER[:-1])} if bits else None,
         "sums": _sums(additivity(loader)),
     }
-    return found | {"margin": MARGIN}
 
 
 def _tie(loader: ExperimentDataLoader, short: Comparison, long: Comparison) -> dict[str, Any] | None:
     """E4M3 minus E3M4 in short and in long runs."""
-    rows = [each.table.set_index("format") for each in (short, long)]
-    if any(table["gap"].reindex(["E3M4", "E4M3"]).isna().any() for table in rows):
-        return None
     found = {}
-    for name, each, table in zip(("short", "long"), (short, long), rows, strict=True):
-        difference = paired_difference(*(_losses(loader, table.at[fmt, "arm"]) for fmt in ("E4M3", "E3M4")))
+    for name, each in (("short", short), ("long", long)):
+        table = each.table.set_index("format")
+        if table["gap"].reindex(["E3M4", "E4M3"]).isna().any():
+            return None
+        difference = paired_difference(*(losses(loader, table.at[fmt, "arm"]) for fmt in ("E4M3", "E3M4")))
         found[name] = {
             "difference": difference,
             "p_holm": table.at["E4M3", "p_holm"],
@@ -77,191 +77,157 @@ def _tokens(loader: ExperimentDataLoader, short: Comparison) -> dict[str, Any] |
 
 def _blocks(loader: ExperimentDataLoader, short: Comparison) -> dict[str, Any] | None:
     """E0M7's gap with a scale a tensor and with one a block, on the same seeds, and which formats have such runs."""
-    policies, baseline = scale_policies(loader, short), _losses(loader, short.baseline)
-    by_block = [loader.config(arm).scaling.rule("weight").granularity == "block" for arm in policies["arm"]]
-    rows = policies[pd.Series(by_block, index=policies.index, dtype=bool)].set_index("format")
-    if "E0M7" not in rows.index:
+    rules = {row.format: (row, loader.config(row.arm).scaling.rule("weight")) for row in _by_block(loader, short)}
+    if "E0M7" not in rules:
         return None
-    ours, theirs = (_losses(loader, rows.at["E0M7", name]) for name in ("arm", "against"))
+    row, rule = rules["E0M7"]
+    ours, theirs, baseline = (losses(loader, arm) for arm in (row.arm, row.against, short.baseline))
     return {
-        "block": loader.config(rows.at["E0M7", "arm"]).scaling.rule("weight").block,
+        "block": rule.block,
         "gap": paired_difference(ours, baseline),
         "by_tensor": paired_difference(theirs[theirs.index.isin(ours.index)], baseline),
-        "recorded": sorted(rows.index),
-        "missing": [name for name in ("E2M5", "E3M4") if name not in rows.index],
+        "recorded": sorted(rules),
+        "missing": [name for name in ("E2M5", "E3M4") if name not in rules],
     }
+
+
+def _by_block(loader: ExperimentDataLoader, short: Comparison) -> list[Any]:
+    rows = scale_policies(loader, short).itertuples()
+    return [row for row in rows if loader.config(str(row.arm)).scaling.rule("weight").granularity == "block"]
 
 
 def _e1m6(loader: ExperimentDataLoader, short: Comparison) -> dict[str, Any] | None:
     rows = short.table.set_index("format")
     if not {"E0M7", "E1M6"} <= set(rows.index):
         return None
-    one, other = (_losses(loader, rows.at[name, "arm"]) for name in ("E0M7", "E1M6"))
+    one, other = (losses(loader, rows.at[name, "arm"]) for name in ("E0M7", "E1M6"))
     return {
         "runs": int(rows.at["E1M6", "n_runs"]),
         "gap": rows.at["E1M6", "gap"],
         "apart": (one - other).abs().max(),
-        "e0m7": paired_difference(one, _losses(loader, short.baseline)),
+        "e0m7": paired_difference(one, losses(loader, short.baseline)),
     }
-
-
-def _bits(loader: ExperimentDataLoader) -> dict[str, Any] | None:
-    found = cost_per_bit(loader)
-    return {"all": found, "without_last": cost_per_bit(loader, LADDER[:-1])} if found else None
 
 
 def _sums(table: pd.DataFrame) -> dict[str, Any] | None:
     """The rows of `additivity` by division and format, and the largest deviations but E7M0's."""
-    if table.empty or not {"layer type", "operand"} <= set(table["by"]):
+    if not {"layer type", "operand"} <= set(table["by"]):
         return None
     rest = table[table["format"] != "E7M0"].groupby("by")["difference"].agg(lambda column: column.abs().max())
     return {"rows": table.set_index(["by", "format"]).to_dict("index"), "largest": rest.to_dict()}
 
 
-def _losses(loader: ExperimentDataLoader, arm: str) -> pd.Series:
-    return by_seed(loader.runs[loader.runs["arm"] == arm])
-
-
 UNRECORDED = "(these runs are not recorded)"
-NAMES = (
-    "blocks_failing", "mxfp4_up", "mxfp4_drawn", "e7m0_worst", "code_decay", "other_decay", "h10_differences",
-    "h10_answer", "h5_best", "h5_p_registered", "h5_p_amended", "h5_difference", "h5_answer", "h18_removed",
-    "h18_whole", "h18_answer", "h19_e0m7", "h19_others", "h20_formats", "h20_steps", "h20_gap", "study_days",
-    "crossing_tests", "crossing_hypotheses", "failed_runs", "fp32_finished", "relative_fp32", "relative_p",
-    "e0m7_rate", "e0m7_other_rate", "e0m7_rate_costs", "e0m7_rate_p", "e0m7_ulps",
-)  # fmt: skip
-Value = tuple[str, str | float]
 
 
 def failure_values(loader: ExperimentDataLoader) -> dict[str, str | float]:
-    """Of failures, step rules, verdicts and machines: every name of `NAMES`, in words where its runs are missing."""
+    """Of failures, step rules, verdicts and machines: each in words where its runs are missing."""
     found = {verdict.id: verdict for verdict in verdicts(loader)}
-    made = (
-        *_block_arms(loader), *_decay(loader, found["H10"]), *_h5(loader, found["H5"]), *_limits(loader, found),
-        *_machines(loader, found), *_failed(loader), *_baseline(loader), *_e0m7(loader),
-    )  # fmt: skip
-    return {name: UNRECORDED for name in NAMES} | dict(made)
+    answered = {name: verdict.answered for name, verdict in found.items() if verdict.answer != "pending"}
+    h10 = found["H10"].tests["difference"]
+    gaps = loader.once(FailureAnalyzer).gaps
+    gaps = gaps[gaps["campaign"].astype(bool) & (gaps["n_pairs"] > 1)]
+    late, base = gaps[gaps["study"] == "blocks"], runs_of(loader, "FP32")
+    ended = (base["status"] == "finished").sum()
+    e7m0 = next(iter(gaps[gaps["format"] == "E7M0"].to_dict("records")), None)
+    decays = defaultdict(set)
+    for _, run in _own(loader).drop_duplicates("arm").iterrows():
+        decays[run["step_rule"] == "code"].add(loader.config(run["arm"]).optimizer.weight_decay)
+    removed, whole = _row(loader, "E7M0", "E7M0 E5M2 gradients"), _row(loader, "E7M0", "FP32")
+    blocks = {fmt: _row(loader, f"{fmt} block", fmt) for fmt in RULE_FORMATS}
+    others = [f"{fmt} {_nats(row)}" for fmt, row in blocks.items() if row and fmt != "E0M7"]
+    long, relative = _row(loader, "E0M7 long", "FP32 long"), _row(loader, "FP32 relative master", "FP32")
+    own, shared = ARMS["E0M7 own rate"], ARMS["E0M7"]
+    rates = _row(loader, own.name, shared.name)
+    made: dict[str, Any] = {
+        "blocks_failing": int(late["failed"].sum()) if len(late) else None,
+        "mxfp4_up": _nats(_row(loader, "MXFP4 up", "FP32")),
+        "mxfp4_drawn": _nats(_row(loader, "MXFP4 stochastic gradients", "FP32")),
+        "e7m0_worst": _nats({**e7m0, "difference": e7m0["gap"]}) if e7m0 else None,
+        "code_decay": " or ".join(f"{decay:g}" for decay in sorted(decays[True])),
+        "other_decay": " or ".join(f"{decay:g}" for decay in sorted(decays[False])),
+        "h10_differences": f"{h10.min():.3f} to {h10.max():.3f} nats" if len(h10) else None,
+        **{f"{name.lower()}_answer": answered.get(name) for name in ("H5", "H10", "H18", "H19", "H20")},
+        **_h5(loader, "H5" in answered),
+        "h18_removed": f"{removed['difference']:.3f}" if removed and whole else None,
+        "h18_whole": f"{whole['difference']:.3f}" if removed and whole else None,
+        "h19_e0m7": _nats(blocks["E0M7"]) if all(blocks.values()) else None,
+        "h19_others": words.names(others) if all(blocks.values()) else None,
+        "h20_formats": long and len(LONG_ARMS),
+        "h20_steps": long and f"{ARMS['E0M7 long'].config().max_steps:,}",
+        "h20_gap": _nats(long),
+        "study_days": _study_days(loader),
+        **_crossing(loader, found.values()),
+        "failed_runs": _failed(loader),
+        "fp32_finished": f"{ended} of its {len(base)} runs finished" if len(base) else None,
+        "relative_fp32": _nats(relative, 4),
+        "relative_p": relative and words.p_text(relative["p_value"]),
+        "e0m7_rate": rates and f"{own.rate:g}",
+        "e0m7_other_rate": rates and f"{shared.rate:g}",
+        "e0m7_rate_costs": _nats(rates, 4),
+        "e0m7_rate_p": rates and words.p_text(rates["p_value"]),
+        "e0m7_ulps": _nats(_row(loader, "E0M7 update master", shared.name), 4),
+    }
+    return {name: UNRECORDED if value in (None, "") else value for name, value in made.items()}
 
 
-def _row(loader: ExperimentDataLoader, *pair: str) -> dict[Any, Any] | None:
+def _own(loader: ExperimentDataLoader) -> pd.DataFrame:
+    return loader.runs[~loader.runs["foreign"].astype(bool)]
+
+
+def _row(loader: ExperimentDataLoader, *pair: str) -> Row | None:
     """The contrast of two arms of the campaign; None where their runs are not all recorded."""
-    if missing(loader, pair):
-        return None
-    return named_family(loader, [pair]).to_dict("records")[0]  # type: ignore[no-any-return]
+    return None if missing(loader, pair) else named_family(loader, [pair]).to_dict("records")[0]
 
 
-def _nats(row: Mapping[Any, Any], digits: int = 3) -> str:
+def _nats(row: Row | None, digits: int = 3) -> str | None:
     """A difference with its interval and pairs."""
+    if row is None:
+        return None
     mean, low, high = (f"{row[name]:+.{digits}f}" for name in ("difference", "low", "high"))
     return f"{mean} nats [{low}, {high}] (n = {int(row['n_pairs'])})"
 
 
-def _block_arms(loader: ExperimentDataLoader) -> Iterator[Value]:
-    gaps = loader.once(FailureAnalyzer).gaps
-    gaps = gaps[gaps["campaign"].astype(bool) & (gaps["n_pairs"] > 1)]
-    late = gaps[gaps["study"] == "blocks"]
-    if len(late):
-        yield "blocks_failing", int(late["failed"].sum())
-    for name, arm in (("mxfp4_up", "MXFP4 up"), ("mxfp4_drawn", "MXFP4 stochastic gradients")):
-        if row := _row(loader, arm, "FP32"):
-            yield name, _nats(row)
-    for row in gaps[gaps["format"] == "E7M0"].head(1).to_dict("records"):
-        yield "e7m0_worst", _nats(row | {"difference": row["gap"]})
-
-
-def _decay(loader: ExperimentDataLoader, h10: Verdict) -> Iterator[Value]:
-    decays = defaultdict(set)
-    for _, run in loader.runs[~loader.runs["foreign"].astype(bool)].drop_duplicates("arm").iterrows():
-        decays[run["step_rule"] == "code"].add(loader.config(run["arm"]).optimizer.weight_decay)
-    for name, of_code in (("code_decay", True), ("other_decay", False)):
-        if decays[of_code]:
-            yield name, " or ".join(f"{decay:g}" for decay in sorted(decays[of_code]))
-    if h10.answer != "pending":
-        rows = h10.tests["difference"]
-        yield "h10_differences", f"{rows.min():.3f} to {rows.max():.3f} nats"
-        yield "h10_answer", h10.answered
-
-
-def _h5(loader: ExperimentDataLoader, h5: Verdict) -> Iterator[Value]:
+def _h5(loader: ExperimentDataLoader, answered: bool) -> dict[str, str | None]:
     """E4M3 against the mlp's best in both families: all pairs, and the best against the others."""
-    if h5.answer == "pending":
-        return
-    yield "h5_answer", h5.answered
-    pairs = pairs_of_best([f"{fmt} mlp" for fmt in SPLITS])(loader)
-    best = pairs[-1][1]
+    names = ("h5_best", "h5_p_amended", "h5_p_registered", "h5_difference")
+    pairs = pairs_of_best([f"{fmt} mlp" for fmt in SPLITS])(loader) if answered else ()
+    best = pairs[-1][1] if pairs else "E4M3 mlp"
     if best == "E4M3 mlp":
-        return
-    rows = named_family(loader, pairs).to_dict("records")
-    rows = [row for row in rows if row["to"] == best]
+        return dict.fromkeys(names)
+    rows = [row for row in named_family(loader, pairs).to_dict("records") if row["to"] == best]
     others = family(rows, (*TEST_COLUMNS, *NAMED)).to_dict("records")
     amended, registered = (next(row for row in each if row["of"] == "E4M3 mlp") for each in (rows, others))
-    yield "h5_best", ARMS[best].format
-    yield "h5_p_amended", words.p_text(amended["p_holm"])
-    yield "h5_p_registered", words.p_text(registered["p_holm"])
-    yield "h5_difference", _nats(amended, 4)
+    p_values = [words.p_text(row["p_holm"]) for row in (amended, registered)]
+    return dict(zip(names, (ARMS[best].format, *p_values, _nats(amended, 4)), strict=True))
 
 
-def _limits(loader: ExperimentDataLoader, found: Mapping[str, Verdict]) -> Iterator[Value]:
-    removed, whole = _row(loader, "E7M0", "E7M0 E5M2 gradients"), _row(loader, "E7M0", "FP32")
-    if removed and whole:
-        yield "h18_removed", f"{removed['difference']:.3f}"
-        yield "h18_whole", f"{whole['difference']:.3f}"
-    for name in ("H18", "H19", "H20"):
-        if found[name].answer != "pending":
-            yield f"{name.lower()}_answer", found[name].answered
-    changes = {fmt: _row(loader, f"{fmt} block", fmt) for fmt in RULE_FORMATS}
-    others = [f"{fmt} {_nats(row)}" for fmt, row in changes.items() if row and fmt != "E0M7"]
-    if (row := changes["E0M7"]) and len(others) == len(RULE_FORMATS) - 1:
-        yield "h19_e0m7", _nats(row)
-        yield "h19_others", words.names(others)
-    if row := _row(loader, "E0M7 long", "FP32 long"):
-        yield "h20_formats", len(LONG_ARMS)
-        yield "h20_steps", f"{ARMS['E0M7 long'].config().max_steps:,}"
-        yield "h20_gap", _nats(row)
-
-
-def _machines(loader: ExperimentDataLoader, found: Mapping[str, Verdict]) -> Iterator[Value]:
-    runs = loader.runs[loader.runs["seed"].isin(SEEDS) & ~loader.runs["foreign"].astype(bool)]
+def _study_days(loader: ExperimentDataLoader) -> str:
+    runs = _own(loader)
+    runs = runs[runs["seed"].isin(SEEDS)]
     days = runs.groupby("study")["created"].agg(lambda created: sorted({str(each)[:10] for each in created}))
-    if len(days):
-        yield "study_days", "; ".join(f"{study} {' and '.join(those)}" for study, those in days.items() if study)
+    return "; ".join(f"{study} {' and '.join(those)}" for study, those in days.items() if study)
+
+
+def _crossing(loader: ExperimentDataLoader, found: Iterable[Verdict]) -> dict[str, str | None]:
+    """How many tests of the hypotheses pair runs of two days, and of which."""
     rows = [
         (verdict.id, row["arm"], row["against"])
-        for verdict in found.values()
+        for verdict in found
         for row in verdict.tests.to_dict("records")
         if row["arm"] and row["against"]
     ]
-    if rows:
-        table = crossing(loader, rows)
-        across = table[table["n_crossing"] > 0]
-        yield "crossing_tests", f"{len(across)} of {len(table)}"
-        yield "crossing_hypotheses", ", ".join(dict.fromkeys(across["contrast"])) or "none"
+    if not rows:
+        return dict.fromkeys(("crossing_tests", "crossing_hypotheses"))
+    table = crossing(loader, rows)
+    across = table[table["n_crossing"] > 0]
+    listed = ", ".join(dict.fromkeys(across["contrast"])) or "none"
+    return {"crossing_tests": f"{len(across)} of {len(table)}", "crossing_hypotheses": listed}
 
 
-def _failed(loader: ExperimentDataLoader) -> Iterator[Value]:
-    runs = loader.runs[~loader.runs["foreign"].astype(bool)]
+def _failed(loader: ExperimentDataLoader) -> str | None:
+    runs = _own(loader)
     failed = runs[runs["status"] == "failed"]
-    if len(failed):
-        counts = failed["arm"].map(lambda arm: named(loader.config(arm))).value_counts()
-        said = " and ".join(f"{count} of {name}" for name, count in counts.items())
-        yield "failed_runs", f"{len(failed)} runs failed, {said}"
-    base = runs_of(loader, "FP32")
-    if len(base):
-        yield "fp32_finished", f"{(base['status'] == 'finished').sum()} of its {len(base)} runs finished"
-
-
-def _baseline(loader: ExperimentDataLoader) -> Iterator[Value]:
-    if row := _row(loader, "FP32 relative master", "FP32"):
-        yield "relative_fp32", _nats(row, 4)
-        yield "relative_p", words.p_text(row["p_value"])
-
-
-def _e0m7(loader: ExperimentDataLoader) -> Iterator[Value]:
-    own, shared = ARMS["E0M7 own rate"], ARMS["E0M7"]
-    if row := _row(loader, own.name, shared.name):
-        yield "e0m7_rate", f"{own.rate:g}"
-        yield "e0m7_other_rate", f"{shared.rate:g}"
-        yield "e0m7_rate_costs", _nats(row, 4)
-        yield "e0m7_rate_p", words.p_text(row["p_value"])
-    if row := _row(loader, "E0M7 update master", shared.name):
-        yield "e0m7_ulps", _nats(row, 4)
+    counts = failed["arm"].map(lambda arm: named(loader.config(arm))).value_counts()
+    said = " and ".join(f"{count} of {name}" for name, count in counts.items())
+    return f"{len(failed)} runs failed, {said}" if len(failed) else None

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from altgrad.analysis.comparison import Comparison, FormatComparator
+from altgrad.analysis.comparison import OPERAND_PLACES, Comparison, FormatComparator, is_8bit
 from altgrad.analysis.contrasts import by_seed
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import Estimate, holm, mean_interval, paired_difference
-from altgrad.config import LAYER_TYPES, OPERAND_NAMES
+from altgrad.config import LAYER_TYPES
 from altgrad.formats import get_format
 
 RESAMPLES = 10_000
@@ -28,7 +28,7 @@ ADDITIVITY_COLUMNS = ("by", "format", "n_pairs", "parts", "sum", "together", "di
 
 @dataclass(frozen=True)
 class Extent:
-    """How large the experiment behind a comparison is.
+    """How large the experiment behind a finding is.
 
     Attributes:
         parameters: of the model; None where no finished run says so.
@@ -47,10 +47,10 @@ class Extent:
     text: str
 
 
-def extent(loader: ExperimentDataLoader, comparison: Comparison) -> Extent:
-    """The size of a comparison's unquantized runs."""
-    runs = loader.runs[(loader.runs["arm"] == comparison.baseline) & (loader.runs["status"] == "finished")]
-    config, first = loader.config(comparison.baseline), next(iter(runs["run_id"]), None)
+def extent(loader: ExperimentDataLoader, arm: str) -> Extent:
+    """The size of an arm's runs."""
+    runs = loader.runs[(loader.runs["arm"] == arm) & (loader.runs["status"] == "finished")]
+    config, first = loader.config(arm), next(iter(runs["run_id"]), None)
     run = loader.records[first].run if first else {}
     data, batch = run.get("data", {}), config.batch_size * config.model.context
     return Extent(
@@ -98,7 +98,7 @@ def token_rate(loader: ExperimentDataLoader) -> TokenRate | None:
     if short is None or long is None:
         return None
     steps = (loader.config(short.baseline).max_steps, loader.config(long.baseline).max_steps)
-    gained = (_losses(loader, each.baseline) / math.log(steps[1] / steps[0]) for each in (short, long))
+    gained = (losses(loader, each.baseline) / math.log(steps[1] / steps[0]) for each in (short, long))
     rate = paired_difference(*gained)
     return TokenRate(rate, steps) if rate.low > 0 else None
 
@@ -125,8 +125,7 @@ class BitCost:
 
 def cost_per_bit(loader: ExperimentDataLoader, formats: Sequence[str] = LADDER) -> BitCost | None:
     """The factor over some splits of the headline comparison; None where one is missing or does not cost anything."""
-    headline = loader.once(FormatComparator).headline
-    gaps = {} if headline is None else _gaps(loader, headline)
+    gaps = _gaps(loader, loader.once(FormatComparator).headline)
     if any(name not in gaps for name in formats):
         return None
     table = pd.concat([gaps[name] for name in formats], axis=1, join="inner").to_numpy(np.float64)  # [seeds, formats]
@@ -149,36 +148,31 @@ def additivity(loader: ExperimentDataLoader) -> pd.DataFrame:
     name, `sum` that of their sum, `together` the gap with all, `difference` together minus sum with its paired 95% t
     interval in nats a character over the seeds that all share; `p_holm` is adjusted over the rows.
     """
-    comparator = loader.once(FormatComparator)
-    whole = comparator.at("all") if comparator.headline else None
-    rows, p_values = [], []
-    for by, places in (("layer type", LAYER_TYPES), ("operand", tuple(OPERAND_NAMES.values()))):
-        parts = [comparator.at(place) if whole else None for place in places]
-        if whole is None or any(part is None for part in parts):
-            continue
-        together, single = _gaps(loader, whole), [_gaps(loader, part) for part in parts if part]
-        for name in sorted(together, key=lambda name: get_format(name).exponent_bits):
-            if any(name not in gaps for gaps in single):
-                continue
+    comparator, rows, p_values = loader.once(FormatComparator), [], []
+    together = _gaps(loader, comparator.at("all"))
+    for by, places in (("layer type", LAYER_TYPES), ("operand", OPERAND_PLACES)):
+        single = [_gaps(loader, comparator.at(place)) for place in places]
+        formats = [name for name in together if all(name in gaps for gaps in single)]
+        for name in sorted(formats, key=lambda name: get_format(name).exponent_bits):
             table = pd.concat([*(gaps[name] for gaps in single), together[name]], axis=1, join="inner")
             ones, all_ = table.iloc[:, :-1], table.iloc[:, -1]
             found = mean_interval(all_ - ones.sum(axis=1))
             row = (by, name, found.n, dict(zip(places, map(float, ones.mean()), strict=True)))
             rows.append((*row, ones.sum(axis=1).mean(), all_.mean(), found.mean, found.low, found.high))
             p_values.append(found.p_value)
-    frame = pd.DataFrame(rows, columns=list(ADDITIVITY_COLUMNS[:-1]))
-    return frame.assign(p_holm=holm(p_values))
+    return pd.DataFrame(rows, columns=list(ADDITIVITY_COLUMNS[:-1])).assign(p_holm=holm(p_values))
 
 
-def _gaps(loader: ExperimentDataLoader, comparison: Comparison) -> dict[str, pd.Series]:
+def _gaps(loader: ExperimentDataLoader, comparison: Comparison | None) -> dict[str, pd.Series]:
     """Gap to the unquantized run by seed, of every 8-bit split of which all runs finished."""
-    baseline, found = _losses(loader, comparison.baseline), {}
-    for row in comparison.table.itertuples():
-        name = str(row.format)
-        if row.n_finished == row.n_runs and "/" not in name and get_format(name).bits == 8:
-            found[name] = (_losses(loader, str(row.arm)) - baseline).dropna()
-    return found
+    if comparison is None:
+        return {}
+    table, baseline = comparison.table, losses(loader, comparison.baseline)
+    whole = table[(table["n_finished"] == table["n_runs"]) & table["format"].map(is_8bit)]
+    arms = zip(whole["format"], whole["arm"], strict=True)
+    return {str(name): (losses(loader, str(arm)) - baseline).dropna() for name, arm in arms}
 
 
-def _losses(loader: ExperimentDataLoader, arm: str) -> pd.Series:
+def losses(loader: ExperimentDataLoader, arm: str) -> pd.Series:
+    """Final validation loss of an arm by seed."""
     return by_seed(loader.runs[loader.runs["arm"] == arm])

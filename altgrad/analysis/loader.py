@@ -25,40 +25,11 @@ from altgrad.studies import identity_of
 
 T = TypeVar("T")
 RUN_COLUMNS = (
-    "run_id",
-    "arm",
-    "identity",
-    "seed",
-    "foreign",
-    "status",
-    "study",
-    "role",
-    "format",
-    "weight",
-    "activation",
-    "grad_output",
-    "scope",
-    "rule",
-    "step_rule",
-    "precondition",
-    "storage",
-    "rounding",
-    "learning_rate",
-    "max_steps",
-    "data",
-    "setting",
-    "problem",
-    "experiment",
-    "final_val_loss",
-    "last_step",
-    "stall_ratio",
-    "failure",
-    "created",
-    "ended",
-    "wandb_url",
-)
-
-
+    "run_id", "arm", "identity", "seed", "foreign", "status", "study", "role", "format", "weight", "activation",
+    "grad_output", "quantized", "scope", "rule", "step_rule", "precondition", "storage", "rounding", "learning_rate",
+    "max_steps", "data", "setting", "problem", "experiment", "final_val_loss", "last_step", "stall_ratio", "failure",
+    "created", "ended", "wandb_url",
+)  # fmt: skip
 STEP_RULE_KEYS = ("step_rule", "precondition", "floor", "max_stiffness", "learning_rate", "other_learning_rate")
 """Keys of the optimizer's config in which arms of one problem may differ; each is tuned or described with its rule."""
 
@@ -70,11 +41,14 @@ class ExperimentDataLoader:
 
     - ``arm``: one config with all its seeds (and one data set); ``identity``: the config alone, as
       `altgrad.studies.ARMS` has it;
-    - ``setting`` and ``scope``: for comparing formats. `setting` is everything but format, scope and seed; `scope` is
-      which operands of which layer types are quantized, and how they are scaled;
+    - ``setting`` and ``quantized``: for comparing formats. `setting` is everything but format, `quantized` and seed;
+      `quantized` is which operands of which layer types are quantized, and how they are scaled, "" for an unquantized
+      run;
     - ``problem``: for comparing step rules; everything but the step rule, what belongs to it (`STEP_RULE_KEYS`) and the
       seed;
     - ``experiment``: as `problem`, without the formats and operands: what a set of such comparisons shares.
+
+    ``scope`` says what `quantized` is, and ``rule`` the step rule, in words for readers that are keys of nothing.
 
     A foreign run (`altgrad.runs.record`) has in them what it states and its loop's own keys. What it does not state is
     ``not stated``; the steps are then those that it recorded.
@@ -357,41 +331,73 @@ def format_label(config: ExperimentConfig) -> str:
     return "FP32" if not labels else labels[0] if len(set(labels)) == 1 else "/".join(labels)
 
 
+def scope_key(config: ExperimentConfig) -> str:
+    """What is quantized, where and with which scale, in the config's own terms; "" for an unquantized run.
+
+    Such as ``weight activation grad_output; layers head``: equal where `scope_label` is, however that is worded.
+    """
+    return "; ".join(key for key, _ in _scope(config))
+
+
 def scope_label(config: ExperimentConfig) -> str:
     """What is quantized, where and with which scale, in words; "nothing" for an unquantized run."""
-    quantize, scaling = config.quantize, config.scaling
+    return "; ".join(label for _, label in _scope(config)) or "nothing"
+
+
+def _scope(config: ExperimentConfig) -> list[tuple[str, str]]:
+    """The parts of a scope, each as a key and in words: the operands, then what is not the default."""
+    quantize, operands = config.quantize, config.quantize.operands
     if not states_formats(config):
-        return NOT_STATED
-    if not quantize.operands:
-        return "nothing"
-    parts = [" + ".join(OPERAND_NAMES[operand] for operand in quantize.operands)]
+        return [("?", NOT_STATED)]
+    if not operands:
+        return []
+    parts = [(" ".join(operands), " + ".join(OPERAND_NAMES[operand] for operand in operands))]
     if set(quantize.layers) != set(LAYER_TYPES):
-        parts.append("only in " + ", ".join(kind for kind in LAYER_TYPES if kind in quantize.layers))
+        kinds = [kind for kind in LAYER_TYPES if kind in quantize.layers]
+        parts.append((f"layers {' '.join(kinds)}", f"only in {', '.join(kinds)}"))
     if quantize.patterns:
-        parts.append("only layers " + ", ".join(quantize.patterns))
-    scales = {operand: scale_label(scaling.rule(operand)) for operand in quantize.operands if config.states("scaling")}
-    if len(set(scales.values())) <= 1:
-        parts += [label for label in {*scales.values()} if label]
+        parts.append((f"patterns {' '.join(quantize.patterns)}", f"only layers {', '.join(quantize.patterns)}"))
+    scales = {operand: _scale(config.scaling.rule(operand)) for operand in operands if config.states("scaling")}
+    if len({*scales.values()}) <= 1:
+        parts += [scale for scale in {*scales.values()} if scale[0]]
     else:
-        parts += [f"{OPERAND_NAMES[operand]}: {label or 'amax scale'}" for operand, label in scales.items()]
+        for operand, (key, label) in scales.items():
+            parts.append((f"{operand} {key or 'amax'}", f"{OPERAND_NAMES[operand]}: {label or 'amax scale'}"))
     for operand, rounding in quantize.rounding:
-        if operand in quantize.operands and rounding != "nearest_even":
-            parts.append(f"{OPERAND_NAMES[operand]} rounded {_words(rounding)}")
+        if operand in operands and rounding != "nearest_even":
+            parts.append((f"{rounding} {operand}", f"{OPERAND_NAMES[operand]} rounded {_words(rounding)}"))
     if quantize.compute != "simulated":
-        parts.append(f"{quantize.compute} products")
-    return "; ".join(parts)
+        parts.append((quantize.compute, f"{quantize.compute} products"))
+    return parts
 
 
 def scale_label(rule: ScaleRule) -> str:
     """The scale in words; "" for the default, a power of two by the tensor's current amax."""
+    return _scale(rule)[1]
+
+
+def _scale(rule: ScaleRule) -> tuple[str, str]:
+    """A scale as a key and in words; empty for the default."""
     exact = "" if rule.power_of_two else "exact "
     if rule.kind == "amax":
-        place = {"tensor": "", "row": "per row", "block": f"per block of {rule.block}"}[rule.granularity]
-        return " ".join(filter(None, (f"{exact}amax scale" if exact or place else "", place)))
+        where = {
+            "tensor": ("", ""),
+            "row": (" row", " per row"),
+            "block": (f" {rule.block}", f" per block of {rule.block}"),
+        }
+        key, label = where[rule.granularity]
+        return (f"{exact}amax{key}", f"{exact}amax scale{label}") if exact or key else ("", "")
     if rule.kind == "delayed":
-        return f"{exact}delayed scale over {rule.history} steps"
-    names = {"none": "scale 1", "mx": "MX scales", "mx_rceil": "MX scales rounded up", "nvfp4": "NVFP4 scales"}
-    return names.get(rule.kind, f"fixed scale {rule.value:g}" if rule.value is not None else rule.kind)
+        return f"{exact}delayed {rule.history}", f"{exact}delayed scale over {rule.history} steps"
+    if rule.value is not None:
+        return f"static {rule.value:g}", f"fixed scale {rule.value:g}"
+    names = {
+        "none": ("unscaled", "scale 1"),
+        "mx": ("mx", "MX scales"),
+        "mx_rceil": ("mx up", "MX scales rounded up"),
+        "nvfp4": ("nvfp4", "NVFP4 scales"),
+    }
+    return names[rule.kind]
 
 
 def rule_label(config: ExperimentConfig) -> str:
@@ -403,20 +409,16 @@ def rule_label(config: ExperimentConfig) -> str:
     if not config.states("optimizer.step_rule"):
         return NOT_STATED
     name = {"adamw": "AdamW", "manifold": "ManifoldAdamW", "code": "Steps of codes"}[optimizer.step_rule]
-    details: list[str] = [optimizer.precondition or ""]
-    if optimizer.relative:
-        details.append("relative rate")
-    if optimizer.format is not None:
-        details.append(f"S of {get_format(optimizer.format).label}")
-    if optimizer.stiffness != "ulp":
-        details.append(f"S {optimizer.stiffness}")
-    if optimizer.floor is not None:
-        details.append(f"floor {optimizer.floor:g}")
-    if optimizer.max_stiffness is not None:
-        details.append(f"S at most {optimizer.max_stiffness:g}")
-    if optimizer.step_rule == "code" and optimizer.rungs != 1:
-        details.append(f"up to {optimizer.rungs} a step")
-    inner = ", ".join(filter(None, details))
+    details: tuple[str | bool | None, ...] = (
+        optimizer.precondition,
+        optimizer.relative and "relative rate",
+        optimizer.format is not None and f"S of {get_format(optimizer.format).label}",
+        optimizer.stiffness != "ulp" and f"S {optimizer.stiffness}",
+        optimizer.floor is not None and f"floor {optimizer.floor:g}",
+        optimizer.max_stiffness is not None and f"S at most {optimizer.max_stiffness:g}",
+        optimizer.step_rule == "code" and optimizer.rungs != 1 and f"up to {optimizer.rungs} a step",
+    )
+    inner = ", ".join(str(detail) for detail in details if detail)
     label = f"{name} ({inner})" if inner else name
     if optimizer.storage == "grid":
         return f"{label} on the grid, rounded {_words(optimizer.rounding)}"
@@ -470,7 +472,8 @@ def _of_arm(record: RunRecord) -> dict[str, Any]:
     kept = {key: value for key, value in identity.get("optimizer", {}).items() if key not in STEP_RULE_KEYS}
     problem = identity | {"optimizer": kept}
     experiment = {key: value for key, value in problem.items() if key not in quantized}
-    if how := scope_label(config).partition("; ")[2]:  # layers, scales, roundings: where they are not the default
+    scope = scope_key(config)
+    if how := scope.partition("; ")[2]:  # layers, scales, roundings: where they are not the default
         experiment["how"] = how
     rule = config.states("optimizer.step_rule")
     return {
@@ -479,6 +482,7 @@ def _of_arm(record: RunRecord) -> dict[str, Any]:
         "foreign": config.foreign is not None,
         "format": format_label(config),
         **{operand: getattr(config.quantize, operand) if stated else None for operand in OPERANDS},
+        "quantized": scope,
         "scope": scope_label(config),
         "rule": rule_label(config),
         "step_rule": optimizer.step_rule if rule else None,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,26 +14,25 @@ from numpy.typing import NDArray
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import (
+    OPERAND_PLACES,
     PLACES,
-    WITHIN_MARGIN,
-    WORSE,
     Comparison,
     FormatComparator,
     SweetSpot,
     at_own_rates,
     figures_of_tensors,
     format_order,
+    is_8bit,
     is_combination,
     last_looks,
     own_rates,
     scale_policies,
 )
-from altgrad.analysis.contrasts import by_seed
-from altgrad.analysis.costs import LADDER, RESAMPLES, BitCost, TokenRate, additivity, cost_per_bit, extent, token_rate
-from altgrad.analysis.hypotheses import Verdict, verdicts
+from altgrad.analysis.contrasts import differs, shown
+from altgrad.analysis.costs import LADDER, RESAMPLES, TokenRate, additivity, cost_per_bit, extent, losses, token_rate
+from altgrad.analysis.hypotheses import verdicts
 from altgrad.analysis.loader import ExperimentDataLoader, rule_label
 from altgrad.analysis.statistics import (
-    ALPHA,
     MARGIN,
     MIN_PAIRS,
     SMALLEST_GAP,
@@ -61,106 +60,108 @@ from altgrad.pages import (
     Paragraph,
     Table,
     Text,
+    escape,
     md,
 )
 from altgrad.reports import charts
 from altgrad.reports import columns as col
 from altgrad.reports.pending import larger, pending, pending_note
 from altgrad.reports.provenance import left_out, provenance, traceability
-from altgrad.reports.scope import CORRECTIONS, data_line, pilot, scope
+from altgrad.reports.scope import CORRECTIONS, data_line, pilot, scope_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PATH = "reports/format_comparison"
-LINEAR_TO = 0.05
-"""The gap chart's scale is linear up to here: the close formats must be readable beside E7M0."""
-GAP_TICKS = (-0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 PLACE_NAMES: dict[str, str] = {
     "all": "everything",
     **{kind: f"{kind} layers alone" for kind in LAYER_TYPES},
-    "weights": "weights alone",
-    "activations": "activations alone",
-    "gradients": "gradients alone",
+    **{place: f"{place} alone" for place in OPERAND_PLACES},
 }
 MOST = 0.8
 """A layer type that alone costs more than this fraction of a format's gap is named in the answer."""
 LOWEST_OCTAVE = -16
 """The chart of weights ends this many octaves below a format's largest value; what is smaller is in its last bar."""
+GAP = (col.signed("Gap to FP32", "gap"), col.interval(), col.count("Pairs", "n_pairs"), col.share())
 
 
 def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
     """The page, from the records of `loader`; "Pending Experiments" where they allow no comparison."""
     comparator = loader.once(FormatComparator)
-    first = comparator.headline
-    blocks: list[Block] = [
-        Paragraph(Md("*Which 8-bit format trains with the smallest loss against the unquantized run?* (ANAL-01)")),
-        data_line(loader, scoped=False),
-        *left_out(loader),
-        Heading("Executive Summary"),
+    compared = [each.baseline for each in comparator.comparisons]
+    arms = compared + [arm for each in comparator.comparisons for arm in each.table["arm"]]
+    pending_blocks = [
+        Paragraph(Md("**Sweet-spot format: pending.** No recorded run can be compared yet.")),
+        *pending(_missing(loader), ["formats"]),
     ]
-    if first is None:
-        blocks += [
-            Paragraph(Md("**Sweet-spot format: pending.** No recorded run can be compared yet.")),
-            *pending(_missing(loader), ["formats"]),
-        ]
-    else:
-        spot, found = comparator.sweet_spot(first), {verdict.id: verdict for verdict in verdicts(loader)}
-        looks = last_looks(loader, first)
-        tensors, policies, long = (
-            figures_of_tensors(first, looks),
-            scale_policies(loader, first),
-            comparator.longer(first),
-        )
-        rate = loader.once(token_rate)
-        blocks += [
-            Paragraph(answer(first, spot, rate)),
-            Paragraph(scope_line(loader, first)),
-            *by_layer_type(comparator),
-            *_by_operand(comparator),
-            *pilot(loader, [first.baseline], int(first.table["n_pairs"].max())),
-            ChartBlock(gap_chart(first)),
-            Heading("Results"),
-            *_results(loader, first, "results", rate),
-            *_said(found, "H1", "H2"),
-            Heading("What would change this answer"),
-            Bullets((*changes_if(loader), *_what_would_change(first))),
-            Heading("By layer type and operand"),
-            *_places(loader, comparator, found),
-            Heading("Why: what each format did to the tensors"),
-            *_ties(tensors, spot),
-            *_why(first, tensors, looks),
-            Heading("Other scales"),
-            *_scales(policies),
-            *_said(found, "H19"),
-            Heading("Does the order hold in longer runs?"),
-            *_length(loader, comparator, first, long),
-            *_said(found, "H20"),
-            *_own_rates(loader, first),
-            *larger(loader, "formats"),
-            *_afterwards(loader),
-            Heading("Conclusions"),
-            Bullets(_conclusions(loader, first, spot)),
-            *_method(loader, first),
-            *_others(loader, comparator, policies, long),
-            *_unmatched(comparator),
-            *_all_results(comparator.results),
-        ]
     return Page(
         PATH,
         "Format comparison",
-        (*blocks, *traceability(loader, _arms(loader, comparator))),
+        (
+            Paragraph(Md("*Which 8-bit format trains with the smallest loss against the unquantized run?* (ANAL-01)")),
+            data_line(loader, scoped=False),
+            *left_out(loader),
+            Heading("Executive Summary"),
+            *(_found(loader, comparator, comparator.headline) if comparator.headline else pending_blocks),
+            *traceability(loader, arms),
+        ),
         description="Which 8-bit number format trains with the smallest loss gap, from recorded runs with intervals.",
         provenance=provenance(loader, built),
     )
 
 
+def _found(loader: ExperimentDataLoader, comparator: FormatComparator, first: Comparison) -> list[Block]:
+    """The sections of the page where formats can be compared."""
+    spot, looks, rate = comparator.sweet_spot(first), last_looks(loader, first), loader.once(token_rate)
+    tensors, policies, long = figures_of_tensors(first, looks), scale_policies(loader, first), comparator.longer(first)
+    return [
+        *map(Paragraph, headline_answer(loader, first)),
+        *by_layer_type(comparator),
+        *_by_operand(comparator),
+        *pilot(loader, [first.baseline], int(first.table["n_pairs"].max())),
+        ChartBlock(gap_chart(first)),
+        Heading("Results"),
+        *_results(loader, first, "results", rate),
+        *_preregistered(loader, "H1", "H2"),
+        Heading("What would change this answer"),
+        Bullets((*changes_if(loader), *_what_would_change(first))),
+        Heading("By layer type and operand"),
+        *_places(loader, comparator),
+        *_preregistered(loader, "H3", "H4", "H5"),
+        Heading("Why: what each format did to the tensors"),
+        *_close_in_loss(tensors, spot),
+        *_why(first, tensors, looks),
+        Heading("Other scales"),
+        *_scales(policies),
+        *_preregistered(loader, "H19"),
+        Heading("Does the order hold in longer runs?"),
+        *_length(loader, comparator, first, long),
+        *_preregistered(loader, "H20"),
+        Heading("At a learning rate of its own"),
+        *_own_rates(loader, first),
+        *larger(loader, "formats"),
+        *_afterwards(loader),
+        Heading("Conclusions"),
+        Bullets(tuple(_conclusions(loader, first, spot))),
+        *_method(loader, first),
+        *_others(loader, comparator, set(policies["arm"]), long),
+        *_unmatched(comparator),
+        *_all_results(comparator.results),
+    ]
+
+
+def headline_answer(loader: ExperimentDataLoader, comparison: Comparison) -> tuple[Md, Md]:
+    """The answer of a comparison with what its gap is worth in tokens, and its scope."""
+    spot = loader.once(FormatComparator).sweet_spot(comparison)
+    return answer(comparison, spot, loader.once(token_rate)), scope_line(loader, comparison.first, but="")
+
+
 def answer(comparison: Comparison, spot: SweetSpot, rate: TokenRate | None = None) -> Md:
     """The answer with numbers, intervals and seeds: the best format, and what is shown of each other one."""
-    aside = md(" Not ranked: {names}.", names=words.names(spot.unranked)) if spot.unranked else Md("")
+    aside = f" Not ranked: {words.names(spot.unranked)}." if spot.unranked else ""
     if spot.best is None:
-        return md("**Sweet-spot format: no answer,** because {reason}.{aside}", reason=spot.reason, aside=aside)
-    row = _row(comparison, spot.best)
+        return Md(f"**Sweet-spot format: no answer,** because {escape(spot.reason)}.{aside}")
+    row = comparison.row(spot.best)
     lead = spot.best
     if spot.undecided and not spot.equivalent:
         lead = f"inconclusive between {words.names([spot.best, *spot.undecided])}"
@@ -171,37 +172,33 @@ def answer(comparison: Comparison, spot: SweetSpot, rate: TokenRate | None = Non
         f"With {words.quantized(comparison.scope)}, {spot.best} ends {words.number(abs(row['gap']))} nats a "
         f"character {'above' if row['gap'] >= 0 else 'below'} FP32 "
         f"(95% CI {words.span(row['low'], row['high'])}, n = {int(row['n_pairs'])} seeds){worth}.",
-        *(f"{name} {_difference(comparison, name)}." for name in spot.equivalent),
+        *(f"{name} {_within_margin(comparison, spot, name)}." for name in spot.equivalent),
     ]
     if spot.undecided:
-        listed = words.names([f"{name}, {_figures(comparison, name)}" for name in spot.undecided])
+        listed = words.names([f"{name}, {_to_best(comparison, name)}" for name in spot.undecided])
         said.append(f"Undecided at this number of seeds: {listed}.")
     if spot.worse:
-        ends = [words.number(_row(comparison, name)["gap_to_best"]) for name in spot.worse]
+        ends = [words.number(comparison.row(name)["gap_to_best"]) for name in spot.worse]
         by = ends[0] if len(ends) == 1 else f"{min(ends)} to {max(ends)}"
         said.append(f"{words.names(spot.worse)} {_are(spot.worse)} worse than {spot.best}, by {by} nats.")
-    return md("**Sweet-spot format: {lead}.** {said}{aside}", lead=lead, said=" ".join(said), aside=aside)
+    return Md(f"**Sweet-spot format: {lead}.** {escape(' '.join(said))}{aside}")
 
 
-def _difference(comparison: Comparison, name: str) -> str:
+def _within_margin(comparison: Comparison, spot: SweetSpot, name: str) -> str:
     """What is shown of a format that lies within the margin of the best."""
-    row = _row(comparison, name)
-    shown = row["verdict"] == WITHIN_MARGIN
-    what = "a real difference, below" if shown else "no difference is shown, and any is below"
-    return f"is {_figures(comparison, name)}: {what} the {MARGIN:g} that was called negligible beforehand"
+    real = "a real difference, below" if name in spot.within_margin else "no difference is shown, and any is below"
+    return f"is {_to_best(comparison, name)}: {real} the {MARGIN:g} that was called negligible beforehand"
 
 
-def _figures(comparison: Comparison, name: str) -> str:
+def _to_best(comparison: Comparison, name: str) -> str:
     """``0.004 nats worse (95% CI 0.001 to 0.007)``: a format beside the best."""
-    row = _row(comparison, name)
-    word = "worse" if row["gap_to_best"] >= 0 else "better"
-    ends = words.span(row["low_to_best"], row["high_to_best"])
+    row = comparison.row(name)
+    word, ends = "worse" if row["gap_to_best"] >= 0 else "better", words.span(row["low_to_best"], row["high_to_best"])
     return f"{words.number(abs(row['gap_to_best']))} nats {word} (95% CI {ends})"
 
 
-def scope_line(loader: ExperimentDataLoader, comparison: Comparison) -> Md:
-    """The line that belongs beside an answer."""
-    return md("Scope: {scope}.", scope=scope(loader, comparison))
+def _on_this_page(text: str, anchor: str) -> Md:
+    return Link(text, PageRef(PATH, anchor)).markdown()
 
 
 def changes_if(loader: ExperimentDataLoader) -> tuple[Md, ...]:
@@ -210,8 +207,7 @@ def changes_if(loader: ExperimentDataLoader) -> tuple[Md, ...]:
     first = comparator.headline
     if first is None or comparator.sweet_spot(first).best is None:
         return ()
-    found = (_if_longer(loader, first), _if_scaled(loader, first), _if_layers(loader))
-    return tuple(item for item in found if item)
+    return tuple(filter(None, (_if_longer(loader, first), _if_scaled(loader, first), _if_layers(loader))))
 
 
 def _if_longer(loader: ExperimentDataLoader, short: Comparison) -> Md | None:
@@ -222,43 +218,36 @@ def _if_longer(loader: ExperimentDataLoader, short: Comparison) -> Md | None:
     if long is None or after is None or after.best is None:
         return None
     steps = f"after {loader.config(long.baseline).max_steps:,} steps"
-    where = Link("the runs are longer", PageRef(PATH, "does-the-order-hold-in-longer-runs"))
+    where = _on_this_page("the runs are longer", "does-the-order-hold-in-longer-runs")
     if after.best != spot.best:
-        return md("{where}: {steps} the smallest gap is {best}'s.", where=where, steps=steps, best=after.best)
+        return Md(f"{where}: {steps} the smallest gap is {after.best}'s.")
     said = []
     for name in (name for name in spot.equivalent if name in set(long.table["format"])):
-        row = _row(long, name)
-        figures = f"{steps} {name} is {_figures(long, name)}, n = {int(row['n_pairs'])}"
-        small = f"below {MARGIN:g} (TOST, p {_equals(row['p_equivalent'])})"
-        shown = f", adjusted p {_equals(row['p_holm'])}" if row["verdict"] in (WORSE, WITHIN_MARGIN) else ""
+        row = long.row(name)
+        adjusted = f", adjusted {words.p_equals(row['p_holm'])}"
         said.append(
-            f"{figures}{shown}, and that is {'' if name in after.equivalent else 'no longer shown to be '}{small}"
+            f"{steps} {name} is {_to_best(long, name)}, n = {int(row['n_pairs'])}"
+            f"{adjusted if name in after.worse + after.within_margin else ''}, and that is "
+            f"{'' if name in after.equivalent else 'no longer shown to be '}below {MARGIN:g} "
+            f"(TOST, {words.p_equals(row['p_equivalent'])})"
         )
-    return md("{where}: {said}.", where=where, said="; ".join(said)) if said else None
+    return Md(f"{where}: {escape('; '.join(said))}.") if said else None
 
 
 def _if_scaled(loader: ExperimentDataLoader, comparison: Comparison) -> Md | None:
     """The other scale that lowers a format's gap most."""
-    policies = scale_policies(loader, comparison)
-    better = policies[(policies["p_holm"] < ALPHA) & (policies["difference"] < 0)]
-    if better.empty:
+    better = [row for row in scale_policies(loader, comparison).to_dict("records") if shown(row, -1)]
+    if not better:
         return None
-    row = better.loc[better["difference"].idxmin()]
-    arms = (row["arm"], row["against"], comparison.baseline)
-    new, old, fp32 = (by_seed(loader.runs[loader.runs["arm"] == arm]) for arm in arms)
+    row = min(better, key=lambda row: float(row["difference"]))
+    new, old, fp32 = (losses(loader, arm) for arm in (row["arm"], row["against"], comparison.baseline))
     before, left = paired_difference(old[old.index.isin(new.index)], fp32), paired_difference(new, fp32)
     rule = loader.config(row["arm"]).scaling.rule("weight")
     how = f"one scale for every {rule.block} values" if rule.granularity == "block" else f"the {row['policy']}"
-    return md(
-        "{where}: {how} {verb} {format}'s gap ({before} to {after} nats, 95% CI {ends}, n = {n}).",
-        where=Link("the scales are finer", PageRef(PATH, "other-scales")),
-        how=how,
-        verb="lowers" if left.excludes_zero else "removes",
-        format=row["format"],
-        before=words.number(before.mean),
-        after=words.number(left.mean),
-        ends=words.span(left.low, left.high),
-        n=left.n,
+    return Md(
+        f"{_on_this_page('the scales are finer', 'other-scales')}: {how} "
+        f"{'lowers' if left.excludes_zero else 'removes'} {row['format']}'s gap ({words.number(before.mean)} to "
+        f"{words.number(left.mean)} nats, 95% CI {words.span(left.low, left.high)}, n = {left.n})."
     )
 
 
@@ -266,16 +255,15 @@ def _if_layers(loader: ExperimentDataLoader) -> Md | None:
     """The layer type that carries most of some formats' gaps."""
     table = loader.once(additivity)
     rows = table[(table["by"] == "layer type") & (table["together"] > MARGIN)]
-    shares = pd.DataFrame(
-        [{k: v / row.together for k, v in row.parts.items()} for row in rows.itertuples()], rows["format"]
-    )
+    parts = pd.DataFrame(list(rows["parts"]), list(rows["format"]))
+    shares = parts.div(rows["together"].to_numpy(), axis=0)
     most = shares[shares > MOST].dropna(how="all").dropna(axis="columns", how="all")
     if most.empty:
         return None
     kind = most.count().idxmax()
     listed = words.names([f"{share:.0%} of {name}'s" for name, share in most[kind].dropna().items()])
-    where = Link("fewer layers are quantized", PageRef(PATH, "by-layer-type-and-operand"))
-    return md("{where}: the {kind} alone accounts for {listed} gap.", where=where, kind=kind, listed=listed)
+    where = _on_this_page("fewer layers are quantized", "by-layer-type-and-operand")
+    return Md(f"{where}: the {kind} alone accounts for {escape(listed)} gap.")
 
 
 def by_layer_type(comparator: FormatComparator) -> list[Block]:
@@ -283,34 +271,24 @@ def by_layer_type(comparator: FormatComparator) -> list[Block]:
     spots = comparator.sweet_spots.set_index("place").loc[list(LAYER_TYPES)]
     if spots["best"].isna().any():
         return []
-    named = {name: spots[name].str.split() for name in ("equivalent", "undecided", "worse")}
+    named = {name: spots[name].str.split() for name in ("worse", "undecided")}
     good = [{row.best, *row.equivalent.split()} for row in spots.itertuples()]
-    formats = sorted({*itertools.chain(*good, *(names for each in named.values() for names in each))})
+    formats = sorted({*itertools.chain(*good, *named["worse"], *named["undecided"])})
     everywhere = [name for name in formats if all(name in names for names in good)]
     alike: dict[str, list[str]] = {}
     for name in formats:
-        where = {key: [kind for kind in LAYER_TYPES if name in named[key][kind]] for key in ("worse", "undecided")}
-        said = [f"worse in {words.names(where['worse'])}"] * bool(where["worse"])
-        said += [f"undecided in {words.names(where['undecided'])}"] * bool(where["undecided"])
-        if said:
-            alike.setdefault(" and ".join(said), []).append(name)
-    parts = [f"{words.names(those)} {_are(those)} {said}" for said, those in alike.items()]
+        where = {key: [kind for kind in LAYER_TYPES if name in named[key][kind]] for key in named}
+        if said := " and ".join(f"{key} in {words.names(kinds)}" for key, kinds in where.items() if kinds):
+            alike.setdefault(said, []).append(name)
     lead = (
         f"{words.names(everywhere)} {_are(everywhere)} the best or within {MARGIN:g} nats of it, whichever type it is."
         if everywhere
         else f"no format is the best or within {MARGIN:g} nats of it for every type."
     )
-    return [
-        Paragraph(
-            md(
-                "**Quantize one layer type only, and {lead}** {others} (n = {pairs} seeds; {table}).",
-                lead=lead,
-                others="; ".join(parts),
-                pairs=_range(spots["n_pairs"]),
-                table=Link("by layer type and operand", PageRef(PATH, "by-layer-type-and-operand")),
-            )
-        )
-    ]
+    others = "; ".join(f"{words.names(those)} {_are(those)} {said}" for said, those in alike.items())
+    table = _on_this_page("by layer type and operand", "by-layer-type-and-operand")
+    pairs = _range(spots["n_pairs"])
+    return [Paragraph(Md(f"**Quantize one layer type only, and {lead}** {others} (n = {pairs} seeds; {table})."))]
 
 
 def _range(numbers: pd.Series) -> str:
@@ -320,22 +298,18 @@ def _range(numbers: pd.Series) -> str:
 
 def _by_operand(comparator: FormatComparator) -> list[Block]:
     """The answer by operand in a sentence; nothing while one of them has none."""
-    spots = comparator.sweet_spots.set_index("place").loc[list(OPERAND_NAMES.values())]
+    spots = comparator.sweet_spots.set_index("place").loc[list(OPERAND_PLACES)]
     if spots["best"].isna().any():
         return []
     parts = []
     for row in spots.itertuples():
-        said = f"{row.Index}: {row.best}"
-        said += f", with {words.names(row.equivalent.split())} within {MARGIN:g} nats of it" if row.equivalent else ""
-        said += f", {words.names(row.undecided.split())} undecided" if row.undecided else ""
-        parts.append(said)
-    text = "**Quantize one operand only, and the best are:** {parts} (n = {pairs} seeds)."
-    return [Paragraph(md(text, parts="; ".join(parts), pairs=_range(spots["n_pairs"])))]
-
-
-def _equals(p: float) -> str:
-    text = words.p_text(p)
-    return text if text.startswith("<") else f"= {text}"
+        close = f", with {words.names(row.equivalent.split())} within {MARGIN:g} nats of it" if row.equivalent else ""
+        open_ = f", {words.names(row.undecided.split())} undecided" if row.undecided else ""
+        parts.append(f"{row.Index}: {row.best}{close}{open_}")
+    said = (
+        f"**Quantize one operand only, and the best are:** {'; '.join(parts)} (n = {_range(spots['n_pairs'])} seeds)."
+    )
+    return [Paragraph(Md(said))]
 
 
 def _are(items: Sequence[str]) -> str:
@@ -347,73 +321,33 @@ def gap_chart(comparison: Comparison) -> Chart:
     single = ~comparison.table["format"].map(is_combination)
     table = comparison.table[single] if single.any() else comparison.table
     without = table[table["n_pairs"] < 2] if (table["n_pairs"] > 1).any() else table.iloc[:0]
-    table = table.drop(without.index)
-    data = charts.finite_rows(table[["format", "arm", "n_pairs", "gap", "low", "high"]], "gap")
+    data = charts.finite_rows(table.drop(without.index)[["format", "arm", "n_pairs", "gap", "low", "high"]], "gap")
     data = data.sort_values("format", key=lambda column: column.map(format_order), ignore_index=True)
-
-    def draw(axes: Axes) -> None:
-        places = range(len(data))
-        charts.reference_line(axes, "FP32")
-        axes.vlines(places, data["low"], data["high"], color=PALETTE[0], linewidth=2)
-        axes.plot(places, data["gap"], "o", color=PALETTE[0], markersize=6)
-        for place, gap, high in zip(places, data["gap"], data["high"].fillna(data["gap"]), strict=True):
-            text = words.number(gap, sign=True)
-            axes.annotate(text, (place, high), xytext=(0, 7), textcoords="offset points", ha="center", color=FOREGROUND)
-        axes.set_yscale("symlog", linthresh=LINEAR_TO, linscale=1.5)
-        ticks = [tick for tick in GAP_TICKS if data["low"].min() - 0.02 <= tick <= 1.3 * data["high"].max()]
-        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.minorticks_off()
-        axes.margins(y=0.12)
-        axes.set_xticks(places, [f"{row['format']}\nn = {row['n_pairs']}" for _, row in data.iterrows()])
-        axes.set_xlim(-0.6, len(data) - 0.4)
-        axes.set_ylabel(f"loss gap to FP32, nats a character\n(linear to {LINEAR_TO:g}, then logarithmic)")
-
-    listed = "; ".join(f"{row.format} {row.gap:+.3f} {words.interval(row.low, row.high)}" for row in data.itertuples())
-    return Chart(
-        "loss-gap",
-        "Loss gap to FP32 by format",
-        f"Mean difference of the final validation loss to the FP32 run of the same seed, with 95% paired t interval: "
-        f"{listed}." + (f" Left out, having no interval: {', '.join(without['format'])}." if len(without) else ""),
-        data,
-        draw,
-    )
+    absent = f" Left out, having no interval: {', '.join(without['format'])}." if len(without) else ""
+    said = "Mean difference of the final validation loss to the FP32 run of the same seed, with 95% paired t interval"
+    return charts.gaps("loss-gap", "Loss gap to FP32 by format", f"{said}.{absent}", data)
 
 
 def _results(
     loader: ExperimentDataLoader, comparison: Comparison, identity: str, rate: TokenRate | None = None
 ) -> list[Block]:
-    columns: tuple[Column | str, ...] = (
-        "Format",
-        *col.right("Gap to FP32", "95% interval", *(["In tokens"] if rate else [])),
-        *col.right("Pairs", "Finished", "p against FP32"),
-        *col.right("To the best", "p against the best"),
-        Column("Verdict"),
+    gap, interval, *counts = GAP
+    worth = [col.of("In tokens", lambda row: words.tokens(rate, row["gap"]), right=True)] if rate else []
+    columns = (
+        *(col.arm(), gap, interval, *worth, *counts),
+        col.p("p against FP32", "p_fp32"),
+        col.signed("To the best", "gap_to_best"),
+        col.p("p against the best", "p_holm"),
+        col.text("Verdict", "verdict"),
     )
-    rows = tuple(
-        (
-            col.arm_link(row["arm"], row["format"]),
-            words.number(row["gap"], sign=True),
-            words.interval(row["low"], row["high"]),
-            *([words.tokens(rate, row["gap"])] if rate else []),
-            int(row["n_pairs"]),
-            f"{row['n_finished']} of {row['n_runs']}",
-            words.p_text(row["p_fp32"]),
-            words.number(row["gap_to_best"], sign=True),
-            words.p_text(row["p_holm"]),
-            row["verdict"],
-        )
-        for row in comparison.table.to_dict("records")
+    caption = Md(
+        f"{escape(words.quantized(comparison.scope).capitalize())}; {escape(_setting(loader, comparison))}. Gaps in "
+        f"nats a character, paired by seed, best first. p against FP32: {_tests_used(comparison)}, Holm-adjusted over "
+        "the 8-bit formats; against the best: over all pairs of them."
     )
-    caption = md(
-        "{scope}; {setting}. Gaps in nats a character, paired by seed, best first. p against FP32: {test}, "
-        "Holm-adjusted over the 8-bit formats; against the best: over all pairs of them.",
-        scope=words.quantized(comparison.scope).capitalize(),
-        setting=_setting(loader, comparison),
-        test=_tests_used(comparison),
-    )
-    base = Paragraph(md("Baseline: {arm}.", arm=col.arm_link(comparison.baseline)))
+    baseline = Paragraph(md("Baseline: {arm}.", arm=col.arm_link(comparison.baseline)))
     notes = [Paragraph(_in_tokens(rate))] if rate else []
-    return [Table(columns, rows, caption, data=comparison.table, id=identity), base, *notes]
+    return [col.table(comparison.table, columns, caption, identity), baseline, *notes]
 
 
 def _in_tokens(rate: TokenRate) -> str:
@@ -434,83 +368,71 @@ def _tests_used(comparison: Comparison) -> str:
     return words.names(sorted({name_of_test(n) for n in comparison.table["n_pairs"] if n > 1}) or ["no test"])
 
 
-def _said(found: dict[str, Verdict], *identities: str) -> list[Block]:
+def _preregistered(loader: ExperimentDataLoader, *hypotheses: str) -> list[Block]:
     """What the preregistered hypotheses of a section came to; what is missing where one is pending."""
     items = tuple(
         md(
             "{link} ({statement}) **{answer}.** {evidence}",
-            link=Link(identity, PageRef("reports/preregistered", identity.lower())),
-            statement=found[identity].statement.rstrip("."),
-            answer=found[identity].answer.capitalize(),
-            evidence=found[identity].evidence,
+            link=Link(verdict.id, PageRef("reports/preregistered", verdict.id.lower())),
+            statement=verdict.statement.rstrip("."),
+            answer=verdict.answer.capitalize(),
+            evidence=verdict.evidence,
         )
-        for identity in identities
+        for verdict in verdicts(loader, *hypotheses)
     )
     return [Paragraph("Written down before the runs:"), Bullets(items)]
 
 
-def _what_would_change(comparison: Comparison) -> tuple[Text, ...]:
-    items: list[Text] = []
+def _what_would_change(comparison: Comparison) -> Iterator[str]:
     for row in comparison.seeds_for_smallest_gap.itertuples():
         needed = "not known" if row.seeds is None or math.isnan(row.seeds) else f"{int(row.seeds)} pairs"
-        items.append(
+        yield (
             f"More seeds: to see a difference of {SMALLEST_GAP:g} nats, the smallest called interesting here, between "
             f"{row.format} and the best takes {needed} (paired t test, power 80%, at the recorded standard deviation "
             f"{row.sd_to_best:.4f}); {row.n_pairs} are recorded."
         )
-    items.append(
-        "Another learning rate for a format, a larger model, longer runs, other data: see below what is recorded."
-    )
-    return tuple(items)
+    yield "Another learning rate for a format, a larger model, longer runs, other data: see below what is recorded."
 
 
-def _places(loader: ExperimentDataLoader, comparator: FormatComparator, found: dict[str, Verdict]) -> list[Block]:
+def _places(loader: ExperimentDataLoader, comparator: FormatComparator) -> Iterator[Block]:
     """The sweet spot of each layer type and operand, with what is undecided; rankings folded away."""
     spots = comparator.sweet_spots
-    rows = []
-    for row in spots.to_dict("records"):
-        known = isinstance(row["best"], str)
-        listed = [str(row[name] or "none").replace(" ", ", ") for name in ("equivalent", "undecided", "worse")]
-        rows.append(
-            (
-                PLACE_NAMES[row["place"]],
-                col.arm_link(row["arm"], row["best"]) if known else f"none: {row['reason']}",
-                words.number(row["gap"], sign=True),
-                words.interval(row["low"], row["high"]) if known else None,
-                int(row["n_pairs"]),
-                *(listed if known else (None, None, None)),
-            )
-        )
-    columns: tuple[Column | str, ...] = (
-        "Quantized",
-        "Sweet-spot format",
-        *col.right("Gap to FP32", "95% interval", "Pairs"),
-        f"Within {MARGIN:g}",
-        "Undecided",
-        "Worse",
+
+    def known(row: col.Row) -> bool:
+        return isinstance(row["best"], str)
+
+    def listed(title: str, key: str) -> Column:
+        return col.of(title, lambda row: (row[key].replace(" ", ", ") or "none") if known(row) else None)
+
+    columns = (
+        col.text("Quantized", "place", PLACE_NAMES),
+        col.of(
+            "Sweet-spot format",
+            lambda row: col.arm_link(row["arm"], row["best"]) if known(row) else f"none: {row['reason']}",
+        ),
+        GAP[0],
+        col.of("95% interval", lambda row: words.interval(row["low"], row["high"]) if known(row) else None, right=True),
+        col.count("Pairs", "n_pairs"),
+        listed(f"Within {MARGIN:g}", "equivalent"),
+        listed("Undecided", "undecided"),
+        listed("Worse", "worse"),
     )
     caption = (
         f"Sweet-spot format by layer type (all operands) and by operand (all layers). Within {MARGIN:g}: shown to lie "
         f"within {MARGIN:g} nats of the best. Undecided: neither that nor a difference is shown."
     )
-    blocks: list[Block] = [Table(columns, tuple(rows), caption, data=spots, id="sweet-spots")]
-    absent = [str(place) for place in spots.loc[spots["arm"].isna() & spots["best"].isna(), "place"]]
-    for study, places in (("formats", ("all", *OPERAND_NAMES.values())), ("layers", LAYER_TYPES)):
-        lacking = [PLACE_NAMES[place] for place in absent if place in places and comparator.at(place) is None]
-        if lacking:
-            blocks.append(pending_note(f"No runs are recorded for {words.names(lacking)}.", [study]))
+    yield col.table(spots, columns, caption, "sweet-spots")
+    for study, places in (("formats", ("all", *OPERAND_PLACES)), ("layers", LAYER_TYPES)):
+        if lacking := [PLACE_NAMES[place] for place in PLACES if place in places and comparator.at(place) is None]:
+            yield pending_note(f"No runs are recorded for {words.names(lacking)}.", [study])
     for place in list(PLACES)[1:]:
-        comparison = comparator.at(place)
-        if comparison is not None:
-            inner = (
-                Paragraph(answer(comparison, comparator.sweet_spot(comparison))),
-                *_results(loader, comparison, f"results-{place}"),
-            )
-            blocks.append(Details(f"Ranking: {PLACE_NAMES[place]}", inner))
-    return [*blocks, *_said(found, "H3", "H4", "H5")]
+        if comparison := comparator.at(place):
+            said = Paragraph(answer(comparison, comparator.sweet_spot(comparison)))
+            table = _results(loader, comparison, f"results-{place}")
+            yield Details(f"Ranking: {PLACE_NAMES[place]}", (said, *table))
 
 
-def _ties(tensors: pd.DataFrame, spot: SweetSpot) -> list[Block]:
+def _close_in_loss(tensors: pd.DataFrame, spot: SweetSpot) -> list[Block]:
     """Where formats are close in loss, what the tensors say: second to the loss, and labelled so."""
     close = [spot.best, *spot.equivalent, *spot.undecided] if spot.best else []
     known = tensors[tensors["format"].isin(close)]
@@ -522,123 +444,104 @@ def _ties(tensors: pd.DataFrame, spot: SweetSpot) -> list[Block]:
         f"{name}: {', '.join(f'{OPERAND_NAMES[key]} {words.number(value, 1)} dB' for key, value in row.items())}"
         for name, row in wide.iterrows()
     )
-    text = md(
-        "**Secondary evidence, where the losses are close.** {names} are not shown to differ by more than the margin. "
-        "The signal-to-quantization-noise ratio (SQNR) of their actual tensors, a mean over layers and runs at the "
-        "last look: {said}. A higher SQNR means values nearer to the unrounded ones; it is no ranking by loss.",
-        names=words.names(close),
-        said=said,
+    text = (
+        f"**Secondary evidence, where the losses are close.** {words.names(close)} are not shown to differ by more "
+        "than the margin. The signal-to-quantization-noise ratio (SQNR) of their actual tensors, a mean over layers "
+        f"and runs at the last look: {said}. A higher SQNR means values nearer to the unrounded ones; it is no ranking "
+        "by loss."
     )
-    return [Paragraph(text)]
+    return [Paragraph(Md(text))]
 
 
 def _why(comparison: Comparison, tensors: pd.DataFrame, looks: Mapping[str, pd.DataFrame]) -> list[Block]:
     if tensors.empty:
         return [Paragraph("The runs recorded no figures of their layers: what the formats did to them is not known.")]
-    blocks: list[Block] = []
-    if (chart := weights_chart(comparison, looks)) is not None:
-        blocks.append(ChartBlock(chart))
-    columns: tuple[Column | str, ...] = (
-        "Format",
-        "Layer type",
-        "Operand",
-        *col.right("SQNR (dB)", "Underflow", "Overflow", "Codes used"),
+    columns = (
+        col.arm(),
+        col.text("Layer type", "layer_type"),
+        col.text("Operand", "operand", OPERAND_NAMES),
+        col.number("SQNR (dB)", "sqnr_db", 1),
+        col.percent("Underflow", "underflow"),
+        col.percent("Overflow", "overflow"),
+        col.percent("Codes used", "codes_used"),
     )
     ordered = tensors.sort_values("format", key=lambda column: column.map(format_order), kind="stable")
-    rows = tuple(
-        (
-            col.arm_link(row["arm"], row["format"]),
-            row["layer_type"],
-            OPERAND_NAMES[row["operand"]],
-            words.number(row["sqnr_db"], 1),
-            words.percent(row["underflow"]),
-            words.percent(row["overflow"]),
-            words.percent(row["codes_used"]),
-        )
-        for row in ordered.to_dict("records")
-    )
     caption = (
         "Signal-to-quantization-noise ratio, fraction of nonzero elements that became zero or lie beyond the largest "
         "value, and fraction of the format's codes that occur: means over the layers of a type and the finished runs, "
         "at the last look."
     )
-    table = Table(columns, rows, caption, data=ordered, id="tensors")
-    return [*blocks, Details("SQNR, range and code use by format, layer type and operand", (table,))]
+    table = col.table(ordered, columns, caption, "tensors")
+    chart = weights_chart(comparison, looks)
+    title = "SQNR, range and code use by format, layer type and operand"
+    return [*([ChartBlock(chart)] if chart else []), Details(title, (table,))]
 
 
 def weights_chart(comparison: Comparison, looks: Mapping[str, pd.DataFrame]) -> Chart | None:
     """Every format's grid below the histogram of the weights it held, by octave; None without histograms."""
-    parts, zeros = [], {}
-    names = sorted((name for name in comparison.table["format"] if "/" not in name), key=format_order)
-    for name in names:
-        fmt = get_format(name)
-        look = looks[name]
-        codes = look[(look["operand"] == "weight") & look["statistic"].astype(str).str.fullmatch("code_[0-9a-f]{2}")]
-        if fmt.bits != 8 or codes.empty:
-            continue
-        counts = codes.groupby("statistic")["value"].sum()
-        values = np.abs(fmt.values[[int(str(code)[5:], 16) for code in counts.index]])
-        share = counts.to_numpy() / counts.sum()
-        zeros[name] = float(share[values == 0].sum())
-        grid = np.abs(fmt.finite_values[fmt.finite_values > 0])
-        parts.append(
-            pd.DataFrame(
-                {
-                    "format": name,
-                    "octave": range(LOWEST_OCTAVE, 1),
-                    "grid_values": _by_octave(grid, np.ones(len(grid)), grid.max()),
-                    "share_of_weights": _by_octave(values, share, grid.max()),
-                    "share_zero": zeros[name],
-                }
-            )
-        )
+    names = sorted(filter(is_8bit, comparison.table["format"]), key=format_order)
+    parts = [part for name in names if (part := _octaves(name, looks[name])) is not None]
     if not parts:
         return None
-    data = pd.concat(parts, ignore_index=True)
-    shown = list(dict.fromkeys(data["format"]))
 
     def draw(axes: Axes) -> None:
         boxes = []
-        for place, name in enumerate(shown):
-            bars = data[data["format"] == name]
-            base, tallest = -1.5 * place, bars["share_of_weights"].max()
-            for octave, share in zip(bars["octave"], bars["share_of_weights"], strict=True):
-                if share > 0:
-                    boxes.append((octave - 0.96, octave - 0.04, base + 0.8 * share / tallest, base))
+        for place, bars in enumerate(parts):
+            base, name, zero = -1.5 * place, bars["format"].iloc[0], bars["share_zero"].iloc[0]
+            heights = 0.8 * bars["share_of_weights"] / bars["share_of_weights"].max()
+            for octave, height in zip(bars["octave"], heights, strict=True):
+                if height > 0:
+                    boxes.append((octave - 0.96, octave - 0.04, base + height, base))
             grid = get_format(name).finite_values
             ticks = np.log2(grid[grid > 0] / grid.max())
             ticks = ticks[ticks >= LOWEST_OCTAVE]
             lines = np.column_stack([ticks, ticks, np.full(len(ticks), np.nan)]).ravel()
-            heights = np.tile([base - 0.08, base - 0.3, np.nan], len(ticks))
-            axes.plot(lines, heights, color=PALETTE[1], linewidth=0.7)
+            axes.plot(lines, np.tile([base - 0.08, base - 0.3, np.nan], len(ticks)), color=PALETTE[1], linewidth=0.7)
             axes.text(LOWEST_OCTAVE - 1.3, base + 0.15, name, ha="right", color=FOREGROUND)
-            axes.text(LOWEST_OCTAVE - 1.3, base - 0.25, f"{zeros[name]:.1%} zero", ha="right", fontsize=8, color=MUTED)
+            axes.text(LOWEST_OCTAVE - 1.3, base - 0.25, f"{zero:.1%} zero", ha="right", fontsize=8, color=MUTED)
         axes.add_artist(charts.rectangles(boxes, PALETTE[0]))
         axes.set_xlim(LOWEST_OCTAVE - 1, 0.2)
-        axes.set_ylim(-1.5 * len(shown) + 1.0, 1)
+        axes.set_ylim(-1.5 * len(parts) + 1.0, 1)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         ticks_shown = range(LOWEST_OCTAVE, 1, 4)
         axes.set_xticks(ticks_shown, [f"2^{tick}" if tick else "1" for tick in ticks_shown])
         axes.set_xlabel("size of a weight over the format's largest value; bars: share of weights, ticks: the grid")
 
-    said = []
-    for name in shown:
-        bars = data[data["format"] == name]
-        most = bars.loc[bars["share_of_weights"].idxmax()]
-        said.append(
-            f"{name}: {zeros[name]:.1%} of the weights are zero; the fullest octave, up to 2^{int(most['octave'])}, "
-            f"holds {most['share_of_weights']:.0%} of them and {int(most['grid_values'])} of the grid's positive values"
-        )
+    said = [
+        f"{most['format']}: {most['share_zero']:.1%} of the weights are zero; the fullest octave, up to "
+        f"2^{int(most['octave'])}, holds {most['share_of_weights']:.0%} of them and {int(most['grid_values'])} of the "
+        "grid's positive values"
+        for most in (bars.loc[bars["share_of_weights"].idxmax()] for bars in parts)
+    ]
     return Chart(
         "weights-grid",
         "The grid of each format, and the weights it held",
-        f"For each format the share of its stored weights by octave of size, over all layers and runs at the last "
+        "For each format the share of its stored weights by octave of size, over all layers and runs at the last "
         f"histogram, above its grid of values. {'; '.join(said)}.",
-        data,
+        pd.concat(parts, ignore_index=True),
         draw,
-        height=0.62 * len(shown) + 0.8,
+        height=0.62 * len(parts) + 0.8,
         margins=(0.9, 0.15, 0.55, 0.1),
+    )
+
+
+def _octaves(name: str, look: pd.DataFrame) -> pd.DataFrame | None:
+    """A format's values and the weights it held by octave below its largest value; None without a histogram."""
+    codes = look[(look["operand"] == "weight") & look["statistic"].astype(str).str.fullmatch("code_[0-9a-f]{2}")]
+    if codes.empty:
+        return None
+    fmt, counts = get_format(name), codes.groupby("statistic")["value"].sum()
+    values = np.abs(fmt.values[[int(str(code)[5:], 16) for code in counts.index]])
+    share, grid = counts.to_numpy() / counts.sum(), fmt.finite_values[fmt.finite_values > 0]
+    return pd.DataFrame(
+        {
+            "format": name,
+            "octave": range(LOWEST_OCTAVE, 1),
+            "grid_values": _by_octave(grid, np.ones(len(grid)), grid.max()),
+            "share_of_weights": _by_octave(values, share, grid.max()),
+            "share_zero": float(share[values == 0].sum()),
+        }
     )
 
 
@@ -654,32 +557,17 @@ def _by_octave(values: NDArray[np.float64], weights: NDArray[np.float64], larges
 def _scales(policies: pd.DataFrame) -> list[Block]:
     if policies.empty:
         return [pending_note("No runs with another scale are recorded (study scaling).", ["scaling"])]
-    columns: tuple[Column | str, ...] = (
-        "Format",
-        "Scale",
-        *col.right("Difference", "95% interval", "Pairs", "Finished", "Adjusted p"),
-    )
-    rows = tuple(
-        (
-            col.arm_link(row["arm"], row["format"]),
-            row["policy"],
-            words.number(row["difference"], sign=True),
-            words.interval(row["low"], row["high"]),
-            int(row["n_pairs"]),
-            f"{row['n_finished']} of {row['n_runs']}",
-            words.p_text(row["p_holm"]),
-        )
-        for row in policies.to_dict("records")
+    columns = (
+        *(col.arm(), col.text("Scale", "policy"), col.signed("Difference", "difference"), *GAP[1:]),
+        col.p("Adjusted p", "p_holm"),
     )
     caption = (
         "Final validation loss minus that of the same format with one power-of-two scale a tensor from its current "
         "largest value, in nats a character; below zero, the other scale is better. p: Holm-adjusted over the rows."
     )
-    beside = md(
-        "Formats that are defined with scales of their own, MX and NVFP4, are compared in {page}.",
-        page=Link("the literature page", PageRef("reports/literature")),
-    )
-    return [Table(columns, rows, caption, data=policies, id="scales"), Paragraph(beside)]
+    page = Link("the literature page", PageRef("reports/literature")).markdown()
+    beside = Md(f"Formats that are defined with scales of their own, MX and NVFP4, are compared in {page}.")
+    return [col.table(policies, columns, caption, "scales"), Paragraph(beside)]
 
 
 def _length(
@@ -687,126 +575,103 @@ def _length(
 ) -> list[Block]:
     if long is None:
         return [pending_note("No longer runs of the same setting are recorded (study length).", ["length"])]
-    steps = [loader.config(each.baseline).max_steps for each in (short, long)]
     both = long.table.merge(short.table, on="format", suffixes=("", "_short"), how="left")
     single = ~both["format"].map(is_combination)
-    both["rank"] = both["gap"].where(single).rank().astype("Int64")
-    both["rank_short"] = both["gap_short"].where(single).rank().astype("Int64")
+    for end in ("_short", ""):
+        both[f"rank{end}"] = both[f"gap{end}"].where(single).rank().astype("Int64")
     kept = ["format", "arm", "gap_short", "low_short", "high_short", "n_pairs_short", "rank_short"]
     data = both[[*kept, "gap", "low", "high", "n_pairs", "n_finished", "n_runs", "rank"]]
-    columns: tuple[Column | str, ...] = (
-        "Format",
-        *col.right(f"Gap after {steps[0]:,} steps", "95% interval", "Pairs", "Place"),
-        *col.right(f"Gap after {steps[1]:,} steps", "95% interval", "Pairs", "Place", "Finished"),
-    )
-    rows = tuple(
-        (
-            col.arm_link(row["arm"], row["format"]),
-            words.number(row["gap_short"], sign=True),
-            words.interval(row["low_short"], row["high_short"]),
-            None if math.isnan(row["n_pairs_short"]) else int(row["n_pairs_short"]),
-            None if pd.isna(row["rank_short"]) else int(row["rank_short"]),
-            words.number(row["gap"], sign=True),
-            words.interval(row["low"], row["high"]),
-            int(row["n_pairs"]),
-            None if pd.isna(row["rank"]) else int(row["rank"]),
-            f"{row['n_finished']} of {row['n_runs']}",
-        )
-        for row in data.to_dict("records")
-    )
-    table = Table(columns, rows, "Gap to FP32 in short and in long runs, nats a character", data=data, id="length")
+    columns = [col.arm()]
+    for each, end in ((short, "_short"), (long, "")):
+        columns += [
+            col.signed(f"Gap after {loader.config(each.baseline).max_steps:,} steps", f"gap{end}"),
+            col.interval(low=f"low{end}", high=f"high{end}"),
+            col.count("Pairs", f"n_pairs{end}"),
+            col.count("Place", f"rank{end}"),
+        ]
+    caption = "Gap to FP32 in short and in long runs, nats a character"
+    table = col.table(data, [*columns, col.share()], caption, "length")
     return [Paragraph(answer(long, comparator.sweet_spot(long))), table]
 
 
-def _other_rates(loader: ExperimentDataLoader, comparison: Comparison, own: pd.DataFrame) -> list[Block]:
-    """Formats at the rate that suits them, on the reporting seeds."""
-    rate = loader.config(comparison.baseline).optimizer.learning_rate
-    columns: tuple[Column | str, ...] = (
-        "Format",
-        *col.right("Its own rate", "Gap at its own rate", "95% interval", "Pairs", "Finished"),
-        *col.right(f"Gap at {rate:g}"),
-    )
-    rows = tuple(
-        (
-            col.arm_link(row["arm"], row["format"]),
-            f"{row['learning_rate']:g}",
-            words.number(row["gap"], sign=True),
-            words.interval(row["low"], row["high"]),
-            int(row["n_pairs"]),
-            f"{row['n_finished']} of {row['n_runs']}",
-            words.number(row["gap_shared"], sign=True),
+def _own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> list[Block]:
+    """What another rate changes: from runs at it on the reporting seeds, else from the tuning runs."""
+    own, tuned = at_own_rates(loader, comparison), own_rates(loader, comparison)
+    rate = f"{loader.config(comparison.baseline).optimizer.learning_rate:g}"
+    shared = f"All formats share FP32's learning rate, {rate}."
+    if len(own):
+        columns: tuple[Column, ...] = (
+            *(col.arm(), col.general("Its own rate", "learning_rate"), col.signed("Gap at its own rate", "gap")),
+            *(*GAP[1:], col.signed(f"Gap at {rate}", "gap_shared")),
         )
-        for row in own.to_dict("records")
-    )
-    text = (
-        f"All formats above share FP32's learning rate, {rate:g}. The formats below were also run at another one; the "
-        "gap is to FP32 at its own rate, on the same seeds. Where the two differ, the gap above is partly the rate's."
-    )
-    caption = "Gap to FP32 at a learning rate of the format's own, nats a character"
-    return [Paragraph(text), Table(columns, rows, caption, data=own, id="own-rates")]
+        text = (
+            f"All formats above share FP32's learning rate, {rate}. The formats below were also run at another one; "
+            "the gap is to FP32 at its own rate, on the same seeds. Where the two differ, the gap above is partly the "
+            "rate's."
+        )
+        caption = "Gap to FP32 at a learning rate of the format's own, nats a character"
+    elif len(tuned):
+        columns = (
+            col.text("Format", "format"),
+            col.general("Best rate tried", "own_rate"),
+            col.signed("Gap at the shared rate", "gap_shared"),
+            col.signed("Gap at its best rate", "gap_own"),
+            col.count("Held-out seeds", "n"),
+        )
+        text = (
+            f"{shared} The tuning runs show what a rate of its own changes: the mean gap to FP32 in nats a character, "
+            "on held-out seeds too few for an interval. Where the two columns differ, the gap above is partly the "
+            "rate's."
+        )
+        caption = "Gap to FP32 on the tuning seeds"
+    else:
+        return [Paragraph(f"{shared} No tuning runs are recorded: what another rate would change is not known.")]
+    return [Paragraph(text), col.table(own if len(own) else tuned, columns, caption, "own-rates")]
 
 
-def _conclusions(loader: ExperimentDataLoader, comparison: Comparison, spot: SweetSpot) -> tuple[Text, ...]:
+def _conclusions(loader: ExperimentDataLoader, comparison: Comparison, spot: SweetSpot) -> Iterator[Text]:
     table = comparison.table
     whole = table[(table["n_finished"] == table["n_runs"]) & (table["n_pairs"] >= MIN_PAIRS)]
-    equal = pd.Series([_equivalent_to_fp32(row) for row in whole.to_dict("records")], whole.index, dtype=bool)
+    gaps = (Estimate(row.gap, row.low, row.high, row.sd, row.n_pairs, math.nan) for row in whole.itertuples())
+    equal = pd.Series([gap.equivalent() for gap in gaps], whole.index, dtype=bool)
     worse = whole["low"] > 0
     lost, close = whole[worse & ~equal], whole[(whole["low"] <= 0) & (whole["high"] >= 0) & ~equal]
-    items: list[Text] = []
     if spot.undecided:
-        items.append(
+        yield (
             f"Between {words.names([spot.best or '', *spot.undecided])} this number of seeds does not decide. "
             "That is not evidence that they are equal; no single format is named."
         )
-    items += [f"Beside {spot.best}, {name} {_difference(comparison, name)}." for name in spot.equivalent]
+    for name in spot.equivalent:
+        yield f"Beside {spot.best}, {name} {_within_margin(comparison, spot, name)}."
     if longer := _if_longer(loader, comparison):
-        items.append(md("It changes if {longer}", longer=longer))
+        yield Md(f"It changes if {longer}")
     for those, how in ((equal & ~worse, "no difference is shown"), (equal & worse, "worse, but by less than that")):
         if those.any():
-            text = "Within {margin:g} nats of FP32 (TOST), {how}: {names}."
-            items.append(md(text, margin=MARGIN, how=how, names=", ".join(whole.loc[those, "format"])))
+            yield f"Within {MARGIN:g} nats of FP32 (TOST), {how}: {', '.join(whole.loc[those, 'format'])}."
     if len(close):
-        items.append(
-            md(
-                "Undecided against FP32 (the interval holds zero, which is not evidence of equality): {names}.",
-                names=", ".join(close["format"]),
-            )
-        )
+        listed = ", ".join(close["format"])
+        yield f"Undecided against FP32 (the interval holds zero, which is not evidence of equality): {listed}."
     if len(lost):
         worst = lost.sort_values("gap").iloc[-1]
-        items.append(
-            md(
-                "Worse than FP32: {names}. The largest gap is {format}'s, {gap} nats {interval}.",
-                names=", ".join(lost["format"]),
-                format=worst["format"],
-                gap=words.number(worst["gap"], sign=True),
-                interval=words.interval(worst["low"], worst["high"]),
-            )
+        ends = escape(words.interval(worst["low"], worst["high"]))
+        yield Md(
+            f"Worse than FP32: {', '.join(lost['format'])}. The largest gap is {worst['format']}'s, "
+            f"{words.number(worst['gap'], sign=True)} nats {ends}."
         )
     arms = table.set_index("format")["arm"].reindex(["E0M7", "E1M6"])
+    apart = pd.Series(dtype=float)
     if arms.notna().all():
-        one, other = (by_seed(loader.runs[loader.runs["arm"] == arm]) for arm in arms)
-        apart = (one - other).abs().dropna()
-        if len(apart):
-            most = f"differ by at most {apart.max():.2g} nats" if apart.max() else "are equal to the last digit"
-            seeds = "the seed" if len(apart) == 1 else f"the {len(apart)} seeds"
-            items.append(
-                "E1M6 is E0M7 times 4: with a free scale the two are one quantizer. "
-                f"Their losses on {seeds} that both ran {most}, and charts of gaps leave E1M6 out."
-            )
+        apart = (losses(loader, arms["E0M7"]) - losses(loader, arms["E1M6"])).abs().dropna()
+    if len(apart):
+        most = f"differ by at most {apart.max():.2g} nats" if apart.max() else "are equal to the last digit"
+        seeds = "the seed" if len(apart) == 1 else f"the {len(apart)} seeds"
+        yield (
+            "E1M6 is E0M7 times 4: with a free scale the two are one quantizer. "
+            f"Their losses on {seeds} that both ran {most}, and charts of gaps leave E1M6 out."
+        )
     unfinished = table[table["n_finished"] < table["n_runs"]]
     if len(unfinished):
-        items.append(
-            md(
-                "With runs that did not finish, and therefore not ranked: {names}.",
-                names=", ".join(unfinished["format"]),
-            )
-        )
-    return tuple(items)
-
-
-def _equivalent_to_fp32(row: dict[Hashable, Any]) -> bool:
-    return Estimate(row["gap"], row["low"], row["high"], row["sd"], row["n_pairs"], math.nan).equivalent()
+        yield f"With runs that did not finish, and therefore not ranked: {', '.join(unfinished['format'])}."
 
 
 def _method(loader: ExperimentDataLoader, comparison: Comparison) -> list[Block]:
@@ -826,111 +691,91 @@ def _method(loader: ExperimentDataLoader, comparison: Comparison) -> list[Block]
         method=Link("Method", PageRef("method")),
         preregistration=Link("Preregistration", PageRef("method/preregistration")),
     )
-    size = extent(loader, comparison)
-    read = f"{size.evaluated:,}" + (f" of {size.validation_characters:,}" if size.validation_characters else "")
+    size = extent(loader, comparison.baseline)
+    of_all = f" of {size.validation_characters:,}" if size.validation_characters else ""
+    each = f", {size.characters / size.parameters:.1f} a parameter" if size.parameters else ""
     limits = (
-        f"An evaluation reads {read} validation characters, the same windows in every run; what others would change is "
-        f"not in the intervals. {size.steps:,} steps are {size.characters:,} characters"
-        + (f", {size.characters / size.parameters:.1f} a parameter" if size.parameters else "")
-        + ": early in training."
+        f"An evaluation reads {size.evaluated:,}{of_all} validation characters, the same windows in every run; what "
+        f"others would change is not in the intervals. {size.steps:,} steps are {size.characters:,} characters{each}: "
+        "early in training."
     )
     return [Heading("Method and caveats"), Paragraph(text), Paragraph(limits), Paragraph(more)]
 
 
 def _afterwards(loader: ExperimentDataLoader) -> list[Block]:
     """What was found in the records afterwards: the cost of a mantissa bit, and whether costs add up."""
-    bits, shorter, table = loader.once(cost_per_bit), cost_per_bit(loader, LADDER[:-1]), loader.once(additivity)
-    if bits is None and table.empty:
+    per_bit, table = _per_bit(loader), loader.once(additivity)
+    if per_bit is None and table.empty:
         return []
-    blocks: list[Block] = [
-        Heading("Found afterwards"),
-        Paragraph(
-            "Exploratory: seen in the records after the runs. No hypothesis named it, and nothing was run to test it."
-        ),
-    ]
-    if bits and shorter:
-        blocks.append(Paragraph(_per_bit(bits, shorter)))
-    if len(table):
-        blocks += [Paragraph(_added_up(table)), _additivity_table(table)]
-    return blocks
+    text = "Exploratory: seen in the records after the runs. No hypothesis named it, and nothing was run to test it."
+    blocks: list[Block] = [Heading("Found afterwards"), Paragraph(text)]
+    if per_bit:
+        blocks.append(Paragraph(per_bit))
+    return [*blocks, Paragraph(_added_up(table)), _additivity_table(table)] if len(table) else blocks
 
 
-def _per_bit(bits: BitCost, shorter: BitCost) -> Md:
-    return md(
-        "**Each mantissa bit divides the cost by {factor}** (95% interval {ends}, {n} seeds), from 1 to {last} bits: "
-        "the slope of ln(mean gap) over mantissa bits of {formats}, with percentiles over {resamples:,} resamples of "
-        "the seeds. In {left_out} of them {smallest}'s mean gap is not above zero and has no logarithm; without "
-        "{smallest} the factor is {short} ({short_ends}). E7M0 has no mantissa to count, and in splits with 5 "
-        "bits or more the lack of range costs more than a bit gains: neither is in it.",
-        factor=words.number(bits.factor, 2),
-        ends=words.span(bits.low, bits.high, 1),
-        n=bits.n,
-        last=len(bits.formats),
-        formats=", ".join(bits.formats),
-        resamples=RESAMPLES,
-        left_out=f"{bits.left_out:.1%}",
-        smallest=bits.formats[-1],
-        short=words.number(shorter.factor, 2),
-        short_ends=words.span(shorter.low, shorter.high, 1),
+def _per_bit(loader: ExperimentDataLoader) -> Md | None:
+    bits, shorter = loader.once(cost_per_bit), cost_per_bit(loader, LADDER[:-1])
+    if bits is None or shorter is None:
+        return None
+    smallest = bits.formats[-1]
+    return Md(
+        f"**Each mantissa bit divides the cost by {words.number(bits.factor, 2)}** (95% interval "
+        f"{words.span(bits.low, bits.high, 1)}, {bits.n} seeds), from 1 to {len(bits.formats)} bits: the slope of "
+        f"ln(mean gap) over mantissa bits of {', '.join(bits.formats)}, with percentiles over {RESAMPLES:,} resamples "
+        f"of the seeds. In {bits.left_out:.1%} of them {smallest}'s mean gap is not above zero and has no logarithm; "
+        f"without {smallest} the factor is {words.number(shorter.factor, 2)} "
+        f"({words.span(shorter.low, shorter.high, 1)}). E7M0 has no mantissa to count, and in splits with 5 bits or "
+        "more the lack of range costs more than a bit gains: neither is in it."
     )
 
 
 def _added_up(table: pd.DataFrame) -> Md:
-    shown = table["p_holm"] < ALPHA
-    rest = table[~shown]
-    most = rest.loc[rest["difference"].abs().idxmax()]
-    but = [
+    rows = table.to_dict("records")
+    rest = [row for row in rows if not differs(row)]
+    most = max(rest, key=lambda row: abs(float(row["difference"])))
+    but = "; ".join(
         f"{row['format']}'s over {row['by']}s: {words.number(row['sum'])} one at a time, "
         f"{words.number(row['together'])} together"
-        for row in table[shown].to_dict("records")
-    ]
-    return md(
+        for row in rows
+        if differs(row)
+    )
+    median = words.number(float(np.median([abs(row["difference"]) for row in rest])))
+    return Md(
         "**Costs nearly add up.** The gap with all layer types, or all operands, differs from the sum of the gaps with "
-        "one at a time by {median} nats in the median and by {most} at most ({format} over {by}s, {ends}){but}.",
-        median=words.number(rest["difference"].abs().median()),
-        most=words.number(abs(most["difference"])),
-        format=most["format"],
-        by=most["by"],
-        ends=words.interval(most["low"], most["high"]),
-        but=f". Not so {'; '.join(but)}" if but else "",
+        f"one at a time by {median} nats in the median and by {words.number(abs(most['difference']))} at most "
+        f"({most['format']} over {most['by']}s, {escape(words.interval(most['low'], most['high']))})"
+        f"{escape(f'. Not so {but}') if but else ''}."
     )
 
 
 def _additivity_table(table: pd.DataFrame) -> Table:
-    rows = tuple(
-        (
-            row["by"],
-            row["format"],
-            ", ".join(f"{name} {words.number(gap)}" for name, gap in row["parts"].items()),
-            words.number(row["sum"]),
-            words.number(row["together"]),
-            words.number(row["difference"], sign=True),
-            words.interval(row["low"], row["high"]),
-            int(row["n_pairs"]),
-            words.p_text(row["p_holm"]),
-        )
-        for row in table.to_dict("records")
-    )
-    columns: tuple[Column | str, ...] = (
-        "Divided by",
-        "Format",
-        "Gap with one at a time",
-        *col.right("Sum", "Together", "Together minus sum", "95% interval", "Pairs", "Adjusted p"),
+    columns = (
+        col.text("Divided by", "by"),
+        col.text("Format", "format"),
+        col.of(
+            "Gap with one at a time",
+            lambda row: ", ".join(f"{name} {words.number(gap)}" for name, gap in row["parts"].items()),
+        ),
+        col.number("Sum", "sum"),
+        col.number("Together", "together"),
+        col.signed("Together minus sum", "difference"),
+        *GAP[1:3],
+        col.p("Adjusted p", "p_holm"),
     )
     caption = "Gaps to FP32 of parts and whole, nats a character, on the same seeds; p: Holm-adjusted over the rows"
     data = pd.concat([table.drop(columns="parts"), table["parts"].apply(pd.Series)], axis=1)
-    return Table(columns, rows, caption, data=data, id="additivity")
+    return col.table(table, columns, caption, "additivity", data)
 
 
 def _others(
-    loader: ExperimentDataLoader, comparator: FormatComparator, policies: pd.DataFrame, long: Comparison | None
+    loader: ExperimentDataLoader, comparator: FormatComparator, scaled: set[str], long: Comparison | None
 ) -> list[Block]:
     """Comparisons in other settings, such as the pilot's, folded away."""
-    shown = [comparator.at(place) for place in PLACES] + [long]
-    scaled = set(policies["arm"])
+    above = [comparator.at(place) for place in PLACES] + [long]
     blocks: list[Block] = []
     for comparison in comparator.comparisons:
-        if any(comparison is each for each in shown) or set(comparison.table["arm"]) <= scaled:
+        if any(comparison is each for each in above) or set(comparison.table["arm"]) <= scaled:
             continue
         title = f"Another setting: {comparison.scope}; {_setting(loader, comparison)}"
         table = _results(loader, comparison, f"results-other-{len(blocks) + 1}")
@@ -938,75 +783,25 @@ def _others(
     return [Heading("Other settings"), *blocks] if blocks else []
 
 
-def _own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> list[Block]:
-    heading, rates = Heading("At a learning rate of its own"), own_rates(loader, comparison)
-    if len(own := at_own_rates(loader, comparison)):
-        return [heading, *_other_rates(loader, comparison, own)]
-    shared = f"All formats share FP32's learning rate, {loader.config(comparison.baseline).optimizer.learning_rate:g}."
-    if rates.empty:
-        return [
-            heading,
-            Paragraph(f"{shared} No tuning runs are recorded: what another rate would change is not known."),
-        ]
-    rows = tuple(
-        (
-            row["format"],
-            f"{row['own_rate']:g}",
-            words.number(row["gap_shared"], sign=True),
-            words.number(row["gap_own"], sign=True),
-            int(row["n"]),
-        )
-        for row in rates.to_dict("records")
-    )
-    columns: tuple[Column | str, ...] = (
-        "Format",
-        *col.right("Best rate tried", "Gap at the shared rate", "Gap at its best rate", "Held-out seeds"),
-    )
-    text = (
-        f"{shared} The tuning runs show what a rate of its own changes: the mean gap to FP32 in nats a character, on "
-        "held-out seeds too few for an interval. Where the two columns differ, the gap above is partly the rate's."
-    )
-    table = Table(columns, rows, "Gap to FP32 on the tuning seeds", data=rates, id="own-rates")
-    return [heading, Paragraph(text), table]
-
-
 def _all_results(table: pd.DataFrame) -> list[Block]:
-    columns: tuple[Column | str, ...] = (
-        "Quantized",
-        *col.right("Rate", "Steps"),
-        "Format",
-        *col.right("Gap to FP32", "95% interval", "Pairs", "Finished"),
-        "Verdict",
-    )
-    rows = tuple(
-        (
-            row["scope"],
-            f"{row['learning_rate']:g}",
-            int(row["max_steps"]),
-            col.arm_link(row["arm"], row["format"]),
-            words.number(row["gap"], sign=True),
-            words.interval(row["low"], row["high"]),
-            int(row["n_pairs"]),
-            f"{row['n_finished']} of {row['n_runs']}",
-            row["verdict"],
-        )
-        for row in table.to_dict("records")
+    columns = (
+        col.text("Quantized", "scope"),
+        col.general("Rate", "learning_rate"),
+        col.count("Steps", "max_steps"),
+        *(col.arm(), *GAP, col.text("Verdict", "verdict")),
     )
     caption = "Every comparison of this page in one table, gaps in nats a character"
-    inner = Table(columns, rows, caption, data=table, id="all-results")
-    return [Heading("All results"), Details(f"The {len(rows)} arms, to download as CSV or JSON", (inner,))]
+    inner = col.table(table, columns, caption, "all-results")
+    return [Heading("All results"), Details(f"The {len(table)} arms, to download as CSV or JSON", (inner,))]
 
 
 def _unmatched(comparator: FormatComparator) -> list[Block]:
     runs = comparator.unmatched
-    if runs.empty:
-        return []
-    return [
-        Paragraph(
-            f"{len(runs)} AdamW runs ({', '.join(sorted(runs['format'].unique()))}) have no FP32 run of the same "
-            "setting (learning rate, storage, length, data) and take no part in these comparisons."
-        )
-    ]
+    text = (
+        f"{len(runs)} AdamW runs ({', '.join(sorted(runs['format'].unique()))}) have no FP32 run of the same setting "
+        "(learning rate, storage, length, data) and take no part in these comparisons."
+    )
+    return [Paragraph(text)] if len(runs) else []
 
 
 def _missing(loader: ExperimentDataLoader) -> str:
@@ -1017,21 +812,18 @@ def _missing(loader: ExperimentDataLoader) -> str:
         return "No runs are recorded."
     if runs.empty:
         return f"{len(loader.runs)} runs are recorded, but all of tuning studies or of other training loops."
-    quantized, baseline = runs[runs["scope"] != "nothing"], runs[runs["scope"] == "nothing"]
+    quantized, baseline = runs[runs["quantized"] != ""], runs[runs["quantized"] == ""]
     count = f"{len(runs)} runs are recorded"
     if quantized.empty:
         return f"{count}, all of them unquantized: there is no format to compare with FP32."
     if baseline.empty:
         return f"{count}, but no FP32 run: without one there is no gap to report."
-    differing = [
-        word
-        for column, word in (("data", "data"), ("max_steps", "number of steps"), ("learning_rate", "learning rate"))
-        if not set(quantized[column]) & set(baseline[column])
-    ]
-    how = f"the {words.names(differing)} of the two" if differing else "another part of the config"
+    names = {"data": "data", "max_steps": "number of steps", "learning_rate": "learning rate"}
+    differing = [name for column, name in names.items() if not set(quantized[column]) & set(baseline[column])]
+    how = f"the {words.names(differing)} of the two differ" if differing else "another part of the config differs"
     return (
         f"{count}, but none of them is an AdamW run of a format together with an FP32 run of the same setting (model, "
-        f"data, steps, learning rate): {how} {'differ' if differing else 'differs'}, so that there is no gap to report."
+        f"data, steps, learning rate): {how}, so that there is no gap to report."
     )
 
 
@@ -1045,12 +837,3 @@ def _setting(loader: ExperimentDataLoader, comparison: Comparison) -> str:
         + (", range-aware clipping" if config.stability.clip == "range_aware" else "")
         + (f", {shift.upper()} when it goes wrong" if (shift := config.stability.shift_to) else "")
     )
-
-
-def _row(comparison: Comparison, name: str) -> pd.Series:
-    return comparison.table.set_index("format").loc[name]
-
-
-def _arms(loader: ExperimentDataLoader, comparator: FormatComparator) -> list[str]:
-    used = [comparison.baseline for comparison in comparator.comparisons]
-    return used + [arm for comparison in comparator.comparisons for arm in comparison.table["arm"]]
