@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from altgrad.pages import Page, write_folder
+from altgrad.reports import columns as col
 from altgrad.reports.benchmarks import (
     ALL_INPUTS,
     ExhaustiveRecord,
@@ -474,6 +475,12 @@ def test_hostile_text_in_a_record_is_shown_as_text(tmp_path: Path) -> None:
     outside_code = "".join(text.split("```")[::2])
     assert "<img src=x" not in outside_code
     assert "](javascript:" not in outside_code
+
+
+def test_a_column_with_a_template_is_blank_where_a_value_is_missing() -> None:
+    column = col.filled("Goal", "{goal:g} {unit}", blank="")
+    rows = ({"goal": 1.5, "unit": "s"}, {"goal": None, "unit": "s"}, {"goal": float("nan"), "unit": "s"})
+    assert [row[0] for row in col.table(rows, (column,)).rows] == ["1.5 s", "", ""]
 
 
 def test_the_page_is_made_again_when_a_record_changes(tmp_path: Path) -> None:

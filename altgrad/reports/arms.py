@@ -178,7 +178,7 @@ def _arm_page(
         *_runs(loader, runs, ids),
         *_environment(loader, runs),
     ]
-    files = (Download(f"{slug(run)}.json", _run_json(loader.records[run]), listed=False) for run in runs["run_id"])
+    files = (Download(f"{slug(run)}.json", _run(loader.records[run]), listed=False) for run in runs["run_id"])
     return Page(
         f"runs/{arm}",
         title,
@@ -193,6 +193,11 @@ def _arm_page(
 def _file(part: ExperimentDataLoader, arm: str, *what: Any, prefix: str = "") -> Download:
     """`arm_json` beside the arm's page; beside that of its study, `prefix` is the arm's name with a dot."""
     return Download(f"{prefix}curves.json", arm_json(part, arm, *what), listed=False)
+
+
+def _run(record: RunRecord) -> bytes:
+    """One run as it was recorded: its description, and its history column by column."""
+    return as_json({"run": record.run, "history": record.history.to_dict("list")})
 
 
 def _summary(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | None) -> Md:
@@ -227,12 +232,6 @@ def _reported(loader: ExperimentDataLoader) -> dict[str, pd.Series]:
     rows = loader.runs[(loader.runs["role"] == "report") & loader.runs["final_val_loss"].notna()]
     arms = rows.drop_duplicates(["arm", "seed"]).set_index("seed").groupby("arm")["final_val_loss"]
     return {str(arm): losses for arm, losses in arms}
-
-
-def _run_json(record: RunRecord) -> bytes:
-    """One run as it was recorded: its description, and its history column by column."""
-    history = {str(name): column.tolist() for name, column in record.history.items()}
-    return as_json({"run": record.run, "history": history})
 
 
 def _own_config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline: str | None) -> list[Block]:
