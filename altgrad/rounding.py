@@ -355,30 +355,18 @@ def _exact_division() -> dict[str, Any] | None:
 
 
 class _Constants(NamedTuple):
-    """What the kernel needs of a format, for tensors of one dtype. No integers: torch.compile would make them symbols.
+    """What the kernel needs of a format, for tensors of a dtype. No integers: torch.compile would make them symbols."""
 
-    Attributes:
-        dtype: the working dtype.
-        eps: 2^-M.
-        quantum, max_ulp: the limits of the spacing.
-        max: the format's largest value; what rounds beyond it is an overflow.
-        limit: what saturation clips to; less than `max` where the tensor's dtype ends earlier.
-        far: steps that are beyond the largest value at any spacing.
-        has_mantissa: ties of whole steps alternate between even and odd codes (not so for M = 0).
-        odd_bias: the bias is odd.
-        signed, has_infinity, has_nan, has_negative_zero: as the format's.
-    """
-
-    dtype: torch.dtype
-    eps: float
-    quantum: float
+    dtype: torch.dtype  # the working dtype
+    eps: float  # 2^-M
+    quantum: float  # with max_ulp, the limits of the spacing
     max_ulp: float
-    max: float
-    limit: float
-    far: float
-    has_mantissa: bool
+    max: float  # the format's largest value; what rounds beyond it is an overflow
+    limit: float  # what saturation clips to; less than `max` where the tensor's dtype ends earlier
+    far: float  # steps that are beyond the largest value at any spacing
+    has_mantissa: bool  # ties of whole steps alternate between even and odd codes (not so for M = 0)
     odd_bias: bool
-    signed: bool
+    signed: bool  # this and the others as the format's
     has_infinity: bool
     has_nan: bool
     has_negative_zero: bool
@@ -401,21 +389,10 @@ def _make_constants(fmt: FloatFormat, dtype: torch.dtype) -> _Constants:
     limit = fmt.max
     if dtype != torch.float64 and fmt.max_exponent > 127:  # the grid's last value below 2**128, which may be zero
         limit = max(0.0, 2.0**128 - math.ldexp(1.0, max(127 - fmt.mantissa_bits, fmt.quantum_exponent)))
-    return _Constants(
-        dtype=torch.float32 if narrow else torch.float64,
-        eps=fmt.eps,
-        quantum=fmt.quantum,
-        max_ulp=fmt.max_ulp,
-        max=fmt.max,
-        limit=limit,
-        far=4.0 * 2.0**fmt.mantissa_bits,
-        has_mantissa=fmt.mantissa_bits > 0,
-        odd_bias=fmt.bias % 2 == 1,
-        signed=fmt.signed,
-        has_infinity=fmt.has_infinity,
-        has_nan=fmt.has_nan,
-        has_negative_zero=fmt.has_negative_zero,
-    )
+    dtype, far = torch.float32 if narrow else torch.float64, 4.0 * 2.0**fmt.mantissa_bits
+    spacings, parity = (fmt.eps, fmt.quantum, fmt.max_ulp), (fmt.mantissa_bits > 0, fmt.bias % 2 == 1)
+    codes = (fmt.signed, fmt.has_infinity, fmt.has_nan, fmt.has_negative_zero)
+    return _Constants(dtype, *spacings, fmt.max, limit, far, *parity, *codes)
 
 
 # What torch.compiler.assume_constant_result does, without its import of torch._dynamo. Traced, the whole numbers of a

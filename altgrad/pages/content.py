@@ -134,15 +134,10 @@ def resolve(text: Md, address: Callable[[PageRef], str]) -> Md:
 
 @dataclass(frozen=True)
 class Source:
-    """Who made a chart or a table: a function of a file.
+    """Who made a chart or a table: a function of a file."""
 
-    Attributes:
-        path: of the file, absolute.
-        function: its name, with that of its class; empty at the top of a script.
-    """
-
-    path: str
-    function: str
+    path: str  # of the file, absolute
+    function: str  # its name, with that of its class; empty at the top of a script
 
     @property
     def name(self) -> str:

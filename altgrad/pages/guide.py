@@ -68,38 +68,24 @@ class GuideError(Exception):
 
 @dataclass(frozen=True)
 class Output:
-    """What a block gave.
+    """What a block gave."""
 
-    Attributes:
-        lines: printed, made safe to keep and to show by `_lines`.
-        blocks: its value, where a page can show it better than by its repr.
-    """
-
-    lines: Sequence[str]
-    blocks: tuple[PageBlock, ...] = ()
+    lines: Sequence[str]  # printed, made safe to keep and to show by `_lines`
+    blocks: tuple[PageBlock, ...] = ()  # its value, where a page can show it better than by its repr
 
 
 @dataclass(frozen=True)
 class Block:
-    """One Python block of a guide.
+    """One Python block of a guide."""
 
-    Attributes:
-        number: its place among the blocks that are run, from 1; None when it is not run.
-        first, last: indices of the lines of its two fences.
-        indent: spaces before the fences.
-        code: what is run, without the indent.
-        torch, hide: as marked.
-        key: names its output: a hash of the code of every block that is run up to this one.
-    """
-
-    number: int | None
-    first: int
+    number: int | None  # its place among the blocks that are run, from 1; None when it is not run
+    first: int  # with `last`, indices of the lines of its two fences
     last: int
-    indent: str
-    code: str
-    torch: bool
+    indent: str  # spaces before the fences
+    code: str  # what is run, without the indent
+    torch: bool  # this and `hide` as marked
     hide: bool
-    key: str
+    key: str  # names its output: a hash of the code of every block that is run up to this one
 
 
 def is_executed(text: str) -> bool:

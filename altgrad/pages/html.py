@@ -58,17 +58,11 @@ SourceAddress = Callable[[Source], tuple[str, str] | None]
 
 @dataclass(frozen=True)
 class Body:
-    """The content of a page.
+    """The content of a page."""
 
-    Attributes:
-        html: of everything below the site's frame.
-        toc: level, id and name (HTML) of each heading of the table of contents, in order.
-        links: paths and anchors of the pages that it leads to, for the check that they exist.
-    """
-
-    html: str
-    toc: tuple[tuple[int, str, str], ...]
-    links: tuple[tuple[str, str], ...]
+    html: str  # of everything below the site's frame
+    toc: tuple[tuple[int, str, str], ...]  # level, id, name (HTML) of each heading of the contents, in order
+    links: tuple[tuple[str, str], ...]  # paths and anchors of the pages that it leads to, to check that they exist
 
 
 @dataclass

@@ -31,25 +31,16 @@ DIAGNOSED = 40
 
 @dataclass(frozen=True)
 class Symptom:
-    """What a look at the layers can show: no failure by itself, but a warning, and a kind of the failure that follows.
+    """What a look at the layers can show: no failure by itself, but a warning, and a kind of a failure that follows."""
 
-    Attributes:
-        kind: one of `FAILURE_KINDS`; "nonfinite" is none, and only a warning.
-        statistic, operands: the rows of the per-layer table that show it.
-        limit: it is there beyond this value; below it where `below`.
-        meaning: one sentence of what the figure says; it is completed by the value and the limit.
-        advice: what to try; empty where `FAULTS` says it.
-        figure: what is said after the worst value where an arm of runs shows it.
-    """
-
-    kind: str
-    statistic: str
+    kind: str  # one of `FAILURE_KINDS`; "nonfinite" is none, and only a warning
+    statistic: str  # with `operands`, the rows of the per-layer table that show it
     operands: tuple[str, ...]
-    limit: float
-    meaning: str
-    advice: str = ""
+    limit: float  # it is there beyond this value; below it where `below`
+    meaning: str  # one sentence of what the figure says; it is completed by the value and the limit
+    advice: str = ""  # what to try; empty where `FAULTS` says it
     below: bool = False
-    figure: str = ""
+    figure: str = ""  # what is said after the worst value where an arm of runs shows it
 
     def shown_by(self, operand: str, statistic: str, value: float) -> bool:
         """Whether a row of the table shows it."""

@@ -105,8 +105,7 @@ class Failure:
     def __post_init__(self) -> None:
         for key in ("kinds", "diagnostics", "losses", "advice"):  # JSON has lists
             object.__setattr__(self, key, tuple(getattr(self, key)))
-        unknown = set(self.kinds) - set(FAILURE_KINDS)
-        if unknown or not self.kinds:
+        if (unknown := set(self.kinds) - set(FAILURE_KINDS)) or not self.kinds:
             raise ValueError(f"failure kinds {sorted(unknown)} must be one or more of {', '.join(FAILURE_KINDS)}")
         if not isinstance(self.step, int) or not isinstance(self.tensor, str | None):
             raise ValueError("failure step is an integer, tensor is text")
