@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from altgrad.config import DIVERGED, UNIFORM_LOSS
 from altgrad.runs.schema import FAILURE_KINDS, PHASES, Alarm, Failure
 from altgrad.runs.store import RunRecord
 
@@ -22,10 +23,6 @@ PHASE_OF_OPERAND = {
     "gradient": "backward",
     "update": "optimizer",
 }
-UNIFORM_LOSS = math.log(96)
-"""Loss of guessing one of the 96 characters at random, in nats per character."""
-DIVERGED = 1.5 * UNIFORM_LOSS
-"""A run whose loss stays above this has diverged."""
 LOSSES, LAST_LOSSES = 50, 20
 """How many losses a failure holds at most, and how many of them are the last ones, without a gap."""
 DIAGNOSTICS = (
