@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,10 @@ OPERAND_NAMES = {"weight": "weights", "activation": "activations", "grad_output"
 LONGEST_NOTES = 10_000
 NATIVE_FORMATS = ("e4m3", "e5m2")
 """What the hardware's FP8 instruction multiplies."""
+UNIFORM_LOSS = math.log(96)
+"""Loss of guessing one of the 96 characters at random, in nats per character."""
+DIVERGED = 1.5 * UNIFORM_LOSS
+"""A run whose loss stays above this for `nan_patience` steps has diverged, and ends."""
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
 

@@ -17,10 +17,10 @@ import pytest
 from records import DATA, config, write_run
 
 from altgrad.cli import main
+from altgrad.config import DIVERGED
 from altgrad.runs import FAILURE_KINDS, Failure, RunRecord, RunWriter, read_run, record
 from altgrad.runs.diagnosis import (
     DIAGNOSED,
-    DIVERGED,
     LAST_LOSSES,
     LOSSES,
     SYMPTOMS,

@@ -12,15 +12,17 @@ from typing import Any
 
 import pandas as pd
 
+from altgrad.config import DIVERGED, UNIFORM_LOSS
 from altgrad.runs.schema import FAILURE_KINDS, PHASES, Alarm, Failure
 from altgrad.runs.store import RunRecord
 
-PHASE_OF_OPERAND = dict.fromkeys(("weight", "activation"), "forward")
-PHASE_OF_OPERAND |= dict.fromkeys(("grad_output", "gradient"), "backward") | {"update": "optimizer"}
-UNIFORM_LOSS = math.log(96)
-"""Loss of guessing one of the 96 characters at random, in nats per character."""
-DIVERGED = 1.5 * UNIFORM_LOSS
-"""A run whose loss stays above this has diverged."""
+PHASE_OF_OPERAND = {
+    "weight": "forward",
+    "activation": "forward",
+    "grad_output": "backward",
+    "gradient": "backward",
+    "update": "optimizer",
+}
 LOSSES, LAST_LOSSES = 50, 20
 """How many losses a failure holds at most, and how many of them are the last ones, without a gap."""
 DIAGNOSTICS = ("amax", "norm_l2", "nonfinite", "overflow", "underflow", "sqnr_db", "stall_ratio", "effective_rank")
@@ -53,25 +55,37 @@ class Symptom:
 # 0.63 in E3M4, which loses nothing, 0.79 in E2M5 and 0.88 in E0M7, which do; stall 0.989 in E6M1 and 0.996 in E7M0.
 SYMPTOMS = (
     Symptom(
-        *("overflow", "overflow", ("weight", "activation", "grad_output"), 0.01),
+        "overflow",
+        "overflow",
+        ("weight", "activation", "grad_output"),
+        0.01,
         "fraction of the nonzero elements that lie beyond the format's largest value",
         "use a scale that follows the tensor (scaling.kind: amax) or a format with more exponent bits for this operand",
         figure="of the nonzero elements beyond the largest value",
     ),
     Symptom(
-        *("underflow", "underflow", ("grad_output",), 0.75),
+        "underflow",
+        "underflow",
+        ("grad_output",),
+        0.75,
         "fraction of the nonzero gradients that became zero",
         "use a format with more exponent bits for quantize.grad_output, or scale it by row or block",
         figure="of the nonzero elements became zero",
     ),
     Symptom(
-        *("stall", "stall_ratio", ("update",), 0.99),
+        "stall",
+        "stall_ratio",
+        ("update",),
+        0.99,
         "fraction of the proposed changes that moved no weight on its grid",
         "raise the learning rate, keep float32 master weights, or round stochastically (optimizer.rounding)",
         figure="of the proposed changes moved no weight on its grid",
     ),
     Symptom(
-        *("gradient_vanishing", "norm_l2", ("gradient",), 1e-8),
+        "gradient_vanishing",
+        "norm_l2",
+        ("gradient",),
+        1e-8,
         "norm of the gradient of this weight",
         "look at the underflow of quantize.grad_output in the layers after this one, and lower weight decay",
         below=True,
@@ -79,7 +93,10 @@ SYMPTOMS = (
     ),
     # NaN and infinity that reach the loss end a run by themselves; a delayed or static scale saturates an infinity.
     Symptom(
-        *("nonfinite", "nonfinite", ("activation", "grad_output"), 0.0),
+        "nonfinite",
+        "nonfinite",
+        ("activation", "grad_output"),
+        0.0,
         "NaN or infinite elements before rounding, which hid them from the loss",
     ),
 )

@@ -20,9 +20,8 @@ from altgrad.runs.secrets import mask
 SCHEMA_VERSION = 1
 STATUSES = ("running", "finished", "failed", "crashed", "interrupted")
 FAILURE_KINDS = (
-    *("nan_loss", "divergence", "overflow", "underflow"),
-    *("stall", "gradient_vanishing", "early_stop", "unknown"),
-)
+    "nan_loss", "divergence", "overflow", "underflow", "stall", "gradient_vanishing", "early_stop", "unknown",
+)  # fmt: skip
 PHASES = ("forward", "backward", "optimizer")
 LAYER_COLUMNS = ("step", "layer", "layer_type", "operand", "statistic", "value")
 _BOTH = ("formats", "config")

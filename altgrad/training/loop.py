@@ -35,13 +35,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from altgrad.config import OPERANDS, ExperimentConfig, TelemetryConfig, UsageError, one_line, parse_config
+from altgrad.config import (
+    DIVERGED,
+    OPERANDS,
+    UNIFORM_LOSS,
+    ExperimentConfig,
+    TelemetryConfig,
+    UsageError,
+    one_line,
+    parse_config,
+)
 from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.models import GPT
 from altgrad.nn import Clock, Operand, Policy, QuantizedLayer, clock_of, quantize_model, quantized_layers
 from altgrad.optim import CodeOptimizer, GridOptimizer, ManifoldAdamW
 from altgrad.runs import Alarm, Failure, NothingToResume, RunWriter, read_run
-from altgrad.runs.diagnosis import DIVERGED, UNIFORM_LOSS, diagnose, symptoms
+from altgrad.runs.diagnosis import diagnose, symptoms
 from altgrad.runs.failure_report import failure_report
 from altgrad.runs.schema import PHASES, code_fingerprint
 from altgrad.runs.tracking import Tracker
