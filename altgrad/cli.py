@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from altgrad import __version__
 from altgrad.config import UsageError, load_config
@@ -64,12 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train = commands.add_parser("train", help="train one config and record the run")
     train.set_defaults(command=run_training)
     add_train_arguments(train, Path("experiments/runs"), "altgrad train")
-    explain = commands.add_parser(
-        "explain",
-        help="say what broke in a recorded run",
-        description=EXPLAINING,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    explain = commands.add_parser("explain", help="say what broke in a recorded run", description=EXPLAINING)
+    explain.formatter_class = argparse.RawDescriptionHelpFormatter
     explain.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="the folder of one run")
     explain.set_defaults(command=run_explain)
     runs = commands.add_parser("runs", help="list, compare, export, check and remove recorded runs, and fetch some")
@@ -90,31 +86,17 @@ def add_train_arguments(parser: argparse.ArgumentParser, out: Path, command: str
     parser.description, parser.epilog = TRAINING, EXAMPLES.format(command=command)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the experiment")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key, e.g. quantize.weight=e4m3; may be repeated",
-    )
+    override = "override a key, e.g. quantize.weight=e4m3; may be repeated"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=override)
     parser.add_argument("--seed", type=int, help="replaces the config's seed")
     parser.add_argument("--out", type=Path, default=out, help="folder of the records (default: experiments/runs)")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with this config's interrupted or crashed run from its newest checkpoint, bit for bit; "
-        "from the beginning where there is none",
-    )
+    resume = "go on with this config's interrupted or crashed run from its newest checkpoint, bit for bit; "
+    parser.add_argument("--resume", action="store_true", help=f"{resume}from the beginning where there is none")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="FILE",
-        help="train on a UTF-8 text of your own, folded to ASCII, its last tenth held out (default: licence texts)",
-    )
-    parser.add_argument(
-        "--threads", type=int, default=1, help="CPU threads; 1 (default) makes numbers independent of the core count"
-    )
+    data = "train on a UTF-8 text of your own, folded to ASCII, its last tenth held out (default: licence texts)"
+    parser.add_argument("--data", type=Path, metavar="FILE", help=data)
+    threads = "CPU threads; 1 (default) makes numbers independent of the core count"
+    parser.add_argument("--threads", type=int, default=1, help=threads)
 
 
 def run_training(options: argparse.Namespace) -> int:
@@ -124,24 +106,20 @@ def run_training(options: argparse.Namespace) -> int:
         UsageError: a user's mistake, or the data missing.
         ModuleNotFoundError: torch or rich are missing.
     """
-    config = load_config(options.config, options.set, options.seed)
+    config, corpus = load_config(options.config, options.set, options.seed), None
     if options.threads < 1:
         raise UsageError(f"--threads {options.threads}: give a number of at least 1")
-    if options.data is not None:
-        config = config.model_copy(update={"data": "file"})
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on a GPU
     import torch
 
     from altgrad.runs.writer import REPORT
     from altgrad.training import load_text, train
 
-    corpus = None
     if options.data is not None:
-        corpus = load_text(options.data)
+        config, corpus = config.model_copy(update={"data": "file"}), load_text(options.data)
         if (lost := corpus.fingerprint["left_out"]) > 0.05:
-            print(
-                f"notice: --data: {lost:.0%} of the characters have no ASCII likeness and are left out", file=sys.stderr
-            )
+            notice = f"notice: --data: {lost:.0%} of the characters have no ASCII likeness and are left out"
+            print(notice, file=sys.stderr)
     torch.set_num_threads(options.threads)
     result = train(config, options.out, device=options.device, corpus=corpus, resume=options.resume)
     loss = result.summary["val_loss"]
@@ -220,9 +198,13 @@ def add_runs_commands(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="runs_command", required=True, metavar="COMMAND")
 
-    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def add_source(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         added.set_defaults(command=command)
+        return added
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = add_source(name, command, text)
         added.add_argument("--runs", type=Path, action="append", metavar="FOLDER", help="of records; may be repeated")
         return added
 
@@ -251,9 +233,8 @@ def add_runs_commands(parser: argparse.ArgumentParser) -> None:
     add("verify", runs_verify, "check every record: schema, ids, tables, steps, clocks")
     pruned = add("prune", runs_prune, "remove local records; shows which, and removes them with --yes")
     add_where(pruned)
-    pruned.add_argument(
-        "--status", action="append", default=[], help="crashed, failed, ... or damaged; may be repeated"
-    )
+    status = "crashed, failed, ... or damaged; may be repeated"
+    pruned.add_argument("--status", action="append", default=[], help=status)
     pruned.add_argument("--older-than", type=float, metavar="DAYS", help="that ended longer ago")
     pruned.add_argument("--old", action="store_true", help="earlier attempts that were set aside (<id>.<n>.old)")
     pruned.add_argument("--yes", action="store_true", help="do it")
@@ -261,27 +242,17 @@ def add_runs_commands(parser: argparse.ArgumentParser) -> None:
     linked.add_argument("id", metavar="RUN", help="its id, or the beginning of it")
     linked.add_argument("url", metavar="URL", help="as 'wandb sync' printed it")
 
-    def add_source(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        added.set_defaults(command=command)
-        added.add_argument(
-            "--out", type=Path, default=Path("experiments/runs"), metavar="FOLDER", help="default: experiments/runs"
-        )
-        return added
-
     pulled = add_source("pull", runs_pull, "fetch the new and changed runs of a W&B project into local records")
     pulled.add_argument("project", nargs="?", metavar="PROJECT", help="default: WANDB_PROJECT, else altgrad")
     pulled.add_argument("--entity", help="that owns the project (default: WANDB_ENTITY, else the key's own)")
     pulled.add_argument("--full", action="store_true", help="fetch unchanged runs again too")
     pulled.add_argument("--threads", type=int, default=6, metavar="N", help="histories at a time, 1 to 8 (default: 6)")
-    pulled.add_argument(
-        "--silence",
-        type=float,
-        default=60.0,
-        metavar="SECONDS",
-        help="end when nothing comes for so long (default: 60)",
-    )
+    silence = "end when nothing comes for so long (default: 60)"
+    pulled.add_argument("--silence", type=float, default=60.0, metavar="SECONDS", help=silence)
     imported = add_source("import", runs_import, "make local records of W&B's offline files")
+    for source in (pulled, imported):
+        out = Path("experiments/runs")
+        source.add_argument("--out", type=Path, default=out, metavar="FOLDER", help=f"default: {out.as_posix()}")
     imported.add_argument("path", type=Path, metavar="PATH", help="run-<id>.wandb, or a folder that holds such files")
 
 
@@ -297,19 +268,11 @@ def runs_list(options: argparse.Namespace) -> int:
     rows = []
     for record in chosen:
         found = values(record)
-        loss, step = found.get("last.val_loss"), found["last.step"]
-        rows.append(
-            [
-                record.id,
-                record.status,
-                format_label(record.config),
-                str(record.config.seed),
-                "-" if step is None else str(step),
-                "-" if loss is None else f"{loss:.4f}",
-                record.config.study,
-                str(record.run["created"])[:16].replace("T", " "),
-            ]
-        )
+        loss = "-" if (loss := found.get("last.val_loss")) is None else f"{loss:.4f}"
+        figures = [str(record.config.seed), _shown(found["last.step"]), loss]
+        created = str(record.run["created"])[:16].replace("T", " ")
+        label = format_label(record.config)
+        rows.append([record.id, record.status, label, *figures, record.config.study, created])
     _print_table(["run", "status", "format", "seed", "step", "val_loss", "study", "created"], rows, right=(3, 4, 5))
     return 0
 
@@ -349,11 +312,10 @@ def runs_diff(options: argparse.Namespace) -> int:
     found = difference(first, second)
     if options.json:
         _print_json({key: [one, two] for key, one, two in found})
-        return 0
-    if not found:
+    elif not found:
         print("nothing but id and times differs")
-        return 0
-    _print_table(["key", first.id, second.id], [[key, _shown(one), _shown(two)] for key, one, two in found])
+    else:
+        _print_table(["key", first.id, second.id], [[key, _shown(one), _shown(two)] for key, one, two in found])
     return 0
 
 
@@ -365,17 +327,16 @@ def runs_export(options: argparse.Namespace) -> int:
 
     if options.columns and not options.history:
         raise UsageError("--columns belongs to --history: the metrics to export")
+    columns = options.columns and options.columns.split(",")
     if options.history and not (options.ids or options.where):  # thousands of runs: without a look at their run.json
-        read, problems = read_histories(_sources(options), options.columns and options.columns.split(","))
+        read, problems = read_histories(_sources(options), columns)
         _warn(problems)
         frame = read.to_pandas().astype({"run_id": str})
     else:
         runs = _load(options)
         chosen = [find(runs, prefix) for prefix in dict.fromkeys(options.ids)] if options.ids else list(runs.records)
-        what: Literal["runs", "history", "layers"] = (
-            "history" if options.history else "layers" if options.layers else "runs"
-        )
-        frame = table(select(chosen, options.where), what, options.columns and options.columns.split(","))
+        what: Any = "history" if options.history else "layers" if options.layers else "runs"
+        frame = table(select(chosen, options.where), what, columns)
     if options.format == "parquet" and options.output is None and sys.stdout.isatty():
         raise UsageError("--format parquet: a terminal cannot show it; give --output FILE")
     if options.format == "parquet":
@@ -419,15 +380,9 @@ def runs_prune(options: argparse.Namespace) -> int:
         raise UsageError("prune: say which records, with --status, --older-than, --where or --old")
     if options.older_than is not None and not 0 <= options.older_than < 1e5:
         raise UsageError(f"--older-than {options.older_than:g}: give a number of days")
-    found = prunable(
-        _sources(options),
-        statuses=options.status,
-        older_than=options.older_than,
-        conditions=options.where,
-        old=options.old,
-    )
+    criteria = {"statuses": options.status, "older_than": options.older_than, "conditions": options.where}
     gone = 0
-    for each in found:
+    for each in prunable(_sources(options), old=options.old, **criteria):
         line = visible(f"{each.folder.name} ({each.status}, {each.size / 2**20:.1f} MiB)")
         if each.refused:
             print(f"keep    {line}: {visible(each.refused)}")
@@ -464,21 +419,10 @@ def runs_pull(options: argparse.Namespace) -> int:
         raise UsageError(f"--threads {options.threads}: give a number from 1 to 8; more is refused by W&B")
     if not 0 < options.silence < 86400:
         raise UsageError(f"--silence {options.silence:g}: give a number of seconds")
-
-    def fetch(progress: Callable[[Pulled, int], None] | None) -> Pulled:
-        return pull(
-            options.out,
-            options.project,
-            options.entity,
-            silence=options.silence,
-            threads=options.threads,
-            full=options.full,
-            progress=progress,
-        )
-
+    how = {"silence": options.silence, "threads": options.threads, "full": options.full}
     try:
         with pull_progress() as progress:
-            found = fetch(progress)
+            found = pull(options.out, options.project, options.entity, progress=progress, **how)
     except KeyboardInterrupt:
         print("interrupted; the runs that were fetched are kept, and the next pull goes on from there", file=sys.stderr)
         return 130
@@ -546,9 +490,7 @@ def _warn(problems: Sequence[Problem]) -> None:
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    return value if isinstance(value, str) else _json(value, None)
+    return "-" if value is None else value if isinstance(value, str) else _json(value, None)
 
 
 def _json(value: Any, indent: int | None = 1) -> str:
@@ -587,11 +529,8 @@ def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequ
         return
     widths = [min(60, max(len(row[place]) for row in cells)) for place in range(len(head))]
     for row in cells:
-        padded = (
-            cell.rjust(width) if place in right else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        print("  ".join(padded).rstrip())
+        sized = enumerate(zip(row, widths, strict=True))
+        print("  ".join(f"{cell:{'>' if at in right else '<'}{width}}" for at, (cell, width) in sized).rstrip())
 
 
 def guarded(command: Callable[[], int]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,10 @@ OPERAND_NAMES = {"weight": "weights", "activation": "activations", "grad_output"
 LONGEST_NOTES = 10_000
 NATIVE_FORMATS = ("e4m3", "e5m2")
 """What the hardware's FP8 instruction multiplies."""
+UNIFORM_LOSS = math.log(96)
+"""Loss of guessing one of the 96 characters at random, in nats per character."""
+DIVERGED = 1.5 * UNIFORM_LOSS
+"""A run whose loss stays above this for `nan_patience` steps has diverged, and ends."""
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
 
@@ -197,9 +202,8 @@ class OptimizerConfig(_Section):
     @model_validator(mode="after")
     def _combination_exists(self) -> OptimizerConfig:
         if (self.step_rule == "manifold") != (self.precondition is not None):
-            raise ValueError(
-                "optimizer.precondition must be 'gradient' or 'update' with step_rule 'manifold', and null otherwise"
-            )
+            must = "must be 'gradient' or 'update' with step_rule 'manifold', and null otherwise"
+            raise ValueError(f"optimizer.precondition {must}")
         check_combination(self.step_rule, self.storage, self.rounding)
         if self.step_rule != "manifold" and (self.floor is not None or self.max_stiffness is not None):
             raise ValueError("optimizer.floor and optimizer.max_stiffness belong to step_rule 'manifold'")
@@ -235,12 +239,10 @@ def check_combination(step_rule: str, storage: str, rounding: str) -> None:
     """
     if (step_rule, storage) not in COMBINATIONS:
         raise ValueError(f"storage must be 'master' or 'grid', not {storage!r}")
-    allowed = COMBINATIONS[step_rule, storage]
-    if rounding not in allowed:
-        raise ValueError(
-            f"rounding {rounding!r} does not exist with step_rule {step_rule!r} and storage {storage!r}; "
-            f"allowed is {' or '.join(allowed) or 'none: choose another storage'}"
-        )
+    if rounding not in (roundings := COMBINATIONS[step_rule, storage]):
+        allowed = " or ".join(roundings) or "none: choose another storage"
+        missing = f"rounding {rounding!r} does not exist with step_rule {step_rule!r} and storage {storage!r}"
+        raise ValueError(f"{missing}; allowed is {allowed}")
 
 
 def extra_bytes_per_weight(storage: str, rounding: str) -> int:
@@ -373,30 +375,26 @@ class ExperimentConfig(_Section):
             if value is not None and not _SLUG.fullmatch(value):
                 raise ValueError(f"{key}={value[:80]!r} must be a lower-case slug: letters, digits, '.', '_' and '-'")
         if self.quantize.weight == "fp32":
-            if self.optimizer.step_rule in ("manifold", "code") and self.optimizer.format is None:
-                hint = ", or optimizer.format, whose spacing it uses" if self.optimizer.step_rule == "manifold" else ""
-                raise ValueError(
-                    f"optimizer.step_rule {self.optimizer.step_rule!r} needs quantize.weight to be a format narrower "
-                    f"than fp32{hint}"
-                )
+            needs, step_rule = "needs quantize.weight to be a format narrower than fp32", self.optimizer.step_rule
+            if step_rule in ("manifold", "code") and self.optimizer.format is None:
+                hint = ", or optimizer.format, whose spacing it uses" if step_rule == "manifold" else ""
+                raise ValueError(f"optimizer.step_rule {step_rule!r} {needs}{hint}")
             if self.optimizer.storage == "grid":
-                raise ValueError("optimizer.storage 'grid' needs quantize.weight to be a format narrower than fp32")
+                raise ValueError(f"optimizer.storage 'grid' {needs}")
         if self.optimizer.storage == "grid":
             rule = self.scaling.rule("weight")
             if rule.kind not in ("amax", "none") or rule.granularity != "tensor" or not rule.power_of_two:
+                allowed = "{kind: amax}, {kind: none} or leave it"
+                kept = "optimizer.storage 'grid' keeps one power-of-two scale a tensor"
+                raise ValueError(f"{kept}; set scaling.weight to {allowed}")
+        rounding = {"weight": self.optimizer.rounding if self.optimizer.storage == "master" else ""}
+        rounding |= dict(self.quantize.rounding)
+        for operand in self.quantize.operands if self.compile else ():
+            if rounding[operand] == "stochastic" or self.scaling.rule(operand).kind == "delayed":
                 raise ValueError(
-                    "optimizer.storage 'grid' keeps one power-of-two scale a tensor; set scaling.weight to "
-                    "{kind: amax}, {kind: none} or leave it"
+                    f"compile has no stochastic rounding of operands and no delayed scales, whose values change "
+                    f"with every step, and {operand} has one; set compile=false"
                 )
-        if self.compile:
-            rounding = {"weight": self.optimizer.rounding if self.optimizer.storage == "master" else ""}
-            rounding |= dict(self.quantize.rounding)
-            for operand in self.quantize.operands:
-                if rounding[operand] == "stochastic" or self.scaling.rule(operand).kind == "delayed":
-                    raise ValueError(
-                        f"compile has no stochastic rounding of operands and no delayed scales, whose values change "
-                        f"with every step, and {operand} has one; set compile=false"
-                    )
         if self.quantize.operands and not self.quantize.layers:
             raise ValueError("quantize.layers is empty but an operand has a format: name at least one layer type")
         if self.quantize.operands and self.quantize.layers == ("embedding",) and self.quantize.weight == "fp32":
@@ -404,9 +402,8 @@ class ExperimentConfig(_Section):
         for operand in OPERANDS:
             fmt = get_format(getattr(self.quantize, operand))
             if not fmt.fits_float64:
-                raise ValueError(
-                    f"quantize.{operand}={fmt.name!r} has a range beyond float64; training has none so wide"
-                )
+                wide = "has a range beyond float64; training has none so wide"
+                raise ValueError(f"quantize.{operand}={fmt.name!r} {wide}")
             self.scaling.rule(operand).check(f"quantize.{operand}", fmt, self.quantize.compute)
         return self
 
@@ -460,11 +457,17 @@ class ExperimentConfig(_Section):
 def config_keys(model: type[BaseModel] = ExperimentConfig, prefix: str = "") -> tuple[str, ...]:
     """Every key of a config that holds a value rather than a section, dotted, in order."""
     found: list[str] = []
-    for name, field in model.model_fields.items():
-        choices = (field.annotation, *get_args(field.annotation))
-        section = next((each for each in choices if isinstance(each, type) and issubclass(each, BaseModel)), None)
+    for name in model.model_fields:
+        section = _section(model, name)
         found += config_keys(section, f"{prefix}{name}.") if section else [prefix + name]
     return tuple(found)
+
+
+def _section(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The section under a key: "a section", or "a section or null"; None under a key of a value."""
+    annotation = model.model_fields[name].annotation
+    choices = (annotation, *get_args(annotation))
+    return next((each for each in choices if isinstance(each, type) and issubclass(each, BaseModel)), None)
 
 
 @cache
@@ -506,8 +509,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
         raise UsageError(f"{path}: cannot be read ({one_line(error)}); give a YAML text file") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not valid YAML ({one_line(error)}); correct the file") from None
-    if data is None:
-        data = {}
+    data = {} if data is None else data
     if not isinstance(data, dict):
         raise UsageError(f"{path}: a config is a mapping of keys to values, this is a {type(data).__name__}")
     if isinstance(data.get("tracking"), str):
@@ -518,9 +520,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
         data["seed"] = seed
     config = parse_config(data, source=str(path))
     if config.foreign is not None:
-        raise UsageError(
-            f"{path}: 'foreign' is the config of another loop's record and cannot be trained; leave it out"
-        )
+        refused = "'foreign' is the config of another loop's record and cannot be trained"
+        raise UsageError(f"{path}: {refused}; leave it out")
     return config
 
 
@@ -597,12 +598,8 @@ def _explain(key: str, error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         parent, _, leaf = key.rpartition(".")
         known = _known_keys(parent)
-        near = difflib.get_close_matches(leaf, known, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean {(parent + '.' if parent else '') + near[0]!r}?"
-            if near
-            else f"known keys: {', '.join(known)}"
-        )
+        near = [key.removesuffix(leaf) + name for name in difflib.get_close_matches(leaf, known, n=1, cutoff=0.5)]
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {key!r}; {hint}"
     message = one_line(error["msg"]).removeprefix("Value error, ")
     given = "" if isinstance(error.get("input"), dict | BaseModel) else f" (given {str(error.get('input'))[:80]!r})"
@@ -612,9 +609,7 @@ def _explain(key: str, error: dict[str, Any]) -> str:
 def _known_keys(parent: str) -> list[str]:
     model: type[BaseModel] = ExperimentConfig
     for part in filter(None, parent.split(".")):
-        annotation = model.model_fields[part].annotation
-        choices = (annotation, *get_args(annotation))  # a section, or "a section or null"
-        model = next(each for each in choices if isinstance(each, type) and issubclass(each, BaseModel))
+        model = _section(model, part) or model
     return list(model.model_fields)
 
 
@@ -640,10 +635,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 def _number(text: str) -> str | float:
     """YAML 1.1 reads 3e-3 as text (it wants 3.0e-3); people mean the number."""
-    try:
-        return float(text) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text) else text
-    except ValueError:
-        return text
+    return float(text) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text) else text
 
 
 def one_line(error: object) -> str:

@@ -148,11 +148,11 @@ class Policy:
         if self.compute not in ("simulated", "native"):
             raise ValueError(f"compute must be 'simulated' or 'native', not {self.compute!r}")
         for key in ("layers", "patterns"):
-            if isinstance(getattr(self, key), str):
-                raise ValueError(f"{key} must be a tuple of texts, not {getattr(self, key)!r}")
-        if unknown := set(self.layers) - {*LAYER_TYPES, "other", "*"}:
-            known = ", ".join((*LAYER_TYPES, "other", "*"))
-            raise ValueError(f"layers must be of {known}, not {', '.join(sorted(unknown))}")
+            if isinstance(given := getattr(self, key), str):
+                raise ValueError(f"{key} must be a tuple of texts, not {given!r}")
+        known = (*LAYER_TYPES, "other", "*")
+        if unknown := set(self.layers).difference(known):
+            raise ValueError(f"layers must be of {', '.join(known)}, not {', '.join(sorted(unknown))}")
         for name in OPERANDS:
             spec = self.operand(name)
             spec.scaling.check(name, spec.format, self.compute)
@@ -228,19 +228,19 @@ class _Quantizer:
 
     def _rounded(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
         fmt = self.policy.operand(name).format
-        if self._as_it_is(name):
-            return x, self._scale(x, name)[0]
         scale, block = self._scale(x, name)
+        if self._as_it_is(name):
+            return x, scale
         if block:
             return quantize_blocks(x, fmt, scale, block=block, **self._rounding(name)), None
         return quantize(x, fmt, scale=scale, check_scale=False, **self._rounding(name)), scale
 
     def _reading(self, x: Tensor, name: str) -> Reading:
         fmt, place = self.policy.operand(name).format, (self.layer, self.layer_type, name)
+        scale, block = self._scale(x, name)
         if self._as_it_is(name):
             none = torch.zeros((), dtype=torch.int64, device=x.device)
-            return Reading(*place, x, x, fmt, self._scale(x, name)[0], none, none)
-        scale, block = self._scale(x, name)
+            return Reading(*place, x, x, fmt, scale, none, none)
         if block:
             found = quantize_blocks_counted(x, fmt, scale, block=block, with_ulp=False, **self._rounding(name))
         else:
@@ -254,10 +254,8 @@ class _Quantizer:
 
     def _rounding(self, name: str) -> dict[str, Any]:
         rounding = self.policy.operand(name).rounding
-        return {
-            "rounding": rounding,
-            "seed": self.clock.seed_of(self.layer, name) if rounding == "stochastic" else None,
-        }
+        seed = self.clock.seed_of(self.layer, name) if rounding == "stochastic" else None
+        return {"rounding": rounding, "seed": seed}
 
     def _scale(self, x: Tensor, name: str) -> tuple[Any, int]:
         """The scale of `x` (a Tensor, or None for 1), and the elements of a block that has one of its own, or 0.
@@ -387,10 +385,8 @@ class QuantizedLinear(_Quantizer, nn.Linear):
         rows = x.reshape(-1, x.shape[-1])
         sizes = (rows.shape[0], self.in_features, self.out_features)
         if any(size % 16 for size in sizes):
-            raise ValueError(
-                f"layer {self.layer}: native FP8 products need rows, inputs and outputs in multiples of 16, "
-                f"not {sizes}; use compute 'simulated'"
-            )
+            need = f"native FP8 products need rows, inputs and outputs in multiples of 16, not {sizes}"
+            raise ValueError(f"layer {self.layer}: {need}; use compute 'simulated'")
         y: Tensor = _NativeProducts.apply(rows, self.weight, self)
         y = y.view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
@@ -447,14 +443,9 @@ def quantize_model(model: nn.Module, policy: Policy | Mapping[str, Policy], *, s
         if type(module) not in (nn.Linear, nn.Embedding, QuantizedLinear, QuantizedEmbedding):
             continue
         kind = layer_type(name)
-        chosen = next(
-            (
-                p
-                for key, p in policies.items()
-                if fnmatchcase(name, key) or (kind is not None and fnmatchcase(kind, key))
-            ),
-            None,
-        )
+        names = (name,) if kind is None else (name, kind)
+        matching = (p for key, p in policies.items() if any(fnmatchcase(each, key) for each in names))
+        chosen = next(matching, None)
         covered = chosen is not None and chosen.covers(name, kind or "other")
         if kind is None and not covered:
             dequantize_model(module)
@@ -470,9 +461,8 @@ def quantize_model(model: nn.Module, policy: Policy | Mapping[str, Policy], *, s
         }
         found += 1
     if not found:
-        raise ValueError(
-            f"no layer matches: the policies are for {', '.join(policies)}, or the model has no linear layer"
-        )
+        keys = ", ".join(policies)
+        raise ValueError(f"no layer matches: the policies are for {keys}, or the model has no linear layer")
     return model
 
 

@@ -349,6 +349,8 @@ _ARMS: tuple[Arm, ...] = (
     ),
     *(_arm(f"{fmt} long", fmt, label=f"{fmt} after 1,500 steps", **LONG) for fmt in ("FP32", *CLOSE_FORMATS, "E0M7")),
     *(_arm(f"{fmt} observed", fmt, **_OBSERVED) for fmt in ("FP32", *CLOSE_FORMATS, *EXTREMES)),
+    _arm("E2M5 block", "E2M5", scaling=SCALES["block"][0], label="E2M5 with a scale a block of 32"),
+    _arm("E3M4 block", "E3M4", scaling=SCALES["block"][0], label="E3M4 with a scale a block of 32"),
     _arm("FP32 large", rate="FP32 large", **LARGE),
     *(_arm(f"{fmt} large", fmt, rate="FP32 large", other=None, **LARGE) for fmt in SPLITS),
     *LARGE_STORAGE_ARMS,
@@ -450,6 +452,11 @@ STUDIES: Mapping[str, Study] = {
         _with(
             SEEDS, "MXFP8 up", "MXFP4 up", (f"{name} stochastic gradients" for name in ("MXFP4", "MXFP4 up", "NVFP4"))
         ),
+        exploratory=True,
+    ),
+    "blocks-close": Study(
+        "E2M5 and E3M4 with a scale a block of 32, which study scaling has for other splits.",
+        _with(FEW_SEEDS, "E2M5 block", "E3M4 block"),
         exploratory=True,
     ),
     "tuning-large": Study(

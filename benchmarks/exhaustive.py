@@ -41,15 +41,8 @@ from torch import Tensor  # noqa: E402
 import altgrad  # noqa: E402
 from altgrad.config import UsageError  # noqa: E402
 from altgrad.formats import get_format  # noqa: E402
-from altgrad.reports.benchmarks import (  # noqa: E402
-    ALL_INPUTS,
-    RECORDED,
-    ExhaustiveRecord,
-    Sweep,
-    kernel_fingerprint,
-    read_record,
-    write_record,
-)
+from altgrad.reports.benchmarks import ALL_INPUTS, ExhaustiveRecord, Sweep, kernel_fingerprint  # noqa: E402
+from altgrad.reports.measured import RECORDED, read_record, write_record  # noqa: E402
 from altgrad.rounding import compile_quantize, quantize  # noqa: E402
 from altgrad.runs.schema import digest  # noqa: E402
 
@@ -273,13 +266,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    record = read_record(options.record, ExhaustiveRecord) or ExhaustiveRecord()
+    record = read_record(options.record, ExhaustiveRecord)
     console = Console(stderr=True)
     failed = False
     chosen = [case for case in CASES if not options.cases or case.name in options.cases]
     for case in chosen:
         result = _show(case, options, console)
-        kept = [known for known in record.sweeps if known.case != case.name]
+        kept = [known for known in record.sweeps if known.case != case.name] if record else []
         order = [known.name for known in CASES]
         sweeps: Iterable[Sweep] = sorted(
             [*kept, result], key=lambda one: order.index(one.case) if one.case in order else len(order)

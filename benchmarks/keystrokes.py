@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import altgrad  # noqa: E402
-from altgrad.reports.benchmarks import RECORDED, write_record  # noqa: E402
+from altgrad.reports.measured import RECORDED, write_record  # noqa: E402
 from altgrad.reports.run_costs import Figure, KeystrokesRecord  # noqa: E402
 from altgrad.runs.schema import code_fingerprint  # noqa: E402
 

@@ -39,15 +39,8 @@ from torch import Tensor  # noqa: E402
 import altgrad  # noqa: E402
 from altgrad.config import UsageError  # noqa: E402
 from altgrad.formats import get_format  # noqa: E402
-from altgrad.reports.benchmarks import (  # noqa: E402
-    RECORDED,
-    Accelerator,
-    QuantizeRecord,
-    Scratch,
-    Timing,
-    read_record,
-    write_record,
-)
+from altgrad.reports.benchmarks import Accelerator, QuantizeRecord, Scratch, Timing  # noqa: E402
+from altgrad.reports.measured import RECORDED, read_record, write_record  # noqa: E402
 from altgrad.rounding import compile_quantize, quantize, quantize_counted  # noqa: E402
 from altgrad.runs.schema import without_paths  # noqa: E402
 

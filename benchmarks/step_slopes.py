@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import altgrad  # noqa: E402
-from altgrad.reports.benchmarks import RECORDED, write_record  # noqa: E402
+from altgrad.reports.measured import RECORDED, write_record  # noqa: E402
 from altgrad.reports.step_slopes import NAME, Slope, SlopesRecord  # noqa: E402
 from altgrad.runs.schema import code_fingerprint  # noqa: E402
 

@@ -20,7 +20,9 @@ PAGES = {
     "telemetry": ("What a run measures", ("altgrad.telemetry",)),
     "training": ("Training", ("altgrad.config", "altgrad.training", "altgrad.models")),
     "runs": ("Run records", ("altgrad.runs",)),
-    "analysis": ("Findings", ("altgrad.analysis",)),
+    "studies": ("The campaign as data", ("altgrad.studies",)),
+    "analysis": ("Findings", ("altgrad.analysis", "altgrad.analysis.contrasts", "altgrad.analysis.hypotheses")),
+    "reports": ("Reports", ("altgrad.reports",)),
     "pages": ("Pages and charts", ("altgrad.pages",)),
 }
 

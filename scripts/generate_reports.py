@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from altgrad.analysis import ExperimentDataLoader, FormatComparator  # noqa: E402
-from altgrad.analysis.failures import headline  # noqa: E402
 from altgrad.cli import pull_progress  # noqa: E402
 from altgrad.config import UsageError  # noqa: E402
 from altgrad.pages.content import join, resolve  # noqa: E402
@@ -73,7 +72,8 @@ def fill_answer(readme: Path, loader: ExperimentDataLoader) -> None:
     Raises:
         UsageError: where the file has no such markers.
     """
-    comparison = headline(loader.once(FormatComparator))
+    comparator = loader.once(FormatComparator)
+    comparison = comparator.headline
     sentence = Md("Pending: no runs are recorded.")
     if comparison is not None:
         changes = [Md(f"- This changes if {item}") for item in changes_if(loader)]

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 from altgrad.pages import Page, write_folder
+from altgrad.reports import columns as col
 from altgrad.reports.benchmarks import (
     ALL_INPUTS,
-    RECORDED,
     ExhaustiveRecord,
     QuantizeRecord,
     benchmarks_key,
     benchmarks_page,
     kernel_fingerprint,
-    read_record,
 )
+from altgrad.reports.measured import RECORDED, read_record
 from altgrad.runs.schema import RecordError
 
 ROOT = Path(__file__).parents[1]
@@ -447,7 +447,7 @@ def test_a_damaged_record_is_one_line_with_file_key_and_remedy(
     assert told in message
     assert "make" in message
     text = shown(benchmarks_page(tmp_path), tmp_path)
-    assert "1 record left out" in text
+    assert "record was left out" in text
     assert f"{name}.json" in text
 
 
@@ -475,6 +475,12 @@ def test_hostile_text_in_a_record_is_shown_as_text(tmp_path: Path) -> None:
     outside_code = "".join(text.split("```")[::2])
     assert "<img src=x" not in outside_code
     assert "](javascript:" not in outside_code
+
+
+def test_a_column_with_a_template_is_blank_where_a_value_is_missing() -> None:
+    column = col.filled("Goal", "{goal:g} {unit}", blank="")
+    rows = ({"goal": 1.5, "unit": "s"}, {"goal": None, "unit": "s"}, {"goal": float("nan"), "unit": "s"})
+    assert [row[0] for row in col.table(rows, (column,)).rows] == ["1.5 s", "", ""]
 
 
 def test_the_page_is_made_again_when_a_record_changes(tmp_path: Path) -> None:

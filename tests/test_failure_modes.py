@@ -11,26 +11,25 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from altgrad.analysis.preregistered import Verdict
 from records import DATA, config, full_look, write_run
 
 from altgrad.analysis import ExperimentDataLoader, FailureAnalyzer, FormatComparator
 from altgrad.analysis.failures import (
     CAUSES,
     FAILURE_GAP,
-    LIMITS,
     REMEDIES,
+    SYMPTOMS_OF_ARMS,
     arm_symptoms,
-    failure_verdicts,
     remedies_missing,
 )
-from altgrad.analysis.literature import CLAIMS, findings, literature_verdicts
+from altgrad.analysis.hypotheses import Verdict
+from altgrad.analysis.hypotheses import verdicts as verdicts_of
+from altgrad.analysis.literature import CLAIMS, findings
 from altgrad.config import ExperimentConfig, command, load_config
 from altgrad.pages import Page, Table
 from altgrad.pages.render import Dialect, render
@@ -39,37 +38,23 @@ from altgrad.reports.literature import literature_page
 from altgrad.runs import RunRecord, RunSet, load_runs
 from altgrad.runs.diagnosis import SYMPTOMS
 from altgrad.runs.schema import FAILURE_KINDS, arm_id, run_id
+from altgrad.studies import ARMS, RULE_FORMATS, STUDIES
 
 ROOT = Path(__file__).parents[1]
 SITE = Dialect(site=True, address=lambda reference: f"{reference.path}#{reference.anchor}")
 STOCHASTIC = "stochastic"
 Loss = Callable[[ExperimentConfig], float]
 Keep = Callable[[ExperimentConfig], bool]
+WHOLE = ("formats", "remedies", "literature", "scaling", "blocks")
 
 
 @pytest.fixture(scope="module")
-def campaign() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("campaign", ROOT / "experiments" / "campaign.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["campaign"] = module
-    spec.loader.exec_module(module)
-    module.data_fingerprint = lambda: DATA  # type: ignore[attr-defined]
-    return module
-
-
-@pytest.fixture(scope="module")
-def configs(campaign: ModuleType) -> list[ExperimentConfig]:
-    """The campaign's configs that these findings rest on; a rate stands for the tuned ones."""
-    found = [*campaign.formats({}), *campaign.remedies({}), *campaign.literature({}), *campaign.scaling({})]
-    found += campaign.blocks({})
-    for fmt, (rule, place) in itertools.product(
-        campaign.RULE_FORMATS, (("adamw", "nearest"), ("adamw", STOCHASTIC), ("update", STOCHASTIC))
-    ):
-        given = campaign.arm(campaign.every(fmt), rule, place)
-        found += campaign.over("storage", campaign.SEEDS, [(given, 0.01)])
-    return [cfg for cfg in found if cfg.seed in campaign.SEEDS]
+def configs() -> list[ExperimentConfig]:
+    """The campaign's configs that these findings rest on."""
+    whole = [(study, arm) for study in WHOLE for arm in STUDIES[study].seeds]
+    rules = ("adamw nearest", "adamw stochastic", "update stochastic")
+    grid = [("storage", f"{fmt} {rule}") for fmt in RULE_FORMATS for rule in rules]
+    return [ARMS[arm].config(seed, study) for study, arm in (*whole, *grid) for seed in STUDIES[study].seeds[arm]]
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +166,7 @@ def analyzer(whole: ExperimentDataLoader) -> FailureAnalyzer:
 
 
 def verdicts(loader: ExperimentDataLoader) -> dict[str, Verdict]:
-    return {verdict.id: verdict for verdict in (*literature_verdicts(loader), *failure_verdicts(loader))}
+    return {verdict.id: verdict for verdict in verdicts_of(loader, "H15", "H16", "H17", "H18")}
 
 
 def answers(loader: ExperimentDataLoader) -> dict[str, str]:
@@ -267,8 +252,7 @@ def test_a_hypothesis_that_does_not_hold_is_told_so(
     literature = identity in ("H15", "H16")
     needed = [cfg for cfg in few if (cfg.study == "literature" or cfg.quantize.weight == "bf16") == literature]
     loader = loader_of(template, needed, lambda cfg: change.get(name(cfg), expected(cfg)))
-    found = literature_verdicts(loader) if literature else failure_verdicts(loader)
-    assert {verdict.id: verdict.answer for verdict in found}[identity] == answer
+    assert answers(loader)[identity] == answer
 
 
 def test_an_arm_with_a_run_that_did_not_finish_is_not_judged_by_its_survivors(
@@ -337,16 +321,16 @@ def test_too_few_seeds_are_counted_and_no_conclusion_is_drawn(template: RunRecor
     assert "in part" in text
 
 
-def test_unpaired_runs_and_mixed_lengths_are_told(template: RunRecord, few: list[ExperimentConfig]) -> None:
+def test_unpaired_runs_and_those_of_another_length_are_told(template: RunRecord, few: list[ExperimentConfig]) -> None:
     unpaired = [cfg for cfg in few if (cfg.seed < 18) == (cfg.study == "formats")]
     assert set(answers(loader_of(template, unpaired)).values()) <= {"pending"}
     assert (FailureAnalyzer(loader_of(template, unpaired)).remedies["n_pairs"].iloc[:3] == 0).all()
     longer = [cfg.model_copy(update={"max_steps": 600}) if remedied(cfg, "e0m7") else cfg for cfg in few]
     verdict = verdicts(loader_of(template, longer))["H17"]
     assert verdict.answer == "pending"
-    assert "length" in verdict.evidence
+    assert "(0 of 16 seeds)" in verdict.evidence, "a run of another length is no run of the arm"
     remedies = FailureAnalyzer(loader_of(template, longer)).remedies
-    assert remedies.loc[remedies["missing"].str.contains("length"), "difference"].isna().all()
+    assert remedies.loc[remedies["missing"].str.contains("(0 of 16", regex=False), "difference"].isna().all()
 
 
 def test_pages_without_records_are_pending_and_hold_no_figures(tmp_path: Path) -> None:
@@ -427,11 +411,10 @@ def test_a_stall_is_a_cause_on_the_grid_only() -> None:
     assert (row["cause"], row["phase"], row["tensor"], row["step"]) == ("stall", "optimizer", "head.weight", 10)
 
 
-def test_the_limits_of_a_class_are_those_of_a_warning() -> None:
+def test_an_arm_is_asked_for_what_warns_in_a_run_and_for_precision() -> None:
     """NaN and infinity have no limit to choose: they are a kind of failure themselves."""
-    assert {symptom.kind: symptom.limit for symptom in SYMPTOMS if symptom.kind != "nonfinite"} == {
-        cause: limit for cause, (_, _, limit, _) in LIMITS.items() if cause != "precision"
-    }
+    warned = [symptom.kind for symptom in SYMPTOMS if symptom.kind != "nonfinite"]
+    assert [symptom.kind for symptom in SYMPTOMS_OF_ARMS] == [*warned, "precision"]
     assert CAUSES[: len(FAILURE_KINDS)] == FAILURE_KINDS
 
 
@@ -449,7 +432,7 @@ def test_the_pilot_lies_on_both_sides_of_the_limit_of_precision() -> None:
     assert "unknown" not in set(analyzer.classified["causes"])
 
 
-def test_operands_are_told_apart_by_arms_that_differ_in_one(
+def test_an_operand_is_a_cause_where_arms_differ_in_it_alone(
     whole: ExperimentDataLoader, analyzer: FailureAnalyzer
 ) -> None:
     comparison = FormatComparator(whole).comparisons[0]

@@ -22,11 +22,11 @@ torch = pytest.importorskip("torch")
 
 from altgrad.analysis import ExperimentDataLoader, FailureAnalyzer  # noqa: E402
 from altgrad.cli import main  # noqa: E402
-from altgrad.config import ExperimentConfig, load_config, parse_config  # noqa: E402
+from altgrad.config import DIVERGED, UNIFORM_LOSS, ExperimentConfig, load_config, parse_config  # noqa: E402
 from altgrad.models import GPT  # noqa: E402
 from altgrad.runs import Alarm, Failure, RunRecord, read_run  # noqa: E402
 from altgrad.runs import writer as run_writer  # noqa: E402
-from altgrad.runs.diagnosis import DIVERGED, SYMPTOMS, UNIFORM_LOSS, diagnose, warnings_of  # noqa: E402
+from altgrad.runs.diagnosis import SYMPTOMS, diagnose, warnings_of  # noqa: E402
 from altgrad.runs.failure_report import failure_report  # noqa: E402
 from altgrad.telemetry import Watch  # noqa: E402
 from altgrad.telemetry.rank import COLLAPSED  # noqa: E402

@@ -107,6 +107,21 @@ def test_the_codes_in_use_are_those_of_the_recorded_runs(tmp_path: Path) -> None
     assert used == [[0.0, 0.25], [1.0, 0.75]]
 
 
+def test_codes_are_those_of_the_arm_that_changes_nothing_but_its_format_whatever_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("altgrad.analysis.loader.rule_label", lambda config: f"rule {config.optimizer.step_rule}")
+    others = {"scaling": {"granularity": "row"}}, {"precondition": "update"}, {}
+    for more in others:
+        for seed in range(2 if more else 1):  # the others have more runs
+            write_run(tmp_path, config("e4m3", seed=seed, **more), looks=full_look(20, number=5))  # type: ignore[arg-type]
+    loader = ExperimentDataLoader([tmp_path])
+    assert loader.runs["arm"].value_counts().tolist() == [2, 2, 1]
+    page = next(page for page in format_pages(loader) if page.path == "formats/e4m3")
+    (said,) = [b.text for b in page.blocks if isinstance(b, Paragraph) and "from arm" in str(b.text)]
+    assert loader.runs["arm"].value_counts().index[-1] in said
+
+
 def test_text_in_a_drawing_stays_text() -> None:
     def draw(sketch: Sketch) -> None:
         sketch.text(0, 9, "<script>x</script> & \u202e")

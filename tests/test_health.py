@@ -18,8 +18,9 @@ from altgrad.config import parse_config
 from altgrad.pages import HEAT, MUTED, Chart, ChartBlock, Column, Details, Heading, Page, Table, fixed_svg, write_folder
 from altgrad.pages.render import Dialect, files, render
 from altgrad.pages.sketch import INCH, Sketch
-from altgrad.reports import ReportGenerator, arm_pages, common, health
+from altgrad.reports import ReportGenerator, arm_pages, health
 from altgrad.reports.failure_modes import failure_modes_page
+from altgrad.reports.heat_map import Levels, heat_map
 from altgrad.runs import Failure, load_runs, pack_study
 
 PANELS = {"weight": "weights", "grad_output": "gradients"}
@@ -66,13 +67,13 @@ def drawn_area(chart: Chart) -> dict[str, float]:
     }
 
 
-def level_by_hand(value: float, levels: common.Levels) -> int:
+def level_by_hand(value: float, levels: Levels) -> int:
     rising = levels.edges[0] < levels.edges[-1]
     return sum(value >= edge if rising else value < edge for edge in levels.edges)
 
 
 @pytest.mark.parametrize("levels", [health.LOST, health.SQNR, health.STALL, health.RANK])
-def test_every_value_is_in_the_level_whose_legend_says_so(levels: common.Levels) -> None:
+def test_every_value_is_in_the_level_whose_legend_says_so(levels: Levels) -> None:
     assert len(levels.legend) == len(HEAT) == len(levels.edges) + 1
     values = np.array([0.0, -0.0, 1e-300, 1.0, 60.0, *levels.edges, *np.nextafter(levels.edges, -np.inf)])
     assert levels.of(values).tolist() == [level_by_hand(value, levels) for value in values]
@@ -80,12 +81,12 @@ def test_every_value_is_in_the_level_whose_legend_says_so(levels: common.Levels)
 
 
 @pytest.mark.parametrize("levels", [health.LOST, health.SQNR])
-def test_the_drawing_covers_each_value_with_the_colour_of_its_level(levels: common.Levels) -> None:
+def test_the_drawing_covers_each_value_with_the_colour_of_its_level(levels: Levels) -> None:
     random = np.random.default_rng(0)
     values = np.where(random.random((7, 2, 9)) < 0.2, 0.0, random.lognormal(-4.0, 3.0, (7, 2, 9)))
     values = values * 1000 if levels is health.SQNR else values
     values[3, 1, 4] = math.nan
-    areas = drawn_area(common.heat_map("h", "T", cells(values), levels, PANELS))
+    areas = drawn_area(heat_map("h", "T", cells(values), levels, PANELS))
     counts = np.bincount([level_by_hand(value, levels) for value in values[~np.isnan(values)]], minlength=6)
     for colour, count in zip(HEAT, counts, strict=True):
         assert areas[colour] == pytest.approx(count / 9), colour
@@ -95,7 +96,7 @@ def test_the_drawing_covers_each_value_with_the_colour_of_its_level(levels: comm
 def test_an_operand_that_a_layer_does_not_have_is_not_drawn_as_missing() -> None:
     values = np.full((2, 2, 5), 0.5)
     values[0, 1] = math.nan
-    chart = common.heat_map("h", "T", cells(values), health.LOST, PANELS)
+    chart = heat_map("h", "T", cells(values), health.LOST, PANELS)
     assert MUTED not in drawn_area(chart)
     assert "missing" not in chart.description
 
@@ -103,7 +104,7 @@ def test_an_operand_that_a_layer_does_not_have_is_not_drawn_as_missing() -> None
 def test_a_heat_map_says_in_words_which_layers_are_worst_and_what_is_missing() -> None:
     values = np.zeros((3, 2, 4))
     values[2, 1, 3], values[0, 0, 1], values[1, 1, 2] = 0.75, 0.25, math.nan
-    said = common.heat_map("h", "T", cells(values), health.LOST, PANELS, "Run x.").description
+    said = heat_map("h", "T", cells(values), health.LOST, PANELS, "Run x.").description
     assert said.startswith("Run x. 3 layers at 4 looks from step 1 to 31, for weights and gradients.")
     assert "Worst: layer 2 gradients 75% at step 31; layer 0 weights 25% at step 11; " in said
     assert "1 values are missing (not recorded)." in said
@@ -112,7 +113,7 @@ def test_a_heat_map_says_in_words_which_layers_are_worst_and_what_is_missing() -
 def test_of_many_looks_and_layers_the_worst_are_drawn() -> None:
     values = np.zeros((64, 2, 500))
     values[50, 1, 333] = 0.9
-    chart = common.heat_map("h", "T", cells(values), health.LOST, PANELS)
+    chart = heat_map("h", "T", cells(values), health.LOST, PANELS)
     assert "Of 64 layers the 40 with the worst values are drawn." in chart.description
     assert "500 looks share 60 columns; each shows the worst of its looks." in chart.description
     areas = drawn_area(chart)
@@ -124,10 +125,10 @@ def test_of_many_looks_and_layers_the_worst_are_drawn() -> None:
 
 def test_a_heat_map_is_small_and_the_same_bytes_every_time() -> None:
     values = np.random.default_rng(1).lognormal(-4.0, 2.0, (10, 2, 31)).clip(0, 1)
-    chart = common.heat_map("h", "T", cells(values), health.LOST, PANELS)
+    chart = heat_map("h", "T", cells(values), health.LOST, PANELS)
     assert fixed_svg(chart) == fixed_svg(chart)
     assert len(fixed_svg(chart)) < 60_000, "620 values of noise, the worst case: nothing merges"
-    calm = common.heat_map("h", "T", cells(np.full((10, 2, 31), 0.02)), health.LOST, PANELS)
+    calm = heat_map("h", "T", cells(np.full((10, 2, 31), 0.02)), health.LOST, PANELS)
     assert len(fixed_svg(calm)) < 9_000
 
 
@@ -372,7 +373,7 @@ def lightness(colour: str) -> float:
 
 
 @pytest.mark.parametrize(("palette", "sign"), [("default", -1), ("slate", 1)])
-def test_the_heat_scale_is_told_apart_by_lightness_alone_in_both_palettes(palette: str, sign: int) -> None:
+def test_the_heat_scale_is_read_by_lightness_alone_in_both_palettes(palette: str, sign: int) -> None:
     sheet = (Path(__file__).parents[1] / "docs/stylesheets/altgrad.css").read_text()
     block = re.search(rf'\[data-md-color-scheme="{palette}"\] \{{(.*?)\}}', sheet, re.DOTALL)
     assert block

@@ -13,7 +13,7 @@ import pytest
 
 from altgrad.config import UsageError
 from altgrad.pages import write_folder
-from altgrad.reports.benchmarks import RECORDED, read_record
+from altgrad.reports.measured import RECORDED, read_record
 from altgrad.reports.run_costs import (
     Figure,
     KeystrokesRecord,

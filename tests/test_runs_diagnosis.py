@@ -17,10 +17,10 @@ import pytest
 from records import DATA, config, write_run
 
 from altgrad.cli import main
+from altgrad.config import DIVERGED
 from altgrad.runs import FAILURE_KINDS, Failure, RunRecord, RunWriter, read_run, record
 from altgrad.runs.diagnosis import (
     DIAGNOSED,
-    DIVERGED,
     LAST_LOSSES,
     LOSSES,
     SYMPTOMS,
@@ -161,7 +161,9 @@ def test_a_run_without_a_row_is_explained_too(tmp_path: Path) -> None:
         raise RuntimeError("at once")
     found = read_run(writer.path)
     assert place(explained(found)) == (0, None, None)
-    assert "at once" in failure_report(found)
+    report = failure_report(found)
+    assert "at once" in report
+    assert re.findall("^## (.*)", report, re.MULTILINE) == ["What to try", "Run it again"], "no empty table"
 
 
 REPORT = """\

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from records import config as make_config
 from records import write_run
@@ -26,6 +26,7 @@ from altgrad.config import LONGEST_NOTES, UsageError, config_keys
 from altgrad.pages import write_folder
 from altgrad.reports.arms import arm_pages
 from altgrad.runs import Failure, load_runs, read_run, record
+from altgrad.runs.foreign import data_fingerprint
 from altgrad.runs.query import verify
 from altgrad.runs.secrets import LEFT_OUT, left_out, mask, mask_record
 
@@ -180,6 +181,7 @@ values = st.recursive(
 
 
 @given(values)
+@example(SHAPES["aws"] + SHAPES["github"])
 def test_nothing_more_is_left_out_of_what_was_looked_at_before(value: Any) -> None:
     once = mask(value)
     assert mask(once) == once
@@ -265,7 +267,8 @@ def plant(root: Path) -> str:
         run.explain(
             Failure(("unknown",), 0, message=f"at {SHAPES['github']}"), f"# Failure\n\n{SHAPES['github']} refused\n"
         )
-        raise RuntimeError("x" * 460 + f" {SHAPES['json web token']}")  # the message is cut in the middle of it
+        first, last = SHAPES["json web token"], SHAPES["github"]
+        raise RuntimeError(f"{first} {'x' * (482 - len(first))} {last}")  # a message is cut at 500, in the middle of it
     return run.run_id
 
 
@@ -309,6 +312,12 @@ def test_no_secret_of_a_foreign_run_is_in_its_record_or_on_its_pages(
     said = capsys.readouterr().out
     assert identity in said
     assert [part for part in HIDDEN if part in said] == []
+
+
+def test_data_that_differs_in_a_password_is_the_same_data() -> None:
+    one, two = (data_fingerprint(f"https://jane:{word}@host.example/text") for word in ("hushhush1", "hushhush2"))
+    assert one == two
+    assert one["name"] == f"https://{LEFT_OUT}@host.example/text"
 
 
 def test_a_run_named_by_a_secret_is_refused_and_by_a_commit_it_is_not(tmp_path: Path) -> None:

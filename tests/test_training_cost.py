@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from altgrad.pages import write_folder
-from altgrad.reports.benchmarks import RECORDED, read_record
+from altgrad.reports.measured import RECORDED, read_record
 from altgrad.reports.training_cost import TrainingRecord, training_page
 from altgrad.runs.schema import RecordError
 

@@ -278,6 +278,16 @@ def _of(rows: Rows, arms: Sequence[str]) -> Rows:
 # In words
 
 
+def reading(row: Row) -> str:
+    """What a row shows, in a word or two: a difference may be shown and lie within the margin."""
+    if bad := row["n_ended_badly"]:
+        return f"not judged: {_unfinished(bad)}"
+    sign = "lower" if shown(row, -1) else "higher" if shown(row, +1) else ""
+    if equivalent(row):
+        return f"{sign}, within the margin" if sign else "equivalent"
+    return sign or "undecided"
+
+
 def describe(row: Row, tost: bool = False) -> str:
     """The figures of a test, such as ``+0.096 nats [+0.074, +0.118], n = 16, adjusted p < 0.001``."""
     parts = [f"{words.number(row['difference'], sign=True)} nats {words.interval(row['low'], row['high'])}"]
@@ -285,5 +295,9 @@ def describe(row: Row, tost: bool = False) -> str:
     if tost and not math.isnan(row["p_equivalent"]):
         parts.append(f"TOST {words.p_equals(row['p_equivalent'])}")
     if bad := row["n_ended_badly"]:
-        parts.append(f"{bad} run{'s' if bad > 1 else ''} did not finish")
+        parts.append(_unfinished(bad))
     return ", ".join(parts)
+
+
+def _unfinished(runs: int) -> str:
+    return f"{runs} run{'s' if runs > 1 else ''} did not finish"

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from altgrad.analysis.comparison import Comparison, FormatComparator
+from altgrad.analysis.comparison import Comparison
 from altgrad.analysis.contrasts import TEST_COLUMNS, by_seed, contrast, differs, family, missing, runs_of
 from altgrad.analysis.loader import ExperimentDataLoader, concatenated, format_label, scope_label
 from altgrad.analysis.statistics import FAILURE_GAP, paired_difference
 from altgrad.config import OPERAND_NAMES, OPERANDS, ExperimentConfig, QuantizeConfig, ScalingConfig
 from altgrad.runs import FAILURE_KINDS, Alarm
-from altgrad.runs.diagnosis import PHASE_OF_OPERAND, diagnose, warnings_of
+from altgrad.runs.diagnosis import PHASE_OF_OPERAND, SYMPTOMS, Symptom, diagnose, tensor_name, warnings_of
 from altgrad.runs.schema import PHASES, digest
 from altgrad.studies import CAMPAIGN, CAMPAIGN_SEEDS, EXTREMES, STUDIES
 
@@ -32,28 +33,33 @@ CAUSES = (*FAILURE_KINDS, "precision", "step")
 """Why an arm failed: the classes of a failed run, and two that only a comparison of arms can have. "precision":
 rounding error by itself, without a loss of range. "step": the step rule or how the weights are kept, since the same
 formats do not fail under AdamW with master weights."""
+SYMPTOMS_OF_ARMS = (
+    *(
+        replace(symptom, operands=OPERANDS if symptom.operands[0] in OPERANDS else symptom.operands)
+        for symptom in SYMPTOMS
+        if symptom.figure
+    ),
+    Symptom(
+        "precision", "sqnr_db", OPERANDS, PRECISION_DB, "signal-to-quantization-noise ratio", "", True, "dB of SQNR"
+    ),
+)
+"""What the looks of an arm can show: what warns in a run, of every operand that is rounded, and one more. NaN shows in
+no mean over runs; with master weights no update is lost, so a stall is asked for on the grid only."""
 REPORTED = tuple(name for name in CAMPAIGN if not STUDIES[name].sweeps)
 """The studies whose arms count as the campaign's (docs/method/preregistration.md); those of `EXPLORATORY` as well."""
 EXPLORATORY = tuple(name for name in REPORTED if STUDIES[name].exploratory)
 """Studies that were added after another one had been looked at."""
 HEALTH_STATISTICS = ("overflow", "underflow", "sqnr_db")
 
+FAILURE_COLUMNS = (
+    "run_id", "arm", "format", "rule", "seed", "status", "kinds", "step", "tensor", "phase", "message",
+)  # fmt: skip
 GAP_COLUMNS = (
     "arm", "study", "format", "scope", "rule", "learning_rate", "baseline", "campaign", "n_runs", "n_finished",
     "n_pairs", "gap", "low", "high", "failed",
 )  # fmt: skip
 CAUSE_COLUMNS = ("causes", "phases", "operand", "step", "tensor", "evidence")
 SYMPTOM_COLUMNS = ("arm", "cause", "operand", "phase", "share", "cells", "worst", "step", "tensor", "evidence")
-LIMITS = {
-    "overflow": ("overflow", "above", 0.01, "of the nonzero elements beyond the largest value"),
-    "underflow": ("underflow", "above", 0.75, "of the nonzero elements became zero"),
-    "stall": ("stall_ratio", "above", 0.99, "of the proposed changes moved no weight on its grid"),
-    "gradient_vanishing": ("norm_l2", "below", 1e-8, "norm of the gradient"),
-    "precision": ("sqnr_db", "below", PRECISION_DB, "dB of SQNR"),
-}
-"""Cause -> statistic, side, limit, what is beyond it. The first four limits are those at which a run warns; with master
-weights no update is lost, so there a stall is no cause; and all operands are asked for underflow."""
-
 REMEDY_COLUMNS = (
     "format", "remedy", "planned", "arm", "against", "n_pairs", "n_ended_badly", "difference", "low", "high", "p_value",
     "p_holm", "gap", "gap_low", "gap_high", "gap_before", "gap_pairs", "missing",
@@ -93,7 +99,7 @@ class FailureAnalyzer:
     """
 
     def __init__(self, loader: ExperimentDataLoader) -> None:
-        self._loader = loader
+        self.loader = loader
 
     @cached_property
     def failures(self) -> pd.DataFrame:
@@ -103,38 +109,23 @@ class FailureAnalyzer:
         still being written is listed as ``running`` and is no failure.
         """
         rows = []
-        for run in self._loader.runs.itertuples():
-            if run.status == "finished":
-                continue
-            failure = diagnose(self._loader.records[run.run_id])
-            rows.append(
-                {
-                    "run_id": run.run_id,
-                    "arm": run.arm,
-                    "format": run.format,
-                    "rule": run.rule,
-                    "seed": run.seed,
-                    "status": run.status,
-                    "kinds": ", ".join(failure.kinds) if failure else run.status,
-                    "step": failure.step if failure else run.last_step,
-                    "tensor": failure.tensor if failure else None,
-                    "phase": failure.phase if failure else None,
-                    "message": failure.message if failure else "",
-                }
-            )
-        columns = ["run_id", "arm", "format", "rule", "seed", "status", "kinds", "step", "tensor", "phase", "message"]
-        return pd.DataFrame(rows, columns=columns)
+        runs = self.loader.runs
+        for run in runs[runs["status"] != "finished"].to_dict("records"):
+            found = diagnose(self.loader.records[run["run_id"]])
+            kinds, step = (", ".join(found.kinds), found.step) if found else (run["status"], run["last_step"])
+            about = (found.tensor, found.phase, found.message) if found else (None, None, "")
+            rows.append((*(run[key] for key in FAILURE_COLUMNS[:6]), kinds, step, *about))
+        return pd.DataFrame(rows, columns=list(FAILURE_COLUMNS))
 
     @cached_property
     def warnings(self) -> pd.DataFrame:
         """One row a warning of any run: run_id, arm, format, step, and what, tensor, phase, value, message."""
         rows = [
-            {"run_id": run.run_id, "arm": run.arm, "format": run.format, "step": step, **alarm._asdict()}
-            for run in self._loader.runs.itertuples()
-            for step, alarm in warnings_of(self._loader.records[run.run_id])
+            (run.run_id, run.arm, run.format, step, *alarm)
+            for run in self.loader.runs.itertuples()
+            for step, alarm in warnings_of(self.loader.records[run.run_id])
         ]
-        columns = ["run_id", "arm", "format", "step", *Alarm._fields]
-        return pd.DataFrame(rows, columns=columns)
+        return pd.DataFrame(rows, columns=["run_id", "arm", "format", "step", *Alarm._fields])
 
     @cached_property
     def health(self) -> pd.DataFrame:
@@ -144,17 +135,16 @@ class FailureAnalyzer:
         of an operand's nonzero elements, SQNR is in dB.
         """
         keys = ["arm", "format", "operand", "statistic"]
-        runs = self._loader.runs
+        runs = self.loader.runs
         runs = runs[runs["role"] == "report"]
-        tables = [self._loader.records[run_id].coded for run_id in runs["run_id"]]
+        tables = [self.loader.records[run_id].coded for run_id in runs["run_id"]]
         if not sum(map(len, tables)):
             return pd.DataFrame(columns=["arm", "format", "operand", "phase", "statistic", "value", "n"])
         every = concatenated(tables).assign(run=np.repeat(runs.index, list(map(len, tables))))
         every = every[every["statistic"].isin(HEALTH_STATISTICS) & every["operand"].isin(PHASE_OF_OPERAND)]
         means = every.groupby(["run", "operand", "statistic"], observed=True)["value"].mean().reset_index()
         means = means.astype({"operand": "str", "statistic": "str"}).join(runs[["arm", "format"]], on="run")
-        frame = means.groupby(keys)["value"].agg(["mean", "count"]).reset_index()
-        frame = frame.rename(columns={"mean": "value", "count": "n"})
+        frame = means.groupby(keys)["value"].agg(value="mean", n="count").reset_index()
         return frame.assign(phase=frame["operand"].map(PHASE_OF_OPERAND))
 
     @cached_property
@@ -167,21 +157,16 @@ class FailureAnalyzer:
         of the campaign. `failed` is the preregistered definition: a gap above `FAILURE_GAP`, or a run that did not
         finish. An arm of fewer than two pairs has no interval, and by its gap is not judged.
         """
-        runs = self._loader.runs
+        runs = self.loader.runs
         runs = runs[(runs["role"] == "report") & ~runs["foreign"].astype(bool) & (runs["status"] != "running")]
         arms = {str(arm): _of_campaign(group) for arm, group in runs.groupby("arm", sort=True)}
-        bases: dict[str, list[str]] = {}
-        problems = {}
+        problems = {arm: _problem(self.loader.config(arm), group["data"].iloc[0]) for arm, group in arms.items()}
+        bases: dict[str, dict[str, pd.DataFrame]] = {problem: {} for problem in problems.values()}
         for arm, group in arms.items():
-            config = self._loader.config(arm)
-            problems[arm] = _problem(config, group["data"].iloc[0])
+            config = self.loader.config(arm)
             if not config.quantize.operands and config.optimizer.step_rule == "adamw" and not config.optimizer.relative:
-                bases.setdefault(problems[arm], []).append(arm)
-        rows = []
-        for arm, group in arms.items():
-            if arm not in bases.get(problems[arm], []):
-                rivals = {base: arms[base] for base in bases.get(problems[arm], [])}
-                rows.append(_gap_row(arm, group, rivals))
+                bases[problems[arm]][arm] = group
+        rows = [_gap_row(arm, arms[arm], bases[at]) for arm, at in problems.items() if arm not in bases[at]]
         frame = pd.DataFrame(rows, columns=list(GAP_COLUMNS))
         return frame.sort_values(["gap", "arm"], ascending=[False, True], ignore_index=True)
 
@@ -193,12 +178,11 @@ class FailureAnalyzer:
         operand's cells beyond the limit, `worst` the value farthest beyond it, `step` the first look with such a cell,
         and `tensor` the worst one there.
         """
-        failed = self.gaps[self.gaps["failed"].astype(bool)]
-        rows = []
-        for arm in failed["arm"]:
-            ids = self.run_ids(arm)
-            found = arm_symptoms(self._loader.looks(ids), self._loader.config(arm))
-            rows += [{"arm": arm} | row for row in found]
+        rows = [
+            {"arm": arm} | row
+            for arm in self.gaps.loc[self.gaps["failed"].astype(bool), "arm"]
+            for row in arm_symptoms(self.loader.looks(self.run_ids(arm)), self.loader.config(arm))
+        ]
         return pd.DataFrame(rows, columns=list(SYMPTOM_COLUMNS))
 
     @cached_property
@@ -214,49 +198,55 @@ class FailureAnalyzer:
         rows = [row | self._causes(row) for row in failed.to_dict("records")]
         return pd.DataFrame(rows, columns=[*GAP_COLUMNS, *CAUSE_COLUMNS])
 
+    def leading(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows of the campaign's arms, where any arm of it can be judged; else all."""
+        own = self.gaps[self.gaps["campaign"].astype(bool)]
+        return frame[frame["arm"].isin(own["arm"])] if (own["n_pairs"] >= 2).any() else frame
+
+    def of_formats(self, frame: pd.DataFrame, *formats: str) -> pd.DataFrame:
+        """The rows of arms of which all that is rounded has one of these formats, by their names in a config."""
+        wanted = {arm: one_format(self.loader.config(arm)) in formats for arm in frame["arm"].unique()}
+        return frame[frame["arm"].map(wanted).astype(bool)]
+
     def run_ids(self, arm: str) -> list[str]:
         """The ended runs of an arm that `gaps` is about."""
-        runs = self._loader.runs
+        runs = self.loader.runs
         runs = _of_campaign(runs[(runs["arm"] == arm) & (runs["role"] == "report") & (runs["status"] != "running")])
         return list(runs["run_id"])
-
-    def config(self, arm: str) -> ExperimentConfig:
-        """The config of an arm (with the seed of its first run)."""
-        return self._loader.config(arm)
 
     def alike(self, arms: Sequence[str]) -> set[str]:
         """Those of `arms` whose difference to the first of them is not shown, on the seeds that both ran.
 
         The p-values are adjusted by Holm over the others; without two shared seeds there is no test.
         """
-        runs = self._loader.runs
+        runs = self.loader.runs
         first, *others = (runs[runs["run_id"].isin(self.run_ids(arm))] for arm in arms)
         rows = family([contrast(arm, other, first) for arm, other in zip(arms[1:], others, strict=True)])
         return {row["contrast"] for row in rows.to_dict("records") if not differs(row)}
 
     def example(self, arm: str) -> str:
         """The run of an arm to look at: the first that did not finish, else the one with the median final loss."""
-        runs = self._loader.runs
+        runs = self.loader.runs
         runs = runs[runs["run_id"].isin(self.run_ids(arm))]
-        broken = runs[runs["status"] != "finished"]
-        if len(broken):
-            return str(broken["run_id"].iloc[0])
-        runs = runs.sort_values(["final_val_loss", "seed", "run_id"])
-        return str(runs["run_id"].iloc[(len(runs) - 1) // 2])
+        broken = runs.loc[runs["status"] != "finished", "run_id"]
+        ordered = runs.sort_values(["final_val_loss", "seed", "run_id"])["run_id"]
+        return str(broken.iloc[0] if len(broken) else ordered.iloc[(len(ordered) - 1) // 2])
 
     def operands(self, comparison: Comparison) -> pd.DataFrame:
         """What each operand costs alone: the gaps of a comparison's formats, all operands and one at a time.
 
-        One row a format and scope of those that are recorded in the comparison's setting; columns format, scope, and
-        those of `gaps` that say how large it is.
+        One row a format and scope of those that are recorded in the comparison's setting; columns format, scope (the
+        comparison's, or the operand's name), and those of `gaps` that say how large it is.
         """
-        places = [comparison.quantized, *OPERANDS]
-        runs = self._loader.runs[self._loader.runs["setting"] == comparison.setting]
-        place = runs[runs["quantized"].isin(places)].drop_duplicates("arm").set_index("arm")["quantized"]
-        found = self.gaps[self.gaps["arm"].isin(place.index)]
+        runs = self.loader.runs
+        arms = runs.loc[runs["setting"] == comparison.setting, "arm"].unique()
+        alone = {arm: name for arm in arms if (name := _alone(self.loader.config(arm)))}
+        scopes = dict.fromkeys(comparison.table["arm"], comparison.scope) | alone
+        found = self.gaps[self.gaps["arm"].isin(scopes)]
+        found = found.assign(scope=found["arm"].map(scopes))
+        found["order"] = found["scope"].map([comparison.scope, *OPERAND_NAMES.values()].index)
         columns = ["format", "scope", "arm", "gap", "low", "high", "n_pairs", "n_runs", "n_finished"]
-        order = found["arm"].map(place).map(places.index)
-        return found.assign(order=order).sort_values(["order", "arm"], ignore_index=True)[columns]
+        return found.sort_values(["order", "arm"], ignore_index=True)[columns]
 
     @cached_property
     def remedies(self) -> pd.DataFrame:
@@ -269,7 +259,7 @@ class FailureAnalyzer:
         """
         rows = []
         for name in EXTREMES:
-            found = [_remedy_row(self._loader, remedy) for remedy in REMEDIES if remedy.format == name]
+            found = [_remedy_row(self.loader, remedy) for remedy in REMEDIES if remedy.format == name]
             whole = [row for row in found if not row["missing"]]
             for row, adjusted in zip(whole, family(whole)["p_holm"] if whole else [], strict=True):
                 row["p_holm"] = adjusted
@@ -279,35 +269,24 @@ class FailureAnalyzer:
     def _causes(self, row: dict[Any, Any]) -> dict[str, Any]:
         found = self.symptoms[self.symptoms["arm"] == row["arm"]]
         ended = self.failures[(self.failures["arm"] == row["arm"]) & (self.failures["status"] != "running")]
-        kinds = list(dict.fromkeys(kind for text in ended["kinds"] for kind in text.split(", ")))
-        phases = [phase for phase in ended["phase"].dropna()]
-        evidence = [f"{len(ended)} of {row['n_runs']} runs did not finish"] if len(ended) else []
-        began: tuple[str | None, int | None, str | None] = (None, None, None)
-        if len(ended):
-            first = ended.sort_values("step").iloc[0]
-            began = (None, int(first["step"]), first["tensor"])
-        elif len(found):
-            first = found.iloc[0]
-            began = (first["operand"], int(first["step"]), first["tensor"])
-        for symptom in found.itertuples():
-            kinds.append(symptom.cause)
-            phases.append(symptom.phase)
-            evidence.append(symptom.evidence)
+        kinds = [kind for text in ended["kinds"] for kind in text.split(", ")] + list(found["cause"])
+        phases = [*ended["phase"].dropna(), *found["phase"]]
+        evidence = [f"{len(ended)} of {row['n_runs']} runs did not finish"] * bool(len(ended)) + list(found["evidence"])
         if not kinds and (reason := self._step_rule(row)):
             kinds, phases, evidence = ["step"], ["optimizer"], [reason]
-        known = [kind for kind in dict.fromkeys(kinds) if kind != "unknown"]
+        first: dict[Any, Any] = next(iter((ended.sort_values("step") if len(ended) else found).to_dict("records")), {})
         return {
-            "causes": ", ".join(known or ["unknown"]),
+            "causes": ", ".join(kind for kind in dict.fromkeys(kinds) if kind != "unknown") or "unknown",
             "phases": ", ".join(phase for phase in PHASES if phase in phases),
-            "operand": began[0],
-            "step": began[1],
-            "tensor": began[2],
+            "operand": first.get("operand"),
+            "step": int(first["step"]) if first else None,
+            "tensor": first.get("tensor"),
             "evidence": "; ".join(evidence) or "no recorded figure is beyond its limit",
         }
 
     def _step_rule(self, row: dict[Any, Any]) -> str:
         """Why the optimizer is the cause, in words; "" where it is not, or no run tells."""
-        config = self._loader.config(row["arm"])
+        config = self.loader.config(row["arm"])
         if config.optimizer.step_rule == "adamw" and config.optimizer.storage == "master":
             return ""
         if not config.quantize.operands:
@@ -323,10 +302,8 @@ class FailureAnalyzer:
         found = {}
         judged = self.gaps[~self.gaps["failed"].astype(bool) & (self.gaps["n_pairs"] >= 2)]
         for row in judged.to_dict("records"):
-            config = self._loader.config(row["arm"])
-            optimizer = config.optimizer
-            nearest = (optimizer.storage, optimizer.rounding) == ("master", "nearest_even")
-            if optimizer.step_rule == "adamw" and not optimizer.relative and nearest:
+            config = self.loader.config(row["arm"])
+            if plain_adamw(config):
                 found[config.quantize, config.scaling, row["baseline"]] = float(row["gap"])
         return found
 
@@ -338,60 +315,69 @@ def named(config: ExperimentConfig) -> str:
     return f"{format_label(config)} ({', '.join(details)})" if details else format_label(config)
 
 
-def headline(comparator: FormatComparator) -> Comparison | None:
-    """The comparison that reports lead with: the one with the most pairs."""
-    return comparator.comparisons[0] if comparator.comparisons else None
+def one_format(config: ExperimentConfig) -> str:
+    """The name of the format that all that is rounded has; "" where nothing is, or several formats are."""
+    names = {getattr(config.quantize, operand) for operand in config.quantize.operands}
+    return names.pop() if len(names) == 1 else ""
+
+
+def unscaled(config: ExperimentConfig) -> bool:
+    """Whether a rounded operand has no scale."""
+    return any(config.scaling.rule(operand).kind == "none" for operand in config.quantize.operands)
+
+
+def plain_adamw(config: ExperimentConfig) -> bool:
+    """Whether the step is AdamW's with master weights, and nothing about it is special."""
+    given = config.optimizer
+    chosen = (given.step_rule, given.relative, given.storage, given.rounding)
+    return chosen == ("adamw", False, "master", "nearest_even")
+
+
+def _alone(config: ExperimentConfig) -> str:
+    """The operand that alone is rounded, in all layers, to nearest, with the default's scale; "" otherwise."""
+    operands = config.quantize.operands
+    if len(operands) != 1 or config.scaling != ScalingConfig():
+        return ""
+    bare = QuantizeConfig.model_validate({operands[0]: getattr(config.quantize, operands[0])})
+    return OPERAND_NAMES[operands[0]] if config.quantize == bare else ""
 
 
 def arm_symptoms(looks: pd.DataFrame, config: ExperimentConfig) -> list[dict[str, Any]]:
-    """What the looks of an arm show by the limits of `LIMITS`: rows of `SYMPTOM_COLUMNS` but for the arm.
+    """What the looks of an arm show by the limits of `SYMPTOMS_OF_ARMS`: rows of `SYMPTOM_COLUMNS` but for the arm.
 
     Args:
         looks: as `ExperimentDataLoader.looks` gives them.
         config: of the arm; operands that it does not round show nothing.
     """
-    rounded = set(config.quantize.operands)
+    asked = {*config.quantize.operands, "gradient"} | ({"update"} if config.optimizer.storage == "grid" else set())
     keys = ["step", "layer", "operand"]
     lost = looks[looks["statistic"] == "underflow"].set_index(keys)["value"]
-    ends = {"gradient": "weight.grad", "update": "weight"}
+    names = {**OPERAND_NAMES, "update": "update", "gradient": "weight gradients"}
     found = []
-    for cause, (statistic, side, limit, meaning) in LIMITS.items():
-        rows = looks[looks["statistic"] == statistic]
-        if cause == "stall":
-            rows = rows[rows["operand"].eq("update") & (config.optimizer.storage == "grid")]
-        elif cause == "gradient_vanishing":
-            rows = rows[rows["operand"] == "gradient"]
-        else:
-            rows = rows[rows["operand"].isin(rounded)]
+    for symptom in SYMPTOMS_OF_ARMS:
+        rows = looks[(looks["statistic"] == symptom.statistic) & looks["operand"].isin(asked & {*symptom.operands})]
         for operand, cells in rows.groupby("operand", observed=True, sort=False):
-            beyond = cells["value"] < limit if side == "below" else cells["value"] > limit
-            if cause == "precision":
+            beyond = cells["value"] < symptom.limit if symptom.below else cells["value"] > symptom.limit
+            if symptom.kind == "precision":
                 flushed = lost.reindex(pd.MultiIndex.from_frame(cells[keys])).fillna(0.0).to_numpy()
                 beyond &= flushed < PRECISION_LOST
             if not beyond.any():
                 continue
-            shown = cells[beyond]
-            at_first = shown[shown["step"] == shown["step"].min()].sort_values(
-                ["value", "layer"], ascending=[side == "below", True]
-            )
-            worst = shown["value"].min() if side == "below" else shown["value"].max()
-            figure = f"{worst:.1f}" if cause == "precision" else f"{worst:.3g}" if side == "below" else f"{worst:.1%}"
-            named = OPERAND_NAMES.get(
-                str(operand), {"update": "update", "gradient": "weight gradients"}.get(str(operand))
-            )
-            first = at_first.iloc[0]
+            shown = cells[beyond].sort_values(["value", "layer"], ascending=[symptom.below, True])
+            first, worst = shown[shown["step"] == shown["step"].min()].iloc[0], float(shown["value"].iloc[0])
+            form = ".1f" if symptom.kind == "precision" else ".3g" if symptom.below else ".1%"
             found.append(
                 {
-                    "cause": cause,
+                    "cause": symptom.kind,
                     "operand": str(operand),
                     "phase": PHASE_OF_OPERAND[str(operand)],
                     "share": float(beyond.mean()),
                     "cells": len(cells),
-                    "worst": float(worst),
+                    "worst": worst,
                     "step": int(first["step"]),
-                    "tensor": f"{first['layer']}.{ends.get(str(operand), str(operand))}",
-                    "evidence": f"{named}: {figure} {meaning} at worst, beyond the limit in {beyond.mean():.0%} of the "
-                    f"looks at layers",
+                    "tensor": tensor_name(first["layer"], str(operand)),
+                    "evidence": f"{names[str(operand)]}: {worst:{form}} {symptom.figure} at worst, beyond the limit in "
+                    f"{beyond.mean():.0%} of the looks at layers",
                 }
             )
     return sorted(found, key=lambda row: (-row["share"], CAUSES.index(row["cause"])))
@@ -411,17 +397,14 @@ def _remedy_row(loader: ExperimentDataLoader, remedy: Remedy) -> dict[str, Any]:
         "planned": remedy.planned,
         "arm": next(iter(runs["arm"]), ""),
         "against": next(iter(before["arm"]), ""),
-        "n_pairs": 0,
-        "n_ended_badly": 0,
-        "gap_pairs": 0,
+        **dict.fromkeys(("n_pairs", "n_ended_badly", "gap_pairs"), 0),
         "missing": missing(loader, names),
     }
     if any(each["arm"].nunique() != 1 for each in (runs, before, fp32)):
         return row
-    found = contrast(remedy.name, runs, before)
     gap = paired_difference(by_seed(runs), by_seed(fp32))
     shared = by_seed(before[before["seed"].isin(runs["seed"])])
-    row |= {key: value for key, value in found.items() if key in TEST_COLUMNS}
+    row |= {key: value for key, value in contrast(remedy.name, runs, before).items() if key in TEST_COLUMNS}
     row |= {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high, "gap_pairs": gap.n}
     row["gap_before"] = paired_difference(shared, by_seed(fp32)).mean
     return row | ({"p_value": math.nan} if row["missing"] else {})
@@ -435,34 +418,27 @@ def _of_campaign(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _problem(config: ExperimentConfig, data: str) -> str:
     """What an arm shares with the unquantized runs that it is held against: all but formats, scales and optimizer."""
-    identity = config.arm_identity()
-    return digest(
-        {key: value for key, value in identity.items() if key not in ("quantize", "scaling", "optimizer")}, data
-    )
+    others = config.arm_identity().items()
+    return digest({key: value for key, value in others if key not in ("quantize", "scaling", "optimizer")}, data)
 
 
 def _gap_row(arm: str, runs: pd.DataFrame, bases: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    first = runs.iloc[0]
     own = by_seed(runs)
     compared = [(name, base, paired_difference(own, by_seed(base))) for name, base in bases.items()]
     compared.sort(key=lambda each: (-each[2].n, each[1]["final_val_loss"].mean(), each[0]))
     name, _, gap = compared[0] if compared else (None, None, paired_difference(own, own.iloc[:0]))
-    unfinished = runs["status"] != "finished"
-    above = gap.n >= 2 and gap.mean > FAILURE_GAP
+    finished = int((runs["status"] == "finished").sum())
     return {
         "arm": arm,
         "study": ", ".join(sorted(runs["study"].unique())),
-        "format": first["format"],
-        "scope": first["scope"],
-        "rule": first["rule"],
-        "learning_rate": first["learning_rate"],
+        **runs.iloc[0][["format", "scope", "rule", "learning_rate"]],
         "baseline": name,
         "campaign": bool(runs["seed"].isin(CAMPAIGN_SEEDS).all() and runs["study"].isin(REPORTED).all()),
         "n_runs": len(runs),
-        "n_finished": int((~unfinished).sum()),
+        "n_finished": finished,
         "n_pairs": gap.n,
         "gap": gap.mean,
         "low": gap.low,
         "high": gap.high,
-        "failed": bool(above or unfinished.any()),
+        "failed": (gap.n >= 2 and gap.mean > FAILURE_GAP) or finished < len(runs),
     }

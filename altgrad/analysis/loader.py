@@ -317,6 +317,11 @@ def states_formats(config: ExperimentConfig) -> bool:
     return any(config.states(f"quantize.{operand}") for operand in OPERANDS)
 
 
+def unquantized(runs: pd.DataFrame) -> pd.Series:
+    """Which of `ExperimentDataLoader.runs` say of their operands that none is quantized."""
+    return (runs[list(OPERANDS)] == "fp32").all(axis=1)
+
+
 def format_label(config: ExperimentConfig) -> str:
     """``E4M3`` where one format is used for every quantized operand, else ``E4M3/E4M3/E5M2``; ``FP32`` for none."""
     if not states_formats(config):

@@ -374,6 +374,12 @@ class StepRuleComparator:
         parts = [part.reset_index(drop=True) for _, part in self.table.groupby("experiment", sort=True)]
         return tuple(sorted(parts, key=lambda part: -int(part.loc[part["counts"], "n_pairs"].sum())))
 
+    @property
+    def others(self) -> tuple[pd.DataFrame, ...]:
+        """Those of the experiments that hold no arm of the campaign's."""
+        own = {key for runs in self._found.values() for key in runs["arm"]}
+        return tuple(part for part in self.experiments if own.isdisjoint(part["arm"]))
+
 
 def _spearman(stalls: Iterable[pd.Series], losses: Iterable[pd.Series]) -> float:
     from scipy.stats import spearmanr

@@ -16,6 +16,7 @@ therefore tensors and JSON.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -114,10 +115,8 @@ class GridOptimizer(Optimizer):
         for ours, theirs in zip(self.param_groups, state_dict["param_groups"], strict=False):
             for key in ("fmt", "storage"):
                 if ours[key] != theirs.get(key):
-                    raise ValueError(
-                        f"the state has {key} {theirs.get(key)!r} where this optimizer has {ours[key]!r}; "
-                        "make it with the settings of the run that saved it"
-                    )
+                    other = f"the state has {key} {theirs.get(key)!r} where this optimizer has {ours[key]!r}"
+                    raise ValueError(f"{other}; make it with the settings of the run that saved it")
         scales = {parameter: state["scale"] for parameter, state in self.state.items() if "scale" in state}
         super().load_state_dict(state_dict)
         for parameter, scale in scales.items():
@@ -284,11 +283,9 @@ def _name(fmt: FloatFormat | str) -> str:
     """A name that `get_format` reads back."""
     if not isinstance(fmt, FloatFormat):
         return get_format(fmt).name
-    try:
+    with contextlib.suppress(ValueError):
         if get_format(fmt.name) == fmt:
             return fmt.name
-    except ValueError:
-        pass
     return FloatFormat.split(fmt.exponent_bits, fmt.mantissa_bits, bias=fmt.bias, specials=fmt.specials).name
 
 

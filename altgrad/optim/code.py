@@ -74,17 +74,8 @@ class CodeOptimizer(GridOptimizer):
         storage: str = "grid",
         seed: int = 0,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "rungs": rungs,
-            "scaled": scaled,
-            "storage": storage,
-            "rounding": "stochastic",
-            "seed": seed,
-        }
+        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        defaults |= {"rungs": rungs, "scaled": scaled, "storage": storage, "rounding": "stochastic", "seed": seed}
         self._check({**defaults}, defaults)
         super().__init__(params, fmt, defaults)
 
@@ -106,8 +97,7 @@ class CodeOptimizer(GridOptimizer):
         torch._foreach_mul_(moves, -lr / corrections(group, batch.step)[0])
         for i, (parameter, move) in enumerate(zip(batch.params, moves, strict=True)):
             if group["weight_decay"]:
-                spacing = ulp(parameter, fmt, scales[i])
-                move.addcdiv_(parameter, spacing, value=-lr * group["weight_decay"])
+                move.addcdiv_(parameter, ulp(parameter, fmt, scales[i]), value=-lr * group["weight_decay"])
             if group["eps"]:  # twice as fast; without eps, 0 / 0 would stay NaN
                 move.mul_(batch.grads[i].sign().abs_())
             else:

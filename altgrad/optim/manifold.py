@@ -108,22 +108,10 @@ class ManifoldAdamW(GridOptimizer):
         seed: int = 0,
     ) -> None:
         self._permutations: dict[tuple[int, int], Tensor] = {}
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "precondition": precondition,
-            "floor": floor,
-            "max_stiffness": max_stiffness,
-            "scaled": scaled,
-            "power_of_two": power_of_two,
-            "stiffness": stiffness,
-            "relative": relative,
-            "storage": storage,
-            "rounding": rounding,
-            "seed": seed,
-        }
+        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        defaults |= {"precondition": precondition, "floor": floor, "max_stiffness": max_stiffness, "scaled": scaled}
+        defaults |= {"power_of_two": power_of_two, "stiffness": stiffness, "relative": relative}
+        defaults |= {"storage": storage, "rounding": rounding, "seed": seed}
         self._check({**defaults}, defaults)
         super().__init__(params, fmt, defaults)
 
@@ -212,9 +200,8 @@ class ManifoldAdamW(GridOptimizer):
                 if rates[i]:
                     batch.means[i].addcdiv_(error.sub_(parameter), fields[i], value=(1 - 1 / beta1) / rates[i])
                 continue
-            seed = None
-            if group["rounding"] == "stochastic":
-                seed = draw_seed(group["seed"], batch.indices[i], batch.step)
+            drawn = group["rounding"] == "stochastic"
+            seed = draw_seed(group["seed"], batch.indices[i], batch.step) if drawn else None
             quantize(proposed, fmt, scale=scale, rounding=group["rounding"], seed=seed, out=parameter)
 
     def _spacings(self, group: dict[str, Any], batch: Batch, scales: list[float] | None) -> tuple[list[Tensor], float]:

@@ -84,18 +84,16 @@ def web_address(text: str) -> str | None:
     """`text` as an http(s) address that is safe between parentheses and quotes, or None when it is not one."""
     try:
         parts = urlsplit(text)
-        port = parts.port
+        port = "" if parts.port is None else f":{parts.port}"
     except ValueError:
         return None
-    if parts.scheme not in ("http", "https") or visible(text) != text or " " in text or parts.username is not None:
+    plain = parts.username is None and re.fullmatch(r"[A-Za-z0-9.-]+", parts.hostname or "")
+    if not plain or parts.scheme not in ("http", "https") or visible(text) != text or " " in text:
         return None
-    if not re.fullmatch(r"[A-Za-z0-9.-]+", parts.hostname or ""):
-        return None
-    host = f"{parts.hostname}:{port}" if port is not None else str(parts.hostname)
     tail = quote(parts.path, safe="/%:@!,;=+-._~")
-    tail += f"?{quote(parts.query, safe='/%:@!,;=+-._~?&')}" if parts.query else ""
-    tail += f"#{quote(parts.fragment, safe='/%:@!,;=+-._~?&')}" if parts.fragment else ""
-    return f"{parts.scheme}://{host}{tail}"
+    for sign, part in (("?", parts.query), ("#", parts.fragment)):
+        tail += f"{sign}{quote(part, safe='/%:@!,;=+-._~?&')}" if part else ""
+    return f"{parts.scheme}://{parts.hostname}{port}{tail}"
 
 
 def link(text: str, target: PageRef | str) -> Link:
@@ -136,15 +134,10 @@ def resolve(text: Md, address: Callable[[PageRef], str]) -> Md:
 
 @dataclass(frozen=True)
 class Source:
-    """Who made a chart or a table: a function of a file.
+    """Who made a chart or a table: a function of a file."""
 
-    Attributes:
-        path: of the file, absolute.
-        function: its name, with that of its class; empty at the top of a script.
-    """
-
-    path: str
-    function: str
+    path: str  # of the file, absolute
+    function: str  # its name, with that of its class; empty at the top of a script
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import posixpath
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, TemplateError
@@ -52,13 +53,14 @@ def render_document(
 
 def place_document(text: Md, path: str) -> str:
     """A rendered document as the Markdown source of the site's page `path`."""
+    return resolve(text, partial(source_address, path))
 
-    def address(reference: PageRef) -> str:
-        place = reference.path if reference.is_file else f"{reference.path}.md"
-        anchor = f"#{reference.anchor}" if reference.anchor else ""
-        return posixpath.relpath(place, posixpath.dirname(path) or ".") + anchor
 
-    return resolve(text, address)
+def source_address(path: str, reference: PageRef) -> str:
+    """Where a page or a file is, as the Markdown source of the page `path` links to it."""
+    place = reference.path if reference.is_file else f"{reference.path}.md"
+    anchor = f"#{reference.anchor}" if reference.anchor else ""
+    return posixpath.relpath(place, posixpath.dirname(path) or ".") + anchor
 
 
 def _written(value: Any) -> Any:

@@ -31,8 +31,10 @@ import os
 import posixpath
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
@@ -40,21 +42,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from altgrad.pages.content import (
-    Block as PageBlock,
-)
-from altgrad.pages.content import (
-    Bullets,
-    Cell,
-    Chart,
-    ChartBlock,
-    Column,
-    Link,
-    Page,
-    PageRef,
-    Table,
-    check_path,
-)
+from altgrad.pages.content import Block as PageBlock
+from altgrad.pages.content import Bullets, Cell, Chart, ChartBlock, Column, Link, Page, PageRef, Table, check_path
+from altgrad.pages.document import source_address
 from altgrad.pages.render import Dialect, files, fragment
 from altgrad.runs import sources_fingerprint
 from altgrad.runs.schema import code_fingerprint, digest
@@ -78,38 +68,24 @@ class GuideError(Exception):
 
 @dataclass(frozen=True)
 class Output:
-    """What a block gave.
+    """What a block gave."""
 
-    Attributes:
-        lines: printed, made safe to keep and to show by `_lines`.
-        blocks: its value, where a page can show it better than by its repr.
-    """
-
-    lines: Sequence[str]
-    blocks: tuple[PageBlock, ...] = ()
+    lines: Sequence[str]  # printed, made safe to keep and to show by `_lines`
+    blocks: tuple[PageBlock, ...] = ()  # its value, where a page can show it better than by its repr
 
 
 @dataclass(frozen=True)
 class Block:
-    """One Python block of a guide.
+    """One Python block of a guide."""
 
-    Attributes:
-        number: its place among the blocks that are run, from 1; None when it is not run.
-        first, last: indices of the lines of its two fences.
-        indent: spaces before the fences.
-        code: what is run, without the indent.
-        torch, hide: as marked.
-        key: names its output: a hash of the code of every block that is run up to this one.
-    """
-
-    number: int | None
-    first: int
+    number: int | None  # its place among the blocks that are run, from 1; None when it is not run
+    first: int  # with `last`, indices of the lines of its two fences
     last: int
-    indent: str
-    code: str
-    torch: bool
+    indent: str  # spaces before the fences
+    code: str  # what is run, without the indent
+    torch: bool  # this and `hide` as marked
     hide: bool
-    key: str
+    key: str  # names its output: a hash of the code of every block that is run up to this one
 
 
 def is_executed(text: str) -> bool:
@@ -188,7 +164,7 @@ def executed(
     lines, shown, at = text.split("\n"), [], 0
     found = blocks(text, name, parameters)
     namespace = _namespace(parameters, here)
-    dialect = Dialect(site=True, address=_address(path))
+    dialect = Dialect(site=True, address=partial(source_address, path))
     all_blocks: list[PageBlock] = []
     for block in found:
         shown += lines[at : block.first]
@@ -199,15 +175,11 @@ def executed(
         output = Output(())
         if block.torch:
             if block.key not in outputs:
-                raise GuideError(
-                    f"{name}: block {block.number}, line {block.first + 1}: there is no recorded output of this torch "
-                    f"block for the code as it is now; run `{COMMAND}`"
-                )
+                missing = "there is no recorded output of this torch block for the code as it is now"
+                raise GuideError(f"{_place(block, name)}: {missing}; run `{COMMAND}`")
             output = Output(outputs[block.key])
         elif block.number is not None:
-            skipped = any(other.torch for other in found if other.first < block.first)
-            with _without_torch():
-                output = _run(block, namespace, name, skipped)
+            output = _run_without_torch(block, namespace, name, found)
         content = _output_block(output.lines) if output.lines else []
         if output.blocks:
             all_blocks += output.blocks
@@ -249,7 +221,7 @@ def page_files(file: Path, docs: Path) -> dict[str, bytes]:
         found |= executed(body, own, name=name, path=f"{path}/{each}", parameters=values, here=file.parent)
     title = str(_front_matter(text, name).get("title") or file.stem.replace("-", " ").replace("_", " ").capitalize())
     links = Bullets(tuple(Link(each, PageRef(f"{path}/{each}")) for each in variants))
-    dialect = Dialect(site=True, address=_address(path))
+    dialect = Dialect(site=True, address=partial(source_address, path))
     found[f"{path}.md"] = f"# {escape(title)}\n\n{fragment([links], dialect)}\n".encode()
     return found
 
@@ -296,19 +268,15 @@ def _torch_outputs(
     namespace, built, outputs = _namespace(parameters, here), {}, {}
     for block in found:
         if not block.torch:
-            skipped = any(other.torch for other in found if other.first < block.first)
-            with _without_torch():
-                built[block.key] = _run(block, namespace, name, skipped).lines
+            built[block.key] = _run_without_torch(block, namespace, name, found).lines
     namespace = _namespace(parameters, here)
     for block in found:
         printed = list(_run(block, namespace, name).lines)
         if block.torch:
             outputs[block.key] = printed
         elif printed != built[block.key]:
-            raise GuideError(
-                f"{name}: block {block.number}, line {block.first + 1}: it prints something else after the torch "
-                "blocks before it have run; mark it torch as well"
-            )
+            differs = "it prints something else after the torch blocks before it have run"
+            raise GuideError(f"{_place(block, name)}: {differs}; mark it torch as well")
     return outputs
 
 
@@ -333,17 +301,12 @@ def _variants(text: str, name: str) -> dict[str, dict[str, Any]] | None:
         return None
     with contextlib.suppress(ValueError):
         if isinstance(found, dict) and found and all(isinstance(each, dict) for each in found.values()):
-            for each, values in found.items():
-                if not (isinstance(each, str) and "/" not in check_path(each)):
-                    break
-                if not all(isinstance(key, str) and key.isidentifier() for key in values):
-                    break
-            else:
+            pages = all(isinstance(each, str) and "/" not in check_path(each) for each in found)
+            names = (key for values in found.values() for key in values)
+            if pages and all(isinstance(key, str) and key.isidentifier() for key in names):
                 return found
-    raise GuideError(
-        f"{name}: `parameters` in its front matter is a mapping of page names (letters, digits, '-') to mappings of "
-        "Python names to values"
-    )
+    mapping = "a mapping of page names (letters, digits, '-') to mappings of Python names to values"
+    raise GuideError(f"{name}: `parameters` in its front matter is {mapping}")
 
 
 def _filled(text: str, parameters: Mapping[str, Any], name: str) -> str:
@@ -359,17 +322,6 @@ def _filled(text: str, parameters: Mapping[str, Any], name: str) -> str:
     return "\n".join(line if at in code else _PARAMETER.sub(value, line) for at, line in enumerate(lines))
 
 
-def _address(path: str) -> Any:
-    """Where other pages are, as Markdown of the page at `path` links to them."""
-    place = posixpath.dirname(path) or "."
-
-    def address(reference: PageRef) -> str:
-        relative = posixpath.relpath(f"{reference.path}.md", place)
-        return f"{relative}#{reference.anchor}" if reference.anchor else relative
-
-    return address
-
-
 def read_outputs(text: str, *, name: str) -> dict[str, list[str]]:
     """The content of an outputs file.
 
@@ -378,10 +330,9 @@ def read_outputs(text: str, *, name: str) -> dict[str, list[str]]:
     """
     with contextlib.suppress(ValueError):
         read = json.loads(text)
-        if isinstance(read, dict) and all(
-            isinstance(lines, list) and all(isinstance(line, str) for line in lines) for lines in read.values()
-        ):
-            return read
+        known = isinstance(read, dict) and all(isinstance(lines, list) for lines in read.values())
+        if known and all(isinstance(line, str) for lines in read.values() for line in lines):
+            return read  # type: ignore[no-any-return]
     raise GuideError(f"{name}: the recorded outputs are damaged; run `{COMMAND}`")
 
 
@@ -397,6 +348,16 @@ def outputs_path(guide: Path) -> Path:
 
 def _namespace(parameters: Mapping[str, Any] | None, here: Path | None) -> dict[str, Any]:
     return {"__name__": "__main__", **({"here": here} if here else {}), **(parameters or {})}
+
+
+def _place(block: Block, name: str, line: int | None = None) -> str:
+    return f"{name}: block {block.number}, line {line or block.first + 1}"
+
+
+def _run_without_torch(block: Block, namespace: dict[str, Any], name: str, found: Sequence[Block]) -> Output:
+    """As a build runs one of the blocks that were `found`, which skips those marked torch."""
+    with _without_torch():
+        return _run(block, namespace, name, any(other.torch for other in found if other.first < block.first))
 
 
 def _run(block: Block, namespace: dict[str, Any], name: str, torch_skipped: bool = False) -> Output:
@@ -421,15 +382,10 @@ def _run(block: Block, namespace: dict[str, Any], name: str, torch_skipped: bool
         elif isinstance(error, NameError) and torch_skipped:
             hint = "; a block that needs the names of a torch block is marked torch as well"
         message = shorten(visible(str(error)), 300)
-        line = _line(error, name) or block.first + 1
-        raise GuideError(
-            f"{name}: block {block.number}, line {line}: {type(error).__name__}: {message}{hint}"
-        ) from error
+        where = _place(block, name, _line(error, name))
+        raise GuideError(f"{where}: {type(error).__name__}: {message}{hint}") from error
     if _ADDRESS.search(printed.getvalue()):
-        raise GuideError(
-            f"{name}: block {block.number}, line {block.first + 1}: it prints a memory address, which differs from "
-            "build to build"
-        )
+        raise GuideError(f"{_place(block, name)}: it prints a memory address, which differs from build to build")
     return Output(_lines(printed.getvalue()), shown or ())
 
 
@@ -482,20 +438,15 @@ def _line(error: BaseException, name: str) -> int | None:
     """The line of the guide that an error comes from."""
     if isinstance(error, SyntaxError) and error.filename == name:
         return error.lineno
-    found, trace = None, error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == name:
-            found = trace.tb_lineno
-        trace = trace.tb_next
-    return found
+    trace = traceback.walk_tb(error.__traceback__)
+    return next((line for frame, line in reversed([*trace]) if frame.f_code.co_filename == name), None)
 
 
 def _lines(printed: str) -> list[str]:
     """Printed text as lines without control characters, without blanks at their ends and empty lines at the end."""
     lines = [visible(line.expandtabs()).rstrip() for line in printed.split("\n")]
-    while lines and not lines[-1]:
-        lines.pop()
-    return lines
+    last = max((at for at, line in enumerate(lines) if line), default=-1)
+    return lines[: last + 1]
 
 
 def _output_block(printed: Sequence[str]) -> list[str]:

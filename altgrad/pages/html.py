@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from html import escape as escape_html
@@ -19,6 +19,7 @@ from altgrad.pages.chart import inline_svg
 from altgrad.pages.content import (
     Block,
     Bullets,
+    Cell,
     Chart,
     ChartBlock,
     CodeBlock,
@@ -33,6 +34,7 @@ from altgrad.pages.content import (
     Table,
     Text,
     markdown,
+    md,
     resolve,
     slug,
 )
@@ -56,17 +58,11 @@ SourceAddress = Callable[[Source], tuple[str, str] | None]
 
 @dataclass(frozen=True)
 class Body:
-    """The content of a page.
+    """The content of a page."""
 
-    Attributes:
-        html: of everything below the site's frame.
-        toc: level, id and name (HTML) of each heading of the table of contents, in order.
-        links: paths and anchors of the pages that it leads to, for the check that they exist.
-    """
-
-    html: str
-    toc: tuple[tuple[int, str, str], ...]
-    links: tuple[tuple[str, str], ...]
+    html: str  # of everything below the site's frame
+    toc: tuple[tuple[int, str, str], ...]  # level, id, name (HTML) of each heading of the contents, in order
+    links: tuple[tuple[str, str], ...]  # paths and anchors of the pages that it leads to, to check that they exist
 
 
 @dataclass
@@ -157,25 +153,23 @@ class _Writer:
         """The table in its box, and its files."""
         columns = [column if isinstance(column, Column) else Column(column) for column in table.columns]
         styles = [' style="text-align: right;"' if column.align == "right" else "" for column in columns]
-        head = "".join(
-            f"<th{style}>{self.cell(column.title)}</th>\n" for column, style in zip(columns, styles, strict=True)
-        )
-        rows = "".join(
-            "<tr>\n"
-            + "".join(f"<td{style}>{self.cell(cell)}</td>\n" for cell, style in zip(row, styles, strict=True))
-            + "</tr>\n"
-            for row in table.rows
-        )
+
+        def row(tag: str, cells: Iterable[Cell]) -> str:
+            shown = (f"<{tag}{style}>{self.cell(cell)}</{tag}>\n" for cell, style in zip(cells, styles, strict=True))
+            return f"<tr>\n{''.join(shown)}</tr>\n"
+
+        head = row("th", (column.title for column in columns))
+        rows = "".join(row("td", cells) for cells in table.rows)
         sortable = "".join("01"[column.sortable] for column in columns)
         identity = f' id="table-{slug(table.id)}"' if table.id else ""
-        body = f"\n<thead>\n<tr>\n{head}</tr>\n</thead>\n<tbody>\n{rows}</tbody>\n"
+        body = f"\n<thead>\n{head}</thead>\n<tbody>\n{rows}</tbody>\n"
         found = table_html(body, self.inline(table.caption), f' data-sort="{sortable}"{identity}')
         if table.data is not None:
             names = [f"{slug(table.id)}.{kind}" for kind in ("csv", "json")]
             found += "\n" + self.files("Table", names, table.source)
         return found
 
-    def cell(self, cell: Text | int | float | None) -> str:
+    def cell(self, cell: Cell) -> str:
         """What a cell shows; most are plain words or numbers."""
         text = cell_text(cell)
         html = text if re.fullmatch(r"[\w .,:%+−–()/=-]*", text) and "_" not in text else self.inline(text)
@@ -195,18 +189,10 @@ def body_html(page: Page, drawings: Mapping[str, bytes], source: SourceAddress) 
     if listed := [download.name for download in page.downloads if download.listed]:
         parts.append(writer.files("Files", listed))
     if page.provenance is not None:
-        items = (
-            f"<li><strong>{inline_html(escape(label))}:</strong> {writer.inline(value)}</li>\n"
-            for label, value in page.provenance.lines
-        )
-        parts += [writer.heading(2, "Provenance"), "<ul>\n" + "".join(items) + "</ul>"]
+        lines = tuple(md("**{label}:** {value}", label=label, value=value) for label, value in page.provenance.lines)
+        parts += [writer.heading(2, "Provenance"), writer.block(Bullets(lines))]
     html = "\n".join(part for part in parts if part)
     return Body(html, tuple(writer.toc), tuple(writer.links))
-
-
-def blocks_html(blocks: Sequence[Block], page: Page, drawings: Mapping[str, bytes], source: SourceAddress) -> str:
-    """Blocks for the middle of a hand-written page, which `page` (its path is all that counts) stands for."""
-    return _Writer(page, drawings, source).blocks(blocks)
 
 
 @lru_cache(maxsize=4096)
@@ -257,7 +243,7 @@ def code_html(text: str, language: str) -> str:
     try:
         lexer = get_lexer_by_name(language or "text", stripnl=False)
     except ClassNotFound:
-        lexer = get_lexer_by_name("text", stripnl=False)
+        return code_html(text, "text")
     return str(highlight(text, lexer, HtmlFormatter(cssclass="highlight", wrapcode=True))).rstrip("\n")
 
 

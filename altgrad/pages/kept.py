@@ -35,9 +35,9 @@ _DIRECTIVE = re.compile(r"^[ \t]*(?:#{1,6} *)?::: ?\S", re.MULTILINE)
 _DOCSTRING_PAGE = re.compile(r"# [^\n]+\n(?:\s*\n::: altgrad[\w.]*)+\s*")
 _NAMES_DOCSTRINGS = re.compile(r"\]\s?\[altgrad\b|<autoref")
 _PACKAGES = (
-    *("griffelib", "mkdocs", "mkdocs-autorefs", "mkdocs-material", "mkdocstrings", "mkdocstrings-python", "Markdown"),
-    *("pymdown-extensions", "Pygments", "Jinja2", "black", "ruff"),
-)
+    "griffelib", "mkdocs", "mkdocs-autorefs", "mkdocs-material", "mkdocstrings", "mkdocstrings-python", "Markdown",
+    "pymdown-extensions", "Pygments", "Jinja2", "black", "ruff",
+)  # fmt: skip
 _ASIDE = ".altgrad-last"
 """Within the site's folder; mkdocs leaves names with a dot alone."""
 

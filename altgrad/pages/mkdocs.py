@@ -85,17 +85,13 @@ Origin = Literal["made", "cache", "last", "failed"]
 class Family:
     """What one call of `build` or `build_files` gave: the pages of one script, or of one hand-written file.
 
-    Attributes:
-        name: its first page.
-        origin: "made" now; "cache" while nothing it depends on has changed; "last" as it was the last time, because
-            only another page is wanted; "failed" with an error box in its place.
-        seconds: from the call to its files, the reading of its key included.
-        pages: how many.
+    Its origin is "made" now; "cache" while nothing it depends on has changed; "last" as it was the last time, because
+    only another page is wanted; "failed" with an error box in its place.
     """
 
-    name: str
+    name: str  # its first page
     origin: Origin
-    seconds: float
+    seconds: float  # from the call to its files, the reading of its key included
     pages: int
 
 
@@ -108,56 +104,31 @@ class Part(NamedTuple):
 
 @dataclass
 class SiteBuild:
-    """One build of a site.
+    """One build of a site; places are those in the site's sources."""
 
-    Attributes:
-        root: the folder of mkdocs.yml.
-        serving: whether errors become boxes on pages.
-        page: the only page that is wanted, by its path; "" for all.
-        refresh: whether the cache is passed over (and written anew).
-        problem: why the library cannot be imported, while serving: every page that it makes says so.
-        files: what is added to the site's sources, by place.
-        bodies: the content of pages that need no Markdown, by place.
-        families: what was made or taken from the cache.
-        waiting: what finishes the families that are made beside the others.
-        seconds: what Markdown and templates took, by page.
-        kept: files of the cache that are in use.
-        contents: while serving, the files of each family by their place in the cache, from build to build.
-        made: mkdocs' files of what the scripts made, by place.
-        there: those that the site's folder has already.
-        written: waits for the process that writes those which are no pages, where there is one.
-        warnings: counts what is warned of.
-        entries: the search's entries of the pages.
-        search: what all entries depend on.
-        documented: the text of the pages of docstrings that can be kept.
-        docstrings: where the cache keeps them.
-        docstring_files: what the cache has of them.
-        new_docstrings: what this build has made of them, where the cache has nothing.
-    """
-
-    root: Path
-    serving: bool = False
-    page: str = ""
-    refresh: bool = False
-    problem: str = ""
+    root: Path  # the folder of mkdocs.yml
+    serving: bool = False  # errors become boxes on pages
+    page: str = ""  # the only page that is wanted, by its path; "" for all
+    refresh: bool = False  # the cache is passed over, and written anew
+    problem: str = ""  # why the library cannot be imported, while serving: every page that it makes says so
     begun: float = field(default_factory=time.perf_counter)
-    files: dict[str, bytes] = field(default_factory=dict)
-    bodies: dict[str, Body] = field(default_factory=dict)
-    families: list[Family] = field(default_factory=list)
-    waiting: list[Callable[[], None]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    kept: set[Path] = field(default_factory=set)
-    contents: dict[Path, dict[str, bytes]] = field(default_factory=dict)
-    made: dict[str, Any] = field(default_factory=dict)
-    there: set[str] = field(default_factory=set)
-    written: Callable[[], None] | None = None
+    files: dict[str, bytes] = field(default_factory=dict)  # what is added to the site's sources, by place
+    bodies: dict[str, Body] = field(default_factory=dict)  # the content of pages that need no Markdown, by place
+    families: list[Family] = field(default_factory=list)  # what was made or taken from the cache
+    waiting: list[Callable[[], None]] = field(default_factory=list)  # finishes families that are made beside others
+    seconds: dict[str, float] = field(default_factory=dict)  # what Markdown and templates took, by page
+    kept: set[Path] = field(default_factory=set)  # files of the cache that are in use
+    contents: dict[Path, dict[str, bytes]] = field(default_factory=dict)  # while serving, by place in the cache
+    made: dict[str, Any] = field(default_factory=dict)  # mkdocs' files of what the scripts made, by place
+    there: set[str] = field(default_factory=set)  # those that the site's folder has already
+    written: Callable[[], None] | None = None  # waits for the process that writes those which are no pages
     warnings: Warnings = field(default_factory=Warnings)
-    entries: Entries = field(default_factory=dict)
-    search: str = ""
-    documented: dict[str, str] = field(default_factory=dict)
-    docstrings: Path | None = None
-    docstring_files: dict[str, bytes] = field(default_factory=dict)
-    new_docstrings: dict[str, bytes] = field(default_factory=dict)
+    entries: Entries = field(default_factory=dict)  # the search's entries of the pages
+    search: str = ""  # what all entries depend on
+    documented: dict[str, str] = field(default_factory=dict)  # the text of pages of docstrings that can be kept
+    docstrings: Path | None = None  # where the cache keeps them
+    docstring_files: dict[str, bytes] = field(default_factory=dict)  # what the cache has of them
+    new_docstrings: dict[str, bytes] = field(default_factory=dict)  # what this build has made of them
     clock: float = 0.0
 
     @property
@@ -231,10 +202,7 @@ def build_files(
         def started(processes: int = PROCESSES) -> Callable[[], dict[str, bytes]]:
             return _started(parts(), _known_parts(current, _family(expected), stamp), stamp, processes)
 
-        def made_here() -> dict[str, bytes]:
-            return started(1)()
-
-        make_files = made_here
+        make_files = made_here = lambda: started(1)()
         if not (current.serving or current.problem) and current.wants(expected):
             if key is not None:
                 key = partial(str, key())  # of what is read now, whatever changes until all is done

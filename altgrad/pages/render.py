@@ -190,9 +190,8 @@ def _table(table: Table, page: Page, dialect: Dialect) -> str:
         # `finish_html` turns this paragraph into the table's caption.
         sortable = "".join("01"[column.sortable] for column in columns)
         identity = f" #table-{slug(table.id)}" if table.id else ""
-        parts.insert(
-            0, f'{dialect.inline(table.caption) or "Table"}\n{{: .table-caption{identity} data-sort="{sortable}" }}'
-        )
+        caption = dialect.inline(table.caption) or "Table"
+        parts.insert(0, f'{caption}\n{{: .table-caption{identity} data-sort="{sortable}" }}')
     elif table.caption:
         parts.insert(0, f"**{dialect.inline(table.caption)}**")
     if table.data is not None:

@@ -41,19 +41,15 @@ class Sketch:
 
     def line(self, points: Iterable[Point], colour: str, width: float = 1.4, dash: str = "") -> None:
         """A line through the points; a point that is not finite breaks it. `dash` is SVG's, such as "3 2"."""
-        path, pen = [], "M"
+        path, pen = "", "M"
         for x, y in points:
-            if math.isfinite(x) and math.isfinite(y):
-                path.append(f"{pen}{_at(x, y)}")
-                pen = "L"
-            else:
-                pen = "M"
+            there = math.isfinite(x) and math.isfinite(y)
+            path += f"{pen}{_at(x, y)}" if there else ""
+            pen = "L" if there else "M"
         if path:
             dashed = f' stroke-dasharray="{dash}"' if dash else ""
-            self._parts.append(
-                f'<path d="{"".join(path)}" fill="none" stroke="{colour}" stroke-width="{_n(width)}" '
-                f'stroke-linejoin="round"{dashed}/>'
-            )
+            stroke = f'stroke="{colour}" stroke-width="{_n(width)}" stroke-linejoin="round"{dashed}'
+            self._parts.append(f'<path d="{path}" fill="none" {stroke}/>')
 
     def area(self, points: Sequence[Point], colour: str, opacity: float = 0.18) -> None:
         """The polygon of the points, filled."""
@@ -121,7 +117,7 @@ class Axis:
             every = max(1, math.ceil((last - first + 1) / most))
             if last - first >= 1:
                 return [10.0**power for power in range(first, last + 1, every)]
-            return [value for value in (self.low, self.high)]
+            return [self.low, self.high]
         if not self.high > self.low:
             return [self.low]
         rough = (self.high - self.low) / most

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from altgrad.config import UsageError
+from altgrad.config import UsageError, one_line
 
 BRANCH = "gh-pages"
 WARNING_BYTES, LIMIT = 500 * 10**6, "GitHub Pages publishes at most 1 GB"
@@ -87,7 +87,7 @@ def deploy(version: str, root: Path, *, push: bool = False) -> Published:
         except UsageError:
             raise
         except (git_utils.GitError, ValueError) as error:
-            raise UsageError(f"git: {' '.join(str(error).split())[:300]}") from None
+            raise UsageError(f"git: {one_line(error)[:300]}") from None
         target = "latest" if newest or numbered else version
         with contextlib.suppress(git_utils.GitEmptyCommit):
             commands.set_default(target, str(template), branch=BRANCH, message=f"The site begins at {target}")
@@ -95,7 +95,7 @@ def deploy(version: str, root: Path, *, push: bool = False) -> Published:
             try:
                 git_utils.push_branch("origin", BRANCH)
             except git_utils.GitError as error:
-                raise UsageError(f"git push: {' '.join(str(error).split())[:300]}") from None
+                raise UsageError(f"git push: {one_line(error)[:300]}") from None
         versions = tuple(str(each.version) for each in commands.list_versions(BRANCH))
         listed = subprocess.run(["git", "ls-tree", "-r", "-l", BRANCH], capture_output=True, text=True, check=True)
     return Published(versions, sum(int(line.split()[3]) for line in listed.stdout.splitlines()), changed)
@@ -133,9 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     state = "on" if found.changed else "as it was on"
     print(f"{options.version} is {state} the branch {BRANCH}: {', '.join(found.versions)}; {found.size / 1e6:.1f} MB")
     if found.size >= WARNING_BYTES:
-        print(
-            f"warning: {found.size / 1e6:.0f} MB; {LIMIT}: remove old versions (mike delete VERSION)", file=sys.stderr
-        )
+        remedy = "remove old versions (mike delete VERSION)"
+        print(f"warning: {found.size / 1e6:.0f} MB; {LIMIT}: {remedy}", file=sys.stderr)
     if not options.push:
         print(f"To publish it: git push origin {BRANCH}")
     return 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, replace
 from functools import cache, partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,40 +15,14 @@ import yaml
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import FormatComparator
-from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader
+from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, unquantized
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import ExperimentConfig, changes, command, flat, nested, scalar
-from altgrad.pages import (
-    Block,
-    Bullets,
-    CodeBlock,
-    Column,
-    Details,
-    Download,
-    Heading,
-    Link,
-    Md,
-    Note,
-    Page,
-    PageMaker,
-    PageRef,
-    Paragraph,
-    Table,
-    code,
-    join,
-    md,
-    slug,
-)
+from altgrad.pages import Block, Bullets, CodeBlock, Details, Download, Heading, Link, Note, Page, PageMaker, PageRef
+from altgrad.pages.content import Paragraph, Table, code, join, md, slug
 from altgrad.reports import columns as col
 from altgrad.reports import health
-from altgrad.reports.compare import (
-    arm_file,
-    arm_table,
-    averaged,
-    compare_page,
-    script,
-    table_json,
-)
+from altgrad.reports.compare import arm_json, arm_table, averaged, compare_page, script, stated, table_json
 from altgrad.reports.curves import as_json, curves, losses_by_step, plain
 from altgrad.reports.pending import pending
 from altgrad.reports.provenance import code_key, left_out, provenance
@@ -56,13 +31,55 @@ from altgrad.reports.tuning import swept, tuning_page, tuning_studies
 from altgrad.runs import RunRecord
 from altgrad.runs.diagnosis import diagnose, warnings_of
 from altgrad.runs.schema import digest
+from altgrad.text import Md, escape
 
 EVENTS_SHOWN = 5
 """Events of one kind that a run's section lists before it counts the rest."""
 WARNINGS_SHOWN = 20
 """Warnings that a run's section lists before it counts the rest."""
-_SHOWN = ("run_id", "seed", "status", "study", "role", "final_val_loss", "last_step", "created", "wandb_url")
-"""Columns of the table of runs that an arm's page has."""
+NO_WANDB = "recorded without W&B"
+_ARMS = (
+    *col.ARM,
+    col.filled("Learning rate", "{learning_rate:g}", blank=NOT_STATED),
+    col.count("Steps", "max_steps"),
+    col.number("Validation loss", "val_loss"),
+    col.filled("95% interval", "[{low:.3f}, {high:.3f}]", blank="none"),
+    col.share("Finished", "finished", "runs"),
+    col.text("Studies", "studies"),
+)
+_FORMATS = (
+    col.arm(),
+    col.number("Validation loss", "val_loss", 4),
+    col.signed("Gap", "gap", 4),
+    col.interval(digits=4),
+    col.count("Pairs", "n_pairs"),
+    col.share(),
+)
+_RUNS = (
+    col.of("Run", lambda row: Md(f'<a id="{slug(row["run_id"])}"></a>{code(row["run_id"])}')),
+    col.count("Seed", "seed"),
+    col.text("Status", "status"),
+    col.of("Study", lambda row: row["study"] + (" (held out of comparisons)" if row["role"] == "tuning" else "")),
+    col.number("Final validation loss", "final_val_loss", 4),
+    col.count("Last step", "last_step"),
+    col.number("Seconds", "seconds", 1),
+    col.of("Recorded", lambda row: words.moment(row["created"])),
+    col.of("Raw data", lambda row: Link("JSON", PageRef(f"runs/{row['arm']}.{slug(row['run_id'])}.json"))),
+    col.of("W&B", lambda row: Link("W&B run", url) if isinstance(url := row["wandb_url"], str) else NO_WANDB),
+)
+_EVENTS = (
+    col.text("Event", "event"),
+    col.count("Runs", "runs"),
+    col.count("Times", "times"),
+    col.filled("First at step", "{step}", blank="None"),
+    col.text("The first", "details"),
+)
+_WARNINGS = (
+    col.count("Step", "step"),
+    *(col.filled(name.capitalize(), f"{{{name}}}", right=False) for name in ("what", "tensor", "phase")),
+    col.of("Value", lambda row: row["value"], right=True),
+    col.filled("Message", "{message}", right=False),
+)
 
 
 def arm_pages(loader: ExperimentDataLoader) -> list[Page]:
@@ -91,11 +108,9 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
         return PageMaker(lambda: replace(make(part, *what), moved=moved), key)
 
     def study(part: ExperimentDataLoader, name: str, swept_only: list[str]) -> Page:
-        files = (_swept_file(part, arm, arms[arm], baselines[arm]) for arm in swept_only)
+        last = {arm: part.last_look(averaged(part, arms[arm])) for arm in swept_only}
+        files = (_file(part, arm, arms[arm], baselines[arm], last[arm], prefix=f"{arm}.") for arm in swept_only)
         return replace(tuning_page(part, name), downloads=tuple(files))
-
-    def arm_page(part: ExperimentDataLoader, arm: str) -> Page:
-        return _arm_page(part, arm, arms[arm], baselines[arm], losses)
 
     own = [arm for arm in arms if f"runs/{arm}" not in moved]
     studies = []
@@ -106,52 +121,23 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
     return [
         PageMaker(lambda: replace(_index(loader, own), moved=moved)),
         *studies,
-        *(maker(arm_page, [arm], arm) for arm in own),
+        *(maker(_arm_page, [arm], arm, arms[arm], baselines[arm], losses) for arm in own),
         PageMaker(lambda: replace(compare_page(loader), moved=moved)),
     ]
-
-
-def _swept_file(loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, baseline: str | None) -> Download:
-    """An arm's file beside the page of its study."""
-    return arm_file(loader, arm, runs, baseline, loader.last_look(averaged(loader, runs)), prefix=f"{arm}.")
 
 
 def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
     """The table without JavaScript has the arms with a page; with it, all arms and runs (docs/javascripts/runs/)."""
     arms = arm_table(loader)
     shown = arms[arms["arm"].isin(own)]
-    rows = tuple(
-        (
-            col.arm_link(row["arm"]),
-            row["format"],
-            row["scope"],
-            row["rule"],
-            _rate(row["learning_rate"]),
-            int(row["max_steps"]),
-            words.number(row["val_loss"]),
-            "none" if row["n"] < 2 else f"[{row['low']:.3f}, {row['high']:.3f}]",
-            f"{row['finished']} of {row['runs']}",
-            row["studies"],
-        )
-        for row in shown.to_dict("records")
-    )
-    columns: tuple[Column | str, ...] = (
-        "Arm",
-        "Format",
-        "Quantized",
-        "Step rule",
-        *col.right("Learning rate", "Steps", "Validation loss", "95% interval", "Finished"),
-        Column("Studies"),
-    )
     intro = (
-        "An arm is one config with all its seeds. Validation loss: mean over finished runs (tuning seeds only where "
-        "an arm has no others), nats a character, "
-        "deployed weights; these unpaired "
-        "means vary with the seeds of each arm, so compare arms by the paired gaps of the reports."
+        "An arm is one config with all its seeds. Validation loss: mean over finished runs (tuning seeds only where an "
+        "arm has no others), nats a character, deployed weights; these unpaired means vary with the seeds of each arm, "
+        "so compare arms by the paired gaps of the reports."
     )
     blocks: list[Block] = [recorded_line(loader), *left_out(loader), Paragraph(intro)]
-    if rows:
-        blocks.append(Table(columns, rows, f"{len(rows)} arms", data=shown, id="arms"))
+    if len(shown):
+        blocks.append(col.table(shown, _ARMS, f"{len(shown)} arms", "arms"))
     if sweeps := tuning_studies(loader):
         links = join(", ", (Link(study, PageRef(path)) for study, path in sweeps.items()))
         blocks.append(Paragraph(md("The learning rates of tuning studies have a page a study: {links}.", links=links)))
@@ -176,11 +162,9 @@ def _arm_page(
     baseline: str | None,
     losses: Callable[[str | None], pd.DataFrame],
 ) -> Page:
-    first = runs.iloc[0]
-    config = loader.config(arm)
-    title = (
-        f"{first['format']}, {first['rule']}, learning rate {_rate(first['learning_rate'])}, {first['max_steps']} steps"
-    )
+    first, config = runs.iloc[0], loader.config(arm)
+    rate = f"{first['learning_rate']:g}" if pd.notna(first["learning_rate"]) else NOT_STATED
+    title = f"{first['format']}, {first['rule']}, learning rate {rate}, {first['max_steps']} steps"
     if config.foreign is not None:
         title = f"{config.resolved_name}, a run of another loop: format {first['format']}, {first['max_steps']} steps"
     ids = averaged(loader, runs)
@@ -191,79 +175,71 @@ def _arm_page(
         *(_foreign_config(config) if config.foreign is not None else _own_config(loader, config, baseline)),
         *_foreign_comparison(loader, arm),
         *_health(loader, ids, last),
+        *_runs(loader, runs, ids),
+        *_environment(loader, runs),
     ]
-    page = Page(
+    files = (Download(f"{slug(run)}.json", _run(loader.records[run]), listed=False) for run in runs["run_id"])
+    return Page(
         f"runs/{arm}",
         title,
-        (),
+        tuple(blocks),
         f"Recorded runs of {title}.",
         search=False,
-        downloads=(
-            arm_file(loader, arm, runs, baseline, last),
-            *(Download(f"{slug(run)}.json", _run_json(loader.records[run])) for run in runs["run_id"]),
-        ),
+        downloads=(_file(loader, arm, runs, baseline, last), *files),
         provenance=provenance(loader, of="of this arm and of what it is compared with"),
     )
-    page = replace(page, downloads=tuple(replace(download, listed=False) for download in page.downloads))
-    return replace(page, blocks=(*blocks, *_runs(loader, runs, ids, page), *_environment(loader, runs)))
+
+
+def _file(part: ExperimentDataLoader, arm: str, *what: Any, prefix: str = "") -> Download:
+    """`arm_json` beside the arm's page; beside that of its study, `prefix` is the arm's name with a dot."""
+    return Download(f"{prefix}curves.json", arm_json(part, arm, *what), listed=False)
+
+
+def _run(record: RunRecord) -> bytes:
+    """One run as it was recorded: its description, and its history column by column."""
+    return as_json({"run": record.run, "history": record.history.to_dict("list")})
 
 
 def _summary(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | None) -> Md:
     """What is quantized, how many runs ended how, and their paired gap to the baseline with its interval."""
-    first = runs.iloc[0]
     counts = runs["status"].value_counts()
     ended = words.names([f"{counts[status]} {status}" for status in counts.index])
+    studies = ", ".join(sorted(runs["study"].unique()))
+    text = Md(f"Quantized: {escape(runs['scope'].iloc[0])}. Runs: {ended}. Studies: {escape(studies)}.")
     gaps = _gaps(loader, runs, baseline)
-    parts = [
-        md("Quantized: {scope}. Runs: {ended}.", scope=str(first["scope"]), ended=ended),
-        md("Studies: {studies}.", studies=", ".join(sorted(runs["study"].unique()))),
-    ]
-    if baseline is not None and len(gaps):
-        estimate = mean_interval(gaps)
-        text = "Final validation loss against {arm}, paired by seed: **{gap}**, 95% interval {interval}, n = {n}."
-        parts.append(
-            md(
-                text,
-                arm=col.arm_link(baseline, "the unquantized arm"),
-                gap=Md(words.number(estimate.mean, 4, sign=True)),
-                interval=words.interval(estimate.low, estimate.high, 4),
-                n=estimate.n,
-            )
-        )
-    return join(" ", parts)
+    if baseline is None or not len(gaps):
+        return text
+    estimate = mean_interval(gaps)
+    return md(
+        "{text} Final validation loss against {arm}, paired by seed: **{gap}**, 95% interval {interval}, n = {n}.",
+        text=text,
+        arm=col.arm_link(baseline, "the unquantized arm"),
+        gap=Md(words.number(estimate.mean, 4, sign=True)),
+        interval=words.interval(estimate.low, estimate.high, 4),
+        n=estimate.n,
+    )
 
 
 def _gaps(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | None) -> Any:
     """Final validation loss minus the baseline's of the same seed; held-out tuning seeds take no part."""
-    losses = loader.once(_reported)
-    own, other = (losses.get(str(arm), {}) for arm in (runs["arm"].iloc[0], baseline))
-    return np.array([own[seed] - other[seed] for seed in sorted(own.keys() & other.keys())])
+    losses, none = loader.once(_reported), pd.Series(dtype=float)
+    own, other = (losses.get(str(arm), none) for arm in (runs["arm"].iloc[0], baseline))
+    return (own - other).dropna().to_numpy()
 
 
-def _reported(loader: ExperimentDataLoader) -> dict[str, dict[int, float]]:
+def _reported(loader: ExperimentDataLoader) -> dict[str, pd.Series]:
     """Final validation loss by arm and seed, without held-out tuning seeds; of runs that share a seed the first."""
-    rows = loader.runs[["arm", "seed", "role", "final_val_loss"]]
-    rows = rows[rows["role"] == "report"].dropna(subset=["final_val_loss"]).drop_duplicates(["arm", "seed"])
-    found: dict[str, dict[int, float]] = {}
-    for arm, seed, loss in zip(rows["arm"], rows["seed"].tolist(), rows["final_val_loss"].tolist(), strict=True):
-        found.setdefault(arm, {})[seed] = loss
-    return found
-
-
-def _run_json(record: RunRecord) -> bytes:
-    """One run as it was recorded: its description, and its history column by column."""
-    history = {str(name): column.tolist() for name, column in record.history.items()}
-    return as_json({"run": record.run, "history": history})
+    rows = loader.runs[(loader.runs["role"] == "report") & loader.runs["final_val_loss"].notna()]
+    arms = rows.drop_duplicates(["arm", "seed"]).set_index("seed").groupby("arm")["final_val_loss"]
+    return {str(arm): losses for arm, losses in arms}
 
 
 def _own_config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline: str | None) -> list[Block]:
+    shown: list[Block]
     if baseline is None:
-        difference = nested(changes(config))
-        text = "What differs from the default config (fp32, AdamW):"
-        shown: list[Block] = [
-            Paragraph(text),
-            CodeBlock(yaml.safe_dump(difference, sort_keys=False) if difference else "# nothing\n", "yaml"),
-        ]
+        given = nested(changes(config))
+        text = yaml.safe_dump(given, sort_keys=False) if given else "# nothing\n"
+        shown = [Paragraph("What differs from the default config (fp32, AdamW):"), CodeBlock(text, "yaml")]
     else:
         own, base = (flat(each.identity()) for each in (config, loader.config(baseline)))
         keys = [key for key in dict.fromkeys([*own, *base]) if key != "seed" and own.get(key) != base.get(key)]
@@ -275,8 +251,7 @@ def _own_config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline
 
 def _foreign_config(config: ExperimentConfig) -> list[Block]:
     """The keys that another loop gave, in a table: they are that loop's text, and no YAML of ours."""
-    stated = {key: value for key, value in config.arm_identity().items() if key != "foreign"}
-    rows = [(key, scalar(value), "AltGrad's") for key, value in flat(stated).items()]
+    rows = [(key, scalar(value), "AltGrad's") for key, value in stated(config).items()]
     rows += [(key, scalar(value), "the loop's own") for key, value in (config.foreign or {}).items()]
     text = (
         "This run comes from a training loop that is not AltGrad's. Keys that AltGrad has are read as its own; the "
@@ -291,139 +266,80 @@ def _foreign(loader: ExperimentDataLoader) -> FormatComparator:
 
 def _foreign_comparison(loader: ExperimentDataLoader, arm: str) -> list[Block]:
     """The formats that another loop recorded in this arm's setting, against its unquantized runs."""
-    found = (each for each in loader.once(_foreign).comparisons if arm in (each.baseline, *each.table["arm"]))
     blocks: list[Block] = []
-    for comparison in found:
-        rows = tuple(
-            (
-                col.arm_link(row["arm"], row["format"]),
-                words.number(row["val_loss"], 4),
-                words.number(row["gap"], 4, sign=True),
-                words.interval(row["low"], row["high"], 4),
-                int(row["n_pairs"]),
-                f"{row['n_finished']} of {row['n_runs']}",
+    for comparison in loader.once(_foreign).comparisons:
+        if arm in (comparison.baseline, *comparison.table["arm"]):
+            caption = md(
+                "{scope}, everything else equal: the gap of the final val_loss to {baseline}, paired by seed",
+                scope=words.quantized(comparison.scope).capitalize(),
+                baseline=col.arm_link(comparison.baseline, "the unquantized runs"),
             )
-            for row in comparison.table.to_dict("records")
-        )
-        columns: tuple[Column | str, ...] = (
-            "Format",
-            *col.right("Validation loss", "Gap", "95% interval", "Pairs", "Finished"),
-        )
-        caption = md(
-            "{scope}, everything else equal: the gap of the final val_loss to {baseline}, paired by seed",
-            scope=words.quantized(comparison.scope).capitalize(),
-            baseline=col.arm_link(comparison.baseline, "the unquantized runs"),
-        )
-        blocks.append(Table(columns, rows, caption, data=comparison.table, id=f"formats-{comparison.setting}"))
+            blocks.append(col.table(comparison.table, _FORMATS, caption, f"formats-{comparison.setting}"))
     return [Heading("Formats compared"), *blocks] if blocks else []
 
 
-def _runs(loader: ExperimentDataLoader, runs: pd.DataFrame, averaged: list[str], page: Page) -> list[Block]:
+def _runs(loader: ExperimentDataLoader, runs: pd.DataFrame, averaged: list[str]) -> list[Block]:
     """A row a run, with its anchor and its files; then what is to be said of single runs."""
-    rows = []
-    shown = list(runs[list(_SHOWN)].itertuples())
-    for run in shown:
-        identity = slug(str(run.run_id))
-        record = loader.records[run.run_id]
-        rows.append(
-            (
-                Md(f'<a id="{identity}"></a>{code(run.run_id)}'),
-                int(run.seed),
-                run.status,
-                f"{run.study} (held out of comparisons)" if run.role == "tuning" else run.study,
-                words.number(run.final_val_loss, 4),
-                int(run.last_step),
-                words.number(record.run.get("seconds") or float("nan"), 1),
-                words.moment(run.created),
-                Link("JSON", PageRef(f"{page.path}.{identity}.json")),
-                Link("W&B run", run.wandb_url) if isinstance(run.wandb_url, str) else "recorded without W&B",
-            )
-        )
-    columns: tuple[Column | str, ...] = (
-        "Run",
-        *col.right("Seed"),
-        "Status",
-        "Study",
-        *col.right("Final validation loss", "Last step", "Seconds"),
-        "Recorded",
-        "Raw data",
-        "W&B",
-    )
-    blocks: list[Block] = [
-        Heading("Runs"),
-        Table(columns, tuple(rows), f"{len(rows)} run{'s' if len(rows) > 1 else ''}"),
-    ]
-    blocks += _events(loader, runs) if len(runs) > 1 else []
-    for run in shown:
-        record = loader.records[run.run_id]
-        special = run.status != "finished" or record.run.get("message") or record.config.notes or "origin" in record.run
+    records = [loader.records[run_id] for run_id in runs["run_id"]]
+    shown = runs.assign(seconds=[record.run.get("seconds") or np.nan for record in records])
+    blocks: list[Block] = [Heading("Runs"), col.table(shown, _RUNS, f"{len(runs)} run{'s' if len(runs) > 1 else ''}")]
+    blocks += _events(records) if len(runs) > 1 else []
+    for record, status in zip(records, runs["status"], strict=True):
+        special = status != "finished" or record.run.get("message") or record.config.notes or "origin" in record.run
         blocks += _about(record) if special or len(runs) == 1 else []
-        if run.status != "finished" and averaged != [run.run_id]:
-            blocks += _own_health(loader, str(run.run_id))
+        if status != "finished" and averaged != [record.id]:
+            blocks += _own_health(loader, record.id)
     return blocks
 
 
-def _events(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[Block]:
+def _events(records: list[RunRecord]) -> list[Block]:
     """What happened in the runs of an arm, by kind: in how many of them, how often, and the first time."""
-    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for run_id in runs["run_id"]:
-        for event in loader.records[run_id].run["events"]:
+    found: dict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
+    for record in records:
+        for event in record.run["events"]:
             if isinstance(event, dict):
                 kind = str(event.get("kind"))
                 name = f"warning: {event.get('what')}" if kind == "warning" else kind
-                found.setdefault(name, []).append((run_id, event))
+                found[name].append((record.id, event))
     rows = []
     for name, events in sorted(found.items()):
         _, first = min(events, key=lambda each: step if isinstance(step := each[1].get("step"), int) else 1 << 62)
-        details = ", ".join(
-            _details({key: value for key, value in first.items() if key not in ("kind", "step", "what")})
-        )
-        rows.append((name, len({run for run, _ in events}), len(events), str(first.get("step")), details or None))
-    columns: tuple[Column | str, ...] = ("Event", *col.right("Runs", "Times", "First at step"), "The first")
-    return [Table(columns, tuple(rows), f"What happened in the {len(runs)} runs")] if rows else []
+        told = {"event": name, "runs": len({run for run, _ in events}), "times": len(events), "step": first.get("step")}
+        rows.append(told | {"details": _details(first, "kind", "step", "what")})
+    return [col.table(rows, _EVENTS, f"What happened in the {len(records)} runs")] if rows else []
 
 
 def _about(record: RunRecord) -> list[Block]:
     """Why a run ended badly, its message, notes, origin, events and warnings; nothing for a run without any."""
-    rows: list[tuple[str, Any]] = []
-    if record.run.get("message"):
-        rows.append(("Message", str(record.run["message"])))
-    if record.config.notes:
-        rows.append(("Notes", record.config.notes))
+    rows = [("Message", str(record.run.get("message") or "")), ("Notes", record.config.notes)]
     if origin := record.run.get("origin"):
         where = "/".join(str(origin.get(key)) for key in ("entity", "project", "id"))
         rows.append(("Made from W&B", f"{where}, {words.moment(origin.get('pulled'))}"))
         rows += [("Read from W&B", str(line)) for line in origin.get("report", [])]
-    rows += _event_rows(record.run["events"])
-    blocks = [*_failure_note(record)]
-    if rows:
-        blocks.append(Table(("Field", "Value"), tuple(rows), md("About run {run}", run=code(record.id))))
-    blocks += _warnings(record)
+    rows = [(field, value) for field, value in rows if value] + _event_rows(record.run["events"])
+    about = [Table(("Field", "Value"), tuple(rows), md("About run {run}", run=code(record.id)))] if rows else []
+    blocks = [*_failure_note(record), *about, *_warnings(record)]
     return [Heading(md("Run {run}", run=code(record.id)), 3, f"about-{record.id}"), *blocks] if blocks else []
 
 
 def _environment(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[Block]:
     """By which code, on which data and where the runs were recorded: a row for each kind of run."""
-    found: dict[tuple[str, str, str], list[int]] = {}
+    found: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for run_id, seed in zip(runs["run_id"].tolist(), runs["seed"].tolist(), strict=True):
         record = loader.records[run_id].run
         environment = ", ".join(f"{key} {plain(value)}" for key, value in sorted(record["environment"].items()))
         program = f"altgrad {record['code'].get('version', '?')}, fingerprint {record['code'].get('fingerprint', '?')}"
         data = f"{record['data'].get('name', 'unnamed')}, sha256 {record['data']['sha256'][:12]}"
-        found.setdefault((environment or "not recorded", program, data), []).append(seed)
+        found[environment or "not recorded", program, data].append(seed)
     rows = tuple((_seeds(seeds), *kind) for kind, seeds in found.items())
     return [Heading("Environment"), Table(("Seeds", "Environment", "Code", "Training data"), rows, "Environment")]
 
 
 def _seeds(seeds: Iterable[int]) -> str:
     """``10 to 25, 31``."""
-    parts: list[list[int]] = []
-    for seed in sorted(set(seeds)):
-        if parts and seed == parts[-1][-1] + 1:
-            parts[-1].append(seed)
-        else:
-            parts.append([seed])
-    return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+    parts = groupby(enumerate(sorted(set(seeds))), key=lambda each: each[1] - each[0])
+    ranges = [[seed for _, seed in part] for _, part in parts]
+    return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 1 else str(part[0]) for part in ranges)
 
 
 def _failure_note(record: RunRecord) -> list[Block]:
@@ -438,88 +354,61 @@ def _failure_note(record: RunRecord) -> list[Block]:
     return [Note("warning", f"Failure: {', '.join(failure.kinds)} at step {failure.step}, {where}", tuple(blocks))]
 
 
-def _event_rows(events: Iterable[Any]) -> list[tuple[str, Any]]:
+def _event_rows(events: Iterable[Any]) -> list[tuple[str, str]]:
     """A row an event with its details; of each kind the first few, then how many there are. Warnings have a table."""
-    rows: list[tuple[str, Any]] = []
+    rows: list[tuple[str, str]] = []
     found = [event for event in events if isinstance(event, dict) and event.get("kind") != "warning"]
-    seen = Counter(str(event.get("kind")) for event in found)
-    shown: Counter[str] = Counter()
+    seen, shown = Counter(str(event.get("kind")) for event in found), Counter[str]()
     for event in found:
         kind = str(event.get("kind"))
         shown[kind] += 1
-        if shown[kind] <= EVENTS_SHOWN:
-            details = ", ".join(_details({key: value for key, value in event.items() if key not in ("kind", "step")}))
-            rows.append((f"Event at step {event.get('step')}", f"{kind}: {details}" if details else kind))
-        elif shown[kind] == seen[kind]:
-            rows.append((f"Event at step {event.get('step')}", f"{kind}: the last of {seen[kind]}"))
+        if shown[kind] in (*range(EVENTS_SHOWN + 1), seen[kind]):
+            told = _details(event, "kind", "step") if shown[kind] <= EVENTS_SHOWN else f"the last of {seen[kind]}"
+            rows.append((f"Event at step {event.get('step')}", f"{kind}: {told}" if told else kind))
     return rows
 
 
-def _details(event: dict[str, Any], prefix: str = "") -> list[str]:
-    """``key value`` of each detail, nested ones as ``outer.key value``."""
-    found = []
-    for key, value in event.items():
-        found += _details(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key} {value}"]
-    return found
+def _details(event: dict[str, Any], *besides: str) -> str:
+    """``key value`` of each detail but for those `besides`, nested ones as ``outer.key value``."""
+    details = flat({key: value for key, value in event.items() if key not in besides})
+    return ", ".join(f"{key} {value}" for key, value in details.items())
 
 
 def _warnings(record: RunRecord) -> list[Block]:
     """What telemetry warned of, at which step, and in which tensor."""
-    found = warnings_of(record)
+    found, counted = warnings_of(record), record.run["summary"].get("warnings")
     if not found:
         return []
-    counted = record.run["summary"].get("warnings")
     total = max(len(found), counted if isinstance(counted, int) else 0)
-    rows = tuple(
-        (step, alarm.what, alarm.tensor, alarm.phase, alarm.value, alarm.message)
-        for step, alarm in found[:WARNINGS_SHOWN]
-    )
+    rows = [{"step": step} | alarm._asdict() for step, alarm in found[:WARNINGS_SHOWN]]
     more = f", the first {len(rows)} of {total}" if total > len(rows) else ""
-    columns: tuple[Column | str, ...] = (
-        *col.right("Step"),
-        "What",
-        "Tensor",
-        "Phase",
-        *col.right("Value"),
-        "Message",
-    )
-    return [Table(columns, rows, f"Warnings of this run{more}")]
+    return [col.table(rows, _WARNINGS, f"Warnings of this run{more}")]
 
 
 def _own_health(loader: ExperimentDataLoader, run_id: str) -> list[Block]:
     """The looks of one run that ended badly, folded away."""
     looks = loader.looks([run_id])
     blocks = health.over_time(looks, health.note([run_id]), prefix=f"{run_id}-") if len(looks) else []
-    return (
-        [Details(f"Health of the layers in this run, up to step {looks['step'].max()}", tuple(blocks))]
-        if blocks
-        else []
-    )
+    title = f"Health of the layers in this run, up to step {looks['step'].max()}" if blocks else ""
+    return [Details(title, tuple(blocks))] if blocks else []
 
 
 def _baseline(loader: ExperimentDataLoader, runs: pd.DataFrame) -> str | None:
     """The unquantized arm to draw behind this one: of the same setting, else of the same data, model and length."""
-    first = runs.iloc[0]
+    first, config = runs.iloc[0], loader.config(str(runs["arm"].iloc[0]))
     free = loader.once(_unquantized)
     free = free[free["arm"] != first["arm"]]
-    same = free[free["setting"] == first["setting"]]
-    if len(same):
-        return str(same["arm"].iloc[0])
-    if first["scope"] == "nothing" or first["foreign"]:
-        return None
-    model = loader.config(str(first["arm"])).model
-    near = [
-        run
-        for run in free.itertuples()
-        if (run.data, run.max_steps, run.foreign) == (first["data"], first["max_steps"], False)
-        and loader.config(run.arm).model == model
-    ]
-    return str(near[0].arm) if near else None
+    same = free.loc[free["setting"] == first["setting"], "arm"]
+    if same.empty and config.foreign is None and config.quantize.operands:
+        near = free[(free["data"] == first["data"]) & (free["max_steps"] == first["max_steps"])]
+        near = near.loc[~near["foreign"].astype(bool), "arm"]
+        same = near[[loader.config(arm).model == config.model for arm in near]]
+    return None if same.empty else str(same.iloc[0])
 
 
 def _unquantized(loader: ExperimentDataLoader) -> pd.DataFrame:
     """The arms of unquantized reporting runs, with what `_baseline` chooses by; a row for each length of an arm."""
-    rows = loader.runs[(loader.runs["scope"] == "nothing") & (loader.runs["role"] == "report")]
+    rows = loader.runs[unquantized(loader.runs) & (loader.runs["role"] == "report")]
     return rows[["arm", "setting", "data", "max_steps", "foreign"]].drop_duplicates()
 
 
@@ -534,7 +423,3 @@ def _health(loader: ExperimentDataLoader, ids: list[str], last: pd.DataFrame) ->
         Heading("The last look", 3),
         *health.last_look(loader, ids, last),
     ]
-
-
-def _rate(value: float) -> str:
-    return f"{value:g}" if pd.notna(value) else NOT_STATED

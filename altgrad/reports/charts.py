@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -214,3 +214,241 @@ def rectangles(boxes: Sequence[tuple[float, float, float, float]], colour: str) 
     codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY] * len(boxes)
     path = Path(np.array(corners).reshape(-1, 2), codes)
     return PathPatch(path, facecolor=colour, edgecolor="none", linewidth=0, clip_on=False)
+
+
+def bars(
+    identity: str,
+    title: str,
+    description: str,
+    data: pd.DataFrame,
+    names: str,
+    values: str,
+    axis: str,
+    colours: Sequence[str],
+    form: Callable[[float], str],
+) -> Chart:
+    """Horizontal bars on a logarithmic scale with a line at 1, each with its figure at its end.
+
+    Args:
+        description: for those who cannot see it; every bar's figure is added.
+        data: a row a bar, with its name in the column `names` and what is drawn in `values`.
+        axis: what the values are.
+        colours: of each bar.
+        form: a value as text.
+    """
+    start, labels, sizes = 0.5, data[names].tolist(), data[values].tolist()
+
+    def draw(axes: Axes) -> None:
+        for at, (value, colour) in enumerate(zip(sizes, colours, strict=True)):
+            axes.barh(at, value - start, left=start, height=0.62, color=colour)
+            axes.text(value * 1.08, at, form(value), va="center", color=FOREGROUND)
+        axes.set_xscale("log")
+        axes.set_xlim(start, 2 * max(sizes))
+        axes.set_yticks(range(len(data)), labels)
+        axes.tick_params(axis="y", labelcolor=FOREGROUND)
+        axes.invert_yaxis()
+        axes.grid(False, axis="y")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.axvline(1, color=FOREGROUND, linewidth=1)
+        axes.set_xlabel(axis)
+
+    said = "; ".join(f"{name}: {form(value)}" for name, value in zip(labels, sizes, strict=True))
+    return Chart(identity, title, f"{description} {said}.", data, draw, height=0.9 + 0.27 * len(data))
+
+
+class Style(NamedTuple):
+    """How one group is drawn, and what the legend calls it."""
+
+    colour: str
+    marker: str
+    label: str
+
+
+def grouped_forest(
+    identity: str,
+    title: str,
+    description: str,
+    data: pd.DataFrame,
+    lines: Sequence[str],
+    order: Sequence[str],
+    styles: Mapping[str, Style],
+    axes_names: tuple[str, str],
+) -> Chart:
+    """Paired differences with their intervals: a line for what is compared, a colour and a marker for each rule.
+
+    Args:
+        data: a row each, with finite columns difference, low and high, and `rule`, a key of `styles`.
+        lines: on which line each is.
+        order: of the lines, from the top; those without a row are left out.
+        axes_names: of the line at zero, and of the axis with its unit.
+    """
+    lines_of = pd.Series(lines, data.index, dtype=object)
+    order = [line for line in dict.fromkeys(order) if line in set(lines)]
+    rules = [rule for rule in styles if (data["rule"] == rule).any()]
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(0, color=FOREGROUND, linewidth=1)
+        axes.annotate(axes_names[0], (0, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
+                      textcoords="offset points", ha="center", color=MUTED)  # fmt: skip
+        for number, rule in enumerate(rules):
+            own, (colour, marker, label) = data[data["rule"] == rule], styles[rule]
+            shift = 0.16 * (number - (len(rules) - 1) / 2)
+            places = [order.index(line) + shift for line in lines_of[own.index]]
+            axes.hlines(places, own["low"], own["high"], color=colour, linewidth=1.6)
+            axes.plot(own["difference"], places, marker, color=colour, markersize=4, label=label)
+        axes.set_yticks(range(len(order)), order, color=FOREGROUND)
+        axes.set_ylim(len(order) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(axes_names[1])
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.04), ncols=min(len(rules), 2), frameon=False)
+
+    size = {"height": 0.34 * len(order) + 1.4, "margins": (2.2, 0.15, 0.5, 0.75)}
+    return Chart(identity, title, description, data, draw, **size)  # type: ignore[arg-type]
+
+
+def curves_of_multiples(
+    identity: str,
+    title: str,
+    description: str,
+    data: pd.DataFrame,
+    xy: tuple[str, str],
+    by: Sequence[str],
+    styles: Mapping[str, Style],
+    axes_names: tuple[str, str],
+    limit: float,
+) -> Chart:
+    """A line a group of rows over multiples of something, whose ticks are a factor of two apart.
+
+    Args:
+        data: a row a point, with a column `rule`, a key of `styles`.
+        xy: its columns; what is not finite is not drawn.
+        by: columns whose values make a line.
+        axes_names: of the x and of the y axis.
+        limit: where the y axis ends at most; it begins at 0.
+    """
+    x, y = xy
+    drawn = finite_rows(data, x, y)
+
+    def draw(axes: Axes) -> None:
+        seen: set[str] = set()
+        for _, group in drawn.groupby(list(by), sort=False):
+            colour, marker, label = styles[group["rule"].iloc[0]]
+            axes.plot(group[x], group[y], "-" + marker, color=colour, markersize=3, linewidth=0.9, alpha=0.75,
+                      label=None if label in seen else label)  # fmt: skip
+            seen.add(label)
+        low, high = np.log2(drawn[x].min()), np.log2(drawn[x].max())
+        ticks = [2.0**power for power in range(round(float(low)), round(float(high)) + 1)]
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks])
+        axes.set_ylim(-0.01, min(limit, max(0.02, 1.05 * float(drawn[y].max()))))
+        axes.set_xlabel(axes_names[0])
+        axes.set_ylabel(axes_names[1])
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
+
+    return Chart(identity, title, description, data, draw, height=4.0, margins=(0.7, 0.15, 0.5, 0.6))
+
+
+def scatter(
+    identity: str,
+    title: str,
+    description: str,
+    data: pd.DataFrame,
+    xy: tuple[str, str],
+    colour_by: str,
+    styles: Mapping[str, Style],
+    axes_names: tuple[str, str],
+    joined: Sequence[tuple[str, str]] = (),
+) -> Chart:
+    """A point a row: its colour from one column, its marker from `rule`.
+
+    Args:
+        data: a row a point, with columns `arm` and `rule`, a key of `styles`.
+        xy: its columns, finite.
+        axes_names: of the x and of the y axis.
+        joined: pairs of arms with a dashed line between them.
+    """
+    points = data.set_index("arm")[list(xy)]
+
+    def draw(axes: Axes) -> None:
+        for pair in joined:
+            axes.plot(*points.loc[list(pair)].to_numpy().T, "--", color=MUTED, linewidth=1)
+        for colour, (name, group) in zip(PALETTE, data.groupby(colour_by, sort=False), strict=False):
+            for rule, own in group.groupby("rule"):
+                axes.plot(own[xy[0]], own[xy[1]], styles[str(rule)].marker, color=colour, markersize=5)
+            axes.plot([], [], "o", color=colour, label=str(name))
+        for rule in dict.fromkeys(data["rule"]):
+            axes.plot([], [], styles[rule].marker, color=MUTED, label=styles[rule].label)
+        axes.set_xlabel(axes_names[0])
+        axes.set_ylabel(axes_names[1])
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, columnspacing=1)
+
+    return Chart(identity, title, description, data, draw, height=4.4, margins=(0.7, 0.15, 0.5, 0.6))
+
+
+def lines(
+    identity: str,
+    title: str,
+    description: str,
+    data: pd.DataFrame,
+    drawn: pd.DataFrame,
+    columns: tuple[str, str, str],
+    axes_titles: tuple[str, str],
+    *,
+    panels: tuple[str, Mapping[str, str]] | None = None,
+    crossed: Collection[str] = (),
+    markers: bool = False,
+    percent: bool = False,
+    log: bool = False,
+) -> Chart:
+    """A line a series in its own colour, with its name at its end.
+
+    Args:
+        data: to download.
+        drawn: what is drawn, a point a row.
+        columns: of `drawn`: x (names are drawn in the order in which they come), y, and the series.
+        axes_titles: of x and y.
+        panels: a column of `drawn`, and the titles of its values that have a panel, side by side, in order.
+        crossed: series that end in a cross.
+        markers: whether the points are marked.
+        percent, log: how y is written, and its scale.
+    """
+    x, y, series = columns
+    names = list(dict.fromkeys(drawn[series]))
+    categories = [] if pd.api.types.is_numeric_dtype(drawn[x]) else list(dict.fromkeys(drawn[x]))
+    places = drawn[x].map(categories.index) if categories else drawn[x]
+    split, titles = panels or (series, {})
+    shown = [value for value in titles if (drawn[split] == value).any()]
+
+    def draw(axes: Axes) -> None:
+        first, last = places.min(), places.max()
+        at = places.astype(float)
+        if panels:
+            offsets = panel_axes(axes, [titles[value] for value in shown], [(0.0, str(first)), (1.0, str(last))])
+            at = (at - first) / max(last - first, 1) + drawn[split].astype(str).map(
+                dict(zip(shown, offsets, strict=True))
+            )
+        ends = []
+        for name, colour in zip(names, itertools.cycle(PALETTE), strict=False):
+            for _, line in drawn[drawn[series] == name].groupby(split, sort=False, observed=True):
+                size = 3 if markers else 0
+                axes.plot(at[line.index], line[y], color=colour, linewidth=1.5, marker="o", markersize=size)
+            end = at[drawn[series] == name].idxmax()
+            ends.append(float(drawn.at[end, y]))
+            if name in crossed:
+                axes.plot([at[end]], [drawn.at[end, y]], color=colour, marker="x", markersize=7, linewidth=0)
+        scale, back = (np.log10, lambda place: 10**place) if log else (np.asarray, float)
+        heights = spread(list(scale(np.array(ends))), scale(drawn[y].to_numpy(dtype=float)))
+        for name, height, colour in zip(names, heights, itertools.cycle(PALETTE), strict=False):
+            place = ("axes fraction", "data")
+            axes.annotate(name, (1.01, back(height)), xycoords=place, va="center", color=colour, fontsize=8)
+        if log:
+            axes.set_yscale("log")
+        if log or percent:
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%" if percent else f"{value:g}")
+        if categories:
+            axes.set_xticks(range(len(categories)), categories, color=FOREGROUND)
+        axes.set_xlabel(axes_titles[0])
+        axes.set_ylabel(axes_titles[1])
+
+    margins = (0.7, 1.1, 0.5, 0.3)
+    return Chart(identity, title, description, data, draw, height=3.0, margins=margins)

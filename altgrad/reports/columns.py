@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from string import Formatter
 from typing import Any
 
 import pandas as pd
@@ -105,6 +106,16 @@ def share(title: Text = "Finished", part: str = "n_finished", whole: str = "n_ru
     return of(title, lambda row: f"{row[part]} of {row[whole]}", right=True)
 
 
+def filled(title: Text, template: str, right: bool = True, blank: str | None = None) -> Column:
+    """The row in a template such as ``{low:.2f} to {high:.2f}``; `blank` where it has not all of these values."""
+    keys = [key for _, key, *_ in Formatter().parse(template) if key]
+
+    def cell(row: Row) -> Cell:
+        return blank if any(missing(row[key]) for key in keys) else template.format_map(row)
+
+    return of(title, cell, right)
+
+
 def arm_link(arm: str, shown: str | None = None, run_id: str = "") -> Link:
     """A link to an arm's page, or to one of its runs on it."""
     return Link(shown or arm, PageRef(f"runs/{arm}", run_id))
@@ -120,6 +131,10 @@ def arm(
         return arm_link(row[arm], shown) if row[arm] and not missing(row[arm]) else shown
 
     return of(title, cell)
+
+
+ARM = (arm("Arm", "arm"), text("Format", "format"), text("Quantized", "scope"), text("Step rule", "rule"))
+"""What an arm is, in a row of `ExperimentDataLoader.runs`."""
 
 
 def run(title: Text = "Run", run_id: str = "run_id", arm: str = "arm") -> Column:

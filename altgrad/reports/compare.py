@@ -5,7 +5,6 @@ The scripts in docs/javascripts/runs/ choose, sort, pair and draw. Means, interv
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -14,12 +13,12 @@ import numpy as np
 import pandas as pd
 
 from altgrad.analysis.comparison import format_order
-from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.loader import ExperimentDataLoader, unquantized
 from altgrad.analysis.statistics import CONFIDENCE, mean_interval
 from altgrad.config import ExperimentConfig, flat, scalar
-from altgrad.pages import Block, Download, Link, Md, Page, PageRef, Paragraph, md
+from altgrad.pages import Block, Link, Md, Page, PageRef, Paragraph, md
 from altgrad.pages.content import web_address
-from altgrad.reports.curves import plain, runs_value
+from altgrad.reports.curves import compact, plain, runs_value
 from altgrad.reports.pending import pending
 from altgrad.reports.provenance import provenance
 from altgrad.reports.scope import recorded_line
@@ -33,10 +32,8 @@ SUGGESTED = 6
 SUGGESTED_ARMS = 5
 """Most arms beside the baseline in one of them."""
 
-_ARM_COLUMNS = (
-    *("arm", "format", "scope", "rule", "learning_rate", "max_steps", "runs", "finished", "n"),
-    *("val_loss", "low", "high", "stall_ratio", "studies"),
-)
+_OF_ARM = ("format", "scope", "rule", "learning_rate", "max_steps")
+_ARM_COLUMNS = ("arm", *_OF_ARM, "runs", "finished", "n", "val_loss", "low", "high", "stall_ratio", "studies")
 _RUN_ID = re.compile(r"(?P<name>.+)-s(?P<seed>\d+)-(?P<hash>[0-9a-f]{8})")
 
 
@@ -46,30 +43,18 @@ def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
     ``val_loss``, its 95% t interval ``low`` and ``high`` and ``stall_ratio`` are means over the finished runs, ``n`` of
     them; tuning seeds count only where an arm has no others.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for arm, runs in loader.runs.groupby("arm", sort=True):
         reporting = runs[runs["role"] == "report"]
         counted = runs if reporting.empty else reporting
         estimate = mean_interval(counted["final_val_loss"].dropna().to_numpy())
-        finished = runs["status"] == "finished"
-        first = runs.iloc[0]
-        rows.append(
-            {
-                "arm": arm,
-                **{key: first[key] for key in ("format", "scope", "rule", "learning_rate", "max_steps")},
-                "runs": len(runs),
-                "finished": int(finished.sum()),
-                "n": estimate.n,
-                "val_loss": estimate.mean,
-                "low": estimate.low,
-                "high": estimate.high,
-                "stall_ratio": counted.loc[counted["status"] == "finished", "stall_ratio"].mean(),
-                "studies": ", ".join(sorted(runs["study"].unique())),
-            }
-        )
-    table = pd.DataFrame(rows, columns=list(_ARM_COLUMNS))
-    order = sorted(range(len(table)), key=lambda row: (format_order(table["format"][row]), table["arm"][row]))
-    return table.iloc[order].reset_index(drop=True)
+        row = {"arm": arm} | {key: runs[key].iloc[0] for key in _OF_ARM}
+        row |= {"runs": len(runs), "finished": int((runs["status"] == "finished").sum()), "n": estimate.n}
+        row |= {"val_loss": estimate.mean, "low": estimate.low, "high": estimate.high}
+        row["stall_ratio"] = counted.loc[counted["status"] == "finished", "stall_ratio"].mean()
+        rows.append(row | {"studies": ", ".join(sorted(runs["study"].unique()))})
+    rows.sort(key=lambda row: (format_order(row["format"]), row["arm"]))
+    return pd.DataFrame(rows, columns=list(_ARM_COLUMNS))
 
 
 def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
@@ -87,7 +72,7 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
     ids = [_run_id(run_id, seed) for run_id, seed in zip(runs["run_id"], runs["seed"], strict=True)]
     most = int(arms["runs"].max()) if len(arms) else 0
     quantiles = t.ppf((1 + CONFIDENCE) / 2, np.arange(1, max(QUANTILES, most) + 1)).tolist()
-    return _json(
+    return compact(
         {
             "arms": {
                 **{key: _column(arms[key]) for key in _ARM_COLUMNS if key != "arm"},
@@ -116,33 +101,29 @@ def _run_id(run_id: str, seed: int) -> tuple[str, str | None]:
 
 
 def _column(values: pd.Series) -> Any:
-    if pd.api.types.is_integer_dtype(values):
-        return [int(value) for value in values]
-    if pd.api.types.is_float_dtype(values):
-        return [float(value) if np.isfinite(value) else None for value in values]
-    return _words(values.tolist())
+    if not pd.api.types.is_numeric_dtype(values):
+        return _words(values.tolist())
+    return [value if np.isfinite(value) else None for value in values.tolist()]
 
 
 def _words(values: Sequence[str | None]) -> dict[str, Any]:
-    words = list(dict.fromkeys(value for value in values if value is not None))
-    place = {word: index for index, word in enumerate(words)}
-    return {"words": words, "codes": [None if value is None else place[value] for value in values]}
+    place = {word: index for index, word in enumerate(dict.fromkeys(word for word in values if word is not None))}
+    return {"words": list(place), "codes": [None if value is None else place[value] for value in values]}
 
 
 def _suggested(loader: ExperimentDataLoader, arms: pd.DataFrame) -> list[dict[str, Any]]:
     """Comparisons to begin with: the formats of one setting and scope, the best first, against its unquantized arm."""
-    rows = loader.runs[(loader.runs["role"] == "report") & ~loader.runs["foreign"]]
+    rows = loader.runs[(loader.runs["role"] == "report") & ~loader.runs["foreign"].astype(bool)]
     losses = arms.set_index("arm")["val_loss"].dropna()
-    free = rows[rows["scope"] == "nothing"].drop_duplicates("setting").set_index("setting")["arm"]
+    free = rows[unquantized(rows)].drop_duplicates("setting").set_index("setting")["arm"]
     found = []
-    for (setting, scope), runs in rows[rows["scope"] != "nothing"].groupby(["setting", "scope"], sort=True):
+    for (setting, scope), runs in rows[~unquantized(rows)].groupby(["setting", "scope"], sort=True):
         known = losses.reindex(runs["arm"].unique()).dropna().sort_values(kind="stable")
         if setting in free.index and len(known) > 1:
-            first = runs.iloc[0]
-            label = f"{scope}: {len(known)} formats, {first['rule']}, {first['max_steps']} steps"
-            chosen = known.index[:SUGGESTED_ARMS].tolist()
-            found.append((-len(runs), label, {"label": label, "arms": chosen, "baseline": free[setting]}))
-    return [value for *_, value in sorted(found, key=lambda each: each[:2])[:SUGGESTED]]
+            label = f"{scope}: {len(known)} formats, {runs['rule'].iloc[0]}, {runs['max_steps'].iloc[0]} steps"
+            found.append((-len(runs), label, known.index[:SUGGESTED_ARMS].tolist(), free[setting]))
+    first = sorted(found, key=lambda each: each[:2])[:SUGGESTED]
+    return [{"label": label, "arms": chosen, "baseline": baseline} for _, label, chosen, baseline in first]
 
 
 def arm_json(
@@ -154,7 +135,6 @@ def arm_json(
     finds in `last`, ``final`` of each run the final validation loss with all its digits, null where it did not finish.
     Controls in the texts are spelled out (`visible`), since the scripts show them as they are.
     """
-    final = [float(loss) if np.isfinite(loss) else None for loss in runs["final_val_loss"]]
     value = {
         "arm": arm,
         "baseline": baseline,
@@ -164,22 +144,7 @@ def arm_json(
         "health": [[*map(visible, keys), value] for *keys, value in health_by_type(last)],
         "runs": runs_value(loader, runs),
     }
-    return _json(plain(value) | {"final": final})
-
-
-def arm_file(
-    loader: ExperimentDataLoader,
-    arm: str,
-    runs: pd.DataFrame,
-    baseline: str | None,
-    last: pd.DataFrame,
-    prefix: str = "",
-) -> Download:
-    """`arm_json` beside the arm's page; beside the page of its study, `prefix` is the arm's name with a dot.
-
-    `last` is the last look of the runs whose mean the arm's health is (`averaged`).
-    """
-    return Download(f"{prefix}curves.json", arm_json(loader, arm, runs, baseline, last), listed=False)
+    return compact(plain(value) | {"final": _column(runs["final_val_loss"])})
 
 
 def averaged(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:
@@ -211,8 +176,12 @@ def health_by_type(last: pd.DataFrame) -> list[list[Any]]:
 
 def config_lines(config: ExperimentConfig) -> dict[str, str]:
     """Every key of an arm's config, dotted, with its value as YAML; of a foreign run also its loop's own keys."""
-    stated = {key: value for key, value in config.arm_identity().items() if key != "foreign"}
-    return {key: scalar(value) for key, value in (flat(stated) | (config.foreign or {})).items()}
+    return {key: scalar(value) for key, value in (stated(config) | (config.foreign or {})).items()}
+
+
+def stated(config: ExperimentConfig) -> dict[str, Any]:
+    """The keys of an arm's config that are AltGrad's own, dotted."""
+    return flat({key: value for key, value in config.arm_identity().items() if key != "foreign"})
 
 
 def script(name: str) -> Paragraph:
@@ -235,7 +204,3 @@ def compare_page(loader: ExperimentDataLoader) -> Page:
     else:
         blocks += [Paragraph(Md('<div id="compare-arms"></div>')), script("compare-page")]
     return Page("compare/index", "Compare", tuple(blocks), "Compare recorded arms.", provenance=provenance(loader))
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, separators=(",", ":"), sort_keys=True, allow_nan=False) + "\n").encode()

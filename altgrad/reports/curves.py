@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,21 @@ import pandas as pd
 
 from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.pages import MUTED, PALETTE, Axis, Block, Chart, ChartBlock, PageRef, Paragraph, Table, md
-from altgrad.pages.content import Cell, Link
-from altgrad.pages.sketch import Point, Sketch, plot_axes, spread
+from altgrad.pages import (
+    MUTED,
+    PALETTE,
+    Axis,
+    Block,
+    Chart,
+    ChartBlock,
+    Column,
+    Paragraph,
+    Sketch,
+    Table,
+    md,
+    plot_axes,
+)
+from altgrad.pages.sketch import spread
 from altgrad.reports import columns as col
 
 POINTS = 200
@@ -38,11 +50,11 @@ def curves(
 
     `losses` is `losses_by_step` of the loader; many arms share a baseline, so its caller keeps what it gave.
     """
-    data = _by_step(losses(arm), losses(baseline))
-    if data.empty:
+    own, other = losses(arm), losses(baseline).set_index("step").add_prefix("baseline_").reset_index()
+    if own.empty:
         return [Paragraph("No run of this arm recorded a validation loss.")]
-    foreign = bool(runs["foreign"].iloc[0])
-    label = "val_loss" if foreign else "validation loss (nats a character)"
+    data = own.merge(other, "outer", "step").sort_values("step", ignore_index=True)
+    data = data.fillna({"n": 0, "baseline_n": 0}).astype({"n": int, "baseline_n": int})
     shown = data[data["n"] > 0]
     first, last = shown.iloc[0], shown.iloc[-1]
     description = (
@@ -51,15 +63,14 @@ def curves(
         f"({words.number(last['low'])} to {words.number(last['high'])}), at step {first['step']:.0f} they had "
         f"{words.number(first['mean'])}."
     )
-    chart = Chart("loss", "Validation loss by step", description, data, sketch=_drawing(data, label), height=3.3)
+    draw = _drawing(data, "val_loss" if runs["foreign"].iloc[0] else "validation loss (nats a character)")
+    chart = Chart("loss", "Validation loss by step", description, data, sketch=draw, height=3.3)
     note = (
         "Line: mean over the seeds; band: lowest to highest seed. With JavaScript the chart zooms, and shows the "
         "training loss and each run by step, tokens or time; the table below has the figures in any case."
     )
-    texts = [Paragraph(note)]
-    if baseline is not None:
-        texts.append(Paragraph(md("Baseline in the chart: {arm}.", arm=Link(baseline, PageRef(f"runs/{baseline}")))))
-    return [ChartBlock(chart), *texts, _table(data, baseline is not None)]
+    behind = [] if baseline is None else [Paragraph(md("Baseline in the chart: {arm}.", arm=col.arm_link(baseline)))]
+    return [ChartBlock(chart), Paragraph(note), *behind, _table(data, baseline is not None)]
 
 
 def runs_value(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[dict[str, Any]]:
@@ -77,8 +88,13 @@ def runs_value(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[dict[st
 
 
 def as_json(value: Any) -> bytes:
-    """Compact JSON in ASCII, with null for what JSON has no number for; equal values give equal bytes."""
-    return (json.dumps(plain(value), separators=(",", ":"), sort_keys=True, allow_nan=False) + "\n").encode()
+    """`plain` values as `compact` JSON."""
+    return compact(plain(value))
+
+
+def compact(value: Any) -> bytes:
+    """Compact JSON in ASCII; equal values give equal bytes."""
+    return (json.dumps(value, separators=(",", ":"), sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def plain(value: Any) -> Any:
@@ -106,20 +122,6 @@ def losses_by_step(loader: ExperimentDataLoader, arm: str | None) -> pd.DataFram
     return found.agg(mean="mean", low="min", high="max", n="count").reset_index()
 
 
-def _by_step(own: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """`losses_by_step` of an arm, and that of its baseline in columns ``baseline_...``."""
-    if own.empty:
-        return own
-    merged = own.merge(
-        other.rename(columns=lambda name: name if name == "step" else f"baseline_{name}"), "outer", "step"
-    )
-    return (
-        merged.sort_values("step", ignore_index=True)
-        .fillna({"n": 0, "baseline_n": 0})
-        .astype({"n": int, "baseline_n": int})
-    )
-
-
 def _drawing(data: pd.DataFrame, label: str) -> Any:
     """How the chart is drawn: the arm's band and line, the baseline's behind it, named at their right ends."""
     parts = [("baseline_", MUTED, "baseline"), ("", PALETTE[0], "this arm")]
@@ -131,43 +133,29 @@ def _drawing(data: pd.DataFrame, label: str) -> Any:
         x = Axis(float(data["step"].min()), float(data["step"].max()), 48, sketch.width - 78)
         y = Axis(float(edges.min() - pad), float(edges.max() + pad), sketch.height - 36, 20)
         plot_axes(sketch, x, y, "step", label)
-        names = []
+        ends = []
         for prefix, colour, name in parts:
             rows = data[data[f"{prefix}n"] > 0]
-            columns = [rows[f"{prefix}{side}"] for side in ("low", "mean", "high")]
-            low, mean, high = ([(x(a), y(b)) for a, b in zip(rows["step"], column, strict=True)] for column in columns)
+            low, mean, high = (
+                [(x(step), y(loss)) for step, loss in zip(rows["step"], rows[f"{prefix}{side}"], strict=True)]
+                for side in ("low", "mean", "high")
+            )
             sketch.area([*low, *reversed(high)], colour)
-            sketch.line(mean, colour, 1.6 if not prefix else 1.2, "" if not prefix else "4 3")
+            sketch.line(mean, colour, 1.2 if prefix else 1.6, "4 3" if prefix else "")
             if not prefix:
                 sketch.dots(mean, colour)
-            names.append((mean[-1], name, colour))
-        _end_labels(sketch, names)
+            ends.append((*mean[-1], name, colour))
+        for (place, _, name, colour), height in zip(ends, spread([end[1] for end in ends], 11), strict=True):
+            sketch.text(place + 6, height + 3, name, colour)
 
     return draw
 
 
-def _end_labels(sketch: Sketch, names: Sequence[tuple[Point, str, str]]) -> None:
-    heights = spread([place[1] for place, *_ in names], 11)
-    for (place, name, colour), height in zip(names, heights, strict=True):
-        sketch.text(place[0] + 6, height + 3, name, colour)
-
-
 def _table(data: pd.DataFrame, with_baseline: bool) -> Table:
-    rows = (
-        data if len(data) <= TABLE_ROWS else data.iloc[np.unique(np.linspace(0, len(data) - 1, TABLE_ROWS).astype(int))]
-    )
-    sides = [("", "This arm"), *([("baseline_", "Baseline")] if with_baseline else [])]
-    titles = [title for _, name in sides for title in (name, f"{name}, lowest to highest", f"{name}, runs")]
-    cells: list[tuple[Cell, ...]] = []
-    for row in rows.to_dict("records"):
-        found: list[Cell] = []
-        for prefix, _ in sides:
-            low, high = (words.number(row[f"{prefix}{side}"], 4) for side in ("low", "high"))
-            some = row[f"{prefix}n"] > 0
-            found += [
-                words.number(row[f"{prefix}mean"], 4),
-                f"{low} to {high}" if some else "–",
-                int(row[f"{prefix}n"]),
-            ]
-        cells.append((int(row["step"]), *found))
-    return Table(col.right("Step", *titles), tuple(cells), "Validation loss by step: mean over seeds, range, runs")
+    rows = data.iloc[np.linspace(0, len(data) - 1, min(len(data), TABLE_ROWS)).astype(int)]
+    columns: list[Column] = [col.count("Step", "step")]
+    for prefix, name in (("", "This arm"), ("baseline_", "Baseline"))[: 1 + with_baseline]:
+        reach = f"{{{prefix}low:.4f}} to {{{prefix}high:.4f}}"
+        columns += [col.number(name, f"{prefix}mean", 4), col.filled(f"{name}, lowest to highest", reach)]
+        columns.append(col.count(f"{name}, runs", f"{prefix}n"))
+    return col.table(rows, columns, "Validation loss by step: mean over seeds, range, runs")

@@ -35,25 +35,16 @@ def formats_json() -> bytes:
     return text.encode() + b"\n"
 
 
+_FIELDS = (
+    "bits", "exponent_bits", "mantissa_bits", "bias", "specials", "max_code", "max_exponent", "quantum_exponent",
+    "max_ulp_exponent",
+)  # fmt: skip
+
+
 def _entry(fmt: FloatFormat, group: str) -> dict[str, Any]:
-    entry = {
-        "name": fmt.name,
-        "label": fmt.label,
-        "group": group,
-        "page": fmt in PAGES,
-        "bits": fmt.bits,
-        "exponent_bits": fmt.exponent_bits,
-        "mantissa_bits": fmt.mantissa_bits,
-        "bias": fmt.bias,
-        "specials": fmt.specials,
-        "max_code": fmt.max_code,
-        "max_exponent": fmt.max_exponent,
-        "quantum_exponent": fmt.quantum_exponent,
-        "max_ulp_exponent": fmt.max_ulp_exponent,
-    }
-    if fmt.bits <= 8:
-        entry["values"] = [_number(value) for value in fmt.values.tolist()]
-    return entry
+    entry = {"name": fmt.name, "label": fmt.label, "group": group, "page": fmt in PAGES}
+    entry |= {field: getattr(fmt, field) for field in _FIELDS}
+    return entry | ({"values": [_number(value) for value in fmt.values.tolist()]} if fmt.bits <= 8 else {})
 
 
 def _number(value: float) -> float | int | str:

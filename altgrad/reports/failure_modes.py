@@ -2,48 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
-import math
+from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from altgrad.analysis import words
-from altgrad.analysis.comparison import (
-    ALL_OPERANDS,
-    Comparison,
-    FormatComparator,
-    format_order,
-    is_combination,
-    own_rates,
-)
+from altgrad.analysis.comparison import ALL_OPERANDS, Comparison, FormatComparator, format_order, own_rates
 from altgrad.analysis.contrasts import shown
 from altgrad.analysis.failures import (
     EXPLORATORY,
-    LIMITS,
+    HEALTH_STATISTICS,
     PRECISION_LOST,
+    SYMPTOMS_OF_ARMS,
     FailureAnalyzer,
-    headline,
     named,
+    one_format,
+    plain_adamw,
     remedies_missing,
+    unscaled,
 )
-from altgrad.analysis.hypotheses import E0M7, E7M0, Verdict
+from altgrad.analysis.hypotheses import E0M7, E7M0, Expectation, Verdict
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import FAILURE_GAP
 from altgrad.config import OPERAND_NAMES, command
-from altgrad.formats import SPLITS_8BIT
+from altgrad.formats import SPLITS_8BIT, get_format
 from altgrad.pages import (
-    BACKGROUND,
-    FOREGROUND,
-    MUTED,
     PALETTE,
     Block,
     Bullets,
     Cell,
-    Chart,
     ChartBlock,
     CodeBlock,
     Column,
@@ -70,78 +60,73 @@ from altgrad.reports.verdicts import hypothesis, tests_table, verdict_table
 from altgrad.runs.diagnosis import diagnose
 from altgrad.studies import EXTREMES, SEEDS
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 PATH = "reports/failure_modes"
-SPLITS = tuple(fmt.label for fmt in SPLITS_8BIT)
-STATISTIC_OF_CAUSE = {"overflow": "overflow", "underflow": "underflow", "precision": "sqnr_db"}
-"""The figure of the layers that shows a cause."""
-LINEAR_TO = 0.05
-"""The operand chart's scale is linear up to here."""
-GAP_TICKS = (-0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
-LIMITS_OF_RANGE = ("overflow", "underflow")
+SPLITS = tuple(fmt.name for fmt in SPLITS_8BIT)
+RANGE = ("overflow", "underflow")
+"""The classes, warnings and figures that a lack of range has."""
 ENDINGS_SHOWN = 8
 """Runs that ended badly whose last losses and advice are shown."""
 ENDING_STEPS = 30
 """How many of the losses that a failure holds are shown."""
 LISTED = 60
 """Failures whose commands are listed at most."""
+OUTCOMES = {"yes": "held", "no": "did not hold", "inconclusive": "not decided", "pending": "pending"}
+LACKS = {"precision": ("lacks", "lack", "precision"), "underflow": ("loses", "lose", "small values")}
+"""A class of failure as a verb, of one format and of several, and its object."""
+LACKING = {"e7m0": "E7M0 has no mantissa bits", "e0m7": "E0M7 has no exponent bits"}
+ENDS = {"divergence": "diverges", "nan_loss": "ends in NaN"}
+"""What a run that failed does, by the class of its failure."""
+
+Row = Mapping[Any, Any]
 
 
 def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
     """The page, from the records of `loader`; "Pending Experiments" where there is nothing to explain."""
-    analyzer, comparison = loader.once(FailureAnalyzer), headline(loader.once(FormatComparator))
+    analyzer, comparison = loader.once(FailureAnalyzer), loader.once(FormatComparator).headline
     verdicts = verdicts_of(loader, "H17", "H18")
-    blocks: list[Block] = [
-        Paragraph(
-            Md("*Where does each format fail: in the forward pass, the backward pass or the optimizer?* (ANAL-02)")
-        ),
-        data_line(loader),
-        *left_out(loader),
-        Heading("Executive Summary"),
-    ]
+    question = "*Where does each format fail: in the forward pass, the backward pass or the optimizer?* (ANAL-02)"
+    blocks: list[Block] = [Paragraph(Md(question)), data_line(loader), *left_out(loader), Heading("Executive Summary")]
     if comparison is None:
-        blocks.append(Paragraph(md("**Failure Mode: pending.** {runs}", runs=_runs_sentence(analyzer))))
+        ended = f"{len(analyzer.failures)} recorded runs did not finish; they are listed below."
+        ended = ended if len(analyzer.failures) else "No recorded run ended badly."
+        blocks.append(Paragraph(Md(f"**Failure Mode: pending.** {ended}")))
     else:
         blocks += [
-            Paragraph(_answer(loader, analyzer, comparison)),
+            Paragraph(_answer(analyzer, comparison)),
             *pilot(loader, [comparison.baseline], int(comparison.table["n_pairs"].max())),
             *_operand_chart(analyzer, comparison),
             Heading("Failure Mode by arm"),
             *_failed_arms(analyzer),
-            *_how_classified(),
+            _how_classified(),
             Heading("Forward, backward and optimizer"),
             *_operand_table(analyzer, comparison),
-            *_phase_tables(loader, analyzer, comparison),
-            *_sqnr_block(analyzer, comparison),
-            *_layers(loader, analyzer),
-            *_signatures(loader, comparison),
+            *_phases(analyzer, comparison),
+            *_sqnr(analyzer, comparison),
+            *_layers(analyzer),
+            *_signatures(analyzer, comparison),
         ]
     blocks += [
         Heading("E7M0: hypothesis and observation"),
-        *_e7m0(loader, analyzer, comparison),
+        *_e7m0(analyzer, comparison),
         Heading("E0M7: hypothesis and observation"),
-        *_e0m7(loader, analyzer, comparison),
+        *_e0m7(analyzer, comparison),
         Heading("Remedies, tested"),
-        *_remedies(loader, analyzer, verdicts),
-        *_failed_runs(loader, analyzer),
-        *_warnings(loader, analyzer),
-        *_reproduce(loader, analyzer),
+        *_remedies(analyzer, verdicts),
+        Heading("Runs that did not finish"),
+        *_failed_runs(analyzer),
+        Heading("Warnings"),
+        *_warnings(analyzer),
+        *_reproduce(analyzer),
     ]
     if comparison is None:
-        lacking = (
-            "No recorded format can be compared with an FP32 run of the same setting."
-            if len(loader.runs)
-            else "No runs are recorded."
-        )
-        blocks += pending(lacking, ["formats", "remedies"])
+        lacking = "No recorded format can be compared with an FP32 run of the same setting."
+        blocks += pending(lacking if len(loader.runs) else "No runs are recorded.", ["formats", "remedies"])
     else:
         blocks += [Heading("What would change this answer"), Bullets(_what_would_change(analyzer))]
-        blocks += machine_blocks(loader, _comparisons(loader, analyzer, verdicts))
-    used = analyzer.remedies[["arm", "against"]].to_numpy().ravel()
-    arms = [] if comparison is None else [comparison.baseline, *comparison.table["arm"]]
-    arms += [*analyzer.classified["arm"], *analyzer.failures["arm"], *(arm for arm in used if isinstance(arm, str))]
+        blocks += machine_blocks(loader, _comparisons(analyzer, verdicts))
+    compared = [] if comparison is None else [comparison.baseline, *comparison.table["arm"]]
+    tried = [arm for arm in analyzer.remedies[["arm", "against"]].to_numpy().ravel() if isinstance(arm, str)]
+    arms = [*compared, *analyzer.classified["arm"], *analyzer.failures["arm"], *tried]
     return Page(
         PATH,
         "Failure modes",
@@ -151,178 +136,144 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
     )
 
 
-def _comparisons(
-    loader: ExperimentDataLoader, analyzer: FailureAnalyzer, verdicts: tuple[Verdict, ...]
-) -> list[tuple[str, str, str]]:
+def _comparisons(analyzer: FailureAnalyzer, verdicts: tuple[Verdict, ...]) -> list[tuple[str, str, str]]:
     """Every pair of arms that the page compares: gaps of arms that fail, remedies, tests."""
-    failed = _leading(analyzer.classified).dropna(subset=["baseline"]).to_dict("records")
-    remedies = analyzer.remedies.to_dict("records")
+    failed = analyzer.leading(analyzer.classified).dropna(subset=["baseline"]).to_dict("records")
     tests = [row for verdict in verdicts for row in verdict.tests.to_dict("records")]
     return [
-        *((f"{_in_words(loader, row)} − FP32", row["arm"], row["baseline"]) for row in failed),
-        *((f"{row['format']}: {row['remedy']}", row["arm"], row["against"]) for row in remedies),
+        *((f"{_in_words(analyzer, row)} − FP32", row["arm"], row["baseline"]) for row in failed),
+        *((f"{row.format}: {row.remedy}", row.arm, row.against) for row in analyzer.remedies.itertuples()),
         *((row["contrast"], row["arm"], row["against"]) for row in tests),
     ]
 
 
-def _runs_sentence(analyzer: FailureAnalyzer) -> str:
-    count = len(analyzer.failures)
-    return f"{count} recorded runs did not finish; they are listed below." if count else "No recorded run ended badly."
+# The answer
 
 
-def _leading(frame: pd.DataFrame) -> pd.DataFrame:
-    """The campaign's arms, where any of them can be judged; else all."""
-    own = frame[frame["campaign"].astype(bool)]
-    return own if (own["n_pairs"] >= 2).any() else frame
-
-
-SCALE_1 = "scale 1"
-"""In the scope of an arm whose tensors have no scale of their own."""
-DRAWN = "; gradients rounded stochastically"
-"""In the scope of an arm that differs from another by this alone."""
-
-
-def _answer(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, comparison: Comparison) -> Md:
+def _answer(analyzer: FailureAnalyzer, comparison: Comparison) -> Md:
     """Which splits fail as the page compares them, and by what; the other scales; what helps; the scope of it all."""
-    judged = _leading(analyzer.gaps[(analyzer.gaps["n_pairs"] >= 2) | analyzer.gaps["failed"].astype(bool)])
-    failed = analyzer.classified[analyzer.classified["arm"].isin(judged["arm"])]
-    compared = comparison.table[comparison.table["format"].isin(SPLITS) & (comparison.table["n_pairs"] >= 2)]
+    failed = analyzer.leading(analyzer.classified)
+    splits = analyzer.of_formats(comparison.table[comparison.table["n_pairs"] >= 2], *SPLITS)
     finished = failed[failed["n_finished"] == failed["n_runs"]]
-    splits = finished[finished["arm"].isin(compared["arm"])]
-    said = [*_splits_that_fail(splits, len(compared)), *_broken(loader, failed)]
-    scaled = finished[~finished["scope"].str.contains(SCALE_1, regex=False)].dropna(subset=["gap"])
-    if len(scaled) and scaled["arm"].iloc[0] not in set(splits["arm"]):
-        worst = scaled.iloc[0].to_dict()
-        text = "With scales that follow the tensors {name} is worst: {gap}."
-        said.append(md(text, name=_in_words(loader, worst), gap=_gap(worst)))
-    helped = [text for text in (_helped(analyzer, name) for name in EXTREMES) if text]
+    failing = finished[finished["arm"].isin(splits["arm"])]
+    said = [*_splits_that_fail(failing, len(splits)), *_broken(analyzer, failed)]
+    bare = finished["arm"].map(lambda arm: unscaled(analyzer.loader.config(arm))).astype(bool)
+    worst = finished[~bare].dropna(subset=["gap"]).head(1)
+    for row in worst[~worst["arm"].isin(failing["arm"])].to_dict("records"):
+        name = _in_words(analyzer, row)
+        said.append(escape(f"With scales that follow the tensors {name} is worst: {_gap(row)}."))
+    outright = analyzer.failures[analyzer.failures["status"] == "failed"]
+    counts = outright["arm"].map(lambda arm: named(analyzer.loader.config(arm))).value_counts()
+    whose = words.names([f"{number} of {name}" for name, number in counts.items()])
+    runs = f"{len(outright)} recorded run{'s' if len(outright) != 1 else ''} failed outright ({whose})"
     return md(
         "**Failure Mode: {said}** A format fails where it ends more than {limit} nats above FP32, or a run of it does "
         "not finish: so it was written down beforehand. {runs}. {helped} {scope}",
         said=join(" ", said) if said else Md("none of the splits fails as they are compared."),
         limit=FAILURE_GAP,
-        runs=_outright(loader, analyzer),
-        helped=join(" ", helped),
-        scope=scope_line(loader, comparison.baseline),
+        runs=runs if len(outright) else "No run failed outright",
+        helped=join(" ", _what_helped(analyzer)),
+        scope=scope_line(analyzer.loader, comparison.baseline),
     )
-
-
-LACKS = {"precision": ("lacks", "lack", "precision"), "underflow": ("loses", "lose", "small values")}
-"""A class of failure as a verb, of one format and of several, and its object."""
 
 
 def _splits_that_fail(failed: pd.DataFrame, total: int) -> list[Md]:
     """The splits that fail as they are compared, by what they lack."""
-    if failed.empty:
-        return []
-    parts: dict[tuple[str, str, str], list[Md]] = {}
+    parts: dict[tuple[str, str, str], list[str]] = {}
     for row in failed.to_dict("records"):
         cause = row["causes"].split(", ")[0]
         one, several, what = LACKS.get(cause, ("fails", "fail", f"by {cause}"))
         what = "small gradients" if (cause, row["operand"]) == ("underflow", "grad_output") else what
-        parts.setdefault((one, several, what), []).append(md("{name} ({gap})", name=row["format"], gap=_gap(row)))
-    said = [
-        md("{those} {verb} {what}", those=join(" and ", those), verb=several if len(those) > 1 else one, what=what)
+        parts.setdefault((one, several, what), []).append(f"{row['format']} ({_gap(row)})")
+    said = ", ".join(
+        f"{' and '.join(those)} {several if len(those) > 1 else one} {what}"
         for (one, several, what), those in parts.items()
-    ]
-    return [md("{n} of {total} 8-bit splits fail: {said}.", n=len(failed), total=total, said=join(", ", said))]
+    )
+    return [Md(f"{len(failed)} of {total} 8-bit splits fail: {said}.")] if said else []
 
 
-ENDS = {"divergence": "diverges", "nan_loss": "ends in NaN"}
-"""What a run that failed does, by the class of its failure."""
-
-
-def _broken(loader: ExperimentDataLoader, failed: pd.DataFrame) -> list[Md]:
+def _broken(analyzer: FailureAnalyzer, failed: pd.DataFrame) -> list[Md]:
     """The arms with runs that did not finish, in a sentence each."""
     said = []
     for row in failed[failed["n_finished"] < failed["n_runs"]].to_dict("records"):
-        bare = SCALE_1 in row["scope"]
-        name = f"Without any scale {row['format']}" if bare else _in_words(loader, row)
+        bare = unscaled(analyzer.loader.config(row["arm"]))
+        name = f"Without any scale {row['format']}" if bare else _in_words(analyzer, row)
         ends = next((ENDS[kind] for kind in row["causes"].split(", ") if kind in ENDS), "does not finish")
         badly, n = int(row["n_runs"] - row["n_finished"]), int(row["n_runs"])
-        runs = f"all {n} runs" if badly == n > 1 else f"{badly} of {n} runs"
-        said.append(md("{name} {ends} in {runs}.", name=name, ends=ends, runs=runs))
+        said.append(escape(f"{name} {ends} in {f'all {n}' if badly == n > 1 else f'{badly} of {n}'} runs."))
     return said
 
 
-def _in_words(loader: ExperimentDataLoader, row: dict[Any, Any]) -> str:
+def _in_words(analyzer: FailureAnalyzer, row: Row) -> str:
     """An arm's format with what is not the default of it."""
-    return ", ".join([named(loader.config(row["arm"])), *([row["rule"]] if row["rule"] != "AdamW" else [])])
+    config = analyzer.loader.config(row["arm"])
+    return named(config) if plain_adamw(config) else f"{named(config)}, {row['rule']}"
 
 
-def _gap(row: dict[Any, Any]) -> str:
-    """A gap with its interval and number of seeds."""
+def _gap(row: Row) -> str:
+    """A gap with its interval and number of seeds, for a sentence."""
     low, high = (words.number(row[end]) for end in ("low", "high"))
     return f"{words.number(row['gap'], sign=True)} nats, 95% interval {low} to {high}, n = {int(row['n_pairs'])}"
 
 
-def _outright(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> str:
-    """How many runs failed, and of what."""
-    failed = analyzer.failures[analyzer.failures["status"] == "failed"]
-    if failed.empty:
-        return "No run failed outright"
-    counts = failed["arm"].map(lambda arm: named(loader.config(arm))).value_counts()
-    whose = words.names([f"{number} of {name}" for name, number in counts.items()])
-    return f"{len(failed)} recorded run{'s' if len(failed) != 1 else ''} failed outright ({whose})"
+def _figures(row: Row) -> str:
+    """A gap with its interval and number of seeds, for a list."""
+    return f"{words.number(row['gap'], sign=True)} {words.interval(row['low'], row['high'])}, n = {row['n_pairs']}"
 
 
-def _helped(analyzer: FailureAnalyzer, name: str) -> Md | None:
-    """What helped an extreme format most, of the remedies that are recorded in full, and what may do as well."""
-    rows = analyzer.remedies
-    rows = rows[(rows["format"] == name) & (rows["missing"] == "") & (rows["n_ended_badly"] == 0)]
-    helped = rows[[shown(row, -1) for row in rows.to_dict("records")]].sort_values("difference")
-    if rows.empty:
-        return None
-    if helped.empty:
-        return md("None of the {count} remedies tested is shown to lower {name}'s loss.", count=len(rows), name=name)
-    row, alike = helped.iloc[0], analyzer.alike(helped["arm"])
-    others = [other["remedy"] for other in helped.iloc[1:].to_dict("records") if other["arm"] in alike]
-    return md(
-        "What lowers {name}'s loss most is {remedy}: its gap falls from {before} to {gap} nats (95% interval {low} to "
-        "{high}, n = {n}){others}.",
-        others=f"; {words.names(others)} may do as well" if others else "",
-        name=name,
-        remedy=row["remedy"],
-        before=words.number(row["gap_before"]),
-        gap=words.number(row["gap"]),
-        low=words.number(row["gap_low"]),
-        high=words.number(row["gap_high"]),
-        n=int(row["n_pairs"]),
-    )
+def _what_helped(analyzer: FailureAnalyzer) -> list[Md]:
+    """What helped each extreme most, of the remedies that are recorded in full, and what may do as well."""
+    said = []
+    for name in EXTREMES:
+        rows = analyzer.remedies
+        rows = rows[(rows["format"] == name) & (rows["missing"] == "") & (rows["n_ended_badly"] == 0)]
+        helped = sorted((row for row in rows.to_dict("records") if shown(row, -1)), key=lambda row: row["difference"])
+        if not helped:
+            text = f"None of the {len(rows)} remedies tested is shown to lower {name}'s loss."
+            said += [Md(text)] * bool(len(rows))
+            continue
+        row, alike = helped[0], analyzer.alike([each["arm"] for each in helped])
+        others = words.names([other["remedy"] for other in helped[1:] if other["arm"] in alike])
+        before, left, low, high = (words.number(row[key]) for key in ("gap_before", "gap", "gap_low", "gap_high"))
+        said.append(
+            Md(
+                f"What lowers {name}'s loss most is {row['remedy']}: its gap falls from {before} to {left} nats (95% "
+                f"interval {low} to {high}, n = {row['n_pairs']}){f'; {others} may do as well' if others else ''}."
+            )
+        )
+    return said
+
+
+# Arms that fail
 
 
 def _failed_arms(analyzer: FailureAnalyzer) -> list[Block]:
     classified = analyzer.classified
     if classified.empty:
         return [Paragraph("No arm fails by the preregistered definition.")]
-    leading = _leading(classified)
-    late = leading[leading["study"].isin(EXPLORATORY)]
+    leading = analyzer.leading(classified)
     rest = classified[~classified["arm"].isin(leading["arm"])]
     unfinished = leading["n_finished"] < leading["n_runs"]
     ordered = pd.concat([leading[unfinished], leading[~unfinished]])
     blocks: list[Block] = [_arms_table(ordered, "failure-modes", "Failure Mode of each arm that fails, worst first")]
-    unknown = leading[leading["causes"] == "unknown"]
-    if len(unknown):
-        items = tuple(
-            md("{arm}: {evidence}.", arm=col.arm_link(row["arm"]), evidence=row["evidence"])
-            for row in unknown.to_dict("records")
-        )
-        blocks += [Paragraph("Arms whose cause is unknown:"), Bullets(items)]
+    unknown = leading[leading["causes"] == "unknown"].to_dict("records")
+    if unknown:
+        items = (md("{arm}: {evidence}.", arm=col.arm_link(row["arm"]), evidence=row["evidence"]) for row in unknown)
+        blocks += [Paragraph("Arms whose cause is unknown:"), Bullets(tuple(items))]
     else:
         blocks.append(Paragraph("Every arm that fails has at least one class: none is unknown."))
-    if len(late):
-        text = f"{len(late)} of them are of study {words.names(EXPLORATORY)}, which was added after another had been "
+    if late := int(leading["study"].isin(EXPLORATORY).sum()):
+        text = f"{late} of them are of study {words.names(EXPLORATORY)}, which was added after another had been "
         blocks.append(Paragraph(text + "looked at: they are exploratory."))
     if remarks := _weak_classes(analyzer, leading):
         blocks.append(Bullets(remarks))
-    few = int(((_leading(analyzer.gaps)["n_pairs"] < 2) & ~_leading(analyzer.gaps)["failed"].astype(bool)).sum())
-    if few:
+    gaps = analyzer.leading(analyzer.gaps)
+    if few := int(((gaps["n_pairs"] < 2) & ~gaps["failed"].astype(bool)).sum()):
         blocks.append(Paragraph(f"{few} more arms have fewer than two pairs and are not judged."))
     symptoms = analyzer.symptoms[analyzer.symptoms["arm"].isin(leading["arm"])]
     if len(symptoms):
-        blocks.append(
-            Details("What the looks at the layers show, by arm and operand", (_symptom_table(symptoms, leading),))
-        )
+        table = _symptoms_table(symptoms, leading)
+        blocks.append(Details("What the looks at the layers show, by arm and operand", (table,)))
     if len(rest):
         table = _arms_table(rest, "failure-modes-earlier", "Failure Mode of the arms of earlier studies")
         blocks.append(Details(f"{len(rest)} arms of earlier studies", (table,)))
@@ -330,96 +281,62 @@ def _failed_arms(analyzer: FailureAnalyzer) -> list[Block]:
 
 
 def _arms_table(classified: pd.DataFrame, identity: str, caption: str) -> Table:
-    columns: tuple[Column | str, ...] = (
-        "Format",
-        "Failure Mode",
-        "Where",
-        *col.right("Gap to FP32", "95% interval", "Seeds"),
-        "Quantized; step rule",
-        "Began",
-        *col.right("Finished"),
+    columns = (
+        col.arm(),
+        col.text("Failure Mode", "causes"),
+        col.text("Where", "phases"),
+        col.signed("Gap to FP32", "gap"),
+        col.interval(),
+        col.count("Seeds", "n_pairs"),
+        col.of("Quantized; step rule", _treated),
+        col.of("Began", _began),
+        col.share(),
     )
-    rows = tuple(
-        (
-            col.arm_link(row["arm"], row["format"]),
-            row["causes"],
-            row["phases"] or None,
-            words.number(row["gap"], sign=True),
-            words.interval(row["low"], row["high"]),
-            int(row["n_pairs"]),
-            _treated(row["scope"], row["rule"]),
-            _began(row["step"], row["tensor"]),
-            f"{row['n_finished']} of {row['n_runs']}",
-        )
-        for row in classified.to_dict("records")
-    )
-    return Table(columns, rows, caption, data=classified, id=identity)
+    return col.table(classified, columns, caption, identity)
 
 
-def _treated(scope: str, rule: str) -> str:
+def _symptoms_table(symptoms: pd.DataFrame, classified: pd.DataFrame) -> Table:
+    columns = (
+        col.arm(),
+        col.of("Quantized; step rule", _treated),
+        col.text("Class", "cause"),
+        col.of("Operand", lambda row: f"{OPERAND_NAMES.get(row['operand'], row['operand'])}, {row['phase']}"),
+        col.percent("Share of looks", "share"),
+        col.of("First", _began),
+        col.text("Evidence", "evidence"),
+    )
+    caption = "Figures beyond a limit, as means over the runs of an arm; a look is one layer's operand at one step"
+    rows = symptoms.merge(classified[["arm", "format", "scope", "rule"]], on="arm", how="left")
+    return col.table(rows, columns, caption, "symptoms", data=symptoms)
+
+
+def _treated(row: Row) -> str:
     """What is quantized and how it steps, in few words."""
-    return f"{scope.replace(ALL_OPERANDS, 'all operands')}; {rule}"
+    return f"{row['scope'].replace(ALL_OPERANDS, 'all operands')}; {row['rule']}"
 
 
-def _weak_classes(analyzer: FailureAnalyzer, leading: pd.DataFrame) -> tuple[Md, ...]:
-    """Classes that say less than they seem to: no symptom but a comparison, and a symptom that comes late."""
-    found = []
-    bare = int((leading["causes"] == "step").sum())
-    if bare:
-        found.append(
-            md(
-                "{count} of them show no symptom in any look: class step says only that AdamW with the same format and "
-                "master weights does not fail.",
-                count=bare,
-            )
-        )
-    stalls = leading[(leading["causes"] == "stall") & leading["step"].notna()]
-    late = [row["arm"] for row in stalls.to_dict("records") if row["step"] > analyzer.config(row["arm"]).max_steps / 2]
-    if late:
-        found.append(
-            md(
-                "{count} of them are first seen to stall in the second half of their runs, as the learning rate "
-                "decays: there the class accompanies the loss, and what began it is not shown.",
-                count=len(late),
-            )
-        )
-    return tuple(found)
-
-
-def _began(step: float | None, tensor: object) -> Md | None:
+def _began(row: Row) -> Md | None:
     """The first step at which something was seen, and the tensor in which; what of them is known."""
-    at = [] if step is None or math.isnan(step) else [md("step {step}", step=int(step))]
-    where = [md("in {tensor}", tensor=code(tensor))] if isinstance(tensor, str) and tensor else []
+    at = [] if col.missing(row["step"]) else [Md(f"step {int(row['step'])}")]
+    where = [Md(f"in {code(row['tensor'])}")] if isinstance(row["tensor"], str) and row["tensor"] else []
     return join(", ", at + where) if at + where else None
 
 
-def _symptom_table(symptoms: pd.DataFrame, classified: pd.DataFrame) -> Table:
-    columns: tuple[Column | str, ...] = (
-        "Format", "Quantized; step rule", "Class", "Operand", *col.right("Share of looks"), "First", "Evidence",
-    )  # fmt: skip
-    arms = classified.set_index("arm")
-    rows = tuple(
-        (
-            col.arm_link(row["arm"], arms["format"][row["arm"]]),
-            _treated(arms["scope"][row["arm"]], arms["rule"][row["arm"]]),
-            row["cause"],
-            f"{OPERAND_NAMES.get(row['operand'], row['operand'])}, {row['phase']}",
-            words.percent(row["share"]),
-            _began(row["step"], row["tensor"]),
-            row["evidence"],
-        )
-        for row in symptoms.to_dict("records")
-    )
-    caption = "Figures beyond a limit, as means over the runs of an arm; a look is one layer's operand at one step"
-    return Table(columns, rows, caption, data=symptoms, id="symptoms")
+def _weak_classes(analyzer: FailureAnalyzer, leading: pd.DataFrame) -> tuple[str, ...]:
+    """Classes that say less than they seem to: no symptom but a comparison, and a symptom that comes late."""
+    bare = int((leading["causes"] == "step").sum())
+    stalls = leading[(leading["causes"] == "stall") & leading["step"].notna()]
+    late = sum(row.step > analyzer.loader.config(row.arm).max_steps / 2 for row in stalls.itertuples())
+    found = {
+        f"{bare} of them show no symptom in any look: class step says only that AdamW with the same format and master "
+        "weights does not fail.": bare,
+        f"{late} of them are first seen to stall in the second half of their runs, as the learning rate decays: there "
+        "the class accompanies the loss, and what began it is not shown.": late,
+    }
+    return tuple(text for text, count in found.items() if count)
 
 
-def _how_classified() -> list[Block]:
-    rows = tuple(
-        (cause, f"{side} {limit:g}" if cause == "precision" else f"{side} {limit:g}, as a fraction"
-         if cause != "gradient_vanishing" else f"{side} {limit:g}", meaning)
-        for cause, (_, side, limit, meaning) in LIMITS.items()
-    )  # fmt: skip
+def _how_classified() -> Details:
     text = (
         "A run that did not finish has the classes of its record (NaN loss, divergence, overflow, underflow, stall, "
         "vanishing gradient, early stop). An arm whose runs finish with a bad loss has the classes that its looks show "
@@ -434,779 +351,547 @@ def _how_classified() -> list[Block]:
         "that moves no code is not lost. The class step says that the same formats do not fail under AdamW with master "
         "weights, so that the step rule or the storage is the cause."
     )
-    table = Table(("Class", "Limit", "Of what"), rows, "When a look shows a class")
-    return [Details("How a failure is classified", (Paragraph(text), table, Paragraph(precision)))]
+
+    def limit(row: Row) -> str:
+        return f"below {row['limit']:g}" if row["below"] else f"above {row['limit']:g}, as a fraction"
+
+    columns = (col.text("Class", "kind"), col.of("Limit", limit), col.text("Of what", "figure"))
+    table = col.table(map(vars, SYMPTOMS_OF_ARMS), columns, "When a look shows a class")
+    return Details("How a failure is classified", (Paragraph(text), table, Paragraph(precision)))
+
+
+# Operands, phases, layers
 
 
 def _operand_chart(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block]:
     """Gaps of the splits with all operands and with each alone: which operand it is that costs the loss."""
-    table = analyzer.operands(comparison)
-    data = charts.finite_rows(table[table["format"].isin(SPLITS) & (table["n_pairs"] >= 2)], "gap", "low", "high")
-    if data.empty:
-        return []
-    scopes = list(dict.fromkeys(data["scope"]))
-    formats = sorted(set(data["format"]), key=format_order)
+    table = analyzer.of_formats(analyzer.operands(comparison), *SPLITS)
+    data = charts.finite_rows(table[table["n_pairs"] >= 2], "gap", "low", "high")
     names = {comparison.scope: "all operands"} | {name: f"{name} alone" for name in OPERAND_NAMES.values()}
-
-    def draw(axes: Axes) -> None:
-        charts.reference_line(axes, "FP32")
-        axes.axhline(FAILURE_GAP, color=MUTED, linewidth=1, linestyle="--")
-        place = 0.0
-        for number, (scope, colour, marker) in enumerate(zip(scopes, PALETTE, "os^D", strict=False)):
-            part = data[data["scope"] == scope]
-            x = [formats.index(name) + 0.17 * (number - (len(scopes) - 1) / 2) for name in part["format"]]
-            axes.vlines(x, part["low"], part["high"], color=colour, linewidth=2)
-            axes.plot(x, part["gap"], marker, color=colour, markersize=5)
-            axes.annotate(
-                names[scope],
-                (place, 1),
-                xycoords="axes fraction",
-                xytext=(0, 6),
-                textcoords="offset points",
-                color=colour,
-            )
-            place += 0.04 + 0.0135 * len(names[scope])
-        axes.set_yscale("symlog", linthresh=LINEAR_TO, linscale=1.5)
-        ticks = [tick for tick in GAP_TICKS if data["low"].min() - 0.02 <= tick <= 1.3 * data["high"].max()]
-        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.minorticks_off()
-        axes.margins(y=0.1)
-        axes.set_xticks(range(len(formats)), formats, color=FOREGROUND)
-        axes.set_xlim(-0.6, len(formats) - 0.4)
-        axes.set_ylabel(f"loss gap to FP32, nats a character\n(linear to {LINEAR_TO:g}, then logarithmic)")
-
-    said = "; ".join(
-        f"{row.format} {names[row.scope]} {row.gap:+.3f} {words.interval(row.low, row.high)}, n = {row.n_pairs}"
-        for row in data.itertuples()
-    )
-    chart = Chart(
-        "operands",
-        "Loss gap to FP32 by format, with all operands quantized and with one alone",
-        f"Paired mean differences with 95% t intervals; the dashed line is the gap above which an arm has failed, "
-        f"{FAILURE_GAP:g} nats. {said}.",
-        data,
-        draw,
-        height=3.9,
-        margins=(0.85, 0.5, 0.35, 0.35),
-    )
-    return [ChartBlock(chart)]
+    title = "Loss gap to FP32 by format, with all operands quantized and with one alone"
+    about = "Paired mean differences with 95% t intervals; the dashed line is the gap above which an arm has failed, "
+    chart = charts.gaps("operands", title, f"{about}{FAILURE_GAP:g} nats.", data, names, FAILURE_GAP)
+    return [ChartBlock(chart)] * bool(len(data))
 
 
 def _operand_table(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block]:
-    table = analyzer.operands(comparison)
-    table = table[table["format"].isin(SPLITS)]
+    table = analyzer.of_formats(analyzer.operands(comparison), *SPLITS)
     single = table[(table["scope"] != comparison.scope) & (table["n_pairs"] >= 2)]
     if single.empty:
         return [pending_note("No format is recorded with one operand alone and two pairs or more.", ["formats"])]
-    scopes = list(dict.fromkeys(table["scope"]))
-    formats = sorted(set(table["format"]), key=format_order)
-    found = {(row["format"], row["scope"]): row for row in table.to_dict("records")}
+    rows: dict[str, dict[str, Any]] = {name: {"format": name} for name in sorted({*table["format"]}, key=format_order)}
+    for row in table[table["n_pairs"] >= 2].to_dict("records"):
+        rows[row["format"]][row["scope"]] = row
 
-    def cell(name: str, scope: str) -> Cell:
-        row = found.get((name, scope))
-        if row is None or row["n_pairs"] < 2:
-            return None
-        text = f"{words.number(row['gap'], sign=True)} {words.interval(row['low'], row['high'])}, n = {row['n_pairs']}"
-        return col.arm_link(row["arm"], text)
+    def gap_of(scope: str) -> Column:
+        def cell(row: Row) -> Cell:
+            return col.arm_link(row[scope]["arm"], _figures(row[scope])) if scope in row else None
 
-    rows = tuple((name, *(cell(name, scope) for scope in scopes), _failing_operands(found, name)) for name in formats)
-    columns: tuple[Column | str, ...] = (
-        "Format",
-        *(Column("All operands" if scope == comparison.scope else f"{scope} alone".capitalize()) for scope in scopes),
-        "Fails alone",
+        return col.of("All operands" if scope == comparison.scope else f"{scope} alone".capitalize(), cell)
+
+    def fails_alone(row: Row) -> str:
+        known = {scope: row[scope]["gap"] for scope in OPERAND_NAMES.values() if scope in row}
+        alone = [f"{scope} ({_phase(scope)})" for scope, gap in known.items() if gap > FAILURE_GAP]
+        return words.names(alone) or ("none" if len(known) == len(OPERAND_NAMES) else "not recorded")
+
+    columns = (
+        col.text("Format", "format"),
+        *map(gap_of, dict.fromkeys(table["scope"])),
+        col.of("Fails alone", fails_alone),
     )
     caption = "Gap to FP32 in nats a character with 95% interval, by what is quantized: forward is weights and "
     caption += "activations, backward is gradients"
-    whole = int(single["n_pairs"].min())
     text = (
         "An operand that fails alone is a cause, and no mere symptom: its arm differs from FP32 in nothing else. That "
         "the parts do not fail does not clear them, for their errors may add up."
     )
-    blocks: list[Block] = [Table(columns, rows, caption, data=table, id="operands-table"), Paragraph(text)]
-    if whole < len(SEEDS) and single["arm"].map(lambda arm: bool(_of_study(analyzer, arm))).any():
-        blocks.append(pending_note(f"Some arms have {whole} of {len(SEEDS)} pairs so far.", ["formats"]))
+    listed = col.table(rows.values(), columns, caption, "operands-table", data=table)
+    blocks: list[Block] = [listed, Paragraph(text)]
+    fewest, own = int(single["n_pairs"].min()), analyzer.gaps.set_index("arm")["campaign"]
+    if fewest < len(SEEDS) and single["arm"].map(own).any():
+        blocks.append(pending_note(f"Some arms have {fewest} of {len(SEEDS)} pairs so far.", ["formats"]))
     return blocks
 
 
-def _of_study(analyzer: FailureAnalyzer, arm: str) -> bool:
-    return bool(analyzer.gaps.set_index("arm").at[arm, "campaign"])
+def _phase(operand: str) -> str:
+    """The phase of an operand by its name for readers."""
+    return "backward" if operand == OPERAND_NAMES["grad_output"] else "forward"
 
 
-def _failing_operands(found: dict[tuple[str, str], dict[Any, Any]], name: str) -> str:
-    phases = {"weights": "forward", "activations": "forward", "gradients": "backward"}
-    alone = [
-        f"{scope} ({phase})"
-        for scope, phase in phases.items()
-        if (name, scope) in found and found[name, scope]["n_pairs"] >= 2 and found[name, scope]["gap"] > FAILURE_GAP
-    ]
-    known = [scope for scope in phases if (name, scope) in found and found[name, scope]["n_pairs"] >= 2]
-    return words.names(alone) if alone else "none" if len(known) == len(phases) else "not recorded"
-
-
-def _sqnr_block(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block]:
-    arms = comparison.table["arm"]
-    health = analyzer.health[(analyzer.health["statistic"] == "sqnr_db") & analyzer.health["arm"].isin(arms)]
-    health = health[health["format"].isin(SPLITS)]
-    data = health.pivot_table(index="format", columns="operand", values="value").reset_index()
-    if data.empty:
-        return []
-    data = data.sort_values("format", key=lambda column: column.map(format_order), ignore_index=True)
-    operands = [operand for operand in OPERAND_NAMES if operand in data]
-
-    def draw(axes: Axes) -> None:
-        places = charts.spread([data[operand].iloc[-1] for operand in operands], data[operands].to_numpy())
-        for operand, colour, marker, place in zip(operands, PALETTE, "os^", places, strict=False):
-            axes.plot(range(len(data)), data[operand], marker=marker, color=colour, linewidth=1.5, markersize=5)
-            axes.annotate(OPERAND_NAMES[operand], (len(data) - 0.85, place), va="center", color=colour)
-        axes.set_xticks(range(len(data)), list(data["format"]), color=FOREGROUND)
-        axes.set_xlim(-0.4, len(data) + 0.3)
-        axes.margins(y=0.15)
-        axes.set_ylabel("SQNR (dB), higher is better")
-
-    listed = "; ".join(
-        f"{row['format']}: " + ", ".join(f"{OPERAND_NAMES[name]} {words.number(row[name], 1)}" for name in operands)
-        for _, row in data.iterrows()
-    )
-    description = f"Mean signal-to-quantization-noise ratio in dB over layers and recorded steps. {listed}."
-    return [
-        ChartBlock(
-            Chart(
-                "sqnr", "Signal-to-quantization-noise ratio of the 8-bit formats, by operand", description, data, draw
-            )
-        )
-    ]
-
-
-def _phase_tables(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block]:
-    health = analyzer.health[analyzer.health["arm"].isin(comparison.table["arm"])]
-    stall = loader.runs.groupby("arm")["stall_ratio"].mean()
-    wide = health.pivot_table(index=["format", "arm"], columns=["operand", "statistic"], values="value")
-    ordered = sorted(
-        comparison.table[["format", "arm"]].itertuples(index=False), key=lambda row: format_order(row.format)
-    )
-    rows: list[tuple[Cell, ...]] = []
-    records = []
-    for name, arm in ordered:
-        figures = {
-            f"{operand}_{statistic}": float(wide.at[(name, arm), (operand, statistic)])
-            if (name, arm) in wide.index and (operand, statistic) in wide.columns
-            else float("nan")
-            for operand in OPERAND_NAMES
-            for statistic in ("overflow", "underflow")
-        }
-        records.append({"format": name, "arm": arm, **figures, "stall_ratio": float(stall.get(arm, float("nan")))})
-        cells = [words.percent(value) for value in figures.values()]
-        rows.append((col.arm_link(arm, name), *cells, words.percent(records[-1]["stall_ratio"])))
-    columns: tuple[Column | str, ...] = (
-        "Format",
-        *col.right(
-            "Forward: weights overflow",
-            "weights underflow",
-            "activations overflow",
-            "activations underflow",
-            "Backward: gradients overflow",
-            "gradients underflow",
-            "Optimizer: stall ratio",
-        ),
-    )
+def _phases(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block]:
+    wide = analyzer.health.pivot_table(index="arm", columns=["operand", "statistic"], values="value")
+    names = [(operand, statistic) for operand in OPERAND_NAMES for statistic in RANGE]
+    wide = wide.reindex(columns=pd.MultiIndex.from_tuples(names)).set_axis(map("_".join, names), axis="columns")
+    data = comparison.table[["format", "arm"]].sort_values("format", key=lambda names: names.map(format_order))
+    stall = analyzer.loader.runs.groupby("arm")["stall_ratio"].mean()
+    data = data.join(wide, on="arm").join(stall, on="arm").reset_index(drop=True)
+    titles = ["Forward: weights overflow", "weights underflow", "activations overflow", "activations underflow"]
+    titles += ["Backward: gradients overflow", "gradients underflow", "Optimizer: stall ratio"]
+    columns = (col.arm(), *map(col.percent, titles, data.columns[2:]))
     caption = (
         "Fraction of nonzero elements, mean over layers, recorded steps and runs; stall ratio = 1 - flips / updates"
     )
     notes = (
         "Per-tensor amax scaling cannot overflow by more than the rounding of the largest element, so overflow near "
-        "zero says nothing about a "
-        "format's range under static or delayed scales. The stall ratio is shown, never ranked: it does not order "
-        "arms as their losses do."
+        "zero says nothing about a format's range under static or delayed scales. The stall ratio is shown, never "
+        "ranked: it does not order arms as their losses do."
     )
-    return [Table(columns, tuple(rows), caption, data=pd.DataFrame(records), id="phases"), Paragraph(notes)]
+    return [col.table(data, columns, caption, "phases"), Paragraph(notes)]
 
 
-def _layers(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> list[Block]:
+def _sqnr(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block]:
+    found = analyzer.health[analyzer.health["statistic"] == "sqnr_db"]
+    found = analyzer.of_formats(found[found["arm"].isin(comparison.table["arm"])], *SPLITS)
+    if found.empty:
+        return []
+    data = found.pivot_table(index="format", columns="operand", values="value").reset_index()
+    data = data.sort_values("format", key=lambda column: column.map(format_order), ignore_index=True)
+    names = {operand: name for operand, name in OPERAND_NAMES.items() if operand in data}
+    listed = "; ".join(
+        f"{row['format']}: {', '.join(f'{name} {words.number(row[key], 1)}' for key, name in names.items())}"
+        for row in data.to_dict("records")
+    )
+    title = "Signal-to-quantization-noise ratio of the 8-bit formats, by operand"
+    about = f"Mean signal-to-quantization-noise ratio in dB over layers and recorded steps. {listed}."
+    drawn = data.rename(columns=names).melt("format", list(names.values()), var_name="operand")
+    axes = ("", "SQNR (dB), higher is better")
+    chart = charts.lines("sqnr", title, about, data, drawn, ("format", "value", "operand"), axes, markers=True)
+    return [ChartBlock(chart)]
+
+
+def _layers(analyzer: FailureAnalyzer) -> list[Block]:
     """For each class, where and when it shows in the arm that loses most by it: one run, a layer a row."""
     blocks: list[Block] = []
-    classified = _leading(analyzer.classified).dropna(subset=["gap"])
-    for cause, statistic in STATISTIC_OF_CAUSE.items():
-        losing = classified[classified["causes"].str.split(", ").str[0] == cause]
-        if losing.empty:
+    classified = analyzer.leading(analyzer.classified).dropna(subset=["gap"])
+    for cause, statistic in ((each.kind, each.statistic) for each in SYMPTOMS_OF_ARMS):
+        losing = classified[classified["causes"].str.split(", ").str[0] == cause].to_dict("records")
+        if not losing or statistic not in HEALTH_STATISTICS:
             continue
-        row = losing.iloc[0]
-        run_id = analyzer.example(row["arm"])
-        looks = loader.looks([run_id])
-        (title, levels) = next((title, levels) for name, title, levels in health.LOSSES if name == statistic)
+        row, run_id = losing[0], analyzer.example(losing[0]["arm"])
+        looks = analyzer.loader.looks([run_id])
         data = looks[(looks["statistic"] == statistic) & looks["operand"].isin(list(OPERAND_NAMES))]
         if data.empty:
             continue
-        text = md(
-            "{format} ({scope}) loses most among the arms whose first class is {cause}. Its run {run} is the one with "
-            "the median final loss of its {n} finished runs.",
-            format=row["format"],
-            scope=row["scope"],
-            cause=cause,
-            run=col.arm_link(row["arm"], run_id, run_id),
-            n=int(row["n_finished"]),
+        text = (
+            f"{row['format']} ({escape(row['scope'])}) loses most among the arms whose first class is {cause}. Its run "
+            f"{col.arm_link(row['arm'], run_id, run_id).markdown()} is the one with the median final loss of its "
+            f"{row['n_finished']} finished runs."
         )
-        note = f"{health.MEANINGS[statistic]} Run {run_id}."
-        name = f"{title} of {row['format']} by layer and step"
-        blocks += [Paragraph(text), health.lost(f"layers-{title.lower()}", name, data, levels, note)]
+        identity = f"layers-{health.FIGURES[statistic].title.lower()}"
+        chart = health.by_layer(identity, statistic, data, f"Run {run_id}.", f" of {row['format']}")
+        blocks += [Paragraph(Md(text)), chart]
     return [Heading("By layer and step"), *blocks] if blocks else []
 
 
-def _compared_runs(loader: ExperimentDataLoader, arm: str) -> pd.DataFrame:
-    """The finished runs of an arm but for those whose seeds are held out."""
-    runs = loader.runs
-    return runs[(runs["arm"] == arm) & (runs["role"] == "report") & runs["final_val_loss"].notna()]
-
-
-def _signatures(loader: ExperimentDataLoader, comparison: Comparison) -> list[Block]:
+def _signatures(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block]:
     """What the two extremes look like beside the split with the smallest gap: SQNR and underflow over the steps."""
-    table = comparison.table[comparison.table["format"].isin(SPLITS)].dropna(subset=["gap"])
-    extremes = [name for name in ("E7M0", "E0M7") if name in set(table["format"])]
-    rest = table[~table["format"].isin([*extremes, "E1M6"])].sort_values("gap")
-    if not extremes or rest.empty:
+    table = comparison.table.dropna(subset=["gap"])
+    extremes = pd.concat([analyzer.of_formats(table, name) for name in LACKING])
+    rest = analyzer.of_formats(table, *({*SPLITS} - {*LACKING, "e1m6"})).sort_values("gap").head(1)
+    if extremes.empty or rest.empty:
         return []
-    best = str(rest["format"].iloc[0])
-    frames = []
-    for name in (*extremes, best):
-        arm = table.loc[table["format"] == name, "arm"].iloc[0]
-        looks = loader.looks(_compared_runs(loader, arm)["run_id"])
-        looks = looks[looks["statistic"].isin(["sqnr_db", "underflow"]) & looks["operand"].isin(list(OPERAND_NAMES))]
+    frames, runs = [], analyzer.loader.runs
+    runs = runs[(runs["role"] == "report") & runs["final_val_loss"].notna()]
+    for row in pd.concat([extremes, rest]).itertuples():
+        looks = analyzer.loader.looks(runs.loc[runs["arm"] == row.arm, "run_id"])
         means = looks.groupby(["statistic", "operand", "step"], observed=True)["value"].mean().reset_index()
-        frames.append(means.assign(format=name))
+        frames.append(means[means["operand"].isin(list(OPERAND_NAMES))].assign(format=row.format))
     data = pd.concat(frames, ignore_index=True)
-    charts = [
-        _signature(data, "sqnr_db", "signature-sqnr", "SQNR", "SQNR (dB)"),
-        _signature(data, "underflow", "signature-underflow", "Underflow", "became zero"),
-    ]
-    blocks = [ChartBlock(chart) for chart in charts if chart is not None]
-    if not blocks:
-        return []
-    lacks = {"E7M0": "E7M0 has no mantissa bits", "E0M7": "E0M7 has no exponent bits"}
+    blocks = [*_signature(data, "sqnr_db", "SQNR (dB)"), *_signature(data, "underflow", "became zero")]
+    lacks = [LACKING[one_format(analyzer.loader.config(arm))] for arm in extremes["arm"]]
     text = (
-        f"{words.names([lacks[name] for name in extremes])}. {best} is drawn beside because its gap to FP32 is the "
-        "smallest of the other splits. Means over layers and finished runs."
+        f"{words.names(lacks)}. {rest['format'].iloc[0]} is drawn beside because its gap to FP32 is the smallest of "
+        "the other splits. Means over layers and finished runs."
     )
-    return [Heading("Signatures of the extremes"), Paragraph(text), *blocks]
+    return [Heading("Signatures of the extremes"), Paragraph(text), *blocks] if blocks else []
 
 
-def _signature(data: pd.DataFrame, statistic: str, identity: str, title: str, label: str) -> Chart | None:
+def _signature(data: pd.DataFrame, statistic: str, axis: str) -> list[Block]:
     """One figure of a few formats over the steps, a panel for each operand."""
+    figure = health.FIGURES[statistic]
     data = charts.finite_rows(data[data["statistic"] == statistic], "value")
-    operands = [operand for operand in OPERAND_NAMES if (data["operand"] == operand).any()]
-    formats = list(dict.fromkeys(data["format"]))
-    if not operands or len(formats) < 2:
-        return None
-    text = health.SQNR.text if statistic == "sqnr_db" else words.percent
-    first, last = int(data["step"].min()), int(data["step"].max())
-    means = data.groupby(["format", "operand"], observed=True)["value"].mean()
+    means: dict[str, dict[str, float]] = {name: {} for name in data["format"].unique()}
+    for (name, operand), value in data.groupby(["format", "operand"], observed=True)["value"].mean().items():
+        means[name][operand] = value
+    if len(means) < 2:
+        return []
     said = "; ".join(
         f"{name}: "
-        + ", ".join(f"{OPERAND_NAMES[each]} {text(means[name, each])}" for each in operands if (name, each) in means)
-        for name in formats
+        + ", ".join(f"{OPERAND_NAMES[each]} {figure.levels.text(own[each])}" for each in OPERAND_NAMES if each in own)
+        for name, own in means.items()
     )
-
-    def draw(axes: Axes) -> None:
-        ticks = [(0.0, str(first)), (1.0, str(last))]
-        offsets = charts.panel_axes(axes, [OPERAND_NAMES[operand] for operand in operands], ticks)
-        for operand, offset in zip(operands, offsets, strict=True):
-            panel = data[data["operand"] == operand]
-            for name, colour in zip(formats, PALETTE, strict=False):
-                line = panel[panel["format"] == name]
-                place = offset + (line["step"] - first) / max(last - first, 1)
-                axes.plot(place, line["value"], color=colour, linewidth=1.5)
-        for offset in offsets[1:]:
-            axes.axvline(offset - 0.03, color=BACKGROUND, linewidth=8)
-        ends = [_end(data, name) for name in formats]
-        for name, colour, place in zip(formats, PALETTE, charts.spread(ends, data["value"].to_numpy()), strict=False):
-            axes.annotate(name, (offsets[-1] + 1.02, place), va="center", color=colour, annotation_clip=False)
-        axes.set_ylabel(label)
-        if statistic != "sqnr_db":
-            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
-
-    description = f"{health.MEANINGS[statistic]} From step {first} to {last}. Means: {said}."
-    title = f"{title} of {words.names(formats)} by step and operand"
-    return Chart(identity, title, description, data, draw, height=2.6, margins=(0.65, 0.6, 0.35, 0.3))
+    identity = f"signature-{figure.title.lower()}"
+    title = f"{figure.title} of {words.names([*means])} by step and operand"
+    about = f"{figure.meaning} From step {data['step'].min()} to {data['step'].max()}. Means: {said}."
+    columns, panels, percent = ("step", "value", "format"), ("operand", OPERAND_NAMES), statistic != "sqnr_db"
+    chart = charts.lines(identity, title, about, data, data, columns, ("", axis), panels=panels, percent=percent)
+    return [ChartBlock(chart)]
 
 
-def _end(data: pd.DataFrame, name: str) -> float:
-    """The last value that a format's line has in the last panel that it is in."""
-    line = data[data["format"] == name]
-    operand = [each for each in OPERAND_NAMES if (line["operand"] == each).any()][-1]
-    return float(line[line["operand"] == operand].sort_values("step")["value"].iloc[-1])
+# Hypotheses
 
 
-def _warnings(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> list[Block]:
-    """How often telemetry warned, by kind and format, and how many runs are too old to have warnings."""
-    warnings = analyzer.warnings
-    ended = [record for record in loader.records.values() if record.status in ("finished", "failed")]
-    old = sum("warnings" not in record.run["summary"] for record in ended)
-    blocks: list[Block] = [Heading("Warnings")]
-    if old:
-        blocks.append(Paragraph(f"{old} of the {len(ended)} runs that ended were recorded before runs had warnings."))
-    if warnings.empty:
-        return [*blocks, Paragraph("No recorded run holds a warning.")]
-    warned = set(warnings["run_id"])
-    finished = int((loader.runs["run_id"].isin(warned) & (loader.runs["status"] == "finished")).sum())
-    text = (
-        f"A warning says that a figure went beyond a limit while a run went on. {finished} of the {len(warned)} runs "
-        "with warnings finished. The pages of the runs list each warning with its figure and step."
-    )
-    names = {arm: named(loader.config(arm)) for arm in warnings["arm"].unique()}
-    warnings = warnings.assign(
-        format=warnings["format"].where(warnings["format"] != "FP32", warnings["arm"].map(names))
-    )
-    counts = warnings.groupby(["what", "format"]).agg(
-        warnings=("step", "size"),
-        runs=("run_id", "nunique"),
-        first_step=("step", "min"),
-        tensor=("tensor", lambda tensors: tensors.mode().iloc[0]),
-    )
-    data = counts.reset_index().sort_values(["warnings", "what", "format"], ascending=[False, True, True])
-    columns: tuple[Column | str, ...] = (
-        "What",
-        "Format",
-        *col.right("Warnings", "Runs", "First step"),
-        "Most often in",
-    )
-    table = Table(
-        columns,
-        tuple(
-            (row.what, row.format, int(row.warnings), int(row.runs), int(row.first_step), row.tensor)
-            for row in data.itertuples()
-        ),
-        f"{len(warnings)} warnings of {len(warned)} runs, by kind and format",
-        data=data,
-        id="warnings",
-    )
-    return [*blocks, Paragraph(text), table]
-
-
-def _failed_runs(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> list[Block]:
-    failures = analyzer.failures
-    heading = Heading("Runs that did not finish")
-    if failures.empty:
-        return [heading, Paragraph("Every recorded run finished.")]
-    rows = tuple(
-        (
-            col.arm_link(row.arm, row.run_id, row.run_id),
-            named(loader.config(row.arm)),
-            row.rule,
-            row.status,
-            row.kinds,
-            int(row.step),
-            row.tensor if isinstance(row.tensor, str) else None,
-            row.phase if isinstance(row.phase, str) else None,
-            str(row.message),
-        )
-        for row in failures.itertuples()
-    )
-    columns: tuple[Column | str, ...] = (
-        "Run",
-        "Format",
-        "Rule",
-        "Status",
-        "Kind",
-        Column("First bad or last step", "right"),
-        "Tensor",
-        "Phase",
-        "Message",
-    )
-    return [
-        heading,
-        Table(
-            columns,
-            rows,
-            "Runs that failed, crashed, were interrupted or are still running",
-            data=failures,
-            id="unfinished",
-        ),
-        *_endings(loader, analyzer),
+def _expected(expectation: Expectation, observed: Mapping[str, tuple[str, str]]) -> list[Block]:
+    """A hypothesis and its predictions, each with its outcome and what is recorded."""
+    rows = [
+        {"text": text, "observed": observed.get(key, ("not decided", "no record tells"))}
+        for key, text in expectation.predictions.items()
     ]
-
-
-def _endings(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> list[Block]:
-    """The loss around the end of runs that ended badly, those that failed first, and what their records advise."""
-    failures = analyzer.failures[analyzer.failures["status"] != "running"]
-    ordered = failures.sort_values("status", key=lambda status: status != "failed", kind="stable")
-    shown = ordered.head(ENDINGS_SHOWN)
-    items, frames = [], []
-    for row in shown.itertuples():
-        failure = diagnose(loader.records[row.run_id])
-        if failure is None:
-            continue
-        advice = " ".join(f"{line[0].upper()}{line[1:]}." for line in failure.advice) or "No advice."
-        cause = failure.cause or failure.message
-        run = col.arm_link(row.arm, row.run_id, row.run_id)
-        kinds = ", ".join(failure.kinds)
-        items.append(md("{run}, {kinds}: {cause}. {advice}", run=run, kinds=kinds, cause=cause, advice=advice))
-        losses = pd.DataFrame(failure.losses, columns=["step", "loss"]).tail(ENDING_STEPS)
-        losses = losses.assign(run_id=row.run_id, label=f"{row.format} {row.run_id[-8:]}")
-        frames.append(losses.assign(to_end=losses["step"] - losses["step"].max()))
-    if not items:
-        return []
-    chart = _ending_chart(pd.concat(frames, ignore_index=True))
-    more = f" {len(ordered) - len(shown)} more are in the table." if len(ordered) > len(shown) else ""
-    return [
-        *([ChartBlock(chart)] if chart else []),
-        Paragraph(f"What their records advise; whether it helps, only a run can tell.{more}"),
-        Bullets(tuple(items)),
-    ]
-
-
-def _ending_chart(data: pd.DataFrame) -> Chart | None:
-    """Training loss against the steps that were left, a line a run; a cross where it was not finite any more."""
-    finite = charts.finite_rows(data, "loss")
-    if finite.empty:
-        return None
-    ends, lost = finite.groupby("run_id", sort=False).tail(1), set(data["run_id"][data["loss"].isna()])
-    wide_range = bool(finite["loss"].min() > 0 and finite["loss"].max() > 20 * finite["loss"].min())
-
-    def draw(axes: Axes) -> None:
-        for (run_id, line), colour in zip(finite.groupby("run_id", sort=False), itertools.cycle(PALETTE), strict=False):
-            axes.plot(line["to_end"], line["loss"], color=colour, marker="o", markersize=2, linewidth=1.2)
-            if run_id in lost:
-                end = line.iloc[-1]
-                axes.plot([end["to_end"]], [end["loss"]], color=colour, marker="x", markersize=7, linewidth=0)
-        scale = np.log10 if wide_range else np.asarray
-        places = charts.spread(
-            list(scale(ends["loss"].to_numpy(dtype=float))), scale(finite["loss"].to_numpy(dtype=float))
-        )
-        for label, place, colour in zip(ends["label"], places, itertools.cycle(PALETTE), strict=False):
-            height = 10**place if wide_range else place
-            axes.annotate(
-                label, (1.01, height), xycoords=("axes fraction", "data"), va="center", color=colour, fontsize=8
-            )
-        if wide_range:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_xlabel("steps before the last one")
-        axes.set_ylabel("training loss")
-
-    said = "; ".join(
-        f"{row.run_id} ends at step {row.step} with {row.loss:.3g}"
-        + (", then not finite" if row.run_id in lost else "")
-        for row in ends.itertuples()
+    columns = (
+        col.text("Prediction", "text"),
+        col.of("Outcome", lambda row: row["observed"][0]),
+        col.of("Recorded", lambda row: escape(row["observed"][1])),
     )
-    return Chart(
-        "endings",
-        "Training loss around the end of runs that ended badly",
-        f"Nats a character; a cross where the loss was not finite any more. {said}.",
-        data,
-        draw,
-        height=3.0,
-        margins=(0.7, 1.1, 0.5, 0.1),
-    )
+    return [Paragraph(hypothesis(expectation)), col.table(rows, columns, "The hypothesis against what happened")]
 
 
-def _e7m0(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, comparison: Comparison | None) -> list[Block]:
-    observed = _e7m0_observations(loader, analyzer, comparison)
+def _e7m0(analyzer: FailureAnalyzer, comparison: Comparison | None) -> list[Block]:
+    observed = _e7m0_observed(analyzer, comparison)
     if not observed:
         return [Paragraph(hypothesis_pending("No E7M0 run is recorded."))]
-    rows = tuple(
-        (text, *observed.get(key, ("not decided", "no record tells"))) for key, text in E7M0.predictions.items()
+    text = (
+        "A correction: the preregistration says that the range of E7M0 is that of BF16. It is half as wide in "
+        "exponents, and the figures of overflow and underflow above say what that costs."
     )
-    return [
-        Paragraph(hypothesis(E7M0)),
-        Table(("Prediction", "Outcome", "Recorded"), rows, "The hypothesis against what happened"),
-        Paragraph(
-            "A correction: the preregistration says that the range of E7M0 is that of BF16. It is half as wide in "
-            "exponents, and the figures of overflow and underflow above say what that costs."
-        ),
-        *_alone(analyzer, comparison, "E7M0"),
-        *_e7m0_rate(loader, comparison),
-    ]
-
-
-def _e7m0_rate(loader: ExperimentDataLoader, comparison: Comparison | None) -> list[Block]:
-    """How much of E7M0's gap is the shared learning rate, where tuning runs tell."""
-    rates = pd.DataFrame() if comparison is None else own_rates(loader, comparison).set_index("format")
-    if "E7M0" not in rates.index:
-        return []
-    row = rates.loc["E7M0"]
-    return [
-        Paragraph(
-            f"Part of this gap is the learning rate that all formats share: on {int(row['n'])} held-out seeds its mean "
-            f"gap is {words.number(row['gap_shared'], sign=True)} nats at the shared rate {row['shared_rate']:g} and "
-            f"{words.number(row['gap_own'], sign=True)} at {row['own_rate']:g}, the best rate tried."
+    blocks = [*_expected(E7M0, observed), Paragraph(text)]
+    if comparison is None:
+        return blocks
+    blocks += _alone(analyzer, comparison, "e7m0")
+    rates = own_rates(analyzer.loader, comparison)
+    for row in rates[rates["format"] == get_format("e7m0").label].itertuples():
+        text = (
+            f"Part of this gap is the learning rate that all formats share: on {row.n} held-out seeds its mean gap is "
+            f"{words.number(row.gap_shared, sign=True)} nats at the shared rate {row.shared_rate:g} and "
+            f"{words.number(row.gap_own, sign=True)} at {row.own_rate:g}, the best rate tried."
         )
-    ]
+        blocks.append(Paragraph(text))
+    return blocks
 
 
-def _e7m0_observations(
-    loader: ExperimentDataLoader, analyzer: FailureAnalyzer, comparison: Comparison | None
-) -> dict[str, tuple[str, str]]:
+def _e7m0_observed(analyzer: FailureAnalyzer, comparison: Comparison | None) -> dict[str, tuple[str, str]]:
     """Outcome and figures of each prediction; keys are left out where no record decides them."""
-    runs = loader.runs[(loader.runs["format"] == "E7M0") & (loader.runs["role"] == "report")]
-    ended = runs[runs["status"].isin(["finished", "failed"])]
     found: dict[str, tuple[str, str]] = {}
+
+    def outcome(held: bool) -> str:
+        return OUTCOMES["yes" if held else "no"]
+
+    runs = analyzer.of_formats(analyzer.loader.runs, "e7m0")
+    ended = runs[(runs["role"] == "report") & runs["status"].isin(["finished", "failed"])]
     if len(ended):
         failed = int((ended["status"] == "failed").sum())
-        found["no_failed_run"] = (_outcome(failed == 0), f"{failed} of {len(ended)} runs failed")
-    counted = [run_id for run_id in ended["run_id"] if "warnings" in loader.records[run_id].run["summary"]]
+        found["no_failed_run"] = (outcome(failed == 0), f"{failed} of {len(ended)} runs failed")
+    counted = [run_id for run_id in ended["run_id"] if "warnings" in analyzer.loader.records[run_id].run["summary"]]
     if counted:
-        warnings = analyzer.warnings[analyzer.warnings["run_id"].isin(counted)]
-        kinds = warnings["what"].value_counts()
-        of_range = int(kinds.reindex(["overflow", "underflow"]).fillna(0).sum())
-        others = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()) if kind not in LIMITS_OF_RANGE)
-        figure = f"{of_range} such warnings in {len(counted)} runs" + (f"; of other kinds: {others}" if others else "")
-        found["no_warning"] = (_outcome(of_range == 0), figure)
-    health = analyzer.health
+        kinds = analyzer.warnings.loc[analyzer.warnings["run_id"].isin(counted), "what"].value_counts()
+        of_range = int(kinds.reindex(RANGE).fillna(0).sum())
+        others = ", ".join(f"{kind} {count}" for kind, count in sorted(kinds.items()) if kind not in RANGE)
+        figure = f"{of_range} such warnings in {len(counted)} runs{f'; of other kinds: {others}' if others else ''}"
+        found["no_warning"] = (outcome(of_range == 0), figure)
     if comparison is None:
         return found
-    table = comparison.table[comparison.table["format"].isin(SPLITS)]
-    own = health[(health["format"] == "E7M0") & health["arm"].isin(table["arm"])]
-    extremes = own[own["statistic"].isin(["overflow", "underflow"])]
+    table = analyzer.of_formats(comparison.table, *SPLITS)
+    own = analyzer.of_formats(table, "e7m0")["arm"]
+    figures = analyzer.health[analyzer.health["arm"].isin(table["arm"])]
+    extremes = figures[figures["arm"].isin(own) & figures["statistic"].isin(RANGE)]
     if len(extremes):
         worst = extremes.loc[extremes["value"].idxmax()]
         figure = f"largest: {worst['statistic']} of {OPERAND_NAMES[worst['operand']]}, {words.percent(worst['value'])}"
-        found["no_range_error"] = (_outcome(worst["value"] < 0.001), figure)
-    sqnr = health[
-        (health["statistic"] == "sqnr_db") & (health["operand"] == "weight") & health["arm"].isin(table["arm"])
-    ]
-    sqnr = sqnr.set_index("format")["value"].dropna()
-    if "E7M0" in sqnr.index and len(sqnr) > 1:
-        found["lowest_sqnr"] = (
-            _outcome(sqnr.idxmin() == "E7M0"),
-            f"E7M0 {sqnr['E7M0']:.1f} dB; the next lowest {sqnr.drop('E7M0').min():.1f} dB",
-        )
-    gaps = table.set_index("format")[["gap", "low", "high"]].dropna()
-    if "E7M0" in gaps.index and len(gaps) > 1:
-        own_gap, rest = gaps.loc["E7M0"], gaps.drop("E7M0")
-        rival = rest["gap"].idxmax()
-        figure = (
-            f"E7M0 {own_gap['gap']:+.3f} {words.interval(own_gap['low'], own_gap['high'])}; the next largest is "
-            f"{rival}, "
-            f"{rest.at[rival, 'gap']:+.3f} {words.interval(rest.at[rival, 'low'], rest.at[rival, 'high'])}"
-        )
-        apart = own_gap["low"] > rest.at[rival, "high"]
-        largest = own_gap["gap"] > rest.at[rival, "gap"]
-        found["largest_gap"] = (
-            "held" if largest and apart else "not decided (the intervals overlap)" if largest else "did not hold",
-            figure,
-        )
+        found["no_range_error"] = (outcome(worst["value"] < 0.001), figure)
+    sqnr = figures[(figures["statistic"] == "sqnr_db") & (figures["operand"] == "weight")].dropna(subset=["value"])
+    if both := _first_two(sqnr.sort_values("value"), own):
+        lowest = both[0]["value"] <= both[1]["value"]
+        figure = f"E7M0 {both[0]['value']:.1f} dB; the next lowest {both[1]['value']:.1f} dB"
+        found["lowest_sqnr"] = (outcome(lowest), figure)
+    if both := _first_two(table.dropna(subset=["gap", "low", "high"]).sort_values("gap", ascending=False), own):
+        said = [f"{row['gap']:+.3f} {words.interval(row['low'], row['high'])}" for row in both]
+        figure = f"E7M0 {said[0]}; the next largest is {both[1]['format']}, {said[1]}"
+        largest, overlap = both[0]["gap"] > both[1]["gap"], both[0]["low"] <= both[1]["high"]
+        unsure = "not decided (the intervals overlap)"
+        found["largest_gap"] = (unsure if largest and overlap else outcome(largest), figure)
     return found
 
 
-def _outcome(held: bool) -> str:
-    return "held" if held else "did not hold"
+def _first_two(rows: pd.DataFrame, own: pd.Series) -> list[dict[Any, Any]]:
+    """The first row of the arms of `own` and the first of the others; empty where either is missing."""
+    mine = rows["arm"].isin(own)
+    both = [*rows[mine].head(1).to_dict("records"), *rows[~mine].head(1).to_dict("records")]
+    return both if len(both) == 2 else []
 
 
-def _alone(analyzer: FailureAnalyzer, comparison: Comparison | None, name: str) -> list[Block]:
+def _e0m7(analyzer: FailureAnalyzer, comparison: Comparison | None) -> list[Block]:
+    """H3 and H17 as predictions of one hypothesis."""
+    if analyzer.of_formats(analyzer.loader.runs, "e0m7").empty:
+        return [Paragraph(hypothesis_pending("No E0M7 run is recorded."))]
+    found = zip(("gradients", "remedies"), verdicts_of(analyzer.loader, "H3", "H17"), strict=True)
+    observed = {key: (OUTCOMES[verdict.answer], verdict.evidence) for key, verdict in found}
+    return [*_expected(E0M7, observed), *(_alone(analyzer, comparison, "e0m7") if comparison else [])]
+
+
+def _alone(analyzer: FailureAnalyzer, comparison: Comparison, fmt: str) -> list[Block]:
     """What each operand costs a format alone, in a sentence; nothing where that is not recorded."""
-    if comparison is None:
-        return []
-    table = analyzer.operands(comparison)
-    table = table[(table["format"] == name) & (table["n_pairs"] >= 2)]
+    table = analyzer.of_formats(analyzer.operands(comparison), fmt)
+    table = table[table["n_pairs"] >= 2]
     whole, single = table[table["scope"] == comparison.scope], table[table["scope"] != comparison.scope]
     if single.empty:
         return []
-    parts = [
-        f"{row['scope']} {words.number(row['gap'], sign=True)} {words.interval(row['low'], row['high'])}, "
-        f"n = {row['n_pairs']}"
-        for row in single.to_dict("records")
-    ]
+    parts = [f"{row['scope']} {_figures(row)}" for row in single.to_dict("records")]
     worst = str(single.loc[single["gap"].idxmax(), "scope"])
-    phase = "backward" if worst == "gradients" else "forward"
-    against = ""
+    text = (
+        f"One operand at a time in {get_format(fmt).label}, everything else unquantized (nats a character against "
+        f"FP32): {'; '.join(parts)}. The costliest alone is {worst} ({_phase(worst)})."
+    )
     if len(whole):
-        total, added = whole["gap"].iloc[0], single["gap"].sum()
-        against = (
-            f" All together cost {words.number(total, sign=True)}, and the parts add up to "
-            f"{words.number(added, sign=True)}."
-        )
-    return [
-        Paragraph(
-            f"One operand at a time in {name}, everything else unquantized (nats a character against FP32): "
-            f"{'; '.join(parts)}. The costliest alone is {worst} ({phase}).{against}"
-        )
-    ]
+        total, added = (words.number(value, sign=True) for value in (whole["gap"].iloc[0], single["gap"].sum()))
+        text += f" All together cost {total}, and the parts add up to {added}."
+    return [Paragraph(text)]
 
 
-def _e0m7(
-    loader: ExperimentDataLoader,
-    analyzer: FailureAnalyzer,
-    comparison: Comparison | None,
-) -> list[Block]:
-    """H3 and H17 as predictions of one hypothesis."""
-    if not (loader.runs["format"] == "E0M7").any():
-        return [Paragraph(hypothesis_pending("No E0M7 run is recorded."))]
-    outcomes = {"yes": "held", "no": "did not hold", "inconclusive": "not decided", "pending": "pending"}
-    found = zip(("gradients", "remedies"), verdicts_of(loader, "H3", "H17"), strict=True)
-    observed = {key: (outcomes[verdict.answer], verdict.evidence) for key, verdict in found}
-    rows = tuple((text, observed[key][0], escape(observed[key][1])) for key, text in E0M7.predictions.items())
-    return [
-        Paragraph(hypothesis(E0M7)),
-        Table(("Prediction", "Outcome", "Recorded"), rows, "The hypothesis against what happened"),
-        *_alone(analyzer, comparison, "E0M7"),
-    ]
+# Remedies
 
 
-def _remedies(loader: ExperimentDataLoader, analyzer: FailureAnalyzer, verdicts: tuple[Verdict, ...]) -> list[Block]:
+def _remedies(analyzer: FailureAnalyzer, verdicts: tuple[Verdict, ...]) -> list[Block]:
     """What was tried on the two extreme formats, with its effect against the format without it and against FP32."""
-    table = analyzer.remedies
-    shown = table[table["n_pairs"] >= 2]
     blocks: list[Block] = [verdict_table(verdicts, "verdicts"), *tests_table(verdicts, "verdict-tests")]
-    if len(shown):
-        blocks += [*_remedy_chart(shown), _remedy_rows(shown)]
+    tried = analyzer.remedies[analyzer.remedies["n_pairs"] >= 2]
+    if len(tried):
         text = (
             "Difference: final validation loss with the remedy minus that of the same format without it, by seed; "
             "below zero it helps. The adjusted p is Holm's over the rows of a format that are recorded in full. Rows "
             "that are not planned are arms of other studies, shown for what they are worth: their comparison was not "
             "written down as a remedy."
         )
-        blocks += [Paragraph(text), *_prevention(analyzer)]
-    if lacking := remedies_missing(loader):
+        blocks += [*_remedy_chart(tried), _remedy_table(tried), Paragraph(text), *_prevention(analyzer)]
+    if lacking := remedies_missing(analyzer.loader):
         blocks.append(pending_note(lacking, ["formats", "remedies", "scaling"]))
     return blocks
 
 
-def _remedy_rows(shown: pd.DataFrame) -> Table:
-    columns: tuple[Column | str, ...] = (
-        "Format", "Remedy",
-        *col.right("Difference", "95% interval", "Adjusted p", "Pairs", "Gap before", "Gap left"),
-        "Planned",
-    )  # fmt: skip
-    rows = tuple(
-        (
-            row["format"],
-            col.arm_link(row["arm"], row["remedy"]),
-            words.number(row["difference"], sign=True),
-            words.interval(row["low"], row["high"]),
-            words.p_text(row["p_holm"]),
-            int(row["n_pairs"]),
-            words.number(row["gap_before"], sign=True),
-            words.number(row["gap"], sign=True),
-            f"{'yes' if row['planned'] else 'no'}, {_recorded(row)}",
-        )
-        for row in shown.to_dict("records")
+def _remedy_table(tried: pd.DataFrame) -> Table:
+    def planned(row: Row) -> str:
+        badly = f"{row['n_ended_badly']} runs did not finish: not judged" if row["n_ended_badly"] else "in full"
+        return f"{'yes' if row['planned'] else 'no'}, {'in part' if row['missing'] else badly}"
+
+    columns = (
+        col.text("Format", "format"),
+        col.arm("Remedy", "remedy"),
+        col.signed("Difference", "difference"),
+        col.interval(),
+        col.p("Adjusted p", "p_holm"),
+        col.count("Pairs", "n_pairs"),
+        col.signed("Gap before", "gap_before"),
+        col.signed("Gap left", "gap"),
+        col.of("Planned", planned),
     )
-    return Table(columns, rows, "Remedies and their measured effect", data=shown, id="remedies")
+    return col.table(tried, columns, "Remedies and their measured effect", "remedies")
 
 
-def _recorded(row: dict[Any, Any]) -> str:
-    if row["missing"]:
-        return "in part"
-    return f"{row['n_ended_badly']} runs did not finish: not judged" if row["n_ended_badly"] else "in full"
-
-
-def _remedy_chart(shown: pd.DataFrame) -> list[Block]:
+def _remedy_chart(tried: pd.DataFrame) -> list[Block]:
     columns = ["format", "remedy", "n_pairs", "difference", "low", "high", "gap", "gap_low", "gap_high"]
-    data = charts.finite_rows(shown[columns], "difference", "low", "high")
+    data = charts.finite_rows(tried[columns], "difference", "low", "high")
     if data.empty:
         return []
-    return [
-        ChartBlock(
-            charts.forest(
-                "remedies-chart",
-                "What each remedy does to the loss of E0M7 and E7M0",
-                "Paired difference of the final validation loss with 95% t interval.",
-                data,
-                [f"{row.format}: {row.remedy}" for row in data.itertuples()],
-                "nats a character; left of 0 it helps",
-                [PALETTE[EXTREMES.index(name)] for name in data["format"]],
-            )
-        )
-    ]
+    title = "What each remedy does to the loss of E0M7 and E7M0"
+    about = "Paired difference of the final validation loss with 95% t interval."
+    axis = "nats a character; left of 0 it helps"
+    names, colours = data["format"] + ": " + data["remedy"], [PALETTE[EXTREMES.index(each)] for each in data["format"]]
+    return [ChartBlock(charts.forest("remedies-chart", title, about, data, list(names), axis, colours))]
 
 
 def _prevention(analyzer: FailureAnalyzer) -> list[Block]:
     """Advice that recorded runs support, and the failing formats that no remedy was tried on."""
-    items = [text for text in (_helped(analyzer, name) for name in EXTREMES) if text]
-    failed = _leading(analyzer.classified)
-    unscaled, grid = failed["scope"].str.contains(SCALE_1, regex=False), failed["rule"].str.contains("on the grid")
-    if unscaled.any():
+    items = _what_helped(analyzer)
+    bare, stalled, left = set(), False, set()
+    for row in analyzer.leading(analyzer.classified).to_dict("records"):
+        config = analyzer.loader.config(row["arm"])
+        on_grid = config.optimizer.storage == "grid"
+        stalled |= on_grid and config.optimizer.rounding == "nearest_even"
+        if unscaled(config):
+            bare.add(row["format"])
+        elif not on_grid and row["causes"] != "step":  # where the step rule is to blame, no format is
+            left.add(one_format(config))
+    if bare:
         text = "{names} at scale 1 want a scale that follows the tensor: see Other scales in the {report}."
         report = Link("format comparison", PageRef("reports/format_comparison", "other-scales"))
-        items.append(md(text, names=words.names(sorted(set(failed.loc[unscaled, "format"]))), report=report))
-    if (failed["rule"].str.contains("rounded to nearest") & grid).any():
+        items.append(md(text, names=words.names(sorted(bare)), report=report))
+    if stalled:
         text = "Stalls on the grid: what rounding stochastically in place of to nearest changes is H6 of the {report}."
         items.append(md(text, report=Link("manifold comparison", PageRef("reports/manifold_comparison"))))
-    left = failed[~unscaled & ~grid & (failed["causes"] != "step")]  # where the step rule is to blame, no format is
-    drawn, tried = _drawn_gradients(analyzer)
-    items += drawn
-    untried = sorted(
-        {name for name in left["format"] if name not in (*EXTREMES, *tried) and not is_combination(name)},
-        key=format_order,
-    )
-    if untried:
-        items.append(
-            md(
-                "No remedy was tried on {names}, which fail as well: what helps them is not known.",
-                names=words.names(untried),
-            )
-            if len(untried) > 1
-            else md("No remedy was tried on {name}, which fails as well: what helps it is not known.", name=untried[0])
-        )
+    drawn = _drawn_gradients(analyzer)
+    for name, said in drawn.items():
+        text = f"Gradients rounded stochastically take {get_format(name).label}'s gap {{said}}; exploratory."
+        items.append(md(text, said=", ".join(said)))
+    untried = left - {"", *LACKING, *drawn}
+    if labels := sorted((get_format(name).label for name in untried), key=format_order):
+        fail, them = ("fail", "them") if len(labels) > 1 else ("fails", "it")
+        helps = f"No remedy was tried on {words.names(labels)}, which {fail} as well: what helps {them} is not known."
+        items.append(Md(helps))
     return [Heading("Prevention", 3), Bullets(tuple(items))] if items else []
 
 
-def _drawn_gradients(analyzer: FailureAnalyzer) -> tuple[list[Md], set[str]]:
-    """What gradients rounded stochastically change where a format fails without them, and in which formats."""
-    gaps = _leading(analyzer.gaps[analyzer.gaps["n_pairs"] >= 2]).drop_duplicates(["format", "scope", "rule"])
-    found = {(row["format"], row["scope"], row["rule"]): row for row in gaps.to_dict("records")}
+def _drawn_gradients(analyzer: FailureAnalyzer) -> dict[str, list[str]]:
+    """What gradients rounded stochastically change where a format fails without them, by the name of the format."""
+    found = {}
+    for row in analyzer.leading(analyzer.gaps[analyzer.gaps["n_pairs"] >= 2]).to_dict("records"):
+        config = analyzer.loader.config(row["arm"])
+        nearest = config.quantize.rounding.model_copy(update={"grad_output": "nearest_even"})
+        quantize = config.quantize.model_copy(update={"rounding": nearest})
+        key = (quantize, config.scaling, config.optimizer, row["baseline"])
+        found[key, config.quantize.rounding.grad_output] = (one_format(config), row)
     parts: dict[str, list[str]] = {}
-    for (name, scope, rule), row in found.items():
-        before = found.get((name, scope.removesuffix(DRAWN), rule))
-        if name in EXTREMES or before is None or before is row or not (before["failed"] or row["failed"]):
+    for (key, rounding), (name, row) in found.items():
+        _, before = found.get((key, "nearest_even"), ("", None))
+        if rounding != "stochastic" or not before or name in ("", *LACKING):
             continue
-        how = scope.removesuffix(DRAWN).replace(ALL_OPERANDS, "").strip("; ")
-        change = f"from {words.number(before['gap'])} to {words.number(row['gap'])}"
-        parts.setdefault(name, []).append(f"{change} ({how})" if how else change)
-    items = [
-        md(
-            "Gradients rounded stochastically take {name}'s gap {said}; exploratory.",
-            name=name,
-            said=", ".join(said),
+        if before["failed"] or row["failed"]:
+            how = before["scope"].replace(ALL_OPERANDS, "").strip("; ")
+            change = f"from {words.number(before['gap'])} to {words.number(row['gap'])}"
+            parts.setdefault(name, []).append(f"{change} ({how})" if how else change)
+    return parts
+
+
+# Runs
+
+
+def _failed_runs(analyzer: FailureAnalyzer) -> list[Block]:
+    failures = analyzer.failures
+    if failures.empty:
+        return [Paragraph("Every recorded run finished.")]
+    columns = (
+        col.run(),
+        col.of("Format", lambda row: named(analyzer.loader.config(row["arm"]))),
+        col.text("Rule", "rule"),
+        col.text("Status", "status"),
+        col.text("Kind", "kinds"),
+        col.count("First bad or last step", "step"),
+        col.text("Tensor", "tensor"),
+        col.text("Phase", "phase"),
+        col.text("Message", "message"),
+    )
+    caption = "Runs that failed, crashed, were interrupted or are still running"
+    return [col.table(failures, columns, caption, "unfinished"), *_endings(analyzer)]
+
+
+def _endings(analyzer: FailureAnalyzer) -> list[Block]:
+    """The loss around the end of runs that ended badly, those that failed first, and what their records advise."""
+    failures = analyzer.failures[analyzer.failures["status"] != "running"]
+    ordered = failures.sort_values("status", key=lambda status: status != "failed", kind="stable")
+    items, frames = [], []
+    for row in ordered.head(ENDINGS_SHOWN).itertuples():
+        failure = diagnose(analyzer.loader.records[row.run_id])
+        if failure is None:
+            continue
+        advice = " ".join(f"{line[0].upper()}{line[1:]}." for line in failure.advice) or "No advice."
+        told = f", {', '.join(failure.kinds)}: {failure.cause or failure.message}. {advice}"
+        items.append(md("{run}{told}", run=col.arm_link(row.arm, row.run_id, row.run_id), told=told))
+        losses = pd.DataFrame(failure.losses, columns=["step", "loss"]).tail(ENDING_STEPS)
+        losses = losses.assign(run_id=row.run_id, label=f"{row.format} {row.run_id[-8:]}")
+        frames.append(losses.assign(to_end=losses["step"] - losses["step"].max()))
+    if not items:
+        return []
+    more = f" {len(ordered) - ENDINGS_SHOWN} more are in the table." if len(ordered) > ENDINGS_SHOWN else ""
+    text = f"What their records advise; whether it helps, only a run can tell.{more}"
+    return [*_ending_chart(pd.concat(frames, ignore_index=True)), Paragraph(text), Bullets(tuple(items))]
+
+
+def _ending_chart(data: pd.DataFrame) -> list[Block]:
+    """Training loss against the steps that were left, a line a run; a cross where it was not finite any more."""
+    finite = charts.finite_rows(data, "loss")
+    if finite.empty:
+        return []
+    lost = data[data["loss"].isna()]
+    said = "; ".join(
+        f"{row.run_id} ends at step {row.step} with {row.loss:.3g}"
+        + (", then not finite" if row.run_id in set(lost["run_id"]) else "")
+        for row in finite.groupby("run_id", sort=False).tail(1).itertuples()
+    )
+    title = "Training loss around the end of runs that ended badly"
+    about = f"Nats a character; a cross where the loss was not finite any more. {said}."
+    wide = bool(finite["loss"].min() > 0 and finite["loss"].max() > 20 * finite["loss"].min())
+    columns, axes, crossed = (
+        ("to_end", "loss", "label"),
+        ("steps before the last one", "training loss"),
+        {*lost["label"]},
+    )
+    chart = charts.lines("endings", title, about, data, finite, columns, axes, crossed=crossed, markers=True, log=wide)
+    return [ChartBlock(chart)]
+
+
+def _warnings(analyzer: FailureAnalyzer) -> list[Block]:
+    """How often telemetry warned, by kind and format, and how many runs are too old to have warnings."""
+    warnings, runs, blocks = analyzer.warnings, analyzer.loader.runs, []
+    ended = [each for each in analyzer.loader.records.values() if each.status in ("finished", "failed")]
+    if old := sum("warnings" not in record.run["summary"] for record in ended):
+        blocks.append(Paragraph(f"{old} of the {len(ended)} runs that ended were recorded before runs had warnings."))
+    if warnings.empty:
+        return [*blocks, Paragraph("No recorded run holds a warning.")]
+    warned = warnings["run_id"].nunique()
+    finished = int((runs["run_id"].isin(warnings["run_id"]) & (runs["status"] == "finished")).sum())
+    text = (
+        f"A warning says that a figure went beyond a limit while a run went on. {finished} of the {warned} runs "
+        "with warnings finished. The pages of the runs list each warning with its figure and step."
+    )
+    configs = {arm: analyzer.loader.config(arm) for arm in warnings["arm"].unique()}
+    bare = {arm: named(config) for arm, config in configs.items() if not config.quantize.operands}
+    names = [bare.get(row.arm, row.format) for row in warnings.itertuples()]
+    data = (
+        warnings.assign(format=names)
+        .groupby(["what", "format"])
+        .agg(
+            warnings=("step", "size"),
+            runs=("run_id", "nunique"),
+            first_step=("step", "min"),
+            tensor=("tensor", lambda tensors: tensors.mode().iloc[0]),
         )
-        for name, said in parts.items()
-    ]
-    return items, set(parts)
+    )
+    data = data.reset_index().sort_values(["warnings", "what", "format"], ascending=[False, True, True])
+    columns = (
+        col.text("What", "what"),
+        col.text("Format", "format"),
+        col.count("Warnings", "warnings"),
+        col.count("Runs", "runs"),
+        col.count("First step", "first_step"),
+        col.text("Most often in", "tensor"),
+    )
+    caption = f"{len(warnings)} warnings of {warned} runs, by kind and format"
+    return [*blocks, Paragraph(text), col.table(data, columns, caption, "warnings")]
 
 
-def _reproduce(loader: ExperimentDataLoader, analyzer: FailureAnalyzer) -> list[Block]:
+def _reproduce(analyzer: FailureAnalyzer) -> list[Block]:
     """One run of each arm that failed, and the unquantized run of its seed: the smallest pair that shows it."""
-    classified = _leading(analyzer.classified)
+    classified, loader = analyzer.leading(analyzer.classified), analyzer.loader
     if classified.empty:
         return []
     inner: list[Block] = []
     for row in classified.head(LISTED).to_dict("records"):
-        run_id = analyzer.example(row["arm"])
-        record = loader.records[run_id]
+        record = loader.records[analyzer.example(row["arm"])]
         base = loader.runs[(loader.runs["arm"] == row["baseline"]) & (loader.runs["seed"] == record.config.seed)]
-        lines = [command(record.config)]
-        if record.status == "finished" and len(base):
-            lines.append(command(loader.records[base["run_id"].iloc[0]].config))
-        about = md(
-            "{run}: {causes}",
-            run=col.arm_link(row["arm"], run_id, run_id),
-            causes=row["causes"] + (f", {row['phases']}" if row["phases"] else ""),
-        )
-        inner += [Paragraph(about), CodeBlock("\n".join(lines), "bash")]
-    left_out = f" The first {LISTED} of {len(classified)} are listed." if len(classified) > LISTED else ""
+        runs = [record.id, *(base["run_id"].head(1) if record.status == "finished" else [])]
+        told = row["causes"] + (f", {row['phases']}" if row["phases"] else "")
+        inner += [
+            Paragraph(md("{run}: {told}", run=col.arm_link(row["arm"], record.id, record.id), told=told)),
+            CodeBlock("\n".join(command(loader.records[run_id].config) for run_id in runs), "bash"),
+        ]
+    more = f" The first {LISTED} of {len(classified)} are listed." if len(classified) > LISTED else ""
     text = (
         "One run shows a failure: the one with the median loss of its arm, or the first that did not finish. Where the "
         "failure is a gap, the second command is the unquantized run of the same seed, and the gap is the difference "
-        f"of their last validation losses.{left_out}"
+        f"of their last validation losses.{more}"
     )
-    return [
-        Heading("Reproduce a failure"),
-        Paragraph(text),
-        Details(f"Commands of {min(len(classified), LISTED)} failures", tuple(inner)),
-    ]
+    commands = Details(f"Commands of {min(len(classified), LISTED)} failures", tuple(inner))
+    return [Heading("Reproduce a failure"), Paragraph(text), commands]
 
 
-def _what_would_change(analyzer: FailureAnalyzer) -> tuple[Md | str, ...]:
-    failed = _leading(analyzer.classified).dropna(subset=["gap"])
-    unsure = failed[(failed["low"] <= FAILURE_GAP) & (failed["n_pairs"] >= 2)]
-    judged = _leading(analyzer.gaps[analyzer.gaps["n_pairs"] >= 2])
-    near = judged[~judged["failed"].astype(bool) & (judged["high"] > FAILURE_GAP)]
-    items: list[Md | str] = []
-    if len(unsure) or len(near):
-        items.append(
-            f"More seeds: the interval of {len(unsure)} arms that fail, and of {len(near)} that do not, contains the "
-            f"limit of {FAILURE_GAP:g} nats."
-        )
+def _what_would_change(analyzer: FailureAnalyzer) -> tuple[str, ...]:
+    judged = analyzer.leading(analyzer.gaps[analyzer.gaps["n_pairs"] >= 2])
+    failed = judged["failed"].astype(bool) & judged["gap"].notna()
+    unsure = int((failed & (judged["low"] <= FAILURE_GAP)).sum())
+    near = int((~judged["failed"].astype(bool) & (judged["high"] > FAILURE_GAP)).sum())
+    seeds = (
+        f"More seeds: the interval of {unsure} arms that fail, and of {near} that do not, contains the limit of "
+        f"{FAILURE_GAP:g} nats."
+    )
     return (
-        *items,
+        *([seeds] if unsure or near else []),
         "A learning rate of its own for each format: all have the rate that suits FP32, and a row of the remedies "
         "shows what another one does to the extremes.",
         "A scale that does not follow the tensor: with the current largest value as the scale nothing overflows, and "

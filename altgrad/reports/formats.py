@@ -14,35 +14,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.config import OPERANDS
+from altgrad.config import OPERANDS, changes
 from altgrad.formats import BF16, E8M0, FP16, SPLITS_8BIT, FloatFormat, get_format, list_formats
-from altgrad.pages import (
-    FOREGROUND,
-    GRID,
-    MUTED,
-    PALETTE,
-    Axis,
-    Block,
-    Bullets,
-    Chart,
-    ChartBlock,
-    Column,
-    Details,
-    Heading,
-    Link,
-    Page,
-    PageRef,
-    Paragraph,
-    Sketch,
-    Table,
-    code,
-    join,
-    md,
-)
-from altgrad.pages.sketch import number_text
+from altgrad.pages import Block, Bullets, Chart, ChartBlock, Column, Details, Heading, Link, Page, PageRef, Paragraph
+from altgrad.pages.chart import BACKGROUND, FOREGROUND, GRID, MUTED, PALETTE
+from altgrad.pages.content import Table, code, join, md
+from altgrad.pages.sketch import Axis, Sketch, number_text
 from altgrad.reports import columns as col
 from altgrad.reports import health
 from altgrad.reports.provenance import provenance
+from altgrad.text import Md
 
 PAGES: tuple[FloatFormat, ...] = (
     *SPLITS_8BIT,
@@ -90,65 +71,60 @@ def format_link(fmt: FloatFormat, text: str | None = None) -> Link | str:
     return Link(label, PageRef(f"formats/{fmt.name}")) if fmt in PAGES else label
 
 
+FORMAT_ALONE = {
+    *(f"quantize.{operand}" for operand in OPERANDS),
+    *(f"optimizer.{key}" for key in ("learning_rate", "other_learning_rate", "betas", "eps", "weight_decay")),
+}
+"""What an arm may quantize and optimize otherwise than the default config and still tell of its formats alone."""
+_CATALOGUE = (
+    col.of("Format", lambda row: format_link(get_format(row["name"]))),
+    col.count("Bits", "bits"),
+    col.count("Exponent", "exponent_bits"),
+    col.count("Mantissa", "mantissa_bits"),
+    col.count("Bias", "bias"),
+    col.text("Specials", "specials"),
+    col.filled("Largest", "{max}"),
+    col.filled("Smallest normal", "{min_normal}"),
+    col.filled("Smallest subnormal", "{min_subnormal}"),
+    col.count("Distinct finite values", "distinct"),
+)
+_ARMS = (*col.ARM, col.count("Steps", "max_steps"), col.count("Runs", "runs"))
+
+
 def _index(loader: ExperimentDataLoader) -> Page:
-    formats = list_formats()
-    records = [_record(fmt) for fmt in formats]
-    rows = tuple(
-        (
-            format_link(fmt),
-            fmt.bits,
-            fmt.exponent_bits,
-            fmt.mantissa_bits,
-            fmt.bias,
-            record["specials"],
-            record["max"],
-            record["min_normal"],
-            record["min_subnormal"],
-            _distinct(fmt),
-        )
-        for fmt, record in zip(formats, records, strict=True)
-    )
-    columns: tuple[Column | str, ...] = (
-        "Format",
-        *col.right("Bits", "Exponent", "Mantissa", "Bias"),
-        "Specials",
-        *col.right("Largest", "Smallest normal", "Smallest subnormal", "Distinct finite values"),
-    )
+    records = [_record(fmt) for fmt in list_formats()]
     intro = md(
         "A format is data: exponent bits, mantissa bits, a bias, and which codes are special. All of it is computed "
         "from {module}; {guide} shows how to use one and how to define your own.",
         module=code("altgrad.formats"),
         guide=Link("a guide", PageRef("guides/number-formats")),
     )
-    eight = [fmt for fmt in PAGES if fmt.bits == 8 and fmt.signed]
-    kinds = Bullets(
-        tuple(
-            md("**{name}:** {links}", name=name, links=join(", ", (format_link(fmt) for fmt in formats_)))
-            for name, formats_ in (
-                ("Splits of 8 bits", SPLITS_8BIT),
-                ("FNUZ", [fmt for fmt in PAGES if fmt.specials == "fnuz"]),
-                ("MX elements and scale", [fmt for fmt in PAGES if fmt.bits < 8 or not fmt.signed]),
-                ("16 bits", (FP16, BF16)),
-            )
-        )
-    )
+    kinds = {
+        "Splits of 8 bits": SPLITS_8BIT,
+        "FNUZ": [fmt for fmt in PAGES if fmt.specials == "fnuz"],
+        "MX elements and scale": [fmt for fmt in PAGES if fmt.bits < 8 or not fmt.signed],
+        "16 bits": (FP16, BF16),
+    }
     blocks: tuple[Block, ...] = (
         Paragraph(intro),
-        kinds,
-        ChartBlock(_ranges(eight)),
-        Table(columns, rows, f"The {len(rows)} formats of the catalogue", data=pd.DataFrame(records), id="catalogue"),
+        Bullets(tuple(md("**{name}:** {links}", name=name, links=_links(kind)) for name, kind in kinds.items())),
+        ChartBlock(_ranges([fmt for fmt in PAGES if fmt.bits == 8 and fmt.signed])),
+        col.table(records, _CATALOGUE, f"The {len(records)} formats of the catalogue", "catalogue"),
     )
     description = "Every number format of the catalogue with its constants, and a page for those in use."
     return Page("formats/index", "Number formats", blocks, description, provenance=provenance(loader))
 
 
+def _links(formats: Iterable[FloatFormat]) -> Md:
+    return join(", ", map(format_link, formats))
+
+
 def _page(loader: ExperimentDataLoader, fmt: FloatFormat) -> Page:
-    known = KNOWN_AS.get(fmt.name)
     sign = "1 sign, " if fmt.signed else ""
-    shape = f"{fmt.bits} bits: {sign}{fmt.exponent_bits} exponent, {fmt.mantissa_bits} mantissa."
-    intro = [shape, f"Known as: {known}." if known else "", f"Special codes: {SPECIALS[fmt.specials]}."]
+    known = f" Known as: {KNOWN_AS[fmt.name]}." if fmt.name in KNOWN_AS else ""
+    intro = f"{fmt.bits} bits: {sign}{fmt.exponent_bits} exponent, {fmt.mantissa_bits} mantissa.{known}"
     blocks: list[Block] = [
-        Paragraph(" ".join(filter(None, intro))),
+        Paragraph(f"{intro} Special codes: {SPECIALS[fmt.specials]}."),
         ChartBlock(_layout(fmt)),
         Heading("Constants"),
         _constants(fmt),
@@ -159,16 +135,11 @@ def _page(loader: ExperimentDataLoader, fmt: FloatFormat) -> Page:
         *_relations(fmt),
     ]
     if fmt.bits <= 8:
-        blocks += [Heading("All codes"), *_codes(fmt)]
+        blocks += [Heading("All codes"), _codes(fmt)]
     blocks += _use(loader, fmt)
     title = f"{fmt.label}: {fmt.exponent_bits} exponent and {fmt.mantissa_bits} mantissa bits"
-    return Page(
-        f"formats/{fmt.name}",
-        title,
-        tuple(blocks),
-        f"Bit layout, constants, number line and codes of {fmt.label}, and which of them recorded runs used.",
-        provenance=provenance(loader),
-    )
+    about = f"Bit layout, constants, number line and codes of {fmt.label}, and which of them recorded runs used."
+    return Page(f"formats/{fmt.name}", title, tuple(blocks), about, provenance=provenance(loader))
 
 
 def _power(exact: tuple[int, int] | None) -> str:
@@ -181,64 +152,47 @@ def _power(exact: tuple[int, int] | None) -> str:
     return f"2^{exponent + shift}" if factor == 1 else f"{factor:.10g} x 2^{exponent + shift}"
 
 
-def _float(exact: tuple[int, int] | None) -> float:
-    if exact is None:
-        return math.nan
-    try:
-        return math.ldexp(*exact)
-    except OverflowError:
-        return math.inf
-
-
 def _decimal(exact: tuple[int, int] | None) -> str:
     """The constant in decimal where that is short, else as a power."""
-    value = _float(exact)
-    if exact is None:
-        return "none"
-    return f"{value:.8g}" if math.isfinite(value) and 1e-5 <= value < 1e7 else _power(exact)
+    short = exact is not None and -5 <= math.log10(exact[0]) + exact[1] * math.log10(2) < 7
+    return f"{math.ldexp(*exact):.8g}" if exact and short else _power(exact)
 
 
 def _distinct(fmt: FloatFormat) -> int:
     """How many distinct finite values there are, -0 and +0 counted once."""
-    positive = fmt.max_code
-    return positive + 1 if not fmt.signed else 2 * positive + 1
+    return (1 + fmt.signed) * fmt.max_code + 1
 
 
 def _record(fmt: FloatFormat) -> dict[str, str | int]:
-    exact = {
-        "max": fmt.max_exact,
-        "min_normal": fmt.min_normal_exact,
-        "min_subnormal": fmt.min_subnormal_exact,
-    }
-    return {
-        "name": fmt.name,
-        "bits": fmt.bits,
-        "exponent_bits": fmt.exponent_bits,
-        "mantissa_bits": fmt.mantissa_bits,
-        "bias": fmt.bias,
-        "specials": fmt.specials,
-        **{name: _decimal(value) for name, value in exact.items()},
-        "distinct": _distinct(fmt),
-    }
+    own = {key: getattr(fmt, key) for key in ("name", "bits", "exponent_bits", "mantissa_bits", "bias", "specials")}
+    exact = {key: _decimal(getattr(fmt, f"{key}_exact")) for key in ("max", "min_normal", "min_subnormal")}
+    return {**own, **exact, "distinct": _distinct(fmt)}
 
 
 def _constants(fmt: FloatFormat) -> Table:
-    special = (1 << fmt.bits) - _distinct(fmt) - fmt.has_negative_zero
-    infinities = 2 if fmt.has_infinity else 0
-    rows: list[tuple[str, str | int, str]] = [
+    distinct, infinities = _distinct(fmt), 2 * fmt.has_infinity
+    exact = {
+        "Largest finite value": fmt.max_exact,
+        "Smallest normal value": fmt.min_normal_exact,
+        "Smallest subnormal value": fmt.min_subnormal_exact,
+        "Spacing at the largest value": (1, fmt.max_ulp_exponent),
+    }
+    largest, normal, subnormal, spacing = ((name, _decimal(value), _power(value)) for name, value in exact.items())
+    rows = (
         ("Bias", fmt.bias, "subtracted from the exponent field"),
-        ("Largest finite value", _decimal(fmt.max_exact), _power(fmt.max_exact)),
-        ("Smallest normal value", _decimal(fmt.min_normal_exact), _power(fmt.min_normal_exact)),
-        ("Smallest subnormal value", _decimal(fmt.min_subnormal_exact), _power(fmt.min_subnormal_exact)),
+        largest,
+        normal,
+        subnormal,
         ("eps", f"{fmt.eps:g}", "spacing just above 1, where 1 is a normal value"),
-        ("Spacing at the largest value", _decimal((1, fmt.max_ulp_exponent)), _power((1, fmt.max_ulp_exponent))),
+        spacing,
         ("Dynamic range", f"{_binades(fmt):.1f} binades", "log2 of the largest over the smallest positive value"),
-        ("Distinct finite values", _distinct(fmt), f"of {1 << fmt.bits:,} codes"),
+        ("Distinct finite values", distinct, f"of {1 << fmt.bits:,} codes"),
         ("Infinities", infinities, "codes"),
-        ("NaN", special - infinities, "codes"),
+        ("NaN", (1 << fmt.bits) - distinct - fmt.has_negative_zero - infinities, "codes"),
         ("Negative zero", "yes" if fmt.has_negative_zero else "no", "whether -0 has a code of its own"),
-    ]
-    return Table(("Constant", *col.right("Value"), "Exactly, or what it is"), tuple(rows), f"Constants of {fmt.label}")
+    )
+    columns = ("Constant", Column("Value", "right"), "Exactly, or what it is")
+    return Table(columns, rows, f"Constants of {fmt.label}")
 
 
 def _binades(fmt: FloatFormat) -> float:
@@ -249,26 +203,24 @@ def _binades(fmt: FloatFormat) -> float:
 def _layout(fmt: FloatFormat) -> Chart:
     """A box a bit, coloured and named by field."""
     fields = [("sign", int(fmt.signed)), ("exponent", fmt.exponent_bits), ("mantissa", fmt.mantissa_bits)]
-    data = pd.DataFrame([{"field": name, "bits": width} for name, width in fields if width])
+    fields = [(name, width) for name, width in fields if width]
+    data = pd.DataFrame(fields, columns=["field", "bits"])
 
     def draw(sketch: Sketch) -> None:
-        size, place = min(40.0, (sketch.width - 8) / fmt.bits), 4.0
-        bit = fmt.bits
+        size, place, bit = min(40.0, (sketch.width - 8) / fmt.bits), 4.0, fmt.bits
         for name, width in fields:
-            if not width:
-                continue
             colour, end = FIELDS[name], place + size * width
             for number in range(width):
                 bit -= 1
                 left = place + number * size
                 sketch.rectangles([(left + 1, 22, left + size - 1, 22 + 26)], colour)
-                sketch.text(left + size / 2, 40, name[0].upper(), "#fefefe", anchor="middle", bold=True)
+                sketch.text(left + size / 2, 40, name[0].upper(), BACKGROUND, anchor="middle", bold=True)
                 sketch.text(left + size / 2, 60, str(bit), MUTED, size=8, anchor="middle")
             label = f"{name}, {width}" if width * size > 60 else name if width * size > 34 else name[:4]
             sketch.text((place + end) / 2, 14, label, colour, anchor="middle", bold=True)
             place = end
 
-    words = "; ".join(f"{width} bit{'s' if width > 1 else ''} of {name}" for name, width in fields if width)
+    words = "; ".join(f"{width} bit{'s' if width > 1 else ''} of {name}" for name, width in fields)
     said = f"From the most significant bit: {words}."
     return Chart("layout", f"The bits of {fmt.label}, most significant first", said, data, sketch=draw, height=0.92)
 
@@ -280,20 +232,17 @@ def _positive(fmt: FloatFormat) -> NDArray[np.float64]:
 
 def _number_line(fmt: FloatFormat) -> Chart:
     """Every value on a linear and on a logarithmic line; of 16 bits one value a binade."""
-    values = fmt.finite_values
-    positive = _positive(fmt)
-    normal = fmt.min_normal
-    sparse = len(positive) > 1000
-    marks = np.unique(2.0 ** np.floor(np.log2(positive))) if sparse else positive
-    if sparse:
+    values, positive, marks = fmt.finite_values, _positive(fmt), _positive(fmt)
+    shown = "one tick a value"
+    if len(positive) > 1000:
+        marks = np.unique(2.0 ** np.floor(np.log2(positive)))
         values = np.concatenate([-marks[::-1], [0.0], marks])
-    data = pd.DataFrame({"value": values})
-    subnormal = positive[positive < normal] if normal is not None else positive
-    shown = "one tick a binade (power of two)" if sparse else "one tick a value"
+        shown = "one tick a binade (power of two)"
+    top, normal = float(positive[-1]), math.inf if fmt.min_normal is None else fmt.min_normal
+    subnormal = int((positive < normal).sum())
 
     def draw(sketch: Sketch) -> None:
         left, right = 14.0, sketch.width - 14
-        top = float(positive[-1])
         linear = Axis(-top if fmt.signed else 0.0, top, left, right)
         sketch.text(2, 12, f"linear: {shown}", MUTED, size=8.5)
         sketch.line([(left, 42), (right, 42)], GRID, 0.8)
@@ -305,28 +254,30 @@ def _number_line(fmt: FloatFormat) -> Chart:
         log = Axis(float(positive[0]) / 1.3, top * 1.3, left, right, log=True)
         sketch.text(2, 78, "logarithmic, positive values: ", MUTED, size=8.5)
         sketch.text(130, 78, "normal", PALETTE[0], size=8.5, bold=True)
-        if len(subnormal):
+        if subnormal:
             sketch.text(168, 78, "subnormal", PALETTE[1], size=8.5, bold=True)
         sketch.line([(left, 108), (right, 108)], GRID, 0.8)
-        low = marks[marks < normal] if normal is not None else marks
-        sketch.ticks((log(value) for value in marks[len(low) :]), 86, 108, PALETTE[0], 0.8)
-        sketch.ticks((log(value) for value in low), 94, 108, PALETTE[1], 1.2)
-        powers = _powers(float(positive[0]), top)
-        for power in powers:
-            sketch.text(log(2.0**power), 120, f"2^{power}".replace("-", "−"), MUTED, size=8, anchor="middle")
+        sketch.ticks(map(log, marks[marks >= normal]), 86, 108, PALETTE[0], 0.8)
+        sketch.ticks(map(log, marks[marks < normal]), 94, 108, PALETTE[1], 1.2)
+        for power in _powers(float(positive[0]), top):
+            sketch.text(log(2.0**power), 120, _two(power), MUTED, size=8, anchor="middle")
 
     said = (
         f"{len(fmt.finite_values):,} distinct finite values up to {fmt.max:g} in magnitude; {len(positive):,} are "
-        f"positive, {len(subnormal):,} of them subnormal."
+        f"positive, {subnormal:,} of them subnormal."
     )
+    data = pd.DataFrame({"value": values})
     return Chart("number-line", f"The values of {fmt.label} on a number line", said, data, sketch=draw, height=1.75)
+
+
+def _two(power: int) -> str:
+    return f"2^{power}".replace("-", "−")
 
 
 def _powers(low: float, high: float, most: int = 9) -> list[int]:
     """Powers of two from `low` to `high`, evenly spaced."""
     first, last = math.ceil(math.log2(low)), math.floor(math.log2(high))
-    every = max(1, math.ceil((last - first + 1) / most))
-    return list(range(first, last + 1, every))
+    return list(range(first, last + 1, max(1, math.ceil((last - first + 1) / most))))
 
 
 def _ulp_plot(fmt: FloatFormat) -> Chart:
@@ -345,19 +296,19 @@ def _ulp_plot(fmt: FloatFormat) -> Chart:
             (middle, "ulp relative to the value", "relative", PALETTE[1]),
         ):
             x = Axis(low, high, left + 50, left + middle - 14, log=True)
-            ulps = data[column]
-            y = Axis(float(ulps.min()) / 2, float(ulps.max()) * 2, sketch.height - 32, 24, log=True)
+            y = Axis(float(data[column].min()) / 2, float(data[column].max()) * 2, sketch.height - 32, 24, log=True)
             sketch.text(left + 4, 12, name, colour, bold=True)
             for power in _powers(y.low, y.high, 5):
-                sketch.line([(x.start, y(2.0**power)), (x.stop, y(2.0**power))], GRID, 0.6)
-                text = f"2^{power}".replace("-", "−")
-                sketch.text(x.start - 5, y(2.0**power) + 3, text, MUTED, size=8, anchor="end")
+                place = y(2.0**power)
+                sketch.line([(x.start, place), (x.stop, place)], GRID, 0.6)
+                sketch.text(x.start - 5, place + 3, _two(power), MUTED, size=8, anchor="end")
             for power in _powers(x.low, x.high, 5):
-                text = f"2^{power}".replace("-", "−")
-                sketch.text(x(2.0**power), y.start + 13, text, MUTED, size=8, anchor="middle")
-            points = []
-            for (begin, end), ulp in zip(itertools.pairwise(edges), data["ulp"], strict=True):
-                points += [(x(at), y(ulp if column == "ulp" else ulp / at)) for at in (begin, max(end, begin))]
+                sketch.text(x(2.0**power), y.start + 13, _two(power), MUTED, size=8, anchor="middle")
+            points = [
+                (x(at), y(ulp if column == "ulp" else ulp / at))
+                for (begin, end), ulp in zip(itertools.pairwise(edges), data["ulp"], strict=True)
+                for at in (begin, end)
+            ]
             sketch.line(points, colour, 1.5)
             if len(points) <= 2 or points[0][0] == points[-1][0]:
                 sketch.dots(points[:1], colour)
@@ -374,58 +325,46 @@ def _ulp_plot(fmt: FloatFormat) -> Chart:
 
 def _relations(fmt: FloatFormat) -> list[Block]:
     """How the other formats with pages lie to this one; a line a kind of relation."""
-    found = [fmt.relation(other) for other in PAGES if other != fmt]
-    if fmt.name == "e4m3":
-        found.append(fmt.relation(get_format("p3109_k8p4")))
+    others = [*(other for other in PAGES if other != fmt), *([get_format("p3109_k8p4")] if fmt.name == "e4m3" else [])]
     words = {
         "equal": "Equal: one quantizer where the scale is free",
         "subset": "Inside: every value is one of the other's",
         "superset": "Contains: every value of the other is one of its values",
     }
-    items = []
-    for kind, said in words.items():
-        relations = [relation for relation in found if relation.kind == kind]
-        if relations:
-            parts = (
-                md("{text} {other}", text=str(relation).rsplit(" ", 1)[0], other=format_link(relation.second))
-                for relation in relations
-            )
-            items.append(md("{said}: {parts}.", said=said, parts=join("; ", parts)))
+    found: dict[str, list[Md]] = {kind: [] for kind in words}
+    for relation in map(fmt.relation, others):
+        if relation.kind in found:
+            text = str(relation).rsplit(" ", 1)[0]
+            found[relation.kind].append(md("{text} {other}", text=text, other=format_link(relation.second)))
+    items = [
+        md("{said}: {parts}.", said=words[kind], parts=join("; ", parts)) for kind, parts in found.items() if parts
+    ]
     if not items:
-        return [
-            Paragraph("None of the other formats with a page is equal to it, inside it or around it, at any scale.")
-        ]
+        text = "None of the other formats with a page is equal to it, inside it or around it, at any scale."
+        return [Paragraph(text)]
     text = "Compared with the other formats that have a page, up to a power-of-two scale. "
     return [Paragraph(text + "The formats that are not named are neither inside nor around it."), Bullets(tuple(items))]
 
 
-def _codes(fmt: FloatFormat) -> list[Block]:
+def _codes(fmt: FloatFormat) -> Table:
     """All codes: the high half down, the low half across; 16 x 16 for 8 bits."""
-    low_bits = min(4, fmt.bits // 2)
-    across, down = 1 << low_bits, 1 << (fmt.bits - low_bits)
-    values = fmt.values
-    digits = max(1, math.ceil(fmt.bits / 4))
-
-    def row_name(row: int) -> str:
-        return f"{row << low_bits:0{digits}x}"
-
-    rows = tuple(
-        (code(row_name(row)), *(_value(float(values[(row << low_bits) + column])) for column in range(across)))
-        for row in range(down)
-    )
-    columns = (
-        Column("Code", sortable=False),
-        *(Column(f"+{column:x}", "right", sortable=False) for column in range(across)),
-    )
+    across, digits = 1 << min(4, fmt.bits // 2), max(1, math.ceil(fmt.bits / 4))
+    codes = range(1 << fmt.bits)
     data = pd.DataFrame(
         {
-            "code": [f"{value:0{digits}x}" for value in range(1 << fmt.bits)],
-            "bits": [f"{value:0{fmt.bits}b}" for value in range(1 << fmt.bits)],
-            "value": [_value(float(value), exact=True) for value in values],
+            "code": [f"{value:0{digits}x}" for value in codes],
+            "bits": [f"{value:0{fmt.bits}b}" for value in codes],
+            "value": [_value(float(value), exact=True) for value in fmt.values],
         }
     )
+    rows = ({"code": f"{first:0{digits}x}", "values": fmt.values[first:][:across]} for first in codes[::across])
+
+    def plus(at: int) -> Column:
+        return col.of(f"+{at:x}", lambda row: _value(float(row["values"][at])), right=True, sortable=False)
+
+    columns = (col.of("Code", lambda row: code(row["code"]), sortable=False), *map(plus, range(across)))
     caption = f"Every code of {fmt.label} in hexadecimal (row plus column), to three digits; exact in the files"
-    return [Table(columns, rows, caption, data=data, id="codes")]
+    return col.table(rows, columns, caption, "codes", data)
 
 
 def _value(value: float, exact: bool = False) -> str:
@@ -448,45 +387,39 @@ def _use(loader: ExperimentDataLoader, fmt: FloatFormat) -> list[Block]:
         return [*blocks, Paragraph(f"Pending: no recorded run uses {fmt.label}.")]
     report = using[using["role"] == "report"]
     weights = report[[_is(name, fmt) for name in report["weight"]]]
-    drawn: list[Block] = []
-    for _, runs in _main_arms(weights):
-        finished = runs[runs["status"] == "finished"]["run_id"].tolist()
-        drawn = [
-            block
-            for block in health.code_histograms(loader, finished)
-            if isinstance(block, ChartBlock) and block.chart.id == f"codes-{fmt.name}"
-        ]
-        if drawn:
-            arm = col.arm_link(str(runs["arm"].iloc[0]))
-            blocks += [Paragraph(md("The codes in use, from arm {arm}:", arm=arm)), *drawn]
-            break
-    if not drawn:
-        blocks.append(Paragraph("Pending: no recorded run of it counted the codes that its weights used."))
-    arms = report.drop_duplicates("arm")
-    counts = report.groupby("arm").size()
-    table = tuple(
-        (col.arm_link(str(row.arm)), row.format, row.scope, row.rule, int(row.max_steps), int(counts[row.arm]))
-        for row in arms.itertuples()
+    finished = weights[weights["status"] == "finished"].groupby("arm")["run_id"].agg(list)
+    drawn = (
+        (arm, block)
+        for arm in _main_arms(loader, weights)
+        for block in health.code_histograms(loader, finished.get(arm, []))
+        if isinstance(block, ChartBlock) and block.chart.id == f"codes-{fmt.name}"
     )
-    columns: tuple[Column | str, ...] = ("Arm", "Format", "Quantized", "Step rule", *col.right("Steps", "Runs"))
+    if (first := next(drawn, None)) is not None:
+        blocks += [Paragraph(md("The codes in use, from arm {arm}:", arm=col.arm_link(first[0]))), first[1]]
+    else:
+        blocks.append(Paragraph("Pending: no recorded run of it counted the codes that its weights used."))
+    arms = report.assign(runs=report.groupby("arm")["run_id"].transform("size")).drop_duplicates("arm")
     tuned = len(using) - len(report)
-    note = f" {tuned} more runs are of tuning studies." if tuned else ""
-    if table:
-        listed = Table(columns, table, f"Arms that use {fmt.label}")
-        blocks.append(Details(f"The {len(table)} arms that use {fmt.label}.{note}", (listed,)))
+    note = f"{tuned} more runs are of tuning studies." if tuned else ""
+    if len(arms):
+        listed = col.table(arms, _ARMS, f"Arms that use {fmt.label}")
+        blocks.append(Details(f"The {len(arms)} arms that use {fmt.label}. {note}".strip(), (listed,)))
     elif note:
-        blocks.append(Paragraph(note.strip()))
+        blocks.append(Paragraph(note))
     return blocks
 
 
-def _main_arms(runs: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
-    """Arms by how much they tell of the format alone: all operands quantized, AdamW and most runs first."""
-    order = runs.assign(
-        operands=[scope.count("+") for scope in runs["scope"]],
-        plain=(runs["rule"] == "AdamW") & ~runs["scope"].str.contains(";"),
-        total=runs.groupby("arm")["run_id"].transform("size"),
-    ).sort_values(["plain", "operands", "total", "arm"], ascending=[False, False, False, True])
-    return ((str(arm), group) for arm, group in order.groupby("arm", sort=False))
+def _main_arms(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:
+    """Arms by how much they tell of the format alone: nothing else of ours changed, most operands, most runs first."""
+
+    def order(arm: str) -> tuple[bool, int, int, str]:
+        config = loader.config(arm)
+        changed = {key for key in changes(config) if key.startswith(("quantize.", "scaling.", "optimizer."))}
+        plain = config.foreign is None and changed <= FORMAT_ALONE
+        return not plain, -len(config.quantize.operands), -counts[arm], arm
+
+    counts = runs["arm"].value_counts()
+    return sorted(counts.index, key=order)
 
 
 def _is(name: object, fmt: FloatFormat) -> bool:

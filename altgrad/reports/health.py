@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,7 @@ from altgrad.pages import (
     Block,
     Chart,
     ChartBlock,
+    Column,
     Heading,
     Paragraph,
     Sketch,
@@ -34,9 +34,8 @@ from altgrad.reports.heat_map import Levels, heat_map
 from altgrad.runs import RunRecord
 from altgrad.runs.pack import is_histogram
 
-_MORE_THAN_ZERO = float(np.nextafter(0.0, 1.0))
 LOST = Levels(
-    (_MORE_THAN_ZERO, 0.001, 0.01, 0.05, 0.25),
+    (float(np.nextafter(0.0, 1.0)), 0.001, 0.01, 0.05, 0.25),
     ("0", "below 0.1%", "below 1%", "below 5%", "below 25%", "25% or more"),
     words.percent,
 )
@@ -57,71 +56,95 @@ RANK = Levels(
     ("95% or more", "90 to 95%", "80 to 90%", "65 to 80%", "50 to 65%", "below 50%"),
     words.percent,
 )
-LOSSES: tuple[tuple[str, str, Levels], ...] = (
-    ("underflow", "Underflow", LOST),
-    ("overflow", "Overflow", LOST),
-    ("sqnr_db", "SQNR", SQNR),
-)
-"""What rounding does to operands: statistic, title, levels."""
-MEANINGS = {
-    "underflow": "Fraction of nonzero elements that rounding turned into zero.",
-    "overflow": "Fraction of nonzero elements beyond the format's largest value.",
-    "sqnr_db": "Signal-to-quantization-noise ratio.",
+
+
+class Figure(NamedTuple):
+    """A figure of the layers that has a heat map: its name, levels, meaning and panels, and what it is relative to."""
+
+    title: str
+    levels: Levels
+    meaning: str
+    panels: dict[str, str] = OPERAND_NAMES
+    relative: str = ""
+
+
+_RANK = "Effective rank of each weight relative to the first look."
+_STALL = "Share of the proposed changes that left the stored code as it was."
+FIGURES = {
+    "underflow": Figure("Underflow", LOST, "Fraction of nonzero elements that rounding turned into zero."),
+    "overflow": Figure("Overflow", LOST, "Fraction of nonzero elements beyond the format's largest value."),
+    "sqnr_db": Figure("SQNR", SQNR, "Signal-to-quantization-noise ratio."),
+    "stall_ratio": Figure("Stall ratio", STALL, _STALL, {"update": "optimizer's step"}),
+    "effective_rank": Figure("Effective rank", RANK, _RANK, {"weight": "weights"}, ", relative to the first look"),
 }
-
-_Columns = tuple[tuple[str, str, Callable[[float], str]], ...]
-
-
-_OFTEN_ZERO = ("nonfinite", "overflow", "underflow", "dead", "zero", "stall_ratio", "zero_update")
-"""Figures whose column says nothing where all of it is 0: the table's caption says it."""
+"""By the statistic of the records, in the order of pages."""
 
 
-def _figure(value: float) -> str:
+def _short(value: float) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
+def _digits(digits: int) -> Callable[[float], str]:
+    return lambda value: words.number(value, digits)
 
 
-_OPERANDS: _Columns = (
-    ("amax", "Amax", _figure),
-    ("scale", "Scale", _figure),
-    ("nonfinite", "NaN, infinite", _count),
-    ("overflow", "Overflow", words.percent),
-    ("underflow", "Underflow", words.percent),
-    ("sqnr_db", "SQNR (dB)", lambda value: words.number(value, 1)),
-    ("dead", "Dead", words.percent),
-    ("codes_used", "Codes used", words.percent),
-    ("code_entropy", "Entropy (bits)", lambda value: words.number(value, 2)),
+STATISTICS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "amax": ("Amax", _short),
+    "scale": ("Scale", _short),
+    "norm_l2": ("Norm L2", _short),
+    "norm_inf": ("Largest", _short),
+    "zero": ("Zero", words.percent),
+    "nonfinite": ("NaN, infinite", lambda value: f"{value:,.0f}"),
+    "overflow": ("Overflow", words.percent),
+    "underflow": ("Underflow", words.percent),
+    "sqnr_db": ("SQNR (dB)", _digits(1)),
+    "dead": ("Dead", words.percent),
+    "codes_used": ("Codes used", words.percent),
+    "code_entropy": ("Entropy (bits)", _digits(2)),
+    "spectral_norm": ("Spectral norm", _short),
+    "stable_rank": ("Stable rank", _digits(1)),
+    "effective_rank": ("Effective rank", _digits(1)),
+    "code_position": ("Code position", words.number),
+    "grid_distance": ("Distance to the grid (ulp)", words.number),
+    "stiffness_correlation": ("Correlation with S", words.number),
+    "shadow_cosine": ("Cosine to unrounded", _digits(4)),
+    "shadow_snr_db": ("SNR to unrounded (dB)", _digits(1)),
+    "stall_ratio": ("Stall ratio", words.percent),
+    "zero_update": ("No change proposed", words.percent),
+    "ulps_rms": ("Step (ulps, rms)", _short),
+    "ulps_0": ("0", words.percent),
+    **{f"ulps_2^{power}": (f"below 2^{power}", words.percent) for power in (-6, -4, -2, 0, 2, 4)},
+    "ulps_inf": ("2^4 or more", words.percent),
+}
+"""Title and text of each statistic in the tables of the last look."""
+_OFTEN_ZERO = ("nonfinite", "overflow", "underflow", "dead", "zero", "stall_ratio", "zero_update")
+"""Figures whose column says nothing where all of it is 0: the table's caption says it."""
+_OF_OPERANDS = "amax scale nonfinite overflow underflow sqnr_db dead codes_used code_entropy"
+_OF_WEIGHTS = "spectral_norm stable_rank effective_rank code_position grid_distance"
+_OF_GRADIENTS = "norm_l2 norm_inf zero nonfinite stiffness_correlation shadow_cosine shadow_snr_db"
+_OF_STEPS = "norm_l2 stall_ratio zero_update ulps_rms"
+_OF_ULPS = " ".join(name for name in STATISTICS if name.startswith("ulps_") and name != "ulps_rms")
+SUBJECTS = (
+    ("", "Operands at the last look ({}), fractions of nonzero elements", tuple(OPERAND_NAMES), _OF_OPERANDS),
+    ("-weights", "Weights at the last look ({})", ("weight",), _OF_WEIGHTS),
+    ("-gradients", "Gradients of the weights at the last look ({})", ("gradient",), _OF_GRADIENTS),
+    ("-step", "The optimizer's step at the last look ({})", ("update",), _OF_STEPS),
+    ("-ulps", "How far that step moved the weights, in ulps: fractions of elements ({})", ("update",), _OF_ULPS),
 )
-_WEIGHTS: _Columns = (
-    ("spectral_norm", "Spectral norm", _figure),
-    ("stable_rank", "Stable rank", lambda value: words.number(value, 1)),
-    ("effective_rank", "Effective rank", lambda value: words.number(value, 1)),
-    ("code_position", "Code position", words.number),
-    ("grid_distance", "Distance to the grid (ulp)", words.number),
-)
-_GRADIENTS: _Columns = (
-    ("norm_l2", "Norm L2", _figure),
-    ("norm_inf", "Largest", _figure),
-    ("zero", "Zero", words.percent),
-    ("nonfinite", "NaN, infinite", _count),
-    ("stiffness_correlation", "Correlation with S", words.number),
-    ("shadow_cosine", "Cosine to unrounded", lambda value: words.number(value, 4)),
-    ("shadow_snr_db", "SNR to unrounded (dB)", lambda value: words.number(value, 1)),
-)
-_STEP: _Columns = (
-    ("norm_l2", "Norm L2", _figure),
-    ("stall_ratio", "Stall ratio", words.percent),
-    ("zero_update", "No change proposed", words.percent),
-    ("ulps_rms", "Step (ulps, rms)", _figure),
-)
-_ULPS: _Columns = (
-    ("ulps_0", "0", words.percent),
-    *((f"ulps_2^{power}", f"below 2^{power}", words.percent) for power in (-6, -4, -2, 0, 2, 4)),
-    ("ulps_inf", "2^4 or more", words.percent),
-)
+"""The tables of the last look: end of the id, caption, operands, statistics."""
+
+
+def heading(looks: pd.DataFrame, runs: int) -> list[Block]:
+    """The section's head: whose looks these are, and at which steps."""
+    whose = f"means over {runs} runs" if runs > 1 else "figures of one run"
+    steps = looks["step"]
+    text = f"{looks['step'].nunique()} looks from step {steps.min()} to {steps.max()}; {whose}."
+    return [Heading("Health of the layers"), Paragraph(text)]
+
+
+def note(run_ids: Sequence[Any]) -> str:
+    """Whose figures a chart shows, in words."""
+    return f"Mean over {len(run_ids)} runs." if len(run_ids) > 1 else f"Run {run_ids[0]}."
 
 
 def over_time(looks: pd.DataFrame, note: str, prefix: str = "") -> list[Block]:
@@ -134,32 +157,18 @@ def over_time(looks: pd.DataFrame, note: str, prefix: str = "") -> list[Block]:
     """
     blocks: list[Block] = []
     calm = []
-    for statistic, title, levels in LOSSES:
-        data = _of(looks, statistic, OPERAND_NAMES)
-        if data.empty:
-            continue
-        if levels is LOST and not (data["value"] > 0).any():
-            calm.append(title.lower())
-        else:
-            said = f"{MEANINGS[statistic]} {note}"
-            name = f"{prefix}{statistic.removesuffix('_db')}"
-            blocks.append(lost(name, f"{title} by layer and step", data, levels, said))
-    stall = _of(looks, "stall_ratio", {"update": ""})
-    if len(stall) and not (stall["value"] > 0).any():
-        calm.append("stall ratio")
-    elif len(stall):
-        said = f"Share of the proposed changes that left the stored code as it was. {note}"
-        titles = {"update": "optimizer's step"}
-        chart = heat_map(f"{prefix}stall", "Stall ratio by layer and step", stall, STALL, titles, said)
-        blocks.append(ChartBlock(chart))
-    rank = _of(looks, "effective_rank", {"weight": ""})
-    if len(rank):
-        first = rank.drop_duplicates("layer").set_index("layer")["value"].replace(0.0, np.nan)
-        relative = rank.assign(value=rank["value"] / rank["layer"].map(first))
-        said = f"Effective rank of each weight relative to the first look. {note}"
-        title = "Effective rank by layer and step, relative to the first look"
-        chart = heat_map(f"{prefix}rank", title, relative, RANK, {"weight": "weights"}, said)
-        blocks.append(ChartBlock(chart))
+    for statistic, figure in FIGURES.items():
+        data = _of(looks, statistic, figure.panels)
+        if figure.relative and len(data):
+            first = data.drop_duplicates("layer").set_index("layer")["value"].replace(0.0, np.nan)
+            data = data.assign(value=data["value"] / data["layer"].map(first))
+        if len(data) and figure.levels.sign > 0 and not (data["value"] > 0).any():
+            calm.append(figure.title.lower())
+        elif len(data):
+            identity = prefix + {"sqnr_db": "sqnr", "stall_ratio": "stall", "effective_rank": "rank"}.get(
+                statistic, statistic
+            )
+            blocks.append(by_layer(identity, statistic, data, note))
     blocks += _gradient_norms(looks, note, prefix)
     if calm:
         text = f"{words.names(calm)}: 0 in every layer at every look."
@@ -167,9 +176,11 @@ def over_time(looks: pd.DataFrame, note: str, prefix: str = "") -> list[Block]:
     return blocks
 
 
-def lost(identity: str, title: str, data: pd.DataFrame, levels: Levels, note: str) -> ChartBlock:
-    """A heat map of what rounding did to the operands: rows layer, operand, step, value."""
-    return ChartBlock(heat_map(identity, title, data, levels, OPERAND_NAMES, note))
+def by_layer(identity: str, statistic: str, data: pd.DataFrame, note: str, whose: str = "") -> ChartBlock:
+    """A heat map of one of `FIGURES`: rows layer, operand, step, value; `whose` stands in its title, `note` below."""
+    figure = FIGURES[statistic]
+    title = f"{figure.title}{whose} by layer and step{figure.relative}"
+    return ChartBlock(heat_map(identity, title, data, figure.levels, figure.panels, f"{figure.meaning} {note}"))
 
 
 def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str], last: pd.DataFrame) -> list[Block]:
@@ -185,23 +196,8 @@ def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str], last: pd.Dat
     who = f"mean over {len(run_ids)} runs" if len(run_ids) > 1 else "one run"
     who += f", step {int(last['step'].max())}"
     tables = [
-        _table(
-            last,
-            tuple(OPERAND_NAMES),
-            _OPERANDS,
-            f"Operands at the last look ({who}), fractions of nonzero elements",
-            "",
-        ),
-        _table(last, ("weight",), _WEIGHTS, f"Weights at the last look ({who})", "weights"),
-        _table(last, ("gradient",), _GRADIENTS, f"Gradients of the weights at the last look ({who})", "gradients"),
-        _table(last, ("update",), _STEP, f"The optimizer's step at the last look ({who})", "step"),
-        _table(
-            last,
-            ("update",),
-            _ULPS,
-            f"How far that step moved the weights, in ulps: fractions of elements ({who})",
-            "ulps",
-        ),
+        _table(last, f"health{end}", caption.format(who), operands, statistics.split())
+        for end, caption, operands, statistics in SUBJECTS
     ]
     return [*histograms, *(table for table in tables if table is not None)]
 
@@ -243,18 +239,17 @@ def _gradient_norms(looks: pd.DataFrame, note: str, prefix: str) -> list[Block]:
         return []
     colours = dict(zip(_kinds(data["layer_type"]), itertools.cycle(PALETTE), strict=False))
     dashes = dict(zip(colours, itertools.cycle(("", "6 2", "2 2", "7 2 2 2")), strict=False))
-    last = data[data["step"] == data["step"].max()].sort_values("value")
-    absent = (
-        "" if len(data) == len(norms) else f" {len(norms) - len(data)} norms that are 0 or not finite are left out."
-    )
+    steps, last = data["step"], data[data["step"] == data["step"].max()].sort_values("value")
+    absent = len(norms) - len(data)
     description = (
         f"{note} L2 norm of the gradient of each of {data['layer'].nunique()} weights, before clipping, from step "
-        f"{data['step'].min()} to {data['step'].max()}. At the end the largest is {last['layer'].iloc[-1]} "
-        f"{last['value'].iloc[-1]:.3g}, the smallest {last['layer'].iloc[0]} {last['value'].iloc[0]:.3g}.{absent}"
+        f"{steps.min()} to {steps.max()}. At the end the largest is {last['layer'].iloc[-1]} "
+        f"{last['value'].iloc[-1]:.3g}, the smallest {last['layer'].iloc[0]} {last['value'].iloc[0]:.3g}."
+        f"{f' {absent} norms that are 0 or not finite are left out.' if absent else ''}"
     ).strip()
 
     def draw(sketch: Sketch) -> None:
-        x = Axis(float(data["step"].min()), float(data["step"].max()), 54, sketch.width - 10)
+        x = Axis(float(steps.min()), float(steps.max()), 54, sketch.width - 10)
         low, high = float(data["value"].min()), float(data["value"].max())
         y = Axis(low / 1.2, high * 1.2, sketch.height - 34, 34, log=True)
         plot_axes(sketch, x, y, "step", "")
@@ -269,8 +264,7 @@ def _gradient_norms(looks: pd.DataFrame, note: str, prefix: str) -> list[Block]:
             place += 42 + 4.9 * len(name)
 
     title = "Gradient norm of each layer by step"
-    chart = Chart(f"{prefix}gradients", title, description, data, sketch=draw, height=2.8)
-    return [ChartBlock(chart)]
+    return [ChartBlock(Chart(f"{prefix}gradients", title, description, data, sketch=draw, height=2.8))]
 
 
 def _kinds(layer_types: Iterable[str]) -> list[str]:
@@ -279,43 +273,35 @@ def _kinds(layer_types: Iterable[str]) -> list[str]:
     return sorted(set(layer_types), key=lambda kind: (order.get(kind, len(order)), kind))
 
 
-def _table(last: pd.DataFrame, operands: Sequence[str], columns: _Columns, caption: str, name: str) -> Table | None:
+def _table(
+    last: pd.DataFrame, identity: str, caption: str, operands: Sequence[str], statistics: Sequence[str]
+) -> Table | None:
     """One subject of the last look: only the columns and rows that were recorded."""
-    titles = {statistic: title for statistic, title, _ in columns}
     found: dict[tuple[int, int], dict[str, Any]] = {}
     steps: dict[str, int] = {}
     some = set()
-    names = ("layer", "layer_type", "operand")
-    mine = last[last["operand"].isin(operands) & last["statistic"].isin(titles)]
-    columns_of = [mine[name].tolist() for name in (*names, "place", "statistic", "step", "value")]
-    for *named, row, statistic, step, value in zip(*columns_of, strict=True):
+    names = ["layer", "layer_type", "operand"]
+    mine = last[last["operand"].isin(operands) & last["statistic"].isin(statistics)]
+    cells = mine[[*names, "place", "statistic", "step", "value"]]
+    for *named, row, statistic, step, value in zip(*(cells[name].tolist() for name in cells), strict=True):
         place = (operands.index(named[2]), row)
         found.setdefault(place, dict(zip(names, named, strict=True)))[statistic] = value
         steps[statistic] = max(step, steps.get(statistic, 0))
         some |= {statistic} if value != 0 else set()
-    zero = [statistic for statistic in titles if statistic in _OFTEN_ZERO and statistic in steps.keys() - some]
-    shown = [(key, title, text) for key, title, text in columns if key in steps and key not in zero]
-    if not shown:
+    recorded, newest = [name for name in statistics if name in steps], int(last["step"].max())
+    zero = [name for name in recorded if name in _OFTEN_ZERO and name not in some]
+    if len(recorded) == len(zero):
         return None
-    records = [found[place] for place in sorted(found)]
-    rows = tuple(
-        (
-            row["layer"],
-            OPERAND_NAMES[row["operand"]] if len(operands) > 1 else row["layer_type"],
-            *(text(row[key]) if not math.isnan(row.get(key, math.nan)) else None for key, _, text in shown),
-        )
-        for row in records
-    )
-    newest = int(last["step"].max())
-    heads = [title + (f" (step {steps[key]})" if steps[key] != newest else "") for key, title, _ in shown]
-    absent = f". {words.names([titles[key] for key in zero])}: 0 everywhere" if zero else ""
-    return Table(
-        ("Layer", "Operand" if len(operands) > 1 else "Type", *col.right(*heads)),
-        rows,
-        caption + absent,
-        data=pd.DataFrame(records),
-        id=f"health-{name}" if name else "health",
-    )
+
+    def column(name: str) -> Column:
+        title, text = STATISTICS[name]
+        later = f" (step {steps[name]})" if steps[name] != newest else ""
+        return col.of(title + later, lambda row: None if col.missing(row.get(name)) else text(row[name]), right=True)
+
+    kind = col.text("Operand", "operand", OPERAND_NAMES) if len(operands) > 1 else col.text("Type", "layer_type")
+    absent = f". {words.names([STATISTICS[name][0] for name in zero])}: 0 everywhere" if zero else ""
+    columns = (col.text("Layer", "layer"), kind, *(column(name) for name in recorded if name not in zero))
+    return col.table([found[place] for place in sorted(found)], columns, caption + absent, identity)
 
 
 def _format(record: RunRecord, operand: str, step: int) -> FloatFormat | None:
@@ -356,44 +342,27 @@ def _codes(counts: pd.DataFrame, operand: str, fmt: FloatFormat, runs: int) -> C
         x = Axis(-0.5, len(values) - 0.5, 70, sketch.width - 10)
         up = 0.62 * INCH
         for row, (kind, share) in enumerate(shares.items()):
-            base = (row + 1) * up
-            top = float(share.max())
-            boxes = [
-                (x(at - 0.5), base - 0.85 * up * share[at] / top, x(at + 0.5), base) for at in np.flatnonzero(share)
-            ]
+            base, top = (row + 1) * up, float(share.max())
+            used = np.flatnonzero(share)
             sketch.line([(x.start, base), (x.stop, base)], GRID, 0.6)
+            boxes = [(x(at - 0.5), base - 0.85 * up * share[at] / top, x(at + 0.5), base) for at in used]
             sketch.rectangles(boxes, PALETTE[0])
             sketch.text(64, base - 0.42 * up, str(kind), size=8, anchor="end")
             sketch.text(64, base - 0.42 * up + 10, f"peak {words.percent(top)}", MUTED, size=7.5, anchor="end")
-        parts = (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
         bottom = len(shares) * up
-        for place in sorted({round(part * (len(values) - 1)) for part in parts}):
+        for place in sorted({round(part / 8 * (len(values) - 1)) for part in range(9)}):
             text = f"{values[place]:.3g}".replace("-", "−")
             sketch.text(x(place), bottom + 13, text, MUTED, size=8, anchor="middle")
         label = f"the {len(values)} finite values of {fmt.label} in order (before scaling)"
         sketch.text(x.stop, bottom + 27, label, MUTED, size=8.5, anchor="end")
 
-    whose = f"{runs} runs" if runs > 1 else "one run"
-    step = int(counts["step"].max())
+    name, whose = OPERAND_NAMES[operand], f"{runs} runs" if runs > 1 else "one run"
     return Chart(
         f"codes-{fmt.name}" if operand == "weight" else f"codes-{operand.replace('_', '-')}-{fmt.name}",
-        f"Which values of {fmt.label} the {OPERAND_NAMES[operand]} use, by layer type",
-        f"Share of the {OPERAND_NAMES[operand]} on each of the {len(values)} finite values at step {step} of {whose}. "
-        f"{said}.",
+        f"Which values of {fmt.label} the {name} use, by layer type",
+        f"Share of the {name} on each of the {len(values)} finite values at step {int(counts['step'].max())} of "
+        f"{whose}. {said}.",
         data,
         sketch=draw,
         height=0.62 * len(kinds) + 0.5,
     )
-
-
-def heading(looks: pd.DataFrame, runs: int) -> list[Block]:
-    """The section's head: whose looks these are, and at which steps."""
-    whose = f"means over {runs} runs" if runs > 1 else "figures of one run"
-    steps = looks["step"]
-    text = f"{looks['step'].nunique()} looks from step {steps.min()} to {steps.max()}; {whose}."
-    return [Heading("Health of the layers"), Paragraph(text)]
-
-
-def note(run_ids: Sequence[Any]) -> str:
-    """Whose figures a chart shows, in words."""
-    return f"Mean over {len(run_ids)} runs." if len(run_ids) > 1 else f"Run {run_ids[0]}."

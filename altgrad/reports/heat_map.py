@@ -79,7 +79,8 @@ def heat_map(
     whole[place] = data["value"]
     cells, first_steps = _shared_columns(whole, steps, levels.sign)
     said = _heat_words(cells, layers, [panels[name] for name in shown], first_steps, levels)
-    rows, left_out = _worst_rows(cells, levels.sign), ""
+    worst = np.where(np.isnan(cells), -np.inf, levels.sign * cells).max(axis=(1, 2))
+    rows, left_out = sorted(np.argsort(-worst, kind="stable")[:HEAT_ROWS].tolist()), ""
     if len(rows) < len(layers):
         left_out = f" Of {len(layers)} layers the {len(rows)} with the worst values are drawn."
     if len(first_steps) < len(steps):
@@ -114,28 +115,17 @@ def heat_map(
         for found, colour in zip(boxes, (*HEAT, MUTED), strict=True):
             drawing.rectangles(found, colour)
 
-    return Chart(
-        identity,
-        title,
-        f"{note} {said}{left_out}".strip(),
-        _wide(whole, layers, shown, steps),
-        sketch=sketch,
-        width=width,
-        height=height,
-    )
+    description, wide = f"{note} {said}{left_out}".strip(), _wide(whole, layers, shown, steps)
+    return Chart(identity, title, description, wide, sketch=sketch, width=width, height=height)
 
 
 def _wide(
     cells: NDArray[np.float64], layers: Sequence[str], operands: Sequence[str], steps: NDArray[np.int64]
 ) -> pd.DataFrame:
     """[layers, operands, steps] as a table to download: a row a layer and operand with values, a column a step."""
-    rows = [(row, panel) for row, panel in np.argwhere(~np.isnan(cells).all(axis=2))]
-    names_ = {
-        "layer": [layers[row] for row, _ in rows],
-        "operand": [operands[panel] for _, panel in rows],
-    }
-    values = cells[tuple(np.array(rows, dtype=int).reshape(-1, 2).T)]
-    return pd.concat([pd.DataFrame(names_), pd.DataFrame(values, columns=[str(step) for step in steps])], axis=1)
+    index = pd.MultiIndex.from_product([layers, operands], names=["layer", "operand"])
+    frame = pd.DataFrame(cells.reshape(len(index), len(steps)), index, [str(step) for step in steps])
+    return frame.dropna(how="all").reset_index()
 
 
 def _shared_columns(
@@ -149,12 +139,6 @@ def _shared_columns(
     return sign * worst, steps[starts]
 
 
-def _worst_rows(cells: NDArray[np.float64], sign: int) -> list[int]:
-    """The rows to draw, in order: all, or the `HEAT_ROWS` with the worst values."""
-    worst = np.where(np.isnan(cells), -np.inf, sign * cells).max(axis=(1, 2))
-    return sorted(np.argsort(-worst, kind="stable")[:HEAT_ROWS].tolist())
-
-
 def _runs(levels: NDArray[np.int64]) -> list[tuple[int, int, int]]:
     """(level, start, stop) of each run of equal levels."""
     edges = [0, *(np.flatnonzero(np.diff(levels)) + 1).tolist(), len(levels)]
@@ -162,21 +146,19 @@ def _runs(levels: NDArray[np.int64]) -> list[tuple[int, int, int]]:
 
 
 def _heat_words(
-    cells: NDArray[np.float64],
-    layers: Sequence[str],
-    panels: Sequence[str],
-    steps: NDArray[np.int64],
-    levels: Levels,
+    cells: NDArray[np.float64], layers: Sequence[str], panels: Sequence[str], steps: NDArray[np.int64], levels: Levels
 ) -> str:
     """A heat map in words: its extent, its worst layers with figures, and how many values are missing."""
     known = ~np.isnan(cells)
     missing = int((~known & known.any(axis=2, keepdims=True)).sum())
-    worst = np.where(known, levels.sign * cells, -np.inf).max(axis=2)
-    order = np.argsort(-worst, axis=None, kind="stable")[:3]
+    badness = np.where(known, levels.sign * cells, -np.inf)
+    worst = badness.max(axis=2)
     parts = []
-    for row, panel in zip(*np.unravel_index(order, worst.shape), strict=True):
-        if np.isfinite(worst[row, panel]) or known[row, panel].any():
-            column = int(np.argmax(np.where(known[row, panel], levels.sign * cells[row, panel], -np.inf)))
+    for row, panel in zip(
+        *np.unravel_index(np.argsort(-worst, axis=None, kind="stable")[:3], worst.shape), strict=True
+    ):
+        if known[row, panel].any():
+            column = int(np.argmax(badness[row, panel]))
             where = f"{layers[row]} {panels[panel]}" if len(panels) > 1 else layers[row]
             parts.append(f"{where} {levels.text(cells[row, panel, column])} at step {steps[column]}")
     absent = f" {missing} values are missing ({levels.missing})." if missing else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from altgrad.analysis.comparison import FormatComparator
-from altgrad.analysis.failures import headline
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.pages import Block, Bullets, ChartBlock, CodeBlock, Heading, Link, Md, Page, PageRef, Paragraph, md
 from altgrad.reports.format_comparison import by_layer_type, changes_if, gap_chart, headline_answer
@@ -22,7 +21,7 @@ WAYS_ON = (
 def home_page(loader: ExperimentDataLoader) -> Page:
     """The page, from the records of `loader`."""
     comparator = loader.once(FormatComparator)
-    comparison = headline(comparator)
+    comparison = comparator.headline
     found: list[Block] = [
         Paragraph(Md("**Sweet-spot format: pending.** No runs are recorded yet.")),
         CodeBlock("make demo", "bash"),

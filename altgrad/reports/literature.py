@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 
 import pandas as pd
@@ -15,9 +16,7 @@ from altgrad.analysis.statistics import MARGIN
 from altgrad.pages import (
     Block,
     Bullets,
-    Cell,
     ChartBlock,
-    Column,
     Heading,
     Link,
     Md,
@@ -30,6 +29,7 @@ from altgrad.pages import (
     md,
 )
 from altgrad.reports import charts
+from altgrad.reports import columns as col
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.pending import pending, pending_note
 from altgrad.reports.provenance import left_out, provenance, traceability
@@ -37,19 +37,24 @@ from altgrad.reports.scope import data_line
 from altgrad.reports.verdicts import tests_table, verdict_table
 
 PATH = "reports/literature"
+VERBS = {
+    "agreement": ("agrees", "agree"),
+    "no agreement": ("does not agree", "do not agree"),
+    "inconclusive": ("is inconclusive", "are inconclusive"),
+}
 
 
 def literature_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
     """The page, from the records of `loader`; claims whose runs are missing are pending, with what is missing."""
     found, written = loader.once(findings), verdicts(loader, "H15", "H16")
-    decided = [finding for finding in found if len(finding.tests)]
+    tests = pd.concat([each.tests.assign(claim=each.claim.id, answer=each.answer) for each in found], ignore_index=True)
     blocks: list[Block] = [
         Paragraph(Md("*Do these small simulated runs show what others report at scale?*")),
         data_line(loader),
         *left_out(loader),
         Heading("Executive Summary"),
         Paragraph(_answer(found)),
-        *_chart(decided),
+        *_chart(tests),
         Heading("Theirs and ours"),
         _table(found),
         Paragraph(
@@ -60,134 +65,11 @@ def literature_page(loader: ExperimentDataLoader, built: datetime | None = None)
         Heading("Written down beforehand"),
         verdict_table(written, "verdicts"),
         *tests_table(written, "verdict-tests"),
+        *(block for finding in found for block in _section(finding)),
     ]
-    for finding in found:
-        blocks += _section(finding)
-    if not decided:
+    if tests.empty:
         blocks += pending("No comparison with the literature is recorded in full.", ["formats", "literature"])
-    arms = [arm for finding in found for column in ("arm", "against") for arm in finding.tests[column]]
-    compared = [
-        (row["contrast"], row["arm"], row["against"]) for finding in found for row in finding.tests.to_dict("records")
-    ]
-    return Page(
-        PATH,
-        "Does this agree with the literature?",
-        (*blocks, *_limits(), *machine_blocks(loader, compared), *traceability(loader, arms)),
-        description="What others report on training in 8 and 4 bits beside what AltGrad's recorded runs show.",
-        provenance=provenance(loader, built),
-    )
-
-
-def _answer(found: tuple[Finding, ...]) -> Md:
-    counts = Counter(finding.answer for finding in found)
-    compared = len(found) - counts["related work"] - counts["pending"]
-    named = {
-        "agreement": ("agrees", "agree"),
-        "no agreement": ("does not agree", "do not agree"),
-        "inconclusive": ("is inconclusive", "are inconclusive"),
-    }
-    numbers = {text: counts[answer] for answer, text in named.items() if counts[answer]}  # type: ignore[index]
-    parts = [f"{number} {one if number == 1 else many}" for (one, many), number in numbers.items()]
-    waiting = (
-        f" {counts['pending']} more are pending: their runs are not recorded in full." if counts["pending"] else ""
-    )
-    if not compared:
-        text = "**Agreement with the literature: pending.** The runs of {count} claims are not recorded in full."
-        return md(text, count=counts["pending"])
-    against = [finding.claim.question for finding in found if finding.answer == "no agreement"]
-    other = md(" Without agreement: {names}", names=" ".join(against)) if against else Md("")
-    return md(
-        "**Of {count} reported results that our runs can be held against, {parts}.**{waiting}{other}",
-        count=compared,
-        parts=words.names(parts),
-        waiting=waiting,
-        other=other,
-    )
-
-
-def _table(found: tuple[Finding, ...]) -> Table:
-    rows: list[tuple[Cell, ...]] = []
-    records = []
-    for finding in found:
-        claim = finding.claim
-        tests = finding.tests.to_dict("records")
-        said = [
-            f"{words.number(row['difference'], sign=True)} {words.interval(row['low'], row['high'])}" for row in tests
-        ]
-        pairs = sorted({int(row["n_pairs"]) for row in tests})
-        rows.append(
-            (
-                finding.answer,
-                Link(claim.question, PageRef(PATH, claim.id)),
-                escape("; ".join(said)) if said else None,
-                ", ".join(map(str, pairs)) or None,
-                claim.planned or "no",
-                _references(finding),
-            )
-        )
-        records.append(
-            {"claim": claim.id, "answer": finding.answer, "planned": claim.planned, "evidence": finding.evidence}
-        )
-    columns: tuple[Column | str, ...] = (
-        "Agreement",
-        "Question",
-        Column("Our difference, nats a character, 95% interval"),
-        Column("Pairs", "right"),
-        "Planned",
-        "Reference",
-    )
-    return Table(columns, tuple(rows), "Reported results and ours", data=pd.DataFrame(records), id="claims")
-
-
-def _references(finding: Finding) -> Md:
-    return join("; ", [Link(name, f"https://arxiv.org/abs/{number}") for name, number in finding.claim.references])
-
-
-def _section(finding: Finding) -> list[Block]:
-    claim = finding.claim
-    blocks: list[Block] = [
-        Heading(claim.question, 3, claim.id),
-        Bullets(
-            (
-                md("They report: {text} ({references})", text=claim.reported, references=_references(finding)),
-                md("At which scale: {text}", text=claim.scale),
-                md("We compare: {text}", text=claim.ours),
-                md("**Our runs: {answer}.** {evidence}", answer=finding.answer, evidence=finding.evidence),
-                md("Why the settings differ: {text}", text=claim.differs),
-            )
-        ),
-    ]
-    if finding.answer == "pending":
-        blocks.append(pending_note(finding.evidence, claim.studies))
-    return blocks
-
-
-def _chart(decided: list[Finding]) -> list[Block]:
-    frames = [finding.tests.assign(claim=finding.claim.id, answer=finding.answer) for finding in decided]
-    if not frames:
-        return []
-    kept = ["claim", "contrast", "arm", "against", "n_pairs", "difference", "low", "high", "answer"]
-    data = charts.finite_rows(pd.concat(frames, ignore_index=True)[kept], "difference", "low", "high")
-    if data.empty:
-        return []
-    return [
-        ChartBlock(
-            charts.forest(
-                "differences",
-                "Our differences where others report one, or none",
-                "Paired differences of the final validation loss with 95% t intervals; below zero the first is better; "
-                "margin of equivalence is grey.",
-                data,
-                list(data["contrast"]),
-                "difference of final losses, nats a character",
-                margin=MARGIN,
-            )
-        )
-    ]
-
-
-def _limits() -> list[Block]:
-    return [
+    blocks += [
         Heading("What this cannot show"),
         Bullets(
             (
@@ -196,4 +78,91 @@ def _limits() -> list[Block]:
                 "Speed, memory or energy, which is what most of these works are about: the formats are simulated.",
             )
         ),
+        *machine_blocks(loader, tests[["contrast", "arm", "against"]].itertuples(index=False, name=None)),
+        *traceability(loader, {*tests["arm"], *tests["against"]}),
     ]
+    return Page(
+        PATH,
+        "Does this agree with the literature?",
+        tuple(blocks),
+        description="What others report on training in 8 and 4 bits beside what AltGrad's recorded runs show.",
+        provenance=provenance(loader, built),
+    )
+
+
+def _answer(found: Sequence[Finding]) -> Md:
+    counts = Counter(finding.answer for finding in found)
+    compared = len(found) - counts["related work"] - counts["pending"]
+    waiting = counts["pending"]
+    if not compared:
+        lead = "**Agreement with the literature: pending.**"
+        return Md(f"{lead} The runs of {waiting} claims are not recorded in full.")
+    numbers = {verb: counts[answer] for answer, verb in VERBS.items() if counts[answer]}  # type: ignore[index]
+    parts = words.names([f"{number} {one if number == 1 else many}" for (one, many), number in numbers.items()])
+    text = f"**Of {compared} reported results that our runs can be held against, {parts}.**"
+    if waiting:
+        text += f" {waiting} more are pending: their runs are not recorded in full."
+    if against := [escape(finding.claim.question) for finding in found if finding.answer == "no agreement"]:
+        text += f" Without agreement: {' '.join(against)}"
+    return Md(text)
+
+
+def _table(found: Sequence[Finding]) -> Table:
+    by_id = {finding.claim.id: finding for finding in found}
+
+    def differences(row: col.Row) -> Md | None:
+        tests = by_id[row["claim"]].tests.to_dict("records")
+        figures = ((row["difference"], words.interval(row["low"], row["high"])) for row in tests)
+        return escape("; ".join(f"{words.number(mean, sign=True)} {ends}" for mean, ends in figures)) if tests else None
+
+    def pairs(row: col.Row) -> str:
+        return ", ".join(str(n) for n in sorted(set(by_id[row["claim"]].tests["n_pairs"])))
+
+    records = [
+        {"claim": each.claim.id, "answer": each.answer, "planned": each.claim.planned, "evidence": each.evidence}
+        for each in found
+    ]
+    columns = (
+        col.text("Agreement", "answer"),
+        col.of("Question", lambda row: Link(by_id[row["claim"]].claim.question, PageRef(PATH, row["claim"]))),
+        col.of("Our difference, nats a character, 95% interval", differences),
+        col.of("Pairs", lambda row: pairs(row) or None, right=True),
+        col.of("Planned", lambda row: row["planned"] or "no"),
+        col.of("Reference", lambda row: _references(by_id[row["claim"]])),
+    )
+    return col.table(records, columns, "Reported results and ours", "claims")
+
+
+def _references(finding: Finding) -> Md:
+    return join("; ", [Link(name, f"https://arxiv.org/abs/{number}") for name, number in finding.claim.references])
+
+
+def _section(finding: Finding) -> list[Block]:
+    claim = finding.claim
+    told = (
+        md("They report: {text} ({references})", text=claim.reported, references=_references(finding)),
+        f"At which scale: {claim.scale}",
+        f"We compare: {claim.ours}",
+        md("**Our runs: {answer}.** {evidence}", answer=finding.answer, evidence=finding.evidence),
+        f"Why the settings differ: {claim.differs}",
+    )
+    blocks: list[Block] = [Heading(claim.question, 3, claim.id), Bullets(told)]
+    return [*blocks, pending_note(finding.evidence, claim.studies)] if finding.answer == "pending" else blocks
+
+
+def _chart(tests: pd.DataFrame) -> list[Block]:
+    kept = ["claim", "contrast", "arm", "against", "n_pairs", "difference", "low", "high", "answer"]
+    data = charts.finite_rows(tests[kept], "difference", "low", "high")
+    if data.empty:
+        return []
+    chart = charts.forest(
+        "differences",
+        "Our differences where others report one, or none",
+        "Paired differences of the final validation loss with 95% t intervals; below zero the first is better; "
+        "margin of equivalence is grey.",
+        data,
+        list(data["contrast"]),
+        "difference of final losses, nats a character",
+        margin=MARGIN,
+    )
+    return [ChartBlock(chart)]

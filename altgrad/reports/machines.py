@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.machines import crossing
-from altgrad.pages import Block, Column, Details, Heading, Paragraph, Table
+from altgrad.pages import Block, Details, Heading, Paragraph
 from altgrad.reports import columns as col
 
 REPEATED = (
@@ -28,17 +28,14 @@ def machine_blocks(loader: ExperimentDataLoader, comparisons: Iterable[tuple[str
     across = table[table["n_crossing"] > 0]
     if across.empty:
         return []
-    rows = tuple(
-        (
-            col.arm_link(row["arm"], row["contrast"]),
-            col.arm_link(row["against"], "against"),
-            f"{row['n_crossing']} of {row['n_pairs']}",
-            row["days"],
-        )
-        for row in across.to_dict("records")
+    columns = (
+        col.arm("Comparison", "contrast"),
+        col.of("Other arm", lambda row: col.arm_link(row["against"], "against")),
+        col.share("Pairs of two days", "n_crossing", "n_pairs"),
+        col.text("Recorded", "days"),
     )
-    columns: tuple[Column | str, ...] = ("Comparison", "Other arm", *col.right("Pairs of two days"), "Recorded")
-    listed = Table(columns, rows, "Comparisons whose pairs were recorded on two days", data=table, id="machines")
+    caption = "Comparisons whose pairs were recorded on two days"
+    listed = col.table(across, columns, caption, "machines", data=table)
     text = (
         f"{len(across)} of the {len(table)} comparisons of this page pair runs that were recorded on different days, "
         f"maybe on different machines. {REPEATED}"

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import format_order
-from altgrad.analysis.contrasts import missing, named_family, shown
+from altgrad.analysis.contrasts import missing, named_family, reading, shown
 from altgrad.analysis.hypotheses import STIFFNESS, Verdict
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, MARGIN, SMALLEST_GAP, seeds_needed
-from altgrad.analysis.step_rules import StepRuleComparator, arm_of, in_words
+from altgrad.analysis.step_rules import NAME_COLUMNS, StepRuleComparator, arm_of, in_words
 from altgrad.config import OptimizerConfig
 from altgrad.pages import (
-    FOREGROUND,
-    MUTED,
     PALETTE,
     Block,
     Bullets,
     Cell,
-    Chart,
     ChartBlock,
     Column,
     Details,
@@ -41,24 +38,26 @@ from altgrad.pages import (
     escape,
     md,
 )
+from altgrad.pages.content import Text
 from altgrad.reports import charts
 from altgrad.reports import columns as col
-from altgrad.reports.benchmarks import RECORDED
 from altgrad.reports.machines import machine_blocks
+from altgrad.reports.measured import RECORDED
 from altgrad.reports.pending import hypothesis_pending, larger, pending, pending_note
 from altgrad.reports.provenance import left_out, provenance, traceability
-from altgrad.reports.scope import data_line, scope_line
+from altgrad.reports.scope import data_line, pilot, scope_line
 from altgrad.reports.step_slopes import slope_blocks
-from altgrad.reports.verdicts import hypothesis
+from altgrad.reports.verdicts import hypothesis, verdict_table
 from altgrad.studies import ARMS, PLACES, RULE_FORMATS, RULES, SEEDS, adamw_arm
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 PATH = "reports/manifold_comparison"
-COLOURS = dict(zip(("update", "gradient", "relative", "code", "adamw"), PALETTE, strict=False))
-MARKERS = {"update": "o", "gradient": "s", "relative": "^", "code": "D", "adamw": "X"}
-UNITS = {"update": "ulps", "shuffled": "ulps", "constant": "ulps", "code": "codes", "relative": "of the tensor's rms"}
+LABELS = {rule: choice.label for rule, choice in RULES.items()}
+STYLES = {
+    rule: charts.Style(colour, marker, LABELS[rule])
+    for rule, colour, marker in zip(("update", "gradient", "relative", "code", "adamw"), PALETTE, "os^DX", strict=False)
+}
+UNITS = dict.fromkeys(("update", "shuffled", "constant"), " ulps")
+UNITS |= {"code": " codes", "relative": " of the tensor's rms"}
 """Of a learning rate; AdamW's and the gradient precondition's is in the unit of the weights."""
 TUNED_WITHIN = 0.5
 """Nats above an arm's best that the chart of sweeps shows."""
@@ -70,18 +69,17 @@ def manifold_comparison_page(
     """The page, from the records of `loader` and the slopes in `benchmarks`; what is not recorded is pending."""
     found = loader.once(StepRuleComparator)
     verdicts = verdicts_of(loader, *(f"H{number}" for number in range(6, 15)))
-    pairings = found.pairings
-    judged = pairings[pairings["difference"].notna()]
-    others = [part for part in found.experiments if _outside(loader, part)]
-    pilot = others[0][others[0]["counts"]] if others else found.table.iloc[:0]
+    judged = found.pairings[found.pairings["difference"].notna()]
+    others = found.others
+    pilots = others[0][others[0]["counts"]].assign(n_ended_badly=0) if others else found.table.iloc[:0]
     blocks: list[Block] = [
         Paragraph(Md("*Does an optimizer that knows the format's geometry reach a lower loss?* (ANAL-03)")),
         data_line(loader),
         *left_out(loader),
         Heading("Executive Summary"),
-        *_summary(loader, found, verdicts, judged, pilot),
+        *_summary(loader, found, verdicts, judged, pilots),
         Heading("The stiffness-preconditioning hypothesis"),
-        *_hypothesis(judged, pilot),
+        *_hypothesis(judged, pilots),
     ]
     if loader.runs.empty:
         blocks += pending("No runs are recorded.", ["tuning", "formats", "storage", "controls"])
@@ -90,11 +88,11 @@ def manifold_comparison_page(
             Heading("The arms"),
             *_arms(found),
             Heading("Equal tuning"),
-            *_tuning(loader, found),
+            *_tuning(found),
             Heading("Step rules against AdamW"),
-            *_pairings(pairings),
+            *_pairings(found.pairings),
             Heading("Storage and rounding"),
-            *_roundings(found),
+            *_roundings(found.roundings),
             Heading("Controls"),
             *_controls(found),
             Heading("Does the stall ratio rank?"),
@@ -102,23 +100,22 @@ def manifold_comparison_page(
             Heading("Why: Adam in code space"),
             *_derivation(benchmarks),
             Heading("Negative results"),
-            *_negative(found, verdicts),
+            *_negative(found, verdicts, judged),
             Heading("What would change this answer"),
-            *_changes(pairings),
+            _changes(found.pairings),
             *larger(loader, "storage"),
             Heading("What cannot be concluded"),
-            Bullets(_limits(loader, judged, pilot)),
+            _limits(loader, judged, pilots),
             *machine_blocks(loader, _comparisons(found)),
             Heading("Related work"),
             *_related(),
             *_others(loader, others),
         ]
-    arms = {str(arm) for part in others for arm in (*part["arm"], *part["adamw_arm"].dropna())}
-    arms |= {str(arm) for frame in (found.arms, found.sweeps) for arm in frame["arm"].dropna()}
+    arms = pd.concat([found.arms["arm"], found.sweeps["arm"], *(part[["arm", "adamw_arm"]].stack() for part in others)])
     return Page(
         PATH,
         "Manifold comparison",
-        (*blocks, *traceability(loader, arms)),
+        (*blocks, *traceability(loader, arms.dropna())),
         description="ManifoldAdamW and steps of codes against AdamW, paired by seed, with controls and intervals.",
         provenance=provenance(loader, built),
     )
@@ -126,20 +123,10 @@ def manifold_comparison_page(
 
 def _comparisons(found: StepRuleComparator) -> list[tuple[str, str, str]]:
     """Every pair of the campaign's arms that the page compares."""
-    frames = (found.pairings, found.roundings, found.controls)
-    return [
-        (f"{in_words(arm_of(row))}: {row['contrast']}" if frame is not found.pairings else row["contrast"], row["arm"],
-         row["against"])
-        for frame in frames
-        for row in frame.to_dict("records")
-        if row["arm"] and row["against"]
-    ]  # fmt: skip
-
-
-def _outside(loader: ExperimentDataLoader, part: pd.DataFrame) -> bool:
-    """Whether the pairings of an experiment are none of the campaign's."""
-    studies = loader.runs.loc[loader.runs["arm"].isin(part["arm"]), "study"]
-    return not set(studies) & {"formats", "storage", "controls"}
+    named = pd.concat([found.roundings, found.controls])
+    names = [f"{in_words(arm_of(row))}: {row['contrast']}" for row in named.to_dict("records")]
+    frame = pd.concat([found.pairings, named.assign(contrast=names)])[["contrast", "arm", "against"]]
+    return list(frame[(frame["arm"] != "") & (frame["against"] != "")].itertuples(index=False, name=None))
 
 
 def _known(frame: pd.DataFrame, study: str, *blocks: Block) -> list[Block]:
@@ -149,7 +136,7 @@ def _known(frame: pd.DataFrame, study: str, *blocks: Block) -> list[Block]:
         return [*blocks]
     more = f" And {len(faults) - 3} more." if len(faults) > 3 else ""
     box = pending_note(" ".join(faults[:3]) + more, ["tuning", "formats", study])
-    return [box] if frame["missing"].astype(bool).all() else [box, *blocks]
+    return [box] if frame["missing"].all() else [box, *blocks]
 
 
 # The answer
@@ -160,144 +147,122 @@ def _summary(
     found: StepRuleComparator,
     verdicts: Sequence[Verdict],
     judged: pd.DataFrame,
-    pilot: pd.DataFrame,
+    pilots: pd.DataFrame,
 ) -> list[Block]:
-    by_id = {verdict.id: verdict for verdict in verdicts}
+    ulps = next(verdict for verdict in verdicts if verdict.id == "H8")
     blocks: list[Block]
-    if by_id["H8"].answer != "pending":
+    if ulps.answer != "pending":
         blocks = [
-            Paragraph(_answer(by_id["H8"], judged)),
-            *_scope(loader, found),
+            Paragraph(_answer(ulps, judged)),
+            Paragraph(scope_line(loader, found.pairings["arm"].iloc[0])),
             *_disclosed(loader, found),
-            *_charts(judged),
+            *_chart(judged),
         ]
-    elif len(pilot):
+    elif len(pilots):
         blocks = [
-            Paragraph(_pilot_answer(pilot)),
-            *pilot(loader, pilot["arm"], int(pilot["n_pairs"].max())),
-            ChartBlock(_pilot_chart(pilot)),
+            Paragraph(_pilot_answer(pilots)),
+            *pilot(loader, pilots["arm"], int(pilots["n_pairs"].max())),
+            _pilot_chart(pilots),
         ]
     else:
-        reason = "No runs are recorded." if loader.runs.empty else by_id["H8"].evidence
-        blocks = [Paragraph(md("**ManifoldAdamW against AdamW: pending.** {reason}", reason=reason))]
+        reason = "No runs are recorded." if loader.runs.empty else ulps.evidence
+        blocks = [Paragraph(Md(f"**ManifoldAdamW against AdamW: pending.** {escape(reason)}"))]
     if loader.runs.empty:
         return blocks
-    rows = tuple(
-        (verdict.id, _whole(verdict.statement), _answered(verdict), _whole(verdict.evidence)) for verdict in verdicts
-    )
-    columns = ("No.", "Hypothesis", "Answer", "What the runs show")
     written = md(
         "Written down before the campaign's first run, with tests and with what counts as an answer, in the "
         "{preregistration}. The margin of equivalence is {margin:g} nats a character.",
         preregistration=Link("preregistration", PageRef("method/preregistration")),
         margin=MARGIN,
     )
-    told = [
-        {"id": each.id, "statement": each.statement, "answer": each.answered, "evidence": each.evidence}
-        for each in verdicts
-    ]
-    table = Table(columns, rows, "The preregistered hypotheses", data=pd.DataFrame(told), id="hypotheses")
-    return [*blocks, Paragraph(written), table]
-
-
-def _whole(text: str) -> Md:
-    """Our own sentence, however long: a cell would shorten it."""
-    return escape(text, 4000)
-
-
-def _answered(verdict: Verdict) -> Md:
-    return Md(verdict.answered if verdict.answer in ("pending", "inconclusive") else f"**{verdict.answered}**")
+    return [*blocks, Paragraph(written), verdict_table(verdicts, "hypotheses", caption="The preregistered hypotheses")]
 
 
 def _answer(verdict: Verdict, judged: pd.DataFrame) -> Md:
     """Steps in ulps against AdamW, in one bold sentence."""
     own = judged[judged["rule"] == "update"]
     if own.empty:
-        return md("**Steps in ulps against AdamW: inconclusive.** {evidence}", evidence=_whole(verdict.evidence))
-    better, worse = _shown(own, -1), _shown(own, +1)
+        return Md(f"**Steps in ulps against AdamW: inconclusive.** {escape(verdict.evidence, 4000)}")
+    readings = Counter(reading(row).partition(",")[0] for row in own.to_dict("records"))
+    steps = "Steps in ulps (ManifoldAdamW)"
     if verdict.answer == "yes":
-        tied = int(((own["p_holm"] >= ALPHA) & (own["p_equivalent"] < ALPHA)).sum())
-        counts = {"worse": len(worse), "within the margin": tied, "unresolved": len(own) - len(worse) - tied}
-        (word, most), *rest = [(word, count) for word, count in counts.items() if count]
-        lead = ", ".join([f"{word} in {most} of {len(own)} comparisons", *(f"{word} in {n}" for word, n in rest)])
-        lead = f"No. Steps in ulps (ManifoldAdamW) never beat AdamW: {lead}."
-    elif len(better):
-        lead = f"Steps in ulps (ManifoldAdamW) beat AdamW in {len(better)} of {len(own)} comparisons"
-        lead += f" and are worse in {len(worse)}."
+        told = {"higher": "worse", "equivalent": "within the margin", "undecided": "undecided"}
+        counts = [f"{word} in {readings[key]}" for key, word in told.items() if readings[key]]
+        counts[0] += f" of {len(own)} comparisons"
+        lead = f"No. {steps} never beat AdamW: {', '.join(counts)}."
+    elif readings["lower"]:
+        lead = f"{steps} beat AdamW in {readings['lower']} of {len(own)} comparisons and are worse in "
+        lead += f"{readings['higher']}."
     else:
-        total = int(verdict.tests["contrast"].count())
-        lead = (
-            f"Inconclusive: {total - len(own)} of {total} comparisons of steps in ulps (ManifoldAdamW) with AdamW have "
-        )
-        lead += "runs that did not finish."
-    ordered = own.sort_values(["difference", "format", "storage", "rounding"])
+        lost, total = len(verdict.tests) - len(own), len(verdict.tests)
+        lead = f"Inconclusive: {lost} of {total} comparisons of s{steps[1:]} with AdamW have runs that did not finish."
+    ordered = own.sort_values(["difference", "format", "storage", "rounding"]).to_dict("records")
+    best, worst = (escape(_figures(_format_and_place(row, " ({})"), row)) for row in (ordered[0], ordered[-1]))
+    text = (
+        f"**{lead} At best, with {best}.** At worst, with {worst}. Each arm has its tuned rate; sign-flip permutation "
+        f"tests, Holm-adjusted, level {ALPHA}."
+    )
     relative = judged[judged["rule"] == "relative"]
-    helps = _shown(relative, -1)
-    other = md(
-        " AdamW with a rate relative to the tensor, which knows no format, beats plain AdamW in {some} of {all} "
-        "comparisons, by up to {most} nats.",
-        some=len(helps),
-        all=len(relative),
-        most=words.number(-float(helps["difference"].min())),
-    )
-    return md(
-        "**{lead} At best, with {best}.** At worst, with {worst}. Each arm has its tuned rate; sign-flip permutation "
-        "tests, Holm-adjusted, level {alpha}.{other}",
-        other=other if len(helps) else Md(""),
-        lead=lead,
-        best=_figures(ordered.iloc[0]),
-        worst=_figures(ordered.iloc[-1]),
-        alpha=ALPHA,
-    )
+    if len(helps := _shown(relative, -1)):
+        text += (
+            " AdamW with a rate relative to the tensor, which knows no format, beats plain AdamW in "
+            f"{len(helps)} of {len(relative)} comparisons, by up to {words.number(-helps['difference'].min())} nats."
+        )
+    return Md(text)
 
 
-def _format_and_place(row: Mapping[Any, Any]) -> str:
-    return f"{row['format']}, {PLACES[arm_of(row).place].label}"
+def _format_and_place(row: col.Row, form: str = ", {}") -> str:
+    return f"{row['format']}{form.format(PLACES[arm_of(row).place].label)}"
 
 
-def _figures(row: pd.Series) -> str:
-    arm = arm_of(row)
-    return (
-        f"{arm.format} ({PLACES[arm.place].label}), {words.number(row['difference'], sign=True)} nats a character "
-        f"(95% interval {words.interval(row['low'], row['high'])}, n = {row['n_pairs']} seeds)"
-    )
+def _figures(name: str, row: col.Row) -> str:
+    interval = words.interval(row["low"], row["high"])
+    figures = f"{words.number(row['difference'], sign=True)} nats a character (95% interval {interval}"
+    return f"{name}, {figures}, n = {row['n_pairs']} seeds)"
 
 
 def _shown(rows: pd.DataFrame, sign: int) -> pd.DataFrame:
     """The rows whose difference is shown to have the sign."""
-    return rows[(rows["difference"] * sign > 0) & (rows["p_holm"] < ALPHA)]
-
-
-def _scope(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Block]:
-    arms = [arm for row in found.pairings.to_dict("records") if (arm := row["arm"])]
-    return [Paragraph(scope_line(loader, arms[0]))] if arms else []
+    return rows[pd.Series([shown(row, sign) for row in rows.to_dict("records")], rows.index, dtype=bool)]
 
 
 def _disclosed(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Block]:
     """What stands beside the answer: a stronger baseline, rates that tuning missed, a weight decay that differs."""
-    items = []
     free = found.controls.query("group == 'no quantization' and contrast == 'FP32' and rule == 'relative'")
-    for row in _shown(free, -1).to_dict("records"):
-        items.append(
-            md(
-                "AdamW is not the strongest baseline: without quantization a rate relative to the tensor ends {less} "
-                "nats below it (95% interval {interval}, n = {n}, p {p}).",
-                less=words.number(-row["difference"], 4),
-                interval=words.interval(row["low"], row["high"], 4),
-                n=int(row["n_pairs"]),
-                p=words.p_text(row["p_holm"]),
-            )
-        )
-    items += [md("{note}.", note=f"{note[0].upper()}{note[1:]}") for note in _better_untuned(loader, found)]
+    items = [
+        "AdamW is not the strongest baseline: without quantization a rate relative to the tensor ends "
+        f"{words.number(-row['difference'], 4)} nats below it (95% interval "
+        f"{words.interval(row['low'], row['high'], 4)}, n = {row['n_pairs']}, p {words.p_text(row['p_holm'])})."
+        for row in _shown(free, -1).to_dict("records")
+    ]
+    items += _better_untuned(loader)
     if decays := _decays(found):
         items.append(
-            md(
-                "Weight decay is not the same in every arm: {decays}. Whether steps of codes lose by their steps or by "
-                "that is not shown (H10).",
-                decays=decays,
-            )
+            f"Weight decay is not the same in every arm: {decays}. Whether steps of codes lose by their steps or by "
+            "that is not shown (H10)."
         )
     return [Bullets(tuple(items))] if items else []
+
+
+def _better_untuned(loader: ExperimentDataLoader) -> list[str]:
+    """Where AdamW, at another rate than that of its sweep, is shown to end lower on the reporting seeds."""
+    notes = []
+    for fmt in RULE_FORMATS:
+        tuned, other = ARMS[adamw_arm(fmt, "master")], ARMS[fmt]
+        if tuned is other or missing(loader, [tuned.name, other.name]):
+            continue
+        (better,) = named_family(loader, [(tuned.name, other.name)]).to_dict("records")
+        (against,) = named_family(loader, [(f"{fmt} update master", other.name)]).to_dict("records")
+        if shown(better, +1):
+            notes.append(
+                f"Two held-out seeds chose the rate {tuned.rate:g} for {fmt} under AdamW with master weights (H8), "
+                f"where {other.rate:g} ends {words.number(better['difference'])} nats lower on the reporting seeds "
+                f"({words.interval(better['low'], better['high'])}, n = {better['n_pairs']}, p "
+                f"{words.p_text(better['p_value'])}); against AdamW at {other.rate:g}, steps in ulps end "
+                f"{words.number(against['difference'], sign=True)} {words.interval(against['low'], against['high'])}, "
+                f"n = {against['n_pairs']} (not planned)."
+            )
+    return notes
 
 
 def _decays(found: StepRuleComparator) -> str:
@@ -305,86 +270,61 @@ def _decays(found: StepRuleComparator) -> str:
     recorded = found.arms.loc[found.arms["n_runs"] > 0, "rule"]
     decays = {rule: RULES[rule].settings.get("weight_decay", OptimizerConfig().weight_decay) for rule in recorded}
     usual = max(decays.values(), key=list(decays.values()).count, default=0.0)
-    odd = [f"{decay:g} in {RULES[rule].label.lower()}" for rule, decay in decays.items() if decay != usual]
+    odd = [f"{decay:g} in {LABELS[rule].lower()}" for rule, decay in decays.items() if decay != usual]
     return f"{words.names(odd)}, {usual:g} in every other rule" if odd else ""
 
 
-def _charts(judged: pd.DataFrame) -> list[Block]:
+def _chart(judged: pd.DataFrame) -> list[Block]:
     """The paired differences, as a forest of intervals: a line a format and place, a colour a rule."""
     names = ["format", "rule", "storage", "rounding", "n_pairs", "difference", "low", "high", "arm", "against"]
     data = charts.finite_rows(judged[names], "difference", "low", "high")
     if data.empty:
         return []
-    data_arms = [arm_of(row | {"misscaled": False}) for row in data.to_dict("records")]
-    lines = [(arm.format, arm.place) for arm in data_arms]
-    order = sorted(set(lines), key=lambda line: (RULE_FORMATS.index(line[0]), list(PLACES).index(line[1])))
-    rules = [rule for rule in COLOURS if (data["rule"] == rule).any()]
-
-    def draw(axes: Axes) -> None:
-        axes.axvline(0, color=FOREGROUND, linewidth=1)
-        axes.annotate("AdamW", (0, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
-                      ha="center", color=MUTED)  # fmt: skip
-        for number, rule in enumerate(rules):
-            own = data[data["rule"] == rule]
-            shift = 0.16 * (number - (len(rules) - 1) / 2)
-            places = [order.index(lines[row]) + shift for row in own.index]
-            axes.hlines(places, own["low"], own["high"], color=COLOURS[rule], linewidth=1.6)
-            axes.plot(
-                own["difference"], places, MARKERS[rule], color=COLOURS[rule], markersize=4, label=RULES[rule].label
-            )
-        axes.set_yticks(range(len(order)), [f"{fmt}  {PLACES[place].label}" for fmt, place in order], color=FOREGROUND)
-        axes.set_ylim(len(order) - 0.4, -0.6)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel("loss minus AdamW's, all else equal (nats a character)")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.04), ncols=min(len(rules), 2), frameon=False)
-
-    best = data.loc[data["difference"].idxmin()]
-    worst = data.loc[data["difference"].idxmax()]
+    arms = [arm_of(row) for row in data.assign(misscaled=False).to_dict("records")]
+    ends = {"lowest": data["difference"].idxmin(), "highest": data["difference"].idxmax()}
     told = "; ".join(
-        f"{word}: {in_words(arm_of(row | {'misscaled': False}))} {row['difference']:+.3f} "
-        f"{words.interval(row['low'], row['high'])}"
-        for word, row in (("lowest", best.to_dict()), ("highest", worst.to_dict()))
+        f"{word}: {in_words(arms[place])} {data.at[place, 'difference']:+.3f} "
+        f"{words.interval(data.at[place, 'low'], data.at[place, 'high'])}"
+        for word, place in ends.items()
     )
-    chart = Chart(
+    chart = charts.grouped_forest(
         "loss-difference",
         "Loss minus AdamW's, each arm at its tuned rate",
         f"Mean paired difference of the final validation loss with 95% t interval; left of zero is better. "
         f"{len(data)} pairings; {told}.",
         data,
-        draw,
-        height=0.34 * len(order) + 1.4,
-        margins=(2.2, 0.15, 0.5, 0.75),
+        [f"{arm.format}  {PLACES[arm.place].label}" for arm in arms],
+        [f"{fmt}  {place.label}" for fmt in RULE_FORMATS for place in PLACES.values()],
+        STYLES,
+        ("AdamW", "loss minus AdamW's, all else equal (nats a character)"),
     )
     return [ChartBlock(chart)]
 
 
-def _hypothesis(judged: pd.DataFrame, pilot: pd.DataFrame) -> list[Block]:
-    known = judged if len(judged) else pilot.assign(rule=[_short(rule) for rule in pilot["rule"]])
+def _hypothesis(judged: pd.DataFrame, pilots: pd.DataFrame) -> list[Block]:
+    known = judged if len(judged) else pilots.assign(rule=[_short(rule) for rule in pilots["rule"]])
     if known.empty:
         return [Paragraph(hypothesis_pending("No pair of a ManifoldAdamW and an AdamW arm is recorded."))]
     rows = []
     for key, text in STIFFNESS.predictions.items():
         rule, measure = key.split("_")
         low, high = ("stall_low", "stall_high") if measure == "stall" else ("low", "high")
-        own = known[known["rule"] == rule].dropna(subset=[low])
-        if own.empty:
-            rows.append((text, "not decided", "no pairs recorded"))
-            continue
-        below, above = own[own[high] < 0], own[own[low] > 0]
-        outcome = "held" if len(below) == len(own) else "held in part"
-        if len(below) <= len(above):
-            outcome = "did not hold"
-        if below.empty and above.empty:
-            outcome = "not decided"
+        own = known[(known["rule"] == rule) & known[low].notna()]
+        below, above = int((own[high] < 0).sum()), int((own[low] > 0).sum())
+        outcome = "held" if below == len(own) else "held in part" if below > above else "did not hold"
         recorded = (
-            f"{'stall ratio' if measure == 'stall' else 'loss'} interval below AdamW's in {len(below)}, above in "
-            f"{len(above)}, around zero in {len(own) - len(below) - len(above)} of {len(own)} pairings"
+            f"{'stall ratio' if measure == 'stall' else 'loss'} interval below AdamW's in {below}, above in {above}, "
+            f"around zero in {len(own) - below - above} of {len(own)} pairings"
         )
-        rows.append((text, outcome, recorded))
-    return [
-        Paragraph(hypothesis(STIFFNESS)),
-        Table(("Prediction", "Outcome", "Recorded"), tuple(rows), "The hypothesis against what happened"),
-    ]
+        rows.append(
+            {
+                "prediction": text,
+                "outcome": outcome if below or above else "not decided",
+                "recorded": recorded if len(own) else "no pairs recorded",
+            }
+        )
+    columns = [col.text(title, title.lower()) for title in ("Prediction", "Outcome", "Recorded")]
+    return [Paragraph(hypothesis(STIFFNESS)), col.table(rows, columns, "The hypothesis against what happened")]
 
 
 # What was compared
@@ -393,21 +333,29 @@ def _hypothesis(judged: pd.DataFrame, pilot: pd.DataFrame) -> list[Block]:
 def _arms(found: StepRuleComparator) -> list[Block]:
     frame = found.arms
     table = frame[frame["study"].isin(["formats", "storage"]) & (frame["format"] != "FP32")]
-    known = {arm_of(row).name: row for row in table.to_dict("records")}
-    named = {(arm.format, arm.rule, arm.place): row for name, row in known.items() for arm in [ARMS[name]]}
-    rows: list[tuple[Cell, ...]] = []
-    for rule in ("adamw", "relative", "gradient", "update", "code"):
-        for place, choice in PLACES.items():
-            arms = [named.get((fmt, rule, place)) for fmt in RULE_FORMATS]
-            extra = next((arm["extra_bytes"] for arm in arms if arm), None)
-            if extra is None:
-                continue
-            rows.append((RULES[rule].label, *choice.label.split(", "), extra, *(_arm_cell(arm) for arm in arms)))
-    columns: tuple[Column | str, ...] = (
-        "Step rule",
-        "Storage",
-        "Rounding",
-        *col.right("Extra bytes a weight", *RULE_FORMATS),
+    rows: dict[tuple[str, str], dict[str, col.Row]] = {}
+    for row in table.to_dict("records"):
+        arm = arm_of(row)
+        rows.setdefault((arm.rule, arm.place), {})[arm.format] = row
+    order = sorted(rows, key=lambda key: (list(RULES).index(key[0]), list(PLACES).index(key[1])))
+
+    def cell(fmt: str) -> Column:
+        def shown(by_format: col.Row) -> Cell:
+            row = by_format.get(fmt)
+            if row is None or row["missing"]:
+                return row and "pending"
+            badly = row["n_runs"] - row["n_finished"]
+            text = f"{badly} of {row['n_runs']} not finished" if badly else f"{row['val_loss']:.3f}"
+            return col.arm_link(row["arm"], text)
+
+        return col.of(fmt, shown, right=True)
+
+    columns = (
+        col.text("Step rule", "rule", LABELS),
+        col.of("Storage", lambda row: PLACES[row["place"]].label.split(", ")[0]),
+        col.of("Rounding", lambda row: PLACES[row["place"]].label.split(", ")[1]),
+        col.of("Extra bytes a weight", lambda row: next(row[f]["extra_bytes"] for f in RULE_FORMATS if f in row), True),
+        *(cell(fmt) for fmt in RULE_FORMATS),
     )
     text = (
         "An arm is a step rule, a storage of the weights and a rounding onto the grid. The cells are the mean final "
@@ -418,172 +366,113 @@ def _arms(found: StepRuleComparator) -> list[Block]:
         "rounding computes its draws, and error feedback puts the error where the momentum is."
     )
     caption = "The arms with a format, by their mean final loss (nats a character; unpaired, for orientation)"
-    table_block = Table(columns, tuple(rows), caption, data=frame, id="arms")
-    return [Paragraph(text), *_known(table, "storage", table_block)]
+    records = [{"rule": rule, "place": place, **rows[rule, place]} for rule, place in order]
+    return [Paragraph(text), *_known(table, "storage", col.table(records, columns, caption, "arms", data=frame))]
 
 
-def _arm_cell(row: dict[str, Any] | None) -> Cell:
-    if row is None:
-        return None
-    if row["missing"]:
-        return "pending"
-    badly = row["n_runs"] - row["n_finished"]
-    return col.arm_link(row["arm"], f"{badly} of {row['n_runs']} not finished" if badly else f"{row['val_loss']:.3f}")
-
-
-def _tuning(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[Block]:
+def _tuning(found: StepRuleComparator) -> list[Block]:
     sweeps = found.sweeps
-    names = ["format", "rule", "storage", "rounding", "misscaled"]
-    tuned = {arm_of(row).name for row in sweeps.to_dict("records")}
-    wanted = [arm for arm in found.arms.to_dict("records") if arm_of(arm).name not in tuned]
-    absent = len(wanted)
+    groups = [group for _, group in sweeps.groupby(list(NAME_COLUMNS), sort=False)]
+    tuned = {arm_of(group.iloc[0]).name for group in groups}
+    absent = [in_words(arm) for row in found.arms.to_dict("records") if (arm := arm_of(row)).name not in tuned]
     blocks: list[Block] = []
     if absent:
-        untuned = [in_words(arm_of(row)) for row in wanted[:3]]
-        rest = f" and {absent - 3} more arms" if absent > 3 else ""
-        blocks.append(pending_note(f"No tuning run is recorded of {', '.join(untuned)}{rest}.", ["tuning"]))
+        rest = f" and {len(absent) - 3} more arms" if len(absent) > 3 else ""
+        blocks = [pending_note(f"No tuning run is recorded of {', '.join(absent[:3])}{rest}.", ["tuning"])]
     if sweeps.empty:
         text = "No tuning study is among the records: whether the learning rates are tuned equally cannot be shown."
         return [Paragraph(text), *blocks]
-    rows, notes = [], []
-    for _, group in sweeps.groupby(names, sort=False):
-        arm, best, used = arm_of(group.iloc[0]), group[group["best"]], group[group["used"]]
-        unit = UNITS.get(arm.rule, "")
-        badly = int(group["n_ended_badly"].sum())
-        at_edge = bool(group["edge"].any())
-        other = len(best) and len(used) and not best["used"].any()
-        if at_edge:
-            notes.append(f"the best rate of {in_words(arm)} lies at the edge of its sweep")
-        if other:
-            notes.append(f"{in_words(arm)} ran at another rate than the best of its sweep")
-        rows.append(
-            (
-                arm.format,
-                RULES[arm.rule].label + (", mis-scaled" if group["misscaled"].iloc[0] else ""),
-                PLACES[arm.place].label if arm.format != "FP32" else "–",
-                len(group),
-                f"{group['learning_rate'].min():g} to {group['learning_rate'].max():g} {unit}".strip(),
-                col.arm_link(best["arm"].iloc[0], f"{best['learning_rate'].iloc[0]:g}") if len(best) else None,
-                words.number(best["val_loss"].iloc[0]) if len(best) else None,
-                "yes" if at_edge else "no",
-                "not compared" if used.empty else "no" if other else "yes",
-                badly,
-            )
-        )
-    counts = sweeps.groupby(names, sort=False).size()
-    seeds = sorted({int(n) for n in sweeps["n"]})
-    budget = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    edges = sum(row[7] == "yes" for row in rows)
+    rows = [_sweep(group) for group in groups]
+    counts, edges = sorted({len(group) for group in groups}), sum(row["edge"] for row in rows)
+    budget = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    seeds = " to ".join(str(n) for n in sorted(set(sweeps["n"])))
     text = (
         f"Every arm was tuned over {budget} learning rates, a factor of 2 apart, on "
-        f"{' to '.join(map(str, seeds))} held-out seeds that no comparison uses; the lowest mean loss was taken, and a "
+        f"{seeds} held-out seeds that no comparison uses; the lowest mean loss was taken, and a "
         "best rate at the edge extended the sweep. AdamW with master weights was tuned in study pilot-tuning, with the "
         "same rates and seeds. "
         + (f"{edges} of {len(rows)} best rates lie at an edge." if edges else "No best rate lies at an edge.")
     )
-    columns: tuple[Column | str, ...] = (
-        "Format",
-        "Step rule",
-        "Storage and rounding",
-        *col.right("Rates"),
-        "Tried",
-        *col.right("Best", "Loss there"),
-        "At the edge",
-        "Used",
-        *col.right("Not finished"),
+    columns = (
+        col.text("Format", "format"),
+        col.of("Step rule", lambda row: LABELS[row["rule"]] + (", mis-scaled" if row["misscaled"] else "")),
+        col.of("Storage and rounding", lambda row: PLACES[arm_of(row).place].label if row["format"] != "FP32" else "–"),
+        col.count("Rates", "rates"),
+        col.text("Tried", "tried"),
+        col.of("Best", lambda row: row["arm"] and col.arm_link(row["arm"], f"{row['learning_rate']:g}"), right=True),
+        col.number("Loss there", "val_loss"),
+        col.text("At the edge", "edge", {True: "yes", False: "no"}),
+        col.text("Used", "used"),
+        col.count("Not finished", "n_ended_badly"),
     )
-    remarks = Bullets(tuple(f"{note[0].upper()}{note[1:]}." for note in notes))
-    runs = tuple(
-        (
-            col.arm_link(row["arm"], in_words(arm_of(row))),
-            f"{row['learning_rate']:g}",
-            words.number(row["val_loss"]) if math.isfinite(row["val_loss"]) else "did not finish",
-            int(row["n"]),
-            "best" if row["best"] else "",
+    run_columns = (
+        col.of("Arm", lambda row: col.arm_link(row["arm"], in_words(arm_of(row)))),
+        col.general("Learning rate", "learning_rate"),
+        col.of("Mean validation loss", _loss, right=True),
+        col.count("Held-out seeds", "n"),
+        col.of("", lambda row: "best" if row["best"] else ""),
+    )
+    notes = [
+        note
+        for row in rows
+        for note, holds in (
+            (f"The best rate of {in_words(arm_of(row))} lies at the edge of its sweep.", row["edge"]),
+            (f"{in_words(arm_of(row))} ran at another rate than the best of its sweep.", row["used"] == "no"),
         )
-        for row in sweeps.to_dict("records")
-    )
-    all_columns: tuple[Column | str, ...] = (
-        "Arm",
-        *col.right("Learning rate", "Mean validation loss", "Held-out seeds"),
-        "",
-    )
+        if holds
+    ]
     return [
         Paragraph(text),
         *blocks,
-        *_tuning_chart(sweeps, names),
-        Table(columns, tuple(rows), "Equal tuning: the sweep of each arm"),
-        *([remarks] if notes else []),
-        Details(
-            "The tuning runs",
-            (Table(all_columns, runs, "All rates that were tried", data=sweeps, id="tuning"),),
-        ),
+        *_tuning_chart(groups),
+        col.table(rows, columns, "Equal tuning: the sweep of each arm"),
+        *([Bullets(tuple(notes))] if notes else []),
+        Details("The tuning runs", (col.table(sweeps, run_columns, "All rates that were tried", "tuning"),)),
     ]
 
 
-def _better_untuned(loader: ExperimentDataLoader, found: StepRuleComparator) -> list[str]:
-    """Where AdamW, at another rate than that of its sweep, is shown to end lower on the reporting seeds."""
-    notes = []
-    for fmt in RULE_FORMATS:
-        tuned, other = ARMS[adamw_arm(fmt, "master")], ARMS[fmt]
-        if tuned is other or missing(loader, [tuned.name, other.name]):
-            continue
-        (better,) = named_family(loader, [(tuned.name, other.name)]).to_dict("records")
-        if not shown(better, +1):
-            continue
-        (against,) = named_family(loader, [(f"{fmt} update master", other.name)]).to_dict("records")
-        notes.append(
-            f"two held-out seeds chose the rate {tuned.rate:g} for {fmt} under AdamW with master weights (H8), "
-            f"where {other.rate:g} ends {words.number(better['difference'])} nats lower on the reporting seeds "
-            f"({words.interval(better['low'], better['high'])}, n = {better['n_pairs']}, p "
-            f"{words.p_text(better['p_value'])}); against AdamW at {other.rate:g}, steps in ulps end "
-            f"{words.number(against['difference'], sign=True)} {words.interval(against['low'], against['high'])}, "
-            f"n = {against['n_pairs']} (not planned)"
-        )
-    return notes
+def _loss(row: col.Row) -> str:
+    return words.number(row["val_loss"]) if math.isfinite(row["val_loss"]) else "did not finish"
 
 
-def _tuning_chart(sweeps: pd.DataFrame, names: list[str]) -> list[Block]:
+def _sweep(group: pd.DataFrame) -> dict[Any, Any]:
+    """What the table of sweeps says of one arm."""
+    best: dict[Any, Any] = next(iter(group[group["best"]].to_dict("records")), {})
+    rates, used = group["learning_rate"], group["used"]
+    return {
+        **group.iloc[0][list(NAME_COLUMNS)],
+        "rates": len(group),
+        "tried": f"{rates.min():g} to {rates.max():g}{UNITS.get(group['rule'].iloc[0], '')}",
+        **{key: best.get(key) for key in ("arm", "learning_rate", "val_loss")},
+        "edge": bool(group["edge"].any()),
+        "used": "not compared" if not used.any() else "no" if best and not best["used"] else "yes",
+        "n_ended_badly": group["n_ended_badly"].sum(),
+    }
+
+
+def _tuning_chart(groups: Sequence[pd.DataFrame]) -> list[Block]:
     parts = []
-    for _, group in sweeps.groupby(names, sort=False):
-        best = group[group["best"]]
-        if len(best) and len(group) > 1:
-            above, factor = best["val_loss"].iloc[0], best["learning_rate"].iloc[0]
-            parts.append(group.assign(factor=group["learning_rate"] / factor, above=group["val_loss"] - above))
+    for group in groups:
+        for best in group[group["best"]].itertuples():
+            factor, above = group["learning_rate"] / best.learning_rate, group["val_loss"] - best.val_loss
+            parts.append(group.assign(factor=factor, above=above))
+    parts = [part for part in parts if len(part) > 1]
     if not parts:
         return []
     data = pd.concat(parts, ignore_index=True)
-    drawn = charts.finite_rows(data, "factor", "above")
-    beyond = len(data) - int((drawn["above"] <= TUNED_WITHIN).sum())
-    rules = {"shuffled": "update", "constant": "update"}
-
-    def draw(axes: Axes) -> None:
-        seen: set[str] = set()
-        for _, group in drawn.groupby(names, sort=False):
-            rule = rules.get(group["rule"].iloc[0], group["rule"].iloc[0])
-            label = None if rule in seen else RULES[rule].label
-            seen.add(rule)
-            axes.plot(group["factor"], group["above"], "-" + MARKERS[rule], color=COLOURS[rule], markersize=3,
-                      linewidth=0.9, alpha=0.75, label=label)  # fmt: skip
-        low, high = np.log2(drawn["factor"].min()), np.log2(drawn["factor"].max())
-        ticks = [2.0**power for power in range(round(float(low)), round(float(high)) + 1)]
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks, [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks])
-        axes.set_ylim(-0.01, min(TUNED_WITHIN, max(0.02, 1.05 * float(drawn["above"].max()))))
-        axes.set_xlabel("learning rate, as a multiple of the arm's best")
-        axes.set_ylabel("loss above the arm's best (nats a character)")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
-
+    beyond = int((~(data["above"] <= TUNED_WITHIN)).sum())
     told = f" {beyond} rates are beyond {TUNED_WITHIN:g} nats or did not finish, and not drawn." if beyond else ""
-    chart = Chart(
+    chart = charts.curves_of_multiples(
         "sweeps",
         "The sweeps, each around its best rate",
         f"Mean loss over the held-out seeds of {len(parts)} arms by learning rate, as multiples of the best: a line "
         f"an arm, a colour a step rule. A minimum inside says that the rate is tuned.{told}",
         data,
-        draw,
-        height=4.0,
-        margins=(0.7, 0.15, 0.5, 0.6),
+        ("factor", "above"),
+        NAME_COLUMNS,
+        STYLES | dict.fromkeys(("shuffled", "constant"), STYLES["update"]),
+        ("learning rate, as a multiple of the arm's best", "loss above the arm's best (nats a character)"),
+        TUNED_WITHIN,
     )
     return [ChartBlock(chart)]
 
@@ -591,65 +480,30 @@ def _tuning_chart(sweeps: pd.DataFrame, names: list[str]) -> list[Block]:
 # What came out
 
 
-Head = tuple[tuple[Column | str, ...], Callable[[dict[str, Any]], tuple[Cell, ...]]]
-"""The first columns of a table of contrasts, and how a row fills them."""
-
-
-def _contrasts(frame: pd.DataFrame, head: Head, caption: str, identity: str, stalls: bool = False) -> Table:
-    """Rows of contrasts with their interval, adjusted p, TOST and what that says."""
-    titles, fill = head
-    rows = []
-    for row in frame.to_dict("records"):
-        figures: tuple[Cell, ...]
-        if row["missing"]:
-            figures = (None, "pending", None, None, None, "no conclusion")
-        elif row["n_ended_badly"]:
-            told = f"not judged: {row['n_ended_badly']} runs did not finish"
-            figures = (None, "none", 0, None, None, told)
-        else:
-            figures = (
-                words.number(row["difference"], sign=True),
-                words.interval(row["low"], row["high"]),
-                int(row["n_pairs"]),
-                words.p_text(row["p_holm"]),
-                words.p_text(row["p_equivalent"]),
-                _told(row),
-            )
-        stall: tuple[Cell, ...] = (words.number(row["stall_difference"], 2, True),) if stalls else ()
-        rows.append((*fill(row), *figures[:-1], *stall, figures[-1]))
+def _contrasts(frame: pd.DataFrame, head: Sequence[Column], caption: str, identity: str, *more: Column) -> Table:
+    """Rows of contrasts with their interval, adjusted p, TOST and what that says; `more` stands before the last."""
     columns = (
-        *titles,
-        *col.right("Difference", "95% interval", "Seeds", "p (Holm)", "p (TOST)"),
-        *(col.right("Stall ratio") if stalls else ()),
-        "Reading",
+        *head,
+        col.signed("Difference", "difference"),
+        col.interval(),
+        col.count("Seeds", "n_pairs"),
+        col.p("p (Holm)", "p_holm"),
+        col.p("p (TOST)", "p_equivalent"),
+        *more,
+        col.of("Reading", lambda row: "pending" if row["missing"] else reading(row)),
     )
-    return Table(columns, tuple(rows), caption, data=frame, id=identity)
+    return col.table(frame, columns, caption, identity)
 
 
-def _told(row: dict[str, Any]) -> str:
-    """What a contrast says, in a word or two; a difference may be shown and lie within the margin."""
-    if row["p_holm"] < ALPHA:
-        word = "lower" if row["difference"] < 0 else "higher"
-        return f"{word}, within the margin" if row["p_equivalent"] < ALPHA else word
-    return "equivalent" if row["p_equivalent"] < ALPHA else "unresolved"
+def _rule(title: str) -> Column:
+    return col.arm(title, "rule", words_of=LABELS)
 
 
-def _linked(row: dict[str, Any], text: str) -> Cell:
-    return col.arm_link(row["arm"], text) if row["arm"] else text
-
-
-def _against(row: dict[str, Any], text: str) -> Cell:
-    return col.arm_link(row["against"], text) if row["against"] else text
+def _arm(title: str, text: Callable[[col.Row], str], end: str = "against") -> Column:
+    return col.of(title, lambda row: col.arm_link(row[end], text(row)) if row[end] else text(row))
 
 
 def _pairings(pairings: pd.DataFrame) -> list[Block]:
-    head: Head = (
-        ("Step rule", "Against AdamW with"),
-        lambda row: (
-            _linked(row, RULES[row["rule"]].label),
-            _against(row, f"{row['format']}, {PLACES[arm_of(row).place].label}"),
-        ),
-    )
     text = (
         "Final validation loss minus AdamW's with the same format, storage, rounding, seeds and batches; below zero "
         "the rule is better. Holm's adjustment is over the rows of one step rule. The rows of S on the update are the "
@@ -659,21 +513,25 @@ def _pairings(pairings: pd.DataFrame) -> list[Block]:
         "was. Steps of codes run without weight decay, which every other rule has (see H10)."
     )
     table = _contrasts(
-        pairings, head, "Step rule minus AdamW, nats a character, paired by seed", "pairings", stalls=True
+        pairings,
+        (_rule("Step rule"), _arm("Against AdamW with", _format_and_place)),
+        "Step rule minus AdamW, nats a character, paired by seed",
+        "pairings",
+        col.signed("Stall ratio", "stall_difference", 2),
     )
     return [Paragraph(text), *_known(pairings, "storage", table)]
 
 
-def _roundings(found: StepRuleComparator) -> list[Block]:
-    frame = found.roundings
+def _roundings(frame: pd.DataFrame) -> list[Block]:
     names = {
         "nearest": "nearest minus stochastic, on the grid",
         "feedback": "error feedback minus stochastic, on the grid",
         "grid": "stochastic on the grid minus master weights",
     }
-    head: Head = (
-        ("Format", "Step rule", "What changes"),
-        lambda row: (row["format"], _linked(row, RULES[row["rule"]].label), _against(row, names[row["contrast"]])),
+    head = (
+        col.text("Format", "format"),
+        _rule("Step rule"),
+        _arm("What changes", lambda row: names[row["contrast"]]),
     )
     text = (
         "What keeping the weights on the grid costs, and what the rounding onto it changes, under one step rule. The "
@@ -684,39 +542,34 @@ def _roundings(found: StepRuleComparator) -> list[Block]:
 
 
 def _controls(found: StepRuleComparator) -> list[Block]:
-    frame = found.controls
-    free, ablation, start = (frame[frame["group"] == name] for name in ("no quantization", "ablation", "mis-scaled"))
+    free, ablation, start = (
+        found.controls[found.controls["group"] == name] for name in ("no quantization", "ablation", "mis-scaled")
+    )
+    free = free.sort_values(
+        "rule", key=lambda column: column.map(["update", "gradient", "relative"].index), kind="stable"
+    )
     what = {
         "E4M3": "minus AdamW, with E4M3",
         "FP32": "minus AdamW, without quantization",
         "difference": "difference of the two",
     }
-
-    def rule_of(row: dict[str, Any]) -> Cell:
-        return _linked(row, RULES[row["rule"]].label)
-
     free_table = _contrasts(
-        free.sort_values(
-            "rule", key=lambda column: column.map(["update", "gradient", "relative"].index), kind="stable"
-        ),
-        (("Step rule", "Contrast"), lambda row: (rule_of(row), what[row["contrast"]])),
+        free,
+        (_rule("Step rule"), col.text("Contrast", "contrast", what)),
         "Each step rule with and without quantization (master weights; S that of E4M3)",
         "no-quantization",
     )
     ablation_table = _contrasts(
         ablation,
-        (("Ablation", "Against"), lambda row: (rule_of(row), _against(row, RULES["update"].label))),
+        (_rule("Ablation"), _arm("Against", lambda row: LABELS["update"])),
         "S shuffled and S constant against S (E4M3, master weights)",
         "ablations",
     )
     start_table = _contrasts(
         start,
         (
-            ("Arm", "Against"),
-            lambda row: (
-                _linked(row, f"{row['format']} {RULES[row['rule']].label}"),
-                _against(row, "FP32 AdamW" if row["contrast"] == "E4M3 against FP32" else "E4M3 AdamW"),
-            ),
+            _arm("Arm", lambda row: f"{row['format']} {LABELS[row['rule']]}", "arm"),
+            _arm("Against", lambda row: f"{'FP32' if row['contrast'] == 'E4M3 against FP32' else 'E4M3'} AdamW"),
         ),
         "Tensors that begin multiplied by up to 2^6, either way (E4M3, master weights, no gradient clipping)",
         "mis-scaled",
@@ -748,105 +601,68 @@ def _controls(found: StepRuleComparator) -> list[Block]:
 
 def _where_it_helps(found: StepRuleComparator, start: pd.DataFrame) -> list[Block]:
     """Mis-scaled against well-scaled, in a sentence a rule."""
-    plain = found.pairings[(found.pairings["format"] == "E4M3") & (found.pairings["storage"] == "master")]
-    well = {row["rule"]: row for row in plain.to_dict("records") if not math.isnan(row["difference"])}
-    items = []
-    for row in start.to_dict("records"):
-        if row["rule"] not in well or math.isnan(row["difference"]):
-            continue
-        other = well[row["rule"]]
-        items.append(
-            md(
-                "{rule}: {mis} {mis_interval} against AdamW where tensors begin mis-scaled ({mis_told}), {well} "
-                "{well_interval} where they do not ({well_told}); n = {n} and {m} seeds.",
-                rule=RULES[row["rule"]].label,
-                mis=words.number(row["difference"], sign=True),
-                mis_interval=words.interval(row["low"], row["high"]),
-                mis_told=_told(row),
-                well=words.number(other["difference"], sign=True),
-                well_interval=words.interval(other["low"], other["high"]),
-                well_told=_told(other),
-                n=int(row["n_pairs"]),
-                m=int(other["n_pairs"]),
-            )
-        )
+    plain = found.pairings.query("format == 'E4M3' and storage == 'master' and difference == difference")
+    well = {row["rule"]: row for row in plain.to_dict("records")}
+
+    def said(row: col.Row) -> str:
+        return f"{words.number(row['difference'], sign=True)} {words.interval(row['low'], row['high'])}"
+
+    items = [
+        f"{LABELS[row['rule']]}: {said(row)} against AdamW where tensors begin mis-scaled ({reading(row)}), "
+        f"{said(other)} where they do not ({reading(other)}); n = {row['n_pairs']} and {other['n_pairs']} seeds."
+        for row in start[start["difference"].notna()].to_dict("records")
+        if (other := well.get(row["rule"]))
+    ]
     return [Bullets(tuple(items))] if items else []
 
 
 def _stalls(found: StepRuleComparator) -> list[Block]:
-    stalls = found.stalls
     text = (
         "The stall ratio is 1 - flips / updates over the same elements: the share of proposed steps that leave the "
         "stored code as it was. If fewer stalls meant a lower loss, the arms of one format would lie on a rising line. "
         "A counterexample is a pair of arms whose losses differ (Holm over all pairs of the format's arms), of "
         "which the one that stalls more has the lower loss. AdamW with master weights is among the arms."
     )
-    rows: list[tuple[Cell, ...]] = []
-    for row in stalls.to_dict("records"):
-        if row["missing"]:
-            rows.append((row["format"], None, None, "pending", *[None] * 5))
-            continue
-        start = (row["format"], int(row["n_arms"]), words.number(row["spearman"], 2, sign=True))
-        if not isinstance(row["more"], str):
-            rows.append((*start, "no such pair", *[None] * 5))
-            continue
-        rows.append(
-            (
-                *start,
-                col.arm_link(row["arm"], row["more"]),
-                col.arm_link(row["against"], row["less"]),
-                words.number(row["stall_difference"], 2, sign=True),
-                words.number(row["difference"], sign=True),
-                words.interval(row["low"], row["high"]),
-                int(row["n_pairs"]),
-            )
-        )
-    columns: tuple[Column | str, ...] = (
-        "Format",
-        *col.right("Arms", "Spearman's rho"),
-        "Stalls more, loses less",
-        "Against",
-        *col.right("Stall ratio, difference", "Loss, difference", "95% interval", "Seeds"),
+    columns = (
+        col.text("Format", "format"),
+        col.count("Arms", "n_arms"),
+        col.signed("Spearman's rho", "spearman", 2),
+        col.of("Stalls more, loses less", _counterexample),
+        col.of("Against", lambda row: None if col.missing(row["less"]) else col.arm_link(row["against"], row["less"])),
+        col.signed("Stall ratio, difference", "stall_difference", 2),
+        col.signed("Loss, difference", "difference"),
+        col.interval(),
+        col.count("Seeds", "n_pairs"),
     )
-    table = Table(columns, tuple(rows), "Rank correlation of stall ratio and loss", data=stalls, id="stall-ranks")
-    return [Paragraph(text), *_known(stalls, "storage", *_stall_chart(found), table)]
+    table = col.table(found.stalls, columns, "Rank correlation of stall ratio and loss", "stall-ranks")
+    return [Paragraph(text), *_known(found.stalls, "storage", *_stall_chart(found), table)]
+
+
+def _counterexample(row: col.Row) -> Cell:
+    if col.missing(row["more"]):
+        return "pending" if row["missing"] else "no such pair"
+    return col.arm_link(row["arm"], row["more"])
 
 
 def _stall_chart(found: StepRuleComparator) -> list[Block]:
-    ranked = found.stalls[found.stalls["missing"] == ""]
-    arms = found.arms
+    ranked, arms = found.stalls[found.stalls["missing"] == ""], found.arms
     arms = arms[arms["study"].isin(["formats", "storage"]) & arms["format"].isin(ranked["format"])]
-    data = charts.finite_rows(
-        arms[["format", "rule", "storage", "rounding", "stall_ratio", "val_loss", "arm"]], "stall_ratio", "val_loss"
-    )
+    names = ["format", "rule", "storage", "rounding", "stall_ratio", "val_loss", "arm"]
+    data = charts.finite_rows(arms[names], "stall_ratio", "val_loss")
     if data.empty:
         return []
-    pairs = ranked[ranked["more"].notna()]
-    places = {row["arm"]: (row["stall_ratio"], row["val_loss"]) for row in data.to_dict("records")}
-
-    def draw(axes: Axes) -> None:
-        for _, pair in pairs.iterrows():
-            ends = [places[pair["arm"]], places[pair["against"]]]
-            axes.plot(*zip(*ends, strict=True), "--", color=MUTED, linewidth=1)
-        for number, (fmt, group) in enumerate(data.groupby("format", sort=False)):
-            for rule, own in group.groupby("rule"):
-                axes.plot(own["stall_ratio"], own["val_loss"], MARKERS[str(rule)], color=PALETTE[number], markersize=5)
-            axes.plot([], [], "o", color=PALETTE[number], label=str(fmt))
-        for rule in dict.fromkeys(data["rule"]):
-            axes.plot([], [], MARKERS[rule], color=MUTED, label=RULES[rule].label)
-        axes.set_xlabel("stall ratio (mean over seeds)")
-        axes.set_ylabel("final validation loss (nats a character)")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, columnspacing=1)
-
-    ranks = "; ".join(f"{row['format']} {row['spearman']:+.2f}" for row in ranked.to_dict("records"))
-    chart = Chart(
+    ranks = "; ".join(f"{row.format} {row.spearman:+.2f}" for row in ranked.itertuples())
+    pairs = ranked.loc[ranked["more"].notna(), ["arm", "against"]].itertuples(index=False, name=None)
+    chart = charts.scatter(
         "stall",
         "Stall ratio and loss: a point an arm",
         f"Colours are formats, markers step rules. Spearman's rho: {ranks}. Dashed lines join the counterexamples.",
         data,
-        draw,
-        height=4.4,
-        margins=(0.7, 0.15, 0.5, 0.6),
+        ("stall_ratio", "val_loss"),
+        "format",
+        STYLES,
+        ("stall ratio (mean over seeds)", "final validation loss (nats a character)"),
+        list(pairs),
     )
     return [ChartBlock(chart)]
 
@@ -871,94 +687,66 @@ def _derivation(benchmarks: Path) -> list[Block]:
     return [Paragraph(first), Paragraph(second), *slope_blocks(benchmarks)]
 
 
-def _negative(found: StepRuleComparator, verdicts: Sequence[Verdict]) -> list[Block]:
-    items: list[Md] = []
-    for verdict in verdicts:
-        if verdict.answer in ("no", "inconclusive"):
-            word = "expected, and not so" if verdict.answer == "no" else "inconclusive"
-            items.append(
-                md(
-                    "{id}, {word}: {statement} {evidence}",
-                    id=verdict.id,
-                    word=word,
-                    statement=verdict.statement,
-                    evidence=_whole(verdict.evidence),
-                )
-            )
-    frame = found.pairings
-    for rule, own in frame[frame["difference"].notna()].groupby("rule", sort=False):
-        worse = _shown(own, +1)
-        listed = [
-            f"{row['format']}, {PLACES[arm_of(row).place].label} ({words.number(row['difference'], sign=True)})"
-            for row in worse.sort_values("difference", ascending=False).to_dict("records")
-        ]
-        text = f"worse than AdamW in {len(worse)} of {len(own)} comparisons{': ' if listed else ''}"
-        items.append(md("{rule}: {text}.", rule=RULES[str(rule)].label, text=text + "; ".join(listed)))
-    badly = [row for row in found.arms.to_dict("records") if row["n_runs"] > row["n_finished"]]
-    items += [
-        md(
-            "{arm}: {badly} of {n} runs did not finish; the arm is not ranked.",
-            arm=in_words(arm_of(row)),
-            badly=row["n_runs"] - row["n_finished"],
-            n=row["n_runs"],
+def _negative(found: StepRuleComparator, verdicts: Sequence[Verdict], judged: pd.DataFrame) -> list[Block]:
+    asked = {"no": "expected, and not so", "inconclusive": "inconclusive"}
+    items: list[Text] = [
+        escape(f"{verdict.id}, {asked[verdict.answer]}: {verdict.statement} {verdict.evidence}", 4000)
+        for verdict in verdicts
+        if verdict.answer in asked
+    ]
+    for rule, own in judged.groupby("rule", sort=False):
+        worse = _shown(own, +1).sort_values("difference", ascending=False)
+        listed = "; ".join(
+            f"{_format_and_place(row)} ({words.number(row['difference'], sign=True)})"
+            for row in worse.to_dict("records")
         )
-        for row in badly
+        text = f"worse than AdamW in {len(worse)} of {len(own)} comparisons{': ' if listed else ''}{listed}"
+        items.append(f"{LABELS[str(rule)]}: {text}.")
+    items += [
+        f"{in_words(arm_of(row))}: {row['n_runs'] - row['n_finished']} of {row['n_runs']} runs did not finish; the arm "
+        "is not ranked."
+        for row in found.arms.query("n_runs > n_finished").to_dict("records")
     ]
     if not items:
         return [Paragraph("Pending: no pairing of the campaign is recorded yet.")]
     return [Paragraph("What did not work, and what was expected and not found, in full:"), Bullets(tuple(items))]
 
 
-def _changes(pairings: pd.DataFrame) -> list[Block]:
-    own = pairings[(pairings["rule"] == "update") & pairings["sd"].notna()]
-    items = [
+def _changes(pairings: pd.DataFrame) -> Bullets:
+    items: list[Text] = [
         Md(
             "A pairing in which steps in ulps end lower, after Holm's adjustment, at a model size or length of its own."
         ),
-        Md("A learning rate schedule under which the rules differ: it was the same in every arm."),
-        Md("A weight decay under which they differ: it was the same number in all arms but those of steps of codes."),
+        "A learning rate schedule under which the rules differ: it was the same in every arm.",
+        "A weight decay under which they differ: it was the same number in all arms but those of steps of codes.",
     ]
-    if len(own):
-        widest = own.loc[own["sd"].astype("float64").idxmax()]
-        needed = seeds_needed(float(widest["sd"]), SMALLEST_GAP)
+    own = pairings[(pairings["rule"] == "update") & pairings["sd"].notna()]
+    for widest in own.nlargest(1, "sd").to_dict("records"):
+        needed = seeds_needed(widest["sd"], SMALLEST_GAP)
         items.append(
-            md(
-                "More seeds: the largest standard deviation of these pairings of steps in ulps is {sd} nats ({arm}; "
-                "in tensors that begin mis-scaled it is larger); to see "
-                "{gap:g} nats there with 80% power takes {needed} seeds, and {n} were run.",
-                sd=words.number(float(widest["sd"]), 4),
-                arm=in_words(arm_of(widest)),
-                gap=SMALLEST_GAP,
-                needed="more than 100,000" if needed is None else needed,
-                n=int(widest["n_pairs"]),
-            )
+            f"More seeds: the largest standard deviation of these pairings of steps in ulps is "
+            f"{words.number(widest['sd'], 4)} nats ({in_words(arm_of(widest))}; in tensors that begin mis-scaled it is "
+            f"larger); to see {SMALLEST_GAP:g} nats there with 80% power takes "
+            f"{'more than 100,000' if needed is None else needed} seeds, and {widest['n_pairs']} were run."
         )
-    return [Bullets(tuple(items))]
+    return Bullets(tuple(items))
 
 
-def _limits(loader: ExperimentDataLoader, judged: pd.DataFrame, pilot: pd.DataFrame) -> tuple[Md, ...]:
-    known = judged if len(judged) else pilot
-    items: list[Md] = []
+def _limits(loader: ExperimentDataLoader, judged: pd.DataFrame, pilots: pd.DataFrame) -> Bullets:
+    known = judged if len(judged) else pilots
+    items: list[Text] = []
     if len(known):
         config = loader.config(known["arm"].iloc[0])
-        items.append(
-            md(
-                "Nothing about larger models or longer runs: these have {layers} layers of {dim} and {steps} steps, "
-                "with formats simulated in float32.",
-                layers=config.model.layers,
-                dim=config.model.dim,
-                steps=config.max_steps,
-            )
-        )
-        items.append(
-            md(
+        width = words.number(((known["high"] - known["low"]) / 2).max())
+        items += [
+            f"Nothing about larger models or longer runs: these have {config.model.layers} layers of "
+            f"{config.model.dim} and {config.max_steps} steps, with formats simulated in float32.",
+            Md(
                 'Equality, from an interval that holds zero: "equivalent" is said only where two one-sided tests '
-                "put the difference within {margin:g} nats; the widest half-width of these pairings is {width} "
-                "nats, and wider where tensors begin mis-scaled.",
-                margin=MARGIN,
-                width=words.number(float(((known["high"] - known["low"]) / 2).max())),
-            )
-        )
+                f"put the difference within {MARGIN:g} nats; the widest half-width of these pairings is {width} "
+                "nats, and wider where tensors begin mis-scaled."
+            ),
+        ]
     items += [
         Md(
             "Nothing about time: a step in ulps costs more than AdamW's (the benchmark page of training has the "
@@ -973,35 +761,29 @@ def _limits(loader: ExperimentDataLoader, judged: pd.DataFrame, pilot: pd.DataFr
                 "geometry alone, and nothing about weights stored on the grid."
             )
         )
-    others = {
-        (loader.config(row["arm"]).optimizer.other_learning_rate, row["adamw_learning_rate"])
-        for row in pilot.to_dict("records")
-    }
-    unequal = sorted({f"{own:g} against {rival:g}" for own, rival in others if own is not None and own != rival})
-    if unequal:
+    others = [loader.config(arm).optimizer.other_learning_rate for arm in pilots["arm"]]
+    rates = set(zip(others, pilots["adamw_learning_rate"], strict=True))
+    if unequal := sorted(f"{own:g} against {rival:g}" for own, rival in rates if own is not None and own != rival):
         items.append(
-            md(
-                "In the earlier runs, what is not quantized (norms and positions) was trained by AdamW at another rate "
-                "beside ManifoldAdamW than in the AdamW arms: {rates}. Their difference holds this too.",
-                rates=", ".join(unequal),
-            )
+            "In the earlier runs, what is not quantized (norms and positions) was trained by AdamW at another rate "
+            f"beside ManifoldAdamW than in the AdamW arms: {', '.join(unequal)}. Their difference holds this too."
         )
-    return tuple(items)
+    return Bullets(tuple(items))
 
 
 def _related() -> list[Block]:
-    works = (
-        ("Madam (arXiv 2006.14560)", "2006.14560", "multiplicative updates of weights kept in a logarithmic format"),
-        ("LNS-Madam (arXiv 2106.13914)", "2106.13914", "the same, for training in a logarithmic number system"),
-        ("Stochastic rounding (arXiv 2010.06192)", "2010.06192", "of weights kept in low precision"),
-        ("ECO (arXiv 2601.22101)", "2601.22101", "the rounding error fed back through the momentum: error feedback"),
-    )
+    works = {
+        "Madam (arXiv 2006.14560)": "multiplicative updates of weights kept in a logarithmic format",
+        "LNS-Madam (arXiv 2106.13914)": "the same, for training in a logarithmic number system",
+        "Stochastic rounding (arXiv 2010.06192)": "of weights kept in low precision",
+        "ECO (arXiv 2601.22101)": "the rounding error fed back through the momentum: error feedback",
+    }
     text = "Steps in ulps are close relatives of Madam and LNS-Madam; no novelty is claimed for any rule on this page."
-    items = tuple(
-        md("{link}: {what}.", link=Link(title, f"https://arxiv.org/abs/{number}"), what=what)
-        for title, number, what in works
+    items = (
+        md("{link}: {what}.", link=Link(title, f"https://arxiv.org/abs/{title[-11:-1]}"), what=what)
+        for title, what in works.items()
     )
-    return [Paragraph(text), Bullets(items)]
+    return [Paragraph(text), Bullets(tuple(items))]
 
 
 # What else is recorded
@@ -1014,63 +796,44 @@ def _short(rule: str) -> str:
 
 def _pilot_answer(paired: pd.DataFrame) -> Md:
     """The answer from what is recorded while the campaign's studies are not."""
-    better, worse = _shown(paired, -1), _shown(paired, +1)
-    if len(better) and not len(worse):
-        verdict = f"lower loss in {len(better)} of {len(paired)} pairings, higher in none"
-    elif len(worse) and not len(better):
-        verdict = f"no gain seen: higher loss in {len(worse)} of {len(paired)} pairings, lower in none"
-    elif len(worse):
-        verdict = f"mixed: lower loss in {len(better)}, higher in {len(worse)} of {len(paired)} pairings"
+    better, worse, total = len(_shown(paired, -1)), len(_shown(paired, +1)), len(paired)
+    if better and worse:
+        verdict = f"mixed: lower loss in {better}, higher in {worse} of {total} pairings"
+    elif better:
+        verdict = f"lower loss in {better} of {total} pairings, higher in none"
+    elif worse:
+        verdict = f"no gain seen: higher loss in {worse} of {total} pairings, lower in none"
     else:
-        verdict = f"inconclusive: in none of {len(paired)} comparisons is a difference shown"
-    ordered = paired.sort_values(["difference", "format"])
-    return md(
-        "**ManifoldAdamW against AdamW: {verdict}** (paired tests, Holm-adjusted over the pairings, level {alpha}). "
-        "The most favourable pairing is {best}, the least favourable {worst}.",
-        verdict=verdict,
-        alpha=ALPHA,
-        best=_pilot_pairing(ordered.iloc[0]),
-        worst=_pilot_pairing(ordered.iloc[-1]),
+        verdict = f"inconclusive: in none of {total} comparisons is a difference shown"
+    ordered = paired.sort_values(["difference", "format"]).to_dict("records")
+    named = [f"{row['format']} with S on the {_short(row['rule'])}" for row in ordered]
+    best, worst = (escape(_figures(named[end], ordered[end])) for end in (0, -1))
+    return Md(
+        f"**ManifoldAdamW against AdamW: {verdict}** (paired tests, Holm-adjusted over the pairings, level {ALPHA}). "
+        f"The most favourable pairing is {best}, the least favourable {worst}."
     )
 
 
-def _pilot_pairing(row: pd.Series) -> str:
-    return (
-        f"{row['format']} with S on the {_short(row['rule'])}, "
-        f"{words.number(row['difference'], sign=True)} nats a character "
-        f"(95% interval {words.interval(row['low'], row['high'])}, n = {row['n_pairs']} seeds)"
-    )
-
-
-def _pilot_chart(paired: pd.DataFrame) -> Chart:
+def _pilot_chart(paired: pd.DataFrame) -> ChartBlock:
     data = paired[["format", "rule", "n_pairs", "difference", "low", "high", "arm", "adamw_arm"]].reset_index(drop=True)
-    labels = sorted(data["format"].unique(), key=format_order)
-    rules = list(dict.fromkeys(data["rule"]))
-
-    def draw(axes: Axes) -> None:
-        charts.reference_line(axes, "AdamW")
-        for number, rule in enumerate(rules):
-            group = data[data["rule"] == rule]
-            colour = PALETTE[number % len(PALETTE)]
-            places = [labels.index(name) + 0.2 * (number - (len(rules) - 1) / 2) for name in group["format"]]
-            axes.vlines(places, group["low"], group["high"], color=colour, linewidth=2)
-            axes.plot(places, group["difference"], "os^D"[number % 4], color=colour, markersize=6, label=f"{rule}")
-        axes.set_xticks(range(len(labels)), labels, color=FOREGROUND)
-        axes.set_xlim(-0.5, len(labels) - 0.4)
-        axes.set_ylabel("loss minus AdamW's (nats a character)")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, labelcolor=FOREGROUND)
-
     listed = "; ".join(
         f"{row.format} {row.rule} {row.difference:+.3f} {words.interval(row.low, row.high)}"
         for row in data.itertuples()
     )
-    return Chart(
+    chart = charts.grouped_forest(
         "loss-difference",
         "ManifoldAdamW's loss minus AdamW's, same format and seeds",
         f"Mean paired difference of the final validation loss with 95% t interval; below zero is better. {listed}.",
         data,
-        draw,
+        list(data["format"]),
+        sorted(set(data["format"]), key=format_order),
+        {
+            rule: charts.Style(PALETTE[number % len(PALETTE)], "os^D"[number % 4], str(rule))
+            for number, rule in enumerate(dict.fromkeys(data["rule"]))
+        },
+        ("AdamW", "loss minus AdamW's (nats a character)"),
     )
+    return ChartBlock(chart)
 
 
 def _others(loader: ExperimentDataLoader, others: Sequence[pd.DataFrame]) -> list[Block]:
@@ -1097,40 +860,26 @@ def _setting(loader: ExperimentDataLoader, table: pd.DataFrame) -> str:
 
 
 def _results(table: pd.DataFrame, identity: str) -> Table:
-    columns: tuple[Column | str, ...] = (
-        "Format",
-        Column("S on"),
-        *col.right(
-            "Difference to AdamW",
-            "95% interval",
-            "Seeds",
-            "p (Holm)",
-            "Validation loss",
-            "Rate (AdamW's)",
-            "Stall ratio (AdamW's)",
-            "Finished",
-        ),
+    def rates(row: col.Row) -> Md:
+        rival = "no AdamW arm"
+        if not col.missing(row["adamw_arm"]):
+            rival = col.arm_link(row["adamw_arm"], f"{row['adamw_learning_rate']:g}").markdown()
+        return Md(f"{row['learning_rate']:g} ({rival})")
+
+    def stalls(row: col.Row) -> str:
+        return f"{words.percent(row['stall_ratio'])} ({words.percent(row['adamw_stall_ratio'])})"
+
+    columns = (
+        col.text("Format", "format"),
+        col.of("S on", lambda row: col.arm_link(row["arm"], _short(row["rule"]))),
+        col.signed("Difference to AdamW", "difference"),
+        col.interval(),
+        col.count("Seeds", "n_pairs"),
+        col.p("p (Holm)", "p_holm"),
+        col.number("Validation loss", "val_loss"),
+        col.of("Rate (AdamW's)", rates, right=True),
+        col.of("Stall ratio (AdamW's)", stalls, right=True),
+        col.share(),
     )
-    rows = []
-    for row in table.to_dict("records"):
-        rival = row["adamw_arm"] if isinstance(row["adamw_arm"], str) else None
-        rows.append(
-            (
-                row["format"],
-                col.arm_link(row["arm"], _short(row["rule"])),
-                words.number(row["difference"], sign=True),
-                words.interval(row["low"], row["high"]),
-                int(row["n_pairs"]),
-                words.p_text(row["p_holm"]),
-                words.number(row["val_loss"]),
-                md(
-                    "{rate} ({adamw})",
-                    rate=f"{row['learning_rate']:g}",
-                    adamw=col.arm_link(rival, f"{row['adamw_learning_rate']:g}") if rival else "no AdamW arm",
-                ),
-                f"{words.percent(row['stall_ratio'])} ({words.percent(row['adamw_stall_ratio'])})",
-                f"{row['n_finished']} of {row['n_runs']}",
-            )
-        )
     caption = "ManifoldAdamW minus AdamW in final validation loss, nats a character, paired by seed"
-    return Table(columns, tuple(rows), caption, data=table, id=identity)
+    return col.table(table, columns, caption, identity)

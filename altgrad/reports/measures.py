@@ -16,13 +16,14 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 
 import altgrad
-from altgrad.pages import Block, Heading, Md, Paragraph, Table, code, join, md
+from altgrad.pages import Block, Heading, Paragraph, code, join, md
 from altgrad.pages.render import Dialect, fragment
+from altgrad.reports import columns as col
 
 TELEMETRY = Path(altgrad.__file__).parent / "telemetry"
 OPERANDS = ("weight", "activation", "grad_output", "gradient", "update")
@@ -32,6 +33,12 @@ MARKER = "<!-- measures -->"
 _HEADER = re.compile(r"Measures \((\w+(?:, \w+)*)\):")
 _ITEM = re.compile(r"(?P<name>[a-z]\S*) \[(?P<unit>[^;\[\]]+); (?P<range>[^;\[\]]+)\]: (?P<text>\S.*)")
 _MARKER = re.compile(r"<!-- [\w-]+ -->")
+_COLUMNS = (
+    col.of("Measure", lambda row: code(row["name"])),
+    col.of("Definition", lambda row: join(". ", filter(None, (code(row["formula"]), row["notes"])))),
+    col.text("Unit", "unit"),
+    col.text("Range", "range"),
+)
 
 
 class MeasureError(ValueError):
@@ -40,26 +47,16 @@ class MeasureError(ValueError):
 
 @dataclass(frozen=True)
 class Measure:
-    """One statistic of the layers table.
+    """One statistic of the layers table."""
 
-    Attributes:
-        name: as recorded, or a pattern: ``code_<c>``.
-        operands: whose statistic it is.
-        unit, range: for people: "dB", "0 to 1".
-        formula: plain text.
-        notes: further sentences, or nothing.
-        function: dotted name of the function that computes it.
-        subject: the first sentence of its module's docstring: "Rank health: how many directions ...".
-    """
-
-    name: str
-    operands: tuple[str, ...]
-    unit: str
-    range: str
-    formula: str
-    notes: str
-    function: str
-    subject: str
+    name: str  # as recorded, or a pattern: ``code_<c>``
+    operands: tuple[str, ...]  # whose statistic it is
+    unit: str  # for people: "dB"
+    range: str  # for people: "0 to 1"
+    formula: str  # plain text
+    notes: str  # further sentences, or nothing
+    function: str  # dotted name of the one that computes it
+    subject: str  # the first sentence of its module's docstring: "Rank health: how many directions ..."
 
     def matches(self, statistic: str) -> bool:
         """Whether a recorded statistic is this measure."""
@@ -79,10 +76,9 @@ def measures(folder: Path = TELEMETRY) -> tuple[Measure, ...]:
         for place, measure in _of_module(path):
             found.append(measure)
             for operand in measure.operands:
-                if (measure.name, operand) in places:
-                    first = places[measure.name, operand]
+                first = places.setdefault((measure.name, operand), place)
+                if first != place:
                     raise MeasureError(f"{place}: {measure.name} of {operand} is documented in {first} already")
-                places[measure.name, operand] = place
     return tuple(found)
 
 
@@ -93,10 +89,10 @@ def measure_of(statistic: str, operand: str, known: Sequence[Measure]) -> Measur
         LookupError: it is none of `known`, or matches several.
     """
     fitting = [measure for measure in known if operand in measure.operands and measure.matches(statistic)]
-    exact = [measure for measure in fitting if measure.name == statistic]
-    if len(exact or fitting) != 1:
-        raise LookupError(f"{statistic} of {operand} is documented {len(exact or fitting)} times")
-    return (exact or fitting)[0]
+    best = [measure for measure in fitting if measure.name == statistic] or fitting
+    if len(best) != 1:
+        raise LookupError(f"{statistic} of {operand} is documented {len(best)} times")
+    return best[0]
 
 
 def method_page(text: str, known: Sequence[Measure], name: str) -> str:
@@ -107,9 +103,8 @@ def method_page(text: str, known: Sequence[Measure], name: str) -> str:
     """
     markers = _MARKER.findall(text)
     if markers != [MARKER]:
-        raise MeasureError(
-            f"{name}: needs the marker {MARKER} once and no other, and has {', '.join(markers) or 'none'}"
-        )
+        has = ", ".join(markers) or "none"
+        raise MeasureError(f"{name}: needs the marker {MARKER} once and no other, and has {has}")
     dialect = Dialect(site=True, address=lambda reference: f"{reference.path}.md")
     return text.replace(MARKER, fragment(_blocks(known), dialect))
 
@@ -122,52 +117,22 @@ def _blocks(known: Sequence[Measure]) -> Iterator[Block]:
         if about:
             yield Paragraph(f"{about[0].upper()}{about[1:]}.")
         for (operands, function), rows in groupby(of_module, key=lambda measure: (measure.operands, measure.function)):
-            yield Table(
-                ("Measure", "Definition", "Unit", "Range"),
-                tuple((code(row.name), _definition(row), row.unit, row.range) for row in rows),
-                md("Of {operands}, by {function}", operands=", ".join(operands), function=_breakable(function)),
-            )
-
-
-def _definition(measure: Measure) -> Md:
-    formula = code(measure.formula)
-    return md("{formula}. {notes}", formula=formula, notes=measure.notes) if measure.notes else formula
-
-
-def _breakable(dotted: str) -> Md:
-    """A dotted name that a narrow page may break after each dot."""
-    return md("<code>{name}</code>", name=join(".<wbr>", dotted.split(".")))
+            name = md("<code>{name}</code>", name=join(".<wbr>", function.split(".")))  # may break after each dot
+            caption = md("Of {operands}, by {function}", operands=", ".join(operands), function=name)
+            yield col.table(map(asdict, rows), _COLUMNS, caption)
 
 
 def _of_module(path: Path) -> Iterator[tuple[str, Measure]]:
     tree = ast.parse(path.read_text("utf-8"), str(path))
     subject = (ast.get_docstring(tree) or path.stem).split("\n\n")[0].replace("\n", " ").partition(". ")[0].rstrip(".")
     for name, node in _functions(tree, f"altgrad.telemetry.{path.stem}"):
-        first = node.body[0]
-        if not (isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)):
-            continue
-        if isinstance(docstring := first.value.value, str):
-            for line, operands, text in _items(docstring, first.lineno, path.name):
-                place = f"{path.name}:{line}"
-                item = _ITEM.fullmatch(text)
-                if item is None:
-                    raise MeasureError(
-                        f"{place}: write 'name [unit; range]: formula. Further sentences.', not {text!r}"
-                    )
-                formula, _, notes = item["text"].partition(". ")
-                yield (
-                    place,
-                    Measure(
-                        item["name"],
-                        operands,
-                        item["unit"],
-                        item["range"],
-                        formula.rstrip("."),
-                        notes,
-                        name,
-                        subject,
-                    ),
-                )
+        for line, operands, text in _items(ast.get_docstring(node, clean=False) or "", node.body[0].lineno, path.name):
+            place, item = f"{path.name}:{line}", _ITEM.fullmatch(text)
+            if item is None:
+                raise MeasureError(f"{place}: write 'name [unit; range]: formula. Further sentences.', not {text!r}")
+            formula, _, notes = item["text"].partition(". ")
+            parts = (item["name"], operands, item["unit"], item["range"], formula.rstrip("."), notes, name, subject)
+            yield place, Measure(*parts)
 
 
 def _functions(node: ast.AST, name: str) -> Iterator[tuple[str, ast.FunctionDef]]:
@@ -180,10 +145,10 @@ def _functions(node: ast.AST, name: str) -> Iterator[tuple[str, ast.FunctionDef]
 
 def _items(docstring: str, first: int, file: str) -> Iterator[tuple[int, tuple[str, ...], str]]:
     """(line, operands, text with its continuation) of each item of the sections; `first` is the docstring's line."""
-    lines = docstring.expandtabs().split("\n")
+    lines = [(len(line) - len(line.lstrip()), line.strip()) for line in docstring.expandtabs().split("\n")]
     at = 0
     while at < len(lines):
-        header, indent = lines[at].strip(), _indent(lines[at])
+        indent, header = lines[at]
         at += 1
         if not re.match(r"Measures\b.*:$", header):
             continue
@@ -193,8 +158,8 @@ def _items(docstring: str, first: int, file: str) -> Iterator[tuple[int, tuple[s
         if not operands or set(operands) - {*OPERANDS}:
             raise MeasureError(f"{place}: write 'Measures (operand, ...):' with operands of {', '.join(OPERANDS)}")
         body: list[tuple[int, str]] = []
-        while at < len(lines) and lines[at].strip() and (deeper := _indent(lines[at]) - indent) > 0:
-            text = lines[at].strip()
+        while at < len(lines) and lines[at][1] and lines[at][0] > indent:
+            deeper, text = lines[at][0] - indent, lines[at][1]
             if deeper == 4:
                 body.append((first + at, text))
             elif deeper > 4 and body:
@@ -202,10 +167,6 @@ def _items(docstring: str, first: int, file: str) -> Iterator[tuple[int, tuple[s
             else:
                 raise MeasureError(f"{file}:{first + at}: indent a measure by 4 and its further lines by more")
             at += 1
-        if not body or (at + 1 < len(lines) and not lines[at].strip() and _indent(lines[at + 1]) > indent):
+        if not body or (at + 1 < len(lines) and not lines[at][1] and lines[at + 1][0] > indent):
             raise MeasureError(f"{place}: the section is empty, or has an empty line inside")
         yield from ((line, operands, text) for line, text in body)
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())

@@ -8,6 +8,13 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.pages import Block, CodeBlock, Heading, Md, Note, Paragraph, code, md
 from altgrad.pages.content import Text
 
+ONE_RUN = ".venv/bin/python experiments/run_experiment.py experiments/configs/e5m2.yaml"
+ON_A_GPU = (
+    "The same configs run on a GPU, for example on a rented H100 machine such as RunPod offers: clone the repository "
+    "there, install a CUDA build of torch, and bring the records back."
+)
+BACK = "tar czf runs.tgz experiments/runs   # copy it here and unpack it in this folder"
+
 
 def pending(missing: Text, studies: Sequence[str]) -> list[Block]:
     """The section that stands where runs are missing: what is missing and the commands that record it."""
@@ -18,20 +25,9 @@ def pending(missing: Text, studies: Sequence[str]) -> list[Block]:
         Paragraph("These commands record the runs; the next build of the page reads them:"),
         CodeBlock("\n".join(["make install", *campaign, "make reports", "make serve"]), "bash"),
         Paragraph("One run of one config:"),
-        CodeBlock(
-            ".venv/bin/python experiments/run_experiment.py experiments/configs/e5m2.yaml --set max_steps=300 --seed 0",
-            "bash",
-        ),
-        Paragraph(
-            "The same configs run on a GPU, for example on a rented H100 machine such as RunPod offers: clone the "
-            "repository there, install a CUDA build of torch, and bring the records back."
-        ),
-        CodeBlock(
-            "make install\n"
-            ".venv/bin/python experiments/run_experiment.py experiments/configs/e5m2.yaml --device cuda\n"
-            "tar czf runs.tgz experiments/runs   # copy it here and unpack it in this folder",
-            "bash",
-        ),
+        CodeBlock(f"{ONE_RUN} --set max_steps=300 --seed 0", "bash"),
+        Paragraph(ON_A_GPU),
+        CodeBlock(f"make install\n{ONE_RUN} --device cuda\n{BACK}", "bash"),
     ]
 
 
@@ -55,8 +51,5 @@ def larger(loader: ExperimentDataLoader, study: str) -> list[Block]:
 
 def hypothesis_pending(missing: Text) -> Md:
     """What stands for a hypothesis before there is anything to hold against it: no expectation is shown."""
-    return md(
-        "{missing} The hypothesis is written down in {file} and will stand here beside what happened.",
-        missing=missing,
-        file=code("altgrad/analysis/hypotheses.py"),
-    )
+    text = "{missing} The hypothesis is written down in {file} and will stand here beside what happened."
+    return md(text, missing=missing, file=code("altgrad/analysis/hypotheses.py"))

@@ -17,18 +17,16 @@ from altgrad.pages import (
     Block,
     Bullets,
     CodeBlock,
-    Column,
     Details,
     Heading,
     Link,
     Note,
     Paragraph,
     Provenance,
-    Table,
     code,
     md,
 )
-from altgrad.reports.columns import arm_link
+from altgrad.reports import columns as col
 from altgrad.runs.schema import code_fingerprint, digest
 
 _SYNC = md(
@@ -61,34 +59,20 @@ def traceability(loader: ExperimentDataLoader, arms: Iterable[str]) -> list[Bloc
     blocks: list[Block] = [Heading("Traceability")]
     if runs.empty:
         return [*blocks, Paragraph(md("No runs stand behind this report yet. {how}", how=_SYNC)), _SYNC_COMMANDS]
-    if (~linked).any():
-        blocks += [
-            Paragraph(
-                md(
-                    "{count} of the {total} runs of this report were recorded without W&amp;B: their records are in "
-                    "the "
-                    "repository or on the machine that built this page. {how}",
-                    count=int((~linked).sum()),
-                    total=len(runs),
-                    how=_SYNC,
-                )
-            ),
-            _SYNC_COMMANDS,
-        ]
-    rows = tuple(
-        (
-            arm_link(run.arm, run.run_id, run.run_id),
-            run.status,
-            run.study,
-            Link("W&B run", run.wandb_url) if isinstance(run.wandb_url, str) else "recorded without W&B",
+    if not linked.all():
+        text = (
+            "{count} of the {total} runs of this report were recorded without W&amp;B: their records are in the "
+            "repository or on the machine that built this page. {how}"
         )
-        for run in runs.itertuples()
+        blocks += [Paragraph(md(text, count=int((~linked).sum()), total=len(runs), how=_SYNC)), _SYNC_COMMANDS]
+    columns = (
+        col.run(),
+        col.text("Status", "status"),
+        col.text("Study", "study"),
+        col.of("W&B", lambda row: Link("W&B run", row["wandb_url"]) if row["linked"] else "recorded without W&B"),
     )
-    columns: tuple[Column | str, ...] = ("Run", "Status", "Study", "W&B")
-    return [
-        *blocks,
-        Details(f"The {len(rows)} runs of this report", (Table(columns, rows, caption="Runs of this report"),)),
-    ]
+    table = col.table(runs.assign(linked=linked), columns, "Runs of this report")
+    return [*blocks, Details(f"The {len(runs)} runs of this report", (table,))]
 
 
 def provenance(loader: ExperimentDataLoader, built: datetime | None = None, of: str = "") -> Provenance:

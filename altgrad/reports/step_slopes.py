@@ -10,9 +10,9 @@ from pydantic import AwareDatetime, Field
 
 from altgrad.analysis import words
 from altgrad.formats import get_format
-from altgrad.pages import Block, Bullets, CodeBlock, Column, Note, Paragraph, Table, md
+from altgrad.pages import Block, Bullets, CodeBlock, Note, Paragraph
 from altgrad.reports import columns as col
-from altgrad.reports.benchmarks import RECORDED, Record, read_record
+from altgrad.reports.measured import RECORDED, Record, read_record
 from altgrad.runs.schema import RecordError
 from altgrad.studies import RULES
 
@@ -58,13 +58,9 @@ def slope_blocks(folder: Path = RECORDED) -> list[Block]:
     try:
         record = read_record(folder / NAME, SlopesRecord)
     except RecordError as error:
-        return [Note("warning", "A record was left out", (Bullets((md("{reason}", reason=str(error)),)),))]
+        return [Note("warning", "A record was left out", (Bullets((str(error),)),))]
     if record is None:
         return [Note("question", "Pending", (Paragraph("No slopes are recorded."), CodeBlock(COMMAND, "bash")))]
-    rows = tuple(
-        (NAMES.get(row.rule, row.rule), get_format(row.format).label, _range(row.first), _range(row.later))
-        for row in record.slopes
-    )
     data = pd.DataFrame(
         [
             {"rule": row.rule, "format": row.format, "seed": seed, "first_step": first, "later_steps": later}
@@ -79,15 +75,17 @@ def slope_blocks(folder: Path = RECORDED) -> list[Block]:
         f"{record.steps} steps without quantization and weight decay on {len(record.seeds)} seeds; the slope over all "
         "weights whose step is not zero, each tensor's means taken out. In brackets, the smallest and the largest."
     )
-    columns: tuple[Column | str, ...] = ("Step rule", "S of", *col.right("First step", "Later steps"))
-    return [
-        Table(columns, rows, "Measured slope of log |dw| over log S", data=data, id="slopes"),
-        Paragraph(conditions),
-    ]
+    columns = (
+        col.of("Step rule", lambda row: NAMES.get(row["rule"], row["rule"])),
+        col.of("S of", lambda row: get_format(row["format"]).label),
+        col.of("First step", lambda row: _range(row["first"]), right=True),
+        col.of("Later steps", lambda row: _range(row["later"]), right=True),
+    )
+    slopes = [slope.model_dump() for slope in record.slopes]
+    table = col.table(slopes, columns, "Measured slope of log |dw| over log S", "slopes", data)
+    return [table, Paragraph(conditions)]
 
 
 def _range(values: tuple[float, ...]) -> str:
-    mean = words.number(sum(values) / len(values), 2)
-    if len(values) < 2:
-        return mean
-    return f"{mean} [{words.number(min(values), 2)}, {words.number(max(values), 2)}]"
+    mean, low, high = (words.number(each, 2) for each in (sum(values) / len(values), min(values), max(values)))
+    return f"{mean} [{low}, {high}]" if len(values) > 1 else mean

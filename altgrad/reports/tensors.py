@@ -19,25 +19,27 @@ def tensor_files(loader: ExperimentDataLoader) -> dict[str, bytes]:
 
     First in the index, and what a reader sees first, are runs with histograms of the most operands.
     """
-    index: list[dict[str, Any]] = []
+    index: dict[str, dict[str, Any]] = {}
     found: dict[str, bytes] = {}
-    seen: set[str] = set()
-    for row in loader.runs.itertuples():
-        if row.arm in seen or row.role != "report":
+    for row in loader.runs[loader.runs["role"] == "report"].itertuples():
+        if row.arm in index:
             continue
         histograms = tensors.histograms(loader.records[row.run_id].coded, _code_formats(loader.records[row.run_id]))
         if not histograms:
             continue
-        seen.add(row.arm)
         name = f"{slug(row.run_id)}.json"
-        kinds = sorted({histogram.kind for histogram in histograms.values()})
-        operands = [each for each in OPERANDS if any(each == key[1] for key in histograms)]
-        entry = {"id": row.run_id, "arm": row.arm, "file": name, "kinds": kinds, "operands": operands}
-        entry |= {"label": f"{row.format}, {row.rule}, {row.scope}, seed {row.seed}", "status": row.status}
-        index.append(entry)
+        index[row.arm] = {
+            "id": row.run_id,
+            "arm": row.arm,
+            "file": name,
+            "kinds": sorted({histogram.kind for histogram in histograms.values()}),
+            "operands": [each for each in OPERANDS if any(each == key[1] for key in histograms)],
+            "label": f"{row.format}, {row.rule}, {row.scope}, seed {row.seed}",
+            "status": row.status,
+        }
         found[f"tensors/{name}"] = _dump({"id": row.run_id, "tensors": _tensors(loader, row.run_id, histograms)})
-    index.sort(key=lambda entry: -len(entry["operands"]))
-    content = {"runs": index, "operands": OPERAND_NAMES, "policies": list(tensors.POLICIES)}
+    runs = sorted(index.values(), key=lambda entry: -len(entry["operands"]))
+    content = {"runs": runs, "operands": OPERAND_NAMES, "policies": list(tensors.POLICIES)}
     return {"tensors/index.json": _dump(content)} | found
 
 
@@ -46,29 +48,24 @@ def _tensors(
 ) -> list[dict[str, Any]]:
     """The histograms in the order of the record, each with what the run itself recorded of the same rounding."""
     layers = loader.layers(run_id)
-    wanted = layers[layers["statistic"].isin(["sqnr_db", "overflow", "underflow"])]
     recorded: dict[tuple[str, str, int], dict[str, float]] = {}
-    for row in wanted.itertuples():
-        recorded.setdefault((row.layer, row.operand, int(row.step)), {})[str(row.statistic)] = float(row.value)
+    for row in layers[layers["statistic"].isin(["sqnr_db", "overflow", "underflow"])].itertuples():
+        if math.isfinite(row.value):
+            recorded.setdefault((row.layer, row.operand, int(row.step)), {})[str(row.statistic)] = float(row.value)
     quantize = loader.records[run_id].config.quantize
-    found = []
-    for (layer, operand, step), histogram in histograms.items():
-        told = {key: value for key, value in recorded.get((layer, operand, step), {}).items() if math.isfinite(value)}
-        found.append(
-            {
-                "layer": layer,
-                "operand": operand,
-                "step": step,
-                "kind": histogram.kind,
-                "counts": [list(each) for each in histogram.counts.items()],
-                "zeros": histogram.zeros,
-                "amax": histogram.amax,
-                "norm": histogram.norm,
-                "format": str(getattr(quantize, operand)),
-                "recorded": told,
-            }
-        )
-    return found
+    return [
+        {
+            "layer": layer,
+            "operand": operand,
+            "step": step,
+            "kind": histogram.kind,
+            "counts": [list(each) for each in histogram.counts.items()],
+            **{key: getattr(histogram, key) for key in ("zeros", "amax", "norm")},
+            "format": str(getattr(quantize, operand)),
+            "recorded": recorded.get((layer, operand, step), {}),
+        }
+        for (layer, operand, step), histogram in histograms.items()
+    ]
 
 
 def _code_formats(record: RunRecord) -> dict[str, FloatFormat]:

@@ -5,43 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
-from pydantic import AwareDatetime, Field
-
-import altgrad
-from altgrad.pages import Block, Bullets, CodeBlock, Column, Heading, Md, Note, Page, Paragraph, Provenance, Table, md
+from altgrad.pages import Block, Heading, Md, Page, Paragraph
 from altgrad.reports import columns as col
-from altgrad.reports.benchmarks import RECORDED, Record, read_record
-from altgrad.runs.schema import RecordError
+from altgrad.reports import measured
+from altgrad.reports.measured import RECORDED, RESULT, Measured, Positive, Record, Some, found
 
 
 class Arm(Record):
-    """One arm's step against its baseline's, measured in turns in one process.
-
-    Attributes:
-        name: of the arm; `baseline` the arm it is compared with.
-        ratio: median time over the baseline's median time; low, high: the quartiles of the turns' ratios.
-        milliseconds: median time of a step.
-        goal: the largest ratio that was aimed at; None without a goal.
-        reason: of a missed goal, or what to know beside the figure.
-    """
+    """One arm's step against its baseline's, measured in turns in one process."""
 
     name: str
-    baseline: str
-    ratio: float = Field(gt=0)
-    low: float = Field(gt=0)
-    high: float = Field(gt=0)
-    milliseconds: float = Field(gt=0)
-    goal: float | None = None
-    reason: str = ""
+    baseline: str  # the arm that it is compared with
+    ratio: Positive  # median time over the baseline's; low, high: the quartiles of the turns' ratios
+    low: Positive
+    high: Positive
+    milliseconds: Positive  # median time of a step
+    goal: float | None = None  # the largest ratio that was aimed at
+    reason: str = ""  # of a missed goal, or what to know beside the figure
 
 
 class Memory(Record):
     """Peak memory of a process that trains an arm for three steps, beyond what it held before; MiB."""
 
     name: str
-    mebibytes: float = Field(gt=0)
-    ratio: float = Field(gt=0)
+    mebibytes: Positive
+    ratio: Positive
     goal: float | None = None
 
 
@@ -52,19 +40,14 @@ class Share(Record):
     percent: float
 
 
-class TrainingRecord(Record):
+class TrainingRecord(Measured):
     """benchmarks/recorded/training.json; training-cuda.json for a GPU."""
 
     benchmark: Literal["training"] = "training"
-    date: AwareDatetime
-    altgrad: str
     code: str
     device: str
-    cores: int = Field(gt=0)
-    load: float | None = None
-    versions: dict[str, str]
     sizes: dict[str, int]
-    turns: int = Field(gt=0)
+    turns: Some
     arms: tuple[Arm, ...]
     memory: tuple[Memory, ...] = ()
     shares: tuple[Share, ...] = ()
@@ -92,127 +75,76 @@ NAMES = {
     "manifold-step": "ManifoldAdamW's step alone",
     "adamw-step": "torch's AdamW step alone",
 }
+_GOAL = (
+    col.filled("Goal", "{goal:g}", blank=""),
+    col.of("Result", lambda row: RESULT[None if row["goal"] is None else row["ratio"] <= row["goal"]]),
+)
+_TIME = (
+    col.text("Arm", "name", NAMES),
+    col.text("Against", "baseline", NAMES),
+    col.filled("Ratio", "{ratio:.2f}"),
+    col.filled("Spread", "{low:.2f} to {high:.2f}"),
+    col.filled("ms a step", "{milliseconds:.3g}"),
+    *_GOAL,
+    col.filled("Remark", "{reason}", right=False),
+)
+_MEMORY = (
+    col.text("Arm", "name", NAMES),
+    col.filled("Peak, MiB", "{mebibytes:.0f}"),
+    col.filled("Ratio to fp32", "{ratio:.2f}"),
+    *_GOAL,
+)
+_SHARES = (col.text("Operator", "operator"), col.filled("Percent", "{percent:.1f}"))
 
 
 def training_page(folder: Path = RECORDED) -> Page:
     """The page, from the records in `folder`; what is not recorded is pending, a damaged record is named."""
-    blocks: list[Block] = []
-    for name, title, command in (
-        ("training.json", "On a processor", "make bench-training"),
-        ("training-cuda.json", "On a GPU", ".venv/bin/python benchmarks/training.py --device cuda"),
-    ):
-        blocks.append(Heading(title))
-        try:
-            record = read_record(folder / name, TrainingRecord)
-        except RecordError as error:
-            blocks.append(Note("warning", "A record was left out", (Bullets((md("{reason}", reason=str(error)),)),)))
-            continue
-        if record is None:
-            blocks.append(
-                Note("question", "Pending", (Paragraph("No measurement is recorded."), CodeBlock(command, "bash")))
-            )
-        else:
-            blocks += _record_blocks(record, "gpu" if "cuda" in name else "cpu")
-            if not name.startswith("training-"):
-                blocks.insert(0, Paragraph(_answer(record)))
-    return Page(
-        "benchmarks/training",
-        "What quantized training costs",
-        tuple(blocks),
-        description="Time and memory of training with quantized operands, against the plain fp32 loop.",
-        provenance=Provenance(
-            (("Code", f"altgrad {altgrad.__version__}"), ("Built", "from local records; no network was used"))
-        ),
-    )
+    own, no_own = found(folder / "training.json", TrainingRecord)
+    gpu, no_gpu = found(folder / "training-cuda.json", TrainingRecord)
+    blocks = [
+        *([Paragraph(_answer(own))] if own else []),
+        Heading("On a processor"),
+        *(_blocks(own, "cpu", "processor") if own else no_own),
+        Heading("On a GPU"),
+        *(_blocks(gpu, "gpu", "wall") if gpu else no_gpu),
+    ]
+    about = "Time and memory of training with quantized operands, against the plain fp32 loop."
+    return measured.page("benchmarks/training", "What quantized training costs", about, blocks)
 
 
 def _answer(record: TrainingRecord) -> Md:
-    found = {arm.name: arm.ratio for arm in record.arms}
-    if "wag" not in found or "wag-compiled" not in found:
+    ratio = {arm.name: arm.ratio for arm in record.arms}
+    if not {"wag", "wag-compiled"} <= set(ratio):
         return Md("**What quantized training costs: pending.**")
-    answer = md(
-        "**With weights, activations and gradients in E4M3 a training step takes {eager} times the plain fp32 step, "
-        "{compiled} times where both are compiled.**",
-        eager=f"{found['wag']:.2f}",
-        compiled=f"{found['wag-compiled']:.2f}",
+    answer = (
+        f"**With weights, activations and gradients in E4M3 a training step takes {ratio['wag']:.2f} times the plain "
+        f"fp32 step, {ratio['wag-compiled']:.2f} times where both are compiled.**"
     )
-    if "telemetry" not in found or "telemetry-compiled" not in found:
-        return answer
-    return md(
-        "{answer} Telemetry with a look at every tenth step adds {eager}% to the quantized step, {compiled}% to the "
-        "compiled one, whose looks are taken eagerly.",
-        answer=answer,
-        eager=f"{100 * (found['telemetry'] - 1):.1f}",
-        compiled=f"{100 * (found['telemetry-compiled'] - 1):.1f}",
-    )
+    if {"telemetry", "telemetry-compiled"} <= set(ratio):
+        eager, compiled = (100 * (ratio[name] - 1) for name in ("telemetry", "telemetry-compiled"))
+        answer += (
+            f" Telemetry with a look at every tenth step adds {eager:.1f}% to the quantized step, {compiled:.1f}% to "
+            "the compiled one, whose looks are taken eagerly."
+        )
+    return Md(answer)
 
 
-def _record_blocks(record: TrainingRecord, key: str) -> list[Block]:
+def _blocks(record: TrainingRecord, key: str, clock: str) -> list[Block]:
     sizes = ", ".join(f"{name} {value}" for name, value in record.sizes.items())
-    packages = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-    busy = f" Load average when it began: {record.load:g} on {record.cores} cores." if record.load is not None else ""
     conditions = (
-        f"A GPT ({sizes}) on {record.device}, one thread, in {'processor' if key == 'cpu' else 'wall'} time; "
-        f"{record.turns} turns, in each of which every arm takes one step. "
-        f"The ratio is that of the medians, the spread the middle half of the turns.{busy} Measured on "
-        f"{record.date:%Y-%m-%d} with {packages}."
+        f"A GPT ({sizes}) on {record.device}, one thread, in {clock} time; {record.turns} turns, in each of which "
+        "every arm takes one step. The ratio is that of the medians, the spread the middle half of the turns."
+        f"{record.busy} {record.measured}."
     )
-    rows = tuple(
+    tables = (
+        (record.arms, _TIME, "time", "Time of a training step"),
+        (record.memory, _MEMORY, "memory", "Peak memory of three steps, beyond what the process held before"),
         (
-            NAMES.get(arm.name, arm.name),
-            NAMES.get(arm.baseline, arm.baseline),
-            f"{arm.ratio:.2f}",
-            f"{arm.low:.2f} to {arm.high:.2f}",
-            f"{arm.milliseconds:.3g}",
-            "" if arm.goal is None else f"{arm.goal:g}",
-            "" if arm.goal is None else "met" if arm.ratio <= arm.goal else "missed",
-            arm.reason,
-        )
-        for arm in record.arms
+            record.shares,
+            _SHARES,
+            "shares",
+            "Where the time of an eager step goes, everything quantized: self time of the ten largest operators",
+        ),
     )
-    columns: tuple[Column | str, ...] = (
-        "Arm",
-        "Against",
-        *col.right("Ratio", "Spread", "ms a step", "Goal"),
-        "Result",
-        "Remark",
-    )
-    blocks: list[Block] = [
-        Paragraph(conditions),
-        Table(columns, rows, "Time of a training step", data=_frame(record.arms), id=f"{key}-time"),
-    ]
-    if record.memory:
-        memory = tuple(
-            (
-                NAMES.get(row.name, row.name),
-                f"{row.mebibytes:.0f}",
-                f"{row.ratio:.2f}",
-                "" if row.goal is None else f"{row.goal:g}",
-                "" if row.goal is None else "met" if row.ratio <= row.goal else "missed",
-            )
-            for row in record.memory
-        )
-        blocks.append(
-            Table(
-                ("Arm", *col.right("Peak, MiB", "Ratio to fp32", "Goal"), "Result"),
-                memory,
-                "Peak memory of three steps, beyond what the process held before",
-                data=_frame(record.memory),
-                id=f"{key}-memory",
-            )
-        )
-    if record.shares:
-        blocks.append(
-            Table(
-                ("Operator", *col.right("Percent")),
-                tuple((share.operator, f"{share.percent:.1f}") for share in record.shares),
-                "Where the time of an eager step goes, everything quantized: self time of the ten largest operators",
-                data=_frame(record.shares),
-                id=f"{key}-shares",
-            )
-        )
-    return blocks
-
-
-def _frame(rows: tuple[Record, ...]) -> pd.DataFrame:
-    return pd.DataFrame([row.model_dump() for row in rows])
+    shown = [measured.table(rows, columns, caption, f"{key}-{name}") for rows, columns, name, caption in tables if rows]
+    return [Paragraph(conditions), *shown]

@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from altgrad.analysis import words
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.pages import (
@@ -18,7 +17,6 @@ from altgrad.pages import (
     Block,
     Chart,
     ChartBlock,
-    Column,
     Heading,
     Md,
     Page,
@@ -40,19 +38,13 @@ ACROSS = 4
 def swept(loader: ExperimentDataLoader) -> dict[str, PageRef]:
     """Where the arms are whose every run is of a tuning study: path of their own page -> place on the study's."""
     rows = loader.runs
-    tuning = rows.groupby("arm")["role"].agg(lambda roles: (roles == "tuning").all()) if len(rows) else {}
-    first = rows.drop_duplicates("arm")
-    return {
-        f"runs/{arm}": PageRef(_path(study), arm)
-        for arm, study in zip(first["arm"], first["study"], strict=True)
-        if tuning[arm]
-    }
+    first = rows[~rows["arm"].isin(rows.loc[rows["role"] != "tuning", "arm"])].drop_duplicates("arm")
+    return {f"runs/{row.arm}": PageRef(_path(str(row.study)), str(row.arm)) for row in first.itertuples()}
 
 
 def tuning_studies(loader: ExperimentDataLoader) -> dict[str, str]:
     """The names of the tuning studies, and the paths of their pages."""
-    rows = loader.runs
-    return {study: _path(study) for study in sorted(rows.loc[rows["role"] == "tuning", "study"].unique())}
+    return {study: _path(study) for study in sorted(set(loader.runs.query("role == 'tuning'")["study"]))}
 
 
 def _path(study: str) -> str:
@@ -72,13 +64,10 @@ def tuning_page(loader: ExperimentDataLoader, study: str) -> Page:
         f"with the lowest mean of the final validation loss over its seeds, which are held out of every comparison. "
         f"{f'In {edge} of the {len(sweeps)} arms it lies at an edge of the sweep.' if edge else 'None is at an edge.'}"
     )
-    drawn = data[data["mean"].notna()]
     blocks: list[Block] = [Paragraph(text)]
-    if len(drawn):
+    if data["mean"].notna().any():
         blocks.append(ChartBlock(_overview(data)))
-    blocks += [_summary(best), Heading("All sweeps")]
-    for sweep in sweeps:
-        blocks += _section(loader, runs, sweep)
+    blocks += [_summary(best), Heading("All sweeps"), *(_section(runs, sweep) for sweep in sweeps)]
     title = f"Learning rates of study {study}"
     foot = provenance(loader, of="of its arms and of their baselines")
     return Page(_path(study), title, tuple(blocks), f"{title}.", search=False, provenance=foot)
@@ -86,19 +75,11 @@ def tuning_page(loader: ExperimentDataLoader, study: str) -> Page:
 
 def _sweep(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a learning rate: its arm, mean loss (infinite where a run did not finish), whether it is the best."""
-    rows = []
-    for (rate, arm), seeds in runs.groupby(["learning_rate", "arm"], dropna=False):
-        losses = seeds["final_val_loss"]
-        rows.append({"learning_rate": rate, "arm": arm, "mean": losses.mean(skipna=False), "n": len(losses)})
-    sweep = pd.DataFrame(rows).sort_values("learning_rate", ignore_index=True)
-    known = sweep["mean"].notna()
-    place = int(sweep["mean"].idxmin()) if known.any() else -1
-    first = runs.iloc[0]
-    return sweep.assign(
-        **{key: first[key] for key in ("format", "scope", "rule", "problem")},
-        best=[row == place for row in range(len(sweep))],
-        edge=[row == place and row in (0, len(sweep) - 1) for row in range(len(sweep))],
-    )
+    losses = runs.groupby(["learning_rate", "arm"], dropna=False)["final_val_loss"]
+    sweep = losses.agg(mean=lambda found: found.mean(skipna=False), n="size").reset_index()
+    names = {key: runs[key].iloc[0] for key in ("format", "scope", "rule", "problem")}
+    best = sweep.index == (sweep["mean"].idxmin() if sweep["mean"].notna().any() else -1)
+    return sweep.assign(**names, best=best, edge=best & sweep.index.isin([0, len(sweep) - 1]))
 
 
 def _cut(text: str, limit: int) -> str:
@@ -110,53 +91,34 @@ def _name(row: Any) -> str:
 
 
 def _summary(best: pd.DataFrame) -> Table:
-    rows = tuple(
-        (
-            row["format"],
-            row["rule"],
-            row["scope"],
-            col.arm_link(row["arm"], f"{row['learning_rate']:g}"),
-            words.number(row["mean"], 4),
-            "yes" if row["edge"] else "no",
-        )
-        for row in best.to_dict("records")
+    columns = (
+        col.text("Format", "format"),
+        col.text("Step rule", "rule"),
+        col.text("Quantized", "scope"),
+        col.of("Best rate", lambda row: col.arm_link(row["arm"], f"{row['learning_rate']:g}"), right=True),
+        col.number("Mean loss", "mean", 4),
+        col.text("At an edge", "edge", {True: "yes", False: "no"}),
     )
-    columns: tuple[Column | str, ...] = (
-        "Format",
-        "Step rule",
-        "Quantized",
-        *col.right("Best rate", "Mean loss"),
-        "At an edge",
-    )
-    return Table(columns, rows, "The best rate of each arm", data=best.drop(columns="edge"), id="best")
+    return col.table(best, columns, "The best rate of each arm", "best", data=best.drop(columns="edge"))
 
 
-def _section(loader: ExperimentDataLoader, runs: pd.DataFrame, sweep: pd.DataFrame) -> list[Block]:
-    rows = []
-    for row in sweep.to_dict("records"):
-        anchored = Md(f'<a id="{slug(row["arm"])}"></a>{row["learning_rate"]:g}')
-        for run in runs[runs["arm"] == row["arm"]].itertuples():
-            rows.append(
-                (
-                    anchored,
-                    Md(f'<a id="{slug(run.run_id)}"></a>{code(run.run_id)}'),
-                    run.status,
-                    words.number(run.final_val_loss, 4),
-                    int(run.last_step),
-                    words.number(row["mean"], 4),
-                    "best" if row["best"] else "",
-                )
-            )
-            anchored = Md(f"{row['learning_rate']:g}")
-    columns: tuple[Column | str, ...] = (
-        *col.right("Rate"),
-        "Run",
-        "Status",
-        *col.right("Final validation loss", "Last step", "Mean of the rate"),
-        "",
+def _section(runs: pd.DataFrame, sweep: pd.DataFrame) -> Table:
+    def rate(row: col.Row) -> Md:
+        anchor = f'<a id="{slug(row["arm"])}"></a>' if row["first"] else ""
+        return Md(f"{anchor}{row['learning_rate']:g}")
+
+    columns = (
+        col.of("Rate", rate, right=True),
+        col.of("Run", lambda row: Md(f'<a id="{slug(row["run_id"])}"></a>{code(row["run_id"])}')),
+        col.text("Status", "status"),
+        col.number("Final validation loss", "final_val_loss", 4),
+        col.count("Last step", "last_step"),
+        col.number("Mean of the rate", "mean", 4),
+        col.of("", lambda row: "best" if row["best"] else ""),
     )
-    first = sweep.iloc[0]
-    return [Table(columns, tuple(rows), _name(first))]
+    own = runs[["arm", "run_id", "status", "final_val_loss", "last_step"]]
+    rows = sweep.merge(own, on="arm")
+    return col.table(rows.assign(first=~rows["arm"].duplicated()), columns, _name(sweep.iloc[0]))
 
 
 def _overview(data: pd.DataFrame) -> Chart:

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from altgrad.analysis import words
 from altgrad.analysis.hypotheses import Expectation, Verdict
-from altgrad.pages import Block, Column, Details, Md, Table, escape, md
-from altgrad.reports.columns import arm_link, right
+from altgrad.pages import Block, Column, Details, Link, Md, PageRef, Table, Text, escape, md
+from altgrad.reports import columns as col
+
+PREREGISTERED = "reports/preregistered"
 
 
 def hypothesis(value: Expectation) -> Md:
@@ -23,13 +24,22 @@ def hypothesis(value: Expectation) -> Md:
     )
 
 
-def verdict_table(verdicts: Iterable[Verdict], identity: str) -> Table:
-    """What was written down beforehand, and what the records say of it."""
-    records = [(verdict.id, verdict.statement, verdict.answered, verdict.evidence) for verdict in verdicts]
-    data = pd.DataFrame(records, columns=["id", "hypothesis", "answer", "evidence"])
-    rows = tuple((name, escape(text), answer, escape(evidence, 4000)) for name, text, answer, evidence in records)
-    columns: tuple[Column | str, ...] = ("", "Hypothesis, written beforehand", "Answer", "Evidence")
-    return Table(columns, rows, "Preregistered hypotheses and what the runs say", data=data, id=identity)
+def verdict_table(
+    verdicts: Iterable[Verdict],
+    identity: str,
+    *more: Column,
+    caption: Text = "Preregistered hypotheses and what the runs say",
+) -> Table:
+    """What was written down beforehand, and what the records say of it; a decided answer is bold."""
+    fields = ("id", "study", "statement", "answered", "evidence")
+    records = [{name.removesuffix("ed"): getattr(each, name) for name in fields} for each in verdicts]
+    columns = (
+        col.of("No.", lambda row: Link(row["id"], PageRef(PREREGISTERED, row["id"].lower()))),
+        col.of("Hypothesis", lambda row: escape(row["statement"], 4000)),
+        col.of("Answer", lambda row: Md(f"**{row['answer']}**" if row["answer"][0] in "yn" else row["answer"])),
+        col.of("What the runs show", lambda row: escape(row["evidence"], 4000)),
+    )
+    return col.table(records, (*columns, *more), caption, identity)
 
 
 def tests_table(verdicts: Iterable[Verdict], identity: str) -> list[Block]:
@@ -37,26 +47,16 @@ def tests_table(verdicts: Iterable[Verdict], identity: str) -> list[Block]:
     frames = [verdict.tests.assign(id=verdict.id) for verdict in verdicts if len(verdict.tests)]
     if not frames:
         return []
-    data = pd.concat(frames, ignore_index=True)
-    rows = tuple(
-        (
-            row["id"],
-            arm_link(row["arm"], row["contrast"]),
-            arm_link(row["against"], "against"),
-            int(row["n_pairs"]),
-            words.number(row["difference"], 4, sign=True),
-            words.interval(row["low"], row["high"], 4),
-            words.number(row["effect_size"], 2, sign=True),
-            words.p_text(row["p_holm"]),
-            words.p_text(row["p_equivalent"]),
-        )
-        for row in data.to_dict("records")
+    columns = (
+        col.text("", "id"),
+        col.arm("Difference", "contrast"),
+        col.of("Other arm", lambda row: col.arm_link(row["against"], "against")),
+        col.count("Pairs", "n_pairs"),
+        col.signed("Nats", "difference", 4),
+        col.interval(digits=4),
+        col.signed("Effect size", "effect_size", 2),
+        col.p("Adjusted p", "p_holm"),
+        col.p("TOST p", "p_equivalent"),
     )
-    columns: tuple[Column | str, ...] = (
-        "",
-        "Difference",
-        "Other arm",
-        *right("Pairs", "Nats", "95% interval", "Effect size", "Adjusted p", "TOST p"),
-    )
-    table = Table(columns, rows, "Tests of the families that the preregistration names", data=data, id=identity)
-    return [Details("The tests", (table,))]
+    caption = "Tests of the families that the preregistration names"
+    return [Details("The tests", (col.table(pd.concat(frames, ignore_index=True), columns, caption, identity),))]

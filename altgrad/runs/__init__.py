@@ -26,15 +26,7 @@ from altgrad.runs.schema import (
     arm_id,
     run_id,
 )
-from altgrad.runs.store import (
-    RunRecord,
-    RunSet,
-    default_sources,
-    load_runs,
-    newest_time,
-    read_run,
-    sources_fingerprint,
-)
+from altgrad.runs.store import RunRecord, RunSet, default_sources, load_runs, newest_time, read_run, sources_fingerprint
 from altgrad.runs.writer import NothingToResume, RunExists, RunWriter
 
 __all__ = [

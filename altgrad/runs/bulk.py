@@ -14,7 +14,7 @@ from pyarrow.fs import LocalFileSystem
 
 from altgrad.config import UsageError
 from altgrad.runs.schema import Problem, RecordError
-from altgrad.runs.store import PACKED, Sliced, default_sources, is_number, read_table, reason_of, record_folders
+from altgrad.runs.store import PACKED, Sliced, is_number, read_table, reason_of, record_places
 
 _KEYS = ("run_id", "step")
 
@@ -45,26 +45,22 @@ def read_histories(
     finished: dict[str, tuple[Path, str]] = {}
     tables: list[pa.Table] = []
     taken: set[str] = set()
-    for source in default_sources() if sources is None else sources:
-        for folder in record_folders(Path(source)):
-            where = folder.name if folder == Path(source) else folder.relative_to(source).as_posix()
-            try:
-                if (folder / PACKED).exists():
-                    packed = Sliced.read(folder / "history.parquet")
-                    fresh = {run: place for run, place in packed.places.items() if run not in taken}
-                    tables += [_named(packed.table.slice(*place), [run], [place[1]]) for run, place in fresh.items()]
-                    taken |= set(fresh)
-                elif folder.name not in taken:
-                    taken.add(folder.name)
-                    if (folder / "history.parquet").exists():
-                        finished[folder.name] = (folder, where)
-                    else:
-                        frame = read_table(folder, "history")
-                        tables.append(
-                            _named(pa.Table.from_pandas(frame, preserve_index=False), [folder.name], [len(frame)])
-                        )
-            except (RecordError, OSError, ValueError, pa.ArrowException) as error:
-                problems.append(Problem(where, reason_of(error)))
+    for folder, where in record_places(sources):
+        try:
+            if (folder / PACKED).exists():
+                packed = Sliced.read(folder / "history.parquet")
+                fresh = {run: place for run, place in packed.places.items() if run not in taken}
+                tables += [_named(packed.table.slice(*place), run) for run, place in fresh.items()]
+                taken |= set(fresh)
+            elif folder.name not in taken:
+                taken.add(folder.name)
+                if (folder / "history.parquet").exists():
+                    finished[folder.name] = (folder, where)
+                else:
+                    frame = read_table(folder, "history")
+                    tables.append(_named(pa.Table.from_pandas(frame, preserve_index=False), folder.name))
+        except (RecordError, OSError, ValueError, pa.ArrowException) as error:
+            problems.append(Problem(where, reason_of(error)))
     if finished:
         table, damaged = _read_files([folder for folder, _ in finished.values()], columns)
         problems += [Problem(finished[name][1], reason) for name, reason in damaged.items()]
@@ -116,12 +112,8 @@ def _read_files(folders: Sequence[Path], columns: Sequence[str] | None) -> tuple
         for field in fragment.physical_schema:
             if field.name != "run_id" if columns is None else field.name in ("step", *columns):
                 kinds.setdefault(field.name, set()).add(field.type)
-    schema = pa.schema(
-        [
-            (name, pa.int64() if name == "step" else pa.float32() if found == {pa.float32()} else pa.float64())
-            for name, found in kinds.items()
-        ]
-    )
+    figures = {name: pa.float32() if found == {pa.float32()} else pa.float64() for name, found in kinds.items()}
+    schema = pa.schema([(name, pa.int64() if name == "step" else kind) for name, kind in figures.items()])
 
     def scan() -> pa.Table:
         data = ds.FileSystemDataset(list(sound.values()), schema, ds.ParquetFileFormat(), LocalFileSystem())
@@ -151,9 +143,9 @@ def _pathless(error: Exception, folder: Path) -> str:
     return reason_of(str(error).replace(str(folder), folder.name))
 
 
-def _named(table: pa.Table, runs: Sequence[str], lengths: Sequence[int]) -> pa.Table:
-    """`table` with the column run_id before the others: `lengths` rows of each of `runs`."""
+def _named(table: pa.Table, run: str) -> pa.Table:
+    """`table` with the column run_id before the others."""
     if "run_id" in table.column_names:  # a metric that a loop called so
         table = table.drop_columns("run_id")
-    codes = np.repeat(np.arange(len(runs), dtype=np.int32), lengths)
-    return table.add_column(0, "run_id", pa.DictionaryArray.from_arrays(codes, pa.array(runs, pa.string())))
+    codes = np.zeros(len(table), dtype=np.int32)
+    return table.add_column(0, "run_id", pa.DictionaryArray.from_arrays(codes, pa.array([run], pa.string())))

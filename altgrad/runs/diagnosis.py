@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from altgrad.config import DIVERGED, UNIFORM_LOSS
 from altgrad.runs.schema import FAILURE_KINDS, PHASES, Alarm, Failure
 from altgrad.runs.store import RunRecord
 
@@ -22,22 +23,9 @@ PHASE_OF_OPERAND = {
     "gradient": "backward",
     "update": "optimizer",
 }
-UNIFORM_LOSS = math.log(96)
-"""Loss of guessing one of the 96 characters at random, in nats per character."""
-DIVERGED = 1.5 * UNIFORM_LOSS
-"""A run whose loss stays above this has diverged."""
 LOSSES, LAST_LOSSES = 50, 20
 """How many losses a failure holds at most, and how many of them are the last ones, without a gap."""
-DIAGNOSTICS = (
-    "amax",
-    "norm_l2",
-    "nonfinite",
-    "overflow",
-    "underflow",
-    "sqnr_db",
-    "stall_ratio",
-    "effective_rank",
-)
+DIAGNOSTICS = ("amax", "norm_l2", "nonfinite", "overflow", "underflow", "sqnr_db", "stall_ratio", "effective_rank")
 """The statistics that a failure's diagnostics hold, where they were recorded."""
 DIAGNOSED = 40
 """How many operands a failure's diagnostics hold at most: those of the layer that is named, then the worst."""
@@ -45,23 +33,16 @@ DIAGNOSED = 40
 
 @dataclass(frozen=True)
 class Symptom:
-    """What a look at the layers can show: no failure by itself, but a warning, and a kind of the failure that follows.
+    """What a look at the layers can show: no failure by itself, but a warning, and a kind of a failure that follows."""
 
-    Attributes:
-        kind: one of `FAILURE_KINDS`; "nonfinite" is none, and only a warning.
-        statistic, operands: the rows of the per-layer table that show it.
-        limit: it is there beyond this value; below it where `below`.
-        meaning: one sentence of what the figure says; it is completed by the value and the limit.
-        advice: what to try; empty where `FAULTS` says it.
-    """
-
-    kind: str
-    statistic: str
+    kind: str  # one of `FAILURE_KINDS`; "nonfinite" is none, and only a warning
+    statistic: str  # with `operands`, the rows of the per-layer table that show it
     operands: tuple[str, ...]
-    limit: float
-    meaning: str
-    advice: str
+    limit: float  # it is there beyond this value; below it where `below`
+    meaning: str  # one sentence of what the figure says; it is completed by the value and the limit
+    advice: str = ""  # what to try; empty where `FAULTS` says it
     below: bool = False
+    figure: str = ""  # what is said after the worst value where an arm of runs shows it
 
     def shown_by(self, operand: str, statistic: str, value: float) -> bool:
         """Whether a row of the table shows it."""
@@ -80,6 +61,7 @@ SYMPTOMS = (
         0.01,
         "fraction of the nonzero elements that lie beyond the format's largest value",
         "use a scale that follows the tensor (scaling.kind: amax) or a format with more exponent bits for this operand",
+        figure="of the nonzero elements beyond the largest value",
     ),
     Symptom(
         "underflow",
@@ -88,6 +70,7 @@ SYMPTOMS = (
         0.75,
         "fraction of the nonzero gradients that became zero",
         "use a format with more exponent bits for quantize.grad_output, or scale it by row or block",
+        figure="of the nonzero elements became zero",
     ),
     Symptom(
         "stall",
@@ -96,6 +79,7 @@ SYMPTOMS = (
         0.99,
         "fraction of the proposed changes that moved no weight on its grid",
         "raise the learning rate, keep float32 master weights, or round stochastically (optimizer.rounding)",
+        figure="of the proposed changes moved no weight on its grid",
     ),
     Symptom(
         "gradient_vanishing",
@@ -105,6 +89,7 @@ SYMPTOMS = (
         "norm of the gradient of this weight",
         "look at the underflow of quantize.grad_output in the layers after this one, and lower weight decay",
         below=True,
+        figure="norm of the gradient",
     ),
     # NaN and infinity that reach the loss end a run by themselves; a delayed or static scale saturates an infinity.
     Symptom(
@@ -113,7 +98,6 @@ SYMPTOMS = (
         ("activation", "grad_output"),
         0.0,
         "NaN or infinite elements before rounding, which hid them from the loss",
-        "",
     ),
 )
 
@@ -135,6 +119,12 @@ _BREAKS = ("nonfinite", "jump", "zeroed")
 """Alarms that by themselves can end a run; the others are slow."""
 
 
+def tensor_name(layer: str, operand: str) -> str:
+    """``head.activation``; of a gradient ``head.weight.grad``, of an update ``head.weight``."""
+    ends = {"gradient": "weight.grad", "update": "weight"}
+    return f"{layer}.{ends.get(operand, operand)}"
+
+
 def symptoms(rows: Iterable[tuple[int, str, str, str, str, float]]) -> list[Alarm]:
     """What rows of the per-layer table show, worst first within each symptom.
 
@@ -142,18 +132,15 @@ def symptoms(rows: Iterable[tuple[int, str, str, str, str, float]]) -> list[Alar
         rows: step, layer, layer_type, operand, statistic, value.
 
     Returns:
-        An alarm a layer, operand and kind. The tensor is ``<layer>.<operand>``, for a gradient ``<layer>.weight.grad``
-        and for an update ``<layer>.weight``. NaN shows nothing.
+        An alarm a layer, operand and kind, with the tensor as `tensor_name` has it. NaN shows nothing.
     """
-    ends = {"gradient": "weight.grad", "update": "weight"}
     found = []
     for symptom in SYMPTOMS:
         shown = [row for row in rows if symptom.shown_by(row[3], row[4], row[5])]
         for _, layer, _, operand, _, value in sorted(shown, key=lambda row: row[5], reverse=not symptom.below):
             side = "below" if symptom.below else "above"
             message = f"{symptom.meaning}: {value:.4g} ({side} {symptom.limit:g})"
-            tensor = f"{layer}.{ends.get(operand, operand)}"
-            found.append(Alarm(symptom.kind, tensor, PHASE_OF_OPERAND[operand], value, message))
+            found.append(Alarm(symptom.kind, tensor_name(layer, operand), PHASE_OF_OPERAND[operand], value, message))
     return found
 
 
@@ -172,14 +159,10 @@ def warnings_of(record: RunRecord) -> list[tuple[int, Alarm]]:
 def _events(record: RunRecord, kind: str, *texts: str) -> Iterator[dict[str, Any]]:
     """Those of a kind that have a step, a tensor, a phase and the `texts`."""
     for event in record.run["events"]:
-        if (
-            isinstance(event, dict)
-            and event.get("kind") == kind
-            and isinstance(event.get("step"), int)
-            and event.get("phase") in PHASES
-            and all(isinstance(event.get(key), str) for key in ("tensor", *texts))
-        ):
-            yield event
+        if isinstance(event, dict) and event.get("kind") == kind and event.get("phase") in PHASES:
+            known = all(isinstance(event.get(key), str) for key in ("tensor", *texts))
+            if known and isinstance(event.get("step"), int):
+                yield event
 
 
 def diagnose(record: RunRecord, found: Failure | None = None) -> Failure | None:
@@ -261,11 +244,9 @@ def _broken_weight(record: RunRecord, failure: Failure) -> tuple[int, Alarm] | N
     found = [
         (step, alarm)
         for step, alarm in warnings_of(record)
-        if (alarm.what, alarm.tensor) == ("nonfinite", failure.tensor)
-        and alarm.phase != "backward"
-        and step <= failure.step
+        if (alarm.what, alarm.tensor) == ("nonfinite", failure.tensor) and alarm.phase != "backward"
     ]
-    return found[-1] if found else None
+    return next((each for each in reversed(found) if each[0] <= failure.step), None)
 
 
 def _named(failure: Failure, step: int, alarm: Alarm) -> Failure:
@@ -276,8 +257,8 @@ def _breaks(record: RunRecord) -> list[tuple[int, Alarm]]:
     """Warnings and bad steps that can end a run, in order; of one step the weights before the gradients they spoil."""
     found = [(step, alarm) for step, alarm in warnings_of(record) if alarm.what in _BREAKS]
     for event in _events(record, "nonfinite"):
-        alarm = Alarm("nonfinite", event["tensor"], event["phase"], math.nan, "NaN or infinity, seen here first")
-        found.append((event["step"], alarm))
+        place = (event["tensor"], event["phase"])
+        found.append((event["step"], Alarm("nonfinite", *place, math.nan, "NaN or infinity, seen here first")))
     return sorted(found, key=lambda each: (each[0], each[1].phase == "backward", each[1].tensor.endswith(".grad")))
 
 

@@ -114,11 +114,9 @@ def foreign_config(
             refused = _refused(error, used)
             if not used:
                 raise UsageError(f"config: {one_line(error)}") from None
-            formats = sorted(key for key in refused if key.startswith("quantize."))
-            if strict and formats:
-                raise UsageError(
-                    f"config: {one_line(error.errors()[0]['msg']).removeprefix('Value error, ')}"
-                ) from None
+            if strict and any(key.startswith("quantize.") for key in refused):
+                reason = one_line(error.errors()[0]["msg"]).removeprefix("Value error, ")
+                raise UsageError(f"config: {reason}") from None
             used = {key: value for key, value in used.items() if key not in refused}
 
 
@@ -174,15 +172,11 @@ def _scalar(key: str, value: Any, depth: int = 1) -> Scalar:
     """A JSON scalar: NaN and infinities as text, whole floats as integers (W&B gives 1.0 back as 1), lists as text."""
     if isinstance(value, list | tuple) and depth < _DEEPEST:
         return "[" + ", ".join(str(_scalar(key, inner, depth + 1)) for inner in value) + "]"
-    if isinstance(value, Path):
-        value = str(value)
     try:
-        scalar = plain(value)
+        scalar = plain(str(value) if isinstance(value, Path) else value)
     except TypeError:
-        kind = type(value).__name__
-        raise UsageError(
-            f"config.{key}: a {kind} cannot be recorded; give a number, text, or a list of these"
-        ) from None
+        said = f"config.{key}: a {type(value).__name__} cannot be recorded"
+        raise UsageError(f"{said}; give a number, text, or a list of these") from None
     if isinstance(scalar, float):
         return str(scalar) if not math.isfinite(scalar) else int(scalar) if scalar.is_integer() else scalar
     if isinstance(scalar, str):
@@ -194,19 +188,11 @@ def _scalar(key: str, value: Any, depth: int = 1) -> Scalar:
 def _refused(error: ValidationError, used: Mapping[str, Any]) -> set[str]:
     """The keys that an error is about: at its places, or all where it is about the whole."""
     places = [".".join(str(part) for part in each["loc"]) for each in error.errors(include_url=False)]
-    refused = {
-        key
-        for key in used
-        for place in places
-        if key == place or key.startswith(f"{place}.") or place.startswith(f"{key}.")
-    }
-    return refused or set(used)
+    pairs = ((key, f"{key}.", f"{place}.") for key in used for place in places)
+    return {key for key, own, place in pairs if own.startswith(place) or place.startswith(own)} or set(used)
 
 
 def _environment() -> dict[str, Any]:
-    found: dict[str, Any] = {"python": platform.python_version(), "system": platform.system()}
-    for name in _LIBRARIES:
-        version = getattr(sys.modules.get(name), "__version__", None)
-        if isinstance(version, str):
-            found[name] = version
-    return found
+    versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in _LIBRARIES}
+    own = {"python": platform.python_version(), "system": platform.system()}
+    return own | {name: version for name, version in versions.items() if isinstance(version, str)}

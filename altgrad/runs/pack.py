@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from altgrad.runs.store import RunRecord
+from altgrad.runs.writer import replacing
 
 OVER_TIME = ("overflow", "underflow", "sqnr_db", "flips", "updates", "effective_rank")
 """Statistics of the per-layer table that findings are averages of, and pages show, over all recorded steps."""
@@ -23,7 +23,7 @@ OVER_TIME = ("overflow", "underflow", "sqnr_db", "flips", "updates", "effective_
 HISTOGRAM_NEEDS = ("scale", "amax", "norm_l2")
 """Statistics without which the histogram of a tensor cannot be turned into magnitudes, clipped parts and an SQNR."""
 
-_CODE = re.compile("code_(?:[0-9a-f]{2}){1,2}")
+_CODE, _BINADE = re.compile("code_(?:[0-9a-f]{2}){1,2}"), re.compile("binade_.*", re.DOTALL)
 
 
 def is_over_time(layers: pd.DataFrame) -> pd.Series:
@@ -34,32 +34,24 @@ def is_over_time(layers: pd.DataFrame) -> pd.Series:
 
 def is_histogram(layers: pd.DataFrame) -> pd.Series:
     """Which rows of a per-layer table are counts of a code, ``code_<two or four hex digits>``."""
-    return _named(layers, _is_code)
+    return _named(layers, _CODE)
 
 
 def is_binade(layers: pd.DataFrame) -> pd.Series:
     """Which rows of a per-layer table are counts of a binade, ``binade_<exponent>`` or ``binade_zero``."""
-    return _named(layers, _is_count_of_a_binade)
+    return _named(layers, _BINADE)
 
 
-def _is_code(name: str) -> bool:
-    return _CODE.fullmatch(name) is not None
-
-
-def _is_count_of_a_binade(name: str) -> bool:
-    return name.startswith("binade_")
-
-
-def _named(layers: pd.DataFrame, wanted: Callable[[str], bool]) -> pd.Series:
+def _named(layers: pd.DataFrame, wanted: re.Pattern[str]) -> pd.Series:
     """Which rows have a statistic that is wanted, asked once a name."""
     codes, names = _coded(layers["statistic"])
     return pd.Series(_which(wanted, tuple(names.tolist()))[codes], index=layers.index)
 
 
 @lru_cache(maxsize=256)
-def _which(wanted: Callable[[str], bool], names: tuple[str, ...]) -> NDArray[np.bool_]:
+def _which(wanted: re.Pattern[str], names: tuple[str, ...]) -> NDArray[np.bool_]:
     """Which of the names are wanted, then False for -1, a missing name; the runs of a study share their names."""
-    return np.array([*(wanted(str(name)) for name in names), False])
+    return np.array([*(wanted.fullmatch(str(name)) is not None for name in names), False])
 
 
 def _coded(column: pd.Series) -> tuple[NDArray[np.int64], pd.Index]:
@@ -87,9 +79,8 @@ def is_last(layers: pd.DataFrame, runs: NDArray[np.int64] | None = None) -> pd.S
     statistics, names = _coded(layers["statistic"])
     statistics = np.where(is_histogram(layers).to_numpy(), len(names), statistics)
     statistics = np.where(is_binade(layers).to_numpy(), len(names) + 1, statistics)
-    group = (operands * (len(names) + 2) + statistics) + (0 if runs is None else runs) * (operands.max() + 1) * (
-        len(names) + 2
-    )
+    operands = operands + (0 if runs is None else runs) * (operands.max() + 1)
+    group = operands * (len(names) + 2) + statistics
     step = layers["step"].to_numpy()
     last = np.full(int(group.max()) + 1, np.iinfo(np.int64).min)
     np.maximum.at(last, group, step)
@@ -138,12 +129,8 @@ def pack_study(
         raise ValueError(f"{running[0]} is still running; pack it when it has ended")
     if len({record.id for record in records}) < len(records):
         raise ValueError("two records have one id; pack each once")
-    runs = pd.DataFrame(
-        {
-            "run_id": [record.id for record in records],
-            "run": [json.dumps(record.run, sort_keys=True, separators=(",", ":")) for record in records],
-        }
-    )
+    texts = [json.dumps(record.run, sort_keys=True, separators=(",", ":")) for record in records]
+    runs = pd.DataFrame({"run_id": [record.id for record in records], "run": texts})
     histories, layers = [], []
     for record in records:
         frame = record.history.drop(columns=[column for column in drop if column in record.history])
@@ -172,13 +159,7 @@ def _narrow(frame: pd.DataFrame, wide: Sequence[str] = ()) -> pd.DataFrame:
 def _write(frame: pd.DataFrame, path: Path, by_bytes: Sequence[str] = ()) -> None:
     """Write `frame`; the columns `by_bytes` are split by byte: exponents compress, mantissas do not."""
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(
-        table,
-        temporary,
-        compression="zstd",
-        compression_level=19,
-        use_dictionary=[name for name in frame if name not in by_bytes],
-        use_byte_stream_split=list(by_bytes) or False,
-    )
-    os.replace(temporary, path)
+    how = {"use_dictionary": [name for name in frame if name not in by_bytes], "compression": "zstd"}
+    split = list(by_bytes) or False
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression_level=19, use_byte_stream_split=split, **how)

@@ -22,7 +22,17 @@ from altgrad.config import ExperimentConfig, UsageError, config_keys
 from altgrad.formats import get_format
 from altgrad.runs.schema import STATUSES, NewerRecord, Problem, RecordError, run_id
 from altgrad.runs.secrets import in_words
-from altgrad.runs.store import PACKED, RunRecord, RunSet, read_packed, read_run, read_table, record_folders
+from altgrad.runs.store import (
+    PACKED,
+    RunRecord,
+    RunSet,
+    read_packed,
+    read_run,
+    read_table,
+    record_folders,
+    record_places,
+    set_aside,
+)
 from altgrad.runs.writer import CLOCK_SLACK, REPORT, is_locked
 
 _FIELDS = ("id", "arm", "status", "study", "seed", "created", "ended", "seconds", "data", "failure", "wandb_url")
@@ -31,9 +41,6 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 }  # fmt: skip
 _CONDITION = re.compile(r"(?P<key>[^<>=!]+?)\s*(?P<sign><=|>=|!=|==|=|<|>)\s*(?P<value>.*)", re.DOTALL)
 _FILES = re.compile(rf"run\.json|{re.escape(REPORT)}|lock|checkpoints|wandb|(history|layers)\.(jsonl|parquet)|.*\.tmp")
-
-
-_NEWER = "a later version of AltGrad wrote it"
 
 
 def values(record: RunRecord) -> dict[str, Any]:
@@ -99,7 +106,9 @@ def _test(condition: str, known: Sequence[Mapping[str, Any]]) -> Callable[[Mappi
     if key.startswith("quantize."):
         with contextlib.suppress(ValueError):
             text = get_format(text).name
-    wanted = _number(text)
+    wanted = None
+    with contextlib.suppress(ValueError):
+        wanted = float(text)
 
     def meets(found: Mapping[str, Any]) -> bool:
         value = found.get(key)
@@ -111,19 +120,11 @@ def _test(condition: str, known: Sequence[Mapping[str, Any]]) -> Callable[[Mappi
         if isinstance(value, int | float) and not isinstance(value, bool) and wanted is not None:
             return _COMPARE[sign](float(value), wanted)
         if sign not in ("=", "!=") and not isinstance(value, str):
-            raise UsageError(
-                f"--where {condition[:80]!r}: {key} is {_text(value)[:40]}, which has no order with {text}"
-            )
+            reason = f"{key} is {_text(value)[:40]}, which has no order with {text}"
+            raise UsageError(f"--where {condition[:80]!r}: {reason}")
         return _COMPARE[sign](_text(value), text.lower() if isinstance(value, bool) else text)
 
     return meets
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def _text(value: Any) -> str:
@@ -144,10 +145,8 @@ def find(runs: RunSet, prefix: str) -> RunRecord:
         some = ", ".join(record.id for record in found[:4]) + (", ..." if len(found) > 4 else "")
         raise UsageError(f"{prefix[:80]!r} is the beginning of {len(found)} ids: {some}; give more of it")
     near = difflib.get_close_matches(prefix, [record.id for record in runs.records], n=1, cutoff=0.5)
-    raise UsageError(
-        f"no run has an id that begins with {prefix[:80]!r}; "
-        + (f"did you mean {near[0]}?" if near else "altgrad runs list shows them")
-    )
+    hint = f"did you mean {near[0]}?" if near else "altgrad runs list shows them"
+    raise UsageError(f"no run has an id that begins with {prefix[:80]!r}; {hint}")
 
 
 def difference(first: RunRecord, second: RunRecord) -> list[tuple[str, Any, Any]]:
@@ -209,28 +208,26 @@ def verify(sources: Iterable[Path]) -> tuple[int, list[Problem]]:
     """
     count, problems = 0, list[Problem]()
     seen: dict[str, tuple[str, RunRecord]] = {}
-    for source in sources:
-        for folder in record_folders(Path(source)):
-            where = folder.name if folder == Path(source) else folder.relative_to(source).as_posix()
-            try:
-                if (folder / PACKED).exists():
-                    records, damaged = read_packed(folder, where)
-                    problems += damaged
-                    count += len(damaged)
-                    places = [f"{where}/{record.id}" for record in records]
-                else:
-                    records, places = [read_run(folder)], [where]
-                    problems += [Problem(where, line) for line in _folder_problems(folder, records[0])]
-            except RecordError as error:
-                problems.append(Problem(where, str(error)))
-                count += 1
-                continue
-            count += len(records)
-            for place, record in zip(places, records, strict=True):
-                problems += [Problem(place, line) for line in _record_problems(record)]
-                known = seen.setdefault(record.id, (place, record))
-                if known[1] is not record and not _same_content(known[1], record):
-                    problems.append(Problem(place, f"another record of this id, with other content, is {known[0]}"))
+    for folder, where in record_places(sources):
+        try:
+            if (folder / PACKED).exists():
+                records, damaged = read_packed(folder, where)
+                problems += damaged
+                count += len(damaged)
+                places = [f"{where}/{record.id}" for record in records]
+            else:
+                records, places = [read_run(folder)], [where]
+                problems += [Problem(where, line) for line in _folder_problems(folder, records[0])]
+        except RecordError as error:
+            problems.append(Problem(where, str(error)))
+            count += 1
+            continue
+        count += len(records)
+        for place, record in zip(places, records, strict=True):
+            problems += [Problem(place, line) for line in _record_problems(record)]
+            known = seen.setdefault(record.id, (place, record))
+            if known[1] is not record and not _same_content(known[1], record):
+                problems.append(Problem(place, f"another record of this id, with other content, is {known[0]}"))
     return count, problems
 
 
@@ -264,14 +261,12 @@ def _cut_short(path: Path) -> int:
 def _record_problems(record: RunRecord) -> list[str]:
     run, found = record.run, []
     expected = run_id(record.config, run["data"])
+    by_place = "origin" in run and record.config.foreign is not None  # pulled: the id is of its place in W&B
     if record.secrets:  # the id of such a run belongs to a config with them
-        found.append(
-            f"run.json holds what looks like a secret, and is read without it: {in_words(record.secrets)}; take it out "
-            "of the file, record the run again, or pull it again with --full"
-        )
-    elif record.id != expected and not (
-        "origin" in run and record.config.foreign is not None
-    ):  # pulled: its place in W&B
+        remedy = "take it out of the file, record the run again, or pull it again with --full"
+        held = f"run.json holds what looks like a secret, and is read without it: {in_words(record.secrets)}"
+        found.append(f"{held}; {remedy}")
+    elif record.id != expected and not by_place:
         found.append(f"the id does not belong to config and data, which give {expected}")
     elif run.get("arm") not in (None, record.arm):
         found.append(f"key 'arm' is {str(run['arm'])[:80]!r} and config and data give {record.arm}")
@@ -350,15 +345,12 @@ def prunable(
     records: dict[Path, RunRecord | None] = {}
     newer: set[Path] = set()
     for source in sources:
-        aside = [path for path in sorted(source.glob("*.old")) + sorted(source.glob("*/*.old")) if path.is_dir()]
-        for folder in aside if old else record_folders(source):
+        for folder in filter(Path.is_dir, set_aside(source)) if old else record_folders(source):
             if not (folder / PACKED).exists():
                 try:
                     records[folder] = read_run(folder)
-                except NewerRecord:
-                    newer.add(folder)
-                    records[folder] = None
-                except RecordError:
+                except RecordError as error:
+                    newer |= {folder} if isinstance(error, NewerRecord) else set()
                     records[folder] = None
     readable = [record for record in records.values() if record is not None]
     meeting = {id(record) for record in select(readable, conditions)}
@@ -375,8 +367,8 @@ def prunable(
         if (before and time > before) or (conditions and id(record) not in meeting):
             continue
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        kept = "it is running" if status == "running" else _NEWER if folder in newer else _refusal(folder)
-        found.append(Prunable(folder, status, size, kept))
+        kept = "a later version of AltGrad wrote it" if folder in newer else _refusal(folder)
+        found.append(Prunable(folder, status, size, "it is running" if status == "running" else kept))
     return found
 
 

@@ -20,15 +20,8 @@ from altgrad.runs.secrets import mask
 SCHEMA_VERSION = 1
 STATUSES = ("running", "finished", "failed", "crashed", "interrupted")
 FAILURE_KINDS = (
-    "nan_loss",
-    "divergence",
-    "overflow",
-    "underflow",
-    "stall",
-    "gradient_vanishing",
-    "early_stop",
-    "unknown",
-)
+    "nan_loss", "divergence", "overflow", "underflow", "stall", "gradient_vanishing", "early_stop", "unknown",
+)  # fmt: skip
 PHASES = ("forward", "backward", "optimizer")
 LAYER_COLUMNS = ("step", "layer", "layer_type", "operand", "statistic", "value")
 _BOTH = ("formats", "config")
@@ -111,8 +104,7 @@ class Failure:
     def __post_init__(self) -> None:
         for key in ("kinds", "diagnostics", "losses", "advice"):  # JSON has lists
             object.__setattr__(self, key, tuple(getattr(self, key)))
-        unknown = set(self.kinds) - set(FAILURE_KINDS)
-        if unknown or not self.kinds:
+        if (unknown := set(self.kinds) - set(FAILURE_KINDS)) or not self.kinds:
             raise ValueError(f"failure kinds {sorted(unknown)} must be one or more of {', '.join(FAILURE_KINDS)}")
         if not isinstance(self.step, int) or not isinstance(self.tensor, str | None):
             raise ValueError("failure step is an integer, tensor is text")

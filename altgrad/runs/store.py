@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -131,9 +131,8 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
     found: dict[str, RunRecord] = {}
     problems: list[Problem] = []
     for source in default_sources() if sources is None else sources:
-        for folder in record_folders(Path(source)):
+        for folder, where in record_places([source]):
             records: Sequence[RunRecord] = ()
-            where = folder.name if folder == Path(source) else folder.relative_to(source).as_posix()
             try:
                 if (folder / PACKED).exists():
                     records, damaged = read_packed(folder, where)
@@ -149,9 +148,8 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
                 better, worse = (record, known) if _rank(record) > _rank(known) else (known, record)
                 found[record.id] = better
                 if worse.status in ("failed", "crashed"):
-                    problems.append(
-                        Problem(where, f"{record.id}: {worse.status}, and recorded again as {better.status}")
-                    )
+                    again = f"{record.id}: {worse.status}, and recorded again as {better.status}"
+                    problems.append(Problem(where, again))
         problems += _set_aside_records(Path(source))
     return RunSet(tuple(found[key] for key in sorted(found)), tuple(problems))
 
@@ -174,19 +172,14 @@ def newest_time(sources: Iterable[Path] | None = None) -> datetime | None:
 
     Heads that cannot be read are passed over: `load_runs` names them.
     """
-    times = []
-    for source in default_sources() if sources is None else sources:
-        for folder in record_folders(Path(source)):
-            try:
-                if (folder / PACKED).exists():
-                    heads = [json.loads(text) for text in _read_parquet(folder / PACKED)["run"].tolist()]
-                else:
-                    heads = [json.loads((folder / "run.json").read_text(encoding="utf-8"))]
-                times += [
-                    datetime.fromisoformat(head.get("ended") or head["created"]).astimezone(UTC) for head in heads
-                ]
-            except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, pa.ArrowException):
-                continue
+    times: list[datetime] = []
+    for folder, _ in record_places(sources):
+        damage = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, pa.ArrowException)
+        with contextlib.suppress(*damage):
+            packed = (folder / PACKED).exists()
+            texts = _read_parquet(folder / PACKED)["run"] if packed else [(folder / "run.json").read_text("utf-8")]
+            ends = [head.get("ended") or head["created"] for head in map(json.loads, texts)]
+            times += [datetime.fromisoformat(end).astimezone(UTC) for end in ends]
     return max(times, default=None)
 
 
@@ -194,10 +187,15 @@ def _rank(record: RunRecord) -> int:
     return ("crashed", "interrupted", "running", "failed", "finished").index(record.status)
 
 
+def set_aside(source: Path) -> list[Path]:
+    """Earlier attempts of runs that were repeated, ``<id>.<n>.old``: in the source or one level down."""
+    return sorted(source.glob("*.old")) + sorted(source.glob("*/*.old"))
+
+
 def _set_aside_records(source: Path) -> list[Problem]:
     """Earlier attempts of runs that were repeated: one that failed or crashed is named, never dropped silently."""
     problems = []
-    for folder in sorted(source.glob("*.old")) + sorted(source.glob("*/*.old")):
+    for folder in set_aside(source):
         try:
             status = read_run(folder).status
         except RecordError as error:
@@ -260,53 +258,49 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
     Raises:
         RecordError: something is missing or of another kind.
     """
+
+    def refuse(what: str) -> RecordError:
+        return RecordError(f"{where}/run.json: {what}")
+
     if not isinstance(run, dict):
-        raise RecordError(f"{where}/run.json: a record is a JSON object; restore the file")
+        raise refuse("a record is a JSON object; restore the file")
     given, run = run, mask_record(run, own=())  # not by this environment's secrets: what is read depends on the file
     secrets = () if run == given else tuple(place for place in left_out(run) if place not in left_out(given))
-    for key, kind in (
-        ("schema", int),
-        ("id", str),
-        ("status", str),
-        ("config", dict),
-        ("data", dict),
-        ("created", str),
-    ):
+    needed = {"schema": int, "id": str, "status": str, "config": dict, "data": dict, "created": str}
+    for key, kind in needed.items():
         if not isinstance(run.get(key), kind):
-            raise RecordError(f"{where}/run.json: key {key!r} is missing or not {kind.__name__}; restore the file")
+            raise refuse(f"key {key!r} is missing or not {kind.__name__}; restore the file")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", run["id"]):
         shown = run["id"][:80].encode("unicode_escape").decode()
-        raise RecordError(f"{where}/run.json: id '{shown}' has more than letters, digits, '.', '_' and '-'; restore it")
+        raise refuse(f"id '{shown}' has more than letters, digits, '.', '_' and '-'; restore it")
     if run["schema"] > SCHEMA_VERSION:
         raise NewerRecord(f"{where}/run.json: schema {run['schema']} is newer than {SCHEMA_VERSION}; update altgrad")
     if run["status"] not in STATUSES:
-        raise RecordError(f"{where}/run.json: status {run['status'][:80]!r} must be one of {', '.join(STATUSES)}")
+        raise refuse(f"status {run['status'][:80]!r} must be one of {', '.join(STATUSES)}")
     if not isinstance(run["data"].get("sha256"), str):
-        raise RecordError(f"{where}/run.json: key 'data.sha256' is missing; restore the file")
+        raise refuse("key 'data.sha256' is missing; restore the file")
     run["data"].setdefault("name", "unnamed")
     if not isinstance(run["data"]["name"], str):
-        raise RecordError(f"{where}/run.json: key 'data.name' is not text; restore the file")
+        raise refuse("key 'data.name' is not text; restore the file")
     for key in ("ended", "wandb_url", "message"):
         if not isinstance(run.setdefault(key, None), str | None):
-            raise RecordError(f"{where}/run.json: key {key!r} is not text; restore the file")
+            raise refuse(f"key {key!r} is not text; restore the file")
     if "origin" in run and not _is_origin(run["origin"]):
-        raise RecordError(f"{where}/run.json: key 'origin' is damaged; restore the file, or pull the run again")
+        raise refuse("key 'origin' is damaged; restore the file, or pull the run again")
     for key in ("created", "ended"):
         try:
             run[key] = run[key] and datetime.fromisoformat(run[key]).astimezone(UTC).isoformat().replace("+00:00", "Z")
         except (ValueError, OverflowError):
-            raise RecordError(f"{where}/run.json: key {key!r} is not an ISO 8601 time; restore the file") from None
+            raise refuse(f"key {key!r} is not an ISO 8601 time; restore the file") from None
     for key, empty in (("events", []), ("environment", {}), ("code", {}), ("summary", {}), ("failure", None)):
         value = run.setdefault(key, empty)
         if not isinstance(value, type(empty) if empty is not None else dict | None):
-            raise RecordError(f"{where}/run.json: key {key!r} is of the wrong kind; restore the file")
+            raise refuse(f"key {key!r} is of the wrong kind; restore the file")
     if run["failure"] is not None:
         try:
             run["failure"] = Failure(**run["failure"]).to_json()
         except (TypeError, ValueError) as error:
-            raise RecordError(
-                f"{where}/run.json: key 'failure' is damaged ({reason_of(error)}); restore the file"
-            ) from None
+            raise refuse(f"key 'failure' is damaged ({reason_of(error)}); restore the file") from None
     try:
         config = parse_config(run["config"], source=f"{where}/run.json: config")
     except UsageError as error:
@@ -376,8 +370,8 @@ def read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem
         rows = [(str(row.run_id), str(row.run)) for row in runs.itertuples()]
         tables = {name: Sliced.read(folder / f"{name}.parquet") for name in ("history", "layers")}
     except (OSError, pa.ArrowException, KeyError, AttributeError, ValueError) as error:
-        reason = f"{where}: damaged packed study ({reason_of(error)}); restore the folder from version control"
-        raise RecordError(reason) from None
+        damage = f"damaged packed study ({reason_of(error)})"
+        raise RecordError(f"{where}: {damage}; restore the folder from version control") from None
     with_loss = tables["history"].having("val_loss")
     records, problems = [], []
     for identity, text in rows:
@@ -386,9 +380,8 @@ def read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem
             run, config, secrets = _checked(json.loads(text), inside, False)
             if identity not in with_loss:
                 _needs_loss(run, config, inside)
-            records.append(
-                RunRecord(run, config, arm_id(config, run["data"]), partial(_packed_table, tables, identity), secrets)
-            )
+            table = partial(_packed_table, tables, identity)
+            records.append(RunRecord(run, config, arm_id(config, run["data"]), table, secrets))
         except (RecordError, ValueError, RecursionError) as error:
             problems.append(Problem(inside, reason_of(error)))
     return records, problems
@@ -463,11 +456,8 @@ class Sliced:
         if column not in self.table.column_names:
             return set()
         known = np.flatnonzero(self.table[column].is_valid().to_numpy() & ~np.isnan(self.table[column].to_numpy()))
-        return {
-            identity
-            for identity, (start, length) in self.places.items()
-            if np.searchsorted(known, start) < np.searchsorted(known, start + length)
-        }
+        bounds = {identity: np.searchsorted(known, (first, first + n)) for identity, (first, n) in self.places.items()}
+        return {identity for identity, (low, high) in bounds.items() if low < high}
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -479,24 +469,23 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
+def record_places(sources: Iterable[Path] | None = None) -> Iterator[tuple[Path, str]]:
+    """Folders that hold a record or a packed study, and where each lies in its source (default: `default_sources`)."""
+    for source in map(Path, default_sources() if sources is None else sources):
+        for folder in record_folders(source):
+            yield folder, folder.name if folder == source else folder.relative_to(source).as_posix()
+
+
 def record_folders(source: Path) -> list[Path]:
     """Folders that hold a record or a packed study: the source itself, or those one or two levels down."""
-    if not source.is_dir():
-        return []
-    if _holds_record(source):
-        return [source]
-    found = []
-    for child in sorted(path for path in source.iterdir() if path.is_dir() and not path.name.endswith(".old")):
-        found += (
-            [child]
-            if _holds_record(child)
-            else [
-                inner
-                for inner in sorted(child.iterdir())
-                if inner.is_dir() and _holds_record(inner) and not inner.name.endswith(".old")
-            ]
-        )
-    return found
+
+    def below(folder: Path) -> list[Path]:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.endswith(".old"))
+
+    if not source.is_dir() or _holds_record(source):
+        return [source] if source.is_dir() else []
+    places = ([child] if _holds_record(child) else filter(_holds_record, below(child)) for child in below(source))
+    return [folder for some in places for folder in some]
 
 
 def _holds_record(folder: Path) -> bool:

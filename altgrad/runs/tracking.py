@@ -34,13 +34,8 @@ CALL_SECONDS = 30.0
 """A log call is given up after so long; it takes a millisecond."""
 ALERTS = 10
 ALERT_SECONDS = 60.0
-MODES: dict[str, Any] = {
-    "online": "online",
-    "offline": "offline",
-    "disabled": "disabled",
-    "run": "online",
-    "dryrun": "offline",
-}
+MODES: dict[str, Any] = {mode: mode for mode in ("online", "offline", "disabled")}
+MODES |= {"run": "online", "dryrun": "offline"}
 """WANDB_MODE, also in the words of older clients, -> ours."""
 
 
@@ -54,10 +49,7 @@ class Tracker:
     def __init__(
         self, mirror: Any | None, record: Mapping[str, Any], warn: Callable[[str], None], last: int = -1
     ) -> None:
-        self._mirror = mirror
-        self._record = record
-        self._warn = warn
-        self._last = last
+        self._mirror, self._record, self._warn, self._last = mirror, record, warn, last
         self._alerts: list[tuple[str, float]] = []
         self._calls: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._begun: float | None = None  # when the call under way began

@@ -29,10 +29,7 @@ _KEY = re.compile(r"\b(?:[0-9a-zA-Z_]+-)?[0-9a-zA-Z_]{40,}\b")
 
 def project_and_entity(project: str | None, entity: str | None) -> tuple[str, str | None]:
     """What is given, else WANDB_PROJECT and WANDB_ENTITY, else the project altgrad of the key's own entity."""
-    return (
-        project or os.environ.get("WANDB_PROJECT") or "altgrad",
-        entity or os.environ.get("WANDB_ENTITY") or None,
-    )
+    return (project or os.environ.get("WANDB_PROJECT") or "altgrad", entity or os.environ.get("WANDB_ENTITY") or None)
 
 
 def not_wanted() -> str | None:

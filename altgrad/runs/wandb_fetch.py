@@ -109,23 +109,10 @@ def _history(run: Any, say: Callable[..., None]) -> None:
 
 
 def _described(run: Any, entity: str, project: str, mark: list[Any]) -> dict[str, Any]:
-    heartbeat, lines, state = mark
-    return {
-        "id": run.id,
-        "entity": entity,
-        "project": project,
-        "name": run.name,
-        "state": state,
-        "heartbeat": heartbeat,
-        "lines": lines,
-        "created": run.created_at,
-        "url": run.url,
-        "notes": run.notes or "",
-        "tags": list(run.tags or ()),
-        "group": run.group,
-        "config": run.config,
-        "summary": run.summary_metrics,
-    }
+    found = {key: getattr(run, key) for key in ("id", "name", "url", "group", "config")}
+    found |= {"notes": run.notes or "", "tags": list(run.tags or ()), "created": run.created_at}
+    found |= {"entity": entity, "project": project, "summary": run.summary_metrics}
+    return found | dict(zip(("heartbeat", "lines", "state"), mark, strict=True))
 
 
 def _retried(call: Callable[[], _T]) -> _T:

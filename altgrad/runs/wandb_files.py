@@ -43,19 +43,17 @@ def import_files(path: Path, out: Path) -> Pulled:
         for file in files:
             try:
                 described, rows = read_file(file)
-            except UsageError as error:
-                imported.problems.append(Problem(file.name, str(error)))
-                continue
             except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-                imported.problems.append(Problem(file.name, f"what it holds is no run ({reason_of(error)})"))
+                known = isinstance(error, UsageError)
+                reason = str(error) if known else f"what it holds is no run ({reason_of(error)})"
+                imported.problems.append(Problem(file.name, reason))
                 continue
-            earlier = runs.get(described["id"], ({}, {}))
-            config = {**earlier[0].get("config", {}), **described["config"]}
-            summary = {**earlier[0].get("summary", {}), **described["summary"]}
-            first = {"created": earlier[0]["created"]} if earlier[0] else {}
-            runs[described["id"]] = (described | {"config": config, "summary": summary} | first, earlier[1] | rows)
-        known, local = known_runs(out)
-        here = {*local, *(place.rpartition("/")[2] for place in known)}  # W&B had all that its file has
+            earlier, earlier_rows = runs.get(described["id"], ({}, {}))
+            both = {key: {**earlier.get(key, {}), **described[key]} for key in ("config", "summary")}
+            first = {"created": earlier["created"]} if earlier else {}
+            runs[described["id"]] = (described | both | first, earlier_rows | rows)
+        pulled, local = known_runs(out)
+        here = {*local, *(place.rpartition("/")[2] for place in pulled)}  # W&B had all that its file has
         for described, rows in runs.values():
             if described["id"] in here:
                 imported.recorded_here += 1
@@ -77,12 +75,9 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[int, Mapping[str, Any]]]
     """
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     try:
+        environment = os.environ | WITHOUT_PROMPT
         done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=READ_SECONDS,
-            env=os.environ | WITHOUT_PROMPT,
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=READ_SECONDS, env=environment
         )
     except subprocess.TimeoutExpired:
         raise RecordError(f"{path.name}: W&B's reader did not end within {READ_SECONDS} s") from None

@@ -59,17 +59,11 @@ _TEXT_NUMBERS = {"nan": math.nan, "inf": math.inf, "infinity": math.inf, "-inf":
 
 @dataclass(frozen=True)
 class Mapped:
-    """Names given a meaning, and what is reported of the others.
+    """Names given a meaning, and what is reported of the others."""
 
-    Attributes:
-        used: own name -> AltGrad's, where they differ.
-        kept: own names without a meaning here, in order; they are in the record.
-        not_numbers: metrics whose values are no numbers (text, images, histograms) -> how many there were; not kept.
-    """
-
-    used: dict[str, str]
-    kept: tuple[str, ...]
-    not_numbers: dict[str, int]
+    used: dict[str, str]  # own name -> AltGrad's, where they differ
+    kept: tuple[str, ...]  # own names without a meaning here, in order; they are in the record
+    not_numbers: dict[str, int]  # metrics that are text, images or histograms -> how many values; not kept
 
 
 def normal(name: str) -> str:

@@ -32,28 +32,17 @@ WITHOUT_PROMPT = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WAN
 
 @dataclass
 class Pulled:
-    """What a pull brought.
-
-    Attributes:
-        project, entity: as W&B gives them (the entity is None where nothing was listed).
-        listed: runs that the project has.
-        fetched: ids of the records that were written.
-        unchanged: runs that an earlier pull brought as they are.
-        recorded_here: runs that were recorded here; their records are kept.
-        problems: runs that could not be fetched or made into a record, and why.
-        reports: record id -> what was read under another name, and what could not be kept.
-        reason: why the pull ended early; None where all was seen.
-    """
+    """What a pull brought."""
 
     project: str
-    entity: str | None = None
-    listed: int = 0
-    fetched: list[str] = field(default_factory=list)
-    unchanged: int = 0
-    recorded_here: int = 0
-    problems: list[Problem] = field(default_factory=list)
-    reports: dict[str, list[str]] = field(default_factory=dict)
-    reason: str | None = None
+    entity: str | None = None  # as W&B gives it; None where nothing was listed
+    listed: int = 0  # runs that the project has
+    fetched: list[str] = field(default_factory=list)  # ids of the records that were written
+    unchanged: int = 0  # runs that an earlier pull brought as they are
+    recorded_here: int = 0  # runs that were recorded here; their records are kept
+    problems: list[Problem] = field(default_factory=list)  # runs that could not be fetched or made into a record
+    reports: dict[str, list[str]] = field(default_factory=dict)  # by id: what was renamed, what could not be kept
+    reason: str | None = None  # why the pull ended early; None where all was seen
 
     @property
     def in_words(self) -> str:

@@ -27,10 +27,10 @@ from altgrad.runs.schema import LAYER_COLUMNS, SCHEMA_VERSION, Failure, arm_id, 
 from altgrad.runs.secrets import in_words, left_out, mask, mask_record
 from altgrad.runs.store import check_run, read_run
 from altgrad.runs.wandb_names import Mapped, map_config, map_history
-from altgrad.runs.writer import write_json
+from altgrad.runs.writer import no_room, utc_time, write_json
 
-STATUSES = {"finished": "finished", "failed": "failed", "crashed": "crashed", "running": "running"}
-"""W&B's states -> statuses of a record; every other one (killed, preempted, pending) is ``interrupted``."""
+STATUSES = ("finished", "failed", "crashed", "running")
+"""W&B's states that are a record's too; every other one (killed, preempted, pending) is ``interrupted``."""
 
 _STAGING = Path(".pull") / "new"
 _PLACE = ("entity", "project", "id")
@@ -82,7 +82,7 @@ def make_record(
         "origin": {
             "kind": given.get("kind", "wandb"),
             **{key: given[key] for key in ("entity", "project", "id", "state", "heartbeat", "lines")},
-            "pulled": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "pulled": utc_time(),
             "report": report,
         },
     }
@@ -139,7 +139,7 @@ def _other_run(target: Path, run: Mapping[str, Any]) -> str | None:
         origin = there.get("origin")
         if origin is None:
             return "a run that was recorded here"
-        place = "/".join(str(origin[key]) for key in _PLACE)
+        place = _place(there)
         from_file = origin["kind"] == "wandb-file" and run["origin"]["kind"] == "wandb"  # W&B has all that a file has
         same = from_file or (origin["kind"] == run["origin"]["kind"] and _place(run) == place)
         return None if same else f"the run {place} of W&B"
@@ -170,9 +170,7 @@ def sole_writer(root: Path) -> Iterator[None]:
             shutil.rmtree(root / _STAGING, ignore_errors=True)
             yield
     except OSError as error:
-        raise UsageError(
-            f"--out {root}: cannot be written ({error.strerror}); give a folder you may write to"
-        ) from None
+        raise no_room(root, error) from None
 
 
 def known_runs(root: Path) -> tuple[dict[str, list[Any]], list[str]]:
@@ -190,8 +188,7 @@ def known_runs(root: Path) -> tuple[dict[str, list[Any]], list[str]]:
             if origin is None:
                 local.append(str(run["id"]))
             elif origin["kind"] == "wandb":
-                where = f"{origin['entity']}/{origin['project']}/{origin['id']}"
-                known[where] = [origin["heartbeat"], origin["lines"], origin["state"]]
+                known[_place(run)] = [origin["heartbeat"], origin["lines"], origin["state"]]
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             local.append(path.parent.name)  # damaged: `load_runs` names it, and nothing writes over it
     return known, local
@@ -220,15 +217,8 @@ def _own(given: Mapping[str, Any], notes: str) -> tuple[ExperimentConfig, dict[s
     found = parse_config({**config, **more}, source=str(given["id"]))
     if run_id(found, kept["data"]) != kept["id"]:
         raise ValueError("another config or data than the id says")
-    return (
-        found,
-        dict(kept["data"]),
-        {"environment": dict(kept["environment"]), "code": dict(kept["code"]), **_plain(kept)},
-    )
-
-
-def _plain(kept: Mapping[str, Any]) -> dict[str, str]:
-    return {key: str(kept[key]) for key in ("id", "created") if key in kept}
+    rest: dict[str, Any] = {key: dict(kept[key]) for key in ("environment", "code")}
+    return found, dict(kept["data"]), rest | {key: str(kept[key]) for key in ("id", "created") if key in kept}
 
 
 def _foreign(given: Mapping[str, Any], notes: str) -> tuple[ExperimentConfig, dict[str, Any], list[str]]:
@@ -259,25 +249,20 @@ def _metrics_report(metrics: Mapped) -> list[str]:
     unknown = [name for name in metrics.kept if name not in metrics.used]
     if unknown:
         report.append(f"metrics: kept without a meaning here: {', '.join(unknown)}")
-    return report + [
-        f"metric: {name}: {count} values are no numbers and are not kept" for name, count in metrics.not_numbers.items()
-    ]
+    lost = metrics.not_numbers.items()
+    return report + [f"metric: {name}: {count} values are no numbers and are not kept" for name, count in lost]
 
 
 def _ending(given: Mapping[str, Any], last: int) -> dict[str, Any]:
     """Status, failure, events and summary: the ones that AltGrad put into W&B's summary, else by W&B's state."""
-    status = STATUSES.get(given["state"], "interrupted")
+    status = given["state"] if given["state"] in STATUSES else "interrupted"
     ending: dict[str, Any] = {"status": status, "failure": None, "events": [], "summary": _numbers(given["summary"])}
     with contextlib.suppress(LookupError, TypeError, ValueError):
         own = json.loads(given["summary"]["altgrad"])
         failure = own["failure"] and Failure(**own["failure"] | {"kinds": tuple(own["failure"]["kinds"])}).to_json()
         if status != "running" and own["status"] in (*STATUSES, "interrupted"):
-            return {
-                "status": own["status"],
-                "failure": failure,
-                "events": list(own["events"]),
-                "summary": own["summary"],
-            }
+            kept = {key: own[key] for key in ("status", "summary")}
+            return {**kept, "failure": failure, "events": list(own["events"])}
     if status == "failed":
         reason = "W&B holds the run as failed, without a reason"
         ending["failure"] = Failure(("unknown",), last, message=reason).to_json()
@@ -298,5 +283,4 @@ def _time(text: Any) -> str:
         moment = datetime.fromisoformat(str(text))
     except ValueError:
         raise UsageError(f"{one_line(text)[:40]!r} is not a time") from None
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+    return utc_time(moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC))

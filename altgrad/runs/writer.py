@@ -47,6 +47,10 @@ CLOCK_SLACK = 60.0
 """Seconds by which the wall clock may move against the monotonic one before the record says so (also by sleeping)."""
 
 
+_UNDER_WAY: dict[str, Any] = {"status": "running", "ended": None, "seconds": None, "failure": None, "summary": {}}
+"""What run.json says of a run that has not ended."""
+
+
 class RunExists(UsageError):
     """The run is finished, or another process is writing it."""
 
@@ -117,26 +121,19 @@ class RunWriter:
                         raise RunExists(f"{identity} is already finished; its record is kept. Change the seed or a key")
                     _set_aside(path)
         except OSError as error:
-            raise UsageError(
-                f"--out {root}: cannot be written ({error.strerror}); give a folder you may write to"
-            ) from None
-        now = _now()
+            raise no_room(root, error) from None
         run: dict[str, Any] = {
             "schema": SCHEMA_VERSION,
             "id": identity,
             "arm": arm_id(config, data_fingerprint),
-            "status": "running",
-            "created": now,
-            "ended": None,
-            "seconds": None,
+            "created": utc_time(),
             "config": config.model_dump(mode="json", exclude_unset=config.foreign is not None),
             "data": dict(data_fingerprint),
             "environment": json_ready(environment),
-            "code": {"version": altgrad.__version__, "fingerprint": code_fingerprint("run")},
+            "code": _code(),
             "wandb_url": None,
             "events": [],
-            "failure": None,
-            "summary": {},
+            **_UNDER_WAY,
         }
         return cls(path, _written(path, run), lock)
 
@@ -172,9 +169,7 @@ class RunWriter:
         try:
             lock = _lock(path)
         except OSError as error:
-            raise UsageError(
-                f"--out {root}: cannot be written ({error.strerror}); give a folder you may write to"
-            ) from None
+            raise no_room(root, error) from None
         try:
             run = _ended_badly(path)
             step, seconds = find(path)
@@ -187,12 +182,11 @@ class RunWriter:
         if run.get("environment") != (found := mask(json_ready(environment), "environment")):
             detail["environment"] = found
         if run["code"].get("fingerprint") != code_fingerprint("run"):
-            detail["code"] = {"version": altgrad.__version__, "fingerprint": code_fingerprint("run")}
-        run["events"] = [event for event in run["events"] if event["step"] <= step]
-        run["events"].append({"kind": "resumed", "step": step, **detail})
-        run |= {"status": "running", "ended": None, "seconds": None, "failure": None, "summary": {}}
+            detail["code"] = _code()
+        events = [event for event in run["events"] if event["step"] <= step]
+        events.append({"kind": "resumed", "step": step, **detail})
         run.pop("message", None)
-        run = _written(path, run)
+        run = _written(path, run | _UNDER_WAY | {"events": events})
         (path / REPORT).unlink(missing_ok=True)
         return cls(path, run, lock, seconds, step)
 
@@ -318,7 +312,7 @@ class RunWriter:
             self.run["events"].append({"kind": "clock_jump", "step": max(self._step, 0), "seconds": round(jump, 1)})
         self._write(
             status=status,
-            ended=_now(),
+            ended=utc_time(),
             seconds=round(time.monotonic() - self._started, 3),
             summary=json_ready(summary or {}),
             failure=self._failure.to_json() if self._failure else None,
@@ -423,10 +417,8 @@ def is_locked(path: Path) -> bool:
     try:
         with open(path / "lock", "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # there is none, or it is nothing that a writer of this user could hold
-        return False
+    except OSError as error:  # any other: there is none, or it is nothing that a writer of this user could hold
+        return isinstance(error, BlockingIOError)
     return False
 
 
@@ -474,10 +466,8 @@ def _cut(path: Path, name: str, step: int) -> None:
         else:
             rows = []
     except (ValueError, pa.ArrowException) as error:
-        reason = public_line(error)
-        raise UsageError(
-            f"{path.name}/{name}: damaged ({reason}); restore the file, or run again without --resume"
-        ) from None
+        damage = f"{path.name}/{name}: damaged ({public_line(error)})"
+        raise UsageError(f"{damage}; restore the file, or run again without --resume") from None
     with replacing(lines) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for row in rows:
             if row["step"] is not None and row["step"] <= step:
@@ -526,10 +516,8 @@ def _ended_badly(path: Path) -> dict[str, Any]:
     if status == "finished":
         raise RunExists(f"{path.name} is already finished: there is nothing to resume; its record is kept")
     if status == "failed":
-        raise RunExists(
-            f"{path.name} has failed by itself and would fail again; its record is kept. Change the config, or run it "
-            "again without --resume"
-        )
+        remedy = "its record is kept. Change the config, or run it again without --resume"
+        raise RunExists(f"{path.name} has failed by itself and would fail again; {remedy}")
     return run
 
 
@@ -547,5 +535,16 @@ def _set_aside(path: Path) -> None:
     path.rename(target)
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+def utc_time(moment: datetime | None = None) -> str:
+    """A moment, by default now, as records have it: ISO 8601 to the second, in UTC."""
+    moment = moment or datetime.now(UTC)
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def no_room(root: Path, error: OSError) -> UsageError:
+    """The line for a folder of records that cannot be written."""
+    return UsageError(f"--out {root}: cannot be written ({error.strerror}); give a folder you may write to")
+
+
+def _code() -> dict[str, str]:
+    return {"version": altgrad.__version__, "fingerprint": code_fingerprint("run")}

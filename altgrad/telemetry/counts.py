@@ -117,10 +117,8 @@ def _norms(x: Tensor, q: Tensor | None) -> tuple[Tensor | float, Tensor | float]
 def _dead(x: Tensor, dim: int) -> tuple[Tensor | int, int]:
     """How many features of [..., features] (`dim` 0) or [features, ...] (`dim` 1) are zero all along, of how many."""
     features = x.shape[-1 - dim] if x.ndim > dim else 1
-    if dim:
-        matrix = x.reshape(features, x.numel() // features if features else 0)
-    else:
-        matrix = x.reshape(x.numel() // features if features else 0, features)
+    others = x.numel() // features if features else 0
+    matrix = x.reshape((features, others) if dim else (others, features))
     if not matrix.shape[dim]:
         return features, features
 
@@ -224,9 +222,7 @@ def update_sums(change: Tensor, proposed: Tensor, flipped: Tensor | None) -> Ten
         flipped: bool, where the value on the grid is another one after the step; None without a grid.
     """
     updates = torch.count_nonzero(proposed)
-    flips = updates.new_zeros(())
-    if flipped is not None:
-        flips = torch.count_nonzero(flipped.logical_and_(proposed))
+    flips = torch.zeros_like(updates) if flipped is None else torch.count_nonzero(flipped.logical_and_(proposed))
     norm = torch.linalg.vector_norm(change, dtype=torch.float64)
     return torch.stack([norm, updates.double(), flips.double(), torch.full_like(norm, change.numel())])
 

@@ -23,9 +23,7 @@ def gradient_statistics(gradient: Tensor) -> dict[str, float]:
             are no elements.
         nonfinite [elements; at least 0]: count(g is NaN or infinite).
     """
-    g = gradient.detach()
-    if g.is_sparse:
-        g = g.to_dense()
+    g = gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
     if g.numel() == 0:
         return {"norm_l2": 0.0, "norm_inf": 0.0, "nonfinite": 0.0}
     g = g.flatten()
@@ -33,9 +31,4 @@ def gradient_statistics(gradient: Tensor) -> dict[str, float]:
     norm = torch.linalg.vector_norm(g, dtype=torch.float64)
     zeros, finite = (g == 0).sum(), g.isfinite().sum()
     found = torch.stack([norm, largest.double(), zeros.double(), finite.double()]).tolist()  # one wait for a GPU
-    return {
-        "norm_l2": found[0],
-        "norm_inf": found[1],
-        "zero": found[2] / g.numel(),
-        "nonfinite": g.numel() - found[3],
-    }
+    return {"norm_l2": found[0], "norm_inf": found[1], "zero": found[2] / g.numel(), "nonfinite": g.numel() - found[3]}

@@ -54,9 +54,8 @@ class Look:
         self._model, self._step = model, step
         self._telemetry = telemetry or TelemetryConfig()
         self._layers = quantized_layers(model)
-        self._ranks, self._codes = (
-            every > 0 and number % every == 0 for every in (self._telemetry.rank_every, self._telemetry.codes_every)
-        )
+        both = (self._telemetry.rank_every, self._telemetry.codes_every)
+        self._ranks, self._codes = (every > 0 and number % every == 0 for every in both)
         self._sums: dict[tuple[str, str], Tensor] = {}
         self._weights: dict[str, Reading] = {}
         self._spacings: dict[str, Tensor] = {}

@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from altgrad.nn import Reading, observed
-
-
-@dataclass
-class _FirstNonFinite:
-    """An observer that remembers the first operand, in order of computation, that holds a NaN or an infinity."""
-
-    tensor: str | None = None
-    phase: str | None = None
-
-    def __call__(self, reading: Reading) -> None:
-        """Look at the operand as the product reads it."""
-        if self.tensor is None and not bool(torch.isfinite(reading.rounded).all()):
-            self.tensor = f"{reading.layer}.{reading.operand}"
-            self.phase = "backward" if reading.operand == "grad_output" else "forward"
 
 
 def first_nonfinite(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> tuple[str, str] | None:
@@ -38,23 +23,26 @@ def first_nonfinite(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) ->
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             return name, "optimizer"
-    for loss in losses:
-        found = _in_passes(model, loss)
-        if found is not None:
-            return found
-    return None
+    return next(filter(None, (_in_passes(model, loss) for loss in losses)), None)
 
 
 def _in_passes(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[str, str] | None:
-    first = _FirstNonFinite()
+    first: list[tuple[str, str]] = []
+
+    def observe(reading: Reading) -> None:
+        """Remember the first operand, in order of computation, that holds a NaN or an infinity as it is read."""
+        if not first and not bool(torch.isfinite(reading.rounded).all()):
+            phase = "backward" if reading.operand == "grad_output" else "forward"
+            first.append((f"{reading.layer}.{reading.operand}", phase))
+
     model.zero_grad(set_to_none=True)
-    with observed(model, first):
+    with observed(model, observe):
         value = loss()
-        if first.tensor is None and not bool(torch.isfinite(value)):
+        if not first and not bool(torch.isfinite(value)):
             return "loss", "forward"
         value.backward()  # type: ignore[no-untyped-call]
-    if first.tensor is not None and first.phase is not None:
-        return first.tensor, first.phase
+    if first:
+        return first[0]
     for name, parameter in reversed(list(model.named_parameters())):
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             return f"{name}.grad", "backward"

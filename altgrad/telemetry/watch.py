@@ -142,9 +142,8 @@ class Watch:
 
     def _newly_broken(self, norms: list[float], phase: str, how: str) -> list[Alarm]:
         """Alarms for parameters that have become NaN or infinite; the others leave `broken`."""
-        suspects = {
-            name: self._sized[name] for name, norm in zip(self._sized, norms, strict=False) if not math.isfinite(norm)
-        }
+        damaged = [name for name, norm in zip(self._sized, norms, strict=False) if not math.isfinite(norm)]
+        suspects = {name: self._sized[name] for name in damaged}
         if self._others and not math.isfinite(norms[-1]):
             suspects |= self._others
         counts = {name: count for name, tensor in suspects.items() if (count := _nonfinite(tensor))}

@@ -50,7 +50,7 @@ class Checkpoints:
 
     def __init__(self, run: Path, config: ExperimentConfig, data_sha256: str, keep: int = 2) -> None:
         self.folder, self.keep = run / FOLDER, keep
-        self._identity = {"config": config.identity(), "data": data_sha256}
+        self._identity: dict[str, Any] = {"config": config.identity(), "data": data_sha256}
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Write ``step-<step>`` and remove what is older than the newest `keep`.
@@ -102,12 +102,11 @@ class Checkpoints:
                 continue
             try:
                 state = self.load(folder)
+                if problems:
+                    notice(f"{problems[0]}; going on from {folder.name}, step {state['step']}")
+                return state
             except UsageError as error:
                 problems.append(error)
-                continue
-            if problems:
-                notice(f"{problems[0]}; going on from {folder.name}, step {state['step']}")
-            return state
         if problems:
             raise UsageError(f"{problems[0]}, and no other checkpoint can be used; {REMEDY}")
         raise NothingToResume(f"{self.folder.parent.name} has no checkpoint (see checkpoint.every)")
@@ -129,17 +128,20 @@ class Checkpoints:
             raise UsageError(f"{where}/{STATE} is missing or damaged")
         try:
             return self._read(folder, where, content)
-        except (LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            if isinstance(error, UsageError):
-                raise
+        except UsageError:
+            raise
+        except (LookupError, ValueError, TypeError, AttributeError, RecursionError):
             raise UsageError(f"{where}/{STATE} is damaged: not what a checkpoint holds") from None
 
     def _read(self, folder: Path, where: str, content: Mapping[str, Any]) -> dict[str, Any]:
         if content["version"] != VERSION:
             raise UsageError(f"{where}/{STATE} has version {content['version']} and this altgrad reads {VERSION}")
-        for key, meaning in (("config", "another config"), ("data", "other data")):
-            if content["identity"][key] != self._identity[key]:
-                raise UsageError(f"{where}/{STATE} was written for {meaning}{self._difference(key, content)}")
+        theirs, ours = content["identity"], self._identity
+        if (config := theirs["config"]) != ours["config"]:
+            keys = (key for key in {*config, *ours["config"]} if config.get(key) != ours["config"].get(key))
+            raise UsageError(f"{where}/{STATE} was written for another config ({', '.join(sorted(keys))})")
+        if theirs["data"] != ours["data"]:
+            raise UsageError(f"{where}/{STATE} was written for other data")
         try:
             raw = (folder / TENSORS).read_bytes()
             if hashlib.sha256(raw).hexdigest() != content["tensors_sha256"]:
@@ -166,25 +168,12 @@ class Checkpoints:
         for temporary in self.folder.glob(".*.tmp"):
             shutil.rmtree(temporary)
 
-    def _difference(self, key: str, content: Mapping[str, Any]) -> str:
-        if key != "config":
-            return ""
-        theirs, ours = content["identity"]["config"], self._identity["config"]
-        assert isinstance(ours, dict)
-        keys = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
-        return f" ({', '.join(keys)})"
-
 
 def _write(folder: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
-    packed = _packed(state, "", tensors)
+    content = {"version": VERSION, "identity": identity, "tensors_sha256": "", "state": _packed(state, "", tensors)}
     raw = dump_tensors(tensors)
-    content = {
-        "version": VERSION,
-        "identity": identity,
-        "tensors_sha256": hashlib.sha256(raw).hexdigest(),
-        "state": packed,
-    }
+    content["tensors_sha256"] = hashlib.sha256(raw).hexdigest()
     text = json.dumps({"content": content, "sha256": digest(content)}, allow_nan=False)
     for name, data in ((TENSORS, raw), (STATE, text.encode())):
         with open(folder / name, "wb") as file:

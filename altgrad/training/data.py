@@ -153,17 +153,14 @@ def load_text(path: Path) -> Corpus:
     except FileNotFoundError:
         raise UsageError(f"--data {path}: no such file; give the path of a UTF-8 text file") from None
     except UnicodeDecodeError as error:
-        raise UsageError(
-            f"--data {path}: not UTF-8 text (byte {error.start}); convert it, for example with iconv"
-        ) from None
+        not_text = f"not UTF-8 text (byte {error.start})"
+        raise UsageError(f"--data {path}: {not_text}; convert it, for example with iconv") from None
     except OSError as error:
         raise UsageError(f"--data {path}: cannot be read ({error.strerror}); give a UTF-8 text file") from None
     characters = tokens(fold(text))
     if characters.size < SHORTEST:
-        raise UsageError(
-            f"--data {path}: {characters.size} characters are left when it is folded to ASCII; give a text of at "
-            f"least {SHORTEST}"
-        )
+        short = f"{characters.size} characters are left when it is folded to ASCII"
+        raise UsageError(f"--data {path}: {short}; give a text of at least {SHORTEST}")
     visible = sum(not character.isspace() for character in text)
     kept = int(np.count_nonzero(characters > 1))
     train, validation = np.split(characters, [characters.size - int(characters.size * VALIDATION_SHARE)])
@@ -212,9 +209,11 @@ def _prepare() -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
         if sizes[group] <= total * VALIDATION_SHARE / 10 and held_size < total * VALIDATION_SHARE:
             held_out.add(group)
             held_size += sizes[group]
-    train = b"".join(text for group, text in zip(groups, texts, strict=True) if group not in held_out)
-    validation = b"".join(text for group, text in zip(groups, texts, strict=True) if group in held_out)
-    return tokens(train), tokens(validation), len(texts)
+    splits: tuple[list[bytes], list[bytes]] = ([], [])
+    for group, text in zip(groups, texts, strict=True):
+        splits[group in held_out].append(text)
+    train, validation = (tokens(b"".join(split)) for split in splits)
+    return train, validation, len(texts)
 
 
 def _store(path: Path, **arrays: NDArray[Any]) -> None:

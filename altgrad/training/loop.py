@@ -35,13 +35,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from altgrad.config import ExperimentConfig, TelemetryConfig, UsageError, one_line, parse_config
+from altgrad.config import (
+    DIVERGED,
+    OPERANDS,
+    UNIFORM_LOSS,
+    ExperimentConfig,
+    TelemetryConfig,
+    UsageError,
+    one_line,
+    parse_config,
+)
 from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.models import GPT
 from altgrad.nn import Clock, Operand, Policy, QuantizedLayer, clock_of, quantize_model, quantized_layers
 from altgrad.optim import CodeOptimizer, GridOptimizer, ManifoldAdamW
 from altgrad.runs import Alarm, Failure, NothingToResume, RunWriter, read_run
-from altgrad.runs.diagnosis import DIVERGED, UNIFORM_LOSS, diagnose, symptoms
+from altgrad.runs.diagnosis import diagnose, symptoms
 from altgrad.runs.failure_report import failure_report
 from altgrad.runs.schema import PHASES, code_fingerprint
 from altgrad.runs.tracking import Tracker
@@ -121,14 +130,8 @@ def policy_of(config: ExperimentConfig) -> Policy:
     def operand(name: str) -> Operand:
         return Operand(get_format(getattr(quantize, name)), roundings[name], config.scaling.rule(name))
 
-    return Policy(
-        operand("weight"),
-        operand("activation"),
-        operand("grad_output"),
-        layers=tuple(quantize.layers),
-        patterns=quantize.patterns,
-        compute=quantize.compute,
-    )
+    operands: dict[str, Any] = {name: operand(name) for name in OPERANDS}
+    return Policy(**operands, layers=quantize.layers, patterns=quantize.patterns, compute=quantize.compute)
 
 
 def build_model(config: ExperimentConfig) -> GPT:
@@ -138,10 +141,8 @@ def build_model(config: ExperimentConfig) -> GPT:
     policy = policy_of(config)
     quantize_model(model, policy, seed=config.seed)
     if config.quantize.operands and not any(layer.policy is policy for layer in quantized_layers(model).values()):
-        raise UsageError(
-            f"quantize.patterns={list(config.quantize.patterns)} match no layer of quantize.layers; the model has "
-            f"{', '.join(quantized_layers(model))}"
-        )
+        known, patterns = ", ".join(quantized_layers(model)), list(config.quantize.patterns)
+        raise UsageError(f"quantize.patterns={patterns} match no layer of quantize.layers; the model has {known}")
     if size.rescale:
         _rescale(model, size.rescale, config.seed)
     return model
@@ -184,43 +185,23 @@ def build_optimizer(config: ExperimentConfig, model: GPT) -> torch.optim.Optimiz
         {"params": [p for p in rest if p.ndim > 1], "lr": other_rate, "weight_decay": rule.weight_decay},
         {"params": [p for p in rest if p.ndim == 1], "lr": other_rate, "weight_decay": 0.0},
     ]
+    filled = [group for group in groups if group["params"]]
+    adam: dict[str, Any] = {"betas": rule.betas, "eps": rule.eps}
     if real_units and rule.storage == "master":
-        return torch.optim.AdamW(
-            [group for group in groups if group["params"]], betas=rule.betas, eps=rule.eps, foreach=True
-        )
+        return torch.optim.AdamW(filled, foreach=True, **adam)
     fmt, scaled = get_format(rule.format or config.quantize.weight), config.scaling.rule("weight").kind != "none"
     optimizer: GridOptimizer
     if rule.step_rule == "code":
         for group in groups[1:]:
             group["storage"] = "master"
-        optimizer = CodeOptimizer(
-            [group for group in groups if group["params"]],
-            fmt,
-            betas=rule.betas,
-            eps=rule.eps,
-            rungs=rule.rungs,
-            scaled=scaled,
-            seed=config.seed,
-        )
+        optimizer = CodeOptimizer(filled, fmt, rungs=rule.rungs, scaled=scaled, seed=config.seed, **adam)
     else:
         for group in groups[1:]:
             group |= {"precondition": None, "storage": "master", "relative": False}
-        optimizer = ManifoldAdamW(
-            [group for group in groups if group["params"]],
-            fmt,
-            betas=rule.betas,
-            eps=rule.eps,
-            precondition=rule.precondition,
-            floor=rule.floor,
-            max_stiffness=rule.max_stiffness,
-            scaled=scaled,
-            power_of_two=config.scaling.rule("weight").power_of_two,
-            stiffness=rule.stiffness,
-            relative=rule.relative,
-            storage=rule.storage,
-            rounding=rule.rounding,
-            seed=config.seed,
-        )
+        own = ("precondition", "floor", "max_stiffness", "stiffness", "relative", "storage", "rounding")
+        adam |= {key: getattr(rule, key) for key in own}
+        power_of_two = config.scaling.rule("weight").power_of_two
+        optimizer = ManifoldAdamW(filled, fmt, scaled=scaled, power_of_two=power_of_two, seed=config.seed, **adam)
     if rule.storage == "grid":
         for layer in layers.values():
             layer.grid_scale = optimizer.scale_of(layer.weight)
@@ -348,10 +329,7 @@ def train(
 
 
 def _explain(
-    writer: RunWriter,
-    failure: Failure | None = None,
-    summary: dict[str, Any] | None = None,
-    error: BaseException | None = None,
+    writer: RunWriter, failure: Failure | None = None, summary: Any = None, error: BaseException | None = None
 ) -> Failure | None:
     """Leave why the run ends badly with its writer; what goes wrong with that must not hide it.
 
@@ -375,13 +353,11 @@ def _explain(
 def _load(run: _Run, state: dict[str, Any]) -> None:
     try:
         run.load_state(state)
+    except torch.OutOfMemoryError:
+        raise
     except (LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise UsageError(
-            f"{run.writer.run_id}: the checkpoint of step {state['step']} does not fit this run "
-            f"({one_line(error)[:160]}); {REMEDY}"
-        ) from error
+        misfit = f"the checkpoint of step {state['step']} does not fit this run ({one_line(error)[:160]})"
+        raise UsageError(f"{run.writer.run_id}: {misfit}; {REMEDY}") from error
 
 
 def _checkpoints(config: ExperimentConfig, corpus: Corpus, folder: Path) -> Checkpoints:
@@ -392,7 +368,6 @@ def _open_record(
     config: ExperimentConfig, out: Path, corpus: Corpus, device: str, resume: bool
 ) -> tuple[RunWriter, dict[str, Any] | None]:
     """A new record, or the one that is there and the state to go on from."""
-    environment = describe_environment(device)
     state: dict[str, Any] | None = None
 
     def find(folder: Path) -> tuple[int, float]:
@@ -411,15 +386,13 @@ def _open_record(
             _notice("the checkpoint was written by other code: the run may differ from one without interruption")
         return step, seconds
 
+    about: dict[str, Any] = {"data_fingerprint": corpus.fingerprint, "environment": describe_environment(device)}
     if resume:
         try:
-            writer = RunWriter.resume(
-                out, config, data_fingerprint=corpus.fingerprint, environment=environment, find=find
-            )
-            return writer, state
+            return RunWriter.resume(out, config, find=find, **about), state
         except NothingToResume as nothing:
             _notice(f"{nothing}; starting from the beginning")
-    return RunWriter.create(out, config, data_fingerprint=corpus.fingerprint, environment=environment), None
+    return RunWriter.create(out, config, **about), None
 
 
 def describe_environment(device: str) -> dict[str, Any]:
@@ -616,9 +589,9 @@ class _Run:
         row: dict[str, float] = {"tokens": at.step * self._tokens_a_step()}
         if config.stability.clip == "range_aware":
             row["clipped"] = clip_to_range(model)
-        norm = at.last_norm = self._clip_norm()
+        at.last_norm = self._clip_norm()
         at.recent = [*at.recent, at.last_loss][-config.nan_patience :]
-        if math.isfinite(at.last_loss) and math.isfinite(norm):
+        if math.isfinite(at.last_loss) and math.isfinite(at.last_norm):
             at.bad_in_a_row, at.first_bad = 0, None
             self._note_clips(row)
             with look.update(self.optimizer) if look else contextlib.nullcontext():
@@ -632,7 +605,7 @@ class _Run:
             self._note_bad_step(batches, seen=look is not None)
         if look:
             self.writer.log_layers(look.rows)
-        return row | {"loss": at.last_loss, "lr": self.base_rates[0] * factor, "grad_norm": norm}
+        return row | {"loss": at.last_loss, "lr": self.base_rates[0] * factor, "grad_norm": at.last_norm}
 
     def _clip_norm(self) -> float:
         """`torch.nn.utils.clip_grad_norm_`, whose norms of the single gradients are watched; the norm before."""
@@ -766,12 +739,9 @@ class _Run:
 
     def _may_shift(self) -> bool:
         """Whether there is a format to shift to, not used yet, steps to use it for, and weights worth going on with."""
-        if (
-            self.at.step == self.config.max_steps
-            or self.config.stability.shift_to is None
-            or self.at.shifted
-            or not self.config.quantize.operands
-        ):
+        config, at = self.config, self.at
+        wanted = config.stability.shift_to is not None and config.quantize.operands and not at.shifted
+        if at.step == config.max_steps or not wanted:
             return False
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
 
@@ -800,7 +770,7 @@ class _Run:
         if at.bad_in_a_row >= patience and self._may_shift():
             self._shift()
         if at.bad_in_a_row >= patience:
-            return self._nan_failure(f"loss or gradient not finite for {patience} steps", early=True)
+            return self._nan_failure(f"loss or gradient not finite for {patience} steps", *self._early())
         diverged = len(at.recent) == patience and min(at.recent) > DIVERGED
         if diverged and at.step > self.config.warmup_steps:
             message = f"loss above {DIVERGED:.2f} (1.5 times that of guessing at random) for {patience} steps"
@@ -810,7 +780,7 @@ class _Run:
     def _failure_at_the_end(self) -> Failure | None:
         val_loss = self.at.val_loss
         if self.at.first_bad is not None:
-            return self._nan_failure("the last steps' loss or gradient is not finite", early=False)
+            return self._nan_failure("the last steps' loss or gradient is not finite")
         if not math.isfinite(val_loss):
             losses = [partial(self.model.loss, *batch) for batch in self.batches.validation()]
             tensor, phase = first_nonfinite(self.model, losses) or ("loss", "forward")
@@ -830,11 +800,10 @@ class _Run:
         cause = f"its norm grew most, {factor:.3g} times from step {since} to step {self.at.step}"
         return replace(failure, tensor=tensor, phase="optimizer", cause=cause)
 
-    def _nan_failure(self, message: str, early: bool) -> Failure:
+    def _nan_failure(self, message: str, *kinds: str) -> Failure:
         assert self.at.first_bad is not None
         step, tensor, phase = self.at.first_bad
-        kinds = ("nan_loss", *(self._early() if early else ()))
-        return Failure(kinds, step, tensor, phase, f"{message}; seen first in {tensor}")
+        return Failure(("nan_loss", *kinds), step, tensor, phase, f"{message}; seen first in {tensor}")
 
     def _early(self) -> tuple[str, ...]:
         return ("early_stop",) if self.at.step < self.config.max_steps else ()
@@ -879,13 +848,8 @@ def _progress_bar(shown: bool, title: str, steps: int, done: int) -> Iterator[An
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[losses]}"),
-    )
+    title_column, losses_column = TextColumn("{task.description}"), TextColumn("{task.fields[losses]}")
+    columns = (title_column, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), losses_column)
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=steps, completed=done, losses="")
 
@@ -906,20 +870,16 @@ def _enough_memory(config: ExperimentConfig) -> Iterator[None]:
         words = ("can't allocate memory", "Storage size calculation overflowed")
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(w in str(error) for w in words):
             raise
-        size = config.model
-        raise UsageError(
-            f"not enough memory for model.layers={size.layers}, model.dim={size.dim}, model.context={size.context}, "
-            f"batch_size={config.batch_size}, eval_batches={config.eval_batches}; make them smaller"
-        ) from error
+        sizes = [f"model.{key}={getattr(config.model, key)}" for key in ("layers", "dim", "context")]
+        sizes += [f"{key}={getattr(config, key)}" for key in ("batch_size", "eval_batches")]
+        raise UsageError(f"not enough memory for {', '.join(sizes)}; make them smaller") from error
 
 
 @contextlib.contextmanager
 def _deterministic() -> Iterator[None]:
     """Deterministic algorithms where torch has them, while the block runs."""
-    before, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
@@ -938,10 +898,9 @@ def _room_on_the_disk(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        raise UsageError(
-            f"--out {out}: cannot be written any more ({os.strerror(error.errno)}); the record so far is kept. Make "
-            "room, then run again (with --resume where the run has checkpoints)"
-        ) from error
+        remedy = "Make room, then run again (with --resume where the run has checkpoints)"
+        said = f"cannot be written any more ({os.strerror(error.errno)}); the record so far is kept"
+        raise UsageError(f"--out {out}: {said}. {remedy}") from error
 
 
 @contextlib.contextmanager
