@@ -40,6 +40,9 @@ RULE_FORMATS = ("E4M3", "E5M2", "E0M7")
 """The formats in which step rules are compared; the first with every rule."""
 
 EXTREMES = ("E0M7", "E7M0")
+OPERAND_PLACES = ("weights", "activations", "gradients")
+"""One operand alone, in the names of arms and of places; what readers call the operands is `OPERAND_NAMES`."""
+
 FP32_RATE = 0.016
 """AdamW's rate for FP32, the best of study pilot-tuning. Every arm has it for the parameters that are not quantized."""
 
@@ -290,8 +293,8 @@ _ARMS: tuple[Arm, ...] = (
     _arm("E0M7 own rate", "E0M7", rate=0.008, label="E0M7 with a learning rate of its own"),
     _arm("E7M0 own rate", "E7M0", rate=0.004, label="E7M0 with a learning rate of its own"),
     *(
-        _arm(f"{fmt} {words}", fmt, {operand: fmt.lower()}, label=f"{fmt} in {words}")
-        for operand, words in OPERAND_NAMES.items()
+        _arm(f"{fmt} {alone}", fmt, {operand: fmt.lower()}, label=f"{fmt} in {OPERAND_NAMES[operand]}")
+        for operand, alone in zip(OPERANDS, OPERAND_PLACES, strict=True)
         for fmt in SPLITS
     ),
     *(
@@ -399,7 +402,7 @@ STUDIES: Mapping[str, Study] = {
         _with(CLOSE_SEEDS, "FP32", CLOSE_FORMATS)
         | _with(SEEDS, (fmt for fmt in SPLITS if fmt not in CLOSE_FORMATS), "BF16", "E0M7 own rate", "E7M0 own rate")
         | _with(SEEDS[:1], "E1M6")
-        | _with(SEEDS, (f"{fmt} {words}" for words in OPERAND_NAMES.values() for fmt in SPLITS)),
+        | _with(SEEDS, (f"{fmt} {alone}" for alone in OPERAND_PLACES for fmt in SPLITS)),
     ),
     "layers": Study(
         "The splits in one layer type at a time, everything else unquantized.",

@@ -23,13 +23,13 @@ from altgrad.analysis.statistics import (
 )
 from altgrad.config import LAYER_TYPES, OPERAND_NAMES, OPERANDS, ExperimentConfig
 from altgrad.formats import get_format
+from altgrad.studies import OPERAND_PLACES
 
 TABLE_COLUMNS = (
     "format", "arm", "n_runs", "n_finished", "n_pairs", "val_loss", "gap", "low", "high", "sd", "p_fp32", "gap_to_best",
     "low_to_best", "high_to_best", "sd_to_best", "p_to_best", "p_holm", "p_equivalent", "verdict",
 )  # fmt: skip
 ALL_OPERANDS = " + ".join(OPERAND_NAMES.values())
-OPERAND_PLACES = ("weights", "activations", "gradients")
 PLACES: dict[str, str] = {
     "all": " ".join(OPERANDS),
     **{kind: f"{' '.join(OPERANDS)}; layers {kind}" for kind in LAYER_TYPES},

@@ -53,16 +53,18 @@ def missing(loader: ExperimentDataLoader, arms: Iterable[str]) -> str:
     They are when every seed of theirs has ended, one way or another, so that nothing is added or left out after
     looking, and when all were trained on the same data.
     """
-    found = {ARMS[arm].label: (runs_of(loader, arm), len(seeds_of(arm))) for arm in dict.fromkeys(arms)}
-    counts = {name: runs.loc[runs["status"].isin(ENDED), "seed"].nunique() for name, (runs, _) in found.items()}
+    found = {arm: runs_of(loader, arm) for arm in dict.fromkeys(arms)}
+    counts = {arm: runs.loc[runs["status"].isin(ENDED), "seed"].nunique() for arm, runs in found.items()}
     lacking = [
-        f"{name} ({counts[name]} of {seeds} seeds)" for name, (_, seeds) in found.items() if counts[name] < seeds
+        f"{ARMS[arm].label} ({count} of {seeds} seeds)"
+        for arm, count in counts.items()
+        if count < (seeds := len(seeds_of(arm)))
     ]
     if lacking:
         more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
         return f"Not recorded in full: {', '.join(lacking[:8])}{more}."
-    data = {name: set(runs["data"]) for name, (runs, _) in found.items()}
-    if several := [name for name, fingerprints in data.items() if len(fingerprints) > 1]:
+    data = {arm: set(runs["data"]) for arm, runs in found.items()}
+    if several := [ARMS[arm].label for arm, fingerprints in data.items() if len(fingerprints) > 1]:
         return f"More than one data set is recorded for {', '.join(several)}; which one was meant is not said."
     return "The recorded runs differ in data and cannot be compared." if len(set().union(*data.values())) > 1 else ""
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from altgrad.analysis.comparison import OPERAND_PLACES, Comparison, FormatComparator, is_8bit
+from altgrad.analysis.comparison import Comparison, FormatComparator, is_8bit
 from altgrad.analysis.contrasts import by_seed
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import Estimate, holm, mean_interval, paired_difference
 from altgrad.config import LAYER_TYPES
 from altgrad.formats import get_format
+from altgrad.studies import OPERAND_PLACES
 
 RESAMPLES = 10_000
 LADDER = ("E6M1", "E5M2", "E4M3", "E3M4")

@@ -11,6 +11,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from altgrad.analysis.costs import TokenRate
+    from altgrad.analysis.statistics import Estimate
 
 
 def number(value: float, digits: int = 3, sign: bool = False) -> str:
@@ -35,6 +36,11 @@ def interval(low: float, high: float, digits: int = 3) -> str:
 def span(low: float, high: float, digits: int = 3) -> str:
     """An interval in a sentence: ``0.003 to 0.014``; a digit more where `interval` has one."""
     return interval(low, high, digits).strip("[]").replace("+", "").replace(", ", " to ")
+
+
+def estimate(value: Estimate, digits: int = 3) -> str:
+    """``0.008 nats (95% CI 0.003 to 0.014, n = 5)``."""
+    return f"{number(value.mean, digits)} nats (95% CI {span(value.low, value.high, digits)}, n = {value.n})"
 
 
 def percent(value: float) -> str:

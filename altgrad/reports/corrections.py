@@ -9,7 +9,6 @@ import altgrad
 from altgrad.analysis import words
 from altgrad.analysis.corrections import corrections
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.statistics import Estimate
 from altgrad.pages import Md, md
 from altgrad.pages.document import render_document
 
@@ -25,7 +24,7 @@ def corrections_document(loader: ExperimentDataLoader, document: Path = DOCUMENT
         altgrad.pages.document.DocumentError: it names a value that there is not, or is malformed.
     """
     filters: dict[str, Callable[..., str]] = {
-        "estimate": estimate,
+        "estimate": words.estimate,
         "number": words.number,
         "percent": words.percent,
         "p": words.p_text,
@@ -37,9 +36,3 @@ def corrections_document(loader: ExperimentDataLoader, document: Path = DOCUMENT
 def unrecorded(study: str) -> Md:
     """What stands where the runs of a study are missing."""
     return md("*Not recorded here: the runs of study {study}.*", study=study)
-
-
-def estimate(value: Estimate, digits: int = 3) -> str:
-    """``0.008 nats (95% CI 0.003 to 0.014, n = 5)``."""
-    number, ends = words.number(value.mean, digits), words.span(value.low, value.high, digits)
-    return f"{number} nats (95% CI {ends}, n = {value.n})"

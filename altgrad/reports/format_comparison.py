@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import (
-    OPERAND_PLACES,
     PLACES,
     Comparison,
     FormatComparator,
@@ -68,6 +67,7 @@ from altgrad.reports import columns as col
 from altgrad.reports.pending import larger, pending, pending_note
 from altgrad.reports.provenance import left_out, provenance, traceability
 from altgrad.reports.scope import CORRECTIONS, data_line, pilot, scope_line
+from altgrad.studies import OPERAND_PLACES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -353,11 +353,9 @@ def _results(
 def _in_tokens(rate: TokenRate) -> str:
     """What the column rests on, and its limits."""
     short, long = rate.steps
-    ends = words.span(rate.rate.low, rate.rate.high)
-    gained = f"{words.number(rate.rate.mean)} nats (95% CI {ends}, n = {rate.rate.n})"
     return (
         f"In tokens: how many more training tokens would gain as much, exp(gap / r) - 1. Between {short:,} and "
-        f"{long:,} steps FP32 gains r = {gained} per unit of ln(tokens). It is a yardstick, not a measurement: it "
+        f"{long:,} steps FP32 gains r = {words.estimate(rate.rate)} per unit of ln(tokens). It is a yardstick, not a measurement: it "
         "rests on FP32 of one model at two lengths, each with a schedule of its own. Where the loss falls faster near "
         "the shorter length, small gaps are worth less than shown; larger ones than the longer "
         "runs gained have no figure."
