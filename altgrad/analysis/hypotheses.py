@@ -137,7 +137,7 @@ def weigh(
 
 def verdicts(loader: ExperimentDataLoader, *ids: str) -> tuple[Verdict, ...]:
     """One verdict a hypothesis, in the order of their numbers; of the named ones, such as "H1", or of all."""
-    return tuple(verdict for verdict in loader.once(_verdicts) if not ids or verdict.id in ids)
+    return tuple(verdict for verdict in loader.memo(_verdicts) if not ids or verdict.id in ids)
 
 
 def _verdicts(loader: ExperimentDataLoader) -> tuple[Verdict, ...]:
@@ -262,7 +262,7 @@ def _above_e0m7(loader: ExperimentDataLoader) -> Sequence[Pair]:
 
 
 def _stall_ranks(loader: ExperimentDataLoader) -> tuple[Answer, str, pd.DataFrame]:
-    stalls = loader.once(StepRuleComparator).stalls
+    stalls = loader.memo(StepRuleComparator).stalls
     if lacking := " ".join(dict.fromkeys(text for text in stalls["missing"] if text)):
         return "pending", lacking, pd.DataFrame(columns=list(TEST_COLUMNS))
     pairs, above = stalls[stalls["more"].notna()], list(stalls.loc[stalls["spearman"] > RANKS, "format"])

@@ -66,7 +66,7 @@ def manifold_comparison_page(
     loader: ExperimentDataLoader, built: datetime | None = None, benchmarks: Path = RECORDED
 ) -> Page:
     """The page, from the records of `loader` and the slopes in `benchmarks`; what is not recorded is pending."""
-    found = loader.once(StepRuleComparator)
+    found = loader.memo(StepRuleComparator)
     verdicts = verdicts_of(loader, *(f"H{number}" for number in range(6, 15)))
     judged = found.pairings[found.pairings["difference"].notna()]
     others = found.others
