@@ -95,7 +95,7 @@ def lasting_infinity(run: loop._Run) -> None:
 
 
 def passing_infinity(run: loop._Run) -> None:
-    def memo(grad: torch.Tensor) -> torch.Tensor:
+    def once(grad: torch.Tensor) -> torch.Tensor:
         handle.remove()
         return _infinite(grad)
 
