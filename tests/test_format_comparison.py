@@ -32,7 +32,7 @@ from altgrad.analysis.loader import RUN_COLUMNS, _of_arm, _row, format_label, sc
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import LAYER_TYPES, ExperimentConfig
 from altgrad.formats import get_format
-from altgrad.pages import Paragraph, write_folder
+from altgrad.pages import ChartBlock, Paragraph, write_folder
 from altgrad.reports import ReportGenerator
 from altgrad.reports.format_comparison import by_layer_type, format_comparison_page, weights_chart
 from altgrad.reports.generator import results_text
@@ -460,3 +460,14 @@ def test_sections_without_runs_are_pending_with_their_commands(tmp_path: Path) -
     assert "**Pending.** Not recorded in full: FP32 (0 of 32 seeds)" in text
     assert "pilot findings" in text
     assert list(FormatComparator(ExperimentDataLoader([tmp_path / "runs"])).comparisons[0].table) == list(TABLE_COLUMNS)
+
+
+def test_the_gaps_by_layer_type_are_drawn_as_the_comparisons_have_them(whole: ExperimentDataLoader) -> None:
+    blocks, comparator = format_comparison_page(whole).blocks, FormatComparator(whole)
+    (chart,) = (each.chart for each in blocks if isinstance(each, ChartBlock) and each.chart.id == "layer-gaps")
+    assert len(chart.data) == 4 * 7
+    for row in chart.data.itertuples():
+        compared = comparator.at(str(row.scope))
+        assert compared is not None
+        assert row.gap == compared.table.set_index("format").at[row.format, "gap"]
+        assert f"{row.format} {row.scope} {row.gap:+.3f} [" in chart.description

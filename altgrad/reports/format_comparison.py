@@ -316,12 +316,15 @@ def _are(items: Sequence[str]) -> str:
     return "are" if len(items) > 1 else "is"
 
 
+CHARTED = ["format", "arm", "n_pairs", "gap", "low", "high"]
+
+
 def gap_chart(comparison: Comparison) -> Chart:
     """Paired gap of every format to FP32 with its 95% interval, in the order of exponent bits."""
     single = ~comparison.table["format"].map(is_combination)
     table = comparison.table[single] if single.any() else comparison.table
     without = table[table["n_pairs"] < 2] if (table["n_pairs"] > 1).any() else table.iloc[:0]
-    data = charts.finite_rows(table.drop(without.index)[["format", "arm", "n_pairs", "gap", "low", "high"]], "gap")
+    data = charts.finite_rows(table.drop(without.index)[CHARTED], "gap")
     data = data.sort_values("format", key=lambda column: column.map(format_order), ignore_index=True)
     absent = f" Left out, having no interval: {', '.join(without['format'])}." if len(without) else ""
     said = "Mean difference of the final validation loss to the FP32 run of the same seed, with 95% paired t interval"
@@ -420,6 +423,11 @@ def _places(loader: ExperimentDataLoader, comparator: FormatComparator) -> Itera
         f"within {MARGIN:g} nats of the best. Undecided: neither that nor a difference is shown."
     )
     yield col.table(spots, columns, caption, "sweet-spots")
+    if by_kind := {kind: found.table.assign(scope=kind) for kind in LAYER_TYPES if (found := comparator.at(kind))}:
+        data = charts.finite_rows(pd.concat(by_kind.values())[[*CHARTED, "scope"]], "gap", "low", "high")
+        said = "Mean paired differences with 95% t intervals, one layer type quantized at a time, everything else FP32."
+        title = "Loss gap to FP32 by format, with one layer type quantized at a time"
+        yield ChartBlock(charts.gaps("layer-gaps", title, said, data, dict(zip(by_kind, by_kind, strict=True))))
     for study, places in (("formats", ("all", *OPERAND_PLACES)), ("layers", LAYER_TYPES)):
         if lacking := [PLACE_NAMES[place] for place in PLACES if place in places and comparator.at(place) is None]:
             yield pending_note(f"No runs are recorded for {words.names(lacking)}.", [study])
