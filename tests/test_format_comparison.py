@@ -17,7 +17,7 @@ from records import DATA, config, full_look, write_matrix, write_run
 from scipy import stats
 
 from altgrad import studies
-from altgrad.analysis import ExperimentDataLoader, FormatComparator, results_table, verdicts
+from altgrad.analysis import ExperimentDataLoader, FormatComparator, results_table, verdicts, words
 from altgrad.analysis.comparison import (
     PLACES,
     TABLE_COLUMNS,
@@ -470,4 +470,4 @@ def test_the_gaps_by_layer_type_are_drawn_as_the_comparisons_have_them(whole: Ex
         compared = comparator.at(str(row.scope))
         assert compared is not None
         assert row.gap == compared.table.set_index("format").at[row.format, "gap"]
-        assert f"{row.format} {row.scope} {row.gap:+.3f} [" in chart.description
+        assert f"{row.format} {row.scope} {words.number(row.gap, sign=True)} [" in chart.description
