@@ -184,8 +184,8 @@ def _nats(row: Row | None, digits: int = 3) -> str | None:
     """A difference with its interval and pairs."""
     if row is None:
         return None
-    mean, low, high = (f"{row[name]:+.{digits}f}" for name in ("difference", "low", "high"))
-    return f"{mean} nats [{low}, {high}] (n = {int(row['n_pairs'])})"
+    mean = words.number(row["difference"], digits, sign=True)
+    return f"{mean} nats {words.interval(row['low'], row['high'], digits)} (n = {int(row['n_pairs'])})"
 
 
 def _h5(loader: ExperimentDataLoader, answered: bool) -> dict[str, str | None]:
