@@ -85,7 +85,12 @@ def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = No
     analyzer, comparison = loader.memo(FailureAnalyzer), loader.memo(FormatComparator).headline
     verdicts = verdicts_of(loader, "H17", "H18")
     question = "*Where does each format fail: in the forward pass, the backward pass or the optimizer?* (ANAL-02)"
-    blocks: list[Block] = [Paragraph(Md(question)), data_line(loader), *left_out(loader), Heading("Executive Summary")]
+    blocks: list[Block] = [
+        Paragraph(Md(question)),
+        data_line(loader, scoped=False),
+        *left_out(loader),
+        Heading("Executive Summary"),
+    ]
     if comparison is None:
         ended = f"{len(analyzer.failures)} recorded runs did not finish; they are listed below."
         ended = ended if len(analyzer.failures) else "No recorded run ended badly."

@@ -73,7 +73,7 @@ def manifold_comparison_page(
     pilots = others[0][others[0]["counts"]].assign(n_ended_badly=0) if others else found.table.iloc[:0]
     blocks: list[Block] = [
         Paragraph(Md("*Does an optimizer that knows the format's geometry reach a lower loss?* (ANAL-03)")),
-        data_line(loader),
+        data_line(loader, scoped=False),
         *left_out(loader),
         Heading("Executive Summary"),
         *_summary(loader, found, verdicts, judged, pilots),

@@ -9,7 +9,7 @@ from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.costs import extent
 from altgrad.analysis.loader import ExperimentDataLoader, scale_label
 from altgrad.config import OPERANDS
-from altgrad.pages import Block, Link, Md, Note, PageRef, Paragraph, escape, md
+from altgrad.pages import Block, Link, Md, Note, PageRef, Paragraph, escape, join, md
 
 HEADLINE_SEEDS = 16
 """Findings from fewer pairs than this are labelled as a pilot."""
@@ -38,9 +38,11 @@ def scope_line(loader: ExperimentDataLoader, arm: str, but: str = ", unless anot
 def data_line(loader: ExperimentDataLoader, scoped: bool = True) -> Paragraph:
     """The line under a report's title: how many runs, until when, their scope, and where corrections are."""
     headline = loader.memo(FormatComparator).headline
-    reach = f" Unless a section says otherwise: {scope(loader, headline.first)}." if scoped and headline else ""
-    text = "{data}{reach} {corrections}: what was said and is not so, and what was not run."
-    return Paragraph(md(text, data=recorded_line(loader).text, reach=reach, corrections=CORRECTIONS))
+    parts = [recorded_line(loader).text]
+    if scoped and headline:
+        parts.append(f"Unless a section says otherwise: {scope(loader, headline.first)}.")
+    parts.append(md("{corrections}: what was said and is not so, and what was not run.", corrections=CORRECTIONS))
+    return Paragraph(join(" ", parts))
 
 
 def recorded_line(loader: ExperimentDataLoader) -> Paragraph:
