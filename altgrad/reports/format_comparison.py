@@ -433,9 +433,9 @@ def _places(loader: ExperimentDataLoader, comparator: FormatComparator) -> Itera
             yield pending_note(f"No runs are recorded for {words.names(lacking)}.", [study])
     for place in list(PLACES)[1:]:
         if comparison := comparator.at(place):
-            said = Paragraph(answer(comparison, comparator.sweet_spot(comparison)))
+            found = Paragraph(answer(comparison, comparator.sweet_spot(comparison)))
             table = _results(loader, comparison, f"results-{place}")
-            yield Details(f"Ranking: {PLACE_NAMES[place]}", (said, *table))
+            yield Details(f"Ranking: {PLACE_NAMES[place]}", (found, *table))
 
 
 def _close_in_loss(tensors: pd.DataFrame, spot: SweetSpot) -> list[Block]:
