@@ -355,9 +355,9 @@ def _in_tokens(rate: TokenRate) -> str:
     short, long = rate.steps
     return (
         f"In tokens: how many more training tokens would gain as much, exp(gap / r) - 1. Between {short:,} and "
-        f"{long:,} steps FP32 gains r = {words.estimate(rate.rate)} per unit of ln(tokens). It is a yardstick, not a measurement: it "
-        "rests on FP32 of one model at two lengths, each with a schedule of its own. Where the loss falls faster near "
-        "the shorter length, small gaps are worth less than shown; larger ones than the longer "
+        f"{long:,} steps FP32 gains r = {words.estimate(rate.rate)} per unit of ln(tokens). It is a yardstick, "
+        "not a measurement: it rests on FP32 of one model at two lengths, each with a schedule of its own. Where the "
+        "loss falls faster near the shorter length, small gaps are worth less than shown; larger ones than the longer "
         "runs gained have no figure."
     )
 
