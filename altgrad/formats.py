@@ -84,8 +84,10 @@ class FloatFormat:
         if self.specials == "unsigned" and (self.mantissa_bits or not self.exponent_bits):
             refuse("an unsigned format has exponent bits only")
         if self.max_code < (0 if self.specials == "unsigned" else 1):
-            split = f"{self.exponent_bits} exponent and {self.mantissa_bits} mantissa bits"
-            refuse(f"{split} with {self.specials} specials leave no positive number")
+            refuse(
+                f"{self.exponent_bits} exponent and {self.mantissa_bits} mantissa bits with {self.specials} specials "
+                "leave no positive number"
+            )
 
     @classmethod
     def split(
@@ -108,8 +110,10 @@ class FloatFormat:
         if bias is None:  # what is no exponent width is refused by the class
             known = isinstance(exponent_bits, int) and 0 < exponent_bits <= _MAX_EXPONENT_BITS
             bias = (1 << (exponent_bits - 1)) - 1 if known else 0
-        name = name or f"e{exponent_bits}m{mantissa_bits}b{bias}{'' if specials == 'finite' else specials}"
-        return cls(name, exponent_bits, mantissa_bits, bias, specials)
+        suffix = "" if specials == "finite" else specials
+        return cls(
+            name or f"e{exponent_bits}m{mantissa_bits}b{bias}{suffix}", exponent_bits, mantissa_bits, bias, specials
+        )
 
     @classmethod
     def p3109(cls, bits: int, precision: int, *, finite: bool = False) -> FloatFormat:
@@ -122,9 +126,10 @@ class FloatFormat:
         """
         whole = all(isinstance(value, int) and not isinstance(value, bool) for value in (bits, precision))
         if not whole or not 1 <= precision < bits <= precision + _MAX_EXPONENT_BITS:
-            needs = f"and exponent_bits = bits - precision of at most {_MAX_EXPONENT_BITS}"
-            given = f"precision {precision!r} and bits {bits!r}"
-            raise ValueError(f"P3109 needs whole numbers 1 <= precision < bits, {needs}, not {given}")
+            raise ValueError(
+                "P3109 needs whole numbers 1 <= precision < bits, and exponent_bits = bits - precision of at most "
+                f"{_MAX_EXPONENT_BITS}, not precision {precision!r} and bits {bits!r}"
+            )
         name = f"p3109_k{bits}p{precision}{'_finite' if finite else ''}"
         return cls(name, bits - precision, precision - 1, 1 << (bits - precision - 1), "fnuz" if finite else "p3109")
 
@@ -205,13 +210,15 @@ class FloatFormat:
     @property
     def min_subnormal(self) -> float | None:
         """Smallest subnormal value; None without mantissa bits (E7M0)."""
-        return self._float(1, self.quantum_exponent, "smallest subnormal value") if self.mantissa_bits else None
+        exact = self.min_subnormal_exact
+        return None if exact is None else self._float(*exact, "smallest subnormal value")
 
     @property
     def max_ulp_exponent(self) -> int:
         """log2 of `max_ulp`."""
-        top = self.max_exponent - self.mantissa_bits
-        return max(top, self.quantum_exponent) if self.exponent_bits else self.quantum_exponent
+        if self.exponent_bits == 0:
+            return self.quantum_exponent
+        return max(self.max_exponent - self.mantissa_bits, self.quantum_exponent)
 
     @property
     def max_ulp(self) -> float:
@@ -236,12 +243,13 @@ class FloatFormat:
             ValueError: for more than 16 bits (a table of FP32 would hold 2**32 rows), or beyond float64.
         """
         if self.bits > 16:
-            table = f"a table of 2**{self.bits} codes"
-            raise ValueError(f"values of {self.name} would be {table}; use decode(code) instead")
+            raise ValueError(
+                f"values of {self.name} would be a table of 2**{self.bits} codes; use decode(code) instead"
+            )
         self.require_float64("values")
-        found = np.array([self.decode(code) for code in range(1 << self.bits)])
-        found.flags.writeable = False
-        return found
+        table = np.array([self.decode(code) for code in range(1 << self.bits)])
+        table.flags.writeable = False
+        return table
 
     @cached_property
     def finite_values(self) -> NDArray[np.float64]:
@@ -263,7 +271,8 @@ class FloatFormat:
         if negative and magnitude == 0 and not self.has_negative_zero:
             return math.nan
         if magnitude > self.max_code:
-            return sign * math.inf if self.has_infinity and magnitude == self.max_code + 1 else math.nan
+            infinity = self.has_infinity and magnitude == self.max_code + 1
+            return sign * math.inf if infinity else math.nan
         return sign * self._float(*self._significand(magnitude), f"value of code {code}")
 
     def encode(
@@ -559,16 +568,31 @@ _CATALOGUE: dict[str, FloatFormat] = {
     )
 }
 _ALIASES = {  # ml_dtypes' and torch's names, and the names by the split of what is known by another
-    **dict.fromkeys(("e4m3fn", "float8_e4m3fn"), "e4m3"),
-    **dict.fromkeys(("e2m3fn", "float6_e2m3fn"), "e2m3"),
-    **dict.fromkeys(("e3m2fn", "float6_e3m2fn"), "e3m2"),
-    **dict.fromkeys(("e2m1fn", "float4_e2m1fn", "float4_e2m1fn_x2"), "e2m1"),
-    **dict.fromkeys(("e8m0fnu", "float8_e8m0fnu"), "e8m0"),
-    **{f"float8_{name}": name for name in ("e5m2", "e4m3fnuz", "e5m2fnuz", "e4m3b11fnuz")},
-    **{f"float8_{name}": f"{name}_ieee" for name in ("e4m3", "e3m4")},
-    **dict.fromkeys(("float16", "half", "e5m10"), "fp16"),
-    **dict.fromkeys(("bfloat16", "e8m7"), "bf16"),
-    **dict.fromkeys(("float32", "float", "e8m23"), "fp32"),
+    "e4m3fn": "e4m3",
+    "float8_e4m3fn": "e4m3",
+    "float8_e5m2": "e5m2",
+    "float8_e4m3": "e4m3_ieee",
+    "float8_e3m4": "e3m4_ieee",
+    "float8_e4m3fnuz": "e4m3fnuz",
+    "float8_e5m2fnuz": "e5m2fnuz",
+    "float8_e4m3b11fnuz": "e4m3b11fnuz",
+    "float8_e8m0fnu": "e8m0",
+    "e8m0fnu": "e8m0",
+    "e2m3fn": "e2m3",
+    "e3m2fn": "e3m2",
+    "e2m1fn": "e2m1",
+    "float6_e2m3fn": "e2m3",
+    "float6_e3m2fn": "e3m2",
+    "float4_e2m1fn": "e2m1",
+    "float4_e2m1fn_x2": "e2m1",
+    "float16": "fp16",
+    "half": "fp16",
+    "e5m10": "fp16",
+    "bfloat16": "bf16",
+    "e8m7": "bf16",
+    "float32": "fp32",
+    "float": "fp32",
+    "e8m23": "fp32",
 }
 _SPELLED_OUT = re.compile(r"e(\d{1,2})m(\d{1,2})b(-?\d{1,5})(ieee|fn|fnuz|p3109|finite|unsigned)?")
 _P3109 = re.compile(r"p3109_k(\d{1,2})p(\d{1,2})(_finite)?|binary(\d{1,2})p(\d{1,2})s([ef])")

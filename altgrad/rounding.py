@@ -270,7 +270,8 @@ def decode(codes: Tensor, fmt: FloatFormat, *, scale: Tensor | float | None = No
     """
     _check_format(fmt)
     if not isinstance(codes, Tensor) or codes.dtype not in CODE_DTYPES:
-        raise TypeError(f"decode takes uint8 or uint16 codes, not {_kind_of(codes)}")
+        given = _dtype_name(codes.dtype) if isinstance(codes, Tensor) else type(codes).__name__
+        raise TypeError(f"decode takes uint8 or uint16 codes, not {given}")
     values = torch.from_numpy(fmt.values.copy()).float()
     if codes.device.type == "meta":
         return torch.empty(codes.shape, device="meta")
@@ -355,18 +356,30 @@ def _exact_division() -> dict[str, Any] | None:
 
 
 class _Constants(NamedTuple):
-    """What the kernel needs of a format, for tensors of a dtype. No integers: torch.compile would make them symbols."""
+    """What the kernel needs of a format, for tensors of one dtype. No integers: torch.compile would make them symbols.
 
-    dtype: torch.dtype  # the working dtype
-    eps: float  # 2^-M
-    quantum: float  # with max_ulp, the limits of the spacing
+    Attributes:
+        dtype: the working dtype.
+        eps: 2^-M.
+        quantum, max_ulp: the limits of the spacing.
+        max: the format's largest value; what rounds beyond it is an overflow.
+        limit: what saturation clips to; less than `max` where the tensor's dtype ends earlier.
+        far: steps that are beyond the largest value at any spacing.
+        has_mantissa: ties of whole steps alternate between even and odd codes (not so for M = 0).
+        odd_bias: the bias is odd.
+        signed, has_infinity, has_nan, has_negative_zero: as the format's.
+    """
+
+    dtype: torch.dtype
+    eps: float
+    quantum: float
     max_ulp: float
-    max: float  # the format's largest value; what rounds beyond it is an overflow
-    limit: float  # what saturation clips to; less than `max` where the tensor's dtype ends earlier
-    far: float  # steps that are beyond the largest value at any spacing
-    has_mantissa: bool  # ties of whole steps alternate between even and odd codes (not so for M = 0)
+    max: float
+    limit: float
+    far: float
+    has_mantissa: bool
     odd_bias: bool
-    signed: bool  # this and the others as the format's
+    signed: bool
     has_infinity: bool
     has_nan: bool
     has_negative_zero: bool
@@ -384,15 +397,28 @@ def _make_constants(fmt: FloatFormat, dtype: torch.dtype) -> _Constants:
         fmt.require_float64("quantize")
     lowest = fmt.min_normal_exact
     if dtype == torch.float64 and lowest is not None and lowest[1] < -1022:
-        down = f"its normal numbers go down to 2**{lowest[1]}, beneath float64's own"
-        raise ValueError(f"float64 tensors cannot be rounded to {fmt.name}: {down}")
+        raise ValueError(
+            f"float64 tensors cannot be rounded to {fmt.name}: its normal numbers go down to 2**{lowest[1]}, "
+            "beneath float64's own"
+        )
     limit = fmt.max
     if dtype != torch.float64 and fmt.max_exponent > 127:  # the grid's last value below 2**128, which may be zero
         limit = max(0.0, 2.0**128 - math.ldexp(1.0, max(127 - fmt.mantissa_bits, fmt.quantum_exponent)))
-    dtype, far = torch.float32 if narrow else torch.float64, 4.0 * 2.0**fmt.mantissa_bits
-    spacings, parity = (fmt.eps, fmt.quantum, fmt.max_ulp), (fmt.mantissa_bits > 0, fmt.bias % 2 == 1)
-    codes = (fmt.signed, fmt.has_infinity, fmt.has_nan, fmt.has_negative_zero)
-    return _Constants(dtype, *spacings, fmt.max, limit, far, *parity, *codes)
+    return _Constants(
+        dtype=torch.float32 if narrow else torch.float64,
+        eps=fmt.eps,
+        quantum=fmt.quantum,
+        max_ulp=fmt.max_ulp,
+        max=fmt.max,
+        limit=limit,
+        far=4.0 * 2.0**fmt.mantissa_bits,
+        has_mantissa=fmt.mantissa_bits > 0,
+        odd_bias=fmt.bias % 2 == 1,
+        signed=fmt.signed,
+        has_infinity=fmt.has_infinity,
+        has_nan=fmt.has_nan,
+        has_negative_zero=fmt.has_negative_zero,
+    )
 
 
 # What torch.compiler.assume_constant_result does, without its import of torch._dynamo. Traced, the whole numbers of a
@@ -443,7 +469,13 @@ def _quantize(job: _Job, counted: bool, with_ulp: bool = True) -> Counted:
             dense = torch.empty_like(x, memory_format=torch.contiguous_format)
         if copied:
             x = dense.copy_(x)
-        field, counts = _to_fill(job, x, counted, with_ulp)
+        field = counts = None
+        if counted:
+            counts = torch.zeros(4, dtype=torch.int64, device=x.device)
+        if counted and with_ulp:
+            field = (
+                torch.empty(x.shape, dtype=_ulp_dtype(x.dtype), device=x.device) if job.ulp_out is None else job.ulp_out
+            )
         if not job.trivial:
             _quantize_pieces(job, x, dense, previous, field, counts)
         elif counts is not None and job.unquantized and x.device.type != "meta":
@@ -455,16 +487,6 @@ def _quantize(job: _Job, counted: bool, with_ulp: bool = True) -> Counted:
         if job.out is not None and dense is not job.out:
             dense = job.out.detach().copy_(dense)
         return _found(dense if job.out is None else job.out, field, counts, previous is not None)
-
-
-def _to_fill(job: _Job, x: Tensor, counted: bool, with_ulp: bool = True) -> tuple[Tensor | None, Tensor | None]:
-    """The ulp field and the counts; None for what nobody wants."""
-    if not counted:
-        return None, None
-    field = job.ulp_out
-    if with_ulp and field is None:
-        field = torch.empty(x.shape, dtype=_ulp_dtype(x.dtype), device=x.device)
-    return field, torch.zeros(4, dtype=torch.int64, device=x.device)
 
 
 def _found(values: Tensor, field: Tensor | None, counts: Tensor | None, compared: bool) -> Counted:
@@ -608,7 +630,12 @@ def _quantize_compiled(job: _Job, whole: Callable[..., Counted], counted: bool) 
         previous = None if job.previous is None else job.previous.detach().contiguous()
         dense = job.out is not None and job.out.is_contiguous()
         out = job.out.detach() if job.out is not None and dense else torch.empty_like(x)
-        field, counts = _to_fill(job, x, counted)
+        field = counts = None
+        if counted:
+            field = (
+                torch.empty(x.shape, dtype=_ulp_dtype(x.dtype), device=device) if job.ulp_out is None else job.ulp_out
+            )
+            counts = torch.zeros(4, dtype=torch.int64, device=device)
 
         def piece(
             run: Callable[..., Counted], start: int, stop: int, shape: tuple[int, ...], scale: Any, draw: Any
@@ -841,8 +868,9 @@ def _count(rounded: Tensor, x: Tensor, c: _Constants, scratch: _Scratch | None) 
 
 def _count_different(values: Tensor, before: Tensor, scratch: _Scratch | None) -> Tensor | int:
     if values.device.type == "cpu" and values.dtype in _LAYOUTS:
-        memory = None if scratch is None else scratch.take("below", values.shape, values.dtype)
-        change = torch.sub(values, before, out=memory)
+        change = torch.sub(
+            values, before, out=None if scratch is None else scratch.take("below", values.shape, values.dtype)
+        )
         if math.isfinite(float(change.sum())):
             return _count_signs(change, scratch)
     return torch.count_nonzero(values != before)
@@ -876,10 +904,6 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _kind_of(value: object) -> str:
-    return _dtype_name(value.dtype) if isinstance(value, Tensor) else type(value).__name__
-
-
 def _check_format(fmt: FloatFormat) -> None:
     if not isinstance(fmt, FloatFormat):
         raise TypeError(f"the format must be a FloatFormat, as get_format({str(fmt)[:40]!r}) gives, not {fmt!r:.80}")
@@ -905,7 +929,8 @@ def _job(
     """The arguments, checked, with the scale in the dtype that quotients are taken in."""
     _check_format(fmt)
     if not isinstance(x, Tensor) or x.dtype not in INPUT_DTYPES:
-        raise TypeError(f"x must be a tensor of {', '.join(map(_dtype_name, INPUT_DTYPES))}, not {_kind_of(x)}")
+        given = _dtype_name(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a tensor of {', '.join(map(_dtype_name, INPUT_DTYPES))}, not {given}")
     _check_rounding(rounding)
     if rounding == "stochastic" and seed is None:
         raise ValueError("stochastic rounding needs a seed: a whole number from 0 to 2**64 - 1")
@@ -938,8 +963,10 @@ def _job(
 def _kept(read: Tensor, out: Tensor | None, ulp_out: Tensor | None) -> Tensor:
     """`read`, or a copy where writing would change elements that are still to be read. Onto themselves is safe."""
     onto_itself = out is not None and read.data_ptr() == out.data_ptr() and read.stride() == out.stride()
-    written = (None if onto_itself else out, ulp_out)
-    return read.detach().clone() if any(t is not None and _overlap(read, t) for t in written) else read
+    lost = (not onto_itself and out is not None and _overlap(read, out)) or (
+        ulp_out is not None and _overlap(read, ulp_out)
+    )
+    return read.detach().clone() if lost else read
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

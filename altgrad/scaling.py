@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -82,7 +82,12 @@ def amax(x: Tensor, *, granularity: str = "tensor", block: int = MX_BLOCK) -> Te
 
 
 def amax_scale(
-    x: Tensor, fmt: FloatFormat, *, granularity: str = "tensor", block: int = MX_BLOCK, power_of_two: bool = True
+    x: Tensor,
+    fmt: FloatFormat,
+    *,
+    granularity: str = "tensor",
+    block: int = MX_BLOCK,
+    power_of_two: bool = True,
 ) -> Tensor:
     """Smallest scale at which no element of `x` (of its row, of its block) exceeds the format's largest value.
 
@@ -140,8 +145,9 @@ def expand_blocks(scale: Tensor, n: int, *, block: int = MX_BLOCK) -> Tensor:
     _check_block(block)
     blocks = -(-n // block)
     if scale.ndim == 0 or scale.shape[-1] != blocks:
-        needed = f"{n} elements in blocks of {block} need scales of shape [..., {blocks}]"
-        raise ValueError(f"{needed}, not {list(scale.shape)}")
+        raise ValueError(
+            f"{n} elements in blocks of {block} need scales of shape [..., {blocks}], not {list(scale.shape)}"
+        )
     return scale.unsqueeze(-1).expand(*scale.shape, block).flatten(-2)[..., :n]
 
 
@@ -176,8 +182,9 @@ def quantize_blocks(
         raise ValueError(f"out must have the shape {list(x.shape)} of x, not {list(out.shape)}")
     blocks, factor = _in_blocks(x.detach(), scale, block)
     target = None if out is None else out.detach().view_as(x) if blocks.ndim == x.ndim else _split(out.detach(), block)
-    how: dict[str, Any] = {"scale": factor, "rounding": rounding, "saturate": saturate, "seed": seed}
-    y = quantize(blocks, fmt, out=target, check_scale=False, **how)
+    y = quantize(
+        blocks, fmt, scale=factor, rounding=rounding, saturate=saturate, seed=seed, out=target, check_scale=False
+    )
     return y.view(x.shape) if out is None else out
 
 
@@ -198,8 +205,16 @@ def quantize_blocks_counted(
     """
     _check(x, "block", block)
     blocks, factor = _in_blocks(x.detach(), scale, block)
-    how: dict[str, Any] = {"scale": factor, "rounding": rounding, "saturate": saturate, "seed": seed}
-    found = quantize_counted(blocks, fmt, with_ulp=with_ulp, check_scale=False, **how)
+    found = quantize_counted(
+        blocks,
+        fmt,
+        scale=factor,
+        rounding=rounding,
+        saturate=saturate,
+        seed=seed,
+        with_ulp=with_ulp,
+        check_scale=False,
+    )
     return found._replace(values=found.values.view(x.shape), ulp=found.ulp.view(x.shape) if with_ulp else None)
 
 
@@ -275,8 +290,10 @@ class DelayedScale:
         if not isinstance(history, Tensor) or history.dtype != torch.float32:
             raise TypeError(f"the history must be a float32 tensor, not {_described(history)}")
         if history.shape != self.history.shape:
-            must = f"the history must have the shape {list(self.history.shape)}, not {list(history.shape)}"
-            raise ValueError(f"{must}: make the DelayedScale with the length it was saved with")
+            raise ValueError(
+                f"the history must have the shape {list(self.history.shape)}, not {list(history.shape)}: "
+                "make the DelayedScale with the length it was saved with"
+            )
         if not bool(((history >= 0) & torch.isfinite(history)).all()):
             raise ValueError("the history must hold finite numbers that are not negative")
         self.history = history.detach().clone()
@@ -289,7 +306,7 @@ def static_scale(value: float, *, device: torch.device | str | None = None) -> T
         TypeError: `value` is no number.
         ValueError: it is not positive and finite, as given or as a float32.
     """
-    if not _is_number(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"a static scale must be a number, not {_described(value)}")
     scale = _as_float32(value)
     if not 0 < float(scale) < math.inf:
@@ -458,7 +475,11 @@ def quantize_nvfp4(
 
 
 def encode_nvfp4(
-    x: Tensor, *, tensor_scale: Tensor | float | None = None, rounding: str = "nearest_even", seed: int | None = None
+    x: Tensor,
+    *,
+    tensor_scale: Tensor | float | None = None,
+    rounding: str = "nearest_even",
+    seed: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The codes of what `quantize_nvfp4` returns.
 
@@ -529,11 +550,11 @@ def _in_blocks(x: Tensor, scale: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """`x` and its scales of blocks in shapes that broadcast, the elements in their order."""
     n = x.shape[-1]
     blocks = -(-n // block)
-    wanted = [*x.shape[:-1], blocks]
-    if not isinstance(scale, Tensor) or list(scale.shape) != wanted:
-        given = list(scale.shape) if isinstance(scale, Tensor) else type(scale).__name__
-        needs = f"x of shape {list(x.shape)} in blocks of {block} needs scales of shape {wanted}"
-        raise ValueError(f"{needs}, not {given}")
+    if not isinstance(scale, Tensor) or scale.shape != (*x.shape[:-1], blocks):
+        raise ValueError(
+            f"x of shape {list(x.shape)} in blocks of {block} needs scales of shape {[*x.shape[:-1], blocks]}, "
+            f"not {list(scale.shape) if isinstance(scale, Tensor) else type(scale).__name__}"
+        )
     return (x, expand_blocks(scale, n, block=block)) if n % block else (_split(x, block), scale.unsqueeze(-1))
 
 
@@ -553,19 +574,19 @@ def _decode_blocks(elements: Tensor, fmt: FloatFormat, scale: Tensor, block: int
 
 def _checked_tensor_scale(value: Tensor | float, device: torch.device) -> Tensor:
     """float32 []; NaN goes through, as it is the scale of a damaged tensor."""
-    number = value.is_floating_point() if isinstance(value, Tensor) else _is_number(value)
-    if not number:
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise TypeError(f"tensor_scale must be a number or a floating-point tensor, not {_described(value)}")
+        if value.numel() != 1:
+            raise ValueError(f"tensor_scale must have one element, not the shape {list(value.shape)}")
+        scale = value.detach().float().reshape(())
+    elif isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"tensor_scale must be a number or a floating-point tensor, not {_described(value)}")
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"tensor_scale must have one element, not the shape {list(value.shape)}")
-    scale = value.detach().float().reshape(()) if isinstance(value, Tensor) else _as_float32(value)
+    else:
+        scale = _as_float32(value)
     if scale.device.type == "cpu" and (float(scale) < _MIN_SCALE or float(scale) > _MAX_TENSOR_SCALE):
         raise ValueError(f"tensor_scale must be from 2**-126 to {_MAX_TENSOR_SCALE:g}, not {float(scale):g}")
     return scale.to(device)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _as_float32(value: float) -> Tensor:

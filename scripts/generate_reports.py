@@ -72,7 +72,7 @@ def fill_answer(readme: Path, loader: ExperimentDataLoader) -> None:
     Raises:
         UsageError: where the file has no such markers.
     """
-    comparator = loader.once(FormatComparator)
+    comparator = loader.memo(FormatComparator)
     comparison = comparator.headline
     sentence = Md("Pending: no runs are recorded.")
     if comparison is not None:

@@ -34,10 +34,10 @@ class Import(NamedTuple):
 
 
 def sources(root: Path) -> dict[str, Path]:
-    """Module -> file of the package; what a new site is laid out from is no module of it."""
+    """Module -> file of the package; what a new site is laid out from is no module of it, nor is the old name."""
     found = {}
     for path in sorted((root / "altgrad").rglob("*.py")):
-        if "new_site" not in path.parts:
+        if "new_site" not in path.parts and path != root / "altgrad" / "analysis" / "reports.py":
             parts = path.relative_to(root).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found

@@ -116,6 +116,7 @@ ANSWERS: list[tuple[str, Judge, list[dict[str, Any]], str]] = [
     ("an interval reaches it", none_worse, [UNDECIDED], "inconclusive"),
     ("an interval lies beyond it", none_worse, [HIGHER], "no"),
     ("an arm that did not finish may be worse", none_worse, [LOST], "inconclusive"),
+    ("whatever its survivors ended at", none_worse, [row(-0.05, n_ended_badly=1)], "inconclusive"),
     ("no difference is shown", none_shown(-1), [HIGHER, UNDECIDED, TIED], "yes"),
     ("one is", none_shown(-1), [HIGHER, LOWER], "no"),
     ("one is, within the margin", none_shown(+1), [SMALL], "no"),

@@ -425,7 +425,8 @@ def test_the_pilot_lies_on_both_sides_of_the_limit_of_precision() -> None:
     failed = set(analyzer.classified["format"])
     for row in comparison.table.itertuples():
         causes = {
-            found["cause"] for found in arm_symptoms(loader.looks(analyzer.run_ids(row.arm)), loader.config(row.arm))
+            found["cause"]
+            for found in arm_symptoms(loader.layer_history(analyzer.run_ids(row.arm)), loader.config(row.arm))
         }
         assert ("precision" in causes) == (row.format in ("E6M1", "E7M0")), row.format
     assert failed == {"E0M7", "E1M6", "E6M1", "E7M0"}

@@ -150,10 +150,10 @@ def test_a_chart_and_a_table_know_the_function_that_made_them(tmp_path: Path) ->
 
     for made in make():
         assert made.source == Source(__file__, "test_a_chart_and_a_table_know_the_function_that_made_them")
-    from altgrad.reports import common
+    from altgrad.reports import heat_map
 
-    source = Source(str(common.__file__), "heat_map")
-    assert source_name(source, tmp_path) == "altgrad/reports/common.py"
+    source = Source(str(heat_map.__file__), "heat_map")
+    assert source_name(source, tmp_path) == "altgrad/reports/heat_map.py"
     assert source_name(Source(__file__, "x"), tmp_path) is None, (
         "files outside of project and library are not published"
     )

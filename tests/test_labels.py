@@ -40,7 +40,7 @@ def everything(loader: ExperimentDataLoader) -> Iterator[tuple[str, pd.DataFrame
     """Every table that reports take figures from, and the answers."""
     for verdict in verdicts(loader):
         yield verdict.id, verdict.tests.assign(answer=verdict.answer, limited=verdict.limited)
-    comparator = loader.once(FormatComparator)
+    comparator = loader.memo(FormatComparator)
     first = comparator.headline
     assert first is not None
     yield "sweet spots", comparator.sweet_spots
@@ -52,11 +52,11 @@ def everything(loader: ExperimentDataLoader) -> Iterator[tuple[str, pd.DataFrame
     yield "sums", costs.additivity(loader)
     for each in comparator.comparisons:
         yield f"gaps of {each.baseline}", each.table
-    rules = loader.once(StepRuleComparator)
+    rules = loader.memo(StepRuleComparator)
     for name in ("arms", "sweeps", "pairings", "roundings", "controls", "stalls"):
         yield name, getattr(rules, name)
     yield "step rules", rules.table.sort_values("arm")  # shown in the order of their labels
-    failing = loader.once(FailureAnalyzer)
+    failing = loader.memo(FailureAnalyzer)
     yield "failing arms", failing.gaps
     yield "remedies", failing.remedies
     yield "operands", failing.operands(first)

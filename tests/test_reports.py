@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import re
@@ -15,7 +16,7 @@ from records import config, write_matrix, write_run
 from altgrad.analysis import ExperimentDataLoader
 from altgrad.config import ExperimentConfig, command, load_config
 from altgrad.pages import write_folder
-from altgrad.reports import ReportGenerator, arm_pages, home_page
+from altgrad.reports import ReportGenerator, arm_pages, home_page, site_key
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "experiments" / "recorded"
@@ -200,3 +201,10 @@ def test_the_recorded_studies_are_whole(study: str) -> None:
     loader = ExperimentDataLoader([RECORDED / study])
     assert loader.problems == ()
     assert len(loader.runs) > 0
+
+
+def test_the_reports_old_name_still_works_and_says_the_new_one() -> None:
+    sys.modules.pop("altgrad.analysis.reports", None)
+    with pytest.warns(FutureWarning, match=r"altgrad\.analysis\.reports is altgrad\.reports now"):
+        old = importlib.import_module("altgrad.analysis.reports")
+    assert old.site_key is site_key

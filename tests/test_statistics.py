@@ -74,14 +74,14 @@ def test_the_smallest_p_value_counts_the_observed_signs_and_their_opposites() ->
 
 
 @pytest.mark.parametrize("n", [3, 5, 8, 12, 16, 32])
-def test_equal_arms_are_told_apart_in_at_most_five_percent(n: int) -> None:
+def test_equal_arms_are_shown_to_differ_in_at_most_five_percent(n: int) -> None:
     random = np.random.default_rng(n)
     found = [mean_interval(values).p_value < ALPHA for values in random.normal(size=(1500, n))]
     assert np.mean(found) <= 0.05 + 2.6 * math.sqrt(0.05 * 0.95 / len(found))
 
 
 @pytest.mark.parametrize("n", [5, 8, 16])
-def test_of_seven_equal_formats_the_best_is_told_from_any_in_at_most_five_percent(n: int) -> None:
+def test_of_seven_equal_formats_one_is_shown_worse_than_the_best_in_at_most_five_percent(n: int) -> None:
     random = np.random.default_rng(0)
     errors, naive = 0, 0
     for _ in range(400 if n == 8 else 100):

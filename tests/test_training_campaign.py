@@ -234,7 +234,7 @@ def test_the_extremes_of_the_demo_show_their_known_signatures(campaign: ModuleTy
             campaign._run_one((config.model_copy(update={"max_steps": 40}), tmp_path, "cpu"))
     torch.set_num_threads(threads)
     loader = ExperimentDataLoader([tmp_path])
-    seen = {run.format: loader.looks([run.run_id]) for run in loader.runs.itertuples()}
+    seen = {run.format: loader.layer_history([run.run_id]) for run in loader.runs.itertuples()}
     assert set(seen) == {"E0M7", "E4M3", "E7M0"}
 
     def mean(fmt: str, statistic: str, operand: str) -> float:

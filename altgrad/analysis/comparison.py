@@ -265,7 +265,7 @@ class FormatComparator:
 
 def results_table(loader: ExperimentDataLoader) -> pd.DataFrame:
     """Every arm of every comparison of formats, that with the most pairs first: columns `RESULT_COLUMNS`."""
-    return loader.once(FormatComparator).results
+    return loader.memo(FormatComparator).results
 
 
 def scale_policies(loader: ExperimentDataLoader, comparison: Comparison) -> pd.DataFrame:

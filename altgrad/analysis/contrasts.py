@@ -24,21 +24,9 @@ ENDED = ("finished", "failed", "crashed")
 """Statuses of a run that will not go on."""
 
 TEST_COLUMNS = (
-    "contrast",
-    "arm",
-    "against",
-    "n_pairs",
-    "n_ended_badly",
-    "difference",
-    "low",
-    "high",
-    "sd",
-    "effect_size",
-    "test",
-    "p_value",
-    "p_holm",
-    "p_equivalent",
-)
+    "contrast", "arm", "against", "n_pairs", "n_ended_badly", "difference", "low", "high", "sd", "effect_size",
+    "test", "p_value", "p_holm", "p_equivalent",
+)  # fmt: skip
 NAMED = ("of", "to")
 """The arms of a contrast by their names in `altgrad.studies`."""
 

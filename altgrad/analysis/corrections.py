@@ -31,7 +31,7 @@ def corrections(loader: ExperimentDataLoader) -> dict[str, Any]:
 
 def format_values(loader: ExperimentDataLoader) -> dict[str, Any]:
     """Of formats: scope, tie, worth in tokens, scales by block, E1M6, cost of a bit, additivity."""
-    comparator = loader.once(FormatComparator)
+    comparator = loader.memo(FormatComparator)
     found: dict[str, Any] = dict.fromkeys(("extent", "tie", "tokens", "blocks", "e1m6", "bits", "sums"))
     short = comparator.headline
     if short is None or "formats" not in set(loader.runs.loc[loader.runs["arm"] == short.baseline, "study"]):
@@ -125,7 +125,7 @@ def failure_values(loader: ExperimentDataLoader) -> dict[str, str | float]:
     found = {verdict.id: verdict for verdict in verdicts(loader)}
     answered = {name: verdict.answered for name, verdict in found.items() if verdict.answer != "pending"}
     h10 = found["H10"].tests["difference"]
-    gaps = loader.once(FailureAnalyzer).gaps
+    gaps = loader.memo(FailureAnalyzer).gaps
     gaps = gaps[gaps["campaign"].astype(bool) & (gaps["n_pairs"] > 1)]
     late, base = gaps[gaps["study"] == "blocks"], runs_of(loader, "FP32")
     ended = (base["status"] == "finished").sum()

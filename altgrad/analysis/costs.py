@@ -93,7 +93,7 @@ class TokenRate:
 
 def token_rate(loader: ExperimentDataLoader) -> TokenRate | None:
     """The rate between the headline's length and the longest beside it; None without such runs, or without a gain."""
-    comparator = loader.once(FormatComparator)
+    comparator = loader.memo(FormatComparator)
     short = comparator.headline
     long = comparator.longer(short) if short else None
     if short is None or long is None:
@@ -126,7 +126,7 @@ class BitCost:
 
 def cost_per_bit(loader: ExperimentDataLoader, formats: Sequence[str] = LADDER) -> BitCost | None:
     """The factor over some splits of the headline comparison; None where one is missing or does not cost anything."""
-    gaps = _gaps(loader, loader.once(FormatComparator).headline)
+    gaps = _gaps(loader, loader.memo(FormatComparator).headline)
     if any(name not in gaps for name in formats):
         return None
     table = pd.concat([gaps[name] for name in formats], axis=1, join="inner").to_numpy(np.float64)  # [seeds, formats]
@@ -149,7 +149,7 @@ def additivity(loader: ExperimentDataLoader) -> pd.DataFrame:
     name, `sum` that of their sum, `together` the gap with all, `difference` together minus sum with its paired 95% t
     interval in nats a character over the seeds that all share; `p_holm` is adjusted over the rows.
     """
-    comparator, rows, p_values = loader.once(FormatComparator), [], []
+    comparator, rows, p_values = loader.memo(FormatComparator), [], []
     together = _gaps(loader, comparator.at("all"))
     for by, places in (("layer type", LAYER_TYPES), ("operand", OPERAND_PLACES)):
         single = [_gaps(loader, comparator.at(place)) for place in places]

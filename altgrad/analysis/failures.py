@@ -181,7 +181,7 @@ class FailureAnalyzer:
         rows = [
             {"arm": arm} | row
             for arm in self.gaps.loc[self.gaps["failed"].astype(bool), "arm"]
-            for row in arm_symptoms(self.loader.looks(self.run_ids(arm)), self.loader.config(arm))
+            for row in arm_symptoms(self.loader.layer_history(self.run_ids(arm)), self.loader.config(arm))
         ]
         return pd.DataFrame(rows, columns=list(SYMPTOM_COLUMNS))
 
@@ -346,7 +346,7 @@ def arm_symptoms(looks: pd.DataFrame, config: ExperimentConfig) -> list[dict[str
     """What the looks of an arm show by the limits of `SYMPTOMS_OF_ARMS`: rows of `SYMPTOM_COLUMNS` but for the arm.
 
     Args:
-        looks: as `ExperimentDataLoader.looks` gives them.
+        looks: as `ExperimentDataLoader.layer_history` gives them.
         config: of the arm; operands that it does not round show nothing.
     """
     asked = {*config.quantize.operands, "gradient"} | ({"update"} if config.optimizer.storage == "grid" else set())

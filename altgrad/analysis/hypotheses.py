@@ -89,7 +89,7 @@ class Hypothesis:
         families: each adjusted by Holm for itself.
         judge: gives the answer from the rows of all families, in order.
         needs: names of arms that must be recorded besides those of the contrasts.
-        limit: says what an answer does not show, in a sentence; "" where it shows all that is stated.
+        limit: says what a "yes" does not show, in a sentence; "" where it shows all that is stated.
     """
 
     id: str
@@ -98,12 +98,12 @@ class Hypothesis:
     families: Sequence[Family]
     judge: Judge
     needs: Sequence[str] = ()
-    limit: Callable[[ExperimentDataLoader, Answer], str] | None = None
+    limit: Callable[[ExperimentDataLoader], str] | None = None
 
     def verdict(self, loader: ExperimentDataLoader) -> Verdict:
         """What the records say of it."""
         answer, evidence, tests = weigh(loader, self.families, self.judge, self.needs)
-        limit = self.limit(loader, answer) if self.limit and answer != "pending" else ""
+        limit = self.limit(loader) if self.limit and answer == "yes" else ""
         evidence += f" Limit: {limit}" if limit else ""
         return Verdict(self.id, self.study, self.statement, answer, evidence, tests, bool(limit))
 
@@ -137,7 +137,7 @@ def weigh(
 
 def verdicts(loader: ExperimentDataLoader, *ids: str) -> tuple[Verdict, ...]:
     """One verdict a hypothesis, in the order of their numbers; of the named ones, such as "H1", or of all."""
-    return tuple(verdict for verdict in loader.once(_verdicts) if not ids or verdict.id in ids)
+    return tuple(verdict for verdict in loader.memo(_verdicts) if not ids or verdict.id in ids)
 
 
 def _verdicts(loader: ExperimentDataLoader) -> tuple[Verdict, ...]:
@@ -262,7 +262,7 @@ def _above_e0m7(loader: ExperimentDataLoader) -> Sequence[Pair]:
 
 
 def _stall_ranks(loader: ExperimentDataLoader) -> tuple[Answer, str, pd.DataFrame]:
-    stalls = loader.once(StepRuleComparator).stalls
+    stalls = loader.memo(StepRuleComparator).stalls
     if lacking := " ".join(dict.fromkeys(text for text in stalls["missing"] if text)):
         return "pending", lacking, pd.DataFrame(columns=list(TEST_COLUMNS))
     pairs, above = stalls[stalls["more"].notna()], list(stalls.loc[stalls["spearman"] > RANKS, "format"])
@@ -291,10 +291,8 @@ RANKS = 0.8
 # What an answer does not show
 
 
-def _decays_differ(loader: ExperimentDataLoader, answer: Answer) -> str:
-    codes, adamw = (
-        ARMS[name].config().optimizer.weight_decay for name in ("E4M3 code stochastic", "E4M3 adamw stochastic")
-    )
+def _decays_differ(loader: ExperimentDataLoader) -> str:
+    codes, adamw = (ARMS[f"E4M3 {rule} stochastic"].config().optimizer.weight_decay for rule in ("code", "adamw"))
     if codes == adamw:
         return ""
     return (
@@ -304,10 +302,10 @@ def _decays_differ(loader: ExperimentDataLoader, answer: Answer) -> str:
     )
 
 
-def _mostly_gradients(loader: ExperimentDataLoader, answer: Answer) -> str:
+def _mostly_gradients(loader: ExperimentDataLoader) -> str:
     pairs = [("E7M0", "FP32"), ("E7M0", "E7M0 E5M2 gradients")]
     whole, removed = (named_family(loader, [pair]).iloc[0] for pair in pairs)
-    if answer != "yes" or not removed["low"] > 0 or removed["difference"] <= whole["difference"] / 2:
+    if not removed["low"] > 0 or removed["difference"] <= whole["difference"] / 2:
         return ""
     return (
         f"E5M2 gradients remove {removed['difference']:.3f} of E7M0's {whole['difference']:.3f} nats, so most of its "
@@ -316,29 +314,21 @@ def _mostly_gradients(loader: ExperimentDataLoader, answer: Answer) -> str:
     )
 
 
-def _only_one_tested(loader: ExperimentDataLoader, answer: Answer) -> str:
+def _only_one_tested(loader: ExperimentDataLoader) -> str:
     rows = named_family(loader, [(f"{fmt} block", fmt) for fmt in RULE_FORMATS if fmt != "E0M7"]).to_dict("records")
     changes = [f"{row['to']}'s loss by {words.number(row['difference'], sign=True)}" for row in rows]
     return (
-        ""
-        if answer != "yes"
-        else (
-            "only that block scales help E0M7 was tested, not that they help it most. They change "
-            f"{words.names(changes)}, and the gains were not held against each other."
-        )
+        "only that block scales help E0M7 was tested, not that they help it most. They change "
+        f"{words.names(changes)}, and the gains were not held against each other."
     )
 
 
-def _only_the_worst(loader: ExperimentDataLoader, answer: Answer) -> str:
+def _only_the_worst(loader: ExperimentDataLoader) -> str:
     means = {ARMS[arm].format: by_seed(runs_of(loader, arm)).mean() for arm in ("FP32 long", *LONG_ARMS)}
     order = ", ".join(sorted(means, key=lambda name: means[name])[:-1])
     return (
-        ""
-        if answer != "yes"
-        else (
-            f"of 8-bit formats {len(LONG_ARMS)} ran, not five, and of their order only the end was tested: that E0M7 "
-            f"is above FP32. The order of the others, {order} by their means, was not."
-        )
+        f"of 8-bit formats {len(LONG_ARMS)} ran, not five, and of their order only the end was tested: that E0M7 is "
+        f"above FP32. The order of the others, {order} by their means, was not."
     )
 
 
@@ -551,11 +541,9 @@ E0M7 = Expectation(
 STIFFNESS = Expectation(
     written="2026-11-23",
     statement=(
-        "Stiffness preconditioning: the spacing S of the grid at a weight (one ulp) is the natural unit of its "
-        "steps. An "
-        "optimizer that knows S should move more weights across a rounding boundary, stall less, and reach a lower "
-        "loss "
-        "than AdamW at an equally tuned learning rate."
+        "Stiffness preconditioning: the spacing S of the grid at a weight (one ulp) is the natural unit of its steps. "
+        "An optimizer that knows S should move more weights across a rounding boundary, stall less, and reach a lower "
+        "loss than AdamW at an equally tuned learning rate."
     ),
     predictions={
         "update_loss": "ManifoldAdamW with S on the update ends below AdamW in validation loss.",

@@ -117,7 +117,7 @@ class ExperimentDataLoader:
         """One row a run of any status, columns `RUN_COLUMNS`, ordered by arm and seed; empty without records."""
         return _table(self.run_set).copy()
 
-    def once(self, find: Callable[[ExperimentDataLoader], T]) -> T:
+    def memo(self, find: Callable[[ExperimentDataLoader], T]) -> T:
         """What `find` gives for these records, found once in a process: many pages need the same comparisons.
 
         Args:
@@ -145,7 +145,7 @@ class ExperimentDataLoader:
         """The per-layer table of one run (long form)."""
         return self.records[run_id].layers
 
-    def looks(self, run_ids: Iterable[str]) -> pd.DataFrame:
+    def layer_history(self, run_ids: Iterable[str]) -> pd.DataFrame:
         """The per-layer figures of some runs over time, as means over the runs that have them at a step.
 
         Columns step, layer, layer_type, operand, statistic, value, n (runs), in the order of the record, for what
@@ -227,7 +227,7 @@ def _read(sources: tuple[Path, ...], content: str) -> RunSet:
 
 @lru_cache(maxsize=2)
 def _found(run_set: RunSet) -> dict[Callable[[ExperimentDataLoader], Any], Any]:
-    """What `ExperimentDataLoader.once` has found in these records."""
+    """What `ExperimentDataLoader.memo` has found in these records."""
     return {}
 
 

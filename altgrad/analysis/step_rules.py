@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from altgrad.analysis.comparison import format_order
-from altgrad.analysis.contrasts import ENDED, TEST_COLUMNS, by_seed, contrast, family, missing, runs_of
+from altgrad.analysis.contrasts import ENDED, TEST_COLUMNS, by_seed, contrast, family, missing, row_of, runs_of
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, holm, paired_difference
 from altgrad.config import extra_bytes_per_weight
@@ -40,57 +40,19 @@ STEP_ARMS = (*BASELINES, *STORAGE_ARMS, *CONTROL_ARMS)
 COMPARED_RULES = ("update", "gradient", "relative", "code")
 
 RULE_COLUMNS = (
-    "format",
-    "rule",
-    "arm",
-    "adamw_arm",
-    "learning_rate",
-    "adamw_learning_rate",
-    "n_runs",
-    "n_finished",
-    "adamw_n_runs",
-    "adamw_n_finished",
-    "max_steps",
-    "experiment",
-    "n_pairs",
-    "val_loss",
-    "difference",
-    "low",
-    "high",
-    "p_value",
-    "p_holm",
-    "stall_ratio",
-    "adamw_stall_ratio",
-    "stall_difference",
-    "stall_low",
-    "stall_high",
-)
+    "format", "rule", "arm", "adamw_arm", "learning_rate", "adamw_learning_rate", "n_runs", "n_finished",
+    "adamw_n_runs", "adamw_n_finished", "max_steps", "experiment", "n_pairs", "val_loss", "difference", "low",
+    "high", "p_value", "p_holm", "stall_ratio", "adamw_stall_ratio", "stall_difference", "stall_low", "stall_high",
+)  # fmt: skip
 NAME_COLUMNS = ("format", "rule", "storage", "rounding", "misscaled")
 ARM_COLUMNS = (
-    *NAME_COLUMNS,
-    "study",
-    "arm",
-    "learning_rate",
-    "n_runs",
-    "n_finished",
-    "val_loss",
-    "stall_ratio",
-    "extra_bytes",
-    "missing",
-)
+    *NAME_COLUMNS, "study", "arm", "learning_rate", "n_runs", "n_finished", "val_loss", "stall_ratio",
+    "extra_bytes", "missing",
+)  # fmt: skip
 PAIR_COLUMNS = (*NAME_COLUMNS, *TEST_COLUMNS, "missing")
 SWEEP_COLUMNS = (
-    *NAME_COLUMNS,
-    "study",
-    "arm",
-    "learning_rate",
-    "n",
-    "n_ended_badly",
-    "val_loss",
-    "best",
-    "edge",
-    "used",
-)
+    *NAME_COLUMNS, "study", "arm", "learning_rate", "n", "n_ended_badly", "val_loss", "best", "edge", "used",
+)  # fmt: skip
 STALL_DIFFERENCE = ("stall_difference", "stall_low", "stall_high")
 STALL_COLUMNS = ("format", "n_arms", "spearman", "more", "less", "stall_difference", *TEST_COLUMNS, "missing")
 
@@ -182,20 +144,19 @@ class StepRuleComparator:
         rows = []
         for arm in STEP_ARMS:
             runs, names = self.runs_of(arm.name), names_of(arm)
-            alike = runs["arm"].nunique() == 1
-            whole = alike and not self._badly(arm.name)
-            figures = (
-                studies_of(arm.name)[0],
-                runs["arm"].iloc[0] if alike else None,
-                float(runs["learning_rate"].iloc[0]) if alike else math.nan,
-                len(runs),
-                int((runs["status"] == "finished").sum()),
-                self.losses(arm.name).mean() if whole else math.nan,
-                by_seed(runs, "stall_ratio").mean() if whole else math.nan,
-                extra_bytes_per_weight(*names[2:4]),
-                self._faults[arm.name],
-            )
-            rows.append((*names, *figures))
+            row = dict(zip(NAME_COLUMNS, names, strict=True)) | {
+                "study": studies_of(arm.name)[0],
+                "n_runs": len(runs),
+                "n_finished": int((runs["status"] == "finished").sum()),
+                "extra_bytes": extra_bytes_per_weight(*names[2:4]),
+                "missing": self._faults[arm.name],
+            }
+            if runs["arm"].nunique() == 1:
+                row |= {"arm": runs["arm"].iloc[0], "learning_rate": float(runs["learning_rate"].iloc[0])}
+                if row["n_runs"] == row["n_finished"]:
+                    means = {"val_loss": "final_val_loss", "stall_ratio": "stall_ratio"}
+                    row |= {name: by_seed(runs, column).mean() for name, column in means.items()}
+            rows.append(row)
         return pd.DataFrame(rows, columns=list(ARM_COLUMNS))
 
     @cached_property
@@ -229,14 +190,12 @@ class StepRuleComparator:
         frames = []
         for rule in ("adamw", "update", "gradient", "relative"):
             formats = [fmt for fmt in RULE_FORMATS if f"{fmt} {rule} stochastic" in ARMS]
-            for name in ("nearest", "feedback", "grid"):
-                rows = []
-                for fmt in formats:
-                    drawn = f"{fmt} {rule} stochastic"
-                    master = adamw_arm(fmt, "master") if rule == "adamw" else f"{fmt} {rule} master"
-                    pair = (drawn, master) if name == "grid" else (f"{fmt} {rule} {name}", drawn)
-                    rows.append(self.contrast(name, *pair))
-                frames.append(self._family(rows))
+            for name in ("nearest", "feedback"):
+                rows = [(f"{fmt} {rule} {name}", f"{fmt} {rule} stochastic") for fmt in formats]
+                frames.append(self._family([self.contrast(name, *pair) for pair in rows]))
+            masters = [adamw_arm(fmt, "master") if rule == "adamw" else f"{fmt} {rule} master" for fmt in formats]
+            rows = [(f"{fmt} {rule} stochastic", master) for fmt, master in zip(formats, masters, strict=True)]
+            frames.append(self._family([self.contrast("grid", *pair) for pair in rows]))
         return pd.concat(frames, ignore_index=True)
 
     @cached_property
@@ -249,21 +208,15 @@ class StepRuleComparator:
         """
         families: list[tuple[str, list[tuple[str, ...]]]] = []
         for rules in (("update", "gradient"), ("relative",)):
-            pairs = [(f"E4M3 {rule} master", "E4M3", f"FP32 {rule} master", "FP32") for rule in rules]
-            families += [
-                ("no quantization", [("E4M3", *four[:2]) for four in pairs]),
-                ("no quantization", [("FP32", *four[2:]) for four in pairs]),
-                ("no quantization", [("difference", *four) for four in pairs]),
-            ]
-        ablations: list[tuple[str, ...]] = [
-            (name, f"E4M3 {name} master", "E4M3 update master") for name in ("shuffled", "constant")
+            fours = [(f"E4M3 {rule} master", "E4M3", f"FP32 {rule} master", "FP32") for rule in rules]
+            for name, part in (("E4M3", slice(2)), ("FP32", slice(2, 4)), ("difference", slice(4))):
+                families.append(("no quantization", [(name, *four[part]) for four in fours]))
+        start, misscaled = "E4M3 adamw master misscaled", ("update", "gradient", "relative")
+        families += [
+            ("ablation", [(rule, f"E4M3 {rule} master", "E4M3 update master") for rule in ("shuffled", "constant")]),
+            ("mis-scaled", [(rule, f"E4M3 {rule} master misscaled", start) for rule in misscaled]),
+            ("mis-scaled", [("E4M3 against FP32", start, "FP32 adamw master misscaled")]),
         ]
-        start = "E4M3 adamw master misscaled"
-        starts: list[tuple[str, ...]] = [
-            (name, f"E4M3 {name} master misscaled", start) for name in ("update", "gradient", "relative")
-        ]
-        families += [("ablation", ablations), ("mis-scaled", starts)]
-        families.append(("mis-scaled", [("E4M3 against FP32", start, "FP32 adamw master misscaled")]))
         frames = [self._family([self.contrast(*each) for each in rows]).assign(group=name) for name, rows in families]
         return pd.concat(frames, ignore_index=True)
 
@@ -328,21 +281,18 @@ class StepRuleComparator:
     def _counterexample(self, stalls: dict[str, pd.Series], losses: dict[str, pd.Series]) -> dict[str, Any]:
         pairs = list(itertools.combinations(stalls, 2))
         estimates = [paired_difference(losses[one], losses[other]) for one, other in pairs]
-        best: tuple[float, str, str, float] | None = None
+        found = []
         for (one, other), estimate, p in zip(pairs, estimates, holm([each.p_value for each in estimates]), strict=True):
-            if not p < ALPHA:
-                continue
             more, less = (one, other) if estimate.mean < 0 else (other, one)
             stall = paired_difference(stalls[more], stalls[less])
-            if stall.low > 0 and (best is None or stall.mean > best[0]):
-                best = (stall.mean, more, less, p)
-        if best is None:
+            if p < ALPHA and stall.low > 0:
+                found.append((stall.mean, more, less, p))
+        if not found:
             return {}
-        difference, more, less, p = best
-        words = {"more": in_words(ARMS[more]), "less": in_words(ARMS[less])}
-        row = self.contrast(f"{words['more']} against {words['less']}", more, less)
-        kept = {name: row[name] for name in TEST_COLUMNS if name != "p_holm"}
-        return {**kept, "p_holm": p, **words, "stall_difference": difference}
+        difference, more, less, p = max(found, key=lambda each: each[0])
+        said = {"more": in_words(ARMS[more]), "less": in_words(ARMS[less])}
+        row = self.contrast(f"{said['more']} against {said['less']}", more, less)
+        return {name: row.get(name) for name in TEST_COLUMNS} | said | {"p_holm": p, "stall_difference": difference}
 
     # Whatever is recorded
 
@@ -391,41 +341,26 @@ def _spearman(stalls: Iterable[pd.Series], losses: Iterable[pd.Series]) -> float
 
 
 def _rule_row(arm: str, runs: pd.DataFrame, rivals: Sequence[tuple[str, pd.DataFrame]]) -> dict[str, object]:
+    def figures(of: pd.DataFrame, prefix: str = "") -> dict[str, object]:
+        return {
+            f"{prefix}learning_rate": of["learning_rate"].iloc[0],
+            f"{prefix}n_runs": len(of),
+            f"{prefix}n_finished": int((of["status"] == "finished").sum()),
+            f"{prefix}stall_ratio": of["stall_ratio"].mean(),
+        }
+
     losses = by_seed(runs)
-    row: dict[str, object] = {
-        "format": runs["format"].iloc[0],
-        "rule": runs["rule"].iloc[0],
-        "arm": arm,
-        "learning_rate": runs["learning_rate"].iloc[0],
-        "max_steps": runs["max_steps"].iloc[0],
-        "experiment": runs["experiment"].iloc[0],
-        "n_runs": len(runs),
-        "n_finished": int((runs["status"] == "finished").sum()),
-        "n_pairs": 0,
-        "val_loss": losses.mean(),
-        "stall_ratio": runs["stall_ratio"].mean(),
-        "p_value": math.nan,
-    }
+    row = {name: runs[name].iloc[0] for name in ("format", "rule", "max_steps", "experiment")} | figures(runs)
+    row |= {"arm": arm, "n_pairs": 0, "val_loss": losses.mean(), "p_value": math.nan}
     if not rivals:
         return row
     compared = [(name, rival, paired_difference(losses, by_seed(rival))) for name, rival in rivals]
     name, rival, estimate = min(compared, key=lambda item: (-item[2].n, item[1]["final_val_loss"].mean(), item[0]))
     stall = paired_difference(by_seed(runs, "stall_ratio"), by_seed(rival, "stall_ratio"))
-    return row | {
-        "adamw_arm": name,
-        "adamw_learning_rate": rival["learning_rate"].iloc[0],
-        "adamw_n_runs": len(rival),
-        "adamw_n_finished": int((rival["status"] == "finished").sum()),
-        "n_pairs": estimate.n,
-        "difference": estimate.mean,
-        "low": estimate.low,
-        "high": estimate.high,
-        "p_value": estimate.p_value,
-        "adamw_stall_ratio": rival["stall_ratio"].mean(),
-        "stall_difference": stall.mean,
-        "stall_low": stall.low,
-        "stall_high": stall.high,
-    }
+    kept = ("n_pairs", "difference", "low", "high", "p_value")
+    row |= {key: value for key, value in row_of(name, estimate).items() if key in kept}
+    stalls = dict(zip(STALL_DIFFERENCE, (stall.mean, stall.low, stall.high), strict=True))
+    return row | {"adamw_arm": name} | figures(rival, "adamw_") | stalls
 
 
 def _order(column: pd.Series) -> pd.Series:

@@ -50,7 +50,7 @@ def site_pages(family: str) -> list[Page]:
         "runs": lambda: arm_pages(loader),
         "formats": lambda: format_pages(loader),
     }
-    moved = loader.once(swept)
+    moved = loader.memo(swept)
     return [replace(page, moved=moved) for page in families[family]()]
 
 

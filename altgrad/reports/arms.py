@@ -96,7 +96,7 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
     arms = {str(arm): runs for arm, runs in loader.runs.groupby("arm", sort=True)}
     baselines = {arm: _baseline(loader, runs) for arm, runs in arms.items()}
     foreign = {arm for arm, runs in arms.items() if runs["foreign"].any()}
-    moved = loader.once(swept)
+    moved = loader.memo(swept)
     losses = cache(partial(losses_by_step, loader))
     code = digest(code_key(), {path: astuple(at) for path, at in moved.items()})
 
@@ -222,7 +222,7 @@ def _summary(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | N
 
 def _gaps(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | None) -> Any:
     """Final validation loss minus the baseline's of the same seed; held-out tuning seeds take no part."""
-    losses, none = loader.once(_reported), pd.Series(dtype=float)
+    losses, none = loader.memo(_reported), pd.Series(dtype=float)
     own, other = (losses.get(str(arm), none) for arm in (runs["arm"].iloc[0], baseline))
     return (own - other).dropna().to_numpy()
 
@@ -267,7 +267,7 @@ def _foreign(loader: ExperimentDataLoader) -> FormatComparator:
 def _foreign_comparison(loader: ExperimentDataLoader, arm: str) -> list[Block]:
     """The formats that another loop recorded in this arm's setting, against its unquantized runs."""
     blocks: list[Block] = []
-    for comparison in loader.once(_foreign).comparisons:
+    for comparison in loader.memo(_foreign).comparisons:
         if arm in (comparison.baseline, *comparison.table["arm"]):
             caption = md(
                 "{scope}, everything else equal: the gap of the final val_loss to {baseline}, paired by seed",
@@ -387,7 +387,7 @@ def _warnings(record: RunRecord) -> list[Block]:
 
 def _own_health(loader: ExperimentDataLoader, run_id: str) -> list[Block]:
     """The looks of one run that ended badly, folded away."""
-    looks = loader.looks([run_id])
+    looks = loader.layer_history([run_id])
     blocks = health.over_time(looks, health.note([run_id]), prefix=f"{run_id}-") if len(looks) else []
     title = f"Health of the layers in this run, up to step {looks['step'].max()}" if blocks else ""
     return [Details(title, tuple(blocks))] if blocks else []
@@ -396,7 +396,7 @@ def _own_health(loader: ExperimentDataLoader, run_id: str) -> list[Block]:
 def _baseline(loader: ExperimentDataLoader, runs: pd.DataFrame) -> str | None:
     """The unquantized arm to draw behind this one: of the same setting, else of the same data, model and length."""
     first, config = runs.iloc[0], loader.config(str(runs["arm"].iloc[0]))
-    free = loader.once(_unquantized)
+    free = loader.memo(_unquantized)
     free = free[free["arm"] != first["arm"]]
     same = free.loc[free["setting"] == first["setting"], "arm"]
     if same.empty and config.foreign is None and config.quantize.operands:
@@ -414,7 +414,7 @@ def _unquantized(loader: ExperimentDataLoader) -> pd.DataFrame:
 
 def _health(loader: ExperimentDataLoader, ids: list[str], last: pd.DataFrame) -> list[Block]:
     """The arm's finished runs together; where none is finished, all of them. Runs that ended badly follow apart."""
-    looks = loader.looks(ids)
+    looks = loader.layer_history(ids)
     if looks.empty:
         return []
     return [

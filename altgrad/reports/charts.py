@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -272,7 +272,8 @@ def grouped_forest(
     lines: Sequence[str],
     order: Sequence[str],
     styles: Mapping[str, Style],
-    axes_names: tuple[str, str],
+    zero: str,
+    axis: str,
 ) -> Chart:
     """Paired differences with their intervals: a line for what is compared, a colour and a marker for each rule.
 
@@ -280,30 +281,29 @@ def grouped_forest(
         data: a row each, with finite columns difference, low and high, and `rule`, a key of `styles`.
         lines: on which line each is.
         order: of the lines, from the top; those without a row are left out.
-        axes_names: of the line at zero, and of the axis with its unit.
+        zero, axis: names of the line at zero, and of the axis with its unit.
     """
-    lines_of = pd.Series(lines, data.index, dtype=object)
-    order = [line for line in dict.fromkeys(order) if line in set(lines)]
+    placed = data.assign(line=lines)
+    order = [line for line in order if line in set(lines)]
     rules = [rule for rule in styles if (data["rule"] == rule).any()]
 
     def draw(axes: Axes) -> None:
         axes.axvline(0, color=FOREGROUND, linewidth=1)
-        axes.annotate(axes_names[0], (0, 1), xycoords=("data", "axes fraction"), xytext=(0, 3),
-                      textcoords="offset points", ha="center", color=MUTED)  # fmt: skip
+        axes.annotate(zero, (0, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+                      ha="center", color=MUTED)  # fmt: skip
         for number, rule in enumerate(rules):
-            own, (colour, marker, label) = data[data["rule"] == rule], styles[rule]
-            shift = 0.16 * (number - (len(rules) - 1) / 2)
-            places = [order.index(line) + shift for line in lines_of[own.index]]
+            own, (colour, marker, label) = placed[placed["rule"] == rule], styles[rule]
+            places = [order.index(line) + 0.16 * (number - (len(rules) - 1) / 2) for line in own["line"]]
             axes.hlines(places, own["low"], own["high"], color=colour, linewidth=1.6)
             axes.plot(own["difference"], places, marker, color=colour, markersize=4, label=label)
         axes.set_yticks(range(len(order)), order, color=FOREGROUND)
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel(axes_names[1])
+        axes.set_xlabel(axis)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.04), ncols=min(len(rules), 2), frameon=False)
 
-    size = {"height": 0.34 * len(order) + 1.4, "margins": (2.2, 0.15, 0.5, 0.75)}
-    return Chart(identity, title, description, data, draw, **size)  # type: ignore[arg-type]
+    height = 0.34 * len(order) + 1.4
+    return Chart(identity, title, description, data, draw, height=height, margins=(2.2, 0.15, 0.5, 0.75))
 
 
 def curves_of_multiples(
@@ -311,22 +311,20 @@ def curves_of_multiples(
     title: str,
     description: str,
     data: pd.DataFrame,
-    xy: tuple[str, str],
+    axes_names: Mapping[str, str],
     by: Sequence[str],
     styles: Mapping[str, Style],
-    axes_names: tuple[str, str],
     limit: float,
 ) -> Chart:
     """A line a group of rows over multiples of something, whose ticks are a factor of two apart.
 
     Args:
         data: a row a point, with a column `rule`, a key of `styles`.
-        xy: its columns; what is not finite is not drawn.
+        axes_names: the columns of x and y, and what the axes are called; what is not finite is not drawn.
         by: columns whose values make a line.
-        axes_names: of the x and of the y axis.
         limit: where the y axis ends at most; it begins at 0.
     """
-    x, y = xy
+    x, y = axes_names
     drawn = finite_rows(data, x, y)
 
     def draw(axes: Axes) -> None:
@@ -341,9 +339,7 @@ def curves_of_multiples(
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks])
         axes.set_ylim(-0.01, min(limit, max(0.02, 1.05 * float(drawn[y].max()))))
-        axes.set_xlabel(axes_names[0])
-        axes.set_ylabel(axes_names[1])
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
+        _name_axes(axes, axes_names, ncols=3)
 
     return Chart(identity, title, description, data, draw, height=4.0, margins=(0.7, 0.15, 0.5, 0.6))
 
@@ -353,34 +349,31 @@ def scatter(
     title: str,
     description: str,
     data: pd.DataFrame,
-    xy: tuple[str, str],
+    axes_names: Mapping[str, str],
     colour_by: str,
     styles: Mapping[str, Style],
-    axes_names: tuple[str, str],
-    joined: Sequence[tuple[str, str]] = (),
+    joined: Iterable[tuple[str, str]] = (),
 ) -> Chart:
     """A point a row: its colour from one column, its marker from `rule`.
 
     Args:
         data: a row a point, with columns `arm` and `rule`, a key of `styles`.
-        xy: its columns, finite.
-        axes_names: of the x and of the y axis.
+        axes_names: the columns of x and y, finite, and what the axes are called.
         joined: pairs of arms with a dashed line between them.
     """
-    points = data.set_index("arm")[list(xy)]
+    x, y = axes_names
+    ends = [data.set_index("arm").loc[list(pair), [x, y]] for pair in joined]
 
     def draw(axes: Axes) -> None:
-        for pair in joined:
-            axes.plot(*points.loc[list(pair)].to_numpy().T, "--", color=MUTED, linewidth=1)
+        for pair in ends:
+            axes.plot(pair[x], pair[y], "--", color=MUTED, linewidth=1)
         for colour, (name, group) in zip(PALETTE, data.groupby(colour_by, sort=False), strict=False):
             for rule, own in group.groupby("rule"):
-                axes.plot(own[xy[0]], own[xy[1]], styles[str(rule)].marker, color=colour, markersize=5)
+                axes.plot(own[x], own[y], styles[str(rule)].marker, color=colour, markersize=5)
             axes.plot([], [], "o", color=colour, label=str(name))
         for rule in dict.fromkeys(data["rule"]):
             axes.plot([], [], styles[rule].marker, color=MUTED, label=styles[rule].label)
-        axes.set_xlabel(axes_names[0])
-        axes.set_ylabel(axes_names[1])
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, columnspacing=1)
+        _name_axes(axes, axes_names, ncols=4, columnspacing=1)
 
     return Chart(identity, title, description, data, draw, height=4.4, margins=(0.7, 0.15, 0.5, 0.6))
 
@@ -452,3 +445,10 @@ def lines(
 
     margins = (0.7, 1.1, 0.5, 0.3)
     return Chart(identity, title, description, data, draw, height=3.0, margins=margins)
+
+
+def _name_axes(axes: Axes, names: Mapping[str, str], **legend: int) -> None:
+    x, y = names.values()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, **legend)

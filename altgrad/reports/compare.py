@@ -66,7 +66,7 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
     from scipy.stats import t
 
     runs = loader.runs
-    moved = loader.once(swept)
+    moved = loader.memo(swept)
     pages = [moved.get(f"runs/{arm}") for arm in arms["arm"]]
     row_of = {arm: row for row, arm in enumerate(arms["arm"])}
     ids = [_run_id(run_id, seed) for run_id, seed in zip(runs["run_id"], runs["seed"], strict=True)]

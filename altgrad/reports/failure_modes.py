@@ -82,7 +82,7 @@ Row = Mapping[Any, Any]
 
 def failure_modes_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
     """The page, from the records of `loader`; "Pending Experiments" where there is nothing to explain."""
-    analyzer, comparison = loader.once(FailureAnalyzer), loader.once(FormatComparator).headline
+    analyzer, comparison = loader.memo(FailureAnalyzer), loader.memo(FormatComparator).headline
     verdicts = verdicts_of(loader, "H17", "H18")
     question = "*Where does each format fail: in the forward pass, the backward pass or the optimizer?* (ANAL-02)"
     blocks: list[Block] = [Paragraph(Md(question)), data_line(loader), *left_out(loader), Heading("Executive Summary")]
@@ -468,7 +468,7 @@ def _layers(analyzer: FailureAnalyzer) -> list[Block]:
         if not losing or statistic not in HEALTH_STATISTICS:
             continue
         row, run_id = losing[0], analyzer.example(losing[0]["arm"])
-        looks = analyzer.loader.looks([run_id])
+        looks = analyzer.loader.layer_history([run_id])
         data = looks[(looks["statistic"] == statistic) & looks["operand"].isin(list(OPERAND_NAMES))]
         if data.empty:
             continue
@@ -493,7 +493,7 @@ def _signatures(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block
     frames, runs = [], analyzer.loader.runs
     runs = runs[(runs["role"] == "report") & runs["final_val_loss"].notna()]
     for row in pd.concat([extremes, rest]).itertuples():
-        looks = analyzer.loader.looks(runs.loc[runs["arm"] == row.arm, "run_id"])
+        looks = analyzer.loader.layer_history(runs.loc[runs["arm"] == row.arm, "run_id"])
         means = looks.groupby(["statistic", "operand", "step"], observed=True)["value"].mean().reset_index()
         frames.append(means[means["operand"].isin(list(OPERAND_NAMES))].assign(format=row.format))
     data = pd.concat(frames, ignore_index=True)

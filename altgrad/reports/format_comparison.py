@@ -87,7 +87,7 @@ GAP = (col.signed("Gap to FP32", "gap"), col.interval(), col.count("Pairs", "n_p
 
 def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
     """The page, from the records of `loader`; "Pending Experiments" where they allow no comparison."""
-    comparator = loader.once(FormatComparator)
+    comparator = loader.memo(FormatComparator)
     compared = [each.baseline for each in comparator.comparisons]
     arms = compared + [arm for each in comparator.comparisons for arm in each.table["arm"]]
     pending_blocks = [
@@ -112,7 +112,7 @@ def format_comparison_page(loader: ExperimentDataLoader, built: datetime | None 
 
 def _found(loader: ExperimentDataLoader, comparator: FormatComparator, first: Comparison) -> list[Block]:
     """The sections of the page where formats can be compared."""
-    spot, looks, rate = comparator.sweet_spot(first), last_looks(loader, first), loader.once(token_rate)
+    spot, looks, rate = comparator.sweet_spot(first), last_looks(loader, first), loader.memo(token_rate)
     tensors, policies, long = figures_of_tensors(first, looks), scale_policies(loader, first), comparator.longer(first)
     return [
         *map(Paragraph, headline_answer(loader, first)),
@@ -152,8 +152,8 @@ def _found(loader: ExperimentDataLoader, comparator: FormatComparator, first: Co
 
 def headline_answer(loader: ExperimentDataLoader, comparison: Comparison) -> tuple[Md, Md]:
     """The answer of a comparison with what its gap is worth in tokens, and its scope."""
-    spot = loader.once(FormatComparator).sweet_spot(comparison)
-    return answer(comparison, spot, loader.once(token_rate)), scope_line(loader, comparison.first, but="")
+    spot = loader.memo(FormatComparator).sweet_spot(comparison)
+    return answer(comparison, spot, loader.memo(token_rate)), scope_line(loader, comparison.first, but="")
 
 
 def answer(comparison: Comparison, spot: SweetSpot, rate: TokenRate | None = None) -> Md:
@@ -203,7 +203,7 @@ def _on_this_page(text: str, anchor: str) -> Md:
 
 def changes_if(loader: ExperimentDataLoader) -> tuple[Md, ...]:
     """What the records show to change the headline's answer: longer runs, other scales, fewer layers quantized."""
-    comparator = loader.once(FormatComparator)
+    comparator = loader.memo(FormatComparator)
     first = comparator.headline
     if first is None or comparator.sweet_spot(first).best is None:
         return ()
@@ -212,7 +212,7 @@ def changes_if(loader: ExperimentDataLoader) -> tuple[Md, ...]:
 
 def _if_longer(loader: ExperimentDataLoader, short: Comparison) -> Md | None:
     """What becomes, in longer runs, of the formats that lie within the margin of the best."""
-    comparator = loader.once(FormatComparator)
+    comparator = loader.memo(FormatComparator)
     long, spot = comparator.longer(short), comparator.sweet_spot(short)
     after = comparator.sweet_spot(long) if long else None
     if long is None or after is None or after.best is None:
@@ -253,7 +253,7 @@ def _if_scaled(loader: ExperimentDataLoader, comparison: Comparison) -> Md | Non
 
 def _if_layers(loader: ExperimentDataLoader) -> Md | None:
     """The layer type that carries most of some formats' gaps."""
-    table = loader.once(additivity)
+    table = loader.memo(additivity)
     rows = table[(table["by"] == "layer type") & (table["together"] > MARGIN)]
     parts = pd.DataFrame(list(rows["parts"]), list(rows["format"]))
     shares = parts.div(rows["together"].to_numpy(), axis=0)
@@ -355,9 +355,9 @@ def _in_tokens(rate: TokenRate) -> str:
     short, long = rate.steps
     return (
         f"In tokens: how many more training tokens would gain as much, exp(gap / r) - 1. Between {short:,} and "
-        f"{long:,} steps FP32 gains r = {words.estimate(rate.rate)} per unit of ln(tokens). It is a yardstick, "
-        "not a measurement: it rests on FP32 of one model at two lengths, each with a schedule of its own. Where the "
-        "loss falls faster near the shorter length, small gaps are worth less than shown; larger ones than the longer "
+        f"{long:,} steps FP32 gains r = {words.estimate(rate.rate)} per unit of ln(tokens). It is a yardstick, not a "
+        "measurement: it rests on FP32 of one model at two lengths, each with a schedule of its own. Where the loss "
+        "falls faster near the shorter length, small gaps are worth less than shown; larger ones than the longer "
         "runs gained have no figure."
     )
 
@@ -702,7 +702,7 @@ def _method(loader: ExperimentDataLoader, comparison: Comparison) -> list[Block]
 
 def _afterwards(loader: ExperimentDataLoader) -> list[Block]:
     """What was found in the records afterwards: the cost of a mantissa bit, and whether costs add up."""
-    per_bit, table = _per_bit(loader), loader.once(additivity)
+    per_bit, table = _per_bit(loader), loader.memo(additivity)
     if per_bit is None and table.empty:
         return []
     text = "Exploratory: seen in the records after the runs. No hypothesis named it, and nothing was run to test it."
@@ -713,7 +713,7 @@ def _afterwards(loader: ExperimentDataLoader) -> list[Block]:
 
 
 def _per_bit(loader: ExperimentDataLoader) -> Md | None:
-    bits, shorter = loader.once(cost_per_bit), cost_per_bit(loader, LADDER[:-1])
+    bits, shorter = loader.memo(cost_per_bit), cost_per_bit(loader, LADDER[:-1])
     if bits is None or shorter is None:
         return None
     smallest = bits.formats[-1]

@@ -44,9 +44,9 @@ class ReportGenerator:
 
     @cached_property
     def _pages(self) -> tuple[Page, ...]:
-        makers, moved = (format_comparison_page, failure_modes_page, manifold_comparison_page), self.loader.once(swept)
+        makers, moved = (format_comparison_page, failure_modes_page, manifold_comparison_page), self.loader.memo(swept)
         foot = provenance(self.loader, self.built)
-        return tuple(replace(self.loader.once(make), moved=moved, provenance=foot) for make in makers)
+        return tuple(replace(self.loader.memo(make), moved=moved, provenance=foot) for make in makers)
 
     @property
     def charts(self) -> dict[str, Chart]:

@@ -148,7 +148,7 @@ def note(run_ids: Sequence[Any]) -> str:
 
 
 def over_time(looks: pd.DataFrame, note: str, prefix: str = "") -> list[Block]:
-    """Charts of what `ExperimentDataLoader.looks` found: a heat map or curves for each figure that was recorded.
+    """Charts of what `ExperimentDataLoader.layer_history` found: a heat map or curves for each recorded figure.
 
     Args:
         looks: figures by step and layer.

@@ -20,7 +20,7 @@ WAYS_ON = (
 
 def home_page(loader: ExperimentDataLoader) -> Page:
     """The page, from the records of `loader`."""
-    comparator = loader.once(FormatComparator)
+    comparator = loader.memo(FormatComparator)
     comparison = comparator.headline
     found: list[Block] = [
         Paragraph(Md("**Sweet-spot format: pending.** No runs are recorded yet.")),

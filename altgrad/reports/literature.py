@@ -46,7 +46,7 @@ VERBS = {
 
 def literature_page(loader: ExperimentDataLoader, built: datetime | None = None) -> Page:
     """The page, from the records of `loader`; claims whose runs are missing are pending, with what is missing."""
-    found, written = loader.once(findings), verdicts(loader, "H15", "H16")
+    found, written = loader.memo(findings), verdicts(loader, "H15", "H16")
     tests = pd.concat([each.tests.assign(claim=each.claim.id, answer=each.answer) for each in found], ignore_index=True)
     blocks: list[Block] = [
         Paragraph(Md("*Do these small simulated runs show what others report at scale?*")),

@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 
 from altgrad.analysis import words
-from altgrad.analysis.comparison import format_order
 from altgrad.analysis.contrasts import missing, named_family, reading, shown
 from altgrad.analysis.hypotheses import STIFFNESS, Verdict
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
@@ -67,7 +66,7 @@ def manifold_comparison_page(
     loader: ExperimentDataLoader, built: datetime | None = None, benchmarks: Path = RECORDED
 ) -> Page:
     """The page, from the records of `loader` and the slopes in `benchmarks`; what is not recorded is pending."""
-    found = loader.once(StepRuleComparator)
+    found = loader.memo(StepRuleComparator)
     verdicts = verdicts_of(loader, *(f"H{number}" for number in range(6, 15)))
     judged = found.pairings[found.pairings["difference"].notna()]
     others = found.others
@@ -79,7 +78,7 @@ def manifold_comparison_page(
         Heading("Executive Summary"),
         *_summary(loader, found, verdicts, judged, pilots),
         Heading("The stiffness-preconditioning hypothesis"),
-        *_hypothesis(judged, pilots),
+        *_hypothesis(judged if len(judged) else pilots.assign(rule=[_rule_of(loader, arm) for arm in pilots["arm"]])),
     ]
     if loader.runs.empty:
         blocks += pending("No runs are recorded.", ["tuning", "formats", "storage", "controls"])
@@ -296,13 +295,20 @@ def _chart(judged: pd.DataFrame) -> list[Block]:
         [f"{arm.format}  {PLACES[arm.place].label}" for arm in arms],
         [f"{fmt}  {place.label}" for fmt in RULE_FORMATS for place in PLACES.values()],
         STYLES,
-        ("AdamW", "loss minus AdamW's, all else equal (nats a character)"),
+        "AdamW",
+        "loss minus AdamW's, all else equal (nats a character)",
     )
     return [ChartBlock(chart)]
 
 
-def _hypothesis(judged: pd.DataFrame, pilots: pd.DataFrame) -> list[Block]:
-    known = judged if len(judged) else pilots.assign(rule=[_short(rule) for rule in pilots["rule"]])
+def _rule_of(loader: ExperimentDataLoader, arm: str) -> str:
+    """The key of `RULES` with an arm's optimizer, whatever its rates; "" where none is, as with weights on the grid."""
+    rates = {"learning_rate", "other_learning_rate"}
+    settings = loader.config(arm).optimizer.model_dump(exclude_defaults=True, exclude=rates)
+    return next((rule for rule, choice in RULES.items() if choice.settings == settings), "")
+
+
+def _hypothesis(known: pd.DataFrame) -> list[Block]:
     if known.empty:
         return [Paragraph(hypothesis_pending("No pair of a ManifoldAdamW and an AdamW arm is recorded."))]
     rows = []
@@ -468,10 +474,12 @@ def _tuning_chart(groups: Sequence[pd.DataFrame]) -> list[Block]:
         f"Mean loss over the held-out seeds of {len(parts)} arms by learning rate, as multiples of the best: a line "
         f"an arm, a colour a step rule. A minimum inside says that the rate is tuned.{told}",
         data,
-        ("factor", "above"),
+        {
+            "factor": "learning rate, as a multiple of the arm's best",
+            "above": "loss above the arm's best (nats a character)",
+        },
         NAME_COLUMNS,
         STYLES | dict.fromkeys(("shuffled", "constant"), STYLES["update"]),
-        ("learning rate, as a multiple of the arm's best", "loss above the arm's best (nats a character)"),
         TUNED_WITHIN,
     )
     return [ChartBlock(chart)]
@@ -658,11 +666,10 @@ def _stall_chart(found: StepRuleComparator) -> list[Block]:
         "Stall ratio and loss: a point an arm",
         f"Colours are formats, markers step rules. Spearman's rho: {ranks}. Dashed lines join the counterexamples.",
         data,
-        ("stall_ratio", "val_loss"),
+        {"stall_ratio": "stall ratio (mean over seeds)", "val_loss": "final validation loss (nats a character)"},
         "format",
         STYLES,
-        ("stall ratio (mean over seeds)", "final validation loss (nats a character)"),
-        list(pairs),
+        pairs,
     )
     return [ChartBlock(chart)]
 
@@ -816,22 +823,14 @@ def _pilot_answer(paired: pd.DataFrame) -> Md:
 
 def _pilot_chart(paired: pd.DataFrame) -> ChartBlock:
     data = paired[["format", "rule", "n_pairs", "difference", "low", "high", "arm", "adamw_arm"]].reset_index(drop=True)
-    listed = "; ".join(
-        f"{row.format} {row.rule} {row.difference:+.3f} {words.interval(row.low, row.high)}"
-        for row in data.itertuples()
-    )
-    chart = charts.grouped_forest(
+    chart = charts.forest(
         "loss-difference",
         "ManifoldAdamW's loss minus AdamW's, same format and seeds",
-        f"Mean paired difference of the final validation loss with 95% t interval; below zero is better. {listed}.",
+        "Mean paired difference of the final validation loss with 95% t interval; below zero is better.",
         data,
-        list(data["format"]),
-        sorted(set(data["format"]), key=format_order),
-        {
-            rule: charts.Style(PALETTE[number % len(PALETTE)], "os^D"[number % 4], str(rule))
-            for number, rule in enumerate(dict.fromkeys(data["rule"]))
-        },
-        ("AdamW", "loss minus AdamW's (nats a character)"),
+        list(data["format"] + " " + data["rule"]),
+        "loss minus AdamW's (nats a character)",
+        [PALETTE[rule] for rule in pd.factorize(data["rule"])[0] % len(PALETTE)],
     )
     return ChartBlock(chart)
 

@@ -95,7 +95,7 @@ def provenance(loader: ExperimentDataLoader, built: datetime | None = None, of: 
     return Provenance(
         (
             ("Records", f"{runs}, fingerprint {loader.fingerprint}, newest {words.moment(loader.newest)}"),
-            ("Training data", loader.once(_datasets)),
+            ("Training data", loader.memo(_datasets)),
             ("Code", f"altgrad {altgrad.__version__}, fingerprint {code_fingerprint('page')}"),
             ("Packages", packages),
             ("Built", f"{when}, from {loader.built_from}"),

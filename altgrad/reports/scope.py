@@ -37,7 +37,7 @@ def scope_line(loader: ExperimentDataLoader, arm: str, but: str = ", unless anot
 
 def data_line(loader: ExperimentDataLoader, scoped: bool = True) -> Paragraph:
     """The line under a report's title: how many runs, until when, their scope, and where corrections are."""
-    headline = loader.once(FormatComparator).headline
+    headline = loader.memo(FormatComparator).headline
     reach = f" Unless a section says otherwise: {scope(loader, headline.first)}." if scoped and headline else ""
     text = "{data}{reach} {corrections}: what was said and is not so, and what was not run."
     return Paragraph(md(text, data=recorded_line(loader).text, reach=reach, corrections=CORRECTIONS))

@@ -10,10 +10,9 @@ from pydantic import AwareDatetime, Field
 
 from altgrad.analysis import words
 from altgrad.formats import get_format
-from altgrad.pages import Block, Bullets, CodeBlock, Note, Paragraph
+from altgrad.pages import Block, Paragraph
 from altgrad.reports import columns as col
-from altgrad.reports.measured import RECORDED, Record, read_record
-from altgrad.runs.schema import RecordError
+from altgrad.reports.measured import RECORDED, Record, found, packages
 from altgrad.studies import RULES
 
 NAME = "step-slopes.json"
@@ -21,23 +20,15 @@ NAMES = {
     **{rule: choice.label for rule, choice in RULES.items()},
     "gradient-without-eps": "S on the gradient, eps 1e-20 in place of 1e-8",
 }
-COMMAND = ".venv/bin/python benchmarks/step_slopes.py"
 
 
 class Slope(Record):
-    """Slopes of log2|dw| over log2 S, one a seed.
+    """Slopes of log2|dw| over log2 S, one a seed."""
 
-    Attributes:
-        rule: a key of `NAMES`.
-        format: whose ulp S is.
-        first: of the first step, where Adam's direction has size one.
-        later: of steps in the last two thirds of the training.
-    """
-
-    rule: str
-    format: str
-    first: tuple[float, ...]
-    later: tuple[float, ...]
+    rule: str  # a key of `NAMES`
+    format: str  # whose ulp S is
+    first: tuple[float, ...]  # of the first step, where Adam's direction has size one
+    later: tuple[float, ...]  # of steps in the last two thirds of the training
 
 
 class SlopesRecord(Record):
@@ -55,12 +46,9 @@ class SlopesRecord(Record):
 
 def slope_blocks(folder: Path = RECORDED) -> list[Block]:
     """The measured slopes as a table; pending without a record, a damaged one is named."""
-    try:
-        record = read_record(folder / NAME, SlopesRecord)
-    except RecordError as error:
-        return [Note("warning", "A record was left out", (Bullets((str(error),)),))]
+    record, absent = found(folder / NAME, SlopesRecord, "No slopes are recorded.")
     if record is None:
-        return [Note("question", "Pending", (Paragraph("No slopes are recorded."), CodeBlock(COMMAND, "bash")))]
+        return absent
     data = pd.DataFrame(
         [
             {"rule": row.rule, "format": row.format, "seed": seed, "first_step": first, "later_steps": later}
@@ -68,12 +56,12 @@ def slope_blocks(folder: Path = RECORDED) -> list[Block]:
             for seed, first, later in zip(record.seeds, row.first, row.later, strict=True)
         ]
     )
-    packages = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     conditions = (
-        f"1 says that a step is a number of ulps, 0 that it does not know the grid. Measured on "
-        f"{record.date:%Y-%m-%d} with altgrad {record.altgrad}, {packages}: the campaign's model, trained for "
-        f"{record.steps} steps without quantization and weight decay on {len(record.seeds)} seeds; the slope over all "
-        "weights whose step is not zero, each tensor's means taken out. In brackets, the smallest and the largest."
+        "1 says that a step is a number of ulps, 0 that it does not know the grid. Measured on "
+        f"{record.date:%Y-%m-%d} with altgrad {record.altgrad}, {packages(record.versions)}: the campaign's model, "
+        f"trained for {record.steps} steps without quantization and weight decay on {len(record.seeds)} seeds; the "
+        "slope over all weights whose step is not zero, each tensor's means taken out. In brackets, the smallest and "
+        "the largest."
     )
     columns = (
         col.of("Step rule", lambda row: NAMES.get(row["rule"], row["rule"])),

@@ -47,7 +47,7 @@ CLOCK_SLACK = 60.0
 """Seconds by which the wall clock may move against the monotonic one before the record says so (also by sleeping)."""
 
 
-_UNDER_WAY: dict[str, Any] = {"status": "running", "ended": None, "seconds": None, "failure": None, "summary": {}}
+_UNDER_WAY: dict[str, Any] = {"status": "running", "ended": None, "seconds": None, "failure": None}
 """What run.json says of a run that has not ended."""
 
 
@@ -134,6 +134,7 @@ class RunWriter:
             "wandb_url": None,
             "events": [],
             **_UNDER_WAY,
+            "summary": {},
         }
         return cls(path, _written(path, run), lock)
 
@@ -186,7 +187,7 @@ class RunWriter:
         events = [event for event in run["events"] if event["step"] <= step]
         events.append({"kind": "resumed", "step": step, **detail})
         run.pop("message", None)
-        run = _written(path, run | _UNDER_WAY | {"events": events})
+        run = _written(path, run | _UNDER_WAY | {"summary": {}, "events": events})
         (path / REPORT).unlink(missing_ok=True)
         return cls(path, run, lock, seconds, step)
 
