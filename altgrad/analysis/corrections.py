@@ -147,7 +147,7 @@ def failure_values(loader: ExperimentDataLoader) -> dict[str, str | float]:
         "code_decay": " or ".join(f"{decay:g}" for decay in sorted(decays[True])),
         "other_decay": " or ".join(f"{decay:g}" for decay in sorted(decays[False])),
         "h10_differences": f"{h10.min():.3f} to {h10.max():.3f} nats" if len(h10) else None,
-        **{f"{name.lower()}_answer": answered.get(name) for name in ("H5", "H10", "H18", "H19", "H20")},
+        **{f"{name.lower()}_answer": answered.get(name) for name in ("H5", "H10", "H18")},
         **_h5(loader, "H5" in answered),
         "h18_removed": f"{removed['difference']:.3f}" if removed and whole else None,
         "h18_whole": f"{whole['difference']:.3f}" if removed and whole else None,
