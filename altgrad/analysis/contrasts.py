@@ -18,7 +18,7 @@ import pandas as pd
 from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, MARGIN, Estimate, holm, name_of_test, paired_difference
-from altgrad.studies import ARMS, seeds_of
+from altgrad.studies import ARMS, seeds_of, studies_of
 
 ENDED = ("finished", "failed", "crashed")
 """Statuses of a run that will not go on."""
@@ -38,13 +38,14 @@ Pair = tuple[str, ...]
 
 
 def runs_of(loader: ExperimentDataLoader, arm: str) -> pd.DataFrame:
-    """The campaign's runs of an arm: rows of `loader.runs` of its identity, at the seeds that a study reports.
+    """The campaign's runs of an arm: rows of `loader.runs` of its identity, of the studies and seeds that report it.
 
     Raises:
         KeyError: there is no such arm.
     """
     runs = loader.runs[loader.runs["identity"] == ARMS[arm].identity]
-    return runs[runs["seed"].isin(seeds_of(arm)) & ~runs["foreign"].astype(bool)]
+    registered = runs["seed"].isin(seeds_of(arm)) & runs["study"].isin(studies_of(arm))
+    return runs[registered & ~runs["foreign"].astype(bool)]
 
 
 def missing(loader: ExperimentDataLoader, arms: Iterable[str]) -> str:

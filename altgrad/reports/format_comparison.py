@@ -376,7 +376,7 @@ def _preregistered(loader: ExperimentDataLoader, *hypotheses: str) -> list[Block
             "{link} ({statement}) **{answer}.** {evidence}",
             link=Link(verdict.id, PageRef("reports/preregistered", verdict.id.lower())),
             statement=verdict.statement.rstrip("."),
-            answer=verdict.answer.capitalize(),
+            answer=verdict.answered.capitalize(),
             evidence=verdict.evidence,
         )
         for verdict in verdicts(loader, *hypotheses)
@@ -433,9 +433,9 @@ def _places(loader: ExperimentDataLoader, comparator: FormatComparator) -> Itera
             yield pending_note(f"No runs are recorded for {words.names(lacking)}.", [study])
     for place in list(PLACES)[1:]:
         if comparison := comparator.at(place):
-            found = Paragraph(answer(comparison, comparator.sweet_spot(comparison)))
+            ranking = Paragraph(answer(comparison, comparator.sweet_spot(comparison)))
             table = _results(loader, comparison, f"results-{place}")
-            yield Details(f"Ranking: {PLACE_NAMES[place]}", (found, *table))
+            yield Details(f"Ranking: {PLACE_NAMES[place]}", (ranking, *table))
 
 
 def _close_in_loss(tensors: pd.DataFrame, spot: SweetSpot) -> list[Block]:
