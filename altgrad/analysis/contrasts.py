@@ -263,6 +263,8 @@ def in_parts(*judges: tuple[int, Judge]) -> Judge:
 
 
 def _of(rows: Rows, arms: Sequence[str]) -> Rows:
+    if strange := set(arms) - {row["of"] for row in rows}:
+        raise KeyError(f"no contrast of {', '.join(sorted(strange))} decides")
     return [row for row in rows if row["of"] in arms] if arms else rows
 
 

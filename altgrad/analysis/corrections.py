@@ -101,20 +101,26 @@ def _e1m6(loader: ExperimentDataLoader, short: Comparison) -> dict[str, Any] | N
     if not {"E0M7", "E1M6"} <= set(rows.index):
         return None
     one, other = (losses(loader, rows.at[name, "arm"]) for name in ("E0M7", "E1M6"))
-    return {
-        "runs": int(rows.at["E1M6", "n_runs"]),
-        "gap": rows.at["E1M6", "gap"],
-        "apart": (one - other).abs().max(),
-        "e0m7": paired_difference(one, losses(loader, short.baseline)),
-    }
+    apart = (one - other).abs().max()
+    return (
+        None
+        if pd.isna(apart)
+        else {
+            "runs": int(rows.at["E1M6", "n_runs"]),
+            "gap": rows.at["E1M6", "gap"],
+            "apart": apart,
+            "e0m7": paired_difference(one, losses(loader, short.baseline)),
+        }
+    )
 
 
 def _sums(table: pd.DataFrame) -> dict[str, Any] | None:
     """The rows of `additivity` by division and format, and the largest deviations but E7M0's."""
-    if not {"layer type", "operand"} <= set(table["by"]):
-        return None
+    rows = table.set_index(["by", "format"]).to_dict("index")
     rest = table[table["format"] != "E7M0"].groupby("by")["difference"].agg(lambda column: column.abs().max())
-    return {"rows": table.set_index(["by", "format"]).to_dict("index"), "largest": rest.to_dict()}
+    if ("operand", "E7M0") not in rows or not {"layer type", "operand"} <= set(rest.index):
+        return None
+    return {"rows": rows, "largest": rest.to_dict()}
 
 
 UNRECORDED = "(these runs are not recorded)"
