@@ -314,7 +314,7 @@ def test_the_whole_page_answers_with_number_interval_and_seeds(whole: Experiment
     bold = re.search(r"\*\*No\. Steps in ulps.*?\*\*", text)
     assert bold is not None
     assert "Steps in ulps (ManifoldAdamW) never beat AdamW: worse in 12 of 12 comparisons." in bold.group()
-    assert "*Scope: 2 layers of 64, " in text
+    assert "Scope: a GPT of " in text
     assert "Weight decay is not the same in every arm: 0 in steps of codes, 0.1 in every other rule." in text
     assert "95% interval" in bold.group()
     assert "n &#61; 16 seeds" in bold.group() or "n = 16 seeds" in bold.group()
