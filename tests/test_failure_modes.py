@@ -279,7 +279,7 @@ def test_a_statement_that_goes_further_than_what_was_tested_is_put_right(
     assert (h18.answer, h18.limited) == ("yes", said)
     assert h18.answered == ("yes, with a limit" if said else "yes")
     assert ("most of its loss does come from its gradients" in h18.evidence) == said
-    assert h18.answered in {row[2] for row in tables(failure_modes_page(loader))["verdicts"].rows}
+    assert f"**{h18.answered}**" in {row[2] for row in tables(failure_modes_page(loader))["verdicts"].rows}
 
 
 def test_when_every_run_failed_nothing_is_concluded(template: RunRecord, few: list[ExperimentConfig]) -> None:
