@@ -870,11 +870,12 @@ def _reproduce(analyzer: FailureAnalyzer) -> list[Block]:
     for row in classified.head(LISTED).to_dict("records"):
         record = loader.records[analyzer.example(row["arm"])]
         base = loader.runs[(loader.runs["arm"] == row["baseline"]) & (loader.runs["seed"] == record.config.seed)]
-        runs = [record.id, *(base["run_id"].head(1) if record.status == "finished" else [])]
+        held = [run_id for run_id in base["run_id"] if run_id in loader.records]
+        shown = [record, *(loader.records[run_id] for run_id in held[:1] if record.status == "finished")]
         told = row["causes"] + (f", {row['phases']}" if row["phases"] else "")
         inner += [
             Paragraph(md("{run}: {told}", run=col.arm_link(row["arm"], record.id, record.id), told=told)),
-            CodeBlock("\n".join(command(loader.records[run_id].config) for run_id in runs), "bash"),
+            CodeBlock("\n".join(command(run.config) for run in shown), "bash"),
         ]
     more = f" The first {LISTED} of {len(classified)} are listed." if len(classified) > LISTED else ""
     text = (
