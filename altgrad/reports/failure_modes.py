@@ -870,8 +870,8 @@ def _reproduce(analyzer: FailureAnalyzer) -> list[Block]:
     for row in classified.head(LISTED).to_dict("records"):
         record = loader.records[analyzer.example(row["arm"])]
         base = loader.runs[(loader.runs["arm"] == row["baseline"]) & (loader.runs["seed"] == record.config.seed)]
-        held = [run_id for run_id in base["run_id"] if run_id in loader.records]
-        shown = [record, *(loader.records[run_id] for run_id in held[:1] if record.status == "finished")]
+        pair = base["run_id"].head(1) if record.status == "finished" else []
+        shown = [record, *(loader.records[run_id] for run_id in pair)]
         told = row["causes"] + (f", {row['phases']}" if row["phases"] else "")
         inner += [
             Paragraph(md("{run}: {told}", run=col.arm_link(row["arm"], record.id, record.id), told=told)),
