@@ -31,7 +31,7 @@ from altgrad.analysis.hypotheses import Verdict
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.literature import CLAIMS, findings
 from altgrad.config import ExperimentConfig, command, load_config
-from altgrad.pages import Page, Table
+from altgrad.pages import CodeBlock, Details, Page, Table
 from altgrad.pages.render import Dialect, render
 from altgrad.reports.failure_modes import failure_modes_page
 from altgrad.reports.literature import literature_page
@@ -533,6 +533,20 @@ def test_every_arm_of_the_campaign_has_a_command_that_gives_its_config(configs: 
         words = shlex.split(command(cfg).replace("\\\n", " "))
         sets = [words[at + 1] for at, word in enumerate(words) if word == "--set"]
         assert load_config(fp32, sets, int(words[words.index("--seed") + 1])).identity() == cfg.identity()
+
+
+def test_a_gap_is_shown_with_the_run_of_its_seed_that_it_is_measured_from(whole: ExperimentDataLoader) -> None:
+    (listed,) = [
+        block
+        for block in failure_modes_page(whole).blocks
+        if isinstance(block, Details) and str(block.title).startswith("Commands of")
+    ]
+    pairs = [block.text.split("\n.venv") for block in listed.blocks if isinstance(block, CodeBlock)]
+    assert pairs
+    for failing, base in pairs:
+        assert "quantize" in failing
+        assert "quantize" not in base
+        assert failing.split("--seed")[1] == base.split("--seed")[1]
 
 
 def test_the_command_on_the_page_runs(whole: ExperimentDataLoader, analyzer: FailureAnalyzer, tmp_path: Path) -> None:
