@@ -495,7 +495,7 @@ def test_the_page_names_the_best_remedy_with_its_interval(whole: ExperimentDataL
     assert "No remedy was tried on E6M1" in text
     assert remedies_missing(whole) == ""
     assert "Pending Experiments" not in text
-    assert tables(page)["verdicts"].rows[0][2] == "yes"
+    assert tables(page)["verdicts"].rows[0][2] == "**yes**"
 
 
 def test_the_literature_page_answers_each_claim_from_the_runs(whole: ExperimentDataLoader) -> None:
