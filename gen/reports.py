@@ -19,9 +19,11 @@ def key() -> str:
     """What the pages depend on; while it stays the same they are taken from the cache."""
     from altgrad.reports import site_key
     from altgrad.reports.benchmarks import benchmarks_key
+    from altgrad.reports.document import documents_key
 
-    return benchmarks_key(site_key())
+    return benchmarks_key(site_key() + documents_key(*PATHS))
 
 
-NAMES = ("format_comparison", "failure_modes", "manifold_comparison", "preregistered", "literature")
-build(pages, *(f"reports/{name}" for name in NAMES), key=key)
+NAMES = ("format_comparison", "failure_modes", "manifold_comparison", "preregistered", "literature", "corrections")
+PATHS = tuple(f"reports/{name}" for name in NAMES)
+build(pages, *PATHS, key=key)

@@ -1,67 +1,184 @@
-"""A document: Markdown that a person writes, with Jinja slots where values are placed.
+"""A document: Markdown that a person writes, with Jinja slots where what is computed is placed.
 
-``{{ gap }}`` is a value, ``{% if %}`` chooses between a sentence and the one that stands where runs are missing, and
-``[text](altgrad:reports/format_comparison#results)`` leads to a page wherever the document is written. An unknown slot
-is an error: a sentence with a hole in it would still look like a result.
+    # Failure modes
+    {{ show("operands") }}                                      a figure, a table or a section, by its name
+    E0M7 ends {{ gap | signed }} above FP32.                    a value; text that is not `Md` is escaped
+    {% call holds('best() == "E3M4"') %}E3M4 costs least.{% endcall %}
+    {% call details("The tests") %}...{% endcall %}             folded away; note("info", "Title") is a box
+    [text](altgrad:reports/format_comparison#results)           a page, wherever the document is written
+
+An unknown slot is an error, since a sentence with a hole in it would still look like a result. So is a part that no
+slot shows, and so is a sentence in `holds` that the records contradict.
 """
 
 from __future__ import annotations
 
-import posixpath
+import re
 import traceback
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from jinja2 import Environment, StrictUndefined, TemplateError
+from jinja2 import Environment, StrictUndefined, TemplateError, nodes
 from jinja2.runtime import Undefined
 
-from altgrad.pages.content import PageRef, markdown, resolve
+from altgrad.pages.content import Block, Bullets, CodeBlock, Details, Heading, Link, Note, Paragraph, Text, markdown
 from altgrad.text import Md
+
+Part = Sequence[Block] | Callable[[], Sequence[Block]]
+"""Blocks that a slot places; a function is called by the slot that shows it."""
+
+_HEAD = re.compile(r"---\n(?:description: (?P<description>.*)\n)?---\n")
+_FENCE = re.compile(r"^(```\w*\n.*?\n```)$", re.MULTILINE | re.DOTALL)
+_HEADING = re.compile(r"^(#{1,4}) (.+?)(?: \{#([\w-]+)\})?$", re.MULTILINE)
+_PLACE = re.compile("\x02([0-9]+)\x03")
+_INLINE_TAG = re.compile(r"^(?!\s*\{%[^%]*%\}\s*$)(.*)(?<![-+])%\}[ \t]*$", re.MULTILINE)
+"""The last tag of a line with text: the line ends there, while a line of one tag leaves nothing behind."""
+_OPERATORS = re.compile(r"\s+(?:and|or|not|in|==|!=|<=|>=|<|>)\s+")
 
 
 class DocumentError(ValueError):
     """A document that cannot be rendered: one line that names the file, the line and what is wrong."""
 
 
+class NotRecorded(LookupError):
+    """A value whose runs are not there: what stands in `holds` is then pending, and not contradicted."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A rendered document: its first heading, the description in its head, and what stands below."""
+
+    title: str
+    description: str
+    blocks: tuple[Block, ...]
+
+
 def render_document(
-    text: str, values: Mapping[str, Any], name: str, filters: Mapping[str, Callable[..., Any]] | None = None
-) -> Md:
-    """The document with its values, whose links to pages are still to be resolved (`place_document`).
+    text: str,
+    name: str,
+    values: Mapping[str, Any],
+    parts: Mapping[str, Part] | None = None,
+    shared: Mapping[str, Part] | None = None,
+    filters: Mapping[str, Callable[..., Any]] | None = None,
+) -> Document:
+    """The document with its values and parts in their slots.
 
     Args:
         text: Markdown with slots.
-        values: by the name of their slot; text that is not `Md` is escaped.
         name: of the file, for messages.
+        values: by the name of their slot; text that is not `Md` is escaped, blocks are placed.
+        parts: what `show` places, by name; each has to be shown by some slot, in whichever branch.
+        shared: further parts, which need not be shown.
         filters: what a slot may apply to a value, by name.
 
     Raises:
-        DocumentError: a slot is unknown or cannot be computed, or the template is malformed.
+        DocumentError: a slot is unknown or cannot be computed, a part is not shown, the template is malformed, or the
+            records contradict a sentence in `holds`.
     """
+    parts, text = parts or {}, _INLINE_TAG.sub(r"\1+%}", text)
+    placed: list[Sequence[Block]] = []
+
+    def place(blocks: Sequence[Block]) -> Md:
+        placed.append(blocks)
+        return Md(f"\n\n\x02{len(placed) - 1}\x03\n\n") if blocks else Md("")
+
+    def written(value: Any) -> Any:
+        if isinstance(value, Undefined):
+            return value
+        blocks = value if isinstance(value, list | tuple) else [value]
+        if all(isinstance(each, Block) for each in blocks):
+            return place(blocks)
+        return markdown(value if isinstance(value, str | Link) else str(value))
+
     environment = Environment(
-        undefined=StrictUndefined, finalize=_written, keep_trailing_newline=True, trim_blocks=True
+        undefined=StrictUndefined,
+        finalize=written,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        comment_start_string="{##",  # "{#name}" is the anchor of a heading
+        comment_end_string="##}",
     )
     environment.filters |= filters or {}
+
+    def show(part: str) -> Sequence[Block]:
+        known = {**(shared or {}), **parts}
+        if part not in known:
+            raise DocumentError(f"there is no part {part!r}; there are: {', '.join(sorted(known)) or 'none'}")
+        found = known[part]
+        return found() if callable(found) else found
+
+    def details(title: Text, caller: Callable[[], str]) -> Md:
+        return place([Details(title, tuple(_blocks(caller(), placed)))])
+
+    def note(kind: Literal["info", "warning", "success", "question"], title: Text, caller: Callable[[], str]) -> Md:
+        return place([Note(kind, title, tuple(_blocks(caller(), placed)))])
+
+    def holds(condition: str, caller: Callable[[], str]) -> str:
+        def value(expression: str) -> Any:
+            return environment.compile_expression(expression, undefined_to_none=False)(**values)
+
+        try:
+            if value(condition):
+                return caller()
+        except NotRecorded as error:
+            return markdown(f"Not recorded here: {error}.")
+        found = [part.strip() for part in _OPERATORS.split(condition) if not re.match(r"""\s*["'\d.]""", part)]
+        read = ", ".join(f"{part} is {value(part)!r}" for part in dict.fromkeys(found))
+        sentence = " ".join(caller().split())
+        raise DocumentError(f'the records contradict "{sentence}": {condition} does not hold, {read}')
+
+    functions = {"show": show, "details": details, "note": note, "holds": holds}
     try:
+        shown = {_first(call) for call in environment.parse(text, name).find_all(nodes.Call)}
+        if unshown := sorted(parts.keys() - shown):
+            raise DocumentError(f'no slot shows {", ".join(unshown)}; write {{{{ show("{unshown[0]}") }}}}')
         code = environment.compile(text, name, name)
-        return Md(environment.template_class.from_code(environment, code, environment.make_globals({})).render(values))
+        template = environment.template_class.from_code(environment, code, environment.make_globals(functions))
+        rendered = template.render(values)
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
         line = getattr(error, "lineno", None) or (lines or [1])[-1]
-        raise DocumentError(f"{name}:{line}: {error}; correct the slot, or give it a value") from None
+        remedy = "" if isinstance(error, DocumentError) else "; correct the slot, or give it a value"
+        raise DocumentError(f"{name}:{line}: {error}{remedy}") from None
+    head = _HEAD.match(rendered)
+    first, *below = _blocks(rendered[head.end() :] if head else rendered, placed)
+    if not (isinstance(first, Heading) and first.level == 1):
+        raise DocumentError(f"{name}:1: the document has no title; begin it with a line # Title")
+    return Document(str(first.text), (head and head["description"]) or "", tuple(below))
 
 
-def place_document(text: Md, path: str) -> str:
-    """A rendered document as the Markdown source of the site's page `path`."""
-    return resolve(text, partial(source_address, path))
+def _first(call: nodes.Call) -> str:
+    """The part that a call of `show` names; "" for any other call."""
+    argument = call.args[0] if isinstance(call.node, nodes.Name) and call.node.name == "show" and call.args else None
+    return str(argument.value) if isinstance(argument, nodes.Const) else ""
 
 
-def source_address(path: str, reference: PageRef) -> str:
-    """Where a page or a file is, as the Markdown source of the page `path` links to it."""
-    place = reference.path if reference.is_file else f"{reference.path}.md"
-    anchor = f"#{reference.anchor}" if reference.anchor else ""
-    return posixpath.relpath(place, posixpath.dirname(path) or ".") + anchor
+def _blocks(text: str, placed: Sequence[Sequence[Block]]) -> Iterator[Block]:
+    """The blocks of rendered Markdown: headings, paragraphs, lists, code, and what was placed among them."""
+    items: list[Text] = []
+    for chunk in _chunks(text):
+        if chunk.startswith("- "):  # a loop leaves empty lines between the items of a list
+            items += (Md(" ".join(item.split())) for item in re.split(r"\n- ", chunk[2:]))
+            continue
+        if items:
+            yield Bullets(tuple(items))
+            items = []
+        if heading := _HEADING.fullmatch(chunk):
+            yield Heading(Md(heading[2]), len(heading[1]), heading[3])
+        elif chunk.startswith("```"):
+            language, _, code = chunk[3:-3].partition("\n")
+            yield CodeBlock(code.strip("\n"), language)
+        elif there := _PLACE.fullmatch(chunk):
+            yield from placed[int(there[1])]
+        else:
+            yield Paragraph(Md(" ".join(chunk.split())))
+    if items:
+        yield Bullets(tuple(items))
 
 
-def _written(value: Any) -> Any:
-    return value if isinstance(value, Undefined) else markdown(value if isinstance(value, str) else str(value))
+def _chunks(text: str) -> Iterator[str]:
+    """What stands between empty lines; a heading, and code with its empty lines, by themselves."""
+    for index, part in enumerate(_FENCE.split(text)):
+        apart = [part] if index % 2 else re.split(r"\n\s*\n", _HEADING.sub("\n\n\\g<0>\n\n", part))
+        yield from filter(None, (chunk.strip() for chunk in apart))

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from altgrad.pages.content import Page, PageRef, resolve
+from altgrad.pages.content import Page, PageRef
 from altgrad.pages.render import Dialect, files, render
-from altgrad.text import Md
 
 
-def write_folder(
-    pages: Iterable[Page], folder: Path, *, site_root: str, documents: Mapping[str, Md] | None = None
-) -> list[Path]:
+def write_folder(pages: Iterable[Page], folder: Path, *, site_root: str) -> list[Path]:
     """Write each page as ``<folder>/<last part of its path>.md`` with its charts (SVG) and data (CSV) beside it.
 
     A link to a page of this set leads to its file; a link to any other page leads below `site_root`, the address of
     the built site. Only what changed is written, and charts and data that a page no longer has are removed.
 
-    `documents` are rendered ones (`altgrad.pages.document`) by their path, and belong to the set.
-
     Returns:
         Every file that belongs to the pages, in order, whether or not it had to be written.
     """
-    pages, documents = tuple(pages), documents or {}
-    names = {path: path.rsplit("/", 1)[-1] for path in (*(page.path for page in pages), *documents)}
+    pages = tuple(pages)
+    names = {page.path: page.path.rsplit("/", 1)[-1] for page in pages}
 
-    def address(reference: PageRef, page: Page | None = None) -> str:
-        reference = page.place_of(reference) if page else reference
+    def address(page: Page, reference: PageRef) -> str:
+        reference = page.place_of(reference)
         if reference.is_file:
             return reference.path.rsplit("/", 1)[-1]
         anchor = f"#{reference.anchor}" if reference.anchor else ""
@@ -39,9 +34,9 @@ def write_folder(
 
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    contents = [{f"{names[path]}.md": resolve(text, address).encode()} for path, text in documents.items()]
+    contents = []
     for page in pages:
-        name, dialect = names[page.path], Dialect(site=False, address=partial(address, page=page))
+        name, dialect = names[page.path], Dialect(site=False, address=partial(address, page))
         contents.append({f"{name}.md": render(page, dialect).encode(), **files(page, dialect)})
         for stale in [*folder.glob(f"{name}.*.svg"), *folder.glob(f"{name}.*.csv")]:
             if stale.name not in contents[-1]:

@@ -44,7 +44,6 @@ import yaml
 
 from altgrad.pages.content import Block as PageBlock
 from altgrad.pages.content import Bullets, Cell, Chart, ChartBlock, Column, Link, Page, PageRef, Table, check_path
-from altgrad.pages.document import source_address
 from altgrad.pages.render import Dialect, files, fragment
 from altgrad.runs import sources_fingerprint
 from altgrad.runs.schema import code_fingerprint, digest
@@ -224,6 +223,13 @@ def page_files(file: Path, docs: Path) -> dict[str, bytes]:
     dialect = Dialect(site=True, address=partial(source_address, path))
     found[f"{path}.md"] = f"# {escape(title)}\n\n{fragment([links], dialect)}\n".encode()
     return found
+
+
+def source_address(path: str, reference: PageRef) -> str:
+    """Where a page or a file is, as the Markdown source of the page `path` links to it."""
+    place = reference.path if reference.is_file else f"{reference.path}.md"
+    anchor = f"#{reference.anchor}" if reference.anchor else ""
+    return posixpath.relpath(place, posixpath.dirname(path) or ".") + anchor
 
 
 def page_key(file: Path) -> str:

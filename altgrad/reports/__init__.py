@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.pages import Page, PageMaker
-from altgrad.pages.document import place_document
 from altgrad.reports.arms import arm_page_makers, arm_pages
-from altgrad.reports.corrections import PATH, corrections_document
+from altgrad.reports.corrections import corrections_page
 from altgrad.reports.formats import format_pages
 from altgrad.reports.generator import ReportGenerator
 from altgrad.reports.home import home_page
@@ -25,12 +23,11 @@ from altgrad.runs.schema import digest
 __all__ = [
     "ReportGenerator",
     "arm_pages",
-    "corrections_document",
+    "corrections_page",
     "format_pages",
     "home_page",
     "literature_page",
     "preregistered_page",
-    "site_corrections",
     "site_key",
     "site_page_makers",
     "site_pages",
@@ -46,17 +43,15 @@ def site_pages(family: str) -> list[Page]:
     loader = _loader()
     families: dict[str, Callable[[], list[Page]]] = {
         "home": lambda: [home_page(loader)],
-        "reports": lambda: [*ReportGenerator(loader).pages(), preregistered_page(loader), literature_page(loader)],
+        "reports": lambda: [
+            *ReportGenerator(loader).pages(),
+            *(make(loader) for make in (preregistered_page, literature_page, corrections_page)),
+        ],
         "runs": lambda: arm_pages(loader),
         "formats": lambda: format_pages(loader),
     }
     moved = loader.memo(swept)
     return [replace(page, moved=moved) for page in families[family]()]
-
-
-def site_corrections(document: Path) -> str:
-    """The page "Corrections and limits" as Markdown for the site."""
-    return place_document(corrections_document(_loader(), document), PATH)
 
 
 def site_page_makers() -> list[PageMaker]:

@@ -14,7 +14,7 @@ import pandas as pd
 from altgrad.analysis.comparison import results_table
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.pages import Block, Chart, ChartBlock, Details, Note, Page, chart_figure, write_folder
-from altgrad.reports.corrections import DOCUMENT, PATH, corrections_document
+from altgrad.reports.corrections import corrections_page
 from altgrad.reports.failure_modes import failure_modes_page
 from altgrad.reports.format_comparison import format_comparison_page
 from altgrad.reports.manifold_comparison import manifold_comparison_page
@@ -75,8 +75,7 @@ class ReportGenerator:
         pages lead below `site_root`: where the built site lies as seen from `folder`, or its address.
         """
         folder = Path(folder)
-        documents = {PATH: corrections_document(self.loader)} if DOCUMENT.is_file() else {}
-        written = write_folder(self._pages, folder, site_root=site_root, documents=documents)
+        written = write_folder((*self._pages, corrections_page(self.loader)), folder, site_root=site_root)
         return [*written, *_write_results(self.loader, folder)]
 
 

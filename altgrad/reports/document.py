@@ -1,0 +1,92 @@
+"""The pages that a person writes: docs/**/*.md with the values, figures and tables that are computed for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from altgrad.analysis import words
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.statistics import MARGIN
+from altgrad.pages import Page
+from altgrad.pages.document import Part, render_document
+from altgrad.reports import columns as col
+from altgrad.reports.pending import larger, pending, pending_note
+from altgrad.reports.provenance import left_out, provenance, traceability
+from altgrad.reports.scope import data_line, recorded_line
+from altgrad.runs.schema import digest
+
+DOCUMENTS = Path(__file__).parent / "documents"
+FILTERS: dict[str, Callable[..., str]] = {
+    "number": words.number,
+    "signed": lambda value, digits=3: words.number(value, digits, sign=True),
+    "percent": words.percent,
+    "share": lambda value, digits=0: f"{value:.{digits}%}",
+    "general": lambda value: f"{value:g}",
+    "thousands": lambda value: f"{value:,}",
+    "p": words.p_text,
+    "p_equals": words.p_equals,
+    "interval": words.interval,
+    "span": words.span,
+    "estimate": words.estimate,
+    "names": lambda items: words.names(list(items)),
+}
+"""How a document writes a value: `altgrad.analysis.words`, but for whole numbers."""
+
+
+def document_page(
+    loader: ExperimentDataLoader,
+    path: str,
+    values: Mapping[str, Any] | None = None,
+    parts: Mapping[str, Part] | None = None,
+    arms: Callable[[], Iterable[str]] = tuple,
+    built: datetime | None = None,
+) -> Page:
+    """The page of docs/`path`.md, from the records of `loader`.
+
+    Args:
+        loader: the records.
+        path: of the page, and of its document.
+        values: what its sentences name beside `MARGIN` as ``margin``, links to arms and boxes of what is pending.
+        parts: figures, tables and sections, by the name that ``show`` calls them by.
+        arms: those whose runs the part "traceability" lists.
+        built: time of the build for the provenance.
+
+    Raises:
+        altgrad.pages.document.DocumentError: the document names what there is not, or is malformed.
+    """
+    shared: dict[str, Part] = {
+        "recorded": lambda: [recorded_line(loader)],
+        "data": lambda: [data_line(loader, scoped=False)],
+        "scoped data": lambda: [data_line(loader)],
+        "left out": lambda: left_out(loader),
+        "traceability": lambda: traceability(loader, arms()),
+    }
+    functions: dict[str, Any] = {
+        "margin": f"{MARGIN:g}",
+        "arm": col.arm_link,
+        "pending": lambda missing, *studies: pending_note(missing, studies),
+        "pending_section": lambda missing, *studies: pending(missing, studies),
+        "larger": lambda study: larger(loader, study),
+    }
+    text = document_source(path)
+    document = render_document(text, f"docs/{path}.md", {**functions, **(values or {})}, parts, shared, FILTERS)
+    return Page(
+        path,
+        document.title,
+        document.blocks,
+        description=document.description,
+        provenance=provenance(loader, built),
+    )
+
+
+def document_source(path: str) -> str:
+    """The text of the document of a page."""
+    return (DOCUMENTS / f"{path}.md").read_text("utf-8")
+
+
+def documents_key(*paths: str) -> str:
+    """A digest of the documents of some pages, for the cache."""
+    return digest(*map(document_source, paths))
