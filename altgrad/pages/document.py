@@ -109,10 +109,10 @@ def render_document(
         return found() if callable(found) else found
 
     def details(title: Text, caller: Callable[[], str]) -> Md:
-        return place([Details(title, tuple(_blocks(caller(), placed)))])
+        return place([Details(markdown(title), tuple(_blocks(caller(), placed)))])
 
     def note(kind: Literal["info", "warning", "success", "question"], title: Text, caller: Callable[[], str]) -> Md:
-        return place([Note(kind, title, tuple(_blocks(caller(), placed)))])
+        return place([Note(kind, markdown(title), tuple(_blocks(caller(), placed)))])
 
     def holds(condition: str, caller: Callable[[], str]) -> str:
         def value(expression: str) -> Any:
