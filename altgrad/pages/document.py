@@ -17,6 +17,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from jinja2 import Environment, StrictUndefined, TemplateError, nodes
@@ -24,7 +25,7 @@ from jinja2.runtime import Undefined
 from markupsafe import Markup
 
 from altgrad.pages.content import Block, Bullets, CodeBlock, Details, Heading, Link, Note, Paragraph, Text, markdown
-from altgrad.text import Md
+from altgrad.text import Md, escape
 
 Part = Sequence[Block] | Callable[[], Sequence[Block]]
 """Blocks that a slot places; a function is called by the slot that shows it."""
@@ -124,13 +125,13 @@ def render_document(
             if value(condition):
                 return caller()
         except NotRecorded as error:
-            return markdown(f"Not recorded here: {error}.")
+            return Md(f"*{escape(str(error))}*")
         found = [part.strip() for part in _OPERATORS.split(condition) if not re.match(r"""\s*["'\d.]""", part)]
         read = ", ".join(f"{part} is {value(part)!r}" for part in dict.fromkeys(found))
         sentence = " ".join(caller().split())
         raise DocumentError(f'the records contradict "{sentence}": {condition} does not hold, {read}')
 
-    functions = {"show": show, "details": details, "note": note, "holds": holds}
+    functions = {"show": show, "details": details, "note": note, "holds": holds, "recorded": partial(holds, "true")}
     try:
         shown = {_first(call) for call in environment.parse(text, name).find_all(nodes.Call)}
         if unshown := sorted(parts.keys() - shown):
