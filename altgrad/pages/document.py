@@ -4,7 +4,7 @@
     {{ show("operands") }}                                      a figure, a table or a section, by its name
     E0M7 ends {{ gap | signed }} above FP32.                    a value; text that is not `Md` is escaped
     {% call holds('best() == "E3M4"') %}E3M4 costs least.{% endcall %}
-    {% call details("The tests") %}...{% endcall %}             folded away; note("info", "Title") is a box
+    {% call details("The tests") %}...{% endcall %}             folded away, never empty; note("info", "Title") is a box
     [text](altgrad:reports/format_comparison#results)           a page, wherever the document is written
 
 An unknown slot is an error, since a sentence with a hole in it would still look like a result. So is a part that no
@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from jinja2 import Environment, StrictUndefined, TemplateError, nodes
 from jinja2.runtime import Undefined
+from markupsafe import Markup
 
 from altgrad.pages.content import Block, Bullets, CodeBlock, Details, Heading, Link, Note, Paragraph, Text, markdown
 from altgrad.text import Md
@@ -84,16 +85,17 @@ def render_document(
         return Md(f"\n\n\x02{len(placed) - 1}\x03\n\n") if blocks else Md("")
 
     def written(value: Any) -> Any:
-        if isinstance(value, Undefined):
+        if isinstance(value, Undefined | Markup):  # what a macro or a {% set %} block has written
             return value
         blocks = value if isinstance(value, list | tuple) else [value]
         if all(isinstance(each, Block) for each in blocks):
-            return place(blocks)
-        return markdown(value if isinstance(value, str | Link) else str(value))
+            return Markup(place(blocks))
+        return Markup(markdown(value if isinstance(value, str | Link) else str(value)))
 
     environment = Environment(
         undefined=StrictUndefined,
         finalize=written,
+        autoescape=True,  # by which a macro's text is known
         trim_blocks=True,
         lstrip_blocks=True,
         comment_start_string="{##",  # "{#name}" is the anchor of a heading
@@ -109,10 +111,12 @@ def render_document(
         return found() if callable(found) else found
 
     def details(title: Text, caller: Callable[[], str]) -> Md:
-        return place([Details(markdown(title), tuple(_blocks(caller(), placed)))])
+        inside = tuple(_blocks(caller(), placed))
+        return place([Details(markdown(title), inside)] if inside else [])
 
     def note(kind: Literal["info", "warning", "success", "question"], title: Text, caller: Callable[[], str]) -> Md:
-        return place([Note(kind, markdown(title), tuple(_blocks(caller(), placed)))])
+        inside = tuple(_blocks(caller(), placed))
+        return place([Note(kind, markdown(title), inside)] if inside else [])
 
     def holds(condition: str, caller: Callable[[], str]) -> str:
         def value(expression: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import MARGIN
-from altgrad.pages import Page
+from altgrad.pages import Page, Provenance
 from altgrad.pages.document import Part, render_document
 from altgrad.reports import columns as col
 from altgrad.reports.pending import larger, pending, pending_note
@@ -71,15 +71,19 @@ def document_page(
         "pending_section": lambda missing, *studies: pending(missing, studies),
         "larger": lambda study: larger(loader, study),
     }
-    text = document_source(path)
-    document = render_document(text, f"docs/{path}.md", {**functions, **(values or {})}, parts, shared, FILTERS)
-    return Page(
-        path,
-        document.title,
-        document.blocks,
-        description=document.description,
-        provenance=provenance(loader, built),
-    )
+    return page_of(path, provenance(loader, built), {**functions, **(values or {})}, parts, shared)
+
+
+def page_of(
+    path: str,
+    foot: Provenance,
+    values: Mapping[str, Any],
+    parts: Mapping[str, Part] | None = None,
+    shared: Mapping[str, Part] | None = None,
+) -> Page:
+    """The page of docs/`path`.md from these values and parts alone, and what its foot says."""
+    document = render_document(document_source(path), f"docs/{path}.md", values, parts, shared, FILTERS)
+    return Page(path, document.title, document.blocks, document.description, provenance=foot)
 
 
 def document_source(path: str) -> str:
