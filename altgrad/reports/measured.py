@@ -61,11 +61,6 @@ class Measured(Record):
     load: float | None = Field(default=None, ge=0)  # the one-minute average when it began; None where it is not known
     versions: dict[str, str]
 
-    @property
-    def packages(self) -> str:
-        """``torch 2.13.0, numpy 2.5.1``."""
-        return packages(self.versions)
-
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -107,8 +102,8 @@ def found(
         record = read_record(path, kind)
     except RecordError as error:
         return None, [Note("warning", "A record was left out", (Bullets((str(error),)),))]
-    pending = Note("question", "Pending", (Paragraph(missing), CodeBlock(COMMANDS[path.name], "bash")))
-    return record, [] if record else [pending]
+    command = CodeBlock(COMMANDS[path.name], "bash")
+    return record, [] if record else [Note("question", "Pending", (Paragraph(missing), command))]
 
 
 def table(rows: Sequence[Record], columns: Sequence[Column], caption: str, id: str) -> list[Block]:
@@ -129,4 +124,4 @@ def page(path: str, values: Mapping[str, Any], parts: Mapping[str, Part], record
         ("Code", f"altgrad {altgrad.__version__}{code}"),
         ("Built", "from local records; no network was used"),
     )
-    return page_of(path, Provenance(lines), values, parts)
+    return page_of(path, Provenance(lines), {"packages": packages, **values}, parts)
