@@ -42,6 +42,12 @@ Inside.
 {{ show("table") }}
 {% endcall %}
 {% call note("warning", "Box") %}
+Inside.
+{% endcall %}
+{% call note("warning", "Nothing inside") %}
+{% if not n %}
+None.
+{% endif %}
 {% endcall %}
 {% if n %}yes{% endif %} and{% if not n %} no{% endif %}.
 
@@ -62,7 +68,7 @@ The end.
         Bullets(("one item", "b", "c")),
         PART,
         Details("Folded 2", (Paragraph("Inside."), PART)),
-        Note("warning", "Box"),
+        Note("warning", "Box", (Paragraph("Inside."),)),
         Paragraph("yes and."),
         CodeBlock("# no heading\n\nmake", "bash"),
         Paragraph("The end."),

@@ -4,7 +4,7 @@
     {{ show("operands") }}                                      a figure, a table or a section, by its name
     E0M7 ends {{ gap | signed }} above FP32.                    a value; text that is not `Md` is escaped
     {% call holds('best() == "E3M4"') %}E3M4 costs least.{% endcall %}
-    {% call details("The tests") %}...{% endcall %}             folded away; note("info", "Title") is a box
+    {% call details("The tests") %}...{% endcall %}             folded away, never empty; note("info", "Title") is a box
     [text](altgrad:reports/format_comparison#results)           a page, wherever the document is written
 
 An unknown slot is an error, since a sentence with a hole in it would still look like a result. So is a part that no
@@ -112,10 +112,12 @@ def render_document(
         return found() if callable(found) else found
 
     def details(title: Text, caller: Callable[[], str]) -> Md:
-        return place([Details(markdown(title), tuple(_blocks(caller(), placed)))])
+        inside = tuple(_blocks(caller(), placed))
+        return place([Details(markdown(title), inside)] if inside else [])
 
     def note(kind: Literal["info", "warning", "success", "question"], title: Text, caller: Callable[[], str]) -> Md:
-        return place([Note(kind, markdown(title), tuple(_blocks(caller(), placed)))])
+        inside = tuple(_blocks(caller(), placed))
+        return place([Note(kind, markdown(title), inside)] if inside else [])
 
     def holds(condition: str, caller: Callable[[], str]) -> str:
         def value(expression: str) -> Any:

@@ -12,7 +12,7 @@ from altgrad.analysis.contrasts import Row, missing, named_family
 from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, MARGIN
-from altgrad.pages import Page
+from altgrad.pages import Page, Provenance
 from altgrad.pages.document import NotRecorded, Part, render_document
 from altgrad.reports import columns as col
 from altgrad.reports.pending import larger, pending, pending_note
@@ -68,7 +68,7 @@ def document_page(
         "traceability": lambda: traceability(loader, arms()),
     }
     functions: dict[str, Any] = {
-        "margin": f"{MARGIN:g}",
+        "margin": MARGIN,
         "arm": col.arm_link,
         "contrast": lambda of, to: _contrast(loader, of, to),
         "verdict": lambda identity: _verdict(loader, identity),
@@ -77,15 +77,19 @@ def document_page(
         "pending_section": lambda missing, *studies: pending(missing, studies),
         "larger": lambda study: larger(loader, study),
     }
-    text = document_source(path)
-    document = render_document(text, f"docs/{path}.md", {**functions, **(values or {})}, parts, shared, FILTERS)
-    return Page(
-        path,
-        document.title,
-        document.blocks,
-        description=document.description,
-        provenance=provenance(loader, built),
-    )
+    return page_of(path, provenance(loader, built), {**functions, **(values or {})}, parts, shared)
+
+
+def page_of(
+    path: str,
+    foot: Provenance,
+    values: Mapping[str, Any],
+    parts: Mapping[str, Part] | None = None,
+    shared: Mapping[str, Part] | None = None,
+) -> Page:
+    """The page of docs/`path`.md from these values and parts alone, and what its foot says."""
+    document = render_document(document_source(path), f"docs/{path}.md", values, parts, shared, FILTERS)
+    return Page(path, document.title, document.blocks, document.description, provenance=foot)
 
 
 def _contrast(loader: ExperimentDataLoader, *pair: str) -> Row:
