@@ -110,25 +110,25 @@ def _comparisons(analyzer: FailureAnalyzer, failed: pd.DataFrame) -> Iterator[tu
 
 def _summary(analyzer: FailureAnalyzer, comparison: Comparison, failed: pd.DataFrame) -> Values:
     """Which splits fail as the page compares them, and by what; which arms break; the worst of the other scales."""
-    splits = analyzer.of_formats(comparison.table[comparison.table["n_pairs"] >= 2], *SPLITS)["arm"]
-    broken, scaled, failing = [], [], dict[str, list[Row]]()
+    splits = set(analyzer.of_formats(comparison.table[comparison.table["n_pairs"] >= 2], *SPLITS)["arm"])
+    broken, failing, worst = [], dict[str, list[Row]](), None
     for row in failed.to_dict("records"):
         causes, bare = row["causes"].split(", "), unscaled(analyzer.loader.config(row["arm"]))
-        row |= {"causes": causes, "bare": bare, "name": _in_words(analyzer, row)}
+        end = next((cause for cause in causes if cause in ("divergence", "nan_loss")), "")
+        row |= {"end": end, "bare": bare, "name": _in_words(analyzer, row)}
         if row["n_finished"] < row["n_runs"]:
             broken.append(row)
-            continue
-        if row["arm"] in set(splits):
+        elif row["arm"] in splits:
             gradients = (causes[0], row["operand"]) == ("underflow", "grad_output")
             failing.setdefault("small gradients" if gradients else causes[0], []).append(row)
-        if not bare and not col.missing(row["gap"]):
-            scaled.append(row)
+        elif not (bare or failing or worst or col.missing(row["gap"])):  # the largest gap is first
+            worst = row
     outright = analyzer.failures.loc[analyzer.failures["status"] == "failed", "arm"]
     return {
         "splits": len(splits),
         "failing": failing,
         "broken": broken,
-        "worst": next((row for row in scaled[:1] if row["arm"] not in set(splits)), None),
+        "worst": worst,
         "outright": outright.map(lambda arm: named(analyzer.loader.config(arm))).value_counts().to_dict(),
     }
 
