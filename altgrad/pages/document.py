@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from jinja2 import Environment, StrictUndefined, TemplateError, nodes
 from jinja2.runtime import Undefined
+from markupsafe import Markup
 
 from altgrad.pages.content import Block, Bullets, CodeBlock, Details, Heading, Link, Note, Paragraph, Text, markdown
 from altgrad.text import Md
@@ -84,16 +85,17 @@ def render_document(
         return Md(f"\n\n\x02{len(placed) - 1}\x03\n\n") if blocks else Md("")
 
     def written(value: Any) -> Any:
-        if isinstance(value, Undefined):
+        if isinstance(value, Undefined | Markup):  # what a macro or a {% set %} block has written
             return value
         blocks = value if isinstance(value, list | tuple) else [value]
         if all(isinstance(each, Block) for each in blocks):
-            return place(blocks)
-        return markdown(value if isinstance(value, str | Link) else str(value))
+            return Markup(place(blocks))
+        return Markup(markdown(value if isinstance(value, str | Link) else str(value)))
 
     environment = Environment(
         undefined=StrictUndefined,
         finalize=written,
+        autoescape=True,  # by which a macro's text is known
         trim_blocks=True,
         lstrip_blocks=True,
         comment_start_string="{##",  # "{#name}" is the anchor of a heading
