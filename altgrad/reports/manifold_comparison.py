@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,12 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
     found = loader.memo(StepRuleComparator)
     verdicts = verdicts_of(loader, *(f"H{number}" for number in range(6, 15)))
     judged, others = found.pairings.dropna(subset="difference"), found.others
-    pilots = others[0][others[0]["counts"]].assign(n_ended_badly=0) if others else found.table.iloc[:0]
+    pilots = (
+        others[0][others[0]["counts"]].assign(n_ended_badly=0, p_equivalent=math.nan)
+        if others
+        else found.table.iloc[:0]
+    )
+    own = judged[judged["rule"] == "update"]
     known = judged if len(judged) else pilots.assign(rule=[_rule_of(loader, arm) for arm in pilots["arm"]])
     tuning, frames = _tuning(found), _frames(found)
     unquantized = frames["no-quantization"].query("contrast == 'FP32' and rule == 'relative'")
@@ -71,11 +77,12 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
         "scope": lambda: scope(loader, found.pairings["arm"].iloc[0]),
         "ulps": next(verdict for verdict in verdicts if verdict.id == "H8"),
         "unmet": [verdict for verdict in verdicts if verdict.answer in ("no", "inconclusive")],
-        **_against_adamw(judged),
+        "own": _outcome(own),
+        "relative": _outcome(judged[judged["rule"] == "relative"]),
         "stronger": _shown(unquantized, -1).to_dict("records"),
         "better_untuned": lambda: _better_untuned(loader),
         "decays": _decays(found),
-        "pilots": _pilots(pilots),
+        "pilots": _outcome(pilots),
         "stiffness": STIFFNESS,
         "known": len(known),
         "faults": {name: list(dict.fromkeys(filter(None, rows["missing"]))) for name, rows in frames.items()},
@@ -85,7 +92,7 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
         "packages": measured.packages,
         "worse": _worse(judged),
         "unfinished": found.arms.query("n_runs > n_finished").to_dict("records"),
-        "widest": judged[judged["rule"] == "update"].nlargest(1, "sd").to_dict("records"),
+        "widest": own.nlargest(1, "sd").to_dict("records"),
         "seeds_for": lambda row: seeds_needed(row["sd"], SMALLEST_GAP),
         "judged": len(judged),
         "config": loader.config(known["arm"].iloc[0]) if len(known) else None,
@@ -93,17 +100,20 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
         "other_rates": _other_rates(loader, pilots),
         "others": [_other(loader, part, number) for number, part in enumerate(others, start=1)],
     }
-    parts = {
+    tables: dict[str, Part] = {
+        "arms": lambda: _arms(frames["arms"], found.arms),
+        "stall-ranks": lambda: _stalls(found),
+        **_contrasts(frames),
+    }
+    parts: dict[str, Part] = {
         "differences": lambda: _differences(judged),
         "pilot": lambda: pilot(loader, pilots["arm"], int(pilots["n_pairs"].max())),
         "pilot differences": lambda: [_pilot_chart(pilots)],
         "hypotheses": lambda: [verdict_table(verdicts, "hypotheses", caption="The preregistered hypotheses")],
         "predictions": lambda: [_predictions(known)],
-        "arms": lambda: _arms(frames["arms"], found.arms),
         "sweeps": lambda: [*_sweep_chart(found.sweeps), _sweep_table(tuning["sweeps"])],
         "tuning runs": lambda: [_tuning_runs(found.sweeps)],
-        **_contrasts(frames),
-        "stall-ranks": lambda: _stalls(found),
+        **{name: [] if frames[name]["missing"].all() else table for name, table in tables.items()},
         "slopes": lambda: [slope_table(slopes)] if slopes else no_slopes,
         "machines": lambda: machine_blocks(loader, _comparisons(found)),
     }
@@ -152,29 +162,16 @@ def _shown(rows: pd.DataFrame, sign: int) -> pd.DataFrame:
     return rows[pd.Series([shown(row, sign) for row in rows.to_dict("records")], rows.index, dtype=bool)]
 
 
-def _ends(rows: pd.DataFrame, by: list[str]) -> dict[str, col.Row]:
-    ordered = rows.sort_values(by).to_dict("records")
-    return {"best": ordered[0], "worst": ordered[-1]} if ordered else {}
+def _outcome(rows: pd.DataFrame) -> dict[str, Any]:
+    """How many pairings end lower and higher than AdamW, by how much at most, and both ends; empty without any."""
+    ordered = rows.sort_values(["difference", "format"]).to_dict("records")
+    counts = Counter(reading(row).partition(",")[0] for row in ordered)
+    readings = {name: counts[name] for name in ("lower", "higher", "equivalent", "undecided")}
+    most = max((-row["difference"] for row in ordered if shown(row, -1)), default=0.0)
+    return {**readings, "total": len(rows), "most": most, "best": ordered[0], "worst": ordered[-1]} if ordered else {}
 
 
 # The answer
-
-
-def _against_adamw(judged: pd.DataFrame) -> dict[str, Any]:
-    """How often steps in ulps end lower and higher than AdamW, and how often a rate relative to the tensor does."""
-    own, relative = (judged[judged["rule"] == rule] for rule in ("update", "relative"))
-    better = _shown(relative, -1)
-    return {
-        "readings": Counter(reading(row).partition(",")[0] for row in own.to_dict("records")),
-        **_ends(own, ["difference", "format", "storage", "rounding"]),
-        "relative": {"better": len(better), "total": len(relative), "most": -better["difference"].min()},
-    }
-
-
-def _pilots(pilots: pd.DataFrame) -> dict[str, Any]:
-    """What is recorded while the campaign's studies are not."""
-    counts = {"better": len(_shown(pilots, -1)), "worse": len(_shown(pilots, +1)), "total": len(pilots)}
-    return counts | _ends(pilots, ["difference", "format"]) if len(pilots) else {}
 
 
 def _better_untuned(loader: ExperimentDataLoader) -> list[dict[str, Any]]:
@@ -205,11 +202,10 @@ def _differences(judged: pd.DataFrame) -> list[Block]:
     if data.empty:
         return []
     rows = data.assign(misscaled=False).to_dict("records")
-    ends = {"lowest": data["difference"].idxmin(), "highest": data["difference"].idxmax()}
+    lowest, *_, highest = sorted([rows[0], *rows], key=lambda row: row["difference"])
     told = "; ".join(
-        f"{word}: {in_words(arm_of(rows[place]))} {rows[place]['difference']:+.3f} "
-        f"{words.interval(rows[place]['low'], rows[place]['high'])}"
-        for word, place in ends.items()
+        f"{word}: {in_words(arm_of(row))} {row['difference']:+.3f} {words.interval(row['low'], row['high'])}"
+        for word, row in (("lowest", lowest), ("highest", highest))
     )
     chart = charts.grouped_forest(
         "loss-difference",
@@ -260,14 +256,9 @@ def _predictions(known: pd.DataFrame) -> Table:
             f"{'stall ratio' if measure == 'stall' else 'loss'} interval below AdamW's in {below}, above in {above}, "
             f"around zero in {len(own) - below - above} of {len(own)} pairings"
         )
-        rows.append(
-            {
-                "prediction": text,
-                "outcome": outcome if below or above else "not decided",
-                "recorded": recorded if len(own) else "no pairs recorded",
-            }
-        )
-    columns = [col.text(title, title.lower()) for title in ("Prediction", "Outcome", "Recorded")]
+        outcome, recorded = outcome if below or above else "not decided", recorded if len(own) else "no pairs recorded"
+        rows.append({"Prediction": text, "Outcome": outcome, "Recorded": recorded})
+    columns = [col.text(title, title) for title in ("Prediction", "Outcome", "Recorded")]
     return col.table(rows, columns, "The hypothesis against what happened")
 
 
@@ -275,35 +266,25 @@ def _predictions(known: pd.DataFrame) -> Table:
 
 
 def _arms(shown: pd.DataFrame, data: pd.DataFrame) -> list[Block]:
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    """A row a step rule and place, a column a format."""
+    rules, places = list(RULES), list(PLACES)
+    rows: dict[tuple[int, int], dict[str, Any]] = {}
     for row in shown.to_dict("records"):
-        arm = arm_of(row)
-        new = {"rule": arm.rule, "place": arm.place, "extra_bytes": row["extra_bytes"]}
-        rows.setdefault((arm.rule, arm.place), new)[arm.format] = row
-    order = sorted(rows, key=lambda key: (list(RULES).index(key[0]), list(PLACES).index(key[1])))
-
-    def cell(fmt: str, by_format: col.Row) -> Cell:
-        row = by_format.get(fmt)
-        if row is None or row["missing"]:
-            return row and "pending"
-        badly = row["n_runs"] - row["n_finished"]
+        arm, badly = arm_of(row), row["n_runs"] - row["n_finished"]
         text = f"{badly} of {row['n_runs']} not finished" if badly else f"{row['val_loss']:.3f}"
-        return col.arm_link(row["arm"], text)
-
+        storage, rounding = _place(row).split(", ")
+        new = {"rule": arm.rule, "storage": storage, "rounding": rounding, "extra_bytes": row["extra_bytes"]}
+        cells = rows.setdefault((rules.index(arm.rule), places.index(arm.place)), new | dict.fromkeys(RULE_FORMATS))
+        cells[arm.format] = "pending" if row["missing"] else col.arm_link(row["arm"], text)
     columns = (
         col.text("Step rule", "rule", LABELS),
-        col.of("Storage", lambda row: PLACES[row["place"]].label.split(", ")[0]),
-        col.of("Rounding", lambda row: PLACES[row["place"]].label.split(", ")[1]),
-        col.of("Extra bytes a weight", lambda row: row["extra_bytes"], right=True),
-        *(col.of(fmt, partial(cell, fmt), right=True) for fmt in RULE_FORMATS),
+        col.text("Storage", "storage"),
+        col.text("Rounding", "rounding"),
+        col.count("Extra bytes a weight", "extra_bytes"),
+        *(col.of(fmt, itemgetter(fmt), right=True) for fmt in RULE_FORMATS),
     )
     caption = "The arms with a format, by their mean final loss (nats a character; unpaired, for orientation)"
-    return _known(shown, col.table([rows[key] for key in order], columns, caption, "arms", data))
-
-
-def _known(rows: pd.DataFrame, *blocks: Block) -> list[Block]:
-    """What shows rows; nothing where all of them are missing."""
-    return [] if rows["missing"].all() else [*blocks]
+    return [col.table([rows[key] for key in sorted(rows)], columns, caption, "arms", data)]
 
 
 def _tuning(found: StepRuleComparator) -> dict[str, Any]:
@@ -365,22 +346,21 @@ def _tuning_runs(sweeps: pd.DataFrame) -> Table:
 
 
 def _sweep_chart(sweeps: pd.DataFrame) -> list[Block]:
-    parts = []
-    for _, group in sweeps.groupby(list(NAME_COLUMNS), sort=False):
-        for best in group[group["best"]].itertuples():
-            factor, above = group["learning_rate"] / best.learning_rate, group["val_loss"] - best.val_loss
-            parts.append(group.assign(factor=factor, above=above))
-    parts = [part for part in parts if len(part) > 1]
-    if not parts:
+    names = list(NAME_COLUMNS)
+    groups = sweeps.assign(rate=sweeps["learning_rate"].where(sweeps["best"])).groupby(names, sort=False)
+    factor = sweeps["learning_rate"] / groups["rate"].transform("max")
+    above = sweeps["val_loss"] - groups["val_loss"].transform("min")
+    drawn = factor.notna() & (groups["rate"].transform("size") > 1)
+    data = sweeps.assign(factor=factor, above=above)[drawn].reset_index(drop=True)
+    if data.empty:
         return []
-    data = pd.concat(parts, ignore_index=True)
     beyond = int((~(data["above"] <= TUNED_WITHIN)).sum())
     told = f" {beyond} rates are beyond {TUNED_WITHIN:g} nats or did not finish, and not drawn." if beyond else ""
     chart = charts.curves_of_multiples(
         "sweeps",
         "The sweeps, each around its best rate",
-        f"Mean loss over the held-out seeds of {len(parts)} arms by learning rate, as multiples of the best: a line "
-        f"an arm, a colour a step rule. A minimum inside says that the rate is tuned.{told}",
+        f"Mean loss over the held-out seeds of {data.groupby(names).ngroups} arms by learning rate, as multiples of "
+        f"the best: a line an arm, a colour a step rule. A minimum inside says that the rate is tuned.{told}",
         data,
         {
             "factor": "learning rate, as a multiple of the arm's best",
@@ -454,7 +434,7 @@ def _contrast_table(rows: pd.DataFrame, caption: str, head: Sequence[Column], id
         *([stall] if "stall_difference" in rows else []),
         col.of("Reading", lambda row: "pending" if row["missing"] else reading(row)),
     )
-    return _known(rows, col.table(rows, columns, caption, identity))
+    return [col.table(rows, columns, caption, identity)]
 
 
 def _misscaled(start: pd.DataFrame, judged: pd.DataFrame) -> list[tuple[col.Row, col.Row]]:
@@ -482,7 +462,7 @@ def _stalls(found: StepRuleComparator) -> list[Block]:
         col.count("Seeds", "n_pairs"),
     )
     table = col.table(found.stalls, columns, "Rank correlation of stall ratio and loss", "stall-ranks")
-    return _known(found.stalls, *_stall_chart(found), table)
+    return [*_stall_chart(found), table]
 
 
 def _stall_chart(found: StepRuleComparator) -> list[Block]:
