@@ -102,7 +102,7 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
     }
     tables: dict[str, Part] = {
         "arms": lambda: _arms(frames["arms"], found.arms),
-        "stall-ranks": lambda: _stalls(found),
+        "stall-ranks": lambda: _stalls(found, frames["arms"]),
         **_contrasts(frames),
     }
     parts: dict[str, Part] = {
@@ -379,12 +379,10 @@ def _sweep_chart(sweeps: pd.DataFrame) -> list[Block]:
 def _contrasts(frames: Mapping[str, pd.DataFrame]) -> dict[str, Part]:
     """The tables of contrasts, by their names."""
     rule = col.arm("Step rule", "rule", words_of=LABELS)
-    changes = {
+    contrasts = {
         "nearest": "nearest minus stochastic, on the grid",
         "feedback": "error feedback minus stochastic, on the grid",
         "grid": "stochastic on the grid minus master weights",
-    }
-    of_two = {
         "E4M3": "minus AdamW, with E4M3",
         "FP32": "minus AdamW, without quantization",
         "difference": "difference of the two",
@@ -400,11 +398,11 @@ def _contrasts(frames: Mapping[str, pd.DataFrame]) -> dict[str, Part]:
         ),
         "roundings": (
             "Storage and rounding, nats a character, paired by seed",
-            (col.text("Format", "format"), rule, arm("What changes", lambda row: changes[row["contrast"]])),
+            (col.text("Format", "format"), rule, arm("What changes", lambda row: contrasts[row["contrast"]])),
         ),
         "no-quantization": (
             "Each step rule with and without quantization (master weights; S that of E4M3)",
-            (rule, col.text("Contrast", "contrast", of_two)),
+            (rule, col.text("Contrast", "contrast", contrasts)),
         ),
         "ablations": (
             "S shuffled and S constant against S (E4M3, master weights)",
@@ -444,7 +442,7 @@ def _misscaled(start: pd.DataFrame, judged: pd.DataFrame) -> list[tuple[col.Row,
     return [(row, plain.loc[row["rule"]].to_dict()) for row in rows if row["rule"] in plain.index]
 
 
-def _stalls(found: StepRuleComparator) -> list[Block]:
+def _stalls(found: StepRuleComparator, arms: pd.DataFrame) -> list[Block]:
     def counterexample(row: col.Row) -> Cell:
         if col.missing(row["more"]):
             return "pending" if row["missing"] else "no such pair"
@@ -462,16 +460,11 @@ def _stalls(found: StepRuleComparator) -> list[Block]:
         col.count("Seeds", "n_pairs"),
     )
     table = col.table(found.stalls, columns, "Rank correlation of stall ratio and loss", "stall-ranks")
-    return [*_stall_chart(found), table]
-
-
-def _stall_chart(found: StepRuleComparator) -> list[Block]:
-    ranked, arms = found.stalls[found.stalls["missing"] == ""], found.arms
-    arms = arms[arms["study"].isin(["formats", "storage"]) & arms["format"].isin(ranked["format"])]
+    ranked = found.stalls[found.stalls["missing"] == ""]
     names = ["format", "rule", "storage", "rounding", "stall_ratio", "val_loss", "arm"]
-    data = charts.finite_rows(arms[names], "stall_ratio", "val_loss")
+    data = charts.finite_rows(arms.loc[arms["format"].isin(ranked["format"]), names], "stall_ratio", "val_loss")
     if data.empty:
-        return []
+        return [table]
     ranks = "; ".join(f"{row.format} {row.spearman:+.2f}" for row in ranked.itertuples())
     pairs = ranked.loc[ranked["more"].notna(), ["arm", "against"]].itertuples(index=False, name=None)
     chart = charts.scatter(
@@ -484,7 +477,7 @@ def _stall_chart(found: StepRuleComparator) -> list[Block]:
         STYLES,
         pairs,
     )
-    return [ChartBlock(chart)]
+    return [ChartBlock(chart), table]
 
 
 # What it means, and what else is recorded
