@@ -91,6 +91,8 @@ def real_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site as a reader gets it, built from the recorded runs without torch; or ALTGRAD_SITE, built already."""
     if built := os.environ.get("ALTGRAD_SITE"):
         return Path(built)
+    if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each build it take twice as long, and nobody would see why
+        (tmp_path_factory.getbasetemp().parent / "real-site-is-built").touch(exist_ok=False)
     out = tmp_path_factory.mktemp("real") / "site"
     without_torch = out.parent / "blocked"
     without_torch.mkdir()
