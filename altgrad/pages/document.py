@@ -113,11 +113,11 @@ def render_document(
 
     def details(title: Text, caller: Callable[[], str]) -> Md:
         inside = tuple(_blocks(caller(), placed))
-        return place([Details(markdown(title), inside)] if inside else [])
+        return place([Details(Md(written(title)), inside)] if inside else [])
 
     def note(kind: Literal["info", "warning", "success", "question"], title: Text, caller: Callable[[], str]) -> Md:
         inside = tuple(_blocks(caller(), placed))
-        return place([Note(kind, markdown(title), inside)] if inside else [])
+        return place([Note(kind, Md(written(title)), inside)] if inside else [])
 
     def holds(condition: str, caller: Callable[[], str]) -> str:
         def value(expression: str) -> Any:
