@@ -24,7 +24,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "signed": lambda value, digits=3: words.number(value, digits, sign=True),
     "percent": words.percent,
     "share": lambda value, digits=0: f"{value:.{digits}%}",
-    "general": lambda value: f"{value:g}",
+    "general": lambda value, form="g": format(value, form),
     "thousands": lambda value: f"{value:,}",
     "p": words.p_text,
     "p_equals": words.p_equals,
@@ -32,6 +32,8 @@ FILTERS: dict[str, Callable[..., str]] = {
     "span": words.span,
     "estimate": words.estimate,
     "names": lambda items: words.names(list(items)),
+    "tokens": words.tokens,
+    "quantized": words.quantized,
 }
 """How a document writes a value: `altgrad.analysis.words`, but for whole numbers."""
 
@@ -72,7 +74,9 @@ def document_page(
         "larger": lambda study: larger(loader, study),
     }
     text = document_source(path)
-    document = render_document(text, f"docs/{path}.md", {**functions, **(values or {})}, parts, shared, FILTERS)
+    document = render_document(
+        text, f"docs/{path}.md", {**functions, **(values or {})}, parts, shared, FILTERS, DOCUMENTS
+    )
     return Page(
         path,
         document.title,
@@ -88,5 +92,6 @@ def document_source(path: str) -> str:
 
 
 def documents_key(*paths: str) -> str:
-    """A digest of the documents of some pages, for the cache."""
-    return digest(*map(document_source, paths))
+    """A digest of the documents of some pages and of those that they may import, for the cache."""
+    shared = sorted(f"sections/{file.stem}" for file in (DOCUMENTS / "sections").glob("*.md"))
+    return digest(*map(document_source, (*paths, *shared)))
