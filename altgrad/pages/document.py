@@ -4,7 +4,7 @@
     {{ show("operands") }}                                      a figure, a table or a section, by its name
     E0M7 ends {{ gap | signed }} above FP32.                    a value; text that is not `Md` is escaped
     {% call holds('best() == "E3M4"') %}E3M4 costs least.{% endcall %}
-    {% call details("The tests") %}...{% endcall %}             folded away; note("info", "Title") is a box
+    {% call details("The tests") %}...{% endcall %}             folded away, never empty; note("info", "Title") is a box
     [text](altgrad:reports/format_comparison#results)           a page, wherever the document is written
     {% import "sections/answer.md" as say with context %}       macros that several documents share
 
@@ -18,6 +18,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from jinja2.runtime import Undefined
 from markupsafe import Markup
 
 from altgrad.pages.content import Block, Bullets, CodeBlock, Details, Heading, Link, Note, Paragraph, Text, markdown
-from altgrad.text import Md
+from altgrad.text import Md, escape
 
 Part = Sequence[Block] | Callable[[], Sequence[Block]]
 """Blocks that a slot places; a function is called by the slot that shows it."""
@@ -122,10 +123,12 @@ def render_document(
         return found() if callable(found) else found
 
     def details(title: Text, caller: Callable[[], str]) -> Md:
-        return place([Details(title, tuple(_blocks(caller(), placed)))])
+        inside = tuple(_blocks(caller(), placed))
+        return place([Details(markdown(title), inside)] if inside else [])
 
     def note(kind: Literal["info", "warning", "success", "question"], title: Text, caller: Callable[[], str]) -> Md:
-        return place([Note(kind, title, tuple(_blocks(caller(), placed)))])
+        inside = tuple(_blocks(caller(), placed))
+        return place([Note(kind, markdown(title), inside)] if inside else [])
 
     def holds(condition: str, caller: Callable[[], str]) -> str:
         def value(expression: str) -> Any:
@@ -135,13 +138,13 @@ def render_document(
             if value(condition):
                 return caller()
         except NotRecorded as error:
-            return markdown(f"Not recorded here: {error}.")
+            return Md(f"*{escape(str(error))}*")
         found = [part.strip() for part in _OPERATORS.split(condition) if not re.match(r"""\s*["'\d.]""", part)]
         read = ", ".join(f"{part} is {value(part)!r}" for part in dict.fromkeys(found))
         sentence = " ".join(caller().split())
         raise DocumentError(f'the records contradict "{sentence}": {condition} does not hold, {read}')
 
-    functions = {"show": show, "details": details, "note": note, "holds": holds}
+    functions = {"show": show, "details": details, "note": note, "holds": holds, "recorded": partial(holds, "true")}
     try:
         shown = {_first(call) for call in environment.parse(text, name).find_all(nodes.Call)}
         if unshown := sorted(parts.keys() - shown):

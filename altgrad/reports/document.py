@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.analysis import words
+from altgrad.analysis.contrasts import Row, missing, named_family
+from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.statistics import MARGIN
-from altgrad.pages import Page
-from altgrad.pages.document import Part, render_document
+from altgrad.analysis.statistics import ALPHA, MARGIN
+from altgrad.pages import Page, Provenance
+from altgrad.pages.document import NotRecorded, Part, render_document
 from altgrad.reports import columns as col
 from altgrad.reports.pending import larger, pending, pending_note
 from altgrad.reports.provenance import left_out, provenance, traceability
@@ -31,6 +33,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "interval": words.interval,
     "span": words.span,
     "estimate": words.estimate,
+    "nats": words.contrast,
     "names": lambda items: words.names(list(items)),
     "tokens": words.tokens,
     "quantized": words.quantized,
@@ -67,23 +70,46 @@ def document_page(
         "traceability": lambda: traceability(loader, arms()),
     }
     functions: dict[str, Any] = {
-        "margin": f"{MARGIN:g}",
+        "margin": MARGIN,
         "arm": col.arm_link,
+        "contrast": lambda of, to: _contrast(loader, of, to),
+        "verdict": lambda identity: _verdict(loader, identity),
+        "alpha": ALPHA,
         "pending": lambda missing, *studies: pending_note(missing, studies),
         "pending_section": lambda missing, *studies: pending(missing, studies),
         "larger": lambda study: larger(loader, study),
     }
-    text = document_source(path)
-    document = render_document(
-        text, f"docs/{path}.md", {**functions, **(values or {})}, parts, shared, FILTERS, DOCUMENTS
-    )
-    return Page(
-        path,
-        document.title,
-        document.blocks,
-        description=document.description,
-        provenance=provenance(loader, built),
-    )
+    return page_of(path, provenance(loader, built), {**functions, **(values or {})}, parts, shared)
+
+
+def page_of(
+    path: str,
+    foot: Provenance,
+    values: Mapping[str, Any],
+    parts: Mapping[str, Part] | None = None,
+    shared: Mapping[str, Part] | None = None,
+) -> Page:
+    """The page of docs/`path`.md from these values and parts alone, and what its foot says."""
+    document = render_document(document_source(path), f"docs/{path}.md", values, parts, shared, FILTERS, DOCUMENTS)
+    return Page(path, document.title, document.blocks, document.description, provenance=foot)
+
+
+def _contrast(loader: ExperimentDataLoader, *pair: str) -> Row:
+    """The paired difference of two of the campaign's arms, of its studies and seeds only, as a row of a family of one.
+
+    Raises:
+        NotRecorded: not all of their runs have ended.
+    """
+    if lacking := missing(loader, pair):
+        raise NotRecorded(lacking)
+    return named_family(loader, [pair]).to_dict("records")[0]
+
+
+def _verdict(loader: ExperimentDataLoader, identity: str) -> Verdict:
+    (found,) = verdicts(loader, identity)
+    if found.answer == "pending":
+        raise NotRecorded(found.evidence)
+    return found
 
 
 def document_source(path: str) -> str:

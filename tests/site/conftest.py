@@ -44,8 +44,9 @@ def copy_project(folder: Path) -> Path:
     shutil.copy(HERE / "gallery.py", folder / "gen/home.py")
     for name in ("reports", "runs", "formats", "api"):
         (folder / f"gen/{name}.py").write_text("")
-    # Its links lead to sections of reports that the gallery has not.
-    (folder / "docs/reports/corrections.md").write_text("# Corrections\n\nTo {{ margin }} [here](altgrad:index).\n")
+    for page in (folder / "docs").rglob("*.md"):  # documents, whose values come from records
+        if "{{ show(" in page.read_text() or "{% " in page.read_text():
+            page.unlink()
     (folder / "docs/own").mkdir()
     shutil.copy(HERE / "own.md", folder / "docs/own/page.md")
     (folder / "docs/own/measured.csv").write_text("x,y\n1,2\n2,4\n")
