@@ -6,6 +6,7 @@
     {% call holds('best() == "E3M4"') %}E3M4 costs least.{% endcall %}
     {% call details("The tests") %}...{% endcall %}             folded away, never empty; note("info", "Title") is a box
     [text](altgrad:reports/format_comparison#results)           a page, wherever the document is written
+    {% import "sections/answer.md" as say with context %}       macros that several documents share
 
 An unknown slot is an error, since a sentence with a hole in it would still look like a result. So is a part that no
 slot shows, and so is a sentence in `holds` that the records contradict.
@@ -18,9 +19,10 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import Environment, StrictUndefined, TemplateError, nodes
+from jinja2 import Environment, FunctionLoader, StrictUndefined, TemplateError, nodes
 from jinja2.runtime import Undefined
 from markupsafe import Markup
 
@@ -63,6 +65,7 @@ def render_document(
     parts: Mapping[str, Part] | None = None,
     shared: Mapping[str, Part] | None = None,
     filters: Mapping[str, Callable[..., Any]] | None = None,
+    folder: Path = Path(),
 ) -> Document:
     """The document with its values and parts in their slots.
 
@@ -73,6 +76,7 @@ def render_document(
         parts: what `show` places, by name; each has to be shown by some slot, in whichever branch.
         shared: further parts, which need not be shown.
         filters: what a slot may apply to a value, by name.
+        folder: of the documents that it may import.
 
     Raises:
         DocumentError: a slot is unknown or cannot be computed, a part is not shown, the template is malformed, or the
@@ -80,6 +84,12 @@ def render_document(
     """
     parts, text = parts or {}, _INLINE_TAG.sub(r"\1+%}", text)
     placed: list[Sequence[Block]] = []
+    sources = {name}
+
+    def imported(file: str) -> tuple[str, str, None] | None:
+        sources.add(file)
+        known = (folder / file).is_file()
+        return (_INLINE_TAG.sub(r"\1+%}", (folder / file).read_text("utf-8")), file, None) if known else None
 
     def place(blocks: Sequence[Block]) -> Md:
         placed.append(blocks)
@@ -94,6 +104,7 @@ def render_document(
         return Markup(markdown(value if isinstance(value, str | Link) else str(value)))
 
     environment = Environment(
+        loader=FunctionLoader(imported),
         undefined=StrictUndefined,
         finalize=written,
         autoescape=True,  # by which a macro's text is known
@@ -142,10 +153,12 @@ def render_document(
         template = environment.template_class.from_code(environment, code, environment.make_globals(functions))
         rendered = template.render(values)
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
-        line = getattr(error, "lineno", None) or (lines or [1])[-1]
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in sources]
+        file, line = (frames[-1].filename, frames[-1].lineno) if frames else (name, 1)
+        if malformed := getattr(error, "lineno", None):
+            file, line = getattr(error, "filename", None) or name, malformed
         remedy = "" if isinstance(error, DocumentError) else "; correct the slot, or give it a value"
-        raise DocumentError(f"{name}:{line}: {error}{remedy}") from None
+        raise DocumentError(f"{file}:{line}: {error}{remedy}") from None
     head = _HEAD.match(rendered)
     first, *below = _blocks(rendered[head.end() :] if head else rendered, placed)
     if not (isinstance(first, Heading) and first.level == 1):

@@ -26,7 +26,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "signed": lambda value, digits=3: words.number(value, digits, sign=True),
     "percent": words.percent,
     "share": lambda value, digits=0: f"{value:.{digits}%}",
-    "general": lambda value: f"{value:g}",
+    "general": lambda value, form="g": format(value, form),
     "thousands": lambda value: f"{value:,}",
     "p": words.p_text,
     "p_equals": words.p_equals,
@@ -35,6 +35,8 @@ FILTERS: dict[str, Callable[..., str]] = {
     "estimate": words.estimate,
     "nats": words.contrast,
     "names": lambda items: words.names(list(items)),
+    "tokens": words.tokens,
+    "quantized": words.quantized,
 }
 """How a document writes a value: `altgrad.analysis.words`, but for whole numbers."""
 
@@ -88,7 +90,7 @@ def page_of(
     shared: Mapping[str, Part] | None = None,
 ) -> Page:
     """The page of docs/`path`.md from these values and parts alone, and what its foot says."""
-    document = render_document(document_source(path), f"docs/{path}.md", values, parts, shared, FILTERS)
+    document = render_document(document_source(path), f"docs/{path}.md", values, parts, shared, FILTERS, DOCUMENTS)
     return Page(path, document.title, document.blocks, document.description, provenance=foot)
 
 
@@ -116,5 +118,6 @@ def document_source(path: str) -> str:
 
 
 def documents_key(*paths: str) -> str:
-    """A digest of the documents of some pages, for the cache."""
-    return digest(*map(document_source, paths))
+    """A digest of the documents of some pages and of those that they may import, for the cache."""
+    shared = sorted(f"sections/{file.stem}" for file in (DOCUMENTS / "sections").glob("*.md"))
+    return digest(*map(document_source, (*paths, *shared)))
