@@ -94,6 +94,9 @@ def test_values_are_text_markdown_and_blocks_are_what_they_are() -> None:
         '{% call note("info", value) %}{{ value }}{% endcall %}',
         "{% macro m(x) %}{{ x }}{% endmacro %}{{ m(value) }}",
         "{% set x = value %}{{ x | upper }}",
+        "{% set x %}{{ value }}{% endset %}{{ x }}",
+        "{% macro m() %}{{ caller() }}{% endmacro %}{% call m() %}{{ value }}{% endcall %}",
+        '{% call holds("true") %}{{ value }}{% endcall %}',
     ],
 )
 def test_a_hostile_value_stays_text_in_every_kind_of_slot(slot: str) -> None:
@@ -115,6 +118,7 @@ def test_a_hostile_value_stays_text_in_every_kind_of_slot(slot: str) -> None:
         ("a\n\n{{ 1 / none }}\n", 5, "unsupported operand"),
         ("{{ show('there') }}", 3, "there is no part 'there'"),
         ("{{ raising() }}", 3, "no value"),
+        ("{{ known | safe }}", 3, "No filter named 'safe'"),
     ],
 )
 def test_a_slot_without_a_value_is_an_error_that_names_file_and_line(text: str, line: int, why: str) -> None:

@@ -38,6 +38,7 @@ _HEADING = re.compile(r"^(#{1,4}) (.+?)(?: \{#([\w-]+)\})?$", re.MULTILINE)
 _PLACE = re.compile("\x02([0-9]+)\x03")
 _INLINE_TAG = re.compile(r"^(?!\s*\{%[^%]*%\}\s*$)(.*)(?<![-+])%\}[ \t]*$", re.MULTILINE)
 """The last tag of a line with text: the line ends there, while a line of one tag leaves nothing behind."""
+_HTML_FILTERS = ("e", "escape", "forceescape", "safe", "tojson", "urlize", "xmlattr")
 _OPERATORS = re.compile(r"\s+(?:and|or|not|in|==|!=|<=|>=|<|>)\s+")
 
 
@@ -113,6 +114,8 @@ def render_document(
         comment_start_string="{##",  # "{#name}" is the anchor of a heading
         comment_end_string="##}",
     )
+    for name_of in _HTML_FILTERS:  # they would let a value past `written`
+        del environment.filters[name_of]
     environment.filters |= filters or {}
 
     def show(part: str) -> Sequence[Block]:
