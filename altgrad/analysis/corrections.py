@@ -168,7 +168,9 @@ def _fp32(loader: ExperimentDataLoader) -> dict[str, int] | None:
 def _study_days(loader: ExperimentDataLoader) -> dict[str, list[str]]:
     runs = _own(loader)
     runs = runs[runs["seed"].isin(SEEDS) & (runs["study"] != "")]
-    return runs.groupby("study")["created"].agg(lambda created: sorted({str(each)[:10] for each in created})).to_dict()
+    return {
+        str(study): sorted({str(each)[:10] for each in created}) for study, created in runs.groupby("study")["created"]
+    }
 
 
 def _crossing(loader: ExperimentDataLoader) -> dict[str, Any]:

@@ -102,7 +102,8 @@ def _contrast(loader: ExperimentDataLoader, *pair: str) -> Row:
     """
     if lacking := missing(loader, pair):
         raise NotRecorded(lacking)
-    return named_family(loader, [pair]).to_dict("records")[0]
+    row: Row = named_family(loader, [pair]).to_dict("records")[0]
+    return row
 
 
 def _verdict(loader: ExperimentDataLoader, identity: str) -> Verdict:
