@@ -149,10 +149,11 @@ def _own(loader: ExperimentDataLoader) -> pd.DataFrame:
 def _h5(loader: ExperimentDataLoader) -> dict[str, Any] | None:
     """E4M3 against the mlp's best in both families: all pairs, and the best against the others."""
     arms = [f"{fmt} mlp" for fmt in SPLITS]
-    pairs = () if missing(loader, [*arms, "FP32"]) else pairs_of_best(arms)(loader)
-    best = pairs[-1][1] if pairs else "E4M3 mlp"
-    if best == "E4M3 mlp":
+    if missing(loader, [*arms, "FP32"]):
         return None
+    pairs = pairs_of_best(arms)(loader)
+    if (best := pairs[-1][1]) == "E4M3 mlp":
+        return {"best": "E4M3"}
     rows = [row for row in named_family(loader, pairs).to_dict("records") if row["to"] == best]
     others = family(rows, (*TEST_COLUMNS, *NAMED)).to_dict("records")
     amended, registered = (next(row for row in each if row["of"] == "E4M3 mlp") for each in (rows, others))

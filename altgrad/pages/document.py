@@ -14,6 +14,7 @@ slot shows, and so is a sentence in `holds` that the records contradict.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -143,9 +144,12 @@ def render_document(
         except NotRecorded as error:
             return Md(f"*{escape(str(error))}*")
         found = [part.strip() for part in _OPERATORS.split(condition) if not re.match(r"""\s*["'\d.]""", part)]
-        read = ", ".join(f"{part} is {value(part)!r}" for part in dict.fromkeys(found))
+        read = []
+        for part in dict.fromkeys(found):
+            with contextlib.suppress(TemplateError):  # what is not there was not reached by the condition
+                read.append(f"{part} is {value(part)!r}")
         sentence = " ".join(caller().split())
-        raise DocumentError(f'the records contradict "{sentence}": {condition} does not hold, {read}')
+        raise DocumentError(f'the records contradict "{sentence}": {condition} does not hold, {", ".join(read)}')
 
     functions = {"show": show, "details": details, "note": note, "holds": holds, "recorded": partial(holds, "true")}
     try:
