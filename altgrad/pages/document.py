@@ -144,11 +144,12 @@ def render_document(
         except NotRecorded as error:
             return Md(f"*{escape(str(error))}*")
         found = [part.strip() for part in _OPERATORS.split(condition) if not re.match(r"""\s*["'\d.]""", part)]
-        read = []
+        sentence, read = "a sentence", []
+        with contextlib.suppress(TemplateError):
+            sentence = " ".join(caller().split())
         for part in dict.fromkeys(found):
             with contextlib.suppress(TemplateError):  # what is not there was not reached by the condition
                 read.append(f"{part} is {value(part)!r}")
-        sentence = " ".join(caller().split())
         raise DocumentError(f'the records contradict "{sentence}": {condition} does not hold, {", ".join(read)}')
 
     functions = {"show": show, "details": details, "note": note, "holds": holds, "recorded": partial(holds, "true")}
