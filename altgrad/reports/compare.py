@@ -16,12 +16,10 @@ from altgrad.analysis.comparison import format_order
 from altgrad.analysis.loader import ExperimentDataLoader, unquantized
 from altgrad.analysis.statistics import CONFIDENCE, mean_interval
 from altgrad.config import ExperimentConfig, flat, scalar
-from altgrad.pages import Block, Link, Md, Page, PageRef, Paragraph, md
+from altgrad.pages import Page
 from altgrad.pages.content import web_address
 from altgrad.reports.curves import compact, plain, runs_value
-from altgrad.reports.pending import pending
-from altgrad.reports.provenance import provenance
-from altgrad.reports.scope import recorded_line
+from altgrad.reports.document import document_page
 from altgrad.reports.tuning import swept
 from altgrad.text import visible
 
@@ -184,23 +182,6 @@ def stated(config: ExperimentConfig) -> dict[str, Any]:
     return flat({key: value for key, value in config.arm_identity().items() if key != "foreign"})
 
 
-def script(name: str) -> Paragraph:
-    """A script of docs/javascripts/runs/ for one page only, one level below the site's root."""
-    return Paragraph(Md(f'<script type="module" src="../javascripts/runs/{name}.js"></script>'))
-
-
 def compare_page(loader: ExperimentDataLoader) -> Page:
     """The page on which a reader compares arms; docs/javascripts/runs/compare-page.js fills it."""
-    text = md(
-        "Arms side by side: curves with the spread over seeds, the difference to a baseline paired by seed with its "
-        "95% t interval, the config keys in which they differ, and the health of their layers at the last look. "
-        "The page computes this in the browser from the recorded runs, so it needs JavaScript. Without it, {runs} "
-        "leads to the same figures of each arm.",
-        runs=Link("the table of runs", PageRef("runs/index")),
-    )
-    blocks: list[Block] = [recorded_line(loader), Paragraph(text)]
-    if loader.runs.empty:
-        blocks += pending("There are no runs to compare.", ["demo"])
-    else:
-        blocks += [Paragraph(Md('<div id="compare-arms"></div>')), script("compare-page")]
-    return Page("compare/index", "Compare", tuple(blocks), "Compare recorded arms.", provenance=provenance(loader))
+    return document_page(loader, "compare/index", {"recorded": len(loader.runs)})

@@ -10,7 +10,7 @@ from typing import Any
 from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import MARGIN
-from altgrad.pages import Page
+from altgrad.pages import Md, Page, code, slug
 from altgrad.pages.document import Part, render_document
 from altgrad.reports import columns as col
 from altgrad.reports.pending import larger, pending, pending_note
@@ -32,6 +32,8 @@ FILTERS: dict[str, Callable[..., str]] = {
     "span": words.span,
     "estimate": words.estimate,
     "names": lambda items: words.names(list(items)),
+    "code": code,
+    "anchor": lambda text: Md(slug(text)),
 }
 """How a document writes a value: `altgrad.analysis.words`, but for whole numbers."""
 
@@ -43,6 +45,8 @@ def document_page(
     parts: Mapping[str, Part] | None = None,
     arms: Callable[[], Iterable[str]] = tuple,
     built: datetime | None = None,
+    document: str = "",
+    of: str = "",
 ) -> Page:
     """The page of docs/`path`.md, from the records of `loader`.
 
@@ -53,6 +57,8 @@ def document_page(
         parts: figures, tables and sections, by the name that ``show`` calls them by.
         arms: those whose runs the part "traceability" lists.
         built: time of the build for the provenance.
+        document: in place of `path`, where many pages have one document.
+        of: whose runs the records are, for the provenance, where they are not all.
 
     Raises:
         altgrad.pages.document.DocumentError: the document names what there is not, or is malformed.
@@ -71,15 +77,11 @@ def document_page(
         "pending_section": lambda missing, *studies: pending(missing, studies),
         "larger": lambda study: larger(loader, study),
     }
-    text = document_source(path)
-    document = render_document(text, f"docs/{path}.md", {**functions, **(values or {})}, parts, shared, FILTERS)
-    return Page(
-        path,
-        document.title,
-        document.blocks,
-        description=document.description,
-        provenance=provenance(loader, built),
-    )
+    name = document or path
+    text = document_source(name)
+    found = render_document(text, f"docs/{name}.md", {**functions, **(values or {})}, parts, shared, FILTERS)
+    foot = provenance(loader, built, of)
+    return Page(path, found.title, found.blocks, description=found.description, provenance=foot)
 
 
 def document_source(path: str) -> str:

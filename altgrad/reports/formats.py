@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,14 +17,31 @@ from numpy.typing import NDArray
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.config import OPERANDS, changes
 from altgrad.formats import BF16, E8M0, FP16, SPLITS_8BIT, FloatFormat, get_format, list_formats
-from altgrad.pages import Block, Bullets, Chart, ChartBlock, Column, Details, Heading, Link, Page, PageRef, Paragraph
-from altgrad.pages.chart import BACKGROUND, FOREGROUND, GRID, MUTED, PALETTE
-from altgrad.pages.content import Table, code, join, md
-from altgrad.pages.sketch import Axis, Sketch, number_text
+from altgrad.pages import (
+    BACKGROUND,
+    FOREGROUND,
+    GRID,
+    MUTED,
+    PALETTE,
+    Axis,
+    Chart,
+    ChartBlock,
+    Column,
+    Link,
+    Md,
+    Page,
+    PageRef,
+    Sketch,
+    Table,
+    code,
+    join,
+    md,
+)
+from altgrad.pages.document import Part
+from altgrad.pages.sketch import number_text
 from altgrad.reports import columns as col
 from altgrad.reports import health
-from altgrad.reports.provenance import provenance
-from altgrad.text import Md
+from altgrad.reports.document import document_page
 
 PAGES: tuple[FloatFormat, ...] = (
     *SPLITS_8BIT,
@@ -35,29 +53,6 @@ PAGES: tuple[FloatFormat, ...] = (
 """The formats with a page of their own: splits of 8 bits (OCP FP8 among them), FNUZ, MX elements and scale, 16 bits."""
 
 FIELDS = {"sign": PALETTE[5], "exponent": PALETTE[0], "mantissa": PALETTE[2]}
-KNOWN_AS = {
-    "e4m3": "OCP FP8 E4M3 (E4M3FN): the forward format of most FP8 training",
-    "e5m2": "OCP FP8 E5M2: an FP16 with eight mantissa bits less, common for gradients",
-    "e4m3fnuz": "FP8 of AMD MI300 and Graphcore, forward",
-    "e5m2fnuz": "FP8 of AMD MI300 and Graphcore, gradients",
-    "e4m3b11fnuz": "an E4M3 with bias 11, known from ml_dtypes",
-    "e3m2": "OCP MX element FP6 E3M2",
-    "e2m3": "OCP MX element FP6 E2M3",
-    "e2m1": "OCP MX element FP4 E2M1, the element of MXFP4 and NVFP4",
-    "e8m0": "the scale of the OCP MX formats: powers of two, no sign, no zero",
-    "fp16": "IEEE 754 binary16",
-    "bf16": "the upper half of FP32",
-    "e0m7": "a fixed-point grid, as in int8 with a power-of-two scale",
-    "e7m0": "powers of two only",
-}
-SPECIALS = {
-    "ieee": "the top exponent holds infinities and NaNs",
-    "fn": "no infinity; all ones is NaN",
-    "fnuz": "no infinity and no -0, whose code is the only NaN",
-    "p3109": "infinities at the all-ones codes, one NaN in the place of -0",
-    "finite": "none: every code is a finite number",
-    "unsigned": "all ones is NaN; no sign and no zero",
-}
 
 
 def format_pages(loader: ExperimentDataLoader) -> list[Page]:
@@ -93,26 +88,17 @@ _ARMS = (*col.ARM, col.count("Steps", "max_steps"), col.count("Runs", "runs"))
 
 def _index(loader: ExperimentDataLoader) -> Page:
     records = [_record(fmt) for fmt in list_formats()]
-    intro = md(
-        "A format is data: exponent bits, mantissa bits, a bias, and which codes are special. All of it is computed "
-        "from {module}; {guide} shows how to use one and how to define your own.",
-        module=code("altgrad.formats"),
-        guide=Link("a guide", PageRef("guides/number-formats")),
-    )
-    kinds = {
-        "Splits of 8 bits": SPLITS_8BIT,
-        "FNUZ": [fmt for fmt in PAGES if fmt.specials == "fnuz"],
-        "MX elements and scale": [fmt for fmt in PAGES if fmt.bits < 8 or not fmt.signed],
-        "16 bits": (FP16, BF16),
+    values = {
+        "splits": _links(SPLITS_8BIT),
+        "fnuz": _links(fmt for fmt in PAGES if fmt.specials == "fnuz"),
+        "mx": _links(fmt for fmt in PAGES if fmt.bits < 8 or not fmt.signed),
+        "wide": _links((FP16, BF16)),
     }
-    blocks: tuple[Block, ...] = (
-        Paragraph(intro),
-        Bullets(tuple(md("**{name}:** {links}", name=name, links=_links(kind)) for name, kind in kinds.items())),
-        ChartBlock(_ranges([fmt for fmt in PAGES if fmt.bits == 8 and fmt.signed])),
-        col.table(records, _CATALOGUE, f"The {len(records)} formats of the catalogue", "catalogue"),
-    )
-    description = "Every number format of the catalogue with its constants, and a page for those in use."
-    return Page("formats/index", "Number formats", blocks, description, provenance=provenance(loader))
+    parts: dict[str, Part] = {
+        "ranges": [ChartBlock(_ranges([fmt for fmt in PAGES if fmt.bits == 8 and fmt.signed]))],
+        "catalogue": [col.table(records, _CATALOGUE, f"The {len(records)} formats of the catalogue", "catalogue")],
+    }
+    return document_page(loader, "formats/index", values, parts)
 
 
 def _links(formats: Iterable[FloatFormat]) -> Md:
@@ -120,26 +106,17 @@ def _links(formats: Iterable[FloatFormat]) -> Md:
 
 
 def _page(loader: ExperimentDataLoader, fmt: FloatFormat) -> Page:
-    sign = "1 sign, " if fmt.signed else ""
-    known = f" Known as: {KNOWN_AS[fmt.name]}." if fmt.name in KNOWN_AS else ""
-    intro = f"{fmt.bits} bits: {sign}{fmt.exponent_bits} exponent, {fmt.mantissa_bits} mantissa.{known}"
-    blocks: list[Block] = [
-        Paragraph(f"{intro} Special codes: {SPECIALS[fmt.specials]}."),
-        ChartBlock(_layout(fmt)),
-        Heading("Constants"),
-        _constants(fmt),
-        Heading("Where its numbers lie"),
-        ChartBlock(_number_line(fmt)),
-        ChartBlock(_ulp_plot(fmt)),
-        Heading("Relations"),
-        *_relations(fmt),
-    ]
-    if fmt.bits <= 8:
-        blocks += [Heading("All codes"), _codes(fmt)]
-    blocks += _use(loader, fmt)
-    title = f"{fmt.label}: {fmt.exponent_bits} exponent and {fmt.mantissa_bits} mantissa bits"
-    about = f"Bit layout, constants, number line and codes of {fmt.label}, and which of them recorded runs used."
-    return Page(f"formats/{fmt.name}", title, tuple(blocks), about, provenance=provenance(loader))
+    use, arms = _use(loader, fmt)
+    parts: dict[str, Part] = {
+        "layout": [ChartBlock(_layout(fmt))],
+        "constants": [_constants(fmt)],
+        "number line": [ChartBlock(_number_line(fmt))],
+        "spacing": [ChartBlock(_ulp_plot(fmt))],
+        "codes": lambda: [_codes(fmt)],
+        "arms": lambda: [col.table(arms, _ARMS, f"Arms that use {fmt.label}")],
+    }
+    values = {"format": fmt, "relations": _relations(fmt), **use}
+    return document_page(loader, f"formats/{fmt.name}", values, parts, document="formats/_format")
 
 
 def _power(exact: tuple[int, int] | None) -> str:
@@ -323,27 +300,16 @@ def _ulp_plot(fmt: FloatFormat) -> Chart:
     return Chart("ulp", title, said, data, sketch=draw, height=2.4)
 
 
-def _relations(fmt: FloatFormat) -> list[Block]:
-    """How the other formats with pages lie to this one; a line a kind of relation."""
+def _relations(fmt: FloatFormat) -> dict[str, Md]:
+    """How the other formats with pages lie to this one, by kind of relation; empty text where none does."""
     others = [*(other for other in PAGES if other != fmt), *([get_format("p3109_k8p4")] if fmt.name == "e4m3" else [])]
-    words = {
-        "equal": "Equal: one quantizer where the scale is free",
-        "subset": "Inside: every value is one of the other's",
-        "superset": "Contains: every value of the other is one of its values",
-    }
-    found: dict[str, list[Md]] = {kind: [] for kind in words}
-    for relation in map(fmt.relation, others):
-        if relation.kind in found:
-            text = str(relation).rsplit(" ", 1)[0]
-            found[relation.kind].append(md("{text} {other}", text=text, other=format_link(relation.second)))
-    items = [
-        md("{said}: {parts}.", said=words[kind], parts=join("; ", parts)) for kind, parts in found.items() if parts
-    ]
-    if not items:
-        text = "None of the other formats with a page is equal to it, inside it or around it, at any scale."
-        return [Paragraph(text)]
-    text = "Compared with the other formats that have a page, up to a power-of-two scale. "
-    return [Paragraph(text + "The formats that are not named are neither inside nor around it."), Bullets(tuple(items))]
+    relations = [fmt.relation(other) for other in others]
+
+    def of(kind: str) -> Md:
+        found = ((str(each).rsplit(" ", 1)[0], format_link(each.second)) for each in relations if each.kind == kind)
+        return join("; ", (md("{text} {other}", text=text, other=other) for text, other in found))
+
+    return {kind: of(kind) for kind in ("equal", "subset", "superset")}
 
 
 def _codes(fmt: FloatFormat) -> Table:
@@ -378,35 +344,23 @@ def _value(value: float, exact: bool = False) -> str:
     return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−")
 
 
-def _use(loader: ExperimentDataLoader, fmt: FloatFormat) -> list[Block]:
+def _use(loader: ExperimentDataLoader, fmt: FloatFormat) -> tuple[dict[str, Any], pd.DataFrame]:
     """The codes that the weights of recorded runs used, and the arms that used the format at all."""
     rows = loader.runs
-    using = rows[[any(_is(getattr(run, name), fmt) for name in OPERANDS) for run in rows.itertuples()]]
-    blocks: list[Block] = [Heading("In the recorded runs")]
-    if using.empty:
-        return [*blocks, Paragraph(f"Pending: no recorded run uses {fmt.label}.")]
+    uses = rows[list(OPERANDS)].map(lambda name: isinstance(name, str) and get_format(name) == fmt).astype(bool)
+    using = rows[uses.any(axis=1)]
     report = using[using["role"] == "report"]
-    weights = report[[_is(name, fmt) for name in report["weight"]]]
+    weights = report[uses["weight"][report.index]]
     finished = weights[weights["status"] == "finished"].groupby("arm")["run_id"].agg(list)
     drawn = (
-        (arm, block)
+        {"arm": arm, "chart": block}
         for arm in _main_arms(loader, weights)
         for block in health.code_histograms(loader, finished.get(arm, []))
-        if isinstance(block, ChartBlock) and block.chart.id == f"codes-{fmt.name}"
+        if block.chart.id == f"codes-{fmt.name}"
     )
-    if (first := next(drawn, None)) is not None:
-        blocks += [Paragraph(md("The codes in use, from arm {arm}:", arm=col.arm_link(first[0]))), first[1]]
-    else:
-        blocks.append(Paragraph("Pending: no recorded run of it counted the codes that its weights used."))
     arms = report.assign(runs=report.groupby("arm")["run_id"].transform("size")).drop_duplicates("arm")
-    tuned = len(using) - len(report)
-    note = f"{tuned} more runs are of tuning studies." if tuned else ""
-    if len(arms):
-        listed = col.table(arms, _ARMS, f"Arms that use {fmt.label}")
-        blocks.append(Details(f"The {len(arms)} arms that use {fmt.label}. {note}".strip(), (listed,)))
-    elif note:
-        blocks.append(Paragraph(note))
-    return blocks
+    numbers = {"used": len(using), "arms": len(arms), "tuned": len(using) - len(report)}
+    return numbers | {"codes_in_use": next(drawn, None)}, arms
 
 
 def _main_arms(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:
@@ -420,10 +374,6 @@ def _main_arms(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:
 
     counts = runs["arm"].value_counts()
     return sorted(counts.index, key=order)
-
-
-def _is(name: object, fmt: FloatFormat) -> bool:
-    return isinstance(name, str) and get_format(name) == fmt
 
 
 def _ranges(formats: list[FloatFormat]) -> Chart:

@@ -13,21 +13,7 @@ from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.config import LAYER_TYPES, OPERAND_NAMES
 from altgrad.formats import FloatFormat, get_format
-from altgrad.pages import (
-    GRID,
-    MUTED,
-    PALETTE,
-    Axis,
-    Block,
-    Chart,
-    ChartBlock,
-    Column,
-    Heading,
-    Paragraph,
-    Sketch,
-    Table,
-    plot_axes,
-)
+from altgrad.pages import GRID, MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Column, Sketch, Table, plot_axes
 from altgrad.pages.sketch import INCH
 from altgrad.reports import columns as col
 from altgrad.reports.heat_map import Levels, heat_map
@@ -59,8 +45,9 @@ RANK = Levels(
 
 
 class Figure(NamedTuple):
-    """A figure of the layers that has a heat map: its name, levels, meaning and panels, and what it is relative to."""
+    """A figure of the layers that has a heat map, its id and panels, and what it is relative to."""
 
+    identity: str
     title: str
     levels: Levels
     meaning: str
@@ -71,11 +58,13 @@ class Figure(NamedTuple):
 _RANK = "Effective rank of each weight relative to the first look."
 _STALL = "Share of the proposed changes that left the stored code as it was."
 FIGURES = {
-    "underflow": Figure("Underflow", LOST, "Fraction of nonzero elements that rounding turned into zero."),
-    "overflow": Figure("Overflow", LOST, "Fraction of nonzero elements beyond the format's largest value."),
-    "sqnr_db": Figure("SQNR", SQNR, "Signal-to-quantization-noise ratio."),
-    "stall_ratio": Figure("Stall ratio", STALL, _STALL, {"update": "optimizer's step"}),
-    "effective_rank": Figure("Effective rank", RANK, _RANK, {"weight": "weights"}, ", relative to the first look"),
+    "underflow": Figure("underflow", "Underflow", LOST, "Fraction of nonzero elements that rounding turned into zero."),
+    "overflow": Figure("overflow", "Overflow", LOST, "Fraction of nonzero elements beyond the format's largest value."),
+    "sqnr_db": Figure("sqnr", "SQNR", SQNR, "Signal-to-quantization-noise ratio."),
+    "stall_ratio": Figure("stall", "Stall ratio", STALL, _STALL, {"update": "optimizer's step"}),
+    "effective_rank": Figure(
+        "rank", "Effective rank", RANK, _RANK, {"weight": "weights"}, ", relative to the first look"
+    ),
 }
 """By the statistic of the records, in the order of pages."""
 
@@ -134,46 +123,28 @@ SUBJECTS = (
 """The tables of the last look: end of the id, caption, operands, statistics."""
 
 
-def heading(looks: pd.DataFrame, runs: int) -> list[Block]:
-    """The section's head: whose looks these are, and at which steps."""
-    whose = f"means over {runs} runs" if runs > 1 else "figures of one run"
-    steps = looks["step"]
-    text = f"{looks['step'].nunique()} looks from step {steps.min()} to {steps.max()}; {whose}."
-    return [Heading("Health of the layers"), Paragraph(text)]
-
-
-def note(run_ids: Sequence[Any]) -> str:
-    """Whose figures a chart shows, in words."""
-    return f"Mean over {len(run_ids)} runs." if len(run_ids) > 1 else f"Run {run_ids[0]}."
-
-
-def over_time(looks: pd.DataFrame, note: str, prefix: str = "") -> list[Block]:
-    """Charts of what `ExperimentDataLoader.layer_history` found: a heat map or curves for each recorded figure.
+def over_time(looks: pd.DataFrame, run_ids: Sequence[str], prefix: str = "") -> tuple[list[str], list[Block]]:
+    """Which figures are 0 in every layer at every look, and a heat map or curves for each of the others.
 
     Args:
-        looks: figures by step and layer.
-        note: whose they are; the charts' descriptions begin with it.
+        looks: what `ExperimentDataLoader.layer_history` found of the runs.
+        run_ids: the runs, which the charts' descriptions name first.
         prefix: of the charts' ids, where a page has several runs.
     """
-    blocks: list[Block] = []
-    calm = []
+    if looks.empty:
+        return [], []
+    zero, blocks = [], list[Block]()
+    note = f"Mean over {len(run_ids)} runs." if len(run_ids) > 1 else f"Run {run_ids[0]}."
     for statistic, figure in FIGURES.items():
         data = _of(looks, statistic, figure.panels)
         if figure.relative and len(data):
             first = data.drop_duplicates("layer").set_index("layer")["value"].replace(0.0, np.nan)
             data = data.assign(value=data["value"] / data["layer"].map(first))
         if len(data) and figure.levels.sign > 0 and not (data["value"] > 0).any():
-            calm.append(figure.title.lower())
+            zero.append(figure.title.lower())
         elif len(data):
-            identity = prefix + {"sqnr_db": "sqnr", "stall_ratio": "stall", "effective_rank": "rank"}.get(
-                statistic, statistic
-            )
-            blocks.append(by_layer(identity, statistic, data, note))
-    blocks += _gradient_norms(looks, note, prefix)
-    if calm:
-        text = f"{words.names(calm)}: 0 in every layer at every look."
-        blocks.insert(0, Paragraph(text[0].upper() + text[1:]))
-    return blocks
+            blocks.append(by_layer(prefix + figure.identity, statistic, data, note))
+    return zero, [*blocks, *_gradient_norms(looks, note, prefix)]
 
 
 def by_layer(identity: str, statistic: str, data: pd.DataFrame, note: str, whose: str = "") -> ChartBlock:
@@ -204,7 +175,7 @@ def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str], last: pd.Dat
 
 def code_histograms(
     loader: ExperimentDataLoader, run_ids: Sequence[str], last: pd.DataFrame | None = None
-) -> list[Block]:
+) -> list[ChartBlock]:
     """Which codes were in use at the last look that counted them: a chart for each operand and format (runs shift).
 
     `last` is the last look of all the runs, where the caller has it.
@@ -219,7 +190,7 @@ def code_histograms(
             fmt = _format(loader.records[run_id], operand, int(own.max())) if len(own) else None
             if fmt is not None:
                 found.setdefault((operand, fmt), []).append(run_id)
-    blocks: list[Block] = []
+    blocks: list[ChartBlock] = []
     for (operand, fmt), ids in found.items():
         looked = last if last is not None and len(ids) == len(run_ids) else loader.last_look(ids)
         chart = _codes(looked[is_histogram(looked) & (looked["operand"] == operand)], operand, fmt, len(ids))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from textwrap import wrap
 from typing import Any
 
@@ -10,25 +11,11 @@ import pandas as pd
 
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.pages import (
-    MUTED,
-    PALETTE,
-    Axis,
-    Block,
-    Chart,
-    ChartBlock,
-    Heading,
-    Md,
-    Page,
-    PageRef,
-    Paragraph,
-    Table,
-    code,
-    slug,
-)
+from altgrad.pages import MUTED, PALETTE, Axis, Chart, ChartBlock, Md, Page, PageRef, Table, code, slug
+from altgrad.pages.document import Part
 from altgrad.pages.sketch import Sketch, number_text
 from altgrad.reports import columns as col
-from altgrad.reports.provenance import provenance
+from altgrad.reports.document import document_page
 
 PANEL = (112.0, 84.0)
 """Width and height of one sweep in the overview, in points."""
@@ -58,19 +45,21 @@ def tuning_page(loader: ExperimentDataLoader, study: str) -> Page:
     sweeps.sort(key=lambda sweep: (format_order(sweep["format"].iat[0]), sweep["rule"].iat[0], sweep["problem"].iat[0]))
     data = pd.concat(sweeps, ignore_index=True)
     best = data[data["best"]]
-    edge = int(best["edge"].sum())
-    text = (
-        f"{len(sweeps)} arms with {len(data)} learning rates and {len(runs)} runs. The best rate of an arm is the one "
-        f"with the lowest mean of the final validation loss over its seeds, which are held out of every comparison. "
-        f"{f'In {edge} of the {len(sweeps)} arms it lies at an edge of the sweep.' if edge else 'None is at an edge.'}"
-    )
-    blocks: list[Block] = [Paragraph(text)]
-    if data["mean"].notna().any():
-        blocks.append(ChartBlock(_overview(data)))
-    blocks += [_summary(best), Heading("All sweeps"), *(_section(runs, sweep) for sweep in sweeps)]
-    title = f"Learning rates of study {study}"
-    foot = provenance(loader, of="of its arms and of their baselines")
-    return Page(_path(study), title, tuple(blocks), f"{title}.", search=False, provenance=foot)
+    values = {
+        "study": study,
+        "arms": len(sweeps),
+        "rates": len(data),
+        "runs": len(runs),
+        "edge": int(best["edge"].sum()),
+    }
+    parts: dict[str, Part] = {
+        "overview": [ChartBlock(_overview(data))] if data["mean"].notna().any() else [],
+        "best": [_summary(best)],
+        "sweeps": [_section(runs, sweep) for sweep in sweeps],
+    }
+    whose = "of its arms and of their baselines"
+    page = document_page(loader, _path(study), values, parts, document="runs/_study", of=whose)
+    return replace(page, search=False)
 
 
 def _sweep(runs: pd.DataFrame) -> pd.DataFrame:
