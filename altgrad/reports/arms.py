@@ -18,12 +18,12 @@ from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, unquantized
 from altgrad.analysis.statistics import Estimate, mean_interval
 from altgrad.config import ExperimentConfig, changes, command, flat, nested, scalar
-from altgrad.pages import Block, CodeBlock, Download, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
+from altgrad.pages import Block, CodeBlock, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
 from altgrad.pages.document import Part
 from altgrad.reports import columns as col
 from altgrad.reports import health
-from altgrad.reports.compare import arm_json, arm_table, averaged, compare_page, stated, table_json
-from altgrad.reports.curves import as_json, curves, losses_by_step, plain
+from altgrad.reports.compare import arm_json, arm_table, averaged, compare_page, downloads, run_json, stated, table_json
+from altgrad.reports.curves import curves, losses_by_step, plain
 from altgrad.reports.document import document_page, documents_key
 from altgrad.reports.provenance import code_key
 from altgrad.reports.tuning import swept, tuning_page, tuning_studies
@@ -97,9 +97,8 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
     foreign = {arm for arm, runs in arms.items() if runs["foreign"].any()}
     moved = loader.memo(swept)
     losses = cache(partial(losses_by_step, loader))
-    code = digest(
-        code_key(), documents_key("runs/_arm", "runs/_study"), {path: astuple(at) for path, at in moved.items()}
-    )
+    documents = documents_key("runs/_arm", "runs/_study")
+    code = digest(code_key(), documents, {path: astuple(at) for path, at in moved.items()})
 
     def maker(make: Callable[..., Page], shown: Iterable[str], *what: Any) -> PageMaker:
         shown = set(shown)
@@ -110,8 +109,8 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
 
     def study(part: ExperimentDataLoader, name: str, swept_only: list[str]) -> Page:
         last = {arm: part.last_look(averaged(part, arms[arm])) for arm in swept_only}
-        files = (_file(part, arm, arms[arm], baselines[arm], last[arm], prefix=f"{arm}.") for arm in swept_only)
-        return replace(tuning_page(part, name), downloads=tuple(files))
+        files = {f"{arm}.curves.json": arm_json(part, arm, arms[arm], baselines[arm], last[arm]) for arm in last}
+        return replace(tuning_page(part, name), downloads=downloads(files))
 
     own = [arm for arm in arms if f"runs/{arm}" not in moved]
     studies = []
@@ -134,7 +133,7 @@ def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
     sweeps = join(", ", (Link(study, PageRef(path)) for study, path in tuning_studies(loader).items()))
     parts = {"arms": [col.table(shown, _ARMS, f"{len(shown)} arms", "arms")] if len(shown) else []}
     page = document_page(loader, "runs/index", {"recorded": len(loader.runs), "sweeps": sweeps}, parts)
-    return replace(page, downloads=(Download("table.json", table_json(loader, arms), listed=False),))
+    return replace(page, downloads=downloads({"table.json": table_json(loader, arms)}))
 
 
 def _arm_page(
@@ -167,7 +166,7 @@ def _arm_page(
         "compared": _compared(loader, arm),
         "averaged": len(ids),
         "layers": _layers(loader, ids),
-        "special": _special(loader, records, [] if len(ids) > 1 else ids),
+        "special": _special(loader, records, ids),
     }
     shown = runs.assign(seconds=[record.run.get("seconds") or np.nan for record in records])
     parts: dict[str, Part] = {
@@ -178,18 +177,9 @@ def _arm_page(
     }
     whose = "of this arm and of what it is compared with"
     page = document_page(loader, f"runs/{arm}", values, parts, document="runs/_arm", of=whose)
-    single = (Download(f"{slug(record.id)}.json", _run(record), listed=False) for record in records)
-    return replace(page, search=False, downloads=(_file(loader, arm, runs, baseline, last), *single))
-
-
-def _file(part: ExperimentDataLoader, arm: str, *what: Any, prefix: str = "") -> Download:
-    """`arm_json` beside the arm's page; beside that of its study, `prefix` is the arm's name with a dot."""
-    return Download(f"{prefix}curves.json", arm_json(part, arm, *what), listed=False)
-
-
-def _run(record: RunRecord) -> bytes:
-    """One run as it was recorded: its description, and its history column by column."""
-    return as_json({"run": record.run, "history": record.history.to_dict("list")})
+    files = {"curves.json": arm_json(loader, arm, runs, baseline, last)}
+    files |= {f"{slug(record.id)}.json": run_json(record) for record in records}
+    return replace(page, search=False, downloads=downloads(files))
 
 
 def _gap(loader: ExperimentDataLoader, arm: str, baseline: str | None) -> Estimate | None:
@@ -242,17 +232,16 @@ def _layers(loader: ExperimentDataLoader, ids: list[str], prefix: str = "") -> d
 
 
 def _special(loader: ExperimentDataLoader, records: list[RunRecord], shown: list[str]) -> Iterator[dict[str, Any]]:
-    """Runs of which there is more to say: why they ended badly, their facts, warnings and looks (but of `shown`)."""
+    """What there is to say of single runs: why they ended badly, facts, warnings and looks (but of one just shown)."""
     for record in records:
-        ended = record.status == "finished"
-        plain = ended and not (record.run.get("message") or record.config.notes or "origin" in record.run)
-        about = not plain or len(records) == 1
+        bad = record.status != "finished"
+        about = len(records) == 1 or bad or record.run.get("message") or record.config.notes or "origin" in record.run
         yield {
             "id": record.id,
             "failure": diagnose(record) if about else None,
             "facts": _facts(record) if about else [],
             "warnings": _warnings(record) if about else [],
-            "layers": _layers(loader, [] if ended or shown == [record.id] else [record.id], f"{record.id}-"),
+            "layers": _layers(loader, [record.id] if bad and shown != [record.id] else [], f"{record.id}-"),
         }
 
 

@@ -6,7 +6,7 @@ The scripts in docs/javascripts/runs/ choose, sort, pair and draw. Means, interv
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,12 @@ from altgrad.analysis.comparison import format_order
 from altgrad.analysis.loader import ExperimentDataLoader, unquantized
 from altgrad.analysis.statistics import CONFIDENCE, mean_interval
 from altgrad.config import ExperimentConfig, flat, scalar
-from altgrad.pages import Page
+from altgrad.pages import Download, Page
 from altgrad.pages.content import web_address
 from altgrad.reports.curves import compact, plain, runs_value
 from altgrad.reports.document import document_page
 from altgrad.reports.tuning import swept
+from altgrad.runs import RunRecord
 from altgrad.text import visible
 
 QUANTILES = 64
@@ -41,17 +42,16 @@ def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
     ``val_loss``, its 95% t interval ``low`` and ``high`` and ``stall_ratio`` are means over the finished runs, ``n`` of
     them; tuning seeds count only where an arm has no others.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
     for arm, runs in loader.runs.groupby("arm", sort=True):
         reporting = runs[runs["role"] == "report"]
         counted = runs if reporting.empty else reporting
         estimate = mean_interval(counted["final_val_loss"].dropna().to_numpy())
-        row = {"arm": arm} | {key: runs[key].iloc[0] for key in _OF_ARM}
-        row |= {"runs": len(runs), "finished": int((runs["status"] == "finished").sum()), "n": estimate.n}
-        row |= {"val_loss": estimate.mean, "low": estimate.low, "high": estimate.high}
-        row["stall_ratio"] = counted.loc[counted["status"] == "finished", "stall_ratio"].mean()
-        rows.append(row | {"studies": ", ".join(sorted(runs["study"].unique()))})
-    rows.sort(key=lambda row: (format_order(row["format"]), row["arm"]))
+        stall = counted.loc[counted["status"] == "finished", "stall_ratio"].mean()
+        numbers = (len(runs), int((runs["status"] == "finished").sum()), estimate.n)
+        loss, studies = (estimate.mean, estimate.low, estimate.high), ", ".join(sorted(runs["study"].unique()))
+        rows.append((arm, *(runs[key].iloc[0] for key in _OF_ARM), *numbers, *loss, stall, studies))
+    rows.sort(key=lambda row: (format_order(row[1]), row[0]))
     return pd.DataFrame(rows, columns=list(_ARM_COLUMNS))
 
 
@@ -143,6 +143,16 @@ def arm_json(
         "runs": runs_value(loader, runs),
     }
     return compact(plain(value) | {"final": _column(runs["final_val_loss"])})
+
+
+def run_json(record: RunRecord) -> bytes:
+    """One run as it was recorded: its description, and its history column by column."""
+    return compact(plain({"run": record.run, "history": record.history.to_dict("list")}))
+
+
+def downloads(files: Mapping[str, bytes]) -> tuple[Download, ...]:
+    """Files beside a page that its scripts read, and that it does not list."""
+    return tuple(Download(name, content, listed=False) for name, content in files.items())
 
 
 def averaged(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:

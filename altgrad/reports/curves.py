@@ -64,11 +64,6 @@ def runs_value(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[dict[st
     return found
 
 
-def as_json(value: Any) -> bytes:
-    """`plain` values as `compact` JSON."""
-    return compact(plain(value))
-
-
 def compact(value: Any) -> bytes:
     """Compact JSON in ASCII; equal values give equal bytes."""
     return (json.dumps(value, separators=(",", ":"), sort_keys=True, allow_nan=False) + "\n").encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,10 +74,7 @@ def _short(value: float) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
-def _digits(digits: int) -> Callable[[float], str]:
-    return lambda value: words.number(value, digits)
-
-
+_ONE_DIGIT = partial(words.number, digits=1)
 STATISTICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "amax": ("Amax", _short),
     "scale": ("Scale", _short),
@@ -86,18 +84,18 @@ STATISTICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "nonfinite": ("NaN, infinite", lambda value: f"{value:,.0f}"),
     "overflow": ("Overflow", words.percent),
     "underflow": ("Underflow", words.percent),
-    "sqnr_db": ("SQNR (dB)", _digits(1)),
+    "sqnr_db": ("SQNR (dB)", _ONE_DIGIT),
     "dead": ("Dead", words.percent),
     "codes_used": ("Codes used", words.percent),
-    "code_entropy": ("Entropy (bits)", _digits(2)),
+    "code_entropy": ("Entropy (bits)", partial(words.number, digits=2)),
     "spectral_norm": ("Spectral norm", _short),
-    "stable_rank": ("Stable rank", _digits(1)),
-    "effective_rank": ("Effective rank", _digits(1)),
+    "stable_rank": ("Stable rank", _ONE_DIGIT),
+    "effective_rank": ("Effective rank", _ONE_DIGIT),
     "code_position": ("Code position", words.number),
     "grid_distance": ("Distance to the grid (ulp)", words.number),
     "stiffness_correlation": ("Correlation with S", words.number),
-    "shadow_cosine": ("Cosine to unrounded", _digits(4)),
-    "shadow_snr_db": ("SNR to unrounded (dB)", _digits(1)),
+    "shadow_cosine": ("Cosine to unrounded", partial(words.number, digits=4)),
+    "shadow_snr_db": ("SNR to unrounded (dB)", _ONE_DIGIT),
     "stall_ratio": ("Stall ratio", words.percent),
     "zero_update": ("No change proposed", words.percent),
     "ulps_rms": ("Step (ulps, rms)", _short),
@@ -164,13 +162,9 @@ def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str], last: pd.Dat
     layers = list(dict.fromkeys([*last["layer"][last["operand"] == "weight"].unique(), *last["layer"].unique()]))
     histograms = code_histograms(loader, run_ids, last)
     last = last[~is_histogram(last)].assign(place=last["layer"].map(layers.index))
-    who = f"mean over {len(run_ids)} runs" if len(run_ids) > 1 else "one run"
-    who += f", step {int(last['step'].max())}"
-    tables = [
-        _table(last, f"health{end}", caption.format(who), operands, statistics.split())
-        for end, caption, operands, statistics in SUBJECTS
-    ]
-    return [*histograms, *(table for table in tables if table is not None)]
+    who = f"{f'mean over {len(run_ids)} runs' if len(run_ids) > 1 else 'one run'}, step {last['step'].max()}"
+    tables = (_table(last, f"health{end}", caption.format(who), of, what) for end, caption, of, what in SUBJECTS)
+    return [*histograms, *filter(None, tables)]
 
 
 def code_histograms(
@@ -208,8 +202,8 @@ def _gradient_norms(looks: pd.DataFrame, note: str, prefix: str) -> list[Block]:
     data = norms[np.isfinite(norms["value"]) & (norms["value"] > 0)].reset_index(drop=True)
     if data.empty:
         return []
-    colours = dict(zip(_kinds(data["layer_type"]), itertools.cycle(PALETTE), strict=False))
-    dashes = dict(zip(colours, itertools.cycle(("", "6 2", "2 2", "7 2 2 2")), strict=False))
+    lines = zip(itertools.cycle(PALETTE), itertools.cycle(("", "6 2", "2 2", "7 2 2 2")), strict=False)
+    styles = dict(zip(_kinds(data["layer_type"]), lines, strict=False))
     steps, last = data["step"], data[data["step"] == data["step"].max()].sort_values("value")
     absent = len(norms) - len(data)
     description = (
@@ -226,11 +220,11 @@ def _gradient_norms(looks: pd.DataFrame, note: str, prefix: str) -> list[Block]:
         plot_axes(sketch, x, y, "step", "")
         for (kind, _), line in data.groupby(["layer_type", "layer"], sort=False, observed=True):
             points = ((x(step), y(value)) for step, value in zip(line["step"], line["value"], strict=True))
-            sketch.line(points, colours[str(kind)], 1.1, dashes[str(kind)])
+            sketch.line(points, styles[str(kind)][0], 1.1, styles[str(kind)][1])
         sketch.text(2, 14, "gradient norm", MUTED)
         place = 82.0
-        for name, colour in colours.items():
-            sketch.line([(place, 11), (place + 20, 11)], colour, 1.6, dashes[name])
+        for name, (colour, dash) in styles.items():
+            sketch.line([(place, 11), (place + 20, 11)], colour, 1.6, dash)
             sketch.text(place + 24, 14, name, colour)
             place += 42 + 4.9 * len(name)
 
@@ -244,14 +238,10 @@ def _kinds(layer_types: Iterable[str]) -> list[str]:
     return sorted(set(layer_types), key=lambda kind: (order.get(kind, len(order)), kind))
 
 
-def _table(
-    last: pd.DataFrame, identity: str, caption: str, operands: Sequence[str], statistics: Sequence[str]
-) -> Table | None:
+def _table(last: pd.DataFrame, identity: str, caption: str, operands: Sequence[str], of: str) -> Table | None:
     """One subject of the last look: only the columns and rows that were recorded."""
-    found: dict[tuple[int, int], dict[str, Any]] = {}
-    steps: dict[str, int] = {}
-    some = set()
-    names = ["layer", "layer_type", "operand"]
+    found, steps, some = dict[tuple[int, int], dict[str, Any]](), dict[str, int](), set[str]()
+    names, statistics = ["layer", "layer_type", "operand"], of.split()
     mine = last[last["operand"].isin(operands) & last["statistic"].isin(statistics)]
     cells = mine[[*names, "place", "statistic", "step", "value"]]
     for *named, row, statistic, step, value in zip(*(cells[name].tolist() for name in cells), strict=True):
@@ -289,18 +279,16 @@ def _format(record: RunRecord, operand: str, step: int) -> FloatFormat | None:
 
 def _codes(counts: pd.DataFrame, operand: str, fmt: FloatFormat, runs: int) -> Chart | None:
     """Share of an operand's elements on each value of the format, in order, a ridge for each layer type."""
-    code = counts["statistic"].map(lambda name: int(name.removeprefix("code_"), 16))
-    counts = counts.assign(code=code)[code < 1 << fmt.bits]
-    counts = counts.assign(number=fmt.values[counts["code"]])
+    codes = counts["statistic"].map(lambda name: int(name.removeprefix("code_"), 16))
+    counts = counts[codes < 1 << fmt.bits]
+    counts = counts.assign(number=fmt.values[codes[counts.index]])
     counts = counts[np.isfinite(counts["number"])]
     if counts.empty:
         return None
-    values = fmt.finite_values
-    totals = counts.groupby(["layer_type", "number"])["value"].sum()
-    kinds = _kinds(totals.index.get_level_values(0))
+    values, totals = fmt.finite_values, counts.groupby(["layer_type", "number"])["value"].sum()
     shares = {
         kind: (totals[kind] / totals[kind].sum()).reindex(values, fill_value=0.0).to_numpy(dtype=np.float64)
-        for kind in kinds
+        for kind in _kinds(totals.index.get_level_values(0))
     }
     data = pd.DataFrame({"place": range(len(values)), "value": values, **shares})
     said = "; ".join(
@@ -314,10 +302,9 @@ def _codes(counts: pd.DataFrame, operand: str, fmt: FloatFormat, runs: int) -> C
         up = 0.62 * INCH
         for row, (kind, share) in enumerate(shares.items()):
             base, top = (row + 1) * up, float(share.max())
-            used = np.flatnonzero(share)
             sketch.line([(x.start, base), (x.stop, base)], GRID, 0.6)
-            boxes = [(x(at - 0.5), base - 0.85 * up * share[at] / top, x(at + 0.5), base) for at in used]
-            sketch.rectangles(boxes, PALETTE[0])
+            heights = ((at, base - 0.85 * up * share[at] / top) for at in np.flatnonzero(share))
+            sketch.rectangles(((x(at - 0.5), height, x(at + 0.5), base) for at, height in heights), PALETTE[0])
             sketch.text(64, base - 0.42 * up, str(kind), size=8, anchor="end")
             sketch.text(64, base - 0.42 * up + 10, f"peak {words.percent(top)}", MUTED, size=7.5, anchor="end")
         bottom = len(shares) * up
@@ -335,5 +322,5 @@ def _codes(counts: pd.DataFrame, operand: str, fmt: FloatFormat, runs: int) -> C
         f"{whose}. {said}.",
         data,
         sketch=draw,
-        height=0.62 * len(kinds) + 0.5,
+        height=0.62 * len(shares) + 0.5,
     )

@@ -71,10 +71,6 @@ def _sweep(runs: pd.DataFrame) -> pd.DataFrame:
     return sweep.assign(**names, best=best, edge=best & sweep.index.isin([0, len(sweep) - 1]))
 
 
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
 def _name(row: Any) -> str:
     return f"{row['format']}, {row['rule']}" + ("" if row["scope"] == "nothing" else f"; {row['scope']}")
 
@@ -125,7 +121,8 @@ def _overview(data: pd.DataFrame) -> Chart:
             x = Axis(float(rates.min()), float(rates.max()), left + 6, left + PANEL[0] - 6, log=bool((rates > 0).all()))
             y = Axis(low, high, top + PANEL[1], top + 12)
             row = group.iloc[0]
-            sketch.text(left, top - 12, _cut(str(row["format"]), 22), bold=True, size=8)
+            name = str(row["format"])
+            sketch.text(left, top - 12, name if len(name) <= 22 else f"{name[:21]}…", bold=True, size=8)
             for line, text in enumerate(wrap(str(row["rule"]), 28, max_lines=2, placeholder="…")):
                 sketch.text(left, top - 2.5 + 8.5 * line, text, MUTED, size=7)
             sketch.line([(left, y.start), (left + PANEL[0], y.start)], "#dde1e4", 0.8)
