@@ -60,10 +60,9 @@ def format_pages(loader: ExperimentDataLoader) -> list[Page]:
     return [_index(loader), *(_page(loader, fmt) for fmt in PAGES)]
 
 
-def format_link(fmt: FloatFormat, text: str | None = None) -> Link | str:
+def format_link(fmt: FloatFormat) -> Link | str:
     """A link to the format's page; its label where it has none."""
-    label = text or fmt.label
-    return Link(label, PageRef(f"formats/{fmt.name}")) if fmt in PAGES else label
+    return Link(fmt.label, PageRef(f"formats/{fmt.name}")) if fmt in PAGES else fmt.label
 
 
 FORMAT_ALONE = {
@@ -148,20 +147,17 @@ def _record(fmt: FloatFormat) -> dict[str, str | int]:
 
 def _constants(fmt: FloatFormat) -> Table:
     distinct, infinities = _distinct(fmt), 2 * fmt.has_infinity
-    exact = {
-        "Largest finite value": fmt.max_exact,
-        "Smallest normal value": fmt.min_normal_exact,
-        "Smallest subnormal value": fmt.min_subnormal_exact,
-        "Spacing at the largest value": (1, fmt.max_ulp_exponent),
-    }
-    largest, normal, subnormal, spacing = ((name, _decimal(value), _power(value)) for name, value in exact.items())
+
+    def exactly(name: str, value: tuple[int, int] | None) -> tuple[str, str, str]:
+        return name, _decimal(value), _power(value)
+
     rows = (
         ("Bias", fmt.bias, "subtracted from the exponent field"),
-        largest,
-        normal,
-        subnormal,
+        exactly("Largest finite value", fmt.max_exact),
+        exactly("Smallest normal value", fmt.min_normal_exact),
+        exactly("Smallest subnormal value", fmt.min_subnormal_exact),
         ("eps", f"{fmt.eps:g}", "spacing just above 1, where 1 is a normal value"),
-        spacing,
+        exactly("Spacing at the largest value", (1, fmt.max_ulp_exponent)),
         ("Dynamic range", f"{_binades(fmt):.1f} binades", "log2 of the largest over the smallest positive value"),
         ("Distinct finite values", distinct, f"of {1 << fmt.bits:,} codes"),
         ("Infinities", infinities, "codes"),
@@ -323,12 +319,12 @@ def _codes(fmt: FloatFormat) -> Table:
             "value": [_value(float(value), exact=True) for value in fmt.values],
         }
     )
-    rows = ({"code": f"{first:0{digits}x}", "values": fmt.values[first:][:across]} for first in codes[::across])
+    rows = ({"code": code(f"{first:0{digits}x}"), "values": fmt.values[first:][:across]} for first in codes[::across])
 
     def plus(at: int) -> Column:
         return col.of(f"+{at:x}", lambda row: _value(float(row["values"][at])), right=True, sortable=False)
 
-    columns = (col.of("Code", lambda row: code(row["code"]), sortable=False), *map(plus, range(across)))
+    columns = (col.of("Code", lambda row: row["code"], sortable=False), *map(plus, range(across)))
     caption = f"Every code of {fmt.label} in hexadecimal (row plus column), to three digits; exact in the files"
     return col.table(rows, columns, caption, "codes", data)
 
@@ -379,22 +375,25 @@ def _main_arms(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:
 def _ranges(formats: list[FloatFormat]) -> Chart:
     """What each 8-bit format reaches: its normal and subnormal binades on one logarithmic line."""
     ordered = sorted(formats, key=lambda fmt: (fmt.exponent_bits, fmt.name))
-    tops = [_binades(fmt) + fmt.quantum_exponent for fmt in ordered]
-    normals = [fmt.min_normal_exact[1] if fmt.min_normal_exact else None for fmt in ordered]
-    lows = [fmt.quantum_exponent for fmt in ordered]
-    labels = [fmt.label for fmt in ordered]
-    data = pd.DataFrame({"format": labels, "log2_min": lows, "log2_min_normal": normals, "log2_max": tops})
+    data = pd.DataFrame(
+        {
+            "format": [fmt.label for fmt in ordered],
+            "log2_min": [fmt.quantum_exponent for fmt in ordered],
+            "log2_min_normal": [fmt.min_normal_exact[1] if fmt.min_normal_exact else None for fmt in ordered],
+            "log2_max": [_binades(fmt) + fmt.quantum_exponent for fmt in ordered],
+        }
+    )
 
     def draw(sketch: Sketch) -> None:
-        x = Axis(float(min(lows)), float(max(tops)), 84, sketch.width - 12)
+        x = Axis(float(data["log2_min"].min()), float(data["log2_max"].max()), 84, sketch.width - 12)
         bottom = 18 + 15 * len(ordered)
         for power in range(-60, 61, 20):
             sketch.line([(x(power), 16), (x(power), bottom)], GRID, 0.6)
-            sketch.text(x(power), bottom + 12, f"2^{power}".replace("-", "−"), MUTED, size=8, anchor="middle")
-        for number, (label, low, normal, high) in enumerate(zip(labels, lows, normals, tops, strict=True)):
+            sketch.text(x(power), bottom + 12, _two(power), MUTED, size=8, anchor="middle")
+        for number, (label, low, normal, high) in enumerate(data.itertuples(index=False)):
             top = 18 + 15 * number
             sketch.text(78, top + 10, label, FOREGROUND, size=8.5, anchor="end")
-            start = x(high if normal is None else normal)
+            start = x(high if math.isnan(normal) else normal)
             sketch.rectangles([(x(low), top + 5, start, top + 9)], PALETTE[1])
             sketch.rectangles([(start, top + 2, max(x(high), start + 1), top + 12)], PALETTE[0])
         sketch.text(84, 10, "normal values", PALETTE[0], size=8.5, bold=True)

@@ -45,13 +45,8 @@ def tuning_page(loader: ExperimentDataLoader, study: str) -> Page:
     sweeps.sort(key=lambda sweep: (format_order(sweep["format"].iat[0]), sweep["rule"].iat[0], sweep["problem"].iat[0]))
     data = pd.concat(sweeps, ignore_index=True)
     best = data[data["best"]]
-    values = {
-        "study": study,
-        "arms": len(sweeps),
-        "rates": len(data),
-        "runs": len(runs),
-        "edge": int(best["edge"].sum()),
-    }
+    edge = int(best["edge"].sum())
+    values = {"study": study, "arms": len(sweeps), "rates": len(data), "runs": len(runs), "edge": edge}
     parts: dict[str, Part] = {
         "overview": [ChartBlock(_overview(data))] if data["mean"].notna().any() else [],
         "best": [_summary(best)],
