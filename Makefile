@@ -36,7 +36,7 @@ version: .venv/site.stamp ## put the site on the branch gh-pages as a version: V
 install: .venv/dev.stamp ## install everything, torch included (a processor-only torch: see README)
 
 test: .venv/dev.stamp ## run all tests (some of them: ARGS="tests/test_formats.py -x")
-	@$(BIN)/python -m pytest $(or $(ARGS),-n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --ignore=$(ALONE))
+	@$(BIN)/python -m pytest $(or $(ARGS),-n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder --ignore=$(ALONE))
 	@$(if $(ARGS),,$(BIN)/python -m pytest $(ALONE))
 
 check: .venv/dev.stamp ## lint, formatting and types

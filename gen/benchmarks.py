@@ -21,8 +21,11 @@ def key() -> str:
     """What the page depends on; while it stays the same it is taken from the cache."""
     from altgrad.reports import site_key
     from altgrad.reports.benchmarks import benchmarks_key, kernel_fingerprint
+    from altgrad.reports.document import documents_key
 
-    return benchmarks_key(site_key() + kernel_fingerprint())  # a measurement of another kernel is marked
+    # a measurement of another kernel is marked
+    return benchmarks_key(site_key() + kernel_fingerprint() + documents_key(*PATHS))
 
 
-build(pages, "benchmarks/index", "benchmarks/training", "benchmarks/runs", "benchmarks/site", key=key)
+PATHS = tuple(f"benchmarks/{name}" for name in ("index", "training", "runs", "site"))
+build(pages, *PATHS, key=key)

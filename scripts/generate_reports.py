@@ -17,14 +17,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from altgrad.analysis import ExperimentDataLoader, FormatComparator  # noqa: E402
+from altgrad.analysis import ExperimentDataLoader  # noqa: E402
 from altgrad.cli import pull_progress  # noqa: E402
 from altgrad.config import UsageError  # noqa: E402
-from altgrad.pages.content import join, resolve  # noqa: E402
+from altgrad.pages.render import Dialect, fragment  # noqa: E402
 from altgrad.reports import ReportGenerator  # noqa: E402
-from altgrad.reports.format_comparison import changes_if, headline_answer  # noqa: E402
+from altgrad.reports.document import document_page  # noqa: E402
+from altgrad.reports.format_comparison import headline  # noqa: E402
 from altgrad.runs.wandb_access import project_and_entity  # noqa: E402
-from altgrad.text import Md, visible  # noqa: E402
+from altgrad.text import visible  # noqa: E402
 
 SILENCE_SECONDS = 6.0
 ANSWER = re.compile(r"(<!-- answer -->\n).*?(<!-- /answer -->)", re.DOTALL)
@@ -65,20 +66,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def fill_answer(readme: Path, loader: ExperimentDataLoader) -> None:
-    """Put the answer of the format comparison between the markers ``<!-- answer -->`` and ``<!-- /answer -->``.
+    """Put docs/sections/readme.md between the markers ``<!-- answer -->`` and ``<!-- /answer -->``.
 
-    With its scope and what changes it; links lead to the reports in ``reports/``.
+    Links lead to the reports in ``reports/``.
 
     Raises:
         UsageError: where the file has no such markers.
     """
-    comparator = loader.memo(FormatComparator)
-    comparison = comparator.headline
-    sentence = Md("Pending: no runs are recorded.")
-    if comparison is not None:
-        changes = [Md(f"- This changes if {item}") for item in changes_if(loader)]
-        sentence = join("\n\n", [*headline_answer(loader, comparison), *([join("\n", changes)] if changes else [])])
-        sentence = Md(resolve(sentence, lambda page: f"{page.path}.md" + (f"#{page.anchor}" if page.anchor else "")))
+    dialect = Dialect(site=False, address=lambda page: f"{page.path}.md" + (f"#{page.anchor}" if page.anchor else ""))
+    sentence = fragment(document_page(loader, "sections/readme", headline(loader)).blocks, dialect)
     text = readme.read_text(encoding="utf-8")
     if not ANSWER.search(text):
         raise UsageError(f"{readme}: has no '<!-- answer -->' and '<!-- /answer -->' markers; add them")

@@ -9,8 +9,10 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 import altgrad
 from altgrad.runs.schema import code_fingerprint
@@ -22,13 +24,22 @@ RECORDED = ("test_headlines.py", "test_labels.py")
 SITE = ("test_browser.py", "test_explorer.py", "test_runs_pages.py", "test_site.py")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin reads the groups
+class Groups(LoadScopeScheduling):
+    """Gives the tests of a group to one worker; xdist's own groups are lost under this pytest, in silence."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.partition("::")[0])
+        return "site" if file.name in SITE else "recorded" if file.name in RECORDED else file.stem
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
+    """What xdist asks for a scheduler."""
+    return Groups(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test its group, and begin with what takes longest: the built sites."""
-    for item in items:
-        name = item.path.name
-        group = "site" if name in SITE else "recorded" if name in RECORDED else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Begin with what takes longest: the built sites."""
     items.sort(key=lambda item: item.path.parent == Path(__file__).parent)
 
 

@@ -1,4 +1,4 @@
-"""Every figure of "Corrections and limits", computed a second time from the Parquet files; and how documents are made.
+"""Every figure of "Corrections and limits", computed a second time from the Parquet files.
 
 The figures' oracle is pyarrow, numpy and scipy. They are held against the committed reports, which are quickly read;
 `test_reports` makes those again and compares.
@@ -25,9 +25,7 @@ from scipy import stats
 from altgrad.analysis import ExperimentDataLoader
 from altgrad.analysis.costs import TokenRate, additivity, cost_per_bit, token_rate
 from altgrad.analysis.statistics import Estimate
-from altgrad.pages import Md, write_folder
-from altgrad.pages.document import DocumentError, place_document, render_document
-from altgrad.reports import ReportGenerator, corrections_document, home_page
+from altgrad.reports import ReportGenerator, corrections_page, home_page
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = ROOT / "experiments" / "recorded"
@@ -301,37 +299,7 @@ def test_headlines_claim_no_tie_and_use_plain_words() -> None:
 
 @pytest.mark.parametrize("study", ["nothing", "pilot-formats"])
 def test_other_records_build_the_page_and_say_what_is_not_recorded(study: str) -> None:
-    text = corrections_document(ExperimentDataLoader([RECORDED / study]))
+    text = str(corrections_page(ExperimentDataLoader([RECORDED / study])).blocks)
     assert text.count("*Not recorded here: the runs of study") >= 7
     assert "nats (95% CI" not in text
     assert "{{" not in text
-
-
-def test_a_document_takes_values_as_text_and_markdown_as_markdown() -> None:
-    values, filters = {"a": "<b>*", "b": Md("**b**"), "n": 3}, {"twice": lambda value: 2 * value}
-    text = render_document("# T\n\n{{ a }} {{ b }} {{ n }} {{ n | twice }}\n", values, "d.md", filters)
-    assert text == "# T\n\n&#60;b&#62;&#42; **b** 3 6\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "line", "why"),
-    [
-        ("a\n\n{{ known }}\n{{ unknown }}\n", 4, "'unknown' is undefined"),
-        ("a\n{{ known.nothing }}\n", 2, "nothing"),
-        ("a\n{% if known %}\n", 2, "end of template|endif"),
-        ("a\n\n{{ known | nofilter }}\n", 3, "nofilter"),
-        ("a\n\n{{ 1 / none }}\n", 3, "unsupported operand"),
-    ],
-)
-def test_a_slot_without_a_value_is_an_error_that_names_file_and_line(text: str, line: int, why: str) -> None:
-    with pytest.raises(DocumentError, match=rf"^docs/d\.md:{line}: .*({why})") as caught:
-        render_document(text, {"known": {"x": 1}}, "docs/d.md")
-    assert "\n" not in str(caught.value)
-
-
-def test_links_of_a_document_lead_to_pages_of_the_site_and_to_files_in_a_folder(tmp_path: Path) -> None:
-    text = Md("[a](altgrad:reports/format_comparison#results) [b](altgrad:method)\n")
-    assert place_document(text, "reports/corrections") == "[a](format_comparison.md#results) [b](../method.md)\n"
-    write_folder([], tmp_path, site_root="../site/", documents={"reports/corrections": text})
-    expected = "[a](../site/reports/format_comparison/index.html#results) [b](../site/method/index.html)\n"
-    assert (tmp_path / "corrections.md").read_text() == expected

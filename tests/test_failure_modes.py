@@ -507,7 +507,7 @@ def test_the_literature_page_answers_each_claim_from_the_runs(whole: ExperimentD
     text = render(page, SITE)
     assert "Of 8 reported results that our runs can be held against, 8 agree.**" in text
     for claim in CLAIMS:
-        assert f'id="{claim.id}"' in text or f"#{claim.id}" in text
+        assert f" {{#{claim.id}}}" in text, "the document has a section of each claim"
         for _, number in claim.references:
             assert f"https://arxiv.org/abs/{number}" in text
     assert text.count("n = 16") >= 10

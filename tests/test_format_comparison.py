@@ -32,9 +32,10 @@ from altgrad.analysis.loader import RUN_COLUMNS, _of_arm, _row, format_label, sc
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import LAYER_TYPES, ExperimentConfig
 from altgrad.formats import get_format
-from altgrad.pages import ChartBlock, Paragraph, write_folder
-from altgrad.reports import ReportGenerator
-from altgrad.reports.format_comparison import by_layer_type, format_comparison_page, weights_chart
+from altgrad.pages import ChartBlock, Md, Paragraph, write_folder
+from altgrad.pages.document import DocumentError, render_document
+from altgrad.reports import ReportGenerator, home_page
+from altgrad.reports.format_comparison import format_comparison_page, headline, weights_chart
 from altgrad.reports.generator import results_text
 from altgrad.reports.preregistered import preregistered_page
 from altgrad.runs import RunRecord, load_runs
@@ -268,10 +269,10 @@ def test_sweet_spots_tell_ties_from_what_is_not_decided(whole: ExperimentDataLoa
 
 
 def test_the_answer_by_layer_type_names_what_is_worse_where(whole: ExperimentDataLoader) -> None:
-    comparator = FormatComparator(whole)
-    ((paragraph,), spots) = (by_layer_type(comparator), comparator.sweet_spots.set_index("place"))
-    assert isinstance(paragraph, Paragraph)
-    lead, rest = paragraph.text.split("**")[1:]
+    spots = FormatComparator(whole).sweet_spots.set_index("place")
+    texts = [block.text for block in home_page(whole).blocks if isinstance(block, Paragraph)]
+    (text,) = (text for text in texts if text.startswith("**Quantize one layer type only"))
+    lead, rest = text.split("**")[1:]
     for kind in LAYER_TYPES:
         good = {spots.at[kind, "best"], *spots.at[kind, "equivalent"].split()}
         for name in re.findall(r"E\dM\d", lead):
@@ -284,7 +285,8 @@ def test_the_answer_by_layer_type_names_what_is_worse_where(whole: ExperimentDat
         runs.loc[runs["quantized"] == PLACES["head"], "quantized"] = "elsewhere"
 
     lost = changed(whole, elsewhere)
-    assert by_layer_type(FormatComparator(lost)) == []
+    assert headline(lost)["by_layer_type"] is None
+    assert "Quantize one layer type only" not in str(home_page(lost).blocks)
 
 
 def test_an_arm_with_a_failed_run_has_no_rank_and_no_tie(whole: ExperimentDataLoader) -> None:
@@ -471,3 +473,19 @@ def test_the_gaps_by_layer_type_are_drawn_as_the_comparisons_have_them(whole: Ex
         assert compared is not None
         assert row.gap == compared.table.set_index("format").at[row.format, "gap"]
         assert f"{row.format} {row.scope} {words.number(row.gap, sign=True)} [" in chart.description
+
+
+def test_an_error_in_shared_sentences_names_their_document(tmp_path: Path) -> None:
+    text = '{% import "shared.md" as say with context %}\n# T\n\n{{ say.hello("<b>") }}\n'
+    (tmp_path / "shared.md").write_text(
+        "\n{% macro hello(name) %}\n**Hello** {{ name }}\n{{ unknown }}\n{% endmacro %}\n"
+    )
+    found = render_document(text, "docs/d.md", {"unknown": "*"}, folder=tmp_path)
+    assert found.blocks == (Paragraph(Md("**Hello** &#60;b&#62; &#42;")),)
+    with pytest.raises(DocumentError, match=r"^shared\.md:4: 'unknown' is undefined"):
+        render_document(text, "docs/d.md", {}, folder=tmp_path)
+    (tmp_path / "shared.md").write_text("\n{% if %}\n")
+    with pytest.raises(DocumentError, match=r"^shared\.md:2: "):
+        render_document(text, "docs/d.md", {}, folder=tmp_path)
+    with pytest.raises(DocumentError, match=r"^docs/d\.md:1: .*missing\.md"):
+        render_document(text.replace("shared", "missing"), "docs/d.md", {}, folder=tmp_path)

@@ -97,9 +97,18 @@ class Comparison:
         """Number of pairs behind the table."""
         return int(self.table["n_pairs"].sum())
 
+    @property
+    def most_pairs(self) -> int:
+        """The largest number of pairs behind a format's gap."""
+        return int(self.table["n_pairs"].max())
+
     def row(self, name: str) -> pd.Series:
         """The row of a format."""
         return self.table.set_index("format").loc[name]
+
+    def rows(self, names: Sequence[str]) -> pd.DataFrame:
+        """The rows of some formats."""
+        return self.table.set_index("format").loc[list(names)]
 
     @cached_property
     def verdicts(self) -> pd.Series:

@@ -6,22 +6,19 @@ formats, or says so, of failures.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
-from altgrad.analysis import words
 from altgrad.analysis.comparison import Comparison, FormatComparator, scale_policies
-from altgrad.analysis.contrasts import NAMED, TEST_COLUMNS, Row, family, missing, named_family, runs_of
+from altgrad.analysis.contrasts import NAMED, TEST_COLUMNS, family, missing, named_family, runs_of
 from altgrad.analysis.costs import LADDER, additivity, cost_per_bit, extent, losses, token_rate
 from altgrad.analysis.failures import FailureAnalyzer, named
-from altgrad.analysis.hypotheses import LONG_ARMS, Verdict, pairs_of_best, verdicts
+from altgrad.analysis.hypotheses import pairs_of_best, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.machines import crossing
 from altgrad.analysis.statistics import MARGIN, paired_difference
-from altgrad.studies import ARMS, RULE_FORMATS, SEEDS, SPLITS
+from altgrad.studies import ARMS, SEEDS, SPLITS
 
 
 def corrections(loader: ExperimentDataLoader) -> dict[str, Any]:
@@ -123,117 +120,65 @@ def _sums(table: pd.DataFrame) -> dict[str, Any] | None:
     return {"rows": rows, "largest": rest.to_dict()}
 
 
-UNRECORDED = "(these runs are not recorded)"
-
-
-def failure_values(loader: ExperimentDataLoader) -> dict[str, str | float]:
-    """Of failures, step rules, verdicts and machines: each in words where its runs are missing."""
-    found = {verdict.id: verdict for verdict in verdicts(loader)}
-    answered = {name: verdict.answered for name, verdict in found.items() if verdict.answer != "pending"}
-    h10 = found["H10"].tests["difference"]
+def failure_values(loader: ExperimentDataLoader) -> dict[str, Any]:
+    """Of failures, step rules, H5 and machines; None, or an empty list, where the runs are missing."""
     gaps = loader.memo(FailureAnalyzer).gaps
     gaps = gaps[gaps["campaign"].astype(bool) & (gaps["n_pairs"] > 1)]
-    late, base = gaps[gaps["study"] == "blocks"], runs_of(loader, "FP32")
-    ended = (base["status"] == "finished").sum()
-    e7m0 = next(iter(gaps[gaps["format"] == "E7M0"].to_dict("records")), None)
-    decays = defaultdict(set)
-    for _, run in _own(loader).drop_duplicates("arm").iterrows():
+    late, runs = gaps[gaps["study"] == "blocks"], _own(loader)
+    decays: dict[bool, set[float]] = {True: set(), False: set()}
+    for _, run in runs.drop_duplicates("arm").iterrows():
         decays[run["step_rule"] == "code"].add(loader.config(run["arm"]).optimizer.weight_decay)
-    removed, whole = _row(loader, "E7M0", "E7M0 E5M2 gradients"), _row(loader, "E7M0", "FP32")
-    blocks = {fmt: _row(loader, f"{fmt} block", fmt) for fmt in RULE_FORMATS}
-    others = [f"{fmt} {_nats(row)}" for fmt, row in blocks.items() if row and fmt != "E0M7"]
-    long, relative = _row(loader, "E0M7 long", "FP32 long"), _row(loader, "FP32 relative master", "FP32")
-    own, shared = ARMS["E0M7 own rate"], ARMS["E0M7"]
-    rates = _row(loader, own.name, shared.name)
-    made: dict[str, Any] = {
+    failed = runs[runs["status"] == "failed"]
+    return {
         "blocks_failing": int(late["failed"].sum()) if len(late) else None,
-        "mxfp4_up": _nats(_row(loader, "MXFP4 up", "FP32")),
-        "mxfp4_drawn": _nats(_row(loader, "MXFP4 stochastic gradients", "FP32")),
-        "e7m0_worst": _nats({**e7m0, "difference": e7m0["gap"]}) if e7m0 else None,
-        "code_decay": " or ".join(f"{decay:g}" for decay in sorted(decays[True])),
-        "other_decay": " or ".join(f"{decay:g}" for decay in sorted(decays[False])),
-        "h10_differences": f"{h10.min():.3f} to {h10.max():.3f} nats" if len(h10) else None,
-        **{f"{name.lower()}_answer": answered.get(name) for name in ("H5", "H10", "H18")},
-        **_h5(loader, "H5" in answered),
-        "h18_removed": f"{removed['difference']:.3f}" if removed and whole else None,
-        "h18_whole": f"{whole['difference']:.3f}" if removed and whole else None,
-        "h19_e0m7": _nats(blocks["E0M7"]) if all(blocks.values()) else None,
-        "h19_others": words.names(others) if all(blocks.values()) else None,
-        "h20_formats": long and len(LONG_ARMS),
-        "h20_steps": long and f"{ARMS['E0M7 long'].config().max_steps:,}",
-        "h20_gap": _nats(long),
+        "e7m0_worst": next(iter(gaps[gaps["format"] == "E7M0"].to_dict("records")), None),
+        "code_decay": sorted(decays[True]),
+        "other_decay": sorted(decays[False]),
+        "h5": _h5(loader),
         "study_days": _study_days(loader),
-        **_crossing(loader, found.values()),
-        "failed_runs": _failed(loader),
-        "fp32_finished": f"{ended} of its {len(base)} runs finished" if len(base) else None,
-        "relative_fp32": _nats(relative, 4),
-        "relative_p": relative and words.p_text(relative["p_value"]),
-        "e0m7_rate": rates and f"{own.rate:g}",
-        "e0m7_other_rate": rates and f"{shared.rate:g}",
-        "e0m7_rate_costs": _nats(rates, 4),
-        "e0m7_rate_p": rates and words.p_text(rates["p_value"]),
-        "e0m7_ulps": _nats(_row(loader, "E0M7 update master", shared.name), 4),
+        "crossing": _crossing(loader),
+        "failed": failed["arm"].map(lambda arm: named(loader.config(arm))).value_counts().to_dict(),
+        "fp32": _fp32(loader),
     }
-    return {name: UNRECORDED if value in (None, "") else value for name, value in made.items()}
 
 
 def _own(loader: ExperimentDataLoader) -> pd.DataFrame:
     return loader.runs[~loader.runs["foreign"].astype(bool)]
 
 
-def _row(loader: ExperimentDataLoader, *pair: str) -> Row | None:
-    """The contrast of two arms of the campaign; None where their runs are not all recorded."""
-    return None if missing(loader, pair) else named_family(loader, [pair]).to_dict("records")[0]
-
-
-def _nats(row: Row | None, digits: int = 3) -> str | None:
-    """A difference with its interval and pairs."""
-    if row is None:
-        return None
-    mean = words.number(row["difference"], digits, sign=True)
-    return f"{mean} nats {words.interval(row['low'], row['high'], digits)} (n = {int(row['n_pairs'])})"
-
-
-def _h5(loader: ExperimentDataLoader, answered: bool) -> dict[str, str | None]:
+def _h5(loader: ExperimentDataLoader) -> dict[str, Any] | None:
     """E4M3 against the mlp's best in both families: all pairs, and the best against the others."""
-    names = ("h5_best", "h5_p_amended", "h5_p_registered", "h5_difference")
-    pairs = pairs_of_best([f"{fmt} mlp" for fmt in SPLITS])(loader) if answered else ()
+    arms = [f"{fmt} mlp" for fmt in SPLITS]
+    pairs = () if missing(loader, [*arms, "FP32"]) else pairs_of_best(arms)(loader)
     best = pairs[-1][1] if pairs else "E4M3 mlp"
     if best == "E4M3 mlp":
-        return dict.fromkeys(names)
+        return None
     rows = [row for row in named_family(loader, pairs).to_dict("records") if row["to"] == best]
     others = family(rows, (*TEST_COLUMNS, *NAMED)).to_dict("records")
     amended, registered = (next(row for row in each if row["of"] == "E4M3 mlp") for each in (rows, others))
-    p_values = [words.p_text(row["p_holm"]) for row in (amended, registered)]
-    return dict(zip(names, (ARMS[best].format, *p_values, _nats(amended, 4)), strict=True))
+    return {"best": ARMS[best].format, "amended": amended, "registered": registered}
 
 
-def _study_days(loader: ExperimentDataLoader) -> str:
+def _fp32(loader: ExperimentDataLoader) -> dict[str, int] | None:
+    runs = runs_of(loader, "FP32")
+    ended = {"runs": len(runs), "finished": int((runs["status"] == "finished").sum())}
+    return None if missing(loader, ["FP32"]) else ended
+
+
+def _study_days(loader: ExperimentDataLoader) -> dict[str, list[str]]:
     runs = _own(loader)
-    runs = runs[runs["seed"].isin(SEEDS)]
-    days = runs.groupby("study")["created"].agg(lambda created: sorted({str(each)[:10] for each in created}))
-    return "; ".join(f"{study} {' and '.join(those)}" for study, those in days.items() if study)
+    runs = runs[runs["seed"].isin(SEEDS) & (runs["study"] != "")]
+    return runs.groupby("study")["created"].agg(lambda created: sorted({str(each)[:10] for each in created})).to_dict()
 
 
-def _crossing(loader: ExperimentDataLoader, found: Iterable[Verdict]) -> dict[str, str | None]:
+def _crossing(loader: ExperimentDataLoader) -> dict[str, Any]:
     """How many tests of the hypotheses pair runs of two days, and of which."""
     rows = [
         (verdict.id, row["arm"], row["against"])
-        for verdict in found
+        for verdict in verdicts(loader)
         for row in verdict.tests.to_dict("records")
         if row["arm"] and row["against"]
     ]
-    if not rows:
-        return dict.fromkeys(("crossing_tests", "crossing_hypotheses"))
     table = crossing(loader, rows)
     across = table[table["n_crossing"] > 0]
-    listed = ", ".join(dict.fromkeys(across["contrast"])) or "none"
-    return {"crossing_tests": f"{len(across)} of {len(table)}", "crossing_hypotheses": listed}
-
-
-def _failed(loader: ExperimentDataLoader) -> str | None:
-    runs = _own(loader)
-    failed = runs[runs["status"] == "failed"]
-    counts = failed["arm"].map(lambda arm: named(loader.config(arm))).value_counts()
-    said = " and ".join(f"{count} of {name}" for name, count in counts.items())
-    return f"{len(failed)} runs failed, {said}" if len(failed) else None
+    return {"tests": len(table), "across": len(across), "of": list(dict.fromkeys(across["contrast"]))}

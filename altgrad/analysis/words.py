@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,6 +41,12 @@ def span(low: float, high: float, digits: int = 3) -> str:
 def estimate(value: Estimate, digits: int = 3) -> str:
     """``0.008 nats (95% CI 0.003 to 0.014, n = 5)``."""
     return f"{number(value.mean, digits)} nats (95% CI {span(value.low, value.high, digits)}, n = {value.n})"
+
+
+def contrast(row: Mapping[Any, Any], digits: int = 3) -> str:
+    """``+0.016 nats [+0.006, +0.026] (n = 16)``: a row of `altgrad.analysis.contrasts`."""
+    mean, n = number(row["difference"], digits, sign=True), int(row["n_pairs"])
+    return f"{mean} nats {interval(row['low'], row['high'], digits)} (n = {n})"
 
 
 def percent(value: float) -> str:

@@ -4,8 +4,9 @@
     {{ show("operands") }}                                      a figure, a table or a section, by its name
     E0M7 ends {{ gap | signed }} above FP32.                    a value; text that is not `Md` is escaped
     {% call holds('best() == "E3M4"') %}E3M4 costs least.{% endcall %}
-    {% call details("The tests") %}...{% endcall %}             folded away; note("info", "Title") is a box
+    {% call details("The tests") %}...{% endcall %}             folded away, never empty; note("info", "Title") is a box
     [text](altgrad:reports/format_comparison#results)           a page, wherever the document is written
+    {% import "sections/answer.md" as say with context %}       macros that several documents share
 
 An unknown slot is an error, since a sentence with a hole in it would still look like a result. So is a part that no
 slot shows, and so is a sentence in `holds` that the records contradict.
@@ -18,15 +19,17 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from types import CodeType
 from typing import Any, Literal
 
-from jinja2 import Environment, StrictUndefined, TemplateError, nodes
+from jinja2 import Environment, FunctionLoader, StrictUndefined, TemplateError, nodes
 from jinja2.runtime import Undefined
+from markupsafe import Markup
 
 from altgrad.pages.content import Block, Bullets, CodeBlock, Details, Heading, Link, Note, Paragraph, Text, markdown
-from altgrad.text import Md
+from altgrad.text import Md, escape
 
 Part = Sequence[Block] | Callable[[], Sequence[Block]]
 """Blocks that a slot places; a function is called by the slot that shows it."""
@@ -64,6 +67,7 @@ def render_document(
     parts: Mapping[str, Part] | None = None,
     shared: Mapping[str, Part] | None = None,
     filters: Mapping[str, Callable[..., Any]] | None = None,
+    folder: Path = Path(),
 ) -> Document:
     """The document with its values and parts in their slots.
 
@@ -74,6 +78,7 @@ def render_document(
         parts: what `show` places, by name; each has to be shown by some slot, in whichever branch.
         shared: further parts, which need not be shown.
         filters: what a slot may apply to a value, by name.
+        folder: of the documents that it may import.
 
     Raises:
         DocumentError: a slot is unknown or cannot be computed, a part is not shown, the template is malformed, or the
@@ -81,20 +86,27 @@ def render_document(
     """
     parts = parts or {}
     placed: list[Sequence[Block]] = []
+    sources = {name}
+
+    def imported(file: str) -> tuple[str, str, None] | None:
+        sources.add(file)
+        known = (folder / file).is_file()
+        return (_INLINE_TAG.sub(r"\1+%}", (folder / file).read_text("utf-8")), file, None) if known else None
 
     def place(blocks: Sequence[Block]) -> Md:
         placed.append(blocks)
         return Md(f"\n\n\x02{len(placed) - 1}\x03\n\n") if blocks else Md("")
 
     def written(value: Any) -> Any:
-        if isinstance(value, Undefined):
+        if isinstance(value, Undefined | Markup):  # what a macro or a {% set %} block has written
             return value
         blocks = value if isinstance(value, list | tuple) else [value]
         if all(isinstance(each, Block) for each in blocks):
-            return place(blocks)
+            return Markup(place(blocks))
         return _inline(value)
 
     environment = _environment(written, filters or {})
+    environment.loader = FunctionLoader(imported)
 
     def show(part: str) -> Sequence[Block]:
         known = {**(shared or {}), **parts}
@@ -104,10 +116,12 @@ def render_document(
         return found() if callable(found) else found
 
     def details(title: Text, caller: Callable[[], str]) -> Md:
-        return place([Details(title, tuple(_blocks(caller(), placed)))])
+        inside = tuple(_blocks(caller(), placed))
+        return place([Details(Md(written(title)), inside)] if inside else [])
 
     def note(kind: Literal["info", "warning", "success", "question"], title: Text, caller: Callable[[], str]) -> Md:
-        return place([Note(kind, title, tuple(_blocks(caller(), placed)))])
+        inside = tuple(_blocks(caller(), placed))
+        return place([Note(kind, Md(written(title)), inside)] if inside else [])
 
     def holds(condition: str, caller: Callable[[], str]) -> str:
         def value(expression: str) -> Any:
@@ -117,13 +131,13 @@ def render_document(
             if value(condition):
                 return caller()
         except NotRecorded as error:
-            return markdown(f"Not recorded here: {error}.")
+            return Md(f"*{escape(str(error))}*")
         found = [part.strip() for part in _OPERATORS.split(condition) if not re.match(r"""\s*["'\d.]""", part)]
         read = ", ".join(f"{part} is {value(part)!r}" for part in dict.fromkeys(found))
         sentence = " ".join(caller().split())
         raise DocumentError(f'the records contradict "{sentence}": {condition} does not hold, {read}')
 
-    functions = {"show": show, "details": details, "note": note, "holds": holds}
+    functions = {"show": show, "details": details, "note": note, "holds": holds, "recorded": partial(holds, "true")}
     try:
         code, shown = _compiled(text, name, tuple((filters or {}).items()))
         if unshown := sorted(parts.keys() - shown):
@@ -131,10 +145,12 @@ def render_document(
         template = environment.template_class.from_code(environment, code, environment.make_globals(functions))
         rendered = template.render(values)
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == name]
-        line = getattr(error, "lineno", None) or (lines or [1])[-1]
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in sources]
+        file, line = (frames[-1].filename, frames[-1].lineno) if frames else (name, 1)
+        if malformed := getattr(error, "lineno", None):
+            file, line = getattr(error, "filename", None) or name, malformed
         remedy = "" if isinstance(error, DocumentError) else "; correct the slot, or give it a value"
-        raise DocumentError(f"{name}:{line}: {error}{remedy}") from None
+        raise DocumentError(f"{file}:{line}: {error}{remedy}") from None
     head = _HEAD.match(rendered)
     first, *below = _blocks(rendered[head.end() :] if head else rendered, placed)
     if not (isinstance(first, Heading) and first.level == 1):
@@ -143,14 +159,15 @@ def render_document(
     return Document(html.unescape(str(first.text)), html.unescape(description), tuple(below))  # both are plain text
 
 
-def _inline(value: Any) -> Md:
-    return markdown(value if isinstance(value, str | Link) else str(value))
+def _inline(value: Any) -> Markup:
+    return Markup(markdown(value if isinstance(value, str | Link) else str(value)))
 
 
 def _environment(finalize: Callable[[Any], Any], filters: Mapping[str, Callable[..., Any]]) -> Environment:
     environment = Environment(
         undefined=StrictUndefined,
         finalize=finalize,
+        autoescape=True,  # by which a macro's text is known
         trim_blocks=True,
         lstrip_blocks=True,
         comment_start_string="{##",  # "{#name}" is the anchor of a heading

@@ -132,7 +132,7 @@ def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
     shown = arms[arms["arm"].isin(own)]
     sweeps = join(", ", (Link(study, PageRef(path)) for study, path in tuning_studies(loader).items()))
     parts = {"arms": [col.table(shown, _ARMS, f"{len(shown)} arms", "arms")] if len(shown) else []}
-    page = document_page(loader, "runs/index", {"recorded": len(loader.runs), "sweeps": sweeps}, parts)
+    page = document_page(loader, "runs/index", {"runs": len(loader.runs), "sweeps": sweeps}, parts)
     return replace(page, downloads=downloads({"table.json": table_json(loader, arms)}))
 
 

@@ -194,4 +194,4 @@ def stated(config: ExperimentConfig) -> dict[str, Any]:
 
 def compare_page(loader: ExperimentDataLoader) -> Page:
     """The page on which a reader compares arms; docs/javascripts/runs/compare-page.js fills it."""
-    return document_page(loader, "compare/index", {"recorded": len(loader.runs)})
+    return document_page(loader, "compare/index", {"runs": len(loader.runs)})

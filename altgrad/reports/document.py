@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.analysis import words
+from altgrad.analysis.contrasts import Row, missing, named_family
+from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.statistics import MARGIN
-from altgrad.pages import Md, Page, code, slug
-from altgrad.pages.document import Part, render_document
+from altgrad.analysis.statistics import ALPHA, MARGIN
+from altgrad.pages import Md, Page, Provenance, code, slug
+from altgrad.pages.document import NotRecorded, Part, render_document
 from altgrad.reports import columns as col
 from altgrad.reports.pending import larger, pending, pending_note
 from altgrad.reports.provenance import left_out, provenance, traceability
@@ -24,14 +26,17 @@ FILTERS: dict[str, Callable[..., str]] = {
     "signed": lambda value, digits=3: words.number(value, digits, sign=True),
     "percent": words.percent,
     "share": lambda value, digits=0: f"{value:.{digits}%}",
-    "general": lambda value: f"{value:g}",
+    "general": lambda value, form="g": format(value, form),
     "thousands": lambda value: f"{value:,}",
     "p": words.p_text,
     "p_equals": words.p_equals,
     "interval": words.interval,
     "span": words.span,
     "estimate": words.estimate,
+    "nats": words.contrast,
     "names": lambda items: words.names(list(items)),
+    "tokens": words.tokens,
+    "quantized": words.quantized,
     "code": code,
     "anchor": lambda text: Md(slug(text)),
 }
@@ -71,17 +76,48 @@ def document_page(
         "traceability": lambda: traceability(loader, arms()),
     }
     functions: dict[str, Any] = {
-        "margin": f"{MARGIN:g}",
+        "margin": MARGIN,
         "arm": col.arm_link,
+        "contrast": lambda of, to: _contrast(loader, of, to),
+        "verdict": lambda identity: _verdict(loader, identity),
+        "alpha": ALPHA,
         "pending": lambda missing, *studies: pending_note(missing, studies),
         "pending_section": lambda missing, *studies: pending(missing, studies),
         "larger": lambda study: larger(loader, study),
     }
+    return page_of(path, provenance(loader, built, of), {**functions, **(values or {})}, parts, shared, document)
+
+
+def page_of(
+    path: str,
+    foot: Provenance,
+    values: Mapping[str, Any],
+    parts: Mapping[str, Part] | None = None,
+    shared: Mapping[str, Part] | None = None,
+    document: str = "",
+) -> Page:
+    """The page of docs/`path`.md from these values and parts alone, and what its foot says."""
     name = document or path
-    text = document_source(name)
-    found = render_document(text, f"docs/{name}.md", {**functions, **(values or {})}, parts, shared, FILTERS)
-    foot = provenance(loader, built, of)
-    return Page(path, found.title, found.blocks, description=found.description, provenance=foot)
+    found = render_document(document_source(name), f"docs/{name}.md", values, parts, shared, FILTERS, DOCUMENTS)
+    return Page(path, found.title, found.blocks, found.description, provenance=foot)
+
+
+def _contrast(loader: ExperimentDataLoader, *pair: str) -> Row:
+    """The paired difference of two of the campaign's arms, of its studies and seeds only, as a row of a family of one.
+
+    Raises:
+        NotRecorded: not all of their runs have ended.
+    """
+    if lacking := missing(loader, pair):
+        raise NotRecorded(lacking)
+    return named_family(loader, [pair]).to_dict("records")[0]
+
+
+def _verdict(loader: ExperimentDataLoader, identity: str) -> Verdict:
+    (found,) = verdicts(loader, identity)
+    if found.answer == "pending":
+        raise NotRecorded(found.evidence)
+    return found
 
 
 def document_source(path: str) -> str:
@@ -90,5 +126,6 @@ def document_source(path: str) -> str:
 
 
 def documents_key(*paths: str) -> str:
-    """A digest of the documents of some pages, for the cache."""
-    return digest(*map(document_source, paths))
+    """A digest of the documents of some pages and of those that they may import, for the cache."""
+    shared = sorted(f"sections/{file.stem}" for file in (DOCUMENTS / "sections").glob("*.md"))
+    return digest(*map(document_source, (*paths, *shared)))

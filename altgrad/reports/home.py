@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.pages import Block, ChartBlock, Page
 from altgrad.reports.document import document_page
-from altgrad.reports.format_comparison import by_layer_type, changes_if, gap_chart, headline_answer
+from altgrad.reports.format_comparison import gap_chart, headline
 from altgrad.reports.scope import pilot
 
 
 def home_page(loader: ExperimentDataLoader) -> Page:
     """The page, from the records of `loader`."""
-    comparator = loader.memo(FormatComparator)
-    comparison = comparator.headline
-    answer, scope = headline_answer(loader, comparison) if comparison else ("", "")
-    values = {"comparison": comparison, "answer": answer, "scope": scope, "changes": changes_if(loader)}
+    values = headline(loader)
+    comparison = values["comparison"]
 
-    def of_headline(part: str) -> list[Block]:
-        if comparison is None:
-            return []
-        if part == "pilot":
-            return pilot(loader, [comparison.baseline], int(comparison.table["n_pairs"].max()))
+    def gaps() -> list[Block]:
         return [ChartBlock(gap_chart(comparison))]
 
-    parts = {
-        "by layer type": lambda: by_layer_type(comparator),
-        "pilot": lambda: of_headline("pilot"),
-        "gaps": lambda: of_headline("gaps"),
-    }
+    parts = {"pilot": lambda: pilot(loader, [comparison.baseline], comparison.most_pairs), "gaps": gaps}
     return document_page(loader, "index", values, parts)

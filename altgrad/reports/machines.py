@@ -1,4 +1,4 @@
-"""The section of a report on comparisons whose runs may be of different machines."""
+"""The section of a report on comparisons whose runs may be of different machines: docs/sections/machines.md."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from collections.abc import Iterable
 
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.machines import crossing
-from altgrad.pages import Block, Details, Heading, Paragraph
+from altgrad.pages import Block, Heading
+from altgrad.pages.document import render_document
 from altgrad.reports import columns as col
+from altgrad.reports.document import document_source
 
-REPEATED = (
-    "The processor is not in the records. Repeated on 2026-11-29, runs of 2026-11-25 came out bit for bit and runs of "
-    "2026-11-24 did not: E4M3 with seed 10 differs by .0022 nats, FP32 by at most .00005. That is noise of a single "
-    "run; no bias was seen."
-)
-"""What an audit found, and no record can show."""
+SECTION = "sections/machines"
 
 
 def machine_blocks(loader: ExperimentDataLoader, comparisons: Iterable[tuple[str, str, str]]) -> list[Block]:
@@ -36,12 +33,6 @@ def machine_blocks(loader: ExperimentDataLoader, comparisons: Iterable[tuple[str
     )
     caption = "Comparisons whose pairs were recorded on two days"
     listed = col.table(across, columns, caption, "machines", data=table)
-    text = (
-        f"{len(across)} of the {len(table)} comparisons of this page pair runs that were recorded on different days, "
-        f"maybe on different machines. {REPEATED}"
-    )
-    return [
-        Heading("Which comparisons cross machines"),
-        Paragraph(text),
-        Details(f"The {len(across)} comparisons", (listed,)),
-    ]
+    values = {"across": len(across), "total": len(table)}
+    section = render_document(document_source(SECTION), f"docs/{SECTION}.md", values, {"comparisons": [listed]})
+    return [Heading(section.title), *section.blocks]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -12,8 +12,10 @@ import pandas as pd
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 import altgrad
-from altgrad.pages import Block, Bullets, CodeBlock, Column, Note, Page, Paragraph, Provenance, Table
+from altgrad.pages import Block, Bullets, CodeBlock, Column, Note, Page, Paragraph, Provenance
+from altgrad.pages.document import Part
 from altgrad.reports import columns as col
+from altgrad.reports.document import page_of
 from altgrad.runs.schema import RecordError
 
 MAKES_FOR_OTHERS = True
@@ -59,16 +61,6 @@ class Measured(Record):
     load: float | None = Field(default=None, ge=0)  # the one-minute average when it began; None where it is not known
     versions: dict[str, str]
 
-    @property
-    def measured(self) -> str:
-        """``Measured on 2026-11-23 with torch 2.13.0``."""
-        return f"Measured on {self.date:%Y-%m-%d} with {packages(self.versions)}"
-
-    @property
-    def busy(self) -> str:
-        """A further sentence on the load; nothing where it is not known."""
-        return "" if self.load is None else f" Load average when it began: {self.load:g} on {self.cores} cores."
-
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -110,25 +102,14 @@ def found(
         record = read_record(path, kind)
     except RecordError as error:
         return None, [Note("warning", "A record was left out", (Bullets((str(error),)),))]
-    return record, [] if record else [not_measured(missing, COMMANDS[path.name])]
+    command = CodeBlock(COMMANDS[path.name], "bash")
+    return record, [] if record else [Note("question", "Pending", (Paragraph(missing), command))]
 
 
-def not_measured(missing: str, command: str) -> Note:
-    """What is missing, and the command that measures it."""
-    return Note("question", "Pending", (Paragraph(missing), CodeBlock(command, "bash")))
-
-
-def table(
-    rows: Sequence[Record], columns: Sequence[Column], caption: str, id: str = "", left_out: Set[str] = frozenset()
-) -> Table:
-    """A row a record; with an id the fields of all, but for those left out, are there to download."""
-    data = frame(rows).drop(columns=list(left_out)) if id else None
-    return col.table([row.row() for row in rows], columns, caption, id, data)
-
-
-def frame(rows: Sequence[Record]) -> pd.DataFrame:
-    """The fields of all, a row a record."""
-    return pd.DataFrame([row.model_dump() for row in rows])
+def table(rows: Sequence[Record], columns: Sequence[Column], caption: str, id: str) -> list[Block]:
+    """A row a record, nothing without; the fields of all, but for nested ones, are there to download."""
+    fields = [{key: value for key, value in row if not isinstance(value, dict | tuple)} for row in rows]
+    return [col.table([row.row() for row in rows], columns, caption, id, pd.DataFrame(fields))] if rows else []
 
 
 def packages(versions: Mapping[str, str]) -> str:
@@ -136,11 +117,11 @@ def packages(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def page(path: str, title: str, description: str, blocks: Sequence[Block], records: str = "", code: str = "") -> Page:
-    """A page of measurements with its foot; `records` names them there, `code` more than the library's version."""
+def page(path: str, values: Mapping[str, Any], parts: Mapping[str, Part], records: str = "", code: str = "") -> Page:
+    """The page of docs/`path`.md with its foot; `records` names them there, `code` more than the library's version."""
     lines = (
         *([("Records", records)] if records else ()),
         ("Code", f"altgrad {altgrad.__version__}{code}"),
         ("Built", "from local records; no network was used"),
     )
-    return Page(path, title, tuple(blocks), description, provenance=Provenance(lines))
+    return page_of(path, Provenance(lines), {"packages": packages, **values}, parts)

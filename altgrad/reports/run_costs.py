@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from altgrad.pages import Block, CodeBlock, Heading, Page, Paragraph
+from altgrad.pages import Block, Page
 from altgrad.reports import columns as col
 from altgrad.reports import measured
-from altgrad.reports.measured import COMMANDS, RECORDED, RESULT, Measured, Positive, Record, found
+from altgrad.reports.measured import RECORDED, RESULT, Measured, Positive, Record, found
 
 
 class Figure(Record):
@@ -45,6 +45,11 @@ class Costs(Measured):
     sizes: dict[str, int]  # of what was measured, by name
     figures: tuple[Figure, ...]
 
+    @property
+    def extent(self) -> str:
+        """``1,000 runs, 60 metrics``."""
+        return ", ".join(f"{value:,} {name}" for name, value in self.sizes.items())
+
 
 class RunsRecord(Costs):
     """benchmarks/recorded/runs.json."""
@@ -77,45 +82,20 @@ _FIGURES = (
 
 def runs_costs_page(folder: Path = RECORDED) -> Page:
     """What recording costs, from the record in `folder`; pending where there is none, and a damaged one is named."""
-    about = (
-        "What writing a run's record costs a training loop, how long reading many takes, and what W&B's failures cost. "
-        "Goals were set before anything was measured."
-    )
-    blocks = [Paragraph(about), *_blocks(folder / "runs.json", RunsRecord, "Time of writing and reading records")]
-    summary = "Time to append a row, to read thousands of runs, and what W&B's failures cost."
-    return measured.page("benchmarks/runs", "What recording costs", summary, blocks)
+    return _page("benchmarks/runs", folder, runs=(RunsRecord, "Time of writing and reading records"))
 
 
 def site_costs_page(folder: Path = RECORDED) -> Page:
     """What building the site and using it costs, from the records in `folder`; pending where there is none."""
-    about = (
-        "How long the site takes to build without a cache (cold), with one (warm), and until an edit is on the page "
-        "while it is served; against the same number of empty pages with the same theme in the same run. Goals were "
-        "set before anything was measured."
-    )
-    typed = (
-        "How long a reader waits for the Explorer and for the table of runs after a keystroke: from its event to the "
-        "first frame painted after the answer is on the page, in a browser on the same machine."
-    )
-    blocks = [
-        Paragraph(about),
-        *_blocks(folder / "site.json", SiteRecord, "Time of building and serving"),
-        Heading("A keystroke"),
-        Paragraph(typed),
-        *_blocks(folder / "keystrokes.json", KeystrokesRecord, "Time to answer a keystroke"),
-    ]
-    summary = "Time of cold and warm builds and of edits, against as many empty pages; time to answer a keystroke."
-    return measured.page("benchmarks/site", "What the site costs", summary, blocks)
+    typed = (KeystrokesRecord, "Time to answer a keystroke")
+    return _page("benchmarks/site", folder, site=(SiteRecord, "Time of building and serving"), keystrokes=typed)
 
 
-def _blocks(path: Path, kind: type[Costs], caption: str) -> list[Block]:
-    record, absent = found(path, kind)
-    if record is None:
-        return absent
-    sizes = ", ".join(f"{value:,} {name}" for name, value in record.sizes.items())
-    return [
-        Paragraph(f"{record.measured}; {sizes}.{record.busy}"),
-        measured.table(record.figures, _FIGURES, caption, path.stem),
-        Paragraph("To measure again:"),
-        CodeBlock(COMMANDS[path.name], "bash"),
-    ]
+def _page(path: str, folder: Path, **records: tuple[type[Costs], str]) -> Page:
+    values: dict[str, Any] = {}
+    parts: dict[str, list[Block]] = {}
+    for name, (kind, caption) in records.items():
+        record, values[f"no_{name}"] = found(folder / f"{name}.json", kind)
+        values[name] = record
+        parts[name] = measured.table(record.figures, _FIGURES, caption, name) if record else []
+    return measured.page(path, values, parts)

@@ -1,8 +1,7 @@
-"""How a step depends on the spacing of the grid: the record of `benchmarks/step_slopes.py`, as a part of a page."""
+"""How a step depends on the spacing of the grid: the record of `benchmarks/step_slopes.py`, and its table."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import pandas as pd
@@ -10,9 +9,9 @@ from pydantic import AwareDatetime, Field
 
 from altgrad.analysis import words
 from altgrad.formats import get_format
-from altgrad.pages import Block, Paragraph
+from altgrad.pages import Table
 from altgrad.reports import columns as col
-from altgrad.reports.measured import RECORDED, Record, found, packages
+from altgrad.reports.measured import Record
 from altgrad.studies import RULES
 
 NAME = "step-slopes.json"
@@ -44,24 +43,14 @@ class SlopesRecord(Record):
     slopes: tuple[Slope, ...]
 
 
-def slope_blocks(folder: Path = RECORDED) -> list[Block]:
-    """The measured slopes as a table; pending without a record, a damaged one is named."""
-    record, absent = found(folder / NAME, SlopesRecord, "No slopes are recorded.")
-    if record is None:
-        return absent
+def slope_table(record: SlopesRecord) -> Table:
+    """The measured slopes, the mean over the seeds with the smallest and the largest."""
     data = pd.DataFrame(
         [
             {"rule": row.rule, "format": row.format, "seed": seed, "first_step": first, "later_steps": later}
             for row in record.slopes
             for seed, first, later in zip(record.seeds, row.first, row.later, strict=True)
         ]
-    )
-    conditions = (
-        "1 says that a step is a number of ulps, 0 that it does not know the grid. Measured on "
-        f"{record.date:%Y-%m-%d} with altgrad {record.altgrad}, {packages(record.versions)}: the campaign's model, "
-        f"trained for {record.steps} steps without quantization and weight decay on {len(record.seeds)} seeds; the "
-        "slope over all weights whose step is not zero, each tensor's means taken out. In brackets, the smallest and "
-        "the largest."
     )
     columns = (
         col.of("Step rule", lambda row: NAMES.get(row["rule"], row["rule"])),
@@ -70,8 +59,7 @@ def slope_blocks(folder: Path = RECORDED) -> list[Block]:
         col.of("Later steps", lambda row: _range(row["later"]), right=True),
     )
     slopes = [slope.model_dump() for slope in record.slopes]
-    table = col.table(slopes, columns, "Measured slope of log |dw| over log S", "slopes", data)
-    return [table, Paragraph(conditions)]
+    return col.table(slopes, columns, "Measured slope of log |dw| over log S", "slopes", data)
 
 
 def _range(values: tuple[float, ...]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from altgrad.pages import Block, Heading, Md, Page, Paragraph
+from altgrad.pages import Block, Page
 from altgrad.reports import columns as col
 from altgrad.reports import measured
 from altgrad.reports.measured import RECORDED, RESULT, Measured, Positive, Record, Some, found
@@ -101,50 +101,19 @@ def training_page(folder: Path = RECORDED) -> Page:
     """The page, from the records in `folder`; what is not recorded is pending, a damaged record is named."""
     own, no_own = found(folder / "training.json", TrainingRecord)
     gpu, no_gpu = found(folder / "training-cuda.json", TrainingRecord)
-    blocks = [
-        *([Paragraph(_answer(own))] if own else []),
-        Heading("On a processor"),
-        *(_blocks(own, "cpu", "processor") if own else no_own),
-        Heading("On a GPU"),
-        *(_blocks(gpu, "gpu", "wall") if gpu else no_gpu),
+    ratio = {arm.name: arm.ratio for arm in own.arms} if own else {}
+    values = {"own": own, "no_own": no_own, "gpu": gpu, "no_gpu": no_gpu, "ratio": ratio}
+    parts = {"processor": lambda: _tables(own, "cpu"), "gpu": lambda: _tables(gpu, "gpu")}
+    return measured.page("benchmarks/training", values, parts)
+
+
+def _tables(record: TrainingRecord | None, key: str) -> list[Block]:
+    if record is None:
+        return []
+    memory = "Peak memory of three steps, beyond what the process held before"
+    shares = "Where the time of an eager step goes, everything quantized: self time of the ten largest operators"
+    return [
+        *measured.table(record.arms, _TIME, "Time of a training step", f"{key}-time"),
+        *measured.table(record.memory, _MEMORY, memory, f"{key}-memory"),
+        *measured.table(record.shares, _SHARES, shares, f"{key}-shares"),
     ]
-    about = "Time and memory of training with quantized operands, against the plain fp32 loop."
-    return measured.page("benchmarks/training", "What quantized training costs", about, blocks)
-
-
-def _answer(record: TrainingRecord) -> Md:
-    ratio = {arm.name: arm.ratio for arm in record.arms}
-    if not {"wag", "wag-compiled"} <= set(ratio):
-        return Md("**What quantized training costs: pending.**")
-    answer = (
-        f"**With weights, activations and gradients in E4M3 a training step takes {ratio['wag']:.2f} times the plain "
-        f"fp32 step, {ratio['wag-compiled']:.2f} times where both are compiled.**"
-    )
-    if {"telemetry", "telemetry-compiled"} <= set(ratio):
-        eager, compiled = (100 * (ratio[name] - 1) for name in ("telemetry", "telemetry-compiled"))
-        answer += (
-            f" Telemetry with a look at every tenth step adds {eager:.1f}% to the quantized step, {compiled:.1f}% to "
-            "the compiled one, whose looks are taken eagerly."
-        )
-    return Md(answer)
-
-
-def _blocks(record: TrainingRecord, key: str, clock: str) -> list[Block]:
-    sizes = ", ".join(f"{name} {value}" for name, value in record.sizes.items())
-    conditions = (
-        f"A GPT ({sizes}) on {record.device}, one thread, in {clock} time; {record.turns} turns, in each of which "
-        "every arm takes one step. The ratio is that of the medians, the spread the middle half of the turns."
-        f"{record.busy} {record.measured}."
-    )
-    tables = (
-        (record.arms, _TIME, "time", "Time of a training step"),
-        (record.memory, _MEMORY, "memory", "Peak memory of three steps, beyond what the process held before"),
-        (
-            record.shares,
-            _SHARES,
-            "shares",
-            "Where the time of an eager step goes, everything quantized: self time of the ten largest operators",
-        ),
-    )
-    shown = [measured.table(rows, columns, caption, f"{key}-{name}") for rows, columns, name, caption in tables if rows]
-    return [Paragraph(conditions), *shown]
