@@ -18,8 +18,9 @@ def pages() -> Iterable[Page]:
 def key() -> str:
     """What the pages depend on; while it stays the same they are taken from the cache."""
     from altgrad.reports import site_key
+    from altgrad.reports.document import documents_key
 
-    return site_key()
+    return site_key() + documents_key("formats/index", "formats/_format")
 
 
 build(pages, "formats/index", key=key)

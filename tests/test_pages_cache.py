@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,13 @@ import pytest
 from records import config, write_run
 
 from altgrad.analysis import ExperimentDataLoader
-from altgrad.pages import mkdocs
+from altgrad.pages import Paragraph, mkdocs
+from altgrad.pages.document import render_document
 from altgrad.pages.mkdocs import Part, SiteBuild, _cached, _kept, _started, _writing
-from altgrad.reports import site_key
+from altgrad.reports import document, site_key
 from altgrad.reports.arms import arm_page_makers
 from altgrad.runs import load_runs, newest_time, pack_study, sources_fingerprint
+from altgrad.text import escape
 
 
 class Maker:
@@ -258,6 +261,36 @@ def test_the_key_follows_every_byte_and_the_lock_of_a_record(tmp_path: Path, mon
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
     keys.append(site_key())
     assert len(set(keys)) == len(keys)
+
+
+def test_an_edit_of_a_familys_document_makes_each_of_its_pages_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "runs", config("e4m3"))
+    shutil.copytree(document.DOCUMENTS / "runs", tmp_path / "docs" / "runs")
+    monkeypatch.setattr(document, "DOCUMENTS", tmp_path / "docs")
+
+    def keys() -> set[str]:
+        return {maker.key for maker in arm_page_makers(ExperimentDataLoader([tmp_path / "runs"]))} - {""}
+
+    before = keys()
+    assert before == keys()
+    for name in ("_arm", "_study"):
+        with open(tmp_path / "docs" / "runs" / f"{name}.md", "a") as file:
+            file.write("A sentence.\n")
+        assert before
+        assert not before & keys()
+        before = keys()
+
+
+def test_the_title_of_a_document_is_plain_text() -> None:
+    text = "---\ndescription: Of {{ title }}.\n---\n# {{ title }}\n\n{{ title }}\n"
+    hostile = "<b>a</b> & [x](y) {#z}"
+    made = render_document(text, "d.md", {"title": hostile})
+    assert (made.title, made.description) == (hostile, f"Of {hostile}.")
+    (paragraph,) = made.blocks
+    assert isinstance(paragraph, Paragraph)
+    assert paragraph.text == escape(hostile)
 
 
 def test_a_lock_taken_changes_the_fingerprint_without_a_byte(tmp_path: Path) -> None:

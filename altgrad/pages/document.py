@@ -15,12 +15,14 @@ slot shows, and so is a sentence in `holds` that the records contradict.
 from __future__ import annotations
 
 import contextlib
+import html
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from types import CodeType
 from typing import Any, Literal
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined, TemplateError, nodes
@@ -84,7 +86,7 @@ def render_document(
         DocumentError: a slot is unknown or cannot be computed, a part is not shown, the template is malformed, or the
             records contradict a sentence in `holds`.
     """
-    parts, text = parts or {}, _INLINE_TAG.sub(r"\1+%}", text)
+    parts = parts or {}
     placed: list[Sequence[Block]] = []
     sources = {name}
 
@@ -103,21 +105,10 @@ def render_document(
         blocks = value if isinstance(value, list | tuple) else [value]
         if all(isinstance(each, Block) for each in blocks):
             return Markup(place(blocks))
-        return Markup(markdown(value if isinstance(value, str | Link) else str(value)))
+        return _inline(value)
 
-    environment = Environment(
-        loader=FunctionLoader(imported),
-        undefined=StrictUndefined,
-        finalize=written,
-        autoescape=True,  # by which a macro's text is known
-        trim_blocks=True,
-        lstrip_blocks=True,
-        comment_start_string="{##",  # "{#name}" is the anchor of a heading
-        comment_end_string="##}",
-    )
-    for name_of in _HTML_FILTERS:  # they would let a value past `written`
-        del environment.filters[name_of]
-    environment.filters |= filters or {}
+    environment = _environment(written, filters or {})
+    environment.loader = FunctionLoader(imported)
 
     def show(part: str) -> Sequence[Block]:
         known = {**(shared or {}), **parts}
@@ -154,10 +145,9 @@ def render_document(
 
     functions = {"show": show, "details": details, "note": note, "holds": holds, "recorded": partial(holds, "true")}
     try:
-        shown = {_first(call) for call in environment.parse(text, name).find_all(nodes.Call)}
+        code, shown = _compiled(text, name, tuple((filters or {}).items()))
         if unshown := sorted(parts.keys() - shown):
             raise DocumentError(f'no slot shows {", ".join(unshown)}; write {{{{ show("{unshown[0]}") }}}}')
-        code = environment.compile(text, name, name)
         template = environment.template_class.from_code(environment, code, environment.make_globals(functions))
         rendered = template.render(values)
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
@@ -171,7 +161,37 @@ def render_document(
     first, *below = _blocks(rendered[head.end() :] if head else rendered, placed)
     if not (isinstance(first, Heading) and first.level == 1):
         raise DocumentError(f"{name}:1: the document has no title; begin it with a line # Title")
-    return Document(str(first.text), (head and head["description"]) or "", tuple(below))
+    description = (head and head["description"]) or ""
+    return Document(html.unescape(str(first.text)), html.unescape(description), tuple(below))  # both are plain text
+
+
+def _inline(value: Any) -> Markup:
+    return Markup(markdown(value if isinstance(value, str | Link) else str(value)))
+
+
+def _environment(finalize: Callable[[Any], Any], filters: Mapping[str, Callable[..., Any]]) -> Environment:
+    environment = Environment(
+        undefined=StrictUndefined,
+        finalize=finalize,
+        autoescape=True,  # by which a macro's text is known
+        trim_blocks=True,
+        lstrip_blocks=True,
+        comment_start_string="{##",  # "{#name}" is the anchor of a heading
+        comment_end_string="##}",
+    )
+    for name in _HTML_FILTERS:  # they would let a value past `finalize`
+        del environment.filters[name]
+    environment.filters |= filters
+    return environment
+
+
+@cache
+def _compiled(text: str, name: str, filters: tuple[tuple[str, Any], ...]) -> tuple[CodeType, frozenset[str]]:
+    """A document's code and the parts that its slots show, found once for all pages that it is the document of."""
+    environment = _environment(_inline, dict(filters))
+    text = _INLINE_TAG.sub(r"\1+%}", text)
+    calls = environment.parse(text, name).find_all(nodes.Call)
+    return environment.compile(text, name, name), frozenset(map(_first, calls))
 
 
 def _first(call: nodes.Call) -> str:

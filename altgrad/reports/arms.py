@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, replace
 from functools import cache, partial
 from itertools import groupby
@@ -16,22 +16,21 @@ import yaml
 from altgrad.analysis import words
 from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, unquantized
-from altgrad.analysis.statistics import mean_interval
+from altgrad.analysis.statistics import Estimate, mean_interval
 from altgrad.config import ExperimentConfig, changes, command, flat, nested, scalar
-from altgrad.pages import Block, Bullets, CodeBlock, Details, Download, Heading, Link, Note, Page, PageMaker, PageRef
-from altgrad.pages.content import Paragraph, Table, code, join, md, slug
+from altgrad.pages import Block, CodeBlock, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
+from altgrad.pages.document import Part
 from altgrad.reports import columns as col
 from altgrad.reports import health
-from altgrad.reports.compare import arm_json, arm_table, averaged, compare_page, script, stated, table_json
-from altgrad.reports.curves import as_json, curves, losses_by_step, plain
-from altgrad.reports.pending import pending
-from altgrad.reports.provenance import code_key, left_out, provenance
-from altgrad.reports.scope import recorded_line
+from altgrad.reports.compare import arm_json, arm_table, averaged, compare_page, downloads, run_json, stated, table_json
+from altgrad.reports.curves import curves, losses_by_step, plain
+from altgrad.reports.document import document_page, documents_key
+from altgrad.reports.provenance import code_key
 from altgrad.reports.tuning import swept, tuning_page, tuning_studies
 from altgrad.runs import RunRecord
 from altgrad.runs.diagnosis import diagnose, warnings_of
 from altgrad.runs.schema import digest
-from altgrad.text import Md, escape
+from altgrad.text import Md
 
 EVENTS_SHOWN = 5
 """Events of one kind that a run's section lists before it counts the rest."""
@@ -98,7 +97,8 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
     foreign = {arm for arm, runs in arms.items() if runs["foreign"].any()}
     moved = loader.memo(swept)
     losses = cache(partial(losses_by_step, loader))
-    code = digest(code_key(), {path: astuple(at) for path, at in moved.items()})
+    documents = documents_key("runs/_arm", "runs/_study")
+    code = digest(code_key(), documents, {path: astuple(at) for path, at in moved.items()})
 
     def maker(make: Callable[..., Page], shown: Iterable[str], *what: Any) -> PageMaker:
         shown = set(shown)
@@ -109,8 +109,8 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
 
     def study(part: ExperimentDataLoader, name: str, swept_only: list[str]) -> Page:
         last = {arm: part.last_look(averaged(part, arms[arm])) for arm in swept_only}
-        files = (_file(part, arm, arms[arm], baselines[arm], last[arm], prefix=f"{arm}.") for arm in swept_only)
-        return replace(tuning_page(part, name), downloads=tuple(files))
+        files = {f"{arm}.curves.json": arm_json(part, arm, arms[arm], baselines[arm], last[arm]) for arm in last}
+        return replace(tuning_page(part, name), downloads=downloads(files))
 
     own = [arm for arm in arms if f"runs/{arm}" not in moved]
     studies = []
@@ -130,29 +130,10 @@ def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
     """The table without JavaScript has the arms with a page; with it, all arms and runs (docs/javascripts/runs/)."""
     arms = arm_table(loader)
     shown = arms[arms["arm"].isin(own)]
-    intro = (
-        "An arm is one config with all its seeds. Validation loss: mean over finished runs (tuning seeds only where an "
-        "arm has no others), nats a character, deployed weights; these unpaired means vary with the seeds of each arm, "
-        "so compare arms by the paired gaps of the reports."
-    )
-    blocks: list[Block] = [recorded_line(loader), *left_out(loader), Paragraph(intro)]
-    if len(shown):
-        blocks.append(col.table(shown, _ARMS, f"{len(shown)} arms", "arms"))
-    if sweeps := tuning_studies(loader):
-        links = join(", ", (Link(study, PageRef(path)) for study, path in sweeps.items()))
-        blocks.append(Paragraph(md("The learning rates of tuning studies have a page a study: {links}.", links=links)))
-    if loader.runs.empty:
-        blocks += pending("No runs are recorded.", ["demo"])
-    else:
-        blocks.append(script("table-page"))
-    return Page(
-        "runs/index",
-        "Runs",
-        tuple(blocks),
-        "Every recorded arm with its seeds.",
-        downloads=(Download("table.json", table_json(loader, arms), listed=False),),
-        provenance=provenance(loader),
-    )
+    sweeps = join(", ", (Link(study, PageRef(path)) for study, path in tuning_studies(loader).items()))
+    parts = {"arms": [col.table(shown, _ARMS, f"{len(shown)} arms", "arms")] if len(shown) else []}
+    page = document_page(loader, "runs/index", {"runs": len(loader.runs), "sweeps": sweeps}, parts)
+    return replace(page, downloads=downloads({"table.json": table_json(loader, arms)}))
 
 
 def _arm_page(
@@ -162,109 +143,74 @@ def _arm_page(
     baseline: str | None,
     losses: Callable[[str | None], pd.DataFrame],
 ) -> Page:
-    first, config = runs.iloc[0], loader.config(arm)
+    first, config, records = runs.iloc[0], loader.config(arm), [loader.records[run_id] for run_id in runs["run_id"]]
     rate = f"{first['learning_rate']:g}" if pd.notna(first["learning_rate"]) else NOT_STATED
     title = f"{first['format']}, {first['rule']}, learning rate {rate}, {first['max_steps']} steps"
     if config.foreign is not None:
         title = f"{config.resolved_name}, a run of another loop: format {first['format']}, {first['max_steps']} steps"
-    ids = averaged(loader, runs)
+    ids, counts = averaged(loader, runs), runs["status"].value_counts()
     last = loader.last_look(ids)
-    blocks: list[Block] = [
-        Paragraph(_summary(loader, runs, baseline)),
-        *curves(loader, arm, runs, baseline, losses),
-        *(_foreign_config(config) if config.foreign is not None else _own_config(loader, config, baseline)),
-        *_foreign_comparison(loader, arm),
-        *_health(loader, ids, last),
-        *_runs(loader, runs, ids),
-        *_environment(loader, runs),
-    ]
-    files = (Download(f"{slug(run)}.json", _run(loader.records[run]), listed=False) for run in runs["run_id"])
-    return Page(
-        f"runs/{arm}",
-        title,
-        tuple(blocks),
-        f"Recorded runs of {title}.",
-        search=False,
-        downloads=(_file(loader, arm, runs, baseline, last), *files),
-        provenance=provenance(loader, of="of this arm and of what it is compared with"),
-    )
+    chart, table = curves(losses(arm), losses(baseline), baseline is not None, config.foreign is not None)
+    values = {
+        "title": title,
+        "scope": first["scope"],
+        "foreign": config.foreign is not None,
+        "ended": [f"{counts[status]} {status}" for status in counts.index],
+        "studies": sorted(runs["study"].unique()),
+        "baseline": baseline,
+        "gap": _gap(loader, arm, baseline),
+        "curves": chart,
+        "losses": table,
+        "config": _config(loader, config, baseline),
+        "command": CodeBlock(command(config), "bash"),
+        "compared": _compared(loader, arm),
+        "averaged": len(ids),
+        "layers": _layers(loader, ids),
+        "special": _special(loader, records, ids),
+    }
+    shown = runs.assign(seconds=[record.run.get("seconds") or np.nan for record in records])
+    parts: dict[str, Part] = {
+        "last look": lambda: health.last_look(loader, ids, last),
+        "runs": [col.table(shown, _RUNS, f"{len(runs)} run{'s' if len(runs) > 1 else ''}")],
+        "events": _events(records) if len(runs) > 1 else [],
+        "environment": [_environment(records)],
+    }
+    whose = "of this arm and of what it is compared with"
+    page = document_page(loader, f"runs/{arm}", values, parts, document="runs/_arm", of=whose)
+    files = {"curves.json": arm_json(loader, arm, runs, baseline, last)}
+    files |= {f"{slug(record.id)}.json": run_json(record) for record in records}
+    return replace(page, search=False, downloads=downloads(files))
 
 
-def _file(part: ExperimentDataLoader, arm: str, *what: Any, prefix: str = "") -> Download:
-    """`arm_json` beside the arm's page; beside that of its study, `prefix` is the arm's name with a dot."""
-    return Download(f"{prefix}curves.json", arm_json(part, arm, *what), listed=False)
-
-
-def _run(record: RunRecord) -> bytes:
-    """One run as it was recorded: its description, and its history column by column."""
-    return as_json({"run": record.run, "history": record.history.to_dict("list")})
-
-
-def _summary(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | None) -> Md:
-    """What is quantized, how many runs ended how, and their paired gap to the baseline with its interval."""
-    counts = runs["status"].value_counts()
-    ended = words.names([f"{counts[status]} {status}" for status in counts.index])
-    studies = ", ".join(sorted(runs["study"].unique()))
-    text = Md(f"Quantized: {escape(runs['scope'].iloc[0])}. Runs: {ended}. Studies: {escape(studies)}.")
-    gaps = _gaps(loader, runs, baseline)
-    if baseline is None or not len(gaps):
-        return text
-    estimate = mean_interval(gaps)
-    return md(
-        "{text} Final validation loss against {arm}, paired by seed: **{gap}**, 95% interval {interval}, n = {n}.",
-        text=text,
-        arm=col.arm_link(baseline, "the unquantized arm"),
-        gap=Md(words.number(estimate.mean, 4, sign=True)),
-        interval=words.interval(estimate.low, estimate.high, 4),
-        n=estimate.n,
-    )
-
-
-def _gaps(loader: ExperimentDataLoader, runs: pd.DataFrame, baseline: str | None) -> Any:
+def _gap(loader: ExperimentDataLoader, arm: str, baseline: str | None) -> Estimate | None:
     """Final validation loss minus the baseline's of the same seed; held-out tuning seeds take no part."""
-    losses, none = loader.memo(_reported), pd.Series(dtype=float)
-    own, other = (losses.get(str(arm), none) for arm in (runs["arm"].iloc[0], baseline))
-    return (own - other).dropna().to_numpy()
-
-
-def _reported(loader: ExperimentDataLoader) -> dict[str, pd.Series]:
-    """Final validation loss by arm and seed, without held-out tuning seeds; of runs that share a seed the first."""
     rows = loader.runs[(loader.runs["role"] == "report") & loader.runs["final_val_loss"].notna()]
-    arms = rows.drop_duplicates(["arm", "seed"]).set_index("seed").groupby("arm")["final_val_loss"]
-    return {str(arm): losses for arm, losses in arms}
+    losses = rows.drop_duplicates(["arm", "seed"]).pivot(index="seed", columns="arm", values="final_val_loss")
+    pairs = losses.reindex(columns=[arm, baseline]).dropna()
+    return mean_interval(pairs[arm] - pairs[baseline]) if len(pairs) else None
 
 
-def _own_config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline: str | None) -> list[Block]:
-    shown: list[Block]
+def _config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline: str | None) -> list[Block]:
+    """What differs from the baseline, else from the defaults; of another loop all keys, which are no YAML of ours."""
+    if config.foreign is not None:
+        given = [(key, scalar(value), "AltGrad's") for key, value in stated(config).items()]
+        given += [(key, scalar(value), "the loop's own") for key, value in config.foreign.items()]
+        return [Table(("Key", "Value", "Whose key"), tuple(given), id="config")]
     if baseline is None:
-        given = nested(changes(config))
-        text = yaml.safe_dump(given, sort_keys=False) if given else "# nothing\n"
-        shown = [Paragraph("What differs from the default config (fp32, AdamW):"), CodeBlock(text, "yaml")]
-    else:
-        own, base = (flat(each.identity()) for each in (config, loader.config(baseline)))
-        keys = [key for key in dict.fromkeys([*own, *base]) if key != "seed" and own.get(key) != base.get(key)]
-        rows = tuple((key, scalar(own.get(key)), scalar(base.get(key))) for key in keys)
-        caption = md("What differs from {arm}", arm=col.arm_link(baseline, "the baseline"))
-        shown = [Table(("Key", "This arm", "Baseline"), rows, caption)] if rows else [Paragraph("As the baseline.")]
-    return [Heading("Config"), *shown, Heading("Run it again", 3), CodeBlock(command(config), "bash")]
-
-
-def _foreign_config(config: ExperimentConfig) -> list[Block]:
-    """The keys that another loop gave, in a table: they are that loop's text, and no YAML of ours."""
-    rows = [(key, scalar(value), "AltGrad's") for key, value in stated(config).items()]
-    rows += [(key, scalar(value), "the loop's own") for key, value in (config.foreign or {}).items()]
-    text = (
-        "This run comes from a training loop that is not AltGrad's. Keys that AltGrad has are read as its own; the "
-        "others are kept as they were given. What is not listed is not known."
-    )
-    return [Heading("Config"), Paragraph(text), Table(("Key", "Value", "Whose key"), tuple(rows), id="config")]
+        changed = nested(changes(config))
+        return [CodeBlock(yaml.safe_dump(changed, sort_keys=False) if changed else "# nothing\n", "yaml")]
+    own, base = (flat(each.identity()) for each in (config, loader.config(baseline)))
+    keys = [key for key in dict.fromkeys([*own, *base]) if key != "seed" and own.get(key) != base.get(key)]
+    rows = tuple((key, scalar(own.get(key)), scalar(base.get(key))) for key in keys)
+    caption = md("What differs from {arm}", arm=col.arm_link(baseline, "the baseline"))
+    return [Table(("Key", "This arm", "Baseline"), rows, caption)] if rows else []
 
 
 def _foreign(loader: ExperimentDataLoader) -> FormatComparator:
     return FormatComparator(loader, foreign=True)
 
 
-def _foreign_comparison(loader: ExperimentDataLoader, arm: str) -> list[Block]:
+def _compared(loader: ExperimentDataLoader, arm: str) -> list[Block]:
     """The formats that another loop recorded in this arm's setting, against its unquantized runs."""
     blocks: list[Block] = []
     for comparison in loader.memo(_foreign).comparisons:
@@ -275,21 +221,28 @@ def _foreign_comparison(loader: ExperimentDataLoader, arm: str) -> list[Block]:
                 baseline=col.arm_link(comparison.baseline, "the unquantized runs"),
             )
             blocks.append(col.table(comparison.table, _FORMATS, caption, f"formats-{comparison.setting}"))
-    return [Heading("Formats compared"), *blocks] if blocks else []
-
-
-def _runs(loader: ExperimentDataLoader, runs: pd.DataFrame, averaged: list[str]) -> list[Block]:
-    """A row a run, with its anchor and its files; then what is to be said of single runs."""
-    records = [loader.records[run_id] for run_id in runs["run_id"]]
-    shown = runs.assign(seconds=[record.run.get("seconds") or np.nan for record in records])
-    blocks: list[Block] = [Heading("Runs"), col.table(shown, _RUNS, f"{len(runs)} run{'s' if len(runs) > 1 else ''}")]
-    blocks += _events(records) if len(runs) > 1 else []
-    for record, status in zip(records, runs["status"], strict=True):
-        special = status != "finished" or record.run.get("message") or record.config.notes or "origin" in record.run
-        blocks += _about(record) if special or len(runs) == 1 else []
-        if status != "finished" and averaged != [record.id]:
-            blocks += _own_health(loader, record.id)
     return blocks
+
+
+def _layers(loader: ExperimentDataLoader, ids: list[str], prefix: str = "") -> dict[str, Any]:
+    """The health of the layers over time, as the mean over some runs."""
+    looks = loader.layer_history(ids)
+    steps, (zero, charts) = looks["step"], health.over_time(looks, ids, prefix)
+    return {"looks": steps.nunique(), "first": steps.min(), "last": steps.max(), "zero": zero, "charts": charts}
+
+
+def _special(loader: ExperimentDataLoader, records: list[RunRecord], shown: list[str]) -> Iterator[dict[str, Any]]:
+    """What there is to say of single runs: why they ended badly, facts, warnings and looks (but of one just shown)."""
+    for record in records:
+        bad = record.status != "finished"
+        about = len(records) == 1 or bad or record.run.get("message") or record.config.notes or "origin" in record.run
+        yield {
+            "id": record.id,
+            "failure": diagnose(record) if about else None,
+            "facts": _facts(record) if about else [],
+            "warnings": _warnings(record) if about else [],
+            "layers": _layers(loader, [record.id] if bad and shown != [record.id] else [], f"{record.id}-"),
+        }
 
 
 def _events(records: list[RunRecord]) -> list[Block]:
@@ -309,30 +262,28 @@ def _events(records: list[RunRecord]) -> list[Block]:
     return [col.table(rows, _EVENTS, f"What happened in the {len(records)} runs")] if rows else []
 
 
-def _about(record: RunRecord) -> list[Block]:
-    """Why a run ended badly, its message, notes, origin, events and warnings; nothing for a run without any."""
+def _facts(record: RunRecord) -> list[Block]:
+    """A run's message, notes, origin and events; nothing for a run without any."""
     rows = [("Message", str(record.run.get("message") or "")), ("Notes", record.config.notes)]
     if origin := record.run.get("origin"):
         where = "/".join(str(origin.get(key)) for key in ("entity", "project", "id"))
         rows.append(("Made from W&B", f"{where}, {words.moment(origin.get('pulled'))}"))
         rows += [("Read from W&B", str(line)) for line in origin.get("report", [])]
     rows = [(field, value) for field, value in rows if value] + _event_rows(record.run["events"])
-    about = [Table(("Field", "Value"), tuple(rows), md("About run {run}", run=code(record.id)))] if rows else []
-    blocks = [*_failure_note(record), *about, *_warnings(record)]
-    return [Heading(md("Run {run}", run=code(record.id)), 3, f"about-{record.id}"), *blocks] if blocks else []
+    return [Table(("Field", "Value"), tuple(rows), md("About run {run}", run=code(record.id)))] if rows else []
 
 
-def _environment(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[Block]:
+def _environment(records: list[RunRecord]) -> Table:
     """By which code, on which data and where the runs were recorded: a row for each kind of run."""
     found: dict[tuple[str, str, str], list[int]] = defaultdict(list)
-    for run_id, seed in zip(runs["run_id"].tolist(), runs["seed"].tolist(), strict=True):
-        record = loader.records[run_id].run
-        environment = ", ".join(f"{key} {plain(value)}" for key, value in sorted(record["environment"].items()))
-        program = f"altgrad {record['code'].get('version', '?')}, fingerprint {record['code'].get('fingerprint', '?')}"
-        data = f"{record['data'].get('name', 'unnamed')}, sha256 {record['data']['sha256'][:12]}"
-        found[environment or "not recorded", program, data].append(seed)
+    for record in records:
+        made, data = record.run["code"], record.run["data"]
+        environment = ", ".join(f"{key} {plain(value)}" for key, value in sorted(record.run["environment"].items()))
+        program = f"altgrad {made.get('version', '?')}, fingerprint {made.get('fingerprint', '?')}"
+        text = f"{data.get('name', 'unnamed')}, sha256 {data['sha256'][:12]}"
+        found[environment or "not recorded", program, text].append(record.config.seed)
     rows = tuple((_seeds(seeds), *kind) for kind, seeds in found.items())
-    return [Heading("Environment"), Table(("Seeds", "Environment", "Code", "Training data"), rows, "Environment")]
+    return Table(("Seeds", "Environment", "Code", "Training data"), rows, "Environment")
 
 
 def _seeds(seeds: Iterable[int]) -> str:
@@ -340,18 +291,6 @@ def _seeds(seeds: Iterable[int]) -> str:
     parts = groupby(enumerate(sorted(set(seeds))), key=lambda each: each[1] - each[0])
     ranges = [[seed for _, seed in part] for _, part in parts]
     return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 1 else str(part[0]) for part in ranges)
-
-
-def _failure_note(record: RunRecord) -> list[Block]:
-    """Why a run ended badly: kinds, first bad step, tensor and phase, the cause and what to try."""
-    failure = diagnose(record)
-    if failure is None:
-        return []
-    where = f"{failure.tensor or 'tensor not known'}, {failure.phase or 'phase not known'}"
-    blocks: list[Block] = [Paragraph(text) for text in (failure.message, failure.cause) if text]
-    if failure.advice:
-        blocks += [Paragraph("What to try:"), Bullets(failure.advice)]
-    return [Note("warning", f"Failure: {', '.join(failure.kinds)} at step {failure.step}, {where}", tuple(blocks))]
 
 
 def _event_rows(events: Iterable[Any]) -> list[tuple[str, str]]:
@@ -385,14 +324,6 @@ def _warnings(record: RunRecord) -> list[Block]:
     return [col.table(rows, _WARNINGS, f"Warnings of this run{more}")]
 
 
-def _own_health(loader: ExperimentDataLoader, run_id: str) -> list[Block]:
-    """The looks of one run that ended badly, folded away."""
-    looks = loader.layer_history([run_id])
-    blocks = health.over_time(looks, health.note([run_id]), prefix=f"{run_id}-") if len(looks) else []
-    title = f"Health of the layers in this run, up to step {looks['step'].max()}" if blocks else ""
-    return [Details(title, tuple(blocks))] if blocks else []
-
-
 def _baseline(loader: ExperimentDataLoader, runs: pd.DataFrame) -> str | None:
     """The unquantized arm to draw behind this one: of the same setting, else of the same data, model and length."""
     first, config = runs.iloc[0], loader.config(str(runs["arm"].iloc[0]))
@@ -410,16 +341,3 @@ def _unquantized(loader: ExperimentDataLoader) -> pd.DataFrame:
     """The arms of unquantized reporting runs, with what `_baseline` chooses by; a row for each length of an arm."""
     rows = loader.runs[unquantized(loader.runs) & (loader.runs["role"] == "report")]
     return rows[["arm", "setting", "data", "max_steps", "foreign"]].drop_duplicates()
-
-
-def _health(loader: ExperimentDataLoader, ids: list[str], last: pd.DataFrame) -> list[Block]:
-    """The arm's finished runs together; where none is finished, all of them. Runs that ended badly follow apart."""
-    looks = loader.layer_history(ids)
-    if looks.empty:
-        return []
-    return [
-        *health.heading(looks, len(ids)),
-        *health.over_time(looks, health.note(ids)),
-        Heading("The last look", 3),
-        *health.last_look(loader, ids, last),
-    ]

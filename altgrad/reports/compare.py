@@ -6,7 +6,7 @@ The scripts in docs/javascripts/runs/ choose, sort, pair and draw. Means, interv
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,12 @@ from altgrad.analysis.comparison import format_order
 from altgrad.analysis.loader import ExperimentDataLoader, unquantized
 from altgrad.analysis.statistics import CONFIDENCE, mean_interval
 from altgrad.config import ExperimentConfig, flat, scalar
-from altgrad.pages import Block, Link, Md, Page, PageRef, Paragraph, md
+from altgrad.pages import Download, Page
 from altgrad.pages.content import web_address
 from altgrad.reports.curves import compact, plain, runs_value
-from altgrad.reports.pending import pending
-from altgrad.reports.provenance import provenance
-from altgrad.reports.scope import recorded_line
+from altgrad.reports.document import document_page
 from altgrad.reports.tuning import swept
+from altgrad.runs import RunRecord
 from altgrad.text import visible
 
 QUANTILES = 64
@@ -43,17 +42,16 @@ def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
     ``val_loss``, its 95% t interval ``low`` and ``high`` and ``stall_ratio`` are means over the finished runs, ``n`` of
     them; tuning seeds count only where an arm has no others.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
     for arm, runs in loader.runs.groupby("arm", sort=True):
         reporting = runs[runs["role"] == "report"]
         counted = runs if reporting.empty else reporting
         estimate = mean_interval(counted["final_val_loss"].dropna().to_numpy())
-        row = {"arm": arm} | {key: runs[key].iloc[0] for key in _OF_ARM}
-        row |= {"runs": len(runs), "finished": int((runs["status"] == "finished").sum()), "n": estimate.n}
-        row |= {"val_loss": estimate.mean, "low": estimate.low, "high": estimate.high}
-        row["stall_ratio"] = counted.loc[counted["status"] == "finished", "stall_ratio"].mean()
-        rows.append(row | {"studies": ", ".join(sorted(runs["study"].unique()))})
-    rows.sort(key=lambda row: (format_order(row["format"]), row["arm"]))
+        stall = counted.loc[counted["status"] == "finished", "stall_ratio"].mean()
+        numbers = (len(runs), int((runs["status"] == "finished").sum()), estimate.n)
+        loss, studies = (estimate.mean, estimate.low, estimate.high), ", ".join(sorted(runs["study"].unique()))
+        rows.append((arm, *(runs[key].iloc[0] for key in _OF_ARM), *numbers, *loss, stall, studies))
+    rows.sort(key=lambda row: (format_order(row[1]), row[0]))
     return pd.DataFrame(rows, columns=list(_ARM_COLUMNS))
 
 
@@ -147,6 +145,16 @@ def arm_json(
     return compact(plain(value) | {"final": _column(runs["final_val_loss"])})
 
 
+def run_json(record: RunRecord) -> bytes:
+    """One run as it was recorded: its description, and its history column by column."""
+    return compact(plain({"run": record.run, "history": record.history.to_dict("list")}))
+
+
+def downloads(files: Mapping[str, bytes]) -> tuple[Download, ...]:
+    """Files beside a page that its scripts read, and that it does not list."""
+    return tuple(Download(name, content, listed=False) for name, content in files.items())
+
+
 def averaged(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:
     """The runs of an arm whose looks its health is the mean of."""
     statuses = dict(zip(runs["run_id"].tolist(), runs["status"].tolist(), strict=True))
@@ -184,23 +192,6 @@ def stated(config: ExperimentConfig) -> dict[str, Any]:
     return flat({key: value for key, value in config.arm_identity().items() if key != "foreign"})
 
 
-def script(name: str) -> Paragraph:
-    """A script of docs/javascripts/runs/ for one page only, one level below the site's root."""
-    return Paragraph(Md(f'<script type="module" src="../javascripts/runs/{name}.js"></script>'))
-
-
 def compare_page(loader: ExperimentDataLoader) -> Page:
     """The page on which a reader compares arms; docs/javascripts/runs/compare-page.js fills it."""
-    text = md(
-        "Arms side by side: curves with the spread over seeds, the difference to a baseline paired by seed with its "
-        "95% t interval, the config keys in which they differ, and the health of their layers at the last look. "
-        "The page computes this in the browser from the recorded runs, so it needs JavaScript. Without it, {runs} "
-        "leads to the same figures of each arm.",
-        runs=Link("the table of runs", PageRef("runs/index")),
-    )
-    blocks: list[Block] = [recorded_line(loader), Paragraph(text)]
-    if loader.runs.empty:
-        blocks += pending("There are no runs to compare.", ["demo"])
-    else:
-        blocks += [Paragraph(Md('<div id="compare-arms"></div>')), script("compare-page")]
-    return Page("compare/index", "Compare", tuple(blocks), "Compare recorded arms.", provenance=provenance(loader))
+    return document_page(loader, "compare/index", {"runs": len(loader.runs)})

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,20 +14,7 @@ import pandas as pd
 
 from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.pages import (
-    MUTED,
-    PALETTE,
-    Axis,
-    Block,
-    Chart,
-    ChartBlock,
-    Column,
-    Paragraph,
-    Sketch,
-    Table,
-    md,
-    plot_axes,
-)
+from altgrad.pages import MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Column, Sketch, Table, plot_axes
 from altgrad.pages.sketch import spread
 from altgrad.reports import columns as col
 
@@ -40,21 +26,17 @@ TABLE_ROWS = 12
 
 
 def curves(
-    loader: ExperimentDataLoader,
-    arm: str,
-    runs: pd.DataFrame,
-    baseline: str | None,
-    losses: Callable[[str | None], pd.DataFrame],
-) -> list[Block]:
-    """The section; where no validation loss was recorded, a sentence that says so.
+    own: pd.DataFrame, other: pd.DataFrame, with_baseline: bool, foreign: bool
+) -> tuple[list[Block], list[Block]]:
+    """The chart and the table of an arm's validation losses over its baseline's, both as `losses_by_step` gives them.
 
-    `losses` is `losses_by_step` of the loader; many arms share a baseline, so its caller keeps what it gave.
+    Nothing where the arm has none. Many arms share a baseline, so the caller keeps what `losses_by_step` gave.
     """
-    own, other = losses(arm), losses(baseline).set_index("step").add_prefix("baseline_").reset_index()
     if own.empty:
-        return [Paragraph("No run of this arm recorded a validation loss.")]
-    data = own.merge(other, "outer", "step").sort_values("step", ignore_index=True)
-    data = data.fillna({"n": 0, "baseline_n": 0}).astype({"n": int, "baseline_n": int})
+        return [], []
+    data = own.merge(other.set_index("step").add_prefix("baseline_").reset_index(), "outer", "step")
+    data = data.sort_values("step", ignore_index=True).fillna({"n": 0, "baseline_n": 0})
+    data = data.astype({"n": int, "baseline_n": int})
     shown = data[data["n"] > 0]
     first, last = shown.iloc[0], shown.iloc[-1]
     description = (
@@ -63,14 +45,9 @@ def curves(
         f"({words.number(last['low'])} to {words.number(last['high'])}), at step {first['step']:.0f} they had "
         f"{words.number(first['mean'])}."
     )
-    draw = _drawing(data, "val_loss" if runs["foreign"].iloc[0] else "validation loss (nats a character)")
+    draw = _drawing(data, "val_loss" if foreign else "validation loss (nats a character)")
     chart = Chart("loss", "Validation loss by step", description, data, sketch=draw, height=3.3)
-    note = (
-        "Line: mean over the seeds; band: lowest to highest seed. With JavaScript the chart zooms, and shows the "
-        "training loss and each run by step, tokens or time; the table below has the figures in any case."
-    )
-    behind = [] if baseline is None else [Paragraph(md("Baseline in the chart: {arm}.", arm=col.arm_link(baseline)))]
-    return [ChartBlock(chart), Paragraph(note), *behind, _table(data, baseline is not None)]
+    return [ChartBlock(chart)], [_table(data, with_baseline)]
 
 
 def runs_value(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[dict[str, Any]]:
@@ -85,11 +62,6 @@ def runs_value(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[dict[st
         columns = {name: plain(values[keep].tolist()) for name, values in known.items()}
         found.append({"id": run.run_id, "seed": int(run.seed), "status": run.status, "role": run.role, **columns})
     return found
-
-
-def as_json(value: Any) -> bytes:
-    """`plain` values as `compact` JSON."""
-    return compact(plain(value))
 
 
 def compact(value: Any) -> bytes:

@@ -12,7 +12,7 @@ from altgrad.analysis.contrasts import Row, missing, named_family
 from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, MARGIN
-from altgrad.pages import Page, Provenance
+from altgrad.pages import Md, Page, Provenance, code, slug
 from altgrad.pages.document import NotRecorded, Part, render_document
 from altgrad.reports import columns as col
 from altgrad.reports.pending import larger, pending, pending_note
@@ -37,6 +37,8 @@ FILTERS: dict[str, Callable[..., str]] = {
     "names": lambda items: words.names(list(items)),
     "tokens": words.tokens,
     "quantized": words.quantized,
+    "code": code,
+    "anchor": lambda text: Md(slug(text)),
 }
 """How a document writes a value: `altgrad.analysis.words`, but for whole numbers."""
 
@@ -48,6 +50,8 @@ def document_page(
     parts: Mapping[str, Part] | None = None,
     arms: Callable[[], Iterable[str]] = tuple,
     built: datetime | None = None,
+    document: str = "",
+    of: str = "",
 ) -> Page:
     """The page of docs/`path`.md, from the records of `loader`.
 
@@ -58,6 +62,8 @@ def document_page(
         parts: figures, tables and sections, by the name that ``show`` calls them by.
         arms: those whose runs the part "traceability" lists.
         built: time of the build for the provenance.
+        document: in place of `path`, where many pages have one document.
+        of: whose runs the records are, for the provenance, where they are not all.
 
     Raises:
         altgrad.pages.document.DocumentError: the document names what there is not, or is malformed.
@@ -79,7 +85,7 @@ def document_page(
         "pending_section": lambda missing, *studies: pending(missing, studies),
         "larger": lambda study: larger(loader, study),
     }
-    return page_of(path, provenance(loader, built), {**functions, **(values or {})}, parts, shared)
+    return page_of(path, provenance(loader, built, of), {**functions, **(values or {})}, parts, shared, document)
 
 
 def page_of(
@@ -88,10 +94,12 @@ def page_of(
     values: Mapping[str, Any],
     parts: Mapping[str, Part] | None = None,
     shared: Mapping[str, Part] | None = None,
+    document: str = "",
 ) -> Page:
     """The page of docs/`path`.md from these values and parts alone, and what its foot says."""
-    document = render_document(document_source(path), f"docs/{path}.md", values, parts, shared, FILTERS, DOCUMENTS)
-    return Page(path, document.title, document.blocks, document.description, provenance=foot)
+    name = document or path
+    found = render_document(document_source(name), f"docs/{name}.md", values, parts, shared, FILTERS, DOCUMENTS)
+    return Page(path, found.title, found.blocks, found.description, provenance=foot)
 
 
 def _contrast(loader: ExperimentDataLoader, *pair: str) -> Row:

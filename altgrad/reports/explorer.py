@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from altgrad.formats import BF16, FP16, ROUNDINGS, SPLITS_8BIT, SPLITS_16BIT, FloatFormat, list_formats
+from altgrad.reports.curves import compact
 from altgrad.reports.formats import PAGES
 
 _VARIANTS = tuple(
@@ -31,8 +31,7 @@ GROUPS: Mapping[str, Sequence[FloatFormat]] = {
 def formats_json() -> bytes:
     """``explorer/formats.json``: what docs/javascripts/explorer/format.js reads. Infinities and NaN are text."""
     formats = [_entry(fmt, group) for group, formats in GROUPS.items() for fmt in formats]
-    text = json.dumps({"roundings": list(ROUNDINGS), "formats": formats}, separators=(",", ":"), allow_nan=False)
-    return text.encode() + b"\n"
+    return compact({"roundings": list(ROUNDINGS), "formats": formats})
 
 
 _FIELDS = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,14 +17,31 @@ from numpy.typing import NDArray
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.config import OPERANDS, changes
 from altgrad.formats import BF16, E8M0, FP16, SPLITS_8BIT, FloatFormat, get_format, list_formats
-from altgrad.pages import Block, Bullets, Chart, ChartBlock, Column, Details, Heading, Link, Page, PageRef, Paragraph
-from altgrad.pages.chart import BACKGROUND, FOREGROUND, GRID, MUTED, PALETTE
-from altgrad.pages.content import Table, code, join, md
-from altgrad.pages.sketch import Axis, Sketch, number_text
+from altgrad.pages import (
+    BACKGROUND,
+    FOREGROUND,
+    GRID,
+    MUTED,
+    PALETTE,
+    Axis,
+    Chart,
+    ChartBlock,
+    Column,
+    Link,
+    Md,
+    Page,
+    PageRef,
+    Sketch,
+    Table,
+    code,
+    join,
+    md,
+)
+from altgrad.pages.document import Part
+from altgrad.pages.sketch import number_text
 from altgrad.reports import columns as col
 from altgrad.reports import health
-from altgrad.reports.provenance import provenance
-from altgrad.text import Md
+from altgrad.reports.document import document_page
 
 PAGES: tuple[FloatFormat, ...] = (
     *SPLITS_8BIT,
@@ -35,29 +53,6 @@ PAGES: tuple[FloatFormat, ...] = (
 """The formats with a page of their own: splits of 8 bits (OCP FP8 among them), FNUZ, MX elements and scale, 16 bits."""
 
 FIELDS = {"sign": PALETTE[5], "exponent": PALETTE[0], "mantissa": PALETTE[2]}
-KNOWN_AS = {
-    "e4m3": "OCP FP8 E4M3 (E4M3FN): the forward format of most FP8 training",
-    "e5m2": "OCP FP8 E5M2: an FP16 with eight mantissa bits less, common for gradients",
-    "e4m3fnuz": "FP8 of AMD MI300 and Graphcore, forward",
-    "e5m2fnuz": "FP8 of AMD MI300 and Graphcore, gradients",
-    "e4m3b11fnuz": "an E4M3 with bias 11, known from ml_dtypes",
-    "e3m2": "OCP MX element FP6 E3M2",
-    "e2m3": "OCP MX element FP6 E2M3",
-    "e2m1": "OCP MX element FP4 E2M1, the element of MXFP4 and NVFP4",
-    "e8m0": "the scale of the OCP MX formats: powers of two, no sign, no zero",
-    "fp16": "IEEE 754 binary16",
-    "bf16": "the upper half of FP32",
-    "e0m7": "a fixed-point grid, as in int8 with a power-of-two scale",
-    "e7m0": "powers of two only",
-}
-SPECIALS = {
-    "ieee": "the top exponent holds infinities and NaNs",
-    "fn": "no infinity; all ones is NaN",
-    "fnuz": "no infinity and no -0, whose code is the only NaN",
-    "p3109": "infinities at the all-ones codes, one NaN in the place of -0",
-    "finite": "none: every code is a finite number",
-    "unsigned": "all ones is NaN; no sign and no zero",
-}
 
 
 def format_pages(loader: ExperimentDataLoader) -> list[Page]:
@@ -65,10 +60,9 @@ def format_pages(loader: ExperimentDataLoader) -> list[Page]:
     return [_index(loader), *(_page(loader, fmt) for fmt in PAGES)]
 
 
-def format_link(fmt: FloatFormat, text: str | None = None) -> Link | str:
+def format_link(fmt: FloatFormat) -> Link | str:
     """A link to the format's page; its label where it has none."""
-    label = text or fmt.label
-    return Link(label, PageRef(f"formats/{fmt.name}")) if fmt in PAGES else label
+    return Link(fmt.label, PageRef(f"formats/{fmt.name}")) if fmt in PAGES else fmt.label
 
 
 FORMAT_ALONE = {
@@ -93,26 +87,17 @@ _ARMS = (*col.ARM, col.count("Steps", "max_steps"), col.count("Runs", "runs"))
 
 def _index(loader: ExperimentDataLoader) -> Page:
     records = [_record(fmt) for fmt in list_formats()]
-    intro = md(
-        "A format is data: exponent bits, mantissa bits, a bias, and which codes are special. All of it is computed "
-        "from {module}; {guide} shows how to use one and how to define your own.",
-        module=code("altgrad.formats"),
-        guide=Link("a guide", PageRef("guides/number-formats")),
-    )
-    kinds = {
-        "Splits of 8 bits": SPLITS_8BIT,
-        "FNUZ": [fmt for fmt in PAGES if fmt.specials == "fnuz"],
-        "MX elements and scale": [fmt for fmt in PAGES if fmt.bits < 8 or not fmt.signed],
-        "16 bits": (FP16, BF16),
+    values = {
+        "splits": _links(SPLITS_8BIT),
+        "fnuz": _links(fmt for fmt in PAGES if fmt.specials == "fnuz"),
+        "mx": _links(fmt for fmt in PAGES if fmt.bits < 8 or not fmt.signed),
+        "wide": _links((FP16, BF16)),
     }
-    blocks: tuple[Block, ...] = (
-        Paragraph(intro),
-        Bullets(tuple(md("**{name}:** {links}", name=name, links=_links(kind)) for name, kind in kinds.items())),
-        ChartBlock(_ranges([fmt for fmt in PAGES if fmt.bits == 8 and fmt.signed])),
-        col.table(records, _CATALOGUE, f"The {len(records)} formats of the catalogue", "catalogue"),
-    )
-    description = "Every number format of the catalogue with its constants, and a page for those in use."
-    return Page("formats/index", "Number formats", blocks, description, provenance=provenance(loader))
+    parts: dict[str, Part] = {
+        "ranges": [ChartBlock(_ranges([fmt for fmt in PAGES if fmt.bits == 8 and fmt.signed]))],
+        "catalogue": [col.table(records, _CATALOGUE, f"The {len(records)} formats of the catalogue", "catalogue")],
+    }
+    return document_page(loader, "formats/index", values, parts)
 
 
 def _links(formats: Iterable[FloatFormat]) -> Md:
@@ -120,26 +105,17 @@ def _links(formats: Iterable[FloatFormat]) -> Md:
 
 
 def _page(loader: ExperimentDataLoader, fmt: FloatFormat) -> Page:
-    sign = "1 sign, " if fmt.signed else ""
-    known = f" Known as: {KNOWN_AS[fmt.name]}." if fmt.name in KNOWN_AS else ""
-    intro = f"{fmt.bits} bits: {sign}{fmt.exponent_bits} exponent, {fmt.mantissa_bits} mantissa.{known}"
-    blocks: list[Block] = [
-        Paragraph(f"{intro} Special codes: {SPECIALS[fmt.specials]}."),
-        ChartBlock(_layout(fmt)),
-        Heading("Constants"),
-        _constants(fmt),
-        Heading("Where its numbers lie"),
-        ChartBlock(_number_line(fmt)),
-        ChartBlock(_ulp_plot(fmt)),
-        Heading("Relations"),
-        *_relations(fmt),
-    ]
-    if fmt.bits <= 8:
-        blocks += [Heading("All codes"), _codes(fmt)]
-    blocks += _use(loader, fmt)
-    title = f"{fmt.label}: {fmt.exponent_bits} exponent and {fmt.mantissa_bits} mantissa bits"
-    about = f"Bit layout, constants, number line and codes of {fmt.label}, and which of them recorded runs used."
-    return Page(f"formats/{fmt.name}", title, tuple(blocks), about, provenance=provenance(loader))
+    use, arms = _use(loader, fmt)
+    parts: dict[str, Part] = {
+        "layout": [ChartBlock(_layout(fmt))],
+        "constants": [_constants(fmt)],
+        "number line": [ChartBlock(_number_line(fmt))],
+        "spacing": [ChartBlock(_ulp_plot(fmt))],
+        "codes": lambda: [_codes(fmt)],
+        "arms": lambda: [col.table(arms, _ARMS, f"Arms that use {fmt.label}")],
+    }
+    values = {"format": fmt, "relations": _relations(fmt), **use}
+    return document_page(loader, f"formats/{fmt.name}", values, parts, document="formats/_format")
 
 
 def _power(exact: tuple[int, int] | None) -> str:
@@ -171,20 +147,17 @@ def _record(fmt: FloatFormat) -> dict[str, str | int]:
 
 def _constants(fmt: FloatFormat) -> Table:
     distinct, infinities = _distinct(fmt), 2 * fmt.has_infinity
-    exact = {
-        "Largest finite value": fmt.max_exact,
-        "Smallest normal value": fmt.min_normal_exact,
-        "Smallest subnormal value": fmt.min_subnormal_exact,
-        "Spacing at the largest value": (1, fmt.max_ulp_exponent),
-    }
-    largest, normal, subnormal, spacing = ((name, _decimal(value), _power(value)) for name, value in exact.items())
+
+    def exactly(name: str, value: tuple[int, int] | None) -> tuple[str, str, str]:
+        return name, _decimal(value), _power(value)
+
     rows = (
         ("Bias", fmt.bias, "subtracted from the exponent field"),
-        largest,
-        normal,
-        subnormal,
+        exactly("Largest finite value", fmt.max_exact),
+        exactly("Smallest normal value", fmt.min_normal_exact),
+        exactly("Smallest subnormal value", fmt.min_subnormal_exact),
         ("eps", f"{fmt.eps:g}", "spacing just above 1, where 1 is a normal value"),
-        spacing,
+        exactly("Spacing at the largest value", (1, fmt.max_ulp_exponent)),
         ("Dynamic range", f"{_binades(fmt):.1f} binades", "log2 of the largest over the smallest positive value"),
         ("Distinct finite values", distinct, f"of {1 << fmt.bits:,} codes"),
         ("Infinities", infinities, "codes"),
@@ -323,27 +296,16 @@ def _ulp_plot(fmt: FloatFormat) -> Chart:
     return Chart("ulp", title, said, data, sketch=draw, height=2.4)
 
 
-def _relations(fmt: FloatFormat) -> list[Block]:
-    """How the other formats with pages lie to this one; a line a kind of relation."""
+def _relations(fmt: FloatFormat) -> dict[str, Md]:
+    """How the other formats with pages lie to this one, by kind of relation; empty text where none does."""
     others = [*(other for other in PAGES if other != fmt), *([get_format("p3109_k8p4")] if fmt.name == "e4m3" else [])]
-    words = {
-        "equal": "Equal: one quantizer where the scale is free",
-        "subset": "Inside: every value is one of the other's",
-        "superset": "Contains: every value of the other is one of its values",
-    }
-    found: dict[str, list[Md]] = {kind: [] for kind in words}
-    for relation in map(fmt.relation, others):
-        if relation.kind in found:
-            text = str(relation).rsplit(" ", 1)[0]
-            found[relation.kind].append(md("{text} {other}", text=text, other=format_link(relation.second)))
-    items = [
-        md("{said}: {parts}.", said=words[kind], parts=join("; ", parts)) for kind, parts in found.items() if parts
-    ]
-    if not items:
-        text = "None of the other formats with a page is equal to it, inside it or around it, at any scale."
-        return [Paragraph(text)]
-    text = "Compared with the other formats that have a page, up to a power-of-two scale. "
-    return [Paragraph(text + "The formats that are not named are neither inside nor around it."), Bullets(tuple(items))]
+    relations = [fmt.relation(other) for other in others]
+
+    def of(kind: str) -> Md:
+        found = ((str(each).rsplit(" ", 1)[0], format_link(each.second)) for each in relations if each.kind == kind)
+        return join("; ", (md("{text} {other}", text=text, other=other) for text, other in found))
+
+    return {kind: of(kind) for kind in ("equal", "subset", "superset")}
 
 
 def _codes(fmt: FloatFormat) -> Table:
@@ -357,12 +319,12 @@ def _codes(fmt: FloatFormat) -> Table:
             "value": [_value(float(value), exact=True) for value in fmt.values],
         }
     )
-    rows = ({"code": f"{first:0{digits}x}", "values": fmt.values[first:][:across]} for first in codes[::across])
+    rows = ({"code": code(f"{first:0{digits}x}"), "values": fmt.values[first:][:across]} for first in codes[::across])
 
     def plus(at: int) -> Column:
         return col.of(f"+{at:x}", lambda row: _value(float(row["values"][at])), right=True, sortable=False)
 
-    columns = (col.of("Code", lambda row: code(row["code"]), sortable=False), *map(plus, range(across)))
+    columns = (col.of("Code", lambda row: row["code"], sortable=False), *map(plus, range(across)))
     caption = f"Every code of {fmt.label} in hexadecimal (row plus column), to three digits; exact in the files"
     return col.table(rows, columns, caption, "codes", data)
 
@@ -378,35 +340,23 @@ def _value(value: float, exact: bool = False) -> str:
     return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−")
 
 
-def _use(loader: ExperimentDataLoader, fmt: FloatFormat) -> list[Block]:
+def _use(loader: ExperimentDataLoader, fmt: FloatFormat) -> tuple[dict[str, Any], pd.DataFrame]:
     """The codes that the weights of recorded runs used, and the arms that used the format at all."""
     rows = loader.runs
-    using = rows[[any(_is(getattr(run, name), fmt) for name in OPERANDS) for run in rows.itertuples()]]
-    blocks: list[Block] = [Heading("In the recorded runs")]
-    if using.empty:
-        return [*blocks, Paragraph(f"Pending: no recorded run uses {fmt.label}.")]
+    uses = rows[list(OPERANDS)].map(lambda name: isinstance(name, str) and get_format(name) == fmt).astype(bool)
+    using = rows[uses.any(axis=1)]
     report = using[using["role"] == "report"]
-    weights = report[[_is(name, fmt) for name in report["weight"]]]
+    weights = report[uses["weight"][report.index]]
     finished = weights[weights["status"] == "finished"].groupby("arm")["run_id"].agg(list)
     drawn = (
-        (arm, block)
+        {"arm": arm, "chart": block}
         for arm in _main_arms(loader, weights)
         for block in health.code_histograms(loader, finished.get(arm, []))
-        if isinstance(block, ChartBlock) and block.chart.id == f"codes-{fmt.name}"
+        if block.chart.id == f"codes-{fmt.name}"
     )
-    if (first := next(drawn, None)) is not None:
-        blocks += [Paragraph(md("The codes in use, from arm {arm}:", arm=col.arm_link(first[0]))), first[1]]
-    else:
-        blocks.append(Paragraph("Pending: no recorded run of it counted the codes that its weights used."))
     arms = report.assign(runs=report.groupby("arm")["run_id"].transform("size")).drop_duplicates("arm")
-    tuned = len(using) - len(report)
-    note = f"{tuned} more runs are of tuning studies." if tuned else ""
-    if len(arms):
-        listed = col.table(arms, _ARMS, f"Arms that use {fmt.label}")
-        blocks.append(Details(f"The {len(arms)} arms that use {fmt.label}. {note}".strip(), (listed,)))
-    elif note:
-        blocks.append(Paragraph(note))
-    return blocks
+    numbers = {"used": len(using), "arms": len(arms), "tuned": len(using) - len(report)}
+    return numbers | {"codes_in_use": next(drawn, None)}, arms
 
 
 def _main_arms(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:
@@ -422,29 +372,28 @@ def _main_arms(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:
     return sorted(counts.index, key=order)
 
 
-def _is(name: object, fmt: FloatFormat) -> bool:
-    return isinstance(name, str) and get_format(name) == fmt
-
-
 def _ranges(formats: list[FloatFormat]) -> Chart:
     """What each 8-bit format reaches: its normal and subnormal binades on one logarithmic line."""
     ordered = sorted(formats, key=lambda fmt: (fmt.exponent_bits, fmt.name))
-    tops = [_binades(fmt) + fmt.quantum_exponent for fmt in ordered]
-    normals = [fmt.min_normal_exact[1] if fmt.min_normal_exact else None for fmt in ordered]
-    lows = [fmt.quantum_exponent for fmt in ordered]
-    labels = [fmt.label for fmt in ordered]
-    data = pd.DataFrame({"format": labels, "log2_min": lows, "log2_min_normal": normals, "log2_max": tops})
+    data = pd.DataFrame(
+        {
+            "format": [fmt.label for fmt in ordered],
+            "log2_min": [fmt.quantum_exponent for fmt in ordered],
+            "log2_min_normal": [fmt.min_normal_exact[1] if fmt.min_normal_exact else None for fmt in ordered],
+            "log2_max": [_binades(fmt) + fmt.quantum_exponent for fmt in ordered],
+        }
+    )
 
     def draw(sketch: Sketch) -> None:
-        x = Axis(float(min(lows)), float(max(tops)), 84, sketch.width - 12)
+        x = Axis(float(data["log2_min"].min()), float(data["log2_max"].max()), 84, sketch.width - 12)
         bottom = 18 + 15 * len(ordered)
         for power in range(-60, 61, 20):
             sketch.line([(x(power), 16), (x(power), bottom)], GRID, 0.6)
-            sketch.text(x(power), bottom + 12, f"2^{power}".replace("-", "−"), MUTED, size=8, anchor="middle")
-        for number, (label, low, normal, high) in enumerate(zip(labels, lows, normals, tops, strict=True)):
+            sketch.text(x(power), bottom + 12, _two(power), MUTED, size=8, anchor="middle")
+        for number, (label, low, normal, high) in enumerate(data.itertuples(index=False)):
             top = 18 + 15 * number
             sketch.text(78, top + 10, label, FOREGROUND, size=8.5, anchor="end")
-            start = x(high if normal is None else normal)
+            start = x(high if math.isnan(normal) else normal)
             sketch.rectangles([(x(low), top + 5, start, top + 9)], PALETTE[1])
             sketch.rectangles([(start, top + 2, max(x(high), start + 1), top + 12)], PALETTE[0])
         sketch.text(84, 10, "normal values", PALETTE[0], size=8.5, bold=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,21 +14,7 @@ from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.config import LAYER_TYPES, OPERAND_NAMES
 from altgrad.formats import FloatFormat, get_format
-from altgrad.pages import (
-    GRID,
-    MUTED,
-    PALETTE,
-    Axis,
-    Block,
-    Chart,
-    ChartBlock,
-    Column,
-    Heading,
-    Paragraph,
-    Sketch,
-    Table,
-    plot_axes,
-)
+from altgrad.pages import GRID, MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Column, Sketch, Table, plot_axes
 from altgrad.pages.sketch import INCH
 from altgrad.reports import columns as col
 from altgrad.reports.heat_map import Levels, heat_map
@@ -59,8 +46,9 @@ RANK = Levels(
 
 
 class Figure(NamedTuple):
-    """A figure of the layers that has a heat map: its name, levels, meaning and panels, and what it is relative to."""
+    """A figure of the layers that has a heat map, its id and panels, and what it is relative to."""
 
+    identity: str
     title: str
     levels: Levels
     meaning: str
@@ -71,11 +59,13 @@ class Figure(NamedTuple):
 _RANK = "Effective rank of each weight relative to the first look."
 _STALL = "Share of the proposed changes that left the stored code as it was."
 FIGURES = {
-    "underflow": Figure("Underflow", LOST, "Fraction of nonzero elements that rounding turned into zero."),
-    "overflow": Figure("Overflow", LOST, "Fraction of nonzero elements beyond the format's largest value."),
-    "sqnr_db": Figure("SQNR", SQNR, "Signal-to-quantization-noise ratio."),
-    "stall_ratio": Figure("Stall ratio", STALL, _STALL, {"update": "optimizer's step"}),
-    "effective_rank": Figure("Effective rank", RANK, _RANK, {"weight": "weights"}, ", relative to the first look"),
+    "underflow": Figure("underflow", "Underflow", LOST, "Fraction of nonzero elements that rounding turned into zero."),
+    "overflow": Figure("overflow", "Overflow", LOST, "Fraction of nonzero elements beyond the format's largest value."),
+    "sqnr_db": Figure("sqnr", "SQNR", SQNR, "Signal-to-quantization-noise ratio."),
+    "stall_ratio": Figure("stall", "Stall ratio", STALL, _STALL, {"update": "optimizer's step"}),
+    "effective_rank": Figure(
+        "rank", "Effective rank", RANK, _RANK, {"weight": "weights"}, ", relative to the first look"
+    ),
 }
 """By the statistic of the records, in the order of pages."""
 
@@ -84,10 +74,7 @@ def _short(value: float) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
-def _digits(digits: int) -> Callable[[float], str]:
-    return lambda value: words.number(value, digits)
-
-
+_ONE_DIGIT = partial(words.number, digits=1)
 STATISTICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "amax": ("Amax", _short),
     "scale": ("Scale", _short),
@@ -97,18 +84,18 @@ STATISTICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "nonfinite": ("NaN, infinite", lambda value: f"{value:,.0f}"),
     "overflow": ("Overflow", words.percent),
     "underflow": ("Underflow", words.percent),
-    "sqnr_db": ("SQNR (dB)", _digits(1)),
+    "sqnr_db": ("SQNR (dB)", _ONE_DIGIT),
     "dead": ("Dead", words.percent),
     "codes_used": ("Codes used", words.percent),
-    "code_entropy": ("Entropy (bits)", _digits(2)),
+    "code_entropy": ("Entropy (bits)", partial(words.number, digits=2)),
     "spectral_norm": ("Spectral norm", _short),
-    "stable_rank": ("Stable rank", _digits(1)),
-    "effective_rank": ("Effective rank", _digits(1)),
+    "stable_rank": ("Stable rank", _ONE_DIGIT),
+    "effective_rank": ("Effective rank", _ONE_DIGIT),
     "code_position": ("Code position", words.number),
     "grid_distance": ("Distance to the grid (ulp)", words.number),
     "stiffness_correlation": ("Correlation with S", words.number),
-    "shadow_cosine": ("Cosine to unrounded", _digits(4)),
-    "shadow_snr_db": ("SNR to unrounded (dB)", _digits(1)),
+    "shadow_cosine": ("Cosine to unrounded", partial(words.number, digits=4)),
+    "shadow_snr_db": ("SNR to unrounded (dB)", _ONE_DIGIT),
     "stall_ratio": ("Stall ratio", words.percent),
     "zero_update": ("No change proposed", words.percent),
     "ulps_rms": ("Step (ulps, rms)", _short),
@@ -134,46 +121,28 @@ SUBJECTS = (
 """The tables of the last look: end of the id, caption, operands, statistics."""
 
 
-def heading(looks: pd.DataFrame, runs: int) -> list[Block]:
-    """The section's head: whose looks these are, and at which steps."""
-    whose = f"means over {runs} runs" if runs > 1 else "figures of one run"
-    steps = looks["step"]
-    text = f"{looks['step'].nunique()} looks from step {steps.min()} to {steps.max()}; {whose}."
-    return [Heading("Health of the layers"), Paragraph(text)]
-
-
-def note(run_ids: Sequence[Any]) -> str:
-    """Whose figures a chart shows, in words."""
-    return f"Mean over {len(run_ids)} runs." if len(run_ids) > 1 else f"Run {run_ids[0]}."
-
-
-def over_time(looks: pd.DataFrame, note: str, prefix: str = "") -> list[Block]:
-    """Charts of what `ExperimentDataLoader.layer_history` found: a heat map or curves for each recorded figure.
+def over_time(looks: pd.DataFrame, run_ids: Sequence[str], prefix: str = "") -> tuple[list[str], list[Block]]:
+    """Which figures are 0 in every layer at every look, and a heat map or curves for each of the others.
 
     Args:
-        looks: figures by step and layer.
-        note: whose they are; the charts' descriptions begin with it.
+        looks: what `ExperimentDataLoader.layer_history` found of the runs.
+        run_ids: the runs, which the charts' descriptions name first.
         prefix: of the charts' ids, where a page has several runs.
     """
-    blocks: list[Block] = []
-    calm = []
+    if looks.empty:
+        return [], []
+    zero, blocks = [], list[Block]()
+    note = f"Mean over {len(run_ids)} runs." if len(run_ids) > 1 else f"Run {run_ids[0]}."
     for statistic, figure in FIGURES.items():
         data = _of(looks, statistic, figure.panels)
         if figure.relative and len(data):
             first = data.drop_duplicates("layer").set_index("layer")["value"].replace(0.0, np.nan)
             data = data.assign(value=data["value"] / data["layer"].map(first))
         if len(data) and figure.levels.sign > 0 and not (data["value"] > 0).any():
-            calm.append(figure.title.lower())
+            zero.append(figure.title.lower())
         elif len(data):
-            identity = prefix + {"sqnr_db": "sqnr", "stall_ratio": "stall", "effective_rank": "rank"}.get(
-                statistic, statistic
-            )
-            blocks.append(by_layer(identity, statistic, data, note))
-    blocks += _gradient_norms(looks, note, prefix)
-    if calm:
-        text = f"{words.names(calm)}: 0 in every layer at every look."
-        blocks.insert(0, Paragraph(text[0].upper() + text[1:]))
-    return blocks
+            blocks.append(by_layer(prefix + figure.identity, statistic, data, note))
+    return zero, [*blocks, *_gradient_norms(looks, note, prefix)]
 
 
 def by_layer(identity: str, statistic: str, data: pd.DataFrame, note: str, whose: str = "") -> ChartBlock:
@@ -193,18 +162,14 @@ def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str], last: pd.Dat
     layers = list(dict.fromkeys([*last["layer"][last["operand"] == "weight"].unique(), *last["layer"].unique()]))
     histograms = code_histograms(loader, run_ids, last)
     last = last[~is_histogram(last)].assign(place=last["layer"].map(layers.index))
-    who = f"mean over {len(run_ids)} runs" if len(run_ids) > 1 else "one run"
-    who += f", step {int(last['step'].max())}"
-    tables = [
-        _table(last, f"health{end}", caption.format(who), operands, statistics.split())
-        for end, caption, operands, statistics in SUBJECTS
-    ]
-    return [*histograms, *(table for table in tables if table is not None)]
+    who = f"{f'mean over {len(run_ids)} runs' if len(run_ids) > 1 else 'one run'}, step {last['step'].max()}"
+    tables = (_table(last, f"health{end}", caption.format(who), of, what) for end, caption, of, what in SUBJECTS)
+    return [*histograms, *filter(None, tables)]
 
 
 def code_histograms(
     loader: ExperimentDataLoader, run_ids: Sequence[str], last: pd.DataFrame | None = None
-) -> list[Block]:
+) -> list[ChartBlock]:
     """Which codes were in use at the last look that counted them: a chart for each operand and format (runs shift).
 
     `last` is the last look of all the runs, where the caller has it.
@@ -219,7 +184,7 @@ def code_histograms(
             fmt = _format(loader.records[run_id], operand, int(own.max())) if len(own) else None
             if fmt is not None:
                 found.setdefault((operand, fmt), []).append(run_id)
-    blocks: list[Block] = []
+    blocks: list[ChartBlock] = []
     for (operand, fmt), ids in found.items():
         looked = last if last is not None and len(ids) == len(run_ids) else loader.last_look(ids)
         chart = _codes(looked[is_histogram(looked) & (looked["operand"] == operand)], operand, fmt, len(ids))
@@ -237,8 +202,8 @@ def _gradient_norms(looks: pd.DataFrame, note: str, prefix: str) -> list[Block]:
     data = norms[np.isfinite(norms["value"]) & (norms["value"] > 0)].reset_index(drop=True)
     if data.empty:
         return []
-    colours = dict(zip(_kinds(data["layer_type"]), itertools.cycle(PALETTE), strict=False))
-    dashes = dict(zip(colours, itertools.cycle(("", "6 2", "2 2", "7 2 2 2")), strict=False))
+    lines = zip(itertools.cycle(PALETTE), itertools.cycle(("", "6 2", "2 2", "7 2 2 2")), strict=False)
+    styles = dict(zip(_kinds(data["layer_type"]), lines, strict=False))
     steps, last = data["step"], data[data["step"] == data["step"].max()].sort_values("value")
     absent = len(norms) - len(data)
     description = (
@@ -255,11 +220,11 @@ def _gradient_norms(looks: pd.DataFrame, note: str, prefix: str) -> list[Block]:
         plot_axes(sketch, x, y, "step", "")
         for (kind, _), line in data.groupby(["layer_type", "layer"], sort=False, observed=True):
             points = ((x(step), y(value)) for step, value in zip(line["step"], line["value"], strict=True))
-            sketch.line(points, colours[str(kind)], 1.1, dashes[str(kind)])
+            sketch.line(points, styles[str(kind)][0], 1.1, styles[str(kind)][1])
         sketch.text(2, 14, "gradient norm", MUTED)
         place = 82.0
-        for name, colour in colours.items():
-            sketch.line([(place, 11), (place + 20, 11)], colour, 1.6, dashes[name])
+        for name, (colour, dash) in styles.items():
+            sketch.line([(place, 11), (place + 20, 11)], colour, 1.6, dash)
             sketch.text(place + 24, 14, name, colour)
             place += 42 + 4.9 * len(name)
 
@@ -273,14 +238,10 @@ def _kinds(layer_types: Iterable[str]) -> list[str]:
     return sorted(set(layer_types), key=lambda kind: (order.get(kind, len(order)), kind))
 
 
-def _table(
-    last: pd.DataFrame, identity: str, caption: str, operands: Sequence[str], statistics: Sequence[str]
-) -> Table | None:
+def _table(last: pd.DataFrame, identity: str, caption: str, operands: Sequence[str], of: str) -> Table | None:
     """One subject of the last look: only the columns and rows that were recorded."""
-    found: dict[tuple[int, int], dict[str, Any]] = {}
-    steps: dict[str, int] = {}
-    some = set()
-    names = ["layer", "layer_type", "operand"]
+    found, steps, some = dict[tuple[int, int], dict[str, Any]](), dict[str, int](), set[str]()
+    names, statistics = ["layer", "layer_type", "operand"], of.split()
     mine = last[last["operand"].isin(operands) & last["statistic"].isin(statistics)]
     cells = mine[[*names, "place", "statistic", "step", "value"]]
     for *named, row, statistic, step, value in zip(*(cells[name].tolist() for name in cells), strict=True):
@@ -318,18 +279,16 @@ def _format(record: RunRecord, operand: str, step: int) -> FloatFormat | None:
 
 def _codes(counts: pd.DataFrame, operand: str, fmt: FloatFormat, runs: int) -> Chart | None:
     """Share of an operand's elements on each value of the format, in order, a ridge for each layer type."""
-    code = counts["statistic"].map(lambda name: int(name.removeprefix("code_"), 16))
-    counts = counts.assign(code=code)[code < 1 << fmt.bits]
-    counts = counts.assign(number=fmt.values[counts["code"]])
+    codes = counts["statistic"].map(lambda name: int(name.removeprefix("code_"), 16))
+    counts = counts[codes < 1 << fmt.bits]
+    counts = counts.assign(number=fmt.values[codes[counts.index]])
     counts = counts[np.isfinite(counts["number"])]
     if counts.empty:
         return None
-    values = fmt.finite_values
-    totals = counts.groupby(["layer_type", "number"])["value"].sum()
-    kinds = _kinds(totals.index.get_level_values(0))
+    values, totals = fmt.finite_values, counts.groupby(["layer_type", "number"])["value"].sum()
     shares = {
         kind: (totals[kind] / totals[kind].sum()).reindex(values, fill_value=0.0).to_numpy(dtype=np.float64)
-        for kind in kinds
+        for kind in _kinds(totals.index.get_level_values(0))
     }
     data = pd.DataFrame({"place": range(len(values)), "value": values, **shares})
     said = "; ".join(
@@ -343,10 +302,9 @@ def _codes(counts: pd.DataFrame, operand: str, fmt: FloatFormat, runs: int) -> C
         up = 0.62 * INCH
         for row, (kind, share) in enumerate(shares.items()):
             base, top = (row + 1) * up, float(share.max())
-            used = np.flatnonzero(share)
             sketch.line([(x.start, base), (x.stop, base)], GRID, 0.6)
-            boxes = [(x(at - 0.5), base - 0.85 * up * share[at] / top, x(at + 0.5), base) for at in used]
-            sketch.rectangles(boxes, PALETTE[0])
+            heights = ((at, base - 0.85 * up * share[at] / top) for at in np.flatnonzero(share))
+            sketch.rectangles(((x(at - 0.5), height, x(at + 0.5), base) for at, height in heights), PALETTE[0])
             sketch.text(64, base - 0.42 * up, str(kind), size=8, anchor="end")
             sketch.text(64, base - 0.42 * up + 10, f"peak {words.percent(top)}", MUTED, size=7.5, anchor="end")
         bottom = len(shares) * up
@@ -364,5 +322,5 @@ def _codes(counts: pd.DataFrame, operand: str, fmt: FloatFormat, runs: int) -> C
         f"{whose}. {said}.",
         data,
         sketch=draw,
-        height=0.62 * len(kinds) + 0.5,
+        height=0.62 * len(shares) + 0.5,
     )

@@ -16,6 +16,8 @@ from altgrad.pages import HEAT, MUTED, Chart
 from altgrad.pages.sketch import INCH, Sketch
 from altgrad.text import shorten, visible
 
+Floats = NDArray[np.float64]
+Whole = NDArray[np.int64]
 MAKES_FOR_OTHERS = True
 """The source of a chart made here is the function that asked for it."""
 
@@ -46,7 +48,7 @@ class Levels:
         """1 where larger is worse, -1 where smaller is."""
         return 1 if self.edges[-1] > self.edges[0] else -1
 
-    def of(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
+    def of(self, values: Floats) -> Whole:
         """The level of each value, 0 to 5; -1 for NaN. An edge itself belongs to the worse level where larger is worse,
         and to the better one where smaller is."""
         side: Literal["left", "right"] = "right" if self.sign > 0 else "left"
@@ -119,18 +121,14 @@ def heat_map(
     return Chart(identity, title, description, wide, sketch=sketch, width=width, height=height)
 
 
-def _wide(
-    cells: NDArray[np.float64], layers: Sequence[str], operands: Sequence[str], steps: NDArray[np.int64]
-) -> pd.DataFrame:
+def _wide(cells: Floats, layers: Sequence[str], operands: Sequence[str], steps: Whole) -> pd.DataFrame:
     """[layers, operands, steps] as a table to download: a row a layer and operand with values, a column a step."""
     index = pd.MultiIndex.from_product([layers, operands], names=["layer", "operand"])
     frame = pd.DataFrame(cells.reshape(len(index), len(steps)), index, [str(step) for step in steps])
     return frame.dropna(how="all").reset_index()
 
 
-def _shared_columns(
-    cells: NDArray[np.float64], steps: NDArray[np.int64], sign: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _shared_columns(cells: Floats, steps: Whole, sign: int) -> tuple[Floats, Whole]:
     """At most `HEAT_COLUMNS` columns, the worst of neighbours in one; and the first step of each."""
     if len(steps) <= HEAT_COLUMNS:
         return cells, steps
@@ -139,24 +137,20 @@ def _shared_columns(
     return sign * worst, steps[starts]
 
 
-def _runs(levels: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+def _runs(levels: Whole) -> list[tuple[int, int, int]]:
     """(level, start, stop) of each run of equal levels."""
     edges = [0, *(np.flatnonzero(np.diff(levels)) + 1).tolist(), len(levels)]
     return [(int(levels[start]), start, stop) for start, stop in itertools.pairwise(edges)]
 
 
-def _heat_words(
-    cells: NDArray[np.float64], layers: Sequence[str], panels: Sequence[str], steps: NDArray[np.int64], levels: Levels
-) -> str:
+def _heat_words(cells: Floats, layers: Sequence[str], panels: Sequence[str], steps: Whole, levels: Levels) -> str:
     """A heat map in words: its extent, its worst layers with figures, and how many values are missing."""
     known = ~np.isnan(cells)
     missing = int((~known & known.any(axis=2, keepdims=True)).sum())
     badness = np.where(known, levels.sign * cells, -np.inf)
-    worst = badness.max(axis=2)
-    parts = []
-    for row, panel in zip(
-        *np.unravel_index(np.argsort(-worst, axis=None, kind="stable")[:3], worst.shape), strict=True
-    ):
+    worst, parts = badness.max(axis=2), []
+    for place in np.argsort(-worst, axis=None, kind="stable")[:3].tolist():
+        row, panel = divmod(place, len(panels))
         if known[row, panel].any():
             column = int(np.argmax(badness[row, panel]))
             where = f"{layers[row]} {panels[panel]}" if len(panels) > 1 else layers[row]

@@ -101,10 +101,10 @@ def method_page(text: str, known: Sequence[Measure], name: str) -> str:
     Raises:
         MeasureError: the page (which messages call `name`) has not this one marker.
     """
-    markers = _MARKER.findall(text)
-    if markers != [MARKER]:
-        has = ", ".join(markers) or "none"
-        raise MeasureError(f"{name}: needs the marker {MARKER} once and no other, and has {has}")
+    if (markers := _MARKER.findall(text)) != [MARKER]:
+        raise MeasureError(
+            f"{name}: needs the marker {MARKER} once and no other, and has {', '.join(markers) or 'none'}"
+        )
     dialect = Dialect(site=True, address=lambda reference: f"{reference.path}.md")
     return text.replace(MARKER, fragment(_blocks(known), dialect))
 
@@ -127,8 +127,8 @@ def _of_module(path: Path) -> Iterator[tuple[str, Measure]]:
     subject = (ast.get_docstring(tree) or path.stem).split("\n\n")[0].replace("\n", " ").partition(". ")[0].rstrip(".")
     for name, node in _functions(tree, f"altgrad.telemetry.{path.stem}"):
         for line, operands, text in _items(ast.get_docstring(node, clean=False) or "", node.body[0].lineno, path.name):
-            place, item = f"{path.name}:{line}", _ITEM.fullmatch(text)
-            if item is None:
+            place = f"{path.name}:{line}"
+            if not (item := _ITEM.fullmatch(text)):
                 raise MeasureError(f"{place}: write 'name [unit; range]: formula. Further sentences.', not {text!r}")
             formula, _, notes = item["text"].partition(". ")
             parts = (item["name"], operands, item["unit"], item["range"], formula.rstrip("."), notes, name, subject)
@@ -146,27 +146,23 @@ def _functions(node: ast.AST, name: str) -> Iterator[tuple[str, ast.FunctionDef]
 def _items(docstring: str, first: int, file: str) -> Iterator[tuple[int, tuple[str, ...], str]]:
     """(line, operands, text with its continuation) of each item of the sections; `first` is the docstring's line."""
     lines = [(len(line) - len(line.lstrip()), line.strip()) for line in docstring.expandtabs().split("\n")]
-    at = 0
-    while at < len(lines):
-        indent, header = lines[at]
-        at += 1
+    for at, (indent, header) in enumerate(lines, first):
         if not re.match(r"Measures\b.*:$", header):
             continue
-        place = f"{file}:{first + at - 1}"
         match = _HEADER.fullmatch(header)
         operands = tuple(match[1].split(", ")) if match else ()
         if not operands or set(operands) - {*OPERANDS}:
-            raise MeasureError(f"{place}: write 'Measures (operand, ...):' with operands of {', '.join(OPERANDS)}")
-        body: list[tuple[int, str]] = []
-        while at < len(lines) and lines[at][1] and lines[at][0] > indent:
-            deeper, text = lines[at][0] - indent, lines[at][1]
-            if deeper == 4:
-                body.append((first + at, text))
-            elif deeper > 4 and body:
-                body[-1] = (body[-1][0], f"{body[-1][1]} {text}")
+            raise MeasureError(f"{file}:{at}: write 'Measures (operand, ...):' with operands of {', '.join(OPERANDS)}")
+        below, items = lines[at - first + 1 :], list[tuple[int, str]]()
+        end = next((number for number, (deep, text) in enumerate(below) if not text or deep <= indent), len(below))
+        for number, (deeper, text) in enumerate(below[:end], at + 1):
+            if deeper == indent + 4:
+                items.append((number, text))
+            elif deeper > indent + 4 and items:
+                items[-1] = (items[-1][0], f"{items[-1][1]} {text}")
             else:
-                raise MeasureError(f"{file}:{first + at}: indent a measure by 4 and its further lines by more")
-            at += 1
-        if not body or (at + 1 < len(lines) and not lines[at][1] and lines[at + 1][0] > indent):
-            raise MeasureError(f"{place}: the section is empty, or has an empty line inside")
-        yield from ((line, operands, text) for line, text in body)
+                raise MeasureError(f"{file}:{number}: indent a measure by 4 and its further lines by more")
+        after = below[end : end + 2]
+        if not items or (len(after) == 2 and not after[0][1] and after[1][0] > indent):
+            raise MeasureError(f"{file}:{at}: the section is empty, or has an empty line inside")
+        yield from ((number, operands, text) for number, text in items)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -11,6 +10,7 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.config import OPERAND_NAMES, OPERANDS
 from altgrad.formats import FloatFormat, get_format
 from altgrad.pages import slug
+from altgrad.reports.curves import compact
 from altgrad.runs import RunRecord
 
 
@@ -24,8 +24,8 @@ def tensor_files(loader: ExperimentDataLoader) -> dict[str, bytes]:
     for row in loader.runs[loader.runs["role"] == "report"].itertuples():
         if row.arm in index:
             continue
-        histograms = tensors.histograms(loader.records[row.run_id].coded, _code_formats(loader.records[row.run_id]))
-        if not histograms:
+        record = loader.records[row.run_id]
+        if not (histograms := tensors.histograms(record.coded, _code_formats(record))):
             continue
         name = f"{slug(row.run_id)}.json"
         index[row.arm] = {
@@ -37,22 +37,18 @@ def tensor_files(loader: ExperimentDataLoader) -> dict[str, bytes]:
             "label": f"{row.format}, {row.rule}, {row.scope}, seed {row.seed}",
             "status": row.status,
         }
-        found[f"tensors/{name}"] = _dump({"id": row.run_id, "tensors": _tensors(loader, row.run_id, histograms)})
+        found[f"tensors/{name}"] = compact({"id": row.run_id, "tensors": _tensors(record, histograms)})
     runs = sorted(index.values(), key=lambda entry: -len(entry["operands"]))
     content = {"runs": runs, "operands": OPERAND_NAMES, "policies": list(tensors.POLICIES)}
-    return {"tensors/index.json": _dump(content)} | found
+    return {"tensors/index.json": compact(content)} | found
 
 
-def _tensors(
-    loader: ExperimentDataLoader, run_id: str, histograms: dict[tuple[str, str, int], tensors.Histogram]
-) -> list[dict[str, Any]]:
+def _tensors(record: RunRecord, histograms: dict[tuple[str, str, int], tensors.Histogram]) -> list[dict[str, Any]]:
     """The histograms in the order of the record, each with what the run itself recorded of the same rounding."""
-    layers = loader.layers(run_id)
-    recorded: dict[tuple[str, str, int], dict[str, float]] = {}
+    layers, recorded = record.layers, dict[tuple[str, str, int], dict[str, float]]()
     for row in layers[layers["statistic"].isin(["sqnr_db", "overflow", "underflow"])].itertuples():
         if math.isfinite(row.value):
             recorded.setdefault((row.layer, row.operand, int(row.step)), {})[str(row.statistic)] = float(row.value)
-    quantize = loader.records[run_id].config.quantize
     return [
         {
             "layer": layer,
@@ -61,7 +57,7 @@ def _tensors(
             "kind": histogram.kind,
             "counts": [list(each) for each in histogram.counts.items()],
             **{key: getattr(histogram, key) for key in ("zeros", "amax", "norm")},
-            "format": str(getattr(quantize, operand)),
+            "format": str(getattr(record.config.quantize, operand)),
             "recorded": recorded.get((layer, operand, step), {}),
         }
         for (layer, operand, step), histogram in histograms.items()
@@ -79,7 +75,3 @@ def _code_formats(record: RunRecord) -> dict[str, FloatFormat]:
         if fmt.bits <= 8 and rule.kind not in ("mx", "mx_rceil", "nvfp4") and rule.granularity == "tensor":
             found[operand] = fmt
     return found
-
-
-def _dump(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode() + b"\n"

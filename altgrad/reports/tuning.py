@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from textwrap import wrap
 from typing import Any
 
@@ -10,25 +11,11 @@ import pandas as pd
 
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.pages import (
-    MUTED,
-    PALETTE,
-    Axis,
-    Block,
-    Chart,
-    ChartBlock,
-    Heading,
-    Md,
-    Page,
-    PageRef,
-    Paragraph,
-    Table,
-    code,
-    slug,
-)
+from altgrad.pages import MUTED, PALETTE, Axis, Chart, ChartBlock, Md, Page, PageRef, Table, code, slug
+from altgrad.pages.document import Part
 from altgrad.pages.sketch import Sketch, number_text
 from altgrad.reports import columns as col
-from altgrad.reports.provenance import provenance
+from altgrad.reports.document import document_page
 
 PANEL = (112.0, 84.0)
 """Width and height of one sweep in the overview, in points."""
@@ -59,18 +46,15 @@ def tuning_page(loader: ExperimentDataLoader, study: str) -> Page:
     data = pd.concat(sweeps, ignore_index=True)
     best = data[data["best"]]
     edge = int(best["edge"].sum())
-    text = (
-        f"{len(sweeps)} arms with {len(data)} learning rates and {len(runs)} runs. The best rate of an arm is the one "
-        f"with the lowest mean of the final validation loss over its seeds, which are held out of every comparison. "
-        f"{f'In {edge} of the {len(sweeps)} arms it lies at an edge of the sweep.' if edge else 'None is at an edge.'}"
-    )
-    blocks: list[Block] = [Paragraph(text)]
-    if data["mean"].notna().any():
-        blocks.append(ChartBlock(_overview(data)))
-    blocks += [_summary(best), Heading("All sweeps"), *(_section(runs, sweep) for sweep in sweeps)]
-    title = f"Learning rates of study {study}"
-    foot = provenance(loader, of="of its arms and of their baselines")
-    return Page(_path(study), title, tuple(blocks), f"{title}.", search=False, provenance=foot)
+    values = {"study": study, "arms": len(sweeps), "rates": len(data), "runs": len(runs), "edge": edge}
+    parts: dict[str, Part] = {
+        "overview": [ChartBlock(_overview(data))] if data["mean"].notna().any() else [],
+        "best": [_summary(best)],
+        "sweeps": [_section(runs, sweep) for sweep in sweeps],
+    }
+    whose = "of its arms and of their baselines"
+    page = document_page(loader, _path(study), values, parts, document="runs/_study", of=whose)
+    return replace(page, search=False)
 
 
 def _sweep(runs: pd.DataFrame) -> pd.DataFrame:
@@ -80,10 +64,6 @@ def _sweep(runs: pd.DataFrame) -> pd.DataFrame:
     names = {key: runs[key].iloc[0] for key in ("format", "scope", "rule", "problem")}
     best = sweep.index == (sweep["mean"].idxmin() if sweep["mean"].notna().any() else -1)
     return sweep.assign(**names, best=best, edge=best & sweep.index.isin([0, len(sweep) - 1]))
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _name(row: Any) -> str:
@@ -136,7 +116,8 @@ def _overview(data: pd.DataFrame) -> Chart:
             x = Axis(float(rates.min()), float(rates.max()), left + 6, left + PANEL[0] - 6, log=bool((rates > 0).all()))
             y = Axis(low, high, top + PANEL[1], top + 12)
             row = group.iloc[0]
-            sketch.text(left, top - 12, _cut(str(row["format"]), 22), bold=True, size=8)
+            name = str(row["format"])
+            sketch.text(left, top - 12, name if len(name) <= 22 else f"{name[:21]}…", bold=True, size=8)
             for line, text in enumerate(wrap(str(row["rule"]), 28, max_lines=2, placeholder="…")):
                 sketch.text(left, top - 2.5 + 8.5 * line, text, MUTED, size=7)
             sketch.line([(left, y.start), (left + PANEL[0], y.start)], "#dde1e4", 0.8)

@@ -18,8 +18,9 @@ def pages() -> Iterable[PageMaker]:
 def key() -> str:
     """What the pages depend on; while it stays the same they are taken from the cache."""
     from altgrad.reports import site_key
+    from altgrad.reports.document import documents_key
 
-    return site_key()
+    return site_key() + documents_key("runs/index", "runs/_arm", "runs/_study", "compare/index")
 
 
 build(pages, "runs/index", "compare/index", key=key, beside=True)
