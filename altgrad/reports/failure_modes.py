@@ -354,10 +354,8 @@ def _signatures(analyzer: FailureAnalyzer, table: pd.DataFrame) -> Values:
             continue
         means = data.pivot_table(index="format", columns="operand", values="value", observed=True).loc[names]
         title = f"{figure.title} of {words.names(names)} by step and operand"
-        about = (
-            f"{figure.meaning} From step {min(data['step'])} to {max(data['step'])}. Means: {_means(means, statistic)}."
-        )
-        percent = statistic != "sqnr_db"
+        percent, step = statistic != "sqnr_db", data["step"]
+        about = f"{figure.meaning} From step {step.min()} to {step.max()}. Means: {_means(means, statistic)}."
         chart = charts.lines(identity, title, about, data, data, columns, ("", axis), panels=panels, percent=percent)
         drawn.append(ChartBlock(chart))
     names = [one_format(analyzer.loader.config(arm)) for arm in extremes["arm"]]
