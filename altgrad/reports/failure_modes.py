@@ -72,9 +72,9 @@ def failure_modes_page(loader: ExperimentDataLoader) -> Page:
         "machines": lambda: machine_blocks(loader, _comparisons(analyzer, failed)),
     }
     tried = [arm for arm in analyzer.remedies[["arm", "against"]].to_numpy().ravel() if isinstance(arm, str)]
-    arms = [*analyzer.classified["arm"], *analyzer.failures["arm"], *tried]
+    arms = {*analyzer.classified["arm"], *analyzer.failures["arm"], *tried}
     if comparison is not None:
-        arms += [comparison.baseline, *comparison.table["arm"]]
+        arms |= {comparison.baseline, *comparison.table["arm"]}
         splits, rates = analyzer.of_formats(analyzer.operands(comparison), *SPLITS), own_rates(loader, comparison)
         paired = splits[splits["n_pairs"] >= 2]
         values |= {
@@ -354,9 +354,8 @@ def _signatures(analyzer: FailureAnalyzer, table: pd.DataFrame) -> Values:
             continue
         means = data.pivot_table(index="format", columns="operand", values="value", observed=True).loc[names]
         title = f"{figure.title} of {words.names(names)} by step and operand"
-        steps = f"From step {data['step'].min()} to {data['step'].max()}"
-        about = f"{figure.meaning} {steps}. Means: {_means(means, statistic)}."
-        percent = statistic != "sqnr_db"
+        percent, step = statistic != "sqnr_db", data["step"]
+        about = f"{figure.meaning} From step {step.min()} to {step.max()}. Means: {_means(means, statistic)}."
         chart = charts.lines(identity, title, about, data, data, columns, ("", axis), panels=panels, percent=percent)
         drawn.append(ChartBlock(chart))
     names = [one_format(analyzer.loader.config(arm)) for arm in extremes["arm"]]
@@ -551,13 +550,14 @@ def _warnings(loader: ExperimentDataLoader, warnings: pd.DataFrame) -> Values:
     warned = loader.runs[loader.runs["run_id"].isin(warnings["run_id"])]
     configs = {arm: loader.config(arm) for arm in warnings["arm"].unique()}
     bare = {arm: named(config) for arm, config in configs.items() if not config.quantize.operands}
-    data = warnings.assign(format=warnings["arm"].map(bare).fillna(warnings["format"])).groupby(["what", "format"])
-    data = data.agg(
+    names = [bare.get(row.arm, row.format) for row in warnings.itertuples()]
+    groups = warnings.assign(format=names).groupby(["what", "format"])
+    data = groups.agg(
         warnings=("step", "size"),
         runs=("run_id", "nunique"),
         first_step=("step", "min"),
         tensor=("tensor", lambda tensors: tensors.mode().iloc[0]),
-    ).reset_index()
+    )
     columns = (
         col.text("What", "what"),
         col.text("Format", "format"),
@@ -566,7 +566,7 @@ def _warnings(loader: ExperimentDataLoader, warnings: pd.DataFrame) -> Values:
         col.count("First step", "first_step"),
         col.text("Most often in", "tensor"),
     )
-    data = data.sort_values(["warnings", "what", "format"], ascending=[False, True, True])
+    data = data.reset_index().sort_values(["warnings", "what", "format"], ascending=[False, True, True])
     caption = f"{len(warnings)} warnings of {len(warned)} runs, by kind and format"
     return {
         "ended": len(ended),
