@@ -140,8 +140,3 @@ ARM = (arm("Arm", "arm"), text("Format", "format"), text("Quantized", "scope"), 
 def run(title: Text = "Run", run_id: str = "run_id", arm: str = "arm") -> Column:
     """A run's id, which leads to the run on its arm's page."""
     return of(title, lambda row: arm_link(row[arm], row[run_id], row[run_id]))
-
-
-def right(*titles: str) -> tuple[Column, ...]:
-    """Right-aligned columns."""
-    return tuple(Column(title, "right") for title in titles)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.pages import Block, CodeBlock, Heading, Md, Note, Paragraph, code, md
+from altgrad.pages import Block, CodeBlock, Heading, Note, Paragraph
 from altgrad.pages.content import Text
 
 ONE_RUN = ".venv/bin/python experiments/run_experiment.py experiments/configs/e5m2.yaml"
@@ -47,9 +47,3 @@ def larger(loader: ExperimentDataLoader, study: str) -> list[Block]:
         "is written for a GPU and not recorded."
     )
     return [pending_note(missing, [f"{name}-large DEVICE=cuda" for name in ("tuning", study)])]
-
-
-def hypothesis_pending(missing: Text) -> Md:
-    """What stands for a hypothesis before there is anything to hold against it: no expectation is shown."""
-    text = "{missing} The hypothesis is written down in {file} and will stand here beside what happened."
-    return md(text, missing=missing, file=code("altgrad/analysis/hypotheses.py"))

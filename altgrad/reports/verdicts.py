@@ -6,22 +6,11 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from altgrad.analysis.hypotheses import Expectation, Verdict
-from altgrad.pages import Block, Column, Details, Link, Md, PageRef, Table, Text, escape, md
+from altgrad.analysis.hypotheses import Verdict
+from altgrad.pages import Block, Column, Details, Link, Md, PageRef, Table, Text, escape
 from altgrad.reports import columns as col
 
 PREREGISTERED = "reports/preregistered"
-
-
-def hypothesis(value: Expectation) -> Md:
-    """A hypothesis with its date and what was known when it was written."""
-    return md(
-        "Hypothesis, written on {date}, before the runs that ship with the repository, but with earlier pilot "
-        "figures of "
-        "this project at hand, so an expectation rather than a blind prediction: {text}",
-        date=value.written,
-        text=value.statement,
-    )
 
 
 def verdict_table(
