@@ -43,9 +43,11 @@ def runs_of(loader: ExperimentDataLoader, arm: str) -> pd.DataFrame:
     Raises:
         KeyError: there is no such arm.
     """
-    runs = loader.runs[loader.runs["identity"] == ARMS[arm].identity]
-    registered = runs["seed"].isin(seeds_of(arm)) & runs["study"].isin(studies_of(arm))
-    return runs[registered & ~runs["foreign"].astype(bool)]
+    if arm not in loader.registered:
+        runs = loader.by_identity.get(ARMS[arm].identity, loader.runs.iloc[:0])
+        registered = runs["seed"].isin(seeds_of(arm)) & runs["study"].isin(studies_of(arm))
+        loader.registered[arm] = runs[registered]
+    return loader.registered[arm]
 
 
 def missing(loader: ExperimentDataLoader, arms: Iterable[str]) -> str:
@@ -72,7 +74,8 @@ def missing(loader: ExperimentDataLoader, arms: Iterable[str]) -> str:
 
 def by_seed(runs: pd.DataFrame, column: str = "final_val_loss") -> pd.Series:
     """The column by seed; where a seed was recorded twice (a repeat under another status), a finished run counts."""
-    rows = sorted(zip(runs["status"] == "finished", runs["run_id"], runs["seed"], runs[column], strict=True))
+    columns = (runs[name].tolist() for name in ("status", "run_id", "seed", column))
+    rows = sorted((status == "finished", *others) for status, *others in zip(*columns, strict=True))
     found: dict[int, float] = {}
     for *_, seed, value in rows:
         found.pop(seed, None)  # so that a seed stands where it was last

@@ -123,17 +123,21 @@ def sign_flip_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
     """
     data = np.asarray(differences, dtype=np.float64)
     n, observed = len(data), abs(float(np.sum(data)))
-    sums = np.abs(_signs(n) @ data)
+    if n <= EXACT_UP_TO:  # all patterns of one half beside all of the other
+        half = n // 2
+        sums = np.abs(np.add.outer(_signs(half, n) @ data[:half], _signs(n - half, n) @ data[half:]).ravel())
+    else:
+        sums = np.abs(_signs(n, n) @ data)
     # What differs from the observed sum by the roundoff of another order of summation is equal to it.
     reached = int(np.count_nonzero(sums >= observed - 1e-12 * np.abs(data).sum()))
     return reached / len(sums) if n <= EXACT_UP_TO else (reached + 1) / (len(sums) + 1)
 
 
 @cache
-def _signs(n: int) -> NDArray[np.float64]:
-    if n <= EXACT_UP_TO:
-        # The last sign stays: a pattern and its opposite give the same size of a sum.
-        bits = np.arange(1 << (n - 1))[:, None] >> np.arange(n) & 1
+def _signs(n: int, of: int) -> NDArray[np.float64]:
+    """Sign patterns of `n` of `of` differences, one a row."""
+    if of <= EXACT_UP_TO:
+        bits = np.arange(1 << n)[:, None] >> np.arange(n) & 1
     else:
         bits = np.random.default_rng(n).integers(0, 2, size=((1 << EXACT_UP_TO) - 1, n))
     return np.where(bits == 1, -1.0, 1.0).astype(np.float64)

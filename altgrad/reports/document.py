@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from altgrad.analysis import words
 from altgrad.analysis.contrasts import Row, missing, named_family
 from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, MARGIN
-from altgrad.pages import Md, Page, Provenance, code, slug
+from altgrad.pages import Download, Md, Page, Provenance, code, slug
 from altgrad.pages.document import NotRecorded, Part, render_document
 from altgrad.reports import columns as col
 from altgrad.reports.pending import larger, pending, pending_note
-from altgrad.reports.provenance import left_out, provenance, traceability
+from altgrad.reports.provenance import left_out, provenance, runs_behind, traceability
 from altgrad.reports.scope import data_line, recorded_line
 from altgrad.runs.schema import digest
+from altgrad.text import csv
 
 DOCUMENTS = Path(__file__).parent / "documents"
 FILTERS: dict[str, Callable[..., str]] = {
@@ -48,7 +53,7 @@ def document_page(
     path: str,
     values: Mapping[str, Any] | None = None,
     parts: Mapping[str, Part] | None = None,
-    arms: Callable[[], Iterable[str]] = tuple,
+    arms: Callable[[], Iterable[str]] | None = None,
     built: datetime | None = None,
     document: str = "",
     of: str = "",
@@ -60,7 +65,7 @@ def document_page(
         path: of the page, and of its document.
         values: what its sentences name beside `MARGIN` as ``margin``, links to arms and boxes of what is pending.
         parts: figures, tables and sections, by the name that ``show`` calls them by.
-        arms: those whose runs the part "traceability" lists.
+        arms: those whose runs are behind the page: a file beside it lists them, to which "traceability" leads.
         built: time of the build for the provenance.
         document: in place of `path`, where many pages have one document.
         of: whose runs the records are, for the provenance, where they are not all.
@@ -68,12 +73,17 @@ def document_page(
     Raises:
         altgrad.pages.document.DocumentError: the document names what there is not, or is malformed.
     """
+
+    @cache
+    def behind() -> pd.DataFrame:
+        return runs_behind(loader, arms() if arms else ())
+
     shared: dict[str, Part] = {
         "recorded": lambda: [recorded_line(loader)],
         "data": lambda: [data_line(loader, scoped=False)],
         "scoped data": lambda: [data_line(loader)],
         "left out": lambda: left_out(loader),
-        "traceability": lambda: traceability(loader, arms()),
+        "traceability": lambda: traceability(behind(), path),
     }
     functions: dict[str, Any] = {
         "margin": MARGIN,
@@ -85,7 +95,9 @@ def document_page(
         "pending_section": lambda missing, *studies: pending(missing, studies),
         "larger": lambda study: larger(loader, study),
     }
-    return page_of(path, provenance(loader, built, of), {**functions, **(values or {})}, parts, shared, document)
+    page = page_of(path, provenance(loader, built, of), {**functions, **(values or {})}, parts, shared, document)
+    traced = arms is not None and len(behind())
+    return replace(page, downloads=(Download("runs.csv", csv(behind()), listed=False),)) if traced else page
 
 
 def page_of(

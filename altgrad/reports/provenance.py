@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
+import pandas as pd
+
 import altgrad
 from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
@@ -21,6 +23,7 @@ from altgrad.pages import (
     Heading,
     Link,
     Note,
+    PageRef,
     Paragraph,
     Provenance,
     code,
@@ -29,6 +32,8 @@ from altgrad.pages import (
 from altgrad.reports import columns as col
 from altgrad.runs.schema import code_fingerprint, digest
 
+LINKED = 200
+"""Runs whose links to W&B a report shows at most; its file has all."""
 _SYNC = md(
     "To have runs in a project on {wandb}, record them with tracking and sync their files:",
     wandb=Link("https://wandb.ai", "https://wandb.ai"),
@@ -52,9 +57,14 @@ def left_out(loader: ExperimentDataLoader) -> list[Block]:
     return [Note("warning", title, (Bullets(items),))]
 
 
-def traceability(loader: ExperimentDataLoader, arms: Iterable[str]) -> list[Block]:
-    """The runs behind a report with their W&B links, or how to sync those that were recorded without W&B."""
-    runs = loader.runs[loader.runs["arm"].isin(set(arms))]
+def runs_behind(loader: ExperimentDataLoader, arms: Iterable[str]) -> pd.DataFrame:
+    """The runs of some arms, as the file that lies beside a report."""
+    columns = ["run_id", "arm", "seed", "study", "status", "final_val_loss", "created", "wandb_url"]
+    return loader.runs.loc[loader.runs["arm"].isin(set(arms)), columns]
+
+
+def traceability(runs: pd.DataFrame, path: str) -> list[Block]:
+    """Where the runs behind the report `path` are: the file of all, links to W&B, or how to sync those without."""
     linked = runs["wandb_url"].notna()
     blocks: list[Block] = [Heading("Traceability")]
     if runs.empty:
@@ -65,14 +75,14 @@ def traceability(loader: ExperimentDataLoader, arms: Iterable[str]) -> list[Bloc
             "repository or on the machine that built this page. {how}"
         )
         blocks += [Paragraph(md(text, count=int((~linked).sum()), total=len(runs), how=_SYNC)), _SYNC_COMMANDS]
-    columns = (
-        col.run(),
-        col.text("Status", "status"),
-        col.text("Study", "study"),
-        col.of("W&B", lambda row: Link("W&B run", row["wandb_url"]) if row["linked"] else "recorded without W&B"),
-    )
-    table = col.table(runs.assign(linked=linked), columns, "Runs of this report")
-    return [*blocks, Details(f"The {len(runs)} runs of this report", (table,))]
+    whole = Link(f"The {len(runs)} runs of this report as CSV", PageRef(f"{path}.runs.csv"))
+    blocks.append(Paragraph(md("{whole}: run, arm, seed, study, status, final loss, time, W&amp;B.", whole=whole)))
+    if linked.any():
+        columns = (col.run(), col.of("W&B", lambda row: Link("W&B run", row["wandb_url"])))
+        more = f", the first {LINKED} of them" if linked.sum() > LINKED else ""
+        table = col.table(runs[linked].head(LINKED), columns, "Runs of this report on W&B")
+        blocks.append(Details(f"{linked.sum()} runs on W&B{more}", (table,)))
+    return blocks
 
 
 def provenance(loader: ExperimentDataLoader, built: datetime | None = None, of: str = "") -> Provenance:

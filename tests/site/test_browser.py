@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -144,6 +145,8 @@ def test_a_reader_whose_system_is_dark_gets_the_dark_palette_at_once(visit: Any,
 
 def keep(page: Any, kind: str, look: str) -> None:
     """A screenshot of the whole page, for people to look at."""
+    if "ALTGRAD_SCREENSHOTS" not in os.environ:  # pages of 20,000 pixels take seconds
+        return
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     name = kind.strip("/").replace("/", "-").lower() or "home"
     page.screenshot(path=SCREENSHOTS / f"{name}-{look}.png", full_page=True)
