@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections import Counter
+from copy import copy
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -291,7 +292,7 @@ def test_a_sentence_is_held_by_the_losses_of_the_arms_it_names(recorded: Experim
     of_arm = runs["run_id"].isin(runs_of(recorded, arm)["run_id"])
     runs.loc[of_arm, "final_val_loss"] += change
     runs.loc[of_arm & runs["final_val_loss"].isna(), "status"] = "failed"
-    changed.__dict__ |= {"records": recorded.records, "runs": runs}
+    changed.__dict__ |= {"run_set": copy(recorded.run_set), "records": recorded.records, "runs": runs}
     with pytest.raises(DocumentError, match="the records contradict"):
         held(changed, block)
 

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from altgrad.analysis.failures import (
 from altgrad.analysis.hypotheses import Verdict
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.literature import CLAIMS, findings
-from altgrad.config import ExperimentConfig, command, load_config
+from altgrad.config import ExperimentConfig, QuantizeConfig, command, load_config
 from altgrad.pages import CodeBlock, Details, Page, Table
 from altgrad.pages.render import Dialect, render
 from altgrad.reports.failure_modes import failure_modes_page
@@ -111,13 +112,14 @@ def expected(cfg: ExperimentConfig) -> float:
     return {"bf16": 0.0005, "e6m1": 0.08, "e2m5": 0.03, "e5m2": 0.02, "e4m3": 0.006, "e3m4": 0.002}.get(weight, 0.16)
 
 
-def looks_of(cfg: ExperimentConfig) -> pd.DataFrame:
+@cache
+def looks_of(quantize: QuantizeConfig) -> pd.DataFrame:
     """E0M7's gradients underflow in the head from step 50, E7M0 and E6M1 have 14 dB in all that they round."""
     rows = []
     for step in (1, 50, 100):
         for layer, kind in (("blocks.0.mlp.up", "mlp"), ("head", "head")):
-            for operand in cfg.quantize.operands:
-                fmt = getattr(cfg.quantize, operand)
+            for operand in quantize.operands:
+                fmt = getattr(quantize, operand)
                 flushed = 0.9 if (fmt, operand, layer) == ("e0m7", "grad_output", "head") and step > 1 else 0.01
                 quality = {"e7m0": 14.0, "e6m1": 19.5}.get(fmt, 15.0 if flushed > 0.5 else 32.0)
                 figures = {"underflow": flushed, "overflow": 0.0, "sqnr_db": quality}
@@ -125,7 +127,8 @@ def looks_of(cfg: ExperimentConfig) -> pd.DataFrame:
             rows += [
                 (step, layer, kind, "update", name, value) for name, value in (("flips", 10.0), ("updates", 100.0))
             ]
-    return pd.DataFrame(rows, columns=["step", "layer", "layer_type", "operand", "statistic", "value"])
+    looks = pd.DataFrame(rows, columns=["step", "layer", "layer_type", "operand", "statistic", "value"])
+    return looks.astype(dict.fromkeys(looks.columns[1:5], "category"))
 
 
 def loader_of(
@@ -147,7 +150,7 @@ def loader_of(
             "failure": failure if status == "failed" else None,
         }
         history = template.history.assign(val_loss=template.history["val_loss"] + final - 2.0)
-        tables = {"history": history, "layers": looks_of(cfg)}
+        tables = {"history": history, "layers": looks_of(cfg.quantize)}
         return RunRecord(run, cfg, arm, tables.__getitem__)
 
     loader = ExperimentDataLoader([])

@@ -43,11 +43,20 @@ def runs_of(loader: ExperimentDataLoader, arm: str) -> pd.DataFrame:
     Raises:
         KeyError: there is no such arm.
     """
-    if arm not in loader.registered:
-        runs = loader.by_identity.get(ARMS[arm].identity, loader.runs.iloc[:0])
-        registered = runs["seed"].isin(seeds_of(arm)) & runs["study"].isin(studies_of(arm))
-        loader.registered[arm] = runs[registered]
-    return loader.registered[arm]
+    return loader.memo(_Runs)[arm]
+
+
+class _Runs(dict[str, pd.DataFrame]):
+    """The campaign's runs by arm, found when they are asked for."""
+
+    def __init__(self, loader: ExperimentDataLoader) -> None:
+        own = loader.runs[~loader.runs["foreign"].astype(bool)]
+        self._none, self._own = own.iloc[:0], {str(identity): rows for identity, rows in own.groupby("identity")}
+
+    def __missing__(self, arm: str) -> pd.DataFrame:
+        runs = self._own.get(ARMS[arm].identity, self._none)
+        self[arm] = runs[runs["seed"].isin(seeds_of(arm)) & runs["study"].isin(studies_of(arm))]
+        return self[arm]
 
 
 def missing(loader: ExperimentDataLoader, arms: Iterable[str]) -> str:

@@ -117,17 +117,6 @@ class ExperimentDataLoader:
         """One row a run of any status, columns `RUN_COLUMNS`, ordered by arm and seed; empty without records."""
         return _table(self.run_set).copy()
 
-    @cached_property
-    def by_identity(self) -> Mapping[str, pd.DataFrame]:
-        """The rows of `runs` of AltGrad's own loop, by what their config is."""
-        own = self.runs[~self.runs["foreign"].astype(bool)]
-        return {str(identity): rows for identity, rows in own.groupby("identity", sort=False)}
-
-    @cached_property
-    def registered(self) -> dict[str, pd.DataFrame]:
-        """The campaign's runs of those of its arms that were asked for (`altgrad.analysis.contrasts.runs_of`)."""
-        return {}
-
     def memo(self, find: Callable[[ExperimentDataLoader], T]) -> T:
         """What `find` gives for these records, found once in a process: many pages need the same comparisons.
 
