@@ -343,7 +343,7 @@ def test_all_figures_of_the_page_lead_to_arms(whole: ExperimentDataLoader, tmp_p
     linked = set(re.findall(r"runs/([A-Za-z0-9_.-]+?)(?:\.md|/)", text))
     comparator = StepRuleComparator(whole)
     for frame in (comparator.arms, comparator.sweeps):
-        assert set(frame["arm"]) <= linked
+        assert set(frame["arm"]) <= linked, sorted(set(frame["arm"]) - linked)
 
 
 def test_one_arm_missing_is_a_sentence_and_no_conclusion(whole: ExperimentDataLoader, tmp_path: Path) -> None:
