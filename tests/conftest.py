@@ -23,6 +23,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 RECORDED = ("test_headlines.py", "test_labels.py")
 SITE = ("test_browser.py", "test_explorer.py", "test_runs_pages.py", "test_site.py")
 
+LONG = ("test_guides.py", "test_failure_modes.py", "test_wandb_in.py", "test_reports.py", "test_checkpoints.py")
+
 
 class Groups(LoadScopeScheduling):
     """Gives the tests of a group to one worker; xdist's own groups are lost under this pytest, in silence."""
@@ -39,8 +41,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest: the built sites."""
-    items.sort(key=lambda item: item.path.parent == Path(__file__).parent)
+    """Begin with what takes longest, so that no worker is left with it: the built sites, then `LONG`."""
+    order = {name: place for place, name in enumerate(LONG)}
+    apart = Path(__file__).parent
+    items.sort(key=lambda item: (item.path.parent == apart, order.get(item.path.name, len(LONG))))
 
 
 @pytest.fixture
