@@ -77,7 +77,7 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
         "scope": lambda: scope(loader, found.pairings["arm"].iloc[0]),
         "ulps": next(verdict for verdict in verdicts if verdict.id == "H8"),
         "unmet": [verdict for verdict in verdicts if verdict.answer in ("no", "inconclusive")],
-        "fp32": found.arms.query("format == 'FP32' and rule == 'adamw' and arm != ''").head(1).to_dict("records"),
+        "fp32": found.arms.query("format == 'FP32' and rule == 'adamw' and n_runs > 0").head(1).to_dict("records"),
         "own": _outcome(own),
         "relative": _outcome(judged[judged["rule"] == "relative"]),
         "stronger": _shown(unquantized, -1).to_dict("records"),
