@@ -21,7 +21,7 @@ def key() -> str:
     from altgrad.reports.benchmarks import benchmarks_key
     from altgrad.reports.document import documents_key
 
-    return benchmarks_key(site_key() + documents_key(*PATHS, "sections/machines"))
+    return benchmarks_key(site_key() + documents_key(*PATHS))
 
 
 NAMES = ("format_comparison", "failure_modes", "manifold_comparison", "preregistered", "literature", "corrections")

@@ -372,3 +372,16 @@ def test_equal_keys_of_arms_give_equal_pages_whatever_else_is_recorded(tmp_path:
     assert changed(lambda: write_run(tmp_path, config("e3m4", seed=12, study="tuning"))) == {"study"}
     assert changed(lambda: write_run(tmp_path, config("fp32", seed=12))) >= {"fp32", "e4m3", "e5m2", "e2m5", "study"}
     assert "e3m4" in changed(lambda: write_run(tmp_path, config("e3m4", seed=13)))  # its links lead elsewhere now
+
+
+def test_a_mistake_in_a_document_ends_a_build_with_its_line_and_another_error_is_whole(tmp_path: Path) -> None:
+    exceptions = pytest.importorskip("mkdocs.exceptions")
+
+    def broken() -> dict[str, bytes]:
+        render_document("# T\n\n{{ unknown }}\n", "docs/d.md", {})
+        return {}
+
+    with pytest.raises(exceptions.PluginError, match=r"^docs/d\.md:3: 'unknown' is undefined; correct the slot"):
+        mkdocs._finish(SiteBuild(tmp_path), broken, ("index",), None, None, 0.0)
+    with pytest.raises(ZeroDivisionError):
+        mkdocs._finish(SiteBuild(tmp_path), lambda: {"a": bytes(1 // 0)}, ("index",), None, None, 0.0)

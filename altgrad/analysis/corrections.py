@@ -32,10 +32,9 @@ def format_values(loader: ExperimentDataLoader) -> dict[str, Any]:
     found: dict[str, Any] = dict.fromkeys(("extent", "tie", "tokens", "blocks", "e1m6", "bits", "sums"))
     short = comparator.headline
     if short is None or "formats" not in set(loader.runs.loc[loader.runs["arm"] == short.baseline, "study"]):
-        return found | {"margin": MARGIN}
+        return found
     long, size, bits = comparator.longer(short), extent(loader, short.baseline), cost_per_bit(loader)
     return {
-        "margin": MARGIN,
         "extent": size if size.parameters and size.validation_characters else None,
         "tie": _tie(loader, short, long) if long else None,
         "tokens": _tokens(loader, short),

@@ -29,6 +29,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, TemplateError, 
 from jinja2.runtime import Undefined
 from markupsafe import Markup
 
+from altgrad.config import UsageError
 from altgrad.pages.content import Block, Bullets, CodeBlock, Details, Heading, Link, Note, Paragraph, Text, markdown
 from altgrad.text import Md, escape
 
@@ -45,7 +46,7 @@ _HTML_FILTERS = ("e", "escape", "forceescape", "safe", "tojson", "urlize", "xmla
 _OPERATORS = re.compile(r"\s+(?:and|or|not|in|==|!=|<=|>=|<|>)\s+")
 
 
-class DocumentError(ValueError):
+class DocumentError(UsageError):
     """A document that cannot be rendered: one line that names the file, the line and what is wrong."""
 
 

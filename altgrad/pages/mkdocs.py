@@ -33,6 +33,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 import altgrad
+from altgrad.config import UsageError
 from altgrad.pages.chart import inline_svg
 from altgrad.pages.content import CodeBlock, Note, Page, PageMaker, Paragraph, Source
 from altgrad.pages.html import Body, body_html, figure_html, table_html
@@ -239,7 +240,11 @@ def _finish(
             current.kept.add(path)
             if current.serving:
                 current.contents[path] = content
-    except Exception:
+    except Exception as error:
+        if not current.serving and isinstance(error, UsageError):  # a mistake in a document or a record: one line
+            from mkdocs.exceptions import PluginError
+
+            raise PluginError(str(error)) from error
         if not current.serving:
             raise
         box = Note("warning", "This page could not be built", (CodeBlock(current.problem or traceback.format_exc()),))
