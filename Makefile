@@ -31,7 +31,7 @@ page: .venv/site.stamp ## build one page into build/page/: P=reports/format_comp
 
 version: .venv/site.stamp ## put the site on the branch gh-pages as a version: V=0.2 (V=dev: the newest state; PUSH=1: publish)
 	@$(if $(V),,echo "error: name the version, for example: make version V=0.2" >&2; exit 2)
-	@$(BIN)/python -m altgrad.pages.versions "$(V)" $(if $(PUSH),--push)
+	@$(BIN)/python -m altgrad.site.versions "$(V)" $(if $(PUSH),--push)
 
 install: .venv/dev.stamp ## install everything, torch included (a processor-only torch: see README)
 
@@ -59,7 +59,7 @@ pack: .venv/dev.stamp ## pack recorded runs to commit them (STUDY=formats; unfin
 	@$(BIN)/python experiments/campaign.py pack $(STUDY) $(ARGS)
 
 guides: .venv/dev.stamp ## run the guides' code blocks that need torch; their output is committed for the site
-	@$(BIN)/python -m altgrad.pages.guide docs
+	@$(BIN)/python -m altgrad.site.executed docs
 
 reports: .venv/site.stamp ## write the three reports as plain markdown into reports/
 	@$(BIN)/python scripts/generate_reports.py --output-dir reports --offline --runs experiments/recorded --readme README.md

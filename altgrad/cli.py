@@ -156,7 +156,7 @@ def run_new_site(options: argparse.Namespace) -> int:
     Raises:
         UsageError: the folder is not empty or cannot be written.
     """
-    from altgrad.pages.own_site import lay_out
+    from altgrad.site.new_site import lay_out
 
     folder: Path = options.folder
     written = lay_out(folder)

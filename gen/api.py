@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mkdocs.exceptions import PluginError
 
-from altgrad.pages.mkdocs import build_files
+from altgrad.site.build import build_files
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
@@ -23,7 +23,7 @@ PAGES = {
     "studies": ("The campaign as data", ("altgrad.studies",)),
     "analysis": ("Findings", ("altgrad.analysis", "altgrad.analysis.contrasts", "altgrad.analysis.hypotheses")),
     "reports": ("Reports", ("altgrad.reports",)),
-    "pages": ("Pages and charts", ("altgrad.pages",)),
+    "pages": ("Pages and charts", ("altgrad.site",)),
 }
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from mkdocs.exceptions import PluginError
 
-from altgrad.pages.mkdocs import build_files
+from altgrad.site.build import build_files
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 def files(page: Path) -> dict[str, bytes]:
     """The executed page. The import is inside so that an error in it shows as a page while serving."""
-    from altgrad.pages.guide import GuideError, page_files
+    from altgrad.site.executed import GuideError, page_files
 
     try:
         return page_files(page, DOCS)
@@ -24,7 +24,7 @@ def files(page: Path) -> dict[str, bytes]:
 
 def key(page: Path) -> str:
     """What the page depends on; while it stays the same it is taken from the cache."""
-    from altgrad.pages.guide import page_key
+    from altgrad.site.executed import page_key
 
     return page_key(page)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from altgrad.pages.mkdocs import build_files
+from altgrad.site.build import build_files
 
 
 def files() -> dict[str, bytes]:

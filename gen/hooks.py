@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds. It never reloads this file while serving, so the work lies in `altgrad.pages`."""
+"""What mkdocs calls while it builds. It never reloads this file while serving, so the work lies in `altgrad.site`."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def on_pre_build(config: Any) -> None:
     building = config
     kept, problem = _forget(), ""
     try:
-        from altgrad.pages.mkdocs import begin
+        from altgrad.site.build import begin
     except Exception:
         if not (serving and kept):
             raise
         problem = traceback.format_exc()
         _forget()
         sys.modules.update(kept)
-        from altgrad.pages.mkdocs import begin
+        from altgrad.site.build import begin
     begin(config, serving=serving, dated=DATED, problem=problem, dirty=unclean, contents=contents)
 
 
@@ -55,14 +55,14 @@ def _forget() -> dict[str, Any]:
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that the scripts made."""
-    from altgrad.pages.mkdocs import add_files
+    from altgrad.site.build import add_files
 
     return add_files(files, config)
 
 
 def on_pre_page(page: Any, config: Any, files: Any) -> Any:
     """Start the page's clock."""
-    from altgrad.pages.mkdocs import tick
+    from altgrad.site.build import tick
 
     tick(config, page, stop=False)
     return page
@@ -70,14 +70,14 @@ def on_pre_page(page: Any, config: Any, files: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Put charts of other pages where a hand-written page names them."""
-    from altgrad.pages.mkdocs import embed
+    from altgrad.site.build import embed
 
     return embed(markdown, page, config, files)
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     """Put in the body that a script made, or finish the one that Markdown made."""
-    from altgrad.pages.mkdocs import content, tick
+    from altgrad.site.build import content, tick
 
     html = content(html, page, config, files)
     tick(config, page, stop=True)
@@ -86,7 +86,7 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
 
 def on_nav(nav: Any, config: Any, files: Any) -> Any:
     """Now it is settled which files the site has."""
-    from altgrad.pages.mkdocs import place_files
+    from altgrad.site.build import place_files
 
     place_files(config, files)
     return nav
@@ -94,7 +94,7 @@ def on_nav(nav: Any, config: Any, files: Any) -> Any:
 
 def on_env(env: Any, config: Any, files: Any) -> Any:
     """Keep pages that take long, as they are now."""
-    from altgrad.pages.mkdocs import resolved
+    from altgrad.site.build import resolved
 
     resolved(config, files)
     return env
@@ -105,7 +105,7 @@ on_env = event_priority(-100)(on_env)  # after the references between pages are 
 
 def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
     """Start the page's clock again."""
-    from altgrad.pages.mkdocs import tick
+    from altgrad.site.build import tick
 
     tick(config, page, stop=False)
     return context
@@ -113,7 +113,7 @@ def on_page_context(context: Any, page: Any, config: Any, nav: Any) -> Any:
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
     """Name the theme's search dialog for screen readers; seal the page against foreign content."""
-    from altgrad.pages.mkdocs import seal_html, tick
+    from altgrad.site.build import seal_html, tick
 
     output = output.replace(
         'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
@@ -124,7 +124,7 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
 
 def _all_written(config: Any) -> None:
     """All files are written before another plugin looks at them."""
-    from altgrad.pages.mkdocs import wait
+    from altgrad.site.build import wait
 
     wait(config)
 
@@ -132,7 +132,7 @@ def _all_written(config: Any) -> None:
 def _report(config: Any) -> None:
     """Write the build report."""
     global contents
-    from altgrad.pages.mkdocs import end
+    from altgrad.site.build import end
 
     end(config)
     contents = config["extra"]["altgrad"].contents
@@ -144,6 +144,6 @@ on_post_build = CombinedEvent(event_priority(100)(_all_written), _report)
 def on_build_error(error: Exception) -> None:
     """Nothing of a build that failed lies about."""
     if building is not None:
-        from altgrad.pages.mkdocs import failed
+        from altgrad.site.build import failed
 
         failed(building)

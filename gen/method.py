@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mkdocs.exceptions import PluginError
 
-from altgrad.pages.mkdocs import build_files
+from altgrad.site.build import build_files
 
 METHOD = Path(__file__).resolve().parent.parent / "docs" / "method.md"
 

@@ -20,11 +20,11 @@ sys.path.insert(0, str(ROOT))
 from altgrad.analysis import ExperimentDataLoader  # noqa: E402
 from altgrad.cli import pull_progress  # noqa: E402
 from altgrad.config import UsageError  # noqa: E402
-from altgrad.pages.render import Dialect, fragment  # noqa: E402
 from altgrad.reports import ReportGenerator  # noqa: E402
 from altgrad.reports.document import document_page  # noqa: E402
 from altgrad.reports.format_comparison import headline  # noqa: E402
 from altgrad.runs.wandb_access import project_and_entity  # noqa: E402
+from altgrad.site.render import Dialect, fragment  # noqa: E402
 from altgrad.text import visible  # noqa: E402
 
 SILENCE_SECONDS = 6.0

@@ -32,7 +32,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_importing_the_analysis_brings_in_neither_torch_wandb_mkdocs_nor_scipy_stats() -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'wandb', 'mkdocs'), None)); import altgrad.analysis, "
-        "altgrad.pages;"
+        "altgrad.site;"
         "print([name for name in ('scipy.stats', 'matplotlib', 'scipy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

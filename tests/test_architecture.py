@@ -18,9 +18,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Floors, ground floor first. The rooms from rounding on need torch, and use of the reading half no more than SHARED.
-READING = ("altgrad", "text", "formats", "config", "studies", "runs", "analysis", "pages", "reports")
+READING = ("altgrad", "text", "formats", "config", "studies", "runs", "analysis", "site", "reports")
 SHARED = READING[: READING.index("analysis")]
 TORCH = ("rounding", "scaling", "nn", "models", "optim", "telemetry", "training")
+OLD_NAMES = ("analysis/reports.py", "pages/__init__.py")
 HEAVY = {"torch", "wandb", "mkdocs", "mkdocs_gen_files"}
 
 
@@ -34,10 +35,10 @@ class Import(NamedTuple):
 
 
 def sources(root: Path) -> dict[str, Path]:
-    """Module -> file of the package; what a new site is laid out from is no module of it, nor is the old name."""
+    """Module -> file of the package; what a new site is laid out from is no module of it, nor are the old names."""
     found = {}
     for path in sorted((root / "altgrad").rglob("*.py")):
-        if "new_site" not in path.parts and path != root / "altgrad" / "analysis" / "reports.py":
+        if "templates" not in path.parts and path.relative_to(root / "altgrad").as_posix() not in OLD_NAMES:
             parts = path.relative_to(root).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
@@ -157,8 +158,8 @@ def house(tmp_path: Path) -> Path:
     write(tmp_path, "runs/store", "from . import schema\nfrom .schema import run_id\nfrom ..config import load")
     write(tmp_path, "analysis/__init__", "from altgrad.analysis.loader import runs")
     write(tmp_path, "analysis/loader", "from altgrad.runs import read")
-    write(tmp_path, "pages/__init__", "def write():\n    import mkdocs.utils\n    from altgrad import runs")
-    write(tmp_path, "reports/__init__", "from altgrad import pages\nfrom altgrad.analysis.loader import runs")
+    write(tmp_path, "site/__init__", "def write():\n    import mkdocs.utils\n    from altgrad import runs")
+    write(tmp_path, "reports/__init__", "from altgrad import site\nfrom altgrad.analysis.loader import runs")
     write(tmp_path, "nn", "import torch\nimport altgrad.config as config")
     write(tmp_path, "training/__init__", "from altgrad import nn\nfrom altgrad.runs.store import read")
     write(tmp_path, "cli", "def main():\n    import altgrad.training, altgrad.analysis")
@@ -183,13 +184,13 @@ def test_a_sound_house_is_found_sound(house: Path) -> None:
         ("runs/late", "def read():\n    from altgrad.analysis.loader import runs", "altgrad.analysis.loader"),
         ("runs/late", "from ..analysis.loader import runs", "altgrad.analysis.loader"),
         ("runs/late", "from .. import analysis", "altgrad.analysis"),
-        ("runs/late", "from altgrad import __version__, pages", "altgrad.pages"),
-        ("runs/late", "if TYPE_CHECKING:\n    from altgrad.pages import Page", "altgrad.pages"),
+        ("runs/late", "from altgrad import __version__, site", "altgrad.site"),
+        ("runs/late", "if TYPE_CHECKING:\n    from altgrad.site import Page", "altgrad.site"),
         ("config", "from altgrad import runs", "altgrad.runs"),
         ("analysis/late", "from altgrad import reports", "altgrad.reports"),
-        ("pages/late", "from altgrad.reports import pages", "altgrad.reports"),
+        ("site/late", "from altgrad.reports import pages", "altgrad.reports"),
         ("training/loop", "from altgrad.analysis.loader import runs", "altgrad.analysis.loader"),
-        ("training/loop", "class Run:\n    def end(self):\n        import altgrad.pages", "altgrad.pages"),
+        ("training/loop", "class Run:\n    def end(self):\n        import altgrad.site", "altgrad.site"),
         ("nn", "from altgrad.training import train", "altgrad.training"),
         ("training/loop", "from altgrad.cli import main", "altgrad.cli"),
         ("formats", "import altgrad.rounding", "altgrad.rounding"),

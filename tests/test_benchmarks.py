@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from altgrad.pages import Page, write_folder
 from altgrad.reports import columns as col
 from altgrad.reports.benchmarks import (
     ALL_INPUTS,
@@ -24,6 +23,7 @@ from altgrad.reports.benchmarks import (
 )
 from altgrad.reports.measured import RECORDED, read_record
 from altgrad.runs.schema import RecordError
+from altgrad.site import Page, write_folder
 
 ROOT = Path(__file__).parents[1]
 SLICE = 1 << 20

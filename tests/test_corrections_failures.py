@@ -28,9 +28,9 @@ from altgrad.analysis import ExperimentDataLoader, corrections
 from altgrad.analysis.contrasts import named_family, runs_of
 from altgrad.analysis.hypotheses import HYPOTHESES
 from altgrad.analysis.machines import crossing, days
-from altgrad.pages.document import DocumentError, render_document
 from altgrad.reports import corrections_page
 from altgrad.reports.document import FILTERS
+from altgrad.site.document import DocumentError, render_document
 from altgrad.studies import ARMS
 
 ROOT = Path(__file__).parents[1]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from altgrad.pages import Bullets, CodeBlock, Details, Heading, Md, Note, Paragraph, Table
-from altgrad.pages.document import Document, DocumentError, NotRecorded, render_document
 from altgrad.reports.document import DOCUMENTS
+from altgrad.site import Bullets, CodeBlock, Details, Heading, Md, Note, Paragraph, Table
+from altgrad.site.document import Document, DocumentError, NotRecorded, render_document
 
 HOSTILE = "<script>*x* [a](javascript:1) {{ 1 + 1 }} {% if %} \x020\x03\n\n# Title\n\n- item"
 PART = Table(("a",), (("1",),))

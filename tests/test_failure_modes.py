@@ -32,13 +32,13 @@ from altgrad.analysis.hypotheses import Verdict
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.literature import CLAIMS, findings
 from altgrad.config import ExperimentConfig, QuantizeConfig, command, load_config
-from altgrad.pages import CodeBlock, Details, Page, Table
-from altgrad.pages.render import Dialect, render
 from altgrad.reports.failure_modes import failure_modes_page
 from altgrad.reports.literature import literature_page
 from altgrad.runs import RunRecord, RunSet, load_runs
 from altgrad.runs.diagnosis import SYMPTOMS
 from altgrad.runs.schema import FAILURE_KINDS, arm_id, run_id
+from altgrad.site import CodeBlock, Details, Page, Table
+from altgrad.site.render import Dialect, render
 from altgrad.studies import ARMS, RULE_FORMATS, STUDIES
 
 ROOT = Path(__file__).parents[1]

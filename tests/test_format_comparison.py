@@ -32,8 +32,6 @@ from altgrad.analysis.loader import RUN_COLUMNS, _of_arm, _row, format_label, sc
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import LAYER_TYPES, ExperimentConfig
 from altgrad.formats import get_format
-from altgrad.pages import ChartBlock, Md, Page, Paragraph, write_folder
-from altgrad.pages.document import DocumentError, render_document
 from altgrad.reports import ReportGenerator, home_page
 from altgrad.reports.format_comparison import format_comparison_page, headline, weights_chart
 from altgrad.reports.generator import results_text
@@ -41,6 +39,8 @@ from altgrad.reports.preregistered import preregistered_page
 from altgrad.runs import RunRecord, load_runs
 from altgrad.runs.schema import arm_id, run_id
 from altgrad.runs.store import RunSet
+from altgrad.site import ChartBlock, Md, Page, Paragraph, write_folder
+from altgrad.site.document import DocumentError, render_document
 
 ROOT = Path(__file__).resolve().parents[1]
 PREREGISTRATION = re.sub(r"\s+", " ", (ROOT / "docs" / "method" / "preregistration.md").read_text())

@@ -16,7 +16,9 @@ from records import config, full_look, write_run
 
 from altgrad.analysis import ExperimentDataLoader
 from altgrad.formats import SPLITS_8BIT
-from altgrad.pages import (
+from altgrad.reports import arm_pages, format_pages
+from altgrad.reports.formats import PAGES
+from altgrad.site import (
     Axis,
     Chart,
     ChartBlock,
@@ -29,8 +31,6 @@ from altgrad.pages import (
     link,
     write_folder,
 )
-from altgrad.reports import arm_pages, format_pages
-from altgrad.reports.formats import PAGES
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altgrad.config import load_config
-from altgrad.pages.guide import (
+from altgrad.site.executed import (
     GuideError,
     blocks,
     executed,
@@ -280,7 +280,7 @@ def text_of(html: str) -> str:
 @pytest.mark.parametrize("hostile", [*HOSTILE, "\n".join(HOSTILE)])
 def test_hostile_output_is_shown_as_text_and_is_no_markup(hostile: str, torch: bool) -> None:
     pytest.importorskip("pymdownx")
-    from altgrad.pages.mkdocs import finish_html
+    from altgrad.site.build import finish_html
     from altgrad.text import visible
 
     shape = page(f"exec {'torch ' * torch}hide | print({hostile!r})") + "\n## After\n"
@@ -309,7 +309,7 @@ def test_the_committed_guides_build_without_torch_and_the_same_under_any_hash_se
     script = (
         "import sys\nfrom pathlib import Path\n"
         "for name in ('torch', 'mkdocs', 'mkdocs_gen_files', 'wandb'): sys.modules[name] = None\n"
-        "from altgrad.pages.guide import executed, outputs_path, read_outputs\n"
+        "from altgrad.site.executed import executed, outputs_path, read_outputs\n"
         "for path in map(Path, sys.argv[1:]):\n"
         "    kept = outputs_path(path)\n"
         "    outputs = read_outputs(kept.read_text('utf-8'), name=path.name) if kept.is_file() else {}\n"

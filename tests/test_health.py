@@ -15,13 +15,13 @@ from records import LAYERS, Row, config, full_look, write_matrix, write_run
 
 from altgrad.analysis import ExperimentDataLoader
 from altgrad.config import parse_config
-from altgrad.pages import HEAT, MUTED, Chart, ChartBlock, Column, Details, Heading, Page, Table, fixed_svg, write_folder
-from altgrad.pages.render import Dialect, files, render
-from altgrad.pages.sketch import INCH, Sketch
 from altgrad.reports import ReportGenerator, arm_pages, health
 from altgrad.reports.failure_modes import failure_modes_page
 from altgrad.reports.heat_map import Levels, heat_map
 from altgrad.runs import Failure, load_runs, pack_study
+from altgrad.site import HEAT, MUTED, Chart, ChartBlock, Column, Details, Heading, Page, Table, fixed_svg, write_folder
+from altgrad.site.render import Dialect, files, render
+from altgrad.site.sketch import INCH, Sketch
 
 PANELS = {"weight": "weights", "grad_output": "gradients"}
 SITE = Dialect(site=True, address=lambda reference: f"{reference.path}#{reference.anchor}")

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from altgrad.pages import (
+from altgrad.site import (
     Bullets,
     Chart,
     ChartBlock,
@@ -35,10 +35,10 @@ from altgrad.pages import (
     link,
     md,
 )
-from altgrad.pages.content import Block, Source
-from altgrad.pages.html import body_html
-from altgrad.pages.mkdocs import finish_html, source_name
-from altgrad.pages.render import Dialect, files, render
+from altgrad.site.build import finish_html, source_name
+from altgrad.site.content import Block, Source
+from altgrad.site.html import body_html
+from altgrad.site.render import Dialect, files, render
 
 pytest.importorskip("pymdownx")
 ROOT = Path(__file__).resolve().parents[1]

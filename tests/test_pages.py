@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 
-from altgrad.pages import (
+from altgrad.site import (
     BACKGROUND,
     FOREGROUND,
     GRID,
@@ -48,8 +48,8 @@ from altgrad.pages import (
     md,
     write_folder,
 )
-from altgrad.pages.mkdocs import finish_html
-from altgrad.pages.render import Dialect, files, render
+from altgrad.site.build import finish_html
+from altgrad.site.render import Dialect, files, render
 from altgrad.text import csv
 
 SITE = Dialect(site=True, address=lambda reference: f"{reference.path}.md#{reference.anchor}")

@@ -15,8 +15,8 @@ from records import config, write_matrix, write_run
 
 from altgrad.analysis import ExperimentDataLoader
 from altgrad.config import ExperimentConfig, command, load_config
-from altgrad.pages import write_folder
 from altgrad.reports import ReportGenerator, arm_pages, home_page, site_key
+from altgrad.site import write_folder
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "experiments" / "recorded"

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from altgrad.config import UsageError
-from altgrad.pages import write_folder
 from altgrad.reports.measured import RECORDED, read_record
 from altgrad.reports.run_costs import (
     Figure,
@@ -22,6 +21,7 @@ from altgrad.reports.run_costs import (
     runs_costs_page,
     site_costs_page,
 )
+from altgrad.site import write_folder
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,11 +16,11 @@ from records import config, write_run
 
 from altgrad.analysis import ExperimentDataLoader, FormatComparator
 from altgrad.config import UsageError, load_config
-from altgrad.pages import write_folder
 from altgrad.reports.arms import arm_pages
 from altgrad.runs import Failure, RunExists, foreign_config, load_runs, record
 from altgrad.runs.query import verify
 from altgrad.runs.secrets import LEFT_OUT
+from altgrad.site import write_folder
 
 ROOT = Path(__file__).parents[1]
 FP32 = {"weight": "fp32", "activation": "fp32", "grad_output": "fp32"}

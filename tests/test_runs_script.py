@@ -19,9 +19,9 @@ from scipy.stats import t
 
 from altgrad.analysis.loader import RUN_COLUMNS, ExperimentDataLoader
 from altgrad.analysis.statistics import mean_interval, paired_difference
-from altgrad.pages import slug
 from altgrad.reports.arms import arm_pages
 from altgrad.reports.compare import arm_json, arm_table, config_lines, health_by_type, table_json
+from altgrad.site import slug
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE.parent / "docs" / "javascripts" / "runs"

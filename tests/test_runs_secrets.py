@@ -23,12 +23,12 @@ from wandb_server import WandbServer, wandb_environment
 from altgrad.analysis import ExperimentDataLoader
 from altgrad.cli import main
 from altgrad.config import LONGEST_NOTES, UsageError, config_keys
-from altgrad.pages import write_folder
 from altgrad.reports.arms import arm_pages
 from altgrad.runs import Failure, load_runs, read_run, record
 from altgrad.runs.foreign import data_fingerprint
 from altgrad.runs.query import verify
 from altgrad.runs.secrets import LEFT_OUT, left_out, mask, mask_record
+from altgrad.site import write_folder
 
 ROOT = Path(__file__).parents[1]
 HEX = "0fa9" * 10

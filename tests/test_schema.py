@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import pytest
 
 from altgrad.config import parse_config
-from altgrad.pages import mkdocs
-from altgrad.pages.kept import docstrings_key
 from altgrad.runs import RunWriter
 from altgrad.runs.schema import RUN_ROOMS, code_fingerprint, without_paths
+from altgrad.site import build as site_build
+from altgrad.site.cache import docstrings_key
 
 ROOT = Path(__file__).parents[1]
 EDITS = {
@@ -132,9 +132,9 @@ def test_an_edit_makes_the_pages_again_that_depend_on_it(
             keys[page.partition("/")[0]] = key
 
     for function in ("build", "build_files"):
-        monkeypatch.setattr(mkdocs, function, build)
+        monkeypatch.setattr(site_build, function, build)
     for script in (ROOT / "gen").glob("*.py"):
-        if "altgrad.pages.mkdocs import build" in script.read_text():
+        if "altgrad.site.build import build" in script.read_text():
             runpy.run_path(str(script))
     before = {family: key() for family, key in keys.items()}
     edit(name)

@@ -22,12 +22,12 @@ from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.loader import rule_label
 from altgrad.analysis.step_rules import NAME_COLUMNS, STEP_ARMS, arm_of, names_of
 from altgrad.config import ExperimentConfig, extra_bytes_per_weight
-from altgrad.pages import write_folder
 from altgrad.reports.manifold_comparison import manifold_comparison_page
 from altgrad.reports.measured import RECORDED, read_record
 from altgrad.reports.step_slopes import NAME, NAMES, SlopesRecord
 from altgrad.runs import RunRecord, RunSet, load_runs
 from altgrad.runs.schema import arm_id, run_id
+from altgrad.site import write_folder
 from altgrad.studies import ARMS, GRID, RULE_FORMATS, SEEDS, STUDIES, Arm, identity_of, seeds_of, studies_of
 
 ROOT = Path(__file__).resolve().parents[1]

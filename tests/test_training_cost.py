@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from altgrad.pages import write_folder
 from altgrad.reports.measured import RECORDED, read_record
 from altgrad.reports.training_cost import TrainingRecord, training_page
 from altgrad.runs.schema import RecordError
+from altgrad.site import write_folder
 
 ROOT = Path(__file__).parents[1]
 

@@ -24,7 +24,7 @@ def git(folder: Path, *words: str) -> str:
 def version(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
     """`make version V=name` in the project."""
     return subprocess.run(
-        [sys.executable, "-m", "altgrad.pages.versions", name],
+        [sys.executable, "-m", "altgrad.site.versions", name],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,

@@ -26,7 +26,6 @@ from wandb_server import KEY, WandbServer, wait_until, wandb_environment
 from altgrad.analysis import ExperimentDataLoader
 from altgrad.cli import main
 from altgrad.config import config_keys
-from altgrad.pages import write_folder
 from altgrad.reports import arm_pages
 from altgrad.runs import load_runs, read_run, tracking
 from altgrad.runs.query import verify
@@ -34,6 +33,7 @@ from altgrad.runs.wandb_files import import_files
 from altgrad.runs.wandb_names import CONFIG, METRICS, map_config, map_history, normal, table
 from altgrad.runs.wandb_pull import Pulled, pull
 from altgrad.runs.wandb_records import make_record, sole_writer, write_record
+from altgrad.site import write_folder
 
 pytest.importorskip("wandb", reason="the package wandb is not installed")
 
@@ -554,7 +554,7 @@ def refuse(event, arguments):
 
 sys.addaudithook(refuse)
 from altgrad.reports import site_pages
-from altgrad.pages import write_folder
+from altgrad.site import write_folder
 
 for family in ("home", "reports", "runs"):
     write_folder(site_pages(family), Path(sys.argv[1]) / family, site_root="../")

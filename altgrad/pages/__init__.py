@@ -1,80 +1,14 @@
-"""Pages as values: what a page holds, how it becomes markdown, and the two back ends that write it.
+"""The old name of `altgrad.site`, for one version: what imports it still works, with one line of warning."""
 
-Page -> write_folder   plain markdown with SVG and CSV files beside it (reports/)
-     -> write_mkdocs   the same through mkdocs-gen-files (the site)
-"""
+import sys
+import warnings
+from importlib import import_module
 
-from altgrad.pages.chart import BACKGROUND, FOREGROUND, GRID, HEAT, MUTED, PALETTE, chart_figure, fixed_svg, inline_svg
-from altgrad.pages.content import (
-    Block,
-    Bullets,
-    Cell,
-    Chart,
-    ChartBlock,
-    CodeBlock,
-    Column,
-    Details,
-    Download,
-    Heading,
-    Link,
-    Note,
-    Page,
-    PageMaker,
-    PageRef,
-    Paragraph,
-    Provenance,
-    Table,
-    Text,
-    code,
-    join,
-    link,
-    md,
-    slug,
-)
-from altgrad.pages.folder import write_folder
-from altgrad.pages.mkdocs import write_mkdocs
-from altgrad.pages.sketch import Axis, Sketch, plot_axes
-from altgrad.text import Md, escape
+from altgrad.site import *  # noqa: F403
+from altgrad.site import __all__ as __all__
 
-__all__ = [
-    "BACKGROUND",
-    "FOREGROUND",
-    "GRID",
-    "HEAT",
-    "MUTED",
-    "PALETTE",
-    "Axis",
-    "Block",
-    "Bullets",
-    "Cell",
-    "Chart",
-    "ChartBlock",
-    "CodeBlock",
-    "Column",
-    "Details",
-    "Download",
-    "Heading",
-    "Link",
-    "Md",
-    "Note",
-    "Page",
-    "PageMaker",
-    "PageRef",
-    "Paragraph",
-    "Provenance",
-    "Sketch",
-    "Table",
-    "Text",
-    "chart_figure",
-    "code",
-    "escape",
-    "fixed_svg",
-    "inline_svg",
-    "join",
-    "link",
-    "md",
-    "plot_axes",
-    "slug",
-    "write_folder",
-    "write_mkdocs",
-]
+_RENAMED = {"guide": "executed", "kept": "cache", "mkdocs": "build", "own_site": "new_site"}
+
+warnings.warn("altgrad.pages is altgrad.site now; the old name goes with the next version", FutureWarning, stacklevel=2)
+for _name in ("chart", "content", "document", "folder", "html", "render", "sketch", "versions", *_RENAMED):
+    sys.modules[f"{__name__}.{_name}"] = import_module(f"altgrad.site.{_RENAMED.get(_name, _name)}")

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import cache
 
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.pages import Page, PageMaker
 from altgrad.reports.arms import arm_page_makers, arm_pages
 from altgrad.reports.corrections import corrections_page
 from altgrad.reports.formats import format_pages
@@ -19,6 +18,7 @@ from altgrad.reports.provenance import code_key
 from altgrad.reports.tuning import swept
 from altgrad.runs import sources_fingerprint
 from altgrad.runs.schema import digest
+from altgrad.site import Page, PageMaker
 
 __all__ = [
     "ReportGenerator",

@@ -18,8 +18,6 @@ from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, unquantized
 from altgrad.analysis.statistics import Estimate, mean_interval
 from altgrad.config import ExperimentConfig, changes, command, flat, nested, scalar
-from altgrad.pages import Block, CodeBlock, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
-from altgrad.pages.document import Part
 from altgrad.reports import columns as col
 from altgrad.reports import health
 from altgrad.reports.compare import arm_json, arm_table, averaged, compare_page, downloads, run_json, stated, table_json
@@ -30,6 +28,8 @@ from altgrad.reports.tuning import swept, tuning_page, tuning_studies
 from altgrad.runs import RunRecord
 from altgrad.runs.diagnosis import diagnose, warnings_of
 from altgrad.runs.schema import digest
+from altgrad.site import Block, CodeBlock, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
+from altgrad.site.document import Part
 from altgrad.text import Md
 
 EVENTS_SHOWN = 5

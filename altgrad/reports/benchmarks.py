@@ -16,11 +16,11 @@ from pydantic import AwareDatetime, Field
 
 import altgrad
 from altgrad.formats import get_format
-from altgrad.pages import PALETTE, Block, ChartBlock, CodeBlock, Column, Md, Page, escape
 from altgrad.reports import charts, measured
 from altgrad.reports import columns as col
 from altgrad.reports.measured import RECORDED, RESULT, Measured, Positive, Record, Some, found
 from altgrad.runs.schema import digest
+from altgrad.site import PALETTE, Block, ChartBlock, CodeBlock, Column, Md, Page, escape
 
 ALL_INPUTS = 1 << 32
 """How many float32 inputs there are."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import format_order
-from altgrad.pages import FOREGROUND, MUTED, PALETTE, Chart
+from altgrad.site import FOREGROUND, MUTED, PALETTE, Chart
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from altgrad.analysis import words
-from altgrad.pages import Cell, Column, Link, PageRef, Table, Text
+from altgrad.site import Cell, Column, Link, PageRef, Table, Text
 
 MAKES_FOR_OTHERS = True
 """The source of a table made here is the function that asked for it."""

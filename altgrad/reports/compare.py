@@ -16,12 +16,12 @@ from altgrad.analysis.comparison import format_order
 from altgrad.analysis.loader import ExperimentDataLoader, unquantized
 from altgrad.analysis.statistics import CONFIDENCE, mean_interval
 from altgrad.config import ExperimentConfig, flat, scalar
-from altgrad.pages import Download, Page
-from altgrad.pages.content import web_address
 from altgrad.reports.curves import compact, plain, runs_value
 from altgrad.reports.document import document_page
 from altgrad.reports.tuning import swept
 from altgrad.runs import RunRecord
+from altgrad.site import Download, Page
+from altgrad.site.content import web_address
 from altgrad.text import visible
 
 QUANTILES = 64

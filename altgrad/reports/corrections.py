@@ -7,9 +7,9 @@ from typing import Any
 from altgrad.analysis.corrections import corrections
 from altgrad.analysis.hypotheses import LONG_ARMS
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.pages import Md, Page, md
-from altgrad.pages.document import NotRecorded
 from altgrad.reports.document import document_page
+from altgrad.site import Md, Page, md
+from altgrad.site.document import NotRecorded
 from altgrad.studies import ARMS
 
 

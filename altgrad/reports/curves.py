@@ -14,9 +14,9 @@ import pandas as pd
 
 from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.pages import MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Column, Sketch, Table, plot_axes
-from altgrad.pages.sketch import spread
 from altgrad.reports import columns as col
+from altgrad.site import MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Column, Sketch, Table, plot_axes
+from altgrad.site.sketch import spread
 
 POINTS = 200
 """Most points a run has in the JSON of an arm; the JSON of a run has all that were recorded."""

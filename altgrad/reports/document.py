@@ -16,13 +16,13 @@ from altgrad.analysis.contrasts import Row, missing, named_family
 from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, MARGIN
-from altgrad.pages import Download, Md, Page, Provenance, code, slug
-from altgrad.pages.document import NotRecorded, Part, render_document
 from altgrad.reports import columns as col
 from altgrad.reports.pending import larger, pending, pending_note
 from altgrad.reports.provenance import left_out, provenance, runs_behind, traceability
 from altgrad.reports.scope import data_line, recorded_line
 from altgrad.runs.schema import digest
+from altgrad.site import Download, Md, Page, Provenance, code, slug
+from altgrad.site.document import NotRecorded, Part, render_document
 from altgrad.text import csv
 
 DOCUMENTS = Path(__file__).parent / "documents"
@@ -71,7 +71,7 @@ def document_page(
         of: whose runs the records are, for the provenance, where they are not all.
 
     Raises:
-        altgrad.pages.document.DocumentError: the document names what there is not, or is malformed.
+        altgrad.site.document.DocumentError: the document names what there is not, or is malformed.
     """
 
     @cache

@@ -17,8 +17,6 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import FAILURE_GAP
 from altgrad.config import OPERAND_NAMES, command
 from altgrad.formats import SPLITS_8BIT, get_format
-from altgrad.pages import PALETTE, Block, Cell, ChartBlock, CodeBlock, Column, Md, Page, Table, code, escape, join
-from altgrad.pages.document import Part
 from altgrad.reports import charts, health
 from altgrad.reports import columns as col
 from altgrad.reports.document import document_page
@@ -26,6 +24,8 @@ from altgrad.reports.machines import machine_blocks
 from altgrad.reports.scope import pilot, scope
 from altgrad.reports.verdicts import tests_table, verdict_table
 from altgrad.runs.diagnosis import diagnose
+from altgrad.site import PALETTE, Block, Cell, ChartBlock, CodeBlock, Column, Md, Page, Table, code, escape, join
+from altgrad.site.document import Part
 from altgrad.studies import EXTREMES, SEEDS
 
 SPLITS = tuple(fmt.name for fmt in SPLITS_8BIT)

@@ -39,12 +39,12 @@ from altgrad.analysis.statistics import (
 )
 from altgrad.config import LAYER_TYPES, OPERAND_NAMES
 from altgrad.formats import get_format
-from altgrad.pages import FOREGROUND, MUTED, PALETTE, Block, Chart, ChartBlock, Column, Link, Page, Table
-from altgrad.pages.document import Part
 from altgrad.reports import charts
 from altgrad.reports import columns as col
 from altgrad.reports.document import document_page
 from altgrad.reports.scope import pilot, scope_line
+from altgrad.site import FOREGROUND, MUTED, PALETTE, Block, Chart, ChartBlock, Column, Link, Page, Table
+from altgrad.site.document import Part
 from altgrad.studies import OPERAND_PLACES
 
 if TYPE_CHECKING:

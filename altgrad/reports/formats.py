@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.config import OPERANDS, changes
 from altgrad.formats import BF16, E8M0, FP16, SPLITS_8BIT, FloatFormat, get_format, list_formats
-from altgrad.pages import (
+from altgrad.reports import columns as col
+from altgrad.reports import health
+from altgrad.reports.document import document_page
+from altgrad.site import (
     BACKGROUND,
     FOREGROUND,
     GRID,
@@ -37,11 +40,8 @@ from altgrad.pages import (
     join,
     md,
 )
-from altgrad.pages.document import Part
-from altgrad.pages.sketch import number_text
-from altgrad.reports import columns as col
-from altgrad.reports import health
-from altgrad.reports.document import document_page
+from altgrad.site.document import Part
+from altgrad.site.sketch import number_text
 
 PAGES: tuple[FloatFormat, ...] = (
     *SPLITS_8BIT,

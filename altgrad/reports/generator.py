@@ -13,13 +13,13 @@ import pandas as pd
 
 from altgrad.analysis.comparison import results_table
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.pages import Block, Chart, ChartBlock, Details, Note, Page, chart_figure, write_folder
 from altgrad.reports.corrections import corrections_page
 from altgrad.reports.failure_modes import failure_modes_page
 from altgrad.reports.format_comparison import format_comparison_page
 from altgrad.reports.manifold_comparison import manifold_comparison_page
 from altgrad.reports.provenance import provenance
 from altgrad.reports.tuning import swept
+from altgrad.site import Block, Chart, ChartBlock, Details, Note, Page, chart_figure, write_folder
 from altgrad.text import csv
 
 if TYPE_CHECKING:

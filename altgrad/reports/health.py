@@ -14,12 +14,12 @@ from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.config import LAYER_TYPES, OPERAND_NAMES
 from altgrad.formats import FloatFormat, get_format
-from altgrad.pages import GRID, MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Column, Sketch, Table, plot_axes
-from altgrad.pages.sketch import INCH
 from altgrad.reports import columns as col
 from altgrad.reports.heat_map import Levels, heat_map
 from altgrad.runs import RunRecord
 from altgrad.runs.pack import is_histogram
+from altgrad.site import GRID, MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Column, Sketch, Table, plot_axes
+from altgrad.site.sketch import INCH
 
 LOST = Levels(
     (float(np.nextafter(0.0, 1.0)), 0.001, 0.01, 0.05, 0.25),

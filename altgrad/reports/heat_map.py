@@ -12,8 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from altgrad.analysis.words import names
-from altgrad.pages import HEAT, MUTED, Chart
-from altgrad.pages.sketch import INCH, Sketch
+from altgrad.site import HEAT, MUTED, Chart
+from altgrad.site.sketch import INCH, Sketch
 from altgrad.text import shorten, visible
 
 Floats = NDArray[np.float64]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.pages import Block, ChartBlock, Page
 from altgrad.reports.document import document_page
 from altgrad.reports.format_comparison import gap_chart, headline
 from altgrad.reports.scope import pilot
+from altgrad.site import Block, ChartBlock, Page
 
 
 def home_page(loader: ExperimentDataLoader) -> Page:

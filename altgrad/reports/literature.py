@@ -12,13 +12,13 @@ from altgrad.analysis.hypotheses import verdicts
 from altgrad.analysis.literature import findings
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import MARGIN
-from altgrad.pages import Block, ChartBlock, Link, Md, Page, PageRef, Table, escape, join
-from altgrad.pages.document import Part
 from altgrad.reports import charts
 from altgrad.reports import columns as col
 from altgrad.reports.document import document_page
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.verdicts import tests_table, verdict_table
+from altgrad.site import Block, ChartBlock, Link, Md, Page, PageRef, Table, escape, join
+from altgrad.site.document import Part
 
 PATH = "reports/literature"
 

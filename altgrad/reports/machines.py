@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.machines import crossing
-from altgrad.pages import Block, Heading
-from altgrad.pages.document import render_document
 from altgrad.reports import columns as col
 from altgrad.reports.document import document_source
+from altgrad.site import Block, Heading
+from altgrad.site.document import render_document
 
 SECTION = "sections/machines"
 

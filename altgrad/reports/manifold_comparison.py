@@ -24,8 +24,6 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, SMALLEST_GAP, seeds_needed
 from altgrad.analysis.step_rules import NAME_COLUMNS, STEP_ARMS, StepRuleComparator, arm_of, in_words
 from altgrad.config import OptimizerConfig
-from altgrad.pages import PALETTE, Block, Cell, ChartBlock, Column, Md, Page, Table, escape
-from altgrad.pages.document import Part
 from altgrad.reports import charts, measured
 from altgrad.reports import columns as col
 from altgrad.reports.document import document_page
@@ -33,6 +31,8 @@ from altgrad.reports.machines import machine_blocks
 from altgrad.reports.scope import pilot, scope
 from altgrad.reports.step_slopes import NAME, SlopesRecord, slope_table
 from altgrad.reports.verdicts import verdict_table
+from altgrad.site import PALETTE, Block, Cell, ChartBlock, Column, Md, Page, Table, escape
+from altgrad.site.document import Part
 from altgrad.studies import ARMS, PLACES, RULE_FORMATS, RULES, SEEDS, adamw_arm
 
 LABELS = {rule: choice.label for rule, choice in RULES.items()}

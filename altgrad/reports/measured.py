@@ -12,11 +12,11 @@ import pandas as pd
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 import altgrad
-from altgrad.pages import Block, Bullets, CodeBlock, Column, Note, Page, Paragraph, Provenance
-from altgrad.pages.document import Part
 from altgrad.reports import columns as col
 from altgrad.reports.document import page_of
 from altgrad.runs.schema import RecordError
+from altgrad.site import Block, Bullets, CodeBlock, Column, Note, Page, Paragraph, Provenance
+from altgrad.site.document import Part
 
 MAKES_FOR_OTHERS = True
 """The source of a table made here is the function that asked for it."""

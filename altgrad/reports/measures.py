@@ -21,9 +21,9 @@ from itertools import groupby
 from pathlib import Path
 
 import altgrad
-from altgrad.pages import Block, Heading, Paragraph, code, join, md
-from altgrad.pages.render import Dialect, fragment
 from altgrad.reports import columns as col
+from altgrad.site import Block, Heading, Paragraph, code, join, md
+from altgrad.site.render import Dialect, fragment
 
 TELEMETRY = Path(altgrad.__file__).parent / "telemetry"
 OPERANDS = ("weight", "activation", "grad_output", "gradient", "update")

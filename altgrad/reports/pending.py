@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.pages import Block, CodeBlock, Heading, Note, Paragraph
-from altgrad.pages.content import Text
+from altgrad.site import Block, CodeBlock, Heading, Note, Paragraph
+from altgrad.site.content import Text
 
 ONE_RUN = ".venv/bin/python experiments/run_experiment.py experiments/configs/e5m2.yaml"
 ON_A_GPU = (

@@ -6,12 +6,12 @@ from collections import Counter
 
 from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.pages import Link, Page, PageRef, Table, md
-from altgrad.pages.document import Part
 from altgrad.reports import columns as col
 from altgrad.reports.document import document_page
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.verdicts import PREREGISTERED, verdict_table
+from altgrad.site import Link, Page, PageRef, Table, md
+from altgrad.site.document import Part
 
 REPORTS = {
     **dict.fromkeys(("formats", "layers", "scaling", "length"), ("Format comparison", "reports/format_comparison")),

@@ -15,7 +15,9 @@ import altgrad
 from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.config import UsageError
-from altgrad.pages import (
+from altgrad.reports import columns as col
+from altgrad.runs.schema import code_fingerprint, digest
+from altgrad.site import (
     Block,
     Bullets,
     CodeBlock,
@@ -29,8 +31,6 @@ from altgrad.pages import (
     code,
     md,
 )
-from altgrad.reports import columns as col
-from altgrad.runs.schema import code_fingerprint, digest
 
 LINKED = 200
 """Runs whose links to W&B a report shows at most; its file has all."""
@@ -114,7 +114,7 @@ def provenance(loader: ExperimentDataLoader, built: datetime | None = None, of: 
 
 
 def given_epoch() -> str | None:
-    """SOURCE_DATE_EPOCH where somebody gave one: the site's own (`altgrad.pages.mkdocs.begin`) is of no page."""
+    """SOURCE_DATE_EPOCH where somebody gave one: the site's own (`altgrad.site.build.begin`) is of no page."""
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     return None if epoch == os.environ.get("ALTGRAD_EPOCH") else epoch
 

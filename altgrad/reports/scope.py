@@ -9,7 +9,7 @@ from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.costs import extent
 from altgrad.analysis.loader import ExperimentDataLoader, scale_label
 from altgrad.config import OPERANDS
-from altgrad.pages import Block, Link, Md, Note, PageRef, Paragraph, escape, join, md
+from altgrad.site import Block, Link, Md, Note, PageRef, Paragraph, escape, join, md
 
 HEADLINE_SEEDS = 16
 """Findings from fewer pairs than this are labelled as a pilot."""

@@ -9,9 +9,9 @@ from pydantic import AwareDatetime, Field
 
 from altgrad.analysis import words
 from altgrad.formats import get_format
-from altgrad.pages import Table
 from altgrad.reports import columns as col
 from altgrad.reports.measured import Record
+from altgrad.site import Table
 from altgrad.studies import RULES
 
 NAME = "step-slopes.json"

@@ -9,9 +9,9 @@ from altgrad.analysis import tensors
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.config import OPERAND_NAMES, OPERANDS
 from altgrad.formats import FloatFormat, get_format
-from altgrad.pages import slug
 from altgrad.reports.curves import compact
 from altgrad.runs import RunRecord
+from altgrad.site import slug
 
 
 def tensor_files(loader: ExperimentDataLoader) -> dict[str, bytes]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from altgrad.pages import Block, Page
 from altgrad.reports import columns as col
 from altgrad.reports import measured
 from altgrad.reports.measured import RECORDED, RESULT, Measured, Positive, Record, Some, found
+from altgrad.site import Block, Page
 
 
 class Arm(Record):

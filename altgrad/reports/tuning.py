@@ -11,11 +11,11 @@ import pandas as pd
 
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.pages import MUTED, PALETTE, Axis, Chart, ChartBlock, Md, Page, PageRef, Table, code, slug
-from altgrad.pages.document import Part
-from altgrad.pages.sketch import Sketch, number_text
 from altgrad.reports import columns as col
 from altgrad.reports.document import document_page
+from altgrad.site import MUTED, PALETTE, Axis, Chart, ChartBlock, Md, Page, PageRef, Table, code, slug
+from altgrad.site.document import Part
+from altgrad.site.sketch import Sketch, number_text
 
 PANEL = (112.0, 84.0)
 """Width and height of one sweep in the overview, in points."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import pandas as pd
 
 from altgrad.analysis.hypotheses import Verdict
-from altgrad.pages import Block, Column, Details, Link, Md, PageRef, Table, Text, escape
 from altgrad.reports import columns as col
+from altgrad.site import Block, Column, Details, Link, Md, PageRef, Table, Text, escape
 
 PREREGISTERED = "reports/preregistered"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.axes import Axes
 
-from altgrad.pages import (
+from altgrad.site import (
     PALETTE,
     Block,
     Bullets,
@@ -27,7 +27,7 @@ from altgrad.pages import (
     link,
     md,
 )
-from altgrad.pages.mkdocs import build
+from altgrad.site.build import build
 
 REPORTS = ("format_comparison", "failure_modes", "manifold_comparison", "literature")
 HOSTILE = (

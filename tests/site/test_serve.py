@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from records import config, write_run  # noqa: E402
 
-from altgrad.pages.own_site import lay_out  # noqa: E402
+from altgrad.site.new_site import lay_out  # noqa: E402
 
 PATIENCE = 120
 """Seconds until an edit has to be there; on a quiet machine it takes one to two (benchmarks/site.py measures it)."""
@@ -117,11 +117,11 @@ def test_every_kind_of_edit_is_on_the_page_with_new_code_and_an_error_stands_on_
     server.shows("", "1 runs in 1 arms")
 
     # The library: new code at once; one that cannot be imported is told on the pages that it makes.
-    server.edit("altgrad/pages/html.py", 'title="Link to this section"', 'title="Link to right here"')
+    server.edit("altgrad/site/html.py", 'title="Link to this section"', 'title="Link to right here"')
     server.shows("runs/", 'title="Link to right here"')
-    server.edit("altgrad/pages/html.py", "class Body:", "class Body(:")
+    server.edit("altgrad/site/html.py", "class Body:", "class Body(:")
     server.shows("runs/", "SyntaxError")
-    server.edit("altgrad/pages/html.py", "class Body(:", "class Body:")
+    server.edit("altgrad/site/html.py", "class Body(:", "class Body:")
     server.shows("runs/", 'title="Link to right here"')
 
     # A record: the table of all runs and the page that reads them.

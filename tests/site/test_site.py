@@ -155,7 +155,7 @@ def test_a_marker_that_cannot_be_filled_names_page_and_line(tmp_path: Path, mark
     from types import SimpleNamespace
 
     mkdocs = pytest.importorskip("mkdocs.exceptions")
-    from altgrad.pages.mkdocs import SiteBuild, embed
+    from altgrad.site.build import SiteBuild, embed
 
     content = {"reports/failure_modes.gap.svg": "", "reports/failure_modes.folded.svg": ""}
     found = SimpleNamespace(src_uris=content, get_file_from_path=lambda name: content.get(name) or None)

@@ -221,7 +221,7 @@ export function places(tables, row) {
   };
 }
 
-/** The anchor of a name, as altgrad.pages.slug makes it. */
+/** The anchor of a name, as altgrad.site.slug makes it. */
 export function slug(name) {
   const plain = name.normalize("NFKD").replace(/[^\x00-\x7f]/g, "").toLowerCase();
   return plain.replace(/[^a-z0-9_]+/g, "-").replace(/^-+|-+$/g, "") || "section";

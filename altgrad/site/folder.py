@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from altgrad.pages.content import Page, PageRef
-from altgrad.pages.render import Dialect, files, render
+from altgrad.site.content import Page, PageRef
+from altgrad.site.render import Dialect, files, render
 
 
 def write_folder(pages: Iterable[Page], folder: Path, *, site_root: str) -> list[Path]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from altgrad.pages.sketch import Sketch
+    from altgrad.site.sketch import Sketch
 
 _REFERENCE = re.compile(r"\]\(altgrad:([^)#\s]*)#?([^)\s]*)\)")
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
@@ -222,8 +222,8 @@ class Chart:
         title: The chart's claim, shown above it and read out first.
         description: What a reader who cannot see the chart should know.
         data: What is plotted, written as CSV beside the chart.
-        draw: Draws onto matplotlib axes with the colours of `altgrad.pages.chart`.
-        sketch: In place of `draw`: draws with `altgrad.pages.sketch`, a tenth of the time, for pages that are many.
+        draw: Draws onto matplotlib axes with the colours of `altgrad.site.chart`.
+        sketch: In place of `draw`: draws with `altgrad.site.sketch`, a tenth of the time, for pages that are many.
         width, height: Size in inches.
         margins: Left, right, bottom and top of the axes in inches; measured from the labels where not given, which
             costs as much time as the drawing.

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from altgrad.cli import main
-from altgrad.pages.own_site import TEMPLATES, templates
+from altgrad.site.new_site import TEMPLATES, templates
 
 ROOT = Path(__file__).resolve().parents[1]
 

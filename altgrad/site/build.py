@@ -1,9 +1,9 @@
 """The site's back end: what the scripts in gen/ hand to a mkdocs build, its cache, its report, and the finished HTML.
 
-A page computed from a `Page` is HTML before mkdocs sees it (`altgrad.pages.html`): mkdocs reads a stub with its title,
+A page computed from a `Page` is HTML before mkdocs sees it (`altgrad.site.html`): mkdocs reads a stub with its title,
 and the body takes the content's place. gen/hooks.py calls the functions here that have a hook's name. All state of a
 build is one `SiteBuild` in ``config.extra["altgrad"]``. Nothing of mkdocs is imported before a build runs:
-`altgrad.pages` is used where no site engine is installed.
+`altgrad.site` is used where no site engine is installed.
 """
 
 from __future__ import annotations
@@ -34,10 +34,7 @@ from urllib.parse import quote
 
 import altgrad
 from altgrad.config import UsageError
-from altgrad.pages.chart import inline_svg
-from altgrad.pages.content import CodeBlock, Note, Page, PageMaker, Paragraph, Source
-from altgrad.pages.html import Body, body_html, figure_html, table_html
-from altgrad.pages.kept import (
+from altgrad.site.cache import (
     Entries,
     Warnings,
     bring_back,
@@ -53,7 +50,10 @@ from altgrad.pages.kept import (
     write_beside,
     write_entries,
 )
-from altgrad.pages.render import Dialect, files, front_matter
+from altgrad.site.chart import inline_svg
+from altgrad.site.content import CodeBlock, Note, Page, PageMaker, Paragraph, Source
+from altgrad.site.html import Body, body_html, figure_html, table_html
+from altgrad.site.render import Dialect, files, front_matter
 from altgrad.text import escape
 
 log = logging.getLogger("mkdocs.plugins.altgrad")  # below mkdocs' own logger, so that strict builds count warnings
@@ -571,7 +571,7 @@ def add_files(found: Any, config: Any) -> Any:
     from mkdocs.exceptions import PluginError
     from mkdocs.structure.files import File, InclusionLevel
 
-    from altgrad.pages.own_site import assets
+    from altgrad.site.new_site import assets
 
     current: SiteBuild = config["extra"]["altgrad"]
     for finish in current.waiting:

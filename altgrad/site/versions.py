@@ -116,7 +116,7 @@ def _build(root: Path, site: Path, version: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Deploy a version and say what is published; 0, or 2 where it could not be."""
-    parser = argparse.ArgumentParser(prog="altgrad.pages.versions", description=__doc__)
+    parser = argparse.ArgumentParser(prog="altgrad.site.versions", description=__doc__)
     parser.add_argument("version", help="its name: 0.2, or dev")
     parser.add_argument("--push", action="store_true", help="push the branch to origin, which publishes it")
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""A site of your own: what `altgrad new-site DIR` lays out, from the templates in ``new_site/``.
+"""A site of your own: what `altgrad new-site DIR` lays out, from the templates in ``templates/``.
 
 The styles and scripts of the pages are not copied: every build takes them from the library (`assets`), so that they
 always fit the pages that it makes.
@@ -13,7 +13,7 @@ import altgrad
 from altgrad.config import UsageError
 
 _HERE = Path(__file__).parent
-TEMPLATES, ASSETS = _HERE / "new_site", _HERE / "assets"
+TEMPLATES, ASSETS = _HERE / "templates", _HERE / "assets"
 _RENAMED = {"gitignore": ".gitignore", "github/site.yml": ".github/workflows/site.yml"}
 """Templates whose names begin with a dot, which packages of Python tend to leave out."""
 

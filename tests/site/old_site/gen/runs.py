@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from altgrad.pages import PageMaker
 from altgrad.pages.mkdocs import build
+
+from altgrad.pages import PageMaker
 
 
 def pages() -> Iterable[PageMaker]:

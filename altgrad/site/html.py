@@ -1,7 +1,7 @@
 """A page value as the HTML of the site, without Markdown in between: a tenth of the time, and the same result.
 
-What Python-Markdown would make of `altgrad.pages.render` is the specification (a test holds the two together). A body
-is kept by the cache; `altgrad.pages.mkdocs` puts it in the place of the page's content.
+What Python-Markdown would make of `altgrad.site.render` is the specification (a test holds the two together). A body
+is kept by the cache; `altgrad.site.build` puts it in the place of the page's content.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from functools import lru_cache
 from html import escape as escape_html
 from html import unescape
 
-from altgrad.pages.chart import inline_svg
-from altgrad.pages.content import (
+from altgrad.site.chart import inline_svg
+from altgrad.site.content import (
     Block,
     Bullets,
     Cell,
@@ -38,7 +38,7 @@ from altgrad.pages.content import (
     resolve,
     slug,
 )
-from altgrad.pages.render import beside, cell_text
+from altgrad.site.render import beside, cell_text
 from altgrad.text import Md, code_lines, escape
 
 _LONG_NAME = re.compile(r'<(?:"[^"]*"|[^">])*>|[^\W\d][\w./]{13,}')
@@ -181,7 +181,7 @@ def body_html(page: Page, drawings: Mapping[str, bytes], source: SourceAddress) 
 
     Args:
         page: the page.
-        drawings: its charts as SVG by file name, as `altgrad.pages.render.files` gives them.
+        drawings: its charts as SVG by file name, as `altgrad.site.render.files` gives them.
         source: where scripts can be read.
     """
     writer = _Writer(page, drawings, source)

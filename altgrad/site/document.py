@@ -30,7 +30,7 @@ from jinja2.runtime import Undefined
 from markupsafe import Markup
 
 from altgrad.config import UsageError
-from altgrad.pages.content import Block, Bullets, CodeBlock, Details, Heading, Link, Note, Paragraph, Text, markdown
+from altgrad.site.content import Block, Bullets, CodeBlock, Details, Heading, Link, Note, Paragraph, Text, markdown
 from altgrad.text import Md, escape
 
 Part = Sequence[Block] | Callable[[], Sequence[Block]]

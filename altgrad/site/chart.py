@@ -12,8 +12,8 @@ import re
 from html import escape as escape_html
 from typing import TYPE_CHECKING, Any
 
-from altgrad.pages.content import Chart
-from altgrad.pages.sketch import INCH, Sketch
+from altgrad.site.content import Chart
+from altgrad.site.sketch import INCH, Sketch
 from altgrad.text import visible
 
 if TYPE_CHECKING:

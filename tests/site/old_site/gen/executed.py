@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from mkdocs.exceptions import PluginError
-
 from altgrad.pages.mkdocs import build_files
+from mkdocs.exceptions import PluginError
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

@@ -6,11 +6,11 @@
     ```python noexec       shown, never run
 
 Every Python block of such a page says which of these it is. The blocks of one page run in order and share their names;
-`here` is the page's folder. A value that is a chart, a table's `DataFrame`, a block of `altgrad.pages` or a list of
+`here` is the page's folder. A value that is a chart, a table's `DataFrame`, a block of `altgrad.site` or a list of
 these is shown as such, any other by its repr. `executed` gives the page as a build shows it; no block that it runs can
 import torch. `torch_outputs` runs all blocks and gives what the file ``<page>.outputs.json`` holds: the output of each
 torch block, by a hash of all code that has run up to its end, so that an edit of an earlier block makes it stale.
-`make guides`, which is ``python -m altgrad.pages.guide docs``, rewrites these files.
+`make guides`, which is ``python -m altgrad.site.executed docs``, rewrites these files.
 
 One file can be several pages: with ``parameters:`` in its front matter, a mapping of page names to names and values, it
 gives a page for each, in which the blocks find these names, and ``{{ name }}`` in the prose stands for the value. The
@@ -42,11 +42,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from altgrad.pages.content import Block as PageBlock
-from altgrad.pages.content import Bullets, Cell, Chart, ChartBlock, Column, Link, Page, PageRef, Table, check_path
-from altgrad.pages.render import Dialect, files, fragment
 from altgrad.runs import sources_fingerprint
 from altgrad.runs.schema import code_fingerprint, digest
+from altgrad.site.content import Block as PageBlock
+from altgrad.site.content import Bullets, Cell, Chart, ChartBlock, Column, Link, Page, PageRef, Table, check_path
+from altgrad.site.render import Dialect, files, fragment
 from altgrad.text import escape, fenced, shorten, visible
 
 COMMAND = "make guides"
@@ -482,7 +482,7 @@ def _without_torch() -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run every page of a folder that has code and rewrite the outputs of its torch blocks; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="altgrad.pages.guide", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="altgrad.site.executed", description=main.__doc__)
     parser.add_argument("folder", type=Path, help="where the pages are, docs")
     folder: Path = parser.parse_args(arguments).folder
     pages = [path for path in sorted(folder.rglob("*.md")) if is_executed(path.read_text("utf-8"))]

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from html import escape as escape_html
 
-from altgrad.pages.chart import fixed_svg
-from altgrad.pages.content import (
+from altgrad.site.chart import fixed_svg
+from altgrad.site.content import (
     Block,
     Bullets,
     Cell,

@@ -1,7 +1,7 @@
 """Light drawings: SVG written element by element, for the pages that are many.
 
 A chart of matplotlib takes 30 ms and some 20 kB; one of these, 1 ms and a fifth of that. The colours are those
-of `altgrad.pages.chart`, and both kinds become a file or a part of a page in the same way.
+of `altgrad.site.chart`, and both kinds become a file or a part of a page in the same way.
 """
 
 from __future__ import annotations

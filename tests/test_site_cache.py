@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from test_guides import mkdocs, small_site
 
-from altgrad.pages.kept import (
+from altgrad.site.cache import (
     Entries,
     bring_back,
     docstrings_key,
@@ -23,9 +23,9 @@ from altgrad.pages.kept import (
 )
 
 API = """
-from altgrad.pages.mkdocs import build_files
+from altgrad.site.build import build_files
 
-build_files(lambda: {"api.md": b"# API\\n\\n::: altgrad.pages.sketch\\n"}, "api")
+build_files(lambda: {"api.md": b"# API\\n\\n::: altgrad.site.sketch\\n"}, "api")
 """
 
 
@@ -179,7 +179,7 @@ def test_a_build_after_another_is_the_build_from_nothing(tmp_path: Path) -> None
     for name in ("gone", "draft"):
         (project / f"docs/{name}.md").write_text(f"---\n2024: x\nfoo: y\n---\n# {name}\n\nText.\n")
     first = fresh(project)
-    assert b"altgrad.pages.sketch.Sketch" in first["api/index.html"]
+    assert b"altgrad.site.sketch.Sketch" in first["api/index.html"]
     cached = list((project / ".cache/site").glob("docstrings-*.zip"))
     assert cached
 
@@ -214,7 +214,7 @@ def test_a_warning_in_docstrings_fails_every_strict_build(tmp_path: Path) -> Non
     project = project_with_docstrings(tmp_path / "project")
     library = project / "altgrad"
     shutil.copytree(Path(__file__).parents[1] / "altgrad", library, ignore=shutil.ignore_patterns("__pycache__"))
-    sketch = library / "pages/sketch.py"
+    sketch = library / "site/sketch.py"
     sketch.write_text(sketch.read_text().replace('"""', '"""See [that][altgrad.nowhere]. ', 1))
     for _ in range(2):
         done = mkdocs(project, PYTHONPATH=str(project))
@@ -226,7 +226,7 @@ def test_a_warning_in_docstrings_fails_every_strict_build(tmp_path: Path) -> Non
 def test_another_plugin_finds_all_files_written_when_the_build_is_over(tmp_path: Path) -> None:
     many = 3_000
     api = f"""
-from altgrad.pages.mkdocs import build_files
+from altgrad.site.build import build_files
 
 build_files(lambda: {{"api.md": b"# API", **{{f"data/{{n}}.txt": bytes(2000) for n in range({many})}}}}, "api")
 """

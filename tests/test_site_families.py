@@ -19,12 +19,12 @@ import pytest
 from records import config, write_run
 
 from altgrad.analysis import ExperimentDataLoader
-from altgrad.pages import Paragraph, mkdocs
-from altgrad.pages.document import render_document
-from altgrad.pages.mkdocs import Part, SiteBuild, _cached, _kept, _started, _writing
 from altgrad.reports import document, site_key
 from altgrad.reports.arms import arm_page_makers
 from altgrad.runs import load_runs, newest_time, pack_study, sources_fingerprint
+from altgrad.site import Paragraph, build
+from altgrad.site.build import Part, SiteBuild, _cached, _kept, _started, _writing
+from altgrad.site.document import render_document
 from altgrad.text import escape
 
 
@@ -119,7 +119,7 @@ def test_parts_are_made_again_only_where_their_key_or_the_script_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     current, script, made = SiteBuild(tmp_path), tmp_path / "script.py", []
-    monkeypatch.setattr(mkdocs, "_current", lambda: current)
+    monkeypatch.setattr(build, "_current", lambda: current)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
 
     def files_of(name: str, key: str) -> dict[str, bytes]:
@@ -131,7 +131,7 @@ def test_parts_are_made_again_only_where_their_key_or_the_script_has_changed(
         made.clear()
         current.files.clear()
         parts = [Part(partial(files_of, name, key), key) for name, key in keys.items()]
-        mkdocs.build_files(dict, "runs/index", key=lambda: whole, script=script, parts=lambda: parts)
+        build.build_files(dict, "runs/index", key=lambda: whole, script=script, parts=lambda: parts)
         current.waiting.pop()()
         assert current.files == {f"runs/{name}.md": key.encode() for name, key in keys.items()} | {
             "sources/shared.txt": b"the same"
@@ -195,7 +195,7 @@ def test_the_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
     program = """
 import multiprocessing, os, signal, sys, time
 os.sched_getaffinity = lambda _: {0, 1, 2}
-from altgrad.pages.mkdocs import Part, _started
+from altgrad.site.build import Part, _started
 parts = [Part(lambda: {"page": bytes(5_000_000)}) for _ in range(3)]
 begun = _started(parts)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
@@ -224,7 +224,7 @@ def test_a_family_made_beside_the_others_is_kept_under_the_key_of_what_it_read(
 ) -> None:
     """The record changes while the other scripts run: the next build makes the pages again."""
     current = SiteBuild(tmp_path)
-    monkeypatch.setattr(mkdocs, "_current", lambda: current)
+    monkeypatch.setattr(build, "_current", lambda: current)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     record = tmp_path / "record"
 
@@ -232,7 +232,7 @@ def test_a_family_made_beside_the_others_is_kept_under_the_key_of_what_it_read(
         def make() -> dict[str, bytes]:
             return {"runs.md": record.read_bytes()}
 
-        mkdocs.build_files(make, "runs/index", key=record.read_text, parts=lambda: [Part(make)])
+        build.build_files(make, "runs/index", key=record.read_text, parts=lambda: [Part(make)])
         for child in multiprocessing.active_children():
             child.join()  # it has read the record
         record.write_text("new")
@@ -352,7 +352,7 @@ def test_equal_keys_of_arms_give_equal_pages_whatever_else_is_recorded(tmp_path:
     def made() -> dict[str, tuple[str, dict[str, bytes]]]:
         makers = [maker for maker in arm_page_makers(ExperimentDataLoader([tmp_path])) if maker.key]
         pages = [(maker.key, maker()) for maker in makers]
-        return {key: (page.path, mkdocs._site_files([page], tmp_path)) for key, page in pages}
+        return {key: (page.path, build._site_files([page], tmp_path)) for key, page in pages}
 
     def changed(change: Callable[[], object]) -> set[str]:
         """The kinds of pages with a new key; all others are as they were."""
@@ -382,6 +382,6 @@ def test_a_mistake_in_a_document_ends_a_build_with_its_line_and_another_error_is
         return {}
 
     with pytest.raises(exceptions.PluginError, match=r"^docs/d\.md:3: 'unknown' is undefined; correct the slot"):
-        mkdocs._finish(SiteBuild(tmp_path), broken, ("index",), None, None, 0.0)
+        build._finish(SiteBuild(tmp_path), broken, ("index",), None, None, 0.0)
     with pytest.raises(ZeroDivisionError):
-        mkdocs._finish(SiteBuild(tmp_path), lambda: {"a": bytes(1 // 0)}, ("index",), None, None, 0.0)
+        build._finish(SiteBuild(tmp_path), lambda: {"a": bytes(1 // 0)}, ("index",), None, None, 0.0)

@@ -23,8 +23,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from altgrad.pages.html import Body
 from altgrad.runs.schema import code_fingerprint, digest
+from altgrad.site.html import Body
 
 Entries = dict[str, list[dict[str, Any]]]
 """The search's entries of each page, by a digest of what they are made of."""
