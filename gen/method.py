@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mkdocs.exceptions import PluginError
-
 from altgrad.site.build import build_files
 
 METHOD = Path(__file__).resolve().parent.parent / "docs" / "method.md"
@@ -13,12 +11,9 @@ METHOD = Path(__file__).resolve().parent.parent / "docs" / "method.md"
 
 def files() -> dict[str, bytes]:
     """The page. The import is inside so that an error in it shows as a page while serving."""
-    from altgrad.reports.measures import MeasureError, measures, method_page
+    from altgrad.reports.measures import measures, method_page
 
-    try:
-        return {"method.md": method_page(METHOD.read_text("utf-8"), measures(), name="docs/method.md").encode()}
-    except MeasureError as error:
-        raise PluginError(str(error)) from error
+    return method_page(METHOD.read_text("utf-8"), measures(), name="docs/method.md")
 
 
 build_files(files, "method")

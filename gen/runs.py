@@ -23,4 +23,4 @@ def key() -> str:
     return site_key() + documents_key("runs/index", "runs/_arm", "runs/_study", "compare/index")
 
 
-build(pages, "runs/index", "compare/index", key=key, beside=True)
+build(pages, "runs/index", "compare/index", key=key)

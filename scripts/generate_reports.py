@@ -73,8 +73,8 @@ def fill_answer(readme: Path, loader: ExperimentDataLoader) -> None:
     Raises:
         UsageError: where the file has no such markers.
     """
-    dialect = Dialect(site=False, address=lambda page: f"{page.path}.md" + (f"#{page.anchor}" if page.anchor else ""))
-    sentence = fragment(document_page(loader, "sections/readme", headline(loader)).blocks, dialect)
+    dialect = Dialect(lambda page: f"{page.path}.md" + (f"#{page.anchor}" if page.anchor else ""))
+    sentence = fragment(document_page(loader, "sections/readme", headline(loader)), dialect)
     text = readme.read_text(encoding="utf-8")
     if not ANSWER.search(text):
         raise UsageError(f"{readme}: has no '<!-- answer -->' and '<!-- /answer -->' markers; add them")

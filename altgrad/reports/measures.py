@@ -21,8 +21,10 @@ from itertools import groupby
 from pathlib import Path
 
 import altgrad
+from altgrad.config import UsageError
 from altgrad.reports import columns as col
-from altgrad.site import Block, Heading, Paragraph, code, join, md
+from altgrad.site import Block, Heading, Page, Paragraph, code, join, md
+from altgrad.site.html import Placed
 from altgrad.site.render import Dialect, fragment
 
 TELEMETRY = Path(altgrad.__file__).parent / "telemetry"
@@ -41,7 +43,7 @@ _COLUMNS = (
 )
 
 
-class MeasureError(ValueError):
+class MeasureError(UsageError):
     """A docstring or a page that cannot be read: one line that names the file, the line and what to write."""
 
 
@@ -95,8 +97,8 @@ def measure_of(statistic: str, operand: str, known: Sequence[Measure]) -> Measur
     return best[0]
 
 
-def method_page(text: str, known: Sequence[Measure], name: str) -> str:
-    """A hand-written page with the measures' tables in place of its marker.
+def method_page(text: str, known: Sequence[Measure], name: str) -> dict[str, bytes]:
+    """The Method page, hand-written, with the measures' tables in place of its marker, as files of the site.
 
     Raises:
         MeasureError: the page (which messages call `name`) has not this one marker.
@@ -105,8 +107,10 @@ def method_page(text: str, known: Sequence[Measure], name: str) -> str:
         raise MeasureError(
             f"{name}: needs the marker {MARKER} once and no other, and has {', '.join(markers) or 'none'}"
         )
-    dialect = Dialect(site=True, address=lambda reference: f"{reference.path}.md")
-    return text.replace(MARKER, fragment(_blocks(known), dialect))
+    page = Page("method", "Method", tuple(_blocks(known)))
+    placed = Placed(page, {})
+    tables = fragment(page, Dialect(lambda reference: f"{reference.path}.md", placed))
+    return {"method.md": text.replace(MARKER, tables).encode(), **placed.file()}
 
 
 def _blocks(known: Sequence[Measure]) -> Iterator[Block]:

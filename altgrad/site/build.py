@@ -1,15 +1,13 @@
 """The site's back end: what the scripts in gen/ hand to a mkdocs build, its cache, its report, and the finished HTML.
 
 A page computed from a `Page` is HTML before mkdocs sees it (`altgrad.site.html`): mkdocs reads a stub with its title,
-and the body takes the content's place. gen/hooks.py calls the functions here that have a hook's name. All state of a
-build is one `SiteBuild` in ``config.extra["altgrad"]``. Nothing of mkdocs is imported before a build runs:
+and the body takes the content's place. `altgrad.site.plugin` calls the functions here that have a hook's name. All
+state of a build is one `SiteBuild` in ``config.extra["altgrad"]``. Nothing of mkdocs is imported before a build runs:
 `altgrad.site` is used where no site engine is installed.
 """
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import difflib
 import hashlib
 import json
@@ -20,66 +18,50 @@ import posixpath
 import re
 import time
 import traceback
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 import altgrad
 from altgrad.config import UsageError
+from altgrad.runs.schema import digest
 from altgrad.site.cache import (
-    Entries,
+    Cache,
     Warnings,
-    bring_back,
-    clear,
     docstring_bodies,
     docstring_files,
     docstrings_key,
     documented,
-    read_entries,
-    remember_search,
-    search_stamp,
-    set_aside,
+    log,
     write_beside,
-    write_entries,
 )
 from altgrad.site.chart import inline_svg
 from altgrad.site.content import CodeBlock, Note, Page, PageMaker, Paragraph, Source
-from altgrad.site.html import Body, body_html, figure_html, table_html
-from altgrad.site.render import Dialect, files, front_matter
+from altgrad.site.html import BODY, Body, body_html, figure_html, filled, mark, table_html
+from altgrad.site.policy import seal_html
+from altgrad.site.render import files, front_matter
 from altgrad.text import escape
 
-log = logging.getLogger("mkdocs.plugins.altgrad")  # below mkdocs' own logger, so that strict builds count warnings
-
-_CHART = re.compile(r'<p><img alt="[^"]*" src="([^"]+\.svg)" ?/></p>\n<p>(Chart: <a .*?)</p>')
-_TABLE = re.compile(
-    r'(?:<p class="table-caption"(?P<attributes>[^>]*)>(?P<caption>.*?)</p>\s*)?<table>(?P<body>.*?)</table>', re.DOTALL
-)
+_TABLE = re.compile(r"<table>(.*?)</table>", re.DOTALL)
 _FENCE = re.compile(r" *(`{3,}|~{3,})")
 _MARKER = re.compile(r"<!--\s*altgrad:.*?(?:-->|$)")
 _EMBEDDED = re.compile(r"<!-- altgrad: chart (?P<page>[\w./-]+) (?P<chart>[\w.-]+) -->")
-_BODY = ".body/"
-"""Where the cache keeps bodies beside the files of the site."""
-_DOCSTRINGS = "docstrings"
-_SEARCH = "search.json"
-_SOURCES = "sources/"
 _PARTS = ".parts.json"
-"""Where the cache keeps which files are of which part, by the parts' keys."""
+"""Where the cache has the keys of a family's parts."""
+_DOCSTRINGS = "docstrings"
+_SOURCES = "sources/"
 PROCESSES = 8
 """Most processes that share a family: each holds the records."""
-FEW_FILES = 200
-"""Most files that are written without a process of their own."""
-PATIENCE = 300.0
-"""Seconds that the processes have for their last parts; then this one makes what they do not hand over."""
+SEARCHED = 300
+"""Characters of a section that the search knows."""
 
 Origin = Literal["made", "cache", "last", "failed"]
+Files = dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -94,12 +76,13 @@ class Family:
     origin: Origin
     seconds: float  # from the call to its files, the reading of its key included
     pages: int
+    made: int = 0  # of its parts, how many were made now
 
 
 class Part(NamedTuple):
     """Some of a family's files: what makes them, and a key of all that they depend on but the script ("": unknown)."""
 
-    make: Callable[[], dict[str, bytes]]
+    make: Callable[[], Files]
     key: str = ""
 
 
@@ -110,32 +93,20 @@ class SiteBuild:
     root: Path  # the folder of mkdocs.yml
     serving: bool = False  # errors become boxes on pages
     page: str = ""  # the only page that is wanted, by its path; "" for all
-    refresh: bool = False  # the cache is passed over, and written anew
     problem: str = ""  # why the library cannot be imported, while serving: every page that it makes says so
+    cache: Cache = field(default_factory=lambda: Cache(Path(), refresh=True))
     begun: float = field(default_factory=time.perf_counter)
-    files: dict[str, bytes] = field(default_factory=dict)  # what is added to the site's sources, by place
+    made: set[str] = field(default_factory=set)  # what the scripts have added to the site's sources
     bodies: dict[str, Body] = field(default_factory=dict)  # the content of pages that need no Markdown, by place
+    parts: dict[str, list[str]] = field(default_factory=dict)  # tables and charts of pages that do, by place
     families: list[Family] = field(default_factory=list)  # what was made or taken from the cache
-    waiting: list[Callable[[], None]] = field(default_factory=list)  # finishes families that are made beside others
     seconds: dict[str, float] = field(default_factory=dict)  # what Markdown and templates took, by page
-    kept: set[Path] = field(default_factory=set)  # files of the cache that are in use
-    contents: dict[Path, dict[str, bytes]] = field(default_factory=dict)  # while serving, by place in the cache
-    made: dict[str, Any] = field(default_factory=dict)  # mkdocs' files of what the scripts made, by place
-    there: set[str] = field(default_factory=set)  # those that the site's folder has already
-    written: Callable[[], None] | None = None  # waits for the process that writes those which are no pages
     warnings: Warnings = field(default_factory=Warnings)
-    entries: Entries = field(default_factory=dict)  # the search's entries of the pages
-    search: str = ""  # what all entries depend on
     documented: dict[str, str] = field(default_factory=dict)  # the text of pages of docstrings that can be kept
-    docstrings: Path | None = None  # where the cache keeps them
-    docstring_files: dict[str, bytes] = field(default_factory=dict)  # what the cache has of them
-    new_docstrings: dict[str, bytes] = field(default_factory=dict)  # what this build has made of them
+    docstrings: str = ""  # the key under which the cache keeps them
+    docstring_files: Files = field(default_factory=dict)  # what the cache has of them
+    new_docstrings: Files = field(default_factory=dict)  # what this build has made of them
     clock: float = 0.0
-
-    @property
-    def cache(self) -> Path:
-        """Where files are kept from build to build."""
-        return self.root / ".cache" / "site"
 
     def wants(self, expected: tuple[str, ...]) -> bool:
         """Whether a family has to be up to date: the wanted page is one of it, below it, or beside its index."""
@@ -151,10 +122,7 @@ def write_mkdocs(pages: Iterable[Page]) -> None:
 
 
 def build(
-    make_pages: Callable[[], Iterable[Page | PageMaker]],
-    *expected: str,
-    key: Callable[[], str] | None = None,
-    beside: bool = False,
+    make_pages: Callable[[], Iterable[Page | PageMaker]], *expected: str, key: Callable[[], str] | None = None
 ) -> None:
     """Make pages and write them: what a script in gen/ calls.
 
@@ -162,84 +130,65 @@ def build(
     of the `expected` paths becomes a page with the error in a box instead.
 
     Args:
-        make_pages: the pages, or what makes each of them.
+        make_pages: the pages, or what makes each of them: these the cores share, and the cache keeps each under the
+            key of its maker.
         expected: paths of pages that there must be; the first names the family.
         key: a digest of everything that the pages depend on but the script that calls this. Where it is given, their
-            files are kept in ``.cache/site`` beside mkdocs.yml (one file a family) and taken from there while the
-            digest and the script's bytes stay the same. ALTGRAD_REFRESH=1 makes them again.
-        beside: whether `mkdocs build` begins them on the other cores, while the scripts that follow run here, and all
-            cores share what is left then: for what takes as long as all the rest, page by page. The pages come after
-            those of all other scripts. Of these the cache keeps each under the key of its maker.
+            files are kept in ``.cache/site`` beside mkdocs.yml and taken from there while the digest and the script's
+            bytes stay the same. ALTGRAD_REFRESH=1 makes them again.
     """
-    root, script = _current().root, _script(make_pages)
+    root = _current().root
 
-    def parts() -> list[Part]:
-        return [
-            Part(partial(_site_files, [page], root), page.key if isinstance(page, PageMaker) else "")
-            for page in make_pages()
-        ]
+    def parts() -> Iterable[Part]:
+        pages = [*make_pages()]
+        makers = [page for page in pages if isinstance(page, PageMaker)]
+        yield from (Part(partial(_site_files, [maker], root), maker.key) for maker in makers)
+        if plain := [page for page in pages if isinstance(page, Page)]:
+            yield Part(partial(_site_files, plain, root))
 
-    build_files(
-        lambda: _site_files(make_pages(), root), *expected, key=key, script=script, parts=parts if beside else None
-    )
+    _add(parts, expected, key, _script(make_pages))
 
 
-def build_files(
-    make_files: Callable[[], dict[str, bytes]],
-    *expected: str,
-    key: Callable[[], str] | None = None,
-    script: Path | None = None,
-    parts: Callable[[], Sequence[Part]] | None = None,
+def build_files(make_files: Callable[[], Files], *expected: str, key: Callable[[], str] | None = None) -> None:
+    """`build` for files of any kind by their place in the site's sources, such as pages that are Markdown already."""
+    _add(lambda: [Part(make_files)], expected, key, _script(make_files))
+
+
+def build_executed(docs: Path) -> None:
+    """`build` for every Markdown file in a folder that has blocks of code, run, with their results."""
+
+    def made(page: Path) -> Files:
+        from altgrad.site.executed import page_files  # inside, so that an error in it shows as a page while serving
+
+        return page_files(page, docs)
+
+    def key(page: Path) -> str:
+        from altgrad.site.executed import page_key
+
+        return page_key(page)
+
+    for page in sorted(docs.rglob("*.md")):
+        if re.search(rb"python (?:no)?exec", page.read_bytes()):
+            build_files(partial(made, page), page.relative_to(docs).with_suffix("").as_posix(), key=partial(key, page))
+
+
+def _add(
+    parts: Callable[[], Iterable[Part]], expected: tuple[str, ...], key: Callable[[], str] | None, script: bytes
 ) -> None:
-    """`build` for files of any kind by their place in the site's sources, such as pages that are Markdown already.
-
-    `parts` are functions that make all these files together, for cores that share them (`beside` of `build`).
-    """
-    current, begun = _current(), time.perf_counter()
-    script = script or _script(make_files)
-    if parts is not None:
-        stamp = hashlib.sha256(script.read_bytes() if script else b"").hexdigest()
-
-        def started(processes: int = PROCESSES) -> Callable[[], dict[str, bytes]]:
-            return _started(parts(), _known_parts(current, _family(expected), stamp), stamp, processes)
-
-        make_files = made_here = lambda: started(1)()
-        if not (current.serving or current.problem) and current.wants(expected):
-            if key is not None:
-                key = partial(str, key())  # of what is read now, whatever changes until all is done
-            kept = (
-                key and not current.refresh and _kept(current.cache, _family(expected), _whole(key, script)).is_file()
-            )
-            make_files = made_here if kept else started()
-        current.waiting.append(partial(_finish, current, make_files, expected, key, script, begun))
-    else:
-        _finish(current, make_files, expected, key, script, begun)
-
-
-def _finish(
-    current: SiteBuild,
-    make_files: Callable[[], dict[str, bytes]],
-    expected: tuple[str, ...],
-    key: Callable[[], str] | None,
-    script: Path | None,
-    begun: float,
-) -> None:
-    family = _family(expected)
+    current, begun, name = _current(), time.perf_counter(), expected[0].replace("/", ".")
     origin: Origin
+    made = 0
     try:
         if current.problem:
             raise ImportError("the library cannot be imported")
+        whole = digest(key(), script.hex()) if key and current.wants(expected) else ""
         if not current.wants(expected):
-            origin, content = "last", _last(current.cache, family) or {f"{path}.md": b"" for path in expected}
-        elif key is None:
-            origin, content = "made", make_files()
+            found = _whole(current.cache, name, script, current.cache.last(name))
+            origin, content = "last", found or {f"{path}.md": b"" for path in expected}
+        elif whole and (known := _whole(current.cache, name, script, current.cache.get(name, whole))) is not None:
+            origin, content = "cache", known
         else:
-            path = _kept(current.cache, family, _whole(key, script))
-            known = None if current.refresh else current.contents.get(path)
-            origin, content = ("cache", known) if known else _cached(path, family, make_files, refresh=current.refresh)
-            current.kept.add(path)
-            if current.serving:
-                current.contents[path] = content
+            origin, content, made = "made", *_made(current, name, [*parts()], whole, script)
     except Exception as error:
         if not current.serving and isinstance(error, UsageError):  # a mistake in a document or a record: one line
             from mkdocs.exceptions import PluginError
@@ -252,130 +201,63 @@ def _finish(
         pages = [Page(path, "Build error", (box, retry), search=False) for path in expected]
         origin, content = "failed", _site_files(pages, current.root)
     _hand_over(current, content)
-    count = sum(name.endswith(".md") and not name.startswith(_BODY) for name in content)
-    current.families.append(Family(expected[0], origin, time.perf_counter() - begun, count))
+    count = sum(name.endswith(".md") and not name.startswith(BODY) for name in content)
+    current.families.append(Family(expected[0], origin, time.perf_counter() - begun, count, made))
 
 
-def _known_parts(current: SiteBuild, family: str, stamp: str) -> dict[str, dict[str, bytes]]:
-    """The files of each part of a family that the cache has, by the part's key; none of a script of other bytes."""
-    files = {} if current.refresh else _last(current.cache, family) or {}
-    with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError):
-        kept = json.loads(files[_PARTS])
-        if kept["script"] == stamp:
-            return {key: {name: files[name] for name in names} for key, names in kept["parts"].items()}
-    return {}
+def _whole(cache: Cache, name: str, script: bytes, kept: Files | None) -> Files | None:
+    """All files of a family that the cache has under one key, those of its parts too; None where one is missing."""
+    if kept is None or _PARTS not in kept:
+        return kept
+    content = {file: data for file, data in kept.items() if file != _PARTS}
+    for key in json.loads(kept[_PARTS]):
+        part = cache.get(f"{name}.part", digest(key, script.hex()))
+        if part is None:
+            return None
+        content |= part
+    return content
 
 
-def _started(
-    parts: Sequence[Part],
-    known: Mapping[str, dict[str, bytes]] = MappingProxyType({}),
-    stamp: str = "",
-    processes: int = PROCESSES,
-) -> Callable[[], dict[str, bytes]]:
-    """Begin to make the parts that are not known in processes of their own, one for each core but this one.
+def _made(current: SiteBuild, name: str, parts: Sequence[Part], whole: str, script: bytes) -> tuple[Files, int]:
+    """The files of all parts, in their order, and how many were made: those that the cache has not."""
+    keys = [digest(part.key, script.hex()) if whole and part.key else "" for part in parts]
+    known = [current.cache.get(f"{name}.part", key) if key else None for key in keys]
+    left = [part.make for part, kept in zip(parts, known, strict=True) if kept is None]
+    fresh = iter(_shared(left, 1 if current.serving else PROCESSES))
+    content: Files = {}
+    rest: Files = {}
+    for key, kept in zip(keys, known, strict=True):
+        found = next(fresh) if kept is None else kept
+        content |= found
+        if not key:
+            rest |= found
+        elif kept is None:
+            current.cache.put(f"{name}.part", key, found)
+    if whole:
+        named = {_PARTS: json.dumps([part.key for part in parts if part.key]).encode()} if any(keys) else {}
+        current.cache.put(name, whole, rest | named)
+    return content, len(left)
 
-    What is given back makes here what nobody has begun, and gives all files in the order of the parts. What a process
-    does not hand over, since it failed or died, is made here too: what is wrong then shows as it always does.
-    """
+
+_work: Sequence[Callable[[], Files]] = ()
+
+
+def _do(number: int) -> Files:
+    return _work[number]()
+
+
+def _shared(work: Sequence[Callable[[], Files]], processes: int) -> list[Files]:
+    """What the functions give; the cores share them where a process can be forked, which has all that is read."""
+    global _work
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    left = [index for index, part in enumerate(parts) if part.key not in known]
-    beside = max(0, min(cores - 1, processes - 1, len(left)))
-    context = multiprocessing.get_context("fork" if beside else None)
-    turn = context.Value("q", 0) if beside else None
-
-    def taken() -> Iterator[int]:
-        if turn is None:
-            yield from left
-            return
-        while True:
-            with turn.get_lock():
-                place, turn.value = turn.value, turn.value + 1
-            if place >= len(left):
-                return
-            yield left[place]
-
-    def work(send: Connection, *others: Connection) -> None:
-        for other in others:  # so that it ends where nobody is left to read
-            other.close()
-        found: dict[int, dict[str, bytes]] = {}
-        with send, contextlib.suppress(Exception):
-            try:
-                for index in taken():
-                    found[index] = parts[index].make()
-            finally:
-                send.send(found)
-
-    children: list[tuple[BaseProcess, Connection]] = []
-    for _ in range(beside):
-        receive, send = multiprocessing.Pipe(duplex=False)
-        others = (receive, *(connection for _, connection in children))
-        process = context.Process(target=work, args=(send, *others), daemon=True)
-        with send:
-            try:
-                process.start()
-            except OSError:  # as many processes as there may be
-                receive.close()
-                break
-        children.append((process, receive))
-
-    def files_made() -> dict[str, bytes]:
-        found = {index: parts[index].make() for index in taken()}
-        until = time.monotonic() + PATIENCE
-        for process, receive in children:
-            with receive, contextlib.suppress(EOFError, OSError):  # nothing comes, or not all of it
-                found |= receive.recv() if receive.poll(max(0.0, until - time.monotonic())) else {}
-            process.kill()
-            process.join()
-        all_files: dict[str, bytes] = {}
-        names: dict[str, list[str]] = {}
-        for index, part in enumerate(parts):
-            own = found.get(index) or known.get(part.key) or part.make()
-            all_files |= own
-            names |= {part.key: list(own)} if part.key else {}
-        kept = json.dumps({"script": stamp, "parts": names}).encode()
-        return all_files | ({_PARTS: kept} if names else {})
-
-    return files_made
-
-
-def _writing(writes: Sequence[Callable[[], None]]) -> Callable[[], None] | None:
-    """Write files in a process of its own, since opening thousands of them takes seconds; None without a core for it.
-
-    What is given back waits until they are written; those of a process that failed are written here.
-    """
-    if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
-        return None
-
-    def work() -> None:
-        for write in writes:
-            write()
-
-    process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
-    try:
-        process.start()
-    except OSError:  # as many processes as there may be
-        return None
-
-    def written() -> None:
-        process.join()
-        if process.exitcode:
-            work()
-
-    return written
-
-
-def _family(expected: tuple[str, ...]) -> str:
-    return expected[0].replace("/", ".")
-
-
-def _whole(key: Callable[[], str], script: Path | None) -> str:
-    """A digest of all that a family depends on."""
-    return hashlib.sha256(key().encode() + (script.read_bytes() if script else b"")).hexdigest()
-
-
-def _kept(folder: Path, family: str, whole: str) -> Path:
-    """Where the cache has a family's files of this digest."""
-    return folder / f"{family}-{whole[:16]}.zip"
+    if min(cores, processes, len(work)) > 1:
+        _work = work
+        try:
+            with ProcessPoolExecutor(min(cores, processes), multiprocessing.get_context("fork")) as pool:
+                return list(pool.map(_do, range(len(work))))
+        except (BrokenProcessPool, OSError):  # a process was killed, or none could be started: it is all made here
+            log.info("A process ended early; its pages are made in this one")
+    return [make() for make in work]
 
 
 def _current() -> SiteBuild:
@@ -385,17 +267,16 @@ def _current() -> SiteBuild:
     if current is None:
         from mkdocs.exceptions import PluginError
 
-        raise PluginError("mkdocs.yml: `hooks: [gen/hooks.py]` is missing; the scripts in gen/ need it")
+        raise PluginError("mkdocs.yml: the plugin `altgrad`, here `hooks: [gen/hooks.py]`, is missing; gen/ needs it")
     return current  # type: ignore[no-any-return]
 
 
-def _script(make: Callable[..., object]) -> Path | None:
-    """The file in which a function is defined."""
+def _script(make: Callable[..., object]) -> bytes:
+    """The bytes of the file in which a function is defined."""
     while isinstance(make, partial):
         make = make.func
     code = getattr(make, "__code__", None)
-    path = Path(code.co_filename) if code else None
-    return path if path and path.is_file() else None
+    return path.read_bytes() if code and (path := Path(code.co_filename)).is_file() else b""
 
 
 def _site_files(pages: Iterable[Page | PageMaker], root: Path) -> dict[str, bytes]:
@@ -421,12 +302,12 @@ def _page_files(page: Page, root: Path, sources: dict[str, bytes]) -> dict[str, 
         address = posixpath.relpath(published, folder or ".") + jump
         return address, f"{name}, sha256 {hashlib.sha256(data).hexdigest()[:12]}"
 
-    beside = files(page, Dialect(site=True, address=lambda reference: reference.path))
+    beside = files(page)
     body = body_html(page, beside, source)
     return {
         **{posixpath.join(place, name): data for name, data in beside.items()},
         f"{page.path}.md": f"{front_matter(page)}# {escape(page.title)}\n".encode(),
-        f"{_BODY}{page.path}.md": json.dumps(asdict(body)).encode(),
+        f"{BODY}{page.path}.md": json.dumps(asdict(body)).encode(),
     }
 
 
@@ -440,71 +321,22 @@ def source_name(made_by: Source, root: Path) -> str | None:
 
 
 def _hand_over(current: SiteBuild, content: Mapping[str, bytes]) -> None:
+    import mkdocs_gen_files
+
     for name, data in content.items():
-        if name == _PARTS:
-            continue
-        if name.startswith(_BODY):
-            body = json.loads(data)
-            pairs = {key: tuple(map(tuple, body[key])) for key in ("toc", "links")}
-            current.bodies[name.removeprefix(_BODY)] = Body(body["html"], **pairs)
+        if name.startswith(BODY):
+            found = json.loads(data)
+            if isinstance(found, dict):
+                current.bodies[name.removeprefix(BODY)] = Body(**found)
+            else:
+                current.parts[name.removeprefix(BODY)] = found
         else:
-            current.files[name] = data
+            current.made.add(name)
+            with mkdocs_gen_files.open(name, "wb") as file:
+                file.write(data)
 
 
-def _cached(
-    path: Path, family: str, make: Callable[[], dict[str, bytes]], *, refresh: bool = False
-) -> tuple[Literal["made", "cache"], dict[str, bytes]]:
-    """What `make` gives, kept in `path`; a damaged file is made again."""
-    known = None if refresh else _read(path)
-    if known is not None:
-        return "cache", known
-    content = make()
-    _keep(path, family, content)
-    return "made", content
-
-
-def _keep(path: Path, family: str, content: Mapping[str, bytes]) -> None:
-    """Write a family's files into the cache; its older ones go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name, data in content.items():
-            archive.writestr(name, data)
-        archive.comment = _digest(content)
-    os.replace(temporary, path)
-    for old in _of_family(path.parent, family):
-        if old != path:
-            old.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> dict[str, bytes] | None:
-    """The files of an archive that `_keep` wrote; None without one, and of one that is not as it was written."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = {name: archive.read(name) for name in archive.namelist()}
-            return found if archive.comment == _digest(found) else None
-    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error):  # damage of every kind
-        return None
-
-
-def _digest(content: Mapping[str, bytes]) -> bytes:
-    total = hashlib.sha256()
-    for name, data in content.items():
-        total.update(f"{name}\0{len(data)}\0".encode() + data)
-    return total.hexdigest().encode()
-
-
-def _of_family(folder: Path, family: str) -> list[Path]:
-    """The family's files, not those of one whose name begins with this one's."""
-    return sorted(folder.glob(f"{family}-{'?' * 16}.zip"))
-
-
-def _last(folder: Path, family: str) -> dict[str, bytes] | None:
-    """The family's files as they were the last time, whatever has changed since; None without such."""
-    return next((found for path in _of_family(folder, family) if (found := _read(path)) is not None), None)
-
-
-# What gen/hooks.py calls, in this order.
+# What `altgrad.site.plugin` calls, in this order.
 
 
 def begin(
@@ -513,8 +345,7 @@ def begin(
     serving: bool,
     dated: bool,
     problem: str = "",
-    dirty: bool = False,
-    contents: dict[Path, dict[str, bytes]] | None = None,
+    memory: dict[str, Files] | None = None,
 ) -> None:
     """Start a build: note what is wanted, and date it by its newest record, not by the clock.
 
@@ -526,23 +357,18 @@ def begin(
         serving: whether a reader is editing the pages.
         dated: whether the user has set SOURCE_DATE_EPOCH.
         problem: why the library cannot be imported as it is now, where this is the one before.
-        dirty: whether mkdocs leaves the site's folder as it is.
-        contents: while serving, what the build before this one had from the cache.
+        memory: while serving, what the build before this one had from the cache.
     """
     page = os.environ.get("ALTGRAD_PAGE", "").strip().strip("/").removesuffix(".md")
     refresh = os.environ.get("ALTGRAD_REFRESH", "0") not in ("", "0")
     root = Path(config["config_file_path"]).parent
     serving = serving or bool(config["extra"].get("serving"))
-    current = SiteBuild(root, serving, page, refresh, problem, contents=contents or {})
-    config["extra"]["altgrad"] = current
+    cache = Cache(root / ".cache" / "site", refresh, memory)
+    current = config["extra"]["altgrad"] = SiteBuild(root, serving, page, problem, cache)
     _watch(current.warnings)
-    if not dirty:
-        set_aside(Path(config["site_dir"]))
     index = getattr(config["plugins"].get("material/search"), "search_index", None)  # none where it is switched off
     if index is not None:
-        current.search = search_stamp(index)
-        known = {} if refresh else read_entries(current.cache / _SEARCH, current.search)
-        remember_search(index, known, current.entries)
+        index.add_entry_from_context = partial(_searched, index, index.add_entry_from_context)
     if page:
         config["nav"] = None
         config["validation"].links.anchors = config["validation"].links.not_found = logging.DEBUG
@@ -553,6 +379,15 @@ def begin(
     newest = None if dated else newest_time()
     if newest is not None:
         os.environ["SOURCE_DATE_EPOCH"] = os.environ["ALTGRAD_EPOCH"] = str(int(newest.timestamp()))
+
+
+def _searched(index: Any, parse: Callable[[Any], None], page: Any) -> None:
+    """Let the search's index know the beginning of each section of a page."""
+    known = len(index.entries)
+    parse(page)
+    for entry in index.entries[known:]:
+        text = " ".join(re.sub(r"<[^>]*>", " ", entry["text"]).split())
+        entry["text"] = text if len(text) <= SEARCHED else text[:SEARCHED].rpartition(" ")[0]
 
 
 def _watch(warnings: Warnings | None) -> None:
@@ -566,32 +401,16 @@ def _watch(warnings: Warnings | None) -> None:
 
 
 def add_files(found: Any, config: Any) -> Any:
-    """Put what the scripts made, and the pages' styles and scripts, into the site's sources; leave all pages but the
-    wanted one unbuilt."""
+    """Put the pages' styles and scripts into the site's sources; leave all pages but the wanted one unbuilt."""
     from mkdocs.exceptions import PluginError
     from mkdocs.structure.files import File, InclusionLevel
 
     from altgrad.site.new_site import assets
 
     current: SiteBuild = config["extra"]["altgrad"]
-    for finish in current.waiting:
-        finish()
-
-    class Made(File):  # type: ignore[misc]  # mkdocs has no types
-        """A file that is there already, or that a process beside this one may be writing."""
-
-        def copy_file(self, dirty: bool = False) -> None:
-            if current.written is None and self.src_uri not in current.there:
-                super().copy_file(dirty)
-
-    for name, data in [*assets(), *current.files.items()]:
-        known = found.get_file_from_path(name)
-        if known is not None and name not in current.files:
-            continue  # a project's own file goes before the library's
-        if known is not None:
-            found.remove(known)
-        current.made[name] = Made.generated(config, name, content=data)
-        found.append(current.made[name])
+    for name, data in assets():
+        if found.get_file_from_path(name) is None:  # a project's own file goes before the library's
+            found.append(File.generated(config, name, content=data))
     if current.page:
         pages = {file.src_uri.removesuffix(".md"): file for file in found if file.is_documentation_page()}
         if current.page not in pages:
@@ -601,32 +420,12 @@ def add_files(found: Any, config: Any) -> Any:
             if path != current.page:
                 file.inclusion = InclusionLevel.EXCLUDED
     texts = {file.src_uri: file.content_string for file in found.documentation_pages()}
-    current.documented = {} if current.page else documented(texts, current.files)
+    current.documented = {} if current.page else documented(texts, current.made)
     if current.documented and "mkdocstrings" in config["plugins"]:
-        current.docstrings = _kept(current.cache, _DOCSTRINGS, docstrings_key(current.documented, config))
-        current.kept.add(current.docstrings)
-        current.docstring_files = {} if current.refresh else _read(current.docstrings) or {}
+        current.docstrings = docstrings_key(current.documented, config)
+        current.docstring_files = current.cache.get(_DOCSTRINGS, current.docstrings) or {}
         current.bodies |= docstring_bodies(current.docstring_files)
     return found
-
-
-def place_files(config: Any, found: Any) -> None:
-    """When it is settled what is in the site: have the files that it had already, and begin to write the others."""
-    from mkdocs.structure.files import File
-
-    current: SiteBuild = config["extra"]["altgrad"]
-    made: list[Any] = [file for file in found if file is current.made.get(file.src_uri)]
-    files = [
-        file
-        for file in made
-        if not file.is_documentation_page()
-        and (file.inclusion.is_in_serve() if current.serving else file.inclusion.is_included())
-    ]
-    there = bring_back(Path(config["site_dir"]), {file.dest_uri: file.content_bytes for file in files})
-    current.there = {file.src_uri for file in files if file.dest_uri in there}
-    missing = [file for file in files if file.src_uri not in current.there]
-    if len(missing) > FEW_FILES and not current.serving:
-        current.written = _writing([partial(File.copy_file, file) for file in missing])
 
 
 def resolved(config: Any, found: Any) -> None:
@@ -635,7 +434,7 @@ def resolved(config: Any, found: Any) -> None:
     site = Path(config["site_dir"])
     if current.docstring_files:
         write_beside(current.docstring_files, site)
-    elif current.docstrings is not None:
+    elif current.docstrings:
         current.new_docstrings = docstring_files(
             [found.get_file_from_path(name).page for name in current.documented], site
         )
@@ -656,9 +455,9 @@ def embed(text: str, page: Any, config: Any, found: Any) -> str:
         return text
     lines, fence = text.split("\n"), ""
     for number, line in enumerate(lines):
-        mark = _FENCE.match(line)
-        if mark and (not fence or line.strip() == fence):
-            fence = "" if fence else mark.group(1)
+        opening = _FENCE.match(line)
+        if opening and (not fence or line.strip() == fence):
+            fence = "" if fence else opening.group(1)
         if fence or not _MARKER.search(line):
             continue
         where = f"{page.file.src_uri}: line {number + 1}: "
@@ -668,7 +467,9 @@ def embed(text: str, page: Any, config: Any, found: Any) -> str:
         else:
             drawing = found.get_file_from_path(f"{wanted['page']}.{wanted['chart']}.svg")
             if drawing is not None:
-                lines[number] = _embedded(wanted["page"], wanted["chart"], drawing.content_string, page, found)
+                parts = current.parts.setdefault(page.file.src_uri, [])
+                parts.append(_embedded(wanted["page"], wanted["chart"], drawing.content_string, page, found))
+                lines[number] = mark(len(parts) - 1)
                 continue
             pattern = re.compile(re.escape(wanted["page"]) + r"\.([\w.-]+)\.svg")
             known = ", ".join(match[1] for name in sorted(found.src_uris) if (match := pattern.fullmatch(name)))
@@ -683,36 +484,29 @@ def embed(text: str, page: Any, config: Any, found: Any) -> str:
 
 
 def _embedded(path: str, chart: str, drawing: str, page: Any, found: Any) -> str:
-    """A chart of another page as Markdown that `finish_html` turns into the drawing."""
-    place = posixpath.dirname(page.file.src_uri) or "."
-    near = partial(posixpath.relpath, start=place)
-    title = re.search(r"<title[^>]*>(.*?)</title>", drawing, re.DOTALL)
+    """A chart of another page as HTML, with its files and the page that it is from."""
+    near = partial(posixpath.relpath, start=page.url or ".")
     kinds = [kind for kind in ("csv", "json", "svg") if found.get_file_from_path(f"{path}.{chart}.{kind}")]
-    links = [f"[{kind.upper()}]({near(f'{path}.{chart}.{kind}')})" for kind in kinds]
+    links = [f'<a href="{near(f"{path}.{chart}.{kind}")}">{kind.upper()}</a>' for kind in kinds]
     source = found.get_file_from_path(f"{path}.md")
     named = re.search(r"^# (.+)$", source.content_string, re.MULTILINE) if source else None
-    if named:
-        links.append(f"from [{named[1]}]({near(f'{path}.md')})")
-    return f"![{title[1] if title else ''}]({near(f'{path}.{chart}.svg')})\n\nChart: {' · '.join(links)}"
+    if source and named:
+        links.append(f'from <a href="{near(source.url or ".")}/">{named[1]}</a>')
+    return figure_html(inline_svg(drawing), f'<p class="files">Chart: {" · ".join(links)}</p>')
 
 
 def content(html: str, page: Any, config: Any, found: Any) -> str:
-    """The body of a page: the one that is there already, or what Markdown made with charts and tables finished."""
+    """The body of a page: the one that is there already, or what Markdown made with its tables and charts."""
     current: SiteBuild = config["extra"]["altgrad"]
     body = current.bodies.get(page.file.src_uri)
     if body is None:
-
-        def find(address: str) -> str | None:
-            file = found.get_file_from_path(posixpath.normpath(posixpath.join(page.url, address)))
-            return None if file is None else file.content_string
-
-        finished = finish_html(html, find)
+        finished = finish_html(html, current.parts.get(page.file.src_uri, ()))
         if finished != html:
             page.present_anchor_ids = (page.present_anchor_ids or set()) | _ids(finished)
         return finished
     from mkdocs.structure.toc import get_toc
 
-    page.toc = get_toc(_nested(body.toc))
+    page.toc = get_toc(body.toc)
     page.present_anchor_ids = _ids(body.html)
     page.links_to_anchors = {}
     for path, anchor in body.links:
@@ -729,19 +523,6 @@ def _ids(html: str) -> set[str]:
     return set(re.findall(r'\sid="([^"]+)"', html))
 
 
-def _nested(flat: Iterable[tuple[int, str, str]]) -> list[Any]:
-    """Headings as a tree: each is a child of the last one before it of a higher rank."""
-    top: list[Any] = []
-    path: list[Any] = []
-    for level, identity, name in flat:
-        token = {"level": level, "id": identity, "name": name, "children": []}
-        while path and path[-1]["level"] >= level:
-            path.pop()
-        (path[-1]["children"] if path else top).append(token)
-        path.append(token)
-    return top
-
-
 def tick(config: Any, page: Any, *, stop: bool) -> None:
     """Add the time between two calls, a start and a stop, to the page's seconds."""
     current: SiteBuild = config["extra"]["altgrad"]
@@ -752,51 +533,51 @@ def tick(config: Any, page: Any, *, stop: bool) -> None:
     current.clock = now
 
 
-def wait(config: Any) -> None:
-    """Before anybody looks at the site: have all files written."""
+def finish_page(html: str, page: Any, config: Any) -> str:
+    """A page as it is published: its search dialog has a name; nothing but the site's own content runs or loads."""
     current: SiteBuild = config["extra"]["altgrad"]
-    if current.written is not None:
-        current.written()
+    html = html.replace(
+        'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
+    )
+    tick(config, page, stop=True)
+    return html if current.serving else seal_html(html)
 
 
-def failed(config: Any) -> None:
-    """Leave nothing of a build that failed behind."""
+def failed() -> None:
+    """After a build that failed, count no warnings."""
     _watch(None)
-    clear(Path(config["site_dir"]))
 
 
 def end(config: Any) -> None:
     """Write the build report beside the site (never into it) and remove what the cache no longer needs."""
     current: SiteBuild = config["extra"]["altgrad"]
     _watch(None)
-    current.contents = {path: files for path, files in current.contents.items() if path in current.kept}
     total = time.perf_counter() - current.begun
     families = sorted(current.families, key=lambda family: -family.seconds)
     slowest = sorted(current.seconds.items(), key=lambda item: -item[1])
-    folder = current.root / "build" / "report"
-    folder.mkdir(parents=True, exist_ok=True)
     report = {
         "seconds": round(total, 3),
         "page": current.page,
         "families": [asdict(family) | {"seconds": round(family.seconds, 4)} for family in families],
         "pages": {name: round(seconds, 4) for name, seconds in slowest},
     }
-    (folder / "build.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     lines = [f"{len(slowest)} pages in {total:.1f} s", "", "Scripts and executed pages, slowest first"]
     lines += [f"{family.seconds:9.3f} s  {family.origin:6}  {family.name} ({family.pages})" for family in families]
     lines += ["", "Markdown and templates, slowest 20 pages"]
     lines += [f"{seconds:9.3f} s  {name}" for name, seconds in slowest[:20]]
-    (folder / "build.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    folder = current.root / "build" / "report"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "build.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        (folder / "build.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    except OSError as error:
+        log.info(f"There is no build report, since build/report cannot be written ({error.strerror})")
     if current.page:
         log.info(f"Page: {Path(config['site_dir']) / found_place(current.page)}")
     elif all(family.origin in ("made", "cache") for family in families):
-        if current.search:
-            write_entries(current.cache / _SEARCH, current.search, current.entries)
-        if current.docstrings is not None and current.new_docstrings and not current.warnings.count:
-            _keep(current.docstrings, _DOCSTRINGS, current.new_docstrings)
-        for path in current.cache.glob("*.zip"):
-            if path not in current.kept:
-                path.unlink(missing_ok=True)
+        if current.docstrings and current.new_docstrings and not current.warnings.count:
+            current.cache.put(_DOCSTRINGS, current.docstrings, current.new_docstrings)
+        current.cache.tidy()
 
 
 def found_place(path: str) -> str:
@@ -805,56 +586,6 @@ def found_place(path: str) -> str:
     return posixpath.join(folder, "index.html")
 
 
-def finish_html(html: str, find: Callable[[str], str | None]) -> str:
-    """The HTML of one page with its charts inline and its tables in boxes of their own.
-
-    A chart arrives as an image and leaves as an inline drawing that follows the palette, out of the search index. A
-    table gets its caption, a region that scrolls by itself (and by keyboard), and marks for the sorting script.
-
-    Args:
-        html: What Python-Markdown made of the page.
-        find: Gives the text of a drawing by its address relative to the page; None when there is none.
-    """
-
-    names: set[str] = set()
-
-    def chart(match: re.Match[str]) -> str:
-        address, links = match.groups()
-        svg = find(address)
-        if svg is None:
-            return match.group()
-        return figure_html(_with_own_name(inline_svg(svg), names), f'<p class="files">{links}</p>')
-
-    def table(match: re.Match[str]) -> str:
-        caption = match["caption"] or ""  # "Table" stands where a page gave none
-        return table_html(match["body"], "" if caption == "Table" else caption, match["attributes"] or "")
-
-    html = _TABLE.sub(table, _CHART.sub(chart, html))
-    return re.sub(r"<p>((?:Table|Files): <a )", r'<p class="files">\1', html)
-
-
-def _with_own_name(drawing: str, taken: set[str]) -> str:
-    """The drawing with ids that no other on the page has: charts of two pages may have one name."""
-    name = re.search(r'aria-labelledby="(\S+)-title ', drawing)
-    if name is None:
-        return drawing
-    own, number = name[1], 2
-    while own in taken:
-        own, number = f"{name[1]}-{number}", number + 1
-    taken.add(own)
-    return drawing if own == name[1] else re.sub(rf'(?<=["#( ]){re.escape(name[1])}-', f"{own}-", drawing)
-
-
-def seal_html(html: str) -> str:
-    """A finished page with a content-security policy: no request leaves the site, and no script runs but its own.
-
-    The page's inline scripts are allowed by their hashes. Not for `mkdocs serve`, which adds a script afterwards.
-    """
-    scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
-    hashes = dict.fromkeys(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    allowed = " ".join(f"'sha256-{value}'" for value in hashes)
-    policy = (
-        f"default-src 'self'; script-src 'self' {allowed}; "
-        "style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; base-uri 'self'"
-    )
-    return html.replace("<head>", f'<head><meta http-equiv="Content-Security-Policy" content="{policy}">', 1)
+def finish_html(html: str, parts: Sequence[str] = ()) -> str:
+    """What Python-Markdown made of a hand-written page, with its parts in place and its own tables in boxes."""
+    return filled(_TABLE.sub(lambda table: table_html(table[1], ""), html), parts)

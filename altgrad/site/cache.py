@@ -1,10 +1,9 @@
-"""What a site keeps from one build to the next beside the files that its scripts make.
+"""What a site keeps from one build to the next: files, by the key of all that they are made from.
 
-- Pages of docstrings, for which mkdocstrings needs seconds: as they are after all references between them are resolved.
-  They depend on the library's sources, the pages' text, the settings, and the packages that make one of the other.
-  They are kept where they hold this library's docstrings and nothing else, and no other page has or names any.
-- The search's entries of each page, by all that they are made of.
-- The site's generated files: mkdocs empties their folder before each build, and writing thousands takes seconds.
+The scripts' pages have keys of their own. Pages of docstrings, for which mkdocstrings needs seconds, are kept as they
+are after all references between them are resolved: they depend on the library's sources, the pages' text, the settings,
+and the packages that make one of the other. They are kept where they hold this library's docstrings and nothing else,
+and no other page has or names any.
 """
 
 from __future__ import annotations
@@ -14,20 +13,19 @@ import json
 import logging
 import os
 import re
-import shutil
 import sys
-from collections.abc import Container, Iterable, Mapping
+import zipfile
+import zlib
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from altgrad.runs.schema import code_fingerprint, digest
 from altgrad.site.html import Body
 
-Entries = dict[str, list[dict[str, Any]]]
-"""The search's entries of each page, by a digest of what they are made of."""
+log = logging.getLogger("mkdocs.plugins.altgrad")  # below mkdocs' own logger, so that strict builds count warnings
 
 _BESIDE = ("assets/_mkdocstrings.css", "objects.inv")
 """What mkdocstrings writes for the pages that it has made itself."""
@@ -38,8 +36,91 @@ _PACKAGES = (
     "griffelib", "mkdocs", "mkdocs-autorefs", "mkdocs-material", "mkdocstrings", "mkdocstrings-python", "Markdown",
     "pymdown-extensions", "Pygments", "Jinja2", "black", "ruff",
 )  # fmt: skip
-_ASIDE = ".altgrad-last"
-"""Within the site's folder; mkdocs leaves names with a dot alone."""
+
+
+class Cache:
+    """Files by a name and a key, one archive each; a damaged one counts as missing.
+
+    Args:
+        folder: where the archives are.
+        refresh: whether nothing in it is read.
+        memory: what was read and written before, while serving: it spares reading it again. None: nothing is held.
+    """
+
+    def __init__(self, folder: Path, refresh: bool = False, memory: dict[str, dict[str, bytes]] | None = None) -> None:
+        self.folder, self.refresh, self.memory = folder, refresh, memory
+        self.used: set[str] = set()
+        self.writable = True
+
+    def get(self, name: str, key: str) -> dict[str, bytes] | None:
+        """The files of this name under this key."""
+        place = self._place(name, key)
+        if self.refresh and place not in self.used:
+            return None
+        self.used.add(place)
+        found = self.memory.get(place) if self.memory is not None else None
+        found = _read(self.folder / place) if found is None else found
+        return found if found is None else self._held(place, found)
+
+    def put(self, name: str, key: str, files: Mapping[str, bytes]) -> None:
+        """Keep the files; where the folder cannot be written, one line says so and nothing is kept."""
+        place = self._place(name, key)
+        self.used.add(place)
+        self._held(place, dict(files))
+        temporary = self.folder / f"{place}.{os.getpid()}.tmp"
+        try:
+            if self.writable:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+                    for file, data in files.items():
+                        archive.writestr(file, data)
+                    archive.comment = _digest(files)
+                os.replace(temporary, self.folder / place)
+        except OSError as error:
+            self.writable = False
+            log.info(f"The cache is off, since .cache/site cannot be written ({error.strerror})")
+
+    def last(self, name: str) -> dict[str, bytes] | None:
+        """The files of this name as they were the last time, whatever has changed since; None without such."""
+        for path in sorted(self.folder.glob(f"{name}-{'?' * 16}.zip")):
+            if (found := _read(path)) is not None:
+                self.used.add(path.name)
+                return found
+        return None
+
+    def tidy(self) -> None:
+        """Remove what this build has not used."""
+        for path in self.folder.glob("*.zip") if self.writable else ():
+            if path.name not in self.used:
+                path.unlink(missing_ok=True)
+        if self.memory is not None:
+            for place in self.memory.keys() - self.used:
+                del self.memory[place]
+
+    def _place(self, name: str, key: str) -> str:
+        return f"{name}-{key[:16]}.zip"
+
+    def _held(self, place: str, files: dict[str, bytes]) -> dict[str, bytes]:
+        if self.memory is not None:
+            self.memory[place] = files
+        return files
+
+
+def _read(path: Path) -> dict[str, bytes] | None:
+    """The files of an archive; None without one, and of one that is not as it was written."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = {name: archive.read(name) for name in archive.namelist()}
+            return found if archive.comment == _digest(found) else None
+    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error):  # damage of every kind
+        return None
+
+
+def _digest(files: Mapping[str, bytes]) -> bytes:
+    total = hashlib.sha256()
+    for name, data in files.items():
+        total.update(f"{name}\0{len(data)}\0".encode() + data)
+    return total.hexdigest().encode()
 
 
 class Warnings(logging.Handler):
@@ -62,16 +143,21 @@ def documented(texts: Mapping[str, str], made: Container[str]) -> dict[str, str]
         made: places of the pages that scripts make.
     """
     found = {name: text for name, text in texts.items() if ":::" in text and _DIRECTIVE.search(text)}
-    plain = all(name in made and _DOCSTRING_PAGE.fullmatch(text) for name, text in found.items())
+    plain = all(name in made and _DOCSTRING_PAGE.fullmatch(_text(text)) for name, text in found.items())
     named = any(_NAMES_DOCSTRINGS.search(text) for name, text in texts.items() if name not in found)
     return found if plain and not named else {}
+
+
+def _text(page: str) -> str:
+    """What stands below the settings at a page's head."""
+    return page.split("---\n", 2)[-1].lstrip() if page.startswith("---\n") else page
 
 
 def docstrings_key(texts: Mapping[str, str], config: Any) -> str:
     """A digest of all that the pages of docstrings depend on; `config` is mkdocs'."""
     plugins = [config["plugins"][name].config for name in ("mkdocstrings", "autorefs") if name in config["plugins"]]
     keys = ("markdown_extensions", "mdx_configs", "use_directory_urls")
-    settings = _told([plugins, [config[key] for key in keys], config["theme"].name])
+    settings = _plain([plugins, [config[key] for key in keys], config["theme"].name])
     packages = [(name, _version(name)) for name in _PACKAGES]
     return digest(code_fingerprint(), dict(texts), settings, packages, sys.version)
 
@@ -80,15 +166,13 @@ def docstring_files(pages: Iterable[Any], site: Path) -> dict[str, bytes]:
     """The finished content of mkdocs' pages, and what lies beside them, for `docstring_bodies`."""
     found = {name: (site / name).read_bytes() for name in _BESIDE if (site / name).is_file()}
     for page in pages:
-        body = Body(page.content, tuple(_flat(page.toc)), ())
-        found[page.file.src_uri] = json.dumps(asdict(body)).encode()
+        found[page.file.src_uri] = json.dumps(asdict(Body(page.content, [*_tokens(page.toc)], ()))).encode()
     return found
 
 
 def docstring_bodies(files: Mapping[str, bytes]) -> dict[str, Body]:
     """The bodies, by place, of what `docstring_files` gave."""
-    found = {name: json.loads(data) for name, data in files.items() if name not in _BESIDE}
-    return {name: Body(body["html"], tuple(map(tuple, body["toc"])), ()) for name, body in found.items()}
+    return {name: Body(**json.loads(data)) for name, data in files.items() if name not in _BESIDE}
 
 
 def write_beside(files: Mapping[str, bytes], site: Path) -> None:
@@ -98,108 +182,17 @@ def write_beside(files: Mapping[str, bytes], site: Path) -> None:
             (site / name).write_bytes(files[name])
 
 
-def _flat(items: Iterable[Any]) -> Iterable[tuple[int, str, str]]:
+def _tokens(items: Iterable[Any]) -> Iterator[dict[str, Any]]:
     for item in items:
-        yield item.level, item.id, item.title
-        yield from _flat(item.children)
+        yield {"level": item.level, "id": item.id, "name": item.title, "children": [*_tokens(item.children)]}
 
 
-def search_stamp(index: Any) -> str:
-    """A digest of what the entries of all pages depend on; `index` is of material's search plugin."""
-    return digest(_version("mkdocs-material"), _told(index.config), find_spec("jieba") is not None)
-
-
-def remember_search(index: Any, before: Entries, now: Entries) -> None:
-    """Let the search's index take the entries of a page that is as it was, instead of parsing it.
-
-    Args:
-        index: of material's search plugin; its pages are parsed by ``add_entry_from_context``.
-        before: the entries that are known.
-        now: takes those of this build.
-    """
-    parse = index.add_entry_from_context
-
-    def add(page: Any) -> None:
-        parts = repr((page.url, str(page.title), page.content, page.meta, [*_flat(page.toc)]))
-        key = hashlib.sha256(parts.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-        if key in before:
-            index.entries += [dict(entry) for entry in before[key]]
-        else:
-            known = len(index.entries)
-            parse(page)
-            before[key] = [dict(entry) for entry in index.entries[known:]]
-        now[key] = before[key]
-
-    index.add_entry_from_context = add
-
-
-def read_entries(path: Path, stamp: str) -> Entries:
-    """The search's entries that `write_entries` kept; none where the file is missing, damaged or of another stamp."""
-    try:
-        kept = json.loads(path.read_bytes())
-        whole = digest(stamp, kept["entries"]) == kept["digest"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return {}
-    return kept["entries"] if whole else {}
-
-
-def write_entries(path: Path, stamp: str, entries: Entries) -> None:
-    """Keep the search's entries of a build."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"digest": digest(stamp, entries), "entries": entries}), "utf-8")
-    os.replace(temporary, path)
-
-
-def set_aside(site: Path) -> None:
-    """Before mkdocs empties the site's folder: move what is in it out of the way."""
-    clear(site)
-    (site / _ASIDE).mkdir(parents=True)
-    for entry in site.iterdir():
-        if not entry.name.startswith("."):
-            entry.rename(site / _ASIDE / entry.name)
-
-
-def bring_back(site: Path, wanted: Mapping[str, bytes]) -> set[str]:
-    """After it: put back the files that are as `wanted`, by place, and remove all others; gives those that are there.
-
-    Reading a file takes a tenth of the time of writing one. Links are not followed, and none comes back.
-    """
-    aside, found = site / _ASIDE, set()
-    folders: dict[Path, bool] = {aside.parent: True}  # whether it is a folder and no link leads to it
-
-    def plain(folder: Path) -> bool:
-        if folder not in folders:
-            folders[folder] = plain(folder.parent) and folder.is_dir() and not folder.is_symlink()
-        return folders[folder]
-
-    for name, data in wanted.items():
-        old, new = aside / name, site / name
-        if not plain(old.parent) or old.is_symlink() or not old.is_file() or old.stat().st_nlink > 1:
-            continue
-        if old.read_bytes() == data:
-            new.parent.mkdir(parents=True, exist_ok=True)
-            old.rename(new)
-            found.add(name)
-    clear(site)
-    return found
-
-
-def clear(site: Path) -> None:
-    """Remove what was set aside."""
-    aside = site / _ASIDE
-    if aside.is_symlink() or aside.is_file():
-        aside.unlink()
-    elif aside.exists():
-        shutil.rmtree(aside)
-
-
-def _told(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """Settings as JSON can hold them, the same in every process; functions by name."""
     if isinstance(value, Mapping):
-        return [[str(key), _told(each)] for key, each in value.items()]
+        return [[str(key), _plain(each)] for key, each in value.items()]
     if isinstance(value, list | tuple):
-        return [_told(each) for each in value]
+        return [_plain(each) for each in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"

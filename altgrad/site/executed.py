@@ -42,10 +42,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from altgrad.config import UsageError
 from altgrad.runs import sources_fingerprint
 from altgrad.runs.schema import code_fingerprint, digest
 from altgrad.site.content import Block as PageBlock
 from altgrad.site.content import Bullets, Cell, Chart, ChartBlock, Column, Link, Page, PageRef, Table, check_path
+from altgrad.site.html import Placed
 from altgrad.site.render import Dialect, files, fragment
 from altgrad.text import escape, fenced, shorten, visible
 
@@ -61,7 +63,7 @@ ROWS = 50
 """Most rows of a DataFrame that a page shows; all are in its CSV and JSON."""
 
 
-class GuideError(Exception):
+class GuideError(UsageError):
     """A guide that cannot be shown: one line that names the guide, the block and what to do."""
 
 
@@ -163,8 +165,9 @@ def executed(
     lines, shown, at = text.split("\n"), [], 0
     found = blocks(text, name, parameters)
     namespace = _namespace(parameters, here)
-    dialect = Dialect(site=True, address=partial(source_address, path))
-    all_blocks: list[PageBlock] = []
+    beside: dict[str, bytes] = {}
+    placed = Placed(Page(path, "", ()), beside)
+    dialect = Dialect(partial(source_address, path), placed)
     for block in found:
         shown += lines[at : block.first]
         if not block.hide:
@@ -181,20 +184,22 @@ def executed(
             output = _run_without_torch(block, namespace, name, found)
         content = _output_block(output.lines) if output.lines else []
         if output.blocks:
-            all_blocks += output.blocks
-            content += ["", *fragment(output.blocks, dialect, Page(path, "", output.blocks)).split("\n")]
+            page = Page(path, "", output.blocks)
+            try:
+                own = files(page)
+            except ValueError as error:
+                raise GuideError(f"{name}: {error}") from error
+            if taken := beside.keys() & own.keys():
+                raise GuideError(f"{name}: two files named {min(taken)}; every chart and table needs its own id")
+            beside |= own
+            content += ["", *fragment(page, dialect).split("\n")]
         if content:
             shown += ["", *(block.indent + line if line else "" for line in content)]
     if set(outputs) - {block.key for block in found if block.torch}:
         raise GuideError(f"{name}: recorded outputs are left of torch blocks that are gone; run `{COMMAND}`")
-    try:
-        beside = files(Page(path, "", tuple(all_blocks)), dialect)
-    except ValueError as error:
-        raise GuideError(f"{name}: {error}") from error
     place = posixpath.dirname(path)
-    return {f"{path}.md": "\n".join([*shown, *lines[at:]]).encode()} | {
-        posixpath.join(place, file): data for file, data in beside.items()
-    }
+    page_file = {f"{path}.md": "\n".join([*shown, *lines[at:]]).encode()}
+    return page_file | placed.file() | {posixpath.join(place, file): data for file, data in beside.items()}
 
 
 def page_files(file: Path, docs: Path) -> dict[str, bytes]:
@@ -220,8 +225,8 @@ def page_files(file: Path, docs: Path) -> dict[str, bytes]:
         found |= executed(body, own, name=name, path=f"{path}/{each}", parameters=values, here=file.parent)
     title = str(_front_matter(text, name).get("title") or file.stem.replace("-", " ").replace("_", " ").capitalize())
     links = Bullets(tuple(Link(each, PageRef(f"{path}/{each}")) for each in variants))
-    dialect = Dialect(site=True, address=partial(source_address, path))
-    found[f"{path}.md"] = f"# {escape(title)}\n\n{fragment([links], dialect)}\n".encode()
+    body = fragment(Page(path, title, (links,)), Dialect(partial(source_address, path)))
+    found[f"{path}.md"] = f"# {escape(title)}\n\n{body}\n".encode()
     return found
 
 

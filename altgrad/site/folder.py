@@ -36,8 +36,8 @@ def write_folder(pages: Iterable[Page], folder: Path, *, site_root: str) -> list
     written: list[Path] = []
     contents = []
     for page in pages:
-        name, dialect = names[page.path], Dialect(site=False, address=partial(address, page))
-        contents.append({f"{name}.md": render(page, dialect).encode(), **files(page, dialect)})
+        name, dialect = names[page.path], Dialect(partial(address, page))
+        contents.append({f"{name}.md": render(page, dialect).encode(), **files(page, site=False)})
         for stale in [*folder.glob(f"{name}.*.svg"), *folder.glob(f"{name}.*.csv")]:
             if stale.name not in contents[-1]:
                 stale.unlink()

@@ -1,56 +1,56 @@
-"""A page value as the HTML of the site, without Markdown in between: a tenth of the time, and the same result.
+"""A page as the content of a site's page: Python-Markdown reads its text, tables and charts enter as HTML.
 
-What Python-Markdown would make of `altgrad.site.render` is the specification (a test holds the two together). A body
-is kept by the cache; `altgrad.site.build` puts it in the place of the page's content.
+Python-Markdown would need twenty times longer for a drawing, and four for a table: so a mark stands in the text where
+one belongs, and it is put in afterwards (`Placed`, `filled`).
 """
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from html import escape as escape_html
-from html import unescape
+from typing import Any
 
 from altgrad.site.chart import inline_svg
 from altgrad.site.content import (
-    Block,
-    Bullets,
     Cell,
     Chart,
     ChartBlock,
-    CodeBlock,
     Column,
-    Details,
-    Heading,
-    Note,
+    Link,
     Page,
     PageRef,
-    Paragraph,
     Source,
     Table,
     Text,
     markdown,
-    md,
     resolve,
     slug,
 )
-from altgrad.site.render import beside, cell_text
-from altgrad.text import Md, code_lines, escape
+from altgrad.site.render import Dialect, beside, cell_text, render
+from altgrad.text import Md, escape
 
 _LONG_NAME = re.compile(r'<(?:"[^"]*"|[^">])*>|[^\W\d][\w./]{13,}')
 """A tag, or a name such as ``blocks.0.mlp.up.weight`` or ``E7M0/E7M0/E5M2``."""
-_INLINE = re.compile(
-    r"`(?P<code>[^`]+)`"
-    r"|\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\])*)\]\((?P<address>[^()\s]*)\)"
-    r"|\*\*(?P<strong>.+?)\*\*(?!\*)|\*(?P<em>[^*]+)\*|(?<![0-9A-Za-z_])_(?P<under>[^_]+)_(?![0-9A-Za-z_])"
-    r"|\\(?P<escaped>[\\`*_{}\[\]()>#+.!|-])"
-    r"|(?P<tag></?[a-zA-Z][^<>]*>)|(?P<entity>&(?:\#[0-9]+|\#x[0-9a-fA-F]+|[a-zA-Z][0-9a-zA-Z]*);)|(?P<special>[<>&])"
-)
-_TOC_DEPTH = 3
+_NO_MARKDOWN = re.compile(r"(?:[^*_`\[\]\\<>&]|(?<=\w)_(?=\w)|&(?:#\d+|\w+);|</?[a-z][^<>]*>)*")
+"""Text and tags that are HTML as they stand."""
+_MARK = re.compile("<p>\ue000([0-9]+)\ue001</p>")
+"""Characters that no text of a record has: `altgrad.text.visible` spells them out."""
+BODY = ".body/"
+"""Where a script's files have the bodies of its pages, and the parts of those that mkdocs reads, beside the others."""
+_EXTENSIONS = {
+    "admonition": {},
+    "attr_list": {},
+    "tables": {},
+    "toc": {"permalink": True, "permalink_title": "Link to this section", "toc_depth": 3},
+    "pymdownx.details": {},
+    "pymdownx.highlight": {"anchor_linenums": False},
+    "pymdownx.superfences": {},
+}
 
 SourceAddress = Callable[[Source], tuple[str, str] | None]
 """Where the script that made a chart can be read, relative to the page, and a title that says which; None: nowhere."""
@@ -61,24 +61,32 @@ class Body:
     """The content of a page."""
 
     html: str  # of everything below the site's frame
-    toc: tuple[tuple[int, str, str], ...]  # level, id, name (HTML) of each heading of the contents, in order
-    links: tuple[tuple[str, str], ...]  # paths and anchors of the pages that it leads to, to check that they exist
+    toc: Sequence[Mapping[str, Any]]  # the headings as Python-Markdown tells them: each with its children
+    links: Sequence[Sequence[str]]  # paths and anchors of the pages that it leads to, to check that they exist
 
 
-@dataclass
-class _Writer:
-    """One page being written."""
+class Placed:
+    """The tables and charts of a page, each as HTML for the place of a mark in its Markdown.
 
-    page: Page
-    drawings: Mapping[str, bytes]
-    source: SourceAddress
-    toc: list[tuple[int, str, str]] = field(default_factory=list)
-    links: dict[tuple[str, str], None] = field(default_factory=dict)
-    ids: set[str] = field(default_factory=set)
+    Args:
+        page: the page.
+        drawings: its charts as SVG by file name, as `altgrad.site.render.files` gives them.
+        source: where scripts can be read.
+    """
 
-    def inline(self, text: Text) -> str:
-        """Inline markdown as HTML."""
-        return inline_html(resolve(markdown(text), self.address))
+    def __init__(self, page: Page, drawings: Mapping[str, bytes], source: SourceAddress = lambda made_by: None) -> None:
+        self.page, self.drawings, self.source = page, drawings, source
+        self.parts: list[str] = []
+        self.links: dict[tuple[str, str], None] = {}
+
+    def __call__(self, block: Table | ChartBlock) -> str:
+        """Keep the block as HTML; gives the mark."""
+        self.parts.append(self._table(block) if isinstance(block, Table) else self._chart(block.chart))
+        return mark(len(self.parts) - 1)
+
+    def file(self) -> dict[str, bytes]:
+        """What a script hands over with a page that mkdocs reads, for the site to put the parts in."""
+        return {f"{BODY}{self.page.path}.md": json.dumps(self.parts).encode()} if self.parts else {}
 
     def address(self, reference: PageRef) -> str:
         """Where another page or a file is, seen from this one."""
@@ -89,73 +97,32 @@ class _Writer:
         target = posixpath.relpath(_folder(reference.path) or ".", _folder(self.page.path) or ".") + "/"
         return f"{target}#{reference.anchor}" if reference.anchor else target
 
-    def file(self, name: str) -> str:
-        """Where a file beside this page is, seen from the page."""
-        place = posixpath.join(posixpath.dirname(self.page.path), beside(self.page, name))
-        return posixpath.relpath(place, _folder(self.page.path) or ".")
+    def _inline(self, text: Text) -> str:
+        return inline_html(resolve(markdown(text), self.address))
 
-    def files(self, label: str, names: Sequence[str], source: Source | None = None) -> str:
+    def _files(self, label: str, names: Sequence[str], source: Source) -> str:
         """The line of links to files beside the page, and to the script that made them."""
-        single = len({name.rsplit(".", 1)[0] for name in names}) == 1 and len(names) > 1
-        shown = [name.rsplit(".", 1)[-1].upper() if single else inline_html(escape(name)) for name in names]
-        links = [f'<a href="{self.file(name)}">{text}</a>' for name, text in zip(names, shown, strict=True)]
-        found = self.source(source) if source else None
-        if found and source:
+        place = posixpath.dirname(self.page.path)
+        near = (posixpath.join(place, beside(self.page, name)) for name in names)
+        links = [
+            f'<a href="{posixpath.relpath(path, _folder(self.page.path) or ".")}">{path.rsplit(".", 1)[1].upper()}</a>'
+            for path in near
+        ]
+        if found := self.source(source):
             links.append(f'<a href="{found[0]}" title="{found[1]}">{escape_html(source.name)}</a>')
         return f'<p class="files">{label}: {" · ".join(links)}</p>'
 
-    def heading(self, level: int, text: str, anchor: str | None = None) -> str:
-        """A heading with its link; its id is unique on the page."""
-        plain = unescape(re.sub(r"<[^>]*>", "", text))
-        identity = wanted = slug(anchor) if anchor else heading_id(plain)
-        number = 1
-        while identity in self.ids or not identity:
-            identity, number = f"{wanted}_{number}", number + 1
-        self.ids.add(identity)
-        if level <= _TOC_DEPTH:
-            self.toc.append((level, identity, escape_html(plain, quote=False)))
-        permalink = f'<a class="headerlink" href="#{identity}" title="Link to this section">&para;</a>'
-        return f'<h{level} id="{identity}">{text}{permalink}</h{level}>'
-
-    def block(self, block: Block) -> str:
-        """One block and what it holds."""
-        match block:
-            case Heading():
-                return self.heading(block.level, self.inline(block.text), block.anchor)
-            case Paragraph():
-                return f"<p>{self.inline(block.text)}</p>"
-            case Bullets():
-                return "<ul>\n" + "".join(f"<li>{self.inline(item)}</li>\n" for item in block.items) + "</ul>"
-            case Table():
-                return self.table(block)
-            case ChartBlock():
-                return self.chart(block.chart)
-            case CodeBlock():
-                return code_html("\n".join(code_lines(block.text)), re.sub("[^a-z0-9]", "", block.language))
-            case Note():
-                title = f'<p class="admonition-title">{self.inline(block.title)}</p>'
-                return f'<div class="admonition {block.kind}">\n{title}\n{self.blocks(block.blocks)}\n</div>'
-            case Details():
-                title = f"<summary>{self.inline(block.title)}</summary>"
-                return f'<details class="abstract">\n{title}\n{self.blocks(block.blocks)}\n</details>'
-
-    def blocks(self, blocks: Sequence[Block]) -> str:
-        """Blocks one after the other."""
-        return "\n".join(self.block(block) for block in blocks)
-
-    def chart(self, chart: Chart) -> str:
-        """The drawing in place, and its files."""
+    def _chart(self, chart: Chart) -> str:
         drawing = self.drawings[beside(self.page, f"{chart.id}.svg")].decode()
         names = [f"{chart.id}.{kind}" for kind in ("csv", "json", "svg")]
-        return figure_html(inline_svg(drawing), self.files("Chart", names, chart.source))
+        return figure_html(inline_svg(drawing), self._files("Chart", names, chart.source))
 
-    def table(self, table: Table) -> str:
-        """The table in its box, and its files."""
+    def _table(self, table: Table) -> str:
         columns = [column if isinstance(column, Column) else Column(column) for column in table.columns]
         styles = [' style="text-align: right;"' if column.align == "right" else "" for column in columns]
 
         def row(tag: str, cells: Iterable[Cell]) -> str:
-            shown = (f"<{tag}{style}>{self.cell(cell)}</{tag}>\n" for cell, style in zip(cells, styles, strict=True))
+            shown = (f"<{tag}{style}>{self._cell(cell)}</{tag}>\n" for cell, style in zip(cells, styles, strict=True))
             return f"<tr>\n{''.join(shown)}</tr>\n"
 
         head = row("th", (column.title for column in columns))
@@ -163,88 +130,66 @@ class _Writer:
         sortable = "".join("01"[column.sortable] for column in columns)
         identity = f' id="table-{slug(table.id)}"' if table.id else ""
         body = f"\n<thead>\n{head}</thead>\n<tbody>\n{rows}</tbody>\n"
-        found = table_html(body, self.inline(table.caption), f' data-sort="{sortable}"{identity}')
+        found = table_html(body, self._inline(table.caption), f' data-sort="{sortable}"{identity}')
         if table.data is not None:
             names = [f"{slug(table.id)}.{kind}" for kind in ("csv", "json")]
-            found += "\n" + self.files("Table", names, table.source)
+            found += "\n" + self._files("Table", names, table.source)
         return found
 
-    def cell(self, cell: Cell) -> str:
-        """What a cell shows; most are plain words or numbers."""
-        text = cell_text(cell)
-        html = text if re.fullmatch(r"[\w .,:%+−–()/=-]*", text) and "_" not in text else self.inline(text)
+    def _cell(self, value: Cell) -> str:
+        """What a cell shows; a link of plain text and plain text need no Markdown."""
+        if isinstance(value, Link) and isinstance(value.target, PageRef):
+            text = value.text if isinstance(value.text, Md) else escape(value.text)
+            html = f'<a href="{self.address(value.target)}">{inline_html(text)}</a>'
+        else:
+            html = self._inline(cell_text(value))
         return _LONG_NAME.sub(_breakable, html)
 
 
-def body_html(page: Page, drawings: Mapping[str, bytes], source: SourceAddress) -> Body:
-    """The content of a page for a site with a folder a page (`use_directory_urls`).
+def mark(number: int) -> str:
+    """What stands in Markdown, as a paragraph, where a page's part of this number belongs."""
+    return f"\ue000{number}\ue001"
 
-    Args:
-        page: the page.
-        drawings: its charts as SVG by file name, as `altgrad.site.render.files` gives them.
-        source: where scripts can be read.
-    """
-    writer = _Writer(page, drawings, source)
-    parts = [writer.heading(1, inline_html(escape(page.title))), writer.blocks(page.blocks)]
-    if listed := [download.name for download in page.downloads if download.listed]:
-        parts.append(writer.files("Files", listed))
-    if page.provenance is not None:
-        lines = tuple(md("**{label}:** {value}", label=label, value=value) for label, value in page.provenance.lines)
-        parts += [writer.heading(2, "Provenance"), writer.block(Bullets(lines))]
-    html = "\n".join(part for part in parts if part)
-    return Body(html, tuple(writer.toc), tuple(writer.links))
+
+def filled(html: str, parts: Sequence[str]) -> str:
+    """What Python-Markdown made of a page with its tables and charts in the place of their marks."""
+    return _MARK.sub(lambda mark: parts[number] if (number := int(mark[1])) < len(parts) else "", html)
+
+
+def body_html(page: Page, drawings: Mapping[str, bytes], source: SourceAddress = lambda made_by: None) -> Body:
+    """The content of a page for a site with a folder a page (`use_directory_urls`); arguments as of `Placed`."""
+    placed, reader = Placed(page, drawings, source), _reader()
+    html = reader.reset().convert(render(page, Dialect(placed.address, placed)))
+    return Body(filled(html, placed.parts), reader.toc_tokens, tuple(placed.links))
+
+
+@cache
+def _reader() -> Any:
+    from markdown import Markdown
+
+    return Markdown(extensions=[*_EXTENSIONS], extension_configs=_EXTENSIONS)
+
+
+@cache
+def _inline_reader() -> Any:
+    from markdown import Markdown
+
+    return Markdown()
 
 
 @lru_cache(maxsize=4096)
 def inline_html(text: Md) -> str:
     """Inline markdown of ours as HTML: code, links, strong, emphasis, tags and character references."""
-    text = Md(re.sub(r"\s*\n\s*", " ", text))
-
-    def replaced(match: re.Match[str]) -> str:
-        kind, value = match.lastgroup, match.group()
-        match kind:
-            case "code":
-                return f"<code>{escape_html(match['code'].strip(), quote=False)}</code>"
-            case "address":
-                return f'<a href="{match["address"]}">{inline_html(Md(match["text"]))}</a>'
-            case "strong":
-                return f"<strong>{inline_html(Md(match['strong']))}</strong>"
-            case "em" | "under":
-                return f"<em>{inline_html(Md(match[kind]))}</em>"
-            case "escaped":
-                return escape_html(match["escaped"], quote=False)
-            case "special":
-                return escape_html(value, quote=False)
-            case _:
-                return value
-
-    return _INLINE.sub(replaced, text)
+    line = re.sub(r"\s*\n\s*", " ", text)
+    if _NO_MARKDOWN.fullmatch(line):
+        return line
+    html: str = _inline_reader().reset().convert(line)
+    return html.removeprefix("<p>").removesuffix("</p>")
 
 
 def _breakable(match: re.Match[str]) -> str:
     """A long name that a narrow column may break, but only between its parts."""
     return match.group() if match.group().startswith("<") else re.sub(r"([._/])(?=[^\W\d])", r"\1<wbr>", match.group())
-
-
-def heading_id(text: str) -> str:
-    """The id that Python-Markdown gives a heading with this text; may be empty."""
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", plain).strip().lower())
-
-
-@lru_cache(maxsize=512)
-def code_html(text: str, language: str) -> str:
-    """Highlighted code as the site's Markdown gives it; text where the language is unknown."""
-    from pygments import highlight
-    from pygments.formatters import HtmlFormatter
-    from pygments.lexers import get_lexer_by_name
-    from pygments.util import ClassNotFound
-
-    try:
-        lexer = get_lexer_by_name(language or "text", stripnl=False)
-    except ClassNotFound:
-        return code_html(text, "text")
-    return str(highlight(text, lexer, HtmlFormatter(cssclass="highlight", wrapcode=True))).rstrip("\n")
 
 
 def figure_html(drawing: str, files: str) -> str:
@@ -260,7 +205,7 @@ def figure_html(drawing: str, files: str) -> str:
     )
 
 
-def table_html(body: str, caption: str, attributes: str) -> str:
+def table_html(body: str, caption: str, attributes: str = "") -> str:
     """A table in a box that scrolls by itself (and by keyboard), with marks for the sorting script.
 
     The box is a group, no region: a page may have thirty tables, which would all be landmarks. Outside the box, a long

@@ -1,14 +1,14 @@
 """A page value as markdown, and the files that lie beside it.
 
-Both back ends share every line here. They differ in what `address` makes of a page reference and in `site`: the site's
-dialect (Python-Markdown with attribute lists and folding boxes) against GitHub's, for a plain folder.
+Both back ends share every line here. On GitHub tables are markdown and charts are files; on the site a mark stands in
+their place (`altgrad.site.html`), and boxes and anchors are those of Python-Markdown's extensions.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape as escape_html
 
@@ -41,10 +41,15 @@ _ALERT = {"info": "NOTE", "warning": "WARNING", "success": "TIP", "question": "I
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one back end wants its markdown: the site's dialect or GitHub's, and where page references lead."""
+    """How one back end wants its markdown: where page references lead, and on the site what stands for a table."""
 
-    site: bool
     address: Callable[[PageRef], str]
+    place: Callable[[Table | ChartBlock], str] | None = None  # keeps a table or a chart, gives its mark; None: GitHub's
+
+    @property
+    def site(self) -> bool:
+        """Whether Python-Markdown reads it, with its extensions."""
+        return self.place is not None
 
     def inline(self, text: Text) -> str:
         """Inline markdown on one line, references resolved."""
@@ -61,23 +66,19 @@ def render(page: Page, dialect: Dialect) -> str:
     parts = [f"# {escape(page.title)}"]
     parts += [_block(block, page, dialect) for block in page.blocks]
     if listed := [download.name for download in page.downloads if download.listed]:
-        parts.append(_files(page, "Files", *listed))
+        parts.append(_files(page, "Files", *listed) + ("\n{: .files }" if dialect.site else ""))
     if page.provenance is not None:
         lines = [f"- **{escape(label)}:** {dialect.inline(value)}" for label, value in page.provenance.lines]
         parts += [_heading(Heading("Provenance"), dialect), "\n".join(lines)]
-    return (front_matter(page) if dialect.site else "") + "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def fragment(blocks: Iterable[Block], dialect: Dialect, page: Page | None = None) -> str:
-    """Blocks as markdown for the middle of a hand-written page, `page`; without one they may have no files beside."""
-    if page is None:
-        page = Page("fragment", "", tuple(blocks))
-        if files(page, dialect):
-            raise ValueError("a fragment has no page that its charts and tables' data could lie beside")
+def fragment(page: Page, dialect: Dialect) -> str:
+    """The blocks of a page as markdown for the middle of a hand-written one."""
     return "\n\n".join(_block(block, page, dialect) for block in page.blocks)
 
 
-def files(page: Page, dialect: Dialect) -> dict[str, bytes]:
+def files(page: Page, site: bool = True) -> dict[str, bytes]:
     """Every file beside the page, by name: charts as SVG and CSV, tables as CSV (on the site as JSON too)."""
     found: dict[str, bytes] = {}
 
@@ -95,7 +96,7 @@ def files(page: Page, dialect: Dialect) -> dict[str, bytes]:
         else:
             continue
         add(f"{name}.csv", csv(data))
-        if dialect.site:
+        if site:
             add(f"{name}.json", (data.to_json(orient="records", indent=1, date_format="iso") + "\n").encode())
     for download in page.downloads:
         add(download.name, download.content)
@@ -132,10 +133,12 @@ def _block(block: Block, page: Page, dialect: Dialect) -> str:
             return dialect.inline(block.text)
         case Bullets():
             return "\n".join(f"- {dialect.inline(item)}" for item in block.items)
+        case Table() | ChartBlock() if dialect.place is not None:
+            return dialect.place(block)
         case Table():
             return _table(block, page, dialect)
         case ChartBlock():
-            return _chart(block.chart, page, dialect)
+            return _chart(block.chart, page)
         case CodeBlock():
             return fenced(block.text, re.sub("[^a-z0-9]", "", block.language))
         case Note() | Details():
@@ -163,11 +166,11 @@ def _box(box: Note | Details, page: Page, dialect: Dialect) -> str:
     return "\n".join(f"> {line}".rstrip() for line in lines)
 
 
-def _chart(chart: Chart, page: Page, dialect: Dialect) -> str:
-    kinds = ("csv", "json", "svg") if dialect.site else ("csv", "svg")
+def _chart(chart: Chart, page: Page) -> str:
     image = f"![{escape(chart.title)}]({beside(page, f'{chart.id}.svg')})"
-    title = "" if dialect.site else f"**{escape(chart.title)}**\n\n"
-    return f"{title}{image}\n\n" + _files(page, "Chart", *(f"{chart.id}.{kind}" for kind in kinds))
+    return f"**{escape(chart.title)}**\n\n{image}\n\n" + _files(
+        page, "Chart", *(f"{chart.id}.{kind}" for kind in ("csv", "svg"))
+    )
 
 
 def _files(page: Page, label: str, *names: str) -> str:
@@ -186,17 +189,10 @@ def _table(table: Table, page: Page, dialect: Dialect) -> str:
         *([_cell(cell, dialect) for cell in row] for row in table.rows),
     ]
     parts = ["\n".join(f"| {' | '.join(cells)} |" for cells in lines)]
-    if dialect.site:
-        # `finish_html` turns this paragraph into the table's caption.
-        sortable = "".join("01"[column.sortable] for column in columns)
-        identity = f" #table-{slug(table.id)}" if table.id else ""
-        caption = dialect.inline(table.caption) or "Table"
-        parts.insert(0, f'{caption}\n{{: .table-caption{identity} data-sort="{sortable}" }}')
-    elif table.caption:
+    if table.caption:
         parts.insert(0, f"**{dialect.inline(table.caption)}**")
     if table.data is not None:
-        kinds = ("csv", "json") if dialect.site else ("csv",)
-        parts.append(_files(page, "Table", *(f"{slug(table.id)}.{kind}" for kind in kinds)))
+        parts.append(_files(page, "Table", f"{slug(table.id)}.csv"))
     return "\n\n".join(parts)
 
 

@@ -1,0 +1,117 @@
+"""The mkdocs plugin `altgrad`: what mkdocs calls while it builds. Each build imports the library anew.
+
+It stands after gen-files in the list of plugins. While serving mkdocs never reloads this file, so the work lies in
+`altgrad.site.build`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from mkdocs.plugins import BasePlugin, event_priority
+
+DATED = "SOURCE_DATE_EPOCH" in os.environ
+
+
+class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
+    """Adds what the scripts in gen/ made with `altgrad.site.build`; see there what each event does."""
+
+    library = ""  # the folder of a library that goes before any installed one
+    serving = False
+    memory: dict[str, dict[str, bytes]] | None = None  # what the cache holds from build to build, while serving
+
+    def on_startup(self, *, command: str, dirty: bool) -> None:
+        """Note whether pages are built for a reader who is editing them."""
+        self.serving = command == "serve"
+        self.memory = {} if self.serving else None
+
+    def on_config(self, config: Any) -> Any:
+        """Find the library and the project's records."""
+        if self.library and self.library not in sys.path:
+            sys.path.insert(0, self.library)
+        experiments = Path(config["config_file_path"]).parent / "experiments"
+        os.environ.setdefault("ALTGRAD_RUNS", os.pathsep.join(str(experiments / name) for name in ("recorded", "runs")))
+        return config
+
+    def on_pre_build(self, *, config: Any) -> None:
+        """Forget the library's modules, so that an edit shows; while it cannot be imported, the last one says why."""
+        kept, problem = _forget(), ""
+        try:
+            from altgrad.site.build import begin
+        except Exception:
+            if not (self.serving and kept):
+                raise
+            problem = traceback.format_exc()
+            _forget()
+            sys.modules.update(kept)
+            from altgrad.site.build import begin
+        begin(config, serving=self.serving, dated=DATED, problem=problem, memory=self.memory)
+
+    @event_priority(-50)  # type: ignore[untyped-decorator]  # after gen-files has run the scripts
+    def on_files(self, files: Any, *, config: Any) -> Any:
+        """Add the pages' styles and scripts."""
+        from altgrad.site.build import add_files
+
+        return add_files(files, config)
+
+    def on_pre_page(self, page: Any, *, config: Any, files: Any) -> Any:
+        """Start the page's clock."""
+        from altgrad.site.build import tick
+
+        tick(config, page, stop=False)
+        return page
+
+    def on_page_markdown(self, markdown: str, *, page: Any, config: Any, files: Any) -> str:
+        """Put charts of other pages where a hand-written page names them."""
+        from altgrad.site.build import embed
+
+        return embed(markdown, page, config, files)
+
+    def on_page_content(self, html: str, *, page: Any, config: Any, files: Any) -> str:
+        """Put in the body that a script made, or finish the one that Markdown made."""
+        from altgrad.site.build import content, tick
+
+        html = content(html, page, config, files)
+        tick(config, page, stop=True)
+        return html
+
+    @event_priority(-100)  # type: ignore[untyped-decorator]  # after the references between pages are resolved
+    def on_env(self, env: Any, *, config: Any, files: Any) -> Any:
+        """Keep pages that take long, as they are now."""
+        from altgrad.site.build import resolved
+
+        resolved(config, files)
+        return env
+
+    def on_page_context(self, context: Any, *, page: Any, config: Any, nav: Any) -> Any:
+        """Start the page's clock again."""
+        from altgrad.site.build import tick
+
+        tick(config, page, stop=False)
+        return context
+
+    def on_post_page(self, output: str, *, page: Any, config: Any) -> str:
+        """Name the theme's search dialog for screen readers; seal the page against foreign content."""
+        from altgrad.site.build import finish_page
+
+        return finish_page(output, page, config)
+
+    def on_post_build(self, *, config: Any) -> None:
+        """Write the build report."""
+        from altgrad.site.build import end
+
+        end(config)
+
+    def on_build_error(self, *, error: Exception) -> None:
+        """Count no warnings any more."""
+        from altgrad.site.build import failed
+
+        failed()
+
+
+def _forget() -> dict[str, Any]:
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "altgrad"}
