@@ -44,7 +44,8 @@ def files() -> dict[str, bytes]:
     for name, (title, modules) in PAGES.items():
         lines += [f"**[{title}]({name}.md)**\n"]
         lines += [f"- `{module}`: {summary(module)}" for module in modules] + [""]
-        found[f"api/{name}.md"] = "\n\n".join([f"# {title}", *(f"::: {module}" for module in modules)]).encode() + b"\n"
+        page = "\n\n".join([f"# {title}", *(f"::: {module}" for module in modules)])
+        found[f"api/{name}.md"] = f"---\nsearch:\n  boost: 0.5\n---\n\n{page}\n".encode()
     return {"api/index.md": "\n".join(lines).encode()} | found
 
 

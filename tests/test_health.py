@@ -24,7 +24,7 @@ from altgrad.site.render import Dialect, files, render
 from altgrad.site.sketch import INCH, Sketch
 
 PANELS = {"weight": "weights", "grad_output": "gradients"}
-SITE = Dialect(site=True, address=lambda reference: f"{reference.path}#{reference.anchor}")
+SITE = Dialect(lambda reference: f"{reference.path}#{reference.anchor}")
 
 
 def cells(values: np.ndarray) -> pd.DataFrame:
@@ -271,7 +271,7 @@ def test_names_from_a_record_stay_text_in_tables_charts_and_data(tmp_path: Path)
     rows = [(step, payload, payload, *rest) for step, _, _, *rest in looks() if _ == "head"]
     write_run(tmp_path, config("e4m3"), looks=rows)
     pages = arm_pages(ExperimentDataLoader([tmp_path]))
-    for name, content in {"page.md": render(pages[1], SITE).encode(), **files(pages[1], SITE)}.items():
+    for name, content in {"page.md": render(pages[1], SITE).encode(), **files(pages[1])}.items():
         text = content.decode()
         assert name.endswith((".csv", ".json")) or "<script" not in text
         assert not name.endswith(".csv") or not re.search(r'(^|,)"?=', text, re.MULTILINE)
@@ -279,7 +279,7 @@ def test_names_from_a_record_stay_text_in_tables_charts_and_data(tmp_path: Path)
 
 def without_fingerprint(page: Page) -> tuple[str, dict[str, bytes]]:
     raw = {page.path.split("/")[-1] + "." + each.name for each in page.downloads}  # a packed record has fewer steps
-    found = {name: content for name, content in files(page, SITE).items() if name not in raw}
+    found = {name: content for name, content in files(page).items() if name not in raw}
     return render(page, SITE).split("## Provenance")[0], found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import importlib
+import json
 import math
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from altgrad.reports.measures import MARKER, Measure, MeasureError, measure_of, measures, method_page
+from altgrad.site.html import BODY
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULE = '''"""A subject: with a colon. And more."""
@@ -87,16 +89,20 @@ def test_a_section_names_its_operands(tmp_path: Path, header: str) -> None:
         written(tmp_path, "a [dB; any]: x", header=header)
 
 
+def shown(files: dict[str, bytes]) -> tuple[str, str]:
+    """The page as mkdocs reads it, and its tables."""
+    return files["method.md"].decode(), "\n".join(json.loads(files[f"{BODY}method.md"]))
+
+
 def test_a_page_has_the_marker_once_and_no_other(tmp_path: Path) -> None:
     known = written(tmp_path, "a [dB; any]: |x| < y^2_i_. *Not* <b>markup</b>.")
-    page = method_page(f"before\n\n{MARKER}\n\nafter", known, "page.md")
+    page, tables = shown(method_page(f"before\n\n{MARKER}\n\nafter", known, "page.md"))
     assert page.startswith("before\n\n")
     assert page.endswith("\n\nafter")
-    assert "<b>" not in page
+    assert "<b>" not in page + tables
     assert "### A subject\n\nWith a colon.\n" in page
-    assert "Of weight, update, by <code>altgrad.<wbr>telemetry.<wbr>some.<wbr>look</code>" in page
-    (row,) = [line for line in page.splitlines() if line.startswith("| `a`")]
-    assert len(re.findall(r"(?<!\\)\|", row)) == 5
+    assert "Of weight, update, by <code>altgrad.<wbr>telemetry.<wbr>some.<wbr>look</code>" in tables
+    assert tables.count("<td>") == 4
     for text in ("", MARKER * 2, f"{MARKER} <!-- other -->", "<!-- measure -->"):
         with pytest.raises(MeasureError, match=r"^page\.md: "):
             method_page(text, known, "page.md")
@@ -104,15 +110,15 @@ def test_a_page_has_the_marker_once_and_no_other(tmp_path: Path) -> None:
 
 def test_the_method_page_shows_every_measure_and_its_function_exists() -> None:
     known = measures()
-    page = method_page((ROOT / "docs" / "method.md").read_text(), known, "docs/method.md")
+    page, tables = shown(method_page((ROOT / "docs" / "method.md").read_text(), known, "docs/method.md"))
     assert "<!--" not in page
-    shown, of = [], ()
-    for line in page.splitlines():
-        if caption := re.fullmatch(r"Of (.+), by <code>(.+)</code>", line):
+    found, of = [], ()
+    for line in tables.replace("<tr>\n", "<tr>").splitlines():
+        if caption := re.fullmatch(r'<p class="table-caption">Of (.+), by <code>(.+)</code></p>', line):
             of = tuple(caption[1].split(", ")), caption[2].replace("<wbr>", "")
-        elif of and (row := re.match(r"\| (<code>.+?</code>|`.+?`) \| ", line)):
-            shown.append((read(row[1]), *of))
-    assert shown == [(measure.name, measure.operands, measure.function) for measure in known]
+        elif of and (row := re.match(r"<tr>(<td>.+?</td>)", line)):
+            found.append((read(row[1]), *of))
+    assert found == [(measure.name, measure.operands, measure.function) for measure in known]
     pytest.importorskip("torch")
     for function in {measure.function for measure in known}:
         module, _, name = function.rpartition(".")

@@ -49,10 +49,11 @@ from altgrad.site import (
     write_folder,
 )
 from altgrad.site.build import finish_html
+from altgrad.site.html import body_html
 from altgrad.site.render import Dialect, files, render
 from altgrad.text import csv
 
-SITE = Dialect(site=True, address=lambda reference: f"{reference.path}.md#{reference.anchor}")
+SITE = Dialect(lambda reference: f"{reference.path}.md#{reference.anchor}")
 PAYLOADS = [
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
@@ -126,7 +127,7 @@ def test_any_text_is_one_paragraph_without_elements(text: str) -> None:
 @given(st.text(alphabet="`|*_[]()<>{}:#!\\&\"' ab\n", max_size=40))
 def test_any_cell_stays_in_its_row_and_column(text: str) -> None:
     table = Table(("A", "B", "C"), ((text, code(text), "end"),))
-    shown = to_html(render(Page("p", "T", (table,)), SITE).split("---\n\n", 1)[1])
+    shown = to_html(render(Page("p", "T", (table,)), SITE))
     assert shown.count("<tr>") == 2
     assert shown.count("<td>") == 3
     assert "<td>end</td>" in shown
@@ -206,9 +207,7 @@ def test_a_page_path_that_leaves_its_folder_is_refused(path: str) -> None:
 
 
 def test_a_code_block_ends_where_it_should() -> None:
-    shown = to_html(
-        render(Page("p", "T", (CodeBlock("```\n<b>\n````x", "bash"), Paragraph("after"))), SITE).split("---\n\n")[1]
-    )
+    shown = to_html(render(Page("p", "T", (CodeBlock("```\n<b>\n````x", "bash"), Paragraph("after"))), SITE))
     assert text_of(shown).split() == ["T", "```", "<b>", "````x", "after"]
     assert shown.rstrip().endswith("<p>after</p>")
 
@@ -318,7 +317,7 @@ def test_writing_again_touches_nothing_and_removes_what_a_page_no_longer_has(tmp
 
 def test_both_back_ends_write_the_same_charts_and_data(tmp_path: Path) -> None:
     write_folder([full_page()], tmp_path, site_root="../site/")
-    site = files(full_page(), SITE)
+    site = files(full_page())
     for path in tmp_path.iterdir():
         if path.suffix != ".md":
             assert site[path.name] == path.read_bytes()
@@ -335,19 +334,18 @@ def test_data_files_defuse_formulas_in_their_headings_too() -> None:
 
 
 def test_data_files_keep_ten_digits_and_defuse_spreadsheet_formulas() -> None:
-    rows = list(csv_reader.reader(io.StringIO(files(full_page(), SITE)["one.outer.csv"].decode())))
+    rows = list(csv_reader.reader(io.StringIO(files(full_page())["one.outer.csv"].decode())))
     assert rows == [["name", "gap"], ["'=1+1", "0.3"], ["b", "-1"]]
 
 
 def test_two_charts_of_one_name_on_a_page_are_refused() -> None:
     with pytest.raises(ValueError, match="its own id"):
-        files(Page("p", "T", (ChartBlock(chart()), ChartBlock(chart()))), SITE)
+        files(Page("p", "T", (ChartBlock(chart()), ChartBlock(chart()))))
 
 
-def test_finished_html_has_charts_inline_and_tables_in_labelled_boxes_at_every_depth() -> None:
+def test_a_page_has_charts_inline_and_tables_in_labelled_boxes_at_every_depth() -> None:
     page = full_page()
-    beside = files(page, SITE)
-    found = finish_html(to_html(render(page, SITE).split("---\n\n", 1)[1]), lambda name: beside[name].decode())
+    found = body_html(page, files(page)).html
     assert found.count('<figure class="chart"') == 2
     assert found.count('role="img"') == 2
     assert "<img" not in found
@@ -358,6 +356,8 @@ def test_finished_html_has_charts_inline_and_tables_in_labelled_boxes_at_every_d
     assert found.count("<table") == found.count("</table>") == found.count('<p class="table-caption">') == 2
 
 
-def test_a_picture_that_is_no_chart_of_ours_stays_a_picture() -> None:
+def test_a_table_written_by_hand_stands_in_a_box_and_a_picture_stays_one() -> None:
     picture = '<p><img alt="x" src="other.svg" /></p>\n<p>Chart: <a href="y">y</a></p>'
-    assert finish_html(picture, lambda name: None) == picture
+    assert finish_html(picture) == picture
+    boxed = finish_html(to_html("| A |\n| - |\n| b |"))
+    assert re.match(r'<div class="table-box" role="group" tabindex="0" aria-label="Table"><table class="data"', boxed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,16 +10,7 @@ from typing import Any
 import pytest
 from test_guides import mkdocs, small_site
 
-from altgrad.site.cache import (
-    Entries,
-    bring_back,
-    docstrings_key,
-    documented,
-    read_entries,
-    remember_search,
-    set_aside,
-    write_entries,
-)
+from altgrad.site.cache import docstrings_key, documented
 
 API = """
 from altgrad.site.build import build_files
@@ -29,102 +19,8 @@ build_files(lambda: {"api.md": b"# API\\n\\n::: altgrad.site.sketch\\n"}, "api")
 """
 
 
-class Index:
-    """As material's search plugin has it: counts the pages that it parses."""
-
-    def __init__(self) -> None:
-        self.entries: list[dict[str, Any]] = []
-        self.parsed: list[str] = []
-
-    def add_entry_from_context(self, page: Any) -> None:
-        self.parsed.append(page.url)
-        self.entries += [{"location": page.url, "text": page.content}, {"location": f"{page.url}#x", "text": ""}]
-
-
-def a_page(url: str, content: str, toc: Iterable[Any] = (), meta: dict[str, Any] | None = None) -> SimpleNamespace:
-    return SimpleNamespace(url=url, title=url, content=content, meta=meta or {}, toc=list(toc))
-
-
 def site_files(site: Path) -> dict[str, bytes]:
     return {path.relative_to(site).as_posix(): path.read_bytes() for path in site.rglob("*") if path.is_file()}
-
-
-def test_only_pages_that_changed_are_parsed_for_the_search(tmp_path: Path) -> None:
-    known: Entries = {}
-    heading = SimpleNamespace(level=1, id="x", title="X", children=[])
-    first = [a_page("a", "one"), a_page("b", "two", [heading])]
-    changed = [
-        a_page("a", "one"),
-        a_page("b", "two", [SimpleNamespace(level=1, id="x", title="Y", children=[])]),
-        a_page("c", "one"),
-        a_page("d", "four", meta={"tags": ["t"]}),
-    ]
-    for pages, parsed in ((first, ["a", "b"]), (first, []), (changed, ["b", "c", "d"])):
-        index, plain, now = Index(), Index(), Entries()
-        remember_search(index, dict(known), now)
-        for page in pages:
-            index.add_entry_from_context(page)
-            plain.add_entry_from_context(page)
-        assert index.parsed == parsed
-        assert index.entries == plain.entries
-        assert len(now) == len(pages), "those of pages that are no more are not kept"
-        index.entries[0]["text"] = "changed by the plugin when it writes its index"
-        known = now
-
-
-@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"digest": "x", "entries": {}}', '{"entries": []}'])
-def test_a_damaged_file_of_entries_is_none(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "search.json"
-    path.write_text(damage)
-    assert read_entries(path, "stamp") == {}
-    assert read_entries(tmp_path / "no such file", "stamp") == {}
-    entries: Entries = {"a": [{"location": "x"}]}
-    write_entries(path, "stamp", entries)
-    assert read_entries(path, "stamp") == entries
-    assert read_entries(path, "of another version") == {}
-    path.write_text(path.read_text().replace('"x"', '"y"'))
-    assert read_entries(path, "stamp") == {}
-
-
-def test_only_what_is_as_wanted_comes_back_and_no_link(tmp_path: Path) -> None:
-    site, other = tmp_path / "site", tmp_path / "other"
-    for folder, name in (
-        (site, "a/same"),
-        (site, "a/old"),
-        (site, ".git/config"),
-        (other, "linked"),
-        (other, "b/deep"),
-    ):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(name)
-    (site / "link").symlink_to(other / "linked")
-    (site / "b").symlink_to(other / "b")
-    (site / "twice").hardlink_to(other / "linked")
-    wanted = {name: name.encode() for name in ("a/same", "a/new", "../other/linked", "b/deep")}
-    wanted |= {"a/old": b"new", "link": b"linked", "twice": b"linked", "a": b""}
-    set_aside(site)
-    assert sorted(path.name for path in site.iterdir()) == [".altgrad-last", ".git"]
-    assert bring_back(site, wanted) == {"a/same"}
-    assert site_files(site) == {"a/same": b"a/same", ".git/config": b".git/config"}
-    assert site_files(other) == {"linked": b"linked", "b/deep": b"b/deep"}
-
-
-@pytest.mark.parametrize("kind", ["file", "link", "folder"])
-def test_what_has_the_folder_s_name_is_in_nobody_s_way(tmp_path: Path, kind: str) -> None:
-    aside, outside = tmp_path / "site/.altgrad-last", tmp_path / "outside"
-    aside.parent.mkdir()
-    outside.mkdir()
-    (outside / "kept").write_text("kept")
-    {
-        "file": lambda: aside.write_text("x"),
-        "link": lambda: aside.symlink_to(outside),
-        "folder": lambda: (aside / "x").mkdir(parents=True),
-    }[kind]()
-    (tmp_path / "site/page").write_text("page")
-    set_aside(tmp_path / "site")
-    assert bring_back(tmp_path / "site", {"page": b"page"}) == {"page"}
-    assert site_files(tmp_path / "site") == {"page": b"page"}
-    assert (outside / "kept").exists()
 
 
 @pytest.mark.parametrize(
@@ -221,25 +117,6 @@ def test_a_warning_in_docstrings_fails_every_strict_build(tmp_path: Path) -> Non
         assert done.returncode == 1
         assert "altgrad.nowhere" in done.stderr
     assert not list((project / "site").glob(".*"))
-
-
-def test_another_plugin_finds_all_files_written_when_the_build_is_over(tmp_path: Path) -> None:
-    many = 3_000
-    api = f"""
-from altgrad.site.build import build_files
-
-build_files(lambda: {{"api.md": b"# API", **{{f"data/{{n}}.txt": bytes(2000) for n in range({many})}}}}, "api")
-"""
-    project = project_with_docstrings(tmp_path / "project", api)
-    (project / "gen/first.py").write_text(
-        "from pathlib import Path\n\n\ndef on_post_build(config):\n"
-        "    found = list(Path(config['site_dir'], 'data').glob('*.txt'))\n"
-        f"    assert len(found) == {many}, len(found)\n"
-    )
-    settings = project / "mkdocs.yml"
-    settings.write_text(settings.read_text().replace("hooks: [", "hooks: [gen/first.py, "))
-    done = mkdocs(project)
-    assert done.returncode == 0, done.stderr
 
 
 def test_docstrings_depend_on_the_settings_that_make_their_pages() -> None:

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import posixpath
 import re
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,7 +58,7 @@ _DOCSTRINGS = "docstrings"
 _SOURCES = "sources/"
 PROCESSES = 8
 """Most processes that share a family: each holds the records."""
-SEARCHED = 300
+SEARCHED = 240
 """Characters of a section that the search knows."""
 
 Origin = Literal["made", "cache", "last", "failed"]
@@ -246,6 +247,17 @@ def _do(number: int) -> Files:
     return _work[number]()
 
 
+def _leave_with(parent: int) -> None:
+    """End this process when the one that began it is gone: a pool's processes would wait for work for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _shared(work: Sequence[Callable[[], Files]], processes: int) -> list[Files]:
     """What the functions give; the cores share them where a process can be forked, which has all that is read."""
     global _work
@@ -253,7 +265,8 @@ def _shared(work: Sequence[Callable[[], Files]], processes: int) -> list[Files]:
     if min(cores, processes, len(work)) > 1:
         _work = work
         try:
-            with ProcessPoolExecutor(min(cores, processes), multiprocessing.get_context("fork")) as pool:
+            context = multiprocessing.get_context("fork")
+            with ProcessPoolExecutor(min(cores, processes), context, _leave_with, (os.getpid(),)) as pool:
                 return list(pool.map(_do, range(len(work))))
         except (BrokenProcessPool, OSError):  # a process was killed, or none could be started: it is all made here
             log.info("A process ended early; its pages are made in this one")

@@ -152,8 +152,28 @@ def mark(number: int) -> str:
 
 
 def filled(html: str, parts: Sequence[str]) -> str:
-    """What Python-Markdown made of a page with its tables and charts in the place of their marks."""
-    return _MARK.sub(lambda mark: parts[number] if (number := int(mark[1])) < len(parts) else "", html)
+    """What Python-Markdown made of a page with its tables and charts in the place of their marks.
+
+    Charts of two pages may have one name: on one page each has ids of its own.
+    """
+    names: set[str] = set()
+
+    def part(match: re.Match[str]) -> str:
+        number = int(match[1])
+        return _with_own_name(parts[number], names) if number < len(parts) else ""
+
+    return _MARK.sub(part, html)
+
+
+def _with_own_name(part: str, taken: set[str]) -> str:
+    name = re.search(r'aria-labelledby="(\S+)-title ', part)
+    if name is None:
+        return part
+    own, number = name[1], 2
+    while own in taken:
+        own, number = f"{name[1]}-{number}", number + 1
+    taken.add(own)
+    return part if own == name[1] else re.sub(rf'(?<=["#( ]){re.escape(name[1])}(?=[-"])', own, part)
 
 
 def body_html(page: Page, drawings: Mapping[str, bytes], source: SourceAddress = lambda made_by: None) -> Body:

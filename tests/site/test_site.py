@@ -179,6 +179,15 @@ def test_search_finds_reports_but_neither_excluded_pages_nor_chart_labels(galler
     assert not any("made-up gap (nats)" in document["text"] for document in documents)
 
 
+def test_the_search_loads_at_once_and_knows_the_beginning_of_each_section(real_site: Path) -> None:
+    index = (real_site / "search/search_index.json").read_bytes()
+    assert len(index) <= 250_000
+    assert len(gzip.compress(index, 6)) <= 60_000
+    texts = [document["text"] for document in json.loads(index)["docs"]]
+    assert 200 < max(map(len, texts)) <= 240
+    assert not any(re.search("<[^>]*>", text) for text in texts)
+
+
 def test_charts_are_inline_in_palette_variables_with_their_data_beside_them(gallery: Path) -> None:
     html = (gallery / "reports/failure_modes/index.html").read_text()
     drawings = re.findall(r"<svg[^>]*role=\"img\".*?</svg>", html, re.DOTALL)
@@ -226,10 +235,9 @@ def test_an_error_while_serving_becomes_a_box_on_the_page(tmp_path: Path, monkey
     home.write_text(
         home.read_text().replace('    arm = PageRef("', '    raise RuntimeError("on purpose")\n    arm = PageRef("')
     )
-    hooks = project / "gen/hooks.py"
-    hooks.write_text(hooks.read_text().replace('command == "serve", dirty', "True, dirty"))
     config = project / "mkdocs.yml"
-    config.write_text(re.sub(r"\nnav:\n.*?\n(?=not_in_nav)", "\n", config.read_text(), flags=re.DOTALL))
+    settings = config.read_text().replace("\nextra:\n", "\nextra:\n  serving: true\n")
+    config.write_text(re.sub(r"\nnav:\n.*?\n(?=not_in_nav)", "\n", settings, flags=re.DOTALL))
     for name in ("runs/index", "compare/index", "formats/index", "reports/preregistered"):
         page = project / f"docs/{name}.md"  # hand-written pages lead there; the script that raises would make it
         page.parent.mkdir(exist_ok=True)
