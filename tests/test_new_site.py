@@ -82,6 +82,19 @@ def test_a_site_from_the_wheel_builds_strictly_without_and_with_runs(installed: 
         assert path.is_dir() or path.suffix in (".gz", ".png") or not private.search(path.read_bytes()), path
 
 
+def test_a_site_from_before_the_plugin_still_builds_and_is_told_the_new_name_once(
+    installed: Path, tmp_path: Path
+) -> None:
+    """What `altgrad new-site` of version 0.2 laid out, with its copied hooks and imports of `altgrad.pages`."""
+    project = shutil.copytree(ROOT / "tests/site/old_site", tmp_path / "old")
+    shutil.copytree(ROOT / "experiments/recorded/pilot-manifold", project / "experiments/recorded/pilot-manifold")
+    built = run(installed, tmp_path, "-m", "mkdocs", "build", "--strict", "-f", "old/mkdocs.yml")
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert built.stderr.count("altgrad.pages is altgrad.site now") == 1
+    assert 'role="img"' in (project / "site/index.html").read_text()
+    assert len([*(project / "site/runs").glob("*/index.html")]) > 5
+
+
 def test_its_scripts_and_settings_are_those_of_this_site_and_it_names_the_plugin() -> None:
     for name in ("executed", "runs"):
         assert (TEMPLATES / f"gen/{name}.py").read_bytes() == (ROOT / f"gen/{name}.py").read_bytes(), (
