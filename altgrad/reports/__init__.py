@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports.arms import arm_page_makers, arm_pages
@@ -64,7 +64,11 @@ def site_key() -> str:
     return digest(code_key(), sources_fingerprint())
 
 
-@cache
 def _loader() -> ExperimentDataLoader:
-    """One reading of the records for all families of a build; gen/hooks.py forgets the library before the next."""
+    """One reading of the records for all families, as long as they do not change."""
+    return _reading(sources_fingerprint())
+
+
+@lru_cache(1)
+def _reading(content: str) -> ExperimentDataLoader:
     return ExperimentDataLoader()

@@ -1,7 +1,8 @@
-"""The mkdocs plugin `altgrad`: what mkdocs calls while it builds. Each build imports the library anew.
+"""The mkdocs plugin `altgrad`: what mkdocs calls while it builds.
 
-It stands after gen-files in the list of plugins. While serving mkdocs never reloads this file, so the work lies in
-`altgrad.site.build`.
+It stands after gen-files in the list of plugins. While serving, a build imports the library anew where its files have
+changed; else the records and what was found in them are still there. This file is never read again, so the work lies
+in `altgrad.site.build`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
     library = ""  # the folder of a library that goes before any installed one
     serving = False
     memory: dict[str, dict[str, bytes]] | None = None  # what the cache holds from build to build, while serving
+    sources: frozenset[tuple[str, int, int]] = frozenset()  # of the library as it is imported
 
     def on_startup(self, *, command: str, dirty: bool) -> None:
         """Note whether pages are built for a reader who is editing them."""
@@ -38,10 +41,15 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
         return config
 
     def on_pre_build(self, *, config: Any) -> None:
-        """Forget the library's modules, so that an edit shows; while it cannot be imported, the last one says why."""
-        kept, problem = _forget(), ""
+        """Forget the library where it has changed; while it cannot be imported, the last one says why."""
+        sources = _sources()
+        changed, problem, kept = sources != self.sources, "", dict[str, Any]()
+        if changed:
+            kept = _forget()
         try:
             from altgrad.site.build import begin
+
+            self.sources = sources
         except Exception:
             if not (self.serving and kept):
                 raise
@@ -111,6 +119,14 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
         from altgrad.site.build import failed
 
         failed()
+
+
+def _sources() -> frozenset[tuple[str, int, int]]:
+    """Name, time and size of each file of the library that is imported, or would be."""
+    spec = find_spec("altgrad")
+    folder = Path(spec.origin).parent if spec and spec.origin else Path()
+    files = ((path, path.stat()) for path in folder.rglob("*.py"))
+    return frozenset((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in files)
 
 
 def _forget() -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         lay_out(folder)
-        shutil.copytree(ROOT / "altgrad", folder / "altgrad", ignore=shutil.ignore_patterns("__pycache__", "new_site"))
+        shutil.copytree(ROOT / "altgrad", folder / "altgrad", ignore=shutil.ignore_patterns("__pycache__"))
         settings = folder / "mkdocs.yml"
         settings.write_text(settings.read_text().replace("watch:\n", "watch:\n  - altgrad\n"))
         write_run(folder / "experiments/runs", config("e4m3"))
@@ -50,7 +50,7 @@ class Server:
                 cwd=folder.parent,
                 env={
                     **environment,
-                    "PYTHONPATH": str(ROOT),
+                    "PYTHONPATH": str(folder),
                     "NO_MKDOCS_2_WARNING": "1",
                     "PYTHONDONTWRITEBYTECODE": "1",
                 },
@@ -117,7 +117,7 @@ def test_every_kind_of_edit_is_on_the_page_with_new_code_and_an_error_stands_on_
     server.shows("", "1 runs in 1 arms")
 
     # The library: new code at once; one that cannot be imported is told on the pages that it makes.
-    server.edit("altgrad/site/html.py", 'title="Link to this section"', 'title="Link to right here"')
+    server.edit("altgrad/site/html.py", '"Link to this section"', '"Link to right here"')
     server.shows("runs/", 'title="Link to right here"')
     server.edit("altgrad/site/html.py", "class Body:", "class Body(:")
     server.shows("runs/", "SyntaxError")
