@@ -12,10 +12,11 @@ from typing import Any
 import pandas as pd
 
 from altgrad.analysis import words
-from altgrad.analysis.contrasts import Row, missing, named_family
+from altgrad.analysis.contrasts import Row, missing, named_family, runs_of
 from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, MARGIN
+from altgrad.formats import get_format
 from altgrad.reports import columns as col
 from altgrad.reports.pending import larger, pending, pending_note
 from altgrad.reports.provenance import left_out, provenance, runs_behind, traceability
@@ -90,6 +91,8 @@ def document_page(
         "arm": col.arm_link,
         "contrast": lambda of, to: _contrast(loader, of, to),
         "verdict": lambda identity: _verdict(loader, identity),
+        "stalls": lambda arm: _stalls(loader, arm),
+        "format": get_format,
         "alpha": ALPHA,
         "pending": lambda missing, *studies: pending_note(missing, studies),
         "pending_section": lambda missing, *studies: pending(missing, studies),
@@ -131,6 +134,17 @@ def _verdict(loader: ExperimentDataLoader, identity: str) -> Verdict:
     if found.answer == "pending":
         raise NotRecorded(found.evidence)
     return found
+
+
+def _stalls(loader: ExperimentDataLoader, arm: str) -> float:
+    """The mean stall ratio of one of the campaign's arms, of its studies and seeds only.
+
+    Raises:
+        NotRecorded: not all of its runs have ended.
+    """
+    if lacking := missing(loader, [arm]):
+        raise NotRecorded(lacking)
+    return float(runs_of(loader, arm)["stall_ratio"].mean())
 
 
 def document_source(path: str) -> str:
