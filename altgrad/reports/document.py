@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +87,9 @@ def document_page(
         "traceability": lambda: traceability(behind(), path),
     }
     functions: dict[str, Any] = {
-        "margin": MARGIN,
+        **campaign(loader),
         "arm": col.arm_link,
-        "contrast": lambda of, to: _contrast(loader, of, to),
-        "verdict": lambda identity: _verdict(loader, identity),
-        "stalls": lambda arm: _stalls(loader, arm),
         "format": get_format,
-        "alpha": ALPHA,
         "pending": lambda missing, *studies: pending_note(missing, studies),
         "pending_section": lambda missing, *studies: pending(missing, studies),
         "larger": lambda study: larger(loader, study),
@@ -115,6 +111,17 @@ def page_of(
     name = document or path
     found = render_document(document_source(name), f"docs/{name}.md", values, parts, shared, FILTERS, DOCUMENTS)
     return Page(path, found.title, found.blocks, found.description, provenance=foot)
+
+
+def campaign(loader: ExperimentDataLoader) -> dict[str, Any]:
+    """What a condition of `holds` reads: the campaign's arms and hypotheses, and the levels they are held against."""
+    return {
+        "margin": MARGIN,
+        "alpha": ALPHA,
+        "contrast": partial(_contrast, loader),
+        "verdict": partial(_verdict, loader),
+        "stalls": partial(_stalls, loader),
+    }
 
 
 def _contrast(loader: ExperimentDataLoader, *pair: str) -> Row:
