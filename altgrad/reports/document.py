@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from altgrad.analysis import words
-from altgrad.analysis.contrasts import Row, missing, named_family
+from altgrad.analysis.contrasts import Row, missing, named_family, runs_of
 from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, MARGIN
+from altgrad.formats import get_format
 from altgrad.reports import columns as col
 from altgrad.reports.pending import larger, pending, pending_note
 from altgrad.reports.provenance import left_out, provenance, runs_behind, traceability
@@ -86,11 +87,9 @@ def document_page(
         "traceability": lambda: traceability(behind(), path),
     }
     functions: dict[str, Any] = {
-        "margin": MARGIN,
+        **campaign(loader),
         "arm": col.arm_link,
-        "contrast": lambda of, to: _contrast(loader, of, to),
-        "verdict": lambda identity: _verdict(loader, identity),
-        "alpha": ALPHA,
+        "format": get_format,
         "pending": lambda missing, *studies: pending_note(missing, studies),
         "pending_section": lambda missing, *studies: pending(missing, studies),
         "larger": lambda study: larger(loader, study),
@@ -114,6 +113,17 @@ def page_of(
     return Page(path, found.title, found.blocks, found.description, provenance=foot)
 
 
+def campaign(loader: ExperimentDataLoader) -> dict[str, Any]:
+    """What a condition of `holds` reads: the campaign's arms and hypotheses, and the levels they are held against."""
+    return {
+        "margin": MARGIN,
+        "alpha": ALPHA,
+        "contrast": partial(_contrast, loader),
+        "verdict": partial(_verdict, loader),
+        "stalls": partial(_stalls, loader),
+    }
+
+
 def _contrast(loader: ExperimentDataLoader, *pair: str) -> Row:
     """The paired difference of two of the campaign's arms, of its studies and seeds only, as a row of a family of one.
 
@@ -131,6 +141,17 @@ def _verdict(loader: ExperimentDataLoader, identity: str) -> Verdict:
     if found.answer == "pending":
         raise NotRecorded(found.evidence)
     return found
+
+
+def _stalls(loader: ExperimentDataLoader, arm: str) -> float:
+    """The mean stall ratio of one of the campaign's arms, of its studies and seeds only.
+
+    Raises:
+        NotRecorded: not all of its runs have ended.
+    """
+    if lacking := missing(loader, [arm]):
+        raise NotRecorded(lacking)
+    return float(runs_of(loader, arm)["stall_ratio"].mean())
 
 
 def document_source(path: str) -> str:

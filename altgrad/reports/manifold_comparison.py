@@ -84,6 +84,7 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
         "better_untuned": lambda: _better_untuned(loader),
         "decays": _decays(found),
         "pilots": _outcome(pilots),
+        "pilot": lambda: pilot(loader, pilots["arm"].iloc[0], int(pilots["n_pairs"].max())),
         "stiffness": STIFFNESS,
         "known": len(known),
         "faults": {name: list(dict.fromkeys(filter(None, rows["missing"]))) for name, rows in frames.items()},
@@ -108,7 +109,6 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
     }
     parts: dict[str, Part] = {
         "differences": lambda: _differences(judged),
-        "pilot": lambda: pilot(loader, pilots["arm"], int(pilots["n_pairs"].max())),
         "pilot differences": lambda: [_pilot_chart(pilots)],
         "hypotheses": lambda: [verdict_table(verdicts, "hypotheses", caption="The preregistered hypotheses")],
         "predictions": lambda: [_predictions(known)],
