@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from altgrad.site import Page
+from altgrad.site import PageMaker
 from altgrad.site.build import build
 
 
-def pages() -> Iterable[Page]:
-    """The pages, from the recorded runs. The import is inside so that an error in it shows as a page while serving."""
-    from altgrad.reports import site_pages
+def pages() -> Iterable[PageMaker]:
+    """What makes each. The import is inside so that an error in it shows as a page while serving."""
+    from altgrad.reports import site_page_makers
 
-    return site_pages("reports")
+    return site_page_makers("reports")
 
 
 def key() -> str:

@@ -24,8 +24,8 @@ def build(
     key: Callable[[], str] | None = None,
     beside: bool = False,
 ) -> None:
-    """`altgrad.site.build.build`; the cores share pages whether `beside` or not."""
-    site_build.build(make_pages, *expected, key=key)
+    """`altgrad.site.build.build`."""
+    site_build.build(make_pages, *expected, key=key, parallel=beside)
 
 
 def begin(

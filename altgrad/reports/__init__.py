@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports.arms import arm_page_makers, arm_pages
+from altgrad.reports.benchmarks import benchmarks_key
 from altgrad.reports.corrections import corrections_page
+from altgrad.reports.document import documents_key
+from altgrad.reports.failure_modes import failure_modes_page
+from altgrad.reports.format_comparison import format_comparison_page
 from altgrad.reports.formats import format_pages
 from altgrad.reports.generator import ReportGenerator
 from altgrad.reports.home import home_page
 from altgrad.reports.literature import literature_page
+from altgrad.reports.manifold_comparison import manifold_comparison_page
 from altgrad.reports.preregistered import preregistered_page
 from altgrad.reports.provenance import code_key
 from altgrad.reports.tuning import swept
@@ -34,6 +39,16 @@ __all__ = [
 ]
 
 
+REPORTS: dict[str, Callable[[ExperimentDataLoader], Page]] = {
+    "reports/format_comparison": format_comparison_page,
+    "reports/failure_modes": failure_modes_page,
+    "reports/manifold_comparison": manifold_comparison_page,
+    "reports/preregistered": preregistered_page,
+    "reports/literature": literature_page,
+    "reports/corrections": corrections_page,
+}
+
+
 def site_pages(family: str) -> list[Page]:
     """The pages of one family for the site: "home", "reports", "runs" or "formats".
 
@@ -43,20 +58,32 @@ def site_pages(family: str) -> list[Page]:
     loader = _loader()
     families: dict[str, Callable[[], list[Page]]] = {
         "home": lambda: [home_page(loader)],
-        "reports": lambda: [
-            *ReportGenerator(loader).pages(),
-            *(make(loader) for make in (preregistered_page, literature_page, corrections_page)),
-        ],
+        "reports": lambda: [make(loader) for make in REPORTS.values()],
         "runs": lambda: arm_pages(loader),
         "formats": lambda: format_pages(loader),
     }
-    moved = loader.memo(swept)
-    return [replace(page, moved=moved) for page in families[family]()]
+    return [_placed(loader, page) for page in families[family]()]
 
 
-def site_page_makers() -> list[PageMaker]:
-    """What makes each page of the family "runs", most of a site: processes share them, and the cache keeps each."""
-    return arm_page_makers(_loader())
+def site_page_makers(family: str = "runs") -> list[PageMaker]:
+    """What makes each page of the family "runs" or "reports": the cache keeps each under its own key."""
+    loader = _loader()
+    if family == "runs":
+        return arm_page_makers(loader)
+    key = benchmarks_key(site_key())
+    return [
+        PageMaker(partial(_report, loader, make), digest(key, documents_key(path)))
+        for path, make in REPORTS.items()
+    ]
+
+
+def _report(loader: ExperimentDataLoader, make: Callable[[ExperimentDataLoader], Page]) -> Page:
+    return _placed(loader, make(loader))
+
+
+def _placed(loader: ExperimentDataLoader, page: Page) -> Page:
+    """The page with its references to arms that only a tuning study has leading there."""
+    return replace(page, moved=loader.memo(swept))
 
 
 def site_key() -> str:

@@ -123,7 +123,10 @@ def write_mkdocs(pages: Iterable[Page]) -> None:
 
 
 def build(
-    make_pages: Callable[[], Iterable[Page | PageMaker]], *expected: str, key: Callable[[], str] | None = None
+    make_pages: Callable[[], Iterable[Page | PageMaker]],
+    *expected: str,
+    key: Callable[[], str] | None = None,
+    parallel: bool = False,
 ) -> None:
     """Make pages and write them: what a script in gen/ calls.
 
@@ -131,12 +134,13 @@ def build(
     of the `expected` paths becomes a page with the error in a box instead.
 
     Args:
-        make_pages: the pages, or what makes each of them: these the cores share, and the cache keeps each under the
-            key of its maker.
+        make_pages: the pages, or what makes each of them: of these the cache keeps each under the key of its maker.
         expected: paths of pages that there must be; the first names the family.
         key: a digest of everything that the pages depend on but the script that calls this. Where it is given, their
             files are kept in ``.cache/site`` beside mkdocs.yml and taken from there while the digest and the script's
             bytes stay the same. ALTGRAD_REFRESH=1 makes them again.
+        parallel: whether the cores share the makers under `mkdocs build`: for many pages that have little in common,
+            since what one process has found the others have not.
     """
     root = _current().root
 
@@ -147,7 +151,7 @@ def build(
         if plain := [page for page in pages if isinstance(page, Page)]:
             yield Part(partial(_site_files, plain, root))
 
-    _add(parts, expected, key, _script(make_pages))
+    _add(parts, expected, key, _script(make_pages), PROCESSES if parallel else 1)
 
 
 def build_files(make_files: Callable[[], Files], *expected: str, key: Callable[[], str] | None = None) -> None:
@@ -174,7 +178,11 @@ def build_executed(docs: Path) -> None:
 
 
 def _add(
-    parts: Callable[[], Iterable[Part]], expected: tuple[str, ...], key: Callable[[], str] | None, script: bytes
+    parts: Callable[[], Iterable[Part]],
+    expected: tuple[str, ...],
+    key: Callable[[], str] | None,
+    script: bytes,
+    processes: int = 1,
 ) -> None:
     current, begun, name = _current(), time.perf_counter(), expected[0].replace("/", ".")
     origin: Origin
@@ -189,7 +197,7 @@ def _add(
         elif whole and (known := _whole(current.cache, name, script, current.cache.get(name, whole))) is not None:
             origin, content = "cache", known
         else:
-            origin, content, made = "made", *_made(current, name, [*parts()], whole, script)
+            origin, content, made = "made", *_made(current, name, [*parts()], whole, script, processes)
     except Exception as error:
         if not current.serving and isinstance(error, UsageError):  # a mistake in a document or a record: one line
             from mkdocs.exceptions import PluginError
@@ -219,12 +227,14 @@ def _whole(cache: Cache, name: str, script: bytes, kept: Files | None) -> Files 
     return content
 
 
-def _made(current: SiteBuild, name: str, parts: Sequence[Part], whole: str, script: bytes) -> tuple[Files, int]:
+def _made(
+    current: SiteBuild, name: str, parts: Sequence[Part], whole: str, script: bytes, processes: int
+) -> tuple[Files, int]:
     """The files of all parts, in their order, and how many were made: those that the cache has not."""
     keys = [digest(part.key, script.hex()) if whole and part.key else "" for part in parts]
     known = [current.cache.get(f"{name}.part", key) if key else None for key in keys]
     left = [part.make for part, kept in zip(parts, known, strict=True) if kept is None]
-    fresh = iter(_shared(left, 1 if current.serving else PROCESSES))
+    fresh = iter(_shared(left, 1 if current.serving else processes))
     content: Files = {}
     rest: Files = {}
     for key, kept in zip(keys, known, strict=True):

@@ -102,11 +102,11 @@ def test_every_kind_of_edit_is_on_the_page_with_new_code_and_an_error_stands_on_
     server.shows("", "Our edited runs")
 
     # A script of gen/ that raises: its page says so, the others live; corrected, the page is back.
-    raising = 'raise RuntimeError("on purpose")\n    return site_page_makers()'
-    server.edit("gen/runs.py", "return site_page_makers()", raising)
+    raising = 'raise RuntimeError("on purpose")\n    return site_page_makers("runs")'
+    server.edit("gen/runs.py", 'return site_page_makers("runs")', raising)
     server.shows("runs/", "RuntimeError: on purpose")
     assert "Our edited runs" in server.text("")
-    server.edit("gen/runs.py", raising, "return list(reversed(site_page_makers()))")
+    server.edit("gen/runs.py", raising, 'return list(reversed(site_page_makers("runs")))')
     server.shows("runs/", "e4m3")
     assert "on purpose" not in server.text("runs/")
 

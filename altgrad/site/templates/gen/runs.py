@@ -12,7 +12,7 @@ def pages() -> Iterable[PageMaker]:
     """What makes them, from the recorded runs. The import is inside so that an error in it shows as a page."""
     from altgrad.reports import site_page_makers
 
-    return site_page_makers()
+    return site_page_makers("runs")
 
 
 def key() -> str:
@@ -23,4 +23,4 @@ def key() -> str:
     return site_key() + documents_key("runs/index", "runs/_arm", "runs/_study", "compare/index")
 
 
-build(pages, "runs/index", "compare/index", key=key)
+build(pages, "runs/index", "compare/index", key=key, parallel=True)
