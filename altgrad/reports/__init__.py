@@ -72,8 +72,7 @@ def site_page_makers(family: str = "runs") -> list[PageMaker]:
         return arm_page_makers(loader)
     key = benchmarks_key(site_key())
     return [
-        PageMaker(partial(_report, loader, make), digest(key, documents_key(path)))
-        for path, make in REPORTS.items()
+        PageMaker(partial(_report, loader, make), digest(key, documents_key(path))) for path, make in REPORTS.items()
     ]
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
     library = ""  # the folder of a library that goes before any installed one
     serving = False
     memory: dict[str, dict[str, bytes]] | None = None  # what the cache holds from build to build, while serving
-    sources: frozenset[tuple[str, int, int]] = frozenset()  # of the library as it is imported
+    imported = 0.0  # when the library was, as far as it is
 
     def on_startup(self, *, command: str, dirty: bool) -> None:
         """Note whether pages are built for a reader who is editing them."""
@@ -42,18 +42,15 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
 
     def on_pre_build(self, *, config: Any) -> None:
         """Forget the library where it has changed; while it cannot be imported, the last one says why."""
-        sources = _sources()
-        changed, problem, kept = sources != self.sources, "", dict[str, Any]()
-        if changed:
-            kept = _forget()
+        now, problem, kept = time.time(), "", dict[str, Any]()
+        if _changed_since(self.imported):
+            kept, self.imported = _forget(), now
         try:
             from altgrad.site.build import begin
-
-            self.sources = sources
         except Exception:
             if not (self.serving and kept):
                 raise
-            problem = traceback.format_exc()
+            problem, self.imported = traceback.format_exc(), 0.0
             _forget()
             sys.modules.update(kept)
             from altgrad.site.build import begin
@@ -121,12 +118,14 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
         failed()
 
 
-def _sources() -> frozenset[tuple[str, int, int]]:
-    """Name, time and size of each file of the library that is imported, or would be."""
-    spec = find_spec("altgrad")
-    folder = Path(spec.origin).parent if spec and spec.origin else Path()
-    files = ((path, path.stat()) for path in folder.rglob("*.py"))
-    return frozenset((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in files)
+def _changed_since(moment: float) -> bool:
+    """Whether a file of the library that is imported was written or moved after a moment."""
+    for name, module in sys.modules.items():
+        if name.split(".")[0] == "altgrad" and module.__file__:
+            path = Path(module.__file__)
+            if not path.is_file() or path.stat().st_ctime >= moment:
+                return True
+    return False
 
 
 def _forget() -> dict[str, Any]:
