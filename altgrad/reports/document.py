@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -12,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from altgrad.analysis import words
-from altgrad.analysis.contrasts import Row, missing, named_family
+from altgrad.analysis.contrasts import Row, describe, missing, named_family
 from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, MARGIN
@@ -22,7 +23,7 @@ from altgrad.reports.provenance import left_out, provenance, runs_behind, tracea
 from altgrad.reports.scope import data_line, recorded_line
 from altgrad.runs.schema import digest
 from altgrad.site import Download, Md, Page, Provenance, code, slug
-from altgrad.site.document import NotRecorded, Part, render_document
+from altgrad.site.document import NotRecorded, Part, macros, render_document
 from altgrad.text import csv
 
 DOCUMENTS = Path(__file__).parent / "documents"
@@ -39,6 +40,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "span": words.span,
     "estimate": words.estimate,
     "nats": words.contrast,
+    "describe": describe,
     "names": lambda items: words.names(list(items)),
     "tokens": words.tokens,
     "quantized": words.quantized,
@@ -91,6 +93,7 @@ def document_page(
         "contrast": lambda of, to: _contrast(loader, of, to),
         "verdict": lambda identity: _verdict(loader, identity),
         "alpha": ALPHA,
+        "statement": lambda identity: statements()[identity],
         "pending": lambda missing, *studies: pending_note(missing, studies),
         "pending_section": lambda missing, *studies: pending(missing, studies),
         "larger": lambda study: larger(loader, study),
@@ -129,8 +132,21 @@ def _contrast(loader: ExperimentDataLoader, *pair: str) -> Row:
 def _verdict(loader: ExperimentDataLoader, identity: str) -> Verdict:
     (found,) = verdicts(loader, identity)
     if found.answer == "pending":
-        raise NotRecorded(found.evidence)
+        raise NotRecorded(found.judgement.more["missing"])
     return found
+
+
+@cache
+def sections(name: str) -> Any:
+    """What docs/sections/`name`.md sets, and its macros, for cells and charts: they give plain text."""
+    return macros(f"sections/{name}.md", DOCUMENTS, FILTERS)
+
+
+@cache
+def statements() -> dict[str, str]:
+    """Each hypothesis in the words of the preregistration, by its number."""
+    rows = re.findall(r"^\| (H\d+) \| \w+ \| (.*?) \|", document_source("method/preregistration"), re.MULTILINE)
+    return dict(rows)
 
 
 def document_source(path: str) -> str:

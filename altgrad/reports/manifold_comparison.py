@@ -18,7 +18,6 @@ import pandas as pd
 
 from altgrad.analysis import words
 from altgrad.analysis.contrasts import missing, named_family, reading, shown
-from altgrad.analysis.hypotheses import STIFFNESS
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, SMALLEST_GAP, seeds_needed
@@ -30,8 +29,8 @@ from altgrad.reports.document import document_page
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.scope import pilot, scope
 from altgrad.reports.step_slopes import NAME, SlopesRecord, slope_table
-from altgrad.reports.verdicts import verdict_table
-from altgrad.site import PALETTE, Block, Cell, ChartBlock, Column, Md, Page, Table, escape
+from altgrad.reports.verdicts import Expectation, expectation, verdict_table
+from altgrad.site import PALETTE, Block, Cell, ChartBlock, Column, Md, Page, Table
 from altgrad.site.document import Part
 from altgrad.studies import ARMS, PLACES, RULE_FORMATS, RULES, SEEDS, adamw_arm
 
@@ -60,7 +59,7 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
     )
     own = judged[judged["rule"] == "update"]
     known = judged if len(judged) else pilots.assign(rule=[_rule_of(loader, arm) for arm in pilots["arm"]])
-    tuning, frames = _tuning(found), _frames(found)
+    stiffness, tuning, frames = expectation("STIFFNESS"), _tuning(found), _frames(found)
     unquantized = frames["no-quantization"].query("contrast == 'FP32' and rule == 'relative'")
     slopes, no_slopes = measured.found(benchmarks / NAME, SlopesRecord, "No slopes are recorded.")
     values = {
@@ -73,7 +72,6 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
         "short": _short,
         "place": _place,
         "named": lambda row: in_words(arm_of(row)),
-        "evidence": lambda verdict: escape(verdict.evidence, 4000),
         "scope": lambda: scope(loader, found.pairings["arm"].iloc[0]),
         "ulps": next(verdict for verdict in verdicts if verdict.id == "H8"),
         "unmet": [verdict for verdict in verdicts if verdict.answer in ("no", "inconclusive")],
@@ -84,7 +82,7 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
         "better_untuned": lambda: _better_untuned(loader),
         "decays": _decays(found),
         "pilots": _outcome(pilots),
-        "stiffness": STIFFNESS,
+        "stiffness": stiffness,
         "known": len(known),
         "faults": {name: list(dict.fromkeys(filter(None, rows["missing"]))) for name, rows in frames.items()},
         "tuning": tuning,
@@ -111,7 +109,7 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
         "pilot": lambda: pilot(loader, pilots["arm"], int(pilots["n_pairs"].max())),
         "pilot differences": lambda: [_pilot_chart(pilots)],
         "hypotheses": lambda: [verdict_table(verdicts, "hypotheses", caption="The preregistered hypotheses")],
-        "predictions": lambda: [_predictions(known)],
+        "predictions": lambda: [_predictions(stiffness, known)],
         "sweeps": lambda: [*_sweep_chart(found.sweeps), _sweep_table(tuning["sweeps"])],
         "tuning runs": lambda: [_tuning_runs(found.sweeps)],
         **{name: [] if frames[name]["missing"].all() else table for name, table in tables.items()},
@@ -244,10 +242,10 @@ def _rule_of(loader: ExperimentDataLoader, arm: str) -> str:
     return next((rule for rule, choice in RULES.items() if choice.settings == settings), "")
 
 
-def _predictions(known: pd.DataFrame) -> Table:
+def _predictions(stiffness: Expectation, known: pd.DataFrame) -> Table:
     """What was predicted of the hypothesis, against the pairings of the rule that it names."""
     rows = []
-    for key, text in STIFFNESS.predictions.items():
+    for key, text in stiffness.predictions.items():
         rule, measure = key.split("_")
         low, high = ("stall_low", "stall_high") if measure == "stall" else ("low", "high")
         own = known[(known["rule"] == rule) & known[low].notna()]

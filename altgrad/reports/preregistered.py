@@ -7,7 +7,7 @@ from collections import Counter
 from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports import columns as col
-from altgrad.reports.document import document_page
+from altgrad.reports.document import document_page, statements
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.verdicts import PREREGISTERED, verdict_table
 from altgrad.site import Link, Page, PageRef, Table, md
@@ -70,4 +70,4 @@ def _tests(verdict: Verdict) -> Table:
         col.p("TOST", "p_equivalent"),
         col.count("Not finished", "n_ended_badly"),
     )
-    return col.table(verdict.tests, columns, verdict.statement, f"tests-{verdict.id.lower()}")
+    return col.table(verdict.tests, columns, statements()[verdict.id], f"tests-{verdict.id.lower()}")

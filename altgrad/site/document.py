@@ -93,8 +93,7 @@ def render_document(
 
     def imported(file: str) -> tuple[str, str, None] | None:
         sources.add(file)
-        known = (folder / file).is_file()
-        return (_INLINE_TAG.sub(r"\1+%}", (folder / file).read_text("utf-8")), file, None) if known else None
+        return _source(folder, file)
 
     def place(blocks: Sequence[Block]) -> Md:
         placed.append(blocks)
@@ -166,15 +165,32 @@ def render_document(
     return Document(html.unescape(str(first.text)), html.unescape(description), tuple(below))  # both are plain text
 
 
+def macros(file: str, folder: Path, filters: Mapping[str, Callable[..., Any]]) -> Any:
+    """What the document `file` of `folder` sets, and its macros as functions that give plain text.
+
+    For what is no document and escapes its text itself: a cell of a table, the description of a chart.
+    """
+    environment = _environment(lambda value: value, filters, plain=True)
+    environment.loader = FunctionLoader(partial(_source, folder))
+    return environment.get_template(file).module
+
+
+def _source(folder: Path, file: str) -> tuple[str, str, None] | None:
+    known = (folder / file).is_file()
+    return (_INLINE_TAG.sub(r"\1+%}", (folder / file).read_text("utf-8")), file, None) if known else None
+
+
 def _inline(value: Any) -> Markup:
     return Markup(markdown(value if isinstance(value, str | Link) else str(value)))
 
 
-def _environment(finalize: Callable[[Any], Any], filters: Mapping[str, Callable[..., Any]]) -> Environment:
+def _environment(
+    finalize: Callable[[Any], Any], filters: Mapping[str, Callable[..., Any]], plain: bool = False
+) -> Environment:
     environment = Environment(
         undefined=StrictUndefined,
         finalize=finalize,
-        autoescape=True,  # by which a macro's text is known
+        autoescape=not plain,  # by which a macro's text is known
         trim_blocks=True,
         lstrip_blocks=True,
         comment_start_string="{##",  # "{#name}" is the anchor of a heading
