@@ -68,7 +68,7 @@ def forest(
     left = 0.35 + 0.062 * max(map(len, labels))
     height = 0.28 * len(data) + 0.7
     margins = (left, 0.15, 0.5, 0.1)
-    return Chart(identity, title, f"{description} {said}.", data, draw, height=height, margins=margins)
+    return Chart(identity, title, f"{description} {said}.".lstrip(), data, draw, height=height, margins=margins)
 
 
 def gaps(

@@ -18,12 +18,12 @@ from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, MARGIN
 from altgrad.reports import columns as col
-from altgrad.reports.pending import larger, pending, pending_note
-from altgrad.reports.provenance import left_out, provenance, runs_behind, traceability
+from altgrad.reports.provenance import LINKED, left_out, linked_table, provenance, runs_behind
 from altgrad.reports.scope import data_line, recorded_line
 from altgrad.runs.schema import digest
-from altgrad.site import Download, Md, Page, Provenance, code, slug
-from altgrad.site.document import NotRecorded, Part, macros, render_document
+from altgrad.site import Block, Download, Heading, Md, Page, Provenance, Text, code, slug
+from altgrad.site.document import Document, NotRecorded, Part, macros, render_document
+from altgrad.studies import LARGE
 from altgrad.text import csv
 
 DOCUMENTS = Path(__file__).parent / "documents"
@@ -85,7 +85,7 @@ def document_page(
         "data": lambda: [data_line(loader, scoped=False)],
         "scoped data": lambda: [data_line(loader)],
         "left out": lambda: left_out(loader),
-        "traceability": lambda: traceability(behind(), path),
+        "traceability": lambda: _traceability(behind(), path),
     }
     functions: dict[str, Any] = {
         "margin": MARGIN,
@@ -94,9 +94,9 @@ def document_page(
         "verdict": lambda identity: _verdict(loader, identity),
         "alpha": ALPHA,
         "statement": lambda identity: statements()[identity],
-        "pending": lambda missing, *studies: pending_note(missing, studies),
-        "pending_section": lambda missing, *studies: pending(missing, studies),
-        "larger": lambda study: larger(loader, study),
+        "pending": pending,
+        "pending_section": lambda missing, *studies: section("pending", {"missing": missing, "studies": studies}),
+        "larger": lambda study: _larger(loader, study),
     }
     page = page_of(path, provenance(loader, built, of), {**functions, **(values or {})}, parts, shared, document)
     traced = arms is not None and len(behind())
@@ -134,6 +134,38 @@ def _verdict(loader: ExperimentDataLoader, identity: str) -> Verdict:
     if found.answer == "pending":
         raise NotRecorded(found.judgement.more["missing"])
     return found
+
+
+def section(name: str, values: Mapping[str, Any], parts: Mapping[str, Part] | None = None) -> tuple[Block, ...]:
+    """docs/sections/`name`.md under its heading, with these values and parts."""
+    found = _section(name, values, parts)
+    return (Heading(found.title), *found.blocks)
+
+
+def _section(name: str, values: Mapping[str, Any], parts: Mapping[str, Part] | None = None) -> Document:
+    path = f"sections/{name}"
+    return render_document(document_source(path), f"docs/{path}.md", values, parts, {}, FILTERS, DOCUMENTS)
+
+
+def pending(missing: Text, *studies: str) -> tuple[Block, ...]:
+    """What stands where runs are missing, on a page that has others: what, and the commands that record it."""
+    return _section("pending_note", {"missing": missing, "studies": studies}).blocks
+
+
+def _larger(loader: ExperimentDataLoader, study: str) -> tuple[Block, ...]:
+    """A note while a study of the campaign is recorded and its larger version, for a GPU, is not."""
+    recorded = set(loader.runs["study"])
+    if study not in recorded or f"{study}-large" in recorded:
+        return ()
+    values = {"study": study, "large": LARGE, "pending": pending}
+    return _section("larger", values).blocks
+
+
+def _traceability(runs: pd.DataFrame, path: str) -> tuple[Block, ...]:
+    """Where the runs behind the report `path` are: the file of all, links to W&B, or how to sync those without."""
+    linked = int(runs["wandb_url"].notna().sum())
+    values = {"runs": len(runs), "linked": linked, "shown": LINKED, "path": path}
+    return section("traceability", values, {"linked": lambda: linked_table(runs)})
 
 
 @cache

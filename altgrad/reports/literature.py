@@ -86,8 +86,7 @@ def _chart(tests: pd.DataFrame) -> list[Block]:
     chart = charts.forest(
         "differences",
         "Our differences where others report one, or none",
-        "Paired differences of the final validation loss with 95% t intervals; below zero the first is better; "
-        "margin of equivalence is grey.",
+        "",
         data,
         list(data["contrast"]),
         "difference of final losses, nats a character",

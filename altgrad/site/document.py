@@ -1,7 +1,9 @@
 """A document: Markdown that a person writes, with Jinja slots where what is computed is placed.
 
     # Failure modes
-    {{ show("operands") }}                                      a figure, a table or a section, by its name
+    {{ show("operands") }}                                      a figure, a table or a section, by name or as a value
+    {% call show("operands", title="...") %}...{% endcall %}    with what is said of it: a table's caption; a figure's
+                                                                title, and words before the figures that it gives
     E0M7 ends {{ gap | signed }} above FP32.                    a value; text that is not `Md` is escaped
     {% call holds('best() == "E3M4"') %}E3M4 costs least.{% endcall %}
     {% call details("The tests") %}...{% endcall %}             folded away, never empty; note("info", "Title") is a box
@@ -19,7 +21,7 @@ import html
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from types import CodeType
@@ -30,7 +32,20 @@ from jinja2.runtime import Undefined
 from markupsafe import Markup
 
 from altgrad.config import UsageError
-from altgrad.site.content import Block, Bullets, CodeBlock, Details, Heading, Link, Note, Paragraph, Text, markdown
+from altgrad.site.content import (
+    Block,
+    Bullets,
+    ChartBlock,
+    CodeBlock,
+    Details,
+    Heading,
+    Link,
+    Note,
+    Paragraph,
+    Table,
+    Text,
+    markdown,
+)
 from altgrad.text import Md, escape
 
 Part = Sequence[Block] | Callable[[], Sequence[Block]]
@@ -110,16 +125,17 @@ def render_document(
     environment = _environment(written, filters or {})
     environment.loader = FunctionLoader(imported)
 
-    def show(part: str) -> Sequence[Block]:
+    def show(part: str | Block | Sequence[Block], title: str = "", caller: Callable[[], str] = str) -> Md:
         known = {**(shared or {}), **parts}
-        if part not in known:
+        if isinstance(part, str) and part not in known:
             raise DocumentError(f"there is no part {part!r}; there are: {', '.join(sorted(known)) or 'none'}")
-        found = known[part]
-        return found() if callable(found) else found
+        found = known[part] if isinstance(part, str) else [part] if isinstance(part, Block) else part
+        said = Md(" ".join(caller().split()))
+        return place([_described(block, title, said) for block in (found() if callable(found) else found)])
 
     def details(title: Text, caller: Callable[[], str]) -> Md:
         inside = tuple(_blocks(caller(), placed))
-        return place([Details(Md(written(title)), inside)] if inside else [])
+        return place([Details(Md(" ".join(written(title).split())), inside)] if inside else [])
 
     def note(kind: Literal["info", "warning", "success", "question"], title: Text, caller: Callable[[], str]) -> Md:
         inside = tuple(_blocks(caller(), placed))
@@ -165,19 +181,14 @@ def render_document(
     return Document(html.unescape(str(first.text)), html.unescape(description), tuple(below))  # both are plain text
 
 
-def macros(file: str, folder: Path, filters: Mapping[str, Callable[..., Any]]) -> Any:
-    """What the document `file` of `folder` sets, and its macros as functions that give plain text.
-
-    For what is no document and escapes its text itself: a cell of a table, the description of a chart.
-    """
-    environment = _environment(lambda value: value, filters, plain=True)
-    environment.loader = FunctionLoader(partial(_source, folder))
-    return environment.get_template(file).module
-
-
-def _source(folder: Path, file: str) -> tuple[str, str, None] | None:
-    known = (folder / file).is_file()
-    return (_INLINE_TAG.sub(r"\1+%}", (folder / file).read_text("utf-8")), file, None) if known else None
+def _described(block: Block, title: str, said: Md) -> Block:
+    """A figure or a table with its title and what a document says of it; both are plain text in a figure."""
+    if isinstance(block, Table):
+        return replace(block, caption=said or block.caption)
+    if isinstance(block, ChartBlock):
+        chart, about = block.chart, f"{html.unescape(said)} {block.chart.description}".strip()
+        return ChartBlock(replace(chart, title=title or chart.title, description=about))
+    return block
 
 
 def _inline(value: Any) -> Markup:
@@ -215,6 +226,21 @@ def _first(call: nodes.Call) -> str:
     """The part that a call of `show` names; "" for any other call."""
     argument = call.args[0] if isinstance(call.node, nodes.Name) and call.node.name == "show" and call.args else None
     return str(argument.value) if isinstance(argument, nodes.Const) else ""
+
+
+def macros(file: str, folder: Path, filters: Mapping[str, Callable[..., Any]]) -> Any:
+    """What the document `file` of `folder` sets, and its macros as functions that give plain text.
+
+    For what is no document and escapes its text itself: a cell of a table, the description of a chart.
+    """
+    environment = _environment(lambda value: value, filters, plain=True)
+    environment.loader = FunctionLoader(partial(_source, folder))
+    return environment.get_template(file).module
+
+
+def _source(folder: Path, file: str) -> tuple[str, str, None] | None:
+    known = (folder / file).is_file()
+    return (_INLINE_TAG.sub(r"\1+%}", (folder / file).read_text("utf-8")), file, None) if known else None
 
 
 def _blocks(text: str, placed: Sequence[Sequence[Block]]) -> Iterator[Block]:
