@@ -391,7 +391,7 @@ def test_other_data_are_no_pair(whole: ExperimentDataLoader) -> None:
         return evidence(verdict_of(changed(whole, change(seeds)), "H9").judgement)
 
     assert said([*SEEDS]) == "The recorded runs differ in data."
-    assert said([10]) == "More than one data set is recorded for E4M3 S on the gradient."
+    assert said([10]) == "More than one data set: E4M3 S on the gradient."
 
 
 def test_an_arm_that_diverged_is_not_judged_by_its_survivors(whole: ExperimentDataLoader, tmp_path: Path) -> None:

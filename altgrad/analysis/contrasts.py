@@ -77,7 +77,7 @@ def missing(loader: ExperimentDataLoader, arms: Iterable[str]) -> str:
         return f"Not recorded in full: {', '.join(lacking[:8])}{more}."
     data = {arm: set(runs["data"]) for arm, runs in found.items()}
     if several := [ARMS[arm].label for arm, fingerprints in data.items() if len(fingerprints) > 1]:
-        return f"More than one data set is recorded for {', '.join(several)}."
+        return f"More than one data set: {', '.join(several)}."
     return "The recorded runs differ in data." if len(set().union(*data.values())) > 1 else ""
 
 
