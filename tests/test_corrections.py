@@ -142,7 +142,7 @@ def test_the_scope_is_that_of_the_config(raw: tuple[Runs, list[dict[str, Any]]],
     for name in ("README.md", *(f"reports/{name}.md" for name in REPORTS)):
         text = (ROOT / name).read_text()
         assert f"a GPT of {parameters:,} parameters, 300 steps, {trained:,} characters of licence texts" in text, name
-        assert "one power-of-two scale a tensor, from its current largest value" in text, name
+        assert "one power-of-two scale a tensor (current largest value)" in text, name
 
 
 def test_one_scale_for_every_32_values_removes_the_gap_of_e0m7(runs: Runs, page: str) -> None:

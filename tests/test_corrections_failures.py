@@ -25,11 +25,11 @@ import pytest
 from scipy import stats
 
 from altgrad.analysis import ExperimentDataLoader, corrections
-from altgrad.analysis.contrasts import named_family, runs_of
-from altgrad.analysis.hypotheses import HYPOTHESES
+from altgrad.analysis.contrasts import runs_of
 from altgrad.analysis.machines import crossing, days
+from altgrad.analysis.statistics import FAILURE_GAP
 from altgrad.reports import corrections_page
-from altgrad.reports.document import FILTERS
+from altgrad.reports.document import DOCUMENTS, FILTERS, campaign, document_source
 from altgrad.site.document import DocumentError, render_document
 from altgrad.studies import ARMS
 
@@ -241,18 +241,29 @@ def test_without_records_every_finding_says_so_and_no_figure_is_given() -> None:
 
 
 HELD = {
-    'contrast("MXFP4 up", "FP32").difference > e7m0_worst.gap': ("MXFP4 up", -1.0),
-    'verdict("H10").answer == "yes"': ("E4M3 code stochastic", -1.0),
-    'h5().best != "E4M3"': ("E4M3 mlp", -0.0075),
-    'verdict("H5").answer == "inconclusive"': ("E4M3 mlp", +0.5),
-    'contrast("E7M0", "E7M0 E5M2 gradients").difference >': ("E7M0 E5M2 gradients", +0.4),
-    'contrast("E0M7 long", "FP32 long").low > 0': ("E0M7 long", -0.5),
-    'verdict("H18").limited': ("E7M0 E5M2 gradients", +0.4),
-    "fp32().finished == fp32().runs": ("FP32", math.nan),
-    'contrast("FP32 relative master", "FP32").high < 0': ("FP32 relative master", +0.05),
-    'contrast("E0M7 own rate", "E0M7").low > 0': ("E0M7 own rate", -0.05),
+    "reports/corrections": {
+        'contrast("MXFP4 up", "FP32").difference > e7m0_worst.gap': ("MXFP4 up", -1.0),
+        'verdict("H10").answer == "yes"': ("E4M3 code stochastic", -1.0),
+        'h5().best != "E4M3"': ("E4M3 mlp", -0.0075),
+        'verdict("H5").answer == "inconclusive"': ("E4M3 mlp", +0.5),
+        'contrast("E7M0", "E7M0 E5M2 gradients").difference >': ("E7M0 E5M2 gradients", +0.4),
+        'contrast("E0M7 long", "FP32 long").low > 0': ("E0M7 long", -0.5),
+        'verdict("H18").limited': ("E7M0 E5M2 gradients", +0.4),
+        "fp32().finished == fp32().runs": ("FP32", math.nan),
+        'contrast("FP32 relative master", "FP32").high < 0': ("FP32 relative master", +0.05),
+        'contrast("E0M7 own rate", "E0M7").low > 0': ("E0M7 own rate", -0.05),
+    },
+    "reports/failure_modes": {
+        'contrast("E5M2 pilot", "FP32 pilot").difference < limit': ("E6M1 pilot", -0.05),
+        'stalls("E4M3") >= stalls("E2M5")': ("E4M3", +0.05),
+        'contrast("E5M2", "E4M3").low > 0': ("E5M2", -0.02),
+    },
+    "reports/format_comparison": {
+        'contrast("E2M5", "E3M4").low > 0': ("E2M5", -0.03),
+    },
 }
 """How each sentence in `holds` begins its condition, and a change of one arm's losses that makes it false."""
+SENTENCES = [(document, begin) for document, held in HELD.items() for begin in held]
 BLOCK = re.compile(r"\{% call holds\('(.+?)'\) %\}.*?\{% endcall %\}", re.DOTALL)
 
 
@@ -261,44 +272,57 @@ def recorded() -> ExperimentDataLoader:
     return ExperimentDataLoader([RECORDED])
 
 
-def held(loader: ExperimentDataLoader, block: str) -> str:
-    """A block of the document, from these records."""
-    rows = {row.id: row for row in HYPOTHESES}
+def held(loader: ExperimentDataLoader, document: str, block: str) -> str:
+    """A block of a document, from these records."""
     values = {
         **{name: 1 for name in re.findall(r"\w+", block)},
-        "contrast": lambda *pair: named_family(loader, [pair]).to_dict("records")[0],
-        "verdict": lambda name: rows[name].verdict(loader),
+        **campaign(loader),
         "h5": lambda: corrections._h5(loader),
         "fp32": lambda: corrections._fp32(loader),
         "e7m0_worst": {"gap": 0.681, "difference": 0.681, "low": 0.6, "high": 0.7, "n_pairs": 16},
         "code_decay": [0.0],
         "other_decay": [0.1],
-        "alpha": 0.05,
-        "margin": 0.01,
+        "limit": FAILURE_GAP,
         "rate": lambda arm: ARMS[arm].rate,
     }
-    for name in ("join", "map", "number", "p", "nats", "thousands", "general", "holds", "min", "max", "or", "and"):
+    for name in (
+        "join",
+        "map",
+        "number",
+        "p",
+        "nats",
+        "share",
+        "thousands",
+        "general",
+        "holds",
+        "min",
+        "max",
+        "or",
+        "and",
+    ):
         values.pop(name, None)
-    return str(render_document(f"# T\n\n{block}", "d.md", values, filters=FILTERS).blocks)
+    return str(render_document(f"# T\n\n{block}", f"docs/{document}.md", values, filters=FILTERS).blocks)
 
 
-@pytest.mark.parametrize("begin", HELD)
-def test_a_sentence_is_held_by_the_losses_of_the_arms_it_names(recorded: ExperimentDataLoader, begin: str) -> None:
-    text = (ROOT / "docs" / "reports" / "corrections.md").read_text()
-    (block,) = (found[0] for found in BLOCK.finditer(text) if found[1].startswith(begin))
-    assert "Paragraph" in held(recorded, block)
-    arm, change = HELD[begin]
+@pytest.mark.parametrize(("document", "begin"), SENTENCES)
+def test_a_sentence_is_held_by_the_losses_of_the_arms_it_names(
+    recorded: ExperimentDataLoader, document: str, begin: str
+) -> None:
+    (block,) = (found[0] for found in BLOCK.finditer(document_source(document)) if found[1].startswith(begin))
+    assert "Paragraph" in held(recorded, document, block)
+    arm, change = HELD[document][begin]
     changed, runs = ExperimentDataLoader([]), recorded.runs.copy()
     of_arm = runs["run_id"].isin(runs_of(recorded, arm)["run_id"])
     runs.loc[of_arm, "final_val_loss"] += change
     runs.loc[of_arm & runs["final_val_loss"].isna(), "status"] = "failed"
     changed.__dict__ |= {"run_set": copy(recorded.run_set), "records": recorded.records, "runs": runs}
-    with pytest.raises(DocumentError, match="the records contradict"):
-        held(changed, block)
+    with pytest.raises(DocumentError, match=rf"^docs/{document}\.md:3: the records contradict .* is "):
+        held(changed, document, block)
 
 
 def test_every_sentence_in_holds_has_such_a_change() -> None:
-    text = (ROOT / "docs" / "reports" / "corrections.md").read_text()
-    conditions = [found[1] for found in BLOCK.finditer(text)]
-    assert len(conditions) == len(HELD) == text.count("call holds(")
-    assert all(sum(condition.startswith(begin) for begin in HELD) == 1 for condition in conditions)
+    for file in DOCUMENTS.rglob("*.md"):
+        text, name = file.read_text("utf-8"), file.relative_to(DOCUMENTS).with_suffix("").as_posix()
+        conditions, changes = [found[1] for found in BLOCK.finditer(text)], HELD.get(name, {})
+        assert len(conditions) == len(changes) == text.count("{% call holds("), name
+        assert all(sum(condition.startswith(begin) for begin in changes) == 1 for condition in conditions), name

@@ -444,18 +444,18 @@ def _verdict(row: Row, best: str | None) -> str:
 def _no_answer(table: pd.DataFrame, candidates: pd.DataFrame) -> str:
     """Why fewer than two formats can be ranked, in words."""
     if len(candidates):
-        return f"only {candidates['format'].iloc[0]} can be ranked, and an answer needs at least two formats"
+        return f"only {candidates['format'].iloc[0]} can be ranked, and it takes two"
     recorded = table[table["format"].map(is_8bit)]
     if recorded.empty:
         return "no single 8-bit format is recorded"
     if (recorded["n_finished"] == 0).all():
         return "no run of an 8-bit format finished"
     if (recorded["n_finished"] < recorded["n_runs"]).all():
-        return "every 8-bit format has a run that did not finish"
+        return "every 8-bit format has an unfinished run"
     most = int(recorded["n_pairs"].max())
     if most == 0:
-        return "no seed was run both with a format and with FP32, so that nothing is paired"
-    return f"there are {most} pairs of a format and FP32 at most, fewer than the {MIN_PAIRS} that an interval needs"
+        return "no seed shared with FP32, nothing is paired"
+    return f"there are {most} pairs at most, of {MIN_PAIRS} needed"
 
 
 def _adjusted_to_best(losses: Sequence[pd.Series], names: Sequence[str]) -> dict[str, float]:

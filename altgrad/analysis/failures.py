@@ -290,11 +290,11 @@ class FailureAnalyzer:
         if config.optimizer.step_rule == "adamw" and config.optimizer.storage == "master":
             return ""
         if not config.quantize.operands:
-            return "nothing is rounded in this arm: AdamW on the same problem is what it is held against"
+            return "nothing is rounded; held against AdamW"
         plain = self._plain.get((config.quantize, config.scaling, row["baseline"]))
         if plain is None:
             return ""
-        return f"with AdamW and master weights the same formats have a gap of {plain:+.3f} nats"
+        return f"same formats under AdamW, master weights: {plain:+.3f} nats"
 
     @cached_property
     def _plain(self) -> dict[tuple[QuantizeConfig, ScalingConfig, str], float]:
@@ -376,8 +376,8 @@ def arm_symptoms(looks: pd.DataFrame, config: ExperimentConfig) -> list[dict[str
                     "worst": worst,
                     "step": int(first["step"]),
                     "tensor": tensor_name(first["layer"], str(operand)),
-                    "evidence": f"{names[str(operand)]}: {worst:{form}} {symptom.figure} at worst, beyond the limit in "
-                    f"{beyond.mean():.0%} of the looks at layers",
+                    "evidence": f"{names[str(operand)]}: at worst {worst:{form}} {symptom.figure}, beyond the limit in "
+                    f"{beyond.mean():.0%} of looks",
                 }
             )
     return sorted(found, key=lambda row: (-row["share"], CAUSES.index(row["cause"])))

@@ -135,7 +135,7 @@ def gaps(
             labels = [f"{row['format']}\nn = {row['n_pairs']}" for _, row in data.iterrows()]
             axes.set_xticks(range(len(data)), labels)
         axes.set_xlim(-0.6, len(formats if groups else data) - 0.4)
-        axes.set_ylabel(f"loss gap to FP32, nats a character\n(linear to {LINEAR_TO:g}, then logarithmic)")
+        axes.set_ylabel(f"gap to FP32, nats a character\n(logarithmic beyond ±{LINEAR_TO:g})")
 
     said = "; ".join(
         f"{row.format}{f' {groups[str(row.scope)]}' if groups else ''} {words.number(row.gap, sign=True)} "
@@ -143,7 +143,7 @@ def gaps(
         for row in data.itertuples()
     )
     size = {"height": 3.9, "margins": (0.85, 0.5, 0.35, 0.35)} if groups else {}
-    return Chart(identity, title, f"{description} {said}.", data, draw, **size)  # type: ignore[arg-type]
+    return Chart(identity, title, f"{description} {said}.".lstrip(), data, draw, **size)  # type: ignore[arg-type]
 
 
 def reference_line(axes: Axes, label: str) -> None:

@@ -6,17 +6,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from altgrad.analysis import words
-from altgrad.analysis.contrasts import Row, describe, missing, named_family
+from altgrad.analysis.contrasts import Row, describe, missing, named_family, runs_of
 from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, MARGIN
+from altgrad.formats import get_format
 from altgrad.reports import columns as col
 from altgrad.reports.provenance import LINKED, left_out, linked_table, provenance, runs_behind
 from altgrad.reports.scope import data_line, recorded_line
@@ -27,6 +28,7 @@ from altgrad.studies import LARGE
 from altgrad.text import csv
 
 DOCUMENTS = Path(__file__).parent / "documents"
+PREREGISTRATION = "method/preregistration"
 FILTERS: dict[str, Callable[..., str]] = {
     "number": words.number,
     "signed": lambda value, digits=3: words.number(value, digits, sign=True),
@@ -88,11 +90,9 @@ def document_page(
         "traceability": lambda: _traceability(behind(), path),
     }
     functions: dict[str, Any] = {
-        "margin": MARGIN,
+        **campaign(loader),
         "arm": col.arm_link,
-        "contrast": lambda of, to: _contrast(loader, of, to),
-        "verdict": lambda identity: _verdict(loader, identity),
-        "alpha": ALPHA,
+        "format": get_format,
         "statement": lambda identity: statements()[identity],
         "pending": pending,
         "pending_section": lambda missing, *studies: section("pending", {"missing": missing, "studies": studies}),
@@ -117,6 +117,17 @@ def page_of(
     return Page(path, found.title, found.blocks, found.description, provenance=foot)
 
 
+def campaign(loader: ExperimentDataLoader) -> dict[str, Any]:
+    """What a condition of `holds` reads: the campaign's arms and hypotheses, and the levels they are held against."""
+    return {
+        "margin": MARGIN,
+        "alpha": ALPHA,
+        "contrast": partial(_contrast, loader),
+        "verdict": partial(_verdict, loader),
+        "stalls": partial(_stalls, loader),
+    }
+
+
 def _contrast(loader: ExperimentDataLoader, *pair: str) -> Row:
     """The paired difference of two of the campaign's arms, of its studies and seeds only, as a row of a family of one.
 
@@ -134,6 +145,17 @@ def _verdict(loader: ExperimentDataLoader, identity: str) -> Verdict:
     if found.answer == "pending":
         raise NotRecorded(found.judgement.more["missing"])
     return found
+
+
+def _stalls(loader: ExperimentDataLoader, arm: str) -> float:
+    """The mean stall ratio of one of the campaign's arms, of its studies and seeds only.
+
+    Raises:
+        NotRecorded: not all of its runs have ended.
+    """
+    if lacking := missing(loader, [arm]):
+        raise NotRecorded(lacking)
+    return float(runs_of(loader, arm)["stall_ratio"].mean())
 
 
 def section(name: str, values: Mapping[str, Any], parts: Mapping[str, Part] | None = None) -> tuple[Block, ...]:
@@ -169,7 +191,7 @@ def _traceability(runs: pd.DataFrame, path: str) -> tuple[Block, ...]:
 
 
 @cache
-def sections(name: str) -> Any:
+def macros_of(name: str) -> Any:
     """What docs/sections/`name`.md sets, and its macros, for cells and charts: they give plain text."""
     return macros(f"sections/{name}.md", DOCUMENTS, FILTERS)
 
@@ -177,7 +199,7 @@ def sections(name: str) -> Any:
 @cache
 def statements() -> dict[str, str]:
     """Each hypothesis in the words of the preregistration, by its number."""
-    rows = re.findall(r"^\| (H\d+) \| \w+ \| (.*?) \|", document_source("method/preregistration"), re.MULTILINE)
+    rows = re.findall(r"^\| (H\d+) \| \w+ \| (.*?) \|", document_source(PREREGISTRATION), re.MULTILINE)
     return dict(rows)
 
 
@@ -189,4 +211,4 @@ def document_source(path: str) -> str:
 def documents_key(*paths: str) -> str:
     """A digest of the documents of some pages and of those that they may import, for the cache."""
     shared = sorted(f"sections/{file.stem}" for file in (DOCUMENTS / "sections").glob("*.md"))
-    return digest(*map(document_source, (*paths, *shared)))
+    return digest(*map(document_source, (*paths, PREREGISTRATION, *shared)))

@@ -19,6 +19,7 @@ from altgrad.formats import SPLITS_8BIT, get_format
 from altgrad.reports import charts, health
 from altgrad.reports import columns as col
 from altgrad.reports.document import document_page
+from altgrad.reports.format_comparison import GAPS
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.scope import pilot, scope
 from altgrad.reports.verdicts import Expectation, evidence, expectation, tests_table, verdict_table
@@ -51,13 +52,13 @@ def failure_modes_page(loader: ExperimentDataLoader) -> Page:
     values = {
         "comparison": comparison,
         "runs": len(loader.runs),
-        "limit": f"{FAILURE_GAP:g}",
+        "limit": FAILURE_GAP,
         "failed": len(failed),
         "unfinished": len(analyzer.failures),
         "helped": _what_helped(analyzer),
         "recorded": {fmt: len(analyzer.of_formats(loader.runs, fmt)) for fmt in LACKING},
         "hypotheses": hypotheses,
-        "remedies": _remedies(analyzer.remedies[analyzer.remedies["n_pairs"] >= 2]),
+        **_remedies(analyzer.remedies[analyzer.remedies["n_pairs"] >= 2]),
         "remedies_missing": failures.remedies_missing(loader),
         **_prevention(analyzer, failed),
         **_endings(analyzer),
@@ -79,6 +80,7 @@ def failure_modes_page(loader: ExperimentDataLoader) -> Page:
         paired = splits[splits["n_pairs"] >= 2]
         values |= {
             "scope": scope(loader, comparison.baseline),
+            "pilot": pilot(loader, comparison.baseline, comparison.most_pairs),
             "precision_lost": failures.PRECISION_LOST,
             **_summary(analyzer, comparison, failed),
             **_failed_arms(analyzer, failed),
@@ -89,7 +91,6 @@ def failure_modes_page(loader: ExperimentDataLoader) -> Page:
             "own_rates": rates[rates["format"] == get_format("e7m0").label].to_dict("records"),
         }
         parts |= {
-            "pilot": pilot(loader, [comparison.baseline], int(comparison.table["n_pairs"].max())),
             "gaps by operand": _operand_chart(comparison, paired),
             "limits": [_limits_table()],
             "phases": [_phases(analyzer, comparison)],
@@ -163,8 +164,8 @@ def _failed_arms(analyzer: FailureAnalyzer, failed: pd.DataFrame) -> Values:
     stalls = failed[(failed["causes"] == "stall") & failed["step"].notna()]
     symptoms = analyzer.symptoms[analyzer.symptoms["arm"].isin(failed["arm"])]
     return {
-        "arms": _arms_table(ordered, "failure-modes", "Failure Mode of each arm that fails, worst first"),
-        "earlier": _arms_table(rest, "failure-modes-earlier", "Failure Mode of the arms of earlier studies"),
+        "arms": _arms_table(ordered, "failure-modes"),
+        "earlier": _arms_table(rest, "failure-modes-earlier"),
         "unknown": failed[failed["causes"] == "unknown"].to_dict("records"),
         "exploratory": int(failed["study"].isin(failures.EXPLORATORY).sum()),
         "exploratory_studies": failures.EXPLORATORY,
@@ -177,7 +178,7 @@ def _failed_arms(analyzer: FailureAnalyzer, failed: pd.DataFrame) -> Values:
     }
 
 
-def _arms_table(classified: pd.DataFrame, identity: str, caption: str) -> Table:
+def _arms_table(classified: pd.DataFrame, identity: str) -> Table:
     columns = (
         col.arm(),
         col.text("Failure Mode", "causes"),
@@ -189,7 +190,7 @@ def _arms_table(classified: pd.DataFrame, identity: str, caption: str) -> Table:
         col.of("Began", _began),
         col.share(),
     )
-    return col.table(classified, columns, caption, identity)
+    return col.table(classified, columns, id=identity)
 
 
 def _symptoms_table(symptoms: pd.DataFrame, classified: pd.DataFrame) -> Table:
@@ -202,9 +203,8 @@ def _symptoms_table(symptoms: pd.DataFrame, classified: pd.DataFrame) -> Table:
         col.of("First", _began),
         col.text("Evidence", "evidence"),
     )
-    caption = "Figures beyond a limit, as means over the runs of an arm; a look is one layer's operand at one step"
     rows = symptoms.merge(classified[["arm", "format", "scope", "rule"]], on="arm", how="left")
-    return col.table(rows, columns, caption, "symptoms", data=symptoms)
+    return col.table(rows, columns, id="symptoms", data=symptoms)
 
 
 def _treated(row: Row) -> str:
@@ -223,17 +223,14 @@ def _limits_table() -> Table:
     words_of = {True: "below {limit:g}", False: "above {limit:g}, as a fraction"}
     limit = col.of("Limit", lambda row: words_of[row["below"]].format_map(row))
     columns = (col.text("Class", "kind"), limit, col.text("Of what", "figure"))
-    return col.table(map(vars, failures.SYMPTOMS_OF_ARMS), columns, "When a look shows a class")
+    return col.table(map(vars, failures.SYMPTOMS_OF_ARMS), columns)
 
 
 def _operand_chart(comparison: Comparison, paired: pd.DataFrame) -> list[Block]:
     """Gaps of the splits with all operands and with each alone: which operand it is that costs the loss."""
     data = charts.finite_rows(paired, "gap", "low", "high")
     names = {comparison.scope: "all operands"} | {name: f"{name} alone" for name in OPERAND_NAMES.values()}
-    title = "Loss gap to FP32 by format, with all operands quantized and with one alone"
-    about = "Paired mean differences with 95% t intervals; the dashed line is the gap above which an arm has failed, "
-    chart = charts.gaps("operands", title, f"{about}{FAILURE_GAP:g} nats.", data, names, FAILURE_GAP)
-    return [ChartBlock(chart)] * bool(len(data))
+    return [ChartBlock(charts.gaps("operands", GAPS, "", data, names, FAILURE_GAP))] if len(data) else []
 
 
 def _operands(analyzer: FailureAnalyzer, comparison: Comparison, splits: pd.DataFrame) -> Values | None:
@@ -265,11 +262,9 @@ def _operands(analyzer: FailureAnalyzer, comparison: Comparison, splits: pd.Data
         *map(gap_of, dict.fromkeys(splits["scope"])),
         col.of("Fails alone", fails_alone),
     )
-    caption = "Gap to FP32 in nats a character with 95% interval, by what is quantized: forward is weights and "
-    caption += "activations, backward is gradients"
     fewest, own = int(single["n_pairs"].min()), analyzer.gaps.set_index("arm")["campaign"]
     return {
-        "table": col.table(rows.values(), columns, caption, "operands-table", data=splits),
+        "table": col.table(rows.values(), columns, id="operands-table", data=splits),
         "fewest": fewest if fewest < len(SEEDS) and single["arm"].map(own).any() else None,
         "planned": len(SEEDS),
     }
@@ -289,10 +284,7 @@ def _phases(analyzer: FailureAnalyzer, comparison: Comparison) -> Table:
     data = data.join(wide, on="arm").join(stall, on="arm").reset_index(drop=True)
     titles = ["Forward: weights overflow", "weights underflow", "activations overflow", "activations underflow"]
     titles += ["Backward: gradients overflow", "gradients underflow", "Optimizer: stall ratio"]
-    caption = (
-        "Fraction of nonzero elements, mean over layers, recorded steps and runs; stall ratio = 1 - flips / updates"
-    )
-    return col.table(data, (col.arm(), *map(col.percent, titles, data.columns[2:])), caption, "phases")
+    return col.table(data, (col.arm(), *map(col.percent, titles, data.columns[2:])), id="phases")
 
 
 def _sqnr(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block]:
@@ -302,8 +294,7 @@ def _sqnr(analyzer: FailureAnalyzer, comparison: Comparison) -> list[Block]:
         return []
     data = found.pivot_table(index="format", columns="operand", values="value")
     data = data.sort_index(key=lambda names: names.map(format_order))
-    title = "Signal-to-quantization-noise ratio of the 8-bit formats, by operand"
-    about = f"Mean signal-to-quantization-noise ratio over layers and recorded steps. {_means(data, 'sqnr_db')}."
+    title, about = "SQNR of the 8-bit formats, by operand", f"{_means(data, 'sqnr_db')}."
     data, names = data.reset_index(), [name for name in OPERAND_NAMES if name in data]
     drawn = data.melt("format", names, var_name="operand").replace({"operand": OPERAND_NAMES})
     axes = ("", "SQNR (dB), higher is better")
@@ -359,7 +350,7 @@ def _signatures(analyzer: FailureAnalyzer, table: pd.DataFrame) -> Values:
         chart = charts.lines(identity, title, about, data, data, columns, ("", axis), panels=panels, percent=percent)
         drawn.append(ChartBlock(chart))
     names = [one_format(analyzer.loader.config(arm)) for arm in extremes["arm"]]
-    return {"signatures": drawn, "extremes": names, "beside": rest["format"].iloc[0]}
+    return {"signatures": drawn, "extremes": [*map(get_format, names)], "beside": rest["format"].iloc[0]}
 
 
 def _predictions(expectation: Expectation, observed: Mapping[str, tuple[str, str]]) -> Table:
@@ -371,7 +362,7 @@ def _predictions(expectation: Expectation, observed: Mapping[str, tuple[str, str
         col.of("Outcome", lambda row: row["observed"][0]),
         col.of("Recorded", lambda row: escape(row["observed"][1])),
     )
-    return col.table(rows, columns, "The hypothesis against what happened")
+    return col.table(rows, columns)
 
 
 def _e7m0_observed(analyzer: FailureAnalyzer, comparison: Comparison | None) -> dict[str, tuple[str, str]]:
@@ -422,8 +413,10 @@ def _first_two(rows: pd.DataFrame, own: pd.Series) -> Iterable[tuple[Row, Row]]:
     return zip(rows[mine].head(1).to_dict("records"), rows[~mine].head(1).to_dict("records"), strict=False)
 
 
-def _remedies(tried: pd.DataFrame) -> list[Block]:
+def _remedies(tried: pd.DataFrame) -> Values:
     """What was tried on the two extreme formats, with its effect against the format without it and against FP32."""
+    if tried.empty:
+        return {"remedies": None}
 
     def planned(row: Row) -> str:
         badly = f"{row['n_ended_badly']} runs did not finish: not judged" if row["n_ended_badly"] else "in full"
@@ -440,16 +433,14 @@ def _remedies(tried: pd.DataFrame) -> list[Block]:
         col.signed("Gap left", "gap"),
         col.of("Planned", planned),
     )
-    table = col.table(tried, columns, "Remedies and their measured effect", "remedies")
+    table = col.table(tried, columns, id="remedies")
     shown = ["format", "remedy", "n_pairs", "difference", "low", "high", "gap", "gap_low", "gap_high"]
     data = charts.finite_rows(tried[shown], "difference", "low", "high")
-    if data.empty:
-        return [table] if len(tried) else []
-    title = "What each remedy does to the loss of E0M7 and E7M0"
-    about = "Paired difference of the final validation loss with 95% t interval."
     names, colours = data["format"] + ": " + data["remedy"], [PALETTE[EXTREMES.index(each)] for each in data["format"]]
-    axis = "nats a character; left of 0 it helps"
-    return [ChartBlock(charts.forest("remedies-chart", title, about, data, list(names), axis, colours)), table]
+    axis, title = "nats a character; left of 0 it helps", "What each remedy does to the loss"
+    chart = charts.forest("remedies-chart", title, "", data, list(names), axis, colours) if len(data) else None
+    shown_of = list(dict.fromkeys(tried["format"]))
+    return {"remedies": table, "remedies_chart": [ChartBlock(chart)] if chart else [], "remedied": shown_of}
 
 
 def _prevention(analyzer: FailureAnalyzer, failed: pd.DataFrame) -> Values:
@@ -503,8 +494,7 @@ def _unfinished_table(analyzer: FailureAnalyzer) -> Table:
         col.text("Phase", "phase"),
         col.text("Message", "message"),
     )
-    caption = "Runs that failed, crashed, were interrupted or are still running"
-    return col.table(analyzer.failures, columns, caption, "unfinished")
+    return col.table(analyzer.failures, columns, id="unfinished")
 
 
 def _endings(analyzer: FailureAnalyzer) -> Values:
@@ -536,8 +526,7 @@ def _ending_chart(data: pd.DataFrame) -> list[Block]:
         + (", then not finite" if row.run_id in set(lost["run_id"]) else "")
         for row in finite.groupby("run_id", sort=False).tail(1).itertuples()
     )
-    title = "Training loss around the end of runs that ended badly"
-    about = f"Nats a character; a cross where the loss was not finite any more. {said}."
+    title, about = "Training loss around the end", f"{said}."
     wide = bool(finite["loss"].min() > 0 and finite["loss"].max() > 20 * finite["loss"].min())
     drawn, axes = (data, finite, ("to_end", "loss", "label")), ("steps before the last one", "training loss")
     crossed = {*lost["label"]}
@@ -567,13 +556,13 @@ def _warnings(loader: ExperimentDataLoader, warnings: pd.DataFrame) -> Values:
         col.text("Most often in", "tensor"),
     )
     data = data.reset_index().sort_values(["warnings", "what", "format"], ascending=[False, True, True])
-    caption = f"{len(warnings)} warnings of {len(warned)} runs, by kind and format"
     return {
+        "number": len(warnings),
         "ended": len(ended),
         "before": sum("warnings" not in record.run["summary"] for record in ended),
         "runs": len(warned),
         "finished": int((warned["status"] == "finished").sum()),
-        "table": col.table(data, columns, caption, "warnings"),
+        "table": col.table(data, columns, id="warnings"),
     }
 
 

@@ -55,10 +55,13 @@ PLACE_NAMES: dict[str, str] = {
     **{kind: f"{kind} layers alone" for kind in LAYER_TYPES},
     **{place: f"{place} alone" for place in OPERAND_PLACES},
 }
+TWINS = ("E0M7", "E1M6")
+"""Two formats that are one quantizer under a free scale."""
 MOST = 0.8
 """A layer type that alone costs more than this fraction of a format's gap is named in the answer."""
 LOWEST_OCTAVE = -16
 """The chart of weights ends this many octaves below a format's largest value; what is smaller is in its last bar."""
+GAPS = "Loss gap to FP32 by format"
 GAP = (col.signed("Gap to FP32", "gap"), col.interval(), col.count("Pairs", "n_pairs"), col.share())
 
 
@@ -82,8 +85,8 @@ def _complete(
     at = {place: comparator.at(place) for place in PLACES}
 
     def ranking(comparison: Comparison, identity: str) -> dict[str, Any]:
-        table = results(loader, comparison, identity)
-        return {"comparison": comparison, "spot": comparator.sweet_spot(comparison), "results": table}
+        found = {"comparison": comparison, "spot": comparator.sweet_spot(comparison)}
+        return found | _tested(loader, comparison) | {"results": results(comparison, identity)}
 
     above = {id(each) for each in (*at.values(), long)}
     others = [each for each in comparator.comparisons if id(each) not in above]
@@ -111,19 +114,16 @@ def _complete(
         **{"bits": loader.memo(cost_per_bit), "shorter": cost_per_bit(loader, LADDER[:-1]), "resamples": RESAMPLES},
         "sums": _sums(sums),
         "to_fp32": _to_fp32(first),
-        "twins": _twins(loader, first),
-        **{"tests_used": _tests_used(first), "extent": extent(loader, first.baseline)},
-        "others": [
-            ranking(each, f"results-other-{number}") | {"setting": _setting(loader, each)}
-            for number, each in enumerate(others, 1)
-        ],
+        **{"twins": TWINS, "apart": _twins(loader, first)},
+        **_tested(loader, first),
+        "extent": extent(loader, first.baseline),
+        "others": [ranking(each, f"results-other-{number}") for number, each in enumerate(others, 1)],
         "unmatched": comparator.unmatched,
         "arms": len(comparator.results),
     }
     return {
-        "pilot": lambda: pilot(loader, [first.baseline], first.most_pairs),
         "gaps": lambda: [ChartBlock(gap_chart(first))],
-        "results": lambda: [results(loader, first, "results", values["rate"])],
+        "results": lambda: [results(first, "results", values["rate"])],
         "sweet spots": lambda: [sweet_spots(comparator)],
         "layer gaps": lambda: layer_gaps(comparator),
         "weights": [ChartBlock(weights)] if weights else [],
@@ -154,6 +154,8 @@ def headline(loader: ExperimentDataLoader) -> dict[str, Any]:
         "finer": spot.best and _if_finer(loader, first),
         "fewer": spot.best and _if_fewer(loader),
         "by_layer_type": _by_layer_type(comparator),
+        "without_interval": charted(first)[1],
+        "pilot": pilot(loader, first.baseline, first.most_pairs),
     }
 
 
@@ -262,8 +264,8 @@ def _to_fp32(comparison: Comparison) -> dict[str, Any]:
 
 
 def _twins(loader: ExperimentDataLoader, comparison: Comparison) -> pd.Series:
-    """By how much the losses of E0M7 and E1M6, one quantizer under a free scale, differ on the seeds that both ran."""
-    one, other = (losses(loader, arm) for arm in comparison.table.set_index("format")["arm"].reindex(["E0M7", "E1M6"]))
+    """By how much the losses of `TWINS` differ on the seeds that both ran."""
+    one, other = (losses(loader, arm) for arm in comparison.table.set_index("format")["arm"].reindex(TWINS))
     return (one - other).abs().dropna()
 
 
@@ -283,9 +285,7 @@ def _sums(table: pd.DataFrame) -> dict[str, Any]:
 # Tables and charts
 
 
-def results(
-    loader: ExperimentDataLoader, comparison: Comparison, identity: str, rate: TokenRate | None = None
-) -> Table:
+def results(comparison: Comparison, identity: str, rate: TokenRate | None = None) -> Table:
     """Every format of a comparison, best first; with the rate, what its gap is worth in tokens."""
     gap, interval, *counts = GAP
     worth = [col.of("In tokens", lambda row: words.tokens(rate, row["gap"]), right=True)] if rate else []
@@ -296,17 +296,13 @@ def results(
         col.p("p against the best", "p_holm"),
         col.text("Verdict", "verdict"),
     )
-    what = words.quantized(comparison.scope)
-    caption = (
-        f"{what[:1].upper()}{what[1:]}; {_setting(loader, comparison)}. Gaps in nats a character, "
-        f"paired by seed, best first. p against FP32: {_tests_used(comparison)}, Holm-adjusted over the 8-bit formats; "
-        "against the best: over all pairs of them."
-    )
-    return col.table(comparison.table, columns, caption, identity)
+    return col.table(comparison.table, columns, id=identity)
 
 
-def _tests_used(comparison: Comparison) -> str:
-    return words.names(sorted({name_of_test(n) for n in comparison.table["n_pairs"] if n > 1}) or ["no test"])
+def _tested(loader: ExperimentDataLoader, comparison: Comparison) -> dict[str, str]:
+    """The setting of a comparison, and the names of its tests."""
+    tests = sorted({name_of_test(n) for n in comparison.table["n_pairs"] if n > 1})
+    return {"setting": _setting(loader, comparison), "tests_used": words.names(tests or ["no test"])}
 
 
 def sweet_spots(comparator: FormatComparator) -> Table:
@@ -326,11 +322,7 @@ def sweet_spots(comparator: FormatComparator) -> Table:
         *(col.of("95% interval", interval, right=True), GAP[2]),
         *(listed(f"Within {MARGIN:g}", "equivalent"), listed("Undecided", "undecided"), listed("Worse", "worse")),
     )
-    caption = (
-        f"Sweet-spot format by layer type (all operands) and by operand (all layers). Within {MARGIN:g}: shown to lie "
-        f"within {MARGIN:g} nats of the best. Undecided: neither that nor a difference is shown."
-    )
-    return col.table(comparator.sweet_spots, columns, caption, "sweet-spots")
+    return col.table(comparator.sweet_spots, columns, id="sweet-spots")
 
 
 def layer_gaps(comparator: FormatComparator) -> list[Block]:
@@ -339,9 +331,7 @@ def layer_gaps(comparator: FormatComparator) -> list[Block]:
     if not by_kind:
         return []
     data = charts.finite_rows(pd.concat(by_kind.values())[[*CHARTED, "scope"]], "gap", "low", "high")
-    said = "Mean paired differences with 95% t intervals, one layer type quantized at a time, everything else FP32."
-    title = "Loss gap to FP32 by format, with one layer type quantized at a time"
-    return [ChartBlock(charts.gaps("layer-gaps", title, said, data, dict(zip(by_kind, by_kind, strict=True))))]
+    return [ChartBlock(charts.gaps("layer-gaps", GAPS, "", data, dict(zip(by_kind, by_kind, strict=True))))]
 
 
 def tensors_table(tensors: pd.DataFrame) -> Table:
@@ -356,12 +346,7 @@ def tensors_table(tensors: pd.DataFrame) -> Table:
         col.percent("Codes used", "codes_used"),
     )
     ordered = tensors.sort_values("format", key=lambda column: column.map(format_order), kind="stable")
-    caption = (
-        "Signal-to-quantization-noise ratio, fraction of nonzero elements that became zero or lie beyond the largest "
-        "value, and fraction of the format's codes that occur: means over the layers of a type and the finished runs, "
-        "at the last look."
-    )
-    return col.table(ordered, columns, caption, "tensors")
+    return col.table(ordered, columns, id="tensors")
 
 
 def scales(policies: pd.DataFrame) -> Table:
@@ -370,11 +355,7 @@ def scales(policies: pd.DataFrame) -> Table:
         *(col.arm(), col.text("Scale", "policy"), col.signed("Difference", "difference"), *GAP[1:]),
         col.p("Adjusted p", "p_holm"),
     )
-    caption = (
-        "Final validation loss minus that of the same format with one power-of-two scale a tensor from its current "
-        "largest value, in nats a character; below zero, the other scale is better. p: Holm-adjusted over the rows."
-    )
-    return col.table(policies, columns, caption, "scales")
+    return col.table(policies, columns, id="scales")
 
 
 def lengths(loader: ExperimentDataLoader, short: Comparison, long: Comparison) -> Table:
@@ -393,8 +374,7 @@ def lengths(loader: ExperimentDataLoader, short: Comparison, long: Comparison) -
             col.count("Pairs", f"n_pairs{end}"),
             col.count("Place", f"rank{end}"),
         ]
-    caption = "Gap to FP32 in short and in long runs, nats a character"
-    return col.table(data, [*columns, col.share()], caption, "length")
+    return col.table(data, [*columns, col.share()], id="length")
 
 
 def own_rates_table(own: pd.DataFrame, shared: float) -> Table:
@@ -403,8 +383,7 @@ def own_rates_table(own: pd.DataFrame, shared: float) -> Table:
         *(col.arm(), col.general("Its own rate", "learning_rate"), col.signed("Gap at its own rate", "gap")),
         *(*GAP[1:], col.signed(f"Gap at {shared:g}", "gap_shared")),
     )
-    caption = "Gap to FP32 at a learning rate of the format's own, nats a character"
-    return col.table(own, columns, caption, "own-rates")
+    return col.table(own, columns, id="own-rates")
 
 
 def tuned_rates_table(tuned: pd.DataFrame) -> Table:
@@ -431,9 +410,8 @@ def additivity_table(table: pd.DataFrame) -> Table:
         *(col.number("Sum", "sum"), col.number("Together", "together")),
         *(col.signed("Together minus sum", "difference"), *GAP[1:3], col.p("Adjusted p", "p_holm")),
     )
-    caption = "Gaps to FP32 of parts and whole, nats a character, on the same seeds; p: Holm-adjusted over the rows"
     data = pd.concat([table.drop(columns="parts"), table["parts"].apply(pd.Series)], axis=1)
-    return col.table(table, columns, caption, "additivity", data)
+    return col.table(table, columns, id="additivity", data=data)
 
 
 def all_results(table: pd.DataFrame) -> Table:
@@ -444,23 +422,26 @@ def all_results(table: pd.DataFrame) -> Table:
         col.count("Steps", "max_steps"),
         *(col.arm(), *GAP, col.text("Verdict", "verdict")),
     )
-    caption = "Every comparison of this page in one table, gaps in nats a character"
-    return col.table(table, columns, caption, "all-results")
+    return col.table(table, columns, id="all-results")
 
 
 CHARTED = ["format", "arm", "n_pairs", "gap", "low", "high"]
 
 
-def gap_chart(comparison: Comparison) -> Chart:
-    """Paired gap of every format to FP32 with its 95% interval, in the order of exponent bits."""
+def charted(comparison: Comparison) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of the chart of gaps, and the formats that it leaves out: without an interval, where another has one."""
     single = ~comparison.table["format"].map(is_combination)
     table = comparison.table[single] if single.any() else comparison.table
-    without = table[table["n_pairs"] < 2] if (table["n_pairs"] > 1).any() else table.iloc[:0]
-    data = charts.finite_rows(table.drop(without.index)[CHARTED], "gap")
+    few = table["n_pairs"] < 2
+    few &= not few.all()
+    return table[~few], list(table.loc[few, "format"])
+
+
+def gap_chart(comparison: Comparison) -> Chart:
+    """Paired gap of every format to FP32 with its 95% interval, in the order of exponent bits."""
+    data = charts.finite_rows(charted(comparison)[0][CHARTED], "gap")
     data = data.sort_values("format", key=lambda column: column.map(format_order), ignore_index=True)
-    absent = f" Left out, having no interval: {', '.join(without['format'])}." if len(without) else ""
-    said = "Mean difference of the final validation loss to the FP32 run of the same seed, with 95% paired t interval"
-    return charts.gaps("loss-gap", "Loss gap to FP32 by format", f"{said}.{absent}", data)
+    return charts.gaps("loss-gap", GAPS, "", data)
 
 
 def weights_chart(comparison: Comparison, looks: Mapping[str, pd.DataFrame]) -> Chart | None:
@@ -491,19 +472,18 @@ def weights_chart(comparison: Comparison, looks: Mapping[str, pd.DataFrame]) -> 
         axes.spines["left"].set_visible(False)
         ticks_shown = range(LOWEST_OCTAVE, 1, 4)
         axes.set_xticks(ticks_shown, [f"2^{tick}" if tick else "1" for tick in ticks_shown])
-        axes.set_xlabel("size of a weight over the format's largest value; bars: share of weights, ticks: the grid")
+        axes.set_xlabel("size of a weight over the largest value")
 
-    said = [
-        f"{most['format']}: {most['share_zero']:.1%} of the weights are zero; the fullest octave, up to "
-        f"2^{int(most['octave'])}, holds {most['share_of_weights']:.0%} of them and {int(most['grid_values'])} of the "
-        "grid's positive values"
-        for most in (bars.loc[bars["share_of_weights"].idxmax()] for bars in parts)
-    ]
+    fullest = (bars.loc[bars["share_of_weights"].idxmax()] for bars in parts)
+    said = (
+        f"{most['format']}: {most['share_zero']:.1%} zero; fullest octave to 2^{int(most['octave'])}: "
+        f"{most['share_of_weights']:.0%} of weights, {int(most['grid_values'])} grid values"
+        for most in fullest
+    )
     return Chart(
         "weights-grid",
-        "The grid of each format, and the weights it held",
-        "For each format the share of its stored weights by octave of size, over all layers and runs at the last "
-        f"histogram, above its grid of values. {'; '.join(said)}.",
+        "Each format's grid and the weights it held",
+        f"{'; '.join(said)}.",
         pd.concat(parts, ignore_index=True),
         draw,
         height=0.62 * len(parts) + 0.8,

@@ -87,14 +87,16 @@ _ARMS = (*col.ARM, col.count("Steps", "max_steps"), col.count("Runs", "runs"))
 
 def _index(loader: ExperimentDataLoader) -> Page:
     records = [_record(fmt) for fmt in list_formats()]
-    values = {
+    values: dict[str, Any] = {
         "splits": _links(SPLITS_8BIT),
         "fnuz": _links(fmt for fmt in PAGES if fmt.specials == "fnuz"),
         "mx": _links(fmt for fmt in PAGES if fmt.bits < 8 or not fmt.signed),
         "wide": _links((FP16, BF16)),
     }
+    ranges = [fmt for fmt in PAGES if fmt.bits == 8 and fmt.signed]
+    values["widest"] = max(ranges, key=_binades)
     parts: dict[str, Part] = {
-        "ranges": [ChartBlock(_ranges([fmt for fmt in PAGES if fmt.bits == 8 and fmt.signed]))],
+        "ranges": [ChartBlock(_ranges(ranges))],
         "catalogue": [col.table(records, _CATALOGUE, f"The {len(records)} formats of the catalogue", "catalogue")],
     }
     return document_page(loader, "formats/index", values, parts)
@@ -105,16 +107,16 @@ def _links(formats: Iterable[FloatFormat]) -> Md:
 
 
 def _page(loader: ExperimentDataLoader, fmt: FloatFormat) -> Page:
-    use, arms = _use(loader, fmt)
+    (use, arms), spacing = _use(loader, fmt), _spacing(fmt)
     parts: dict[str, Part] = {
         "layout": [ChartBlock(_layout(fmt))],
         "constants": [_constants(fmt)],
         "number line": [ChartBlock(_number_line(fmt))],
-        "spacing": [ChartBlock(_ulp_plot(fmt))],
+        "spacing": [ChartBlock(_ulp_plot(fmt, spacing))],
         "codes": lambda: [_codes(fmt)],
         "arms": lambda: [col.table(arms, _ARMS, f"Arms that use {fmt.label}")],
     }
-    values = {"format": fmt, "relations": _relations(fmt), **use}
+    values = {"format": fmt, "values": _counts(fmt), "spacing": spacing, "relations": _relations(fmt), **use}
     return document_page(loader, f"formats/{fmt.name}", values, parts, document="formats/_format")
 
 
@@ -158,7 +160,7 @@ def _constants(fmt: FloatFormat) -> Table:
         exactly("Smallest subnormal value", fmt.min_subnormal_exact),
         ("eps", f"{fmt.eps:g}", "spacing just above 1, where 1 is a normal value"),
         exactly("Spacing at the largest value", (1, fmt.max_ulp_exponent)),
-        ("Dynamic range", f"{_binades(fmt):.1f} binades", "log2 of the largest over the smallest positive value"),
+        ("Dynamic range", f"{_binades(fmt):.1f} binades", "log2 of largest over smallest positive value"),
         ("Distinct finite values", distinct, f"of {1 << fmt.bits:,} codes"),
         ("Infinities", infinities, "codes"),
         ("NaN", (1 << fmt.bits) - distinct - fmt.has_negative_zero - infinities, "codes"),
@@ -203,6 +205,17 @@ def _positive(fmt: FloatFormat) -> NDArray[np.float64]:
     return values[values > 0]
 
 
+def _normal_from(fmt: FloatFormat) -> float:
+    return math.inf if fmt.min_normal is None else fmt.min_normal
+
+
+def _counts(fmt: FloatFormat) -> dict[str, int]:
+    """How many finite values there are, how many positive ones, and how many of these are subnormal."""
+    positive = _positive(fmt)
+    subnormal = int((positive < _normal_from(fmt)).sum())
+    return {"finite": len(fmt.finite_values), "positive": len(positive), "subnormal": subnormal}
+
+
 def _number_line(fmt: FloatFormat) -> Chart:
     """Every value on a linear and on a logarithmic line; of 16 bits one value a binade."""
     values, positive, marks = fmt.finite_values, _positive(fmt), _positive(fmt)
@@ -211,8 +224,7 @@ def _number_line(fmt: FloatFormat) -> Chart:
         marks = np.unique(2.0 ** np.floor(np.log2(positive)))
         values = np.concatenate([-marks[::-1], [0.0], marks])
         shown = "one tick a binade (power of two)"
-    top, normal = float(positive[-1]), math.inf if fmt.min_normal is None else fmt.min_normal
-    subnormal = int((positive < normal).sum())
+    top, normal, subnormal = float(positive[-1]), _normal_from(fmt), _counts(fmt)["subnormal"]
 
     def draw(sketch: Sketch) -> None:
         left, right = 14.0, sketch.width - 14
@@ -235,12 +247,8 @@ def _number_line(fmt: FloatFormat) -> Chart:
         for power in _powers(float(positive[0]), top):
             sketch.text(log(2.0**power), 120, _two(power), MUTED, size=8, anchor="middle")
 
-    said = (
-        f"{len(fmt.finite_values):,} distinct finite values up to {fmt.max:g} in magnitude; {len(positive):,} are "
-        f"positive, {subnormal:,} of them subnormal."
-    )
     data = pd.DataFrame({"value": values})
-    return Chart("number-line", f"The values of {fmt.label} on a number line", said, data, sketch=draw, height=1.75)
+    return Chart("number-line", f"The values of {fmt.label} on a number line", "", data, sketch=draw, height=1.75)
 
 
 def _two(power: int) -> str:
@@ -253,13 +261,17 @@ def _powers(low: float, high: float, most: int = 9) -> list[int]:
     return list(range(first, last + 1, max(1, math.ceil((last - first + 1) / most))))
 
 
-def _ulp_plot(fmt: FloatFormat) -> Chart:
+def _spacing(fmt: FloatFormat) -> pd.DataFrame:
+    """The spacing of the grid where each binade begins, and relative to the value."""
+    binades = np.unique(2.0 ** np.floor(np.log2(_positive(fmt))))
+    data = pd.DataFrame({"value": binades, "ulp": [fmt.ulp(float(value)) for value in binades]})
+    return data.assign(relative=data["ulp"] / data["value"])
+
+
+def _ulp_plot(fmt: FloatFormat, data: pd.DataFrame) -> Chart:
     """Spacing of the grid over the value, and the spacing relative to the value."""
     positive = _positive(fmt)
-    binades = np.unique(2.0 ** np.floor(np.log2(positive)))
-    edges = [*binades, float(positive[-1])]
-    data = pd.DataFrame({"value": binades, "ulp": [fmt.ulp(float(value)) for value in binades]})
-    data["relative"] = data["ulp"] / data["value"]
+    edges = [*data["value"], float(positive[-1])]
 
     def draw(sketch: Sketch) -> None:
         middle = sketch.width / 2
@@ -287,13 +299,7 @@ def _ulp_plot(fmt: FloatFormat) -> Chart:
                 sketch.dots(points[:1], colour)
             sketch.text(x.stop, y.start + 26, "value", MUTED, size=8.5, anchor="end")
 
-    relative = data["relative"]
-    said = (
-        f"The spacing goes from {data['ulp'].min():g} to {data['ulp'].max():g}; relative to the value from "
-        f"{relative.min():.4g} to {relative.max():.4g}."
-    )
-    title = f"The spacing of {fmt.label}, absolute and relative to the value"
-    return Chart("ulp", title, said, data, sketch=draw, height=2.4)
+    return Chart("ulp", f"The spacing of {fmt.label}", "", data, sketch=draw, height=2.4)
 
 
 def _relations(fmt: FloatFormat) -> dict[str, Md]:
@@ -325,8 +331,7 @@ def _codes(fmt: FloatFormat) -> Table:
         return col.of(f"+{at:x}", lambda row: _value(float(row["values"][at])), right=True, sortable=False)
 
     columns = (col.of("Code", lambda row: row["code"], sortable=False), *map(plus, range(across)))
-    caption = f"Every code of {fmt.label} in hexadecimal (row plus column), to three digits; exact in the files"
-    return col.table(rows, columns, caption, "codes", data)
+    return col.table(rows, columns, id="codes", data=data)
 
 
 def _value(value: float, exact: bool = False) -> str:
@@ -399,7 +404,5 @@ def _ranges(formats: list[FloatFormat]) -> Chart:
         sketch.text(84, 10, "normal values", PALETTE[0], size=8.5, bold=True)
         sketch.text(160, 10, "subnormal or fixed-point values (the narrow part)", PALETTE[1], size=8.5, bold=True)
 
-    widest = max(ordered, key=_binades)
-    said = f"From the smallest positive to the largest value. {widest.label} reaches furthest."
     height = (36 + 15 * len(ordered)) / 72
-    return Chart("ranges", "What the 8-bit formats reach", said, data, sketch=draw, height=height)
+    return Chart("ranges", "What the 8-bit formats reach", "", data, sketch=draw, height=height)

@@ -84,9 +84,9 @@ def heat_map(
     worst = np.where(np.isnan(cells), -np.inf, levels.sign * cells).max(axis=(1, 2))
     rows, left_out = sorted(np.argsort(-worst, kind="stable")[:HEAT_ROWS].tolist()), ""
     if len(rows) < len(layers):
-        left_out = f" Of {len(layers)} layers the {len(rows)} with the worst values are drawn."
+        left_out = f" The {len(rows)} worst of {len(layers)} layers are drawn."
     if len(first_steps) < len(steps):
-        left_out += f" {len(steps)} looks share {len(first_steps)} columns; each shows the worst of its looks."
+        left_out += f" Each of {len(first_steps)} columns shows its worst look."
     drawn, names_ = levels.of(cells[rows]), [shorten(visible(layers[row]), 34) for row in rows]
     height, left = 0.17 * len(rows) + 0.95, 0.3 + 0.062 * max(len(name) for name in names_)
     width, up, top = 7.2, 0.17 * INCH, 0.3 * INCH

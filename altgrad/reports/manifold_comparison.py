@@ -82,6 +82,7 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
         "better_untuned": lambda: _better_untuned(loader),
         "decays": _decays(found),
         "pilots": _outcome(pilots),
+        "pilot": lambda: pilot(loader, pilots["arm"].iloc[0], int(pilots["n_pairs"].max())),
         "stiffness": stiffness,
         "known": len(known),
         "faults": {name: list(dict.fromkeys(filter(None, rows["missing"]))) for name, rows in frames.items()},
@@ -106,7 +107,6 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
     }
     parts: dict[str, Part] = {
         "differences": lambda: _differences(judged),
-        "pilot": lambda: pilot(loader, pilots["arm"], int(pilots["n_pairs"].max())),
         "pilot differences": lambda: [_pilot_chart(pilots)],
         "hypotheses": lambda: [verdict_table(verdicts, "hypotheses", caption="The preregistered hypotheses")],
         "predictions": lambda: [_predictions(stiffness, known)],

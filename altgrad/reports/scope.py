@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from altgrad.analysis import words
 from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.costs import extent
 from altgrad.analysis.loader import ExperimentDataLoader, scale_label
 from altgrad.config import OPERANDS
-from altgrad.site import Block, Link, Md, Note, PageRef, Paragraph, escape, join, md
+from altgrad.site import Link, Md, PageRef, Paragraph, escape, join, md
 
 HEADLINE_SEEDS = 16
 """Findings from fewer pairs than this are labelled as a pilot."""
 CORRECTIONS = Link("Corrections and limits", PageRef("reports/corrections"))
-ONE_SCALE = "one power-of-two scale a tensor, from its current largest value"
+ONE_SCALE = "one power-of-two scale a tensor (current largest value)"
 STATUSES = ("finished", "failed", "crashed", "interrupted", "running")
 
 
@@ -41,7 +39,7 @@ def data_line(loader: ExperimentDataLoader, scoped: bool = True) -> Paragraph:
     parts = [recorded_line(loader).text]
     if scoped and headline:
         parts.append(f"Unless a section says otherwise: {scope(loader, headline.first)}.")
-    parts.append(md("{corrections}: what was said and is not so, and what was not run.", corrections=CORRECTIONS))
+    parts.append(md("{corrections}: what was not so, or not run.", corrections=CORRECTIONS))
     return Paragraph(join(" ", parts))
 
 
@@ -55,14 +53,8 @@ def recorded_line(loader: ExperimentDataLoader) -> Paragraph:
     return Paragraph(f"Data: {len(runs)} recorded runs ({ended}), the newest of {words.moment(loader.newest)}.")
 
 
-def pilot(loader: ExperimentDataLoader, arms: Iterable[str], pairs: int) -> list[Block]:
-    """The label of findings from fewer than `HEADLINE_SEEDS` pairs; nothing from there on."""
-    if pairs >= HEADLINE_SEEDS:
-        return []
-    config = loader.config(next(iter(arms)))
-    text = (
-        f"These are pilot findings: at most {pairs} pairs an arm, {config.max_steps} steps, a model of "
-        f"{config.model.layers} layers of {config.model.dim}, formats simulated in float32. They show that the path "
-        "from a run to a page works, and they narrow the question; they do not settle it."
-    )
-    return [Note("info", "Pilot", (Paragraph(text),))]
+def pilot(loader: ExperimentDataLoader, arm: str, pairs: int) -> dict[str, int] | None:
+    """How small what is behind findings from fewer than `HEADLINE_SEEDS` pairs is; None from there on."""
+    config = loader.config(arm)
+    size = {"pairs": pairs, "steps": config.max_steps, "layers": config.model.layers, "dim": config.model.dim}
+    return size if pairs < HEADLINE_SEEDS else None

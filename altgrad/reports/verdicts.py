@@ -10,7 +10,7 @@ import pandas as pd
 from altgrad.analysis.contrasts import Judgement
 from altgrad.analysis.hypotheses import Verdict
 from altgrad.reports import columns as col
-from altgrad.reports.document import sections, statements
+from altgrad.reports.document import macros_of, statements
 from altgrad.site import Block, Column, Details, Link, Md, PageRef, Table, Text, escape
 
 PREREGISTERED = "reports/preregistered"
@@ -31,13 +31,13 @@ class Expectation:
 
 def expectation(name: str) -> Expectation:
     """The one that docs/sections/expectations.md has under this name."""
-    found = getattr(sections("expectations"), name)
+    found = getattr(macros_of("expectations"), name)
     return Expectation(found["written"], " ".join(found["statement"].split()), found["predictions"])
 
 
 def evidence(judgement: Judgement) -> str:
     """What the runs show, and what a "yes" does not, as docs/sections/evidence.md says it."""
-    return " ".join(sections("evidence").evidence(judgement).split())
+    return " ".join(macros_of("evidence").evidence(judgement).split())
 
 
 def verdict_table(
