@@ -204,7 +204,7 @@ def _no_own_sweet_spot(rows: Rows) -> Judgement:
         own = [row for row in rows if row["of"].endswith(f" {kind}")]
         best, wanted = _best(own), f"E4M3 {kind}"
         if best is None or best == wanted:
-            layers.append({"layer": kind, "best": best})
+            layers.append({"layer": kind, "best": best, "wanted": "E4M3"})
             for given in answers:
                 given.append("yes" if best else "inconclusive")
             continue
@@ -214,7 +214,7 @@ def _no_own_sweet_spot(rows: Rows) -> Judgement:
             given.append("no" if differs(row) else "yes" if judged(row) else "inconclusive")
         layers.append({"layer": kind, "amended": both[0], "registered": both[1]})
     amended, first = (_in_all(given) for given in answers)
-    more = {"layers": layers, "amended": amended, "registered": first}
+    more = {"layers": layers, "amended": amended, "registered": first, "others": len(SPLITS) - 1}
     return Judgement(amended if amended == first else "inconclusive", more=more)
 
 
@@ -293,17 +293,19 @@ def _mostly_gradients(loader: ExperimentDataLoader) -> dict[str, Any]:
     pairs = [("E7M0", "FP32"), ("E7M0", "E7M0 E5M2 gradients")]
     whole, removed = (named_family(loader, [pair]).to_dict("records")[0] for pair in pairs)
     mostly = removed["low"] > 0 and removed["difference"] > whole["difference"] / 2
-    return {"gradients": {"whole": whole["difference"], "removed": removed["difference"]}} if mostly else {}
+    figures = {"of": "E7M0", "with": "E5M2", "whole": whole["difference"], "removed": removed["difference"]}
+    return {"gradients": figures} if mostly else {}
 
 
 def _only_one_tested(loader: ExperimentDataLoader) -> dict[str, Any]:
     pairs = [(f"{fmt} block", fmt) for fmt in RULE_FORMATS if fmt != "E0M7"]
-    return {"untested": named_family(loader, pairs).to_dict("records")}
+    return {"untested": {"tested": "E0M7", "others": named_family(loader, pairs).to_dict("records")}}
 
 
 def _only_the_worst(loader: ExperimentDataLoader) -> dict[str, Any]:
     means = {ARMS[arm].format: by_seed(runs_of(loader, arm)).mean() for arm in ("FP32 long", *LONG_ARMS)}
-    return {"order": {"formats": len(LONG_ARMS), "others": sorted(means, key=lambda name: means[name])[:-1]}}
+    *others, last = sorted(means, key=lambda name: means[name])
+    return {"order": {"formats": len(LONG_ARMS), "others": others, "last": last}}
 
 
 LONG_ARMS = tuple(f"{fmt} long" for fmt in (*CLOSE_FORMATS, "E0M7"))

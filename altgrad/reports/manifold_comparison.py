@@ -43,6 +43,8 @@ STYLES |= dict.fromkeys(("shuffled", "constant"), STYLES["update"])
 UNITS = dict.fromkeys(("update", "shuffled", "constant"), " ulps")
 UNITS |= {"code": " codes", "relative": " of the tensor's rms"}
 """Of a learning rate; AdamW's and the gradient precondition's is in the unit of the weights."""
+MISSCALED = ARMS["E4M3 update master misscaled"]
+"""Of the format of all controls."""
 TUNED_WITHIN = 0.5
 """Nats above an arm's best that the chart of sweeps shows."""
 
@@ -84,6 +86,8 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
         "pilots": _outcome(pilots),
         "pilot": lambda: pilot(loader, pilots["arm"].iloc[0], int(pilots["n_pairs"].max())),
         "stiffness": stiffness,
+        "quantized_as": MISSCALED.format,
+        "rescale": MISSCALED.settings["model"]["rescale"],
         "known": len(known),
         "faults": {name: list(dict.fromkeys(filter(None, rows["missing"]))) for name, rows in frames.items()},
         "tuning": tuning,
