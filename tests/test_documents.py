@@ -10,12 +10,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from jinja2 import UndefinedError
 
 import altgrad
 from altgrad.formats import list_formats
 from altgrad.reports.document import DOCUMENTS
 from altgrad.site import Bullets, Chart, ChartBlock, CodeBlock, Details, Heading, Md, Note, Paragraph, Table
-from altgrad.site.document import Document, DocumentError, NotRecorded, render_document
+from altgrad.site.document import Document, DocumentError, NotRecorded, macros, render_document
 
 HOSTILE = "<script>*x* [a](javascript:1) {{ 1 + 1 }} {% if %} \x020\x03\n\n# Title\n\n- item"
 PART = Table(("a",), (("1",),))
@@ -150,6 +151,14 @@ def test_a_slot_without_a_value_is_an_error_that_names_file_and_line(text: str, 
     with pytest.raises(DocumentError, match=rf"^docs/d\.md:{line}: .*({why})") as caught:
         rendered(text, known={"x": 1}, raising=raising)
     assert "\n" not in str(caught.value)
+
+
+def test_a_macro_for_a_cell_gives_plain_text_and_no_hole(tmp_path: Path) -> None:
+    (tmp_path / "m.md").write_text("{% set n = {'a': 1} %}{% macro say(x) %}{{ x.y }}, {{ n.a }}{% endmacro %}")
+    found = macros("m.md", tmp_path, {})
+    assert (found.say({"y": HOSTILE}), found.n) == (f"{HOSTILE}, 1", {"a": 1})
+    with pytest.raises(UndefinedError, match="has no attribute 'y'"):
+        found.say({})
 
 
 def test_a_part_that_no_slot_shows_is_an_error_also_where_a_branch_is_not_taken() -> None:

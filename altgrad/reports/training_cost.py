@@ -102,7 +102,15 @@ def training_page(folder: Path = RECORDED) -> Page:
     own, no_own = found(folder / "training.json", TrainingRecord)
     gpu, no_gpu = found(folder / "training-cuda.json", TrainingRecord)
     ratio = {arm.name: arm.ratio for arm in own.arms} if own else {}
-    values = {"own": own, "no_own": no_own, "gpu": gpu, "no_gpu": no_gpu, "ratio": ratio, "tables": _tables}
+    values = {
+        "own": own,
+        "no_own": no_own,
+        "gpu": gpu,
+        "no_gpu": no_gpu,
+        "ratio": ratio,
+        "names": NAMES,
+        "tables": _tables,
+    }
     return measured.page("benchmarks/training", values, {})
 
 
