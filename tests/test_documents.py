@@ -211,7 +211,7 @@ def constant(node: ast.AST) -> str | None:
     """The constant parts of a string: of one, of an f-string, of a sum; None of anything else."""
     match node:
         case ast.Constant(value=str(text)):
-            return re.sub(r"\{\w*\}", " ", text)  # the slots of a template
+            return re.sub(r"\{[^{}]*\}", " ", text)  # the slots of a template
         case ast.JoinedStr(values=parts):
             return " ".join(filter(None, map(constant, parts)))
         case ast.BinOp(left=left, op=ast.Add(), right=right):

@@ -114,8 +114,8 @@ def test_of_many_looks_and_layers_the_worst_are_drawn() -> None:
     values = np.zeros((64, 2, 500))
     values[50, 1, 333] = 0.9
     chart = heat_map("h", "T", cells(values), health.LOST, PANELS)
-    assert "Of 64 layers the 40 with the worst values are drawn." in chart.description
-    assert "500 looks share 60 columns; each shows the worst of its looks." in chart.description
+    assert "The 40 worst of 64 layers are drawn." in chart.description
+    assert "500 looks share 60 columns; each shows the worst." in chart.description
     areas = drawn_area(chart)
     assert areas[HEAT[5]] == pytest.approx(1 / 60)
     assert areas[HEAT[0]] == pytest.approx(80 - 1 / 60)

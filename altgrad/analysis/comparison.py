@@ -455,7 +455,7 @@ def _no_answer(table: pd.DataFrame, candidates: pd.DataFrame) -> str:
     most = int(recorded["n_pairs"].max())
     if most == 0:
         return "no seed shared with FP32, nothing is paired"
-    return f"there are {most} pairs at most, of {MIN_PAIRS} needed"
+    return f"no format has the {MIN_PAIRS} pairs needed, {most} at most"
 
 
 def _adjusted_to_best(losses: Sequence[pd.Series], names: Sequence[str]) -> dict[str, float]:

@@ -86,7 +86,7 @@ def heat_map(
     if len(rows) < len(layers):
         left_out = f" The {len(rows)} worst of {len(layers)} layers are drawn."
     if len(first_steps) < len(steps):
-        left_out += f" Each of {len(first_steps)} columns shows its worst look."
+        left_out += f" {len(steps)} looks share {len(first_steps)} columns; each shows the worst."
     drawn, names_ = levels.of(cells[rows]), [shorten(visible(layers[row]), 34) for row in rows]
     height, left = 0.17 * len(rows) + 0.95, 0.3 + 0.062 * max(len(name) for name in names_)
     width, up, top = 7.2, 0.17 * INCH, 0.3 * INCH

@@ -135,6 +135,12 @@ def _overview(data: pd.DataFrame) -> Chart:
         f"{_name(row)}: {row['learning_rate']:g} with {row['mean']:.3f}"
         for row in data[data["best"]].to_dict("records")
     )
-    title = "Mean final validation loss by learning rate, one panel an arm; the best rate is marked"
     shown = data.drop(columns=["edge", "problem"])
-    return Chart("sweeps", title, f"Best rates: {said}.", shown, sketch=draw, height=height / 72)
+    return Chart(
+        "sweeps",
+        "Mean final validation loss by learning rate",
+        f"Best rates: {said}.",
+        shown,
+        sketch=draw,
+        height=height / 72,
+    )
