@@ -29,6 +29,7 @@ from altgrad.analysis.contrasts import (
     shown,
 )
 from altgrad.analysis.hypotheses import HYPOTHESES, Hypothesis
+from altgrad.reports.verdicts import evidence
 
 
 def row(difference: float, p: float = 0.001, tost: float = 0.9, half: float = 0.005, **more: Any) -> dict[str, Any]:
@@ -134,17 +135,17 @@ def test_what_a_family_answers(judge: Judge, rows: list[dict[str, Any]], answer:
 
 
 def test_the_size_of_a_shown_difference_is_said_to_be_open_only_where_one_is_shown() -> None:
-    assert "its size, not its presence, is open" in all_equivalent([row(0.012)]).evidence
-    assert "open" not in all_equivalent([UNDECIDED]).evidence
+    assert "its size, not its presence, is open" in evidence(all_equivalent([row(0.012)]))
+    assert "open" not in evidence(all_equivalent([UNDECIDED]))
 
 
 def test_evidence_has_each_figure_or_of_many_their_number_and_the_extremes() -> None:
-    few = all_shown(+1)([HIGHER, LOST]).evidence
+    few = evidence(all_shown(+1)([HIGHER, LOST]))
     assert few == (
         "A − B: +0.050 nats [+0.045, +0.055], n = 16, adjusted p = 0.001; "
         "A − B: +0.050 nats [+0.045, +0.055], n = 16, no p-value, 2 runs did not finish."
     )
-    many = all_shown(+1)([HIGHER, HIGHER, LOWER, TIED, UNDECIDED, LOST]).evidence
+    many = evidence(all_shown(+1)([HIGHER, HIGHER, LOWER, TIED, UNDECIDED, LOST]))
     assert many.startswith("lower in 1 of 6, higher in 2, 1 not judged because runs did not finish; A − B: -0.050 ")
     assert "; A − B: +0.050 " in many
     assert describe(TIED, tost=True).endswith("adjusted p = 0.500, TOST p = 0.001")

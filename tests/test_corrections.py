@@ -169,7 +169,7 @@ def test_e1m6_is_one_run_of_the_quantizer_that_e0m7_is(runs: Runs, page: str) ->
 def test_a_gap_in_tokens_rests_on_what_fp32_gains_from_length(runs: Runs, page: str) -> None:
     gained = ((loss(runs, "formats") - loss(runs, "length")) / math.log(1500 / 300)).dropna()
     assert list(gained.index) == [10, 11, 12, 13, 14]
-    assert f"FP32 gains {said(gained)} per unit" in page
+    assert f"the number of tokens is worth {said(gained)} to FP32." in page
     worth = {name: math.exp(gap(runs, name.lower()).mean() / gained.mean()) - 1 for name in ("E4M3", "E5M2", "E0M7")}
     assert f"0.01 nats are worth {100 * (math.exp(0.01 / gained.mean()) - 1):.3g}% more tokens" in page
     for name, more in worth.items():

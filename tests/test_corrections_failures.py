@@ -28,6 +28,7 @@ from altgrad.analysis import ExperimentDataLoader, corrections
 from altgrad.analysis.contrasts import runs_of
 from altgrad.analysis.machines import crossing, days
 from altgrad.analysis.statistics import FAILURE_GAP
+from altgrad.formats import get_format
 from altgrad.reports import corrections_page
 from altgrad.reports.document import DOCUMENTS, FILTERS, campaign, document_source
 from altgrad.site.document import DocumentError, render_document
@@ -252,6 +253,15 @@ HELD = {
         "fp32().finished == fp32().runs": ("FP32", math.nan),
         'contrast("FP32 relative master", "FP32").high < 0': ("FP32 relative master", +0.05),
         'contrast("E0M7 own rate", "E0M7").low > 0': ("E0M7 own rate", -0.05),
+        'contrast("E4M3", "E3M4").low > 0': ("E4M3 long", -0.005),
+        'contrast("E0M7", "FP32").low > 0': ("E0M7 block", +0.02),
+        'contrast("E0M7 block", "E0M7").high < 0': ("E0M7 block", +0.2),
+        'contrast("E7M0 head", "FP32").difference >': ("E0M7 head", -0.1),
+        'contrast("E6M1", "E5M2").low > 0': ("E5M2", -0.02),
+        'contrast("E7M0", "FP32").low >': ("E7M0 gradients", +0.3),
+    },
+    "reports/literature": {
+        'contrast("E4M3 gradients", "FP32").high < margin': ("E4M3 gradients", +0.02),
     },
     "reports/failure_modes": {
         'contrast("E5M2 pilot", "FP32 pilot").difference < limit': ("E6M1 pilot", -0.05),
@@ -272,10 +282,17 @@ def recorded() -> ExperimentDataLoader:
     return ExperimentDataLoader([RECORDED])
 
 
-def held(loader: ExperimentDataLoader, document: str, block: str) -> str:
+@pytest.fixture(scope="module")
+def figures(recorded: ExperimentDataLoader) -> dict[str, Any]:
+    """What sentences show and no condition reads."""
+    return corrections.format_values(recorded) | {"format": get_format}
+
+
+def held(loader: ExperimentDataLoader, figures: dict[str, Any], document: str, block: str) -> str:
     """A block of a document, from these records."""
     values = {
         **{name: 1 for name in re.findall(r"\w+", block)},
+        **figures,
         **campaign(loader),
         "h5": lambda: corrections._h5(loader),
         "fp32": lambda: corrections._fp32(loader),
@@ -306,10 +323,10 @@ def held(loader: ExperimentDataLoader, document: str, block: str) -> str:
 
 @pytest.mark.parametrize(("document", "begin"), SENTENCES)
 def test_a_sentence_is_held_by_the_losses_of_the_arms_it_names(
-    recorded: ExperimentDataLoader, document: str, begin: str
+    recorded: ExperimentDataLoader, figures: dict[str, Any], document: str, begin: str
 ) -> None:
     (block,) = (found[0] for found in BLOCK.finditer(document_source(document)) if found[1].startswith(begin))
-    assert "Paragraph" in held(recorded, document, block)
+    assert "Paragraph" in held(recorded, figures, document, block)
     arm, change = HELD[document][begin]
     changed, runs = ExperimentDataLoader([]), recorded.runs.copy()
     of_arm = runs["run_id"].isin(runs_of(recorded, arm)["run_id"])
@@ -317,7 +334,7 @@ def test_a_sentence_is_held_by_the_losses_of_the_arms_it_names(
     runs.loc[of_arm & runs["final_val_loss"].isna(), "status"] = "failed"
     changed.__dict__ |= {"run_set": copy(recorded.run_set), "records": recorded.records, "runs": runs}
     with pytest.raises(DocumentError, match=rf"^docs/{document}\.md:3: the records contradict .* is "):
-        held(changed, document, block)
+        held(changed, figures, document, block)
 
 
 def test_every_sentence_in_holds_has_such_a_change() -> None:

@@ -34,6 +34,7 @@ from altgrad.analysis.literature import CLAIMS, findings
 from altgrad.config import ExperimentConfig, QuantizeConfig, command, load_config
 from altgrad.reports.failure_modes import failure_modes_page
 from altgrad.reports.literature import literature_page
+from altgrad.reports.verdicts import evidence
 from altgrad.runs import RunRecord, RunSet, load_runs
 from altgrad.runs.diagnosis import SYMPTOMS
 from altgrad.runs.schema import FAILURE_KINDS, arm_id, run_id
@@ -264,7 +265,7 @@ def test_an_arm_with_a_run_that_did_not_finish_is_not_judged_by_its_survivors(
     loader = loader_of(template, few, broken=lambda cfg: cfg.study in ("remedies", "literature") and cfg.seed == 12)
     found = verdicts(loader)
     assert {verdict.answer for verdict in found.values()} == {"inconclusive"}
-    assert all("did not finish" in verdict.evidence for verdict in found.values())
+    assert all("did not finish" in evidence(verdict.judgement) for verdict in found.values())
     assert {finding.answer for finding in findings(loader) if "literature" in finding.claim.studies} == {"inconclusive"}
     page = render(failure_modes_page(loader), SITE)
     assert "not judged" in page
@@ -281,7 +282,7 @@ def test_a_statement_that_goes_further_than_what_was_tested_is_put_right(
     h18 = verdicts(loader)["H18"]
     assert (h18.answer, h18.limited) == ("yes", said)
     assert h18.answered == ("yes, with a limit" if said else "yes")
-    assert ("most of its loss does come from its gradients" in h18.evidence) == said
+    assert ("most of its loss does come from its gradients" in evidence(h18.judgement)) == said
     assert f"**{h18.answered}**" in {row[2] for row in tables(failure_modes_page(loader))["verdicts"].rows}
 
 
@@ -307,13 +308,13 @@ def test_a_missing_arm_is_named_and_no_conclusion_is_drawn(
     verdict = verdicts(loader)[identity]
     assert verdict.answer == "pending"
     assert verdict.tests.empty
-    assert "(0 of 16 seeds)" in verdict.evidence
+    assert "(0 of 16 seeds)" in evidence(verdict.judgement)
 
 
 def test_too_few_seeds_are_counted_and_no_conclusion_is_drawn(template: RunRecord, few: list[ExperimentConfig]) -> None:
     loader = loader_of(template, [cfg for cfg in few if cfg.seed < 20])
     assert set(answers(loader).values()) == {"pending"}
-    assert all("(10 of 16 seeds)" in verdict.evidence for verdict in verdicts(loader).values())
+    assert all("(10 of 16 seeds)" in evidence(verdict.judgement) for verdict in verdicts(loader).values())
     rows = FailureAnalyzer(loader).remedies
     assert rows.loc[rows["missing"] != "", "p_value"].isna().all()
     absent = rows["remedy"].str.contains("scale") & (rows["format"] == "E0M7")  # those of study scaling are not
@@ -331,7 +332,7 @@ def test_unpaired_runs_and_those_of_another_length_are_told(template: RunRecord,
     longer = [cfg.model_copy(update={"max_steps": 600}) if remedied(cfg, "e0m7") else cfg for cfg in few]
     verdict = verdicts(loader_of(template, longer))["H17"]
     assert verdict.answer == "pending"
-    assert "(0 of 16 seeds)" in verdict.evidence, "a run of another length is no run of the arm"
+    assert "(0 of 16 seeds)" in evidence(verdict.judgement), "a run of another length is no run of the arm"
     remedies = FailureAnalyzer(loader_of(template, longer)).remedies
     assert remedies.loc[remedies["missing"].str.contains("(0 of 16", regex=False), "difference"].isna().all()
 

@@ -33,9 +33,11 @@ from altgrad.analysis.statistics import mean_interval
 from altgrad.config import LAYER_TYPES, ExperimentConfig
 from altgrad.formats import get_format
 from altgrad.reports import ReportGenerator, home_page
+from altgrad.reports.document import statements
 from altgrad.reports.format_comparison import format_comparison_page, headline, weights_chart
 from altgrad.reports.generator import results_text
 from altgrad.reports.preregistered import preregistered_page
+from altgrad.reports.verdicts import evidence
 from altgrad.runs import RunRecord, load_runs
 from altgrad.runs.schema import arm_id, run_id
 from altgrad.runs.store import RunSet
@@ -152,7 +154,7 @@ def test_verdicts_follow_the_runs(whole: ExperimentDataLoader) -> None:
     assert {name: verdict.answer for name, verdict in found.items()} == dict.fromkeys(IDS, "yes")
     for verdict in found.values():
         assert list(verdict.tests.columns) == list(TEST_COLUMNS)
-        assert "nats" in verdict.evidence
+        assert "nats" in evidence(verdict.judgement)
     sizes = {name: len(verdict.tests) for name, verdict in found.items()}
     assert sizes == {"H1": 7, "H2": 21, "H3": 1, "H4": 1, "H5": 4 * 21, "H19": 6, "H20": 4}
     pairs = found["H1"].tests.set_index("contrast")["n_pairs"]
@@ -165,7 +167,7 @@ def test_every_hypothesis_is_judged_once_in_the_words_that_were_written_down(who
     found = verdicts(whole)
     assert [verdict.id for verdict in found] == [f"H{number}" for number in range(1, 21)]
     for verdict in found:
-        assert f"| {verdict.id} | {verdict.study} | {verdict.statement} |" in PREREGISTRATION
+        assert f"| {verdict.id} | {verdict.study} | {statements()[verdict.id]} |" in PREREGISTRATION
 
 
 def test_a_family_is_adjusted_as_scipy_and_holm_have_it(whole: ExperimentDataLoader) -> None:
@@ -223,7 +225,7 @@ def test_a_run_that_did_not_finish_leaves_its_arm_without_a_verdict(whole: Exper
     assert (row["n_ended_badly"], row["n_pairs"]) == (1, 15)
     assert math.isnan(row["p_holm"])
     assert math.isnan(row["p_equivalent"])
-    assert "1 run did not finish" in verdict.evidence
+    assert "1 run did not finish" in evidence(verdict.judgement)
 
 
 def test_a_test_without_a_p_value_still_counts_in_its_family() -> None:
@@ -249,7 +251,7 @@ def test_what_keeps_a_hypothesis_from_being_judged_is_said(
     verdict = judge(changed(whole, change), "H1")
     assert verdict.answer == "pending"
     assert verdict.tests.empty
-    assert re.search(said, verdict.evidence)
+    assert re.search(said, evidence(verdict.judgement))
 
 
 def test_sweet_spots_tell_ties_from_what_is_not_decided(whole: ExperimentDataLoader) -> None:

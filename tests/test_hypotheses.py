@@ -10,6 +10,8 @@ import pytest
 from altgrad.analysis.contrasts import all_shown
 from altgrad.analysis.hypotheses import HYPOTHESES, Hypothesis
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.reports.document import statements
+from altgrad.reports.verdicts import evidence
 from altgrad.studies import ARMS, STUDIES, studies_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,16 +19,16 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_a_new_hypothesis_is_a_row() -> None:
     families = [[("E0M7 head", "E0M7 mlp")]]
-    row = Hypothesis("H99", "layers", "E0M7 costs more in the head than in the mlp.", families, all_shown(+1))
+    row = Hypothesis("H99", "layers", families, all_shown(+1))
     verdict = row.verdict(ExperimentDataLoader([ROOT / "experiments" / "recorded"]))
     assert (verdict.answer, verdict.tests["n_pairs"].tolist()) == ("yes", [16])
-    assert verdict.evidence.startswith("E0M7 in head − E0M7 in mlp: +0.1")
+    assert evidence(verdict.judgement).startswith("E0M7 in head − E0M7 in mlp: +0.1")
 
 
 def test_the_hypotheses_are_those_of_the_preregistration_word_by_word() -> None:
     text = (ROOT / "docs" / "method" / "preregistration.md").read_text()
     rows = re.findall(r"^\| (H\d+) \| ([a-z]+) \| (.*?) \|", text, re.M)
-    assert [(each.id, each.study, each.statement) for each in HYPOTHESES] == rows
+    assert [(each.id, each.study, statements()[each.id]) for each in HYPOTHESES] == rows
 
 
 @pytest.mark.parametrize("hypothesis", [each for each in HYPOTHESES if isinstance(each, Hypothesis)])

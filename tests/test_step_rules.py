@@ -25,6 +25,7 @@ from altgrad.config import ExperimentConfig, extra_bytes_per_weight
 from altgrad.reports.manifold_comparison import manifold_comparison_page
 from altgrad.reports.measured import RECORDED, read_record
 from altgrad.reports.step_slopes import NAME, NAMES, SlopesRecord
+from altgrad.reports.verdicts import evidence
 from altgrad.runs import RunRecord, RunSet, load_runs
 from altgrad.runs.schema import arm_id, run_id
 from altgrad.site import write_folder
@@ -185,7 +186,7 @@ def test_what_was_made_to_hold_is_what_the_verdicts_say(verdicts: dict[str, Verd
         assert tuple(verdict.tests.columns) == TEST_COLUMNS
         assert set(verdict.tests["n_pairs"]) <= {16, 32}
         assert (verdict.tests["test"] == "sign-flip permutation test").all()
-        assert "n = 16" in verdict.evidence
+        assert "n = 16" in evidence(verdict.judgement)
     assert [key for key, verdict in verdicts.items() if verdict.limited] == ["H10"]
 
 
@@ -350,7 +351,7 @@ def test_one_arm_missing_is_a_sentence_and_no_conclusion(whole: ExperimentDataLo
     loader = changed(whole, lambda runs: runs[~rows_of(runs, "E5M2 update stochastic")])
     found = verdict_of(loader, "H8")
     lacking = "Not recorded in full: E5M2 S on the update (grid, stochastic) (0 of 16 seeds)."
-    assert (found.answer, found.evidence, len(found.tests)) == ("pending", lacking, 0)
+    assert (found.answer, evidence(found.judgement), len(found.tests)) == ("pending", lacking, 0)
     assert verdict_of(loader, "H6").answer == "yes"
     assert StepRuleComparator(loader).pairings.query("rule == 'update'")["p_holm"].isna().all()
     text = page_text(loader, tmp_path)
@@ -363,7 +364,7 @@ def test_too_few_seeds_are_a_sentence_and_no_conclusion(whole: ExperimentDataLoa
     loader = changed(whole, lambda runs: runs[~(rows_of(runs, "E4M3 code stochastic") & (runs["seed"] > 12))])
     found = verdict_of(loader, "H10")
     lacking = "Not recorded in full: E4M3 Steps of codes (grid, stochastic) (3 of 16 seeds)."
-    assert (found.answer, found.evidence) == ("pending", lacking)
+    assert (found.answer, evidence(found.judgement)) == ("pending", lacking)
     row = StepRuleComparator(loader).pairings.query("rule == 'code' and format == 'E4M3'").iloc[0]
     assert math.isnan(row["difference"])
 
@@ -373,7 +374,7 @@ def test_other_seeds_are_no_pairs(whole: ExperimentDataLoader) -> None:
         runs.loc[rows_of(runs, "E4M3 gradient master"), "seed"] += 32
         return runs
 
-    assert verdict_of(changed(whole, change), "H9").evidence == (
+    assert evidence(verdict_of(changed(whole, change), "H9").judgement) == (
         "Not recorded in full: E4M3 S on the gradient (0 of 16 seeds)."
     )
 
@@ -386,11 +387,11 @@ def test_other_data_are_no_pair(whole: ExperimentDataLoader) -> None:
 
         return other
 
-    def evidence(seeds: list[int]) -> str:
-        return verdict_of(changed(whole, change(seeds)), "H9").evidence
+    def said(seeds: list[int]) -> str:
+        return evidence(verdict_of(changed(whole, change(seeds)), "H9").judgement)
 
-    assert evidence([*SEEDS]) == "The recorded runs differ in data and cannot be compared."
-    assert evidence([10]).startswith("More than one data set is recorded for E4M3 S on the gradient;")
+    assert said([*SEEDS]) == "The recorded runs differ in data."
+    assert said([10]) == "More than one data set: E4M3 S on the gradient."
 
 
 def test_an_arm_that_diverged_is_not_judged_by_its_survivors(whole: ExperimentDataLoader, tmp_path: Path) -> None:
@@ -404,7 +405,7 @@ def test_an_arm_that_diverged_is_not_judged_by_its_survivors(whole: ExperimentDa
     loader = changed(whole, change)
     found = verdict_of(loader, "H8")
     assert verdict_of(loader, "H6").answer == found.answer == "inconclusive"
-    assert "1 not judged because runs did not finish" in found.evidence
+    assert "1 not judged because runs did not finish" in evidence(found.judgement)
     (row,) = found.tests[found.tests["n_ended_badly"] > 0].to_dict("records")
     assert (row["arm"], row["n_ended_badly"]) == (arm_id(ARMS["E0M7 update nearest"].config(), DATA), 4)
     assert math.isnan(row["p_holm"])
@@ -418,7 +419,7 @@ def test_lengths_are_not_mixed(studies: list[RunRecord], tmp_path: Path) -> None
     shorter = ARMS["E4M3 gradient master"].config(10, "storage").model_copy(update={"max_steps": 60})
     write_run(tmp_path / "runs", shorter, 1.0, data=DATA)
     mixed, alone = (verdict_of(loader_of(studies, *sources), "H9") for sources in ([tmp_path / "runs"], []))
-    assert (mixed.answer, mixed.evidence) == (alone.answer, alone.evidence)
+    assert mixed.judgement == alone.judgement
 
 
 def test_without_the_campaign_the_other_pairings_are_shown_and_the_rest_is_pending(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_one_look_in_ten_steps_is_averaged_over_looks_with_and_without_codes(tra
 def test_the_page_says_what_the_record_says(tmp_path: Path) -> None:
     (tmp_path / "training.json").write_text(json.dumps(record()))
     text = shown(tmp_path)
-    assert "1.37 times the plain fp32 step, 1.23 times where both are compiled" in text
+    assert "1.37 times that of the fp32 loop, 1.23 times where both are compiled" in text
     assert "missed" in text
     assert "Telemetry" not in text
     assert "<b>" not in text

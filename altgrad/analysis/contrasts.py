@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas as pd
@@ -77,8 +77,8 @@ def missing(loader: ExperimentDataLoader, arms: Iterable[str]) -> str:
         return f"Not recorded in full: {', '.join(lacking[:8])}{more}."
     data = {arm: set(runs["data"]) for arm, runs in found.items()}
     if several := [ARMS[arm].label for arm, fingerprints in data.items() if len(fingerprints) > 1]:
-        return f"More than one data set is recorded for {', '.join(several)}; which one was meant is not said."
-    return "The recorded runs differ in data and cannot be compared." if len(set().union(*data.values())) > 1 else ""
+        return f"More than one data set: {', '.join(several)}."
+    return "The recorded runs differ in data." if len(set().union(*data.values())) > 1 else ""
 
 
 def by_seed(runs: pd.DataFrame, column: str = "final_val_loss") -> pd.Series:
@@ -187,27 +187,35 @@ def beyond(row: Row, limit: float) -> bool:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The answer of a family, the rows that decide it, what is said around their figures, and whether TOST is named."""
+    """The answer of a family and what it rests on, in values: docs/sections/evidence.md has the words.
+
+    Attributes:
+        answer: to what was claimed.
+        rows: that decide it.
+        tost: whether the test of equivalence is named.
+        more: what else is to be said, by name.
+    """
 
     answer: Answer
-    rows: Rows
-    lead: str = ""
-    tail: str = ""
+    rows: Rows = ()
     tost: bool = False
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def evidence(self) -> str:
-        """The rows' figures in a sentence: all of them, or of more than four their number and the two extremes."""
-        parts, rows, known = [], self.rows, [row for row in self.rows if judged(row)]
-        if len(known) > 4:
-            lower, higher = (sum(shown(row, sign) for row in known) for sign in (-1, 1))
-            badly = (
-                f", {len(rows) - len(known)} not judged because runs did not finish" if len(rows) > len(known) else ""
-            )
-            parts.append(f"lower in {lower} of {len(rows)}, higher in {higher}{badly}")
-            rows = [extreme(known, key=lambda row: float(row["difference"])) for extreme in (min, max)]
-        parts += [f"{row['contrast']}: {describe(row, self.tost)}" for row in rows]
-        return f"{self.lead}{'; '.join(parts)}.{self.tail}"
+    def counts(self) -> dict[str, int]:
+        """Of more than four judged rows, how many show what; of fewer nothing, since each is named."""
+        known = [row for row in self.rows if judged(row)]
+        lower, higher = (sum(shown(row, sign) for row in known) for sign in (-1, 1))
+        unjudged = len(self.rows) - len(known)
+        return {"lower": lower, "higher": higher, "unjudged": unjudged} if len(known) > 4 else {}
+
+    @property
+    def named(self) -> Rows:
+        """The rows whose figures are given: all of them, or of those that are counted the two extremes."""
+        if not self.counts:
+            return self.rows
+        known = [row for row in self.rows if judged(row)]
+        return [extreme(known, key=lambda row: float(row["difference"])) for extreme in (min, max)]
 
 
 Judge = Callable[[Rows], Judgement]
@@ -239,8 +247,7 @@ def all_equivalent(rows: Rows) -> Judgement:
     no = any(beyond(row, MARGIN) or beyond(row, -MARGIN) for row in rows)
     answer = _answer(all(equivalent(row) for row in rows), no)
     open_size = answer == "inconclusive" and all(differs(row) for row in rows)
-    more = " Equivalence within the margin is not shown, and a difference is: its size, not its presence, is open."
-    return Judgement(answer, rows, tail=more if open_size else "", tost=True)
+    return Judgement(answer, rows, True, {"open_size": open_size})
 
 
 def none_worse(rows: Rows) -> Judgement:
@@ -269,7 +276,7 @@ def in_parts(*judges: tuple[int, Judge]) -> Judge:
             start += count
         answers = {each.answer for each in found}
         tost = any(each.tost for each in found)
-        return Judgement(_answer(answers == {"yes"}, "no" in answers), rows, tost=tost)
+        return Judgement(_answer(answers == {"yes"}, "no" in answers), rows, tost)
 
     return judge
 

@@ -48,19 +48,19 @@ class Claim:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the records say beside a claim: a value of `AGREEMENTS`, "inconclusive", "pending" or "related work"; a
-    sentence with the figures; and the tests behind it.
+    """What the records say beside a claim: a value of `AGREEMENTS`, "inconclusive", "pending" or "related work"; what
+    that rests on; and the tests behind it.
     """
 
     claim: Claim
     answer: str
-    evidence: str
+    judgement: Judgement
     tests: pd.DataFrame = field(compare=False)
 
 
 FP8_FORMATS = ("Micikevicius et al. 2022, FP8 formats", "2209.05433")
 FP8_NUMERICS = ("Noune et al. 2022, 8-bit numerical formats", "2206.02915")
-FP8_FIRST = ("Wang et al. 2018, training with 8-bit floating point", "1812.08011")
+FP8_FIRST = ("Wang et al. 2018, 8-bit floating point training", "1812.08011")
 BFLOAT16 = ("Zamirai et al. 2020, revisiting BFloat16 training", "2010.06192")
 MX = ("Rouhani et al. 2023, microscaling formats", "2310.10537")
 MXFP8_RECIPE = ("Mishra et al. 2025, pre-training with MXFP8", "2506.08027")
@@ -72,14 +72,14 @@ LNS_MADAM = ("Zhao et al. 2021, LNS-Madam", "2106.13914")
 CLAIMS = (
     Claim(
         "fp8-like-16-bit",
-        "Does FP8 with E4M3 forward and E5M2 gradients train like a 16-bit format?",
+        "Does FP8 train like a 16-bit format?",
         (FP8_FORMATS, FP8_NUMERICS, FP8_FIRST),
         [[("E4M3 E5M2 gradients", "BF16")]],
         all_equivalent,
     ),
     Claim(
         "fp8-roles",
-        "Is E5M2 for the gradients better than E5M2 forward?",
+        "Is E5M2 better for gradients than forward?",
         (FP8_FORMATS, FP8_NUMERICS),
         [[("E4M3 E5M2 gradients", "E5M2 E4M3 gradients")]],
         all_shown(-1),
@@ -87,7 +87,7 @@ CLAIMS = (
     ),
     Claim(
         "stochastic-rounding",
-        "Do weights that are kept in low precision need stochastic rounding?",
+        "Do low-precision weights need stochastic rounding?",
         (BFLOAT16,),
         [[(adamw_arm(fmt, "nearest"), adamw_arm(fmt, "stochastic")) for fmt in RULE_FORMATS]],
         all_shown(+1),
@@ -126,8 +126,7 @@ def findings(loader: ExperimentDataLoader) -> tuple[Finding, ...]:
 
 
 def _finding(loader: ExperimentDataLoader, claim: Claim) -> Finding:
-    answer, evidence, tests = weigh(
-        loader, claim.families, claim.judge or (lambda rows: Judgement("inconclusive", rows))
-    )
+    judgement, tests = weigh(loader, claim.families, claim.judge or (lambda rows: Judgement("inconclusive", rows)))
+    answer = AGREEMENTS.get(judgement.answer, judgement.answer)
     related = claim.judge is None and len(tests) > 0
-    return Finding(claim, "related work" if related else AGREEMENTS.get(answer, answer), evidence, tests)
+    return Finding(claim, "related work" if related else answer, judgement, tests)

@@ -84,7 +84,7 @@ class ExperimentDataLoader:
             return None
         sources = default_sources() if self._sources is None else self._sources
         if not sources:
-            return Pulled(self._project, self._entity, reason="there is no folder for its runs: no source is given")
+            return Pulled(self._project, self._entity, reason="there is no folder for its runs")
         try:
             return pull(sources[-1], self._project, self._entity, silence=self._silence, progress=self._progress)
         except UsageError as error:  # the folder is read-only, or another pull is at work: what is there can be read
@@ -204,7 +204,8 @@ class ExperimentDataLoader:
             return f"local records; {network}"
         places = ", ".join(sorted({f"{origin['entity']}/{origin['project']}" for origin in origins}))
         last = max(str(origin["pulled"]) for origin in origins)
-        return f"local records, {len(origins)} of them from W&B ({places}, the last on {last}); {network}"
+        pulled = f"{places}, the last on {last}"
+        return f"local records, {len(origins)} of them from W&B ({pulled}); {network}"
 
     @cached_property
     def fingerprint(self) -> str:

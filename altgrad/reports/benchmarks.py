@@ -170,7 +170,7 @@ def benchmarks_page(folder: Path = RECORDED) -> Page:
         "times": times,
     }
     parts = {name: measured.table(rows[name], columns, title, name) for name, (title, columns) in _TABLES.items()}
-    parts["cost"] = _chart(speed.shape, ours, peers) if speed else []
+    parts["cost"] = _chart(ours, peers)
     parts["mismatches"] = [CodeBlock(mismatches)] if mismatches else []
     records = ", ".join(f"{name} (sha256 {sha[:12]})" for name, sha in _files(folder)) or "none"
     return measured.page("benchmarks/index", values, parts, records, f", kernel fingerprint {kernel_fingerprint()}")
@@ -211,7 +211,7 @@ _FORMAT, _FORM = col.text("Format", "format"), col.text("Form", "form")
 _SPREAD = col.of("Spread", lambda row: row["spread"], right=True)
 _TABLES = {
     "goals": (
-        "Goals, as multiples of what they are measured against",
+        "Goals",
         (
             col.of("What", lambda row: f"{row['label']}, {row['form']}{', small tensor' if row['small'] else ''}"),
             col.of("Goal, at most", lambda row: f"{row['goal']:g} x {_UNITS[row['unit']]}", right=True),
@@ -279,7 +279,7 @@ _TABLES = {
 }
 
 
-def _chart(shape: tuple[int, int], ours: Sequence[Timing], peers: Sequence[Timing]) -> list[Block]:
+def _chart(ours: Sequence[Timing], peers: Sequence[Timing]) -> list[Block]:
     """Other tools, and our forms in E4M3, the shortest time first."""
     own = {"plain": "AltGrad ", "stochastic": "AltGrad stochastic "}
     named = [(own[row.name] + row.form, row) for row in ours if row.name in own and row.format == "E4M3"]
@@ -294,12 +294,12 @@ def _chart(shape: tuple[int, int], ours: Sequence[Timing], peers: Sequence[Timin
     data = pd.DataFrame(shown).sort_values("copies", kind="stable")
     chart = charts.bars(
         "cost",
-        f"Time to round {shape[0]:,} x {shape[1]:,} float32 numbers, in copies of the same tensor",
-        "Horizontal bars on a logarithmic scale, shortest first, AltGrad's forms in a colour of their own.",
+        "Time to round",
+        "",
         data,
         "what",
         "copies",
-        "time in copies of the tensor (log scale); the line is one copy",
+        "copies of the tensor (logarithmic); line: one copy",
         [PALETTE[0 if group == "ours" else 7] for group in data["group"]],
         times,
     )

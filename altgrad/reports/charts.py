@@ -253,7 +253,7 @@ def bars(
         axes.set_xlabel(axis)
 
     said = "; ".join(f"{name}: {form(value)}" for name, value in zip(labels, sizes, strict=True))
-    return Chart(identity, title, f"{description} {said}.", data, draw, height=0.9 + 0.27 * len(data))
+    return Chart(identity, title, f"{description} {said}.".lstrip(), data, draw, height=0.9 + 0.27 * len(data))
 
 
 class Style(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from altgrad.analysis.corrections import corrections
+from altgrad.analysis.corrections import REPEATED, UNBLOCKED, corrections
 from altgrad.analysis.hypotheses import LONG_ARMS
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports.document import document_page
@@ -18,6 +18,8 @@ def corrections_page(loader: ExperimentDataLoader) -> Page:
     found = corrections(loader)
     values = {
         "unrecorded": unrecorded,
+        "repeated": REPEATED,
+        "unblocked": UNBLOCKED,
         "h5": lambda: _known(found["h5"], "Not recorded in full: the runs of H5."),
         "e7m0_worst": found["e7m0_worst"] and found["e7m0_worst"] | {"difference": found["e7m0_worst"]["gap"]},
         "fp32": lambda: _known(found["fp32"], "Not recorded in full: FP32."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -12,21 +13,22 @@ from typing import Any
 import pandas as pd
 
 from altgrad.analysis import words
-from altgrad.analysis.contrasts import Row, missing, named_family, runs_of
+from altgrad.analysis.contrasts import Row, describe, missing, named_family, runs_of
 from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, MARGIN
 from altgrad.formats import get_format
 from altgrad.reports import columns as col
-from altgrad.reports.pending import larger, pending, pending_note
-from altgrad.reports.provenance import left_out, provenance, runs_behind, traceability
+from altgrad.reports.provenance import LINKED, left_out, linked_table, provenance, runs_behind
 from altgrad.reports.scope import data_line, recorded_line
 from altgrad.runs.schema import digest
-from altgrad.site import Download, Md, Page, Provenance, code, slug
-from altgrad.site.document import NotRecorded, Part, render_document
+from altgrad.site import Block, Download, Heading, Md, Page, Provenance, Text, code, slug
+from altgrad.site.document import Document, NotRecorded, Part, macros, render_document
+from altgrad.studies import LARGE
 from altgrad.text import csv
 
 DOCUMENTS = Path(__file__).parent / "documents"
+PREREGISTRATION = "method/preregistration"
 FILTERS: dict[str, Callable[..., str]] = {
     "number": words.number,
     "signed": lambda value, digits=3: words.number(value, digits, sign=True),
@@ -40,6 +42,7 @@ FILTERS: dict[str, Callable[..., str]] = {
     "span": words.span,
     "estimate": words.estimate,
     "nats": words.contrast,
+    "describe": describe,
     "names": lambda items: words.names(list(items)),
     "tokens": words.tokens,
     "quantized": words.quantized,
@@ -84,15 +87,16 @@ def document_page(
         "data": lambda: [data_line(loader, scoped=False)],
         "scoped data": lambda: [data_line(loader)],
         "left out": lambda: left_out(loader),
-        "traceability": lambda: traceability(behind(), path),
+        "traceability": lambda: _traceability(behind(), path),
     }
     functions: dict[str, Any] = {
         **campaign(loader),
         "arm": col.arm_link,
         "format": get_format,
-        "pending": lambda missing, *studies: pending_note(missing, studies),
-        "pending_section": lambda missing, *studies: pending(missing, studies),
-        "larger": lambda study: larger(loader, study),
+        "statement": lambda identity: statements()[identity],
+        "pending": pending,
+        "pending_section": lambda missing, *studies: section("pending", {"missing": missing, "studies": studies}),
+        "larger": lambda study: _larger(loader, study),
     }
     page = page_of(path, provenance(loader, built, of), {**functions, **(values or {})}, parts, shared, document)
     traced = arms is not None and len(behind())
@@ -139,7 +143,7 @@ def _contrast(loader: ExperimentDataLoader, *pair: str) -> Row:
 def _verdict(loader: ExperimentDataLoader, identity: str) -> Verdict:
     (found,) = verdicts(loader, identity)
     if found.answer == "pending":
-        raise NotRecorded(found.evidence)
+        raise NotRecorded(found.judgement.more["missing"])
     return found
 
 
@@ -154,6 +158,51 @@ def _stalls(loader: ExperimentDataLoader, arm: str) -> float:
     return float(runs_of(loader, arm)["stall_ratio"].mean())
 
 
+def section(name: str, values: Mapping[str, Any], parts: Mapping[str, Part] | None = None) -> tuple[Block, ...]:
+    """docs/sections/`name`.md under its heading, with these values and parts."""
+    found = _section(name, values, parts)
+    return (Heading(found.title), *found.blocks)
+
+
+def _section(name: str, values: Mapping[str, Any], parts: Mapping[str, Part] | None = None) -> Document:
+    path = f"sections/{name}"
+    return render_document(document_source(path), f"docs/{path}.md", values, parts, {}, FILTERS, DOCUMENTS)
+
+
+def pending(missing: Text, *studies: str) -> tuple[Block, ...]:
+    """What stands where runs are missing, on a page that has others: what, and the commands that record it."""
+    return _section("pending_note", {"missing": missing, "studies": studies}).blocks
+
+
+def _larger(loader: ExperimentDataLoader, study: str) -> tuple[Block, ...]:
+    """A note while a study of the campaign is recorded and its larger version, for a GPU, is not."""
+    recorded = set(loader.runs["study"])
+    if study not in recorded or f"{study}-large" in recorded:
+        return ()
+    values = {"study": study, "large": LARGE, "pending": pending}
+    return _section("larger", values).blocks
+
+
+def _traceability(runs: pd.DataFrame, path: str) -> tuple[Block, ...]:
+    """Where the runs behind the report `path` are: the file of all, links to W&B, or how to sync those without."""
+    linked = int(runs["wandb_url"].notna().sum())
+    values = {"runs": len(runs), "linked": linked, "shown": LINKED, "path": path}
+    return section("traceability", values, {"linked": lambda: linked_table(runs)})
+
+
+@cache
+def macros_of(name: str) -> Any:
+    """What docs/sections/`name`.md sets, and its macros, for cells and charts: they give plain text."""
+    return macros(f"sections/{name}.md", DOCUMENTS, FILTERS)
+
+
+@cache
+def statements() -> dict[str, str]:
+    """Each hypothesis in the words of the preregistration, by its number."""
+    rows = re.findall(r"^\| (H\d+) \| \w+ \| (.*?) \|", document_source(PREREGISTRATION), re.MULTILINE)
+    return dict(rows)
+
+
 def document_source(path: str) -> str:
     """The text of the document of a page."""
     return (DOCUMENTS / f"{path}.md").read_text("utf-8")
@@ -162,4 +211,4 @@ def document_source(path: str) -> str:
 def documents_key(*paths: str) -> str:
     """A digest of the documents of some pages and of those that they may import, for the cache."""
     shared = sorted(f"sections/{file.stem}" for file in (DOCUMENTS / "sections").glob("*.md"))
-    return digest(*map(document_source, (*paths, *shared)))
+    return digest(*map(document_source, (*paths, PREREGISTRATION, *shared)))

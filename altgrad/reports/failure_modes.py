@@ -11,7 +11,6 @@ from altgrad.analysis import failures, words
 from altgrad.analysis.comparison import ALL_OPERANDS, Comparison, FormatComparator, format_order, own_rates
 from altgrad.analysis.contrasts import shown
 from altgrad.analysis.failures import FailureAnalyzer, named, one_format, unscaled
-from altgrad.analysis.hypotheses import E0M7, E7M0, Expectation
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import FAILURE_GAP
@@ -23,7 +22,7 @@ from altgrad.reports.document import document_page
 from altgrad.reports.format_comparison import GAPS
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.scope import pilot, scope
-from altgrad.reports.verdicts import tests_table, verdict_table
+from altgrad.reports.verdicts import Expectation, evidence, expectation, tests_table, verdict_table
 from altgrad.runs.diagnosis import diagnose
 from altgrad.site import PALETTE, Block, Cell, ChartBlock, CodeBlock, Column, Md, Page, Table, code, escape, join
 from altgrad.site.document import Part
@@ -47,8 +46,9 @@ def failure_modes_page(loader: ExperimentDataLoader) -> Page:
     """The page, from the records of `loader`; "Pending Experiments" where there is nothing to explain."""
     analyzer, comparison = loader.memo(FailureAnalyzer), loader.memo(FormatComparator).headline
     failed, verdicts = analyzer.leading(analyzer.classified), verdicts_of(loader, *TESTED)
+    hypotheses = {name.lower(): expectation(name) for name in ("E7M0", "E0M7")}
     of_e0m7 = zip(("gradients", "remedies"), verdicts_of(loader, "H3", "H17"), strict=True)
-    e0m7 = {key: (OUTCOMES[verdict.answer], verdict.evidence) for key, verdict in of_e0m7}
+    e0m7 = {key: (OUTCOMES[verdict.answer], evidence(verdict.judgement)) for key, verdict in of_e0m7}
     values = {
         "comparison": comparison,
         "runs": len(loader.runs),
@@ -57,7 +57,7 @@ def failure_modes_page(loader: ExperimentDataLoader) -> Page:
         "unfinished": len(analyzer.failures),
         "helped": _what_helped(analyzer),
         "recorded": {fmt: len(analyzer.of_formats(loader.runs, fmt)) for fmt in LACKING},
-        "hypotheses": {"e7m0": E7M0, "e0m7": E0M7},
+        "hypotheses": hypotheses,
         **_remedies(analyzer.remedies[analyzer.remedies["n_pairs"] >= 2]),
         "remedies_missing": failures.remedies_missing(loader),
         **_prevention(analyzer, failed),
@@ -66,8 +66,8 @@ def failure_modes_page(loader: ExperimentDataLoader) -> Page:
         "examples": _examples(analyzer, failed.head(LISTED)),
     }
     parts: dict[str, Part] = {
-        "e7m0": lambda: [_predictions(E7M0, _e7m0_observed(analyzer, comparison))],
-        "e0m7": [_predictions(E0M7, e0m7)],
+        "e7m0": lambda: [_predictions(hypotheses["e7m0"], _e7m0_observed(analyzer, comparison))],
+        "e0m7": [_predictions(hypotheses["e0m7"], e0m7)],
         "verdicts": [verdict_table(verdicts, "verdicts"), *tests_table(verdicts, "verdict-tests")],
         "unfinished": lambda: [_unfinished_table(analyzer)],
         "machines": lambda: machine_blocks(loader, _comparisons(analyzer, failed)),

@@ -16,7 +16,7 @@ from altgrad.reports import charts
 from altgrad.reports import columns as col
 from altgrad.reports.document import document_page
 from altgrad.reports.machines import machine_blocks
-from altgrad.reports.verdicts import tests_table, verdict_table
+from altgrad.reports.verdicts import evidence, tests_table, verdict_table
 from altgrad.site import Block, ChartBlock, Link, Md, Page, PageRef, Table, escape, join
 from altgrad.site.document import Part
 
@@ -33,7 +33,8 @@ def literature_page(loader: ExperimentDataLoader) -> Page:
             "claim": each.claim.id,
             "answer": each.answer,
             "planned": each.claim.planned,
-            "evidence": each.evidence,
+            "judgement": each.judgement,
+            "evidence": evidence(each.judgement),
             "question": each.claim.question,
             "studies": each.claim.studies,
             "references": join(
@@ -85,8 +86,7 @@ def _chart(tests: pd.DataFrame) -> list[Block]:
     chart = charts.forest(
         "differences",
         "Our differences where others report one, or none",
-        "Paired differences of the final validation loss with 95% t intervals; below zero the first is better; "
-        "margin of equivalence is grey.",
+        "",
         data,
         list(data["contrast"]),
         "difference of final losses, nats a character",

@@ -7,14 +7,11 @@ from collections.abc import Iterable
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.machines import crossing
 from altgrad.reports import columns as col
-from altgrad.reports.document import document_source
-from altgrad.site import Block, Heading
-from altgrad.site.document import render_document
-
-SECTION = "sections/machines"
+from altgrad.reports.document import section
+from altgrad.site import Block
 
 
-def machine_blocks(loader: ExperimentDataLoader, comparisons: Iterable[tuple[str, str, str]]) -> list[Block]:
+def machine_blocks(loader: ExperimentDataLoader, comparisons: Iterable[tuple[str, str, str]]) -> tuple[Block, ...]:
     """Which comparisons of a report cross days of recording; nothing where none does.
 
     Args:
@@ -24,7 +21,7 @@ def machine_blocks(loader: ExperimentDataLoader, comparisons: Iterable[tuple[str
     table = crossing(loader, [each for each in comparisons if each[1] and each[2]])
     across = table[table["n_crossing"] > 0]
     if across.empty:
-        return []
+        return ()
     columns = (
         col.arm("Comparison", "contrast"),
         col.of("Other arm", lambda row: col.arm_link(row["against"], "against")),
@@ -34,5 +31,4 @@ def machine_blocks(loader: ExperimentDataLoader, comparisons: Iterable[tuple[str
     caption = "Comparisons whose pairs were recorded on two days"
     listed = col.table(across, columns, caption, "machines", data=table)
     values = {"across": len(across), "total": len(table)}
-    section = render_document(document_source(SECTION), f"docs/{SECTION}.md", values, {"comparisons": [listed]})
-    return [Heading(section.title), *section.blocks]
+    return section("machines", values, {"comparisons": [listed]})

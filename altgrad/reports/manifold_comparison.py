@@ -18,7 +18,6 @@ import pandas as pd
 
 from altgrad.analysis import words
 from altgrad.analysis.contrasts import missing, named_family, reading, shown
-from altgrad.analysis.hypotheses import STIFFNESS
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, SMALLEST_GAP, seeds_needed
@@ -30,8 +29,8 @@ from altgrad.reports.document import document_page
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.scope import pilot, scope
 from altgrad.reports.step_slopes import NAME, SlopesRecord, slope_table
-from altgrad.reports.verdicts import verdict_table
-from altgrad.site import PALETTE, Block, Cell, ChartBlock, Column, Md, Page, Table, escape
+from altgrad.reports.verdicts import Expectation, expectation, verdict_table
+from altgrad.site import PALETTE, Block, Cell, ChartBlock, Column, Md, Page, Table
 from altgrad.site.document import Part
 from altgrad.studies import ARMS, PLACES, RULE_FORMATS, RULES, SEEDS, adamw_arm
 
@@ -44,6 +43,8 @@ STYLES |= dict.fromkeys(("shuffled", "constant"), STYLES["update"])
 UNITS = dict.fromkeys(("update", "shuffled", "constant"), " ulps")
 UNITS |= {"code": " codes", "relative": " of the tensor's rms"}
 """Of a learning rate; AdamW's and the gradient precondition's is in the unit of the weights."""
+MISSCALED = ARMS["E4M3 update master misscaled"]
+"""Of the format of all controls."""
 TUNED_WITHIN = 0.5
 """Nats above an arm's best that the chart of sweeps shows."""
 
@@ -60,7 +61,7 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
     )
     own = judged[judged["rule"] == "update"]
     known = judged if len(judged) else pilots.assign(rule=[_rule_of(loader, arm) for arm in pilots["arm"]])
-    tuning, frames = _tuning(found), _frames(found)
+    stiffness, tuning, frames = expectation("STIFFNESS"), _tuning(found), _frames(found)
     unquantized = frames["no-quantization"].query("contrast == 'FP32' and rule == 'relative'")
     slopes, no_slopes = measured.found(benchmarks / NAME, SlopesRecord, "No slopes are recorded.")
     values = {
@@ -73,11 +74,10 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
         "short": _short,
         "place": _place,
         "named": lambda row: in_words(arm_of(row)),
-        "evidence": lambda verdict: escape(verdict.evidence, 4000),
         "scope": lambda: scope(loader, found.pairings["arm"].iloc[0]),
         "ulps": next(verdict for verdict in verdicts if verdict.id == "H8"),
         "unmet": [verdict for verdict in verdicts if verdict.answer in ("no", "inconclusive")],
-        "fp32": found.arms.query("format == 'FP32' and rule == 'adamw' and n_runs > 0").head(1).to_dict("records"),
+        "fp32": found.arms.query("format == 'FP32' and rule == 'adamw'").query("n_runs > 0").head(1).to_dict("records"),
         "own": _outcome(own),
         "relative": _outcome(judged[judged["rule"] == "relative"]),
         "stronger": _shown(unquantized, -1).to_dict("records"),
@@ -85,7 +85,9 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
         "decays": _decays(found),
         "pilots": _outcome(pilots),
         "pilot": lambda: pilot(loader, pilots["arm"].iloc[0], int(pilots["n_pairs"].max())),
-        "stiffness": STIFFNESS,
+        "stiffness": stiffness,
+        "quantized_as": MISSCALED.format,
+        "rescale": MISSCALED.settings["model"]["rescale"],
         "known": len(known),
         "faults": {name: list(dict.fromkeys(filter(None, rows["missing"]))) for name, rows in frames.items()},
         "tuning": tuning,
@@ -104,17 +106,19 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
     }
     tables: dict[str, Part] = {
         "arms": lambda: _arms(frames["arms"], found.arms),
-        "stall-ranks": lambda: _stalls(found, frames["arms"]),
+        "stall-ranks": lambda: _stalls(found),
         **_contrasts(frames),
     }
     parts: dict[str, Part] = {
         "differences": lambda: _differences(judged),
         "pilot differences": lambda: [_pilot_chart(pilots)],
         "hypotheses": lambda: [verdict_table(verdicts, "hypotheses", caption="The preregistered hypotheses")],
-        "predictions": lambda: [_predictions(known)],
-        "sweeps": lambda: [*_sweep_chart(found.sweeps), _sweep_table(tuning["sweeps"])],
+        "predictions": lambda: [_predictions(stiffness, known)],
+        "sweep chart": lambda: _sweep_chart(found.sweeps),
+        "sweeps": lambda: [_sweep_table(tuning["sweeps"])],
         "tuning runs": lambda: [_tuning_runs(found.sweeps)],
         **{name: [] if frames[name]["missing"].all() else table for name, table in tables.items()},
+        "stall chart": lambda: _stall_chart(found, frames["arms"]),
         "slopes": lambda: [slope_table(slopes)] if slopes else no_slopes,
         "machines": lambda: machine_blocks(loader, _comparisons(found)),
     }
@@ -210,15 +214,14 @@ def _differences(judged: pd.DataFrame) -> list[Block]:
     )
     chart = charts.grouped_forest(
         "loss-difference",
-        "Loss minus AdamW's, each arm at its tuned rate",
-        f"Mean paired difference of the final validation loss with 95% t interval; left of zero is better. "
+        "Loss minus AdamW's, each at its tuned rate",
         f"{len(data)} pairings; {told}.",
         data,
         [f"{row['format']}  {_place(row)}" for row in rows],
         [f"{fmt}  {place.label}" for fmt in RULE_FORMATS for place in PLACES.values()],
         STYLES,
         "AdamW",
-        "loss minus AdamW's, all else equal (nats a character)",
+        "loss minus AdamW's, else equal (nats a character)",
     )
     return [ChartBlock(chart)]
 
@@ -228,7 +231,7 @@ def _pilot_chart(paired: pd.DataFrame) -> ChartBlock:
     chart = charts.forest(
         "loss-difference",
         "ManifoldAdamW's loss minus AdamW's, same format and seeds",
-        "Mean paired difference of the final validation loss with 95% t interval; below zero is better.",
+        "",
         data,
         list(data["format"] + " " + data["rule"]),
         "loss minus AdamW's (nats a character)",
@@ -244,22 +247,35 @@ def _rule_of(loader: ExperimentDataLoader, arm: str) -> str:
     return next((rule for rule, choice in RULES.items() if choice.settings == settings), "")
 
 
-def _predictions(known: pd.DataFrame) -> Table:
+def _predictions(stiffness: Expectation, known: pd.DataFrame) -> Table:
     """What was predicted of the hypothesis, against the pairings of the rule that it names."""
     rows = []
-    for key, text in STIFFNESS.predictions.items():
+    for key, text in stiffness.predictions.items():
         rule, measure = key.split("_")
         low, high = ("stall_low", "stall_high") if measure == "stall" else ("low", "high")
         own = known[(known["rule"] == rule) & known[low].notna()]
         below, above = int((own[high] < 0).sum()), int((own[low] > 0).sum())
         outcome = "held" if below == len(own) else "held in part" if below > above else "did not hold"
-        recorded = (
-            f"{'stall ratio' if measure == 'stall' else 'loss'} interval below AdamW's in {below}, above in {above}, "
-            f"around zero in {len(own) - below - above} of {len(own)} pairings"
+        rows.append(
+            {
+                "text": text,
+                "outcome": outcome if below or above else "not decided",
+                "interval": "stall ratio" if measure == "stall" else "loss",
+                "below": below,
+                "above": above,
+                "around": len(own) - below - above,
+                "pairings": len(own),
+            }
         )
-        outcome, recorded = outcome if below or above else "not decided", recorded if len(own) else "no pairs recorded"
-        rows.append({"Prediction": text, "Outcome": outcome, "Recorded": recorded})
-    columns = [col.text(title, title) for title in ("Prediction", "Outcome", "Recorded")]
+    columns = (
+        col.text("Prediction", "text"),
+        col.text("Outcome", "outcome"),
+        col.text("Interval of", "interval"),
+        col.count("Below AdamW's", "below"),
+        col.count("Above", "above"),
+        col.count("Around zero", "around"),
+        col.count("Pairings", "pairings"),
+    )
     return col.table(rows, columns, "The hypothesis against what happened")
 
 
@@ -284,8 +300,7 @@ def _arms(shown: pd.DataFrame, data: pd.DataFrame) -> list[Block]:
         col.count("Extra bytes a weight", "extra_bytes"),
         *(col.of(fmt, itemgetter(fmt), right=True) for fmt in RULE_FORMATS),
     )
-    caption = "The arms with a format, by their mean final loss (nats a character; unpaired, for orientation)"
-    return [col.table([rows[key] for key in sorted(rows)], columns, caption, "arms", data)]
+    return [col.table([rows[key] for key in sorted(rows)], columns, id="arms", data=data)]
 
 
 def _tuning(found: StepRuleComparator) -> dict[str, Any]:
@@ -356,15 +371,14 @@ def _sweep_chart(sweeps: pd.DataFrame) -> list[Block]:
     if data.empty:
         return []
     beyond = int((~(data["above"] <= TUNED_WITHIN)).sum())
-    told = f" {beyond} rates are beyond {TUNED_WITHIN:g} nats or did not finish, and not drawn." if beyond else ""
+    told = f" {beyond} rates beyond {TUNED_WITHIN:g} nats, or unfinished, are not drawn." if beyond else ""
     chart = charts.curves_of_multiples(
         "sweeps",
         "The sweeps, each around its best rate",
-        f"Mean loss over the held-out seeds of {data.groupby(names).ngroups} arms by learning rate, as multiples of "
-        f"the best: a line an arm, a colour a step rule. A minimum inside says that the rate is tuned.{told}",
+        f"{data.groupby(names).ngroups} arms.{told}",
         data,
         {
-            "factor": "learning rate, as a multiple of the arm's best",
+            "factor": "learning rate, in multiples of the arm's best",
             "above": "loss above the arm's best (nats a character)",
         },
         NAME_COLUMNS,
@@ -393,34 +407,23 @@ def _contrasts(frames: Mapping[str, pd.DataFrame]) -> dict[str, Part]:
         return col.of(title, lambda row: col.arm_link(row[end], text(row)) if row[end] else text(row))
 
     declared = {
-        "pairings": (
-            "Step rule minus AdamW, nats a character, paired by seed",
-            (rule, arm("Against AdamW with", lambda row: f"{row['format']}, {_place(row)}")),
-        ),
+        "pairings": (rule, arm("Against AdamW with", lambda row: f"{row['format']}, {_place(row)}")),
         "roundings": (
-            "Storage and rounding, nats a character, paired by seed",
-            (col.text("Format", "format"), rule, arm("What changes", lambda row: contrasts[row["contrast"]])),
+            col.text("Format", "format"),
+            rule,
+            arm("What changes", lambda row: contrasts[row["contrast"]]),
         ),
-        "no-quantization": (
-            "Each step rule with and without quantization (master weights; S that of E4M3)",
-            (rule, col.text("Contrast", "contrast", contrasts)),
-        ),
-        "ablations": (
-            "S shuffled and S constant against S (E4M3, master weights)",
-            (replace(rule, title="Ablation"), arm("Against", lambda row: LABELS["update"])),
-        ),
+        "no-quantization": (rule, col.text("Contrast", "contrast", contrasts)),
+        "ablations": (replace(rule, title="Ablation"), arm("Against", lambda row: LABELS["update"])),
         "mis-scaled": (
-            "Tensors that begin multiplied by up to 2^6, either way (E4M3, master weights, no gradient clipping)",
-            (
-                arm("Arm", lambda row: f"{row['format']} {LABELS[row['rule']]}", "arm"),
-                arm("Against", lambda row: f"{'FP32' if row['contrast'] == 'E4M3 against FP32' else 'E4M3'} AdamW"),
-            ),
+            arm("Arm", lambda row: f"{row['format']} {LABELS[row['rule']]}", "arm"),
+            arm("Against", lambda row: f"{'FP32' if row['contrast'] == 'E4M3 against FP32' else 'E4M3'} AdamW"),
         ),
     }
-    return {name: partial(_contrast_table, frames[name], *each, name) for name, each in declared.items()}
+    return {name: partial(_contrast_table, frames[name], head, name) for name, head in declared.items()}
 
 
-def _contrast_table(rows: pd.DataFrame, caption: str, head: Sequence[Column], identity: str) -> list[Block]:
+def _contrast_table(rows: pd.DataFrame, head: Sequence[Column], identity: str) -> list[Block]:
     """Contrasts with their interval, adjusted p, TOST and what that says; their stall ratios where they have them."""
     stall = col.signed("Stall ratio", "stall_difference", 2)
     columns = (
@@ -433,7 +436,7 @@ def _contrast_table(rows: pd.DataFrame, caption: str, head: Sequence[Column], id
         *([stall] if "stall_difference" in rows else []),
         col.of("Reading", lambda row: "pending" if row["missing"] else reading(row)),
     )
-    return [col.table(rows, columns, caption, identity)]
+    return [col.table(rows, columns, id=identity)]
 
 
 def _misscaled(start: pd.DataFrame, judged: pd.DataFrame) -> list[tuple[col.Row, col.Row]]:
@@ -443,7 +446,7 @@ def _misscaled(start: pd.DataFrame, judged: pd.DataFrame) -> list[tuple[col.Row,
     return [(row, plain.loc[row["rule"]].to_dict()) for row in rows if row["rule"] in plain.index]
 
 
-def _stalls(found: StepRuleComparator, arms: pd.DataFrame) -> list[Block]:
+def _stalls(found: StepRuleComparator) -> list[Block]:
     def counterexample(row: col.Row) -> Cell:
         if col.missing(row["more"]):
             return "pending" if row["missing"] else "no such pair"
@@ -460,25 +463,28 @@ def _stalls(found: StepRuleComparator, arms: pd.DataFrame) -> list[Block]:
         col.interval(),
         col.count("Seeds", "n_pairs"),
     )
-    table = col.table(found.stalls, columns, "Rank correlation of stall ratio and loss", "stall-ranks")
+    return [col.table(found.stalls, columns, "Rank correlation of stall ratio and loss", "stall-ranks")]
+
+
+def _stall_chart(found: StepRuleComparator, arms: pd.DataFrame) -> list[Block]:
     ranked = found.stalls[found.stalls["missing"] == ""]
     names = ["format", "rule", "storage", "rounding", "stall_ratio", "val_loss", "arm"]
     data = charts.finite_rows(arms.loc[arms["format"].isin(ranked["format"]), names], "stall_ratio", "val_loss")
     if data.empty:
-        return [table]
+        return []
     ranks = "; ".join(f"{row.format} {row.spearman:+.2f}" for row in ranked.itertuples())
     pairs = ranked.loc[ranked["more"].notna(), ["arm", "against"]].itertuples(index=False, name=None)
     chart = charts.scatter(
         "stall",
         "Stall ratio and loss: a point an arm",
-        f"Colours are formats, markers step rules. Spearman's rho: {ranks}. Dashed lines join the counterexamples.",
+        f"Spearman's rho: {ranks}.",
         data,
         {"stall_ratio": "stall ratio (mean over seeds)", "val_loss": "final validation loss (nats a character)"},
         "format",
         STYLES,
         pairs,
     )
-    return [ChartBlock(chart), table]
+    return [ChartBlock(chart)]
 
 
 # What it means, and what else is recorded
@@ -506,13 +512,13 @@ def _other_rates(loader: ExperimentDataLoader, pilots: pd.DataFrame) -> list[tup
 def _other(loader: ExperimentDataLoader, part: pd.DataFrame, number: int) -> dict[str, Any]:
     """The pairings of one other experiment, under its studies, what is quantized, and how the weights are stored."""
     found = loader.runs[loader.runs["arm"].isin(part["arm"])]
-    runs, studies = found.iloc[0], ", ".join(sorted(name or "no study" for name in found["study"].unique()))
-    kept = "on the grid" if runs["storage"] == "grid" else "float32 weights"
-    title = (
-        f"{studies}: {runs['scope']}; {kept}, rounded {runs['rounding'].replace('_', ' ')}, "
-        f"{part['max_steps'].iloc[0]} steps, up to {part['n_pairs'].max()} pairs"
-    )
-    return {"title": title, "results": _results(part, "step-rules" if number == 1 else f"step-rules-{number}")}
+    return {
+        "studies": sorted(name or "no study" for name in found["study"].unique()),
+        **found.iloc[0][["scope", "storage", "rounding"]],
+        "steps": part["max_steps"].iloc[0],
+        "pairs": part["n_pairs"].max(),
+        "results": _results(part, "step-rules" if number == 1 else f"step-rules-{number}"),
+    }
 
 
 def _results(table: pd.DataFrame, identity: str) -> Table:
@@ -537,5 +543,4 @@ def _results(table: pd.DataFrame, identity: str) -> Table:
         col.of("Stall ratio (AdamW's)", stalls, right=True),
         col.share(),
     )
-    caption = "ManifoldAdamW minus AdamW in final validation loss, nats a character, paired by seed"
-    return col.table(table, columns, caption, identity)
+    return col.table(table, columns, id=identity)

@@ -7,10 +7,10 @@ from collections import Counter
 from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports import columns as col
-from altgrad.reports.document import document_page
+from altgrad.reports.document import document_page, statements
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.verdicts import PREREGISTERED, verdict_table
-from altgrad.site import Link, Page, PageRef, Table, md
+from altgrad.site import Link, Page, PageRef, Table
 from altgrad.site.document import Part
 
 REPORTS = {
@@ -44,17 +44,11 @@ def preregistered_page(loader: ExperimentDataLoader) -> Page:
 
 def _table(found: tuple[Verdict, ...]) -> Table:
     pairs = {verdict.id: verdict.tests["n_pairs"].min() for verdict in found}
-    caption = md(
-        "As in {page}, which also says what counts as an answer. Differences in nats a character with 95% "
-        "interval; p-values adjusted by Holm within the family. Pairs: the fewest of a test.",
-        page=Link("Preregistration", PageRef("method/preregistration")),
-    )
     return verdict_table(
         found,
         "hypotheses",
         col.of("Pairs", lambda row: None if col.missing(pairs[row["id"]]) else int(pairs[row["id"]]), right=True),
         col.of("Report", lambda row: Link(REPORTS[row["study"]][0], PageRef(REPORTS[row["study"]][1]))),
-        caption=caption,
     )
 
 
@@ -70,4 +64,4 @@ def _tests(verdict: Verdict) -> Table:
         col.p("TOST", "p_equivalent"),
         col.count("Not finished", "n_ended_badly"),
     )
-    return col.table(verdict.tests, columns, verdict.statement, f"tests-{verdict.id.lower()}")
+    return col.table(verdict.tests, columns, statements()[verdict.id], f"tests-{verdict.id.lower()}")

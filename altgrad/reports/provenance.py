@@ -20,13 +20,8 @@ from altgrad.runs.schema import code_fingerprint, digest
 from altgrad.site import (
     Block,
     Bullets,
-    CodeBlock,
-    Details,
-    Heading,
     Link,
     Note,
-    PageRef,
-    Paragraph,
     Provenance,
     code,
     md,
@@ -34,16 +29,6 @@ from altgrad.site import (
 
 LINKED = 200
 """Runs whose links to W&B a report shows at most; its file has all."""
-_SYNC = md(
-    "To have runs in a project on {wandb}, record them with tracking and sync their files:",
-    wandb=Link("https://wandb.ai", "https://wandb.ai"),
-)
-_SYNC_COMMANDS = CodeBlock(
-    ".venv/bin/python experiments/run_experiment.py CONFIG --out experiments/synced --set tracking=offline\n"
-    ".venv/bin/wandb login\n"
-    ".venv/bin/wandb sync --project altgrad experiments/synced/*/wandb/offline-run-*",
-    "bash",
-)
 
 
 def left_out(loader: ExperimentDataLoader) -> list[Block]:
@@ -63,26 +48,11 @@ def runs_behind(loader: ExperimentDataLoader, arms: Iterable[str]) -> pd.DataFra
     return loader.runs.loc[loader.runs["arm"].isin(set(arms)), columns]
 
 
-def traceability(runs: pd.DataFrame, path: str) -> list[Block]:
-    """Where the runs behind the report `path` are: the file of all, links to W&B, or how to sync those without."""
-    linked = runs["wandb_url"].notna()
-    blocks: list[Block] = [Heading("Traceability")]
-    if runs.empty:
-        return [*blocks, Paragraph(md("No runs stand behind this report yet. {how}", how=_SYNC)), _SYNC_COMMANDS]
-    if not linked.all():
-        text = (
-            "{count} of the {total} runs of this report were recorded without W&amp;B: their records are in the "
-            "repository or on the machine that built this page. {how}"
-        )
-        blocks += [Paragraph(md(text, count=int((~linked).sum()), total=len(runs), how=_SYNC)), _SYNC_COMMANDS]
-    whole = Link(f"The {len(runs)} runs of this report as CSV", PageRef(f"{path}.runs.csv"))
-    blocks.append(Paragraph(md("{whole}: run, arm, seed, study, status, final loss, time, W&amp;B.", whole=whole)))
-    if linked.any():
-        columns = (col.run(), col.of("W&B", lambda row: Link("W&B run", row["wandb_url"])))
-        more = f", the first {LINKED} of them" if linked.sum() > LINKED else ""
-        table = col.table(runs[linked].head(LINKED), columns, "Runs of this report on W&B")
-        blocks.append(Details(f"{linked.sum()} runs on W&B{more}", (table,)))
-    return blocks
+def linked_table(runs: pd.DataFrame) -> list[Block]:
+    """Links to those of the runs that are on W&B, as many as a report shows; nothing where none is."""
+    columns = (col.run(), col.of("W&B", lambda row: Link("W&B run", row["wandb_url"])))
+    linked = runs[runs["wandb_url"].notna()].head(LINKED)
+    return [col.table(linked, columns, "Runs of this report on W&B")] if len(linked) else []
 
 
 def provenance(loader: ExperimentDataLoader, built: datetime | None = None, of: str = "") -> Provenance:

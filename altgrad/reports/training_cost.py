@@ -62,15 +62,15 @@ NAMES = {
     "look": "The same, with a look",
     "look-codes": "The same, with a look that counts codes",
     "watch": "The watch over weights and gradients alone",
-    "telemetry": "The step with its share of telemetry: the watch, and a look at every tenth step",
-    "telemetry-compiled": "The compiled step with its share of telemetry, looks being eager",
-    "wag-compiled": "Weights, activations and gradients in E4M3, the model compiled",
-    "w-compiled": "Weights in E4M3, the model compiled",
+    "telemetry": "The step with its share of telemetry",
+    "telemetry-compiled": "The compiled step with its share of telemetry",
+    "wag-compiled": "Weights, activations and gradients in E4M3, compiled",
+    "w-compiled": "Weights in E4M3, compiled",
     "fp32": "the fp32 loop",
     "fp32-compiled": "the compiled fp32 loop",
     "bf16": "the bf16 loop",
     "bf16-compiled": "the compiled bf16 loop",
-    "native-compiled": "Native FP8, the model compiled",
+    "native-compiled": "Native FP8, compiled",
     "native": "Native FP8 (E4M3, gradients in E5M2)",
     "manifold-step": "ManifoldAdamW's step alone",
     "adamw-step": "torch's AdamW step alone",
@@ -102,18 +102,21 @@ def training_page(folder: Path = RECORDED) -> Page:
     own, no_own = found(folder / "training.json", TrainingRecord)
     gpu, no_gpu = found(folder / "training-cuda.json", TrainingRecord)
     ratio = {arm.name: arm.ratio for arm in own.arms} if own else {}
-    values = {"own": own, "no_own": no_own, "gpu": gpu, "no_gpu": no_gpu, "ratio": ratio}
-    parts = {"processor": lambda: _tables(own, "cpu"), "gpu": lambda: _tables(gpu, "gpu")}
-    return measured.page("benchmarks/training", values, parts)
+    values = {
+        "own": own,
+        "no_own": no_own,
+        "gpu": gpu,
+        "no_gpu": no_gpu,
+        "ratio": ratio,
+        "names": NAMES,
+        "tables": _tables,
+    }
+    return measured.page("benchmarks/training", values, {})
 
 
-def _tables(record: TrainingRecord | None, key: str) -> list[Block]:
-    if record is None:
-        return []
-    memory = "Peak memory of three steps, beyond what the process held before"
-    shares = "Where the time of an eager step goes, everything quantized: self time of the ten largest operators"
-    return [
-        *measured.table(record.arms, _TIME, "Time of a training step", f"{key}-time"),
-        *measured.table(record.memory, _MEMORY, memory, f"{key}-memory"),
-        *measured.table(record.shares, _SHARES, shares, f"{key}-shares"),
-    ]
+def _tables(record: TrainingRecord, key: str) -> dict[str, list[Block]]:
+    return {
+        "time": measured.table(record.arms, _TIME, "Time of a training step", f"{key}-time"),
+        "memory": measured.table(record.memory, _MEMORY, "Peak memory", f"{key}-memory"),
+        "shares": measured.table(record.shares, _SHARES, "Self time by operator", f"{key}-shares"),
+    }

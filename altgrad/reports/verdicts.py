@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import pandas as pd
 
+from altgrad.analysis.contrasts import Judgement
 from altgrad.analysis.hypotheses import Verdict
 from altgrad.reports import columns as col
+from altgrad.reports.document import macros_of, statements
 from altgrad.site import Block, Column, Details, Link, Md, PageRef, Table, Text, escape
 
 PREREGISTERED = "reports/preregistered"
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What was expected of a format or a rule before the runs, with predictions, each under the key of its check.
+
+    Written with earlier pilot figures of this project at hand, so no blind predictions. A check is made from the
+    recorded runs: held, did not hold, or not decided.
+    """
+
+    written: str
+    statement: str
+    predictions: dict[str, str]
+
+
+def expectation(name: str) -> Expectation:
+    """The one that docs/sections/expectations.md has under this name."""
+    found = getattr(macros_of("expectations"), name)
+    return Expectation(found["written"], " ".join(found["statement"].split()), found["predictions"])
+
+
+def evidence(judgement: Judgement) -> str:
+    """What the runs show, and what a "yes" does not, as docs/sections/evidence.md says it."""
+    return " ".join(macros_of("evidence").evidence(judgement).split())
 
 
 def verdict_table(
@@ -20,8 +47,16 @@ def verdict_table(
     caption: Text = "Preregistered hypotheses and what the runs say",
 ) -> Table:
     """What was written down beforehand, and what the records say of it; a decided answer is bold."""
-    fields = ("id", "study", "statement", "answered", "evidence")
-    records = [{name.removesuffix("ed"): getattr(each, name) for name in fields} for each in verdicts]
+    records = [
+        {
+            "id": each.id,
+            "study": each.study,
+            "statement": statements().get(each.id, ""),
+            "answer": each.answered,
+            "evidence": evidence(each.judgement),
+        }
+        for each in verdicts
+    ]
     columns = (
         col.of("No.", lambda row: Link(row["id"], PageRef(PREREGISTERED, row["id"].lower()))),
         col.of("Hypothesis", lambda row: escape(row["statement"], 4000)),

@@ -108,8 +108,7 @@ def render_document(
 
     def imported(file: str) -> tuple[str, str, None] | None:
         sources.add(file)
-        known = (folder / file).is_file()
-        return (_INLINE_TAG.sub(r"\1+%}", (folder / file).read_text("utf-8")), file, None) if known else None
+        return _source(folder, file)
 
     def place(blocks: Sequence[Block]) -> Md:
         placed.append(blocks)
@@ -136,7 +135,7 @@ def render_document(
 
     def details(title: Text, caller: Callable[[], str]) -> Md:
         inside = tuple(_blocks(caller(), placed))
-        return place([Details(Md(written(title)), inside)] if inside else [])
+        return place([Details(Md(" ".join(written(title).split())), inside)] if inside else [])
 
     def note(kind: Literal["info", "warning", "success", "question"], title: Text, caller: Callable[[], str]) -> Md:
         inside = tuple(_blocks(caller(), placed))
@@ -196,11 +195,13 @@ def _inline(value: Any) -> Markup:
     return Markup(markdown(value if isinstance(value, str | Link) else str(value)))
 
 
-def _environment(finalize: Callable[[Any], Any], filters: Mapping[str, Callable[..., Any]]) -> Environment:
+def _environment(
+    finalize: Callable[[Any], Any], filters: Mapping[str, Callable[..., Any]], plain: bool = False
+) -> Environment:
     environment = Environment(
         undefined=StrictUndefined,
         finalize=finalize,
-        autoescape=True,  # by which a macro's text is known
+        autoescape=not plain,  # by which a macro's text is known
         trim_blocks=True,
         lstrip_blocks=True,
         comment_start_string="{##",  # "{#name}" is the anchor of a heading
@@ -225,6 +226,21 @@ def _first(call: nodes.Call) -> str:
     """The part that a call of `show` names; "" for any other call."""
     argument = call.args[0] if isinstance(call.node, nodes.Name) and call.node.name == "show" and call.args else None
     return str(argument.value) if isinstance(argument, nodes.Const) else ""
+
+
+def macros(file: str, folder: Path, filters: Mapping[str, Callable[..., Any]]) -> Any:
+    """What the document `file` of `folder` sets, and its macros as functions that give plain text.
+
+    For what is no document and escapes its text itself: a cell of a table, the description of a chart.
+    """
+    environment = _environment(lambda value: value, filters, plain=True)
+    environment.loader = FunctionLoader(partial(_source, folder))
+    return environment.get_template(file).module
+
+
+def _source(folder: Path, file: str) -> tuple[str, str, None] | None:
+    known = (folder / file).is_file()
+    return (_INLINE_TAG.sub(r"\1+%}", (folder / file).read_text("utf-8")), file, None) if known else None
 
 
 def _blocks(text: str, placed: Sequence[Sequence[Block]]) -> Iterator[Block]:
