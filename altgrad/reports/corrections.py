@@ -7,7 +7,7 @@ from typing import Any
 from altgrad.analysis.corrections import REPEATED, UNBLOCKED, corrections
 from altgrad.analysis.hypotheses import LONG_ARMS
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.reports.document import document_page
+from altgrad.reports.document import Content, document_page
 from altgrad.site import Md, Page, md
 from altgrad.site.document import NotRecorded
 from altgrad.studies import ARMS
@@ -15,6 +15,10 @@ from altgrad.studies import ARMS
 
 def corrections_page(loader: ExperimentDataLoader) -> Page:
     """The page, from the records of `loader`."""
+    return document_page(loader, "reports/corrections", *loader.memo(_content))
+
+
+def _content(loader: ExperimentDataLoader) -> Content:
     found = corrections(loader)
     values = {
         "unrecorded": unrecorded,
@@ -27,7 +31,7 @@ def corrections_page(loader: ExperimentDataLoader) -> Page:
         "long_formats": len(LONG_ARMS),
         "long_steps": ARMS["E0M7 long"].config().max_steps,
     }
-    return document_page(loader, "reports/corrections", found | values)
+    return Content(found | values, {})
 
 
 def unrecorded(study: str) -> Md:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -50,6 +50,18 @@ FILTERS: dict[str, Callable[..., str]] = {
     "anchor": lambda text: Md(slug(text)),
 }
 """How a document writes a value: `altgrad.analysis.words`, but for whole numbers."""
+
+
+class Content(NamedTuple):
+    """What a document names of some records: values, parts, and the arms behind the page."""
+
+    values: Mapping[str, Any]
+    parts: Mapping[str, Part]
+    arms: Callable[[], Iterable[str]] | None = None
+
+    def kept(self) -> Content:
+        """The same, with each part made once: an edited sentence makes none again."""
+        return self._replace(parts={name: cache(part) if callable(part) else part for name, part in self.parts.items()})
 
 
 def document_page(
@@ -119,13 +131,12 @@ def page_of(
 
 def campaign(loader: ExperimentDataLoader) -> dict[str, Any]:
     """What a condition of `holds` reads: the campaign's arms and hypotheses, and the levels they are held against."""
-    return {
-        "margin": MARGIN,
-        "alpha": ALPHA,
-        "contrast": partial(_contrast, loader),
-        "verdict": partial(_verdict, loader),
-        "stalls": partial(_stalls, loader),
-    }
+    return loader.memo(_campaign)
+
+
+def _campaign(loader: ExperimentDataLoader) -> dict[str, Any]:
+    found: dict[str, Callable[..., Any]] = {"contrast": _contrast, "verdict": _verdict, "stalls": _stalls}
+    return {"margin": MARGIN, "alpha": ALPHA} | {name: cache(partial(find, loader)) for name, find in found.items()}
 
 
 def _contrast(loader: ExperimentDataLoader, *pair: str) -> Row:

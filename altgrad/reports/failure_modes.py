@@ -18,7 +18,7 @@ from altgrad.config import OPERAND_NAMES, command
 from altgrad.formats import SPLITS_8BIT, get_format
 from altgrad.reports import charts, health
 from altgrad.reports import columns as col
-from altgrad.reports.document import document_page
+from altgrad.reports.document import Content, document_page
 from altgrad.reports.format_comparison import GAPS
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.scope import pilot, scope
@@ -44,6 +44,10 @@ Values = dict[str, Any]
 
 def failure_modes_page(loader: ExperimentDataLoader) -> Page:
     """The page, from the records of `loader`; "Pending Experiments" where there is nothing to explain."""
+    return document_page(loader, "reports/failure_modes", *loader.memo(_content))
+
+
+def _content(loader: ExperimentDataLoader) -> Content:
     analyzer, comparison = loader.memo(FailureAnalyzer), loader.memo(FormatComparator).headline
     failed, verdicts = analyzer.leading(analyzer.classified), verdicts_of(loader, *TESTED)
     hypotheses = {name.lower(): expectation(name) for name in ("E7M0", "E0M7")}
@@ -96,7 +100,7 @@ def failure_modes_page(loader: ExperimentDataLoader) -> Page:
             "phases": [_phases(analyzer, comparison)],
             "sqnr": _sqnr(analyzer, comparison),
         }
-    return document_page(loader, "reports/failure_modes", values, parts, lambda: arms)
+    return Content(values, parts, lambda: arms).kept()
 
 
 def _comparisons(analyzer: FailureAnalyzer, failed: pd.DataFrame) -> Iterator[tuple[str, str, str]]:

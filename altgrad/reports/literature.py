@@ -14,7 +14,7 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import MARGIN
 from altgrad.reports import charts
 from altgrad.reports import columns as col
-from altgrad.reports.document import document_page
+from altgrad.reports.document import Content, document_page
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.verdicts import evidence, tests_table, verdict_table
 from altgrad.site import Block, ChartBlock, Link, Md, Page, PageRef, Table, escape, join
@@ -25,6 +25,10 @@ PATH = "reports/literature"
 
 def literature_page(loader: ExperimentDataLoader) -> Page:
     """The page, from the records of `loader`; claims whose runs are missing are pending, with what is missing."""
+    return document_page(loader, PATH, *loader.memo(_content))
+
+
+def _content(loader: ExperimentDataLoader) -> Content:
     found, written = loader.memo(findings), verdicts(loader, "H15", "H16")
     tests = pd.concat([each.tests.assign(claim=each.claim.id, answer=each.answer) for each in found], ignore_index=True)
     counts = Counter(each.answer for each in found)
@@ -57,7 +61,7 @@ def literature_page(loader: ExperimentDataLoader) -> Page:
         "tests": lambda: tests_table(written, "verdict-tests"),
         "machines": lambda: machine_blocks(loader, tests[["contrast", "arm", "against"]].itertuples(index=False)),
     }
-    return document_page(loader, PATH, values, parts, lambda: {*tests["arm"], *tests["against"]})
+    return Content(values, parts, lambda: {*tests["arm"], *tests["against"]}).kept()
 
 
 def _table(claims: list[dict[str, Any]]) -> Table:

@@ -25,7 +25,7 @@ from altgrad.analysis.step_rules import NAME_COLUMNS, STEP_ARMS, StepRuleCompara
 from altgrad.config import OptimizerConfig
 from altgrad.reports import charts, measured
 from altgrad.reports import columns as col
-from altgrad.reports.document import document_page
+from altgrad.reports.document import Content, document_page
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.scope import pilot, scope
 from altgrad.reports.step_slopes import NAME, SlopesRecord, slope_table
@@ -51,6 +51,13 @@ TUNED_WITHIN = 0.5
 
 def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = measured.RECORDED) -> Page:
     """The page, from the records of `loader` and the slopes in `benchmarks`; what is not recorded is pending."""
+    slopes, no_slopes = measured.found(benchmarks / NAME, SlopesRecord, "No slopes are recorded.")
+    values, parts, arms = loader.memo(_content)
+    values, parts = {**values, "slopes": slopes}, {**parts, "slopes": [slope_table(slopes)] if slopes else no_slopes}
+    return document_page(loader, "reports/manifold_comparison", values, parts, arms)
+
+
+def _content(loader: ExperimentDataLoader) -> Content:
     found = loader.memo(StepRuleComparator)
     verdicts = verdicts_of(loader, *(f"H{number}" for number in range(6, 15)))
     judged, others = found.pairings.dropna(subset="difference"), found.others
@@ -63,7 +70,6 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
     known = judged if len(judged) else pilots.assign(rule=[_rule_of(loader, arm) for arm in pilots["arm"]])
     stiffness, tuning, frames = expectation("STIFFNESS"), _tuning(found), _frames(found)
     unquantized = frames["no-quantization"].query("contrast == 'FP32' and rule == 'relative'")
-    slopes, no_slopes = measured.found(benchmarks / NAME, SlopesRecord, "No slopes are recorded.")
     values = {
         "recorded": not loader.runs.empty,
         "level": ALPHA,
@@ -92,7 +98,6 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
         "faults": {name: list(dict.fromkeys(filter(None, rows["missing"]))) for name, rows in frames.items()},
         "tuning": tuning,
         "misscaled": _misscaled(frames["mis-scaled"], judged),
-        "slopes": slopes,
         "packages": measured.packages,
         "worse": _worse(judged),
         "unfinished": found.arms.query("n_runs > n_finished").to_dict("records"),
@@ -119,7 +124,6 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
         "tuning runs": lambda: [_tuning_runs(found.sweeps)],
         **{name: [] if frames[name]["missing"].all() else table for name, table in tables.items()},
         "stall chart": lambda: _stall_chart(found, frames["arms"]),
-        "slopes": lambda: [slope_table(slopes)] if slopes else no_slopes,
         "machines": lambda: machine_blocks(loader, _comparisons(found)),
     }
 
@@ -127,7 +131,7 @@ def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = me
         compared = [part[["arm", "adamw_arm"]].stack() for part in others]
         return pd.concat([found.arms["arm"], found.sweeps["arm"], *compared]).dropna()
 
-    return document_page(loader, "reports/manifold_comparison", values, parts, arms)
+    return Content(values, parts, arms).kept()
 
 
 def _frames(found: StepRuleComparator) -> dict[str, pd.DataFrame]:

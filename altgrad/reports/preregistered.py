@@ -7,7 +7,7 @@ from collections import Counter
 from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports import columns as col
-from altgrad.reports.document import document_page, statements
+from altgrad.reports.document import Content, document_page, statements
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.verdicts import PREREGISTERED, verdict_table
 from altgrad.site import Link, Page, PageRef, Table
@@ -24,6 +24,10 @@ REPORTS = {
 
 def preregistered_page(loader: ExperimentDataLoader) -> Page:
     """The page, from the records of `loader`; hypotheses without all their runs are pending."""
+    return document_page(loader, PREREGISTERED, *loader.memo(_content))
+
+
+def _content(loader: ExperimentDataLoader) -> Content:
     found = verdicts(loader)
     tests = [row for verdict in found for row in verdict.tests.to_dict("records")]
     values = {
@@ -39,7 +43,7 @@ def preregistered_page(loader: ExperimentDataLoader) -> Page:
         "machines": lambda: machine_blocks(loader, compared),
     }
     arms = {row[end] for row in tests for end in ("arm", "against")}
-    return document_page(loader, PREREGISTERED, values, parts, lambda: arms)
+    return Content(values, parts, lambda: arms).kept()
 
 
 def _table(found: tuple[Verdict, ...]) -> Table:

@@ -11,6 +11,7 @@ import io
 import re
 from html import escape as escape_html
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from altgrad.site.content import Chart
 from altgrad.site.sketch import INCH, Sketch
@@ -93,6 +94,19 @@ def fixed_svg(chart: Chart) -> bytes:
         sketch = Sketch(chart.width * INCH, chart.height * INCH)
         chart.sketch(sketch)
         return (_head(chart, sketch.width, sketch.height) + f"\n{sketch.svg()}\n</svg>\n").encode()
+    size, drawn = (chart.id, chart.width, chart.height, chart.margins), _DRAWN.setdefault(chart.draw, {})
+    if size not in drawn:
+        drawn[size] = _drawn(chart)
+    width, height, body = drawn[size]
+    return (_head(chart, width, height) + body).encode()
+
+
+_DRAWN: WeakKeyDictionary[Any, dict[Any, tuple[float, float, str]]] = WeakKeyDictionary()
+"""What functions have drawn: a chart whose words alone are others is not drawn again."""
+
+
+def _drawn(chart: Chart) -> tuple[float, float, str]:
+    """Width, height and inside of matplotlib's drawing."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -101,11 +115,11 @@ def fixed_svg(chart: Chart) -> bytes:
         buffer = io.StringIO()
         # Not `savefig`: it lays the figure out twice, which is a third of the time.
         canvas.print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return _own_svg(buffer.getvalue(), chart).encode()
+    return _own_svg(buffer.getvalue(), chart)
 
 
-def _own_svg(svg: str, chart: Chart) -> str:
-    """Matplotlib's SVG without prologue, global style, fonts and loose ids; with a name, a role and a background."""
+def _own_svg(svg: str, chart: Chart) -> tuple[float, float, str]:
+    """Matplotlib's SVG without prologue, global style, fonts and loose ids: its size in points, and its inside."""
     body = svg[svg.index("<svg") :]
     head, body = body.split(">", 1)
     body = _DECORATION.sub("", _DECORATION.sub("", body))  # twice: without its style, a <defs> is empty
@@ -114,7 +128,7 @@ def _own_svg(svg: str, chart: Chart) -> str:
     box = re.search(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"', head)
     if box is None:
         raise ValueError(f"chart {chart.id}: matplotlib's drawing has no viewBox")
-    return _head(chart, *map(float, box.groups())) + body
+    return float(box[1]), float(box[2]), body
 
 
 def _head(chart: Chart, width: float, height: float) -> str:
