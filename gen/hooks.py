@@ -119,7 +119,7 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
         'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
     )
     tick(config, page, stop=True)
-    return output if serving else seal_html(output)
+    return output if serving else seal_html(output, page.file.src_uri)
 
 
 def _all_written(config: Any) -> None:

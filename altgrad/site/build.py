@@ -8,7 +8,6 @@ build is one `SiteBuild` in ``config.extra["altgrad"]``. Nothing of mkdocs is im
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import difflib
 import hashlib
@@ -53,6 +52,7 @@ from altgrad.site.cache import (
 from altgrad.site.chart import inline_svg
 from altgrad.site.content import CodeBlock, Note, Page, PageMaker, Paragraph, Source
 from altgrad.site.html import Body, body_html, figure_html, table_html
+from altgrad.site.policy import seal_html as seal_html
 from altgrad.site.render import Dialect, files, front_matter
 from altgrad.text import escape
 
@@ -843,18 +843,3 @@ def _with_own_name(drawing: str, taken: set[str]) -> str:
         own, number = f"{name[1]}-{number}", number + 1
     taken.add(own)
     return drawing if own == name[1] else re.sub(rf'(?<=["#( ]){re.escape(name[1])}-', f"{own}-", drawing)
-
-
-def seal_html(html: str) -> str:
-    """A finished page with a content-security policy: no request leaves the site, and no script runs but its own.
-
-    The page's inline scripts are allowed by their hashes. Not for `mkdocs serve`, which adds a script afterwards.
-    """
-    scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
-    hashes = dict.fromkeys(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    allowed = " ".join(f"'sha256-{value}'" for value in hashes)
-    policy = (
-        f"default-src 'self'; script-src 'self' {allowed}; "
-        "style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; base-uri 'self'"
-    )
-    return html.replace("<head>", f'<head><meta http-equiv="Content-Security-Policy" content="{policy}">', 1)
