@@ -40,6 +40,7 @@ def read_outside(page: Path) -> Iterator[Callable[[], list[Path]]]:
     itself written meanwhile. The project's own modules that were imported meanwhile are forgotten at the end, so that
     the next page that imports them reads them again.
     """
+    page = page.absolute()
     here = page.parent
     log: list[tuple[Path, bool]] = []
     made: set[Path] = set()
@@ -86,6 +87,7 @@ def _logs() -> list[list[tuple[Path, bool]]]:
 
 def names_of(paths: Sequence[Path], here: Path) -> str:
     """Files as seen from the folder of a page; one outside its site's project, by its name alone."""
+    here = here.absolute()
     root = next((folder for folder in here.parents if (folder / "mkdocs.yml").is_file()), here)
     names = sorted(os.path.relpath(path, here) if path.is_relative_to(root) else path.name for path in paths)
     more = [f"one of {len(names) - 3} more"] if len(names) > 3 else []
