@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,6 +131,15 @@ def reading(root: Path) -> list[str]:
 
 def test_no_room_imports_upward() -> None:
     assert upward(ROOT) == []
+
+
+def test_contributing_draws_the_rooms_in_this_order_in_at_most_25_lines() -> None:
+    house = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## The house\n")[2]
+    drawn_lines = re.findall(r"^    altgrad/(.+?)  ", house, re.MULTILINE)
+    rooms = [name.rstrip("/").removesuffix(".py") for line in drawn_lines for name in line.split()]
+    assert rooms == [*READING[1:], *TORCH, "cli"]
+    assert {*rooms} == {room(module) for module in sources(ROOT)} - {"altgrad"}
+    assert house.count("\n") < 25
 
 
 def test_no_imports_go_round_in_a_circle() -> None:

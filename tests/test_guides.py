@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import itertools
 import json
@@ -456,6 +457,30 @@ def test_the_site_takes_a_guide_from_the_cache_until_a_byte_changes(tmp_path: Pa
     assert [runs for runs, _ in built] == ["x", "x", "xx"]
     assert built[0][1] == built[1][1] != built[2][1]
     assert not (project / "site/guides/guide.outputs.json").exists()
+
+
+def test_the_guides_document_is_a_page_of_a_site_and_what_its_runs_contradict_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs_gen_files")
+    guide = blocks((ROOT / "docs/guides/your-own-page.md").read_text("utf-8"), "guide")
+    document, function, _, script = (block.code for block in guide[1:])
+    project = small_site(tmp_path, "# Guide\n")
+    settings = (project / "mkdocs.yml").read_text().replace("[gen/executed.py]", "[gen/executed.py, gen/losses.py]")
+    (project / "mkdocs.yml").write_text(settings)
+    (project / "gen/losses.py").write_text(function.rpartition("losses_page(Exp")[0] + script)
+    text = ast.literal_eval(document.partition(" = ")[2])
+    environment = {"ALTGRAD_RUNS": str(ROOT / "experiments/recorded/pilot-formats")}
+    (project / "docs/losses.md").write_text(text)
+    done = mkdocs(project, **environment)
+    assert done.returncode == 0, done.stderr
+    html = (project / "site/losses/index.html").read_text()
+    assert "E4M3 ends at 2.172 nats a character, E5M2 at 2.190." in html
+    assert html.count('role="img"') == 1
+    (project / "docs/losses.md").write_text(text.replace("E4M3", "E0M7"))
+    done = mkdocs(project, **environment)
+    assert done.returncode != 0
+    (told,) = (line for line in done.stderr.splitlines() if "contradict" in line)
+    assert 'docs/losses.md:5: the records contradict "E0M7 ends at 2.344' in told
+    assert "Traceback" not in done.stderr
 
 
 def small_site(folder: Path, guide: str, serving: bool = False) -> Path:

@@ -73,6 +73,7 @@ def document_page(
     built: datetime | None = None,
     document: str = "",
     of: str = "",
+    text: str | None = None,
 ) -> Page:
     """The page of docs/`path`.md, from the records of `loader`.
 
@@ -85,6 +86,7 @@ def document_page(
         built: time of the build for the provenance.
         document: in place of `path`, where many pages have one document.
         of: whose runs the records are, for the provenance, where they are not all.
+        text: the document itself, where it is none of the library's.
 
     Raises:
         altgrad.site.document.DocumentError: the document names what there is not, or is malformed.
@@ -110,7 +112,7 @@ def document_page(
         "pending_section": lambda missing, *studies: section("pending", {"missing": missing, "studies": studies}),
         "larger": lambda study: _larger(loader, study),
     }
-    page = page_of(path, provenance(loader, built, of), {**functions, **(values or {})}, parts, shared, document)
+    page = page_of(path, provenance(loader, built, of), {**functions, **(values or {})}, parts, shared, document, text)
     traced = arms is not None and len(behind())
     return replace(page, downloads=(Download("runs.csv", csv(behind()), listed=False),)) if traced else page
 
@@ -122,10 +124,12 @@ def page_of(
     parts: Mapping[str, Part] | None = None,
     shared: Mapping[str, Part] | None = None,
     document: str = "",
+    text: str | None = None,
 ) -> Page:
     """The page of docs/`path`.md from these values and parts alone, and what its foot says."""
     name = document or path
-    found = render_document(document_source(name), f"docs/{name}.md", values, parts, shared, FILTERS, DOCUMENTS)
+    source = document_source(name) if text is None else text
+    found = render_document(source, f"docs/{name}.md", values, parts, shared, FILTERS, DOCUMENTS)
     return Page(path, found.title, found.blocks, found.description, provenance=foot)
 
 

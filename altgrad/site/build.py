@@ -563,7 +563,7 @@ def finish_page(html: str, page: Any, config: Any) -> str:
         'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
     )
     tick(config, page, stop=True)
-    return html if current.serving else seal_html(html)
+    return html if current.serving else seal_html(html, page.file.src_uri)
 
 
 def failed() -> None:

@@ -48,6 +48,7 @@ from altgrad.runs.schema import code_fingerprint, digest
 from altgrad.site.content import Block as PageBlock
 from altgrad.site.content import Bullets, Cell, Chart, ChartBlock, Column, Link, Page, PageRef, Table, check_path
 from altgrad.site.html import Placed
+from altgrad.site.reads import names_of, read_outside, variables
 from altgrad.site.render import Dialect, files, fragment
 from altgrad.text import escape, fenced, shorten, visible
 
@@ -57,7 +58,7 @@ SUFFIX = ".outputs.json"
 _FENCE = re.compile(r"(?P<indent> *)(?P<fence>`{3,}|~{3,})(?P<info>.*)")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+>")
 _RUN = re.compile(r"^ *(?:`{3,}|~{3,})python (?:no)?exec\b", re.MULTILINE)
-_READS_RUNS = re.compile(r"\baltgrad\.(?:analysis|runs)\b|\bfrom altgrad import\b.*\b(?:analysis|runs)\b")
+_READS_RUNS = re.compile(r"\b(?:altgrad\.|from altgrad import\b.*\b)(?:analysis|reports|runs)\b")
 _PARAMETER = re.compile(r"\{\{ *(\w+) *\}\}")
 ROWS = 50
 """Most rows of a DataFrame that a page shows; all are in its CSV and JSON."""
@@ -168,38 +169,46 @@ def executed(
     beside: dict[str, bytes] = {}
     placed = Placed(Page(path, "", ()), beside)
     dialect = Dialect(partial(source_address, path), placed)
-    for block in found:
-        shown += lines[at : block.first]
-        if not block.hide:
-            fence = lines[block.first].split("python", 1)[0]
-            shown += [f"{fence}python", *lines[block.first + 1 : block.last + 1]]
-        at = block.last + 1
-        output = Output(())
-        if block.torch:
-            if block.key not in outputs:
-                missing = "there is no recorded output of this torch block for the code as it is now"
-                raise GuideError(f"{_place(block, name)}: {missing}; run `{COMMAND}`")
-            output = Output(outputs[block.key])
-        elif block.number is not None:
-            output = _run_without_torch(block, namespace, name, found)
-        content = _output_block(output.lines) if output.lines else []
-        if output.blocks:
-            page = Page(path, "", output.blocks)
-            try:
-                own = files(page)
-            except ValueError as error:
-                raise GuideError(f"{name}: {error}") from error
-            if taken := beside.keys() & own.keys():
-                raise GuideError(f"{name}: two files named {min(taken)}; every chart and table needs its own id")
-            beside |= own
-            content += ["", *fragment(page, dialect).split("\n")]
-        if content:
-            shown += ["", *(block.indent + line if line else "" for line in content)]
+    with read_outside(here / Path(name).name) if here else contextlib.nullcontext(list[Path]) as read:
+        for block in found:
+            shown += lines[at : block.first]
+            if not block.hide:
+                fence = lines[block.first].split("python", 1)[0]
+                shown += [f"{fence}python", *lines[block.first + 1 : block.last + 1]]
+            at = block.last + 1
+            output = Output(())
+            if block.torch:
+                if block.key not in outputs:
+                    missing = "there is no recorded output of this torch block for the code as it is now"
+                    raise GuideError(f"{_place(block, name)}: {missing}; run `{COMMAND}`")
+                output = Output(outputs[block.key])
+            elif block.number is not None:
+                output = _run_without_torch(block, namespace, name, found)
+            content = _output_block(output.lines) if output.lines else []
+            if output.blocks:
+                page = Page(path, "", output.blocks)
+                _take(beside, page, name)
+                content += ["", *fragment(page, dialect).split("\n")]
+            if here and (outside := read()):
+                content += ["", f"*Not computed again when {escape(names_of(outside, here))} changes.*"]
+            if content:
+                shown += ["", *(block.indent + line if line else "" for line in content)]
     if set(outputs) - {block.key for block in found if block.torch}:
         raise GuideError(f"{name}: recorded outputs are left of torch blocks that are gone; run `{COMMAND}`")
     place = posixpath.dirname(path)
     page_file = {f"{path}.md": "\n".join([*shown, *lines[at:]]).encode()}
     return page_file | placed.file() | {posixpath.join(place, file): data for file, data in beside.items()}
+
+
+def _take(beside: dict[str, bytes], page: Page, name: str) -> None:
+    """Add the files of an output to those of the page's outputs before."""
+    try:
+        own = files(page)
+    except ValueError as error:
+        raise GuideError(f"{name}: {error}") from error
+    if taken := beside.keys() & own.keys():
+        raise GuideError(f"{name}: two files named {min(taken)}; every chart and table needs its own id")
+    beside |= own
 
 
 def page_files(file: Path, docs: Path) -> dict[str, bytes]:
@@ -238,20 +247,21 @@ def source_address(path: str, reference: PageRef) -> str:
 
 
 def page_key(file: Path) -> str:
-    """A digest of all that a page depends on: its bytes, the library, the data beside it, and the runs if it reads any.
+    """A digest of what a page depends on: its bytes, the library, the data beside it, the variables of the environment
+    and the runs that it reads. Its files elsewhere are not in it, and the page says so.
 
     Data beside it is every file in its folder and below that is not Markdown. It reads runs if its code names
-    `altgrad.analysis` or `altgrad.runs`.
+    `altgrad.analysis`, `altgrad.reports` or `altgrad.runs`.
     """
     text = file.read_text("utf-8")
     data = [
         (path.relative_to(file.parent).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
         for path in sorted(file.parent.rglob("*"))
-        if path.suffix != ".md" and path.is_file()
+        if path.suffix not in (".md", ".pyc") and path.is_file()
     ]
     runs = [sources_fingerprint(), os.environ.get("SOURCE_DATE_EPOCH")] if _READS_RUNS.search(text) else []
     packages = [sys.modules[package].__version__ for package in ("numpy", "pandas")]
-    return digest(code_fingerprint(), packages, sys.version, text, data, runs)
+    return digest(code_fingerprint(), packages, sys.version, text, data, runs, variables(text))
 
 
 def torch_outputs(text: str, *, name: str, here: Path | None = None) -> dict[str, list[str]]:

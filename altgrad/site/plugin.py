@@ -105,6 +105,12 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
 
         return finish_page(output, page, config)
 
+    def on_post_template(self, output: str, *, template_name: str, config: Any) -> str:
+        """Seal the page of an address that is none."""
+        from altgrad.site.policy import seal_html
+
+        return seal_html(output, template_name) if template_name.endswith(".html") and not self.serving else output
+
     def on_post_build(self, *, config: Any) -> None:
         """Write the build report."""
         from altgrad.site.build import end
