@@ -194,7 +194,7 @@ def test_an_edit_of_a_familys_document_makes_each_of_its_pages_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_run(tmp_path / "runs", config("e4m3"))
-    shutil.copytree(document.DOCUMENTS / "runs", tmp_path / "docs" / "runs")
+    shutil.copytree(document.DOCUMENTS, tmp_path / "docs")
     monkeypatch.setattr(document, "DOCUMENTS", tmp_path / "docs")
 
     def keys() -> set[str]:
