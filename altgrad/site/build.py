@@ -49,6 +49,7 @@ from altgrad.site.render import files, front_matter
 from altgrad.text import escape
 
 _TABLE = re.compile(r"<table>(.*?)</table>", re.DOTALL)
+_UNSEARCHED = re.compile(r"<(table|figure|pre|svg)\b.*?</\1>", re.DOTALL)
 _FENCE = re.compile(r" *(`{3,}|~{3,})")
 _MARKER = re.compile(r"<!--\s*altgrad:.*?(?:-->|$)")
 _EMBEDDED = re.compile(r"<!-- altgrad: chart (?P<page>[\w./-]+) (?P<chart>[\w.-]+) -->")
@@ -97,7 +98,8 @@ class SiteBuild:
     problem: str = ""  # why the library cannot be imported, while serving: every page that it makes says so
     cache: Cache = field(default_factory=lambda: Cache(Path(), refresh=True))
     begun: float = field(default_factory=time.perf_counter)
-    made: set[str] = field(default_factory=set)  # what the scripts have added to the site's sources
+    made: set[str] = field(default_factory=set)  # the pages that the scripts have added to the site's sources
+    data: Files = field(default_factory=dict)  # files beside them, which would be written twice
     bodies: dict[str, Body] = field(default_factory=dict)  # the content of pages that need no Markdown, by place
     parts: dict[str, list[str]] = field(default_factory=dict)  # tables and charts of pages that do, by place
     families: list[Family] = field(default_factory=list)  # what was made or taken from the cache
@@ -353,10 +355,12 @@ def _hand_over(current: SiteBuild, content: Mapping[str, bytes]) -> None:
                 current.bodies[name.removeprefix(BODY)] = Body(**found)
             else:
                 current.parts[name.removeprefix(BODY)] = found
-        else:
+        elif name.endswith(".md"):
             current.made.add(name)
             with mkdocs_gen_files.open(name, "wb") as file:
                 file.write(data)
+        else:
+            current.data[name] = data
 
 
 # What `altgrad.site.plugin` calls, in this order.
@@ -405,9 +409,11 @@ def begin(
 
 
 def _searched(index: Any, parse: Callable[[Any], None], page: Any) -> None:
-    """Let the search's index know the beginning of each section of a page."""
-    known = len(index.entries)
+    """Let the search's index know the beginning of each section of a page, but no table, drawing or code."""
+    known, whole = len(index.entries), page.content
+    page.content = _UNSEARCHED.sub("", whole)
     parse(page)
+    page.content = whole
     for entry in index.entries[known:]:
         text = " ".join(re.sub(r"<[^>]*>", " ", entry["text"]).split())
         entry["text"] = text if len(text) <= SEARCHED else text[:SEARCHED].rpartition(" ")[0]
@@ -431,8 +437,11 @@ def add_files(found: Any, config: Any) -> Any:
     from altgrad.site.new_site import assets
 
     current: SiteBuild = config["extra"]["altgrad"]
-    for name, data in assets():
-        if found.get_file_from_path(name) is None:  # a project's own file goes before the library's
+    for name, data in [*assets(), *current.data.items()]:
+        known = found.get_file_from_path(name)
+        if known is not None and name in current.data:
+            found.remove(known)
+        if known is None or name in current.data:  # a project's own file goes before the library's
             found.append(File.generated(config, name, content=data))
     if current.page:
         pages = {file.src_uri.removesuffix(".md"): file for file in found if file.is_documentation_page()}
