@@ -18,10 +18,11 @@ import pytest
 from records import config, write_run
 
 from altgrad.analysis import ExperimentDataLoader
-from altgrad.reports import document, site_key
+from altgrad.analysis.comparison import FormatComparator
+from altgrad.reports import document, site_key, site_page_makers
 from altgrad.reports.arms import arm_page_makers
 from altgrad.runs import load_runs, newest_time, pack_study, sources_fingerprint
-from altgrad.site import Paragraph, build
+from altgrad.site import Paragraph, build, chart
 from altgrad.site.build import Part, SiteBuild
 from altgrad.site.cache import Cache
 from altgrad.site.document import DocumentError, render_document
@@ -208,6 +209,41 @@ def test_an_edit_of_a_familys_document_makes_each_of_its_pages_again(
         assert before
         assert not before & keys()
         before = keys()
+
+
+def test_an_edited_sentence_of_a_report_makes_that_page_alone_and_finds_and_draws_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(10, 14):
+        for number, name in enumerate(("fp32", "e4m3", "e5m2")):
+            write_run(tmp_path / "runs", config(name, seed=seed), 2.0 + 0.01 * number * seed)
+    shutil.copytree(document.DOCUMENTS, tmp_path / "docs")
+    monkeypatch.setattr(document, "DOCUMENTS", tmp_path / "docs")
+    monkeypatch.setenv("ALTGRAD_RUNS", str(tmp_path / "runs"))
+    drawn: list[str] = []
+    draw = chart._drawn
+    monkeypatch.setattr(chart, "_drawn", lambda each: drawn.append(each.id) or draw(each))
+
+    def made() -> dict[str, tuple[str, dict[str, bytes]]]:
+        pages = [(maker.key, maker()) for maker in site_page_makers("reports")]
+        return {page.path: (key, build._site_files([page], tmp_path)) for key, page in pages}
+
+    before = made()
+    assert "loss-gap" in drawn
+    drawn.clear()
+    found = []
+    read = FormatComparator.__init__
+    monkeypatch.setattr(FormatComparator, "__init__", lambda *given, **named: found.append(1) or read(*given, **named))
+    with open(tmp_path / "docs/reports/format_comparison.md", "a") as file:
+        file.write("\nOne sentence more.\n")
+    after = made()
+    assert [path for path in after if after[path][0] != before[path][0]] == ["reports/format_comparison"]
+    assert [path for path in after if after[path][1] != before[path][1]] == ["reports/format_comparison"]
+    assert b"One sentence more." in after["reports/format_comparison"][1][".body/reports/format_comparison.md"]
+    assert (drawn, found) == ([], [])
+    write_run(tmp_path / "runs", config("e4m3", seed=14), 2.1)
+    assert len({path for path, (key, _) in made().items() if key != after[path][0]}) == len(after)
+    assert found
 
 
 def test_the_title_of_a_document_is_plain_text() -> None:
