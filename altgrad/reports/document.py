@@ -226,4 +226,4 @@ def document_source(path: str) -> str:
 def documents_key(*paths: str) -> str:
     """A digest of the documents of some pages and of those that they may import, for the cache."""
     shared = sorted(f"sections/{file.stem}" for file in (DOCUMENTS / "sections").glob("*.md"))
-    return digest(*map(document_source, (*paths, PREREGISTRATION, *shared)))
+    return digest(*map(document_source, (*paths, *shared)))
