@@ -75,6 +75,7 @@ class ExperimentDataLoader:
     ) -> None:
         self._sources = None if sources is None else tuple(Path(source) for source in sources)
         self._project, self._entity, self._silence, self._progress = project, entity, silence, progress
+        self._looks: tuple[tuple[str, ...], pd.DataFrame, NDArray[np.int64]] | None = None
         self._once: dict[Callable[[ExperimentDataLoader], Any], Any] | None = None  # of its own, else of its records
 
     @cached_property
@@ -145,6 +146,19 @@ class ExperimentDataLoader:
         """The per-layer table of one run (long form)."""
         return self.records[run_id].layers
 
+    def looks(self, run_ids: Iterable[str]) -> tuple[pd.DataFrame, NDArray[np.int64]]:
+        """All per-layer figures of some runs in one coded table, and the number of each row's run.
+
+        The last one is kept: a page asks for several summaries of it.
+        """
+        ids = tuple(run_ids)
+        if self._looks is None or self._looks[0] != ids:
+            frames = [self.records[run_id].coded for run_id in ids]
+            runs = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
+            every = concatenated(frames) if frames else pd.DataFrame(columns=list(LAYER_COLUMNS))
+            self._looks = ids, every, runs
+        return self._looks[1:]
+
     def layer_history(self, run_ids: Iterable[str]) -> pd.DataFrame:
         """The per-layer figures of some runs over time, as means over the runs that have them at a step.
 
@@ -152,17 +166,20 @@ class ExperimentDataLoader:
         `altgrad.runs.pack.is_over_time` keeps at every look. `stall_ratio` is computed from flips and updates, which
         are at every look in a packed record too, summed over the runs. Empty without looks.
         """
-        frames = [frame for run_id in run_ids if len(frame := self.records[run_id].coded)]
-        if not frames:
+        every, _ = self.looks(run_ids)
+        if every.empty:
             return pd.DataFrame(columns=[*LAYER_COLUMNS, "n"])
         keys = ["step", "layer", "layer_type", "operand", "statistic"]
-        every = concatenated(frames)
         frame = _aggregated(every[is_over_time(every)], keys)
-        flips, updates = (frame[frame["statistic"] == name] for name in ("flips", "updates"))
-        stall = flips.merge(updates[[*keys[:-1], "sum"]], on=keys[:-1], suffixes=("", "_of_updates"))
-        stall = stall[stall["sum_of_updates"] > 0]
-        stall = stall.assign(statistic="stall_ratio", mean=1.0 - stall["sum"] / stall["sum_of_updates"])
-        frame = pd.concat([frame[~frame["statistic"].isin(["flips", "updates"])], stall], ignore_index=True)
+        statistic, total = frame["statistic"].to_numpy(object), frame["sum"].to_numpy()
+        flips, updates = (np.flatnonzero(statistic == name) for name in ("flips", "updates"))
+        places = list(zip(*(frame[key].tolist() for key in keys[:-1]), strict=True))
+        proposed = {places[row]: total[row] for row in updates}
+        flips = np.array([row for row in flips if proposed.get(places[row], 0.0) > 0], np.int64)
+        stall = frame.iloc[flips].assign(
+            statistic="stall_ratio", mean=[1.0 - total[row] / proposed[places[row]] for row in flips]
+        )
+        frame = pd.concat([frame[~np.isin(statistic, ["flips", "updates"])], stall], ignore_index=True)
         return frame.rename(columns={"mean": "value", "count": "n"})[[*LAYER_COLUMNS, "n"]]
 
     def last_look(self, run_ids: Iterable[str]) -> pd.DataFrame:
@@ -171,11 +188,9 @@ class ExperimentDataLoader:
         Columns step, layer, layer_type, operand, statistic, value, n (runs), with the largest step where they differ.
         The histograms of codes are sums over the runs.
         """
-        frames = [frame for run_id in run_ids if len(frame := self.records[run_id].coded)]
-        if not frames:
+        every, runs = self.looks(run_ids)
+        if every.empty:
             return pd.DataFrame(columns=[*LAYER_COLUMNS, "n"])
-        every = concatenated(frames)
-        runs = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
         frame = _aggregated(every[is_last(every, runs)], list(LAYER_COLUMNS[1:-1])).rename(columns={"count": "n"})
         frame["value"] = frame["mean"].mask(is_histogram(frame), frame["sum"])
         return frame[[*LAYER_COLUMNS, "n"]]
