@@ -275,11 +275,7 @@ function curves(id, figure, layers) {
   const options = { metric: "value", axis: "step", xLabel: "step", height: 230, each: true, log: true, of: "layers", onPoint: (text) => { readout.textContent = text; } };
   const { redraw, buttons } = live(around, host, () => plotCurves(host, groups, options));
   around.prepend(element("div", { className: "curve-controls" }, ...buttons));
-  new IntersectionObserver(([{ isIntersecting }], observer) => {
-    if (!isIntersecting) return;
-    observer.disconnect();
-    redraw();
-  }, { rootMargin: "200px" }).observe(host);
+  redraw(); // the library is awaited first, and by then the figure is on the page
   const note = `${figure.note} Thick: mean over the layers of a type; thin: each layer.`;
   return frame(id, { ...figure, note }, wide(figure, layers), readout, around);
 }
