@@ -66,6 +66,9 @@ _RUNS = (
     col.of("Raw data", lambda row: Link("JSON", PageRef(f"runs/{row['arm']}.{slug(row['run_id'])}.json"))),
     col.of("W&B", lambda row: Link("W&B run", url) if isinstance(url := row["wandb_url"], str) else NO_WANDB),
 )
+_OF_RUN = (
+    "arm", "run_id", "seed", "status", "study", "role", "final_val_loss", "last_step", "created", "wandb_url",
+)  # fmt: skip
 _EVENTS = (
     col.text("Event", "event"),
     col.count("Runs", "runs"),
@@ -170,7 +173,7 @@ def _arm_page(
         "data": Link(f"{arm}.curves.json", PageRef(f"runs/{arm}.curves.json")),
         "special": _special(records),
     }
-    shown = runs.assign(seconds=[record.run.get("seconds") or np.nan for record in records])
+    shown = runs[[*_OF_RUN]].assign(seconds=[record.run.get("seconds") or np.nan for record in records])
     parts: dict[str, Part] = {
         "runs": [col.table(shown, _RUNS, f"{len(runs)} run{'s' if len(runs) > 1 else ''}")],
         "events": _events(records) if len(runs) > 1 else [],
@@ -338,17 +341,16 @@ def _warnings(record: RunRecord) -> list[Block]:
 def _baseline(loader: ExperimentDataLoader, runs: pd.DataFrame) -> str | None:
     """The unquantized arm to draw behind this one: of the same setting, else of the same data, model and length."""
     first, config = runs.iloc[0], loader.config(str(runs["arm"].iloc[0]))
-    free = loader.memo(_unquantized)
-    free = free[free["arm"] != first["arm"]]
-    same = free.loc[free["setting"] == first["setting"], "arm"]
-    if same.empty and config.foreign is None and config.quantize.operands:
-        near = free[(free["data"] == first["data"]) & (free["max_steps"] == first["max_steps"])]
-        near = near.loc[~near["foreign"].astype(bool), "arm"]
-        same = near[[loader.config(arm).model == config.model for arm in near]]
-    return None if same.empty else str(same.iloc[0])
+    free = [each for each in loader.memo(_unquantized) if each.arm != first["arm"]]
+    same = [each.arm for each in free if each.setting == first["setting"]]
+    if not same and config.foreign is None and config.quantize.operands:
+        here = (first["data"], first["max_steps"], False)
+        near = (each.arm for each in free if (each.data, each.max_steps, each.foreign) == here)
+        same = [arm for arm in near if loader.config(arm).model == config.model]
+    return str(same[0]) if same else None
 
 
-def _unquantized(loader: ExperimentDataLoader) -> pd.DataFrame:
+def _unquantized(loader: ExperimentDataLoader) -> list[Any]:
     """The arms of unquantized reporting runs, with what `_baseline` chooses by; a row for each length of an arm."""
     rows = loader.runs[unquantized(loader.runs) & (loader.runs["role"] == "report")]
-    return rows[["arm", "setting", "data", "max_steps", "foreign"]].drop_duplicates()
+    return list(rows[["arm", "setting", "data", "max_steps", "foreign"]].drop_duplicates().itertuples(index=False))

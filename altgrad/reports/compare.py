@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,15 +45,20 @@ def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
     ``val_loss``, its 95% t interval ``low`` and ``high`` and ``stall_ratio`` are means over the finished runs, ``n`` of
     them; tuning seeds count only where an arm has no others.
     """
+    names = ("role", "status", "study", "final_val_loss", "stall_ratio", *_OF_ARM)
+    role, status, study, loss, stall, *of_arm = (loader.runs[name].tolist() for name in names)
+    found = defaultdict[str, list[int]](list)
+    for run, arm in enumerate(loader.runs["arm"].tolist()):
+        found[arm].append(run)
     rows: list[tuple[Any, ...]] = []
-    for arm, runs in loader.runs.groupby("arm", sort=True):
-        reporting = runs[runs["role"] == "report"]
-        counted = runs if reporting.empty else reporting
-        estimate = mean_interval(counted["final_val_loss"].dropna().to_numpy())
-        stall = counted.loc[counted["status"] == "finished", "stall_ratio"].mean()
-        numbers = (len(runs), int((runs["status"] == "finished").sum()), estimate.n)
-        loss, studies = (estimate.mean, estimate.low, estimate.high), ", ".join(sorted(runs["study"].unique()))
-        rows.append((arm, *(runs[key].iloc[0] for key in _OF_ARM), *numbers, *loss, stall, studies))
+    for arm, runs in found.items():
+        counted = [run for run in runs if role[run] == "report"] or runs
+        estimate = mean_interval([loss[run] for run in counted if not math.isnan(loss[run])])
+        stalls = [stall[run] for run in counted if status[run] == "finished" and not math.isnan(stall[run])]
+        stalled = math.fsum(stalls) / len(stalls) if stalls else math.nan
+        numbers = (len(runs), sum(status[run] == "finished" for run in runs), estimate.n)
+        losses, studies = (estimate.mean, estimate.low, estimate.high), ", ".join(sorted({study[run] for run in runs}))
+        rows.append((arm, *(values[runs[0]] for values in of_arm), *numbers, *losses, stalled, studies))
     rows.sort(key=lambda row: (format_order(row[1]), row[0]))
     return pd.DataFrame(rows, columns=list(_ARM_COLUMNS))
 
