@@ -15,7 +15,7 @@ import yaml
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import FormatComparator
-from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, unquantized
+from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, Looks, unquantized
 from altgrad.analysis.statistics import Estimate, mean_interval
 from altgrad.config import ExperimentConfig, changes, command, flat, nested, scalar
 from altgrad.reports import columns as col
@@ -152,8 +152,9 @@ def _arm_page(
     if config.foreign is not None:
         title = f"{config.resolved_name}, a run of another loop: format {first['format']}, {first['max_steps']} steps"
     ids, counts = averaged(loader, runs), runs["status"].value_counts()
-    last = loader.last_look(ids)
-    layers = _layers(loader, records, ids, last)
+    looks = loader.looks(ids)
+    last = looks.last()
+    layers = _layers(loader, records, ids, looks, last)
     chart, table = curves(losses(arm), losses(baseline), baseline is not None, config.foreign is not None)
     values = {
         "title": title,
@@ -169,7 +170,7 @@ def _arm_page(
         "command": CodeBlock(command(config), "bash"),
         "compared": _compared(loader, arm),
         "averaged": len(ids),
-        "steps": layers["steps"] if layers else [],
+        "looks": np.unique(looks.layers["step"].to_numpy(np.int64)).tolist(),
         "data": Link(f"{arm}.curves.json", PageRef(f"runs/{arm}.curves.json")),
         "special": _special(records),
     }
@@ -233,16 +234,16 @@ def _compared(loader: ExperimentDataLoader, arm: str) -> list[Block]:
 
 
 def _layers(
-    loader: ExperimentDataLoader, records: list[RunRecord], ids: list[str], last: pd.DataFrame
+    loader: ExperimentDataLoader, records: list[RunRecord], ids: list[str], looks: Looks, last: pd.DataFrame
 ) -> dict[str, Any] | None:
     """What the script draws of the layers: means over some runs, and alone each other run that ended badly."""
     if last.empty:
         return None
     bad = [record for record in records if record.status != "finished" and ids != [record.id] and len(record.coded)]
     return {
-        **health.over_time(loader.layer_history(ids)),
+        **health.over_time(looks.history()),
         "tables": health.last_look(last, len(ids)),
-        "codes": health.codes_value(health.codes(loader, ids, last)),
+        "codes": health.codes_value(health.codes(loader, ids, looks, last)),
         "alone": [
             {"run": record.id, "status": record.status, **health.over_time(loader.layer_history([record.id]))}
             for record in bad

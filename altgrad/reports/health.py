@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from altgrad.analysis import words
-from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.loader import ExperimentDataLoader, Looks
 from altgrad.config import LAYER_TYPES, OPERAND_NAMES
 from altgrad.formats import FloatFormat, get_format
 from altgrad.reports.curves import column, plain
@@ -135,10 +135,8 @@ def over_time(looks: pd.DataFrame) -> dict[str, Any]:
 
     ``steps`` are those of all looks, ``layers`` [name, type] of each. A figure has its words, the levels of a heat map,
     the steps that have it, and for each panel its title and rows: one a layer of ``layers``, null where there is
-    nothing, with a value a step. ``zero`` are those that are 0 in every layer at every look. Empty without looks.
+    nothing, with a value a step. ``zero`` are those that are 0 in every layer at every look.
     """
-    if looks.empty:
-        return {}
     place, layers = pd.factorize(looks["layer"])
     types = dict(zip(looks["layer"].tolist(), looks["layer_type"].tolist(), strict=True))
     operands, statistics = looks["operand"].to_numpy(object), looks["statistic"].to_numpy(object)
@@ -268,12 +266,12 @@ class Codes(NamedTuple):
         )
 
 
-def codes(loader: ExperimentDataLoader, run_ids: Sequence[str], last: pd.DataFrame | None = None) -> Iterator[Codes]:
+def codes(loader: ExperimentDataLoader, run_ids: Sequence[str], looks: Looks, last: pd.DataFrame) -> Iterator[Codes]:
     """Which codes were in use at the last look that counted them, for each operand and format (runs shift).
 
-    `last` is the last look of all the runs, where the caller has it.
+    `looks` and `last` are those of all the runs.
     """
-    every, run = loader.looks(run_ids)
+    every, run = looks
     if every.empty:
         return
     counted = is_histogram(every).to_numpy()
@@ -288,7 +286,7 @@ def codes(loader: ExperimentDataLoader, run_ids: Sequence[str], last: pd.DataFra
             if fmt is not None:
                 found.setdefault((operand, fmt), []).append(run_id)
     for (operand, fmt), ids in found.items():
-        looked = last if last is not None and len(ids) == len(run_ids) else loader.last_look(ids)
+        looked = last if len(ids) == len(run_ids) else loader.last_look(ids)
         counts = looked[is_histogram(looked) & (looked["operand"] == operand)]
         shares = _shares(counts, fmt)
         if shares:
@@ -337,7 +335,8 @@ def by_layer(identity: str, statistic: str, data: pd.DataFrame, note: str, whose
 
 def code_histograms(loader: ExperimentDataLoader, run_ids: Sequence[str]) -> list[ChartBlock]:
     """A chart of each of the `codes` of some runs."""
-    return [ChartBlock(_ridges(found)) for found in codes(loader, run_ids)]
+    looks = loader.looks(run_ids)
+    return [ChartBlock(_ridges(found)) for found in codes(loader, run_ids, looks, looks.last())]
 
 
 def _kinds(layer_types: Iterable[str]) -> list[str]:
