@@ -150,7 +150,7 @@ export async function plotCurves(host, groups, options) {
     height: options.height,
     padding: [6, 84, 0, 0],
     legend: { show: false },
-    scales: { x: { time: false }, y: options.log ? { distr: 3, range: (_, min, max) => [min / 1.2, max * 1.2] } : {} },
+    scales: { x: { time: false }, y: options.log ? { distr: 3, range: (_, min, max) => [(min ?? 1) / 1.2, (max ?? 1) * 1.2] } : {} },
     cursor: { drag: { x: true, y: false }, points: { size: 6 } },
     axes: [
       { ...axisLook, label: options.xLabel, size: 22, grid: { show: false }, values: (_, at) => at.map(whole) },
