@@ -217,8 +217,8 @@ def test_every_number_about_the_layers_is_in_the_file_of_its_arm(study: str, arm
         for row in table["rows"]
     }
     asked = 0
-    for end, _, operands, statistics in health.SUBJECTS:
-        mine = last[last["operand"].isin(operands) & last["statistic"].isin(statistics.split())]
+    for end, operands, statistics in health.SUBJECTS:
+        mine = last[last["operand"].isin(operands) & last["statistic"].isin(statistics)]
         for row in mine.itertuples():
             place = (f"health{end}", row.layer, *([] if end else [OPERAND_NAMES[row.operand]]))
             title = health.STATISTICS[row.statistic][0]

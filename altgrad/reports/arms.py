@@ -180,7 +180,7 @@ def _arm_page(
         "events": _events(records) if len(runs) > 1 else [],
         "environment": [_environment(records)],
     }
-    whose = "of this arm and of what it is compared with"
+    whose = "of this arm and its baseline"
     page = document_page(loader, f"runs/{arm}", values, parts, document="runs/_arm", of=whose)
     files = {"curves.json": arm_json(loader, arm, runs, baseline, last, layers)}
     files |= {f"{slug(record.id)}.json": run_json(record) for record in records}
@@ -225,7 +225,7 @@ def _compared(loader: ExperimentDataLoader, arm: str) -> list[Block]:
     for comparison in loader.memo(_foreign).comparisons:
         if arm in (comparison.baseline, *comparison.table["arm"]):
             caption = md(
-                "{scope}, everything else equal: the gap of the final val_loss to {baseline}, paired by seed",
+                "{scope}: gap of val_loss to {baseline}, paired by seed",
                 scope=words.quantized(comparison.scope).capitalize(),
                 baseline=col.arm_link(comparison.baseline, "the unquantized runs"),
             )

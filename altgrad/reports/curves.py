@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports import columns as col
+from altgrad.reports.document import macros_of
 from altgrad.site import MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Column, Sketch, Table, plot_axes
 from altgrad.site.sketch import spread
 
@@ -43,12 +43,7 @@ def curves(
             beside[prefix + name] = np.zeros(len(steps), np.int64) if name == "n" else np.full(len(steps), np.nan)
             beside[prefix + name][there] = found[name]
     data, first, last = pd.DataFrame(beside), own.iloc[0], own.iloc[-1]
-    description = (
-        f"Mean over the seeds by step, with the range from the lowest to the highest seed. At step {last['step']:.0f} "
-        f"the {last['n']:.0f} runs of this arm have {words.number(last['mean'])} "
-        f"({words.number(last['low'])} to {words.number(last['high'])}), at step {first['step']:.0f} they had "
-        f"{words.number(first['mean'])}."
-    )
+    description = str(macros_of("layers").loss(first, last)).strip()
     draw = _drawing(data, "val_loss" if foreign else "validation loss (nats a character)")
     chart = Chart("loss", "Validation loss by step", description, data, sketch=draw, height=3.3)
     return [ChartBlock(chart)], [_table(data, with_baseline)]
@@ -167,4 +162,4 @@ def _table(data: pd.DataFrame, with_baseline: bool) -> Table:
         reach = f"{{{prefix}low:.4f}} to {{{prefix}high:.4f}}"
         columns += [col.number(name, f"{prefix}mean", 4), col.filled(f"{name}, lowest to highest", reach)]
         columns.append(col.count(f"{name}, runs", f"{prefix}n"))
-    return col.table(rows, columns, "Validation loss by step: mean over seeds, range, runs")
+    return col.table(rows, columns, "Validation loss: mean over seeds, range, runs")

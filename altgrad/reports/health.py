@@ -18,6 +18,7 @@ from altgrad.analysis.loader import ExperimentDataLoader, Looks
 from altgrad.config import LAYER_TYPES, OPERAND_NAMES
 from altgrad.formats import FloatFormat, get_format
 from altgrad.reports.curves import column, plain
+from altgrad.reports.document import macros_of
 from altgrad.reports.heat_map import Levels, heat_map
 from altgrad.runs import RunRecord
 from altgrad.runs.pack import is_histogram
@@ -58,28 +59,29 @@ class Figure(NamedTuple):
     identity: str
     title: str
     levels: Levels
-    meaning: str
     form: str = "percent"
     panels: dict[str, str] = OPERAND_NAMES
     relative: str = ""
 
+    @property
+    def meaning(self) -> str:
+        """What it measures, in a sentence."""
+        return str(macros_of("layers").meanings[self.identity])
 
-_RANK = "Effective rank of each weight relative to the first look."
-_STALL = "Share of the proposed changes that left the stored code as it was."
+
 FIGURES = {
-    "underflow": Figure("underflow", "Underflow", LOST, "Fraction of nonzero elements that rounding turned into zero."),
-    "overflow": Figure("overflow", "Overflow", LOST, "Fraction of nonzero elements beyond the format's largest value."),
-    "sqnr_db": Figure("sqnr", "SQNR", SQNR, "Signal-to-quantization-noise ratio.", "dB"),
-    "stall_ratio": Figure("stall", "Stall ratio", STALL, _STALL, panels={"update": "optimizer's step"}),
+    "underflow": Figure("underflow", "Underflow", LOST),
+    "overflow": Figure("overflow", "Overflow", LOST),
+    "sqnr_db": Figure("sqnr", "SQNR", SQNR, "dB"),
+    "stall_ratio": Figure("stall", "Stall ratio", STALL, panels={"update": "optimizer's step"}),
     "effective_rank": Figure(
-        "rank", "Effective rank", RANK, _RANK, panels={"weight": "weights"}, relative=", relative to the first look"
+        "rank", "Effective rank", RANK, panels={"weight": "weights"}, relative=", relative to the first look"
     ),
 }
 """By the statistic of the records, in the order of pages."""
 _GRADIENTS = {
     "id": "gradients",
     "title": "Gradient norm of each layer by step",
-    "note": "L2 norm of the gradient of each weight, before clipping; norms that are 0 or not finite are left out.",
     "form": "short",
 }
 """What is drawn as curves, a line a layer."""
@@ -115,19 +117,19 @@ STATISTICS = {
 """Title and form of each statistic in the tables of the last look: as a percentage, short, or with so many decimals."""
 _OFTEN_ZERO = ("nonfinite", "overflow", "underflow", "dead", "zero", "stall_ratio", "zero_update")
 """Figures whose column says nothing where all of it is 0: the table's caption says it."""
-_OF_OPERANDS = "amax scale nonfinite overflow underflow sqnr_db dead codes_used code_entropy"
-_OF_WEIGHTS = "spectral_norm stable_rank effective_rank code_position grid_distance"
-_OF_GRADIENTS = "norm_l2 norm_inf zero nonfinite stiffness_correlation shadow_cosine shadow_snr_db"
-_OF_STEPS = "norm_l2 stall_ratio zero_update ulps_rms"
-_OF_ULPS = " ".join(name for name in STATISTICS if name.startswith("ulps_") and name != "ulps_rms")
+_OF_OPERANDS = ("amax", "scale", "nonfinite", "overflow", "underflow", "sqnr_db", "dead", "codes_used", "code_entropy")
+_OF_WEIGHTS = ("spectral_norm", "stable_rank", "effective_rank", "code_position", "grid_distance")
+_OF_GRADIENTS = ("norm_l2", "norm_inf", "zero", "nonfinite", "stiffness_correlation", "shadow_cosine", "shadow_snr_db")
+_OF_STEPS = ("norm_l2", "stall_ratio", "zero_update", "ulps_rms")
+_OF_ULPS = tuple(name for name in STATISTICS if name.startswith("ulps_") and name != "ulps_rms")
 SUBJECTS = (
-    ("", "Operands at the last look ({}), fractions of nonzero elements", tuple(OPERAND_NAMES), _OF_OPERANDS),
-    ("-weights", "Weights at the last look ({})", ("weight",), _OF_WEIGHTS),
-    ("-gradients", "Gradients of the weights at the last look ({})", ("gradient",), _OF_GRADIENTS),
-    ("-step", "The optimizer's step at the last look ({})", ("update",), _OF_STEPS),
-    ("-ulps", "How far that step moved the weights, in ulps: fractions of elements ({})", ("update",), _OF_ULPS),
+    ("", tuple(OPERAND_NAMES), _OF_OPERANDS),
+    ("-weights", ("weight",), _OF_WEIGHTS),
+    ("-gradients", ("gradient",), _OF_GRADIENTS),
+    ("-step", ("update",), _OF_STEPS),
+    ("-ulps", ("update",), _OF_ULPS),
 )
-"""The tables of the last look: end of the id, caption, operands, statistics."""
+"""The tables of the last look: end of the id, operands, statistics."""
 
 
 def over_time(looks: pd.DataFrame) -> dict[str, Any]:
@@ -182,7 +184,8 @@ def over_time(looks: pd.DataFrame) -> dict[str, Any]:
     names, steps, found = cells("norm_l2", ["gradient"])
     found = np.where(found > 0, found, np.nan)
     if np.isfinite(found).any():
-        figures.append({**_GRADIENTS, "steps": steps, "panels": panels(["gradients"], found)})
+        note = macros_of("layers").meanings["gradients"]
+        figures.append({**_GRADIENTS, "note": note, "steps": steps, "panels": panels(["gradients"], found)})
     shown = [[_shown(layer), _shown(types[layer])] for layer in layers]
     return {"steps": np.unique(at).tolist(), "layers": shown, "zero": zero, "figures": figures}
 
@@ -206,8 +209,9 @@ def last_look(last: pd.DataFrame, runs: int) -> list[dict[str, Any]]:
     layers = list(dict.fromkeys([*weights, *types]))
     who = f"{f'mean over {runs} runs' if runs > 1 else 'one run'}, step {newest}"
     tables = []
-    for end, caption, operands, of in SUBJECTS:
-        mine = {name: [operand for operand in operands if (operand, name) in cells] for name in of.split()}
+    for end, operands, of in SUBJECTS:
+        caption = macros_of("layers").captions[end]
+        mine = {name: [operand for operand in operands if (operand, name) in cells] for name in of}
         recorded = [name for name, having in mine.items() if having]
         zero = [
             name
@@ -258,12 +262,8 @@ class Codes(NamedTuple):
     @property
     def about(self) -> str:
         """What the shares are of."""
-        whose = f"{self.runs} runs" if self.runs > 1 else "one run"
-        count = len(self.fmt.finite_values)
-        return (
-            f"Share of the {OPERAND_NAMES[self.operand]} on each of the {count} finite values at step {self.step} of "
-            f"{whose}."
-        )
+        said = macros_of("layers").codes
+        return str(said(OPERAND_NAMES[self.operand], len(self.fmt.finite_values), self.step, self.runs)).strip()
 
 
 def codes(loader: ExperimentDataLoader, run_ids: Sequence[str], looks: Looks, last: pd.DataFrame) -> Iterator[Codes]:
