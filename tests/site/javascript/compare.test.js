@@ -1,6 +1,7 @@
 // Comparing arms: smoothing, bands, pairs, differences of configs, and the address.
 import assert from "node:assert/strict";
 import test from "node:test";
+import { apart } from "../../../docs/javascripts/curves.js";
 import { MOST, band, differences, finalLosses, gaps, health, interval, paired, readState, smooth, smoothed, writeState } from "../../../docs/javascripts/runs/compare.js";
 
 const T = [null, 12.706204736174694, 4.302652729749462, 3.182446305283708];
@@ -48,6 +49,13 @@ test("a difference over steps is taken at the same step of the same seed, outsid
   assert.deepEqual(gaps(own, other).map(({ seed, gap }) => [seed, gap]).sort(), [[1, [0, 0.5, null]], [2, [0, 0.5, 0.5]]]);
   assert.deepEqual(gaps(other, other).flatMap(({ gap }) => gap), Array(9).fill(0));
   assert.deepEqual(gaps(own, { runs: [] }), []);
+});
+
+test("names at the ends of lines stand apart and inside the drawing as far as they fit", () => {
+  assert.deepEqual(apart([5, 6, 50], 10, 0, 100), [5, 15, 50]);
+  assert.deepEqual(apart([-9, 96, 97, 99], 10, 0, 100), [0, 80, 90, 100]);
+  assert.deepEqual(apart([1, 1, 1, 1], 10, 0, 20), [0, 10, 20, 30], "more than fit go on below");
+  assert.deepEqual(apart([], 10, 0, 20), []);
 });
 
 test("pairs are seeds that both arms finished, outside of tuning, each once", () => {
