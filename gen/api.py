@@ -13,7 +13,7 @@ from mkdocs.exceptions import PluginError
 from altgrad.site.build import build_files
 
 ROOT = Path(__file__).resolve().parent.parent
-LAST = "search:\n  boost: 0.001\n"
+LAST = "search:\n  boost: 0.0001\n"
 """A title weighs a thousand words in the search: with this it finds what reports and guides say before any name."""
 PAGES = {
     "formats": ("Number formats", ("altgrad.formats",)),
