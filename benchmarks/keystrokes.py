@@ -43,6 +43,11 @@ FIELDS = {
     "an empty page": ("", "input", WORDS),
     "the Explorer": ("explorer/", "#x-value", VALUES),
     f"{ROWS // SEEDS:,} arms": ("runs/", ".runs-table input[type=search] >> nth=0", WORDS),
+    f"{ROWS:,} runs and their chart": (
+        "runs/?rows=runs&chart=scatter",
+        ".runs-table input[type=search] >> nth=0",
+        WORDS,
+    ),
     f"{ROWS:,} runs": ("runs/?rows=runs", ".runs-table input[type=search] >> nth=0", WORDS),
 }
 """What is typed into: its page, its field, the texts."""

@@ -20,11 +20,12 @@ def pages() -> Iterable[Page]:
 def key() -> str:
     """What the page depends on; while it stays the same it is taken from the cache."""
     from altgrad.reports import site_key
-    from altgrad.reports.benchmarks import benchmarks_key, kernel_fingerprint
+    from altgrad.reports.benchmarks import benchmarks_key
     from altgrad.reports.document import documents_key
+    from altgrad.runs.schema import code_fingerprint
 
-    # a measurement of another kernel is marked
-    return benchmarks_key(site_key() + kernel_fingerprint() + documents_key(*PATHS))
+    # a measurement of other code is marked
+    return benchmarks_key(site_key() + code_fingerprint("run") + documents_key(*PATHS))
 
 
 PATHS = tuple(f"benchmarks/{name}" for name in ("index", "training", "runs", "site"))

@@ -31,8 +31,6 @@ QUANTILES = 64
 """Fewest degrees of freedom for which the scripts are given t quantiles; more where an arm has more runs."""
 SUGGESTED = 6
 """Most comparisons that the Compare page offers before arms are chosen."""
-SUGGESTED_ARMS = 5
-"""Most arms beside the baseline in one of them."""
 
 _OF_ARM = ("format", "scope", "rule", "learning_rate", "max_steps")
 _ARM_COLUMNS = ("arm", *_OF_ARM, "runs", "finished", "n", "val_loss", "low", "high", "stall_ratio", "studies")
@@ -91,7 +89,7 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
                 "hash": [digits for _, digits in ids],
                 "failure": _words([", ".join(failure["kinds"]) if failure else "" for failure in runs["failure"]]),
                 "wandb": _words([web_address(url) if isinstance(url, str) else None for url in runs["wandb_url"]]),
-                **{key: _column(runs[key]) for key in ("seed", "status", "study", "last_step")},
+                **{key: _column(runs[key]) for key in ("seed", "status", "study", "role", "last_step")},
                 **{key: plain(runs[key].tolist()) for key in ("final_val_loss", "stall_ratio")},
             },
             "suggested": _suggested(loader, arms),
@@ -127,7 +125,7 @@ def _suggested(loader: ExperimentDataLoader, arms: pd.DataFrame) -> list[dict[st
         known = losses.reindex(runs["arm"].unique()).dropna().sort_values(kind="stable")
         if setting in free.index and len(known) > 1:
             label = f"{scope}: {len(known)} formats, {runs['rule'].iloc[0]}, {runs['max_steps'].iloc[0]} steps"
-            found.append((-len(runs), label, known.index[:SUGGESTED_ARMS].tolist(), free[setting]))
+            found.append((-len(runs), label, known.index.tolist(), free[setting]))
     first = sorted(found, key=lambda each: each[:2])[:SUGGESTED]
     return [{"label": label, "arms": chosen, "baseline": baseline} for _, label, chosen, baseline in first]
 

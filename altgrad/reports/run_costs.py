@@ -10,6 +10,7 @@ from pydantic import Field
 from altgrad.reports import columns as col
 from altgrad.reports import measured
 from altgrad.reports.measured import RECORDED, RESULT, Measured, Positive, Record, found
+from altgrad.runs.schema import code_fingerprint
 from altgrad.site import Block, Page
 
 
@@ -92,7 +93,7 @@ def site_costs_page(folder: Path = RECORDED) -> Page:
 
 
 def _page(path: str, folder: Path, **records: tuple[type[Costs], str]) -> Page:
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"now": code_fingerprint("page")}
     parts: dict[str, list[Block]] = {}
     for name, (kind, caption) in records.items():
         record, values[f"no_{name}"] = found(folder / f"{name}.json", kind)

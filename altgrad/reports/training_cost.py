@@ -8,6 +8,7 @@ from typing import Literal
 from altgrad.reports import columns as col
 from altgrad.reports import measured
 from altgrad.reports.measured import RECORDED, RESULT, Measured, Positive, Record, Some, found
+from altgrad.runs.schema import code_fingerprint
 from altgrad.site import Block, Page
 
 
@@ -107,6 +108,7 @@ def training_page(folder: Path = RECORDED) -> Page:
         "no_own": no_own,
         "gpu": gpu,
         "no_gpu": no_gpu,
+        "now": code_fingerprint("run"),
         "ratio": ratio,
         "names": NAMES,
         "tables": _tables,

@@ -1,14 +1,19 @@
 // Zoomable curves with bands over seeds, drawn by uPlot over a drawing that is on the page already.
 // `seedBand` and `align` are pure; `plotCurves` draws any groups of them; at the end, the page of an arm.
 
-/** Mean, lowest and highest value and standard deviation of `metric` over the runs at each step that any has; x is the mean of `axis`. */
+/**
+ * Mean, lowest and highest value and standard deviation of `metric` over the runs at each step that any has; x is the
+ * mean of `axis`. `whole`: every run with a value has one at each of these steps, so that the means are of the same seeds.
+ */
 export function seedBand(runs, metric, axis = "step") {
   const found = new Map();
+  const seen = new Set();
   for (const run of runs) {
     (run.step ?? []).forEach((step, index) => {
       const x = run[axis]?.[index];
       const y = run[metric]?.[index];
       if (!Number.isFinite(x) || !Number.isFinite(y)) return;
+      seen.add(run);
       if (!found.has(step)) found.set(step, []);
       found.get(step).push([x, y]);
     });
@@ -22,7 +27,7 @@ export function seedBand(runs, metric, axis = "step") {
     return [mean(points.map(([x]) => x)), middle, Math.min(...values), Math.max(...values), values.length, step, sd];
   });
   const [x, middle, low, high, n, steps, sd] = [0, 1, 2, 3, 4, 5, 6].map((column) => rows.map((row) => row[column]));
-  return { x, mean: middle, low, high, n, step: steps, sd };
+  return { x, mean: middle, low, high, n, step: steps, sd, whole: n.every((count) => count === seen.size) };
 }
 
 /** Columns over one ascending x that holds every x of `lines` ([{x, columns: [...]}]); null where a line has no value. */
@@ -44,6 +49,18 @@ export function zoomed([from, to], factor, shift = 0) {
   return [middle - half, middle + half];
 }
 
+/** Ascending places moved until each is `least` from the next, within [top, bottom] as far as they fit there. */
+export function apart(places, least, top, bottom) {
+  const found = places.map((place) => Math.min(Math.max(place, top), bottom));
+  for (let index = 1; index < found.length; index += 1) found[index] = Math.max(found[index], found[index - 1] + least);
+  let limit = Math.max(bottom, top + least * (found.length - 1));
+  for (let index = found.length - 1; index >= 0; index -= 1) {
+    found[index] = Math.min(found[index], limit);
+    limit = found[index] - least;
+  }
+  return found;
+}
+
 /** Round values of a logarithmic axis: powers of ten, with 2 and 5 between them where it has fewer than three. */
 export function decades(min, max) {
   const every = Array.from({ length: 700 }, (_, index) => 10 ** (index - 350));
@@ -52,6 +69,8 @@ export function decades(min, max) {
   return tens.length > 2 ? tens : inside(every.flatMap((ten) => [ten, 2 * ten, 5 * ten]));
 }
 
+/** Height of a line of text in px. */
+const LINE = 14;
 let library;
 function loadLibrary() {
   library ??= new Promise((resolve, reject) => {
@@ -74,7 +93,8 @@ const whole = (value) => (Math.abs(value) >= 1e4 ? value.toLocaleString("en") : 
  * Draw groups of runs into `host`, an element with a width.
  *
  * groups: [{label, runs, colour: "--chart-1", dash: [4, 3]}], the first in front; `band` in place of what `seedBand`
- * makes of the runs, and `ghost`, {x, mean} of a pale line behind the group's own, where they are given.
+ * makes of the runs, and `ghost`, {x, mean} of a pale line behind the group's own, where they are given. A band of other
+ * seeds at other steps (`whole` is false) has no mean that is one curve: its runs are drawn, a thin line each.
  * options: {metric, axis, xLabel, height, each (every run as a thin line), log, of ("runs"), onPoint(text)}.
  * Returns {zoom(factor, shift), reset(), destroy()}.
  */
@@ -82,7 +102,7 @@ export async function plotCurves(host, groups, options) {
   const UPlot = await loadLibrary();
   const style = getComputedStyle(document.body);
   const colour = (name) => style.getPropertyValue(name).trim();
-  const font = `11px ${style.getPropertyValue("--sans") || "sans-serif"}`;
+  const font = `12px ${style.getPropertyValue("--sans") || "sans-serif"}`;
   const shown = groups
     .map((group) => ({ ...group, band: group.band ?? seedBand(group.runs, options.metric, options.axis) }))
     .filter((group) => group.band.x.length);
@@ -92,22 +112,25 @@ export async function plotCurves(host, groups, options) {
   const hidden = { width: 0, points: { show: false } };
   for (const group of [...shown].reverse()) {
     const stroke = colour(group.colour);
-    if (group.ghost) {
+    const same = group.band.whole !== false;
+    if (same && group.ghost) {
       lines.push({ x: group.ghost.x, columns: [group.ghost.mean] });
       series.push({ stroke: `${stroke}70`, width: 1, points: { show: false }, spanGaps: true });
     }
     const { x, low, high, mean } = group.band;
-    bands.push({ series: [series.length, series.length + 1], fill: `${stroke}2e` });
-    lines.push({ x, columns: [high, low, mean] });
-    series.push({ ...hidden, spanGaps: true }, { ...hidden, spanGaps: true });
-    const few = { show: x.length <= 40 && !group.dash, size: 5 };
-    series.push({ stroke, width: group.dash ? 1.3 : 1.8, dash: group.dash, points: few, spanGaps: true });
-    if (options.each) {
+    if (same) {
+      bands.push({ series: [series.length, series.length + 1], fill: `${stroke}2e` });
+      lines.push({ x, columns: [high, low, mean] });
+      series.push({ ...hidden, spanGaps: true }, { ...hidden, spanGaps: true });
+      const few = { show: x.length <= 40 && !group.dash, size: 5 };
+      series.push({ stroke, width: group.dash ? 1.3 : 1.8, dash: group.dash, points: few, spanGaps: true });
+    }
+    if (options.each || !same) {
       for (const run of group.runs) {
         const rows = (run[options.axis] ?? []).map((at, index) => [at, run[options.metric]?.[index]]);
         const points = rows.filter(([at, y]) => Number.isFinite(at) && Number.isFinite(y));
         lines.push({ x: points.map(([at]) => at), columns: [points.map(([, y]) => y)] });
-        series.push({ stroke: `${stroke}80`, width: 0.7, points: { show: false }, spanGaps: true });
+        series.push({ stroke: `${stroke}80`, width: same ? 0.7 : 1, points: { show: false }, spanGaps: true });
       }
     }
   }
@@ -120,15 +143,14 @@ export async function plotCurves(host, groups, options) {
       return { group, y: plot.valToPos(group.band.mean[index], "y", true) };
     }).sort((a, b) => a.y - b.y);
     ctx.save();
-    ctx.font = font.replace("11px", `${11 * ratio}px`);
+    ctx.font = font.replace("12px", `${12 * ratio}px`);
     ctx.textBaseline = "middle";
     ctx.textAlign = "left";
-    let last = -Infinity;
-    for (const { group, y } of ends) {
-      last = Math.max(last + 13 * ratio, Math.min(Math.max(y, bbox.top), bbox.top + bbox.height));
+    const places = apart(ends.map(({ y }) => y), LINE * ratio, bbox.top, bbox.top + bbox.height);
+    ends.forEach(({ group }, index) => {
       ctx.fillStyle = colour(group.colour);
-      ctx.fillText(group.label, bbox.left + bbox.width + 6 * ratio, last);
-    }
+      ctx.fillText(group.label, bbox.left + bbox.width + 6 * ratio, places[index]);
+    });
     ctx.restore();
   };
   const tell = (plot) => {
@@ -138,8 +160,10 @@ export async function plotCurves(host, groups, options) {
     const parts = shown.map(({ label, band }) => {
       const index = band.x.indexOf(x);
       if (index < 0) return null;
-      const range = band.n[index] > 1 ? ` (${figures(band.low[index])} to ${figures(band.high[index])}, ${band.n[index]} ${options.of ?? "runs"})` : "";
-      return `${label} ${figures(band.mean[index])}${range}`;
+      const [mean, low, high] = [band.mean, band.low, band.high].map((values) => figures(values[index]));
+      const of = `${band.n[index]} ${options.of ?? "runs"}`;
+      if (band.n[index] < 2) return `${label} ${mean}`;
+      return band.whole === false ? `${label} ${low} to ${high} (${of})` : `${label} ${mean} (${low} to ${high}, ${of})`;
     });
     options.onPoint?.([`${options.xLabel} ${whole(x)}`, ...parts.filter(Boolean)].join(" · "));
   };
@@ -148,7 +172,7 @@ export async function plotCurves(host, groups, options) {
   const plot = new UPlot({
     width: Math.max(host.clientWidth, 240),
     height: options.height,
-    padding: [6, 84, 0, 0],
+    padding: [6, Math.max(84, 10 + 7 * Math.max(...shown.map(({ label }) => label.length))), 0, 0],
     legend: { show: false },
     scales: { x: { time: false }, y: options.log ? { distr: 3, range: (_, min, max) => [(min ?? 1) / 1.2, (max ?? 1) * 1.2] } : {} },
     cursor: { drag: { x: true, y: false }, points: { size: 6 } },

@@ -240,7 +240,7 @@ def test_the_curves_of_an_arm_zoom_by_mouse_keyboard_and_button(visit: Any, plac
 def test_without_scripts_the_curves_and_their_figures_are_there(visit: Any, place: Any, real_address: str) -> None:
     page = visit(real_address + place("ARM"), scripts=False).page
     assert page.locator("#chart-loss svg").is_visible()
-    assert page.locator("table[aria-label^='Validation loss by step'] tbody tr").count() >= 3
+    assert page.locator("table[aria-label^='Validation loss'] tbody tr").count() >= 3
     assert page.get_by_text("With JavaScript the chart zooms").is_visible()
     data = page.get_by_text("A script draws the charts and tables").get_by_role("link")
     assert page.request.get(data.evaluate("link => link.href")).json()["layers"]["figures"]
@@ -256,7 +256,8 @@ def test_bands_are_mean_and_range_over_the_runs_that_have_a_step(visit: Any, rea
     band = page.evaluate(call + ".seedBand(runs, 'val_loss', 'seconds')", runs)
     deviation = band.pop("sd")
     assert deviation == pytest.approx([math.sqrt(2)] * 2)
-    assert band == {"x": [0, 2], "mean": [4, 3], "low": [3, 2], "high": [5, 4], "n": [2, 2], "step": [0, 10]}
+    middle = {"x": [0, 2], "mean": [4, 3], "low": [3, 2], "high": [5, 4], "n": [2, 2], "step": [0, 10]}
+    assert band == middle | {"whole": True}
     lines = [{"x": [0, 2], "columns": [[1, 2]]}, {"x": [1, 2], "columns": [[3, 4]]}]
     aligned = page.evaluate(call + ".align(runs)", lines)
     assert aligned == [[0, 1, 2], [1, None, 2], [None, 3, 4]]
@@ -280,6 +281,21 @@ def test_search_finds_a_format_and_its_page_opens_by_keyboard(visit: Any, real_a
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     page.wait_for_url("**/formats/**")
+
+
+def test_search_finds_reports_and_guides_before_the_api(visit: Any, real_address: str) -> None:
+    def is_api(words: str) -> list[bool]:
+        page = visit(f"{real_address}?q={words}").page
+        page.locator(".md-search-result__item").first.wait_for()
+        links = page.locator(".md-search-result__item > a")
+        return [
+            bool(found) for found in links.evaluate_all("links => links.map((link) => /api\\//.test(link.pathname))")
+        ]
+
+    found = {words: is_api(words) for words in ("underflow", "quantize", "telemetry")}
+    assert {words: sorted(api) for words, api in found.items()} == found
+    assert any(map(any, found.values()))
+    assert is_api("QuantizedLinear")[0], "a name of the API is found there"
 
 
 def test_the_first_key_leads_past_the_navigation(visit: Any, real_address: str) -> None:

@@ -124,15 +124,26 @@ def test_without_javascript_the_pages_say_what_they_are_and_lead_to_the_tables(b
     context.close()
 
 
-def test_text_format_arm_status_and_study_filter_the_table(open_page: Any, arms: dict[str, str]) -> None:
+def test_text_and_every_filter_choose_rows_and_tuning_runs_are_hidden_at_first(
+    open_page: Any, arms: dict[str, str]
+) -> None:
     page = open_page("runs/").page
     assert not page.locator("#table-arms").is_visible()
-    wait_for_count(page, "6 of 6 arms")
-    page.get_by_label("Text", exact=True).fill("adamw E5M2")
+    wait_for_count(page, "5 of 6 arms")
+    page.get_by_label("Find", exact=True).fill("adamw E5M2")
+    assert cells(page, "Arm") == [arms["E5M2"]]
+    page.get_by_label("tuning runs").check()
     wait_for_count(page, "2 of 6 arms")
+    page.get_by_label("Learning rate", exact=True).select_option("0.01")
+    assert cells(page, "Arm") == [arms["swept"]]
+    page.get_by_label("Learning rate", exact=True).select_option("")
+    page.get_by_label("Seeds", exact=True).select_option("4 or more")
+    assert cells(page, "Arm") == [arms["E5M2"]]
+    page.get_by_label("Seeds", exact=True).select_option("")
+    page.get_by_label("tuning runs").uncheck()
     page.get_by_label("Study", exact=True).select_option("formats-tuning")
     assert cells(page, "Arm") == [arms["swept"]]
-    page.get_by_label("Text", exact=True).fill("")
+    page.get_by_label("Find", exact=True).fill("")
     page.get_by_label("Study", exact=True).select_option("")
     page.get_by_label("Format", exact=True).select_option("E4M3")
     wait_for_count(page, "2 of 6 arms")
@@ -140,16 +151,45 @@ def test_text_format_arm_status_and_study_filter_the_table(open_page: Any, arms:
     page.get_by_label("Status", exact=True).select_option("failed")
     assert cells(page, "Arm") == [arms["E7M0"]]
     page.get_by_label("Status", exact=True).select_option("")
-    page.get_by_label("Arm", exact=True).fill("e7m0-")
-    assert cells(page, "Arm") == [arms["E7M0"]]
-    page.get_by_label("Arm", exact=True).fill("nothing like it")
+    page.get_by_label("Find", exact=True).fill("nothing like it")
     assert page.locator(".runs-table tbody").inner_text().strip() == "Nothing matches these filters."
+
+
+def test_conditions_choose_rows_and_one_that_cannot_be_read_is_named(open_page: Any, arms: dict[str, str]) -> None:
+    one = open_page("runs/?text=loss<2.15 seeds>=4 format=E4M3,E5M2")
+    page = one.page
+    assert cells(page, "Arm") == [arms["E4M3"]]
+    assert page.locator("[data-md-toggle=search]:checked").count() == 0, "the theme's own search stays closed"
+    page.get_by_label("Find", exact=True).fill("loss<2.15 colour=1")
+    expect(page.locator(".runs-table .note")).to_contain_text("There is no column colour")
+    assert one.complaints == []
+
+
+def test_two_columns_are_drawn_with_their_front_and_all_of_them_side_by_side(
+    open_page: Any, arms: dict[str, str]
+) -> None:
+    one = open_page("runs/?chart=scatter&x=n&y=val_loss&better=x")
+    page = one.page
+    front = page.locator(".chart-of-rows .small a")
+    assert front.all_inner_texts() == [arms["FP32"], arms["foreign"]]
+    assert "4 of 5 rows have both; 2 of them are on the front" in page.locator(".runs-table canvas").get_attribute(
+        "aria-label"
+    )
+    page.get_by_label("Find", exact=True).fill("seeds>=4 format=E4M3,E5M2")
+    expect(front).to_have_text([arms["E4M3"]])
+    page.get_by_label("Best corner", exact=True).select_option("upper right")
+    expect(front).to_have_text([arms["E5M2"]])
+    drawn = page.locator(".runs-table canvas").evaluate("canvas => canvas.toDataURL()")
+    page.get_by_label("Chart", exact=True).select_option("all shown columns")
+    assert page.locator(".runs-table canvas").evaluate("canvas => canvas.toDataURL()") != drawn
+    assert settled_address(page).endswith("&chart=parallel&x=n&y=val_loss&better=xy")
+    assert one.complaints == []
 
 
 def test_seeds_are_grouped_with_mean_and_interval_and_told_apart_on_request(
     open_page: Any, runs_loader: ExperimentDataLoader
 ) -> None:
-    page = open_page("runs/?q=e4m3-wag&columns=arm,val_loss,low,high,n").page
+    page = open_page("runs/?text=e4m3-wag&columns=arm,val_loss,low,high,n").page
     assert cells(page, "Validation loss") == ["2.1260"]
     assert cells(page, "95% from") == ["2.0675"]
     assert cells(page, "Seeds") == ["4"]
@@ -159,7 +199,7 @@ def test_seeds_are_grouped_with_mean_and_interval_and_told_apart_on_request(
 
 
 def test_the_table_sorts_by_keyboard_and_says_so(open_page: Any) -> None:
-    page = open_page("runs/?rows=runs&format=E5M2").page
+    page = open_page("runs/?rows=runs&format=E5M2&tuning=shown").page
     button = page.locator(".runs-table th button", has_text="Validation loss")
     button.focus()
     page.keyboard.press("Enter")
@@ -168,13 +208,13 @@ def test_the_table_sorts_by_keyboard_and_says_so(open_page: Any) -> None:
     page.keyboard.press("Enter")
     assert page.locator("th[aria-sort=descending]").count() == 1
     assert cells(page, "Validation loss")[0] == "2.3000"
-    assert settled_address(page).endswith("?rows=runs&format=E5M2&sort=-final_val_loss")
+    assert settled_address(page).endswith("?rows=runs&format=E5M2&tuning=shown&sort=-final_val_loss")
 
 
 def test_columns_are_chosen_and_what_is_shown_is_downloaded(
     open_page: Any, arms: dict[str, str], tmp_path: Path
 ) -> None:
-    page = open_page("runs/?format=E5M2&sort=val_loss").page
+    page = open_page("runs/?format=E5M2&sort=val_loss&tuning=shown").page
     page.locator(".columns summary").click()
     page.get_by_label("Column Step rule").uncheck()
     page.get_by_label("Column Studies").check()
@@ -190,13 +230,13 @@ def test_columns_are_chosen_and_what_is_shown_is_downloaded(
 
 def test_the_address_of_the_table_brings_everything_back(open_page: Any, arms: dict[str, str]) -> None:
     page = open_page("runs/").page
-    page.get_by_label("Text", exact=True).fill("wag")
+    page.get_by_label("Find", exact=True).fill("wag")
     page.get_by_label("Format", exact=True).select_option("E5M2")
     page.locator(".runs-table th button", has_text="Steps").click()
     page.get_by_label(f"Compare {arms['E5M2']}", exact=True).check()
     before = page.locator(".runs-table table").inner_text()
     again = open_page("runs/" + settled_address(page).partition("/runs/")[2]).page
-    assert again.get_by_label("Text", exact=True).input_value() == "wag"
+    assert again.get_by_label("Find", exact=True).input_value() == "wag"
     assert again.locator(".runs-table table").inner_text() == before
     assert again.get_by_label(f"Compare {arms['E5M2']}", exact=True).is_checked()
 
@@ -224,7 +264,7 @@ def test_ten_thousand_rows_are_paged(open_page: Any) -> None:
     page.get_by_role("button", name="Next").click()
     assert cells(page, "Run") != first
     assert "page 2 of 200" in page.locator(".pager").inner_text()
-    page.get_by_label("Text", exact=True).fill("e4m3 failed")
+    page.get_by_label("Find", exact=True).fill("e4m3 failed")
     expect(page.locator(".pager span")).to_have_text(re.compile("page 1 "))
     assert set(cells(page, "Status")) == {"failed"}
 
@@ -291,6 +331,10 @@ def test_arms_are_added_by_name_and_removed(open_page: Any, arms: dict[str, str]
     page.get_by_label("Add an arm").fill("nobody")
     page.keyboard.press("Enter")
     assert page.locator(".note").inner_text() == "There is no arm nobody."
+    page.get_by_label("Add an arm").fill(arms["E5M2"][:-4])
+    page.keyboard.press("Enter")
+    page.locator(".note").get_by_role("button", name=arms["E5M2"]).click()
+    page.get_by_role("button", name=f"Remove {arms['E5M2']}").click()
     page.get_by_label("Add an arm").fill(arms["swept"])
     page.keyboard.press("Enter")
     page.wait_for_selector("#compare-arms .uplot")
@@ -323,7 +367,7 @@ def test_curves_change_with_axis_band_smoothing_and_runs_and_the_address_with_th
     page.get_by_label("Horizontal axis", exact=True).select_option("tokens")
     changed()
     assert "by tokens" in page.locator("#compare-arms .curves").get_attribute("aria-label")
-    page.get_by_label("Band", exact=True).select_option("t")
+    page.get_by_label("Band", exact=True).select_option("range")
     changed()
     page.get_by_label("Smoothing", exact=True).fill("0.5")
     changed()
@@ -337,7 +381,7 @@ def test_curves_change_with_axis_band_smoothing_and_runs_and_the_address_with_th
     assert "by seconds" in page.locator("#compare-arms .curves").get_attribute("aria-label")
     assert "axis=seconds" in page.url
     page.get_by_label("Horizontal axis", exact=True).select_option("tokens")
-    assert page.url.endswith(f"?arms={arms['E4M3']}&metric=loss&axis=tokens&smooth=0.5&band=t&each=1")
+    assert page.url.endswith(f"?arms={arms['E4M3']}&metric=loss&axis=tokens&smooth=0.5&band=range&each=1")
     box = page.locator("#compare-arms .u-over").bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 50)
     assert re.search(r"tokens [\d,]+ · .* runs\)", page.locator("#compare-arms .readout").inner_text())
@@ -374,9 +418,9 @@ def test_only_config_keys_that_differ_stand_side_by_side(open_page: Any, arms: d
 def test_the_last_health_stands_side_by_side(open_page: Any, arms: dict[str, str]) -> None:
     page = open_page(f"compare/?arms={arms['E4M3']},{arms['E5M2']}").page
     found = {tuple(row[:3]): row[3:] for row in table_rows(page, "Health at the last look")}
-    assert found["Underflow", "weights", "head"] == ["6%", "26%", "–"]
-    assert found["SQNR", "gradients", "mlp"] == ["30.0 dB", "30.0 dB", "–"]
-    assert found["Stall ratio", "", "attention"] == ["71%", "71%", "–"]
+    assert found["Underflow (%)", "weights", "head"] == ["6", "26", "–"]
+    assert found["SQNR (dB)", "gradients", "mlp"] == ["30.0", "30.0", "–"]
+    assert found["Stall ratio (%)", "", "attention"] == ["71", "71", "–"]
     assert "Overflow: 0 in every layer." in page.locator("#compare-arms").inner_text()
 
 
@@ -402,7 +446,12 @@ def test_the_recorded_runs_compare(visit: Any, real_address: str) -> None:  # no
     page = visit(real_address + "compare/").page
     page.locator("#compare-arms li a").first.click()
     page.wait_for_selector("#compare-arms .uplot")
-    assert all(int(row[5]) >= 2 for row in table_rows(page, "Chosen arms") if row[3] != "baseline")
+    rows = table_rows(page, "Chosen arms")
+    assert len(rows) == 14, "all 13 formats open, and the baseline"
+    assert all(int(row[5]) >= 1 for row in rows if row[3] != "baseline")
+    for label in ("Chosen arms", "Config differences", "Health at the last look"):
+        box = page.get_by_role("region", name=label)
+        assert box.evaluate("box => box.scrollWidth <= box.clientWidth"), f"{label} is cut at 1280"
     assert len(table_rows(page, "Config differences")) >= 1
 
 

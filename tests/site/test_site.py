@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,24 @@ def test_the_search_loads_at_once_and_knows_the_beginning_of_each_section(real_s
     texts = [document["text"] for document in json.loads(index)["docs"]]
     assert 200 < max(map(len, texts)) <= 240
     assert not any(re.search("<[^>]*>", text) for text in texts)
+
+
+def test_no_two_pages_share_a_title(real_site: Path) -> None:
+    titles = Counter(
+        re.findall(r"<title>(.*?)</title>", page.read_text(), re.DOTALL)[0]
+        for page in real_site.rglob("index.html")
+        if page.parent.parent.name != "runs"  # until the titles of arms say what distinguishes them
+    )
+    assert len(titles) > 50
+    assert [title for title, pages in titles.items() if pages > 1] == []
+
+
+def test_the_changelog_is_in_the_foot_of_every_page_and_in_no_tab(real_site: Path) -> None:
+    for place, up in {"": "", "runs/": "../", "guides/wandb/": "../../"}.items():
+        html = (real_site / place / "index.html").read_text()
+        assert re.findall(r'href="([^"]*changelog/)"', html) == [f"{up}changelog/"], "once, in the foot"
+        tabs = re.findall(r'<a href="[^"]*" class="md-tabs__link">\s*(.*?)\s*</a>', html, re.DOTALL)
+        assert tabs == ["Home", "Reports", "Formats", "Runs", "Guides", "Method", "API"]
 
 
 def test_charts_are_inline_in_palette_variables_with_their_data_beside_them(gallery: Path) -> None:

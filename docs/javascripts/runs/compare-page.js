@@ -1,18 +1,24 @@
 // The Compare page: arms chosen here, in the table of runs or by the address, drawn and put side by side.
 
 import { element, plotCurves } from "../curves.js";
-import { AXES, BANDS, METRICS, MOST, band, differences, finalLosses, health, interval, paired, readState, writeState } from "./compare.js";
-import { decode, places } from "./table.js";
+import { AXES, BANDS, METRICS, MOST, band, differences, finalLosses, gaps, health, interval, paired, readState, smoothed, writeState } from "./compare.js";
+import { button, choice, field, say, status } from "./controls.js";
+import { decode, near, places } from "./table.js";
 
 const STATISTIC_NAMES = { overflow: "Overflow", underflow: "Underflow", sqnr_db: "SQNR", stall_ratio: "Stall ratio" };
+const unit = (statistic) => (statistic === "sqnr_db" ? " (dB)" : " (%)");
 const OPERAND_NAMES = { weight: "weights", activation: "activations", grad_output: "gradients", update: "" };
-const LETTERS = "ABCDEFGHI";
+const COLOURS = 8;
+/** How lines of one colour are told apart. */
+const DASHES = [undefined, [8, 3], [2, 3]];
+/** A, B, ... Z, AA, AB, ... */
+const letter = (place) => (place < 26 ? "" : letter(Math.floor(place / 26) - 1)) + String.fromCharCode(65 + (place % 26));
 
 const minus = (text) => text.replace(/^-/, "−");
 const loss = (value) => (Number.isFinite(value) ? value.toFixed(4) : "–");
 const signed = (value) => (Number.isFinite(value) ? minus(`${value > 0 ? "+" : ""}${value.toFixed(4)}`).replace(/^[+−](?=0\.0000$)/, "") : "–");
-const percent = (value) => (value === null ? "–" : value === 0 ? "0%" : `${+(100 * value).toPrecision(3)}%`);
-const decibel = (value) => (value === null ? "–" : `${minus(value.toFixed(1))} dB`);
+const percent = (value) => (value === null ? "–" : value > 0 && value < 1e-4 ? "<0.01" : String(+(100 * value).toPrecision(3)));
+const decibel = (value) => (value === null ? "–" : minus(value.toFixed(1)));
 
 function tableBox(label, headings, rows) {
   const align = (place) => (rows.length && rows[0][place] instanceof Element && rows[0][place].className === "number" ? "number" : "");
@@ -34,7 +40,7 @@ function start(root, data) {
   const { t } = data;
   const rowOf = new Map(tables.arms.columns.arm.map((arm, row) => [arm, row]));
   const about = (arm, key) => tables.arms.columns[key][rowOf.get(arm)];
-  const { state, problems } = readState(location.search, rowOf);
+  const { state, problems, unknown } = readState(location.search, rowOf);
 
   const files = new Map();
   const load = (arm) => {
@@ -47,9 +53,8 @@ function start(root, data) {
     return files.get(arm);
   };
 
-  const note = element("p", { className: "note" });
-  const said = element("p", { className: "count" });
-  for (const each of [note, said]) each.setAttribute("role", "status");
+  const note = status("note");
+  const said = status("count");
   const names = element("datalist", { id: "arm-names" }, ...tables.arms.columns.arm.map((value) => element("option", { value, label: `${about(value, "format")}, ${about(value, "rule")}` })));
   const added = element("input", { type: "search", autocomplete: "off", spellcheck: false, placeholder: "name of an arm" });
   added.setAttribute("list", names.id);
@@ -60,40 +65,52 @@ function start(root, data) {
     event.preventDefault();
     const arm = added.value.trim();
     if (!arm) return;
-    if (!rowOf.has(arm)) told([`there is no arm ${arm}`]);
+    if (addArm(arm)) added.value = "";
+  });
+
+  function addArm(arm) {
+    if (!rowOf.has(arm)) told([], [arm]);
     else if (state.arms.includes(arm)) told([`${arm} is here already`]);
     else if (state.arms.length >= MOST) told([`at most ${MOST} arms at once`]);
     else {
       state.arms.push(arm);
-      added.value = "";
       told([]);
       show();
+      return true;
     }
-  });
-  const choice = (label, options, key) => {
-    const select = element("select", {}, ...Object.entries(options).map(([value, textContent]) => element("option", { value, textContent })));
+    return false;
+  }
+
+  /** Say what went wrong; of names that no arm has, which ones are near, to add with a click. */
+  function told(lines, names = []) {
+    const like = [...new Set(names.flatMap((name) => near(name, tables.arms.columns.arm)))];
+    const missing = names.map((name) => `there is no arm ${name.length > 100 ? `${name.slice(0, 100)}…` : name}`);
+    say(note, [...missing, ...lines], ...(like.length ? [" Like it: ", ...like.map((arm) => button(arm, () => addArm(arm)))] : []));
+  }
+
+  const chosen = (label, options, key) => {
+    const select = choice(Object.entries(options));
     select.value = state[key];
-    select.ariaLabel = label;
     select.addEventListener("change", () => { state[key] = select.value; drawCurves(); });
-    return element("label", { className: "field" }, element("span", { textContent: label }), select);
+    return field(label, select);
   };
   const weight = element("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: state.smooth });
-  weight.ariaLabel = "Smoothing";
   const weightText = element("span");
   weight.addEventListener("input", () => { state.smooth = Number(weight.value); drawCurves(); });
   const each = element("input", { type: "checkbox", checked: state.each });
   each.addEventListener("change", () => { state.each = each.checked; drawCurves(); });
   let plot;
-  const button = (textContent, ariaLabel, onclick) => element("button", { type: "button", textContent, ariaLabel, onclick });
+  const zoom = (text, ariaLabel, onclick) => button(text, onclick, { ariaLabel });
+  const metricChoice = chosen("Curve", METRICS, "metric");
   const controls = element("div", { className: "filters" },
-    choice("Curve", METRICS, "metric"), choice("Horizontal axis", AXES, "axis"), choice("Band", BANDS, "band"),
-    element("label", { className: "field" }, element("span", {}, "Smoothing ", weightText), weight),
+    metricChoice, chosen("Horizontal axis", AXES, "axis"), chosen("Band", BANDS, "band"),
+    field("Smoothing", weight, " ", weightText),
     element("label", { className: "check" }, each, " each run"),
-    element("span", { className: "zoom" }, button("+", "Zoom in", () => plot?.zoom(0.5)), button("−", "Zoom out", () => plot?.zoom(2)), button("Reset", "Reset zoom", () => plot?.reset())));
+    element("span", { className: "zoom" }, zoom("+", "Zoom in", () => plot?.zoom(0.5)), zoom("−", "Zoom out", () => plot?.zoom(2)), zoom("Reset", "Reset zoom", () => plot?.reset())));
   const host = element("div", { className: "curves" });
   host.setAttribute("role", "img");
   const readout = element("p", { className: "readout" });
-  const curves = element("section", {}, element("h2", { textContent: "Curves" }), controls, host, readout, element("p", { className: "small", textContent: "Line: mean over the seeds that have a value at that step; runs that ended early leave it. Pale line: the mean without smoothing. The table above has the final values." }));
+  const curves = element("section", {}, element("h2", { textContent: "Curves" }), controls, host, readout, element("p", { className: "small", textContent: "Line: mean over seeds, where the same seeds stand at every point; else thin lines, one a run. Pale line: the mean without smoothing. A difference is taken at the same step of the same seed. The table above has the final values." }));
   const arms = element("section");
   const configs = element("section");
   const looks = element("section");
@@ -101,21 +118,21 @@ function start(root, data) {
   root.classList.add("compare-arms");
   root.append(add, note, said, suggestions, arms, curves, configs, looks);
 
-  function told(lines) {
-    note.hidden = !lines.length;
-    note.textContent = lines.length ? `${lines.join("; ")}.`.replace(/^./, (first) => first.toUpperCase()) : "";
-  }
-
   let loaded = [];
   let baseline = null;
-  const name = (file) => `${LETTERS[loaded.indexOf(file)]} · ${file.label}`;
-  const colour = (file) => (file === baseline ? "--chart-muted" : `--chart-${1 + (loaded.filter((one) => one !== baseline).indexOf(file) % 8)}`);
+  const mark = (file) => letter(loaded.indexOf(file));
+  const name = (file) => `${mark(file)} · ${file.label}`;
+  const place = (file) => loaded.filter((one) => one !== baseline).indexOf(file);
+  const colour = (file) => (file === baseline ? "--chart-muted" : `--chart-${1 + (place(file) % COLOURS)}`);
+  const dash = (file) => (file === baseline ? [4, 3] : DASHES[Math.floor(place(file) / COLOURS) % DASHES.length]);
   const swatch = (file) => {
-    const mark = element("span", { className: file === baseline ? "swatch dashed" : "swatch" });
-    mark.style.borderColor = `var(${colour(file)})`;
-    return mark;
+    const made = element("span", { className: "swatch" });
+    made.style.borderTopStyle = dash(file) ? (dash(file)[0] < 4 ? "dotted" : "dashed") : "solid";
+    made.style.borderColor = `var(${colour(file)})`;
+    return made;
   };
-  const headings = () => loaded.map((file) => element("span", {}, swatch(file), name(file)));
+  const headings = () => loaded.map((file) => element("span", { title: file.arm }, element("span", { className: "mark" }, swatch(file), mark(file)), element("br"), ...file.label.split(/(?<=\/)/).flatMap((part) => [part, element("wbr")])));
+  const metric = () => state.metric ?? (baseline && loaded.length > 1 ? "gap" : "val_loss");
 
   function save() {
     history.replaceState(null, "", `${location.pathname}${writeState(state)}${location.hash}`);
@@ -168,11 +185,11 @@ function start(root, data) {
       const gap = baseline && !isBase && file.data === baseline.data ? paired(file, baseline, t) : null;
       const pick = element("input", { type: "radio", name: "baseline", checked: isBase, ariaLabel: `Baseline: ${arm}` });
       pick.addEventListener("change", () => { change(arm); });
-      const remove = button("×", `Remove ${arm}`, () => {
+      const remove = button("×", () => {
         state.arms = state.arms.filter((one) => one !== arm);
         if (isBase) state.baseline = "none";
         show().then(() => added.focus());
-      });
+      }, { ariaLabel: `Remove ${arm}` });
       const difference = isBase ? "baseline" : !baseline ? "–" : gap === null ? "other training data" : signed(gap.mean);
       return [
         rowHead(swatch(file), `${name(file)} `, element("a", { href: places(tables, rowOf.get(arm)).page, textContent: arm })),
@@ -185,7 +202,7 @@ function start(root, data) {
       ];
     });
     const box = tableBox("Chosen arms", ["Arm", "Finished", "Validation loss", "Difference", "95% interval", "Pairs", "Baseline", element("span", { className: "sr", textContent: "Remove" })], rows);
-    const none = button("No baseline", "No baseline", () => { change("none"); });
+    const none = button("No baseline", () => { change("none"); });
     none.disabled = !baseline;
     const text = "Validation loss: mean of the finished runs at their last evaluation, nats a character. Difference: minus the baseline’s, paired by seed, with the 95% t interval of the mean over the pairs; runs of tuning studies are held out. One interval in twenty misses; the reports adjust for many comparisons, this table does not.";
     arms.replaceChildren(element("h2", { textContent: "Arms and paired differences" }), box, none, element("p", { className: "small", textContent: text }));
@@ -214,7 +231,7 @@ function start(root, data) {
     const calm = (statistic) => all.filter((row) => row.statistic === statistic).every(({ values }) => values.every((value) => value === null || value === 0));
     const zero = ["overflow", "underflow"].filter((statistic) => all.some((row) => row.statistic === statistic) && calm(statistic));
     const rows = all.filter(({ statistic }) => !zero.includes(statistic)).map(({ statistic, operand, layerType, values }) => [
-      rowHead(STATISTIC_NAMES[statistic] ?? statistic), OPERAND_NAMES[operand] ?? operand, layerType,
+      rowHead((STATISTIC_NAMES[statistic] ?? statistic) + unit(statistic)), OPERAND_NAMES[operand] ?? operand, layerType,
       ...values.map((value) => number(statistic === "sqnr_db" ? decibel(value) : percent(value))),
     ]);
     const title = element("h2", { textContent: "Health at the last look" });
@@ -244,25 +261,34 @@ function start(root, data) {
     plot?.destroy();
     plot = undefined;
     host.replaceChildren();
-    const settings = { metric: state.metric, axis: state.axis, kind: state.band, t };
-    const groups = loaded.map((file) => ({
-      label: name(file).slice(0, 14), runs: file.runs, colour: colour(file), dash: file === baseline ? [4, 3] : undefined,
-      band: band(file.runs, { ...settings, weight: state.smooth }),
-      ghost: state.smooth > 0 ? band(file.runs, settings) : undefined,
-    }));
+    const key = metric();
+    metricChoice.lastChild.value = key;
+    const settings = { metric: key, axis: state.axis, kind: state.band, t };
+    const pairs = (file) => (baseline && file.data === baseline.data ? gaps(file, baseline) : []);
+    const groups = loaded.map((file) => {
+      const own = key === "gap" ? pairs(file) : file.runs;
+      const runs = smoothed(own, key, state.smooth);
+      return {
+        label: name(file).slice(0, 14), runs, colour: colour(file), dash: dash(file),
+        band: band(runs, settings), ghost: state.smooth > 0 ? band(own, settings) : undefined,
+      };
+    });
     const drawn = groups.filter((group) => group.band.x.length);
-    host.setAttribute("aria-label", `${METRICS[state.metric]} by ${AXES[state.axis]}: ${drawn.map(({ label, band: { mean } }) => `${label} from ${loss(mean[0])} to ${loss(mean.at(-1))}`).join("; ") || "nothing recorded"}`);
-    readout.textContent = drawn.length < groups.length ? `Without ${METRICS[state.metric]} by ${AXES[state.axis]}: ${groups.filter((group) => !drawn.includes(group)).map(({ label }) => label).join(", ")}.` : "";
+    const what = `${METRICS[key]} by ${AXES[state.axis]}`;
+    const digits = key === "gap" ? signed : loss;
+    host.setAttribute("aria-label", `${what}: ${drawn.map(({ label, band: { mean } }) => `${label} from ${digits(mean[0])} to ${digits(mean.at(-1))}`).join("; ") || "nothing recorded"}`);
+    const missing = drawn.length < groups.length ? `Without ${what}: ${groups.filter((group) => !drawn.includes(group)).map(({ label }) => label).join(", ")}.` : "";
+    readout.textContent = missing;
     if (!drawn.length) return;
     plot = await plotCurves(host, drawn, {
-      metric: state.metric, axis: state.axis, xLabel: AXES[state.axis], height: 340, each: state.each,
-      onPoint: (text) => { readout.textContent = text; },
+      metric: key, axis: state.axis, xLabel: AXES[state.axis], height: Math.max(340, 60 + 14 * drawn.length), each: state.each,
+      onPoint: (text) => { readout.textContent = text || missing; },
     });
   }
 
   new MutationObserver(() => loaded.length && drawCurves()).observe(document.body, { attributeFilter: ["data-md-color-scheme"] });
   new ResizeObserver(() => plot?.resize(Math.max(host.clientWidth, 240))).observe(host);
-  told(problems);
+  told(problems, unknown);
   show();
 }
 

@@ -3,9 +3,9 @@
 import { seedBand } from "../curves.js";
 
 export const AXES = { step: "step", tokens: "tokens", seconds: "seconds of training" };
-export const METRICS = { val_loss: "validation loss", loss: "training loss" };
-export const BANDS = { range: "lowest to highest seed", t: "95% t interval of the mean" };
-export const MOST = 8;
+export const METRICS = { gap: "difference in validation loss", val_loss: "validation loss", loss: "training loss" };
+export const BANDS = { t: "95% interval of the mean", range: "lowest to highest seed" };
+export const MOST = 60;
 
 /** Exponential moving average of the finite values, started without bias; weight 0 changes nothing, gaps stay gaps. */
 export function smooth(values, weight) {
@@ -18,13 +18,32 @@ export function smooth(values, weight) {
   });
 }
 
-/** Band over the seeds of `seedBand`, of each run smoothed; kind "t" has the 95% t interval of the mean for its ends. */
-export function band(runs, { metric, axis, weight = 0, kind = "range", t = [] }) {
-  const smoothed = weight > 0 ? runs.map((run) => ({ ...run, [metric]: smooth(run[metric] ?? [], weight) })) : runs;
-  const found = seedBand(smoothed, metric, axis);
+/** The runs with `metric` smoothed. */
+export function smoothed(runs, metric, weight) {
+  return weight > 0 ? runs.map((run) => ({ ...run, [metric]: smooth(run[metric] ?? [], weight) })) : runs;
+}
+
+/** Band over the seeds of `seedBand`; kind "t" has the 95% t interval of the mean for its ends. */
+export function band(runs, { metric, axis, kind = "range", t = [] }) {
+  const found = seedBand(runs, metric, axis);
   if (kind !== "t") return found;
   const half = found.n.map((n, index) => (n > 1 ? t[n - 1] * found.sd[index] / Math.sqrt(n) : 0));
   return { ...found, low: found.mean.map((mean, index) => mean - half[index]), high: found.mean.map((mean, index) => mean + half[index]) };
+}
+
+/** The runs of an arm whose seed the baseline has too, with `gap`: validation loss minus the baseline's at the same step. */
+export function gaps(arm, baseline) {
+  const first = ({ runs }) => new Map(runs.filter(({ role }) => role === "report").reverse().map((run) => [run.seed, run]));
+  const others = first(baseline);
+  return [...first(arm).values()].filter(({ seed }) => others.has(seed)).map((run) => {
+    const other = others.get(run.seed);
+    const at = new Map(other.step.map((step, index) => [step, other.val_loss?.[index]]));
+    const gap = run.step.map((step, index) => {
+      const [own, its] = [run.val_loss?.[index], at.get(step)];
+      return Number.isFinite(own) && Number.isFinite(its) ? own - its : null;
+    });
+    return { ...run, gap };
+  });
 }
 
 /** The final validation losses of an arm by seed: finished runs of studies that compare, the first of each seed. */
@@ -82,26 +101,28 @@ export function health(arms) {
   });
 }
 
-const USUAL = { metric: "val_loss", axis: "step", smooth: 0, band: "range", each: false };
+const USUAL = { metric: null, axis: "step", smooth: 0, band: "t", each: false };
 
 /**
  * What an address says ("?arms=a,b&baseline=c&axis=tokens&smooth=0.5"), and in words what of it there is not.
  *
- * State: {arms, baseline (a name, "none", or null: the first arm's own), metric, axis, smooth, band, each}.
+ * State: {arms, baseline (a name, "none", or null: the first arm's own), metric (null: the difference where there is a
+ * baseline), axis, smooth, band, each}. A name that no arm has is among `unknown`.
  */
 export function readState(search, known) {
   const given = new URLSearchParams(search);
   const problems = [];
+  const unknown = [];
   const say = (what) => problems.push(what.length > 120 ? `${what.slice(0, 120)}…` : what);
   const state = { arms: [], baseline: null, ...USUAL };
   for (const arm of new Set((given.get("arms") ?? "").split(",").filter(Boolean))) {
-    if (!known.has(arm)) say(`there is no arm ${arm}`);
+    if (!known.has(arm)) unknown.push(arm);
     else if (state.arms.length >= MOST) say(`at most ${MOST} arms at once: ${arm}`);
     else state.arms.push(arm);
   }
   const baseline = given.get("baseline");
   if (baseline === "none" || known.has(baseline)) state.baseline = baseline;
-  else if (baseline) say(`there is no arm ${baseline} to be the baseline`);
+  else if (baseline) unknown.push(baseline);
   for (const [key, names] of Object.entries({ metric: METRICS, axis: AXES, band: BANDS })) {
     const value = given.get(key);
     if (value !== null && Object.hasOwn(names, value)) state[key] = value;
@@ -113,7 +134,7 @@ export function readState(search, known) {
     else say(`smooth is from 0 to below 1, not ${given.get("smooth")}`);
   }
   state.each = given.get("each") === "1";
-  return { state, problems };
+  return { state, problems, unknown };
 }
 
 /** The address of a state: "" for the usual one, else "?" and what differs. */

@@ -1,47 +1,29 @@
 // The Runs page: puts a table that filters, sorts, groups and pages in the place of the one without JavaScript.
 
 import { element } from "../curves.js";
-import { COLUMNS, PAGE, choices, decode, places, readState, select, shownColumns, toCsv, writeState } from "./table.js";
+import { chartPanel } from "./chart.js";
+import { button, choice, field, say, status } from "./controls.js";
+import { COLUMNS, FILTERS, PAGE, choices, decode, parse, places, readState, select, shownColumns, toCsv, writeState } from "./table.js";
 
 const static_ = document.querySelector("#table-arms");
-
-/** A labelled control. */
-function field(label, control) {
-  control.ariaLabel = label;
-  return element("label", { className: "field" }, element("span", { textContent: label }), control);
-}
-
-function choice(values, none) {
-  const options = [element("option", { value: "", textContent: none }), ...values.map((value) => element("option", { value, textContent: value }))];
-  return element("select", {}, ...options);
-}
 
 function start(tables) {
   const { state, problems } = readState(location.search, tables);
   const { arms, runs } = tables;
-  const input = (properties) => element("input", { autocomplete: "off", spellcheck: false, ...properties });
-
-  const armNames = element("datalist", { id: "arm-names" }, ...arms.columns.arm.map((value) => element("option", { value })));
+  const labels = { text: "Find", ...Object.fromEntries(Object.entries(FILTERS).map(([name, { title }]) => [name, title])), rows: "Rows" };
   const controls = {
-    q: input({ type: "search", placeholder: "e5m2 adamw" }),
-    format: choice(choices(arms, "format"), "all"),
-    arm: input({ type: "search", placeholder: "part of a name" }),
-    status: choice(choices(runs, "status"), "all"),
-    study: choice(choices(runs, "study"), "all"),
+    text: element("input", { type: "search", autocomplete: "off", spellcheck: false, placeholder: "e5m2 loss<2.2 steps=300" }),
+    ...Object.fromEntries(Object.keys(FILTERS).map((name) => [name, choice([["", "all"], ...choices(tables, name)])])),
+    rows: choice([["arms", "arms"], ["runs", "single runs"]]),
   };
-  controls.arm.setAttribute("list", armNames.id);
-  const labels = { q: "Text", format: "Format", arm: "Arm", status: "Status", study: "Study" };
-  const grouping = element("select", {}, element("option", { value: "arms", textContent: "arms" }), element("option", { value: "runs", textContent: "single runs" }));
-  const button = (textContent, onclick, properties = {}) => element("button", { type: "button", textContent, onclick, ...properties });
+  const tuning = element("input", { type: "checkbox", checked: state.tuning !== "" });
 
   const columnBoxes = element("div", { className: "boxes" });
   const columns = element("details", { className: "columns" }, element("summary", { textContent: "Columns" }), columnBoxes);
-  const count = element("p", { className: "count" });
-  count.setAttribute("role", "status");
-  const note = element("p", { className: "note", hidden: true });
-  note.setAttribute("role", "status");
+  const count = status("count");
+  const note = status("note");
   const compare = element("a", { className: "compare", hidden: true });
-  const clear = button("Choose none", () => { state.chosen = []; draw(); compare.hidden = true; }, { hidden: true });
+  const clear = button("Choose none", () => { state.chosen = []; draw(); }, { hidden: true });
   const table = element("table", { className: "data" });
   table.setAttribute("aria-label", "Runs");
   const head = table.createTHead();
@@ -86,7 +68,7 @@ function start(tables) {
         if (!wanted.length) { check.checked = true; return; }
         state.columns = wanted;
         heading();
-        draw();
+        find();
         [...columnBoxes.querySelectorAll("input")].find((each) => each.dataset.key === key).focus();
       });
       check.dataset.key = key;
@@ -110,7 +92,7 @@ function start(tables) {
       const link = { arm: (value, place) => place.page, id: (value, place) => place.run(value), wandb: (value) => (/^https?:\/\//.test(value) ? value : "") }[key];
       const holder = element(link ? "a" : "span");
       const fill = (value, place) => {
-        const text = key === "wandb" && value ? "W&B run" : write(value);
+        const text = write(value);
         if (holder.textContent !== text) holder.textContent = text;
         const href = link?.(value ?? "", place);
         if (href) holder.href = href;
@@ -160,6 +142,10 @@ function start(tables) {
     compare.hidden = clear.hidden = !length;
     compare.textContent = `Compare ${length} ${length === 1 ? "arm" : "arms"}`;
     compare.href = `../compare/?arms=${state.chosen.map(encodeURIComponent).join(",")}`;
+    save();
+  }
+
+  function save() {
     clearTimeout(saving);
     saving = setTimeout(() => history.replaceState(null, "", `${location.pathname}${writeState(state)}${location.hash}`), 100);
   }
@@ -167,7 +153,11 @@ function start(tables) {
   function find() {
     rows = select(tables, state);
     draw();
+    chart.draw(rows);
+    say(note, parse(state.text, state.rows).problems);
   }
+
+  const chart = chartPanel(tables, state, save);
 
   function turn(by) {
     state.page += by;
@@ -184,35 +174,33 @@ function start(tables) {
     setTimeout(() => URL.revokeObjectURL(href), 1000);
   }
 
-  for (const [key, control] of Object.entries(controls)) {
-    control.value = state[key];
-    control.addEventListener("input", () => {
-      state[key] = control.value;
-      state.page = 1;
-      find();
-    });
-  }
-  grouping.value = state.rows;
-  grouping.addEventListener("change", () => {
-    Object.assign(state, { rows: grouping.value, sort: "", page: 1, columns: null });
-    heading();
+  const change = (changes) => {
+    Object.assign(state, { page: 1, ...changes });
     find();
-  });
-  if (problems.length) {
-    note.hidden = false;
-    note.textContent = `Left out of the address: ${problems.join("; ")}.`;
+  };
+  for (const [name, control] of Object.entries(controls)) {
+    control.value = state[name];
+    if (name !== "rows") control.addEventListener("input", () => change({ [name]: control.value }));
   }
-  const filters = element("div", { className: "filters" }, ...Object.entries(controls).map(([key, control]) => field(labels[key], control)), field("Rows", grouping), armNames);
+  controls.rows.addEventListener("change", () => {
+    Object.assign(state, { rows: controls.rows.value, sort: "", columns: null, x: "", y: "" });
+    heading();
+    change({});
+  });
+  tuning.addEventListener("change", () => change({ tuning: tuning.checked ? "shown" : "" }));
+  const filters = element("div", { className: "filters" }, ...Object.entries(controls).map(([name, control]) => field(labels[name], control)), element("label", { className: "check" }, tuning, " tuning runs"));
+  filters.firstChild.classList.add("wide");
   filters.setAttribute("role", "search");
   filters.setAttribute("aria-label", "Filter the table");
   const tools = element("div", { className: "tools" }, count, compare, clear, columns, button("Download CSV", download));
-  const explorer = element("div", { className: "runs-table" }, filters, note, tools, box, pager);
+  const explorer = element("div", { className: "runs-table" }, filters, note, tools, ...chart.nodes, box, pager);
   heading();
-  find();
   const caption = static_.previousElementSibling;
   if (caption?.classList.contains("table-caption")) caption.hidden = true;
   static_.hidden = true;
   static_.before(explorer);
+  find();
+  if (problems.length) say(note, [`left out of the address: ${problems.join("; ")}`]);
   explorer.dataset.ready = "";
 }
 

@@ -8,7 +8,9 @@ const percent = (value) => (value === null ? "–" : value === 0 ? "0%" : `${+(1
 
 const scope = (value) => text(value).replace(/^weights \+ activations \+ gradients/, "all operands");
 
-const column = (key, title, write = text, shown = true) => ({ key, title, write, shown, number: write !== text && write !== scope });
+const loss = fixed(4);
+const NUMBERS = new Set([loss, whole, rate, percent]);
+const column = (key, title, write = text, shown = true) => ({ key, title, write, shown, number: NUMBERS.has(write) });
 const COMMON = [
   column("format", "Format"),
   column("scope", "Quantized", scope),
@@ -23,9 +25,9 @@ export const COLUMNS = {
     column("arm", "Arm"),
     ...COMMON,
     column(...STEPS),
-    column("val_loss", "Validation loss", fixed(4)),
-    column("low", "95% from", fixed(4)),
-    column("high", "95% to", fixed(4)),
+    column("val_loss", "Validation loss", loss),
+    column("low", "95% from", loss),
+    column("high", "95% to", loss),
     column("n", "Seeds", whole),
     column("finished", "Finished", whole, false),
     column("runs", "Runs", whole, false),
@@ -39,48 +41,58 @@ export const COLUMNS = {
     column("status", "Status"),
     ...COMMON,
     column(...STEPS, false),
-    column("final_val_loss", "Validation loss", fixed(4)),
+    column("final_val_loss", "Validation loss", loss),
     column("last_step", "Last step", whole, false),
+    column("n", "Seeds of its arm", whole, false),
     column("stall_ratio", "Stall ratio", percent, false),
     column("failure", "Failure", text, false),
     column("study", "Study"),
-    column("wandb", "W&B run", text, false),
+    column("wandb", "W&B run", (value) => (value ? "W&B run" : ""), false),
   ],
 };
 export const PAGE = 50;
-export const FILTERS = ["q", "format", "arm", "status", "study"];
-const NO_STATE = { rows: "arms", q: "", format: "", arm: "", status: "", study: "", sort: "", page: 1 };
+
+/** Filters by their key in the address: what a row has to have, or at least to have (`least`). */
+export const FILTERS = {
+  format: { key: "format", title: "Format" },
+  rate: { key: "learning_rate", title: "Learning rate" },
+  steps: { key: "max_steps", title: "Steps" },
+  seeds: { key: "n", title: "Seeds", least: true },
+  status: { key: "status", title: "Status", ofRun: true },
+  study: { key: "study", title: "Study", ofRun: true },
+};
+/** Corners of the chart by which of x and y is the better the lower ("") or the higher it is. */
+export const CORNERS = { "": "lower left", x: "lower right", y: "upper left", xy: "upper right" };
+export const CHARTS = { "": "no chart", scatter: "two columns", parallel: "all shown columns" };
+const NO_STATE = { rows: "arms", text: "", ...Object.fromEntries(Object.keys(FILTERS).map((name) => [name, ""])), tuning: "", sort: "", page: 1, chart: "", x: "", y: "", better: "" };
 
 const expand = (values) => (Array.isArray(values) ? values : values.codes.map((code) => (code === null ? null : values.words[code])));
 
-/**
- * The two tables of the file that altgrad.reports.compare.table_json writes: {arms, runs}.
- *
- * Each is {length, columns: {key: values}, haystack: the text that the search looks into, one string a row}.
- */
+/** The two tables of the file that altgrad.reports.compare.table_json writes: {arms, runs}, each {length, columns: {key: values}}. */
 export function decode(data) {
   const columns = (part) => Object.fromEntries(Object.entries(part).map(([key, values]) => [key, expand(values)]));
   const arms = columns(data.arms);
   const runs = columns(data.runs);
   const armRow = runs.arm;
-  for (const key of ["arm", "format", "scope", "rule", "learning_rate", "max_steps"]) {
+  for (const key of ["arm", "format", "scope", "rule", "learning_rate", "max_steps", "n"]) {
     runs[key] = armRow.map((row) => arms[key][row]);
   }
   runs.id = runs.name.map((name, row) => (runs.hash[row] === null ? name : `${name}-s${runs.seed[row]}-${runs.hash[row]}`));
-  const made = (found, keys) => {
-    const length = found.arm.length;
-    const haystack = Array.from({ length }, (_, row) => keys.map((key) => found[key][row] ?? "").join("\n").toLowerCase());
-    return { length, columns: found, haystack, orders: new Map() };
-  };
-  return {
-    arms: made(arms, ["arm", "format", "scope", "rule", "studies"]),
-    runs: { ...made(runs, ["id", "arm", "format", "scope", "rule", "status", "study", "failure"]), armRow },
-  };
+  const made = (found) => ({ length: found.arm.length, columns: found, orders: new Map(), texts: new Map() });
+  return { arms: made(arms), runs: { ...made(runs), armRow } };
 }
 
-/** The distinct values of a column in order, for a choice. */
-export function choices(table, key) {
-  return [...new Set(table.columns[key])].filter((value) => value).sort(collator.compare);
+/** The values of a filter in order, as [what the address says, what a reader sees]. */
+export function choices(tables, name) {
+  const { key, ofRun, least } = FILTERS[name];
+  const values = [...new Set(tables[ofRun ? "runs" : "arms"].columns[key])].filter((value) => value);
+  return values.sort((a, b) => collator.compare(a, b)).map((value) => [String(value), least ? `${value} or more` : String(value)]);
+}
+
+/** What a column shows in each row, in small letters. */
+function texts(table, { key, write }) {
+  if (!table.texts.has(key)) table.texts.set(key, table.columns[key].map((value) => write(value).toLowerCase()));
+  return table.texts.get(key);
 }
 
 const collator = new Intl.Collator("en", { numeric: true });
@@ -107,38 +119,88 @@ export function order(table, sort) {
   return table.orders.get(sort);
 }
 
+const OTHER_NAMES = {
+  loss: ["val_loss", "final_val_loss"], val_loss: ["final_val_loss"], rate: ["learning_rate"], lr: ["learning_rate"], steps: ["max_steps"],
+  seeds: ["n"], stall: ["stall_ratio"], quantized: ["scope"], study: ["studies"], studies: ["study"], run: ["id"],
+};
+const COMPARE = { "<": (a, b) => a < b, "<=": (a, b) => a <= b, ">": (a, b) => a > b, ">=": (a, b) => a >= b };
+
 /**
- * The rows of `tables[state.rows]` that meet every filter, in order.
+ * What a text asks for: words that a row has to show, and conditions such as `loss<2.2`, `format=E4M3,E5M2` or
+ * `quantized="all operands"` on any column, shown or not; in `problems` what of it cannot be read.
  *
- * Every word of `q` has to stand somewhere in the row. `arm` is a whole name, or else a part of one. An arm meets
- * `status` and `study` by any one of its runs that has both.
+ * Returns {words, conditions: [{column, sign, values, texts}], problems}. A condition without a value is still being typed.
+ */
+export function parse(given, rows) {
+  const found = { words: [], conditions: [], problems: [] };
+  const parts = given.toLowerCase().replace(/\s*([<>!]=|[<>=])\s*/g, "$1").match(/(?:"[^"]*"?|[^\s"])+/g) ?? [];
+  for (const part of parts.map((each) => each.replaceAll('"', ""))) {
+    const [, name, sign, value] = /^(\w+)([<>!]=|[<>=])(.*)$/.exec(part) ?? [];
+    if (!name) {
+      if (part) found.words.push(part);
+      continue;
+    }
+    const column = COLUMNS[rows].find(({ key }) => [name, ...(Object.hasOwn(OTHER_NAMES, name) ? OTHER_NAMES[name] : [])].includes(key));
+    const texts = value.split(",").filter(Boolean);
+    const values = column?.number ? texts.map((each) => (each.endsWith("%") ? Number(each.slice(0, -1)) / 100 : Number(each.replace("−", "-")))) : texts;
+    if (!column) found.problems.push(`there is no column ${name}: ${COLUMNS[rows].map(({ key }) => key).join(", ")}`);
+    else if (!column.number && /[<>]/.test(sign)) found.problems.push(`${name} is text: = or !=, not ${sign}`);
+    else if (values.some(Number.isNaN)) found.problems.push(`${name} is a number, not ${value}`);
+    else if (values.length) found.conditions.push({ column, sign, values, texts });
+  }
+  return found;
+}
+
+/** Whether a row meets a condition: any of its values, of `!=` all. A cell without a number meets only `!=`. */
+function meets(table, { column, sign, values, texts: asked }) {
+  const shown = texts(table, column);
+  const raw = table.columns[column.key];
+  const is = (row, place) => shown[row] === asked[place] || (column.number ? raw[row] === values[place] : shown[row].split(", ").includes(asked[place]));
+  if (sign === "=") return (row) => asked.some((_, place) => is(row, place));
+  if (sign === "!=") return (row) => !asked.some((_, place) => is(row, place));
+  return (row) => raw[row] !== null && values.some((value) => COMPARE[sign](raw[row], value));
+}
+
+/**
+ * The rows of `tables[state.rows]` that meet every filter and what the text asks for, in order.
+ *
+ * Every word of `text` has to stand in what the row shows. Runs of tuning studies are left out but by `tuning`, or where
+ * their study is asked for. An arm meets these, `status` and `study` by any one of its runs that meets them all.
  */
 export function select(tables, state) {
   const { arms, runs } = tables;
   const table = tables[state.rows];
-  const words = state.q.toLowerCase().split(/\s+/).filter(Boolean);
-  const whole = state.arm && arms.columns.arm.includes(state.arm);
-  const ofRun = (row) => (!state.status || runs.columns.status[row] === state.status) && (!state.study || runs.columns.study[row] === state.study);
-  let meets = ofRun;
-  if (state.rows === "arms" && (state.status || state.study)) {
+  const { words, conditions } = parse(state.text, state.rows);
+  const { status, study, role } = runs.columns;
+  const ofRun = (row) => (!state.status || status[row] === state.status) && (state.study ? study[row] === state.study : state.tuning || role[row] !== "tuning");
+  const tests = conditions.map((condition) => meets(table, condition));
+  if (state.rows === "runs") {
+    tests.push(ofRun);
+  } else {
     const found = new Set();
     for (let row = 0; row < runs.length; row += 1) if (ofRun(row)) found.add(runs.armRow[row]);
-    meets = (row) => found.has(row);
-  } else if (state.rows === "arms") {
-    meets = () => true;
+    tests.push((row) => found.has(row));
   }
-  const { arm, format } = table.columns;
-  const { haystack } = table;
-  const part = state.arm.toLowerCase();
-  const found = [];
-  for (const row of order(table, state.sort)) {
-    if (state.format && format[row] !== state.format) continue;
-    if (part && !(whole ? arm[row] === state.arm : arm[row].includes(part))) continue;
-    let all = meets(row);
-    for (let place = 0; all && place < words.length; place += 1) all = haystack[row].includes(words[place]);
-    if (all) found.push(row);
+  for (const [name, { key, ofRun: own, least }] of Object.entries(FILTERS)) {
+    const wanted = state[name];
+    const values = table.columns[key];
+    if (wanted && !own) tests.push(least ? (row) => values[row] >= Number(wanted) : (row) => String(values[row]) === wanted);
   }
-  return found;
+  const shown = shownColumns(state).map((column) => texts(table, column));
+  for (const word of words) tests.push((row) => shown.some((column) => column[row].includes(word)));
+  return order(table, state.sort).filter((row) => tests.every((test) => test(row)));
+}
+
+/** Names that are like one that is none, the nearest first. */
+export function near(name, names, most = 3) {
+  const pairs = (word) => new Set(Array.from(word.slice(0, 200).toLowerCase(), (_, place) => word.slice(place, place + 2).toLowerCase()));
+  const own = pairs(name);
+  const like = names.map((other) => {
+    const found = pairs(other);
+    const common = [...found].filter((pair) => own.has(pair)).length;
+    return { other, share: common / own.size, likeness: common / (own.size + found.size) };
+  });
+  return like.filter(({ share }) => share > 0.5).sort((a, b) => b.likeness - a.likeness).slice(0, most).map(({ other }) => other);
 }
 
 /** The columns of a state that are shown, in their usual order. */
@@ -148,24 +210,27 @@ export function shownColumns(state) {
 }
 
 /**
- * What an address says ("?q=e5m2&sort=-val_loss"), and in words what of it there is not.
+ * What an address says ("?text=loss<2.2&sort=-val_loss"), and in words what of it there is not.
  *
- * State: {rows: "arms" or "runs", q, format, arm, status, study, sort, page, columns (null: the usual ones), chosen}.
+ * State: {rows: "arms" or "runs", text, the keys of `FILTERS`, tuning ("" or "shown"), sort, page, columns (null: the
+ * usual ones), chart, x, y, better (the corner of the chart that is best), chosen}.
  */
 export function readState(search, tables) {
   const given = new URLSearchParams(search);
   const problems = [];
   const say = (what) => problems.push(what.length > 120 ? `${what.slice(0, 120)}…` : what);
-  const state = { ...NO_STATE, columns: null, chosen: [] };
-  if (given.get("rows") === "runs") state.rows = "runs";
-  else if (given.has("rows") && given.get("rows") !== "arms") say(`rows are arms or runs, not ${given.get("rows")}`);
-  for (const key of FILTERS) state[key] = given.get(key) ?? "";
-  for (const key of ["format", "status", "study"]) {
-    if (state[key] && !tables.runs.columns[key].includes(state[key])) {
-      say(`no run has ${key} ${state[key]}`);
-      state[key] = "";
-    }
-  }
+  const state = { ...NO_STATE, columns: null, chosen: [], text: given.get("text") ?? "" };
+  const one = (name, allowed, what) => {
+    const value = given.get(name);
+    if (value === null || value === "") return;
+    if (allowed.includes(value)) state[name] = value;
+    else say(what(value));
+  };
+  one("rows", ["arms", "runs"], (value) => `rows are arms or runs, not ${value}`);
+  for (const name of Object.keys(FILTERS)) one(name, choices(tables, name).map(([value]) => value), (value) => `no run has ${name} ${value}`);
+  one("tuning", ["shown"], (value) => `tuning is shown or not there, not ${value}`);
+  one("chart", Object.keys(CHARTS), (value) => `there is no chart ${value}`);
+  one("better", Object.keys(CORNERS), (value) => `there is no corner ${value}`);
   const keys = COLUMNS[state.rows].map(({ key }) => key);
   if (given.has("columns")) {
     const wanted = given.get("columns").split(",").filter(Boolean);
@@ -173,6 +238,7 @@ export function readState(search, tables) {
     const known = keys.filter((key) => wanted.includes(key));
     if (known.length) state.columns = known;
   }
+  for (const axis of ["x", "y"]) one(axis, keys, (value) => `there is no column ${value}`);
   const sort = given.get("sort") ?? "";
   if (keys.includes(sort.replace(/^-/, ""))) state.sort = sort;
   else if (sort) say(`there is no column ${sort.replace(/^-/, "")}`);

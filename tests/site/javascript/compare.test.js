@@ -1,7 +1,8 @@
 // Comparing arms: smoothing, bands, pairs, differences of configs, and the address.
 import assert from "node:assert/strict";
 import test from "node:test";
-import { MOST, band, differences, finalLosses, health, interval, paired, readState, smooth, writeState } from "../../../docs/javascripts/runs/compare.js";
+import { apart } from "../../../docs/javascripts/curves.js";
+import { MOST, band, differences, finalLosses, gaps, health, interval, paired, readState, smooth, smoothed, writeState } from "../../../docs/javascripts/runs/compare.js";
 
 const T = [null, 12.706204736174694, 4.302652729749462, 3.182446305283708];
 const arm = (losses, more = {}) => ({
@@ -27,10 +28,34 @@ test("a band is the range of the seeds or the t interval of their mean, step by 
 
 test("runs are smoothed before their mean is taken, and losses that are no numbers have no place in it", () => {
   const runs = [{ step: [0, 1], tokens: [0, 8], loss: [1, 3] }, { step: [0, 1], tokens: [0, 8], loss: [null, null] }];
-  const found = band(runs, { metric: "loss", axis: "tokens", weight: 0.5 });
+  const found = band(smoothed(runs, "loss", 0.5), { metric: "loss", axis: "tokens" });
   assert.deepEqual([found.x, found.mean, found.n], [[0, 8], [1, 7 / 3], [1, 1]]);
-  assert.deepEqual(band(runs, { metric: "val_loss", axis: "step", weight: 0.5 }).x, []);
+  assert.deepEqual(band(smoothed(runs, "val_loss", 0.5), { metric: "val_loss", axis: "step" }).x, []);
   assert.deepEqual(band([], { metric: "loss", axis: "seconds", kind: "t", t: T }).mean, []);
+});
+
+test("a band is whole where the same runs stand at every point", () => {
+  const whole = (...runs) => band(runs, { metric: "loss", axis: "step" }).whole;
+  assert.equal(whole({ step: [0, 10], loss: [1, 2] }, { step: [0, 10], loss: [3, 4] }, { step: [0, 10], loss: [null, null] }), true);
+  assert.equal(whole({ step: [0, 10], loss: [1, 2] }, { step: [0, 10], loss: [3, null] }), false);
+  assert.equal(whole({ step: [0, 300], loss: [1, 2] }, { step: [0, 600], loss: [3, 4] }), false, "other runs at each end");
+  assert.equal(whole({ step: [5], loss: [1] }, { step: [10], loss: [3] }), false, "one run at each step, but never the same");
+});
+
+test("a difference over steps is taken at the same step of the same seed, outside of tuning", () => {
+  const run = (seed, val_loss, role = "report") => ({ seed, role, step: [0, 10, 20], val_loss });
+  const own = { runs: [run(1, [3, 2, null]), run(2, [3, 2.5, 2]), run(3, [1, 1, 1]), run(4, [0, 0, 0], "tuning")] };
+  const other = { runs: [run(2, [3, 2, 1.5]), run(1, [3, 1.5, 1]), run(4, [1, 1, 1])] };
+  assert.deepEqual(gaps(own, other).map(({ seed, gap }) => [seed, gap]).sort(), [[1, [0, 0.5, null]], [2, [0, 0.5, 0.5]]]);
+  assert.deepEqual(gaps(other, other).flatMap(({ gap }) => gap), Array(9).fill(0));
+  assert.deepEqual(gaps(own, { runs: [] }), []);
+});
+
+test("names at the ends of lines stand apart and inside the drawing as far as they fit", () => {
+  assert.deepEqual(apart([5, 6, 50], 10, 0, 100), [5, 15, 50]);
+  assert.deepEqual(apart([-9, 96, 97, 99], 10, 0, 100), [0, 80, 90, 100]);
+  assert.deepEqual(apart([1, 1, 1, 1], 10, 0, 20), [0, 10, 20, 30], "more than fit go on below");
+  assert.deepEqual(apart([], 10, 0, 20), []);
 });
 
 test("pairs are seeds that both arms finished, outside of tuning, each once", () => {
@@ -81,20 +106,21 @@ test("health stands side by side in the order of the model, missing figures as s
 
 test("a state is its address", () => {
   const known = new Map([["a", 0], ["b", 1], ["c", 2]]);
-  const address = "?arms=a,b&baseline=c&metric=loss&axis=tokens&smooth=0.5&band=t&each=1";
+  const address = "?arms=a,b&baseline=c&metric=loss&axis=tokens&smooth=0.5&band=range&each=1";
   const { state, problems } = readState(address, known);
   assert.deepEqual(problems, []);
-  assert.deepEqual(state, { arms: ["a", "b"], baseline: "c", metric: "loss", axis: "tokens", smooth: 0.5, band: "t", each: true });
+  assert.deepEqual(state, { arms: ["a", "b"], baseline: "c", metric: "loss", axis: "tokens", smooth: 0.5, band: "range", each: true });
   assert.equal(writeState(state), address);
   assert.equal(writeState(readState("", known).state), "");
 });
 
 test("what is broken in an address is left out and named", () => {
   const known = new Map([["a", 0]]);
-  const { state, problems } = readState("?arms=a,a,,<script>,__proto__&baseline=x&axis=toString&metric=&smooth=NaN&band=%", known);
-  assert.deepEqual(state, { arms: ["a"], baseline: null, metric: "val_loss", axis: "step", smooth: 0, band: "range", each: false });
-  assert.deepEqual(problems.map((text) => text.slice(0, 23)), ["there is no arm <script", "there is no arm __proto", "there is no arm x to be", "axis is step or tokens ", "band is range or t, not", "smooth is from 0 to bel"]);
+  const { state, problems, unknown } = readState("?arms=a,a,,<script>,__proto__&baseline=x&axis=toString&metric=&smooth=NaN&band=%", known);
+  assert.deepEqual(state, { arms: ["a"], baseline: null, metric: null, axis: "step", smooth: 0, band: "t", each: false });
+  assert.deepEqual(problems.map((text) => text.slice(0, 23)), ["axis is step or tokens ", "band is t or range, not", "smooth is from 0 to bel"]);
+  assert.deepEqual(unknown, ["<script>", "__proto__", "x"]);
   for (const weight of ["1", "-0.1", "1e400", "", "0x"]) assert.equal(readState(`?smooth=${weight}`, known).state.smooth, 0);
-  const many = new Map(Array.from({ length: 20 }, (_, index) => [`arm-${index}`, index]));
+  const many = new Map(Array.from({ length: MOST + 5 }, (_, index) => [`arm-${index}`, index]));
   assert.equal(readState(`?arms=${[...many.keys()].join(",")}`, many).state.arms.length, MOST);
 });

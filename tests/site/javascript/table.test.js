@@ -1,7 +1,8 @@
 // The table of runs: what is found, in which order, as which address and file.
 import assert from "node:assert/strict";
 import test from "node:test";
-import { COLUMNS, choices, decode, order, places, readState, select, shownColumns, slug, toCsv, writeState } from "../../../docs/javascripts/runs/table.js";
+import { axisOf, front, nearest } from "../../../docs/javascripts/runs/chart.js";
+import { COLUMNS, choices, decode, near, order, parse, places, readState, select, shownColumns, slug, toCsv, writeState } from "../../../docs/javascripts/runs/table.js";
 
 const HOSTILE = '<img src=x onerror="alert(1)">, "=1+1"';
 const words = (values) => {
@@ -33,6 +34,7 @@ const data = () => ({
     seed: [10, 9, 10, 11, 10],
     status: words(["finished", "finished", "finished", "failed", "crashed"]),
     study: words(["formats", "formats", "formats", HOSTILE, "formats"]),
+    role: words(["report", "report", "report", "tuning", "report"]),
     failure: words(["", "", "", "nan_loss", ""]),
     wandb: words([null, null, null, "https://wandb.ai/a/b/runs/c", null]),
     last_step: [300, 300, 300, 12, 5],
@@ -40,27 +42,56 @@ const data = () => ({
     stall_ratio: [0.5, 0.5, 0, null, null],
   },
 });
-const usual = { rows: "arms", q: "", format: "", arm: "", status: "", study: "", sort: "", page: 1, columns: null, chosen: [] };
+const usual = { ...readState("", decode(data())).state, tuning: "shown" };
 const found = (changes) => select(decode(data()), { ...usual, ...changes });
 
 test("a run's id is put together again, whatever it is", () => {
   assert.deepEqual(decode(data()).runs.columns.id, ["e4m3-adamw-s10-0000000a", "e4m3-adamw-s9-0000000b", "e5m2-adamw-s10-0000000c", HOSTILE, "fp32-adamw-s10-0000000d"]);
 });
 
-test("every word of the text has to stand somewhere in the row", () => {
-  assert.deepEqual(found({ q: "ADAMW  e5" }), [1]);
-  assert.deepEqual(found({ q: "adamw nothing weights" }), []);
-  assert.deepEqual(found({ rows: "runs", q: "nan_loss" }), [3]);
-  assert.deepEqual(found({ q: "   " }), [0, 1, 2]);
-  assert.deepEqual(found({ q: ".*[" }), []);
+test("every word of the text has to stand in what the row shows", () => {
+  assert.deepEqual(found({ text: "ADAMW  e5" }), [1]);
+  assert.deepEqual(found({ text: "adamw nothing weights" }), []);
+  assert.deepEqual(found({ rows: "runs", text: "nan_loss" }), [], "the failure is not shown");
+  assert.deepEqual(found({ rows: "runs", text: "nan_loss", columns: ["id", "failure"] }), [3]);
+  assert.deepEqual(found({ text: "2.2000" }), [0, 1], "as the row shows it");
+  assert.deepEqual(found({ text: "   " }), [0, 1, 2]);
+  assert.deepEqual(found({ text: ".*[" }), []);
 });
 
-test("filters hold together, and a filter of an arm is a whole name or a part of one", () => {
+test("conditions hold on any column, shown or not", () => {
+  assert.deepEqual(found({ text: "loss<2.15 steps=300" }), [0]);
+  assert.deepEqual(found({ text: "loss >= 2.1 e5m2" }), [1]);
+  assert.deepEqual(found({ text: "loss!=2.1000" }), [1, 2]);
+  assert.deepEqual(found({ text: "stall=50%" }), [0]);
+  assert.deepEqual(found({ text: "stall<=0.5" }), [0, 1]);
+  assert.deepEqual(found({ text: "format=e4m3,FP32" }), [0, 2]);
+  assert.deepEqual(found({ rows: "runs", text: "seed>9 failure=nan_loss" }), [3]);
+  assert.deepEqual(found({ text: 'quantized="weights" studies=formats seeds=1' }), [1]);
+  assert.deepEqual(found({ text: "loss<" }), [0, 1, 2], "still being typed");
+});
+
+test("a condition that cannot be read is named and left out", () => {
+  for (const [text, told] of Object.entries({ "colour=1": "no column colour", "__proto__<1": "no column __proto__", "loss<abc": "loss is a number, not abc", "format<2": "format is text" })) {
+    assert.equal(parse(text, "arms").problems.length, 1, text);
+    assert.match(parse(text, "arms").problems[0], new RegExp(told));
+    assert.deepEqual(found({ text }), [0, 1, 2], text);
+  }
+});
+
+test("filters hold together", () => {
   assert.deepEqual(found({ format: "E4M3" }), [0]);
-  assert.deepEqual(found({ arm: "e4m3-adamw-1" }), [0]);
-  assert.deepEqual(found({ arm: "ADAMW-" }), [0, 1, 2]);
+  assert.deepEqual(found({ rate: "0.003" }), [0, 1]);
+  assert.deepEqual(found({ seeds: "1", steps: "300" }), [0, 1]);
+  assert.deepEqual(found({ rows: "runs", seeds: "2" }), [0, 1]);
   assert.deepEqual(found({ rows: "runs", status: "finished", format: "E5M2" }), [2]);
   assert.deepEqual(found({ rows: "runs", study: HOSTILE }), [3]);
+});
+
+test("runs of tuning are there when they or their study are asked for", () => {
+  assert.deepEqual(found({ rows: "runs", tuning: "" }), [0, 1, 2, 4]);
+  assert.deepEqual(found({ rows: "runs", tuning: "", study: HOSTILE }), [3]);
+  assert.deepEqual(found({ tuning: "", status: "failed" }), []);
 });
 
 test("an arm meets status and study by one run that has both", () => {
@@ -88,23 +119,24 @@ test("every column that can be shown is there", () => {
       for (const value of tables[rows].columns[key]) assert.equal(typeof write(value), "string", key);
     }
   }
-  assert.deepEqual(choices(tables.runs, "status"), ["crashed", "failed", "finished"]);
+  assert.deepEqual(choices(tables, "status").map(([value]) => value), ["crashed", "failed", "finished"]);
+  assert.deepEqual(choices(tables, "seeds"), [["1", "1 or more"], ["2", "2 or more"]]);
 });
 
 test("a state is its address", () => {
   const tables = decode(data());
-  const state = { ...usual, rows: "runs", q: "a b&c=%", format: "E5M2", status: "failed", study: HOSTILE, sort: "-seed", page: 3, columns: ["id", "seed"], chosen: ["e4m3-adamw-1", "fp32-adamw-3"] };
+  const state = { ...usual, rows: "runs", text: "a b&c<=%", format: "E5M2", rate: "0.003", steps: "300", seeds: "2", status: "failed", study: HOSTILE, sort: "-seed", page: 3, columns: ["id", "seed"], chart: "scatter", x: "seed", y: "stall_ratio", better: "y", chosen: ["e4m3-adamw-1", "fp32-adamw-3"] };
   assert.deepEqual(readState(writeState(state), tables), { state, problems: [] });
-  assert.equal(writeState(usual), "");
-  assert.deepEqual(readState("", tables), { state: usual, problems: [] });
+  assert.equal(writeState(readState("", tables).state), "");
+  assert.equal(new URLSearchParams(writeState(state)).has("q"), false, "which opens the theme's own search");
 });
 
 test("what is broken in an address is left out and named", () => {
   const tables = decode(data());
-  const broken = "?rows=walls&format=E9M9&status=%zz&study=no&sort=-toString&page=-1&columns=constructor,,x&chosen=e4m3-adamw-1,__proto__&q=%00&x=1";
+  const broken = "?rows=walls&format=E9M9&status=%zz&study=no&sort=-toString&page=-1&columns=constructor,,x&chosen=e4m3-adamw-1,__proto__&text=%00&x=1&chart=toString&rate=0.1&seeds=-1&q=e5m2";
   const { state, problems } = readState(broken, tables);
-  assert.deepEqual(state, { ...usual, q: "\0", chosen: ["e4m3-adamw-1"] });
-  assert.equal(problems.length, 9);
+  assert.deepEqual(state, { ...usual, tuning: "", text: "\0", chosen: ["e4m3-adamw-1"] });
+  assert.equal(problems.length, 13);
   assert.ok(readState(`?format=${"x".repeat(1e5)}`, tables).problems[0].length < 130);
   for (const page of ["1e400", "NaN", "1.5", "0"]) assert.equal(readState(`?page=${page}`, tables).state.page, 1);
 });
@@ -136,6 +168,44 @@ test("no runs at all is a table without rows", () => {
   const empty = data();
   for (const part of Object.values(empty)) for (const key of Object.keys(part)) part[key] = Array.isArray(part[key]) ? [] : { words: [], codes: [] };
   const tables = decode(empty);
-  assert.deepEqual(select(tables, { ...usual, q: "x", sort: "val_loss" }), []);
+  assert.deepEqual(select(tables, { ...usual, text: "x", sort: "val_loss" }), []);
   assert.equal(readState("?chosen=a&format=E4M3", tables).problems.length, 2);
+});
+
+test("names like one that is none are suggested, the nearest first", () => {
+  const names = ["e4m3-wag-adamw-1a", "e5m2-wag-adamw-2b", "fp32-adamw-3c"];
+  assert.deepEqual(near("E4M3-wag-adam", names)[0], "e4m3-wag-adamw-1a");
+  assert.deepEqual(near("fp32", names, 1), ["fp32-adamw-3c"]);
+  assert.deepEqual(near("☃", names), []);
+  assert.deepEqual(near("", names), []);
+});
+
+test("on the front is what no other is better than in both", () => {
+  const points = [[1, 5], [2, 3], [3, 4], [4, 1], [2, 6], [NaN, 0], [1, 7]];
+  assert.deepEqual(front(points), [0, 1, 3]);
+  assert.deepEqual(front(points, "y"), [6]);
+  assert.deepEqual(front(points, "x"), [3]);
+  assert.deepEqual(front(points, "xy"), [3, 2, 4, 6]);
+  for (const better of ["", "x", "y", "xy"]) {
+    const sign = (axis) => (better.includes(axis) ? -1 : 1);
+    const known = points.map(([x, y]) => [sign("x") * x, sign("y") * y]);
+    const beaten = ([x, y]) => known.some(([a, b]) => a <= x && b <= y && (a < x || b < y));
+    assert.deepEqual([...front(points, better)].sort(), known.map((_, place) => place).filter((place) => !Number.isNaN(known[place][0]) && !beaten(known[place])), better);
+  }
+});
+
+test("an axis is linear, logarithmic over a wide range, or the words in their order; what is empty has no place", () => {
+  const tables = decode(data());
+  const of = (key, rows) => axisOf(tables.runs, COLUMNS.runs.find((column) => column.key === key), rows);
+  assert.deepEqual(of("seed", [0, 1, 3]).places, [0.5, 0, 1]);
+  assert.deepEqual(of("last_step", [0, 4]), { places: [1, 0], ticks: of("last_step", [0, 4]).ticks, log: true });
+  assert.deepEqual(of("status", [0, 3, 4]).ticks, [[0, "crashed"], [0.5, "failed"], [1, "finished"]]);
+  assert.deepEqual(of("final_val_loss", [0, 3]).places, [0.5, NaN]);
+  assert.deepEqual(of("final_val_loss", [3]).ticks, []);
+  for (const key of ["seed", "last_step"]) assert.ok(of(key, [0, 1, 2, 3, 4]).ticks.length >= 2, key);
+});
+
+test("the nearest point is the one that is meant, and none where all are far", () => {
+  assert.equal(nearest([[0, 0], [10, 10], [NaN, NaN]], 8, 8), 1);
+  assert.equal(nearest([[0, 0]], 100, 0), -1);
 });
