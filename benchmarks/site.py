@@ -115,7 +115,7 @@ def pages(project: Path) -> int:
 def shipped(folder: Path) -> Path:
     """A copy of what this repository's site is built from."""
     for name in SHIPPED:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("mkdocs.yml", "CHANGELOG.md"):
         shutil.copy(ROOT / name, folder / name)
     return folder
@@ -198,8 +198,9 @@ def edits(project: Path, page: str, repeats: int, code: str = "") -> Time:
             before = used()
             if code:
                 (project / code).write_text((project / code).read_text() + f"# Edit number {number}.\n")
-            path.write_text(path.read_text() + f"\nEdit number {number}.\n")
-            wall = wait(f"Edit number {number}.")
+            edit = f"Edit number {number} of {code or 'a sentence'}."
+            path.write_text(path.read_text() + f"\n{edit}\n")
+            wall = wait(edit)
             found.append(Time(wall, used() - before))
     finally:
         server.terminate()

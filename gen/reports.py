@@ -19,9 +19,9 @@ def key() -> str:
     """What the pages depend on; while it stays the same they are taken from the cache."""
     from altgrad.reports import site_key
     from altgrad.reports.benchmarks import benchmarks_key
-    from altgrad.reports.document import documents_key
+    from altgrad.reports.document import PREREGISTRATION, documents_key
 
-    return benchmarks_key(site_key() + documents_key(*PATHS))
+    return benchmarks_key(site_key() + documents_key(*PATHS, PREREGISTRATION))
 
 
 NAMES = ("format_comparison", "failure_modes", "manifold_comparison", "preregistered", "literature", "corrections")

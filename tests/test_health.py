@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable
@@ -14,12 +15,14 @@ import pytest
 from records import LAYERS, Row, config, full_look, write_matrix, write_run
 
 from altgrad.analysis import ExperimentDataLoader
-from altgrad.config import parse_config
+from altgrad.config import OPERAND_NAMES, parse_config
+from altgrad.formats import get_format
 from altgrad.reports import ReportGenerator, arm_pages, health
 from altgrad.reports.failure_modes import failure_modes_page
 from altgrad.reports.heat_map import Levels, heat_map
 from altgrad.runs import Failure, load_runs, pack_study
-from altgrad.site import HEAT, MUTED, Chart, ChartBlock, Column, Details, Heading, Page, Table, fixed_svg, write_folder
+from altgrad.runs.pack import is_histogram
+from altgrad.site import HEAT, MUTED, Chart, ChartBlock, Heading, Page, Table, fixed_svg, write_folder
 from altgrad.site.render import Dialect, files, render
 from altgrad.site.sketch import INCH, Sketch
 
@@ -153,57 +156,150 @@ def tables(page: Page) -> dict[str, Table]:
     return {block.id: block for block in page.blocks if isinstance(block, Table)}
 
 
-def test_the_page_of_a_run_shows_everything_that_a_look_records(tmp_path: Path) -> None:
+def data_of(page: Page) -> dict[str, Any]:
+    """What the script of an arm's page draws of its layers; empty where there is nothing."""
+    (content,) = [download.content for download in page.downloads if download.name == "curves.json"]
+    found: dict[str, Any] = json.loads(content).get("layers", {})
+    return found
+
+
+def by_id(found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {each["id"]: each for each in found}
+
+
+def cell(found: dict[str, Any], figure: str, panel: str, layer: str, step: int) -> Any:
+    """A figure over time; "none" where its layer has nothing."""
+    drawn = by_id(found["figures"])[figure]
+    row = dict(drawn["panels"])[panel][[name for name, _ in found["layers"]].index(layer)]
+    return "none" if row is None else row[drawn["steps"].index(step)]
+
+
+def test_the_page_of_a_run_has_everything_that_a_look_records_for_its_script(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path, config("e4m3", seed=seed), looks=looks(worse=0.1 * seed))
     page = page_of(ExperimentDataLoader([tmp_path]))
-    assert list(charts(page)) == ["loss", "underflow", "sqnr", "stall", "rank", "gradients", "codes-e4m3"]
-    text = render(page, SITE)
-    assert "Overflow: 0 in every layer at every look." in text
-    assert "Mean over 2 runs." in charts(page)["underflow"].description
-    assert "head weights 11%" in charts(page)["underflow"].description, "0.06 and 0.16"
-    assert set(tables(page)) >= {"health", "health-weights", "health-gradients", "health-step", "health-ulps"}
-    operands = tables(page)["health"]
-    assert [column.title if isinstance(column, Column) else column for column in operands.columns] == [
+    found = data_of(page)
+    assert list(charts(page)) == ["loss"], "the only drawing on the page"
+    assert "6 looks from step 1 to 10; means over 2 runs." in render(page, SITE)
+    assert list(by_id(found["figures"])) == ["underflow", "sqnr", "stall", "rank", "gradients"]
+    assert list(by_id(found["codes"])) == ["codes-e4m3"]
+    assert found["zero"] == ["Overflow"]
+    assert cell(found, "underflow", "weights", "head", 10) == pytest.approx(0.11), "of 0.06 and 0.16"
+    assert cell(found, "underflow", "activations", "embedding", 10) == "none"
+    shown = by_id(found["tables"])
+    assert list(shown) == ["health", "health-weights", "health-gradients", "health-step", "health-ulps"]
+    assert [title for title, _ in shown["health"]["columns"]] == [
         "Layer", "Operand", "Amax", "Scale", "Underflow", "SQNR (dB)", "Dead", "Codes used", "Entropy (bits)",
     ]  # fmt: skip
-    assert operands.rows[0][:2] == ("embedding", "weights"), "operands in order, layers in the model's order"
-    assert "NaN, infinite and Overflow: 0 everywhere" in str(operands.caption)
-    assert max(len(table.columns) for table in tables(page).values()) <= 10
-    shares = tables(page)["health-ulps"].data
-    assert shares is not None
-    assert shares.filter(like="ulps_").sum(axis=1).tolist() == [1.0] * len(LAYERS)
+    assert shown["health"]["rows"][0][:2] == ["embedding", "weights"], "operands in order, layers in the model's order"
+    assert "(mean over 2 runs, step 10)" in shown["health"]["caption"]
+    assert "NaN, infinite and Overflow: 0 everywhere" in shown["health"]["caption"]
+    assert max(len(table["columns"]) for table in shown.values()) <= 10
+    assert [sum(row[2:]) for row in shown["health-ulps"]["rows"]] == [1.0] * len(LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("study", "arm"), [("pilot-formats", "e7m0-wag"), ("controls", "e4m3-wag-manifold-update-c"), ("controls", "fp32")]
+)
+def test_every_number_about_the_layers_is_in_the_file_of_its_arm(study: str, arm: str) -> None:
+    """Means over the runs, found again by pandas from the records; and each run that failed, by itself."""
+    whole = ExperimentDataLoader([Path(__file__).parents[1] / "experiments/recorded" / study])
+    loader = whole.of_arms([next(name for name in whole.runs["arm"].unique() if name.startswith(arm))])
+    found, finished = data_of(page_of(loader)), loader.runs["status"] == "finished"
+    ids, failed = (loader.runs.loc[which, "run_id"].tolist() for which in (finished, ~finished))
+    assert [each["run"] for each in found["alone"]] == failed
+    for one, drawn in [(ids, found), *zip(([run_id] for run_id in failed), found["alone"], strict=True)]:
+        assert_over_time(pd.concat([loader.records[run_id].layers for run_id in one]), drawn)
+    last = loader.last_look(ids)
+    shown = {
+        (name, row[0], *([row[1]] if name == "health" else [])): dict(zip(titles(table), row, strict=True))
+        for name, table in by_id(found["tables"]).items()
+        for row in table["rows"]
+    }
+    asked = 0
+    for end, operands, statistics in health.SUBJECTS:
+        mine = last[last["operand"].isin(operands) & last["statistic"].isin(statistics)]
+        for row in mine.itertuples():
+            place = (f"health{end}", row.layer, *([] if end else [OPERAND_NAMES[row.operand]]))
+            title = health.STATISTICS[row.statistic][0]
+            assert shown.get(place, {}).get(title, 0.0) == pytest.approx(row.value, rel=1e-6, abs=0), place
+            asked += 1
+    assert asked > 80
+    codes = last[is_histogram(last)]
+    assert len(found["codes"]) == codes["operand"].nunique()
+    for chart in found["codes"]:
+        values, shares = chart["values"], dict(chart["shares"])
+        fmt = get_format(chart["id"].rpartition("-")[2])
+        counts = codes.assign(number=[fmt.decode(int(name.removeprefix("code_"), 16)) for name in codes["statistic"]])
+        counts = counts.dropna(subset="number").groupby(["layer_type", "number"])["value"].sum()
+        for (kind, number), count in counts.items():
+            share = count / counts[kind].sum()
+            assert shares[kind][values.index(pytest.approx(number, rel=1e-6))] == pytest.approx(share, rel=1e-6)
+
+
+def titles(table: dict[str, Any]) -> list[str]:
+    return [title.partition(" (step")[0] for title, _ in table["columns"]]
+
+
+def assert_over_time(layers: pd.DataFrame, found: dict[str, Any]) -> None:
+    """That every mean over the runs of every figure of every layer at every step is there, and nothing else is."""
+    keys, nothing = ["statistic", "operand", "layer", "step"], pd.Series(dtype=float)
+    means = layers.groupby(keys)["value"].mean()
+    totals = layers[layers["statistic"].isin(["flips", "updates"])].groupby(keys)["value"].sum()
+    expected: dict[tuple[str, str, str, int], float] = {}
+    for statistic, figure in health.FIGURES.items():
+        for operand, panel in figure.panels.items():
+            if statistic == "stall_ratio":
+                values = 1 - totals.get("flips", nothing) / totals.get("updates", nothing)
+            else:
+                values = means.get(statistic, nothing)
+            values = values.get(operand, nothing)
+            for (layer, step), value in values.items():
+                first = values[layer].iloc[0] if figure.relative else 1.0
+                expected[figure.identity, panel, layer, step] = value / first
+    for (layer, step), value in means.get("norm_l2", nothing).get("gradient", nothing).items():
+        expected["gradients", "gradients", layer, step] = value
+    zero = {figure.identity for figure in health.FIGURES.values() if figure.title in found["zero"]}
+    for place, value in expected.items():
+        if place[0] in zero:
+            assert value == 0, place
+        elif math.isfinite(value):
+            assert cell(found, *place) == pytest.approx(value, rel=1e-6, abs=0), place
+        else:
+            assert cell(found, *place) in (None, "none"), place
+    drawn = [row for figure in found["figures"] for _, rows in figure["panels"] for row in rows if row]
+    known = sum(value is not None for row in drawn for value in row)
+    assert known == sum(math.isfinite(value) for place, value in expected.items() if place[0] not in zero)
 
 
 def test_stall_over_time_is_that_of_flips_and_updates(tmp_path: Path) -> None:
     write_run(tmp_path, config("e4m3"), looks=looks())
-    data = charts(page_of(ExperimentDataLoader([tmp_path])))["stall"].data
-    assert data.set_index("layer").loc["head", "10"] == pytest.approx(0.73)
+    found = data_of(page_of(ExperimentDataLoader([tmp_path])))
+    assert cell(found, "stall", "optimizer's step", "head", 10) == pytest.approx(0.73)
 
 
 def test_rank_is_relative_to_the_first_look(tmp_path: Path) -> None:
     write_run(tmp_path, config("e4m3"), looks=looks())
-    data = charts(page_of(ExperimentDataLoader([tmp_path])))["rank"].data.set_index("layer")
-    assert data.loc["head", "1"] == 1.0
-    assert data.loc["head", "10"] == pytest.approx((40 - 0.5 * 5 * 3) / 40)
+    found = data_of(page_of(ExperimentDataLoader([tmp_path])))
+    assert cell(found, "rank", "weights", "head", 1) == 1.0
+    assert cell(found, "rank", "weights", "head", 10) == pytest.approx((40 - 0.5 * 5 * 3) / 40)
 
 
 def test_a_histogram_is_that_of_the_last_look_that_counted_codes(tmp_path: Path) -> None:
     early = full_look(1, number=0, codes={0x01: 64.0})
     late = full_look(10, number=5, codes={0x00: 4.0, 0x80: 4.0, 0x38: 8.0, 0x7F: 5.0})
     write_run(tmp_path, config("e4m3"), looks=[*early, *full_look(5, number=2), *late, *full_look(20, number=6)])
-    chart = charts(page_of(ExperimentDataLoader([tmp_path])))["codes-e4m3"]
-    assert len(chart.data) == 253, "values of E4M3, both zeros as one, NaN left out"
-    shares = chart.data.set_index("value")["attention"]
-    assert shares[0.0] == shares[1.0] == 0.5
-    assert shares[shares > 0].index.tolist() == [0.0, 1.0], "code 01 was not used at step 10"
-    assert "at step 10 of one run" in chart.description
+    (found,) = data_of(page_of(ExperimentDataLoader([tmp_path])))["codes"]
+    assert len(found["values"]) == 253, "values of E4M3, both zeros as one, NaN left out"
+    shares = dict(zip(found["values"], dict(found["shares"])["attention"], strict=True))
+    assert {value: share for value, share in shares.items() if share} == {0.0: 0.5, 1.0: 0.5}, "no 01 at step 10"
+    assert "at step 10 of one run" in found["note"]
 
 
 def test_after_a_shift_codes_are_those_of_the_new_format(tmp_path: Path) -> None:
     shift = {"kind": "shift", "step": 5, "from": "e4m3", "to": "e5m2"}
     write_run(tmp_path, config("e4m3"), looks=looks(), events=[shift])
-    assert "codes-e5m2" in charts(page_of(ExperimentDataLoader([tmp_path])))
+    assert "codes-e5m2" in by_id(data_of(page_of(ExperimentDataLoader([tmp_path])))["codes"])
 
 
 def test_each_operand_whose_codes_were_counted_has_a_histogram_over_its_own_format(tmp_path: Path) -> None:
@@ -212,21 +308,32 @@ def test_each_operand_whose_codes_were_counted_has_a_histogram_over_its_own_form
     rows += [(1, layer, kind, "grad_output", "code_7b", 1.0) for layer, kind in LAYERS[1:]]
     given = parse_config({"quantize": {"weight": "e4m3", "activation": "e4m3", "grad_output": "e5m2"}}, source="test")
     write_run(tmp_path, given, looks=rows)
-    found = charts(page_of(ExperimentDataLoader([tmp_path])))
-    assert [name for name in found if name.startswith("codes")] == ["codes-e4m3", "codes-grad-output-e5m2"]
-    chart = found["codes-grad-output-e5m2"]
-    assert chart.title == "Which values of E5M2 the gradients use, by layer type"
-    assert chart.data.set_index("value")["head"].loc[[0.0, 57344.0]].tolist() == [0.75, 0.25]
+    loader = ExperimentDataLoader([tmp_path])
+    found = by_id(data_of(page_of(loader))["codes"])
+    assert list(found) == ["codes-e4m3", "codes-grad-output-e5m2"]
+    of = found["codes-grad-output-e5m2"]
+    assert of["title"] == "Which values of E5M2 the gradients use, by layer type"
+    shares = dict(zip(of["values"], dict(of["shares"])["head"], strict=True))
+    assert (shares[0.0], shares[57344.0]) == (0.75, 0.25)
+    drawn = health.code_histograms(loader, loader.runs["run_id"].tolist())[1].chart
+    assert drawn.id == "codes-grad-output-e5m2"
+    assert drawn.data.set_index("value")["head"].loc[[0.0, 57344.0]].tolist() == [0.75, 0.25]
 
 
 def test_a_run_without_looks_has_no_section_and_an_old_record_gets_what_it_has(tmp_path: Path) -> None:
     write_run(tmp_path / "none", config("fp32"), looks=[])
     page = page_of(ExperimentDataLoader([tmp_path / "none"]))
     assert "Health of the layers" not in [block.text for block in page.blocks if isinstance(block, Heading)]
+    assert data_of(page) == {}
     write_run(tmp_path / "old", config("e4m3"), underflow=0.02)
-    page = page_of(ExperimentDataLoader([tmp_path / "old"]))
-    assert list(charts(page)) == ["loss", "underflow", "sqnr", "stall"]
-    assert [name for name in tables(page) if name] == ["health"]
+    found = data_of(page_of(ExperimentDataLoader([tmp_path / "old"])))
+    assert list(by_id(found["figures"])) == ["underflow", "sqnr", "stall"]
+    assert list(by_id(found["tables"])) == ["health"]
+    write_run(tmp_path / "few", config("e4m3"), looks=[(7, "a", "mlp", "weight", "amax", 1.0)])
+    page = page_of(ExperimentDataLoader([tmp_path / "few"]))
+    assert data_of(page)["figures"] == [], "nothing of it is followed over time"
+    assert data_of(page)["tables"][0]["rows"] == [["a", "weights", 1.0]]
+    assert "1 looks from step 7 to 7" in render(page, SITE)
 
 
 def test_a_run_that_ended_badly_is_shown_by_itself_with_its_cause_and_advice(tmp_path: Path) -> None:
@@ -242,10 +349,13 @@ def test_a_run_that_ended_badly_is_shown_by_itself_with_its_cause_and_advice(tmp
     )
     path = write_run(tmp_path, config("e4m3", seed=1), math.nan, status="failed", looks=looks(3), failure=failure)
     page = page_of(ExperimentDataLoader([tmp_path]))
-    assert "Mean over" not in charts(page)["underflow"].description, "finished runs alone are averaged"
-    (own,) = [block for block in page.blocks if isinstance(block, Details)]
-    assert {block.chart.id for block in own.blocks if isinstance(block, ChartBlock)} >= {f"{path.name}-underflow"}
+    found = data_of(page)
+    assert found["steps"][-1] == 10, "of the finished run alone"
+    (own,) = found["alone"]
+    assert (own["run"], own["status"], own["steps"][-1]) == (path.name, "failed", 4)
+    assert "underflow" in by_id(own["figures"])
     text = render(page, SITE)
+    assert "figures of one run" in text
     assert "Failure: divergence at step 7, head.weight, optimizer" in text
     assert "jump: &#60;b&#62;grew" in text
     assert "- lower it" in text

@@ -21,6 +21,7 @@ from altgrad.analysis.loader import RUN_COLUMNS, ExperimentDataLoader
 from altgrad.analysis.statistics import mean_interval, paired_difference
 from altgrad.reports.arms import arm_pages
 from altgrad.reports.compare import arm_json, arm_table, config_lines, health_by_type, table_json
+from altgrad.reports.health import FIGURES
 from altgrad.site import slug
 
 HERE = Path(__file__).parent
@@ -39,10 +40,11 @@ def node() -> str:
 
 
 def answers(node: str, script: str, value: Any) -> Any:
-    """What `script`, a function's body with the modules `table` and `compare` and the value `given`, returns."""
+    """What `script`, a function's body with the modules `table`, `compare`, `layers` and the value `given`, returns."""
     program = (
         f"const table = await import({json.dumps((SCRIPTS / 'table.js').as_uri())});\n"
         f"const compare = await import({json.dumps((SCRIPTS / 'compare.js').as_uri())});\n"
+        f"const layers = await import({json.dumps((SCRIPTS.parent / 'layers.js').as_uri())});\n"
         "let text = ''; for await (const part of process.stdin) text += part;\n"
         f"const given = JSON.parse(text);\nconst found = (() => {{ {script} }})();\n"
         "process.stdout.write(JSON.stringify(found));\n"
@@ -54,11 +56,11 @@ def answers(node: str, script: str, value: Any) -> Any:
 
 
 def test_the_scripts_pass_their_own_tests(node: str) -> None:
-    tests = [HERE / "site" / "javascript" / f"{name}.test.js" for name in ("table", "compare")]
+    tests = [HERE / "site" / "javascript" / f"{name}.test.js" for name in ("table", "compare", "layers")]
     done = subprocess.run([node, "--test", *map(str, tests)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
     assert "# fail 0" in done.stdout
-    assert "# pass 21" in done.stdout
+    assert "# pass 25" in done.stdout
 
 
 def test_paired_differences_in_the_browser_are_those_of_the_statistics(node: str) -> None:
@@ -91,6 +93,14 @@ def test_paired_differences_in_the_browser_are_those_of_the_statistics(node: str
             other[:3], rel=1e-12, abs=1e-13, nan_ok=True
         )
     assert {0, 1, 2} < {other[3] for other in expected}
+
+
+def test_a_value_has_the_level_in_the_browser_that_it_has_in_the_drawings_of_reports(node: str) -> None:
+    for figure in FIGURES.values():
+        edges = figure.levels.edges
+        values = [0.0, 1e-300, 1.0, 60.0, *edges, *np.nextafter(edges, -np.inf).tolist()]
+        found = answers(node, "return given[0].map((value) => layers.level(given[1], value));", [values, edges])
+        assert found == figure.levels.of(np.array(values)).tolist(), figure.title
 
 
 def test_anchors_in_the_browser_are_those_of_the_pages(node: str) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -145,40 +145,19 @@ class ExperimentDataLoader:
         """The per-layer table of one run (long form)."""
         return self.records[run_id].layers
 
-    def layer_history(self, run_ids: Iterable[str]) -> pd.DataFrame:
-        """The per-layer figures of some runs over time, as means over the runs that have them at a step.
+    def looks(self, run_ids: Iterable[str]) -> Looks:
+        """All per-layer figures of some runs in one table."""
+        frames = [self.records[run_id].coded for run_id in run_ids]
+        every = concatenated(frames) if frames else pd.DataFrame(columns=list(LAYER_COLUMNS))
+        return Looks(every, np.repeat(np.arange(len(frames)), [len(frame) for frame in frames]))
 
-        Columns step, layer, layer_type, operand, statistic, value, n (runs), in the order of the record, for what
-        `altgrad.runs.pack.is_over_time` keeps at every look. `stall_ratio` is computed from flips and updates, which
-        are at every look in a packed record too, summed over the runs. Empty without looks.
-        """
-        frames = [frame for run_id in run_ids if len(frame := self.records[run_id].coded)]
-        if not frames:
-            return pd.DataFrame(columns=[*LAYER_COLUMNS, "n"])
-        keys = ["step", "layer", "layer_type", "operand", "statistic"]
-        every = concatenated(frames)
-        frame = _aggregated(every[is_over_time(every)], keys)
-        flips, updates = (frame[frame["statistic"] == name] for name in ("flips", "updates"))
-        stall = flips.merge(updates[[*keys[:-1], "sum"]], on=keys[:-1], suffixes=("", "_of_updates"))
-        stall = stall[stall["sum_of_updates"] > 0]
-        stall = stall.assign(statistic="stall_ratio", mean=1.0 - stall["sum"] / stall["sum_of_updates"])
-        frame = pd.concat([frame[~frame["statistic"].isin(["flips", "updates"])], stall], ignore_index=True)
-        return frame.rename(columns={"mean": "value", "count": "n"})[[*LAYER_COLUMNS, "n"]]
+    def layer_history(self, run_ids: Iterable[str]) -> pd.DataFrame:
+        """`Looks.history` of some runs."""
+        return self.looks(run_ids).history()
 
     def last_look(self, run_ids: Iterable[str]) -> pd.DataFrame:
-        """The last value of each statistic in each run, as means over the runs.
-
-        Columns step, layer, layer_type, operand, statistic, value, n (runs), with the largest step where they differ.
-        The histograms of codes are sums over the runs.
-        """
-        frames = [frame for run_id in run_ids if len(frame := self.records[run_id].coded)]
-        if not frames:
-            return pd.DataFrame(columns=[*LAYER_COLUMNS, "n"])
-        every = concatenated(frames)
-        runs = np.repeat(np.arange(len(frames)), [len(frame) for frame in frames])
-        frame = _aggregated(every[is_last(every, runs)], list(LAYER_COLUMNS[1:-1])).rename(columns={"count": "n"})
-        frame["value"] = frame["mean"].mask(is_histogram(frame), frame["sum"])
-        return frame[[*LAYER_COLUMNS, "n"]]
+        """`Looks.last` of some runs."""
+        return self.looks(run_ids).last()
 
     def config(self, arm: str) -> ExperimentConfig:
         """The config that the seeds of `arm` share (with the seed of its first run)."""
@@ -261,6 +240,47 @@ def _record_digests(run_set: RunSet) -> dict[str, bytes]:
             total.update(np.asarray(column).tobytes())
         digests[record.id] = total.digest()
     return digests
+
+
+class Looks(NamedTuple):
+    """The per-layer figures of some runs, columns `LAYER_COLUMNS`, and the number of each row's run, from 0."""
+
+    layers: pd.DataFrame
+    runs: NDArray[np.int64]
+
+    def history(self) -> pd.DataFrame:
+        """The figures over time, as means over the runs that have them at a step.
+
+        Columns step, layer, layer_type, operand, statistic, value, n (runs), in the order of the record, for what
+        `altgrad.runs.pack.is_over_time` keeps at every look. `stall_ratio` is computed from flips and updates, which
+        are at every look in a packed record too, summed over the runs. Empty without looks.
+        """
+        if self.layers.empty:
+            return pd.DataFrame(columns=[*LAYER_COLUMNS, "n"])
+        keys = ["step", "layer", "layer_type", "operand", "statistic"]
+        frame = _aggregated(self.layers[is_over_time(self.layers)], keys)
+        statistic, total = frame["statistic"].to_numpy(object), frame["sum"].to_numpy()
+        flips, updates = (np.flatnonzero(statistic == name) for name in ("flips", "updates"))
+        places = list(zip(*(frame[key].tolist() for key in keys[:-1]), strict=True))
+        proposed = {places[row]: total[row] for row in updates}
+        flips = np.array([row for row in flips if proposed.get(places[row], 0.0) > 0], np.int64)
+        ratios = [1.0 - total[row] / proposed[places[row]] for row in flips]
+        stall = frame.iloc[flips].assign(statistic="stall_ratio", mean=ratios)
+        frame = pd.concat([frame[~np.isin(statistic, ["flips", "updates"])], stall], ignore_index=True)
+        return frame.rename(columns={"mean": "value", "count": "n"})[[*LAYER_COLUMNS, "n"]]
+
+    def last(self) -> pd.DataFrame:
+        """The last value of each statistic in each run, as means over the runs.
+
+        Columns step, layer, layer_type, operand, statistic, value, n (runs), with the largest step where they differ.
+        The histograms of codes are sums over the runs.
+        """
+        if self.layers.empty:
+            return pd.DataFrame(columns=[*LAYER_COLUMNS, "n"])
+        last = self.layers[is_last(self.layers, self.runs)]
+        frame = _aggregated(last, list(LAYER_COLUMNS[1:-1])).rename(columns={"count": "n"})
+        frame["value"] = frame["mean"].mask(is_histogram(frame), frame["sum"])
+        return frame[[*LAYER_COLUMNS, "n"]]
 
 
 def concatenated(frames: list[pd.DataFrame]) -> pd.DataFrame:

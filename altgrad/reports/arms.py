@@ -15,7 +15,7 @@ import yaml
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import FormatComparator
-from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, unquantized
+from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, Looks, unquantized
 from altgrad.analysis.statistics import Estimate, mean_interval
 from altgrad.config import ExperimentConfig, changes, command, flat, nested, scalar
 from altgrad.reports import columns as col
@@ -66,6 +66,9 @@ _RUNS = (
     col.of("Raw data", lambda row: Link("JSON", PageRef(f"runs/{row['arm']}.{slug(row['run_id'])}.json"))),
     col.of("W&B", lambda row: Link("W&B run", url) if isinstance(url := row["wandb_url"], str) else NO_WANDB),
 )
+_OF_RUN = (
+    "arm", "run_id", "seed", "status", "study", "role", "final_val_loss", "last_step", "created", "wandb_url",
+)  # fmt: skip
 _EVENTS = (
     col.text("Event", "event"),
     col.count("Runs", "runs"),
@@ -149,7 +152,9 @@ def _arm_page(
     if config.foreign is not None:
         title = f"{config.resolved_name}, a run of another loop: format {first['format']}, {first['max_steps']} steps"
     ids, counts = averaged(loader, runs), runs["status"].value_counts()
-    last = loader.last_look(ids)
+    looks = loader.looks(ids)
+    last = looks.last()
+    layers = _layers(loader, records, ids, looks, last)
     chart, table = curves(losses(arm), losses(baseline), baseline is not None, config.foreign is not None)
     values = {
         "title": title,
@@ -165,29 +170,33 @@ def _arm_page(
         "command": CodeBlock(command(config), "bash"),
         "compared": _compared(loader, arm),
         "averaged": len(ids),
-        "layers": _layers(loader, ids),
-        "special": _special(loader, records, ids),
+        "looks": np.unique(looks.layers["step"].to_numpy(np.int64)).tolist(),
+        "data": Link(f"{arm}.curves.json", PageRef(f"runs/{arm}.curves.json")),
+        "special": _special(records),
     }
-    shown = runs.assign(seconds=[record.run.get("seconds") or np.nan for record in records])
+    shown = runs[[*_OF_RUN]].assign(seconds=[record.run.get("seconds") or np.nan for record in records])
     parts: dict[str, Part] = {
-        "last look": lambda: health.last_look(loader, ids, last),
         "runs": [col.table(shown, _RUNS, f"{len(runs)} run{'s' if len(runs) > 1 else ''}")],
         "events": _events(records) if len(runs) > 1 else [],
         "environment": [_environment(records)],
     }
-    whose = "of this arm and of what it is compared with"
+    whose = "of this arm and its baseline"
     page = document_page(loader, f"runs/{arm}", values, parts, document="runs/_arm", of=whose)
-    files = {"curves.json": arm_json(loader, arm, runs, baseline, last)}
+    files = {"curves.json": arm_json(loader, arm, runs, baseline, last, layers)}
     files |= {f"{slug(record.id)}.json": run_json(record) for record in records}
     return replace(page, search=False, downloads=downloads(files))
 
 
 def _gap(loader: ExperimentDataLoader, arm: str, baseline: str | None) -> Estimate | None:
     """Final validation loss minus the baseline's of the same seed; held-out tuning seeds take no part."""
-    rows = loader.runs[(loader.runs["role"] == "report") & loader.runs["final_val_loss"].notna()]
-    losses = rows.drop_duplicates(["arm", "seed"]).pivot(index="seed", columns="arm", values="final_val_loss")
-    pairs = losses.reindex(columns=[arm, baseline]).dropna()
-    return mean_interval(pairs[arm] - pairs[baseline]) if len(pairs) else None
+    losses: dict[str, dict[int, float]] = {}
+    names = ("arm", "role", "seed", "final_val_loss")
+    for name, role, seed, loss in zip(*(loader.runs[name].tolist() for name in names), strict=True):
+        if role == "report" and np.isfinite(loss):
+            losses.setdefault(name, {}).setdefault(seed, loss)
+    own, other = losses.get(arm, {}), losses.get(baseline or "", {})
+    gaps = [loss - other[seed] for seed, loss in sorted(own.items()) if seed in other]
+    return mean_interval(gaps) if gaps else None
 
 
 def _config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline: str | None) -> list[Block]:
@@ -216,7 +225,7 @@ def _compared(loader: ExperimentDataLoader, arm: str) -> list[Block]:
     for comparison in loader.memo(_foreign).comparisons:
         if arm in (comparison.baseline, *comparison.table["arm"]):
             caption = md(
-                "{scope}, everything else equal: the gap of the final val_loss to {baseline}, paired by seed",
+                "{scope}: gap of val_loss to {baseline}, paired by seed",
                 scope=words.quantized(comparison.scope).capitalize(),
                 baseline=col.arm_link(comparison.baseline, "the unquantized runs"),
             )
@@ -224,25 +233,31 @@ def _compared(loader: ExperimentDataLoader, arm: str) -> list[Block]:
     return blocks
 
 
-def _layers(loader: ExperimentDataLoader, ids: list[str], prefix: str = "") -> dict[str, Any]:
-    """The health of the layers over time, as the mean over some runs."""
-    looks = loader.layer_history(ids)
-    steps, (zero, charts) = looks["step"], health.over_time(looks, ids, prefix)
-    return {"looks": steps.nunique(), "first": steps.min(), "last": steps.max(), "zero": zero, "charts": charts}
+def _layers(
+    loader: ExperimentDataLoader, records: list[RunRecord], ids: list[str], looks: Looks, last: pd.DataFrame
+) -> dict[str, Any] | None:
+    """What the script draws of the layers: means over some runs, and alone each other run that ended badly."""
+    if last.empty:
+        return None
+    bad = [record for record in records if record.status != "finished" and ids != [record.id] and len(record.coded)]
+    return {
+        **health.over_time(looks.history()),
+        "tables": health.last_look(last, len(ids)),
+        "codes": health.codes_value(health.codes(loader, ids, looks, last)),
+        "alone": [
+            {"run": record.id, "status": record.status, **health.over_time(loader.layer_history([record.id]))}
+            for record in bad
+        ],
+    }
 
 
-def _special(loader: ExperimentDataLoader, records: list[RunRecord], shown: list[str]) -> Iterator[dict[str, Any]]:
-    """What there is to say of single runs: why they ended badly, facts, warnings and looks (but of one just shown)."""
+def _special(records: list[RunRecord]) -> Iterator[dict[str, Any]]:
+    """What there is to say of single runs: why they ended badly, facts and warnings."""
     for record in records:
         bad = record.status != "finished"
-        about = len(records) == 1 or bad or record.run.get("message") or record.config.notes or "origin" in record.run
-        yield {
-            "id": record.id,
-            "failure": diagnose(record) if about else None,
-            "facts": _facts(record) if about else [],
-            "warnings": _warnings(record) if about else [],
-            "layers": _layers(loader, [record.id] if bad and shown != [record.id] else [], f"{record.id}-"),
-        }
+        if len(records) == 1 or bad or record.run.get("message") or record.config.notes or "origin" in record.run:
+            facts, warnings = _facts(record), _warnings(record)
+            yield {"id": record.id, "failure": diagnose(record), "facts": facts, "warnings": warnings}
 
 
 def _events(records: list[RunRecord]) -> list[Block]:
@@ -327,17 +342,16 @@ def _warnings(record: RunRecord) -> list[Block]:
 def _baseline(loader: ExperimentDataLoader, runs: pd.DataFrame) -> str | None:
     """The unquantized arm to draw behind this one: of the same setting, else of the same data, model and length."""
     first, config = runs.iloc[0], loader.config(str(runs["arm"].iloc[0]))
-    free = loader.memo(_unquantized)
-    free = free[free["arm"] != first["arm"]]
-    same = free.loc[free["setting"] == first["setting"], "arm"]
-    if same.empty and config.foreign is None and config.quantize.operands:
-        near = free[(free["data"] == first["data"]) & (free["max_steps"] == first["max_steps"])]
-        near = near.loc[~near["foreign"].astype(bool), "arm"]
-        same = near[[loader.config(arm).model == config.model for arm in near]]
-    return None if same.empty else str(same.iloc[0])
+    free = [each for each in loader.memo(_unquantized) if each.arm != first["arm"]]
+    same = [each.arm for each in free if each.setting == first["setting"]]
+    if not same and config.foreign is None and config.quantize.operands:
+        here = (first["data"], first["max_steps"], False)
+        near = (each.arm for each in free if (each.data, each.max_steps, each.foreign) == here)
+        same = [arm for arm in near if loader.config(arm).model == config.model]
+    return str(same[0]) if same else None
 
 
-def _unquantized(loader: ExperimentDataLoader) -> pd.DataFrame:
+def _unquantized(loader: ExperimentDataLoader) -> list[Any]:
     """The arms of unquantized reporting runs, with what `_baseline` chooses by; a row for each length of an arm."""
     rows = loader.runs[unquantized(loader.runs) & (loader.runs["role"] == "report")]
-    return rows[["arm", "setting", "data", "max_steps", "foreign"]].drop_duplicates()
+    return list(rows[["arm", "setting", "data", "max_steps", "foreign"]].drop_duplicates().itertuples(index=False))

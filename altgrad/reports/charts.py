@@ -316,6 +316,7 @@ def small_multiples(
     panels: tuple[str, Mapping[str, str]],
     by: Sequence[str],
     limit: float,
+    axis: str,
 ) -> Chart:
     """A panel a value of one column, in it a line a group of rows over multiples of something, coloured by format.
 
@@ -325,6 +326,7 @@ def small_multiples(
         panels: a column, and the titles of its values, in order.
         by: columns whose values make a line.
         limit: where the y axis ends at most; what lies above is not drawn.
+        axis: what is drawn over what.
     """
     x, y = axes
     split, titles = panels
@@ -334,11 +336,12 @@ def small_multiples(
     formats = sorted(set(drawn["format"]), key=format_order)
     colours = dict(zip(formats, itertools.cycle(PALETTE), strict=False))
     low, high = (round(float(np.log2(end))) for end in (drawn[x].min(), drawn[x].max()))
-    width, height, across = 150.0, 96.0, 3
+    width, height, across = 144.0, 96.0, 3
 
     def draw(sketch: Sketch) -> None:
         for number, fmt in enumerate(formats):
             sketch.text(40 + 60 * number, 12, fmt, colours[fmt], bold=True)
+        sketch.text(40 + across * (width + 16) - 16, 12, axis, MUTED, anchor="end")
         for number, value in enumerate(shown):
             left, top = 40 + number % across * (width + 16), 46 + number // across * (height + 52)
             across_axis = Axis(2.0**low, 2.0**high, left + 8, left + width - 8, log=True)

@@ -5,7 +5,9 @@ The scripts in docs/javascripts/runs/ choose, sort, pair and draw. Means, interv
 
 from __future__ import annotations
 
+import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,10 +18,11 @@ from altgrad.analysis.comparison import format_order
 from altgrad.analysis.loader import ExperimentDataLoader, unquantized
 from altgrad.analysis.statistics import CONFIDENCE, mean_interval
 from altgrad.config import ExperimentConfig, flat, scalar
-from altgrad.reports.curves import compact, plain, runs_value
+from altgrad.reports.curves import compact, history_value, plain, runs_value
 from altgrad.reports.document import document_page
 from altgrad.reports.tuning import swept
 from altgrad.runs import RunRecord
+from altgrad.runs.pack import is_histogram
 from altgrad.site import Download, Page
 from altgrad.site.content import web_address
 from altgrad.text import visible
@@ -42,15 +45,20 @@ def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
     ``val_loss``, its 95% t interval ``low`` and ``high`` and ``stall_ratio`` are means over the finished runs, ``n`` of
     them; tuning seeds count only where an arm has no others.
     """
+    names = ("role", "status", "study", "final_val_loss", "stall_ratio", *_OF_ARM)
+    role, status, study, loss, stall, *of_arm = (loader.runs[name].tolist() for name in names)
+    found = defaultdict[str, list[int]](list)
+    for run, arm in enumerate(loader.runs["arm"].tolist()):
+        found[arm].append(run)
     rows: list[tuple[Any, ...]] = []
-    for arm, runs in loader.runs.groupby("arm", sort=True):
-        reporting = runs[runs["role"] == "report"]
-        counted = runs if reporting.empty else reporting
-        estimate = mean_interval(counted["final_val_loss"].dropna().to_numpy())
-        stall = counted.loc[counted["status"] == "finished", "stall_ratio"].mean()
-        numbers = (len(runs), int((runs["status"] == "finished").sum()), estimate.n)
-        loss, studies = (estimate.mean, estimate.low, estimate.high), ", ".join(sorted(runs["study"].unique()))
-        rows.append((arm, *(runs[key].iloc[0] for key in _OF_ARM), *numbers, *loss, stall, studies))
+    for arm, runs in found.items():
+        counted = [run for run in runs if role[run] == "report"] or runs
+        estimate = mean_interval([loss[run] for run in counted if not math.isnan(loss[run])])
+        stalls = [stall[run] for run in counted if status[run] == "finished" and not math.isnan(stall[run])]
+        stalled = math.fsum(stalls) / len(stalls) if stalls else math.nan
+        numbers = (len(runs), sum(status[run] == "finished" for run in runs), estimate.n)
+        losses, studies = (estimate.mean, estimate.low, estimate.high), ", ".join(sorted({study[run] for run in runs}))
+        rows.append((arm, *(values[runs[0]] for values in of_arm), *numbers, *losses, stalled, studies))
     rows.sort(key=lambda row: (format_order(row[1]), row[0]))
     return pd.DataFrame(rows, columns=list(_ARM_COLUMNS))
 
@@ -125,13 +133,19 @@ def _suggested(loader: ExperimentDataLoader, arms: pd.DataFrame) -> list[dict[st
 
 
 def arm_json(
-    loader: ExperimentDataLoader, arm: str, runs: pd.DataFrame, baseline: str | None, last: pd.DataFrame
+    loader: ExperimentDataLoader,
+    arm: str,
+    runs: pd.DataFrame,
+    baseline: str | None,
+    last: pd.DataFrame,
+    layers: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """One arm for the scripts that draw and compare: {arm, baseline, data, config, health, runs, final}.
+    """One arm for the scripts that draw and compare: {arm, baseline, data, config, health, runs, final, layers}.
 
     ``runs`` are the curves (`runs_value`), ``config`` its flat keys as YAML text, ``health`` what `health_by_type`
-    finds in `last`, ``final`` of each run the final validation loss with all its digits, null where it did not finish.
-    Controls in the texts are spelled out (`visible`), since the scripts show them as they are.
+    finds in `last`, ``final`` of each run the final validation loss with all its digits, null where it did not finish,
+    ``layers`` what is drawn of them on the arm's page. Controls in the texts are spelled out (`visible`), since the
+    scripts show them as they are.
     """
     value = {
         "arm": arm,
@@ -140,14 +154,14 @@ def arm_json(
         "data": str(runs["data"].iloc[0])[:12],
         "config": {visible(key): visible(text) for key, text in config_lines(loader.config(arm)).items()},
         "health": [[*map(visible, keys), value] for *keys, value in health_by_type(last)],
-        "runs": runs_value(loader, runs),
     }
-    return compact(plain(value) | {"final": _column(runs["final_val_loss"])})
+    found = plain(value) | {"runs": runs_value(loader, runs), "final": _column(runs["final_val_loss"])}
+    return compact(found | ({"layers": layers} if layers else {}))
 
 
 def run_json(record: RunRecord) -> bytes:
     """One run as it was recorded: its description, and its history column by column."""
-    return compact(plain({"run": record.run, "history": record.history.to_dict("list")}))
+    return compact({"run": plain(record.run), "history": history_value(record.history)})
 
 
 def downloads(files: Mapping[str, bytes]) -> tuple[Download, ...]:
@@ -169,16 +183,18 @@ def health_by_type(last: pd.DataFrame) -> list[list[Any]]:
     and over the runs; ``stall_ratio`` is ``1 - flips / updates`` summed over both. Values that are not finite (an SQNR
     where nothing was lost) take no part.
     """
-    if last.empty:
-        return []
-    lost = last[last["statistic"].isin(["overflow", "underflow", "sqnr_db"]) & np.isfinite(last["value"])]
-    means = lost.groupby(["statistic", "operand", "layer_type"], sort=False)["value"].mean()
-    rows = [[*map(str, keys), float(value)] for keys, value in means.items()]
-    sums = last.assign(total=last["value"] * last["n"]).groupby(["statistic", "layer_type"], sort=False)["total"].sum()
-    for kind in last["layer_type"].unique():
-        updates = float(sums.get(("updates", kind), 0.0))
-        if updates > 0:
-            rows.append(["stall_ratio", "update", str(kind), 1.0 - float(sums.get(("flips", kind), 0.0)) / updates])
+    last = last[~is_histogram(last)]
+    lost, sums = dict[tuple[str, str, str], list[float]](), dict[tuple[str, str], float]()
+    names = ("statistic", "operand", "layer_type", "value", "n")
+    for statistic, operand, kind, value, n in zip(*(last[name].tolist() for name in names), strict=True):
+        if statistic in ("overflow", "underflow", "sqnr_db") and math.isfinite(value):
+            lost.setdefault((statistic, operand, kind), []).append(value)
+        elif statistic in ("flips", "updates"):
+            sums[statistic, kind] = sums.get((statistic, kind), 0.0) + value * n
+    rows: list[list[Any]] = [[*keys, math.fsum(values) / len(values)] for keys, values in lost.items()]
+    for (statistic, kind), updates in sums.items():
+        if statistic == "updates" and updates > 0:
+            rows.append(["stall_ratio", "update", kind, 1.0 - sums.get(("flips", kind), 0.0) / updates])
     return rows
 
 

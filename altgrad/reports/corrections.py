@@ -7,7 +7,7 @@ from typing import Any
 from altgrad.analysis.corrections import REPEATED, UNBLOCKED, corrections
 from altgrad.analysis.hypotheses import LONG_ARMS
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.reports.document import Content, document_page
+from altgrad.reports.document import Content, content_of, document_page
 from altgrad.site import Md, Page, md
 from altgrad.site.document import NotRecorded
 from altgrad.studies import ARMS
@@ -15,7 +15,7 @@ from altgrad.studies import ARMS
 
 def corrections_page(loader: ExperimentDataLoader) -> Page:
     """The page, from the records of `loader`."""
-    return document_page(loader, "reports/corrections", *loader.memo(_content))
+    return document_page(loader, "reports/corrections", *content_of(loader, _content))
 
 
 def _content(loader: ExperimentDataLoader) -> Content:

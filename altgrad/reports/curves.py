@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports import columns as col
+from altgrad.reports.document import macros_of
 from altgrad.site import MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Column, Sketch, Table, plot_axes
 from altgrad.site.sketch import spread
 
@@ -34,17 +35,15 @@ def curves(
     """
     if own.empty:
         return [], []
-    data = own.merge(other.set_index("step").add_prefix("baseline_").reset_index(), "outer", "step")
-    data = data.sort_values("step", ignore_index=True).fillna({"n": 0, "baseline_n": 0})
-    data = data.astype({"n": int, "baseline_n": int})
-    shown = data[data["n"] > 0]
-    first, last = shown.iloc[0], shown.iloc[-1]
-    description = (
-        f"Mean over the seeds by step, with the range from the lowest to the highest seed. At step {last['step']:.0f} "
-        f"the {last['n']:.0f} runs of this arm have {words.number(last['mean'])} "
-        f"({words.number(last['low'])} to {words.number(last['high'])}), at step {first['step']:.0f} they had "
-        f"{words.number(first['mean'])}."
-    )
+    steps = np.union1d(own["step"], other["step"])
+    beside: dict[str, NDArray[Any]] = {"step": steps}
+    for prefix, found in (("", own), ("baseline_", other)):
+        there = np.searchsorted(steps, found["step"])
+        for name in ("mean", "low", "high", "n"):
+            beside[prefix + name] = np.zeros(len(steps), np.int64) if name == "n" else np.full(len(steps), np.nan)
+            beside[prefix + name][there] = found[name]
+    data, first, last = pd.DataFrame(beside), own.iloc[0], own.iloc[-1]
+    description = str(macros_of("layers").loss(first, last)).strip()
     draw = _drawing(data, "val_loss" if foreign else "validation loss (nats a character)")
     chart = Chart("loss", "Validation loss by step", description, data, sketch=draw, height=3.3)
     return [ChartBlock(chart)], [_table(data, with_baseline)]
@@ -53,15 +52,24 @@ def curves(
 def runs_value(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[dict[str, Any]]:
     """All runs of an arm, column by column: {id, seed, status, role, step, tokens, seconds, loss, val_loss}."""
     found = []
-    for run in runs[["run_id", "seed", "status", "role"]].itertuples():
-        history = loader.history(run.run_id)
-        known = {name: history[name].to_numpy() for name in CURVES if name in history}
+    names = ("run_id", "seed", "status", "role")
+    for run_id, seed, status, role in zip(*(runs[name].tolist() for name in names), strict=True):
+        history = loader.history(run_id)
         keep = np.arange(len(history)) % max(1, math.ceil(len(history) / POINTS)) == 0
-        if "val_loss" in known:
-            keep |= ~np.isnan(known["val_loss"])
-        columns = {name: plain(values[keep].tolist()) for name, values in known.items()}
-        found.append({"id": run.run_id, "seed": int(run.seed), "status": run.status, "role": run.role, **columns})
+        if "val_loss" in history:
+            keep |= ~np.isnan(history["val_loss"].to_numpy())
+        own = history_value(history, keep)
+        own = {name: own[name] for name in CURVES if name in own}
+        found.append({"id": run_id, "seed": seed, "status": status, "role": role, **own})
     return found
+
+
+def history_value(history: pd.DataFrame, keep: NDArray[np.bool_] | None = None) -> dict[str, list[Any]]:
+    """A history, or the rows to keep of it, column by column; steps are whole, and all else as `column` writes it."""
+    values = history.to_numpy(np.float64).T
+    values = values if keep is None else values[:, keep]
+    found = dict(zip(map(str, history), column(values), strict=True))
+    return found | {"step": values[list(history).index("step")].astype(np.int64).tolist()}
 
 
 def compact(value: Any) -> bytes:
@@ -80,6 +88,25 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
+_TENS = np.array([float(f"1e{power}") for power in range(23)])
+"""The powers of ten that a float holds exactly."""
+
+
+def column(values: NDArray[np.float64]) -> list[Any]:
+    """The floats of an array of any shape as `plain` writes them, in a tenth of its time."""
+    known = np.isfinite(values)
+    size = np.abs(np.where(known & (values != 0), values, 1.0))
+    power = 6 - np.floor(np.log10(size)).astype(np.int64)
+    tens = _TENS[np.minimum(np.abs(power), len(_TENS) - 1)]
+    whole = np.where(power < 0, np.rint(values / tens) * tens, np.rint(values * np.where(power < 0, 1, tens)) / tens)
+    shown = whole.astype(object)
+    shown[~known] = None
+    for place in np.argwhere(known & (np.abs(power) >= len(_TENS))):
+        shown[tuple(place)] = plain(float(values[tuple(place)]))
+    found: list[Any] = shown.tolist()
+    return found
+
+
 def losses_by_step(loader: ExperimentDataLoader, arm: str | None) -> pd.DataFrame:
     """Columns step, mean, low, high, n: the validation losses of an arm's runs at each step where one was evaluated."""
     steps, losses = [np.empty(0, np.int64)], [np.empty(0)]
@@ -90,8 +117,13 @@ def losses_by_step(loader: ExperimentDataLoader, arm: str | None) -> pd.DataFram
             losses.append(history["val_loss"].to_numpy(np.float64))
     step, loss = np.concatenate(steps), np.concatenate(losses)
     drawn = np.isfinite(loss) & (np.abs(np.nan_to_num(loss)) < 1e300)
-    found = pd.DataFrame({"step": step[drawn], "loss": loss[drawn]}).groupby("step")["loss"]
-    return found.agg(mean="mean", low="min", high="max", n="count").reset_index()
+    loss = loss[drawn]
+    found, place = np.unique(step[drawn], return_inverse=True)
+    n, low, high = np.bincount(place, minlength=len(found)), np.full(len(found), np.inf), np.full(len(found), -np.inf)
+    np.minimum.at(low, place, loss)
+    np.maximum.at(high, place, loss)
+    mean = np.bincount(place, loss, len(found)) / n
+    return pd.DataFrame({"step": found, "mean": mean, "low": low, "high": high, "n": n})
 
 
 def _drawing(data: pd.DataFrame, label: str) -> Any:
@@ -130,4 +162,4 @@ def _table(data: pd.DataFrame, with_baseline: bool) -> Table:
         reach = f"{{{prefix}low:.4f}} to {{{prefix}high:.4f}}"
         columns += [col.number(name, f"{prefix}mean", 4), col.filled(f"{name}, lowest to highest", reach)]
         columns.append(col.count(f"{name}, runs", f"{prefix}n"))
-    return col.table(rows, columns, "Validation loss by step: mean over seeds, range, runs")
+    return col.table(rows, columns, "Validation loss: mean over seeds, range, runs")

@@ -65,6 +65,18 @@ class Content(NamedTuple):
         return self._replace(parts={name: cache(part) if callable(part) else part for name, part in self.parts.items()})
 
 
+def content_of(loader: ExperimentDataLoader, find: Callable[[ExperimentDataLoader], Content]) -> Content:
+    """What `find` finds in the records: found once, as long as what several documents share does not change."""
+    held, shared = loader.memo(_held), documents_key()
+    if find not in held or held[find][0] != shared:
+        held[find] = (shared, find(loader))
+    return held[find][1]
+
+
+def _held(loader: ExperimentDataLoader) -> dict[Callable[[ExperimentDataLoader], Content], tuple[str, Content]]:
+    return {}
+
+
 def document_page(
     loader: ExperimentDataLoader,
     path: str,
@@ -209,13 +221,16 @@ def _traceability(runs: pd.DataFrame, path: str) -> tuple[Block, ...]:
     return section("traceability", values, {"linked": lambda: linked_table(runs)})
 
 
-@cache
 def macros_of(name: str) -> Any:
     """What docs/sections/`name`.md sets, and its macros, for cells and charts: they give plain text."""
-    return macros(f"sections/{name}.md", DOCUMENTS, FILTERS)
+    return _macros(f"sections/{name}.md", document_source(f"sections/{name}"))
 
 
 @cache
+def _macros(file: str, text: str) -> Any:
+    return macros(file, DOCUMENTS, FILTERS)
+
+
 def statements() -> dict[str, str]:
     """Each hypothesis in the words of the preregistration, by its number."""
     rows = re.findall(r"^\| (H\d+) \| \w+ \| (.*?) \|", document_source(PREREGISTRATION), re.MULTILINE)
@@ -228,6 +243,6 @@ def document_source(path: str) -> str:
 
 
 def documents_key(*paths: str) -> str:
-    """A digest of the documents of some pages and of those that they may import, for the cache."""
+    """A digest of the documents of some pages and of what they may take from others, for the cache."""
     shared = sorted(f"sections/{file.stem}" for file in (DOCUMENTS / "sections").glob("*.md"))
     return digest(CITATION.read_text("utf-8"), *map(document_source, (*paths, PREREGISTRATION, *shared)))

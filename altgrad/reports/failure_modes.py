@@ -18,7 +18,7 @@ from altgrad.config import OPERAND_NAMES, command
 from altgrad.formats import SPLITS_8BIT, get_format
 from altgrad.reports import charts, health
 from altgrad.reports import columns as col
-from altgrad.reports.document import Content, document_page
+from altgrad.reports.document import Content, content_of, document_page
 from altgrad.reports.format_comparison import GAPS
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.scope import pilot, scope
@@ -44,7 +44,7 @@ Values = dict[str, Any]
 
 def failure_modes_page(loader: ExperimentDataLoader) -> Page:
     """The page, from the records of `loader`; "Pending Experiments" where there is nothing to explain."""
-    return document_page(loader, "reports/failure_modes", *loader.memo(_content))
+    return document_page(loader, "reports/failure_modes", *content_of(loader, _content))
 
 
 def _content(loader: ExperimentDataLoader) -> Content:

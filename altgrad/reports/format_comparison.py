@@ -41,7 +41,7 @@ from altgrad.config import LAYER_TYPES, OPERAND_NAMES
 from altgrad.formats import get_format
 from altgrad.reports import charts
 from altgrad.reports import columns as col
-from altgrad.reports.document import Content, document_page
+from altgrad.reports.document import Content, content_of, document_page
 from altgrad.reports.scope import pilot, scope_line
 from altgrad.site import FOREGROUND, MUTED, PALETTE, Block, Chart, ChartBlock, Column, Link, Page, Table
 from altgrad.site.document import Part
@@ -67,7 +67,7 @@ GAP = (col.signed("Gap to FP32", "gap"), col.interval(), col.count("Pairs", "n_p
 
 def format_comparison_page(loader: ExperimentDataLoader) -> Page:
     """The page, from the records of `loader`; "Pending Experiments" where they allow no comparison."""
-    return document_page(loader, "reports/format_comparison", *loader.memo(_content))
+    return document_page(loader, "reports/format_comparison", *content_of(loader, _content))
 
 
 def _content(loader: ExperimentDataLoader) -> Content:

@@ -1,25 +1,30 @@
-"""The health of the layers: heat maps and curves over time, the last look in tables by subject, the codes in use."""
+"""The health of the layers: what the script of an arm's page draws of it, and the charts that other pages show.
+
+`docs/javascripts/layers.js` draws what `over_time`, `last_look` and `codes` give. They have the words beside the
+numbers, so that titles, levels and columns are told here alone.
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from altgrad.analysis import words
-from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.loader import ExperimentDataLoader, Looks
 from altgrad.config import LAYER_TYPES, OPERAND_NAMES
 from altgrad.formats import FloatFormat, get_format
-from altgrad.reports import columns as col
+from altgrad.reports.curves import column, plain
+from altgrad.reports.document import macros_of
 from altgrad.reports.heat_map import Levels, heat_map
 from altgrad.runs import RunRecord
 from altgrad.runs.pack import is_histogram
-from altgrad.site import GRID, MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Column, Sketch, Table, plot_axes
+from altgrad.site import GRID, MUTED, PALETTE, Axis, Chart, ChartBlock, Sketch
 from altgrad.site.sketch import INCH
+from altgrad.text import CELL_LIMIT, shorten, visible
 
 LOST = Levels(
     (float(np.nextafter(0.0, 1.0)), 0.001, 0.01, 0.05, 0.25),
@@ -46,103 +51,279 @@ RANK = Levels(
 
 
 class Figure(NamedTuple):
-    """A figure of the layers that has a heat map, its id and panels, and what it is relative to."""
+    """A figure of the layers over time, drawn as a heat map: its id, words and panels, and what it is relative to.
+
+    ``form`` is how the script writes its values, as in `STATISTICS`.
+    """
 
     identity: str
     title: str
     levels: Levels
-    meaning: str
+    form: str = "percent"
     panels: dict[str, str] = OPERAND_NAMES
     relative: str = ""
 
+    @property
+    def meaning(self) -> str:
+        """What it measures, in a sentence."""
+        return str(macros_of("layers").meanings[self.identity])
 
-_RANK = "Effective rank of each weight relative to the first look."
-_STALL = "Share of the proposed changes that left the stored code as it was."
+
 FIGURES = {
-    "underflow": Figure("underflow", "Underflow", LOST, "Fraction of nonzero elements that rounding turned into zero."),
-    "overflow": Figure("overflow", "Overflow", LOST, "Fraction of nonzero elements beyond the format's largest value."),
-    "sqnr_db": Figure("sqnr", "SQNR", SQNR, "Signal-to-quantization-noise ratio."),
-    "stall_ratio": Figure("stall", "Stall ratio", STALL, _STALL, {"update": "optimizer's step"}),
+    "underflow": Figure("underflow", "Underflow", LOST),
+    "overflow": Figure("overflow", "Overflow", LOST),
+    "sqnr_db": Figure("sqnr", "SQNR", SQNR, "dB"),
+    "stall_ratio": Figure("stall", "Stall ratio", STALL, panels={"update": "optimizer's step"}),
     "effective_rank": Figure(
-        "rank", "Effective rank", RANK, _RANK, {"weight": "weights"}, ", relative to the first look"
+        "rank", "Effective rank", RANK, panels={"weight": "weights"}, relative=", relative to the first look"
     ),
 }
 """By the statistic of the records, in the order of pages."""
-
-
-def _short(value: float) -> str:
-    return f"{value:.4g}".replace("-", "−")
-
-
-_ONE_DIGIT = partial(words.number, digits=1)
-STATISTICS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "amax": ("Amax", _short),
-    "scale": ("Scale", _short),
-    "norm_l2": ("Norm L2", _short),
-    "norm_inf": ("Largest", _short),
-    "zero": ("Zero", words.percent),
-    "nonfinite": ("NaN, infinite", lambda value: f"{value:,.0f}"),
-    "overflow": ("Overflow", words.percent),
-    "underflow": ("Underflow", words.percent),
-    "sqnr_db": ("SQNR (dB)", _ONE_DIGIT),
-    "dead": ("Dead", words.percent),
-    "codes_used": ("Codes used", words.percent),
-    "code_entropy": ("Entropy (bits)", partial(words.number, digits=2)),
-    "spectral_norm": ("Spectral norm", _short),
-    "stable_rank": ("Stable rank", _ONE_DIGIT),
-    "effective_rank": ("Effective rank", _ONE_DIGIT),
-    "code_position": ("Code position", words.number),
-    "grid_distance": ("Distance to the grid (ulp)", words.number),
-    "stiffness_correlation": ("Correlation with S", words.number),
-    "shadow_cosine": ("Cosine to unrounded", partial(words.number, digits=4)),
-    "shadow_snr_db": ("SNR to unrounded (dB)", _ONE_DIGIT),
-    "stall_ratio": ("Stall ratio", words.percent),
-    "zero_update": ("No change proposed", words.percent),
-    "ulps_rms": ("Step (ulps, rms)", _short),
-    "ulps_0": ("0", words.percent),
-    **{f"ulps_2^{power}": (f"below 2^{power}", words.percent) for power in (-6, -4, -2, 0, 2, 4)},
-    "ulps_inf": ("2^4 or more", words.percent),
+_GRADIENTS = {
+    "id": "gradients",
+    "title": "Gradient norm of each layer by step",
+    "form": "short",
 }
-"""Title and text of each statistic in the tables of the last look."""
+"""What is drawn as curves, a line a layer."""
+
+STATISTICS = {
+    "amax": ("Amax", "short"),
+    "scale": ("Scale", "short"),
+    "norm_l2": ("Norm L2", "short"),
+    "norm_inf": ("Largest", "short"),
+    "zero": ("Zero", "percent"),
+    "nonfinite": ("NaN, infinite", "0"),
+    "overflow": ("Overflow", "percent"),
+    "underflow": ("Underflow", "percent"),
+    "sqnr_db": ("SQNR (dB)", "1"),
+    "dead": ("Dead", "percent"),
+    "codes_used": ("Codes used", "percent"),
+    "code_entropy": ("Entropy (bits)", "2"),
+    "spectral_norm": ("Spectral norm", "short"),
+    "stable_rank": ("Stable rank", "1"),
+    "effective_rank": ("Effective rank", "1"),
+    "code_position": ("Code position", "3"),
+    "grid_distance": ("Distance to the grid (ulp)", "3"),
+    "stiffness_correlation": ("Correlation with S", "3"),
+    "shadow_cosine": ("Cosine to unrounded", "4"),
+    "shadow_snr_db": ("SNR to unrounded (dB)", "1"),
+    "stall_ratio": ("Stall ratio", "percent"),
+    "zero_update": ("No change proposed", "percent"),
+    "ulps_rms": ("Step (ulps, rms)", "short"),
+    "ulps_0": ("0", "percent"),
+    **{f"ulps_2^{power}": (f"below 2^{power}", "percent") for power in (-6, -4, -2, 0, 2, 4)},
+    "ulps_inf": ("2^4 or more", "percent"),
+}
+"""Title and form of each statistic in the tables of the last look: as a percentage, short, or with so many decimals."""
 _OFTEN_ZERO = ("nonfinite", "overflow", "underflow", "dead", "zero", "stall_ratio", "zero_update")
 """Figures whose column says nothing where all of it is 0: the table's caption says it."""
-_OF_OPERANDS = "amax scale nonfinite overflow underflow sqnr_db dead codes_used code_entropy"
-_OF_WEIGHTS = "spectral_norm stable_rank effective_rank code_position grid_distance"
-_OF_GRADIENTS = "norm_l2 norm_inf zero nonfinite stiffness_correlation shadow_cosine shadow_snr_db"
-_OF_STEPS = "norm_l2 stall_ratio zero_update ulps_rms"
-_OF_ULPS = " ".join(name for name in STATISTICS if name.startswith("ulps_") and name != "ulps_rms")
+_OF_OPERANDS = ("amax", "scale", "nonfinite", "overflow", "underflow", "sqnr_db", "dead", "codes_used", "code_entropy")
+_OF_WEIGHTS = ("spectral_norm", "stable_rank", "effective_rank", "code_position", "grid_distance")
+_OF_GRADIENTS = ("norm_l2", "norm_inf", "zero", "nonfinite", "stiffness_correlation", "shadow_cosine", "shadow_snr_db")
+_OF_STEPS = ("norm_l2", "stall_ratio", "zero_update", "ulps_rms")
+_OF_ULPS = tuple(name for name in STATISTICS if name.startswith("ulps_") and name != "ulps_rms")
 SUBJECTS = (
-    ("", "Operands at the last look ({}), fractions of nonzero elements", tuple(OPERAND_NAMES), _OF_OPERANDS),
-    ("-weights", "Weights at the last look ({})", ("weight",), _OF_WEIGHTS),
-    ("-gradients", "Gradients of the weights at the last look ({})", ("gradient",), _OF_GRADIENTS),
-    ("-step", "The optimizer's step at the last look ({})", ("update",), _OF_STEPS),
-    ("-ulps", "How far that step moved the weights, in ulps: fractions of elements ({})", ("update",), _OF_ULPS),
+    ("", tuple(OPERAND_NAMES), _OF_OPERANDS),
+    ("-weights", ("weight",), _OF_WEIGHTS),
+    ("-gradients", ("gradient",), _OF_GRADIENTS),
+    ("-step", ("update",), _OF_STEPS),
+    ("-ulps", ("update",), _OF_ULPS),
 )
-"""The tables of the last look: end of the id, caption, operands, statistics."""
+"""The tables of the last look: end of the id, operands, statistics."""
 
 
-def over_time(looks: pd.DataFrame, run_ids: Sequence[str], prefix: str = "") -> tuple[list[str], list[Block]]:
-    """Which figures are 0 in every layer at every look, and a heat map or curves for each of the others.
+def over_time(looks: pd.DataFrame) -> dict[str, Any]:
+    """What `ExperimentDataLoader.layer_history` found of some runs, for the script: {steps, layers, zero, figures}.
 
-    Args:
-        looks: what `ExperimentDataLoader.layer_history` found of the runs.
-        run_ids: the runs, which the charts' descriptions name first.
-        prefix: of the charts' ids, where a page has several runs.
+    ``steps`` are those of all looks, ``layers`` [name, type] of each. A figure has its words, the levels of a heat map,
+    the steps that have it, and for each panel its title and rows: one a layer of ``layers``, null where there is
+    nothing, with a value a step. ``zero`` are those that are 0 in every layer at every look.
     """
-    if looks.empty:
-        return [], []
-    zero, blocks = [], list[Block]()
-    note = f"Mean over {len(run_ids)} runs." if len(run_ids) > 1 else f"Run {run_ids[0]}."
+    place, layers = pd.factorize(looks["layer"])
+    types = dict(zip(looks["layer"].tolist(), looks["layer_type"].tolist(), strict=True))
+    operands, statistics = looks["operand"].to_numpy(object), looks["statistic"].to_numpy(object)
+    at, values = looks["step"].to_numpy(np.int64), looks["value"].to_numpy(np.float64)
+
+    def cells(statistic: str, names: Iterable[str]) -> tuple[list[str], list[int], NDArray[np.float64]]:
+        """The operands and steps that have a statistic, and its values [operand, layer, step]."""
+        of = {name: np.flatnonzero((statistics == statistic) & (operands == name)) for name in names}
+        of = {name: rows for name, rows in of.items() if len(rows)}
+        steps = np.unique(at[np.concatenate([*of.values(), np.empty(0, np.int64)])])
+        found = np.full((len(of), len(layers), len(steps)), np.nan)
+        for panel, rows in enumerate(of.values()):
+            found[panel, place[rows], np.searchsorted(steps, at[rows])] = values[rows]
+        return list(of), steps.tolist(), found
+
+    def panels(titles: Iterable[str], found: NDArray[np.float64]) -> list[Any]:
+        """[title, rows] of each operand; null in place of a row without a value."""
+        rows = ([None if row.count(None) == len(row) else row for row in each] for each in column(found))
+        return [list(each) for each in zip(titles, rows, strict=True)]
+
+    zero, figures = list[str](), list[dict[str, Any]]()
     for statistic, figure in FIGURES.items():
-        data = _of(looks, statistic, figure.panels)
-        if figure.relative and len(data):
-            first = data.drop_duplicates("layer").set_index("layer")["value"].replace(0.0, np.nan)
-            data = data.assign(value=data["value"] / data["layer"].map(first))
-        if len(data) and figure.levels.sign > 0 and not (data["value"] > 0).any():
-            zero.append(figure.title.lower())
-        elif len(data):
-            blocks.append(by_layer(prefix + figure.identity, statistic, data, note))
-    return zero, [*blocks, *_gradient_norms(looks, note, prefix)]
+        levels, (names, steps, found) = figure.levels, cells(statistic, figure.panels)
+        if figure.relative and found.size:
+            first = np.take_along_axis(found, (~np.isnan(found)).argmax(axis=2)[..., np.newaxis], axis=2)
+            found = found / np.where(first == 0, np.nan, first)
+        if found.size and levels.sign > 0 and not (found > 0).any():
+            zero.append(figure.title)
+        elif np.isfinite(found).any():
+            figures.append(
+                {
+                    "id": figure.identity,
+                    "title": f"{figure.title} by layer and step{figure.relative}",
+                    "note": figure.meaning,
+                    "form": figure.form,
+                    "edges": levels.edges,
+                    "legend": levels.legend,
+                    "missing": levels.missing,
+                    "steps": steps,
+                    "panels": panels([figure.panels[name] for name in names], found),
+                }
+            )
+    names, steps, found = cells("norm_l2", ["gradient"])
+    found = np.where(found > 0, found, np.nan)
+    if np.isfinite(found).any():
+        note = macros_of("layers").meanings["gradients"]
+        figures.append({**_GRADIENTS, "note": note, "steps": steps, "panels": panels(["gradients"], found)})
+    shown = [[_shown(layer), _shown(types[layer])] for layer in layers]
+    return {"steps": np.unique(at).tolist(), "layers": shown, "zero": zero, "figures": figures}
+
+
+def last_look(last: pd.DataFrame, runs: int) -> list[dict[str, Any]]:
+    """What `ExperimentDataLoader.last_look` found of so many runs, as tables by subject for the script.
+
+    A table has its columns, [title, form] each, and rows of a cell a column; only those that were recorded.
+    """
+    if last.empty:
+        return []
+    last = last[~is_histogram(last)]
+    newest, cells = int(last["step"].max()), dict[tuple[str, str], dict[str, float]]()
+    steps, types = dict[tuple[str, str], int](), dict[str, str]()
+    names = ("layer", "layer_type", "operand", "statistic", "step", "value")
+    for layer, kind, operand, statistic, step, value in zip(*(last[name].tolist() for name in names), strict=True):
+        types.setdefault(layer, kind)
+        cells.setdefault((operand, statistic), {})[layer] = value
+        steps[operand, statistic] = max(step, steps.get((operand, statistic), 0))
+    weights = (layer for (operand, _), found in cells.items() if operand == "weight" for layer in found)
+    layers = list(dict.fromkeys([*weights, *types]))
+    who = f"{f'mean over {runs} runs' if runs > 1 else 'one run'}, step {newest}"
+    tables = []
+    for end, operands, of in SUBJECTS:
+        caption = macros_of("layers").captions[end]
+        mine = {name: [operand for operand in operands if (operand, name) in cells] for name in of}
+        recorded = [name for name, having in mine.items() if having]
+        zero = [
+            name
+            for name in recorded
+            if name in _OFTEN_ZERO and not any(any(cells[operand, name].values()) for operand in mine[name])
+        ]
+        shown = [name for name in recorded if name not in zero]
+        if not shown:
+            continue
+        columns = [["Layer", ""], ["Operand" if len(operands) > 1 else "Type", ""]]
+        for name in shown:
+            step = max(steps[operand, name] for operand in mine[name])
+            title, form = STATISTICS[name]
+            columns.append([title + (f" (step {step})" if step != newest else ""), form])
+        rows = []
+        for operand in operands:
+            for layer in layers:
+                if any(layer in cells.get((operand, name), ()) for name in recorded):
+                    kind = OPERAND_NAMES[operand] if len(operands) > 1 else _shown(types[layer])
+                    figures = [plain(cells.get((operand, name), {}).get(layer)) for name in shown]
+                    rows.append([_shown(layer), kind, *figures])
+        absent = f". {words.names([STATISTICS[name][0] for name in zero])}: 0 everywhere" if zero else ""
+        tables.append({"id": f"health{end}", "caption": caption.format(who) + absent, "columns": columns, "rows": rows})
+    return tables
+
+
+class Codes(NamedTuple):
+    """How an operand's elements lie on the finite values of its format at the last look that counted them."""
+
+    operand: str
+    fmt: FloatFormat
+    runs: int
+    step: int
+    shares: dict[str, NDArray[np.float64]]
+    """For each layer type, the share on each of `FloatFormat.finite_values`."""
+
+    @property
+    def identity(self) -> str:
+        """Of its chart."""
+        of = "" if self.operand == "weight" else f"{self.operand.replace('_', '-')}-"
+        return f"codes-{of}{self.fmt.name}"
+
+    @property
+    def title(self) -> str:
+        """Of its chart."""
+        return f"Which values of {self.fmt.label} the {OPERAND_NAMES[self.operand]} use, by layer type"
+
+    @property
+    def about(self) -> str:
+        """What the shares are of."""
+        said = macros_of("layers").codes
+        return str(said(OPERAND_NAMES[self.operand], len(self.fmt.finite_values), self.step, self.runs)).strip()
+
+
+def codes(loader: ExperimentDataLoader, run_ids: Sequence[str], looks: Looks, last: pd.DataFrame) -> Iterator[Codes]:
+    """Which codes were in use at the last look that counted them, for each operand and format (runs shift).
+
+    `looks` and `last` are those of all the runs.
+    """
+    every, run = looks
+    if every.empty:
+        return
+    counted = is_histogram(every).to_numpy()
+    steps, operands, run = every["step"].to_numpy()[counted], every["operand"].array[counted], run[counted]
+    found: dict[tuple[str, FloatFormat], list[str]] = {}
+    for operand in OPERAND_NAMES:
+        own = operands == operand
+        newest = np.full(len(run_ids), -1)
+        np.maximum.at(newest, run[own], steps[own])
+        for run_id, step in zip(run_ids, newest.tolist(), strict=True):
+            fmt = _format(loader.records[run_id], operand, step) if step >= 0 else None
+            if fmt is not None:
+                found.setdefault((operand, fmt), []).append(run_id)
+    for (operand, fmt), ids in found.items():
+        looked = last if len(ids) == len(run_ids) else loader.last_look(ids)
+        counts = looked[is_histogram(looked) & (looked["operand"] == operand)]
+        shares = _shares(counts, fmt)
+        if shares:
+            yield Codes(operand, fmt, len(ids), int(counts["step"].max()), shares)
+
+
+def _shares(counts: pd.DataFrame, fmt: FloatFormat) -> dict[str, NDArray[np.float64]]:
+    """The counts of codes of a last look as shares of the format's finite values; those of NaN are left out."""
+    code = np.array([int(name.removeprefix("code_"), 16) for name in counts["statistic"].tolist()], np.int64)
+    number = np.where(code < 1 << fmt.bits, fmt.values[np.minimum(code, (1 << fmt.bits) - 1)], np.nan)
+    finite, types = np.isfinite(number), counts["layer_type"].to_numpy(object)
+    place, value = np.searchsorted(fmt.finite_values, number), counts["value"].to_numpy(np.float64)
+    shares = {}
+    for kind in _kinds(types[finite]):
+        own = finite & (types == kind)
+        total = np.bincount(place[own], value[own], len(fmt.finite_values))
+        shares[kind] = total / total.sum()
+    return shares
+
+
+def codes_value(found: Iterable[Codes]) -> list[dict[str, Any]]:
+    """`codes` for the script: [{id, title, note, values, shares: [[layer type, a share a value]]}]."""
+    return [
+        {
+            "id": each.identity,
+            "title": each.title,
+            "note": each.about,
+            "values": column(each.fmt.finite_values),
+            "shares": [[_shown(kind), column(share)] for kind, share in each.shares.items()],
+        }
+        for each in found
+    ]
+
+
+def _shown(name: str) -> str:
+    """A name from a record as the script shows it: without control characters, and not without end."""
+    return shorten(visible(name), CELL_LIMIT)
 
 
 def by_layer(identity: str, statistic: str, data: pd.DataFrame, note: str, whose: str = "") -> ChartBlock:
@@ -152,117 +333,16 @@ def by_layer(identity: str, statistic: str, data: pd.DataFrame, note: str, whose
     return ChartBlock(heat_map(identity, title, data, figure.levels, figure.panels, f"{figure.meaning} {note}"))
 
 
-def last_look(loader: ExperimentDataLoader, run_ids: Sequence[str], last: pd.DataFrame) -> list[Block]:
-    """The last recorded figures as tables by subject, and the codes in use; nothing without looks.
-
-    `last` is what `ExperimentDataLoader.last_look` gives for these runs.
-    """
-    if last.empty:
-        return []
-    layers = list(dict.fromkeys([*last["layer"][last["operand"] == "weight"].unique(), *last["layer"].unique()]))
-    histograms = code_histograms(loader, run_ids, last)
-    last = last[~is_histogram(last)].assign(place=last["layer"].map(layers.index))
-    who = f"{f'mean over {len(run_ids)} runs' if len(run_ids) > 1 else 'one run'}, step {last['step'].max()}"
-    tables = (_table(last, f"health{end}", caption.format(who), of, what) for end, caption, of, what in SUBJECTS)
-    return [*histograms, *filter(None, tables)]
-
-
-def code_histograms(
-    loader: ExperimentDataLoader, run_ids: Sequence[str], last: pd.DataFrame | None = None
-) -> list[ChartBlock]:
-    """Which codes were in use at the last look that counted them: a chart for each operand and format (runs shift).
-
-    `last` is the last look of all the runs, where the caller has it.
-    """
-    found: dict[tuple[str, FloatFormat], list[str]] = {}
-    for run_id in run_ids:
-        layers = loader.records[run_id].coded
-        counted = is_histogram(layers).to_numpy()
-        steps, operands = layers["step"].to_numpy()[counted], layers["operand"].array[counted]
-        for operand in OPERAND_NAMES:
-            own = steps[operands == operand]
-            fmt = _format(loader.records[run_id], operand, int(own.max())) if len(own) else None
-            if fmt is not None:
-                found.setdefault((operand, fmt), []).append(run_id)
-    blocks: list[ChartBlock] = []
-    for (operand, fmt), ids in found.items():
-        looked = last if last is not None and len(ids) == len(run_ids) else loader.last_look(ids)
-        chart = _codes(looked[is_histogram(looked) & (looked["operand"] == operand)], operand, fmt, len(ids))
-        blocks += [ChartBlock(chart)] if chart else []
-    return blocks
-
-
-def _of(looks: pd.DataFrame, statistic: str, operands: Iterable[str]) -> pd.DataFrame:
-    found = looks[(looks["statistic"] == statistic) & looks["operand"].isin(list(operands))]
-    return found[["layer", "layer_type", "operand", "step", "value"]].reset_index(drop=True)
-
-
-def _gradient_norms(looks: pd.DataFrame, note: str, prefix: str) -> list[Block]:
-    norms = _of(looks, "norm_l2", ("gradient",))
-    data = norms[np.isfinite(norms["value"]) & (norms["value"] > 0)].reset_index(drop=True)
-    if data.empty:
-        return []
-    lines = zip(itertools.cycle(PALETTE), itertools.cycle(("", "6 2", "2 2", "7 2 2 2")), strict=False)
-    styles = dict(zip(_kinds(data["layer_type"]), lines, strict=False))
-    steps, last = data["step"], data[data["step"] == data["step"].max()].sort_values("value")
-    absent = len(norms) - len(data)
-    description = (
-        f"{note} L2 norm of the gradient of each of {data['layer'].nunique()} weights, before clipping, from step "
-        f"{steps.min()} to {steps.max()}. At the end the largest is {last['layer'].iloc[-1]} "
-        f"{last['value'].iloc[-1]:.3g}, the smallest {last['layer'].iloc[0]} {last['value'].iloc[0]:.3g}."
-        f"{f' {absent} norms that are 0 or not finite are left out.' if absent else ''}"
-    ).strip()
-
-    def draw(sketch: Sketch) -> None:
-        x = Axis(float(steps.min()), float(steps.max()), 54, sketch.width - 10)
-        low, high = float(data["value"].min()), float(data["value"].max())
-        y = Axis(low / 1.2, high * 1.2, sketch.height - 34, 34, log=True)
-        plot_axes(sketch, x, y, "step", "")
-        for (kind, _), line in data.groupby(["layer_type", "layer"], sort=False, observed=True):
-            points = ((x(step), y(value)) for step, value in zip(line["step"], line["value"], strict=True))
-            sketch.line(points, styles[str(kind)][0], 1.1, styles[str(kind)][1])
-        sketch.text(2, 14, "gradient norm", MUTED)
-        place = 82.0
-        for name, (colour, dash) in styles.items():
-            sketch.line([(place, 11), (place + 20, 11)], colour, 1.6, dash)
-            sketch.text(place + 24, 14, name, colour)
-            place += 42 + 4.9 * len(name)
-
-    title = "Gradient norm of each layer by step"
-    return [ChartBlock(Chart(f"{prefix}gradients", title, description, data, sketch=draw, height=2.8))]
+def code_histograms(loader: ExperimentDataLoader, run_ids: Sequence[str]) -> list[ChartBlock]:
+    """A chart of each of the `codes` of some runs."""
+    looks = loader.looks(run_ids)
+    return [ChartBlock(_ridges(found)) for found in codes(loader, run_ids, looks, looks.last())]
 
 
 def _kinds(layer_types: Iterable[str]) -> list[str]:
     """The layer types that occur, those of the model in its order."""
     order = {str(kind): number for number, kind in enumerate(LAYER_TYPES)}
     return sorted(set(layer_types), key=lambda kind: (order.get(kind, len(order)), kind))
-
-
-def _table(last: pd.DataFrame, identity: str, caption: str, operands: Sequence[str], of: str) -> Table | None:
-    """One subject of the last look: only the columns and rows that were recorded."""
-    found, steps, some = dict[tuple[int, int], dict[str, Any]](), dict[str, int](), set[str]()
-    names, statistics = ["layer", "layer_type", "operand"], of.split()
-    mine = last[last["operand"].isin(operands) & last["statistic"].isin(statistics)]
-    cells = mine[[*names, "place", "statistic", "step", "value"]]
-    for *named, row, statistic, step, value in zip(*(cells[name].tolist() for name in cells), strict=True):
-        place = (operands.index(named[2]), row)
-        found.setdefault(place, dict(zip(names, named, strict=True)))[statistic] = value
-        steps[statistic] = max(step, steps.get(statistic, 0))
-        some |= {statistic} if value != 0 else set()
-    recorded, newest = [name for name in statistics if name in steps], int(last["step"].max())
-    zero = [name for name in recorded if name in _OFTEN_ZERO and name not in some]
-    if len(recorded) == len(zero):
-        return None
-
-    def column(name: str) -> Column:
-        title, text = STATISTICS[name]
-        later = f" (step {steps[name]})" if steps[name] != newest else ""
-        return col.of(title + later, lambda row: None if col.missing(row.get(name)) else text(row[name]), right=True)
-
-    kind = col.text("Operand", "operand", OPERAND_NAMES) if len(operands) > 1 else col.text("Type", "layer_type")
-    absent = f". {words.names([STATISTICS[name][0] for name in zero])}: 0 everywhere" if zero else ""
-    columns = (col.text("Layer", "layer"), kind, *(column(name) for name in recorded if name not in zero))
-    return col.table([found[place] for place in sorted(found)], columns, caption + absent, identity)
 
 
 def _format(record: RunRecord, operand: str, step: int) -> FloatFormat | None:
@@ -277,19 +357,9 @@ def _format(record: RunRecord, operand: str, step: int) -> FloatFormat | None:
     return found if found.bits <= 16 else None
 
 
-def _codes(counts: pd.DataFrame, operand: str, fmt: FloatFormat, runs: int) -> Chart | None:
+def _ridges(found: Codes) -> Chart:
     """Share of an operand's elements on each value of the format, in order, a ridge for each layer type."""
-    codes = counts["statistic"].map(lambda name: int(name.removeprefix("code_"), 16))
-    counts = counts[codes < 1 << fmt.bits]
-    counts = counts.assign(number=fmt.values[codes[counts.index]])
-    counts = counts[np.isfinite(counts["number"])]
-    if counts.empty:
-        return None
-    values, totals = fmt.finite_values, counts.groupby(["layer_type", "number"])["value"].sum()
-    shares = {
-        kind: (totals[kind] / totals[kind].sum()).reindex(values, fill_value=0.0).to_numpy(dtype=np.float64)
-        for kind in _kinds(totals.index.get_level_values(0))
-    }
+    fmt, shares, values = found.fmt, found.shares, found.fmt.finite_values
     data = pd.DataFrame({"place": range(len(values)), "value": values, **shares})
     said = "; ".join(
         f"{kind}: {int((share > 0).sum())} values in use, the most frequent {values[share.argmax()]:g} with "
@@ -314,13 +384,5 @@ def _codes(counts: pd.DataFrame, operand: str, fmt: FloatFormat, runs: int) -> C
         label = f"the {len(values)} finite values of {fmt.label} in order (before scaling)"
         sketch.text(x.stop, bottom + 27, label, MUTED, size=8.5, anchor="end")
 
-    name, whose = OPERAND_NAMES[operand], f"{runs} runs" if runs > 1 else "one run"
-    return Chart(
-        f"codes-{fmt.name}" if operand == "weight" else f"codes-{operand.replace('_', '-')}-{fmt.name}",
-        f"Which values of {fmt.label} the {name} use, by layer type",
-        f"Share of the {name} on each of the {len(values)} finite values at step {int(counts['step'].max())} of "
-        f"{whose}. {said}.",
-        data,
-        sketch=draw,
-        height=0.62 * len(shares) + 0.5,
-    )
+    description, height = f"{found.about} {said}.", 0.62 * len(shares) + 0.5
+    return Chart(found.identity, found.title, description, data, sketch=draw, height=height)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.reports.document import Content, document_page
+from altgrad.reports.document import Content, content_of, document_page
 from altgrad.reports.format_comparison import gap_chart, headline
 from altgrad.site import ChartBlock, Page
 
 
 def home_page(loader: ExperimentDataLoader) -> Page:
     """The page, from the records of `loader`."""
-    return document_page(loader, "index", *loader.memo(_content))
+    return document_page(loader, "index", *content_of(loader, _content))
 
 
 def _content(loader: ExperimentDataLoader) -> Content:

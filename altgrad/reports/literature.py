@@ -14,7 +14,7 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import MARGIN
 from altgrad.reports import charts
 from altgrad.reports import columns as col
-from altgrad.reports.document import Content, document_page
+from altgrad.reports.document import Content, content_of, document_page
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.verdicts import evidence, tests_table, verdict_table
 from altgrad.site import Block, ChartBlock, Link, Md, Page, PageRef, Table, escape, join
@@ -25,7 +25,7 @@ PATH = "reports/literature"
 
 def literature_page(loader: ExperimentDataLoader) -> Page:
     """The page, from the records of `loader`; claims whose runs are missing are pending, with what is missing."""
-    return document_page(loader, PATH, *loader.memo(_content))
+    return document_page(loader, PATH, *content_of(loader, _content))
 
 
 def _content(loader: ExperimentDataLoader) -> Content:

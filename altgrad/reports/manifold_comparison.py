@@ -25,7 +25,7 @@ from altgrad.analysis.step_rules import NAME_COLUMNS, STEP_ARMS, StepRuleCompara
 from altgrad.config import OptimizerConfig
 from altgrad.reports import charts, measured
 from altgrad.reports import columns as col
-from altgrad.reports.document import Content, document_page
+from altgrad.reports.document import Content, content_of, document_page
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.scope import pilot, scope
 from altgrad.reports.step_slopes import NAME, SlopesRecord, slope_table
@@ -52,7 +52,7 @@ TUNED_WITHIN = 0.5
 def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = measured.RECORDED) -> Page:
     """The page, from the records of `loader` and the slopes in `benchmarks`; what is not recorded is pending."""
     slopes, no_slopes = measured.found(benchmarks / NAME, SlopesRecord, "No slopes are recorded.")
-    values, parts, arms = loader.memo(_content)
+    values, parts, arms = content_of(loader, _content)
     values, parts = {**values, "slopes": slopes}, {**parts, "slopes": [slope_table(slopes)] if slopes else no_slopes}
     return document_page(loader, "reports/manifold_comparison", values, parts, arms)
 
@@ -411,6 +411,7 @@ def _sweep_chart(sweeps: pd.DataFrame) -> list[Block]:
         ("rule", LABELS),
         NAME_COLUMNS,
         TUNED_WITHIN,
+        "nats above best, by multiples of best rate",
     )
     return [ChartBlock(chart)]
 

@@ -7,7 +7,7 @@ from collections import Counter
 from altgrad.analysis.hypotheses import Verdict, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports import columns as col
-from altgrad.reports.document import Content, document_page, statements
+from altgrad.reports.document import Content, content_of, document_page, statements
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.verdicts import PREREGISTERED, outcome_table
 from altgrad.site import Page, Table
@@ -24,7 +24,7 @@ REPORTS = {
 
 def preregistered_page(loader: ExperimentDataLoader) -> Page:
     """The page, from the records of `loader`; hypotheses without all their runs are pending."""
-    return document_page(loader, PREREGISTERED, *loader.memo(_content))
+    return document_page(loader, PREREGISTERED, *content_of(loader, _content))
 
 
 def _content(loader: ExperimentDataLoader) -> Content:

@@ -9,6 +9,7 @@ state of a build is one `SiteBuild` in ``config.extra["altgrad"]``. Nothing of m
 from __future__ import annotations
 
 import difflib
+import gc
 import hashlib
 import json
 import logging
@@ -278,10 +279,13 @@ def _shared(work: Sequence[Callable[[], Files]], processes: int) -> list[Files]:
         _work = work
         try:
             context = multiprocessing.get_context("fork")
+            gc.freeze()  # so that no process looks through, and so copies, what all have read
             with ProcessPoolExecutor(min(cores, processes), context, _leave_with, (os.getpid(),)) as pool:
                 return list(pool.map(_do, range(len(work))))
         except (BrokenProcessPool, OSError):  # a process was killed, or none could be started: it is all made here
             log.info("A process ended early; its pages are made in this one")
+        finally:
+            gc.unfreeze()
     return [make() for make in work]
 
 

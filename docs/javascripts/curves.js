@@ -1,5 +1,5 @@
 // Zoomable curves with bands over seeds, drawn by uPlot over a drawing that is on the page already.
-// `seedBand` and `align` are pure; `plotCurves` draws any groups of them; at the end, the curves of an arm's page.
+// `seedBand` and `align` are pure; `plotCurves` draws any groups of them; at the end, the page of an arm.
 
 /** Mean, lowest and highest value and standard deviation of `metric` over the runs at each step that any has; x is the mean of `axis`. */
 export function seedBand(runs, metric, axis = "step") {
@@ -44,6 +44,14 @@ export function zoomed([from, to], factor, shift = 0) {
   return [middle - half, middle + half];
 }
 
+/** Round values of a logarithmic axis: powers of ten, with 2 and 5 between them where it has fewer than three. */
+export function decades(min, max) {
+  const every = Array.from({ length: 700 }, (_, index) => 10 ** (index - 350));
+  const inside = (values) => values.filter((value) => value >= min && value <= max);
+  const tens = inside(every);
+  return tens.length > 2 ? tens : inside(every.flatMap((ten) => [ten, 2 * ten, 5 * ten]));
+}
+
 let library;
 function loadLibrary() {
   library ??= new Promise((resolve, reject) => {
@@ -67,7 +75,7 @@ const whole = (value) => (Math.abs(value) >= 1e4 ? value.toLocaleString("en") : 
  *
  * groups: [{label, runs, colour: "--chart-1", dash: [4, 3]}], the first in front; `band` in place of what `seedBand`
  * makes of the runs, and `ghost`, {x, mean} of a pale line behind the group's own, where they are given.
- * options: {metric, axis, xLabel, height, each (every run as a thin line), onPoint(text)}.
+ * options: {metric, axis, xLabel, height, each (every run as a thin line), log, of ("runs"), onPoint(text)}.
  * Returns {zoom(factor, shift), reset(), destroy()}.
  */
 export async function plotCurves(host, groups, options) {
@@ -130,7 +138,7 @@ export async function plotCurves(host, groups, options) {
     const parts = shown.map(({ label, band }) => {
       const index = band.x.indexOf(x);
       if (index < 0) return null;
-      const range = band.n[index] > 1 ? ` (${figures(band.low[index])} to ${figures(band.high[index])}, ${band.n[index]} runs)` : "";
+      const range = band.n[index] > 1 ? ` (${figures(band.low[index])} to ${figures(band.high[index])}, ${band.n[index]} ${options.of ?? "runs"})` : "";
       return `${label} ${figures(band.mean[index])}${range}`;
     });
     options.onPoint?.([`${options.xLabel} ${whole(x)}`, ...parts.filter(Boolean)].join(" · "));
@@ -142,11 +150,11 @@ export async function plotCurves(host, groups, options) {
     height: options.height,
     padding: [6, 84, 0, 0],
     legend: { show: false },
-    scales: { x: { time: false } },
+    scales: { x: { time: false }, y: options.log ? { distr: 3, range: (_, min, max) => [(min ?? 1) / 1.2, (max ?? 1) * 1.2] } : {} },
     cursor: { drag: { x: true, y: false }, points: { size: 6 } },
     axes: [
       { ...axisLook, label: options.xLabel, size: 22, grid: { show: false }, values: (_, at) => at.map(whole) },
-      { ...axisLook, grid, size: 48 },
+      { ...axisLook, grid, size: 48, ...(options.log && { splits: (_, __, min, max) => decades(min, max), filter: (_, at) => at }) },
     ],
     series,
     bands,
@@ -186,14 +194,39 @@ function choice(label, names, runs) {
   return select;
 }
 
+/**
+ * Keep what `draw` plots into `host`, a part of `box`, in the palette and the width of the page.
+ *
+ * Returns {redraw(), buttons: those that zoom}; `box` has the same on its keys while it has the focus.
+ */
+export function live(box, host, draw) {
+  let plot;
+  const redraw = async () => {
+    plot?.destroy();
+    plot = undefined;
+    plot = await draw();
+  };
+  const button = (textContent, ariaLabel, onclick) => element("button", { type: "button", textContent, ariaLabel, onclick });
+  const keys = {
+    "+": () => plot.zoom(0.5), "-": () => plot.zoom(2), 0: () => plot.reset(), Escape: () => plot.reset(),
+    ArrowLeft: () => plot.zoom(1, -0.25), ArrowRight: () => plot.zoom(1, 0.25),
+  };
+  box.addEventListener("keydown", (event) => {
+    if (!plot || event.target !== box || !(event.key in keys) || event.ctrlKey || event.metaKey || event.altKey) return;
+    keys[event.key]();
+    event.preventDefault();
+  });
+  new MutationObserver(() => plot && redraw()).observe(document.body, { attributeFilter: ["data-md-color-scheme"] });
+  new ResizeObserver(() => plot?.resize(Math.max(host.clientWidth, 240))).observe(host);
+  const buttons = [button("+", "Zoom in", keys["+"]), button("−", "Zoom out", keys["-"]), button("Reset", "Reset zoom", keys[0])];
+  return { redraw, buttons };
+}
+
 /** Put the zoomable chart in the place of an arm's drawing. */
-export async function armCurves(figure) {
-  const own = new URL(figure.querySelector(".files a[href$='.loss.json']").href.replace(/\.loss\.json$/, ".curves.json"));
-  const read = async (address) => (await fetch(address)).json();
-  const arm = await read(own);
+async function armCurves(figure, arm, address) {
   const groups = [{ label: "this arm", runs: arm.runs, colour: "--chart-1" }];
   if (typeof arm.baseline === "string") {
-    const other = await read(new URL(`${encodeURIComponent(arm.baseline)}.curves.json`, own));
+    const other = await read(new URL(`${encodeURIComponent(arm.baseline)}.curves.json`, address));
     groups.push({ label: "baseline", runs: other.runs, colour: "--chart-muted", dash: [4, 3] });
   }
   const box = figure.querySelector(".chart-box");
@@ -201,43 +234,46 @@ export async function armCurves(figure) {
   const metric = choice("Metric", METRICS, arm.runs);
   const axis = choice("Horizontal axis", AXES, arm.runs);
   const each = element("input", { type: "checkbox" });
-  const button = (textContent, ariaLabel, onclick) => element("button", { type: "button", textContent, ariaLabel, onclick });
-  let plot;
-  const controls = element("div", { className: "curve-controls" },
-    metric, axis, element("label", {}, each, " each run"),
-    button("+", "Zoom in", () => plot.zoom(0.5)), button("−", "Zoom out", () => plot.zoom(2)),
-    button("Reset", "Reset zoom", () => plot.reset()));
   const host = element("div", { className: "curves" });
   host.setAttribute("role", "img");
   host.setAttribute("aria-labelledby", drawing.getAttribute("aria-labelledby"));
   const readout = element("p", { className: "curve-readout" });
   const height = Math.round(Math.max(drawing.getBoundingClientRect().height, 180));
-  const redraw = async () => {
-    plot?.destroy();
-    plot = await plotCurves(host, groups, {
-      metric: metric.value, axis: axis.value, xLabel: AXES[axis.value], height,
-      each: each.checked, onPoint: (text) => { readout.textContent = text; },
-    });
-  };
+  const { redraw, buttons } = live(box, host, () => plotCurves(host, groups, {
+    metric: metric.value, axis: axis.value, xLabel: AXES[axis.value], height,
+    each: each.checked, onPoint: (text) => { readout.textContent = text; },
+  }));
+  const controls = element("div", { className: "curve-controls" }, metric, axis, element("label", {}, each, " each run"), ...buttons);
   await loadLibrary();
   host.style.height = `${height}px`;
   box.append(controls, host, readout);
   drawing.classList.add("replaced");
   await redraw();
   for (const input of [metric, axis, each]) input.addEventListener("change", redraw);
-  new MutationObserver(redraw).observe(document.body, { attributeFilter: ["data-md-color-scheme"] });
-  new ResizeObserver(() => plot.resize(Math.max(host.clientWidth, 240))).observe(host);
-  const keys = {
-    "+": () => plot.zoom(0.5), "-": () => plot.zoom(2), 0: () => plot.reset(), Escape: () => plot.reset(),
-    ArrowLeft: () => plot.zoom(1, -0.25), ArrowRight: () => plot.zoom(1, 0.25),
-  };
-  box.addEventListener("keydown", (event) => {
-    if (event.target !== box || !(event.key in keys) || event.ctrlKey || event.metaKey || event.altKey) return;
-    keys[event.key]();
-    event.preventDefault();
-  });
   box.dataset.ready = "";
 }
 
-const found = globalThis.document?.querySelector("figure#chart-loss:has(.files a[href$='.loss.json'])");
-if (found && /\/runs\/[^/]+\/(?:index\.html)?$/.test(location.pathname) && location.protocol !== "file:") armCurves(found);
+async function read(address) {
+  const answer = await fetch(address);
+  if (!answer.ok) throw new Error(`${answer.status}`);
+  return answer.json();
+}
+
+/** The page of an arm: what its file has, in the place of the drawing and below its last heading. */
+async function armPage(address, figure, layers) {
+  try {
+    const arm = await read(address);
+    const drawn = layers && import("./layers.js").then(({ drawLayers }) => drawLayers(layers, arm.layers));
+    await Promise.all([drawn, figure && armCurves(figure, arm, address)]);
+  } catch (error) {
+    layers?.append(element("p", { role: "alert", textContent: `The data of this page could not be read (${error.message}).` }));
+  } finally {
+    if (layers) layers.dataset.ready = "";
+  }
+}
+
+const page = globalThis.document?.querySelector(".md-content");
+const file = page?.querySelector("a[href$='.curves.json']");
+if (file && /\/runs\/[^/]+\/(?:index\.html)?$/.test(location.pathname)) {
+  armPage(file.href, page.querySelector("figure#chart-loss"), page.querySelector("#layers"));
+}

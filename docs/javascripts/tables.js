@@ -22,9 +22,9 @@ function sortRows(table, column, direction) {
   body.append(...rows.map(([, row]) => row));
 }
 
-for (const box of document.querySelectorAll(".table-box")) {
+function makeSortable(box) {
   const table = box.querySelector("table");
-  if (table.tBodies.length !== 1 || table.tBodies[0].rows.length < 2) continue;
+  if (table.tBodies.length !== 1 || table.tBodies[0].rows.length < 2) return;
   const headings = [...table.tHead.rows[0].cells];
   headings.forEach((heading, column) => {
     if (box.dataset.sort?.[column] === "0" || !heading.textContent.trim()) return;
@@ -46,16 +46,18 @@ const tellCut = (box) => box.classList.toggle("cut", box.scrollWidth - box.clien
 const resized = new ResizeObserver((entries) => { for (const { target } of entries) tellCut(target.closest(".table-box")); });
 const known = new WeakSet();
 
-function finish() {
+function finish(first = false) {
   // Material puts each copy button into a <nav> without a name: to a screen reader, as many landmarks as code blocks.
   for (const box of document.querySelectorAll("nav.md-code__nav:not([role])")) box.setAttribute("role", "presentation");
   for (const box of document.querySelectorAll(".table-box")) {
     if (known.has(box)) continue;
     known.add(box);
+    if (first || box.dataset.sort) makeSortable(box);
     resized.observe(box);
     resized.observe(box.firstElementChild);
     box.addEventListener("scroll", () => tellCut(box), { passive: true });
   }
 }
-new MutationObserver(finish).observe(document.body, { childList: true, subtree: true }); // scripts add tables later
-finish();
+finish(true);
+// Scripts add tables later: those with data-sort sort as these do, the others by their own script.
+new MutationObserver(() => finish()).observe(document.body, { childList: true, subtree: true });

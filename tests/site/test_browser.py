@@ -168,9 +168,39 @@ def test_home_and_reports_show_a_chart(visit: Any, real_address: str, kind: str)
     assert charts.first.bounding_box()["height"] > 100
 
 
-def test_the_page_of_an_arm_shows_its_heat_maps(visit: Any, place: Any, real_address: str) -> None:
+def test_the_layers_of_an_arm_are_drawn_and_read_by_pointer_and_keyboard(
+    visit: Any, place: Any, real_address: str
+) -> None:
     page = visit(real_address + place("ARM")).page
-    assert page.locator("figure#chart-underflow svg path[fill*='--heat-6']").count() >= 1
+    figure = page.locator("figure#chart-underflow")
+    assert figure.locator("svg path[fill*='--heat-6']").count() >= 1
+    told = figure.get_by_role("status")
+    assert told.inner_text() == "Point at a value, or move with the arrow keys."
+    figure.locator(".chart-box").focus()
+    page.keyboard.press("ArrowRight")
+    first = told.inner_text()
+    assert first.startswith("embedding, weights, step 1: ")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    assert told.inner_text().startswith("blocks.0.attention.qkv, weights, step 50: ")
+    box = figure.locator("svg").bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 4, box["y"] + box["height"] - 26)
+    assert told.inner_text().startswith("head, gradients, step 300: ")
+    page.locator("figure#chart-gradients canvas").wait_for()
+    with page.expect_download() as saved:
+        figure.get_by_role("button", name="Download underflow as CSV").click()
+    lines = Path(saved.value.path()).read_text().splitlines()
+    assert lines[0].startswith("layer,layer_type,of,step 1,")
+    assert lines[1].startswith("embedding,embedding,weights,")
+
+
+def test_the_tables_of_the_last_look_sort(visit: Any, place: Any, real_address: str) -> None:
+    page = visit(real_address + place("ARM")).page
+    table = page.locator("#table-health-weights table")
+    table.get_by_role("button", name="Spectral norm").click()
+    found = [float(text) for text in table.locator("tbody td:nth-child(3)").all_inner_texts()]
+    assert len(found) > 4
+    assert found == sorted(found)
 
 
 def test_the_curves_of_an_arm_zoom_by_mouse_keyboard_and_button(visit: Any, place: Any, real_address: str) -> None:
@@ -191,7 +221,7 @@ def test_the_curves_of_an_arm_zoom_by_mouse_keyboard_and_button(visit: Any, plac
     page.keyboard.press("+")
     page.keyboard.press("ArrowLeft")
     assert told(0.98) != whole
-    page.get_by_role("button", name="Reset zoom").click()
+    box.get_by_role("button", name="Reset zoom").click()
     assert told(0.99) == whole
     over = box.locator(".u-over").bounding_box()
     page.mouse.move(over["x"] + 20, over["y"] + 50)
@@ -212,6 +242,8 @@ def test_without_scripts_the_curves_and_their_figures_are_there(visit: Any, plac
     assert page.locator("#chart-loss svg").is_visible()
     assert page.locator("table[aria-label^='Validation loss by step'] tbody tr").count() >= 3
     assert page.get_by_text("With JavaScript the chart zooms").is_visible()
+    data = page.get_by_text("A script draws the charts and tables").get_by_role("link")
+    assert page.request.get(data.evaluate("link => link.href")).json()["layers"]["figures"]
 
 
 def test_bands_are_mean_and_range_over_the_runs_that_have_a_step(visit: Any, real_address: str) -> None:
@@ -346,6 +378,8 @@ def test_a_site_of_hostile_records_runs_nothing_and_shows_them_as_text(
     }
     for path in paths.get(kind, [kind]):
         one = visit(hostile_address + path)
+        one.page.evaluate("document.querySelectorAll('.md-content details').forEach((each) => { each.open = true; })")
+        one.page.wait_for_load_state("networkidle")
         assert one.page.evaluate("window.pwned") is None, path
         assert one.complaints == [], path
         assert [url for url in one.requests if not url.startswith((hostile_address, "data:"))] == []
