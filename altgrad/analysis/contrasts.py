@@ -9,6 +9,7 @@ answer only where the opposite is shown.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -212,10 +213,18 @@ class Judgement:
     @property
     def named(self) -> Rows:
         """The rows whose figures are given: all of them, or of those that are counted the two extremes."""
-        if not self.counts:
-            return self.rows
-        known = [row for row in self.rows if judged(row)]
-        return [extreme(known, key=lambda row: float(row["difference"])) for extreme in (min, max)]
+        return self.ends if self.counts else self.rows
+
+    @property
+    def ends(self) -> Rows:
+        """The judged rows with the smallest and the largest difference, one where they are the same."""
+        known = sorted((row for row in self.rows if judged(row)), key=lambda row: float(row["difference"]))
+        return known if len(known) < 2 else [known[0], known[-1]]
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """How many of the rows read how."""
+        return dict(Counter(reading(row) for row in self.rows))
 
 
 Judge = Callable[[Rows], Judgement]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import format_order
-from altgrad.site import FOREGROUND, MUTED, PALETTE, Chart
+from altgrad.site import FOREGROUND, GRID, MUTED, PALETTE, Axis, Chart
+from altgrad.site.sketch import INCH, Sketch, number_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -306,42 +307,61 @@ def grouped_forest(
     return Chart(identity, title, description, data, draw, height=height, margins=(2.2, 0.15, 0.5, 0.75))
 
 
-def curves_of_multiples(
+def small_multiples(
     identity: str,
     title: str,
     description: str,
     data: pd.DataFrame,
-    axes_names: Mapping[str, str],
+    axes: tuple[str, str],
+    panels: tuple[str, Mapping[str, str]],
     by: Sequence[str],
-    styles: Mapping[str, Style],
     limit: float,
+    axis: str,
 ) -> Chart:
-    """A line a group of rows over multiples of something, whose ticks are a factor of two apart.
+    """A panel a value of one column, in it a line a group of rows over multiples of something, coloured by format.
 
     Args:
-        data: a row a point, with a column `rule`, a key of `styles`.
-        axes_names: the columns of x and y, and what the axes are called; what is not finite is not drawn.
+        data: a row a point, with a column `format`.
+        axes: the columns of x, whose ticks are a factor of two apart, and of y, which begins at 0.
+        panels: a column, and the titles of its values, in order.
         by: columns whose values make a line.
-        limit: where the y axis ends at most; it begins at 0.
+        limit: where the y axis ends at most; what lies above is not drawn.
+        axis: what is drawn over what.
     """
-    x, y = axes_names
+    x, y = axes
+    split, titles = panels
     drawn = finite_rows(data, x, y)
+    drawn = drawn[drawn[y] <= limit]
+    shown = [value for value in titles if (drawn[split] == value).any()]
+    formats = sorted(set(drawn["format"]), key=format_order)
+    colours = dict(zip(formats, itertools.cycle(PALETTE), strict=False))
+    low, high = (round(float(np.log2(end))) for end in (drawn[x].min(), drawn[x].max()))
+    width, height, across = 144.0, 96.0, 3
 
-    def draw(axes: Axes) -> None:
-        seen: set[str] = set()
-        for _, group in drawn.groupby(list(by), sort=False):
-            colour, marker, label = styles[group["rule"].iloc[0]]
-            axes.plot(group[x], group[y], "-" + marker, color=colour, markersize=3, linewidth=0.9, alpha=0.75,
-                      label=None if label in seen else label)  # fmt: skip
-            seen.add(label)
-        low, high = np.log2(drawn[x].min()), np.log2(drawn[x].max())
-        ticks = [2.0**power for power in range(round(float(low)), round(float(high)) + 1)]
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(ticks, [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in ticks])
-        axes.set_ylim(-0.01, min(limit, max(0.02, 1.05 * float(drawn[y].max()))))
-        _name_axes(axes, axes_names, ncols=3)
+    def draw(sketch: Sketch) -> None:
+        for number, fmt in enumerate(formats):
+            sketch.text(40 + 60 * number, 12, fmt, colours[fmt], bold=True)
+        sketch.text(40 + across * (width + 16) - 16, 12, axis, MUTED, anchor="end")
+        for number, value in enumerate(shown):
+            left, top = 40 + number % across * (width + 16), 46 + number // across * (height + 52)
+            across_axis = Axis(2.0**low, 2.0**high, left + 8, left + width - 8, log=True)
+            up = Axis(0, limit, top + height, top)
+            sketch.text(left, top - 8, titles[value], bold=True)
+            for mark in up.marks(3):
+                sketch.line([(left, up(mark)), (left + width, up(mark))], GRID, 0.6)
+                if number % across == 0:
+                    sketch.text(left - 5, up(mark) + 3, number_text(mark), MUTED, anchor="end")
+            for power in range(low, high + 1, 1 + (high - low) // 5):
+                tick = f"{2.0**power:g}" if power >= 0 else f"1/{2**-power}"
+                sketch.text(across_axis(2.0**power), up.start + 14, tick, MUTED, anchor="middle")
+            for names, group in drawn[drawn[split] == value].groupby(list(by), sort=False):
+                colour = colours[dict(zip(by, names, strict=True))["format"]]
+                points = [(across_axis(a), up(b)) for a, b in zip(group[x], group[y], strict=True)]
+                sketch.line(points, colour, 1.2)
+                sketch.dots(points, colour, 1.6)
 
-    return Chart(identity, title, description, data, draw, height=4.0, margins=(0.7, 0.15, 0.5, 0.6))
+    size = (46 + -(-len(shown) // across) * (height + 52)) / INCH
+    return Chart(identity, title, description, data, sketch=draw, height=size)
 
 
 def scatter(

@@ -19,6 +19,7 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, MARGIN
 from altgrad.formats import get_format
 from altgrad.reports import columns as col
+from altgrad.reports.citation import CITATION, citation_values
 from altgrad.reports.provenance import LINKED, left_out, linked_table, provenance, runs_behind
 from altgrad.reports.scope import data_line, recorded_line
 from altgrad.runs.schema import digest
@@ -114,6 +115,7 @@ def document_page(
         "scoped data": lambda: [data_line(loader)],
         "left out": lambda: left_out(loader),
         "traceability": lambda: _traceability(behind(), path),
+        "cite": lambda: _section("cite", citation_values(document_source(PREREGISTRATION))).blocks,
     }
     functions: dict[str, Any] = {
         **campaign(loader),
@@ -185,7 +187,9 @@ def _stalls(loader: ExperimentDataLoader, arm: str) -> float:
     return float(runs_of(loader, arm)["stall_ratio"].mean())
 
 
-def section(name: str, values: Mapping[str, Any], parts: Mapping[str, Part] | None = None) -> tuple[Block, ...]:
+def section(
+    name: str, values: Mapping[str, Any], parts: Mapping[str, Part] | None = None
+) -> tuple[Heading, *tuple[Block, ...]]:
     """docs/sections/`name`.md under its heading, with these values and parts."""
     found = _section(name, values, parts)
     return (Heading(found.title), *found.blocks)
@@ -241,4 +245,4 @@ def document_source(path: str) -> str:
 def documents_key(*paths: str) -> str:
     """A digest of the documents of some pages and of what they may take from others, for the cache."""
     shared = sorted(f"sections/{file.stem}" for file in (DOCUMENTS / "sections").glob("*.md"))
-    return digest(*map(document_source, (*paths, PREREGISTRATION, *shared)))
+    return digest(CITATION.read_text("utf-8"), *map(document_source, (*paths, PREREGISTRATION, *shared)))

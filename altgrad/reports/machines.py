@@ -8,11 +8,11 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.machines import crossing
 from altgrad.reports import columns as col
 from altgrad.reports.document import section
-from altgrad.site import Block
+from altgrad.site import Block, Details
 
 
 def machine_blocks(loader: ExperimentDataLoader, comparisons: Iterable[tuple[str, str, str]]) -> tuple[Block, ...]:
-    """Which comparisons of a report cross days of recording; nothing where none does.
+    """Which comparisons of a report cross days of recording, folded away; nothing where none does.
 
     Args:
         loader: the records.
@@ -31,4 +31,5 @@ def machine_blocks(loader: ExperimentDataLoader, comparisons: Iterable[tuple[str
     caption = "Comparisons whose pairs were recorded on two days"
     listed = col.table(across, columns, caption, "machines", data=table)
     values = {"across": len(across), "total": len(table)}
-    return section("machines", values, {"comparisons": [listed]})
+    heading, *inside = section("machines", values, {"comparisons": [listed]})
+    return (Details(heading.text, tuple(inside)),)

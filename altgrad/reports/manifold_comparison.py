@@ -29,7 +29,7 @@ from altgrad.reports.document import Content, content_of, document_page
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.scope import pilot, scope
 from altgrad.reports.step_slopes import NAME, SlopesRecord, slope_table
-from altgrad.reports.verdicts import Expectation, expectation, verdict_table
+from altgrad.reports.verdicts import Expectation, expectation, outcome_table
 from altgrad.site import PALETTE, Block, Cell, ChartBlock, Column, Md, Page, Table
 from altgrad.site.document import Part
 from altgrad.studies import ARMS, PLACES, RULE_FORMATS, RULES, SEEDS, adamw_arm
@@ -67,8 +67,10 @@ def _content(loader: ExperimentDataLoader) -> Content:
         else found.table.iloc[:0]
     )
     own = judged[judged["rule"] == "update"]
+    by_format = list(own.groupby("format", sort=False))
     known = judged if len(judged) else pilots.assign(rule=[_rule_of(loader, arm) for arm in pilots["arm"]])
     stiffness, tuning, frames = expectation("STIFFNESS"), _tuning(found), _frames(found)
+    predictions = _predictions(stiffness, known)
     unquantized = frames["no-quantization"].query("contrast == 'FP32' and rule == 'relative'")
     values = {
         "recorded": not loader.runs.empty,
@@ -82,9 +84,16 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "named": lambda row: in_words(arm_of(row)),
         "scope": lambda: scope(loader, found.pairings["arm"].iloc[0]),
         "ulps": next(verdict for verdict in verdicts if verdict.id == "H8"),
+        "counts": Counter(verdict.answered for verdict in verdicts),
         "unmet": [verdict for verdict in verdicts if verdict.answer in ("no", "inconclusive")],
         "fp32": found.arms.query("format == 'FP32' and rule == 'adamw'").query("n_runs > 0").head(1).to_dict("records"),
         "own": _outcome(own),
+        "worse_formats": [fmt for fmt, rows in by_format if len(_shown(rows, +1)) == len(rows)],
+        "open_formats": [fmt for fmt, rows in by_format if _shown(rows, +1).empty and _shown(rows, -1).empty],
+        "free": _by(frames["no-quantization"].query("rule == 'update'"), "contrast"),
+        "ablations": _by(frames["ablations"], "rule"),
+        "rounded": _rounded(found.roundings),
+        "ranks": found.stalls[found.stalls["missing"] == ""].to_dict("records"),
         "relative": _outcome(judged[judged["rule"] == "relative"]),
         "stronger": _shown(unquantized, -1).to_dict("records"),
         "better_untuned": lambda: _better_untuned(loader),
@@ -92,6 +101,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "pilots": _outcome(pilots),
         "pilot": lambda: pilot(loader, pilots["arm"].iloc[0], int(pilots["n_pairs"].max())),
         "stiffness": stiffness,
+        "outcomes": Counter(row["outcome"] for row in predictions),
         "quantized_as": MISSCALED.format,
         "rescale": MISSCALED.settings["model"]["rescale"],
         "known": len(known),
@@ -117,8 +127,8 @@ def _content(loader: ExperimentDataLoader) -> Content:
     parts: dict[str, Part] = {
         "differences": lambda: _differences(judged),
         "pilot differences": lambda: [_pilot_chart(pilots)],
-        "hypotheses": lambda: [verdict_table(verdicts, "hypotheses", caption="The preregistered hypotheses")],
-        "predictions": lambda: [_predictions(stiffness, known)],
+        "hypotheses": lambda: [outcome_table(verdicts, "hypotheses")],
+        "predictions": [_prediction_table(predictions)] if len(known) else [],
         "sweep chart": lambda: _sweep_chart(found.sweeps),
         "sweeps": lambda: [_sweep_table(tuning["sweeps"])],
         "tuning runs": lambda: [_tuning_runs(found.sweeps)],
@@ -178,6 +188,18 @@ def _outcome(rows: pd.DataFrame) -> dict[str, Any]:
     readings = {name: counts[name] for name in ("lower", "higher", "equivalent", "undecided")}
     most = max((-row["difference"] for row in ordered if shown(row, -1)), default=0.0)
     return {**readings, "total": len(rows), "most": most, "best": ordered[0], "worst": ordered[-1]} if ordered else {}
+
+
+def _by(rows: pd.DataFrame, key: str) -> dict[str, col.Row]:
+    """The rows by what tells them apart; none where one has no figures."""
+    return {} if rows["difference"].isna().any() else {row[key]: row for row in rows.to_dict("records")}
+
+
+def _rounded(roundings: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """The smallest and the largest difference under AdamW, by contrast; none where some have no figures."""
+    found = roundings[roundings["rule"] == "adamw"]
+    ends = found.groupby("contrast")["difference"].agg(["min", "max"])
+    return {} if found["difference"].isna().any() else dict(ends.apply(tuple, axis=1))
 
 
 # The answer
@@ -251,7 +273,7 @@ def _rule_of(loader: ExperimentDataLoader, arm: str) -> str:
     return next((rule for rule, choice in RULES.items() if choice.settings == settings), "")
 
 
-def _predictions(stiffness: Expectation, known: pd.DataFrame) -> Table:
+def _predictions(stiffness: Expectation, known: pd.DataFrame) -> list[dict[str, Any]]:
     """What was predicted of the hypothesis, against the pairings of the rule that it names."""
     rows = []
     for key, text in stiffness.predictions.items():
@@ -271,6 +293,10 @@ def _predictions(stiffness: Expectation, known: pd.DataFrame) -> Table:
                 "pairings": len(own),
             }
         )
+    return rows
+
+
+def _prediction_table(rows: Sequence[col.Row]) -> Table:
     columns = (
         col.text("Prediction", "text"),
         col.text("Outcome", "outcome"),
@@ -376,18 +402,16 @@ def _sweep_chart(sweeps: pd.DataFrame) -> list[Block]:
         return []
     beyond = int((~(data["above"] <= TUNED_WITHIN)).sum())
     told = f" {beyond} rates beyond {TUNED_WITHIN:g} nats, or unfinished, are not drawn." if beyond else ""
-    chart = charts.curves_of_multiples(
+    chart = charts.small_multiples(
         "sweeps",
-        "The sweeps, each around its best rate",
+        "Loss above the best, around the best rate",
         f"{data.groupby(names).ngroups} arms.{told}",
         data,
-        {
-            "factor": "learning rate, in multiples of the arm's best",
-            "above": "loss above the arm's best (nats a character)",
-        },
+        ("factor", "above"),
+        ("rule", LABELS),
         NAME_COLUMNS,
-        STYLES,
         TUNED_WITHIN,
+        "nats above best, by multiples of best rate",
     )
     return [ChartBlock(chart)]
 

@@ -9,8 +9,8 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports import columns as col
 from altgrad.reports.document import Content, content_of, document_page, statements
 from altgrad.reports.machines import machine_blocks
-from altgrad.reports.verdicts import PREREGISTERED, verdict_table
-from altgrad.site import Link, Page, PageRef, Table
+from altgrad.reports.verdicts import PREREGISTERED, outcome_table
+from altgrad.site import Page, Table
 from altgrad.site.document import Part
 
 REPORTS = {
@@ -32,6 +32,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
     tests = [row for verdict in found for row in verdict.tests.to_dict("records")]
     values = {
         "verdicts": found,
+        "by_report": _by_report(found),
         "counts": Counter(verdict.answer for verdict in found),
         "limited": [verdict.id for verdict in found if verdict.limited],
         "waiting": list(dict.fromkeys(verdict.study for verdict in found if verdict.answer == "pending")),
@@ -39,21 +40,19 @@ def _content(loader: ExperimentDataLoader) -> Content:
     }
     compared = [(row["contrast"], row["arm"], row["against"]) for row in tests]
     parts: dict[str, Part] = {
-        "hypotheses": lambda: [_table(found)],
+        "hypotheses": lambda: [outcome_table(found, "hypotheses")],
         "machines": lambda: machine_blocks(loader, compared),
     }
     arms = {row[end] for row in tests for end in ("arm", "against")}
     return Content(values, parts, lambda: arms).kept()
 
 
-def _table(found: tuple[Verdict, ...]) -> Table:
-    pairs = {verdict.id: verdict.tests["n_pairs"].min() for verdict in found}
-    return verdict_table(
-        found,
-        "hypotheses",
-        col.of("Pairs", lambda row: None if col.missing(pairs[row["id"]]) else int(pairs[row["id"]]), right=True),
-        col.of("Report", lambda row: Link(REPORTS[row["study"]][0], PageRef(REPORTS[row["study"]][1]))),
-    )
+def _by_report(found: tuple[Verdict, ...]) -> list[tuple[str, str, list[Verdict]]]:
+    """Title and path of each report, and the verdicts that are discussed there."""
+    return [
+        (*report, [each for each in found if REPORTS[each.study] == report])
+        for report in dict.fromkeys(REPORTS[each.study] for each in found)
+    ]
 
 
 def _tests(verdict: Verdict) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -35,9 +35,9 @@ def expectation(name: str) -> Expectation:
     return Expectation(found["written"], " ".join(found["statement"].split()), found["predictions"])
 
 
-def evidence(judgement: Judgement) -> str:
-    """What the runs show, and what a "yes" does not, as docs/sections/evidence.md says it."""
-    return " ".join(macros_of("evidence").evidence(judgement).split())
+def evidence(judgement: Judgement, macro: str = "evidence") -> str:
+    """What the runs show, and what a "yes" does not, as docs/sections/evidence.md says it; by another of its macros."""
+    return " ".join(getattr(macros_of("evidence"), macro)(judgement).split())
 
 
 def verdict_table(
@@ -47,13 +47,29 @@ def verdict_table(
     caption: Text = "Preregistered hypotheses and what the runs say",
 ) -> Table:
     """What was written down beforehand, and what the records say of it; a decided answer is bold."""
+    shown = col.of("What the runs show", lambda row: escape(row["evidence"], 4000))
+    return _verdicts(verdicts, identity, (shown, *more), caption)
+
+
+def outcome_table(verdicts: Iterable[Verdict], identity: str, *more: Column, caption: Text = "") -> Table:
+    """The same in short: how many tests went which way, and by how much; the evidence is in the table's file."""
+    columns = (
+        col.text("What happened", "outcome"),
+        col.text("Nats (95% CI)", "sizes"),
+        col.count("Seeds", "n_pairs"),
+    )
+    return _verdicts(verdicts, identity, (*columns, *more), caption)
+
+
+def _verdicts(verdicts: Iterable[Verdict], identity: str, more: Sequence[Column], caption: Text) -> Table:
     records = [
         {
             "id": each.id,
             "study": each.study,
             "statement": statements().get(each.id, ""),
             "answer": each.answered,
-            "evidence": evidence(each.judgement),
+            **{name: evidence(each.judgement, name) for name in ("outcome", "sizes", "evidence")},
+            "n_pairs": each.tests["n_pairs"].min(),
         }
         for each in verdicts
     ]
@@ -61,7 +77,6 @@ def verdict_table(
         col.of("No.", lambda row: Link(row["id"], PageRef(PREREGISTERED, row["id"].lower()))),
         col.of("Hypothesis", lambda row: escape(row["statement"], 4000)),
         col.of("Answer", lambda row: Md(f"**{row['answer']}**" if row["answer"][0] in "yn" else row["answer"])),
-        col.of("What the runs show", lambda row: escape(row["evidence"], 4000)),
     )
     return col.table(records, (*columns, *more), caption, identity)
 
