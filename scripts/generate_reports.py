@@ -14,6 +14,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -27,6 +29,14 @@ from altgrad.runs.wandb_access import project_and_entity  # noqa: E402
 from altgrad.site.render import Dialect, fragment  # noqa: E402
 from altgrad.text import visible  # noqa: E402
 
+SITE_URL = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8")).get("site_url") or ""
+DOCUMENTS = {
+    path: f"../docs/{path}.md"
+    for file in sorted((ROOT / "docs").rglob("*.md"))
+    if "{{ " not in file.read_text("utf-8")
+    for path in [file.relative_to(ROOT / "docs").with_suffix("").as_posix()]
+}
+"""Where GitHub shows a page that needs no computing, as seen from the reports."""
 SILENCE_SECONDS = 6.0
 ANSWER = re.compile(r"(<!-- answer -->\n).*?(<!-- /answer -->)", re.DOTALL)
 
@@ -47,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
             _ = loader.pulled
         _say_what_came(loader)
         built = None if os.environ.get("SOURCE_DATE_EPOCH") else datetime.now(UTC)
-        written = ReportGenerator(loader, built).write(options.output_dir, site_root=options.site_root)
+        written = ReportGenerator(loader, built).write(options.output_dir, options.site_root, DOCUMENTS)
         if options.readme is not None:
             fill_answer(options.readme, loader)
     except OSError as error:
@@ -96,8 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--entity", help="that owns the project (default: WANDB_ENTITY, else the key's own)")
     parser.add_argument("--offline", action="store_true", help="use local records only; no network")
     parser.add_argument(
-        "--site-root", default="../site/", metavar="URL",
-        help="where the site with the arms' pages is, as seen from the reports (default: ../site/)",
+        "--site-root", default=SITE_URL, metavar="URL",
+        help="where the site with the arms' pages is published (default: site_url of mkdocs.yml)",
     )  # fmt: skip
     parser.add_argument("--readme", type=Path, metavar="FILE", help="also put the answer between this file's markers")
     return parser

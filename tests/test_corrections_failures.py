@@ -270,6 +270,7 @@ HELD = {
     },
     "reports/format_comparison": {
         'contrast("E2M5", "E3M4").low > 0': ("E2M5", -0.03),
+        'contrast("E0M7 E5M2 gradients", "E0M7").high < 0': ("E0M7 E5M2 gradients", +0.2),
     },
 }
 """How each sentence in `holds` begins its condition, and a change of one arm's losses that makes it false."""

@@ -335,16 +335,26 @@ def test_the_page_carries_every_section_and_its_numbers(
         "By layer type and operand",
         "Other scales",
         "Does the order hold",
-        "At a learning rate of its own",
     ):
         assert f"## {heading}" in text
+    rankings = str(format_comparison_page(whole).blocks)
     for place in ("attention", "mlp", "embedding", "head"):
-        assert f"{place} layers alone" in text
+        assert f"{place} layers alone" in rankings or f"{place.capitalize()} layers alone" in rankings
     assert "pairs (paired t test, power 80%" in text
     for arm in re.findall(r"\]\(\.\./runs/([^/)]+)/index", text):
         assert arm in set(whole.runs["arm"])
     names = {path.name for path in written}
-    for table in ("results", "sweet-spots", "scales", "length", "own-rates", "additivity", "all-results"):
+    for table in (
+        "results",
+        "noise",
+        "sweet-spots",
+        "scales",
+        "scale-gaps",
+        "length",
+        "own-rates",
+        "additivity",
+        "all-results",
+    ):
         assert f"format_comparison.{table}.csv" in names
     verdict_page = (tmp_path / "preregistered.md").read_text()
     assert "**Of 20 hypotheses: 7 yes, 0 no, 0 inconclusive, 13 pending.**" in verdict_page

@@ -54,7 +54,7 @@ def loader() -> ExperimentDataLoader:
 @pytest.fixture(scope="module")
 def written(loader: ExperimentDataLoader, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reports")
-    ReportGenerator(loader).write(folder)
+    ReportGenerator(loader).write(folder, "../site/")
     return folder
 
 

@@ -24,7 +24,7 @@ NAMES = ("format_comparison", "failure_modes", "manifold_comparison")
 
 
 def reports(tmp_path: Path, *sources: Path) -> dict[str, str]:
-    ReportGenerator(ExperimentDataLoader(sources)).write(tmp_path / "out")
+    ReportGenerator(ExperimentDataLoader(sources)).write(tmp_path / "out", "../site/")
     return {name: (tmp_path / "out" / f"{name}.md").read_text() for name in NAMES}
 
 
@@ -125,7 +125,8 @@ def test_every_row_links_to_an_arm_page_and_an_anchor_that_exist(tmp_path: Path)
             page = (tmp_path / "arms" / f"{arm}.md").read_text()
             assert not anchor or f'id="{anchor}"' in page
             found.add(arm)
-    assert found == set(loader.runs["arm"])
+    assert found <= set(loader.runs["arm"])
+    assert len(found) > 5
 
 
 def test_the_command_on_an_arm_page_gives_the_same_config(tmp_path: Path) -> None:
@@ -190,6 +191,47 @@ def test_the_committed_reports_and_the_answer_in_the_readme_are_fresh(tmp_path: 
             f"reports/{name} is stale: make reports"
         )
     assert copy.read_text() == (ROOT / "README.md").read_text(), "README.md's answer is stale: make reports"
+
+
+COMMITTED = sorted(path.name for path in (ROOT / "reports").glob("*.md"))
+LINES = {"failure_modes.md": 275, "manifold_comparison.md": 290}
+"""Of the reports that are not yet articles; of the others 250."""
+
+
+def anchors(path: Path) -> set[str]:
+    """Where links into a Markdown file may lead on GitHub: its headings and its anchors."""
+    text = path.read_text()
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="([^"]+)"', text))
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_a_committed_report_is_short_and_its_links_lead_somewhere_on_github(name: str) -> None:
+    text = (ROOT / "reports" / name).read_text()
+    assert text.count("\n") <= LINES.get(name, 250)
+    kept = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not target.startswith("https://")]
+    assert targets
+    for target in targets:
+        address, _, anchor = target.partition("#")
+        path = (ROOT / "reports" / address).resolve() if address else ROOT / "reports" / name
+        assert path.relative_to(ROOT).as_posix() in kept, f"{target} is not committed"
+        assert not anchor or anchor in anchors(path), f"{target} has no such place"
+
+
+def test_a_published_site_is_linked_from_the_reports(tmp_path: Path) -> None:
+    write_matrix(tmp_path / "runs", seeds=2)
+    loader = ExperimentDataLoader([tmp_path / "runs"])
+    ReportGenerator(loader).write(tmp_path / "out", "https://example.org/", {"method": "../docs/method.md"})
+    text = (tmp_path / "out" / "format_comparison.md").read_text()
+    arm = loader.runs["arm"].iloc[0]
+    assert f"](https://example.org/runs/{arm}/index.html)" in text
+    assert "](https://example.org/method/index.html)" in text
+    ReportGenerator(loader).write(tmp_path / "out", documents={"method": "../docs/method.md"})
+    text = (tmp_path / "out" / "format_comparison.md").read_text()
+    assert "[Method](../docs/method.md)" in text
+    assert "/runs/" not in text
 
 
 @pytest.mark.parametrize("study", sorted(path.name for path in RECORDED.glob("*")) or ["none"])

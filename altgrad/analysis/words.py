@@ -78,7 +78,7 @@ def p_equals(value: float) -> str:
 def quantized(scope: str) -> str:
     """A scope with the word where it belongs: ``weights quantized; scale 1``."""
     what, mark, how = scope.partition(";")
-    return f"{what} quantized{mark}{how}"
+    return f"{names(what.split(' + '))} quantized{mark}{how}"
 
 
 def names(items: Sequence[str]) -> str:

@@ -125,10 +125,7 @@ def gaps(
             draw_groups(axes, groups)
         else:
             draw_single(axes)
-        axes.set_yscale("symlog", linthresh=LINEAR_TO, linscale=1.5)
-        ticks = [tick for tick in GAP_TICKS if data["low"].min() - 0.02 <= tick <= 1.3 * data["high"].max()]
-        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.minorticks_off()
+        _gap_axis(axes, data)
         axes.margins(y=0.1 if groups else 0.12)
         if groups:
             axes.set_xticks(range(len(formats)), formats, color=FOREGROUND)
@@ -136,15 +133,54 @@ def gaps(
             labels = [f"{row['format']}\nn = {row['n_pairs']}" for _, row in data.iterrows()]
             axes.set_xticks(range(len(data)), labels)
         axes.set_xlim(-0.6, len(formats if groups else data) - 0.4)
-        axes.set_ylabel(f"gap to FP32, nats a character\n(logarithmic beyond ±{LINEAR_TO:g})")
 
     said = "; ".join(
         f"{row.format}{f' {groups[str(row.scope)]}' if groups else ''} {words.number(row.gap, sign=True)} "
         f"{words.interval(row.low, row.high)}, n = {row.n_pairs}"
         for row in data.itertuples()
     )
-    size = {"height": 3.9, "margins": (0.85, 0.5, 0.35, 0.35)} if groups else {}
+    size = {"height": 3.1, "margins": (0.85, 0.5, 0.35, 0.35)} if groups else {"height": 3.1}
     return Chart(identity, title, f"{description} {said}.".lstrip(), data, draw, **size)  # type: ignore[arg-type]
+
+
+def gaps_against(
+    identity: str, title: str, description: str, data: pd.DataFrame, x: str, axis: str, names: Sequence[str]
+) -> Chart:
+    """Paired gaps to FP32 with their intervals over another figure of each format, each with its name beside it.
+
+    Args:
+        description: for those who cannot see it; every row's figures are added.
+        data: a row each, with columns gap, low, high and `x`, all finite.
+        x: the column of the other figure, and `axis` what it is called.
+        names: of the rows.
+    """
+
+    def draw(axes: Axes) -> None:
+        reference_line(axes, "FP32")
+        axes.vlines(data[x], data["low"], data["high"], color=PALETTE[0], linewidth=2)
+        axes.plot(data[x], data["gap"], "o", color=PALETTE[0], markersize=6)
+        for name, at, gap in zip(names, data[x], data["gap"], strict=True):
+            axes.annotate(name, (at, gap), xytext=(7, 3), textcoords="offset points", color=FOREGROUND)
+        _gap_axis(axes, data)
+        axes.margins(x=0.17, y=0.12)
+        axes.set_xlabel(axis)
+
+    said = "; ".join(
+        f"{name}: {axis} {words.number(at, 1)}, gap {words.number(gap, sign=True)}"
+        for name, at, gap in zip(names, data[x], data["gap"], strict=True)
+    )
+    return Chart(
+        identity, title, f"{description} {said}.".lstrip(), data, draw, height=2.8, margins=(0.85, 0.5, 0.5, 0.1)
+    )
+
+
+def _gap_axis(axes: Axes, data: pd.DataFrame) -> None:
+    """The y axis of gaps, which shows 0.002 and 0.7 alike."""
+    axes.set_yscale("symlog", linthresh=LINEAR_TO, linscale=1.5)
+    ticks = [tick for tick in GAP_TICKS if data["low"].min() - 0.02 <= tick <= 1.3 * data["high"].max()]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylabel(f"gap to FP32, nats a character\n(logarithmic beyond ±{LINEAR_TO:g})")
 
 
 def reference_line(axes: Axes, label: str) -> None:

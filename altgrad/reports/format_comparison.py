@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +43,7 @@ from altgrad.formats import get_format
 from altgrad.reports import charts
 from altgrad.reports import columns as col
 from altgrad.reports.document import Content, content_of, document_page
+from altgrad.reports.heat_map import figures_map
 from altgrad.reports.scope import pilot, scope_line
 from altgrad.site import FOREGROUND, MUTED, PALETTE, Block, Chart, ChartBlock, Column, Link, Page, Table
 from altgrad.site.document import Part
@@ -59,6 +61,16 @@ TWINS = ("E0M7", "E1M6")
 """Two formats that are one quantizer under a free scale."""
 MOST = 0.8
 """A layer type that alone costs more than this fraction of a format's gap is named in the answer."""
+SCALES = {
+    "": "a tensor",
+    "exact amax scale": "exact",
+    "delayed scale over 16 steps": "delayed",
+    "amax scale per row": "a row",
+    "amax scale per block of 32": "32 values",
+    "scale 1": "none",
+}
+"""What shares a scale, or which it is, by the policy as records call it."""
+SCALE_EDGES, SCALE_LEVELS = (0.01, 0.05, 0.1, 0.5), ("to 0.01", "to 0.05", "to 0.1", "to 0.5", "more")
 LOWEST_OCTAVE = -16
 """The chart of weights ends this many octaves below a format's largest value; what is smaller is in its last bar."""
 GAPS = "Loss gap to FP32 by format"
@@ -86,7 +98,7 @@ def _complete(
     looks, policies, long = last_looks(loader, first), scale_policies(loader, first), comparator.longer(first)
     tensors, own, tuned = figures_of_tensors(first, looks), at_own_rates(loader, first), own_rates(loader, first)
     sums, weights = loader.memo(additivity), weights_chart(first, looks)
-    at = {place: comparator.at(place) for place in PLACES}
+    at, noise = {place: comparator.at(place) for place in PLACES}, _noise(first, tensors)
 
     def ranking(comparison: Comparison, identity: str) -> dict[str, Any]:
         found = {"comparison": comparison, "spot": comparator.sweet_spot(comparison)}
@@ -112,6 +124,8 @@ def _complete(
             if comparison and place != "all"
         ],
         "sqnr_of_close": _sqnr_of_close(tensors, values["spot"]),
+        "noise": _beside_the_line(noise, values["spot"]),
+        "unscaled": policies[policies["n_finished"] < policies["n_runs"]].to_dict("records"),
         "long_spot": comparator.sweet_spot(long) if long else None,
         **{"tensors": tensors, "policies": policies, "long": long, "own_rates": own, "tuned_rates": tuned},
         "shared_rate": loader.config(first.baseline).optimizer.learning_rate,
@@ -127,12 +141,15 @@ def _complete(
     }
     return {
         "gaps": lambda: [ChartBlock(gap_chart(first))],
+        "ranking": lambda: [ranked(first, values["rate"])],
         "results": lambda: [results(first, "results", values["rate"])],
+        "noise": lambda: [ChartBlock(noise_chart(noise))],
         "sweet spots": lambda: [sweet_spots(comparator)],
         "layer gaps": lambda: layer_gaps(comparator),
         "weights": [ChartBlock(weights)] if weights else [],
         "tensors": lambda: [tensors_table(tensors)],
         "scales": lambda: [scales(policies)],
+        "scale gaps": lambda: [ChartBlock(scale_gaps(comparator, first, policies))],
         "length": lambda: [lengths(loader, first, long)] if long else [],
         "own rates": lambda: [own_rates_table(own, values["shared_rate"])],
         "tuned rates": lambda: [tuned_rates_table(tuned)],
@@ -248,21 +265,39 @@ def _sqnr_of_close(tensors: pd.DataFrame, spot: SweetSpot) -> list[dict[str, Any
     return [{"format": name, "sqnr": list(wide.loc[name].items())} for name in close if name in wide.index]
 
 
+def _noise(comparison: Comparison, tensors: pd.DataFrame) -> pd.DataFrame:
+    """A row an 8-bit format with an interval: its gap, mean SQNR, and the head's gradients that became zero."""
+    rows = charts.finite_rows(charted(comparison)[0], "gap", "low", "high")
+    head = tensors[(tensors["layer_type"] == "head") & (tensors["operand"] == "grad_output")]
+    means = {
+        "sqnr_db": tensors.groupby("format")["sqnr_db"].mean(),
+        "flushed": head.groupby("format")["underflow"].mean(),
+    }
+    table = rows[rows["format"].map(is_8bit).astype(bool)][CHARTED].join(pd.DataFrame(means, dtype=float), on="format")
+    return table.dropna(subset=["sqnr_db"]).sort_values("sqnr_db", ignore_index=True)
+
+
+def _beside_the_line(table: pd.DataFrame, spot: SweetSpot) -> dict[str, Any]:
+    """The formats of which one with a lower SQNR has a gap smaller by more than the margin, and the last such one."""
+    rows = table.fillna({"flushed": 0.0}).to_dict("records")
+    better = [[other for other in rows[:at] if other["gap"] < row["gap"] - MARGIN] for at, row in enumerate(rows)]
+    off = [row for row, found in zip(rows, better, strict=True) if found]
+    below = next((found[-1]["format"] for found in better if found), None)
+    return {"rows": rows, "off": off, "below": below, "best": next((r for r in rows if r["format"] == spot.best), None)}
+
+
 def _to_fp32(comparison: Comparison) -> dict[str, Any]:
-    """Formats by what is shown of their gap to FP32, best first; `worse` are not shown to be so by little."""
+    """Formats by what is shown of their gap to FP32, best first."""
     table = comparison.table
     finished = table["n_finished"] == table["n_runs"]
     whole = table[finished & (table["n_pairs"] >= MIN_PAIRS)]
     gaps = (Estimate(row.gap, row.low, row.high, row.sd, row.n_pairs, math.nan) for row in whole.itertuples())
     equal = pd.Series([gap.equivalent() for gap in gaps], whole.index, dtype=bool)
     worse = whole["low"] > 0
-    lost = whole[worse & ~equal].to_dict("records")
     return {
         "alike": list(whole.loc[equal & ~worse, "format"]),
         "slightly_worse": list(whole.loc[equal & worse, "format"]),
         "undecided": list(whole.loc[(whole["low"] <= 0) & (whole["high"] >= 0) & ~equal, "format"]),
-        "worse": lost,
-        "worst": max(lost, key=lambda row: float(row["gap"]), default=None),
         "unfinished": list(table.loc[~finished, "format"]),
     }
 
@@ -291,16 +326,28 @@ def _sums(table: pd.DataFrame) -> dict[str, Any]:
 
 def results(comparison: Comparison, identity: str, rate: TokenRate | None = None) -> Table:
     """Every format of a comparison, best first; with the rate, what its gap is worth in tokens."""
+    return col.table(comparison.table, _columns(rate), id=identity)
+
+
+def _columns(rate: TokenRate | None, tested: bool = True) -> list[Column]:
     gap, interval, *counts = GAP
-    worth = [col.of("In tokens", lambda row: words.tokens(rate, row["gap"]), right=True)] if rate else []
-    columns = (
-        *(col.arm(), gap, interval, *worth, *counts),
-        col.p("p against FP32", "p_fp32"),
+    return [
+        *(col.arm(), gap, interval),
+        *([col.of("In tokens", lambda row: words.tokens(rate, row["gap"]), right=True)] if rate else []),
+        *counts,
+        *([col.p("p against FP32", "p_fp32")] if tested else []),
         col.signed("To the best", "gap_to_best"),
-        col.p("p against the best", "p_holm"),
+        *([col.p("p against the best", "p_holm")] if tested else []),
         col.text("Verdict", "verdict"),
-    )
-    return col.table(comparison.table, columns, id=identity)
+    ]
+
+
+def ranked(comparison: Comparison, rate: TokenRate | None = None) -> Table:
+    """The 8-bit formats of a comparison, best first, without the tests behind their verdicts."""
+    rows = comparison.table[comparison.table["format"].map(is_8bit).astype(bool)]
+    whole = (rows["n_finished"] == rows["n_runs"]).all()
+    columns = [column for column in _columns(rate, tested=False) if not (whole and column.title == "Finished")]
+    return col.table(rows, columns)
 
 
 def _tested(loader: ExperimentDataLoader, comparison: Comparison) -> dict[str, str]:
@@ -360,6 +407,35 @@ def scales(policies: pd.DataFrame) -> Table:
         col.p("Adjusted p", "p_holm"),
     )
     return col.table(policies, columns, id="scales")
+
+
+def scale_gaps(comparator: FormatComparator, comparison: Comparison, policies: pd.DataFrame) -> Chart:
+    """The mean gap of each format that was run with another scale than `comparison` has, by scale."""
+    names = {comparison.scope: SCALES[""]} | {
+        f"{comparison.scope}; {policy}": SCALES.get(policy, policy) for policy in policies["policy"]
+    }
+    parts = [
+        found.table[found.table["format"].map(is_8bit)].assign(scale=names[found.scope])
+        for found in comparator.comparisons
+        if found.scope in names and found.setting == comparison.setting
+    ]
+    data = pd.concat(parts)[["format", "scale", "arm", "n_pairs", "gap", "low", "high"]]
+    others = set(data.loc[data["scale"] != SCALES[""], "format"])
+    data = data[data["format"].isin(others)].reset_index(drop=True)
+    cells = data.pivot(index="format", columns="scale", values="gap")
+    cells = cells.reindex(sorted(others, key=format_order))
+    cells = cells.reindex(
+        columns=[name for name in dict.fromkeys((*SCALES.values(), *names.values())) if name in cells]
+    )
+    return figures_map("scale-gaps", GAPS, cells, data, SCALE_EDGES, SCALE_LEVELS, partial(words.number, sign=True))
+
+
+def noise_chart(data: pd.DataFrame) -> Chart:
+    """The gap of each format against the signal over noise of its tensors."""
+    names = [
+        f"{row.format} ({row.flushed:.0%})" if words.finite(row.flushed) else row.format for row in data.itertuples()
+    ]
+    return charts.gaps_against("noise", GAPS, "", data, "sqnr_db", "mean SQNR of the tensors, dB", names)
 
 
 def lengths(loader: ExperimentDataLoader, short: Comparison, long: Comparison) -> Table:

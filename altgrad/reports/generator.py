@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -16,7 +17,9 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports.corrections import corrections_page
 from altgrad.reports.failure_modes import failure_modes_page
 from altgrad.reports.format_comparison import format_comparison_page
+from altgrad.reports.literature import literature_page
 from altgrad.reports.manifold_comparison import manifold_comparison_page
+from altgrad.reports.preregistered import preregistered_page
 from altgrad.reports.provenance import provenance
 from altgrad.reports.tuning import swept
 from altgrad.site import Block, Chart, ChartBlock, Details, Note, Page, chart_figure, write_folder
@@ -68,14 +71,17 @@ class ReportGenerator:
             raise KeyError(f"no chart {name!r}; there are: {', '.join(charts) or 'none yet'}")
         return chart_figure(charts[name])
 
-    def write(self, folder: str | Path, site_root: str = "../site/") -> list[Path]:
+    def write(
+        self, folder: str | Path, site_root: str = "", documents: Mapping[str, str] = MappingProxyType({})
+    ) -> list[Path]:
         """Write the reports as markdown with their charts (SVG) and data (CSV) into `folder`.
 
-        Beside them lies the table of all results: ``results.csv``, ``results.json`` and ``results.txt``. Links to arms'
-        pages lead below `site_root`: where the built site lies as seen from `folder`, or its address.
+        Beside them lies the table of all results: ``results.csv``, ``results.json`` and ``results.txt``. `site_root` is
+        the site's address; without it links to pages that are neither reports nor in `documents` are text.
         """
         folder = Path(folder)
-        written = write_folder((*self._pages, corrections_page(self.loader)), folder, site_root=site_root)
+        others = (make(self.loader) for make in (preregistered_page, literature_page, corrections_page))
+        written = write_folder((*self._pages, *others), folder, site_root=site_root, documents=documents)
         return [*written, *_write_results(self.loader, folder)]
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from altgrad.site.sketch import Sketch
 
-_REFERENCE = re.compile(r"\]\(altgrad:([^)#\s]*)#?([^)\s]*)\)")
+_REFERENCE = re.compile(r"\[([^\[\]]*)\]\(altgrad:([^)#\s]*)#?([^)\s]*)\)")
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
@@ -128,8 +128,13 @@ def join(separator: str, values: Iterable[Text]) -> Md:
 
 
 def resolve(text: Md, address: Callable[[PageRef], str]) -> Md:
-    """`text` with every page reference replaced by the address it has for one writer."""
-    return Md(_REFERENCE.sub(lambda match: f"]({address(PageRef(match.group(1), match.group(2)))})", text))
+    """`text` with every page reference replaced by the address it has for one writer; without one the text is left."""
+
+    def resolved(match: re.Match[str]) -> str:
+        place = address(PageRef(match[2], match[3]))
+        return f"[{match[1]}]({place})" if place else match[1]
+
+    return Md(_REFERENCE.sub(resolved, text))
 
 
 @dataclass(frozen=True)

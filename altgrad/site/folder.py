@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from altgrad.site.content import Page, PageRef
 from altgrad.site.render import Dialect, files, render
 
 
-def write_folder(pages: Iterable[Page], folder: Path, *, site_root: str) -> list[Path]:
+def write_folder(
+    pages: Iterable[Page], folder: Path, *, site_root: str = "", documents: Mapping[str, str] = MappingProxyType({})
+) -> list[Path]:
     """Write each page as ``<folder>/<last part of its path>.md`` with its charts (SVG) and data (CSV) beside it.
 
-    A link to a page of this set leads to its file; a link to any other page leads below `site_root`, the address of
-    the built site. Only what changed is written, and charts and data that a page no longer has are removed.
+    Only what changed is written, and charts and data that a page no longer has are removed.
+
+    Args:
+        pages: a link to one of them leads to its file.
+        folder: where they go.
+        site_root: the address of the built site, below which other links lead.
+        documents: where they lead in place of it where there is no such address, by the page's path; to pages that are
+            not among them a link is text.
 
     Returns:
         Every file that belongs to the pages, in order, whether or not it had to be written.
@@ -29,8 +38,10 @@ def write_folder(pages: Iterable[Page], folder: Path, *, site_root: str) -> list
         anchor = f"#{reference.anchor}" if reference.anchor else ""
         if reference.path in names:
             return f"{names[reference.path]}.md{anchor}"
-        place = reference.path.removesuffix("index").rstrip("/")
-        return f"{site_root}{place}/index.html{anchor}" if place else f"{site_root}index.html{anchor}"
+        if site_root:
+            place = f"{reference.path.removesuffix('index').rstrip('/')}/".lstrip("/")
+            return f"{site_root}{place}index.html{anchor}"
+        return f"{documents[reference.path]}{anchor}" if reference.path in documents else ""
 
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape as escape_html
 
 from altgrad.site.chart import fixed_svg
@@ -36,6 +36,8 @@ from altgrad.site.content import (
 )
 from altgrad.text import Md, cell, csv, escape, fenced, visible
 
+ROWS, FOLDED = 12, 16
+"""On GitHub, where a page scrolls past everything: most rows of a table that has a file, most lines of a folded box."""
 _ALERT = {"info": "NOTE", "warning": "WARNING", "success": "TIP", "question": "IMPORTANT"}
 
 
@@ -45,6 +47,7 @@ class Dialect:
 
     address: Callable[[PageRef], str]
     place: Callable[[Table | ChartBlock], str] | None = None  # keeps a table or a chart, gives its mark; None: GitHub's
+    rows: int = ROWS  # a longer table that has its data beside it is a link to them, on GitHub
 
     @property
     def site(self) -> bool:
@@ -156,21 +159,36 @@ def _heading(heading: Heading, dialect: Dialect) -> str:
 
 def _box(box: Note | Details, page: Page, dialect: Dialect) -> str:
     title = dialect.inline(box.title)
+    if not (dialect.site or isinstance(box, Note)):
+        return _folded(title, box.blocks, page, replace(dialect, rows=0))
     body = "\n\n".join(_block(block, page, dialect) for block in box.blocks)
-    if dialect.site:
+    if dialect.site or not isinstance(box, Note):
         head = f'!!! {box.kind} "{title}"' if isinstance(box, Note) else f'??? abstract "{title}"'
         return head + "\n\n" + "\n".join(f"    {line}" if line else "" for line in body.split("\n"))
-    if isinstance(box, Details):
-        return f"<details>\n<summary>{title}</summary>\n\n{body}\n\n</details>"
     lines = [f"[!{_ALERT[box.kind]}]", f"**{title}**", *(["", *body.split("\n")] if body else [])]
     return "\n".join(f"> {line}".rstrip() for line in lines)
 
 
+def _folded(title: str, blocks: tuple[Block, ...], page: Page, dialect: Dialect) -> str:
+    """A folded box on GitHub: its tables are links to their files, and it ends where it becomes long."""
+    match blocks:
+        case (Table(data=data) as table,) if data is not None:
+            about = f" {dialect.inline(table.caption)}" if table.caption else ""
+            return f"**{title}.**{about} {_block(replace(table, caption=''), page, dialect)}"
+    shown, left = [], FOLDED
+    for block in blocks:
+        shown.append(_block(block, page, dialect))
+        left -= shown[-1].count("\n") + 2
+        if left < 0 and len(shown) < len(blocks):
+            shown[-1] = "The rest is on this page of the site."
+            break
+    return "\n\n".join([f"<details>\n<summary>{title}</summary>", *shown, "</details>"])
+
+
 def _chart(chart: Chart, page: Page) -> str:
     image = f"![{escape(chart.title)}]({beside(page, f'{chart.id}.svg')})"
-    return f"**{escape(chart.title)}**\n\n{image}\n\n" + _files(
-        page, "Chart", *(f"{chart.id}.{kind}" for kind in ("csv", "svg"))
-    )
+    where = _files(page, "Chart", f"{chart.id}.csv", f"{chart.id}.svg")
+    return f"**{escape(chart.title)}** {where}\n\n{image}"
 
 
 def _files(page: Page, label: str, *names: str) -> str:
@@ -182,18 +200,18 @@ def _files(page: Page, label: str, *names: str) -> str:
 
 
 def _table(table: Table, page: Page, dialect: Dialect) -> str:
+    head = [f"**{dialect.inline(table.caption)}**"] if table.caption else []
+    if table.data is not None:
+        head.append(_files(page, "Table", f"{slug(table.id)}.csv"))
+        if len(table.rows) > dialect.rows:
+            return f"{' '.join(head)} ({len(table.rows):,} row{'s'[: len(table.rows) != 1]})"
     columns = [column if isinstance(column, Column) else Column(column) for column in table.columns]
     lines = [
         [_cell(column.title, dialect) for column in columns],
         ["---:" if column.align == "right" else "---" for column in columns],
         *([_cell(cell, dialect) for cell in row] for row in table.rows),
     ]
-    parts = ["\n".join(f"| {' | '.join(cells)} |" for cells in lines)]
-    if table.caption:
-        parts.insert(0, f"**{dialect.inline(table.caption)}**")
-    if table.data is not None:
-        parts.append(_files(page, "Table", f"{slug(table.id)}.csv"))
-    return "\n\n".join(parts)
+    return "\n\n".join([*filter(None, [" ".join(head)]), "\n".join(f"| {' | '.join(cells)} |" for cells in lines)])
 
 
 def _cell(value: Cell, dialect: Dialect) -> str:
