@@ -1,4 +1,4 @@
-"""The heat map: where and when a figure is bad, layers by step in six levels, a panel for each operand."""
+"""Heat maps: where and when a figure of the layers is bad, in six levels; and rows by columns with their figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from altgrad.analysis.words import names
-from altgrad.site import HEAT, MUTED, Chart
+from altgrad.site import BACKGROUND, FOREGROUND, HEAT, MUTED, Chart
 from altgrad.site.sketch import INCH, Sketch
 from altgrad.text import shorten, visible
 
@@ -119,6 +119,60 @@ def heat_map(
 
     description, wide = f"{note} {said}{left_out}".strip(), _wide(whole, layers, shown, steps)
     return Chart(identity, title, description, wide, sketch=sketch, width=width, height=height)
+
+
+def figures_map(
+    identity: str,
+    title: str,
+    cells: pd.DataFrame,
+    data: pd.DataFrame,
+    edges: Sequence[float],
+    legend: Sequence[str],
+    text: Callable[[float], str],
+    note: str = "",
+) -> Chart:
+    """Rows by columns, each cell with its figure on the colour of its level: where the large ones are.
+
+    Args:
+        identity: the chart's id.
+        title: the chart's title.
+        cells: what is drawn; its index and columns are names, and what is missing is drawn as a dash.
+        data: to download.
+        edges: the four edges between the levels, rising; an edge itself belongs to the level below it.
+        legend: the five levels in words; the figures beyond the second level are bold.
+        text: how a figure is written.
+        note: what the description says first.
+    """
+    left, up, top, size, width = 0.8 * INCH, 0.34 * INCH, 0.34 * INCH, 10.5, 6.4
+    colours = [colour for colour in HEAT if colour != HEAT[3]]  # on which no text has contrast enough
+
+    def sketch(drawing: Sketch) -> None:
+        wide = (drawing.width - left) / len(cells.columns)
+        for column, name in enumerate(cells.columns):
+            drawing.text(left + (column + 0.5) * wide, top - 8, str(name), MUTED, size=size, anchor="middle")
+        for row, (name, values) in enumerate(cells.iterrows()):
+            middle = top + (row + 0.5) * up
+            drawing.text(left - 8, middle + 3.5, str(name), size=size, anchor="end", bold=True)
+            for column, value in enumerate(values):
+                start, shown = left + column * wide, not np.isnan(value)
+                level = int(np.searchsorted(edges, value)) if shown else 0
+                if shown:
+                    box = (start + 1.5, middle - up / 2 + 1.5, start + wide - 1.5, middle + up / 2 - 1.5)
+                    drawing.rectangles([box], colours[level])
+                colour, figure = FOREGROUND if level < 3 else BACKGROUND, text(value) if shown else "–"
+                drawing.text(start + wide / 2, middle + 3.5, figure, colour, size=size, anchor="middle", bold=level > 1)
+        place, below = left + 1.5, top + len(cells) * up + 0.22 * INCH
+        for colour, word in zip(colours, legend, strict=True):
+            drawing.rectangles([(place, below - 5, place + 10, below + 5)], colour)
+            drawing.text(place + 14, below + 3.5, word, size=size)
+            place += 24 + 5.6 * len(word)
+
+    rows = (
+        f"{name}: {', '.join(f'{column} {text(value)}' for column, value in values.dropna().items())}"
+        for name, values in cells.iterrows()
+    )
+    height = (top + len(cells) * up) / INCH + 0.4
+    return Chart(identity, title, f"{note} {'; '.join(rows)}.".strip(), data, sketch=sketch, width=width, height=height)
 
 
 def _wide(cells: Floats, layers: Sequence[str], operands: Sequence[str], steps: Whole) -> pd.DataFrame:
