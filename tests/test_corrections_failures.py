@@ -262,6 +262,11 @@ HELD = {
     },
     "reports/literature": {
         'contrast("E4M3 gradients", "FP32").high < margin': ("E4M3 gradients", +0.02),
+        'contrast("E4M3", "E3M4").high < margin': ("E4M3", +0.02),
+        'contrast("E0M7 block", "E4M3 block").high >= 0': ("E0M7 block", -0.02),
+        'contrast("MXFP8 up", "BF16").high < margin': ("MXFP8 up", +0.02),
+        'contrast("NVFP4 stochastic gradients", "MXFP4").high < 0': ("NVFP4 stochastic gradients", +0.5),
+        'contrast("MXFP4 up stochastic gradients", "MXFP4 up").high < 0': ("MXFP4 up stochastic gradients", +2.0),
     },
     "reports/failure_modes": {
         'contrast("E5M2 pilot", "FP32 pilot").difference < limit': ("E6M1 pilot", -0.05),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +148,19 @@ def page_of(loader: ExperimentDataLoader, index: int = 1) -> Page:
     return arm_pages(loader)[index]
 
 
+def flat(blocks: Iterable[Any]) -> Iterator[Any]:
+    """All blocks, with those that are folded away."""
+    for block in blocks:
+        yield block
+        yield from flat(getattr(block, "blocks", ()))
+
+
 def charts(page: Page) -> dict[str, Chart]:
-    return {block.chart.id: block.chart for block in page.blocks if isinstance(block, ChartBlock)}
+    return {block.chart.id: block.chart for block in flat(page.blocks) if isinstance(block, ChartBlock)}
 
 
 def tables(page: Page) -> dict[str, Table]:
-    return {block.id: block for block in page.blocks if isinstance(block, Table)}
+    return {block.id: block for block in flat(page.blocks) if isinstance(block, Table)}
 
 
 def data_of(page: Page) -> dict[str, Any]:

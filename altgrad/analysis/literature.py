@@ -1,6 +1,6 @@
 """What the recorded runs show beside what others report on low-precision training.
 
-docs/reports/literature.md says what is reported and at which scale; a `Claim` says by whom, and which of our runs
+docs/sections/literature.md says what is reported and in what setting; a `Claim` says by whom, and which of our runs
 `findings` holds against it. Comparisons that were not written down beforehand say so.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from altgrad.analysis.contrasts import Judge, Judgement, all_equivalent, all_shown, in_parts
+from altgrad.analysis.contrasts import Judge, Judgement, all_equivalent, all_shown, in_parts, none_worse
 from altgrad.analysis.hypotheses import Family, weigh
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.studies import RULE_FORMATS, STUDIES, adamw_arm, studies_of
@@ -66,6 +66,12 @@ MX = ("Rouhani et al. 2023, microscaling formats", "2310.10537")
 MXFP8_RECIPE = ("Mishra et al. 2025, pre-training with MXFP8", "2506.08027")
 MXFP4_TRAINING = ("Training LLMs with MXFP4, 2025", "2502.20586")
 MXFP4_NVFP4 = ("Chhugani et al. 2026, MXFP4 quantization", "2603.08713")
+FP_SCALING = ("Scaling laws for floating-point training, 2025", "2501.02423")
+FP8_AFTERWARDS = ("Post-training quantization with FP8, 2023", "2309.14592")
+INT_OR_FP = ("INT v.s. FP, 2025", "2510.25602")
+BF16_STOCHASTIC = ("Stochastic rounding for LLM training, 2025", "2502.20566")
+NVFP4_TRAINING = ("Pre-training with NVFP4, 2025", "2509.25149")
+ECO = ("ECO, 2026", "2601.22101")
 MADAM = ("Bernstein et al. 2020, Madam", "2006.14560")
 LNS_MADAM = ("Zhao et al. 2021, LNS-Madam", "2106.13914")
 
@@ -86,12 +92,41 @@ CLAIMS = (
         "H15",
     ),
     Claim(
+        "best-split",
+        "Is E4M3 the best 8-bit format for text?",
+        (FP_SCALING, FP8_AFTERWARDS),
+        [[("E4M3", "E3M4")]],
+        all_shown(-1),
+    ),
+    Claim(
+        "exponent-bits",
+        "Is range worth more than precision?",
+        (FP_SCALING,),
+        [[("E5M2", "E3M4")]],
+        all_shown(-1),
+    ),
+    Claim(
+        "integers",
+        "Do integers catch up under fine scales?",
+        (INT_OR_FP,),
+        [[("E0M7", "E4M3"), ("E0M7 block", "E4M3 block")]],
+        in_parts((1, all_shown(+1)), (1, none_worse)),
+    ),
+    Claim(
         "stochastic-rounding",
         "Do low-precision weights need stochastic rounding?",
-        (BFLOAT16,),
+        (BFLOAT16, BF16_STOCHASTIC),
         [[(adamw_arm(fmt, "nearest"), adamw_arm(fmt, "stochastic")) for fmt in RULE_FORMATS]],
         all_shown(+1),
         "H6",
+    ),
+    Claim(
+        "error-feedback",
+        "Can error feedback replace stochastic rounding?",
+        (ECO,),
+        [[(adamw_arm(fmt, "feedback"), adamw_arm(fmt, "stochastic")) for fmt in RULE_FORMATS]],
+        none_worse,
+        "H7",
     ),
     Claim("mxfp8", "Is MXFP8 as good as BF16?", (MX, MXFP8_RECIPE), [[("MXFP8", "BF16")]], all_equivalent, "H16"),
     Claim(
@@ -106,7 +141,7 @@ CLAIMS = (
     Claim(
         "fp4-stochastic",
         "Do 4-bit gradients want stochastic rounding?",
-        (MXFP4_TRAINING,),
+        (MXFP4_TRAINING, NVFP4_TRAINING),
         [[(f"{name} stochastic gradients", name) for name in ("NVFP4", "MXFP4", "MXFP4 up")]],
         in_parts((1, all_shown(-1)), (1, all_shown(+1))),
     ),

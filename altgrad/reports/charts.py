@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -36,6 +37,8 @@ def forest(
     axis: str,
     colours: Sequence[str] = (),
     margin: float = 0.0,
+    widest: float = 0.0,
+    legend: Mapping[str, str] = MappingProxyType({}),
 ) -> Chart:
     """Paired differences with their intervals, one below the other.
 
@@ -46,29 +49,50 @@ def forest(
         axis: what the differences are, and their unit.
         colours: of each; else all have the first.
         margin: half the width of a grey band around zero.
+        widest: where the axis ends, on a scale that shows 0.005 and 0.5 alike; beyond it an arrow with the figure.
+        legend: what the colours say.
     """
     labels = [f"{name} (n = {pairs})" for name, pairs in zip(rows, data["n_pairs"], strict=True)]
+    lines = [name.count("\n") + 1 for name in rows]
+    heights = [1.0 if each == 1 else 0.2 + 0.5 * each for each in lines]  # in rows of one line
+    places = [top + height / 2 - 0.5 for top, height in zip(itertools.accumulate([0, *heights]), heights, strict=False)]
 
     def draw(axes: Axes) -> None:
         if margin:
             axes.axvspan(-margin, margin, color=MUTED, alpha=0.18, linewidth=0)
         axes.axvline(0, color=FOREGROUND, linewidth=1)
-        for place, row in enumerate(data.itertuples()):
-            colour = colours[place] if colours else PALETTE[0]
+        for place, colour, row in zip(places, colours or itertools.repeat(PALETTE[0]), data.itertuples(), strict=False):
+            if widest and abs(row.difference) > widest:
+                edge, marker = (widest, ">") if row.difference > 0 else (-widest, "<")
+                figure = f"{words.number(row.difference, sign=True)} {words.interval(row.low, row.high)}"
+                axes.plot([edge], [place], marker, color=colour, markersize=7, clip_on=False)
+                axes.annotate(figure, (edge, place), xytext=(9 if edge < 0 else -9, 0), textcoords="offset points",
+                              ha="left" if edge < 0 else "right", va="center", color=FOREGROUND)  # fmt: skip
+                continue
             axes.hlines([place], [row.low], [row.high], color=colour, linewidth=2)
             axes.plot([row.difference], [place], "o", color=colour, markersize=6)
-        axes.set_yticks(range(len(data)), labels, color=FOREGROUND)
-        axes.set_ylim(len(data) - 0.4, -0.6)
+        axes.set_yticks(places, labels, color=FOREGROUND, fontsize=8.5 if max(lines) > 1 else 9)
+        axes.set_ylim(sum(heights) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(axis)
+        if widest:
+            axes.set_xscale("symlog", linthresh=LINEAR_TO, linscale=1)
+            ticks = [sign * tick for sign in (-1, 1) for tick in (0.02, 0.1, 0.5) if tick <= widest]
+            axes.set_xticks([0, *ticks], [f"{tick:g}".replace("-", "−") for tick in (0, *ticks)])
+            axes.minorticks_off()
+            axes.set_xlim(-1.02 * widest, 1.02 * widest)
+        for colour in [colour for colour in legend if colour in colours]:
+            axes.plot([], [], "o", color=colour, label=legend[colour])
+        if legend:
+            axes.legend(loc="lower right", bbox_to_anchor=(1.02, 1), ncols=len(legend), frameon=False, columnspacing=1)
 
     said = "; ".join(
         f"{name}: {row.difference:+.3f} {words.interval(row.low, row.high)}, n = {row.n_pairs}"
-        for name, row in zip(rows, data.itertuples(), strict=True)
+        for name, row in zip((" ".join(name.split()) for name in rows), data.itertuples(), strict=True)
     )
-    left = 0.35 + 0.062 * max(map(len, labels))
-    height = 0.28 * len(data) + 0.7
-    margins = (left, 0.15, 0.5, 0.1)
+    left = 0.35 + 0.062 * max(len(line) for label in labels for line in label.split("\n"))
+    height = 0.28 * sum(heights) + 0.7 + 0.3 * bool(legend)
+    margins = (left, 0.15, 0.5, 0.1 + 0.3 * bool(legend))
     return Chart(identity, title, f"{description} {said}.".lstrip(), data, draw, height=height, margins=margins)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -13,13 +14,13 @@ from altgrad.analysis.contrasts import shown
 from altgrad.analysis.failures import FailureAnalyzer, named, one_format, unscaled
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.statistics import FAILURE_GAP
+from altgrad.analysis.statistics import FAILURE_GAP, MARGIN
 from altgrad.config import OPERAND_NAMES, command
 from altgrad.formats import SPLITS_8BIT, get_format
 from altgrad.reports import charts, health
 from altgrad.reports import columns as col
 from altgrad.reports.document import Content, content_of, document_page
-from altgrad.reports.format_comparison import GAPS
+from altgrad.reports.heat_map import figures_map
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.scope import pilot, scope
 from altgrad.reports.verdicts import Expectation, evidence, expectation, tests_table, verdict_table
@@ -35,7 +36,9 @@ RANGE = ("overflow", "underflow")
 """The classes, warnings and figures that a lack of range has."""
 ENDINGS_SHOWN = 8  # runs that ended badly whose last losses and advice are shown
 ENDING_STEPS = 30  # how many of the losses that a failure holds are shown
-LISTED = 60  # failures whose commands are listed at most
+GROUPS_SHOWN = 8  # arms with runs that did not finish that are told above the table
+MAP_EDGES = (MARGIN, FAILURE_GAP, 0.1, 0.3)
+MAP_LEGEND = (f"to {MARGIN:g}", f"to {FAILURE_GAP:g}", "fails: to 0.1", "to 0.3", "above 0.3")
 OUTCOMES = {"yes": "held", "no": "did not hold", "inconclusive": "not decided", "pending": "pending"}
 
 Row = Mapping[Any, Any]
@@ -52,7 +55,11 @@ def _content(loader: ExperimentDataLoader) -> Content:
     failed, verdicts = analyzer.leading(analyzer.classified), verdicts_of(loader, *TESTED)
     hypotheses = {name.lower(): expectation(name) for name in ("E7M0", "E0M7")}
     of_e0m7 = zip(("gradients", "remedies"), verdicts_of(loader, "H3", "H17"), strict=True)
-    e0m7 = {key: (OUTCOMES[verdict.answer], evidence(verdict.judgement)) for key, verdict in of_e0m7}
+    e7m0, e0m7 = (
+        _e7m0_observed(analyzer, comparison),
+        {key: (OUTCOMES[verdict.answer], evidence(verdict.judgement)) for key, verdict in of_e0m7},
+    )
+    predicted = {name: _counted(hypotheses[name], found) for name, found in (("e7m0", e7m0), ("e0m7", e0m7))}
     values = {
         "comparison": comparison,
         "runs": len(loader.runs),
@@ -62,15 +69,18 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "helped": _what_helped(analyzer),
         "recorded": {fmt: len(analyzer.of_formats(loader.runs, fmt)) for fmt in LACKING},
         "hypotheses": hypotheses,
+        "predicted": predicted,
+        "tested": [each for each in verdicts if each.answer != "pending"],
         **_remedies(analyzer.remedies[analyzer.remedies["n_pairs"] >= 2]),
         "remedies_missing": failures.remedies_missing(loader),
         **_prevention(analyzer, failed),
         **_endings(analyzer),
         "warnings": _warnings(loader, analyzer.warnings),
-        "examples": _examples(analyzer, failed.head(LISTED)),
+        "broken_runs": _broken_runs(analyzer),
+        "examples": _examples(analyzer, _to_show(failed)),
     }
     parts: dict[str, Part] = {
-        "e7m0": lambda: [_predictions(hypotheses["e7m0"], _e7m0_observed(analyzer, comparison))],
+        "e7m0": [_predictions(hypotheses["e7m0"], e7m0)],
         "e0m7": [_predictions(hypotheses["e0m7"], e0m7)],
         "verdicts": [verdict_table(verdicts, "verdicts"), *tests_table(verdicts, "verdict-tests")],
         "unfinished": lambda: [_unfinished_table(analyzer)],
@@ -86,7 +96,8 @@ def _content(loader: ExperimentDataLoader) -> Content:
             "scope": scope(loader, comparison.baseline),
             "pilot": pilot(loader, comparison.baseline, comparison.most_pairs),
             "precision_lost": failures.PRECISION_LOST,
-            **_summary(analyzer, comparison, failed),
+            **(summary := _summary(analyzer, comparison, failed)),
+            "formats": _by_format(analyzer, comparison, paired, summary["failing"]),
             **_failed_arms(analyzer, failed),
             "operands": _operands(analyzer, comparison, splits),
             "layers": _layers(analyzer, failed.dropna(subset=["gap"])),
@@ -95,7 +106,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
             "own_rates": rates[rates["format"] == get_format("e7m0").label].to_dict("records"),
         }
         parts |= {
-            "gaps by operand": _operand_chart(comparison, paired),
+            "gaps by operand": _operand_map(comparison, splits),
             "limits": [_limits_table()],
             "phases": [_phases(analyzer, comparison)],
             "sqnr": _sqnr(analyzer, comparison),
@@ -127,7 +138,7 @@ def _summary(analyzer: FailureAnalyzer, comparison: Comparison, failed: pd.DataF
             gradients = (causes[0], row["operand"]) == ("underflow", "grad_output")
             failing.setdefault("small gradients" if gradients else causes[0], []).append(row)
         elif not (bare or failing or worst or col.missing(row["gap"])):  # the largest gap is first
-            worst = row
+            worst = row | {"bits": min(get_format(name).bits for name in row["format"].split("/"))}
     outright = analyzer.failures.loc[analyzer.failures["status"] == "failed", "arm"]
     return {
         "splits": len(splits),
@@ -230,11 +241,38 @@ def _limits_table() -> Table:
     return col.table(map(vars, failures.SYMPTOMS_OF_ARMS), columns)
 
 
-def _operand_chart(comparison: Comparison, paired: pd.DataFrame) -> list[Block]:
-    """Gaps of the splits with all operands and with each alone: which operand it is that costs the loss."""
-    data = charts.finite_rows(paired, "gap", "low", "high")
-    names = {comparison.scope: "all operands"} | {name: f"{name} alone" for name in OPERAND_NAMES.values()}
-    return [ChartBlock(charts.gaps("operands", GAPS, "", data, names, FAILURE_GAP))] if len(data) else []
+def _operand_map(comparison: Comparison, splits: pd.DataFrame) -> list[Block]:
+    """Gaps of the splits by what is quantized: which operand it is that costs the loss."""
+    drawn = splits[splits["n_pairs"] >= 2]
+    scopes = {name: f"{name} alone" for name in OPERAND_NAMES.values()} | {comparison.scope: "all together"}
+    cells = drawn.pivot_table(index="format", columns="scope", values="gap").reindex(columns=[*scopes])
+    cells = cells.dropna(axis="columns", how="all").sort_index(key=lambda names: names.map(format_order))
+    cells, text = cells.rename(columns=scopes), partial(words.number, sign=True)
+    return [ChartBlock(figures_map("operands", "", cells, splits, MAP_EDGES, MAP_LEGEND, text))] if len(cells) else []
+
+
+def _by_format(
+    analyzer: FailureAnalyzer, comparison: Comparison, paired: pd.DataFrame, failing: Mapping[str, list[Row]]
+) -> list[Values]:
+    """Each split: its gap, whether and by what it fails, what each operand costs alone, and what its tensors lost."""
+    causes = {row["arm"]: cause for cause, rows in failing.items() for row in rows}
+    means = analyzer.health.set_index(["arm", "operand", "statistic"])["value"].to_dict()
+    whole = paired[paired["scope"] == comparison.scope].sort_values("format", key=lambda names: names.map(format_order))
+    found = []
+    for row in whole.to_dict("records"):
+        alone = paired[(paired["format"] == row["format"]) & (paired["scope"] != comparison.scope)]
+        ordered = alone.sort_values("gap", ascending=False)
+        found.append(
+            row
+            | {
+                "cause": causes.get(row["arm"]),
+                "fails_alone": ordered[ordered["gap"] > FAILURE_GAP].to_dict("records"),
+                "passes_alone": ordered[ordered["gap"] <= FAILURE_GAP].to_dict("records"),
+                "sqnr": means.get((row["arm"], "weight", "sqnr_db")),
+                "flushed": means.get((row["arm"], "grad_output", "underflow")),
+            }
+        )
+    return found
 
 
 def _operands(analyzer: FailureAnalyzer, comparison: Comparison, splits: pd.DataFrame) -> Values | None:
@@ -355,6 +393,13 @@ def _signatures(analyzer: FailureAnalyzer, table: pd.DataFrame) -> Values:
         drawn.append(ChartBlock(chart))
     names = [one_format(analyzer.loader.config(arm)) for arm in extremes["arm"]]
     return {"signatures": drawn, "extremes": [*map(get_format, names)], "beside": rest["format"].iloc[0]}
+
+
+def _counted(expectation: Expectation, observed: Mapping[str, tuple[str, str]]) -> dict[str, int]:
+    """How many of the predictions of a hypothesis held, did not, and are not decided."""
+    outcomes = [observed.get(key, ("", ""))[0] for key in expectation.predictions]
+    held, failed = (outcomes.count(OUTCOMES[answer]) for answer in ("yes", "no"))
+    return {"number": len(outcomes), "held": held, "failed": failed, "open": len(outcomes) - held - failed}
 
 
 def _predictions(expectation: Expectation, observed: Mapping[str, tuple[str, str]]) -> Table:
@@ -499,6 +544,26 @@ def _unfinished_table(analyzer: FailureAnalyzer) -> Table:
         col.text("Message", "message"),
     )
     return col.table(analyzer.failures, columns, id="unfinished")
+
+
+def _broken_runs(analyzer: FailureAnalyzer) -> list[Values]:
+    """The runs that did not finish, by arm and status: how many, what was recorded of them, and where it began."""
+    found, runs = [], analyzer.loader.runs
+    for (arm, status), rows in analyzer.failures.groupby(["arm", "status"], sort=False):
+        steps = sorted({int(step) for step in rows["step"].dropna()})
+        first = rows.iloc[0]
+        known = {
+            key: None if col.missing(first[key]) else first[key] for key in ("kinds", "tensor", "phase", "message")
+        }
+        about = {"arm": arm, "status": status, "name": named(analyzer.loader.config(arm)), "number": len(rows)}
+        ends = [steps[0], steps[-1]] if len(steps) > 1 else steps
+        found.append(about | known | {"of": int((runs["arm"] == arm).sum()), "steps": ends})
+    return sorted(found, key=lambda each: each["status"] != "failed")[:GROUPS_SHOWN]
+
+
+def _to_show(failed: pd.DataFrame) -> pd.DataFrame:
+    """Of the arms that fail, the first of each first class: those whose commands the page gives."""
+    return failed[~failed["causes"].str.split(", ").str[0].duplicated()]
 
 
 def _endings(analyzer: FailureAnalyzer) -> Values:
