@@ -55,7 +55,7 @@ def copy_project(folder: Path) -> Path:
     (folder / "docs/own/measured.csv").write_text("x,y\n1,2\n2,4\n")
     (folder / "docs/own/formats.md").write_text(PARAMETERS)
     config = (folder / "mkdocs.yml").read_text()
-    config = re.sub(r"\n  - API:\n(?:      .*\n)*|\n  - Formats: .*", "\n", config)
+    config = re.sub(r"\n  - API:\n(?:      .*\n)*|\n      - All formats: .*", "\n", config)
     config = re.sub(r"\n  - mkdocstrings:.*\n(?:      .*\n)*", "\n", config)  # it would read the library's sources
     config = config.replace("not_in_nav: |\n", "not_in_nav: |\n  /own/*\n  /own/formats/*\n")
     (folder / "mkdocs.yml").write_text(config)
