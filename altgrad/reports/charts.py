@@ -80,7 +80,7 @@ def forest(
             ticks = [sign * tick for sign in (-1, 1) for tick in (0.02, 0.1, 0.5) if tick <= widest]
             axes.set_xticks([0, *ticks], [f"{tick:g}".replace("-", "−") for tick in (0, *ticks)])
             axes.minorticks_off()
-            axes.set_xlim(-1.02 * widest, 1.02 * widest)
+            axes.set_xlim(-1.25 * widest, 1.25 * widest)
         for colour in [colour for colour in legend if colour in colours]:
             axes.plot([], [], "o", color=colour, label=legend[colour])
         if legend:
