@@ -45,8 +45,9 @@ def test_every_field_of_the_file_is_in_the_bibtex(tmp_path: Path, monkeypatch: p
     found = citation.citation_values("It was first committed in commit `0123abc`.")
     assert (found["authors"], found["commit"]) == (["A. B", "C and D"], "0123abc")
     assert found["bibtex"][0].text == (
-        "@software{altgrad,\n  author = {{A. B} and {C and D}},\n  title = {{T}},\n  version = {2},\n  doi = {10.1/x},\n"
-        "  url = {https://example.org},\n  year = {2027},\n  note = {Preregistration: commit 0123abc},\n}"
+        "@software{altgrad,\n  author = {{A. B} and {C and D}},\n  title = {{T}},\n  version = {2},\n"
+        "  doi = {10.1/x},\n  url = {https://example.org},\n  year = {2027},\n"
+        "  note = {Preregistration: commit 0123abc},\n}"
     )
     monkeypatch.setattr("altgrad.reports.document.CITATION", citation.CITATION)
     assert documents_key() != before, "a page is made again"
