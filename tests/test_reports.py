@@ -36,8 +36,8 @@ def script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def numbers(text: str) -> list[str]:
-    """Decimal figures outside of code blocks, links and the provenance."""
-    text = re.sub(r"```.*?```|\([^)]*\)", "", text.split("## Provenance")[0], flags=re.DOTALL)
+    """Decimal figures outside of code blocks, links, the version and the provenance."""
+    text = re.sub(r"```.*?```|Version [\d.]+|\([^)]*\)", "", text.split("## Provenance")[0], flags=re.DOTALL)
     return re.findall(r"[-+]?\d+\.\d+", text)
 
 
