@@ -336,7 +336,7 @@ def test_the_whole_page_answers_with_number_interval_and_seeds(whole: Experiment
 
 
 def test_all_figures_of_the_page_lead_to_arms(whole: ExperimentDataLoader) -> None:
-    linked = set(re.findall(r"runs/([A-Za-z0-9_.-]+)'", str(manifold_comparison_page(whole).blocks)))
+    linked = set(re.findall(r"runs/([A-Za-z0-9_-]+)", str(manifold_comparison_page(whole).blocks)))
     comparator = StepRuleComparator(whole)
     for frame in (comparator.arms, comparator.sweeps):
         assert set(frame["arm"]) <= linked, sorted(set(frame["arm"]) - linked)
