@@ -374,7 +374,7 @@ def _sweep_table(rows: Sequence[col.Row]) -> Table:
         col.text("Used", "used"),
         col.count("Not finished", "n_ended_badly"),
     )
-    return col.table(rows, columns, "Equal tuning: the sweep of each arm")
+    return col.table(rows, columns, "Equal tuning: the sweep of each arm", "equal-tuning")
 
 
 def _tuning_runs(sweeps: pd.DataFrame) -> Table:

@@ -36,7 +36,7 @@ from altgrad.site.content import (
 )
 from altgrad.text import Md, cell, csv, escape, fenced, visible
 
-ROWS, FOLDED = 12, 16
+ROWS, FOLDED = 8, 8
 """On GitHub, where a page scrolls past everything: most rows of a table that has a file, most lines of a folded box."""
 _ALERT = {"info": "NOTE", "warning": "WARNING", "success": "TIP", "question": "IMPORTANT"}
 
