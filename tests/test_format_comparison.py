@@ -340,7 +340,7 @@ def test_the_page_carries_every_section_and_its_numbers(
     rankings = str(format_comparison_page(whole).blocks)
     for place in ("attention", "mlp", "embedding", "head"):
         assert f"{place} layers alone" in rankings or f"{place.capitalize()} layers alone" in rankings
-    assert "pairs (paired t test, power 80%" in text
+    assert "pairs (paired t test, power 80%" in rankings
     for arm in re.findall(r"\]\(\.\./runs/([^/)]+)/index", text):
         assert arm in set(whole.runs["arm"])
     names = {path.name for path in written}

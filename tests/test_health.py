@@ -27,7 +27,7 @@ from altgrad.site.render import Dialect, files, render
 from altgrad.site.sketch import INCH, Sketch
 
 PANELS = {"weight": "weights", "grad_output": "gradients"}
-SITE = Dialect(lambda reference: f"{reference.path}#{reference.anchor}")
+SITE = Dialect(lambda reference: f"{reference.path}#{reference.anchor}", whole=True)
 
 
 def cells(values: np.ndarray) -> pd.DataFrame:

@@ -53,7 +53,7 @@ from altgrad.site.html import body_html
 from altgrad.site.render import Dialect, files, render
 from altgrad.text import csv
 
-SITE = Dialect(lambda reference: f"{reference.path}.md#{reference.anchor}")
+SITE = Dialect(lambda reference: f"{reference.path}.md#{reference.anchor}", whole=True)
 PAYLOADS = [
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",

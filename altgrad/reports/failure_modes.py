@@ -80,8 +80,8 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "examples": _examples(analyzer, _to_show(failed)),
     }
     parts: dict[str, Part] = {
-        "e7m0": [_predictions(hypotheses["e7m0"], e7m0)],
-        "e0m7": [_predictions(hypotheses["e0m7"], e0m7)],
+        "e7m0": [_predictions(hypotheses["e7m0"], e7m0, "e7m0-predictions")],
+        "e0m7": [_predictions(hypotheses["e0m7"], e0m7, "e0m7-predictions")],
         "verdicts": [verdict_table(verdicts, "verdicts"), *tests_table(verdicts, "verdict-tests")],
         "unfinished": lambda: [_unfinished_table(analyzer)],
         "machines": lambda: machine_blocks(loader, _comparisons(analyzer, failed)),
@@ -238,7 +238,7 @@ def _limits_table() -> Table:
     words_of = {True: "below {limit:g}", False: "above {limit:g}, as a fraction"}
     limit = col.of("Limit", lambda row: words_of[row["below"]].format_map(row))
     columns = (col.text("Class", "kind"), limit, col.text("Of what", "figure"))
-    return col.table(map(vars, failures.SYMPTOMS_OF_ARMS), columns)
+    return col.table(map(vars, failures.SYMPTOMS_OF_ARMS), columns, "", "limits")
 
 
 def _operand_map(comparison: Comparison, splits: pd.DataFrame) -> list[Block]:
@@ -402,16 +402,19 @@ def _counted(expectation: Expectation, observed: Mapping[str, tuple[str, str]]) 
     return {"number": len(outcomes), "held": held, "failed": failed, "open": len(outcomes) - held - failed}
 
 
-def _predictions(expectation: Expectation, observed: Mapping[str, tuple[str, str]]) -> Table:
+def _predictions(expectation: Expectation, observed: Mapping[str, tuple[str, str]], identity: str) -> Table:
     """The predictions of a hypothesis, each with its outcome and what is recorded."""
     unseen = ("not decided", "no record tells")
-    rows = [{"text": text, "observed": observed.get(key, unseen)} for key, text in expectation.predictions.items()]
+    rows = []
+    for key, text in expectation.predictions.items():
+        outcome, recorded = observed.get(key, unseen)
+        rows.append({"prediction": text, "outcome": outcome, "recorded": recorded})
     columns = (
-        col.text("Prediction", "text"),
-        col.of("Outcome", lambda row: row["observed"][0]),
-        col.of("Recorded", lambda row: escape(row["observed"][1])),
+        col.text("Prediction", "prediction"),
+        col.text("Outcome", "outcome"),
+        col.of("Recorded", lambda row: escape(row["recorded"])),
     )
-    return col.table(rows, columns)
+    return col.table(rows, columns, "", identity)
 
 
 def _e7m0_observed(analyzer: FailureAnalyzer, comparison: Comparison | None) -> dict[str, tuple[str, str]]:

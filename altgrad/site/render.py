@@ -36,7 +36,7 @@ from altgrad.site.content import (
 )
 from altgrad.text import Md, cell, csv, escape, fenced, visible
 
-ROWS, FOLDED = 8, 8
+ROWS, FOLDED = 24, 8
 """On GitHub, where a page scrolls past everything: most rows of a table that has a file, most lines of a folded box."""
 _ALERT = {"info": "NOTE", "warning": "WARNING", "success": "TIP", "question": "IMPORTANT"}
 
@@ -48,6 +48,7 @@ class Dialect:
     address: Callable[[PageRef], str]
     place: Callable[[Table | ChartBlock], str] | None = None  # keeps a table or a chart, gives its mark; None: GitHub's
     rows: int = ROWS  # a longer table that has its data beside it is a link to them, on GitHub
+    whole: bool = False  # no table and no folded box is cut, on GitHub
 
     @property
     def site(self) -> bool:
@@ -160,7 +161,7 @@ def _heading(heading: Heading, dialect: Dialect) -> str:
 def _box(box: Note | Details, page: Page, dialect: Dialect) -> str:
     title = dialect.inline(box.title)
     if not (dialect.site or isinstance(box, Note)):
-        return _folded(title, box.blocks, page, replace(dialect, rows=0))
+        return _folded(title, box.blocks, page, dialect if dialect.whole else replace(dialect, rows=0))
     body = "\n\n".join(_block(block, page, dialect) for block in box.blocks)
     if dialect.site or not isinstance(box, Note):
         head = f'!!! {box.kind} "{title}"' if isinstance(box, Note) else f'??? abstract "{title}"'
@@ -172,15 +173,17 @@ def _box(box: Note | Details, page: Page, dialect: Dialect) -> str:
 def _folded(title: str, blocks: tuple[Block, ...], page: Page, dialect: Dialect) -> str:
     """A folded box on GitHub: its tables are links to their files, and it ends where it becomes long."""
     match blocks:
-        case (Table(data=data) as table,) if data is not None:
+        case (Table(data=data) as table,) if data is not None and not dialect.whole:
             about = f" {dialect.inline(table.caption)}" if table.caption else ""
             return f"**{title}.**{about} {_block(replace(table, caption=''), page, dialect)}"
     shown, left = [], FOLDED
-    for block in blocks:
+    for number, block in enumerate(blocks):
         shown.append(_block(block, page, dialect))
         left -= shown[-1].count("\n") + 2
-        if left < 0 and len(shown) < len(blocks):
-            shown[-1] = "The rest is on this page of the site."
+        if left < 0 and len(shown) < len(blocks) and not dialect.whole:
+            anchors = (slug(each.anchor) for each in blocks[number:] if isinstance(each, Heading) and each.anchor)
+            places = "".join(f'<a id="{anchor}"></a>' for anchor in anchors)  # links lead here
+            shown[-1] = f"{places}The rest is on this page of the site."
             break
     return "\n\n".join([f"<details>\n<summary>{title}</summary>", *shown, "</details>"])
 
@@ -203,7 +206,7 @@ def _table(table: Table, page: Page, dialect: Dialect) -> str:
     head = [f"**{dialect.inline(table.caption)}**"] if table.caption else []
     if table.data is not None:
         head.append(_files(page, "Table", f"{slug(table.id)}.csv"))
-        if len(table.rows) > dialect.rows:
+        if len(table.rows) > dialect.rows and not dialect.whole:
             return f"{' '.join(head)} ({len(table.rows):,} row{'s'[: len(table.rows) != 1]})"
     columns = [column if isinstance(column, Column) else Column(column) for column in table.columns]
     lines = [
