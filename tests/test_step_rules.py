@@ -29,6 +29,7 @@ from altgrad.reports.verdicts import evidence
 from altgrad.runs import RunRecord, RunSet, load_runs
 from altgrad.runs.schema import arm_id, run_id
 from altgrad.site import write_folder
+from altgrad.site.render import Dialect, render
 from altgrad.studies import ARMS, GRID, RULE_FORMATS, SEEDS, STUDIES, Arm, identity_of, seeds_of, studies_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,9 +151,11 @@ def verdict_of(loader: ExperimentDataLoader, key: str) -> Verdict:
 
 
 def page_text(loader: ExperimentDataLoader, folder: Path, **more: Path) -> str:
-    write_folder([manifold_comparison_page(loader, **more)], folder, site_root="../site/")
-    (text,) = (path.read_text() for path in folder.rglob("*.md"))
-    return text
+    page = manifold_comparison_page(loader, **more)
+    write_folder([page], folder, site_root="../site/")
+    return render(
+        page, Dialect(lambda reference: f"../site/{reference.path}/index.html#{reference.anchor}", whole=True)
+    )
 
 
 def test_the_names_of_a_row_lead_to_its_arm_and_to_no_other() -> None:
