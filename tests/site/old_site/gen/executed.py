@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from altgrad.pages.mkdocs import build_files
 from mkdocs.exceptions import PluginError
+
+from altgrad.pages.mkdocs import build_files
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 

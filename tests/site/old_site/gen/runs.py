@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from altgrad.pages.mkdocs import build
-
 from altgrad.pages import PageMaker
+from altgrad.pages.mkdocs import build
 
 
 def pages() -> Iterable[PageMaker]:
