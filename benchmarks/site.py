@@ -116,7 +116,7 @@ def shipped(folder: Path) -> Path:
     """A copy of what this repository's site is built from."""
     for name in SHIPPED:
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("mkdocs.yml", "CHANGELOG.md"):
+    for name in ("mkdocs.yml", "CHANGELOG.md", "CITATION.cff"):
         shutil.copy(ROOT / name, folder / name)
     return folder
 
