@@ -240,7 +240,7 @@ def test_a_sentence_in_a_module_is_found_however_it_is_put_together() -> None:
 
 
 ALLOWED = {
-    r"\bH[0-9]+\b|\(ANAL-[0-9]+\)": "the number of a hypothesis, and of what a report has to answer",
+    r"\bH[0-9]+\b": "the number of a hypothesis",
     r"\b(?:8|16|32)[- ]bits?\b|\bfloat32\b": "how wide numbers are",
     r"\b95% (?:CI|(?:paired )?t? ?intervals?)\b|\bpower 80%": "what an interval and a planned test are",
     r"(?:\b(?:above|against|else|from|of|than|to|with)|…) FP32\b(?!'s)": "what a gap is to",

@@ -146,8 +146,9 @@ class Source:
 
     @property
     def name(self) -> str:
-        """For readers: "gap_chart()", or the name of the file."""
-        return f"{self.function}()" if self.function else self.path.rsplit("/", 1)[-1]
+        """For readers: "gap_chart()", also where it is a module's own, or the name of the file."""
+        plain = ".".join(part.lstrip("_") for part in self.function.split("."))
+        return f"{plain}()" if plain else self.path.rsplit("/", 1)[-1]
 
 
 def _maker() -> Source:

@@ -68,6 +68,8 @@ def beside(page: Page, name: str) -> str:
 def render(page: Page, dialect: Dialect) -> str:
     """The page as one markdown document that ends with a newline; its provenance is always the last section."""
     parts = [f"# {escape(page.title)}"]
+    if page.description and not dialect.site:
+        parts.append(f"<!-- {escape(page.description)} -->")
     parts += [_block(block, page, dialect) for block in page.blocks]
     if listed := [download.name for download in page.downloads if download.listed]:
         parts.append(_files(page, "Files", *listed) + ("\n{: .files }" if dialect.site else ""))
