@@ -90,6 +90,8 @@ def test_a_document_says_what_a_figure_and_a_table_are() -> None:
     (figure,) = rendered(text, part=[DRAWN], name="<b>").blocks
     assert isinstance(figure, ChartBlock)
     assert (figure.chart.title, figure.chart.description) == ("All of <b>", "Each <b>. A: 1; B: 2."), "plain text"
+    set_before = "{% set t %}All of {{ name }}.{% endset %}{{ show(part, title=t) }}"
+    assert rendered(set_before, part=DRAWN, name="<b>'s").blocks[0].chart.title == "All of <b>'s."  # type: ignore[attr-defined]
     assert rendered("{{ show(part) }}{% call show(empty) %}Nothing.{% endcall %}", part=DRAWN, empty=[]).blocks == (
         DRAWN,
     )

@@ -168,33 +168,52 @@ def gaps(
 
 
 def gaps_against(
-    identity: str, title: str, description: str, data: pd.DataFrame, x: str, axis: str, names: Sequence[str]
+    identity: str,
+    title: str,
+    description: str,
+    data: pd.DataFrame,
+    over: Mapping[str, tuple[str, Callable[[float], str]]],
+    names: Sequence[str],
 ) -> Chart:
-    """Paired gaps to FP32 with their intervals over another figure of each format, each with its name beside it.
+    """Paired gaps to FP32 with their intervals over other figures of each format, a panel a figure, each with its name.
 
     Args:
         description: for those who cannot see it; every row's figures are added.
-        data: a row each, with columns gap, low, high and `x`, all finite.
-        x: the column of the other figure, and `axis` what it is called.
+        data: a row each, with columns gap, low and high, all finite; what has no figure is in no panel.
+        over: the columns of the figures: what each is called, and how it is written.
         names: of the rows.
     """
+    scales = {
+        column: Axis(low - 0.12 * (high - low), high + 0.22 * (high - low), 1.06 * at, 1.06 * at + 1)
+        for at, column in enumerate(over)
+        for low, high in [(float(data[column].min()), float(data[column].max()))]
+    }
 
     def draw(axes: Axes) -> None:
         reference_line(axes, "FP32")
-        axes.vlines(data[x], data["low"], data["high"], color=PALETTE[0], linewidth=2)
-        axes.plot(data[x], data["gap"], "o", color=PALETTE[0], markersize=6)
-        for name, at, gap in zip(names, data[x], data["gap"], strict=True):
-            axes.annotate(name, (at, gap), xytext=(7, 3), textcoords="offset points", color=FOREGROUND)
         _gap_axis(axes, data)
-        axes.margins(x=0.17, y=0.12)
-        axes.set_xlabel(axis)
+        panel_axes(axes, [f"over the {axis}" for axis, _ in over.values()], [])
+        for column, scale in scales.items():
+            marks = [mark for mark in scale.marks(5) if mark >= 0]
+            for mark in marks:
+                axes.axvline(scale(mark), color=GRID, linewidth=0.6)
+                axes.annotate(over[column][1](mark), (scale(mark), 0), xycoords=axes.get_xaxis_transform(),
+                              xytext=(0, -5), textcoords="offset points", ha="center", va="top", color=MUTED)  # fmt: skip
+            drawn = data[[column, "gap", "low", "high"]].assign(name=names).dropna()
+            at = drawn[column].map(scale)
+            axes.vlines(at, drawn["low"], drawn["high"], color=PALETTE[0], linewidth=2)
+            axes.plot(at, drawn["gap"], "o", color=PALETTE[0], markersize=6)
+            for name, x, gap in zip(drawn["name"], at, drawn["gap"], strict=True):
+                axes.annotate(name, (x, gap), xytext=(7, 3), textcoords="offset points", color=FOREGROUND)
+        axes.margins(y=0.12)
 
     said = "; ".join(
-        f"{name}: {axis} {words.number(at, 1)}, gap {words.number(gap, sign=True)}"
-        for name, at, gap in zip(names, data[x], data["gap"], strict=True)
+        f"{name}: gap {words.number(row['gap'], sign=True)}, "
+        + ", ".join(f"{axis} {form(row[column])}" for column, (axis, form) in over.items() if words.finite(row[column]))
+        for name, (_, row) in zip(names, data.iterrows(), strict=True)
     )
     return Chart(
-        identity, title, f"{description} {said}.".lstrip(), data, draw, height=2.8, margins=(0.85, 0.5, 0.5, 0.1)
+        identity, title, f"{description} {said}.".lstrip(), data, draw, height=2.9, margins=(0.85, 0.5, 0.3, 0.3)
     )
 
 

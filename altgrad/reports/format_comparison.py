@@ -97,7 +97,7 @@ def _complete(
     """The parts of the page where formats can be compared; its values go into `values`."""
     looks, policies, long = last_looks(loader, first), scale_policies(loader, first), comparator.longer(first)
     tensors, own, tuned = figures_of_tensors(first, looks), at_own_rates(loader, first), own_rates(loader, first)
-    sums, weights = loader.memo(additivity), weights_chart(first, looks)
+    sums, octaves = loader.memo(additivity), weights_held(first, looks)
     at, noise = {place: comparator.at(place) for place in PLACES}, _noise(first, tensors)
 
     def ranking(comparison: Comparison, identity: str) -> dict[str, Any]:
@@ -125,6 +125,7 @@ def _complete(
         ],
         "sqnr_of_close": _sqnr_of_close(tensors, values["spot"]),
         "noise": _beside_the_line(noise, values["spot"]),
+        "crowded": _crowded(octaves),
         "unscaled": policies[policies["n_finished"] < policies["n_runs"]].to_dict("records"),
         "long_spot": comparator.sweet_spot(long) if long else None,
         **{"tensors": tensors, "policies": policies, "long": long, "own_rates": own, "tuned_rates": tuned},
@@ -146,7 +147,7 @@ def _complete(
         "noise": lambda: [ChartBlock(noise_chart(noise))],
         "sweet spots": lambda: [sweet_spots(comparator)],
         "layer gaps": lambda: layer_gaps(comparator),
-        "weights": [ChartBlock(weights)] if weights else [],
+        "weights": [ChartBlock(weights_chart(octaves))] if octaves else [],
         "tensors": lambda: [tensors_table(tensors)],
         "scales": lambda: [scales(policies)],
         "scale gaps": lambda: [ChartBlock(scale_gaps(comparator, first, policies))],
@@ -266,12 +267,13 @@ def _sqnr_of_close(tensors: pd.DataFrame, spot: SweetSpot) -> list[dict[str, Any
 
 
 def _noise(comparison: Comparison, tensors: pd.DataFrame) -> pd.DataFrame:
-    """A row an 8-bit format with an interval: its gap, mean SQNR, and the head's gradients that became zero."""
+    """A row an 8-bit format with an interval: its gap, mean SQNR, and what became of the head's gradients."""
     rows = charts.finite_rows(charted(comparison)[0], "gap", "low", "high")
-    head = tensors[(tensors["layer_type"] == "head") & (tensors["operand"] == "grad_output")]
+    head = tensors[(tensors["layer_type"] == "head") & (tensors["operand"] == "grad_output")].groupby("format")
     means = {
         "sqnr_db": tensors.groupby("format")["sqnr_db"].mean(),
-        "flushed": head.groupby("format")["underflow"].mean(),
+        "flushed": head["underflow"].mean(),
+        "head_sqnr": head["sqnr_db"].mean(),
     }
     table = rows[rows["format"].map(is_8bit).astype(bool)][CHARTED].join(pd.DataFrame(means, dtype=float), on="format")
     return table.dropna(subset=["sqnr_db"]).sort_values("sqnr_db", ignore_index=True)
@@ -431,11 +433,12 @@ def scale_gaps(comparator: FormatComparator, comparison: Comparison, policies: p
 
 
 def noise_chart(data: pd.DataFrame) -> Chart:
-    """The gap of each format against the signal over noise of its tensors."""
-    names = [
-        f"{row.format} ({row.flushed:.0%})" if words.finite(row.flushed) else row.format for row in data.itertuples()
-    ]
-    return charts.gaps_against("noise", GAPS, "", data, "sqnr_db", "mean SQNR of the tensors, dB", names)
+    """The gap of each format against the signal over noise of its tensors, and against the head's lost gradients."""
+    over = {
+        "sqnr_db": ("mean SQNR of the tensors, dB", "{:.0f}".format),
+        "flushed": ("gradients of the head that become zero", "{:.0%}".format),
+    }
+    return charts.gaps_against("noise", GAPS, "", data, over, list(data["format"]))
 
 
 def lengths(loader: ExperimentDataLoader, short: Comparison, long: Comparison) -> Table:
@@ -524,12 +527,26 @@ def gap_chart(comparison: Comparison) -> Chart:
     return charts.gaps("loss-gap", GAPS, "", data)
 
 
-def weights_chart(comparison: Comparison, looks: Mapping[str, pd.DataFrame]) -> Chart | None:
-    """Every format's grid below the histogram of the weights it held, by octave; None without histograms."""
+def weights_held(comparison: Comparison, looks: Mapping[str, pd.DataFrame]) -> list[pd.DataFrame]:
+    """The weights that each 8-bit format held, by octave; nothing of those without histograms."""
     names = sorted(filter(is_8bit, comparison.table["format"]), key=format_order)
-    parts = [part for name in names if (part := _octaves(name, looks[name])) is not None]
-    if not parts:
-        return None
+    return [part for name in names if (part := _octaves(name, looks[name])) is not None]
+
+
+def _fullest(octaves: pd.DataFrame) -> pd.Series:
+    """The octave that holds most weights."""
+    return octaves.loc[octaves["share_of_weights"].idxmax()]
+
+
+def _crowded(parts: Sequence[pd.DataFrame]) -> list[dict[str, Any]]:
+    """The formats with the fewest and the most values where most of their weights lie."""
+    found = [{"format": each["format"], "held": int(each["grid_values"])} for each in map(_fullest, parts)]
+    found.sort(key=lambda each: each["held"])
+    return [found[0], found[-1]] if found else []
+
+
+def weights_chart(parts: Sequence[pd.DataFrame]) -> Chart:
+    """Every format's grid below the histogram of the weights it held, by octave."""
 
     def draw(axes: Axes) -> None:
         boxes = []
@@ -554,11 +571,10 @@ def weights_chart(comparison: Comparison, looks: Mapping[str, pd.DataFrame]) -> 
         axes.set_xticks(ticks_shown, [f"2^{tick}" if tick else "1" for tick in ticks_shown])
         axes.set_xlabel("size of a weight over the largest value")
 
-    fullest = (bars.loc[bars["share_of_weights"].idxmax()] for bars in parts)
     said = (
         f"{most['format']}: {most['share_zero']:.1%} zero; fullest octave to 2^{int(most['octave'])}: "
         f"{most['share_of_weights']:.0%} of weights, {int(most['grid_values'])} grid values"
-        for most in fullest
+        for most in map(_fullest, parts)
     )
     return Chart(
         "weights-grid",

@@ -187,6 +187,7 @@ def _described(block: Block, title: str, said: Md) -> Block:
         return replace(block, caption=said or block.caption)
     if isinstance(block, ChartBlock):
         chart, about = block.chart, f"{html.unescape(said)} {block.chart.description}".strip()
+        title = html.unescape(title) if isinstance(title, Markup) else title  # of a {% set %} block
         return ChartBlock(replace(chart, title=title or chart.title, description=about))
     return block
 
