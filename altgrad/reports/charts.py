@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,6 +25,8 @@ MAKES_FOR_OTHERS = True
 
 LINEAR_TO = 0.05
 """A chart of gaps is linear up to here: the close formats must be readable beside E7M0."""
+NARROW, NARROW_LINE = 266.0, 52
+"""How wide a narrow chart is, in points, and how long a line of its text: with letters of 12 px it fits a telephone."""
 GAP_TICKS = (-0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
@@ -36,9 +38,6 @@ def forest(
     rows: Sequence[str],
     axis: str,
     colours: Sequence[str] = (),
-    margin: float = 0.0,
-    widest: float = 0.0,
-    legend: Mapping[str, str] = MappingProxyType({}),
 ) -> Chart:
     """Paired differences with their intervals, one below the other.
 
@@ -48,52 +47,97 @@ def forest(
         rows: the name of each.
         axis: what the differences are, and their unit.
         colours: of each; else all have the first.
-        margin: half the width of a grey band around zero.
-        widest: where the axis ends, on a scale that shows 0.005 and 0.5 alike; beyond it an arrow with the figure.
-        legend: what the colours say.
     """
     labels = [f"{name} (n = {pairs})" for name, pairs in zip(rows, data["n_pairs"], strict=True)]
-    lines = [name.count("\n") + 1 for name in rows]
-    heights = [1.0 if each == 1 else 0.2 + 0.5 * each for each in lines]  # in rows of one line
-    places = [top + height / 2 - 0.5 for top, height in zip(itertools.accumulate([0, *heights]), heights, strict=False)]
 
     def draw(axes: Axes) -> None:
-        if margin:
-            axes.axvspan(-margin, margin, color=MUTED, alpha=0.18, linewidth=0)
+        places = range(len(data))
         axes.axvline(0, color=FOREGROUND, linewidth=1)
         for place, colour, row in zip(places, colours or itertools.repeat(PALETTE[0]), data.itertuples(), strict=False):
-            if widest and abs(row.difference) > widest:
-                edge, marker = (widest, ">") if row.difference > 0 else (-widest, "<")
-                figure = f"{words.number(row.difference, sign=True)} {words.interval(row.low, row.high)}"
-                axes.plot([edge], [place], marker, color=colour, markersize=7, clip_on=False)
-                axes.annotate(figure, (edge, place), xytext=(9 if edge < 0 else -9, 0), textcoords="offset points",
-                              ha="left" if edge < 0 else "right", va="center", color=FOREGROUND)  # fmt: skip
-                continue
             axes.hlines([place], [row.low], [row.high], color=colour, linewidth=2)
             axes.plot([row.difference], [place], "o", color=colour, markersize=6)
-        axes.set_yticks(places, labels, color=FOREGROUND, fontsize=8.5 if max(lines) > 1 else 9)
-        axes.set_ylim(sum(heights) - 0.4, -0.6)
+        axes.set_yticks(places, labels, color=FOREGROUND)
+        axes.set_ylim(len(data) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(axis)
-        if widest:
-            axes.set_xscale("symlog", linthresh=LINEAR_TO, linscale=1)
-            ticks = [sign * tick for sign in (-1, 1) for tick in (0.02, 0.1, 0.5) if tick <= widest]
-            axes.set_xticks([0, *ticks], [f"{tick:g}".replace("-", "−") for tick in (0, *ticks)])
-            axes.minorticks_off()
-            axes.set_xlim(-1.25 * widest, 1.25 * widest)
-        for colour in [colour for colour in legend if colour in colours]:
-            axes.plot([], [], "o", color=colour, label=legend[colour])
-        if legend:
-            axes.legend(loc="lower right", bbox_to_anchor=(1.02, 1), ncols=len(legend), frameon=False, columnspacing=1)
 
-    said = "; ".join(
+    about = f"{description} {_differences(rows, data)}.".lstrip()
+    margins = (0.35 + 0.062 * max(map(len, labels)), 0.15, 0.5, 0.1)
+    return Chart(identity, title, about, data, draw, height=0.28 * len(data) + 0.7, margins=margins)
+
+
+def grouped_narrow_forest(
+    identity: str,
+    title: str,
+    description: str,
+    data: pd.DataFrame,
+    rows: Sequence[str],
+    groups: Mapping[str, tuple[str, str]],
+    axis: str,
+    margin: float,
+    widest: float,
+) -> Chart:
+    """Paired differences, each below its name, in groups: as narrow as a telephone, which shows it whole.
+
+    Args:
+        description: for those who cannot see it; every row's figures are added.
+        data: a row each, with finite columns difference, low, high and n_pairs, and `group`, a key of `groups`.
+        rows: the name of each.
+        groups: the title and the colour of each, in order.
+        axis: what the differences are, and their unit.
+        margin: half the width of a grey band around zero.
+        widest: where the axis ends, on a scale that shows 0.005 and 0.5 alike; beyond it an arrow with the figure.
+    """
+    names = [textwrap.wrap(name, NARROW_LINE) for name in rows]
+    middle, half = NARROW / 2, NARROW / 2 - 12
+    shown = {group: [at for at, each in enumerate(data["group"]) if each == group] for group in groups}
+    shown = {group: found for group, found in shown.items() if found}
+    height = 18 * len(shown) + sum(11 + 11 * len(lines) for lines in names) + 40
+
+    def across(value: float) -> float:
+        ends = np.arcsinh(np.clip(value, -widest, widest) / margin) / np.arcsinh(widest / margin)
+        return float(middle + half * ends)
+
+    def draw(sketch: Sketch) -> None:
+        bottom = height - 34.0
+        sketch.rectangles([(across(-margin), 0, across(margin), bottom)], GRID)
+        place = 0.0
+        for group, found in shown.items():
+            label, colour = groups[group]
+            sketch.text(4, place + 12, label, colour, bold=True)
+            place += 18
+            for at in found:
+                for line in names[at]:
+                    sketch.text(4, place + 8, line)
+                    place += 11
+                row = data.iloc[at]
+                sketch.line([(middle, place - 1), (middle, place + 9)], FOREGROUND, 1)
+                if abs(row["difference"]) > widest:
+                    sign = 1 if row["difference"] > 0 else -1
+                    tip = middle + sign * (half + 8)
+                    sketch.area([(tip, place + 4), (tip - 9 * sign, place), (tip - 9 * sign, place + 8)], colour, 1)
+                    figure = words.number(row["difference"], sign=True)
+                    anchor = "end" if sign > 0 else "start"
+                    sketch.text(tip - 13 * sign, place + 8, figure, colour, anchor=anchor)
+                else:
+                    sketch.line([(across(row["low"]), place + 4), (across(row["high"]), place + 4)], colour, 2)
+                    sketch.dots([(across(row["difference"]), place + 4)], colour, 3.2)
+                place += 11
+        for tick in (-0.5, -0.1, -0.02, 0, 0.02, 0.1, 0.5):
+            sketch.line([(across(tick), bottom), (across(tick), bottom + 4)], MUTED, 0.8)
+            sketch.text(across(tick), bottom + 14, number_text(tick), MUTED, anchor="middle")
+        sketch.text(middle, bottom + 29, axis, MUTED, anchor="middle")
+
+    about = f"{description} {_differences(rows, data)}.".lstrip()
+    return Chart(identity, title, about, data, sketch=draw, width=NARROW / INCH, height=height / INCH)
+
+
+def _differences(rows: Sequence[str], data: pd.DataFrame) -> str:
+    """Named differences in words."""
+    return "; ".join(
         f"{name}: {row.difference:+.3f} {words.interval(row.low, row.high)}, n = {row.n_pairs}"
-        for name, row in zip((" ".join(name.split()) for name in rows), data.itertuples(), strict=True)
+        for name, row in zip(rows, data.itertuples(), strict=True)
     )
-    left = 0.35 + 0.062 * max(len(line) for label in labels for line in label.split("\n"))
-    height = 0.28 * sum(heights) + 0.7 + 0.3 * bool(legend)
-    margins = (left, 0.15, 0.5, 0.1 + 0.3 * bool(legend))
-    return Chart(identity, title, f"{description} {said}.".lstrip(), data, draw, height=height, margins=margins)
 
 
 def gaps(

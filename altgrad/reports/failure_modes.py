@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -361,10 +362,19 @@ def _layers(analyzer: FailureAnalyzer, failed: pd.DataFrame) -> list[Values]:
             data = data[(data["statistic"] == symptom.statistic) & data["operand"].isin([*OPERAND_NAMES])]
             if len(data):
                 identity = f"layers-{health.FIGURES[symptom.statistic].title.lower()}"
-                whose = f" of {row['format']}"
-                chart = health.by_layer(identity, symptom.statistic, data, f"Run {run_id}.", whose)
+                drawn = health.by_layer(identity, symptom.statistic, data, f"Run {run_id}.").chart
+                title = _worst_layer(symptom.statistic, data, row["format"])
+                chart = ChartBlock(replace(drawn, title=title))
                 found.append(row | {"cause": symptom.kind, "run_id": run_id, "chart": chart})
     return found
+
+
+def _worst_layer(statistic: str, data: pd.DataFrame, name: str) -> str:
+    """Where a figure of a run is worst: rows layer, operand, value."""
+    figure, known = health.FIGURES[statistic], data.dropna(subset=["value"])
+    worst = known.loc[(figure.levels.sign * known["value"]).idxmax()]
+    where = f"{worst['layer']}, {OPERAND_NAMES[worst['operand']]}"
+    return f"{figure.title} of {name} is worst in {where}: {figure.levels.text(worst['value'])}"
 
 
 def _signatures(analyzer: FailureAnalyzer, table: pd.DataFrame) -> Values:
@@ -386,7 +396,8 @@ def _signatures(analyzer: FailureAnalyzer, table: pd.DataFrame) -> Values:
         if len(names) < 2:
             continue
         means = data.pivot_table(index="format", columns="operand", values="value", observed=True).loc[names]
-        title = f"{figure.title} of {words.names(names)} by step and operand"
+        worst, *_, best = (figure.levels.sign * means.mean(axis=1)).sort_values(ascending=False).index
+        title = f"{figure.title} is worst in {worst} and best in {best}"
         percent, step = statistic != "sqnr_db", data["step"]
         about = f"{figure.meaning} From step {step.min()} to {step.max()}. Means: {_means(means, statistic)}."
         chart = charts.lines(identity, title, about, data, data, columns, ("", axis), panels=panels, percent=percent)
@@ -552,6 +563,7 @@ def _unfinished_table(analyzer: FailureAnalyzer) -> Table:
 def _broken_runs(analyzer: FailureAnalyzer) -> list[Values]:
     """The runs that did not finish, by arm and status: how many, what was recorded of them, and where it began."""
     found, runs = [], analyzer.loader.runs
+    means = analyzer.health.set_index(["arm", "operand", "statistic"])["value"].to_dict()
     for (arm, status), rows in analyzer.failures.groupby(["arm", "status"], sort=False):
         steps = sorted({int(step) for step in rows["step"].dropna()})
         first = rows.iloc[0]
@@ -559,6 +571,7 @@ def _broken_runs(analyzer: FailureAnalyzer) -> list[Values]:
             key: None if col.missing(first[key]) else first[key] for key in ("kinds", "tensor", "phase", "message")
         }
         about = {"arm": arm, "status": status, "name": named(analyzer.loader.config(arm)), "number": len(rows)}
+        about["flushed"] = means.get((arm, "grad_output", "underflow")) if "underflow" in str(first["kinds"]) else None
         ends = [steps[0], steps[-1]] if len(steps) > 1 else steps
         found.append(about | known | {"of": int((runs["arm"] == arm).sum()), "steps": ends})
     return sorted(found, key=lambda each: each["status"] != "failed")[:GROUPS_SHOWN]
@@ -598,7 +611,9 @@ def _ending_chart(data: pd.DataFrame) -> list[Block]:
         + (", then not finite" if row.run_id in set(lost["run_id"]) else "")
         for row in finite.groupby("run_id", sort=False).tail(1).itertuples()
     )
-    title, about = "Training loss around the end", f"{said}."
+    ends = [rows["loss"].iloc[[0, -1]].tolist() for _, rows in finite.groupby("run_id")]
+    rising = sum(last > first for first, last in ends)
+    title, about = f"The loss rises at the end of {rising} of {len(ends)} runs", f"{said}."
     wide = bool(finite["loss"].min() > 0 and finite["loss"].max() > 20 * finite["loss"].min())
     drawn, axes = (data, finite, ("to_end", "loss", "label")), ("steps before the last one", "training loss")
     crossed = {*lost["label"]}
