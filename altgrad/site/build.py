@@ -31,6 +31,7 @@ from urllib.parse import quote
 
 import altgrad
 from altgrad.config import UsageError
+from altgrad.imports import code_fingerprint
 from altgrad.runs.schema import digest
 from altgrad.site.cache import (
     Cache,
@@ -390,6 +391,7 @@ def begin(
         problem: why the library cannot be imported as it is now, where this is the one before.
         memory: while serving, what the build before this one had from the cache.
     """
+    code_fingerprint.cache_clear()  # while serving, this module may be older than an edit of others
     page = os.environ.get("ALTGRAD_PAGE", "").strip().strip("/").removesuffix(".md")
     refresh = os.environ.get("ALTGRAD_REFRESH", "0") not in ("", "0")
     root = Path(config["config_file_path"]).parent

@@ -1,8 +1,8 @@
 """The mkdocs plugin `altgrad`: what mkdocs calls while it builds.
 
-It stands after gen-files in the list of plugins. While serving, a build imports the library anew where its files have
-changed; else the records and what was found in them are still there. This file is never read again, so the work lies
-in `altgrad.site.build`.
+It stands after gen-files in the list of plugins. While serving, a build imports anew what has changed of the library
+and what uses it; the records, and what else was found in them, are still there. This file is never read again, so the
+work lies in `altgrad.site.build`.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
         return config
 
     def on_pre_build(self, *, config: Any) -> None:
-        """Forget the library where it has changed; while it cannot be imported, the last one says why."""
-        now, problem, kept = time.time(), "", dict[str, Any]()
-        if _changed_since(self.imported):
-            kept, self.imported = _forget(), now
+        """Forget what has changed of the library; while it cannot be imported, the last one says why."""
+        now, problem = time.time(), ""
+        forgotten = _forget(self.imported)
         try:
             from altgrad.site.build import begin
+
+            self.imported = now
         except Exception:
-            if not (self.serving and kept):
+            if not (self.serving and self.imported):
                 raise
-            problem, self.imported = traceback.format_exc(), 0.0
-            _forget()
-            sys.modules.update(kept)
+            problem = traceback.format_exc()
+            sys.modules.update(forgotten)
             from altgrad.site.build import begin
         begin(config, serving=self.serving, dated=DATED, problem=problem, memory=self.memory)
 
@@ -124,15 +124,16 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
         failed()
 
 
-def _changed_since(moment: float) -> bool:
-    """Whether a file of the library that is imported was written or moved after a moment."""
-    for name, module in sys.modules.items():
-        if name.split(".")[0] == "altgrad" and module.__file__:
-            path = Path(module.__file__)
-            if not path.is_file() or path.stat().st_ctime >= moment:
-                return True
-    return False
+def _forget(moment: float) -> dict[str, Any]:
+    """Forget the modules of the library whose files were written or moved after a moment, and those that use them."""
+    known = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "altgrad"}
+    found = {name for name, module in known.items() if module.__file__ and _is_newer(Path(module.__file__), moment)}
+    if moment and found:  # in the first build all are, and none may be of another library
+        from altgrad.imports import users_of
+
+        found = users_of(found, known)
+    return {name: sys.modules.pop(name) for name in found}
 
 
-def _forget() -> dict[str, Any]:
-    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "altgrad"}
+def _is_newer(path: Path, moment: float) -> bool:
+    return not path.is_file() or path.stat().st_ctime >= moment
