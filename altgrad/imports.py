@@ -18,6 +18,10 @@ import altgrad
 _BOTH = ("formats", "config")
 RUN_ROOMS = (*_BOTH, "rounding", "scaling", "nn", "models", "optim", "telemetry", "training")
 """The rooms that decide a run's numbers; all others and `_BOTH` decide a page about runs (`code_fingerprint`)."""
+_IMPORT = re.compile(
+    r"^[ \t]*(?:from[ \t]+(altgrad[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n]+)|import[ \t]+(altgrad[\w.]*))",
+    re.MULTILINE,
+)
 _NAMED = re.compile(r"\baltgrad(?:\.\w+)+")
 _ANY = re.compile(r"\b(?:import_module|__import__|subprocess|system|import altgrad$|from altgrad import)", re.MULTILINE)
 
@@ -45,6 +49,23 @@ def _digest(files: dict[str, Path], names: Collection[str]) -> str:
     for path in sorted(files[name] for name in names):
         total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()[:12]
+
+
+@cache
+def face_fingerprint(of: str) -> str:
+    """The same of modules' names, docstrings and signatures, without what their functions do but for ``__init__``."""
+    files = _files()
+    faces = [(name, _face(files[name], *_state(files[name]))) for name in sorted(used_by(of.split()))]
+    return hashlib.sha256(repr(faces).encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=1024)
+def _face(path: Path, modified: int, size: int) -> str:
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name != "__init__":
+            node.body = node.body[:1] if ast.get_docstring(node) else []
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def used_by(modules: Iterable[str]) -> set[str]:
@@ -89,20 +110,22 @@ def _module(name: str, files: Collection[str]) -> str:
 
 def _imports(name: str, files: dict[str, Path]) -> set[str]:
     """The modules of the library that a module imports: a package where it is no module of the package."""
-    state = files[name].stat()
-    return {_module(each, files) for each in _parsed(files[name], state.st_mtime_ns, state.st_size)}
+    return {_module(each, files) for each in _parsed(files[name], *_state(files[name]))}
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
 
 
 @lru_cache(maxsize=1024)
 def _parsed(path: Path, modified: int, size: int) -> set[str]:
     """Every name that a file imports from the library, dotted."""
     found = set[str]()
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in found if name.split(".")[0] == "altgrad"}
+    for package, names, module in _IMPORT.findall(path.read_text("utf-8")):
+        found |= {f"{package}.{name.split()[0]}" for name in names.strip("()").split(",") if name.split()}
+        found |= {module} - {""}
+    return found
 
 
 def _packages(name: str) -> Iterator[str]:

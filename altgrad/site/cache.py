@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from altgrad.imports import code_fingerprint
+from altgrad.imports import face_fingerprint
 from altgrad.runs.schema import digest
 from altgrad.site.html import Body
 
@@ -162,7 +162,7 @@ def docstrings_key(texts: Mapping[str, str], config: Any) -> str:
     settings = _plain([plugins, [config[key] for key in keys], config["theme"].name])
     packages = [(name, _version(name)) for name in _PACKAGES]
     shown = " ".join(sorted({name for text in texts.values() for name in _SHOWN.findall(text)}))
-    return digest(code_fingerprint(shown), dict(texts), settings, packages, sys.version)
+    return digest(face_fingerprint(shown), dict(texts), settings, packages, sys.version)
 
 
 def docstring_files(pages: Iterable[Any], site: Path) -> dict[str, bytes]:

@@ -7,11 +7,14 @@ work lies in `altgrad.site.build`.
 
 from __future__ import annotations
 
+import mimetypes
 import os
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mkdocs.plugins import BasePlugin, event_priority
@@ -25,6 +28,7 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
     library = ""  # the folder of a library that goes before any installed one
     serving = False
     memory: dict[str, dict[str, bytes]] | None = None  # what the cache holds from build to build, while serving
+    held: Mapping[str, bytes] = MappingProxyType({})  # while serving, the last build's files of data, which no file has
     imported = 0.0  # when the library was, as far as it is
 
     def on_startup(self, *, command: str, dirty: bool) -> None:
@@ -116,6 +120,23 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
         from altgrad.site.build import end
 
         end(config)
+        self.held = config["extra"]["altgrad"].data
+
+    def on_serve(self, server: Any, *, config: Any, builder: Any) -> Any:
+        """Serve the files of data from memory."""
+        inner = server.get_app()
+
+        def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+            name = environ["PATH_INFO"].encode("latin-1").decode("utf-8", "ignore").removeprefix(server.mount_path)
+            data = self.held.get(name)
+            if data is None:
+                return inner(environ, start)  # type: ignore[no-any-return]
+            kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+            start("200 OK", [("Content-Type", kind), ("Content-Length", str(len(data)))])
+            return [data]
+
+        server.set_app(answer)
+        return server
 
     def on_build_error(self, *, error: Exception) -> None:
         """Count no warnings any more."""
