@@ -28,9 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import altgrad  # noqa: E402
+from altgrad.imports import code_fingerprint  # noqa: E402
 from altgrad.reports.measured import RECORDED, write_record  # noqa: E402
 from altgrad.reports.run_costs import Figure, KeystrokesRecord  # noqa: E402
-from altgrad.runs.schema import code_fingerprint  # noqa: E402
 
 ROWS = 10_000
 SEEDS = 8

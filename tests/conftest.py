@@ -15,7 +15,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 import altgrad
-from altgrad.runs.schema import code_fingerprint
+from altgrad.imports import code_fingerprint
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers that each use every core wait for one another

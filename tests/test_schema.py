@@ -15,8 +15,9 @@ from types import SimpleNamespace
 import pytest
 
 from altgrad.config import parse_config
+from altgrad.imports import RUN_ROOMS, code_fingerprint
 from altgrad.runs import RunWriter
-from altgrad.runs.schema import RUN_ROOMS, code_fingerprint, without_paths
+from altgrad.runs.schema import without_paths
 from altgrad.site import build as site_build
 from altgrad.site.cache import docstrings_key
 

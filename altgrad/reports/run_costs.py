@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from altgrad.imports import code_fingerprint
 from altgrad.reports import columns as col
 from altgrad.reports import measured
 from altgrad.reports.measured import RECORDED, RESULT, Measured, Positive, Record, found
-from altgrad.runs.schema import code_fingerprint
 from altgrad.site import Block, Page
 
 

@@ -288,8 +288,9 @@ def test_every_run_has_a_place_and_its_own_json(real_site: Path) -> None:
         assert run.arm in pages or any(name.startswith("study-") for name in pages)
     arms = {name for name in html if not name.startswith("study-")}
     for arm in arms:
-        for run_id in loader.runs.loc[loader.runs["arm"] == arm, "run_id"]:
-            data = json.loads((real_site / "runs" / f"{arm}.{run_id}.json").read_text())
+        recorded = json.loads((real_site / "runs" / f"{arm}.runs.json").read_text())
+        assert {*recorded} == {*loader.runs.loc[loader.runs["arm"] == arm, "run_id"]}
+        for run_id, data in recorded.items():
             assert data["run"]["id"] == run_id
             assert data["history"]["step"]
 
