@@ -23,6 +23,7 @@ from altgrad.reports import health
 from altgrad.reports.compare import arm_json, arm_table, averaged, compare_page, downloads, run_json, stated, table_json
 from altgrad.reports.curves import curves, losses_by_step, plain
 from altgrad.reports.document import document_page, documents_key
+from altgrad.reports.format_styles import format_style
 from altgrad.reports.provenance import code_key
 from altgrad.reports.tuning import swept, tuning_page, tuning_studies
 from altgrad.runs import RunRecord
@@ -155,7 +156,8 @@ def _arm_page(
     looks = loader.looks(ids)
     last = looks.last()
     layers = _layers(loader, records, ids, looks, last)
-    chart, table = curves(losses(arm), losses(baseline), baseline is not None, config.foreign is not None)
+    colour = format_style(first["format"]).colour
+    chart, table = curves(losses(arm), losses(baseline), baseline is not None, config.foreign is not None, colour)
     values = {
         "title": title,
         "scope": first["scope"],

@@ -20,12 +20,13 @@ from altgrad.formats import SPLITS_8BIT, get_format
 from altgrad.reports import charts, health
 from altgrad.reports import columns as col
 from altgrad.reports.document import Content, content_of, document_page
+from altgrad.reports.format_styles import format_style
 from altgrad.reports.heat_map import figures_map
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.scope import pilot, scope
 from altgrad.reports.verdicts import Expectation, evidence, expectation, tests_table, verdict_table
 from altgrad.runs.diagnosis import diagnose
-from altgrad.site import PALETTE, Block, Cell, ChartBlock, CodeBlock, Column, Md, Page, Table, code, escape, join
+from altgrad.site import Block, Cell, ChartBlock, CodeBlock, Column, Md, Page, Table, code, escape, join
 from altgrad.site.document import Part
 from altgrad.studies import EXTREMES, SEEDS
 
@@ -389,7 +390,8 @@ def _signatures(analyzer: FailureAnalyzer, table: pd.DataFrame) -> Values:
         title = f"{figure.title} of {words.names(names)} by step and operand"
         percent, step = statistic != "sqnr_db", data["step"]
         about = f"{figure.meaning} From step {step.min()} to {step.max()}. Means: {_means(means, statistic)}."
-        chart = charts.lines(identity, title, about, data, data, columns, ("", axis), panels=panels, percent=percent)
+        more: Any = {"formats": dict(zip(names, names, strict=True)), "panels": panels, "percent": percent}
+        chart = charts.lines(identity, title, about, data, data, columns, ("", axis), **more)
         drawn.append(ChartBlock(chart))
     names = [one_format(analyzer.loader.config(arm)) for arm in extremes["arm"]]
     return {"signatures": drawn, "extremes": [*map(get_format, names)], "beside": rest["format"].iloc[0]}
@@ -488,7 +490,7 @@ def _remedies(tried: pd.DataFrame) -> Values:
     table = col.table(tried, columns, id="remedies")
     shown = ["format", "remedy", "n_pairs", "difference", "low", "high", "gap", "gap_low", "gap_high"]
     data = charts.finite_rows(tried[shown], "difference", "low", "high")
-    names, colours = data["format"] + ": " + data["remedy"], [PALETTE[EXTREMES.index(each)] for each in data["format"]]
+    names, colours = data["format"] + ": " + data["remedy"], [format_style(each).colour for each in data["format"]]
     axis, title = "nats a character; left of 0 it helps", "What each remedy does to the loss"
     chart = charts.forest("remedies-chart", title, "", data, list(names), axis, colours) if len(data) else None
     shown_of = list(dict.fromkeys(tried["format"]))
@@ -601,8 +603,9 @@ def _ending_chart(data: pd.DataFrame) -> list[Block]:
     title, about = "Training loss around the end", f"{said}."
     wide = bool(finite["loss"].min() > 0 and finite["loss"].max() > 20 * finite["loss"].min())
     drawn, axes = (data, finite, ("to_end", "loss", "label")), ("steps before the last one", "training loss")
-    crossed = {*lost["label"]}
-    return [ChartBlock(charts.lines("endings", title, about, *drawn, axes, crossed=crossed, markers=True, log=wide))]
+    formats = {label: label.split(" ")[0] for label in finite["label"]}
+    more: Any = {"formats": formats, "crossed": {*lost["label"]}, "markers": True, "log": wide}
+    return [ChartBlock(charts.lines("endings", title, about, *drawn, axes, **more))]
 
 
 def _warnings(loader: ExperimentDataLoader, warnings: pd.DataFrame) -> Values:

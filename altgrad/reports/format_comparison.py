@@ -43,9 +43,10 @@ from altgrad.formats import get_format
 from altgrad.reports import charts
 from altgrad.reports import columns as col
 from altgrad.reports.document import Content, content_of, document_page
+from altgrad.reports.format_styles import format_style
 from altgrad.reports.heat_map import figures_map
 from altgrad.reports.scope import pilot, scope_line
-from altgrad.site import FOREGROUND, MUTED, PALETTE, Block, Chart, ChartBlock, Column, Link, Page, Table
+from altgrad.site import FOREGROUND, MUTED, Block, Chart, ChartBlock, Column, Link, Page, Table
 from altgrad.site.document import Part
 from altgrad.studies import OPERAND_PLACES
 
@@ -532,20 +533,19 @@ def weights_chart(comparison: Comparison, looks: Mapping[str, pd.DataFrame]) -> 
         return None
 
     def draw(axes: Axes) -> None:
-        boxes = []
         for place, bars in enumerate(parts):
             base, name, zero = -1.5 * place, bars["format"].iloc[0], bars["share_zero"].iloc[0]
             heights = 0.8 * bars["share_of_weights"] / bars["share_of_weights"].max()
             bar = zip(bars["octave"], heights, strict=True)
-            boxes += [(octave - 0.96, octave - 0.04, base + height, base) for octave, height in bar if height > 0]
+            boxes = [(octave - 0.96, octave - 0.04, base + height, base) for octave, height in bar if height > 0]
+            axes.add_artist(charts.rectangles(boxes, format_style(name).colour))
             grid = get_format(name).finite_values
             ticks = np.log2(grid[grid > 0] / grid.max())
             ticks = ticks[ticks >= LOWEST_OCTAVE]
             lines = np.column_stack([ticks, ticks, np.full(len(ticks), np.nan)]).ravel()
-            axes.plot(lines, np.tile([base - 0.08, base - 0.3, np.nan], len(ticks)), color=PALETTE[1], linewidth=0.7)
+            axes.plot(lines, np.tile([base - 0.08, base - 0.3, np.nan], len(ticks)), color=FOREGROUND, linewidth=0.7)
             axes.text(LOWEST_OCTAVE - 1.3, base + 0.15, name, ha="right", color=FOREGROUND)
-            axes.text(LOWEST_OCTAVE - 1.3, base - 0.25, f"{zero:.1%} zero", ha="right", fontsize=8, color=MUTED)
-        axes.add_artist(charts.rectangles(boxes, PALETTE[0]))
+            axes.text(LOWEST_OCTAVE - 1.3, base - 0.25, f"{zero:.1%} zero", ha="right", color=MUTED)
         axes.set_xlim(LOWEST_OCTAVE - 1, 0.2)
         axes.set_ylim(-1.5 * len(parts) + 1.0, 1)
         axes.set_yticks([])

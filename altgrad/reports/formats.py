@@ -190,7 +190,7 @@ def _layout(fmt: FloatFormat) -> Chart:
                 left = place + number * size
                 sketch.rectangles([(left + 1, 22, left + size - 1, 22 + 26)], colour)
                 sketch.text(left + size / 2, 40, name[0].upper(), BACKGROUND, anchor="middle", bold=True)
-                sketch.text(left + size / 2, 60, str(bit), MUTED, size=8, anchor="middle")
+                sketch.text(left + size / 2, 60, str(bit), MUTED, anchor="middle")
             label = f"{name}, {width}" if width * size > 60 else name if width * size > 34 else name[:4]
             sketch.text((place + end) / 2, 14, label, colour, anchor="middle", bold=True)
             place = end
@@ -229,23 +229,23 @@ def _number_line(fmt: FloatFormat) -> Chart:
     def draw(sketch: Sketch) -> None:
         left, right = 14.0, sketch.width - 14
         linear = Axis(-top if fmt.signed else 0.0, top, left, right)
-        sketch.text(2, 12, f"linear: {shown}", MUTED, size=8.5)
+        sketch.text(2, 12, f"linear: {shown}", MUTED)
         sketch.line([(left, 42), (right, 42)], GRID, 0.8)
         sketch.ticks((linear(value) for value in values), 22, 42, PALETTE[0], 0.7)
-        sketch.text(left, 54, number_text(linear.low), MUTED, size=8)
-        sketch.text(right, 54, number_text(top), MUTED, size=8, anchor="end")
+        sketch.text(left, 54, number_text(linear.low), MUTED)
+        sketch.text(right, 54, number_text(top), MUTED, anchor="end")
         if fmt.signed:
-            sketch.text(linear(0.0), 54, "0", MUTED, size=8, anchor="middle")
+            sketch.text(linear(0.0), 54, "0", MUTED, anchor="middle")
         log = Axis(float(positive[0]) / 1.3, top * 1.3, left, right, log=True)
-        sketch.text(2, 78, "logarithmic, positive values: ", MUTED, size=8.5)
-        sketch.text(130, 78, "normal", PALETTE[0], size=8.5, bold=True)
+        sketch.text(2, 78, "logarithmic, positive values: ", MUTED)
+        sketch.text(136, 78, "normal", PALETTE[0], bold=True)
         if subnormal:
-            sketch.text(168, 78, "subnormal", PALETTE[1], size=8.5, bold=True)
+            sketch.text(174, 78, "subnormal", PALETTE[1], bold=True)
         sketch.line([(left, 108), (right, 108)], GRID, 0.8)
         sketch.ticks(map(log, marks[marks >= normal]), 86, 108, PALETTE[0], 0.8)
         sketch.ticks(map(log, marks[marks < normal]), 94, 108, PALETTE[1], 1.2)
         for power in _powers(float(positive[0]), top):
-            sketch.text(log(2.0**power), 120, _two(power), MUTED, size=8, anchor="middle")
+            sketch.text(log(2.0**power), 120, _two(power), MUTED, anchor="middle")
 
     data = pd.DataFrame({"value": values})
     return Chart("number-line", f"The values of {fmt.label} on a number line", "", data, sketch=draw, height=1.75)
@@ -286,9 +286,9 @@ def _ulp_plot(fmt: FloatFormat, data: pd.DataFrame) -> Chart:
             for power in _powers(y.low, y.high, 5):
                 place = y(2.0**power)
                 sketch.line([(x.start, place), (x.stop, place)], GRID, 0.6)
-                sketch.text(x.start - 5, place + 3, _two(power), MUTED, size=8, anchor="end")
+                sketch.text(x.start - 5, place + 3, _two(power), MUTED, anchor="end")
             for power in _powers(x.low, x.high, 5):
-                sketch.text(x(2.0**power), y.start + 13, _two(power), MUTED, size=8, anchor="middle")
+                sketch.text(x(2.0**power), y.start + 13, _two(power), MUTED, anchor="middle")
             points = [
                 (x(at), y(ulp if column == "ulp" else ulp / at))
                 for (begin, end), ulp in zip(itertools.pairwise(edges), data["ulp"], strict=True)
@@ -297,7 +297,7 @@ def _ulp_plot(fmt: FloatFormat, data: pd.DataFrame) -> Chart:
             sketch.line(points, colour, 1.5)
             if len(points) <= 2 or points[0][0] == points[-1][0]:
                 sketch.dots(points[:1], colour)
-            sketch.text(x.stop, y.start + 26, "value", MUTED, size=8.5, anchor="end")
+            sketch.text(x.stop, y.start + 26, "value", MUTED, anchor="end")
 
     return Chart("ulp", f"The spacing of {fmt.label}", "", data, sketch=draw, height=2.4)
 
@@ -394,15 +394,15 @@ def _ranges(formats: list[FloatFormat]) -> Chart:
         bottom = 18 + 15 * len(ordered)
         for power in range(-60, 61, 20):
             sketch.line([(x(power), 16), (x(power), bottom)], GRID, 0.6)
-            sketch.text(x(power), bottom + 12, _two(power), MUTED, size=8, anchor="middle")
+            sketch.text(x(power), bottom + 12, _two(power), MUTED, anchor="middle")
         for number, (label, low, normal, high) in enumerate(data.itertuples(index=False)):
             top = 18 + 15 * number
-            sketch.text(78, top + 10, label, FOREGROUND, size=8.5, anchor="end")
+            sketch.text(78, top + 10, label, FOREGROUND, anchor="end")
             start = x(high if math.isnan(normal) else normal)
             sketch.rectangles([(x(low), top + 5, start, top + 9)], PALETTE[1])
             sketch.rectangles([(start, top + 2, max(x(high), start + 1), top + 12)], PALETTE[0])
-        sketch.text(84, 10, "normal values", PALETTE[0], size=8.5, bold=True)
-        sketch.text(160, 10, "subnormal or fixed-point values (the narrow part)", PALETTE[1], size=8.5, bold=True)
+        sketch.text(84, 10, "normal values", PALETTE[0], bold=True)
+        sketch.text(156, 10, "subnormal or fixed-point values (the narrow part)", PALETTE[1], bold=True)
 
     height = (36 + 15 * len(ordered)) / 72
     return Chart("ranges", "What the 8-bit formats reach", "", data, sketch=draw, height=height)

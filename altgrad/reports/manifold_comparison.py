@@ -508,7 +508,6 @@ def _stall_chart(found: StepRuleComparator, arms: pd.DataFrame) -> list[Block]:
         f"Spearman's rho: {ranks}.",
         data,
         {"stall_ratio": "stall ratio (mean over seeds)", "val_loss": "final validation loss (nats a character)"},
-        "format",
         STYLES,
         pairs,
     )
