@@ -79,7 +79,7 @@ def forest(
         if widest:
             axes.set_xscale("symlog", linthresh=LINEAR_TO, linscale=1)
             ticks = [sign * tick for sign in (-1, 1) for tick in (0.02, 0.1, 0.5) if tick <= widest]
-            axes.set_xticks([0, *ticks], [f"{tick:g}".replace("-", "−") for tick in (0, *ticks)])
+            axes.set_xticks([0, *ticks], [words.figure(tick) for tick in (0, *ticks)])
             axes.minorticks_off()
             axes.set_xlim(-1.25 * widest, 1.25 * widest)
         for colour in [colour for colour in legend if colour in colours]:
@@ -88,7 +88,7 @@ def forest(
             axes.legend(loc="lower right", bbox_to_anchor=(1.02, 1), ncols=len(legend), frameon=False, columnspacing=1)
 
     said = "; ".join(
-        f"{name}: {row.difference:+.3f} {words.interval(row.low, row.high)}, n = {row.n_pairs}"
+        f"{name}: {words.number(row.difference, sign=True)} {words.interval(row.low, row.high)}, n = {row.n_pairs}"
         for name, row in zip((" ".join(name.split()) for name in rows), data.itertuples(), strict=True)
     )
     left = 0.35 + 0.062 * max(len(line) for label in labels for line in label.split("\n"))
@@ -209,7 +209,7 @@ def _gap_axis(axes: Axes, data: pd.DataFrame) -> None:
     """The y axis of gaps, which shows 0.002 and 0.7 alike."""
     axes.set_yscale("symlog", linthresh=LINEAR_TO, linscale=1.5)
     ticks = [tick for tick in GAP_TICKS if data["low"].min() - 0.02 <= tick <= 1.3 * data["high"].max()]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks(ticks, list(map(words.figure, ticks)))
     axes.minorticks_off()
     axes.set_ylabel(f"gap to FP32, nats a character\n(logarithmic beyond ±{LINEAR_TO:g})")
 
@@ -315,7 +315,7 @@ def bars(
         axes.tick_params(axis="y", labelcolor=FOREGROUND)
         axes.invert_yaxis()
         axes.grid(False, axis="y")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_major_formatter(lambda value, _: words.figure(value))
         axes.axvline(1, color=FOREGROUND, linewidth=1)
         axes.set_xlabel(axis)
 
@@ -530,7 +530,9 @@ def lines(
         if log:
             axes.set_yscale("log")
         if log or percent:
-            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%" if percent else f"{value:g}")
+            axes.yaxis.set_major_formatter(
+                lambda value, _: f"{words.figure(100 * value)}%" if percent else words.figure(value)
+            )
         if categories:
             axes.set_xticks(range(len(categories)), categories, color=FOREGROUND)
         axes.set_xlabel(axes_titles[0])

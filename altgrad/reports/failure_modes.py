@@ -449,11 +449,13 @@ def _e7m0_observed(analyzer: FailureAnalyzer, comparison: Comparison | None) -> 
         note("no_range_error", row.value < 0.001, what)
     sqnr = figures[(figures["statistic"] == "sqnr_db") & (figures["operand"] == "weight")]
     for mine, other in _first_two(sqnr.sort_values("value"), own):
-        what = f"E7M0 {mine['value']:.1f} dB; the next lowest {other['value']:.1f} dB"
+        what = f"E7M0 {words.number(mine['value'], 1)} dB; the next lowest {words.number(other['value'], 1)} dB"
         note("lowest_sqnr", mine["value"] <= other["value"], what)
     gaps = table.dropna(subset=["gap", "low", "high"]).sort_values("gap", ascending=False)
     for mine, other in _first_two(gaps, own):
-        said = [f"{row['gap']:+.3f} {words.interval(row['low'], row['high'])}" for row in (mine, other)]
+        said = [
+            f"{words.number(row['gap'], sign=True)} {words.interval(row['low'], row['high'])}" for row in (mine, other)
+        ]
         what = f"E7M0 {said[0]}; the next largest is {other['format']}, {said[1]}"
         note("largest_gap", mine["gap"] > other["gap"], what)
         if mine["gap"] > other["gap"] and mine["low"] <= other["high"]:
@@ -596,7 +598,7 @@ def _ending_chart(data: pd.DataFrame) -> list[Block]:
         return []
     lost = data[data["loss"].isna()]
     said = "; ".join(
-        f"{row.run_id} ends at step {row.step} with {row.loss:.3g}"
+        f"{row.run_id} ends at step {row.step} with {words.figure(row.loss, '.3g')}"
         + (", then not finite" if row.run_id in set(lost["run_id"]) else "")
         for row in finite.groupby("run_id", sort=False).tail(1).itertuples()
     )

@@ -98,7 +98,7 @@ def _complete(
     """The parts of the page where formats can be compared; its values go into `values`."""
     looks, policies, long = last_looks(loader, first), scale_policies(loader, first), comparator.longer(first)
     tensors, own, tuned = figures_of_tensors(first, looks), at_own_rates(loader, first), own_rates(loader, first)
-    sums, weights = loader.memo(additivity), weights_chart(first, looks)
+    sums, weights = loader.memo(additivity), weights_chart(looks)
     at, noise = {place: comparator.at(place) for place in PLACES}, _noise(first, tensors)
 
     def ranking(comparison: Comparison, identity: str) -> dict[str, Any]:
@@ -525,9 +525,14 @@ def gap_chart(comparison: Comparison) -> Chart:
     return charts.gaps("loss-gap", GAPS, "", data)
 
 
-def weights_chart(comparison: Comparison, looks: Mapping[str, pd.DataFrame]) -> Chart | None:
-    """Every format's grid below the histogram of the weights it held, by octave; None without histograms."""
-    names = sorted(filter(is_8bit, comparison.table["format"]), key=format_order)
+def weights_chart(looks: Mapping[str, pd.DataFrame]) -> Chart | None:
+    """The grid of each format below the histogram of the weights it held, by octave; None without histograms.
+
+    `looks` are last looks, by format; those of 16 bits are left out, and combinations.
+    """
+    names = sorted(
+        (name for name in looks if not is_combination(name) and get_format(name).bits <= 8), key=format_order
+    )
     parts = [part for name in names if (part := _octaves(name, looks[name])) is not None]
     if not parts:
         return None
@@ -551,12 +556,13 @@ def weights_chart(comparison: Comparison, looks: Mapping[str, pd.DataFrame]) -> 
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         ticks_shown = range(LOWEST_OCTAVE, 1, 4)
-        axes.set_xticks(ticks_shown, [f"2^{tick}" if tick else "1" for tick in ticks_shown])
+        axes.set_xticks(ticks_shown, [f"2^{words.figure(tick, 'd')}" if tick else "1" for tick in ticks_shown])
         axes.set_xlabel("size of a weight over the largest value")
 
     fullest = (bars.loc[bars["share_of_weights"].idxmax()] for bars in parts)
     said = (
-        f"{most['format']}: {most['share_zero']:.1%} zero; fullest octave to 2^{int(most['octave'])}: "
+        f"{most['format']}: {most['share_zero']:.1%} zero; "
+        f"fullest octave to 2^{words.figure(int(most['octave']), 'd')}: "
         f"{most['share_of_weights']:.0%} of weights, {int(most['grid_values'])} grid values"
         for most in fullest
     )

@@ -8,18 +8,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from altgrad.analysis import words
+from altgrad.analysis.comparison import FormatComparator, is_combination
+from altgrad.analysis.failures import FailureAnalyzer, plain_adamw
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.statistics import FAILURE_GAP
 from altgrad.config import OPERANDS, changes
 from altgrad.formats import BF16, E8M0, FP16, SPLITS_8BIT, FloatFormat, get_format, list_formats
 from altgrad.reports import columns as col
 from altgrad.reports import health
 from altgrad.reports.document import document_page
+from altgrad.reports.format_comparison import weights_chart
+from altgrad.reports.scope import scope_line
 from altgrad.site import (
     BACKGROUND,
     FOREGROUND,
@@ -52,6 +59,8 @@ PAGES: tuple[FloatFormat, ...] = (
 )
 """The formats with a page of their own: splits of 8 bits (OCP FP8 among them), FNUZ, MX elements and scale, 16 bits."""
 
+DECIMAL = 8
+"""Most characters of an exact value in decimal; a longer one is an integer times a power of two."""
 FIELDS = {"sign": PALETTE[5], "exponent": PALETTE[0], "mantissa": PALETTE[2]}
 
 
@@ -108,16 +117,61 @@ def _links(formats: Iterable[FloatFormat]) -> Md:
 
 def _page(loader: ExperimentDataLoader, fmt: FloatFormat) -> Page:
     (use, arms), spacing = _use(loader, fmt), _spacing(fmt)
+    standing = _standing(loader, fmt)
+    weights = weights_chart({fmt.label: _last_look(loader, use["main"])}) if use["main"] else None
     parts: dict[str, Part] = {
         "layout": [ChartBlock(_layout(fmt))],
         "constants": [_constants(fmt)],
         "number line": [ChartBlock(_number_line(fmt))],
         "spacing": [ChartBlock(_ulp_plot(fmt, spacing))],
+        "weights": [ChartBlock(weights)] if weights else [],
         "codes": lambda: [_codes(fmt)],
         "arms": lambda: [col.table(arms, _ARMS, f"Arms that use {fmt.label}")],
     }
-    values = {"format": fmt, "values": _counts(fmt), "spacing": spacing, "relations": _relations(fmt), **use}
+    values = {
+        "format": fmt,
+        "values": _counts(fmt),
+        "spacing": spacing,
+        "relations": _relations(fmt),
+        "standing": standing,
+        **use,
+    }
     return document_page(loader, f"formats/{fmt.name}", values, parts, document="formats/_format")
+
+
+def _standing(loader: ExperimentDataLoader, fmt: FloatFormat) -> dict[str, Any] | None:
+    """How the format did in the comparison with the most pairs that has it, and what its layers show; None without one.
+
+    Its place is among the formats of as many bits that have an interval.
+    """
+    comparator, analyzer = loader.memo(FormatComparator), loader.memo(FailureAnalyzer)
+    comparison = next((each for each in comparator.comparisons if fmt.label in set(each.table["format"])), None)
+    if comparison is None:
+        return None
+    row, table = comparison.row(fmt.label), comparison.table
+    ranked = [
+        each.format
+        for each in table[table["n_pairs"] >= 2].itertuples()
+        if not is_combination(each.format) and get_format(each.format).bits == fmt.bits
+    ]
+    failed = analyzer.of_formats(analyzer.leading(analyzer.classified), fmt.name).to_dict("records")
+    failed = [each for each in failed if plain_adamw(loader.config(each["arm"]))]
+    others = [each | {"steps": loader.config(each["arm"]).max_steps} for each in failed if each["arm"] != row["arm"]]
+    return {
+        "row": row,
+        "scope": comparison.scope,
+        "reach": scope_line(loader, row["arm"], but=""),
+        "place": ranked.index(fmt.label) + 1 if fmt.label in ranked else None,
+        "ranked": ranked,
+        "failure": next((each for each in failed if each["arm"] == row["arm"]), None),
+        "elsewhere": sorted(others, key=lambda each: each["n_finished"] == each["n_runs"]),
+        "limit": FAILURE_GAP,
+    }
+
+
+def _last_look(loader: ExperimentDataLoader, arm: str) -> pd.DataFrame:
+    runs = loader.runs[(loader.runs["arm"] == arm) & (loader.runs["status"] == "finished")]
+    return loader.last_look(runs["run_id"])
 
 
 def _power(exact: tuple[int, int] | None) -> str:
@@ -127,13 +181,13 @@ def _power(exact: tuple[int, int] | None) -> str:
     significand, exponent = exact
     shift = significand.bit_length() - 1
     factor = significand / 2**shift
-    return f"2^{exponent + shift}" if factor == 1 else f"{factor:.10g} x 2^{exponent + shift}"
+    return _two(exponent + shift) if factor == 1 else f"{factor:.10g} x {_two(exponent + shift)}"
 
 
 def _decimal(exact: tuple[int, int] | None) -> str:
     """The constant in decimal where that is short, else as a power."""
     short = exact is not None and -5 <= math.log10(exact[0]) + exact[1] * math.log10(2) < 7
-    return f"{math.ldexp(*exact):.8g}" if exact and short else _power(exact)
+    return words.figure(math.ldexp(*exact), ".8g") if exact and short else _power(exact)
 
 
 def _distinct(fmt: FloatFormat) -> int:
@@ -158,13 +212,13 @@ def _constants(fmt: FloatFormat) -> Table:
         exactly("Largest finite value", fmt.max_exact),
         exactly("Smallest normal value", fmt.min_normal_exact),
         exactly("Smallest subnormal value", fmt.min_subnormal_exact),
-        ("eps", f"{fmt.eps:g}", "spacing just above 1, where 1 is a normal value"),
+        ("eps", words.figure(fmt.eps, ".10g"), "spacing just above 1, where 1 is a normal value"),
         exactly("Spacing at the largest value", (1, fmt.max_ulp_exponent)),
         ("Dynamic range", f"{_binades(fmt):.1f} binades", "log2 of largest over smallest positive value"),
         ("Distinct finite values", distinct, f"of {1 << fmt.bits:,} codes"),
         ("Infinities", infinities, "codes"),
         ("NaN", (1 << fmt.bits) - distinct - fmt.has_negative_zero - infinities, "codes"),
-        ("Negative zero", "yes" if fmt.has_negative_zero else "no", "whether -0 has a code of its own"),
+        ("Negative zero", "yes" if fmt.has_negative_zero else "no", "whether −0 has a code of its own"),
     )
     columns = ("Constant", Column("Value", "right"), "Exactly, or what it is")
     return Table(columns, rows, f"Constants of {fmt.label}")
@@ -195,8 +249,8 @@ def _layout(fmt: FloatFormat) -> Chart:
             sketch.text((place + end) / 2, 14, label, colour, anchor="middle", bold=True)
             place = end
 
-    words = "; ".join(f"{width} bit{'s' if width > 1 else ''} of {name}" for name, width in fields)
-    said = f"From the most significant bit: {words}."
+    listed = "; ".join(f"{width} bit{'s' if width > 1 else ''} of {name}" for name, width in fields)
+    said = f"From the most significant bit: {listed}."
     return Chart("layout", f"The bits of {fmt.label}, most significant first", said, data, sketch=draw, height=0.92)
 
 
@@ -252,7 +306,7 @@ def _number_line(fmt: FloatFormat) -> Chart:
 
 
 def _two(power: int) -> str:
-    return f"2^{power}".replace("-", "−")
+    return f"2^{words.figure(power, 'd')}"
 
 
 def _powers(low: float, high: float, most: int = 9) -> list[int]:
@@ -322,27 +376,34 @@ def _codes(fmt: FloatFormat) -> Table:
         {
             "code": [f"{value:0{digits}x}" for value in codes],
             "bits": [f"{value:0{fmt.bits}b}" for value in codes],
-            "value": [_value(float(value), exact=True) for value in fmt.values],
+            "value": [f"{value:.17g}" for value in fmt.values.tolist()],
+            "exact": [exact_text(value) for value in fmt.values.tolist()],
         }
     )
     rows = ({"code": code(f"{first:0{digits}x}"), "values": fmt.values[first:][:across]} for first in codes[::across])
 
     def plus(at: int) -> Column:
-        return col.of(f"+{at:x}", lambda row: _value(float(row["values"][at])), right=True, sortable=False)
+        return col.of(f"+{at:x}", lambda row: exact_text(float(row["values"][at])), right=True, sortable=False)
 
     columns = (col.of("Code", lambda row: row["code"], sortable=False), *map(plus, range(across)))
     return col.table(rows, columns, id="codes", data=data)
 
 
-def _value(value: float, exact: bool = False) -> str:
+def exact_text(value: float) -> str:
+    """The value exactly: in decimal where that is short (`DECIMAL`), else as an integer times a power of two."""
     if math.isnan(value):
         return "NaN"
+    sign = "−" if math.copysign(1.0, value) < 0 else ""
     if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    if exact:
-        return f"{value:.17g}"
-    text = f"{value:.0f}" if value == round(value) and abs(value) < 1e5 else f"{value:.3g}"
-    return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−")
+        return f"{sign}∞"
+    size = abs(value)
+    decimal = f"{Decimal(size):f}"
+    if len(decimal) <= DECIMAL:
+        return f"{sign}{decimal}"
+    whole, below = size.as_integer_ratio()
+    shift = (whole & -whole).bit_length() - 1
+    power = _two(shift - (below.bit_length() - 1))
+    return f"{sign}{power}" if whole >> shift == 1 else f"{sign}{whole >> shift}·{power}"
 
 
 def _use(loader: ExperimentDataLoader, fmt: FloatFormat) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -353,15 +414,17 @@ def _use(loader: ExperimentDataLoader, fmt: FloatFormat) -> tuple[dict[str, Any]
     report = using[using["role"] == "report"]
     weights = report[uses["weight"][report.index]]
     finished = weights[weights["status"] == "finished"].groupby("arm")["run_id"].agg(list)
+    ordered = _main_arms(loader, weights)
     drawn = (
         {"arm": arm, "chart": block}
-        for arm in _main_arms(loader, weights)
+        for arm in ordered
         for block in health.code_histograms(loader, finished.get(arm, []))
         if block.chart.id == f"codes-{fmt.name}"
     )
     arms = report.assign(runs=report.groupby("arm")["run_id"].transform("size")).drop_duplicates("arm")
     numbers = {"used": len(using), "arms": len(arms), "tuned": len(using) - len(report)}
-    return numbers | {"codes_in_use": next(drawn, None)}, arms
+    found = next(drawn, None)
+    return numbers | {"codes_in_use": found, "main": found and found["arm"]}, arms
 
 
 def _main_arms(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:

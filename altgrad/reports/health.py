@@ -35,7 +35,7 @@ LOST = Levels(
 SQNR = Levels(
     (35.0, 30.0, 25.0, 20.0, 15.0),
     ("35 dB or more", "30 to 35", "25 to 30", "20 to 25", "15 to 20", "below 15"),
-    lambda value: f"{value:.1f} dB",
+    lambda value: f"{words.number(value, 1)} dB",
     missing="nothing was lost",
 )
 STALL = Levels(
@@ -365,8 +365,8 @@ def _ridges(found: Codes) -> Chart:
     colour = format_style(fmt.name).colour
     data = pd.DataFrame({"place": range(len(values)), "value": values, **shares})
     said = "; ".join(
-        f"{kind}: {int((share > 0).sum())} values in use, the most frequent {values[share.argmax()]:g} with "
-        f"{words.percent(float(share.max()))}"
+        f"{kind}: {int((share > 0).sum())} values in use, "
+        f"the most frequent {words.figure(values[share.argmax()])} with {words.percent(float(share.max()))}"
         for kind, share in shares.items()
     )
 
@@ -382,7 +382,7 @@ def _ridges(found: Codes) -> Chart:
             sketch.text(64, base - 0.42 * up + 11, f"peak {words.percent(top)}", MUTED, anchor="end")
         bottom = len(shares) * up
         for place in sorted({round(part / 8 * (len(values) - 1)) for part in range(9)}):
-            text = f"{values[place]:.3g}".replace("-", "−")
+            text = words.figure(values[place], ".3g")
             sketch.text(x(place), bottom + 13, text, MUTED, anchor="middle")
         label = f"the {len(values)} finite values of {fmt.label} in order (before scaling)"
         sketch.text(x.stop, bottom + 27, label, MUTED, anchor="end")

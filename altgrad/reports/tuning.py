@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from altgrad.analysis import words
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports import columns as col
@@ -124,7 +125,7 @@ def _overview(data: pd.DataFrame) -> Chart:
             sketch.line([(left, y.start), (left + PANEL[0], y.start)], GRID, 0.8)
             for value in (low, high):
                 if number % ACROSS == 0:
-                    sketch.text(left - 4, y(value) + 3, f"{value:.2f}", MUTED, anchor="end")
+                    sketch.text(left - 4, y(value) + 3, words.number(value, 2), MUTED, anchor="end")
             points = [(x(rate), max(y(loss), top + 12)) for rate, loss in zip(rates, group["mean"], strict=True)]
             colour = format_style(name).colour
             sketch.line(points, colour, 1.2)

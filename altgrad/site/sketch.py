@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from html import escape as escape_html
 from typing import Literal
 
-from altgrad.text import visible
+from altgrad.text import figure, visible
 
 Point = tuple[float, float]
 INCH = 72.0
@@ -141,8 +141,8 @@ def plot_axes(sketch: Sketch, x: Axis, y: Axis, x_label: str, y_label: str) -> N
 
 
 def number_text(value: float) -> str:
-    """A tick's number: short, with a real minus; powers of ten far from 1 as 1e-12."""
-    return f"{value:.6g}".replace("-", "−", 1) if "e" not in f"{value:.6g}" else f"{value:.0e}".replace("e-", "e−")
+    """A tick's number: short; powers of ten far from 1 as 1e-12."""
+    return figure(value, ".6g" if "e" not in f"{value:.6g}" else ".0e")
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
