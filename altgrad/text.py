@@ -64,12 +64,26 @@ def escape(text: str, limit: int = TEXT_LIMIT) -> Md:
     return Md(escaped)
 
 
+def figure(value: float, form: str = "g") -> str:
+    """A number in a form of Python's as readers are shown it: with a true minus, and no sign where it is shown as zero.
+
+    What a program reads (CSV, JSON, code, a command) has Python's own hyphen.
+    """
+    text = format(value, form)
+    return text.lstrip("+-") if not re.search("[1-9in]", text) else text.replace("-", "−")
+
+
+def minus(text: str) -> str:
+    """A text that was recorded or is in the code, with a true minus in its numbers."""
+    return re.sub(r"(?<![\w)\]./-])-(?=\d)|(?<=\d[eE])-(?=\d)", "−", text)
+
+
 def cell(value: str | float | None) -> Md:
     """What a table's cell shows: four digits and a true minus of a number, a dash where there is nothing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return Md("–")
     if isinstance(value, int | float):
-        return Md(format(value, ".4g" if isinstance(value, float) else "d").replace("-", "−"))
+        return Md(figure(value, ".4g" if isinstance(value, float) else "d"))
     return escape(value, CELL_LIMIT)
 
 

@@ -21,6 +21,7 @@ from altgrad.reports import columns as col
 from altgrad.reports.measured import RECORDED, RESULT, Measured, Positive, Record, Some, found
 from altgrad.runs.schema import digest
 from altgrad.site import PALETTE, Block, ChartBlock, CodeBlock, Column, Md, Page, escape
+from altgrad.text import minus
 
 ALL_INPUTS = 1 << 32
 """How many float32 inputs there are."""
@@ -240,7 +241,7 @@ _TABLES = {
             _ratio("Copies"),
             _SPREAD,
             col.count("Results that differ", "differing"),
-            col.of("Another meaning", lambda row: row["error"] or row["remark"]),
+            col.of("Another meaning", lambda row: row["error"] or minus(row["remark"])),
         ),
     ),
     "small": (

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import format_order
+from altgrad.reports.format_styles import distinct_styles, format_style
 from altgrad.site import FOREGROUND, GRID, MUTED, PALETTE, Axis, Chart
 from altgrad.site.sketch import INCH, Sketch, number_text
 
@@ -135,7 +136,7 @@ def grouped_narrow_forest(
 def _differences(rows: Sequence[str], data: pd.DataFrame) -> str:
     """Named differences in words."""
     return "; ".join(
-        f"{name}: {row.difference:+.3f} {words.interval(row.low, row.high)}, n = {row.n_pairs}"
+        f"{name}: {words.number(row.difference, sign=True)} {words.interval(row.low, row.high)}, n = {row.n_pairs}"
         for name, row in zip(rows, data.itertuples(), strict=True)
     )
 
@@ -179,8 +180,7 @@ def gaps(
 
     def draw_single(axes: Axes) -> None:
         places = range(len(data))
-        axes.vlines(places, data["low"], data["high"], color=PALETTE[0], linewidth=2)
-        axes.plot(places, data["gap"], "o", color=PALETTE[0], markersize=6)
+        _intervals(axes, places, data)
         for place, gap, high in zip(places, data["gap"], data["high"].fillna(data["gap"]), strict=True):
             text = words.number(gap, sign=True)
             axes.annotate(text, (place, high), xytext=(0, 7), textcoords="offset points", ha="center", color=FOREGROUND)
@@ -223,7 +223,8 @@ def gaps_against(
 
     Args:
         description: for those who cannot see it; every row's figures are added.
-        data: a row each, with columns gap, low and high, all finite; what has no figure is in no panel.
+        data: a row each, with columns format, gap, low and high, all but the first finite; a panel leaves out what has
+            no figure.
         over: the columns of the figures: what each is called, and how it is written.
         names: of the rows.
     """
@@ -241,12 +242,11 @@ def gaps_against(
             marks = [mark for mark in scale.marks(5) if mark >= 0]
             for mark in marks:
                 axes.axvline(scale(mark), color=GRID, linewidth=0.6)
-                axes.annotate(over[column][1](mark), (scale(mark), 0), xycoords=axes.get_xaxis_transform(),
-                              xytext=(0, -5), textcoords="offset points", ha="center", va="top", color=MUTED)  # fmt: skip
-            drawn = data[[column, "gap", "low", "high"]].assign(name=names).dropna()
+                place = {"xycoords": axes.get_xaxis_transform(), "xytext": (0, -5), "textcoords": "offset points"}
+                axes.annotate(over[column][1](mark), (scale(mark), 0), ha="center", va="top", color=MUTED, **place)
+            drawn = data[["format", column, "gap", "low", "high"]].assign(name=names).dropna()
             at = drawn[column].map(scale)
-            axes.vlines(at, drawn["low"], drawn["high"], color=PALETTE[0], linewidth=2)
-            axes.plot(at, drawn["gap"], "o", color=PALETTE[0], markersize=6)
+            _intervals(axes, at, drawn)
             for name, x, gap in zip(drawn["name"], at, drawn["gap"], strict=True):
                 axes.annotate(name, (x, gap), xytext=(7, 3), textcoords="offset points", color=FOREGROUND)
         axes.margins(y=0.12)
@@ -261,11 +261,19 @@ def gaps_against(
     )
 
 
+def _intervals(axes: Axes, places: Iterable[float], data: pd.DataFrame) -> None:
+    """The gap and interval of each row in the colour of its format."""
+    colours = [format_style(name).colour for name in data["format"]]
+    axes.vlines(list(places), data["low"], data["high"], color=colours, linewidth=2)
+    for place, gap, colour in zip(places, data["gap"], colours, strict=True):
+        axes.plot([place], [gap], "o", color=colour, markersize=6)
+
+
 def _gap_axis(axes: Axes, data: pd.DataFrame) -> None:
     """The y axis of gaps, which shows 0.002 and 0.7 alike."""
     axes.set_yscale("symlog", linthresh=LINEAR_TO, linscale=1.5)
     ticks = [tick for tick in GAP_TICKS if data["low"].min() - 0.02 <= tick <= 1.3 * data["high"].max()]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks(ticks, list(map(words.figure, ticks)))
     axes.minorticks_off()
     axes.set_ylabel(f"gap to FP32, nats a character\n(logarithmic beyond ±{LINEAR_TO:g})")
 
@@ -323,7 +331,6 @@ def panel_axes(axes: Axes, titles: Sequence[str], ticks: Sequence[tuple[float, s
                 textcoords="offset points",
                 ha="left" if at == 0 else "right" if at == 1 else "center",
                 va="top",
-                fontsize=8,
                 color=MUTED,
             )
     return offsets
@@ -372,7 +379,7 @@ def bars(
         axes.tick_params(axis="y", labelcolor=FOREGROUND)
         axes.invert_yaxis()
         axes.grid(False, axis="y")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_major_formatter(lambda value, _: words.figure(value))
         axes.axvline(1, color=FOREGROUND, linewidth=1)
         axes.set_xlabel(axis)
 
@@ -457,13 +464,13 @@ def small_multiples(
     drawn = drawn[drawn[y] <= limit]
     shown = [value for value in titles if (drawn[split] == value).any()]
     formats = sorted(set(drawn["format"]), key=format_order)
-    colours = dict(zip(formats, itertools.cycle(PALETTE), strict=False))
+    styles = {fmt: format_style(fmt) for fmt in formats}
     low, high = (round(float(np.log2(end))) for end in (drawn[x].min(), drawn[x].max()))
     width, height, across = 144.0, 96.0, 3
 
     def draw(sketch: Sketch) -> None:
         for number, fmt in enumerate(formats):
-            sketch.text(40 + 60 * number, 12, fmt, colours[fmt], bold=True)
+            sketch.text(40 + 60 * number, 12, fmt, styles[fmt].colour, bold=True)
         sketch.text(40 + across * (width + 16) - 16, 12, axis, MUTED, anchor="end")
         for number, value in enumerate(shown):
             left, top = 40 + number % across * (width + 16), 46 + number // across * (height + 52)
@@ -478,10 +485,10 @@ def small_multiples(
                 tick = f"{2.0**power:g}" if power >= 0 else f"1/{2**-power}"
                 sketch.text(across_axis(2.0**power), up.start + 14, tick, MUTED, anchor="middle")
             for names, group in drawn[drawn[split] == value].groupby(list(by), sort=False):
-                colour = colours[dict(zip(by, names, strict=True))["format"]]
+                style = styles[dict(zip(by, names, strict=True))["format"]]
                 points = [(across_axis(a), up(b)) for a, b in zip(group[x], group[y], strict=True)]
-                sketch.line(points, colour, 1.2)
-                sketch.dots(points, colour, 1.6)
+                sketch.line(points, style.colour, 1.2, " ".join(map(str, style.dash)))
+                sketch.dots(points, style.colour, 1.6)
 
     size = (46 + -(-len(shown) // across) * (height + 52)) / INCH
     return Chart(identity, title, description, data, sketch=draw, height=size)
@@ -493,14 +500,13 @@ def scatter(
     description: str,
     data: pd.DataFrame,
     axes_names: Mapping[str, str],
-    colour_by: str,
     styles: Mapping[str, Style],
     joined: Iterable[tuple[str, str]] = (),
 ) -> Chart:
-    """A point a row: its colour from one column, its marker from `rule`.
+    """A point a row: its colour is that of its format, its marker that of its rule.
 
     Args:
-        data: a row a point, with columns `arm` and `rule`, a key of `styles`.
+        data: a row a point, with columns `arm`, `format` and `rule`, a key of `styles`.
         axes_names: the columns of x and y, finite, and what the axes are called.
         joined: pairs of arms with a dashed line between them.
     """
@@ -510,7 +516,8 @@ def scatter(
     def draw(axes: Axes) -> None:
         for pair in ends:
             axes.plot(pair[x], pair[y], "--", color=MUTED, linewidth=1)
-        for colour, (name, group) in zip(PALETTE, data.groupby(colour_by, sort=False), strict=False):
+        for name, group in sorted(data.groupby("format"), key=lambda each: format_order(str(each[0]))):
+            colour = format_style(str(name)).colour
             for rule, own in group.groupby("rule"):
                 axes.plot(own[x], own[y], styles[str(rule)].marker, color=colour, markersize=5)
             axes.plot([], [], "o", color=colour, label=str(name))
@@ -530,6 +537,7 @@ def lines(
     columns: tuple[str, str, str],
     axes_titles: tuple[str, str],
     *,
+    formats: Mapping[str, str] | None = None,
     panels: tuple[str, Mapping[str, str]] | None = None,
     crossed: Collection[str] = (),
     markers: bool = False,
@@ -543,6 +551,7 @@ def lines(
         drawn: what is drawn, a point a row.
         columns: of `drawn`: x (names are drawn in the order in which they come), y, and the series.
         axes_titles: of x and y.
+        formats: of the series, where each is of one: they have its colour.
         panels: a column of `drawn`, and the titles of its values that have a panel, side by side, in order.
         crossed: series that end in a cross.
         markers: whether the points are marked.
@@ -554,6 +563,11 @@ def lines(
     places = drawn[x].map(categories.index) if categories else drawn[x]
     split, titles = panels or (series, {})
     shown = [value for value in titles if (drawn[split] == value).any()]
+    if formats:
+        styled = distinct_styles(formats[name] for name in names)
+        looks = [(style.colour, style.line) for style in styled]
+    else:
+        looks = [(colour, "-") for _, colour in zip(names, itertools.cycle(PALETTE), strict=False)]
 
     def draw(axes: Axes) -> None:
         first, last = places.min(), places.max()
@@ -564,23 +578,25 @@ def lines(
                 dict(zip(shown, offsets, strict=True))
             )
         ends = []
-        for name, colour in zip(names, itertools.cycle(PALETTE), strict=False):
+        for name, (colour, dashes) in zip(names, looks, strict=True):
             for _, line in drawn[drawn[series] == name].groupby(split, sort=False, observed=True):
                 size = 3 if markers else 0
-                axes.plot(at[line.index], line[y], color=colour, linewidth=1.5, marker="o", markersize=size)
+                axes.plot(at[line.index], line[y], linestyle=dashes, color=colour, linewidth=1.5, marker="o", ms=size)
             end = at[drawn[series] == name].idxmax()
             ends.append(float(drawn.at[end, y]))
             if name in crossed:
                 axes.plot([at[end]], [drawn.at[end, y]], color=colour, marker="x", markersize=7, linewidth=0)
         scale, back = (np.log10, lambda place: 10**place) if log else (np.asarray, float)
         heights = spread(list(scale(np.array(ends))), scale(drawn[y].to_numpy(dtype=float)))
-        for name, height, colour in zip(names, heights, itertools.cycle(PALETTE), strict=False):
+        for name, height, (colour, _) in zip(names, heights, looks, strict=True):
             place = ("axes fraction", "data")
-            axes.annotate(name, (1.01, back(height)), xycoords=place, va="center", color=colour, fontsize=8)
+            axes.annotate(name, (1.01, back(height)), xycoords=place, va="center", color=colour)
         if log:
             axes.set_yscale("log")
         if log or percent:
-            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%" if percent else f"{value:g}")
+            axes.yaxis.set_major_formatter(
+                lambda value, _: f"{words.figure(100 * value)}%" if percent else words.figure(value)
+            )
         if categories:
             axes.set_xticks(range(len(categories)), categories, color=FOREGROUND)
         axes.set_xlabel(axes_titles[0])

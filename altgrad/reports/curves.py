@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports import columns as col
 from altgrad.reports.document import macros_of
-from altgrad.site import MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Column, Sketch, Table, plot_axes
+from altgrad.site import MUTED, Axis, Block, Chart, ChartBlock, Column, Sketch, Table, plot_axes
 from altgrad.site.sketch import spread
 
 POINTS = 200
@@ -27,9 +27,11 @@ TABLE_ROWS = 12
 
 
 def curves(
-    own: pd.DataFrame, other: pd.DataFrame, with_baseline: bool, foreign: bool
+    own: pd.DataFrame, other: pd.DataFrame, with_baseline: bool, foreign: bool, colour: str
 ) -> tuple[list[Block], list[Block]]:
     """The chart and the table of an arm's validation losses over its baseline's, both as `losses_by_step` gives them.
+
+    The arm's own are drawn in `colour`.
 
     Nothing where the arm has none. Many arms share a baseline, so the caller keeps what `losses_by_step` gave.
     """
@@ -44,7 +46,7 @@ def curves(
             beside[prefix + name][there] = found[name]
     data, first, last = pd.DataFrame(beside), own.iloc[0], own.iloc[-1]
     description = str(macros_of("layers").loss(first, last)).strip()
-    draw = _drawing(data, "val_loss" if foreign else "validation loss (nats a character)")
+    draw = _drawing(data, colour, "val_loss" if foreign else "validation loss (nats a character)")
     chart = Chart("loss", "Validation loss by step", description, data, sketch=draw, height=3.3)
     return [ChartBlock(chart)], [_table(data, with_baseline)]
 
@@ -126,9 +128,9 @@ def losses_by_step(loader: ExperimentDataLoader, arm: str | None) -> pd.DataFram
     return pd.DataFrame({"step": found, "mean": mean, "low": low, "high": high, "n": n})
 
 
-def _drawing(data: pd.DataFrame, label: str) -> Any:
+def _drawing(data: pd.DataFrame, own: str, label: str) -> Any:
     """How the chart is drawn: the arm's band and line, the baseline's behind it, named at their right ends."""
-    parts = [("baseline_", MUTED, "baseline"), ("", PALETTE[0], "this arm")]
+    parts = [("baseline_", MUTED, "baseline"), ("", own, "this arm")]
     parts = [part for part in parts if data[f"{part[0]}n"].any()]
     edges = pd.concat([data[f"{prefix}{side}"] for prefix, *_ in parts for side in ("low", "high")]).dropna()
     pad = 0.04 * (edges.max() - edges.min()) or 0.5

@@ -115,11 +115,8 @@ def _table(claims: list[dict[str, Any]]) -> Table:
 def _short(contrast: str) -> str:
     """A contrast whose arms begin alike, with that once: ``E4M3 AdamW (grid, error feedback − stochastic)``."""
     one, other = (arm.split(" ") for arm in contrast.split(" − "))
-    alike = len(
-        list(
-            itertools.takewhile(lambda pair: pair[0].rstrip(",") == pair[1].rstrip(","), zip(one, other, strict=False))
-        )
-    )
+    pairs = ((mine.rstrip(","), theirs.rstrip(",")) for mine, theirs in zip(one, other, strict=False))
+    alike = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
     if not 0 < alike < min(len(one), len(other)):
         return contrast
     closed = ")" if one[-1].endswith(")") and other[-1].endswith(")") and "(" in " ".join(one[:alike]) else ""

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PALETTE = ("#1a6b8f", "#c2571a", "#3a7d44", "#8a4fa3", "#a07a12", "#b23a52", "#4a5fb0", "#5b6b64")
-"""Eight colours told apart with the common colour-vision deficiencies; each 4.5:1 on white, or close to it."""
+PALETTE = ("#296fa5", "#b55447", "#054400", "#723679", "#865802", "#af2256", "#1959bd", "#0a7d70")
+"""Eight colours that stay apart with the common colour-vision deficiencies; each at least 4.5:1 on the page."""
 HEAT = ("#e9e7d9", "#e8ce90", "#e69e53", "#d1683d", "#9f393c", "#5e2133")
 """Six levels from harmless to worst, ever darker (in the dark palette ever brighter), so that lightness alone tells."""
 FOREGROUND = "#21262c"
@@ -147,11 +147,14 @@ def _head(chart: Chart, width: float, height: float) -> str:
 def inline_svg(svg: str) -> str:
     """A drawing of `fixed_svg` for the inside of a page: colours become CSS variables, the background and font go.
 
-    Its `width` and `height` give way to the page's own layout; the view box keeps the proportions.
+    Its `width` and `height` give way to the page's own layout; the view box keeps the proportions. At its natural
+    width, below which the style sheet lets it scroll, 9 points are 12 px.
     """
     head, body = svg.split(">", 1)
+    natural = re.search(r' width="([0-9.]+)pt"', head)
     head = re.sub(r' (?:width|height|font-family|xmlns(?::xlink)?)="[^"]*"', "", head)
     body = body.replace('<rect width="100%" height="100%" fill="white"/>', "", 1).replace("xlink:href", "href")
+    head += f' style="--natural: {natural[1]}pt"' if natural else ""
     return head + ">" + re.sub(r"#[0-9a-f]{6}\b", lambda match: _variable(match.group()), body)
 
 

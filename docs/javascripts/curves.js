@@ -92,7 +92,7 @@ const whole = (value) => (Math.abs(value) >= 1e4 ? value.toLocaleString("en") : 
 /**
  * Draw groups of runs into `host`, an element with a width.
  *
- * groups: [{label, runs, colour: "--chart-1", dash: [4, 3]}], the first in front; `band` in place of what `seedBand`
+ * groups: [{label, runs, colour: "--chart-1", dash: [4, 3] or nothing}], the first in front; `band` in place of what `seedBand`
  * makes of the runs, and `ghost`, {x, mean} of a pale line behind the group's own, where they are given. A band of other
  * seeds at other steps (`whole` is false) has no mean that is one curve: its runs are drawn, a thin line each.
  * options: {metric, axis, xLabel, height, each (every run as a thin line), log, of ("runs"), onPoint(text)}.
@@ -248,7 +248,7 @@ export function live(box, host, draw) {
 
 /** Put the zoomable chart in the place of an arm's drawing. */
 async function armCurves(figure, arm, address) {
-  const groups = [{ label: "this arm", runs: arm.runs, colour: "--chart-1" }];
+  const groups = [{ label: "this arm", runs: arm.runs, colour: arm.style[0] }];
   if (typeof arm.baseline === "string") {
     const other = await read(new URL(`${encodeURIComponent(arm.baseline)}.curves.json`, address));
     groups.push({ label: "baseline", runs: other.runs, colour: "--chart-muted", dash: [4, 3] });

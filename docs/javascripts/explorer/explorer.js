@@ -12,7 +12,6 @@ const ROUNDING_NAMES = {
   down: "down (toward −∞)",
   stochastic: "stochastic",
 };
-const COLOURS = 8;
 
 /** An element with properties, attributes (with a hyphen, or `role`) and children; text is never markup. */
 export function element(tag, properties = {}, ...children) {
@@ -306,7 +305,7 @@ class Explorer {
   }
 
   shownRows() {
-    return this.state.on.map((name, index) => ({ fmt: this.named.get(name), rounded: this.found.get(name).rounded * this.factor(), colour: `var(--chart-${(index % COLOURS) + 1})` }));
+    return this.state.on.map((name) => ({ fmt: this.named.get(name), rounded: this.found.get(name).rounded * this.factor(), colour: `var(${this.named.get(name).style[0]})` }));
   }
 
   lineState() {

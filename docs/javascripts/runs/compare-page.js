@@ -1,16 +1,13 @@
 // The Compare page: arms chosen here, in the table of runs or by the address, drawn and put side by side.
 
 import { element, plotCurves } from "../curves.js";
-import { AXES, BANDS, METRICS, MOST, band, differences, finalLosses, gaps, health, interval, paired, readState, smoothed, writeState } from "./compare.js";
+import { AXES, BANDS, METRICS, MOST, band, differences, finalLosses, gaps, health, interval, lineStyles, paired, readState, smoothed, writeState } from "./compare.js";
 import { button, choice, field, say, status } from "./controls.js";
 import { decode, near, places } from "./table.js";
 
 const STATISTIC_NAMES = { overflow: "Overflow", underflow: "Underflow", sqnr_db: "SQNR", stall_ratio: "Stall ratio" };
 const unit = (statistic) => (statistic === "sqnr_db" ? " (dB)" : " (%)");
 const OPERAND_NAMES = { weight: "weights", activation: "activations", grad_output: "gradients", update: "" };
-const COLOURS = 8;
-/** How lines of one colour are told apart. */
-const DASHES = [undefined, [8, 3], [2, 3]];
 /** A, B, ... Z, AA, AB, ... */
 const letter = (place) => (place < 26 ? "" : letter(Math.floor(place / 26) - 1)) + String.fromCharCode(65 + (place % 26));
 
@@ -122,13 +119,12 @@ function start(root, data) {
   let baseline = null;
   const mark = (file) => letter(loaded.indexOf(file));
   const name = (file) => `${mark(file)} · ${file.label}`;
-  const place = (file) => loaded.filter((one) => one !== baseline).indexOf(file);
-  const colour = (file) => (file === baseline ? "--chart-muted" : `--chart-${1 + (place(file) % COLOURS)}`);
-  const dash = (file) => (file === baseline ? [4, 3] : DASHES[Math.floor(place(file) / COLOURS) % DASHES.length]);
+  const line = (file) => lineStyles(loaded.map((one) => (one === baseline ? [one.style[0], [4, 3]] : one.style)), data.dashes)[loaded.indexOf(file)];
   const swatch = (file) => {
     const made = element("span", { className: "swatch" });
-    made.style.borderTopStyle = dash(file) ? (dash(file)[0] < 4 ? "dotted" : "dashed") : "solid";
-    made.style.borderColor = `var(${colour(file)})`;
+    const { colour, dash } = line(file);
+    made.style.borderTopStyle = dash ? (dash[0] < 4 ? "dotted" : "dashed") : "solid";
+    made.style.borderColor = `var(${colour})`;
     return made;
   };
   const headings = () => loaded.map((file) => element("span", { title: file.arm }, element("span", { className: "mark" }, swatch(file), mark(file)), element("br"), ...file.label.split(/(?<=\/)/).flatMap((part) => [part, element("wbr")])));
@@ -269,7 +265,7 @@ function start(root, data) {
       const own = key === "gap" ? pairs(file) : file.runs;
       const runs = smoothed(own, key, state.smooth);
       return {
-        label: name(file).slice(0, 14), runs, colour: colour(file), dash: dash(file),
+        label: name(file).slice(0, 14), runs, ...line(file),
         band: band(runs, settings), ghost: state.smooth > 0 ? band(own, settings) : undefined,
       };
     });

@@ -68,7 +68,7 @@ const NO_STATE = { rows: "arms", text: "", ...Object.fromEntries(Object.keys(FIL
 
 const expand = (values) => (Array.isArray(values) ? values : values.codes.map((code) => (code === null ? null : values.words[code])));
 
-/** The two tables of the file that altgrad.reports.compare.table_json writes: {arms, runs}, each {length, columns: {key: values}}. */
+/** The two tables of the file that altgrad.reports.compare.table_json writes: {arms, runs}, each {length, columns: {key: values}}, and the styles of formats. */
 export function decode(data) {
   const columns = (part) => Object.fromEntries(Object.entries(part).map(([key, values]) => [key, expand(values)]));
   const arms = columns(data.arms);
@@ -79,7 +79,7 @@ export function decode(data) {
   }
   runs.id = runs.name.map((name, row) => (runs.hash[row] === null ? name : `${name}-s${runs.seed[row]}-${runs.hash[row]}`));
   const made = (found) => ({ length: found.arm.length, columns: found, orders: new Map(), texts: new Map() });
-  return { arms: made(arms), runs: { ...made(runs), armRow } };
+  return { arms: made(arms), runs: { ...made(runs), armRow }, styles: data.styles };
 }
 
 /** The values of a filter in order, as [what the address says, what a reader sees]. */
