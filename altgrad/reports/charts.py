@@ -118,8 +118,7 @@ def grouped_narrow_forest(
                     tip = middle + sign * (half + 8)
                     sketch.area([(tip, place + 4), (tip - 9 * sign, place), (tip - 9 * sign, place + 8)], colour, 1)
                     figure = words.number(row["difference"], sign=True)
-                    anchor = "end" if sign > 0 else "start"
-                    sketch.text(tip - 13 * sign, place + 8, figure, colour, anchor=anchor)
+                    sketch.text(tip - 13 * sign, place + 8, figure, colour, anchor="end" if sign > 0 else "start")
                 else:
                     sketch.line([(across(row["low"]), place + 4), (across(row["high"]), place + 4)], colour, 2)
                     sketch.dots([(across(row["difference"]), place + 4)], colour, 3.2)
@@ -242,8 +241,16 @@ def gaps_against(
             marks = [mark for mark in scale.marks(5) if mark >= 0]
             for mark in marks:
                 axes.axvline(scale(mark), color=GRID, linewidth=0.6)
-                place = {"xycoords": axes.get_xaxis_transform(), "xytext": (0, -5), "textcoords": "offset points"}
-                axes.annotate(over[column][1](mark), (scale(mark), 0), ha="center", va="top", color=MUTED, **place)
+                axes.annotate(
+                    over[column][1](mark),
+                    (scale(mark), 0),
+                    xycoords=axes.get_xaxis_transform(),
+                    xytext=(0, -5),
+                    textcoords="offset points",
+                    ha="center",
+                    va="top",
+                    color=MUTED,
+                )
             drawn = data[["format", column, "gap", "low", "high"]].assign(name=names).dropna()
             at = drawn[column].map(scale)
             _intervals(axes, at, drawn)

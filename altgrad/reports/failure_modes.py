@@ -617,7 +617,7 @@ def _ending_chart(data: pd.DataFrame) -> list[Block]:
     )
     ends = [rows["loss"].iloc[[0, -1]].tolist() for _, rows in finite.groupby("run_id")]
     rising = sum(last > first for first, last in ends)
-    title, about = f"The loss rises at the end of {rising} of {len(ends)} runs", f"{said}."
+    title, about = f"The loss rises towards the end in {rising} of {len(ends)}", f"{said}."
     wide = bool(finite["loss"].min() > 0 and finite["loss"].max() > 20 * finite["loss"].min())
     drawn, axes = (data, finite, ("to_end", "loss", "label")), ("steps before the last one", "training loss")
     formats = {label: label.split(" ")[0] for label in finite["label"]}

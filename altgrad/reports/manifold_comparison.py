@@ -507,7 +507,7 @@ def _stall_chart(found: StepRuleComparator, arms: pd.DataFrame) -> list[Block]:
     pairs = ranked.loc[contrary, ["arm", "against"]].itertuples(index=False, name=None)
     chart = charts.scatter(
         "stall",
-        f"More stalls and a lower loss, in {contrary.sum()} of {len(ranked)} formats",
+        f"More stalls, lower loss: in {contrary.sum()} of {len(ranked)} formats",
         f"Spearman's rho: {ranks}.",
         data,
         {"stall_ratio": "stall ratio (mean over seeds)", "val_loss": "final validation loss (nats a character)"},
