@@ -282,6 +282,13 @@ def test_no_number_and_no_format_stands_in_prose_that_nothing_holds() -> None:
     assert not {name: each for name, each in found.items() if each}
 
 
+def test_no_page_says_what_readers_did_not_understand() -> None:
+    files = [*DOCUMENTS.glob("reports/*.md"), *DOCUMENTS.glob("sections/*.md"), DOCUMENTS / "index.md"]
+    texts = {file.name: prose(file.read_text("utf-8")) for file in [*files, DOCUMENTS.parents[2] / "README.md"]}
+    for words in ("told from", "told apart", "looks", "whole codes", "in each of the four", "ANAL-"):
+        assert not [name for name, text in texts.items() if re.search(rf"\b{words}", text)], words
+
+
 def test_a_number_or_a_format_in_prose_is_found() -> None:
     assert len(unheld("E4M3 costs least, by 0.02 nats; FP32 failed.")) == 4
     assert not unheld(

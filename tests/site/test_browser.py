@@ -168,6 +168,21 @@ def test_home_and_reports_show_a_chart(visit: Any, real_address: str, kind: str)
     assert charts.first.bounding_box()["height"] > 100
 
 
+@pytest.mark.parametrize("kind", (*REPORTS, "reports/preregistered/", "reports/corrections/"))
+def test_a_report_is_six_screens_at_most_and_twelve_on_a_phone(visit: Any, real_address: str, kind: str) -> None:
+    page = visit(real_address + kind).page
+    assert page.evaluate("document.documentElement.scrollHeight") <= 6 * 900
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollHeight") <= 12 * 844
+
+
+def test_the_forest_of_the_literature_is_whole_on_a_phone(visit: Any, real_address: str) -> None:
+    page = visit(real_address + "reports/literature/", width=390).page
+    box = page.locator("#chart-differences .chart-box")
+    assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
+    assert box.locator("svg text").first.evaluate("text => text.getBoundingClientRect().height") >= 12
+
+
 def test_the_layers_of_an_arm_are_drawn_and_read_by_pointer_and_keyboard(
     visit: Any, place: Any, real_address: str
 ) -> None:

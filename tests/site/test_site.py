@@ -209,6 +209,18 @@ def test_the_changelog_is_in_the_foot_of_every_page_and_in_no_tab(real_site: Pat
         assert tabs == ["Home", "Reports", "Formats", "Runs", "Guides", "Method", "API"]
 
 
+def test_a_page_says_nothing_of_tickets_and_names_what_made_a_chart_plainly(real_site: Path) -> None:
+    for place in ("", *(f"reports/{name}/" for name in REPORTS)):
+        html = (real_site / place / "index.html").read_text()
+        title = re.search(r"<title>(.*?)</title>", html)
+        assert title
+        assert title[1].partition(" - ")[0] != "AltGrad"
+        assert "ANAL-" not in html.split("<body", 1)[1]
+        makers = re.findall(r'<p class="files">Chart: .*>(\w+)\(\)</a></p>', html)
+        assert makers
+        assert not [name for name in makers if name.startswith("_")]
+
+
 def test_charts_are_inline_in_palette_variables_with_their_data_beside_them(gallery: Path) -> None:
     html = (gallery / "reports/failure_modes/index.html").read_text()
     drawings = re.findall(r"<svg[^>]*role=\"img\".*?</svg>", html, re.DOTALL)
