@@ -2,6 +2,7 @@
 // every shown column side by side. `axisOf`, `front` and `nearest` are pure.
 
 import { element } from "../curves.js";
+import { minus } from "../figures.js";
 import { choice, field } from "./controls.js";
 import { CHARTS, COLUMNS, CORNERS, places, shownColumns } from "./table.js";
 
@@ -40,7 +41,7 @@ export function axisOf(table, column, rows) {
   const at = (value) => (on(value) - on(low)) / (on(high) - on(low));
   const tens = Array.from({ length: 40 }, (_, index) => 10 ** (index - 20));
   const round = log ? (high / low > 1e3 ? tens : tens.flatMap((ten) => [ten, +(3 * ten).toPrecision(2)])).filter((value) => value >= low && value <= high) : ticks(low, high);
-  return { places: numbers.map(at), ticks: round.map((value) => [at(value), String(+value.toPrecision(6)).replace("-", "−")]), log };
+  return { places: numbers.map(at), ticks: round.map((value) => [at(value), minus(String(+value.toPrecision(6)))]), log };
 }
 
 /**

@@ -1,6 +1,7 @@
 // The Compare page: arms chosen here, in the table of runs or by the address, drawn and put side by side.
 
 import { element, plotCurves } from "../curves.js";
+import { minus } from "../figures.js";
 import { AXES, BANDS, METRICS, MOST, band, differences, finalLosses, gaps, health, interval, lineStyles, paired, readState, smoothed, writeState } from "./compare.js";
 import { button, choice, field, say, status } from "./controls.js";
 import { decode, near, places } from "./table.js";
@@ -11,9 +12,8 @@ const OPERAND_NAMES = { weight: "weights", activation: "activations", grad_outpu
 /** A, B, ... Z, AA, AB, ... */
 const letter = (place) => (place < 26 ? "" : letter(Math.floor(place / 26) - 1)) + String.fromCharCode(65 + (place % 26));
 
-const minus = (text) => text.replace(/^-/, "−");
 const loss = (value) => (Number.isFinite(value) ? value.toFixed(4) : "–");
-const signed = (value) => (Number.isFinite(value) ? minus(`${value > 0 ? "+" : ""}${value.toFixed(4)}`).replace(/^[+−](?=0\.0000$)/, "") : "–");
+const signed = (value) => (Number.isFinite(value) ? minus(`${value > 0 ? "+" : ""}${value.toFixed(4)}`) : "–");
 const percent = (value) => (value === null ? "–" : value > 0 && value < 1e-4 ? "<0.01" : String(+(100 * value).toPrecision(3)));
 const decibel = (value) => (value === null ? "–" : minus(value.toFixed(1)));
 
