@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from altgrad.analysis import words
 from altgrad.analysis.comparison import format_order
 from altgrad.reports.format_styles import distinct_styles, format_style
-from altgrad.site import FOREGROUND, GRID, MUTED, PALETTE, Axis, Chart
+from altgrad.site import FOREGROUND, GRID, MUTED, PALETTE, Axis, Chart, tell
 from altgrad.site.sketch import INCH, Sketch, number_text
 
 if TYPE_CHECKING:
@@ -62,16 +62,18 @@ def forest(
         if margin:
             axes.axvspan(-margin, margin, color=MUTED, alpha=0.18, linewidth=0)
         axes.axvline(0, color=FOREGROUND, linewidth=1)
-        for place, colour, row in zip(places, colours or itertools.repeat(PALETTE[0]), data.itertuples(), strict=False):
+        drawn = zip(places, colours or itertools.repeat(PALETTE[0]), data.itertuples(), said, strict=False)
+        for place, colour, row, text in drawn:
             if widest and abs(row.difference) > widest:
                 edge, marker = (widest, ">") if row.difference > 0 else (-widest, "<")
                 figure = f"{words.number(row.difference, sign=True)} {words.interval(row.low, row.high)}"
-                axes.plot([edge], [place], marker, color=colour, markersize=7, clip_on=False)
+                (mark,) = axes.plot([edge], [place], marker, color=colour, markersize=7, clip_on=False)
+                tell(text, mark)
                 axes.annotate(figure, (edge, place), xytext=(9 if edge < 0 else -9, 0), textcoords="offset points",
                               ha="left" if edge < 0 else "right", va="center", color=FOREGROUND)  # fmt: skip
                 continue
-            axes.hlines([place], [row.low], [row.high], color=colour, linewidth=2)
-            axes.plot([row.difference], [place], "o", color=colour, markersize=6)
+            tell(text, axes.hlines([place], [row.low], [row.high], color=colour, linewidth=2))
+            tell(text, *axes.plot([row.difference], [place], "o", color=colour, markersize=6))
         axes.set_yticks(places, labels, color=FOREGROUND)
         axes.set_ylim(sum(heights) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
@@ -87,14 +89,16 @@ def forest(
         if legend:
             axes.legend(loc="lower right", bbox_to_anchor=(1.02, 1), ncols=len(legend), frameon=False, columnspacing=1)
 
-    said = "; ".join(
-        f"{name}: {words.number(row.difference, sign=True)} {words.interval(row.low, row.high)}, n = {row.n_pairs}"
-        for name, row in zip((" ".join(name.split()) for name in rows), data.itertuples(), strict=True)
-    )
+    said = [
+        f"{' '.join(name.split())}: {words.number(row.difference, sign=True)} {words.interval(row.low, row.high)}, "
+        f"n = {row.n_pairs}"
+        for name, row in zip(rows, data.itertuples(), strict=True)
+    ]
     left = 0.35 + 0.062 * max(len(line) for label in labels for line in label.split("\n"))
     height = 0.28 * sum(heights) + 0.7 + 0.3 * bool(legend)
     margins = (left, 0.15, 0.5, 0.1 + 0.3 * bool(legend))
-    return Chart(identity, title, f"{description} {said}.".lstrip(), data, draw, height=height, margins=margins)
+    about = f"{description} {'; '.join(said)}.".lstrip()
+    return Chart(identity, title, about, data, draw, height=height, margins=margins)
 
 
 def gaps(
@@ -122,8 +126,9 @@ def gaps(
         for number, (scope, colour, marker) in enumerate(zip(scopes, PALETTE, "os^D", strict=False)):
             part = data[data["scope"] == scope]
             x = [formats.index(name) + 0.17 * (number - (len(scopes) - 1) / 2) for name in part["format"]]
-            axes.vlines(x, part["low"], part["high"], color=colour, linewidth=2)
-            axes.plot(x, part["gap"], marker, color=colour, markersize=5)
+            for at, row in zip(x, part.itertuples(), strict=True):
+                tell(said[row.Index], axes.vlines([at], [row.low], [row.high], color=colour, linewidth=2))
+                tell(said[row.Index], *axes.plot([at], [row.gap], marker, color=colour, markersize=5))
             axes.annotate(
                 names[scope],
                 (place, 1),
@@ -136,7 +141,7 @@ def gaps(
 
     def draw_single(axes: Axes) -> None:
         places = range(len(data))
-        _intervals(axes, places, data)
+        _intervals(axes, places, data, said)
         for place, gap, high in zip(places, data["gap"], data["high"].fillna(data["gap"]), strict=True):
             text = words.number(gap, sign=True)
             axes.annotate(text, (place, high), xytext=(0, 7), textcoords="offset points", ha="center", color=FOREGROUND)
@@ -158,13 +163,15 @@ def gaps(
             axes.set_xticks(range(len(data)), labels)
         axes.set_xlim(-0.6, len(formats if groups else data) - 0.4)
 
-    said = "; ".join(
+    data = data.reset_index(drop=True)
+    said = [
         f"{row.format}{f' {groups[str(row.scope)]}' if groups else ''} {words.number(row.gap, sign=True)} "
         f"{words.interval(row.low, row.high)}, n = {row.n_pairs}"
         for row in data.itertuples()
-    )
+    ]
+    about = f"{description} {'; '.join(said)}.".lstrip()
     size = {"height": 3.1, "margins": (0.85, 0.5, 0.35, 0.35)} if groups else {"height": 3.1}
-    return Chart(identity, title, f"{description} {said}.".lstrip(), data, draw, **size)  # type: ignore[arg-type]
+    return Chart(identity, title, about, data, draw, **size)  # type: ignore[arg-type]
 
 
 def gaps_against(
@@ -181,28 +188,27 @@ def gaps_against(
 
     def draw(axes: Axes) -> None:
         reference_line(axes, "FP32")
-        _intervals(axes, data[x], data)
+        _intervals(axes, data[x], data, said)
         for name, at, gap in zip(names, data[x], data["gap"], strict=True):
             axes.annotate(name, (at, gap), xytext=(7, 3), textcoords="offset points", color=FOREGROUND)
         _gap_axis(axes, data)
         axes.margins(x=0.17, y=0.12)
         axes.set_xlabel(axis)
 
-    said = "; ".join(
+    said = [
         f"{name}: {axis} {words.number(at, 1)}, gap {words.number(gap, sign=True)}"
         for name, at, gap in zip(names, data[x], data["gap"], strict=True)
-    )
-    return Chart(
-        identity, title, f"{description} {said}.".lstrip(), data, draw, height=2.8, margins=(0.85, 0.5, 0.5, 0.1)
-    )
+    ]
+    about = f"{description} {'; '.join(said)}.".lstrip()
+    return Chart(identity, title, about, data, draw, height=2.8, margins=(0.85, 0.5, 0.5, 0.1))
 
 
-def _intervals(axes: Axes, places: Iterable[float], data: pd.DataFrame) -> None:
-    """The gap and interval of each row in the colour of its format."""
-    colours = [format_style(name).colour for name in data["format"]]
-    axes.vlines(list(places), data["low"], data["high"], color=colours, linewidth=2)
-    for place, gap, colour in zip(places, data["gap"], colours, strict=True):
-        axes.plot([place], [gap], "o", color=colour, markersize=6)
+def _intervals(axes: Axes, places: Iterable[float], data: pd.DataFrame, said: Sequence[str]) -> None:
+    """The gap and interval of each row in the colour of its format, and in words for those who point at it."""
+    for place, row, text in zip(places, data.itertuples(), said, strict=True):
+        colour = format_style(str(row.format)).colour
+        tell(text, axes.vlines([place], [row.low], [row.high], color=colour, linewidth=2))
+        tell(text, *axes.plot([place], [row.gap], "o", color=colour, markersize=6))
 
 
 def _gap_axis(axes: Axes, data: pd.DataFrame) -> None:
@@ -307,7 +313,8 @@ def bars(
 
     def draw(axes: Axes) -> None:
         for at, (value, colour) in enumerate(zip(sizes, colours, strict=True)):
-            axes.barh(at, value - start, left=start, height=0.62, color=colour)
+            (bar,) = axes.barh(at, value - start, left=start, height=0.62, color=colour)
+            tell(said[at], bar)
             axes.text(value * 1.08, at, form(value), va="center", color=FOREGROUND)
         axes.set_xscale("log")
         axes.set_xlim(start, 2 * max(sizes))
@@ -319,8 +326,9 @@ def bars(
         axes.axvline(1, color=FOREGROUND, linewidth=1)
         axes.set_xlabel(axis)
 
-    said = "; ".join(f"{name}: {form(value)}" for name, value in zip(labels, sizes, strict=True))
-    return Chart(identity, title, f"{description} {said}.".lstrip(), data, draw, height=0.9 + 0.27 * len(data))
+    said = [f"{name}: {form(value)}" for name, value in zip(labels, sizes, strict=True)]
+    about = f"{description} {'; '.join(said)}.".lstrip()
+    return Chart(identity, title, about, data, draw, height=0.9 + 0.27 * len(data))
 
 
 class Style(NamedTuple):
@@ -361,8 +369,12 @@ def grouped_forest(
         for number, rule in enumerate(rules):
             own, (colour, marker, label) = placed[placed["rule"] == rule], styles[rule]
             places = [order.index(line) + 0.16 * (number - (len(rules) - 1) / 2) for line in own["line"]]
-            axes.hlines(places, own["low"], own["high"], color=colour, linewidth=1.6)
-            axes.plot(own["difference"], places, marker, color=colour, markersize=4, label=label)
+            for place, row in zip(places, own.itertuples(), strict=True):
+                figures = f"{words.number(row.difference, sign=True)} {words.interval(row.low, row.high)}"
+                text = f"{' '.join(str(row.line).split())}, {label}: {figures}"
+                tell(text, axes.hlines([place], [row.low], [row.high], color=colour, linewidth=1.6))
+                tell(text, *axes.plot([row.difference], [place], marker, color=colour, markersize=4))
+            axes.plot([], [], marker, color=colour, markersize=4, label=label)
         axes.set_yticks(range(len(order)), order, color=FOREGROUND)
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
@@ -424,7 +436,9 @@ def small_multiples(
                 style = styles[dict(zip(by, names, strict=True))["format"]]
                 points = [(across_axis(a), up(b)) for a, b in zip(group[x], group[y], strict=True)]
                 sketch.line(points, style.colour, 1.2, " ".join(map(str, style.dash)))
-                sketch.dots(points, style.colour, 1.6)
+                for point, at, value in zip(points, group[x], group[y], strict=True):
+                    with sketch.told(f"{', '.join(map(str, names))}, {words.figure(at)}: {words.number(value)}"):
+                        sketch.dots([point], style.colour, 1.6)
 
     size = (46 + -(-len(shown) // across) * (height + 52)) / INCH
     return Chart(identity, title, description, data, sketch=draw, height=size)
@@ -455,7 +469,10 @@ def scatter(
         for name, group in sorted(data.groupby("format"), key=lambda each: format_order(str(each[0]))):
             colour = format_style(str(name)).colour
             for rule, own in group.groupby("rule"):
-                axes.plot(own[x], own[y], styles[str(rule)].marker, color=colour, markersize=5)
+                for arm, at, up in zip(own["arm"], own[x], own[y], strict=True):
+                    (mark,) = axes.plot([at], [up], styles[str(rule)].marker, color=colour, markersize=5)
+                    told = f"{words.figure(at, '.4g')}, {words.figure(up, '.4g')}"
+                    tell(f"{name}, {styles[str(rule)].label}: {told} ({arm})", mark)
             axes.plot([], [], "o", color=colour, label=str(name))
         for rule in dict.fromkeys(data["rule"]):
             axes.plot([], [], styles[rule].marker, color=MUTED, label=styles[rule].label)
@@ -518,6 +535,10 @@ def lines(
             for _, line in drawn[drawn[series] == name].groupby(split, sort=False, observed=True):
                 size = 3 if markers else 0
                 axes.plot(at[line.index], line[y], linestyle=dashes, color=colour, linewidth=1.5, marker="o", ms=size)
+                for place, here, value in zip(at[line.index], line[x], line[y], strict=True):
+                    figure = words.percent(value) if percent else words.figure(value, ".4g")
+                    where = f"step {here}" if panels else here if categories else f"{axes_titles[0]} {here}"
+                    tell(f"{name}, {where}: {figure}", *axes.plot([place], [value], "o", color=colour, alpha=0, ms=8))
             end = at[drawn[series] == name].idxmax()
             ends.append(float(drawn.at[end, y]))
             if name in crossed:

@@ -224,7 +224,7 @@ function codesView({ colour, values, shares }) {
     for (let part = 0; part <= marks; part += 1) {
       const place = Math.round((part / marks) * (values.length - 1));
       const anchor = { 0: "start", [marks]: "end" }[part] ?? "middle";
-      parts.push(label(x(place + 0.5), bottom + 14, write("short", +values[place].toPrecision(3)), { fill: PALE, "text-anchor": anchor }));
+      parts.push(label(x(place + 0.5), bottom + 14, write("short", values[place]), { fill: PALE, "text-anchor": anchor }));
     }
     return {
       height: bottom + 20,

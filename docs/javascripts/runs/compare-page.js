@@ -1,7 +1,7 @@
 // The Compare page: arms chosen here, in the table of runs or by the address, drawn and put side by side.
 
 import { element, plotCurves } from "../curves.js";
-import { minus } from "../figures.js";
+import { minus, swatchOf } from "../figures.js";
 import { AXES, BANDS, METRICS, MOST, band, differences, finalLosses, gaps, health, interval, lineStyles, paired, readState, smoothed, writeState } from "./compare.js";
 import { button, choice, field, say, status } from "./controls.js";
 import { decode, near, places } from "./table.js";
@@ -120,13 +120,7 @@ function start(root, data) {
   const mark = (file) => letter(loaded.indexOf(file));
   const name = (file) => `${mark(file)} · ${file.label}`;
   const line = (file) => lineStyles(loaded.map((one) => (one === baseline ? [one.style[0], [4, 3]] : one.style)), data.dashes)[loaded.indexOf(file)];
-  const swatch = (file) => {
-    const made = element("span", { className: "swatch" });
-    const { colour, dash } = line(file);
-    made.style.borderTopStyle = dash ? (dash[0] < 4 ? "dotted" : "dashed") : "solid";
-    made.style.borderColor = `var(${colour})`;
-    return made;
-  };
+  const swatch = (file) => swatchOf(line(file).colour, line(file).dash);
   const headings = () => loaded.map((file) => element("span", { title: file.arm }, element("span", { className: "mark" }, swatch(file), mark(file)), element("br"), ...file.label.split(/(?<=\/)/).flatMap((part) => [part, element("wbr")])));
   const metric = () => state.metric ?? (baseline && loaded.length > 1 ? "gap" : "val_loss");
 
