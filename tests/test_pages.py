@@ -46,6 +46,7 @@ from altgrad.site import (
     join,
     link,
     md,
+    tell,
     write_folder,
 )
 from altgrad.site.build import finish_html
@@ -246,6 +247,20 @@ def test_a_chart_says_what_it_shows_and_keeps_its_labels_as_text() -> None:
     assert root.findtext(f"{space}title") == "Gap <of> & 'all'"
     assert root.findtext(f"{space}desc") == "A line."
     assert "E4M3 <b>" in [element.text for element in root.iter(f"{space}text")]
+
+
+def test_who_points_at_a_mark_reads_its_figures_as_text() -> None:
+    def draw(axes: Axes) -> None:
+        (point,) = axes.plot([0], [1], "o")
+        tell('E4M3: −0.1 <b>&"', point, axes.vlines([0], [0], [2]))
+
+    for svg in (
+        fixed_svg(drawn := Chart("points", "T", "D", pd.DataFrame({"a": [1]}), draw)).decode(),
+        inline_svg(fixed_svg(drawn).decode()),
+    ):
+        titles = [each.text for each in ElementTree.fromstring(svg).iter() if each.tag.endswith("title")][1:]
+        assert titles == ["E4M3: −0.1 <b>&”"] * 2
+        assert "told" not in svg
 
 
 def test_inline_every_sentinel_colour_is_a_variable_and_the_background_is_gone() -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from altgrad.analysis import words
 from altgrad.analysis.comparison import format_order
 from altgrad.reports.format_styles import distinct_styles, format_style
-from altgrad.site import FOREGROUND, GRID, MUTED, PALETTE, Axis, Chart
+from altgrad.site import FOREGROUND, GRID, MUTED, PALETTE, Axis, Chart, tell
 from altgrad.site.sketch import INCH, Sketch, number_text
 
 if TYPE_CHECKING:
@@ -50,19 +50,21 @@ def forest(
         colours: of each; else all have the first.
     """
     labels = [f"{name} (n = {pairs})" for name, pairs in zip(rows, data["n_pairs"], strict=True)]
+    said = _differences(rows, data)
 
     def draw(axes: Axes) -> None:
         places = range(len(data))
         axes.axvline(0, color=FOREGROUND, linewidth=1)
-        for place, colour, row in zip(places, colours or itertools.repeat(PALETTE[0]), data.itertuples(), strict=False):
-            axes.hlines([place], [row.low], [row.high], color=colour, linewidth=2)
-            axes.plot([row.difference], [place], "o", color=colour, markersize=6)
+        drawn = zip(places, colours or itertools.repeat(PALETTE[0]), data.itertuples(), said, strict=False)
+        for place, colour, row, text in drawn:
+            tell(text, axes.hlines([place], [row.low], [row.high], color=colour, linewidth=2))
+            tell(text, *axes.plot([row.difference], [place], "o", color=colour, markersize=6))
         axes.set_yticks(places, labels, color=FOREGROUND)
         axes.set_ylim(len(data) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(axis)
 
-    about = f"{description} {_differences(rows, data)}.".lstrip()
+    about = f"{description} {'; '.join(said)}.".lstrip()
     margins = (0.35 + 0.062 * max(map(len, labels)), 0.15, 0.5, 0.1)
     return Chart(identity, title, about, data, draw, height=0.28 * len(data) + 0.7, margins=margins)
 
@@ -89,7 +91,7 @@ def grouped_narrow_forest(
         margin: half the width of a grey band around zero.
         widest: where the axis ends, on a scale that shows 0.005 and 0.5 alike; beyond it an arrow with the figure.
     """
-    names = [textwrap.wrap(name, NARROW_LINE) for name in rows]
+    names, said = [textwrap.wrap(name, NARROW_LINE) for name in rows], _differences(rows, data)
     middle, half = NARROW / 2, NARROW / 2 - 12
     shown = {group: [at for at, each in enumerate(data["group"]) if each == group] for group in groups}
     shown = {group: found for group, found in shown.items() if found}
@@ -98,6 +100,16 @@ def grouped_narrow_forest(
     def across(value: float) -> float:
         ends = np.arcsinh(np.clip(value, -widest, widest) / margin) / np.arcsinh(widest / margin)
         return float(middle + half * ends)
+
+    def mark(sketch: Sketch, row: pd.Series, at: float, colour: str) -> None:
+        if abs(row["difference"]) <= widest:
+            sketch.line([(across(row["low"]), at), (across(row["high"]), at)], colour, 2)
+            sketch.dots([(across(row["difference"]), at)], colour, 3.2)
+            return
+        sign = 1 if row["difference"] > 0 else -1
+        tip, figure = middle + sign * (half + 8), words.number(row["difference"], sign=True)
+        sketch.area([(tip, at), (tip - 9 * sign, at - 4), (tip - 9 * sign, at + 4)], colour, 1)
+        sketch.text(tip - 13 * sign, at + 4, figure, colour, anchor="end" if sign > 0 else "start")
 
     def draw(sketch: Sketch) -> None:
         bottom = height - 34.0
@@ -111,33 +123,25 @@ def grouped_narrow_forest(
                 for line in names[at]:
                     sketch.text(4, place + 8, line)
                     place += 11
-                row = data.iloc[at]
                 sketch.line([(middle, place - 1), (middle, place + 9)], FOREGROUND, 1)
-                if abs(row["difference"]) > widest:
-                    sign = 1 if row["difference"] > 0 else -1
-                    tip = middle + sign * (half + 8)
-                    sketch.area([(tip, place + 4), (tip - 9 * sign, place), (tip - 9 * sign, place + 8)], colour, 1)
-                    figure = words.number(row["difference"], sign=True)
-                    sketch.text(tip - 13 * sign, place + 8, figure, colour, anchor="end" if sign > 0 else "start")
-                else:
-                    sketch.line([(across(row["low"]), place + 4), (across(row["high"]), place + 4)], colour, 2)
-                    sketch.dots([(across(row["difference"]), place + 4)], colour, 3.2)
+                with sketch.told(said[at]):
+                    mark(sketch, data.iloc[at], place + 4, colour)
                 place += 11
         for tick in (-0.5, -0.1, -0.02, 0, 0.02, 0.1, 0.5):
             sketch.line([(across(tick), bottom), (across(tick), bottom + 4)], MUTED, 0.8)
             sketch.text(across(tick), bottom + 14, number_text(tick), MUTED, anchor="middle")
         sketch.text(middle, bottom + 29, axis, MUTED, anchor="middle")
 
-    about = f"{description} {_differences(rows, data)}.".lstrip()
+    about = f"{description} {'; '.join(said)}.".lstrip()
     return Chart(identity, title, about, data, sketch=draw, width=NARROW / INCH, height=height / INCH)
 
 
-def _differences(rows: Sequence[str], data: pd.DataFrame) -> str:
+def _differences(rows: Sequence[str], data: pd.DataFrame) -> list[str]:
     """Named differences in words."""
-    return "; ".join(
+    return [
         f"{name}: {words.number(row.difference, sign=True)} {words.interval(row.low, row.high)}, n = {row.n_pairs}"
         for name, row in zip(rows, data.itertuples(), strict=True)
-    )
+    ]
 
 
 def gaps(
@@ -165,8 +169,9 @@ def gaps(
         for number, (scope, colour, marker) in enumerate(zip(scopes, PALETTE, "os^D", strict=False)):
             part = data[data["scope"] == scope]
             x = [formats.index(name) + 0.17 * (number - (len(scopes) - 1) / 2) for name in part["format"]]
-            axes.vlines(x, part["low"], part["high"], color=colour, linewidth=2)
-            axes.plot(x, part["gap"], marker, color=colour, markersize=5)
+            for at, row in zip(x, part.itertuples(), strict=True):
+                tell(said[row.Index], axes.vlines([at], [row.low], [row.high], color=colour, linewidth=2))
+                tell(said[row.Index], *axes.plot([at], [row.gap], marker, color=colour, markersize=5))
             axes.annotate(
                 names[scope],
                 (place, 1),
@@ -179,7 +184,7 @@ def gaps(
 
     def draw_single(axes: Axes) -> None:
         places = range(len(data))
-        _intervals(axes, places, data)
+        _intervals(axes, places, data, said)
         for place, gap, high in zip(places, data["gap"], data["high"].fillna(data["gap"]), strict=True):
             text = words.number(gap, sign=True)
             axes.annotate(text, (place, high), xytext=(0, 7), textcoords="offset points", ha="center", color=FOREGROUND)
@@ -201,13 +206,15 @@ def gaps(
             axes.set_xticks(range(len(data)), labels)
         axes.set_xlim(-0.6, len(formats if groups else data) - 0.4)
 
-    said = "; ".join(
+    data = data.reset_index(drop=True)
+    said = [
         f"{row.format}{f' {groups[str(row.scope)]}' if groups else ''} {words.number(row.gap, sign=True)} "
         f"{words.interval(row.low, row.high)}, n = {row.n_pairs}"
         for row in data.itertuples()
-    )
+    ]
+    about = f"{description} {'; '.join(said)}.".lstrip()
     size = {"height": 3.1, "margins": (0.85, 0.5, 0.35, 0.35)} if groups else {"height": 3.1}
-    return Chart(identity, title, f"{description} {said}.".lstrip(), data, draw, **size)  # type: ignore[arg-type]
+    return Chart(identity, title, about, data, draw, **size)  # type: ignore[arg-type]
 
 
 def gaps_against(
@@ -251,29 +258,28 @@ def gaps_against(
                     va="top",
                     color=MUTED,
                 )
-            drawn = data[["format", column, "gap", "low", "high"]].assign(name=names).dropna()
+            drawn = data[["format", column, "gap", "low", "high"]].assign(name=names, said=said).dropna()
             at = drawn[column].map(scale)
-            _intervals(axes, at, drawn)
+            _intervals(axes, at, drawn, list(drawn["said"]))
             for name, x, gap in zip(drawn["name"], at, drawn["gap"], strict=True):
                 axes.annotate(name, (x, gap), xytext=(7, 3), textcoords="offset points", color=FOREGROUND)
         axes.margins(y=0.12)
 
-    said = "; ".join(
+    said = [
         f"{name}: gap {words.number(row['gap'], sign=True)}, "
         + ", ".join(f"{axis} {form(row[column])}" for column, (axis, form) in over.items() if words.finite(row[column]))
         for name, (_, row) in zip(names, data.iterrows(), strict=True)
-    )
-    return Chart(
-        identity, title, f"{description} {said}.".lstrip(), data, draw, height=2.9, margins=(0.85, 0.5, 0.3, 0.3)
-    )
+    ]
+    about = f"{description} {'; '.join(said)}.".lstrip()
+    return Chart(identity, title, about, data, draw, height=2.9, margins=(0.85, 0.5, 0.3, 0.3))
 
 
-def _intervals(axes: Axes, places: Iterable[float], data: pd.DataFrame) -> None:
-    """The gap and interval of each row in the colour of its format."""
-    colours = [format_style(name).colour for name in data["format"]]
-    axes.vlines(list(places), data["low"], data["high"], color=colours, linewidth=2)
-    for place, gap, colour in zip(places, data["gap"], colours, strict=True):
-        axes.plot([place], [gap], "o", color=colour, markersize=6)
+def _intervals(axes: Axes, places: Iterable[float], data: pd.DataFrame, said: Sequence[str]) -> None:
+    """The gap and interval of each row in the colour of its format, and in words for those who point at it."""
+    for place, row, text in zip(places, data.itertuples(), said, strict=True):
+        colour = format_style(str(row.format)).colour
+        tell(text, axes.vlines([place], [row.low], [row.high], color=colour, linewidth=2))
+        tell(text, *axes.plot([place], [row.gap], "o", color=colour, markersize=6))
 
 
 def _gap_axis(axes: Axes, data: pd.DataFrame) -> None:
@@ -378,7 +384,8 @@ def bars(
 
     def draw(axes: Axes) -> None:
         for at, (value, colour) in enumerate(zip(sizes, colours, strict=True)):
-            axes.barh(at, value - start, left=start, height=0.62, color=colour)
+            (bar,) = axes.barh(at, value - start, left=start, height=0.62, color=colour)
+            tell(said[at], bar)
             axes.text(value * 1.08, at, form(value), va="center", color=FOREGROUND)
         axes.set_xscale("log")
         axes.set_xlim(start, 2 * max(sizes))
@@ -390,8 +397,9 @@ def bars(
         axes.axvline(1, color=FOREGROUND, linewidth=1)
         axes.set_xlabel(axis)
 
-    said = "; ".join(f"{name}: {form(value)}" for name, value in zip(labels, sizes, strict=True))
-    return Chart(identity, title, f"{description} {said}.".lstrip(), data, draw, height=0.9 + 0.27 * len(data))
+    said = [f"{name}: {form(value)}" for name, value in zip(labels, sizes, strict=True)]
+    about = f"{description} {'; '.join(said)}.".lstrip()
+    return Chart(identity, title, about, data, draw, height=0.9 + 0.27 * len(data))
 
 
 class Style(NamedTuple):
@@ -432,8 +440,12 @@ def grouped_forest(
         for number, rule in enumerate(rules):
             own, (colour, marker, label) = placed[placed["rule"] == rule], styles[rule]
             places = [order.index(line) + 0.16 * (number - (len(rules) - 1) / 2) for line in own["line"]]
-            axes.hlines(places, own["low"], own["high"], color=colour, linewidth=1.6)
-            axes.plot(own["difference"], places, marker, color=colour, markersize=4, label=label)
+            for place, row in zip(places, own.itertuples(), strict=True):
+                figures = f"{words.number(row.difference, sign=True)} {words.interval(row.low, row.high)}"
+                text = f"{' '.join(str(row.line).split())}, {label}: {figures}"
+                tell(text, axes.hlines([place], [row.low], [row.high], color=colour, linewidth=1.6))
+                tell(text, *axes.plot([row.difference], [place], marker, color=colour, markersize=4))
+            axes.plot([], [], marker, color=colour, markersize=4, label=label)
         axes.set_yticks(range(len(order)), order, color=FOREGROUND)
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
@@ -495,7 +507,9 @@ def small_multiples(
                 style = styles[dict(zip(by, names, strict=True))["format"]]
                 points = [(across_axis(a), up(b)) for a, b in zip(group[x], group[y], strict=True)]
                 sketch.line(points, style.colour, 1.2, " ".join(map(str, style.dash)))
-                sketch.dots(points, style.colour, 1.6)
+                for point, at, value in zip(points, group[x], group[y], strict=True):
+                    with sketch.told(f"{', '.join(map(str, names))}, {words.figure(at)}: {words.number(value)}"):
+                        sketch.dots([point], style.colour, 1.6)
 
     size = (46 + -(-len(shown) // across) * (height + 52)) / INCH
     return Chart(identity, title, description, data, sketch=draw, height=size)
@@ -526,7 +540,10 @@ def scatter(
         for name, group in sorted(data.groupby("format"), key=lambda each: format_order(str(each[0]))):
             colour = format_style(str(name)).colour
             for rule, own in group.groupby("rule"):
-                axes.plot(own[x], own[y], styles[str(rule)].marker, color=colour, markersize=5)
+                for arm, at, up in zip(own["arm"], own[x], own[y], strict=True):
+                    (mark,) = axes.plot([at], [up], styles[str(rule)].marker, color=colour, markersize=5)
+                    told = f"{words.figure(at, '.4g')}, {words.figure(up, '.4g')}"
+                    tell(f"{name}, {styles[str(rule)].label}: {told} ({arm})", mark)
             axes.plot([], [], "o", color=colour, label=str(name))
         for rule in dict.fromkeys(data["rule"]):
             axes.plot([], [], styles[rule].marker, color=MUTED, label=styles[rule].label)
@@ -589,6 +606,10 @@ def lines(
             for _, line in drawn[drawn[series] == name].groupby(split, sort=False, observed=True):
                 size = 3 if markers else 0
                 axes.plot(at[line.index], line[y], linestyle=dashes, color=colour, linewidth=1.5, marker="o", ms=size)
+                for place, here, value in zip(at[line.index], line[x], line[y], strict=True):
+                    figure = words.percent(value) if percent else words.figure(value, ".4g")
+                    where = f"step {here}" if panels else here if categories else f"{axes_titles[0]} {here}"
+                    tell(f"{name}, {where}: {figure}", *axes.plot([place], [value], "o", color=colour, alpha=0, ms=8))
             end = at[drawn[series] == name].idxmax()
             ends.append(float(drawn.at[end, y]))
             if name in crossed:

@@ -462,8 +462,10 @@ def _ranges(formats: list[FloatFormat]) -> Chart:
             top = 18 + 15 * number
             sketch.text(78, top + 10, label, FOREGROUND, anchor="end")
             start = x(high if math.isnan(normal) else normal)
-            sketch.rectangles([(x(low), top + 5, start, top + 9)], PALETTE[1])
-            sketch.rectangles([(start, top + 2, max(x(high), start + 1), top + 12)], PALETTE[0])
+            fmt = ordered[number]
+            with sketch.told(f"{label}: {_two(fmt.quantum_exponent)} to {_decimal(fmt.max_exact)}"):
+                sketch.rectangles([(x(low), top + 5, start, top + 9)], PALETTE[1])
+                sketch.rectangles([(start, top + 2, max(x(high), start + 1), top + 12)], PALETTE[0])
         sketch.text(84, 10, "normal values", PALETTE[0], bold=True)
         sketch.text(156, 10, "subnormal or fixed-point values (the narrow part)", PALETTE[1], bold=True)
 

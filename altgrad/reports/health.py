@@ -364,11 +364,11 @@ def _ridges(found: Codes) -> Chart:
     fmt, shares, values = found.fmt, found.shares, found.fmt.finite_values
     colour = format_style(fmt.name).colour
     data = pd.DataFrame({"place": range(len(values)), "value": values, **shares})
-    said = "; ".join(
+    said = [
         f"{kind}: {int((share > 0).sum())} values in use, "
         f"the most frequent {words.figure(values[share.argmax()])} with {words.percent(float(share.max()))}"
         for kind, share in shares.items()
-    )
+    ]
 
     def draw(sketch: Sketch) -> None:
         x = Axis(-0.5, len(values) - 0.5, 70, sketch.width - 10)
@@ -377,15 +377,16 @@ def _ridges(found: Codes) -> Chart:
             base, top = (row + 1) * up, float(share.max())
             sketch.line([(x.start, base), (x.stop, base)], GRID, 0.6)
             heights = ((at, base - 0.85 * up * share[at] / top) for at in np.flatnonzero(share))
-            sketch.rectangles(((x(at - 0.5), height, x(at + 0.5), base) for at, height in heights), colour)
+            with sketch.told(said[row]):
+                sketch.rectangles(((x(at - 0.5), height, x(at + 0.5), base) for at, height in heights), colour)
             sketch.text(64, base - 0.42 * up, str(kind), anchor="end")
             sketch.text(64, base - 0.42 * up + 11, f"peak {words.percent(top)}", MUTED, anchor="end")
         bottom = len(shares) * up
         for place in sorted({round(part / 8 * (len(values) - 1)) for part in range(9)}):
-            text = words.figure(values[place], ".3g")
+            text = words.figure(values[place], ".5g")
             sketch.text(x(place), bottom + 13, text, MUTED, anchor="middle")
         label = f"the {len(values)} finite values of {fmt.label} in order (before scaling)"
         sketch.text(x.stop, bottom + 27, label, MUTED, anchor="end")
 
-    description, height = f"{found.about} {said}.", 0.62 * len(shares) + 0.5
+    description, height = f"{found.about} {'; '.join(said)}.", 0.62 * len(shares) + 0.5
     return Chart(found.identity, found.title, description, data, sketch=draw, height=height)

@@ -120,7 +120,7 @@ def _overview(data: pd.DataFrame) -> Chart:
             row = group.iloc[0]
             name = str(row["format"])
             sketch.text(left, top - 12, name if len(name) <= 22 else f"{name[:21]}…", bold=True)
-            for line, text in enumerate(wrap(str(row["rule"]), 24, max_lines=2, placeholder="…")):
+            for line, text in enumerate(wrap(str(row["rule"]), 22, max_lines=2, placeholder="…")):
                 sketch.text(left, top - 1.5 + 10.5 * line, text, MUTED)
             sketch.line([(left, y.start), (left + PANEL[0], y.start)], GRID, 0.8)
             for value in (low, high):
@@ -129,7 +129,9 @@ def _overview(data: pd.DataFrame) -> Chart:
             points = [(x(rate), max(y(loss), top + 12)) for rate, loss in zip(rates, group["mean"], strict=True)]
             colour = format_style(name).colour
             sketch.line(points, colour, 1.2)
-            sketch.dots(points, colour, 1.5)
+            for point, rate, loss in zip(points, rates, group["mean"], strict=True):
+                with sketch.told(f"{_name(row)}: {words.number(loss)} at {words.figure(rate)}"):
+                    sketch.dots([point], colour, 1.5)
             for rate, loss in group.loc[group["best"], ["learning_rate", "mean"]].itertuples(index=False):
                 sketch.dots([(x(rate), y(loss))], FOREGROUND, 3)
                 sketch.text(x(rate), y.start + 10, number_text(rate), FOREGROUND, anchor="middle")

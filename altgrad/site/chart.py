@@ -18,6 +18,7 @@ from altgrad.site.sketch import INCH, Sketch
 from altgrad.text import visible
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -54,6 +55,8 @@ _STYLE: dict[Any, Any] = {
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     **{f"{axis}tick.{kind}.size": 0.0 for axis in "xy" for kind in ("major", "minor")},
 }
+_TOLD = "told "
+"""What the id of a mark begins with that `tell` has given a text."""
 _DECORATION = re.compile(
     r"\s*<(metadata|style)\b.*?</\1>|\s*<!--.*?-->|\s*<defs>\s*</defs>|font-family: [^;\"]*; ", re.DOTALL
 )
@@ -125,6 +128,7 @@ def _own_svg(svg: str, chart: Chart) -> tuple[float, float, str]:
     body = _DECORATION.sub("", _DECORATION.sub("", body))  # twice: without its style, a <defs> is empty
     name = f"chart-{chart.id}"
     body = re.sub(r'(?<= id=")|(?<=href="#)|(?<=url\(#)', f"{name}-", body)
+    body = re.sub(rf'<g id="{name}-{_TOLD}([^"]*)">', r"<g><title>\1</title>", body)
     box = re.search(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"', head)
     if box is None:
         raise ValueError(f"chart {chart.id}: matplotlib's drawing has no viewBox")
@@ -142,6 +146,12 @@ def _head(chart: Chart, width: float, height: float) -> str:
         f'<title id="{name}-title">{title}</title>\n<desc id="{name}-description">{description}</desc>\n'
         f'<rect width="100%" height="100%" fill="white"/>'
     )
+
+
+def tell(text: str, *marks: Artist) -> None:
+    """Have readers who point at marks of a chart read `text`: what they are, and their figures."""
+    for mark in marks:
+        mark.set_gid(_TOLD + visible(text).replace('"', "”"))  # a quote would change how the attribute is written
 
 
 def inline_svg(svg: str) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape as escape_html
 from typing import Literal
@@ -32,6 +33,13 @@ class Sketch:
     def svg(self) -> str:
         """The elements drawn so far, in order."""
         return "\n".join(self._parts)
+
+    @contextmanager
+    def told(self, text: str) -> Iterator[None]:
+        """What is drawn inside says `text` to those who point at it."""
+        self._parts.append(f"<g><title>{escape_html(visible(text))}</title>")
+        yield
+        self._parts.append("</g>")
 
     def rectangles(self, boxes: Iterable[tuple[float, float, float, float]], colour: str) -> None:
         """All boxes (left, top, right, bottom) as one filled path; nothing without boxes."""

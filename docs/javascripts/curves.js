@@ -1,6 +1,8 @@
 // Zoomable curves with bands over seeds, drawn by uPlot over a drawing that is on the page already.
 // `seedBand` and `align` are pure; `plotCurves` draws any groups of them; at the end, the page of an arm.
 
+import { minus } from "./figures.js";
+
 /**
  * Mean, lowest and highest value and standard deviation of `metric` over the runs at each step that any has; x is the
  * mean of `axis`. `whole`: every run with a value has one at each of these steps, so that the means are of the same seeds.
@@ -86,8 +88,8 @@ function loadLibrary() {
   return library;
 }
 
-const figures = (value) => value.toPrecision(4);
-const whole = (value) => (Math.abs(value) >= 1e4 ? value.toLocaleString("en") : String(+value.toPrecision(6)));
+const figures = (value) => minus(value.toPrecision(4));
+const whole = (value) => minus(Math.abs(value) >= 1e4 ? value.toLocaleString("en") : String(+value.toPrecision(6)));
 
 /**
  * Draw groups of runs into `host`, an element with a width.
@@ -178,7 +180,7 @@ export async function plotCurves(host, groups, options) {
     cursor: { drag: { x: true, y: false }, points: { size: 6 } },
     axes: [
       { ...axisLook, label: options.xLabel, size: 22, grid: { show: false }, values: (_, at) => at.map(whole) },
-      { ...axisLook, grid, size: 48, ...(options.log && { splits: (_, __, min, max) => decades(min, max), filter: (_, at) => at }) },
+      { ...axisLook, grid, size: 48, values: (_, at) => at.map((value) => (value === null ? "" : whole(value))), ...(options.log && { splits: (_, __, min, max) => decades(min, max), filter: (_, at) => at }) },
     ],
     series,
     bands,

@@ -2,6 +2,7 @@
 // in use, and the last look in tables. Names come from records: they are only ever set as text.
 
 import { element, live, plotCurves } from "./curves.js";
+import { minus } from "./figures.js";
 import { slug, toCsv } from "./runs/table.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -23,7 +24,7 @@ export function write(form, value) {
   if (value === null || typeof value === "string") return value ?? "–";
   const digits = { minimumFractionDigits: +form, maximumFractionDigits: +form };
   const text = Object.hasOwn(FORMS, form) ? FORMS[form](value) : value.toLocaleString("en", digits);
-  return text.replace(/^-(?=[0.]*$)/, "").replaceAll("-", "−");
+  return minus(text);
 }
 
 /** Which of the levels between `edges`, harmless first, a value belongs to; edges rise where larger is worse. */
@@ -223,7 +224,7 @@ function codesView({ colour, values, shares }) {
     for (let part = 0; part <= marks; part += 1) {
       const place = Math.round((part / marks) * (values.length - 1));
       const anchor = { 0: "start", [marks]: "end" }[part] ?? "middle";
-      parts.push(label(x(place + 0.5), bottom + 14, write("short", +values[place].toPrecision(3)), { fill: PALE, "text-anchor": anchor }));
+      parts.push(label(x(place + 0.5), bottom + 14, write("short", values[place]), { fill: PALE, "text-anchor": anchor }));
     }
     return {
       height: bottom + 20,

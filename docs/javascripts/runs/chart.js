@@ -2,6 +2,7 @@
 // every shown column side by side. `axisOf`, `front` and `nearest` are pure.
 
 import { element } from "../curves.js";
+import { minus, swatchOf } from "../figures.js";
 import { choice, field } from "./controls.js";
 import { CHARTS, COLUMNS, CORNERS, places, shownColumns } from "./table.js";
 
@@ -40,7 +41,7 @@ export function axisOf(table, column, rows) {
   const at = (value) => (on(value) - on(low)) / (on(high) - on(low));
   const tens = Array.from({ length: 40 }, (_, index) => 10 ** (index - 20));
   const round = log ? (high / low > 1e3 ? tens : tens.flatMap((ten) => [ten, +(3 * ten).toPrecision(2)])).filter((value) => value >= low && value <= high) : ticks(low, high);
-  return { places: numbers.map(at), ticks: round.map((value) => [at(value), String(+value.toPrecision(6)).replace("-", "−")]), log };
+  return { places: numbers.map(at), ticks: round.map((value) => [at(value), minus(String(+value.toPrecision(6)))]), log };
 }
 
 /**
@@ -95,7 +96,7 @@ export function nearestLine(lines, at, up, reach = REACH / 2) {
 }
 
 /**
- * Two columns against each other, a point a row in the colour of its format; the rows of the front are joined and named.
+ * Two columns against each other, a point a row in the colour of its format, a ring where its line has dashes; the rows of the front are joined and named.
  *
  * Returns {find(x, y): the place of the row that is pointed at or -1, front: its rows, text: what the chart shows, in words}.
  */
@@ -126,10 +127,12 @@ export function drawScatter(canvas, table, rows, x, y, better, name, styles) {
   pen.restore();
   for (const [place, [px, py]] of points.entries()) {
     if (Number.isNaN(px + py)) continue;
-    pen.fillStyle = `${colour(styles[name(rows[place])][0])}b0`;
+    const [own, dash] = styles[name(rows[place])];
+    pen.fillStyle = pen.strokeStyle = `${colour(own)}b0`;
     pen.beginPath();
     pen.arc(px, py, rows.length > 2000 ? 1.6 : 3, 0, 2 * Math.PI);
-    pen.fill();
+    if (dash.length) pen.stroke();
+    else pen.fill();
   }
   const both = x.number && y.number && x.key !== y.key;
   const best = both ? front(rows.map((row) => [table.columns[x.key][row] ?? NaN, table.columns[y.key][row] ?? NaN]), better) : [];
@@ -253,11 +256,7 @@ export function chartPanel(tables, state, save) {
       ? drawScatter(canvas, table(), rows, column("x"), column("y"), state.better, (row) => table().columns.format[row], tables.styles)
       : drawParallel(canvas, table(), rows, shownColumns(state).filter(({ key }) => !told.has(key)), tables.styles);
     const found = new Set(rows.map((row) => table().columns.format[row]));
-    legend.replaceChildren(...[...new Set(tables.arms.columns.format)].filter((format) => found.has(format)).map((format) => {
-      const swatch = element("span", { className: "swatch" });
-      swatch.style.borderColor = `var(${tables.styles[format][0]})`;
-      return element("span", {}, swatch, format);
-    }));
+    legend.replaceChildren(...[...new Set(tables.arms.columns.format)].filter((format) => found.has(format)).map((format) => element("span", {}, swatchOf(...tables.styles[format]), format)));
     canvas.ariaLabel = readout.textContent = picture.text;
     best.replaceChildren(...picture.front.slice(0, 12).flatMap((row, place) => [place ? ", " : "On the front: ", link(row)]));
   }

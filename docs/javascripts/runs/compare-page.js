@@ -1,6 +1,7 @@
 // The Compare page: arms chosen here, in the table of runs or by the address, drawn and put side by side.
 
 import { element, plotCurves } from "../curves.js";
+import { minus, swatchOf } from "../figures.js";
 import { AXES, BANDS, METRICS, MOST, band, differences, finalLosses, gaps, health, interval, lineStyles, paired, readState, smoothed, writeState } from "./compare.js";
 import { button, choice, field, say, status } from "./controls.js";
 import { decode, near, places } from "./table.js";
@@ -11,9 +12,8 @@ const OPERAND_NAMES = { weight: "weights", activation: "activations", grad_outpu
 /** A, B, ... Z, AA, AB, ... */
 const letter = (place) => (place < 26 ? "" : letter(Math.floor(place / 26) - 1)) + String.fromCharCode(65 + (place % 26));
 
-const minus = (text) => text.replace(/^-/, "−");
 const loss = (value) => (Number.isFinite(value) ? value.toFixed(4) : "–");
-const signed = (value) => (Number.isFinite(value) ? minus(`${value > 0 ? "+" : ""}${value.toFixed(4)}`).replace(/^[+−](?=0\.0000$)/, "") : "–");
+const signed = (value) => (Number.isFinite(value) ? minus(`${value > 0 ? "+" : ""}${value.toFixed(4)}`) : "–");
 const percent = (value) => (value === null ? "–" : value > 0 && value < 1e-4 ? "<0.01" : String(+(100 * value).toPrecision(3)));
 const decibel = (value) => (value === null ? "–" : minus(value.toFixed(1)));
 
@@ -120,13 +120,7 @@ function start(root, data) {
   const mark = (file) => letter(loaded.indexOf(file));
   const name = (file) => `${mark(file)} · ${file.label}`;
   const line = (file) => lineStyles(loaded.map((one) => (one === baseline ? [one.style[0], [4, 3]] : one.style)), data.dashes)[loaded.indexOf(file)];
-  const swatch = (file) => {
-    const made = element("span", { className: "swatch" });
-    const { colour, dash } = line(file);
-    made.style.borderTopStyle = dash ? (dash[0] < 4 ? "dotted" : "dashed") : "solid";
-    made.style.borderColor = `var(${colour})`;
-    return made;
-  };
+  const swatch = (file) => swatchOf(line(file).colour, line(file).dash);
   const headings = () => loaded.map((file) => element("span", { title: file.arm }, element("span", { className: "mark" }, swatch(file), mark(file)), element("br"), ...file.label.split(/(?<=\/)/).flatMap((part) => [part, element("wbr")])));
   const metric = () => state.metric ?? (baseline && loaded.length > 1 ? "gap" : "val_loss");
 

@@ -1,7 +1,9 @@
 // The table of runs as pure functions: columns in, rows that match and their order out, and the state as an address.
 
+import { minus } from "../figures.js";
+
 const text = (value) => value ?? "";
-const fixed = (digits) => (value) => (value === null ? "–" : value.toFixed(digits).replace(/^-/, "−"));
+const fixed = (digits) => (value) => (value === null ? "–" : minus(value.toFixed(digits)));
 const whole = (value) => (value === null ? "–" : String(value));
 const rate = (value) => (value === null ? "not stated" : String(+value.toPrecision(6)));
 const percent = (value) => (value === null ? "–" : value === 0 ? "0%" : `${+(100 * value).toPrecision(3)}%`);
