@@ -36,7 +36,7 @@ LACKING = ("e7m0", "e0m7")  # mantissa bits, and exponent bits
 TESTED = ("H17", "H18")
 RANGE = ("overflow", "underflow")
 """The classes, warnings and figures that a lack of range has."""
-ENDINGS_SHOWN = 8  # runs that ended badly whose last losses and advice are shown
+ENDINGS_SHOWN = 8  # arms of which a run that ended badly is shown, with its last losses and advice
 ENDING_STEPS = 30  # how many of the losses that a failure holds are shown
 GROUPS_SHOWN = 8  # arms with runs that did not finish that are told above the table
 MAP_EDGES = (MARGIN, FAILURE_GAP, 0.1, 0.3)
@@ -587,11 +587,11 @@ def _to_show(failed: pd.DataFrame) -> pd.DataFrame:
 
 
 def _endings(analyzer: FailureAnalyzer) -> Values:
-    """How runs ended badly, those that failed first: what their records advise, and the loss around the end."""
+    """How one run of each arm ended badly, those that failed first: what its record advises, and its last losses."""
     failures = analyzer.failures[analyzer.failures["status"] != "running"]
     ordered = failures.sort_values("status", key=lambda status: status != "failed", kind="stable")
     found, frames = [], []
-    for row in ordered.head(ENDINGS_SHOWN).to_dict("records"):
+    for row in ordered.drop_duplicates("arm").head(ENDINGS_SHOWN).to_dict("records"):
         if failure := diagnose(analyzer.loader.records[row["run_id"]]):
             found.append(row | {"failure": failure})
             losses = pd.DataFrame(failure.losses, columns=["step", "loss"]).tail(ENDING_STEPS)
@@ -600,7 +600,7 @@ def _endings(analyzer: FailureAnalyzer) -> Values:
     return {
         "endings": found,
         "ending_losses": _ending_chart(pd.concat(frames, ignore_index=True)) if frames else [],
-        "more_endings": max(len(ordered) - ENDINGS_SHOWN, 0),
+        "more_endings": len(ordered) - len(found),
     }
 
 
