@@ -108,7 +108,7 @@ def _index(loader: ExperimentDataLoader) -> Page:
         "ranges": [ChartBlock(_ranges(ranges))],
         "catalogue": [col.table(records, _CATALOGUE, f"The {len(records)} formats of the catalogue", "catalogue")],
     }
-    return document_page(loader, "formats/index", values, parts)
+    return document_page(loader, "formats/index", values, parts, code=__name__)
 
 
 def _links(formats: Iterable[FloatFormat]) -> Md:
@@ -136,7 +136,7 @@ def _page(loader: ExperimentDataLoader, fmt: FloatFormat) -> Page:
         "standing": standing,
         **use,
     }
-    return document_page(loader, f"formats/{fmt.name}", values, parts, document="formats/_format")
+    return document_page(loader, f"formats/{fmt.name}", values, parts, code=__name__, document="formats/_format")
 
 
 def _standing(loader: ExperimentDataLoader, fmt: FloatFormat) -> dict[str, Any] | None:
@@ -377,7 +377,6 @@ def _codes(fmt: FloatFormat) -> Table:
             "code": [f"{value:0{digits}x}" for value in codes],
             "bits": [f"{value:0{fmt.bits}b}" for value in codes],
             "value": [f"{value:.17g}" for value in fmt.values.tolist()],
-            "exact": [exact_text(value) for value in fmt.values.tolist()],
         }
     )
     rows = ({"code": code(f"{first:0{digits}x}"), "values": fmt.values[first:][:across]} for first in codes[::across])
