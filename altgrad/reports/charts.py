@@ -608,7 +608,8 @@ def lines(
                 axes.plot(at[line.index], line[y], linestyle=dashes, color=colour, linewidth=1.5, marker="o", ms=size)
                 for place, here, value in zip(at[line.index], line[x], line[y], strict=True):
                     figure = words.percent(value) if percent else words.figure(value, ".4g")
-                    where = f"step {here}" if panels else here if categories else f"{axes_titles[0]} {here}"
+                    x_text = here if categories else words.figure(here)
+                    where = f"step {x_text}" if panels else x_text if categories else f"{axes_titles[0]}: {x_text}"
                     tell(f"{name}, {where}: {figure}", *axes.plot([place], [value], "o", color=colour, alpha=0, ms=8))
             end = at[drawn[series] == name].idxmax()
             ends.append(float(drawn.at[end, y]))

@@ -237,8 +237,8 @@ def _began(row: Row) -> Md | None:
 
 
 def _limits_table() -> Table:
-    words_of = {True: "below {limit:g}", False: "above {limit:g}, as a fraction"}
-    limit = col.of("Limit", lambda row: words_of[row["below"]].format_map(row))
+    words_of = {True: "below {limit}", False: "above {limit}, as a fraction"}
+    limit = col.of("Limit", lambda row: words_of[row["below"]].format(limit=words.figure(row["limit"])))
     columns = (col.text("Class", "kind"), limit, col.text("Of what", "figure"))
     return col.table(map(vars, failures.SYMPTOMS_OF_ARMS), columns, "", "limits")
 

@@ -377,7 +377,6 @@ def _codes(fmt: FloatFormat) -> Table:
             "code": [f"{value:0{digits}x}" for value in codes],
             "bits": [f"{value:0{fmt.bits}b}" for value in codes],
             "value": [f"{value:.17g}" for value in fmt.values.tolist()],
-            "exact": [exact_text(value) for value in fmt.values.tolist()],
         }
     )
     rows = ({"code": code(f"{first:0{digits}x}"), "values": fmt.values[first:][:across]} for first in codes[::across])
