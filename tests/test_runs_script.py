@@ -17,6 +17,7 @@ import pytest
 from records import LAYERS, config, full_look, write_run
 from scipy.stats import t
 
+from altgrad.analysis.labels import site_labels
 from altgrad.analysis.loader import RUN_COLUMNS, ExperimentDataLoader
 from altgrad.analysis.statistics import mean_interval, paired_difference
 from altgrad.reports.arms import arm_pages
@@ -269,7 +270,10 @@ def made_up(count: int) -> ExperimentDataLoader:
                 "failure": {"kinds": ["nan_loss"]} if status == "failed" else None,
             }
         )
-    loader.__dict__["runs"] = pd.DataFrame(rows).sort_values(["arm", "seed"], ignore_index=True)
+    loader.__dict__["runs"] = runs = pd.DataFrame(rows).sort_values(["arm", "seed"], ignore_index=True)
+    loader._once = {
+        site_labels: {row.arm: f"{row.format}, {row.rule}, learning rate {row.arm}" for row in runs.itertuples()}
+    }
     return loader
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from textwrap import wrap
-from typing import Any
-
 import pandas as pd
 
 from altgrad.analysis.comparison import format_order
+from altgrad.analysis.labels import arm_labels
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports import columns as col
 from altgrad.reports.document import document_page
@@ -43,6 +42,9 @@ def tuning_page(loader: ExperimentDataLoader, study: str) -> Page:
     runs = loader.runs[(loader.runs["role"] == "tuning") & (loader.runs["study"] == study)]
     sweeps = [_sweep(rows) for _, rows in runs.groupby(["format", "scope", "rule", "problem"], sort=False)]
     sweeps.sort(key=lambda sweep: (format_order(sweep["format"].iat[0]), sweep["rule"].iat[0], sweep["problem"].iat[0]))
+    firsts = [sweep["arm"].iat[0] for sweep in sweeps]
+    labels = arm_labels(loader, firsts, but=("optimizer.learning_rate",))
+    sweeps = [sweep.assign(label=labels[arm]) for sweep, arm in zip(sweeps, firsts, strict=True)]
     data = pd.concat(sweeps, ignore_index=True)
     best = data[data["best"]]
     edge = int(best["edge"].sum())
@@ -66,15 +68,9 @@ def _sweep(runs: pd.DataFrame) -> pd.DataFrame:
     return sweep.assign(**names, best=best, edge=best & sweep.index.isin([0, len(sweep) - 1]))
 
 
-def _name(row: Any) -> str:
-    return f"{row['format']}, {row['rule']}" + ("" if row["scope"] == "nothing" else f"; {row['scope']}")
-
-
 def _summary(best: pd.DataFrame) -> Table:
     columns = (
-        col.text("Format", "format"),
-        col.text("Step rule", "rule"),
-        col.text("Quantized", "scope"),
+        col.text("Arm", "label"),
         col.of("Best rate", lambda row: col.arm_link(row["arm"], f"{row['learning_rate']:g}"), right=True),
         col.number("Mean loss", "mean", 4),
         col.text("At an edge", "edge", {True: "yes", False: "no"}),
@@ -98,7 +94,7 @@ def _section(runs: pd.DataFrame, sweep: pd.DataFrame) -> Table:
     )
     own = runs[["arm", "run_id", "status", "final_val_loss", "last_step"]]
     rows = sweep.merge(own, on="arm")
-    return col.table(rows.assign(first=~rows["arm"].duplicated()), columns, _name(sweep.iloc[0]))
+    return col.table(rows.assign(first=~rows["arm"].duplicated()), columns, str(sweep["label"].iat[0]))
 
 
 def _overview(data: pd.DataFrame) -> Chart:
@@ -132,7 +128,7 @@ def _overview(data: pd.DataFrame) -> Chart:
                 sketch.text(x(rate), y.start + 10, number_text(rate), PALETTE[1], size=7.5, anchor="middle")
 
     said = "; ".join(
-        f"{_name(row)}: {row['learning_rate']:g} with {row['mean']:.3f}"
+        f"{row['label']}: {row['learning_rate']:g} with {row['mean']:.3f}"
         for row in data[data["best"]].to_dict("records")
     )
     shown = data.drop(columns=["edge", "problem"])
