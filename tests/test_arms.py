@@ -62,20 +62,20 @@ def test_arms_that_begin_alike_go_on_with_what_they_differ_in(tmp_path: Path) ->
         config("e4m3", precondition="update"),
     )
     assert found == [
-        "E4M3, AdamW, learning rate 0.003, 20 steps, 2 layers of 64",
-        "E4M3, AdamW, learning rate 0.003, 40 steps",
-        "E4M3, AdamW, learning rate 0.01",
-        "E4M3, AdamW, learning rate 0.003, 20 steps, 2 layers of 128",
+        "E4M3, AdamW; learning rate 0.003, 20 steps, 2 layers of 64",
+        "E4M3, AdamW; learning rate 0.003, 40 steps",
+        "E4M3, AdamW; learning rate 0.01",
+        "E4M3, AdamW; learning rate 0.003, 20 steps, 2 layers of 128",
         "E4M3, ManifoldAdamW (update)",
     ]
 
 
 def test_what_has_no_words_is_said_as_key_and_value(tmp_path: Path) -> None:
     found = named(tmp_path, config("e4m3", clip_norm=0.5), config("e4m3", clip_norm=2.0, batch_size=8))
-    assert found == ["E4M3, AdamW, batch_size=16", "E4M3, AdamW, batch_size=8"]
+    assert found == ["E4M3, AdamW; batch_size=16", "E4M3, AdamW; batch_size=8"]
     assert named(tmp_path / "b", config("e4m3", clip_norm=0.5), config("e4m3", clip_norm=2.0)) == [
-        "E4M3, AdamW, clip_norm=0.5",
-        "E4M3, AdamW, clip_norm=2.0",
+        "E4M3, AdamW; clip_norm=0.5",
+        "E4M3, AdamW; clip_norm=2.0",
     ]
 
 
@@ -84,7 +84,7 @@ def test_what_a_table_says_elsewhere_is_left_out(tmp_path: Path) -> None:
         write_run(tmp_path, config("e4m3", lr=lr, max_steps=40 if lr == 2e-3 else 20))
     loader = ExperimentDataLoader([tmp_path])
     labels = arm_labels(loader, loader.runs["arm"], but=("optimizer.learning_rate",))
-    assert sorted(labels.values()) == ["E4M3, AdamW, 20 steps", "E4M3, AdamW, 40 steps"]
+    assert sorted(labels.values()) == ["E4M3, AdamW; 20 steps", "E4M3, AdamW; 40 steps"]
 
 
 def test_arms_whose_configs_are_the_same_have_their_data_or_else_their_ids(tmp_path: Path) -> None:
@@ -92,21 +92,21 @@ def test_arms_whose_configs_are_the_same_have_their_data_or_else_their_ids(tmp_p
         write_run(tmp_path / "a", config("e4m3"), data=data)
     loader = ExperimentDataLoader([tmp_path / "a"])
     assert sorted(arm_labels(loader, loader.runs["arm"]).values()) == [
-        "E4M3, AdamW, data a text of mine (cdcdcdcd)",
-        "E4M3, AdamW, data licenses (abababab)",
+        "E4M3, AdamW; data a text of mine (cdcdcdcd)",
+        "E4M3, AdamW; data licenses (abababab)",
     ]
     for end in ("00", "11"):
         write_run(tmp_path / "b", config("e4m3"), data={"name": "licenses", "sha256": "ab" * 31 + end})
     loader = ExperimentDataLoader([tmp_path / "b"])
     labels = arm_labels(loader, loader.runs["arm"])
     assert len(labels) == 2
-    assert all(label == f"E4M3, AdamW, {arm.rpartition('-')[2]}" for arm, label in labels.items())
+    assert all(label == f"E4M3, AdamW; {arm.rpartition('-')[2]}" for arm, label in labels.items())
 
 
 def test_runs_of_another_loop_are_told_apart_by_its_own_keys(tmp_path: Path) -> None:
     long = "x" * 5000
     first, second = named(tmp_path, *(config(name="mine", foreign={"note": f"{end}\u202e{long}"}) for end in "ab"))
-    assert first.startswith("mine, another training loop, format FP32, note=")
+    assert first.startswith("mine, another training loop, format FP32; note=")
     assert first != second
     assert len(first) < 200
     assert "\u202e" not in first
@@ -135,7 +135,7 @@ def test_a_page_leads_up_on_and_to_its_comparison(four: ExperimentDataLoader) ->
     arms = [page.path.removeprefix("runs/") for page in order]
     middle, fp32 = text(order[1]), arms[3]
     assert middle.startswith('[Runs](altgrad:runs/index) / <a href="../?format=E5M2">E5M2</a> / `e5m2-')
-    assert f"Previous: [E4M3, AdamW](altgrad:runs/{arms[0]}) Next: [E7M0, AdamW](altgrad:runs/{arms[2]})." in middle
+    assert f"Previous: [E4M3, AdamW](altgrad:runs/{arms[0]}). Next: [E7M0, AdamW](altgrad:runs/{arms[2]})." in middle
     address = f"../../compare/?arms={arms[1]},{fp32}&amp;baseline={fp32}"
     assert f'<a href="{address}">Compare with the baseline</a>' in middle
     assert ["Previous" in text(page) for page in order] == [False, True, True, True]
@@ -161,7 +161,7 @@ def test_a_page_is_made_anew_when_what_a_neighbour_is_called_changes(tmp_path: P
     assert set(before) == {"E4M3, AdamW", "E5M2, AdamW"}
     write_run(tmp_path, config("e5m2", max_steps=40))
     after = keys()
-    assert set(after) == {"E4M3, AdamW", "E5M2, AdamW, 20 steps", "E5M2, AdamW, 40 steps"}
+    assert set(after) == {"E4M3, AdamW", "E5M2, AdamW; 20 steps", "E5M2, AdamW; 40 steps"}
     assert before["E4M3, AdamW"] != after["E4M3, AdamW"]
 
 

@@ -167,7 +167,8 @@ def test_a_tuning_study_has_one_page_and_every_run_of_it_an_anchor_there(tmp_pat
         assert f'id="{anchor}"' in (tmp_path / "out" / name).read_text()
     study = next(page for page in found if page.path == "runs/study-x-tuning")
     best = tables(study)["best"]
-    assert [str(cell.text if hasattr(cell, "text") else cell) for cell in best.rows[0]][3:] == ["0.002", "2.1101", "no"]
+    shown = [str(cell.text if hasattr(cell, "text") else cell) for cell in best.rows[0]]
+    assert shown == ["E4M3, AdamW", "0.002", "2.1101", "no"]
 
 
 def test_the_gap_of_an_arm_is_paired_and_leaves_tuning_seeds_out(tmp_path: Path) -> None:

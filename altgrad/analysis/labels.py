@@ -60,11 +60,18 @@ def arm_labels(loader: ExperimentDataLoader, arms: Iterable[str], but: Collectio
     leaves = {arm: flat(configs[arm].arm_identity()) for arm in chain(*alike)}
     for key in sorted(set(chain(*leaves.values())) - {*but}):
         divide(partial(_of, leaves, partial(_leaf, key)))
-    names = {arm: ", ".join(filter(None, found)) for arm, found in parts.items()}
     for end in (lambda arm: arm.rpartition("-")[2], str):
-        counts = Counter(names.values())
-        names = {arm: name if counts[name] == 1 else f"{name}, {end(arm)}" for arm, name in names.items()}
-    return names
+        counts = Counter(map(_joined, parts.values()))
+        for arm, own in parts.items():
+            if counts[_joined(own)] > 1:
+                own.append(end(arm))
+    return {arm: _joined(own) for arm, own in parts.items()}
+
+
+def _joined(parts: Iterable[str]) -> str:
+    """``E4M3, AdamW; 300 steps, ...``: what an arm is, and what tells it from others (compare.js cuts there)."""
+    first, *more = filter(None, parts)
+    return "; ".join([first, ", ".join(more)] if more else [first])
 
 
 def _of(values: Mapping[str, T], words_of: Callable[[T], str], arm: str) -> str:

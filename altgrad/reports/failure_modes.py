@@ -545,13 +545,14 @@ def _unfinished_table(analyzer: FailureAnalyzer) -> Table:
 def _broken_runs(analyzer: FailureAnalyzer) -> list[Values]:
     """The runs that did not finish, by arm and status: how many, what was recorded of them, and where it began."""
     found, runs = [], analyzer.loader.runs
+    labels = arm_labels(analyzer.loader, analyzer.failures["arm"].unique())
     for (arm, status), rows in analyzer.failures.groupby(["arm", "status"], sort=False):
         steps = sorted({int(step) for step in rows["step"].dropna()})
         first = rows.iloc[0]
         known = {
             key: None if col.missing(first[key]) else first[key] for key in ("kinds", "tensor", "phase", "message")
         }
-        about = {"arm": arm, "status": status, "name": named(analyzer.loader.config(arm)), "number": len(rows)}
+        about = {"arm": arm, "status": status, "name": labels[arm], "number": len(rows)}
         ends = [steps[0], steps[-1]] if len(steps) > 1 else steps
         found.append(about | known | {"of": int((runs["arm"] == arm).sum()), "steps": ends})
     return sorted(found, key=lambda each: each["status"] != "failed")[:GROUPS_SHOWN]

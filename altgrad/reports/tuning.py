@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from textwrap import wrap
+
 import pandas as pd
 
 from altgrad.analysis.comparison import format_order

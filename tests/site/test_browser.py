@@ -45,6 +45,7 @@ KINDS = (
 """A page of every kind; ARM is the page of an arm, STUDY that of a tuning study."""
 FOREIGN_SCRIPT = "script:not([type=module][src^='../javascripts/']:empty)"
 """Any script in the text of a page but one of the site's own files."""
+OPTIONS = "selects => selects.map((select) => [...select.options].map(({ text }) => text))"
 STILL = 0.1
 """Most that a page's layout may shift while it loads: what the field calls good (web.dev/cls)."""
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
@@ -122,6 +123,8 @@ def test_a_page_of_each_kind_is_accessible_quiet_and_still_in_both_palettes_and_
     one = visit(real_address + place(kind))
     page = one.page
     assert page.evaluate("window.shifted") < STILL
+    for labels in page.locator(".md-content select").evaluate_all(OPTIONS):
+        assert len(set(labels)) == len(labels), "two options of one name"
     keep(page, kind, "light")
     assert page.locator("h1").count() == 1
     assert axe_faults(page) == []
