@@ -20,6 +20,8 @@ from altgrad.site.sketch import Sketch, number_text
 PANEL = (112.0, 84.0)
 """Width and height of one sweep in the overview, in points."""
 ACROSS = 4
+HEAD = 38.0
+"""Height of a sweep's name above its panel, in points."""
 
 
 def swept(loader: ExperimentDataLoader) -> dict[str, PageRef]:
@@ -104,19 +106,21 @@ def _overview(data: pd.DataFrame) -> Chart:
     finite = data["mean"].dropna()
     low = float(finite.min())
     high = float(min(finite.max(), low + 4 * (finite.median() - low) + 0.05))
-    height = 26 + math.ceil(len(groups) / ACROSS) * (PANEL[1] + 40)
+    height = HEAD + math.ceil(len(groups) / ACROSS) * (PANEL[1] + 14 + HEAD)
 
     def draw(sketch: Sketch) -> None:
         for number, group in enumerate(groups):
-            left, top = 26 + (number % ACROSS) * (PANEL[0] + 12), 26 + (number // ACROSS) * (PANEL[1] + 40)
+            left = 26 + (number % ACROSS) * (PANEL[0] + 12)
+            top = HEAD + (number // ACROSS) * (PANEL[1] + 14 + HEAD)
             rates = group["learning_rate"]
             x = Axis(float(rates.min()), float(rates.max()), left + 6, left + PANEL[0] - 6, log=bool((rates > 0).all()))
             y = Axis(low, high, top + PANEL[1], top + 12)
             row = group.iloc[0]
             name = str(row["format"])
-            sketch.text(left, top - 12, name if len(name) <= 22 else f"{name[:21]}…", bold=True, size=8)
-            for line, text in enumerate(wrap(str(row["rule"]), 28, max_lines=2, placeholder="…")):
-                sketch.text(left, top - 2.5 + 8.5 * line, text, MUTED, size=7)
+            sketch.text(left, top - HEAD + 14, name if len(name) <= 22 else f"{name[:21]}…", bold=True, size=8)
+            rest = str(row["label"]).removeprefix(f"{name}, ")
+            for line, text in enumerate(wrap(rest, 28, max_lines=4, placeholder="…")):
+                sketch.text(left, top - HEAD + 23.5 + 8.5 * line, text, MUTED, size=7)
             sketch.line([(left, y.start), (left + PANEL[0], y.start)], "#dde1e4", 0.8)
             for value in (low, high):
                 if number % ACROSS == 0:
