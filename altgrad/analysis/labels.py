@@ -104,7 +104,7 @@ def _beginning(config: ExperimentConfig) -> str:
         parts.append(f"{words.names([OPERAND_NAMES[each] for each in operands])} only")
     parts += [label for _, label in how]
     if config.model.rescale:
-        parts.append(f"tensors mis-scaled by up to 2^{config.model.rescale}")
+        parts.append(f"tensors mis-scaled up to {2**config.model.rescale:,} times")
     return ", ".join(parts)
 
 

@@ -197,7 +197,7 @@ def test_two_columns_are_drawn_with_their_front_and_all_of_them_side_by_side(
 def test_seeds_are_grouped_with_mean_and_interval_and_told_apart_on_request(
     open_page: Any, runs_loader: ExperimentDataLoader
 ) -> None:
-    page = open_page("runs/?text=e4m3,&columns=label,val_loss,low,high,n").page
+    page = open_page("runs/?text=e4m3 seeds=4&columns=label,val_loss,low,high,n").page
     assert cells(page, "Validation loss") == ["2.1260"]
     assert cells(page, "95% from") == ["2.0675"]
     assert cells(page, "Seeds") == ["4"]
