@@ -1,9 +1,9 @@
 """What an arm is called among those shown with it: for titles, rows, choices and legends, and the key of nothing.
 
-A name begins with the format, the step rule, and what of quantization goes without saying nowhere: its operands, layers
-and scales where they are not the default. Arms that are still called the same go on with what they differ in, one thing
-at a time, until each has a name of its own: first `FACETS`, in readers' words, then the training data, then any key of
-the config as ``key=value``; where no key differs, the end of the arm's id.
+A name begins with the format, the step rule, and the operands, layers and scales that are not the default. Arms that
+are still called the same go on with what they differ in, one thing at a time, until each has a name of its own: first
+`FACETS`, in readers' words, then the training data, then any key of the config as ``key=value``; where no key differs,
+the end of the arm's id.
 """
 
 from __future__ import annotations
