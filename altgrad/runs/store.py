@@ -151,6 +151,7 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
                     again = f"{record.id}: {worse.status}, and recorded again as {better.status}"
                     problems.append(Problem(where, again))
         problems += _set_aside_records(Path(source))
+    pa.default_memory_pool().release_unused()  # a third of the records' size, of reading them
     return RunSet(tuple(found[key] for key in sorted(found)), tuple(problems))
 
 
@@ -391,9 +392,9 @@ def _packed_table(tables: Mapping[str, Sliced], identity: str, name: str) -> pd.
     return tables[name].of(identity) if name == "layers" else _ordered(tables[name].of(identity, known=True))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Sliced:
-    """A table of many runs, of which each run's rows are one slice."""
+    """A table of many runs, of which each run's rows are one slice. Once these are asked for, pandas alone has it."""
 
     table: pa.Table
     places: Mapping[str, tuple[int, int]]
@@ -434,7 +435,8 @@ class Sliced:
     def _frame(self) -> pd.DataFrame:
         """The whole table: text as categories, and float64 for what is float32 in the file to save space."""
         kinds = [(f.name, f.type if f.name in ("step", *LAYER_TEXT) else pa.float64()) for f in self.table.schema]
-        return self.table.cast(pa.schema(kinds)).to_pandas()
+        table, self.table = self.table, self.table.schema.empty_table()
+        return table.cast(pa.schema(kinds)).to_pandas()
 
     @cached_property
     def _counts(self) -> Mapping[str, NDArray[np.int64]]:
@@ -445,10 +447,11 @@ class Sliced:
     def of(self, identity: str, known: bool = False) -> pd.DataFrame:
         """The rows of one run; none where it has none. With `known`, only step and columns in which it has a value."""
         start, length = self.places.get(identity, (0, 0))
+        counts = self._counts if known else {}
         rows = self._frame.iloc[start : start + length].reset_index(drop=True)
         if not known:
             return rows
-        kept = [name == "step" or bool(n[start + length] > n[start]) for name, n in self._counts.items()]
+        kept = [name == "step" or bool(n[start + length] > n[start]) for name, n in counts.items()]
         return rows if all(kept) else rows.loc[:, kept]
 
     def having(self, column: str) -> set[str]:
