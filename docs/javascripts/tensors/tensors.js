@@ -108,7 +108,7 @@ function outcomeTable(tensor, policy, formats) {
   return element("table", { "aria-label": "What each format makes of the tensor" },
     element("thead", {}, element("tr", {}, ...head.map((text, place) => (text ? element("th", { scope: "col" }, ...(place in PARTS ? [element("span", { className: `part ${PARTS[place]}` })] : []), text) : element("td"))))),
     element("tbody", {}, ...rows.map(([fmt, found]) => element("tr", {},
-      element("th", { scope: "row" }, fmt.label.replaceAll("_", " "), ...(fmt.name === tensor.format ? [element("span", { className: "trained", textContent: ` (${tensor.policy === policy ? "as trained" : "trained with another scale"})` })] : [])),
+      element("th", { scope: "row" }, fmt.label.replaceAll("_", " "), ...(fmt.name === tensor.format ? [" ", element("span", { className: "trained", textContent: `(${tensor.policy === policy ? "as trained" : "trained with another scale"})` })] : [])),
       ...[percent(found.kept), bounded(found.flushed, found.flushed_bounds), bounded(found.clipped, found.clipped_bounds),
         found.sqnr_db === null ? "nothing lost" : `${minus(found.sqnr_db.toFixed(1))} dB${fmt.name === tensor.format && tensor.kind === "binades" && tensor.recorded.sqnr_db !== undefined ? ` (recorded${tensor.policy === policy ? "" : ", with the scale of training"}: ${minus(tensor.recorded.sqnr_db.toFixed(1))})` : ""}`,
         scaleText(found.scale)].map((text) => element("td", { textContent: text })),
