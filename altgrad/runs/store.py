@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from altgrad.config import ExperimentConfig, UsageError, parse_config
 from altgrad.runs.schema import (
@@ -368,7 +368,7 @@ def read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem
     try:
         runs = _read_parquet(folder / PACKED)
         rows = [(str(row.run_id), str(row.run)) for row in runs.itertuples()]
-        tables = {name: Sliced.read(folder / f"{name}.parquet") for name in ("history", "layers")}
+        tables = {name: Packed(packed_table(folder / f"{name}.parquet")) for name in ("history", "layers")}
     except (OSError, pa.ArrowException, KeyError, AttributeError, ValueError) as error:
         damage = f"damaged packed study ({reason_of(error)})"
         raise RecordError(f"{where}: {damage}; restore the folder from version control") from None
@@ -387,77 +387,63 @@ def read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem
     return records, problems
 
 
-def _packed_table(tables: Mapping[str, Sliced], identity: str, name: str) -> pd.DataFrame:
-    return tables[name].of(identity) if name == "layers" else _ordered(tables[name].of(identity, known=True))
+def _packed_table(tables: Mapping[str, Packed], identity: str, name: str) -> pd.DataFrame:
+    """One run's rows of a table; of the history only the columns in which it has a value."""
+    rows = tables[name].of(identity)
+    if name == "layers":
+        return rows
+    return _ordered(rows.dropna(axis="columns", how="all") if len(rows) else rows[["step"]])
+
+
+def packed_table(path: Path) -> pa.Table:
+    """A table of many runs: its text, the column run_id among it, as dictionaries.
+
+    Raises:
+        ValueError, OSError, pa.ArrowException: it is damaged, or a column is missing or of the wrong kind.
+    """
+    with open(path, "rb") as file:
+        schema = pq.read_schema(file)
+        text = [column.name for column in schema if _is_text(column.type)]
+        table = pq.read_table(file, read_dictionary=text).unify_dictionaries()
+    if "run_id" not in text or "step" not in table.column_names:
+        raise ValueError(f"{path.name} has no columns run_id and step")
+    for name in set(table.column_names) - set(LAYER_TEXT) - {"run_id"}:
+        if not is_number(schema.field(name).type):
+            raise ValueError(f"a value of column {name!r} is not a number")
+    if table["run_id"].null_count or table["step"].null_count:
+        raise ValueError(f"{path.name} has a row without run_id or step")
+    return table
 
 
 @dataclass(frozen=True)
-class Sliced:
-    """A table of many runs, of which each run's rows are one slice."""
+class Packed:
+    """A table of many runs, of which each run's rows are cut out when somebody asks for them."""
 
     table: pa.Table
-    places: Mapping[str, tuple[int, int]]
-
-    @classmethod
-    def read(cls, path: Path) -> Sliced:
-        """The file's table with the rows of each run together, in their order.
-
-        Raises:
-            ValueError, OSError, pa.ArrowException: it is damaged, or a column is missing or of the wrong kind.
-        """
-        with open(path, "rb") as file:
-            schema = pq.read_schema(file)
-            text = [column.name for column in schema if _is_text(column.type)]
-            table = pq.read_table(file, read_dictionary=text).unify_dictionaries().combine_chunks()
-        if "run_id" not in text or "step" not in table.column_names:
-            raise ValueError(f"{path.name} has no columns run_id and step")
-        for name in set(table.column_names) - set(LAYER_TEXT) - {"run_id"}:
-            if not is_number(schema.field(name).type):
-                raise ValueError(f"a value of column {name!r} is not a number")
-        if table["run_id"].null_count or table["step"].null_count:
-            raise ValueError(f"{path.name} has a row without run_id or step")
-        if not len(table):
-            return cls(table.drop_columns("run_id"), {})
-        column = table["run_id"].chunk(0)
-        codes = column.indices.to_numpy()
-        starts = np.flatnonzero(np.diff(codes, prepend=-1))
-        if len(starts) > len(np.unique(codes[starts])):  # the rows of some run lie apart
-            order = np.argsort(codes, kind="stable")
-            table, codes = table.take(order), codes[order]
-            starts = np.flatnonzero(np.diff(codes, prepend=-1))
-        names = column.dictionary.to_pylist()
-        lengths = np.diff(starts, append=len(codes))
-        places = {names[codes[start]]: (int(start), int(n)) for start, n in zip(starts, lengths, strict=True)}
-        return cls(table.drop_columns("run_id"), places)
 
     @cached_property
-    def _frame(self) -> pd.DataFrame:
-        """The whole table: text as categories, and float64 for what is float32 in the file to save space."""
-        kinds = [(f.name, f.type if f.name in ("step", *LAYER_TEXT) else pa.float64()) for f in self.table.schema]
-        return self.table.cast(pa.schema(kinds)).to_pandas()
+    def _by_run(self) -> tuple[pd.DataFrame, Mapping[str, slice]]:
+        """Rows in the order of runs, text as categories, figures in float64; and where the rows of each run are."""
+        kept = ("run_id", "step", *LAYER_TEXT)
+        kinds = [(field.name, field.type if field.name in kept else pa.float64()) for field in self.table.schema]
+        frame = self.table.cast(pa.schema(kinds)).to_pandas()
+        if not frame["run_id"].cat.codes.is_monotonic_increasing:  # the rows of some run lie apart
+            frame = frame.sort_values("run_id", kind="stable")
+        runs = frame.pop("run_id").cat
+        ends = np.searchsorted(runs.codes, range(len(runs.categories)), side="right").tolist()
+        return frame, {run: slice(*place) for run, place in zip(runs.categories, pairwise([0, *ends]), strict=True)}
 
-    @cached_property
-    def _counts(self) -> Mapping[str, NDArray[np.int64]]:
-        """By column how many values there are before each row, and in all."""
-        columns = zip(self.table.column_names, self.table.columns, strict=True)
-        return {name: np.append(0, np.cumsum(column.is_valid().to_numpy())) for name, column in columns}
-
-    def of(self, identity: str, known: bool = False) -> pd.DataFrame:
-        """The rows of one run; none where it has none. With `known`, only step and columns in which it has a value."""
-        start, length = self.places.get(identity, (0, 0))
-        rows = self._frame.iloc[start : start + length].reset_index(drop=True)
-        if not known:
-            return rows
-        kept = [name == "step" or bool(n[start + length] > n[start]) for name, n in self._counts.items()]
-        return rows if all(kept) else rows.loc[:, kept]
+    def of(self, identity: str) -> pd.DataFrame:
+        """The rows of one run, in their order; none where it has none."""
+        frame, places = self._by_run
+        return frame.iloc[places.get(identity, slice(0))].reset_index(drop=True)
 
     def having(self, column: str) -> set[str]:
         """The runs that have a value in `column`."""
         if column not in self.table.column_names:
             return set()
-        known = np.flatnonzero(self.table[column].is_valid().to_numpy() & ~np.isnan(self.table[column].to_numpy()))
-        bounds = {identity: np.searchsorted(known, (first, first + n)) for identity, (first, n) in self.places.items()}
-        return {identity for identity, (low, high) in bounds.items() if low < high}
+        known = ~np.isnan(self.table[column].to_numpy())
+        return set(self.table["run_id"].filter(pa.array(known)).unique().to_pylist())
 
 
 def is_number(kind: pa.DataType) -> bool:
