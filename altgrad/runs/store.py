@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,13 +18,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
-from altgrad.config import ExperimentConfig, UsageError, parse_config
+from altgrad.config import ExperimentConfig, UsageError, first_mistake, parse_config
 from altgrad.runs.schema import (
     LAYER_COLUMNS,
     SCHEMA_VERSION,
-    STATUSES,
-    Failure,
+    Head,
     NewerRecord,
     Problem,
     RecordError,
@@ -258,66 +257,25 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
     Raises:
         RecordError: something is missing or of another kind.
     """
-
-    def refuse(what: str) -> RecordError:
-        return RecordError(f"{where}/run.json: {what}")
-
+    file = f"{where}/run.json"
     if not isinstance(run, dict):
-        raise refuse("a record is a JSON object; restore the file")
+        raise RecordError(f"{file}: a record is a JSON object; restore the file")
     given, run = run, mask_record(run, own=())  # not by this environment's secrets: what is read depends on the file
     secrets = () if run == given else tuple(place for place in left_out(run) if place not in left_out(given))
-    needed = {"schema": int, "id": str, "status": str, "config": dict, "data": dict, "created": str}
-    for key, kind in needed.items():
-        if not isinstance(run.get(key), kind):
-            raise refuse(f"key {key!r} is missing or not {kind.__name__}; restore the file")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", run["id"]):
-        shown = run["id"][:80].encode("unicode_escape").decode()
-        raise refuse(f"id '{shown}' has more than letters, digits, '.', '_' and '-'; restore it")
-    if run["schema"] > SCHEMA_VERSION:
-        raise NewerRecord(f"{where}/run.json: schema {run['schema']} is newer than {SCHEMA_VERSION}; update altgrad")
-    if run["status"] not in STATUSES:
-        raise refuse(f"status {run['status'][:80]!r} must be one of {', '.join(STATUSES)}")
-    if not isinstance(run["data"].get("sha256"), str):
-        raise refuse("key 'data.sha256' is missing; restore the file")
-    run["data"].setdefault("name", "unnamed")
-    if not isinstance(run["data"]["name"], str):
-        raise refuse("key 'data.name' is not text; restore the file")
-    for key in ("ended", "wandb_url", "message"):
-        if not isinstance(run.setdefault(key, None), str | None):
-            raise refuse(f"key {key!r} is not text; restore the file")
-    if "origin" in run and not _is_origin(run["origin"]):
-        raise refuse("key 'origin' is damaged; restore the file, or pull the run again")
-    for key in ("created", "ended"):
-        try:
-            run[key] = run[key] and datetime.fromisoformat(run[key]).astimezone(UTC).isoformat().replace("+00:00", "Z")
-        except (ValueError, OverflowError):
-            raise refuse(f"key {key!r} is not an ISO 8601 time; restore the file") from None
-    for key, empty in (("events", []), ("environment", {}), ("code", {}), ("summary", {}), ("failure", None)):
-        value = run.setdefault(key, empty)
-        if not isinstance(value, type(empty) if empty is not None else dict | None):
-            raise refuse(f"key {key!r} is of the wrong kind; restore the file")
-    if run["failure"] is not None:
-        try:
-            run["failure"] = Failure(**run["failure"]).to_json()
-        except (TypeError, ValueError) as error:
-            raise refuse(f"key 'failure' is damaged ({reason_of(error)}); restore the file") from None
+    if isinstance(schema := run.get("schema"), int) and schema > SCHEMA_VERSION:
+        raise NewerRecord(f"{file}: schema {schema} is newer than {SCHEMA_VERSION}; update altgrad")
     try:
-        config = parse_config(run["config"], source=f"{where}/run.json: config")
+        head = Head.model_validate(run)
+        config = parse_config(run["config"], source=f"{file}: config")
+    except ValidationError as error:
+        remedy = "restore the file, or pull the run again" if "origin" in run else "restore the file"
+        raise RecordError(f"{file}: {public_line(first_mistake(error))}; {remedy}") from None
     except UsageError as error:
         raise RecordError(mask(str(error))) from None
-    elsewhere = "origin" in run  # pulled from W&B, which knows whether the run still goes
-    status = run["status"] if run["status"] != "running" or locked or elsewhere else "crashed"
-    return run | {"status": status}, config, secrets
-
-
-def _is_origin(origin: Any) -> bool:
-    """Whether it says, as `altgrad.runs.wandb_records` does, where in W&B a record came from, and when."""
-    try:
-        datetime.fromisoformat(origin["pulled"])
-        texts = [origin[key] for key in ("entity", "project", "id")] + origin.get("report", [])
-        return all(isinstance(text, str) for text in texts)
-    except (LookupError, TypeError, ValueError, AttributeError):
-        return False
+    run |= head.model_dump(by_alias=True, exclude={"origin"}) | {"failure": head.failure and head.failure.to_json()}
+    if run["status"] == "running" and not locked and "origin" not in run:  # W&B knows whether one of its runs goes on
+        run["status"] = "crashed"
+    return run, config, secrets
 
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:
@@ -404,7 +362,7 @@ def packed_table(path: Path) -> pa.Table:
     with open(path, "rb") as file:
         schema = pq.read_schema(file)
         text = [column.name for column in schema if _is_text(column.type)]
-        table = pq.read_table(file, read_dictionary=text).unify_dictionaries()
+        table = pq.read_table(file, read_dictionary=text).unify_dictionaries().combine_chunks()
     if "run_id" not in text or "step" not in table.column_names:
         raise ValueError(f"{path.name} has no columns run_id and step")
     for name in set(table.column_names) - set(LAYER_TEXT) - {"run_id"}:

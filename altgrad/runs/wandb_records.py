@@ -259,7 +259,7 @@ def _ending(given: Mapping[str, Any], last: int) -> dict[str, Any]:
     ending: dict[str, Any] = {"status": status, "failure": None, "events": [], "summary": _numbers(given["summary"])}
     with contextlib.suppress(LookupError, TypeError, ValueError):
         own = json.loads(given["summary"]["altgrad"])
-        failure = own["failure"] and Failure(**own["failure"] | {"kinds": tuple(own["failure"]["kinds"])}).to_json()
+        failure = own["failure"] and Failure(**own["failure"]).to_json()
         if status != "running" and own["status"] in (*STATUSES, "interrupted"):
             kept = {key: own[key] for key in ("status", "summary")}
             return {**kept, "failure": failure, "events": list(own["events"])}
