@@ -128,8 +128,7 @@ def test_a_resumed_record_loses_what_came_after_the_step_and_nothing_else(tmp_pa
     if status == "interrupted":  # tables closed as Parquet
         writer.__exit__(None, None, None)
     else:  # killed: tables open, one with a row cut short
-        for file in (writer._history, writer._layers, writer._lock):
-            file.close()
+        writer._release()
         with open(writer.path / "history.jsonl", "ab") as file:
             file.write(b'{"step": 4, "lo')
     moved = {"data_fingerprint": DATA, "environment": {"device": "cuda"}}

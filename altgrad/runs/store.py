@@ -131,15 +131,8 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
     problems: list[Problem] = []
     for source in default_sources() if sources is None else sources:
         for folder, where in record_places([source]):
-            records: Sequence[RunRecord] = ()
-            try:
-                if (folder / PACKED).exists():
-                    records, damaged = read_packed(folder, where)
-                    problems += damaged
-                else:
-                    records = (read_run(folder),)
-            except RecordError as error:
-                problems.append(Problem(where, str(error)))
+            records, damaged = read_place(folder, where)
+            problems += damaged
             for record in records:
                 known = found.setdefault(record.id, record)
                 if known is record:
@@ -317,12 +310,16 @@ def _numeric(frame: pd.DataFrame, where: str, columns: Sequence[str]) -> pd.Data
         raise RecordError(f"{where}: a value is not a number ({reason_of(error)}); restore the file") from None
 
 
-def read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]]:
-    """The records of a packed study, and those of its records that cannot be used.
+def read_place(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]]:
+    """The records in a run's folder or a packed study, and those that cannot be used; `where` as `record_places`."""
+    try:
+        return _read_packed(folder, where) if (folder / PACKED).exists() else ([read_run(folder)], [])
+    except RecordError as error:
+        return [], [Problem(where, str(error))]
 
-    Raises:
-        RecordError: for files that are missing or damaged as a whole.
-    """
+
+def _read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]]:
+    """RecordError for files that are missing or damaged as a whole."""
     try:
         runs = _read_parquet(folder / PACKED)
         rows = [(str(row.run_id), str(row.run)) for row in runs.itertuples()]

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.config import ExperimentConfig
+from altgrad.runs.schema import json_ready
 from altgrad.runs.secrets import mask
 from altgrad.runs.wandb_access import missing_package, project_and_entity, reason_of, unusable
 from altgrad.runs.writer import read_jsonl
@@ -241,9 +242,13 @@ def _own(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ending(record: Mapping[str, Any], status: str, summary: Mapping[str, Any]) -> str:
     """How the run ended, as one text: W&B adds to a summary what it likes."""
-    finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in summary.items()}
-    ending = {"status": status, "summary": finite, "failure": record.get("failure"), "events": record.get("events", [])}
-    return json.dumps(mask(ending), default=str)
+    ending = {
+        "status": status,
+        "summary": summary,
+        "failure": record.get("failure"),
+        "events": record.get("events", []),
+    }
+    return json.dumps(mask(json_ready(ending)))
 
 
 def _last_step_in_files(directory: Path) -> int:
