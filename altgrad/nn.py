@@ -124,7 +124,6 @@ class Policy:
         layers: layer types this applies to; ("*",) means every linear layer and embedding, "other" those of no type.
         patterns: dotted layer names with * and ?, one of which must match; none means all.
         compute: "simulated" or "native".
-        scaled, power_of_two: short forms for operands that are given as formats.
 
     Raises:
         ValueError: an unknown layer type or compute, or an operand with a format that its scale rule or native compute
@@ -137,14 +136,11 @@ class Policy:
     layers: tuple[str, ...] = LAYER_TYPES
     patterns: tuple[str, ...] = ()
     compute: str = "simulated"
-    scaled: bool = True
-    power_of_two: bool = True
 
     def __post_init__(self) -> None:
-        scaling = Scaling("amax" if self.scaled else "none", power_of_two=self.power_of_two)
         for name in OPERANDS:
             if isinstance(given := getattr(self, name), FloatFormat):
-                object.__setattr__(self, name, Operand(given, scaling=scaling))
+                object.__setattr__(self, name, Operand(given))
         if self.compute not in ("simulated", "native"):
             raise ValueError(f"compute must be 'simulated' or 'native', not {self.compute!r}")
         for key in ("layers", "patterns"):

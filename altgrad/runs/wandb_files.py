@@ -6,9 +6,7 @@ A file that was cut short, by a kill or a copy, gives what it holds up to there;
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +14,8 @@ from typing import Any
 
 from altgrad.config import UsageError
 from altgrad.runs.schema import Problem, RecordError, without_paths
-from altgrad.runs.wandb_access import missing_package, reason_of
-from altgrad.runs.wandb_pull import WITHOUT_PROMPT, Pulled
+from altgrad.runs.wandb_access import inspected, missing_package, reason_of
+from altgrad.runs.wandb_pull import Pulled
 from altgrad.runs.wandb_records import known_runs, make_record, sole_writer, write_record
 
 READ_SECONDS = 600
@@ -73,12 +71,8 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[int, Mapping[str, Any]]]
     Raises:
         RecordError: it is no file of W&B, or ends before it names its run.
     """
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     try:
-        environment = os.environ | WITHOUT_PROMPT
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=READ_SECONDS, env=environment
-        )
+        done = inspected(path, seconds=READ_SECONDS)
     except subprocess.TimeoutExpired:
         raise RecordError(f"{path.name}: W&B's reader did not end within {READ_SECONDS} s") from None
     found: dict[str, Any] = {"state": "crashed", "config": {}, "summary": {}, "heartbeat": None}

@@ -21,13 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.runs.schema import Problem
-from altgrad.runs.wandb_access import not_wanted, project_and_entity, reason_of, unusable, without_key
+from altgrad.runs.wandb_access import (
+    WITHOUT_PROMPT,
+    not_wanted,
+    project_and_entity,
+    reason_of,
+    unusable,
+    without_key,
+)
 from altgrad.runs.wandb_records import known_runs, make_record, sole_writer, write_record
 
 SILENCE_SECONDS = 60.0
 THREADS = 6
 END_SECONDS = 1.0
-WITHOUT_PROMPT = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WANDB__GRAPHQL_RETRY_MAX": "3"}
 
 
 @dataclass
@@ -134,6 +140,7 @@ def _take(
 
 def _events(request: dict[str, Any], silence: float) -> Generator[dict[str, Any], None, None]:
     """What the child process says, until it has said the last, or nothing for `silence` seconds."""
+    silent = f"nothing came from W&B's server for {silence:g} s: no answer, or only that it is busy"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         path = Path(scratch) / "request.json"
         path.write_text(json.dumps(request), encoding="utf-8")
@@ -150,7 +157,7 @@ def _events(request: dict[str, Any], silence: float) -> Generator[dict[str, Any]
             try:
                 assert child.stdout is not None
                 for line in _lines(child.stdout.fileno(), silence):
-                    event = json.loads(line) if line else {"event": "error", "reason": _silent(silence)}
+                    event = json.loads(line) if line else {"event": "error", "reason": silent}
                     last, ended = event["event"] in ("done", "error"), bool(line)
                     yield event
                     if last:
@@ -161,10 +168,6 @@ def _events(request: dict[str, Any], silence: float) -> Generator[dict[str, Any]
                 yield {"event": "error", "reason": reason_of(f"W&B's client ended: {said[-1]}")}
             finally:
                 _end(child, END_SECONDS if ended and sys.exc_info()[0] is None else 0)
-
-
-def _silent(silence: float) -> str:
-    return f"nothing came from W&B's server for {silence:g} s: no answer, or only that it is busy"
 
 
 def _lines(source: int, silence: float) -> Iterator[bytes]:
