@@ -37,10 +37,9 @@ from altgrad.scaling import (
     DelayedScale,
     amax_scale,
     expand_blocks,
+    in_blocks,
     mx_scale,
     nvfp4_scales,
-    quantize_blocks,
-    quantize_blocks_counted,
 )
 
 NATIVE_DTYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
@@ -223,13 +222,13 @@ class _Quantizer:
             return self._reading(self.weight.detach(), "weight")
 
     def _rounded(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
-        fmt = self.policy.operand(name).format
         scale, block = self._scale(x, name)
         if self._as_it_is(name):
             return x, scale
-        if block:
-            return quantize_blocks(x, fmt, scale, block=block, **self._rounding(name)), None
-        return quantize(x, fmt, scale=scale, check_scale=False, **self._rounding(name)), scale
+        fmt, how = self.policy.operand(name).format, self._rounding(name)
+        elements, factor = in_blocks(x, scale, block=block) if block else (x, scale)
+        rounded = quantize(elements, fmt, scale=factor, check_scale=False, **how)
+        return rounded.view(x.shape), None if block else scale
 
     def _reading(self, x: Tensor, name: str) -> Reading:
         fmt, place = self.policy.operand(name).format, (self.layer, self.layer_type, name)
@@ -237,12 +236,11 @@ class _Quantizer:
         if self._as_it_is(name):
             none = torch.zeros((), dtype=torch.int64, device=x.device)
             return Reading(*place, x, x, fmt, scale, none, none)
-        if block:
-            found = quantize_blocks_counted(x, fmt, scale, block=block, with_ulp=False, **self._rounding(name))
-        else:
-            found = quantize_counted(x, fmt, scale=scale, with_ulp=False, check_scale=False, **self._rounding(name))
+        elements, factor = in_blocks(x, scale, block=block) if block else (x, scale)
+        how = self._rounding(name)
+        found = quantize_counted(elements, fmt, scale=factor, with_ulp=False, check_scale=False, **how)
         counts = found.overflow, found.underflow, found.nonzero
-        return Reading(*place, x, found.values, fmt, scale, *counts, block)
+        return Reading(*place, x, found.values.view(x.shape), fmt, scale, *counts, block)
 
     def _as_it_is(self, name: str) -> bool:
         """Whether the products read the operand without rounding it."""

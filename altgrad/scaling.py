@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import E8M0, FP32, FloatFormat, get_format
-from altgrad.rounding import Counted, decode, encode, quantize, quantize_counted
+from altgrad.rounding import decode, encode, quantize
 
 Granularity = Literal["tensor", "row", "block"]
 Rule = Literal["floor", "rceil"]
@@ -151,6 +151,27 @@ def expand_blocks(scale: Tensor, n: int, *, block: int = MX_BLOCK) -> Tensor:
     return scale.unsqueeze(-1).expand(*scale.shape, block).flatten(-2)[..., :n]
 
 
+def in_blocks(x: Tensor, scale: Tensor, *, block: int = MX_BLOCK) -> tuple[Tensor, Tensor]:
+    """`x` and its scales of blocks in shapes that broadcast, for all that takes a scale; the elements in their order.
+
+    Args:
+        x: [..., n].
+        scale: [..., ceil(n / block)].
+
+    Raises:
+        ValueError: scales of another shape; a block below 1.
+    """
+    _check_block(block)
+    n = x.shape[-1]
+    blocks = -(-n // block)
+    if not isinstance(scale, Tensor) or scale.shape != (*x.shape[:-1], blocks):
+        raise ValueError(
+            f"x of shape {list(x.shape)} in blocks of {block} needs scales of shape {[*x.shape[:-1], blocks]}, "
+            f"not {list(scale.shape) if isinstance(scale, Tensor) else type(scale).__name__}"
+        )
+    return (x, expand_blocks(scale, n, block=block)) if n % block else (_split(x, block), scale.unsqueeze(-1))
+
+
 def quantize_blocks(
     x: Tensor,
     fmt: FloatFormat,
@@ -180,39 +201,12 @@ def quantize_blocks(
     _check(x, "block", block)
     if out is not None and out.shape != x.shape:
         raise ValueError(f"out must have the shape {list(x.shape)} of x, not {list(out.shape)}")
-    blocks, factor = _in_blocks(x.detach(), scale, block)
+    blocks, factor = in_blocks(x.detach(), scale, block=block)
     target = None if out is None else out.detach().view_as(x) if blocks.ndim == x.ndim else _split(out.detach(), block)
     y = quantize(
         blocks, fmt, scale=factor, rounding=rounding, saturate=saturate, seed=seed, out=target, check_scale=False
     )
     return y.view(x.shape) if out is None else out
-
-
-def quantize_blocks_counted(
-    x: Tensor,
-    fmt: FloatFormat,
-    scale: Tensor,
-    *,
-    block: int = MX_BLOCK,
-    rounding: str = "nearest_even",
-    saturate: bool = True,
-    seed: int | None = None,
-    with_ulp: bool = True,
-) -> Counted:
-    """`quantize_blocks` with the counts of `rounding.quantize_counted`, taken in the same pass; errors as of both."""
-    _check(x, "block", block)
-    blocks, factor = _in_blocks(x.detach(), scale, block)
-    found = quantize_counted(
-        blocks,
-        fmt,
-        scale=factor,
-        rounding=rounding,
-        saturate=saturate,
-        seed=seed,
-        with_ulp=with_ulp,
-        check_scale=False,
-    )
-    return found._replace(values=found.values.view(x.shape), ulp=found.ulp.view(x.shape) if with_ulp else None)
 
 
 class DelayedScale:
@@ -500,29 +494,16 @@ def _split(x: Tensor, block: int) -> Tensor:
     return x.unflatten(-1, (x.shape[-1] // block, block))
 
 
-def _in_blocks(x: Tensor, scale: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """`x` and its scales of blocks in shapes that broadcast, the elements in their order."""
-    n = x.shape[-1]
-    blocks = -(-n // block)
-    if not isinstance(scale, Tensor) or scale.shape != (*x.shape[:-1], blocks):
-        raise ValueError(
-            f"x of shape {list(x.shape)} in blocks of {block} needs scales of shape {[*x.shape[:-1], blocks]}, "
-            f"not {list(scale.shape) if isinstance(scale, Tensor) else type(scale).__name__}"
-        )
-    return (x, expand_blocks(scale, n, block=block)) if n % block else (_split(x, block), scale.unsqueeze(-1))
-
-
 def _encode_blocks(x: Tensor, fmt: FloatFormat, scale: Tensor, block: int, rounding: str, seed: int | None) -> Tensor:
     """Codes of the elements; a block whose scale is NaN counts as zeros, for which every format has a code."""
-    blocks, factor = _in_blocks(x.detach(), scale, block)
+    blocks, factor = in_blocks(x.detach(), scale, block=block)
     damaged = factor.isnan()
     blocks, factor = blocks.masked_fill(damaged, 0), factor.masked_fill(damaged, 1)
     return encode(blocks, fmt, scale=factor, rounding=rounding, seed=seed, check_scale=False).view(x.shape)
 
 
 def _decode_blocks(elements: Tensor, fmt: FloatFormat, scale: Tensor, block: int, dtype: torch.dtype) -> Tensor:
-    _check_block(block)
-    blocks, factor = _in_blocks(decode(elements, fmt), scale, block)
+    blocks, factor = in_blocks(decode(elements, fmt), scale, block=block)
     return blocks.mul_(factor).view(elements.shape).to(dtype)
 
 
