@@ -16,7 +16,7 @@ from altgrad.config import UsageError
 from altgrad.runs.schema import Problem, RecordError, without_paths
 from altgrad.runs.wandb_access import inspected, missing_package, reason_of
 from altgrad.runs.wandb_pull import Pulled
-from altgrad.runs.wandb_records import known_runs, make_record, sole_writer, write_record
+from altgrad.runs.wandb_records import known_runs, sole_writer
 
 READ_SECONDS = 600
 
@@ -55,13 +55,8 @@ def import_files(path: Path, out: Path) -> Pulled:
         for described, rows in runs.values():
             if described["id"] in here:
                 imported.recorded_here += 1
-                continue
-            try:
-                run, history = make_record(described, [rows[step] for step in sorted(rows)])
-                write_record(out, run, history)
-                imported.take(run)
-            except (ValueError, TypeError, LookupError, OverflowError) as error:
-                imported.problems.append(Problem(described["id"], reason_of(error)))
+            else:
+                imported.add(out, described, [rows[step] for step in sorted(rows)])
     return imported
 
 

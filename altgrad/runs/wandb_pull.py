@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,14 @@ class Pulled:
         where = f"{self.entity}/{self.project}" if self.entity else self.project
         return f"{where}: {self.listed} runs" + (f" ({', '.join(parts)})" if parts else "")
 
-    def take(self, run: Mapping[str, Any]) -> None:
-        """Count a record that was written."""
+    def add(self, out: Path, described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the record of a run that W&B described under `out`, or note why there can be none."""
+        try:
+            run, history = make_record(described, rows)
+            write_record(out, run, history)
+        except (ValueError, TypeError, LookupError, OverflowError) as error:
+            self.problems.append(Problem(str(described.get("id")), reason_of(error)))
+            return
         self.fetched.append(run["id"])
         if run["origin"]["report"]:
             self.reports[run["id"]] = run["origin"]["report"]
@@ -123,12 +129,7 @@ def _take(
                     rows[event["id"]] = []
                 rows[event["id"]] += event["rows"]
             case "run":
-                try:
-                    run, history = make_record(event, rows.pop(event["id"], []))
-                    write_record(out, run, history)
-                    pulled.take(run)
-                except (ValueError, TypeError, LookupError, OverflowError) as error:
-                    pulled.problems.append(Problem(str(event.get("id")), reason_of(error)))
+                pulled.add(out, event, rows.pop(event["id"], []))
             case "failed":
                 rows.pop(event["id"], None)
                 pulled.problems.append(Problem(event["id"], event["reason"]))
