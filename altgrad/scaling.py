@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -33,10 +32,8 @@ from torch import Tensor
 from altgrad.formats import E8M0, FP32, FloatFormat, get_format
 from altgrad.rounding import decode, encode, quantize
 
-Granularity = Literal["tensor", "row", "block"]
-Rule = Literal["floor", "rceil"]
-GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
-RULES: tuple[Rule, ...] = get_args(Rule)
+GRANULARITIES = ("tensor", "row", "block")
+RULES = ("floor", "rceil")
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MX_ELEMENTS = tuple(map(get_format, ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1")))
 MX_BLOCK = 32
