@@ -13,7 +13,7 @@ export NO_MKDOCS_2_WARNING := 1
 export ALTGRAD_REFRESH := $(REFRESH)
 export ALTGRAD_PAGE := $(P)
 
-.PHONY: help serve site page version install test check demo campaign campaign-quick pack guides reports bench bench-training bench-runs bench-site bench-keystrokes exhaustive clean
+.PHONY: help serve site page version install test check demo campaign campaign-quick pack guides reports bench bench-training bench-runs bench-site bench-keystrokes same-numbers exhaustive clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -78,6 +78,9 @@ bench-site: .venv/dev.stamp ## measure building and serving the site against as 
 
 bench-keystrokes: site .venv/dev.stamp ## measure what a reader waits for after a keystroke, and record it
 	@$(BIN)/python benchmarks/keystrokes.py $(ARGS)
+
+same-numbers: .venv/site.stamp ## whether every number of a site built BEFORE is in the one built AFTER
+	@$(BIN)/python tests/site/same_numbers.py $(BEFORE) $(or $(AFTER),site)
 
 exhaustive: .venv/dev.stamp ## compare the quantizer on all 2^32 float32 inputs; may be stopped, goes on from there
 	@$(BIN)/python benchmarks/exhaustive.py $(ARGS)

@@ -35,10 +35,10 @@ sys.path.insert(0, str(ROOT))
 
 import altgrad  # noqa: E402
 from altgrad.config import UsageError, one_line  # noqa: E402
+from altgrad.imports import code_fingerprint  # noqa: E402
 from altgrad.reports.measured import RECORDED, read_record, write_record  # noqa: E402
 from altgrad.reports.run_costs import Figure, RunsRecord  # noqa: E402
 from altgrad.runs import RunRecord, load_runs, pack_study, read_histories, record, run_id  # noqa: E402
-from altgrad.runs.schema import code_fingerprint  # noqa: E402
 
 SIZES = {
     "full": {"rows appended": 20_000, "runs": 1_000, "rows a run": 2_000, "columns": 60, "packed runs": 2_000},

@@ -35,10 +35,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import altgrad  # noqa: E402
+from altgrad.imports import code_fingerprint  # noqa: E402
 from altgrad.reports.measured import RECORDED, write_record  # noqa: E402
 from altgrad.reports.run_costs import Figure, SiteRecord  # noqa: E402
 from altgrad.runs import RunRecord, load_runs, pack_study, run_id  # noqa: E402
-from altgrad.runs.schema import code_fingerprint  # noqa: E402
 from altgrad.site.new_site import lay_out  # noqa: E402
 
 PATIENCE = 120.0

@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import altgrad  # noqa: E402
+from altgrad.imports import code_fingerprint  # noqa: E402
 from altgrad.reports.measured import RECORDED, write_record  # noqa: E402
 from altgrad.reports.step_slopes import NAME, Slope, SlopesRecord  # noqa: E402
-from altgrad.runs.schema import code_fingerprint  # noqa: E402
 
 SEEDS, STEPS, EVERY = (0, 1, 2), 300, 20
 RATE = 1.6e-2

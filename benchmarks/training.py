@@ -30,9 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import altgrad  # noqa: E402
+from altgrad.imports import code_fingerprint  # noqa: E402
 from altgrad.reports.measured import RECORDED, write_record  # noqa: E402
 from altgrad.reports.training_cost import Arm, Memory, Share, TrainingRecord  # noqa: E402
-from altgrad.runs.schema import code_fingerprint  # noqa: E402
 
 SIZES = {
     "cpu": {"layers": 4, "dim": 128, "heads": 4, "context": 128, "batch": 16},

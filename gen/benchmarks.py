@@ -19,10 +19,10 @@ def pages() -> Iterable[Page]:
 
 def key() -> str:
     """What the page depends on; while it stays the same it is taken from the cache."""
+    from altgrad.imports import code_fingerprint
     from altgrad.reports import site_key
     from altgrad.reports.benchmarks import benchmarks_key
     from altgrad.reports.document import documents_key
-    from altgrad.runs.schema import code_fingerprint
 
     # a measurement of other code is marked
     return benchmarks_key(site_key() + code_fingerprint("run") + documents_key(*PATHS))

@@ -20,7 +20,7 @@ def key() -> str:
     from altgrad.reports import site_key
     from altgrad.reports.document import documents_key
 
-    return site_key() + documents_key("formats/index", "formats/_format")
+    return site_key("altgrad.reports.formats") + documents_key("formats/index", "formats/_format")
 
 
 build(pages, "formats/index", key=key)

@@ -20,7 +20,7 @@ def key() -> str:
     from altgrad.reports import site_key
     from altgrad.reports.document import documents_key
 
-    return site_key() + documents_key("index")
+    return site_key("altgrad.reports.home") + documents_key("index")
 
 
 build(pages, "index", key=key)

@@ -20,7 +20,7 @@ def key() -> str:
     from altgrad.reports import site_key
     from altgrad.reports.document import documents_key
 
-    return site_key() + documents_key("runs/index", "runs/_arm", "runs/_study", "compare/index")
+    return site_key("altgrad.reports.arms") + documents_key("runs/index", "runs/_arm", "runs/_study", "compare/index")
 
 
 build(pages, "runs/index", "compare/index", key=key, parallel=True)

@@ -15,7 +15,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 import altgrad
-from altgrad.runs.schema import code_fingerprint
+from altgrad.imports import code_fingerprint, face_fingerprint
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers that each use every core wait for one another
@@ -59,8 +59,14 @@ def edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
         path.parent.mkdir(exist_ok=True)
         with path.open("a") as file:
             file.write("# One word more.\n")
-        code_fingerprint.cache_clear()
+        forget()
 
-    code_fingerprint.cache_clear()
+    forget()
     yield edited
+    forget()
+
+
+def forget() -> None:
+    """Take fingerprints of code anew."""
     code_fingerprint.cache_clear()
+    face_fingerprint.cache_clear()

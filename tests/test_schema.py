@@ -10,15 +10,16 @@ import json
 import runpy
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from altgrad.config import parse_config
+from altgrad.imports import RUN_ROOMS, code_fingerprint, face_fingerprint, named_in, used_by, users_of
+from altgrad.reports import REPORTS
+from altgrad.reports.provenance import page_code
 from altgrad.runs import RunWriter
-from altgrad.runs.schema import RUN_ROOMS, code_fingerprint, without_paths
+from altgrad.runs.schema import without_paths
 from altgrad.site import build as site_build
-from altgrad.site.cache import docstrings_key
 
 ROOT = Path(__file__).parents[1]
 EDITS = {
@@ -105,38 +106,113 @@ def test_what_the_code_of_runs_imports_decides_their_numbers_or_only_writes_them
     nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     imported = [(*str(node.module).split("."), alias.name) for node in nodes for alias in node.names]
     others = [names for names in imported if names[0] == "altgrad" and names[1] not in RUN_ROOMS]
-    assert {names[1] for names in others} <= {"runs"}
+    assert {names[1] for names in others} <= {"runs", "imports"}
     assert {names[-1] for names in others if names[-1].isupper()} == {"PHASES"}, "no limit that may end a run"
 
 
+ANALYSED = {"findings", "record-your-own-loop", "your-own-page", "explore", "step-rules", "wandb"}
+"""The guides whose code names `altgrad.analysis`."""
+RECORDED = {"formats/index", "index", "reports/format_comparison", "runs/index", "tensors/data"}
+"""The first pages of the families that read records."""
+
+
 @pytest.mark.parametrize(
-    ("name", "made_again"),
+    ("name", "guides", "others"),
     [
-        ("training/loop.py", {"guides", "api", "benchmarks"}),  # which say whether the code has changed since
-        ("rounding.py", {"guides", "api", "benchmarks"}),
-        ("reports/home.py", {"guides", "api", *FAMILIES}),
-        ("formats.py", {"guides", "api", *FAMILIES}),
+        ("training/loop.py", {"telemetry", "wandb"}, set[str]()),
+        ("reports/home.py", {"findings", "your-own-page", "wandb"}, {"index", "reports/format_comparison"}),
+        ("formats.py", {*ANALYSED, "telemetry", "number-formats", "own-format", "quantize-a-model"}, RECORDED),
+        ("analysis/failures.py", ANALYSED, {"reports/format_comparison"}),
+        ("analysis/comparison.py", ANALYSED, RECORDED),
+        ("site/plugin.py", {"wandb"}, {"reports/format_comparison"}),
     ],
 )
-def test_an_edit_makes_the_pages_again_that_depend_on_it(
-    edit: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, made_again: set[str]
+def test_an_edit_makes_the_pages_again_that_use_the_module(
+    edit: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    guides: set[str],
+    others: set[str],
 ) -> None:
     pytest.importorskip("mkdocs")
     monkeypatch.setenv("ALTGRAD_RUNS", str(tmp_path / "none"))
-    theme = SimpleNamespace(name="material")
-    config = {"plugins": {}, "markdown_extensions": [], "mdx_configs": {}, "use_directory_urls": True, "theme": theme}
-    keys: dict[str, Callable[[], str]] = {"api": lambda: docstrings_key({}, config)}
+    keys: dict[str, Callable[[], str]] = {}
 
     def build(_make: object, page: str, *_pages: str, key: Callable[[], str] | None = None, **_more: object) -> None:
         if key is not None:
-            keys[page.partition("/")[0]] = key
+            keys[page] = key
 
     for function in ("build", "build_files"):
         monkeypatch.setattr(site_build, function, build)
     for script in (ROOT / "gen").glob("*.py"):
         if "altgrad.site.build import build" in script.read_text():
             runpy.run_path(str(script))
-    before = {family: key() for family, key in keys.items()}
+    before = {page: key() for page, key in keys.items()}
     edit(name)
-    assert {family for family, key in keys.items() if key() != before[family]} == made_again
-    assert set(before) == {"guides", "api", *FAMILIES}
+    found = {page for page, key in keys.items() if key() != before[page]}
+    found -= {"benchmarks/index"}  # which says of each measurement whether any code has changed since
+    assert found == {f"guides/{guide}" for guide in guides} | others
+
+
+def test_an_edit_makes_no_report_again_but_those_that_use_the_module(edit: Callable[[str], None]) -> None:
+    def codes() -> dict[str, str]:
+        return {path: page_code(make.__module__) for path, make in REPORTS.items()}
+
+    before = codes()
+    edit("analysis/failures.py")
+    assert {path for path, code in codes().items() if code != before[path]} == {
+        "reports/failure_modes",
+        "reports/corrections",
+    }
+
+
+def test_pages_of_docstrings_are_kept_until_what_they_show_changes(tmp_path: Path, edit: Callable[[str], None]) -> None:
+    before = face_fingerprint("altgrad.analysis"), code_fingerprint("altgrad.analysis")
+    edit("analysis/failures.py")
+    assert face_fingerprint("altgrad.analysis") == before[0]
+    assert code_fingerprint("altgrad.analysis") != before[1]
+    path = tmp_path / "altgrad/analysis/statistics.py"
+    text = path.read_text()
+    for old, new in (('    """', '    """Or so.'), ("(", "(*, _more: int = 0, ")):
+        place = text.index(old, text.index("\ndef "))
+        path.write_text(text[:place] + new + text[place + len(old) :])
+        face_fingerprint.cache_clear()
+        assert face_fingerprint("altgrad.analysis") != before[0]
+
+
+@pytest.mark.parametrize(
+    ("code", "named"),
+    [
+        ("from altgrad.formats import get_format", "altgrad.formats"),
+        ("import altgrad.nn\nfrom altgrad.runs import record", "altgrad.nn altgrad.runs"),
+        ("from altgrad import nn", "any"),
+        ("subprocess.run(['altgrad', 'train'])", "any"),
+        ("importlib.import_module(name)", "any"),
+        ("print(1)", ""),
+    ],
+)
+def test_the_modules_that_code_uses_are_those_it_names_or_any(code: str, named: str) -> None:
+    assert named_in(code) == named
+
+
+def test_a_module_uses_what_it_imports_anywhere_and_of_a_package_only_what_it_names(
+    tmp_path: Path, edit: Callable[[str], None]
+) -> None:
+    sources = {
+        "__init__.py": "from altgrad.room.big import everything\n",
+        "big.py": "everything = 1\n",
+        "leaf.py": "import altgrad.text\n",
+        "user.py": "from altgrad.room import (\n    leaf,\n)\n",
+        "late.py": "def f():\n    from altgrad.room.user import leaf as other\n",
+        "whole.py": "from altgrad.room import everything\n",
+    }
+    for name, text in sources.items():
+        edit(f"room/{name}")
+        (tmp_path / "altgrad/room" / name).write_text(text)
+    above = {"altgrad", "altgrad.room", "altgrad.text"}
+    assert used_by(["altgrad.room.late"]) == above | {f"altgrad.room.{name}" for name in ("late", "user", "leaf")}
+    assert used_by(["altgrad.room.whole"]) == above - {"altgrad.text"} | {"altgrad.room.whole", "altgrad.room.big"}
+    known = {"altgrad.room", *(f"altgrad.room.{name[:-3]}" for name in sources if name != "__init__.py")}
+    assert users_of({"altgrad.room.leaf"}, known) == {f"altgrad.room.{name}" for name in ("late", "user", "leaf")}
+    assert users_of({"altgrad.room.big"}, known) == {"altgrad.room", "altgrad.room.big", "altgrad.room.whole"}

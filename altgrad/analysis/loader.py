@@ -75,7 +75,7 @@ class ExperimentDataLoader:
     ) -> None:
         self._sources = None if sources is None else tuple(Path(source) for source in sources)
         self._project, self._entity, self._silence, self._progress = project, entity, silence, progress
-        self._once: dict[Callable[[ExperimentDataLoader], Any], Any] | None = None  # of its own, else of its records
+        self._once: dict[str, tuple[Any, Any]] | None = None  # of its own, else of its records
 
     @cached_property
     def pulled(self) -> Pulled | None:
@@ -123,10 +123,13 @@ class ExperimentDataLoader:
         Args:
             find: a function or class of a module; what it gives is shared and only to be read.
         """
-        found = _found(self.run_set) if self._once is None else self._once
-        if find not in found:
-            found[find] = find(self)
-        return found[find]  # type: ignore[no-any-return]
+        found, name = (
+            _found(self.run_set) if self._once is None else self._once,
+            f"{find.__module__}.{find.__qualname__}",
+        )
+        if name not in found or found[name][0] is not find:  # a module that was imported anew has functions of its own
+            found[name] = find, find(self)
+        return found[name][1]  # type: ignore[no-any-return]
 
     def of_arms(self, arms: Iterable[str]) -> ExperimentDataLoader:
         """A loader of these arms alone, whose records are not read again: what it gives depends on nothing else."""
@@ -206,8 +209,8 @@ def _read(sources: tuple[Path, ...], content: str) -> RunSet:
 
 
 @lru_cache(maxsize=2)
-def _found(run_set: RunSet) -> dict[Callable[[ExperimentDataLoader], Any], Any]:
-    """What `ExperimentDataLoader.memo` has found in these records."""
+def _found(run_set: RunSet) -> dict[str, tuple[Any, Any]]:
+    """What `ExperimentDataLoader.memo` has found in these records, by name: the function, and what it gave."""
     return {}
 
 

@@ -70,10 +70,8 @@ def site_page_makers(family: str = "runs") -> list[PageMaker]:
     loader = _loader()
     if family == "runs":
         return arm_page_makers(loader)
-    key = benchmarks_key(site_key())
-    return [
-        PageMaker(partial(_report, loader, make), digest(key, documents_key(path))) for path, make in REPORTS.items()
-    ]
+    keys = {path: benchmarks_key(site_key(make.__module__) + documents_key(path)) for path, make in REPORTS.items()}
+    return [PageMaker(partial(_report, loader, make), keys[path]) for path, make in REPORTS.items()]
 
 
 def _report(loader: ExperimentDataLoader, make: Callable[[ExperimentDataLoader], Page]) -> Page:
@@ -85,9 +83,12 @@ def _placed(loader: ExperimentDataLoader, page: Page) -> Page:
     return replace(page, moved=loader.memo(swept))
 
 
-def site_key() -> str:
-    """What every page of the site depends on, as one digest: code, records, packages, and the date of the build."""
-    return digest(code_key(), sources_fingerprint())
+def site_key(*modules: str) -> str:
+    """What the pages of some modules depend on, as one digest: code, records, packages, and the date of the build.
+
+    Without modules: what any page depends on.
+    """
+    return digest(code_key(*modules, *([swept.__module__] if modules else [])), sources_fingerprint())
 
 
 def _loader() -> ExperimentDataLoader:

@@ -20,8 +20,17 @@ from altgrad.analysis.statistics import Estimate, mean_interval
 from altgrad.config import ExperimentConfig, changes, command, flat, nested, scalar
 from altgrad.reports import columns as col
 from altgrad.reports import health
-from altgrad.reports.compare import arm_json, arm_table, averaged, compare_page, downloads, run_json, stated, table_json
-from altgrad.reports.curves import curves, losses_by_step, plain
+from altgrad.reports.compare import (
+    arm_json,
+    arm_table,
+    averaged,
+    compare_page,
+    downloads,
+    run_value,
+    stated,
+    table_json,
+)
+from altgrad.reports.curves import compact, curves, losses_by_step, plain
 from altgrad.reports.document import document_page, documents_key
 from altgrad.reports.provenance import code_key
 from altgrad.reports.tuning import swept, tuning_page, tuning_studies
@@ -63,7 +72,6 @@ _RUNS = (
     col.count("Last step", "last_step"),
     col.number("Seconds", "seconds", 1),
     col.of("Recorded", lambda row: words.moment(row["created"])),
-    col.of("Raw data", lambda row: Link("JSON", PageRef(f"runs/{row['arm']}.{slug(row['run_id'])}.json"))),
     col.of("W&B", lambda row: Link("W&B run", url) if isinstance(url := row["wandb_url"], str) else NO_WANDB),
 )
 _OF_RUN = (
@@ -101,7 +109,7 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
     moved = loader.memo(swept)
     losses = cache(partial(losses_by_step, loader))
     documents = documents_key("runs/_arm", "runs/_study")
-    code = digest(code_key(), documents, {path: astuple(at) for path, at in moved.items()})
+    code = digest(code_key(__name__), documents, {path: astuple(at) for path, at in moved.items()})
 
     def maker(make: Callable[..., Page], shown: Iterable[str], *what: Any) -> PageMaker:
         shown = set(shown)
@@ -135,7 +143,7 @@ def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
     shown = arms[arms["arm"].isin(own)]
     sweeps = join(", ", (Link(study, PageRef(path)) for study, path in tuning_studies(loader).items()))
     parts = {"arms": [col.table(shown, _ARMS, f"{len(shown)} arms", "arms")] if len(shown) else []}
-    page = document_page(loader, "runs/index", {"runs": len(loader.runs), "sweeps": sweeps}, parts)
+    page = document_page(loader, "runs/index", {"runs": len(loader.runs), "sweeps": sweeps}, parts, code=__name__)
     return replace(page, downloads=downloads({"table.json": table_json(loader, arms)}))
 
 
@@ -172,6 +180,7 @@ def _arm_page(
         "averaged": len(ids),
         "looks": np.unique(looks.layers["step"].to_numpy(np.int64)).tolist(),
         "data": Link(f"{arm}.curves.json", PageRef(f"runs/{arm}.curves.json")),
+        "raw": Link(f"{arm}.runs.json", PageRef(f"runs/{arm}.runs.json")),
         "special": _special(records),
     }
     shown = runs[[*_OF_RUN]].assign(seconds=[record.run.get("seconds") or np.nan for record in records])
@@ -181,9 +190,9 @@ def _arm_page(
         "environment": [_environment(records)],
     }
     whose = "of this arm and its baseline"
-    page = document_page(loader, f"runs/{arm}", values, parts, document="runs/_arm", of=whose)
+    page = document_page(loader, f"runs/{arm}", values, parts, code=__name__, document="runs/_arm", of=whose)
     files = {"curves.json": arm_json(loader, arm, runs, baseline, last, layers)}
-    files |= {f"{slug(record.id)}.json": run_json(record) for record in records}
+    files["runs.json"] = compact({record.id: run_value(record) for record in records})
     return replace(page, search=False, downloads=downloads(files))
 
 

@@ -157,9 +157,9 @@ def arm_json(
     return compact(found | ({"layers": layers} if layers else {}))
 
 
-def run_json(record: RunRecord) -> bytes:
-    """One run as it was recorded: its description, and its history column by column."""
-    return compact({"run": plain(record.run), "history": history_value(record.history)})
+def run_value(record: RunRecord) -> dict[str, Any]:
+    """One run as it was recorded, for JSON: its description, and its history column by column."""
+    return {"run": plain(record.run), "history": history_value(record.history)}
 
 
 def downloads(files: Mapping[str, bytes]) -> tuple[Download, ...]:
@@ -208,4 +208,4 @@ def stated(config: ExperimentConfig) -> dict[str, Any]:
 
 def compare_page(loader: ExperimentDataLoader) -> Page:
     """The page on which a reader compares arms; docs/javascripts/runs/compare-page.js fills it."""
-    return document_page(loader, "compare/index", {"runs": len(loader.runs)})
+    return document_page(loader, "compare/index", {"runs": len(loader.runs)}, code=__name__)

@@ -20,7 +20,7 @@ from altgrad.site import MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Column,
 from altgrad.site.sketch import spread
 
 POINTS = 200
-"""Most points a run has in the JSON of an arm; the JSON of a run has all that were recorded."""
+"""Most points a run has in the JSON of an arm; the JSON of its runs has all that were recorded."""
 CURVES = ("step", "tokens", "seconds", "loss", "val_loss")
 TABLE_ROWS = 12
 """Most rows of the table beside the curves; the CSV has all."""

@@ -59,6 +59,7 @@ class Content(NamedTuple):
     values: Mapping[str, Any]
     parts: Mapping[str, Part]
     arms: Callable[[], Iterable[str]] | None = None
+    code: str = ""  # the module that has found it
 
     def kept(self) -> Content:
         """The same, with each part made once: an edited sentence makes none again."""
@@ -67,13 +68,14 @@ class Content(NamedTuple):
 
 def content_of(loader: ExperimentDataLoader, find: Callable[[ExperimentDataLoader], Content]) -> Content:
     """What `find` finds in the records: found once, as long as what several documents share does not change."""
-    held, shared = loader.memo(_held), documents_key()
-    if find not in held or held[find][0] != shared:
-        held[find] = (shared, find(loader))
-    return held[find][1]
+    held, known = loader.memo(_held), (find, documents_key())
+    if find.__module__ not in held or held[find.__module__][0] != known:
+        held[find.__module__] = known, find(loader)._replace(code=find.__module__)
+    return held[find.__module__][1]
 
 
-def _held(loader: ExperimentDataLoader) -> dict[Callable[[ExperimentDataLoader], Content], tuple[str, Content]]:
+def _held(loader: ExperimentDataLoader) -> dict[str, tuple[object, Content]]:
+    """What `content_of` has found, by module, and what for."""
     return {}
 
 
@@ -83,6 +85,7 @@ def document_page(
     values: Mapping[str, Any] | None = None,
     parts: Mapping[str, Part] | None = None,
     arms: Callable[[], Iterable[str]] | None = None,
+    code: str = "",
     built: datetime | None = None,
     document: str = "",
     of: str = "",
@@ -96,6 +99,7 @@ def document_page(
         values: what its sentences name beside `MARGIN` as ``margin``, links to arms and boxes of what is pending.
         parts: figures, tables and sections, by the name that ``show`` calls them by.
         arms: those whose runs are behind the page: a file beside it lists them, to which "traceability" leads.
+        code: the module that makes the page, for the provenance.
         built: time of the build for the provenance.
         document: in place of `path`, where many pages have one document.
         of: whose runs the records are, for the provenance, where they are not all.
@@ -126,7 +130,9 @@ def document_page(
         "pending_section": lambda missing, *studies: section("pending", {"missing": missing, "studies": studies}),
         "larger": lambda study: _larger(loader, study),
     }
-    page = page_of(path, provenance(loader, built, of), {**functions, **(values or {})}, parts, shared, document, text)
+    page = page_of(
+        path, provenance(loader, built, of, code), {**functions, **(values or {})}, parts, shared, document, text
+    )
     traced = arms is not None and len(behind())
     return replace(page, downloads=(Download("runs.csv", csv(behind()), listed=False),)) if traced else page
 

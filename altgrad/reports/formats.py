@@ -99,7 +99,7 @@ def _index(loader: ExperimentDataLoader) -> Page:
         "ranges": [ChartBlock(_ranges(ranges))],
         "catalogue": [col.table(records, _CATALOGUE, f"The {len(records)} formats of the catalogue", "catalogue")],
     }
-    return document_page(loader, "formats/index", values, parts)
+    return document_page(loader, "formats/index", values, parts, code=__name__)
 
 
 def _links(formats: Iterable[FloatFormat]) -> Md:
@@ -117,7 +117,7 @@ def _page(loader: ExperimentDataLoader, fmt: FloatFormat) -> Page:
         "arms": lambda: [col.table(arms, _ARMS, f"Arms that use {fmt.label}")],
     }
     values = {"format": fmt, "values": _counts(fmt), "spacing": spacing, "relations": _relations(fmt), **use}
-    return document_page(loader, f"formats/{fmt.name}", values, parts, document="formats/_format")
+    return document_page(loader, f"formats/{fmt.name}", values, parts, code=__name__, document="formats/_format")
 
 
 def _power(exact: tuple[int, int] | None) -> str:

@@ -48,8 +48,9 @@ class ReportGenerator:
     @cached_property
     def _pages(self) -> tuple[Page, ...]:
         makers, moved = (format_comparison_page, failure_modes_page, manifold_comparison_page), self.loader.memo(swept)
-        foot = provenance(self.loader, self.built)
-        return tuple(replace(self.loader.memo(make), moved=moved, provenance=foot) for make in makers)
+        feet = [provenance(self.loader, self.built, code=make.__module__) for make in makers]
+        pages = [self.loader.memo(make) for make in makers]
+        return tuple(replace(page, moved=moved, provenance=foot) for page, foot in zip(pages, feet, strict=True))
 
     @property
     def charts(self) -> dict[str, Chart]:

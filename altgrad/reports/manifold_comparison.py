@@ -52,9 +52,9 @@ TUNED_WITHIN = 0.5
 def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = measured.RECORDED) -> Page:
     """The page, from the records of `loader` and the slopes in `benchmarks`; what is not recorded is pending."""
     slopes, no_slopes = measured.found(benchmarks / NAME, SlopesRecord, "No slopes are recorded.")
-    values, parts, arms = content_of(loader, _content)
+    values, parts, arms, code = content_of(loader, _content)
     values, parts = {**values, "slopes": slopes}, {**parts, "slopes": [slope_table(slopes)] if slopes else no_slopes}
-    return document_page(loader, "reports/manifold_comparison", values, parts, arms)
+    return document_page(loader, "reports/manifold_comparison", values, parts, arms, code)
 
 
 def _content(loader: ExperimentDataLoader) -> Content:

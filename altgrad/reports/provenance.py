@@ -15,8 +15,9 @@ import altgrad
 from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.config import UsageError
+from altgrad.imports import code_fingerprint
 from altgrad.reports import columns as col
-from altgrad.runs.schema import code_fingerprint, digest
+from altgrad.runs.schema import digest
 from altgrad.site import (
     Block,
     Bullets,
@@ -55,11 +56,12 @@ def linked_table(runs: pd.DataFrame) -> list[Block]:
     return [col.table(linked, columns, "Runs of this report on W&B")] if len(linked) else []
 
 
-def provenance(loader: ExperimentDataLoader, built: datetime | None = None, of: str = "") -> Provenance:
+def provenance(loader: ExperimentDataLoader, built: datetime | None = None, of: str = "", code: str = "") -> Provenance:
     """The page's foot: what it was computed from, by which code, when.
 
     `built` is the time of the build; where it is not given, SOURCE_DATE_EPOCH, else the time of the newest record, so
-    that equal input gives equal pages. `of` says whose runs these are, where they are not all.
+    that equal input gives equal pages. `of` says whose runs these are, where they are not all;
+    `code` is the module that makes the page (default: all that decides pages).
     """
     epoch = given_epoch()
     if built is None and epoch and epoch.isdigit():
@@ -76,7 +78,7 @@ def provenance(loader: ExperimentDataLoader, built: datetime | None = None, of: 
         (
             ("Records", f"{runs}, fingerprint {loader.fingerprint}, newest {words.moment(loader.newest)}"),
             ("Training data", loader.memo(_datasets)),
-            ("Code", f"altgrad {altgrad.__version__}, fingerprint {code_fingerprint('page')}"),
+            ("Code", f"altgrad {altgrad.__version__}, fingerprint {page_code(*filter(None, [code]))}"),
             ("Packages", packages),
             ("Built", f"{when}, from {loader.built_from}"),
         )
@@ -89,10 +91,15 @@ def given_epoch() -> str | None:
     return None if epoch == os.environ.get("ALTGRAD_EPOCH") else epoch
 
 
-def code_key() -> str:
-    """A digest of what every page depends on beside the records: code, packages, and the date of the build."""
+def page_code(*modules: str) -> str:
+    """The fingerprint of the code by which some modules make a page; without any, of all that decides pages."""
+    return code_fingerprint(" ".join((*modules, "altgrad.site.build")) if modules else "page")
+
+
+def code_key(*modules: str) -> str:
+    """A digest of what a page depends on beside the records: `page_code`, packages, and the date of the build."""
     packages = [(name, version(name)) for name in ("numpy", "pandas", "pyarrow", "scipy", "matplotlib")]
-    return digest(code_fingerprint("page"), packages, sys.version, given_epoch())
+    return digest(page_code(*modules), packages, sys.version, given_epoch())
 
 
 def _datasets(loader: ExperimentDataLoader) -> str:

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from altgrad.imports import code_fingerprint
 from altgrad.reports import columns as col
 from altgrad.reports import measured
 from altgrad.reports.measured import RECORDED, RESULT, Measured, Positive, Record, found
-from altgrad.runs.schema import code_fingerprint
 from altgrad.site import Block, Page
 
 
@@ -88,7 +88,7 @@ def runs_costs_page(folder: Path = RECORDED) -> Page:
 
 def site_costs_page(folder: Path = RECORDED) -> Page:
     """What building the site and using it costs, from the records in `folder`; pending where there is none."""
-    typed = (KeystrokesRecord, "Time to answer a keystroke")
+    typed = (KeystrokesRecord, "What a reader waits for")
     return _page("benchmarks/site", folder, site=(SiteRecord, "Time of building and serving"), keystrokes=typed)
 
 

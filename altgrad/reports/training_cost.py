@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from altgrad.imports import code_fingerprint
 from altgrad.reports import columns as col
 from altgrad.reports import measured
 from altgrad.reports.measured import RECORDED, RESULT, Measured, Positive, Record, Some, found
-from altgrad.runs.schema import code_fingerprint
 from altgrad.site import Block, Page
 
 

@@ -53,7 +53,7 @@ def tuning_page(loader: ExperimentDataLoader, study: str) -> Page:
         "sweeps": [_section(runs, sweep) for sweep in sweeps],
     }
     whose = "of its arms and of their baselines"
-    page = document_page(loader, _path(study), values, parts, document="runs/_study", of=whose)
+    page = document_page(loader, _path(study), values, parts, code=__name__, document="runs/_study", of=whose)
     return replace(page, search=False)
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import numbers
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf, StrictInt
 from pydantic.dataclasses import dataclass as validated
 
-import altgrad
 from altgrad.config import ExperimentConfig, UsageError, one_line
 from altgrad.config import digest as digest
 from altgrad.runs.secrets import mask
@@ -28,10 +24,6 @@ FAILURE_KINDS = (
 )  # fmt: skip
 PHASES = ("forward", "backward", "optimizer")
 LAYER_COLUMNS = ("step", "layer", "layer_type", "operand", "statistic", "value")
-_BOTH = ("formats", "config")
-RUN_ROOMS = (*_BOTH, "rounding", "scaling", "nn", "models", "optim", "telemetry", "training")
-"""The rooms that decide a run's numbers; all others and `_BOTH` decide a page about runs (`code_fingerprint`)."""
-
 _ROOT = r"(?:(?<![\w.~/-])/+|(?<![A-Za-z0-9])[A-Za-z]:[\\/]+|(?<![\w\\])\\\\+(?=[^\\]))"
 _URL_OR_PATH = re.compile(
     r"(?P<url>\bhttps?://[^\s'\"<>]+)"
@@ -247,21 +239,3 @@ def arm_id(config: ExperimentConfig, data: Mapping[str, Any]) -> str:
     """
     derived = config.model_copy(update={"name": None}).resolved_name
     return f"{derived}-{digest(config.arm_identity(), data['sha256'])[:8]}"
-
-
-@cache
-def code_fingerprint(of: str = "any") -> str:
-    """First 12 hex of a sha256 over the package's Python files: names and bytes, in order.
-
-    Args:
-        of: "run": what decides a run's numbers; "page": what decides a page about recorded runs; "any": all, for a page
-            that runs or shows any code. A new room decides a page unless `RUN_ROOMS` has it.
-    """
-    root = Path(altgrad.__file__).parent
-    total = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root).as_posix()
-        room = name.partition("/")[0].removesuffix(".py")
-        if {"run": room in RUN_ROOMS, "page": room not in RUN_ROOMS or room in _BOTH, "any": True}[of]:
-            total.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return total.hexdigest()[:12]

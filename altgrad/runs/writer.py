@@ -26,12 +26,12 @@ from pydantic_core import PydanticSerializationError, to_json
 
 import altgrad
 from altgrad.config import ExperimentConfig, UsageError
+from altgrad.imports import code_fingerprint
 from altgrad.runs.schema import (
     LAYER_COLUMNS,
     SCHEMA_VERSION,
     Failure,
     arm_id,
-    code_fingerprint,
     json_ready,
     plain,
     public_line,

@@ -31,6 +31,7 @@ from urllib.parse import quote
 
 import altgrad
 from altgrad.config import UsageError
+from altgrad.imports import code_fingerprint, face_fingerprint
 from altgrad.runs.schema import digest
 from altgrad.site.cache import (
     Cache,
@@ -390,6 +391,8 @@ def begin(
         problem: why the library cannot be imported as it is now, where this is the one before.
         memory: while serving, what the build before this one had from the cache.
     """
+    face_fingerprint.cache_clear()
+    code_fingerprint.cache_clear()  # while serving, this module may be older than an edit of others
     page = os.environ.get("ALTGRAD_PAGE", "").strip().strip("/").removesuffix(".md")
     refresh = os.environ.get("ALTGRAD_REFRESH", "0") not in ("", "0")
     root = Path(config["config_file_path"]).parent
@@ -446,7 +449,10 @@ def add_files(found: Any, config: Any) -> Any:
         if known is not None and name in current.data:
             found.remove(known)
         if known is None or name in current.data:  # a project's own file goes before the library's
-            found.append(File.generated(config, name, content=data))
+            file = File.generated(config, name, content=data)
+            if current.serving and name in current.data:
+                file.copy_file = lambda dirty=False: None  # thousands of files: `altgrad.site.plugin` serves them
+            found.append(file)
     if current.page:
         pages = {file.src_uri.removesuffix(".md"): file for file in found if file.is_documentation_page()}
         if current.page not in pages:

@@ -22,7 +22,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from altgrad.runs.schema import code_fingerprint, digest
+from altgrad.imports import face_fingerprint
+from altgrad.runs.schema import digest
 from altgrad.site.html import Body
 
 log = logging.getLogger("mkdocs.plugins.altgrad")  # below mkdocs' own logger, so that strict builds count warnings
@@ -30,6 +31,7 @@ log = logging.getLogger("mkdocs.plugins.altgrad")  # below mkdocs' own logger, s
 _BESIDE = ("assets/_mkdocstrings.css", "objects.inv")
 """What mkdocstrings writes for the pages that it has made itself."""
 _DIRECTIVE = re.compile(r"^[ \t]*(?:#{1,6} *)?::: ?\S", re.MULTILINE)
+_SHOWN = re.compile(r"^::: (altgrad[\w.]*)", re.MULTILINE)
 _DOCSTRING_PAGE = re.compile(r"# [^\n]+\n(?:\s*\n::: altgrad[\w.]*)+\s*")
 _NAMES_DOCSTRINGS = re.compile(r"\]\s?\[altgrad\b|<autoref")
 _PACKAGES = (
@@ -159,7 +161,8 @@ def docstrings_key(texts: Mapping[str, str], config: Any) -> str:
     keys = ("markdown_extensions", "mdx_configs", "use_directory_urls")
     settings = _plain([plugins, [config[key] for key in keys], config["theme"].name])
     packages = [(name, _version(name)) for name in _PACKAGES]
-    return digest(code_fingerprint(), dict(texts), settings, packages, sys.version)
+    shown = " ".join(sorted({name for text in texts.values() for name in _SHOWN.findall(text)}))
+    return digest(face_fingerprint(shown), dict(texts), settings, packages, sys.version)
 
 
 def docstring_files(pages: Iterable[Any], site: Path) -> dict[str, bytes]:

@@ -36,8 +36,9 @@ from typing import Any
 
 import yaml
 
+from altgrad.imports import code_fingerprint, named_in
 from altgrad.runs import sources_fingerprint
-from altgrad.runs.schema import code_fingerprint, digest
+from altgrad.runs.schema import digest
 from altgrad.site.blocks import GuideError, Output, blocks, is_executed, output_block, place_of, run, run_without_torch
 from altgrad.site.content import Bullets, Link, Page, PageRef, check_path
 from altgrad.site.html import Placed
@@ -176,7 +177,9 @@ def page_key(file: Path) -> str:
     ]
     runs = [sources_fingerprint(), os.environ.get("SOURCE_DATE_EPOCH")] if _READS_RUNS.search(text) else []
     packages = [sys.modules[package].__version__ for package in ("numpy", "pandas")]
-    return digest(code_fingerprint(), packages, sys.version, text, data, runs, variables(text))
+    return digest(
+        code_fingerprint(f"{named_in(text)} {__name__}"), packages, sys.version, text, data, runs, variables(text)
+    )
 
 
 def torch_outputs(text: str, *, name: str, here: Path | None = None) -> dict[str, list[str]]:

@@ -1,17 +1,20 @@
 """The mkdocs plugin `altgrad`: what mkdocs calls while it builds.
 
-It stands after gen-files in the list of plugins. While serving, a build imports the library anew where its files have
-changed; else the records and what was found in them are still there. This file is never read again, so the work lies
-in `altgrad.site.build`.
+It stands after gen-files in the list of plugins. While serving, a build imports anew what has changed of the library
+and what uses it; the records, and what else was found in them, are still there. This file is never read again, so the
+work lies in `altgrad.site.build`.
 """
 
 from __future__ import annotations
 
+import mimetypes
 import os
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mkdocs.plugins import BasePlugin, event_priority
@@ -25,6 +28,7 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
     library = ""  # the folder of a library that goes before any installed one
     serving = False
     memory: dict[str, dict[str, bytes]] | None = None  # what the cache holds from build to build, while serving
+    held: Mapping[str, bytes] = MappingProxyType({})  # while serving, the last build's files of data, which no file has
     imported = 0.0  # when the library was, as far as it is
 
     def on_startup(self, *, command: str, dirty: bool) -> None:
@@ -41,18 +45,18 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
         return config
 
     def on_pre_build(self, *, config: Any) -> None:
-        """Forget the library where it has changed; while it cannot be imported, the last one says why."""
-        now, problem, kept = time.time(), "", dict[str, Any]()
-        if _changed_since(self.imported):
-            kept, self.imported = _forget(), now
+        """Forget what has changed of the library; while it cannot be imported, the last one says why."""
+        now, problem = time.time(), ""
+        forgotten = _forget(self.imported)
         try:
             from altgrad.site.build import begin
+
+            self.imported = now
         except Exception:
-            if not (self.serving and kept):
+            if not (self.serving and self.imported):
                 raise
-            problem, self.imported = traceback.format_exc(), 0.0
-            _forget()
-            sys.modules.update(kept)
+            problem = traceback.format_exc()
+            sys.modules.update(forgotten)
             from altgrad.site.build import begin
         begin(config, serving=self.serving, dated=DATED, problem=problem, memory=self.memory)
 
@@ -116,6 +120,23 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
         from altgrad.site.build import end
 
         end(config)
+        self.held = config["extra"]["altgrad"].data
+
+    def on_serve(self, server: Any, *, config: Any, builder: Any) -> Any:
+        """Serve the files of data from memory."""
+        inner = server.get_app()
+
+        def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+            name = environ["PATH_INFO"].encode("latin-1").decode("utf-8", "ignore").removeprefix(server.mount_path)
+            data = self.held.get(name)
+            if data is None:
+                return inner(environ, start)  # type: ignore[no-any-return]
+            kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+            start("200 OK", [("Content-Type", kind), ("Content-Length", str(len(data)))])
+            return [data]
+
+        server.set_app(answer)
+        return server
 
     def on_build_error(self, *, error: Exception) -> None:
         """Count no warnings any more."""
@@ -124,15 +145,16 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
         failed()
 
 
-def _changed_since(moment: float) -> bool:
-    """Whether a file of the library that is imported was written or moved after a moment."""
-    for name, module in sys.modules.items():
-        if name.split(".")[0] == "altgrad" and module.__file__:
-            path = Path(module.__file__)
-            if not path.is_file() or path.stat().st_ctime >= moment:
-                return True
-    return False
+def _forget(moment: float) -> dict[str, Any]:
+    """Forget the modules of the library whose files were written or moved after a moment, and those that use them."""
+    known = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "altgrad"}
+    found = {name for name, module in known.items() if module.__file__ and _is_newer(Path(module.__file__), moment)}
+    if moment and found:  # in the first build all are, and none may be of another library
+        from altgrad.imports import users_of
+
+        found = users_of(found, known)
+    return {name: sys.modules.pop(name) for name in found}
 
 
-def _forget() -> dict[str, Any]:
-    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "altgrad"}
+def _is_newer(path: Path, moment: float) -> bool:
+    return not path.is_file() or path.stat().st_ctime >= moment

@@ -46,13 +46,14 @@ from altgrad.config import (
     parse_config,
 )
 from altgrad.formats import FP32, FloatFormat, get_format
+from altgrad.imports import code_fingerprint
 from altgrad.models import GPT
 from altgrad.nn import Clock, Operand, Policy, QuantizedLayer, clock_of, quantize_model, quantized_layers
 from altgrad.optim import CodeOptimizer, GridOptimizer, ManifoldAdamW
 from altgrad.runs import Alarm, Failure, NothingToResume, RunWriter, read_run
 from altgrad.runs.diagnosis import diagnose, symptoms
 from altgrad.runs.failure_report import failure_report
-from altgrad.runs.schema import PHASES, code_fingerprint
+from altgrad.runs.schema import PHASES
 from altgrad.runs.tracking import Tracker
 from altgrad.runs.writer import ending
 from altgrad.scaling import amax_scale

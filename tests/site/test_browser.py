@@ -311,7 +311,8 @@ def test_a_run_is_reached_by_its_anchor_and_its_raw_data_is_json(visit: Any, pla
     one = visit(real_address + place("ARM"))
     row = one.page.locator("tr:has(td > a[id])").first
     identity = row.locator("a[id]").get_attribute("id")
-    raw = one.page.request.get(row.get_by_role("link", name="JSON").evaluate("link => link.href")).json()
+    link = one.page.locator("article").get_by_role("link", name=".runs.json")
+    raw = one.page.request.get(link.evaluate("link => link.href")).json()[identity]
     assert raw["run"]["id"] == identity
     assert len(raw["history"]["step"]) == len(raw["history"]["loss"]) > 3
 

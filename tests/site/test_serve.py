@@ -125,6 +125,9 @@ def test_every_kind_of_edit_is_on_the_page_with_new_code_and_an_error_stands_on_
     server.shows("runs/", 'title="Link to right here"')
 
     # A record: the table of all runs and the page that reads them.
+    # So is the data beside it, which is in no file.
+    assert "e5m2" not in server.text("runs/index.table.json")
     write_run(server.folder / "experiments/runs", config("e5m2"))
     server.shows("runs/", "e5m2")
+    server.shows("runs/index.table.json", "e5m2")
     server.shows("", "2 runs in 2 arms")

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import same_numbers
 from conftest import ROOT, copy_project, mkdocs_build
 from links import faults
 
@@ -288,10 +289,24 @@ def test_every_run_has_a_place_and_its_own_json(real_site: Path) -> None:
         assert run.arm in pages or any(name.startswith("study-") for name in pages)
     arms = {name for name in html if not name.startswith("study-")}
     for arm in arms:
-        for run_id in loader.runs.loc[loader.runs["arm"] == arm, "run_id"]:
-            data = json.loads((real_site / "runs" / f"{arm}.{run_id}.json").read_text())
+        recorded = json.loads((real_site / "runs" / f"{arm}.runs.json").read_text())
+        assert {*recorded} == {*loader.runs.loc[loader.runs["arm"] == arm, "run_id"]}
+        for run_id, data in recorded.items():
             assert data["run"]["id"] == run_id
             assert data["history"]["step"]
+
+
+def test_every_number_of_the_reports_folder_is_on_the_site_and_one_that_is_gone_is_told(
+    real_site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert same_numbers.main(str(ROOT / "reports"), str(real_site)) == 0
+    (tmp_path / "before").mkdir()
+    (tmp_path / "after").mkdir()
+    (tmp_path / "before/a.csv").write_text("name,value\nx,0.12345678\ny,-2\nz,1e-9\n")
+    (tmp_path / "after/b.json").write_text('{"x": [0.1234568, -2, true]}')
+    capsys.readouterr()
+    assert same_numbers.main(str(tmp_path / "before"), str(tmp_path / "after")) == 1
+    assert "a.csv: 1 numbers are nowhere" in capsys.readouterr().out
 
 
 def test_the_api_reference_has_every_public_name(real_site: Path) -> None:

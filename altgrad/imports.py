@@ -1,0 +1,133 @@
+"""What the library's modules import: of which code a result depends on, and which modules an edit concerns.
+
+The sources are read, never imported. An import inside a function counts like one at the head; a package's own file
+counts for each of its modules, what it imports only where it is itself imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+from collections.abc import Collection, Iterable, Iterator
+from functools import cache, lru_cache
+from pathlib import Path
+
+import altgrad
+
+_BOTH = ("formats", "config")
+RUN_ROOMS = (*_BOTH, "rounding", "scaling", "nn", "models", "optim", "telemetry", "training")
+"""The rooms that decide a run's numbers; all others and `_BOTH` decide a page about runs (`code_fingerprint`)."""
+_IMPORT = re.compile(
+    r"^[ \t]*(?:from[ \t]+(altgrad[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n]+)|import[ \t]+(altgrad[\w.]*))",
+    re.MULTILINE,
+)
+_NAMED = re.compile(r"\baltgrad(?:\.\w+)+")
+_ANY = re.compile(r"\b(?:import_module|__import__|subprocess|system|import altgrad$|from altgrad import)", re.MULTILINE)
+
+
+@cache
+def code_fingerprint(of: str = "any") -> str:
+    """First 12 hex of a sha256 over the package's Python files: names and bytes, in order.
+
+    Args:
+        of: "run": what decides a run's numbers; "page": what decides a page about recorded runs; "any": all, for a page
+            that runs or shows any code. A new room decides a page unless `RUN_ROOMS` has it. Else names of modules with
+            spaces between: they and all that they use.
+    """
+    files = _files()
+    if names := [name for name in of.split() if name.startswith("altgrad")]:
+        return _digest(files, files if "any" in of.split() else used_by(names))
+    room = {name: f"{name}.".split(".")[1] for name in files}
+    of_run = {name for name in files if room[name] in RUN_ROOMS}
+    of_page = {name for name in files if name not in of_run or room[name] in _BOTH}
+    return _digest(files, {"run": of_run, "page": of_page, "any": files}[of])
+
+
+def _digest(files: dict[str, Path], names: Collection[str]) -> str:
+    root, total = Path(altgrad.__file__).parent, hashlib.sha256()
+    for path in sorted(files[name] for name in names):
+        total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()[:12]
+
+
+@cache
+def face_fingerprint(of: str) -> str:
+    """The same of modules' names, docstrings and signatures, without what their functions do but for ``__init__``."""
+    files = _files()
+    faces = [(name, _face(files[name], *_state(files[name]))) for name in sorted(used_by(of.split()))]
+    return hashlib.sha256(repr(faces).encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=1024)
+def _face(path: Path, modified: int, size: int) -> str:
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name != "__init__":
+            node.body = node.body[:1] if ast.get_docstring(node) else []
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def used_by(modules: Iterable[str]) -> set[str]:
+    """The modules, all that they import directly or not, and the packages that these are in."""
+    files = _files()
+    found, left = set[str](), [_module(name, files) for name in modules]
+    while left:
+        if (name := left.pop()) not in found:
+            found.add(name)
+            left += _imports(name, files)
+    return found | {above for name in found for above in _packages(name)}
+
+
+def users_of(changed: Collection[str], among: Iterable[str]) -> set[str]:
+    """Of some modules those that have changed, and all that import one of these directly or not."""
+    files = _files()
+    found = {name for name in among if name in changed}
+    users = {name: _imports(name, files) for name in among if name in files}
+    while more := {name for name, used in users.items() if name not in found and used & found}:
+        found |= more
+    return found
+
+
+def named_in(text: str) -> str:
+    """The modules that code names, for `code_fingerprint`: "any" where it may import others."""
+    return "any" if _ANY.search(text) else " ".join(sorted({*_NAMED.findall(text)}))
+
+
+def _files() -> dict[str, Path]:
+    """The library's modules by name."""
+    root = Path(altgrad.__file__).parent
+    places = {path: path.relative_to(root.parent).with_suffix("") for path in root.rglob("*.py")}
+    return {".".join(place.parts).removesuffix(".__init__"): path for path, place in places.items()}
+
+
+def _module(name: str, files: Collection[str]) -> str:
+    """The module that a dotted name is, or is something of."""
+    while name not in files:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def _imports(name: str, files: dict[str, Path]) -> set[str]:
+    """The modules of the library that a module imports: a package where it is no module of the package."""
+    return {_module(each, files) for each in _parsed(files[name], *_state(files[name]))}
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
+
+
+@lru_cache(maxsize=1024)
+def _parsed(path: Path, modified: int, size: int) -> set[str]:
+    """Every name that a file imports from the library, dotted."""
+    found = set[str]()
+    for package, names, module in _IMPORT.findall(path.read_text("utf-8")):
+        found |= {f"{package}.{name.split()[0]}" for name in names.strip("()").split(",") if name.split()}
+        found |= {module} - {""}
+    return found
+
+
+def _packages(name: str) -> Iterator[str]:
+    while name := name.rpartition(".")[0]:
+        yield name
