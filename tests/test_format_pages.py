@@ -167,7 +167,8 @@ def test_a_tuning_study_has_one_page_and_every_run_of_it_an_anchor_there(tmp_pat
         assert f'id="{anchor}"' in (tmp_path / "out" / name).read_text()
     study = next(page for page in found if page.path == "runs/study-x-tuning")
     best = tables(study)["best"]
-    assert [str(cell.text if hasattr(cell, "text") else cell) for cell in best.rows[0]][3:] == ["0.002", "2.1101", "no"]
+    shown = [str(cell.text if hasattr(cell, "text") else cell) for cell in best.rows[0]]
+    assert shown == ["E4M3, AdamW", "0.002", "2.1101", "no"]
 
 
 def test_the_gap_of_an_arm_is_paired_and_leaves_tuning_seeds_out(tmp_path: Path) -> None:
@@ -176,8 +177,9 @@ def test_the_gap_of_an_arm_is_paired_and_leaves_tuning_seeds_out(tmp_path: Path)
         write_run(tmp_path, config("fp32", seed=seed, study=study), 2.0 + seed / 100)
         write_run(tmp_path, config("e4m3", seed=seed, study=study), 2.0 + seed / 100 + gap)
     page = next(page for page in arm_pages(ExperimentDataLoader([tmp_path])) if "/e4m3" in page.path)
-    assert "**+0.3750**" in str(page.blocks[0].text)  # type: ignore[union-attr]
-    assert "n = 2" in str(page.blocks[0].text)  # type: ignore[union-attr]
+    (told,) = (str(block.text) for block in page.blocks if "paired by seed: " in str(getattr(block, "text", "")))
+    assert "**+0.3750**" in told
+    assert "n = 2" in told
 
 
 def test_the_curves_of_an_arm_are_in_one_file_with_null_for_what_is_no_number(tmp_path: Path) -> None:

@@ -166,6 +166,11 @@ class ExperimentDataLoader:
         """The config that the seeds of `arm` share (with the seed of its first run)."""
         return self.records[self._first[arm]].config
 
+    def data_name(self, arm: str) -> str:
+        """What the training data of `arm` is called, with the first digits of its sha256."""
+        data = self.records[self._first[arm]].run["data"]
+        return f"{data.get('name', 'unnamed')} ({data['sha256'][:8]})"
+
     @cached_property
     def _first(self) -> dict[str, str]:
         first = self.runs.drop_duplicates("arm")
@@ -360,15 +365,15 @@ def scope_key(config: ExperimentConfig) -> str:
 
     Such as ``weight activation grad_output; layers head``: equal where `scope_label` is, however that is worded.
     """
-    return "; ".join(key for key, _ in _scope(config))
+    return "; ".join(key for key, _ in scope_parts(config))
 
 
 def scope_label(config: ExperimentConfig) -> str:
     """What is quantized, where and with which scale, in words; "nothing" for an unquantized run."""
-    return "; ".join(label for _, label in _scope(config)) or "nothing"
+    return "; ".join(label for _, label in scope_parts(config)) or "nothing"
 
 
-def _scope(config: ExperimentConfig) -> list[tuple[str, str]]:
+def scope_parts(config: ExperimentConfig) -> list[tuple[str, str]]:
     """The parts of a scope, each as a key and in words: the operands, then what is not the default."""
     quantize, operands = config.quantize, config.quantize.operands
     if not states_formats(config):

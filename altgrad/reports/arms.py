@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple, replace
 from functools import cache, partial
 from itertools import groupby
@@ -15,6 +15,7 @@ import yaml
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import FormatComparator
+from altgrad.analysis.labels import site_labels
 from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, Looks, unquantized
 from altgrad.analysis.statistics import Estimate, mean_interval
 from altgrad.config import ExperimentConfig, changes, command, flat, nested, scalar
@@ -23,6 +24,7 @@ from altgrad.reports import health
 from altgrad.reports.compare import (
     arm_json,
     arm_table,
+    arms_in_order,
     averaged,
     compare_page,
     downloads,
@@ -30,7 +32,7 @@ from altgrad.reports.compare import (
     stated,
     table_json,
 )
-from altgrad.reports.curves import compact, curves, losses_by_step, plain
+from altgrad.reports.curves import Losses, compact, curves, losses_of, plain
 from altgrad.reports.document import document_page, documents_key
 from altgrad.reports.provenance import code_key
 from altgrad.reports.tuning import swept, tuning_page, tuning_studies
@@ -47,7 +49,7 @@ WARNINGS_SHOWN = 20
 """Warnings that a run's section lists before it counts the rest."""
 NO_WANDB = "recorded without W&B"
 _ARMS = (
-    *col.ARM,
+    col.arm("Arm", "label"),
     col.filled("Learning rate", "{learning_rate:g}", blank=NOT_STATED),
     col.count("Steps", "max_steps"),
     col.number("Validation loss", "val_loss"),
@@ -66,7 +68,7 @@ _FORMATS = (
 _RUNS = (
     col.of("Run", lambda row: Md(f'<a id="{slug(row["run_id"])}"></a>{code(row["run_id"])}')),
     col.count("Seed", "seed"),
-    col.text("Status", "status"),
+    col.of("Status", lambda row: row["status"] + (f": {row['reason']}" if row["reason"] else "")),
     col.of("Study", lambda row: row["study"] + (" (held out of comparisons)" if row["role"] == "tuning" else "")),
     col.number("Final validation loss", "final_val_loss", 4),
     col.count("Last step", "last_step"),
@@ -107,15 +109,17 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
     baselines = {arm: _baseline(loader, runs) for arm, runs in arms.items()}
     foreign = {arm for arm, runs in arms.items() if runs["foreign"].any()}
     moved = loader.memo(swept)
-    losses = cache(partial(losses_by_step, loader))
+    labels = loader.memo(site_labels)
+    losses = cache(partial(losses_of, loader))
     documents = documents_key("runs/_arm", "runs/_study")
     code = digest(code_key(__name__), documents, {path: astuple(at) for path, at in moved.items()})
 
-    def maker(make: Callable[..., Page], shown: Iterable[str], *what: Any) -> PageMaker:
+    def maker(make: Callable[..., Page], shown: Iterable[str], *what: Any, told: Any = None) -> PageMaker:
         shown = set(shown)
         others = foreign if shown & foreign else set()  # arms of another loop are compared with each other
         part = loader.of_arms({*shown, *others, *filter(None, map(baselines.get, shown))})
-        key = digest(code, part.fingerprint, sorted(shown), [baselines[arm] for arm in sorted(shown)])
+        about = [(arm, labels[arm], baselines[arm]) for arm in sorted(shown)]
+        key = digest(code, part.fingerprint, about, told)
         return PageMaker(lambda: replace(make(part, *what), moved=moved), key)
 
     def study(part: ExperimentDataLoader, name: str, swept_only: list[str]) -> Page:
@@ -123,16 +127,22 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
         files = {f"{arm}.curves.json": arm_json(part, arm, arms[arm], baselines[arm], last[arm]) for arm in last}
         return replace(tuning_page(part, name), downloads=downloads(files))
 
-    own = [arm for arm in arms if f"runs/{arm}" not in moved]
+    own = [arm for arm in arms_in_order(loader) if f"runs/{arm}" not in moved]
     studies = []
     for name, path in tuning_studies(loader).items():
         rows = loader.runs[(loader.runs["study"] == name) & (loader.runs["role"] == "tuning")]
         swept_only = [arm for arm in arms if (at := moved.get(f"runs/{arm}")) and at.path == path]
         studies.append(maker(study, {*rows["arm"], *swept_only}, name, swept_only))
+
+    def of_arm(arm: str, before: str | None, after: str | None) -> PageMaker:
+        around = {"baseline": baselines[arm], "before": before, "after": after}
+        named = {place: other and (other, labels[other]) for place, other in around.items()}
+        return maker(_arm_page, [arm], labels[arm], named, arm, arms[arm], losses, told=named)
+
     return [
         PageMaker(lambda: replace(_index(loader, own), moved=moved)),
         *studies,
-        *(maker(_arm_page, [arm], arm, arms[arm], baselines[arm], losses) for arm in own),
+        *map(of_arm, own, [None, *own], [*own[1:], None]),
         PageMaker(lambda: replace(compare_page(loader), moved=moved)),
     ]
 
@@ -149,31 +159,35 @@ def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
 
 def _arm_page(
     loader: ExperimentDataLoader,
+    title: str,
+    around: Mapping[str, tuple[str, str] | None],
     arm: str,
     runs: pd.DataFrame,
-    baseline: str | None,
-    losses: Callable[[str | None], pd.DataFrame],
+    losses: Callable[[str | None], Losses],
 ) -> Page:
+    """The page; `around` has its baseline, and the arms before and after it in the index, with what they are called."""
     first, config, records = runs.iloc[0], loader.config(arm), [loader.records[run_id] for run_id in runs["run_id"]]
-    rate = f"{first['learning_rate']:g}" if pd.notna(first["learning_rate"]) else NOT_STATED
-    title = f"{first['format']}, {first['rule']}, learning rate {rate}, {first['max_steps']} steps"
-    if config.foreign is not None:
-        title = f"{config.resolved_name}, a run of another loop: format {first['format']}, {first['max_steps']} steps"
+    baseline = around["baseline"] and around["baseline"][0]
     ids, counts = averaged(loader, runs), runs["status"].value_counts()
+    reasons = runs["failure"].map(lambda failure: ", ".join(failure["kinds"]) if failure else "")
     looks = loader.looks(ids)
     last = looks.last()
     layers = _layers(loader, records, ids, looks, last)
-    chart, table = curves(losses(arm), losses(baseline), baseline is not None, config.foreign is not None)
+    drawn = curves(losses(arm), losses(baseline), baseline is not None, config.foreign is not None)
     values = {
         "title": title,
+        "id": arm,
+        "format": first["format"],
+        "around": around,
         "scope": first["scope"],
+        "rate": f"{first['learning_rate']:g}" if pd.notna(first["learning_rate"]) else NOT_STATED,
+        "steps": first["max_steps"],
         "foreign": config.foreign is not None,
-        "ended": [f"{counts[status]} {status}" for status in counts.index],
+        "ended": [f"{counts[status]} {status}{_why(reasons[runs['status'] == status])}" for status in counts.index],
         "studies": sorted(runs["study"].unique()),
         "baseline": baseline,
         "gap": _gap(loader, arm, baseline),
-        "curves": chart,
-        "losses": table,
+        "curves": drawn,
         "config": _config(loader, config, baseline),
         "command": CodeBlock(command(config), "bash"),
         "compared": _compared(loader, arm),
@@ -183,7 +197,8 @@ def _arm_page(
         "raw": Link(f"{arm}.runs.json", PageRef(f"runs/{arm}.runs.json")),
         "special": _special(records),
     }
-    shown = runs[[*_OF_RUN]].assign(seconds=[record.run.get("seconds") or np.nan for record in records])
+    seconds = [record.run.get("seconds") or np.nan for record in records]
+    shown = runs[[*_OF_RUN]].assign(seconds=seconds, reason=reasons)
     parts: dict[str, Part] = {
         "runs": [col.table(shown, _RUNS, f"{len(runs)} run{'s' if len(runs) > 1 else ''}")],
         "events": _events(records) if len(runs) > 1 else [],
@@ -194,6 +209,12 @@ def _arm_page(
     files = {"curves.json": arm_json(loader, arm, runs, baseline, last, layers)}
     files["runs.json"] = compact({record.id: run_value(record) for record in records})
     return replace(page, search=False, downloads=downloads(files))
+
+
+def _why(reasons: pd.Series) -> str:
+    """Why some runs ended as they did, where their records say it: `` (divergence, early_stop)``."""
+    found = [reason for reason in dict.fromkeys(reasons) if reason]
+    return f" ({'; '.join(found)})" if found else ""
 
 
 def _gap(loader: ExperimentDataLoader, arm: str, baseline: str | None) -> Estimate | None:

@@ -133,6 +133,11 @@ def arm(
     return of(title, cell)
 
 
+def named(labels: Mapping[str, str], title: Text = "Arm", arm: str = "arm") -> Column:
+    """What `labels` (`altgrad.analysis.labels`) call the row's arm, which leads to its page."""
+    return of(title, lambda row: arm_link(row[arm], labels[row[arm]]))
+
+
 ARM = (arm("Arm", "arm"), text("Format", "format"), text("Quantized", "scope"), text("Step rule", "rule"))
 """What an arm is, in a row of `ExperimentDataLoader.runs`."""
 

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from altgrad.analysis.comparison import format_order
+from altgrad.analysis.labels import site_labels
 from altgrad.analysis.loader import ExperimentDataLoader, unquantized
-from altgrad.analysis.statistics import CONFIDENCE, mean_interval
+from altgrad.analysis.statistics import CONFIDENCE, mean_interval, t_quantile
 from altgrad.config import ExperimentConfig, flat, scalar
 from altgrad.reports.curves import compact, history_value, plain, runs_value
 from altgrad.reports.document import document_page
@@ -33,12 +34,19 @@ SUGGESTED = 6
 """Most comparisons that the Compare page offers before arms are chosen."""
 
 _OF_ARM = ("format", "scope", "rule", "learning_rate", "max_steps")
-_ARM_COLUMNS = ("arm", *_OF_ARM, "runs", "finished", "n", "val_loss", "low", "high", "stall_ratio", "studies")
+_ARM_COLUMNS = ("arm", "label", *_OF_ARM, "runs", "finished", "n", "val_loss", "low", "high", "stall_ratio", "studies")
 _RUN_ID = re.compile(r"(?P<name>.+)-s(?P<seed>\d+)-(?P<hash>[0-9a-f]{8})")
 
 
+def arms_in_order(loader: ExperimentDataLoader) -> list[str]:
+    """Every arm, by format and name."""
+    first = loader.runs.drop_duplicates("arm")
+    names = zip(first["format"].map(format_order), first["arm"], strict=True)
+    return [arm for _, arm in sorted(names)]
+
+
 def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
-    """One row an arm, by format and name: what it is, how its runs ended, and their final validation loss.
+    """One row an arm, in their order: what it is called and is, how its runs ended, and their final validation loss.
 
     ``val_loss``, its 95% t interval ``low`` and ``high`` and ``stall_ratio`` are means over the finished runs, ``n`` of
     them; tuning seeds count only where an arm has no others.
@@ -49,15 +57,16 @@ def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
     for run, arm in enumerate(loader.runs["arm"].tolist()):
         found[arm].append(run)
     rows: list[tuple[Any, ...]] = []
-    for arm, runs in found.items():
+    labels = loader.memo(site_labels)
+    for arm in arms_in_order(loader):
+        runs = found[arm]
         counted = [run for run in runs if role[run] == "report"] or runs
         estimate = mean_interval([loss[run] for run in counted if not math.isnan(loss[run])])
         stalls = [stall[run] for run in counted if status[run] == "finished" and not math.isnan(stall[run])]
         stalled = math.fsum(stalls) / len(stalls) if stalls else math.nan
         numbers = (len(runs), sum(status[run] == "finished" for run in runs), estimate.n)
         losses, studies = (estimate.mean, estimate.low, estimate.high), ", ".join(sorted({study[run] for run in runs}))
-        rows.append((arm, *(values[runs[0]] for values in of_arm), *numbers, *losses, stalled, studies))
-    rows.sort(key=lambda row: (format_order(row[1]), row[0]))
+        rows.append((arm, labels[arm], *(values[runs[0]] for values in of_arm), *numbers, *losses, stalled, studies))
     return pd.DataFrame(rows, columns=list(_ARM_COLUMNS))
 
 
@@ -79,7 +88,8 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
     return compact(
         {
             "arms": {
-                **{key: _column(arms[key]) for key in _ARM_COLUMNS if key != "arm"},
+                **{key: _column(arms[key]) for key in _ARM_COLUMNS if key not in ("arm", "label")},
+                "label": [visible(label) for label in arms["label"]],
                 "arm": arms["arm"].tolist(),
                 "study_page": _words([None if page is None else page.path.rsplit("/", 1)[-1] for page in pages]),
             },
@@ -138,22 +148,22 @@ def arm_json(
     last: pd.DataFrame,
     layers: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """One arm for the scripts that draw and compare: {arm, baseline, data, config, health, runs, final, layers}.
+    """One arm for the scripts that draw and compare: {arm, baseline, data, config, health, t, runs, final, layers}.
 
     ``runs`` are the curves (`runs_value`), ``config`` its flat keys as YAML text, ``health`` what `health_by_type`
-    finds in `last`, ``final`` of each run the final validation loss with all its digits, null where it did not finish,
-    ``layers`` what is drawn of them on the arm's page. Controls in the texts are spelled out (`visible`), since the
-    scripts show them as they are.
+    finds in `last`, ``t`` as in `table_json` for the pairs that its runs can form, ``final`` of each run the final
+    validation loss with all its digits, null where it did not finish, ``layers`` what is drawn of them on the arm's
+    page. Controls in the texts are spelled out (`visible`), since the scripts show them as they are.
     """
     value = {
         "arm": arm,
         "baseline": baseline,
-        "label": str(runs["format"].iloc[0]),
         "data": str(runs["data"].iloc[0])[:12],
         "config": {visible(key): visible(text) for key, text in config_lines(loader.config(arm)).items()},
         "health": [[*map(visible, keys), value] for *keys, value in health_by_type(last)],
     }
     found = plain(value) | {"runs": runs_value(loader, runs), "final": _column(runs["final_val_loss"])}
+    found["t"] = [None, *map(t_quantile, range(1, len(runs)))]
     return compact(found | ({"layers": layers} if layers else {}))
 
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.statistics import t_quantile
 from altgrad.reports import columns as col
 from altgrad.reports.document import macros_of
 from altgrad.site import MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Column, Sketch, Table, plot_axes
@@ -26,27 +28,47 @@ TABLE_ROWS = 12
 """Most rows of the table beside the curves; the CSV has all."""
 
 
-def curves(
-    own: pd.DataFrame, other: pd.DataFrame, with_baseline: bool, foreign: bool
-) -> tuple[list[Block], list[Block]]:
-    """The chart and the table of an arm's validation losses over its baseline's, both as `losses_by_step` gives them.
+class Losses(NamedTuple):
+    """The validation losses of an arm: a row of `values` a run, a column a step; NaN where a run has none there."""
 
-    Nothing where the arm has none. Many arms share a baseline, so the caller keeps what `losses_by_step` gave.
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+    pairs: dict[int, int]
+    """The row of the first run of each seed; held-out tuning seeds take no part."""
+
+
+class Curves(NamedTuple):
+    """The chart and the table of an arm's losses, whether the mean of its runs is a curve, and its pairs."""
+
+    chart: list[Block]
+    table: list[Block]
+    mean: bool = False
+    pairs: int = 0
+
+
+def curves(own: Losses, other: Losses, with_baseline: bool, foreign: bool) -> Curves:
+    """The chart and the table of an arm's validation losses over its baseline's, both as `losses_of` gives them.
+
+    Nothing where the arm has none. Many arms share a baseline, so the caller keeps what `losses_of` gave.
     """
-    if own.empty:
-        return [], []
-    steps = np.union1d(own["step"], other["step"])
+    if not own.steps.size:
+        return Curves([], [])
+    found = {"": by_step(own), "baseline_": by_step(other), "gap_": gap_by_step(own, other)}
+    steps = np.union1d(own.steps, other.steps)
     beside: dict[str, NDArray[Any]] = {"step": steps}
-    for prefix, found in (("", own), ("baseline_", other)):
-        there = np.searchsorted(steps, found["step"])
+    for prefix, rows in found.items():
+        there = np.searchsorted(steps, rows["step"])
         for name in ("mean", "low", "high", "n"):
             beside[prefix + name] = np.zeros(len(steps), np.int64) if name == "n" else np.full(len(steps), np.nan)
-            beside[prefix + name][there] = found[name]
-    data, first, last = pd.DataFrame(beside), own.iloc[0], own.iloc[-1]
-    description = str(macros_of("layers").loss(first, last)).strip()
-    draw = _drawing(data, "val_loss" if foreign else "validation loss (nats a character)")
-    chart = Chart("loss", "Validation loss by step", description, data, sketch=draw, height=3.3)
-    return [ChartBlock(chart)], [_table(data, with_baseline)]
+            beside[prefix + name][there] = rows[name]
+    data = pd.DataFrame(beside)
+    words, mean = macros_of("layers"), found[""].dropna()
+    same = len(mean) == len(found[""])
+    description = words.loss(mean.iloc[0], mean.iloc[-1]) if same else words.losses(found[""].iloc[0], len(own.values))
+    label = "val_loss" if foreign else "validation loss (nats a character)"
+    draw = _drawing({"baseline_": other, "": own}, data, label)
+    chart = Chart("loss", "Validation loss by step", str(description).strip(), data, sketch=draw, height=3.3)
+    return Curves([ChartBlock(chart)], [_table(data, with_baseline)], same, int(data["gap_n"].max()))
 
 
 def runs_value(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[dict[str, Any]]:
@@ -107,29 +129,62 @@ def column(values: NDArray[np.float64]) -> list[Any]:
     return found
 
 
-def losses_by_step(loader: ExperimentDataLoader, arm: str | None) -> pd.DataFrame:
-    """Columns step, mean, low, high, n: the validation losses of an arm's runs at each step where one was evaluated."""
-    steps, losses = [np.empty(0, np.int64)], [np.empty(0)]
-    for run_id in loader.runs.loc[loader.runs["arm"] == arm, "run_id"] if arm is not None else ():
+def losses_of(loader: ExperimentDataLoader, arm: str | None) -> Losses:
+    """The validation losses of the runs of an arm that have any."""
+    steps, losses, pairs = list[NDArray[np.int64]](), list[NDArray[np.float64]](), dict[int, int]()
+    rows = loader.runs[loader.runs["arm"] == arm]
+    for run_id, seed, role in zip(rows["run_id"], rows["seed"], rows["role"], strict=True):
         history = loader.history(run_id)
-        if "val_loss" in history:
-            steps.append(history["step"].to_numpy(np.int64))
-            losses.append(history["val_loss"].to_numpy(np.float64))
-    step, loss = np.concatenate(steps), np.concatenate(losses)
-    drawn = np.isfinite(loss) & (np.abs(np.nan_to_num(loss)) < 1e300)
-    loss = loss[drawn]
-    found, place = np.unique(step[drawn], return_inverse=True)
-    n, low, high = np.bincount(place, minlength=len(found)), np.full(len(found), np.inf), np.full(len(found), -np.inf)
-    np.minimum.at(low, place, loss)
-    np.maximum.at(high, place, loss)
-    mean = np.bincount(place, loss, len(found)) / n
-    return pd.DataFrame({"step": found, "mean": mean, "low": low, "high": high, "n": n})
+        loss = history["val_loss"].to_numpy(np.float64) if "val_loss" in history else np.empty(0)
+        known = np.isfinite(loss) & (np.abs(np.nan_to_num(loss)) < 1e300)
+        if known.any():
+            if role == "report":
+                pairs.setdefault(seed, len(steps))
+            steps.append(history["step"].to_numpy(np.int64)[known])
+            losses.append(loss[known])
+    every = np.unique(np.concatenate([np.empty(0, np.int64), *steps]))
+    values = np.full((len(steps), len(every)), np.nan)
+    for row, (at, loss) in enumerate(zip(steps, losses, strict=True)):
+        values[row, np.searchsorted(every, at)] = loss
+    return Losses(every, values, pairs)
 
 
-def _drawing(data: pd.DataFrame, label: str) -> Any:
-    """How the chart is drawn: the arm's band and line, the baseline's behind it, named at their right ends."""
-    parts = [("baseline_", MUTED, "baseline"), ("", PALETTE[0], "this arm")]
-    parts = [part for part in parts if data[f"{part[0]}n"].any()]
+def by_step(losses: Losses) -> pd.DataFrame:
+    """Columns step, mean, low, high, n at each step where a run was evaluated; mean is NaN where not every run was.
+
+    A mean of some runs at one step and of others at the next is no curve of anything.
+    """
+    known = ~np.isnan(losses.values)
+    n = known.sum(0)
+    mean = np.where(known, losses.values, 0).sum(0) / np.where(n == len(known), n, np.nan)
+    low, high = (np.where(known, losses.values, end).T for end in (np.inf, -np.inf))
+    ends = {"low": low.min(1, initial=np.inf), "high": high.max(1, initial=-np.inf)}
+    return pd.DataFrame({"step": losses.steps, "mean": mean, **ends, "n": n})
+
+
+def gap_by_step(own: Losses, other: Losses) -> pd.DataFrame:
+    """Columns step, mean, low, high, n of the differences of runs of one seed at one step, with the 95% t interval.
+
+    At the steps where every pair has both; without an interval, NaN, for fewer than two pairs.
+    """
+    seeds = [seed for seed in own.pairs if seed in other.pairs]
+    steps, here, there = np.intersect1d(own.steps, other.steps, return_indices=True)
+    ours, theirs = own.values[[own.pairs[seed] for seed in seeds]], other.values[[other.pairs[seed] for seed in seeds]]
+    gaps = ours[:, here] - theirs[:, there]
+    whole = ~np.isnan(gaps).any(0) & bool(seeds)
+    gaps, n = gaps[:, whole], len(seeds)
+    mean = gaps.sum(0) / max(n, 1)
+    half = t_quantile(n - 1) * gaps.std(0, ddof=1) / math.sqrt(n) if n > 1 else np.full(len(mean), np.nan)
+    return pd.DataFrame({"step": steps[whole], "mean": mean, "low": mean - half, "high": mean + half, "n": n})
+
+
+def _drawing(losses: Mapping[str, Losses], data: pd.DataFrame, label: str) -> Any:
+    """How the chart is drawn: the arm's band and line over the baseline's, named at their right ends.
+
+    Of runs that do not all stand at the same steps no mean is a curve: a thin line a run.
+    """
+    looks = {"baseline_": (MUTED, "baseline"), "": (PALETTE[0], "this arm")}
+    parts = [(prefix, *looks[prefix]) for prefix, found in losses.items() if found.steps.size]
     edges = pd.concat([data[f"{prefix}{side}"] for prefix, *_ in parts for side in ("low", "high")]).dropna()
     pad = 0.04 * (edges.max() - edges.min()) or 0.5
 
@@ -139,13 +194,21 @@ def _drawing(data: pd.DataFrame, label: str) -> Any:
         plot_axes(sketch, x, y, "step", label)
         ends = []
         for prefix, colour, name in parts:
-            rows = data[data[f"{prefix}n"] > 0]
+            rows, dash = data[data[f"{prefix}n"] > 0], "4 3" if prefix else ""
+            if rows[f"{prefix}mean"].isna().any():
+                steps, values = losses[prefix].steps, losses[prefix].values
+                for run in values:
+                    line = [(x(steps[place]), y(run[place])) for place in np.flatnonzero(~np.isnan(run))]
+                    sketch.line(line, colour, 0.8, dash)
+                    sketch.dots(line[-1:], colour, 1.5)
+                ends.append((x(steps[-1]), y(float(np.nanmean(values[:, -1]))), name, colour))
+                continue
             low, mean, high = (
                 [(x(step), y(loss)) for step, loss in zip(rows["step"], rows[f"{prefix}{side}"], strict=True)]
                 for side in ("low", "mean", "high")
             )
             sketch.area([*low, *reversed(high)], colour)
-            sketch.line(mean, colour, 1.2 if prefix else 1.6, "4 3" if prefix else "")
+            sketch.line(mean, colour, 1.2 if prefix else 1.6, dash)
             if not prefix:
                 sketch.dots(mean, colour)
             ends.append((*mean[-1], name, colour))
@@ -162,4 +225,7 @@ def _table(data: pd.DataFrame, with_baseline: bool) -> Table:
         reach = f"{{{prefix}low:.4f}} to {{{prefix}high:.4f}}"
         columns += [col.number(name, f"{prefix}mean", 4), col.filled(f"{name}, lowest to highest", reach)]
         columns.append(col.count(f"{name}, runs", f"{prefix}n"))
+    if data["gap_n"].any():
+        gap = col.interval("Difference, 95% interval", "gap_low", "gap_high", 4)
+        columns += [col.signed("Difference, paired by seed", "gap_mean", 4), gap, col.count("Pairs", "gap_n")]
     return col.table(rows, columns, "Validation loss: mean over seeds, range, runs")

@@ -15,6 +15,7 @@ import pandas as pd
 from altgrad.analysis import words
 from altgrad.analysis.contrasts import Row, describe, missing, named_family, runs_of
 from altgrad.analysis.hypotheses import Verdict, verdicts
+from altgrad.analysis.labels import site_labels
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, MARGIN
 from altgrad.formats import get_format
@@ -23,7 +24,7 @@ from altgrad.reports.citation import CITATION, citation_values
 from altgrad.reports.provenance import LINKED, left_out, linked_table, provenance, runs_behind
 from altgrad.reports.scope import data_line, recorded_line
 from altgrad.runs.schema import digest
-from altgrad.site import Block, Download, Heading, Md, Page, Provenance, Text, code, slug
+from altgrad.site import Block, Download, Heading, Link, Md, Page, Provenance, Text, code, slug
 from altgrad.site.document import Document, NotRecorded, Part, macros, render_document
 from altgrad.studies import LARGE
 from altgrad.text import csv
@@ -123,7 +124,7 @@ def document_page(
     }
     functions: dict[str, Any] = {
         **campaign(loader),
-        "arm": col.arm_link,
+        "arm": partial(_arm_link, loader),
         "format": get_format,
         "statement": lambda identity: statements()[identity],
         "pending": pending,
@@ -151,6 +152,11 @@ def page_of(
     source = document_source(name) if text is None else text
     found = render_document(source, f"docs/{name}.md", values, parts, shared, FILTERS, DOCUMENTS)
     return Page(path, found.title, found.blocks, found.description, provenance=foot)
+
+
+def _arm_link(loader: ExperimentDataLoader, arm: str, shown: str = "", run_id: str = "") -> Link:
+    """A link to an arm's page, or to one of its runs on it; without words of its own, what the arm is called."""
+    return col.arm_link(arm, shown or loader.memo(site_labels)[arm], run_id)
 
 
 def campaign(loader: ExperimentDataLoader) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from altgrad.analysis.comparison import ALL_OPERANDS, Comparison, FormatComparat
 from altgrad.analysis.contrasts import shown
 from altgrad.analysis.failures import FailureAnalyzer, named, one_format, unscaled
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
+from altgrad.analysis.labels import arm_labels
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import FAILURE_GAP, MARGIN
 from altgrad.config import OPERAND_NAMES, command
@@ -179,8 +180,8 @@ def _failed_arms(analyzer: FailureAnalyzer, failed: pd.DataFrame) -> Values:
     stalls = failed[(failed["causes"] == "stall") & failed["step"].notna()]
     symptoms = analyzer.symptoms[analyzer.symptoms["arm"].isin(failed["arm"])]
     return {
-        "arms": _arms_table(ordered, "failure-modes"),
-        "earlier": _arms_table(rest, "failure-modes-earlier"),
+        "arms": _arms_table(analyzer.loader, ordered, "failure-modes"),
+        "earlier": _arms_table(analyzer.loader, rest, "failure-modes-earlier"),
         "unknown": failed[failed["causes"] == "unknown"].to_dict("records"),
         "exploratory": int(failed["study"].isin(failures.EXPLORATORY).sum()),
         "exploratory_studies": failures.EXPLORATORY,
@@ -189,42 +190,34 @@ def _failed_arms(analyzer: FailureAnalyzer, failed: pd.DataFrame) -> Values:
         "unjudged": int(((gaps["n_pairs"] < 2) & ~gaps["failed"]).sum()),
         "unsure": int((judged["failed"] & (judged["low"] <= FAILURE_GAP)).sum()),
         "near": int((~judged["failed"] & (judged["high"] > FAILURE_GAP)).sum()),
-        "symptoms": _symptoms_table(symptoms, failed),
+        "symptoms": _symptoms_table(analyzer.loader, symptoms),
     }
 
 
-def _arms_table(classified: pd.DataFrame, identity: str) -> Table:
+def _arms_table(loader: ExperimentDataLoader, classified: pd.DataFrame, identity: str) -> Table:
     columns = (
-        col.arm(),
+        col.named(arm_labels(loader, classified["arm"])),
         col.text("Failure Mode", "causes"),
         col.text("Where", "phases"),
         col.signed("Gap to FP32", "gap"),
         col.interval(),
         col.count("Seeds", "n_pairs"),
-        col.of("Quantized; step rule", _treated),
         col.of("Began", _began),
         col.share(),
     )
     return col.table(classified, columns, id=identity)
 
 
-def _symptoms_table(symptoms: pd.DataFrame, classified: pd.DataFrame) -> Table:
+def _symptoms_table(loader: ExperimentDataLoader, symptoms: pd.DataFrame) -> Table:
     columns = (
-        col.arm(),
-        col.of("Quantized; step rule", _treated),
+        col.named(arm_labels(loader, symptoms["arm"].unique())),
         col.text("Class", "cause"),
         col.of("Operand", lambda row: f"{OPERAND_NAMES.get(row['operand'], row['operand'])}, {row['phase']}"),
         col.percent("Share of looks", "share"),
         col.of("First", _began),
         col.text("Evidence", "evidence"),
     )
-    rows = symptoms.merge(classified[["arm", "format", "scope", "rule"]], on="arm", how="left")
-    return col.table(rows, columns, id="symptoms", data=symptoms)
-
-
-def _treated(row: Row) -> str:
-    """What is quantized and how it steps, in few words."""
-    return f"{row['scope'].replace(ALL_OPERANDS, 'all operands')}; {row['rule']}"
+    return col.table(symptoms, columns, id="symptoms")
 
 
 def _began(row: Row) -> Md | None:
@@ -536,15 +529,15 @@ def _drawn_gradients(analyzer: FailureAnalyzer) -> dict[str, list[Values]]:
 
 def _unfinished_table(analyzer: FailureAnalyzer) -> Table:
     columns = (
-        col.run(),
-        col.of("Format", lambda row: named(analyzer.loader.config(row["arm"]))),
-        col.text("Rule", "rule"),
+        col.named(arm_labels(analyzer.loader, analyzer.failures["arm"].unique())),
+        col.count("Seed", "seed"),
         col.text("Status", "status"),
         col.text("Kind", "kinds"),
+        col.text("Message", "message"),
         col.count("First bad or last step", "step"),
         col.text("Tensor", "tensor"),
         col.text("Phase", "phase"),
-        col.text("Message", "message"),
+        col.run(),
     )
     return col.table(analyzer.failures, columns, id="unfinished")
 
@@ -552,13 +545,14 @@ def _unfinished_table(analyzer: FailureAnalyzer) -> Table:
 def _broken_runs(analyzer: FailureAnalyzer) -> list[Values]:
     """The runs that did not finish, by arm and status: how many, what was recorded of them, and where it began."""
     found, runs = [], analyzer.loader.runs
+    labels = arm_labels(analyzer.loader, analyzer.failures["arm"].unique())
     for (arm, status), rows in analyzer.failures.groupby(["arm", "status"], sort=False):
         steps = sorted({int(step) for step in rows["step"].dropna()})
         first = rows.iloc[0]
         known = {
             key: None if col.missing(first[key]) else first[key] for key in ("kinds", "tensor", "phase", "message")
         }
-        about = {"arm": arm, "status": status, "name": named(analyzer.loader.config(arm)), "number": len(rows)}
+        about = {"arm": arm, "status": status, "name": labels[arm], "number": len(rows)}
         ends = [steps[0], steps[-1]] if len(steps) > 1 else steps
         found.append(about | known | {"of": int((runs["arm"] == arm).sum()), "steps": ends})
     return sorted(found, key=lambda each: each["status"] != "failed")[:GROUPS_SHOWN]

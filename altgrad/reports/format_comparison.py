@@ -29,6 +29,7 @@ from altgrad.analysis.comparison import (
 from altgrad.analysis.contrasts import differs, shown
 from altgrad.analysis.costs import LADDER, RESAMPLES, TokenRate, additivity, cost_per_bit, extent, losses, token_rate
 from altgrad.analysis.hypotheses import verdicts
+from altgrad.analysis.labels import arm_labels
 from altgrad.analysis.loader import ExperimentDataLoader, rule_label
 from altgrad.analysis.statistics import (
     MARGIN,
@@ -154,7 +155,7 @@ def _complete(
         "own rates": lambda: [own_rates_table(own, values["shared_rate"])],
         "tuned rates": lambda: [tuned_rates_table(tuned)],
         "additivity": lambda: [additivity_table(sums)],
-        "all results": lambda: [all_results(comparator.results)],
+        "all results": lambda: [all_results(loader, comparator.results)],
     }
 
 
@@ -494,13 +495,13 @@ def additivity_table(table: pd.DataFrame) -> Table:
     return col.table(table, columns, id="additivity", data=data)
 
 
-def all_results(table: pd.DataFrame) -> Table:
+def all_results(loader: ExperimentDataLoader, table: pd.DataFrame) -> Table:
     """Every comparison of the page in one table."""
     columns = (
-        col.text("Quantized", "scope"),
+        col.named(arm_labels(loader, table["arm"].unique())),
         col.general("Rate", "learning_rate"),
         col.count("Steps", "max_steps"),
-        *(col.arm(), *GAP, col.text("Verdict", "verdict")),
+        *(*GAP, col.text("Verdict", "verdict")),
     )
     return col.table(table, columns, id="all-results")
 

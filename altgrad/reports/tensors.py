@@ -6,12 +6,14 @@ import math
 from typing import Any
 
 from altgrad.analysis import tensors
+from altgrad.analysis.labels import arm_labels
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.config import OPERAND_NAMES, OPERANDS
 from altgrad.formats import FloatFormat, get_format
 from altgrad.reports.curves import compact
 from altgrad.runs import RunRecord
 from altgrad.site import slug
+from altgrad.text import visible
 
 
 def tensor_files(loader: ExperimentDataLoader) -> dict[str, bytes]:
@@ -34,10 +36,12 @@ def tensor_files(loader: ExperimentDataLoader) -> dict[str, bytes]:
             "file": name,
             "kinds": sorted({histogram.kind for histogram in histograms.values()}),
             "operands": [each for each in OPERANDS if any(each == key[1] for key in histograms)],
-            "label": f"{row.format}, {row.rule}, {row.scope}, seed {row.seed}",
+            "seed": row.seed,
             "status": row.status,
         }
         found[f"tensors/{name}"] = compact({"id": row.run_id, "tensors": _tensors(record, histograms)})
+    for arm, label in arm_labels(loader, index).items():
+        index[arm]["label"] = f"{visible(label)}, seed {index[arm].pop('seed')}"
     runs = sorted(index.values(), key=lambda entry: -len(entry["operands"]))
     content = {"runs": runs, "operands": OPERAND_NAMES, "policies": list(tensors.POLICIES)}
     return {"tensors/index.json": compact(content)} | found

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from textwrap import wrap
-from typing import Any
 
 import pandas as pd
 
 from altgrad.analysis.comparison import format_order
+from altgrad.analysis.labels import arm_labels
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports import columns as col
 from altgrad.reports.document import document_page
@@ -20,6 +20,8 @@ from altgrad.site.sketch import Sketch, number_text
 PANEL = (112.0, 84.0)
 """Width and height of one sweep in the overview, in points."""
 ACROSS = 4
+HEAD = 38.0
+"""Height of a sweep's name above its panel, in points."""
 
 
 def swept(loader: ExperimentDataLoader) -> dict[str, PageRef]:
@@ -43,6 +45,9 @@ def tuning_page(loader: ExperimentDataLoader, study: str) -> Page:
     runs = loader.runs[(loader.runs["role"] == "tuning") & (loader.runs["study"] == study)]
     sweeps = [_sweep(rows) for _, rows in runs.groupby(["format", "scope", "rule", "problem"], sort=False)]
     sweeps.sort(key=lambda sweep: (format_order(sweep["format"].iat[0]), sweep["rule"].iat[0], sweep["problem"].iat[0]))
+    firsts = [sweep["arm"].iat[0] for sweep in sweeps]
+    labels = arm_labels(loader, firsts, but=("optimizer.learning_rate",))
+    sweeps = [sweep.assign(label=labels[arm]) for sweep, arm in zip(sweeps, firsts, strict=True)]
     data = pd.concat(sweeps, ignore_index=True)
     best = data[data["best"]]
     edge = int(best["edge"].sum())
@@ -66,15 +71,9 @@ def _sweep(runs: pd.DataFrame) -> pd.DataFrame:
     return sweep.assign(**names, best=best, edge=best & sweep.index.isin([0, len(sweep) - 1]))
 
 
-def _name(row: Any) -> str:
-    return f"{row['format']}, {row['rule']}" + ("" if row["scope"] == "nothing" else f"; {row['scope']}")
-
-
 def _summary(best: pd.DataFrame) -> Table:
     columns = (
-        col.text("Format", "format"),
-        col.text("Step rule", "rule"),
-        col.text("Quantized", "scope"),
+        col.text("Arm", "label"),
         col.of("Best rate", lambda row: col.arm_link(row["arm"], f"{row['learning_rate']:g}"), right=True),
         col.number("Mean loss", "mean", 4),
         col.text("At an edge", "edge", {True: "yes", False: "no"}),
@@ -98,7 +97,7 @@ def _section(runs: pd.DataFrame, sweep: pd.DataFrame) -> Table:
     )
     own = runs[["arm", "run_id", "status", "final_val_loss", "last_step"]]
     rows = sweep.merge(own, on="arm")
-    return col.table(rows.assign(first=~rows["arm"].duplicated()), columns, _name(sweep.iloc[0]))
+    return col.table(rows.assign(first=~rows["arm"].duplicated()), columns, str(sweep["label"].iat[0]))
 
 
 def _overview(data: pd.DataFrame) -> Chart:
@@ -107,19 +106,21 @@ def _overview(data: pd.DataFrame) -> Chart:
     finite = data["mean"].dropna()
     low = float(finite.min())
     high = float(min(finite.max(), low + 4 * (finite.median() - low) + 0.05))
-    height = 26 + math.ceil(len(groups) / ACROSS) * (PANEL[1] + 40)
+    height = HEAD + math.ceil(len(groups) / ACROSS) * (PANEL[1] + 14 + HEAD)
 
     def draw(sketch: Sketch) -> None:
         for number, group in enumerate(groups):
-            left, top = 26 + (number % ACROSS) * (PANEL[0] + 12), 26 + (number // ACROSS) * (PANEL[1] + 40)
+            left = 26 + (number % ACROSS) * (PANEL[0] + 12)
+            top = HEAD + (number // ACROSS) * (PANEL[1] + 14 + HEAD)
             rates = group["learning_rate"]
             x = Axis(float(rates.min()), float(rates.max()), left + 6, left + PANEL[0] - 6, log=bool((rates > 0).all()))
             y = Axis(low, high, top + PANEL[1], top + 12)
             row = group.iloc[0]
             name = str(row["format"])
-            sketch.text(left, top - 12, name if len(name) <= 22 else f"{name[:21]}…", bold=True, size=8)
-            for line, text in enumerate(wrap(str(row["rule"]), 28, max_lines=2, placeholder="…")):
-                sketch.text(left, top - 2.5 + 8.5 * line, text, MUTED, size=7)
+            sketch.text(left, top - HEAD + 14, name if len(name) <= 22 else f"{name[:21]}…", bold=True, size=8)
+            rest = str(row["label"]).removeprefix(f"{name}, ")
+            for line, text in enumerate(wrap(rest, 28, max_lines=4, placeholder="…")):
+                sketch.text(left, top - HEAD + 23.5 + 8.5 * line, text, MUTED, size=7)
             sketch.line([(left, y.start), (left + PANEL[0], y.start)], "#dde1e4", 0.8)
             for value in (low, high):
                 if number % ACROSS == 0:
@@ -132,7 +133,7 @@ def _overview(data: pd.DataFrame) -> Chart:
                 sketch.text(x(rate), y.start + 10, number_text(rate), PALETTE[1], size=7.5, anchor="middle")
 
     said = "; ".join(
-        f"{_name(row)}: {row['learning_rate']:g} with {row['mean']:.3f}"
+        f"{row['label']}: {row['learning_rate']:g} with {row['mean']:.3f}"
         for row in data[data["best"]].to_dict("records")
     )
     shown = data.drop(columns=["edge", "problem"])

@@ -30,6 +30,29 @@ export function seedBand(runs, metric, axis = "step") {
   return { x, mean: middle, low, high, n, step: steps, sd, whole: n.every((count) => count === seen.size) };
 }
 
+/** `seedBand`; kind "t" has the 95% t interval of the mean for its ends, `t[k]` the quantile for k degrees of freedom. */
+export function band(runs, { metric, axis, kind = "range", t = [] }) {
+  const found = seedBand(runs, metric, axis);
+  if (kind !== "t") return found;
+  const half = found.n.map((n, index) => (n > 1 ? t[n - 1] * found.sd[index] / Math.sqrt(n) : 0));
+  return { ...found, low: found.mean.map((mean, index) => mean - half[index]), high: found.mean.map((mean, index) => mean + half[index]) };
+}
+
+/** The runs of an arm whose seed the baseline has too, with `gap`: validation loss minus the baseline's at the same step. */
+export function gaps(arm, baseline) {
+  const first = ({ runs }) => new Map(runs.filter(({ role }) => role === "report").reverse().map((run) => [run.seed, run]));
+  const others = first(baseline);
+  return [...first(arm).values()].filter(({ seed }) => others.has(seed)).map((run) => {
+    const other = others.get(run.seed);
+    const at = new Map(other.step.map((step, index) => [step, other.val_loss?.[index]]));
+    const gap = run.step.map((step, index) => {
+      const [own, its] = [run.val_loss?.[index], at.get(step)];
+      return Number.isFinite(own) && Number.isFinite(its) ? own - its : null;
+    });
+    return { ...run, gap };
+  });
+}
+
 /** Columns over one ascending x that holds every x of `lines` ([{x, columns: [...]}]); null where a line has no value. */
 export function align(lines) {
   const all = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
@@ -130,7 +153,7 @@ export async function plotCurves(host, groups, options) {
         const rows = (run[options.axis] ?? []).map((at, index) => [at, run[options.metric]?.[index]]);
         const points = rows.filter(([at, y]) => Number.isFinite(at) && Number.isFinite(y));
         lines.push({ x: points.map(([at]) => at), columns: [points.map(([, y]) => y)] });
-        series.push({ stroke: `${stroke}80`, width: same ? 0.7 : 1, points: { show: false }, spanGaps: true });
+        series.push({ stroke: `${stroke}80`, width: same ? 0.7 : 1, points: { show: points.length === 1, size: 5 }, spanGaps: true });
       }
     }
   }
@@ -246,31 +269,55 @@ export function live(box, host, draw) {
   return { redraw, buttons };
 }
 
-/** Put the zoomable chart in the place of an arm's drawing. */
-async function armCurves(figure, arm, address) {
+/** What several plots do as one. */
+const together = (plots) => Object.fromEntries(["zoom", "reset", "resize", "destroy"].map((name) => [name, (...given) => { for (const plot of plots) plot[name](...given); }]));
+
+/** Put the zoomable chart in the place of an arm's drawing, and the difference to the baseline into `difference`. */
+async function armCurves(figure, difference, arm, address) {
   const groups = [{ label: "this arm", runs: arm.runs, colour: "--chart-1" }];
+  const pairs = [];
   if (typeof arm.baseline === "string") {
     const other = await read(new URL(`${encodeURIComponent(arm.baseline)}.curves.json`, address));
-    groups.push({ label: "baseline", runs: other.runs, colour: "--chart-muted", dash: [4, 3] });
+    const look = { label: "baseline", colour: "--chart-muted", dash: [4, 3] };
+    groups.push({ ...look, runs: other.runs });
+    pairs.push({ ...groups[0], runs: gaps(arm, other) }, { ...look, runs: gaps(other, arm).map((run) => ({ ...run, gap: run.gap.map((gap) => gap && 0) })) });
   }
   const box = figure.querySelector(".chart-box");
+  const caption = figure.querySelector("figcaption");
   const drawing = box.querySelector("svg");
   const metric = choice("Metric", METRICS, arm.runs);
   const axis = choice("Horizontal axis", AXES, arm.runs);
   const each = element("input", { type: "checkbox" });
-  const host = element("div", { className: "curves" });
-  host.setAttribute("role", "img");
-  host.setAttribute("aria-labelledby", drawing.getAttribute("aria-labelledby"));
+  const picture = () => {
+    const host = element("div", { className: "curves" });
+    host.setAttribute("role", "img");
+    return host;
+  };
+  const host = picture();
   const readout = element("p", { className: "curve-readout" });
   const height = Math.round(Math.max(drawing.getBoundingClientRect().height, 180));
-  const { redraw, buttons } = live(box, host, () => plotCurves(host, groups, {
-    metric: metric.value, axis: axis.value, xLabel: AXES[axis.value], height,
-    each: each.checked, onPoint: (text) => { readout.textContent = text; },
-  }));
+  const below = { host: picture(), caption: element("p", { className: "caption" }), readout: element("p", { className: "below" }) };
+  const plot = (to, all, key, kind, what, readout, height) => {
+    const shown = all.map((group) => ({ ...group, band: band(group.runs, { metric: key, axis: axis.value, kind, t: arm.t }) })).filter((group) => group.band.x.length);
+    to.setAttribute("aria-label", `${what}: ${shown.map(({ label, band: { mean } }) => `${label} from ${figures(mean[0])} to ${figures(mean.at(-1))}`).join("; ")}`);
+    return plotCurves(to, shown, { metric: key, axis: axis.value, xLabel: AXES[axis.value], height, each: each.checked, onPoint: (text) => { readout.textContent = text; } });
+  };
+  const { redraw, buttons } = live(box, host, async () => {
+    const by = `by ${AXES[axis.value]}`;
+    caption.textContent = `${METRICS[metric.value].replace(/^./, (first) => first.toUpperCase())} ${by}`;
+    box.ariaLabel = `Chart: ${caption.textContent}`;
+    const plots = [await plot(host, groups, metric.value, "range", caption.textContent, readout, height)];
+    if (below.host.isConnected) {
+      below.caption.textContent = `Difference in validation loss to the baseline ${by}`;
+      plots.push(await plot(below.host, pairs, "gap", "t", below.caption.textContent, below.readout, 180));
+    }
+    return together(plots);
+  });
   const controls = element("div", { className: "curve-controls" }, metric, axis, element("label", {}, each, " each run"), ...buttons);
   await loadLibrary();
   host.style.height = `${height}px`;
   box.append(controls, host, readout);
+  if (difference && pairs.length) difference.append(below.caption, below.host, below.readout);
   drawing.classList.add("replaced");
   await redraw();
   for (const input of [metric, axis, each]) input.addEventListener("change", redraw);
@@ -284,11 +331,11 @@ async function read(address) {
 }
 
 /** The page of an arm: what its file has, in the place of the drawing and below its last heading. */
-async function armPage(address, figure, layers) {
+async function armPage(address, figure, difference, layers) {
   try {
     const arm = await read(address);
     const drawn = layers && import("./layers.js").then(({ drawLayers }) => drawLayers(layers, arm.layers));
-    await Promise.all([drawn, figure && armCurves(figure, arm, address)]);
+    await Promise.all([drawn, figure && armCurves(figure, difference, arm, address)]);
   } catch (error) {
     layers?.append(element("p", { role: "alert", textContent: `The data of this page could not be read (${error.message}).` }));
   } finally {
@@ -299,5 +346,5 @@ async function armPage(address, figure, layers) {
 const page = globalThis.document?.querySelector(".md-content");
 const file = page?.querySelector("a[href$='.curves.json']");
 if (file && /\/runs\/[^/]+\/(?:index\.html)?$/.test(location.pathname)) {
-  armPage(file.href, page.querySelector("figure#chart-loss"), page.querySelector("#layers"));
+  armPage(file.href, page.querySelector("figure#chart-loss"), page.querySelector("#difference"), page.querySelector("#layers"));
 }

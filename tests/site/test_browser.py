@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +46,7 @@ KINDS = (
 """A page of every kind; ARM is the page of an arm, STUDY that of a tuning study."""
 FOREIGN_SCRIPT = "script:not([type=module][src^='../javascripts/']:empty)"
 """Any script in the text of a page but one of the site's own files."""
+OPTIONS = "selects => selects.map((select) => [...select.options].map(({ text }) => text))"
 STILL = 0.1
 """Most that a page's layout may shift while it loads: what the field calls good (web.dev/cls)."""
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
@@ -122,6 +124,8 @@ def test_a_page_of_each_kind_is_accessible_quiet_and_still_in_both_palettes_and_
     one = visit(real_address + place(kind))
     page = one.page
     assert page.evaluate("window.shifted") < STILL
+    for labels in page.locator(".md-content select").evaluate_all(OPTIONS):
+        assert len(set(labels)) == len(labels), "two options of one name"
     keep(page, kind, "light")
     assert page.locator("h1").count() == 1
     assert axe_faults(page) == []
@@ -235,6 +239,43 @@ def test_the_curves_of_an_arm_zoom_by_mouse_keyboard_and_button(visit: Any, plac
     box.get_by_label("Metric").select_option("loss")
     page.wait_for_function("document.querySelector('.curves canvas')")
     assert "this arm" in told(0.5)
+
+
+def test_the_heading_follows_what_is_drawn_and_the_difference_lies_below_with_the_figures_of_the_table(
+    visit: Any, place: Any, real_address: str
+) -> None:
+    page = visit(real_address + place("ARM")).page
+    heading, difference = page.locator("#chart-loss figcaption"), page.locator("#difference .curves")
+    assert heading.inner_text() == "Validation loss by step"
+    titles = page.locator("table[aria-label^='Validation loss'] th").all_inner_texts()
+    column = next(place for place, title in enumerate(titles) if title.startswith("Difference, paired"))
+    cells = page.locator(f"table[aria-label^='Validation loss'] tbody td:nth-child({column + 1})").all_inner_texts()
+    told = re.findall(r"this arm from (\S+) to ([^\s;]+)", difference.get_attribute("aria-label"))[0]
+    assert [float(cell.replace("−", "-")) for cell in (cells[0], cells[-1])] == pytest.approx(
+        [*map(float, told)], abs=6e-5
+    )
+    page.get_by_label("Metric").select_option("loss")
+    page.get_by_label("Horizontal axis").select_option("tokens")
+    page.wait_for_function("document.querySelector('#difference .caption').textContent.endsWith('by tokens')")
+    assert heading.inner_text() == "Training loss by tokens"
+    assert (
+        page.locator("#difference .caption").inner_text() == "Difference in validation loss to the baseline by tokens"
+    )
+
+
+def test_an_arm_leads_to_its_comparison_with_the_baseline(visit: Any, place: Any, real_address: str) -> None:
+    page = visit(real_address + place("ARM")).page
+    title = page.locator("h1").evaluate("heading => heading.firstChild.textContent")
+    page.get_by_role("link", name="Compare with the baseline").click()
+    page.wait_for_selector("#compare-arms[data-ready]")
+    heads = page.locator("#compare-arms section:has(input[type=radio]) tbody tr")
+    assert [title in row for row in heads.all_inner_texts()] == [True, False]
+    assert heads.nth(1).locator("input[type=radio]").is_checked()
+    assert "FP32" in heads.nth(1).inner_text()
+    page.go_back()
+    page.get_by_role("link", name="E0M7", exact=True).click()
+    page.wait_for_selector(".runs-table[data-ready]")
+    assert page.get_by_label("Format", exact=True).input_value() == "E0M7"
 
 
 def test_without_scripts_the_curves_and_their_figures_are_there(visit: Any, place: Any, real_address: str) -> None:

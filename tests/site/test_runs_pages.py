@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT
 from test_browser import SCREENSHOTS, axe_faults, visit  # noqa: F401
 
+from altgrad.analysis.labels import site_labels
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import paired_difference
 from altgrad.reports.compare import arm_json, arm_table, averaged, table_json
@@ -76,6 +77,13 @@ def arms(runs_loader: ExperimentDataLoader) -> dict[str, str]:
 
 
 @pytest.fixture
+def names(runs_loader: ExperimentDataLoader, arms: dict[str, str]) -> dict[str, str]:
+    """What the arms are called, by format; "swept", "foreign"."""
+    labels = site_labels(runs_loader)
+    return {key: labels[arm] for key, arm in arms.items()}
+
+
+@pytest.fixture
 def open_page(visit: Any, real_address: str, made_up_files: dict[str, bytes]) -> Any:  # noqa: F811
     """Opens an address of the real site with the made-up runs for its own, and waits until its script is done."""
 
@@ -125,40 +133,40 @@ def test_without_javascript_the_pages_say_what_they_are_and_lead_to_the_tables(b
 
 
 def test_text_and_every_filter_choose_rows_and_tuning_runs_are_hidden_at_first(
-    open_page: Any, arms: dict[str, str]
+    open_page: Any, names: dict[str, str]
 ) -> None:
     page = open_page("runs/").page
     assert not page.locator("#table-arms").is_visible()
     wait_for_count(page, "5 of 6 arms")
     page.get_by_label("Find", exact=True).fill("adamw E5M2")
-    assert cells(page, "Arm") == [arms["E5M2"]]
+    assert cells(page, "Arm") == [names["E5M2"]]
     page.get_by_label("tuning runs").check()
     wait_for_count(page, "2 of 6 arms")
     page.get_by_label("Learning rate", exact=True).select_option("0.01")
-    assert cells(page, "Arm") == [arms["swept"]]
+    assert cells(page, "Arm") == [names["swept"]]
     page.get_by_label("Learning rate", exact=True).select_option("")
     page.get_by_label("Seeds", exact=True).select_option("4 or more")
-    assert cells(page, "Arm") == [arms["E5M2"]]
+    assert cells(page, "Arm") == [names["E5M2"]]
     page.get_by_label("Seeds", exact=True).select_option("")
     page.get_by_label("tuning runs").uncheck()
     page.get_by_label("Study", exact=True).select_option("formats-tuning")
-    assert cells(page, "Arm") == [arms["swept"]]
+    assert cells(page, "Arm") == [names["swept"]]
     page.get_by_label("Find", exact=True).fill("")
     page.get_by_label("Study", exact=True).select_option("")
     page.get_by_label("Format", exact=True).select_option("E4M3")
     wait_for_count(page, "2 of 6 arms")
     page.get_by_label("Format", exact=True).select_option("")
     page.get_by_label("Status", exact=True).select_option("failed")
-    assert cells(page, "Arm") == [arms["E7M0"]]
+    assert cells(page, "Arm") == [names["E7M0"]]
     page.get_by_label("Status", exact=True).select_option("")
     page.get_by_label("Find", exact=True).fill("nothing like it")
     assert page.locator(".runs-table tbody").inner_text().strip() == "Nothing matches these filters."
 
 
-def test_conditions_choose_rows_and_one_that_cannot_be_read_is_named(open_page: Any, arms: dict[str, str]) -> None:
+def test_conditions_choose_rows_and_one_that_cannot_be_read_is_named(open_page: Any, names: dict[str, str]) -> None:
     one = open_page("runs/?text=loss<2.15 seeds>=4 format=E4M3,E5M2")
     page = one.page
-    assert cells(page, "Arm") == [arms["E4M3"]]
+    assert cells(page, "Arm") == [names["E4M3"]]
     assert page.locator("[data-md-toggle=search]:checked").count() == 0, "the theme's own search stays closed"
     page.get_by_label("Find", exact=True).fill("loss<2.15 colour=1")
     expect(page.locator(".runs-table .note")).to_contain_text("There is no column colour")
@@ -166,19 +174,19 @@ def test_conditions_choose_rows_and_one_that_cannot_be_read_is_named(open_page: 
 
 
 def test_two_columns_are_drawn_with_their_front_and_all_of_them_side_by_side(
-    open_page: Any, arms: dict[str, str]
+    open_page: Any, names: dict[str, str]
 ) -> None:
     one = open_page("runs/?chart=scatter&x=n&y=val_loss&better=x")
     page = one.page
     front = page.locator(".chart-of-rows .small a")
-    assert front.all_inner_texts() == [arms["FP32"], arms["foreign"]]
+    assert front.all_inner_texts() == [names["FP32"], names["foreign"]]
     assert "4 of 5 rows have both; 2 of them are on the front" in page.locator(".runs-table canvas").get_attribute(
         "aria-label"
     )
     page.get_by_label("Find", exact=True).fill("seeds>=4 format=E4M3,E5M2")
-    expect(front).to_have_text([arms["E4M3"]])
+    expect(front).to_have_text([names["E4M3"]])
     page.get_by_label("Best corner", exact=True).select_option("upper right")
-    expect(front).to_have_text([arms["E5M2"]])
+    expect(front).to_have_text([names["E5M2"]])
     drawn = page.locator(".runs-table canvas").evaluate("canvas => canvas.toDataURL()")
     page.get_by_label("Chart", exact=True).select_option("all shown columns")
     assert page.locator(".runs-table canvas").evaluate("canvas => canvas.toDataURL()") != drawn
@@ -189,7 +197,7 @@ def test_two_columns_are_drawn_with_their_front_and_all_of_them_side_by_side(
 def test_seeds_are_grouped_with_mean_and_interval_and_told_apart_on_request(
     open_page: Any, runs_loader: ExperimentDataLoader
 ) -> None:
-    page = open_page("runs/?text=e4m3-wag&columns=arm,val_loss,low,high,n").page
+    page = open_page("runs/?text=e4m3 seeds=4&columns=label,val_loss,low,high,n").page
     assert cells(page, "Validation loss") == ["2.1260"]
     assert cells(page, "95% from") == ["2.0675"]
     assert cells(page, "Seeds") == ["4"]
@@ -216,7 +224,7 @@ def test_columns_are_chosen_and_what_is_shown_is_downloaded(
 ) -> None:
     page = open_page("runs/?format=E5M2&sort=val_loss&tuning=shown").page
     page.locator(".columns summary").click()
-    page.get_by_label("Column Step rule").uncheck()
+    page.get_by_label("Column Steps").uncheck()
     page.get_by_label("Column Studies").check()
     with page.expect_download() as waiting:
         page.get_by_role("button", name="Download CSV").click()
@@ -225,20 +233,20 @@ def test_columns_are_chosen_and_what_is_shown_is_downloaded(
     assert [row["arm"] for row in rows] == [arms["E5M2"], arms["swept"]]
     assert float(rows[0]["val_loss"]) == pytest.approx(2.17)
     assert rows[1]["studies"] == "formats-tuning"
-    assert "rule" not in rows[0]
+    assert "max_steps" not in rows[0]
 
 
-def test_the_address_of_the_table_brings_everything_back(open_page: Any, arms: dict[str, str]) -> None:
+def test_the_address_of_the_table_brings_everything_back(open_page: Any, names: dict[str, str]) -> None:
     page = open_page("runs/").page
-    page.get_by_label("Find", exact=True).fill("wag")
+    page.get_by_label("Find", exact=True).fill("adamw")
     page.get_by_label("Format", exact=True).select_option("E5M2")
     page.locator(".runs-table th button", has_text="Steps").click()
-    page.get_by_label(f"Compare {arms['E5M2']}", exact=True).check()
+    page.get_by_label(f"Compare {names['E5M2']}", exact=True).check()
     before = page.locator(".runs-table table").inner_text()
     again = open_page("runs/" + settled_address(page).partition("/runs/")[2]).page
-    assert again.get_by_label("Find", exact=True).input_value() == "wag"
+    assert again.get_by_label("Find", exact=True).input_value() == "adamw"
     assert again.locator(".runs-table table").inner_text() == before
-    assert again.get_by_label(f"Compare {arms['E5M2']}", exact=True).is_checked()
+    assert again.get_by_label(f"Compare {names['E5M2']}", exact=True).is_checked()
 
 
 @pytest.mark.parametrize(
@@ -269,22 +277,22 @@ def test_ten_thousand_rows_are_paged(open_page: Any) -> None:
     assert set(cells(page, "Status")) == {"failed"}
 
 
-def test_arms_chosen_in_the_table_are_compared(open_page: Any, arms: dict[str, str]) -> None:
+def test_arms_chosen_in_the_table_are_compared(open_page: Any, names: dict[str, str]) -> None:
     page = open_page("runs/").page
     for fmt in ("E4M3", "E5M2"):
-        page.get_by_label(f"Compare {arms[fmt]}", exact=True).check()
+        page.get_by_label(f"Compare {names[fmt]}", exact=True).check()
     page.get_by_role("link", name="Compare 2 arms").click()
     page.wait_for_selector(SETTLED)
     heads = page.locator("#compare-arms section:has(input[type=radio]) tbody th").all_inner_texts()
-    assert [arms[fmt] in head for fmt, head in zip(("E4M3", "E5M2", "FP32"), heads, strict=True)] == [True] * 3
+    assert [names[fmt] in head for fmt, head in zip(("E4M3", "E5M2", "FP32"), heads, strict=True)] == [True] * 3
 
 
-def test_a_choice_of_arms_is_taken_back_at_once(open_page: Any, arms: dict[str, str]) -> None:
+def test_a_choice_of_arms_is_taken_back_at_once(open_page: Any, names: dict[str, str]) -> None:
     page = open_page("runs/").page
     none = page.get_by_role("button", name="Choose none")
     assert not none.is_visible()
     for fmt in ("E4M3", "E5M2"):
-        page.get_by_label(f"Compare {arms[fmt]}", exact=True).check()
+        page.get_by_label(f"Compare {names[fmt]}", exact=True).check()
     assert "chosen=" in settled_address(page)
     none.click()
     assert page.locator(".runs-table input[aria-label^='Compare ']:checked").count() == 0

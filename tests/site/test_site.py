@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -192,12 +192,49 @@ def test_the_search_loads_at_once_and_knows_the_beginning_of_each_section(real_s
 
 def test_no_two_pages_share_a_title(real_site: Path) -> None:
     titles = Counter(
-        re.findall(r"<title>(.*?)</title>", page.read_text(), re.DOTALL)[0]
-        for page in real_site.rglob("index.html")
-        if page.parent.parent.name != "runs"  # until the titles of arms say what distinguishes them
+        re.findall(r"<title>(.*?)</title>", page.read_text(), re.DOTALL)[0] for page in real_site.rglob("index.html")
     )
-    assert len(titles) > 50
+    assert len(titles) > 200
     assert [title for title, pages in titles.items() if pages > 1] == []
+    assert max(map(len, titles)) < 120
+
+
+SETTINGS = ("Learning rate", "Rate", "Steps", "Seed")
+"""Columns of numbers that say which arm or run a row is of, not how it did."""
+
+
+def test_rows_of_a_table_that_lead_to_two_arms_say_what_tells_them_apart(real_site: Path) -> None:
+    arms = {path.parent.name for path in (real_site / "runs").glob("*/index.html")}
+    alike, seen = [], 0
+    for page in real_site.rglob("index.html"):
+        for table in re.findall(r"<table class=\"data\".*?</table>", page.read_text(), re.DOTALL):
+            head, *rows = (
+                re.findall(r"<t[hd]([^>]*)>(.*?)</t[hd]>", row) for row in re.findall(r"(?s)<tr>(.*?)</tr>", table)
+            )
+            titles = [re.sub("<.*?>", "", title) for _, title in head]
+            told = defaultdict[tuple[str, ...], set[str]](set)
+            for row in rows:
+                cells = list(zip(titles, row, strict=True))
+                says = (cell for title, (align, cell) in cells if not align or title in SETTINGS)
+                found = re.findall(
+                    r'href="(?:\.\./)*(?:runs/)?([^/"]+)/(?:#([^"]*))?"', " ".join(cell for _, cell in row)
+                )
+                if found and found[0][0] in arms:
+                    told[tuple(re.sub("<.*?>", "", cell) for cell in says)].add(" ".join(found[0]))
+            seen += len(told)
+            alike += [(page.parent.name, says) for says, places in told.items() if len(places) > 1]
+    assert seen > 1000
+    assert alike == []
+
+
+def test_what_readers_choose_arms_from_has_no_two_of_one_name(real_site: Path) -> None:
+    table = json.loads((real_site / "runs/index.table.json").read_text())["arms"]
+    tensors = [run["label"] for run in json.loads((real_site / "tensors/index.json").read_text())["runs"]]
+    assert len(set(table["label"])) == len(table["arm"]) > 400
+    assert len(set(tensors)) == len(tensors) > 50
+    for label, arm, page in zip(table["label"], table["arm"], table["study_page"]["codes"], strict=True):
+        if page is None:
+            assert f"<title>{label} - " in (real_site / f"runs/{arm}/index.html").read_text()
 
 
 def test_the_changelog_is_in_the_foot_of_every_page_and_in_no_tab(real_site: Path) -> None:

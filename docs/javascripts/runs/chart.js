@@ -219,7 +219,7 @@ export function chartPanel(tables, state, save) {
     const usual = { x: "learning_rate", y: state.rows === "arms" ? "val_loss" : "final_val_loss" };
     return COLUMNS[state.rows].find(({ key }) => key === ((state.chart === "scatter" && state[axis]) || usual[axis]));
   };
-  const name = (row) => table().columns[state.rows === "arms" ? "arm" : "id"][row];
+  const name = (row) => table().columns[state.rows === "arms" ? "label" : "id"][row];
   const link = (row) => {
     const { page, run } = places(tables, state.rows === "arms" ? row : tables.runs.armRow[row]);
     return element("a", { textContent: name(row), href: state.rows === "arms" ? page : run(name(row)) });
@@ -237,7 +237,7 @@ export function chartPanel(tables, state, save) {
       controls[axis].replaceChildren(...COLUMNS[state.rows].map(({ key, title }) => element("option", { value: key, textContent: title })));
       controls[axis].value = column(axis).key;
     }
-    const told = new Set(["arm", "id", "low", "high", "wandb"]);
+    const told = new Set(["label", "arm", "id", "low", "high", "wandb"]);
     picture = scatter
       ? drawScatter(canvas, table(), rows, column("x"), column("y"), state.better, (row) => table().columns.format[row])
       : drawParallel(canvas, table(), rows, shownColumns(state).filter(({ key }) => !told.has(key)), column("y"));

@@ -1,7 +1,7 @@
 // The Compare page: arms chosen here, in the table of runs or by the address, drawn and put side by side.
 
-import { element, plotCurves } from "../curves.js";
-import { AXES, BANDS, METRICS, MOST, band, differences, finalLosses, gaps, health, interval, paired, readState, smoothed, writeState } from "./compare.js";
+import { band, element, gaps, plotCurves } from "../curves.js";
+import { AXES, BANDS, METRICS, MOST, differences, finalLosses, health, interval, paired, readState, shortened, smoothed, writeState } from "./compare.js";
 import { button, choice, field, say, status } from "./controls.js";
 import { decode, near, places } from "./table.js";
 
@@ -55,8 +55,8 @@ function start(root, data) {
 
   const note = status("note");
   const said = status("count");
-  const names = element("datalist", { id: "arm-names" }, ...tables.arms.columns.arm.map((value) => element("option", { value, label: `${about(value, "format")}, ${about(value, "rule")}` })));
-  const added = element("input", { type: "search", autocomplete: "off", spellcheck: false, placeholder: "name of an arm" });
+  const names = element("datalist", { id: "arm-names" }, ...tables.arms.columns.arm.map((value) => element("option", { value, label: about(value, "label") })));
+  const added = element("input", { type: "search", autocomplete: "off", spellcheck: false, placeholder: "format, step rule or id" });
   added.setAttribute("list", names.id);
   const add = element("form", { className: "add" },
     element("label", { className: "field" }, element("span", { textContent: "Add an arm" }), added),
@@ -121,7 +121,15 @@ function start(root, data) {
   let loaded = [];
   let baseline = null;
   const mark = (file) => letter(loaded.indexOf(file));
-  const name = (file) => `${mark(file)} · ${file.label}`;
+  let labels = new Map();
+  const name = (file) => `${mark(file)} · ${labels.get(file)}`;
+  /** Its name at the end of its line, whole parts of it as far as there is room. */
+  const legend = (file) => {
+    const most = host.clientWidth > 700 ? 30 : 14;
+    const parts = name(file).split(", ");
+    while (parts.length > 1 && parts.join(", ").length > most) parts.pop();
+    return parts.join(", ").slice(0, most);
+  };
   const place = (file) => loaded.filter((one) => one !== baseline).indexOf(file);
   const colour = (file) => (file === baseline ? "--chart-muted" : `--chart-${1 + (place(file) % COLOURS)}`);
   const dash = (file) => (file === baseline ? [4, 3] : DASHES[Math.floor(place(file) / COLOURS) % DASHES.length]);
@@ -131,7 +139,7 @@ function start(root, data) {
     made.style.borderColor = `var(${colour(file)})`;
     return made;
   };
-  const headings = () => loaded.map((file) => element("span", { title: file.arm }, element("span", { className: "mark" }, swatch(file), mark(file)), element("br"), ...file.label.split(/(?<=\/)/).flatMap((part) => [part, element("wbr")])));
+  const headings = () => loaded.map((file) => element("span", { title: file.arm }, element("span", { className: "mark" }, swatch(file), mark(file)), element("br"), ...labels.get(file).split(/(?<=\/)/).flatMap((part) => [part, element("wbr")])));
   const metric = () => state.metric ?? (baseline && loaded.length > 1 ? "gap" : "val_loss");
 
   function save() {
@@ -151,6 +159,7 @@ function start(root, data) {
     if (mine !== turn) return;
     baseline = other;
     loaded = other && !own.includes(other) ? [...own, other] : own;
+    labels = new Map(shortened(loaded.map(({ arm }) => about(arm, "label"))).map((label, place) => [loaded[place], label]));
     if (failed.length) told(failed);
     const some = loaded.length > 0;
     for (const part of [arms, curves, configs, looks]) part.hidden = !some;
@@ -192,7 +201,7 @@ function start(root, data) {
       }, { ariaLabel: `Remove ${arm}` });
       const difference = isBase ? "baseline" : !baseline ? "–" : gap === null ? "other training data" : signed(gap.mean);
       return [
-        rowHead(swatch(file), `${name(file)} `, element("a", { href: places(tables, rowOf.get(arm)).page, textContent: arm })),
+        rowHead(swatch(file), `${mark(file)} · `, element("a", { href: places(tables, rowOf.get(arm)).page, textContent: about(arm, "label"), title: arm })),
         number(`${about(arm, "finished")} of ${about(arm, "runs")}`),
         number(loss(losses.mean)),
         number(difference),
@@ -269,7 +278,7 @@ function start(root, data) {
       const own = key === "gap" ? pairs(file) : file.runs;
       const runs = smoothed(own, key, state.smooth);
       return {
-        label: name(file).slice(0, 14), runs, colour: colour(file), dash: dash(file),
+        label: legend(file), runs, colour: colour(file), dash: dash(file),
         band: band(runs, settings), ghost: state.smooth > 0 ? band(own, settings) : undefined,
       };
     });

@@ -1,7 +1,5 @@
 // Comparing arms as pure functions: smoothing and bands, paired differences, what differs in configs, and the address.
 
-import { seedBand } from "../curves.js";
-
 export const AXES = { step: "step", tokens: "tokens", seconds: "seconds of training" };
 export const METRICS = { gap: "difference in validation loss", val_loss: "validation loss", loss: "training loss" };
 export const BANDS = { t: "95% interval of the mean", range: "lowest to highest seed" };
@@ -23,27 +21,16 @@ export function smoothed(runs, metric, weight) {
   return weight > 0 ? runs.map((run) => ({ ...run, [metric]: smooth(run[metric] ?? [], weight) })) : runs;
 }
 
-/** Band over the seeds of `seedBand`; kind "t" has the 95% t interval of the mean for its ends. */
-export function band(runs, { metric, axis, kind = "range", t = [] }) {
-  const found = seedBand(runs, metric, axis);
-  if (kind !== "t") return found;
-  const half = found.n.map((n, index) => (n > 1 ? t[n - 1] * found.sd[index] / Math.sqrt(n) : 0));
-  return { ...found, low: found.mean.map((mean, index) => mean - half[index]), high: found.mean.map((mean, index) => mean + half[index]) };
-}
-
-/** The runs of an arm whose seed the baseline has too, with `gap`: validation loss minus the baseline's at the same step. */
-export function gaps(arm, baseline) {
-  const first = ({ runs }) => new Map(runs.filter(({ role }) => role === "report").reverse().map((run) => [run.seed, run]));
-  const others = first(baseline);
-  return [...first(arm).values()].filter(({ seed }) => others.has(seed)).map((run) => {
-    const other = others.get(run.seed);
-    const at = new Map(other.step.map((step, index) => [step, other.val_loss?.[index]]));
-    const gap = run.step.map((step, index) => {
-      const [own, its] = [run.val_loss?.[index], at.get(step)];
-      return Number.isFinite(own) && Number.isFinite(its) ? own - its : null;
-    });
-    return { ...run, gap };
-  });
+/**
+ * What arms are called among those shown together: of names such as "E4M3, AdamW; 300 steps, 2 layers" what follows the
+ * semicolon only where the beginning is not one arm's alone, and no later part that all have, as long as they differ.
+ */
+export function shortened(names) {
+  const beginnings = names.map((name) => name.split("; ")[0]);
+  const own = names.map((name, place) => (beginnings.filter((other) => other === beginnings[place]).length > 1 ? name : beginnings[place]));
+  const parts = own.map((name) => name.split(/[,;] /));
+  const found = parts.map((one) => one.filter((part, place) => place === 0 || !parts.every((other) => other.includes(part))).join(", "));
+  return new Set(found).size === names.length ? found : names;
 }
 
 /** The final validation losses of an arm by seed: finished runs of studies that compare, the first of each seed. */

@@ -89,7 +89,7 @@ function start(tables) {
       told();
     });
     const cells = shownColumns(state).map(({ key, write, number }) => {
-      const link = { arm: (value, place) => place.page, id: (value, place) => place.run(value), wandb: (value) => (/^https?:\/\//.test(value) ? value : "") }[key];
+      const link = { label: (value, place) => place.page, id: (value, place) => place.run(value), wandb: (value) => (/^https?:\/\//.test(value) ? value : "") }[key];
       const holder = element(link ? "a" : "span");
       const fill = (value, place) => {
         const text = write(value);
@@ -109,7 +109,7 @@ function start(tables) {
         const place = places(tables, index);
         check.dataset.arm = arm;
         check.checked = state.chosen.includes(arm);
-        check.ariaLabel = `Compare ${arm}`;
+        check.ariaLabel = `Compare ${arms.columns.label[index]}`;
         for (const { key, fill } of cells) fill(shown().columns[key][row], place);
         return node;
       },
@@ -167,7 +167,9 @@ function start(tables) {
   }
 
   function download() {
-    const csv = toCsv(shown(), rows, shownColumns(state));
+    const identity = state.rows === "arms" ? "arm" : "id";
+    const columns = shownColumns(state).filter(({ key }) => key !== identity);
+    const csv = toCsv(shown(), rows, [{ key: identity }, ...columns]);
     const href = URL.createObjectURL(new Blob([csv], { type: "text/csv" }));
     const link = element("a", { href, download: `${state.rows}.csv` });
     link.click();

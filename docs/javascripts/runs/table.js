@@ -12,9 +12,9 @@ const loss = fixed(4);
 const NUMBERS = new Set([loss, whole, rate, percent]);
 const column = (key, title, write = text, shown = true) => ({ key, title, write, shown, number: NUMBERS.has(write) });
 const COMMON = [
-  column("format", "Format"),
-  column("scope", "Quantized", scope),
-  column("rule", "Step rule"),
+  column("format", "Format", text, false),
+  column("scope", "Quantized", scope, false),
+  column("rule", "Step rule", text, false),
   column("learning_rate", "Learning rate", rate),
 ];
 const STEPS = ["max_steps", "Steps", whole];
@@ -22,7 +22,8 @@ const STEPS = ["max_steps", "Steps", whole];
 /** What can be shown of an arm (its seeds together) and of a run; `shown` at first. */
 export const COLUMNS = {
   arms: [
-    column("arm", "Arm"),
+    column("label", "Arm"),
+    column("arm", "Id of the arm", text, false),
     ...COMMON,
     column(...STEPS),
     column("val_loss", "Validation loss", loss),
@@ -36,16 +37,17 @@ export const COLUMNS = {
   ],
   runs: [
     column("id", "Run"),
-    column("arm", "Arm", text, false),
+    column("label", "Arm"),
+    column("arm", "Id of the arm", text, false),
     column("seed", "Seed", whole),
     column("status", "Status"),
+    column("failure", "Why it failed"),
     ...COMMON,
     column(...STEPS, false),
     column("final_val_loss", "Validation loss", loss),
     column("last_step", "Last step", whole, false),
     column("n", "Seeds of its arm", whole, false),
     column("stall_ratio", "Stall ratio", percent, false),
-    column("failure", "Failure", text, false),
     column("study", "Study"),
     column("wandb", "W&B run", (value) => (value ? "W&B run" : ""), false),
   ],
@@ -74,7 +76,7 @@ export function decode(data) {
   const arms = columns(data.arms);
   const runs = columns(data.runs);
   const armRow = runs.arm;
-  for (const key of ["arm", "format", "scope", "rule", "learning_rate", "max_steps", "n"]) {
+  for (const key of ["arm", "label", "format", "scope", "rule", "learning_rate", "max_steps", "n"]) {
     runs[key] = armRow.map((row) => arms[key][row]);
   }
   runs.id = runs.name.map((name, row) => (runs.hash[row] === null ? name : `${name}-s${runs.seed[row]}-${runs.hash[row]}`));

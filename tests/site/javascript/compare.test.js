@@ -1,8 +1,8 @@
 // Comparing arms: smoothing, bands, pairs, differences of configs, and the address.
 import assert from "node:assert/strict";
 import test from "node:test";
-import { apart } from "../../../docs/javascripts/curves.js";
-import { MOST, band, differences, finalLosses, gaps, health, interval, paired, readState, smooth, smoothed, writeState } from "../../../docs/javascripts/runs/compare.js";
+import { apart, band, gaps } from "../../../docs/javascripts/curves.js";
+import { MOST, differences, finalLosses, health, interval, paired, readState, shortened, smooth, smoothed, writeState } from "../../../docs/javascripts/runs/compare.js";
 
 const T = [null, 12.706204736174694, 4.302652729749462, 3.182446305283708];
 const arm = (losses, more = {}) => ({
@@ -56,6 +56,15 @@ test("names at the ends of lines stand apart and inside the drawing as far as th
   assert.deepEqual(apart([-9, 96, 97, 99], 10, 0, 100), [0, 80, 90, 100]);
   assert.deepEqual(apart([1, 1, 1, 1], 10, 0, 20), [0, 10, 20, 30], "more than fit go on below");
   assert.deepEqual(apart([], 10, 0, 20), []);
+});
+
+test("arms are called by what tells them apart among those shown", () => {
+  assert.deepEqual(shortened(["E4M3, AdamW; 300 steps", "E5M2, AdamW; 300 steps", "E4M3, AdamW, only in head"]), ["E4M3", "E5M2", "E4M3, only in head"]);
+  assert.deepEqual(shortened(["E4M3, AdamW; 300 steps, 2 layers", "E4M3, AdamW; 500 steps, 2 layers", "FP32, AdamW"]), ["E4M3, 300 steps, 2 layers", "E4M3, 500 steps, 2 layers", "FP32"]);
+  assert.deepEqual(shortened(["E4M3, AdamW; 20 steps", "E4M3, AdamW; 40 steps"]), ["E4M3, 20 steps", "E4M3, 40 steps"]);
+  assert.deepEqual(shortened(["E4M3, AdamW"]), ["E4M3"]);
+  assert.deepEqual(shortened(["x, a, b", "x, b, a", "x, a"]), ["x, a, b", "x, b, a", "x, a"]);
+  assert.deepEqual(shortened([]), []);
 });
 
 test("pairs are seeds that both arms finished, outside of tuning, each once", () => {

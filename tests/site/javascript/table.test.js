@@ -12,6 +12,7 @@ const words = (values) => {
 const data = () => ({
   arms: {
     arm: ["e4m3-adamw-1", "e5m2-adamw-2", "fp32-adamw-3"],
+    label: ["E4M3, AdamW", "E5M2, AdamW", "FP32, AdamW"],
     format: words(["E4M3", "E5M2", "FP32"]),
     scope: words(["weights", "weights", "nothing"]),
     rule: words(["AdamW", "AdamW", "AdamW"]),
@@ -52,8 +53,9 @@ test("a run's id is put together again, whatever it is", () => {
 test("every word of the text has to stand in what the row shows", () => {
   assert.deepEqual(found({ text: "ADAMW  e5" }), [1]);
   assert.deepEqual(found({ text: "adamw nothing weights" }), []);
-  assert.deepEqual(found({ rows: "runs", text: "nan_loss" }), [], "the failure is not shown");
-  assert.deepEqual(found({ rows: "runs", text: "nan_loss", columns: ["id", "failure"] }), [3]);
+  assert.deepEqual(found({ rows: "runs", text: "nan_loss" }), [3], "why a run failed is shown");
+  assert.deepEqual(found({ text: "weights" }), [], "what is quantized is not shown");
+  assert.deepEqual(found({ text: "weights", columns: ["arm", "scope"] }), [0, 1]);
   assert.deepEqual(found({ text: "2.2000" }), [0, 1], "as the row shows it");
   assert.deepEqual(found({ text: "   " }), [0, 1, 2]);
   assert.deepEqual(found({ text: ".*[" }), []);

@@ -1,0 +1,144 @@
+"""What an arm is called among those shown with it: for titles, rows, choices and legends, and the key of nothing.
+
+A name begins with the format, the step rule, and the operands, layers and scales that are not the default. Arms that
+are still called the same go on with what they differ in, one thing at a time, until each has a name of its own: first
+`FACETS`, in readers' words, then the training data, then any key of the config as ``key=value``; where no key differs,
+the end of the arm's id.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
+from itertools import chain
+from typing import TypeVar
+
+from altgrad.analysis import words
+from altgrad.analysis.loader import ExperimentDataLoader, format_label, rule_label, scope_parts
+from altgrad.config import OPERAND_NAMES, OPERANDS, ExperimentConfig, flat, scalar
+from altgrad.text import shorten, visible
+
+T = TypeVar("T")
+LONGEST = 60
+"""Most characters of a name or a value that others wrote."""
+
+
+def site_labels(loader: ExperimentDataLoader) -> dict[str, str]:
+    """`arm_labels` of every recorded arm: the title of its page, and what links to it say."""
+    return arm_labels(loader, loader.runs["arm"].unique())
+
+
+def arm_labels(loader: ExperimentDataLoader, arms: Iterable[str], but: Collection[str] = ()) -> dict[str, str]:
+    """A name for each of `arms`, no two alike, in their order; plain text, in which others may have a part.
+
+    Args:
+        loader: has the arms.
+        arms: those shown together.
+        but: keys of the config that are said elsewhere, such as ``optimizer.learning_rate`` in a table of rates.
+
+    Raises:
+        KeyError: no record has such an arm.
+    """
+    configs = {arm: loader.config(arm) for arm in arms}
+    parts = {arm: [_beginning(config)] for arm, config in configs.items()}
+    alike = _groups(configs, lambda arm: parts[arm][0])
+
+    def divide(by: Callable[[str], str]) -> None:
+        nonlocal alike
+        left = []
+        for group in alike:
+            for arm in group if len({*map(by, group)}) > 1 else ():
+                parts[arm].append(by(arm))
+            left += _groups(group, by)
+        alike = left
+
+    for key, facet in FACETS.items():
+        if key not in but:
+            divide(partial(_of, configs, facet))
+    divide(lambda arm: f"data {_short(loader.data_name(arm))}")
+    leaves = {arm: flat(configs[arm].arm_identity()) for arm in chain(*alike)}
+    for key in sorted(set(chain(*leaves.values())) - {*but}):
+        divide(partial(_of, leaves, partial(_leaf, key)))
+    for end in (lambda arm: arm.rpartition("-")[2], str):
+        counts = Counter(map(_joined, parts.values()))
+        for arm, own in parts.items():
+            if counts[_joined(own)] > 1:
+                own.append(end(arm))
+    return {arm: _joined(own) for arm, own in parts.items()}
+
+
+def _joined(parts: Iterable[str]) -> str:
+    """``E4M3, AdamW; 300 steps, ...``: what an arm is, and what tells it from others (compare.js cuts there)."""
+    first, *more = filter(None, parts)
+    return "; ".join([first, ", ".join(more)] if more else [first])
+
+
+def _of(values: Mapping[str, T], words_of: Callable[[T], str], arm: str) -> str:
+    return words_of(values[arm])
+
+
+def _groups(arms: Iterable[str], by: Callable[[str], str]) -> list[list[str]]:
+    """The arms of which `by` says the same, where it is more than one."""
+    found = defaultdict[str, list[str]](list)
+    for arm in arms:
+        found[by(arm)].append(arm)
+    return [group for group in found.values() if len(group) > 1]
+
+
+def _short(text: object) -> str:
+    return shorten(visible(str(text)), LONGEST)
+
+
+def _leaf(key: str, leaves: Mapping[str, object]) -> str:
+    name = key.removeprefix("foreign.")
+    return _short(f"{name}={scalar(leaves[key])}" if key in leaves else f"no {name}")
+
+
+def _beginning(config: ExperimentConfig) -> str:
+    if config.foreign is not None:
+        return f"{_short(config.resolved_name)}, another training loop, format {format_label(config)}"
+    operands, (_, *how) = config.quantize.operands, scope_parts(config) or [("", "")]
+    parts = [format_label(config), rule_label(config)]
+    if 0 < len(operands) < len(OPERANDS):
+        parts.append(f"{words.names([OPERAND_NAMES[each] for each in operands])} only")
+    parts += [label for _, label in how]
+    if config.model.rescale:
+        parts.append(f"tensors mis-scaled up to {2**config.model.rescale:,} times")
+    return ", ".join(parts)
+
+
+def _rate(config: ExperimentConfig) -> str:
+    return f"learning rate {config.optimizer.learning_rate:g}" if config.states("optimizer.learning_rate") else ""
+
+
+def _steps(config: ExperimentConfig) -> str:
+    return f"{config.max_steps:,} steps" if config.states("max_steps") else ""
+
+
+def _size(config: ExperimentConfig) -> str:
+    model = config.model
+    return f"{model.layers} layers of {model.dim}" if config.states("model.dim") else ""
+
+
+def _others(config: ExperimentConfig) -> str:
+    rate = config.optimizer.other_learning_rate
+    return "other parameters at the same rate" if rate is None else f"other parameters at {rate:g}"
+
+
+def _histograms(config: ExperimentConfig) -> str:
+    """Of which operands beside the weights, the default, there are histograms."""
+    more = [OPERAND_NAMES[each] for each in config.telemetry.histograms if each != "weight"]
+    return f"histograms of {words.names(more)}" if more else ""
+
+
+FACETS: Mapping[str, Callable[[ExperimentConfig], str]] = {
+    "optimizer.learning_rate": _rate,
+    "max_steps": _steps,
+    "model": _size,
+    "optimizer.other_learning_rate": _others,
+    "warmup_steps": lambda config: f"{config.warmup_steps} steps of warm-up",
+    "telemetry.histograms": _histograms,
+    "eval_every": lambda config: f"evaluated every {config.eval_every} steps",
+}
+"""What tells arms that begin alike from each other, the most important first; "" is what goes without saying."""
