@@ -398,12 +398,11 @@ def runs_prune(options: argparse.Namespace) -> int:
 def runs_link(options: argparse.Namespace) -> int:
     """``altgrad runs link``."""
     from altgrad.runs.query import find
+    from altgrad.runs.store import record_places
     from altgrad.runs.wandb_records import set_url
 
-    sources = _sources(options)
     record = find(_load(options), options.id)
-    folders = (folder for source in sources for folder in (source, source / record.id, *source.glob(f"*/{record.id}")))
-    folder = next((each for each in folders if each.name == record.id and (each / "run.json").exists()), None)
+    folder = next((folder for folder, _ in record_places(_sources(options)) if folder.name == record.id), None)
     if folder is None:
         raise UsageError(f"{record.id} is part of a packed study, which is not changed; link its own record")
     set_url(folder, options.url)

@@ -37,10 +37,9 @@ from altgrad.scaling import (
     DelayedScale,
     amax_scale,
     expand_blocks,
+    in_blocks,
     mx_scale,
     nvfp4_scales,
-    quantize_blocks,
-    quantize_blocks_counted,
 )
 
 NATIVE_DTYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
@@ -124,7 +123,6 @@ class Policy:
         layers: layer types this applies to; ("*",) means every linear layer and embedding, "other" those of no type.
         patterns: dotted layer names with * and ?, one of which must match; none means all.
         compute: "simulated" or "native".
-        scaled, power_of_two: short forms for operands that are given as formats.
 
     Raises:
         ValueError: an unknown layer type or compute, or an operand with a format that its scale rule or native compute
@@ -137,14 +135,11 @@ class Policy:
     layers: tuple[str, ...] = LAYER_TYPES
     patterns: tuple[str, ...] = ()
     compute: str = "simulated"
-    scaled: bool = True
-    power_of_two: bool = True
 
     def __post_init__(self) -> None:
-        scaling = Scaling("amax" if self.scaled else "none", power_of_two=self.power_of_two)
         for name in OPERANDS:
             if isinstance(given := getattr(self, name), FloatFormat):
-                object.__setattr__(self, name, Operand(given, scaling=scaling))
+                object.__setattr__(self, name, Operand(given))
         if self.compute not in ("simulated", "native"):
             raise ValueError(f"compute must be 'simulated' or 'native', not {self.compute!r}")
         for key in ("layers", "patterns"):
@@ -227,13 +222,13 @@ class _Quantizer:
             return self._reading(self.weight.detach(), "weight")
 
     def _rounded(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
-        fmt = self.policy.operand(name).format
         scale, block = self._scale(x, name)
         if self._as_it_is(name):
             return x, scale
-        if block:
-            return quantize_blocks(x, fmt, scale, block=block, **self._rounding(name)), None
-        return quantize(x, fmt, scale=scale, check_scale=False, **self._rounding(name)), scale
+        fmt, how = self.policy.operand(name).format, self._rounding(name)
+        elements, factor = in_blocks(x, scale, block=block) if block else (x, scale)
+        rounded = quantize(elements, fmt, scale=factor, check_scale=False, **how)
+        return rounded.view(x.shape), None if block else scale
 
     def _reading(self, x: Tensor, name: str) -> Reading:
         fmt, place = self.policy.operand(name).format, (self.layer, self.layer_type, name)
@@ -241,12 +236,11 @@ class _Quantizer:
         if self._as_it_is(name):
             none = torch.zeros((), dtype=torch.int64, device=x.device)
             return Reading(*place, x, x, fmt, scale, none, none)
-        if block:
-            found = quantize_blocks_counted(x, fmt, scale, block=block, with_ulp=False, **self._rounding(name))
-        else:
-            found = quantize_counted(x, fmt, scale=scale, with_ulp=False, check_scale=False, **self._rounding(name))
+        elements, factor = in_blocks(x, scale, block=block) if block else (x, scale)
+        how = self._rounding(name)
+        found = quantize_counted(elements, fmt, scale=factor, with_ulp=False, check_scale=False, **how)
         counts = found.overflow, found.underflow, found.nonzero
-        return Reading(*place, x, found.values, fmt, scale, *counts, block)
+        return Reading(*place, x, found.values.view(x.shape), fmt, scale, *counts, block)
 
     def _as_it_is(self, name: str) -> bool:
         """Whether the products read the operand without rounding it."""

@@ -41,8 +41,6 @@ _PIECE = 1 << 18
 """Elements that eager code works on at a time, for each thread: the scratch for them stays in the cache."""
 _SMALL = 1 << 16
 """Elements up to which the allocator's own memory is as fast as scratch of ours."""
-_LANES = 1 << 12
-"""Elements of a row of the compiled stochastic form: their numbers are read from a small table."""
 _WHOLE = 1 << 30
 """Elements of one compiled call: their indices and counts fit 32 bits."""
 _log = logging.getLogger("altgrad")
@@ -333,7 +331,7 @@ def compile_quantize(
                 whole = types.FunctionType(code, whole.__globals__, code.co_name, None, whole.__closure__)
                 wholes[x.dtype] = torch.compile(whole, dynamic=True, options=_exact_division())
             try:
-                found = _quantize_compiled(job, wholes[x.dtype], counted)
+                found = _quantize(job, counted, compiled=wholes[x.dtype])
                 return found if counted else found.values
             except Exception as error:
                 if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -451,7 +449,9 @@ class _Job(NamedTuple):
         return self.fmt == FP32 and self.x.dtype != torch.float64
 
 
-def _quantize(job: _Job, counted: bool, with_ulp: bool = True) -> Counted:
+def _quantize(
+    job: _Job, counted: bool, with_ulp: bool = True, compiled: Callable[..., Counted] | None = None
+) -> Counted:
     with torch.no_grad():
         x = job.x.detach()
         if torch.compiler.is_compiling() and not job.trivial:  # inside somebody's own graph
@@ -476,7 +476,9 @@ def _quantize(job: _Job, counted: bool, with_ulp: bool = True) -> Counted:
             field = (
                 torch.empty(x.shape, dtype=_ulp_dtype(x.dtype), device=x.device) if job.ulp_out is None else job.ulp_out
             )
-        if not job.trivial:
+        if not job.trivial and compiled is not None:
+            _quantize_whole(job, compiled, x, dense, previous, field, counts)
+        elif not job.trivial:
             _quantize_pieces(job, x, dense, previous, field, counts)
         elif counts is not None and job.unquantized and x.device.type != "meta":
             if field is not None:
@@ -486,13 +488,10 @@ def _quantize(job: _Job, counted: bool, with_ulp: bool = True) -> Counted:
                 counts[3] = torch.count_nonzero(x != previous)
         if job.out is not None and dense is not job.out:
             dense = job.out.detach().copy_(dense)
-        return _found(dense if job.out is None else job.out, field, counts, previous is not None)
-
-
-def _found(values: Tensor, field: Tensor | None, counts: Tensor | None, compared: bool) -> Counted:
-    """The result; without counts it is the values alone."""
-    overflow, underflow, nonzero, flips = (None,) * 4 if counts is None else counts.unbind()
-    return Counted(values, field, overflow, underflow, flips if compared else None, nonzero)  # type: ignore[arg-type]
+        values = dense if job.out is None else job.out
+        overflow, underflow, nonzero, flips = (None,) * 4 if counts is None else counts.unbind()
+        flips = flips if previous is not None else None
+        return Counted(values, field, overflow, underflow, flips, nonzero)  # type: ignore[arg-type]
 
 
 def _quantize_pieces(
@@ -582,22 +581,21 @@ def _moved_grid(job: _Job, c: _Constants) -> _Constants | None:
 
 
 def _make_whole(c: _Constants, rounding: str, saturate: bool, counted: bool) -> Callable[..., Counted]:
-    """The kernel as one function of whole tensors, to be traced; `draw` as `_Lanes` is computed inside it.
+    """The kernel as one function of whole tensors, to be traced. What goes to `out` and `ulp_out` is not returned.
 
-    What goes to `out` and `ulp_out` is not returned.
+    Its `draw` has the numbers of `_draw`, or is int32 [2], the first number and the key that they are made from.
     """
 
     def whole(
         x: Tensor,
         scale: Tensor | float | None,
-        draw: Tensor | _Lanes | None,
+        draw: Tensor | None,
         previous: Tensor | None,
         out: Tensor | None,
         ulp_out: Tensor | None,
     ) -> Counted:
-        if isinstance(draw, _Lanes):
-            rows = torch.arange(x.shape[0], dtype=torch.int32, device=x.device) * draw.stride
-            draw = _mix(draw.lanes + rows[:, None] + draw.first, draw.key)
+        if draw is not None and draw.dtype == torch.int32:
+            draw = _mix(_lanes(x.numel(), x.device) + draw[0], draw[1]).view(x.shape)
         grid = _to_grid(x, scale, c)
         rounded, spacing = _round(grid, c, rounding, draw)
         values = _finish(rounded, grid, c, rounding, saturate)
@@ -621,58 +619,32 @@ def _make_whole(c: _Constants, rounding: str, saturate: bool, counted: bool) -> 
     return whole
 
 
-def _quantize_compiled(job: _Job, whole: Callable[..., Counted], counted: bool) -> Counted:
-    with torch.no_grad():
-        x = job.x.detach().contiguous()
-        device, scale = x.device, job.scale
-        if scale is not None and not isinstance(scale, Tensor):  # a number would be compiled in
-            scale = torch.tensor(scale, dtype=_ulp_dtype(x.dtype), device=device)
-        previous = None if job.previous is None else job.previous.detach().contiguous()
-        dense = job.out is not None and job.out.is_contiguous()
-        out = job.out.detach() if job.out is not None and dense else torch.empty_like(x)
-        field = counts = None
-        if counted:
-            field = (
-                torch.empty(x.shape, dtype=_ulp_dtype(x.dtype), device=device) if job.ulp_out is None else job.ulp_out
-            )
-            counts = torch.zeros(4, dtype=torch.int64, device=device)
-
-        def piece(
-            run: Callable[..., Counted], start: int, stop: int, shape: tuple[int, ...], scale: Any, draw: Any
-        ) -> None:
-            parts = [None if t is None else t.view(-1)[start:stop].view(shape) for t in (x, previous, out, field)]
-            found = run(parts[0], scale, draw, *parts[1:])
-            if counts is not None:
-                flips = found.flips if found.flips is not None else torch.zeros_like(found.overflow)
-                counts.add_(torch.stack([found.overflow, found.underflow, found.nonzero, flips]))
-
-        # One number for all elements: a row of them, so that one compiled function serves every shape.
-        flat = scale is None or scale.numel() == 1
-        for start, shape, part in _pieces((x.numel(),) if flat else tuple(x.shape), scale, _WHOLE):
-            stop, seed = start + math.prod(shape), job.seed
-            if job.rounding != "stochastic":
-                piece(whole, start, stop, shape, part, None)
-            elif flat:
-                assert seed is not None
-                middle = stop - (stop - start) % _LANES
-                key1, key2 = draw_keys(seed, start >> 32)
-                lanes = torch.arange(_LANES, dtype=torch.int32, device=device) * _signed(DRAW_MULTIPLIERS[0])
-                first, key, stride = (
-                    torch.tensor(_signed(value), dtype=torch.int32, device=device)
-                    for value in (start * DRAW_MULTIPLIERS[0] + key1, key2, _LANES * DRAW_MULTIPLIERS[0])
-                )
-                if middle > start:
-                    rows = ((middle - start) // _LANES, _LANES)
-                    piece(whole, start, middle, rows, part, _Lanes(lanes, first, key, stride))
-                if stop > middle:
-                    eager = _make_whole(_constants(job.fmt, x.dtype), job.rounding, job.saturate, counted)
-                    tail = _draw(middle, stop - middle, seed, device)
-                    piece(eager, middle, stop, (stop - middle,), part, tail)
-            else:
-                draw = _draw(start, stop - start, seed, device).view(shape)
-                piece(whole, start, stop, shape, part, draw)
-        values = out if job.out is None else job.out if dense else job.out.copy_(out)
-        return _found(values, field, counts, previous is not None)
+def _quantize_whole(
+    job: _Job,
+    whole: Callable[..., Counted],
+    x: Tensor,
+    out: Tensor,
+    previous: Tensor | None,
+    field: Tensor | None,
+    counts: Tensor | None,
+) -> None:
+    """The compiled form of `_quantize_pieces`: a compiled `_make_whole`, called once for all but huge tensors."""
+    scale, device, tensors = job.scale, x.device, (x, previous, out.detach(), field)
+    if scale is not None and not isinstance(scale, Tensor):  # a number would be compiled in
+        scale = torch.tensor(scale, dtype=_ulp_dtype(x.dtype), device=device)
+    # One number for all elements: a row of them, so that one compiled function serves every shape.
+    flat = scale is None or scale.numel() == 1
+    for start, shape, part in _pieces((x.numel(),) if flat else tuple(x.shape), scale, _WHOLE):
+        stop, draw = start + math.prod(shape), None
+        if job.rounding == "stochastic" and (stop - 1) >> 32 == start >> 32:
+            draw = torch.tensor(_first_and_key(start, job.seed), dtype=torch.int32, device=device)
+        elif job.rounding == "stochastic":
+            draw = _draw(start, stop - start, job.seed, device).view(shape)
+        first, *others = (None if t is None else t.view(-1)[start:stop].view(shape) for t in tensors)
+        found = whole(first, part, draw, *others)
+        if counts is not None:
+            flips = found.flips if found.flips is not None else torch.zeros_like(found.overflow)
+            counts.add_(torch.stack([found.overflow, found.underflow, found.nonzero, flips]))
 
 
 def _pieces(
@@ -803,34 +775,31 @@ def _finish(
     return values if out is None or values is out else out.copy_(values)
 
 
-class _Lanes(NamedTuple):
-    """Where the draws of a matrix of rows come from: int32 tensors, see `formats.stochastic_draw`."""
-
-    lanes: Tensor
-    first: Tensor
-    key: Tensor
-    stride: Tensor
-
-
 def _draw(start: int, count: int, seed: int | None, device: torch.device, scratch: _Scratch | None = None) -> Tensor:
     """`formats.stochastic_draw` of the elements from `start` on: float32 of shape [count]."""
-    assert seed is not None
     high = start >> 32
     if (start + count - 1) >> 32 != high:
-        first = ((high + 1) << 32) - start
-        return torch.cat([_draw(start, first, seed, device), _draw(start + first, count - first, seed, device)])
-    key1, key2 = draw_keys(seed, high)
-    first = _signed(start * DRAW_MULTIPLIERS[0] + key1)
+        low = ((high + 1) << 32) - start
+        return torch.cat([_draw(start, low, seed, device), _draw(start + low, count - low, seed, device)])
+    first, key = _first_and_key(start, seed)
     if scratch is None:
-        lanes = torch.arange(count, dtype=torch.int32, device=device) * _signed(DRAW_MULTIPLIERS[0])
-        return _mix(lanes + first, _signed(key2))
-    known = ("lanes", torch.int32) in scratch.tensors
-    lanes = scratch.take("lanes", (scratch.size,), torch.int32)
-    if not known:
-        torch.arange(scratch.size, dtype=torch.int32, device=device, out=lanes)
-        lanes.mul_(_signed(DRAW_MULTIPLIERS[0]))
-    mixed = torch.add(lanes[:count], first, out=scratch.take("mixed", (count,), torch.int32))
-    return _mix(mixed, _signed(key2), scratch)
+        return _mix(_lanes(count, device) + first, key)
+    if ("lanes", torch.int32) not in scratch.tensors:
+        scratch.tensors["lanes", torch.int32] = _lanes(scratch.size, device)
+    lanes = scratch.take("lanes", (count,), torch.int32)
+    return _mix(torch.add(lanes, first, out=scratch.take("mixed", (count,), torch.int32)), key, scratch)
+
+
+def _first_and_key(start: int, seed: int | None) -> tuple[int, int]:
+    """What the mixed number of element `start` is before mixing, and the key it is mixed with, as int32."""
+    assert seed is not None
+    key1, key2 = draw_keys(seed, start >> 32)
+    return _signed(start * DRAW_MULTIPLIERS[0] + key1), _signed(key2)
+
+
+def _lanes(count: int, device: torch.device) -> Tensor:
+    """What the elements' numbers are above that of the first: int32 [count]."""
+    return torch.arange(count, dtype=torch.int32, device=device) * _signed(DRAW_MULTIPLIERS[0])
 
 
 def _mix(mixed: Tensor, key: Tensor | int, scratch: _Scratch | None = None) -> Tensor:

@@ -6,7 +6,7 @@ of amax, never by a logarithm. Tensors are float32, bfloat16 or float16, scales 
 
     current scaling   `amax_scale` of the tensor itself: per tensor [], per row [..., 1], per block [..., blocks]
     delayed scaling   `DelayedScale`, from the largest amax of the steps before
-    static scaling    `static_scale`, a number of one's own
+    static scaling    a number of one's own, which `rounding.quantize` takes as it is
     MX                `quantize_mx`: blocks of 32 with a power of two each (E8M0)
     NVFP4             `quantize_nvfp4`: blocks of 16 with an E4M3 number each, and one float32 for the tensor
 
@@ -25,18 +25,15 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from altgrad.formats import E8M0, FP32, FloatFormat, get_format
-from altgrad.rounding import Counted, decode, encode, quantize, quantize_counted
+from altgrad.rounding import decode, encode, quantize
 
-Granularity = Literal["tensor", "row", "block"]
-Rule = Literal["floor", "rceil"]
-GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
-RULES: tuple[Rule, ...] = get_args(Rule)
+GRANULARITIES = ("tensor", "row", "block")
+RULES = ("floor", "rceil")
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MX_ELEMENTS = tuple(map(get_format, ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1")))
 MX_BLOCK = 32
@@ -151,6 +148,27 @@ def expand_blocks(scale: Tensor, n: int, *, block: int = MX_BLOCK) -> Tensor:
     return scale.unsqueeze(-1).expand(*scale.shape, block).flatten(-2)[..., :n]
 
 
+def in_blocks(x: Tensor, scale: Tensor, *, block: int = MX_BLOCK) -> tuple[Tensor, Tensor]:
+    """`x` and its scales of blocks in shapes that broadcast, for all that takes a scale; the elements in their order.
+
+    Args:
+        x: [..., n].
+        scale: [..., ceil(n / block)].
+
+    Raises:
+        ValueError: scales of another shape; a block below 1.
+    """
+    _check_block(block)
+    n = x.shape[-1]
+    blocks = -(-n // block)
+    if not isinstance(scale, Tensor) or scale.shape != (*x.shape[:-1], blocks):
+        raise ValueError(
+            f"x of shape {list(x.shape)} in blocks of {block} needs scales of shape {[*x.shape[:-1], blocks]}, "
+            f"not {list(scale.shape) if isinstance(scale, Tensor) else type(scale).__name__}"
+        )
+    return (x, expand_blocks(scale, n, block=block)) if n % block else (_split(x, block), scale.unsqueeze(-1))
+
+
 def quantize_blocks(
     x: Tensor,
     fmt: FloatFormat,
@@ -180,42 +198,12 @@ def quantize_blocks(
     _check(x, "block", block)
     if out is not None and out.shape != x.shape:
         raise ValueError(f"out must have the shape {list(x.shape)} of x, not {list(out.shape)}")
-    blocks, factor = _in_blocks(x.detach(), scale, block)
+    blocks, factor = in_blocks(x.detach(), scale, block=block)
     target = None if out is None else out.detach().view_as(x) if blocks.ndim == x.ndim else _split(out.detach(), block)
     y = quantize(
         blocks, fmt, scale=factor, rounding=rounding, saturate=saturate, seed=seed, out=target, check_scale=False
     )
     return y.view(x.shape) if out is None else out
-
-
-def quantize_blocks_counted(
-    x: Tensor,
-    fmt: FloatFormat,
-    scale: Tensor,
-    *,
-    block: int = MX_BLOCK,
-    rounding: str = "nearest_even",
-    saturate: bool = True,
-    seed: int | None = None,
-    with_ulp: bool = True,
-) -> Counted:
-    """`quantize_blocks`, with what it did to the tensor counted in the same pass: see `rounding.quantize_counted`.
-
-    The rest, the values and the errors are those of `quantize_blocks`.
-    """
-    _check(x, "block", block)
-    blocks, factor = _in_blocks(x.detach(), scale, block)
-    found = quantize_counted(
-        blocks,
-        fmt,
-        scale=factor,
-        rounding=rounding,
-        saturate=saturate,
-        seed=seed,
-        with_ulp=with_ulp,
-        check_scale=False,
-    )
-    return found._replace(values=found.values.view(x.shape), ulp=found.ulp.view(x.shape) if with_ulp else None)
 
 
 class DelayedScale:
@@ -249,19 +237,11 @@ class DelayedScale:
         """float32 [length], the latest amax last; 0 is a zero tensor, or nothing yet."""
 
     def scale(self, x: Tensor) -> Tensor:
-        """The scale for `x`, float32 []; records nothing.
-
-        Raises:
-            TypeError: as `amax`.
-        """
+        """The scale for `x`, float32 []; records nothing. TypeError as `amax`."""
         return self._scale(amax(x))
 
     def update(self, x: Tensor) -> Tensor:
-        """The scale for `x`, float32 []; its amax then counts for the steps that follow.
-
-        Raises:
-            TypeError: as `amax`.
-        """
+        """The scale for `x`, float32 []; its amax then counts for the steps that follow. TypeError as `amax`."""
         now = amax(x)
         scale = self._scale(now)
         self.history = torch.where(torch.isfinite(now), torch.cat([self.history[1:], now[None]]), self.history)
@@ -297,21 +277,6 @@ class DelayedScale:
         if not bool(((history >= 0) & torch.isfinite(history)).all()):
             raise ValueError("the history must hold finite numbers that are not negative")
         self.history = history.detach().clone()
-
-
-def static_scale(value: float, *, device: torch.device | str | None = None) -> Tensor:
-    """A scale of one's own, checked: float32 [], as `amax_scale` has it per tensor.
-
-    Raises:
-        TypeError: `value` is no number.
-        ValueError: it is not positive and finite, as given or as a float32.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"a static scale must be a number, not {_described(value)}")
-    scale = _as_float32(value)
-    if not 0 < float(scale) < math.inf:
-        raise ValueError(f"a static scale must be positive and finite in float32, not {value!r}")
-    return scale.to(device)
 
 
 def mx_scale(x: Tensor, element_format: FloatFormat, *, rule: str = "floor", block: int = MX_BLOCK) -> Tensor:
@@ -357,18 +322,11 @@ def quantize_mx(
 ) -> Tensor:
     """`x` in an MX format (MXFP8, MXFP6, MXFP4): rounded onto the grids of its blocks, elements saturate.
 
-    Args:
-        x: [..., n]; float32, bfloat16 or float16.
-        element_format: one of `MX_ELEMENTS`: E4M3, E5M2, E3M2, E2M3, E2M1.
-        rule, block: of the scales, see `mx_scale`; 32 elements are a block of the specification.
-        rounding, seed, out: as `rounding.quantize`.
+    Arguments and errors are those of `mx_scale` and `rounding.quantize`; 32 elements are a block of the specification.
 
     Returns:
         Real values with the shape and dtype of `x`, NaN in every block that holds a NaN or an infinity. Under "rceil"
         a float32 amax next to the largest float32 may round up to infinity: 2**128 = 256 * 2**120.
-
-    Raises:
-        TypeError, ValueError: as `mx_scale` and `rounding.quantize`.
     """
     scale = mx_scale(x, element_format, rule=rule, block=block)
     return quantize_blocks(x, element_format, scale, block=block, rounding=rounding, seed=seed, out=out)
@@ -383,14 +341,11 @@ def encode_mx(
     rounding: str = "nearest_even",
     seed: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The codes of what `quantize_mx` returns.
+    """The codes of what `quantize_mx` returns; arguments and errors are its.
 
     Returns:
         Elements: uint8 with the shape of `x`, one code a byte, in its low bits; 0 in NaN blocks.
         Scales: uint8 [..., ceil(n / block)] in E8M0: the exponent plus 127; 255 is NaN.
-
-    Raises:
-        TypeError, ValueError: as `quantize_mx`.
     """
     scale = mx_scale(x, element_format, rule=rule, block=block)
     return _encode_blocks(x, element_format, scale, block, rounding, seed), encode(scale, E8M0, check_scale=False)
@@ -456,19 +411,12 @@ def quantize_nvfp4(
     """`x` in NVFP4: E2M1 elements, an E4M3 scale for each block of 16, a float32 scale for the tensor.
 
     An element is E2M1(x / scale) * scale with scale = block scale * tensor scale in float32, the quotient correctly
-    rounded; elements saturate. `rounding` and `seed` are those of the elements: scales round to the nearest.
-
-    Args:
-        x: [..., n]; float32, bfloat16 or float16.
-        tensor_scale: see `nvfp4_scales`.
-        rounding, seed, out: as `rounding.quantize`.
+    rounded; elements saturate. `rounding` and `seed` are those of the elements: scales round to the nearest. Arguments
+    and errors are those of `nvfp4_scales` and `rounding.quantize`.
 
     Returns:
         Real values with the shape and dtype of `x`. A NaN or an infinity makes its block NaN where the tensor scale is
         given, and the tensor where it is not.
-
-    Raises:
-        TypeError, ValueError: as `nvfp4_scales` and `rounding.quantize`.
     """
     inner, outer = nvfp4_scales(x, tensor_scale)
     return quantize_blocks(x, _E2M1, inner * outer, block=NVFP4_BLOCK, rounding=rounding, seed=seed, out=out)
@@ -481,14 +429,11 @@ def encode_nvfp4(
     rounding: str = "nearest_even",
     seed: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The codes of what `quantize_nvfp4` returns.
+    """The codes of what `quantize_nvfp4` returns; arguments and errors are its.
 
     Returns:
         Elements: uint8 with the shape of `x`, one E2M1 code a byte, in its low bits; 0 in NaN blocks.
         Block scales: uint8 [..., ceil(n / 16)], E4M3 codes. Tensor scale: float32 [].
-
-    Raises:
-        TypeError, ValueError: as `quantize_nvfp4`.
     """
     inner, outer = nvfp4_scales(x, tensor_scale)
     return _encode_blocks(x, _E2M1, inner * outer, NVFP4_BLOCK, rounding, seed), encode(inner, _E4M3), outer
@@ -546,29 +491,16 @@ def _split(x: Tensor, block: int) -> Tensor:
     return x.unflatten(-1, (x.shape[-1] // block, block))
 
 
-def _in_blocks(x: Tensor, scale: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """`x` and its scales of blocks in shapes that broadcast, the elements in their order."""
-    n = x.shape[-1]
-    blocks = -(-n // block)
-    if not isinstance(scale, Tensor) or scale.shape != (*x.shape[:-1], blocks):
-        raise ValueError(
-            f"x of shape {list(x.shape)} in blocks of {block} needs scales of shape {[*x.shape[:-1], blocks]}, "
-            f"not {list(scale.shape) if isinstance(scale, Tensor) else type(scale).__name__}"
-        )
-    return (x, expand_blocks(scale, n, block=block)) if n % block else (_split(x, block), scale.unsqueeze(-1))
-
-
 def _encode_blocks(x: Tensor, fmt: FloatFormat, scale: Tensor, block: int, rounding: str, seed: int | None) -> Tensor:
     """Codes of the elements; a block whose scale is NaN counts as zeros, for which every format has a code."""
-    blocks, factor = _in_blocks(x.detach(), scale, block)
+    blocks, factor = in_blocks(x.detach(), scale, block=block)
     damaged = factor.isnan()
     blocks, factor = blocks.masked_fill(damaged, 0), factor.masked_fill(damaged, 1)
     return encode(blocks, fmt, scale=factor, rounding=rounding, seed=seed, check_scale=False).view(x.shape)
 
 
 def _decode_blocks(elements: Tensor, fmt: FloatFormat, scale: Tensor, block: int, dtype: torch.dtype) -> Tensor:
-    _check_block(block)
-    blocks, factor = _in_blocks(decode(elements, fmt), scale, block)
+    blocks, factor = in_blocks(decode(elements, fmt), scale, block=block)
     return blocks.mul_(factor).view(elements.shape).to(dtype)
 
 
@@ -583,15 +515,11 @@ def _checked_tensor_scale(value: Tensor | float, device: torch.device) -> Tensor
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"tensor_scale must be a number or a floating-point tensor, not {_described(value)}")
     else:
-        scale = _as_float32(value)
+        inside = abs(value) <= FP32.max  # not so: infinite, which is refused, and so is NaN
+        scale = torch.tensor(float(value) if inside else math.inf, dtype=torch.float64).float()
     if scale.device.type == "cpu" and (float(scale) < _MIN_SCALE or float(scale) > _MAX_TENSOR_SCALE):
         raise ValueError(f"tensor_scale must be from 2**-126 to {_MAX_TENSOR_SCALE:g}, not {float(scale):g}")
     return scale.to(device)
-
-
-def _as_float32(value: float) -> Tensor:
-    """float32 []; infinity for what is beyond (and for NaN, which is no scale either)."""
-    return torch.tensor(float(value) if abs(value) <= FP32.max else math.inf, dtype=torch.float64).float()
 
 
 def _check(x: Tensor, granularity: str, block: int) -> None:

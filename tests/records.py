@@ -97,9 +97,7 @@ def write_run(
     elif status == "interrupted":
         writer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     elif status == "crashed":  # the process is gone: the lock is free, run.json still says running
-        writer._history.close()
-        writer._layers.close()
-        writer._lock.close()
+        writer._release()
     elif status != "running":
         raise ValueError(status)
     if status == "running":

@@ -241,7 +241,7 @@ def test_the_first_bad_tensor_is_named_with_its_phase() -> None:
 
 def test_dequantizing_undoes_the_surgery_bit_by_bit() -> None:
     plain = small_gpt()
-    model = quantize_model(copy.deepcopy(plain), Policy(E4M3, E4M3, E5M2, scaled=False))
+    model = quantize_model(copy.deepcopy(plain), Policy(E4M3, E4M3, E5M2))
     changed = model.loss(*batch()).item()
     assert dequantize_model(model) is model
     assert not layers_of(model)
@@ -437,7 +437,7 @@ def test_an_embedding_keeps_the_options_it_was_made_with(given: dict[str, float]
     plain = torch.nn.Sequential(torch.nn.Embedding(6, 4, **given))
     with torch.no_grad():  # on the grid of E4M3, so that rounding changes no value
         plain[0].weight.copy_(torch.tensor([-2.0, -0.5, 1.0, 4.0])[torch.randint(0, 4, (6, 4))])
-    surgical = quantize_model(copy.deepcopy(plain), Policy(weight=fmt, layers=("*",), scaled=False))
+    surgical = quantize_model(copy.deepcopy(plain), Policy(weight=Operand(fmt, scaling=Scaling("none")), layers=("*",)))
     token = torch.tensor([[0, 1, 1], [2, 0, 5]])
     found, expected = surgical(token), plain(token)
     (found * 3).sum().backward()

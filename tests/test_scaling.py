@@ -31,7 +31,6 @@ from altgrad.scaling import (  # noqa: E402
     quantize_blocks,
     quantize_mx,
     quantize_nvfp4,
-    static_scale,
 )
 
 E4M3, E5M2, E2M1 = (get_format(name) for name in ("e4m3", "e5m2", "e2m1"))
@@ -397,18 +396,6 @@ def test_a_state_that_is_no_history_is_refused(
     with pytest.raises(error, match=message):
         delayed.load_state_dict(state)
     assert torch.equal(delayed.history, torch.zeros(3))
-
-
-def test_a_static_scale_is_a_positive_float32() -> None:
-    same(static_scale(0.1), torch.tensor(0.1))
-    same(static_scale(2.0**-149), torch.tensor(2.0**-149))
-    assert static_scale(2, device="meta").is_meta
-    for bad in (0, -1.0, math.nan, math.inf, 1e39, 1e-50, 10**400):
-        with pytest.raises(ValueError, match="positive and finite in float32"):
-            static_scale(bad)
-    for wrong in (True, "1", None, torch.tensor(1.0)):
-        with pytest.raises(TypeError, match="must be a number"):
-            static_scale(wrong)  # type: ignore[arg-type]
 
 
 # MX

@@ -26,10 +26,14 @@ def failure_report(record: RunRecord, failure: Failure | None = None) -> str:
     """
     failure = failure or diagnose(record)
     parts = [f"# {escape(_title(record, failure))}"]
-    parts += [_healthy(record)] if failure is None else _explanation(record, failure)
-    parts += _warnings(record)
     if failure is not None:
-        parts += [*_losses(failure), *_diagnostics(failure)]
+        parts += [*_explanation(record, failure), *_warnings(record), *_losses(failure), *_diagnostics(failure)]
+    elif record.status == "running":
+        parts += ["The run is still being written.", *_warnings(record)]
+    elif warnings := _warnings(record):
+        parts += ["The run finished and left warnings.", *warnings]
+    else:
+        parts.append("The run finished: nothing to explain.")
     if record.config.foreign is None:  # no command of ours runs another loop
         parts += ["## Run it again", fenced(command(record.config), "bash")]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -45,12 +49,6 @@ def _title(record: RunRecord, failure: Failure | None) -> str:
     return f"{record.id}: {', '.join([record.status, *shown])} from step {failure.step}{where}{phase}"
 
 
-def _healthy(record: RunRecord) -> str:
-    if record.status == "running":
-        return "The run is still being written."
-    return "The run finished and left warnings." if warnings_of(record) else "The run finished: nothing to explain."
-
-
 def _explanation(record: RunRecord, failure: Failure) -> list[str]:
     rows = (
         ("What", ", ".join(failure.kinds)),
@@ -62,19 +60,16 @@ def _explanation(record: RunRecord, failure: Failure) -> list[str]:
         ("Last recorded step", int(record.history["step"].max()) if len(record.history) else 0),
         ("Status", record.status),
     )
-    parts = [escape(_sentence(failure)), _table(("Field", "Value"), rows)]
+    if failure.tensor is None:
+        sentence = f"{failure.message}. No tensor can be named."
+    else:
+        sentence = f"Step {failure.step}, {failure.phase}, {failure.tensor}: {failure.cause or failure.message}."
+    parts = [escape(sentence), _table(("Field", "Value"), rows)]
     if failure.advice:
         advice = "\n".join(f"- {escape(line)}" for line in failure.advice)
         caution = "Advice that follows from what was found; whether it helps, only a run can tell."
         parts += ["## What to try", caution, advice]
     return parts
-
-
-def _sentence(failure: Failure) -> str:
-    """The finding in one sentence."""
-    if failure.tensor is None:
-        return f"{failure.message}. No tensor can be named."
-    return f"Step {failure.step}, {failure.phase}, {failure.tensor}: {failure.cause or failure.message}."
 
 
 def _warnings(record: RunRecord) -> list[str]:

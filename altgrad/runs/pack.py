@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +44,8 @@ def is_binade(layers: pd.DataFrame) -> pd.Series:
 def _named(layers: pd.DataFrame, wanted: re.Pattern[str]) -> pd.Series:
     """Which rows have a statistic that is wanted, asked once a name."""
     codes, names = _coded(layers["statistic"])
-    return pd.Series(_which(wanted, tuple(names.tolist()))[codes], index=layers.index)
-
-
-@lru_cache(maxsize=256)
-def _which(wanted: re.Pattern[str], names: tuple[str, ...]) -> NDArray[np.bool_]:
-    """Which of the names are wanted, then False for -1, a missing name; the runs of a study share their names."""
-    return np.array([*(wanted.fullmatch(str(name)) is not None for name in names), False])
+    matching = [wanted.fullmatch(str(name)) is not None for name in names]
+    return pd.Series(np.array([*matching, False])[codes], index=layers.index)  # -1 is a missing name
 
 
 def _coded(column: pd.Series) -> tuple[NDArray[np.int64], pd.Index]:

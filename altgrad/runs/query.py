@@ -26,7 +26,7 @@ from altgrad.runs.store import (
     PACKED,
     RunRecord,
     RunSet,
-    read_packed,
+    read_place,
     read_run,
     read_table,
     record_folders,
@@ -209,22 +209,16 @@ def verify(sources: Iterable[Path]) -> tuple[int, list[Problem]]:
     count, problems = 0, list[Problem]()
     seen: dict[str, tuple[str, RunRecord]] = {}
     for folder, where in record_places(sources):
-        try:
-            if (folder / PACKED).exists():
-                records, damaged = read_packed(folder, where)
-                problems += damaged
-                count += len(damaged)
-                places = [f"{where}/{record.id}" for record in records]
-            else:
-                records, places = [read_run(folder)], [where]
-                problems += [Problem(where, line) for line in _folder_problems(folder, records[0])]
-        except RecordError as error:
-            problems.append(Problem(where, str(error)))
-            count += 1
-            continue
-        count += len(records)
-        for place, record in zip(places, records, strict=True):
-            problems += [Problem(place, line) for line in _record_problems(record)]
+        packed = (folder / PACKED).exists()
+        records, damaged = read_place(folder, where)
+        problems += damaged
+        count += len(records) + len(damaged)
+        for record in records:
+            place = f"{where}/{record.id}" if packed else where
+            found = (
+                _record_problems(record) if packed else [*_folder_problems(folder, record), *_record_problems(record)]
+            )
+            problems += [Problem(place, line) for line in found]
             known = seen.setdefault(record.id, (place, record))
             if known[1] is not record and not _same_content(known[1], record):
                 problems.append(Problem(place, f"another record of this id, with other content, is {known[0]}"))

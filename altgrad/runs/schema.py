@@ -7,7 +7,11 @@ import numbers
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from datetime import UTC, datetime
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf, StrictInt
+from pydantic.dataclasses import dataclass as validated
 
 from altgrad.config import ExperimentConfig, UsageError, one_line
 from altgrad.config import digest as digest
@@ -65,7 +69,20 @@ class Alarm(NamedTuple):
     message: str
 
 
-@dataclass(frozen=True)
+Text = InstanceOf[str]
+"""Any text, also one that UTF-8 cannot hold."""
+
+
+def _one_of(words: tuple[str, ...]) -> AfterValidator:
+    def check(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return text
+
+    return AfterValidator(check)
+
+
+@validated(frozen=True, config=ConfigDict(extra="forbid"))
 class Failure:
     """Why a run ended badly, and where it began.
 
@@ -81,32 +98,20 @@ class Failure:
         advice: what to try, a line each.
 
     NaN and infinity are None in `diagnostics` and `losses`. Records of earlier versions have none of the last four.
+
+    Raises:
+        ValueError: a field of another kind, or a kind or phase that there is not.
     """
 
-    kinds: tuple[str, ...]
-    step: int
-    tensor: str | None = None
-    phase: str | None = None
-    message: str = ""
-    cause: str = ""
-    diagnostics: tuple[dict[str, Any], ...] = ()
-    losses: tuple[tuple[int, float | None], ...] = ()
-    advice: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for key in ("kinds", "diagnostics", "losses", "advice"):  # JSON has lists
-            object.__setattr__(self, key, tuple(getattr(self, key)))
-        if (unknown := set(self.kinds) - set(FAILURE_KINDS)) or not self.kinds:
-            raise ValueError(f"failure kinds {sorted(unknown)} must be one or more of {', '.join(FAILURE_KINDS)}")
-        if not isinstance(self.step, int) or not isinstance(self.tensor, str | None):
-            raise ValueError("failure step is an integer, tensor is text")
-        if not all(isinstance(text, str) for text in (self.message, self.cause, *self.advice)):
-            raise ValueError("failure message, cause and advice are text")
-        if self.phase is not None and self.phase not in PHASES:
-            raise ValueError(f"failure phase {self.phase!r} must be one of {', '.join(PHASES)}")
-        if not all(isinstance(row, Mapping) for row in self.diagnostics):
-            raise ValueError("failure diagnostics are objects")
-        object.__setattr__(self, "losses", tuple(_loss(pair) for pair in self.losses))
+    kinds: Annotated[tuple[Annotated[Text, _one_of(FAILURE_KINDS)], ...], Field(min_length=1)]
+    step: StrictInt
+    tensor: Text | None = None
+    phase: Annotated[Text, _one_of(PHASES)] | None = None
+    message: Text = ""
+    cause: Text = ""
+    diagnostics: tuple[dict[Any, Any], ...] = ()
+    losses: tuple[tuple[StrictInt, float | None], ...] = ()
+    advice: tuple[Text, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict."""
@@ -114,11 +119,55 @@ class Failure:
         return found
 
 
-def _loss(pair: Any) -> tuple[int, float | None]:
-    step, loss = pair
-    if not isinstance(step, int) or not isinstance(loss, float | None):
-        raise ValueError("failure losses are pairs of a step and a number")
-    return step, loss
+def _in_utc(text: str) -> str:
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).isoformat().replace("+00:00", "Z")
+    except (ValueError, OverflowError):
+        raise ValueError("it is not an ISO 8601 time") from None
+
+
+Time = Annotated[Text, AfterValidator(_in_utc)]
+
+
+class _Head(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class Data(_Head):
+    """What a run was trained on."""
+
+    sha256: Text
+    name: Text = "unnamed"
+
+
+class Origin(_Head):
+    """Where in W&B a record came from, and when, as `altgrad.runs.wandb_records` writes it."""
+
+    entity: Text
+    project: Text
+    id: Text
+    pulled: Time
+    report: list[Text] = []
+
+
+class Head(_Head):
+    """What readers need of a run.json, with the value of a key that is not there; other keys stay as they are."""
+
+    format: StrictInt = Field(alias="schema")
+    id: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
+    status: Annotated[Text, _one_of(STATUSES)]
+    created: Time
+    config: dict[Any, Any]
+    data: Data
+    ended: Time | None = None
+    wandb_url: Text | None = None
+    message: Text | None = None
+    failure: Failure | None = None
+    events: list[Any] = []
+    environment: dict[Any, Any] = {}
+    code: dict[Any, Any] = {}
+    summary: dict[Any, Any] = {}
+    origin: Origin | None = None
 
 
 def json_ready(value: Any) -> Any:

@@ -6,11 +6,11 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,14 +18,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from altgrad.config import ExperimentConfig, UsageError, parse_config
+from altgrad.config import ExperimentConfig, UsageError, first_mistake, parse_config
 from altgrad.runs.schema import (
     LAYER_COLUMNS,
     SCHEMA_VERSION,
-    STATUSES,
-    Failure,
+    Head,
     NewerRecord,
     Problem,
     RecordError,
@@ -132,15 +131,8 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
     problems: list[Problem] = []
     for source in default_sources() if sources is None else sources:
         for folder, where in record_places([source]):
-            records: Sequence[RunRecord] = ()
-            try:
-                if (folder / PACKED).exists():
-                    records, damaged = read_packed(folder, where)
-                    problems += damaged
-                else:
-                    records = (read_run(folder),)
-            except RecordError as error:
-                problems.append(Problem(where, str(error)))
+            records, damaged = read_place(folder, where)
+            problems += damaged
             for record in records:
                 known = found.setdefault(record.id, record)
                 if known is record:
@@ -259,66 +251,25 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
     Raises:
         RecordError: something is missing or of another kind.
     """
-
-    def refuse(what: str) -> RecordError:
-        return RecordError(f"{where}/run.json: {what}")
-
+    file = f"{where}/run.json"
     if not isinstance(run, dict):
-        raise refuse("a record is a JSON object; restore the file")
+        raise RecordError(f"{file}: a record is a JSON object; restore the file")
     given, run = run, mask_record(run, own=())  # not by this environment's secrets: what is read depends on the file
     secrets = () if run == given else tuple(place for place in left_out(run) if place not in left_out(given))
-    needed = {"schema": int, "id": str, "status": str, "config": dict, "data": dict, "created": str}
-    for key, kind in needed.items():
-        if not isinstance(run.get(key), kind):
-            raise refuse(f"key {key!r} is missing or not {kind.__name__}; restore the file")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", run["id"]):
-        shown = run["id"][:80].encode("unicode_escape").decode()
-        raise refuse(f"id '{shown}' has more than letters, digits, '.', '_' and '-'; restore it")
-    if run["schema"] > SCHEMA_VERSION:
-        raise NewerRecord(f"{where}/run.json: schema {run['schema']} is newer than {SCHEMA_VERSION}; update altgrad")
-    if run["status"] not in STATUSES:
-        raise refuse(f"status {run['status'][:80]!r} must be one of {', '.join(STATUSES)}")
-    if not isinstance(run["data"].get("sha256"), str):
-        raise refuse("key 'data.sha256' is missing; restore the file")
-    run["data"].setdefault("name", "unnamed")
-    if not isinstance(run["data"]["name"], str):
-        raise refuse("key 'data.name' is not text; restore the file")
-    for key in ("ended", "wandb_url", "message"):
-        if not isinstance(run.setdefault(key, None), str | None):
-            raise refuse(f"key {key!r} is not text; restore the file")
-    if "origin" in run and not _is_origin(run["origin"]):
-        raise refuse("key 'origin' is damaged; restore the file, or pull the run again")
-    for key in ("created", "ended"):
-        try:
-            run[key] = run[key] and datetime.fromisoformat(run[key]).astimezone(UTC).isoformat().replace("+00:00", "Z")
-        except (ValueError, OverflowError):
-            raise refuse(f"key {key!r} is not an ISO 8601 time; restore the file") from None
-    for key, empty in (("events", []), ("environment", {}), ("code", {}), ("summary", {}), ("failure", None)):
-        value = run.setdefault(key, empty)
-        if not isinstance(value, type(empty) if empty is not None else dict | None):
-            raise refuse(f"key {key!r} is of the wrong kind; restore the file")
-    if run["failure"] is not None:
-        try:
-            run["failure"] = Failure(**run["failure"]).to_json()
-        except (TypeError, ValueError) as error:
-            raise refuse(f"key 'failure' is damaged ({reason_of(error)}); restore the file") from None
+    if isinstance(schema := run.get("schema"), int) and schema > SCHEMA_VERSION:
+        raise NewerRecord(f"{file}: schema {schema} is newer than {SCHEMA_VERSION}; update altgrad")
     try:
-        config = parse_config(run["config"], source=f"{where}/run.json: config")
+        head = Head.model_validate(run)
+        config = parse_config(run["config"], source=f"{file}: config")
+    except ValidationError as error:
+        remedy = "restore the file, or pull the run again" if "origin" in run else "restore the file"
+        raise RecordError(f"{file}: {public_line(first_mistake(error))}; {remedy}") from None
     except UsageError as error:
         raise RecordError(mask(str(error))) from None
-    elsewhere = "origin" in run  # pulled from W&B, which knows whether the run still goes
-    status = run["status"] if run["status"] != "running" or locked or elsewhere else "crashed"
-    return run | {"status": status}, config, secrets
-
-
-def _is_origin(origin: Any) -> bool:
-    """Whether it says, as `altgrad.runs.wandb_records` does, where in W&B a record came from, and when."""
-    try:
-        datetime.fromisoformat(origin["pulled"])
-        texts = [origin[key] for key in ("entity", "project", "id")] + origin.get("report", [])
-        return all(isinstance(text, str) for text in texts)
-    except (LookupError, TypeError, ValueError, AttributeError):
-        return False
+    run |= head.model_dump(by_alias=True, exclude={"origin"}) | {"failure": head.failure and head.failure.to_json()}
+    if run["status"] == "running" and not locked and "origin" not in run:  # W&B knows whether one of its runs goes on
+        run["status"] = "crashed"
+    return run, config, secrets
 
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:
@@ -360,16 +311,20 @@ def _numeric(frame: pd.DataFrame, where: str, columns: Sequence[str]) -> pd.Data
         raise RecordError(f"{where}: a value is not a number ({reason_of(error)}); restore the file") from None
 
 
-def read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]]:
-    """The records of a packed study, and those of its records that cannot be used.
+def read_place(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]]:
+    """The records in a run's folder or a packed study, and those that cannot be used; `where` as `record_places`."""
+    try:
+        return _read_packed(folder, where) if (folder / PACKED).exists() else ([read_run(folder)], [])
+    except RecordError as error:
+        return [], [Problem(where, str(error))]
 
-    Raises:
-        RecordError: for files that are missing or damaged as a whole.
-    """
+
+def _read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]]:
+    """RecordError for files that are missing or damaged as a whole."""
     try:
         runs = _read_parquet(folder / PACKED)
         rows = [(str(row.run_id), str(row.run)) for row in runs.itertuples()]
-        tables = {name: Sliced.read(folder / f"{name}.parquet") for name in ("history", "layers")}
+        tables = {name: Packed(packed_table(folder / f"{name}.parquet")) for name in ("history", "layers")}
     except (OSError, pa.ArrowException, KeyError, AttributeError, ValueError) as error:
         damage = f"damaged packed study ({reason_of(error)})"
         raise RecordError(f"{where}: {damage}; restore the folder from version control") from None
@@ -388,79 +343,64 @@ def read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem
     return records, problems
 
 
-def _packed_table(tables: Mapping[str, Sliced], identity: str, name: str) -> pd.DataFrame:
-    return tables[name].of(identity) if name == "layers" else _ordered(tables[name].of(identity, known=True))
+def _packed_table(tables: Mapping[str, Packed], identity: str, name: str) -> pd.DataFrame:
+    """One run's rows of a table; of the history only the columns in which it has a value."""
+    rows = tables[name].of(identity)
+    if name == "layers":
+        return rows
+    return _ordered(rows.dropna(axis="columns", how="all") if len(rows) else rows[["step"]])
+
+
+def packed_table(path: Path) -> pa.Table:
+    """A table of many runs: its text, the column run_id among it, as dictionaries.
+
+    Raises:
+        ValueError, OSError, pa.ArrowException: it is damaged, or a column is missing or of the wrong kind.
+    """
+    with open(path, "rb") as file:
+        schema = pq.read_schema(file)
+        text = [column.name for column in schema if _is_text(column.type)]
+        table = pq.read_table(file, read_dictionary=text).unify_dictionaries().combine_chunks()
+    if "run_id" not in text or "step" not in table.column_names:
+        raise ValueError(f"{path.name} has no columns run_id and step")
+    for name in set(table.column_names) - set(LAYER_TEXT) - {"run_id"}:
+        if not is_number(schema.field(name).type):
+            raise ValueError(f"a value of column {name!r} is not a number")
+    if table["run_id"].null_count or table["step"].null_count:
+        raise ValueError(f"{path.name} has a row without run_id or step")
+    return table
 
 
 @dataclass(eq=False)
-class Sliced:
-    """A table of many runs, of which each run's rows are one slice. Once these are asked for, pandas alone has it."""
+class Packed:
+    """A table of many runs, of which each run's rows are a slice. Once these are asked for, pandas alone has it."""
 
     table: pa.Table
-    places: Mapping[str, tuple[int, int]]
-
-    @classmethod
-    def read(cls, path: Path) -> Sliced:
-        """The file's table with the rows of each run together, in their order.
-
-        Raises:
-            ValueError, OSError, pa.ArrowException: it is damaged, or a column is missing or of the wrong kind.
-        """
-        with open(path, "rb") as file:
-            schema = pq.read_schema(file)
-            text = [column.name for column in schema if _is_text(column.type)]
-            table = pq.read_table(file, read_dictionary=text).unify_dictionaries().combine_chunks()
-        if "run_id" not in text or "step" not in table.column_names:
-            raise ValueError(f"{path.name} has no columns run_id and step")
-        for name in set(table.column_names) - set(LAYER_TEXT) - {"run_id"}:
-            if not is_number(schema.field(name).type):
-                raise ValueError(f"a value of column {name!r} is not a number")
-        if table["run_id"].null_count or table["step"].null_count:
-            raise ValueError(f"{path.name} has a row without run_id or step")
-        if not len(table):
-            return cls(table.drop_columns("run_id"), {})
-        column = table["run_id"].chunk(0)
-        codes = column.indices.to_numpy()
-        starts = np.flatnonzero(np.diff(codes, prepend=-1))
-        if len(starts) > len(np.unique(codes[starts])):  # the rows of some run lie apart
-            order = np.argsort(codes, kind="stable")
-            table, codes = table.take(order), codes[order]
-            starts = np.flatnonzero(np.diff(codes, prepend=-1))
-        names = column.dictionary.to_pylist()
-        lengths = np.diff(starts, append=len(codes))
-        places = {names[codes[start]]: (int(start), int(n)) for start, n in zip(starts, lengths, strict=True)}
-        return cls(table.drop_columns("run_id"), places)
 
     @cached_property
-    def _frame(self) -> pd.DataFrame:
-        """The whole table: text as categories, and float64 for what is float32 in the file to save space."""
-        kinds = [(f.name, f.type if f.name in ("step", *LAYER_TEXT) else pa.float64()) for f in self.table.schema]
+    def _by_run(self) -> tuple[pd.DataFrame, Mapping[str, slice]]:
+        """Rows in the order of runs, text as categories, figures in float64; and where the rows of each run are."""
+        kept = ("run_id", "step", *LAYER_TEXT)
+        kinds = [(field.name, field.type if field.name in kept else pa.float64()) for field in self.table.schema]
         table, self.table = self.table, self.table.schema.empty_table()
-        return table.cast(pa.schema(kinds)).to_pandas()
+        frame = table.cast(pa.schema(kinds)).to_pandas()
+        if not frame["run_id"].cat.codes.is_monotonic_increasing:  # the rows of some run lie apart
+            frame = frame.sort_values("run_id", kind="stable")
+        runs = frame.pop("run_id").cat
+        ends = np.searchsorted(runs.codes, range(len(runs.categories)), side="right").tolist()
+        return frame, {run: slice(*place) for run, place in zip(runs.categories, pairwise([0, *ends]), strict=True)}
 
-    @cached_property
-    def _counts(self) -> Mapping[str, NDArray[np.int64]]:
-        """By column how many values there are before each row, and in all."""
-        columns = zip(self.table.column_names, self.table.columns, strict=True)
-        return {name: np.append(0, np.cumsum(column.is_valid().to_numpy())) for name, column in columns}
-
-    def of(self, identity: str, known: bool = False) -> pd.DataFrame:
-        """The rows of one run; none where it has none. With `known`, only step and columns in which it has a value."""
-        start, length = self.places.get(identity, (0, 0))
-        counts = self._counts if known else {}
-        rows = self._frame.iloc[start : start + length].reset_index(drop=True)
-        if not known:
-            return rows
-        kept = [name == "step" or bool(n[start + length] > n[start]) for name, n in counts.items()]
-        return rows if all(kept) else rows.loc[:, kept]
+    def of(self, identity: str) -> pd.DataFrame:
+        """The rows of one run, in their order; none where it has none."""
+        frame, places = self._by_run
+        return frame.iloc[places.get(identity, slice(0))].reset_index(drop=True)
 
     def having(self, column: str) -> set[str]:
         """The runs that have a value in `column`."""
         if column not in self.table.column_names:
             return set()
-        known = np.flatnonzero(self.table[column].is_valid().to_numpy() & ~np.isnan(self.table[column].to_numpy()))
-        bounds = {identity: np.searchsorted(known, (first, first + n)) for identity, (first, n) in self.places.items()}
-        return {identity for identity, (low, high) in bounds.items() if low < high}
+        known = ~np.isnan(self.table[column].to_numpy())
+        return set(self.table["run_id"].filter(pa.array(known)).unique().to_pylist())
 
 
 def is_number(kind: pa.DataType) -> bool:

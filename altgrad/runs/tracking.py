@@ -13,7 +13,6 @@ import json
 import math
 import os
 import queue
-import subprocess
 import sys
 import threading
 import time
@@ -24,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.config import ExperimentConfig
+from altgrad.runs.schema import json_ready
 from altgrad.runs.secrets import mask
-from altgrad.runs.wandb_access import missing_package, project_and_entity, reason_of, unusable
+from altgrad.runs.wandb_access import inspected, missing_package, project_and_entity, reason_of, unusable
 from altgrad.runs.writer import read_jsonl
 
 START_SECONDS = 20.0
@@ -241,17 +241,20 @@ def _own(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ending(record: Mapping[str, Any], status: str, summary: Mapping[str, Any]) -> str:
     """How the run ended, as one text: W&B adds to a summary what it likes."""
-    finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in summary.items()}
-    ending = {"status": status, "summary": finite, "failure": record.get("failure"), "events": record.get("events", [])}
-    return json.dumps(mask(ending), default=str)
+    ending = {
+        "status": status,
+        "summary": summary,
+        "failure": record.get("failure"),
+        "events": record.get("events", []),
+    }
+    return json.dumps(mask(json_ready(ending)))
 
 
 def _last_step_in_files(directory: Path) -> int:
     """The last step that W&B's offline files of this run hold, -1 without any; an interrupted one leaves them."""
     steps = [-1]
     for path in sorted(directory.glob("wandb/offline-run-*/*.wandb")):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(path)]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=START_SECONDS)
+        done = inspected(path, "--summary", seconds=START_SECONDS)
         if done.returncode == 0:
             steps.append(int(json.loads(done.stdout).get("step") or -1))
     return max(steps)

@@ -11,6 +11,8 @@ import netrc
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +25,8 @@ from altgrad.runs.secrets import mask
 CONNECT_SECONDS = 1.5
 DEFAULT_ADDRESSES = ("https://api.forge.coreweave.com", "https://api.wandb.ai")
 """Where W&B's client of 0.31, and of the versions before it, connects when nothing else is set."""
+
+WITHOUT_PROMPT = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WANDB__GRAPHQL_RETRY_MAX": "3"}
 
 _KEY = re.compile(r"\b(?:[0-9a-zA-Z_]+-)?[0-9a-zA-Z_]{40,}\b")
 
@@ -42,7 +46,8 @@ def unusable() -> str | None:
     """Why W&B's server cannot be asked, on one line; None where nothing speaks against it. Takes 1.5 s at most."""
     if reason := missing_package():
         return reason
-    addresses = _addresses()
+    given = os.environ.get("WANDB_BASE_URL") or _setting("base_url")
+    addresses = (given,) if given else DEFAULT_ADDRESSES
     try:
         parts = [urlsplit(address) for address in addresses]
         hosts = [(part.hostname or "", part.port or (443 if part.scheme == "https" else 80)) for part in parts]
@@ -68,14 +73,20 @@ def reason_of(error: object) -> str:
     return without_key(one_line(error))[:200] or type(error).__name__
 
 
+def inspected(path: Path, *options: str, seconds: float) -> subprocess.CompletedProcess[bytes]:
+    """What W&B's public command says of one of its offline files: lines of JSON.
+
+    Raises:
+        subprocess.TimeoutExpired: it did not end within `seconds`.
+    """
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", *options, "--json", str(path)]
+    environment = os.environ | WITHOUT_PROMPT
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, env=environment)
+
+
 def without_key(text: str) -> str:
     """`text` without what looks like a secret: in messages of W&B's client, every word as long as one of its keys."""
     return _KEY.sub("(key)", mask(text))
-
-
-def _addresses() -> tuple[str, ...]:
-    given = os.environ.get("WANDB_BASE_URL") or _setting("base_url")
-    return (given,) if given else DEFAULT_ADDRESSES
 
 
 def _setting(key: str) -> str | None:

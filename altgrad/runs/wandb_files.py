@@ -6,9 +6,7 @@ A file that was cut short, by a kill or a copy, gives what it holds up to there;
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +14,9 @@ from typing import Any
 
 from altgrad.config import UsageError
 from altgrad.runs.schema import Problem, RecordError, without_paths
-from altgrad.runs.wandb_access import missing_package, reason_of
-from altgrad.runs.wandb_pull import WITHOUT_PROMPT, Pulled
-from altgrad.runs.wandb_records import known_runs, make_record, sole_writer, write_record
+from altgrad.runs.wandb_access import inspected, missing_package, reason_of
+from altgrad.runs.wandb_pull import Pulled
+from altgrad.runs.wandb_records import known_runs, sole_writer
 
 READ_SECONDS = 600
 
@@ -57,13 +55,8 @@ def import_files(path: Path, out: Path) -> Pulled:
         for described, rows in runs.values():
             if described["id"] in here:
                 imported.recorded_here += 1
-                continue
-            try:
-                run, history = make_record(described, [rows[step] for step in sorted(rows)])
-                write_record(out, run, history)
-                imported.take(run)
-            except (ValueError, TypeError, LookupError, OverflowError) as error:
-                imported.problems.append(Problem(described["id"], reason_of(error)))
+            else:
+                imported.add(out, described, [rows[step] for step in sorted(rows)])
     return imported
 
 
@@ -73,12 +66,8 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[int, Mapping[str, Any]]]
     Raises:
         RecordError: it is no file of W&B, or ends before it names its run.
     """
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     try:
-        environment = os.environ | WITHOUT_PROMPT
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=READ_SECONDS, env=environment
-        )
+        done = inspected(path, seconds=READ_SECONDS)
     except subprocess.TimeoutExpired:
         raise RecordError(f"{path.name}: W&B's reader did not end within {READ_SECONDS} s") from None
     found: dict[str, Any] = {"state": "crashed", "config": {}, "summary": {}, "heartbeat": None}

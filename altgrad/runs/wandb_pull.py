@@ -15,19 +15,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from altgrad.runs.schema import Problem
-from altgrad.runs.wandb_access import not_wanted, project_and_entity, reason_of, unusable, without_key
+from altgrad.runs.wandb_access import (
+    WITHOUT_PROMPT,
+    not_wanted,
+    project_and_entity,
+    reason_of,
+    unusable,
+    without_key,
+)
 from altgrad.runs.wandb_records import known_runs, make_record, sole_writer, write_record
 
 SILENCE_SECONDS = 60.0
 THREADS = 6
 END_SECONDS = 1.0
-WITHOUT_PROMPT = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WANDB__GRAPHQL_RETRY_MAX": "3"}
 
 
 @dataclass
@@ -52,8 +58,14 @@ class Pulled:
         where = f"{self.entity}/{self.project}" if self.entity else self.project
         return f"{where}: {self.listed} runs" + (f" ({', '.join(parts)})" if parts else "")
 
-    def take(self, run: Mapping[str, Any]) -> None:
-        """Count a record that was written."""
+    def add(self, out: Path, described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the record of a run that W&B described under `out`, or note why there can be none."""
+        try:
+            run, history = make_record(described, rows)
+            write_record(out, run, history)
+        except (ValueError, TypeError, LookupError, OverflowError) as error:
+            self.problems.append(Problem(str(described.get("id")), reason_of(error)))
+            return
         self.fetched.append(run["id"])
         if run["origin"]["report"]:
             self.reports[run["id"]] = run["origin"]["report"]
@@ -117,12 +129,7 @@ def _take(
                     rows[event["id"]] = []
                 rows[event["id"]] += event["rows"]
             case "run":
-                try:
-                    run, history = make_record(event, rows.pop(event["id"], []))
-                    write_record(out, run, history)
-                    pulled.take(run)
-                except (ValueError, TypeError, LookupError, OverflowError) as error:
-                    pulled.problems.append(Problem(str(event.get("id")), reason_of(error)))
+                pulled.add(out, event, rows.pop(event["id"], []))
             case "failed":
                 rows.pop(event["id"], None)
                 pulled.problems.append(Problem(event["id"], event["reason"]))
@@ -134,6 +141,7 @@ def _take(
 
 def _events(request: dict[str, Any], silence: float) -> Generator[dict[str, Any], None, None]:
     """What the child process says, until it has said the last, or nothing for `silence` seconds."""
+    silent = f"nothing came from W&B's server for {silence:g} s: no answer, or only that it is busy"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         path = Path(scratch) / "request.json"
         path.write_text(json.dumps(request), encoding="utf-8")
@@ -150,7 +158,7 @@ def _events(request: dict[str, Any], silence: float) -> Generator[dict[str, Any]
             try:
                 assert child.stdout is not None
                 for line in _lines(child.stdout.fileno(), silence):
-                    event = json.loads(line) if line else {"event": "error", "reason": _silent(silence)}
+                    event = json.loads(line) if line else {"event": "error", "reason": silent}
                     last, ended = event["event"] in ("done", "error"), bool(line)
                     yield event
                     if last:
@@ -161,10 +169,6 @@ def _events(request: dict[str, Any], silence: float) -> Generator[dict[str, Any]
                 yield {"event": "error", "reason": reason_of(f"W&B's client ended: {said[-1]}")}
             finally:
                 _end(child, END_SECONDS if ended and sys.exc_info()[0] is None else 0)
-
-
-def _silent(silence: float) -> str:
-    return f"nothing came from W&B's server for {silence:g} s: no answer, or only that it is busy"
 
 
 def _lines(source: int, silence: float) -> Iterator[bytes]:

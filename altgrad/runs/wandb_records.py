@@ -18,16 +18,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from altgrad.config import LONGEST_NOTES, ExperimentConfig, UsageError, one_line, parse_config
 from altgrad.runs.foreign import data_fingerprint, foreign_config
-from altgrad.runs.schema import LAYER_COLUMNS, SCHEMA_VERSION, Failure, arm_id, digest, run_id
+from altgrad.runs.schema import SCHEMA_VERSION, Failure, arm_id, digest, run_id
 from altgrad.runs.secrets import in_words, left_out, mask, mask_record
 from altgrad.runs.store import check_run, read_run
 from altgrad.runs.wandb_names import Mapped, map_config, map_history
-from altgrad.runs.writer import no_room, utc_time, write_json
+from altgrad.runs.writer import no_room, utc_time, write_json, write_rows
 
 STATUSES = ("finished", "failed", "crashed", "running")
 """W&B's states that are a record's too; every other one (killed, preempted, pending) is ``interrupted``."""
@@ -116,12 +113,8 @@ def write_record(root: Path, run: Mapping[str, Any], history: Sequence[Mapping[s
         raise UsageError(f"{name}: {other} has this id already, and is kept")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    names = dict.fromkeys(name for row in history for name in row if name != "step")
-    columns = {"step": pa.array([int(row["step"]) for row in history], pa.int64())}
-    columns |= {name: pa.array([row.get(name) for row in history], pa.float64()) for name in names}
-    layers = {name: pa.array([], pa.float64() if name == "value" else pa.string()) for name in LAYER_COLUMNS}
-    pq.write_table(pa.table(columns), staging / "history.parquet", compression="zstd")
-    pq.write_table(pa.table(layers | {"step": pa.array([], pa.int64())}), staging / "layers.parquet")
+    write_rows(staging / "history.parquet", history)
+    write_rows(staging / "layers.parquet", [])
     write_json(staging / "run.json", run)
     if target.exists():  # an earlier pull of the same run; a kill between the two renames leaves it to be pulled again
         gone = staging.with_name("earlier")
@@ -259,7 +252,7 @@ def _ending(given: Mapping[str, Any], last: int) -> dict[str, Any]:
     ending: dict[str, Any] = {"status": status, "failure": None, "events": [], "summary": _numbers(given["summary"])}
     with contextlib.suppress(LookupError, TypeError, ValueError):
         own = json.loads(given["summary"]["altgrad"])
-        failure = own["failure"] and Failure(**own["failure"] | {"kinds": tuple(own["failure"]["kinds"])}).to_json()
+        failure = own["failure"] and Failure(**own["failure"]).to_json()
         if status != "running" and own["status"] in (*STATUSES, "interrupted"):
             kept = {key: own[key] for key in ("status", "summary")}
             return {**kept, "failure": failure, "events": list(own["events"])}

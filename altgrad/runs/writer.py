@@ -39,14 +39,13 @@ from altgrad.runs.schema import (
 )
 from altgrad.runs.secrets import in_words, left_out, mask, mask_record
 
+TABLES = ("history", "layers")
 FSYNC_SECONDS = 5.0
 REPORT = "failure.md"
 """The failure as people read it, beside run.json, which holds the same."""
 _LAST_STEP = 2**63 - 1
 CLOCK_SLACK = 60.0
 """Seconds by which the wall clock may move against the monotonic one before the record says so (also by sleeping)."""
-
-
 _UNDER_WAY: dict[str, Any] = {"status": "running", "ended": None, "seconds": None, "failure": None}
 """What run.json says of a run that has not ended."""
 
@@ -72,8 +71,10 @@ class RunWriter:
         self.path = path
         self.run = run
         self._lock = lock
-        self._history = open(path / "history.jsonl", "ab", buffering=0)  # noqa: SIM115 - open for the run's life
-        self._layers = open(path / "layers.jsonl", "ab", buffering=0)  # noqa: SIM115
+        self._tables = {  # open for the run's life
+            name: open(path / f"{name}.jsonl", "ab", buffering=0)  # noqa: SIM115
+            for name in TABLES
+        }
         self._synced = time.monotonic()
         self._started = self._synced - seconds
         self._step = step
@@ -174,7 +175,7 @@ class RunWriter:
         try:
             run = _ended_badly(path)
             step, seconds = find(path)
-            for name in ("history", "layers"):
+            for name in TABLES:
                 _cut(path, name, step)
         except BaseException:
             lock.close()
@@ -213,7 +214,7 @@ class RunWriter:
         row = {"step": step, **metrics}
         if not set(map(type, metrics.values())) <= {float}:  # a check of all costs less than a look at each
             row |= {name: _number(name, value) for name, value in metrics.items()}
-        _write_all(self._history, _json_line(row))
+        _write_all(self._tables["history"], _json_line(row))
         self._step = step
         if "val_loss" in metrics or time.monotonic() - self._synced > FSYNC_SECONDS:
             self.sync()
@@ -236,7 +237,7 @@ class RunWriter:
             cells = (_step(step), *names, _number(names[-1], value))
             lines.append(_json_line(dict(zip(LAYER_COLUMNS, cells, strict=True))))
         if lines:
-            _write_all(self._layers, b"".join(lines))
+            _write_all(self._tables["layers"], b"".join(lines))
 
     def event(self, kind: str, step: int, **detail: Any) -> None:
         """Record something that happened (a warning, a shift of scale) in run.json at once; NaN becomes null."""
@@ -285,27 +286,27 @@ class RunWriter:
             if error is None:
                 raise
         finally:
-            self._history.close()
-            self._layers.close()
-            self._lock.close()
+            self._release()
 
     def sync(self) -> None:
         """Every row so far is on the disk when this returns."""
-        os.fsync(self._history.fileno())
-        os.fsync(self._layers.fileno())
+        for file in self._tables.values():
+            os.fsync(file.fileno())
         self._synced = time.monotonic()
 
     def _close(self, status: str, summary: dict[str, Any] | None = None) -> None:
         self.sync()
-        for name in ("history", "layers"):
-            _to_parquet(self.path / f"{name}.jsonl", self.path / f"{name}.parquet")
+        for name in TABLES:
+            write_rows(self.path / f"{name}.parquet", read_jsonl(self.path / f"{name}.jsonl"))
         self._mark(status, summary)
         self._closed = True  # a signal from here on finds the run ended: what is left changes nothing that readers see
-        for name in ("history", "layers"):
+        for name in TABLES:
             (self.path / f"{name}.jsonl").unlink()
-        self._history.close()
-        self._layers.close()
-        self._lock.close()
+        self._release()
+
+    def _release(self) -> None:
+        for file in (*self._tables.values(), self._lock):
+            file.close()
 
     def _mark(self, status: str, summary: dict[str, Any] | None = None) -> None:
         jump = time.time() - time.monotonic() - self._clocks
@@ -447,11 +448,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _to_parquet(source: Path, target: Path) -> None:
-    rows = read_jsonl(source)
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table as Parquet, as `write_text` writes; a value that a row has not is null."""
     columns = dict.fromkeys(key for row in rows for key in row)
     table = pa.table({key: _column([row.get(key) for row in rows]) for key in columns or {"step": None}})
-    with replacing(target) as temporary:
+    with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 
@@ -469,12 +470,9 @@ def _cut(path: Path, name: str, step: int) -> None:
     except (ValueError, pa.ArrowException) as error:
         damage = f"{path.name}/{name}: damaged ({public_line(error)})"
         raise UsageError(f"{damage}; restore the file, or run again without --resume") from None
-    with replacing(lines) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for row in rows:
-            if row["step"] is not None and row["step"] <= step:
-                file.write(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    kept = [row for row in rows if row["step"] is not None and row["step"] <= step]
+    texts = [json.dumps({key: value for key, value in row.items() if value is not None}) + "\n" for row in kept]
+    write_text(lines, "".join(texts))
     table.unlink(missing_ok=True)
 
 

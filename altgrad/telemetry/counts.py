@@ -22,8 +22,6 @@ _PIECE = 1 << 16
 """Elements whose squares are summed in float32; memory for them stays in the cache."""
 _LEAST, _MOST = 2.0**-70, 2.0**100
 """Sums of squares between these have lost nothing to float32's range."""
-_FIRST_ROWS = 64
-"""Rows in which, as a rule, every feature is alive."""
 _HALVES = 1 << 16
 """Upper halves of a float32."""
 
@@ -32,8 +30,7 @@ _HALVES = 1 << 16
 def operand_sums(reading: Reading) -> Tensor:
     """What `operand_statistics` needs of one operand: float64 [10], on its device.
 
-    What cannot differ is not computed on the processor: NaN where the largest magnitude is finite, dead features where
-    the first rows show all of them alive.
+    On the processor NaN is not counted where the largest magnitude is finite: there is none.
     """
     real, rounded = reading.real.detach().float(), reading.rounded.detach().float()
     on_cpu = real.device.type == "cpu"
@@ -121,13 +118,7 @@ def _dead(x: Tensor, dim: int) -> tuple[Tensor | int, int]:
     matrix = x.reshape((features, others) if dim else (others, features))
     if not matrix.shape[dim]:
         return features, features
-
-    def dead(rows: Tensor) -> Tensor:
-        return torch.count_nonzero((rows.amax(dim) == 0) & (rows.amin(dim) == 0))
-
-    if x.device.type == "cpu" and not dead(matrix.narrow(dim, 0, min(_FIRST_ROWS, matrix.shape[dim]))):
-        return 0, features
-    return dead(matrix), features
+    return torch.count_nonzero((matrix.amax(dim) == 0) & (matrix.amin(dim) == 0)), features
 
 
 @torch.no_grad()

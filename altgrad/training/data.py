@@ -75,16 +75,12 @@ def body(document: str) -> str:
 def near_duplicate_groups(texts: list[bytes]) -> list[int]:
     """The group of each text: texts that share 30% of the shorter one's 8-word shingles are linked, groups are chains.
 
-    A group is named by its smallest index.
+    Groups are numbered in the order of their first texts.
     """
-    group = list(range(len(texts)))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def find(index: int) -> int:
-        while group[index] != index:
-            group[index] = group[group[index]]
-            index = group[index]
-        return index
-
+    links: list[tuple[int, int]] = []
     holders: defaultdict[int, list[int]] = defaultdict(list)
     sizes: list[int] = []
     for index, text in enumerate(texts):
@@ -95,11 +91,13 @@ def near_duplicate_groups(texts: list[bytes]) -> list[int]:
         shared = Counter(other for shingle in shingles for other in holders[shingle])
         for other, count in shared.items():
             if count >= _SAME_GROUP * min(sizes[index], sizes[other]):
-                low, high = sorted((find(index), find(other)))
-                group[high] = low
+                links.append((index, other))
         for shingle in shingles:
             holders[shingle].append(index)
-    return [find(index) for index in range(len(texts))]
+    ends_of_links = np.array(links, np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(links)), tuple(ends_of_links)), shape=(len(texts), len(texts)))
+    groups: list[int] = connected_components(graph, directed=False)[1].tolist()
+    return groups
 
 
 def load_corpus(name: str = "licenses") -> Corpus:
