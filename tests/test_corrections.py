@@ -86,7 +86,7 @@ def gap(runs: Runs, fmt: str, **where: Any) -> pd.Series:
 def said(values: pd.Series | NDArray[np.float64], digits: int = 3) -> str:
     low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
     ends = [f"{end:.{digits}f}" for end in (low, high)]
-    return f"{values.mean():.{digits}f} nats (95% CI {ends[0]} to {ends[1]}, n = {len(values)})"
+    return f"{values.mean():.{digits}f} nats (95% CI {ends[0]} to {ends[1]}, n = {len(values)})".replace("-", "−")
 
 
 def tost(values: pd.Series) -> float:

@@ -97,7 +97,8 @@ def pairs(one: Runs, other: Runs) -> np.ndarray:
 def said(values: np.ndarray, digits: int = 3) -> str:
     low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
     finer = digits + (min(abs(low), abs(high)) < 0.5 * 10**-digits)  # an end is never shown as zero
-    return f"{values.mean():+.{digits}f} nats [{low:+.{finer}f}, {high:+.{finer}f}] (n = {len(values)})"
+    text = f"{values.mean():+.{digits}f} nats [{low:+.{finer}f}, {high:+.{finer}f}] (n = {len(values)})"
+    return text.replace("-", "−")
 
 
 def flipped(values: np.ndarray) -> float:

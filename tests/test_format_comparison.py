@@ -400,7 +400,7 @@ def test_the_grid_and_the_weights_are_counted_by_octave(tmp_path: Path) -> None:
     loader = ExperimentDataLoader([tmp_path])
     (comparison,) = FormatComparator(loader).comparisons
     looks = last_looks(loader, comparison)
-    chart = weights_chart(comparison, looks)
+    chart = weights_chart(looks)
     assert chart is not None
     data = chart.data.set_index("octave")
     assert data.at[0, "share_of_weights"] == pytest.approx(0.5)

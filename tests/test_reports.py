@@ -244,3 +244,11 @@ def test_the_reports_old_name_still_works_and_says_the_new_one() -> None:
     with pytest.warns(FutureWarning, match=r"altgrad\.analysis\.reports is altgrad\.reports now"):
         old = importlib.import_module("altgrad.analysis.reports")
     assert old.site_key is site_key
+
+
+def test_the_committed_reports_have_a_true_minus_in_their_texts() -> None:
+    hyphen = re.compile(r"(?<![\w)\]./-])-\d|\d[eE]-\d")
+    for path in sorted((ROOT / "reports").glob("*.md")):
+        texts = re.sub(r"```.*?```|`[^`\n]*`|\]\([^)]*\)", "", path.read_text("utf-8"), flags=re.DOTALL)
+        assert "−" in texts
+        assert hyphen.findall(texts) == [], path.name

@@ -21,12 +21,13 @@ from altgrad.formats import SPLITS_8BIT, get_format
 from altgrad.reports import charts, health
 from altgrad.reports import columns as col
 from altgrad.reports.document import Content, content_of, document_page
+from altgrad.reports.format_styles import format_style
 from altgrad.reports.heat_map import figures_map
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.scope import pilot, scope
 from altgrad.reports.verdicts import Expectation, evidence, expectation, tests_table, verdict_table
 from altgrad.runs.diagnosis import diagnose
-from altgrad.site import PALETTE, Block, Cell, ChartBlock, CodeBlock, Column, Md, Page, Table, code, escape, join
+from altgrad.site import Block, Cell, ChartBlock, CodeBlock, Column, Md, Page, Table, code, escape, join
 from altgrad.site.document import Part
 from altgrad.studies import EXTREMES, SEEDS
 
@@ -228,8 +229,8 @@ def _began(row: Row) -> Md | None:
 
 
 def _limits_table() -> Table:
-    words_of = {True: "below {limit:g}", False: "above {limit:g}, as a fraction"}
-    limit = col.of("Limit", lambda row: words_of[row["below"]].format_map(row))
+    words_of = {True: "below {limit}", False: "above {limit}, as a fraction"}
+    limit = col.of("Limit", lambda row: words_of[row["below"]].format(limit=words.figure(row["limit"])))
     columns = (col.text("Class", "kind"), limit, col.text("Of what", "figure"))
     return col.table(map(vars, failures.SYMPTOMS_OF_ARMS), columns, "", "limits")
 
@@ -382,7 +383,8 @@ def _signatures(analyzer: FailureAnalyzer, table: pd.DataFrame) -> Values:
         title = f"{figure.title} of {words.names(names)} by step and operand"
         percent, step = statistic != "sqnr_db", data["step"]
         about = f"{figure.meaning} From step {step.min()} to {step.max()}. Means: {_means(means, statistic)}."
-        chart = charts.lines(identity, title, about, data, data, columns, ("", axis), panels=panels, percent=percent)
+        more: Any = {"formats": dict(zip(names, names, strict=True)), "panels": panels, "percent": percent}
+        chart = charts.lines(identity, title, about, data, data, columns, ("", axis), **more)
         drawn.append(ChartBlock(chart))
     names = [one_format(analyzer.loader.config(arm)) for arm in extremes["arm"]]
     return {"signatures": drawn, "extremes": [*map(get_format, names)], "beside": rest["format"].iloc[0]}
@@ -440,11 +442,13 @@ def _e7m0_observed(analyzer: FailureAnalyzer, comparison: Comparison | None) -> 
         note("no_range_error", row.value < 0.001, what)
     sqnr = figures[(figures["statistic"] == "sqnr_db") & (figures["operand"] == "weight")]
     for mine, other in _first_two(sqnr.sort_values("value"), own):
-        what = f"E7M0 {mine['value']:.1f} dB; the next lowest {other['value']:.1f} dB"
+        what = f"E7M0 {words.number(mine['value'], 1)} dB; the next lowest {words.number(other['value'], 1)} dB"
         note("lowest_sqnr", mine["value"] <= other["value"], what)
     gaps = table.dropna(subset=["gap", "low", "high"]).sort_values("gap", ascending=False)
     for mine, other in _first_two(gaps, own):
-        said = [f"{row['gap']:+.3f} {words.interval(row['low'], row['high'])}" for row in (mine, other)]
+        said = [
+            f"{words.number(row['gap'], sign=True)} {words.interval(row['low'], row['high'])}" for row in (mine, other)
+        ]
         what = f"E7M0 {said[0]}; the next largest is {other['format']}, {said[1]}"
         note("largest_gap", mine["gap"] > other["gap"], what)
         if mine["gap"] > other["gap"] and mine["low"] <= other["high"]:
@@ -481,7 +485,7 @@ def _remedies(tried: pd.DataFrame) -> Values:
     table = col.table(tried, columns, id="remedies")
     shown = ["format", "remedy", "n_pairs", "difference", "low", "high", "gap", "gap_low", "gap_high"]
     data = charts.finite_rows(tried[shown], "difference", "low", "high")
-    names, colours = data["format"] + ": " + data["remedy"], [PALETTE[EXTREMES.index(each)] for each in data["format"]]
+    names, colours = data["format"] + ": " + data["remedy"], [format_style(each).colour for each in data["format"]]
     axis, title = "nats a character; left of 0 it helps", "What each remedy does to the loss"
     chart = charts.forest("remedies-chart", title, "", data, list(names), axis, colours) if len(data) else None
     shown_of = list(dict.fromkeys(tried["format"]))
@@ -588,15 +592,16 @@ def _ending_chart(data: pd.DataFrame) -> list[Block]:
         return []
     lost = data[data["loss"].isna()]
     said = "; ".join(
-        f"{row.run_id} ends at step {row.step} with {row.loss:.3g}"
+        f"{row.run_id} ends at step {row.step} with {words.figure(row.loss, '.3g')}"
         + (", then not finite" if row.run_id in set(lost["run_id"]) else "")
         for row in finite.groupby("run_id", sort=False).tail(1).itertuples()
     )
     title, about = "Training loss around the end", f"{said}."
     wide = bool(finite["loss"].min() > 0 and finite["loss"].max() > 20 * finite["loss"].min())
     drawn, axes = (data, finite, ("to_end", "loss", "label")), ("steps before the last one", "training loss")
-    crossed = {*lost["label"]}
-    return [ChartBlock(charts.lines("endings", title, about, *drawn, axes, crossed=crossed, markers=True, log=wide))]
+    formats = {label: label.split(" ")[0] for label in finite["label"]}
+    more: Any = {"formats": formats, "crossed": {*lost["label"]}, "markers": True, "log": wide}
+    return [ChartBlock(charts.lines("endings", title, about, *drawn, axes, **more))]
 
 
 def _warnings(loader: ExperimentDataLoader, warnings: pd.DataFrame) -> Values:

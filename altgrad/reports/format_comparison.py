@@ -44,9 +44,10 @@ from altgrad.formats import get_format
 from altgrad.reports import charts
 from altgrad.reports import columns as col
 from altgrad.reports.document import Content, content_of, document_page
+from altgrad.reports.format_styles import format_style
 from altgrad.reports.heat_map import figures_map
 from altgrad.reports.scope import pilot, scope_line
-from altgrad.site import FOREGROUND, MUTED, PALETTE, Block, Chart, ChartBlock, Column, Link, Page, Table
+from altgrad.site import FOREGROUND, MUTED, Block, Chart, ChartBlock, Column, Link, Page, Table
 from altgrad.site.document import Part
 from altgrad.studies import OPERAND_PLACES
 
@@ -98,7 +99,7 @@ def _complete(
     """The parts of the page where formats can be compared; its values go into `values`."""
     looks, policies, long = last_looks(loader, first), scale_policies(loader, first), comparator.longer(first)
     tensors, own, tuned = figures_of_tensors(first, looks), at_own_rates(loader, first), own_rates(loader, first)
-    sums, weights = loader.memo(additivity), weights_chart(first, looks)
+    sums, weights = loader.memo(additivity), weights_chart(looks)
     at, noise = {place: comparator.at(place) for place in PLACES}, _noise(first, tensors)
 
     def ranking(comparison: Comparison, identity: str) -> dict[str, Any]:
@@ -525,39 +526,44 @@ def gap_chart(comparison: Comparison) -> Chart:
     return charts.gaps("loss-gap", GAPS, "", data)
 
 
-def weights_chart(comparison: Comparison, looks: Mapping[str, pd.DataFrame]) -> Chart | None:
-    """Every format's grid below the histogram of the weights it held, by octave; None without histograms."""
-    names = sorted(filter(is_8bit, comparison.table["format"]), key=format_order)
+def weights_chart(looks: Mapping[str, pd.DataFrame]) -> Chart | None:
+    """The grid of each format below the histogram of the weights it held, by octave; None without histograms.
+
+    `looks` are last looks, by format; those of 16 bits are left out, and combinations.
+    """
+    names = sorted(
+        (name for name in looks if not is_combination(name) and get_format(name).bits <= 8), key=format_order
+    )
     parts = [part for name in names if (part := _octaves(name, looks[name])) is not None]
     if not parts:
         return None
 
     def draw(axes: Axes) -> None:
-        boxes = []
         for place, bars in enumerate(parts):
             base, name, zero = -1.5 * place, bars["format"].iloc[0], bars["share_zero"].iloc[0]
             heights = 0.8 * bars["share_of_weights"] / bars["share_of_weights"].max()
             bar = zip(bars["octave"], heights, strict=True)
-            boxes += [(octave - 0.96, octave - 0.04, base + height, base) for octave, height in bar if height > 0]
+            boxes = [(octave - 0.96, octave - 0.04, base + height, base) for octave, height in bar if height > 0]
+            axes.add_artist(charts.rectangles(boxes, format_style(name).colour))
             grid = get_format(name).finite_values
             ticks = np.log2(grid[grid > 0] / grid.max())
             ticks = ticks[ticks >= LOWEST_OCTAVE]
             lines = np.column_stack([ticks, ticks, np.full(len(ticks), np.nan)]).ravel()
-            axes.plot(lines, np.tile([base - 0.08, base - 0.3, np.nan], len(ticks)), color=PALETTE[1], linewidth=0.7)
+            axes.plot(lines, np.tile([base - 0.08, base - 0.3, np.nan], len(ticks)), color=FOREGROUND, linewidth=0.7)
             axes.text(LOWEST_OCTAVE - 1.3, base + 0.15, name, ha="right", color=FOREGROUND)
-            axes.text(LOWEST_OCTAVE - 1.3, base - 0.25, f"{zero:.1%} zero", ha="right", fontsize=8, color=MUTED)
-        axes.add_artist(charts.rectangles(boxes, PALETTE[0]))
+            axes.text(LOWEST_OCTAVE - 1.3, base - 0.25, f"{zero:.1%} zero", ha="right", color=MUTED)
         axes.set_xlim(LOWEST_OCTAVE - 1, 0.2)
         axes.set_ylim(-1.5 * len(parts) + 1.0, 1)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         ticks_shown = range(LOWEST_OCTAVE, 1, 4)
-        axes.set_xticks(ticks_shown, [f"2^{tick}" if tick else "1" for tick in ticks_shown])
+        axes.set_xticks(ticks_shown, [f"2^{words.figure(tick, 'd')}" if tick else "1" for tick in ticks_shown])
         axes.set_xlabel("size of a weight over the largest value")
 
     fullest = (bars.loc[bars["share_of_weights"].idxmax()] for bars in parts)
     said = (
-        f"{most['format']}: {most['share_zero']:.1%} zero; fullest octave to 2^{int(most['octave'])}: "
+        f"{most['format']}: {most['share_zero']:.1%} zero; "
+        f"fullest octave to 2^{words.figure(int(most['octave']), 'd')}: "
         f"{most['share_of_weights']:.0%} of weights, {int(most['grid_values'])} grid values"
         for most in fullest
     )

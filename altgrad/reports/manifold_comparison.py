@@ -235,7 +235,8 @@ def _differences(judged: pd.DataFrame) -> list[Block]:
     rows = data.assign(misscaled=False).to_dict("records")
     lowest, *_, highest = sorted([rows[0], *rows], key=lambda row: row["difference"])
     told = "; ".join(
-        f"{word}: {in_words(arm_of(row))} {row['difference']:+.3f} {words.interval(row['low'], row['high'])}"
+        f"{word}: {in_words(arm_of(row))} {words.number(row['difference'], sign=True)} "
+        f"{words.interval(row['low'], row['high'])}"
         for word, row in (("lowest", lowest), ("highest", highest))
     )
     chart = charts.grouped_forest(
@@ -500,7 +501,7 @@ def _stall_chart(found: StepRuleComparator, arms: pd.DataFrame) -> list[Block]:
     data = charts.finite_rows(arms.loc[arms["format"].isin(ranked["format"]), names], "stall_ratio", "val_loss")
     if data.empty:
         return []
-    ranks = "; ".join(f"{row.format} {row.spearman:+.2f}" for row in ranked.itertuples())
+    ranks = "; ".join(f"{row.format} {words.number(row.spearman, 2, sign=True)}" for row in ranked.itertuples())
     pairs = ranked.loc[ranked["more"].notna(), ["arm", "against"]].itertuples(index=False, name=None)
     chart = charts.scatter(
         "stall",
@@ -508,7 +509,6 @@ def _stall_chart(found: StepRuleComparator, arms: pd.DataFrame) -> list[Block]:
         f"Spearman's rho: {ranks}.",
         data,
         {"stall_ratio": "stall ratio (mean over seeds)", "val_loss": "final validation loss (nats a character)"},
-        "format",
         STYLES,
         pairs,
     )

@@ -8,6 +8,7 @@
     {% call holds('best() == "E3M4"') %}E3M4 costs least.{% endcall %}
     {% call details("The tests") %}...{% endcall %}             folded away, never empty; note("info", "Title") is a box
     [text](altgrad:reports/format_comparison#results)           a page, wherever the document is written
+    [text](altgrad:explorer?on=e4m3)                            with what the page reads from its address
     {% import "sections/answer.md" as say with context %}       macros that several documents share
 
 An unknown slot is an error, since a sentence with a hole in it would still look like a result. So is a part that no

@@ -34,7 +34,7 @@ from altgrad.site.content import (
     resolve,
     slug,
 )
-from altgrad.text import Md, cell, csv, escape, fenced, visible
+from altgrad.text import Md, cell, csv, escape, fenced, hyphens, visible
 
 ROWS, FOLDED = 24, 8
 """On GitHub, where a page scrolls past everything: most rows of a table that has a file, most lines of a folded box."""
@@ -101,7 +101,7 @@ def files(page: Page, site: bool = True) -> dict[str, bytes]:
             continue
         add(f"{name}.csv", csv(data))
         if site:
-            add(f"{name}.json", (data.to_json(orient="records", indent=1, date_format="iso") + "\n").encode())
+            add(f"{name}.json", (hyphens(data).to_json(orient="records", indent=1, date_format="iso") + "\n").encode())
     for download in page.downloads:
         add(download.name, download.content)
     return found
