@@ -220,7 +220,7 @@ def test_an_arm_is_drawn_in_the_colour_of_its_format_on_every_page(visit: Any, p
     compare = visit(real_address + query).page
     compare.locator("#compare-arms[data-ready] .swatch").first.wait_for()
     for row in compare.locator("#compare-arms tbody tr:has(.swatch)").all():
-        label = row.locator(".mark, th").first.inner_text().split("·")[1].split()[0]
+        label = row.locator(".mark, th").first.inner_text().split("·")[1].split()[0].rstrip(",")
         assert row.locator(".swatch").first.get_attribute("style").endswith(f"var({format_style(label).variable});")
 
 
