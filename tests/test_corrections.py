@@ -69,8 +69,7 @@ def runs(raw: tuple[Runs, list[dict[str, Any]]]) -> Runs:
 @pytest.fixture(scope="module")
 def page() -> str:
     """The page, on one line so that its sentences can be looked for."""
-    text = (ROOT / "reports" / "corrections.md").read_text().replace("&#60;", "<")
-    return " ".join(re.sub(r"−(?=\d)", "-", text).split())
+    return " ".join((ROOT / "reports" / "corrections.md").read_text().replace("&#60;", "<").split())
 
 
 def loss(
