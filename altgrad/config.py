@@ -158,7 +158,7 @@ class ScaleRule(_Section):
             known = " and ".join(NATIVE_FORMATS)
             raise ValueError(f"compute 'native' multiplies {known}, and {operand} is {fmt.name}; use 'simulated'")
         if compute == "native" and (self.kind in ("mx", "mx_rceil", "nvfp4") or self.granularity != "tensor"):
-            raise ValueError(f"compute 'native' has one scale a tensor, and {operand} has several; use 'simulated'")
+            raise ValueError(f"compute 'native' has one scale per tensor, and {operand} has several; use 'simulated'")
 
 
 class ScalingConfig(ScaleRule):
@@ -385,7 +385,7 @@ class ExperimentConfig(_Section):
             rule = self.scaling.rule("weight")
             if rule.kind not in ("amax", "none") or rule.granularity != "tensor" or not rule.power_of_two:
                 allowed = "{kind: amax}, {kind: none} or leave it"
-                kept = "optimizer.storage 'grid' keeps one power-of-two scale a tensor"
+                kept = "optimizer.storage 'grid' keeps one power-of-two scale per tensor"
                 raise ValueError(f"{kept}; set scaling.weight to {allowed}")
         rounding = {"weight": self.optimizer.rounding if self.optimizer.storage == "master" else ""}
         rounding |= dict(self.quantize.rounding)

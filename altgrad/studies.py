@@ -259,8 +259,8 @@ LARGE_STORAGE_ARMS = tuple(
 )
 SCALES: dict[str, tuple[dict[str, Any], str]] = {
     "exact": ({"power_of_two": False}, "an exact scale"),
-    "row": ({"granularity": "row"}, "a scale a row"),
-    "block": ({"granularity": "block"}, "a scale a block of 32"),
+    "row": ({"granularity": "row"}, "one scale per row"),
+    "block": ({"granularity": "block"}, "one scale per block of 32"),
     "delayed": ({"kind": "delayed"}, "a delayed scale"),
     "unscaled": ({"kind": "none"}, "no scale"),
 }
@@ -352,8 +352,8 @@ _ARMS: tuple[Arm, ...] = (
     ),
     *(_arm(f"{fmt} long", fmt, label=f"{fmt} after 1,500 steps", **LONG) for fmt in ("FP32", *CLOSE_FORMATS, "E0M7")),
     *(_arm(f"{fmt} observed", fmt, **_OBSERVED) for fmt in ("FP32", *CLOSE_FORMATS, *EXTREMES)),
-    _arm("E2M5 block", "E2M5", scaling=SCALES["block"][0], label="E2M5 with a scale a block of 32"),
-    _arm("E3M4 block", "E3M4", scaling=SCALES["block"][0], label="E3M4 with a scale a block of 32"),
+    _arm("E2M5 block", "E2M5", scaling=SCALES["block"][0], label="E2M5 with one scale per block of 32"),
+    _arm("E3M4 block", "E3M4", scaling=SCALES["block"][0], label="E3M4 with one scale per block of 32"),
     _arm("FP32 large", rate="FP32 large", **LARGE),
     *(_arm(f"{fmt} large", fmt, rate="FP32 large", other=None, **LARGE) for fmt in SPLITS),
     *LARGE_STORAGE_ARMS,
@@ -439,7 +439,7 @@ STUDIES: Mapping[str, Study] = {
         _with(SEEDS, "E4M3 E5M2 gradients", "E5M2 E4M3 gradients", "MXFP8", "MXFP4", "NVFP4"),
     ),
     "scaling": Study(
-        "Other scales than one power of two a tensor from its current amax: exact, by row, by block, delayed, none.",
+        "Other scales than one power of two per tensor from its current amax: exact, by row, by block, delayed, none.",
         _with(FEW_SEEDS, (f"{fmt} {scale}" for fmt in RULE_FORMATS for scale in SCALES)),
     ),
     "length": Study(
@@ -458,7 +458,7 @@ STUDIES: Mapping[str, Study] = {
         exploratory=True,
     ),
     "blocks-close": Study(
-        "E2M5 and E3M4 with a scale a block of 32, which study scaling has for other splits.",
+        "E2M5 and E3M4 with one scale per block of 32, which study scaling has for other splits.",
         _with(FEW_SEEDS, "E2M5 block", "E3M4 block"),
         exploratory=True,
     ),

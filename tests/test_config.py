@@ -112,7 +112,7 @@ def test_the_same_layers_in_any_order_are_the_same_experiment() -> None:
         (
             "quantize: {weight: e4m3, activation: e4m3, grad_output: e4m3, compute: native}",
             "scaling.kind=mx",
-            ("native", "one scale a tensor", "simulated"),
+            ("native", "one scale per tensor", "simulated"),
         ),
     ],
 )

@@ -136,23 +136,23 @@ def test_the_scope_is_that_of_the_config(raw: tuple[Runs, list[dict[str, Any]]],
     parameters = (2 * characters + context) * dim + layers * (12 * dim * dim + 2 * norm) + norm
     trained = cfg["max_steps"] * cfg["batch_size"] * context
     assert f"a model of {parameters:,} parameters, trained for 300 steps on {trained:,} characters" in page
-    assert f"{trained / parameters:.1f} a parameter" in page
+    assert f"{trained / parameters:.1f} per parameter" in page
     read, there = cfg["eval_batches"] * cfg["batch_size"] * context, data["validation_characters"]
     assert f"reads {read:,} of {there:,} validation characters ({100 * read / there:.3g}%)" in page
     for name in ("README.md", *(f"reports/{name}.md" for name in REPORTS)):
         text = (ROOT / name).read_text()
         assert f"a GPT of {parameters:,} parameters, 300 steps on {trained:,} characters of licence texts" in text, name
-        assert "one power-of-two scale a tensor (current largest value)" in text, name
+        assert "one power-of-two scale per tensor (current largest value)" in text, name
 
 
 def test_one_scale_for_every_32_values_removes_the_gap_of_e0m7(runs: Runs, page: str) -> None:
     block = gap(runs, "e0m7", study="scaling", scale="amax block True")
     tensor = gap(runs, "e0m7").reindex(block.index)
     assert f"with one scale for every 32 values E0M7's gap to FP32 is {said(block)}" in page.replace("&#39;", "'")
-    assert f"with one a tensor, on the same seeds, it is {said(tensor)}" in page
+    assert f"with one per tensor, on the same seeds, it is {said(tensor)}" in page
     recorded = {key[1] for key in runs if key[0] == "scaling" and "block" in key[4]}
     assert recorded == {"e0m7", "e4m3", "e5m2"}
-    assert "E2M5 and E3M4 with one scale a block (recorded: E0M7, E4M3, E5M2)" in page
+    assert "E2M5 and E3M4 with one scale per block (recorded: E0M7, E4M3, E5M2)" in page
 
 
 def test_e1m6_is_one_run_of_the_quantizer_that_e0m7_is(runs: Runs, page: str) -> None:

@@ -155,7 +155,7 @@ def test_a_format_has_its_own_gap_its_place_and_why_it_fails(tmp_path: Path) -> 
     text = {name: (tmp_path / f"{name}.md").read_text() for name in ("e4m3", "e7m0", "e2m5")}
     gaps = [paired_gap(loader, name) for name in ("E3M4", "E4M3", "E5M2", "E7M0")]
     place = sorted(gaps).index(gaps[1]) + 1
-    assert f"E4M3 ends {gaps[1]:.3f} nats a character above FP32 (95% CI " in text["e4m3"]
+    assert f"E4M3 ends {gaps[1]:.3f} nats per character above FP32 (95% CI " in text["e4m3"]
     assert f"n = 5 seeds).** That is place {place} of the 4 formats of 8 bits" in text["e4m3"]
     assert "It does not fail there" in text["e4m3"]
     assert f"E7M0 ends {gaps[3]:.3f} nats" in text["e7m0"]

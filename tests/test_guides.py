@@ -473,7 +473,7 @@ def test_the_guides_document_is_a_page_of_a_site_and_what_its_runs_contradict_is
     done = mkdocs(project, **environment)
     assert done.returncode == 0, done.stderr
     html = (project / "site/losses/index.html").read_text()
-    assert "E4M3 ends at 2.172 nats a character, E5M2 at 2.190." in html
+    assert "E4M3 ends at 2.172 nats per character, E5M2 at 2.190." in html
     assert html.count('role="img"') == 1
     (project / "docs/losses.md").write_text(text.replace("E4M3", "E0M7"))
     done = mkdocs(project, **environment)

@@ -473,7 +473,7 @@ def test_a_model_in_evaluation_leaves_no_trace_in_delayed_scales() -> None:
         (lambda: Policy(E4M3, layers="head"), "must be a tuple"),  # type: ignore[arg-type]
         (lambda: Policy(E4M3, patterns="a.*"), "must be a tuple"),  # type: ignore[arg-type]
         (lambda: Policy(E4M3, E4M3, compute="native"), "grad_output is fp32"),
-        (lambda: Policy(*[Operand(E4M3, scaling=Scaling("mx"))] * 3, compute="native"), "one scale a tensor"),
+        (lambda: Policy(*[Operand(E4M3, scaling=Scaling("mx"))] * 3, compute="native"), "one scale per tensor"),
     ],
 )
 def test_a_policy_that_cannot_be_meant_is_refused_where_it_is_made(make: Callable[[], object], word: str) -> None:

@@ -73,7 +73,7 @@ class Comparison:
         setting: key of everything else.
         baseline: the unquantized arm.
         table: one row a format, best first, columns `TABLE_COLUMNS`: gap is the paired difference of the final
-            validation loss to the baseline in nats a character, with its 95% t interval over `n_pairs` seeds;
+            validation loss to the baseline in nats per character, with its 95% t interval over `n_pairs` seeds;
             `p_fp32` tests it, after Holm's adjustment over the 8-bit formats that can be ranked. `gap_to_best`, its
             interval and `sd_to_best` are of the paired difference to the 8-bit format with the smallest gap,
             `p_to_best` tests it,
@@ -164,7 +164,7 @@ class SweetSpot:
 class FormatComparator:
     """Compares formats by the paired gap of their final validation loss to the unquantized run of the same seed.
 
-    Of AltGrad's own runs, whose loss is in nats a character; with `foreign`, of those that other loops recorded.
+    Of AltGrad's own runs, whose loss is in nats per character; with `foreign`, of those that other loops recorded.
     """
 
     def __init__(self, loader: ExperimentDataLoader, foreign: bool = False) -> None:
@@ -278,10 +278,10 @@ def results_table(loader: ExperimentDataLoader) -> pd.DataFrame:
 
 
 def scale_policies(loader: ExperimentDataLoader, comparison: Comparison) -> pd.DataFrame:
-    """What another scale changes, paired by seed with the same format under one power of two a tensor.
+    """What another scale changes, paired by seed with the same format under one power of two per tensor.
 
     One row a format and policy with the comparison's setting: format, policy (in words), arm, against, n_runs,
-    n_finished, n_pairs, difference, low, high (nats a character), p_value, and p_holm, adjusted over the rows. The
+    n_finished, n_pairs, difference, low, high (nats per character), p_value, and p_holm, adjusted over the rows. The
     p-values are NaN where a run did not finish. Empty without such runs.
     """
     columns = ["format", "policy", "arm", "against", "n_runs", "n_finished", "n_pairs", "difference", "low", "high"]
@@ -358,7 +358,7 @@ def own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> pd.DataFr
     """What a learning rate of its own changes for each format, from the tuning runs of the same experiment.
 
     One row a format that was tuned: format, shared_rate (the comparison's), own_rate (lowest mean loss), n (held-out
-    seeds), gap_shared, gap_own: mean difference to FP32 at its own best rate, nats a character, on the same seeds.
+    seeds), gap_shared, gap_own: mean difference to FP32 at its own best rate, nats per character, on the same seeds.
     Two seeds or so give no interval: this is a caveat to the comparison, not a finding. Empty without tuning runs.
     """
     columns = ["format", "shared_rate", "own_rate", "n", "gap_shared", "gap_own"]

@@ -159,7 +159,7 @@ def judged(row: Row) -> bool:
 
 
 def shown(row: Row, sign: int, by: float = 0.0) -> bool:
-    """Whether a difference of this sign is shown, and its estimate is larger than `by` nats a character."""
+    """Whether a difference of this sign is shown, and its estimate is larger than `by` nats per character."""
     return bool(judged(row) and row["p_holm"] < ALPHA and sign * row["difference"] > by)
 
 
@@ -239,7 +239,7 @@ def all_shown(sign: int, by: float = 0.0, of: Sequence[str] = ()) -> Judge:
 
     Args:
         sign: +1 where the first arm of a pair is to end above the second, -1 below.
-        by: nats a character.
+        by: nats per character.
         of: the first arms of the contrasts that decide; without any, all do.
     """
 

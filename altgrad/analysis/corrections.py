@@ -21,7 +21,7 @@ from altgrad.analysis.statistics import MARGIN, paired_difference
 from altgrad.studies import ARMS, SEEDS, SPLITS, STUDIES
 
 UNBLOCKED = tuple(ARMS[arm].format for arm in STUDIES["blocks-close"].seeds)
-"""Formats that the campaign did not run with one scale a block."""
+"""Formats that the campaign did not run with one scale per block."""
 REPEATED = {"E4M3 with seed 10": ".0022", "FP32": "at most .00005"}
 """By how many nats runs that were made again on 2026-11-29 differ from records of 2026-11-24; no record holds them."""
 
@@ -77,7 +77,7 @@ def _tokens(loader: ExperimentDataLoader, short: Comparison) -> dict[str, Any] |
 
 
 def _blocks(loader: ExperimentDataLoader, short: Comparison) -> dict[str, Any] | None:
-    """E0M7's gap with a scale a tensor and with one a block, on the same seeds, and which formats have such runs."""
+    """E0M7's gap with one scale per tensor and with one a block, on the same seeds, and which formats have such runs."""
     rules = {row.format: (row, loader.config(row.arm).scaling.rule("weight")) for row in _by_block(loader, short)}
     if "E0M7" not in rules:
         return None

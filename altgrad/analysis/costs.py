@@ -74,7 +74,7 @@ class TokenRate:
     from tokens what FP32 does. It rests on one model, two lengths (each with a schedule of its own) and FP32 alone.
 
     Attributes:
-        rate: nats a character gained per unit of ln(tokens), over the seeds of both lengths.
+        rate: nats per character gained per unit of ln(tokens), over the seeds of both lengths.
         steps: of the two lengths.
     """
 
@@ -82,7 +82,7 @@ class TokenRate:
     steps: tuple[int, int]
 
     def more_tokens(self, gap: float) -> float:
-        """The tokens that would make up for a gap in nats a character, as a fraction of those there were."""
+        """The tokens that would make up for a gap in nats per character, as a fraction of those there were."""
         return math.expm1(gap / self.rate.mean)
 
     @property
@@ -147,7 +147,7 @@ def additivity(loader: ExperimentDataLoader) -> pd.DataFrame:
 
     One row a format and division (`by`), columns `ADDITIVITY_COLUMNS`: `parts` are the mean gaps one at a time, by
     name, `sum` that of their sum, `together` the gap with all, `difference` together minus sum with its paired 95% t
-    interval in nats a character over the seeds that all share; `p_holm` is adjusted over the rows.
+    interval in nats per character over the seeds that all share; `p_holm` is adjusted over the rows.
     """
     comparator, rows, p_values = loader.memo(FormatComparator), [], []
     together = _gaps(loader, comparator.at("all"))

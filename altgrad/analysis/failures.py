@@ -81,7 +81,7 @@ REMEDIES = (
     Remedy("E0M7", "activations and gradients rounded stochastically", "E0M7 stochastic both"),
     Remedy("E0M7", "gradients in E5M2", "E0M7 E5M2 gradients"),
     Remedy("E0M7", "one scale for every 32 values", "E0M7 block"),
-    Remedy("E0M7", "one scale a row", "E0M7 row", planned=False),
+    Remedy("E0M7", "one scale per row", "E0M7 row", planned=False),
     Remedy("E0M7", "a learning rate of its own", "E0M7 own rate", planned=False),
     Remedy("E7M0", "gradients rounded stochastically", "E7M0 stochastic gradients"),
     Remedy("E7M0", "activations and gradients rounded stochastically", "E7M0 stochastic both"),

@@ -460,7 +460,7 @@ def _words(rounding: str) -> str:
 
 
 def final_val_loss(record: RunRecord) -> float:
-    """Validation loss (nats a character) with the deployed weights at the last evaluation of a *finished* run.
+    """Validation loss (nats per character) with the deployed weights at the last evaluation of a *finished* run.
 
     NaN for a run that did not finish: its last value is of another length and must not be compared.
     """

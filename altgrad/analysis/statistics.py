@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 CONFIDENCE = 0.95
 ALPHA = 0.05
 MARGIN = 0.01
-"""Nats a character within which two losses are called equivalent (docs/method/preregistration.md)."""
+"""Nats per character within which two losses are called equivalent (docs/method/preregistration.md)."""
 
 FAILURE_GAP = 0.05
-"""An arm whose paired gap to the unquantized run is above this, in nats a character, has failed (preregistered)."""
+"""An arm whose paired gap to the unquantized run is above this, in nats per character, has failed (preregistered)."""
 
 SMALLEST_GAP = 0.005
-"""The smallest difference of losses that this project calls interesting, nats a character."""
+"""The smallest difference of losses that this project calls interesting, nats per character."""
 
 MIN_PAIRS = 3
 """Pairs below which nothing is ranked: two give an interval, but one so wide that only chance makes it short."""

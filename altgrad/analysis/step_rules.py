@@ -300,7 +300,7 @@ class StepRuleComparator:
     def table(self) -> pd.DataFrame:
         """One row an arm of the manifold rule, columns `RULE_COLUMNS` and `counts`.
 
-        `difference` is its final validation loss minus AdamW's in nats a character. Where the problem has AdamW arms
+        `difference` is its final validation loss minus AdamW's in nats per character. Where the problem has AdamW arms
         at several learning rates, the one with the most pairs is taken, and among those the one with the lowest mean
         loss: the comparison least favourable to the manifold rule. Without an AdamW arm the row has no difference.
         A row `counts` (and takes part in Holm's adjustment, over the rows of its experiment) if it has at least two

@@ -151,7 +151,7 @@ def histograms(layers: pd.DataFrame, formats: Mapping[str, FloatFormat]) -> dict
 
     Args:
         layers: as `ExperimentDataLoader.layers` gives it.
-        formats: of each operand whose codes were counted with one scale a tensor. Codes of others say nothing without
+        formats: of each operand whose codes were counted with one scale per tensor. Codes of others say nothing without
             the scales of their rows or blocks, and are left out.
     """
     found: dict[tuple[str, str, int], Histogram] = {}

@@ -23,20 +23,20 @@ def number(value: float, digits: int = 3, sign: bool = False) -> str:
     return figure(value, f"{'+' if sign else ''}.{digits}f")
 
 
-def interval(low: float, high: float, digits: int = 3) -> str:
-    """``[low, high]``; "none" where there is no interval (fewer than two pairs).
+def interval(low: float, high: float, digits: int = 3, sign: bool = True) -> str:
+    """``[low, high]``, with signs for differences; "none" where there is no interval (fewer than two pairs).
 
     A digit more where an end would be shown as 0 and is not: on which side of zero it lies is what a reader looks for.
     """
     if not (finite(low) and finite(high)):
         return "none"
     near = any(end and not round(float(end), digits) for end in (low, high))
-    return f"[{number(low, digits + near, True)}, {number(high, digits + near, True)}]"
+    return f"[{number(low, digits + near, sign)}, {number(high, digits + near, sign)}]"
 
 
 def span(low: float, high: float, digits: int = 3) -> str:
     """An interval in a sentence: ``0.003 to 0.014``; a digit more where `interval` has one."""
-    return interval(low, high, digits).strip("[]").replace("+", "").replace(", ", " to ")
+    return interval(low, high, digits, sign=False).strip("[]").replace(", ", " to ")
 
 
 def estimate(value: Estimate, digits: int = 3) -> str:

@@ -54,7 +54,7 @@ _ARMS = (
     col.filled("Learning rate", "{learning_rate:g}", blank=NOT_STATED),
     col.count("Steps", "max_steps"),
     col.number("Validation loss", "val_loss"),
-    col.interval(),
+    col.interval(sign=False),
     col.share("Finished", "finished", "runs"),
     col.text("Studies", "studies"),
 )

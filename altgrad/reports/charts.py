@@ -288,7 +288,7 @@ def _gap_axis(axes: Axes, data: pd.DataFrame) -> None:
     ticks = [tick for tick in GAP_TICKS if data["low"].min() - 0.02 <= tick <= 1.3 * data["high"].max()]
     axes.set_yticks(ticks, list(map(words.figure, ticks)))
     axes.minorticks_off()
-    axes.set_ylabel(f"gap to FP32, nats a character\n(logarithmic beyond ±{LINEAR_TO:g})")
+    axes.set_ylabel(f"gap to FP32, nats per character\n(logarithmic beyond ±{LINEAR_TO:g})")
 
 
 def reference_line(axes: Axes, label: str) -> None:

@@ -92,9 +92,11 @@ def percent(title: Text, key: str) -> Column:
     return of(title, lambda row: words.percent(row[key]), right=True)
 
 
-def interval(title: Text = "95% interval", low: str = "low", high: str = "high", digits: int = 3) -> Column:
-    """``[low, high]``."""
-    return of(title, lambda row: words.interval(row[low], row[high], digits), right=True)
+def interval(
+    title: Text = "95% interval", low: str = "low", high: str = "high", digits: int = 3, sign: bool = True
+) -> Column:
+    """``[low, high]``, of a difference; of a value itself without `sign`."""
+    return of(title, lambda row: words.interval(row[low], row[high], digits, sign), right=True)
 
 
 def p(title: Text, key: str) -> Column:

@@ -63,10 +63,10 @@ def curves(own: Losses, other: Losses, with_baseline: bool, foreign: bool, colou
             beside[prefix + name] = np.zeros(len(steps), np.int64) if name == "n" else np.full(len(steps), np.nan)
             beside[prefix + name][there] = rows[name]
     data = pd.DataFrame(beside)
-    words, mean = macros_of("layers"), found[""].dropna()
-    same = len(mean) == len(found[""])
-    description = words.loss(mean.iloc[0], mean.iloc[-1]) if same else words.losses(found[""].iloc[0], len(own.values))
-    label = "val_loss" if foreign else "validation loss (nats a character)"
+    words, told = macros_of("layers"), found[""].to_dict("records")
+    same = bool(found[""]["mean"].notna().all())
+    description = words.loss(told[0], told[-1]) if same else words.losses(told[0], len(own.values))
+    label = "val_loss" if foreign else "validation loss (nats per character)"
     draw = _drawing({"baseline_": other, "": own}, data, colour, label)
     chart = Chart("loss", "Validation loss by step", str(description).strip(), data, sketch=draw, height=3.3)
     return Curves([ChartBlock(chart)], [_table(data, with_baseline)], same, int(data["gap_n"].max()))

@@ -497,7 +497,7 @@ def _remedies(tried: pd.DataFrame) -> Values:
     shown = ["format", "remedy", "n_pairs", "difference", "low", "high", "gap", "gap_low", "gap_high"]
     data = charts.finite_rows(tried[shown], "difference", "low", "high")
     names, colours = data["format"] + ": " + data["remedy"], [format_style(each).colour for each in data["format"]]
-    axis, title = "nats a character; left of 0 it helps", "What each remedy does to the loss"
+    axis, title = "nats per character; left of 0 it helps", "What each remedy does to the loss"
     chart = charts.forest("remedies-chart", title, "", data, list(names), axis, colours) if len(data) else None
     shown_of = list(dict.fromkeys(tried["format"]))
     return {"remedies": table, "remedies_chart": [ChartBlock(chart)] if chart else [], "remedied": shown_of}

@@ -64,11 +64,11 @@ TWINS = ("E0M7", "E1M6")
 MOST = 0.8
 """A layer type that alone costs more than this fraction of a format's gap is named in the answer."""
 SCALES = {
-    "": "a tensor",
+    "": "per tensor",
     "exact amax scale": "exact",
     "delayed scale over 16 steps": "delayed",
-    "amax scale per row": "a row",
-    "amax scale per block of 32": "32 values",
+    "amax scale per row": "per row",
+    "amax scale per block of 32": "per 32 values",
     "scale 1": "none",
 }
 """What shares a scale, or which it is, by the policy as records call it."""

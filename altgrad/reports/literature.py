@@ -104,7 +104,7 @@ def _table(claims: list[dict[str, Any]]) -> Table:
         col.of("Question", lambda row: Link(row["question"], PageRef(PATH, row["claim"]))),
         col.of("They report", theirs),
         col.of("In what setting", lambda row: told[row["claim"]]["setting"]),
-        col.of("We find, nats a character, 95% interval", differences),
+        col.of("We find, nats per character, 95% interval", differences),
         col.of("In what setting", lambda row: told[row["claim"]]["ours"]),
         col.of("Planned", lambda row: row["planned"] or "no"),
     )
@@ -129,5 +129,5 @@ def _chart(tests: pd.DataFrame) -> list[Block]:
     if data.empty:
         return []
     data = data.assign(group=data["answer"].where(data["answer"].isin(SHOWN), "inconclusive"))
-    names, axis = [_short(name) for name in data["contrast"]], "difference of final losses, nats a character"
+    names, axis = [_short(name) for name in data["contrast"]], "difference of final losses, nats per character"
     return [ChartBlock(charts.grouped_narrow_forest("differences", "", "", data, names, SHOWN, axis, MARGIN, WIDEST))]

@@ -248,7 +248,7 @@ def _differences(judged: pd.DataFrame) -> list[Block]:
         [f"{fmt}  {place.label}" for fmt in RULE_FORMATS for place in PLACES.values()],
         STYLES,
         "AdamW",
-        "loss minus AdamW's, else equal (nats a character)",
+        "loss minus AdamW's, else equal (nats per character)",
     )
     return [ChartBlock(chart)]
 
@@ -261,7 +261,7 @@ def _pilot_chart(paired: pd.DataFrame) -> ChartBlock:
         "",
         data,
         list(data["format"] + " " + data["rule"]),
-        "loss minus AdamW's (nats a character)",
+        "loss minus AdamW's (nats per character)",
         [PALETTE[rule] for rule in pd.factorize(data["rule"])[0] % len(PALETTE)],
     )
     return ChartBlock(chart)
@@ -328,7 +328,7 @@ def _arms(shown: pd.DataFrame, data: pd.DataFrame) -> list[Block]:
         col.text("Step rule", "rule", LABELS),
         col.text("Storage", "storage"),
         col.text("Rounding", "rounding"),
-        col.count("Extra bytes a weight", "extra_bytes"),
+        col.count("Extra bytes per weight", "extra_bytes"),
         *(col.of(fmt, itemgetter(fmt), right=True) for fmt in RULE_FORMATS),
     )
     return [col.table([rows[key] for key in sorted(rows)], columns, id="arms", data=data)]
@@ -510,7 +510,7 @@ def _stall_chart(found: StepRuleComparator, arms: pd.DataFrame) -> list[Block]:
         f"More stalls, lower loss: in {contrary.sum()} of {len(ranked)} formats",
         f"Spearman's rho: {ranks}.",
         data,
-        {"stall_ratio": "stall ratio (mean over seeds)", "val_loss": "final validation loss (nats a character)"},
+        {"stall_ratio": "stall ratio (mean over seeds)", "val_loss": "final validation loss (nats per character)"},
         STYLES,
         pairs,
     )

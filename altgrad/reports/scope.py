@@ -12,7 +12,7 @@ from altgrad.site import Link, Md, PageRef, Paragraph, escape, join, md
 HEADLINE_SEEDS = 16
 """Findings from fewer pairs than this are labelled as a pilot."""
 CORRECTIONS = Link("Corrections and limits", PageRef("reports/corrections"))
-ONE_SCALE = "one power-of-two scale a tensor (current largest value)"
+ONE_SCALE = "one power-of-two scale per tensor (current largest value)"
 STATUSES = ("finished", "failed", "crashed", "interrupted", "running")
 
 
@@ -21,7 +21,7 @@ def scope(loader: ExperimentDataLoader, arm: str) -> str:
     size, config = extent(loader, arm), loader.config(arm)
     model, each = f"{config.model.layers} layers of {config.model.dim}", ""
     if size.parameters:
-        model, each = f"{size.parameters:,} parameters", f" ({size.characters / size.parameters:.1f} a parameter)"
+        model, each = f"{size.parameters:,} parameters", f" ({size.characters / size.parameters:.1f} per parameter)"
     text = "licence texts" if size.text == "licenses" else size.text
     rules = [config.scaling.rule(operand) for operand in config.quantize.operands or OPERANDS]
     scales = words.names(sorted({scale_label(rule) or ONE_SCALE for rule in rules}))

@@ -203,7 +203,7 @@ function start(root, data) {
     const box = tableBox("Chosen arms", ["Arm", "Finished", "Validation loss", "Difference", "95% interval", "Pairs", "Baseline", element("span", { className: "sr", textContent: "Remove" })], rows);
     const none = button("No baseline", () => { change("none"); });
     none.disabled = !baseline;
-    const text = "Validation loss: mean of the finished runs at their last evaluation, nats a character. Difference: minus the baseline’s, paired by seed, with the 95% t interval of the mean over the pairs; runs of tuning studies are held out. One interval in twenty misses; the reports adjust for many comparisons, this table does not.";
+    const text = "Validation loss: mean of the finished runs at their last evaluation, nats per character. Difference: minus the baseline’s, paired by seed, with the 95% t interval of the mean over the pairs; runs of tuning studies are held out. One interval in twenty misses; the reports adjust for many comparisons, this table does not.";
     arms.replaceChildren(element("h2", { textContent: "Arms and paired differences" }), box, none, element("p", { className: "small", textContent: text }));
   }
 
