@@ -110,7 +110,7 @@ def flipped(values: pd.Series) -> float:
 def test_the_tie_ends_with_length(runs: Runs, page: str) -> None:
     short = (loss(runs, "formats", "e4m3") - loss(runs, "formats", "e3m4")).dropna()
     long = (loss(runs, "length", "e4m3") - loss(runs, "length", "e3m4")).dropna()
-    assert f"E4M3 is worse than E3M4 by {said(short)}, a real difference" in page
+    assert f"E4M3 is worse than E3M4 by {said(short)}, statistically clear" in page
     assert tost(short) < 0.001
     assert "below 0.01 (TOST, p < 0.001)" in page
     formats = ("e3m4", "e4m3", "e5m2", "e0m7")
@@ -123,7 +123,7 @@ def test_the_tie_ends_with_length(runs: Runs, page: str) -> None:
         pair: flipped((loss(runs, "formats", pair[0]) - loss(runs, "formats", pair[1])).dropna())
         for pair in itertools.combinations(SPLITS, 2)
     }
-    shown = re.search(r"a real difference \(adjusted p = ([\d.]+)\)", page)
+    shown = re.search(r"statistically clear \(adjusted p = ([\d.]+)\)", page)
     assert shown
     assert float(shown[1]) == pytest.approx(holm(p_short)["e3m4", "e4m3"], abs=0.004)
 
@@ -141,8 +141,9 @@ def test_the_scope_is_that_of_the_config(raw: tuple[Runs, list[dict[str, Any]]],
     assert f"reads {read:,} of {there:,} validation characters ({100 * read / there:.3g}%)" in page
     for name in ("README.md", *(f"reports/{name}.md" for name in REPORTS)):
         text = (ROOT / name).read_text()
-        assert f"a GPT of {parameters:,} parameters, 300 steps on {trained:,} characters of licence texts" in text, name
-        assert "one power-of-two scale per tensor (current largest value)" in text, name
+        size = f"{trained:,} characters ({trained / parameters:.1f} per parameter) of licence texts"
+        assert f"a GPT of {parameters:,} parameters, trained for 300 steps on {size}" in text, name
+        assert "one power-of-two scale per tensor, set at each step from its largest value" in text, name
 
 
 def test_one_scale_for_every_32_values_removes_the_gap_of_e0m7(runs: Runs, page: str) -> None:
@@ -253,12 +254,10 @@ def test_what_would_change_the_answer_is_that_of_the_raw_records(runs: Runs) -> 
     text = (ROOT / "README.md").read_text().split("<!-- answer -->")[1].replace("&#39;", "'")
     shares = {fmt: gap(runs, fmt, study="layers", layers=("head",)).mean() for fmt in ("e0m7", "e2m5", "e7m0")}
     wholes = {fmt: gap(runs, fmt).reindex(range(10, 26)).mean() for fmt in shares}
-    first, second, third = (f"{shares[fmt] / wholes[fmt]:.0%} of {fmt.upper()}'s" for fmt in shares)
-    assert f"quantizing the head alone already costs {first}, {second} and {third} gap" in text
+    first, second, third = (f"{shares[fmt] / wholes[fmt]:.0%}" for fmt in shares)
+    assert f"E0M7, E2M5 and E7M0 lose almost only in the head, which alone costs {first}, {second} and {third} of" in text
     long = loss(runs, "length", "e4m3") - loss(runs, "length", "e3m4")
-    assert (
-        f"after 1,500 steps E4M3 is {said(long).replace(' nats (', ' nats worse (').replace(', n = 5)', ')')}" in text
-    )
+    assert f"after 1,500 steps E4M3 ends {said(long).replace(' nats (', ' nats above E3M4 (').replace('5)', '5 seeds)')}" in text
 
 
 REPORTS = ("format_comparison", "failure_modes", "manifold_comparison")

@@ -248,7 +248,7 @@ ALLOWED = {
     r"(?:\b(?:above|against|else|from|of|than|to|with)|…) FP32\b(?!'s)": "what a gap is to",
     r"\bFP32(?: runs?|'s learning rate)\b": "what every format is run beside",
     r"\b[0-9]{4}-[0-9]{2}-[0-9]{2}\b": "a date",
-    r"\*\*Said until [0-9-]+:\*\*.*?(?= - \*\*So:)": "what a page said",
+    r"\*\*Said until [0-9-]+:\*\*.*?(?= - \*\*In fact:)": "what a page said",
     r"- (?:They report|At which scale|We compare):.*?(?= - )": "what others report, and what is compared",
     r'"[^"]*"': "a word of a page",
 }

@@ -471,10 +471,10 @@ def test_a_remedy_is_held_against_the_same_format_and_against_fp32(analyzer: Fai
 
 
 def test_the_headline_says_which_splits_fail_and_by_what(whole: ExperimentDataLoader) -> None:
-    lead = render(failure_modes_page(whole), SITE).partition("Failure Mode: ")[2].partition("\n")[0]
+    lead = render(failure_modes_page(whole), SITE).partition("## Summary\n\n")[2].partition("\n")[0]
     figures = r"\(\+0\.\d{3} nats, 95% CI 0\.\d{3} to 0\.\d{3}, n = 16\)"
     assert re.search(
-        rf"3 of 7 formats of 8 bits fail: E7M0 {figures} and E6M1 {figures} lack precision; "
+        rf"3 of 7 formats of 8 bits fail with one scale per tensor: E7M0 {figures} and E6M1 {figures} lack precision; "
         rf"E0M7 {figures} loses small gradients\.",
         lead,
     )
@@ -510,7 +510,7 @@ def test_the_literature_page_answers_each_claim_from_the_runs(whole: ExperimentD
     assert differing == {"best-split", "exponent-bits", "integers"}, "E3M4 is made the best here, and E0M7 worse"
     page = literature_page(whole)
     text = render(page, SITE)
-    assert "Of 12 results that others report and these runs can test, 9 show here too, " in text
+    assert "Of 12 results that others report and these runs can test, 9 agree with ours, " in text
     assert "3 do not" in text
     for claim in CLAIMS:
         assert f'<a id="{claim.id}"></a>' in text, "the document has a section of each claim"
@@ -527,10 +527,10 @@ def test_a_result_that_ours_contradicts_is_told_in_the_first_sentence(
     found = {finding.claim.id: finding.answer for finding in findings(loader)}
     assert found["mxfp8"] == "no agreement"
     text = render(literature_page(loader), SITE)
-    assert re.search(r"Without agreement: .*\[Is MXFP8 as good as BF16\?\]\(reports/literature#mxfp8\)", text)
-    differs, _, agrees = text.partition("## Where ours agrees")
-    assert "### Is MXFP8 as good as BF16?" in differs
-    assert "### Is MXFP4 as good as BF16?" in agrees
+    assert re.search(r"Not confirmed: .*\[MXFP8 is as good as BF16\]\(reports/literature#mxfp8\)", text)
+    differs, _, agrees = text.partition("## Agrees")
+    assert "### MXFP8 is as good as BF16" in differs
+    assert "### MXFP4 is worse than BF16" in agrees
 
 
 def test_every_arm_of_the_campaign_has_a_command_that_gives_its_config(configs: list[ExperimentConfig]) -> None:

@@ -251,6 +251,16 @@ def all_shown(sign: int, by: float = 0.0, of: Sequence[str] = ()) -> Judge:
     return judge
 
 
+def same_direction(sign: int) -> Judge:
+    """Yes where every difference has the sign; no where one is shown to have the other."""
+
+    def judge(rows: Rows) -> Judgement:
+        yes = all(shown(row, sign) for row in rows)
+        return Judgement(_answer(yes, any(shown(row, -sign) for row in rows)), rows)
+
+    return judge
+
+
 def all_equivalent(rows: Rows) -> Judgement:
     """Yes where every difference lies within the margin; no where an interval lies beyond it."""
     no = any(beyond(row, MARGIN) or beyond(row, -MARGIN) for row in rows)

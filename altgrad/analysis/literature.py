@@ -1,5 +1,8 @@
 """What the recorded runs show beside what others report on low-precision training.
 
+One rule for all claims: a result agrees where ours is shown in the reported direction, or within the margin where none
+is reported; it does not where the opposite is shown; all else is not decided.
+
 docs/sections/literature.md says what is reported and in what setting; a `Claim` says by whom, and which of our runs
 `findings` holds against it. Comparisons that were not written down beforehand say so.
 """
@@ -11,7 +14,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from altgrad.analysis.contrasts import Judge, Judgement, all_equivalent, all_shown, in_parts, none_worse
+from altgrad.analysis.contrasts import Judge, Judgement, all_equivalent, in_parts, none_worse, same_direction
 from altgrad.analysis.hypotheses import Family, weigh
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.studies import RULE_FORMATS, STUDIES, adamw_arm, studies_of
@@ -25,7 +28,7 @@ class Claim:
 
     Attributes:
         id: names its section.
-        question: that it answers.
+        title: the claim in a line.
         references: name and arXiv identifier.
         families: the contrasts of ours, by arms of `altgrad.studies`.
         judge: whether they show what is reported; None for related work, of which no agreement is claimed.
@@ -33,7 +36,7 @@ class Claim:
     """
 
     id: str
-    question: str
+    title: str
     references: tuple[tuple[str, str], ...]
     families: Sequence[Family]
     judge: Judge | None
@@ -78,76 +81,75 @@ LNS_MADAM = ("Zhao et al. 2021, LNS-Madam", "2106.13914")
 CLAIMS = (
     Claim(
         "fp8-like-16-bit",
-        "Does FP8 train like a 16-bit format?",
+        "FP8 trains like a 16-bit format",
         (FP8_FORMATS, FP8_NUMERICS, FP8_FIRST),
         [[("E4M3 E5M2 gradients", "BF16")]],
         all_equivalent,
     ),
     Claim(
         "fp8-roles",
-        "Is E5M2 better for gradients than forward?",
+        "E5M2 suits gradients better than the forward pass",
         (FP8_FORMATS, FP8_NUMERICS),
         [[("E4M3 E5M2 gradients", "E5M2 E4M3 gradients")]],
-        all_shown(-1),
+        same_direction(-1),
         "H15",
     ),
     Claim(
         "best-split",
-        "Is E4M3 the best 8-bit format for text?",
+        "E4M3 is the best 8-bit format for text",
         (FP_SCALING, FP8_AFTERWARDS),
         [[("E4M3", "E3M4")]],
-        all_shown(-1),
+        same_direction(-1),
     ),
     Claim(
         "exponent-bits",
-        "Is range worth more than precision?",
+        "Range is worth more than precision",
         (FP_SCALING,),
         [[("E5M2", "E3M4")]],
-        all_shown(-1),
+        same_direction(-1),
     ),
     Claim(
         "integers",
-        "Are integers better under fine scales?",
+        "Integers are better under fine scales",
         (INT_OR_FP,),
         [[("E0M7", "E4M3"), ("E0M7 block", "E4M3 block")]],
-        in_parts((1, all_shown(+1)), (1, all_shown(-1))),
+        in_parts((1, same_direction(+1)), (1, same_direction(-1))),
     ),
     Claim(
         "stochastic-rounding",
-        "Do low-precision weights need stochastic rounding?",
+        "Low-precision weights need stochastic rounding",
         (BFLOAT16, BF16_STOCHASTIC),
         [[(adamw_arm(fmt, "nearest"), adamw_arm(fmt, "stochastic")) for fmt in RULE_FORMATS]],
-        all_shown(+1),
+        same_direction(+1),
         "H6",
     ),
     Claim(
         "error-feedback",
-        "Can error feedback replace stochastic rounding?",
+        "Error feedback can replace master weights",
         (ECO,),
-        [[(adamw_arm(fmt, "feedback"), adamw_arm(fmt, "stochastic")) for fmt in RULE_FORMATS]],
+        [[(adamw_arm(fmt, "feedback"), adamw_arm(fmt, "master")) for fmt in RULE_FORMATS]],
         none_worse,
-        "H7",
     ),
-    Claim("mxfp8", "Is MXFP8 as good as BF16?", (MX, MXFP8_RECIPE), [[("MXFP8", "BF16")]], all_equivalent, "H16"),
+    Claim("mxfp8", "MXFP8 is as good as BF16", (MX, MXFP8_RECIPE), [[("MXFP8", "BF16")]], all_equivalent, "H16"),
     Claim(
         "mx-scales-up",
-        "Do MXFP8's scales have to be rounded up?",
+        "MXFP8's scales have to be rounded up",
         (MXFP8_RECIPE,),
         [[("MXFP8 up", "MXFP8"), ("MXFP8 up", "BF16")]],
-        in_parts((1, all_shown(-1)), (1, all_equivalent)),
+        in_parts((1, same_direction(-1)), (1, all_equivalent)),
     ),
-    Claim("mxfp4", "Is MXFP4 as good as BF16?", (MXFP4_TRAINING, MX), [[("MXFP4", "BF16")]], all_shown(+1), "H16"),
-    Claim("nvfp4", "Is NVFP4 closer than MXFP4?", (MXFP4_NVFP4,), [[("NVFP4", "MXFP4")]], all_shown(-1)),
+    Claim("mxfp4", "MXFP4 is worse than BF16", (MXFP4_TRAINING, MX), [[("MXFP4", "BF16")]], same_direction(+1), "H16"),
+    Claim("nvfp4", "NVFP4 is better than MXFP4", (MXFP4_NVFP4,), [[("NVFP4", "MXFP4")]], same_direction(-1)),
     Claim(
         "fp4-stochastic",
-        "Do 4-bit gradients want stochastic rounding?",
+        "4-bit gradients need stochastic rounding",
         (MXFP4_TRAINING, NVFP4_TRAINING),
         [[(f"{name} stochastic gradients", name) for name in ("NVFP4", "MXFP4", "MXFP4 up")]],
-        in_parts((1, all_shown(-1)), (1, all_shown(+1))),
+        in_parts((1, same_direction(-1)), (1, same_direction(+1))),
     ),
     Claim(
         "madam",
-        "Do steps in units of the grid help?",
+        "Steps in units of the grid help",
         (MADAM, LNS_MADAM),
         [[(f"{fmt} update stochastic", adamw_arm(fmt, "stochastic")) for fmt in RULE_FORMATS]],
         None,

@@ -120,6 +120,8 @@ def grouped_narrow_forest(
             sketch.text(4, place + 12, label, colour, bold=True)
             place += 18
             for at in found:
+                if at != found[0]:  # so that a name goes with the interval below it
+                    sketch.line([(4, place), (NARROW - 4, place)], GRID, 0.8)
                 for line in names[at]:
                     sketch.text(4, place + 8, line)
                     place += 11

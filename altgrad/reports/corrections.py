@@ -7,6 +7,7 @@ from typing import Any
 from altgrad.analysis.corrections import REPEATED, UNBLOCKED, corrections
 from altgrad.analysis.hypotheses import LONG_ARMS
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.statistics import FAILURE_GAP
 from altgrad.reports.document import Content, content_of, document_page
 from altgrad.site import Md, Page, md
 from altgrad.site.document import NotRecorded
@@ -22,6 +23,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
     found = corrections(loader)
     values = {
         "unrecorded": unrecorded,
+        "limit": FAILURE_GAP,
         "repeated": REPEATED,
         "unblocked": UNBLOCKED,
         "h5": lambda: _known(found["h5"], "Not recorded in full: the runs of H5."),

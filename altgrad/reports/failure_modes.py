@@ -257,17 +257,24 @@ def _by_format(
     for row in whole.to_dict("records"):
         alone = paired[(paired["format"] == row["format"]) & (paired["scope"] != comparison.scope)]
         ordered = alone.sort_values("gap", ascending=False)
+        first = _printed(ordered["gap"].max())
         found.append(
             row
             | {
                 "cause": causes.get(row["arm"]),
                 "fails_alone": ordered[ordered["gap"] > FAILURE_GAP].to_dict("records"),
                 "passes_alone": ordered[ordered["gap"] <= FAILURE_GAP].to_dict("records"),
+                "costliest": [each for each, gap in zip(ordered["scope"], ordered["gap"]) if _printed(gap) == first],
                 "sqnr": means.get((row["arm"], "weight", "sqnr_db")),
+                "sqnr_gradients": means.get((row["arm"], "grad_output", "sqnr_db")),
                 "flushed": means.get((row["arm"], "grad_output", "underflow")),
             }
         )
     return found
+
+
+def _printed(gap: float) -> str:
+    return words.number(gap, sign=True)
 
 
 def _operands(analyzer: FailureAnalyzer, comparison: Comparison, splits: pd.DataFrame) -> Values | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,13 @@ from altgrad.analysis.comparison import (
     own_rates,
     scale_policies,
 )
-from altgrad.analysis.contrasts import differs, shown
+from altgrad.analysis.contrasts import differs, missing, named_family, reading, shown
 from altgrad.analysis.costs import LADDER, RESAMPLES, TokenRate, additivity, cost_per_bit, extent, losses, token_rate
 from altgrad.analysis.hypotheses import verdicts
 from altgrad.analysis.labels import arm_labels
 from altgrad.analysis.loader import ExperimentDataLoader, rule_label
 from altgrad.analysis.statistics import (
+    FAILURE_GAP,
     MARGIN,
     MIN_PAIRS,
     SMALLEST_GAP,
@@ -49,14 +51,14 @@ from altgrad.reports.heat_map import figures_map
 from altgrad.reports.scope import pilot, scope_line
 from altgrad.site import FOREGROUND, MUTED, Block, Chart, ChartBlock, Column, Link, Page, Table
 from altgrad.site.document import Part
-from altgrad.studies import OPERAND_PLACES
+from altgrad.studies import ARMS, OPERAND_PLACES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PLACE_NAMES: dict[str, str] = {
     "all": "everything",
-    **{kind: f"{kind} layers alone" for kind in LAYER_TYPES},
+    **{kind: f"{kind.replace('mlp', 'MLP')} layers alone" for kind in LAYER_TYPES},
     **{place: f"{place} alone" for place in OPERAND_PLACES},
 }
 TWINS = ("E0M7", "E1M6")
@@ -103,8 +105,16 @@ def _complete(
     at, noise = {place: comparator.at(place) for place in PLACES}, _noise(first, tensors)
 
     def ranking(comparison: Comparison, identity: str) -> dict[str, Any]:
-        found = {"comparison": comparison, "spot": comparator.sweet_spot(comparison)}
-        return found | _tested(loader, comparison) | {"results": results(comparison, identity)}
+        spot, arms = comparator.sweet_spot(comparison), {comparison.baseline, *comparison.table["arm"]}
+        runs = loader.runs[loader.runs["arm"].isin(arms) & (loader.runs["role"] == "report")]
+        return {
+            **{"comparison": comparison, "spot": spot, "results": results(comparison, identity)},
+            "ranked": [spot.best, *spot.equivalent, *spot.undecided, *spot.worse] if spot.best else [],
+            "studies": sorted(runs["study"].unique()),
+            "seeds": sorted({int(runs["seed"].min()), int(runs["seed"].max())}),
+            "pilot": runs["study"].str.startswith("pilot").any(),
+            **_tested(loader, comparison),
+        }
 
     above = {id(each) for each in (*at.values(), long)}
     others = [each for each in comparator.comparisons if id(each) not in above]
@@ -170,15 +180,21 @@ def headline(loader: ExperimentDataLoader) -> dict[str, Any]:
     first = comparator.headline
     if first is None:
         return {"comparison": None}
-    spot = comparator.sweet_spot(first)
+    spot, shown, left = comparator.sweet_spot(first), *charted(first)
     return {
         **{"comparison": first, "spot": spot, "rate": loader.memo(token_rate)},
+        "wide": [name for name in shown["format"] if not is_combination(name) and get_format(name).bits > 8],
+        "same_as": _same_as(first, spot),
+        "limit": FAILURE_GAP,
+        "failing": [row for row in _ranked(first) if row["gap"] > FAILURE_GAP],
+        "ulps": _ulps(loader),
+        "mx": _mx(loader),
         "scope": scope_line(loader, first.first, but=""),
         "longer": spot.best and _if_longer(loader, first, spot),
         "finer": spot.best and _if_finer(loader, first),
         "fewer": spot.best and _if_fewer(loader),
         "by_layer_type": _by_layer_type(comparator),
-        "without_interval": charted(first)[1],
+        "without_interval": left,
         "pilot": pilot(loader, first.baseline, first.most_pairs),
     }
 
@@ -202,8 +218,10 @@ def _if_finer(loader: ExperimentDataLoader, comparison: Comparison) -> dict[str,
     row = min(better, key=lambda row: float(row["difference"]))
     new, old, fp32 = (losses(loader, arm) for arm in (row["arm"], row["against"], comparison.baseline))
     before, left = paired_difference(old[old.index.isin(new.index)], fp32), paired_difference(new, fp32)
-    rule = loader.config(row["arm"]).scaling.rule("weight")
-    return {**row, "block": rule.block if rule.granularity == "block" else None, "before": before, "left": left}
+    rule, policies = loader.config(row["arm"]).scaling.rule("weight"), scale_policies(loader, comparison)
+    recorded = set(policies.loc[policies["policy"] == row["policy"], "format"])
+    found = {"block": rule.block if rule.granularity == "block" else None, "recorded": recorded}
+    return {**row, **found, "before": before, "left": left}
 
 
 def _if_fewer(loader: ExperimentDataLoader) -> dict[str, Any] | None:
@@ -216,7 +234,45 @@ def _if_fewer(loader: ExperimentDataLoader) -> dict[str, Any] | None:
     }
     carried = {kind: [row for row in found if row["share"] > MOST] for kind, found in carried.items()}
     kind = max(carried, key=lambda kind: len(carried[kind]))
-    return {"layers": kind, "formats": carried[kind]} if carried[kind] else None
+    others = set(LAYER_TYPES) - {kind}
+    left_out = any(set(loader.config(arm).quantize.layers or ()) == others for arm in loader.runs["arm"].unique())
+    return {"layers": kind, "formats": carried[kind], "left_out": left_out} if carried[kind] else None
+
+
+def _ranked(comparison: Comparison) -> list[dict[str, Any]]:
+    """The rows of the 8-bit formats of which every run finished and that have enough pairs, by exponent bits."""
+    table = comparison.table
+    whole = table[(table["n_finished"] == table["n_runs"]) & (table["n_pairs"] >= MIN_PAIRS)]
+    rows = whole[whole["format"].map(is_8bit).astype(bool)]
+    return rows.sort_values("format", key=lambda names: names.map(format_order)).to_dict("records")
+
+
+def _same_as(comparison: Comparison, spot: SweetSpot) -> dict[str, str]:
+    """The ranked format that an unranked one is under a free scale."""
+    ranked = [row["format"] for row in _ranked(comparison)]
+    return {
+        name: other
+        for name in spot.unranked
+        for other in ranked
+        if get_format(name).relation(get_format(other)).kind == "equal"
+    }
+
+
+def _ulps(loader: ExperimentDataLoader) -> dict[str, int] | None:
+    """In how many comparisons steps in ulps end lower and higher than AdamW (H8); None while it is pending."""
+    (verdict,) = verdicts(loader, "H8")
+    if verdict.answer == "pending":
+        return None
+    counts = Counter(reading(row).partition(",")[0] for row in verdict.judgement.rows)
+    return {"total": len(verdict.judgement.rows)} | {key: counts[key] for key in ("lower", "higher", "undecided")}
+
+
+def _mx(loader: ExperimentDataLoader) -> dict[str, Any] | None:
+    """The gap of the 8-bit MX format; None while its runs are missing, or where none is shown."""
+    if missing(loader, ("MXFP8", "FP32")):
+        return None
+    (row,) = named_family(loader, [("MXFP8", "FP32")]).to_dict("records")
+    return {**row, "format": ARMS["MXFP8"].format} if shown(row, +1) else None
 
 
 def _spots(comparator: FormatComparator, places: Sequence[str]) -> list[dict[str, Any]]:

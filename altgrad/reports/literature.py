@@ -25,16 +25,16 @@ from altgrad.site.document import Part
 
 PATH = "reports/literature"
 GROUPS = {
-    "Where ours differs": ("no agreement",),
+    "Does not agree": ("no agreement",),
     "Not decided": ("inconclusive", "pending"),
-    "Where ours agrees": ("agreement",),
+    "Agrees": ("agreement",),
     "Related work, without a claim of agreement": ("related work",),
 }
-SAME = {"agreement": "yes", "no agreement": "no"}
+AGREES = {"agreement": "yes", "no agreement": "no", "inconclusive": "not decided"}
 SHOWN = {
-    "no agreement": ("Not the same direction", PALETTE[1]),
+    "no agreement": ("Does not agree", PALETTE[1]),
     "inconclusive": ("Not decided", MUTED),
-    "agreement": ("The same direction", PALETTE[0]),
+    "agreement": ("Agrees", PALETTE[0]),
 }
 """The groups of the chart, with their titles and colours."""
 WIDEST = 0.7
@@ -57,7 +57,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
             "planned": each.claim.planned,
             "judgement": each.judgement,
             "evidence": evidence(each.judgement),
-            "question": each.claim.question,
+            "title": each.claim.title,
             "studies": each.claim.studies,
             "references": join(
                 "; ", [Link(name, f"https://arxiv.org/abs/{number}") for name, number in each.claim.references]
@@ -100,8 +100,8 @@ def _table(claims: list[dict[str, Any]]) -> Table:
         return Md(f"{escape(told[row['claim']]['they'])} ({row['references']})")
 
     columns = (
-        col.of("Same direction?", lambda row: SAME.get(row["answer"], row["answer"])),
-        col.of("Question", lambda row: Link(row["question"], PageRef(PATH, row["claim"]))),
+        col.of("Agrees?", lambda row: AGREES.get(row["answer"], row["answer"])),
+        col.of("Claim", lambda row: Link(row["title"], PageRef(PATH, row["claim"]))),
         col.of("They report", theirs),
         col.of("In what setting", lambda row: told[row["claim"]]["setting"]),
         col.of("We find, nats per character, 95% interval", differences),
@@ -117,7 +117,7 @@ def _short(contrast: str) -> str:
     one, other = (arm.split(" ") for arm in contrast.split(" − "))
     pairs = ((mine.rstrip(","), theirs.rstrip(",")) for mine, theirs in zip(one, other, strict=False))
     alike = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
-    if not 0 < alike < min(len(one), len(other)):
+    if not 0 < alike < min(len(one), len(other)) or other[alike] == "with":
         return contrast
     closed = ")" if one[-1].endswith(")") and other[-1].endswith(")") and "(" in " ".join(one[:alike]) else ""
     return f"{' '.join(one).removesuffix(closed)} − {' '.join(other[alike:])}"

@@ -187,7 +187,8 @@ def _outcome(rows: pd.DataFrame) -> dict[str, Any]:
     counts = Counter(reading(row).partition(",")[0] for row in ordered)
     readings = {name: counts[name] for name in ("lower", "higher", "equivalent", "undecided")}
     most = max((-row["difference"] for row in ordered if shown(row, -1)), default=0.0)
-    return {**readings, "total": len(rows), "most": most, "best": ordered[0], "worst": ordered[-1]} if ordered else {}
+    ends = {"best": ordered[0], "worst": ordered[-1]} if ordered else {}
+    return {**readings, "total": len(rows), "most": most, "formats": sorted({*rows["format"]}), **ends} if ordered else {}
 
 
 def _by(rows: pd.DataFrame, key: str) -> dict[str, col.Row]:
@@ -248,7 +249,7 @@ def _differences(judged: pd.DataFrame) -> list[Block]:
         [f"{fmt}  {place.label}" for fmt in RULE_FORMATS for place in PLACES.values()],
         STYLES,
         "AdamW",
-        "loss minus AdamW's, else equal (nats per character)",
+        "loss minus AdamW's, all else equal (nats per character)",
     )
     return [ChartBlock(chart)]
 

@@ -12,7 +12,7 @@ from altgrad.site import Link, Md, PageRef, Paragraph, escape, join, md
 HEADLINE_SEEDS = 16
 """Findings from fewer pairs than this are labelled as a pilot."""
 CORRECTIONS = Link("Corrections and limits", PageRef("reports/corrections"))
-ONE_SCALE = "one power-of-two scale per tensor (current largest value)"
+ONE_SCALE = ", ".join(("one power-of-two scale per tensor", "set at each step from its largest value"))
 STATUSES = ("finished", "failed", "crashed", "interrupted", "running")
 
 
@@ -25,7 +25,8 @@ def scope(loader: ExperimentDataLoader, arm: str) -> str:
     text = "licence texts" if size.text == "licenses" else size.text
     rules = [config.scaling.rule(operand) for operand in config.quantize.operands or OPERANDS]
     scales = words.names(sorted({scale_label(rule) or ONE_SCALE for rule in rules}))
-    return f"a GPT of {model}, {size.steps:,} steps on {size.characters:,} characters of {text}{each}; {scales}"
+    trained = f"trained for {size.steps:,} steps on {size.characters:,} characters{each} of {text}"
+    return f"a GPT of {model}, {trained}; {scales}"
 
 
 def scope_line(loader: ExperimentDataLoader, arm: str, but: str = ", unless another is named") -> Md:
@@ -39,7 +40,7 @@ def data_line(loader: ExperimentDataLoader, scoped: bool = True) -> Paragraph:
     parts = [recorded_line(loader).text]
     if scoped and headline:
         parts.append(f"Unless a section says otherwise: {scope(loader, headline.first)}.")
-    parts.append(md("{corrections}: what was not so, or not run.", corrections=CORRECTIONS))
+    parts.append(md("{corrections}: what these pages once got wrong, and what was not run.", corrections=CORRECTIONS))
     return Paragraph(join(" ", parts))
 
 
