@@ -49,7 +49,7 @@ def test_an_arm_alone_is_its_format_and_rule_and_what_is_not_the_default_of_them
     weights = {"quantize": {"weight": "e4m3", "layers": ["head"]}}
     assert named(tmp_path / "a", config("e4m3")) == ["E4M3, AdamW"]
     assert named(tmp_path / "b", config("e4m3", **weights)) == ["E4M3, AdamW, weights only, only in head"]
-    assert named(tmp_path / "c", config("e4m3", scaling={"kind": "none"})) == ["E4M3, AdamW, scale 1"]
+    assert named(tmp_path / "c", config("e4m3", scaling={"kind": "none"})) == ["E4M3, AdamW, no scale"]
 
 
 def test_arms_that_begin_alike_go_on_with_what_they_differ_in(tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_the_gap_of_an_arm_is_paired_and_leaves_tuning_seeds_out(tmp_path: Path)
         write_run(tmp_path, config("e4m3", seed=seed, study=study), 2.0 + seed / 100 + gap)
     page = next(page for page in arm_pages(ExperimentDataLoader([tmp_path])) if "/e4m3" in page.path)
     (told,) = (str(block.text) for block in page.blocks if "paired by seed: " in str(getattr(block, "text", "")))
-    assert "**+0.3750**" in told
+    assert "**+0.3750 nats per character**" in told
     assert "n = 2" in told
 
 

@@ -22,7 +22,7 @@ from altgrad.studies import ARMS, SEEDS, SPLITS, STUDIES
 
 UNBLOCKED = tuple(ARMS[arm].format for arm in STUDIES["blocks-close"].seeds)
 """Formats that the campaign did not run with one scale per block."""
-REPEATED = {"E4M3 with seed 10": ".0022", "FP32": "at most .00005"}
+REPEATED = {"E4M3 with seed 10": "0.0022", "FP32": "at most 0.00005"}
 """By how many nats runs that were made again on 2026-11-29 differ from records of 2026-11-24; no record holds them."""
 
 

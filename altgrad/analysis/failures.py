@@ -311,7 +311,7 @@ class FailureAnalyzer:
 
 def named(config: ExperimentConfig) -> str:
     """What a run is, where its format alone would mislead: ``FP32 (mis-scaled tensors)``, ``E4M3 (no scale)``."""
-    how = [part.replace("scale 1", "no scale") for part in scope_label(config).split("; ")[1:]]
+    how = scope_label(config).split("; ")[1:]
     details = ["mis-scaled tensors", *how] if config.model.rescale else how
     return f"{format_label(config)} ({', '.join(details)})" if details else format_label(config)
 

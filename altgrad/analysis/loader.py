@@ -421,7 +421,7 @@ def _scale(rule: ScaleRule) -> tuple[str, str]:
     if rule.value is not None:
         return f"static {rule.value:g}", f"fixed scale {rule.value:g}"
     names = {
-        "none": ("unscaled", "scale 1"),
+        "none": ("unscaled", "no scale"),
         "mx": ("mx", "MX scales"),
         "mx_rceil": ("mx up", "MX scales rounded up"),
         "nvfp4": ("nvfp4", "NVFP4 scales"),

@@ -77,7 +77,7 @@ def p_equals(value: float) -> str:
 
 
 def quantized(scope: str) -> str:
-    """A scope with the word where it belongs: ``weights quantized; scale 1``."""
+    """A scope with the word where it belongs: ``weights quantized; no scale``."""
     what, mark, how = scope.partition(";")
     return f"{names(what.split(' + '))} quantized{mark}{how}"
 

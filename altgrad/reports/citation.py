@@ -11,7 +11,8 @@ import yaml
 from altgrad.site import CodeBlock
 
 CITATION = Path(__file__).parent / "CITATION.cff"
-_FIELDS = {"version": "version", "doi": "doi", "url": "repository-code"}
+_ADDRESSES = ("repository-code", "url")
+_FIELDS = {"version": "version", "doi": "doi"}
 """Of BibTeX, and where CITATION.cff has them; what it lacks is left out."""
 _COMMITTED = re.compile(r"\bcommitted on ([0-9-]{10}) as `([0-9a-f]{7,40})`")
 
@@ -26,20 +27,22 @@ def citation_values(preregistration: str) -> dict[str, Any]:
         "authors": authors,
         "title": cff["title"],
         "version": cff["version"],
+        "year": str(cff.get("date-released", date))[:4],
+        "url": next((cff[key] for key in _ADDRESSES if key in cff), ""),
         "date": date,
         "commit": commit,
     }
-    return values | {"bibtex": [_bibtex(cff, authors, date, commit)]}
+    return values | {"bibtex": [_bibtex(cff, values)]}
 
 
 def _name(author: dict[str, str]) -> str:
     return author.get("name") or f"{author['given-names']} {author['family-names']}"
 
 
-def _bibtex(cff: dict[str, Any], authors: list[str], date: str, commit: str) -> CodeBlock:
-    fields = {"author": " and ".join(f"{{{name}}}" for name in authors), "title": f"{{{cff['title']}}}"}
+def _bibtex(cff: dict[str, Any], values: dict[str, Any]) -> CodeBlock:
+    fields = {"author": " and ".join(f"{{{name}}}" for name in values["authors"]), "title": f"{{{cff['title']}}}"}
     fields |= {name: str(cff[key]) for name, key in _FIELDS.items() if key in cff}
-    fields |= {"year": str(cff["date-released"])[:4]} if "date-released" in cff else {}
-    fields |= {"note": f"Preregistered on {date}, commit {commit}"} if commit else {}
+    fields |= {name: values[name] for name in ("url", "year") if values[name]}
+    fields |= {"note": "Preregistered on {date}, commit {commit}".format(**values)} if values["commit"] else {}
     lines = (f"  {name} = {{{value}}}," for name, value in fields.items())
     return CodeBlock("\n".join(("@software{altgrad,", *lines, "}")), "bibtex")

@@ -51,7 +51,7 @@ from altgrad.reports.heat_map import figures_map
 from altgrad.reports.scope import pilot, scope_line
 from altgrad.site import FOREGROUND, MUTED, Block, Chart, ChartBlock, Column, Link, Page, Table
 from altgrad.site.document import Part
-from altgrad.studies import ARMS, OPERAND_PLACES
+from altgrad.studies import ARMS, OPERAND_PLACES, PILOT_SEEDS, STUDIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +71,7 @@ SCALES = {
     "delayed scale over 16 steps": "delayed",
     "amax scale per row": "per row",
     "amax scale per block of 32": "per 32 values",
-    "scale 1": "none",
+    "no scale": "none",
 }
 """What shares a scale, or which it is, by the policy as records call it."""
 SCALE_EDGES, SCALE_LEVELS = (0.01, 0.05, 0.1, 0.5), ("to 0.01", "to 0.05", "to 0.1", "to 0.5", "more")
@@ -105,14 +105,14 @@ def _complete(
     at, noise = {place: comparator.at(place) for place in PLACES}, _noise(first, tensors)
 
     def ranking(comparison: Comparison, identity: str) -> dict[str, Any]:
-        spot, arms = comparator.sweet_spot(comparison), {comparison.baseline, *comparison.table["arm"]}
-        runs = loader.runs[loader.runs["arm"].isin(arms) & (loader.runs["role"] == "report")]
+        spot, runs = comparator.sweet_spot(comparison), loader.runs[loader.runs["role"] == "report"]
+        runs = runs[runs["arm"].isin(comparison.table["arm"])]
         return {
             **{"comparison": comparison, "spot": spot, "results": results(comparison, identity)},
             "ranked": [spot.best, *spot.equivalent, *spot.undecided, *spot.worse] if spot.best else [],
             "studies": sorted(runs["study"].unique()),
             "seeds": sorted({int(runs["seed"].min()), int(runs["seed"].max())}),
-            "pilot": runs["study"].str.startswith("pilot").any(),
+            "pilot": runs["study"].isin(STUDIES).all() and runs["seed"].isin(PILOT_SEEDS).all(),
             **_tested(loader, comparison),
         }
 

@@ -155,8 +155,9 @@ def _standing(loader: ExperimentDataLoader, fmt: FloatFormat) -> dict[str, Any] 
         if not is_combination(each.format) and get_format(each.format).bits == fmt.bits
     ]
     failed = analyzer.of_formats(analyzer.leading(analyzer.classified), fmt.name).to_dict("records")
-    failed = [each for each in failed if plain_adamw(loader.config(each["arm"]))]
     others = [each | {"steps": loader.config(each["arm"]).max_steps} for each in failed if each["arm"] != row["arm"]]
+    others.sort(key=lambda each: each["n_finished"] == each["n_runs"])
+    plain = [plain_adamw(loader.config(each["arm"])) for each in others]
     return {
         "row": row,
         "scope": comparison.scope,
@@ -164,7 +165,8 @@ def _standing(loader: ExperimentDataLoader, fmt: FloatFormat) -> dict[str, Any] 
         "place": ranked.index(fmt.label) + 1 if fmt.label in ranked else None,
         "ranked": ranked,
         "failure": next((each for each in failed if each["arm"] == row["arm"]), None),
-        "elsewhere": sorted(others, key=lambda each: each["n_finished"] == each["n_runs"]),
+        "elsewhere": [each for each, own in zip(others, plain, strict=True) if own],
+        "otherwise": [each for each, own in zip(others, plain, strict=True) if not own],
         "limit": FAILURE_GAP,
     }
 

@@ -34,7 +34,7 @@ class ReportGenerator:
 
     Args:
         loader: where the findings come from; default: the recorded studies and the local runs.
-        built: time of the build for the provenance; default: SOURCE_DATE_EPOCH, else the newest record's time.
+        built: time of the build for the provenance; default: SOURCE_DATE_EPOCH, else none.
     """
 
     def __init__(self, loader: ExperimentDataLoader | None = None, built: datetime | None = None) -> None:

@@ -59,8 +59,8 @@ def linked_table(runs: pd.DataFrame) -> list[Block]:
 def provenance(loader: ExperimentDataLoader, built: datetime | None = None, of: str = "", code: str = "") -> Provenance:
     """The page's foot: what it was computed from, by which code, when.
 
-    `built` is the time of the build; where it is not given, SOURCE_DATE_EPOCH, else the time of the newest record, so
-    that equal input gives equal pages. `of` says whose runs these are, where they are not all;
+    `built` is the time of the build; where it is not given, SOURCE_DATE_EPOCH, else none, so that equal input gives
+    equal pages. `of` says whose runs these are, where they are not all;
     `code` is the module that makes the page (default: all that decides pages).
     """
     epoch = given_epoch()
@@ -71,16 +71,16 @@ def provenance(loader: ExperimentDataLoader, built: datetime | None = None, of: 
             raise UsageError(
                 f"SOURCE_DATE_EPOCH={epoch[:40]}: not a time in seconds since 1970; correct or unset it"
             ) from None
-    when = words.moment(built.isoformat() if built else loader.newest)
+    when = f"{words.moment(built.isoformat())}, " if built else ""
     packages = ", ".join(f"{package} {_version(package)}" for package in ("numpy", "pandas", "scipy", "matplotlib"))
     runs = " ".join(filter(None, (f"{len(loader.runs)} runs", of)))
     return Provenance(
         (
-            ("Records", f"{runs}, fingerprint {loader.fingerprint}, newest {words.moment(loader.newest)}"),
+            ("Records", f"{runs} up to {words.moment(loader.newest)}, fingerprint {loader.fingerprint}"),
             ("Training data", loader.memo(_datasets)),
-            ("Code", f"altgrad {altgrad.__version__}, fingerprint {page_code(*filter(None, [code]))}"),
+            ("Code of this page", f"altgrad {altgrad.__version__}, fingerprint {page_code(*filter(None, [code]))}"),
             ("Packages", packages),
-            ("Built", f"{when}, from {loader.built_from}"),
+            ("Built", f"{when}from {loader.built_from}"),
         )
     )
 

@@ -10,6 +10,7 @@ import pandas as pd
 from altgrad.analysis.contrasts import Judgement
 from altgrad.analysis.hypotheses import Verdict
 from altgrad.reports import columns as col
+from altgrad.reports.columns import Row
 from altgrad.reports.document import macros_of, statements
 from altgrad.site import Block, Column, Details, Link, Md, PageRef, Table, Text, escape
 
@@ -75,10 +76,16 @@ def _verdicts(verdicts: Iterable[Verdict], identity: str, more: Sequence[Column]
     ]
     columns = (
         col.of("No.", lambda row: Link(row["id"], PageRef(PREREGISTERED, row["id"].lower()))),
-        col.of("Hypothesis", lambda row: escape(row["statement"], 4000)),
+        col.of("Hypothesis", _with_gloss),
         col.of("Answer", lambda row: Md(f"**{row['answer']}**" if row["answer"][0] in "yn" else row["answer"])),
     )
     return col.table(records, (*columns, *more), caption, identity)
+
+
+def _with_gloss(row: Row) -> Md:
+    """The registered statement, and what it says in other words where readers asked."""
+    gloss = macros_of("evidence").gloss.get(row["id"], "")
+    return Md(escape(row["statement"], 4000) + (f" *In other words: {escape(gloss)}*" if gloss else ""))
 
 
 def tests_table(verdicts: Iterable[Verdict], identity: str) -> list[Block]:
