@@ -249,7 +249,7 @@ def _differences(judged: pd.DataFrame) -> list[Block]:
         [f"{fmt}  {place.label}" for fmt in RULE_FORMATS for place in PLACES.values()],
         STYLES,
         "AdamW",
-        "loss minus AdamW's, all else equal (nats per character)",
+        "loss − AdamW's, all else equal (nats per character)",
     )
     return [ChartBlock(chart)]
 

@@ -40,7 +40,7 @@ def data_line(loader: ExperimentDataLoader, scoped: bool = True) -> Paragraph:
     parts = [recorded_line(loader).text]
     if scoped and headline:
         parts.append(f"Unless a section says otherwise: {scope(loader, headline.first)}.")
-    parts.append(md("{corrections}: what these pages once got wrong, and what was not run.", corrections=CORRECTIONS))
+    parts.append(md("{corrections}: what was wrong, and what was not run.", corrections=CORRECTIONS))
     return Paragraph(join(" ", parts))
 
 
