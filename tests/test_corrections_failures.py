@@ -159,7 +159,7 @@ def test_h5_fails_in_one_family_and_holds_in_the_other(runs: Runs, page: str) ->
     amended = dict(zip(everything, holm([flipped(pairs(mlp[a], mlp[b])) for a, b in everything]), strict=True))
     assert best == "e2m5"
     assert registered["e4m3"] < 0.05 < amended["e2m5", "e4m3"]
-    assert f"E4M3 − E2M5 in the mlp has an adjusted p of {registered['e4m3']:.3f} in the family as first" in page
+    assert f"E4M3 − E2M5 in the MLP has an adjusted p of {registered['e4m3']:.3f} in the family as first" in page
     assert f"by which H5 fails, and of {amended['e2m5', 'e4m3']:.3f} over all pairs, by which it holds." in page
     assert f"The difference is {said(pairs(mlp['e4m3'], mlp['e2m5']), 4)}, below the margin of 0.01." in page
     assert 'both are shown, and the answer is "inconclusive".' in page

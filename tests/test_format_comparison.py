@@ -326,7 +326,7 @@ def test_the_page_carries_every_section_and_its_numbers(
     written = write_folder([generator.pages()[0], preregistered_page(whole)], tmp_path, site_root="../")
     text = (tmp_path / "format_comparison.md").read_text()
     assert "**Sweet-spot format: E3M4, with E4M3 within 0.01 nats of it.**" in text
-    assert re.search(r"no difference is shown \(p = [0-9.]+\), and it is shown to be below the 0\.01 nats fixed beforehand", text)
+    assert re.search(r"no difference is shown \(p = [0-9.]+\), and it is shown to be below the 0\.01 nats fixed", text)
     assert "more characters would make up" in text
     assert "n = 32 seeds" in text
     assert text.count("Pending Experiments") == text.count("make campaign STUDY=formats-large DEVICE=cuda") == 1

@@ -136,4 +136,6 @@ def test_an_unsound_study_fails_with_one_line(arms: list[Arm], study: Study, sai
 def test_a_new_arm_is_a_line_that_the_campaign_trains_and_the_analysis_asks_for(loader: ExperimentDataLoader) -> None:
     config = ARMS["E3M4 block"].config(10, "blocks-close")
     assert (config.quantize.weight, config.scaling.granularity, config.scaling.block) == ("e3m4", "block", 32)
-    assert missing(loader, ["E3M4 block"]) == "Not recorded in full: E3M4 with one scale per block of 32 (0 of 8 seeds)."
+    assert (
+        missing(loader, ["E3M4 block"]) == "Not recorded in full: E3M4 with one scale per block of 32 (0 of 8 seeds)."
+    )

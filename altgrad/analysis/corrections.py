@@ -77,7 +77,7 @@ def _tokens(loader: ExperimentDataLoader, short: Comparison) -> dict[str, Any] |
 
 
 def _blocks(loader: ExperimentDataLoader, short: Comparison) -> dict[str, Any] | None:
-    """E0M7's gap with one scale per tensor and with one a block, on the same seeds, and which formats have such runs."""
+    """E0M7's gap with one scale per tensor and with one per block, on the same seeds; which formats have such runs."""
     rules = {row.format: (row, loader.config(row.arm).scaling.rule("weight")) for row in _by_block(loader, short)}
     if "E0M7" not in rules:
         return None

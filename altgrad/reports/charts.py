@@ -95,7 +95,7 @@ def grouped_narrow_forest(
     middle, half = NARROW / 2, NARROW / 2 - 12
     shown = {group: [at for at, each in enumerate(data["group"]) if each == group] for group in groups}
     shown = {group: found for group, found in shown.items() if found}
-    height = 18 * len(shown) + sum(11 + 11 * len(lines) for lines in names) + 40
+    height = 18 * len(shown) + sum(13 + 11 * len(lines) for lines in names) + 40
 
     def across(value: float) -> float:
         ends = np.arcsinh(np.clip(value, -widest, widest) / margin) / np.arcsinh(widest / margin)
@@ -121,14 +121,14 @@ def grouped_narrow_forest(
             place += 18
             for at in found:
                 if at != found[0]:  # so that a name goes with the interval below it
-                    sketch.line([(4, place), (NARROW - 4, place)], GRID, 0.8)
+                    sketch.line([(4, place - 2), (NARROW - 4, place - 2)], GRID, 0.8)
                 for line in names[at]:
                     sketch.text(4, place + 8, line)
                     place += 11
                 sketch.line([(middle, place - 1), (middle, place + 9)], FOREGROUND, 1)
                 with sketch.told(said[at]):
                     mark(sketch, data.iloc[at], place + 4, colour)
-                place += 11
+                place += 13
         for tick in (-0.5, -0.1, -0.02, 0, 0.02, 0.1, 0.5):
             sketch.line([(across(tick), bottom), (across(tick), bottom + 4)], MUTED, 0.8)
             sketch.text(across(tick), bottom + 14, number_text(tick), MUTED, anchor="middle")

@@ -264,7 +264,7 @@ def _by_format(
                 "cause": causes.get(row["arm"]),
                 "fails_alone": ordered[ordered["gap"] > FAILURE_GAP].to_dict("records"),
                 "passes_alone": ordered[ordered["gap"] <= FAILURE_GAP].to_dict("records"),
-                "costliest": [each for each, gap in zip(ordered["scope"], ordered["gap"]) if _printed(gap) == first],
+                "costliest": list(ordered.loc[ordered["gap"].map(_printed) == first, "scope"]),
                 "sqnr": means.get((row["arm"], "weight", "sqnr_db")),
                 "sqnr_gradients": means.get((row["arm"], "grad_output", "sqnr_db")),
                 "flushed": means.get((row["arm"], "grad_output", "underflow")),

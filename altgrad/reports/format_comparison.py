@@ -244,7 +244,10 @@ def _ranked(comparison: Comparison) -> list[dict[str, Any]]:
     table = comparison.table
     whole = table[(table["n_finished"] == table["n_runs"]) & (table["n_pairs"] >= MIN_PAIRS)]
     rows = whole[whole["format"].map(is_8bit).astype(bool)]
-    return rows.sort_values("format", key=lambda names: names.map(format_order)).to_dict("records")
+    found: list[dict[str, Any]] = rows.sort_values("format", key=lambda names: names.map(format_order)).to_dict(
+        "records"
+    )
+    return found
 
 
 def _same_as(comparison: Comparison, spot: SweetSpot) -> dict[str, str]:
@@ -442,7 +445,9 @@ def layer_gaps(comparator: FormatComparator) -> list[Block]:
     if not by_kind:
         return []
     data = charts.finite_rows(pd.concat(by_kind.values())[[*CHARTED, "scope"]], "gap", "low", "high")
-    return [ChartBlock(charts.gaps("layer-gaps", GAPS, "", data, dict(zip(by_kind, by_kind, strict=True))))]
+    return [
+        ChartBlock(charts.gaps("layer-gaps", GAPS, "", data, {kind: kind.replace("mlp", "MLP") for kind in by_kind}))
+    ]
 
 
 def tensors_table(tensors: pd.DataFrame) -> Table:

@@ -188,7 +188,9 @@ def _outcome(rows: pd.DataFrame) -> dict[str, Any]:
     readings = {name: counts[name] for name in ("lower", "higher", "equivalent", "undecided")}
     most = max((-row["difference"] for row in ordered if shown(row, -1)), default=0.0)
     ends = {"best": ordered[0], "worst": ordered[-1]} if ordered else {}
-    return {**readings, "total": len(rows), "most": most, "formats": sorted({*rows["format"]}), **ends} if ordered else {}
+    return (
+        {**readings, "total": len(rows), "most": most, "formats": sorted({*rows["format"]}), **ends} if ordered else {}
+    )
 
 
 def _by(rows: pd.DataFrame, key: str) -> dict[str, col.Row]:

@@ -78,7 +78,7 @@ def _scaled(rule: ScaleRule) -> dict[str, str | None]:
 
 
 def _code_formats(record: RunRecord) -> dict[str, FloatFormat]:
-    """Formats of the operands that have one scale per tensor, where the run kept one format from its start to its end."""
+    """Formats of the operands that have one scale per tensor, where the run kept one format throughout."""
     config = record.config
     if config.stability.shift_to is not None:
         return {}

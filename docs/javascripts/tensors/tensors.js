@@ -80,7 +80,7 @@ async function start(root) {
     const nonzero = tensor.counts.reduce((sum, [, number]) => sum + number, 0);
     about.textContent = `${(nonzero + tensor.zeros).toLocaleString("en")} elements, ${tensor.zeros.toLocaleString("en")} of them zero, the largest ${readable(tensor.amax)}; `
       + `trained in ${labels.get(tensor.format) ?? tensor.format} with ${tensor.scaled}; `
-      + (tensor.kind === "binades" ? "binades before rounding." : `codes after rounding to ${tensor.format.toUpperCase()}: figures are of a further rounding.`);
+      + (tensor.kind === "binades" ? "histogram of exponents before rounding." : `codes after rounding to ${tensor.format.toUpperCase()}: figures are of a further rounding.`);
     output.replaceChildren(outcomeTable(tensor, choice.scale, formats));
   }
   for (const name of names) {
