@@ -26,6 +26,7 @@ from altgrad.analysis.contrasts import (
     none_worse,
     reading,
     refuted,
+    same_direction,
     shown,
 )
 from altgrad.analysis.hypotheses import HYPOTHESES, Hypothesis
@@ -122,6 +123,9 @@ ANSWERS: list[tuple[str, Judge, list[dict[str, Any]], str]] = [
     ("one is", none_shown(-1), [HIGHER, LOWER], "no"),
     ("one is, within the margin", none_shown(+1), [SMALL], "no"),
     ("not all are judged", none_shown(-1), [HIGHER, LOST], "inconclusive"),
+    ("the reported direction is shown", same_direction(+1), [HIGHER, SMALL], "yes"),
+    ("the other one is", same_direction(-1), [LOWER, HIGHER], "no"),
+    ("neither is, though within the margin", same_direction(-1), [LOWER, TIED], "inconclusive"),
     ("both parts hold", in_parts((1, all_equivalent), (1, all_shown(+1))), [TIED, HIGHER], "yes"),
     ("one part does not hold", in_parts((1, all_equivalent), (1, all_shown(+1))), [HIGHER, HIGHER], "no"),
     ("one part is open", in_parts((1, all_equivalent), (1, all_shown(+1))), [UNDECIDED, HIGHER], "inconclusive"),
@@ -156,13 +160,13 @@ def test_in_short_it_has_how_many_went_which_way_and_by_how_much() -> None:
         found = all_shown(+1)(rows)
         return evidence(found, "outcome"), evidence(found, "sizes")
 
-    assert short(SMALL) == ("higher loss, by less than the margin", "+0.004 (0.002 to 0.006)")
+    assert short(SMALL) == ("higher loss, shown to be below the margin", "+0.004 (0.002 to 0.006)")
     assert short(HIGHER, LOWER) == (
         "higher loss in 1 of 2, lower loss in 1 of 2",
         "+0.050 (0.045 to 0.055); −0.050 (−0.055 to −0.045)",
     )
     assert short(HIGHER, LOST, TIED, LOWER, UNDECIDED) == (
-        "higher loss in 1 of 5, not judged: 2 runs did not finish in 1 of 5, equal within the margin in 1 of 5, "
+        "higher loss in 1 of 5, not judged: 2 runs did not finish in 1 of 5, shown to be within the margin in 1 of 5, "
         "lower loss in 1 of 5, unresolved in 1 of 5",
         "−0.050 (−0.055 to −0.045) up to +0.050 (0.045 to 0.055)",
     )

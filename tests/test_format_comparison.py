@@ -489,7 +489,8 @@ def test_the_gaps_by_layer_type_are_drawn_as_the_comparisons_have_them(whole: Ex
         compared = comparator.at(str(row.scope))
         assert compared is not None
         assert row.gap == compared.table.set_index("format").at[row.format, "gap"]
-        assert f"{row.format} {row.scope} {words.number(row.gap, sign=True)} [" in chart.description
+        place = str(row.scope).replace("mlp", "MLP")
+        assert f"{row.format} {place} {words.number(row.gap, sign=True)} [" in chart.description
 
 
 def test_an_error_in_shared_sentences_names_their_document(tmp_path: Path) -> None:
