@@ -248,3 +248,16 @@ def test_the_curves_of_an_arm_are_in_one_file_with_null_for_what_is_no_number(tm
     assert [run["status"] for run in curves["runs"]] == ["finished", "failed"]
     assert curves["runs"][1]["loss"][-1] is None
     assert len(curves["runs"][0]["step"]) == len(curves["runs"][0]["val_loss"]) == 21
+
+
+def test_a_format_names_the_settings_that_fail_with_weights_on_the_grid_apart(tmp_path: Path) -> None:
+    grid = {"storage": "grid", "rounding": "nearest_even", "step_rule": "adamw"}
+    for seed in range(3):
+        for own, loss in ((config("fp32", seed=seed), 2.0), (config("e4m3", seed=seed), 2.01)):
+            write_run(tmp_path / "runs", own, loss + seed / 100)
+        write_run(tmp_path / "runs", config("e4m3", seed=seed, optimizer=grid), 2.2 + seed / 100)
+    write_folder(format_pages(ExperimentDataLoader([tmp_path / "runs"])), tmp_path, site_root="../")
+    text = (tmp_path / "e4m3.md").read_text()
+    assert "It does not fail there" in text
+    assert "With weights kept on the grid, or another step rule, it fails in 1 recorded setting:" in text
+    assert "With AdamW and float32 master weights it fails" not in text
