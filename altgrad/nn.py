@@ -12,6 +12,12 @@ E4M3 and E5M2 can also be multiplied by the hardware's own FP8 instruction ("nat
 behind the straight-through estimator, or live on the grid (`altgrad.optim`). Biases, attention scores, norms and
 residuals are not quantized.
 
+So a layer has six casts, two of each operand. A cast is named like its operand for the first product above that reads
+it, and `grad_input.weight`, `grad_weight.activation`, `grad_weight.grad_output` for the second. The second is the first
+unless something sets it apart: an `Operand` of its own (`Policy.casts`), scales along the dimension that its product
+sums over (`ScaleRule.axis`), or a rotation (`Policy.hadamard`). That dimension is the last of an operand for the first
+product, and the rows for the second.
+
 Shape suffixes: N rows (batch x time), I inputs, O outputs.
 """
 
@@ -27,8 +33,18 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from altgrad.config import LAYER_TYPES, OPERANDS, ScaleRule, UsageError, first_mistake
+from altgrad.config import (
+    LAYER_TYPES,
+    OPERANDS,
+    PRODUCTS,
+    READERS,
+    SECOND_CASTS,
+    ScaleRule,
+    UsageError,
+    first_mistake,
+)
 from altgrad.formats import FP32, ROUNDINGS, FloatFormat
 from altgrad.rounding import quantize, quantize_counted
 from altgrad.scaling import (
@@ -37,9 +53,14 @@ from altgrad.scaling import (
     DelayedScale,
     amax_scale,
     expand_blocks,
+    expand_tiles,
     in_blocks,
     mx_scale,
+    mx_scale_of_amax,
     nvfp4_scales,
+    nvfp4_scales_of_amax,
+    scale_of_amax,
+    tile_amax,
 )
 
 NATIVE_DTYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
@@ -50,7 +71,8 @@ class Reading(NamedTuple):
 
     Attributes:
         layer, layer_type, operand: the layer's dotted name, its type, and weight, activation or grad_output.
-        real: the operand before rounding: weight [O, I], activation [..., I], grad_output [..., O].
+        real: the operand before rounding: weight [O, I], activation [..., I], grad_output [..., O]; rotated where its
+            product rotates it.
         rounded: the values that the product reads, shape and dtype of `real`; `real` itself for an FP32 operand and
             for a weight that lives on the grid, whose counts are 0.
         format: of the grid.
@@ -59,6 +81,7 @@ class Reading(NamedTuple):
         underflow: elements that were not zero and became zero; int64 [].
         nonzero: elements of `real` that are not zero, where they were counted; None where nothing was rounded.
         block: neighbours in the last dimension that share a scale; 0 where the scale broadcasts.
+        products: those that read these values, of output, grad_input and grad_weight.
     """
 
     layer: str
@@ -72,6 +95,13 @@ class Reading(NamedTuple):
     underflow: Tensor
     nonzero: Tensor | None = None
     block: int = 0
+    products: tuple[str, ...] = ()
+
+    @property
+    def cast(self) -> str:
+        """The name of the cast: the operand's, or ``grad_weight.activation`` where the second product has its own."""
+        second = self.products == READERS[self.operand][1:]
+        return SECOND_CASTS[self.operand] if second else self.operand
 
     @property
     def element_scale(self) -> Tensor | None:
@@ -123,10 +153,15 @@ class Policy:
         layers: layer types this applies to; ("*",) means every linear layer and embedding, "other" those of no type.
         patterns: dotted layer names with * and ?, one of which must match; none means all.
         compute: "simulated" or "native".
+        casts: an `Operand` or a format for ``grad_input.weight``, ``grad_weight.activation`` and
+            ``grad_weight.grad_output``, where these are not those of the first product.
+        hadamard: size of the rotation (16 or 32) by product: both operands of output, grad_input or grad_weight are
+            rotated along the dimension that it sums over.
 
     Raises:
-        ValueError: an unknown layer type or compute, or an operand with a format that its scale rule or native compute
-            does not have (`ScaleRule.check`).
+        ValueError: an unknown layer type, compute, cast or product; a rotation of another size; native compute with
+            casts or rotations; an operand with a format that its scale rule or native compute does not have
+            (`ScaleRule.check`).
     """
 
     weight: Operand | FloatFormat = FP32
@@ -135,11 +170,17 @@ class Policy:
     layers: tuple[str, ...] = LAYER_TYPES
     patterns: tuple[str, ...] = ()
     compute: str = "simulated"
+    casts: Mapping[str, Operand | FloatFormat] = field(default_factory=dict, hash=False)
+    hadamard: Mapping[str, int] = field(default_factory=dict, hash=False)
+    apart: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    """The operands whose two products read casts of their own."""
 
     def __post_init__(self) -> None:
         for name in OPERANDS:
             if isinstance(given := getattr(self, name), FloatFormat):
                 object.__setattr__(self, name, Operand(given))
+        named = {name: Operand(it) if isinstance(it, FloatFormat) else it for name, it in self.casts.items()}
+        object.__setattr__(self, "casts", named)
         if self.compute not in ("simulated", "native"):
             raise ValueError(f"compute must be 'simulated' or 'native', not {self.compute!r}")
         for key in ("layers", "patterns"):
@@ -148,14 +189,36 @@ class Policy:
         known = (*LAYER_TYPES, "other", "*")
         if unknown := set(self.layers).difference(known):
             raise ValueError(f"layers must be of {', '.join(known)}, not {', '.join(sorted(unknown))}")
-        for name in OPERANDS:
+        seconds = tuple(SECOND_CASTS.values())
+        if unknown := set(self.casts).difference(seconds):
+            raise ValueError(f"casts must be of {', '.join(seconds)}, not {', '.join(sorted(unknown))}")
+        if unknown := set(self.hadamard).difference(PRODUCTS):
+            raise ValueError(f"hadamard must be of {', '.join(PRODUCTS)}, not {', '.join(sorted(unknown))}")
+        for product, size in self.hadamard.items():
+            if size not in ROTATIONS:
+                raise ValueError(f"the rotation of {product} must have the size 16 or 32, not {size!r}")
+        if self.compute == "native" and (self.casts or self.hadamard):
+            raise ValueError("compute 'native' reads each operand once, as it is: without casts and hadamard")
+        for name in (*OPERANDS, *self.casts):
             spec = self.operand(name)
             spec.scaling.check(name, spec.format, self.compute)
+        object.__setattr__(self, "apart", tuple(name for name in OPERANDS if self._is_apart(name)))
+
+    def _is_apart(self, name: str) -> bool:
+        first, second = self.operand(name), self.operand(SECOND_CASTS[name])
+        rotated = any(product in self.hadamard for product in READERS[name])
+        across = second.format is not FP32 and second.scaling.axis == "contraction"
+        return first != second or rotated or across
 
     def operand(self, name: str) -> Operand:
-        """What happens to weight, activation or grad_output."""
-        found: Operand = getattr(self, name)
+        """What happens to a cast: weight, activation or grad_output, or one of the names of `casts`."""
+        found: Operand = self.casts.get(name) or getattr(self, name.rpartition(".")[2])  # type: ignore[assignment]
         return found
+
+    @property
+    def casts_made(self) -> tuple[str, ...]:
+        """The names of the casts that a layer makes, from three to six."""
+        return (*OPERANDS, *(SECOND_CASTS[name] for name in self.apart))
 
     def covers(self, layer: str, kind: str) -> bool:
         """Whether the layer of this dotted name and type is quantized."""
@@ -196,12 +259,33 @@ class _Quantizer:
     grid_scale: Tensor | None = None
     """The scale of a weight that lives on the grid; the products read such a weight as it is."""
     delayed: dict[str, DelayedScale]
+    rotations: dict[int, Tensor]
+    """The matrices of `Policy.hadamard` by size."""
     weight: Tensor
     training: bool
 
     def operand(self, x: Tensor, name: str) -> Tensor:
-        """`x` as the matrix product reads it: rounded onto the operand's format, or `x` itself for FP32."""
+        """`x` as the matrix product reads it: rounded onto the cast's format, or `x` itself for FP32."""
         return self.read(x, name)[0]
+
+    def for_both(self, x: Tensor, name: str, first: bool, second: bool) -> tuple[Tensor | None, Tensor | None]:
+        """An operand as each of the two products reads it, so far as these are computed; one reading for shared casts.
+
+        Args:
+            x: [N, I], [O, I] or [N, O].
+        """
+        if name in self.policy.apart:
+            return (
+                self.operand(x, name) if first else None,
+                self.operand(x, SECOND_CASTS[name]) if second else None,
+            )
+        return (self.operand(x, name),) * 2 if first or second else (None, None)
+
+    def rotation(self, name: str) -> Tensor | None:
+        """The matrix that a cast is rotated with, or None; an embedding's table is no factor of a product."""
+        product = name.partition(".")[0] if "." in name else READERS[name][0]
+        size = self.policy.hadamard.get(product) if isinstance(self, nn.Linear) else None
+        return None if size is None else self.rotations[size]
 
     def read(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
         """`operand`, with the scale it was rounded with: None for 1 and for the block formats."""
@@ -222,6 +306,7 @@ class _Quantizer:
             return self._reading(self.weight.detach(), "weight")
 
     def _rounded(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
+        x = self._rotated(x, name)
         scale, block = self._scale(x, name)
         if self._as_it_is(name):
             return x, scale
@@ -231,20 +316,32 @@ class _Quantizer:
         return rounded.view(x.shape), None if block else scale
 
     def _reading(self, x: Tensor, name: str) -> Reading:
-        fmt, place = self.policy.operand(name).format, (self.layer, self.layer_type, name)
+        product, _, operand = name.rpartition(".")
+        both = isinstance(self, nn.Linear) and operand not in self.policy.apart
+        products = (product,) if product else READERS[operand] if both else READERS[operand][:1]
+        fmt, place = self.policy.operand(name).format, (self.layer, self.layer_type, operand)
+        x = self._rotated(x, name)
         scale, block = self._scale(x, name)
         if self._as_it_is(name):
             none = torch.zeros((), dtype=torch.int64, device=x.device)
-            return Reading(*place, x, x, fmt, scale, none, none)
+            return Reading(*place, x, x, fmt, scale, none, none, products=products)
         elements, factor = in_blocks(x, scale, block=block) if block else (x, scale)
         how = self._rounding(name)
         found = quantize_counted(elements, fmt, scale=factor, with_ulp=False, check_scale=False, **how)
         counts = found.overflow, found.underflow, found.nonzero
-        return Reading(*place, x, found.values.view(x.shape), fmt, scale, *counts, block)
+        return Reading(*place, x, found.values.view(x.shape), fmt, scale, *counts, block, products)
+
+    def _rotated(self, x: Tensor, name: str) -> Tensor:
+        """`x` as its product rotates it, along the dimension that the product sums over."""
+        matrix = self.rotation(name)
+        if matrix is None:
+            return x
+        return rotate(x.t(), matrix).t().contiguous() if "." in name else rotate(x, matrix)
 
     def _as_it_is(self, name: str) -> bool:
         """Whether the products read the operand without rounding it."""
-        return self.policy.operand(name).format is FP32 or (name == "weight" and self.grid_scale is not None)
+        on_grid = name.rpartition(".")[2] == "weight" and self.grid_scale is not None
+        return self.policy.operand(name).format is FP32 or on_grid
 
     def _rounding(self, name: str) -> dict[str, Any]:
         rounding = self.policy.operand(name).rounding
@@ -260,15 +357,20 @@ class _Quantizer:
         scaling, fmt = spec.scaling, spec.format
         if fmt is FP32:
             return None, 0
-        if name == "weight" and self.grid_scale is not None:
+        if name.rpartition(".")[2] == "weight" and self.grid_scale is not None:
             return self.grid_scale, 0
+        if (tile := _tile(scaling, x, across=scaling.axis == "contraction" and "." in name)) is not None:
+            matrix = _matrix(x)
+            scale = _scale_of_amax(tile_amax(matrix, tile), scaling, fmt)
+            return expand_tiles(scale, matrix.shape, tile).view(x.shape), 0
         if scaling.kind == "none":
             return None, 0
         if scaling.kind == "static":
             return torch.full((), scaling.value, dtype=torch.float32, device=x.device), 0
         if scaling.kind == "delayed":
             evaluation = self.clock.part < 0 or not self.training  # which leaves no trace in the history
-            return self.delayed[name].scale(x) if evaluation else self.delayed[name].update(x), 0
+            delayed = self.delayed[_key(name)]
+            return delayed.scale(x) if evaluation else delayed.update(x), 0
         if scaling.kind in ("mx", "mx_rceil"):
             return mx_scale(x, fmt, rule="floor" if scaling.kind == "mx" else "rceil"), MX_BLOCK
         if scaling.kind == "nvfp4":
@@ -286,6 +388,100 @@ class _Quantizer:
             yield
         finally:
             self.clock.part = part
+
+
+def _key(cast: str) -> str:
+    """A cast's name where dots tell modules apart."""
+    return cast.replace(".", "_")
+
+
+def _matrix(x: Tensor) -> Tensor:
+    """[..., n] as [N, n]."""
+    return x.flatten(0, -2) if x.ndim > 1 else x.unsqueeze(0)
+
+
+def _tile(scaling: ScaleRule, x: Tensor, *, across: bool) -> tuple[int, int] | None:
+    """Rows and columns that share a scale where blocks do not lie along the last dimension; `across` is down the rows.
+
+    None is for everything else: no blocks, or those of one row.
+    """
+    size = {"mx": MX_BLOCK, "mx_rceil": MX_BLOCK, "nvfp4": NVFP4_BLOCK}.get(scaling.kind, scaling.block)
+    if scaling.granularity == "block_2d":
+        return size, size
+    if across:
+        return max(x.shape[0], 1) if scaling.granularity == "row" else size, 1
+    return None
+
+
+def _scale_of_amax(largest: Tensor, scaling: ScaleRule, fmt: FloatFormat) -> Tensor:
+    """The scales of blocks, float32 of any shape, by the rule of an operand that has several."""
+    if scaling.kind == "nvfp4":
+        inner, outer = nvfp4_scales_of_amax(largest)
+        return inner * outer
+    if scaling.kind == "amax":
+        return scale_of_amax(largest, fmt, power_of_two=scaling.power_of_two)
+    return mx_scale_of_amax(largest, fmt, rule="floor" if scaling.kind == "mx" else "rceil")
+
+
+ROTATIONS = (16, 32)
+"""Sizes of a rotation."""
+
+
+def hadamard(size: int, seed: int) -> Tensor:
+    """A random rotation: rows of Sylvester's Hadamard matrix over sqrt(size), each with a sign drawn by the seed.
+
+    Returns:
+        R, float32 [size, size] on the processor, with R R^T = 1 to roundoff: (a R) (b R)^T = a b^T. One for all layers
+        and steps, as in NVFP4 training (arXiv 2509.25149, section 4.2).
+    """
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    signs = torch.randint(0, 2, (size, 1), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return signs * matrix / size**0.5
+
+
+def rotate(x: Tensor, matrix: Tensor) -> Tensor:
+    """`x` [..., n] with each whole block of its last dimension multiplied by `matrix` [size, size]; the rest as it is.
+
+    Computed in float32 where `x` is narrower; the result has the dtype of `x`.
+    """
+    size, dtype = len(matrix), torch.promote_types(x.dtype, torch.float32)
+    whole = x.shape[-1] // size * size
+    blocks = x[..., :whole].unflatten(-1, (whole // size, size)).to(dtype) @ matrix.to(x.device, dtype)
+    return torch.cat([blocks.flatten(-2).to(x.dtype), x[..., whole:]], -1)
+
+
+class _Products(torch.autograd.Function):
+    """The three products, where the two that read an operand do not read the same cast of it.
+
+    What the backward products read is rounded on the forward pass, as hardware does it, which keeps the rounded copies.
+    """
+
+    @staticmethod
+    def forward(ctx, x_NI, weight_OI, quantizer, backward):  # type: ignore[no-untyped-def]
+        ctx.quantizer = quantizer
+        for_x, for_weight = (backward and needed for needed in ctx.needs_input_grad[:2])
+        x, second_x = quantizer.for_both(x_NI, "activation", True, for_weight)
+        weight, second_weight = quantizer.for_both(weight_OI, "weight", True, for_x)
+        ctx.save_for_backward(second_x, second_weight)
+        return nn.functional.linear(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_NO):  # type: ignore[no-untyped-def]
+        x, weight = ctx.saved_tensors
+        for_x, for_weight = ctx.needs_input_grad[:2]
+        grad, second_grad = ctx.quantizer.for_both(grad_NO, "grad_output", for_x, for_weight)
+        grad_x_NI = _product(grad, weight) if for_x else None
+        grad_weight_OI = _product(second_grad.t(), x) if for_weight else None
+        return grad_x_NI, grad_weight_OI, None, None
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in the wider of their dtypes."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype) @ b.to(dtype)
 
 
 class _Rounded(torch.autograd.Function):
@@ -363,8 +559,13 @@ class QuantizedLinear(_Quantizer, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., I] times the transposed weight, plus the bias: [..., O]."""
         policy, observed = self.policy, self.observer is not None
+        y: Tensor
         if policy.compute == "native" and policy is not UNQUANTIZED:
             return self._native(x)
+        if policy.apart:
+            y_NO = _Products.apply(_matrix(x), self.weight, self, torch.is_grad_enabled())
+            y = y_NO.view(*x.shape[:-1], self.out_features)
+            return y if self.bias is None else y + self.bias
         weight = self.weight
         if observed or policy.activation.format is not FP32:  # type: ignore[union-attr]
             x = _Rounded.apply(x, self, "activation")
@@ -372,7 +573,7 @@ class QuantizedLinear(_Quantizer, nn.Linear):
             weight = _Rounded.apply(weight, self, "weight")
         if not observed and policy.grad_output.format is FP32:  # type: ignore[union-attr]
             return nn.functional.linear(x, weight, self.bias)
-        y: Tensor = _RoundedGradient.apply(nn.functional.linear(x, weight), self)
+        y = _RoundedGradient.apply(nn.functional.linear(x, weight), self)
         return y if self.bias is None else y + self.bias
 
     def _native(self, x: Tensor) -> Tensor:
@@ -449,10 +650,11 @@ def quantize_model(model: nn.Module, policy: Policy | Mapping[str, Policy], *, s
         module.layer, module.layer_type, module.clock = name, kind or "other", clock
         module.policy = chosen if chosen is not None and covered else UNQUANTIZED
         module.delayed = {
-            operand: DelayedScale(spec.format, length=spec.scaling.history, power_of_two=spec.scaling.power_of_two)
-            for operand in OPERANDS
-            if (spec := module.policy.operand(operand)).scaling.kind == "delayed" and spec.format is not FP32
+            _key(name): DelayedScale(spec.format, length=spec.scaling.history, power_of_two=spec.scaling.power_of_two)
+            for name in module.policy.casts_made
+            if (spec := module.policy.operand(name)).scaling.kind == "delayed" and spec.format is not FP32
         }
+        module.rotations = {size: hadamard(size, seed) for size in {*module.policy.hadamard.values()}}
         found += 1
     if not found:
         keys = ", ".join(policies)
@@ -465,7 +667,7 @@ def dequantize_model(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
             module.__class__ = nn.Linear if isinstance(module, nn.Linear) else nn.Embedding
-            for name in ("layer", "layer_type", "policy", "clock", "observer", "grid_scale", "delayed"):
+            for name in ("layer", "layer_type", "policy", "clock", "observer", "grid_scale", "delayed", "rotations"):
                 module.__dict__.pop(name, None)
     return model
 

@@ -14,20 +14,26 @@ A block is `block` neighbours of the last dimension; where that is no multiple o
 tensor of block scales is [..., ceil(n / block)]: `quantize_blocks` takes it as it is, and `expand_blocks` makes it
 [..., n] for everything else that takes a scale. What stochastic rounding draws depends on the elements' indices alone.
 
+Blocks that lie otherwise in a matrix are tiles of (rows, columns): (128, 128) a square, (32, 1) an MX block down a
+column. `tile_amax` gives [ceil(R / rows), ceil(C / columns)], the rules that end in `_of_amax` make scales of it, and
+`expand_tiles` brings these to the elements. Tiles at the end of a side are short.
+
 Results are rounded once more where the tensor's dtype is narrower than the grid, and become infinite beyond its range:
 the amax of a float16 tensor, 65504, rounds up to 65536 in MXFP8.
 
 Sources: OCP Microscaling Formats (MX) 1.0, sections 5 and 6.3; NVIDIA, Pretraining Large Language Models with NVFP4
-(arXiv 2509.25149); Micikevicius et al., FP8 Formats for Deep Learning (arXiv 2209.05433), for delayed scaling.
+(arXiv 2509.25149); Micikevicius et al., FP8 Formats for Deep Learning (arXiv 2209.05433), for delayed scaling;
+DeepSeek-V3 (arXiv 2412.19437, section 3.3.2), for tiles of 1 x 128 and 128 x 128.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from altgrad.formats import E8M0, FP32, FloatFormat, get_format
 from altgrad.rounding import decode, encode, quantize
@@ -146,6 +152,46 @@ def expand_blocks(scale: Tensor, n: int, *, block: int = MX_BLOCK) -> Tensor:
             f"{n} elements in blocks of {block} need scales of shape [..., {blocks}], not {list(scale.shape)}"
         )
     return scale.unsqueeze(-1).expand(*scale.shape, block).flatten(-2)[..., :n]
+
+
+def tile_amax(x: Tensor, tile: tuple[int, int]) -> Tensor:
+    """Largest absolute value of every tile of a matrix.
+
+    Args:
+        x: [R, C]; float32, bfloat16 or float16, any strides.
+        tile: rows and columns of a tile, each at least 1; those at the ends may be short.
+
+    Returns:
+        float32 [ceil(R / rows), ceil(C / columns)]; NaN where a tile holds one.
+
+    Raises:
+        TypeError: `x` has another dtype.
+        ValueError: `x` is no matrix; a side below 1.
+    """
+    _check(x, "tensor", MX_BLOCK)
+    rows, columns = _checked_tile(x.shape, tile)
+    rest = (-x.shape[0] % rows, -x.shape[1] % columns)
+    magnitude = x.detach().abs()
+    if any(rest):  # zeros change no amax
+        magnitude = nn.functional.pad(magnitude, (0, rest[1], 0, rest[0]))
+    high, wide = magnitude.shape[0] // rows, magnitude.shape[1] // columns
+    return magnitude.reshape(high, rows, wide, columns).amax((1, 3)).float()
+
+
+def expand_tiles(scale: Tensor, shape: Sequence[int], tile: tuple[int, int]) -> Tensor:
+    """Scales of tiles, one for each element: [ceil(R / rows), ceil(C / columns)] to `shape`, which is [R, C].
+
+    Raises:
+        ValueError: `scale` has another shape; `shape` is no matrix's; a side below 1.
+    """
+    rows, columns = _checked_tile(shape, tile)
+    expected = (-(-shape[0] // rows), -(-shape[1] // columns))
+    if scale.shape != expected:
+        size = f"{shape[0]} x {shape[1]} elements in tiles of {rows} x {columns}"
+        raise ValueError(f"{size} need scales of shape {list(expected)}, not {list(scale.shape)}")
+    high, wide = expected
+    every = scale[:, None, :, None].expand(high, rows, wide, columns).reshape(high * rows, wide * columns)
+    return every[: shape[0], : shape[1]]
 
 
 def in_blocks(x: Tensor, scale: Tensor, *, block: int = MX_BLOCK) -> tuple[Tensor, Tensor]:
@@ -302,10 +348,14 @@ def mx_scale(x: Tensor, element_format: FloatFormat, *, rule: str = "floor", blo
         TypeError: `x` has another dtype; `element_format` is no FloatFormat.
         ValueError: an element format that is not one of MX; unknown rule; a block below 1; `x` without dimensions.
     """
+    return mx_scale_of_amax(amax(x, granularity="block", block=block), element_format, rule=rule)
+
+
+def mx_scale_of_amax(largest: Tensor, element_format: FloatFormat, *, rule: str = "floor") -> Tensor:
+    """`mx_scale` where the largest absolute values, float32 of any shape, are already known."""
     _check_mx(element_format)
     if rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}, not {rule!r}")
-    largest = amax(x, granularity="block", block=block)
     exponent = _scale_exponent(largest, element_format, rule).clamp_(-127, 127).masked_fill_(largest == 0, -127)
     return _where_defined(largest, _power_of_two(exponent))
 
@@ -391,11 +441,15 @@ def nvfp4_scales(x: Tensor, tensor_scale: Tensor | float | None = None) -> tuple
         TypeError: `x` has another dtype; a tensor scale that is no number and no floating-point tensor.
         ValueError: `x` without dimensions; a tensor scale out of range, or of more than one element.
     """
-    largest = amax(x, granularity="block", block=NVFP4_BLOCK)
+    return nvfp4_scales_of_amax(amax(x, granularity="block", block=NVFP4_BLOCK), tensor_scale)
+
+
+def nvfp4_scales_of_amax(largest: Tensor, tensor_scale: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
+    """`nvfp4_scales` where the largest absolute values of the blocks, float32 of any shape, are already known."""
     if tensor_scale is None:
         outer = _quotient_scale(amax(largest), _E4M3.max * _E2M1.max)
     else:
-        outer = _checked_tensor_scale(tensor_scale, x.device)
+        outer = _checked_tensor_scale(tensor_scale, largest.device)
     wanted = (largest / largest.new_full((), _E2M1.max)).div_(outer).clamp_(2.0**-6, _E4M3.max)
     return _where_defined(largest, quantize(wanted, _E4M3)), outer
 
@@ -534,6 +588,16 @@ def _check(x: Tensor, granularity: str, block: int) -> None:
 
 def _check_block(block: int) -> None:
     _check_whole("block", block, 1)
+
+
+def _checked_tile(shape: Sequence[int], tile: tuple[int, int]) -> tuple[int, int]:
+    """The sides of a tile, no longer than those of the matrix."""
+    if len(shape) != 2:
+        raise ValueError(f"tiles are of a matrix, not of the shape {list(shape)}")
+    rows, columns = tile
+    _check_whole("rows of a tile", rows, 1)
+    _check_whole("columns of a tile", columns, 1)
+    return min(rows, max(shape[0], 1)), min(columns, max(shape[1], 1))
 
 
 def _check_whole(name: str, value: int, low: int, high: int | None = None) -> None:

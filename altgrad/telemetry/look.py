@@ -129,11 +129,11 @@ class Look:
         self.rows += [(self._step, layer, kind, operand, name, value) for name, value in statistics.items()]
 
     def _observe(self, reading: Reading) -> None:
-        place = reading.layer, reading.operand
+        place = reading.layer, reading.cast
         if place in self._sums:
             return
         self._sums[place] = counts.operand_sums(reading)
-        if reading.operand == "weight":
+        if reading.cast == "weight":
             self._weights[reading.layer] = reading
             return
         histogram = reading.operand in self._telemetry.histograms
@@ -168,22 +168,22 @@ class Look:
         return self._weights[name]
 
     def _spacing(self, name: str) -> Tensor | None:
-        """S at the layer's weight before the step; None where it is not quantized. Taken once."""
+        """S at the layer's weight before the step; None where it is not quantized, or only rotated. Taken once."""
         if name not in self._spacings:
             reading = self._weight(name)
-            if reading.format is FP32:
+            if reading.format is FP32 or self._layers[name].rotation("weight") is not None:
                 return None
             self._spacings[name] = geometry.spacing(reading)
         return self._spacings[name]
 
     def _on_grid(self, name: str, weight: Tensor, *, now: bool) -> Tensor | None:
-        """The weight as read, where it is quantized; the draws before and after a step are the same.
+        """The weight as read, where its own elements are quantized; the draws before and after a step are the same.
 
         Before the step, what the forward pass read serves where reading again gives the same.
         """
         layer = self._layers[name]
         spec = layer.policy.operand("weight")
-        if spec.format is FP32:
+        if spec.format is FP32 or layer.rotation("weight") is not None:
             return None
         if layer.grid_scale is not None:
             return weight

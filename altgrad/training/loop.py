@@ -124,15 +124,16 @@ def policy_of(config: ExperimentConfig) -> Policy:
     Weights under storage "master" are rounded on the forward pass as `optimizer.rounding` says; under storage "grid"
     that is how the optimizer rounds, and the forward pass reads the weights as they are.
     """
-    quantize, optimizer = config.quantize, config.optimizer
-    weight = optimizer.rounding if optimizer.storage == "master" else "nearest_even"
-    roundings = {"weight": weight, **dict(quantize.rounding)}
+    quantize = config.quantize
 
     def operand(name: str) -> Operand:
-        return Operand(get_format(getattr(quantize, name)), roundings[name], config.scaling.rule(name))
+        fmt, rounding, rule = config.cast(name)
+        return Operand(get_format(fmt), rounding, rule)
 
     operands: dict[str, Any] = {name: operand(name) for name in OPERANDS}
-    return Policy(**operands, layers=quantize.layers, patterns=quantize.patterns, compute=quantize.compute)
+    casts = {name: operand(name) for name in quantize.casts.given}
+    where: dict[str, Any] = {"layers": quantize.layers, "patterns": quantize.patterns, "compute": quantize.compute}
+    return Policy(**operands, **where, casts=casts, hadamard=quantize.hadamard.given)
 
 
 def build_model(config: ExperimentConfig) -> GPT:
@@ -222,7 +223,15 @@ def shifted(config: ExperimentConfig) -> ExperimentConfig:
     """
     to = config.stability.shift_to
     given = config.model_dump(mode="json")
-    given["quantize"] |= dict.fromkeys(config.quantize.operands, to)
+    quantize = given["quantize"]
+    quantize |= {name: to for name in OPERANDS if quantize[name] != "fp32"}
+    for name in config.quantize.casts.given:
+        product, operand = name.split(".")
+        (fmt, *how), (first, *first_how) = config.cast(name), config.cast(operand)
+        if "fp32" not in (fmt, first) and how == first_how:  # the format was all that set it apart
+            quantize["casts"][product][operand] = None
+        elif fmt != "fp32":
+            quantize["casts"][product][operand]["format"] = to
     given["stability"]["shift_to"] = None
     return parse_config(given, source=f"stability.shift_to={to}")
 
