@@ -35,6 +35,18 @@ READERS = {
 """The two products that read an operand. Its cast for the first has the operand's name."""
 SECOND_CASTS = {operand: f"{second}.{operand}" for operand, (_, second) in READERS.items()}
 """The name of an operand's cast for its second product, such as ``grad_weight.activation``."""
+
+
+def operand_of(cast: str) -> str:
+    """The operand of a cast."""
+    return cast.rpartition(".")[2]
+
+
+def product_of(cast: str) -> str:
+    """The product of a cast; the first of them where one cast serves both."""
+    return cast.rpartition(".")[0] or READERS[cast][0]
+
+
 LONGEST_NOTES = 10_000
 NATIVE_FORMATS = ("e4m3", "e5m2")
 """What the hardware's FP8 instruction multiplies."""
@@ -206,8 +218,7 @@ class CastsConfig(_Section):
     @property
     def given(self) -> dict[str, CastConfig]:
         """By their names, in the order of the products."""
-        pairs = ((operand, name, getattr(self, name.partition(".")[0])) for operand, name in SECOND_CASTS.items())
-        found = {name: getattr(section, operand) for operand, name, section in pairs}
+        found = {name: getattr(getattr(self, product_of(name)), operand) for operand, name in SECOND_CASTS.items()}
         return {name: cast for name, cast in found.items() if cast is not None}
 
 
@@ -522,7 +533,7 @@ class ExperimentConfig(_Section):
     def _check_casts(self) -> None:
         """Refuse casts that change nothing or contradict how the weights are stored."""
         for name in self.quantize.casts.given:
-            operand = name.rpartition(".")[2]
+            operand = operand_of(name)
             if self.cast(name) == self.cast(operand) or {self.cast(name)[0], self.cast(operand)[0]} == {"fp32"}:
                 raise ValueError(f"quantize.casts.{name} is what quantize.{operand} says already; leave it out")
         if self.optimizer.storage == "grid":
@@ -538,7 +549,7 @@ class ExperimentConfig(_Section):
 
         Weights on the grid are rounded by the optimizer, and to the nearest where a layer reads them.
         """
-        operand = name.rpartition(".")[2]
+        operand = operand_of(name)
         own = self.quantize.casts.given.get(name, CastConfig.model_construct())
         if operand == "weight":
             rounding: Any = self.optimizer.rounding if self.optimizer.storage == "master" else "nearest_even"

@@ -44,6 +44,8 @@ from altgrad.config import (
     ScaleRule,
     UsageError,
     first_mistake,
+    operand_of,
+    product_of,
 )
 from altgrad.formats import FP32, ROUNDINGS, FloatFormat
 from altgrad.rounding import quantize, quantize_counted
@@ -212,7 +214,7 @@ class Policy:
 
     def operand(self, name: str) -> Operand:
         """What happens to a cast: weight, activation or grad_output, or one of the names of `casts`."""
-        found: Operand = self.casts.get(name) or getattr(self, name.rpartition(".")[2])  # type: ignore[assignment]
+        found: Operand = self.casts.get(name) or getattr(self, operand_of(name))  # type: ignore[assignment]
         return found
 
     @property
@@ -283,8 +285,7 @@ class _Quantizer:
 
     def rotation(self, name: str) -> Tensor | None:
         """The matrix that a cast is rotated with, or None; an embedding's table is no factor of a product."""
-        product = name.partition(".")[0] if "." in name else READERS[name][0]
-        size = self.policy.hadamard.get(product) if isinstance(self, nn.Linear) else None
+        size = self.policy.hadamard.get(product_of(name)) if isinstance(self, nn.Linear) else None
         return None if size is None else self.rotations[size]
 
     def read(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
@@ -316,9 +317,9 @@ class _Quantizer:
         return rounded.view(x.shape), None if block else scale
 
     def _reading(self, x: Tensor, name: str) -> Reading:
-        product, _, operand = name.rpartition(".")
-        both = isinstance(self, nn.Linear) and operand not in self.policy.apart
-        products = (product,) if product else READERS[operand] if both else READERS[operand][:1]
+        operand = operand_of(name)
+        shared = isinstance(self, nn.Linear) and operand not in self.policy.apart
+        products = READERS[operand] if shared else (product_of(name),)
         fmt, place = self.policy.operand(name).format, (self.layer, self.layer_type, operand)
         x = self._rotated(x, name)
         scale, block = self._scale(x, name)
@@ -336,11 +337,11 @@ class _Quantizer:
         matrix = self.rotation(name)
         if matrix is None:
             return x
-        return rotate(x.t(), matrix).t().contiguous() if "." in name else rotate(x, matrix)
+        return rotate(x, matrix) if name in OPERANDS else rotate(x.t(), matrix).t().contiguous()
 
     def _as_it_is(self, name: str) -> bool:
         """Whether the products read the operand without rounding it."""
-        on_grid = name.rpartition(".")[2] == "weight" and self.grid_scale is not None
+        on_grid = operand_of(name) == "weight" and self.grid_scale is not None
         return self.policy.operand(name).format is FP32 or on_grid
 
     def _rounding(self, name: str) -> dict[str, Any]:
@@ -357,9 +358,10 @@ class _Quantizer:
         scaling, fmt = spec.scaling, spec.format
         if fmt is FP32:
             return None, 0
-        if name.rpartition(".")[2] == "weight" and self.grid_scale is not None:
+        if operand_of(name) == "weight" and self.grid_scale is not None:
             return self.grid_scale, 0
-        if (tile := _tile(scaling, x, across=scaling.axis == "contraction" and "." in name)) is not None:
+        across = scaling.axis == "contraction" and name not in OPERANDS
+        if (tile := _tile(scaling, x, across=across)) is not None:
             matrix = _matrix(x)
             scale = _scale_of_amax(tile_amax(matrix, tile), scaling, fmt)
             return expand_tiles(scale, matrix.shape, tile).view(x.shape), 0

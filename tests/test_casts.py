@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 from test_nn import batch, small_gpt  # noqa: E402
 from test_scaling import E2M1, E4M3, MX_TABLE, on_grid, same, torchao  # noqa: E402, F401
 
+from altgrad.analysis.loader import format_label, scope_key, scope_label  # noqa: E402
 from altgrad.config import ExperimentConfig, UsageError, command, parse_config  # noqa: E402
 from altgrad.formats import FP32, FloatFormat, get_format  # noqa: E402
 from altgrad.nn import (  # noqa: E402
@@ -531,6 +532,27 @@ def test_casts_and_axis_take_part_in_the_identity_only_where_they_are_set() -> N
         {"quantize": ALL, "scaling": {"kind": "mx", "axis": "contraction"}},
     ]
     assert len({str(parsed({"scaling": {"kind": "mx"}} | each).identity()) for each in changed}) == len(changed)
+
+
+def test_casts_axis_and_rotation_are_part_of_what_pages_compare() -> None:
+    contraction = {"scaling": {"kind": "mx", "axis": "contraction"}}
+    configs = {
+        "": {},
+        "; MX scales along the contraction": contraction,
+        "; MX scales of squares": {"scaling": {"kind": "mx", "granularity": "block_2d"}},
+        "; amax scale per square of 128 x 128": {"scaling": {"granularity": "block_2d", "block": 128}},
+        "; grad_weight rotated by 16": {"quantize": ALL | {"hadamard": {"grad_weight": 16}}},
+        "; gradients of grad_weight in BF16, stochastically": {
+            "quantize": having("grad_weight.grad_output", format="bf16", rounding="stochastic")
+        },
+    }
+    found = {scope_label(parsed({"quantize": ALL} | given)): scope_key(parsed({"quantize": ALL} | given))
+             for given in configs.values()}  # fmt: skip
+    assert [label.removeprefix("weights + activations + gradients") for label in found] == list(configs)
+    assert len({*found.values()}) == len(configs)
+    backward = {"quantize": {"casts": {"grad_weight": {"activation": {"format": "e4m3"}}}}}
+    assert scope_key(parsed(backward)) == "activation; grad_weight.activation e4m3"
+    assert format_label(parsed(backward)) == "E4M3"
 
 
 def test_the_command_of_a_config_states_its_casts() -> None:

@@ -43,7 +43,9 @@ from altgrad.config import (
     TelemetryConfig,
     UsageError,
     one_line,
+    operand_of,
     parse_config,
+    product_of,
 )
 from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.imports import code_fingerprint
@@ -226,7 +228,7 @@ def shifted(config: ExperimentConfig) -> ExperimentConfig:
     quantize = given["quantize"]
     quantize |= {name: to for name in OPERANDS if quantize[name] != "fp32"}
     for name in config.quantize.casts.given:
-        product, operand = name.split(".")
+        product, operand = product_of(name), operand_of(name)
         (fmt, *how), (first, *first_how) = config.cast(name), config.cast(operand)
         if "fp32" not in (fmt, first) and how == first_how:  # the format was all that set it apart
             quantize["casts"][product][operand] = None
@@ -758,7 +760,7 @@ class _Run:
     def _shift(self) -> None:
         """Go on in the wider format. Bad steps are not applied: weights and moments are those of the last good step."""
         at, quantize = self.at, self.config.quantize
-        formats = dict.fromkeys(getattr(quantize, operand) for operand in quantize.operands)
+        formats = dict.fromkeys(fmt for name in quantize.operands for fmt in quantize.formats(name) if fmt != "fp32")
         detail = {"from": "/".join(formats), "to": self.config.stability.shift_to}
         self._change_format()
         at.shifted, at.bad_in_a_row, at.first_bad, at.recent = True, 0, None, []
