@@ -57,6 +57,7 @@ from altgrad.scaling import (
     expand_blocks,
     expand_tiles,
     in_blocks,
+    in_tiles,
     mx_scale,
     mx_scale_of_amax,
     nvfp4_scales,
@@ -312,7 +313,7 @@ class _Quantizer:
         if self._as_it_is(name):
             return x, scale
         fmt, how = self.policy.operand(name).format, self._rounding(name)
-        elements, factor = in_blocks(x, scale, block=block) if block else (x, scale)
+        elements, factor = _elements(x, scale, block)
         rounded = quantize(elements, fmt, scale=factor, check_scale=False, **how)
         return rounded.view(x.shape), None if block else scale
 
@@ -326,7 +327,9 @@ class _Quantizer:
         if self._as_it_is(name):
             none = torch.zeros((), dtype=torch.int64, device=x.device)
             return Reading(*place, x, x, fmt, scale, none, none, products=products)
-        elements, factor = in_blocks(x, scale, block=block) if block else (x, scale)
+        elements, factor = _elements(x, scale, block)
+        if isinstance(block, tuple):
+            scale, block = expand_tiles(scale, _matrix(x).shape, block).view(x.shape), 0
         how = self._rounding(name)
         found = quantize_counted(elements, fmt, scale=factor, with_ulp=False, check_scale=False, **how)
         counts = found.overflow, found.underflow, found.nonzero
@@ -335,9 +338,7 @@ class _Quantizer:
     def _rotated(self, x: Tensor, name: str) -> Tensor:
         """`x` as its product rotates it, along the dimension that the product sums over."""
         matrix = self.rotation(name)
-        if matrix is None:
-            return x
-        return rotate(x, matrix) if name in OPERANDS else rotate(x.t(), matrix).t().contiguous()
+        return x if matrix is None else rotate(x, matrix, rows=name not in OPERANDS)
 
     def _as_it_is(self, name: str) -> bool:
         """Whether the products read the operand without rounding it."""
@@ -349,8 +350,10 @@ class _Quantizer:
         seed = self.clock.seed_of(self.layer, name) if rounding == "stochastic" else None
         return {"rounding": rounding, "seed": seed}
 
-    def _scale(self, x: Tensor, name: str) -> tuple[Any, int]:
+    def _scale(self, x: Tensor, name: str) -> tuple[Any, int | tuple[int, int]]:
         """The scale of `x` (a Tensor, or None for 1), and the elements of a block that has one of its own, or 0.
+
+        Of blocks that do not lie along the last dimension it is their rows and columns.
 
         In training a delayed scale takes the amax of `x` into its history.
         """
@@ -362,9 +365,7 @@ class _Quantizer:
             return self.grid_scale, 0
         across = scaling.axis == "contraction" and name not in OPERANDS
         if (tile := _tile(scaling, x, across=across)) is not None:
-            matrix = _matrix(x)
-            scale = _scale_of_amax(tile_amax(matrix, tile), scaling, fmt)
-            return expand_tiles(scale, matrix.shape, tile).view(x.shape), 0
+            return _scale_of_amax(tile_amax(_matrix(x), tile), scaling, fmt), tile
         if scaling.kind == "none":
             return None, 0
         if scaling.kind == "static":
@@ -390,6 +391,13 @@ class _Quantizer:
             yield
         finally:
             self.clock.part = part
+
+
+def _elements(x: Tensor, scale: Any, block: int | tuple[int, int]) -> tuple[Tensor, Any]:
+    """`x` and what `_scale` returns in shapes that broadcast."""
+    if isinstance(block, tuple):
+        return in_tiles(_matrix(x), scale, block)
+    return in_blocks(x, scale, block=block) if block else (x, scale)
 
 
 def _key(cast: str) -> str:
@@ -443,15 +451,19 @@ def hadamard(size: int, seed: int) -> Tensor:
     return signs * matrix / size**0.5
 
 
-def rotate(x: Tensor, matrix: Tensor) -> Tensor:
+def rotate(x: Tensor, matrix: Tensor, *, rows: bool = False) -> Tensor:
     """`x` [..., n] with each whole block of its last dimension multiplied by `matrix` [size, size]; the rest as it is.
 
-    Computed in float32 where `x` is narrower; the result has the dtype of `x`.
+    Where `rows`, `x` is [N, n], and it is the first dimension. Computed in float32 where `x` is narrower; the result
+    has the dtype of `x`.
     """
-    size, dtype = len(matrix), torch.promote_types(x.dtype, torch.float32)
-    whole = x.shape[-1] // size * size
-    blocks = x[..., :whole].unflatten(-1, (whole // size, size)).to(dtype) @ matrix.to(x.device, dtype)
-    return torch.cat([blocks.flatten(-2).to(x.dtype), x[..., whole:]], -1)
+    dim, size = 0 if rows else -1, len(matrix)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    number = x.shape[dim] // size
+    whole, rest = x.split([number * size, x.shape[dim] - number * size], dim)
+    blocks, matrix = whole.unflatten(dim, (number, size)).to(dtype), matrix.to(x.device, dtype)
+    turned = (matrix.t() @ blocks).flatten(0, 1) if rows else (blocks @ matrix).flatten(-2)
+    return torch.cat([turned.to(x.dtype), rest], dim)
 
 
 class _Products(torch.autograd.Function):

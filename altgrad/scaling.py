@@ -175,7 +175,7 @@ def tile_amax(x: Tensor, tile: tuple[int, int]) -> Tensor:
     if any(rest):  # zeros change no amax
         magnitude = nn.functional.pad(magnitude, (0, rest[1], 0, rest[0]))
     high, wide = magnitude.shape[0] // rows, magnitude.shape[1] // columns
-    return magnitude.reshape(high, rows, wide, columns).amax((1, 3)).float()
+    return magnitude.reshape(high, rows, wide, columns).amax(1).amax(-1).float()
 
 
 def expand_tiles(scale: Tensor, shape: Sequence[int], tile: tuple[int, int]) -> Tensor:
@@ -184,14 +184,19 @@ def expand_tiles(scale: Tensor, shape: Sequence[int], tile: tuple[int, int]) -> 
     Raises:
         ValueError: `scale` has another shape; `shape` is no matrix's; a side below 1.
     """
-    rows, columns = _checked_tile(shape, tile)
-    expected = (-(-shape[0] // rows), -(-shape[1] // columns))
-    if scale.shape != expected:
-        size = f"{shape[0]} x {shape[1]} elements in tiles of {rows} x {columns}"
-        raise ValueError(f"{size} need scales of shape {list(expected)}, not {list(scale.shape)}")
-    high, wide = expected
+    rows, columns = _checked_tile(shape, tile, scale)
+    high, wide = scale.shape
     every = scale[:, None, :, None].expand(high, rows, wide, columns).reshape(high * rows, wide * columns)
     return every[: shape[0], : shape[1]]
+
+
+def in_tiles(x: Tensor, scale: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A matrix and its scales of tiles in shapes that broadcast; the elements in their order. Errors: `expand_tiles`."""
+    rows, columns = _checked_tile(x.shape, tile, scale)
+    if x.shape[0] % rows or x.shape[1] % columns:
+        return x, expand_tiles(scale, x.shape, tile)
+    high, wide = scale.shape
+    return x.reshape(high, rows, wide, columns), scale[:, None, :, None]
 
 
 def in_blocks(x: Tensor, scale: Tensor, *, block: int = MX_BLOCK) -> tuple[Tensor, Tensor]:
@@ -590,14 +595,19 @@ def _check_block(block: int) -> None:
     _check_whole("block", block, 1)
 
 
-def _checked_tile(shape: Sequence[int], tile: tuple[int, int]) -> tuple[int, int]:
-    """The sides of a tile, no longer than those of the matrix."""
+def _checked_tile(shape: Sequence[int], tile: tuple[int, int], scale: Tensor | None = None) -> tuple[int, int]:
+    """The sides of a tile, no longer than those of the matrix; `scale` must have a number for each tile."""
     if len(shape) != 2:
         raise ValueError(f"tiles are of a matrix, not of the shape {list(shape)}")
     rows, columns = tile
     _check_whole("rows of a tile", rows, 1)
     _check_whole("columns of a tile", columns, 1)
-    return min(rows, max(shape[0], 1)), min(columns, max(shape[1], 1))
+    rows, columns = min(rows, max(shape[0], 1)), min(columns, max(shape[1], 1))
+    expected = (-(-shape[0] // rows), -(-shape[1] // columns))
+    if scale is not None and scale.shape != expected:
+        size = f"{shape[0]} x {shape[1]} elements in tiles of {rows} x {columns}"
+        raise ValueError(f"{size} need scales of shape {list(expected)}, not {list(scale.shape)}")
+    return rows, columns
 
 
 def _check_whole(name: str, value: int, low: int, high: int | None = None) -> None:
