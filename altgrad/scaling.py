@@ -191,7 +191,12 @@ def expand_tiles(scale: Tensor, shape: Sequence[int], tile: tuple[int, int]) -> 
 
 
 def in_tiles(x: Tensor, scale: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """A matrix and its scales of tiles in shapes that broadcast; the elements in their order. Errors: `expand_tiles`."""
+    """A matrix and its scales of tiles in shapes that broadcast, the elements in their order; errors as `expand_tiles`.
+
+    Args:
+        x: [R, C].
+        scale: [ceil(R / rows), ceil(C / columns)].
+    """
     rows, columns = _checked_tile(x.shape, tile, scale)
     if x.shape[0] % rows or x.shape[1] % columns:
         return x, expand_tiles(scale, x.shape, tile)

@@ -30,7 +30,7 @@ from altgrad.nn import (  # noqa: E402
     quantized_layers,
 )
 from altgrad.rounding import quantize  # noqa: E402
-from altgrad.scaling import amax_scale, expand_tiles, quantize_mx, tile_amax  # noqa: E402
+from altgrad.scaling import amax_scale, expand_tiles, in_tiles, quantize_mx, tile_amax  # noqa: E402
 from altgrad.telemetry import Look  # noqa: E402
 from altgrad.training import train  # noqa: E402
 from altgrad.training.loop import policy_of, shifted  # noqa: E402
@@ -239,7 +239,11 @@ def test_every_element_has_the_scale_of_its_tile(shape: Tile, tile: Tile) -> Non
     expected = torch.zeros(shape)
     for place in tiles_of(shape, tile):
         expected[place] = x[place].abs().max()
-    assert torch.equal(expand_tiles(tile_amax(x, tile), shape, tile), expected)
+    largest = tile_amax(x, tile)
+    assert torch.equal(expand_tiles(largest, shape, tile), expected)
+    elements, scale = in_tiles(x, largest, tile)
+    assert torch.equal(elements.reshape(shape), x)
+    assert torch.equal(scale.broadcast_to(elements.shape).reshape(shape), expected)
 
 
 def test_a_nan_damages_its_tile_alone() -> None:
@@ -657,6 +661,7 @@ def test_casts_that_cannot_be_meant_are_one_line(
         (lambda: Policy(E4M3, E4M3, E4M3, compute="native", hadamard={"output": 16}), "'native' reads each"),
         (lambda: Policy(E4M3, casts={SECOND[0]: Operand(E4M3, scaling=Scaling("nvfp4"))}), "grad_input.weight is e4m3"),
         (lambda: tile_amax(torch.ones(3), (1, 2)), "of a matrix, not of the shape .3."),
+        (lambda: in_tiles(torch.ones(4, 4), torch.ones(1, 2), (2, 2)), r"4 x 4 .* need .*\[2, 2\], not \[1, 2\]"),
         (lambda: tile_amax(torch.ones(3, 3), (0, 2)), "rows of a tile must be a whole number of at least 1, not 0"),
         (
             lambda: expand_tiles(torch.ones(1, 1), (3, 3), (2, 2)),
