@@ -386,7 +386,7 @@ def test_a_peers_meaning_is_told_by_what_it_does_to_telling_inputs(quantize: Mod
 def test_the_page_without_records_is_pending_and_names_the_commands(tmp_path: Path) -> None:
     text = shown(benchmarks_page(tmp_path / "nothing"), tmp_path)
     assert text.startswith("# Benchmarks")
-    assert "pending" in text.split("\n\n")[1]
+    assert "pending" in text.split("\n\n")[2]
     assert "make bench" in text
     assert "make exhaustive" in text
     assert "in copies of it" not in text
@@ -396,7 +396,7 @@ def test_the_page_says_what_the_records_say(tmp_path: Path) -> None:
     folder = recorded(tmp_path / "r", quantize=speed_record(), exhaustive=sweep_record())
     page = benchmarks_page(folder)
     text = shown(page, tmp_path)
-    answer = text.split("\n\n")[1]
+    answer = text.split("\n\n")[2]
     assert "in copies of it: 1.25 when compiled and 3.5 in eager form.**" in answer
     assert "41 (a tool, E4M3)" in answer
     assert "4,294,967,296" in answer
@@ -424,6 +424,7 @@ def test_the_page_warns_of_a_busy_machine_another_kernel_and_a_trial(tmp_path: P
     assert "The kernel of 2026-11-01, 000000000000, was compared bit for bit" in answer
     assert f"with 2 mismatches; the kernel of today, {kernel_fingerprint()}, was not" in answer
     assert "e5m2: 0x1: one" in text
+    assert "`000000000000`, changed since" in text
 
 
 @pytest.mark.parametrize(
