@@ -281,7 +281,7 @@ class _Quantizer:
             inner, outer = nvfp4_scales(x)
             return inner * outer, NVFP4_BLOCK
         granularity, block = scaling.granularity, scaling.block
-        how = {"power_of_two": scaling.power_of_two, "quotient": scaling.quotient}
+        how: dict[str, Any] = {"power_of_two": scaling.power_of_two, "quotient": scaling.quotient}
         return amax_scale(x, fmt, granularity=granularity, block=block, **how), block if granularity == "block" else 0
 
     def _delayed_scale(self, x: Tensor, name: str) -> Tensor:
@@ -387,8 +387,8 @@ class QuantizedLinear(_Quantizer, nn.Linear):
 
     Input [..., I], output [..., O], float32. With every operand FP32 its numbers are those of `nn.Linear`, bit by bit.
     Under autocast the output has the dtype that `nn.Linear` has there; the products read operands that are rounded from
-    float32 and multiply them in float32. Second-order gradients take every rounding for the identity (native products
-    have none, which is an error).
+    float32 and multiply them in float32, those of a backward pass too where it is called outside of autocast, as torch
+    asks. Second-order gradients take every rounding for the identity; native products have none, which is an error.
 
     Raises (on use):
         ValueError: native compute where a size is no multiple of 16, or a scale is not one number a tensor.
@@ -398,7 +398,8 @@ class QuantizedLinear(_Quantizer, nn.Linear):
         """`x` [..., I] times the transposed weight, plus the bias: [..., O]."""
         self._begin()
         device = x.device.type
-        if not torch.is_autocast_enabled(device) or not self._rounds():
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if not autocast or not self._rounds():
             return self._output(x, self.weight, self.bias)
         with torch.autocast(device, enabled=False):
             bias = None if self.bias is None else self.bias.float()
@@ -530,7 +531,8 @@ def dequantize_model(model: nn.Module) -> nn.Module:
         if isinstance(module, QuantizedLayer):
             module.__class__ = nn.Linear if isinstance(module, nn.Linear) else nn.Embedding
             module._modules.pop("delayed", None)
-            for name in ("layer", "layer_type", "policy", "clock", "observer", "grid_scale", "passes", "recording", "delayed"):
+            own = ("layer", "layer_type", "policy", "clock", "observer", "grid_scale", "delayed", "passes", "recording")
+            for name in own:
                 module.__dict__.pop(name, None)
     return model
 

@@ -102,10 +102,10 @@ def amax_scale(
             its exponent is kept within [-126, 127]. Otherwise amax / max as a float32, at least 2**-126 and at most
             the largest float32.
         quotient: how amax / max becomes a float32. "nearest": the largest element may exceed the largest value by a
-            rounding of float32, which saturates and is counted as an overflow. "up": to the next float32 that is no
-            smaller; amax / scale is then at most max, and so is each quotient that a kernel rounds to float32, since
-            rounding is monotone and max is a float32. Only a scale stopped at the largest float32, for formats
-            whose largest value is below 1, lets elements exceed.
+            rounding of float32, and so lose its gradient under `fake_quantize(gradient="mask")`. "up": to the next
+            float32 that is no smaller, so that no element exceeds: amax / scale is at most max, and rounded to
+            float32 it still is, since rounding is monotone and max is a float32. Only a scale stopped at the largest
+            float32, for formats whose largest value is below 1, lets elements exceed.
 
     Returns:
         Positive float32 of the shape that `amax` has: 1 where all is zero, NaN where there is a NaN or an infinity
@@ -118,9 +118,7 @@ def amax_scale(
     return scale_of_amax(largest, fmt, power_of_two=power_of_two, quotient=quotient)
 
 
-def scale_of_amax(
-    largest: Tensor, fmt: FloatFormat, *, power_of_two: bool = True, quotient: str = "nearest"
-) -> Tensor:
+def scale_of_amax(largest: Tensor, fmt: FloatFormat, *, power_of_two: bool = True, quotient: str = "nearest") -> Tensor:
     """`amax_scale` where the largest absolute values, float32 of any shape, are already known."""
     _check_quotient(quotient)
     if not power_of_two:

@@ -382,7 +382,7 @@ def test_a_delayed_scale_refuses_what_makes_no_history(arguments: dict[str, obje
     ("state", "message"),
     [
         ({}, r"Missing key\(s\) in state_dict: \"history\""),
-        ({"history": torch.zeros(3), "more": torch.zeros(1)}, "Unexpected key.* \"more\""),
+        ({"history": torch.zeros(3), "more": torch.zeros(1)}, 'Unexpected key.* "more"'),
         ({"history": torch.zeros(2)}, r"size mismatch for history: .*\[2\].*\[3\]"),
         ({"history": [0, 0, 0]}, "received <class 'list'>"),
         ({"history": torch.tensor([0, -1.0, 0])}, "history must hold finite numbers that are not negative"),
