@@ -188,6 +188,19 @@ def test_a_damaged_part_does_not_push_out_what_was_known() -> None:
     assert scale.history.tolist() == [896, 1]
 
 
+def test_a_step_that_is_computed_again_has_the_same_numbers_and_leaves_the_same_histories() -> None:
+    layers = trained()
+    clock, ends = clock_of(layers), []
+    clock.step = 1
+    for _ in range(2):
+        layers.zero_grad()
+        for clock.part, x in enumerate(draws(3, seed=9)):
+            layers(x).square().sum().backward()
+        ends.append(([parameter.grad for parameter in layers.parameters()], histories(layers)))
+    assert ends[0][1] == ends[1][1]
+    assert all(torch.equal(a, b) for a, b in zip(ends[0][0], ends[1][0], strict=True))
+
+
 def test_without_a_clock_every_forward_pass_is_a_step() -> None:
     layers = model(delayed(history=3))
     for x in draws(3):
@@ -221,8 +234,10 @@ def test_a_layer_used_twice_in_a_step_of_parts_is_checkpointed_bit_by_bit(reentr
     ends = []
     for checkpointed in (False, True):
         layers, gradients = model(), []
-        for clock_of(layers).step in (1, 2, 3):
-            for clock_of(layers).part, x in enumerate(draws(2, seed=clock_of(layers).step)):
+        clock = clock_of(layers)
+        for clock.step in (1, 2, 3):
+            inputs = draws(2, seed=clock.step)
+            for clock.part, x in enumerate(inputs):
                 layers.zero_grad()  # a reentrant checkpoint adds gradients in another order than torch does without
                 x.requires_grad_()
                 for _ in range(2):

@@ -689,7 +689,7 @@ class _Run:
         return (self.watch and self.watch.bad_gradient) or "gradient norm", "backward"
 
     def _losses_again(self, batches: list[tuple[Tensor, Tensor]]) -> list[Callable[[], Tensor]]:
-        """The step's losses, with the draws and the delayed scales of the step; histories stay as the step left them."""
+        """The step's losses, with the draws and the delayed scales of the step, whose histories stay as they are."""
 
         def again(part: int, token: Tensor, target: Tensor) -> Tensor:
             self.clock.part = part
