@@ -303,7 +303,7 @@ class _Quantizer:
         """
         if self.delayed:
             self.recording = torch.is_grad_enabled()
-            self.passes += torch._C._current_graph_task_id() < 0
+            self.passes += torch.compiler.is_compiling() or torch._C._current_graph_task_id() < 0
 
     @contextmanager
     def _without_trace(self) -> Iterator[None]:

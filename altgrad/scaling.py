@@ -300,15 +300,16 @@ class DelayedScale(nn.Module):
             TypeError: as `amax`.
         """
         self._follow(x)
-        now = amax(x)
+        now, history, before, latest = amax(x), self.history, self.before, self.latest
+        finite = torch.isfinite(now)
         if moment is None or moment != self.moment:
             self.moment = moment
-            self.before.copy_(self.history)
-            self.latest.fill_(-1)
-        self.latest.copy_(torch.where(torch.isfinite(now), torch.maximum(self.latest, now), self.latest))
-        shifted = torch.cat([self.before[1:], self.latest[None]])
-        self.history.copy_(torch.where(self.latest < 0, self.before, shifted))
-        return self._scale(now, self.before)
+            before.copy_(history)
+            latest.copy_(torch.where(finite, now, -1.0))
+        else:
+            latest.copy_(torch.where(finite, torch.maximum(latest, now), latest))
+        history.copy_(torch.where(latest < 0, before, torch.cat([before[1:], latest[None]])))
+        return self._scale(now, before)
 
     def _scale(self, now: Tensor, history: Tensor) -> Tensor:
         if self.algorithm == "max":
