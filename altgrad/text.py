@@ -20,7 +20,7 @@ CELL_LIMIT = 160
 
 _SPECIAL = re.compile(r"""[\\`*\[\]{}<>&"'|~^$]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])|(?<=[/:.@])/|(?<=www)\.|@""")
 _LINE_START = re.compile(r"^(?:[#=:!?%]|[-+](?![0-9A-Za-z.])|(?<![0-9])[0-9]+(?P<dot>[.)])(?=\s|$))")
-_FORMULA = re.compile(r"^[=+\-@\t\r]")
+_FORMULA = re.compile(r"^(?:[=@\t\r]|[+-](?!(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?$))")
 
 
 class Md(str):
@@ -64,12 +64,26 @@ def escape(text: str, limit: int = TEXT_LIMIT) -> Md:
     return Md(escaped)
 
 
+def figure(value: float, form: str = "g") -> str:
+    """A number in a form of Python's as readers are shown it: with a true minus, and no sign where it is shown as zero.
+
+    What a program reads (CSV, JSON, code, a command) has Python's own hyphen.
+    """
+    text = format(value, form)
+    return text.lstrip("+-") if not re.search("[1-9in]", text) else text.replace("-", "−")
+
+
+def minus(text: str) -> str:
+    """A text that was recorded or is in the code, with a true minus in its numbers."""
+    return re.sub(r"(?<![\w)\]./-])-(?=\d)|(?<=\d[eE])-(?=\d)", "−", text)
+
+
 def cell(value: str | float | None) -> Md:
     """What a table's cell shows: four digits and a true minus of a number, a dash where there is nothing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return Md("–")
     if isinstance(value, int | float):
-        return Md(format(value, ".4g" if isinstance(value, float) else "d").replace("-", "−"))
+        return Md(figure(value, ".4g" if isinstance(value, float) else "d"))
     return escape(value, CELL_LIMIT)
 
 
@@ -84,8 +98,26 @@ def fenced(text: str, info: str = "") -> str:
     return "\n".join([fence + info, *code_lines(text), fence])
 
 
+def hyphens(data: pd.DataFrame) -> pd.DataFrame:
+    """`data` with the hyphen that programs read in the numbers of its texts."""
+    found = data.select_dtypes(include=["object", "string", "category"])
+    marked = [name for name in found if any("−" in value for value in found[name].tolist() if isinstance(value, str))]
+    found = data.copy()
+    for name in marked:
+        found[name] = data[name].map(_hyphen)
+    return found
+
+
+def _hyphen(value: object) -> object:
+    return re.sub(r"−(?=[.\d])", "-", value) if isinstance(value, str) else value
+
+
 def csv(data: pd.DataFrame) -> bytes:
-    """`data` as CSV (UTF-8, LF, ten digits). Text that a spreadsheet would take for a formula gets a leading quote."""
+    """`data` as CSV (UTF-8, LF, ten digits), with `hyphens`.
+
+    Text that a spreadsheet would take for a formula gets a leading quote.
+    """
+    data = hyphens(data)
     texts = data.select_dtypes(include=["object", "string", "category"]).columns
     guarded = data.rename(columns=_plain)
     for name in texts:

@@ -424,6 +424,7 @@ def test_the_page_warns_of_a_busy_machine_another_kernel_and_a_trial(tmp_path: P
     assert "The kernel of 2026-11-01, 000000000000, was compared bit for bit" in answer
     assert f"with 2 mismatches; the kernel of today, {kernel_fingerprint()}, was not" in answer
     assert "e5m2: 0x1: one" in text
+    assert "`000000000000`, changed since" in text
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_evidence_has_each_figure_or_of_many_their_number_and_the_extremes() -> 
         "A − B: +0.050 nats [+0.045, +0.055], n = 16, no p-value, 2 runs did not finish."
     )
     many = evidence(all_shown(+1)([HIGHER, HIGHER, LOWER, TIED, UNDECIDED, LOST]))
-    assert many.startswith("lower in 1 of 6, higher in 2, 1 not judged because runs did not finish; A − B: -0.050 ")
+    assert many.startswith("lower in 1 of 6, higher in 2, 1 not judged because runs did not finish; A − B: −0.050 ")
     assert "; A − B: +0.050 " in many
     assert describe(TIED, tost=True).endswith("adjusted p = 0.500, TOST p = 0.001")
 
@@ -159,12 +159,12 @@ def test_in_short_it_has_how_many_went_which_way_and_by_how_much() -> None:
     assert short(SMALL) == ("higher loss, by less than the margin", "+0.004 (0.002 to 0.006)")
     assert short(HIGHER, LOWER) == (
         "higher loss in 1 of 2, lower loss in 1 of 2",
-        "+0.050 (0.045 to 0.055); -0.050 (-0.055 to -0.045)",
+        "+0.050 (0.045 to 0.055); −0.050 (−0.055 to −0.045)",
     )
     assert short(HIGHER, LOST, TIED, LOWER, UNDECIDED) == (
         "higher loss in 1 of 5, not judged: 2 runs did not finish in 1 of 5, equal within the margin in 1 of 5, "
         "lower loss in 1 of 5, unresolved in 1 of 5",
-        "-0.050 (-0.055 to -0.045) up to +0.050 (0.045 to 0.055)",
+        "−0.050 (−0.055 to −0.045) up to +0.050 (0.045 to 0.055)",
     )
     assert short(LOST, LOST, LOST)[1] == ""
 

@@ -86,7 +86,7 @@ def gap(runs: Runs, fmt: str, **where: Any) -> pd.Series:
 def said(values: pd.Series | NDArray[np.float64], digits: int = 3) -> str:
     low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
     ends = [f"{end:.{digits}f}" for end in (low, high)]
-    return f"{values.mean():.{digits}f} nats (95% CI {ends[0]} to {ends[1]}, n = {len(values)})"
+    return f"{values.mean():.{digits}f} nats (95% CI {ends[0]} to {ends[1]}, n = {len(values)})".replace("-", "−")
 
 
 def tost(values: pd.Series) -> float:
@@ -141,7 +141,7 @@ def test_the_scope_is_that_of_the_config(raw: tuple[Runs, list[dict[str, Any]]],
     assert f"reads {read:,} of {there:,} validation characters ({100 * read / there:.3g}%)" in page
     for name in ("README.md", *(f"reports/{name}.md" for name in REPORTS)):
         text = (ROOT / name).read_text()
-        assert f"a GPT of {parameters:,} parameters, 300 steps, {trained:,} characters of licence texts" in text, name
+        assert f"a GPT of {parameters:,} parameters, 300 steps on {trained:,} characters of licence texts" in text, name
         assert "one power-of-two scale a tensor (current largest value)" in text, name
 
 
@@ -254,7 +254,7 @@ def test_what_would_change_the_answer_is_that_of_the_raw_records(runs: Runs) -> 
     shares = {fmt: gap(runs, fmt, study="layers", layers=("head",)).mean() for fmt in ("e0m7", "e2m5", "e7m0")}
     wholes = {fmt: gap(runs, fmt).reindex(range(10, 26)).mean() for fmt in shares}
     first, second, third = (f"{shares[fmt] / wholes[fmt]:.0%} of {fmt.upper()}'s" for fmt in shares)
-    assert f"the head alone accounts for {first}, {second} and {third} gap" in text
+    assert f"quantizing the head alone already costs {first}, {second} and {third} gap" in text
     long = loss(runs, "length", "e4m3") - loss(runs, "length", "e3m4")
     assert (
         f"after 1,500 steps E4M3 is {said(long).replace(' nats (', ' nats worse (').replace(', n = 5)', ')')}" in text

@@ -34,7 +34,7 @@ from altgrad.config import LAYER_TYPES, ExperimentConfig
 from altgrad.formats import get_format
 from altgrad.reports import ReportGenerator, home_page
 from altgrad.reports.document import statements
-from altgrad.reports.format_comparison import format_comparison_page, headline, weights_chart
+from altgrad.reports.format_comparison import format_comparison_page, headline, weights_chart, weights_held
 from altgrad.reports.generator import results_text
 from altgrad.reports.preregistered import preregistered_page
 from altgrad.reports.verdicts import evidence
@@ -400,8 +400,7 @@ def test_the_grid_and_the_weights_are_counted_by_octave(tmp_path: Path) -> None:
     loader = ExperimentDataLoader([tmp_path])
     (comparison,) = FormatComparator(loader).comparisons
     looks = last_looks(loader, comparison)
-    chart = weights_chart(comparison, looks)
-    assert chart is not None
+    chart = weights_chart(weights_held(looks))
     data = chart.data.set_index("octave")
     assert data.at[0, "share_of_weights"] == pytest.approx(0.5)
     assert data.at[math.ceil(math.log2(1 / 448)), "share_of_weights"] == pytest.approx(0.4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from fractions import Fraction
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,12 +13,12 @@ import ml_dtypes
 import numpy as np
 import pandas as pd
 import pytest
-from records import config, full_look, write_run
+from records import config, full_look, write_matrix, write_run
 
 from altgrad.analysis import ExperimentDataLoader
-from altgrad.formats import SPLITS_8BIT
+from altgrad.formats import SPLITS_8BIT, FloatFormat
 from altgrad.reports import arm_pages, format_pages
-from altgrad.reports.formats import PAGES
+from altgrad.reports.formats import PAGES, exact_text
 from altgrad.site import (
     Axis,
     Chart,
@@ -120,6 +121,63 @@ def test_codes_are_those_of_the_arm_that_changes_nothing_but_its_format_whatever
     page = next(page for page in format_pages(loader) if page.path == "formats/e4m3")
     (said,) = [b.text for b in page.blocks if isinstance(b, Paragraph) and "from arm" in str(b.text)]
     assert loader.runs["arm"].value_counts().index[-1] in said
+
+
+def value_of(text: str) -> Fraction:
+    """What a cell of a table of codes says."""
+    factor, _, power = text.replace("−", "-").replace("2^", "1·2^", text.startswith(("2^", "−2^"))).partition("·2^")
+    return Fraction(factor) * Fraction(2) ** int(power or 0)
+
+
+@pytest.mark.parametrize("fmt", [fmt for fmt in PAGES if fmt.bits <= 8], ids=lambda fmt: fmt.name)
+def test_every_finite_value_in_a_table_of_codes_is_exact(fmt: FloatFormat, pages: dict[str, Page]) -> None:
+    table = tables(pages[fmt.name])["codes"]
+    shown = [str(cell) for row in table.rows for cell in row[1:]]
+    assert len(shown) == 1 << fmt.bits
+    for value, text in zip(fmt.values.tolist(), shown, strict=True):
+        if math.isfinite(value):
+            assert value_of(text) == Fraction(value)
+            assert text.startswith("−") == (math.copysign(1.0, value) < 0)
+            assert len(text) <= 13
+
+
+def test_an_exact_value_is_decimal_where_that_is_short() -> None:
+    values = (1.125, -0.015625, 2.0**-9, 3 * 2.0**-9, -5 * 2.0**40, 57344.0, 0.0, -0.0, math.inf)
+    assert [exact_text(value) for value in values] == [
+        *("1.125", "−0.015625", "2^−9", "3·2^−9", "−5·2^40", "57344", "0", "−0", "∞"),
+    ]
+
+
+def test_a_format_has_its_own_gap_its_place_and_why_it_fails(tmp_path: Path) -> None:
+    write_matrix(tmp_path / "runs")
+    loader = ExperimentDataLoader([tmp_path / "runs"])
+    write_folder(format_pages(loader), tmp_path, site_root="../")
+    text = {name: (tmp_path / f"{name}.md").read_text() for name in ("e4m3", "e7m0", "e2m5")}
+    gaps = [paired_gap(loader, name) for name in ("E3M4", "E4M3", "E5M2", "E7M0")]
+    place = sorted(gaps).index(gaps[1]) + 1
+    assert f"E4M3 ends {gaps[1]:.3f} nats a character above FP32 (95% CI " in text["e4m3"]
+    assert f"n = 5 seeds).** That is place {place} of the 4 formats of 8 bits" in text["e4m3"]
+    assert "It does not fail there" in text["e4m3"]
+    assert f"E7M0 ends {gaps[3]:.3f} nats" in text["e7m0"]
+    assert "That is place 4 of the 4 formats" in text["e7m0"]
+    assert "Cause, by what its layers show: it lacks precision" in text["e7m0"]
+    assert "weights: at worst 15.0 dB of SQNR" in text["e7m0"]
+    assert "Pending: no recorded comparison has E2M5." in text["e2m5"]
+    assert all(f"explorer/index.html?on={name})" in page for name, page in text.items())
+
+
+def paired_gap(loader: ExperimentDataLoader, name: str) -> float:
+    """By hand: the mean difference of the final losses on the same seeds, of AdamW."""
+    runs = loader.runs[loader.runs["rule"] == "AdamW"].set_index(["format", "seed"])["final_val_loss"]
+    return float((runs.loc[name] - runs.loc["FP32"]).mean())
+
+
+def test_without_a_reason_in_the_layers_a_failure_has_none(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / "runs", config("fp32", seed=seed), 2.0 + 0.01 * seed)
+        write_run(tmp_path / "runs", config("e6m1", seed=seed), 2.2 + 0.012 * seed, sqnr=30.0)
+    write_folder(format_pages(ExperimentDataLoader([tmp_path / "runs"])), tmp_path, site_root="../")
+    assert "Cause, by what its layers show: not known; no layer" in (tmp_path / "e6m1.md").read_text()
 
 
 def test_text_in_a_drawing_stays_text() -> None:

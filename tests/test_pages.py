@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv as csv_reader
 import html
 import io
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -46,6 +47,7 @@ from altgrad.site import (
     join,
     link,
     md,
+    tell,
     write_folder,
 )
 from altgrad.site.build import finish_html
@@ -248,6 +250,20 @@ def test_a_chart_says_what_it_shows_and_keeps_its_labels_as_text() -> None:
     assert "E4M3 <b>" in [element.text for element in root.iter(f"{space}text")]
 
 
+def test_who_points_at_a_mark_reads_its_figures_as_text() -> None:
+    def draw(axes: Axes) -> None:
+        (point,) = axes.plot([0], [1], "o")
+        tell('E4M3: −0.1 <b>&"', point, axes.vlines([0], [0], [2]))
+
+    for svg in (
+        fixed_svg(drawn := Chart("points", "T", "D", pd.DataFrame({"a": [1]}), draw)).decode(),
+        inline_svg(fixed_svg(drawn).decode()),
+    ):
+        titles = [each.text for each in ElementTree.fromstring(svg).iter() if each.tag.endswith("title")][1:]
+        assert titles == ["E4M3: −0.1 <b>&”"] * 2
+        assert "told" not in svg
+
+
 def test_inline_every_sentinel_colour_is_a_variable_and_the_background_is_gone() -> None:
     def draw_all(axes: Axes) -> None:
         for number, colour in enumerate((*PALETTE, *HEAT, FOREGROUND, MUTED, GRID, BACKGROUND)):
@@ -336,6 +352,15 @@ def test_data_files_defuse_formulas_in_their_headings_too() -> None:
 def test_data_files_keep_ten_digits_and_defuse_spreadsheet_formulas() -> None:
     rows = list(csv_reader.reader(io.StringIO(files(full_page())["one.outer.csv"].decode())))
     assert rows == [["name", "gap"], ["'=1+1", "0.3"], ["b", "-1"]]
+
+
+def test_data_files_have_the_hyphen_that_programs_read_and_no_formula_comes_of_it() -> None:
+    texts = ["−0.5", "−1+1", "-2e-3", "A − B: −0.161 [−0.171, 2^−9]", "+.5", "-x"]
+    plain = ["-0.5", "'-1+1", "-2e-3", "A − B: -0.161 [-0.171, 2^-9]", "+.5", "'-x"]
+    rows = list(csv_reader.reader(io.StringIO(csv(pd.DataFrame({"text": texts, "n": 1})).decode())))
+    assert [row[0] for row in rows[1:]] == plain
+    page = Page("p", "T", (Table(("text",), ((texts[0],),), data=pd.DataFrame({"text": texts[:1]}), id="t"),))
+    assert json.loads(files(page)["p.t.json"]) == [{"text": "-0.5"}]
 
 
 def test_two_charts_of_one_name_on_a_page_are_refused() -> None:

@@ -103,3 +103,14 @@ def test_an_inline_script_fails_a_strict_build_and_the_theme_s_own_do_not(tmp_pa
     assert len(told) == 1
     assert "guides/guide.md: the inline script 'window.pwned = 1' is code in a page" in told[0]
     assert "Traceback" not in done.stderr
+
+
+def test_the_repository_is_linked_and_github_is_not_asked_about_it(tmp_path: Path) -> None:
+    project = small_site(tmp_path, "# Guide\n\nText.\n")
+    with open(project / "mkdocs.yml", "a") as file:
+        file.write("theme: {name: material, font: false}\nrepo_url: https://github.com/owner/name\n")
+    done = mkdocs(project)
+    assert done.returncode == 0, done.stderr
+    html = (project / "site/guides/guide/index.html").read_text()
+    assert '<a href="https://github.com/owner/name" title="Go to repository" class="md-source">' in html
+    assert 'data-md-component="source"' not in html, "which the theme's script looks for"

@@ -193,6 +193,13 @@ def test_the_committed_reports_and_the_answer_in_the_readme_are_fresh(tmp_path: 
     assert copy.read_text() == (ROOT / "README.md").read_text(), "README.md's answer is stale: make reports"
 
 
+def test_the_readme_shows_the_chart_of_gaps_with_its_finding() -> None:
+    """As the report has it, which is made anew from the records."""
+    shown = re.compile(r"!\[([^\]]+)\]\((?:reports/)?(format_comparison\.loss-gap\.svg)\)")
+    report = (ROOT / "reports/format_comparison.md").read_text()
+    assert shown.findall((ROOT / "README.md").read_text()) == shown.findall(report) != []
+
+
 COMMITTED = sorted(path.name for path in (ROOT / "reports").glob("*.md"))
 
 
@@ -244,3 +251,11 @@ def test_the_reports_old_name_still_works_and_says_the_new_one() -> None:
     with pytest.warns(FutureWarning, match=r"altgrad\.analysis\.reports is altgrad\.reports now"):
         old = importlib.import_module("altgrad.analysis.reports")
     assert old.site_key is site_key
+
+
+def test_the_committed_reports_have_a_true_minus_in_their_texts() -> None:
+    hyphen = re.compile(r"(?<![\w)\]./-])-\d|\d[eE]-\d")
+    for path in sorted((ROOT / "reports").glob("*.md")):
+        texts = re.sub(r"```.*?```|`[^`\n]*`|\]\([^)]*\)", "", path.read_text("utf-8"), flags=re.DOTALL)
+        assert "−" in texts
+        assert hyphen.findall(texts) == [], path.name

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from altgrad.analysis import words
 from altgrad.analysis.comparison import Comparison
 from altgrad.analysis.contrasts import TEST_COLUMNS, by_seed, contrast, differs, family, missing, runs_of
 from altgrad.analysis.loader import ExperimentDataLoader, concatenated, format_label, scope_label
@@ -294,7 +295,7 @@ class FailureAnalyzer:
         plain = self._plain.get((config.quantize, config.scaling, row["baseline"]))
         if plain is None:
             return ""
-        return f"same formats under AdamW, master weights: {plain:+.3f} nats"
+        return f"same formats under AdamW, master weights: {words.number(plain, sign=True)} nats"
 
     @cached_property
     def _plain(self) -> dict[tuple[QuantizeConfig, ScalingConfig, str], float]:

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from altgrad.text import figure as figure
+
 if TYPE_CHECKING:
     from altgrad.analysis.costs import TokenRate
     from altgrad.analysis.statistics import Estimate
 
 
 def number(value: float, digits: int = 3, sign: bool = False) -> str:
-    """`value` with fixed digits, never a negative zero; a dash for NaN."""
+    """`value` with fixed digits; a dash for NaN."""
     if not finite(value):
         return "–"
-    rounded = round(float(value), digits)
-    return f"{rounded:{'+' if sign and rounded else ''}.{digits}f}" if rounded else f"{0:.{digits}f}"
+    return figure(value, f"{'+' if sign else ''}.{digits}f")
 
 
 def interval(low: float, high: float, digits: int = 3) -> str:
@@ -51,7 +52,7 @@ def contrast(row: Mapping[Any, Any], digits: int = 3) -> str:
 
 def percent(value: float) -> str:
     """A fraction as a percentage with three significant digits; a dash for NaN."""
-    return "–" if not finite(value) else "0%" if value == 0 else f"{100 * value:.3g}%"
+    return "–" if not finite(value) else f"{figure(100 * value, '.3g')}%"
 
 
 def tokens(rate: TokenRate, gap: float) -> str:
@@ -61,7 +62,7 @@ def tokens(rate: TokenRate, gap: float) -> str:
         return "–"
     if more > rate.limit:
         return f"over {100 * rate.limit:.0f}%"
-    return f"{100 * more:.0f}%" if abs(more) >= 0.1 else f"{100 * more:.1f}%"
+    return f"{figure(100 * more, '.0f' if abs(more) >= 0.1 else '.1f')}%"
 
 
 def p_text(value: float) -> str:

@@ -34,6 +34,7 @@ from altgrad.reports.compare import (
 )
 from altgrad.reports.curves import Losses, compact, curves, losses_of, plain
 from altgrad.reports.document import document_page, documents_key
+from altgrad.reports.format_styles import format_style
 from altgrad.reports.provenance import code_key
 from altgrad.reports.tuning import swept, tuning_page, tuning_studies
 from altgrad.runs import RunRecord
@@ -41,7 +42,7 @@ from altgrad.runs.diagnosis import diagnose, warnings_of
 from altgrad.runs.schema import digest
 from altgrad.site import Block, CodeBlock, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
 from altgrad.site.document import Part
-from altgrad.text import Md
+from altgrad.text import Md, minus
 
 EVENTS_SHOWN = 5
 """Events of one kind that a run's section lists before it counts the rest."""
@@ -53,7 +54,7 @@ _ARMS = (
     col.filled("Learning rate", "{learning_rate:g}", blank=NOT_STATED),
     col.count("Steps", "max_steps"),
     col.number("Validation loss", "val_loss"),
-    col.filled("95% interval", "[{low:.3f}, {high:.3f}]", blank="none"),
+    col.interval(),
     col.share("Finished", "finished", "runs"),
     col.text("Studies", "studies"),
 )
@@ -90,7 +91,7 @@ _WARNINGS = (
     col.count("Step", "step"),
     *(col.filled(name.capitalize(), f"{{{name}}}", right=False) for name in ("what", "tensor", "phase")),
     col.of("Value", lambda row: row["value"], right=True),
-    col.filled("Message", "{message}", right=False),
+    col.of("Message", lambda row: minus(row["message"])),
 )
 
 
@@ -173,7 +174,8 @@ def _arm_page(
     looks = loader.looks(ids)
     last = looks.last()
     layers = _layers(loader, records, ids, looks, last)
-    drawn = curves(losses(arm), losses(baseline), baseline is not None, config.foreign is not None)
+    colour = format_style(first["format"]).colour
+    drawn = curves(losses(arm), losses(baseline), baseline is not None, config.foreign is not None, colour)
     values = {
         "title": title,
         "id": arm,
@@ -355,7 +357,7 @@ def _event_rows(events: Iterable[Any]) -> list[tuple[str, str]]:
 def _details(event: dict[str, Any], *besides: str) -> str:
     """``key value`` of each detail but for those `besides`, nested ones as ``outer.key value``."""
     details = flat({key: value for key, value in event.items() if key not in besides})
-    return ", ".join(f"{key} {value}" for key, value in details.items())
+    return ", ".join(f"{key} {minus(str(value))}" for key, value in details.items())
 
 
 def _warnings(record: RunRecord) -> list[Block]:

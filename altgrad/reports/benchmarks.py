@@ -20,7 +20,8 @@ from altgrad.reports import charts, measured
 from altgrad.reports import columns as col
 from altgrad.reports.measured import RECORDED, RESULT, Measured, Positive, Record, Some, found
 from altgrad.runs.schema import digest
-from altgrad.site import PALETTE, Block, ChartBlock, CodeBlock, Column, Md, Page, escape
+from altgrad.site import PALETTE, Block, ChartBlock, CodeBlock, Column, Md, Page, code, escape, md
+from altgrad.text import minus
 
 ALL_INPUTS = 1 << 32
 """How many float32 inputs there are."""
@@ -199,6 +200,11 @@ def _label(name: str) -> str:
         return name
 
 
+def _earlier(row: col.Row) -> Md:
+    """The fingerprint of a kernel whose source has changed since."""
+    return md("{kernel}, changed since", kernel=code(row["kernel"]))
+
+
 def _ratio(title: str) -> Column:
     return col.of(title, lambda row: times(row["ratio"]), right=True)
 
@@ -240,7 +246,7 @@ _TABLES = {
             _ratio("Copies"),
             _SPREAD,
             col.count("Results that differ", "differing"),
-            col.of("Another meaning", lambda row: row["error"] or row["remark"]),
+            col.of("Another meaning", lambda row: row["error"] or minus(row["remark"])),
         ),
     ),
     "small": (
@@ -271,6 +277,9 @@ _TABLES = {
             col.text("Compared with", "oracle"),
             col.filled("Inputs", "{inputs:,}"),
             col.filled("Mismatches", "{mismatches:,}"),
+            col.of(
+                "Kernel", lambda row: code(row["kernel"]) if row["kernel"] == kernel_fingerprint() else _earlier(row)
+            ),
             _FORM,
             col.filled("Date", "{date:%Y-%m-%d}", right=False),
             col.of("Versions", lambda row: measured.packages(row["versions"])),

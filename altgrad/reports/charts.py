@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import format_order
-from altgrad.site import FOREGROUND, GRID, MUTED, PALETTE, Axis, Chart
+from altgrad.reports.format_styles import distinct_styles, format_style
+from altgrad.site import FOREGROUND, GRID, MUTED, PALETTE, Axis, Chart, tell
 from altgrad.site.sketch import INCH, Sketch, number_text
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ MAKES_FOR_OTHERS = True
 
 LINEAR_TO = 0.05
 """A chart of gaps is linear up to here: the close formats must be readable beside E7M0."""
+NARROW, NARROW_LINE = 266.0, 52
+"""How wide a narrow chart is, in points, and how long a line of its text: with letters of 12 px it fits a telephone."""
 GAP_TICKS = (-0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
@@ -36,9 +39,6 @@ def forest(
     rows: Sequence[str],
     axis: str,
     colours: Sequence[str] = (),
-    margin: float = 0.0,
-    widest: float = 0.0,
-    legend: Mapping[str, str] = MappingProxyType({}),
 ) -> Chart:
     """Paired differences with their intervals, one below the other.
 
@@ -48,52 +48,100 @@ def forest(
         rows: the name of each.
         axis: what the differences are, and their unit.
         colours: of each; else all have the first.
-        margin: half the width of a grey band around zero.
-        widest: where the axis ends, on a scale that shows 0.005 and 0.5 alike; beyond it an arrow with the figure.
-        legend: what the colours say.
     """
     labels = [f"{name} (n = {pairs})" for name, pairs in zip(rows, data["n_pairs"], strict=True)]
-    lines = [name.count("\n") + 1 for name in rows]
-    heights = [1.0 if each == 1 else 0.2 + 0.5 * each for each in lines]  # in rows of one line
-    places = [top + height / 2 - 0.5 for top, height in zip(itertools.accumulate([0, *heights]), heights, strict=False)]
+    said = _differences(rows, data)
 
     def draw(axes: Axes) -> None:
-        if margin:
-            axes.axvspan(-margin, margin, color=MUTED, alpha=0.18, linewidth=0)
+        places = range(len(data))
         axes.axvline(0, color=FOREGROUND, linewidth=1)
-        for place, colour, row in zip(places, colours or itertools.repeat(PALETTE[0]), data.itertuples(), strict=False):
-            if widest and abs(row.difference) > widest:
-                edge, marker = (widest, ">") if row.difference > 0 else (-widest, "<")
-                figure = f"{words.number(row.difference, sign=True)} {words.interval(row.low, row.high)}"
-                axes.plot([edge], [place], marker, color=colour, markersize=7, clip_on=False)
-                axes.annotate(figure, (edge, place), xytext=(9 if edge < 0 else -9, 0), textcoords="offset points",
-                              ha="left" if edge < 0 else "right", va="center", color=FOREGROUND)  # fmt: skip
-                continue
-            axes.hlines([place], [row.low], [row.high], color=colour, linewidth=2)
-            axes.plot([row.difference], [place], "o", color=colour, markersize=6)
-        axes.set_yticks(places, labels, color=FOREGROUND, fontsize=8.5 if max(lines) > 1 else 9)
-        axes.set_ylim(sum(heights) - 0.4, -0.6)
+        drawn = zip(places, colours or itertools.repeat(PALETTE[0]), data.itertuples(), said, strict=False)
+        for place, colour, row, text in drawn:
+            tell(text, axes.hlines([place], [row.low], [row.high], color=colour, linewidth=2))
+            tell(text, *axes.plot([row.difference], [place], "o", color=colour, markersize=6))
+        axes.set_yticks(places, labels, color=FOREGROUND)
+        axes.set_ylim(len(data) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(axis)
-        if widest:
-            axes.set_xscale("symlog", linthresh=LINEAR_TO, linscale=1)
-            ticks = [sign * tick for sign in (-1, 1) for tick in (0.02, 0.1, 0.5) if tick <= widest]
-            axes.set_xticks([0, *ticks], [f"{tick:g}".replace("-", "−") for tick in (0, *ticks)])
-            axes.minorticks_off()
-            axes.set_xlim(-1.25 * widest, 1.25 * widest)
-        for colour in [colour for colour in legend if colour in colours]:
-            axes.plot([], [], "o", color=colour, label=legend[colour])
-        if legend:
-            axes.legend(loc="lower right", bbox_to_anchor=(1.02, 1), ncols=len(legend), frameon=False, columnspacing=1)
 
-    said = "; ".join(
-        f"{name}: {row.difference:+.3f} {words.interval(row.low, row.high)}, n = {row.n_pairs}"
-        for name, row in zip((" ".join(name.split()) for name in rows), data.itertuples(), strict=True)
-    )
-    left = 0.35 + 0.062 * max(len(line) for label in labels for line in label.split("\n"))
-    height = 0.28 * sum(heights) + 0.7 + 0.3 * bool(legend)
-    margins = (left, 0.15, 0.5, 0.1 + 0.3 * bool(legend))
-    return Chart(identity, title, f"{description} {said}.".lstrip(), data, draw, height=height, margins=margins)
+    about = f"{description} {'; '.join(said)}.".lstrip()
+    margins = (0.35 + 0.062 * max(map(len, labels)), 0.15, 0.5, 0.1)
+    return Chart(identity, title, about, data, draw, height=0.28 * len(data) + 0.7, margins=margins)
+
+
+def grouped_narrow_forest(
+    identity: str,
+    title: str,
+    description: str,
+    data: pd.DataFrame,
+    rows: Sequence[str],
+    groups: Mapping[str, tuple[str, str]],
+    axis: str,
+    margin: float,
+    widest: float,
+) -> Chart:
+    """Paired differences, each below its name, in groups: as narrow as a telephone, which shows it whole.
+
+    Args:
+        description: for those who cannot see it; every row's figures are added.
+        data: a row each, with finite columns difference, low, high and n_pairs, and `group`, a key of `groups`.
+        rows: the name of each.
+        groups: the title and the colour of each, in order.
+        axis: what the differences are, and their unit.
+        margin: half the width of a grey band around zero.
+        widest: where the axis ends, on a scale that shows 0.005 and 0.5 alike; beyond it an arrow with the figure.
+    """
+    names, said = [textwrap.wrap(name, NARROW_LINE) for name in rows], _differences(rows, data)
+    middle, half = NARROW / 2, NARROW / 2 - 12
+    shown = {group: [at for at, each in enumerate(data["group"]) if each == group] for group in groups}
+    shown = {group: found for group, found in shown.items() if found}
+    height = 18 * len(shown) + sum(11 + 11 * len(lines) for lines in names) + 40
+
+    def across(value: float) -> float:
+        ends = np.arcsinh(np.clip(value, -widest, widest) / margin) / np.arcsinh(widest / margin)
+        return float(middle + half * ends)
+
+    def mark(sketch: Sketch, row: pd.Series, at: float, colour: str) -> None:
+        if abs(row["difference"]) <= widest:
+            sketch.line([(across(row["low"]), at), (across(row["high"]), at)], colour, 2)
+            sketch.dots([(across(row["difference"]), at)], colour, 3.2)
+            return
+        sign = 1 if row["difference"] > 0 else -1
+        tip, figure = middle + sign * (half + 8), words.number(row["difference"], sign=True)
+        sketch.area([(tip, at), (tip - 9 * sign, at - 4), (tip - 9 * sign, at + 4)], colour, 1)
+        sketch.text(tip - 13 * sign, at + 4, figure, colour, anchor="end" if sign > 0 else "start")
+
+    def draw(sketch: Sketch) -> None:
+        bottom = height - 34.0
+        sketch.rectangles([(across(-margin), 0, across(margin), bottom)], GRID)
+        place = 0.0
+        for group, found in shown.items():
+            label, colour = groups[group]
+            sketch.text(4, place + 12, label, colour, bold=True)
+            place += 18
+            for at in found:
+                for line in names[at]:
+                    sketch.text(4, place + 8, line)
+                    place += 11
+                sketch.line([(middle, place - 1), (middle, place + 9)], FOREGROUND, 1)
+                with sketch.told(said[at]):
+                    mark(sketch, data.iloc[at], place + 4, colour)
+                place += 11
+        for tick in (-0.5, -0.1, -0.02, 0, 0.02, 0.1, 0.5):
+            sketch.line([(across(tick), bottom), (across(tick), bottom + 4)], MUTED, 0.8)
+            sketch.text(across(tick), bottom + 14, number_text(tick), MUTED, anchor="middle")
+        sketch.text(middle, bottom + 29, axis, MUTED, anchor="middle")
+
+    about = f"{description} {'; '.join(said)}.".lstrip()
+    return Chart(identity, title, about, data, sketch=draw, width=NARROW / INCH, height=height / INCH)
+
+
+def _differences(rows: Sequence[str], data: pd.DataFrame) -> list[str]:
+    """Named differences in words."""
+    return [
+        f"{name}: {words.number(row.difference, sign=True)} {words.interval(row.low, row.high)}, n = {row.n_pairs}"
+        for name, row in zip(rows, data.itertuples(), strict=True)
+    ]
 
 
 def gaps(
@@ -121,8 +169,9 @@ def gaps(
         for number, (scope, colour, marker) in enumerate(zip(scopes, PALETTE, "os^D", strict=False)):
             part = data[data["scope"] == scope]
             x = [formats.index(name) + 0.17 * (number - (len(scopes) - 1) / 2) for name in part["format"]]
-            axes.vlines(x, part["low"], part["high"], color=colour, linewidth=2)
-            axes.plot(x, part["gap"], marker, color=colour, markersize=5)
+            for at, row in zip(x, part.itertuples(), strict=True):
+                tell(said[row.Index], axes.vlines([at], [row.low], [row.high], color=colour, linewidth=2))
+                tell(said[row.Index], *axes.plot([at], [row.gap], marker, color=colour, markersize=5))
             axes.annotate(
                 names[scope],
                 (place, 1),
@@ -135,8 +184,7 @@ def gaps(
 
     def draw_single(axes: Axes) -> None:
         places = range(len(data))
-        axes.vlines(places, data["low"], data["high"], color=PALETTE[0], linewidth=2)
-        axes.plot(places, data["gap"], "o", color=PALETTE[0], markersize=6)
+        _intervals(axes, places, data, said)
         for place, gap, high in zip(places, data["gap"], data["high"].fillna(data["gap"]), strict=True):
             text = words.number(gap, sign=True)
             axes.annotate(text, (place, high), xytext=(0, 7), textcoords="offset points", ha="center", color=FOREGROUND)
@@ -158,51 +206,87 @@ def gaps(
             axes.set_xticks(range(len(data)), labels)
         axes.set_xlim(-0.6, len(formats if groups else data) - 0.4)
 
-    said = "; ".join(
+    data = data.reset_index(drop=True)
+    said = [
         f"{row.format}{f' {groups[str(row.scope)]}' if groups else ''} {words.number(row.gap, sign=True)} "
         f"{words.interval(row.low, row.high)}, n = {row.n_pairs}"
         for row in data.itertuples()
-    )
+    ]
+    about = f"{description} {'; '.join(said)}.".lstrip()
     size = {"height": 3.1, "margins": (0.85, 0.5, 0.35, 0.35)} if groups else {"height": 3.1}
-    return Chart(identity, title, f"{description} {said}.".lstrip(), data, draw, **size)  # type: ignore[arg-type]
+    return Chart(identity, title, about, data, draw, **size)  # type: ignore[arg-type]
 
 
 def gaps_against(
-    identity: str, title: str, description: str, data: pd.DataFrame, x: str, axis: str, names: Sequence[str]
+    identity: str,
+    title: str,
+    description: str,
+    data: pd.DataFrame,
+    over: Mapping[str, tuple[str, Callable[[float], str]]],
+    names: Sequence[str],
 ) -> Chart:
-    """Paired gaps to FP32 with their intervals over another figure of each format, each with its name beside it.
+    """Paired gaps to FP32 with their intervals over other figures of each format, a panel a figure, each with its name.
 
     Args:
         description: for those who cannot see it; every row's figures are added.
-        data: a row each, with columns gap, low, high and `x`, all finite.
-        x: the column of the other figure, and `axis` what it is called.
+        data: a row each, with columns format, gap, low and high, all but the first finite; a panel leaves out what has
+            no figure.
+        over: the columns of the figures: what each is called, and how it is written.
         names: of the rows.
     """
+    scales = {
+        column: Axis(low - 0.12 * (high - low), high + 0.22 * (high - low), 1.06 * at, 1.06 * at + 1)
+        for at, column in enumerate(over)
+        for low, high in [(float(data[column].min()), float(data[column].max()))]
+    }
 
     def draw(axes: Axes) -> None:
         reference_line(axes, "FP32")
-        axes.vlines(data[x], data["low"], data["high"], color=PALETTE[0], linewidth=2)
-        axes.plot(data[x], data["gap"], "o", color=PALETTE[0], markersize=6)
-        for name, at, gap in zip(names, data[x], data["gap"], strict=True):
-            axes.annotate(name, (at, gap), xytext=(7, 3), textcoords="offset points", color=FOREGROUND)
         _gap_axis(axes, data)
-        axes.margins(x=0.17, y=0.12)
-        axes.set_xlabel(axis)
+        panel_axes(axes, [f"over the {axis}" for axis, _ in over.values()], [])
+        for column, scale in scales.items():
+            marks = [mark for mark in scale.marks(5) if mark >= 0]
+            for mark in marks:
+                axes.axvline(scale(mark), color=GRID, linewidth=0.6)
+                axes.annotate(
+                    over[column][1](mark),
+                    (scale(mark), 0),
+                    xycoords=axes.get_xaxis_transform(),
+                    xytext=(0, -5),
+                    textcoords="offset points",
+                    ha="center",
+                    va="top",
+                    color=MUTED,
+                )
+            drawn = data[["format", column, "gap", "low", "high"]].assign(name=names, said=said).dropna()
+            at = drawn[column].map(scale)
+            _intervals(axes, at, drawn, list(drawn["said"]))
+            for name, x, gap in zip(drawn["name"], at, drawn["gap"], strict=True):
+                axes.annotate(name, (x, gap), xytext=(7, 3), textcoords="offset points", color=FOREGROUND)
+        axes.margins(y=0.12)
 
-    said = "; ".join(
-        f"{name}: {axis} {words.number(at, 1)}, gap {words.number(gap, sign=True)}"
-        for name, at, gap in zip(names, data[x], data["gap"], strict=True)
-    )
-    return Chart(
-        identity, title, f"{description} {said}.".lstrip(), data, draw, height=2.8, margins=(0.85, 0.5, 0.5, 0.1)
-    )
+    said = [
+        f"{name}: gap {words.number(row['gap'], sign=True)}, "
+        + ", ".join(f"{axis} {form(row[column])}" for column, (axis, form) in over.items() if words.finite(row[column]))
+        for name, (_, row) in zip(names, data.iterrows(), strict=True)
+    ]
+    about = f"{description} {'; '.join(said)}.".lstrip()
+    return Chart(identity, title, about, data, draw, height=2.9, margins=(0.85, 0.5, 0.3, 0.3))
+
+
+def _intervals(axes: Axes, places: Iterable[float], data: pd.DataFrame, said: Sequence[str]) -> None:
+    """The gap and interval of each row in the colour of its format, and in words for those who point at it."""
+    for place, row, text in zip(places, data.itertuples(), said, strict=True):
+        colour = format_style(str(row.format)).colour
+        tell(text, axes.vlines([place], [row.low], [row.high], color=colour, linewidth=2))
+        tell(text, *axes.plot([place], [row.gap], "o", color=colour, markersize=6))
 
 
 def _gap_axis(axes: Axes, data: pd.DataFrame) -> None:
     """The y axis of gaps, which shows 0.002 and 0.7 alike."""
     axes.set_yscale("symlog", linthresh=LINEAR_TO, linscale=1.5)
     ticks = [tick for tick in GAP_TICKS if data["low"].min() - 0.02 <= tick <= 1.3 * data["high"].max()]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks(ticks, list(map(words.figure, ticks)))
     axes.minorticks_off()
     axes.set_ylabel(f"gap to FP32, nats a character\n(logarithmic beyond ±{LINEAR_TO:g})")
 
@@ -260,7 +344,6 @@ def panel_axes(axes: Axes, titles: Sequence[str], ticks: Sequence[tuple[float, s
                 textcoords="offset points",
                 ha="left" if at == 0 else "right" if at == 1 else "center",
                 va="top",
-                fontsize=8,
                 color=MUTED,
             )
     return offsets
@@ -301,7 +384,8 @@ def bars(
 
     def draw(axes: Axes) -> None:
         for at, (value, colour) in enumerate(zip(sizes, colours, strict=True)):
-            axes.barh(at, value - start, left=start, height=0.62, color=colour)
+            (bar,) = axes.barh(at, value - start, left=start, height=0.62, color=colour)
+            tell(said[at], bar)
             axes.text(value * 1.08, at, form(value), va="center", color=FOREGROUND)
         axes.set_xscale("log")
         axes.set_xlim(start, 2 * max(sizes))
@@ -309,12 +393,13 @@ def bars(
         axes.tick_params(axis="y", labelcolor=FOREGROUND)
         axes.invert_yaxis()
         axes.grid(False, axis="y")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_major_formatter(lambda value, _: words.figure(value))
         axes.axvline(1, color=FOREGROUND, linewidth=1)
         axes.set_xlabel(axis)
 
-    said = "; ".join(f"{name}: {form(value)}" for name, value in zip(labels, sizes, strict=True))
-    return Chart(identity, title, f"{description} {said}.".lstrip(), data, draw, height=0.9 + 0.27 * len(data))
+    said = [f"{name}: {form(value)}" for name, value in zip(labels, sizes, strict=True)]
+    about = f"{description} {'; '.join(said)}.".lstrip()
+    return Chart(identity, title, about, data, draw, height=0.9 + 0.27 * len(data))
 
 
 class Style(NamedTuple):
@@ -355,8 +440,12 @@ def grouped_forest(
         for number, rule in enumerate(rules):
             own, (colour, marker, label) = placed[placed["rule"] == rule], styles[rule]
             places = [order.index(line) + 0.16 * (number - (len(rules) - 1) / 2) for line in own["line"]]
-            axes.hlines(places, own["low"], own["high"], color=colour, linewidth=1.6)
-            axes.plot(own["difference"], places, marker, color=colour, markersize=4, label=label)
+            for place, row in zip(places, own.itertuples(), strict=True):
+                figures = f"{words.number(row.difference, sign=True)} {words.interval(row.low, row.high)}"
+                text = f"{' '.join(str(row.line).split())}, {label}: {figures}"
+                tell(text, axes.hlines([place], [row.low], [row.high], color=colour, linewidth=1.6))
+                tell(text, *axes.plot([row.difference], [place], marker, color=colour, markersize=4))
+            axes.plot([], [], marker, color=colour, markersize=4, label=label)
         axes.set_yticks(range(len(order)), order, color=FOREGROUND)
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
@@ -394,13 +483,13 @@ def small_multiples(
     drawn = drawn[drawn[y] <= limit]
     shown = [value for value in titles if (drawn[split] == value).any()]
     formats = sorted(set(drawn["format"]), key=format_order)
-    colours = dict(zip(formats, itertools.cycle(PALETTE), strict=False))
+    styles = {fmt: format_style(fmt) for fmt in formats}
     low, high = (round(float(np.log2(end))) for end in (drawn[x].min(), drawn[x].max()))
     width, height, across = 144.0, 96.0, 3
 
     def draw(sketch: Sketch) -> None:
         for number, fmt in enumerate(formats):
-            sketch.text(40 + 60 * number, 12, fmt, colours[fmt], bold=True)
+            sketch.text(40 + 60 * number, 12, fmt, styles[fmt].colour, bold=True)
         sketch.text(40 + across * (width + 16) - 16, 12, axis, MUTED, anchor="end")
         for number, value in enumerate(shown):
             left, top = 40 + number % across * (width + 16), 46 + number // across * (height + 52)
@@ -415,10 +504,12 @@ def small_multiples(
                 tick = f"{2.0**power:g}" if power >= 0 else f"1/{2**-power}"
                 sketch.text(across_axis(2.0**power), up.start + 14, tick, MUTED, anchor="middle")
             for names, group in drawn[drawn[split] == value].groupby(list(by), sort=False):
-                colour = colours[dict(zip(by, names, strict=True))["format"]]
+                style = styles[dict(zip(by, names, strict=True))["format"]]
                 points = [(across_axis(a), up(b)) for a, b in zip(group[x], group[y], strict=True)]
-                sketch.line(points, colour, 1.2)
-                sketch.dots(points, colour, 1.6)
+                sketch.line(points, style.colour, 1.2, " ".join(map(str, style.dash)))
+                for point, at, value in zip(points, group[x], group[y], strict=True):
+                    with sketch.told(f"{', '.join(map(str, names))}, {words.figure(at)}: {words.number(value)}"):
+                        sketch.dots([point], style.colour, 1.6)
 
     size = (46 + -(-len(shown) // across) * (height + 52)) / INCH
     return Chart(identity, title, description, data, sketch=draw, height=size)
@@ -430,14 +521,13 @@ def scatter(
     description: str,
     data: pd.DataFrame,
     axes_names: Mapping[str, str],
-    colour_by: str,
     styles: Mapping[str, Style],
     joined: Iterable[tuple[str, str]] = (),
 ) -> Chart:
-    """A point a row: its colour from one column, its marker from `rule`.
+    """A point a row: its colour is that of its format, its marker that of its rule.
 
     Args:
-        data: a row a point, with columns `arm` and `rule`, a key of `styles`.
+        data: a row a point, with columns `arm`, `format` and `rule`, a key of `styles`.
         axes_names: the columns of x and y, finite, and what the axes are called.
         joined: pairs of arms with a dashed line between them.
     """
@@ -447,9 +537,13 @@ def scatter(
     def draw(axes: Axes) -> None:
         for pair in ends:
             axes.plot(pair[x], pair[y], "--", color=MUTED, linewidth=1)
-        for colour, (name, group) in zip(PALETTE, data.groupby(colour_by, sort=False), strict=False):
+        for name, group in sorted(data.groupby("format"), key=lambda each: format_order(str(each[0]))):
+            colour = format_style(str(name)).colour
             for rule, own in group.groupby("rule"):
-                axes.plot(own[x], own[y], styles[str(rule)].marker, color=colour, markersize=5)
+                for arm, at, up in zip(own["arm"], own[x], own[y], strict=True):
+                    (mark,) = axes.plot([at], [up], styles[str(rule)].marker, color=colour, markersize=5)
+                    told = f"{words.figure(at, '.4g')}, {words.figure(up, '.4g')}"
+                    tell(f"{name}, {styles[str(rule)].label}: {told} ({arm})", mark)
             axes.plot([], [], "o", color=colour, label=str(name))
         for rule in dict.fromkeys(data["rule"]):
             axes.plot([], [], styles[rule].marker, color=MUTED, label=styles[rule].label)
@@ -467,6 +561,7 @@ def lines(
     columns: tuple[str, str, str],
     axes_titles: tuple[str, str],
     *,
+    formats: Mapping[str, str] | None = None,
     panels: tuple[str, Mapping[str, str]] | None = None,
     crossed: Collection[str] = (),
     markers: bool = False,
@@ -480,6 +575,7 @@ def lines(
         drawn: what is drawn, a point a row.
         columns: of `drawn`: x (names are drawn in the order in which they come), y, and the series.
         axes_titles: of x and y.
+        formats: of the series, where each is of one: they have its colour.
         panels: a column of `drawn`, and the titles of its values that have a panel, side by side, in order.
         crossed: series that end in a cross.
         markers: whether the points are marked.
@@ -491,6 +587,11 @@ def lines(
     places = drawn[x].map(categories.index) if categories else drawn[x]
     split, titles = panels or (series, {})
     shown = [value for value in titles if (drawn[split] == value).any()]
+    if formats:
+        styled = distinct_styles(formats[name] for name in names)
+        looks = [(style.colour, style.line) for style in styled]
+    else:
+        looks = [(colour, "-") for _, colour in zip(names, itertools.cycle(PALETTE), strict=False)]
 
     def draw(axes: Axes) -> None:
         first, last = places.min(), places.max()
@@ -501,23 +602,30 @@ def lines(
                 dict(zip(shown, offsets, strict=True))
             )
         ends = []
-        for name, colour in zip(names, itertools.cycle(PALETTE), strict=False):
+        for name, (colour, dashes) in zip(names, looks, strict=True):
             for _, line in drawn[drawn[series] == name].groupby(split, sort=False, observed=True):
                 size = 3 if markers else 0
-                axes.plot(at[line.index], line[y], color=colour, linewidth=1.5, marker="o", markersize=size)
+                axes.plot(at[line.index], line[y], linestyle=dashes, color=colour, linewidth=1.5, marker="o", ms=size)
+                for place, here, value in zip(at[line.index], line[x], line[y], strict=True):
+                    figure = words.percent(value) if percent else words.figure(value, ".4g")
+                    x_text = here if categories else words.figure(here)
+                    where = f"step {x_text}" if panels else x_text if categories else f"{axes_titles[0]}: {x_text}"
+                    tell(f"{name}, {where}: {figure}", *axes.plot([place], [value], "o", color=colour, alpha=0, ms=8))
             end = at[drawn[series] == name].idxmax()
             ends.append(float(drawn.at[end, y]))
             if name in crossed:
                 axes.plot([at[end]], [drawn.at[end, y]], color=colour, marker="x", markersize=7, linewidth=0)
         scale, back = (np.log10, lambda place: 10**place) if log else (np.asarray, float)
         heights = spread(list(scale(np.array(ends))), scale(drawn[y].to_numpy(dtype=float)))
-        for name, height, colour in zip(names, heights, itertools.cycle(PALETTE), strict=False):
+        for name, height, (colour, _) in zip(names, heights, looks, strict=True):
             place = ("axes fraction", "data")
-            axes.annotate(name, (1.01, back(height)), xycoords=place, va="center", color=colour, fontsize=8)
+            axes.annotate(name, (1.01, back(height)), xycoords=place, va="center", color=colour)
         if log:
             axes.set_yscale("log")
         if log or percent:
-            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%" if percent else f"{value:g}")
+            axes.yaxis.set_major_formatter(
+                lambda value, _: f"{words.figure(100 * value)}%" if percent else words.figure(value)
+            )
         if categories:
             axes.set_xticks(range(len(categories)), categories, color=FOREGROUND)
         axes.set_xlabel(axes_titles[0])

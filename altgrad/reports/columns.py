@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from string import Formatter
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from altgrad.analysis import words
@@ -83,7 +84,7 @@ def signed(title: Text, key: str, digits: int = 3) -> Column:
 
 def general(title: Text, key: str, form: str = "g") -> Column:
     """A number as short as it is, such as a learning rate; another form where one is given, such as ``.3g``."""
-    return of(title, lambda row: None if missing(row[key]) else format(row[key], form), right=True)
+    return of(title, lambda row: None if missing(row[key]) else words.figure(row[key], form), right=True)
 
 
 def percent(title: Text, key: str) -> Column:
@@ -106,12 +107,23 @@ def share(title: Text = "Finished", part: str = "n_finished", whole: str = "n_ru
     return of(title, lambda row: f"{row[part]} of {row[whole]}", right=True)
 
 
+class _Fill(Formatter):
+    """Templates with numbers as readers are shown them."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        return words.figure(value, format_spec) if number else str(format(value, format_spec))
+
+
+_FILL = _Fill()
+
+
 def filled(title: Text, template: str, right: bool = True, blank: str | None = None) -> Column:
     """The row in a template such as ``{low:.2f} to {high:.2f}``; `blank` where it has not all of these values."""
     keys = [key for _, key, *_ in Formatter().parse(template) if key]
 
     def cell(row: Row) -> Cell:
-        return blank if any(missing(row[key]) for key in keys) else template.format_map(row)
+        return blank if any(missing(row[key]) for key in keys) else _FILL.vformat(template, (), row)
 
     return of(title, cell, right)
 

@@ -21,6 +21,7 @@ from altgrad.analysis.statistics import CONFIDENCE, mean_interval, t_quantile
 from altgrad.config import ExperimentConfig, flat, scalar
 from altgrad.reports.curves import compact, history_value, plain, runs_value
 from altgrad.reports.document import document_page
+from altgrad.reports.format_styles import DASHES, format_style, styles_value
 from altgrad.reports.tuning import swept
 from altgrad.runs import RunRecord
 from altgrad.runs.pack import is_histogram
@@ -74,7 +75,8 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
     """Arms and runs column by column, for tables of ten thousand rows in one small file.
 
     Text is an index into the column's words; ``runs.arm`` is the row of the arm. ``t[k]`` is the two-sided 95% quantile
-    of Student's t for k degrees of freedom. ``arms.study_page`` names the page of a swept arm, which has none itself.
+    of Student's t for k degrees of freedom. ``styles`` are those of the formats, ``dashes`` what tells lines of one
+    colour apart. ``arms.study_page`` names the page of a swept arm, which has none itself.
     """
     from scipy.stats import t
 
@@ -102,6 +104,8 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
                 **{key: _column(runs[key]) for key in ("seed", "status", "study", "role", "last_step")},
                 **{key: plain(runs[key].tolist()) for key in ("final_val_loss", "stall_ratio")},
             },
+            "styles": styles_value(arms["format"]),
+            "dashes": list(map(list, DASHES)),
             "suggested": _suggested(loader, arms),
             "t": [None, *quantiles],
         }
@@ -148,16 +152,18 @@ def arm_json(
     last: pd.DataFrame,
     layers: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """One arm for the scripts that draw and compare: {arm, baseline, data, config, health, t, runs, final, layers}.
+    """One arm for scripts: {arm, baseline, style, data, config, health, t, runs, final, layers}.
 
-    ``runs`` are the curves (`runs_value`), ``config`` its flat keys as YAML text, ``health`` what `health_by_type`
-    finds in `last`, ``t`` as in `table_json` for the pairs that its runs can form, ``final`` of each run the final
-    validation loss with all its digits, null where it did not finish, ``layers`` what is drawn of them on the arm's
-    page. Controls in the texts are spelled out (`visible`), since the scripts show them as they are.
+    ``runs`` are the curves (`runs_value`), ``style`` that of its format, ``config`` its flat keys as YAML text,
+    ``health`` what `health_by_type` finds in `last`, ``t`` as in `table_json` for the pairs that its runs can form,
+    ``final`` of each run the final validation loss with all its digits, null where it did not finish, ``layers`` what
+    is drawn of them on the arm's page. Controls in the texts are spelled out (`visible`), since the scripts show them
+    as they are.
     """
     value = {
         "arm": arm,
         "baseline": baseline,
+        "style": format_style(runs["format"].iloc[0]).value,
         "data": str(runs["data"].iloc[0])[:12],
         "config": {visible(key): visible(text) for key, text in config_lines(loader.config(arm)).items()},
         "health": [[*map(visible, keys), value] for *keys, value in health_by_type(last)],

@@ -18,7 +18,7 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import t_quantile
 from altgrad.reports import columns as col
 from altgrad.reports.document import macros_of
-from altgrad.site import MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Column, Sketch, Table, plot_axes
+from altgrad.site import MUTED, Axis, Block, Chart, ChartBlock, Column, Sketch, Table, plot_axes
 from altgrad.site.sketch import spread
 
 POINTS = 200
@@ -46,9 +46,10 @@ class Curves(NamedTuple):
     pairs: int = 0
 
 
-def curves(own: Losses, other: Losses, with_baseline: bool, foreign: bool) -> Curves:
+def curves(own: Losses, other: Losses, with_baseline: bool, foreign: bool, colour: str) -> Curves:
     """The chart and the table of an arm's validation losses over its baseline's, both as `losses_of` gives them.
 
+    The arm's own are drawn in `colour`.
     Nothing where the arm has none. Many arms share a baseline, so the caller keeps what `losses_of` gave.
     """
     if not own.steps.size:
@@ -66,7 +67,7 @@ def curves(own: Losses, other: Losses, with_baseline: bool, foreign: bool) -> Cu
     same = len(mean) == len(found[""])
     description = words.loss(mean.iloc[0], mean.iloc[-1]) if same else words.losses(found[""].iloc[0], len(own.values))
     label = "val_loss" if foreign else "validation loss (nats a character)"
-    draw = _drawing({"baseline_": other, "": own}, data, label)
+    draw = _drawing({"baseline_": other, "": own}, data, colour, label)
     chart = Chart("loss", "Validation loss by step", str(description).strip(), data, sketch=draw, height=3.3)
     return Curves([ChartBlock(chart)], [_table(data, with_baseline)], same, int(data["gap_n"].max()))
 
@@ -178,12 +179,12 @@ def gap_by_step(own: Losses, other: Losses) -> pd.DataFrame:
     return pd.DataFrame({"step": steps[whole], "mean": mean, "low": mean - half, "high": mean + half, "n": n})
 
 
-def _drawing(losses: Mapping[str, Losses], data: pd.DataFrame, label: str) -> Any:
+def _drawing(losses: Mapping[str, Losses], data: pd.DataFrame, own: str, label: str) -> Any:
     """How the chart is drawn: the arm's band and line over the baseline's, named at their right ends.
 
     Of runs that do not all stand at the same steps no mean is a curve: a thin line a run.
     """
-    looks = {"baseline_": (MUTED, "baseline"), "": (PALETTE[0], "this arm")}
+    looks = {"baseline_": (MUTED, "baseline"), "": (own, "this arm")}
     parts = [(prefix, *looks[prefix]) for prefix, found in losses.items() if found.steps.size]
     edges = pd.concat([data[f"{prefix}{side}"] for prefix, *_ in parts for side in ("low", "high")]).dropna()
     pad = 0.04 * (edges.max() - edges.min()) or 0.5

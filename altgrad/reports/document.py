@@ -27,7 +27,7 @@ from altgrad.runs.schema import digest
 from altgrad.site import Block, Download, Heading, Link, Md, Page, Provenance, Text, code, slug
 from altgrad.site.document import Document, NotRecorded, Part, macros, render_document
 from altgrad.studies import LARGE
-from altgrad.text import csv
+from altgrad.text import csv, minus
 
 DOCUMENTS = Path(__file__).parent / "documents"
 PREREGISTRATION = "method/preregistration"
@@ -35,9 +35,10 @@ FILTERS: dict[str, Callable[..., str]] = {
     "number": words.number,
     "signed": lambda value, digits=3: words.number(value, digits, sign=True),
     "percent": words.percent,
-    "share": lambda value, digits=0: f"{value:.{digits}%}",
-    "general": lambda value, form="g": format(value, form),
-    "thousands": lambda value: f"{value:,}",
+    "share": lambda value, digits=0: words.figure(value, f".{digits}%"),
+    "general": words.figure,
+    "minus": minus,
+    "thousands": lambda value: words.figure(value, ","),
     "p": words.p_text,
     "p_equals": words.p_equals,
     "interval": words.interval,

@@ -8,6 +8,7 @@ from typing import Any
 
 from altgrad.formats import BF16, FP16, ROUNDINGS, SPLITS_8BIT, SPLITS_16BIT, FloatFormat, list_formats
 from altgrad.reports.curves import compact
+from altgrad.reports.format_styles import format_style
 from altgrad.reports.formats import PAGES
 
 _VARIANTS = tuple(
@@ -42,6 +43,7 @@ _FIELDS = (
 
 def _entry(fmt: FloatFormat, group: str) -> dict[str, Any]:
     entry = {"name": fmt.name, "label": fmt.label, "group": group, "page": fmt in PAGES}
+    entry["style"] = format_style(fmt.label).value
     entry |= {field: getattr(fmt, field) for field in _FIELDS}
     return entry | ({"values": [_number(value) for value in fmt.values.tolist()]} if fmt.bits <= 8 else {})
 

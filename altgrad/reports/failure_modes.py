@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,12 +22,13 @@ from altgrad.formats import SPLITS_8BIT, get_format
 from altgrad.reports import charts, health
 from altgrad.reports import columns as col
 from altgrad.reports.document import Content, content_of, document_page
+from altgrad.reports.format_styles import format_style
 from altgrad.reports.heat_map import figures_map
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.scope import pilot, scope
 from altgrad.reports.verdicts import Expectation, evidence, expectation, tests_table, verdict_table
 from altgrad.runs.diagnosis import diagnose
-from altgrad.site import PALETTE, Block, Cell, ChartBlock, CodeBlock, Column, Md, Page, Table, code, escape, join
+from altgrad.site import Block, Cell, ChartBlock, CodeBlock, Column, Md, Page, Table, code, escape, join
 from altgrad.site.document import Part
 from altgrad.studies import EXTREMES, SEEDS
 
@@ -35,7 +37,7 @@ LACKING = ("e7m0", "e0m7")  # mantissa bits, and exponent bits
 TESTED = ("H17", "H18")
 RANGE = ("overflow", "underflow")
 """The classes, warnings and figures that a lack of range has."""
-ENDINGS_SHOWN = 8  # runs that ended badly whose last losses and advice are shown
+ENDINGS_SHOWN = 8  # arms of which a run that ended badly is shown, with its last losses and advice
 ENDING_STEPS = 30  # how many of the losses that a failure holds are shown
 GROUPS_SHOWN = 8  # arms with runs that did not finish that are told above the table
 MAP_EDGES = (MARGIN, FAILURE_GAP, 0.1, 0.3)
@@ -228,8 +230,8 @@ def _began(row: Row) -> Md | None:
 
 
 def _limits_table() -> Table:
-    words_of = {True: "below {limit:g}", False: "above {limit:g}, as a fraction"}
-    limit = col.of("Limit", lambda row: words_of[row["below"]].format_map(row))
+    words_of = {True: "below {limit}", False: "above {limit}, as a fraction"}
+    limit = col.of("Limit", lambda row: words_of[row["below"]].format(limit=words.figure(row["limit"])))
     columns = (col.text("Class", "kind"), limit, col.text("Of what", "figure"))
     return col.table(map(vars, failures.SYMPTOMS_OF_ARMS), columns, "", "limits")
 
@@ -354,10 +356,19 @@ def _layers(analyzer: FailureAnalyzer, failed: pd.DataFrame) -> list[Values]:
             data = data[(data["statistic"] == symptom.statistic) & data["operand"].isin([*OPERAND_NAMES])]
             if len(data):
                 identity = f"layers-{health.FIGURES[symptom.statistic].title.lower()}"
-                whose = f" of {row['format']}"
-                chart = health.by_layer(identity, symptom.statistic, data, f"Run {run_id}.", whose)
+                drawn = health.by_layer(identity, symptom.statistic, data, f"Run {run_id}.").chart
+                title = _worst_layer(symptom.statistic, data, row["format"])
+                chart = ChartBlock(replace(drawn, title=title))
                 found.append(row | {"cause": symptom.kind, "run_id": run_id, "chart": chart})
     return found
+
+
+def _worst_layer(statistic: str, data: pd.DataFrame, name: str) -> str:
+    """Where a figure of a run is worst: rows layer, operand, value."""
+    figure, known = health.FIGURES[statistic], data.dropna(subset=["value"])
+    worst = known.loc[(figure.levels.sign * known["value"]).idxmax()]
+    where = f"{worst['layer']}, {OPERAND_NAMES[worst['operand']]}"
+    return f"{figure.title} of {name} is worst in {where}: {figure.levels.text(worst['value'])}"
 
 
 def _signatures(analyzer: FailureAnalyzer, table: pd.DataFrame) -> Values:
@@ -379,10 +390,12 @@ def _signatures(analyzer: FailureAnalyzer, table: pd.DataFrame) -> Values:
         if len(names) < 2:
             continue
         means = data.pivot_table(index="format", columns="operand", values="value", observed=True).loc[names]
-        title = f"{figure.title} of {words.names(names)} by step and operand"
+        worst, *_, best = (figure.levels.sign * means.mean(axis=1)).sort_values(ascending=False).index
+        title = f"{figure.title} is worst in {worst} and best in {best}"
         percent, step = statistic != "sqnr_db", data["step"]
         about = f"{figure.meaning} From step {step.min()} to {step.max()}. Means: {_means(means, statistic)}."
-        chart = charts.lines(identity, title, about, data, data, columns, ("", axis), panels=panels, percent=percent)
+        more: Any = {"formats": dict(zip(names, names, strict=True)), "panels": panels, "percent": percent}
+        chart = charts.lines(identity, title, about, data, data, columns, ("", axis), **more)
         drawn.append(ChartBlock(chart))
     names = [one_format(analyzer.loader.config(arm)) for arm in extremes["arm"]]
     return {"signatures": drawn, "extremes": [*map(get_format, names)], "beside": rest["format"].iloc[0]}
@@ -440,11 +453,13 @@ def _e7m0_observed(analyzer: FailureAnalyzer, comparison: Comparison | None) -> 
         note("no_range_error", row.value < 0.001, what)
     sqnr = figures[(figures["statistic"] == "sqnr_db") & (figures["operand"] == "weight")]
     for mine, other in _first_two(sqnr.sort_values("value"), own):
-        what = f"E7M0 {mine['value']:.1f} dB; the next lowest {other['value']:.1f} dB"
+        what = f"E7M0 {words.number(mine['value'], 1)} dB; the next lowest {words.number(other['value'], 1)} dB"
         note("lowest_sqnr", mine["value"] <= other["value"], what)
     gaps = table.dropna(subset=["gap", "low", "high"]).sort_values("gap", ascending=False)
     for mine, other in _first_two(gaps, own):
-        said = [f"{row['gap']:+.3f} {words.interval(row['low'], row['high'])}" for row in (mine, other)]
+        said = [
+            f"{words.number(row['gap'], sign=True)} {words.interval(row['low'], row['high'])}" for row in (mine, other)
+        ]
         what = f"E7M0 {said[0]}; the next largest is {other['format']}, {said[1]}"
         note("largest_gap", mine["gap"] > other["gap"], what)
         if mine["gap"] > other["gap"] and mine["low"] <= other["high"]:
@@ -481,7 +496,7 @@ def _remedies(tried: pd.DataFrame) -> Values:
     table = col.table(tried, columns, id="remedies")
     shown = ["format", "remedy", "n_pairs", "difference", "low", "high", "gap", "gap_low", "gap_high"]
     data = charts.finite_rows(tried[shown], "difference", "low", "high")
-    names, colours = data["format"] + ": " + data["remedy"], [PALETTE[EXTREMES.index(each)] for each in data["format"]]
+    names, colours = data["format"] + ": " + data["remedy"], [format_style(each).colour for each in data["format"]]
     axis, title = "nats a character; left of 0 it helps", "What each remedy does to the loss"
     chart = charts.forest("remedies-chart", title, "", data, list(names), axis, colours) if len(data) else None
     shown_of = list(dict.fromkeys(tried["format"]))
@@ -545,6 +560,7 @@ def _unfinished_table(analyzer: FailureAnalyzer) -> Table:
 def _broken_runs(analyzer: FailureAnalyzer) -> list[Values]:
     """The runs that did not finish, by arm and status: how many, what was recorded of them, and where it began."""
     found, runs = [], analyzer.loader.runs
+    means = analyzer.health.set_index(["arm", "operand", "statistic"])["value"].to_dict()
     labels = arm_labels(analyzer.loader, analyzer.failures["arm"].unique())
     for (arm, status), rows in analyzer.failures.groupby(["arm", "status"], sort=False):
         steps = sorted({int(step) for step in rows["step"].dropna()})
@@ -553,6 +569,7 @@ def _broken_runs(analyzer: FailureAnalyzer) -> list[Values]:
             key: None if col.missing(first[key]) else first[key] for key in ("kinds", "tensor", "phase", "message")
         }
         about = {"arm": arm, "status": status, "name": labels[arm], "number": len(rows)}
+        about["flushed"] = means.get((arm, "grad_output", "underflow")) if "underflow" in str(first["kinds"]) else None
         ends = [steps[0], steps[-1]] if len(steps) > 1 else steps
         found.append(about | known | {"of": int((runs["arm"] == arm).sum()), "steps": ends})
     return sorted(found, key=lambda each: each["status"] != "failed")[:GROUPS_SHOWN]
@@ -564,11 +581,11 @@ def _to_show(failed: pd.DataFrame) -> pd.DataFrame:
 
 
 def _endings(analyzer: FailureAnalyzer) -> Values:
-    """How runs ended badly, those that failed first: what their records advise, and the loss around the end."""
+    """How one run of each arm ended badly, those that failed first: what its record advises, and its last losses."""
     failures = analyzer.failures[analyzer.failures["status"] != "running"]
     ordered = failures.sort_values("status", key=lambda status: status != "failed", kind="stable")
     found, frames = [], []
-    for row in ordered.head(ENDINGS_SHOWN).to_dict("records"):
+    for row in ordered.drop_duplicates("arm").head(ENDINGS_SHOWN).to_dict("records"):
         if failure := diagnose(analyzer.loader.records[row["run_id"]]):
             found.append(row | {"failure": failure})
             losses = pd.DataFrame(failure.losses, columns=["step", "loss"]).tail(ENDING_STEPS)
@@ -577,7 +594,7 @@ def _endings(analyzer: FailureAnalyzer) -> Values:
     return {
         "endings": found,
         "ending_losses": _ending_chart(pd.concat(frames, ignore_index=True)) if frames else [],
-        "more_endings": max(len(ordered) - ENDINGS_SHOWN, 0),
+        "more_endings": len(ordered) - len(found),
     }
 
 
@@ -588,15 +605,18 @@ def _ending_chart(data: pd.DataFrame) -> list[Block]:
         return []
     lost = data[data["loss"].isna()]
     said = "; ".join(
-        f"{row.run_id} ends at step {row.step} with {row.loss:.3g}"
+        f"{row.run_id} ends at step {row.step} with {words.figure(row.loss, '.3g')}"
         + (", then not finite" if row.run_id in set(lost["run_id"]) else "")
         for row in finite.groupby("run_id", sort=False).tail(1).itertuples()
     )
-    title, about = "Training loss around the end", f"{said}."
+    ends = [rows["loss"].iloc[[0, -1]].tolist() for _, rows in finite.groupby("run_id")]
+    rising = sum(last > first for first, last in ends)
+    title, about = f"The loss rises towards the end in {rising} of {len(ends)}", f"{said}."
     wide = bool(finite["loss"].min() > 0 and finite["loss"].max() > 20 * finite["loss"].min())
     drawn, axes = (data, finite, ("to_end", "loss", "label")), ("steps before the last one", "training loss")
-    crossed = {*lost["label"]}
-    return [ChartBlock(charts.lines("endings", title, about, *drawn, axes, crossed=crossed, markers=True, log=wide))]
+    formats = {label: label.split(" ")[0] for label in finite["label"]}
+    more: Any = {"formats": formats, "crossed": {*lost["label"]}, "markers": True, "log": wide}
+    return [ChartBlock(charts.lines("endings", title, about, *drawn, axes, **more))]
 
 
 def _warnings(loader: ExperimentDataLoader, warnings: pd.DataFrame) -> Values:

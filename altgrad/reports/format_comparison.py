@@ -44,9 +44,10 @@ from altgrad.formats import get_format
 from altgrad.reports import charts
 from altgrad.reports import columns as col
 from altgrad.reports.document import Content, content_of, document_page
+from altgrad.reports.format_styles import format_style
 from altgrad.reports.heat_map import figures_map
 from altgrad.reports.scope import pilot, scope_line
-from altgrad.site import FOREGROUND, MUTED, PALETTE, Block, Chart, ChartBlock, Column, Link, Page, Table
+from altgrad.site import FOREGROUND, MUTED, Block, Chart, ChartBlock, Column, Link, Page, Table
 from altgrad.site.document import Part
 from altgrad.studies import OPERAND_PLACES
 
@@ -98,7 +99,7 @@ def _complete(
     """The parts of the page where formats can be compared; its values go into `values`."""
     looks, policies, long = last_looks(loader, first), scale_policies(loader, first), comparator.longer(first)
     tensors, own, tuned = figures_of_tensors(first, looks), at_own_rates(loader, first), own_rates(loader, first)
-    sums, weights = loader.memo(additivity), weights_chart(first, looks)
+    sums, octaves = loader.memo(additivity), weights_held(looks)
     at, noise = {place: comparator.at(place) for place in PLACES}, _noise(first, tensors)
 
     def ranking(comparison: Comparison, identity: str) -> dict[str, Any]:
@@ -126,6 +127,7 @@ def _complete(
         ],
         "sqnr_of_close": _sqnr_of_close(tensors, values["spot"]),
         "noise": _beside_the_line(noise, values["spot"]),
+        "crowded": _crowded(octaves),
         "unscaled": policies[policies["n_finished"] < policies["n_runs"]].to_dict("records"),
         "long_spot": comparator.sweet_spot(long) if long else None,
         **{"tensors": tensors, "policies": policies, "long": long, "own_rates": own, "tuned_rates": tuned},
@@ -147,7 +149,7 @@ def _complete(
         "noise": lambda: [ChartBlock(noise_chart(noise))],
         "sweet spots": lambda: [sweet_spots(comparator)],
         "layer gaps": lambda: layer_gaps(comparator),
-        "weights": [ChartBlock(weights)] if weights else [],
+        "weights": [ChartBlock(weights_chart(octaves))] if octaves else [],
         "tensors": lambda: [tensors_table(tensors)],
         "scales": lambda: [scales(policies)],
         "scale gaps": lambda: [ChartBlock(scale_gaps(comparator, first, policies))],
@@ -267,12 +269,13 @@ def _sqnr_of_close(tensors: pd.DataFrame, spot: SweetSpot) -> list[dict[str, Any
 
 
 def _noise(comparison: Comparison, tensors: pd.DataFrame) -> pd.DataFrame:
-    """A row an 8-bit format with an interval: its gap, mean SQNR, and the head's gradients that became zero."""
+    """A row an 8-bit format with an interval: its gap, mean SQNR, and what became of the head's gradients."""
     rows = charts.finite_rows(charted(comparison)[0], "gap", "low", "high")
-    head = tensors[(tensors["layer_type"] == "head") & (tensors["operand"] == "grad_output")]
+    head = tensors[(tensors["layer_type"] == "head") & (tensors["operand"] == "grad_output")].groupby("format")
     means = {
         "sqnr_db": tensors.groupby("format")["sqnr_db"].mean(),
-        "flushed": head.groupby("format")["underflow"].mean(),
+        "flushed": head["underflow"].mean(),
+        "head_sqnr": head["sqnr_db"].mean(),
     }
     table = rows[rows["format"].map(is_8bit).astype(bool)][CHARTED].join(pd.DataFrame(means, dtype=float), on="format")
     return table.dropna(subset=["sqnr_db"]).sort_values("sqnr_db", ignore_index=True)
@@ -432,11 +435,12 @@ def scale_gaps(comparator: FormatComparator, comparison: Comparison, policies: p
 
 
 def noise_chart(data: pd.DataFrame) -> Chart:
-    """The gap of each format against the signal over noise of its tensors."""
-    names = [
-        f"{row.format} ({row.flushed:.0%})" if words.finite(row.flushed) else row.format for row in data.itertuples()
-    ]
-    return charts.gaps_against("noise", GAPS, "", data, "sqnr_db", "mean SQNR of the tensors, dB", names)
+    """The gap of each format against the signal over noise of its tensors, and against the head's lost gradients."""
+    over = {
+        "sqnr_db": ("mean SQNR of the tensors, dB", "{:.0f}".format),
+        "flushed": ("gradients of the head that become zero", "{:.0%}".format),
+    }
+    return charts.gaps_against("noise", GAPS, "", data, over, list(data["format"]))
 
 
 def lengths(loader: ExperimentDataLoader, short: Comparison, long: Comparison) -> Table:
@@ -525,41 +529,59 @@ def gap_chart(comparison: Comparison) -> Chart:
     return charts.gaps("loss-gap", GAPS, "", data)
 
 
-def weights_chart(comparison: Comparison, looks: Mapping[str, pd.DataFrame]) -> Chart | None:
-    """Every format's grid below the histogram of the weights it held, by octave; None without histograms."""
-    names = sorted(filter(is_8bit, comparison.table["format"]), key=format_order)
-    parts = [part for name in names if (part := _octaves(name, looks[name])) is not None]
-    if not parts:
-        return None
+def weights_held(looks: Mapping[str, pd.DataFrame]) -> list[pd.DataFrame]:
+    """The weights that each format held, by octave; nothing of those without histograms.
+
+    `looks` are last looks, by format; those of 16 bits are left out, and combinations.
+    """
+    names = sorted(
+        (name for name in looks if not is_combination(name) and get_format(name).bits <= 8), key=format_order
+    )
+    return [part for name in names if (part := _octaves(name, looks[name])) is not None]
+
+
+def _fullest(octaves: pd.DataFrame) -> pd.Series:
+    """The octave that holds most weights."""
+    return octaves.loc[octaves["share_of_weights"].idxmax()]
+
+
+def _crowded(parts: Sequence[pd.DataFrame]) -> list[dict[str, Any]]:
+    """The formats with the fewest and the most values where most of their weights lie."""
+    found = [{"format": each["format"], "held": int(each["grid_values"])} for each in map(_fullest, parts)]
+    found.sort(key=lambda each: each["held"])
+    return [found[0], found[-1]] if found else []
+
+
+def weights_chart(parts: Sequence[pd.DataFrame]) -> Chart:
+    """Every format's grid below the histogram of the weights it held, by octave."""
 
     def draw(axes: Axes) -> None:
-        boxes = []
         for place, bars in enumerate(parts):
             base, name, zero = -1.5 * place, bars["format"].iloc[0], bars["share_zero"].iloc[0]
             heights = 0.8 * bars["share_of_weights"] / bars["share_of_weights"].max()
             bar = zip(bars["octave"], heights, strict=True)
-            boxes += [(octave - 0.96, octave - 0.04, base + height, base) for octave, height in bar if height > 0]
+            boxes = [(octave - 0.96, octave - 0.04, base + height, base) for octave, height in bar if height > 0]
+            axes.add_artist(charts.rectangles(boxes, format_style(name).colour))
             grid = get_format(name).finite_values
             ticks = np.log2(grid[grid > 0] / grid.max())
             ticks = ticks[ticks >= LOWEST_OCTAVE]
             lines = np.column_stack([ticks, ticks, np.full(len(ticks), np.nan)]).ravel()
-            axes.plot(lines, np.tile([base - 0.08, base - 0.3, np.nan], len(ticks)), color=PALETTE[1], linewidth=0.7)
+            axes.plot(lines, np.tile([base - 0.08, base - 0.3, np.nan], len(ticks)), color=FOREGROUND, linewidth=0.7)
             axes.text(LOWEST_OCTAVE - 1.3, base + 0.15, name, ha="right", color=FOREGROUND)
-            axes.text(LOWEST_OCTAVE - 1.3, base - 0.25, f"{zero:.1%} zero", ha="right", fontsize=8, color=MUTED)
-        axes.add_artist(charts.rectangles(boxes, PALETTE[0]))
+            axes.text(LOWEST_OCTAVE - 1.3, base - 0.25, f"{zero:.1%} zero", ha="right", color=MUTED)
         axes.set_xlim(LOWEST_OCTAVE - 1, 0.2)
         axes.set_ylim(-1.5 * len(parts) + 1.0, 1)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
         ticks_shown = range(LOWEST_OCTAVE, 1, 4)
-        axes.set_xticks(ticks_shown, [f"2^{tick}" if tick else "1" for tick in ticks_shown])
+        axes.set_xticks(ticks_shown, [f"2^{words.figure(tick, 'd')}" if tick else "1" for tick in ticks_shown])
         axes.set_xlabel("size of a weight over the largest value")
 
-    fullest = (bars.loc[bars["share_of_weights"].idxmax()] for bars in parts)
     said = (
-        f"{most['format']}: {most['share_zero']:.1%} zero; fullest octave to 2^{int(most['octave'])}: "
+        f"{most['format']}: {most['share_zero']:.1%} zero; "
+        f"fullest octave to 2^{words.figure(int(most['octave']), 'd')}: "
         f"{most['share_of_weights']:.0%} of weights, {int(most['grid_values'])} grid values"
-        for most in fullest
+        for most in map(_fullest, parts)
     )
     return Chart(
         "weights-grid",

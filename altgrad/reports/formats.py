@@ -8,18 +8,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from altgrad.analysis import words
+from altgrad.analysis.comparison import FormatComparator, is_combination
+from altgrad.analysis.failures import FailureAnalyzer, plain_adamw
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.statistics import FAILURE_GAP
 from altgrad.config import OPERANDS, changes
 from altgrad.formats import BF16, E8M0, FP16, SPLITS_8BIT, FloatFormat, get_format, list_formats
 from altgrad.reports import columns as col
 from altgrad.reports import health
 from altgrad.reports.document import document_page
+from altgrad.reports.format_comparison import weights_chart, weights_held
+from altgrad.reports.scope import scope_line
 from altgrad.site import (
     BACKGROUND,
     FOREGROUND,
@@ -52,6 +59,8 @@ PAGES: tuple[FloatFormat, ...] = (
 )
 """The formats with a page of their own: splits of 8 bits (OCP FP8 among them), FNUZ, MX elements and scale, 16 bits."""
 
+DECIMAL = 8
+"""Most characters of an exact value in decimal; a longer one is an integer times a power of two."""
 FIELDS = {"sign": PALETTE[5], "exponent": PALETTE[0], "mantissa": PALETTE[2]}
 
 
@@ -108,16 +117,61 @@ def _links(formats: Iterable[FloatFormat]) -> Md:
 
 def _page(loader: ExperimentDataLoader, fmt: FloatFormat) -> Page:
     (use, arms), spacing = _use(loader, fmt), _spacing(fmt)
+    standing = _standing(loader, fmt)
+    weights = weights_held({fmt.label: _last_look(loader, use["main"])}) if use["main"] else []
     parts: dict[str, Part] = {
         "layout": [ChartBlock(_layout(fmt))],
         "constants": [_constants(fmt)],
         "number line": [ChartBlock(_number_line(fmt))],
         "spacing": [ChartBlock(_ulp_plot(fmt, spacing))],
+        "weights": [ChartBlock(weights_chart(weights))] if weights else [],
         "codes": lambda: [_codes(fmt)],
         "arms": lambda: [col.table(arms, _ARMS, f"Arms that use {fmt.label}")],
     }
-    values = {"format": fmt, "values": _counts(fmt), "spacing": spacing, "relations": _relations(fmt), **use}
+    values = {
+        "format": fmt,
+        "values": _counts(fmt),
+        "spacing": spacing,
+        "relations": _relations(fmt),
+        "standing": standing,
+        **use,
+    }
     return document_page(loader, f"formats/{fmt.name}", values, parts, code=__name__, document="formats/_format")
+
+
+def _standing(loader: ExperimentDataLoader, fmt: FloatFormat) -> dict[str, Any] | None:
+    """How the format did in the comparison with the most pairs that has it, and what its layers show; None without one.
+
+    Its place is among the formats of as many bits that have an interval.
+    """
+    comparator, analyzer = loader.memo(FormatComparator), loader.memo(FailureAnalyzer)
+    comparison = next((each for each in comparator.comparisons if fmt.label in set(each.table["format"])), None)
+    if comparison is None:
+        return None
+    row, table = comparison.row(fmt.label), comparison.table
+    ranked = [
+        each.format
+        for each in table[table["n_pairs"] >= 2].itertuples()
+        if not is_combination(each.format) and get_format(each.format).bits == fmt.bits
+    ]
+    failed = analyzer.of_formats(analyzer.leading(analyzer.classified), fmt.name).to_dict("records")
+    failed = [each for each in failed if plain_adamw(loader.config(each["arm"]))]
+    others = [each | {"steps": loader.config(each["arm"]).max_steps} for each in failed if each["arm"] != row["arm"]]
+    return {
+        "row": row,
+        "scope": comparison.scope,
+        "reach": scope_line(loader, row["arm"], but=""),
+        "place": ranked.index(fmt.label) + 1 if fmt.label in ranked else None,
+        "ranked": ranked,
+        "failure": next((each for each in failed if each["arm"] == row["arm"]), None),
+        "elsewhere": sorted(others, key=lambda each: each["n_finished"] == each["n_runs"]),
+        "limit": FAILURE_GAP,
+    }
+
+
+def _last_look(loader: ExperimentDataLoader, arm: str) -> pd.DataFrame:
+    runs = loader.runs[(loader.runs["arm"] == arm) & (loader.runs["status"] == "finished")]
+    return loader.last_look(runs["run_id"])
 
 
 def _power(exact: tuple[int, int] | None) -> str:
@@ -127,13 +181,13 @@ def _power(exact: tuple[int, int] | None) -> str:
     significand, exponent = exact
     shift = significand.bit_length() - 1
     factor = significand / 2**shift
-    return f"2^{exponent + shift}" if factor == 1 else f"{factor:.10g} x 2^{exponent + shift}"
+    return _two(exponent + shift) if factor == 1 else f"{factor:.10g} x {_two(exponent + shift)}"
 
 
 def _decimal(exact: tuple[int, int] | None) -> str:
     """The constant in decimal where that is short, else as a power."""
     short = exact is not None and -5 <= math.log10(exact[0]) + exact[1] * math.log10(2) < 7
-    return f"{math.ldexp(*exact):.8g}" if exact and short else _power(exact)
+    return words.figure(math.ldexp(*exact), ".8g") if exact and short else _power(exact)
 
 
 def _distinct(fmt: FloatFormat) -> int:
@@ -158,13 +212,13 @@ def _constants(fmt: FloatFormat) -> Table:
         exactly("Largest finite value", fmt.max_exact),
         exactly("Smallest normal value", fmt.min_normal_exact),
         exactly("Smallest subnormal value", fmt.min_subnormal_exact),
-        ("eps", f"{fmt.eps:g}", "spacing just above 1, where 1 is a normal value"),
+        ("eps", words.figure(fmt.eps, ".10g"), "spacing just above 1, where 1 is a normal value"),
         exactly("Spacing at the largest value", (1, fmt.max_ulp_exponent)),
         ("Dynamic range", f"{_binades(fmt):.1f} binades", "log2 of largest over smallest positive value"),
         ("Distinct finite values", distinct, f"of {1 << fmt.bits:,} codes"),
         ("Infinities", infinities, "codes"),
         ("NaN", (1 << fmt.bits) - distinct - fmt.has_negative_zero - infinities, "codes"),
-        ("Negative zero", "yes" if fmt.has_negative_zero else "no", "whether -0 has a code of its own"),
+        ("Negative zero", "yes" if fmt.has_negative_zero else "no", "whether −0 has a code of its own"),
     )
     columns = ("Constant", Column("Value", "right"), "Exactly, or what it is")
     return Table(columns, rows, f"Constants of {fmt.label}")
@@ -190,13 +244,13 @@ def _layout(fmt: FloatFormat) -> Chart:
                 left = place + number * size
                 sketch.rectangles([(left + 1, 22, left + size - 1, 22 + 26)], colour)
                 sketch.text(left + size / 2, 40, name[0].upper(), BACKGROUND, anchor="middle", bold=True)
-                sketch.text(left + size / 2, 60, str(bit), MUTED, size=8, anchor="middle")
+                sketch.text(left + size / 2, 60, str(bit), MUTED, anchor="middle")
             label = f"{name}, {width}" if width * size > 60 else name if width * size > 34 else name[:4]
             sketch.text((place + end) / 2, 14, label, colour, anchor="middle", bold=True)
             place = end
 
-    words = "; ".join(f"{width} bit{'s' if width > 1 else ''} of {name}" for name, width in fields)
-    said = f"From the most significant bit: {words}."
+    listed = "; ".join(f"{width} bit{'s' if width > 1 else ''} of {name}" for name, width in fields)
+    said = f"From the most significant bit: {listed}."
     return Chart("layout", f"The bits of {fmt.label}, most significant first", said, data, sketch=draw, height=0.92)
 
 
@@ -229,30 +283,30 @@ def _number_line(fmt: FloatFormat) -> Chart:
     def draw(sketch: Sketch) -> None:
         left, right = 14.0, sketch.width - 14
         linear = Axis(-top if fmt.signed else 0.0, top, left, right)
-        sketch.text(2, 12, f"linear: {shown}", MUTED, size=8.5)
+        sketch.text(2, 12, f"linear: {shown}", MUTED)
         sketch.line([(left, 42), (right, 42)], GRID, 0.8)
         sketch.ticks((linear(value) for value in values), 22, 42, PALETTE[0], 0.7)
-        sketch.text(left, 54, number_text(linear.low), MUTED, size=8)
-        sketch.text(right, 54, number_text(top), MUTED, size=8, anchor="end")
+        sketch.text(left, 54, number_text(linear.low), MUTED)
+        sketch.text(right, 54, number_text(top), MUTED, anchor="end")
         if fmt.signed:
-            sketch.text(linear(0.0), 54, "0", MUTED, size=8, anchor="middle")
+            sketch.text(linear(0.0), 54, "0", MUTED, anchor="middle")
         log = Axis(float(positive[0]) / 1.3, top * 1.3, left, right, log=True)
-        sketch.text(2, 78, "logarithmic, positive values: ", MUTED, size=8.5)
-        sketch.text(130, 78, "normal", PALETTE[0], size=8.5, bold=True)
+        sketch.text(2, 78, "logarithmic, positive values: ", MUTED)
+        sketch.text(136, 78, "normal", PALETTE[0], bold=True)
         if subnormal:
-            sketch.text(168, 78, "subnormal", PALETTE[1], size=8.5, bold=True)
+            sketch.text(174, 78, "subnormal", PALETTE[1], bold=True)
         sketch.line([(left, 108), (right, 108)], GRID, 0.8)
         sketch.ticks(map(log, marks[marks >= normal]), 86, 108, PALETTE[0], 0.8)
         sketch.ticks(map(log, marks[marks < normal]), 94, 108, PALETTE[1], 1.2)
         for power in _powers(float(positive[0]), top):
-            sketch.text(log(2.0**power), 120, _two(power), MUTED, size=8, anchor="middle")
+            sketch.text(log(2.0**power), 120, _two(power), MUTED, anchor="middle")
 
     data = pd.DataFrame({"value": values})
     return Chart("number-line", f"The values of {fmt.label} on a number line", "", data, sketch=draw, height=1.75)
 
 
 def _two(power: int) -> str:
-    return f"2^{power}".replace("-", "−")
+    return f"2^{words.figure(power, 'd')}"
 
 
 def _powers(low: float, high: float, most: int = 9) -> list[int]:
@@ -286,9 +340,9 @@ def _ulp_plot(fmt: FloatFormat, data: pd.DataFrame) -> Chart:
             for power in _powers(y.low, y.high, 5):
                 place = y(2.0**power)
                 sketch.line([(x.start, place), (x.stop, place)], GRID, 0.6)
-                sketch.text(x.start - 5, place + 3, _two(power), MUTED, size=8, anchor="end")
+                sketch.text(x.start - 5, place + 3, _two(power), MUTED, anchor="end")
             for power in _powers(x.low, x.high, 5):
-                sketch.text(x(2.0**power), y.start + 13, _two(power), MUTED, size=8, anchor="middle")
+                sketch.text(x(2.0**power), y.start + 13, _two(power), MUTED, anchor="middle")
             points = [
                 (x(at), y(ulp if column == "ulp" else ulp / at))
                 for (begin, end), ulp in zip(itertools.pairwise(edges), data["ulp"], strict=True)
@@ -297,7 +351,7 @@ def _ulp_plot(fmt: FloatFormat, data: pd.DataFrame) -> Chart:
             sketch.line(points, colour, 1.5)
             if len(points) <= 2 or points[0][0] == points[-1][0]:
                 sketch.dots(points[:1], colour)
-            sketch.text(x.stop, y.start + 26, "value", MUTED, size=8.5, anchor="end")
+            sketch.text(x.stop, y.start + 26, "value", MUTED, anchor="end")
 
     return Chart("ulp", f"The spacing of {fmt.label}", "", data, sketch=draw, height=2.4)
 
@@ -322,27 +376,33 @@ def _codes(fmt: FloatFormat) -> Table:
         {
             "code": [f"{value:0{digits}x}" for value in codes],
             "bits": [f"{value:0{fmt.bits}b}" for value in codes],
-            "value": [_value(float(value), exact=True) for value in fmt.values],
+            "value": [f"{value:.17g}" for value in fmt.values.tolist()],
         }
     )
     rows = ({"code": code(f"{first:0{digits}x}"), "values": fmt.values[first:][:across]} for first in codes[::across])
 
     def plus(at: int) -> Column:
-        return col.of(f"+{at:x}", lambda row: _value(float(row["values"][at])), right=True, sortable=False)
+        return col.of(f"+{at:x}", lambda row: exact_text(float(row["values"][at])), right=True, sortable=False)
 
     columns = (col.of("Code", lambda row: row["code"], sortable=False), *map(plus, range(across)))
     return col.table(rows, columns, id="codes", data=data)
 
 
-def _value(value: float, exact: bool = False) -> str:
+def exact_text(value: float) -> str:
+    """The value exactly: in decimal where that is short (`DECIMAL`), else as an integer times a power of two."""
     if math.isnan(value):
         return "NaN"
+    sign = "−" if math.copysign(1.0, value) < 0 else ""
     if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    if exact:
-        return f"{value:.17g}"
-    text = f"{value:.0f}" if value == round(value) and abs(value) < 1e5 else f"{value:.3g}"
-    return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−")
+        return f"{sign}∞"
+    size = abs(value)
+    decimal = f"{Decimal(size):f}"
+    if len(decimal) <= DECIMAL:
+        return f"{sign}{decimal}"
+    whole, below = size.as_integer_ratio()
+    shift = (whole & -whole).bit_length() - 1
+    power = _two(shift - (below.bit_length() - 1))
+    return f"{sign}{power}" if whole >> shift == 1 else f"{sign}{whole >> shift}·{power}"
 
 
 def _use(loader: ExperimentDataLoader, fmt: FloatFormat) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -353,15 +413,17 @@ def _use(loader: ExperimentDataLoader, fmt: FloatFormat) -> tuple[dict[str, Any]
     report = using[using["role"] == "report"]
     weights = report[uses["weight"][report.index]]
     finished = weights[weights["status"] == "finished"].groupby("arm")["run_id"].agg(list)
+    ordered = _main_arms(loader, weights)
     drawn = (
         {"arm": arm, "chart": block}
-        for arm in _main_arms(loader, weights)
+        for arm in ordered
         for block in health.code_histograms(loader, finished.get(arm, []))
         if block.chart.id == f"codes-{fmt.name}"
     )
     arms = report.assign(runs=report.groupby("arm")["run_id"].transform("size")).drop_duplicates("arm")
     numbers = {"used": len(using), "arms": len(arms), "tuned": len(using) - len(report)}
-    return numbers | {"codes_in_use": next(drawn, None)}, arms
+    found = next(drawn, None)
+    return numbers | {"codes_in_use": found, "main": found and found["arm"]}, arms
 
 
 def _main_arms(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:
@@ -394,15 +456,17 @@ def _ranges(formats: list[FloatFormat]) -> Chart:
         bottom = 18 + 15 * len(ordered)
         for power in range(-60, 61, 20):
             sketch.line([(x(power), 16), (x(power), bottom)], GRID, 0.6)
-            sketch.text(x(power), bottom + 12, _two(power), MUTED, size=8, anchor="middle")
+            sketch.text(x(power), bottom + 12, _two(power), MUTED, anchor="middle")
         for number, (label, low, normal, high) in enumerate(data.itertuples(index=False)):
             top = 18 + 15 * number
-            sketch.text(78, top + 10, label, FOREGROUND, size=8.5, anchor="end")
+            sketch.text(78, top + 10, label, FOREGROUND, anchor="end")
             start = x(high if math.isnan(normal) else normal)
-            sketch.rectangles([(x(low), top + 5, start, top + 9)], PALETTE[1])
-            sketch.rectangles([(start, top + 2, max(x(high), start + 1), top + 12)], PALETTE[0])
-        sketch.text(84, 10, "normal values", PALETTE[0], size=8.5, bold=True)
-        sketch.text(160, 10, "subnormal or fixed-point values (the narrow part)", PALETTE[1], size=8.5, bold=True)
+            fmt = ordered[number]
+            with sketch.told(f"{label}: {_two(fmt.quantum_exponent)} to {_decimal(fmt.max_exact)}"):
+                sketch.rectangles([(x(low), top + 5, start, top + 9)], PALETTE[1])
+                sketch.rectangles([(start, top + 2, max(x(high), start + 1), top + 12)], PALETTE[0])
+        sketch.text(84, 10, "normal values", PALETTE[0], bold=True)
+        sketch.text(156, 10, "subnormal or fixed-point values (the narrow part)", PALETTE[1], bold=True)
 
     height = (36 + 15 * len(ordered)) / 72
     return Chart("ranges", "What the 8-bit formats reach", "", data, sketch=draw, height=height)

@@ -19,10 +19,11 @@ from altgrad.config import LAYER_TYPES, OPERAND_NAMES
 from altgrad.formats import FloatFormat, get_format
 from altgrad.reports.curves import column, plain
 from altgrad.reports.document import macros_of
+from altgrad.reports.format_styles import format_style
 from altgrad.reports.heat_map import Levels, heat_map
 from altgrad.runs import RunRecord
 from altgrad.runs.pack import is_histogram
-from altgrad.site import GRID, MUTED, PALETTE, Axis, Chart, ChartBlock, Sketch
+from altgrad.site import GRID, MUTED, Axis, Chart, ChartBlock, Sketch
 from altgrad.site.sketch import INCH
 from altgrad.text import CELL_LIMIT, shorten, visible
 
@@ -34,7 +35,7 @@ LOST = Levels(
 SQNR = Levels(
     (35.0, 30.0, 25.0, 20.0, 15.0),
     ("35 dB or more", "30 to 35", "25 to 30", "20 to 25", "15 to 20", "below 15"),
-    lambda value: f"{value:.1f} dB",
+    lambda value: f"{words.number(value, 1)} dB",
     missing="nothing was lost",
 )
 STALL = Levels(
@@ -308,12 +309,13 @@ def _shares(counts: pd.DataFrame, fmt: FloatFormat) -> dict[str, NDArray[np.floa
 
 
 def codes_value(found: Iterable[Codes]) -> list[dict[str, Any]]:
-    """`codes` for the script: [{id, title, note, values, shares: [[layer type, a share a value]]}]."""
+    """`codes` for the script: [{id, title, note, colour, values, shares: [[layer type, a share a value]]}]."""
     return [
         {
             "id": each.identity,
             "title": each.title,
             "note": each.about,
+            "colour": format_style(each.fmt.name).variable,
             "values": column(each.fmt.finite_values),
             "shares": [[_shown(kind), column(share)] for kind, share in each.shares.items()],
         }
@@ -360,12 +362,13 @@ def _format(record: RunRecord, operand: str, step: int) -> FloatFormat | None:
 def _ridges(found: Codes) -> Chart:
     """Share of an operand's elements on each value of the format, in order, a ridge for each layer type."""
     fmt, shares, values = found.fmt, found.shares, found.fmt.finite_values
+    colour = format_style(fmt.name).colour
     data = pd.DataFrame({"place": range(len(values)), "value": values, **shares})
-    said = "; ".join(
-        f"{kind}: {int((share > 0).sum())} values in use, the most frequent {values[share.argmax()]:g} with "
-        f"{words.percent(float(share.max()))}"
+    said = [
+        f"{kind}: {int((share > 0).sum())} values in use, "
+        f"the most frequent {words.figure(values[share.argmax()])} with {words.percent(float(share.max()))}"
         for kind, share in shares.items()
-    )
+    ]
 
     def draw(sketch: Sketch) -> None:
         x = Axis(-0.5, len(values) - 0.5, 70, sketch.width - 10)
@@ -374,15 +377,16 @@ def _ridges(found: Codes) -> Chart:
             base, top = (row + 1) * up, float(share.max())
             sketch.line([(x.start, base), (x.stop, base)], GRID, 0.6)
             heights = ((at, base - 0.85 * up * share[at] / top) for at in np.flatnonzero(share))
-            sketch.rectangles(((x(at - 0.5), height, x(at + 0.5), base) for at, height in heights), PALETTE[0])
-            sketch.text(64, base - 0.42 * up, str(kind), size=8, anchor="end")
-            sketch.text(64, base - 0.42 * up + 10, f"peak {words.percent(top)}", MUTED, size=7.5, anchor="end")
+            with sketch.told(said[row]):
+                sketch.rectangles(((x(at - 0.5), height, x(at + 0.5), base) for at, height in heights), colour)
+            sketch.text(64, base - 0.42 * up, str(kind), anchor="end")
+            sketch.text(64, base - 0.42 * up + 11, f"peak {words.percent(top)}", MUTED, anchor="end")
         bottom = len(shares) * up
         for place in sorted({round(part / 8 * (len(values) - 1)) for part in range(9)}):
-            text = f"{values[place]:.3g}".replace("-", "−")
-            sketch.text(x(place), bottom + 13, text, MUTED, size=8, anchor="middle")
+            text = words.figure(values[place], ".5g")
+            sketch.text(x(place), bottom + 13, text, MUTED, anchor="middle")
         label = f"the {len(values)} finite values of {fmt.label} in order (before scaling)"
-        sketch.text(x.stop, bottom + 27, label, MUTED, size=8.5, anchor="end")
+        sketch.text(x.stop, bottom + 27, label, MUTED, anchor="end")
 
-    description, height = f"{found.about} {said}.", 0.62 * len(shares) + 0.5
+    description, height = f"{found.about} {'; '.join(said)}.", 0.62 * len(shares) + 0.5
     return Chart(found.identity, found.title, description, data, sketch=draw, height=height)

@@ -88,20 +88,20 @@ def heat_map(
     if len(first_steps) < len(steps):
         left_out += f" {len(steps)} looks share {len(first_steps)} columns; each shows the worst."
     drawn, names_ = levels.of(cells[rows]), [shorten(visible(layers[row]), 34) for row in rows]
-    height, left = 0.17 * len(rows) + 0.95, 0.3 + 0.062 * max(len(name) for name in names_)
+    height, left = 0.17 * len(rows) + 0.95, 0.3 + 0.068 * max(len(name) for name in names_)
     width, up, top = 7.2, 0.17 * INCH, 0.3 * INCH
 
     def sketch(drawing: Sketch) -> None:
         wide = (drawing.width - (left + 0.15) * INCH) / (1.06 * len(shown) - 0.06)  # of one panel
         for row, name in enumerate(names_):
-            drawing.text(left * INCH - 5, top + (row + 0.5) * up + 3, name, MUTED, size=8, anchor="end")
+            drawing.text(left * INCH - 5, top + (row + 0.5) * up + 3, name, MUTED, anchor="end")
         boxes: list[list[tuple[float, float, float, float]]] = [[] for _ in range(len(HEAT) + 1)]
         base = top + len(rows) * up
         for number, operand in enumerate(shown):
             start = left * INCH + 1.06 * number * wide
             drawing.text(start, top - 6, panels[operand])
-            drawing.text(start, base + 11, f"step {steps[0]}", MUTED, size=8)
-            drawing.text(start + wide, base + 11, str(steps[-1]), MUTED, size=8, anchor="end")
+            drawing.text(start, base + 11, f"step {steps[0]}", MUTED)
+            drawing.text(start + wide, base + 11, str(steps[-1]), MUTED, anchor="end")
             for row, line in enumerate(drawn[:, number]):
                 for level, begin, end in _runs(line) if (line >= 0).any() else ():
                     half = (0.44 if level >= 0 else 0.03) * up
@@ -112,8 +112,8 @@ def heat_map(
         for level, word in enumerate([*levels.legend, *([levels.missing] if boxes[-1] else [])]):
             half = (0.055 if level < len(HEAT) else 0.01) * INCH
             boxes[level].append((place, below - half, place + 0.13 * INCH, below + half))
-            drawing.text(place + 0.18 * INCH, below + 3, word, size=8)
-            place += (0.36 + 0.06 * len(word)) * INCH
+            drawing.text(place + 0.18 * INCH, below + 3, word)
+            place += (0.36 + 0.066 * len(word)) * INCH
         for found, colour in zip(boxes, (*HEAT, MUTED), strict=True):
             drawing.rectangles(found, colour)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
+import itertools
 from collections import Counter
 from typing import Any
 
 import pandas as pd
 
 from altgrad.analysis import words
+from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.hypotheses import verdicts
 from altgrad.analysis.literature import findings
 from altgrad.analysis.loader import ExperimentDataLoader
@@ -17,6 +18,7 @@ from altgrad.reports import charts
 from altgrad.reports import columns as col
 from altgrad.reports.document import Content, content_of, document_page, macros_of
 from altgrad.reports.machines import machine_blocks
+from altgrad.reports.scope import scope
 from altgrad.reports.verdicts import evidence, tests_table, verdict_table
 from altgrad.site import MUTED, PALETTE, Block, ChartBlock, Link, Md, Page, PageRef, Table, escape, join
 from altgrad.site.document import Part
@@ -29,9 +31,14 @@ GROUPS = {
     "Related work, without a claim of agreement": ("related work",),
 }
 SAME = {"agreement": "yes", "no agreement": "no"}
-COLOURS = {"agreement": PALETTE[0], "no agreement": PALETTE[1]}
-WIDEST, LINE = 0.7, 44
-"""Where the chart's axis ends, in nats, and how long a line of its labels is."""
+SHOWN = {
+    "no agreement": ("Not the same direction", PALETTE[1]),
+    "inconclusive": ("Not decided", MUTED),
+    "agreement": ("The same direction", PALETTE[0]),
+}
+"""The groups of the chart, with their titles and colours."""
+WIDEST = 0.7
+"""Where the chart's axis ends, in nats."""
 
 
 def literature_page(loader: ExperimentDataLoader) -> Page:
@@ -42,7 +49,7 @@ def literature_page(loader: ExperimentDataLoader) -> Page:
 def _content(loader: ExperimentDataLoader) -> Content:
     found, written = loader.memo(findings), verdicts(loader, "H15", "H16")
     tests = pd.concat([each.tests.assign(claim=each.claim.id, answer=each.answer) for each in found], ignore_index=True)
-    counts = Counter(each.answer for each in found)
+    counts, headline = Counter(each.answer for each in found), loader.memo(FormatComparator).headline
     claims = [
         {
             "claim": each.claim.id,
@@ -55,7 +62,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
             "references": join(
                 "; ", [Link(name, f"https://arxiv.org/abs/{number}") for name, number in each.claim.references]
             ),
-            "tests": each.tests,
+            "tests": each.tests.assign(short=each.tests["contrast"].map(_short)).to_dict("records"),
         }
         for each in found
     ]
@@ -64,6 +71,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "counts": counts,
         "groups": {title: [row for row in claims if row["answer"] in of] for title, of in GROUPS.items()},
         "written": [each for each in written if each.answer != "pending"],
+        "scope": headline and scope(loader, headline.first),
         "compared": len(found) - counts["related work"] - counts["pending"],
         "contradicted": [row for row in claims if row["answer"] == "no agreement"],
     }
@@ -81,10 +89,10 @@ def _table(claims: list[dict[str, Any]]) -> Table:
     told = macros_of("literature").TOLD
 
     def differences(row: col.Row) -> Md | None:
-        figures = row["tests"][["contrast", "difference", "low", "high", "n_pairs"]].itertuples(index=False)
         found = (
-            f"{name}: {words.number(mean, sign=True)} {words.interval(low, high)}, n = {pairs}"
-            for name, mean, low, high, pairs in figures
+            f"{test['short']}: {words.number(test['difference'], sign=True)} "
+            f"{words.interval(test['low'], test['high'])}, n = {test['n_pairs']}"
+            for test in row["tests"]
         )
         return escape("; ".join(found), 4000) or None
 
@@ -104,21 +112,22 @@ def _table(claims: list[dict[str, Any]]) -> Table:
     return col.table(claims, columns, "Reported results and ours", "claims", data)
 
 
+def _short(contrast: str) -> str:
+    """A contrast whose arms begin alike, with that once: ``E4M3 AdamW (grid, error feedback − stochastic)``."""
+    one, other = (arm.split(" ") for arm in contrast.split(" − "))
+    pairs = ((mine.rstrip(","), theirs.rstrip(",")) for mine, theirs in zip(one, other, strict=False))
+    alike = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    if not 0 < alike < min(len(one), len(other)):
+        return contrast
+    closed = ")" if one[-1].endswith(")") and other[-1].endswith(")") and "(" in " ".join(one[:alike]) else ""
+    return f"{' '.join(one).removesuffix(closed)} − {' '.join(other[alike:])}"
+
+
 def _chart(tests: pd.DataFrame) -> list[Block]:
     kept = ["claim", "contrast", "arm", "against", "n_pairs", "difference", "low", "high", "answer"]
     data = charts.finite_rows(tests.loc[tests["answer"] != "related work", kept], "difference", "low", "high")
     if data.empty:
         return []
-    order = {answer: place for place, answer in enumerate(answer for of in GROUPS.values() for answer in of)}
-    data = data.sort_values("answer", key=lambda answers: answers.map(order), kind="stable", ignore_index=True)
-    names = [
-        name if len(name) <= LINE else "\n− ".join(textwrap.fill(arm, LINE) for arm in name.split(" − "))
-        for name in data["contrast"]
-    ]
-    axis, colours = (
-        "difference of final losses, nats a character",
-        [COLOURS.get(each, MUTED) for each in data["answer"]],
-    )
-    legend = {PALETTE[1]: "not the same direction", PALETTE[0]: "the same", MUTED: "not decided"}
-    chart = charts.forest("differences", "", "", data, names, axis, colours, MARGIN, WIDEST, legend)
-    return [ChartBlock(chart)]
+    data = data.assign(group=data["answer"].where(data["answer"].isin(SHOWN), "inconclusive"))
+    names, axis = [_short(name) for name in data["contrast"]], "difference of final losses, nats a character"
+    return [ChartBlock(charts.grouped_narrow_forest("differences", "", "", data, names, SHOWN, axis, MARGIN, WIDEST))]

@@ -235,7 +235,8 @@ def _differences(judged: pd.DataFrame) -> list[Block]:
     rows = data.assign(misscaled=False).to_dict("records")
     lowest, *_, highest = sorted([rows[0], *rows], key=lambda row: row["difference"])
     told = "; ".join(
-        f"{word}: {in_words(arm_of(row))} {row['difference']:+.3f} {words.interval(row['low'], row['high'])}"
+        f"{word}: {in_words(arm_of(row))} {words.number(row['difference'], sign=True)} "
+        f"{words.interval(row['low'], row['high'])}"
         for word, row in (("lowest", lowest), ("highest", highest))
     )
     chart = charts.grouped_forest(
@@ -401,10 +402,11 @@ def _sweep_chart(sweeps: pd.DataFrame) -> list[Block]:
     if data.empty:
         return []
     beyond = int((~(data["above"] <= TUNED_WITHIN)).sum())
+    edges = sweeps.groupby(names, sort=False)["edge"].any()
     told = f" {beyond} rates beyond {TUNED_WITHIN:g} nats, or unfinished, are not drawn." if beyond else ""
     chart = charts.small_multiples(
         "sweeps",
-        "Loss above the best, around the best rate",
+        f"{int((~edges).sum())} of {len(edges)} best rates lie inside their sweep",
         f"{data.groupby(names).ngroups} arms.{told}",
         data,
         ("factor", "above"),
@@ -500,15 +502,15 @@ def _stall_chart(found: StepRuleComparator, arms: pd.DataFrame) -> list[Block]:
     data = charts.finite_rows(arms.loc[arms["format"].isin(ranked["format"]), names], "stall_ratio", "val_loss")
     if data.empty:
         return []
-    ranks = "; ".join(f"{row.format} {row.spearman:+.2f}" for row in ranked.itertuples())
-    pairs = ranked.loc[ranked["more"].notna(), ["arm", "against"]].itertuples(index=False, name=None)
+    ranks = "; ".join(f"{row.format} {words.number(row.spearman, 2, sign=True)}" for row in ranked.itertuples())
+    contrary = ranked["more"].notna()
+    pairs = ranked.loc[contrary, ["arm", "against"]].itertuples(index=False, name=None)
     chart = charts.scatter(
         "stall",
-        "Stall ratio and loss: a point an arm",
+        f"More stalls, lower loss: in {contrary.sum()} of {len(ranked)} formats",
         f"Spearman's rho: {ranks}.",
         data,
         {"stall_ratio": "stall ratio (mean over seeds)", "val_loss": "final validation loss (nats a character)"},
-        "format",
         STYLES,
         pairs,
     )

@@ -26,6 +26,7 @@ from altgrad.reports import columns as col
 from altgrad.site import Block, Heading, Page, Paragraph, code, join, md
 from altgrad.site.html import Placed
 from altgrad.site.render import Dialect, fragment
+from altgrad.text import minus
 
 TELEMETRY = Path(altgrad.__file__).parent / "telemetry"
 OPERANDS = ("weight", "activation", "grad_output", "gradient", "update")
@@ -135,7 +136,8 @@ def _of_module(path: Path) -> Iterator[tuple[str, Measure]]:
             if not (item := _ITEM.fullmatch(text)):
                 raise MeasureError(f"{place}: write 'name [unit; range]: formula. Further sentences.', not {text!r}")
             formula, _, notes = item["text"].partition(". ")
-            parts = (item["name"], operands, item["unit"], item["range"], formula.rstrip("."), notes, name, subject)
+            notes, reach = minus(notes), minus(item["range"])
+            parts = (item["name"], operands, item["unit"], reach, formula.rstrip("."), notes, name, subject)
             yield place, Measure(*parts)
 
 

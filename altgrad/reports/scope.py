@@ -25,7 +25,7 @@ def scope(loader: ExperimentDataLoader, arm: str) -> str:
     text = "licence texts" if size.text == "licenses" else size.text
     rules = [config.scaling.rule(operand) for operand in config.quantize.operands or OPERANDS]
     scales = words.names(sorted({scale_label(rule) or ONE_SCALE for rule in rules}))
-    return f"a GPT of {model}, {size.steps:,} steps, {size.characters:,} characters of {text}{each}; {scales}"
+    return f"a GPT of {model}, {size.steps:,} steps on {size.characters:,} characters of {text}{each}; {scales}"
 
 
 def scope_line(loader: ExperimentDataLoader, arm: str, but: str = ", unless another is named") -> Md:

@@ -7,10 +7,11 @@ from typing import Any
 
 from altgrad.analysis import tensors
 from altgrad.analysis.labels import arm_labels
-from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.config import OPERAND_NAMES, OPERANDS
+from altgrad.analysis.loader import ExperimentDataLoader, scale_label
+from altgrad.config import OPERAND_NAMES, OPERANDS, ScaleRule
 from altgrad.formats import FloatFormat, get_format
 from altgrad.reports.curves import compact
+from altgrad.reports.scope import ONE_SCALE
 from altgrad.runs import RunRecord
 from altgrad.site import slug
 from altgrad.text import visible
@@ -62,10 +63,18 @@ def _tensors(record: RunRecord, histograms: dict[tuple[str, str, int], tensors.H
             "counts": [list(each) for each in histogram.counts.items()],
             **{key: getattr(histogram, key) for key in ("zeros", "amax", "norm")},
             "format": str(getattr(record.config.quantize, operand)),
+            **_scaled(record.config.scaling.rule(operand)),
             "recorded": recorded.get((layer, operand, step), {}),
         }
         for (layer, operand, step), histogram in histograms.items()
     ]
+
+
+def _scaled(rule: ScaleRule) -> dict[str, str | None]:
+    """By which scale the tensor was trained: as a policy of the view, where that has it, and in words."""
+    exact = {True: "amax", False: "amax_exact"}
+    policy = exact[rule.power_of_two] if rule.kind == "amax" and rule.granularity == "tensor" else None
+    return {"policy": "none" if rule.kind == "none" else policy, "scaled": scale_label(rule) or ONE_SCALE}
 
 
 def _code_formats(record: RunRecord) -> dict[str, FloatFormat]:

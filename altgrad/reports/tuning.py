@@ -8,19 +8,21 @@ from textwrap import wrap
 
 import pandas as pd
 
+from altgrad.analysis import words
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.labels import arm_labels
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports import columns as col
 from altgrad.reports.document import document_page
-from altgrad.site import MUTED, PALETTE, Axis, Chart, ChartBlock, Md, Page, PageRef, Table, code, slug
+from altgrad.reports.format_styles import format_style
+from altgrad.site import FOREGROUND, GRID, MUTED, Axis, Chart, ChartBlock, Md, Page, PageRef, Table, code, slug
 from altgrad.site.document import Part
 from altgrad.site.sketch import Sketch, number_text
 
 PANEL = (112.0, 84.0)
 """Width and height of one sweep in the overview, in points."""
 ACROSS = 4
-HEAD = 38.0
+HEAD = 46.0
 """Height of a sweep's name above its panel, in points."""
 
 
@@ -114,23 +116,26 @@ def _overview(data: pd.DataFrame) -> Chart:
             top = HEAD + (number // ACROSS) * (PANEL[1] + 14 + HEAD)
             rates = group["learning_rate"]
             x = Axis(float(rates.min()), float(rates.max()), left + 6, left + PANEL[0] - 6, log=bool((rates > 0).all()))
-            y = Axis(low, high, top + PANEL[1], top + 12)
+            y = Axis(low, high, top + PANEL[1], top + 16)
             row = group.iloc[0]
             name = str(row["format"])
-            sketch.text(left, top - HEAD + 14, name if len(name) <= 22 else f"{name[:21]}…", bold=True, size=8)
+            sketch.text(left, top - HEAD + 14, name if len(name) <= 22 else f"{name[:21]}…", bold=True)
             rest = str(row["label"]).removeprefix(f"{name}, ")
-            for line, text in enumerate(wrap(rest, 28, max_lines=4, placeholder="…")):
-                sketch.text(left, top - HEAD + 23.5 + 8.5 * line, text, MUTED, size=7)
-            sketch.line([(left, y.start), (left + PANEL[0], y.start)], "#dde1e4", 0.8)
+            for line, text in enumerate(wrap(rest, 22, max_lines=4, placeholder="…")):
+                sketch.text(left, top - HEAD + 25 + 10.5 * line, text, MUTED)
+            sketch.line([(left, y.start), (left + PANEL[0], y.start)], GRID, 0.8)
             for value in (low, high):
                 if number % ACROSS == 0:
-                    sketch.text(left - 4, y(value) + 3, f"{value:.2f}", MUTED, size=7, anchor="end")
-            points = [(x(rate), max(y(loss), top + 8)) for rate, loss in zip(rates, group["mean"], strict=True)]
-            sketch.line(points, PALETTE[0], 1.2)
-            sketch.dots(points, PALETTE[0], 1.5)
+                    sketch.text(left - 4, y(value) + 3, words.number(value, 2), MUTED, anchor="end")
+            points = [(x(rate), max(y(loss), top + 12)) for rate, loss in zip(rates, group["mean"], strict=True)]
+            colour = format_style(name).colour
+            sketch.line(points, colour, 1.2)
+            for point, rate, loss in zip(points, rates, group["mean"], strict=True):
+                with sketch.told(f"{row['label']}: {words.number(loss)} at {words.figure(rate)}"):
+                    sketch.dots([point], colour, 1.5)
             for rate, loss in group.loc[group["best"], ["learning_rate", "mean"]].itertuples(index=False):
-                sketch.dots([(x(rate), y(loss))], PALETTE[1], 3)
-                sketch.text(x(rate), y.start + 10, number_text(rate), PALETTE[1], size=7.5, anchor="middle")
+                sketch.dots([(x(rate), y(loss))], FOREGROUND, 3)
+                sketch.text(x(rate), y.start + 10, number_text(rate), FOREGROUND, anchor="middle")
 
     said = "; ".join(
         f"{row['label']}: {row['learning_rate']:g} with {row['mean']:.3f}"

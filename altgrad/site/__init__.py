@@ -5,7 +5,18 @@ Page -> write_folder   plain markdown with SVG and CSV files beside it (reports/
 """
 
 from altgrad.site.build import write_mkdocs
-from altgrad.site.chart import BACKGROUND, FOREGROUND, GRID, HEAT, MUTED, PALETTE, chart_figure, fixed_svg, inline_svg
+from altgrad.site.chart import (
+    BACKGROUND,
+    FOREGROUND,
+    GRID,
+    HEAT,
+    MUTED,
+    PALETTE,
+    chart_figure,
+    fixed_svg,
+    inline_svg,
+    tell,
+)
 from altgrad.site.content import (
     Block,
     Bullets,
@@ -75,6 +86,7 @@ __all__ = [
     "md",
     "plot_axes",
     "slug",
+    "tell",
     "write_folder",
     "write_mkdocs",
 ]

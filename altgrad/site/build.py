@@ -578,6 +578,7 @@ def tick(config: Any, page: Any, *, stop: bool) -> None:
 def finish_page(html: str, page: Any, config: Any) -> str:
     """A page as it is published: its search dialog has a name; nothing but the site's own content runs or loads."""
     current: SiteBuild = config["extra"]["altgrad"]
+    html = html.replace(' data-md-component="source"', "")  # for which the theme asks GitHub about `repo_url`
     html = html.replace(
         'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
     )

@@ -18,11 +18,12 @@ from altgrad.site.sketch import INCH, Sketch
 from altgrad.text import visible
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PALETTE = ("#1a6b8f", "#c2571a", "#3a7d44", "#8a4fa3", "#a07a12", "#b23a52", "#4a5fb0", "#5b6b64")
-"""Eight colours told apart with the common colour-vision deficiencies; each 4.5:1 on white, or close to it."""
+PALETTE = ("#296fa5", "#b55447", "#054400", "#723679", "#865802", "#af2256", "#1959bd", "#0a7d70")
+"""Eight colours that stay apart with the common colour-vision deficiencies; each at least 4.5:1 on the page."""
 HEAT = ("#e9e7d9", "#e8ce90", "#e69e53", "#d1683d", "#9f393c", "#5e2133")
 """Six levels from harmless to worst, ever darker (in the dark palette ever brighter), so that lightness alone tells."""
 FOREGROUND = "#21262c"
@@ -54,6 +55,8 @@ _STYLE: dict[Any, Any] = {
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     **{f"{axis}tick.{kind}.size": 0.0 for axis in "xy" for kind in ("major", "minor")},
 }
+_TOLD = "told "
+"""What the id of a mark begins with that `tell` has given a text."""
 _DECORATION = re.compile(
     r"\s*<(metadata|style)\b.*?</\1>|\s*<!--.*?-->|\s*<defs>\s*</defs>|font-family: [^;\"]*; ", re.DOTALL
 )
@@ -125,6 +128,7 @@ def _own_svg(svg: str, chart: Chart) -> tuple[float, float, str]:
     body = _DECORATION.sub("", _DECORATION.sub("", body))  # twice: without its style, a <defs> is empty
     name = f"chart-{chart.id}"
     body = re.sub(r'(?<= id=")|(?<=href="#)|(?<=url\(#)', f"{name}-", body)
+    body = re.sub(rf'<g id="{name}-{_TOLD}([^"]*)">', r"<g><title>\1</title>", body)
     box = re.search(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"', head)
     if box is None:
         raise ValueError(f"chart {chart.id}: matplotlib's drawing has no viewBox")
@@ -144,14 +148,23 @@ def _head(chart: Chart, width: float, height: float) -> str:
     )
 
 
+def tell(text: str, *marks: Artist) -> None:
+    """Have readers who point at marks of a chart read `text`: what they are, and their figures."""
+    for mark in marks:
+        mark.set_gid(_TOLD + visible(text).replace('"', "”"))  # a quote would change how the attribute is written
+
+
 def inline_svg(svg: str) -> str:
     """A drawing of `fixed_svg` for the inside of a page: colours become CSS variables, the background and font go.
 
-    Its `width` and `height` give way to the page's own layout; the view box keeps the proportions.
+    Its `width` and `height` give way to the page's own layout; the view box keeps the proportions. At its natural
+    width, below which the style sheet lets it scroll, 9 points are 12 px.
     """
     head, body = svg.split(">", 1)
+    natural = re.search(r' width="([0-9.]+)pt"', head)
     head = re.sub(r' (?:width|height|font-family|xmlns(?::xlink)?)="[^"]*"', "", head)
     body = body.replace('<rect width="100%" height="100%" fill="white"/>', "", 1).replace("xlink:href", "href")
+    head += f' style="--natural: {natural[1]}pt"' if natural else ""
     return head + ">" + re.sub(r"#[0-9a-f]{6}\b", lambda match: _variable(match.group()), body)
 
 

@@ -131,8 +131,9 @@ def resolve(text: Md, address: Callable[[PageRef], str]) -> Md:
     """`text` with every page reference replaced by the address it has for one writer; without one the text is left."""
 
     def resolved(match: re.Match[str]) -> str:
-        place = address(PageRef(match[2], match[3]))
-        return f"[{match[1]}]({place})" if place else match[1]
+        path, mark, query = match[2].partition("?")
+        place, hash_sign, anchor = (address(PageRef(path, match[3])) or "").partition("#")
+        return f"[{match[1]}]({place}{mark}{query}{hash_sign}{anchor})" if place or anchor else match[1]
 
     return Md(_REFERENCE.sub(resolved, text))
 
@@ -146,8 +147,9 @@ class Source:
 
     @property
     def name(self) -> str:
-        """For readers: "gap_chart()", or the name of the file."""
-        return f"{self.function}()" if self.function else self.path.rsplit("/", 1)[-1]
+        """For readers: "gap_chart()", also where it is a module's own, or the name of the file."""
+        plain = ".".join(part.lstrip("_") for part in self.function.split("."))
+        return f"{plain}()" if plain else self.path.rsplit("/", 1)[-1]
 
 
 def _maker() -> Source:

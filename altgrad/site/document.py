@@ -8,6 +8,7 @@
     {% call holds('best() == "E3M4"') %}E3M4 costs least.{% endcall %}
     {% call details("The tests") %}...{% endcall %}             folded away, never empty; note("info", "Title") is a box
     [text](altgrad:reports/format_comparison#results)           a page, wherever the document is written
+    [text](altgrad:explorer?on=e4m3)                            with what the page reads from its address
     {% import "sections/answer.md" as say with context %}       macros that several documents share
 
 An unknown slot is an error, since a sentence with a hole in it would still look like a result. So is a part that no
@@ -187,6 +188,7 @@ def _described(block: Block, title: str, said: Md) -> Block:
         return replace(block, caption=said or block.caption)
     if isinstance(block, ChartBlock):
         chart, about = block.chart, f"{html.unescape(said)} {block.chart.description}".strip()
+        title = html.unescape(title) if isinstance(title, Markup) else title  # of a {% set %} block
         return ChartBlock(replace(chart, title=title or chart.title, description=about))
     return block
 

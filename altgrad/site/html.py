@@ -40,6 +40,8 @@ _NO_MARKDOWN = re.compile(r"(?:[^*_`\[\]\\<>&]|(?<=\w)_(?=\w)|&(?:#\d+|\w+);|</?
 """Text and tags that are HTML as they stand."""
 _MARK = re.compile("<p>\ue000([0-9]+)\ue001</p>")
 """Characters that no text of a record has: `altgrad.text.visible` spells them out."""
+NARROW = 300.0
+"""Points: a chart below this width fits a telephone as it is, and is not made as wide as a page."""
 BODY = ".body/"
 """Where a script's files have the bodies of its pages, and the parts of those that mkdocs reads, beside the others."""
 _EXTENSIONS = {
@@ -218,8 +220,10 @@ def figure_html(drawing: str, files: str) -> str:
     title = re.search(r"<title[^>]*>(.*?)</title>", drawing, re.DOTALL)
     anchor = f' id="{name.group(1)}"' if name else ""
     caption = title.group(1) if title else ""
+    width = re.search(r'viewBox="0 0 ([\d.]+)', drawing)
+    kind = "chart narrow" if width and float(width[1]) < NARROW else "chart"
     return (
-        f'<figure class="chart"{anchor} data-search-exclude>\n<figcaption>{caption}</figcaption>\n'
+        f'<figure class="{kind}"{anchor} data-search-exclude>\n<figcaption>{caption}</figcaption>\n'
         f'<div class="chart-box" role="group" tabindex="0" aria-label="Chart: {caption}">{drawing}</div>\n'
         f"{files}\n</figure>"
     )

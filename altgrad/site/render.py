@@ -34,7 +34,7 @@ from altgrad.site.content import (
     resolve,
     slug,
 )
-from altgrad.text import Md, cell, csv, escape, fenced, visible
+from altgrad.text import Md, cell, csv, escape, fenced, hyphens, visible
 
 ROWS, FOLDED = 24, 8
 """On GitHub, where a page scrolls past everything: most rows of a table that has a file, most lines of a folded box."""
@@ -68,6 +68,8 @@ def beside(page: Page, name: str) -> str:
 def render(page: Page, dialect: Dialect) -> str:
     """The page as one markdown document that ends with a newline; its provenance is always the last section."""
     parts = [f"# {escape(page.title)}"]
+    if page.description and not dialect.site:
+        parts.append(f"<!-- {escape(page.description)} -->")
     parts += [_block(block, page, dialect) for block in page.blocks]
     if listed := [download.name for download in page.downloads if download.listed]:
         parts.append(_files(page, "Files", *listed) + ("\n{: .files }" if dialect.site else ""))
@@ -101,7 +103,7 @@ def files(page: Page, site: bool = True) -> dict[str, bytes]:
             continue
         add(f"{name}.csv", csv(data))
         if site:
-            add(f"{name}.json", (data.to_json(orient="records", indent=1, date_format="iso") + "\n").encode())
+            add(f"{name}.json", (hyphens(data).to_json(orient="records", indent=1, date_format="iso") + "\n").encode())
     for download in page.downloads:
         add(download.name, download.content)
     return found

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape as escape_html
 from typing import Literal
 
-from altgrad.text import visible
+from altgrad.text import figure, visible
 
 Point = tuple[float, float]
 INCH = 72.0
@@ -32,6 +33,13 @@ class Sketch:
     def svg(self) -> str:
         """The elements drawn so far, in order."""
         return "\n".join(self._parts)
+
+    @contextmanager
+    def told(self, text: str) -> Iterator[None]:
+        """What is drawn inside says `text` to those who point at it."""
+        self._parts.append(f"<g><title>{escape_html(visible(text))}</title>")
+        yield
+        self._parts.append("</g>")
 
     def rectangles(self, boxes: Iterable[tuple[float, float, float, float]], colour: str) -> None:
         """All boxes (left, top, right, bottom) as one filled path; nothing without boxes."""
@@ -132,17 +140,17 @@ def plot_axes(sketch: Sketch, x: Axis, y: Axis, x_label: str, y_label: str) -> N
     for value in y.marks(5):
         place = y(value)
         sketch.line([(x.start, place), (x.stop, place)], _GRID, 0.6)
-        sketch.text(x.start - 5, place + 3, number_text(value), _MUTED, size=8, anchor="end")
+        sketch.text(x.start - 5, place + 3, number_text(value), _MUTED, anchor="end")
     for value in x.marks(7):
-        sketch.text(x(value), y.start + 13, number_text(value), _MUTED, size=8, anchor="middle")
+        sketch.text(x(value), y.start + 13, number_text(value), _MUTED, anchor="middle")
     sketch.line([(x.start, y.start), (x.stop, y.start)], _GRID, 0.8)
-    sketch.text(x.stop, y.start + 26, x_label, _MUTED, size=8.5, anchor="end")
-    sketch.text(2, y.stop - 9, y_label, _MUTED, size=8.5)
+    sketch.text(x.stop, y.start + 26, x_label, _MUTED, anchor="end")
+    sketch.text(2, y.stop - 9, y_label, _MUTED)
 
 
 def number_text(value: float) -> str:
-    """A tick's number: short, with a real minus; powers of ten far from 1 as 1e-12."""
-    return f"{value:.6g}".replace("-", "−", 1) if "e" not in f"{value:.6g}" else f"{value:.0e}".replace("e-", "e−")
+    """A tick's number: short; powers of ten far from 1 as 1e-12."""
+    return figure(value, ".6g" if "e" not in f"{value:.6g}" else ".0e")
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

@@ -1,6 +1,8 @@
 // Zoomable curves with bands over seeds, drawn by uPlot over a drawing that is on the page already.
 // `seedBand` and `align` are pure; `plotCurves` draws any groups of them; at the end, the page of an arm.
 
+import { minus } from "./figures.js";
+
 /**
  * Mean, lowest and highest value and standard deviation of `metric` over the runs at each step that any has; x is the
  * mean of `axis`. `whole`: every run with a value has one at each of these steps, so that the means are of the same seeds.
@@ -109,13 +111,13 @@ function loadLibrary() {
   return library;
 }
 
-const figures = (value) => value.toPrecision(4);
-const whole = (value) => (Math.abs(value) >= 1e4 ? value.toLocaleString("en") : String(+value.toPrecision(6)));
+const figures = (value) => minus(value.toPrecision(4));
+const whole = (value) => minus(Math.abs(value) >= 1e4 ? value.toLocaleString("en") : String(+value.toPrecision(6)));
 
 /**
  * Draw groups of runs into `host`, an element with a width.
  *
- * groups: [{label, runs, colour: "--chart-1", dash: [4, 3]}], the first in front; `band` in place of what `seedBand`
+ * groups: [{label, runs, colour: "--chart-1", dash: [4, 3] or nothing}], the first in front; `band` in place of what `seedBand`
  * makes of the runs, and `ghost`, {x, mean} of a pale line behind the group's own, where they are given. A band of other
  * seeds at other steps (`whole` is false) has no mean that is one curve: its runs are drawn, a thin line each.
  * options: {metric, axis, xLabel, height, each (every run as a thin line), log, of ("runs"), onPoint(text)}.
@@ -201,7 +203,7 @@ export async function plotCurves(host, groups, options) {
     cursor: { drag: { x: true, y: false }, points: { size: 6 } },
     axes: [
       { ...axisLook, label: options.xLabel, size: 22, grid: { show: false }, values: (_, at) => at.map(whole) },
-      { ...axisLook, grid, size: 48, ...(options.log && { splits: (_, __, min, max) => decades(min, max), filter: (_, at) => at }) },
+      { ...axisLook, grid, size: 48, values: (_, at) => at.map((value) => (value === null ? "" : whole(value))), ...(options.log && { splits: (_, __, min, max) => decades(min, max), filter: (_, at) => at }) },
     ],
     series,
     bands,
@@ -274,7 +276,7 @@ const together = (plots) => Object.fromEntries(["zoom", "reset", "resize", "dest
 
 /** Put the zoomable chart in the place of an arm's drawing, and the difference to the baseline into `difference`. */
 async function armCurves(figure, difference, arm, address) {
-  const groups = [{ label: "this arm", runs: arm.runs, colour: "--chart-1" }];
+  const groups = [{ label: "this arm", runs: arm.runs, colour: arm.style[0] }];
   const pairs = [];
   if (typeof arm.baseline === "string") {
     const other = await read(new URL(`${encodeURIComponent(arm.baseline)}.curves.json`, address));

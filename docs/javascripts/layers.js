@@ -2,6 +2,7 @@
 // in use, and the last look in tables. Names come from records: they are only ever set as text.
 
 import { element, live, plotCurves } from "./curves.js";
+import { minus } from "./figures.js";
 import { slug, toCsv } from "./runs/table.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -23,7 +24,7 @@ export function write(form, value) {
   if (value === null || typeof value === "string") return value ?? "–";
   const digits = { minimumFractionDigits: +form, maximumFractionDigits: +form };
   const text = Object.hasOwn(FORMS, form) ? FORMS[form](value) : value.toLocaleString("en", digits);
-  return text.replace(/^-(?=[0.]*$)/, "").replaceAll("-", "−");
+  return minus(text);
 }
 
 /** Which of the levels between `edges`, harmless first, a value belongs to; edges rise where larger is worse. */
@@ -64,7 +65,7 @@ function shape(tag, attributes, text) {
   return made;
 }
 
-const label = (x, y, text, more = {}) => shape("text", { x, y, fill: INK, "font-size": 11, ...more }, text);
+const label = (x, y, text, more = {}) => shape("text", { x, y, fill: INK, "font-size": 12, ...more }, text);
 const cut = (name, most) => (name.length > most ? `${name.slice(0, most - 1)}…` : name);
 const box = (x, y, width, height) => `M${x.toFixed(1)} ${y.toFixed(1)}h${width.toFixed(1)}v${height.toFixed(1)}h${(-width).toFixed(1)}z`;
 
@@ -145,7 +146,7 @@ function heatView({ edges, form, missing, steps, panels }, layers) {
   const rows = layers.map((_, row) => row).filter((row) => panels.some(([, values]) => values[row]));
   return (width) => {
     const most = width < BESIDE ? 22 : 34;
-    const left = 8 + 5.8 * Math.max(...rows.map((row) => Math.min(layers[row][0].length, most)));
+    const left = 8 + 6.4 * Math.max(...rows.map((row) => Math.min(layers[row][0].length, most)));
     const across = width < BESIDE ? 1 : panels.length;
     const wide = (width - left - GAP * (across - 1)) / across;
     const count = Math.min(steps.length, Math.floor(wide / 3));
@@ -200,7 +201,7 @@ function heatView({ edges, form, missing, steps, panels }, layers) {
   };
 }
 
-function codesView({ values, shares }) {
+function codesView({ colour, values, shares }) {
   const up = 48;
   return (width) => {
     const left = 82;
@@ -213,17 +214,17 @@ function codesView({ values, shares }) {
       const end = { "text-anchor": "end" };
       return [
         shape("path", { d: `M${left} ${base}H${width - 6}`, stroke: "var(--chart-grid)" }),
-        shape("path", { d: path, fill: "var(--chart-1)" }),
-        label(left - 8, base - 26, cut(kind, 12), end),
-        label(left - 8, base - 14, `peak ${write("percent", top)}`, { ...end, fill: PALE, "font-size": 10 }),
-        label(left - 8, base - 3, `${share.filter(Boolean).length} in use`, { ...end, fill: PALE, "font-size": 10 }),
+        shape("path", { d: path, fill: `var(${colour})` }),
+        label(left - 8, base - 29, cut(kind, 12), end),
+        label(left - 8, base - 15, `peak ${write("percent", top)}`, { ...end, fill: PALE }),
+        label(left - 8, base - 2, `${share.filter(Boolean).length} in use`, { ...end, fill: PALE }),
       ];
     });
     const marks = width < BESIDE ? 4 : 8;
     for (let part = 0; part <= marks; part += 1) {
       const place = Math.round((part / marks) * (values.length - 1));
       const anchor = { 0: "start", [marks]: "end" }[part] ?? "middle";
-      parts.push(label(x(place + 0.5), bottom + 14, write("short", +values[place].toPrecision(3)), { fill: PALE, "font-size": 10, "text-anchor": anchor }));
+      parts.push(label(x(place + 0.5), bottom + 14, write("short", values[place]), { fill: PALE, "text-anchor": anchor }));
     }
     return {
       height: bottom + 20,

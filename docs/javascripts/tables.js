@@ -41,18 +41,19 @@ function makeSortable(box) {
   });
 }
 
-// A table that is wider than its box has a shadow where it goes on.
+// A table or a chart that is wider than its box has a shadow where it goes on.
+const BOXES = ".table-box, .chart-box";
 const tellCut = (box) => box.classList.toggle("cut", box.scrollWidth - box.clientWidth - box.scrollLeft > 4);
-const resized = new ResizeObserver((entries) => { for (const { target } of entries) tellCut(target.closest(".table-box")); });
+const resized = new ResizeObserver((entries) => { for (const { target } of entries) tellCut(target.closest(BOXES)); });
 const known = new WeakSet();
 
 function finish(first = false) {
   // Material puts each copy button into a <nav> without a name: to a screen reader, as many landmarks as code blocks.
   for (const box of document.querySelectorAll("nav.md-code__nav:not([role])")) box.setAttribute("role", "presentation");
-  for (const box of document.querySelectorAll(".table-box")) {
+  for (const box of document.querySelectorAll(BOXES)) {
     if (known.has(box)) continue;
     known.add(box);
-    if (first || box.dataset.sort) makeSortable(box);
+    if (box.matches(".table-box") && (first || box.dataset.sort)) makeSortable(box);
     resized.observe(box);
     resized.observe(box.firstElementChild);
     box.addEventListener("scroll", () => tellCut(box), { passive: true });

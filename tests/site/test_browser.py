@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from conftest import PAYLOADS
 
+from altgrad.reports.format_styles import format_style
+
 pytestmark = pytest.mark.browser
 REPORTS = (
     "reports/format_comparison/",
@@ -141,6 +143,87 @@ def test_a_page_of_each_kind_is_accessible_quiet_and_still_in_both_palettes_and_
     assert one.complaints == []
 
 
+FIGURES = """() => [...document.querySelectorAll(".chart-box, .table-box")].filter((box) => box.clientWidth)
+  .map((box) => ({
+    name: `${box.className} ${box.closest("[id]")?.id}`, over: box.scrollWidth - box.clientWidth,
+    x: getComputedStyle(box).overflowX, shadow: getComputedStyle(box).boxShadow,
+  }))"""
+SIZES = """() => [...document.querySelectorAll("figure.chart text, .explorer svg text")]
+  .filter((each) => each.getClientRects().length).map((each) => {
+    const { a, b } = each.getScreenCTM();
+    return [each.textContent, Math.hypot(a, b) * parseFloat(getComputedStyle(each).fontSize)];
+  })"""
+WITH_CHARTS = ("reports/format_comparison/", "reports/failure_modes/", "formats/", "formats/e4m3/", "ARM", "STUDY")
+
+
+@pytest.mark.parametrize("palette", ["light", "dark"])
+@pytest.mark.parametrize("kind", WITH_CHARTS)
+def test_a_figure_that_is_wider_than_a_phone_scrolls_and_shows_that_it_goes_on(
+    visit: Any, place: Any, real_address: str, kind: str, palette: str
+) -> None:
+    page = visit(real_address + place(kind), palette=palette, width=390).page
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    page.wait_for_timeout(200)
+    figures = page.evaluate(FIGURES)
+    wide = [each for each in figures if each["over"] > 4]
+    assert wide
+    assert [each for each in wide if each["x"] != "auto" or each["shadow"] == "none"] == []
+    assert [each for each in figures if each["over"] <= 0 and each["shadow"] != "none"] == []
+    page.evaluate("document.querySelectorAll('.chart-box').forEach((box) => { box.scrollLeft = 1e4; })")
+    page.wait_for_timeout(200)
+    ends = [each for each in page.evaluate(FIGURES) if each["name"].startswith("chart-box")]
+    assert [each for each in ends if each["shadow"] != "none"] == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("kind", [*WITH_CHARTS, "explorer/"])
+def test_no_text_in_a_chart_is_smaller_than_12_px(
+    visit: Any, place: Any, real_address: str, kind: str, width: int
+) -> None:
+    page = visit(real_address + place(kind), width=width).page
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    sizes = page.evaluate(SIZES)
+    assert sizes
+    assert [each for each in sizes if each[1] < 11.99] == []
+
+
+def test_who_points_at_a_mark_reads_its_figures(visit: Any, real_address: str) -> None:
+    page = visit(real_address + "reports/format_comparison/").page
+    box = page.locator("#chart-loss-gap")
+    box.scroll_into_view_if_needed()
+    rows = page.request.get(box.get_by_role("link", name="JSON").evaluate("link => link.href")).json()
+    marks = box.locator("svg g:has(> title)").all()
+    told = {mark.evaluate("each => each.firstElementChild.textContent") for mark in marks}
+    assert len(told) == len(rows)
+    for mark in marks:
+        middle = """each => { const box = each.getBoundingClientRect();
+          const found = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+          return found?.closest("g:has(> title)")?.firstElementChild.textContent; }"""
+        assert mark.evaluate(middle) in told
+
+
+def test_an_arm_is_drawn_in_the_colour_of_its_format_on_every_page(visit: Any, place: Any, real_address: str) -> None:
+    style = format_style("E0M7").variable
+    one = visit(real_address + place("ARM")).page
+    one.locator("#chart-loss .chart-box[data-ready]").wait_for()
+    assert f"var({style}, " in one.locator("#chart-loss svg").inner_html()
+    table = one.request.get(real_address + "runs/index.table.json").json()
+    for label, (variable, dashes) in table["styles"].items():
+        assert [variable, dashes] == format_style(label).value
+    report = visit(real_address + "reports/format_comparison/").page
+    marks = report.locator("#chart-loss-gap svg g:has(> title)").all()
+    for mark in marks:
+        label = mark.evaluate("each => each.firstElementChild.textContent").split(" ")[0]
+        assert f"var({format_style(label).variable}, " in mark.inner_html()
+    suggested = table["suggested"][0]
+    query = f"compare/?arms={','.join(suggested['arms'])}&baseline={suggested['baseline']}"
+    compare = visit(real_address + query).page
+    compare.locator("#compare-arms[data-ready] .swatch").first.wait_for()
+    for row in compare.locator("#compare-arms tbody tr:has(.swatch)").all():
+        label = row.locator(".mark, th").first.inner_text().split("·")[1].split()[0].rstrip(",")
+        assert row.locator(".swatch").first.get_attribute("style").endswith(f"var({format_style(label).variable});")
+
+
 def test_a_reader_whose_system_is_dark_gets_the_dark_palette_at_once(visit: Any, real_address: str) -> None:
     one = visit(real_address, palette="dark")
     assert one.page.evaluate("document.body.dataset.mdColorScheme") == "slate"
@@ -170,6 +253,21 @@ def test_home_and_reports_show_a_chart(visit: Any, real_address: str, kind: str)
         return
     assert charts.count() >= 1
     assert charts.first.bounding_box()["height"] > 100
+
+
+@pytest.mark.parametrize("kind", [*REPORTS, "reports/preregistered/", "reports/corrections/"])
+def test_a_report_is_six_screens_at_most_and_twelve_on_a_phone(visit: Any, real_address: str, kind: str) -> None:
+    page = visit(real_address + kind).page
+    assert page.evaluate("document.documentElement.scrollHeight") <= 6 * 900
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollHeight") <= 12 * 844
+
+
+def test_the_forest_of_the_literature_is_whole_on_a_phone(visit: Any, real_address: str) -> None:
+    page = visit(real_address + "reports/literature/", width=390).page
+    box = page.locator("#chart-differences .chart-box")
+    assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
+    assert box.locator("svg text").first.evaluate("text => text.getBoundingClientRect().height") >= 12
 
 
 def test_the_layers_of_an_arm_are_drawn_and_read_by_pointer_and_keyboard(

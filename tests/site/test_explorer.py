@@ -16,6 +16,7 @@ from conftest import _serve, copy_project, mkdocs_build
 from test_browser import axe_faults, keep, visit  # noqa: F401
 
 from altgrad.formats import ROUNDINGS, get_format, list_formats
+from altgrad.reports.scope import ONE_SCALE
 from altgrad.runs import read_run
 
 pytestmark = pytest.mark.browser
@@ -292,13 +293,17 @@ def test_the_tensor_view_agrees_with_python(visit: Any, address: str) -> None:  
         assert {each["operand"] for each in tensors} == {"weight", "activation", "grad_output"}
         for operand, policy in (("weight", "amax"), ("activation", "none"), ("grad_output", "amax_exact")):
             each = next(tensor for tensor in tensors if tensor["operand"] == operand)
+            assert (each["policy"], each["scaled"]) == ("amax", ONE_SCALE)
             query = f"?run={run['id']}&layer={each['layer']}&operand={operand}&step={each['step']}&scale={policy}"
             page.goto(f"{address}tensors/{query}", wait_until="networkidle")
             histogram = Histogram(
                 each["kind"], {key: n for key, n in each["counts"]}, each["zeros"], each["amax"], each["norm"]
             )
             for label in ("E4M3", "E2M1", "E7M0", "FP16"):
-                head = page.locator("th[scope=row]", has_text=re.compile(rf"^{label}( \(as trained\))?$"))
+                head = page.locator("th[scope=row]", has_text=re.compile(rf"^{label}( \((as )?trained.*\))?$"))
+                trained = label.lower() == each["format"]
+                note = "as trained" if policy == "amax" else "trained with another scale"
+                assert head.inner_text() == (f"{label} ({note})" if trained else label)
                 cells = page.locator("tbody tr", has=head).locator("td").all_inner_texts()
                 expected = outcome(histogram, get_format(label.lower()), policy)
                 assert shown(cells[0]) == pytest.approx(expected.kept, abs=1e-3)

@@ -191,6 +191,13 @@ def test_two_columns_are_drawn_with_their_front_and_all_of_them_side_by_side(
     page.get_by_label("Chart", exact=True).select_option("all shown columns")
     assert page.locator(".runs-table canvas").evaluate("canvas => canvas.toDataURL()") != drawn
     assert settled_address(page).endswith("&chart=parallel&x=n&y=val_loss&better=xy")
+    canvas, readout = page.locator(".runs-table canvas"), page.locator(".runs-table .readout")
+    size = canvas.bounding_box()
+    read = set()
+    for height in range(10, 380, 5):
+        canvas.hover(position={"x": size["width"] / 2, "y": height})
+        read.add(readout.inner_text())
+    assert any(f"{arms['E4M3']} · " in text and "Validation loss 2.1260" in text for text in read)
     assert one.complaints == []
 
 

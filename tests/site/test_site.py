@@ -6,6 +6,8 @@ import gzip
 import json
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -245,6 +247,18 @@ def test_the_changelog_is_in_the_foot_of_every_page_and_in_no_tab(real_site: Pat
         assert tabs == ["Home", "Reports", "Formats", "Runs", "Guides", "Method", "API"]
 
 
+def test_a_page_says_nothing_of_tickets_and_names_what_made_a_chart_plainly(real_site: Path) -> None:
+    for place in ("", *(f"reports/{name}/" for name in REPORTS)):
+        html = (real_site / place / "index.html").read_text()
+        title = re.search(r"<title>(.*?)</title>", html)
+        assert title
+        assert title[1].partition(" - ")[0] != "AltGrad"
+        assert "ANAL-" not in html.split("<body", 1)[1]
+        makers = re.findall(r'<p class="files">Chart: .*>(\w+)\(\)</a></p>', html)
+        assert makers
+        assert not [name for name in makers if name.startswith("_")]
+
+
 def test_charts_are_inline_in_palette_variables_with_their_data_beside_them(gallery: Path) -> None:
     html = (gallery / "reports/failure_modes/index.html").read_text()
     drawings = re.findall(r"<svg[^>]*role=\"img\".*?</svg>", html, re.DOTALL)
@@ -357,3 +371,55 @@ def test_the_api_reference_has_every_public_name(real_site: Path) -> None:
         html = (real_site / "api" / page / "index.html").read_text()
         for name in names:
             assert re.search(rf'id="altgrad\.[\w.]*\b{name}"', html), (page, name)
+
+
+class Shown(HTMLParser):
+    """The texts of a page, those of charts among them; code, which programs read, apart from them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.inside, self.texts, self.code = 0, list[str](), list[str]()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.inside += tag in ("code", "pre", "script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside -= tag in ("code", "pre", "script", "style")
+
+    def handle_data(self, data: str) -> None:
+        (self.code if self.inside else self.texts).append(data)
+
+
+HYPHEN = re.compile(r"(?<![\w)\]./-])-\d|\d[eE]-\d")
+SIGNED_ZERO = re.compile(r"(?<![\w.])[-−+]0(?:\.0+)?%?(?![\w.,])")
+
+
+def wrong_signs(texts: Iterable[str]) -> set[str]:
+    """Negative numbers with a hyphen, and zeros with a sign that are no code of a format (those have no decimals)."""
+    found = set()
+    for text in texts:
+        found |= {text[max(0, match.start() - 20) :][:50] for match in HYPHEN.finditer(text)}
+        found |= {text for match in SIGNED_ZERO.finditer(text) if "." in match.group()}
+    return found
+
+
+def test_a_wrong_sign_is_found() -> None:
+    wrong = ["by -0.161 nats", "[-0.171, 0.2]", "1e-05", "2^-9", "−0.000", "+0.00", "-1"]
+    assert [text for text in wrong if wrong_signs([text])] == wrong
+    assert not wrong_signs(
+        ["−0.161", "1e−05", "e4m3-adamw-1", "2026-11-30", "8-bit", "−0", "-0.0004".replace("-", "−")]
+    )
+
+
+def test_every_number_of_the_site_has_a_true_minus_and_no_zero_has_a_sign(real_site: Path) -> None:
+    pages = [page for page in real_site.rglob("*.html") if page.relative_to(real_site).parts[0] != "api"]
+    shown = {page.relative_to(real_site).as_posix(): Shown(page.read_text("utf-8")) for page in pages}
+    wrong = {
+        name: found
+        for name, each in shown.items()
+        if (found := wrong_signs(text for text in each.texts if "[Errno -" not in text))
+    }
+    assert not wrong
+    commands = [text for each in shown.values() for text in each.code if re.search(r"[=\s]−\d", text)]
+    assert not [text for text in commands if "make " in text or "python" in text]

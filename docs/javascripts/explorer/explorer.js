@@ -2,6 +2,7 @@
 
 import { decode, encode, magnitude, neighbours, readFormat, ulp } from "./format.js";
 import { drawLine, movedView, usualView, valuesInView } from "./line.js";
+import { minus } from "../figures.js";
 import { numberText, parseNumber, readScale, readState, readable, writeState } from "./state.js";
 
 const ROUNDING_NAMES = {
@@ -12,7 +13,6 @@ const ROUNDING_NAMES = {
   down: "down (toward −∞)",
   stochastic: "stochastic",
 };
-const COLOURS = 8;
 
 /** An element with properties, attributes (with a hyphen, or `role`) and children; text is never markup. */
 export function element(tag, properties = {}, ...children) {
@@ -274,7 +274,7 @@ class Explorer {
     const percent = (chance) => `${Number((100 * chance).toPrecision(3))}%`;
     write(row.rounded, candidates ? candidates.map(([each, chance]) => `${real(decode(row.fmt, each))} (${percent(chance)})`).join(" or ") : real(rounded));
     row.rounded.title = numberText(rounded * scale);
-    write(row.error, candidates || Number.isNaN(error) ? "–" : error === 0 ? "0" : Number.isFinite(error) ? `${error > 0 ? "+" : "−"}${Number(Math.abs(error).toPrecision(3))}` : readable(error));
+    write(row.error, candidates || Number.isNaN(error) ? "–" : error === 0 ? "0" : Number.isFinite(error) ? `${error > 0 ? "+" : "−"}${minus(String(Number(Math.abs(error).toPrecision(3))))}` : readable(error));
     row.error.parentElement.classList.toggle("exact", error === 0);
     write(row.below, real(below));
     write(row.above, real(above));
@@ -306,7 +306,7 @@ class Explorer {
   }
 
   shownRows() {
-    return this.state.on.map((name, index) => ({ fmt: this.named.get(name), rounded: this.found.get(name).rounded * this.factor(), colour: `var(--chart-${(index % COLOURS) + 1})` }));
+    return this.state.on.map((name) => ({ fmt: this.named.get(name), rounded: this.found.get(name).rounded * this.factor(), colour: `var(${this.named.get(name).style[0]})` }));
   }
 
   lineState() {
@@ -336,7 +336,7 @@ class Explorer {
       return [fmt.label, readable(rounded), readable(ulp(fmt, value / scale) * scale), String(count), list || "none"];
     });
     const head = ["Format", "Rounded", "Spacing at the value", "Values in view", "Which"];
-    const ends = axis === "log" ? view.map((end) => `2^${Number(end.toPrecision(4))}`) : view.map(readable);
+    const ends = axis === "log" ? view.map((end) => `2^${minus(String(Number(end.toPrecision(4))))}`) : view.map(readable);
     this.lineData.replaceChildren(
       element("p", { textContent: `In view: ${ends.join(" to ").replace(/-/g, "−")}.` }),
       element("div", { className: "format-table", tabIndex: 0, role: "region", "aria-label": "Values in view" },

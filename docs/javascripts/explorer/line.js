@@ -1,5 +1,6 @@
 // The number line: which values of a format lie where, and a drawing of it. Places run from 0 to 1 across the view.
 
+import { minus } from "../figures.js";
 import { neighbours, valuesWithin } from "./format.js";
 import { readable } from "./state.js";
 
@@ -51,7 +52,7 @@ export function marks(view, axis, most) {
   return Array.from({ length: Math.max(0, Math.min(last - first + 1, 3 * most)) }, (_, k) => {
     const value = (first + k) * step;
     const digits = Math.min(12, Math.max(1, Math.ceil(Math.log10(Math.abs(value || 1) / step)) + 2));
-    const text = axis === "log" ? `2^${value}` : readable(Number(value.toPrecision(digits)));
+    const text = axis === "log" ? `2^${minus(String(value))}` : readable(Number(value.toPrecision(digits)));
     return [(value - view[0]) / width, text.replace("-", "−")];
   });
 }

@@ -2,6 +2,7 @@
 // every shown column side by side. `axisOf`, `front` and `nearest` are pure.
 
 import { element } from "../curves.js";
+import { minus, swatchOf } from "../figures.js";
 import { choice, field } from "./controls.js";
 import { CHARTS, COLUMNS, CORNERS, places, shownColumns } from "./table.js";
 
@@ -40,7 +41,7 @@ export function axisOf(table, column, rows) {
   const at = (value) => (on(value) - on(low)) / (on(high) - on(low));
   const tens = Array.from({ length: 40 }, (_, index) => 10 ** (index - 20));
   const round = log ? (high / low > 1e3 ? tens : tens.flatMap((ten) => [ten, +(3 * ten).toPrecision(2)])).filter((value) => value >= low && value <= high) : ticks(low, high);
-  return { places: numbers.map(at), ticks: round.map((value) => [at(value), String(+value.toPrecision(6)).replace("-", "−")]), log };
+  return { places: numbers.map(at), ticks: round.map((value) => [at(value), minus(String(+value.toPrecision(6)))]), log };
 }
 
 /**
@@ -86,12 +87,20 @@ function paper(canvas, height) {
 const HEIGHT = 380;
 const BOX = { left: 78, right: 110, top: 14, bottom: 46 };
 
+/** Which line is nearest to the height `up` at the place `at` between its axes (1.5: halfway between the second and the third); -1 where none is near. `lines`: a list of heights an axis. */
+export function nearestLine(lines, at, up, reach = REACH / 2) {
+  const [first, part] = [Math.min(Math.floor(at), lines.length - 2), at - Math.min(Math.floor(at), lines.length - 2)];
+  if (first < 0) return -1;
+  const heights = lines[first].map((left, row) => left + part * (lines[first + 1][row] - left));
+  return nearest(heights.map((height) => [0, height]), 0, up, reach);
+}
+
 /**
- * Two columns against each other, a point a row; the rows of the front in a colour of their own, joined and named.
+ * Two columns against each other, a point a row in the colour of its format, a ring where its line has dashes; the rows of the front are joined and named.
  *
- * Returns {points: where each row stands on the canvas, front: its rows, text: what the chart shows, in words}.
+ * Returns {find(x, y): the place of the row that is pointed at or -1, front: its rows, text: what the chart shows, in words}.
  */
-export function drawScatter(canvas, table, rows, x, y, better, name) {
+export function drawScatter(canvas, table, rows, x, y, better, name, styles) {
   const { pen, width, colour } = paper(canvas, HEIGHT);
   const [across, up] = [axisOf(table, x, rows), axisOf(table, y, rows)];
   const inner = [width - BOX.left - BOX.right, HEIGHT - BOX.top - BOX.bottom];
@@ -116,17 +125,18 @@ export function drawScatter(canvas, table, rows, x, y, better, name) {
   pen.rotate(-Math.PI / 2);
   pen.fillText(about(y, up), 0, 0);
   pen.restore();
-  pen.fillStyle = `${colour("--chart-1")}80`;
-  for (const [px, py] of points) {
+  for (const [place, [px, py]] of points.entries()) {
     if (Number.isNaN(px + py)) continue;
+    const [own, dash] = styles[name(rows[place])];
+    pen.fillStyle = pen.strokeStyle = `${colour(own)}b0`;
     pen.beginPath();
     pen.arc(px, py, rows.length > 2000 ? 1.6 : 3, 0, 2 * Math.PI);
-    pen.fill();
+    if (dash.length) pen.stroke();
+    else pen.fill();
   }
   const both = x.number && y.number && x.key !== y.key;
   const best = both ? front(rows.map((row) => [table.columns[x.key][row] ?? NaN, table.columns[y.key][row] ?? NaN]), better) : [];
-  pen.strokeStyle = pen.fillStyle = colour("--chart-2");
-  pen.lineWidth = 1.5;
+  pen.strokeStyle = colour("--md-default-fg-color");
   pen.beginPath();
   best.forEach((place, index) => {
     const [px, py] = points[place];
@@ -139,22 +149,24 @@ export function drawScatter(canvas, table, rows, x, y, better, name) {
   for (const place of best) {
     const [px, py] = points[place];
     pen.beginPath();
+    pen.fillStyle = colour(styles[name(rows[place])][0]);
     pen.arc(px, py, 4, 0, 2 * Math.PI);
     pen.fill();
+    pen.stroke();
     if (Math.abs(py - last[1]) < 14 && px - last[0] < 80) continue;
     pen.fillText(name(rows[place]), px + 8, py - 8);
     last = [px, py];
   }
   const drawn = points.filter(([px, py]) => !Number.isNaN(px + py)).length;
   const told = best.length ? `; ${best.length} of them are on the front, its ${CORNERS[better]} the best` : "";
-  return { points, front: best.map((place) => rows[place]), text: `${y.title} against ${x.title}: ${drawn} of ${rows.length} rows have both${told}` };
+  return { find: (px, py) => nearest(points, px, py), front: best.map((place) => rows[place]), text: `${y.title} against ${x.title}: ${drawn} of ${rows.length} rows have both${told}` };
 }
 
 /** Most lines that are drawn side by side; a picture of more says nothing. */
 const MOST_LINES = 1000;
 
-/** Every column in which the rows differ as an axis, a line a row, coloured by rank in `by`. Returns {points, front: [], text}. */
-export function drawParallel(canvas, table, rows, shown, by) {
+/** Every column in which the rows differ as an axis, a line a row in the style of its format. Returns what drawScatter does. */
+export function drawParallel(canvas, table, rows, shown, styles) {
   const { pen, width, colour } = paper(canvas, HEIGHT);
   const every = Math.ceil(rows.length / MOST_LINES);
   const drawn = rows.filter((_, place) => place % every === 0);
@@ -164,12 +176,10 @@ export function drawParallel(canvas, table, rows, shown, by) {
   const at = (index) => side + (columns.length > 1 ? (index / (columns.length - 1)) * (width - 2 * side) : 0);
   const y = (place) => bottom - place * (bottom - top);
   const room = columns.length > 1 ? at(1) - at(0) - 14 : width;
-  const heat = [2, 3, 4, 5, 6].map((step) => colour(`--heat-${step}`));
-  const values = drawn.map((row) => table.columns[by.key][row]);
-  const known = values.filter((value) => value !== null).sort((a, b) => a - b);
-  const shade = (value) => (value === null ? colour("--chart-muted") : heat[Math.floor((5 * known.indexOf(value)) / known.length)]);
-  drawn.forEach((_, row) => {
-    pen.strokeStyle = `${shade(values[row])}b0`;
+  drawn.forEach((each, row) => {
+    const [own, dash] = styles[table.columns.format[each]];
+    pen.strokeStyle = `${colour(own)}b0`;
+    pen.setLineDash(dash);
     pen.beginPath();
     let open = false;
     axes.forEach(({ places }, index) => {
@@ -180,6 +190,7 @@ export function drawParallel(canvas, table, rows, shown, by) {
     });
     pen.stroke();
   });
+  pen.setLineDash([]);
   columns.forEach(({ title }, index) => {
     pen.fillStyle = colour("--chart-muted");
     pen.fillRect(at(index), top, 1, bottom - top);
@@ -202,7 +213,9 @@ export function drawParallel(canvas, table, rows, shown, by) {
     pen.textBaseline = "alphabetic";
   });
   const some = drawn.length < rows.length ? `${drawn.length} of ${rows.length} rows, evenly chosen` : `${rows.length} rows`;
-  return { points: [], front: [], text: `${some} over ${columns.map(({ title }) => title).join(", ")}, coloured by rank in ${by.title}` };
+  const lines = axes.map(({ places }) => places.map(y));
+  const find = (px, py) => rows.indexOf(drawn[nearestLine(lines, columns.length > 1 ? (px - side) / (at(1) - side) : -1, py)]);
+  return { find, columns, front: [], text: `${some} over ${columns.map(({ title }) => title).join(", ")}` };
 }
 
 /** The controls of the chart and its place: {nodes, draw(rows)}; what is chosen there goes into `state`, which `save` keeps. */
@@ -211,7 +224,8 @@ export function chartPanel(tables, state, save) {
   canvas.setAttribute("role", "img");
   const readout = element("p", { className: "readout" });
   const best = element("p", { className: "small" });
-  const box = element("div", { className: "chart-of-rows" }, element("div", {}, canvas), readout, best);
+  const legend = element("p", { className: "small legend" });
+  const box = element("div", { className: "chart-of-rows" }, element("div", {}, canvas), legend, readout, best);
   const controls = { chart: choice(Object.entries(CHARTS)), x: choice([]), y: choice([]), better: choice(Object.entries(CORNERS)) };
   const [kind, ...fields] = Object.entries({ chart: "Chart", x: "Across", y: "Up", better: "Best corner" }).map(([name, label]) => field(label, controls[name]));
   const table = () => tables[state.rows];
@@ -239,8 +253,10 @@ export function chartPanel(tables, state, save) {
     }
     const told = new Set(["label", "arm", "id", "low", "high", "wandb"]);
     picture = scatter
-      ? drawScatter(canvas, table(), rows, column("x"), column("y"), state.better, (row) => table().columns.format[row])
-      : drawParallel(canvas, table(), rows, shownColumns(state).filter(({ key }) => !told.has(key)), column("y"));
+      ? drawScatter(canvas, table(), rows, column("x"), column("y"), state.better, (row) => table().columns.format[row], tables.styles)
+      : drawParallel(canvas, table(), rows, shownColumns(state).filter(({ key }) => !told.has(key)), tables.styles);
+    const found = new Set(rows.map((row) => table().columns.format[row]));
+    legend.replaceChildren(...[...new Set(tables.arms.columns.format)].filter((format) => found.has(format)).map((format) => element("span", {}, swatchOf(...tables.styles[format]), format)));
     canvas.ariaLabel = readout.textContent = picture.text;
     best.replaceChildren(...picture.front.slice(0, 12).flatMap((row, place) => [place ? ", " : "On the front: ", link(row)]));
   }
@@ -254,9 +270,9 @@ export function chartPanel(tables, state, save) {
     });
   }
   canvas.addEventListener("mousemove", ({ offsetX, offsetY }) => {
-    const place = nearest(picture.points, offsetX, offsetY);
+    const place = picture.find(offsetX, offsetY);
     const told = ({ key, title, write }) => `${title} ${write(table().columns[key][shown[place]])}`;
-    readout.textContent = place < 0 ? picture.text : [name(shown[place]), told(column("x")), told(column("y"))].join(" · ");
+    readout.textContent = place < 0 ? picture.text : [name(shown[place]), ...(picture.columns ?? [column("x"), column("y")]).map(told)].join(" · ");
   });
   new MutationObserver(() => draw()).observe(document.body, { attributeFilter: ["data-md-color-scheme"] });
   new ResizeObserver(() => draw()).observe(box.firstChild);

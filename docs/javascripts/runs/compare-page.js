@@ -1,22 +1,19 @@
 // The Compare page: arms chosen here, in the table of runs or by the address, drawn and put side by side.
 
 import { band, element, gaps, plotCurves } from "../curves.js";
-import { AXES, BANDS, METRICS, MOST, differences, finalLosses, health, interval, paired, readState, shortened, smoothed, writeState } from "./compare.js";
+import { minus, swatchOf } from "../figures.js";
+import { AXES, BANDS, METRICS, MOST, differences, finalLosses, health, interval, lineStyles, paired, readState, shortened, smoothed, writeState } from "./compare.js";
 import { button, choice, field, say, status } from "./controls.js";
 import { decode, near, places } from "./table.js";
 
 const STATISTIC_NAMES = { overflow: "Overflow", underflow: "Underflow", sqnr_db: "SQNR", stall_ratio: "Stall ratio" };
 const unit = (statistic) => (statistic === "sqnr_db" ? " (dB)" : " (%)");
 const OPERAND_NAMES = { weight: "weights", activation: "activations", grad_output: "gradients", update: "" };
-const COLOURS = 8;
-/** How lines of one colour are told apart. */
-const DASHES = [undefined, [8, 3], [2, 3]];
 /** A, B, ... Z, AA, AB, ... */
 const letter = (place) => (place < 26 ? "" : letter(Math.floor(place / 26) - 1)) + String.fromCharCode(65 + (place % 26));
 
-const minus = (text) => text.replace(/^-/, "−");
 const loss = (value) => (Number.isFinite(value) ? value.toFixed(4) : "–");
-const signed = (value) => (Number.isFinite(value) ? minus(`${value > 0 ? "+" : ""}${value.toFixed(4)}`).replace(/^[+−](?=0\.0000$)/, "") : "–");
+const signed = (value) => (Number.isFinite(value) ? minus(`${value > 0 ? "+" : ""}${value.toFixed(4)}`) : "–");
 const percent = (value) => (value === null ? "–" : value > 0 && value < 1e-4 ? "<0.01" : String(+(100 * value).toPrecision(3)));
 const decibel = (value) => (value === null ? "–" : minus(value.toFixed(1)));
 
@@ -130,15 +127,8 @@ function start(root, data) {
     while (parts.length > 1 && parts.join(", ").length > most) parts.pop();
     return parts.join(", ").slice(0, most);
   };
-  const place = (file) => loaded.filter((one) => one !== baseline).indexOf(file);
-  const colour = (file) => (file === baseline ? "--chart-muted" : `--chart-${1 + (place(file) % COLOURS)}`);
-  const dash = (file) => (file === baseline ? [4, 3] : DASHES[Math.floor(place(file) / COLOURS) % DASHES.length]);
-  const swatch = (file) => {
-    const made = element("span", { className: "swatch" });
-    made.style.borderTopStyle = dash(file) ? (dash(file)[0] < 4 ? "dotted" : "dashed") : "solid";
-    made.style.borderColor = `var(${colour(file)})`;
-    return made;
-  };
+  const line = (file) => lineStyles(loaded.map((one) => (one === baseline ? [one.style[0], [4, 3]] : one.style)), data.dashes)[loaded.indexOf(file)];
+  const swatch = (file) => swatchOf(line(file).colour, line(file).dash);
   const headings = () => loaded.map((file) => element("span", { title: file.arm }, element("span", { className: "mark" }, swatch(file), mark(file)), element("br"), ...labels.get(file).split(/(?<=\/)/).flatMap((part) => [part, element("wbr")])));
   const metric = () => state.metric ?? (baseline && loaded.length > 1 ? "gap" : "val_loss");
 
@@ -278,7 +268,7 @@ function start(root, data) {
       const own = key === "gap" ? pairs(file) : file.runs;
       const runs = smoothed(own, key, state.smooth);
       return {
-        label: legend(file), runs, colour: colour(file), dash: dash(file),
+        label: legend(file), runs, ...line(file),
         band: band(runs, settings), ghost: state.smooth > 0 ? band(own, settings) : undefined,
       };
     });

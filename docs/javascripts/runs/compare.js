@@ -5,6 +5,19 @@ export const METRICS = { gap: "difference in validation loss", val_loss: "valida
 export const BANDS = { t: "95% interval of the mean", range: "lowest to highest seed" };
 export const MOST = 60;
 
+/**
+ * How each of several lines is drawn, {colour, dash}, from the styles of their formats ([variable, dashes]): of those that
+ * would be drawn alike, all but the first get other `dashes`.
+ */
+export function lineStyles(styles, dashes) {
+  const taken = new Set();
+  return styles.map(([colour, own]) => {
+    const free = [own, ...dashes].find((each) => !taken.has(`${colour} ${each}`)) ?? own;
+    taken.add(`${colour} ${free}`);
+    return { colour, dash: free.length ? free : undefined };
+  });
+}
+
 /** Exponential moving average of the finite values, started without bias; weight 0 changes nothing, gaps stay gaps. */
 export function smooth(values, weight) {
   let [sum, total] = [0, 0];

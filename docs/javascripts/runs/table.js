@@ -1,7 +1,9 @@
 // The table of runs as pure functions: columns in, rows that match and their order out, and the state as an address.
 
+import { minus } from "../figures.js";
+
 const text = (value) => value ?? "";
-const fixed = (digits) => (value) => (value === null ? "–" : value.toFixed(digits).replace(/^-/, "−"));
+const fixed = (digits) => (value) => (value === null ? "–" : minus(value.toFixed(digits)));
 const whole = (value) => (value === null ? "–" : String(value));
 const rate = (value) => (value === null ? "not stated" : String(+value.toPrecision(6)));
 const percent = (value) => (value === null ? "–" : value === 0 ? "0%" : `${+(100 * value).toPrecision(3)}%`);
@@ -70,7 +72,7 @@ const NO_STATE = { rows: "arms", text: "", ...Object.fromEntries(Object.keys(FIL
 
 const expand = (values) => (Array.isArray(values) ? values : values.codes.map((code) => (code === null ? null : values.words[code])));
 
-/** The two tables of the file that altgrad.reports.compare.table_json writes: {arms, runs}, each {length, columns: {key: values}}. */
+/** The two tables of the file that altgrad.reports.compare.table_json writes: {arms, runs}, each {length, columns: {key: values}}, and the styles of formats. */
 export function decode(data) {
   const columns = (part) => Object.fromEntries(Object.entries(part).map(([key, values]) => [key, expand(values)]));
   const arms = columns(data.arms);
@@ -81,7 +83,7 @@ export function decode(data) {
   }
   runs.id = runs.name.map((name, row) => (runs.hash[row] === null ? name : `${name}-s${runs.seed[row]}-${runs.hash[row]}`));
   const made = (found) => ({ length: found.arm.length, columns: found, orders: new Map(), texts: new Map() });
-  return { arms: made(arms), runs: { ...made(runs), armRow } };
+  return { arms: made(arms), runs: { ...made(runs), armRow }, styles: data.styles };
 }
 
 /** The values of a filter in order, as [what the address says, what a reader sees]. */

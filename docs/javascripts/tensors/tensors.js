@@ -3,6 +3,7 @@
 import { element } from "../explorer/explorer.js";
 import { readFormat } from "../explorer/format.js";
 import { readable } from "../explorer/state.js";
+import { minus } from "../figures.js";
 import { POLICIES, outcome } from "./outcome.js";
 
 const SCALES = { amax: "largest magnitude, a power of two", amax_exact: "largest magnitude, exact", none: "none (scale 1)" };
@@ -45,6 +46,7 @@ async function start(root) {
       "A run records them with ", element("code", { textContent: "telemetry: {codes_every: 1, histograms: [weight, activation, grad_output]}" }), " in its config."));
     return;
   }
+  const labels = new Map(table.formats.map(({ name, label }) => [name, label]));
   const loaded = new Map();
   const names = ["run", "layer", "operand", "step", "scale"];
   const titles = { run: "Run", layer: "Layer", operand: "Tensor", step: "Step", scale: "Scale" };
@@ -77,6 +79,7 @@ async function start(root) {
     notes.replaceChildren(...[...said, ...more, ...pending].map((text) => element("p", { textContent: text })));
     const nonzero = tensor.counts.reduce((sum, [, number]) => sum + number, 0);
     about.textContent = `${(nonzero + tensor.zeros).toLocaleString("en")} elements, ${tensor.zeros.toLocaleString("en")} of them zero, the largest ${readable(tensor.amax)}; `
+      + `trained in ${labels.get(tensor.format) ?? tensor.format} with ${tensor.scaled}; `
       + (tensor.kind === "binades" ? "binades before rounding." : `codes after rounding to ${tensor.format.toUpperCase()}: figures are of a further rounding.`);
     output.replaceChildren(outcomeTable(tensor, choice.scale, formats));
   }
@@ -105,16 +108,16 @@ function outcomeTable(tensor, policy, formats) {
   return element("table", { "aria-label": "What each format makes of the tensor" },
     element("thead", {}, element("tr", {}, ...head.map((text, place) => (text ? element("th", { scope: "col" }, ...(place in PARTS ? [element("span", { className: `part ${PARTS[place]}` })] : []), text) : element("td"))))),
     element("tbody", {}, ...rows.map(([fmt, found]) => element("tr", {},
-      element("th", { scope: "row", textContent: fmt.label.replaceAll("_", " ") + (fmt.name === tensor.format ? " (as trained)" : "") }),
+      element("th", { scope: "row" }, fmt.label.replaceAll("_", " "), ...(fmt.name === tensor.format ? [" ", element("span", { className: "trained", textContent: `(${tensor.policy === policy ? "as trained" : "trained with another scale"})` })] : [])),
       ...[percent(found.kept), bounded(found.flushed, found.flushed_bounds), bounded(found.clipped, found.clipped_bounds),
-        found.sqnr_db === null ? "nothing lost" : `${found.sqnr_db.toFixed(1).replace("-", "−")} dB${fmt.name === tensor.format && tensor.kind === "binades" && tensor.recorded.sqnr_db !== undefined ? ` (recorded: ${tensor.recorded.sqnr_db.toFixed(1)})` : ""}`,
+        found.sqnr_db === null ? "nothing lost" : `${minus(found.sqnr_db.toFixed(1))} dB${fmt.name === tensor.format && tensor.kind === "binades" && tensor.recorded.sqnr_db !== undefined ? ` (recorded${tensor.policy === policy ? "" : ", with the scale of training"}: ${minus(tensor.recorded.sqnr_db.toFixed(1))})` : ""}`,
         scaleText(found.scale)].map((text) => element("td", { textContent: text })),
       element("td", {}, bar(found))))));
 }
 
 function scaleText(scale) {
   const power = Math.log2(scale);
-  return Number.isInteger(power) && scale !== 1 ? `2^${power}`.replace("-", "−") : readable(scale);
+  return Number.isInteger(power) && scale !== 1 ? `2^${minus(String(power))}` : readable(scale);
 }
 
 const root = globalThis.document?.getElementById("tensor-view");

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { apart, band, gaps } from "../../../docs/javascripts/curves.js";
-import { MOST, differences, finalLosses, health, interval, paired, readState, shortened, smooth, smoothed, writeState } from "../../../docs/javascripts/runs/compare.js";
+import { MOST, differences, finalLosses, health, interval, lineStyles, paired, readState, shortened, smooth, smoothed, writeState } from "../../../docs/javascripts/runs/compare.js";
 
 const T = [null, 12.706204736174694, 4.302652729749462, 3.182446305283708];
 const arm = (losses, more = {}) => ({
@@ -132,4 +132,13 @@ test("what is broken in an address is left out and named", () => {
   for (const weight of ["1", "-0.1", "1e400", "", "0x"]) assert.equal(readState(`?smooth=${weight}`, known).state.smooth, 0);
   const many = new Map(Array.from({ length: MOST + 5 }, (_, index) => [`arm-${index}`, index]));
   assert.equal(readState(`?arms=${[...many.keys()].join(",")}`, many).state.arms.length, MOST);
+});
+
+test("a line has the style of its format, and another dash only where it would be drawn like one before", () => {
+  const dashes = [[], [8, 3], [2, 3]];
+  const styles = lineStyles([["--chart-5", []], ["--chart-muted", [4, 3]], ["--chart-5", []], ["--chart-6", []], ["--chart-5", []]], dashes);
+  assert.deepEqual(styles, [
+    { colour: "--chart-5", dash: undefined }, { colour: "--chart-muted", dash: [4, 3] }, { colour: "--chart-5", dash: [8, 3] },
+    { colour: "--chart-6", dash: undefined }, { colour: "--chart-5", dash: [2, 3] },
+  ]);
 });

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { decades } from "../../../docs/javascripts/curves.js";
+import { minus } from "../../../docs/javascripts/figures.js";
 import { worstOf, worstWords, write } from "../../../docs/javascripts/layers.js";
 
 test("values are written as on the other pages, with a true minus and a dash for none", () => {
@@ -31,4 +32,9 @@ test("the worst layers of a heat map are told with their values, and how many ar
 test("a logarithmic axis has round values, more where it is short", () => {
   assert.deepEqual(decades(0.05, 200), [0.1, 1, 10, 100]);
   assert.deepEqual(decades(0.3, 3).map((value) => +value.toPrecision(3)), [0.5, 1, 2]);
+});
+
+test("a negative number has a true minus, and what is shown as zero no sign", () => {
+  const shown = { "-0.161": "−0.161", "-0.000": "0.000", "+0.0000": "0.0000", "+0.010": "+0.010", "-0%": "0%", "-0.0 dB": "0.0 dB", "-1e-7": "−1e−7", 0: "0" };
+  for (const [text, read] of Object.entries(shown)) assert.equal(minus(text), read);
 });

@@ -1,7 +1,7 @@
 // The table of runs: what is found, in which order, as which address and file.
 import assert from "node:assert/strict";
 import test from "node:test";
-import { axisOf, front, nearest } from "../../../docs/javascripts/runs/chart.js";
+import { axisOf, front, nearest, nearestLine } from "../../../docs/javascripts/runs/chart.js";
 import { COLUMNS, choices, decode, near, order, parse, places, readState, select, shownColumns, slug, toCsv, writeState } from "../../../docs/javascripts/runs/table.js";
 
 const HOSTILE = '<img src=x onerror="alert(1)">, "=1+1"';
@@ -210,4 +210,14 @@ test("an axis is linear, logarithmic over a wide range, or the words in their or
 test("the nearest point is the one that is meant, and none where all are far", () => {
   assert.equal(nearest([[0, 0], [10, 10], [NaN, NaN]], 8, 8), 1);
   assert.equal(nearest([[0, 0]], 100, 0), -1);
+});
+
+test("of lines over several axes the one that passes the pointer is meant, between two axes by its height there", () => {
+  const heights = [[0, 100, NaN], [100, 0, 50], [100, 0, 50]];
+  assert.equal(nearestLine(heights, 0.1, 11), 0);
+  assert.equal(nearestLine(heights, 0.1, 89), 1);
+  assert.equal(nearestLine(heights, 1.5, 51), 2);
+  assert.equal(nearestLine(heights, 2, 99), 0);
+  assert.equal(nearestLine(heights, 1.5, 25), -1);
+  assert.equal(nearestLine([[5]], -1, 5), -1);
 });
