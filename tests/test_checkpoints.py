@@ -179,6 +179,15 @@ def test_a_run_killed_in_the_middle_of_a_step_goes_on_from_its_last_checkpoint(
     assert {"kind": "resumed", "step": (step - 1) // 4 * 4} in read_run(folder).run["events"]
 
 
+def test_a_run_s_histories_count_steps_and_not_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {**E4M3, "scaling": {"kind": "delayed", "history": 8}, "accumulate": 2}
+    folder = interrupted(tmp_path, monkeypatch, 3, **given)
+    state = checkpoint.Checkpoints(folder, config(**given), text().fingerprint["sha256"]).newest(print)
+    histories = {key: history for key, history in state["model"].items() if ".delayed." in key}
+    assert len(histories) == 3 * 5 + 1
+    assert all(int(torch.count_nonzero(history)) == 3 for history in histories.values())
+
+
 def test_a_checkpoint_with_the_delayed_scales_beside_the_model_is_still_gone_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
