@@ -118,9 +118,13 @@ class ScaleRule(_Section):
     Attributes:
         granularity: of kind "amax": one scale a "tensor", a "row", a "block" of `block` elements, or a square of
             `block` x `block` ("block_2d"). Block formats have their own blocks ("tensor"), or squares as wide.
-        kind: "amax" (current), "delayed" (largest amax of the last `history` readings), "static" (`value`), "none"
+        kind: "amax" (current), "delayed" (from the amax of the last `history` steps), "static" (`value`), "none"
             (scale 1), or a block format's rule: "mx" (blocks of 32, floor), "mx_rceil", "nvfp4" (blocks of 16).
         power_of_two: round the scale up to a power of two.
+        quotient: of a scale that is no power of two, amax / max to the "nearest" float32, where the largest element
+            may exceed the format's largest value by a rounding, or "up", where none does.
+        algorithm, margin: of kind "delayed": the "max" of the history or the "most_recent" amax, and a scale
+            2**margin larger (Transformer Engine's `amax_compute_algo` and `margin`).
         axis: where rows and blocks lie: along the "last" dimension for both products that read the operand, or along
             the dimension that the product sums over, its "contraction": inputs for output, outputs for grad_input,
             rows (batch x time) for grad_weight. Blocks at the end of a dimension are short.
@@ -130,7 +134,10 @@ class ScaleRule(_Section):
     kind: Literal["amax", "delayed", "static", "none", "mx", "mx_rceil", "nvfp4"] = "amax"
     power_of_two: bool = True
     block: int = _later(32, ge=1)
+    quotient: Literal["nearest", "up"] = _later("nearest")
     history: int = _later(16, ge=1, le=4096)
+    algorithm: Literal["max", "most_recent"] = _later("max")
+    margin: int = _later(0, ge=0, le=127)
     value: float | None = _later(None, ge=FP32.quantum, le=FP32.max)
     axis: Literal["last", "contraction"] = _later("last")
 
@@ -141,6 +148,12 @@ class ScaleRule(_Section):
         blocks = self.kind in ("mx", "mx_rceil", "nvfp4")
         if self.kind != "amax" and self.granularity != "tensor" and not (blocks and self.granularity == "block_2d"):
             raise ValueError(f"scaling.granularity {self.granularity!r} belongs to kind 'amax', not to {self.kind!r}")
+        for key, default in (("algorithm", "max"), ("margin", 0)):
+            if self.kind != "delayed" and (given := getattr(self, key)) != default:
+                raise ValueError(f"scaling.{key} {given!r} belongs to kind 'delayed', not to {self.kind!r}")
+        if self.quotient == "up" and (self.power_of_two or self.kind not in ("amax", "delayed")):
+            rounded = "scaling.quotient 'up' belongs to a scale of kind 'amax' or 'delayed' with power_of_two false"
+            raise ValueError(f"{rounded}; a power of two is rounded up already")
         if self.axis == "contraction" and (self.granularity == "block_2d" or not self.several):
             what = "square blocks lie along no axis" if self.several else "one scale a tensor lies along no axis"
             raise ValueError(f"scaling.axis 'contraction' is for rows and blocks, and {what}; leave it out")

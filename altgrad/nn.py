@@ -8,6 +8,8 @@ A linear layer is three matrix products, and each reads two of three operands:
 
 `QuantizedLinear` rounds each operand once, onto its own format with its own scale and rounding, and multiplies the
 rounded values in float32: the products are exact and accumulation is float32, as tensor cores do it ("simulated").
+So it is under autocast too: there the operands are rounded and multiplied in float32, because bfloat16 would move a
+value that has a scale that is no power of two off its grid, and the output has the dtype that autocast asks for.
 E4M3 and E5M2 can also be multiplied by the hardware's own FP8 instruction ("native"). Weights stay float32 masters
 behind the straight-through estimator, or live on the grid (`altgrad.optim`). Biases, attention scores, norms and
 residuals are not quantized.
@@ -238,16 +240,17 @@ class Clock:
     """What the draws of stochastic rounding depend on beside layer and operand: the run's seed, and the moment.
 
     The loop sets `step` and `part` (the batch within a step; -1 for evaluation), so that draws do not depend on how
-    often anything else was computed.
+    often anything else was computed, and delayed scales count steps. While `step` is None nobody counts: every forward
+    pass of a layer is a step of its own.
     """
 
     seed: int = 0
-    step: int = 0
+    step: int | None = None
     part: int = 0
 
     def seed_of(self, layer: str, operand: str) -> int:
         """A 64-bit seed for one tensor at this moment."""
-        text = f"{self.seed}/{self.step}/{self.part}/{layer}/{operand}"
+        text = f"{self.seed}/{self.step or 0}/{self.part}/{layer}/{operand}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
@@ -261,7 +264,13 @@ class _Quantizer:
     observer: Observer | None = None
     grid_scale: Tensor | None = None
     """The scale of a weight that lives on the grid; the products read such a weight as it is."""
-    delayed: dict[str, DelayedScale]
+    delayed: Any
+    """The `DelayedScale` of each operand that has one: an nn.ModuleDict, so that histories are in `state_dict`; else
+    an empty dict, so that a layer without them has no more modules than it had."""
+    passes: int = 0
+    """Forward passes so far, which are the steps of delayed scales while nobody counts them."""
+    recording: bool = True
+    """Whether the forward pass under way has gradients enabled, which inside an autograd.Function nobody can see."""
     rotations: dict[int, Tensor]
     """The matrices of `Policy.hadamard` by size."""
     weight: Tensor
@@ -354,8 +363,6 @@ class _Quantizer:
         """The scale of `x` (a Tensor, or None for 1), and the elements of a block that has one of its own, or 0.
 
         Of blocks that do not lie along the last dimension it is their rows and columns.
-
-        In training a delayed scale takes the amax of `x` into its history.
         """
         spec = self.policy.operand(name)
         scaling, fmt = spec.scaling, spec.format
@@ -371,17 +378,36 @@ class _Quantizer:
         if scaling.kind == "static":
             return torch.full((), scaling.value, dtype=torch.float32, device=x.device), 0
         if scaling.kind == "delayed":
-            evaluation = self.clock.part < 0 or not self.training  # which leaves no trace in the history
-            delayed = self.delayed[_key(name)]
-            return delayed.scale(x) if evaluation else delayed.update(x), 0
+            return self._delayed_scale(x, name), 0
         if scaling.kind in ("mx", "mx_rceil"):
             return mx_scale(x, fmt, rule="floor" if scaling.kind == "mx" else "rceil"), MX_BLOCK
         if scaling.kind == "nvfp4":
             inner, outer = nvfp4_scales(x)
             return inner * outer, NVFP4_BLOCK
         granularity, block = scaling.granularity, scaling.block
-        scale = amax_scale(x, fmt, granularity=granularity, block=block, power_of_two=scaling.power_of_two)
-        return scale, block if granularity == "block" else 0
+        how: dict[str, Any] = {"power_of_two": scaling.power_of_two, "quotient": scaling.quotient}
+        return amax_scale(x, fmt, granularity=granularity, block=block, **how), block if granularity == "block" else 0
+
+    def _delayed_scale(self, x: Tensor, name: str) -> Tensor:
+        """As Transformer Engine: training with gradients enabled takes the amax of `x` into the history."""
+        delayed, moment = self.delayed[_key(name)], self.clock.step
+        if self.clock.part < 0 or not self.training:
+            return delayed.scale(x)  # type: ignore[no-any-return]
+        if operand_of(name) == "grad_output":
+            return delayed.update(x, moment)  # type: ignore[no-any-return]
+        moment = -self.passes if moment is None else moment
+        return delayed.update(x, moment) if self.recording else delayed.scale(x, moment)  # type: ignore[no-any-return]
+
+    def _begin(self) -> None:
+        """What delayed scales have to know of a forward pass.
+
+        One that runs inside a backward pass is the recomputation of activation checkpointing. It belongs to the same
+        step, so that it reads the scale of the first pass, and records what that one has recorded, or, after a first
+        pass without gradients (reentrant checkpointing), what it has not.
+        """
+        if self.delayed:
+            self.recording = torch.is_grad_enabled()
+            self.passes += torch.compiler.is_compiling() or torch._C._current_graph_task_id() < 0
 
     @contextmanager
     def _without_trace(self) -> Iterator[None]:
@@ -429,7 +455,7 @@ def _scale_of_amax(largest: Tensor, scaling: ScaleRule, fmt: FloatFormat) -> Ten
         inner, outer = nvfp4_scales_of_amax(largest)
         return inner * outer
     if scaling.kind == "amax":
-        return scale_of_amax(largest, fmt, power_of_two=scaling.power_of_two)
+        return scale_of_amax(largest, fmt, power_of_two=scaling.power_of_two, quotient=scaling.quotient)
     return mx_scale_of_amax(largest, fmt, rule="floor" if scaling.kind == "mx" else "rceil")
 
 
@@ -512,7 +538,10 @@ class _Rounded(torch.autograd.Function):
 
 
 class _RoundedGradient(torch.autograd.Function):
-    """The identity, whose gradient is rounded: grad_output as both backward products read it."""
+    """The identity, whose gradient is rounded: grad_output as both backward products read it.
+
+    A gradient of that gradient passes straight through the rounding, as it does through that of the other operands.
+    """
 
     @staticmethod
     def forward(ctx, y, quantizer):  # type: ignore[no-untyped-def]
@@ -521,7 +550,7 @@ class _RoundedGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return ctx.quantizer.operand(grad, "grad_output"), None
+        return _Rounded.apply(grad, ctx.quantizer, "grad_output"), None
 
 
 class _NativeProducts(torch.autograd.Function):
@@ -536,6 +565,7 @@ class _NativeProducts(torch.autograd.Function):
         return _native_product(x8_NI, x_scale, weight8_OI.t(), weight_scale, x_NI.dtype)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx, grad_NO):  # type: ignore[no-untyped-def]
         x8_NI, x_scale, weight8_OI, weight_scale = ctx.saved_tensors
         grad8_NO, grad_scale = _native_operand(ctx.quantizer, grad_NO.contiguous(), "grad_output")
@@ -565,6 +595,9 @@ class QuantizedLinear(_Quantizer, nn.Linear):
     """`nn.Linear` whose three matrix products read quantized operands.
 
     Input [..., I], output [..., O], float32. With every operand FP32 its numbers are those of `nn.Linear`, bit by bit.
+    Under autocast the output has the dtype that `nn.Linear` has there; the products read operands that are rounded from
+    float32 and multiply them in float32, those of a backward pass too where it is called outside of autocast, as torch
+    asks. Second-order gradients take every rounding for the identity; native products have none, which is an error.
 
     Raises (on use):
         ValueError: native compute where a size is no multiple of 16, or a scale is not one number a tensor.
@@ -572,33 +605,47 @@ class QuantizedLinear(_Quantizer, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., I] times the transposed weight, plus the bias: [..., O]."""
+        self._begin()
+        device = x.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if not autocast or not self._rounds():
+            return self._output(x, self.weight, self.bias)
+        with torch.autocast(device, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            y = self._output(x.float(), self.weight.float(), bias)
+        return y.to(torch.get_autocast_dtype(device))
+
+    def _rounds(self) -> bool:
+        return any(self.policy.operand(name).format is not FP32 for name in self.policy.casts_made)
+
+    def _output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         policy, observed = self.policy, self.observer is not None
         y: Tensor
         if policy.compute == "native" and policy is not UNQUANTIZED:
-            return self._native(x)
+            return self._native(x, weight, bias)
         if policy.apart:
-            y_NO = _Products.apply(_matrix(x), self.weight, self, torch.is_grad_enabled())
+            y_NO = _Products.apply(_matrix(x), weight, self, torch.is_grad_enabled())
             y = y_NO.view(*x.shape[:-1], self.out_features)
-            return y if self.bias is None else y + self.bias
-        weight = self.weight
+            return y if bias is None else y + bias
         if observed or policy.activation.format is not FP32:  # type: ignore[union-attr]
             x = _Rounded.apply(x, self, "activation")
         if observed or policy.weight.format is not FP32:  # type: ignore[union-attr]
             weight = _Rounded.apply(weight, self, "weight")
-        if not observed and policy.grad_output.format is FP32:  # type: ignore[union-attr]
-            return nn.functional.linear(x, weight, self.bias)
+        if policy.grad_output.format is FP32:  # type: ignore[union-attr]
+            y = nn.functional.linear(x, weight, bias)
+            return _RoundedGradient.apply(y, self) if observed else y  # type: ignore[no-any-return]
         y = _RoundedGradient.apply(nn.functional.linear(x, weight), self)
-        return y if self.bias is None else y + self.bias
+        return y if bias is None else y + bias
 
-    def _native(self, x: Tensor) -> Tensor:
+    def _native(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         sizes = (rows.shape[0], self.in_features, self.out_features)
         if any(size % 16 for size in sizes):
             need = f"native FP8 products need rows, inputs and outputs in multiples of 16, not {sizes}"
             raise ValueError(f"layer {self.layer}: {need}; use compute 'simulated'")
-        y: Tensor = _NativeProducts.apply(rows, self.weight, self)
+        y: Tensor = _NativeProducts.apply(rows, weight, self)
         y = y.view(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y + self.bias
+        return y if bias is None else y + bias
 
 
 class QuantizedEmbedding(_Quantizer, nn.Embedding):
@@ -606,6 +653,7 @@ class QuantizedEmbedding(_Quantizer, nn.Embedding):
 
     def forward(self, token: Tensor) -> Tensor:
         """Rows of the rounded table: [...] to [..., D]."""
+        self._begin()
         if self.max_norm is not None:
             torch.embedding_renorm_(self.weight.detach(), token.contiguous(), self.max_norm, self.norm_type)
         table: Tensor = _Rounded.apply(self.weight, self, "weight")
@@ -663,11 +711,7 @@ def quantize_model(model: nn.Module, policy: Policy | Mapping[str, Policy], *, s
         assert isinstance(module, QuantizedLayer)
         module.layer, module.layer_type, module.clock = name, kind or "other", clock
         module.policy = chosen if chosen is not None and covered else UNQUANTIZED
-        module.delayed = {
-            _key(name): DelayedScale(spec.format, length=spec.scaling.history, power_of_two=spec.scaling.power_of_two)
-            for name in module.policy.casts_made
-            if (spec := module.policy.operand(name)).scaling.kind == "delayed" and spec.format is not FP32
-        }
+        _delay(module)
         module.rotations = {size: hadamard(size, seed) for size in {*module.policy.hadamard.values()}}
         found += 1
     if not found:
@@ -676,12 +720,45 @@ def quantize_model(model: nn.Module, policy: Policy | Mapping[str, Policy], *, s
     return model
 
 
+def _delay(layer: QuantizedLayer) -> None:
+    """Give the layer the delayed scales of its policy, without a history, where the weight is."""
+    layer._modules.pop("delayed", None)
+    read = ("weight",) if isinstance(layer, nn.Embedding) else layer.policy.casts_made
+    rules = {name: spec for name in read if (spec := layer.policy.operand(name)).scaling.kind == "delayed"}
+    scales = {
+        _key(name): DelayedScale(
+            spec.format,
+            length=spec.scaling.history,
+            margin=spec.scaling.margin,
+            algorithm=spec.scaling.algorithm,
+            power_of_two=spec.scaling.power_of_two,
+            quotient=spec.scaling.quotient,
+        )
+        for name, spec in rules.items()
+        if spec.format is not FP32
+    }
+    layer.delayed = nn.ModuleDict(scales).to(layer.weight.device) if scales else {}
+
+
 def dequantize_model(model: nn.Module) -> nn.Module:
     """Undo `quantize_model`, in place: plain layers with the same parameters, whose values stay as they are."""
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
             module.__class__ = nn.Linear if isinstance(module, nn.Linear) else nn.Embedding
-            for name in ("layer", "layer_type", "policy", "clock", "observer", "grid_scale", "delayed", "rotations"):
+            module._modules.pop("delayed", None)
+            own = (
+                "layer",
+                "layer_type",
+                "policy",
+                "clock",
+                "observer",
+                "grid_scale",
+                "delayed",
+                "passes",
+                "recording",
+                "rotations",
+            )
+            for name in own:
                 module.__dict__.pop(name, None)
     return model
 

@@ -440,6 +440,7 @@ def _scale(rule: ScaleRule) -> tuple[str, str]:
 def _kind_of_scale(rule: ScaleRule) -> tuple[str, str]:
     """A scale as a key and in words; empty for the default."""
     exact = "" if rule.power_of_two else "exact "
+    up = ", rounded up" if rule.quotient == "up" else ""
     if rule.kind == "amax":
         where = {
             "tensor": ("", ""),
@@ -448,9 +449,12 @@ def _kind_of_scale(rule: ScaleRule) -> tuple[str, str]:
             "block_2d": (f" {rule.block}x{rule.block}", f" per square of {rule.block} x {rule.block}"),
         }
         key, label = where[rule.granularity]
-        return (f"{exact}amax{key}", f"{exact}amax scale{label}") if exact or key else ("", "")
+        return (f"{exact}amax{key}{up}", f"{exact}amax scale{label}{up}") if exact or key else ("", "")
     if rule.kind == "delayed":
-        return f"{exact}delayed {rule.history}", f"{exact}delayed scale over {rule.history} steps"
+        recent = ", most recent" if rule.algorithm == "most_recent" else ""
+        margin = f", margin {rule.margin}" if rule.margin else ""
+        how = f"{recent}{margin}{up}"
+        return f"{exact}delayed {rule.history}{how}", f"{exact}delayed scale over {rule.history} steps{how}"
     if rule.value is not None:
         return f"static {rule.value:g}", f"fixed scale {rule.value:g}"
     names = {
