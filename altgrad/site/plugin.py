@@ -56,7 +56,7 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
             if not (self.serving and self.imported):
                 raise
             problem = traceback.format_exc()
-            sys.modules.update(forgotten)
+            _restore(forgotten)
             from altgrad.site.build import begin
         begin(config, serving=self.serving, dated=DATED, problem=problem, memory=self.memory)
 
@@ -153,7 +153,20 @@ def _forget(moment: float) -> dict[str, Any]:
         from altgrad.imports import users_of
 
         found = users_of(found, known)
+    for name in found:
+        package, _, own = name.rpartition(".")
+        if package in known and getattr(known[package], own, None) is known[name]:
+            delattr(known[package], own)  # there `from package import module` would find it
     return {name: sys.modules.pop(name) for name in found}
+
+
+def _restore(forgotten: dict[str, Any]) -> None:
+    """Have forgotten modules again, where Python looks for them and in their packages."""
+    sys.modules.update(forgotten)
+    for name, module in forgotten.items():
+        package, _, own = name.rpartition(".")
+        if package in sys.modules:
+            setattr(sys.modules[package], own, module)
 
 
 def _is_newer(path: Path, moment: float) -> bool:

@@ -1,0 +1,55 @@
+"""What code a page depends on: every way to import counts, and an edit is in the next build of a process."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+Library = Callable[[dict[str, str], str], str]
+pytest.importorskip("mkdocs")
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    """Runs code with a library of a few modules, of which the real ones are what forgets; gives what it prints."""
+    for name in ("imports.py", "site/plugin.py"):
+        (tmp_path / "altgrad" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "altgrad" / name, tmp_path / "altgrad" / name)
+    for package in ("altgrad", "altgrad/site"):
+        (tmp_path / package / "__init__.py").touch()
+
+    def run(modules: dict[str, str], code: str) -> str:
+        for name, text in {"__init__": "", **modules}.items():
+            path = tmp_path / f"altgrad/room/{name}.py"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        head = "import sys, time\nfrom pathlib import Path\nROOM = Path('altgrad/room')\n"
+        head += "from altgrad.site.plugin import _forget, _restore\n"
+        command = [sys.executable, "-B", "-c", head + code]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run
+
+
+EDIT = """
+from altgrad.room.user import shown
+now = time.time()
+{edit}
+forgotten = _forget(now)
+"""
+
+
+def test_an_edited_module_is_read_again_where_its_package_does_not_use_it(library: Library) -> None:
+    modules = {"leaf": "value = 1\n", "user": "from altgrad.room import leaf\nshown = leaf.value\n"}
+    code = EDIT.format(edit="(ROOM / 'leaf.py').write_text('value = 22\\n')")
+    assert library(modules, code + "from altgrad.room.user import shown\nprint(shown)") == "22"
+    code += "_restore(forgotten)\nfrom altgrad.room import leaf\nprint(leaf.value, leaf is sys.modules[leaf.__name__])"
+    assert library(modules, code) == "1 True"
