@@ -82,8 +82,8 @@ def used_by(modules: Iterable[str]) -> set[str]:
 def users_of(changed: Collection[str], among: Iterable[str]) -> set[str]:
     """Of some modules those that have changed, and all that import one of these directly or not."""
     files = _files()
-    found = {name for name in among if name in changed}
-    users = {name: _imports(name, files) for name in among if name in files}
+    found, known = {name for name in among if name in changed}, {*files, *changed}  # some of which may be gone
+    users = {name: _imports(name, files, known) for name in among if name in files}
     while more := {name for name, used in users.items() if name not in found and used & found}:
         found |= more
     return found
@@ -108,9 +108,9 @@ def _module(name: str, files: Collection[str]) -> str:
     return name
 
 
-def _imports(name: str, files: dict[str, Path]) -> set[str]:
+def _imports(name: str, files: dict[str, Path], known: Collection[str] = ()) -> set[str]:
     """The modules of the library that a module imports: a package where it is no module of the package."""
-    return {_module(each, files) for each in _parsed(files[name], *_state(files[name]))}
+    return {_module(each, known or files) for each in _parsed(files[name], *_state(files[name]))}
 
 
 def _state(path: Path) -> tuple[int, int]:

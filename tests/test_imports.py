@@ -53,3 +53,9 @@ def test_an_edited_module_is_read_again_where_its_package_does_not_use_it(librar
     assert library(modules, code + "from altgrad.room.user import shown\nprint(shown)") == "22"
     code += "_restore(forgotten)\nfrom altgrad.room import leaf\nprint(leaf.value, leaf is sys.modules[leaf.__name__])"
     assert library(modules, code) == "1 True"
+
+
+def test_what_uses_a_module_that_is_gone_is_read_again_and_says_so(library: Library) -> None:
+    modules = {"leaf": "value = 1\n", "user": "from altgrad.room import leaf\nshown = leaf.value\n"}
+    code = EDIT.format(edit="(ROOM / 'leaf.py').unlink()") + "try:\n    import altgrad.room.user\n"
+    assert "leaf" in library(modules, code + "except ImportError as error:\n    print(error)")
