@@ -19,9 +19,9 @@ _BOTH = ("formats", "config")
 RUN_ROOMS = (*_BOTH, "rounding", "scaling", "nn", "models", "optim", "telemetry", "training")
 """The rooms that decide a run's numbers; all others and `_BOTH` decide a page about runs (`code_fingerprint`)."""
 _IMPORT = re.compile(
-    r"^[ \t]*(?:from[ \t]+(altgrad[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n]+)|import[ \t]+(altgrad[\w.]*))",
-    re.MULTILINE,
+    r"(?:^|[;:])[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import\b[ \t]*(\([^)]*\)|[^\n;]+)|import[ \t]+([^\n;]+))", re.MULTILINE
 )
+_PASSED_OVER = re.compile(r"#[^\n]*|\\\n")
 _NAMED = re.compile(r"\baltgrad(?:\.\w+)+")
 _ANY = re.compile(r"\b(?:import_module|__import__|subprocess|system|import altgrad$|from altgrad import)", re.MULTILINE)
 
@@ -36,7 +36,7 @@ def code_fingerprint(of: str = "any") -> str:
             spaces between: they and all that they use.
     """
     files = _files()
-    if names := [name for name in of.split() if name.startswith("altgrad")]:
+    if names := [name for name in of.split() if _is_ours(name)]:
         return _digest(files, files if "any" in of.split() else used_by(names))
     room = {name: f"{name}.".split(".")[1] for name in files}
     of_run = {name for name in files if room[name] in RUN_ROOMS}
@@ -110,7 +110,9 @@ def _module(name: str, files: Collection[str]) -> str:
 
 def _imports(name: str, files: dict[str, Path], known: Collection[str] = ()) -> set[str]:
     """The modules of the library that a module imports: a package where it is no module of the package."""
-    return {_module(each, known or files) for each in _parsed(files[name], *_state(files[name]))}
+    path = files[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    return {_module(each, known or files) for each in _parsed(package, path, *_state(path))}
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -119,13 +121,20 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=1024)
-def _parsed(path: Path, modified: int, size: int) -> set[str]:
-    """Every name that a file imports from the library, dotted."""
+def _parsed(package: str, path: Path, modified: int, size: int) -> set[str]:
+    """Every name that a file of a package imports from the library, dotted."""
     found = set[str]()
-    for package, names, module in _IMPORT.findall(path.read_text("utf-8")):
-        found |= {f"{package}.{name.split()[0]}" for name in names.strip("()").split(",") if name.split()}
-        found |= {module} - {""}
-    return found
+    for base, names, modules in _IMPORT.findall(_PASSED_OVER.sub("", path.read_text("utf-8"))):
+        if up := len(base) - len(base.lstrip(".")):
+            above = package.split(".")
+            base = ".".join([*above[: len(above) - up + 1], *filter(None, [base[up:]])])
+        found |= {f"{base}.{name.split()[0]}" for name in names.strip("()").split(",") if name.split()}
+        found |= {name.split()[0] for name in modules.split(",") if name.split()}
+    return {name for name in found if _is_ours(name)}
+
+
+def _is_ours(name: str) -> bool:
+    return name.split(".")[0] == "altgrad"
 
 
 def _packages(name: str) -> Iterator[str]:

@@ -59,3 +59,32 @@ def test_what_uses_a_module_that_is_gone_is_read_again_and_says_so(library: Libr
     modules = {"leaf": "value = 1\n", "user": "from altgrad.room import leaf\nshown = leaf.value\n"}
     code = EDIT.format(edit="(ROOM / 'leaf.py').unlink()") + "try:\n    import altgrad.room.user\n"
     assert "leaf" in library(modules, code + "except ImportError as error:\n    print(error)")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import altgrad.room.leaf as other",
+        "import os, altgrad.room.leaf",
+        "import altgrad.room, altgrad.room.leaf",
+        "from altgrad.room import leaf",
+        "from altgrad.room import (\n    other,  # why (so)\n    leaf,\n)",
+        "from altgrad.room import(other, leaf as it,)",
+        "from altgrad.room import other, \\\n    leaf",
+        "from altgrad.room \\\n    import leaf",
+        "from altgrad.room.leaf import *",
+        "from . import leaf",
+        "from .leaf import value",
+        "from ..room import leaf",
+        "if TYPE_CHECKING:\n    from altgrad.room import leaf",
+        "try: import altgrad.room.leaf\nexcept ImportError: pass",
+        "import os; from altgrad.room import leaf",
+        "def f():\n\tfrom\taltgrad.room\timport\tleaf\n",
+        '"""Text\nfrom ..... import anything.\n"""\nimport altgrad.room.leaf',
+    ],
+)
+def test_every_way_to_import_counts(library: Library, text: str) -> None:
+    code = "from altgrad.imports import used_by\nprint(*sorted(used_by(['altgrad.room.user'])))"
+    found = library({"user": text, "leaf": "import altgrad_other.x", "other": ""}, code).split()
+    assert {"altgrad", "altgrad.room", "altgrad.room.user", "altgrad.room.leaf"} <= {*found}
+    assert not [name for name in found if name.startswith("altgrad_")]
