@@ -31,7 +31,7 @@ from urllib.parse import quote
 
 import altgrad
 from altgrad.config import UsageError
-from altgrad.imports import code_fingerprint, face_fingerprint
+from altgrad.imports import look
 from altgrad.runs.schema import digest
 from altgrad.site.cache import (
     Cache,
@@ -391,8 +391,7 @@ def begin(
         problem: why the library cannot be imported as it is now, where this is the one before.
         memory: while serving, what the build before this one had from the cache.
     """
-    face_fingerprint.cache_clear()
-    code_fingerprint.cache_clear()  # while serving, this module may be older than an edit of others
+    look()  # what a page is made with is no newer than what its key says, whenever somebody saves a file
     page = os.environ.get("ALTGRAD_PAGE", "").strip().strip("/").removesuffix(".md")
     refresh = os.environ.get("ALTGRAD_REFRESH", "0") not in ("", "0")
     root = Path(config["config_file_path"]).parent

@@ -150,8 +150,9 @@ def _forget(moment: float) -> dict[str, Any]:
     known = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "altgrad"}
     found = {name for name, module in known.items() if module.__file__ and _is_newer(Path(module.__file__), moment)}
     if moment and found:  # in the first build all are, and none may be of another library
-        from altgrad.imports import users_of
+        from altgrad.imports import look, users_of
 
+        look()
         found = users_of(found, known)
     for name in found:
         package, _, own = name.rpartition(".")
