@@ -61,7 +61,10 @@ def face_fingerprint(of: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _face(data: bytes) -> str:
-    tree = ast.parse(data)
+    try:
+        tree = ast.parse(data)
+    except (SyntaxError, ValueError):  # it is being edited, and who imports it is told
+        return hashlib.sha256(data).hexdigest()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name != "__init__":
             node.body = node.body[:1] if ast.get_docstring(node) else []

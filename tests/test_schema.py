@@ -179,6 +179,9 @@ def test_pages_of_docstrings_are_kept_until_what_they_show_changes(tmp_path: Pat
         path.write_text(text[:place] + new + text[place + len(old) :])
         look()
         assert face_fingerprint("altgrad.analysis") != before[0]
+    path.write_text(text + "def half(:\n")  # while it is being edited
+    look()
+    assert face_fingerprint("altgrad.analysis") != before[0]
 
 
 @pytest.mark.parametrize(
