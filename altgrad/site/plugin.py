@@ -28,7 +28,8 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
     library = ""  # the folder of a library that goes before any installed one
     serving = False
     memory: dict[str, dict[str, bytes]] | None = None  # what the cache holds from build to build, while serving
-    held: Mapping[str, bytes] = MappingProxyType({})  # while serving, the last build's files of data, which no file has
+    held: Mapping[str, bytes] = MappingProxyType({})  # while serving, the last build's files of data
+    holding = False  # whether they are served from there, from the second build on: without live reload there is one
     imported = 0.0  # when the library was, as far as it is
 
     def on_startup(self, *, command: str, dirty: bool) -> None:
@@ -58,7 +59,8 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
             problem = traceback.format_exc()
             _restore(forgotten)
             from altgrad.site.build import begin
-        begin(config, serving=self.serving, dated=DATED, problem=problem, memory=self.memory)
+        more: dict[str, Any] = {"memory": self.memory, "held": self.holding}
+        begin(config, serving=self.serving, dated=DATED, problem=problem, **more)
 
     @event_priority(-50)  # type: ignore[untyped-decorator]  # after gen-files has run the scripts
     def on_files(self, files: Any, *, config: Any) -> Any:
@@ -136,6 +138,7 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
             return [data]
 
         server.set_app(answer)
+        self.holding = True
         return server
 
     def on_build_error(self, *, error: Exception) -> None:
