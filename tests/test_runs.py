@@ -10,9 +10,13 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from records import DATA, config, write_matrix, write_run
 
@@ -386,6 +390,44 @@ def test_a_damaged_packed_study_is_named_and_the_local_runs_are_read(tmp_path: P
     found = load_runs([tmp_path / "recorded", tmp_path / "runs"])
     assert len(found.records) == 7
     assert [problem.where for problem in found.problems] == ["study"]
+
+
+def filled(name: str, value: object, table: pa.Table) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, pa.array([value] * len(table)))
+
+
+def shifted(table: pa.Table) -> pa.Table:
+    return table.set_column(1, "run", table["run"].take([*range(1, len(table)), 0]))
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "reason"),
+    [
+        ("runs", shifted, "its record is of run"),
+        ("history", partial(filled, "val_loss", None), "'val_loss' is missing"),
+        ("layers", lambda table: table.drop_columns("value"), "no column value"),
+        ("layers", lambda table: table.drop_columns("operand"), "no column operand"),
+        ("layers", partial(filled, "operand", None), "a row without operand"),
+    ],
+)
+def test_what_is_wrong_in_a_packed_study_is_named(
+    tmp_path: Path, file: str, edit: Callable[[pa.Table], pa.Table], reason: str
+) -> None:
+    write_matrix(tmp_path / "runs", seeds=1)
+    pack_study(load_runs([tmp_path / "runs"]).records, tmp_path / "study")
+    path = tmp_path / f"study/{file}.parquet"
+    pq.write_table(edit(pq.read_table(path)), path)
+    found = load_runs([tmp_path / "study"])
+    assert not found.records
+    assert all(reason in problem.reason for problem in found.problems), found.problems
+
+
+def test_a_number_that_float64_cannot_hold_is_rounded_and_hides_nothing(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", config())
+    pack_study(load_runs([tmp_path / "runs"]).records, tmp_path / "study")
+    path = tmp_path / "study/history.parquet"
+    pq.write_table(filled("tokens", 2**60 + 1, pq.read_table(path)), path)
+    assert set(only(tmp_path / "study").history["tokens"]) == {2.0**60}
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:

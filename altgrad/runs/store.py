@@ -334,6 +334,10 @@ def _read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Proble
         inside = f"{where}/{identity}"
         try:
             run, config, secrets = _checked(json.loads(text), inside, False)
+            if run["id"] != identity:
+                raise RecordError(
+                    f"{inside}: its record is of run {run['id']}; restore the folder from version control"
+                )
             if identity not in with_loss:
                 _needs_loss(run, config, inside)
             table = partial(_packed_table, tables, identity)
@@ -366,8 +370,11 @@ def packed_table(path: Path) -> pa.Table:
     for name in set(table.column_names) - set(LAYER_TEXT) - {"run_id"}:
         if not is_number(schema.field(name).type):
             raise ValueError(f"a value of column {name!r} is not a number")
-    if table["run_id"].null_count or table["step"].null_count:
-        raise ValueError(f"{path.name} has a row without run_id or step")
+    needed = {"run_id", *(LAYER_COLUMNS if path.stem == "layers" else ("step",))}
+    if missing := needed - set(table.column_names):
+        raise ValueError(f"{path.name} has no column {min(missing)}")
+    if empty := [name for name in sorted(needed - {"value"}) if table[name].null_count]:
+        raise ValueError(f"{path.name} has a row without {empty[0]}")
     return table
 
 
@@ -382,12 +389,12 @@ class Packed:
         """Rows in the order of runs, text as categories, figures in float64; and where the rows of each run are."""
         kept = ("run_id", "step", *LAYER_TEXT)
         kinds = [(field.name, field.type if field.name in kept else pa.float64()) for field in self.table.schema]
-        table, self.table = self.table, self.table.schema.empty_table()
-        frame = table.cast(pa.schema(kinds)).to_pandas()
+        frame = self.table.cast(pa.schema(kinds), safe=False).to_pandas()
         if not frame["run_id"].cat.codes.is_monotonic_increasing:  # the rows of some run lie apart
             frame = frame.sort_values("run_id", kind="stable")
         runs = frame.pop("run_id").cat
         ends = np.searchsorted(runs.codes, range(len(runs.categories)), side="right").tolist()
+        self.table = self.table.schema.empty_table()
         return frame, {run: slice(*place) for run, place in zip(runs.categories, pairwise([0, *ends]), strict=True)}
 
     def of(self, identity: str) -> pd.DataFrame:
@@ -399,7 +406,7 @@ class Packed:
         """The runs that have a value in `column`."""
         if column not in self.table.column_names:
             return set()
-        known = ~np.isnan(self.table[column].to_numpy())
+        known = ~np.isnan(self.table[column].cast(pa.float64(), safe=False).to_numpy())
         return set(self.table["run_id"].filter(pa.array(known)).unique().to_pylist())
 
 
