@@ -304,8 +304,13 @@ def damage(path: Path, kind: str) -> None:
         layers = pd.read_parquet(path / "layers.parquet").astype({"value": "str"})
         layers.loc[0, "value"] = "high"
         layers.to_parquet(path / "layers.parquet")
+    elif kind in ("NaN", "1e999"):
+        text = json.dumps(run | {"summary": {"best": 1.5}})
+        (path / "run.json").write_text(text.replace("1.5", kind))
     elif kind == "nested":
         (path / "run.json").write_text("[" * 100_000)
+    elif kind == "nested in it":
+        (path / "run.json").write_text(json.dumps(run)[:-1] + ', "more": ' + "[" * 800 + "]" * 800 + "}")
     elif kind in FIELDS:
         (path / "run.json").write_text(json.dumps(run | FIELDS[kind][0]))
     elif kind == "no step":
@@ -331,6 +336,9 @@ def damage(path: Path, kind: str) -> None:
         ("text step", "a value is not a number"),
         ("text layers", "a value is not a number"),
         ("nested", "not readable JSON"),
+        ("nested in it", "nested too deeply"),
+        ("NaN", "a number is NaN or infinite"),
+        ("1e999", "a number is NaN or infinite"),
         *((kind, expected) for kind, (_, expected) in FIELDS.items()),
     ],
 )

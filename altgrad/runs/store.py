@@ -213,7 +213,10 @@ def read_run(folder: Path) -> RunRecord:
         raise RecordError(f"{folder.name}/run.json: missing; delete the folder or restore the file") from None
     except (ValueError, OSError, RecursionError) as error:
         raise RecordError(f"{folder.name}/run.json: not readable JSON ({reason_of(error)}); restore the file") from None
-    run, config, secrets = _checked(run, folder.name, locked)
+    try:
+        run, config, secrets = _checked(run, folder.name, locked)
+    except RecursionError:
+        raise RecordError(f"{folder.name}/run.json: nested too deeply; restore the file") from None
     tables = {"history": _ordered(read_table(folder, "history")), "layers": read_table(folder, "layers")}
     history = tables["history"]
     if "val_loss" not in history or not history["val_loss"].notna().any():
@@ -254,6 +257,10 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
     file = f"{where}/run.json"
     if not isinstance(run, dict):
         raise RecordError(f"{file}: a record is a JSON object; restore the file")
+    try:
+        json.dumps(run, allow_nan=False)
+    except ValueError:
+        raise RecordError(f"{file}: a number is NaN or infinite, not null; restore the file") from None
     given, run = run, mask_record(run, own=())  # not by this environment's secrets: what is read depends on the file
     secrets = () if run == given else tuple(place for place in left_out(run) if place not in left_out(given))
     if isinstance(schema := run.get("schema"), int) and schema > SCHEMA_VERSION:
