@@ -24,7 +24,7 @@ _IMPORT = re.compile(
 )
 _PASSED_OVER = re.compile(r"#[^\n]*|\\\n")
 _NAMED = re.compile(r"\baltgrad(?:\.\w+)+")
-_ANY = re.compile(r"\b(?:import_module|__import__|subprocess|system|import altgrad$|from altgrad import)", re.MULTILINE)
+_ANY = re.compile(r"\b(?:import_module|__import__|runpy|exec\(|subprocess|system|from[ \t]+altgrad[ \t]+import)")
 
 
 @cache
@@ -94,7 +94,10 @@ def users_of(changed: Collection[str], among: Iterable[str]) -> set[str]:
 
 def named_in(text: str) -> str:
     """The modules that code names, for `code_fingerprint`: "any" where it may import others."""
-    return "any" if _ANY.search(text) else " ".join(sorted({*_NAMED.findall(text)}))
+    imported = _parsed("", text.encode("utf-8", "replace"))
+    if "altgrad" in imported or _ANY.search(text):
+        return "any"
+    return " ".join(sorted({_module(name, _sources()) for name in (*imported, *_NAMED.findall(text))}))
 
 
 class _Source(NamedTuple):

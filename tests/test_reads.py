@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,19 @@ def test_a_module_beside_the_page_is_in_its_key_and_what_python_compiles_of_it_i
     assert told(page) == []
     assert page_key(page) == before
     (page.parent / "near.py").write_text("VALUE = 1\n")
+    assert page_key(page) != before
+
+
+@pytest.mark.parametrize(
+    "text", ["from altgrad.analysis.costs import token_rate", "from altgrad.analysis import costs"]
+)
+def test_the_library_that_a_module_beside_the_page_uses_is_the_page_s(
+    tmp_path: Path, edit: Callable[[str], None], text: str
+) -> None:
+    page = write(tmp_path / "docs", "import near")
+    (page.parent / "near.py").write_text(text)
+    before = page_key(page)
+    edit("analysis/costs.py")
     assert page_key(page) != before
 
 
