@@ -43,6 +43,10 @@ def test_all_pages_of_docstrings_are_kept_or_none(other: str, kept: bool) -> Non
     assert found == ({"own.md": own} if kept else {})
 
 
+def test_docstrings_of_a_package_with_a_longer_name_are_not_kept() -> None:
+    assert documented({"own.md": "# A\n\n::: altgrad.formats\n\n::: altgrad_more.formats\n"}, {"own.md"}) == {}
+
+
 @pytest.mark.parametrize("more", ["[gone](gone.md)\n", "<!-- altgrad: chart reports/x y -->\n", "::: numpy\n"])
 def test_a_page_with_more_than_this_library_s_docstrings_is_not_kept(more: str) -> None:
     text = f"# A\n\n::: altgrad.formats\n\n::: altgrad.optim\n\n{more}"
