@@ -31,6 +31,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ def page_key(file: Path) -> str:
     modules = [path.read_text("utf-8", "replace") for path in beside if path.suffix == ".py"]
     code = "\n".join([text, *modules])
     runs = [sources_fingerprint(), os.environ.get("SOURCE_DATE_EPOCH")] if _READS_RUNS.search(code) else []
-    packages = [sys.modules[package].__version__ for package in ("numpy", "pandas")]
+    packages = [version(package) for package in ("numpy", "pandas", "pyarrow", "scipy", "matplotlib")]
     return digest(
         code_fingerprint(f"{named_in(code)} {__name__}"), packages, sys.version, text, data, runs, variables(code)
     )
