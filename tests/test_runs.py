@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from records import DATA, config, write_matrix, write_run
 
+from altgrad.analysis import ExperimentDataLoader, FailureAnalyzer
 from altgrad.analysis.loader import stall_ratio
 from altgrad.config import UsageError
 from altgrad.runs import Failure, NothingToResume, RunExists, RunWriter, load_runs, pack_study, read_run
@@ -353,6 +354,17 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path: Path, kind:
     assert bad.name in found.problems[0].where
     assert "\n" not in found.problems[0].reason
     assert str(tmp_path) not in found.problems[0].reason
+
+
+def test_half_a_character_is_shown_as_none_in_every_table(tmp_path: Path) -> None:
+    warning = {"kind": "warning", "what": "overflow", "step": 3, "tensor": "t", "phase": "forward", "value": 1.0}
+    path = write_run(tmp_path, config("e4m3"), events=[warning | {"message": "cut"}], url="https://cut")
+    run = (path / "run.json").read_text()
+    (path / "run.json").write_text(run.replace('cut"', 'cut \\ud83d"'))
+    loader = ExperimentDataLoader([tmp_path])
+    assert loader.runs["wandb_url"].tolist() == ["https://cut \ufffd"]
+    assert loader.records[path.name].run["events"][0]["message"] == "cut \ufffd"
+    assert FailureAnalyzer(loader).warnings["message"].tolist() == ["cut \ufffd"]
 
 
 def test_a_lock_that_cannot_be_opened_is_held_by_nobody(tmp_path: Path) -> None:

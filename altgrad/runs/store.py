@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ from altgrad.runs.secrets import left_out, mask, mask_record
 from altgrad.runs.writer import is_locked, read_jsonl
 
 PACKED = "runs.parquet"
+_HALF = re.compile("[\ud800-\udfff]")
 LAYER_TEXT = LAYER_COLUMNS[1:-1]
 """The columns of the per-layer table that hold text."""
 
@@ -258,9 +260,11 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
     if not isinstance(run, dict):
         raise RecordError(f"{file}: a record is a JSON object; restore the file")
     try:
-        json.dumps(run, allow_nan=False)
+        text = json.dumps(run, allow_nan=False, ensure_ascii=False)
     except ValueError:
         raise RecordError(f"{file}: a number is NaN or infinite, not null; restore the file") from None
+    if _HALF.search(text):  # tables hold no half of a character
+        run = json.loads(_HALF.sub("\ufffd", text))
     given, run = run, mask_record(run, own=())  # not by this environment's secrets: what is read depends on the file
     secrets = () if run == given else tuple(place for place in left_out(run) if place not in left_out(given))
     if isinstance(schema := run.get("schema"), int) and schema > SCHEMA_VERSION:
