@@ -93,6 +93,20 @@ def test_a_module_beside_the_page_is_in_its_key_and_what_python_compiles_of_it_i
     assert page_key(page) != before
 
 
+def test_a_page_that_uses_the_reports_follows_the_words_that_they_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executed, "_SHARED", tmp_path)
+    uses, other = (
+        write(tmp_path / name / "docs", code)
+        for name, code in (("a", "from altgrad.reports import verdicts"), ("b", "import altgrad.formats"))
+    )
+    before = page_key(uses), page_key(other)
+    (tmp_path / "evidence.md").write_text("Other words.")
+    assert page_key(uses) != before[0]
+    assert page_key(other) == before[1]
+
+
 @pytest.mark.parametrize(
     "text", ["from altgrad.analysis.costs import token_rate", "from altgrad.analysis import costs"]
 )

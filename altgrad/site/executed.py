@@ -37,6 +37,7 @@ from typing import Any
 
 import yaml
 
+import altgrad
 from altgrad.imports import code_fingerprint, named_in
 from altgrad.runs import sources_fingerprint
 from altgrad.runs.schema import digest
@@ -50,6 +51,8 @@ from altgrad.text import escape, shorten, visible
 COMMAND = "make guides"
 SUFFIX = ".outputs.json"
 """``number-formats.md`` has its torch blocks' outputs in ``number-formats.outputs.json``."""
+_SHARED = Path(altgrad.__file__).parent / "reports" / "documents" / "sections"
+"""What `altgrad.reports` words its findings by, which a page may print."""
 _READS_RUNS = re.compile(r"\b(?:altgrad\.|from altgrad import\b.*\b)(?:analysis|reports|runs)\b")
 _PARAMETER = re.compile(r"\{\{ *(\w+) *\}\}")
 
@@ -177,11 +180,11 @@ def page_key(file: Path) -> str:
     ]
     modules = [path.read_text("utf-8", "replace") for path in beside if path.suffix == ".py"]
     code = "\n".join([text, *modules])
+    shared = [path.read_text("utf-8") for path in sorted(_SHARED.glob("*.md"))] if "altgrad.reports" in code else []
     runs = [sources_fingerprint(), os.environ.get("SOURCE_DATE_EPOCH")] if _READS_RUNS.search(code) else []
     packages = [version(package) for package in ("numpy", "pandas", "pyarrow", "scipy", "matplotlib")]
-    return digest(
-        code_fingerprint(f"{named_in(code)} {__name__}"), packages, sys.version, text, data, runs, variables(code)
-    )
+    used = code_fingerprint(f"{named_in(code)} {__name__}")
+    return digest(used, packages, sys.version, text, data, runs, variables(code), shared)
 
 
 def torch_outputs(text: str, *, name: str, here: Path | None = None) -> dict[str, list[str]]:
