@@ -26,9 +26,32 @@ LayerType = Literal["attention", "mlp", "embedding", "head"]
 LAYER_TYPES: tuple[LayerType, ...] = ("attention", "mlp", "embedding", "head")
 OPERANDS = ("weight", "activation", "grad_output")
 OPERAND_NAMES = {"weight": "weights", "activation": "activations", "grad_output": "gradients"}
+PRODUCTS = ("output", "grad_input", "grad_weight")
+READERS = {
+    "weight": ("output", "grad_input"),
+    "activation": ("output", "grad_weight"),
+    "grad_output": ("grad_input", "grad_weight"),
+}
+"""The two products that read an operand. Its cast for the first has the operand's name."""
+SECOND_CASTS = {operand: f"{second}.{operand}" for operand, (_, second) in READERS.items()}
+"""The name of an operand's cast for its second product, such as ``grad_weight.activation``."""
+
+
+def operand_of(cast: str) -> str:
+    """The operand of a cast."""
+    return cast.rpartition(".")[2]
+
+
+def product_of(cast: str) -> str:
+    """The product of a cast; the first of them where one cast serves both."""
+    return cast.rpartition(".")[0] or READERS[cast][0]
+
+
 LONGEST_NOTES = 10_000
 NATIVE_FORMATS = ("e4m3", "e5m2")
 """What the hardware's FP8 instruction multiplies."""
+MX_FORMATS = ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1")
+"""What the blocks of MX hold."""
 UNIFORM_LOSS = math.log(96)
 """Loss of guessing one of the 96 characters at random, in nats per character."""
 DIVERGED = 1.5 * UNIFORM_LOSS
@@ -89,10 +112,152 @@ class RoundingConfig(_Section):
     grad_output: Rounding = "nearest_even"
 
 
+class ScaleRule(_Section):
+    """How a tensor is scaled into its format's range, in a config and in a layer (`altgrad.nn.Scaling` makes one).
+
+    Attributes:
+        granularity: of kind "amax": one scale a "tensor", a "row", a "block" of `block` elements, or a square of
+            `block` x `block` ("block_2d"). Block formats have their own blocks ("tensor"), or squares as wide.
+        kind: "amax" (current), "delayed" (from the amax of the last `history` steps), "static" (`value`), "none"
+            (scale 1), or a block format's rule: "mx" (blocks of 32, floor), "mx_rceil", "nvfp4" (blocks of 16).
+        power_of_two: round the scale up to a power of two.
+        quotient: of a scale that is no power of two, amax / max to the "nearest" float32, where the largest element
+            may exceed the format's largest value by a rounding, or "up", where none does.
+        algorithm, margin: of kind "delayed": the "max" of the history or the "most_recent" amax, and a scale
+            2**margin larger (Transformer Engine's `amax_compute_algo` and `margin`).
+        axis: where rows and blocks lie: along the "last" dimension for both products that read the operand, or along
+            the dimension that the product sums over, its "contraction": inputs for output, outputs for grad_input,
+            rows (batch x time) for grad_weight. Blocks at the end of a dimension are short.
+    """
+
+    granularity: Literal["tensor", "row", "block", "block_2d"] = "tensor"
+    kind: Literal["amax", "delayed", "static", "none", "mx", "mx_rceil", "nvfp4"] = "amax"
+    power_of_two: bool = True
+    block: int = _later(32, ge=1)
+    quotient: Literal["nearest", "up"] = _later("nearest")
+    history: int = _later(16, ge=1, le=4096)
+    algorithm: Literal["max", "most_recent"] = _later("max")
+    margin: int = _later(0, ge=0, le=127)
+    value: float | None = _later(None, ge=FP32.quantum, le=FP32.max)
+    axis: Literal["last", "contraction"] = _later("last")
+
+    @model_validator(mode="after")
+    def _parts_belong_together(self) -> ScaleRule:
+        if (self.kind == "static") != (self.value is not None):
+            raise ValueError("scaling.value is the scale of kind 'static', and of no other kind")
+        blocks = self.kind in ("mx", "mx_rceil", "nvfp4")
+        if self.kind != "amax" and self.granularity != "tensor" and not (blocks and self.granularity == "block_2d"):
+            raise ValueError(f"scaling.granularity {self.granularity!r} belongs to kind 'amax', not to {self.kind!r}")
+        for key, default in (("algorithm", "max"), ("margin", 0)):
+            if self.kind != "delayed" and (given := getattr(self, key)) != default:
+                raise ValueError(f"scaling.{key} {given!r} belongs to kind 'delayed', not to {self.kind!r}")
+        if self.quotient == "up" and (self.power_of_two or self.kind not in ("amax", "delayed")):
+            rounded = "scaling.quotient 'up' belongs to a scale of kind 'amax' or 'delayed' with power_of_two false"
+            raise ValueError(f"{rounded}; a power of two is rounded up already")
+        if self.axis == "contraction" and (self.granularity == "block_2d" or not self.several):
+            what = "square blocks lie along no axis" if self.several else "one scale per tensor lies along no axis"
+            raise ValueError(f"scaling.axis 'contraction' is for rows and blocks, and {what}; leave it out")
+        return self
+
+    @property
+    def several(self) -> bool:
+        """Whether a tensor has several scales."""
+        return self.kind in ("mx", "mx_rceil", "nvfp4") or self.granularity != "tensor"
+
+    def check(self, operand: str, fmt: FloatFormat, compute: str = "simulated") -> None:
+        """Refuse an operand that this rule does not scale or that this way of computing does not multiply.
+
+        Raises:
+            ValueError: naming `operand`.
+        """
+        elements = {"nvfp4": ("e2m1",), "mx": MX_FORMATS, "mx_rceil": MX_FORMATS}.get(self.kind)
+        if elements is not None and fmt is not FP32 and fmt.name not in elements:
+            *others, last = elements
+            known = f"{', '.join(others)} and {last}" if others else last
+            raise ValueError(f"scaling kind {self.kind!r} is a rule for {known}, and {operand} is {fmt.name}")
+        if compute == "native" and fmt.name not in NATIVE_FORMATS:
+            known = " and ".join(NATIVE_FORMATS)
+            raise ValueError(f"compute 'native' multiplies {known}, and {operand} is {fmt.name}; use 'simulated'")
+        if compute == "native" and self.several:
+            raise ValueError(f"compute 'native' has one scale per tensor, and {operand} has several; use 'simulated'")
+
+
+class CastConfig(_Section):
+    """What the second product that reads an operand does otherwise than the first; what is null is the first's."""
+
+    format: FormatName | None = _later(None)
+    rounding: Rounding | None = _later(None)
+    scaling: ScaleRule | None = _later(None)
+
+    @model_validator(mode="after")
+    def _fp32_is_not_rounded(self) -> CastConfig:
+        if self.format == "fp32" and (self.rounding or self.scaling):
+            raise ValueError("a cast to fp32 rounds nothing; leave out its rounding and scaling")
+        return self
+
+
+class GradInputCasts(_Section):
+    """grad_input = grad_output @ weight. Its grad_output is `quantize.grad_output`."""
+
+    weight: CastConfig | None = _later(None)
+
+
+class GradWeightCasts(_Section):
+    """grad_weight = grad_output^T @ activation."""
+
+    activation: CastConfig | None = _later(None)
+    grad_output: CastConfig | None = _later(None)
+
+
+class CastsConfig(_Section):
+    """The casts of operands whose second product reads them otherwise than the first.
+
+    A linear layer has six: `quantize.weight` and `quantize.activation` are what output reads, `quantize.grad_output` is
+    what grad_input reads, and these are the other three.
+    """
+
+    grad_input: GradInputCasts = _later(GradInputCasts())
+    grad_weight: GradWeightCasts = _later(GradWeightCasts())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_casts_are_the_operands(cls, data: Any) -> Any:
+        for operand, (first, _) in READERS.items():
+            product = data.get(first) if isinstance(data, Mapping) else None
+            if isinstance(product, Mapping) and operand in product:
+                raise ValueError(f"{first} reads quantize.{operand} itself; set that in place of {first}.{operand}")
+        return data
+
+    @property
+    def given(self) -> dict[str, CastConfig]:
+        """By their names, in the order of the products."""
+        found = {name: getattr(getattr(self, product_of(name)), operand) for operand, name in SECOND_CASTS.items()}
+        return {name: cast for name, cast in found.items() if cast is not None}
+
+
+class HadamardConfig(_Section):
+    """The products whose operands are rotated along the dimension they sum over, each with the size of its rotation.
+
+    Both operands are multiplied by the same random signs and Hadamard matrix, block by block, before they are rounded:
+    exactly the product stays what it is. What is left beyond whole blocks is not rotated.
+    """
+
+    output: Literal[16, 32] | None = _later(None)
+    grad_input: Literal[16, 32] | None = _later(None)
+    grad_weight: Literal[16, 32] | None = _later(None)
+
+    @property
+    def given(self) -> dict[str, int]:
+        """Size by product."""
+        return {name: size for name in PRODUCTS if (size := getattr(self, name)) is not None}
+
+
 class QuantizeConfig(_Section):
     """Which operands are quantized to which format, in which layers. `fp32` leaves an operand as it is.
 
-    `layers` are layer types; `patterns` (dotted layer names with * and ?) restrict them further where given.
+    `layers` are layer types; `patterns` (dotted layer names with * and ?) restrict them further where given. `weight`,
+    `activation` and `grad_output` are for both products that read them, unless `casts` gives the second its own.
+    `hadamard` rotates both operands of a product.
     """
 
     weight: FormatName = "fp32"
@@ -102,6 +267,8 @@ class QuantizeConfig(_Section):
     patterns: tuple[str, ...] = _later(())
     rounding: RoundingConfig = _later(RoundingConfig())
     compute: Literal["simulated", "native"] = _later("simulated")
+    casts: CastsConfig = _later(CastsConfig())
+    hadamard: HadamardConfig = _later(HadamardConfig())
 
     @field_validator("layers")
     @classmethod
@@ -113,52 +280,21 @@ class QuantizeConfig(_Section):
     def _native_exists(self) -> QuantizeConfig:
         if self.compute == "native" and {self.weight, self.activation} == {"e5m2"}:
             raise ValueError("quantize.compute 'native': no hardware multiplies e5m2 by e5m2; make one e4m3")
+        given = [f"casts.{name}" for name in self.casts.given] + [f"hadamard.{name}" for name in self.hadamard.given]
+        if self.compute == "native" and given:
+            raise ValueError(f"quantize.compute 'native' reads each operand once, as it is; leave out {given[0]}")
         return self
 
     @property
     def operands(self) -> tuple[str, ...]:
-        """The operands that are quantized, of weight, activation and grad_output."""
-        return tuple(name for name in OPERANDS if getattr(self, name) != "fp32")
+        """The operands that are quantized for a product, of weight, activation and grad_output."""
+        return tuple(name for name in OPERANDS if set(self.formats(name)) != {"fp32"})
 
-
-class ScaleRule(_Section):
-    """How a tensor is scaled into its format's range, in a config and in a layer (`altgrad.nn.Scaling` makes one).
-
-    Attributes:
-        granularity: of kind "amax": one scale a "tensor", a "row" (last dimension) or a "block" of `block` elements.
-        kind: "amax" (current), "delayed" (largest amax of the last `history` readings), "static" (`value`), "none"
-            (scale 1), or a block format's rule: "mx" (blocks of 32, floor), "mx_rceil", "nvfp4" (blocks of 16).
-        power_of_two: round the scale up to a power of two.
-    """
-
-    granularity: Literal["tensor", "row", "block"] = "tensor"
-    kind: Literal["amax", "delayed", "static", "none", "mx", "mx_rceil", "nvfp4"] = "amax"
-    power_of_two: bool = True
-    block: int = _later(32, ge=1)
-    history: int = _later(16, ge=1, le=4096)
-    value: float | None = _later(None, ge=FP32.quantum, le=FP32.max)
-
-    @model_validator(mode="after")
-    def _parts_belong_together(self) -> ScaleRule:
-        if (self.kind == "static") != (self.value is not None):
-            raise ValueError("scaling.value is the scale of kind 'static', and of no other kind")
-        if self.kind != "amax" and self.granularity != "tensor":
-            raise ValueError(f"scaling.granularity {self.granularity!r} belongs to kind 'amax', not to {self.kind!r}")
-        return self
-
-    def check(self, operand: str, fmt: FloatFormat, compute: str = "simulated") -> None:
-        """Refuse an operand that this rule does not scale or that this way of computing does not multiply.
-
-        Raises:
-            ValueError: naming `operand`.
-        """
-        if self.kind == "nvfp4" and fmt not in (FP32, get_format("e2m1")):
-            raise ValueError(f"scaling kind 'nvfp4' is a rule for e2m1, and {operand} is {fmt.name}")
-        if compute == "native" and fmt.name not in NATIVE_FORMATS:
-            known = " and ".join(NATIVE_FORMATS)
-            raise ValueError(f"compute 'native' multiplies {known}, and {operand} is {fmt.name}; use 'simulated'")
-        if compute == "native" and (self.kind in ("mx", "mx_rceil", "nvfp4") or self.granularity != "tensor"):
-            raise ValueError(f"compute 'native' has one scale per tensor, and {operand} has several; use 'simulated'")
+    def formats(self, operand: str) -> tuple[str, str]:
+        """The formats that the two products read an operand in."""
+        own: str = getattr(self, operand)
+        cast = self.casts.given.get(SECOND_CASTS[operand])
+        return own, own if cast is None or cast.format is None else cast.format
 
 
 class ScalingConfig(ScaleRule):
@@ -387,25 +523,53 @@ class ExperimentConfig(_Section):
                 allowed = "{kind: amax}, {kind: none} or leave it"
                 kept = "optimizer.storage 'grid' keeps one power-of-two scale per tensor"
                 raise ValueError(f"{kept}; set scaling.weight to {allowed}")
-        rounding = {"weight": self.optimizer.rounding if self.optimizer.storage == "master" else ""}
-        rounding |= dict(self.quantize.rounding)
-        for operand in self.quantize.operands if self.compile else ():
-            if rounding[operand] == "stochastic" or self.scaling.rule(operand).kind == "delayed":
+        self._check_casts()
+        for name in (*OPERANDS, *self.quantize.casts.given) if self.compile else ():
+            fmt, rounding, rule = self.cast(name)
+            if fmt != "fp32" and (rounding == "stochastic" or rule.kind == "delayed"):
                 raise ValueError(
                     f"compile has no stochastic rounding of operands and no delayed scales, whose values change "
-                    f"with every step, and {operand} has one; set compile=false"
+                    f"with every step, and {name} has one; set compile=false"
                 )
         if self.quantize.operands and not self.quantize.layers:
             raise ValueError("quantize.layers is empty but an operand has a format: name at least one layer type")
         if self.quantize.operands and self.quantize.layers == ("embedding",) and self.quantize.weight == "fp32":
             raise ValueError("quantize.layers is [embedding], which has a weight only, and quantize.weight is fp32")
-        for operand in OPERANDS:
-            fmt = get_format(getattr(self.quantize, operand))
-            if not fmt.fits_float64:
-                wide = "has a range beyond float64; training has none so wide"
-                raise ValueError(f"quantize.{operand}={fmt.name!r} {wide}")
-            self.scaling.rule(operand).check(f"quantize.{operand}", fmt, self.quantize.compute)
+        casts = {name: f"quantize.casts.{name}" for name in self.quantize.casts.given}
+        for name, key in ({name: f"quantize.{name}" for name in OPERANDS} | casts).items():
+            fmt, _, rule = self.cast(name)
+            if not get_format(fmt).fits_float64:
+                raise ValueError(f"{key}={fmt!r} has a range beyond float64; training has none so wide")
+            rule.check(key, get_format(fmt), self.quantize.compute)
         return self
+
+    def _check_casts(self) -> None:
+        """Refuse casts that change nothing or contradict how the weights are stored."""
+        for name in self.quantize.casts.given:
+            operand = operand_of(name)
+            if self.cast(name) == self.cast(operand) or {self.cast(name)[0], self.cast(operand)[0]} == {"fp32"}:
+                raise ValueError(f"quantize.casts.{name} is what quantize.{operand} says already; leave it out")
+        if self.optimizer.storage == "grid":
+            second = SECOND_CASTS["weight"]
+            given = [f"casts.{second}"] if second in self.quantize.casts.given else []
+            given += [f"hadamard.{name}" for name in READERS["weight"] if name in self.quantize.hadamard.given]
+            if given:
+                stored = "optimizer.storage 'grid' has the products read weights as they are stored"
+                raise ValueError(f"{stored}; leave out quantize.{given[0]}")
+
+    def cast(self, name: str) -> tuple[str, Rounding, ScaleRule]:
+        """Format, rounding and scale rule of a cast: weight, activation, grad_output, or one of `SECOND_CASTS`.
+
+        Weights on the grid are rounded by the optimizer, and to the nearest where a layer reads them.
+        """
+        operand = operand_of(name)
+        own = self.quantize.casts.given.get(name, CastConfig.model_construct())
+        if operand == "weight":
+            rounding: Any = self.optimizer.rounding if self.optimizer.storage == "master" else "nearest_even"
+        else:
+            rounding = getattr(self.quantize.rounding, operand)
+        fmt = own.format or getattr(self.quantize, operand)
+        return fmt, own.rounding or rounding, own.scaling or self.scaling.rule(operand)
 
     @property
     def resolved_name(self) -> str:
@@ -425,7 +589,8 @@ class ExperimentConfig(_Section):
             rule += f"-grid-{optimizer.rounding.replace('_', '-')}"
         if not quantize.operands:
             return f"fp32-{rule}"
-        formats = "-".join(dict.fromkeys(getattr(quantize, operand) for operand in quantize.operands))
+        both = (fmt for operand in quantize.operands for fmt in quantize.formats(operand) if fmt != "fp32")
+        formats = "-".join(dict.fromkeys(both))
         letters = "".join(operand[0] for operand in quantize.operands)
         layers = "" if set(quantize.layers) == set(LAYER_TYPES) else "-" + "-".join(sorted(quantize.layers))
         return f"{formats}-{letters}{layers}-{rule}"

@@ -8,9 +8,17 @@ A linear layer is three matrix products, and each reads two of three operands:
 
 `QuantizedLinear` rounds each operand once, onto its own format with its own scale and rounding, and multiplies the
 rounded values in float32: the products are exact and accumulation is float32, as tensor cores do it ("simulated").
+So it is under autocast too: there the operands are rounded and multiplied in float32, because bfloat16 would move a
+value that has a scale that is no power of two off its grid, and the output has the dtype that autocast asks for.
 E4M3 and E5M2 can also be multiplied by the hardware's own FP8 instruction ("native"). Weights stay float32 masters
 behind the straight-through estimator, or live on the grid (`altgrad.optim`). Biases, attention scores, norms and
 residuals are not quantized.
+
+So a layer has six casts, two of each operand. A cast is named like its operand for the first product above that reads
+it, and `grad_input.weight`, `grad_weight.activation`, `grad_weight.grad_output` for the second. The second is the first
+unless something sets it apart: an `Operand` of its own (`Policy.casts`), scales along the dimension that its product
+sums over (`ScaleRule.axis`), or a rotation (`Policy.hadamard`). That dimension is the last of an operand for the first
+product, and the rows for the second.
 
 Shape suffixes: N rows (batch x time), I inputs, O outputs.
 """
@@ -27,8 +35,20 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from altgrad.config import LAYER_TYPES, OPERANDS, ScaleRule, UsageError, first_mistake
+from altgrad.config import (
+    LAYER_TYPES,
+    OPERANDS,
+    PRODUCTS,
+    READERS,
+    SECOND_CASTS,
+    ScaleRule,
+    UsageError,
+    first_mistake,
+    operand_of,
+    product_of,
+)
 from altgrad.formats import FP32, ROUNDINGS, FloatFormat
 from altgrad.rounding import quantize, quantize_counted
 from altgrad.scaling import (
@@ -37,9 +57,15 @@ from altgrad.scaling import (
     DelayedScale,
     amax_scale,
     expand_blocks,
+    expand_tiles,
     in_blocks,
+    in_tiles,
     mx_scale,
+    mx_scale_of_amax,
     nvfp4_scales,
+    nvfp4_scales_of_amax,
+    scale_of_amax,
+    tile_amax,
 )
 
 NATIVE_DTYPES = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
@@ -50,7 +76,8 @@ class Reading(NamedTuple):
 
     Attributes:
         layer, layer_type, operand: the layer's dotted name, its type, and weight, activation or grad_output.
-        real: the operand before rounding: weight [O, I], activation [..., I], grad_output [..., O].
+        real: the operand before rounding: weight [O, I], activation [..., I], grad_output [..., O]; rotated where its
+            product rotates it.
         rounded: the values that the product reads, shape and dtype of `real`; `real` itself for an FP32 operand and
             for a weight that lives on the grid, whose counts are 0.
         format: of the grid.
@@ -59,6 +86,7 @@ class Reading(NamedTuple):
         underflow: elements that were not zero and became zero; int64 [].
         nonzero: elements of `real` that are not zero, where they were counted; None where nothing was rounded.
         block: neighbours in the last dimension that share a scale; 0 where the scale broadcasts.
+        products: those that read these values, of output, grad_input and grad_weight.
     """
 
     layer: str
@@ -72,6 +100,13 @@ class Reading(NamedTuple):
     underflow: Tensor
     nonzero: Tensor | None = None
     block: int = 0
+    products: tuple[str, ...] = ()
+
+    @property
+    def cast(self) -> str:
+        """The name of the cast: the operand's, or ``grad_weight.activation`` where the second product has its own."""
+        second = self.products == READERS[self.operand][1:]
+        return SECOND_CASTS[self.operand] if second else self.operand
 
     @property
     def element_scale(self) -> Tensor | None:
@@ -123,10 +158,15 @@ class Policy:
         layers: layer types this applies to; ("*",) means every linear layer and embedding, "other" those of no type.
         patterns: dotted layer names with * and ?, one of which must match; none means all.
         compute: "simulated" or "native".
+        casts: an `Operand` or a format for ``grad_input.weight``, ``grad_weight.activation`` and
+            ``grad_weight.grad_output``, where these are not those of the first product.
+        hadamard: size of the rotation (16 or 32) by product: both operands of output, grad_input or grad_weight are
+            rotated along the dimension that it sums over.
 
     Raises:
-        ValueError: an unknown layer type or compute, or an operand with a format that its scale rule or native compute
-            does not have (`ScaleRule.check`).
+        ValueError: an unknown layer type, compute, cast or product; a rotation of another size; native compute with
+            casts or rotations; an operand with a format that its scale rule or native compute does not have
+            (`ScaleRule.check`).
     """
 
     weight: Operand | FloatFormat = FP32
@@ -135,11 +175,17 @@ class Policy:
     layers: tuple[str, ...] = LAYER_TYPES
     patterns: tuple[str, ...] = ()
     compute: str = "simulated"
+    casts: Mapping[str, Operand | FloatFormat] = field(default_factory=dict, hash=False)
+    hadamard: Mapping[str, int] = field(default_factory=dict, hash=False)
+    apart: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    """The operands whose two products read casts of their own."""
 
     def __post_init__(self) -> None:
         for name in OPERANDS:
             if isinstance(given := getattr(self, name), FloatFormat):
                 object.__setattr__(self, name, Operand(given))
+        named = {name: Operand(it) if isinstance(it, FloatFormat) else it for name, it in self.casts.items()}
+        object.__setattr__(self, "casts", named)
         if self.compute not in ("simulated", "native"):
             raise ValueError(f"compute must be 'simulated' or 'native', not {self.compute!r}")
         for key in ("layers", "patterns"):
@@ -148,14 +194,36 @@ class Policy:
         known = (*LAYER_TYPES, "other", "*")
         if unknown := set(self.layers).difference(known):
             raise ValueError(f"layers must be of {', '.join(known)}, not {', '.join(sorted(unknown))}")
-        for name in OPERANDS:
+        seconds = tuple(SECOND_CASTS.values())
+        if unknown := set(self.casts).difference(seconds):
+            raise ValueError(f"casts must be of {', '.join(seconds)}, not {', '.join(sorted(unknown))}")
+        if unknown := set(self.hadamard).difference(PRODUCTS):
+            raise ValueError(f"hadamard must be of {', '.join(PRODUCTS)}, not {', '.join(sorted(unknown))}")
+        for product, size in self.hadamard.items():
+            if size not in ROTATIONS:
+                raise ValueError(f"the rotation of {product} must have the size 16 or 32, not {size!r}")
+        if self.compute == "native" and (self.casts or self.hadamard):
+            raise ValueError("compute 'native' reads each operand once, as it is: without casts and hadamard")
+        for name in (*OPERANDS, *self.casts):
             spec = self.operand(name)
             spec.scaling.check(name, spec.format, self.compute)
+        object.__setattr__(self, "apart", tuple(name for name in OPERANDS if self._is_apart(name)))
+
+    def _is_apart(self, name: str) -> bool:
+        first, second = self.operand(name), self.operand(SECOND_CASTS[name])
+        rotated = any(product in self.hadamard for product in READERS[name])
+        across = second.format is not FP32 and second.scaling.axis == "contraction"
+        return first != second or rotated or across
 
     def operand(self, name: str) -> Operand:
-        """What happens to weight, activation or grad_output."""
-        found: Operand = getattr(self, name)
+        """What happens to a cast: weight, activation or grad_output, or one of the names of `casts`."""
+        found: Operand = self.casts.get(name) or getattr(self, operand_of(name))  # type: ignore[assignment]
         return found
+
+    @property
+    def casts_made(self) -> tuple[str, ...]:
+        """The names of the casts that a layer makes, from three to six."""
+        return (*OPERANDS, *(SECOND_CASTS[name] for name in self.apart))
 
     def covers(self, layer: str, kind: str) -> bool:
         """Whether the layer of this dotted name and type is quantized."""
@@ -172,16 +240,17 @@ class Clock:
     """What the draws of stochastic rounding depend on beside layer and operand: the run's seed, and the moment.
 
     The loop sets `step` and `part` (the batch within a step; -1 for evaluation), so that draws do not depend on how
-    often anything else was computed.
+    often anything else was computed, and delayed scales count steps. While `step` is None nobody counts: every forward
+    pass of a layer is a step of its own.
     """
 
     seed: int = 0
-    step: int = 0
+    step: int | None = None
     part: int = 0
 
     def seed_of(self, layer: str, operand: str) -> int:
         """A 64-bit seed for one tensor at this moment."""
-        text = f"{self.seed}/{self.step}/{self.part}/{layer}/{operand}"
+        text = f"{self.seed}/{self.step or 0}/{self.part}/{layer}/{operand}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
@@ -195,13 +264,39 @@ class _Quantizer:
     observer: Observer | None = None
     grid_scale: Tensor | None = None
     """The scale of a weight that lives on the grid; the products read such a weight as it is."""
-    delayed: dict[str, DelayedScale]
+    delayed: Any
+    """The `DelayedScale` of each operand that has one: an nn.ModuleDict, so that histories are in `state_dict`; else
+    an empty dict, so that a layer without them has no more modules than it had."""
+    passes: int = 0
+    """Forward passes so far, which are the steps of delayed scales while nobody counts them."""
+    recording: bool = True
+    """Whether the forward pass under way has gradients enabled, which inside an autograd.Function nobody can see."""
+    rotations: dict[int, Tensor]
+    """The matrices of `Policy.hadamard` by size."""
     weight: Tensor
     training: bool
 
     def operand(self, x: Tensor, name: str) -> Tensor:
-        """`x` as the matrix product reads it: rounded onto the operand's format, or `x` itself for FP32."""
+        """`x` as the matrix product reads it: rounded onto the cast's format, or `x` itself for FP32."""
         return self.read(x, name)[0]
+
+    def for_both(self, x: Tensor, name: str, first: bool, second: bool) -> tuple[Tensor | None, Tensor | None]:
+        """An operand as each of the two products reads it, so far as these are computed; one reading for shared casts.
+
+        Args:
+            x: [N, I], [O, I] or [N, O].
+        """
+        if name in self.policy.apart:
+            return (
+                self.operand(x, name) if first else None,
+                self.operand(x, SECOND_CASTS[name]) if second else None,
+            )
+        return (self.operand(x, name),) * 2 if first or second else (None, None)
+
+    def rotation(self, name: str) -> Tensor | None:
+        """The matrix that a cast is rotated with, or None; an embedding's table is no factor of a product."""
+        size = self.policy.hadamard.get(product_of(name)) if isinstance(self, nn.Linear) else None
+        return None if size is None else self.rotations[size]
 
     def read(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
         """`operand`, with the scale it was rounded with: None for 1 and for the block formats."""
@@ -222,61 +317,97 @@ class _Quantizer:
             return self._reading(self.weight.detach(), "weight")
 
     def _rounded(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
+        x = self._rotated(x, name)
         scale, block = self._scale(x, name)
         if self._as_it_is(name):
             return x, scale
         fmt, how = self.policy.operand(name).format, self._rounding(name)
-        elements, factor = in_blocks(x, scale, block=block) if block else (x, scale)
+        elements, factor = _elements(x, scale, block)
         rounded = quantize(elements, fmt, scale=factor, check_scale=False, **how)
         return rounded.view(x.shape), None if block else scale
 
     def _reading(self, x: Tensor, name: str) -> Reading:
-        fmt, place = self.policy.operand(name).format, (self.layer, self.layer_type, name)
+        operand = operand_of(name)
+        shared = isinstance(self, nn.Linear) and operand not in self.policy.apart
+        products = READERS[operand] if shared else (product_of(name),)
+        fmt, place = self.policy.operand(name).format, (self.layer, self.layer_type, operand)
+        x = self._rotated(x, name)
         scale, block = self._scale(x, name)
         if self._as_it_is(name):
             none = torch.zeros((), dtype=torch.int64, device=x.device)
-            return Reading(*place, x, x, fmt, scale, none, none)
-        elements, factor = in_blocks(x, scale, block=block) if block else (x, scale)
+            return Reading(*place, x, x, fmt, scale, none, none, products=products)
+        elements, factor = _elements(x, scale, block)
+        if isinstance(block, tuple):
+            scale, block = expand_tiles(scale, _matrix(x).shape, block).view(x.shape), 0
         how = self._rounding(name)
         found = quantize_counted(elements, fmt, scale=factor, with_ulp=False, check_scale=False, **how)
         counts = found.overflow, found.underflow, found.nonzero
-        return Reading(*place, x, found.values.view(x.shape), fmt, scale, *counts, block)
+        return Reading(*place, x, found.values.view(x.shape), fmt, scale, *counts, block, products)
+
+    def _rotated(self, x: Tensor, name: str) -> Tensor:
+        """`x` as its product rotates it, along the dimension that the product sums over."""
+        matrix = self.rotation(name)
+        return x if matrix is None else rotate(x, matrix, rows=name not in OPERANDS)
 
     def _as_it_is(self, name: str) -> bool:
         """Whether the products read the operand without rounding it."""
-        return self.policy.operand(name).format is FP32 or (name == "weight" and self.grid_scale is not None)
+        on_grid = operand_of(name) == "weight" and self.grid_scale is not None
+        return self.policy.operand(name).format is FP32 or on_grid
 
     def _rounding(self, name: str) -> dict[str, Any]:
         rounding = self.policy.operand(name).rounding
         seed = self.clock.seed_of(self.layer, name) if rounding == "stochastic" else None
         return {"rounding": rounding, "seed": seed}
 
-    def _scale(self, x: Tensor, name: str) -> tuple[Any, int]:
+    def _scale(self, x: Tensor, name: str) -> tuple[Any, int | tuple[int, int]]:
         """The scale of `x` (a Tensor, or None for 1), and the elements of a block that has one of its own, or 0.
 
-        In training a delayed scale takes the amax of `x` into its history.
+        Of blocks that do not lie along the last dimension it is their rows and columns.
         """
         spec = self.policy.operand(name)
         scaling, fmt = spec.scaling, spec.format
         if fmt is FP32:
             return None, 0
-        if name == "weight" and self.grid_scale is not None:
+        if operand_of(name) == "weight" and self.grid_scale is not None:
             return self.grid_scale, 0
+        across = scaling.axis == "contraction" and name not in OPERANDS
+        if (tile := _tile(scaling, x, across=across)) is not None:
+            return _scale_of_amax(tile_amax(_matrix(x), tile), scaling, fmt), tile
         if scaling.kind == "none":
             return None, 0
         if scaling.kind == "static":
             return torch.full((), scaling.value, dtype=torch.float32, device=x.device), 0
         if scaling.kind == "delayed":
-            evaluation = self.clock.part < 0 or not self.training  # which leaves no trace in the history
-            return self.delayed[name].scale(x) if evaluation else self.delayed[name].update(x), 0
+            return self._delayed_scale(x, name), 0
         if scaling.kind in ("mx", "mx_rceil"):
             return mx_scale(x, fmt, rule="floor" if scaling.kind == "mx" else "rceil"), MX_BLOCK
         if scaling.kind == "nvfp4":
             inner, outer = nvfp4_scales(x)
             return inner * outer, NVFP4_BLOCK
         granularity, block = scaling.granularity, scaling.block
-        scale = amax_scale(x, fmt, granularity=granularity, block=block, power_of_two=scaling.power_of_two)
-        return scale, block if granularity == "block" else 0
+        how: dict[str, Any] = {"power_of_two": scaling.power_of_two, "quotient": scaling.quotient}
+        return amax_scale(x, fmt, granularity=granularity, block=block, **how), block if granularity == "block" else 0
+
+    def _delayed_scale(self, x: Tensor, name: str) -> Tensor:
+        """As Transformer Engine: training with gradients enabled takes the amax of `x` into the history."""
+        delayed, moment = self.delayed[_key(name)], self.clock.step
+        if self.clock.part < 0 or not self.training:
+            return delayed.scale(x)  # type: ignore[no-any-return]
+        if operand_of(name) == "grad_output":
+            return delayed.update(x, moment)  # type: ignore[no-any-return]
+        moment = -self.passes if moment is None else moment
+        return delayed.update(x, moment) if self.recording else delayed.scale(x, moment)  # type: ignore[no-any-return]
+
+    def _begin(self) -> None:
+        """What delayed scales have to know of a forward pass.
+
+        One that runs inside a backward pass is the recomputation of activation checkpointing. It belongs to the same
+        step, so that it reads the scale of the first pass, and records what that one has recorded, or, after a first
+        pass without gradients (reentrant checkpointing), what it has not.
+        """
+        if self.delayed:
+            self.recording = torch.is_grad_enabled()
+            self.passes += torch.compiler.is_compiling() or torch._C._current_graph_task_id() < 0
 
     @contextmanager
     def _without_trace(self) -> Iterator[None]:
@@ -286,6 +417,111 @@ class _Quantizer:
             yield
         finally:
             self.clock.part = part
+
+
+def _elements(x: Tensor, scale: Any, block: int | tuple[int, int]) -> tuple[Tensor, Any]:
+    """`x` and what `_scale` returns in shapes that broadcast."""
+    if isinstance(block, tuple):
+        return in_tiles(_matrix(x), scale, block)
+    return in_blocks(x, scale, block=block) if block else (x, scale)
+
+
+def _key(cast: str) -> str:
+    """A cast's name where dots tell modules apart."""
+    return cast.replace(".", "_")
+
+
+def _matrix(x: Tensor) -> Tensor:
+    """[..., n] as [N, n]."""
+    return x.flatten(0, -2) if x.ndim > 1 else x.unsqueeze(0)
+
+
+def _tile(scaling: ScaleRule, x: Tensor, *, across: bool) -> tuple[int, int] | None:
+    """Rows and columns that share a scale where blocks do not lie along the last dimension; `across` is down the rows.
+
+    None is for everything else: no blocks, or those of one row.
+    """
+    size = {"mx": MX_BLOCK, "mx_rceil": MX_BLOCK, "nvfp4": NVFP4_BLOCK}.get(scaling.kind, scaling.block)
+    if scaling.granularity == "block_2d":
+        return size, size
+    if across:
+        return max(x.shape[0], 1) if scaling.granularity == "row" else size, 1
+    return None
+
+
+def _scale_of_amax(largest: Tensor, scaling: ScaleRule, fmt: FloatFormat) -> Tensor:
+    """The scales of blocks, float32 of any shape, by the rule of an operand that has several."""
+    if scaling.kind == "nvfp4":
+        inner, outer = nvfp4_scales_of_amax(largest)
+        return inner * outer
+    if scaling.kind == "amax":
+        return scale_of_amax(largest, fmt, power_of_two=scaling.power_of_two, quotient=scaling.quotient)
+    return mx_scale_of_amax(largest, fmt, rule="floor" if scaling.kind == "mx" else "rceil")
+
+
+ROTATIONS = (16, 32)
+"""Sizes of a rotation."""
+
+
+def hadamard(size: int, seed: int) -> Tensor:
+    """A random rotation: rows of Sylvester's Hadamard matrix over sqrt(size), each with a sign drawn by the seed.
+
+    Returns:
+        R, float32 [size, size] on the processor, with R R^T = 1 to roundoff: (a R) (b R)^T = a b^T. One for all layers
+        and steps, as in NVFP4 training (arXiv 2509.25149, section 4.2).
+    """
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    signs = torch.randint(0, 2, (size, 1), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return signs * matrix / size**0.5
+
+
+def rotate(x: Tensor, matrix: Tensor, *, rows: bool = False) -> Tensor:
+    """`x` [..., n] with each whole block of its last dimension multiplied by `matrix` [size, size]; the rest as it is.
+
+    Where `rows`, `x` is [N, n], and it is the first dimension. Computed in float32 where `x` is narrower; the result
+    has the dtype of `x`.
+    """
+    dim, size = 0 if rows else -1, len(matrix)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    number = x.shape[dim] // size
+    whole, rest = x.split([number * size, x.shape[dim] - number * size], dim)
+    blocks, matrix = whole.unflatten(dim, (number, size)).to(dtype), matrix.to(x.device, dtype)
+    turned = (matrix.t() @ blocks).flatten(0, 1) if rows else (blocks @ matrix).flatten(-2)
+    return torch.cat([turned.to(x.dtype), rest], dim)
+
+
+class _Products(torch.autograd.Function):
+    """The three products, where the two that read an operand do not read the same cast of it.
+
+    What the backward products read is rounded on the forward pass, as hardware does it, which keeps the rounded copies.
+    """
+
+    @staticmethod
+    def forward(ctx, x_NI, weight_OI, quantizer, backward):  # type: ignore[no-untyped-def]
+        ctx.quantizer = quantizer
+        for_x, for_weight = (backward and needed for needed in ctx.needs_input_grad[:2])
+        x, second_x = quantizer.for_both(x_NI, "activation", True, for_weight)
+        weight, second_weight = quantizer.for_both(weight_OI, "weight", True, for_x)
+        ctx.save_for_backward(second_x, second_weight)
+        return nn.functional.linear(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_NO):  # type: ignore[no-untyped-def]
+        x, weight = ctx.saved_tensors
+        for_x, for_weight = ctx.needs_input_grad[:2]
+        grad, second_grad = ctx.quantizer.for_both(grad_NO, "grad_output", for_x, for_weight)
+        grad_x_NI = _product(grad, weight) if for_x else None
+        grad_weight_OI = _product(second_grad.t(), x) if for_weight else None
+        return grad_x_NI, grad_weight_OI, None, None
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in the wider of their dtypes."""
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype) @ b.to(dtype)
 
 
 class _Rounded(torch.autograd.Function):
@@ -302,7 +538,10 @@ class _Rounded(torch.autograd.Function):
 
 
 class _RoundedGradient(torch.autograd.Function):
-    """The identity, whose gradient is rounded: grad_output as both backward products read it."""
+    """The identity, whose gradient is rounded: grad_output as both backward products read it.
+
+    A gradient of that gradient passes straight through the rounding, as it does through that of the other operands.
+    """
 
     @staticmethod
     def forward(ctx, y, quantizer):  # type: ignore[no-untyped-def]
@@ -311,7 +550,7 @@ class _RoundedGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return ctx.quantizer.operand(grad, "grad_output"), None
+        return _Rounded.apply(grad, ctx.quantizer, "grad_output"), None
 
 
 class _NativeProducts(torch.autograd.Function):
@@ -326,6 +565,7 @@ class _NativeProducts(torch.autograd.Function):
         return _native_product(x8_NI, x_scale, weight8_OI.t(), weight_scale, x_NI.dtype)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx, grad_NO):  # type: ignore[no-untyped-def]
         x8_NI, x_scale, weight8_OI, weight_scale = ctx.saved_tensors
         grad8_NO, grad_scale = _native_operand(ctx.quantizer, grad_NO.contiguous(), "grad_output")
@@ -355,6 +595,9 @@ class QuantizedLinear(_Quantizer, nn.Linear):
     """`nn.Linear` whose three matrix products read quantized operands.
 
     Input [..., I], output [..., O], float32. With every operand FP32 its numbers are those of `nn.Linear`, bit by bit.
+    Under autocast the output has the dtype that `nn.Linear` has there; the products read operands that are rounded from
+    float32 and multiply them in float32, those of a backward pass too where it is called outside of autocast, as torch
+    asks. Second-order gradients take every rounding for the identity; native products have none, which is an error.
 
     Raises (on use):
         ValueError: native compute where a size is no multiple of 16, or a scale is not one number a tensor.
@@ -362,28 +605,47 @@ class QuantizedLinear(_Quantizer, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., I] times the transposed weight, plus the bias: [..., O]."""
+        self._begin()
+        device = x.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if not autocast or not self._rounds():
+            return self._output(x, self.weight, self.bias)
+        with torch.autocast(device, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            y = self._output(x.float(), self.weight.float(), bias)
+        return y.to(torch.get_autocast_dtype(device))
+
+    def _rounds(self) -> bool:
+        return any(self.policy.operand(name).format is not FP32 for name in self.policy.casts_made)
+
+    def _output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         policy, observed = self.policy, self.observer is not None
+        y: Tensor
         if policy.compute == "native" and policy is not UNQUANTIZED:
-            return self._native(x)
-        weight = self.weight
+            return self._native(x, weight, bias)
+        if policy.apart:
+            y_NO = _Products.apply(_matrix(x), weight, self, torch.is_grad_enabled())
+            y = y_NO.view(*x.shape[:-1], self.out_features)
+            return y if bias is None else y + bias
         if observed or policy.activation.format is not FP32:  # type: ignore[union-attr]
             x = _Rounded.apply(x, self, "activation")
         if observed or policy.weight.format is not FP32:  # type: ignore[union-attr]
             weight = _Rounded.apply(weight, self, "weight")
-        if not observed and policy.grad_output.format is FP32:  # type: ignore[union-attr]
-            return nn.functional.linear(x, weight, self.bias)
-        y: Tensor = _RoundedGradient.apply(nn.functional.linear(x, weight), self)
-        return y if self.bias is None else y + self.bias
+        if policy.grad_output.format is FP32:  # type: ignore[union-attr]
+            y = nn.functional.linear(x, weight, bias)
+            return _RoundedGradient.apply(y, self) if observed else y  # type: ignore[no-any-return]
+        y = _RoundedGradient.apply(nn.functional.linear(x, weight), self)
+        return y if bias is None else y + bias
 
-    def _native(self, x: Tensor) -> Tensor:
+    def _native(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         sizes = (rows.shape[0], self.in_features, self.out_features)
         if any(size % 16 for size in sizes):
             need = f"native FP8 products need rows, inputs and outputs in multiples of 16, not {sizes}"
             raise ValueError(f"layer {self.layer}: {need}; use compute 'simulated'")
-        y: Tensor = _NativeProducts.apply(rows, self.weight, self)
+        y: Tensor = _NativeProducts.apply(rows, weight, self)
         y = y.view(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y + self.bias
+        return y if bias is None else y + bias
 
 
 class QuantizedEmbedding(_Quantizer, nn.Embedding):
@@ -391,6 +653,7 @@ class QuantizedEmbedding(_Quantizer, nn.Embedding):
 
     def forward(self, token: Tensor) -> Tensor:
         """Rows of the rounded table: [...] to [..., D]."""
+        self._begin()
         if self.max_norm is not None:
             torch.embedding_renorm_(self.weight.detach(), token.contiguous(), self.max_norm, self.norm_type)
         table: Tensor = _Rounded.apply(self.weight, self, "weight")
@@ -448,11 +711,8 @@ def quantize_model(model: nn.Module, policy: Policy | Mapping[str, Policy], *, s
         assert isinstance(module, QuantizedLayer)
         module.layer, module.layer_type, module.clock = name, kind or "other", clock
         module.policy = chosen if chosen is not None and covered else UNQUANTIZED
-        module.delayed = {
-            operand: DelayedScale(spec.format, length=spec.scaling.history, power_of_two=spec.scaling.power_of_two)
-            for operand in OPERANDS
-            if (spec := module.policy.operand(operand)).scaling.kind == "delayed" and spec.format is not FP32
-        }
+        _delay(module)
+        module.rotations = {size: hadamard(size, seed) for size in {*module.policy.hadamard.values()}}
         found += 1
     if not found:
         keys = ", ".join(policies)
@@ -460,12 +720,45 @@ def quantize_model(model: nn.Module, policy: Policy | Mapping[str, Policy], *, s
     return model
 
 
+def _delay(layer: QuantizedLayer) -> None:
+    """Give the layer the delayed scales of its policy, without a history, where the weight is."""
+    layer._modules.pop("delayed", None)
+    read = ("weight",) if isinstance(layer, nn.Embedding) else layer.policy.casts_made
+    rules = {name: spec for name in read if (spec := layer.policy.operand(name)).scaling.kind == "delayed"}
+    scales = {
+        _key(name): DelayedScale(
+            spec.format,
+            length=spec.scaling.history,
+            margin=spec.scaling.margin,
+            algorithm=spec.scaling.algorithm,
+            power_of_two=spec.scaling.power_of_two,
+            quotient=spec.scaling.quotient,
+        )
+        for name, spec in rules.items()
+        if spec.format is not FP32
+    }
+    layer.delayed = nn.ModuleDict(scales).to(layer.weight.device) if scales else {}
+
+
 def dequantize_model(model: nn.Module) -> nn.Module:
     """Undo `quantize_model`, in place: plain layers with the same parameters, whose values stay as they are."""
     for module in model.modules():
         if isinstance(module, QuantizedLayer):
             module.__class__ = nn.Linear if isinstance(module, nn.Linear) else nn.Embedding
-            for name in ("layer", "layer_type", "policy", "clock", "observer", "grid_scale", "delayed"):
+            module._modules.pop("delayed", None)
+            own = (
+                "layer",
+                "layer_type",
+                "policy",
+                "clock",
+                "observer",
+                "grid_scale",
+                "delayed",
+                "passes",
+                "recording",
+                "rotations",
+            )
+            for name in own:
                 module.__dict__.pop(name, None)
     return model
 

@@ -5,7 +5,7 @@ value times the scale. Powers of two lose nothing in float32, so the quantizer s
 of amax, never by a logarithm. Tensors are float32, bfloat16 or float16, scales are float32.
 
     current scaling   `amax_scale` of the tensor itself: per tensor [], per row [..., 1], per block [..., blocks]
-    delayed scaling   `DelayedScale`, from the largest amax of the steps before
+    delayed scaling   `DelayedScale`, from the amax of the steps before
     static scaling    a number of one's own, which `rounding.quantize` takes as it is
     MX                `quantize_mx`: blocks of 32 with a power of two each (E8M0)
     NVFP4             `quantize_nvfp4`: blocks of 16 with an E4M3 number each, and one float32 for the tensor
@@ -14,26 +14,35 @@ A block is `block` neighbours of the last dimension; where that is no multiple o
 tensor of block scales is [..., ceil(n / block)]: `quantize_blocks` takes it as it is, and `expand_blocks` makes it
 [..., n] for everything else that takes a scale. What stochastic rounding draws depends on the elements' indices alone.
 
+Blocks that lie otherwise in a matrix are tiles of (rows, columns): (128, 128) a square, (32, 1) an MX block down a
+column. `tile_amax` gives [ceil(R / rows), ceil(C / columns)], the rules that end in `_of_amax` make scales of it, and
+`expand_tiles` brings these to the elements. Tiles at the end of a side are short.
+
 Results are rounded once more where the tensor's dtype is narrower than the grid, and become infinite beyond its range:
 the amax of a float16 tensor, 65504, rounds up to 65536 in MXFP8.
 
 Sources: OCP Microscaling Formats (MX) 1.0, sections 5 and 6.3; NVIDIA, Pretraining Large Language Models with NVFP4
-(arXiv 2509.25149); Micikevicius et al., FP8 Formats for Deep Learning (arXiv 2209.05433), for delayed scaling.
+(arXiv 2509.25149); Micikevicius et al., FP8 Formats for Deep Learning (arXiv 2209.05433), for delayed scaling;
+DeepSeek-V3 (arXiv 2412.19437, section 3.3.2), for tiles of 1 x 128 and 128 x 128.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from altgrad.formats import E8M0, FP32, FloatFormat, get_format
 from altgrad.rounding import decode, encode, quantize
 
 GRANULARITIES = ("tensor", "row", "block")
 RULES = ("floor", "rceil")
+ALGORITHMS = ("max", "most_recent")
+QUOTIENTS = ("nearest", "up")
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MX_ELEMENTS = tuple(map(get_format, ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1")))
 MX_BLOCK = 32
@@ -85,6 +94,7 @@ def amax_scale(
     granularity: str = "tensor",
     block: int = MX_BLOCK,
     power_of_two: bool = True,
+    quotient: str = "nearest",
 ) -> Tensor:
     """Smallest scale at which no element of `x` (of its row, of its block) exceeds the format's largest value.
 
@@ -94,23 +104,30 @@ def amax_scale(
         granularity, block: as `amax`. Scales of a tensor or of rows broadcast to `x`; scales of blocks are for
             `quantize_blocks` and `expand_blocks`.
         power_of_two: take the smallest power of two that will do, found exactly from the bits (no logarithm);
-            its exponent is kept within [-126, 127]. Otherwise amax / max, rounded to float32, at least 2**-126 and
-            at most the largest float32.
+            its exponent is kept within [-126, 127]. Otherwise amax / max as a float32, at least 2**-126 and at most
+            the largest float32.
+        quotient: how amax / max becomes a float32. "nearest": the largest element may exceed the largest value by a
+            rounding of float32, and so lose its gradient under `fake_quantize(gradient="mask")`. "up": to the next
+            float32 that is no smaller, so that no element exceeds: amax / scale is at most max, and rounded to
+            float32 it still is, since rounding is monotone and max is a float32. Only a scale stopped at the largest
+            float32, for formats whose largest value is below 1, lets elements exceed.
 
     Returns:
         Positive float32 of the shape that `amax` has: 1 where all is zero, NaN where there is a NaN or an infinity
         (such a tensor has no scale, and quantizing it with NaN shows the damage at once).
 
     Raises:
-        TypeError, ValueError: as `amax`; ValueError for a format beyond float64 (E11M4 on).
+        TypeError, ValueError: as `amax`; ValueError for a format beyond float64 (E11M4 on), an unknown quotient.
     """
-    return scale_of_amax(amax(x, granularity=granularity, block=block), fmt, power_of_two=power_of_two)
+    largest = amax(x, granularity=granularity, block=block)
+    return scale_of_amax(largest, fmt, power_of_two=power_of_two, quotient=quotient)
 
 
-def scale_of_amax(largest: Tensor, fmt: FloatFormat, *, power_of_two: bool = True) -> Tensor:
+def scale_of_amax(largest: Tensor, fmt: FloatFormat, *, power_of_two: bool = True, quotient: str = "nearest") -> Tensor:
     """`amax_scale` where the largest absolute values, float32 of any shape, are already known."""
+    _check_quotient(quotient)
     if not power_of_two:
-        return _quotient_scale(largest, fmt.max)
+        return _quotient_scale(largest, fmt.max, up=quotient == "up")
     if largest.ndim == 0 and largest.device.type == "cpu" and not torch.compiler.is_compiling():
         return torch.tensor(power_of_two_scale(float(largest), fmt), dtype=torch.float32)
     exponent = _scale_exponent(largest, fmt, "rceil").clamp_(-126, 127)
@@ -146,6 +163,56 @@ def expand_blocks(scale: Tensor, n: int, *, block: int = MX_BLOCK) -> Tensor:
             f"{n} elements in blocks of {block} need scales of shape [..., {blocks}], not {list(scale.shape)}"
         )
     return scale.unsqueeze(-1).expand(*scale.shape, block).flatten(-2)[..., :n]
+
+
+def tile_amax(x: Tensor, tile: tuple[int, int]) -> Tensor:
+    """Largest absolute value of every tile of a matrix.
+
+    Args:
+        x: [R, C]; float32, bfloat16 or float16, any strides.
+        tile: rows and columns of a tile, each at least 1; those at the ends may be short.
+
+    Returns:
+        float32 [ceil(R / rows), ceil(C / columns)]; NaN where a tile holds one.
+
+    Raises:
+        TypeError: `x` has another dtype.
+        ValueError: `x` is no matrix; a side below 1.
+    """
+    _check(x, "tensor", MX_BLOCK)
+    rows, columns = _checked_tile(x.shape, tile)
+    rest = (-x.shape[0] % rows, -x.shape[1] % columns)
+    magnitude = x.detach().abs()
+    if any(rest):  # zeros change no amax
+        magnitude = nn.functional.pad(magnitude, (0, rest[1], 0, rest[0]))
+    high, wide = magnitude.shape[0] // rows, magnitude.shape[1] // columns
+    return magnitude.reshape(high, rows, wide, columns).amax(1).amax(-1).float()
+
+
+def expand_tiles(scale: Tensor, shape: Sequence[int], tile: tuple[int, int]) -> Tensor:
+    """Scales of tiles, one for each element: [ceil(R / rows), ceil(C / columns)] to `shape`, which is [R, C].
+
+    Raises:
+        ValueError: `scale` has another shape; `shape` is no matrix's; a side below 1.
+    """
+    rows, columns = _checked_tile(shape, tile, scale)
+    high, wide = scale.shape
+    every = scale[:, None, :, None].expand(high, rows, wide, columns).reshape(high * rows, wide * columns)
+    return every[: shape[0], : shape[1]]
+
+
+def in_tiles(x: Tensor, scale: Tensor, tile: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A matrix and its scales of tiles in shapes that broadcast, the elements in their order; errors as `expand_tiles`.
+
+    Args:
+        x: [R, C].
+        scale: [ceil(R / rows), ceil(C / columns)].
+    """
+    rows, columns = _checked_tile(x.shape, tile, scale)
+    if x.shape[0] % rows or x.shape[1] % columns:
+        return x, expand_tiles(scale, x.shape, tile)
+    high, wide = scale.shape
+    return x.reshape(high, rows, wide, columns), scale[:, None, :, None]
 
 
 def in_blocks(x: Tensor, scale: Tensor, *, block: int = MX_BLOCK) -> tuple[Tensor, Tensor]:
@@ -206,77 +273,142 @@ def quantize_blocks(
     return y.view(x.shape) if out is None else out
 
 
-class DelayedScale:
-    """A scale from the largest amax of the last steps, known before the tensor is: delayed scaling.
+class DelayedScale(nn.Module):
+    """A scale from the amax of the last steps, known before the tensor is: delayed scaling.
 
     `update(x)` returns the scale that the history before `x` gives, then records the amax of `x`; `scale(x)` only
-    returns it. Semantics of NVIDIA's Transformer Engine (recipe.DelayedScaling, algorithm "max"), but for what is said
-    here about the first step and damaged tensors:
+    returns it. Semantics of NVIDIA's Transformer Engine (recipe.DelayedScaling: `amax_history_len`, `margin`,
+    `amax_compute_algo`), but for what is said here about the first step and damaged tensors:
 
+    - "max" takes the largest amax of the history, "most_recent" the latest that is not zero;
     - as long as nothing but zeros is recorded, the amax of `x` itself is taken (1 for zeros, NaN for a damaged tensor);
     - an amax that is NaN or infinite is not recorded, so that it neither lasts nor pushes out what was known. Elements
       of later tensors that are beyond the scale saturate.
 
-    Nothing here waits for a GPU: the history is a tensor, and follows the tensors it sees to their device.
+    A history counts steps, whose parts share a `moment`: all of them have the scale that was known before the moment,
+    and together they leave one entry, the largest amax of them. So what is computed again changes nothing.
+
+    Nothing here waits for a GPU. The history is a buffer: it is in `state_dict`, follows the module to a device, and
+    stays float32 in a model that is brought to another dtype.
 
     Args:
         fmt: the format that tensors are brought into.
         length: how many steps are remembered, at least 1.
         margin: whole number from 0 to 127; the scale is taken 2**margin larger, at most 2**127.
-        power_of_two: as `amax_scale`.
+        algorithm: "max" or "most_recent".
+        power_of_two, quotient: as `amax_scale`.
 
     Raises:
-        ValueError: a length or a margin out of range.
+        ValueError: a length or a margin out of range, an unknown algorithm or quotient.
     """
 
-    def __init__(self, fmt: FloatFormat, *, length: int = 16, margin: int = 0, power_of_two: bool = True) -> None:
+    history: Tensor
+    """float32 [length], the latest amax last; 0 is a zero tensor, or nothing yet."""
+
+    def __init__(
+        self,
+        fmt: FloatFormat,
+        *,
+        length: int = 16,
+        margin: int = 0,
+        algorithm: str = "max",
+        power_of_two: bool = True,
+        quotient: str = "nearest",
+    ) -> None:
+        super().__init__()
         _check_whole("length of the history", length, 1)
         _check_whole("margin", margin, 0, 127)
-        self.fmt, self.margin, self.power_of_two = fmt, margin, power_of_two
-        self.history = torch.zeros(length)
-        """float32 [length], the latest amax last; 0 is a zero tensor, or nothing yet."""
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, not {algorithm!r}")
+        _check_quotient(quotient)
+        self.fmt, self.margin, self.algorithm = fmt, margin, algorithm
+        self.power_of_two, self.quotient = power_of_two, quotient
+        self.register_buffer("history", torch.zeros(length))
+        self.moment: int | None = None
+        """The moment of the latest entry; `before` and `latest` are the history before it and the largest amax of it,
+        -1 for none."""
+        self.register_buffer("before", torch.zeros(length), persistent=False)
+        self.register_buffer("latest", torch.zeros(()), persistent=False)
 
-    def scale(self, x: Tensor) -> Tensor:
-        """The scale for `x`, float32 []; records nothing. TypeError as `amax`."""
-        return self._scale(amax(x))
+    def scale(self, x: Tensor, moment: int | None = None) -> Tensor:
+        """The scale for `x`, float32 []; records nothing.
 
-    def update(self, x: Tensor) -> Tensor:
-        """The scale for `x`, float32 []; its amax then counts for the steps that follow. TypeError as `amax`."""
-        now = amax(x)
-        scale = self._scale(now)
-        self.history = torch.where(torch.isfinite(now), torch.cat([self.history[1:], now[None]]), self.history)
-        return scale
-
-    def _scale(self, now: Tensor) -> Tensor:
-        self.history = self.history.to(now.device)
-        known = self.history.max()
-        scale = scale_of_amax(torch.where(known > 0, known, now), self.fmt, power_of_two=self.power_of_two)
-        return scale.mul_(2.0**self.margin).clamp_(max=_MAX_SCALE)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """``{"history": float32 [length]}``, a copy; what is not state (format, margin) is not in it."""
-        return {"history": self.history.clone()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from `state`; the device is that of its tensor.
+        Args:
+            x: float32, bfloat16 or float16.
+            moment: where it is that of the latest entry, what was known before that entry counts.
 
         Raises:
-            ValueError: other keys, another length, or numbers that are no amax.
-            TypeError: the history is no float32 tensor.
+            TypeError: as `amax`.
         """
-        if set(state) != {"history"}:
-            raise ValueError(f"the state of a DelayedScale has the key 'history', not {sorted(state)}")
-        history = state["history"]
-        if not isinstance(history, Tensor) or history.dtype != torch.float32:
-            raise TypeError(f"the history must be a float32 tensor, not {_described(history)}")
-        if history.shape != self.history.shape:
-            raise ValueError(
-                f"the history must have the shape {list(self.history.shape)}, not {list(history.shape)}: "
-                "make the DelayedScale with the length it was saved with"
-            )
-        if not bool(((history >= 0) & torch.isfinite(history)).all()):
-            raise ValueError("the history must hold finite numbers that are not negative")
-        self.history = history.detach().clone()
+        self._follow(x)
+        within = moment is not None and moment == self.moment
+        return self._scale(amax(x), self.before if within else self.history)
+
+    def update(self, x: Tensor, moment: int | None = None) -> Tensor:
+        """The scale for `x`, float32 []; its amax then counts for the steps that follow.
+
+        Args:
+            x: float32, bfloat16 or float16.
+            moment: of the step that `x` is a part of; None is a step of its own.
+
+        Raises:
+            TypeError: as `amax`.
+        """
+        self._follow(x)
+        now, history, before, latest = amax(x), self.history, self.before, self.latest
+        finite = torch.isfinite(now)
+        if moment is None or moment != self.moment:
+            self.moment = moment
+            before.copy_(history)
+            latest.copy_(torch.where(finite, now, -1.0))
+        else:
+            latest.copy_(torch.where(finite, torch.maximum(latest, now), latest))
+        history.copy_(torch.where(latest < 0, before, torch.cat([before[1:], latest[None]])))
+        return self._scale(now, before)
+
+    def _scale(self, now: Tensor, history: Tensor) -> Tensor:
+        if self.algorithm == "max":
+            known = history.max()
+        else:
+            order = torch.arange(1, len(history) + 1, device=history.device)
+            known = history.take((order * (history > 0)).argmax())
+        largest = torch.where(known > 0, known, now)
+        scale = scale_of_amax(largest, self.fmt, power_of_two=self.power_of_two, quotient=self.quotient)
+        return scale.mul_(2.0**self.margin).clamp_(max=_MAX_SCALE)
+
+    def _follow(self, x: Tensor) -> None:
+        """A layer may be used on another device than the one it was quantized on."""
+        if self.history.device != x.device:
+            self.to(x.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DelayedScale:
+        """`nn.Module._apply`, which `.to`, `.half` and the like are made of: the dtype of the buffers stays."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """`nn.Module._load_from_state_dict`, which `load_state_dict` is made of; what is no amax is an error there."""
+        given = state_dict.get(f"{prefix}history")
+        if isinstance(given, Tensor) and not given.is_meta and not bool(((given >= 0) & given.isfinite()).all()):
+            rest[-1].append(f"{prefix}history must hold finite numbers that are not negative")
+            return
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.history = self.history.float()
+        self.to(self.history.device)
+        self.moment = None
+
+    def reset_parameters(self) -> None:
+        """Forget everything: what `to_empty` leaves behind in a model made on the meta device is no history."""
+        self.history.zero_()
+        self.moment = None
+
+    def extra_repr(self) -> str:
+        """The format, and what the history is reduced by."""
+        return f"{self.fmt.name}, length={len(self.history)}, margin={self.margin}, algorithm={self.algorithm!r}"
 
 
 def mx_scale(x: Tensor, element_format: FloatFormat, *, rule: str = "floor", block: int = MX_BLOCK) -> Tensor:
@@ -302,10 +434,14 @@ def mx_scale(x: Tensor, element_format: FloatFormat, *, rule: str = "floor", blo
         TypeError: `x` has another dtype; `element_format` is no FloatFormat.
         ValueError: an element format that is not one of MX; unknown rule; a block below 1; `x` without dimensions.
     """
+    return mx_scale_of_amax(amax(x, granularity="block", block=block), element_format, rule=rule)
+
+
+def mx_scale_of_amax(largest: Tensor, element_format: FloatFormat, *, rule: str = "floor") -> Tensor:
+    """`mx_scale` where the largest absolute values, float32 of any shape, are already known."""
     _check_mx(element_format)
     if rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}, not {rule!r}")
-    largest = amax(x, granularity="block", block=block)
     exponent = _scale_exponent(largest, element_format, rule).clamp_(-127, 127).masked_fill_(largest == 0, -127)
     return _where_defined(largest, _power_of_two(exponent))
 
@@ -391,11 +527,15 @@ def nvfp4_scales(x: Tensor, tensor_scale: Tensor | float | None = None) -> tuple
         TypeError: `x` has another dtype; a tensor scale that is no number and no floating-point tensor.
         ValueError: `x` without dimensions; a tensor scale out of range, or of more than one element.
     """
-    largest = amax(x, granularity="block", block=NVFP4_BLOCK)
+    return nvfp4_scales_of_amax(amax(x, granularity="block", block=NVFP4_BLOCK), tensor_scale)
+
+
+def nvfp4_scales_of_amax(largest: Tensor, tensor_scale: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
+    """`nvfp4_scales` where the largest absolute values of the blocks, float32 of any shape, are already known."""
     if tensor_scale is None:
         outer = _quotient_scale(amax(largest), _E4M3.max * _E2M1.max)
     else:
-        outer = _checked_tensor_scale(tensor_scale, x.device)
+        outer = _checked_tensor_scale(tensor_scale, largest.device)
     wanted = (largest / largest.new_full((), _E2M1.max)).div_(outer).clamp_(2.0**-6, _E4M3.max)
     return _where_defined(largest, quantize(wanted, _E4M3)), outer
 
@@ -474,11 +614,17 @@ def _power_of_two(exponent: Tensor) -> Tensor:
     return ((exponent + 127) << 23).clamp_(min=1 << 22).view(torch.float32)
 
 
-def _quotient_scale(largest: Tensor, maximum: float) -> Tensor:
-    """amax / maximum, where a tensor divides: a GPU multiplies by the inverse of a number."""
+def _quotient_scale(largest: Tensor, maximum: float, *, up: bool = False) -> Tensor:
+    """amax / maximum, where a tensor divides: a GPU multiplies by the inverse of a number.
+
+    Rounded up, the product that decides is exact in float64: both factors have at most 24 bits.
+    """
     dtype = torch.float32 if maximum <= FP32.max else torch.float64
     quotient = largest / torch.full((), maximum, dtype=dtype, device=largest.device)
     scale = quotient.float().clamp_(_MIN_SCALE, FP32.max)
+    if up:
+        above = torch.nextafter(scale, scale.new_full((), FP32.max))
+        scale = torch.where(scale.double() * maximum < largest, above, scale)
     return _where_defined(largest, torch.where(largest == 0, 1.0, scale))
 
 
@@ -534,6 +680,26 @@ def _check(x: Tensor, granularity: str, block: int) -> None:
 
 def _check_block(block: int) -> None:
     _check_whole("block", block, 1)
+
+
+def _checked_tile(shape: Sequence[int], tile: tuple[int, int], scale: Tensor | None = None) -> tuple[int, int]:
+    """The sides of a tile, no longer than those of the matrix; `scale` must have a number for each tile."""
+    if len(shape) != 2:
+        raise ValueError(f"tiles are of a matrix, not of the shape {list(shape)}")
+    rows, columns = tile
+    _check_whole("rows of a tile", rows, 1)
+    _check_whole("columns of a tile", columns, 1)
+    rows, columns = min(rows, max(shape[0], 1)), min(columns, max(shape[1], 1))
+    expected = (-(-shape[0] // rows), -(-shape[1] // columns))
+    if scale is not None and scale.shape != expected:
+        size = f"{shape[0]} x {shape[1]} elements in tiles of {rows} x {columns}"
+        raise ValueError(f"{size} need scales of shape {list(expected)}, not {list(scale.shape)}")
+    return rows, columns
+
+
+def _check_quotient(quotient: str) -> None:
+    if quotient not in QUOTIENTS:
+        raise ValueError(f"quotient must be one of {', '.join(QUOTIENTS)}, not {quotient!r}")
 
 
 def _check_whole(name: str, value: int, low: int, high: int | None = None) -> None:

@@ -15,7 +15,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 import altgrad
-from altgrad.imports import code_fingerprint, face_fingerprint
+from altgrad.imports import look
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers that each use every core wait for one another
@@ -50,8 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Adds a comment to a file of the package, or makes it: in a copy, of which fingerprints of code are taken."""
-    copy = tmp_path / "altgrad"
-    shutil.copytree(Path(altgrad.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    own, copy = altgrad.__file__, tmp_path / "altgrad"
+    shutil.copytree(Path(own).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(altgrad, "__file__", str(copy / "__init__.py"))
 
     def edited(name: str) -> None:
@@ -59,14 +59,9 @@ def edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
         path.parent.mkdir(exist_ok=True)
         with path.open("a") as file:
             file.write("# One word more.\n")
-        forget()
+        look()
 
-    forget()
+    look()
     yield edited
-    forget()
-
-
-def forget() -> None:
-    """Take fingerprints of code anew."""
-    code_fingerprint.cache_clear()
-    face_fingerprint.cache_clear()
+    monkeypatch.setattr(altgrad, "__file__", own)
+    look()

@@ -386,7 +386,7 @@ def test_a_peers_meaning_is_told_by_what_it_does_to_telling_inputs(quantize: Mod
 def test_the_page_without_records_is_pending_and_names_the_commands(tmp_path: Path) -> None:
     text = shown(benchmarks_page(tmp_path / "nothing"), tmp_path)
     assert text.startswith("# Benchmarks")
-    assert "pending" in text.split("\n\n")[1]
+    assert "pending" in text.split("\n\n")[2]
     assert "make bench" in text
     assert "make exhaustive" in text
     assert "in copies of it" not in text
@@ -396,7 +396,7 @@ def test_the_page_says_what_the_records_say(tmp_path: Path) -> None:
     folder = recorded(tmp_path / "r", quantize=speed_record(), exhaustive=sweep_record())
     page = benchmarks_page(folder)
     text = shown(page, tmp_path)
-    answer = text.split("\n\n")[1]
+    answer = text.split("\n\n")[2]
     assert "in copies of it: 1.25 when compiled and 3.5 in eager form.**" in answer
     assert "41 (a tool, E4M3)" in answer
     assert "4,294,967,296" in answer

@@ -179,6 +179,34 @@ def test_a_run_killed_in_the_middle_of_a_step_goes_on_from_its_last_checkpoint(
     assert {"kind": "resumed", "step": (step - 1) // 4 * 4} in read_run(folder).run["events"]
 
 
+def test_a_run_s_histories_count_steps_and_not_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {**E4M3, "scaling": {"kind": "delayed", "history": 8}, "accumulate": 2}
+    folder = interrupted(tmp_path, monkeypatch, 3, **given)
+    state = checkpoint.Checkpoints(folder, config(**given), text().fingerprint["sha256"]).newest(print)
+    histories = {key: history for key, history in state["model"].items() if ".delayed." in key}
+    assert len(histories) == 3 * 5 + 1
+    assert all(int(torch.count_nonzero(history)) == 3 for history in histories.values())
+
+
+def test_a_checkpoint_with_the_delayed_scales_beside_the_model_is_still_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they were written before the histories were buffers: for every operand, an embedding's too."""
+    whole = run(tmp_path / "whole", **ARMS["delayed"])
+    folder = interrupted(tmp_path / "parts", monkeypatch, 6, **ARMS["delayed"])
+    checkpoints = checkpoint.Checkpoints(folder, config(**ARMS["delayed"]), text().fingerprint["sha256"])
+    state = checkpoints.newest(print)
+    histories = {key: state["model"].pop(key) for key in list(state["model"]) if ".delayed." in key}
+    assert len(histories) == 3 * 5 + 1
+    state["delayed"] = {"embedding": {"activation": {"history": torch.zeros(3)}}}
+    for key, history in histories.items():
+        layer, operand = key.removesuffix(".history").split(".delayed.")
+        state["delayed"].setdefault(layer, {})[operand] = {"history": history}
+    checkpoints.save(state["step"], state)
+    resumed = run(tmp_path / "parts", resume=True, **ARMS["delayed"])
+    assert_same_run(whole.path, resumed.path)
+
+
 @pytest.mark.parametrize("arm", ["e4m3", "grid-stochastic"])
 def test_checkpoints_change_no_number(arm: str, tmp_path: Path) -> None:
     with_them = run(tmp_path / "with", **ARMS[arm])

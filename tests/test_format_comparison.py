@@ -6,6 +6,7 @@ import copy
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -32,7 +33,8 @@ from altgrad.analysis.loader import RUN_COLUMNS, _of_arm, _row, format_label, sc
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import LAYER_TYPES, ExperimentConfig
 from altgrad.formats import get_format
-from altgrad.reports import ReportGenerator, home_page
+from altgrad.reports import ReportGenerator, format_comparison, home_page
+from altgrad.reports import columns as col
 from altgrad.reports.document import statements
 from altgrad.reports.format_comparison import format_comparison_page, headline, weights_chart, weights_held
 from altgrad.reports.generator import results_text
@@ -491,6 +493,18 @@ def test_the_gaps_by_layer_type_are_drawn_as_the_comparisons_have_them(whole: Ex
         assert row.gap == compared.table.set_index("format").at[row.format, "gap"]
         place = str(row.scope).replace("mlp", "MLP")
         assert f"{row.format} {place} {words.number(row.gap, sign=True)} [" in chart.description
+
+
+def test_how_many_runs_finished_is_in_the_ranking_where_some_did_not_whatever_that_column_is_called(
+    whole: ExperimentDataLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = whole.memo(FormatComparator).headline
+    assert first is not None
+    gap = (*format_comparison.GAP[:-1], col.share("Runs that ended"))
+    monkeypatch.setattr(format_comparison, "GAP", gap)
+    assert "Runs that ended" not in [column.title for column in format_comparison.ranked(first).columns]
+    some = replace(first, table=first.table.assign(n_finished=0))
+    assert "Runs that ended" in [column.title for column in format_comparison.ranked(some).columns]
 
 
 def test_an_error_in_shared_sentences_names_their_document(tmp_path: Path) -> None:

@@ -461,7 +461,7 @@ def test_a_model_in_evaluation_leaves_no_trace_in_delayed_scales() -> None:
     ("make", "word"),
     [
         (lambda: Scaling("amx"), "scaling.kind: .*'delayed', 'static'.* .given 'amx'"),
-        (lambda: Scaling(granularity="rows"), "scaling.granularity: .*'row' or 'block' .given 'rows'"),
+        (lambda: Scaling(granularity="rows"), "scaling.granularity: .*'row', 'block' or 'block_2d' .given 'rows'"),
         (lambda: Scaling("delayed", "row"), "belongs to kind 'amax'"),
         (lambda: Scaling("static"), "value is the scale of kind 'static'"),
         (lambda: Scaling("static", value=0.0), "scaling.value"),

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from altgrad.reports import provenance
+from altgrad.reports.provenance import code_key
+from altgrad.site import executed
 from altgrad.site.executed import page_files, page_key
 from altgrad.text import escape
 
@@ -86,6 +91,44 @@ def test_a_module_beside_the_page_is_in_its_key_and_what_python_compiles_of_it_i
     assert page_key(page) == before
     (page.parent / "near.py").write_text("VALUE = 1\n")
     assert page_key(page) != before
+
+
+def test_a_page_that_uses_the_reports_follows_the_words_that_they_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executed, "_SHARED", tmp_path)
+    uses, other = (
+        write(tmp_path / name / "docs", code)
+        for name, code in (("a", "from altgrad.reports import verdicts"), ("b", "import altgrad.formats"))
+    )
+    before = page_key(uses), page_key(other)
+    (tmp_path / "evidence.md").write_text("Other words.")
+    assert page_key(uses) != before[0]
+    assert page_key(other) == before[1]
+
+
+@pytest.mark.parametrize(
+    "text", ["from altgrad.analysis.costs import token_rate", "from altgrad.analysis import costs"]
+)
+def test_the_library_that_a_module_beside_the_page_uses_is_the_page_s(
+    tmp_path: Path, edit: Callable[[str], None], text: str
+) -> None:
+    page = write(tmp_path / "docs", "import near")
+    (page.parent / "near.py").write_text(text)
+    before = page_key(page)
+    edit("analysis/costs.py")
+    assert page_key(page) != before
+
+
+def test_pages_are_made_again_with_another_version_of_what_makes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = write(tmp_path / "docs", "print(1)")
+    before = page_key(page), code_key()
+    monkeypatch.setattr(executed, "version", lambda name: "99" if name == "matplotlib" else metadata.version(name))
+    monkeypatch.setattr(provenance, "_version", lambda name: "99" if name == "Markdown" else metadata.version(name))
+    assert page_key(page) != before[0]
+    assert code_key() != before[1]
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,17 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from records import DATA, config, write_matrix, write_run
 
+from altgrad.analysis import ExperimentDataLoader, FailureAnalyzer
 from altgrad.analysis.loader import stall_ratio
 from altgrad.config import UsageError
 from altgrad.runs import Failure, NothingToResume, RunExists, RunWriter, load_runs, pack_study, read_run
@@ -300,8 +305,13 @@ def damage(path: Path, kind: str) -> None:
         layers = pd.read_parquet(path / "layers.parquet").astype({"value": "str"})
         layers.loc[0, "value"] = "high"
         layers.to_parquet(path / "layers.parquet")
+    elif kind in ("NaN", "1e999"):
+        text = json.dumps(run | {"summary": {"best": 1.5}})
+        (path / "run.json").write_text(text.replace("1.5", kind))
     elif kind == "nested":
         (path / "run.json").write_text("[" * 100_000)
+    elif kind == "nested in it":
+        (path / "run.json").write_text(json.dumps(run)[:-1] + ', "more": ' + "[" * 800 + "]" * 800 + "}")
     elif kind in FIELDS:
         (path / "run.json").write_text(json.dumps(run | FIELDS[kind][0]))
     elif kind == "no step":
@@ -327,6 +337,9 @@ def damage(path: Path, kind: str) -> None:
         ("text step", "a value is not a number"),
         ("text layers", "a value is not a number"),
         ("nested", "not readable JSON"),
+        ("nested in it", "nested too deeply"),
+        ("NaN", "a number is NaN or infinite"),
+        ("1e999", "a number is NaN or infinite"),
         *((kind, expected) for kind, (_, expected) in FIELDS.items()),
     ],
 )
@@ -341,6 +354,17 @@ def test_a_damaged_record_is_named_and_the_others_are_read(tmp_path: Path, kind:
     assert bad.name in found.problems[0].where
     assert "\n" not in found.problems[0].reason
     assert str(tmp_path) not in found.problems[0].reason
+
+
+def test_half_a_character_is_shown_as_none_in_every_table(tmp_path: Path) -> None:
+    warning = {"kind": "warning", "what": "overflow", "step": 3, "tensor": "t", "phase": "forward", "value": 1.0}
+    path = write_run(tmp_path, config("e4m3"), events=[warning | {"message": "cut"}], url="https://cut")
+    run = (path / "run.json").read_text()
+    (path / "run.json").write_text(run.replace('cut"', 'cut \\ud83d"'))
+    loader = ExperimentDataLoader([tmp_path])
+    assert loader.runs["wandb_url"].tolist() == ["https://cut \ufffd"]
+    assert loader.records[path.name].run["events"][0]["message"] == "cut \ufffd"
+    assert FailureAnalyzer(loader).warnings["message"].tolist() == ["cut \ufffd"]
 
 
 def test_a_lock_that_cannot_be_opened_is_held_by_nobody(tmp_path: Path) -> None:
@@ -386,6 +410,44 @@ def test_a_damaged_packed_study_is_named_and_the_local_runs_are_read(tmp_path: P
     found = load_runs([tmp_path / "recorded", tmp_path / "runs"])
     assert len(found.records) == 7
     assert [problem.where for problem in found.problems] == ["study"]
+
+
+def filled(name: str, value: object, table: pa.Table) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, pa.array([value] * len(table)))
+
+
+def shifted(table: pa.Table) -> pa.Table:
+    return table.set_column(1, "run", table["run"].take([*range(1, len(table)), 0]))
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "reason"),
+    [
+        ("runs", shifted, "its record is of run"),
+        ("history", partial(filled, "val_loss", None), "'val_loss' is missing"),
+        ("layers", lambda table: table.drop_columns("value"), "no column value"),
+        ("layers", lambda table: table.drop_columns("operand"), "no column operand"),
+        ("layers", partial(filled, "operand", None), "a row without operand"),
+    ],
+)
+def test_what_is_wrong_in_a_packed_study_is_named(
+    tmp_path: Path, file: str, edit: Callable[[pa.Table], pa.Table], reason: str
+) -> None:
+    write_matrix(tmp_path / "runs", seeds=1)
+    pack_study(load_runs([tmp_path / "runs"]).records, tmp_path / "study")
+    path = tmp_path / f"study/{file}.parquet"
+    pq.write_table(edit(pq.read_table(path)), path)
+    found = load_runs([tmp_path / "study"])
+    assert not found.records
+    assert all(reason in problem.reason for problem in found.problems), found.problems
+
+
+def test_a_number_that_float64_cannot_hold_is_rounded_and_hides_nothing(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", config())
+    pack_study(load_runs([tmp_path / "runs"]).records, tmp_path / "study")
+    path = tmp_path / "study/history.parquet"
+    pq.write_table(filled("tokens", 2**60 + 1, pq.read_table(path)), path)
+    assert set(only(tmp_path / "study").history["tokens"]) == {2.0**60}
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections import deque
@@ -348,9 +349,9 @@ def test_a_delayed_scale_continues_from_its_state() -> None:
     first, second = (DelayedScale(E5M2, length=3, margin=1) for _ in range(2))
     for step in range(1, 6):
         first.update(torch.tensor([1000.0 / step]))
-    state = first.state_dict()
+    state = copy.deepcopy(first.state_dict())
     second.load_state_dict(state)
-    state["history"].zero_()  # both were copies
+    state["history"].zero_()  # which was copied
     for step in range(5):
         x = torch.tensor([10.0**step])
         same(second.update(x), first.update(x))
@@ -378,22 +379,19 @@ def test_a_delayed_scale_refuses_what_makes_no_history(arguments: dict[str, obje
 
 
 @pytest.mark.parametrize(
-    ("state", "error", "message"),
+    ("state", "message"),
     [
-        ({}, ValueError, "key 'history'"),
-        ({"history": torch.zeros(3), "more": torch.zeros(1)}, ValueError, "more"),
-        ({"history": torch.zeros(2)}, ValueError, r"shape \[3\], not \[2\]"),
-        ({"history": torch.zeros(3).double()}, TypeError, "not float64"),
-        ({"history": [0, 0, 0]}, TypeError, "not list"),
-        ({"history": torch.tensor([0, -1.0, 0])}, ValueError, "not negative"),
-        ({"history": torch.tensor([0, math.nan, 0])}, ValueError, "finite"),
+        ({}, r"Missing key\(s\) in state_dict: \"history\""),
+        ({"history": torch.zeros(3), "more": torch.zeros(1)}, 'Unexpected key.* "more"'),
+        ({"history": torch.zeros(2)}, r"size mismatch for history: .*\[2\].*\[3\]"),
+        ({"history": [0, 0, 0]}, "received <class 'list'>"),
+        ({"history": torch.tensor([0, -1.0, 0])}, "history must hold finite numbers that are not negative"),
+        ({"history": torch.tensor([0, math.nan, 0])}, "finite"),
     ],
 )
-def test_a_state_that_is_no_history_is_refused(
-    state: dict[str, torch.Tensor], error: type[Exception], message: str
-) -> None:
+def test_a_state_that_is_no_history_is_refused(state: dict[str, torch.Tensor], message: str) -> None:
     delayed = DelayedScale(E4M3, length=3)
-    with pytest.raises(error, match=message):
+    with pytest.raises(RuntimeError, match=message):
         delayed.load_state_dict(state)
     assert torch.equal(delayed.history, torch.zeros(3))
 

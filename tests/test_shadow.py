@@ -53,7 +53,7 @@ def plain(model: GPT) -> GPT:
     """The same weights in a GPT that has never been quantized."""
     vocabulary, dim = model.embedding.weight.shape
     twin = GPT(vocabulary, layers=len(model.blocks), dim=dim, heads=2, context=model.position.shape[0], seed=9)
-    twin.load_state_dict(model.state_dict())
+    twin.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if ".delayed." not in name})
     return twin
 
 

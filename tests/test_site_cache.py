@@ -12,6 +12,8 @@ from test_guides import mkdocs, small_site
 
 from altgrad.site.cache import docstrings_key, documented
 
+ROOT = Path(__file__).parents[1]
+
 API = """
 from altgrad.site.build import build_files
 
@@ -39,6 +41,10 @@ def test_all_pages_of_docstrings_are_kept_or_none(other: str, kept: bool) -> Non
     own = "# A\n\n::: altgrad.formats\n"
     found = documented({"own.md": own, "other.md": other}, {"own.md"})
     assert found == ({"own.md": own} if kept else {})
+
+
+def test_docstrings_of_a_package_with_a_longer_name_are_not_kept() -> None:
+    assert documented({"own.md": "# A\n\n::: altgrad.formats\n\n::: altgrad_more.formats\n"}, {"own.md"}) == {}
 
 
 @pytest.mark.parametrize("more", ["[gone](gone.md)\n", "<!-- altgrad: chart reports/x y -->\n", "::: numpy\n"])
@@ -106,10 +112,40 @@ def test_a_build_after_another_is_the_build_from_nothing(tmp_path: Path) -> None
         assert site_files(project / "site") == after
 
 
+EARLY = """
+from pathlib import Path
+
+import altgrad.text
+
+source = Path(altgrad.text.__file__)
+source.write_text(source.read_text().replace("TEXT_LIMIT = 1000", "TEXT_LIMIT = 999"))
+"""
+LATE = """
+from altgrad.imports import code_fingerprint
+from altgrad.site.build import build_files
+from altgrad.text import TEXT_LIMIT
+
+build_files(lambda: {"late.md": f"# {TEXT_LIMIT}\\n".encode()}, "late", key=lambda: code_fingerprint("altgrad.text"))
+"""
+
+
+def test_what_is_made_while_somebody_edits_the_library_is_made_again_in_the_next_build(tmp_path: Path) -> None:
+    project = small_site(tmp_path / "project", "# Guide\n")
+    shutil.copytree(ROOT / "altgrad", project / "altgrad", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, text in (("early", EARLY), ("late", LATE)):
+        (project / f"gen/{name}.py").write_text(text)
+    settings = project / "mkdocs.yml"
+    settings.write_text(settings.read_text().replace("[gen/executed.py]", "[gen/early.py, gen/late.py]"))
+    for limit in ("1000", "999"):
+        done = mkdocs(project, PYTHONPATH=str(project))
+        assert done.returncode == 0, done.stderr
+        assert f">{limit}</h1>" in (project / "site/late/index.html").read_text()
+
+
 def test_a_warning_in_docstrings_fails_every_strict_build(tmp_path: Path) -> None:
     project = project_with_docstrings(tmp_path / "project")
     library = project / "altgrad"
-    shutil.copytree(Path(__file__).parents[1] / "altgrad", library, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "altgrad", library, ignore=shutil.ignore_patterns("__pycache__"))
     sketch = library / "site/sketch.py"
     sketch.write_text(sketch.read_text().replace('"""', '"""See [that][altgrad.nowhere]. ', 1))
     for _ in range(2):

@@ -318,7 +318,7 @@ def named(config: ExperimentConfig) -> str:
 
 def one_format(config: ExperimentConfig) -> str:
     """The name of the format that all that is rounded has; "" where nothing is, or several formats are."""
-    names = {getattr(config.quantize, operand) for operand in config.quantize.operands}
+    names = {fmt for operand in config.quantize.operands for fmt in config.quantize.formats(operand)} - {"fp32"}
     return names.pop() if len(names) == 1 else ""
 
 

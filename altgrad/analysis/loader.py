@@ -14,7 +14,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import union_categoricals
 
-from altgrad.config import LAYER_TYPES, OPERAND_NAMES, OPERANDS, ExperimentConfig, ScaleRule, UsageError
+from altgrad.config import (
+    LAYER_TYPES,
+    OPERAND_NAMES,
+    OPERANDS,
+    ExperimentConfig,
+    ScaleRule,
+    UsageError,
+    operand_of,
+    product_of,
+)
 from altgrad.formats import get_format
 from altgrad.runs import Problem, RunRecord, RunSet, default_sources, load_runs, sources_fingerprint
 from altgrad.runs.pack import is_histogram, is_last, is_over_time
@@ -348,14 +357,15 @@ def states_formats(config: ExperimentConfig) -> bool:
 
 def unquantized(runs: pd.DataFrame) -> pd.Series:
     """Which of `ExperimentDataLoader.runs` say of their operands that none is quantized."""
-    return (runs[list(OPERANDS)] == "fp32").all(axis=1)
+    return runs["quantized"] == ""
 
 
 def format_label(config: ExperimentConfig) -> str:
     """``E4M3`` where one format is used for every quantized operand, else ``E4M3/E4M3/E5M2``; ``FP32`` for none."""
     if not states_formats(config):
         return NOT_STATED
-    names = [getattr(config.quantize, operand) for operand in config.quantize.operands]
+    both = (config.quantize.formats(operand) for operand in config.quantize.operands)
+    names = [second if first == "fp32" else first for first, second in both]
     labels = [get_format(name).label for name in names]
     return "FP32" if not labels else labels[0] if len(set(labels)) == 1 else "/".join(labels)
 
@@ -395,6 +405,10 @@ def scope_parts(config: ExperimentConfig) -> list[tuple[str, str]]:
     for operand, rounding in quantize.rounding:
         if operand in operands and rounding != "nearest_even":
             parts.append((f"{rounding} {operand}", f"{OPERAND_NAMES[operand]} rounded {_words(rounding)}"))
+    for name in quantize.casts.given:
+        parts.append(_cast(config, name))
+    for product, size in quantize.hadamard.given.items():
+        parts.append((f"hadamard {product} {size}", f"{product} rotated by {size}"))
     if quantize.compute != "simulated":
         parts.append((quantize.compute, f"{quantize.compute} products"))
     return parts
@@ -405,19 +419,42 @@ def scale_label(rule: ScaleRule) -> str:
     return _scale(rule)[1]
 
 
+def _cast(config: ExperimentConfig, name: str) -> tuple[str, str]:
+    """What a second product reads, as a key and in words."""
+    fmt, rounding, rule = config.cast(name)
+    scale, label = _scale(rule)
+    how = () if rounding == "nearest_even" else (_words(rounding),)
+    key = " ".join((name, fmt, *how, scale)).strip()
+    what = f"{OPERAND_NAMES[operand_of(name)]} of {product_of(name)} in {get_format(fmt).label}"
+    return key, ", ".join(filter(None, (what, *how, label)))
+
+
 def _scale(rule: ScaleRule) -> tuple[str, str]:
+    """A scale and where its blocks lie, as a key and in words; empty for the default."""
+    key, label = _kind_of_scale(rule)
+    if rule.kind != "amax" and rule.granularity == "block_2d":
+        key, label = f"{key} square", f"{label} of squares"
+    return (f"{key} contraction", f"{label} along the contraction") if rule.axis == "contraction" else (key, label)
+
+
+def _kind_of_scale(rule: ScaleRule) -> tuple[str, str]:
     """A scale as a key and in words; empty for the default."""
     exact = "" if rule.power_of_two else "exact "
+    up = ", rounded up" if rule.quotient == "up" else ""
     if rule.kind == "amax":
         where = {
             "tensor": ("", ""),
             "row": (" row", " per row"),
             "block": (f" {rule.block}", f" per block of {rule.block}"),
+            "block_2d": (f" {rule.block}x{rule.block}", f" per square of {rule.block} x {rule.block}"),
         }
         key, label = where[rule.granularity]
-        return (f"{exact}amax{key}", f"{exact}amax scale{label}") if exact or key else ("", "")
+        return (f"{exact}amax{key}{up}", f"{exact}amax scale{label}{up}") if exact or key else ("", "")
     if rule.kind == "delayed":
-        return f"{exact}delayed {rule.history}", f"{exact}delayed scale over {rule.history} steps"
+        recent = ", most recent" if rule.algorithm == "most_recent" else ""
+        margin = f", margin {rule.margin}" if rule.margin else ""
+        how = f"{recent}{margin}{up}"
+        return f"{exact}delayed {rule.history}{how}", f"{exact}delayed scale over {rule.history} steps{how}"
     if rule.value is not None:
         return f"static {rule.value:g}", f"fixed scale {rule.value:g}"
     names = {

@@ -409,7 +409,7 @@ def ranked(comparison: Comparison, rate: TokenRate | None = None) -> Table:
     """The 8-bit formats of a comparison, best first, without the tests behind their verdicts."""
     rows = comparison.table[comparison.table["format"].map(is_8bit).astype(bool)]
     whole = (rows["n_finished"] == rows["n_runs"]).all()
-    columns = [column for column in _columns(rate, tested=False) if not (whole and column.title == "Finished")]
+    columns = [column for column in _columns(rate, tested=False) if not (whole and column is GAP[-1])]
     return col.table(rows, columns)
 
 

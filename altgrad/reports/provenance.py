@@ -28,6 +28,9 @@ from altgrad.site import (
     md,
 )
 
+_PACKAGES = (
+    "numpy", "pandas", "pyarrow", "scipy", "matplotlib", "Jinja2", "Markdown", "pymdown-extensions", "Pygments",
+)  # fmt: skip
 LINKED = 200
 """Runs whose links to W&B a report shows at most; its file has all."""
 
@@ -98,8 +101,7 @@ def page_code(*modules: str) -> str:
 
 def code_key(*modules: str) -> str:
     """A digest of what a page depends on beside the records: `page_code`, packages, and the date of the build."""
-    packages = [(name, version(name)) for name in ("numpy", "pandas", "pyarrow", "scipy", "matplotlib")]
-    return digest(page_code(*modules), packages, sys.version, given_epoch())
+    return digest(page_code(*modules), [(name, _version(name)) for name in _PACKAGES], sys.version, given_epoch())
 
 
 def _datasets(loader: ExperimentDataLoader) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ from altgrad.runs.secrets import left_out, mask, mask_record
 from altgrad.runs.writer import is_locked, read_jsonl
 
 PACKED = "runs.parquet"
+_HALF = re.compile("[\ud800-\udfff]")
 LAYER_TEXT = LAYER_COLUMNS[1:-1]
 """The columns of the per-layer table that hold text."""
 
@@ -213,7 +215,10 @@ def read_run(folder: Path) -> RunRecord:
         raise RecordError(f"{folder.name}/run.json: missing; delete the folder or restore the file") from None
     except (ValueError, OSError, RecursionError) as error:
         raise RecordError(f"{folder.name}/run.json: not readable JSON ({reason_of(error)}); restore the file") from None
-    run, config, secrets = _checked(run, folder.name, locked)
+    try:
+        run, config, secrets = _checked(run, folder.name, locked)
+    except RecursionError:
+        raise RecordError(f"{folder.name}/run.json: nested too deeply; restore the file") from None
     tables = {"history": _ordered(read_table(folder, "history")), "layers": read_table(folder, "layers")}
     history = tables["history"]
     if "val_loss" not in history or not history["val_loss"].notna().any():
@@ -254,6 +259,12 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
     file = f"{where}/run.json"
     if not isinstance(run, dict):
         raise RecordError(f"{file}: a record is a JSON object; restore the file")
+    try:
+        text = json.dumps(run, allow_nan=False, ensure_ascii=False)
+    except ValueError:
+        raise RecordError(f"{file}: a number is NaN or infinite, not null; restore the file") from None
+    if _HALF.search(text):  # tables hold no half of a character
+        run = json.loads(_HALF.sub("\ufffd", text))
     given, run = run, mask_record(run, own=())  # not by this environment's secrets: what is read depends on the file
     secrets = () if run == given else tuple(place for place in left_out(run) if place not in left_out(given))
     if isinstance(schema := run.get("schema"), int) and schema > SCHEMA_VERSION:
@@ -334,6 +345,10 @@ def _read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Proble
         inside = f"{where}/{identity}"
         try:
             run, config, secrets = _checked(json.loads(text), inside, False)
+            if run["id"] != identity:
+                raise RecordError(
+                    f"{inside}: its record is of run {run['id']}; restore the folder from version control"
+                )
             if identity not in with_loss:
                 _needs_loss(run, config, inside)
             table = partial(_packed_table, tables, identity)
@@ -366,8 +381,11 @@ def packed_table(path: Path) -> pa.Table:
     for name in set(table.column_names) - set(LAYER_TEXT) - {"run_id"}:
         if not is_number(schema.field(name).type):
             raise ValueError(f"a value of column {name!r} is not a number")
-    if table["run_id"].null_count or table["step"].null_count:
-        raise ValueError(f"{path.name} has a row without run_id or step")
+    needed = {"run_id", *(LAYER_COLUMNS if path.stem == "layers" else ("step",))}
+    if missing := needed - set(table.column_names):
+        raise ValueError(f"{path.name} has no column {min(missing)}")
+    if empty := [name for name in sorted(needed - {"value"}) if table[name].null_count]:
+        raise ValueError(f"{path.name} has a row without {empty[0]}")
     return table
 
 
@@ -382,12 +400,12 @@ class Packed:
         """Rows in the order of runs, text as categories, figures in float64; and where the rows of each run are."""
         kept = ("run_id", "step", *LAYER_TEXT)
         kinds = [(field.name, field.type if field.name in kept else pa.float64()) for field in self.table.schema]
-        table, self.table = self.table, self.table.schema.empty_table()
-        frame = table.cast(pa.schema(kinds)).to_pandas()
+        frame = self.table.cast(pa.schema(kinds), safe=False).to_pandas()
         if not frame["run_id"].cat.codes.is_monotonic_increasing:  # the rows of some run lie apart
             frame = frame.sort_values("run_id", kind="stable")
         runs = frame.pop("run_id").cat
         ends = np.searchsorted(runs.codes, range(len(runs.categories)), side="right").tolist()
+        self.table = self.table.schema.empty_table()
         return frame, {run: slice(*place) for run, place in zip(runs.categories, pairwise([0, *ends]), strict=True)}
 
     def of(self, identity: str) -> pd.DataFrame:
@@ -399,7 +417,7 @@ class Packed:
         """The runs that have a value in `column`."""
         if column not in self.table.column_names:
             return set()
-        known = ~np.isnan(self.table[column].to_numpy())
+        known = ~np.isnan(self.table[column].cast(pa.float64(), safe=False).to_numpy())
         return set(self.table["run_id"].filter(pa.array(known)).unique().to_pylist())
 
 

@@ -31,7 +31,7 @@ from urllib.parse import quote
 
 import altgrad
 from altgrad.config import UsageError
-from altgrad.imports import code_fingerprint, face_fingerprint
+from altgrad.imports import look
 from altgrad.runs.schema import digest
 from altgrad.site.cache import (
     Cache,
@@ -96,6 +96,7 @@ class SiteBuild:
 
     root: Path  # the folder of mkdocs.yml
     serving: bool = False  # errors become boxes on pages
+    held: bool = False  # who serves has the files of data from this build, and needs none of them written
     page: str = ""  # the only page that is wanted, by its path; "" for all
     problem: str = ""  # why the library cannot be imported, while serving: every page that it makes says so
     cache: Cache = field(default_factory=lambda: Cache(Path(), refresh=True))
@@ -378,6 +379,7 @@ def begin(
     dated: bool,
     problem: str = "",
     memory: dict[str, Files] | None = None,
+    held: bool = False,
 ) -> None:
     """Start a build: note what is wanted, and date it by its newest record, not by the clock.
 
@@ -390,15 +392,15 @@ def begin(
         dated: whether the user has set SOURCE_DATE_EPOCH.
         problem: why the library cannot be imported as it is now, where this is the one before.
         memory: while serving, what the build before this one had from the cache.
+        held: whether files of data are served from memory.
     """
-    face_fingerprint.cache_clear()
-    code_fingerprint.cache_clear()  # while serving, this module may be older than an edit of others
+    look()  # what a page is made with is no newer than what its key says, whenever somebody saves a file
     page = os.environ.get("ALTGRAD_PAGE", "").strip().strip("/").removesuffix(".md")
     refresh = os.environ.get("ALTGRAD_REFRESH", "0") not in ("", "0")
     root = Path(config["config_file_path"]).parent
     serving = serving or bool(config["extra"].get("serving"))
     cache = Cache(root / ".cache" / "site", refresh, memory)
-    current = config["extra"]["altgrad"] = SiteBuild(root, serving, page, problem, cache)
+    current = config["extra"]["altgrad"] = SiteBuild(root, serving, held, page, problem, cache)
     _watch(current.warnings)
     index = getattr(config["plugins"].get("material/search"), "search_index", None)  # none where it is switched off
     if index is not None:
@@ -450,7 +452,7 @@ def add_files(found: Any, config: Any) -> Any:
             found.remove(known)
         if known is None or name in current.data:  # a project's own file goes before the library's
             file = File.generated(config, name, content=data)
-            if current.serving and name in current.data:
+            if current.held and name in current.data:
                 file.copy_file = lambda dirty=False: None  # thousands of files: `altgrad.site.plugin` serves them
             found.append(file)
     if current.page:

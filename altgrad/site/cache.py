@@ -31,8 +31,8 @@ log = logging.getLogger("mkdocs.plugins.altgrad")  # below mkdocs' own logger, s
 _BESIDE = ("assets/_mkdocstrings.css", "objects.inv")
 """What mkdocstrings writes for the pages that it has made itself."""
 _DIRECTIVE = re.compile(r"^[ \t]*(?:#{1,6} *)?::: ?\S", re.MULTILINE)
-_SHOWN = re.compile(r"^::: (altgrad[\w.]*)", re.MULTILINE)
-_DOCSTRING_PAGE = re.compile(r"# [^\n]+\n(?:\s*\n::: altgrad[\w.]*)+\s*")
+_SHOWN = re.compile(r"^::: (altgrad\b[\w.]*)", re.MULTILINE)
+_DOCSTRING_PAGE = re.compile(r"# [^\n]+\n(?:\s*\n::: altgrad\b[\w.]*)+\s*")
 _NAMES_DOCSTRINGS = re.compile(r"\]\s?\[altgrad\b|<autoref")
 _PACKAGES = (
     "griffelib", "mkdocs", "mkdocs-autorefs", "mkdocs-material", "mkdocstrings", "mkdocstrings-python", "Markdown",

@@ -31,11 +31,13 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+import altgrad
 from altgrad.imports import code_fingerprint, named_in
 from altgrad.runs import sources_fingerprint
 from altgrad.runs.schema import digest
@@ -49,6 +51,8 @@ from altgrad.text import escape, shorten, visible
 COMMAND = "make guides"
 SUFFIX = ".outputs.json"
 """``number-formats.md`` has its torch blocks' outputs in ``number-formats.outputs.json``."""
+_SHARED = Path(altgrad.__file__).parent / "reports" / "documents" / "sections"
+"""What `altgrad.reports` words its findings by, which a page may print."""
 _READS_RUNS = re.compile(r"\b(?:altgrad\.|from altgrad import\b.*\b)(?:analysis|reports|runs)\b")
 _PARAMETER = re.compile(r"\{\{ *(\w+) *\}\}")
 
@@ -166,20 +170,21 @@ def page_key(file: Path) -> str:
     """A digest of what a page depends on: its bytes, the library, the data beside it, the variables of the environment
     and the runs that it reads. Its files elsewhere are not in it, and the page says so.
 
-    Data beside it is every file in its folder and below that is not Markdown. It reads runs if its code names
-    `altgrad.analysis`, `altgrad.reports` or `altgrad.runs`.
+    Data beside it is every file in its folder and below that is not Markdown; modules there are its code too. It reads
+    runs if its code names `altgrad.analysis`, `altgrad.reports` or `altgrad.runs`.
     """
     text = file.read_text("utf-8")
+    beside = [path for path in sorted(file.parent.rglob("*")) if path.suffix not in (".md", ".pyc") and path.is_file()]
     data = [
-        (path.relative_to(file.parent).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
-        for path in sorted(file.parent.rglob("*"))
-        if path.suffix not in (".md", ".pyc") and path.is_file()
+        (path.relative_to(file.parent).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()) for path in beside
     ]
-    runs = [sources_fingerprint(), os.environ.get("SOURCE_DATE_EPOCH")] if _READS_RUNS.search(text) else []
-    packages = [sys.modules[package].__version__ for package in ("numpy", "pandas")]
-    return digest(
-        code_fingerprint(f"{named_in(text)} {__name__}"), packages, sys.version, text, data, runs, variables(text)
-    )
+    modules = [path.read_text("utf-8", "replace") for path in beside if path.suffix == ".py"]
+    code = "\n".join([text, *modules])
+    shared = [path.read_text("utf-8") for path in sorted(_SHARED.glob("*.md"))] if "altgrad.reports" in code else []
+    runs = [sources_fingerprint(), os.environ.get("SOURCE_DATE_EPOCH")] if _READS_RUNS.search(code) else []
+    packages = [version(package) for package in ("numpy", "pandas", "pyarrow", "scipy", "matplotlib")]
+    used = code_fingerprint(f"{named_in(code)} {__name__}")
+    return digest(used, packages, sys.version, text, data, runs, variables(code), shared)
 
 
 def torch_outputs(text: str, *, name: str, here: Path | None = None) -> dict[str, list[str]]:

@@ -28,7 +28,8 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
     library = ""  # the folder of a library that goes before any installed one
     serving = False
     memory: dict[str, dict[str, bytes]] | None = None  # what the cache holds from build to build, while serving
-    held: Mapping[str, bytes] = MappingProxyType({})  # while serving, the last build's files of data, which no file has
+    held: Mapping[str, bytes] = MappingProxyType({})  # while serving, the last build's files of data
+    holding = False  # whether they are served from there, from the second build on: without live reload there is one
     imported = 0.0  # when the library was, as far as it is
 
     def on_startup(self, *, command: str, dirty: bool) -> None:
@@ -56,9 +57,10 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
             if not (self.serving and self.imported):
                 raise
             problem = traceback.format_exc()
-            sys.modules.update(forgotten)
+            _restore(forgotten)
             from altgrad.site.build import begin
-        begin(config, serving=self.serving, dated=DATED, problem=problem, memory=self.memory)
+        more: dict[str, Any] = {"memory": self.memory, "held": self.holding}
+        begin(config, serving=self.serving, dated=DATED, problem=problem, **more)
 
     @event_priority(-50)  # type: ignore[untyped-decorator]  # after gen-files has run the scripts
     def on_files(self, files: Any, *, config: Any) -> Any:
@@ -136,6 +138,7 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
             return [data]
 
         server.set_app(answer)
+        self.holding = True
         return server
 
     def on_build_error(self, *, error: Exception) -> None:
@@ -150,10 +153,24 @@ def _forget(moment: float) -> dict[str, Any]:
     known = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "altgrad"}
     found = {name for name, module in known.items() if module.__file__ and _is_newer(Path(module.__file__), moment)}
     if moment and found:  # in the first build all are, and none may be of another library
-        from altgrad.imports import users_of
+        from altgrad.imports import look, users_of
 
+        look()
         found = users_of(found, known)
+    for name in found:
+        package, _, own = name.rpartition(".")
+        if package in known and getattr(known[package], own, None) is known[name]:
+            delattr(known[package], own)  # there `from package import module` would find it
     return {name: sys.modules.pop(name) for name in found}
+
+
+def _restore(forgotten: dict[str, Any]) -> None:
+    """Have forgotten modules again, where Python looks for them and in their packages."""
+    sys.modules.update(forgotten)
+    for name, module in forgotten.items():
+        package, _, own = name.rpartition(".")
+        if package in sys.modules:
+            setattr(sys.modules[package], own, module)
 
 
 def _is_newer(path: Path, moment: float) -> bool:

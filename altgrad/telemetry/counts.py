@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,9 +27,36 @@ _HALVES = 1 << 16
 """Upper halves of a float32."""
 
 
+class OperandSums(NamedTuple):
+    """What `operand_statistics` needs of an operand, or of the parts of one, on its device.
+
+    Attributes:
+        maxima: float64 [2]: the largest magnitude, the largest scale.
+        norms: float64 [2]: ||x|| and ||q - x||.
+        counts: float64 [4]: elements that are not zero, not finite, that overflowed, that underflowed.
+        dead: bool [features], where q = 0 in every row.
+    """
+
+    maxima: Tensor
+    norms: Tensor
+    counts: Tensor
+    dead: Tensor
+
+    def with_part(self, part: OperandSums) -> OperandSums:
+        """The sums of both together, as if they were rows of one tensor; the features must be the same."""
+        maxima = torch.maximum(self.maxima, part.maxima)
+        norms = (self.norms.square() + part.norms.square()).sqrt()
+        return OperandSums(maxima, norms, self.counts + part.counts, self.dead & part.dead)
+
+    def numbers(self) -> Tensor:
+        """float64 [10], for `operand_statistics`."""
+        dead, features = torch.count_nonzero(self.dead).double(), self.norms.new_tensor(len(self.dead))
+        return torch.cat([self.maxima, self.norms, self.counts, torch.stack([dead, features])])
+
+
 @torch.no_grad()
-def operand_sums(reading: Reading) -> Tensor:
-    """What `operand_statistics` needs of one operand: float64 [10], on its device.
+def operand_sums(reading: Reading) -> OperandSums:
+    """The sums of one reading.
 
     On the processor NaN is not counted where the largest magnitude is finite: there is none.
     """
@@ -37,27 +65,26 @@ def operand_sums(reading: Reading) -> Tensor:
     largest = amax(real)
     scale = real.new_ones(()) if reading.scale is None else reading.scale.detach()
     norm, noise = _norms(real, None if reading.rounded is reading.real else rounded)
-    dead, features = _dead(rounded, 1 if reading.operand == "weight" else 0)
     damaged = not on_cpu or not math.isfinite(largest)
-    sums = (
-        largest,
-        scale.max() if scale.numel() else 1.0,
-        norm,
-        noise,
-        1.0 if reading.nonzero is None else reading.nonzero,
-        torch.count_nonzero(real - real) if damaged else 0.0,  # NaN where it is not 0
-        reading.overflow,
-        reading.underflow,
-        dead,
-        features,
+    nonzero = 1.0 if reading.nonzero is None else reading.nonzero
+    nonfinite = torch.count_nonzero(real - real) if damaged else 0.0  # NaN where it is not 0
+    return OperandSums(
+        _together(largest, scale.max() if scale.numel() else 1.0, like=real),
+        _together(norm, noise, like=real),
+        _together(nonzero, nonfinite, reading.overflow, reading.underflow, like=real),
+        _dead(rounded, 1 if reading.operand == "weight" else 0),
     )
-    if on_cpu:
-        return torch.tensor([float(each) for each in sums], dtype=torch.float64)
-    return torch.stack([torch.as_tensor(each, dtype=torch.float64, device=real.device) for each in sums])
+
+
+def _together(*numbers: Tensor | float, like: Tensor) -> Tensor:
+    """Numbers and tensors of one element as a float64 tensor on the device of `like`."""
+    if like.device.type == "cpu":
+        return torch.tensor([float(each) for each in numbers], dtype=torch.float64)
+    return torch.stack([torch.as_tensor(each, dtype=torch.float64, device=like.device) for each in numbers])
 
 
 def operand_statistics(sums: Sequence[float]) -> dict[str, float]:
-    """What rounding did to one operand of the matrix products, from the numbers of `operand_sums`.
+    """What rounding did to one operand of the matrix products, from `OperandSums.numbers`.
 
     x are the real values, q the rounded ones. On the processor sums of squares are float32 for every 65,536 elements
     and float64 beyond, which is right to 1e-5 of them; all is float64 on a GPU, and where squares would leave float32's
@@ -111,14 +138,14 @@ def _norms(x: Tensor, q: Tensor | None) -> tuple[Tensor | float, Tensor | float]
     return norm, torch.zeros_like(norm) if q is None else torch.linalg.vector_norm(q - x, dtype=torch.float64)
 
 
-def _dead(x: Tensor, dim: int) -> tuple[Tensor | int, int]:
-    """How many features of [..., features] (`dim` 0) or [features, ...] (`dim` 1) are zero all along, of how many."""
+def _dead(x: Tensor, dim: int) -> Tensor:
+    """Which features of [..., features] (`dim` 0) or [features, ...] (`dim` 1) are zero all along: bool [features]."""
     features = x.shape[-1 - dim] if x.ndim > dim else 1
     others = x.numel() // features if features else 0
     matrix = x.reshape((features, others) if dim else (others, features))
     if not matrix.shape[dim]:
-        return features, features
-    return torch.count_nonzero((matrix.amax(dim) == 0) & (matrix.amin(dim) == 0)), features
+        return torch.ones(features, dtype=torch.bool, device=x.device)
+    return (matrix.amax(dim) == 0) & (matrix.amin(dim) == 0)
 
 
 @torch.no_grad()

@@ -20,8 +20,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from altgrad.config import TelemetryConfig
-from altgrad.formats import FP32
+from altgrad.config import TelemetryConfig, operand_of
+from altgrad.formats import FP32, FloatFormat
 from altgrad.nn import Reading, observed, quantized_layers
 from altgrad.optim import GridOptimizer
 from altgrad.telemetry import counts, geometry
@@ -44,6 +44,9 @@ class Look:
             `telemetry.rank_every` and `telemetry.codes_every`: at the first look, which `RankWatch` holds later ones
             against, and then at every so many. Where one of these keys is 0, never.
 
+    In a step of several batches, which the loop tells apart by `clock_of(model).part`, activations and output gradients
+    are those of all of them: counts are added, maxima taken, norms and fractions are of all the rows.
+
     `rows` grows with each of the three calls; one that is left out leaves its rows out. Row order has no meaning.
     """
 
@@ -56,22 +59,30 @@ class Look:
         self._layers = quantized_layers(model)
         both = (self._telemetry.rank_every, self._telemetry.codes_every)
         self._ranks, self._codes = (every > 0 and number % every == 0 for every in both)
-        self._sums: dict[tuple[str, str], Tensor] = {}
+        self._seen: set[tuple[str, str, int]] = set()
+        self._sums: dict[tuple[str, str], counts.OperandSums] = {}
+        self._code_counts: dict[tuple[str, str], tuple[FloatFormat, Tensor]] = {}
+        self._binade_counts: dict[tuple[str, str], Tensor] = {}
         self._weights: dict[str, Reading] = {}
         self._spacings: dict[str, Tensor] = {}
 
     @contextmanager
     def operands(self) -> Iterator[None]:
-        """Observe the forward and backward passes in the block; an operand read more than once keeps its first reading.
+        """Observe the forward and backward passes in the block; the first reading of each operand in each part counts.
 
-        The weights' own statistics are taken at the end of the block.
+        A weight is the same in all parts, and keeps its first reading. Statistics are taken at the end of the block.
         """
         if self._telemetry.operands:
             with observed(self._model, self._observe):
                 yield
-            numbers = torch.stack(list(self._sums.values())).tolist() if self._sums else []
-            for (layer, operand), sums in zip(self._sums, numbers, strict=True):
-                self._add(layer, operand, counts.operand_statistics(sums))
+            sums = [each.numbers() for each in self._sums.values()]
+            for place, numbers in zip(self._sums, torch.stack(sums).tolist() if sums else [], strict=True):
+                self._add(*place, counts.operand_statistics(numbers))
+            for place, (fmt, found) in self._code_counts.items():
+                histogram = operand_of(place[1]) in self._telemetry.histograms
+                self._add(*place, counts.code_statistics(found, fmt, histogram=histogram))
+            for place, found in self._binade_counts.items():
+                self._add(*place, counts.binade_statistics(found))
         else:
             yield
         self._look_at_weights()
@@ -129,19 +140,23 @@ class Look:
         self.rows += [(self._step, layer, kind, operand, name, value) for name, value in statistics.items()]
 
     def _observe(self, reading: Reading) -> None:
-        place = reading.layer, reading.operand
-        if place in self._sums:
+        place = reading.layer, reading.cast
+        part = 0 if reading.operand == "weight" else self._layers[reading.layer].clock.part
+        if (*place, part) in self._seen:
             return
-        self._sums[place] = counts.operand_sums(reading)
-        if reading.operand == "weight":
+        self._seen.add((*place, part))
+        sums = counts.operand_sums(reading)
+        self._sums[place] = self._sums[place].with_part(sums) if place in self._sums else sums
+        if reading.cast == "weight":
             self._weights[reading.layer] = reading
             return
-        histogram = reading.operand in self._telemetry.histograms
         if self._codes and counts.has_codes(reading.format):
             found = counts.code_counts(reading.rounded, reading.format, reading.element_scale)
-            self._add(*place, counts.code_statistics(found, reading.format, histogram=histogram))
-        if self._codes and histogram:
-            self._add(*place, counts.binade_statistics(counts.binade_counts(reading.real)))
+            found = self._code_counts[place][1] + found if place in self._code_counts else found
+            self._code_counts[place] = reading.format, found
+        if self._codes and reading.operand in self._telemetry.histograms:
+            found = counts.binade_counts(reading.real)
+            self._binade_counts[place] = self._binade_counts[place] + found if place in self._binade_counts else found
 
     def _look_at_weights(self) -> None:
         for name in self._layers:
@@ -168,22 +183,22 @@ class Look:
         return self._weights[name]
 
     def _spacing(self, name: str) -> Tensor | None:
-        """S at the layer's weight before the step; None where it is not quantized. Taken once."""
+        """S at the layer's weight before the step; None where it is not quantized, or only rotated. Taken once."""
         if name not in self._spacings:
             reading = self._weight(name)
-            if reading.format is FP32:
+            if reading.format is FP32 or self._layers[name].rotation("weight") is not None:
                 return None
             self._spacings[name] = geometry.spacing(reading)
         return self._spacings[name]
 
     def _on_grid(self, name: str, weight: Tensor, *, now: bool) -> Tensor | None:
-        """The weight as read, where it is quantized; the draws before and after a step are the same.
+        """The weight as read, where its own elements are quantized; the draws before and after a step are the same.
 
         Before the step, what the forward pass read serves where reading again gives the same.
         """
         layer = self._layers[name]
         spec = layer.policy.operand("weight")
-        if spec.format is FP32:
+        if spec.format is FP32 or layer.rotation("weight") is not None:
             return None
         if layer.grid_scale is not None:
             return weight

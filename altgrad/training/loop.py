@@ -43,7 +43,9 @@ from altgrad.config import (
     TelemetryConfig,
     UsageError,
     one_line,
+    operand_of,
     parse_config,
+    product_of,
 )
 from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.imports import code_fingerprint
@@ -124,15 +126,16 @@ def policy_of(config: ExperimentConfig) -> Policy:
     Weights under storage "master" are rounded on the forward pass as `optimizer.rounding` says; under storage "grid"
     that is how the optimizer rounds, and the forward pass reads the weights as they are.
     """
-    quantize, optimizer = config.quantize, config.optimizer
-    weight = optimizer.rounding if optimizer.storage == "master" else "nearest_even"
-    roundings = {"weight": weight, **dict(quantize.rounding)}
+    quantize = config.quantize
 
     def operand(name: str) -> Operand:
-        return Operand(get_format(getattr(quantize, name)), roundings[name], config.scaling.rule(name))
+        fmt, rounding, rule = config.cast(name)
+        return Operand(get_format(fmt), rounding, rule)
 
     operands: dict[str, Any] = {name: operand(name) for name in OPERANDS}
-    return Policy(**operands, layers=quantize.layers, patterns=quantize.patterns, compute=quantize.compute)
+    casts = {name: operand(name) for name in quantize.casts.given}
+    where: dict[str, Any] = {"layers": quantize.layers, "patterns": quantize.patterns, "compute": quantize.compute}
+    return Policy(**operands, **where, casts=casts, hadamard=quantize.hadamard.given)
 
 
 def build_model(config: ExperimentConfig) -> GPT:
@@ -222,7 +225,15 @@ def shifted(config: ExperimentConfig) -> ExperimentConfig:
     """
     to = config.stability.shift_to
     given = config.model_dump(mode="json")
-    given["quantize"] |= dict.fromkeys(config.quantize.operands, to)
+    quantize = given["quantize"]
+    quantize |= {name: to for name in OPERANDS if quantize[name] != "fp32"}
+    for name in config.quantize.casts.given:
+        product, operand = product_of(name), operand_of(name)
+        (fmt, *how), (first, *first_how) = config.cast(name), config.cast(operand)
+        if "fp32" not in (fmt, first) and how == first_how:  # the format was all that set it apart
+            quantize["casts"][product][operand] = None
+        elif fmt != "fp32":
+            quantize["casts"][product][operand]["format"] = to
     given["stability"]["shift_to"] = None
     return parse_config(given, source=f"stability.shift_to={to}")
 
@@ -252,7 +263,8 @@ def clip_to_range(model: nn.Module) -> int:
         elif rule.kind == "static":
             limit = limit * rule.value
         elif rule.kind != "none":
-            limit = limit * amax_scale(layer.weight, fmt, power_of_two=rule.power_of_two)
+            scale = amax_scale(layer.weight, fmt, power_of_two=rule.power_of_two, quotient=rule.quotient)
+            limit = limit * scale
         outside = (grad.abs() > limit) & torch.isfinite(grad)
         clipped += int(outside.sum())
         grad.copy_(torch.where(outside, grad.sign() * limit, grad))
@@ -507,10 +519,6 @@ class _Run:
             "batches_before": self.batches_before,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "delayed": {
-                name: {operand: delayed.state_dict() for operand, delayed in layer.delayed.items()}
-                for name, layer in quantized_layers(self.model).items()
-            },
             "watch": self.watch.state if self.watch else None,
             "rank_watch": self.rank_watch.state,
         }
@@ -522,11 +530,13 @@ class _Run:
         self.batches.state, self.batches_before = state["batches"], state["batches_before"]
         if self.at.shifted:
             self._change_format()
-        self.model.load_state_dict(state["model"])
+        former = {  # checkpoints from before histories were buffers have them beside the model
+            f"{name}.delayed.{operand}.history": state["delayed"][name][operand]["history"]
+            for name, layer in quantized_layers(self.model).items()
+            for operand in (layer.delayed if "delayed" in state else ())
+        }
+        self.model.load_state_dict(state["model"] | former)
         self.optimizer.load_state_dict(state["optimizer"])
-        for name, layer in quantized_layers(self.model).items():
-            for operand, delayed in layer.delayed.items():
-                delayed.load_state_dict(state["delayed"][name][operand])
         if self.watch:
             self.watch.state = state["watch"]
         self.rank_watch.state = state["rank_watch"]
@@ -666,19 +676,18 @@ class _Run:
         """
         at = self.at
         at.bad_in_a_row += 1
-        with self._delayed_scales_kept():
-            tensor, phase = self._first_nonfinite(batches)
-            at.nonfinite[phase] += 1
-            if at.first_bad is not None:
-                return
-            at.first_bad = (at.step, tensor, phase)
-            self._event("nonfinite", tensor=tensor, phase=phase)
-            if self.config.telemetry.operands and not seen:
-                look = Look(self.model, at.step, TelemetryConfig(geometry=False, rank_every=0, codes_every=0))
-                with look.operands():
-                    for loss in self._losses_again(batches):
-                        loss().backward()  # type: ignore[no-untyped-call]
-                self.writer.log_layers(look.rows)
+        tensor, phase = self._first_nonfinite(batches)
+        at.nonfinite[phase] += 1
+        if at.first_bad is not None:
+            return
+        at.first_bad = (at.step, tensor, phase)
+        self._event("nonfinite", tensor=tensor, phase=phase)
+        if self.config.telemetry.operands and not seen:
+            look = Look(self.model, at.step, TelemetryConfig(geometry=False, rank_every=0, codes_every=0))
+            with look.operands():
+                for loss in self._losses_again(batches):
+                    loss().backward()  # type: ignore[no-untyped-call]
+            self.writer.log_layers(look.rows)
 
     def _first_nonfinite(self, batches: list[tuple[Tensor, Tensor]]) -> tuple[str, str]:
         """Tensor and phase, by computing the step again; of a fault that does not come back, by what was watched."""
@@ -691,24 +700,13 @@ class _Run:
         return (self.watch and self.watch.bad_gradient) or "gradient norm", "backward"
 
     def _losses_again(self, batches: list[tuple[Tensor, Tensor]]) -> list[Callable[[], Tensor]]:
-        """The step's losses, with the draws of the step."""
+        """The step's losses, with the draws and the delayed scales of the step, whose histories stay as they are."""
 
         def again(part: int, token: Tensor, target: Tensor) -> Tensor:
             self.clock.part = part
             return self.model.loss(token, target)
 
         return [partial(again, part, *batch) for part, batch in enumerate(batches)]
-
-    @contextlib.contextmanager
-    def _delayed_scales_kept(self) -> Iterator[None]:
-        """What is computed in the block to find something out leaves the delayed scales as they were."""
-        scales = [delayed for layer in quantized_layers(self.model).values() for delayed in layer.delayed.values()]
-        before = [delayed.state_dict() for delayed in scales]
-        try:
-            yield
-        finally:
-            for delayed, state in zip(scales, before, strict=True):
-                delayed.load_state_dict(state)
 
     def _patience_is_over(self) -> bool:
         patience = self.config.stability.patience
@@ -749,7 +747,7 @@ class _Run:
     def _shift(self) -> None:
         """Go on in the wider format. Bad steps are not applied: weights and moments are those of the last good step."""
         at, quantize = self.at, self.config.quantize
-        formats = dict.fromkeys(getattr(quantize, operand) for operand in quantize.operands)
+        formats = dict.fromkeys(fmt for name in quantize.operands for fmt in quantize.formats(name) if fmt != "fp32")
         detail = {"from": "/".join(formats), "to": self.config.stability.shift_to}
         self._change_format()
         at.shifted, at.bad_in_a_row, at.first_bad, at.recent = True, 0, None, []

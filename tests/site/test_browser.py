@@ -350,7 +350,7 @@ def test_the_heading_follows_what_is_drawn_and_the_difference_lies_below_with_th
     cells = page.locator(f"table[aria-label^='Validation loss'] tbody td:nth-child({column + 1})").all_inner_texts()
     told = re.findall(r"this arm from (\S+) to ([^\s;]+)", difference.get_attribute("aria-label"))[0]
     assert [float(cell.replace("−", "-")) for cell in (cells[0], cells[-1])] == pytest.approx(
-        [*map(float, told)], abs=6e-5
+        [float(value.replace("−", "-")) for value in told], abs=6e-5
     )
     page.get_by_label("Metric").select_option("loss")
     page.get_by_label("Horizontal axis").select_option("tokens")

@@ -197,7 +197,7 @@ def test_two_columns_are_drawn_with_their_front_and_all_of_them_side_by_side(
     for height in range(10, 380, 5):
         canvas.hover(position={"x": size["width"] / 2, "y": height})
         read.add(readout.inner_text())
-    assert any(f"{arms['E4M3']} · " in text and "Validation loss 2.1260" in text for text in read)
+    assert any(f"{names['E4M3']} · " in text and "Validation loss 2.1260" in text for text in read)
     assert one.complaints == []
 
 

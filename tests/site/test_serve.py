@@ -31,7 +31,7 @@ PATIENCE = 120
 class Server:
     """A project that is served, with a library of its own that can be edited."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
         lay_out(folder)
         shutil.copytree(ROOT / "altgrad", folder / "altgrad", ignore=shutil.ignore_patterns("__pycache__"))
@@ -46,7 +46,7 @@ class Server:
         self.log = folder.parent / "serve.log"
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mkdocs", "serve", "-a", address, "-f", str(settings)],
+                [sys.executable, "-m", "mkdocs", "serve", "-a", address, "-f", str(settings), *options],
                 cwd=folder.parent,
                 env={
                     **environment,
@@ -83,6 +83,11 @@ class Server:
         assert old in text
         path.write_text(text.replace(old, new, 1))
 
+    def end(self) -> None:
+        """Serve no more."""
+        self.process.terminate()
+        self.process.wait(timeout=20)
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -92,8 +97,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         served.shows("", "1 runs in 1 arms")
         yield served
     finally:
-        served.process.terminate()
-        served.process.wait(timeout=20)
+        served.end()
+
+
+def test_the_data_is_there_without_live_reload_too(tmp_path: Path) -> None:
+    served = Server(tmp_path / "project", "--no-livereload")
+    try:
+        served.shows("runs/", "e4m3")
+        assert "e4m3" in served.text("runs/index.table.json")
+    finally:
+        served.end()
 
 
 def test_every_kind_of_edit_is_on_the_page_with_new_code_and_an_error_stands_on_its_page(server: Server) -> None:

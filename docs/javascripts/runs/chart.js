@@ -4,7 +4,7 @@
 import { element } from "../curves.js";
 import { minus, swatchOf } from "../figures.js";
 import { choice, field } from "./controls.js";
-import { CHARTS, COLUMNS, CORNERS, places, shownColumns } from "./table.js";
+import { CHARTS, COLUMNS, COMMON, CORNERS, places, shownColumns } from "./table.js";
 
 const MOST_TICKS = 8;
 /** Most distance in px at which a point is meant. */
@@ -252,9 +252,10 @@ export function chartPanel(tables, state, save) {
       controls[axis].value = column(axis).key;
     }
     const told = new Set(["label", "arm", "id", "low", "high", "wandb"]);
+    const all = COLUMNS[state.rows].filter((each) => !told.has(each.key) && (COMMON.includes(each) || shownColumns(state).includes(each)));
     picture = scatter
       ? drawScatter(canvas, table(), rows, column("x"), column("y"), state.better, (row) => table().columns.format[row], tables.styles)
-      : drawParallel(canvas, table(), rows, shownColumns(state).filter(({ key }) => !told.has(key)), tables.styles);
+      : drawParallel(canvas, table(), rows, all, tables.styles);
     const found = new Set(rows.map((row) => table().columns.format[row]));
     legend.replaceChildren(...[...new Set(tables.arms.columns.format)].filter((format) => found.has(format)).map((format) => element("span", {}, swatchOf(...tables.styles[format]), format)));
     canvas.ariaLabel = readout.textContent = picture.text;

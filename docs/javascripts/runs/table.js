@@ -13,7 +13,8 @@ const scope = (value) => text(value).replace(/^weights \+ activations \+ gradien
 const loss = fixed(4);
 const NUMBERS = new Set([loss, whole, rate, percent]);
 const column = (key, title, write = text, shown = true) => ({ key, title, write, shown, number: NUMBERS.has(write) });
-const COMMON = [
+/** What the config of an arm says, which its name may say too: parallel coordinates have it whether shown or not. */
+export const COMMON = [
   column("format", "Format", text, false),
   column("scope", "Quantized", scope, false),
   column("rule", "Step rule", text, false),
