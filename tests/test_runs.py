@@ -311,7 +311,7 @@ def damage(path: Path, kind: str) -> None:
     elif kind == "nested":
         (path / "run.json").write_text("[" * 100_000)
     elif kind == "nested in it":
-        (path / "run.json").write_text(json.dumps(run)[:-1] + ', "more": ' + "[" * 800 + "]" * 800 + "}")
+        (path / "run.json").write_text(json.dumps(run)[:-1] + ', "more": ' + "[" * 60 + "]" * 60 + "}")
     elif kind in FIELDS:
         (path / "run.json").write_text(json.dumps(run | FIELDS[kind][0]))
     elif kind == "no step":

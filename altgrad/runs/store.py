@@ -36,6 +36,8 @@ from altgrad.runs.secrets import left_out, mask, mask_record
 from altgrad.runs.writer import is_locked, read_jsonl
 
 PACKED = "runs.parquet"
+DEEPEST = 50
+"""Levels of lists and objects in run.json."""
 _HALF = re.compile("[\ud800-\udfff]")
 LAYER_TEXT = LAYER_COLUMNS[1:-1]
 """The columns of the per-layer table that hold text."""
@@ -215,10 +217,7 @@ def read_run(folder: Path) -> RunRecord:
         raise RecordError(f"{folder.name}/run.json: missing; delete the folder or restore the file") from None
     except (ValueError, OSError, RecursionError) as error:
         raise RecordError(f"{folder.name}/run.json: not readable JSON ({reason_of(error)}); restore the file") from None
-    try:
-        run, config, secrets = _checked(run, folder.name, locked)
-    except RecursionError:
-        raise RecordError(f"{folder.name}/run.json: nested too deeply; restore the file") from None
+    run, config, secrets = _checked(run, folder.name, locked)
     tables = {"history": _ordered(read_table(folder, "history")), "layers": read_table(folder, "layers")}
     history = tables["history"]
     if "val_loss" not in history or not history["val_loss"].notna().any():
@@ -259,6 +258,12 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
     file = f"{where}/run.json"
     if not isinstance(run, dict):
         raise RecordError(f"{file}: a record is a JSON object; restore the file")
+    level: list[Any] = [run]
+    for _ in range(DEEPEST):
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+        level = [each for each in level if isinstance(each, dict | list)]
+    if level:  # how deep Python itself can go depends on who calls
+        raise RecordError(f"{file}: nested too deeply; restore the file")
     try:
         text = json.dumps(run, allow_nan=False, ensure_ascii=False)
     except ValueError:
