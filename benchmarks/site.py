@@ -150,6 +150,7 @@ def empty(folder: Path, count: int, like: Path) -> Path:
         (folder / "docs" / "p" / f"{number}.md").write_text(f"---\nsearch:\n  exclude: true\n---\n# Page {number}\n")
     settings = yaml.safe_load((like / "mkdocs.yml").read_text())
     kept = {key: settings[key] for key in ("site_name", "site_url", "theme", "markdown_extensions")}
+    kept["theme"].pop("custom_dir", None)  # templates of the project's own
     kept |= {"plugins": ["search"], "nav": [{"Home": "index.md"}], "not_in_nav": "/p/*\n"}
     (folder / "mkdocs.yml").write_text(yaml.safe_dump(kept))
     return folder
