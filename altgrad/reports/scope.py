@@ -6,7 +6,7 @@ from altgrad.analysis import words
 from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.costs import extent
 from altgrad.analysis.loader import ExperimentDataLoader, scale_label
-from altgrad.config import OPERANDS
+from altgrad.config import LAYER_TYPES, OPERANDS
 from altgrad.site import Link, Md, PageRef, Paragraph, escape, join, md
 
 HEADLINE_SEEDS = 16
@@ -17,7 +17,7 @@ STATUSES = ("finished", "failed", "crashed", "interrupted", "running")
 
 
 def scope(loader: ExperimentDataLoader, arm: str) -> str:
-    """How far findings from an arm reach, in a line: model, length, text, scales."""
+    """How far findings from an arm reach, in a line: model, length, text, scales, what is quantized and how."""
     size, config = extent(loader, arm), loader.config(arm)
     model, each = f"{config.model.layers} layers of {config.model.dim}", ""
     if size.parameters:
@@ -25,8 +25,16 @@ def scope(loader: ExperimentDataLoader, arm: str) -> str:
     text = "licence texts" if size.text == "licenses" else size.text
     rules = [config.scaling.rule(operand) for operand in config.quantize.operands or OPERANDS]
     scales = words.names(sorted({scale_label(rule) or ONE_SCALE for rule in rules}))
+    quantize, master = config.quantize, config.optimizer.storage == "master"
+    where = ", ".join(("every layer quantized", "head and embedding too"))
+    parts = (
+        scales,
+        where if set(quantize.layers) == set(LAYER_TYPES) and not quantize.patterns else "",
+        "rounding simulated" if quantize.compute == "simulated" else "",
+        "32-bit master weights" if master else "",
+    )
     trained = f"trained for {size.steps:,} steps on {size.characters:,} characters{each} of {text}"
-    return f"a GPT of {model}, {trained}; {scales}"
+    return f"a GPT of {model}, {trained}; {'; '.join(filter(None, parts))}"
 
 
 def scope_line(loader: ExperimentDataLoader, arm: str, but: str = ", unless another is named") -> Md:
