@@ -216,3 +216,12 @@ def test_a_mean_is_drawn_only_where_the_same_seeds_stand_at_every_point(tmp_path
         else "A line for each of the 3 runs"
     )
     assert said in block.chart.description
+
+
+def test_the_losses_of_the_table_of_arms_have_no_sign(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_losses(tmp_path, "e4m3", seed, {10: 2.5, 20: 2.0 + seed / 10})
+    index = arm_pages(ExperimentDataLoader([tmp_path]))[0]
+    (table,) = (block for block in index.blocks if isinstance(block, Table))
+    (cell,) = (str(cell) for cell in table.rows[0] if str(cell).startswith("["))
+    assert re.fullmatch(r"\[\d\.\d+, \d\.\d+\]", cell)
