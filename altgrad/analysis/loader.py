@@ -467,16 +467,17 @@ def _kind_of_scale(rule: ScaleRule) -> tuple[str, str]:
 
 
 def rule_label(config: ExperimentConfig) -> str:
-    """``AdamW``, ``ManifoldAdamW (update)`` or ``Steps of codes``, with what is not the default of it.
+    """``AdamW``, ``ManifoldAdamW`` or ``Steps of codes``, with what is not the default of it.
 
-    Such as ``ManifoldAdamW (update, S shuffled)`` or ``AdamW on the grid, rounded stochastically``.
+    Such as ``ManifoldAdamW (S shuffled)`` or ``AdamW on the grid, rounded stochastically``.
     """
     optimizer = config.optimizer
     if not config.states("optimizer.step_rule"):
         return NOT_STATED
     name = {"adamw": "AdamW", "manifold": "ManifoldAdamW", "code": "Steps of codes"}[optimizer.step_rule]
+    if optimizer.precondition == "gradient":
+        name += " on gradients"
     details: tuple[str | bool | None, ...] = (
-        optimizer.precondition,
         optimizer.relative and "relative rate",
         optimizer.format is not None and f"S of {get_format(optimizer.format).label}",
         optimizer.stiffness != "ulp" and f"S {optimizer.stiffness}",

@@ -268,6 +268,7 @@ def _by_format(
                 "sqnr": means.get((row["arm"], "weight", "sqnr_db")),
                 "sqnr_gradients": means.get((row["arm"], "grad_output", "sqnr_db")),
                 "flushed": means.get((row["arm"], "grad_output", "underflow")),
+                "free_gradients": bool(((alone["scope"] == "gradients") & (alone["low"] <= 0)).any()),
             }
         )
     return found

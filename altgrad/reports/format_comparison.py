@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,7 @@ SCALES = {
     "no scale": "none",
 }
 """What shares a scale, or which it is, by the policy as records call it."""
-SCALE_EDGES, SCALE_LEVELS = (0.01, 0.05, 0.1, 0.5), ("to 0.01", "to 0.05", "to 0.1", "to 0.5", "more")
+MAP_EDGES, MAP_LEVELS = (0.01, 0.05, 0.1, 0.5), ("to 0.01", "to 0.05", "to 0.1", "to 0.5", "more")
 LOWEST_OCTAVE = -16
 """The chart of weights ends this many octaves below a format's largest value; what is smaller is in its last bar."""
 GAPS = "Loss gap to FP32 by format"
@@ -140,6 +140,7 @@ def _complete(
         "crowded": _crowded(octaves),
         "unscaled": policies[policies["n_finished"] < policies["n_runs"]].to_dict("records"),
         "long_spot": comparator.sweet_spot(long) if long else None,
+        "long_tests": _tested(loader, long)["tests_used"] if long else None,
         **{"tensors": tensors, "policies": policies, "long": long, "own_rates": own, "tuned_rates": tuned},
         "shared_rate": loader.config(first.baseline).optimizer.learning_rate,
         **{"bits": loader.memo(cost_per_bit), "shorter": cost_per_bit(loader, LADDER[:-1]), "resamples": RESAMPLES},
@@ -267,15 +268,19 @@ def _ulps(loader: ExperimentDataLoader) -> dict[str, int] | None:
     if verdict.answer == "pending":
         return None
     counts = Counter(reading(row).partition(",")[0] for row in verdict.judgement.rows)
-    return {"total": len(verdict.judgement.rows)} | {key: counts[key] for key in ("lower", "higher", "undecided")}
+    rows = verdict.judgement.rows
+    formats = list(dict.fromkeys(str(row["to"]).split()[0] for row in rows))
+    found = {key: counts[key] for key in ("lower", "higher", "undecided")}
+    return {"total": len(rows), "formats": formats, "ways": len(rows) // len(formats), **found}
 
 
 def _mx(loader: ExperimentDataLoader) -> dict[str, Any] | None:
-    """The gap of the 8-bit MX format; None while its runs are missing, or where none is shown."""
+    """The gap of the 8-bit MX format and `up`, with scales rounded up; None while runs are missing, or none shown."""
     if missing(loader, ("MXFP8", "FP32")):
         return None
     (row,) = named_family(loader, [("MXFP8", "FP32")]).to_dict("records")
-    return {**row, "format": ARMS["MXFP8"].format} if shown(row, +1) else None
+    up = not missing(loader, ("MXFP8 up", "FP32")) and named_family(loader, [("MXFP8 up", "FP32")]).iloc[0].to_dict()
+    return {**row, "format": ARMS["MXFP8"].format, "up": up or None} if shown(row, +1) else None
 
 
 def _spots(comparator: FormatComparator, places: Sequence[str]) -> list[dict[str, Any]]:
@@ -444,10 +449,16 @@ def layer_gaps(comparator: FormatComparator) -> list[Block]:
     by_kind = {kind: found.table.assign(scope=kind) for kind in LAYER_TYPES if (found := comparator.at(kind))}
     if not by_kind:
         return []
-    data = charts.finite_rows(pd.concat(by_kind.values())[[*CHARTED, "scope"]], "gap", "low", "high")
-    return [
-        ChartBlock(charts.gaps("layer-gaps", GAPS, "", data, {kind: kind.replace("mlp", "MLP") for kind in by_kind}))
-    ]
+    data = pd.concat(by_kind.values())[[*CHARTED, "scope"]].replace({"scope": {"mlp": "MLP"}})
+    data = charts.finite_rows(data, "gap", "low", "high")
+    return [ChartBlock(_gaps_map("layer-gaps", data, "scope", data["scope"].unique()))]
+
+
+def _gaps_map(identity: str, data: pd.DataFrame, columns: str, order: Iterable[str]) -> Chart:
+    """The mean gaps of formats by another column."""
+    cells = data.pivot(index="format", columns=columns, values="gap").reindex(columns=list(order))
+    cells = cells.sort_index(key=lambda names: names.map(format_order))
+    return figures_map(identity, GAPS, cells, data, MAP_EDGES, MAP_LEVELS, partial(words.number, sign=True))
 
 
 def tensors_table(tensors: pd.DataFrame) -> Table:
@@ -487,12 +498,8 @@ def scale_gaps(comparator: FormatComparator, comparison: Comparison, policies: p
     data = pd.concat(parts)[["format", "scale", "arm", "n_pairs", "gap", "low", "high"]]
     others = set(data.loc[data["scale"] != SCALES[""], "format"])
     data = data[data["format"].isin(others)].reset_index(drop=True)
-    cells = data.pivot(index="format", columns="scale", values="gap")
-    cells = cells.reindex(sorted(others, key=format_order))
-    cells = cells.reindex(
-        columns=[name for name in dict.fromkeys((*SCALES.values(), *names.values())) if name in cells]
-    )
-    return figures_map("scale-gaps", GAPS, cells, data, SCALE_EDGES, SCALE_LEVELS, partial(words.number, sign=True))
+    order = [name for name in dict.fromkeys((*SCALES.values(), *names.values())) if name in set(data["scale"])]
+    return _gaps_map("scale-gaps", data, "scale", order)
 
 
 def noise_chart(data: pd.DataFrame) -> Chart:

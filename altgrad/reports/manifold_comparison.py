@@ -79,7 +79,6 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "seeds": len(SEEDS),
         "label": LABELS,
         "reading": reading,
-        "short": _short,
         "place": _place,
         "named": lambda row: in_words(arm_of(row)),
         "scope": lambda: scope(loader, found.pairings["arm"].iloc[0]),
@@ -169,11 +168,6 @@ def _comparisons(found: StepRuleComparator) -> list[tuple[str, str, str]]:
 
 def _place(row: col.Row) -> str:
     return PLACES[arm_of(row).place].label
-
-
-def _short(row: col.Row) -> str:
-    """What S is put on, and what is not the default: "update", "update, S shuffled"."""
-    return str(row["rule"]).removeprefix("ManifoldAdamW (").replace(")", "", 1)
 
 
 def _shown(rows: pd.DataFrame, sign: int) -> pd.DataFrame:
@@ -566,7 +560,7 @@ def _results(table: pd.DataFrame, identity: str) -> Table:
 
     columns = (
         col.text("Format", "format"),
-        col.of("S on", lambda row: col.arm_link(row["arm"], _short(row))),
+        col.of("Step rule", lambda row: col.arm_link(row["arm"], row["rule"])),
         col.signed("Difference to AdamW", "difference"),
         col.interval(),
         col.count("Seeds", "n_pairs"),
