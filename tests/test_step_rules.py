@@ -317,7 +317,7 @@ def test_the_whole_page_answers_with_number_interval_and_seeds(whole: Experiment
     assert "characters)" not in text  # nothing was shortened
     bold = re.search(r"\*\*No\. ManifoldAdamW.*?\*\*", text)
     assert bold is not None
-    assert "ManifoldAdamW never beats AdamW: worse in 12 of 12 comparisons." in bold.group()
+    assert "ManifoldAdamW is never shown to beat AdamW: worse in 12 of 12 comparisons." in bold.group()
     assert "Scope: a GPT of " in text
     assert "Weight decay is not the same in every arm:** 0 in steps of codes, 0.1 in every other rule." in text
     assert re.search(r"nats higher \(95% CI [\d.]+ to [\d.]+, n = 16 seeds\)", bold.group())

@@ -41,6 +41,7 @@ from altgrad.analysis.statistics import (
     name_of_test,
     paired_difference,
 )
+from altgrad.analysis.step_rules import evenly_spaced
 from altgrad.config import LAYER_TYPES, OPERAND_NAMES
 from altgrad.formats import get_format
 from altgrad.reports import charts
@@ -184,6 +185,7 @@ def headline(loader: ExperimentDataLoader) -> dict[str, Any]:
     spot, shown, left = comparator.sweet_spot(first), *charted(first)
     return {
         **{"comparison": first, "spot": spot, "rate": loader.memo(token_rate)},
+        "ends": losses(loader, first.baseline).mean(),
         "wide": [name for name in shown["format"] if not is_combination(name) and get_format(name).bits > 8],
         "same_as": _same_as(first, spot),
         "limit": FAILURE_GAP,
@@ -208,6 +210,13 @@ def _if_longer(loader: ExperimentDataLoader, short: Comparison, spot: SweetSpot)
         return None
     close = [name for name in spot.equivalent if name in set(long.table["format"])]
     found = {"comparison": long, "spot": after, "steps": loader.config(long.baseline).max_steps, "close": close}
+    found["ranked"] = sum(is_8bit(name) for name in long.table["format"])
+    if after.best == spot.best:
+
+        def apart(name: str, at: Comparison) -> pd.Series:
+            return losses(loader, at.row(name)["arm"]) - losses(loader, at.row(str(spot.best))["arm"])
+
+        found["grown"] = {name: paired_difference(apart(name, long), apart(name, short)) for name in close}
     return found if close or after.best != spot.best else None
 
 
@@ -222,7 +231,12 @@ def _if_finer(loader: ExperimentDataLoader, comparison: Comparison) -> dict[str,
     rule, policies = loader.config(row["arm"]).scaling.rule("weight"), scale_policies(loader, comparison)
     recorded = set(policies.loc[policies["policy"] == row["policy"], "format"])
     found = {"block": rule.block if rule.granularity == "block" else None, "recorded": recorded}
-    return {**row, **found, "before": before, "left": left}
+    others = [
+        {"policy": each["policy"], "gap": paired_difference(losses(loader, each["arm"]), fp32).mean}
+        for each in better
+        if each["format"] == row["format"] and each is not row
+    ]
+    return {**row, **found, "before": before, "left": left, "others": others}
 
 
 def _if_fewer(loader: ExperimentDataLoader) -> dict[str, Any] | None:
@@ -270,7 +284,8 @@ def _ulps(loader: ExperimentDataLoader) -> dict[str, int] | None:
     counts = Counter(reading(row).partition(",")[0] for row in verdict.judgement.rows)
     rows = verdict.judgement.rows
     formats = list(dict.fromkeys(str(row["to"]).split()[0] for row in rows))
-    found = {key: counts[key] for key in ("lower", "higher", "undecided")}
+    found: dict[str, Any] = {key: counts[key] for key in ("lower", "higher", "undecided")}
+    found["flat"] = evenly_spaced(str(row["to"]).split()[0] for row in rows if reading(row) == "undecided")
     return {"total": len(rows), "formats": formats, "ways": len(rows) // len(formats), **found}
 
 

@@ -21,7 +21,7 @@ from altgrad.analysis.contrasts import missing, named_family, reading, shown
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, SMALLEST_GAP, seeds_needed
-from altgrad.analysis.step_rules import NAME_COLUMNS, STEP_ARMS, StepRuleComparator, arm_of, in_words
+from altgrad.analysis.step_rules import NAME_COLUMNS, STEP_ARMS, StepRuleComparator, arm_of, evenly_spaced, in_words
 from altgrad.config import OptimizerConfig
 from altgrad.reports import charts, measured
 from altgrad.reports import columns as col
@@ -182,9 +182,9 @@ def _outcome(rows: pd.DataFrame) -> dict[str, Any]:
     readings = {name: counts[name] for name in ("lower", "higher", "equivalent", "undecided")}
     most = max((-row["difference"] for row in ordered if shown(row, -1)), default=0.0)
     ends = {"best": ordered[0], "worst": ordered[-1]} if ordered else {}
-    return (
-        {**readings, "total": len(rows), "most": most, "formats": sorted({*rows["format"]}), **ends} if ordered else {}
-    )
+    found = {"total": len(rows), "most": most, "formats": sorted({*rows["format"]})}
+    found["flat"] = evenly_spaced(row["format"] for row in ordered if reading(row) == "undecided")
+    return {**readings, **found, **ends} if ordered else {}
 
 
 def _by(rows: pd.DataFrame, key: str) -> dict[str, col.Row]:
