@@ -300,7 +300,11 @@ def _shown(record: RunRecord) -> tuple[str, ...]:
         if not all(math.isfinite(figure) for figure in figures):
             found.append("nan_loss")
         recent = history["loss"].tail(patience)
-        if len(recent) == patience and recent.min() > record.config.diverged and last["step"] > record.config.warmup_steps:
+        if (
+            len(recent) == patience
+            and recent.min() > record.config.diverged
+            and last["step"] > record.config.warmup_steps
+        ):
             found.append("divergence")
     return (*found, *_symptom_kinds(record))
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altgrad.config import UsageError, digest
-from altgrad.training.tokens import BLOCK, FOLDED, Tokens
+from altgrad.training.tokens import BLOCK, FOLDED, Tokens, kind
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def prepared(name: str, key: Any, build: Build) -> Corpus:
     Args:
         name: in the name of the folder.
         key: what decides the content, JSON-ready.
-        build: writes the tokens into a file, training split first: 96 characters or bytes as uint8, BPE as uint16.
+        build: writes the tokens into a file, training split first, in the dtype of their number (`tokens.kind`).
 
     Raises:
         UsageError: no folder can be written.
@@ -127,8 +127,8 @@ def _built(folder: Path, build: Build) -> Path:
     try:
         with (folder / "tokens").open("w+b") as file:
             found = build(file)
-        kind, train = _kind(len(found.lengths)), found.train
-        sha256 = _digest(folder / "tokens", train * kind.itemsize)
+        train = found.train
+        sha256 = _digest(folder / "tokens", train * kind(len(found.lengths)).itemsize)
         corpus = _mapped(folder, train, found.lengths, found.about)
         sizes = {f"{name}_characters": corpus.characters(getattr(corpus, name)) for name in ("train", "validation")}
         stored = {"train": train, "lengths": found.lengths.tolist(), "sha256": sha256, "about": found.about | sizes}
@@ -147,19 +147,14 @@ def _opened(folder: Path) -> Corpus:
     """
     stored = json.loads((folder / "about.json").read_text())
     lengths = np.array(stored["lengths"], np.int64)
-    kind = _kind(len(lengths))
-    if _digest(folder / "tokens", stored["train"] * kind.itemsize) != stored["sha256"]:
+    if _digest(folder / "tokens", stored["train"] * kind(len(lengths)).itemsize) != stored["sha256"]:
         raise ValueError("not what was written")
     return _mapped(folder, stored["train"], lengths, {"sha256": stored["sha256"], **stored["about"]})
 
 
 def _mapped(folder: Path, train: int, lengths: NDArray[np.int64], fingerprint: dict[str, Any]) -> Corpus:
-    text = np.asarray(np.memmap(folder / "tokens", _kind(len(lengths)), "r"))
+    text = np.asarray(np.memmap(folder / "tokens", kind(len(lengths)), "r"))
     return Corpus(text[:train], text[train:], fingerprint, lengths)
-
-
-def _kind(vocabulary: int) -> np.dtype[Any]:
-    return np.dtype(np.uint8 if vocabulary <= 256 else "<u2")
 
 
 def _digest(path: Path, train: int) -> str:

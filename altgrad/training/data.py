@@ -19,12 +19,12 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from altgrad.config import UsageError
 from altgrad.training.corpus import Corpus, Prepared, prepared, write
@@ -170,9 +170,11 @@ def _load(source: Source, tokenizer: str, vocabulary: int | None) -> Corpus:
     def build_bpe(file: BinaryIO) -> Prepared:
         text = _load(source, "bytes", None)
         bpe = learn_bpe(text.train, vocabulary or 0, source.alphabet, source.where)
-        train, _ = (write(file, encoded(split, bpe.encoder)) for split in (text.train, text.validation))
-        learned = hashlib.sha256(bpe.encoder.to_str().encode()).hexdigest()
-        return Prepared(train, bpe.lengths, {"tokenizer_sha256": learned})
+        train, _ = (write(file, encoded(split, bpe)) for split in (text.train, text.validation))
+        more = {"tokenizer_sha256": hashlib.sha256(bpe.encoder.to_str().encode()).hexdigest()}
+        if "documents" in text.fingerprint:
+            more["documents"] = text.fingerprint["documents"]
+        return Prepared(train, bpe.lengths, more)
 
     if tokenizer == "bpe":
         package = {"tokenizer_package": f"tokenizers {tokenizers_version()}"}
@@ -212,17 +214,20 @@ def _text(name: str, where: str, about: dict[str, Any], blocks: Callable[[], Ite
         return total - held, held, {"left_out": round(max(1 - kept / max(visible, 1), 0.0), 4)}
 
     def write_bytes(file: BinaryIO) -> tuple[int, int, dict[str, Any]]:
-        texts = (np.frombuffer(text.encode(), np.uint8) for text in decoded(blocks(), where))
-        total = write(file, texts)
+        total = write(file, (_bytes(text.encode()) for text in decoded(blocks(), where)))
         train = total - held_out(total, "bytes are all of it")
         file.seek(train)
-        train += int(np.argmax(starts_of_characters(np.frombuffer(file.read(4), np.uint8))))
+        train += int(np.argmax(starts_of_characters(_bytes(file.read(4)))))
         return train, total - train, {}
 
     def write_tokens(file: BinaryIO, tokenizer: str) -> tuple[int, int, dict[str, Any]]:
         return write_characters(file) if tokenizer == "characters" else write_bytes(file)
 
     return Source(name, where, about, bytes(range(256)), write_tokens)
+
+
+def _bytes(text: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(text, np.uint8)
 
 
 def _sympy() -> Source:
@@ -249,7 +254,7 @@ def _licences() -> Source:
 
     def write_tokens(file: BinaryIO, tokenizer: str) -> tuple[int, int, dict[str, Any]]:
         *splits, documents = _prepare()
-        as_tokens = tokens if tokenizer == "characters" else partial(np.frombuffer, dtype=np.uint8)
+        as_tokens = tokens if tokenizer == "characters" else _bytes
         train, validation = (write(file, [as_tokens(split)]) for split in splits)
         return train, validation, {"documents": documents}
 

@@ -180,7 +180,9 @@ def policy_of(config: ExperimentConfig) -> Policy:
 def build_model(config: ExperimentConfig) -> GPT:
     """The config's model on the CPU, initialized by its seed, with its layers quantized as the config says."""
     size = config.model
-    model = GPT(config.tokens, layers=size.layers, dim=size.dim, heads=size.heads, context=size.context, seed=config.seed)
+    model = GPT(
+        config.tokens, layers=size.layers, dim=size.dim, heads=size.heads, context=size.context, seed=config.seed
+    )
     policy = policy_of(config)
     quantize_model(model, policy, seed=config.seed)
     if config.quantize.operands and not any(layer.policy is policy for layer in quantized_layers(model).values()):

@@ -1,7 +1,7 @@
 """Text as tokens, a block at a time: the 96 characters of folded text, the bytes of UTF-8, or byte-pair encoding (BPE).
 
 Nothing here holds a whole text: what takes blocks gives the same tokens however the text is cut into them, but for BPE,
-which reads blocks of `BLOCK` bytes that end with a line.
+which reads blocks of `LINES` bytes that end with a line.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from altgrad.config import UsageError
 
 BLOCK = 1 << 20  # bytes
+LINES = 1 << 16  # bytes; `tokenizers` keeps 256 such blocks at a time
 Tokens = NDArray[np.uint8] | NDArray[np.uint16]
 FOLDED = bytes([10, *range(32, 127)])
 """The 96 characters of folded text, in the order of their tokens."""
@@ -91,6 +92,11 @@ def _and_the_end(blocks: Iterable[bytes]) -> Iterator[bytes]:
     yield b""
 
 
+def kind(vocabulary: int) -> np.dtype[Any]:
+    """The dtype of so many tokens."""
+    return np.dtype(np.uint8 if vocabulary <= 256 else "<u2")
+
+
 def starts_of_characters(text: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Which bytes of UTF-8 begin a character."""
     return (text & 0xC0) != 0x80
@@ -155,16 +161,16 @@ def learn_bpe(text: Tokens, vocabulary: int, alphabet: bytes, where: str) -> Bpe
     return Bpe(encoder, np.array(lengths, np.int64))
 
 
-def encoded(text: Tokens, encoder: Any) -> Iterator[NDArray[np.uint16]]:
+def encoded(text: Tokens, bpe: Bpe) -> Iterator[Tokens]:
     """The tokens of a text of bytes, block by block."""
     for block in lines(text):
-        yield np.array(encoder.encode(block).ids, np.uint16)
+        yield np.array(bpe.encoder.encode(block).ids, kind(len(bpe.lengths)))
 
 
 def lines(text: Tokens) -> Iterator[str]:
-    """A text of bytes in blocks of about `BLOCK` bytes that end with a line, where lines are no longer than that."""
+    """A text of bytes in blocks of about `LINES` bytes that end with a line, where lines are no longer than that."""
     rest = ""
-    for part in decoded((text[start : start + BLOCK].tobytes() for start in range(0, text.size, BLOCK)), "text"):
+    for part in decoded((text[start : start + LINES].tobytes() for start in range(0, text.size, LINES)), "text"):
         block = rest + part
         end = block.rfind("\n") + 1 or len(block)
         rest = block[end:]
