@@ -81,7 +81,7 @@ def missing(loader: ExperimentDataLoader, arms: Iterable[str]) -> str:
         return f"More than one data set: {', '.join(several)}."
     if len(set().union(*data.values())) > 1:
         return "The recorded runs differ in data."
-    read = {ARMS[arm].config(rate=1.0).final_eval_characters for arm in found}
+    read = {ARMS[arm].settings.get("final_eval_characters", 0) for arm in found}
     return "The recorded runs differ in evaluated characters." if len(read) > 1 else ""
 
 
