@@ -509,7 +509,7 @@ class ExperimentConfig(_Section):
             value = getattr(self, key)
             if value is not None and not _SLUG.fullmatch(value):
                 raise ValueError(f"{key}={value[:80]!r} must be a lower-case slug: letters, digits, '.', '_' and '-'")
-        if (self.tokenizer == "bpe") != (self.vocabulary is not None):
+        if self.foreign is None and (self.tokenizer == "bpe") != (self.vocabulary is not None):
             raise ValueError("vocabulary is the number of tokens of tokenizer 'bpe', and of no other; set both or none")
         if self.quantize.weight == "fp32":
             needs, step_rule = "needs quantize.weight to be a format narrower than fp32", self.optimizer.step_rule
@@ -575,7 +575,7 @@ class ExperimentConfig(_Section):
     @property
     def tokens(self) -> int:
         """The number of different tokens of the text, which is the number of the model's classes."""
-        return self.vocabulary or {"characters": 96, "bytes": 256}[self.tokenizer]
+        return self.vocabulary or (256 if self.tokenizer == "bytes" else 96)
 
     @property
     def uniform_loss(self) -> float:

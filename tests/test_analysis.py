@@ -123,7 +123,9 @@ def test_runs_whose_last_evaluation_read_other_amounts_are_never_paired(tmp_path
         write_run(tmp_path / "b", config("fp32", seed=seed, **more), 2.0, final=1.75)
         write_run(tmp_path / "b", config("e4m3", seed=seed, **more), 2.6, status="failed")
     loader = ExperimentDataLoader([tmp_path / "a", tmp_path / "b"])
-    gaps = [comparison.table.set_index("format")["gap"].to_dict() for comparison in FormatComparator(loader).comparisons]
+    gaps = [
+        comparison.table.set_index("format")["gap"].to_dict() for comparison in FormatComparator(loader).comparisons
+    ]
     assert sorted(gaps, key=len) == [
         {"E4M3": pytest.approx(0.5)},
         {"E5M2": pytest.approx(2.3 - 1.75), "E4M3": pytest.approx(math.nan, nan_ok=True)},

@@ -130,6 +130,18 @@ class TestBpe:
             assert bpe.lengths[tokens].sum() == len(text)
         assert sum(map(len, encoded(raw, bpe))) < len(TEXT), "merges shorten the text"
 
+    def test_a_prepared_text_is_decoded_by_the_tokenizer_beside_it(self, file: Path, tmp_path: Path) -> None:
+        from tokenizers import Tokenizer
+
+        found = load_text(file, "bpe", 300)
+        (kept,) = (tmp_path / "cache").rglob("tokenizer.json")
+        assert hashlib.sha256(kept.read_bytes()).hexdigest() == found.fingerprint["tokenizer_sha256"]
+        decode = Tokenizer.from_file(str(kept)).decode
+        texts = [decode(split.tolist()) for split in (found.train, found.validation)]
+        assert "".join(texts) == TEXT
+        lengths = [found.fingerprint[f"{split}_characters"] for split in ("train", "validation")]
+        assert lengths == [len(text) for text in texts]
+
     def test_blocks_end_with_lines_and_lose_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("altgrad.training.tokens.LINES", 100)
         blocks = list(lines(np.frombuffer((TEXT + "é" * 130).encode(), np.uint8)))

@@ -1,9 +1,9 @@
 """A text as tokens that lie on the disk and are mapped into memory: no run holds its whole text.
 
 Prepared texts are cached in ``$XDG_CACHE_HOME/altgrad`` (default ``~/.cache/altgrad``), each a folder that is named
-after what decides its content: ``tokens``, training split first, and ``about.json``. A folder is written under another
-name and renamed when it is whole; its tokens are checked against their sha256 each time. Processes may prepare the same
-text at the same time.
+after what decides its content: ``tokens``, training split first, ``about.json``, and ``tokenizer.json`` of BPE. A folder
+is written under another name and renamed when it is whole; its tokens are checked against their sha256 each time.
+Processes may prepare the same text at the same time.
 """
 
 from __future__ import annotations
@@ -57,11 +57,13 @@ class Prepared:
         train: number of tokens of the training split; the others are the validation split.
         lengths: of `Corpus`.
         about: for the fingerprint.
+        files: text to keep beside the tokens, by name.
     """
 
     train: int
     lengths: NDArray[np.int64]
     about: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)
 
 
 Build = Callable[[BinaryIO], Prepared]
@@ -131,6 +133,8 @@ def _built(folder: Path, build: Build) -> Path:
         sha256 = _digest(folder / "tokens", train * kind(len(found.lengths)).itemsize)
         corpus = _mapped(folder, train, found.lengths, found.about)
         sizes = {f"{name}_characters": corpus.characters(getattr(corpus, name)) for name in ("train", "validation")}
+        for name, text in found.files.items():
+            (folder / name).write_text(text, "utf-8")
         stored = {"train": train, "lengths": found.lengths.tolist(), "sha256": sha256, "about": found.about | sizes}
         (folder / "about.json").write_text(json.dumps(stored))
     except BaseException:

@@ -171,10 +171,11 @@ def _load(source: Source, tokenizer: str, vocabulary: int | None) -> Corpus:
         text = _load(source, "bytes", None)
         bpe = learn_bpe(text.train, vocabulary or 0, source.alphabet, source.where)
         train, _ = (write(file, encoded(split, bpe)) for split in (text.train, text.validation))
-        more = {"tokenizer_sha256": hashlib.sha256(bpe.encoder.to_str().encode()).hexdigest()}
+        learned = bpe.encoder.to_str()
+        more = {"tokenizer_sha256": hashlib.sha256(learned.encode()).hexdigest()}
         if "documents" in text.fingerprint:
             more["documents"] = text.fingerprint["documents"]
-        return Prepared(train, bpe.lengths, more)
+        return Prepared(train, bpe.lengths, more, {"tokenizer.json": learned})
 
     if tokenizer == "bpe":
         package = {"tokenizer_package": f"tokenizers {tokenizers_version()}"}
