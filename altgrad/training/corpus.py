@@ -1,8 +1,8 @@
 """A text as tokens that lie on the disk and are mapped into memory: no run holds its whole text.
 
-Prepared texts are cached in ``$XDG_CACHE_HOME/altgrad`` (default ``~/.cache/altgrad``), each a folder that is named
-after what decides its content: ``tokens``, training split first, ``about.json``, and ``tokenizer.json`` of BPE. A folder
-is written under another name and renamed when it is whole; its tokens are checked against their sha256 each time.
+Prepared texts are cached in ``$XDG_CACHE_HOME/altgrad`` (default ``~/.cache/altgrad``), each in a folder named after
+what decides its content: ``tokens``, training split first, ``about.json``, and of BPE ``tokenizer.json``. A folder is
+written under another name and renamed when it is whole; its tokens are checked against their sha256 each time.
 Processes may prepare the same text at the same time.
 """
 
