@@ -11,7 +11,7 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from altgrad.config import ExperimentConfig, UsageError, parse_config  # noqa: E
 from altgrad.models import GPT  # noqa: E402
 from altgrad.runs import RunRecord, read_run  # noqa: E402
 from altgrad.training import Corpus, data, load_corpus, load_text, loop, train  # noqa: E402
+from altgrad.training.corpus import Prepared, prepared  # noqa: E402
 from altgrad.training.loop import Batches  # noqa: E402
 from altgrad.training.tokens import FOLDED, decoded, encoded, folded, learn_bpe, lines  # noqa: E402
 
@@ -236,6 +237,25 @@ def test_a_text_larger_than_the_memory_is_prepared(tmp_path: Path) -> None:
     assert "MemoryError" in limited("whole").stderr, "the limit is one"
     done = limited("bytes")
     assert done.stdout.strip() == str(len(line) * 1_000_000), done.stderr
+
+
+def test_the_slower_of_two_processes_takes_what_the_faster_one_prepared(tmp_path: Path) -> None:
+    text, built = np.arange(90, dtype=np.uint8), []
+
+    def build(file: BinaryIO) -> Prepared:
+        built.append(file.name)
+        if len(built) == 1:
+            assert np.array_equal(prepared("text", "key", build).train, text[:80])  # the other one, meanwhile
+        file.write(text.tobytes())
+        return Prepared(80, np.ones(96, np.int64), {"name": "text"})
+
+    found = prepared("text", "key", build)
+    assert len(built) == 2
+    assert np.array_equal(found.validation, text[80:])
+    assert len(list((tmp_path / "cache" / "altgrad").iterdir())) == 1
+    assert found.fingerprint["sha256"] == hashlib.sha256(bytes(range(80)) + b"\xff" + bytes(range(80, 90))).hexdigest()
+    prepared("text", "key", build)
+    assert len(built) == 2, "it is read from the cache"
 
 
 def test_a_cache_that_cannot_be_written_costs_the_cache(

@@ -15,6 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -67,6 +68,8 @@ class Prepared:
 
 
 Build = Callable[[BinaryIO], Prepared]
+_DAMAGED = (OSError, ValueError, KeyError, TypeError)
+"""What reading a folder raises that is missing, or not what was written."""
 
 
 def prepared(name: str, key: Any, build: Build) -> Corpus:
@@ -84,21 +87,22 @@ def prepared(name: str, key: Any, build: Build) -> Corpus:
     """
     cache = cache_folder()
     folder = cache / f"{re.sub(r'[^a-z0-9-]', '-', name.lower())[:40]}-{digest(key)[:16]}"
-    try:
+    with suppress(*_DAMAGED):
         return _opened(folder)
-    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
-        shutil.rmtree(folder, ignore_errors=True)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         temporary = _built(Path(tempfile.mkdtemp(dir=cache, prefix=f"{folder.name}.")), build)
         try:
             temporary.rename(folder)
-        except OSError:  # another process was faster
-            shutil.rmtree(temporary)
+        except OSError:  # one is there: it is damaged, or another process was faster
+            with suppress(*_DAMAGED):
+                corpus = _opened(folder)
+                shutil.rmtree(temporary)
+                return corpus
+            shutil.rmtree(folder)
+            temporary.rename(folder)
         return _opened(folder)
-    except UsageError:
-        raise
-    except (OSError, ValueError):
+    except OSError:  # there is no writing into the cache
         pass
     try:
         temporary = _built(Path(tempfile.mkdtemp()), build)
