@@ -535,13 +535,13 @@ def test_a_result_that_ours_contradicts_is_told_in_the_first_sentence(
 
 
 def test_every_arm_of_the_campaign_has_a_command_that_gives_its_config(configs: list[ExperimentConfig]) -> None:
-    fp32 = ROOT / "experiments" / "configs" / "fp32.yaml"
+    defaults = ROOT / "experiments" / "configs" / "defaults.yaml"
     arms = {arm_id(cfg, DATA): cfg for cfg in configs}
     assert len(arms) > 50
     for cfg in arms.values():
         words = shlex.split(command(cfg).replace("\\\n", " "))
         sets = [words[at + 1] for at, word in enumerate(words) if word == "--set"]
-        assert load_config(fp32, sets, int(words[words.index("--seed") + 1])).identity() == cfg.identity()
+        assert load_config(defaults, sets, int(words[words.index("--seed") + 1])).identity() == cfg.identity()
 
 
 def test_a_gap_is_shown_with_the_run_of_its_seed_that_it_is_measured_from(whole: ExperimentDataLoader) -> None:
