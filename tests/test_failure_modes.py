@@ -474,7 +474,8 @@ def test_the_headline_says_which_splits_fail_and_by_what(whole: ExperimentDataLo
     lead = render(failure_modes_page(whole), SITE).partition("## Summary\n\n")[2].partition("\n")[0]
     figures = r"\(\+0\.\d{3} nats, 95% CI 0\.\d{3} to 0\.\d{3}, n = 16\)"
     assert re.search(
-        rf"3 of 7 formats of 8 bits fail with one power-of-two scale per tensor: E7M0 {figures} and E6M1 {figures} lack precision; "
+        r"3 of 7 formats of 8 bits fail with one power-of-two scale per tensor: "
+        rf"E7M0 {figures} and E6M1 {figures} lack precision; "
         rf"E0M7 {figures} loses by its gradients\.",
         lead,
     )
