@@ -33,6 +33,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+_PIECE = 1 << 18
+"""Elements that the processor works on at a time: more scratch would be memory that is new for every call."""
+
 
 def diffuse(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """`x` rounded to `lower` or `upper` by clamped error diffusion along the last dimension. Has no gradient.
@@ -62,17 +65,24 @@ def _diffuse(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         return torch.where(2 * x >= lower + upper, upper, lower)
     dtype = torch.promote_types(x.dtype, torch.float32)
     rows, low, high = (each.to(dtype).reshape(-1, x.shape[-1]) for each in (x, lower, upper))
-    span, above = high - low, rows - low
+    size = max(1, _PIECE // x.shape[-1]) if x.device.type == "cpu" else len(rows)
+    found = [_diffuse_rows(*piece) for piece in zip(*(each.split(size) for each in (rows, low, high)), strict=True)]
+    return (found[0] if len(found) == 1 else torch.cat(found)).to(x.dtype).view(x.shape)
+
+
+def _diffuse_rows(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """`diffuse` of [N, V], float32 or float64."""
+    span, above = high - low, x - low
     whole = (span > 0).logical_not_()
     span.masked_fill_(whole, 0.0)
     above.masked_fill_(whole, 0.0)
-    order = _by_falling_magnitude(rows)
+    order = _by_falling_magnitude(x)
     above, span = (each.gather(1, order).t().contiguous().double() for each in (above, span))
     half = span.mul_(0.5)
     sums = (_carried_on_cpu if x.device.type == "cpu" else _carried)(above.sub_(half), half)
-    far = torch.copysign(torch.tensor(math.inf, dtype=dtype), sums.to(dtype)).t()  # a choice by mask is slow
-    found = torch.empty_like(rows).scatter_(1, order, far.contiguous())
-    return found.maximum(low).minimum(high).to(x.dtype).view(x.shape)
+    far = torch.copysign(torch.tensor(math.inf, dtype=x.dtype), sums.to(x.dtype))  # a choice by mask is slow
+    found = torch.empty_like(x).scatter_(1, order, far.t().contiguous())
+    return found.maximum(low).minimum(high)
 
 
 def _by_falling_magnitude(x: Tensor) -> Tensor:
