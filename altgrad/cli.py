@@ -1,4 +1,4 @@
-"""The command line: ``altgrad train | explain | probe | runs | new-site``. torch is imported only to train and probe."""
+"""The command line: ``altgrad train | explain | probe | runs | new-site``. Only training and probing import torch."""
 
 from __future__ import annotations
 

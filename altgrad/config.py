@@ -443,6 +443,7 @@ class TelemetryConfig(_Section):
     (0: never); of the operands in `histograms` how often each code occurs, and each binade before rounding.
     `shadow`: the same batch without any rounding, to compare gradients with (costs a pass more a look).
     `watch`: norms of every weight and gradient at every step, so that what breaks is named at the step it breaks.
+    `logits`: their mean and spread, and what rounding their gradient does to the head's, class by class.
     """
 
     operands: bool = True
@@ -454,6 +455,7 @@ class TelemetryConfig(_Section):
     histograms: tuple[Literal["weight", "activation", "grad_output"], ...] = _later(("weight",))
     shadow: bool = False
     watch: bool = True
+    logits: bool = _later(False)
 
     @field_validator("histograms")
     @classmethod

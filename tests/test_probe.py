@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -20,9 +21,13 @@ from altgrad.analysis.probed import rank_correlation, recorded_gaps  # noqa: E40
 from altgrad.cli import main  # noqa: E402
 from altgrad.config import ExperimentConfig, parse_config  # noqa: E402
 from altgrad.formats import get_format  # noqa: E402
-from altgrad.nn import Operand, Policy, Scaling, quantize_model  # noqa: E402
+from altgrad.nn import Operand, Policy, Scaling, clock_of, quantize_model  # noqa: E402
+from altgrad.runs import diagnosis  # noqa: E402
+from altgrad.runs.diagnosis import symptoms  # noqa: E402
+from altgrad.telemetry import Look  # noqa: E402
 from altgrad.telemetry.probe import Part, class_statistics, head_of, probe  # noqa: E402
 from altgrad.training import load_corpus, train  # noqa: E402
+from altgrad.training.loop import build_model  # noqa: E402
 
 Array = np.ndarray
 SMALL = {"layers": 1, "dim": 16, "heads": 2, "context": 8}
@@ -185,9 +190,7 @@ def test_it_prints_the_predicted_order(plain: str, tmp_path: Path, capsys: pytes
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["FORMAT", "ROUNDING", "CLASS_BIAS", "ROW_MASS", "CLASS_NOISE", "RECORDED", "GAP"]
     rows = [line.split() for line in lines[:6]]
-    assert sorted(row[:2] for row in rows) == sorted(
-        [f, r] for f in ("E0M7", "E4M3", "E7M0") for r in ("nearest", "diffused")
-    )
+    assert {tuple(row[:2]) for row in rows} == {*product(("E0M7", "E4M3", "E7M0"), ("nearest", "diffused"))}
     figures = [float(row[2]) for row in rows]
     assert figures == sorted(figures)
     assert {row[5] for row in rows} == {"-"}
@@ -277,3 +280,61 @@ def test_the_recorded_formats_study_has_a_gap_for_every_split() -> None:
     found = recorded_gaps(loader, ExperimentConfig(), data, [*splits, ("e4m3", "diffused")])
     assert [*found] == splits
     assert min(estimate.n for estimate in found.values()) >= 16
+
+
+# As telemetry
+
+
+def looked_at(config: ExperimentConfig, parts: int = 1) -> tuple[dict[tuple[str, str, str], float], torch.nn.Module]:
+    """The rows of one look by layer, operand and statistic."""
+    model = build_model(config)
+    look = Look(model, 1, config.telemetry)
+    with look.operands():
+        for clock_of(model).part, (token, target) in enumerate(batches(parts)):
+            (model.loss(token, target) / parts).backward()
+    return {(row[1], row[3], row[4]): row[5] for row in look.rows}, model
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("casts", [{}, {"grad_weight": {"grad_output": {"format": "e4m3"}}}], ids=["shared", "own"])
+def test_a_run_may_record_its_logits_and_what_its_own_rounding_does(parts: int, casts: dict[str, object]) -> None:
+    """Of a head that is quantized, in a model whose other layers are not, so that its gradient is known."""
+    quantized = {"grad_output": "e5m2" if casts else "e4m3", "layers": ["head"], "casts": casts}
+    given = {"model": SMALL, "quantize": quantized, "telemetry": {"logits": True}}
+    found, model = looked_at(parse_config(given, source="test"), parts)
+    known = by_hand(model, batches(parts))
+    stats = stated([(x, g / parts, rounded_to_nearest(g / parts, "e4m3")) for x, g in known])
+    cast = "grad_weight.grad_output" if casts else "grad_output"
+    for name, value in stats.items():
+        assert found["head", cast, name] == pytest.approx(value, rel=2e-3)
+    logits = np.concatenate([x for x, _ in known]) @ model.head.weight.detach().double().numpy().T
+    assert found["head", "output", "logits_mean"] == pytest.approx(logits.mean(), abs=1e-6)
+    assert found["head", "output", "logits_spread"] == pytest.approx(np.sqrt(logits.var(1).mean()), rel=1e-5)
+    without, _ = looked_at(parse_config(given | {"telemetry": {}}, source="test"), parts)
+    assert {*found} - {*without} == {("head", cast, name) for name in stats} | {
+        ("head", "output", name) for name in ("logits_mean", "logits_spread")
+    }
+    assert without.items() <= found.items()
+    assert not model.head._forward_hooks
+
+
+def test_recorded_identities_do_not_have_the_key() -> None:
+    assert "telemetry" not in ExperimentConfig().identity()
+    assert parse_config({"telemetry": {"logits": True}}, source="t").identity()["telemetry"]["logits"] is True
+
+
+def test_runaway_logits_are_a_warning_that_explain_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pilot's E7M0 ended at 36, its FP32 at -1.7; here the limit is put below what a short run shows."""
+    (alarm,) = symptoms([(3, "head", "head", "output", "logits_mean", 36.0)])
+    assert alarm[:3] == ("runaway_logits", "head.output", "forward")
+    assert "quantize.grad_output_rounding.head: 36 (above 10)" in alarm.message
+    assert symptoms([(3, "head", "head", "output", "logits_mean", -1.7)]) == []
+    lowered = [replace(each, limit=-100.0) if each.kind == alarm.what else each for each in diagnosis.SYMPTOMS]
+    monkeypatch.setattr(diagnosis, "SYMPTOMS", lowered)
+    given = {"model": SMALL, "max_steps": 3, "batch_size": 4, "eval_batches": 1, "layers_every": 1}
+    for logits in (True, False):
+        config = parse_config(given | {"telemetry": {"logits": logits}}, source="test")
+        assert main(["explain", str(train(config, tmp_path, progress=False).path)]) == 0
+        assert ("runaway_logits" in capsys.readouterr().out) is logits

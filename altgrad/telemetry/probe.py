@@ -69,6 +69,23 @@ def class_statistics(parts: Sequence[Part]) -> dict[str, float]:
     return found
 
 
+@torch.no_grad()
+def logit_statistics(logits: Sequence[Tensor]) -> dict[str, float]:
+    """Where the logits are, over the batches of a step: softmax sees no number that is added to all of them.
+
+    Args:
+        logits: [..., V], one a batch; at least one, all with as many rows.
+
+    Measures (output):
+        logits_mean [1; any]: mean z. z is a logit; the mean is over rows and classes. Of the head only, with
+            `telemetry.logits`, as is the next.
+        logits_spread [1; at least 0]: sqrt(mean (z - mean_v z)^2). mean_v is over the classes of a row.
+    """
+    means = [float(each.mean(dtype=torch.float64)) for each in logits]
+    variances = [float(each.double().var(-1, correction=0).mean()) for each in logits]
+    return {"logits_mean": sum(means) / len(means), "logits_spread": math.sqrt(sum(variances) / len(variances))}
+
+
 def head_of(model: nn.Module, layer: str | None = None) -> str:
     """The dotted name of the model's head, or `layer` where it is a linear layer.
 
