@@ -48,6 +48,12 @@ class DiffusionRecord(Record):
     costs: tuple[Cost, ...] = Field(min_length=1)
 
 
+def within(record: DiffusionRecord | None) -> dict[int, bool]:
+    """Whether diffusion is within the limit in every format, by the number of classes."""
+    diffused = [cost for cost in record.costs if cost.met is not None] if record else []
+    return {cost.classes: all(each.met for each in diffused if each.classes == cost.classes) for cost in diffused}
+
+
 def cost_table(record: DiffusionRecord | None) -> list[Block]:
     """The costs, a row an arm; nothing without a record."""
     columns = (
