@@ -359,7 +359,7 @@ def test_the_page_carries_every_section_and_its_numbers(
     ):
         assert f"format_comparison.{table}.csv" in names
     verdict_page = (tmp_path / "preregistered.md").read_text()
-    assert "**Of 20 hypotheses: 5 yes, 2 yes with a limit, 0 no, 0 inconclusive, 13 pending.**" in verdict_page
+    assert "**Of 26 hypotheses: 5 yes, 2 yes with a limit, 0 no, 0 inconclusive, 19 pending.**" in verdict_page
     for number in range(1, 21):
         assert f'id="h{number}"' in verdict_page
         assert verdict_page.index(f"| [H{number}](preregistered.md#h{number})") < verdict_page.index("## The tests")
