@@ -238,7 +238,7 @@ def run_probe(options: argparse.Namespace) -> int:
             rule.check("--formats", fmt)
         except ValueError as error:
             raise UsageError(one_line(error)) from None
-    corpus = corpus or load_corpus(config.data)
+    corpus = corpus or load_corpus(config.data, config.tokenizer, config.vocabulary)
     if not options.config.is_dir():
         model, losses = trained(config, options.steps, options.batches, corpus, progress=True)
     names = {(fmt.name, ROUNDINGS[how]): f"{fmt.label} {how}" for fmt in formats for how in roundings}

@@ -95,7 +95,7 @@ PLACES = {
 GRID = ("nearest", "stochastic", "feedback")
 
 SHORT = {"eval_every": 100, "log_every": 10, "layers_every": 50}
-FRESH: dict[str, Any] = {**SHORT, "layers_every": 100, "final_eval_characters": 100_000}
+FRESH: dict[str, Any] = {**SHORT, "layers_every": 100, "final_eval_characters": 100_000, "telemetry": {"logits": True}}
 """Of the studies from 2026-11-30 on: the final loss reads ten times as much text."""
 
 LONG: dict[str, Any] = {"max_steps": 1500, "warmup_steps": 100, "eval_every": 300, "layers_every": 250}

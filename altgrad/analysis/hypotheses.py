@@ -264,6 +264,27 @@ def _above_e0m7(loader: ExperimentDataLoader) -> Sequence[Pair]:
     return [(worst, "E0M7 long")] if worst != "E0M7 long" else []
 
 
+def _runaway_logits(loader: ExperimentDataLoader) -> tuple[Judgement, pd.DataFrame]:
+    """Means of the logits at the last look, over the runs of each arm."""
+    pairs = [(fmt, how, f"{fmt} head {how}") for fmt in ("E7M0", "NVFP4") for how in ("nearest", "stochastic")]
+    if lacking := missing(loader, ["FP32 fresh", *(arm for *_, arm in pairs)]):
+        return _pending(lacking), _no_tests()
+
+    def mean(arm: str) -> float:
+        last = loader.last_look(runs_of(loader, arm)["run_id"])
+        return float(last.loc[last["statistic"] == "logits_mean", "value"].mean())
+
+    fp32, found = mean("FP32 fresh"), [(fmt, how, mean(arm)) for fmt, how, arm in pairs]
+    held = [value > RUNAWAY if how == "nearest" else abs(value - fp32) < 1 for _, how, value in found]
+    rows = [{"format": fmt, "rounding": how, "mean": value} for fmt, how, value in found]
+    answer: Answer = "yes" if all(held) else "no"
+    return Judgement(answer, more={"logits": rows, "fp32": fp32}), _no_tests()
+
+
+RUNAWAY = 10.0
+"""Mean of the logits above which they have run away (second registration)."""
+
+
 def _stall_ranks(loader: ExperimentDataLoader) -> tuple[Judgement, pd.DataFrame]:
     stalls = loader.memo(StepRuleComparator).stalls
     if lacking := " ".join(dict.fromkeys(text for text in stalls["missing"] if text)):
@@ -482,5 +503,10 @@ HYPOTHESES: tuple[Hypothesis | Description, ...] = (
         "text",
         [[(f"{fmt} head nearest sympy", f"{fmt} head stochastic sympy") for fmt in ("E0M7", "NVFP4")]],
         all_shown(+1, by=0.05),
+    ),
+    Description(
+        "H27",
+        "head",
+        _runaway_logits,
     ),
 )

@@ -15,7 +15,8 @@ from altgrad.config import CheckpointConfig, ExperimentConfig, TelemetryConfig, 
 from altgrad.models import GPT
 from altgrad.runs import NothingToResume, read_run
 from altgrad.training.checkpoint import Checkpoints
-from altgrad.training.data import Corpus, load_corpus
+from altgrad.training.corpus import Corpus
+from altgrad.training.data import load_corpus
 from altgrad.training.loop import Batches, build_model, train
 
 Losses = list[Callable[[], Tensor]]
@@ -57,7 +58,7 @@ def recorded(run: Path, batches: int, corpus: Corpus | None = None) -> tuple[Exp
     config, data = record.config, record.run["data"]["sha256"]
     if config.quantize.operands:
         raise UsageError(f"{run}: the probe is of a model without low precision, and this run has it; give another run")
-    corpus = corpus or load_corpus(config.data)
+    corpus = corpus or load_corpus(config.data, config.tokenizer, config.vocabulary)
     if corpus.fingerprint["sha256"] != data:
         raise UsageError(f"{run}: the run was trained on other data; give its text with --data")
     try:
