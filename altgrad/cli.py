@@ -12,7 +12,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,7 +201,7 @@ def run_probe(options: argparse.Namespace) -> int:
     """
     from altgrad.analysis.loader import ExperimentDataLoader
     from altgrad.analysis.probed import rank_correlation, recorded_gaps
-    from altgrad.formats import get_format
+    from altgrad.formats import FP32, get_format
 
     for name in ("steps", "batches", "threads"):
         if getattr(options, name) < 1:
@@ -233,6 +233,8 @@ def run_probe(options: argparse.Namespace) -> int:
         config = config if corpus is None else config.model_copy(update={"data": "file"})
     rule = config.scaling.rule("grad_output")
     for fmt in formats:
+        if fmt is FP32 or not fmt.signed:
+            raise UsageError(f"--formats: gradients are not rounded to {fmt.name}; leave it out")
         try:
             fmt.require_float64("the probe")
             rule.check("--formats", fmt)
@@ -249,16 +251,9 @@ def run_probe(options: argparse.Namespace) -> int:
         raise UsageError(f"{options.config}: {one_line(error)}") from None
     found = {key: statistics[name] for key, name in names.items()}
     gaps = recorded_gaps(ExperimentDataLoader(sources), config, corpus.fingerprint["sha256"], names)
-    rows = []
-    for key in sorted(found, key=lambda key: found[key]["class_bias"]):
-        format_name, how = names[key].rsplit(" ", 1)
-        gap = f"{gaps[key].mean:+.3f} (n = {gaps[key].n})" if key in gaps else "-"
-        figures = (found[key][name] for name in ("class_bias", "row_mass", "class_noise"))
-        rows.append([format_name, how, *(f"{figure:.4f}" for figure in figures), gap])
-    _print_table(["FORMAT", "ROUNDING", "CLASS_BIAS", "ROW_MASS", "CLASS_NOISE", "RECORDED GAP"], rows, (2, 3, 4, 5))
-    print("The first is predicted to cost least.")
+    _print_probed(names, found, {key: (gap.mean, gap.n) for key, gap in gaps.items()})
     means = {key: estimate.mean for key, estimate in gaps.items()}
-    for name in ("class_bias", "row_mass", "class_noise"):
+    for name in _PROBED:
         rho, n = rank_correlation({key: values[name] for key, values in found.items()}, means)
         if not math.isnan(rho):
             print(f"Rank correlation of {name} with the recorded gaps of this experiment: {rho:+.2f} (n = {n}).")
@@ -266,6 +261,24 @@ def run_probe(options: argparse.Namespace) -> int:
         print("Fewer than three of them have recorded gaps at this experiment: no rank correlation.")
     print("No registered test of such an order is recorded yet: take it as a prediction.")
     return 0
+
+
+_PROBED = ("class_bias", "row_mass", "class_noise")
+_Candidate = tuple[str, str]
+
+
+def _print_probed(
+    names: Mapping[_Candidate, str],
+    found: Mapping[_Candidate, Mapping[str, float]],
+    gaps: Mapping[_Candidate, tuple[float, int]],
+) -> None:
+    """A row a candidate, the smallest class bias first."""
+    rows = []
+    for key in sorted(found, key=lambda key: found[key]["class_bias"]):
+        gap = "{:+.3f} (n = {})".format(*gaps[key]) if key in gaps else "-"
+        rows.append([*names[key].rsplit(" ", 1), *(f"{found[key][name]:.4f}" for name in _PROBED), gap])
+    _print_table(["FORMAT", "ROUNDING", *(name.upper() for name in _PROBED), "RECORDED GAP"], rows, (2, 3, 4, 5))
+    print("The first is predicted to cost least.")
 
 
 def _listed(option: str, text: str) -> list[str]:

@@ -252,6 +252,8 @@ def test_a_run_s_checkpoint_is_probed_in_place_of_a_config(tmp_path: Path, capsy
         (("--formats=e4m3", "--batches=0"), "--batches 0: give a number of at least 1"),
         (("--formats=e4m3", "--steps=-1"), "--steps -1: give a number of at least 1"),
         (("--formats=e15m0",), "float64"),
+        (("--formats=fp32",), "--formats: gradients are not rounded to fp32"),
+        (("--formats=e8m0",), "--formats: gradients are not rounded to e8m0"),
         (("--formats=e4m3", "--runs=nowhere"), "no such folder"),
     ],
 )
@@ -279,6 +281,8 @@ def test_the_recorded_formats_study_has_a_gap_for_every_split() -> None:
     splits = [(name, "nearest_even") for name in ("e0m7", "e2m5", "e3m4", "e4m3", "e5m2", "e6m1", "e7m0")]
     found = recorded_gaps(loader, ExperimentConfig(), data, [*splits, ("e4m3", "diffused")])
     assert [*found] == splits
+    compiled = ExperimentConfig(compile=True)
+    assert recorded_gaps(loader, compiled, data, [("e4m3", "stochastic")]) == {}
     assert min(estimate.n for estimate in found.values()) >= 16
 
 
