@@ -247,11 +247,39 @@ class Clock:
     seed: int = 0
     step: int | None = None
     part: int = 0
+    now: Tensor = field(init=False, repr=False, compare=False)
+    """int64 [step, part]; `counted` and `training` tell whether there is a step, and whether it is no evaluation."""
+    counted: bool = field(init=False, repr=False, compare=False)
+    training: bool = field(init=False, repr=False, compare=False)
 
-    def seed_of(self, layer: str, operand: str) -> int:
-        """A 64-bit seed for one tensor at this moment."""
-        text = f"{self.seed}/{self.step or 0}/{self.part}/{layer}/{operand}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep the moment as a tensor too, so that a compiled graph serves all moments."""
+        vars(self)[name] = value
+        with torch.inference_mode(False):
+            now = torch.tensor([self.step or 0, self.part], device="cpu")
+        vars(self).update(now=now, counted=self.step is not None, training=self.part >= 0)
+
+    def seed_of(self, layer: str, operand: str) -> int | Tensor:
+        """A 64-bit seed for one tensor at this moment; in a graph an int64 tensor with its bits."""
+        if torch.compiler.is_compiling():
+            return _seed_at(self.now, str(self.seed), f"{layer}/{operand}")
+        return _seed(str(self.seed), self.step or 0, self.part, f"{layer}/{operand}")
+
+
+def _seed(run: str, step: int, part: int, place: str) -> int:
+    text = f"{run}/{step}/{part}/{place}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+@torch.library.custom_op("altgrad::seed_at", mutates_args=())
+def _seed_at(now: Tensor, run: str, place: str) -> Tensor:
+    """`_seed` of the moment [step, part] that `now` holds when the graph runs: int64 []."""
+    return torch.tensor(_seed(run, *now.tolist(), place), dtype=torch.uint64).view(torch.int64)
+
+
+@_seed_at.register_fake
+def _(now: Tensor, run: str, place: str) -> Tensor:
+    return now.new_empty(())
 
 
 class _Quantizer:
@@ -267,8 +295,8 @@ class _Quantizer:
     delayed: Any
     """The `DelayedScale` of each operand that has one: an nn.ModuleDict, so that histories are in `state_dict`; else
     an empty dict, so that a layer without them has no more modules than it had."""
-    passes: int = 0
-    """Forward passes so far, which are the steps of delayed scales while nobody counts them."""
+    passes: Tensor
+    """Of a layer with delayed scales, their steps while nobody counts them: minus the forward passes so far, int64."""
     recording: bool = True
     """Whether the forward pass under way has gradients enabled, which inside an autograd.Function nobody can see."""
     rotations: dict[int, Tensor]
@@ -390,12 +418,12 @@ class _Quantizer:
 
     def _delayed_scale(self, x: Tensor, name: str) -> Tensor:
         """As Transformer Engine: training with gradients enabled takes the amax of `x` into the history."""
-        delayed, moment = self.delayed[_key(name)], self.clock.step
-        if self.clock.part < 0 or not self.training:
+        delayed, clock = self.delayed[_key(name)], self.clock
+        if not (clock.training and self.training):
             return delayed.scale(x)  # type: ignore[no-any-return]
+        moment = clock.now[0] if clock.counted else self.passes
         if operand_of(name) == "grad_output":
-            return delayed.update(x, moment)  # type: ignore[no-any-return]
-        moment = -self.passes if moment is None else moment
+            return delayed.update(x, moment if clock.counted else None)  # type: ignore[no-any-return]
         return delayed.update(x, moment) if self.recording else delayed.scale(x, moment)  # type: ignore[no-any-return]
 
     def _begin(self) -> None:
@@ -407,7 +435,8 @@ class _Quantizer:
         """
         if self.delayed:
             self.recording = torch.is_grad_enabled()
-            self.passes += torch.compiler.is_compiling() or torch._C._current_graph_task_id() < 0
+            if torch.compiler.is_compiling() or torch._C._current_graph_task_id() < 0:
+                self.passes.sub_(1)
 
     @contextmanager
     def _without_trace(self) -> Iterator[None]:
@@ -738,6 +767,7 @@ def _delay(layer: QuantizedLayer) -> None:
         if spec.format is not FP32
     }
     layer.delayed = nn.ModuleDict(scales).to(layer.weight.device) if scales else {}
+    layer.passes = torch.zeros((), dtype=torch.int64, device="cpu")
 
 
 def dequantize_model(model: nn.Module) -> nn.Module:

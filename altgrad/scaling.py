@@ -52,6 +52,7 @@ _E4M3, _E2M1 = get_format("e4m3"), get_format("e2m1")
 _MIN_SCALE = 2.0**-126
 """Smallest scale but for those of MX: the smallest normal float32."""
 _MAX_SCALE = 2.0**127
+_NO_MOMENT = -(1 << 63)
 _MAX_TENSOR_SCALE = FP32.max / 448
 """Above, the scale of an NVFP4 block may be infinite."""
 
@@ -324,46 +325,47 @@ class DelayedScale(nn.Module):
         self.fmt, self.margin, self.algorithm = fmt, margin, algorithm
         self.power_of_two, self.quotient = power_of_two, quotient
         self.register_buffer("history", torch.zeros(length))
-        self.moment: int | None = None
-        """The moment of the latest entry; `before` and `latest` are the history before it and the largest amax of it,
-        -1 for none."""
+        # The moment of the latest entry; `before` and `latest` are the history before it and the largest amax of it,
+        # -1 for none.
+        self.register_buffer("moment", torch.full((), _NO_MOMENT), persistent=False)
         self.register_buffer("before", torch.zeros(length), persistent=False)
         self.register_buffer("latest", torch.zeros(()), persistent=False)
 
-    def scale(self, x: Tensor, moment: int | None = None) -> Tensor:
+    def scale(self, x: Tensor, moment: Tensor | int | None = None) -> Tensor:
         """The scale for `x`, float32 []; records nothing.
 
         Args:
             x: float32, bfloat16 or float16.
-            moment: where it is that of the latest entry, what was known before that entry counts.
+            moment: where it is that of the latest entry, what was known before that entry counts. A whole number; as
+                a tensor (int64 [], on the processor) one that a compiled graph reads when it runs.
 
         Raises:
             TypeError: as `amax`.
         """
         self._follow(x)
-        within = moment is not None and moment == self.moment
-        return self._scale(amax(x), self.before if within else self.history)
+        known = self.history if moment is None else torch.where(self.moment == moment, self.before, self.history)
+        return self._scale(amax(x), known)
 
-    def update(self, x: Tensor, moment: int | None = None) -> Tensor:
+    def update(self, x: Tensor, moment: Tensor | int | None = None) -> Tensor:
         """The scale for `x`, float32 []; its amax then counts for the steps that follow.
 
         Args:
             x: float32, bfloat16 or float16.
-            moment: of the step that `x` is a part of; None is a step of its own.
+            moment: of the step that `x` is a part of, as in `scale`; None is a step of its own.
 
         Raises:
             TypeError: as `amax`.
         """
         self._follow(x)
-        now, history, before, latest = amax(x), self.history, self.before, self.latest
-        finite = torch.isfinite(now)
-        if moment is None or moment != self.moment:
-            self.moment = moment
-            before.copy_(history)
-            latest.copy_(torch.where(finite, now, -1.0))
-        else:
-            latest.copy_(torch.where(finite, torch.maximum(latest, now), latest))
-        history.copy_(torch.where(latest < 0, before, torch.cat([before[1:], latest[None]])))
+        now = amax(x)
+        new = torch.ones_like(self.moment, dtype=torch.bool) if moment is None else self.moment != moment
+        before = torch.where(new, self.history, self.before)
+        known = torch.where(new, -1.0, self.latest)
+        latest = torch.where(torch.isfinite(now), torch.maximum(known, now), known)
+        self.moment.fill_(_NO_MOMENT if moment is None else moment)
+        self.before.copy_(before)
+        self.latest.copy_(latest)
+        self.history.copy_(torch.where(latest < 0, before, torch.cat([before[1:], latest[None]])))
         return self._scale(now, before)
 
     def _scale(self, now: Tensor, history: Tensor) -> Tensor:
@@ -399,12 +401,12 @@ class DelayedScale(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self.history = self.history.float()
         self.to(self.history.device)
-        self.moment = None
+        self.moment.fill_(_NO_MOMENT)
 
     def reset_parameters(self) -> None:
         """Forget everything: what `to_empty` leaves behind in a model made on the meta device is no history."""
         self.history.zero_()
-        self.moment = None
+        self.moment.fill_(_NO_MOMENT)
 
     def extra_repr(self) -> str:
         """The format, and what the history is reduced by."""
