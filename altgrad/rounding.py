@@ -40,7 +40,7 @@ INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NATIVE = {FP16: torch.float16, BF16: torch.bfloat16}
 CODE_DTYPES = (torch.uint8, torch.uint16)
 
-_PIECE = 1 << 18
+PIECE = 1 << 18
 """Elements that eager code works on at a time, for each thread: the scratch for them stays in the cache."""
 _SMALL = 1 << 16
 """Elements up to which the allocator's own memory is as fast as scratch of ours."""
@@ -230,7 +230,7 @@ def encode(
     with torch.no_grad():
         c = _constants(fmt, x.dtype)._replace(limit=fmt.max)  # codes go as far as the format does
         dense = x.detach().contiguous()
-        size = _PIECE * torch.get_num_threads() if x.device.type == "cpu" else x.numel()
+        size = PIECE * torch.get_num_threads() if x.device.type == "cpu" else x.numel()
         for start, shape, part in _pieces(tuple(x.shape), job.scale, size):
             stop = start + math.prod(shape)
             grid = _to_grid(dense.view(-1)[start:stop].view(shape), part, c)
@@ -520,7 +520,7 @@ def _quantize_pieces(
 ) -> None:
     """The eager form: contiguous `x` to contiguous `out`, a piece at a time; what is not None is filled."""
     c, whole_scale = _constants(job.fmt, x.dtype), job.scale
-    size = _PIECE * torch.get_num_threads() if x.device.type == "cpu" else _WHOLE
+    size = PIECE * torch.get_num_threads() if x.device.type == "cpu" else _WHOLE
     scratch = Scratch(min(size, x.numel()), x.device) if x.numel() > _SMALL else None
     native = None
     if job.rounding == "nearest_even" and counts is None and x.dtype != torch.float64:
@@ -528,6 +528,8 @@ def _quantize_pieces(
     if native is None and (moved := _moved_grid(job, c)) is not None:
         c, whole_scale = moved, None
     one_spacing = field is None and c.has_mantissa and c.quantum == c.max_ulp
+    # Nobody needs the quotients any more when steps are made of them: all of it happens in the result's own memory.
+    alone = counts is None and field is None and c.signed and (job.saturate or not (c.has_infinity or c.has_nan))
     out = out.detach()
     total = x.numel()
 
@@ -547,9 +549,10 @@ def _quantize_pieces(
             rounded = grid.to(native)
             target.copy_(rounded if scale is None else rounded.float().mul_(scale))
             continue
-        grid = _to_grid(piece, scale, c, scratch)
+        into = target if alone and piece.dtype == c.dtype else None
+        grid = _to_grid(piece, scale, c, scratch, into)
         draw = None if job.draws is None else job.draws.numbers(start, shape, x.device, scratch)
-        rounded, spacing = _round(grid, c, job.rounding, draw, job.version, scratch, one_spacing)
+        rounded, spacing = _round(grid, c, job.rounding, draw, job.version, scratch, one_spacing, into)
         if counts is not None:
             # A quotient may be zero where the element is not.
             before = grid if scale is None else piece if piece.dtype in _LAYOUTS else piece.float()
@@ -560,9 +563,10 @@ def _quantize_pieces(
         # What is written there must not be needed any more: `grid` may be the same memory.
         direct = scale is None and piece.dtype == c.dtype and previous is None and c.signed
         values = _finish(rounded, grid, c, job.rounding, job.saturate, target if direct else rounded)
-        if direct:
+        values = values if scale is None else values.mul_(scale)
+        if direct or into is not None:
             continue
-        values = (values if scale is None else values.mul_(scale)).to(piece.dtype)
+        values = values.to(piece.dtype)
         if previous is not None and counts is not None:
             before = part(previous, start, stop, shape)
             counts[3] += _count_different(values, before, scratch)
@@ -704,8 +708,12 @@ def _pieces(
             yield start + first * row, (some, *shape[1:]), part
 
 
-def _to_grid(x: Tensor, scale: Tensor | float | None, c: _Constants, scratch: Scratch | None = None) -> Tensor:
+def _to_grid(
+    x: Tensor, scale: Tensor | float | None, c: _Constants, scratch: Scratch | None = None, into: Tensor | None = None
+) -> Tensor:
     """`x / scale` in the working dtype; `x` itself where it is that already. The quotient is rounded in float32."""
+    if into is not None:
+        return x if scale is None else torch.div(x, scale, out=into)
     for dtype in (_ulp_dtype(x.dtype), c.dtype):
         if x.dtype != dtype:
             x = x.to(dtype) if scratch is None else scratch.take("grid", x.shape, dtype).copy_(x)
@@ -728,9 +736,11 @@ def _round(
     version: int,
     scratch: Scratch | None = None,
     one_spacing: bool = False,
+    into: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(rounded, spacing) in grid units; what is beyond the largest value is still there. Leaves `grid` as it is.
+    """(rounded, spacing) in grid units; what is beyond the largest value is still there.
 
+    Rounds in the memory `into` where it is given; without, leaves `grid` as it is.
     `version` is that of the draws. Of those of version 2 the difference to the steps decides, since it is exact: it has
     no more than 24 bits where the steps are below 2^8. `one_spacing`: the grid is uniform, and its spacing, without
     dimensions, is enough.
@@ -746,7 +756,9 @@ def _round(
         memory = None if scratch is None else scratch.take("mixed", grid.shape, layout.integer)
         sign = torch.bitwise_and(grid.view(layout.integer), layout.sign_mask, out=memory)
         unit = sign.bitwise_or_(spacing.view(layout.integer)).view(c.dtype)
-    steps = torch.div(grid, unit, out=None if scratch is None else scratch.take("steps", grid.shape, c.dtype))
+    if into is None and scratch is not None:
+        into = scratch.take("steps", grid.shape, c.dtype)
+    steps = torch.div(grid, unit, out=into)
     if even:
         steps.round_()
     elif rounding == "up":
@@ -762,7 +774,7 @@ def _round(
             # magnitude is taken down by one unit in its last place, which moves nothing but the tie.
             lower_is_even = (spacing.view(layout.integer) >> layout.mantissa_bits).bitwise_and_(1)
             lower_is_even = lower_is_even.bitwise_xor_(1) if c.odd_bias else lower_is_even
-            steps = (steps.view(layout.integer) - lower_is_even).view(c.dtype).round_()
+            steps = steps.view(layout.integer).sub_(lower_is_even).view(c.dtype).round_()
         elif rounding == "toward_zero":
             steps.floor_()
         else:

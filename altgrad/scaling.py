@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.formats import E8M0, FP32, FloatFormat, get_format
-from altgrad.rounding import decode, encode, quantize
+from altgrad.rounding import PIECE, decode, encode, quantize
 
 GRANULARITIES = ("tensor", "row", "block")
 RULES = ("floor", "rceil")
@@ -82,10 +82,8 @@ def amax(x: Tensor, *, granularity: str = "tensor", block: int = MX_BLOCK) -> Te
     if granularity == "row":
         return _amax_of_last(x).unsqueeze(-1) if x.shape[-1] else torch.zeros(*x.shape[:-1], 1, device=x.device)
     whole, rest = divmod(x.shape[-1], block)
-    found = [_amax_of_last(x[..., : whole * block].unflatten(-1, (whole, block)))]
-    if rest:
-        found.append(_amax_of_last(x[..., whole * block :]).unsqueeze(-1))
-    return torch.cat(found, dim=-1)
+    found = _amax_of_blocks(x[..., : whole * block].unflatten(-1, (whole, block)))
+    return torch.cat([found, _amax_of_last(x[..., whole * block :]).unsqueeze(-1)], dim=-1) if rest else found
 
 
 def amax_scale(
@@ -131,7 +129,7 @@ def scale_of_amax(largest: Tensor, fmt: FloatFormat, *, power_of_two: bool = Tru
         return _quotient_scale(largest, fmt.max, up=quotient == "up")
     if largest.ndim == 0 and largest.device.type == "cpu" and not torch.compiler.is_compiling():
         return torch.tensor(power_of_two_scale(float(largest), fmt), dtype=torch.float32)
-    exponent = _scale_exponent(largest, fmt, "rceil").clamp_(-126, 127)
+    exponent = _scale_exponent(largest, fmt).clamp_(-126, 127)
     return _where_defined(largest, torch.where(largest == 0, 1.0, _power_of_two(exponent)))
 
 
@@ -444,8 +442,10 @@ def mx_scale_of_amax(largest: Tensor, element_format: FloatFormat, *, rule: str 
     _check_mx(element_format)
     if rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}, not {rule!r}")
-    exponent = _scale_exponent(largest, element_format, rule).clamp_(-127, 127).masked_fill_(largest == 0, -127)
-    return _where_defined(largest, _power_of_two(exponent))
+    mantissa, exponent = math.frexp(element_format.max)
+    above = 0x7FFFFF - int((2 * mantissa - 1) * 2**23) if rule == "rceil" else 0  # carries where amax is above max
+    power = (largest.view(torch.int32) + above).bitwise_and_(0x7F800000).sub_((exponent - 1) << 23)
+    return _where_defined(largest, power.clamp_(min=1 << 22).view(torch.float32))  # 2**-127
 
 
 def quantize_mx(
@@ -539,7 +539,7 @@ def nvfp4_scales_of_amax(largest: Tensor, tensor_scale: Tensor | float | None = 
     else:
         outer = _checked_tensor_scale(tensor_scale, largest.device)
     wanted = (largest / largest.new_full((), _E2M1.max)).div_(outer).clamp_(2.0**-6, _E4M3.max)
-    return _where_defined(largest, quantize(wanted, _E4M3)), outer
+    return _where_defined(largest, quantize(wanted, _E4M3, out=wanted)), outer
 
 
 def quantize_nvfp4(
@@ -603,17 +603,35 @@ def _amax_of_last(x: Tensor) -> Tensor:
     return torch.maximum(x.amax(-1).abs(), x.amin(-1).abs()).float()
 
 
-def _scale_exponent(largest: Tensor, fmt: FloatFormat, rule: str) -> Tensor:
-    """int32: floor(log2 amax) - floor(log2 max); for "rceil" one more where amax is then above max."""
+def _amax_of_blocks(blocks: Tensor) -> Tensor:
+    """`_amax_of_last` of many short blocks.
+
+    On the processor the reduction is fast where the last dimension is a multiple of 32: zeros, which change no amax,
+    fill it up, in memory of a piece that stays in the cache.
+    """
+    block = blocks.shape[-1]
+    if blocks.device.type != "cpu" or torch.compiler.is_compiling():
+        return _amax_of_last(blocks)
+    rows, found = blocks.reshape(-1, block), torch.empty(blocks.shape[:-1])
+    width = -(-block // 32) * 32
+    some = min(len(rows), max(1, PIECE * torch.get_num_threads() // max(block, 16)))
+    padded = torch.zeros(some, width)
+    for part, target in zip(rows.split(some), found.view(-1).split(some), strict=True):
+        torch.abs(part.float(), out=padded[: len(part), :block])
+        torch.amax(padded[: len(part)], -1, out=target)
+    return found
+
+
+def _scale_exponent(largest: Tensor, fmt: FloatFormat) -> Tensor:
+    """int32: floor(log2 amax) - floor(log2 max), and one more where amax is then above max."""
     mantissa, exponent = torch.frexp(largest)
     max_mantissa, max_exponent = math.frexp(fmt.max)
-    exponent = exponent - max_exponent
-    return exponent + (mantissa > max_mantissa) if rule == "rceil" else exponent
+    return exponent - max_exponent + (mantissa > max_mantissa)
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
-    """2**exponent from the bits of a float32, for exponents in [-127, 127]; 2**-127 is its mantissa's top bit."""
-    return ((exponent + 127) << 23).clamp_(min=1 << 22).view(torch.float32)
+    """2**exponent from the bits of a float32, for exponents in [-126, 127]."""
+    return ((exponent + 127) << 23).view(torch.float32)
 
 
 def _quotient_scale(largest: Tensor, maximum: float, *, up: bool = False) -> Tensor:
@@ -631,7 +649,8 @@ def _quotient_scale(largest: Tensor, maximum: float, *, up: bool = False) -> Ten
 
 
 def _where_defined(largest: Tensor, scale: Tensor) -> Tensor:
-    return torch.where(torch.isfinite(largest), scale, torch.nan)
+    """`scale`, and NaN where there is an infinity or a NaN, which 0 times makes NaN."""
+    return scale.add_(largest, alpha=0)
 
 
 def _split(x: Tensor, block: int) -> Tensor:
