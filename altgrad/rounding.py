@@ -323,7 +323,7 @@ def compile_quantize(
     fmt.require_float64("quantize")
     version = drawn_version(draw_version, fmt)
     wholes: dict[torch.dtype, Callable[..., Counted]] = {}
-    available = True
+    compiler = Compiler()
 
     def run(
         x: Tensor,
@@ -335,31 +335,45 @@ def compile_quantize(
         ulp_out: Tensor | None = None,
         check_scale: bool = True,
     ) -> Any:
-        nonlocal available
         if not counted and (previous is not None or ulp_out is not None):
             raise TypeError("previous and ulp_out belong to compile_quantize(counted=True)")
         job = _job(x, fmt, scale, rounding, saturate, (seed, draw_version), check_scale, out, previous, ulp_out)
-        if available and not job.trivial:
-            c = _constants(fmt, x.dtype)
-            if x.dtype not in wholes:
-                whole = _make_whole(c, rounding, saturate, counted, version)
-                # torch.compile counts recompilations by code object, and formats must not share that budget.
-                code = whole.__code__.replace(co_name=f"quantize_{fmt.name}")
-                whole = types.FunctionType(code, whole.__globals__, code.co_name, None, whole.__closure__)
-                wholes[x.dtype] = torch.compile(whole, dynamic=True, options=_exact_division())
-            try:
-                found = _quantize(job, counted, compiled=wholes[x.dtype])
-                return found if counted else found.values
-            except Exception as error:
-                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                    raise
-                available = False
-                reason = " ".join(str(error).split())[:120]
-                _log.warning("altgrad: no compiled quantizer here (%s...); the eager form does the work", reason)
-        found = _quantize(job, counted)
+        if not job.trivial and x.dtype not in wholes:
+            whole = _make_whole(_constants(fmt, x.dtype), rounding, saturate, counted, version)
+            wholes[x.dtype] = compiler.compiled(whole, f"quantize_{fmt.name}")
+        found = compiler.call(
+            lambda: _quantize(job, counted, compiled=wholes.get(x.dtype)), lambda: _quantize(job, counted)
+        )
         return found if counted else found.values
 
     return run
+
+
+class Compiler:
+    """torch.compile as long as it works; where it does not, one line says so and the eager form does the work."""
+
+    def __init__(self) -> None:
+        self.works = True
+
+    def compiled(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """The function, to be compiled for all sizes at its first call."""
+        # torch.compile counts recompilations by code object, and formats must not share that budget.
+        code = function.__code__.replace(co_name=name)
+        function = types.FunctionType(code, function.__globals__, name, None, function.__closure__)
+        return torch.compile(function, dynamic=True, options=_exact_division())
+
+    def call(self, compiled: Callable[[], Any], eager: Callable[[], Any]) -> Any:
+        """What the one gives, or the other."""
+        if self.works:
+            try:
+                return compiled()
+            except Exception as error:
+                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    raise
+                self.works = False
+                reason = " ".join(str(error).split())[:120]
+                _log.warning("altgrad: no compiled quantizer here (%s...); the eager form does the work", reason)
+        return eager()
 
 
 def _exact_division() -> dict[str, Any] | None:

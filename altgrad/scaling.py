@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.formats import E8M0, FP32, FloatFormat, get_format
-from altgrad.rounding import PIECE, decode, encode, quantize
+from altgrad.rounding import PIECE, Compiler, compile_quantize, decode, encode, quantize
 
 GRANULARITIES = ("tensor", "row", "block")
 RULES = ("floor", "rceil")
@@ -243,7 +243,8 @@ def quantize_blocks(
     block: int = MX_BLOCK,
     rounding: str = "nearest_even",
     saturate: bool = True,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
+    draw_version: int = 1,
     out: Tensor | None = None,
 ) -> Tensor:
     """`rounding.quantize` with a scale for each block.
@@ -253,7 +254,7 @@ def quantize_blocks(
     Args:
         x: [..., n]; float32, bfloat16 or float16.
         scale: floating-point [..., ceil(n / block)], positive. Its values are not looked at: NaN makes its block NaN.
-        rounding, saturate, seed, out: as `rounding.quantize`.
+        rounding, saturate, seed, draw_version, out: as `rounding.quantize`.
 
     Returns:
         Real values with the shape and dtype of `x`: `out` where given, else contiguous.
@@ -262,13 +263,11 @@ def quantize_blocks(
         TypeError, ValueError: as `amax` and `rounding.quantize`; ValueError for scales of another shape.
     """
     _check(x, "block", block)
-    if out is not None and out.shape != x.shape:
-        raise ValueError(f"out must have the shape {list(x.shape)} of x, not {list(out.shape)}")
+    _check_out(x, out)
     blocks, factor = in_blocks(x.detach(), scale, block=block)
     target = None if out is None else out.detach().view_as(x) if blocks.ndim == x.ndim else _split(out.detach(), block)
-    y = quantize(
-        blocks, fmt, scale=factor, rounding=rounding, saturate=saturate, seed=seed, out=target, check_scale=False
-    )
+    how: dict[str, Any] = {"rounding": rounding, "saturate": saturate, "seed": seed, "draw_version": draw_version}
+    y = quantize(blocks, fmt, scale=factor, out=target, check_scale=False, **how)
     return y.view(x.shape) if out is None else out
 
 
@@ -455,7 +454,8 @@ def quantize_mx(
     rule: str = "floor",
     block: int = MX_BLOCK,
     rounding: str = "nearest_even",
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
+    draw_version: int = 1,
     out: Tensor | None = None,
 ) -> Tensor:
     """`x` in an MX format (MXFP8, MXFP6, MXFP4): rounded onto the grids of its blocks, elements saturate.
@@ -467,7 +467,8 @@ def quantize_mx(
         a float32 amax next to the largest float32 may round up to infinity: 2**128 = 256 * 2**120.
     """
     scale = mx_scale(x, element_format, rule=rule, block=block)
-    return quantize_blocks(x, element_format, scale, block=block, rounding=rounding, seed=seed, out=out)
+    how: dict[str, Any] = {"rounding": rounding, "seed": seed, "draw_version": draw_version}
+    return quantize_blocks(x, element_format, scale, block=block, out=out, **how)
 
 
 def encode_mx(
@@ -477,7 +478,8 @@ def encode_mx(
     rule: str = "floor",
     block: int = MX_BLOCK,
     rounding: str = "nearest_even",
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
+    draw_version: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """The codes of what `quantize_mx` returns; arguments and errors are its.
 
@@ -486,7 +488,8 @@ def encode_mx(
         Scales: uint8 [..., ceil(n / block)] in E8M0: the exponent plus 127; 255 is NaN.
     """
     scale = mx_scale(x, element_format, rule=rule, block=block)
-    return _encode_blocks(x, element_format, scale, block, rounding, seed), encode(scale, E8M0, check_scale=False)
+    how: dict[str, Any] = {"rounding": rounding, "seed": seed, "draw_version": draw_version}
+    return _encode_blocks(x, element_format, scale, block, **how), encode(scale, E8M0, check_scale=False)
 
 
 def decode_mx(
@@ -534,10 +537,12 @@ def nvfp4_scales(x: Tensor, tensor_scale: Tensor | float | None = None) -> tuple
 
 def nvfp4_scales_of_amax(largest: Tensor, tensor_scale: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
     """`nvfp4_scales` where the largest absolute values of the blocks, float32 of any shape, are already known."""
-    if tensor_scale is None:
-        outer = _quotient_scale(amax(largest), _E4M3.max * _E2M1.max)
-    else:
-        outer = _checked_tensor_scale(tensor_scale, largest.device)
+    outer = None if tensor_scale is None else _checked_tensor_scale(tensor_scale, largest.device)
+    return _nvfp4_scales(largest, outer)
+
+
+def _nvfp4_scales(largest: Tensor, outer: Tensor | None) -> tuple[Tensor, Tensor]:
+    outer = _quotient_scale(amax(largest), _E4M3.max * _E2M1.max) if outer is None else outer
     wanted = (largest / largest.new_full((), _E2M1.max)).div_(outer).clamp_(2.0**-6, _E4M3.max)
     return _where_defined(largest, quantize(wanted, _E4M3, out=wanted)), outer
 
@@ -547,7 +552,8 @@ def quantize_nvfp4(
     *,
     tensor_scale: Tensor | float | None = None,
     rounding: str = "nearest_even",
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
+    draw_version: int = 1,
     out: Tensor | None = None,
 ) -> Tensor:
     """`x` in NVFP4: E2M1 elements, an E4M3 scale for each block of 16, a float32 scale for the tensor.
@@ -561,7 +567,96 @@ def quantize_nvfp4(
         given, and the tensor where it is not.
     """
     inner, outer = nvfp4_scales(x, tensor_scale)
-    return quantize_blocks(x, _E2M1, inner * outer, block=NVFP4_BLOCK, rounding=rounding, seed=seed, out=out)
+    how: dict[str, Any] = {"rounding": rounding, "seed": seed, "draw_version": draw_version}
+    return quantize_blocks(x, _E2M1, inner * outer, block=NVFP4_BLOCK, out=out, **how)
+
+
+def compile_mx(
+    element_format: FloatFormat,
+    *,
+    rule: str = "floor",
+    block: int = MX_BLOCK,
+    rounding: str = "nearest_even",
+    draw_version: int = 1,
+) -> Callable[..., Tensor]:
+    """`quantize_mx` as two compiled passes over the tensor, for its scales and its elements; the same bits.
+
+    The function that is returned takes `x`, `seed` and `out`. When it is compiled, and what happens where that fails,
+    is as in `rounding.compile_quantize`. Where the last dimension is no multiple of `block` it is the eager form.
+
+    Raises:
+        TypeError, ValueError: as `quantize_mx`.
+    """
+    mx_scale(torch.ones(1), element_format, rule=rule, block=block)
+
+    def scales(flat: Tensor) -> Tensor:
+        return mx_scale(flat.view(-1, block), element_format, rule=rule, block=block)
+
+    def eager(x: Tensor, **how: Any) -> Tensor:
+        return quantize_mx(x, element_format, rule=rule, block=block, **how)
+
+    run = _compile_blocks(scales, eager, element_format, block, rounding, draw_version)
+    return lambda x, *, seed=None, out=None: run(x, seed=seed, out=out)
+
+
+def compile_nvfp4(*, rounding: str = "nearest_even", draw_version: int = 1) -> Callable[..., Tensor]:
+    """`quantize_nvfp4` as `compile_mx` is `quantize_mx`; its function takes `tensor_scale` besides."""
+
+    def scales(flat: Tensor, outer: Tensor | None) -> Tensor:
+        largest = amax(flat.view(-1, NVFP4_BLOCK), granularity="block", block=NVFP4_BLOCK)
+        inner, outer = _nvfp4_scales(largest, outer)
+        return inner * outer
+
+    def eager(x: Tensor, outer: Tensor | None, **how: Any) -> Tensor:
+        return quantize_nvfp4(x, tensor_scale=outer, **how)
+
+    both = _compile_blocks(scales, eager, _E2M1, NVFP4_BLOCK, rounding, draw_version)
+
+    def run(
+        x: Tensor,
+        *,
+        tensor_scale: Tensor | float | None = None,
+        seed: int | Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        outer = None if tensor_scale is None else _checked_tensor_scale(tensor_scale, x.device)
+        return both(x, outer, seed=seed, out=out)
+
+    return run
+
+
+def _compile_blocks(
+    scales: Callable[..., Tensor],
+    eager: Callable[..., Tensor],
+    fmt: FloatFormat,
+    block: int,
+    rounding: str,
+    draw_version: int,
+) -> Callable[..., Tensor]:
+    """The blocks' scales as one compiled function, then the elements as another: in one, each element would make them.
+
+    Args:
+        scales: of a flat tensor, whose length is a multiple of `block`, and the rest: [blocks, 1].
+        eager: of a tensor and the rest, `rounding`, `draw_version`, `seed` and `out`.
+    """
+    compiler = Compiler()
+    compiled = compiler.compiled(scales, f"scales_{fmt.name}_{block}")
+    elements = compile_quantize(fmt, rounding=rounding, draw_version=draw_version)
+
+    def run(x: Tensor, *rest: Any, seed: int | Tensor | None, out: Tensor | None) -> Tensor:
+        _check(x, "block", block)
+        _check_out(x, out)
+        scale, dense = None, out is None or out.is_contiguous()
+        if x.numel() and not x.is_meta and x.shape[-1] % block == 0 and dense:
+            flat = x.detach().reshape(-1)
+            scale = compiler.call(lambda: compiled(flat, *rest), lambda: None)
+        if scale is None:
+            return eager(x, *rest, rounding=rounding, draw_version=draw_version, seed=seed, out=out)
+        target = None if out is None else out.detach().view(-1, block)
+        found = elements(flat.view(-1, block), scale=scale, seed=seed, out=target, check_scale=False)
+        return found.view(x.shape) if out is None else out
+
+    return run
 
 
 def encode_nvfp4(
@@ -569,7 +664,8 @@ def encode_nvfp4(
     *,
     tensor_scale: Tensor | float | None = None,
     rounding: str = "nearest_even",
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
+    draw_version: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The codes of what `quantize_nvfp4` returns; arguments and errors are its.
 
@@ -578,7 +674,8 @@ def encode_nvfp4(
         Block scales: uint8 [..., ceil(n / 16)], E4M3 codes. Tensor scale: float32 [].
     """
     inner, outer = nvfp4_scales(x, tensor_scale)
-    return _encode_blocks(x, _E2M1, inner * outer, NVFP4_BLOCK, rounding, seed), encode(inner, _E4M3), outer
+    how: dict[str, Any] = {"rounding": rounding, "seed": seed, "draw_version": draw_version}
+    return _encode_blocks(x, _E2M1, inner * outer, NVFP4_BLOCK, **how), encode(inner, _E4M3), outer
 
 
 def decode_nvfp4(
@@ -610,7 +707,9 @@ def _amax_of_blocks(blocks: Tensor) -> Tensor:
     fill it up, in memory of a piece that stays in the cache.
     """
     block = blocks.shape[-1]
-    if blocks.device.type != "cpu" or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return blocks.abs().amax(-1).float()
+    if blocks.device.type != "cpu":
         return _amax_of_last(blocks)
     rows, found = blocks.reshape(-1, block), torch.empty(blocks.shape[:-1])
     width = -(-block // 32) * 32
@@ -658,12 +757,12 @@ def _split(x: Tensor, block: int) -> Tensor:
     return x.unflatten(-1, (x.shape[-1] // block, block))
 
 
-def _encode_blocks(x: Tensor, fmt: FloatFormat, scale: Tensor, block: int, rounding: str, seed: int | None) -> Tensor:
+def _encode_blocks(x: Tensor, fmt: FloatFormat, scale: Tensor, block: int, **how: Any) -> Tensor:
     """Codes of the elements; a block whose scale is NaN counts as zeros, for which every format has a code."""
     blocks, factor = in_blocks(x.detach(), scale, block=block)
     damaged = factor.isnan()
     blocks, factor = blocks.masked_fill(damaged, 0), factor.masked_fill(damaged, 1)
-    return encode(blocks, fmt, scale=factor, rounding=rounding, seed=seed, check_scale=False).view(x.shape)
+    return encode(blocks, fmt, scale=factor, check_scale=False, **how).view(x.shape)
 
 
 def _decode_blocks(elements: Tensor, fmt: FloatFormat, scale: Tensor, block: int, dtype: torch.dtype) -> Tensor:
@@ -697,6 +796,11 @@ def _check(x: Tensor, granularity: str, block: int) -> None:
     _check_block(block)
     if granularity != "tensor" and x.ndim == 0:
         raise ValueError(f"a tensor without dimensions has no {granularity}s")
+
+
+def _check_out(x: Tensor, out: Tensor | None) -> None:
+    if out is not None and out.shape != x.shape:
+        raise ValueError(f"out must have the shape {list(x.shape)} of x, not {list(out.shape)}")
 
 
 def _check_block(block: int) -> None:
