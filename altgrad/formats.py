@@ -537,9 +537,19 @@ def drawn_version(version: int, fmt: FloatFormat) -> int:
     Raises:
         ValueError: there is no such version.
     """
+    version = check_draw_version(version)
+    return version if fmt.mantissa_bits <= 7 else 1
+
+
+def check_draw_version(version: int) -> int:
+    """`version`, where there is such a version of `stochastic_draw`.
+
+    Raises:
+        ValueError: there is none.
+    """
     if isinstance(version, bool) or version not in DRAW_VERSIONS:
         raise ValueError(f"draw_version must be one of {', '.join(map(str, DRAW_VERSIONS))}, not {version!r}")
-    return version if fmt.mantissa_bits <= 7 else 1
+    return version
 
 
 def draw_keys(seed: int, index_high: int) -> tuple[int, int]:

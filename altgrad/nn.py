@@ -49,7 +49,7 @@ from altgrad.config import (
     operand_of,
     product_of,
 )
-from altgrad.formats import FP32, ROUNDINGS, FloatFormat
+from altgrad.formats import FP32, ROUNDINGS, FloatFormat, check_draw_version
 from altgrad.rounding import quantize, quantize_counted
 from altgrad.scaling import (
     MX_BLOCK,
@@ -239,7 +239,7 @@ UNQUANTIZED = Policy()
 class Clock:
     """What the draws of stochastic rounding depend on beside layer and operand: the run's seed, and the moment.
 
-    The loop sets `step` and `part` (the batch within a step; -1 for evaluation), so that draws do not depend on how
+    `draw_version` is theirs (`formats.stochastic_draw`). The loop sets `step` and `part` (the batch within a step; -1 for evaluation), so that draws do not depend on how
     often anything else was computed, and delayed scales count steps. While `step` is None nobody counts: every forward
     pass of a layer is a step of its own.
     """
@@ -247,6 +247,7 @@ class Clock:
     seed: int = 0
     step: int | None = None
     part: int = 0
+    draw_version: int = 1
     now: Tensor = field(init=False, repr=False, compare=False)
     """int64 [step, part]; `counted` and `training` tell whether there is a step, and whether it is no evaluation."""
     counted: bool = field(init=False, repr=False, compare=False)
@@ -385,7 +386,7 @@ class _Quantizer:
     def _rounding(self, name: str) -> dict[str, Any]:
         rounding = self.policy.operand(name).rounding
         seed = self.clock.seed_of(self.layer, name) if rounding == "stochastic" else None
-        return {"rounding": rounding, "seed": seed}
+        return {"rounding": rounding, "seed": seed, "draw_version": self.clock.draw_version}
 
     def _scale(self, x: Tensor, name: str) -> tuple[Any, int | tuple[int, int]]:
         """The scale of `x` (a Tensor, or None for 1), and the elements of a block that has one of its own, or 0.
@@ -699,7 +700,9 @@ def layer_type(name: str) -> str | None:
     return next((part for part in name.split(".") if part in LAYER_TYPES), None)
 
 
-def quantize_model(model: nn.Module, policy: Policy | Mapping[str, Policy], *, seed: int = 0) -> nn.Module:
+def quantize_model(
+    model: nn.Module, policy: Policy | Mapping[str, Policy], *, seed: int = 0, draw_version: int = 1
+) -> nn.Module:
     """Turn the linear layers and embeddings of a model into their quantized form, in place.
 
     A layer's type is the first part of its dotted name that is one (`layer_type`), else "other". Parameters stay the
@@ -712,18 +715,19 @@ def quantize_model(model: nn.Module, policy: Policy | Mapping[str, Policy], *, s
         policy: one policy, or several by dotted name or layer type with * and ?, of which the first match counts; such
             a policy covers layers of every type, unless it names its own `layers`.
         seed: of the draws, where something is rounded stochastically.
+        draw_version: of `formats.stochastic_draw`; 2 is quicker.
 
     Returns:
         `model`.
 
     Raises:
-        ValueError: the policies match no layer.
+        ValueError: the policies match no layer; there is no such version of the draws.
     """
     if isinstance(policy, Policy):
         policies = {"*": policy}
     else:  # a key says which layers are meant
         policies = {key: replace(p, layers=("*",)) if p.layers == LAYER_TYPES else p for key, p in policy.items()}
-    clock = Clock(seed)
+    clock = Clock(seed, draw_version=check_draw_version(draw_version))
     found = 0
     for name, module in list(model.named_modules()):
         if type(module) not in (nn.Linear, nn.Embedding, QuantizedLinear, QuantizedEmbedding):

@@ -370,7 +370,7 @@ class DelayedScale(nn.Module):
             known = history.max()
         else:
             order = torch.arange(1, len(history) + 1, device=history.device)
-            known = history.take((order * (history > 0)).argmax())
+            known = history.gather(0, (order * (history > 0)).argmax(0, keepdim=True)).squeeze(0)
         largest = torch.where(known > 0, known, now)
         scale = scale_of_amax(largest, self.fmt, power_of_two=self.power_of_two, quotient=self.quotient)
         return scale.mul_(2.0**self.margin).clamp_(max=_MAX_SCALE)
