@@ -28,7 +28,7 @@ SPECS = {
     "delayed": Operand(E4M3, scaling=Scaling("delayed", history=3)),
     "most recent": Operand(E4M3, "stochastic", Scaling("delayed", history=4, algorithm="most_recent", margin=1)),
     "exact delayed": Operand(E4M3, scaling=Scaling("delayed", power_of_two=False, quotient="up")),
-    "blocks": Operand(get_format("e2m1"), "stochastic", Scaling("nvfp4", axis="contraction")),
+    "blocks": Operand(get_format("e2m1"), "stochastic", Scaling("nvfp4")),
 }
 
 
@@ -74,8 +74,7 @@ def compared(model: nn.Module, backend: str, *, clock: bool) -> None:
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("clock", [True, False], ids=["clock", "no clock"])
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize(("name", "clock"), [*((name, True) for name in SPECS), ("delayed", False)])
 def test_one_graph_serves_all_steps_with_the_bits_of_the_eager_layers(name: str, clock: bool) -> None:
     compared(layers(name, seed=3, draw_version=2 if clock else 1), "aot_eager", clock=clock)
 
@@ -98,7 +97,7 @@ def test_steps_draw_anew_and_a_repeated_step_draws_the_same() -> None:
 
 def test_models_of_other_seeds_and_versions_are_other_draws() -> None:
     x, found = torch.randn(8, 32), []
-    for seed, version in ((0, 1), (1, 1), (0, 2), (2**70, 1)):
+    for seed, version in ((0, 1), (2**70, 1), (0, 2)):
         model = layers("stochastic", seed=seed, draw_version=version)
         found.append(torch.compile(model, backend="aot_eager", fullgraph=True)(x).detach())
         assert torch.equal(found[-1], model(x))
