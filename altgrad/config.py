@@ -525,8 +525,8 @@ class ExperimentConfig(_Section):
                 kept = "optimizer.storage 'grid' keeps one power-of-two scale per tensor"
                 raise ValueError(f"{kept}; set scaling.weight to {allowed}")
         self._check_casts()
-        casts = map(self.cast, (*OPERANDS, *self.quantize.casts.given))
-        drawn = {rounding for fmt, rounding, _ in casts if fmt != "fp32"}
+        made = map(self.cast, (*OPERANDS, *self.quantize.casts.given))
+        drawn: set[str] = {rounding for fmt, rounding, _ in made if fmt != "fp32"}
         if self.optimizer.step_rule != "code":
             drawn.add(self.optimizer.rounding)
         if self.draw_version != 1 and "stochastic" not in drawn:

@@ -239,9 +239,9 @@ UNQUANTIZED = Policy()
 class Clock:
     """What the draws of stochastic rounding depend on beside layer and operand: the run's seed, and the moment.
 
-    `draw_version` is theirs (`formats.stochastic_draw`). The loop sets `step` and `part` (the batch within a step; -1 for evaluation), so that draws do not depend on how
-    often anything else was computed, and delayed scales count steps. While `step` is None nobody counts: every forward
-    pass of a layer is a step of its own.
+    `draw_version` is that of the draws (`formats.stochastic_draw`). The loop sets `step` and `part` (the batch within a
+    step; -1 for evaluation), so that draws do not depend on how often anything else was computed, and delayed scales
+    count steps. While `step` is None nobody counts: every forward pass of a layer is a step of its own.
     """
 
     seed: int = 0
@@ -275,7 +275,8 @@ def _seed(run: str, step: int, part: int, place: str) -> int:
 @torch.library.custom_op("altgrad::seed_at", mutates_args=())
 def _seed_at(now: Tensor, run: str, place: str) -> Tensor:
     """`_seed` of the moment [step, part] that `now` holds when the graph runs: int64 []."""
-    return torch.tensor(_seed(run, *now.tolist(), place), dtype=torch.uint64).view(torch.int64)
+    step, part = now.tolist()
+    return torch.tensor(_seed(run, step, part, place), dtype=torch.uint64).view(torch.int64)
 
 
 @_seed_at.register_fake

@@ -8,8 +8,8 @@ One short function does it all, and yields the spacing of the grid (the *ulp fie
 
 It equals `FloatFormat.round`, the readable specification, on every input and in every rounding. Formats that do not fit
 float32's normal numbers (BF16, E9M6, E8M0) and float64 tensors go through the same function in float64, where all of
-it is exact as well. A stochastic draw depends on (seed, index of the element) alone: `formats.stochastic_draw`. Version 2
-of the draws costs half as much: a word for two elements, and so few bits that the draw is subtracted from the steps.
+it is exact as well. A stochastic draw depends on (seed, index of the element) alone: `formats.stochastic_draw`. Version
+2 of the draws costs half as much: a word for two elements, and so few bits that the steps minus the draw are exact.
 
 Conventions: `scale` is the *dequantization* scale, real value = grid value x scale, and results are real values.
 -0 stays -0 where the format has one, NaN stays NaN, overflow is decided after rounding.
@@ -125,10 +125,13 @@ def quantize(
 
     Raises:
         TypeError: `x` or `out` has another dtype, or `scale` is neither a number nor a floating-point tensor.
-        ValueError: unknown rounding or version; a stochastic one without a seed; a scale that is zero, negative, infinite, NaN or
-            of a shape that does not broadcast to `x`; `out` of another shape; a format beyond float64 (E11M4 on).
+        ValueError: unknown rounding or version; a stochastic one without a seed; a scale that is zero, negative,
+            infinite, NaN or of a shape that does not broadcast to `x`; `out` of another shape; a format beyond float64
+            (E11M4 on).
     """
-    return _quantize(_job(x, fmt, scale, rounding, saturate, (seed, draw_version), check_scale, out), counted=False).values
+    return _quantize(
+        _job(x, fmt, scale, rounding, saturate, (seed, draw_version), check_scale, out), counted=False
+    ).values
 
 
 def quantize_counted(
@@ -618,9 +621,7 @@ def _moved_grid(job: _Job, c: _Constants) -> _Constants | None:
     )
 
 
-def _make_whole(
-    c: _Constants, rounding: str, saturate: bool, counted: bool, version: int
-) -> Callable[..., Counted]:
+def _make_whole(c: _Constants, rounding: str, saturate: bool, counted: bool, version: int) -> Callable[..., Counted]:
     """The kernel as one function of whole tensors, to be traced. What goes to `out` and `ulp_out` is not returned.
 
     Its `draw` has the numbers of `Draws.numbers`, or is int32 [2], the `Draws.key` that they are made from.
@@ -936,7 +937,9 @@ def _checked_draws(seed: int | Tensor | None, version: int, fmt: FloatFormat) ->
     version = drawn_version(version, fmt)
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
-            raise TypeError(f"a seed that is a tensor is one int64 number, not {_dtype_name(seed.dtype)} {[*seed.shape]}")
+            raise TypeError(
+                f"a seed that is a tensor is one int64 number, not {_dtype_name(seed.dtype)} {[*seed.shape]}"
+            )
         return Draws(seed.reshape(()) if torch.compiler.is_compiling() else int(seed) % 2**64, version)
     if seed is not None:
         draw_keys(seed, 0)

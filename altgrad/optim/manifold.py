@@ -205,7 +205,11 @@ class ManifoldAdamW(GridOptimizer):
                 continue
             drawn = group["rounding"] == "stochastic"
             seed = draw_seed(group["seed"], batch.indices[i], batch.step) if drawn else None
-            how: dict[str, Any] = {"rounding": group["rounding"], "seed": seed, "draw_version": group.get("draw_version", 1)}
+            how: dict[str, Any] = {
+                "rounding": group["rounding"],
+                "seed": seed,
+                "draw_version": group.get("draw_version", 1),
+            }
             quantize(proposed, fmt, scale=scale, out=parameter, **how)
 
     def _spacings(self, group: dict[str, Any], batch: Batch, scales: list[float] | None) -> tuple[list[Tensor], float]:
