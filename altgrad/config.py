@@ -6,6 +6,7 @@ impossible combinations are errors that name the key, the file and the nearest k
 
 from __future__ import annotations
 
+import itertools
 import difflib
 import hashlib
 import json
@@ -514,6 +515,7 @@ class ExperimentConfig(_Section):
     log_every: int = Field(1, ge=1)
     layers_every: int = Field(20, ge=0)
     nan_patience: int = Field(10, ge=1)
+    draw_version: Literal[1, 2] = _later(1)  # of stochastic rounding's draws: 2 has fewer bits and is quicker
     accumulate: int = _later(1, ge=1)  # batches whose gradients are averaged into one step
     compile: bool = _later(False)  # the model through torch.compile; steps with a look stay eager, equal to roundoff
     stability: StabilityConfig = _later(StabilityConfig())
@@ -553,13 +555,11 @@ class ExperimentConfig(_Section):
         self._check_casts()
         self._check_grad_output_rounding()
         made = [(name, kind) for name in (*OPERANDS, *self.quantize.casts.given) for kind in self._layers_apart]
-        for name, kind in made if self.compile else ():
-            fmt, rounding, rule = self.cast(name, kind)
-            if fmt != "fp32" and (rounding == "stochastic" or rule.kind == "delayed"):
-                raise ValueError(
-                    f"compile has no stochastic rounding of operands and no delayed scales, whose values change "
-                    f"with every step, and {name} has one; set compile=false"
-                )
+        drawn = {rounding for fmt, rounding, _ in itertools.starmap(self.cast, made) if fmt != "fp32"}
+        if self.optimizer.step_rule != "code":
+            drawn.add(self.optimizer.rounding)
+        if self.draw_version != 1 and "stochastic" not in drawn:
+            raise ValueError(f"draw_version {self.draw_version} is of stochastic rounding, and nothing is rounded so")
         if self.quantize.operands and not self.quantize.layers:
             raise ValueError("quantize.layers is empty but an operand has a format: name at least one layer type")
         if self.quantize.operands and self.quantize.layers == ("embedding",) and self.quantize.weight == "fp32":

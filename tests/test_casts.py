@@ -634,11 +634,6 @@ NVFP4, GRID = {"kind": "nvfp4"}, {"storage": "grid"}
             "'grid'.*leave out .*casts.grad_input.weight",
         ),
         (ALL | {"hadamard": {"output": 16}}, {"optimizer": GRID}, "'grid'.*leave out quantize.hadamard.output"),
-        (
-            having("grad_weight.grad_output", rounding="stochastic"),
-            {"compile": True},
-            "grad_weight.grad_output has one",
-        ),
     ],
 )
 def test_casts_that_cannot_be_meant_are_one_line(

@@ -189,7 +189,7 @@ def build_model(config: ExperimentConfig) -> GPT:
     model = GPT(
         config.tokens, layers=size.layers, dim=size.dim, heads=size.heads, context=size.context, seed=config.seed
     )
-    quantize_model(model, policies_of(config), seed=config.seed)
+    quantize_model(model, policies_of(config), seed=config.seed, draw_version=config.draw_version)
     policy, layers = policy_of(config), quantized_layers(model)
     if config.quantize.operands and not any(policy.covers(name, layer.layer_type) for name, layer in layers.items()):
         known, patterns = ", ".join(layers), list(config.quantize.patterns)
@@ -250,7 +250,7 @@ def build_optimizer(config: ExperimentConfig, model: GPT) -> torch.optim.Optimiz
         for group in groups[1:]:
             group |= {"precondition": None, "storage": "master", "relative": False}
         own = ("precondition", "floor", "max_stiffness", "stiffness", "relative", "storage", "rounding")
-        adam |= {key: getattr(rule, key) for key in own}
+        adam |= {key: getattr(rule, key) for key in own} | {"draw_version": config.draw_version}
         power_of_two = config.scaling.rule("weight").power_of_two
         optimizer = ManifoldAdamW(filled, fmt, scaled=scaled, power_of_two=power_of_two, seed=config.seed, **adam)
     if rule.storage == "grid":
@@ -787,9 +787,14 @@ class _Run:
         self.checkpoints.save_as(name, self.state())
 
     def _compile(self) -> None:
-        """torch.compile for the steps that nobody observes, tried on a batch; where it fails they stay eager."""
+        """torch.compile for the steps that nobody observes, tried on a batch; where it fails they stay eager.
+
+        The trial leaves no trace in the histories of delayed scales.
+        """
         token = torch.zeros(self.config.batch_size, self.config.model.context, dtype=torch.int64)
         token = token.to(self.model.head.weight.device)
+        histories = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        self.clock.step, self.clock.part = self.at.step, 0
         try:
             compiled = torch.compile(self.model.loss)
             compiled(token, token).backward()
@@ -799,6 +804,8 @@ class _Run:
             _notice(f"compile: torch.compile does not work here ({reason}); the run goes on without it")
             self.writer.event("eager", self.at.step, reason=type(error).__name__)
         self.optimizer.zero_grad(set_to_none=True)
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(histories[name])
 
     def _may_shift(self) -> bool:
         """Whether there is a format to shift to, not used yet, steps to use it for, and weights worth going on with."""
@@ -819,7 +826,7 @@ class _Run:
 
     def _change_format(self) -> None:
         config = shifted(self.config)
-        quantize_model(self.model, policies_of(config), seed=config.seed)
+        quantize_model(self.model, policies_of(config), seed=config.seed, draw_version=config.draw_version)
         before = self.optimizer
         if isinstance(before, GridOptimizer):  # it knows the format: another one with the same moments
             self.optimizer = build_optimizer(config, self.model)
