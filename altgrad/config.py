@@ -6,9 +6,9 @@ impossible combinations are errors that name the key, the file and the nearest k
 
 from __future__ import annotations
 
-import itertools
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import re

@@ -338,6 +338,7 @@ def _fresh(name: str, fmt: str, label: str, more: Mapping[str, Any], tuned: str,
 def _head(fmt: str, rounding: str, suffix: str = "", said: str = "", **settings: Any) -> Arm:
     """All layers in `fmt`, and the gradient of the logits rounded so."""
     more = {} if rounding == "nearest" else {"grad_output_rounding": {"head": rounding}}
+    settings |= {"draw_version": 2} if rounding == "stochastic" else {}
     label = f"{fmt.replace(' up', ' (scales up)')}, gradient of the logits {ROUNDED[rounding]}{said}"
     return _fresh(f"{fmt} head {rounding}{suffix}", fmt, label, more, rounding, **settings)
 

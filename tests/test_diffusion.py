@@ -391,7 +391,7 @@ def test_recorded_identities_have_no_such_key_and_arms_say_what_differs() -> Non
             "'wide' is for both products, and quantize.casts.grad_weight.grad_output quantizes one",
         ),
         ({"head": "diffused"}, {"compute": "native"}, {}, "'native' .*leave out grad_output_rounding.head"),
-        ({"head": "stochastic"}, {}, {"compile": True}, "compile has no stochastic"),
+        ({"head": "diffused"}, {}, {"draw_version": 2}, "draw_version 2 is of stochastic rounding"),
     ],
 )
 def test_a_rounding_that_cannot_be_is_one_line(
