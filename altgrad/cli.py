@@ -323,7 +323,7 @@ def runs_export(options: argparse.Namespace) -> int:
     """``altgrad runs export``."""
     from altgrad.runs import read_histories
     from altgrad.runs.query import find, select, table
-    from altgrad.runs.writer import replacing
+    from altgrad.runs.files import replacing
 
     if options.columns and not options.history:
         raise UsageError("--columns belongs to --history: the metrics to export")

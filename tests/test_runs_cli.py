@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from records import DATA, config, write_matrix, write_run
+from records import DATA, config, without_proofs, write_matrix, write_run
 
 from altgrad.cli import main
 from altgrad.config import UsageError
@@ -326,11 +326,13 @@ def test_verify_finds_nothing_in_sound_and_in_the_shipped_records(tmp_path: Path
 
 
 def swap_rows(path: Path) -> None:
+    without_proofs(path)
     frame = pd.read_parquet(path / "history.parquet")
     pd.concat([frame.iloc[[1, 0]], frame.iloc[2:]]).to_parquet(path / "history.parquet")
 
 
 def set_column(path: Path, table: str, column: str, value: Any) -> None:
+    without_proofs(path)
     frame = pd.read_parquet(path / f"{table}.parquet")
     frame.loc[3, column] = value
     frame.to_parquet(path / f"{table}.parquet")
@@ -410,6 +412,7 @@ def test_damage_inside_a_packed_study_is_named_run_by_run(tmp_path: Path, told: 
     write_matrix(tmp_path / "runs", seeds=1)
     records = load_runs([tmp_path / "runs"]).records
     pack_study(records, tmp_path / "packed")
+    without_proofs(tmp_path / "packed")
     runs = pd.read_parquet(tmp_path / "packed" / "runs.parquet")
     heads = [json.loads(text) for text in runs["run"]]
     heads[0]["schema"], heads[1]["id"] = 99, "../x"
@@ -446,6 +449,7 @@ def test_packed_rows_in_any_order_are_each_runs_own(tmp_path: Path) -> None:
     write_matrix(tmp_path / "runs", seeds=1)
     pack_study(load_runs([tmp_path / "runs"]).records, tmp_path / "packed", history_every=1)
     before = load_runs([tmp_path / "packed"]).records
+    without_proofs(tmp_path / "packed")
     for name in ("history", "layers"):
         path = tmp_path / "packed" / f"{name}.parquet"
         pd.read_parquet(path).sample(frac=1, random_state=0).to_parquet(path, index=False)

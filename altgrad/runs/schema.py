@@ -150,6 +150,15 @@ class Origin(_Head):
     report: list[Text] = []
 
 
+class Proof(BaseModel):
+    """What proves a table: its rows, and the sha256 of the file's bytes."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    rows: StrictInt = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
 class Head(_Head):
     """What readers need of a run.json, with the value of a key that is not there; other keys stay as they are."""
 
@@ -168,6 +177,7 @@ class Head(_Head):
     code: dict[Any, Any] = {}
     summary: dict[Any, Any] = {}
     origin: Origin | None = None
+    tables: dict[Text, Proof] = {}
 
 
 def json_ready(value: Any) -> Any:
