@@ -40,8 +40,11 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         OSError: there is none, or it is none.
     """
-    kind = path.stat().st_mode
-    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # a folder is told by the attempt
-        raise OSError(f"{path.name} is no regular file")
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0, opener=_opened) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"{path.name} is no regular file")
         return file.read()
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe is opened whether or not somebody writes to it

@@ -151,12 +151,13 @@ class Origin(_Head):
 
 
 class Proof(BaseModel):
-    """What proves a table: its rows, and the sha256 of the file's bytes."""
+    """What proves a table: its rows, the sha256 of the file's bytes, and that of its footer (names, places, lengths)."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     rows: StrictInt = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    footer: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class Head(_Head):
