@@ -18,15 +18,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from altgrad.config import UsageError
+from altgrad.runs.canary import CANARIES, Canary, lines_of, machine_of
+from altgrad.runs.files import write_bytes
 from altgrad.runs.schema import Proof
-from altgrad.runs.store import RunRecord
+from altgrad.runs.store import PART, RunRecord
 from altgrad.runs.tables import write_digests, write_table
 
 OVER_TIME = ("overflow", "underflow", "sqnr_db", "flips", "updates", "effective_rank")
 """Statistics of the per-layer table that findings are averages of, and pages show, over all recorded steps."""
-
-PART = re.compile("part-([0-9]{3,})")
-"""What the folder of a study's part is called."""
 
 HISTOGRAM_NEEDS = ("scale", "amax", "norm_l2")
 """Statistics without which the histogram of a tensor cannot be turned into magnitudes, clipped parts and an SQNR."""
@@ -105,6 +104,7 @@ def pack_study(
     history_every: int = 5,
     layers_every: int = 60,
     drop: Sequence[str] = (),
+    canaries: Sequence[Canary] = (),
 ) -> None:
     """Write `records` as ``runs.parquet``, ``history.parquet`` and ``layers.parquet``, with their digests, in `folder`.
 
@@ -124,6 +124,7 @@ def pack_study(
         history_every: in steps.
         layers_every: in steps.
         drop: history columns that are not kept.
+        canaries: of which those are kept whose machine one of the runs names.
 
     Raises:
         ValueError: if a run is still running, or two records have one id.
@@ -159,6 +160,9 @@ def pack_study(
             "layers": _write(_narrow(layer_table), temporary / "layers.parquet", by_bytes=("value",)),
         }
         write_digests(temporary, proofs)
+        machines = {machine_of(record.run.get("environment")) for record in records}
+        if own := [canary for canary in canaries if canary.machine in machines]:
+            write_bytes(temporary / CANARIES, lines_of(own))
 
 
 def pack_part(records: Sequence[RunRecord], study: Path, **how: Any) -> Path:

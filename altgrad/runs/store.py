@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -21,6 +21,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from altgrad.config import ExperimentConfig, UsageError, first_mistake, parse_config
+from altgrad.runs.canary import Canary, read_canaries
 from altgrad.runs.files import read_bytes
 from altgrad.runs.schema import (
     LAYER_COLUMNS,
@@ -41,6 +42,8 @@ PACKED = "runs.parquet"
 DEEPEST = 50
 """Levels of lists and objects in run.json."""
 _HALF = re.compile("[\ud800-\udfff]")
+PART = re.compile("part-([0-9]{3,})")
+"""What the folder of a part of a packed study is called."""
 LAYER_TEXT = LAYER_COLUMNS[1:-1]
 """The columns of the per-layer table that hold text."""
 
@@ -106,10 +109,11 @@ def _text_as(layers: pd.DataFrame, kind: Literal["str", "category"]) -> pd.DataF
 
 @dataclass(frozen=True, eq=False)
 class RunSet:
-    """Every readable record of some sources, ordered by id, and what was left out."""
+    """Every readable record of some sources, ordered by id, what was left out, and the canaries of their machines."""
 
     records: tuple[RunRecord, ...]
     problems: tuple[Problem, ...] = ()
+    canaries: tuple[Canary, ...] = ()
 
 
 def default_sources() -> tuple[Path, ...]:
@@ -130,16 +134,23 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
     """Read every record under `sources` (default: `default_sources`).
 
     A source is a run's folder, a packed study, or a folder that holds such (two levels down at most). Missing sources
-    hold no runs. A record that two sources hold is read once, a finished one before any other. Records that cannot be
-    used are listed in `problems` and do not stop the others.
+    hold no runs. A record that two sources hold is read once, a finished one before any other; of two parts of one
+    packed study, which hold no run twice, the first one's. Records that cannot be used are listed in `problems` and do
+    not stop the others.
     """
     found: dict[str, RunRecord] = {}
-    problems: list[Problem] = []
-    for source in default_sources() if sources is None else sources:
+    held = Held()
+    sources = tuple(map(Path, default_sources() if sources is None else sources))
+    canaries, problems = find_canaries(sources)
+    for source in sources:
         for folder, where in record_places([source]):
             records, damaged = read_place(folder, where)
             problems += damaged
+            twice = held.twice(folder, where, [record.id for record in records])
+            problems += twice.values()
             for record in records:
+                if record.id in twice:
+                    continue
                 known = found.setdefault(record.id, record)
                 if known is record:
                     continue
@@ -150,7 +161,38 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
                     problems.append(Problem(where, again))
         problems += _set_aside_records(Path(source))
     pa.default_memory_pool().release_unused()  # a third of the records' size, of reading them
-    return RunSet(tuple(found[key] for key in sorted(found)), tuple(problems))
+    return RunSet(tuple(found[key] for key in sorted(found)), tuple(problems), canaries)
+
+
+def find_canaries(sources: Iterable[Path]) -> tuple[tuple[Canary, ...], list[Problem]]:
+    """The canaries that lie with the records of some sources, each once, and the files of them that are damaged."""
+    found: list[Canary] = []
+    problems = []
+    for source in sources:
+        for folder in dict.fromkeys([source, *(each for each in record_folders(source) if (each / PACKED).exists())]):
+            try:
+                found += [one for one in read_canaries(folder) if not any(map(one.repeats, found))]
+            except RecordError as error:
+                problems.append(Problem(folder.name, str(error)))
+    return tuple(found), problems
+
+
+class Held:
+    """Which part of a packed study holds which run."""
+
+    def __init__(self) -> None:
+        self._where: dict[Path, dict[str, str]] = {}
+
+    def twice(self, folder: Path, where: str, runs: Collection[str]) -> dict[str, Problem]:
+        """The runs of a folder that an earlier part of the same study holds, each with its problem."""
+        if not (folder / PACKED).exists():
+            return {}
+        study = folder.parent if PART.fullmatch(folder.name) else folder
+        known = self._where.setdefault(study, {})
+        first = "the first is kept; remove the run, or the part, that should not be there"
+        again = {run: Problem(f"{where}/{run}", f"{known[run]} holds this run already: {first}") for run in runs if run in known}
+        known.update(dict.fromkeys((run for run in runs if run not in known), where))
+        return again
 
 
 def sources_fingerprint(sources: Iterable[Path] | None = None) -> str:

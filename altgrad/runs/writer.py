@@ -472,14 +472,18 @@ def _column(values: list[Any]) -> pa.Array:
 def _lock(path: Path) -> IO[bytes]:
     """The record's lock, held until the file is closed; RunExists where another process has it."""
     for _ in range(20):
-        file = open(path / "lock", "ab")  # noqa: SIM115 - held for the run's life
+        try:
+            file = open(path / "lock", "ab")  # noqa: SIM115 - held for the run's life
+        except FileNotFoundError:  # the record was set aside in between
+            path.mkdir(exist_ok=True)
+            continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path / "lock")):
                 return file
         except BlockingIOError:  # a reader that tests the lock holds it for microseconds
             time.sleep(0.01)
-        except FileNotFoundError:  # the record was set aside in between, and its lock with it
+        except FileNotFoundError:  # and its lock with it
             path.mkdir(exist_ok=True)
         file.close()
     raise RunExists(f"{path.name} is being written by another process; wait for it or use another --out")
