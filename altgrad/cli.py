@@ -324,8 +324,8 @@ def runs_diff(options: argparse.Namespace) -> int:
 def runs_export(options: argparse.Namespace) -> int:
     """``altgrad runs export``."""
     from altgrad.runs import read_histories
-    from altgrad.runs.query import find, select, table
     from altgrad.runs.files import replacing
+    from altgrad.runs.query import find, select, table
 
     if options.columns and not options.history:
         raise UsageError("--columns belongs to --history: the metrics to export")

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from altgrad.config import UsageError
 from altgrad.runs.schema import Problem, RecordError
-from altgrad.runs.store import PACKED, is_number, packed_table, read_table, reason_of, record_places
+from altgrad.runs.store import PACKED, Held, is_number, packed_table, read_table, reason_of, record_places
 from altgrad.runs.tables import noted, open_table, read_digests
 
 _KEYS = ("run_id", "step")
@@ -43,6 +43,7 @@ def read_histories(
     problems: list[Problem] = []
     tables: list[pa.Table] = []
     taken: set[str] = set()
+    held = Held()
     reading: list[tuple[str, Future[pa.Table]]] = []
     with ThreadPoolExecutor(4) as pool:  # a file is read and decoded without Python's lock
         for folder, where in record_places(sources):
@@ -56,6 +57,7 @@ def read_histories(
                     problems.append(Problem(where, reason_of(error)))
                     continue
                 runs = table["run_id"].cast(pa.string())
+                problems += held.twice(folder, where, runs.unique().to_pylist()).values()
                 tables.append(table.filter(pc.invert(pc.is_in(runs, pa.array(taken, pa.string())))))
                 taken |= set(runs.unique().to_pylist())
         for where, read in reading:

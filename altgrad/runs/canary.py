@@ -1,7 +1,7 @@
 """One tiny training a machine, whose bits are kept with the records of a campaign: do two machines compute alike?
 
-`altgrad.training.canary` trains it; a campaign does at each start, and appends what is new to `CANARIES` in the folder of
-its records. The parts of a packed study have those of the machines that their runs name.
+`altgrad.training.canary` trains it; a campaign does at each start, and appends what is new to `CANARIES` in the folder
+of its records. The parts of a packed study have those of the machines that their runs name.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def lines_of(canaries: Iterable[Canary]) -> bytes:
 
 
 def unlike(canaries: Iterable[Canary]) -> list[str]:
-    """A line for each machine that made different bits of one canary: its records do not say what made the difference."""
+    """A line for each machine that made different bits of one canary: its description lacks what made a difference."""
     found: dict[tuple[Machine, str], dict[str, Canary]] = defaultdict(dict)
     for canary in canaries:
         found[canary.machine, canary.code].setdefault(canary.digest, canary)

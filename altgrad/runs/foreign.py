@@ -196,5 +196,5 @@ def _refused(error: ValidationError, used: Mapping[str, Any]) -> set[str]:
 
 def _environment() -> dict[str, Any]:
     versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in _LIBRARIES}
-    own = {"python": platform.python_version(), "system": platform.system()}
-    return own | {name: version for name, version in versions.items() if isinstance(version, str)} | describe_processor()
+    own = {"python": platform.python_version(), "system": platform.system(), **describe_processor()}
+    return own | {name: version for name, version in versions.items() if isinstance(version, str)}

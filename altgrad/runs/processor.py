@@ -19,14 +19,15 @@ import numpy as np
 from altgrad.runs.schema import public_line
 
 NOT_STATED = "not stated"
+"""What a record, or a foreign run, does not say of itself."""
 PROCESSOR = ("processor", "instructions", "blas")
 """The keys of a record's environment that `describe_processor` gives."""
 
 
 def describe_processor() -> dict[str, str]:
-    """Model, instruction set (AVX2, AVX512, ...) and library of matrix products, `PROCESSOR`; what is not known is left out.
+    """Model, instruction set (AVX2, AVX512, ...) and library of matrix products, `PROCESSOR`, as far as they are known.
 
-    Of torch where it is imported, else of NumPy.
+    The last two are torch's where it is imported, else NumPy's.
     """
     torch = sys.modules.get("torch")
     found = (_model(), *(_of_torch(torch) if torch is not None else _of_numpy()))

@@ -207,7 +207,7 @@ def _one_kind(column: pd.Series) -> pd.Series:
 class Verified(NamedTuple):
     """How many records there are, what is wrong with which, and what is no fault of any."""
 
-    count: int
+    records: int
     problems: list[Problem]
     notes: list[str]
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf, StrictInt
 from pydantic.dataclasses import dataclass as validated
@@ -151,7 +151,7 @@ class Origin(_Head):
 
 
 class Proof(BaseModel):
-    """What proves a table: its rows, the sha256 of the file's bytes, and that of its footer (names, places, lengths)."""
+    """What proves a table: its rows, the sha256 of the file's bytes, and that of its footer, its last bytes."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -178,7 +178,7 @@ class Head(_Head):
     code: dict[Any, Any] = {}
     summary: dict[Any, Any] = {}
     origin: Origin | None = None
-    tables: dict[Text, Proof] = {}
+    tables: dict[Literal["history", "layers"], Proof] = {}
 
 
 def json_ready(value: Any) -> Any:

@@ -189,10 +189,12 @@ class Held:
             return {}
         study = folder.parent if PART.fullmatch(folder.name) else folder
         known = self._where.setdefault(study, {})
-        first = "the first is kept; remove the run, or the part, that should not be there"
-        again = {run: Problem(f"{where}/{run}", f"{known[run]} holds this run already: {first}") for run in runs if run in known}
-        known.update(dict.fromkeys((run for run in runs if run not in known), where))
-        return again
+        remedy = "the first is kept; remove the part that should not be there"
+        again = {run: known[run] for run in runs if run in known}
+        known.update(dict.fromkeys(set(runs) - set(again), where))
+        return {
+            run: Problem(f"{where}/{run}", f"{first} holds this run already: {remedy}") for run, first in again.items()
+        }
 
 
 def sources_fingerprint(sources: Iterable[Path] | None = None) -> str:
@@ -217,8 +219,10 @@ def newest_time(sources: Iterable[Path] | None = None) -> datetime | None:
     for folder, _ in record_places(sources):
         damage = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, pa.ArrowException)
         with contextlib.suppress(*damage):
-            packed = (folder / PACKED).exists()
-            texts = open_table(folder / PACKED).read()["run"].to_pylist() if packed else [(folder / "run.json").read_text("utf-8")]
+            if (folder / PACKED).exists():
+                texts = open_table(folder / PACKED).read()["run"].to_pylist()
+            else:
+                texts = [(folder / "run.json").read_text("utf-8")]
             ends = [head.get("ended") or head["created"] for head in map(json.loads, texts)]
             times += [datetime.fromisoformat(end).astimezone(UTC) for end in ends]
     return max(times, default=None)
@@ -327,7 +331,8 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
         raise RecordError(f"{file}: {public_line(first_mistake(error))}; {remedy}") from None
     except UsageError as error:
         raise RecordError(mask(str(error))) from None
-    run |= head.model_dump(by_alias=True, exclude={"origin", "tables"}) | {"failure": head.failure and head.failure.to_json()}
+    run |= head.model_dump(by_alias=True, exclude={"origin", "tables"})
+    run["failure"] = head.failure and head.failure.to_json()
     if run["status"] == "running" and not locked and "origin" not in run:  # W&B knows whether one of its runs goes on
         run["status"] = "crashed"
     return run, config, secrets
@@ -530,7 +535,8 @@ def record_folders(source: Path) -> list[Path]:
         return []
     if _holds_record(source):
         return with_parts(source)
-    places = (with_parts(child) if _holds_record(child) else filter(_holds_record, below(child)) for child in below(source))
+    children = below(source)
+    places = (with_parts(child) if _holds_record(child) else filter(_holds_record, below(child)) for child in children)
     return [folder for some in places for folder in some]
 
 

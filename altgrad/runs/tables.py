@@ -148,11 +148,14 @@ def read_digests(folder: Path) -> dict[str, Proof]:
         ValueError: the file is damaged.
     """
     try:
-        return _PROOFS.validate_json(read_bytes(folder / DIGESTS))
+        proofs = _PROOFS.validate_json(read_bytes(folder / DIGESTS))
     except FileNotFoundError:
         return {}
     except ValidationError as error:
         raise ValueError(f"{DIGESTS}: {first_mistake(error)}") from None
+    if set(proofs) != {*PACKED_TABLES}:
+        raise ValueError(f"{DIGESTS}: it is not of the tables {', '.join(PACKED_TABLES)}")
+    return proofs
 
 
 def write_digests(folder: Path, proofs: Mapping[str, Proof]) -> None:

@@ -15,7 +15,7 @@ from altgrad.runs import read_run
 from altgrad.runs.canary import Canary
 from altgrad.runs.writer import utc_time
 from altgrad.training.data import VOCABULARY, Corpus
-from altgrad.training.loop import describe_environment, train
+from altgrad.training.loop import train
 
 CONFIG = {
     "quantize": {"weight": "e4m3", "activation": "e4m3", "grad_output": "e5m2"},
@@ -35,6 +35,9 @@ def run_canary(device: str = "cpu") -> Canary:
 
     Args:
         device: "cpu" or "cuda".
+
+    Raises:
+        UsageError: there is no such device.
     """
     numbers = np.arange(20_000)
     text = ((numbers * numbers // 7 + numbers // 3) % VOCABULARY).astype(np.uint8)  # of no data set and no generator
@@ -42,16 +45,15 @@ def run_canary(device: str = "cpu") -> Canary:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        environment = describe_environment(device)
         with tempfile.TemporaryDirectory(prefix="altgrad-canary-") as folder:
             config = parse_config(CONFIG, source="canary")
             done = train(config, Path(folder), device=device, corpus=corpus, progress=False)
-            history = read_run(done.path).history
+            record = read_run(done.path)
     finally:
         torch.set_num_threads(threads)
-    losses = np.ascontiguousarray(history[list(COLUMNS)].to_numpy("<f8"))
+    losses = np.ascontiguousarray(record.history[list(COLUMNS)].to_numpy("<f8"))
     return Canary(
-        environment=environment,
+        environment=record.run["environment"],
         code=code_fingerprint("run"),
         digest=hashlib.sha256(losses.tobytes()).hexdigest(),
         created=utc_time(),
