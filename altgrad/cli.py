@@ -93,7 +93,7 @@ def add_train_arguments(parser: argparse.ArgumentParser, out: Path, command: str
     resume = "go on with this config's interrupted or crashed run from its newest checkpoint, bit for bit; "
     parser.add_argument("--resume", action="store_true", help=f"{resume}from the beginning where there is none")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    data = "train on a UTF-8 text of your own, folded to ASCII, its last tenth held out (default: licence texts)"
+    data = "train on a UTF-8 text of your own, its last tenth held out (default: the data set that the config names)"
     parser.add_argument("--data", type=Path, metavar="FILE", help=data)
     threads = "CPU threads; 1 (default) makes numbers independent of the core count"
     parser.add_argument("--threads", type=int, default=1, help=threads)
@@ -116,15 +116,17 @@ def run_training(options: argparse.Namespace) -> int:
     from altgrad.training import load_text, train
 
     if options.data is not None:
-        config, corpus = config.model_copy(update={"data": "file"}), load_text(options.data)
-        if (lost := corpus.fingerprint["left_out"]) > 0.05:
+        config = config.model_copy(update={"data": "file"})
+        corpus = load_text(options.data, config.tokenizer, config.vocabulary)
+        if (lost := corpus.fingerprint.get("left_out", 0)) > 0.05:
             notice = f"notice: --data: {lost:.0%} of the characters have no ASCII likeness and are left out"
             print(notice, file=sys.stderr)
     torch.set_num_threads(options.threads)
     result = train(config, options.out, device=options.device, corpus=corpus, resume=options.resume)
     loss = result.summary["val_loss"]
     early = f" at step {step} (no better since)" if (step := result.summary.get("stopped_early")) else ""
-    print(f"{result.run_id}: {result.status}{early}, validation loss {loss:.4f} nats per character")
+    per_token = f" ({per:.4f} per token)" if (per := result.summary.get("val_loss_per_token")) else ""
+    print(f"{result.run_id}: {result.status}{early}, validation loss {loss:.4f} nats per character{per_token}")
     if result.failure:
         where = f" ({result.failure.tensor}, {result.failure.phase})" if result.failure.tensor else ""
         print(f"failure from step {result.failure.step}{where}: {result.failure.message}")
@@ -270,7 +272,8 @@ def runs_list(options: argparse.Namespace) -> int:
     rows = []
     for record in chosen:
         found = values(record)
-        loss = "-" if (loss := found.get("last.val_loss")) is None else f"{loss:.4f}"
+        loss = found.get("last.final_val_loss", found.get("last.val_loss"))
+        loss = "-" if loss is None else f"{loss:.4f}"
         figures = [str(record.config.seed), _shown(found["last.step"]), loss]
         created = str(record.run["created"])[:16].replace("T", " ")
         label = format_label(record.config)

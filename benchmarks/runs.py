@@ -134,7 +134,7 @@ def checked(folder: Path, sizes: dict[str, int], repeats: int) -> list[Figure]:
         head = json.loads((path / "run.json").read_text())
         write_json(bare / "run.json", {key: value for key, value in head.items() if key != "tables"})
         pq.write_table(pq.read_table(path / "history.parquet"), bare / "history.parquet", compression="zstd")
-    ways = {
+    ways: dict[str, Callable[..., object]] = {
         f"Read three columns of {len(few):,} runs, checked": partial(read_histories, columns=THREE),
         f"Read all columns of {len(few):,} runs, checked": read_histories,
         f"Load {len(few):,} runs, checked": load_runs,

@@ -156,7 +156,7 @@ def pack_study(
     with _new_folder(folder) as temporary:
         proofs = {
             "runs": _write(runs, temporary / "runs.parquet"),
-            "history": _write(_narrow(history, wide=("val_loss",)), temporary / "history.parquet"),
+            "history": _write(_narrow(history, wide=("val_loss", "final_val_loss")), temporary / "history.parquet"),
             "layers": _write(_narrow(layer_table), temporary / "layers.parquet", by_bytes=("value",)),
         }
         write_digests(temporary, proofs)
