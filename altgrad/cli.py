@@ -369,7 +369,9 @@ def add_runs_commands(parser: argparse.ArgumentParser) -> None:
     exported.add_argument("--columns", metavar="A,B", help="metrics of --history (default: all)")
     table.add_argument("--layers", action="store_true", help="the per-layer tables")
     exported.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
-    add("verify", runs_verify, "check every record: schema, ids, tables, steps, clocks")
+    add("verify", runs_verify, "check every record: schema, ids, tables and what proves them, steps, clocks")
+    digested = "note what proves the tables of packed studies that have no digests yet, as they are now"
+    add("digest", runs_digest, digested)
     pruned = add("prune", runs_prune, "remove local records; shows which, and removes them with --yes")
     add_where(pruned)
     status = "crashed, failed, ... or damaged; may be repeated"
@@ -462,8 +464,8 @@ def runs_diff(options: argparse.Namespace) -> int:
 def runs_export(options: argparse.Namespace) -> int:
     """``altgrad runs export``."""
     from altgrad.runs import read_histories
+    from altgrad.runs.files import replacing
     from altgrad.runs.query import find, select, table
-    from altgrad.runs.writer import replacing
 
     if options.columns and not options.history:
         raise UsageError("--columns belongs to --history: the metrics to export")
@@ -505,11 +507,26 @@ def runs_verify(options: argparse.Namespace) -> int:
     """``altgrad runs verify``."""
     from altgrad.runs.query import verify
 
-    count, problems = verify(_sources(options))
+    count, problems, notes = verify(_sources(options))
     for problem in problems:
         print(visible(f"{problem.where}: {problem.reason}"))
+    for note in notes:
+        print(visible(f"note: {note}"))
     print(f"{count} records checked, {len(problems) or 'no'} problem{'s' if len(problems) != 1 else ''}")
     return 1 if problems else 0
+
+
+def runs_digest(options: argparse.Namespace) -> int:
+    """``altgrad runs digest``."""
+    from altgrad.runs.store import PACKED, record_places
+    from altgrad.runs.tables import note_digests
+
+    packed = [(folder, where) for folder, where in record_places(_sources(options)) if (folder / PACKED).exists()]
+    new = [where for folder, where in packed if note_digests(folder)]
+    for where in new:
+        print(visible(f"{where}: digests noted"))
+    print(f"{len(packed)} packed studies, {len(new)} without digests until now")
+    return 0
 
 
 def runs_prune(options: argparse.Namespace) -> int:

@@ -43,11 +43,11 @@ def raw() -> tuple[Runs, list[dict[str, Any]]]:
     found: dict[tuple[Any, ...], dict[int, float]] = {}
     every = []
     for study in STUDIES:
-        history = pq.read_table(
-            RECORDED / study / "history.parquet", columns=["run_id", "step", "val_loss"]
-        ).to_pandas()
+        parts = [path.parent for path in (RECORDED / study).rglob("runs.parquet")]
+        tables = [pq.read_table(part / "history.parquet", columns=["run_id", "step", "val_loss"]) for part in parts]
+        history = pd.concat([table.to_pandas() for table in tables])
         last = history.dropna().sort_values("step").groupby("run_id")["val_loss"].last()
-        for row in pq.read_table(RECORDED / study / "runs.parquet").to_pylist():
+        for row in (row for part in parts for row in pq.read_table(part / "runs.parquet").to_pylist()):
             run = json.loads(row["run"])
             given, scale = run["config"]["quantize"], run["config"]["scaling"]
             if run["status"] != "finished" or run["config"]["optimizer"]["learning_rate"] != 0.016:

@@ -27,6 +27,7 @@ from altgrad.config import (
 from altgrad.formats import get_format
 from altgrad.runs import Problem, RunRecord, RunSet, default_sources, load_runs, sources_fingerprint
 from altgrad.runs.pack import is_histogram, is_last, is_over_time
+from altgrad.runs.processor import NOT_STATED as NOT_STATED
 from altgrad.runs.schema import LAYER_COLUMNS, digest
 from altgrad.runs.store import LAYER_TEXT
 from altgrad.runs.wandb_pull import Pulled, pull
@@ -207,6 +208,8 @@ class ExperimentDataLoader:
     def fingerprint(self) -> str:
         """First 12 hex of a sha256 over the content of all records and problems, in order."""
         total = hashlib.sha256(repr(self.problems).encode())
+        for canary in self.run_set.canaries:
+            total.update(canary.model_dump_json().encode())
         for record in self.run_set.records:
             total.update(self._digests[record.id])
         return total.hexdigest()[:12]
@@ -344,10 +347,6 @@ def _aggregated(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
             column = column.categories.astype("str").array.take(column.codes, allow_fill=True)
         kept[key] = column
     return pd.DataFrame(kept).assign(step=step, mean=mean, sum=total, count=count)
-
-
-NOT_STATED = "not stated"
-"""What a foreign run does not say of itself."""
 
 
 def states_formats(config: ExperimentConfig) -> bool:

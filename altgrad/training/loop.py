@@ -54,6 +54,7 @@ from altgrad.optim import CodeOptimizer, GridOptimizer, ManifoldAdamW
 from altgrad.runs import Alarm, Failure, NothingToResume, RunWriter, read_run
 from altgrad.runs.diagnosis import diagnose, symptoms
 from altgrad.runs.failure_report import failure_report
+from altgrad.runs.processor import describe_processor
 from altgrad.runs.schema import PHASES
 from altgrad.runs.tracking import Tracker
 from altgrad.runs.writer import ending
@@ -458,7 +459,7 @@ def _open_record(
 
 
 def describe_environment(device: str) -> dict[str, Any]:
-    """Versions, device and thread count: what another machine needs to know; no names of machines or people."""
+    """Versions, device, processor and threads: what another machine needs to know; no names of machines or people."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -467,6 +468,7 @@ def describe_environment(device: str) -> dict[str, Any]:
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        **describe_processor(),
     }
 
 
