@@ -94,7 +94,7 @@ def add_train_arguments(parser: argparse.ArgumentParser, out: Path, command: str
     resume = "go on with this config's interrupted or crashed run from its newest checkpoint, bit for bit; "
     parser.add_argument("--resume", action="store_true", help=f"{resume}from the beginning where there is none")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    data = "train on a UTF-8 text of your own, folded to ASCII, its last tenth held out (default: licence texts)"
+    data = "train on a UTF-8 text of your own, its last tenth held out (default: the data set that the config names)"
     parser.add_argument("--data", type=Path, metavar="FILE", help=data)
     threads = "CPU threads; 1 (default) makes numbers independent of the core count"
     parser.add_argument("--threads", type=int, default=1, help=threads)
@@ -117,15 +117,17 @@ def run_training(options: argparse.Namespace) -> int:
     from altgrad.training import load_text, train
 
     if options.data is not None:
-        config, corpus = config.model_copy(update={"data": "file"}), load_text(options.data)
-        if (lost := corpus.fingerprint["left_out"]) > 0.05:
+        config = config.model_copy(update={"data": "file"})
+        corpus = load_text(options.data, config.tokenizer, config.vocabulary)
+        if (lost := corpus.fingerprint.get("left_out", 0)) > 0.05:
             notice = f"notice: --data: {lost:.0%} of the characters have no ASCII likeness and are left out"
             print(notice, file=sys.stderr)
     torch.set_num_threads(options.threads)
     result = train(config, options.out, device=options.device, corpus=corpus, resume=options.resume)
     loss = result.summary["val_loss"]
     early = f" at step {step} (no better since)" if (step := result.summary.get("stopped_early")) else ""
-    print(f"{result.run_id}: {result.status}{early}, validation loss {loss:.4f} nats per character")
+    per_token = f" ({per:.4f} per token)" if (per := result.summary.get("val_loss_per_token")) else ""
+    print(f"{result.run_id}: {result.status}{early}, validation loss {loss:.4f} nats per character{per_token}")
     if result.failure:
         where = f" ({result.failure.tensor}, {result.failure.phase})" if result.failure.tensor else ""
         print(f"failure from step {result.failure.step}{where}: {result.failure.message}")
@@ -161,8 +163,8 @@ records of this very experiment with everything in such a format, their gaps sta
 """
 
 PROBE_EXAMPLES = """examples:
-  altgrad probe experiments/configs/fp32.yaml --formats e0m7,e2m5,e3m4,e4m3,e5m2,e6m1,e7m0
-  altgrad probe experiments/configs/fp32.yaml --formats e4m3,e2m1 --roundings nearest,stochastic,diffused \\
+  altgrad probe experiments/configs/defaults.yaml --formats e0m7,e2m5,e3m4,e4m3,e5m2,e6m1,e7m0
+  altgrad probe experiments/configs/defaults.yaml --formats e4m3,e2m1 --roundings nearest,stochastic,diffused \\
       --set scaling.kind=mx_rceil --set scaling.axis=contraction
 
 exit codes:
@@ -217,18 +219,15 @@ def run_probe(options: argparse.Namespace) -> int:
 
     from altgrad.nn import Operand
     from altgrad.telemetry.probe import ROUNDINGS, probe
-    from altgrad.training import load_corpus, load_text
     from altgrad.training.probed import recorded, trained
 
     roundings = _listed("--roundings", options.roundings)
     if unknown := [name for name in roundings if name not in ROUNDINGS]:
         raise UsageError(f"--roundings: must be of {', '.join(ROUNDINGS)}, not {visible(unknown[0])}")
     torch.set_num_threads(options.threads)
-    corpus = None if options.data is None else load_text(options.data)
-    if config is None:
-        config, model, losses = recorded(options.config, options.batches, corpus)
-    else:
-        config = config if corpus is None else config.model_copy(update={"data": "file"})
+    of_run = recorded(options.config, options.batches, options.data) if config is None else None
+    config = of_run.config if of_run else config
+    assert config is not None
     rule = config.scaling.rule("grad_output")
     for fmt in formats:
         if fmt is FP32 or not fmt.signed:
@@ -238,17 +237,15 @@ def run_probe(options: argparse.Namespace) -> int:
             rule.check("--formats", fmt)
         except ValueError as error:
             raise UsageError(one_line(error)) from None
-    corpus = corpus or load_corpus(config.data)
-    if not options.config.is_dir():
-        model, losses = trained(config, options.steps, options.batches, corpus, progress=True)
+    probed = of_run or trained(config, options.steps, options.batches, options.data, progress=True)
     names = {(fmt.name, ROUNDINGS[how]): f"{fmt.label} {how}" for fmt in formats for how in roundings}
     operands = {name: Operand(get_format(key[0]), key[1], rule) for key, name in names.items()}
     try:
-        statistics = probe(model, losses, operands, seed=config.seed)
+        statistics = probe(probed.model, probed.losses, operands, seed=config.seed)
     except ValueError as error:
         raise UsageError(f"{options.config}: {one_line(error)}") from None
     found = {key: statistics[name] for key, name in names.items()}
-    gaps = recorded_gaps(ExperimentDataLoader(sources), config, corpus.fingerprint["sha256"], names)
+    gaps = recorded_gaps(ExperimentDataLoader(sources), probed.config, probed.data, names)
     _print_probed(names, found, {key: (gap.mean, gap.n) for key, gap in gaps.items()})
     means = {key: estimate.mean for key, estimate in gaps.items()}
     for name in _PROBED:
@@ -405,7 +402,8 @@ def runs_list(options: argparse.Namespace) -> int:
     rows = []
     for record in chosen:
         found = values(record)
-        loss = "-" if (loss := found.get("last.val_loss")) is None else f"{loss:.4f}"
+        loss = found.get("last.final_val_loss", found.get("last.val_loss"))
+        loss = "-" if loss is None else f"{loss:.4f}"
         figures = [str(record.config.seed), _shown(found["last.step"]), loss]
         created = str(record.run["created"])[:16].replace("T", " ")
         label = format_label(record.config)

@@ -52,10 +52,6 @@ NATIVE_FORMATS = ("e4m3", "e5m2")
 """What the hardware's FP8 instruction multiplies."""
 MX_FORMATS = ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1")
 """What the blocks of MX hold."""
-UNIFORM_LOSS = math.log(96)
-"""Loss of guessing one of the 96 characters at random, in nats per character."""
-DIVERGED = 1.5 * UNIFORM_LOSS
-"""A run whose loss stays above this for `nan_patience` steps has diverged, and ends."""
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
 
@@ -499,7 +495,9 @@ class ExperimentConfig(_Section):
     tags: tuple[str, ...] = ()
     study: str = "local"
     seed: int = Field(0, ge=0, lt=2**31)
-    data: Literal["licenses", "file"] = "licenses"  # "file": a text of one's own, given with --data
+    data: Literal["licenses", "sympy", "file"] = "licenses"  # "file": a text of one's own, given with --data
+    tokenizer: Literal["characters", "bytes", "bpe"] = _later("characters")  # the 96 of folded text, or of UTF-8
+    vocabulary: int | None = _later(None, ge=2, le=2**16)  # number of tokens of tokenizer "bpe"
     model: ModelConfig = ModelConfig()
     quantize: QuantizeConfig = QuantizeConfig()
     scaling: ScalingConfig = ScalingConfig()
@@ -512,6 +510,7 @@ class ExperimentConfig(_Section):
     clip_norm: float | None = Field(1.0, gt=0)
     eval_every: int = Field(50, ge=1)
     eval_batches: int = Field(20, ge=1)
+    final_eval_characters: int = _later(0, ge=0)  # at least so many for the final loss; 0: what eval_batches read
     log_every: int = Field(1, ge=1)
     layers_every: int = Field(20, ge=0)
     nan_patience: int = Field(10, ge=1)
@@ -536,6 +535,8 @@ class ExperimentConfig(_Section):
             value = getattr(self, key)
             if value is not None and not _SLUG.fullmatch(value):
                 raise ValueError(f"{key}={value[:80]!r} must be a lower-case slug: letters, digits, '.', '_' and '-'")
+        if self.foreign is None and (self.tokenizer == "bpe") != (self.vocabulary is not None):
+            raise ValueError("vocabulary is the number of tokens of tokenizer 'bpe', and of no other; set both or none")
         if self.quantize.weight == "fp32":
             needs, step_rule = "needs quantize.weight to be a format narrower than fp32", self.optimizer.step_rule
             if step_rule in ("manifold", "code") and self.optimizer.format is None:
@@ -624,6 +625,21 @@ class ExperimentConfig(_Section):
                 return FP32.name, "nearest_even", self.scaling.rule(operand)
             rounding = special
         return fmt, own.rounding or rounding, own.scaling or self.scaling.rule(operand)
+
+    @property
+    def tokens(self) -> int:
+        """The number of different tokens of the text, which is the number of the model's classes."""
+        return self.vocabulary or (256 if self.tokenizer == "bytes" else 96)
+
+    @property
+    def uniform_loss(self) -> float:
+        """Loss of guessing one of the tokens at random, in nats per token."""
+        return math.log(self.tokens)
+
+    @property
+    def diverged(self) -> float:
+        """A run whose loss stays above this for `nan_patience` steps has diverged, and ends."""
+        return 1.5 * self.uniform_loss
 
     @property
     def resolved_name(self) -> str:
@@ -767,7 +783,7 @@ def first_mistake(error: ValidationError, *section: str) -> str:
 def command(config: ExperimentConfig) -> str:
     """The command that runs `config` again, from the default config and what differs from it."""
     sets = [f"--set {shlex.quote(f'{key}={scalar(value)}')}" for key, value in changes(config).items()]
-    head = ".venv/bin/python experiments/run_experiment.py experiments/configs/fp32.yaml"
+    head = ".venv/bin/python experiments/run_experiment.py experiments/configs/defaults.yaml"
     return " \\\n  ".join([head, *sets, f"--seed {config.seed}"])
 
 

@@ -67,14 +67,14 @@ class Choice(NamedTuple):
 RULES = {
     "adamw": Choice({}, "AdamW"),
     "relative": Choice({"relative": True}, "AdamW, relative rate"),
-    "gradient": Choice({"step_rule": "manifold", "precondition": "gradient"}, "S on the gradient"),
-    "update": Choice({"step_rule": "manifold", "precondition": "update"}, "S on the update"),
+    "gradient": Choice({"step_rule": "manifold", "precondition": "gradient"}, "ManifoldAdamW on gradients"),
+    "update": Choice({"step_rule": "manifold", "precondition": "update"}, "ManifoldAdamW"),
     "code": Choice({"step_rule": "code", "weight_decay": 0}, "Steps of codes"),
     "shuffled": Choice(
-        {"step_rule": "manifold", "precondition": "update", "stiffness": "shuffled"}, "S on the update, shuffled"
+        {"step_rule": "manifold", "precondition": "update", "stiffness": "shuffled"}, "ManifoldAdamW, S shuffled"
     ),
     "constant": Choice(
-        {"step_rule": "manifold", "precondition": "update", "stiffness": "constant"}, "S on the update, constant"
+        {"step_rule": "manifold", "precondition": "update", "stiffness": "constant"}, "ManifoldAdamW, S constant"
     ),
 }
 PLACES = {

@@ -100,18 +100,18 @@ def _mean_loss(study: str, arm: Arm, rate: float, losses: Losses) -> float | Non
 
 
 @cache
-def data_fingerprint() -> Any:
-    """What identifies the training data of all studies."""
+def data_fingerprint(data: str, tokenizer: str, vocabulary: int | None) -> Any:
+    """What identifies the training data of a config."""
     from altgrad.training import load_corpus
 
-    return load_corpus().fingerprint
+    return load_corpus(data, tokenizer, vocabulary).fingerprint
 
 
 def identity(config: ExperimentConfig) -> str:
     """The run id of a config."""
     from altgrad.runs import run_id
 
-    return run_id(config, data_fingerprint())
+    return run_id(config, data_fingerprint(config.data, config.tokenizer, config.vocabulary))
 
 
 def has_ended(record: RunRecord) -> bool:

@@ -53,8 +53,12 @@ def write_run(
     looks: Sequence[Row] | None = None,
     events: Sequence[dict[str, Any]] = (),
     failure: Failure | None = None,
+    final: float | None = None,
+    summary: dict[str, Any] | None = None,
 ) -> Path:
     """Write one run that ends at validation loss `loss`; other statuses end halfway.
+
+    `final` is the last evaluation's, where that reads more text than the others.
 
     `looks` is the per-layer table in place of one layer's figures at the end; `events` have kind and step.
     """
@@ -72,6 +76,8 @@ def write_run(
         }
         if step % 10 == 0:
             row["val_loss"] = loss + (20 - step) / 20
+        if final is not None and step == 20:
+            row["final_val_loss"] = final
         if status == "failed" and step == last:
             row["loss"] = math.nan
             row.pop("val_loss")
@@ -91,7 +97,7 @@ def write_run(
     if url:
         writer.set_wandb_url(url)
     if status == "finished":
-        writer.finish({"final_val_loss": loss})
+        writer.finish({"final_val_loss": loss} | (summary or {}))
     elif status == "failed":
         writer.fail(failure or Failure(("nan_loss",), 10, "blocks.0.mlp.up.weight", "forward", "loss is NaN"))
     elif status == "interrupted":

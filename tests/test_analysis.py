@@ -10,14 +10,18 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from records import config, write_matrix, write_run
+from records import DATA, config, write_matrix, write_run
 from scipy import stats
 
-from altgrad.analysis import ExperimentDataLoader, FailureAnalyzer, FormatComparator, StepRuleComparator
+from altgrad.analysis import ExperimentDataLoader, FailureAnalyzer, FormatComparator, StepRuleComparator, contrasts
 from altgrad.analysis.comparison import own_rates
+from altgrad.analysis.costs import extent
 from altgrad.analysis.loader import rule_label, scope_key, scope_label
 from altgrad.analysis.statistics import paired_difference
 from altgrad.config import parse_config
+from altgrad.studies import Arm
+
+ARMS_READ: dict[str, dict[str, Any]] = {"plain": {}, "more": {"final_eval_characters": 100_000}}
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,6 +111,53 @@ def test_what_differs_is_never_pooled(tmp_path: Path) -> None:
     assert all(len(comparison.table) == 1 for comparison in comparisons)
 
 
+def test_runs_whose_last_evaluation_read_other_amounts_are_never_paired(tmp_path: Path) -> None:
+    more = {"final_eval_characters": 100_000}
+    for seed in range(3):
+        write_run(tmp_path / "a", config("fp32", seed=seed), 2.0, final=1.9)  # no such key: the last of the others
+        write_run(tmp_path / "a", config("e4m3", seed=seed), 2.5, final=2.2)
+        write_run(tmp_path / "a", config("e5m2", seed=seed, **more), 2.6, final=2.3)
+    alone = ExperimentDataLoader([tmp_path / "a"])
+    assert FormatComparator(alone).comparisons[0].table["format"].tolist() == ["E4M3"]
+    for seed in range(3):
+        write_run(tmp_path / "b", config("fp32", seed=seed, **more), 2.0, final=1.75)
+        write_run(tmp_path / "b", config("e4m3", seed=seed, **more), 2.6, status="failed")
+    loader = ExperimentDataLoader([tmp_path / "a", tmp_path / "b"])
+    gaps = [
+        comparison.table.set_index("format")["gap"].to_dict() for comparison in FormatComparator(loader).comparisons
+    ]
+    assert sorted(gaps, key=len) == [
+        {"E4M3": pytest.approx(0.5)},
+        {"E5M2": pytest.approx(2.3 - 1.75), "E4M3": pytest.approx(math.nan, nan_ok=True)},
+    ]
+
+
+def test_arms_whose_last_evaluation_read_other_amounts_are_not_contrasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, more = (Arm(name, "FP32", settings=given) for name, given in ARMS_READ.items())
+    monkeypatch.setattr(contrasts, "ARMS", {arm.name: arm for arm in (plain, more)})
+    monkeypatch.setattr(contrasts, "seeds_of", lambda arm: (0,))
+    monkeypatch.setattr(contrasts, "studies_of", lambda arm: ("local",))
+    for arm in (plain, more):
+        write_run(tmp_path, arm.config(), final=1.5)
+    loader = ExperimentDataLoader([tmp_path])
+    assert contrasts.missing(loader, [plain.name]) == contrasts.missing(loader, [more.name]) == ""
+    said = "The recorded runs differ in evaluated characters."
+    assert contrasts.missing(loader, [plain.name, more.name]) == said
+
+
+def test_the_extent_is_what_was_read(tmp_path: Path) -> None:
+    plain, more = config("fp32"), config("e4m3", tokenizer="bytes", final_eval_characters=5_000)
+    tokens = {"train_characters": 900, "train_tokens": 1000}
+    write_run(tmp_path, plain)
+    write_run(tmp_path, more, final=1.5, summary={"evaluated_characters": 5_012}, data=DATA | tokens)
+    loader = ExperimentDataLoader([tmp_path])
+    arms = {loader.config(arm).tokenizer: extent(loader, arm) for arm in loader.runs["arm"]}
+    assert (arms["characters"].evaluated, arms["characters"].characters) == (20 * 16 * 32, 20 * 16 * 32)
+    assert (arms["bytes"].evaluated, arms["bytes"].characters) == (5_012, 20 * 16 * 32 * 9 // 10)
+
+
 def test_failed_crashed_and_running_runs_are_counted_and_never_averaged(tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path, config("fp32", seed=seed), 2.0 + 0.01 * seed)
@@ -142,13 +193,13 @@ def test_step_rules_are_paired_with_adamw_on_the_same_problem(matrix: Path) -> N
     table = StepRuleComparator(ExperimentDataLoader([matrix])).table.set_index("rule")
     runs = ExperimentDataLoader([matrix]).runs.set_index("seed")
     adamw = runs[(runs["format"] == "E4M3") & (runs["rule"] == "AdamW")]["final_val_loss"]
-    for rule in ("ManifoldAdamW (update)", "ManifoldAdamW (gradient)"):
+    for rule in ("ManifoldAdamW", "ManifoldAdamW on gradients"):
         ours = runs[runs["rule"] == rule]["final_val_loss"]
         assert table.at[rule, "difference"] == pytest.approx((ours - adamw).mean())
         assert table.at[rule, "p_value"] == pytest.approx(stats.ttest_rel(ours.sort_index(), adamw.sort_index()).pvalue)
         assert table.at[rule, "n_pairs"] == 5
-    assert table.at["ManifoldAdamW (update)", "stall_ratio"] == pytest.approx(0.4)
-    assert table.at["ManifoldAdamW (update)", "adamw_stall_ratio"] == pytest.approx(0.7)
+    assert table.at["ManifoldAdamW", "stall_ratio"] == pytest.approx(0.4)
+    assert table.at["ManifoldAdamW", "adamw_stall_ratio"] == pytest.approx(0.7)
 
 
 def test_the_rival_is_the_adamw_arm_with_most_pairs_then_the_lowest_loss(tmp_path: Path) -> None:

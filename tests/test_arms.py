@@ -66,7 +66,7 @@ def test_arms_that_begin_alike_go_on_with_what_they_differ_in(tmp_path: Path) ->
         "E4M3, AdamW; learning rate 0.003, 40 steps",
         "E4M3, AdamW; learning rate 0.01",
         "E4M3, AdamW; learning rate 0.003, 20 steps, 2 layers of 128",
-        "E4M3, ManifoldAdamW (update)",
+        "E4M3, ManifoldAdamW",
     ]
 
 

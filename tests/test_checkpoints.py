@@ -379,7 +379,7 @@ def test_nothing_to_resume_starts_from_the_beginning_with_a_notice(
 
 
 def test_a_failed_run_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "DIVERGED", 0.0)
+    monkeypatch.setattr(ExperimentConfig, "diverged", 0.0)
     failing = {"nan_patience": 2, "warmup_steps": 0, "checkpoint": {"every": 1}}
     assert run(tmp_path, **failing).status == "failed"
     with pytest.raises(RunExists, match="would fail again"):

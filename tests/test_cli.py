@@ -15,7 +15,7 @@ from altgrad.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "experiments" / "configs").glob("*.yaml"))
-SMALL = [f"{key}={value}" for key, value in {"max_steps": 3, "batch_size": 2, "eval_batches": 1}.items()]
+SMALL = ["max_steps=3", "batch_size=2", "eval_batches=1", "final_eval_characters=0"]
 SMALL += ["model.layers=1", "model.dim=8", "model.heads=1", "model.context=8"]
 
 

@@ -474,8 +474,9 @@ def test_the_headline_says_which_splits_fail_and_by_what(whole: ExperimentDataLo
     lead = render(failure_modes_page(whole), SITE).partition("## Summary\n\n")[2].partition("\n")[0]
     figures = r"\(\+0\.\d{3} nats, 95% CI 0\.\d{3} to 0\.\d{3}, n = 16\)"
     assert re.search(
-        rf"3 of 7 formats of 8 bits fail with one scale per tensor: E7M0 {figures} and E6M1 {figures} lack precision; "
-        rf"E0M7 {figures} loses small gradients\.",
+        r"3 of 7 formats of 8 bits fail with one power-of-two scale per tensor: "
+        rf"E7M0 {figures} and E6M1 {figures} lack precision; "
+        rf"E0M7 {figures} loses by its gradients\.",
         lead,
     )
     assert "2 layers of 64" in lead
@@ -528,20 +529,20 @@ def test_a_result_that_ours_contradicts_is_told_in_the_first_sentence(
     found = {finding.claim.id: finding.answer for finding in findings(loader)}
     assert found["mxfp8"] == "no agreement"
     text = render(literature_page(loader), SITE)
-    assert re.search(r"Not confirmed: .*\[MXFP8 is as good as BF16\]\(reports/literature#mxfp8\)", text)
+    assert re.search(r"Not confirmed: .*\[MXFP8 as specified is as good as BF16\]\(reports/literature#mxfp8\)", text)
     differs, _, agrees = text.partition("## Agrees")
-    assert "### MXFP8 is as good as BF16" in differs
+    assert "### MXFP8 as specified is as good as BF16" in differs
     assert "### MXFP4 is worse than BF16" in agrees
 
 
 def test_every_arm_of_the_campaign_has_a_command_that_gives_its_config(configs: list[ExperimentConfig]) -> None:
-    fp32 = ROOT / "experiments" / "configs" / "fp32.yaml"
+    defaults = ROOT / "experiments" / "configs" / "defaults.yaml"
     arms = {arm_id(cfg, DATA): cfg for cfg in configs}
     assert len(arms) > 50
     for cfg in arms.values():
         words = shlex.split(command(cfg).replace("\\\n", " "))
         sets = [words[at + 1] for at, word in enumerate(words) if word == "--set"]
-        assert load_config(fp32, sets, int(words[words.index("--seed") + 1])).identity() == cfg.identity()
+        assert load_config(defaults, sets, int(words[words.index("--seed") + 1])).identity() == cfg.identity()
 
 
 def test_a_gap_is_shown_with_the_run_of_its_seed_that_it_is_measured_from(whole: ExperimentDataLoader) -> None:

@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch")
 
 from altgrad.analysis import ExperimentDataLoader, FailureAnalyzer  # noqa: E402
 from altgrad.cli import main  # noqa: E402
-from altgrad.config import DIVERGED, UNIFORM_LOSS, ExperimentConfig, load_config, parse_config  # noqa: E402
+from altgrad.config import ExperimentConfig, load_config, parse_config  # noqa: E402
 from altgrad.models import GPT  # noqa: E402
 from altgrad.runs import Alarm, Failure, RunRecord, read_run  # noqa: E402
 from altgrad.runs import writer as run_writer  # noqa: E402
@@ -468,7 +468,7 @@ def test_the_trainer_names_the_matrix_that_grew_most_where_none_jumped(tmp_path:
     assert failure.tensor is not None
     assert last[failure.tensor] / first[failure.tensor] > 0.9 * max(last[name] / first[name] for name in first)
     losses = record.history.set_index("step")["loss"]
-    assert losses[failure.step - 1] <= DIVERGED < losses[failure.step :].min()
+    assert losses[failure.step - 1] <= record.config.diverged < losses[failure.step :].min()
     assert_report_agrees(record, report)
 
 
@@ -492,7 +492,8 @@ def test_the_method_page_has_the_limits_of_all_warnings() -> None:
 
 
 def test_the_loss_of_guessing_is_that_of_the_vocabulary() -> None:
-    assert math.log(data.VOCABULARY) == UNIFORM_LOSS
+    for given, tokens in (({}, 96), ({"tokenizer": "bytes"}, 256), ({"tokenizer": "bpe", "vocabulary": 512}, 512)):
+        assert parse_config(given, source="test").uniform_loss == math.log(tokens)
 
 
 class TestWatch:

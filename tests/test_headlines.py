@@ -109,7 +109,7 @@ def test_the_answer_of_the_format_comparison_is_that_of_the_raw_records(raw: Los
     text = (written / "format_comparison.md").read_text().replace("−", "-")
     found = re.search(
         r"\*\*Sweet-spot format: (?:inconclusive between )?(\w+).*?\*\* With .*? quantized, "
-        r"\1's final loss is ([\d.]+) nats per character above FP32, which is unquantized "
+        r"\1's final loss is ([\d.]+) nats per character above FP32, which is unquantized and ends at [\d.]+ "
         r"\(95% CI ([-+]?[\d.]+) to ([-+]?[\d.]+), n = (\d+) seeds\)",
         text,
     )

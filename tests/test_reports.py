@@ -130,12 +130,12 @@ def test_every_row_links_to_an_arm_page_and_an_anchor_that_exist(tmp_path: Path)
 
 
 def test_the_command_on_an_arm_page_gives_the_same_config(tmp_path: Path) -> None:
-    fp32 = ROOT / "experiments" / "configs" / "fp32.yaml"
-    assert load_config(fp32).identity() == ExperimentConfig().identity()
+    defaults = ROOT / "experiments" / "configs" / "defaults.yaml"
+    assert load_config(defaults).identity() == ExperimentConfig().identity()
     cfg = config("e4m3", seed=4, lr=0.25, precondition="update", clip_norm=None, scaling={"power_of_two": False})
     words = command(cfg).replace("\\\n", " ").split()
     sets = [words[i + 1].strip("'") for i, word in enumerate(words) if word == "--set"]
-    assert load_config(fp32, sets, int(words[words.index("--seed") + 1])).identity() == cfg.identity()
+    assert load_config(defaults, sets, int(words[words.index("--seed") + 1])).identity() == cfg.identity()
 
 
 def test_every_config_in_the_repository_is_valid_and_explained() -> None:

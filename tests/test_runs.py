@@ -21,7 +21,7 @@ import pytest
 from records import DATA, config, write_matrix, write_run
 
 from altgrad.analysis import ExperimentDataLoader, FailureAnalyzer
-from altgrad.analysis.loader import stall_ratio
+from altgrad.analysis.loader import final_val_loss, stall_ratio
 from altgrad.config import UsageError
 from altgrad.runs import Failure, NothingToResume, RunExists, RunWriter, load_runs, pack_study, read_run
 from altgrad.runs import writer as run_writer
@@ -389,6 +389,13 @@ def test_a_packed_study_reads_back_with_the_same_losses_and_statuses(tmp_path: P
             assert before.history["val_loss"].dropna().tolist() == after.history["val_loss"].dropna().tolist()
         assert set(after.history["step"]) <= set(before.history["step"])
         assert after.history["step"].max() == before.history["step"].max()
+
+
+def test_a_packed_final_loss_keeps_every_digit(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", config("fp32", final_eval_characters=100_000), 2.0, final=1.0 + 2**-50)
+    pack_study(load_runs([tmp_path / "runs"]).records, tmp_path / "packed" / "study")
+    (record,) = load_runs([tmp_path / "packed"]).records
+    assert final_val_loss(record) == 1.0 + 2**-50
 
 
 def test_packing_twice_gives_the_same_bytes_and_a_running_run_is_refused(tmp_path: Path) -> None:

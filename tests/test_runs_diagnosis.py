@@ -17,7 +17,7 @@ import pytest
 from records import DATA, config, write_run
 
 from altgrad.cli import main
-from altgrad.config import DIVERGED
+from altgrad.config import ExperimentConfig
 from altgrad.runs import FAILURE_KINDS, Failure, RunRecord, RunWriter, read_run, record
 from altgrad.runs.diagnosis import (
     DIAGNOSED,
@@ -30,6 +30,7 @@ from altgrad.runs.diagnosis import (
 )
 from altgrad.runs.failure_report import failure_report
 
+LIMIT = ExperimentConfig().diverged
 WARNING = {"kind": "warning", "phase": "forward", "value": 9.0, "message": "m", "what": "jump"}
 
 
@@ -95,7 +96,7 @@ def test_losses_are_thinned_with_the_last_ones_whole(stopped: RunRecord) -> None
 
 
 def test_a_divergence_without_a_warning_is_the_matrix_that_grew_most(stopped: RunRecord) -> None:
-    losses = [4.0, 3.0, 6.0, *[DIVERGED + 1] * 5]
+    losses = [4.0, 3.0, 6.0, *[LIMIT + 1] * 5]
     layers = layer_rows(
         *((step, "a", "weight", "norm_l2", 1.0 + step) for step in (1, 8)),
         *((step, "b", "weight", "norm_l2", 1.0 * step) for step in (1, 8)),
@@ -111,7 +112,7 @@ def test_a_divergence_without_a_warning_is_the_matrix_that_grew_most(stopped: Ru
     jump = {**WARNING, "phase": "optimizer"}
     events = [{**jump, "tensor": "c.weight", "step": 3}, {**jump, "tensor": "d.weight", "step": 5}]
     assert place(explained(but(ended, events=events))) == (3, "c.weight", "optimizer"), "the earliest"
-    healed = but(ended, history.assign(loss=[4.0, 3.0, 3.0, 3.0, *[DIVERGED + 1] * 4]), events=events)
+    healed = but(ended, history.assign(loss=[4.0, 3.0, 3.0, 3.0, *[LIMIT + 1] * 4]), events=events)
     assert place(explained(healed)) == (5, "d.weight", "optimizer"), "the loss recovered from the one before"
 
 
@@ -217,7 +218,7 @@ Advice that follows from what was found; whether it helps, only a run can tell.
 ## Run it again
 
 ```bash
-.venv/bin/python experiments/run_experiment.py experiments/configs/fp32.yaml \\
+.venv/bin/python experiments/run_experiment.py experiments/configs/defaults.yaml \\
   --set optimizer.learning_rate=0.003 \\
   --set max_steps=20 \\
   --seed 3

@@ -50,6 +50,15 @@ def test_the_loops_own_keys_are_kept_and_known_ones_are_used(tmp_path: Path) -> 
     assert found.id.startswith("mlp-s0-")
 
 
+def test_a_vocabulary_alone_is_a_fact_of_another_loop() -> None:
+    given = {"vocabulary": 50_257, "tokenizer": "gpt2", "max_steps": 30}
+    found = foreign_config(given, name="mlp")
+    assert (found.vocabulary, found.tokens, found.max_steps) == (50_257, 50_257, 30)
+    assert found.foreign == {"tokenizer": "gpt2"}
+    found = foreign_config({"tokenizer": "bpe", "vocabulary": 200_000}, name="mlp")
+    assert (found.tokenizer, found.tokens, found.foreign) == ("bpe", 96, {"vocabulary": 200_000})
+
+
 def test_what_a_loop_does_not_say_is_not_stated(tmp_path: Path) -> None:
     write(tmp_path, width=32)
     row = ExperimentDataLoader([tmp_path]).runs.iloc[0]

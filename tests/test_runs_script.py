@@ -260,7 +260,7 @@ def made_up(count: int) -> ExperimentDataLoader:
                 "role": "report",
                 "format": fmt,
                 "scope": "nothing" if fmt == "FP32" else "weights + activations + gradients",
-                "rule": ["AdamW", "ManifoldAdamW (update)"][arm % 2],
+                "rule": ["AdamW", "ManifoldAdamW"][arm % 2],
                 "learning_rate": [1e-3, 3e-3, 1e-2][arm % 3],
                 "max_steps": 300,
                 "setting": f"{arm % 5}",

@@ -300,8 +300,8 @@ def test_a_best_rate_at_the_edge_and_a_rate_not_tuned_are_told(whole: Experiment
     row = StepRuleComparator(loader).sweeps.query("edge").iloc[0]
     assert (row["rule"], row["used"]) == ("update", False)
     text = page_text(loader, tmp_path)
-    assert "The best rate of E4M3 S on the update (master weights, nearest) lies at the edge of its sweep." in text
-    assert "E4M3 S on the update (master weights, nearest) ran at another rate than the best of its sweep." in text
+    assert "The best rate of E4M3 ManifoldAdamW (master weights, nearest) lies at the edge of its sweep." in text
+    assert "E4M3 ManifoldAdamW (master weights, nearest) ran at another rate than the best of its sweep." in text
 
 
 def test_extra_bytes_are_those_of_the_storage(whole: ExperimentDataLoader) -> None:
@@ -315,9 +315,9 @@ def test_the_whole_page_answers_with_number_interval_and_seeds(whole: Experiment
     text = page_text(whole, tmp_path)
     assert text.count("Pending") == text.count("make campaign STUDY=storage-large DEVICE=cuda") == 1
     assert "characters)" not in text  # nothing was shortened
-    bold = re.search(r"\*\*No\. Steps in ulps.*?\*\*", text)
+    bold = re.search(r"\*\*No\. ManifoldAdamW.*?\*\*", text)
     assert bold is not None
-    assert "Steps in ulps (ManifoldAdamW) never beat AdamW: worse in 12 of 12 comparisons." in bold.group()
+    assert "ManifoldAdamW is never shown to beat AdamW: worse in 12 of 12 comparisons." in bold.group()
     assert "Scope: a GPT of " in text
     assert "Weight decay is not the same in every arm:** 0 in steps of codes, 0.1 in every other rule." in text
     assert re.search(r"nats higher \(95% CI [\d.]+ to [\d.]+, n = 16 seeds\)", bold.group())
@@ -348,7 +348,7 @@ def test_all_figures_of_the_page_lead_to_arms(whole: ExperimentDataLoader) -> No
 def test_one_arm_missing_is_a_sentence_and_no_conclusion(whole: ExperimentDataLoader, tmp_path: Path) -> None:
     loader = changed(whole, lambda runs: runs[~rows_of(runs, "E5M2 update stochastic")])
     found = verdict_of(loader, "H8")
-    lacking = "Not recorded in full: E5M2 S on the update (grid, stochastic) (0 of 16 seeds)."
+    lacking = "Not recorded in full: E5M2 ManifoldAdamW (grid, stochastic) (0 of 16 seeds)."
     assert (found.answer, evidence(found.judgement), len(found.tests)) == ("pending", lacking, 0)
     assert verdict_of(loader, "H6").answer == "yes"
     assert StepRuleComparator(loader).pairings.query("rule == 'update'")["p_holm"].isna().all()
@@ -373,7 +373,7 @@ def test_other_seeds_are_no_pairs(whole: ExperimentDataLoader) -> None:
         return runs
 
     assert evidence(verdict_of(changed(whole, change), "H9").judgement) == (
-        "Not recorded in full: E4M3 S on the gradient (0 of 16 seeds)."
+        "Not recorded in full: E4M3 ManifoldAdamW on gradients (0 of 16 seeds)."
     )
 
 
@@ -389,7 +389,7 @@ def test_other_data_are_no_pair(whole: ExperimentDataLoader) -> None:
         return evidence(verdict_of(changed(whole, change(seeds)), "H9").judgement)
 
     assert said([*SEEDS]) == "The recorded runs differ in data."
-    assert said([10]) == "More than one data set: E4M3 S on the gradient."
+    assert said([10]) == "More than one data set: E4M3 ManifoldAdamW on gradients."
 
 
 def test_an_arm_that_diverged_is_not_judged_by_its_survivors(whole: ExperimentDataLoader, tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_an_arm_that_diverged_is_not_judged_by_its_survivors(whole: ExperimentDa
     assert math.isnan(row["p_holm"])
     text = page_text(loader, tmp_path)
     assert "3 of 16 runs did not finish; the arm is not ranked" in text
-    assert "Inconclusive: 1 of 12 comparisons of steps in ulps (ManifoldAdamW) with AdamW have runs" in text
+    assert "Inconclusive: 1 of 12 comparisons of ManifoldAdamW with AdamW have runs" in text
     assert not re.search(r"\bnan\b", text)
 
 

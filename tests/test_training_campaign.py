@@ -37,7 +37,7 @@ def campaign() -> ModuleType:
 @pytest.fixture(autouse=True)
 def known_data(campaign: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Studies are asked for their configs without the corpus; a run that trains has its own fingerprint."""
-    monkeypatch.setattr(campaign, "data_fingerprint", lambda: DATA)
+    monkeypatch.setattr(campaign, "data_fingerprint", lambda *_: DATA)
 
 
 class BestAt(dict[str, float]):
@@ -190,7 +190,7 @@ def test_cores_are_counted_where_the_system_has_no_affinity(
     assert campaign.cores() == os.cpu_count()
 
 
-def corpus_fingerprint() -> dict[str, Any]:
+def corpus_fingerprint(*_: Any) -> dict[str, Any]:
     from altgrad.training import load_corpus
 
     return load_corpus().fingerprint

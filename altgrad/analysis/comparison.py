@@ -57,7 +57,7 @@ VERDICTS = {
     "alone": "alone: no other 8-bit format can be ranked",
     "best": "smallest gap",
     "equivalent": f"within {MARGIN:g} of the best",
-    "within_margin": f"worse than the best, by less than {MARGIN:g}",
+    "within_margin": f"worse by less than {MARGIN:g}",
     "undecided": "undecided",
     "worse": "worse than the best",
 }

@@ -64,7 +64,7 @@ def missing(loader: ExperimentDataLoader, arms: Iterable[str]) -> str:
     """What keeps arms from being compared, in a sentence; "" where nothing does.
 
     They are when every seed of theirs has ended, one way or another, so that nothing is added or left out after
-    looking, and when all were trained on the same data.
+    looking, and when all were trained on the same data and their final losses read as much text.
     """
     found = {arm: runs_of(loader, arm) for arm in dict.fromkeys(arms)}
     counts = {arm: runs.loc[runs["status"].isin(ENDED), "seed"].nunique() for arm, runs in found.items()}
@@ -79,7 +79,10 @@ def missing(loader: ExperimentDataLoader, arms: Iterable[str]) -> str:
     data = {arm: set(runs["data"]) for arm, runs in found.items()}
     if several := [ARMS[arm].label for arm, fingerprints in data.items() if len(fingerprints) > 1]:
         return f"More than one data set: {', '.join(several)}."
-    return "The recorded runs differ in data." if len(set().union(*data.values())) > 1 else ""
+    if len(set().union(*data.values())) > 1:
+        return "The recorded runs differ in data."
+    read = {ARMS[arm].settings.get("final_eval_characters", 0) for arm in found}
+    return "The recorded runs differ in evaluated characters." if len(read) > 1 else ""
 
 
 def by_seed(runs: pd.DataFrame, column: str = "final_val_loss") -> pd.Series:

@@ -33,8 +33,8 @@ class Extent:
 
     Attributes:
         parameters: of the model; None where no finished run says so.
-        steps, characters: of training; tokens are characters.
-        evaluated: validation characters that one evaluation reads.
+        steps, characters: of training; rounded where tokens are not characters.
+        evaluated: validation characters that the final loss was computed on.
         train_characters, validation_characters: of the text; None where the records do not say.
         text: its name.
     """
@@ -54,11 +54,14 @@ def extent(loader: ExperimentDataLoader, arm: str) -> Extent:
     config, first = loader.config(arm), next(iter(runs["run_id"]), None)
     run = loader.records[first].run if first else {}
     data, batch = run.get("data", {}), config.batch_size * config.model.context
+    summary, per_token = run.get("summary") or {}, 1.0
+    if "train_tokens" in data:
+        per_token = data["train_characters"] / data["train_tokens"]
     return Extent(
-        parameters=(run.get("summary") or {}).get("parameters"),
+        parameters=summary.get("parameters"),
         steps=config.max_steps,
-        characters=config.max_steps * config.accumulate * batch,
-        evaluated=config.eval_batches * batch,
+        characters=round(config.max_steps * config.accumulate * batch * per_token),
+        evaluated=summary.get("evaluated_characters", config.eval_batches * batch),
         train_characters=data.get("train_characters"),
         validation_characters=data.get("validation_characters"),
         text=str(data.get("name", "not stated")),

@@ -470,16 +470,17 @@ def _kind_of_scale(rule: ScaleRule) -> tuple[str, str]:
 
 
 def rule_label(config: ExperimentConfig) -> str:
-    """``AdamW``, ``ManifoldAdamW (update)`` or ``Steps of codes``, with what is not the default of it.
+    """``AdamW``, ``ManifoldAdamW`` or ``Steps of codes``, with what is not the default of it.
 
-    Such as ``ManifoldAdamW (update, S shuffled)`` or ``AdamW on the grid, rounded stochastically``.
+    Such as ``ManifoldAdamW (S shuffled)`` or ``AdamW on the grid, rounded stochastically``.
     """
     optimizer = config.optimizer
     if not config.states("optimizer.step_rule"):
         return NOT_STATED
     name = {"adamw": "AdamW", "manifold": "ManifoldAdamW", "code": "Steps of codes"}[optimizer.step_rule]
+    if optimizer.precondition == "gradient":
+        name += " on gradients"
     details: tuple[str | bool | None, ...] = (
-        optimizer.precondition,
         optimizer.relative and "relative rate",
         optimizer.format is not None and f"S of {get_format(optimizer.format).label}",
         optimizer.stiffness != "ulp" and f"S {optimizer.stiffness}",
@@ -508,11 +509,13 @@ def _words(rounding: str) -> str:
 def final_val_loss(record: RunRecord) -> float:
     """Validation loss (nats per character) with the deployed weights at the last evaluation of a *finished* run.
 
-    NaN for a run that did not finish: its last value is of another length and must not be compared.
+    It is the last evaluation's own, where that read more text than the others (`final_eval_characters`, a key of all
+    comparisons). NaN for a run that did not finish: its last value is of another length and must not be compared.
     """
-    if record.status != "finished" or "val_loss" not in record.history:
+    own = "final_val_loss" if record.config.final_eval_characters else "val_loss"
+    if record.status != "finished" or own not in record.history:
         return math.nan
-    losses = record.history["val_loss"].dropna()
+    losses = record.history[own].dropna()
     return float(losses.iloc[-1]) if len(losses) and np.isfinite(losses.iloc[-1]) else math.nan
 
 

@@ -21,6 +21,7 @@ from altgrad.analysis.contrasts import ENDED, TEST_COLUMNS, by_seed, contrast, f
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, holm, paired_difference
 from altgrad.config import extra_bytes_per_weight
+from altgrad.formats import get_format
 from altgrad.studies import (
     ARMS,
     CONTROL_ARMS,
@@ -365,3 +366,9 @@ def _rule_row(arm: str, runs: pd.DataFrame, rivals: Sequence[tuple[str, pd.DataF
 
 def _order(column: pd.Series) -> pd.Series:
     return column.map(format_order) if column.name == "format" else column
+
+
+def evenly_spaced(names: Iterable[str]) -> list[str]:
+    """The formats, where each has one spacing for all values; none where one has not."""
+    formats = sorted(set(names))
+    return formats if not any(get_format(name).exponent_bits for name in formats) else []

@@ -66,10 +66,10 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Logits for the next character.
+    """Logits for the next token.
 
     Args:
-        vocabulary: number of characters V.
+        vocabulary: number of tokens V.
         layers, dim, heads, context: size of the model; `heads` divides `dim`.
         seed: all of the initialization depends on it and on the sizes, nothing else. Linear weights are normal with
             standard deviation 1 / sqrt(inputs), the two that write into the residual stream divided by sqrt(2 * layers)
@@ -96,7 +96,7 @@ class GPT(nn.Module):
                     parameter.normal_(0.0, variance**0.5, generator=generator)
 
     def forward(self, token_BT: Tensor) -> Tensor:
-        """Logits [B, T, V] of each position's next character."""
+        """Logits [B, T, V] of each position's next token."""
         x_BTD = self.embedding(token_BT) + self.position[: token_BT.shape[1]]
         for block in self.blocks:
             x_BTD = block(x_BTD)
@@ -104,5 +104,5 @@ class GPT(nn.Module):
         return logits_BTV
 
     def loss(self, token_BT: Tensor, target_BT: Tensor) -> Tensor:
-        """Mean cross-entropy in nats per character, a scalar."""
+        """Mean cross-entropy in nats per token, a scalar."""
         return cross_entropy(self(token_BT).flatten(0, 1), target_BT.flatten())

@@ -146,77 +146,35 @@ def _differences(rows: Sequence[str], data: pd.DataFrame) -> list[str]:
     ]
 
 
-def gaps(
-    identity: str,
-    title: str,
-    description: str,
-    data: pd.DataFrame,
-    groups: Mapping[str, str] | None = None,
-    limit: float | None = None,
-) -> Chart:
-    """Paired gaps to FP32 by format with their intervals, on a scale that shows 0.002 and 0.7 alike.
+def gaps(identity: str, title: str, description: str, data: pd.DataFrame, limit: float | None = None) -> Chart:
+    """Paired gaps to FP32 by format with their intervals and figures, on a scale that shows 0.002 and 0.7 alike.
 
     Args:
         description: for those who cannot see it; every row's figures are added.
         data: a row each, with columns format, n_pairs, gap, low, high, in the order in which they are told.
-        groups: values of the column `scope`, each drawn beside the others in a colour of its own, and their names;
-            without it each format has one gap, with its figure above it.
         limit: a dashed line.
     """
-    formats = sorted(set(data["format"]), key=format_order)
-    scopes = list(dict.fromkeys(data["scope"])) if groups else []
-
-    def draw_groups(axes: Axes, names: Mapping[str, str]) -> None:
-        place = 0.0
-        for number, (scope, colour, marker) in enumerate(zip(scopes, PALETTE, "os^D", strict=False)):
-            part = data[data["scope"] == scope]
-            x = [formats.index(name) + 0.17 * (number - (len(scopes) - 1) / 2) for name in part["format"]]
-            for at, row in zip(x, part.itertuples(), strict=True):
-                tell(said[row.Index], axes.vlines([at], [row.low], [row.high], color=colour, linewidth=2))
-                tell(said[row.Index], *axes.plot([at], [row.gap], marker, color=colour, markersize=5))
-            axes.annotate(
-                names[scope],
-                (place, 1),
-                xycoords="axes fraction",
-                xytext=(0, 6),
-                textcoords="offset points",
-                color=colour,
-            )
-            place += 0.04 + 0.0135 * len(names[scope])
-
-    def draw_single(axes: Axes) -> None:
-        places = range(len(data))
-        _intervals(axes, places, data, said)
-        for place, gap, high in zip(places, data["gap"], data["high"].fillna(data["gap"]), strict=True):
-            text = words.number(gap, sign=True)
-            axes.annotate(text, (place, high), xytext=(0, 7), textcoords="offset points", ha="center", color=FOREGROUND)
 
     def draw(axes: Axes) -> None:
         reference_line(axes, "FP32")
         if limit is not None:
             axes.axhline(limit, color=MUTED, linewidth=1, linestyle="--")
-        if groups:
-            draw_groups(axes, groups)
-        else:
-            draw_single(axes)
+        places = range(len(data))
+        _intervals(axes, places, data, said)
+        for place, gap, high in zip(places, data["gap"], data["high"].fillna(data["gap"]), strict=True):
+            text = words.number(gap, sign=True)
+            axes.annotate(text, (place, high), xytext=(0, 7), textcoords="offset points", ha="center", color=FOREGROUND)
         _gap_axis(axes, data)
-        axes.margins(y=0.1 if groups else 0.12)
-        if groups:
-            axes.set_xticks(range(len(formats)), formats, color=FOREGROUND)
-        else:
-            labels = [f"{row['format']}\nn = {row['n_pairs']}" for _, row in data.iterrows()]
-            axes.set_xticks(range(len(data)), labels)
-        axes.set_xlim(-0.6, len(formats if groups else data) - 0.4)
+        axes.margins(y=0.12)
+        axes.set_xticks(range(len(data)), [f"{row['format']}\nn = {row['n_pairs']}" for _, row in data.iterrows()])
+        axes.set_xlim(-0.6, len(data) - 0.4)
 
     data = data.reset_index(drop=True)
     said = [
-        f"{row.format}{f' {groups[str(row.scope)]}' if groups else ''} {words.number(row.gap, sign=True)} "
-        f"{words.interval(row.low, row.high)}, n = {row.n_pairs}"
+        f"{row.format} {words.number(row.gap, sign=True)} {words.interval(row.low, row.high)}, n = {row.n_pairs}"
         for row in data.itertuples()
     ]
-    about = f"{description} {'; '.join(said)}.".lstrip()
-    size = {"height": 3.1, "margins": (0.85, 0.5, 0.35, 0.35)} if groups else {"height": 3.1}
-    return Chart(identity, title, about, data, draw, **size)  # type: ignore[arg-type]
+    return Chart(identity, title, f"{description} {'; '.join(said)}.".lstrip(), data, draw, height=3.1)
 
 
 def gaps_against(

@@ -130,7 +130,8 @@ def _comparisons(analyzer: FailureAnalyzer, failed: pd.DataFrame) -> Iterator[tu
 def _summary(analyzer: FailureAnalyzer, comparison: Comparison, failed: pd.DataFrame) -> Values:
     """Which splits fail as the page compares them, and by what; which arms break; the worst of the other scales."""
     splits = set(analyzer.of_formats(comparison.table[comparison.table["n_pairs"] >= 2], *SPLITS)["arm"])
-    broken, failing, worst = [], dict[str, list[Row]](), None
+    broken, bare_rows, failing, worst = [], [], dict[str, list[Row]](), None
+    steps = analyzer.loader.config(comparison.baseline).max_steps
     for row in failed.to_dict("records"):
         causes, bare = row["causes"].split(", "), unscaled(analyzer.loader.config(row["arm"]))
         end = next((cause for cause in causes if cause in ("divergence", "nan_loss")), "")
@@ -140,6 +141,8 @@ def _summary(analyzer: FailureAnalyzer, comparison: Comparison, failed: pd.DataF
         elif row["arm"] in splits:
             gradients = (causes[0], row["operand"]) == ("underflow", "grad_output")
             failing.setdefault("small gradients" if gradients else causes[0], []).append(row)
+        elif bare and analyzer.loader.config(row["arm"]).max_steps == steps:
+            bare_rows.append(row)
         elif not (bare or failing or worst or col.missing(row["gap"])):  # the largest gap is first
             worst = row | {"bits": min(get_format(name).bits for name in row["format"].split("/"))}
     outright = analyzer.failures.loc[analyzer.failures["status"] == "failed", "arm"]
@@ -147,6 +150,7 @@ def _summary(analyzer: FailureAnalyzer, comparison: Comparison, failed: pd.DataF
         "splits": len(splits),
         "failing": failing,
         "broken": broken,
+        "bare": bare_rows,
         "worst": worst,
         "outright": outright.map(lambda arm: named(analyzer.loader.config(arm))).value_counts().to_dict(),
     }
@@ -268,6 +272,7 @@ def _by_format(
                 "sqnr": means.get((row["arm"], "weight", "sqnr_db")),
                 "sqnr_gradients": means.get((row["arm"], "grad_output", "sqnr_db")),
                 "flushed": means.get((row["arm"], "grad_output", "underflow")),
+                "free_gradients": bool(((alone["scope"] == "gradients") & (alone["low"] <= 0)).any()),
             }
         )
     return found

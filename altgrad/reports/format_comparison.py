@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ from altgrad.analysis.statistics import (
     name_of_test,
     paired_difference,
 )
+from altgrad.analysis.step_rules import evenly_spaced
 from altgrad.config import LAYER_TYPES, OPERAND_NAMES
 from altgrad.formats import get_format
 from altgrad.reports import charts
@@ -74,7 +75,7 @@ SCALES = {
     "no scale": "none",
 }
 """What shares a scale, or which it is, by the policy as records call it."""
-SCALE_EDGES, SCALE_LEVELS = (0.01, 0.05, 0.1, 0.5), ("to 0.01", "to 0.05", "to 0.1", "to 0.5", "more")
+MAP_EDGES, MAP_LEVELS = (0.01, 0.05, 0.1, 0.5), ("to 0.01", "to 0.05", "to 0.1", "to 0.5", "more")
 LOWEST_OCTAVE = -16
 """The chart of weights ends this many octaves below a format's largest value; what is smaller is in its last bar."""
 GAPS = "Loss gap to FP32 by format"
@@ -140,6 +141,7 @@ def _complete(
         "crowded": _crowded(octaves),
         "unscaled": policies[policies["n_finished"] < policies["n_runs"]].to_dict("records"),
         "long_spot": comparator.sweet_spot(long) if long else None,
+        "long_tests": _tested(loader, long)["tests_used"] if long else None,
         **{"tensors": tensors, "policies": policies, "long": long, "own_rates": own, "tuned_rates": tuned},
         "shared_rate": loader.config(first.baseline).optimizer.learning_rate,
         **{"bits": loader.memo(cost_per_bit), "shorter": cost_per_bit(loader, LADDER[:-1]), "resamples": RESAMPLES},
@@ -183,6 +185,7 @@ def headline(loader: ExperimentDataLoader) -> dict[str, Any]:
     spot, shown, left = comparator.sweet_spot(first), *charted(first)
     return {
         **{"comparison": first, "spot": spot, "rate": loader.memo(token_rate)},
+        "ends": losses(loader, first.baseline).mean(),
         "wide": [name for name in shown["format"] if not is_combination(name) and get_format(name).bits > 8],
         "same_as": _same_as(first, spot),
         "limit": FAILURE_GAP,
@@ -207,6 +210,13 @@ def _if_longer(loader: ExperimentDataLoader, short: Comparison, spot: SweetSpot)
         return None
     close = [name for name in spot.equivalent if name in set(long.table["format"])]
     found = {"comparison": long, "spot": after, "steps": loader.config(long.baseline).max_steps, "close": close}
+    found["ranked"] = sum(is_8bit(name) for name in long.table["format"])
+    if after.best == spot.best:
+
+        def apart(name: str, at: Comparison) -> pd.Series:
+            return losses(loader, at.row(name)["arm"]) - losses(loader, at.row(str(spot.best))["arm"])
+
+        found["grown"] = {name: paired_difference(apart(name, long), apart(name, short)) for name in close}
     return found if close or after.best != spot.best else None
 
 
@@ -221,7 +231,12 @@ def _if_finer(loader: ExperimentDataLoader, comparison: Comparison) -> dict[str,
     rule, policies = loader.config(row["arm"]).scaling.rule("weight"), scale_policies(loader, comparison)
     recorded = set(policies.loc[policies["policy"] == row["policy"], "format"])
     found = {"block": rule.block if rule.granularity == "block" else None, "recorded": recorded}
-    return {**row, **found, "before": before, "left": left}
+    others = [
+        {"policy": each["policy"], "gap": paired_difference(losses(loader, each["arm"]), fp32).mean}
+        for each in better
+        if each["format"] == row["format"] and each is not row
+    ]
+    return {**row, **found, "before": before, "left": left, "others": others}
 
 
 def _if_fewer(loader: ExperimentDataLoader) -> dict[str, Any] | None:
@@ -267,15 +282,20 @@ def _ulps(loader: ExperimentDataLoader) -> dict[str, int] | None:
     if verdict.answer == "pending":
         return None
     counts = Counter(reading(row).partition(",")[0] for row in verdict.judgement.rows)
-    return {"total": len(verdict.judgement.rows)} | {key: counts[key] for key in ("lower", "higher", "undecided")}
+    rows = verdict.judgement.rows
+    formats = list(dict.fromkeys(str(row["to"]).split()[0] for row in rows))
+    found: dict[str, Any] = {key: counts[key] for key in ("lower", "higher", "undecided")}
+    found["flat"] = evenly_spaced(str(row["to"]).split()[0] for row in rows if reading(row) == "undecided")
+    return {"total": len(rows), "formats": formats, "ways": len(rows) // len(formats), **found}
 
 
 def _mx(loader: ExperimentDataLoader) -> dict[str, Any] | None:
-    """The gap of the 8-bit MX format; None while its runs are missing, or where none is shown."""
+    """The gap of the 8-bit MX format and `up`, with scales rounded up; None while runs are missing, or none shown."""
     if missing(loader, ("MXFP8", "FP32")):
         return None
     (row,) = named_family(loader, [("MXFP8", "FP32")]).to_dict("records")
-    return {**row, "format": ARMS["MXFP8"].format} if shown(row, +1) else None
+    up = not missing(loader, ("MXFP8 up", "FP32")) and named_family(loader, [("MXFP8 up", "FP32")]).iloc[0].to_dict()
+    return {**row, "format": ARMS["MXFP8"].format, "up": up or None} if shown(row, +1) else None
 
 
 def _spots(comparator: FormatComparator, places: Sequence[str]) -> list[dict[str, Any]]:
@@ -444,10 +464,16 @@ def layer_gaps(comparator: FormatComparator) -> list[Block]:
     by_kind = {kind: found.table.assign(scope=kind) for kind in LAYER_TYPES if (found := comparator.at(kind))}
     if not by_kind:
         return []
-    data = charts.finite_rows(pd.concat(by_kind.values())[[*CHARTED, "scope"]], "gap", "low", "high")
-    return [
-        ChartBlock(charts.gaps("layer-gaps", GAPS, "", data, {kind: kind.replace("mlp", "MLP") for kind in by_kind}))
-    ]
+    data = pd.concat(by_kind.values())[[*CHARTED, "scope"]].replace({"scope": {"mlp": "MLP"}})
+    data = charts.finite_rows(data, "gap", "low", "high")
+    return [ChartBlock(_gaps_map("layer-gaps", data, "scope", data["scope"].unique()))]
+
+
+def _gaps_map(identity: str, data: pd.DataFrame, columns: str, order: Iterable[str]) -> Chart:
+    """The mean gaps of formats by another column."""
+    cells = data.pivot(index="format", columns=columns, values="gap").reindex(columns=list(order))
+    cells = cells.sort_index(key=lambda names: names.map(format_order))
+    return figures_map(identity, GAPS, cells, data, MAP_EDGES, MAP_LEVELS, partial(words.number, sign=True))
 
 
 def tensors_table(tensors: pd.DataFrame) -> Table:
@@ -487,12 +513,8 @@ def scale_gaps(comparator: FormatComparator, comparison: Comparison, policies: p
     data = pd.concat(parts)[["format", "scale", "arm", "n_pairs", "gap", "low", "high"]]
     others = set(data.loc[data["scale"] != SCALES[""], "format"])
     data = data[data["format"].isin(others)].reset_index(drop=True)
-    cells = data.pivot(index="format", columns="scale", values="gap")
-    cells = cells.reindex(sorted(others, key=format_order))
-    cells = cells.reindex(
-        columns=[name for name in dict.fromkeys((*SCALES.values(), *names.values())) if name in cells]
-    )
-    return figures_map("scale-gaps", GAPS, cells, data, SCALE_EDGES, SCALE_LEVELS, partial(words.number, sign=True))
+    order = [name for name in dict.fromkeys((*SCALES.values(), *names.values())) if name in set(data["scale"])]
+    return _gaps_map("scale-gaps", data, "scale", order)
 
 
 def noise_chart(data: pd.DataFrame) -> Chart:

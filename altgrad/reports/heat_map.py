@@ -143,7 +143,7 @@ def figures_map(
         text: how a figure is written.
         note: what the description says first.
     """
-    left, up, top, size, width = 0.8 * INCH, 0.34 * INCH, 0.34 * INCH, 10.5, 6.4
+    left, up, top, size, width = 0.8 * INCH, 0.3 * INCH, 0.34 * INCH, 10.5, 6.4
     colours = [colour for colour in HEAT if colour != HEAT[3]]  # on which no text has contrast enough
 
     def sketch(drawing: Sketch) -> None:

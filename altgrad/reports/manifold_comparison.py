@@ -21,7 +21,7 @@ from altgrad.analysis.contrasts import missing, named_family, reading, shown
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, SMALLEST_GAP, seeds_needed
-from altgrad.analysis.step_rules import NAME_COLUMNS, STEP_ARMS, StepRuleComparator, arm_of, in_words
+from altgrad.analysis.step_rules import NAME_COLUMNS, STEP_ARMS, StepRuleComparator, arm_of, evenly_spaced, in_words
 from altgrad.config import OptimizerConfig
 from altgrad.reports import charts, measured
 from altgrad.reports import columns as col
@@ -79,7 +79,6 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "seeds": len(SEEDS),
         "label": LABELS,
         "reading": reading,
-        "short": _short,
         "place": _place,
         "named": lambda row: in_words(arm_of(row)),
         "scope": lambda: scope(loader, found.pairings["arm"].iloc[0]),
@@ -171,11 +170,6 @@ def _place(row: col.Row) -> str:
     return PLACES[arm_of(row).place].label
 
 
-def _short(row: col.Row) -> str:
-    """What S is put on, and what is not the default: "update", "update, S shuffled"."""
-    return str(row["rule"]).removeprefix("ManifoldAdamW (").replace(")", "", 1)
-
-
 def _shown(rows: pd.DataFrame, sign: int) -> pd.DataFrame:
     """The rows whose difference is shown to have the sign."""
     return rows[pd.Series([shown(row, sign) for row in rows.to_dict("records")], rows.index, dtype=bool)]
@@ -188,9 +182,9 @@ def _outcome(rows: pd.DataFrame) -> dict[str, Any]:
     readings = {name: counts[name] for name in ("lower", "higher", "equivalent", "undecided")}
     most = max((-row["difference"] for row in ordered if shown(row, -1)), default=0.0)
     ends = {"best": ordered[0], "worst": ordered[-1]} if ordered else {}
-    return (
-        {**readings, "total": len(rows), "most": most, "formats": sorted({*rows["format"]}), **ends} if ordered else {}
-    )
+    found = {"total": len(rows), "most": most, "formats": sorted({*rows["format"]})}
+    found["flat"] = evenly_spaced(row["format"] for row in ordered if reading(row) == "undecided")
+    return {**readings, **found, **ends} if ordered else {}
 
 
 def _by(rows: pd.DataFrame, key: str) -> dict[str, col.Row]:
@@ -566,7 +560,7 @@ def _results(table: pd.DataFrame, identity: str) -> Table:
 
     columns = (
         col.text("Format", "format"),
-        col.of("S on", lambda row: col.arm_link(row["arm"], _short(row))),
+        col.of("Step rule", lambda row: col.arm_link(row["arm"], row["rule"])),
         col.signed("Difference to AdamW", "difference"),
         col.interval(),
         col.count("Seeds", "n_pairs"),

@@ -17,7 +17,7 @@ from altgrad.studies import RULES
 NAME = "step-slopes.json"
 NAMES = {
     **{rule: choice.label for rule, choice in RULES.items()},
-    "gradient-without-eps": "S on the gradient, eps 1e−20",
+    "gradient-without-eps": "ManifoldAdamW on gradients, eps 1e−20",
 }
 
 

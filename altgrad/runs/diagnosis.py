@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 
-from altgrad.config import DIVERGED, UNIFORM_LOSS
 from altgrad.runs.schema import FAILURE_KINDS, PHASES, Alarm, Failure
 from altgrad.runs.store import RunRecord
 
@@ -280,7 +279,8 @@ def _recovered(record: RunRecord, step: int) -> bool:
     losses = history["loss"].where(pd.concat(figures, axis=1).all(axis=1))
     before = losses[history["step"] <= step].min()
     after = losses[history["step"] > step].min()
-    return bool(after <= 1.1 * min(before, DIVERGED)) if not math.isnan(before) else bool(after <= DIVERGED)
+    limit = record.config.diverged
+    return bool(after <= (limit if math.isnan(before) else 1.1 * min(before, limit)))
 
 
 def _first_beyond(record: RunRecord) -> int | None:
@@ -290,7 +290,7 @@ def _first_beyond(record: RunRecord) -> int | None:
         return None
     history = history[history["loss"].notna() | (history.index == history.index[-1])]
     beginning = float(history["loss"].iloc[0])
-    for limit in (DIVERGED, 1.05 * max(UNIFORM_LOSS, beginning)):
+    for limit in (record.config.diverged, 1.05 * max(record.config.uniform_loss, beginning)):
         beyond = ~(history["loss"] <= limit)
         within = beyond.index[~beyond]
         stretch = history[history.index > within[-1]] if len(within) else history
@@ -309,7 +309,11 @@ def _shown(record: RunRecord) -> tuple[str, ...]:
         if not all(math.isfinite(figure) for figure in figures):
             found.append("nan_loss")
         recent = history["loss"].tail(patience)
-        if len(recent) == patience and recent.min() > DIVERGED and last["step"] > record.config.warmup_steps:
+        if (
+            len(recent) == patience
+            and recent.min() > record.config.diverged
+            and last["step"] > record.config.warmup_steps
+        ):
             found.append("divergence")
     return (*found, *_symptom_kinds(record))
 

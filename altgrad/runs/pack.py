@@ -141,7 +141,10 @@ def pack_study(
         layers.append(table[keep].assign(run_id=record.id))
     folder.mkdir(parents=True, exist_ok=True)
     _write(runs, folder / "runs.parquet")
-    _write(_narrow(pd.concat(histories, ignore_index=True), wide=("val_loss",)), folder / "history.parquet")
+    _write(
+        _narrow(pd.concat(histories, ignore_index=True), wide=("val_loss", "final_val_loss")),
+        folder / "history.parquet",
+    )
     _write(_narrow(pd.concat(layers, ignore_index=True)), folder / "layers.parquet", by_bytes=("value",))
 
 

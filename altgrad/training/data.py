@@ -1,69 +1,56 @@
-"""The text that experiments train on: licence texts of the scancode project, with no network at run time.
+"""The text that experiments train on, with no network at run time, and what becomes of it before it is tokens.
 
-The package `licensedcode-data` (data CC-BY-4.0) holds 2,310 licence texts, each a file of YAML front matter and text.
-About 4 MB of them, chosen by a hash of their names, are folded to 96 characters (printable ASCII and newline) and
-split by near-duplicate group: a licence and its variants stay on one side, since a random split leaks.
+- ``licenses``: licence texts of the scancode project. The package `licensedcode-data` (data CC-BY-4.0) holds 2,310,
+  each a file of YAML front matter and text. About 4 MB of them, chosen by a hash of their names, are folded to 96
+  characters (printable ASCII and newline) and split by near-duplicate group: a licence and its variants stay on one
+  side, since a random split leaks.
+- ``sympy``: the sources of the package of that name, one after the other in the order of their names.
+- a text file of one's own (`load_text`), of any size.
 
-A text file of one's own can take their place (`load_text`).
+The last tenth of the latter two is held out. A text becomes characters, bytes or BPE (`altgrad.training.tokens`), and
+lies on the disk (`altgrad.training.corpus`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
-import unicodedata
-import zipfile
 import zlib
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from altgrad.config import UsageError
+from altgrad.training.corpus import Corpus, Prepared, prepared, write
+from altgrad.training.tokens import (
+    BLOCK,
+    FOLDED,
+    decoded,
+    encoded,
+    fold,
+    folded,
+    learn_bpe,
+    starts_of_characters,
+    tokenizers_version,
+    tokens,
+)
 
-VOCABULARY = 96
 PACKAGE = "licensedcode-data"
+SYMPY = "1.14.0"
+"""The version of sympy whose sources are a data set."""
+
 CHARACTERS = 4_000_000
 VALIDATION_SHARE = 0.1
-SHORTEST = 1000  # characters of a text of one's own
-_VERSION = 1  # of the preparation below: raise it when the same package would give other text
+SHORTEST = 1000  # tokens of a text of one's own
+_VERSION = 1  # of the preparation below: raise it when the same source would give other tokens
 _SHINGLE_WORDS = 8
 _SAME_GROUP = 0.3  # share of the shorter text's shingles that two near-duplicates have in common
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Characters as uint8 in [0, 96): 0 is newline, 1 to 95 are ASCII 32 to 126.
-
-    Attributes:
-        train, validation: [characters]; no near-duplicate of a validation text is in train.
-        fingerprint: name, sha256 over both splits, package version, documents, characters and licence of the data.
-    """
-
-    train: NDArray[np.uint8]
-    validation: NDArray[np.uint8]
-    fingerprint: dict[str, Any]
-
-
-def fold(text: str) -> bytes:
-    """`text` in 96 characters: accents and typographic marks become their ASCII likeness, other characters go."""
-    text = text.translate(_TYPOGRAPHY).replace("\r\n", "\n").replace("\r", "\n").expandtabs(4)
-    text = unicodedata.normalize("NFKD", text)
-    text = re.sub(r"[^\n -~]", "", text)
-    text = re.sub(r"\n{3,}", "\n\n", re.sub(r" +\n", "\n", text))
-    return text.strip("\n").encode("ascii") + b"\n\n"
-
-
-def tokens(folded: bytes) -> NDArray[np.uint8]:
-    """Folded text as token numbers in [0, 96)."""
-    raw = np.frombuffer(folded, dtype=np.uint8)
-    return np.where(raw == ord("\n"), 0, raw - 31).astype(np.uint8)
 
 
 def body(document: str) -> str:
@@ -100,90 +87,192 @@ def near_duplicate_groups(texts: list[bytes]) -> list[int]:
     return groups
 
 
-def load_corpus(name: str = "licenses") -> Corpus:
+@dataclass(frozen=True)
+class Source:
+    """A text before it is tokens.
+
+    Attributes:
+        name: of the data.
+        where: what an error begins with.
+        about: for the fingerprint; but for `name` it decides the content.
+        alphabet: the bytes that it may have.
+        write: writes its tokens, "characters" or "bytes", the training split first; returns how many each split has,
+            and more for the fingerprint.
+    """
+
+    name: str
+    where: str
+    about: dict[str, Any]
+    alphabet: bytes
+    write: Callable[[BinaryIO, str], tuple[int, int, dict[str, Any]]]
+
+
+def load_corpus(name: str = "licenses", tokenizer: str = "characters", vocabulary: int | None = None) -> Corpus:
     """The data set called `name`, from the cache or prepared now (some seconds) and cached.
 
-    The cache is one file in ``$XDG_CACHE_HOME/altgrad`` (default ``~/.cache/altgrad``); processes may build it at the
-    same time. Where the folder cannot be written the data are prepared each time.
+    Args:
+        name: "licenses" or "sympy".
+        tokenizer: "characters" (of folded text), "bytes" or "bpe".
+        vocabulary: number of tokens of "bpe".
 
     Raises:
-        UsageError: the package with the data is not installed, or holds no licence texts.
+        UsageError: the package with the data is missing or of another version, or the text does not give such tokens.
     """
     if name == "file":
         raise UsageError("data: 'file' is a text of your own; give it with --data FILE, or set data=licenses")
-    if name != "licenses":
-        raise UsageError(f"data: {name!r} is not a data set; use 'licenses'")
-    try:
-        version = metadata.version(PACKAGE)
-    except metadata.PackageNotFoundError:
-        raise UsageError(f"data: the package {PACKAGE} is missing; run: pip install 'altgrad[train]'") from None
-    path = cache_folder() / f"licenses-{version}-{_VERSION}.npz"
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            train, validation, documents = stored["train"], stored["validation"], int(stored["documents"])
-    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile):
-        train, validation, documents = _prepare()
-        _store(path, train=train, validation=validation, documents=np.array(documents))
-    fingerprint = {
-        "name": name,
-        "sha256": _digest(train, validation),
-        "package": f"{PACKAGE} {version}",
-        "licence": "CC-BY-4.0",
-        "documents": documents,
-        "train_characters": int(train.size),
-        "validation_characters": int(validation.size),
-    }
-    return Corpus(train, validation, fingerprint)
+    if name not in ("licenses", "sympy"):
+        raise UsageError(f"data: {name!r} is not a data set; use 'licenses' or 'sympy'")
+    return _load(_licences() if name == "licenses" else _sympy(), tokenizer, vocabulary)
 
 
-def load_text(path: Path) -> Corpus:
-    """A UTF-8 text file as a corpus: folded to 96 characters like the licences, its last tenth held out.
+def load_text(path: Path, tokenizer: str = "characters", vocabulary: int | None = None) -> Corpus:
+    """A UTF-8 text file as a corpus, read a block at a time, its last tenth held out.
 
-    The fingerprint has the file's name without its folder, the sha256 of what is trained on and of the file, and the
-    share of characters that have no ASCII likeness and were left out (`left_out`).
+    "characters" are those of the text folded to 96, and the last tenth is of these; "bytes" and "bpe" are of the text
+    as it is, without a byte order mark, and the last tenth is of its bytes, from a whole character on.
+
+    The fingerprint has the file's name without its folder, the sha256 of what is trained on and of the file, and for
+    "characters" the share that have no ASCII likeness and were left out (`left_out`).
 
     Raises:
-        UsageError: no such file, not UTF-8, or fewer than `SHORTEST` characters are left; one line that names it.
+        UsageError: no such file, not UTF-8, fewer than `SHORTEST` characters or bytes are left, or it does not give
+            such tokens; one line that names it.
     """
+    where = f"--data {path}"
+
+    def blocks() -> Iterator[bytes]:
+        try:
+            with path.open("rb") as file:
+                while block := file.read(BLOCK):
+                    yield block
+        except FileNotFoundError:
+            raise UsageError(f"{where}: no such file; give the path of a UTF-8 text file") from None
+        except OSError as error:
+            raise UsageError(f"{where}: cannot be read ({error.strerror}); give a UTF-8 text file") from None
+
+    total = hashlib.sha256()
+    for block in blocks():
+        total.update(block)
+    about = {"name": re.sub(r"[^ -~]", "_", path.name)[:80], "file_sha256": total.hexdigest()}
+    return _load(_text("file", where, about, blocks), tokenizer, vocabulary)
+
+
+def _load(source: Source, tokenizer: str, vocabulary: int | None) -> Corpus:
+    about = {key: value for key, value in source.about.items() if key != "name"}
+    key: list[Any] = [source.name, about, tokenizer, _VERSION]
+
+    def build(file: BinaryIO) -> Prepared:
+        train, _, more = source.write(file, tokenizer)
+        every = np.arange(256, dtype=np.uint8)
+        lengths = starts_of_characters(every) if tokenizer == "bytes" else np.ones(len(FOLDED))
+        return Prepared(train, lengths.astype(np.int64), more)
+
+    def build_bpe(file: BinaryIO) -> Prepared:
+        text = _load(source, "bytes", None)
+        bpe = learn_bpe(text.train, vocabulary or 0, source.alphabet, source.where)
+        train, _ = (write(file, encoded(split, bpe)) for split in (text.train, text.validation))
+        learned = bpe.encoder.to_str()
+        more = {"tokenizer_sha256": hashlib.sha256(learned.encode()).hexdigest()}
+        if "documents" in text.fingerprint:
+            more["documents"] = text.fingerprint["documents"]
+        return Prepared(train, bpe.lengths, more, {"tokenizer.json": learned})
+
+    if tokenizer == "bpe":
+        package = {"tokenizer_package": f"tokenizers {tokenizers_version()}"}
+        corpus = prepared(f"{source.name}-bpe-{vocabulary}", [*key, vocabulary, package], build_bpe)
+    else:
+        package = {}
+        corpus = prepared(f"{source.name}-{tokenizer}", key, build)
+    fingerprint = source.about | corpus.fingerprint
+    if tokenizer != "characters":
+        sizes = {"train_tokens": int(corpus.train.size), "validation_tokens": int(corpus.validation.size)}
+        fingerprint |= {"tokenizer": tokenizer, "vocabulary": len(corpus.lengths), **sizes, **package}
+    return replace(corpus, fingerprint=fingerprint)
+
+
+def _text(name: str, where: str, about: dict[str, Any], blocks: Callable[[], Iterable[bytes]]) -> Source:
+    """A text of UTF-8 in blocks, its last tenth held out."""
+
+    def held_out(total: int, what: str) -> int:
+        if total < SHORTEST:
+            raise UsageError(f"{where}: {total} {what}; give a text of at least {SHORTEST}")
+        return int(total * VALIDATION_SHARE)
+
+    def write_characters(file: BinaryIO) -> tuple[int, int, dict[str, Any]]:
+        total = visible = kept = 0
+
+        def texts() -> Iterator[str]:
+            nonlocal visible
+            for text in decoded(blocks(), where):
+                visible += len("".join(text.split()))
+                yield text
+
+        for part in folded(texts()):
+            characters = tokens(part)
+            total += write(file, [characters])
+            kept += int(np.count_nonzero(characters > 1))
+        held = held_out(total, "characters are left when it is folded to ASCII")
+        return total - held, held, {"left_out": round(max(1 - kept / max(visible, 1), 0.0), 4)}
+
+    def write_bytes(file: BinaryIO) -> tuple[int, int, dict[str, Any]]:
+        total = write(file, (_bytes(text.encode()) for text in decoded(blocks(), where)))
+        train = total - held_out(total, "bytes are all of it")
+        file.seek(train)
+        train += int(np.argmax(starts_of_characters(_bytes(file.read(4)))))
+        return train, total - train, {}
+
+    def write_tokens(file: BinaryIO, tokenizer: str) -> tuple[int, int, dict[str, Any]]:
+        return write_characters(file) if tokenizer == "characters" else write_bytes(file)
+
+    return Source(name, where, about, bytes(range(256)), write_tokens)
+
+
+def _bytes(text: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(text, np.uint8)
+
+
+def _sympy() -> Source:
+    version = _installed("sympy")
+    if version != SYMPY:
+        other = f"sympy {version} is installed, and the data set is of {SYMPY}"
+        raise UsageError(f"data: {other}; run: pip install sympy=={SYMPY}")
+    found = [file for file in metadata.files("sympy") or () if file.parts[0] == "sympy" and file.suffix == ".py"]
+    paths = [Path(str(file.locate())) for file in sorted(found, key=lambda file: file.as_posix())]
+
+    def blocks() -> Iterator[bytes]:
+        try:
+            yield from (path.read_bytes() for path in paths)
+        except OSError as error:
+            gone = f"a source of sympy cannot be read ({error.strerror})"
+            raise UsageError(f"data: {gone}; run: pip install --force-reinstall sympy=={SYMPY}") from None
+
+    about = {"name": "sympy", "package": f"sympy {version}", "licence": "BSD-3-Clause", "documents": len(paths)}
+    return _text("sympy", "data: sympy", about, blocks)
+
+
+def _licences() -> Source:
+    version = _installed(PACKAGE)
+
+    def write_tokens(file: BinaryIO, tokenizer: str) -> tuple[int, int, dict[str, Any]]:
+        *splits, documents = _prepare()
+        as_tokens = tokens if tokenizer == "characters" else _bytes
+        train, validation = (write(file, [as_tokens(split)]) for split in splits)
+        return train, validation, {"documents": documents}
+
+    about = {"name": "licenses", "package": f"{PACKAGE} {version}", "licence": "CC-BY-4.0"}
+    return Source("licenses", "data: licenses", about, FOLDED, write_tokens)
+
+
+def _installed(package: str) -> str:
+    """The version of an installed package."""
     try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UsageError(f"--data {path}: no such file; give the path of a UTF-8 text file") from None
-    except UnicodeDecodeError as error:
-        not_text = f"not UTF-8 text (byte {error.start})"
-        raise UsageError(f"--data {path}: {not_text}; convert it, for example with iconv") from None
-    except OSError as error:
-        raise UsageError(f"--data {path}: cannot be read ({error.strerror}); give a UTF-8 text file") from None
-    characters = tokens(fold(text))
-    if characters.size < SHORTEST:
-        short = f"{characters.size} characters are left when it is folded to ASCII"
-        raise UsageError(f"--data {path}: {short}; give a text of at least {SHORTEST}")
-    visible = sum(not character.isspace() for character in text)
-    kept = int(np.count_nonzero(characters > 1))
-    train, validation = np.split(characters, [characters.size - int(characters.size * VALIDATION_SHARE)])
-    fingerprint = {
-        "name": re.sub(r"[^ -~]", "_", path.name)[:80],
-        "sha256": _digest(train, validation),
-        "file_sha256": hashlib.sha256(raw).hexdigest(),
-        "left_out": round(max(1 - kept / max(visible, 1), 0.0), 4),
-        "train_characters": int(train.size),
-        "validation_characters": int(validation.size),
-    }
-    return Corpus(train, validation, fingerprint)
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        raise UsageError(f"data: the package {package} is missing; run: pip install 'altgrad[train]'") from None
 
 
-def cache_folder() -> Path:
-    """Where prepared data lie: ``$XDG_CACHE_HOME/altgrad``, default ``~/.cache/altgrad``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "altgrad"
-
-
-def _digest(train: NDArray[np.uint8], validation: NDArray[np.uint8]) -> str:
-    return hashlib.sha256(train.tobytes() + b"\xff" + validation.tobytes()).hexdigest()
-
-
-def _prepare() -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
+def _prepare() -> tuple[bytes, bytes, int]:
+    """The licences, folded: training split, validation split, and how many there are."""
     files = [file for file in metadata.files(PACKAGE) or () if file.match("licenses/*.LICENSE")]
     files.sort(key=lambda file: hashlib.sha256(file.name.encode()).digest())
     texts: list[bytes] = []
@@ -210,20 +299,5 @@ def _prepare() -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
     splits: tuple[list[bytes], list[bytes]] = ([], [])
     for group, text in zip(groups, texts, strict=True):
         splits[group in held_out].append(text)
-    train, validation = (tokens(b"".join(split)) for split in splits)
+    train, validation = (b"".join(split) for split in splits)
     return train, validation, len(texts)
-
-
-def _store(path: Path, **arrays: NDArray[Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(file.name, path)
-    except OSError:
-        return
-
-
-_TYPOGRAPHY = str.maketrans(
-    {"‘": "'", "’": "'", "“": '"', "”": '"', "–": "-", "—": "-", "•": "*", "©": "(c)", "®": "(r)", "™": "(tm)"}
-)

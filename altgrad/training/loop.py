@@ -4,7 +4,8 @@ What decides the numbers is the config, the seed and the data. Batches depend on
 comparison sees the same ones. A step is: batches, loss, gradients, clipping, update; a step whose loss or gradient norm
 is not finite is recorded, explained and not applied, and `nan_patience` of them in a row end the run as failed, unless
 `stability.shift_to` names a format to go on with. Evaluation reads the model as it would be deployed: quantized, on the
-same validation text for every run.
+same validation text for every run, in batches of the training shape, since a scale is of a batch. A run that comes to
+its end reads more of it once, where the config says so (`final_eval_characters`).
 
 A run can stop between any two steps and go on from its checkpoint with the same bits: what a step leaves behind is in
 the model, the optimizer, the batches, the delayed scales, the watches and `Progress`, and nowhere else.
@@ -36,9 +37,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from altgrad.config import (
-    DIVERGED,
     OPERANDS,
-    UNIFORM_LOSS,
     ExperimentConfig,
     TelemetryConfig,
     UsageError,
@@ -61,7 +60,9 @@ from altgrad.runs.writer import ending
 from altgrad.scaling import amax_scale
 from altgrad.telemetry import Look, RankWatch, Watch, first_nonfinite
 from altgrad.training.checkpoint import REMEDY, Checkpoints
-from altgrad.training.data import VOCABULARY, Corpus, load_corpus
+from altgrad.training.corpus import Corpus
+from altgrad.training.data import load_corpus
+from altgrad.training.tokens import Tokens
 
 OTHER_LEARNING_RATE = 3e-3
 """AdamW's rate of the parameters that the step rule leaves to AdamW, where the config names none and the rule's own
@@ -83,17 +84,27 @@ class Result:
 
 
 class Batches:
-    """Training batches that depend on seed and data alone, and validation batches that depend on the data alone."""
+    """Training batches that depend on seed and data alone, and validation batches that depend on the data alone.
+
+    Attributes:
+        held_out, final: where the windows of an evaluation begin, of one during the run and of the last, [windows].
+    """
 
     def __init__(self, corpus: Corpus, config: ExperimentConfig, device: torch.device) -> None:
         self._context, self._size, self._device = config.model.context, config.batch_size, device
         for split in (corpus.train, corpus.validation):
             if split.size <= self._context + 1:
                 raise UsageError(f"model.context: {self._context} is longer than the data; make it smaller")
-        self._train, self._validation = corpus.train, corpus.validation
+        if len(corpus.lengths) != config.tokens:
+            other = f"{config.tokens} tokens, and the data has {len(corpus.lengths)}"
+            raise UsageError(f"tokenizer: {config.tokenizer} gives {other}; load the data with the config's tokenizer")
+        self._corpus, self._train, self._validation = corpus, corpus.train, corpus.validation
         self._random = np.random.default_rng([config.seed, 1])
         last = corpus.validation.size - self._context - 1
-        self._held_out = np.linspace(0, last, config.eval_batches * self._size).astype(np.int64)
+        self.held_out = np.linspace(0, last, config.eval_batches * self._size).astype(np.int64)
+        self.final = self.held_out
+        if config.final_eval_characters:
+            self.final = self._windows_of(config.final_eval_characters)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -109,12 +120,40 @@ class Batches:
         starts = self._random.integers(0, self._train.size - self._context, self._size)
         return self._cut(self._train, starts)
 
-    def validation(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The validation batches, evenly spaced over the held-out text."""
-        for starts in self._held_out.reshape(-1, self._size):
-            yield self._cut(self._validation, starts)
+    def validation(self, starts: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The validation batches of `held_out` or `final`."""
+        for batch in starts.reshape(-1, self._size):
+            yield self._cut(self._validation, batch)
 
-    def _cut(self, text: NDArray[np.uint8], starts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def evaluated(self, starts: NDArray[np.int64]) -> tuple[int, int]:
+        """How many tokens the windows of `held_out` or `final` predict, and how many characters these are."""
+        return starts.size * self._context, self._characters(starts)
+
+    def _windows_of(self, characters: int) -> NDArray[np.int64]:
+        """Windows that predict at least so many characters, evenly spaced, none of which overlap in what they predict.
+
+        In whole batches, as few as it takes; where the held-out text is shorter, as many as fit, and at least one.
+        """
+        size, context = self._validation.size, self._context
+        last, most = size - context - 1, max((size - 1) // (context * self._size), 1)
+
+        def spaced(batches: int) -> NDArray[np.int64]:
+            windows = batches * self._size
+            return np.arange(windows) * last // max(windows - 1, 1)  # whole numbers: no rounding makes two overlap
+
+        of_one = self._characters(self.held_out) / self.held_out.size
+        batches = min(max(math.ceil(characters / (of_one * self._size)), 1), most)
+        while batches < most and self._characters(spaced(batches)) < characters:
+            batches += 1
+        return spaced(batches)
+
+    def _characters(self, starts: NDArray[np.int64]) -> int:
+        """How many characters the windows predict."""
+        targets = np.arange(1, self._context + 1)
+        parts = np.array_split(starts, max(starts.size * self._context >> 20, 1))
+        return sum(self._corpus.characters(self._validation[part[:, None] + targets].ravel()) for part in parts)
+
+    def _cut(self, text: Tokens, starts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         windows = text[starts[:, None] + np.arange(self._context + 1)].astype(np.int64)
         both = torch.from_numpy(windows).to(self._device)
         return both[:, :-1].contiguous(), both[:, 1:].contiguous()
@@ -147,7 +186,9 @@ def policy_of(config: ExperimentConfig, layer_type: str | None = None) -> Policy
 def build_model(config: ExperimentConfig) -> GPT:
     """The config's model on the CPU, initialized by its seed, with its layers quantized as the config says."""
     size = config.model
-    model = GPT(VOCABULARY, layers=size.layers, dim=size.dim, heads=size.heads, context=size.context, seed=config.seed)
+    model = GPT(
+        config.tokens, layers=size.layers, dim=size.dim, heads=size.heads, context=size.context, seed=config.seed
+    )
     quantize_model(model, policies_of(config), seed=config.seed)
     policy, layers = policy_of(config), quantized_layers(model)
     if config.quantize.operands and not any(policy.covers(name, layer.layer_type) for name, layer in layers.items()):
@@ -320,7 +361,7 @@ def train(
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: this torch sees no GPU; use --device cpu")
-    corpus = corpus or load_corpus(config.data)
+    corpus = corpus or load_corpus(config.data, config.tokenizer, config.vocabulary)
     if config.stability.shift_to is not None:
         shifted(config)
     with _enough_memory(config):
@@ -438,6 +479,8 @@ class Progress:
     last_loss: float = math.nan
     last_norm: float = math.nan
     val_loss: float = math.nan
+    final_val_loss: float = math.nan
+    """Of the last evaluation, where it reads more than the others."""
     best_loss: float = math.inf
     best_step: int = 0
     evaluations_since_best: int = 0
@@ -509,12 +552,14 @@ class _Run:
             self.stop_if_asked(self._save_step)
         return self._end(self._failure_at_the_end())
 
-    def evaluate(self) -> float:
-        """Mean loss over the validation batches, in nats per character, with every operand quantized as in training."""
+    def evaluate(self, final: bool = False) -> float:
+        """Mean loss over validation batches, in nats per character, with every operand quantized as in training."""
         self.clock.part = -1
+        starts = self.batches.final if final else self.batches.held_out
         with torch.no_grad():
-            losses = [float(self.model.loss(token, target)) for token, target in self.batches.validation()]
-        return sum(losses) / len(losses)
+            losses = [float(self.model.loss(token, target)) for token, target in self.batches.validation(starts)]
+        tokens, characters = self.batches.evaluated(starts)
+        return sum(losses) / len(losses) * (tokens / characters)
 
     def state(self) -> dict[str, Any]:
         """Everything that decides how the run goes on, for `load_state`; between two steps."""
@@ -562,11 +607,14 @@ class _Run:
         improved = False
         if due or failure:
             at.val_loss = self.evaluate()
-            row |= {"val_loss": at.val_loss, "perplexity": math.exp(min(at.val_loss, 700.0))}
+            row |= {"val_loss": at.val_loss, "perplexity": self._perplexity(at.val_loss, self.batches.held_out)}
             improved = at.val_loss < at.best_loss
             at.evaluations_since_best = 0 if improved else at.evaluations_since_best + 1
             if improved:
                 at.best_loss, at.best_step = at.val_loss, at.step
+            ends = at.step == config.max_steps or self._patience_is_over()
+            if ends and not failure and config.final_eval_characters:
+                row["final_val_loss"] = at.final_val_loss = self.evaluate(final=True)
         if due or failure or at.step == 1 or at.step % config.log_every == 0:
             row["seconds"] = round(time.monotonic() - self.started, 4)
             self.writer.log(at.step, **row)
@@ -576,6 +624,14 @@ class _Run:
         if due and self._patience_is_over() and at.step < config.max_steps:
             self.writer.event("early_stop", at.step, best_step=at.best_step)
         return failure
+
+    def _per_token(self, loss: float, starts: NDArray[np.int64]) -> float:
+        """A loss per character over such windows in nats per token."""
+        tokens, characters = self.batches.evaluated(starts)
+        return loss * (characters / tokens)
+
+    def _perplexity(self, loss: float, starts: NDArray[np.int64]) -> float:
+        return math.exp(min(self._per_token(loss, starts), 700.0))
 
     def _train_step(self) -> dict[str, float]:
         config, model, at, clock = self.config, self.model, self.at, self.clock
@@ -778,21 +834,22 @@ class _Run:
             self._shift()
         if at.bad_in_a_row >= patience:
             return self._nan_failure(f"loss or gradient not finite for {patience} steps", *self._early())
-        diverged = len(at.recent) == patience and min(at.recent) > DIVERGED
+        limit = self.config.diverged
+        diverged = len(at.recent) == patience and min(at.recent) > limit
         if diverged and at.step > self.config.warmup_steps:
-            message = f"loss above {DIVERGED:.2f} (1.5 times that of guessing at random) for {patience} steps"
+            message = f"loss above {limit:.2f} (1.5 times that of guessing at random) for {patience} steps"
             return self._divergence(at.step - patience + 1, message)
         return None
 
     def _failure_at_the_end(self) -> Failure | None:
-        val_loss = self.at.val_loss
+        val_loss = self._per_token(self.at.val_loss, self.batches.held_out)
         if self.at.first_bad is not None:
             return self._nan_failure("the last steps' loss or gradient is not finite")
         if not math.isfinite(val_loss):
-            losses = [partial(self.model.loss, *batch) for batch in self.batches.validation()]
+            losses = [partial(self.model.loss, *batch) for batch in self.batches.validation(self.batches.held_out)]
             tensor, phase = first_nonfinite(self.model, losses) or ("loss", "forward")
             return Failure(("nan_loss",), self.at.step, tensor, phase, "the final validation loss is not finite")
-        beginning = max(UNIFORM_LOSS, self.at.first_loss)
+        beginning = max(self.config.uniform_loss, self.at.first_loss)
         if val_loss > 1.05 * beginning:
             message = f"final validation loss {val_loss:.3f} is above the loss {beginning:.3f} that training began with"
             return self._divergence(self.at.step, message)
@@ -818,9 +875,12 @@ class _Run:
     def _end(self, failure: Failure | None) -> Result:
         at = self.at
         tokens = at.step * self._tokens_a_step()
+        final = not math.isnan(at.final_val_loss)
+        val_loss, read = (at.final_val_loss, self.batches.final) if final else (at.val_loss, self.batches.held_out)
         summary = {
-            "val_loss": at.val_loss,
-            "perplexity": math.exp(min(at.val_loss, 700.0)),
+            "val_loss": val_loss,
+            "perplexity": self._perplexity(val_loss, read),
+            **dict(zip(("evaluated_tokens", "evaluated_characters"), self.batches.evaluated(read), strict=True)),
             "loss": at.last_loss,
             "steps": at.step,
             "tokens": tokens,
@@ -833,6 +893,8 @@ class _Run:
         }
         if self.config.stability.clip == "range_aware":
             summary |= {"clipped": at.clipped, "range_clipped_steps": at.clipped_steps["range"]}
+        if self.config.tokenizer != "characters":
+            summary["val_loss_per_token"] = self._per_token(val_loss, read)
         if moves := at.events.get("scale"):
             summary["scale_moves"] = moves
         if not failure and at.step < self.config.max_steps:
