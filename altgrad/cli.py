@@ -163,8 +163,8 @@ records of this very experiment with everything in such a format, their gaps sta
 """
 
 PROBE_EXAMPLES = """examples:
-  altgrad probe experiments/configs/fp32.yaml --formats e0m7,e2m5,e3m4,e4m3,e5m2,e6m1,e7m0
-  altgrad probe experiments/configs/fp32.yaml --formats e4m3,e2m1 --roundings nearest,stochastic,diffused \\
+  altgrad probe experiments/configs/defaults.yaml --formats e0m7,e2m5,e3m4,e4m3,e5m2,e6m1,e7m0
+  altgrad probe experiments/configs/defaults.yaml --formats e4m3,e2m1 --roundings nearest,stochastic,diffused \\
       --set scaling.kind=mx_rceil --set scaling.axis=contraction
 
 exit codes:
@@ -219,18 +219,15 @@ def run_probe(options: argparse.Namespace) -> int:
 
     from altgrad.nn import Operand
     from altgrad.telemetry.probe import ROUNDINGS, probe
-    from altgrad.training import load_corpus, load_text
     from altgrad.training.probed import recorded, trained
 
     roundings = _listed("--roundings", options.roundings)
     if unknown := [name for name in roundings if name not in ROUNDINGS]:
         raise UsageError(f"--roundings: must be of {', '.join(ROUNDINGS)}, not {visible(unknown[0])}")
     torch.set_num_threads(options.threads)
-    corpus = None if options.data is None else load_text(options.data)
-    if config is None:
-        config, model, losses = recorded(options.config, options.batches, corpus)
-    else:
-        config = config if corpus is None else config.model_copy(update={"data": "file"})
+    of_run = recorded(options.config, options.batches, options.data) if config is None else None
+    config = of_run.config if of_run else config
+    assert config is not None
     rule = config.scaling.rule("grad_output")
     for fmt in formats:
         if fmt is FP32 or not fmt.signed:
@@ -240,17 +237,15 @@ def run_probe(options: argparse.Namespace) -> int:
             rule.check("--formats", fmt)
         except ValueError as error:
             raise UsageError(one_line(error)) from None
-    corpus = corpus or load_corpus(config.data, config.tokenizer, config.vocabulary)
-    if not options.config.is_dir():
-        model, losses = trained(config, options.steps, options.batches, corpus, progress=True)
+    probed = of_run or trained(config, options.steps, options.batches, options.data, progress=True)
     names = {(fmt.name, ROUNDINGS[how]): f"{fmt.label} {how}" for fmt in formats for how in roundings}
     operands = {name: Operand(get_format(key[0]), key[1], rule) for key, name in names.items()}
     try:
-        statistics = probe(model, losses, operands, seed=config.seed)
+        statistics = probe(probed.model, probed.losses, operands, seed=config.seed)
     except ValueError as error:
         raise UsageError(f"{options.config}: {one_line(error)}") from None
     found = {key: statistics[name] for key, name in names.items()}
-    gaps = recorded_gaps(ExperimentDataLoader(sources), config, corpus.fingerprint["sha256"], names)
+    gaps = recorded_gaps(ExperimentDataLoader(sources), probed.config, probed.data, names)
     _print_probed(names, found, {key: (gap.mean, gap.n) for key, gap in gaps.items()})
     means = {key: estimate.mean for key, estimate in gaps.items()}
     for name in _PROBED:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,14 +16,31 @@ from altgrad.models import GPT
 from altgrad.runs import NothingToResume, read_run
 from altgrad.training.checkpoint import Checkpoints
 from altgrad.training.corpus import Corpus
-from altgrad.training.data import load_corpus
+from altgrad.training.data import load_corpus, load_text
 from altgrad.training.loop import Batches, build_model, train
 
-Losses = list[Callable[[], Tensor]]
+
+class Probed(NamedTuple):
+    """A model without low precision, and its losses on the batches that come next.
+
+    Attributes:
+        config: of the experiment.
+        data: sha256 of the text.
+        model: trained.
+        losses: one a batch.
+    """
+
+    config: ExperimentConfig
+    data: str
+    model: GPT
+    losses: list[Callable[[], Tensor]]
 
 
-def trained(config: ExperimentConfig, steps: int, batches: int, corpus: Corpus, progress: bool) -> tuple[GPT, Losses]:
-    """The config's model after `steps` steps, the whole schedule within them, and its losses on the `batches` after.
+def trained(config: ExperimentConfig, steps: int, batches: int, text: Path | None, progress: bool) -> Probed:
+    """The config's model after `steps` steps, the whole schedule within them.
+
+    Args:
+        text: a text of one's own in place of the config's data.
 
     Raises:
         UsageError: the config quantizes something, or the run failed; and as `train`.
@@ -31,24 +48,30 @@ def trained(config: ExperimentConfig, steps: int, batches: int, corpus: Corpus, 
     if config.quantize.operands:
         given = ", ".join(f"quantize.{name}" for name in config.quantize.operands)
         raise UsageError(f"the probe is of a model without low precision, and the config sets {given}; leave it out")
+    config = config if text is None else config.model_copy(update={"data": "file"})
     short = {
         "max_steps": steps,
         "eval_every": steps,
         "eval_batches": 1,
+        "final_eval_characters": 0,
         "layers_every": 0,
         "telemetry": TelemetryConfig(watch=False),
         "checkpoint": CheckpointConfig(every=steps),
         "tracking": TrackingConfig(mode="disabled"),
     }
     with TemporaryDirectory() as folder:
+        corpus = _corpus(config, text)
         result = train(config.model_copy(update=short), Path(folder), corpus=corpus, progress=progress)
         if result.failure:
             raise UsageError(f"the model of the probe failed at step {result.failure.step}: {result.failure.message}")
-        return recorded(result.path, batches, corpus)[1:]
+        return recorded(result.path, batches, text)._replace(config=config)
 
 
-def recorded(run: Path, batches: int, corpus: Corpus | None = None) -> tuple[ExperimentConfig, GPT, Losses]:
-    """The config and the model of a run's newest checkpoint, and its losses on the `batches` that would come next.
+def recorded(run: Path, batches: int, text: Path | None = None) -> Probed:
+    """The model of a run's newest checkpoint.
+
+    Args:
+        text: that the run was trained on, where it was one of one's own.
 
     Raises:
         UsageError: the folder holds no readable record, no checkpoint that can be used, or a run that quantizes
@@ -58,7 +81,7 @@ def recorded(run: Path, batches: int, corpus: Corpus | None = None) -> tuple[Exp
     config, data = record.config, record.run["data"]["sha256"]
     if config.quantize.operands:
         raise UsageError(f"{run}: the probe is of a model without low precision, and this run has it; give another run")
-    corpus = corpus or load_corpus(config.data, config.tokenizer, config.vocabulary)
+    corpus = _corpus(config, text)
     if corpus.fingerprint["sha256"] != data:
         raise UsageError(f"{run}: the run was trained on other data; give its text with --data")
     try:
@@ -69,5 +92,10 @@ def recorded(run: Path, batches: int, corpus: Corpus | None = None) -> tuple[Exp
     model.load_state_dict(state["model"])
     following = Batches(corpus, config, torch.device("cpu"))
     following.state = state["batches"]
-    drawn = [following.next() for _ in itertools.repeat(None, batches)]
-    return config, model, [partial(model.loss, *batch) for batch in drawn]
+    drawn = [following.next() for _ in range(batches)]
+    return Probed(config, data, model, [partial(model.loss, *batch) for batch in drawn])
+
+
+def _corpus(config: ExperimentConfig, text: Path | None) -> Corpus:
+    how = config.tokenizer, config.vocabulary
+    return load_corpus(config.data, *how) if text is None else load_text(text, *how)
