@@ -190,7 +190,7 @@ def build_model(config: ExperimentConfig) -> GPT:
     model = GPT(
         config.tokens, layers=size.layers, dim=size.dim, heads=size.heads, context=size.context, seed=config.seed
     )
-    quantize_model(model, policies_of(config), seed=config.seed)
+    quantize_model(model, policies_of(config), seed=config.seed, draw_version=config.draw_version)
     policy, layers = policy_of(config), quantized_layers(model)
     if config.quantize.operands and not any(policy.covers(name, layer.layer_type) for name, layer in layers.items()):
         known, patterns = ", ".join(layers), list(config.quantize.patterns)
