@@ -145,9 +145,15 @@ class ScaleRule(_Section):
         blocks = self.kind in ("mx", "mx_rceil", "nvfp4")
         if self.kind != "amax" and self.granularity != "tensor" and not (blocks and self.granularity == "block_2d"):
             raise ValueError(f"scaling.granularity {self.granularity!r} belongs to kind 'amax', not to {self.kind!r}")
-        for key, default in (("algorithm", "max"), ("margin", 0)):
+        for key, default in (("algorithm", "max"), ("margin", 0), ("history", 16)):
             if self.kind != "delayed" and (given := getattr(self, key)) != default:
                 raise ValueError(f"scaling.{key} {given!r} belongs to kind 'delayed', not to {self.kind!r}")
+        if self.block != 32 and blocks:
+            fixed = f"are {16 if self.kind == 'nvfp4' else 32} wide"
+            raise ValueError(f"the blocks of kind {self.kind!r} {fixed}, not {self.block}; leave out scaling.block")
+        if self.block != 32 and self.granularity not in ("block", "block_2d"):
+            given = f"scaling.block {self.block} belongs to granularity 'block' or 'block_2d'"
+            raise ValueError(f"{given}, not to {self.granularity!r}")
         if self.quotient == "up" and (self.power_of_two or self.kind not in ("amax", "delayed")):
             rounded = "scaling.quotient 'up' belongs to a scale of kind 'amax' or 'delayed' with power_of_two false"
             raise ValueError(f"{rounded}; a power of two is rounded up already")

@@ -799,6 +799,8 @@ def _check(x: Tensor, granularity: str, block: int) -> None:
 
 
 def _check_out(x: Tensor, out: Tensor | None) -> None:
+    if out is not None and not isinstance(out, Tensor):
+        raise TypeError(f"out must be a tensor, not {type(out).__name__}")
     if out is not None and out.shape != x.shape:
         raise ValueError(f"out must have the shape {list(x.shape)} of x, not {list(out.shape)}")
 
@@ -811,6 +813,8 @@ def _checked_tile(shape: Sequence[int], tile: tuple[int, int], scale: Tensor | N
     """The sides of a tile, no longer than those of the matrix; `scale` must have a number for each tile."""
     if len(shape) != 2:
         raise ValueError(f"tiles are of a matrix, not of the shape {list(shape)}")
+    if not isinstance(tile, Sequence) or len(tile) != 2:
+        raise ValueError(f"a tile has two sides, (rows, columns), not {tile!r:.80}")
     rows, columns = tile
     _check_whole("rows of a tile", rows, 1)
     _check_whole("columns of a tile", columns, 1)
