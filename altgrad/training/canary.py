@@ -16,6 +16,7 @@ from altgrad.runs.canary import Canary
 from altgrad.runs.writer import utc_time
 from altgrad.training.corpus import Corpus
 from altgrad.training.loop import train
+from altgrad.training.tokens import FOLDED
 
 CONFIG = {
     "quantize": {"weight": "e4m3", "activation": "e4m3", "grad_output": "e5m2"},
@@ -27,8 +28,6 @@ CONFIG = {
     "model": {"layers": 2, "dim": 64, "heads": 4, "context": 64},
 }
 """Small, but with every product, scale and step of a run of the campaign; changed, every machine gives other bits."""
-CHARACTERS = 96
-"""That the model knows."""
 COLUMNS = ("loss", "val_loss", "grad_norm")
 
 
@@ -42,7 +41,7 @@ def run_canary(device: str = "cpu") -> Canary:
         UsageError: there is no such device.
     """
     numbers = np.arange(20_000)
-    text = ((numbers * numbers // 7 + numbers // 3) % CHARACTERS).astype(np.uint8)  # of no data set and no generator
+    text = ((numbers * numbers // 7 + numbers // 3) % len(FOLDED)).astype(np.uint8)  # of no data set and no generator
     corpus = Corpus(text, text[::-1].copy(), {"name": "canary", "sha256": hashlib.sha256(text.tobytes()).hexdigest()})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
