@@ -24,6 +24,14 @@ def key() -> str:
     return benchmarks_key(site_key() + documents_key(*PATHS, PREREGISTRATION))
 
 
-NAMES = ("format_comparison", "failure_modes", "manifold_comparison", "preregistered", "literature", "corrections")
+NAMES = (
+    "format_comparison",
+    "failure_modes",
+    "manifold_comparison",
+    "head",
+    "preregistered",
+    "literature",
+    "corrections",
+)
 PATHS = tuple(f"reports/{name}" for name in NAMES)
 build(pages, *PATHS, key=key)

@@ -15,6 +15,7 @@ from altgrad.reports.failure_modes import failure_modes_page
 from altgrad.reports.format_comparison import format_comparison_page
 from altgrad.reports.formats import format_pages
 from altgrad.reports.generator import ReportGenerator
+from altgrad.reports.head import head_page
 from altgrad.reports.home import home_page
 from altgrad.reports.literature import literature_page
 from altgrad.reports.manifold_comparison import manifold_comparison_page
@@ -30,6 +31,7 @@ __all__ = [
     "arm_pages",
     "corrections_page",
     "format_pages",
+    "head_page",
     "home_page",
     "literature_page",
     "preregistered_page",
@@ -43,6 +45,7 @@ REPORTS: dict[str, Callable[[ExperimentDataLoader], Page]] = {
     "reports/format_comparison": format_comparison_page,
     "reports/failure_modes": failure_modes_page,
     "reports/manifold_comparison": manifold_comparison_page,
+    "reports/head": head_page,
     "reports/preregistered": preregistered_page,
     "reports/literature": literature_page,
     "reports/corrections": corrections_page,

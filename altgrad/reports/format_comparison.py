@@ -195,6 +195,7 @@ def headline(loader: ExperimentDataLoader) -> dict[str, Any]:
         "scope": scope_line(loader, first.first, but=""),
         "longer": spot.best and _if_longer(loader, first, spot),
         "finer": spot.best and _if_finer(loader, first),
+        "bare": _without_scale(loader, first),
         "fewer": spot.best and _if_fewer(loader),
         "by_layer_type": _by_layer_type(comparator),
         "without_interval": left,
@@ -237,6 +238,14 @@ def _if_finer(loader: ExperimentDataLoader, comparison: Comparison) -> dict[str,
         if each["format"] == row["format"] and each is not row
     ]
     return {**row, **found, "before": before, "left": left, "others": others}
+
+
+def _without_scale(loader: ExperimentDataLoader, comparison: Comparison) -> list[dict[str, Any]]:
+    """The formats that were run without a scale, those that break first, and their gaps."""
+    policies, fp32 = scale_policies(loader, comparison), losses(loader, comparison.baseline)
+    rows = policies[policies["policy"] == "no scale"].to_dict("records")
+    found = [{**row, "gap": paired_difference(losses(loader, row["arm"]), fp32).mean} for row in rows]
+    return sorted(found, key=lambda row: row["n_finished"] == row["n_runs"])
 
 
 def _if_fewer(loader: ExperimentDataLoader) -> dict[str, Any] | None:
@@ -286,15 +295,16 @@ def _ulps(loader: ExperimentDataLoader) -> dict[str, int] | None:
     formats = list(dict.fromkeys(str(row["to"]).split()[0] for row in rows))
     found: dict[str, Any] = {key: counts[key] for key in ("lower", "higher", "undecided")}
     found["flat"] = evenly_spaced(str(row["to"]).split()[0] for row in rows if reading(row) == "undecided")
+    found["seeds"] = min(row["n_pairs"] for row in rows)
     return {"total": len(rows), "formats": formats, "ways": len(rows) // len(formats), **found}
 
 
 def _mx(loader: ExperimentDataLoader) -> dict[str, Any] | None:
-    """The gap of the 8-bit MX format and `up`, with scales rounded up; None while runs are missing, or none shown."""
-    if missing(loader, ("MXFP8", "FP32")):
+    """The 8-bit MX format against BF16, and `up` with scales rounded up; None while runs are missing, or none shown."""
+    if missing(loader, ("MXFP8", "BF16")):
         return None
-    (row,) = named_family(loader, [("MXFP8", "FP32")]).to_dict("records")
-    up = not missing(loader, ("MXFP8 up", "FP32")) and named_family(loader, [("MXFP8 up", "FP32")]).iloc[0].to_dict()
+    (row,) = named_family(loader, [("MXFP8", "BF16")]).to_dict("records")
+    up = not missing(loader, ("MXFP8 up", "BF16")) and named_family(loader, [("MXFP8 up", "BF16")]).iloc[0].to_dict()
     return {**row, "format": ARMS["MXFP8"].format, "up": up or None} if shown(row, +1) else None
 
 

@@ -17,6 +17,7 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports.corrections import corrections_page
 from altgrad.reports.failure_modes import failure_modes_page
 from altgrad.reports.format_comparison import format_comparison_page
+from altgrad.reports.head import head_page
 from altgrad.reports.literature import literature_page
 from altgrad.reports.manifold_comparison import manifold_comparison_page
 from altgrad.reports.preregistered import preregistered_page
@@ -81,7 +82,7 @@ class ReportGenerator:
         the site's address; without it links to pages that are neither reports nor in `documents` are text.
         """
         folder = Path(folder)
-        others = (make(self.loader) for make in (preregistered_page, literature_page, corrections_page))
+        others = (make(self.loader) for make in (head_page, preregistered_page, literature_page, corrections_page))
         written = write_folder((*self._pages, *others), folder, site_root=site_root, documents=documents)
         return [*written, *_write_results(self.loader, folder)]
 

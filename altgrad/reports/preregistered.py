@@ -15,12 +15,13 @@ from altgrad.site.document import Part
 
 REPORTS = {
     **dict.fromkeys(
-        ("formats", "layers", "scaling", "length", "head", "blocks-only", "text"),
+        ("formats", "layers", "scaling", "length"),
         ("Format comparison", "reports/format_comparison"),
     ),
     **dict.fromkeys(("storage", "controls"), ("Manifold comparison", "reports/manifold_comparison")),
     "remedies": ("Failure modes", "reports/failure_modes"),
     "literature": ("Literature", "reports/literature"),
+    **dict.fromkeys(("head", "blocks-only", "text"), ("The gradient of the logits", "reports/head")),
 }
 """Study -> the report in which its hypotheses are discussed."""
 

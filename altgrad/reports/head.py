@@ -1,0 +1,151 @@
+"""The gradient of the logits, docs/reports/head.md: what rounding that one tensor costs, and what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from altgrad.analysis import words
+from altgrad.analysis.contrasts import missing, named_family, runs_of
+from altgrad.analysis.hypotheses import RUNAWAY, verdicts
+from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.statistics import FAILURE_GAP, MARGIN
+from altgrad.reports import columns as col
+from altgrad.reports.document import Content, content_of, document_page
+from altgrad.reports.heat_map import figures_map
+from altgrad.reports.machines import machine_blocks
+from altgrad.reports.scope import scope
+from altgrad.reports.verdicts import outcome_table, tests_table
+from altgrad.site import Block, ChartBlock, Page, Table
+from altgrad.site.document import Part
+from altgrad.studies import HEAD_FORMATS, ROUNDED, TEXT_FORMATS
+
+PATH = "reports/head"
+TESTED = ("H21", "H22", "H23", "H24", "H25", "H26", "H27")
+"""The hypotheses of the second registration."""
+ORDER = ("no", "inconclusive", "yes", "pending")
+"""In which answers are told: what missed first."""
+EDGES = (MARGIN, FAILURE_GAP, 0.1, 0.3)
+LEVELS = ("to 0.01", "to 0.05", "to 0.1", "to 0.3", "more")
+
+
+def head_page(loader: ExperimentDataLoader) -> Page:
+    """The page, from the records of `loader`; what is not recorded in full is pending."""
+    return document_page(loader, PATH, *content_of(loader, _content))
+
+
+def _content(loader: ExperimentDataLoader) -> Content:
+    everything = _gaps(
+        loader, "FP32 fresh", {(fmt, how): f"{fmt} head {how}" for fmt in HEAD_FORMATS for how in ROUNDED}
+    )
+    body = _gaps(loader, "FP32 fresh", {(fmt, "body"): f"{fmt} body" for fmt in HEAD_FORMATS})
+    text = _gaps(
+        loader,
+        "FP32 sympy",
+        {(fmt, how): f"{fmt} head {how} sympy" for fmt in TEXT_FORMATS for how in ("nearest", "stochastic")},
+    )
+    found = sorted(verdicts(loader, *TESTED), key=lambda verdict: ORDER.index(verdict.answer))
+    logits = _logits(loader, everything)
+    tests = [row for verdict in found for row in verdict.tests.to_dict("records")]
+    compared = [(row["contrast"], row["arm"], row["against"]) for row in tests]
+    values = {
+        "rows": everything.to_dict("records"),
+        "cost": _costs(everything),
+        "body": body.to_dict("records"),
+        "text": text.to_dict("records"),
+        "logits": logits,
+        "limit": FAILURE_GAP,
+        "runaway": RUNAWAY,
+        "found": found,
+        "pending_studies": list(dict.fromkeys(each.study for each in found if each.answer == "pending")),
+        "scope": scope(loader, everything["arm"].iloc[0]) if len(everything) else None,
+    }
+    parts: dict[str, Part] = {
+        "gaps": lambda: _map("gaps", everything),
+        "gaps table": lambda: [_table(everything, "gaps-table")],
+        "body": lambda: [_table(body, "body")],
+        "text": lambda: _map("text", text),
+        "text table": lambda: [_table(text, "text-table")],
+        "logits": lambda: [_logits_table(logits)],
+        "predictions": lambda: [outcome_table(found, "predictions")],
+        "tests": lambda: tests_table(found, "tests"),
+        "machines": lambda: machine_blocks(loader, compared),
+    }
+    arms = {*everything["arm"], *body["arm"], *text["arm"]}
+    return Content(values, parts, lambda: arms).kept()
+
+
+def _gaps(loader: ExperimentDataLoader, baseline: str, arms: dict[tuple[str, str], str]) -> pd.DataFrame:
+    """The paired gap of each arm that is recorded in full: format, rounding, and what `named_family` has."""
+    whole = {key: arm for key, arm in arms.items() if not missing(loader, [baseline, arm])}
+    frame = named_family(loader, [(arm, baseline) for arm in whole.values()])
+    keys = pd.DataFrame(list(whole), columns=["format", "rounding"])
+    return pd.concat([keys, frame], axis="columns")
+
+
+def _costs(gaps: pd.DataFrame) -> list[dict[str, Any]]:
+    """Of each format whose gaps are all there: those to nearest, stochastic and wide, the largest cost first."""
+    found = []
+    for fmt, rows in gaps.groupby("format", sort=False):
+        by = rows.set_index("rounding")["difference"].to_dict()
+        if {"nearest", "stochastic", "wide"} <= by.keys():
+            costs = {"cost": by["nearest"] - by["wide"], "extra": by["stochastic"] - by["wide"]}
+            found.append({"format": _shown(str(fmt)), **by, **costs})
+    return sorted(found, key=lambda row: -row["cost"])
+
+
+def _logits(loader: ExperimentDataLoader, gaps: pd.DataFrame) -> list[dict[str, Any]]:
+    """Mean and spread of the logits at the last look, over the runs of an arm."""
+    arms = [("FP32", "", "FP32 fresh")] if len(gaps) else []
+    arms += [(_shown(row.format), ROUNDED[row.rounding], row.of) for row in gaps.itertuples()]  # type: ignore[index]
+    found = []
+    for name, how, arm in arms:
+        last = loader.last_look(runs_of(loader, arm)["run_id"]).set_index("statistic")["value"]
+        if "logits_mean" in last:
+            figures = {"mean": float(last["logits_mean"]), "spread": float(last["logits_spread"])}
+            found.append({"format": name, "rounding": how, "arm": runs_of(loader, arm)["arm"].iloc[0], **figures})
+    return found
+
+
+def _shown(fmt: str) -> str:
+    return fmt.replace(" up", " (scales up)")
+
+
+def _map(identity: str, gaps: pd.DataFrame) -> list[Block]:
+    if gaps.empty:
+        return []
+    data = gaps[["format", "rounding", "arm", "n_pairs", "difference", "low", "high"]]
+    cells = data.pivot(index="format", columns="rounding", values="difference")
+    cells = cells.reindex(_in_order(cells.index, HEAD_FORMATS), columns=_in_order(cells.columns, ROUNDED))
+    cells.index = cells.index.map(lambda fmt: fmt.removesuffix(" up"))
+    cells = cells.rename(columns={"wide": "not quantized", "nearest": "to nearest", "diffused": "by diffusion"})
+    return [ChartBlock(figures_map(identity, "", cells, data, EDGES, LEVELS, partial(words.number, sign=True)))]
+
+
+def _in_order(names: Iterable[Any], order: Iterable[str]) -> list[str]:
+    known = set(names)
+    return [name for name in order if name in known]
+
+
+def _table(gaps: pd.DataFrame, identity: str) -> Table:
+    columns = (
+        col.arm("Arm", "contrast"),
+        col.signed("Gap to FP32", "difference"),
+        col.interval(),
+        col.count("Pairs", "n_pairs"),
+        col.count("Not finished", "n_ended_badly"),
+    )
+    return col.table(gaps, columns, id=identity)
+
+
+def _logits_table(logits: list[dict[str, Any]]) -> Table:
+    columns = (
+        col.of("Format", lambda row: col.arm_link(row["arm"], row["format"])),
+        col.text("Gradient of the logits", "rounding"),
+        col.signed("Mean of the logits", "mean", 2),
+        col.number("Spread", "spread", 2),
+    )
+    return col.table(logits, columns, id="logits")
