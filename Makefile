@@ -55,7 +55,7 @@ campaign: .venv/dev.stamp ## run the recorded studies, 2 to 4 hours; may be stop
 campaign-quick: .venv/dev.stamp ## a taste of every study in three minutes
 	@$(BIN)/python experiments/campaign.py quick
 
-pack: .venv/dev.stamp ## pack recorded runs to commit them (STUDY=formats; unfinished too: ARGS=--partial)
+pack: .venv/dev.stamp ## pack what is newly recorded as a part of its study, to commit it (one: STUDY=formats)
 	@$(BIN)/python experiments/campaign.py pack $(STUDY) $(ARGS)
 
 guides: .venv/dev.stamp ## run the guides' code blocks that need torch; their output is committed for the site

@@ -49,6 +49,7 @@ from altgrad.config import (
     operand_of,
     product_of,
 )
+from altgrad.diffusion import diffuse
 from altgrad.formats import FP32, ROUNDINGS, FloatFormat, check_draw_version
 from altgrad.rounding import quantize, quantize_counted
 from altgrad.scaling import (
@@ -136,6 +137,10 @@ def Scaling(kind: str = "amax", granularity: str = "tensor", **settings: Any) ->
 class Operand:
     """What happens to one operand of the products; FP32 leaves it as it is.
 
+    Attributes:
+        rounding: one of `altgrad.rounding.quantize`, or "diffused": clamped error diffusion along the last dimension,
+            which for a head's grad_output are the classes (`altgrad.diffusion`).
+
     Raises:
         ValueError: an unknown rounding.
     """
@@ -145,8 +150,8 @@ class Operand:
     scaling: ScaleRule = field(default_factory=ScaleRule)
 
     def __post_init__(self) -> None:
-        if self.rounding not in ROUNDINGS:
-            raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {self.rounding!r}")
+        if self.rounding not in (known := (*ROUNDINGS, "diffused")):
+            raise ValueError(f"rounding must be one of {', '.join(known)}, not {self.rounding!r}")
 
 
 @dataclass(frozen=True)
@@ -353,8 +358,11 @@ class _Quantizer:
             return x, scale
         fmt, how = self.policy.operand(name).format, self._rounding(name)
         elements, factor = _elements(x, scale, block)
-        rounded = quantize(elements, fmt, scale=factor, check_scale=False, **how)
-        return rounded.view(x.shape), None if block else scale
+        if how["rounding"] == "diffused":
+            rounded = _diffused(x, elements, fmt, factor)
+        else:
+            rounded = quantize(elements, fmt, scale=factor, check_scale=False, **how).view(x.shape)
+        return rounded, None if block else scale
 
     def _reading(self, x: Tensor, name: str) -> Reading:
         operand = operand_of(name)
@@ -370,9 +378,15 @@ class _Quantizer:
         if isinstance(block, tuple):
             scale, block = expand_tiles(scale, _matrix(x).shape, block).view(x.shape), 0
         how = self._rounding(name)
+        if diffused := how["rounding"] == "diffused":  # what overflows is what overflows to nearest
+            how = {"rounding": "nearest_even"}
         found = quantize_counted(elements, fmt, scale=factor, with_ulp=False, check_scale=False, **how)
-        counts = found.overflow, found.underflow, found.nonzero
-        return Reading(*place, x, found.values.view(x.shape), fmt, scale, *counts, block, products)
+        rounded, underflow = found.values.view(x.shape), found.underflow
+        if diffused:
+            rounded = _diffused(x, elements, fmt, factor)
+            underflow = found.nonzero - torch.count_nonzero(rounded)
+        counts = found.overflow, underflow, found.nonzero
+        return Reading(*place, x, rounded, fmt, scale, *counts, block, products)
 
     def _rotated(self, x: Tensor, name: str) -> Tensor:
         """`x` as its product rotates it, along the dimension that the product sums over."""
@@ -455,6 +469,12 @@ def _elements(x: Tensor, scale: Any, block: int | tuple[int, int]) -> tuple[Tens
     if isinstance(block, tuple):
         return in_tiles(_matrix(x), scale, block)
     return in_blocks(x, scale, block=block) if block else (x, scale)
+
+
+def _diffused(x: Tensor, elements: Tensor, fmt: FloatFormat, scale: Any) -> Tensor:
+    """`x` between its neighbours on the grid, which are found in the shapes of `_elements`."""
+    neighbours = (quantize(elements, fmt, scale=scale, rounding=way, check_scale=False) for way in ("down", "up"))
+    return diffuse(x, *(each.view(x.shape) for each in neighbours))
 
 
 def _key(cast: str) -> str:

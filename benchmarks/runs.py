@@ -39,6 +39,8 @@ from altgrad.imports import code_fingerprint  # noqa: E402
 from altgrad.reports.measured import RECORDED, read_record, write_record  # noqa: E402
 from altgrad.reports.run_costs import Figure, RunsRecord  # noqa: E402
 from altgrad.runs import RunRecord, load_runs, pack_study, read_histories, record, run_id  # noqa: E402
+from altgrad.runs.tables import write_table  # noqa: E402
+from altgrad.runs.writer import write_json  # noqa: E402
 
 SIZES = {
     "full": {"rows appended": 20_000, "runs": 1_000, "rows a run": 2_000, "columns": 60, "packed runs": 2_000},
@@ -79,20 +81,20 @@ def append(folder: Path, sizes: dict[str, int]) -> Figure:
 
 
 def generate(folder: Path, sizes: dict[str, int], show: Callable[[str], None]) -> float:
-    """Finished runs with random metrics in float32, and the MiB that they take. One head serves all of them."""
+    """Finished runs with random metrics in float32, and the MiB that they take. One config serves all of them."""
     generator, names = np.random.default_rng(0), _names(sizes)
     with record(folder, name="head", config={}) as writer:
         writer.log(0, **dict.fromkeys(names, 0.0))
         writer.finish()
-    head, total = (writer.path / "run.json").read_text(), 0
+    head, total = json.loads((writer.path / "run.json").read_text()), 0
     for number in range(sizes["runs"]):
         show(f"run {number + 1} of {sizes['runs']}")
         path = folder / "runs" / f"run-{number:05d}"
         path.mkdir(parents=True)
-        (path / "run.json").write_text(head)
         columns: dict[str, Any] = {"step": np.arange(sizes["rows a run"])}
         columns |= {name: generator.normal(size=sizes["rows a run"]).astype("float32") for name in names}
-        pq.write_table(pa.table(columns), path / "history.parquet", compression="zstd")
+        proof = write_table(pa.table(columns), path / "history.parquet", run=path.name)
+        write_json(path / "run.json", head | {"id": path.name, "tables": {"history": proof.model_dump()}})
         total += (path / "history.parquet").stat().st_size
     return total / 2**20
 
@@ -119,6 +121,34 @@ def read(folder: Path, sizes: dict[str, int], repeats: int) -> tuple[Figure, Fig
             )
         )
     return figures[0], figures[1]
+
+
+def checked(folder: Path, sizes: dict[str, int], repeats: int) -> list[Figure]:
+    """What it costs to check tables against what proves them: the same runs without any proof, in turns; best times."""
+    few = sorted((folder / "runs").iterdir())[: max(sizes["runs"] // 10, 2)]
+    for path in few:
+        (folder / "checked").mkdir(exist_ok=True)
+        (folder / "checked" / path.name).symlink_to(path)
+        bare = folder / "bare" / path.name
+        bare.mkdir(parents=True)
+        head = json.loads((path / "run.json").read_text())
+        write_json(bare / "run.json", {key: value for key, value in head.items() if key != "tables"})
+        pq.write_table(pq.read_table(path / "history.parquet"), bare / "history.parquet", compression="zstd")
+    ways: dict[str, Callable[..., object]] = {
+        f"Read three columns of {len(few):,} runs, checked": partial(read_histories, columns=THREE),
+        f"Read all columns of {len(few):,} runs, checked": read_histories,
+        f"Load {len(few):,} runs, checked": load_runs,
+    }
+    figures = []
+    for name, way in ways.items():
+        found: dict[str, list[float]] = {"checked": [], "bare": []}
+        for _ in range(4 * repeats):
+            for kind, seconds in found.items():
+                seconds.append(_seconds(partial(way, [folder / kind])))
+        value, floor = (min(seconds) for seconds in found.values())
+        told = "the same tables without checksums and digests"
+        figures.append(Figure(name=name, value=value, unit="s", floor=floor, floor_name=told, goal_ratio=1.05))
+    return figures
 
 
 def _dataset(files: list[str], schema: pa.Schema, columns: list[str] | None) -> pa.Table:
@@ -161,6 +191,7 @@ def bench(quick: bool, repeats: int, show: Callable[[str], None]) -> RunsRecord:
         size = generate(folder, sizes, show)
         show("reading histories")
         figures += read(folder, sizes, repeats)
+        figures += checked(folder, sizes, repeats)
         figures.append(packed(folder, sizes, repeats, show))
     busy = f"Other programs kept the processors busy: load {load} on {os.cpu_count()} cores."
     if load is not None and load > (os.cpu_count() or 1) / 2:

@@ -1,11 +1,14 @@
 """Runs and packs the studies of `altgrad.studies`.
 
     python experiments/campaign.py [STUDY ...]              run what is not recorded yet; may be stopped and repeated
-    python experiments/campaign.py pack [STUDY ...]         write experiments/recorded/STUDY/, small enough to commit
+    python experiments/campaign.py pack [STUDY ...]         write what is new as a part of experiments/recorded/STUDY/
 
 Without a name the whole campaign runs, in the order of `studies.CAMPAIGN`. Runs have one thread, one process a core.
 A run that failed or crashed is recorded and not repeated: what happened is the result. One whose process was stopped or
 killed is. A sweep of learning rates goes on beyond its edge while the best one lies there.
+
+A part is small enough to commit, and is never written again: what the parts hold is not trained again, in no clone. At
+each start a tiny training, the canary, is kept with the records, by its bits: do two machines compute alike?
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from altgrad.config import ExperimentConfig, UsageError  # noqa: E402
 
 try:
-    from altgrad.studies import ARMS, CAMPAIGN, PACKED_LOOKS, STUDIES, TUNING_SEEDS, Arm, Study
+    from altgrad.studies import ARMS, CAMPAIGN, PACKED_LOOKS, STUDIES, Arm, Study
 except UsageError as error:
     sys.exit(f"error: {error}")
 from altgrad.cli import guarded  # noqa: E402
@@ -66,7 +69,7 @@ def sweep(study: str, arm: Arm, losses: Losses) -> tuple[list[float], float | No
 
     While the best lies at an edge, a sweep that grows goes on beyond it. None for the best until all are recorded.
     """
-    rates = list(arm.swept_rates)
+    rates = list(STUDIES[study].rates or arm.swept_rates)
     extensions = MOST_EXTENSIONS if STUDIES[study].sweeps == "grows" else 0
     for extension in range(extensions + 1):
         means = [_mean_loss(study, arm, rate, losses) for rate in rates]
@@ -95,7 +98,7 @@ def tuned(arm: Arm, losses: Losses) -> float:
 
 
 def _mean_loss(study: str, arm: Arm, rate: float, losses: Losses) -> float | None:
-    found = [losses.get(identity(arm.config(seed, study, rate))) for seed in TUNING_SEEDS]
+    found = [losses.get(identity(arm.config(seed, study, rate))) for seed in STUDIES[study].seeds[arm.name]]
     return None if None in found else math.fsum(loss for loss in found if loss is not None) / len(found)
 
 
@@ -126,13 +129,50 @@ def ended_losses(folders: Sequence[Path]) -> dict[str, float]:
     """The final loss of every run in the folders that has ended; infinite for one that did not finish."""
     from altgrad.runs import load_runs
 
+    return losses_of(load_runs(tuple(folders)).records)
+
+
+def losses_of(records: Iterable[RunRecord]) -> dict[str, float]:
+    """`ended_losses` of some records."""
     found = {}
-    for record in load_runs(tuple(folders)).records:
+    for record in records:
         if has_ended(record):
             loss = (record.run.get("summary") or {}).get("val_loss")
             usable = record.status == "finished" and isinstance(loss, float) and math.isfinite(loss)
             found[record.id] = loss if usable else math.inf
     return found
+
+
+def look_around(out: Path, device: str) -> None:
+    """What a campaign begins with: recorded runs that cannot be read, and what the canary says of this machine.
+
+    The canary is trained and kept with the records; a machine that is described alike and gave other bits is named.
+
+    Raises:
+        UsageError: the device is missing, or the folder cannot be written.
+    """
+    from altgrad.runs import load_runs
+    from altgrad.runs.canary import keep_canary, unlike
+    from altgrad.runs.processor import stated
+    from altgrad.runs.schema import RecordError
+    from altgrad.runs.store import find_canaries
+    from altgrad.runs.writer import no_room
+    from altgrad.training.canary import run_canary
+
+    own = run_canary(device)
+    print(f"canary: {own.digest[:8]} on {stated(own.environment)}")
+    known, problems = find_canaries((out,))
+    recorded = load_runs((RECORDED,))
+    lines = [f"left out {problem.where}: {problem.reason}" for problem in (*recorded.problems, *problems)]
+    same = [other for other in (*recorded.canaries, *known) if other.machine == own.machine]
+    for line in lines + unlike([*same, own]):
+        print(f"warning: {line}", file=sys.stderr)
+    try:
+        keep_canary(out, own)
+    except RecordError:  # it is named above
+        pass
+    except OSError as error:
+        raise no_room(out, error) from None
 
 
 def run_study(study: str, out: Path, workers: int, shard: tuple[int, int] = (1, 1), device: str = "cpu") -> int:
@@ -180,34 +220,41 @@ def run_study(study: str, out: Path, workers: int, shard: tuple[int, int] = (1, 
     return 1 if crashed else 0
 
 
-def pack(study: str, out: Path, partial: bool = False) -> int:
-    """Write the study's ended runs, from `out` and what is packed already, to experiments/recorded/STUDY/.
+def pack(study: str, out: Path) -> int:
+    """Write the study's ended runs that no part of any study holds yet as a new part of experiments/recorded/STUDY/.
 
     Raises:
-        UsageError: runs are missing, and not `partial`, or all of them are.
+        UsageError: no run is recorded, or what is packed already is damaged.
     """
-    from altgrad.runs import load_runs, pack_study
+    from altgrad.runs import load_runs, pack_part
+    from altgrad.runs.store import find_canaries, read_place, record_places
 
-    wanted = {identity(config) for config in configs_of(study, ended_losses((RECORDED, out)))}
-    records = [record for record in load_runs((RECORDED / study, out)).records if record.id in wanted]
-    ended = [record for record in records if has_ended(record)]
-    missing = len(wanted) - len(ended)
-    if not ended or (missing and not partial):
-        raise UsageError(
-            f"{study}: {missing} of {len(wanted)} runs are not recorded; run the study first"
-            + (", or pack what there is with --partial" if ended else "")
-        )
-    pack_study(ended, RECORDED / study, history_every=10, layers_every=PACKED_LOOKS)
-    size = sum(file.stat().st_size for file in (RECORDED / study).iterdir())
-    print(f"{study}: {len(ended)} runs packed, {size / 1e3:.0f} kB" + (f"; {missing} are missing" if missing else ""))
+    for folder, where in record_places((RECORDED / study,)):
+        for problem in read_place(folder, where)[1]:
+            raise UsageError(f"{study}: {problem.reason}")
+    held, local = load_runs((RECORDED,)).records, load_runs((out,)).records
+    packed = {record.id for record in held}
+    wanted = {identity(config) for config in configs_of(study, losses_of([*local, *held]))}
+    new = [record for record in local if record.id in wanted - packed and has_ended(record)]
+    missing = len(wanted - packed) - len(new)
+    if missing == len(wanted):
+        raise UsageError(f"{study}: none of its {missing} runs is recorded; run the study first")
+    left = f"; {missing} are missing" if missing else ""
+    if not new:
+        print(f"{study}: nothing new{left}")
+        return 0
+    how = {"history_every": 10, "layers_every": PACKED_LOOKS, "canaries": find_canaries((out,))[0]}
+    part = pack_part(new, RECORDED / study, **how)
+    size = sum(file.stat().st_size for file in part.iterdir())
+    print(f"{study}: {len(new)} runs packed as {part.name}, {size / 1e3:.0f} kB{left}")
     return 0
 
 
-def _packed(study: str, out: Path, partial: bool) -> int:
+def _packed(study: str, out: Path, named: bool) -> int:
     try:
-        return pack(study, out, partial)
+        return pack(study, out)
     except UsageError as error:
-        if not partial:
+        if named:
             raise
         print(f"left out: {error}")
         return 0
@@ -279,7 +326,6 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=cores(), help="processes (default: cores)")
     parser.add_argument("--shard", type=_shard, default=(1, 1), help="1/4: the first of four machines that share")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where runs train (default: cpu)")
-    parser.add_argument("--partial", action="store_true", help="pack what there is of studies that are not whole yet")
     options = parser.parse_args()
     packing = options.words[:1] == ["pack"]
     studies = options.words[packing:] or list(CAMPAIGN)
@@ -290,7 +336,8 @@ def main() -> int:
         for study in studies:
             find(study)
         if packing:
-            return max(_packed(study, options.out, options.partial) for study in studies)
+            return max(_packed(study, options.out, bool(options.words[1:])) for study in studies)
+        look_around(options.out, options.device)
         return max(run_study(study, options.out, options.workers, options.shard, options.device) for study in studies)
 
     return guarded(work)

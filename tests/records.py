@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from altgrad.config import ExperimentConfig
 from altgrad.runs import Failure, RunWriter
+from altgrad.runs.tables import DIGESTS
 
 Row = tuple[int, str, str, str, str, float]
 """step, layer, layer_type, operand, statistic, value."""
@@ -112,6 +114,17 @@ def write_run(
 
 
 _HELD: list[RunWriter] = []
+
+
+def without_proofs(folder: Path) -> Path:
+    """A run's folder or a packed study as earlier versions wrote it: nothing proves its tables."""
+    if (folder / DIGESTS).exists():
+        (folder / DIGESTS).unlink()
+    else:
+        run = json.loads((folder / "run.json").read_text("utf-8"))
+        run.pop("tables", None)
+        (folder / "run.json").write_text(json.dumps(run), "utf-8")
+    return folder
 
 
 def write_matrix(root: Path, seeds: int = 5) -> None:

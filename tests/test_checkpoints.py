@@ -461,13 +461,13 @@ def no_room(*_given: Any, **_more: Any) -> None:
 def test_a_full_disk_is_one_line_and_leaves_a_record_that_can_be_resumed(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from altgrad.runs import writer
+    from altgrad.runs import tables, writer
 
     def fill_up(patch: pytest.MonkeyPatch) -> None:
         if where in ("history", "layers", "everything"):
             patch.setattr(writer, "_write_all", no_room)
         if where in ("parquet", "everything"):
-            patch.setattr(writer.pq, "write_table", no_room)
+            patch.setattr(tables.pq, "write_table", no_room)
         if where in ("event", "everything"):
             patch.setattr(writer, "write_json", no_room)
         if where in ("checkpoint", "everything"):

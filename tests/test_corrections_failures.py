@@ -45,7 +45,7 @@ Runs = list[dict[str, Any]]
 def runs() -> Runs:
     found = [
         json.loads(text)
-        for path in sorted(RECORDED.glob("*/runs.parquet"))
+        for path in sorted(RECORDED.rglob("runs.parquet"))
         for text in pq.read_table(path, columns=["run"])["run"].to_pylist()
     ]
     return found or pytest.skip("no study is recorded")

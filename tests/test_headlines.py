@@ -31,7 +31,8 @@ Losses = Mapping[str, Mapping[int, float]]
 def raw() -> Losses:
     """The last validation loss of every finished run, read from the Parquet files as they are; no tuning runs."""
     found: dict[str, dict[int, float]] = {}
-    for study in sorted(path for path in RECORDED.iterdir() if not path.name.endswith("tuning")):
+    parts = sorted(path.parent for path in RECORDED.rglob("runs.parquet"))
+    for study in (path for path in parts if not path.relative_to(RECORDED).parts[0].endswith("tuning")):
         last: dict[str, tuple[int, float]] = {}
         history = pq.read_table(study / "history.parquet", columns=["run_id", "step", "val_loss"]).to_pydict()
         for run, step, loss in zip(history["run_id"], history["step"], history["val_loss"], strict=True):

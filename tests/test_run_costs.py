@@ -71,6 +71,9 @@ def test_a_trial_measures_everything(benchmark: ModuleType) -> None:
         "Append a row of 60 metrics",
         "Read three columns of 4 runs",
         "Read all columns of 4 runs",
+        "Read three columns of 2 runs, checked",
+        "Read all columns of 2 runs, checked",
+        "Load 2 runs, checked",
         "Load 20 packed runs",
     ]
     assert all(figure.floor for figure in found.figures)

@@ -173,7 +173,7 @@ def test_a_full_disk_is_an_error_of_the_row_that_did_not_fit(tmp_path: Path, the
     assert found.problems == ()
     assert found.records[0].history["step"].tolist() == acknowledged
     assert found.records[0].status == ("finished" if then == "room again" else "crashed")
-    assert verify([tmp_path]) == (1, [])
+    assert verify([tmp_path]) == (1, [], [])
 
 
 WRITER = """

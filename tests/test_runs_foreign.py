@@ -306,7 +306,7 @@ def test_no_api_key_reaches_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (own in text, other in text) == (False, False)
     assert text.count(LEFT_OUT) == 7
     assert "ab" * 20 in text
-    assert verify([tmp_path]) == (1, [])
+    assert verify([tmp_path]) == (1, [], [])
 
 
 def test_a_step_that_no_table_holds_is_refused(tmp_path: Path) -> None:

@@ -215,7 +215,7 @@ def test_no_key_of_altgrads_own_config_is_a_secret() -> None:
 
 def test_every_recorded_run_is_read_as_it_was_recorded() -> None:
     seen = 0
-    for path in sorted((ROOT / "experiments" / "recorded").glob("*/runs.parquet")):
+    for path in sorted((ROOT / "experiments" / "recorded").rglob("runs.parquet")):
         for text in pq.read_table(path, columns=["run"])["run"].to_pylist():
             run = json.loads(text)
             assert mask_record(run, own=()) == run
@@ -304,7 +304,7 @@ def test_no_secret_of_a_foreign_run_is_in_its_record_or_on_its_pages(
     assert found.config.notes == f"with {LEFT_OUT}\npassword: {LEFT_OUT}"
     assert found.config.tags == ("a", LEFT_OUT, f"token={LEFT_OUT}")
     assert found.secrets == ()
-    assert verify([tmp_path / "runs"]) == (1, [])
+    assert verify([tmp_path / "runs"]) == (1, [], [])
     pages_of(tmp_path / "runs", tmp_path / "pages")
     assert leaks(tmp_path / "pages") == []
     for command in (["show", identity, "--json"], ["show", identity], ["list"], ["export", "--format", "json"]):
@@ -344,7 +344,7 @@ def test_notes_and_tags_of_altgrads_own_runs_are_looked_at_too(
     found = read_run(path)  # although what stands for the secrets is longer than they were
     assert found.config.tags == (LEFT_OUT, "t")
     assert len(found.config.notes) <= LONGEST_NOTES
-    assert verify([tmp_path]) == (1, [])
+    assert verify([tmp_path]) == (1, [], [])
 
 
 def test_what_an_earlier_version_recorded_is_read_without_its_secrets_and_left_as_it_is(tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_what_an_earlier_version_recorded_is_read_without_its_secrets_and_left_a
     pages_of(tmp_path / "runs", tmp_path / "pages")
     assert leaks(tmp_path / "pages") == []
     assert json.loads(file.read_text()) == told
-    count, problems = verify([tmp_path / "runs"])
+    count, problems, _ = verify([tmp_path / "runs"])
     assert count == 1
     assert [problem.reason.partition(":")[0] for problem in problems] == [
         "run.json holds what looks like a secret, and is read without it"
@@ -425,7 +425,7 @@ def test_no_secret_of_a_run_in_w_and_b_is_in_its_record_or_on_its_pages(
     assert foreign is not None
     assert json.loads(str(foreign["steps"]))[1] == {"name": "HF_TOKEN", "value": LEFT_OUT}
     assert found.secrets == ()
-    assert verify([out]) == (1, [])
+    assert verify([out]) == (1, [], [])
     pages_of(out, tmp_path / "pages")
     assert leaks(out) == leaks(tmp_path / "pages") == []
     assert [part for part in HIDDEN if part in said.out + said.err] == []

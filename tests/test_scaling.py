@@ -693,7 +693,11 @@ CODES, SCALES = encode_mx(X, E4M3)
         (lambda: quantize_mx(X, E4M3, out=X.half()), TypeError, "out must be float32"),
         (lambda: quantize_mx(X, E4M3, out=[1.0]), TypeError, "out must be a tensor, not list"),
         (lambda: quantize_mx(X, E4M3, draw_version=3), ValueError, "draw_version must be one of 1, 2, not 3"),
-        (lambda: quantize_nvfp4(X, rounding="stochastic", seed=X), TypeError, r"one int64 number, not float32 \[2, 32\]"),
+        (
+            lambda: quantize_nvfp4(X, rounding="stochastic", seed=X),
+            TypeError,
+            r"one int64 number, not float32 \[2, 32\]",
+        ),
         (lambda: tile_amax(X, (32,)), ValueError, r"two sides, \(rows, columns\), not \(32,\)"),
         (lambda: tile_amax(X, 32), ValueError, r"two sides, \(rows, columns\), not 32"),
         (lambda: tile_amax(X, (0, 32)), ValueError, "rows of a tile must be a whole number of at least 1, not 0"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import pytest
 
 from altgrad.config import UsageError
 from altgrad.runs import load_runs
+from altgrad.runs.canary import CANARIES
+from altgrad.runs.query import verify
 from altgrad.runs.schema import run_id
 from altgrad.studies import ARMS, PILOT_SEEDS, STUDIES, TUNING_SEEDS, Arm, Study
 
@@ -143,14 +146,15 @@ def test_a_campaign_resumes_and_packs(
     monkeypatch.setattr(campaign, "RECORDED", tmp_path / "recorded")
     monkeypatch.setattr(campaign, "_results", in_this_process(campaign))
     out = tmp_path / "runs"
-    with pytest.raises(UsageError, match="3 of 3 runs are not recorded"):
+    with pytest.raises(UsageError, match="none of its 3 runs is recorded; run the study first"):
         campaign.pack("tiny", out)
     assert campaign.run_study("tiny", out, 1, (1, 3)) == 0
-    with pytest.raises(UsageError, match=r"2 of 3 runs are not recorded.*--partial"):
-        campaign.pack("tiny", out)
-    assert campaign.pack("tiny", out, partial=True) == 0
-    assert "1 runs packed" in (said := capsys.readouterr().out)
+    assert campaign.pack("tiny", out) == 0
+    assert "1 runs packed as part-001" in (said := capsys.readouterr().out)
     assert "2 are missing" in said
+    first = files_of(tmp_path / "recorded")
+    assert campaign.pack("tiny", out) == 0
+    assert capsys.readouterr().out == "tiny: nothing new; 2 are missing\n"
     assert campaign.run_study("tiny", out, 1) == 0
     assert "2 to do" in capsys.readouterr().out
     killed = next(out.glob("e7m0*")) / "run.json"  # as a process leaves it that had no time to write an end
@@ -159,11 +163,64 @@ def test_a_campaign_resumes_and_packs(
     assert campaign.run_study("tiny", out, 1) == 0
     assert "2 recorded, 1 to do" in capsys.readouterr().out, "a run that was killed is run again"
     assert json.loads(killed.read_text())["status"] == "finished"
+    shutil.rmtree(killed.parent)
     assert campaign.pack("tiny", out) == 0
-    assert "3 runs packed" in capsys.readouterr().out
-    assert campaign.run_study("tiny", tmp_path / "elsewhere", 1) == 0
+    assert "1 runs packed as part-002" in (said := capsys.readouterr().out)
+    assert "1 are missing" in said
+    shutil.rmtree(out)
+    assert campaign.run_study("tiny", tmp_path / "clone", 1) == 0
+    assert "2 recorded, 1 to do" in capsys.readouterr().out, "a fresh clone knows what the parts hold"
+    assert campaign.pack("tiny", tmp_path / "clone") == 0
+    assert "1 runs packed as part-003" in capsys.readouterr().out
+    assert campaign.run_study("tiny", tmp_path / "another", 1) == 0
     assert "3 recorded, 0 to do" in capsys.readouterr().out, "what is packed is not run again"
-    assert len(load_runs((tmp_path / "recorded",)).records) == 3
+    found = load_runs((tmp_path / "recorded",))
+    assert (len(found.records), found.problems) == (3, ())
+    assert verify([tmp_path / "recorded"]) == (3, [], [])
+    whole = files_of(tmp_path / "recorded")
+    assert {path: whole[path] for path in first} == first, "a part is never written again"
+    table = tmp_path / "recorded/tiny/part-002/history.parquet"
+    table.write_bytes(table.read_bytes()[:-1])
+    with pytest.raises(UsageError, match=r"tiny: .*part-002: damaged packed study \(history.parquet"):
+        campaign.pack("tiny", tmp_path / "clone")
+
+
+def test_a_machine_that_is_described_alike_and_computes_otherwise_is_named(
+    campaign: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    monkeypatch.setattr(campaign, "RECORDED", tmp_path / "recorded")
+    for _ in range(2):
+        campaign.look_around(tmp_path / "runs", "cpu")
+    said = capsys.readouterr()
+    first, second = said.out.splitlines()
+    assert first == second, "one machine gives one digest"
+    assert said.err == ""
+    kept = tmp_path / "runs" / CANARIES
+    assert kept.read_text().count("\n") == 1, "a repeat that says the same is not kept twice"
+    assert not {"user", "host", str(tmp_path), platform.node()} & set(kept.read_text().split('"'))
+    one = json.loads(kept.read_text())
+    assert {"processor", "instructions", "blas", "torch", "threads"} <= {*one["environment"]}
+    kept.write_text(json.dumps(one | {"digest": "0" * 64, "created": "2026-01-02T03:04:05Z"}) + "\n")
+    campaign.look_around(tmp_path / "runs", "cpu")
+    line = "warning: the canary gave other bits on machines that are described alike"
+    told = capsys.readouterr().err
+    assert told.startswith(line)
+    assert "00000000 on 2026-01-02, " in told
+    assert told.count("\n") == 1
+    assert [line.partition(" (")[0] for line in verify([tmp_path / "runs"]).notes] == [line.removeprefix("warning: ")]
+    other = one | {"environment": one["environment"] | {"instructions": "AVX2"}}
+    kept.write_text("".join(json.dumps(each) + "\n" for each in (one, other | {"digest": "1" * 64})))
+    assert verify([tmp_path / "runs"]).notes == [], "another machine may compute otherwise"
+    kept.write_text("no canary\n")
+    campaign.look_around(tmp_path / "runs", "cpu")
+    assert "warning: left out runs: canaries.jsonl: damaged" in capsys.readouterr().err
+    assert kept.read_text() == "no canary\n"
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_mistake_ends_a_campaign_with_one_line(

@@ -27,6 +27,7 @@ from altgrad.config import (
 from altgrad.formats import get_format
 from altgrad.runs import Problem, RunRecord, RunSet, default_sources, load_runs, sources_fingerprint
 from altgrad.runs.pack import is_histogram, is_last, is_over_time
+from altgrad.runs.processor import NOT_STATED as NOT_STATED
 from altgrad.runs.schema import LAYER_COLUMNS, digest
 from altgrad.runs.store import LAYER_TEXT
 from altgrad.runs.wandb_pull import Pulled, pull
@@ -207,6 +208,8 @@ class ExperimentDataLoader:
     def fingerprint(self) -> str:
         """First 12 hex of a sha256 over the content of all records and problems, in order."""
         total = hashlib.sha256(repr(self.problems).encode())
+        for canary in self.run_set.canaries:
+            total.update(canary.model_dump_json().encode())
         for record in self.run_set.records:
             total.update(self._digests[record.id])
         return total.hexdigest()[:12]
@@ -346,10 +349,6 @@ def _aggregated(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return pd.DataFrame(kept).assign(step=step, mean=mean, sum=total, count=count)
 
 
-NOT_STATED = "not stated"
-"""What a foreign run does not say of itself."""
-
-
 def states_formats(config: ExperimentConfig) -> bool:
     """Whether a run says of any operand which format it has."""
     return any(config.states(f"quantize.{operand}") for operand in OPERANDS)
@@ -405,6 +404,9 @@ def scope_parts(config: ExperimentConfig) -> list[tuple[str, str]]:
     for operand, rounding in quantize.rounding:
         if operand in operands and rounding != "nearest_even":
             parts.append((f"{rounding} {operand}", f"{OPERAND_NAMES[operand]} rounded {_words(rounding)}"))
+    for kind, rounding in quantize.grad_output_rounding.given.items():
+        layer = f"the {kind}" if kind == "head" else kind
+        parts.append((f"{kind} grad_output {rounding}", f"gradients of {layer} {_rounded(rounding)}"))
     for name in quantize.casts.given:
         parts.append(_cast(config, name))
     for product, size in quantize.hadamard.given.items():
@@ -490,6 +492,12 @@ def rule_label(config: ExperimentConfig) -> str:
     if optimizer.storage == "grid":
         return f"{label} on the grid, rounded {_words(optimizer.rounding)}"
     return f"{label}, weights rounded {_words(optimizer.rounding)}" if optimizer.rounding != "nearest_even" else label
+
+
+def _rounded(rounding: str) -> str:
+    """What a layer's own rounding does to its gradients, in words."""
+    own = {"wide": "not quantized", "diffused": "rounded by error diffusion"}
+    return own.get(rounding, f"rounded {_words(rounding)}")
 
 
 def _words(rounding: str) -> str:

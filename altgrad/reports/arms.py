@@ -325,7 +325,8 @@ def _environment(records: list[RunRecord]) -> Table:
     found: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for record in records:
         made, data = record.run["code"], record.run["data"]
-        environment = ", ".join(f"{key} {plain(value)}" for key, value in sorted(record.run["environment"].items()))
+        where = record.run["environment"] and {"processor": NOT_STATED, **record.run["environment"]}
+        environment = ", ".join(f"{key} {plain(value)}" for key, value in sorted(where.items()))
         program = f"altgrad {made.get('version', '?')}, fingerprint {made.get('fingerprint', '?')}"
         text = f"{data.get('name', 'unnamed')}, sha256 {data['sha256'][:12]}"
         found[environment or "not recorded", program, text].append(record.config.seed)

@@ -6,7 +6,8 @@ A run's folder holds
 
 - ``run.json``: resolved config, data and code fingerprints, environment, status, failure, summary, W&B address;
 - ``failure.md``: the failure of a run that ended badly as people read it (`altgrad explain` makes the same);
-- ``history.jsonl`` while the run goes, ``history.parquet`` after it: one row a logged step;
+- ``history.jsonl`` while the run goes, ``history.parquet`` after it: one row a logged step; what proves the table, its
+  rows and its sha256, is then in ``run.json``;
 - ``layers.jsonl`` / ``layers.parquet``: the long table step, layer, layer_type, operand, statistic, value;
 - ``checkpoints/`` where the config asks for them (`altgrad.training.checkpoint`); readers pass over it;
 - ``lock``: held by the writer's process, which is how a reader tells a running run from a crashed one.
@@ -14,7 +15,7 @@ A run's folder holds
 
 from altgrad.runs.bulk import read_histories
 from altgrad.runs.foreign import foreign_config, record
-from altgrad.runs.pack import pack_study
+from altgrad.runs.pack import pack_part, pack_study
 from altgrad.runs.schema import (
     FAILURE_KINDS,
     LAYER_COLUMNS,
@@ -47,6 +48,7 @@ __all__ = [
     "foreign_config",
     "load_runs",
     "newest_time",
+    "pack_part",
     "pack_study",
     "read_histories",
     "read_run",

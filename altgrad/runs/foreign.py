@@ -24,6 +24,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from altgrad.config import ExperimentConfig, Scalar, UsageError, config_keys, nested, one_line, parse_config
+from altgrad.runs.processor import describe_processor
 from altgrad.runs.schema import digest, plain, without_paths
 from altgrad.runs.secrets import mask
 from altgrad.runs.writer import RunWriter
@@ -59,7 +60,8 @@ def record(
             taken to be the same data.
         study: a group of runs.
         notes, tags: for people.
-        environment: versions and device; default: Python's version and those of the imported array libraries.
+        environment: versions and device; default: the processor, and the versions of Python and the imported array
+            libraries.
 
     Raises:
         UsageError: a value that cannot be recorded, an unknown format, a name that is no slug; the line names the key.
@@ -194,5 +196,5 @@ def _refused(error: ValidationError, used: Mapping[str, Any]) -> set[str]:
 
 def _environment() -> dict[str, Any]:
     versions = {name: getattr(sys.modules.get(name), "__version__", None) for name in _LIBRARIES}
-    own = {"python": platform.python_version(), "system": platform.system()}
+    own = {"python": platform.python_version(), "system": platform.system(), **describe_processor()}
     return own | {name: version for name, version in versions.items() if isinstance(version, str)}

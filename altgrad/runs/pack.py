@@ -1,20 +1,28 @@
-"""The packed form of many runs: three Parquet files a study, small enough to commit."""
+"""The packed form of many runs: three Parquet files and their digests, small enough to commit; a study in parts."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from altgrad.runs.store import RunRecord
-from altgrad.runs.writer import replacing
+from altgrad.config import UsageError
+from altgrad.runs.canary import CANARIES, Canary, lines_of, machine_of
+from altgrad.runs.files import write_bytes
+from altgrad.runs.schema import Proof
+from altgrad.runs.store import PART, RunRecord
+from altgrad.runs.tables import write_digests, write_table
 
 OVER_TIME = ("overflow", "underflow", "sqnr_db", "flips", "updates", "effective_rank")
 """Statistics of the per-layer table that findings are averages of, and pages show, over all recorded steps."""
@@ -96,8 +104,11 @@ def pack_study(
     history_every: int = 5,
     layers_every: int = 60,
     drop: Sequence[str] = (),
+    canaries: Sequence[Canary] = (),
 ) -> None:
-    """Write `records` as ``runs.parquet``, ``history.parquet`` and ``layers.parquet`` in `folder`.
+    """Write `records` as ``runs.parquet``, ``history.parquet`` and ``layers.parquet``, with their digests, in `folder`.
+
+    A reader sees the whole folder or none, whenever this is killed.
 
     Curves are thinned: history keeps every `history_every`-th step, the first and last one and every evaluation. The
     per-layer table keeps what is shown over time (`is_over_time`) at every recorded step; the others at multiples of
@@ -109,13 +120,15 @@ def pack_study(
 
     Args:
         records: ended runs; running ones are refused, since their record is not whole yet.
-        folder: where the study lies; its three files are replaced.
+        folder: where the study will lie; there is no such folder yet, or an empty one.
         history_every: in steps.
         layers_every: in steps.
         drop: history columns that are not kept.
+        canaries: of which those are kept whose machine one of the runs names.
 
     Raises:
         ValueError: if a run is still running, or two records have one id.
+        UsageError: the folder holds something, which is never written over, or another process is packing there.
     """
     records = sorted(records, key=lambda record: record.id)
     running = [record.id for record in records if record.status == "running"]
@@ -139,13 +152,59 @@ def pack_study(
         keep |= is_over_time(table) | is_last(table)
         keep |= _read_with_histograms(table, keep)
         layers.append(table[keep].assign(run_id=record.id))
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(runs, folder / "runs.parquet")
-    _write(
-        _narrow(pd.concat(histories, ignore_index=True), wide=("val_loss", "final_val_loss")),
-        folder / "history.parquet",
-    )
-    _write(_narrow(pd.concat(layers, ignore_index=True)), folder / "layers.parquet", by_bytes=("value",))
+    history, layer_table = pd.concat(histories, ignore_index=True), pd.concat(layers, ignore_index=True)
+    with _new_folder(folder) as temporary:
+        proofs = {
+            "runs": _write(runs, temporary / "runs.parquet"),
+            "history": _write(_narrow(history, wide=("val_loss", "final_val_loss")), temporary / "history.parquet"),
+            "layers": _write(_narrow(layer_table), temporary / "layers.parquet", by_bytes=("value",)),
+        }
+        write_digests(temporary, proofs)
+        machines = {machine_of(record.run.get("environment")) for record in records}
+        if own := [canary for canary in canaries if canary.machine in machines]:
+            write_bytes(temporary / CANARIES, lines_of(own))
+
+
+def pack_part(records: Sequence[RunRecord], study: Path, **how: Any) -> Path:
+    """Write `records` as the next part of a study, ``part-001`` and so on; what the study holds already stays as it is.
+
+    Args:
+        records: ended runs that no part holds yet.
+        study: the folder of the study.
+        how: for `pack_study`.
+
+    Returns:
+        The part's folder.
+
+    Raises:
+        ValueError, UsageError: as `pack_study`.
+    """
+    names = [found for path in study.glob("part-*") if (found := PART.fullmatch(path.name))]
+    folder = study / f"part-{max((int(found[1]) for found in names), default=0) + 1:03}"
+    pack_study(records, folder, **how)
+    return folder
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that gets its name where the block ends well; one at a time in a place."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{folder.name}: there is a packed study already, which is never written over")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    place = os.open(folder.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+        temporary.mkdir()
+        yield temporary
+        os.rename(temporary, folder)
+        os.fsync(place)
+    except BlockingIOError:
+        raise UsageError(f"{folder.name}: another process is packing beside it; wait for it") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(place)
 
 
 def _narrow(frame: pd.DataFrame, wide: Sequence[str] = ()) -> pd.DataFrame:
@@ -153,10 +212,10 @@ def _narrow(frame: pd.DataFrame, wide: Sequence[str] = ()) -> pd.DataFrame:
     return frame.astype({"step": "int32", **kinds})
 
 
-def _write(frame: pd.DataFrame, path: Path, by_bytes: Sequence[str] = ()) -> None:
+def _write(frame: pd.DataFrame, path: Path, by_bytes: Sequence[str] = ()) -> Proof:
     """Write `frame`; the columns `by_bytes` are split by byte: exponents compress, mantissas do not."""
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
-    how = {"use_dictionary": [name for name in frame if name not in by_bytes], "compression": "zstd"}
-    split = list(by_bytes) or False
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression_level=19, use_byte_stream_split=split, **how)
+    coded = [name for name in frame if name not in by_bytes]
+    return write_table(
+        table, path, use_dictionary=coded, compression_level=19, use_byte_stream_split=list(by_bytes) or False
+    )

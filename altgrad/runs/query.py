@@ -14,18 +14,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
 from altgrad.config import ExperimentConfig, UsageError, config_keys
 from altgrad.formats import get_format
+from altgrad.runs.canary import unlike
 from altgrad.runs.schema import STATUSES, NewerRecord, Problem, RecordError, run_id
 from altgrad.runs.secrets import in_words
 from altgrad.runs.store import (
     PACKED,
+    Held,
     RunRecord,
     RunSet,
+    find_canaries,
     read_place,
     read_run,
     read_table,
@@ -33,6 +36,7 @@ from altgrad.runs.store import (
     record_places,
     set_aside,
 )
+from altgrad.runs.tables import DIGESTS
 from altgrad.runs.writer import CLOCK_SLACK, REPORT, is_locked
 
 _FIELDS = ("id", "arm", "status", "study", "seed", "created", "ended", "seconds", "data", "failure", "wandb_url")
@@ -200,29 +204,45 @@ def _one_kind(column: pd.Series) -> pd.Series:
     return column.map(lambda value: json.dumps(value) if not isinstance(value, str) else value, na_action="ignore")
 
 
-def verify(sources: Iterable[Path]) -> tuple[int, list[Problem]]:
-    """Check every record under `sources`: how many there are, and what is wrong with which.
+class Verified(NamedTuple):
+    """How many records there are, what is wrong with which, and what is no fault of any."""
 
-    Its schema; that its id is its folder's name and belongs to its config and data; its tables, their steps in order; a
-    row that was cut short; clocks that jumped; one id recorded twice with different content.
+    records: int
+    problems: list[Problem]
+    notes: list[str]
+
+
+def verify(sources: Iterable[Path]) -> Verified:
+    """Check every record under `sources`.
+
+    Its schema; that its id is its folder's name and belongs to its config and data; that its tables are those that were
+    recorded; their steps in order; a row that was cut short; clocks that jumped; one id recorded twice with different
+    content, or in two parts of a packed study. Notes say which records have nothing that proves their tables, and which
+    machines are described alike and do not compute alike.
     """
-    count, problems = 0, list[Problem]()
+    sources = tuple(map(Path, sources))
+    canaries, problems = find_canaries(sources)
+    count, unproved, held = 0, 0, Held()
     seen: dict[str, tuple[str, RunRecord]] = {}
     for folder, where in record_places(sources):
         packed = (folder / PACKED).exists()
         records, damaged = read_place(folder, where)
         problems += damaged
+        problems += held.twice(folder, where, [record.id for record in records]).values()
         count += len(records) + len(damaged)
+        unproved += len(records) if packed and not (folder / DIGESTS).exists() else 0
         for record in records:
             place = f"{where}/{record.id}" if packed else where
             found = (
                 _record_problems(record) if packed else [*_folder_problems(folder, record), *_record_problems(record)]
             )
+            unproved += not packed and (folder / "history.parquet").exists() and not record.run.get("tables")
             problems += [Problem(place, line) for line in found]
             known = seen.setdefault(record.id, (place, record))
             if known[1] is not record and not _same_content(known[1], record):
                 problems.append(Problem(place, f"another record of this id, with other content, is {known[0]}"))
-    return count, problems
+    notes = [f"nothing proves the tables of {unproved} records, which an earlier version wrote"] if unproved else []
+    return Verified(count, problems, notes + unlike(canaries))
 
 
 def _folder_problems(folder: Path, record: RunRecord) -> list[str]:

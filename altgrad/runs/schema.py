@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf, StrictInt
 from pydantic.dataclasses import dataclass as validated
@@ -150,6 +150,16 @@ class Origin(_Head):
     report: list[Text] = []
 
 
+class Proof(BaseModel):
+    """What proves a table: its rows, the sha256 of the file's bytes, and that of its footer, its last bytes."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    rows: StrictInt = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    footer: str = Field(pattern="^[0-9a-f]{64}$")
+
+
 class Head(_Head):
     """What readers need of a run.json, with the value of a key that is not there; other keys stay as they are."""
 
@@ -168,6 +178,7 @@ class Head(_Head):
     code: dict[Any, Any] = {}
     summary: dict[Any, Any] = {}
     origin: Origin | None = None
+    tables: dict[Literal["history", "layers"], Proof] = {}
 
 
 def json_ready(value: Any) -> Any:

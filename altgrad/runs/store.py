@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -18,27 +18,32 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from altgrad.config import ExperimentConfig, UsageError, first_mistake, parse_config
+from altgrad.runs.canary import Canary, read_canaries
+from altgrad.runs.files import read_bytes
 from altgrad.runs.schema import (
     LAYER_COLUMNS,
     SCHEMA_VERSION,
     Head,
     NewerRecord,
     Problem,
+    Proof,
     RecordError,
     arm_id,
     public_line,
 )
 from altgrad.runs.secrets import left_out, mask, mask_record
-from altgrad.runs.writer import is_locked, read_jsonl
+from altgrad.runs.tables import is_text, open_table, read_digests
+from altgrad.runs.writer import TABLES, is_locked, read_jsonl
 
 PACKED = "runs.parquet"
 DEEPEST = 50
 """Levels of lists and objects in run.json."""
 _HALF = re.compile("[\ud800-\udfff]")
+PART = re.compile("part-([0-9]{3,})")
+"""What the folder of a part of a packed study is called."""
 LAYER_TEXT = LAYER_COLUMNS[1:-1]
 """The columns of the per-layer table that hold text."""
 
@@ -104,10 +109,11 @@ def _text_as(layers: pd.DataFrame, kind: Literal["str", "category"]) -> pd.DataF
 
 @dataclass(frozen=True, eq=False)
 class RunSet:
-    """Every readable record of some sources, ordered by id, and what was left out."""
+    """Every readable record of some sources, ordered by id, what was left out, and the canaries of their machines."""
 
     records: tuple[RunRecord, ...]
     problems: tuple[Problem, ...] = ()
+    canaries: tuple[Canary, ...] = ()
 
 
 def default_sources() -> tuple[Path, ...]:
@@ -128,16 +134,23 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
     """Read every record under `sources` (default: `default_sources`).
 
     A source is a run's folder, a packed study, or a folder that holds such (two levels down at most). Missing sources
-    hold no runs. A record that two sources hold is read once, a finished one before any other. Records that cannot be
-    used are listed in `problems` and do not stop the others.
+    hold no runs. A record that two sources hold is read once, a finished one before any other; of two parts of one
+    packed study, which hold no run twice, the first one's. Records that cannot be used are listed in `problems` and do
+    not stop the others.
     """
     found: dict[str, RunRecord] = {}
-    problems: list[Problem] = []
-    for source in default_sources() if sources is None else sources:
+    held = Held()
+    sources = tuple(map(Path, default_sources() if sources is None else sources))
+    canaries, problems = find_canaries(sources)
+    for source in sources:
         for folder, where in record_places([source]):
             records, damaged = read_place(folder, where)
             problems += damaged
+            twice = held.twice(folder, where, [record.id for record in records])
+            problems += twice.values()
             for record in records:
+                if record.id in twice:
+                    continue
                 known = found.setdefault(record.id, record)
                 if known is record:
                     continue
@@ -148,7 +161,40 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
                     problems.append(Problem(where, again))
         problems += _set_aside_records(Path(source))
     pa.default_memory_pool().release_unused()  # a third of the records' size, of reading them
-    return RunSet(tuple(found[key] for key in sorted(found)), tuple(problems))
+    return RunSet(tuple(found[key] for key in sorted(found)), tuple(problems), canaries)
+
+
+def find_canaries(sources: Iterable[Path]) -> tuple[tuple[Canary, ...], list[Problem]]:
+    """The canaries that lie with the records of some sources, each once, and the files of them that are damaged."""
+    found: list[Canary] = []
+    problems = []
+    for source in sources:
+        for folder in dict.fromkeys([source, *(each for each in record_folders(source) if (each / PACKED).exists())]):
+            try:
+                found += [one for one in read_canaries(folder) if not any(map(one.repeats, found))]
+            except RecordError as error:
+                problems.append(Problem(folder.name, str(error)))
+    return tuple(found), problems
+
+
+class Held:
+    """Which part of a packed study holds which run."""
+
+    def __init__(self) -> None:
+        self._where: dict[Path, dict[str, str]] = {}
+
+    def twice(self, folder: Path, where: str, runs: Collection[str]) -> dict[str, Problem]:
+        """The runs of a folder that an earlier part of the same study holds, each with its problem."""
+        if not (folder / PACKED).exists():
+            return {}
+        study = folder.parent if PART.fullmatch(folder.name) else folder
+        known = self._where.setdefault(study, {})
+        remedy = "the first is kept; remove the part that should not be there"
+        again = {run: known[run] for run in runs if run in known}
+        known.update(dict.fromkeys(set(runs) - set(again), where))
+        return {
+            run: Problem(f"{where}/{run}", f"{first} holds this run already: {remedy}") for run, first in again.items()
+        }
 
 
 def sources_fingerprint(sources: Iterable[Path] | None = None) -> str:
@@ -173,8 +219,10 @@ def newest_time(sources: Iterable[Path] | None = None) -> datetime | None:
     for folder, _ in record_places(sources):
         damage = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, pa.ArrowException)
         with contextlib.suppress(*damage):
-            packed = (folder / PACKED).exists()
-            texts = _read_parquet(folder / PACKED)["run"] if packed else [(folder / "run.json").read_text("utf-8")]
+            if (folder / PACKED).exists():
+                texts = open_table(folder / PACKED).read()["run"].to_pylist()
+            else:
+                texts = [(folder / "run.json").read_text("utf-8")]
             ends = [head.get("ended") or head["created"] for head in map(json.loads, texts)]
             times += [datetime.fromisoformat(end).astimezone(UTC) for end in ends]
     return max(times, default=None)
@@ -212,14 +260,15 @@ def read_run(folder: Path) -> RunRecord:
     # The lock is asked before the file is read: a run that ends in between is then seen as ended, not as crashed.
     locked = is_locked(folder)
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = json.loads(read_bytes(path).decode("utf-8"))
     except FileNotFoundError:
         raise RecordError(f"{folder.name}/run.json: missing; delete the folder or restore the file") from None
     except (ValueError, OSError, RecursionError) as error:
         raise RecordError(f"{folder.name}/run.json: not readable JSON ({reason_of(error)}); restore the file") from None
     run, config, secrets = _checked(run, folder.name, locked)
-    tables = {"history": _ordered(read_table(folder, "history")), "layers": read_table(folder, "layers")}
-    history = tables["history"]
+    proofs = {name: Proof.model_validate(proof) for name, proof in (run.get("tables") or {}).items()}
+    tables = {name: read_table(folder, name, proofs.get(name), run["id"]) for name in TABLES}
+    history = tables["history"] = _ordered(tables["history"])
     if "val_loss" not in history or not history["val_loss"].notna().any():
         _needs_loss(run, config, folder.name)
     return RunRecord(run, config, arm_id(config, run["data"]), tables.__getitem__, secrets)
@@ -282,42 +331,50 @@ def _checked(run: Any, where: str, locked: bool) -> tuple[dict[str, Any], Experi
         raise RecordError(f"{file}: {public_line(first_mistake(error))}; {remedy}") from None
     except UsageError as error:
         raise RecordError(mask(str(error))) from None
-    run |= head.model_dump(by_alias=True, exclude={"origin"}) | {"failure": head.failure and head.failure.to_json()}
+    run |= head.model_dump(by_alias=True, exclude={"origin", "tables"})
+    run["failure"] = head.failure and head.failure.to_json()
     if run["status"] == "running" and not locked and "origin" not in run:  # W&B knows whether one of its runs goes on
         run["status"] = "crashed"
     return run, config, secrets
 
 
-def read_table(folder: Path, name: str) -> pd.DataFrame:
+def read_table(folder: Path, name: str, proof: Proof | None = None, run: str | None = None) -> pd.DataFrame:
     """The table "history" or "layers" of a run's folder, in the order in which it was written.
 
+    Args:
+        folder: of the run.
+        name: of the table.
+        proof: of the table once it is Parquet, where run.json has it.
+        run: the run's id.
+
     Raises:
-        RecordError: it is damaged, or a column is missing or of the wrong kind.
+        RecordError: it is damaged or not the one that was recorded, or a column is missing or of the wrong kind.
     """
     parquet, jsonl = folder / f"{name}.parquet", folder / f"{name}.jsonl"
     where = f"{folder.name}/{name}"
     columns = LAYER_COLUMNS if name == "layers" else ("step",)
-    frame = pd.DataFrame()
+    frame = None
     try:
         # A run that ends in between has its table as Parquet when its lines are gone, hence the second look.
         for path in (parquet, jsonl, parquet):
             with contextlib.suppress(FileNotFoundError):
-                frame = _read_parquet(path) if path is parquet else pd.DataFrame(read_jsonl(path))
+                if path is parquet:
+                    frame = open_table(path, proof, run).read().to_pandas()
+                else:
+                    frame = pd.DataFrame(read_jsonl(path))
                 break
-    except (ValueError, OSError, pa.ArrowException) as error:
+    except (ValueError, OSError, OverflowError, pa.ArrowException) as error:
         raise RecordError(f"{where}: damaged ({reason_of(error)}); restore the file or record the run again") from None
-    if frame.empty:
+    if frame is None and proof is not None:
+        raise RecordError(f"{where}: missing; restore the file or record the run again")
+    if frame is None or frame.empty:
         return pd.DataFrame({column: pd.Series(dtype="float64") for column in columns})
     missing = [column for column in columns if column not in frame]
     if missing:
         raise RecordError(f"{where}: column {missing[0]!r} is missing; restore the file")
+    if twice := frame.columns[frame.columns.duplicated()].tolist():
+        raise RecordError(f"{where}: column {str(twice[0])[:80]!r} is there twice; restore the file")
     return _numeric(frame, where, [column for column in frame if name == "history" or column == "value"])
-
-
-def _read_parquet(path: Path) -> pd.DataFrame:
-    """The file's table, read from an open file: pyarrow's messages then name no path."""
-    with open(path, "rb") as file:
-        return pq.read_table(file).to_pandas()
 
 
 def _numeric(frame: pd.DataFrame, where: str, columns: Sequence[str]) -> pd.DataFrame:
@@ -338,10 +395,11 @@ def read_place(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]
 def _read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]]:
     """RecordError for files that are missing or damaged as a whole."""
     try:
-        runs = _read_parquet(folder / PACKED)
-        rows = [(str(row.run_id), str(row.run)) for row in runs.itertuples()]
-        tables = {name: Packed(packed_table(folder / f"{name}.parquet")) for name in ("history", "layers")}
-    except (OSError, pa.ArrowException, KeyError, AttributeError, ValueError) as error:
+        proofs = read_digests(folder)
+        runs = _named(folder / PACKED, lambda path: open_table(path, proofs.get("runs")).read())
+        rows = [(str(row["run_id"]), str(row["run"])) for row in runs.to_pylist()]
+        tables = {name: Packed(packed_table(folder / f"{name}.parquet", proofs.get(name))) for name in TABLES}
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         damage = f"damaged packed study ({reason_of(error)})"
         raise RecordError(f"{where}: {damage}; restore the folder from version control") from None
     with_loss = tables["history"].having("val_loss")
@@ -371,26 +429,47 @@ def _packed_table(tables: Mapping[str, Packed], identity: str, name: str) -> pd.
     return _ordered(rows.dropna(axis="columns", how="all") if len(rows) else rows[["step"]])
 
 
-def packed_table(path: Path) -> pa.Table:
+def packed_table(path: Path, proof: Proof | None = None) -> pa.Table:
     """A table of many runs: its text, the column run_id among it, as dictionaries.
 
+    Args:
+        path: of the file.
+        proof: of the table, where the study has digests.
+
     Raises:
-        ValueError, OSError, pa.ArrowException: it is damaged, or a column is missing or of the wrong kind.
+        ValueError: it is damaged or not the one that was recorded, or a column is missing or of the wrong kind; the
+            message begins with the file's name.
     """
-    with open(path, "rb") as file:
-        schema = pq.read_schema(file)
-        text = [column.name for column in schema if _is_text(column.type)]
-        table = pq.read_table(file, read_dictionary=text).unify_dictionaries().combine_chunks()
-    if "run_id" not in text or "step" not in table.column_names:
-        raise ValueError(f"{path.name} has no columns run_id and step")
-    for name in set(table.column_names) - set(LAYER_TEXT) - {"run_id"}:
-        if not is_number(schema.field(name).type):
-            raise ValueError(f"a value of column {name!r} is not a number")
-    needed = {"run_id", *(LAYER_COLUMNS if path.stem == "layers" else ("step",))}
-    if missing := needed - set(table.column_names):
-        raise ValueError(f"{path.name} has no column {min(missing)}")
+    return _named(path, partial(_packed_rows, proof=proof))
+
+
+def _named(path: Path, read: Callable[[Path], pa.Table]) -> pa.Table:
+    """What `read` gives; where it fails, the message says for which file."""
+    try:
+        return read(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{path.name}: {reason_of(error)}") from None
+
+
+def _packed_rows(path: Path, proof: Proof | None) -> pa.Table:
+    file = open_table(path, proof, coded=True)
+    table = file.read().unify_dictionaries().combine_chunks()
+    kinds = {column.name: column.type for column in table.schema}
+    if len(kinds) < table.num_columns:
+        raise ValueError("a column is there twice")
+    text = {name for name, kind in kinds.items() if pa.types.is_dictionary(kind) and is_text(kind.value_type)}
+    if "run_id" not in text or "step" not in kinds:
+        raise ValueError("it has no columns run_id and step")
+    layers = path.stem == "layers"
+    for name, kind in kinds.items():
+        worded = name == "run_id" or (layers and name in LAYER_TEXT)
+        if not (name in text or pa.types.is_null(kind) or not len(table) if worded else is_number(kind)):
+            raise ValueError(f"a value of column {name!r} is not {'text' if worded else 'a number'}")
+    needed = {"run_id", *(LAYER_COLUMNS if layers else ("step",))}
+    if missing := needed - set(kinds):
+        raise ValueError(f"it has no column {min(missing)}")
     if empty := [name for name in sorted(needed - {"value"}) if table[name].null_count]:
-        raise ValueError(f"{path.name} has a row without {empty[0]}")
+        raise ValueError(f"it has a row without {empty[0]}")
     return table
 
 
@@ -431,10 +510,6 @@ def is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind))
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
 def record_places(sources: Iterable[Path] | None = None) -> Iterator[tuple[Path, str]]:
     """Folders that hold a record or a packed study, and where each lies in its source (default: `default_sources`)."""
     for source in map(Path, default_sources() if sources is None else sources):
@@ -443,14 +518,25 @@ def record_places(sources: Iterable[Path] | None = None) -> Iterator[tuple[Path,
 
 
 def record_folders(source: Path) -> list[Path]:
-    """Folders that hold a record or a packed study: the source itself, or those one or two levels down."""
+    """Folders that hold a record or a packed study: the source itself, or those one or two levels down.
+
+    The parts of a packed study (`altgrad.runs.pack.pack_part`) are such folders, in the order in which they were
+    written; tables that lie beside them come first.
+    """
 
     def below(folder: Path) -> list[Path]:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.endswith(".old"))
+        return sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix not in (".old", ".tmp"))
 
-    if not source.is_dir() or _holds_record(source):
-        return [source] if source.is_dir() else []
-    places = ([child] if _holds_record(child) else filter(_holds_record, below(child)) for child in below(source))
+    def with_parts(folder: Path) -> list[Path]:
+        parts = below(folder) if (folder / PACKED).exists() else []
+        return [folder, *(part for part in parts if (part / PACKED).exists())]
+
+    if not source.is_dir():
+        return []
+    if _holds_record(source):
+        return with_parts(source)
+    children = below(source)
+    places = (with_parts(child) if _holds_record(child) else filter(_holds_record, below(child)) for child in children)
     return [folder for some in places for folder in some]
 
 

@@ -113,9 +113,9 @@ def write_record(root: Path, run: Mapping[str, Any], history: Sequence[Mapping[s
         raise UsageError(f"{name}: {other} has this id already, and is kept")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    write_rows(staging / "history.parquet", history)
-    write_rows(staging / "layers.parquet", [])
-    write_json(staging / "run.json", run)
+    tables = {"history": history, "layers": ()}
+    proofs = {key: write_rows(staging / f"{key}.parquet", rows, name).model_dump() for key, rows in tables.items()}
+    write_json(staging / "run.json", {**run, "tables": proofs})
     if target.exists():  # an earlier pull of the same run; a kill between the two renames leaves it to be pulled again
         gone = staging.with_name("earlier")
         shutil.rmtree(gone, ignore_errors=True)

@@ -14,23 +14,24 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic_core import PydanticSerializationError, to_json
 
 import altgrad
 from altgrad.config import ExperimentConfig, UsageError
 from altgrad.imports import code_fingerprint
+from altgrad.runs.files import write_text
 from altgrad.runs.schema import (
     LAYER_COLUMNS,
     SCHEMA_VERSION,
     Failure,
+    Proof,
     arm_id,
     json_ready,
     plain,
@@ -38,6 +39,7 @@ from altgrad.runs.schema import (
     run_id,
 )
 from altgrad.runs.secrets import in_words, left_out, mask, mask_record
+from altgrad.runs.tables import noted, open_table, write_table
 
 TABLES = ("history", "layers")
 FSYNC_SECONDS = 5.0
@@ -187,7 +189,8 @@ class RunWriter:
             detail["code"] = _code()
         events = [event for event in run["events"] if event["step"] <= step]
         events.append({"kind": "resumed", "step": step, **detail})
-        run.pop("message", None)
+        for key in ("message", "tables"):
+            run.pop(key, None)
         run = _written(path, run | _UNDER_WAY | {"summary": {}, "events": events})
         (path / REPORT).unlink(missing_ok=True)
         return cls(path, run, lock, seconds, step)
@@ -296,8 +299,11 @@ class RunWriter:
 
     def _close(self, status: str, summary: dict[str, Any] | None = None) -> None:
         self.sync()
+        proofs = {}
         for name in TABLES:
-            write_rows(self.path / f"{name}.parquet", read_jsonl(self.path / f"{name}.jsonl"))
+            rows = read_jsonl(self.path / f"{name}.jsonl")
+            proofs[name] = write_rows(self.path / f"{name}.parquet", rows, self.run_id).model_dump()
+        self.run["tables"] = proofs
         self._mark(status, summary)
         self._closed = True  # a signal from here on finds the run ended: what is left changes nothing that readers see
         for name in TABLES:
@@ -352,26 +358,6 @@ def write_json(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     run = mask_record(run)
     write_text(path, json.dumps(run, indent=1, sort_keys=True, allow_nan=False))
     return run
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old or the new one, never a part: temporary file, fsync, replace."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that replaces it where the block ends well, and is removed where it does not."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        yield temporary
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    os.replace(temporary, path)
 
 
 def _write_all(file: IO[bytes], data: bytes) -> None:
@@ -448,12 +434,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a table as Parquet, as `write_text` writes; a value that a row has not is null."""
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], run: str) -> Proof:
+    """Write a run's table as Parquet, and return what proves it; a value that a row has not is null."""
     columns = dict.fromkeys(key for row in rows for key in row)
     table = pa.table({key: _column([row.get(key) for row in rows]) for key in columns or {"step": None}})
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    return write_table(table, path, run=run)
 
 
 def _cut(path: Path, name: str, step: int) -> None:
@@ -463,8 +448,8 @@ def _cut(path: Path, name: str, step: int) -> None:
         if lines.exists():  # a kill while the record was closed leaves both: the lines are whole, the table may be too
             rows = read_jsonl(lines)
         elif table.exists():
-            with open(table, "rb") as file:
-                rows = pq.read_table(file).to_pylist()
+            run, proofs = noted(path)
+            rows = open_table(table, proofs.get(name), run).read().to_pylist()
         else:
             rows = []
     except (ValueError, pa.ArrowException) as error:
@@ -487,14 +472,18 @@ def _column(values: list[Any]) -> pa.Array:
 def _lock(path: Path) -> IO[bytes]:
     """The record's lock, held until the file is closed; RunExists where another process has it."""
     for _ in range(20):
-        file = open(path / "lock", "ab")  # noqa: SIM115 - held for the run's life
+        try:
+            file = open(path / "lock", "ab")  # noqa: SIM115 - held for the run's life
+        except FileNotFoundError:  # the record was set aside in between
+            path.mkdir(exist_ok=True)
+            continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path / "lock")):
                 return file
         except BlockingIOError:  # a reader that tests the lock holds it for microseconds
             time.sleep(0.01)
-        except FileNotFoundError:  # the record was set aside in between, and its lock with it
+        except FileNotFoundError:  # and its lock with it
             path.mkdir(exist_ok=True)
         file.close()
     raise RunExists(f"{path.name} is being written by another process; wait for it or use another --out")

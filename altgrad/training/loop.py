@@ -54,6 +54,7 @@ from altgrad.optim import CodeOptimizer, GridOptimizer, ManifoldAdamW
 from altgrad.runs import Alarm, Failure, NothingToResume, RunWriter, read_run
 from altgrad.runs.diagnosis import diagnose, symptoms
 from altgrad.runs.failure_report import failure_report
+from altgrad.runs.processor import describe_processor
 from altgrad.runs.schema import PHASES
 from altgrad.runs.tracking import Tracker
 from altgrad.runs.writer import ending
@@ -159,8 +160,14 @@ class Batches:
         return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
 
-def policy_of(config: ExperimentConfig) -> Policy:
-    """What the config does to the operands of its layers.
+def policies_of(config: ExperimentConfig) -> dict[str, Policy]:
+    """What the config does to its layers, by layer type; "*" is for those without a rounding of their own."""
+    kinds = config.quantize.grad_output_rounding.given
+    return {kind: policy_of(config, kind) for kind in kinds} | {"*": policy_of(config)}
+
+
+def policy_of(config: ExperimentConfig, layer_type: str | None = None) -> Policy:
+    """What the config does to the operands of its layers, or to those of a layer type that has a rounding of its own.
 
     Weights under storage "master" are rounded on the forward pass as `optimizer.rounding` says; under storage "grid"
     that is how the optimizer rounds, and the forward pass reads the weights as they are.
@@ -168,7 +175,7 @@ def policy_of(config: ExperimentConfig) -> Policy:
     quantize = config.quantize
 
     def operand(name: str) -> Operand:
-        fmt, rounding, rule = config.cast(name)
+        fmt, rounding, rule = config.cast(name, layer_type)
         return Operand(get_format(fmt), rounding, rule)
 
     operands: dict[str, Any] = {name: operand(name) for name in OPERANDS}
@@ -183,10 +190,10 @@ def build_model(config: ExperimentConfig) -> GPT:
     model = GPT(
         config.tokens, layers=size.layers, dim=size.dim, heads=size.heads, context=size.context, seed=config.seed
     )
-    policy = policy_of(config)
-    quantize_model(model, policy, seed=config.seed, draw_version=config.draw_version)
-    if config.quantize.operands and not any(layer.policy is policy for layer in quantized_layers(model).values()):
-        known, patterns = ", ".join(quantized_layers(model)), list(config.quantize.patterns)
+    quantize_model(model, policies_of(config), seed=config.seed, draw_version=config.draw_version)
+    policy, layers = policy_of(config), quantized_layers(model)
+    if config.quantize.operands and not any(policy.covers(name, layer.layer_type) for name, layer in layers.items()):
+        known, patterns = ", ".join(layers), list(config.quantize.patterns)
         raise UsageError(f"quantize.patterns={patterns} match no layer of quantize.layers; the model has {known}")
     if size.rescale:
         _rescale(model, size.rescale, config.seed)
@@ -275,6 +282,8 @@ def shifted(config: ExperimentConfig) -> ExperimentConfig:
             quantize["casts"][product][operand] = None
         elif fmt != "fp32":
             quantize["casts"][product][operand]["format"] = to
+    if to == "fp32":  # nothing is rounded
+        quantize["grad_output_rounding"] = {}
     given["stability"]["shift_to"] = None
     return parse_config(given, source=f"stability.shift_to={to}")
 
@@ -450,7 +459,7 @@ def _open_record(
 
 
 def describe_environment(device: str) -> dict[str, Any]:
-    """Versions, device and thread count: what another machine needs to know; no names of machines or people."""
+    """Versions, device, processor and threads: what another machine needs to know; no names of machines or people."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -459,6 +468,7 @@ def describe_environment(device: str) -> dict[str, Any]:
         "machine": platform.machine(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        **describe_processor(),
     }
 
 
@@ -818,7 +828,7 @@ class _Run:
 
     def _change_format(self) -> None:
         config = shifted(self.config)
-        quantize_model(self.model, policy_of(config), seed=config.seed, draw_version=config.draw_version)
+        quantize_model(self.model, policies_of(config), seed=config.seed, draw_version=config.draw_version)
         before = self.optimizer
         if isinstance(before, GridOptimizer):  # it knows the format: another one with the same moments
             self.optimizer = build_optimizer(config, self.model)

@@ -1,0 +1,185 @@
+"""The Parquet files of records, and what proves them: how many rows were written, and the sha256 of the bytes.
+
+A run's proofs are in its run.json (`tables`), those of a packed study in `DIGESTS` beside its files. A table without
+proof, as earlier versions wrote it, is read all the same. Pages carry checksums of their own, which tell a flipped bit
+where only some columns are read and the bytes of the others never seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
+
+from altgrad.config import UsageError, first_mistake
+from altgrad.runs.files import read_bytes, write_bytes, write_text
+from altgrad.runs.schema import Proof, public_line
+
+DIGESTS = "digests.json"
+PACKED_TABLES = ("runs", "history", "layers")
+_RUN = b"altgrad.run"
+"""In a file's metadata: the run whose table it is."""
+_PROOFS = TypeAdapter(dict[str, Proof])
+_ID, _TABLES = b'\n "id": "', b'\n "tables": '
+"""How the writer's run.json lays out what `noted` looks for."""
+
+
+class NotAsRecorded(ValueError):
+    """A table whose bytes are not those that its proof was made of; the message says what is there instead."""
+
+
+def write_table(table: pa.Table, path: Path, *, run: str | None = None, **how: Any) -> Proof:
+    """Write a Parquet file so that a reader sees the old or the new one, and return what proves it.
+
+    The proof is of the bytes as they were made, not as they were read back from the disk.
+
+    Args:
+        table: all of it.
+        path: of the file.
+        run: whose table it is, for the file's metadata.
+        how: for `pyarrow.parquet.write_table`.
+    """
+    if run is not None:
+        table = table.replace_schema_metadata({_RUN: run.encode()})
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True, **how)
+    data = buffer.getvalue().to_pybytes()
+    write_bytes(path, data)
+    return _proof(data, table.num_rows)
+
+
+def _proof(data: bytes, rows: int) -> Proof:
+    return Proof(rows=rows, sha256=_sha256(data), footer=_sha256(data[-_footer(data[-8:]) :]))
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _footer(end: bytes) -> int:
+    """How many bytes of a Parquet file are its footer, by the last eight."""
+    return int.from_bytes(end[:4], "little") + 8
+
+
+def open_table(
+    path: Path, proof: Proof | None = None, run: str | None = None, *, coded: bool = False, whole: bool = True
+) -> pq.ParquetFile:
+    """A Parquet file, all of whose bytes are as they were recorded; without a proof its pages are checked when read.
+
+    Errors name no path: reasons reach public pages.
+
+    Args:
+        path: of the file.
+        proof: of the table, where there is one.
+        run: whose table it should be.
+        coded: text is read as dictionaries.
+        whole: False leaves the file on the disk: its footer, and the checksums of the pages that are read, are checked
+            at a third of the cost.
+
+    Raises:
+        NotAsRecorded: it is another table, or a part of it, or its bytes have changed.
+        OSError, pa.ArrowException: it is no Parquet file.
+    """
+    if whole:
+        data = read_bytes(path)
+        sound = proof is not None and _sha256(data) == proof.sha256
+        source = pa.BufferReader(data)
+    else:
+        source = pa.OSFile(str(path))
+        sound = proof is not None and _sha256(_end_of(source)) == proof.footer
+    file = pq.ParquetFile(source, page_checksum_verification=not (whole and sound))
+    if not sound:
+        _check_head(file, proof, run)
+    if coded:
+        text = [field.name for field in file.schema_arrow if is_text(field.type)]
+        return pq.ParquetFile(source, read_dictionary=text, page_checksum_verification=not sound)
+    return file
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _check_head(file: pq.ParquetFile, proof: Proof | None, run: str | None) -> None:
+    """NotAsRecorded for a table that is not the one of the proof, with what it is instead, or that is another run's."""
+    owner = (file.metadata.metadata or {}).get(_RUN, b"").decode(errors="replace")
+    if owner and run is not None and owner != run:
+        raise NotAsRecorded(f"it is the table of run {public_line(owner)[:100]}")
+    if proof is not None and file.metadata.num_rows != proof.rows:
+        raise NotAsRecorded(f"it has {file.metadata.num_rows:,} rows, and {proof.rows:,} were recorded")
+    if proof is not None:
+        raise NotAsRecorded("its bytes are not those that were recorded")
+
+
+def _end_of(source: pa.OSFile) -> bytes:
+    """The footer of a Parquet file, or as much as there is of it."""
+    size = source.size()
+    length = min(_footer(source.read_at(8, max(size - 8, 0))), size)
+    found: bytes = source.read_at(length, size - length)
+    return found
+
+
+def noted(folder: Path) -> tuple[str | None, dict[str, Proof]]:
+    """The run's id and the proofs in run.json, found without parsing all of it; none where it is damaged."""
+    try:
+        text = read_bytes(folder / "run.json")
+        begin = text.find(_TABLES) + len(_TABLES)
+        proofs = _PROOFS.validate_json(text[begin : text.index(b"\n }", begin) + 3]) if begin >= len(_TABLES) else {}
+        if not proofs and b'"tables"' in text:  # as another program has laid it out
+            run = json.loads(text)
+            return run["id"], _PROOFS.validate_python(run.get("tables") or {})
+        begin = text.find(_ID) + len(_ID)
+        return text[begin : text.index(b'"', begin)].decode() if begin >= len(_ID) else None, proofs
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None, {}
+
+
+def read_digests(folder: Path) -> dict[str, Proof]:
+    """The proofs of a packed study's tables, by their names without suffix; none where nobody has noted them.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        proofs = _PROOFS.validate_json(read_bytes(folder / DIGESTS))
+    except FileNotFoundError:
+        return {}
+    except ValidationError as error:
+        raise ValueError(f"{DIGESTS}: {first_mistake(error)}") from None
+    if set(proofs) != {*PACKED_TABLES}:
+        raise ValueError(f"{DIGESTS}: it is not of the tables {', '.join(PACKED_TABLES)}")
+    return proofs
+
+
+def write_digests(folder: Path, proofs: Mapping[str, Proof]) -> None:
+    """Note the proofs of a packed study beside its tables."""
+    text = json.dumps({name: proof.model_dump() for name, proof in proofs.items()}, indent=1, sort_keys=True) + "\n"
+    write_text(folder / DIGESTS, text)
+
+
+def note_digests(folder: Path) -> bool:
+    """Note what proves the tables of a packed study as they are now, where it has no digests; False where it has.
+
+    Raises:
+        UsageError: a table cannot be read, or is not the one that the digests are of.
+    """
+    known = proofs = {}
+    try:
+        known = read_digests(folder)
+        for name in PACKED_TABLES:
+            path = folder / f"{name}.parquet"
+            rows = open_table(path, known.get(name)).metadata.num_rows
+            proofs[name] = _proof(read_bytes(path), rows)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UsageError(f"{folder.name}: {public_line(error)}; restore the folder from version control") from None
+    if known:
+        return False
+    write_digests(folder, proofs)
+    return True
