@@ -1,4 +1,4 @@
-"""The command line: ``altgrad train | explain | runs | new-site``. torch is imported only when something is trained."""
+"""The command line: ``altgrad train | explain | probe | runs | new-site``. Only training and probing import torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from altgrad import __version__
-from altgrad.config import UsageError, load_config
+from altgrad.config import UsageError, load_config, one_line
 from altgrad.text import csv, shorten, visible
 
 EXPLAINING = """Say what broke in a recorded run, where and when, as markdown on standard output.
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explain.formatter_class = argparse.RawDescriptionHelpFormatter
     explain.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="the folder of one run")
     explain.set_defaults(command=run_explain)
+    add_probe_arguments(commands.add_parser("probe", help="predict what formats cost, from one unquantized model"))
     runs = commands.add_parser("runs", help="list, compare, export, check and remove recorded runs, and fetch some")
     add_runs_commands(runs)
     site = commands.add_parser(
@@ -150,6 +151,137 @@ def run_explain(options: argparse.Namespace) -> int:
         raise UsageError(f"{folder}: no such folder; give the folder of one run, OUT/<run id>")
     sys.stdout.write(failure_report(read_run(folder)))
     return 0
+
+
+PROBING = """Predict which formats and roundings of the logits' gradient cost least, without training in any of them.
+
+CONFIG is the YAML file of an unquantized experiment, whose model is trained for it, or the folder of an unquantized
+run, of which the newest checkpoint is read. Its section `scaling` is how the candidates are scaled. The next batches'
+gradients are rounded in each format and by each rounding; class_bias is the size of what that does to the head's weight
+gradient over all of them, each class against its own gradient. The smallest is predicted to cost least. Where there are
+records of this very experiment with everything in such a format, their gaps stand beside it.
+"""
+
+PROBE_EXAMPLES = """examples:
+  altgrad probe experiments/configs/defaults.yaml --formats e0m7,e2m5,e3m4,e4m3,e5m2,e6m1,e7m0
+  altgrad probe experiments/configs/defaults.yaml --formats e4m3,e2m1 --roundings nearest,stochastic,diffused \\
+      --set scaling.kind=mx_rceil --set scaling.axis=contraction
+
+exit codes:
+  0 printed   2 a mistake in the arguments or no model to probe; one line says what
+"""
+
+
+def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``altgrad probe``."""
+    parser.description, parser.epilog = PROBING, PROBE_EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "config", metavar="CONFIG", type=Path, help="YAML file, or the folder of a run with checkpoints"
+    )
+    parser.add_argument("--formats", required=True, metavar="NAMES", help="formats, separated by commas")
+    roundings = "of nearest, stochastic and diffused, separated by commas (default: nearest)"
+    parser.add_argument("--roundings", default="nearest", metavar="NAMES", help=roundings)
+    parser.add_argument("--steps", type=int, default=150, help="steps that the model is trained for (default: 150)")
+    parser.add_argument("--batches", type=int, default=16, help="batches whose gradients are rounded (default: 16)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
+    parser.add_argument("--seed", type=int, help="replaces the config's seed")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="a UTF-8 text of your own (default: licence texts)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--runs", action="append", type=Path, metavar="FOLDER", help="records for the gaps")
+    parser.set_defaults(command=run_probe)
+
+
+def run_probe(options: argparse.Namespace) -> int:
+    """Print what the probe predicts, and what records say of it, and return the exit code.
+
+    Raises:
+        UsageError: a user's mistake, or no model to probe.
+        ModuleNotFoundError: torch or rich are missing.
+    """
+    from altgrad.analysis.loader import ExperimentDataLoader
+    from altgrad.analysis.probed import rank_correlation, recorded_gaps
+    from altgrad.formats import FP32, get_format
+
+    for name in ("steps", "batches", "threads"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name} {getattr(options, name)}: give a number of at least 1")
+    sources = _sources(options)
+    if options.config.is_dir() and (options.set or options.seed is not None):
+        raise UsageError(f"{options.config}: a run has its config; leave out --set and --seed")
+    config = None if options.config.is_dir() else load_config(options.config, options.set, options.seed)
+    listed = _listed("--formats", options.formats)
+    try:
+        formats = [get_format(name) for name in listed]
+    except ValueError as error:
+        raise UsageError(f"--formats: {error}") from None
+    import torch
+
+    from altgrad.nn import Operand
+    from altgrad.telemetry.probe import ROUNDINGS, probe
+    from altgrad.training.probed import recorded, trained
+
+    roundings = _listed("--roundings", options.roundings)
+    if unknown := [name for name in roundings if name not in ROUNDINGS]:
+        raise UsageError(f"--roundings: must be of {', '.join(ROUNDINGS)}, not {visible(unknown[0])}")
+    torch.set_num_threads(options.threads)
+    of_run = recorded(options.config, options.batches, options.data) if config is None else None
+    config = of_run.config if of_run else config
+    assert config is not None
+    rule = config.scaling.rule("grad_output")
+    for fmt in formats:
+        if fmt is FP32 or not fmt.signed:
+            raise UsageError(f"--formats: gradients are not rounded to {fmt.name}; leave it out")
+        try:
+            fmt.require_float64("the probe")
+            rule.check("--formats", fmt)
+        except ValueError as error:
+            raise UsageError(one_line(error)) from None
+    probed = of_run or trained(config, options.steps, options.batches, options.data, progress=True)
+    names = {(fmt.name, ROUNDINGS[how]): f"{fmt.label} {how}" for fmt in formats for how in roundings}
+    operands = {name: Operand(get_format(key[0]), key[1], rule) for key, name in names.items()}
+    try:
+        statistics = probe(probed.model, probed.losses, operands, seed=config.seed)
+    except ValueError as error:
+        raise UsageError(f"{options.config}: {one_line(error)}") from None
+    found = {key: statistics[name] for key, name in names.items()}
+    gaps = recorded_gaps(ExperimentDataLoader(sources), probed.config, probed.data, names)
+    _print_probed(names, found, {key: (gap.mean, gap.n) for key, gap in gaps.items()})
+    means = {key: estimate.mean for key, estimate in gaps.items()}
+    for name in _PROBED:
+        rho, n = rank_correlation({key: values[name] for key, values in found.items()}, means)
+        if not math.isnan(rho):
+            print(f"Rank correlation of {name} with the recorded gaps of this experiment: {rho:+.2f} (n = {n}).")
+    if len(means) < 3:
+        print("Fewer than three of them have recorded gaps at this experiment: no rank correlation.")
+    print("No registered test of such an order is recorded yet: take it as a prediction.")
+    return 0
+
+
+_PROBED = ("class_bias", "row_mass", "class_noise")
+_Candidate = tuple[str, str]
+
+
+def _print_probed(
+    names: Mapping[_Candidate, str],
+    found: Mapping[_Candidate, Mapping[str, float]],
+    gaps: Mapping[_Candidate, tuple[float, int]],
+) -> None:
+    """A row a candidate, the smallest class bias first."""
+    rows = []
+    for key in sorted(found, key=lambda key: found[key]["class_bias"]):
+        gap = "{:+.3f} (n = {})".format(*gaps[key]) if key in gaps else "-"
+        rows.append([*names[key].rsplit(" ", 1), *(f"{found[key][name]:.4f}" for name in _PROBED), gap])
+    _print_table(["FORMAT", "ROUNDING", *(name.upper() for name in _PROBED), "RECORDED GAP"], rows, (2, 3, 4, 5))
+    print("The first is predicted to cost least.")
+
+
+def _listed(option: str, text: str) -> list[str]:
+    """The different names of a list with commas."""
+    names = [*dict.fromkeys(filter(None, (name.strip().lower() for name in text.split(","))))]
+    if not names:
+        raise UsageError(f"{option}: name one at least")
+    return names
 
 
 def run_new_site(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -144,9 +145,15 @@ class ScaleRule(_Section):
         blocks = self.kind in ("mx", "mx_rceil", "nvfp4")
         if self.kind != "amax" and self.granularity != "tensor" and not (blocks and self.granularity == "block_2d"):
             raise ValueError(f"scaling.granularity {self.granularity!r} belongs to kind 'amax', not to {self.kind!r}")
-        for key, default in (("algorithm", "max"), ("margin", 0)):
+        for key, default in (("algorithm", "max"), ("margin", 0), ("history", 16)):
             if self.kind != "delayed" and (given := getattr(self, key)) != default:
                 raise ValueError(f"scaling.{key} {given!r} belongs to kind 'delayed', not to {self.kind!r}")
+        if self.block != 32 and blocks:
+            fixed = f"are {16 if self.kind == 'nvfp4' else 32} wide"
+            raise ValueError(f"the blocks of kind {self.kind!r} {fixed}, not {self.block}; leave out scaling.block")
+        if self.block != 32 and self.granularity not in ("block", "block_2d"):
+            given = f"scaling.block {self.block} belongs to granularity 'block' or 'block_2d'"
+            raise ValueError(f"{given}, not to {self.granularity!r}")
         if self.quotient == "up" and (self.power_of_two or self.kind not in ("amax", "delayed")):
             rounded = "scaling.quotient 'up' belongs to a scale of kind 'amax' or 'delayed' with power_of_two false"
             raise ValueError(f"{rounded}; a power of two is rounded up already")
@@ -231,6 +238,27 @@ class CastsConfig(_Section):
         return {name: cast for name, cast in found.items() if cast is not None}
 
 
+GradOutputRounding = Literal[Rounding, "diffused", "wide"]
+
+
+class GradOutputRoundings(_Section):
+    """How grad_output is rounded in single types of layers, where not as `quantize.rounding` says.
+
+    It is so for both products that read it, unless `quantize.casts` gives the second a rounding of its own. "diffused"
+    is clamped error diffusion along the layer's outputs (a head's classes): deterministic, and the row sum survives to
+    half a spacing (`altgrad.diffusion`). "wide" leaves grad_output unquantized there.
+    """
+
+    attention: GradOutputRounding | None = _later(None)
+    mlp: GradOutputRounding | None = _later(None)
+    head: GradOutputRounding | None = _later(None)
+
+    @property
+    def given(self) -> dict[str, str]:
+        """Rounding by layer type."""
+        return {kind: rounding for kind, rounding in self if rounding is not None}
+
+
 class HadamardConfig(_Section):
     """The products whose operands are rotated along the dimension they sum over, each with the size of its rotation.
 
@@ -253,7 +281,8 @@ class QuantizeConfig(_Section):
 
     `layers` are layer types; `patterns` (dotted layer names with * and ?) restrict them further where given. `weight`,
     `activation` and `grad_output` are for both products that read them, unless `casts` gives the second its own.
-    `hadamard` rotates both operands of a product.
+    `hadamard` rotates both operands of a product. `grad_output_rounding` has layer types whose grad_output is rounded
+    otherwise than `rounding` says: nearest_even, stochastic, diffused, wide.
     """
 
     weight: FormatName = "fp32"
@@ -265,6 +294,7 @@ class QuantizeConfig(_Section):
     compute: Literal["simulated", "native"] = _later("simulated")
     casts: CastsConfig = _later(CastsConfig())
     hadamard: HadamardConfig = _later(HadamardConfig())
+    grad_output_rounding: GradOutputRoundings = _later(GradOutputRoundings())
 
     @field_validator("layers")
     @classmethod
@@ -277,6 +307,7 @@ class QuantizeConfig(_Section):
         if self.compute == "native" and {self.weight, self.activation} == {"e5m2"}:
             raise ValueError("quantize.compute 'native': no hardware multiplies e5m2 by e5m2; make one e4m3")
         given = [f"casts.{name}" for name in self.casts.given] + [f"hadamard.{name}" for name in self.hadamard.given]
+        given += [f"grad_output_rounding.{kind}" for kind in self.grad_output_rounding.given]
         if self.compute == "native" and given:
             raise ValueError(f"quantize.compute 'native' reads each operand once, as it is; leave out {given[0]}")
         return self
@@ -415,6 +446,7 @@ class TelemetryConfig(_Section):
     (0: never); of the operands in `histograms` how often each code occurs, and each binade before rounding.
     `shadow`: the same batch without any rounding, to compare gradients with (costs a pass more a look).
     `watch`: norms of every weight and gradient at every step, so that what breaks is named at the step it breaks.
+    `logits`: their mean and spread, and what rounding their gradient does to the head's, class by class.
     """
 
     operands: bool = True
@@ -426,6 +458,7 @@ class TelemetryConfig(_Section):
     histograms: tuple[Literal["weight", "activation", "grad_output"], ...] = _later(("weight",))
     shadow: bool = False
     watch: bool = True
+    logits: bool = _later(False)
 
     @field_validator("histograms")
     @classmethod
@@ -488,6 +521,7 @@ class ExperimentConfig(_Section):
     log_every: int = Field(1, ge=1)
     layers_every: int = Field(20, ge=0)
     nan_patience: int = Field(10, ge=1)
+    draw_version: Literal[1, 2] = _later(1)  # of stochastic rounding's draws: 2 has fewer bits and is quicker
     accumulate: int = _later(1, ge=1)  # batches whose gradients are averaged into one step
     compile: bool = _later(False)  # the model through torch.compile; steps with a look stay eager, equal to roundoff
     stability: StabilityConfig = _later(StabilityConfig())
@@ -525,13 +559,13 @@ class ExperimentConfig(_Section):
                 kept = "optimizer.storage 'grid' keeps one power-of-two scale per tensor"
                 raise ValueError(f"{kept}; set scaling.weight to {allowed}")
         self._check_casts()
-        for name in (*OPERANDS, *self.quantize.casts.given) if self.compile else ():
-            fmt, rounding, rule = self.cast(name)
-            if fmt != "fp32" and (rounding == "stochastic" or rule.kind == "delayed"):
-                raise ValueError(
-                    f"compile has no stochastic rounding of operands and no delayed scales, whose values change "
-                    f"with every step, and {name} has one; set compile=false"
-                )
+        self._check_grad_output_rounding()
+        made = [(name, kind) for name in (*OPERANDS, *self.quantize.casts.given) for kind in self._layers_apart]
+        drawn = {rounding for fmt, rounding, _ in itertools.starmap(self.cast, made) if fmt != "fp32"}
+        if self.optimizer.step_rule != "code":
+            drawn.add(self.optimizer.rounding)
+        if self.draw_version != 1 and "stochastic" not in drawn:
+            raise ValueError(f"draw_version {self.draw_version} is of stochastic rounding, and nothing is rounded so")
         if self.quantize.operands and not self.quantize.layers:
             raise ValueError("quantize.layers is empty but an operand has a format: name at least one layer type")
         if self.quantize.operands and self.quantize.layers == ("embedding",) and self.quantize.weight == "fp32":
@@ -548,7 +582,8 @@ class ExperimentConfig(_Section):
         """Refuse casts that change nothing or contradict how the weights are stored."""
         for name in self.quantize.casts.given:
             operand = operand_of(name)
-            if self.cast(name) == self.cast(operand) or {self.cast(name)[0], self.cast(operand)[0]} == {"fp32"}:
+            alike = all(self.cast(name, kind) == self.cast(operand, kind) for kind in self._layers_apart)
+            if alike or {self.cast(name)[0], self.cast(operand)[0]} == {"fp32"}:
                 raise ValueError(f"quantize.casts.{name} is what quantize.{operand} says already; leave it out")
         if self.optimizer.storage == "grid":
             second = SECOND_CASTS["weight"]
@@ -558,10 +593,31 @@ class ExperimentConfig(_Section):
                 stored = "optimizer.storage 'grid' has the products read weights as they are stored"
                 raise ValueError(f"{stored}; leave out quantize.{given[0]}")
 
-    def cast(self, name: str) -> tuple[str, Rounding, ScaleRule]:
+    def _check_grad_output_rounding(self) -> None:
+        """Refuse roundings of single layer types that say nothing, or something else than the rest of the config."""
+        quantize, second = self.quantize, SECOND_CASTS["grad_output"]
+        for kind, rounding in quantize.grad_output_rounding.given.items():
+            key = f"quantize.grad_output_rounding.{kind}"
+            if "grad_output" not in quantize.operands:
+                raise ValueError(f"{key} is {rounding!r}, and quantize.grad_output is fp32; leave it out")
+            if kind not in quantize.layers:
+                raise ValueError(f"{key} is {rounding!r}, and quantize.layers has no {kind}; leave one out")
+            if rounding == quantize.rounding.grad_output:
+                raise ValueError(f"{key} is what quantize.rounding.grad_output says already; leave it out")
+            if rounding == "wide" and second in quantize.casts.given:
+                both = f"{key} 'wide' is for both products, and quantize.casts.{second} quantizes one"
+                raise ValueError(f"{both}; leave one out")
+
+    @property
+    def _layers_apart(self) -> tuple[str | None, ...]:
+        """Layer types whose casts may differ; None is for all others."""
+        return None, *self.quantize.grad_output_rounding.given
+
+    def cast(self, name: str, layer_type: str | None = None) -> tuple[str, str, ScaleRule]:
         """Format, rounding and scale rule of a cast: weight, activation, grad_output, or one of `SECOND_CASTS`.
 
-        Weights on the grid are rounded by the optimizer, and to the nearest where a layer reads them.
+        Weights on the grid are rounded by the optimizer, and to the nearest where a layer reads them. Where no
+        `layer_type` is given, the cast is that of layers without a rounding of their own.
         """
         operand = operand_of(name)
         own = self.quantize.casts.given.get(name, CastConfig.model_construct())
@@ -570,6 +626,10 @@ class ExperimentConfig(_Section):
         else:
             rounding = getattr(self.quantize.rounding, operand)
         fmt = own.format or getattr(self.quantize, operand)
+        if operand == "grad_output" and (special := self.quantize.grad_output_rounding.given.get(layer_type or "")):
+            if special == "wide":
+                return FP32.name, "nearest_even", self.scaling.rule(operand)
+            rounding = special
         return fmt, own.rounding or rounding, own.scaling or self.scaling.rule(operand)
 
     @property

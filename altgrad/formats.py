@@ -489,31 +489,71 @@ def _significant_bits(fmt: FloatFormat) -> int:
     return ((largest - 1) | 1).bit_length()
 
 
-def stochastic_draw(seed: int, index: int) -> float:
-    """The number in [0, 1), a multiple of 2**-24, that stochastic rounding draws for an element.
+def stochastic_draw(seed: int, index: int, version: int = 1) -> float:
+    """The number in (0, 1) or [0, 1) that stochastic rounding draws for an element.
 
     It depends on the seed and the element's index in row-major order, and on nothing else: not on chunks, devices or
-    threads. 64-bit index; the upper half and the seed make two keys (the finalizer of splitmix64, Steele et al. 2014),
-    the lower half is mixed with them by two rounds of multiply and shift in 32 bits (constants of Wellons' lowbias32).
+    threads. A 64-bit number's upper half and the seed make two keys (the finalizer of splitmix64, Steele et al. 2014),
+    its lower half is mixed with them by two rounds of multiply and shift in 32 bits (constants of Wellons' lowbias32).
+
+    Version 1 mixes the index; the draw is a multiple of 2**-24. Version 2 mixes half the index, rounded down, into a
+    word of 32 bits for two elements, with shifts that keep the sign and a shifted sum at the end. The draw is an odd
+    multiple of 2**-16: 1/2 plus, as a signed number of 2**-16, the word's lower half for even and its upper half for
+    odd indices, with its last bit set.
 
     Args:
         seed: 0 <= seed < 2**64.
         index: 0 <= index < 2**64.
+        version: one of `DRAW_VERSIONS`; see `drawn_version`.
     """
-    key1, key2 = draw_keys(seed, index >> 32)
-    mixed = (index * DRAW_MULTIPLIERS[0] + key1) % 2**32
-    mixed ^= mixed >> 16
-    mixed = (mixed * DRAW_MULTIPLIERS[1] + key2) % 2**32
-    mixed ^= mixed >> 15
-    mixed = mixed * DRAW_MULTIPLIERS[2] % 2**32
-    return (mixed >> 8) * 2.0**-24
+    number = index if version == 1 else index >> 1
+    key1, key2 = draw_keys(seed, number >> 32)
+    first, second, third = DRAW_MULTIPLIERS
+    if version == 1:
+        mixed = (number * first + key1) % 2**32
+        mixed ^= mixed >> 16
+        mixed = (mixed * second + key2) % 2**32
+        mixed ^= mixed >> 15
+        mixed = mixed * third % 2**32
+        return (mixed >> 8) * 2.0**-24
+    word = _signed(number * first + key1, 32)
+    word ^= word >> 16
+    word = _signed(word * second + key2, 32)
+    word ^= word >> 15
+    word = _signed(word * third, 32)
+    word = _signed(word + (word >> 16), 32)
+    return 0.5 + (_signed(word >> 16 * (index & 1), 16) | 1) * 2.0**-16
 
 
 DRAW_MULTIPLIERS = (0x9E3779B1, 0x7FEB352D, 0x846CA68B)
+DRAW_VERSIONS = (1, 2)
+
+
+def drawn_version(version: int, fmt: FloatFormat) -> int:
+    """The version that a format's draws have where `version` is asked for.
+
+    The steps of version 2, 2**-15 in probability, are for formats of at most 7 mantissa bits; others have version 1.
+
+    Raises:
+        ValueError: there is no such version.
+    """
+    version = check_draw_version(version)
+    return version if fmt.mantissa_bits <= 7 else 1
+
+
+def check_draw_version(version: int) -> int:
+    """`version`, where there is such a version of `stochastic_draw`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if isinstance(version, bool) or version not in DRAW_VERSIONS:
+        raise ValueError(f"draw_version must be one of {', '.join(map(str, DRAW_VERSIONS))}, not {version!r}")
+    return version
 
 
 def draw_keys(seed: int, index_high: int) -> tuple[int, int]:
-    """The two 32-bit keys of `stochastic_draw` for a seed and the upper half of an index.
+    """The two 32-bit keys of `stochastic_draw` for a seed and the upper half of the number that is mixed.
 
     Raises:
         ValueError: the seed is no whole number in [0, 2**64).
@@ -522,6 +562,11 @@ def draw_keys(seed: int, index_high: int) -> tuple[int, int]:
         raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, not {seed!r}")
     key = _splitmix64(_splitmix64(seed) ^ index_high)
     return key & 0xFFFFFFFF, key >> 32
+
+
+def _signed(value: int, bits: int) -> int:
+    """The lower bits as the signed number that they are."""
+    return (value + (1 << (bits - 1))) % (1 << bits) - (1 << (bits - 1))
 
 
 def _splitmix64(state: int) -> int:

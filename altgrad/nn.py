@@ -49,7 +49,8 @@ from altgrad.config import (
     operand_of,
     product_of,
 )
-from altgrad.formats import FP32, ROUNDINGS, FloatFormat
+from altgrad.diffusion import diffuse
+from altgrad.formats import FP32, ROUNDINGS, FloatFormat, check_draw_version
 from altgrad.rounding import quantize, quantize_counted
 from altgrad.scaling import (
     MX_BLOCK,
@@ -136,6 +137,10 @@ def Scaling(kind: str = "amax", granularity: str = "tensor", **settings: Any) ->
 class Operand:
     """What happens to one operand of the products; FP32 leaves it as it is.
 
+    Attributes:
+        rounding: one of `altgrad.rounding.quantize`, or "diffused": clamped error diffusion along the last dimension,
+            which for a head's grad_output are the classes (`altgrad.diffusion`).
+
     Raises:
         ValueError: an unknown rounding.
     """
@@ -145,8 +150,8 @@ class Operand:
     scaling: ScaleRule = field(default_factory=ScaleRule)
 
     def __post_init__(self) -> None:
-        if self.rounding not in ROUNDINGS:
-            raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {self.rounding!r}")
+        if self.rounding not in (known := (*ROUNDINGS, "diffused")):
+            raise ValueError(f"rounding must be one of {', '.join(known)}, not {self.rounding!r}")
 
 
 @dataclass(frozen=True)
@@ -239,19 +244,49 @@ UNQUANTIZED = Policy()
 class Clock:
     """What the draws of stochastic rounding depend on beside layer and operand: the run's seed, and the moment.
 
-    The loop sets `step` and `part` (the batch within a step; -1 for evaluation), so that draws do not depend on how
-    often anything else was computed, and delayed scales count steps. While `step` is None nobody counts: every forward
-    pass of a layer is a step of its own.
+    `draw_version` is that of the draws (`formats.stochastic_draw`). The loop sets `step` and `part` (the batch within a
+    step; -1 for evaluation), so that draws do not depend on how often anything else was computed, and delayed scales
+    count steps. While `step` is None nobody counts: every forward pass of a layer is a step of its own.
     """
 
     seed: int = 0
     step: int | None = None
     part: int = 0
+    draw_version: int = 1
+    now: Tensor = field(init=False, repr=False, compare=False)
+    """int64 [step, part]; `counted` and `training` tell whether there is a step, and whether it is no evaluation."""
+    counted: bool = field(init=False, repr=False, compare=False)
+    training: bool = field(init=False, repr=False, compare=False)
 
-    def seed_of(self, layer: str, operand: str) -> int:
-        """A 64-bit seed for one tensor at this moment."""
-        text = f"{self.seed}/{self.step or 0}/{self.part}/{layer}/{operand}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep the moment as a tensor too, so that a compiled graph serves all moments."""
+        vars(self)[name] = value
+        with torch.inference_mode(False):
+            now = torch.tensor([self.step or 0, self.part], device="cpu")
+        vars(self).update(now=now, counted=self.step is not None, training=self.part >= 0)
+
+    def seed_of(self, layer: str, operand: str) -> int | Tensor:
+        """A 64-bit seed for one tensor at this moment; in a graph an int64 tensor with its bits."""
+        if torch.compiler.is_compiling():
+            return _seed_at(self.now, str(self.seed), f"{layer}/{operand}")
+        return _seed(str(self.seed), self.step or 0, self.part, f"{layer}/{operand}")
+
+
+def _seed(run: str, step: int, part: int, place: str) -> int:
+    text = f"{run}/{step}/{part}/{place}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+@torch.library.custom_op("altgrad::seed_at", mutates_args=())
+def _seed_at(now: Tensor, run: str, place: str) -> Tensor:
+    """`_seed` of the moment [step, part] that `now` holds when the graph runs: int64 []."""
+    step, part = now.tolist()
+    return torch.tensor(_seed(run, step, part, place), dtype=torch.uint64).view(torch.int64)
+
+
+@_seed_at.register_fake
+def _(now: Tensor, run: str, place: str) -> Tensor:
+    return now.new_empty(())
 
 
 class _Quantizer:
@@ -267,8 +302,8 @@ class _Quantizer:
     delayed: Any
     """The `DelayedScale` of each operand that has one: an nn.ModuleDict, so that histories are in `state_dict`; else
     an empty dict, so that a layer without them has no more modules than it had."""
-    passes: int = 0
-    """Forward passes so far, which are the steps of delayed scales while nobody counts them."""
+    passes: Tensor
+    """Of a layer with delayed scales, their steps while nobody counts them: minus the forward passes so far, int64."""
     recording: bool = True
     """Whether the forward pass under way has gradients enabled, which inside an autograd.Function nobody can see."""
     rotations: dict[int, Tensor]
@@ -323,8 +358,11 @@ class _Quantizer:
             return x, scale
         fmt, how = self.policy.operand(name).format, self._rounding(name)
         elements, factor = _elements(x, scale, block)
-        rounded = quantize(elements, fmt, scale=factor, check_scale=False, **how)
-        return rounded.view(x.shape), None if block else scale
+        if how["rounding"] == "diffused":
+            rounded = _diffused(x, elements, fmt, factor)
+        else:
+            rounded = quantize(elements, fmt, scale=factor, check_scale=False, **how).view(x.shape)
+        return rounded, None if block else scale
 
     def _reading(self, x: Tensor, name: str) -> Reading:
         operand = operand_of(name)
@@ -340,9 +378,15 @@ class _Quantizer:
         if isinstance(block, tuple):
             scale, block = expand_tiles(scale, _matrix(x).shape, block).view(x.shape), 0
         how = self._rounding(name)
+        if diffused := how["rounding"] == "diffused":  # what overflows is what overflows to nearest
+            how = {"rounding": "nearest_even"}
         found = quantize_counted(elements, fmt, scale=factor, with_ulp=False, check_scale=False, **how)
-        counts = found.overflow, found.underflow, found.nonzero
-        return Reading(*place, x, found.values.view(x.shape), fmt, scale, *counts, block, products)
+        rounded, underflow = found.values.view(x.shape), found.underflow
+        if diffused:
+            rounded = _diffused(x, elements, fmt, factor)
+            underflow = found.nonzero - torch.count_nonzero(rounded)
+        counts = found.overflow, underflow, found.nonzero
+        return Reading(*place, x, rounded, fmt, scale, *counts, block, products)
 
     def _rotated(self, x: Tensor, name: str) -> Tensor:
         """`x` as its product rotates it, along the dimension that the product sums over."""
@@ -357,7 +401,7 @@ class _Quantizer:
     def _rounding(self, name: str) -> dict[str, Any]:
         rounding = self.policy.operand(name).rounding
         seed = self.clock.seed_of(self.layer, name) if rounding == "stochastic" else None
-        return {"rounding": rounding, "seed": seed}
+        return {"rounding": rounding, "seed": seed, "draw_version": self.clock.draw_version}
 
     def _scale(self, x: Tensor, name: str) -> tuple[Any, int | tuple[int, int]]:
         """The scale of `x` (a Tensor, or None for 1), and the elements of a block that has one of its own, or 0.
@@ -390,12 +434,12 @@ class _Quantizer:
 
     def _delayed_scale(self, x: Tensor, name: str) -> Tensor:
         """As Transformer Engine: training with gradients enabled takes the amax of `x` into the history."""
-        delayed, moment = self.delayed[_key(name)], self.clock.step
-        if self.clock.part < 0 or not self.training:
+        delayed, clock = self.delayed[_key(name)], self.clock
+        if not (clock.training and self.training):
             return delayed.scale(x)  # type: ignore[no-any-return]
+        moment = clock.now[0] if clock.counted else self.passes
         if operand_of(name) == "grad_output":
-            return delayed.update(x, moment)  # type: ignore[no-any-return]
-        moment = -self.passes if moment is None else moment
+            return delayed.update(x, moment if clock.counted else None)  # type: ignore[no-any-return]
         return delayed.update(x, moment) if self.recording else delayed.scale(x, moment)  # type: ignore[no-any-return]
 
     def _begin(self) -> None:
@@ -407,7 +451,8 @@ class _Quantizer:
         """
         if self.delayed:
             self.recording = torch.is_grad_enabled()
-            self.passes += torch.compiler.is_compiling() or torch._C._current_graph_task_id() < 0
+            if torch.compiler.is_compiling() or torch._C._current_graph_task_id() < 0:
+                self.passes.sub_(1)
 
     @contextmanager
     def _without_trace(self) -> Iterator[None]:
@@ -424,6 +469,12 @@ def _elements(x: Tensor, scale: Any, block: int | tuple[int, int]) -> tuple[Tens
     if isinstance(block, tuple):
         return in_tiles(_matrix(x), scale, block)
     return in_blocks(x, scale, block=block) if block else (x, scale)
+
+
+def _diffused(x: Tensor, elements: Tensor, fmt: FloatFormat, scale: Any) -> Tensor:
+    """`x` between its neighbours on the grid, which are found in the shapes of `_elements`."""
+    neighbours = (quantize(elements, fmt, scale=scale, rounding=way, check_scale=False) for way in ("down", "up"))
+    return diffuse(x, *(each.view(x.shape) for each in neighbours))
 
 
 def _key(cast: str) -> str:
@@ -670,7 +721,9 @@ def layer_type(name: str) -> str | None:
     return next((part for part in name.split(".") if part in LAYER_TYPES), None)
 
 
-def quantize_model(model: nn.Module, policy: Policy | Mapping[str, Policy], *, seed: int = 0) -> nn.Module:
+def quantize_model(
+    model: nn.Module, policy: Policy | Mapping[str, Policy], *, seed: int = 0, draw_version: int = 1
+) -> nn.Module:
     """Turn the linear layers and embeddings of a model into their quantized form, in place.
 
     A layer's type is the first part of its dotted name that is one (`layer_type`), else "other". Parameters stay the
@@ -683,18 +736,19 @@ def quantize_model(model: nn.Module, policy: Policy | Mapping[str, Policy], *, s
         policy: one policy, or several by dotted name or layer type with * and ?, of which the first match counts; such
             a policy covers layers of every type, unless it names its own `layers`.
         seed: of the draws, where something is rounded stochastically.
+        draw_version: of `formats.stochastic_draw`; 2 is quicker.
 
     Returns:
         `model`.
 
     Raises:
-        ValueError: the policies match no layer.
+        ValueError: the policies match no layer; there is no such version of the draws.
     """
     if isinstance(policy, Policy):
         policies = {"*": policy}
     else:  # a key says which layers are meant
         policies = {key: replace(p, layers=("*",)) if p.layers == LAYER_TYPES else p for key, p in policy.items()}
-    clock = Clock(seed)
+    clock = Clock(seed, draw_version=check_draw_version(draw_version))
     found = 0
     for name, module in list(model.named_modules()):
         if type(module) not in (nn.Linear, nn.Embedding, QuantizedLinear, QuantizedEmbedding):
@@ -738,6 +792,7 @@ def _delay(layer: QuantizedLayer) -> None:
         if spec.format is not FP32
     }
     layer.delayed = nn.ModuleDict(scales).to(layer.weight.device) if scales else {}
+    layer.passes = torch.zeros((), dtype=torch.int64, device="cpu")
 
 
 def dequantize_model(model: nn.Module) -> nn.Module:

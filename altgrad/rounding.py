@@ -8,7 +8,8 @@ One short function does it all, and yields the spacing of the grid (the *ulp fie
 
 It equals `FloatFormat.round`, the readable specification, on every input and in every rounding. Formats that do not fit
 float32's normal numbers (BF16, E9M6, E8M0) and float64 tensors go through the same function in float64, where all of
-it is exact as well. The stochastic draw depends on (seed, index of the element) alone: `formats.stochastic_draw`.
+it is exact as well. A stochastic draw depends on (seed, index of the element) alone: `formats.stochastic_draw`. Version
+2 of the draws costs half as much: a word for two elements, and so few bits that the steps minus the draw are exact.
 
 Conventions: `scale` is the *dequantization* scale, real value = grid value x scale, and results are real values.
 -0 stays -0 where the format has one, NaN stays NaN, overflow is decided after rounding.
@@ -31,13 +32,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from altgrad.formats import BF16, DRAW_MULTIPLIERS, FP16, FP32, ROUNDINGS, FloatFormat, draw_keys
+from altgrad.draws import Draws, draws_of_each
+from altgrad.formats import BF16, FP16, FP32, ROUNDINGS, FloatFormat, draw_keys, drawn_version
+from altgrad.scratch import Scratch
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NATIVE = {FP16: torch.float16, BF16: torch.bfloat16}
 CODE_DTYPES = (torch.uint8, torch.uint16)
 
-_PIECE = 1 << 18
+PIECE = 1 << 18
 """Elements that eager code works on at a time, for each thread: the scratch for them stays in the cache."""
 _SMALL = 1 << 16
 """Elements up to which the allocator's own memory is as fast as scratch of ours."""
@@ -90,7 +93,8 @@ def quantize(
     scale: Tensor | float | None = None,
     rounding: str = "nearest_even",
     saturate: bool = True,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
+    draw_version: int = 1,
     out: Tensor | None = None,
     check_scale: bool = True,
 ) -> Tensor:
@@ -105,7 +109,10 @@ def quantize(
         saturate: True clips to the format's largest value, infinities included; False overflows to infinity where
             the format has it, else to NaN where it has that. A finite format always saturates, and a directed
             rounding that points inwards keeps finite values finite.
-        seed: of stochastic rounding, 0 <= seed < 2**64; the draws depend on it and the elements' indices alone.
+        seed: of stochastic rounding, 0 <= seed < 2**64; the draws depend on it and the elements' indices alone. An
+            int64 tensor of one element holds the bits of a seed that a graph of one's own reads when it runs.
+        draw_version: of `formats.stochastic_draw`; 2 is quicker and unbiased to 2^-15, and formats of more than 7
+            mantissa bits keep version 1.
         out: receives the result; same shape, dtype and device as `x`. May be `x` itself, or overlap it: what would be
             overwritten too early is copied first.
         check_scale: False skips the look at a scale tensor's values, which on a GPU would wait for the device (there
@@ -118,10 +125,13 @@ def quantize(
 
     Raises:
         TypeError: `x` or `out` has another dtype, or `scale` is neither a number nor a floating-point tensor.
-        ValueError: unknown rounding; a stochastic one without a seed; a scale that is zero, negative, infinite, NaN or
-            of a shape that does not broadcast to `x`; `out` of another shape; a format beyond float64 (E11M4 on).
+        ValueError: unknown rounding or version; a stochastic one without a seed; a scale that is zero, negative,
+            infinite, NaN or of a shape that does not broadcast to `x`; `out` of another shape; a format beyond float64
+            (E11M4 on).
     """
-    return _quantize(_job(x, fmt, scale, rounding, saturate, seed, check_scale, out), counted=False).values
+    return _quantize(
+        _job(x, fmt, scale, rounding, saturate, (seed, draw_version), check_scale, out), counted=False
+    ).values
 
 
 def quantize_counted(
@@ -131,7 +141,8 @@ def quantize_counted(
     scale: Tensor | float | None = None,
     rounding: str = "nearest_even",
     saturate: bool = True,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
+    draw_version: int = 1,
     previous: Tensor | None = None,
     out: Tensor | None = None,
     ulp_out: Tensor | None = None,
@@ -147,7 +158,7 @@ def quantize_counted(
 
     The rest, the returned values and the errors are those of `quantize`.
     """
-    job = _job(x, fmt, scale, rounding, saturate, seed, check_scale, out, previous, ulp_out)
+    job = _job(x, fmt, scale, rounding, saturate, (seed, draw_version), check_scale, out, previous, ulp_out)
     return _quantize(job, counted=True, with_ulp=with_ulp or ulp_out is not None)
 
 
@@ -158,7 +169,8 @@ def fake_quantize(
     scale: Tensor | float | None = None,
     rounding: str = "nearest_even",
     saturate: bool = True,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
+    draw_version: int = 1,
     gradient: str = "pass",
     check_scale: bool = True,
 ) -> Tensor:
@@ -172,7 +184,8 @@ def fake_quantize(
     """
     if gradient not in ("pass", "mask"):
         raise ValueError(f"gradient must be 'pass' or 'mask', not {gradient!r}")
-    y: Tensor = _FakeQuantize.apply(x, fmt, scale, rounding, saturate, seed, gradient == "mask", check_scale)
+    how = {"rounding": rounding, "saturate": saturate, "seed": seed, "draw_version": draw_version}
+    y: Tensor = _FakeQuantize.apply(x, fmt, scale, how, gradient == "mask", check_scale)
     return y
 
 
@@ -185,7 +198,7 @@ def ulp(x: Tensor, fmt: FloatFormat, scale: Tensor | float | None = None) -> Ten
     Raises:
         TypeError, ValueError: as `quantize`.
     """
-    job = _job(x, fmt, scale, "nearest_even", True, None, False)
+    job = _job(x, fmt, scale, "nearest_even", True, (None, 1), False)
     with torch.no_grad():
         c = _constants(fmt, x.dtype)
         spacing = _spacing(_to_grid(x.detach(), job.scale, c), c)
@@ -199,7 +212,8 @@ def encode(
     scale: Tensor | float | None = None,
     rounding: str = "nearest_even",
     saturate: bool = True,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
+    draw_version: int = 1,
     check_scale: bool = True,
 ) -> Tensor:
     """The codes of `x` in the format: uint8 for formats of up to 8 bits, uint16 for up to 16; shape of `x`.
@@ -210,7 +224,7 @@ def encode(
         ValueError: a NaN where the format has no NaN code; a format of more than 16 bits; and as `quantize`.
         TypeError: as `quantize`.
     """
-    job = _job(x, fmt, scale, rounding, saturate, seed, check_scale)
+    job = _job(x, fmt, scale, rounding, saturate, (seed, draw_version), check_scale)
     if fmt.bits > 16:
         raise ValueError(f"encode has codes of at most 16 bits; {fmt.name} has {fmt.bits}")
     codes = torch.empty(x.shape, dtype=torch.uint8 if fmt.bits <= 8 else torch.uint16, device=x.device)
@@ -219,20 +233,20 @@ def encode(
     with torch.no_grad():
         c = _constants(fmt, x.dtype)._replace(limit=fmt.max)  # codes go as far as the format does
         dense = x.detach().contiguous()
-        size = _PIECE * torch.get_num_threads() if x.device.type == "cpu" else x.numel()
+        size = PIECE * torch.get_num_threads() if x.device.type == "cpu" else x.numel()
         for start, shape, part in _pieces(tuple(x.shape), job.scale, size):
             stop = start + math.prod(shape)
             grid = _to_grid(dense.view(-1)[start:stop].view(shape), part, c)
-            draw = _draw(start, stop - start, seed, x.device).view(shape) if rounding == "stochastic" else None
-            codes.view(-1)[start:stop].view(shape).copy_(_codes(grid, c, fmt, rounding, saturate, draw))
+            draw = None if job.draws is None else job.draws.numbers(start, shape, x.device)
+            codes.view(-1)[start:stop].view(shape).copy_(_codes(grid, c, job, draw))
         return codes
 
 
-def _codes(grid: Tensor, c: _Constants, fmt: FloatFormat, rounding: str, saturate: bool, draw: Tensor | None) -> Tensor:
+def _codes(grid: Tensor, c: _Constants, job: _Job, draw: Tensor | None) -> Tensor:
     """The codes of `grid` in the working dtype's integers. A value of k spacings of 2^j quanta has k + j * 2^M."""
-    layout = _LAYOUTS[c.dtype]
-    rounded, spacing = _round(grid, c, rounding, draw)
-    values = _finish(rounded, grid, c, rounding, saturate)
+    layout, fmt = _LAYOUTS[c.dtype], job.fmt
+    rounded, spacing = _round(grid, c, job.rounding, draw, job.version)
+    values = _finish(rounded, grid, c, job.rounding, job.saturate)
     steps = (values / spacing).abs_()
     special = ~steps.isfinite()
     if fmt.quantum_exponent >= 1 - layout.exponent_bias:
@@ -290,7 +304,12 @@ def power_of_two_below(x: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def compile_quantize(
-    fmt: FloatFormat, *, rounding: str = "nearest_even", saturate: bool = True, counted: bool = False
+    fmt: FloatFormat,
+    *,
+    rounding: str = "nearest_even",
+    saturate: bool = True,
+    draw_version: int = 1,
+    counted: bool = False,
 ) -> Callable[..., Any]:
     """`quantize` (`quantize_counted` where `counted`) of one format as one compiled pass over the tensor.
 
@@ -305,44 +324,59 @@ def compile_quantize(
     _check_format(fmt)
     _check_rounding(rounding)
     fmt.require_float64("quantize")
+    version = drawn_version(draw_version, fmt)
     wholes: dict[torch.dtype, Callable[..., Counted]] = {}
-    available = True
+    compiler = Compiler()
 
     def run(
         x: Tensor,
         *,
         scale: Tensor | float | None = None,
-        seed: int | None = None,
+        seed: int | Tensor | None = None,
         previous: Tensor | None = None,
         out: Tensor | None = None,
         ulp_out: Tensor | None = None,
         check_scale: bool = True,
     ) -> Any:
-        nonlocal available
         if not counted and (previous is not None or ulp_out is not None):
             raise TypeError("previous and ulp_out belong to compile_quantize(counted=True)")
-        job = _job(x, fmt, scale, rounding, saturate, seed, check_scale, out, previous, ulp_out)
-        if available and not job.trivial:
-            c = _constants(fmt, x.dtype)
-            if x.dtype not in wholes:
-                whole = _make_whole(c, rounding, saturate, counted)
-                # torch.compile counts recompilations by code object, and formats must not share that budget.
-                code = whole.__code__.replace(co_name=f"quantize_{fmt.name}")
-                whole = types.FunctionType(code, whole.__globals__, code.co_name, None, whole.__closure__)
-                wholes[x.dtype] = torch.compile(whole, dynamic=True, options=_exact_division())
-            try:
-                found = _quantize(job, counted, compiled=wholes[x.dtype])
-                return found if counted else found.values
-            except Exception as error:
-                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                    raise
-                available = False
-                reason = " ".join(str(error).split())[:120]
-                _log.warning("altgrad: no compiled quantizer here (%s...); the eager form does the work", reason)
-        found = _quantize(job, counted)
+        job = _job(x, fmt, scale, rounding, saturate, (seed, draw_version), check_scale, out, previous, ulp_out)
+        if not job.trivial and x.dtype not in wholes:
+            whole = _make_whole(_constants(fmt, x.dtype), rounding, saturate, counted, version)
+            wholes[x.dtype] = compiler.compiled(whole, f"quantize_{fmt.name}")
+        found = compiler.call(
+            lambda: _quantize(job, counted, compiled=wholes.get(x.dtype)), lambda: _quantize(job, counted)
+        )
         return found if counted else found.values
 
     return run
+
+
+class Compiler:
+    """torch.compile as long as it works; where it does not, one line says so and the eager form does the work."""
+
+    def __init__(self) -> None:
+        self.works = True
+
+    def compiled(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """The function, to be compiled for all sizes at its first call."""
+        # torch.compile counts recompilations by code object, and formats must not share that budget.
+        code = function.__code__.replace(co_name=name)
+        function = types.FunctionType(code, function.__globals__, name, None, function.__closure__)
+        return torch.compile(function, dynamic=True, options=_exact_division())
+
+    def call(self, compiled: Callable[[], Any], eager: Callable[[], Any]) -> Any:
+        """What the one gives, or the other."""
+        if self.works:
+            try:
+                return compiled()
+            except Exception as error:
+                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    raise
+                self.works = False
+                reason = " ".join(str(error).split())[:120]
+                _log.warning("altgrad: no compiled quantizer here (%s...); the eager form does the work", reason)
+        return eager()
 
 
 def _exact_division() -> dict[str, Any] | None:
@@ -433,10 +467,15 @@ class _Job(NamedTuple):
     scale: Tensor | float | None
     rounding: str
     saturate: bool
-    seed: int | None
+    draws: Draws | None
     out: Tensor | None
     previous: Tensor | None = None
     ulp_out: Tensor | None = None
+
+    @property
+    def version(self) -> int:
+        """Of the draws."""
+        return 1 if self.draws is None else self.draws.version
 
     @property
     def trivial(self) -> bool:
@@ -455,9 +494,8 @@ def _quantize(
     with torch.no_grad():
         x = job.x.detach()
         if torch.compiler.is_compiling() and not job.trivial:  # inside somebody's own graph
-            draw = _draw(0, x.numel(), job.seed, x.device).view(x.shape) if job.rounding == "stochastic" else None
-            whole = _make_whole(_constants(job.fmt, x.dtype), job.rounding, job.saturate, counted)
-            found = whole(x, job.scale, draw, job.previous, job.out, job.ulp_out)
+            whole = _make_whole(_constants(job.fmt, x.dtype), job.rounding, job.saturate, counted, job.version)
+            found = whole(x, job.scale, _key_or_numbers(job, 0, x.shape), job.previous, job.out, job.ulp_out)
             values = found.values if job.out is None else job.out
             field = found.ulp if job.ulp_out is None else job.ulp_out
             return found._replace(values=values, ulp=field if with_ulp else None)
@@ -499,14 +537,16 @@ def _quantize_pieces(
 ) -> None:
     """The eager form: contiguous `x` to contiguous `out`, a piece at a time; what is not None is filled."""
     c, whole_scale = _constants(job.fmt, x.dtype), job.scale
-    size = _PIECE * torch.get_num_threads() if x.device.type == "cpu" else _WHOLE
-    scratch = _Scratch(min(size, x.numel()), x.device) if x.numel() > _SMALL else None
+    size = PIECE * torch.get_num_threads() if x.device.type == "cpu" else _WHOLE
+    scratch = Scratch(min(size, x.numel()), x.device) if x.numel() > _SMALL else None
     native = None
     if job.rounding == "nearest_even" and counts is None and x.dtype != torch.float64:
         native = NATIVE.get(job.fmt)
     if native is None and (moved := _moved_grid(job, c)) is not None:
         c, whole_scale = moved, None
     one_spacing = field is None and c.has_mantissa and c.quantum == c.max_ulp
+    # Nobody needs the quotients any more when steps are made of them: all of it happens in the result's own memory.
+    alone = counts is None and field is None and c.signed and (job.saturate or not (c.has_infinity or c.has_nan))
     out = out.detach()
     total = x.numel()
 
@@ -526,10 +566,10 @@ def _quantize_pieces(
             rounded = grid.to(native)
             target.copy_(rounded if scale is None else rounded.float().mul_(scale))
             continue
-        grid = _to_grid(piece, scale, c, scratch)
-        draw = _draw(start, stop - start, job.seed, x.device, scratch) if job.rounding == "stochastic" else None
-        draw = None if draw is None else draw.view(shape)
-        rounded, spacing = _round(grid, c, job.rounding, draw, scratch, one_spacing)
+        into = target if alone and piece.dtype == c.dtype else None
+        grid = _to_grid(piece, scale, c, scratch, into)
+        draw = None if job.draws is None else job.draws.numbers(start, shape, x.device, scratch)
+        rounded, spacing = _round(grid, c, job.rounding, draw, job.version, scratch, one_spacing, into)
         if counts is not None:
             # A quotient may be zero where the element is not.
             before = grid if scale is None else piece if piece.dtype in _LAYOUTS else piece.float()
@@ -540,9 +580,10 @@ def _quantize_pieces(
         # What is written there must not be needed any more: `grid` may be the same memory.
         direct = scale is None and piece.dtype == c.dtype and previous is None and c.signed
         values = _finish(rounded, grid, c, job.rounding, job.saturate, target if direct else rounded)
-        if direct:
+        values = values if scale is None else values.mul_(scale)
+        if direct or into is not None:
             continue
-        values = (values if scale is None else values.mul_(scale)).to(piece.dtype)
+        values = values.to(piece.dtype)
         if previous is not None and counts is not None:
             before = part(previous, start, stop, shape)
             counts[3] += _count_different(values, before, scratch)
@@ -580,10 +621,10 @@ def _moved_grid(job: _Job, c: _Constants) -> _Constants | None:
     )
 
 
-def _make_whole(c: _Constants, rounding: str, saturate: bool, counted: bool) -> Callable[..., Counted]:
+def _make_whole(c: _Constants, rounding: str, saturate: bool, counted: bool, version: int) -> Callable[..., Counted]:
     """The kernel as one function of whole tensors, to be traced. What goes to `out` and `ulp_out` is not returned.
 
-    Its `draw` has the numbers of `_draw`, or is int32 [2], the first number and the key that they are made from.
+    Its `draw` has the numbers of `Draws.numbers`, or is int32 [2], the `Draws.key` that they are made from.
     """
 
     def whole(
@@ -595,9 +636,9 @@ def _make_whole(c: _Constants, rounding: str, saturate: bool, counted: bool) -> 
         ulp_out: Tensor | None,
     ) -> Counted:
         if draw is not None and draw.dtype == torch.int32:
-            draw = _mix(_lanes(x.numel(), x.device) + draw[0], draw[1]).view(x.shape)
+            draw = draws_of_each(draw[0], draw[1], version, x.numel(), x.device).view(x.shape)
         grid = _to_grid(x, scale, c)
-        rounded, spacing = _round(grid, c, rounding, draw)
+        rounded, spacing = _round(grid, c, rounding, draw, version)
         values = _finish(rounded, grid, c, rounding, saturate)
         values = (values if scale is None else values * scale).to(x.dtype)
         overflow = underflow = flips = nonzero = spacing_out = None
@@ -635,16 +676,25 @@ def _quantize_whole(
     # One number for all elements: a row of them, so that one compiled function serves every shape.
     flat = scale is None or scale.numel() == 1
     for start, shape, part in _pieces((x.numel(),) if flat else tuple(x.shape), scale, _WHOLE):
-        stop, draw = start + math.prod(shape), None
-        if job.rounding == "stochastic" and (stop - 1) >> 32 == start >> 32:
-            draw = torch.tensor(_first_and_key(start, job.seed), dtype=torch.int32, device=device)
-        elif job.rounding == "stochastic":
-            draw = _draw(start, stop - start, job.seed, device).view(shape)
+        stop = start + math.prod(shape)
+        draw = _key_or_numbers(job, start, shape)
         first, *others = (None if t is None else t.view(-1)[start:stop].view(shape) for t in tensors)
         found = whole(first, part, draw, *others)
         if counts is not None:
             flips = found.flips if found.flips is not None else torch.zeros_like(found.overflow)
             counts.add_(torch.stack([found.overflow, found.underflow, found.nonzero, flips]))
+
+
+def _key_or_numbers(job: _Job, start: int, shape: tuple[int, ...]) -> Tensor | None:
+    """The `draw` of `_make_whole` for the elements from `start` on."""
+    if job.draws is None:
+        return None
+    if not job.draws.have_one_key(start, math.prod(shape)):
+        return job.draws.numbers(start, shape, job.x.device)
+    first, key = job.draws.key(start)
+    if isinstance(first, Tensor) and isinstance(key, Tensor):
+        return torch.stack([first, key]).to(job.x.device)
+    return torch.tensor([first, key], dtype=torch.int32, device=job.x.device)
 
 
 def _pieces(
@@ -673,25 +723,12 @@ def _pieces(
             yield start + first * row, (some, *shape[1:]), part
 
 
-class _Scratch:
-    """Memory of one piece, used again for every piece."""
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        self.size, self.device = size, device
-        self.tensors: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def take(self, name: str, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
-        """The tensor called `name` with whatever it held, in this shape."""
-        found = self.tensors.get((name, dtype))
-        if found is None:
-            found = self.tensors[name, dtype] = torch.empty(self.size, dtype=dtype, device=self.device)
-        count = math.prod(shape)
-        found = found if count == self.size else found[:count]
-        return found if len(shape) == 1 else found.view(shape)
-
-
-def _to_grid(x: Tensor, scale: Tensor | float | None, c: _Constants, scratch: _Scratch | None = None) -> Tensor:
+def _to_grid(
+    x: Tensor, scale: Tensor | float | None, c: _Constants, scratch: Scratch | None = None, into: Tensor | None = None
+) -> Tensor:
     """`x / scale` in the working dtype; `x` itself where it is that already. The quotient is rounded in float32."""
+    if into is not None:
+        return x if scale is None else torch.div(x, scale, out=into)
     for dtype in (_ulp_dtype(x.dtype), c.dtype):
         if x.dtype != dtype:
             x = x.to(dtype) if scratch is None else scratch.take("grid", x.shape, dtype).copy_(x)
@@ -711,33 +748,48 @@ def _round(
     c: _Constants,
     rounding: str,
     draw: Tensor | None,
-    scratch: _Scratch | None = None,
+    version: int,
+    scratch: Scratch | None = None,
     one_spacing: bool = False,
+    into: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(rounded, spacing) in grid units; what is beyond the largest value is still there. Leaves `grid` as it is.
+    """(rounded, spacing) in grid units; what is beyond the largest value is still there.
 
-    `one_spacing`: the grid is uniform, and its spacing, without dimensions, is enough.
+    Rounds in the memory `into` where it is given; without, leaves `grid` as it is.
+    `version` is that of the draws. Of those of version 2 the difference to the steps decides, since it is exact: it has
+    no more than 24 bits where the steps are below 2^8. `one_spacing`: the grid is uniform, and its spacing, without
+    dimensions, is enough.
     """
     layout = _LAYOUTS[c.dtype]
     if one_spacing:
         spacing = torch.full((), c.quantum, dtype=c.dtype, device=grid.device)
     else:
         spacing = _spacing(grid, c, None if scratch is None else scratch.take("spacing", grid.shape, layout.integer))
-    steps = torch.div(grid, spacing, out=None if scratch is None else scratch.take("steps", grid.shape, c.dtype))
-    if rounding == "nearest_even" and c.has_mantissa:
+    even = rounding == "nearest_even" and c.has_mantissa
+    unit = spacing
+    if not (even or rounding in ("up", "down")):  # symmetric in the sign, which a unit that has it takes and gives back
+        memory = None if scratch is None else scratch.take("mixed", grid.shape, layout.integer)
+        sign = torch.bitwise_and(grid.view(layout.integer), layout.sign_mask, out=memory)
+        unit = sign.bitwise_or_(spacing.view(layout.integer)).view(c.dtype)
+    if into is None and scratch is not None:
+        into = scratch.take("steps", grid.shape, c.dtype)
+    steps = torch.div(grid, unit, out=into)
+    if even:
         steps.round_()
     elif rounding == "up":
         steps.ceil_()
     elif rounding == "down":
         steps.floor_()
-    else:  # symmetric in the sign; what is far beyond the largest value stays there, and finite
-        steps.abs_().clamp_(max=c.far)
+    elif rounding == "stochastic" and version == 2:
+        steps.sub_(draw).ceil_().abs_()  # -0 is no step
+    else:  # what is far beyond the largest value stays there, and finite
+        steps.clamp_(max=c.far)
         if rounding == "nearest_even":
             # The lower neighbour's code is its exponent field: an even one wins the tie at 1.5 steps. There, every
             # magnitude is taken down by one unit in its last place, which moves nothing but the tie.
             lower_is_even = (spacing.view(layout.integer) >> layout.mantissa_bits).bitwise_and_(1)
             lower_is_even = lower_is_even.bitwise_xor_(1) if c.odd_bias else lower_is_even
-            steps = (steps.view(layout.integer) - lower_is_even).view(c.dtype).round_()
+            steps = steps.view(layout.integer).sub_(lower_is_even).view(c.dtype).round_()
         elif rounding == "toward_zero":
             steps.floor_()
         else:
@@ -748,9 +800,7 @@ def _round(
             else:  # 1 where draw < fraction, else 0 or -0
                 fraction.sub_(draw).ceil_()
             steps = fraction.add_(below)
-        sign = grid.view(layout.integer) & layout.sign_mask
-        steps = (steps.view(layout.integer).bitwise_and_(~layout.sign_mask).bitwise_or_(sign)).view(c.dtype)
-    rounded = steps.mul_(spacing)
+    rounded = steps.mul_(unit)
     return (rounded if c.signed else rounded.clamp_(min=c.quantum)), spacing
 
 
@@ -775,52 +825,7 @@ def _finish(
     return values if out is None or values is out else out.copy_(values)
 
 
-def _draw(start: int, count: int, seed: int | None, device: torch.device, scratch: _Scratch | None = None) -> Tensor:
-    """`formats.stochastic_draw` of the elements from `start` on: float32 of shape [count]."""
-    high = start >> 32
-    if (start + count - 1) >> 32 != high:
-        low = ((high + 1) << 32) - start
-        return torch.cat([_draw(start, low, seed, device), _draw(start + low, count - low, seed, device)])
-    first, key = _first_and_key(start, seed)
-    if scratch is None:
-        return _mix(_lanes(count, device) + first, key)
-    if ("lanes", torch.int32) not in scratch.tensors:
-        scratch.tensors["lanes", torch.int32] = _lanes(scratch.size, device)
-    lanes = scratch.take("lanes", (count,), torch.int32)
-    return _mix(torch.add(lanes, first, out=scratch.take("mixed", (count,), torch.int32)), key, scratch)
-
-
-def _first_and_key(start: int, seed: int | None) -> tuple[int, int]:
-    """What the mixed number of element `start` is before mixing, and the key it is mixed with, as int32."""
-    assert seed is not None
-    key1, key2 = draw_keys(seed, start >> 32)
-    return _signed(start * DRAW_MULTIPLIERS[0] + key1), _signed(key2)
-
-
-def _lanes(count: int, device: torch.device) -> Tensor:
-    """What the elements' numbers are above that of the first: int32 [count]."""
-    return torch.arange(count, dtype=torch.int32, device=device) * _signed(DRAW_MULTIPLIERS[0])
-
-
-def _mix(mixed: Tensor, key: Tensor | int, scratch: _Scratch | None = None) -> Tensor:
-    """The two rounds of multiply and shift, in `mixed`; int32 wraps, a masked arithmetic shift is a logical one."""
-    shifted, draw = None, None
-    if scratch is not None:
-        shifted = scratch.take("shifted", mixed.shape, torch.int32)
-        draw = scratch.take("draw", mixed.shape, torch.float32)
-    mixed.bitwise_xor_(torch.bitwise_right_shift(mixed, 16, out=shifted).bitwise_and_(0xFFFF))
-    mixed.mul_(_signed(DRAW_MULTIPLIERS[1])).add_(key)
-    mixed.bitwise_xor_(torch.bitwise_right_shift(mixed, 15, out=shifted).bitwise_and_(0x1FFFF))
-    mixed.mul_(_signed(DRAW_MULTIPLIERS[2])).bitwise_right_shift_(8).bitwise_and_(0xFFFFFF)
-    return (mixed.float() if draw is None else draw.copy_(mixed)).mul_(2.0**-24)
-
-
-def _signed(value: int) -> int:
-    """The lower 32 bits as the int32 with the same bits."""
-    return (value + (1 << 31)) % (1 << 32) - (1 << 31)
-
-
-def _count(rounded: Tensor, x: Tensor, c: _Constants, scratch: _Scratch | None) -> Tensor:
+def _count(rounded: Tensor, x: Tensor, c: _Constants, scratch: Scratch | None) -> Tensor:
     """Overflow, underflow, nonzero: int64 [3].
 
     On the processor, the extremes tell at once that nothing is beyond, and that signs may be counted.
@@ -835,7 +840,7 @@ def _count(rounded: Tensor, x: Tensor, c: _Constants, scratch: _Scratch | None) 
     return torch.stack([torch.count_nonzero(rounded.abs() > c.max), underflow, torch.count_nonzero(x)])
 
 
-def _count_different(values: Tensor, before: Tensor, scratch: _Scratch | None) -> Tensor | int:
+def _count_different(values: Tensor, before: Tensor, scratch: Scratch | None) -> Tensor | int:
     if values.device.type == "cpu" and values.dtype in _LAYOUTS:
         change = torch.sub(
             values, before, out=None if scratch is None else scratch.take("below", values.shape, values.dtype)
@@ -845,7 +850,7 @@ def _count_different(values: Tensor, before: Tensor, scratch: _Scratch | None) -
     return torch.count_nonzero(values != before)
 
 
-def _count_signs(x: Tensor, scratch: _Scratch | None) -> int:
+def _count_signs(x: Tensor, scratch: Scratch | None) -> int:
     """How many elements are not zero, where none is NaN: the dot product of the signs, a third of count_nonzero's time.
 
     Exact: a sum of at most 2^24 ones, or of up to 2^53 in float64.
@@ -889,7 +894,7 @@ def _job(
     scale: Tensor | float | None,
     rounding: str,
     saturate: bool,
-    seed: int | None,
+    draws: tuple[int | Tensor | None, int],
     check_scale: bool,
     out: Tensor | None = None,
     previous: Tensor | None = None,
@@ -901,10 +906,9 @@ def _job(
         given = _dtype_name(x.dtype) if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a tensor of {', '.join(map(_dtype_name, INPUT_DTYPES))}, not {given}")
     _check_rounding(rounding)
-    if rounding == "stochastic" and seed is None:
+    drawn = _checked_draws(*draws, fmt)
+    if rounding == "stochastic" and drawn is None:
         raise ValueError("stochastic rounding needs a seed: a whole number from 0 to 2**64 - 1")
-    if seed is not None:
-        draw_keys(seed, 0)
     for name, tensor, dtype in (("out", out, x.dtype), ("previous", previous, x.dtype), ("ulp_out", ulp_out, None)):
         if tensor is not None:
             if not isinstance(tensor, Tensor):
@@ -926,7 +930,20 @@ def _job(
         previous = None if previous is None else _kept(previous, out, ulp_out)
         if isinstance(scale, Tensor) and any(t is not None and _overlap(scale, t) for t in (out, ulp_out)):
             scale = scale.clone()
-    return _Job(x, fmt, scale, rounding, saturate, seed, out, previous, ulp_out)
+    return _Job(x, fmt, scale, rounding, saturate, drawn if rounding == "stochastic" else None, out, previous, ulp_out)
+
+
+def _checked_draws(seed: int | Tensor | None, version: int, fmt: FloatFormat) -> Draws | None:
+    version = drawn_version(version, fmt)
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise TypeError(
+                f"a seed that is a tensor is one int64 number, not {_dtype_name(seed.dtype)} {[*seed.shape]}"
+            )
+        return Draws(seed.reshape(()) if torch.compiler.is_compiling() else int(seed) % 2**64, version)
+    if seed is not None:
+        draw_keys(seed, 0)
+    return None if seed is None else Draws(seed, version)
 
 
 def _kept(read: Tensor, out: Tensor | None, ulp_out: Tensor | None) -> Tensor:
@@ -988,10 +1005,10 @@ def _checked_scale(x: Tensor, scale: Tensor | float, check_values: bool) -> Tens
 
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, fmt, scale, rounding, saturate, seed, mask, check_scale):  # type: ignore[no-untyped-def]
-        y = quantize(x, fmt, scale=scale, rounding=rounding, saturate=saturate, seed=seed, check_scale=check_scale)
+    def forward(ctx, x, fmt, scale, how, mask, check_scale):  # type: ignore[no-untyped-def]
+        y = quantize(x, fmt, scale=scale, check_scale=check_scale, **how)
         if mask:
-            job = _job(x, fmt, scale, rounding, saturate, seed, False)
+            job = _job(x, fmt, scale, "nearest_even", True, (None, 1), False)
             c = _constants(fmt, x.dtype)
             ctx.save_for_backward(_to_grid(x.detach(), job.scale, c).abs() > c.max)
         return y
@@ -1000,4 +1017,4 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
         if ctx.saved_tensors:
             grad_output = grad_output.masked_fill(ctx.saved_tensors[0], 0.0)
-        return grad_output, None, None, None, None, None, None, None
+        return grad_output, None, None, None, None, None

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.formats import E8M0, FP32, FloatFormat, get_format
-from altgrad.rounding import decode, encode, quantize
+from altgrad.rounding import PIECE, Compiler, compile_quantize, decode, encode, quantize
 
 GRANULARITIES = ("tensor", "row", "block")
 RULES = ("floor", "rceil")
@@ -52,6 +52,7 @@ _E4M3, _E2M1 = get_format("e4m3"), get_format("e2m1")
 _MIN_SCALE = 2.0**-126
 """Smallest scale but for those of MX: the smallest normal float32."""
 _MAX_SCALE = 2.0**127
+_NO_MOMENT = -(1 << 63)
 _MAX_TENSOR_SCALE = FP32.max / 448
 """Above, the scale of an NVFP4 block may be infinite."""
 
@@ -81,10 +82,8 @@ def amax(x: Tensor, *, granularity: str = "tensor", block: int = MX_BLOCK) -> Te
     if granularity == "row":
         return _amax_of_last(x).unsqueeze(-1) if x.shape[-1] else torch.zeros(*x.shape[:-1], 1, device=x.device)
     whole, rest = divmod(x.shape[-1], block)
-    found = [_amax_of_last(x[..., : whole * block].unflatten(-1, (whole, block)))]
-    if rest:
-        found.append(_amax_of_last(x[..., whole * block :]).unsqueeze(-1))
-    return torch.cat(found, dim=-1)
+    found = _amax_of_blocks(x[..., : whole * block].unflatten(-1, (whole, block)))
+    return torch.cat([found, _amax_of_last(x[..., whole * block :]).unsqueeze(-1)], dim=-1) if rest else found
 
 
 def amax_scale(
@@ -130,7 +129,7 @@ def scale_of_amax(largest: Tensor, fmt: FloatFormat, *, power_of_two: bool = Tru
         return _quotient_scale(largest, fmt.max, up=quotient == "up")
     if largest.ndim == 0 and largest.device.type == "cpu" and not torch.compiler.is_compiling():
         return torch.tensor(power_of_two_scale(float(largest), fmt), dtype=torch.float32)
-    exponent = _scale_exponent(largest, fmt, "rceil").clamp_(-126, 127)
+    exponent = _scale_exponent(largest, fmt).clamp_(-126, 127)
     return _where_defined(largest, torch.where(largest == 0, 1.0, _power_of_two(exponent)))
 
 
@@ -244,7 +243,8 @@ def quantize_blocks(
     block: int = MX_BLOCK,
     rounding: str = "nearest_even",
     saturate: bool = True,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
+    draw_version: int = 1,
     out: Tensor | None = None,
 ) -> Tensor:
     """`rounding.quantize` with a scale for each block.
@@ -254,7 +254,7 @@ def quantize_blocks(
     Args:
         x: [..., n]; float32, bfloat16 or float16.
         scale: floating-point [..., ceil(n / block)], positive. Its values are not looked at: NaN makes its block NaN.
-        rounding, saturate, seed, out: as `rounding.quantize`.
+        rounding, saturate, seed, draw_version, out: as `rounding.quantize`.
 
     Returns:
         Real values with the shape and dtype of `x`: `out` where given, else contiguous.
@@ -263,13 +263,11 @@ def quantize_blocks(
         TypeError, ValueError: as `amax` and `rounding.quantize`; ValueError for scales of another shape.
     """
     _check(x, "block", block)
-    if out is not None and out.shape != x.shape:
-        raise ValueError(f"out must have the shape {list(x.shape)} of x, not {list(out.shape)}")
+    _check_out(x, out)
     blocks, factor = in_blocks(x.detach(), scale, block=block)
     target = None if out is None else out.detach().view_as(x) if blocks.ndim == x.ndim else _split(out.detach(), block)
-    y = quantize(
-        blocks, fmt, scale=factor, rounding=rounding, saturate=saturate, seed=seed, out=target, check_scale=False
-    )
+    how: dict[str, Any] = {"rounding": rounding, "saturate": saturate, "seed": seed, "draw_version": draw_version}
+    y = quantize(blocks, fmt, scale=factor, out=target, check_scale=False, **how)
     return y.view(x.shape) if out is None else out
 
 
@@ -324,46 +322,47 @@ class DelayedScale(nn.Module):
         self.fmt, self.margin, self.algorithm = fmt, margin, algorithm
         self.power_of_two, self.quotient = power_of_two, quotient
         self.register_buffer("history", torch.zeros(length))
-        self.moment: int | None = None
-        """The moment of the latest entry; `before` and `latest` are the history before it and the largest amax of it,
-        -1 for none."""
+        # The moment of the latest entry; `before` and `latest` are the history before it and the largest amax of it,
+        # -1 for none.
+        self.register_buffer("moment", torch.full((), _NO_MOMENT), persistent=False)
         self.register_buffer("before", torch.zeros(length), persistent=False)
         self.register_buffer("latest", torch.zeros(()), persistent=False)
 
-    def scale(self, x: Tensor, moment: int | None = None) -> Tensor:
+    def scale(self, x: Tensor, moment: Tensor | int | None = None) -> Tensor:
         """The scale for `x`, float32 []; records nothing.
 
         Args:
             x: float32, bfloat16 or float16.
-            moment: where it is that of the latest entry, what was known before that entry counts.
+            moment: where it is that of the latest entry, what was known before that entry counts. A whole number; as
+                a tensor (int64 [], on the processor) one that a compiled graph reads when it runs.
 
         Raises:
             TypeError: as `amax`.
         """
         self._follow(x)
-        within = moment is not None and moment == self.moment
-        return self._scale(amax(x), self.before if within else self.history)
+        known = self.history if moment is None else torch.where(self.moment == moment, self.before, self.history)
+        return self._scale(amax(x), known)
 
-    def update(self, x: Tensor, moment: int | None = None) -> Tensor:
+    def update(self, x: Tensor, moment: Tensor | int | None = None) -> Tensor:
         """The scale for `x`, float32 []; its amax then counts for the steps that follow.
 
         Args:
             x: float32, bfloat16 or float16.
-            moment: of the step that `x` is a part of; None is a step of its own.
+            moment: of the step that `x` is a part of, as in `scale`; None is a step of its own.
 
         Raises:
             TypeError: as `amax`.
         """
         self._follow(x)
-        now, history, before, latest = amax(x), self.history, self.before, self.latest
-        finite = torch.isfinite(now)
-        if moment is None or moment != self.moment:
-            self.moment = moment
-            before.copy_(history)
-            latest.copy_(torch.where(finite, now, -1.0))
-        else:
-            latest.copy_(torch.where(finite, torch.maximum(latest, now), latest))
-        history.copy_(torch.where(latest < 0, before, torch.cat([before[1:], latest[None]])))
+        now = amax(x)
+        new = torch.ones_like(self.moment, dtype=torch.bool) if moment is None else self.moment != moment
+        before = torch.where(new, self.history, self.before)
+        known = torch.where(new, -1.0, self.latest)
+        latest = torch.where(torch.isfinite(now), torch.maximum(known, now), known)
+        self.moment.fill_(_NO_MOMENT if moment is None else moment)
+        self.before.copy_(before)
+        self.latest.copy_(latest)
+        self.history.copy_(torch.where(latest < 0, before, torch.cat([before[1:], latest[None]])))
         return self._scale(now, before)
 
     def _scale(self, now: Tensor, history: Tensor) -> Tensor:
@@ -371,7 +370,7 @@ class DelayedScale(nn.Module):
             known = history.max()
         else:
             order = torch.arange(1, len(history) + 1, device=history.device)
-            known = history.take((order * (history > 0)).argmax())
+            known = history.gather(0, (order * (history > 0)).argmax(0, keepdim=True)).squeeze(0)
         largest = torch.where(known > 0, known, now)
         scale = scale_of_amax(largest, self.fmt, power_of_two=self.power_of_two, quotient=self.quotient)
         return scale.mul_(2.0**self.margin).clamp_(max=_MAX_SCALE)
@@ -399,12 +398,12 @@ class DelayedScale(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self.history = self.history.float()
         self.to(self.history.device)
-        self.moment = None
+        self.moment.fill_(_NO_MOMENT)
 
     def reset_parameters(self) -> None:
         """Forget everything: what `to_empty` leaves behind in a model made on the meta device is no history."""
         self.history.zero_()
-        self.moment = None
+        self.moment.fill_(_NO_MOMENT)
 
     def extra_repr(self) -> str:
         """The format, and what the history is reduced by."""
@@ -442,8 +441,10 @@ def mx_scale_of_amax(largest: Tensor, element_format: FloatFormat, *, rule: str 
     _check_mx(element_format)
     if rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}, not {rule!r}")
-    exponent = _scale_exponent(largest, element_format, rule).clamp_(-127, 127).masked_fill_(largest == 0, -127)
-    return _where_defined(largest, _power_of_two(exponent))
+    mantissa, exponent = math.frexp(element_format.max)
+    above = 0x7FFFFF - int((2 * mantissa - 1) * 2**23) if rule == "rceil" else 0  # carries where amax is above max
+    power = (largest.view(torch.int32) + above).bitwise_and_(0x7F800000).sub_((exponent - 1) << 23)
+    return _where_defined(largest, power.clamp_(min=1 << 22).view(torch.float32))  # 2**-127
 
 
 def quantize_mx(
@@ -453,7 +454,8 @@ def quantize_mx(
     rule: str = "floor",
     block: int = MX_BLOCK,
     rounding: str = "nearest_even",
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
+    draw_version: int = 1,
     out: Tensor | None = None,
 ) -> Tensor:
     """`x` in an MX format (MXFP8, MXFP6, MXFP4): rounded onto the grids of its blocks, elements saturate.
@@ -465,7 +467,8 @@ def quantize_mx(
         a float32 amax next to the largest float32 may round up to infinity: 2**128 = 256 * 2**120.
     """
     scale = mx_scale(x, element_format, rule=rule, block=block)
-    return quantize_blocks(x, element_format, scale, block=block, rounding=rounding, seed=seed, out=out)
+    how: dict[str, Any] = {"rounding": rounding, "seed": seed, "draw_version": draw_version}
+    return quantize_blocks(x, element_format, scale, block=block, out=out, **how)
 
 
 def encode_mx(
@@ -475,7 +478,8 @@ def encode_mx(
     rule: str = "floor",
     block: int = MX_BLOCK,
     rounding: str = "nearest_even",
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
+    draw_version: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """The codes of what `quantize_mx` returns; arguments and errors are its.
 
@@ -484,7 +488,8 @@ def encode_mx(
         Scales: uint8 [..., ceil(n / block)] in E8M0: the exponent plus 127; 255 is NaN.
     """
     scale = mx_scale(x, element_format, rule=rule, block=block)
-    return _encode_blocks(x, element_format, scale, block, rounding, seed), encode(scale, E8M0, check_scale=False)
+    how: dict[str, Any] = {"rounding": rounding, "seed": seed, "draw_version": draw_version}
+    return _encode_blocks(x, element_format, scale, block, **how), encode(scale, E8M0, check_scale=False)
 
 
 def decode_mx(
@@ -532,12 +537,14 @@ def nvfp4_scales(x: Tensor, tensor_scale: Tensor | float | None = None) -> tuple
 
 def nvfp4_scales_of_amax(largest: Tensor, tensor_scale: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
     """`nvfp4_scales` where the largest absolute values of the blocks, float32 of any shape, are already known."""
-    if tensor_scale is None:
-        outer = _quotient_scale(amax(largest), _E4M3.max * _E2M1.max)
-    else:
-        outer = _checked_tensor_scale(tensor_scale, largest.device)
+    outer = None if tensor_scale is None else _checked_tensor_scale(tensor_scale, largest.device)
+    return _nvfp4_scales(largest, outer)
+
+
+def _nvfp4_scales(largest: Tensor, outer: Tensor | None) -> tuple[Tensor, Tensor]:
+    outer = _quotient_scale(amax(largest), _E4M3.max * _E2M1.max) if outer is None else outer
     wanted = (largest / largest.new_full((), _E2M1.max)).div_(outer).clamp_(2.0**-6, _E4M3.max)
-    return _where_defined(largest, quantize(wanted, _E4M3)), outer
+    return _where_defined(largest, quantize(wanted, _E4M3, out=wanted)), outer
 
 
 def quantize_nvfp4(
@@ -545,7 +552,8 @@ def quantize_nvfp4(
     *,
     tensor_scale: Tensor | float | None = None,
     rounding: str = "nearest_even",
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
+    draw_version: int = 1,
     out: Tensor | None = None,
 ) -> Tensor:
     """`x` in NVFP4: E2M1 elements, an E4M3 scale for each block of 16, a float32 scale for the tensor.
@@ -559,7 +567,96 @@ def quantize_nvfp4(
         given, and the tensor where it is not.
     """
     inner, outer = nvfp4_scales(x, tensor_scale)
-    return quantize_blocks(x, _E2M1, inner * outer, block=NVFP4_BLOCK, rounding=rounding, seed=seed, out=out)
+    how: dict[str, Any] = {"rounding": rounding, "seed": seed, "draw_version": draw_version}
+    return quantize_blocks(x, _E2M1, inner * outer, block=NVFP4_BLOCK, out=out, **how)
+
+
+def compile_mx(
+    element_format: FloatFormat,
+    *,
+    rule: str = "floor",
+    block: int = MX_BLOCK,
+    rounding: str = "nearest_even",
+    draw_version: int = 1,
+) -> Callable[..., Tensor]:
+    """`quantize_mx` as two compiled passes over the tensor, for its scales and its elements; the same bits.
+
+    The function that is returned takes `x`, `seed` and `out`. When it is compiled, and what happens where that fails,
+    is as in `rounding.compile_quantize`. Where the last dimension is no multiple of `block` it is the eager form.
+
+    Raises:
+        TypeError, ValueError: as `quantize_mx`.
+    """
+    mx_scale(torch.ones(1), element_format, rule=rule, block=block)
+
+    def scales(flat: Tensor) -> Tensor:
+        return mx_scale(flat.view(-1, block), element_format, rule=rule, block=block)
+
+    def eager(x: Tensor, **how: Any) -> Tensor:
+        return quantize_mx(x, element_format, rule=rule, block=block, **how)
+
+    run = _compile_blocks(scales, eager, element_format, block, rounding, draw_version)
+    return lambda x, *, seed=None, out=None: run(x, seed=seed, out=out)
+
+
+def compile_nvfp4(*, rounding: str = "nearest_even", draw_version: int = 1) -> Callable[..., Tensor]:
+    """`quantize_nvfp4` as `compile_mx` is `quantize_mx`; its function takes `tensor_scale` besides."""
+
+    def scales(flat: Tensor, outer: Tensor | None) -> Tensor:
+        largest = amax(flat.view(-1, NVFP4_BLOCK), granularity="block", block=NVFP4_BLOCK)
+        inner, outer = _nvfp4_scales(largest, outer)
+        return inner * outer
+
+    def eager(x: Tensor, outer: Tensor | None, **how: Any) -> Tensor:
+        return quantize_nvfp4(x, tensor_scale=outer, **how)
+
+    both = _compile_blocks(scales, eager, _E2M1, NVFP4_BLOCK, rounding, draw_version)
+
+    def run(
+        x: Tensor,
+        *,
+        tensor_scale: Tensor | float | None = None,
+        seed: int | Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        outer = None if tensor_scale is None else _checked_tensor_scale(tensor_scale, x.device)
+        return both(x, outer, seed=seed, out=out)
+
+    return run
+
+
+def _compile_blocks(
+    scales: Callable[..., Tensor],
+    eager: Callable[..., Tensor],
+    fmt: FloatFormat,
+    block: int,
+    rounding: str,
+    draw_version: int,
+) -> Callable[..., Tensor]:
+    """The blocks' scales as one compiled function, then the elements as another: in one, each element would make them.
+
+    Args:
+        scales: of a flat tensor, whose length is a multiple of `block`, and the rest: [blocks, 1].
+        eager: of a tensor and the rest, `rounding`, `draw_version`, `seed` and `out`.
+    """
+    compiler = Compiler()
+    compiled = compiler.compiled(scales, f"scales_{fmt.name}_{block}")
+    elements = compile_quantize(fmt, rounding=rounding, draw_version=draw_version)
+
+    def run(x: Tensor, *rest: Any, seed: int | Tensor | None, out: Tensor | None) -> Tensor:
+        _check(x, "block", block)
+        _check_out(x, out)
+        scale, dense = None, out is None or out.is_contiguous()
+        if x.numel() and not x.is_meta and x.shape[-1] % block == 0 and dense:
+            flat = x.detach().reshape(-1)
+            scale = compiler.call(lambda: compiled(flat, *rest), lambda: None)
+        if scale is None:
+            return eager(x, *rest, rounding=rounding, draw_version=draw_version, seed=seed, out=out)
+        target = None if out is None else out.detach().view(-1, block)
+        found = elements(flat.view(-1, block), scale=scale, seed=seed, out=target, check_scale=False)
+        return found.view(x.shape) if out is None else out
+
+    return run
 
 
 def encode_nvfp4(
@@ -567,7 +664,8 @@ def encode_nvfp4(
     *,
     tensor_scale: Tensor | float | None = None,
     rounding: str = "nearest_even",
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
+    draw_version: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The codes of what `quantize_nvfp4` returns; arguments and errors are its.
 
@@ -576,7 +674,8 @@ def encode_nvfp4(
         Block scales: uint8 [..., ceil(n / 16)], E4M3 codes. Tensor scale: float32 [].
     """
     inner, outer = nvfp4_scales(x, tensor_scale)
-    return _encode_blocks(x, _E2M1, inner * outer, NVFP4_BLOCK, rounding, seed), encode(inner, _E4M3), outer
+    how: dict[str, Any] = {"rounding": rounding, "seed": seed, "draw_version": draw_version}
+    return _encode_blocks(x, _E2M1, inner * outer, NVFP4_BLOCK, **how), encode(inner, _E4M3), outer
 
 
 def decode_nvfp4(
@@ -601,17 +700,37 @@ def _amax_of_last(x: Tensor) -> Tensor:
     return torch.maximum(x.amax(-1).abs(), x.amin(-1).abs()).float()
 
 
-def _scale_exponent(largest: Tensor, fmt: FloatFormat, rule: str) -> Tensor:
-    """int32: floor(log2 amax) - floor(log2 max); for "rceil" one more where amax is then above max."""
+def _amax_of_blocks(blocks: Tensor) -> Tensor:
+    """`_amax_of_last` of many short blocks.
+
+    On the processor the reduction is fast where the last dimension is a multiple of 32: zeros, which change no amax,
+    fill it up, in memory of a piece that stays in the cache.
+    """
+    block = blocks.shape[-1]
+    if torch.compiler.is_compiling():
+        return blocks.abs().amax(-1).float()
+    if blocks.device.type != "cpu":
+        return _amax_of_last(blocks)
+    rows, found = blocks.reshape(-1, block), torch.empty(blocks.shape[:-1])
+    width = -(-block // 32) * 32
+    some = min(len(rows), max(1, PIECE * torch.get_num_threads() // max(block, 16)))
+    padded = torch.zeros(some, width)
+    for part, target in zip(rows.split(some), found.view(-1).split(some), strict=True):
+        torch.abs(part.float(), out=padded[: len(part), :block])
+        torch.amax(padded[: len(part)], -1, out=target)
+    return found
+
+
+def _scale_exponent(largest: Tensor, fmt: FloatFormat) -> Tensor:
+    """int32: floor(log2 amax) - floor(log2 max), and one more where amax is then above max."""
     mantissa, exponent = torch.frexp(largest)
     max_mantissa, max_exponent = math.frexp(fmt.max)
-    exponent = exponent - max_exponent
-    return exponent + (mantissa > max_mantissa) if rule == "rceil" else exponent
+    return exponent - max_exponent + (mantissa > max_mantissa)
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
-    """2**exponent from the bits of a float32, for exponents in [-127, 127]; 2**-127 is its mantissa's top bit."""
-    return ((exponent + 127) << 23).clamp_(min=1 << 22).view(torch.float32)
+    """2**exponent from the bits of a float32, for exponents in [-126, 127]."""
+    return ((exponent + 127) << 23).view(torch.float32)
 
 
 def _quotient_scale(largest: Tensor, maximum: float, *, up: bool = False) -> Tensor:
@@ -629,7 +748,8 @@ def _quotient_scale(largest: Tensor, maximum: float, *, up: bool = False) -> Ten
 
 
 def _where_defined(largest: Tensor, scale: Tensor) -> Tensor:
-    return torch.where(torch.isfinite(largest), scale, torch.nan)
+    """`scale`, and NaN where there is an infinity or a NaN, which 0 times makes NaN."""
+    return scale.add_(largest, alpha=0)
 
 
 def _split(x: Tensor, block: int) -> Tensor:
@@ -637,12 +757,12 @@ def _split(x: Tensor, block: int) -> Tensor:
     return x.unflatten(-1, (x.shape[-1] // block, block))
 
 
-def _encode_blocks(x: Tensor, fmt: FloatFormat, scale: Tensor, block: int, rounding: str, seed: int | None) -> Tensor:
+def _encode_blocks(x: Tensor, fmt: FloatFormat, scale: Tensor, block: int, **how: Any) -> Tensor:
     """Codes of the elements; a block whose scale is NaN counts as zeros, for which every format has a code."""
     blocks, factor = in_blocks(x.detach(), scale, block=block)
     damaged = factor.isnan()
     blocks, factor = blocks.masked_fill(damaged, 0), factor.masked_fill(damaged, 1)
-    return encode(blocks, fmt, scale=factor, rounding=rounding, seed=seed, check_scale=False).view(x.shape)
+    return encode(blocks, fmt, scale=factor, check_scale=False, **how).view(x.shape)
 
 
 def _decode_blocks(elements: Tensor, fmt: FloatFormat, scale: Tensor, block: int, dtype: torch.dtype) -> Tensor:
@@ -678,6 +798,13 @@ def _check(x: Tensor, granularity: str, block: int) -> None:
         raise ValueError(f"a tensor without dimensions has no {granularity}s")
 
 
+def _check_out(x: Tensor, out: Tensor | None) -> None:
+    if out is not None and not isinstance(out, Tensor):
+        raise TypeError(f"out must be a tensor, not {type(out).__name__}")
+    if out is not None and out.shape != x.shape:
+        raise ValueError(f"out must have the shape {list(x.shape)} of x, not {list(out.shape)}")
+
+
 def _check_block(block: int) -> None:
     _check_whole("block", block, 1)
 
@@ -686,6 +813,8 @@ def _checked_tile(shape: Sequence[int], tile: tuple[int, int], scale: Tensor | N
     """The sides of a tile, no longer than those of the matrix; `scale` must have a number for each tile."""
     if len(shape) != 2:
         raise ValueError(f"tiles are of a matrix, not of the shape {list(shape)}")
+    if not isinstance(tile, Sequence) or len(tile) != 2:
+        raise ValueError(f"a tile has two sides, (rows, columns), not {tile!r:.80}")
     rows, columns = tile
     _check_whole("rows of a tile", rows, 1)
     _check_whole("columns of a tile", columns, 1)

@@ -29,7 +29,12 @@ LONG_SEEDS = range(10, 15)
 TUNING_SEEDS = range(100, 102)
 """Held out: no study reports them."""
 
-CAMPAIGN_SEEDS = CLOSE_SEEDS
+HEAD_SEEDS = range(50, 66)
+HEAD_TUNING_SEEDS = range(102, 106)
+"""Of the studies on the gradient of the logits, which the first campaign has not seen; the second are held out."""
+
+HELD_OUT_SEEDS = (*TUNING_SEEDS, *HEAD_TUNING_SEEDS)
+CAMPAIGN_SEEDS = (*CLOSE_SEEDS, *HEAD_SEEDS)
 """All seeds that the campaign's studies report."""
 
 SPLITS = ("E0M7", "E2M5", "E3M4", "E4M3", "E5M2", "E6M1", "E7M0")
@@ -52,6 +57,9 @@ ADAMW_RATES = (0.002, 0.004, 0.008, 0.016, 0.032)
 ULPS_OF_ONE = (0.04, 0.08, 0.16, 0.32, 0.64)
 """Swept for the update precondition, as a step relative to the weight: the rate in ulps is this times 2^M. E0M7 has
 the same ulp for every weight, about 2^-7 of the tensor's largest: there the rates are AdamW's, in ulps."""
+
+HEAD_RATES = (0.004, 0.008, 0.016, 0.032)
+"""Swept for the kinds of arm of the studies on the gradient of the logits."""
 
 RELATIVE_RATES = (0.02, 0.04, 0.08, 0.16, 0.32)
 CODE_RATES = (0.0625, 0.125, 0.25, 0.5, 1.0)
@@ -87,6 +95,9 @@ PLACES = {
 GRID = ("nearest", "stochastic", "feedback")
 
 SHORT = {"eval_every": 100, "log_every": 10, "layers_every": 50}
+FRESH: dict[str, Any] = {**SHORT, "layers_every": 100, "final_eval_characters": 100_000, "telemetry": {"logits": True}}
+"""Of the studies from 2026-11-30 on: the final loss reads ten times as much text."""
+
 LONG: dict[str, Any] = {"max_steps": 1500, "warmup_steps": 100, "eval_every": 300, "layers_every": 250}
 QUICK: dict[str, Any] = {"max_steps": 60, "eval_every": 30, "layers_every": 20}
 MISSCALED: dict[str, Any] = {"model": {"rescale": 6}, "clip_norm": None}
@@ -280,6 +291,77 @@ PILOT_TUNED = {
 }
 """(format, rule) -> the best rate of study pilot-tuning (mean validation loss of its two seeds)."""
 
+ROUNDED = {
+    "nearest": "rounded to nearest",
+    "stochastic": "rounded stochastically",
+    "diffused": "rounded by diffusion",
+    "wide": "not quantized",
+}
+"""What becomes of the gradient of the logits: the key of an arm, and what readers are told."""
+
+_BLOCKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "MXFP6": ("E3M2", {"kind": "mx_rceil", "axis": "contraction"}),
+    "MXFP4 up": ("E2M1", {"kind": "mx_rceil", "axis": "contraction"}),
+    "NVFP4": ("E2M1", {"kind": "nvfp4", "axis": "contraction"}),
+}
+"""Formats with scales of blocks, which lie along the dimension that a product sums over: element and scale."""
+
+HEAD_FORMATS = (*SPLITS, *_BLOCKS)
+TEXT_FORMATS = ("E0M7", "E2M5", "E3M4", "E4M3", "E5M2", "NVFP4")
+HEAD_TUNED = {
+    ("tensor", "nearest"): FP32_RATE,
+    ("tensor", "stochastic"): FP32_RATE,
+    ("tensor", "diffused"): FP32_RATE,
+    ("tensor", "wide"): FP32_RATE,
+    ("tensor", "body"): FP32_RATE,
+    ("blocks", "nearest"): FP32_RATE,
+    ("blocks", "stochastic"): FP32_RATE,
+    ("blocks", "diffused"): FP32_RATE,
+    ("blocks", "wide"): FP32_RATE,
+    ("blocks", "body"): FP32_RATE,
+}
+"""Scales of tensors or of blocks, and the rounding of the logits' gradient, or "body" where embedding and head are not
+quantized -> the best rate of study head-tuning (mean validation loss of its four seeds)."""
+
+HEAD_KINDS = ("E0M7", "NVFP4")
+"""The formats whose sweeps stand for all with scales of tensors, and of blocks."""
+
+
+def _fresh(name: str, fmt: str, label: str, more: Mapping[str, Any], tuned: str, **settings: Any) -> Arm:
+    """An arm of the studies on the gradient of the logits; `fmt` may be a format with scales of blocks."""
+    element, scaling = _BLOCKS.get(fmt, (fmt, {}))
+    settings = {**FRESH, **settings} | ({"scaling": scaling} if scaling else {})
+    rate = HEAD_TUNED["blocks" if scaling else "tensor", tuned]
+    return _arm(name, element, {**every(element), **more}, label=label, rate=rate, **settings)
+
+
+def _head(fmt: str, rounding: str, suffix: str = "", said: str = "", **settings: Any) -> Arm:
+    """All layers in `fmt`, and the gradient of the logits rounded so."""
+    more = {} if rounding == "nearest" else {"grad_output_rounding": {"head": rounding}}
+    settings |= {"draw_version": 2} if rounding == "stochastic" else {}
+    label = f"{fmt.replace(' up', ' (scales up)')}, gradient of the logits {ROUNDED[rounding]}{said}"
+    return _fresh(f"{fmt} head {rounding}{suffix}", fmt, label, more, rounding, **settings)
+
+
+def _body(fmt: str) -> Arm:
+    """Attention and MLP in `fmt`."""
+    label = f"{fmt.replace(' up', ' (scales up)')} in attention and mlp"
+    return _fresh(f"{fmt} body", fmt, label, {"layers": ["attention", "mlp"]}, "body")
+
+
+HEAD_ARMS = tuple(_head(fmt, rounding) for fmt in HEAD_FORMATS for rounding in ROUNDED)
+BODY_ARMS = tuple(_body(fmt) for fmt in HEAD_FORMATS)
+TEXT_ARMS = tuple(
+    _head(fmt, rounding, " sympy", "; source code", data="sympy")
+    for fmt in TEXT_FORMATS
+    for rounding in ("nearest", "stochastic")
+)
+HEAD_TUNING_ARMS = (
+    "FP32 fresh",
+    *(f"{fmt} head {rounding}" for fmt in HEAD_KINDS for rounding in ROUNDED),
+    *(f"{fmt} body" for fmt in HEAD_KINDS),
+)
+
 _STOCHASTIC = {"rounding": {"grad_output": "stochastic"}}
 _BOTH_STOCHASTIC = {"rounding": dict.fromkeys(("activation", "grad_output"), "stochastic")}
 _OBSERVED: dict[str, Any] = {
@@ -354,6 +436,11 @@ _ARMS: tuple[Arm, ...] = (
     *(_arm(f"{fmt} observed", fmt, **_OBSERVED) for fmt in ("FP32", *CLOSE_FORMATS, *EXTREMES)),
     _arm("E2M5 block", "E2M5", scaling=SCALES["block"][0], label="E2M5 with one scale per block of 32"),
     _arm("E3M4 block", "E3M4", scaling=SCALES["block"][0], label="E3M4 with one scale per block of 32"),
+    _arm("FP32 fresh", label="FP32, evaluated on more text", **FRESH),
+    *HEAD_ARMS,
+    *BODY_ARMS,
+    _arm("FP32 sympy", label="FP32; source code", data="sympy", **FRESH),
+    *TEXT_ARMS,
     _arm("FP32 large", rate="FP32 large", **LARGE),
     *(_arm(f"{fmt} large", fmt, rate="FP32 large", other=None, **LARGE) for fmt in SPLITS),
     *LARGE_STORAGE_ARMS,
@@ -379,12 +466,14 @@ class Study:
         sweeps: each arm is trained at several learning rates, to find its own; "grows" where a sweep whose best rate
             lies at its edge goes on beyond it.
         exploratory: not preregistered, added after another study had been looked at.
+        rates: those of a sweep, where not the five of each arm.
     """
 
     about: str
     seeds: Mapping[str, Sequence[int]]
     sweeps: str = ""
     exploratory: bool = False
+    rates: Sequence[float] = ()
 
 
 def _names(arms: Iterable[Arm]) -> list[str]:
@@ -462,6 +551,24 @@ STUDIES: Mapping[str, Study] = {
         _with(FEW_SEEDS, "E2M5 block", "E3M4 block"),
         exploratory=True,
     ),
+    "head-tuning": Study(
+        "Four learning rates and four held-out seeds for every kind of arm of the studies head, blocks-only and text.",
+        _with(HEAD_TUNING_SEEDS, HEAD_TUNING_ARMS),
+        sweeps="grows",
+        rates=HEAD_RATES,
+    ),
+    "head": Study(
+        "Everything quantized; the gradient of the logits to nearest, stochastically, by diffusion, or not quantized.",
+        _with(HEAD_SEEDS, "FP32 fresh", _names(HEAD_ARMS)),
+    ),
+    "blocks-only": Study(
+        "Attention and MLP quantized, embedding and head not.",
+        _with(HEAD_SEEDS, _names(BODY_ARMS)),
+    ),
+    "text": Study(
+        "Another text, the sources of sympy: the gradient of the logits rounded to nearest and stochastically.",
+        _with(HEAD_SEEDS, "FP32 sympy", _names(TEXT_ARMS)),
+    ),
     "tuning-large": Study(
         "The rates of the two large studies: 6 layers of 384, 5,000 steps; for a GPU.",
         _with(TUNING_SEEDS, "FP32 large", _names(LARGE_STORAGE_ARMS)),
@@ -538,7 +645,7 @@ def checked(arms: Iterable[Arm], studies: Mapping[str, Study]) -> Mapping[str, A
         except ValueError as error:
             raise UsageError(f"studies.py, arm {arm.name!r}: {error}") from None
     for name, study in studies.items():
-        allowed: Collection[int] = TUNING_SEEDS if study.sweeps else {*PILOT_SEEDS, *CAMPAIGN_SEEDS}
+        allowed: Collection[int] = HELD_OUT_SEEDS if study.sweeps else {*PILOT_SEEDS, *CAMPAIGN_SEEDS}
         for arm_name, seeds in study.seeds.items():
             if arm_name not in found:
                 raise UsageError(f"studies.py, study {name!r}: there is no arm {arm_name!r} in ARMS")

@@ -5,8 +5,9 @@
     .venv/bin/python benchmarks/quantize.py --device cuda      add a GPU: bandwidth, and the same bits as the processor
 
 Every figure is the best of several times over the best time of the same number of ``copy_`` calls between them, on the
-same tensors, with one thread. A peer that is missing or fails stays in the record with the reason. The record is
-benchmarks/recorded/quantize.json, which the site's page of benchmarks shows; it names no machine.
+same tensors, with one thread. Times are the process's own processor time, so that others on the machine cost less. A
+peer that is missing or fails stays in the record with the reason. The record is benchmarks/recorded/quantize.json,
+which the site's page of benchmarks shows; it names no machine.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -43,6 +45,7 @@ from altgrad.reports.benchmarks import Accelerator, QuantizeRecord, Scratch, Tim
 from altgrad.reports.measured import RECORDED, read_record, write_record  # noqa: E402
 from altgrad.rounding import compile_quantize, quantize, quantize_counted  # noqa: E402
 from altgrad.runs.schema import without_paths  # noqa: E402
+from altgrad.scaling import compile_mx, compile_nvfp4, quantize_mx, quantize_nvfp4  # noqa: E402
 
 SEED = 1
 PROBES = (464.0, 500.0, float("nan"), 2.0**-10, 3 * 2.0**-10, 0.015, -0.0)
@@ -113,31 +116,56 @@ def our_entries(t: Tensors) -> Iterator[Entry]:
 
     def plain(name: str, label: str, goals: tuple[float | None, float | None], **rest: Any) -> Iterator[Entry]:
         fmt = get_format(name)
-        rounding = rest.pop("rounding", "nearest_even")
+        how = {key: rest.pop(key) for key in ("rounding", "draw_version") if key in rest}
 
         def eager() -> Callable[[], Tensor]:
-            return lambda: quantize(t.x, fmt, rounding=rounding, out=t.out, **rest)
+            return lambda: quantize(t.x, fmt, out=t.out, **how, **rest)
 
         def compiled() -> Callable[[], Tensor]:
-            run = compile_quantize(fmt, rounding=rounding)
+            run = compile_quantize(fmt, **how)
             return lambda: run(t.x, out=t.out, **rest)
 
         def reference() -> Tensor:
-            return quantize(t.x, fmt, rounding=rounding, **rest)
+            return quantize(t.x, fmt, **how, **rest)
 
         for form, make, goal in (("eager", eager, goals[0]), ("compiled", compiled, goals[1])):
             remark = ARITHMETIC if form == "compiled" and goal else ""
-            timing = Timing(name=label, group="ours", form=form, format=fmt.label, goal=goal, remark=remark)
+            timing = Timing(name=label, group="ours", form=form, format=fmt.label, goal=goal, remark=remark, out=True)
             yield Entry(timing, make, t.copy, reference, slow=form == "compiled" and (name, label) != ("e4m3", "plain"))
 
     yield from plain("e4m3", "plain", (4, 1.1))
     new = Timing(name="plain, result allocated", group="ours", form="eager", format=get_format("e4m3").label)
     yield Entry(new, lambda: lambda: quantize(t.x, get_format("e4m3")), t.copy)
-    yield from plain("e4m3", "stochastic", (None, 2.5), rounding="stochastic", seed=SEED)
+    drawn: dict[str, Any] = {"rounding": "stochastic", "seed": SEED}
+    yield from plain("e4m3", "stochastic", (None, 2.5), **drawn)
+    yield from plain("e4m3", "stochastic, draws of version 2", (8, 2.5), draw_version=2, **drawn)
+    yield from block_entries(t)
     yield from counted_entries(t)
     yield from plain("e4m3", "scale per row", (None, None), scale=t.row_scale)
     for name in ("e5m2", "e4m3fnuz", "e7m0", "bf16"):
         yield from plain(name, "plain", (None, None))
+
+
+def block_entries(t: Tensors) -> Iterator[Entry]:
+    """Formats with a scale for each block: the amax, the scales and the elements."""
+    e4m3, e2m1 = get_format("e4m3"), get_format("e2m1")
+    forms: dict[tuple[str, str], tuple[Callable[..., Tensor], Callable[[], Callable[..., Tensor]], float]] = {
+        ("MX, blocks of 32", e4m3.label): (partial(quantize_mx, element_format=e4m3), partial(compile_mx, e4m3), 2.5),
+        ("MX, blocks of 32", e2m1.label): (partial(quantize_mx, element_format=e2m1), partial(compile_mx, e2m1), 2.5),
+        ("NVFP4, blocks of 16", e2m1.label): (quantize_nvfp4, compile_nvfp4, 3),
+    }
+    for (label, fmt), (quantizer, compiler, goal) in forms.items():
+
+        def eager(quantizer: Callable[..., Tensor] = quantizer) -> Callable[[], Tensor]:
+            return lambda: quantizer(t.x, out=t.out)
+
+        def compiled(compiler: Callable[[], Callable[..., Tensor]] = compiler) -> Callable[[], Tensor]:
+            run = compiler()
+            return lambda: run(t.x, out=t.out)
+
+        for form, make, most in (("eager", eager, 6.5), ("compiled", compiled, goal)):
+            timing = Timing(name=label, group="ours", form=form, format=fmt, goal=most, remark=ARITHMETIC, out=True)
+            yield Entry(timing, make, t.copy, partial(quantizer, t.x), slow=form == "compiled")
 
 
 def counted_entries(t: Tensors) -> Iterator[Entry]:
@@ -156,7 +184,14 @@ def counted_entries(t: Tensors) -> Iterator[Entry]:
         for form, make, goal in (("eager", eager, 7), ("compiled", compiled, 1.35)):
             remark = FIVE_STREAMS if previous is not None else ARITHMETIC if form == "compiled" else ""
             timing = Timing(
-                name=label, group="ours", form=form, format=fmt.label, unit="two copies", goal=goal, remark=remark
+                name=label,
+                group="ours",
+                form=form,
+                format=fmt.label,
+                unit="two copies",
+                goal=goal,
+                remark=remark,
+                out=True,
             )
             yield Entry(timing, make, t.two_copies, lambda: quantize(t.x, fmt), slow=form == "compiled")
 
@@ -184,6 +219,7 @@ def small_entries(t: Tensors) -> Iterator[Entry]:
                 small=True,
                 goal=1,
                 remark=remark,
+                out=True,
             )
             yield Entry(timing, make, t.cast(dtype), lambda fmt=fmt: quantize(t.x, fmt), slow=form == "compiled")  # type: ignore[misc]
 
@@ -234,6 +270,25 @@ def peer_entries(t: Tensors) -> Iterator[Entry]:
         package, fmt = import_module("gfloat"), import_module("gfloat.formats").format_info_ocp_e4m3
         return lambda x: package.round_ndarray(fmt, x, package.RoundMode.TiesToEven, True)
 
+    def qtorch_stochastic() -> Callable[[Tensor], Tensor]:
+        quant = import_module("qtorch.quant")
+        return lambda x: quant.float_quantize(x, exp=4, man=3, rounding="stochastic")
+
+    def torchao_mx() -> Callable[[Tensor], Tensor]:
+        mx, e4m3 = import_module("torchao.prototype.mx_formats.mx_tensor"), torch.float8_e4m3fn
+
+        def run(x: Tensor) -> Tensor:
+            scales, codes = mx.to_mx(x, e4m3, 32)
+            return mx.to_dtype(codes, scales, e4m3, 32, torch.float32)  # type: ignore[no-any-return]
+
+        return run
+
+    def torchao_nvfp4() -> Callable[[Tensor], Tensor]:
+        nvfp4 = import_module("torchao.prototype.mx_formats.nvfp4_tensor").NVFP4Tensor
+        # It takes the tensor's scale and does not find it, which costs it less than it costs us.
+        outer = t.x.abs().amax() / (448 * 6)
+        return lambda x: nvfp4.to_nvfp4(x, per_tensor_scale=outer).dequantize(torch.float32)
+
     yield entry("torch, cast and back", "torch", cast(torch.float8_e5m2), format="e5m2")
     yield entry("torch, cast and back", "torch", cast(torch.float8_e4m3fn))
     yield entry("qtorch, float_quantize", "qtorch", qtorch, slow=True)
@@ -241,6 +296,14 @@ def peer_entries(t: Tensors) -> Iterator[Entry]:
     yield entry("torchao, floatx codes and back", "torchao", torchao)
     yield entry("pychop, Chop", "pychop", pychop)
     yield entry("gfloat, round_ndarray", "gfloat", gfloat)
+    for name, package, make, reference in (
+        ("qtorch, float_quantize, stochastic", "qtorch", qtorch_stochastic, None),
+        ("torchao, MX codes and back", "torchao", torchao_mx, lambda: quantize_mx(t.x, get_format("e4m3"))),
+        ("torchao, NVFP4 codes and back", "torchao", torchao_nvfp4, lambda: quantize_nvfp4(t.x)),
+    ):
+        fmt = get_format("e2m1" if "NVFP4" in name else "e4m3")
+        timing = Timing(name=name, group="peer", format=fmt.label, version=_version(package))
+        yield Entry(timing, lambda make=make: partial(make(), t.x), t.copy, reference, slow=package == "qtorch")  # type: ignore[misc]
 
 
 def measure(
@@ -277,10 +340,10 @@ def _calls(function: Callable[[], object]) -> int:
 
 
 def _time(function: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(calls):
         function()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def _round(value: float) -> float:
@@ -433,6 +496,7 @@ def bench(shape: tuple[int, int], small: tuple[int, int], quick: bool, console: 
         {"repeats": 2, "tries": 1, "limit": 0.1} if quick else {"repeats": 5, "tries": 7, "limit": 6.0}
     )
     timings: list[Timing] = []
+    vectors = {"vectors": torch.backends.cpu.get_cpu_capability()}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     logging.getLogger().addHandler(logging.NullHandler())  # peers' own warnings are not news here
     with Progress(*columns, console=console) as progress:
@@ -440,9 +504,10 @@ def bench(shape: tuple[int, int], small: tuple[int, int], quick: bool, console: 
         for entry in entries:
             progress.update(task, description=f"{entry.timing.name}, {entry.timing.format} {entry.timing.form}".strip())
             if quick and entry.slow:
-                timings.append(entry.timing.model_copy(update={"error": "left out of a quick trial"}))
+                found = entry.timing.model_copy(update={"error": "left out of a quick trial"})
             else:
-                timings.append(measured(entry, **effort))
+                found = measured(entry, **effort)
+            timings.append(found.model_copy(update=vectors | {"shape": small if found.small else shape}))
             progress.advance(task)
     copy_seconds = measure(large.copy, large.copy, **effort)["seconds"]
     return QuantizeRecord(
@@ -459,7 +524,7 @@ def bench(shape: tuple[int, int], small: tuple[int, int], quick: bool, console: 
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,
-            "vectors": torch.backends.cpu.get_cpu_capability(),
+            **vectors,
         },
         copy_seconds=copy_seconds,
         timings=tuple(timings),

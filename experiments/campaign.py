@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from altgrad.config import ExperimentConfig, UsageError  # noqa: E402
 
 try:
-    from altgrad.studies import ARMS, CAMPAIGN, PACKED_LOOKS, STUDIES, TUNING_SEEDS, Arm, Study
+    from altgrad.studies import ARMS, CAMPAIGN, PACKED_LOOKS, STUDIES, Arm, Study
 except UsageError as error:
     sys.exit(f"error: {error}")
 from altgrad.cli import guarded  # noqa: E402
@@ -69,7 +69,7 @@ def sweep(study: str, arm: Arm, losses: Losses) -> tuple[list[float], float | No
 
     While the best lies at an edge, a sweep that grows goes on beyond it. None for the best until all are recorded.
     """
-    rates = list(arm.swept_rates)
+    rates = list(STUDIES[study].rates or arm.swept_rates)
     extensions = MOST_EXTENSIONS if STUDIES[study].sweeps == "grows" else 0
     for extension in range(extensions + 1):
         means = [_mean_loss(study, arm, rate, losses) for rate in rates]
@@ -98,7 +98,7 @@ def tuned(arm: Arm, losses: Losses) -> float:
 
 
 def _mean_loss(study: str, arm: Arm, rate: float, losses: Losses) -> float | None:
-    found = [losses.get(identity(arm.config(seed, study, rate))) for seed in TUNING_SEEDS]
+    found = [losses.get(identity(arm.config(seed, study, rate))) for seed in STUDIES[study].seeds[arm.name]]
     return None if None in found else math.fsum(loss for loss in found if loss is not None) / len(found)
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 # Floors, ground floor first. The rooms from rounding on need torch, and use of the reading half no more than SHARED.
 READING = ("altgrad", "text", "imports", "formats", "config", "studies", "runs", "analysis", "site", "reports")
 SHARED = READING[: READING.index("analysis")]
-TORCH = ("rounding", "scaling", "nn", "models", "optim", "telemetry", "training")
+TORCH = ("scratch", "draws", "rounding", "diffusion", "scaling", "nn", "models", "optim", "telemetry", "training")
 OLD_NAMES = ("analysis/reports.py", "pages/__init__.py", "pages/mkdocs.py")
 HEAVY = {"torch", "wandb", "mkdocs", "mkdocs_gen_files"}
 

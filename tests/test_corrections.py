@@ -255,9 +255,7 @@ def test_what_would_change_the_answer_is_that_of_the_raw_records(runs: Runs) -> 
     shares = {fmt: gap(runs, fmt, study="layers", layers=("head",)).mean() for fmt in ("e0m7", "e2m5", "e7m0")}
     wholes = {fmt: gap(runs, fmt).reindex(range(10, 26)).mean() for fmt in shares}
     first, second, third = (f"{shares[fmt] / wholes[fmt]:.0%}" for fmt in shares)
-    assert (
-        f"E0M7, E2M5 and E7M0 lose mostly in the head, which alone costs {first}, {second} and {third} of" in text
-    )
+    assert f"E0M7, E2M5 and E7M0 lose mostly in the head, which alone costs {first}, {second} and {third} of" in text
     long = said(loss(runs, "length", "e4m3") - loss(runs, "length", "e3m4"))
     difference = long.replace(" nats (", " nats above E3M4 (").replace("5)", "5 seeds)")
     assert f"after 1,500 steps E3M4 is first of the 4 formats run, and E4M3 ends {difference}, which 5 seeds" in text

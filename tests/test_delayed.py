@@ -119,6 +119,12 @@ def test_a_config_s_margin_and_algorithm_reach_the_layers(algorithm: str, expect
         (lambda: Scaling("mx", algorithm="most_recent"), "'most_recent' belongs to kind 'delayed', not to 'mx'"),
         (lambda: Scaling("delayed", algorithm="mean"), "scaling.algorithm: .*'max' or 'most_recent'"),
         (lambda: Scaling("delayed", margin=-1), "scaling.margin"),
+        (lambda: Scaling(history=4), "scaling.history 4 belongs to kind 'delayed', not to 'amax'"),
+        (lambda: Scaling("mx", block=16), "blocks of kind 'mx' are 32 wide, not 16; leave out scaling.block"),
+        (lambda: Scaling("nvfp4", block=8), "blocks of kind 'nvfp4' are 16 wide, not 8; leave out scaling.block"),
+        (lambda: Scaling(block=64), "scaling.block 64 belongs to granularity 'block' or 'block_2d', not to 'tensor'"),
+        (lambda: Scaling(granularity="block", block=0), "scaling.block: .*greater than or equal to 1"),
+        (lambda: Scaling(granularity="block", axis="rows"), "scaling.axis: .*'last' or 'contraction'"),
         (lambda: Scaling(quotient="up"), "quotient 'up' belongs to a scale .* with power_of_two false"),
         (lambda: Scaling("static", value=1.0, power_of_two=False, quotient="up"), "kind 'amax' or 'delayed'"),
         (

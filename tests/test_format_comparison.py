@@ -167,7 +167,7 @@ def test_verdicts_follow_the_runs(whole: ExperimentDataLoader) -> None:
 
 def test_every_hypothesis_is_judged_once_in_the_words_that_were_written_down(whole: ExperimentDataLoader) -> None:
     found = verdicts(whole)
-    assert [verdict.id for verdict in found] == [f"H{number}" for number in range(1, 21)]
+    assert [verdict.id for verdict in found] == [f"H{number}" for number in range(1, 28)]
     for verdict in found:
         assert f"| {verdict.id} | {verdict.study} | {statements()[verdict.id]} |" in PREREGISTRATION
 
@@ -359,8 +359,8 @@ def test_the_page_carries_every_section_and_its_numbers(
     ):
         assert f"format_comparison.{table}.csv" in names
     verdict_page = (tmp_path / "preregistered.md").read_text()
-    assert "**Of 20 hypotheses: 5 yes, 2 yes with a limit, 0 no, 0 inconclusive, 13 pending.**" in verdict_page
-    for number in range(1, 21):
+    assert "**Of 27 hypotheses: 5 yes, 2 yes with a limit, 0 no, 0 inconclusive, 20 pending.**" in verdict_page
+    for number in range(1, 28):
         assert f'id="h{number}"' in verdict_page
         assert verdict_page.index(f"| [H{number}](preregistered.md#h{number})") < verdict_page.index("## The tests")
 

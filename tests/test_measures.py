@@ -85,7 +85,7 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, lines: list[str], l
 
 @pytest.mark.parametrize("header", ["Measures:", "Measures (wieght):", "Measures weight:", "Measures (weight,update):"])
 def test_a_section_names_its_operands(tmp_path: Path, header: str) -> None:
-    with pytest.raises(MeasureError, match=r"^some\.py:7: .*weight, activation, grad_output, gradient, update"):
+    with pytest.raises(MeasureError, match=r"^some\.py:7: .*weight, activation, output, grad_output, gradient, update"):
         written(tmp_path, "a [dB; any]: x", header=header)
 
 
@@ -141,6 +141,7 @@ def test_a_run_records_the_measures_of_the_page_and_no_others(tmp_path: Path) ->
             "rank_every": 1,
             "codes_every": 1,
             "shadow": True,
+            "logits": True,
             "histograms": ["weight", "activation", "grad_output"],
         },
     }

@@ -18,6 +18,7 @@ gfloat = pytest.importorskip("gfloat")
 from altgrad import rounding as kernel  # noqa: E402
 from altgrad.formats import (  # noqa: E402
     BF16,
+    DRAW_VERSIONS,
     E8M0,
     FP16,
     FP32,
@@ -25,6 +26,7 @@ from altgrad.formats import (  # noqa: E402
     SPLITS_8BIT,
     SPLITS_16BIT,
     FloatFormat,
+    drawn_version,
     get_format,
     list_formats,
     stochastic_draw,
@@ -335,15 +337,40 @@ def test_equals_the_scalar_specification_on_a_sample_of_boundaries(fmt: FloatFor
     st.sampled_from(ROUNDINGS),
     st.booleans(),
     st.integers(0, 2**64 - 1),
+    st.sampled_from(DRAW_VERSIONS),
 )
-@settings(max_examples=150, deadline=None)
-def test_equals_the_scalar_specification(values: list[float], fmt: FloatFormat, rounding, saturate, seed: int) -> None:
+@settings(max_examples=200, deadline=None)
+def test_equals_the_scalar_specification(
+    values: list[float], fmt: FloatFormat, rounding, saturate, seed: int, asked: int
+) -> None:
+    version = drawn_version(asked, fmt)
     expected = [
-        fmt.round(value, rounding=rounding, saturate=saturate, draw=stochastic_draw(seed, index))
+        fmt.round(value, rounding=rounding, saturate=saturate, draw=stochastic_draw(seed, index, version))
         for index, value in enumerate(values)
     ]
-    found = quantize(torch.tensor(values), fmt, rounding=rounding, saturate=saturate, seed=seed)
-    assert same(found, np.array(expected))
+    how = {"rounding": rounding, "saturate": saturate, "seed": seed, "draw_version": asked}
+    for dtype in (torch.float32, torch.float64):
+        assert same(quantize(torch.tensor(values, dtype=dtype), fmt, **how), np.array(expected))
+
+
+@pytest.mark.parametrize("fmt", [fmt for fmt in TABULATED if fmt.mantissa_bits <= 7], ids=by_name)
+def test_draws_of_16_bits_decide_on_every_boundary_as_the_scalar_specification(fmt: FloatFormat) -> None:
+    """Where the draw equals the fraction, and one unit in the last place on both sides of it; zeros keep their sign."""
+    drawn = np.array([stochastic_draw(SEED, index, 2) for index in range(400)])
+    steps = np.random.default_rng(0).integers(0, 2 << fmt.mantissa_bits, 400) if fmt.mantissa_bits else np.ones(400)
+    with np.errstate(over="ignore", under="ignore"):
+        at = ((steps + drawn) * fmt.quantum).astype(np.float32)
+        below, above = (np.nextafter(at, np.float32(side)) for side in (-np.inf, np.inf))
+        tiny = (drawn * fmt.quantum * 2.0**-12).astype(np.float32)
+    for inputs in (at, below, above, tiny, np.zeros(400, np.float32)):
+        for sign in (1, -1):
+            x = torch.from_numpy(sign * inputs)
+            expected = [
+                fmt.round(value, rounding="stochastic", draw=draw)
+                for value, draw in zip(x.tolist(), drawn.tolist(), strict=True)
+            ]
+            found = quantize(x, fmt, rounding="stochastic", seed=SEED, draw_version=2)
+            assert same(found, to_float32_range(np.array(expected), fmt))
 
 
 @given(
@@ -907,7 +934,7 @@ def test_parameters_are_quantized_in_place_without_a_graph() -> None:
 
 @pytest.fixture(params=[7, 64])
 def tiny_pieces(request, monkeypatch) -> Iterator[None]:
-    monkeypatch.setattr(kernel, "_PIECE", request.param)
+    monkeypatch.setattr(kernel, "PIECE", request.param)
     monkeypatch.setattr(kernel, "_SMALL", 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -918,14 +945,14 @@ def tiny_pieces(request, monkeypatch) -> Iterator[None]:
 def whole(function, *args, **arguments):
     """The result in one piece, whatever the fixture set."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "_PIECE", 1 << 18)
+        patch.setattr(kernel, "PIECE", 1 << 18)
         patch.setattr(kernel, "_SMALL", 1 << 16)
         return function(*args, **arguments)
 
 
 @pytest.mark.usefixtures("tiny_pieces")
-@pytest.mark.parametrize("rounding", ROUNDINGS)
-def test_pieces_give_the_same_bits_as_the_whole(rounding: str) -> None:
+@pytest.mark.parametrize(("rounding", "version"), [*((rounding, 1) for rounding in ROUNDINGS), ("stochastic", 2)])
+def test_pieces_give_the_same_bits_as_the_whole(rounding: str, version: int) -> None:
     x = torch.cat([boundaries(get_format("e2m1")), random_bits(40)])[:105].view(5, 3, 7)
     previous = torch.round(x)
     scales = [None, 0.37, torch.rand(1) + 0.5]
@@ -936,6 +963,7 @@ def test_pieces_give_the_same_bits_as_the_whole(rounding: str) -> None:
         fmt = get_format(name)
         for scale in scales:
             options = {"scale": scale, "rounding": rounding, "seed": 3, "saturate": name != "p3109_k8p3"}
+            options["draw_version"] = version
             expected = whole(quantize_counted, x, fmt, previous=previous, **options)
             found = quantize_counted(x, fmt, previous=previous, **options)
             assert same(found.values, expected.values)
@@ -1020,52 +1048,6 @@ def test_stochastic_rounding_is_right_on_average(value: float, name: str, seed: 
         chance = (value - low) / (high - low)
         sigma = math.sqrt(chance * (1 - chance) / count) * (high - low)
         assert abs(y.mean().item() - value) <= 5 * sigma + 2**-24 * (high - low)  # 4 would fail for 1 seed in 16,000
-
-
-# The draws
-
-
-def test_draws_equal_the_scalar_definition_also_across_the_border_of_2_to_the_32() -> None:
-    for start in (0, 1, 2**31 - 20, 2**32 - 20, 2**32, 2**33 - 7, 3 * 2**40 - 11):
-        for seed in (0, 1, 2**63, 2**64 - 1):
-            found = kernel._draw(start, 40, seed, torch.device("cpu"))
-            assert found.dtype == torch.float32
-            assert found.tolist() == [stochastic_draw(seed, start + index) for index in range(40)]
-            scratch = kernel._Scratch(40, torch.device("cpu"))
-            for first, count in ((start, 40), (start + 40, 33)):
-                again = kernel._draw(first, count, seed, torch.device("cpu"), scratch)
-                assert again.tolist() == [stochastic_draw(seed, first + index) for index in range(count)]
-    assert np.array_equal(kernel._draw(0, 10_000, SEED, torch.device("cpu")).double().numpy(), draws(10_000))
-
-
-def chi_square(values: np.ndarray, bins: int) -> float:
-    """In standard deviations from its mean."""
-    counts = np.bincount(values, minlength=bins)
-    expected = len(values) / bins
-    return float((((counts - expected) ** 2 / expected).sum() - (bins - 1)) / math.sqrt(2 * (bins - 1)))
-
-
-@pytest.mark.parametrize("seed", [0, 1, 12345, 2**64 - 1])
-def test_draws_are_uniform_in_their_high_and_low_bits_and_in_pairs(seed: int) -> None:
-    whole_numbers = (draws(1 << 20, seed) * 2**24).astype(np.int64)
-    assert abs(chi_square(whole_numbers >> 12, 4096)) < 4.5
-    assert abs(chi_square(whole_numbers & 4095, 4096)) < 4.5
-    for distance in (1, 2, 64, 4096):
-        pairs = (whole_numbers[:-distance] >> 18) * 64 + (whole_numbers[distance:] >> 18)
-        assert abs(chi_square(pairs, 4096)) < 4.5, distance
-
-
-def test_draws_of_neighbouring_indices_seeds_and_blocks_are_uncorrelated() -> None:
-    count = 1 << 19
-    base = draws(count, 0)
-    device = torch.device("cpu")
-    others = {f"seed {seed}": draws(count, seed) for seed in (1, 2, 3, 2**32, 2**63)}
-    others |= {f"lag {lag}": np.roll(base, lag) for lag in (1, 2, 3, 5, 64, 1024, 4096, 65536)}
-    others["next 2^32"] = kernel._draw(2**32, count, 0, device).double().numpy()
-    for name, other in others.items():
-        assert abs(np.corrcoef(base, other)[0, 1]) * math.sqrt(count) < 4.5, name
-        assert (base == other).mean() < 1e-5, name
-        assert not np.array_equal(np.sort(base), np.sort(other)) or name.startswith("lag"), name
 
 
 # Gradients
@@ -1171,6 +1153,6 @@ def test_what_is_no_tensor_and_no_format_is_refused_as_that() -> None:
 
 
 def test_a_number_as_scale_is_a_tensor_where_a_gpu_would_multiply_by_its_inverse() -> None:
-    job = kernel._job(torch.ones(3, device="meta"), E4M3, 0.3, "nearest_even", True, None, True)
+    job = kernel._job(torch.ones(3, device="meta"), E4M3, 0.3, "nearest_even", True, (None, 1), True)
     assert isinstance(job.scale, torch.Tensor)
     assert (job.scale.shape, job.scale.dtype, job.scale.device.type) == ((), torch.float32, "meta")

@@ -17,8 +17,9 @@ from compiler import needs_compiler  # noqa: E402
 
 from altgrad.formats import BF16, E8M0, ROUNDINGS, FloatFormat, get_format  # noqa: E402
 from altgrad.rounding import compile_quantize, fake_quantize, quantize, quantize_counted  # noqa: E402
+from altgrad.scaling import compile_mx, compile_nvfp4, quantize_mx, quantize_nvfp4  # noqa: E402
 
-E4M3 = get_format("e4m3")
+E4M3, E2M1 = get_format("e4m3"), get_format("e2m1")
 FORMATS = [E4M3, get_format("e7m0"), get_format("p3109_k8p3"), BF16, E8M0]
 ROOT = Path(__file__).parent.parent
 
@@ -152,11 +153,11 @@ def test_scales_out_and_other_dtypes_give_the_bits_of_the_eager_form() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("counted", [False, True], ids=["values", "counted"])
-def test_stochastic_draws_are_those_of_the_eager_form(counted: bool) -> None:
-    run = compile_quantize(E4M3, rounding="stochastic", counted=counted)
-    options = {"rounding": "stochastic"}
-    x = inputs(E4M3, 21_000)  # five rows of lanes and a tail
+@pytest.mark.parametrize(("counted", "version"), [(False, 1), (True, 1), (False, 2)])
+def test_stochastic_draws_are_those_of_the_eager_form(counted: bool, version: int) -> None:
+    run = compile_quantize(E4M3, rounding="stochastic", counted=counted, draw_version=version)
+    options = {"rounding": "stochastic", "draw_version": version}
+    x = inputs(E4M3, 21_000)
     rows = torch.rand(100, 1, generator=torch.Generator().manual_seed(0)) + 0.5
     for tensor, scale, seed in (
         (x, None, 7),
@@ -175,6 +176,53 @@ def test_stochastic_draws_are_those_of_the_eager_form(counted: bool) -> None:
     made = graphs()
     run(x[:16_384], seed=99)
     assert graphs() == made, "another seed is no other graph"
+
+
+@needs_compiler
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_one_graph_of_ones_own_serves_all_seeds_that_are_tensors(backend: str) -> None:
+    def both(x: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+        return torch.stack([quantize(x, E4M3, rounding="stochastic", seed=seed, draw_version=v) for v in (1, 2)])
+
+    x, run = inputs(E4M3, 3001), torch.compile(both, fullgraph=True, backend=backend)
+    seeds = [torch.tensor(seed, dtype=torch.uint64).view(torch.int64) for seed in (0, 5, 2**63, 2**64 - 1)]
+    assert same(run(x, seeds[0]), both(x, seeds[0]))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert all(same(run(x, seed), both(x, seed)) for seed in seeds[1:])
+
+
+def damaged(rows: int, columns: int) -> torch.Tensor:
+    """Rows of very different sizes; some hold a NaN, an infinity, or nothing but zeros."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, columns, generator=generator) * torch.logspace(-42, 37, rows)[:, None]
+    x[1, 3], x[2, 40], x[3, ::2], x[4] = math.nan, -math.inf, -0.0, 0.0
+    return x
+
+
+@needs_compiler
+def test_compiled_block_formats_have_the_bits_of_the_eager_ones() -> None:
+    x = damaged(40, 96)
+    how = {"rounding": "stochastic", "draw_version": 2}
+    cases = [
+        (compile_mx(E4M3), lambda x, **k: quantize_mx(x, E4M3, **k), {}),
+        (compile_mx(E2M1, rule="rceil"), lambda x, **k: quantize_mx(x, E2M1, rule="rceil", **k), {}),
+        (compile_nvfp4(), quantize_nvfp4, {}),
+        (compile_nvfp4(), quantize_nvfp4, {"tensor_scale": 0.3}),
+        (compile_nvfp4(**how), lambda x, **k: quantize_nvfp4(x, **how, **k), {"seed": 4}),
+    ]
+    for run, eager, given in cases:
+        for tensor in (x[5:], x, x[:3].bfloat16(), x[:, ::3], x[:, :33], x[:0], x.view(4, 10, 96)):
+            assert same(run(tensor, **given), eager(tensor, **given))
+        out = torch.empty_like(x)
+        assert run(x, out=out, **given) is out
+        assert same(out, eager(x, **given))
+        in_place, strided = x.clone(), torch.empty(96, 40).t()
+        assert same(run(in_place, out=in_place, **given), out)
+        assert same(run(x, out=strided, **given), out)
+        assert run(torch.empty(2, 32, device="meta"), **given).is_meta
+        made = graphs()
+        assert same(run(x[7:], **given), eager(x[7:], **given))
+        assert graphs() == made, "another size is no other graph"
 
 
 @needs_compiler
@@ -257,6 +305,16 @@ def test_bad_arguments_are_refused_before_anything_is_compiled() -> None:
             run(torch.ones(3), scale=scale)
     with pytest.raises(ValueError, match="needs a seed"):
         compile_quantize(E4M3, rounding="stochastic")(torch.ones(3))
+    with pytest.raises(ValueError, match="draw_version must be one of 1, 2, not 3"):
+        compile_quantize(E4M3, draw_version=3)
+    with pytest.raises(ValueError, match="MX has elements of"):
+        compile_mx(get_format("bf16"))
+    with pytest.raises(ValueError, match="the block must be a whole number of at least 1, not 0"):
+        compile_mx(E4M3, block=0)
+    with pytest.raises(ValueError, match=r"out must have the shape \[2, 32\] of x, not \[64\]"):
+        compile_nvfp4()(torch.ones(2, 32), out=torch.empty(64))
+    with pytest.raises(ValueError, match="without dimensions has no blocks"):
+        compile_nvfp4()(torch.ones(()))
     assert graphs() == made
 
 

@@ -27,11 +27,13 @@ from altgrad.scaling import (  # noqa: E402
     encode_mx,
     encode_nvfp4,
     expand_blocks,
+    expand_tiles,
     mx_scale,
     nvfp4_scales,
     quantize_blocks,
     quantize_mx,
     quantize_nvfp4,
+    tile_amax,
 )
 
 E4M3, E5M2, E2M1 = (get_format(name) for name in ("e4m3", "e5m2", "e2m1"))
@@ -689,6 +691,17 @@ CODES, SCALES = encode_mx(X, E4M3)
         (lambda: quantize_mx(X, E4M3, rounding="stochastic"), ValueError, "seed"),
         (lambda: quantize_mx(X, E4M3, out=torch.ones(64)), ValueError, r"shape \[2, 32\] of x, not \[64\]"),
         (lambda: quantize_mx(X, E4M3, out=X.half()), TypeError, "out must be float32"),
+        (lambda: quantize_mx(X, E4M3, out=[1.0]), TypeError, "out must be a tensor, not list"),
+        (lambda: quantize_mx(X, E4M3, draw_version=3), ValueError, "draw_version must be one of 1, 2, not 3"),
+        (
+            lambda: quantize_nvfp4(X, rounding="stochastic", seed=X),
+            TypeError,
+            r"one int64 number, not float32 \[2, 32\]",
+        ),
+        (lambda: tile_amax(X, (32,)), ValueError, r"two sides, \(rows, columns\), not \(32,\)"),
+        (lambda: tile_amax(X, 32), ValueError, r"two sides, \(rows, columns\), not 32"),
+        (lambda: tile_amax(X, (0, 32)), ValueError, "rows of a tile must be a whole number of at least 1, not 0"),
+        (lambda: expand_tiles(SCALES, (2, 64), (1, 32)), ValueError, r"need scales of shape \[2, 2\], not \[2, 1\]"),
         (lambda: quantize_blocks(X, E4M3, torch.ones(2, 32)), ValueError, r"scales of shape \[2, 1\], not \[2, 32\]"),
         (lambda: quantize_blocks(X, E4M3, 1.0), ValueError, "not float"),
         (lambda: expand_blocks(torch.ones(2, 2), 32), ValueError, r"shape \[..., 1\], not \[2, 2\]"),

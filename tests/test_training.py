@@ -613,17 +613,37 @@ def test_steps_that_nobody_observes_are_compiled_where_asked(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"quantize": {**E5M2["quantize"], "rounding": {"activation": "stochastic"}}},
-        {**E5M2, "optimizer": {"rounding": "stochastic"}},
-        {**E5M2, "scaling": {"grad_output": {"kind": "delayed"}}},
-    ],
-)
-def test_compile_refuses_what_changes_with_every_step(given: dict) -> None:
-    with pytest.raises(UsageError, match="set compile=false"):
-        config(**given, compile=True)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile, about torch itself
+def test_a_compiled_run_draws_and_remembers_what_the_eager_run_does(
+    tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial before the first step leaves no trace in the histories of delayed scales."""
+    given = {"quantize": {**E5M2["quantize"], "rounding": {"activation": "stochastic"}}, "draw_version": 2}
+    given |= {"scaling": {"kind": "delayed"}, "model": {"layers": 1, "dim": 16, "heads": 2, "context": 8}}
+    compiler, made = torch.compile, []
+
+    def compiled(function):  # type: ignore[no-untyped-def]
+        made.append(compiler(function, backend="aot_eager"))
+        return made[-1]
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    eager, quick = (run(tmp_path, corpus, **given, compile=compile, layers_every=5) for compile in (False, True))
+    assert len(made) == 1
+    assert not events(quick.path)
+    for name in ("loss", "grad_norm", "val_loss"):
+        found, expected = (read_run(result.path).history[name].dropna() for result in (quick, eager))
+        np.testing.assert_allclose(found, expected, rtol=2e-3)
+
+
+def test_the_version_of_the_draws_is_a_config_s_own_and_changes_them(tmp_path: Path, corpus: Corpus) -> None:
+    drawn = {"quantize": {**E5M2["quantize"], "rounding": {"grad_output": "stochastic"}}}
+    for given in (drawn, {**E5M2, "optimizer": {"storage": "grid", "rounding": "stochastic", "learning_rate": 0.01}}):
+        assert "draw_version" not in config(**given).identity()
+        assert config(**given, draw_version=1).identity() == config(**given).identity()
+        first, second = (run(tmp_path, corpus, **given, draw_version=version) for version in (1, 2))
+        assert not read_run(first.path).history["loss"].equals(read_run(second.path).history["loss"])
+    with pytest.raises(UsageError, match="draw_version 2 is of stochastic rounding, and nothing is rounded so"):
+        config(**E5M2, draw_version=2)
 
 
 def test_two_processes_give_the_same_history(tmp_path: Path) -> None:

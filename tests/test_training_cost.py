@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from altgrad.reports.diffusion_cost import DiffusionRecord, within
 from altgrad.reports.measured import RECORDED, read_record
 from altgrad.reports.training_cost import TrainingRecord, training_page
 from altgrad.runs.schema import RecordError
@@ -114,8 +115,9 @@ def test_the_page_says_what_telemetry_adds(tmp_path: Path) -> None:
 
 def test_without_records_the_page_is_pending(tmp_path: Path) -> None:
     text = shown(tmp_path)
-    assert text.count("Pending") == 2
+    assert text.count("Pending") == 3
     assert "make bench-training" in text
+    assert "benchmarks/diffusion.py" in text
 
 
 @pytest.mark.parametrize("change", [{"arms": "none"}, {"surprise": 1}, {"cores": 0}])
@@ -132,3 +134,29 @@ def test_the_committed_record_has_every_goal() -> None:
     goals = {arm.name for arm in found.arms if arm.goal is not None}
     assert goals == {"w", "wag", "wag-compiled", "manifold-step", "telemetry", "telemetry-compiled"}
     assert all(arm.reason for arm in found.arms if arm.goal is not None and arm.ratio > arm.goal)
+
+
+@pytest.mark.parametrize("added", [0.149, 0.151])
+def test_the_page_says_what_diffusion_adds_and_whether_it_may(tmp_path: Path, added: float) -> None:
+    cost = {"format": "e4m3", "classes": 2048, "step_ms": 20.0}
+    costs = [cost | {"rounding": "nearest_even", "added": 0.0}, cost | {"rounding": "diffused", "added": added}]
+    given = {"date": "2026-11-30T12:00:00+00:00", "altgrad": "0.1", "versions": {}, "costs": costs}
+    (tmp_path / "diffusion.json").write_text(json.dumps(given))
+    text = shown(tmp_path)
+    assert f"+{100 * added:.1f}%" in text
+    assert ("missed" in text) is (added > 0.15)
+    assert ("Diffusion is not within that" in text) is (added > 0.15)
+
+
+def test_a_trial_of_diffusion_measures_every_rounding(training: ModuleType) -> None:
+    diffusion = __import__("diffusion")
+    found = diffusion.measure("e2m1", 96, 1)
+    assert [cost.rounding for cost in found] == [*diffusion.ROUNDINGS]
+    assert {cost.met for cost in found if cost.rounding != "diffused"} == {None}
+    assert min(cost.step_ms for cost in found) > 0
+
+
+def test_the_committed_record_has_diffusion_within_its_limit_at_the_site_s_vocabulary() -> None:
+    found = read_record(RECORDED / "diffusion.json", DiffusionRecord)
+    assert found is not None
+    assert within(found)[96]

@@ -171,9 +171,12 @@ def differs(row: Row) -> bool:
     return shown(row, +1) or shown(row, -1)
 
 
-def equivalent(row: Row) -> bool:
+def equivalent(row: Row, margin: float = MARGIN) -> bool:
     """Whether the difference is shown to lie within the margin."""
-    return bool(judged(row) and row["p_equivalent"] < ALPHA)
+    if margin == MARGIN:
+        return bool(judged(row) and row["p_equivalent"] < ALPHA)
+    found = Estimate(row["difference"], row["low"], row["high"], row["sd"], row["n_pairs"], row["p_value"])
+    return judged(row) and found.equivalent(margin)
 
 
 def refuted(row: Row, sign: int, by: float = 0.0) -> bool:
@@ -264,18 +267,30 @@ def same_direction(sign: int) -> Judge:
     return judge
 
 
-def all_equivalent(rows: Rows) -> Judgement:
+def within(margin: float) -> Judge:
     """Yes where every difference lies within the margin; no where an interval lies beyond it."""
-    no = any(beyond(row, MARGIN) or beyond(row, -MARGIN) for row in rows)
-    answer = _answer(all(equivalent(row) for row in rows), no)
-    open_size = answer == "inconclusive" and all(differs(row) for row in rows)
-    return Judgement(answer, rows, True, {"open_size": open_size})
+
+    def judge(rows: Rows) -> Judgement:
+        no = any(beyond(row, margin) or beyond(row, -margin) for row in rows)
+        answer = _answer(all(equivalent(row, margin) for row in rows), no)
+        open_size = answer == "inconclusive" and all(differs(row) for row in rows)
+        return Judgement(answer, rows, margin == MARGIN, {"open_size": open_size})
+
+    return judge
 
 
-def none_worse(rows: Rows) -> Judgement:
-    """Yes where no interval reaches the margin above zero; no where one lies beyond it."""
-    yes = all(judged(row) and row["high"] < MARGIN for row in rows)
-    return Judgement(_answer(yes, any(beyond(row, MARGIN) for row in rows)), rows)
+def below(limit: float) -> Judge:
+    """Yes where no interval reaches so far above zero; no where one lies beyond it."""
+
+    def judge(rows: Rows) -> Judgement:
+        yes = all(judged(row) and row["high"] < limit for row in rows)
+        return Judgement(_answer(yes, any(beyond(row, limit) for row in rows)), rows)
+
+    return judge
+
+
+all_equivalent, none_worse = within(MARGIN), below(MARGIN)
+"""The same with the margin of all studies."""
 
 
 def none_shown(sign: int) -> Judge:

@@ -25,6 +25,7 @@ from altgrad.analysis.contrasts import (
     Rows,
     all_equivalent,
     all_shown,
+    below,
     beyond,
     by_seed,
     differs,
@@ -39,6 +40,7 @@ from altgrad.analysis.contrasts import (
     refuted,
     runs_of,
     shown,
+    within,
 )
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import FAILURE_GAP, MARGIN, paired_difference
@@ -262,6 +264,27 @@ def _above_e0m7(loader: ExperimentDataLoader) -> Sequence[Pair]:
     return [(worst, "E0M7 long")] if worst != "E0M7 long" else []
 
 
+def _runaway_logits(loader: ExperimentDataLoader) -> tuple[Judgement, pd.DataFrame]:
+    """Means of the logits at the last look, over the runs of each arm."""
+    pairs = [(fmt, how, f"{fmt} head {how}") for fmt in ("E7M0", "NVFP4") for how in ("nearest", "stochastic")]
+    if lacking := missing(loader, ["FP32 fresh", *(arm for *_, arm in pairs)]):
+        return _pending(lacking), _no_tests()
+
+    def mean(arm: str) -> float:
+        last = loader.last_look(runs_of(loader, arm)["run_id"])
+        return float(last.loc[last["statistic"] == "logits_mean", "value"].mean())
+
+    fp32, found = mean("FP32 fresh"), [(fmt, how, mean(arm)) for fmt, how, arm in pairs]
+    held = [value > RUNAWAY if how == "nearest" else abs(value - fp32) < 1 for _, how, value in found]
+    rows = [{"format": fmt, "rounding": how, "mean": value} for fmt, how, value in found]
+    answer: Answer = "yes" if all(held) else "no"
+    return Judgement(answer, more={"logits": rows, "fp32": fp32}), _no_tests()
+
+
+RUNAWAY = 10.0
+"""Mean of the logits above which they have run away (second registration)."""
+
+
 def _stall_ranks(loader: ExperimentDataLoader) -> tuple[Judgement, pd.DataFrame]:
     stalls = loader.memo(StepRuleComparator).stalls
     if lacking := " ".join(dict.fromkeys(text for text in stalls["missing"] if text)):
@@ -308,6 +331,8 @@ def _only_the_worst(loader: ExperimentDataLoader) -> dict[str, Any]:
     return {"order": {"formats": len(LONG_ARMS), "others": others, "last": last}}
 
 
+COSTLY = ("E0M7", "MXFP4 up", "NVFP4", "E7M0")
+"""The formats in which the gradient of the logits costs most, by the pilots of the second registration."""
 LONG_ARMS = tuple(f"{fmt} long" for fmt in (*CLOSE_FORMATS, "E0M7"))
 ULP_PAIRS = tuple(
     (f"{fmt} update {place}", adamw_arm(fmt, place)) for fmt in RULE_FORMATS for place in ("master", *GRID)
@@ -442,5 +467,46 @@ HYPOTHESES: tuple[Hypothesis | Description, ...] = (
         [[(arm, "FP32 long") for arm in LONG_ARMS], _above_e0m7],
         _worst_when_long,
         limit=_only_the_worst,
+    ),
+    Hypothesis(
+        "H21",
+        "head",
+        [[(f"{fmt} head nearest", f"{fmt} head wide") for fmt in COSTLY]],
+        all_shown(+1, by=0.1),
+    ),
+    Hypothesis(
+        "H22",
+        "head",
+        [[(f"{fmt} head stochastic", f"{fmt} head wide") for fmt in COSTLY]],
+        below(0.04),
+    ),
+    Hypothesis(
+        "H23",
+        "head",
+        [[(f"{fmt} head diffused", f"{fmt} head stochastic") for fmt in (*COSTLY, "E2M5")]],
+        within(0.015),
+    ),
+    Hypothesis(
+        "H24",
+        "blocks-only",
+        [[("E0M7 body", "FP32 fresh")]],
+        all_equivalent,
+    ),
+    Hypothesis(
+        "H25",
+        "blocks-only",
+        [[("NVFP4 body", "MXFP4 up body")]],
+        all_shown(-1),
+    ),
+    Hypothesis(
+        "H26",
+        "text",
+        [[(f"{fmt} head nearest sympy", f"{fmt} head stochastic sympy") for fmt in ("E0M7", "NVFP4")]],
+        all_shown(+1, by=0.05),
+    ),
+    Description(
+        "H27",
+        "head",
+        _runaway_logits,
     ),
 )

@@ -404,6 +404,9 @@ def scope_parts(config: ExperimentConfig) -> list[tuple[str, str]]:
     for operand, rounding in quantize.rounding:
         if operand in operands and rounding != "nearest_even":
             parts.append((f"{rounding} {operand}", f"{OPERAND_NAMES[operand]} rounded {_words(rounding)}"))
+    for kind, rounding in quantize.grad_output_rounding.given.items():
+        layer = f"the {kind}" if kind == "head" else kind
+        parts.append((f"{kind} grad_output {rounding}", f"gradients of {layer} {_rounded(rounding)}"))
     for name in quantize.casts.given:
         parts.append(_cast(config, name))
     for product, size in quantize.hadamard.given.items():
@@ -489,6 +492,12 @@ def rule_label(config: ExperimentConfig) -> str:
     if optimizer.storage == "grid":
         return f"{label} on the grid, rounded {_words(optimizer.rounding)}"
     return f"{label}, weights rounded {_words(optimizer.rounding)}" if optimizer.rounding != "nearest_even" else label
+
+
+def _rounded(rounding: str) -> str:
+    """What a layer's own rounding does to its gradients, in words."""
+    own = {"wide": "not quantized", "diffused": "rounded by error diffusion"}
+    return own.get(rounding, f"rounded {_words(rounding)}")
 
 
 def _words(rounding: str) -> str:

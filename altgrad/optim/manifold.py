@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from altgrad.config import check_combination
-from altgrad.formats import FloatFormat, get_format
+from altgrad.formats import FloatFormat, check_draw_version, get_format
 from altgrad.optim.base import (
     Batch,
     GridOptimizer,
@@ -81,6 +81,7 @@ class ManifoldAdamW(GridOptimizer):
         rounding: onto the grid: "nearest_even", "stochastic" or "error_feedback". With master weights it is the
             forward pass that rounds, and the setting has no effect here.
         seed: of stochastic rounding and of the permutation.
+        draw_version: of stochastic rounding's draws (`formats.stochastic_draw`); 2 is quicker.
 
     Under "gradient" the spacing at w = 0 is the format's `quantum` (2^(floor(log2 0) - M) does not exist).
 
@@ -106,12 +107,13 @@ class ManifoldAdamW(GridOptimizer):
         storage: str = "master",
         rounding: str = "nearest_even",
         seed: int = 0,
+        draw_version: int = 1,
     ) -> None:
         self._permutations: dict[tuple[int, int], Tensor] = {}
         defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         defaults |= {"precondition": precondition, "floor": floor, "max_stiffness": max_stiffness, "scaled": scaled}
         defaults |= {"power_of_two": power_of_two, "stiffness": stiffness, "relative": relative}
-        defaults |= {"storage": storage, "rounding": rounding, "seed": seed}
+        defaults |= {"storage": storage, "rounding": rounding, "seed": seed, "draw_version": draw_version}
         self._check({**defaults}, defaults)
         super().__init__(params, fmt, defaults)
 
@@ -128,6 +130,7 @@ class ManifoldAdamW(GridOptimizer):
         if group["precondition"] is not None and "relative" not in given:
             group["relative"] = False
         check_adam(group)
+        check_draw_version(group["draw_version"])
         if group["precondition"] not in PRECONDITIONS:
             raise ValueError(f"precondition must be 'gradient', 'update' or None, not {group['precondition']!r}")
         if group["stiffness"] not in STIFFNESSES:
@@ -202,7 +205,12 @@ class ManifoldAdamW(GridOptimizer):
                 continue
             drawn = group["rounding"] == "stochastic"
             seed = draw_seed(group["seed"], batch.indices[i], batch.step) if drawn else None
-            quantize(proposed, fmt, scale=scale, rounding=group["rounding"], seed=seed, out=parameter)
+            how: dict[str, Any] = {
+                "rounding": group["rounding"],
+                "seed": seed,
+                "draw_version": group.get("draw_version", 1),
+            }
+            quantize(proposed, fmt, scale=scale, out=parameter, **how)
 
     def _spacings(self, group: dict[str, Any], batch: Batch, scales: list[float] | None) -> tuple[list[Tensor], float]:
         """Tensors and a number whose products are S.

@@ -63,6 +63,9 @@ class Timing(Record):
     format: str  # what was rounded to
     unit: Literal["copy", "two copies", "torch cast"] = "copy"  # what the ratio is to
     small: bool = False  # on the small tensor
+    shape: tuple[int, int] | None = None  # of the tensor
+    vectors: str = ""  # the instructions that torch's own loops use
+    out: bool = False  # into memory that is there
     ratio: Positive | None = None  # best time over the unit's best time; None where it could not be measured
     low: Positive | None = None  # the smallest and the largest ratio of the repeats
     high: Positive | None = None
@@ -78,6 +81,14 @@ class Timing(Record):
     def label(self) -> str:
         """What was measured, in which format."""
         return f"{self.name}, {self.format}"
+
+    @property
+    def how(self) -> str:
+        """The tensor's shape, whether the result is written into memory that is there, and the vector instructions."""
+        if self.shape is None:
+            return "–"
+        size = " x ".join(f"{side:,}" for side in self.shape)
+        return ", ".join(filter(None, [size, "out=" if self.out else "", self.vectors]))
 
     @property
     def spread(self) -> str:
@@ -134,9 +145,9 @@ class QuantizeRecord(Measured):
 
 
 def kernel_fingerprint() -> str:
-    """First 12 hex of a sha256 over the source of the kernel and of the formats: names and bytes."""
+    """First 12 hex of a sha256 over the source of the kernel, its draws, its scales and the formats: names, bytes."""
     total = hashlib.sha256()
-    for name in ("formats.py", "rounding.py"):
+    for name in ("formats.py", "scratch.py", "draws.py", "rounding.py", "scaling.py"):
         total.update(name.encode() + b"\0" + (Path(altgrad.__file__).parent / name).read_bytes() + b"\0")
     return total.hexdigest()[:12]
 
@@ -215,6 +226,7 @@ def _mebibytes(title: str, key: str) -> Column:
 
 _FORMAT, _FORM = col.text("Format", "format"), col.text("Form", "form")
 _SPREAD = col.of("Spread", lambda row: row["spread"], right=True)
+_HOW = col.text("Tensor", "how")
 _TABLES = {
     "goals": (
         "Goals",
@@ -235,6 +247,7 @@ _TABLES = {
             _ratio("Ratio"),
             _SPREAD,
             col.of("Measured against", lambda row: row["error"] or _UNITS[row["unit"]]),
+            _HOW,
         ),
     ),
     "peers": (
@@ -245,6 +258,7 @@ _TABLES = {
             _FORMAT,
             _ratio("Copies"),
             _SPREAD,
+            _HOW,
             col.count("Results that differ", "differing"),
             col.of("Another meaning", lambda row: row["error"] or minus(row["remark"])),
         ),

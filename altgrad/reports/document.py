@@ -246,7 +246,7 @@ def _macros(file: str, text: str) -> Any:
 
 def statements() -> dict[str, str]:
     """Each hypothesis in the words of the preregistration, by its number."""
-    rows = re.findall(r"^\| (H\d+) \| \w+ \| (.*?) \|", document_source(PREREGISTRATION), re.MULTILINE)
+    rows = re.findall(r"^\| (H\d+) \| [\w-]+ \| (.*?) \|", document_source(PREREGISTRATION), re.MULTILINE)
     return dict(rows)
 
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "site.json": "make bench-site",
     "keystrokes.json": "make bench-keystrokes",
     "step-slopes.json": ".venv/bin/python benchmarks/step_slopes.py",
+    "diffusion.json": ".venv/bin/python benchmarks/diffusion.py",
 }
 """What makes each record."""
 RESULT = {True: "met", False: "missed", None: ""}

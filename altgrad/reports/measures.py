@@ -29,7 +29,7 @@ from altgrad.site.render import Dialect, fragment
 from altgrad.text import minus
 
 TELEMETRY = Path(altgrad.__file__).parent / "telemetry"
-OPERANDS = ("weight", "activation", "grad_output", "gradient", "update")
+OPERANDS = ("weight", "activation", "output", "grad_output", "gradient", "update")
 MARKER = "<!-- measures -->"
 """Where a hand-written page wants the tables."""
 

@@ -14,7 +14,10 @@ from altgrad.site import Page, Table
 from altgrad.site.document import Part
 
 REPORTS = {
-    **dict.fromkeys(("formats", "layers", "scaling", "length"), ("Format comparison", "reports/format_comparison")),
+    **dict.fromkeys(
+        ("formats", "layers", "scaling", "length", "head", "blocks-only", "text"),
+        ("Format comparison", "reports/format_comparison"),
+    ),
     **dict.fromkeys(("storage", "controls"), ("Manifold comparison", "reports/manifold_comparison")),
     "remedies": ("Failure modes", "reports/failure_modes"),
     "literature": ("Literature", "reports/literature"),

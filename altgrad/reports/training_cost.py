@@ -7,7 +7,7 @@ from typing import Literal
 
 from altgrad.imports import code_fingerprint
 from altgrad.reports import columns as col
-from altgrad.reports import measured
+from altgrad.reports import diffusion_cost, measured
 from altgrad.reports.measured import RECORDED, RESULT, Measured, Positive, Record, Some, found
 from altgrad.site import Block, Page
 
@@ -102,6 +102,7 @@ def training_page(folder: Path = RECORDED) -> Page:
     """The page, from the records in `folder`; what is not recorded is pending, a damaged record is named."""
     own, no_own = found(folder / "training.json", TrainingRecord)
     gpu, no_gpu = found(folder / "training-cuda.json", TrainingRecord)
+    roundings, no_roundings = found(folder / diffusion_cost.NAME, diffusion_cost.DiffusionRecord)
     ratio = {arm.name: arm.ratio for arm in own.arms} if own else {}
     values = {
         "own": own,
@@ -110,6 +111,10 @@ def training_page(folder: Path = RECORDED) -> Page:
         "no_gpu": no_gpu,
         "now": code_fingerprint("run"),
         "ratio": ratio,
+        "roundings": roundings,
+        "no_roundings": no_roundings,
+        "costs": diffusion_cost.cost_table(roundings),
+        "within": diffusion_cost.within(roundings),
         "names": NAMES,
         "tables": _tables,
     }

@@ -18,6 +18,7 @@ from altgrad.runs.store import RunRecord
 PHASE_OF_OPERAND = {
     "weight": "forward",
     "activation": "forward",
+    "output": "forward",
     "grad_output": "backward",
     "gradient": "backward",
     "update": "optimizer",
@@ -34,7 +35,7 @@ DIAGNOSED = 40
 class Symptom:
     """What a look at the layers can show: no failure by itself, but a warning, and a kind of a failure that follows."""
 
-    kind: str  # one of `FAILURE_KINDS`; "nonfinite" is none, and only a warning
+    kind: str  # one of `FAILURE_KINDS`; others are only a warning
     statistic: str  # with `operands`, the rows of the per-layer table that show it
     operands: tuple[str, ...]
     limit: float  # it is there beyond this value; below it where `below`
@@ -97,6 +98,14 @@ SYMPTOMS = (
         ("activation", "grad_output"),
         0.0,
         "NaN or infinite elements before rounding, which hid them from the loss",
+    ),
+    # In a pilot FP32 ended at -1.7, and E7M0, whose logits' gradient was rounded to nearest, at 36.
+    Symptom(
+        "runaway_logits",
+        "logits_mean",
+        ("output",),
+        10.0,
+        "mean of the logits, which run away where the loss does not see it; see quantize.grad_output_rounding.head",
     ),
 )
 

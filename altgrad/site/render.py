@@ -36,7 +36,7 @@ from altgrad.site.content import (
 )
 from altgrad.text import Md, cell, csv, escape, fenced, hyphens, visible
 
-ROWS, FOLDED = 24, 8
+ROWS, FOLDED = 40, 8
 """On GitHub, where a page scrolls past everything: most rows of a table that has a file, most lines of a folded box."""
 _ALERT = {"info": "NOTE", "warning": "WARNING", "success": "TIP", "question": "IMPORTANT"}
 

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from altgrad.config import TelemetryConfig, operand_of
 from altgrad.formats import FP32, FloatFormat
-from altgrad.nn import Reading, observed, quantized_layers
+from altgrad.nn import QuantizedLayer, QuantizedLinear, Reading, observed, quantized_layers
 from altgrad.optim import GridOptimizer
 from altgrad.telemetry import counts, geometry
 from altgrad.telemetry.gradients import gradient_statistics
+from altgrad.telemetry.probe import Part, class_statistics, logit_statistics
 from altgrad.telemetry.rank import rank_statistics
 from altgrad.telemetry.shadow import shadow_gradients, shadow_statistics
 
@@ -63,6 +64,8 @@ class Look:
         self._sums: dict[tuple[str, str], counts.OperandSums] = {}
         self._code_counts: dict[tuple[str, str], tuple[FloatFormat, Tensor]] = {}
         self._binade_counts: dict[tuple[str, str], Tensor] = {}
+        self._read_by_head: dict[tuple[str, str, int], Reading] = {}
+        self._logits: dict[str, list[Tensor]] = {}
         self._weights: dict[str, Reading] = {}
         self._spacings: dict[str, Tensor] = {}
 
@@ -73,7 +76,7 @@ class Look:
         A weight is the same in all parts, and keeps its first reading. Statistics are taken at the end of the block.
         """
         if self._telemetry.operands:
-            with observed(self._model, self._observe):
+            with observed(self._model, self._observe), self._logits_kept():
                 yield
             sums = [each.numbers() for each in self._sums.values()]
             for place, numbers in zip(self._sums, torch.stack(sums).tolist() if sums else [], strict=True):
@@ -83,6 +86,7 @@ class Look:
                 self._add(*place, counts.code_statistics(found, fmt, histogram=histogram))
             for place, found in self._binade_counts.items():
                 self._add(*place, counts.binade_statistics(found))
+            self._look_at_heads()
         else:
             yield
         self._look_at_weights()
@@ -135,6 +139,30 @@ class Look:
             for name, numbers in zip(sums, torch.stack(list(sums.values())).tolist(), strict=True):
                 self._add(name, "update", counts.update_statistics(numbers, on_grid=read[name] is not None))
 
+    @contextmanager
+    def _logits_kept(self) -> Iterator[None]:
+        """Keep what the heads return in the block, where logits are measured."""
+        heads = [layer for layer in self._layers.values() if self._telemetry.logits and _is_head(layer)]
+
+        def keep(head: QuantizedLayer, _: object, logits: Tensor) -> None:
+            self._logits.setdefault(head.layer, []).append(logits.detach())
+
+        handles = [head.register_forward_hook(keep) for head in heads]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _look_at_heads(self) -> None:
+        for name, logits in self._logits.items():
+            self._add(name, "output", logit_statistics(logits))
+            mine = {place[1:]: reading for place, reading in self._read_by_head.items() if place[0] == name}
+            gradients = {part: reading for (operand, part), reading in mine.items() if operand == "grad_output"}
+            if gradients:
+                of = [Part(mine["activation", part].real, g.real, g.rounded) for part, g in gradients.items()]
+                self._add(name, next(iter(gradients.values())).cast, class_statistics(of))
+
     def _add(self, layer: str, operand: str, statistics: dict[str, float]) -> None:
         kind = self._layers[layer].layer_type
         self.rows += [(self._step, layer, kind, operand, name, value) for name, value in statistics.items()]
@@ -145,6 +173,8 @@ class Look:
         if (*place, part) in self._seen:
             return
         self._seen.add((*place, part))
+        if self._telemetry.logits and "grad_weight" in reading.products and _is_head(self._layers[reading.layer]):
+            self._read_by_head[reading.layer, reading.operand, part] = reading
         sums = counts.operand_sums(reading)
         self._sums[place] = self._sums[place].with_part(sums) if place in self._sums else sums
         if reading.cast == "weight":
@@ -204,3 +234,7 @@ class Look:
             return weight
         same = spec.rounding != "stochastic" and spec.scaling.kind != "delayed"
         return self._weight(name).rounded if same and not now else layer.weight_as_read()
+
+
+def _is_head(layer: QuantizedLayer) -> bool:
+    return layer.layer_type == "head" and isinstance(layer, QuantizedLinear)

@@ -36,7 +36,7 @@ def shadow_gradients(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -
     if not weights or not losses:
         return {}
     sums: dict[int, Tensor] = {}
-    with _unquantized(model), torch.enable_grad():
+    with unquantized(model), torch.enable_grad():
         for loss in losses:
             share = loss() / len(losses) if len(losses) > 1 else loss()
             for weight, grad in zip(weights, torch.autograd.grad(share, weights, allow_unused=True), strict=True):
@@ -70,7 +70,7 @@ def shadow_statistics(gradient: Tensor, reference: Tensor) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _unquantized(model: nn.Module) -> Iterator[None]:
+def unquantized(model: nn.Module) -> Iterator[None]:
     """While the block runs nothing is rounded or observed; after it nothing shows that it ran."""
     layers = list(quantized_layers(model).values())
     before = [(layer.policy, layer.observer) for layer in layers]

@@ -160,8 +160,14 @@ class Batches:
         return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
 
-def policy_of(config: ExperimentConfig) -> Policy:
-    """What the config does to the operands of its layers.
+def policies_of(config: ExperimentConfig) -> dict[str, Policy]:
+    """What the config does to its layers, by layer type; "*" is for those without a rounding of their own."""
+    kinds = config.quantize.grad_output_rounding.given
+    return {kind: policy_of(config, kind) for kind in kinds} | {"*": policy_of(config)}
+
+
+def policy_of(config: ExperimentConfig, layer_type: str | None = None) -> Policy:
+    """What the config does to the operands of its layers, or to those of a layer type that has a rounding of its own.
 
     Weights under storage "master" are rounded on the forward pass as `optimizer.rounding` says; under storage "grid"
     that is how the optimizer rounds, and the forward pass reads the weights as they are.
@@ -169,7 +175,7 @@ def policy_of(config: ExperimentConfig) -> Policy:
     quantize = config.quantize
 
     def operand(name: str) -> Operand:
-        fmt, rounding, rule = config.cast(name)
+        fmt, rounding, rule = config.cast(name, layer_type)
         return Operand(get_format(fmt), rounding, rule)
 
     operands: dict[str, Any] = {name: operand(name) for name in OPERANDS}
@@ -184,10 +190,10 @@ def build_model(config: ExperimentConfig) -> GPT:
     model = GPT(
         config.tokens, layers=size.layers, dim=size.dim, heads=size.heads, context=size.context, seed=config.seed
     )
-    policy = policy_of(config)
-    quantize_model(model, policy, seed=config.seed)
-    if config.quantize.operands and not any(layer.policy is policy for layer in quantized_layers(model).values()):
-        known, patterns = ", ".join(quantized_layers(model)), list(config.quantize.patterns)
+    quantize_model(model, policies_of(config), seed=config.seed, draw_version=config.draw_version)
+    policy, layers = policy_of(config), quantized_layers(model)
+    if config.quantize.operands and not any(policy.covers(name, layer.layer_type) for name, layer in layers.items()):
+        known, patterns = ", ".join(layers), list(config.quantize.patterns)
         raise UsageError(f"quantize.patterns={patterns} match no layer of quantize.layers; the model has {known}")
     if size.rescale:
         _rescale(model, size.rescale, config.seed)
@@ -245,7 +251,7 @@ def build_optimizer(config: ExperimentConfig, model: GPT) -> torch.optim.Optimiz
         for group in groups[1:]:
             group |= {"precondition": None, "storage": "master", "relative": False}
         own = ("precondition", "floor", "max_stiffness", "stiffness", "relative", "storage", "rounding")
-        adam |= {key: getattr(rule, key) for key in own}
+        adam |= {key: getattr(rule, key) for key in own} | {"draw_version": config.draw_version}
         power_of_two = config.scaling.rule("weight").power_of_two
         optimizer = ManifoldAdamW(filled, fmt, scaled=scaled, power_of_two=power_of_two, seed=config.seed, **adam)
     if rule.storage == "grid":
@@ -276,6 +282,8 @@ def shifted(config: ExperimentConfig) -> ExperimentConfig:
             quantize["casts"][product][operand] = None
         elif fmt != "fp32":
             quantize["casts"][product][operand]["format"] = to
+    if to == "fp32":  # nothing is rounded
+        quantize["grad_output_rounding"] = {}
     given["stability"]["shift_to"] = None
     return parse_config(given, source=f"stability.shift_to={to}")
 
@@ -781,9 +789,14 @@ class _Run:
         self.checkpoints.save_as(name, self.state())
 
     def _compile(self) -> None:
-        """torch.compile for the steps that nobody observes, tried on a batch; where it fails they stay eager."""
+        """torch.compile for the steps that nobody observes, tried on a batch; where it fails they stay eager.
+
+        The trial leaves no trace in the histories of delayed scales.
+        """
         token = torch.zeros(self.config.batch_size, self.config.model.context, dtype=torch.int64)
         token = token.to(self.model.head.weight.device)
+        histories = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        self.clock.step, self.clock.part = self.at.step, 0
         try:
             compiled = torch.compile(self.model.loss)
             compiled(token, token).backward()
@@ -793,6 +806,8 @@ class _Run:
             _notice(f"compile: torch.compile does not work here ({reason}); the run goes on without it")
             self.writer.event("eager", self.at.step, reason=type(error).__name__)
         self.optimizer.zero_grad(set_to_none=True)
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(histories[name])
 
     def _may_shift(self) -> bool:
         """Whether there is a format to shift to, not used yet, steps to use it for, and weights worth going on with."""
@@ -813,7 +828,7 @@ class _Run:
 
     def _change_format(self) -> None:
         config = shifted(self.config)
-        quantize_model(self.model, policy_of(config), seed=config.seed)
+        quantize_model(self.model, policies_of(config), seed=config.seed, draw_version=config.draw_version)
         before = self.optimizer
         if isinstance(before, GridOptimizer):  # it knows the format: another one with the same moments
             self.optimizer = build_optimizer(config, self.model)
