@@ -26,6 +26,7 @@ from altgrad.analysis import ExperimentDataLoader
 from altgrad.analysis.machines import crossing
 from altgrad.cli import main
 from altgrad.config import UsageError
+from altgrad.reports.machines import machine_blocks
 from altgrad.runs import RunWriter, load_runs, pack_part, pack_study, read_histories, read_run, record
 from altgrad.runs.canary import Canary, keep_canary
 from altgrad.runs.processor import PROCESSOR, describe_processor, stated
@@ -375,6 +376,10 @@ def test_comparisons_across_processors_are_told_as_far_as_records_state_them(tmp
     assert table["n_crossing"].tolist() == [1, 0, 1]
     assert table["processors"].tolist() == ["B, AVX2 against A, AVX2", "", "not stated against A, AVX2"]
     assert table["canary"].tolist() == ["the same bits", "", "not stated"]
+    page = str(machine_blocks(ExperimentDataLoader([tmp_path]), [(arm, arm, arms[0]) for arm in arms[1:]]))
+    for told in ("B, AVX2 against A, AVX2", "the same bits", "as far as the records state them"):
+        assert told in page
+    assert "The processor is not in the records" not in page
     keep_canary(tmp_path, Canary(environment=two, **given | {"digest": "2" * 64}))
     table = crossing(ExperimentDataLoader([tmp_path]), [("a", arms[1], arms[0])])
     assert table["canary"].tolist() == ["other bits"]
