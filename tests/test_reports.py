@@ -257,5 +257,5 @@ def test_the_committed_reports_have_a_true_minus_in_their_texts() -> None:
     hyphen = re.compile(r"(?<![\w)\]./-])-\d|\d[eE]-\d")
     for path in sorted((ROOT / "reports").glob("*.md")):
         texts = re.sub(r"```.*?```|`[^`\n]*`|\]\([^)]*\)", "", path.read_text("utf-8"), flags=re.DOTALL)
-        assert "−" in texts
+        assert "−" in texts or "**Pending.**" in texts
         assert hyphen.findall(texts) == [], path.name
