@@ -308,30 +308,19 @@ _BLOCKS: dict[str, tuple[str, dict[str, Any]]] = {
 
 HEAD_FORMATS = (*SPLITS, *_BLOCKS)
 TEXT_FORMATS = ("E0M7", "E2M5", "E3M4", "E4M3", "E5M2", "NVFP4")
-HEAD_TUNED = {
-    ("tensor", "nearest"): FP32_RATE,
-    ("tensor", "stochastic"): FP32_RATE,
-    ("tensor", "diffused"): FP32_RATE,
-    ("tensor", "wide"): FP32_RATE,
-    ("tensor", "body"): FP32_RATE,
-    ("blocks", "nearest"): FP32_RATE,
-    ("blocks", "stochastic"): FP32_RATE,
-    ("blocks", "diffused"): FP32_RATE,
-    ("blocks", "wide"): FP32_RATE,
-    ("blocks", "body"): FP32_RATE,
-}
-"""Scales of tensors or of blocks, and the rounding of the logits' gradient, or "body" where embedding and head are not
-quantized -> the best rate of study head-tuning (mean validation loss of its four seeds)."""
+COSTLY = ("E0M7", "MXFP4 up", "NVFP4", "E7M0")
+"""The formats in which the gradient of the logits costs most, by the pilots of the second registration."""
 
-HEAD_KINDS = ("E0M7", "NVFP4")
-"""The formats whose sweeps stand for all with scales of tensors, and of blocks."""
+HEAD_TUNED: dict[tuple[str, str], float] = {}
+"""One of `COSTLY`, and the rounding of the logits' gradient, or "body" where embedding and head are not quantized -> the
+best rate of study head-tuning (mean validation loss of its four seeds). All others have FP32's."""
 
 
 def _fresh(name: str, fmt: str, label: str, more: Mapping[str, Any], tuned: str, **settings: Any) -> Arm:
     """An arm of the studies on the gradient of the logits; `fmt` may be a format with scales of blocks."""
     element, scaling = _BLOCKS.get(fmt, (fmt, {}))
     settings = {**FRESH, **settings} | ({"scaling": scaling} if scaling else {})
-    rate = HEAD_TUNED["blocks" if scaling else "tensor", tuned]
+    rate = HEAD_TUNED.get((fmt, tuned), FP32_RATE)
     return _arm(name, element, {**every(element), **more}, label=label, rate=rate, **settings)
 
 
@@ -358,8 +347,8 @@ TEXT_ARMS = tuple(
 )
 HEAD_TUNING_ARMS = (
     "FP32 fresh",
-    *(f"{fmt} head {rounding}" for fmt in HEAD_KINDS for rounding in ROUNDED),
-    *(f"{fmt} body" for fmt in HEAD_KINDS),
+    *(f"{fmt} head {rounding}" for fmt in COSTLY for rounding in ROUNDED),
+    *(f"{fmt} body" for fmt in COSTLY),
 )
 
 _STOCHASTIC = {"rounding": {"grad_output": "stochastic"}}
@@ -552,7 +541,7 @@ STUDIES: Mapping[str, Study] = {
         exploratory=True,
     ),
     "head-tuning": Study(
-        "Four learning rates and four held-out seeds for every kind of arm of the studies head, blocks-only and text.",
+        "Four learning rates and four held-out seeds for FP32 and for the costly formats of the studies head and blocks-only.",
         _with(HEAD_TUNING_SEEDS, HEAD_TUNING_ARMS),
         sweeps="grows",
         rates=HEAD_RATES,

@@ -46,7 +46,7 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import FAILURE_GAP, MARGIN, paired_difference
 from altgrad.analysis.step_rules import StepRuleComparator
 from altgrad.config import LAYER_TYPES
-from altgrad.studies import ARMS, CLOSE_FORMATS, GRID, RULE_FORMATS, SPLITS, adamw_arm
+from altgrad.studies import ARMS, CLOSE_FORMATS, COSTLY, GRID, RULE_FORMATS, SPLITS, adamw_arm
 
 Family = Sequence[Pair] | Callable[[ExperimentDataLoader], Sequence[Pair]]
 """Contrasts that are adjusted together; of a family that depends on what was found, a function that gives them."""
@@ -331,8 +331,6 @@ def _only_the_worst(loader: ExperimentDataLoader) -> dict[str, Any]:
     return {"order": {"formats": len(LONG_ARMS), "others": others, "last": last}}
 
 
-COSTLY = ("E0M7", "MXFP4 up", "NVFP4", "E7M0")
-"""The formats in which the gradient of the logits costs most, by the pilots of the second registration."""
 LONG_ARMS = tuple(f"{fmt} long" for fmt in (*CLOSE_FORMATS, "E0M7"))
 ULP_PAIRS = tuple(
     (f"{fmt} update {place}", adamw_arm(fmt, place)) for fmt in RULE_FORMATS for place in ("master", *GRID)
