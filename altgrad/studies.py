@@ -312,8 +312,8 @@ COSTLY = ("E0M7", "MXFP4 up", "NVFP4", "E7M0")
 """The formats in which the gradient of the logits costs most, by the pilots of the second registration."""
 
 HEAD_TUNED: dict[tuple[str, str], float] = {}
-"""One of `COSTLY`, and the rounding of the logits' gradient, or "body" where embedding and head are not quantized -> the
-best rate of study head-tuning (mean validation loss of its four seeds). All others have FP32's."""
+"""One of `COSTLY`, and the rounding of the logits' gradient, or "body" where embedding and head are not quantized ->
+the best rate of study head-tuning (mean validation loss of its four seeds). All others have FP32's."""
 
 
 def _fresh(name: str, fmt: str, label: str, more: Mapping[str, Any], tuned: str, **settings: Any) -> Arm:
@@ -541,7 +541,7 @@ STUDIES: Mapping[str, Study] = {
         exploratory=True,
     ),
     "head-tuning": Study(
-        "Four learning rates and four held-out seeds for FP32 and for the costly formats of the studies head and blocks-only.",
+        "Four learning rates and four held-out seeds for FP32 and the costly formats of studies head and blocks-only.",
         _with(HEAD_TUNING_SEEDS, HEAD_TUNING_ARMS),
         sweeps="grows",
         rates=HEAD_RATES,
