@@ -258,7 +258,9 @@ def test_what_would_change_the_answer_is_that_of_the_raw_records(runs: Runs) -> 
     assert f"E0M7, E2M5 and E7M0 lose mostly in the head, which alone costs {first}, {second} and {third} of" in text
     long = said(loss(runs, "length", "e4m3") - loss(runs, "length", "e3m4"))
     difference = long.replace(" nats (", " nats above E3M4 (").replace("5)", "5 seeds)")
-    assert f"after 1,500 steps E3M4 is still first of the 4 formats run, and E4M3 ends {difference}, which 5 seeds" in text
+    assert (
+        f"after 1,500 steps E3M4 is still first of the 4 formats run, and E4M3 ends {difference}, which 5 seeds" in text
+    )
     short = loss(runs, "formats", "e4m3") - loss(runs, "formats", "e3m4")
     grown = (loss(runs, "length", "e4m3") - loss(runs, "length", "e3m4") - short).dropna()
     low, high = stats.t.interval(0.95, len(grown) - 1, grown.mean(), stats.sem(grown))
