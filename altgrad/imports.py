@@ -17,7 +17,19 @@ from typing import NamedTuple
 import altgrad
 
 _BOTH = ("formats", "config")
-RUN_ROOMS = (*_BOTH, "rounding", "diffusion", "scaling", "nn", "models", "optim", "telemetry", "training")
+RUN_ROOMS = (
+    *_BOTH,
+    "scratch",
+    "draws",
+    "rounding",
+    "diffusion",
+    "scaling",
+    "nn",
+    "models",
+    "optim",
+    "telemetry",
+    "training",
+)
 """The rooms that decide a run's numbers; all others and `_BOTH` decide a page about runs (`code_fingerprint`)."""
 _IMPORT = re.compile(
     r"(?:^|[;:])[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import\b[ \t]*(\([^)]*\)|[^\n;]+)|import[ \t]+([^\n;]+))", re.MULTILINE

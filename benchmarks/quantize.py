@@ -40,7 +40,8 @@ from torch import Tensor  # noqa: E402
 
 import altgrad  # noqa: E402
 from altgrad.config import UsageError  # noqa: E402
-from altgrad.formats import get_format  # noqa: E402
+from altgrad.diffusion import diffuse  # noqa: E402
+from altgrad.formats import FloatFormat, get_format  # noqa: E402
 from altgrad.reports.benchmarks import Accelerator, QuantizeRecord, Scratch, Timing  # noqa: E402
 from altgrad.reports.measured import RECORDED, read_record, write_record  # noqa: E402
 from altgrad.rounding import compile_quantize, quantize, quantize_counted  # noqa: E402
@@ -139,11 +140,24 @@ def our_entries(t: Tensors) -> Iterator[Entry]:
     drawn: dict[str, Any] = {"rounding": "stochastic", "seed": SEED}
     yield from plain("e4m3", "stochastic", (None, 2.5), **drawn)
     yield from plain("e4m3", "stochastic, draws of version 2", (8, 2.5), draw_version=2, **drawn)
+    yield Entry(
+        Timing(
+            name="diffused along rows, result allocated", group="ours", form="eager", format=get_format("e4m3").label
+        ),
+        lambda: partial(diffused, t.x, get_format("e4m3")),
+        t.copy,
+        slow=True,
+    )
     yield from block_entries(t)
     yield from counted_entries(t)
     yield from plain("e4m3", "scale per row", (None, None), scale=t.row_scale)
     for name in ("e5m2", "e4m3fnuz", "e7m0", "bf16"):
         yield from plain(name, "plain", (None, None))
+
+
+def diffused(x: Tensor, fmt: FloatFormat) -> Tensor:
+    """Clamped error diffusion along the rows of `x`: both neighbours of each element, the sort and the scan."""
+    return diffuse(x, quantize(x, fmt, rounding="down"), quantize(x, fmt, rounding="up"))
 
 
 def block_entries(t: Tensors) -> Iterator[Entry]:

@@ -139,7 +139,6 @@ def _complete(
         "sqnr_of_close": _sqnr_of_close(tensors, values["spot"]),
         "noise": _beside_the_line(noise, values["spot"]),
         "crowded": _crowded(octaves),
-        "unscaled": policies[policies["n_finished"] < policies["n_runs"]].to_dict("records"),
         "long_spot": comparator.sweet_spot(long) if long else None,
         "long_tests": _tested(loader, long)["tests_used"] if long else None,
         **{"tensors": tensors, "policies": policies, "long": long, "own_rates": own, "tuned_rates": tuned},

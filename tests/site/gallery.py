@@ -73,7 +73,12 @@ def pages() -> Iterator[Page]:
     yield Page("index", "AltGrad", body, description=HOSTILE, provenance=foot)
     for name in REPORTS:
         yield Page(f"reports/{name}", name.replace("_", " ").capitalize(), body, provenance=foot)
-    for path in ("reports/preregistered", "reports/corrections", "formats/index"):  # hand-written pages lead to them
+    for path in (
+        "reports/head",
+        "reports/preregistered",
+        "reports/corrections",
+        "formats/index",
+    ):  # hand-written pages lead to them
         yield Page(path, path, (table,), provenance=foot)
     yield Page("runs/index", "Runs", (table,), provenance=foot)
     yield Page("compare/index", "Compare", (table,), provenance=foot)
