@@ -311,7 +311,16 @@ TEXT_FORMATS = ("E0M7", "E2M5", "E3M4", "E4M3", "E5M2", "NVFP4")
 COSTLY = ("E0M7", "MXFP4 up", "NVFP4", "E7M0")
 """The formats in which the gradient of the logits costs most, by the pilots of the second registration."""
 
-HEAD_TUNED: dict[tuple[str, str], float] = {}
+HEAD_TUNED = {
+    (fmt, rounding): rate
+    for fmt, rates in {
+        "E0M7": {"nearest": 0.008, "stochastic": 0.016, "diffused": 0.016, "wide": 0.016, "body": 0.016},
+        "MXFP4 up": {"nearest": 0.0005, "stochastic": 0.016, "diffused": 0.016, "wide": 0.016, "body": 0.016},
+        "NVFP4": {"nearest": 0.004, "stochastic": 0.016, "diffused": 0.016, "wide": 0.016, "body": 0.008},
+        "E7M0": {"nearest": 0.002, "stochastic": 0.008, "diffused": 0.016, "wide": 0.016, "body": 0.008},
+    }.items()
+    for rounding, rate in rates.items()
+}
 """One of `COSTLY`, and the rounding of the logits' gradient, or "body" where embedding and head are not quantized ->
 the best rate of study head-tuning (mean validation loss of its four seeds). All others have FP32's."""
 
