@@ -465,6 +465,7 @@ class Study:
             lies at its edge goes on beyond it.
         exploratory: not preregistered, added after another study had been looked at.
         rates: those of a sweep, where not the five of each arm.
+        whole: of so many seeds of each arm all recorded looks at the layers are packed, of the others the last one.
     """
 
     about: str
@@ -472,6 +473,7 @@ class Study:
     sweeps: str = ""
     exploratory: bool = False
     rates: Sequence[float] = ()
+    whole: int | None = None
 
 
 def _names(arms: Iterable[Arm]) -> list[str]:
@@ -554,18 +556,22 @@ STUDIES: Mapping[str, Study] = {
         _with(HEAD_TUNING_SEEDS, HEAD_TUNING_ARMS),
         sweeps="grows",
         rates=HEAD_RATES,
+        whole=0,
     ),
     "head": Study(
         "Everything quantized; the gradient of the logits to nearest, stochastically, by diffusion, or not quantized.",
         _with(HEAD_SEEDS, "FP32 fresh", _names(HEAD_ARMS)),
+        whole=2,
     ),
     "blocks-only": Study(
         "Attention and MLP quantized, embedding and head not.",
         _with(HEAD_SEEDS, _names(BODY_ARMS)),
+        whole=2,
     ),
     "text": Study(
         "Another text, the sources of sympy: the gradient of the logits rounded to nearest and stochastically.",
         _with(HEAD_SEEDS, "FP32 sympy", _names(TEXT_ARMS)),
+        whole=2,
     ),
     "tuning-large": Study(
         "The rates of the two large studies: 6 layers of 384, 5,000 steps; for a GPU.",

@@ -243,7 +243,9 @@ def pack(study: str, out: Path) -> int:
     if not new:
         print(f"{study}: nothing new{left}")
         return 0
+    seeds = {seed for each in STUDIES[study].seeds.values() for seed in each[: STUDIES[study].whole]}
     how = {"history_every": 10, "layers_every": PACKED_LOOKS, "canaries": find_canaries((out,))[0]}
+    how["last_look"] = {record.id for record in new if record.config.seed not in seeds}
     part = pack_part(new, RECORDED / study, **how)
     size = sum(file.stat().st_size for file in part.iterdir())
     print(f"{study}: {len(new)} runs packed as {part.name}, {size / 1e3:.0f} kB{left}")

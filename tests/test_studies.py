@@ -17,7 +17,7 @@ from altgrad.runs.schema import arm_id, run_id
 from altgrad.studies import ARMS, STUDIES, Arm, Study, checked, identity_of, seeds_of
 
 RECORDED = Path(__file__).resolve().parents[1] / "experiments" / "recorded"
-RECORDED_RUNS = 2844
+RECORDED_RUNS = 2844 + 364
 """Rows of all packed studies; 20 of them are AdamW's of the pilot, which two of its studies hold."""
 
 
@@ -46,13 +46,13 @@ def test_every_run_that_a_study_defines_is_recorded_under_its_id(loader: Experim
     for name in {path.name for path in RECORDED.iterdir() if path.is_dir()} & {*STUDIES}:
         study = STUDIES[name]
         for arm, seeds in study.seeds.items():
-            rates = ARMS[arm].swept_rates if study.sweeps else (None,)
+            rates = (study.rates or ARMS[arm].swept_rates) if study.sweeps else (None,)
             defined.update(
                 run_id(ARMS[arm].config(seed, name, rate), {"sha256": data}) for seed in seeds for rate in rates
             )
     assert not defined - found
     beyond_the_edge = found - defined
-    assert sum(beyond_the_edge.values()) == 8, "four sweeps went on beyond their edge, on two seeds each"
+    assert sum(beyond_the_edge.values()) == 8 + 28, "four sweeps went on beyond their edge on two seeds, three on four"
 
 
 def test_an_arm_s_runs_are_those_of_its_config_and_seeds(loader: ExperimentDataLoader) -> None:
@@ -77,15 +77,16 @@ def test_no_two_arms_of_the_campaign_are_one_config() -> None:
 
 def test_the_rates_of_the_arms_are_the_best_of_their_recorded_sweeps(loader: ExperimentDataLoader) -> None:
     """Recomputed from the tuning runs: the lowest mean loss over the held-out seeds."""
-    runs = loader.runs[loader.runs["study"].isin(["tuning", "pilot-tuning"])]
+    names = ("tuning", "pilot-tuning", "head-tuning")
+    runs = loader.runs[loader.runs["study"].isin(names)]
     sweeps: dict[str, dict[float, list[float]]] = {}
     for row in runs.itertuples():
         key = identity_of(loader.records[row.run_id].config, rate=False)
         sweeps.setdefault(key, {}).setdefault(row.learning_rate, []).append(row.final_val_loss)
-    for study in ("tuning", "pilot-tuning"):
-        for name in STUDIES[study].seeds:
+    for study in names:
+        for name, seeds in STUDIES[study].seeds.items():
             sweep = sweeps[identity_of(ARMS[name].config(), rate=False)]
-            assert {len(losses) for losses in sweep.values()} == {len(studies.TUNING_SEEDS)}
+            assert {len(losses) for losses in sweep.values()} == {len(seeds)}
             best = min(sweep, key=lambda rate: sum(sweep[rate]))
             own = {"E0M7 pilot": "E0M7 own rate", "E7M0 pilot": "E7M0 own rate"}.get(name, name)
             assert best == ARMS[own].rate, name
@@ -109,7 +110,7 @@ def test_held_out_seeds_are_reported_by_no_study() -> None:
     reported = {
         seed for study in STUDIES.values() if not study.sweeps for seeds in study.seeds.values() for seed in seeds
     }
-    assert not reported & set(studies.TUNING_SEEDS)
+    assert not reported & set(studies.HELD_OUT_SEEDS)
     assert seeds_of("FP32") == tuple(range(10, 42))
     assert seeds_of("E0M7 block") == tuple(range(10, 18))
 

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,7 @@ def pack_study(
     layers_every: int = 60,
     drop: Sequence[str] = (),
     canaries: Sequence[Canary] = (),
+    last_look: Collection[str] = (),
 ) -> None:
     """Write `records` as ``runs.parquet``, ``history.parquet`` and ``layers.parquet``, with their digests, in `folder`.
 
@@ -125,6 +126,7 @@ def pack_study(
         layers_every: in steps.
         drop: history columns that are not kept.
         canaries: of which those are kept whose machine one of the runs names.
+        last_look: ids of runs of which only the last look at each layer is kept.
 
     Raises:
         ValueError: if a run is still running, or two records have one id.
@@ -149,7 +151,7 @@ def pack_study(
         table = record.layers
         step = table["step"]
         keep = ((step % layers_every == 0) | (step == step.min())) & ~is_histogram(table)
-        keep |= is_over_time(table) | is_last(table)
+        keep = is_last(table) if record.id in last_look else keep | is_over_time(table) | is_last(table)
         keep |= _read_with_histograms(table, keep)
         layers.append(table[keep].assign(run_id=record.id))
     history, layer_table = pd.concat(histories, ignore_index=True), pd.concat(layers, ignore_index=True)
