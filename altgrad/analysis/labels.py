@@ -126,6 +126,12 @@ def _others(config: ExperimentConfig) -> str:
     return "other parameters at the same rate" if rate is None else f"other parameters at {rate:g}"
 
 
+def _read(config: ExperimentConfig) -> str:
+    """How much text the final loss is of; "" for as much as every evaluation reads."""
+    characters = config.final_eval_characters
+    return f"final loss over {characters:,} characters" if characters else ""
+
+
 def _histograms(config: ExperimentConfig) -> str:
     """Of which operands beside the weights, the default, there are histograms."""
     more = [OPERAND_NAMES[each] for each in config.telemetry.histograms if each != "weight"]
@@ -138,6 +144,7 @@ FACETS: Mapping[str, Callable[[ExperimentConfig], str]] = {
     "model": _size,
     "optimizer.other_learning_rate": _others,
     "warmup_steps": lambda config: f"{config.warmup_steps} steps of warm-up",
+    "final_eval_characters": _read,
     "telemetry.histograms": _histograms,
     "eval_every": lambda config: f"evaluated every {config.eval_every} steps",
 }

@@ -719,6 +719,7 @@ def _setting(loader: ExperimentDataLoader, comparison: Comparison) -> str:
         f"{rule_label(config)}, learning rate {config.optimizer.learning_rate:g}, {config.max_steps} steps, "
         f"{model.layers} layers of {model.dim}, context {model.context}"
         + (f", {config.accumulate} batches a step" if config.accumulate > 1 else "")
+        + (f", final loss over {read:,} characters" if (read := config.final_eval_characters) else "")
         + (", range-aware clipping" if config.stability.clip == "range_aware" else "")
         + (f", {shift.upper()} when it goes wrong" if (shift := config.stability.shift_to) else "")
     )
