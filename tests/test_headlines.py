@@ -34,8 +34,10 @@ def raw() -> Losses:
     parts = sorted(path.parent for path in RECORDED.rglob("runs.parquet"))
     for study in (path for path in parts if not path.relative_to(RECORDED).parts[0].endswith("tuning")):
         last: dict[str, tuple[int, float]] = {}
-        history = pq.read_table(study / "history.parquet", columns=["run_id", "step", "val_loss"]).to_pydict()
-        for run, step, loss in zip(history["run_id"], history["step"], history["val_loss"], strict=True):
+        history = pq.read_table(study / "history.parquet").to_pydict()
+        losses = zip(history["val_loss"], history.get("final_val_loss", history["val_loss"]), strict=True)
+        for run, step, (loss, final) in zip(history["run_id"], history["step"], losses, strict=True):
+            loss = loss if final is None or math.isnan(final) else final
             if loss is not None and not math.isnan(loss) and step >= last.get(run, (-1, 0.0))[0]:
                 last[run] = (step, loss)
         for row in pq.read_table(study / "runs.parquet").to_pylist():

@@ -32,6 +32,7 @@ from altgrad.analysis.costs import LADDER, RESAMPLES, TokenRate, additivity, cos
 from altgrad.analysis.hypotheses import verdicts
 from altgrad.analysis.labels import arm_labels
 from altgrad.analysis.loader import ExperimentDataLoader, rule_label
+from altgrad.analysis.logits import costs_of, everything_quantized
 from altgrad.analysis.statistics import (
     FAILURE_GAP,
     MARGIN,
@@ -195,6 +196,7 @@ def headline(loader: ExperimentDataLoader) -> dict[str, Any]:
         "longer": spot.best and _if_longer(loader, first, spot),
         "finer": spot.best and _if_finer(loader, first),
         "bare": _without_scale(loader, first),
+        "logits": [row for row in costs_of(loader.memo(everything_quantized)) if row["cost"] > FAILURE_GAP],
         "fewer": spot.best and _if_fewer(loader),
         "by_layer_type": _by_layer_type(comparator),
         "without_interval": left,

@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 
 from altgrad.analysis import words
-from altgrad.analysis.contrasts import missing, named_family, runs_of
+from altgrad.analysis.contrasts import runs_of
 from altgrad.analysis.hypotheses import RUNAWAY, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.logits import costs_of, everything_quantized, gaps_of, shown_as
 from altgrad.analysis.statistics import FAILURE_GAP, MARGIN
 from altgrad.reports import columns as col
 from altgrad.reports.document import Content, content_of, document_page
@@ -38,11 +39,9 @@ def head_page(loader: ExperimentDataLoader) -> Page:
 
 
 def _content(loader: ExperimentDataLoader) -> Content:
-    everything = _gaps(
-        loader, "FP32 fresh", {(fmt, how): f"{fmt} head {how}" for fmt in HEAD_FORMATS for how in ROUNDED}
-    )
-    body = _gaps(loader, "FP32 fresh", {(fmt, "body"): f"{fmt} body" for fmt in HEAD_FORMATS})
-    text = _gaps(
+    everything = loader.memo(everything_quantized)
+    body = gaps_of(loader, "FP32 fresh", {(fmt, "body"): f"{fmt} body" for fmt in HEAD_FORMATS})
+    text = gaps_of(
         loader,
         "FP32 sympy",
         {(fmt, how): f"{fmt} head {how} sympy" for fmt in TEXT_FORMATS for how in ("nearest", "stochastic")},
@@ -53,7 +52,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
     compared = [(row["contrast"], row["arm"], row["against"]) for row in tests]
     values = {
         "rows": everything.to_dict("records"),
-        "cost": _costs(everything),
+        "cost": costs_of(everything),
         "body": body.to_dict("records"),
         "text": text.to_dict("records"),
         "logits": logits,
@@ -78,29 +77,10 @@ def _content(loader: ExperimentDataLoader) -> Content:
     return Content(values, parts, lambda: arms).kept()
 
 
-def _gaps(loader: ExperimentDataLoader, baseline: str, arms: dict[tuple[str, str], str]) -> pd.DataFrame:
-    """The paired gap of each arm that is recorded in full: format, rounding, and what `named_family` has."""
-    whole = {key: arm for key, arm in arms.items() if not missing(loader, [baseline, arm])}
-    frame = named_family(loader, [(arm, baseline) for arm in whole.values()])
-    keys = pd.DataFrame(list(whole), columns=["format", "rounding"])
-    return pd.concat([keys, frame], axis="columns")
-
-
-def _costs(gaps: pd.DataFrame) -> list[dict[str, Any]]:
-    """Of each format whose gaps are all there: those to nearest, stochastic and wide, the largest cost first."""
-    found = []
-    for fmt, rows in gaps.groupby("format", sort=False):
-        by = rows.set_index("rounding")["difference"].to_dict()
-        if {"nearest", "stochastic", "wide"} <= by.keys():
-            costs = {"cost": by["nearest"] - by["wide"], "extra": by["stochastic"] - by["wide"]}
-            found.append({"format": _shown(str(fmt)), **by, **costs})
-    return sorted(found, key=lambda row: -row["cost"])
-
-
 def _logits(loader: ExperimentDataLoader, gaps: pd.DataFrame) -> list[dict[str, Any]]:
     """Mean and spread of the logits at the last look, over the runs of an arm."""
     arms = [("FP32", "", "FP32 fresh")] if len(gaps) else []
-    arms += [(_shown(row.format), ROUNDED[row.rounding], row.of) for row in gaps.itertuples()]  # type: ignore[index]
+    arms += [(shown_as(row.format), ROUNDED[row.rounding], row.of) for row in gaps.itertuples()]  # type: ignore[index]
     found = []
     for name, how, arm in arms:
         last = loader.last_look(runs_of(loader, arm)["run_id"]).set_index("statistic")["value"]
@@ -108,10 +88,6 @@ def _logits(loader: ExperimentDataLoader, gaps: pd.DataFrame) -> list[dict[str, 
             figures = {"mean": float(last["logits_mean"]), "spread": float(last["logits_spread"])}
             found.append({"format": name, "rounding": how, "arm": runs_of(loader, arm)["arm"].iloc[0], **figures})
     return found
-
-
-def _shown(fmt: str) -> str:
-    return fmt.replace(" up", " (scales up)")
 
 
 def _map(identity: str, gaps: pd.DataFrame) -> list[Block]:

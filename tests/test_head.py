@@ -1,0 +1,102 @@
+"""What the page on the gradient of the logits says, again from the Parquet files by pandas and scipy alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDY = ROOT / "experiments" / "recorded" / "head"
+COSTLY = {
+    "E0M7": ("e0m7", "amax"),
+    "MXFP4 (scales up)": ("e2m1", "mx_rceil"),
+    "NVFP4": ("e2m1", "nvfp4"),
+    "E7M0": ("e7m0", "amax"),
+}
+ALL = {"attention", "mlp", "embedding", "head"}
+
+
+@pytest.fixture(scope="module")
+def losses() -> pd.Series:
+    """Final validation loss by element format, kind of scale, rounding of the logits' gradient and seed."""
+    rows = {}
+    for part in sorted(STUDY.glob("part-*")):
+        history = pd.read_parquet(part / "history.parquet", columns=["run_id", "final_val_loss"]).dropna()
+        final = history.set_index("run_id")["final_val_loss"]
+        for row in pd.read_parquet(part / "runs.parquet").to_dict("records"):
+            config = json.loads(row["run"])["config"]
+            quantize, scaling = config["quantize"], config.get("scaling", {})
+            own = (quantize.get("grad_output_rounding") or {}).get("head") or "nearest"
+            fmt = quantize["weight"]
+            key = (fmt, scaling.get("kind", "amax") if fmt != "fp32" else "", own if fmt != "fp32" else "")
+            rows[*key, config["seed"]] = final[row["run_id"]]
+    if len(rows) < 656:
+        pytest.skip("the study is not recorded in full")
+    return pd.Series(rows).sort_index()
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return (ROOT / "reports" / "head.md").read_text().replace("\u2212", "-")
+
+
+def difference(losses: pd.Series, fmt: str, kind: str, how: str, against: str) -> pd.Series:
+    return (losses[fmt, kind, how] - losses[fmt, kind, against]).dropna()
+
+
+def test_the_answer_is_that_of_the_raw_records(losses: pd.Series, page: str) -> None:
+    costs = {name: difference(losses, *key, "nearest", "wide") for name, key in COSTLY.items()}
+    extra = {name: difference(losses, *key, "stochastic", "wide") for name, key in COSTLY.items()}
+    assert {len(each) for each in (*costs.values(), *extra.values())} == {16}
+    lead = re.search(
+        r"\*\*With everything quantized, rounding this one tensor to nearest costs (.*?)\*\*", page, re.DOTALL
+    )
+    assert lead is not None
+    for name, values in costs.items():
+        assert f"{name} {values.mean():.2f}" in lead.group(1)
+
+
+def test_each_gap_is_the_mean_difference_to_fp32_with_its_interval(losses: pd.Series, page: str) -> None:
+    table = pd.read_csv(ROOT / "reports" / "head.gaps-table.csv")
+    assert len(table) == 40
+    base = losses["fp32", "", ""]
+    for fmt, kind in COSTLY.values():
+        for how in ("nearest", "stochastic", "diffused", "wide"):
+            gap = (losses[fmt, kind, how] - base).dropna()
+            low, high = stats.t.interval(0.95, len(gap) - 1, gap.mean(), stats.sem(gap))
+            near = table[(table["difference"] - gap.mean()).abs() < 1e-9]
+            assert len(near) == 1
+            assert near[["low", "high"]].to_numpy()[0] == pytest.approx([low, high], abs=1e-9)
+
+
+def test_the_predictions_are_answered_by_their_pass_marks(losses: pd.Series) -> None:
+    verdicts = pd.read_csv(ROOT / "reports" / "head.predictions.csv").set_index("id")["answer"]
+
+    def interval(values: pd.Series) -> tuple[float, float]:
+        low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+        return float(low), float(high)
+
+    extra = [difference(losses, *key, "stochastic", "wide") for key in COSTLY.values()]
+    below = all(interval(values)[1] < 0.04 for values in extra)
+    above = any(interval(values)[0] > 0.04 for values in extra)
+    assert verdicts["H22"] == ("yes" if below else "no" if above else "inconclusive")
+    cost = [difference(losses, *key, "nearest", "wide") for key in COSTLY.values()]
+    if all(interval(values)[0] > 0.1 for values in cost):  # far beyond any adjustment
+        assert verdicts["H21"] == "yes"
+
+    def tost(values: pd.Series, margin: float) -> float:
+        return max(
+            stats.ttest_1samp(values, -margin, alternative="greater").pvalue,
+            stats.ttest_1samp(values, margin, alternative="less").pvalue,
+        )
+
+    keys = [*COSTLY.values(), ("e2m5", "amax")]
+    apart = [difference(losses, *key, "diffused", "stochastic") for key in keys]
+    alike = all(tost(values, 0.015) < 0.05 for values in apart)
+    beyond = any(interval(values)[0] > 0.015 or interval(values)[1] < -0.015 for values in apart)
+    assert verdicts["H23"] == ("yes" if alike else "no" if beyond else "inconclusive")
