@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +45,34 @@ def losses() -> pd.Series:
 @pytest.fixture(scope="module")
 def page() -> str:
     return (ROOT / "reports" / "head.md").read_text().replace("\u2212", "-")
+
+
+def git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=ROOT, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def test_the_predictions_were_committed_before_the_first_run() -> None:
+    """Of the commit that the document names: its date, and that the hypotheses stand there word by word."""
+    text = (ROOT / "docs" / "method" / "preregistration.md").read_text()
+    section = text.split("## Second registration")[1]
+    named = re.search(r"committed on ([0-9-]{10}) as `([0-9a-f]{7,40})`", section)
+    assert named is not None
+    created = [
+        json.loads(run)["created"]
+        for part in STUDY.glob("part-*")
+        for run in pd.read_parquet(part / "runs.parquet", columns=["run"])["run"]
+    ]
+    assert all(moment[:10] >= named[1] for moment in created)
+    if not git("cat-file", "-t", named[2]):
+        pytest.skip("the history is not there")
+    when = datetime.fromtimestamp(int(git("show", "-s", "--format=%ct", named[2])), UTC).isoformat()
+    assert when[:10] == named[1]
+    assert all(moment > when for moment in created)
+    before = git("show", f"{named[2]}:docs/method/preregistration.md")
+    rows = re.findall(r"^\| H2[1-7] .*$", section, re.MULTILINE)
+    assert len(rows) == 7
+    assert all(row in before for row in rows)
 
 
 def difference(losses: pd.Series, fmt: str, kind: str, how: str, against: str) -> pd.Series:
@@ -90,10 +120,8 @@ def test_the_predictions_are_answered_by_their_pass_marks(losses: pd.Series) -> 
         assert verdicts["H21"] == "yes"
 
     def tost(values: pd.Series, margin: float) -> float:
-        return max(
-            stats.ttest_1samp(values, -margin, alternative="greater").pvalue,
-            stats.ttest_1samp(values, margin, alternative="less").pvalue,
-        )
+        low = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
+        return max(float(low), float(stats.ttest_1samp(values, margin, alternative="less").pvalue))
 
     keys = [*COSTLY.values(), ("e2m5", "amax")]
     apart = [difference(losses, *key, "diffused", "stochastic") for key in keys]

@@ -21,8 +21,7 @@ def citation_values(preregistration: str) -> dict[str, Any]:
     """What the section names; `date` and `commit` are what the text of the preregistration names, if it does."""
     cff = yaml.safe_load(CITATION.read_text("utf-8"))
     authors = [_name(author) for author in cff["authors"]]
-    committed = _COMMITTED.search(preregistration)
-    date, commit = committed.groups() if committed else ("", "")
+    date, commit = next(iter(registrations(preregistration)), ("", ""))
     values = {
         "authors": authors,
         "title": cff["title"],
@@ -33,6 +32,11 @@ def citation_values(preregistration: str) -> dict[str, Any]:
         "commit": commit,
     }
     return values | {"bibtex": [_bibtex(cff, values)]}
+
+
+def registrations(text: str) -> list[tuple[str, str]]:
+    """Date and commit of each registration, as the text of the preregistration names them."""
+    return _COMMITTED.findall(text)
 
 
 def _name(author: dict[str, str]) -> str:

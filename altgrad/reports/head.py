@@ -15,7 +15,8 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.logits import costs_of, everything_quantized, gaps_of, shown_as
 from altgrad.analysis.statistics import FAILURE_GAP, MARGIN
 from altgrad.reports import columns as col
-from altgrad.reports.document import Content, content_of, document_page
+from altgrad.reports.citation import registrations
+from altgrad.reports.document import PREREGISTRATION, Content, content_of, document_page, document_source
 from altgrad.reports.heat_map import figures_map
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.scope import scope
@@ -57,6 +58,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "text": text.to_dict("records"),
         "logits": logits,
         "limit": FAILURE_GAP,
+        "registered": registrations(document_source(PREREGISTRATION))[1],
         "runaway": RUNAWAY,
         "found": found,
         "pending_studies": list(dict.fromkeys(each.study for each in found if each.answer == "pending")),
