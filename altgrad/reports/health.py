@@ -349,7 +349,7 @@ def _kinds(layer_types: Iterable[str]) -> list[str]:
 
 def _format(record: RunRecord, operand: str, step: int) -> FloatFormat | None:
     """The format of an operand at a step: the config's, or the one that a recorded shift changed it to."""
-    found = get_format(getattr(record.config.quantize, operand))
+    found = get_format(record.config.cast(operand)[0])
     for event in record.run["events"]:
         if isinstance(event, dict) and event.get("kind") == "shift" and isinstance(event.get("step"), int):
             try:

@@ -67,6 +67,7 @@ def _tensors(record: RunRecord, histograms: dict[tuple[str, str, int], tensors.H
             "recorded": recorded.get((layer, operand, step), {}),
         }
         for (layer, operand, step), histogram in histograms.items()
+        if operand in OPERANDS  # of a second cast the view has no name
     ]
 
 
