@@ -23,7 +23,7 @@ from altgrad.reports.scope import scope
 from altgrad.reports.verdicts import outcome_table, tests_table
 from altgrad.site import Block, ChartBlock, Page, Table
 from altgrad.site.document import Part
-from altgrad.studies import HEAD_FORMATS, ROUNDED, TEXT_FORMATS
+from altgrad.studies import COSTLY, HEAD_FORMATS, ROUNDED, TEXT_FORMATS
 
 PATH = "reports/head"
 TESTED = ("H21", "H22", "H23", "H24", "H25", "H26", "H27")
@@ -58,6 +58,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "text": text.to_dict("records"),
         "logits": logits,
         "limit": FAILURE_GAP,
+        "tuned": [shown_as(fmt) for fmt in COSTLY],
         "registered": registrations(document_source(PREREGISTRATION))[1],
         "runaway": RUNAWAY,
         "found": found,
