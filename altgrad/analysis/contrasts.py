@@ -274,7 +274,8 @@ def within(margin: float) -> Judge:
         no = any(beyond(row, margin) or beyond(row, -margin) for row in rows)
         answer = _answer(all(equivalent(row, margin) for row in rows), no)
         open_size = answer == "inconclusive" and all(differs(row) for row in rows)
-        return Judgement(answer, rows, margin == MARGIN, {"open_size": open_size})
+        mark = _mark(margin, [equivalent(row, margin) for row in rows])
+        return Judgement(answer, rows, margin == MARGIN, {"open_size": open_size, **mark})
 
     return judge
 
@@ -283,10 +284,16 @@ def below(limit: float) -> Judge:
     """Yes where no interval reaches so far above zero; no where one lies beyond it."""
 
     def judge(rows: Rows) -> Judgement:
-        yes = all(judged(row) and row["high"] < limit for row in rows)
-        return Judgement(_answer(yes, any(beyond(row, limit) for row in rows)), rows)
+        held = [judged(row) and row["high"] < limit for row in rows]
+        answer = _answer(all(held), any(beyond(row, limit) for row in rows))
+        return Judgement(answer, rows, more=_mark(limit, held))
 
     return judge
+
+
+def _mark(limit: float, held: Sequence[bool]) -> dict[str, Any]:
+    """How many rows pass a mark of their own, which is not the margin that `reading` knows."""
+    return {"mark": limit, "held": sum(held)} if limit != MARGIN else {}
 
 
 all_equivalent, none_worse = within(MARGIN), below(MARGIN)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,7 +48,7 @@ from altgrad.reports import charts
 from altgrad.reports import columns as col
 from altgrad.reports.document import Content, content_of, document_page
 from altgrad.reports.format_styles import format_style
-from altgrad.reports.heat_map import figures_map
+from altgrad.reports.heat_map import gaps_map
 from altgrad.reports.scope import pilot, scope_line
 from altgrad.site import FOREGROUND, MUTED, Block, Chart, ChartBlock, Column, Link, Page, Table
 from altgrad.site.document import Part
@@ -76,7 +75,6 @@ SCALES = {
     "no scale": "none",
 }
 """What shares a scale, or which it is, by the policy as records call it."""
-MAP_EDGES, MAP_LEVELS = (0.01, 0.05, 0.1, 0.5), ("to 0.01", "to 0.05", "to 0.1", "to 0.5", "more")
 LOWEST_OCTAVE = -16
 """The chart of weights ends this many octaves below a format's largest value; what is smaller is in its last bar."""
 GAPS = "Loss gap to FP32 by format"
@@ -477,14 +475,11 @@ def layer_gaps(comparator: FormatComparator) -> list[Block]:
         return []
     data = pd.concat(by_kind.values())[[*CHARTED, "scope"]].replace({"scope": {"mlp": "MLP"}})
     data = charts.finite_rows(data, "gap", "low", "high")
-    return [ChartBlock(_gaps_map("layer-gaps", data, "scope", data["scope"].unique()))]
+    return [ChartBlock(gaps_map("layer-gaps", GAPS, _by_format(data), "gap", "scope", data["scope"].unique()))]
 
 
-def _gaps_map(identity: str, data: pd.DataFrame, columns: str, order: Iterable[str]) -> Chart:
-    """The mean gaps of formats by another column."""
-    cells = data.pivot(index="format", columns=columns, values="gap").reindex(columns=list(order))
-    cells = cells.sort_index(key=lambda names: names.map(format_order))
-    return figures_map(identity, GAPS, cells, data, MAP_EDGES, MAP_LEVELS, partial(words.number, sign=True))
+def _by_format(data: pd.DataFrame) -> pd.DataFrame:
+    return data.sort_values("format", key=lambda names: names.map(format_order), kind="stable")
 
 
 def tensors_table(tensors: pd.DataFrame) -> Table:
@@ -525,7 +520,7 @@ def scale_gaps(comparator: FormatComparator, comparison: Comparison, policies: p
     others = set(data.loc[data["scale"] != SCALES[""], "format"])
     data = data[data["format"].isin(others)].reset_index(drop=True)
     order = [name for name in dict.fromkeys((*SCALES.values(), *names.values())) if name in set(data["scale"])]
-    return _gaps_map("scale-gaps", data, "scale", order)
+    return gaps_map("scale-gaps", GAPS, _by_format(data), "gap", "scale", order)
 
 
 def noise_chart(data: pd.DataFrame) -> Chart:

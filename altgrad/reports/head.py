@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from altgrad.analysis import words
 from altgrad.analysis.contrasts import runs_of
 from altgrad.analysis.hypotheses import RUNAWAY, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.logits import costs_of, everything_quantized, gaps_of, shown_as
-from altgrad.analysis.statistics import FAILURE_GAP, MARGIN
+from altgrad.analysis.statistics import FAILURE_GAP
 from altgrad.reports import columns as col
 from altgrad.reports.citation import registrations
 from altgrad.reports.document import PREREGISTRATION, Content, content_of, document_page, document_source
-from altgrad.reports.heat_map import figures_map
+from altgrad.reports.heat_map import gaps_map
 from altgrad.reports.machines import machine_blocks
 from altgrad.reports.scope import scope
 from altgrad.reports.verdicts import outcome_table, tests_table
@@ -30,8 +27,8 @@ TESTED = ("H21", "H22", "H23", "H24", "H25", "H26", "H27")
 """The hypotheses of the second registration."""
 ORDER = ("no", "inconclusive", "yes", "pending")
 """In which answers are told: what missed first."""
-EDGES = (MARGIN, FAILURE_GAP, 0.1, 0.3)
-LEVELS = ("to 0.01", "to 0.05", "to 0.1", "to 0.3", "more")
+COLUMNS = {"nearest": "to nearest", "stochastic": "stochastic", "diffused": "by diffusion", "wide": "not quantized"}
+"""What the columns of the maps are called."""
 
 
 def head_page(loader: ExperimentDataLoader) -> Page:
@@ -97,16 +94,9 @@ def _map(identity: str, gaps: pd.DataFrame) -> list[Block]:
     if gaps.empty:
         return []
     data = gaps[["format", "rounding", "arm", "n_pairs", "difference", "low", "high"]]
-    cells = data.pivot(index="format", columns="rounding", values="difference")
-    cells = cells.reindex(_in_order(cells.index, HEAD_FORMATS), columns=_in_order(cells.columns, ROUNDED))
-    cells.index = cells.index.map(lambda fmt: fmt.removesuffix(" up"))
-    cells = cells.rename(columns={"wide": "not quantized", "nearest": "to nearest", "diffused": "by diffusion"})
-    return [ChartBlock(figures_map(identity, "", cells, data, EDGES, LEVELS, partial(words.number, sign=True)))]
-
-
-def _in_order(names: Iterable[Any], order: Iterable[str]) -> list[str]:
-    known = set(names)
-    return [name for name in order if name in known]
+    data = data.assign(format=data["format"].str.removesuffix(" up"), rounding=data["rounding"].map(COLUMNS))
+    shown = [name for name in COLUMNS.values() if name in set(data["rounding"])]
+    return [ChartBlock(gaps_map(identity, "", data, "difference", "rounding", shown))]
 
 
 def _table(gaps: pd.DataFrame, identity: str) -> Table:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from altgrad.analysis import words
 from altgrad.analysis.words import names
 from altgrad.site import BACKGROUND, FOREGROUND, HEAT, MUTED, Chart
 from altgrad.site.sketch import INCH, Sketch
@@ -119,6 +121,22 @@ def heat_map(
 
     description, wide = f"{note} {said}{left_out}".strip(), _wide(whole, layers, shown, steps)
     return Chart(identity, title, description, wide, sketch=sketch, width=width, height=height)
+
+
+GAP_EDGES, GAP_LEVELS = (0.01, 0.05, 0.1, 0.5), ("to 0.01", "to 0.05", "to 0.1", "to 0.5", "more")
+"""Of gaps in nats per character."""
+
+
+def gaps_map(identity: str, title: str, data: pd.DataFrame, value: str, columns: str, order: Iterable[str]) -> Chart:
+    """The mean gaps (column `value`) of formats by another column, each with its figure on the colour of its level.
+
+    Args:
+        data: a row each, with a column format; formats are drawn in the order in which they come first.
+        order: the names of `columns`, from left to right.
+    """
+    cells = data.pivot(index="format", columns=columns, values=value)
+    cells = cells.reindex(index=data["format"].drop_duplicates(), columns=list(order))
+    return figures_map(identity, title, cells, data, GAP_EDGES, GAP_LEVELS, partial(words.number, sign=True))
 
 
 def figures_map(

@@ -54,7 +54,7 @@ class Canary(BaseModel):
 
 
 def machine_of(environment: Any) -> Machine:
-    """An environment as one value: runs with equal ones cannot be told apart by their records."""
+    """An environment as one value; runs with equal ones name the same machine in their records."""
     return tuple(sorted((str(key), str(value)) for key, value in (environment or {}).items()))
 
 
