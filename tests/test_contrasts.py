@@ -7,12 +7,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from altgrad.analysis.contrasts import (
     TEST_COLUMNS,
     Judge,
     all_equivalent,
     all_shown,
+    below,
     beyond,
     by_seed,
     contrast,
@@ -28,6 +30,7 @@ from altgrad.analysis.contrasts import (
     refuted,
     same_direction,
     shown,
+    within,
 )
 from altgrad.analysis.hypotheses import HYPOTHESES, Hypothesis
 from altgrad.reports.verdicts import evidence
@@ -70,6 +73,21 @@ def test_what_a_row_shows(
 ) -> None:
     found = (reading(made), judged(made), shown(made, +1), differs(made), equivalent(made))
     assert found == (says, is_judged, is_higher, differing, same)
+
+
+def test_marks_of_their_own_are_tested_by_themselves_and_counted() -> None:
+    """`row` has 16 pairs; the sd is that of half its interval, and scipy tests each mean against the mark."""
+    sd = 0.005 * 4 / stats.t.ppf(0.975, 15)
+    near, far = (row(difference, sd=sd, p_value=0.001) for difference in (0.008, 0.014))
+    for made, passes in ((near, True), (far, False)):
+        p = stats.t.sf((0.015 - made["difference"]) * 4 / sd, 15)
+        assert (p < 0.05) == passes == equivalent(made, 0.015)
+    assert (within(0.015)([near]).answer, within(0.015)([near, far]).answer) == ("yes", "inconclusive")
+    assert within(0.015)([near, far]).more["held"] == 1
+    assert within(0.015)([row(0.03, sd=sd, p_value=0.001)]).answer == "no"
+    assert (below(0.04)([near, row(0.038)]).answer, below(0.04)([near, row(0.038)]).more["held"]) == ("inconclusive", 1)
+    assert [below(0.04)([made]).answer for made in (row(0.034), row(0.046), LOST)] == ["yes", "no", "inconclusive"]
+    assert evidence(below(0.04)([near]), "outcome") == "1 of 1 shown to be below 0.04"
 
 
 def test_a_difference_by_which_much_is_claimed_is_no_smaller() -> None:

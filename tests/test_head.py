@@ -128,3 +128,27 @@ def test_the_predictions_are_answered_by_their_pass_marks(losses: pd.Series) -> 
     alike = all(tost(values, 0.015) < 0.05 for values in apart)
     beyond = any(interval(values)[0] > 0.015 or interval(values)[1] < -0.015 for values in apart)
     assert verdicts["H23"] == ("yes" if alike else "no" if beyond else "inconclusive")
+
+
+def test_the_means_of_the_logits_are_those_of_the_last_looks(losses: pd.Series) -> None:
+    arms: dict[str, tuple[str, str, str]] = {}
+    looks = []
+    for part in sorted(STUDY.glob("part-*")):
+        layers = pd.read_parquet(part / "layers.parquet", columns=["run_id", "step", "statistic", "value"])
+        looks.append(layers[layers["statistic"].eq("logits_mean") & layers["step"].eq(300)])
+        for row in pd.read_parquet(part / "runs.parquet").to_dict("records"):
+            config = json.loads(row["run"])["config"]
+            own = (config["quantize"].get("grad_output_rounding") or {}).get("head") or "nearest"
+            arms[row["run_id"]] = (config["quantize"]["weight"], config.get("scaling", {}).get("kind", "amax"), own)
+    found = (
+        pd.concat(looks)
+        .assign(arm=lambda frame: frame["run_id"].map(arms))
+        .groupby("arm")["value"]
+        .agg(["mean", "size"])
+    )
+    shown = re.search(r"means of the logits ([^|]+) \|", (ROOT / "reports" / "head.md").read_text())
+    assert shown is not None
+    wanted = [("e7m0", "amax"), ("e2m1", "nvfp4")]
+    rows = [found.loc[[(*arm, how)]].iloc[0] for arm in wanted for how in ("nearest", "stochastic")]
+    assert {int(row["size"]) for row in rows} == {16}
+    assert shown[1].replace("\u2212", "-").split(", ") == [f"{row['mean']:+.1f}" for row in rows]
