@@ -325,7 +325,7 @@ def test_the_whole_page_answers_with_number_interval_and_seeds(whole: Experiment
     assert "@software{altgrad," in text
     for heading in ("Controls", "Negative results", "What cannot be concluded"):
         assert f"## {heading}" in text
-    for fold in ("The arms, equally tuned", "Every step rule against AdamW", "Related work"):
+    for fold in ("The arms, equally tuned", "Data, and every step rule against AdamW", "Related work"):
         assert f"<summary>{fold}" in text
     for number in ("2006.14560", "2106.13914", "2010.06192", "2601.22101"):
         assert f"https://arxiv.org/abs/{number}" in text
