@@ -119,15 +119,28 @@ def test_it_publishes_with_least_permissions_and_never_asks_wandb() -> None:
     assert re.search(rb"^altgrad\[site\]==\d", made["requirements.txt"], re.MULTILINE)
 
 
-def test_this_repositorys_workflow_lets_only_the_publishing_job_write() -> None:
+def test_this_repositorys_workflow_lets_only_the_publishing_job_write_and_it_runs_git_alone() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     assert workflow["permissions"] == {"contents": "read"}
-    writing = {name for name, job in workflow["jobs"].items() if job.get("permissions")}
+    jobs = workflow["jobs"]
+    writing = {name for name, job in jobs.items() if job.get("permissions")}
     assert writing == {"publish"}
-    publish = workflow["jobs"]["publish"]
-    assert publish["permissions"] == {"contents": "write"}
-    assert publish["needs"] == "check"
-    assert publish["if"] == "github.event_name == 'push'"
+    assert jobs["publish"]["permissions"] == {"contents": "write"}
+    assert (jobs["publish"]["needs"], jobs["version"]["needs"]) == ("version", "check")
+    assert all(jobs[name]["if"].startswith("github.event_name == 'push'") for name in ("publish", "version"))
+    commands = [line for step in jobs["publish"]["steps"] for line in step.get("run", "").splitlines()]
+    assert commands
+    assert all(line.startswith("git ") for line in commands)
+    for job in (jobs["check"], jobs["version"]):
+        assert job["steps"][0]["with"]["persist-credentials"] is False
+
+
+def test_every_action_is_pinned_by_the_digest_of_its_commit() -> None:
+    texts = [path.read_text() for path in (ROOT / ".github/workflows").iterdir()]
+    texts += [data.decode() for name, data in templates() if name.startswith(".github/")]
+    used = [line for text in texts for line in re.findall(r"uses: (.*)", text)]
+    assert len(used) > 8
+    assert [line for line in used if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line)] == []
 
 
 def test_a_bad_folder_is_one_line_and_leaves_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
