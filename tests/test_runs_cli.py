@@ -240,10 +240,11 @@ def test_histories_in_bulk_are_those_of_the_records(tmp_path: Path, told: Any) -
 
 
 def test_run_id_and_step_are_in_every_table_once(tmp_path: Path) -> None:
-    with record(tmp_path, name="ended", config={}) as run:
+    given: dict[str, Any] = {"data_fingerprint": DATA, "environment": {}}
+    with RunWriter.create(tmp_path, config(), **given) as run:
         run.log(0, loss=1.0, run_id=7.0)
         run.finish()
-    with record(tmp_path, name="killed", config={}, seed=1) as run:
+    with RunWriter.create(tmp_path, config(seed=1), **given) as run:
         run.log(0, loss=1.0, run_id=7.0)
     for columns in (None, ["loss"], ["step", "loss", "run_id", "loss"]):
         table, problems = read_histories([tmp_path], columns)

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from records import config, write_run
+from records import DATA, config, write_run
 
 from altgrad.analysis import ExperimentDataLoader, FormatComparator
 from altgrad.config import UsageError, load_config
 from altgrad.reports.arms import arm_pages
-from altgrad.runs import Failure, RunExists, foreign_config, load_runs, record
+from altgrad.runs import Failure, RunExists, RunWriter, foreign_config, load_runs, record
 from altgrad.runs.query import verify
 from altgrad.runs.secrets import LEFT_OUT
 from altgrad.site import write_folder
@@ -155,43 +155,6 @@ def test_a_metric_of_any_kind_of_number_is_recorded(tmp_path: Path, value: Any, 
     assert found.layers["value"].tolist() == [kept]
 
 
-@pytest.mark.parametrize(
-    ("value", "kind"),
-    [("0.5", "str"), (None, "NoneType"), ([1.0], "list"), (np.zeros(2), "ndarray"), (OneElement([1, 2]), "OneElement"),
-     (1j, "complex"), (10**400, "int"), ({}, "dict")],
-)  # fmt: skip
-def test_a_metric_that_is_no_number_is_refused_with_one_line_and_the_record_goes_on(
-    tmp_path: Path, value: Any, kind: str
-) -> None:
-    with record(tmp_path, name="a", config={}) as run:
-        run.log(0, x=1.0)
-        with pytest.raises(UsageError, match=f"metric 'x' is a {kind}.*give a number") as raised:
-            run.log(1, loss=1.0, x=value)
-        assert "\n" not in str(raised.value)
-        run.log(1, x=2.0)
-        run.finish()
-    (found,) = load_runs([tmp_path]).records
-    assert found.history["x"].tolist() == [1, 2]
-
-
-def test_a_step_is_logged_once_and_steps_go_up(tmp_path: Path) -> None:
-    with record(tmp_path, name="a", config={}) as run:
-        run.log(5, loss=1.0)
-        for step in (5, 4):
-            with pytest.raises(UsageError, match=r"steps go up; log all metrics of a step in one call"):
-                run.log(step, val_loss=1.0)
-        for step in (1.5, "6", True, None):
-            with pytest.raises(UsageError, match="not an integer"):
-                run.log(step, val_loss=1.0)  # type: ignore[arg-type]
-        with pytest.raises(UsageError, match="a row of the layers table is step, layer"):
-            run.log_layers([(6, "a", "b")])
-        with pytest.raises(UsageError, match="a name is not text that can be written"):
-            run.log(6, **{"\ud800": 1.0})
-        run.finish()
-    (found,) = load_runs([tmp_path]).records
-    assert found.history["step"].tolist() == [5]
-
-
 def test_config_values_are_converted_or_named(tmp_path: Path) -> None:
     given = {
         "a": np.float32(0.5), "b": [1, 2.0, "x"], "c": float("nan"), "d": None, "e": {"f": {"g": True}},
@@ -217,21 +180,11 @@ def test_config_values_are_converted_or_named(tmp_path: Path) -> None:
     assert found.config.foreign == foreign
 
 
-LOOP: dict[str, Any] = {}
-LOOP["again"] = LOOP
-
-
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"optimizer": {"step": lambda: 1}}, r"config\.optimizer\.step: a function cannot be recorded"),
-        ({"x": {1, 2}}, r"config\.x: a set cannot be recorded"),
-        ({"x": np.zeros((2, 2))}, r"config\.x: a ndarray cannot be recorded"),
-        ({3: 1}, "the key 3 is not text"),
-        ({"a": {"b": 1}, "a.b": 2}, r"config\.a\.b: given twice"),
         ({"quantize": {"weight": "e9m9"}}, "unknown format 'e9m9'"),
-        (LOOP, "nested more than 20 deep"),
-        ({"seed": "x"}, "seed"),
+        ("lr=1", "config: give a mapping"),
     ],
 )
 def test_a_config_that_cannot_be_recorded_is_one_line_and_leaves_nothing(
@@ -246,9 +199,8 @@ def test_a_config_that_cannot_be_recorded_is_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     "given",
     [
-        {"name": "A b"},
-        {"name": "../x"},
         {"name": ""},
+        {"name": 3},
         {"data": {"sha256": "x"}},
         {"data": {"name": "d", "sha256": "x"}},
     ],
@@ -309,8 +261,8 @@ def test_no_api_key_reaches_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert verify([tmp_path]) == (1, [], [])
 
 
-def test_a_step_that_no_table_holds_is_refused(tmp_path: Path) -> None:
-    with record(tmp_path, name="own", config={}) as run:
+def test_a_step_that_no_table_holds_is_refused_by_the_writer(tmp_path: Path) -> None:
+    with RunWriter.create(tmp_path, foreign_config({}, name="own"), data_fingerprint=DATA, environment={}) as run:
         for call in (lambda: run.log(2**63, loss=1.0), lambda: run.event("shift", 2**63)):
             with pytest.raises(UsageError, match="is not an integer, or too large"):
                 call()

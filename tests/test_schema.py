@@ -54,6 +54,7 @@ HOME, USERS = "/" + "home", "/" + "Users"  # in parts: no file of the repository
         ("'/srv/ann/'", "'ann/'"),
         ("PATH /a/b:/c/d", "PATH b:d"),
         ("file:///srv/ann/a.json", "file:a.json"),
+        ("sqlite:////srv/ann/a.db in gs://b/p/q", "sqlite:a.db in gs://b/p/q"),
         (r"C:\Users\ann\a.json: gone", "a.json: gone"),
         (r"'C:\\Users\\ann b\\a.json'", "'a.json'"),
         ("at D:/data/ann/a.json", "at a.json"),
@@ -69,6 +70,8 @@ def test_an_absolute_path_becomes_its_last_component(text: str, kept: str) -> No
     "text",
     [
         "see https://wandb.ai/team/project/runs/1 and 'http://localhost:8080/a/b'",
+        "gs://bucket/p/q.parquet and s3://b/a/b.pt, hf://datasets/x/y",
+        "git+ssh://git@host.example/team/repo, abfss://c@acc.example/x/y",
         "experiments/runs/a.json",
         "./a/b or ../a/b",
         "1/2/3 tokens / second, 4 / 5",

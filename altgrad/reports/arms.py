@@ -42,7 +42,7 @@ from altgrad.runs.diagnosis import diagnose, warnings_of
 from altgrad.runs.schema import digest
 from altgrad.site import Block, CodeBlock, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
 from altgrad.site.document import Part
-from altgrad.text import Md, minus
+from altgrad.text import Md, escape, minus
 
 EVENTS_SHOWN = 5
 """Events of one kind that a run's section lists before it counts the rest."""
@@ -67,7 +67,9 @@ _FORMATS = (
     col.share(),
 )
 _RUNS = (
-    col.of("Run", lambda row: Md(f'<a id="{slug(row["run_id"])}"></a>{code(row["run_id"])}')),
+    col.of(
+        "Run", lambda row: Md(f'<a id="{slug(row["run_id"])}"></a>{code(row["run_id"])} {escape(row["title"])}'.strip())
+    ),
     col.count("Seed", "seed"),
     col.of("Status", lambda row: row["status"] + (f": {row['reason']}" if row["reason"] else "")),
     col.of("Study", lambda row: row["study"] + (" (held out of comparisons)" if row["role"] == "tuning" else "")),
@@ -200,7 +202,8 @@ def _arm_page(
         "special": _special(records),
     }
     seconds = [record.run.get("seconds") or np.nan for record in records]
-    shown = runs[[*_OF_RUN]].assign(seconds=seconds, reason=reasons)
+    titles = [record.title if record.title != record.id else "" for record in records]
+    shown = runs[[*_OF_RUN]].assign(seconds=seconds, reason=reasons, title=titles)
     parts: dict[str, Part] = {
         "runs": [col.table(shown, _RUNS, f"{len(runs)} run{'s' if len(runs) > 1 else ''}")],
         "events": _events(records) if len(runs) > 1 else [],

@@ -16,6 +16,7 @@ A run's folder holds
 from altgrad.runs.bulk import read_histories
 from altgrad.runs.foreign import foreign_config, record
 from altgrad.runs.pack import pack_part, pack_study
+from altgrad.runs.recorder import Recorder
 from altgrad.runs.schema import (
     FAILURE_KINDS,
     LAYER_COLUMNS,
@@ -39,6 +40,7 @@ __all__ = [
     "NothingToResume",
     "Problem",
     "RecordError",
+    "Recorder",
     "RunExists",
     "RunRecord",
     "RunSet",

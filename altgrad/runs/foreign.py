@@ -13,24 +13,42 @@ of it but formats and seed is equal.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import platform
 import re
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from altgrad.config import ExperimentConfig, Scalar, UsageError, config_keys, nested, one_line, parse_config
+from altgrad.config import (
+    LONGEST_NOTES,
+    ExperimentConfig,
+    Scalar,
+    UsageError,
+    config_keys,
+    nested,
+    one_line,
+    parse_config,
+)
+from altgrad.runs.files import read_bytes
 from altgrad.runs.processor import describe_processor
-from altgrad.runs.schema import digest, plain, without_paths
+from altgrad.runs.recorder import Recorder, say, writes
+from altgrad.runs.schema import digest, plain, public_line, run_id, without_paths
 from altgrad.runs.secrets import mask
-from altgrad.runs.writer import RunWriter
+from altgrad.runs.settings import plain_settings
+from altgrad.runs.store import read_table
+from altgrad.runs.writer import TABLES, NothingToResume, RunWriter
 
 _BOOKKEEPING = ("name", "notes", "tags", "study", "seed", "data", "foreign", "tracking", "checkpoint")
 _LONGEST = 10_000
+LONGEST_TITLE = 200
 _DEEPEST = 20
 _LIBRARIES = ("numpy", "torch", "jax", "flax", "tensorflow", "keras", "mlx", "tinygrad", "sklearn")
 
@@ -39,21 +57,26 @@ def record(
     root: str | Path,
     *,
     name: str,
-    config: Mapping[str, Any],
+    config: Any,
     seed: int | None = None,
     data: str | Mapping[str, Any] = "not named",
     study: str = "local",
     notes: str = "",
     tags: Sequence[str] = (),
     environment: Mapping[str, Any] | None = None,
-) -> RunWriter:
+    resume: bool = False,
+) -> Recorder:
     """Open the record of a run of your own loop; use it in a ``with`` block and call `finish` at the end.
+
+    From here on nothing that goes wrong with the record ends the loop. In a distributed run rank 0 writes, and the
+    recorders of the others do nothing.
 
     Args:
         root: folder of the records, made where missing; `experiments/runs` of a checkout is read by its site.
-        name: a lower-case slug, the beginning of the run's id. Not part of what makes runs comparable.
-        config: everything that decides the result beside seed and data: numbers, text, None, and lists or mappings of
-            these; NumPy scalars and one-element tensors are converted. ``quantize: {weight: e4m3, activation: fp32,
+        name: what the run is called, in any script; the run's id begins with its letters, digits, ``.``, ``_`` and
+            ``-``. Not part of what makes runs comparable.
+        config: everything that decides the result beside seed and data, in whatever a loop has it
+            (`altgrad.runs.settings`): a mapping, a Namespace, a dataclass. ``quantize: {weight: e4m3, activation: fp32,
             grad_output: fp32}`` and ``optimizer: {learning_rate: 0.001}`` are what pages know best.
         seed: the run's seed, by which runs are paired; default: the config's ``seed``, else 0.
         data: a name, or a mapping with ``name`` and ``sha256`` (64 hex digits). Data with one name and no sha256 is
@@ -62,17 +85,76 @@ def record(
         notes, tags: for people.
         environment: versions and device; default: the processor, and the versions of Python and the imported array
             libraries.
+        resume: go on with the record of this run where a kill or an error has ended it; its rows stay, and what is
+            logged for a step again adds to them. Without it, such a record is set aside, and one line says where.
 
     Raises:
-        UsageError: a value that cannot be recorded, an unknown format, a name that is no slug; the line names the key.
+        UsageError: before the loop begins: no config, an unknown format, no name, a folder that cannot be written; the
+            line names the key.
         RunExists: this run is finished already, or another process is writing it.
     """
-    return RunWriter.create(
-        Path(root),
-        foreign_config(config, name=name, seed=seed, study=study, notes=notes, tags=tags),
-        data_fingerprint=data_fingerprint(data),
-        environment=_environment() if environment is None else environment,
-    )
+    settings, said = plain_settings(config)
+    if type(own := settings.get("seed", 0)) is not int or not 0 <= own < 2**31:
+        settings["logged_seed"] = settings.pop("seed")
+    given, title = _named(name)
+    about_it: dict[str, Any] = {"notes": str(notes)[:LONGEST_NOTES], "tags": [str(tag) for tag in tags]}
+    checked = foreign_config(settings, name=given, seed=seed, study=slug(study), **about_it)
+    about: dict[str, Any] = {
+        "data_fingerprint": data_fingerprint(data),
+        "environment": _environment() if environment is None else environment,
+    }
+    root, identity = Path(root), run_id(checked, about["data_fingerprint"])
+    if not writes():
+        return Recorder(None, identity, root / identity)
+    try:
+        writer = _opened(root, checked, about, title, resume)
+    except UsageError as error:
+        line = str(error).removeprefix("--out ").replace("--resume", "resume=True")
+        raise type(error)(line.replace("use another --out", "record elsewhere")) from None
+    for line in said:
+        say(identity, line)
+    return Recorder(writer, identity, writer.path)
+
+
+def _opened(
+    root: Path, config: ExperimentConfig, about: Mapping[str, Any], title: str | None, resume: bool
+) -> RunWriter:
+    if resume:
+        with contextlib.suppress(NothingToResume):
+            writer = RunWriter.resume(root, config, find=_end_of, **about)
+            say(writer.run_id, f"its record is gone on with, after step {writer.last_step}")
+            return writer
+    writer = RunWriter.create(root, config, title=title, **about)
+    if writer.earlier:
+        kept = f"an earlier attempt, which did not finish, is kept as {writer.earlier}"
+        say(writer.run_id, f"{kept}; with resume=True it would have been gone on with")
+    return writer
+
+
+def _end_of(folder: Path) -> tuple[int, float]:
+    """The last step of a record, and about how many seconds it took until then."""
+    tables = [read_table(folder, name) for name in TABLES]
+    run = json.loads(read_bytes(folder / "run.json"))
+    steps = [int(table["step"].max()) for table in tables if len(table)] + [event["step"] for event in run["events"]]
+    files = [path for path in folder.iterdir() if path.suffix in (".jsonl", ".parquet")]
+    last = max((path.stat().st_mtime for path in files), default=0.0)
+    return max(steps, default=-1), max(last - datetime.fromisoformat(run["created"]).timestamp(), 0.0)
+
+
+def _named(name: str) -> tuple[str, str | None]:
+    """A name as the slug with which ids begin, and as it was given where that is another."""
+    if not isinstance(name, str) or not name.strip():
+        raise UsageError("name: give the run a name")
+    found = slug(name)
+    return found, None if found == name else public_line(name)[:LONGEST_TITLE]
+
+
+def slug(name: str) -> str:
+    """Lower-case letters, digits, ``.``, ``_`` and ``-`` of a name, without its accents; a hash for other scripts."""
+    letters = unicodedata.normalize("NFKD", name).lower()
+    kept = re.sub(r"[^a-z0-9._-]+", "-", letters.encode("ascii", "ignore").decode()).strip("-._")[:60].rstrip("-._")
+    lost = any(each.isalnum() and not each.isascii() for each in letters)
+    return "-".join(filter(None, (kept, digest(name)[:6] if lost or not kept else "")))
 
 
 def foreign_config(
@@ -154,9 +236,10 @@ def _leaves(given: Mapping[str, Any]) -> dict[str, Scalar | tuple[Scalar, ...]]:
                 key = key.encode(errors="replace").decode()
                 visit(f"{prefix}.{key}" if prefix else key, inner, depth + 1)
             return
-        if prefix in found:
-            raise UsageError(f"config.{prefix}: given twice, nested and dotted; leave one of them out")
-        found[prefix] = _value(prefix, value)
+        value = _value(prefix, value)
+        while prefix in found and found[prefix] != value:  # given twice, nested and dotted
+            prefix += "_"
+        found[prefix] = value
 
     visit("", mask(given), 0)
     return found

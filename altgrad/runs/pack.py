@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from altgrad.config import UsageError
 from altgrad.runs.canary import CANARIES, Canary, lines_of, machine_of
 from altgrad.runs.files import write_bytes
+from altgrad.runs.locks import lock
 from altgrad.runs.schema import Proof
 from altgrad.runs.store import PART, RunRecord
 from altgrad.runs.tables import write_digests, write_table
@@ -196,7 +196,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     temporary = folder.with_name(f"{folder.name}.tmp")
     place = os.open(folder.parent, os.O_RDONLY)
     try:
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(place)
         shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
         temporary.mkdir()
         yield temporary

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import fcntl
 import json
 import math
 import operator
@@ -20,6 +19,7 @@ import pandas as pd
 
 from altgrad.config import ExperimentConfig, UsageError, config_keys
 from altgrad.formats import get_format
+from altgrad.runs import locks
 from altgrad.runs.canary import unlike
 from altgrad.runs.schema import STATUSES, NewerRecord, Problem, RecordError, run_id
 from altgrad.runs.secrets import in_words
@@ -55,6 +55,7 @@ def values(record: RunRecord) -> dict[str, Any]:
     """
     run, config = record.run, record.config
     found: dict[str, Any] = {key: run.get(key) for key in _FIELDS}
+    found |= {"title": record.title} if record.title != record.id else {}
     found |= {"arm": record.arm, "seed": config.seed, "study": config.study, "data": run["data"]["name"]}
     found["failure"] = ", ".join(run["failure"]["kinds"]) if run["failure"] else None
     for key in config_keys():
@@ -406,7 +407,7 @@ def prune(chosen: Prunable) -> None:
         raise UsageError(f"{chosen.folder.name}: kept, since {reason}")
     try:
         with open(chosen.folder / "lock", "ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks.lock(lock)
             shutil.rmtree(chosen.folder)
     except BlockingIOError:
         raise UsageError(f"{chosen.folder.name}: kept, since it is being written") from None

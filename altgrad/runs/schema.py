@@ -26,7 +26,7 @@ PHASES = ("forward", "backward", "optimizer")
 LAYER_COLUMNS = ("step", "layer", "layer_type", "operand", "statistic", "value")
 _ROOT = r"(?:(?<![\w.~/-])/+|(?<![A-Za-z0-9])[A-Za-z]:[\\/]+|(?<![\w\\])\\\\+(?=[^\\]))"
 _URL_OR_PATH = re.compile(
-    r"(?P<url>\bhttps?://[^\s'\"<>]+)"
+    r"(?P<url>\b(?!file:)(?:[A-Za-z][A-Za-z0-9.-]*\+)?[A-Za-z][A-Za-z0-9.-]+://(?![/\\])[^\s'\"<>]+)"
     rf"|(?P<quote>['\"`]){_ROOT}(?:(?!(?P=quote))[^\n])*?[\\/](?P<quoted>(?:(?!(?P=quote))[^\\/\n])+)(?=[\\/]*(?P=quote))"
     rf"|{_ROOT}(?:[^\\/\s'\"`<>|:]+[\\/]+)+(?P<bare>[^\\/\s'\"`<>|:]+)"
 )
@@ -221,8 +221,8 @@ def plain(value: Any) -> bool | int | float | str | None:
 def without_paths(text: str) -> str:
     """`text` with the last component of each absolute path in place of the path, quoted or not; a home is ``~``.
 
-    Paths are POSIX or Windows ones of two components or more; without quotes a path ends at a space or colon. http and
-    https addresses and relative paths stay. A record is published: it must not tell where things lie on a machine.
+    Paths are POSIX or Windows ones of two components or more; without quotes a path ends at a space or colon. Addresses
+    (``https://``, ``gs://``, any but ``file:``) and relative paths stay. A record is published: it must not tell where things lie on a machine.
     """
 
     def last(found: re.Match[str]) -> str:

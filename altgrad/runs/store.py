@@ -36,7 +36,7 @@ from altgrad.runs.schema import (
 )
 from altgrad.runs.secrets import left_out, mask, mask_record
 from altgrad.runs.tables import is_text, open_table, read_digests
-from altgrad.runs.writer import TABLES, is_locked, read_jsonl
+from altgrad.runs.writer import TABLES, is_locked, merged, read_jsonl
 
 PACKED = "runs.parquet"
 DEEPEST = 50
@@ -94,6 +94,11 @@ class RunRecord:
     def id(self) -> str:
         """The run's id."""
         return str(self.run["id"])
+
+    @property
+    def title(self) -> str:
+        """What the run is called: as it was named, in any script, else its id."""
+        return str(self.run.get("title") or self.run["id"])
 
     @property
     def status(self) -> str:
@@ -361,7 +366,8 @@ def read_table(folder: Path, name: str, proof: Proof | None = None, run: str | N
                 if path is parquet:
                     frame = open_table(path, proof, run).read().to_pandas()
                 else:
-                    frame = pd.DataFrame(read_jsonl(path))
+                    rows = read_jsonl(path)
+                    frame = pd.DataFrame(merged(rows) if name == "history" else rows)
                 break
     except (ValueError, OSError, OverflowError, pa.ArrowException) as error:
         raise RecordError(f"{where}: damaged ({reason_of(error)}); restore the file or record the run again") from None

@@ -7,7 +7,6 @@ count that it was made from, when, and under ``report`` what could not be mapped
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.config import LONGEST_NOTES, ExperimentConfig, UsageError, one_line, parse_config
+from altgrad.runs import locks
 from altgrad.runs.foreign import data_fingerprint, foreign_config
 from altgrad.runs.schema import SCHEMA_VERSION, Failure, arm_id, digest, run_id
 from altgrad.runs.secrets import in_words, left_out, mask, mask_record
@@ -157,7 +157,7 @@ def sole_writer(root: Path) -> Iterator[None]:
         place.mkdir(parents=True, exist_ok=True)
         with open(place / "lock", "wb") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locks.lock(lock)
             except BlockingIOError:
                 raise UsageError(f"--out {root}: another pull or import is writing there; wait for it") from None
             shutil.rmtree(root / _STAGING, ignore_errors=True)

@@ -7,7 +7,6 @@ on is cut, so that the record of an interrupted and resumed run is that of one t
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -16,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -26,6 +26,7 @@ from pydantic_core import PydanticSerializationError, to_json
 import altgrad
 from altgrad.config import ExperimentConfig, UsageError
 from altgrad.imports import code_fingerprint
+from altgrad.runs import locks
 from altgrad.runs.files import write_text
 from altgrad.runs.schema import (
     LAYER_COLUMNS,
@@ -84,6 +85,9 @@ class RunWriter:
         self._closed = False
         self._failure: Failure | None = None
         self._told = left_out(run)
+        self._torn: dict[str, int] = {}  # tables that end in a part of a row, and their whole rows' bytes
+        self.earlier: str | None = None
+        """The folder in which an earlier attempt of this run, which did not finish, was set aside."""
 
     @classmethod
     def create(
@@ -93,6 +97,7 @@ class RunWriter:
         *,
         data_fingerprint: Mapping[str, Any],
         environment: Mapping[str, Any],
+        title: str | None = None,
     ) -> RunWriter:
         """Open a new record under `root`.
 
@@ -103,6 +108,7 @@ class RunWriter:
             config: the resolved config.
             data_fingerprint: at least ``name`` and ``sha256``.
             environment: versions and device; no host names, users or paths.
+            title: what the run is called, where that is not the config's name.
 
         Raises:
             RunExists: if this id is finished, or is being written by another process.
@@ -111,7 +117,7 @@ class RunWriter:
         for key, slug in (("name", config.resolved_name), ("study", config.study)):
             if mask(slug, key) != slug:
                 raise UsageError(f"{key}: it looks like a secret, and a run is published by its {key}; give another")
-        identity = run_id(config, data_fingerprint)
+        identity, earlier = run_id(config, data_fingerprint), None
         path = root / identity
         try:
             while True:
@@ -122,7 +128,7 @@ class RunWriter:
                 with lock:  # held until the old record is out of the way, so that nobody else begins to move it
                     if _is_finished(path):
                         raise RunExists(f"{identity} is already finished; its record is kept. Change the seed or a key")
-                    _set_aside(path)
+                    earlier = _set_aside(path)
         except OSError as error:
             raise no_room(root, error) from None
         run: dict[str, Any] = {
@@ -139,7 +145,11 @@ class RunWriter:
             **_UNDER_WAY,
             "summary": {},
         }
-        return cls(path, _written(path, run), lock)
+        if title is not None:
+            run["title"] = title
+        writer = cls(path, _written(path, run), lock)
+        writer.earlier = earlier
+        return writer
 
     @classmethod
     def resume(
@@ -200,25 +210,33 @@ class RunWriter:
         """The run's id, which is also its folder's name."""
         return str(self.run["id"])
 
+    @property
+    def last_step(self) -> int | float:
+        """The highest step that has a row; minus infinity before the first."""
+        return self._step
+
     def log(self, step: int, **metrics: Any) -> None:
-        """Append the history row of a step; all metrics of a step are given in one call, and steps go up.
+        """Append metrics of a step to the history; those of one step may come in several calls.
 
         Numbers of any kind are taken: NumPy scalars and tensors of one element too. Non-finite values are kept: NaN and
-        infinity are what some runs are about. The row is in the file when this returns.
+        infinity are what some runs are about. The row is in the file when this returns. Readers merge the rows of a
+        step, of which the last has the word, and order steps.
 
         Raises:
-            UsageError: a metric is no number, or the step is not above the last one; nothing was written.
+            UsageError: a metric is no number; nothing was written.
             OSError: the row could not be written, for example to a full disk; the rows before it are whole.
         """
-        if type(step) is not int or step > _LAST_STEP:
+        if type(step) is not int or abs(step) > _LAST_STEP:
             step = _step(step)
-        if step <= self._step:
-            raise UsageError(f"step {step} after step {self._step}: steps go up; log all metrics of a step in one call")
-        row = {"step": step, **metrics}
         if not set(map(type, metrics.values())) <= {float}:  # a check of all costs less than a look at each
-            row |= {name: _number(name, value) for name, value in metrics.items()}
-        _write_all(self._tables["history"], _json_line(row))
-        self._step = step
+            metrics = {name: _number(name, value) for name, value in metrics.items()}
+        self.append(step, metrics)
+
+    def append(self, step: int, metrics: Mapping[str, int | float]) -> None:
+        """`log` of what has been checked: an integer of 64 bits, and numbers that are floats or small integers."""
+        self._write_rows("history", _json_line({"step": step, **metrics}))
+        if step > self._step:
+            self._step = step
         if "val_loss" in metrics or time.monotonic() - self._synced > FSYNC_SECONDS:
             self.sync()
 
@@ -240,7 +258,7 @@ class RunWriter:
             cells = (_step(step), *names, _number(names[-1], value))
             lines.append(_json_line(dict(zip(LAYER_COLUMNS, cells, strict=True))))
         if lines:
-            _write_all(self._tables["layers"], b"".join(lines))
+            self._write_rows("layers", b"".join(lines))
 
     def event(self, kind: str, step: int, **detail: Any) -> None:
         """Record something that happened (a warning, a shift of scale) in run.json at once; NaN becomes null."""
@@ -283,13 +301,22 @@ class RunWriter:
             if message is not None:
                 self.run["message"] = message
             self._close(status)
-        except OSError:  # a full disk: the rows stay as they are, and without a lock readers see the run as crashed
-            with contextlib.suppress(OSError):
-                self._mark(status)
+        except OSError:
+            self.give_up(status)
             if error is None:
                 raise
         finally:
             self._release()
+
+    def give_up(self, status: str) -> None:
+        """End a run whose tables cannot be closed, for example on a full disk: its rows stay as they are.
+
+        Where run.json cannot be written either, readers see by the lock that the run has crashed.
+        """
+        with contextlib.suppress(OSError):
+            if not self._closed:
+                self._mark(status)
+        self._release()
 
     def sync(self) -> None:
         """Every row so far is on the disk when this returns."""
@@ -297,18 +324,48 @@ class RunWriter:
             os.fsync(file.fileno())
         self._synced = time.monotonic()
 
+    def _write_rows(self, name: str, lines: bytes) -> None:
+        """All of `lines` or nothing: a disk that fills up amid a row is an OSError, and no part of the row stays.
+
+        Where the part cannot be cut off either, no row comes behind it until it can.
+        """
+        file = self._tables[name].fileno()
+        if self._torn and name in self._torn:
+            os.ftruncate(file, self._torn[name])
+            del self._torn[name]
+        left = memoryview(lines)
+        try:
+            while left:
+                left = left[os.write(file, left) :]
+        except OSError:
+            if written := len(lines) - len(left):
+                whole = os.fstat(file).st_size - written
+                self._torn[name] = whole
+                with contextlib.suppress(OSError):
+                    os.ftruncate(file, whole)
+                    del self._torn[name]
+            raise
+
     def _close(self, status: str, summary: dict[str, Any] | None = None) -> None:
         self.sync()
-        proofs = {}
-        for name in TABLES:
-            rows = read_jsonl(self.path / f"{name}.jsonl")
-            proofs[name] = write_rows(self.path / f"{name}.parquet", rows, self.run_id).model_dump()
-        self.run["tables"] = proofs
-        self._mark(status, summary)
+        try:
+            proofs = {name: self._as_parquet(name) for name in TABLES}
+            self.run["tables"] = proofs
+            self._mark(status, summary)
+        except OSError:  # the lines are there; what has become of the others is in the way, also of run.json
+            self.run.pop("tables", None)
+            for name in TABLES:
+                (self.path / f"{name}.parquet").unlink(missing_ok=True)
+            raise
         self._closed = True  # a signal from here on finds the run ended: what is left changes nothing that readers see
         for name in TABLES:
             (self.path / f"{name}.jsonl").unlink()
         self._release()
+
+    def _as_parquet(self, name: str) -> dict[str, Any]:
+        rows = read_jsonl(self.path / f"{name}.jsonl")
+        rows = merged(rows) if name == "history" else rows
+        return write_rows(self.path / f"{name}.parquet", rows, self.run_id).model_dump()
 
     def _release(self) -> None:
         for file in (*self._tables.values(), self._lock):
@@ -337,7 +394,8 @@ def _written(path: Path, run: Mapping[str, Any], told: Collection[str] = ()) -> 
     run = write_json(path / "run.json", run)
     if places := [place for place in left_out(run) if place not in told]:
         line = f"warning: {path.name}: left out of the record, since it looks like a secret: {in_words(places)}"
-        print(line, file=sys.stderr)
+        with contextlib.suppress(OSError):  # whoever read that may have gone
+            print(line, file=sys.stderr)
     return run
 
 
@@ -358,18 +416,6 @@ def write_json(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     run = mask_record(run)
     write_text(path, json.dumps(run, indent=1, sort_keys=True, allow_nan=False))
     return run
-
-
-def _write_all(file: IO[bytes], data: bytes) -> None:
-    """All of `data` or nothing: a disk that fills up in the middle of a row is an OSError and leaves no part of it."""
-    left = memoryview(data)
-    try:
-        while left:
-            left = left[os.write(file.fileno(), left) :]
-    except OSError:
-        if written := len(data) - len(left):
-            os.ftruncate(file.fileno(), os.fstat(file.fileno()).st_size - written)
-        raise
 
 
 def _json_line(row: Mapping[str, Any]) -> bytes:
@@ -402,12 +448,7 @@ def _number(name: str, value: Any) -> int | float:
 
 def is_locked(path: Path) -> bool:
     """Whether a process is writing the record in folder `path`."""
-    try:
-        with open(path / "lock", "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:  # any other: there is none, or it is nothing that a writer of this user could hold
-        return isinstance(error, BlockingIOError)
-    return False
+    return locks.is_locked(path / "lock")
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -432,6 +473,16 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"line {number + 1} is not a row of the table") from None
         rows.append(row)
     return rows
+
+
+def merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A history with one row a step, steps going up: of the rows of a step the later ones add to the earlier."""
+    if all(one["step"] < two["step"] for one, two in pairwise(rows)):
+        return rows
+    found: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        found.setdefault(row["step"], {}).update(row)
+    return [found[step] for step in sorted(found)]
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], run: str) -> Proof:
@@ -478,13 +529,19 @@ def _lock(path: Path) -> IO[bytes]:
             path.mkdir(exist_ok=True)
             continue
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks.lock(file)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path / "lock")):
                 return file
         except BlockingIOError:  # a reader that tests the lock holds it for microseconds
             time.sleep(0.01)
         except FileNotFoundError:  # and its lock with it
             path.mkdir(exist_ok=True)
+        except OSError as error:
+            file.close()
+            if error.errno not in locks.NO_LOCKS:
+                raise
+            remedy = "give a folder on a disk of this machine, or on a file system that has locks"
+            raise UsageError(f"--out {path.parent}: no file can be locked there ({error.strerror}); {remedy}") from None
         file.close()
     raise RunExists(f"{path.name} is being written by another process; wait for it or use another --out")
 
@@ -516,11 +573,12 @@ def _is_finished(path: Path) -> bool:
         return False  # a damaged record is set aside, not overwritten
 
 
-def _set_aside(path: Path) -> None:
+def _set_aside(path: Path) -> str:
     number = 1
     while (target := path.with_name(f"{path.name}.{number}.old")).exists():
         number += 1
     path.rename(target)
+    return target.name
 
 
 def utc_time(moment: datetime | None = None) -> str:
