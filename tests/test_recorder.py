@@ -303,6 +303,7 @@ LOOP["again"] = LOOP
         (HasItems(), {"lr": 0.5}), (ToDict(), {"lr": 0.5}), (Plain(), {"lr": 0.5}),
         (Pair(0.5, 1), {"lr": 0.5, "eps": 1}),
         (OrderedDict(lr=0.5), {"lr": 0.5}), ({3: 1, None: 2, Mode.FAST: 3}, {"3": 1, "None": 2, "FAST": 3}),
+        ({"steps": [{"lr": 1}, [{"lr": 2}]]}, {"steps": ('{"lr": 1}', '[{"lr": 2}]')}),
         ({"a": {"b": 1}, "a.b": 2}, {"a.b": 1, "a.b_": 2}), ({"a": {"b": 1}, "a.b": 1}, {"a.b": 1}),
         ({"when": date(2026, 1, 2), "raw": b"abc", "s": {"b", "a"}},
          {"when": "2026-01-02", "raw": "abc", "s": ("a", "b")}),

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from planted import BY_NAME, BY_SHAPE, COMMIT, HARMLESS, IN_TEXT, found_in, planted
 from records import config as make_config
 from records import write_run
 from wandb_server import WandbServer, wandb_environment
@@ -312,6 +313,59 @@ def test_no_secret_of_a_foreign_run_is_in_its_record_or_on_its_pages(
     said = capsys.readouterr().out
     assert identity in said
     assert [part for part in HIDDEN if part in said] == []
+
+
+@pytest.mark.parametrize("text", IN_TEXT)
+def test_a_secret_in_a_text_is_left_out_and_what_stands_around_it_stays(text: str) -> None:
+    before, _, after = text.format("hush9x7").partition("hush9x7")
+    found = mask(text.format("hush9x7"))
+    assert "hush9x7" not in found
+    assert found.startswith(before[:8])
+    assert found.endswith((after[-6:], f"{LEFT_OUT}"))
+
+
+@pytest.mark.parametrize(("name", "value"), HARMLESS, ids=[name for name, _ in HARMLESS])
+def test_a_look_alike_stays(name: str, value: Any) -> None:
+    assert mask({name: value}) == {name: value}
+    if isinstance(value, str):
+        assert mask({"notes": f"we set {name}={value}"}) == {"notes": f"we set {name}={value}"}
+    if value != COMMIT:  # without a name it may be a key of W&B
+        assert mask({"tags": [value]}) == {"tags": [value]}
+
+
+def test_eighty_kinds_of_secret_are_in_no_byte_of_a_record_its_pages_or_what_is_said_and_each_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(BY_NAME) + len(BY_SHAPE) + len(IN_TEXT) > 80
+    assert len(HARMLESS) >= 50
+    given_, parts = planted()
+    harmless = {f"harmless {name}": {name: value} for name, value in HARMLESS}
+    config = given_["config"] | harmless
+    with record(tmp_path / "runs", name="planted", **{**given_, "config": config}) as run:
+        run.log(0, {"loss": 1.0, f"val_loss/{BY_SHAPE['GitHub']}": 1.0})
+        run.event("note", 0, message=f"token=hush-event, {BY_SHAPE['AWS']}")
+        run.finish({"api_key": "hush-summary"})
+    pages_of(tmp_path / "runs", tmp_path / "pages")
+    for folder in (tmp_path / "runs", tmp_path / "pages"):
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert len(files) > 3
+        for path in files:
+            assert found_in(path.read_bytes(), parts) == [], path.name
+    (found,) = load_runs([tmp_path / "runs"]).records
+    assert found.secrets == ()
+    history = found.history
+    assert list(history) == ["step", "loss", f"val_loss/{LEFT_OUT}"]
+    run_json = json.loads((run.path / "run.json").read_text())
+    left = left_out(run_json)
+    for key, value in given_["config"].items():
+        assert any(place.startswith(f"config.foreign.{key}") for place in left), (key, value)
+    for name, value in HARMLESS:
+        kept = run_json["config"]["foreign"][f"harmless {name}.{name}"]
+        assert kept == value, name
+    for command in (["show", run.run_id], ["list"], ["export"], ["verify"]):
+        main(["runs", *command, "--runs", str(tmp_path / "runs")])
+    said = capsys.readouterr()
+    assert found_in((said.out + said.err).encode(), parts) == []
 
 
 def test_data_that_differs_in_a_password_is_the_same_data() -> None:

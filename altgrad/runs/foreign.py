@@ -255,6 +255,8 @@ def _value(key: str, value: Any) -> Scalar | tuple[Scalar, ...]:
 
 def _scalar(key: str, value: Any, depth: int = 1) -> Scalar:
     """A JSON scalar: NaN and infinities as text, whole floats as integers (W&B gives 1.0 back as 1), lists as text."""
+    if isinstance(value, Mapping):
+        value = json.dumps(value, ensure_ascii=False, default=str)
     if isinstance(value, list | tuple) and depth < _DEEPEST:
         return "[" + ", ".join(str(_scalar(key, inner, depth + 1)) for inner in value) + "]"
     try:

@@ -222,7 +222,8 @@ def without_paths(text: str) -> str:
     """`text` with the last component of each absolute path in place of the path, quoted or not; a home is ``~``.
 
     Paths are POSIX or Windows ones of two components or more; without quotes a path ends at a space or colon. Addresses
-    (``https://``, ``gs://``, any but ``file:``) and relative paths stay. A record is published: it must not tell where things lie on a machine.
+    (``https://``, ``gs://``, any but ``file:``) and relative paths stay. A record is published: it must not tell where
+    things lie on a machine.
     """
 
     def last(found: re.Match[str]) -> str:

@@ -4,11 +4,13 @@ By name. A name is split into words at capitals, digits and whatever is no lette
 `openAIKey` and `api.key` are secrets, `tokenizer`, `monkey` and `bypass` are not. Some words always are (`_ALWAYS`);
 a key, token or pass is one where the word before it has accounts (`_OWNERS`); any other ``..._token`` is one unless it
 is a piece of text to a model (`_OF_TEXTS`: `eos_token`) or its value looks like such a piece (``<s>``). Under any other
-name with such a word, what looks random is. Only texts are secrets: numbers, booleans and None stay.
+name with such a word, or one that ends in a word about it (`_ABOUT`: `password_policy`), what looks random is. Only
+texts are secrets: numbers, booleans and None stay.
 
-By shape, wherever it stands in a text (`_SHAPES`): keys of known services, private keys, JSON web tokens, user and
-password in an address, of which the rest stays, ``Bearer ...``; also what a text itself gives the name of a secret
-(``--token=...``, ``password: ...``, ``?sig=...``), and the secrets of this process's own environment variables. Forty
+By shape, wherever it stands in a text (`_SHAPES`): keys of known services, and of unknown ones that look like theirs, a
+word and 24 random letters and digits; private keys, JSON web tokens, user and password in an address, of which the rest
+stays, ``Bearer ...``; also what a text itself gives the name of a secret (``--token=...``, ``password: ...``,
+``?sig=...``, ``curl -u ...``), and the secrets of this process's own environment variables. Forty
 hexadecimal digits are a key of W&B, but a commit's too: they stay where the name, or the word before them in the text,
 says what they are (`_COMMITS`: `git_sha`, `revision`, ``commit 4be1...``, ``/tree/4be1...``).
 """
@@ -37,9 +39,12 @@ _ALWAYS = _set(
     "passcode passkey passphrase passwd password passwords phpsessid pwd secret secrets sessionid totp userpass "
     "webhook webhooks"
 )
+_ABOUT = _set(
+    "backend column count dataset field kind length manager method name names policy provider size source strategy type"
+)
 _ENDINGS = ("passphrase", "passwd", "password", "secret")
 _PAIRS = frozenset({("connection", "string"), ("conn", "str"), ("session", "id"), ("user", "pass")})
-_HELD = frozenset({"key", "keys", "pass", "pat", "token", "tokens"})
+_HELD = frozenset({"key", "keys", "pass", "pat", "pin", "pw", "token", "tokens"})
 _OWNERS = _ALWAYS | _set(
     "access account admin ai anthropic api app auth aws azure bot client cohere comet consumer csrf database db "
     "deploy discord docker email encryption fernet ftp gcp gh github gitlab google gpg groq hf hmac hub huggingface "
@@ -62,7 +67,7 @@ _Kind = Literal["always", "likely", "random", "never"]
 """What is a secret under a name: each text, most texts, texts that look random, or none for its name's sake."""
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_HINT = re.compile(r"[:=]|(?<!\S)-|[\w.+/-]{12}|(?i:basic|bearer)\s")
+_HINT = re.compile(r"[:=]|(?<!\S)-|[\w.+/-]{12}|(?i:basic|bearer|is|was)\s")
 """What every text has that holds a secret by its shape; most have none of it."""
 _EMPTY = re.compile(r"\s*|none|null|true|false", re.IGNORECASE)
 _ORDINARY = re.compile(
@@ -88,6 +93,11 @@ _SHAPES = re.compile(
       | xox[a-z]-[\w-]{8,} | xapp-\d-[\w-]{16,} | A(?:KIA|SIA)[A-Z0-9]{16,}
       | AIza[\w-]{30,} | ya29\.[\w-]{20,} | GOCSPX-[\w-]{20,}
       | eyJ[\w-]{8,}\.[\w-]{4,}(?:\.[\w-]*)*
+      | AGE-SECRET-KEY-1[A-Z0-9]{30,} | A(?:BIA|CCA)[A-Z0-9]{16} | LTAI[A-Za-z0-9]{16,} | AKCp[A-Za-z0-9]{20,}
+      | (?:IQoJb3JpZ2lu|FwoGZXIvYXdz)[\w+/=]{20,} | 1//0[\w-]{20,} | ATATT3[\w=-]{20,} | CCIPAT_\w{20,}
+      | sntry[su]_[\w+/=.-]{20,} | (?:dapi|SK|key-|shp(?:at|ca|pa|ss)_|rubygems_|pul-|fw_)[0-9a-f]{32,}
+      | dp\.(?:audit|ct|pt|sa|scim|st)\.[\w.-]{20,} | hv[bsr]\.[\w-]{20,} | [\w-]{14}\.atlasv1\.[\w-]{20,}
+      | sl\.[\w-]{60,} | tskey-[\w-]{16,} | glsa_[\w-]{20,} | pscale_\w{3,6}_[\w.-]{20,} | xkeysib-[\w-]{20,}
       | wandb_v\d+_\w{20,} | npm_[A-Za-z0-9]{30,} | pypi-[\w-]{40,} | dckr_pat_[\w-]{20,} | dop_v1_[0-9a-f]{40,}
       | SG\.[\w-]{16,}\.[\w-]{16,} | r8_[A-Za-z0-9]{30,} | gsk_[A-Za-z0-9]{30,} | nvapi-[\w-]{30,}
       | \d{8,10}:AA[\w-]{30,}
@@ -103,6 +113,24 @@ _SHAPES = re.compile(
     """,
     re.VERBOSE,
 )
+_PREFIXED = re.compile(
+    r"(?<![A-Za-z0-9_-])[a-z][a-z0-9]{0,14}(?:[_-][a-z0-9]{1,8}){0,3}[_-](?P<random>[A-Za-z0-9]{24,})"
+)
+_WORDY, _DIGITS = re.compile(r"[a-z]{6}"), re.compile(r"\d+")
+_LOGIN = re.compile(
+    r"""
+    (?P<before>
+      \b(?:curl|https?|wget)\b[^\n|;&]{0,300}?\s(?:-u|--user)[ =]["']?[^\s"':]{1,80}:
+      | \b(?:sshpass|mysql\w{0,9}|mariadb|mongo\w{0,7}|redis-cli|(?:az|docker|podman|helm[ ]registry|oc)[ ]login)\b
+        [^\n|;&]{0,200}?\s(?:-p|-a)[ =]?["']?
+      | (?i:\b(?:password|passwd|passphrase|passcode|secret|token|key)[ ](?:is|was)[ ]["']?)
+        (?=[^\s"']{0,60}\d)(?=[^\s"']{0,60}[A-Za-z])(?=[^\s"']{6})
+    )
+    (?!\(left[ ]out)[^\s"'-][^\s"']{0,200}
+    """,
+    re.VERBOSE,
+)
+"""What programs take for a password without its name, and what a sentence says is one."""
 _COMMIT_BEFORE = re.compile(rf"(?<![A-Za-z])(?:{'|'.join(sorted(_COMMITS))})\d*\W{{0,3}}$|\w@$", re.IGNORECASE)
 _NAMED = re.compile(
     r"""
@@ -123,7 +151,7 @@ _WORD = re.compile(rf"(?:{re.escape(LEFT_OUT)}|{_END}\S)+")
 _LINE = re.compile(rf"[|>][-+]?(?:\n[ \t]+[^\n]*)+|(?:{_END}[^\n])+")
 _PARAMETER = re.compile(r"""[^\s&#"'<>]+""")
 _OPTION = re.compile(r"--?[A-Za-z][\w.-]*")
-_IDENTITY = ("schema", "id", "arm", "status", "created", "ended", "code", "origin", "config")
+_IDENTITY = ("schema", "id", "arm", "status", "created", "ended", "origin", "config")
 _FREE = ("notes", "tags", "tracking")
 _DEEPEST = 100
 _NUMBERS = frozenset({bool, int, float, type(None)})  # most of what a record holds
@@ -216,7 +244,8 @@ def _text(text: str, name: str, own: tuple[str, ...]) -> str:
         text = text.replace(secret, LEFT_OUT)
     for _ in range(8 if _HINT.search(text) else 0):  # what stood against a secret may be seen to be one without it
         before, text = text, _PRIVATE_KEY.sub(LEFT_OUT, text)
-        text = _SHAPES.sub(partial(_without_shape, name), _without_named(text))
+        text = _LOGIN.sub(rf"\g<before>{LEFT_OUT}", _without_named(text))
+        text = _PREFIXED.sub(_without_random, _SHAPES.sub(partial(_without_shape, name), text))
         if text == before:
             break
     return text
@@ -239,6 +268,13 @@ def _without_shape(name: str, found: re.Match[str]) -> str:
         if _COMMIT_BEFORE.search(before) or not _COMMITS.isdisjoint(_words(name)):
             return found[0]
     return LEFT_OUT
+
+
+def _without_random(found: re.Match[str]) -> str:
+    """A key of a service that nobody has named here: letters of both cases and digits are mixed as no words are."""
+    text = found["random"]
+    mixed = len(_DIGITS.findall(text)) > 2 and not text.islower() and not text.isupper()
+    return LEFT_OUT if mixed and not _WORDY.search(text) else found[0]
 
 
 def _without_named(text: str) -> str:
@@ -272,6 +308,8 @@ def _kind(name: str) -> _Kind:
 def _kind_of(name: str) -> _Kind:
     words = _words(name)
     pairs = set(pairwise(words))
+    if words[-1:] and words[-1] in _ABOUT:
+        return "random" if {*_ALWAYS, *_HELD}.intersection(words) else "never"
     if not _ALWAYS.isdisjoint(words) or any(word.endswith(_ENDINGS) for word in words) or pairs & _PAIRS:
         return "always"
     if any(first in _OWNERS and second in _HELD for first, second in pairs):
