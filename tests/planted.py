@@ -111,6 +111,7 @@ IN_TEXT = (
     "https://hooks.slack.com/services/T000/B000/{}",
     "https://discord.com/api/webhooks/123/{}",
     "AccountName=x;AccountKey={};EndpointSuffix=core",
+    "aws configure set aws_secret_access_key {}",
 )
 """Texts that hold one, which is left out of them while the rest stays."""
 

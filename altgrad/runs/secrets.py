@@ -67,7 +67,7 @@ _Kind = Literal["always", "likely", "random", "never"]
 """What is a secret under a name: each text, most texts, texts that look random, or none for its name's sake."""
 
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_HINT = re.compile(r"[:=]|(?<!\S)-|[\w.+/-]{12}|(?i:basic|bearer|is|was)\s")
+_HINT = re.compile(r"[:=]|(?<!\S)-|[\w.+/-]{12}|(?i:basic|bearer|is|was|_[a-z]{2,12})\s")
 """What every text has that holds a secret by its shape; most have none of it."""
 _EMPTY = re.compile(r"\s*|none|null|true|false", re.IGNORECASE)
 _ORDINARY = re.compile(
@@ -76,6 +76,7 @@ _ORDINARY = re.compile(
 """Texts that are no secret under a name such as ``token``: numbers, and what models have for tokens."""
 _RANDOM = re.compile(r"(?<![A-Za-z0-9])(?=[A-Za-z+=]*\d)[A-Za-z0-9+=]{20,}")
 _MIXED = re.compile(r"(?=\S*\d)(?=\S*[A-Za-z])\S{8,}")
+_SHORT_MIXED = re.compile(r"(?=\S*\d)(?=\S*[A-Za-z])\S{6,}")
 
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
@@ -136,6 +137,7 @@ _NAMED = re.compile(
     r"""
     (?:(?<![\w.\\-])|(?<=\\[nrt]))(?:
         --?(?P<option>[A-Za-z][\w.-]{1,80}+)[ \t]+(?=[^\s-])
+      | (?P<word>[A-Za-z]{2,40}+(?:_[A-Za-z]{2,40}+){1,6})[ \t]+(?=[^\s-])
       | -{0,2}(?P<name>(?:(?i:access|api|auth|private|secret)[ ])?[A-Za-z_][\w.-]{1,80}+)
         \\?["']?(?P<sign>\s{0,3}(?:=>|:=|[:=])\s{0,3})
     )
@@ -281,19 +283,23 @@ def _without_named(text: str) -> str:
     """The text without the values to which it gives the name of a secret itself."""
     kept, done = [], 0
     for found in _NAMED.finditer(text):
-        name, sign, start = found["option"] or found["name"], found["sign"] or "", found.end()
+        name, sign, start = found["option"] or found["word"] or found["name"], found["sign"] or "", found.end()
         kind, parameter = _kind(name), text[found.start() - 1 : found.start()] in ("?", "&")
         if parameter and _words(name)[-1:] in (("sig",), ("signature",), ("key",)):
             kind = "always"
-        if kind == "never" or start < done or text.startswith(LEFT_OUT, start):
+        elif parameter and name.lower() == "code":
+            kind = "random"
+        if kind == "never" or (found["word"] and kind != "always") or start < done or text.startswith(LEFT_OUT, start):
             continue
         form = _PARAMETER if parameter else _LINE if kind == "always" and sign.strip() == ":" else _WORD
         quoted = _QUOTED.match(text, start)
         if (value := quoted or form.match(text, start)) is None:
             continue
         start, end = value.span(value.lastgroup or 0)
-        prose = kind == "likely" and not quoted and sign not in ("", "=")  # "token: a piece of text"
-        if _MIXED.match(text[start:end]) if prose else _is_secret(text[start:end], kind):
+        # "token: a piece of text", "set secret_key a1b2c3d4"
+        prose = kind == "likely" and not quoted and sign not in ("", "=") and _MIXED
+        prose = _SHORT_MIXED if found["word"] else prose
+        if prose.match(text[start:end]) if prose else _is_secret(text[start:end], kind):
             kept += [text[done:start], LEFT_OUT]
             done = end
     return "".join([*kept, text[done:]])

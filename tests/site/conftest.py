@@ -119,7 +119,8 @@ PAYLOADS = (
 
 @pytest.fixture(scope="session")
 def hostile_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site built from records whose every text is hostile."""
+    """The site built from records whose every text is hostile, and one that is full of secrets."""
+    from planted import planted
     from records import config, write_matrix, write_run
 
     from altgrad.runs import Failure, record
@@ -138,6 +139,9 @@ def hostile_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run.log(0, loss=2.0, val_loss=2.0)
             run.log(1, loss=1.5, val_loss=1.5)
             run.finish()
+    with record(runs, name="planted", **planted()[0]) as run:
+        run.log(0, loss=2.0, val_loss=2.0)
+        run.finish({"api_key": "hush-summary"})
     mkdocs_build(ROOT, root / "site", ALTGRAD_RUNS=str(runs))
     return root / "site"
 

@@ -14,6 +14,7 @@ import pytest
 import same_numbers
 from conftest import ROOT, copy_project, mkdocs_build
 from links import faults
+from planted import found_in, planted
 
 from altgrad.analysis import ExperimentDataLoader
 
@@ -280,6 +281,14 @@ def test_hostile_text_becomes_neither_element_nor_attribute(gallery: Path) -> No
         assert not re.search(r'(?:href|src)="\s*javascript:', html)
         assert not re.search(r'src="https?://', html)
         assert "\u202e" not in html
+
+
+def test_no_byte_of_a_site_is_a_planted_secret(hostile_site: Path) -> None:
+    parts = planted()[1]
+    files = [path for path in hostile_site.rglob("*") if path.is_file()]
+    assert any(b"left out: looks like a secret" in path.read_bytes() for path in files)
+    found = {path.name: there for path in files if (there := found_in(path.read_bytes(), parts))}
+    assert found == {}
 
 
 def test_a_page_allows_no_script_but_its_own(real_site: Path) -> None:
