@@ -20,7 +20,10 @@ CELL_LIMIT = 160
 
 _SPECIAL = re.compile(r"""[\\`*\[\]{}<>&"'|~^$]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])|(?<=[/:.@])/|(?<=www)\.|@""")
 _LINE_START = re.compile(r"^(?:[#=:!?%]|[-+](?![0-9A-Za-z.])|(?<![0-9])[0-9]+(?P<dot>[.)])(?=\s|$))")
-_FORMULA = re.compile(r"^(?:[=@\t\r]|[+-](?!(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?$))")
+_BREAKS = re.compile(r"[\r\n\t\f\v\x1c-\x1e\x85\u2028\u2029]+")
+"""What some reader takes for the end of a row or of a cell, within quotes too."""
+_FORMULA = re.compile(r"(?:^|;)\s*(?=[=@＝＠]|[+＋－-](?!(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?(?:$|;)))")
+"""Where a spreadsheet sees the beginning of a formula; those of some countries separate cells by semicolons."""
 
 
 class Md(str):
@@ -115,17 +118,20 @@ def _hyphen(value: object) -> object:
 def csv(data: pd.DataFrame) -> bytes:
     """`data` as CSV (UTF-8, LF, ten digits), with `hyphens`.
 
-    Text that a spreadsheet would take for a formula gets a leading quote.
+    A row is a line: breaks and tabs in texts are spaces. What a spreadsheet would take for a formula gets a quote
+    before it.
     """
     data = hyphens(data)
     texts = data.select_dtypes(include=["object", "string", "category"]).columns
     guarded = data.rename(columns=_plain)
     for name in texts:
-        if any(isinstance(value, str) and _FORMULA.match(value) for value in data[name].tolist()):
+        if any(value is not _plain(value) for value in data[name].tolist()):
             guarded[_plain(name)] = data[name].map(_plain)
     text: str = guarded.to_csv(index=False, lineterminator="\n", float_format="%.10g")
     return text.encode("utf-8", "backslashreplace")
 
 
 def _plain(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+    if not isinstance(value, str) or not (_BREAKS.search(value) or _FORMULA.search(value)):
+        return value
+    return _FORMULA.sub(lambda found: f"{found[0]}'", _BREAKS.sub(" ", value))
