@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +246,60 @@ def test_columns_that_no_table_has_are_named(tmp_path: Path, kind: str) -> None:
         problems = found.problems if hasattr(found, "problems") else found[1]
         assert [problem.where for problem in problems] == [bad.name], problems
     assert [one.id for one in load_runs([tmp_path]).records] == [good.name]
+
+
+HUGE = int("9" * 400)
+WRONG = {"400 digits": HUGE, "beyond 2^53": 2**53 + 1, "a struct": {"a": [1]}, "text": "x", "null": None}
+HEADS = ("seconds", "summary", "events", "failure", "message", "wandb_url", "ended", "created", "environment", "code",
+         "data", "tables", "title", "arm", "status", "schema", "id", "origin")  # fmt: skip
+
+
+def test_one_damaged_record_stops_neither_the_others_nor_any_command(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong value in each place of run.json, all beside one sound record."""
+    good = write_run(tmp_path / "runs", config("fp32"))
+    text = (write_run(tmp_path / "one", config("e4m3")) / "run.json").read_text()
+
+    def damaged(number: int, change: Callable[[dict[str, Any]], Any]) -> None:
+        run = json.loads(text)
+        change(run)
+        folder = (
+            tmp_path / "runs" / f"{run['id']}-{number}" if isinstance(run["id"], str) else tmp_path / f"runs/x{number}"
+        )
+        folder.mkdir()
+        for table in ("history", "layers"):
+            (folder / f"{table}.jsonl").write_text('{"step": 1, "val_loss": 2.0}\n' if table == "history" else "")
+        run.pop("tables", None) if run.get("tables") == json.loads(text)["tables"] else None
+        run["id"] = folder.name if run["id"] == json.loads(text)["id"] else run["id"]
+        (folder / "run.json").write_text(json.dumps(run))
+
+    places: list[Callable[[dict[str, Any], Any], Any]] = [
+        *(lambda run, value, key=key: run.__setitem__(key, value) for key in HEADS),
+        lambda run, value: run["summary"].update(val_loss=value),
+        lambda run, value: run["environment"].update(processor=value),
+        lambda run, value: run["data"].update(name=value),
+        lambda run, value: run["config"].update(seed=value),
+        lambda run, value: run["config"].update(max_steps=value),
+        lambda run, value: run["config"].update(foreign={"a": value}),
+        lambda run, value: run["events"].append(value),
+        lambda run, value: run["events"].append({"kind": value, "step": value, "what": value, "value": value}),
+        lambda run, value: run["events"].append({"kind": "warning", "step": 1, "what": value, "message": value}),
+    ]
+    for number, (place, value) in enumerate(itertools.product(places, WRONG.values())):
+        damaged(number, partial(lambda place, value, run: place(run, value), place, value))
+    found = load_runs([tmp_path / "runs"])
+    assert good.name in [record.id for record in found.records]
+    assert len(found.records) + len(found.problems) > 130
+    assert all("\n" not in problem.reason and len(problem.reason) < 500 for problem in found.problems)
+    assert verify([tmp_path / "runs"]).records > 130
+    assert len(ExperimentDataLoader([tmp_path / "runs"]).runs) == len(found.records)
+    assert good.name in read_histories([tmp_path / "runs"])[0]["run_id"].to_pylist()
+    for command in (["list"], ["export"], ["export", "--format", "json"], ["show", good.name], ["verify"]):
+        assert main(["runs", *command, "--runs", str(tmp_path / "runs")]) in (0, 1), command
+        out, err = capfd.readouterr()
+        assert good.name in out or command == ["verify"]
+        assert "Traceback" not in err
 
 
 def test_parts_hold_each_run_once_and_are_read_as_one_study(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import math
 import operator
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -39,6 +40,7 @@ from altgrad.runs.store import (
 from altgrad.runs.tables import DIGESTS
 from altgrad.runs.writer import CLOCK_SLACK, REPORT, is_locked
 
+LARGEST = int(sys.float_info.max)
 _FIELDS = ("id", "arm", "status", "study", "seed", "created", "ended", "seconds", "data", "failure", "wandb_url")
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "=": operator.eq, "<": operator.lt, ">": operator.gt,
@@ -198,8 +200,14 @@ def _one_kind(column: pd.Series) -> pd.Series:
     """A column that a file can hold: lists, and values of several kinds, become text."""
     kinds = {type(value) for value in column.dropna()}
     if kinds <= {int, float}:  # beyond 64 bits, no file has integers
-        huge = column.dtype == object and any(abs(value) >= 2**63 for value in column.dropna())
-        return column.astype("float64") if huge else column
+        huge = column.dtype == object and max((abs(value) for value in column.dropna()), default=0)
+        return (
+            column.map(str, na_action="ignore")
+            if huge > LARGEST
+            else column.astype("float64")
+            if huge >= 2**63
+            else column
+        )
     if kinds == {bool} or kinds <= {str}:
         return column
     return column.map(lambda value: json.dumps(value) if not isinstance(value, str) else value, na_action="ignore")

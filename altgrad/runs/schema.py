@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf, StrictInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf, StrictFloat, StrictInt
 from pydantic.dataclasses import dataclass as validated
 
 from altgrad.config import ExperimentConfig, UsageError, one_line
@@ -129,6 +129,12 @@ def _in_utc(text: str) -> str:
 Time = Annotated[Text, AfterValidator(_in_utc)]
 
 
+def _of_64_bits(number: int | float | None) -> int | float | None:
+    if isinstance(number, int) and abs(number) >= 2**63:
+        raise ValueError("it is too large a number")
+    return number
+
+
 class _Head(BaseModel):
     model_config = ConfigDict(extra="allow")
 
@@ -177,6 +183,7 @@ class Head(_Head):
     environment: dict[Any, Any] = {}
     code: dict[Any, Any] = {}
     summary: dict[Any, Any] = {}
+    seconds: Annotated[StrictInt | StrictFloat | None, AfterValidator(_of_64_bits)] = None
     origin: Origin | None = None
     tables: dict[Literal["history", "layers"], Proof] = {}
 
