@@ -376,6 +376,30 @@ def test_a_list_without_an_end_is_not_followed(
     monkeypatch.setattr(server, "_Runs", again_and_again)
     found = pull(home / "endless", "endless", "team", silence=SILENCE)
     assert "its list has the run 'e' twice" in str(found.reason)
+    assert list(by_wandb_id(home / "endless")) == ["e"]
+
+
+def test_one_bad_node_of_a_list_is_left_out_and_the_others_are_kept(
+    server: WandbServer, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        server.add("nodes", name, history=[{"loss": 1.0, "val_loss": 1.0}])
+    answer = server._Runs
+
+    def with_bad_nodes(given: Any) -> dict[str, Any]:
+        found = answer(given)
+        edges = found["project"]["runs"]["edges"]
+        long = {**edges[1]["node"], "name": "long", "config": '{"x": {"value": ' + "9" * 5000 + "}}"}
+        strange = [{"node": None}, {"node": long}, edges[0], None, {"node": {"name": 7}}, {"node": {}}]
+        found["project"]["runs"]["edges"] = [*strange, *edges, edges[2]]
+        return found
+
+    monkeypatch.setattr(server, "_Runs", with_bad_nodes)
+    found = pull(home / "nodes", "nodes", "team", silence=SILENCE)
+    assert found.reason is None
+    assert sorted(by_wandb_id(home / "nodes")) == ["a", "b", "c"]
+    assert [problem.where for problem in found.problems] == ["None", "long", "None", "7", "None"]
+    assert all("its description cannot be read" in problem.reason for problem in found.problems)
 
 
 def test_a_pull_has_every_row_where_w_and_b_s_own_history_is_sampled(server: WandbServer, home: Path) -> None:

@@ -14,7 +14,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,10 @@ from typing import Any, TypeVar
 from altgrad.runs.wandb_access import reason_of
 
 PAGE = 500
+MOST = 100_000
+"""Runs of a list that are followed."""
+AGAIN = 10
+"""Runs that a list may have twice, as where one was added meanwhile; one whose pages lead back has more."""
 ATTEMPTS = 4
 _T = TypeVar("_T")
 
@@ -62,16 +66,22 @@ def _fetch(request: dict[str, Any], say: Callable[..., None]) -> None:
     entity = entity or _retried(lambda: api.default_entity)
     if not entity:
         raise ValueError("W&B knows no entity for this key; give one with --entity or WANDB_ENTITY")
-    runs = iter(api.runs(f"{entity}/{project}", lazy=False, per_page=PAGE))
-    changed, seen = [], set[str]()
-    while (run := _retried(lambda: next(runs, None))) is not None:
-        if run.id in seen:  # pages that lead back would otherwise be followed for ever
-            raise ValueError(f"the answer is not W&B's: its list has the run {run.id[:80]!r} twice")
+    changed, seen, again, cut = [], set[str](), 0, ""
+    for run in _listed(api.runs(f"{entity}/{project}", lazy=False, per_page=PAGE), say):
+        if run.id in seen:
+            again += 1
+            if again > AGAIN:
+                cut = f"the answer is not W&B's: its list has the run {run.id[:80]!r} twice, and others"
+                break
+            continue
+        if len(seen) == MOST:
+            cut = f"its list has more than {MOST:,} runs; the others were not asked for"
+            break
         seen.add(run.id)
         listed = len(seen)
         if listed % PAGE == 1:
             say("listed", runs=listed)
-        mark = [run.heartbeat_at, run.history_line_count, run.state]
+        mark = _mark(run)
         if run.id in request["local"]:
             say("local", id=run.id)
         elif request["known"].get(f"{entity}/{project}/{run.id}") == mark:
@@ -90,6 +100,50 @@ def _fetch(request: dict[str, Any], say: Callable[..., None]) -> None:
 
     with ThreadPoolExecutor(request["threads"]) as pool:
         list(pool.map(fetch, changed))
+    if cut:
+        raise ValueError(cut)
+
+
+def _mark(run: Any) -> list[Any]:
+    """What tells whether a run has changed."""
+    return [run.heartbeat_at, run.history_line_count, run.state]
+
+
+def _listed(runs: Any, say: Callable[..., None]) -> Iterator[Any]:
+    """The runs of a list; one that the client makes no run of is left out, and said to be."""
+    convert = runs.convert_objects
+
+    def each() -> list[Any]:
+        page = runs.last_response
+        try:
+            edges = page["project"]["runs"]["edges"]
+        except (LookupError, TypeError):  # no list at all: the client says why
+            return convert()  # type: ignore[no-any-return]
+        found = []
+        for edge in edges or ():
+            alone = {**page["project"], "runs": {**page["project"]["runs"], "edges": [edge]}}
+            runs.last_response = {**page, "project": alone}
+            try:
+                found += [run for run in convert() if _mark(run)]
+            except Exception as error:
+                node = edge.get("node") if isinstance(edge, dict) else None
+                name = node.get("name") if isinstance(node, dict) else None
+                say(
+                    "failed",
+                    id=str(name)[:80],
+                    reason=reason_of(f"its description cannot be read ({reason_of(error)})"),
+                )
+        runs.last_response = page
+        return found
+
+    runs.convert_objects = each
+    at = 0
+    while True:
+        try:
+            yield _retried(lambda: runs[at])  # noqa: B023 - called at once
+        except IndexError:
+            return
+        at += 1
 
 
 def _history(run: Any, say: Callable[..., None]) -> None:
