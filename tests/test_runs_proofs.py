@@ -33,6 +33,7 @@ from altgrad.runs import RunWriter, load_runs, pack_part, pack_study, read_histo
 from altgrad.runs.canary import Canary, keep_canary
 from altgrad.runs.processor import PROCESSOR, describe_processor, stated
 from altgrad.runs.query import verify
+from altgrad.runs.schema import LAYER_COLUMNS
 from altgrad.runs.tables import DIGESTS
 
 ROOT = Path(__file__).parents[1]
@@ -300,6 +301,25 @@ def test_one_damaged_record_stops_neither_the_others_nor_any_command(
         out, err = capfd.readouterr()
         assert good.name in out or command == ["verify"]
         assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("kind", ["rows", "texts"])
+def test_a_small_file_that_would_be_large_in_memory_is_named_and_not_unpacked(tmp_path: Path, kind: str) -> None:
+    good, bad = write_run(tmp_path, config("fp32")), without_proofs(write_run(tmp_path, config("e4m3")))
+    rows = {"rows": 500_000, "texts": 200_000}[kind]
+    word = {"rows": "a", "texts": "a" * 20_000}[kind]
+    texts = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [word])
+    columns = [np.zeros(rows, np.int64), texts, texts, texts, texts, np.zeros(rows)]
+    table = pa.Table.from_arrays([pa.array(column) for column in columns], LAYER_COLUMNS)
+    with pq.ParquetWriter(bad / "layers.parquet", table.schema, compression="zstd", store_schema=False) as writer:
+        for _ in range(20 if kind == "rows" else 1):
+            writer.write_table(table)
+    assert (bad / "layers.parquet").stat().st_size < 300_000
+    begun = time.process_time()
+    found = load_runs([tmp_path])
+    assert time.process_time() - begun < 5
+    assert [one.id for one in found.records] == [good.name]
+    assert ("its texts are too long" if kind == "texts" else "no run writes such a table") in found.problems[0].reason
 
 
 def test_parts_hold_each_run_once_and_are_read_as_one_study(tmp_path: Path) -> None:

@@ -364,7 +364,7 @@ def read_table(folder: Path, name: str, proof: Proof | None = None, run: str | N
         for path in (parquet, jsonl, parquet):
             with contextlib.suppress(FileNotFoundError):
                 if path is parquet:
-                    frame = open_table(path, proof, run).read().to_pandas()
+                    frame = _unpacked(open_table(path, proof, run, coded=name == "layers").read())
                 else:
                     rows = read_jsonl(path)
                     frame = pd.DataFrame(merged(rows) if name == "history" else rows)
@@ -381,6 +381,19 @@ def read_table(folder: Path, name: str, proof: Proof | None = None, run: str | N
     if twice := frame.columns[frame.columns.duplicated()].tolist():
         raise RecordError(f"{where}: column {str(twice[0])[:80]!r} is there twice; restore the file")
     return _numeric(frame, where, [column for column in frame if name == "history" or column == "value"])
+
+
+def _unpacked(table: pa.Table) -> pd.DataFrame:
+    """A table in memory, its coded text as categories; ValueError where that text would fill a gigabyte."""
+    texts = [column for column in table.columns if pa.types.is_dictionary(column.type)]
+    longest = [max(map(_longest, column.chunks), default=0) for column in texts]
+    if sum(longest) * len(table) > 2**30:
+        raise ValueError("its texts are too long for so many rows")
+    return table.to_pandas()
+
+
+def _longest(texts: pa.DictionaryArray) -> int:
+    return max((len(text or "") for text in texts.dictionary.to_pylist()), default=0)
 
 
 def _numeric(frame: pd.DataFrame, where: str, columns: Sequence[str]) -> pd.DataFrame:

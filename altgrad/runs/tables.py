@@ -23,6 +23,8 @@ from altgrad.runs.schema import Proof, public_line
 
 DIGESTS = "digests.json"
 PACKED_TABLES = ("runs", "history", "layers")
+MOST_VALUES = 2**24
+"""Values that any table may unpack to, however small its file is."""
 _RUN = b"altgrad.run"
 """In a file's metadata: the run whose table it is."""
 _PROOFS = TypeAdapter(dict[str, Proof])
@@ -94,12 +96,24 @@ def open_table(
         source = pa.OSFile(str(path))
         sound = proof is not None and _sha256(_end_of(source)) == proof.footer
     file = pq.ParquetFile(source, page_checksum_verification=not (whole and sound))
+    _check_size(file.metadata, len(data) if whole else source.size())
     if not sound:
         _check_head(file, proof, run)
     if coded:
         text = [field.name for field in file.schema_arrow if is_text(field.type)]
         return pq.ParquetFile(source, read_dictionary=text, page_checksum_verification=not sound)
     return file
+
+
+def _check_size(told: pq.FileMetaData, size: int) -> None:
+    """NotAsRecorded for a small file that would be large in memory: no run fills a table with so little.
+
+    Told apart by far: tables of the recorded studies have 7 values a byte at most. Of a damaged footer only the counts
+    are safe to ask for: the description of a column may end the process.
+    """
+    values = told.num_rows * told.num_columns
+    if values > MOST_VALUES + 100 * size:
+        raise NotAsRecorded(f"{size:,} bytes that would unpack to {values:,} values: no run writes such a table")
 
 
 def is_text(kind: pa.DataType) -> bool:
