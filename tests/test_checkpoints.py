@@ -457,7 +457,11 @@ def no_room(*_given: Any, **_more: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("where", ["checkpoint", "history", "layers", "parquet", "event", "everything"])
+def stale(*_given: Any) -> None:
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+@pytest.mark.parametrize("where", ["checkpoint", "history", "layers", "parquet", "event", "fsync", "everything"])
 def test_a_full_disk_is_one_line_and_leaves_a_record_that_can_be_resumed(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -465,7 +469,9 @@ def test_a_full_disk_is_one_line_and_leaves_a_record_that_can_be_resumed(
 
     def fill_up(patch: pytest.MonkeyPatch) -> None:
         if where in ("history", "layers", "everything"):
-            patch.setattr(writer, "_write_all", no_room)
+            patch.setattr(writer.RunWriter, "_write_rows", no_room)
+        if where == "fsync":
+            patch.setattr(os, "fsync", stale)
         if where in ("parquet", "everything"):
             patch.setattr(tables.pq, "write_table", no_room)
         if where in ("event", "everything"):
@@ -482,7 +488,7 @@ def test_a_full_disk_is_one_line_and_leaves_a_record_that_can_be_resumed(
             return original(self)
 
         patch.setattr(loop._Run, "_train_step", late)
-        with pytest.raises(UsageError, match="No space left on device") as caught:
+        with pytest.raises(UsageError, match=r"No space left on device|Stale file handle") as caught:
             run(tmp_path / "parts", stability={"patience": 1} if where == "event" else {}, eval_every=2)
     assert "\n" not in str(caught.value)
     assert "--resume" in str(caught.value)

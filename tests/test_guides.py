@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altgrad.config import load_config
+from altgrad.runs import record
 from altgrad.site.executed import (
     GuideError,
     blocks,
@@ -507,3 +508,19 @@ def mkdocs(project: Path, **environment: str) -> subprocess.CompletedProcess[str
         text=True,
         timeout=300,
     )
+
+
+def test_the_guide_on_findings_runs_with_ones_own_runs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with record(tmp_path, name="own", config={"lr": 1}) as run:
+        run.log(0, loss=1.0, val_loss=1.0)
+        run.finish()
+    monkeypatch.setenv("ALTGRAD_RUNS", str(tmp_path))
+    text = (ROOT / "docs/guides/findings.md").read_text()
+    blocks = re.findall(r"```python exec\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == text.count("```python")
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    assert "1 runs;" in capsys.readouterr().out

@@ -535,6 +535,26 @@ def test_an_error_of_the_disk_is_a_line_and_the_loop_goes_on(
     assert any(os.strerror(number) in line for line in lines)
 
 
+def test_a_disk_that_fills_up_between_two_tables_leaves_the_rows_and_verify_finds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace = os.replace
+
+    def full(source: Any, target: Path) -> None:
+        if target.name == "layers.parquet":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    with record(tmp_path, name="a", config={}) as run:
+        run.log(0, loss=1.0)
+        monkeypatch.setattr(os, "replace", full)
+        run.finish({"loss": 1.0})
+    assert sorted(path.name for path in run.path.iterdir()) == ["history.jsonl", "layers.jsonl", "lock", "run.json"]
+    found = only(tmp_path)
+    assert (found.status, columns(found)["step"]) == ("finished", [0])
+    assert warnings(capsys) == ["the end: OSError: No space left on device"]
+
+
 def test_rows_that_were_lost_are_counted_in_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -965,7 +965,11 @@ def _deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+_DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE,
+    errno.ETIMEDOUT, errno.ENODEV, errno.ENXIO,
+)  # fmt: skip
+"""What a disk says, or a file system on the network, that takes no more."""
 
 
 @contextlib.contextmanager
