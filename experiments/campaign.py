@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
 
 from altgrad.config import ExperimentConfig, UsageError  # noqa: E402
 
@@ -294,6 +294,8 @@ def _start_worker() -> None:
 
 
 def _run_one(job: tuple[ExperimentConfig, Path, str]) -> tuple[str, str]:
+    import controls  # noqa: F401, its roundings are registered
+
     from altgrad.runs import RunExists
     from altgrad.training import train
 
