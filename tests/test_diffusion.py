@@ -454,9 +454,9 @@ def test_the_controls_keep_the_sum_that_nearest_loses(monkeypatch: pytest.Monkey
     fmt, model = get_format("e2m1"), torch.nn.Sequential(torch.nn.Linear(4, 3))
     quantize_model(model, Policy(grad_output=Operand(fmt, "own:mean-removed"), layers=("*",)))
     grad = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
-    model(torch.eye(4).repeat(2, 1)[:5]).backward(grad)
+    model(given := torch.eye(4).repeat(2, 1)[:5]).backward(grad)
     rounded = quantize(grad, fmt, scale=amax_scale(grad, fmt))
-    assert torch.equal(model[0].bias.grad, (rounded - rounded.mean(-1, keepdim=True)).sum(0))
+    assert torch.equal(model[0].weight.grad, (rounded - rounded.mean(-1, keepdim=True)).T @ given)
 
 
 def test_a_rounding_of_ones_own_has_a_name_and_is_there() -> None:
