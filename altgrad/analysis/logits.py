@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -10,7 +11,10 @@ import pandas as pd
 from altgrad.analysis.contrasts import NAMED, TEST_COLUMNS, by_seed, family, missing, named_family, row_of, runs_of
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import paired_difference
-from altgrad.studies import COSTLY, HEAD_FORMATS, ROUNDED, VOCABULARIES
+from altgrad.studies import COSTLY, HEAD_FORMATS, ROUNDED, VOCABULARIES, VOCABULARY_FORMATS
+
+CHARACTERS = 96
+"""Tokens where each is a character."""
 
 
 def everything_quantized(loader: ExperimentDataLoader) -> pd.DataFrame:
@@ -57,6 +61,70 @@ def cost_a_token(loader: ExperimentDataLoader, fmt: str, suffix: str = "") -> pd
     """What rounding the logits' gradient to nearest costs above not quantizing it, in nats a token, by seed."""
     nearest, wide = (runs_of(loader, f"{fmt} head {how}{suffix}") for how in ("nearest", "wide"))
     return (by_seed(nearest) - by_seed(wide)).dropna() / tokens_per_character(loader, nearest)
+
+
+def costs_by_vocabulary(loader: ExperimentDataLoader) -> pd.DataFrame:
+    """What rounding the logits' gradient costs above not quantizing it, a row a format and a number of tokens.
+
+    Columns format, tokens, n_pairs, difference, low, high (to nearest), per_token (the same in nats a token), extra,
+    extra_low and extra_high (stochastically). What is not recorded in full has no row.
+    """
+    rows = []
+    for fmt in VOCABULARY_FORMATS:
+        for tokens in (CHARACTERS, *VOCABULARIES):
+            suffix = "" if tokens == CHARACTERS else f" {tokens}"
+            arms = [f"{fmt} head {how}{suffix}" for how in ("nearest", "stochastic", "wide")]
+            if missing(loader, arms):
+                continue
+            runs = [runs_of(loader, arm) for arm in arms]
+            nearest, stochastic, wide = (by_seed(each) for each in runs)
+            cost, extra = paired_difference(nearest, wide), paired_difference(stochastic, wide)
+            own = {"per_token": cost.mean / tokens_per_character(loader, runs[0])}
+            own |= {"extra": extra.mean, "extra_low": extra.low, "extra_high": extra.high}
+            own |= {"n_pairs": cost.n, "difference": cost.mean, "low": cost.low, "high": cost.high}
+            rows.append({"format": shown_as(fmt), "tokens": tokens, **own})
+    return pd.DataFrame(rows)
+
+
+def probe_against_gaps(
+    loader: ExperimentDataLoader, cells: Iterable[Mapping[str, Any]]
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Cells of a probe beside what they cost above not quantizing that tensor, and Spearman's rho of each statistic.
+
+    Args:
+        cells: each with format (of `HEAD_FORMATS`), rounding (of `ROUNDED`), class_bias and row_mass.
+    """
+    rows = []
+    for cell in cells:
+        of, to = (f"{cell['format']} head {how}" for how in (cell["rounding"], "wide"))
+        if not missing(loader, [of, to]):
+            cost = paired_difference(by_seed(runs_of(loader, of)), by_seed(runs_of(loader, to)))
+            rows.append({**cell, "difference": cost.mean, "low": cost.low, "high": cost.high, "n_pairs": cost.n})
+    found = pd.DataFrame(rows)
+    names = ("class_bias", "row_mass") if len(found) > 2 else ()
+    return found, {name: float(found[name].rank().corr(found["difference"].rank())) for name in names}
+
+
+def looks_at_logits(loader: ExperimentDataLoader, arms: Mapping[str, str]) -> pd.DataFrame:
+    """Mean and spread of the logits by step, over the runs of each arm whose looks are all packed: a row a step.
+
+    Args:
+        arms: name of an arm of `altgrad.studies` -> what it is called in the column `series`.
+    """
+    frames = []
+    for arm, name in arms.items():
+        for run in runs_of(loader, arm)["run_id"]:
+            layers = loader.layers(run)
+            own = layers[layers["statistic"].isin(("logits_mean", "logits_spread"))]
+            if own["step"].nunique() > 1:
+                frames.append(own[["step", "statistic", "value"]].assign(series=name, run=run))
+    if not frames:
+        return pd.DataFrame(columns=["series", "step", "logits_mean", "logits_spread", "runs"])
+    looks = pd.concat(frames)
+    looks["statistic"] = looks["statistic"].astype(str)
+    table = looks.pivot_table(index=["series", "step"], columns="statistic", values="value", sort=False).reset_index()
+    counts = looks.groupby(["series", "step"])["run"].nunique()
+    return table.assign(runs=[int(counts[key]) for key in zip(table["series"], table["step"], strict=True)])
 
 
 def growth_with_vocabulary(loader: ExperimentDataLoader) -> tuple[str, pd.DataFrame]:

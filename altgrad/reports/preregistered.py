@@ -15,13 +15,16 @@ from altgrad.site.document import Part
 
 REPORTS = {
     **dict.fromkeys(
-        ("formats", "layers", "scaling", "length"),
+        ("formats", "layers", "scaling", "length", "granularity"),
         ("Format comparison", "reports/format_comparison"),
     ),
-    **dict.fromkeys(("storage", "controls"), ("Manifold comparison", "reports/manifold_comparison")),
+    **dict.fromkeys(("storage", "controls", "rivals", "decay"), ("Manifold comparison", "reports/manifold_comparison")),
     "remedies": ("Failure modes", "reports/failure_modes"),
     "literature": ("Literature", "reports/literature"),
-    **dict.fromkeys(("head", "blocks-only", "text"), ("The gradient of the logits", "reports/head")),
+    **dict.fromkeys(
+        ("head", "blocks-only", "text", "head-controls", "body-operands", "vocabulary"),
+        ("The gradient of the logits", "reports/head"),
+    ),
 }
 """Study -> the report in which its hypotheses are discussed."""
 
