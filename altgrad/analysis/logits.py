@@ -11,7 +11,7 @@ import pandas as pd
 from altgrad.analysis.contrasts import NAMED, TEST_COLUMNS, by_seed, family, missing, named_family, row_of, runs_of
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import paired_difference
-from altgrad.studies import COSTLY, HEAD_FORMATS, ROUNDED, VOCABULARIES, VOCABULARY_FORMATS
+from altgrad.studies import COSTLY, HEAD_FORMATS, ROUNDED, TEXT_FORMATS, VOCABULARIES, VOCABULARY_FORMATS
 
 CHARACTERS = 96
 """Tokens where each is a character."""
@@ -21,6 +21,18 @@ def everything_quantized(loader: ExperimentDataLoader) -> pd.DataFrame:
     """`gaps_of` study head: each format with each rounding of the logits' gradient."""
     arms = {(fmt, how): f"{fmt} head {how}" for fmt in HEAD_FORMATS for how in ROUNDED}
     return gaps_of(loader, "FP32 fresh", arms)
+
+
+def without_embedding_and_head(loader: ExperimentDataLoader) -> pd.DataFrame:
+    """`gaps_of` study blocks-only."""
+    return gaps_of(loader, "FP32 fresh", {(fmt, "body"): f"{fmt} body" for fmt in HEAD_FORMATS})
+
+
+def on_another_text(loader: ExperimentDataLoader) -> pd.DataFrame:
+    """`gaps_of` study text."""
+    roundings = ("nearest", "stochastic")
+    arms = {(fmt, how): f"{fmt} head {how} sympy" for fmt in TEXT_FORMATS for how in roundings}
+    return gaps_of(loader, "FP32 sympy", arms)
 
 
 def gaps_of(loader: ExperimentDataLoader, baseline: str, arms: dict[tuple[str, str], str]) -> pd.DataFrame:

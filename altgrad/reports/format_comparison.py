@@ -31,8 +31,15 @@ from altgrad.analysis.costs import LADDER, RESAMPLES, TokenRate, additivity, cos
 from altgrad.analysis.hypotheses import verdicts
 from altgrad.analysis.labels import arm_labels
 from altgrad.analysis.loader import ExperimentDataLoader, rule_label
-from altgrad.analysis.logits import costs_of, everything_quantized, gaps_of
+from altgrad.analysis.logits import (
+    costs_of,
+    everything_quantized,
+    gaps_of,
+    on_another_text,
+    without_embedding_and_head,
+)
 from altgrad.analysis.statistics import (
+    ALPHA,
     FAILURE_GAP,
     MARGIN,
     MIN_PAIRS,
@@ -52,7 +59,7 @@ from altgrad.reports.heat_map import gaps_map
 from altgrad.reports.scope import pilot, scope_line
 from altgrad.site import FOREGROUND, MUTED, Block, Chart, ChartBlock, Column, Link, Page, Table
 from altgrad.site.document import Part
-from altgrad.studies import ARMS, FINE_FORMATS, FINE_SCALES, OPERAND_PLACES, PILOT_SEEDS, STUDIES
+from altgrad.studies import ARMS, FINE_FORMATS, FINE_SCALES, OPERAND_PLACES, PILOT_SEEDS, ROUNDED, SPLITS, STUDIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,6 +183,12 @@ def _complete(
     }
 
 
+def _within(gaps: pd.DataFrame, prefix: str) -> dict[str, list[str]]:
+    """The splits shown to be within the margin of FP32, by what becomes of the logits' gradient."""
+    rows = gaps[gaps["format"].isin(SPLITS) & (gaps["p_equivalent"] < ALPHA)].sort_values("difference")
+    return {f"{prefix}{how}": list(rows.loc[rows["rounding"] == how, "format"]) for how in ROUNDED}
+
+
 FINE_NAMES = {"tensor": "tensor", "block": "32, last dimension", "tile": "32, along the sum", "square": "32 x 32"}
 """What has one scale, in the columns of the map of study granularity."""
 
@@ -211,6 +224,10 @@ def headline(loader: ExperimentDataLoader) -> dict[str, Any]:
         "longer": spot.best and _if_longer(loader, first, spot),
         "finer": spot.best and _if_finer(loader, first),
         "bare": _without_scale(loader, first),
+        **_within(loader.memo(everything_quantized), "within_"),
+        **_within(text := loader.memo(on_another_text), "text_within_"),
+        "text": len(text),
+        "body": {row["format"]: row for row in loader.memo(without_embedding_and_head).to_dict("records")},
         "logits": [row for row in costs_of(loader.memo(everything_quantized)) if row["cost"] > FAILURE_GAP],
         "fewer": spot.best and _if_fewer(loader),
         "by_layer_type": _by_layer_type(comparator),
