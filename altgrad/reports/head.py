@@ -107,7 +107,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "rows": everything.to_dict("records"),
         "cost": costs_of(everything),
         "body": body.to_dict("records"),
-        "text": text.to_dict("records"),
+        "text": text.pivot(index="format", columns="rounding", values="difference").reset_index().to_dict("records"),
         "logits": logits,
         "controls": controls.to_dict("records") if controls["rounding"].isin(OWN_ROUNDED).any() else [],
         "operands": operands.to_dict("records"),
