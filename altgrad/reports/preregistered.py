@@ -46,8 +46,11 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "tests": _tests,
     }
     compared = [(row["contrast"], row["arm"], row["against"]) for row in tests]
+    plain = [verdict for verdict in found if verdict.answer == "yes" and not verdict.limited]
+    others = [verdict for verdict in found if verdict not in plain]
     parts: dict[str, Part] = {
-        "hypotheses": lambda: [outcome_table(found, "hypotheses")],
+        "hypotheses": lambda: [outcome_table(others, "hypotheses")] if others else [],
+        "as predicted": lambda: [outcome_table(plain, "as-predicted")],
         "machines": lambda: machine_blocks(loader, compared),
     }
     arms = {row[end] for row in tests for end in ("arm", "against")}
