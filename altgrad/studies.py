@@ -82,7 +82,7 @@ RULES = {
     "gradient": Choice({"step_rule": "manifold", "precondition": "gradient"}, "ManifoldAdamW on gradients"),
     "update": Choice({"step_rule": "manifold", "precondition": "update"}, "ManifoldAdamW"),
     "code": Choice({"step_rule": "code", "weight_decay": 0}, "Steps of codes"),
-    "decayed": Choice({"step_rule": "code"}, "Steps of codes with weight decay"),
+    "decayed": Choice({"step_rule": "code", "weight_decay": 0.0032}, "Steps of codes with weight decay"),
     "muon": Choice({"step_rule": "muon"}, "Muon"),
     "shuffled": Choice(
         {"step_rule": "manifold", "precondition": "update", "stiffness": "shuffled"}, "ManifoldAdamW, S shuffled"
@@ -347,6 +347,7 @@ SWEPT = (
     *(f"{fmt} head nearest 2048 tuned" for fmt in ("E0M7", "NVFP4")),
     *(f"{fmt} {rule} fresh" for fmt in RULE_FORMATS for rule in NEW_RULES),
     "FP32 muon fresh",
+    "FP32 256",
 )
 """Arms of the third registration with learning rates of their own."""
 
@@ -441,6 +442,7 @@ RIVAL_ARMS = tuple(
         fmt,
         rule=rule,
         rate=rate or swept_rate(f"{fmt} {rule} fresh", FP32_RATE),
+        other=HEAD_TUNED.get((fmt, "nearest"), FP32_RATE) if rule == "muon" else FP32_RATE,
         label=f"{fmt} {RULES[rule].label}, evaluated on more text",
         **FRESH,
     )
@@ -571,8 +573,8 @@ _ARMS: tuple[Arm, ...] = (
     ),
     *RIVAL_ARMS,
     *DECAY_ARMS,
-    _arm("FP32 256", rate="FP32 256", other=None, label="FP32; width 256", **FRESH, **WIDE),
-    *(replace(arm, rate="FP32 256", other=None) for arm in WIDE_ARMS),
+    _arm("FP32 256", rate=swept_rate("FP32 256", FP32_RATE), other=None, label="FP32; width 256", **FRESH, **WIDE),
+    *(replace(arm, rate=swept_rate("FP32 256", FP32_RATE), other=None) for arm in WIDE_ARMS),
     _arm("FP32 large", rate="FP32 large", **LARGE),
     *(_arm(f"{fmt} large", fmt, rate="FP32 large", other=None, **LARGE) for fmt in SPLITS),
     *LARGE_STORAGE_ARMS,
