@@ -409,7 +409,7 @@ class _Quantizer:
         rounded, underflow = found.values.view(x.shape), found.underflow
         if together is not None:
             rounded = _rounded_together(together, x, elements, fmt, factor)
-            underflow = found.nonzero - torch.count_nonzero(rounded)
+            underflow = torch.count_nonzero((x != 0) & (rounded == 0))
         counts = found.overflow, underflow, found.nonzero
         return Reading(*place, x, rounded, fmt, scale, *counts, block, products)
 
