@@ -96,7 +96,7 @@ def record(
     settings, said = plain_settings(config)
     if type(own := settings.get("seed", 0)) is not int or not 0 <= own < 2**31:
         settings["logged_seed"] = settings.pop("seed")
-    given, title = _named(name)
+    given, title = _called(name)
     about_it: dict[str, Any] = {"notes": str(notes)[:LONGEST_NOTES], "tags": [str(tag) for tag in tags]}
     checked = foreign_config(settings, name=given, seed=seed, study=slug(study), **about_it)
     about: dict[str, Any] = {
@@ -141,7 +141,7 @@ def _end_of(folder: Path) -> tuple[int, float]:
     return max(steps, default=-1), max(last - datetime.fromisoformat(run["created"]).timestamp(), 0.0)
 
 
-def _named(name: str) -> tuple[str, str | None]:
+def _called(name: str) -> tuple[str, str | None]:
     """A name as the slug with which ids begin, and as it was given where that is another."""
     if not isinstance(name, str) or not name.strip():
         raise UsageError("name: give the run a name")
