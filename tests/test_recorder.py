@@ -69,17 +69,17 @@ def warnings(captured: pytest.CaptureFixture[str]) -> list[str]:
 def test_metrics_of_a_step_may_come_in_several_calls_and_steps_in_any_order(tmp_path: Path) -> None:
     with record(tmp_path, name="hf", config={"learning_rate": 5e-5}) as run:
         run.log(100, loss=0.5)  # Trainer.log, and then Trainer.evaluate at the same step
-        run.log(100, eval_loss=0.6)
+        run.log(100, val_loss=0.6)
         run.log(50, loss=1.0)
         run.log(200, loss=0.25)
         run.log(100, loss=0.75)
         assert columns(read_run(run.path)) == {
-            "step": [50, 100, 200], "loss": [1.0, 0.75, 0.25], "eval_loss": [None, 0.6, None],
+            "step": [50, 100, 200], "loss": [1.0, 0.75, 0.25], "val_loss": [None, 0.6, None],
         }  # fmt: skip
         run.finish()
     found = only(tmp_path)
     assert found.status == "finished"
-    assert columns(found) == {"step": [50, 100, 200], "loss": [1.0, 0.75, 0.25], "eval_loss": [None, 0.6, None]}
+    assert columns(found) == {"step": [50, 100, 200], "loss": [1.0, 0.75, 0.25], "val_loss": [None, 0.6, None]}
 
 
 @pytest.mark.parametrize("calls", [1, 2])
@@ -127,7 +127,7 @@ class Hostile:
         ({"x": True}, {"x": 1}), ({"x": "0.5"}, {"x": 0.5}), ({"x": "inf"}, {"x": math.inf}), ({"x": 3}, {"x": 3}),
         ({"x": {"a": 1, "b": {"c": 2.5}}}, {"x.a": 1, "x.b.c": 2.5}), ({"x": np.float32(0.5)}, {"x": 0.5}),
         ({"x": {"a": 1}, "x.a": 2}, {"x.a": 1, "x.a_": 2}), ({"x": OneElement(1.5)}, {"x": 1.5}),
-        ({"val/loss": 1.0, "a b": 2.0}, {"val/loss": 1.0, "a b": 2.0}), ({3: 1.0}, {"3": 1.0}),
+        ({"norms/head": 1.0, "a b": 2.0}, {"norms/head": 1.0, "a b": 2.0}), ({3: 1.0}, {"3": 1.0}),
         ({"": 1.0}, {"(no name)": 1.0}),
         ({"step": 9, "run_id": 8}, {"logged_step": 9, "logged_run_id": 8}), ({"x": np.array([[2.0]])}, {"x": 2.0}),
         ({"x": 2**60}, {"x": 2.0**60}), ({"bad \ud800": 1.0}, {"bad ?": 1.0}), ({"x": np.bool_(False)}, {"x": 0}),
@@ -239,7 +239,7 @@ class Nested:
 class Settings:
     """A loop's config as a dataclass."""
 
-    lr: float = 0.5
+    alpha: float = 0.5
     mode: Mode = Mode.FAST
     model: Nested = dataclasses.field(default_factory=Nested)
 
@@ -247,7 +247,7 @@ class Settings:
 class Model(BaseModel):
     """As pydantic has it."""
 
-    lr: float = 0.5
+    alpha: float = 0.5
     mode: Mode = Mode.FAST
 
 
@@ -271,39 +271,39 @@ class HasItems:
     """As ml_collections has it."""
 
     def items(self) -> Any:
-        return {"lr": 0.5}.items()
+        return {"alpha": 0.5}.items()
 
 
 class ToDict:
     """As the configs of transformers have it."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"lr": 0.5}
+        return {"alpha": 0.5}
 
 
 class Plain:
     """A config as a class of the loop's own."""
 
     def __init__(self) -> None:
-        self.lr = 0.5
+        self.alpha = 0.5
 
 
-Pair = namedtuple("Pair", "lr eps")
-LOOP: dict[str, Any] = {"lr": 0.5}
+Pair = namedtuple("Pair", "alpha beta")
+LOOP: dict[str, Any] = {"alpha": 0.5}
 LOOP["again"] = LOOP
 
 
 @pytest.mark.parametrize(
     ("config", "kept"),
     [
-        (argparse.Namespace(lr=0.5, sub=types.SimpleNamespace(a=1)), {"lr": 0.5, "sub.a": 1}),
-        (Settings(), {"lr": 0.5, "mode": "fast", "model.width": 32, "model.path": "place"}),
-        (Model(), {"lr": 0.5, "mode": "fast"}),
-        (Lazy(lr=0.5, betas=range(2), sub=Lazy(a=1)), {"lr": 0.5, "betas": (0, 1), "sub.a": 1}),
-        (HasItems(), {"lr": 0.5}), (ToDict(), {"lr": 0.5}), (Plain(), {"lr": 0.5}),
-        (Pair(0.5, 1), {"lr": 0.5, "eps": 1}),
-        (OrderedDict(lr=0.5), {"lr": 0.5}), ({3: 1, None: 2, Mode.FAST: 3}, {"3": 1, "None": 2, "FAST": 3}),
-        ({"steps": [{"lr": 1}, [{"lr": 2}]]}, {"steps": ('{"lr": 1}', '[{"lr": 2}]')}),
+        (argparse.Namespace(alpha=0.5, sub=types.SimpleNamespace(a=1)), {"alpha": 0.5, "sub.a": 1}),
+        (Settings(), {"alpha": 0.5, "mode": "fast", "model.width": 32, "model.path": "place"}),
+        (Model(), {"alpha": 0.5, "mode": "fast"}),
+        (Lazy(alpha=0.5, betas=range(2), sub=Lazy(a=1)), {"alpha": 0.5, "betas": (0, 1), "sub.a": 1}),
+        (HasItems(), {"alpha": 0.5}), (ToDict(), {"alpha": 0.5}), (Plain(), {"alpha": 0.5}),
+        (Pair(0.5, 1), {"alpha": 0.5, "beta": 1}),
+        (OrderedDict(alpha=0.5), {"alpha": 0.5}), ({3: 1, None: 2, Mode.FAST: 3}, {"3": 1, "None": 2, "FAST": 3}),
+        ({"steps": [{"alpha": 1}, [{"alpha": 2}]]}, {"steps": ('{"alpha": 1}', '[{"alpha": 2}]')}),
         ({"a": {"b": 1}, "a.b": 2}, {"a.b": 1, "a.b_": 2}), ({"a": {"b": 1}, "a.b": 1}, {"a.b": 1}),
         ({"when": date(2026, 1, 2), "raw": b"abc", "s": {"b", "a"}},
          {"when": "2026-01-02", "raw": "abc", "s": ("a", "b")}),
@@ -340,7 +340,7 @@ def test_what_has_no_text_of_its_own_is_recorded_by_its_kind_and_gives_one_id(
         assert again.run_id == found.id
 
 
-@pytest.mark.parametrize("config", [None, [1], "lr=1", 3, Plain, math.tanh])
+@pytest.mark.parametrize("config", [None, [1], "alpha=1", 3, Plain, math.tanh])
 def test_what_has_no_settings_is_said_before_the_loop_begins(tmp_path: Path, config: Any) -> None:
     with pytest.raises(UsageError, match="config: give a mapping of keys and values"):
         record(tmp_path, name="a", config=config)
@@ -369,13 +369,12 @@ def test_a_name_in_any_script_is_kept_and_its_slug_begins_the_id(tmp_path: Path,
     assert [values(found)[key] for key in values(found) if key == "title"] == shown
 
 
-def test_two_names_that_have_one_slug_are_two_runs_of_one_arm(tmp_path: Path) -> None:
+def test_two_names_that_have_one_slug_are_two_runs(tmp_path: Path) -> None:
     for name in ("基线模型", "学习率"):
         with record(tmp_path, name=name, config={"lr": 1}) as run:
             run.log(0, loss=1.0)
             run.finish()
     assert len({found.id for found in load_runs([tmp_path]).records}) == 2
-    assert len({found.arm for found in load_runs([tmp_path]).records}) == 1
 
 
 def test_the_page_of_an_arm_and_the_command_show_the_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
