@@ -68,10 +68,13 @@ class Recorder:
             return
         try:
             row: Mapping[str, Any] = more if metrics is None else {**metrics, **more}
-            plain_row = self._known.issuperset(row) and set(map(type, row.values())) <= {float}
-            if not plain_row or type(step) is not int or abs(step) > _LAST_STEP:
-                step, row = self._cleaned(step, row)
-            writer.append(step, row)
+            numbers, known = row, self._known.issuperset(row)
+            if not set(map(type, row.values())) <= {float}:
+                numbers = {name: _number(value) for name, value in row.items()}
+                known = known and None not in numbers.values()
+            if not known or type(step) is not int or abs(step) > _LAST_STEP:
+                step, numbers = self._cleaned(step, row)
+            writer.append(step, numbers)
         except Exception as error:
             self._lost += 1
             self._warn(("log", type(error)), f"a row is lost: {_reason(error)}")
@@ -80,7 +83,11 @@ class Recorder:
         """Append rows of the per-layer table: step, layer, layer_type, operand, statistic, value."""
 
         def each(writer: RunWriter) -> None:
-            for row in rows:
+            given = list(rows)
+            with contextlib.suppress(UsageError):
+                writer.log_layers(given)
+                return
+            for row in given:
                 try:
                     writer.log_layers([row])
                 except UsageError as error:
@@ -225,7 +232,7 @@ def _flat(given: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Iterato
 
 def _number(value: Any) -> int | float | None:
     """`value` as a number of a table, whatever kind of number it is; None where it is none."""
-    if type(value) is float:
+    if type(value) is float or (type(value) is int and abs(value) <= _LARGEST):
         return value
     try:
         try:
