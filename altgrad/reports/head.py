@@ -199,7 +199,9 @@ def _looks(loader: ExperimentDataLoader) -> pd.DataFrame:
 def _looks_chart(looks: pd.DataFrame) -> list[Block]:
     names = {name: name.split(" ")[0] for name in dict.fromkeys(looks["series"])}
     columns, axes = ("step", "logits_mean", "series"), ("step", "mean of the logits")
-    return [ChartBlock(charts.lines("looks", "", "", looks, looks, columns, axes, formats=names, markers=True))]
+    return [
+        ChartBlock(charts.lines("looks", "", "", looks, looks, columns, axes, formats=names, markers=True, right=1.35))
+    ]
 
 
 def _map(identity: str, gaps: pd.DataFrame) -> list[Block]:
