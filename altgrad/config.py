@@ -119,7 +119,8 @@ class ScaleRule(_Section):
             (scale 1), or a block format's rule: "mx" (blocks of 32, floor), "mx_rceil", "nvfp4" (blocks of 16).
         power_of_two: round the scale up to a power of two.
         quotient: of a scale that is no power of two, amax / max to the "nearest" float32, where the largest element
-            may exceed the format's largest value by a rounding, or "up", where none does.
+            may exceed the format's largest value by a rounding, or "up", where none does; "inverse" is what torchao and
+            Transformer Engine compute: elements are multiplied by max / amax in float32, rounded, and divided by it.
         algorithm, margin: of kind "delayed": the "max" of the history or the "most_recent" amax, and a scale
             2**margin larger (Transformer Engine's `amax_compute_algo` and `margin`).
         axis: where rows and blocks lie: along the "last" dimension for both products that read the operand, or along
@@ -131,7 +132,7 @@ class ScaleRule(_Section):
     kind: Literal["amax", "delayed", "static", "none", "mx", "mx_rceil", "nvfp4"] = "amax"
     power_of_two: bool = True
     block: int = _later(32, ge=1)
-    quotient: Literal["nearest", "up"] = _later("nearest")
+    quotient: Literal["nearest", "up", "inverse"] = _later("nearest")
     history: int = _later(16, ge=1, le=4096)
     algorithm: Literal["max", "most_recent"] = _later("max")
     margin: int = _later(0, ge=0, le=127)
@@ -154,9 +155,9 @@ class ScaleRule(_Section):
         if self.block != 32 and self.granularity not in ("block", "block_2d"):
             given = f"scaling.block {self.block} belongs to granularity 'block' or 'block_2d'"
             raise ValueError(f"{given}, not to {self.granularity!r}")
-        if self.quotient == "up" and (self.power_of_two or self.kind not in ("amax", "delayed")):
-            rounded = "scaling.quotient 'up' belongs to a scale of kind 'amax' or 'delayed' with power_of_two false"
-            raise ValueError(f"{rounded}; a power of two is rounded up already")
+        if self.quotient != "nearest" and (self.power_of_two or self.kind not in ("amax", "delayed")):
+            belongs = "belongs to a scale of kind 'amax' or 'delayed' with power_of_two false"
+            raise ValueError(f"scaling.quotient {self.quotient!r} {belongs}; a power of two has nothing to round")
         if self.axis == "contraction" and (self.granularity == "block_2d" or not self.several):
             what = "square blocks lie along no axis" if self.several else "one scale per tensor lies along no axis"
             raise ValueError(f"scaling.axis 'contraction' is for rows and blocks, and {what}; leave it out")

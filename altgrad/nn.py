@@ -56,11 +56,12 @@ from altgrad.scaling import (
     MX_BLOCK,
     NVFP4_BLOCK,
     DelayedScale,
-    amax_scale,
+    amax,
     expand_blocks,
     expand_tiles,
     in_blocks,
     in_tiles,
+    inverse_scale_of_amax,
     mx_scale,
     mx_scale_of_amax,
     nvfp4_scales,
@@ -358,10 +359,14 @@ class _Quantizer:
             return x, scale
         fmt, how = self.policy.operand(name).format, self._rounding(name)
         elements, factor = _elements(x, scale, block)
+        inverse = self._inverse(name, factor)
+        if inverse is not None:
+            elements, factor, scale = elements.float() * inverse, None, 1 / scale
         if how["rounding"] == "diffused":
-            rounded = _diffused(x, elements, fmt, factor)
+            rounded = _diffused(x, elements, fmt, factor, inverse)
         else:
-            rounded = quantize(elements, fmt, scale=factor, check_scale=False, **how).view(x.shape)
+            rounded = quantize(elements, fmt, scale=factor, check_scale=False, **how)
+            rounded = (rounded if inverse is None else rounded.div_(inverse).to(x.dtype)).view(x.shape)
         return rounded, None if block else scale
 
     def _reading(self, x: Tensor, name: str) -> Reading:
@@ -375,15 +380,19 @@ class _Quantizer:
             none = torch.zeros((), dtype=torch.int64, device=x.device)
             return Reading(*place, x, x, fmt, scale, none, none, products=products)
         elements, factor = _elements(x, scale, block)
+        inverse = self._inverse(name, factor)
+        if inverse is not None:
+            elements, factor, scale = elements.float() * inverse, None, 1 / scale
         if isinstance(block, tuple):
             scale, block = expand_tiles(scale, _matrix(x).shape, block).view(x.shape), 0
         how = self._rounding(name)
         if diffused := how["rounding"] == "diffused":  # what overflows is what overflows to nearest
             how = {"rounding": "nearest_even"}
         found = quantize_counted(elements, fmt, scale=factor, with_ulp=False, check_scale=False, **how)
-        rounded, underflow = found.values.view(x.shape), found.underflow
+        rounded, underflow = found.values, found.underflow
+        rounded = (rounded if inverse is None else rounded.div_(inverse).to(x.dtype)).view(x.shape)
         if diffused:
-            rounded = _diffused(x, elements, fmt, factor)
+            rounded = _diffused(x, elements, fmt, factor, inverse)
             underflow = found.nonzero - torch.count_nonzero(rounded)
         counts = found.overflow, underflow, found.nonzero
         return Reading(*place, x, rounded, fmt, scale, *counts, block, products)
@@ -403,8 +412,14 @@ class _Quantizer:
         seed = self.clock.seed_of(self.layer, name) if rounding == "stochastic" else None
         return {"rounding": rounding, "seed": seed, "draw_version": self.clock.draw_version}
 
+    def _inverse(self, name: str, factor: Any) -> Tensor | None:
+        """`factor` where it is what elements are multiplied by, in place of a scale to divide them by."""
+        return factor if self.policy.operand(name).scaling.quotient == "inverse" else None
+
     def _scale(self, x: Tensor, name: str) -> tuple[Any, int | tuple[int, int]]:
         """The scale of `x` (a Tensor, or None for 1), and the elements of a block that has one of its own, or 0.
+
+        It is the inverse of the scale where the rule's quotient is "inverse".
 
         Of blocks that do not lie along the last dimension it is their rows and columns.
         """
@@ -429,8 +444,8 @@ class _Quantizer:
             inner, outer = nvfp4_scales(x)
             return inner * outer, NVFP4_BLOCK
         granularity, block = scaling.granularity, scaling.block
-        how: dict[str, Any] = {"power_of_two": scaling.power_of_two, "quotient": scaling.quotient}
-        return amax_scale(x, fmt, granularity=granularity, block=block, **how), block if granularity == "block" else 0
+        largest = amax(x, granularity=granularity, block=block)
+        return _scale_of_amax(largest, scaling, fmt), block if granularity == "block" else 0
 
     def _delayed_scale(self, x: Tensor, name: str) -> Tensor:
         """As Transformer Engine: training with gradients enabled takes the amax of `x` into the history."""
@@ -471,9 +486,11 @@ def _elements(x: Tensor, scale: Any, block: int | tuple[int, int]) -> tuple[Tens
     return in_blocks(x, scale, block=block) if block else (x, scale)
 
 
-def _diffused(x: Tensor, elements: Tensor, fmt: FloatFormat, scale: Any) -> Tensor:
+def _diffused(x: Tensor, elements: Tensor, fmt: FloatFormat, scale: Any, inverse: Tensor | None) -> Tensor:
     """`x` between its neighbours on the grid, which are found in the shapes of `_elements`."""
-    neighbours = (quantize(elements, fmt, scale=scale, rounding=way, check_scale=False) for way in ("down", "up"))
+    neighbours = [quantize(elements, fmt, scale=scale, rounding=way, check_scale=False) for way in ("down", "up")]
+    if inverse is not None:
+        neighbours = [each.div_(inverse).to(x.dtype) for each in neighbours]
     return diffuse(x, *(each.view(x.shape) for each in neighbours))
 
 
@@ -501,10 +518,12 @@ def _tile(scaling: ScaleRule, x: Tensor, *, across: bool) -> tuple[int, int] | N
 
 
 def _scale_of_amax(largest: Tensor, scaling: ScaleRule, fmt: FloatFormat) -> Tensor:
-    """The scales of blocks, float32 of any shape, by the rule of an operand that has several."""
+    """The scales, float32 of any shape, by the rule of an operand whose largest absolute values are known."""
     if scaling.kind == "nvfp4":
         inner, outer = nvfp4_scales_of_amax(largest)
         return inner * outer
+    if scaling.quotient == "inverse":
+        return inverse_scale_of_amax(largest, fmt)
     if scaling.kind == "amax":
         return scale_of_amax(largest, fmt, power_of_two=scaling.power_of_two, quotient=scaling.quotient)
     return mx_scale_of_amax(largest, fmt, rule="floor" if scaling.kind == "mx" else "rceil")

@@ -442,7 +442,7 @@ def _scale(rule: ScaleRule) -> tuple[str, str]:
 def _kind_of_scale(rule: ScaleRule) -> tuple[str, str]:
     """A scale as a key and in words; empty for the default."""
     exact = "" if rule.power_of_two else "exact "
-    up = ", rounded up" if rule.quotient == "up" else ""
+    up = {"up": ", rounded up", "inverse": ", by its inverse"}.get(rule.quotient, "")
     if rule.kind == "amax":
         where = {
             "tensor": ("", ""),

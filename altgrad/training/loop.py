@@ -313,8 +313,8 @@ def clip_to_range(model: nn.Module) -> int:
         elif rule.kind == "static":
             limit = limit * rule.value
         elif rule.kind != "none":
-            scale = amax_scale(layer.weight, fmt, power_of_two=rule.power_of_two, quotient=rule.quotient)
-            limit = limit * scale
+            quotient = "nearest" if rule.quotient == "inverse" else rule.quotient
+            limit = limit * amax_scale(layer.weight, fmt, power_of_two=rule.power_of_two, quotient=quotient)
         outside = (grad.abs() > limit) & torch.isfinite(grad)
         clipped += int(outside.sum())
         grad.copy_(torch.where(outside, grad.sign() * limit, grad))
