@@ -1,4 +1,4 @@
-"""The command line: ``altgrad train | explain | probe | runs | new-site``. Only training and probing import torch."""
+"""The command line, ``altgrad COMMAND``. Only the commands that need a model import torch."""
 
 from __future__ import annotations
 
@@ -69,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explain.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="the folder of one run")
     explain.set_defaults(command=run_explain)
     add_probe_arguments(commands.add_parser("probe", help="predict what formats cost, from one unquantized model"))
+    listed = commands.add_parser("recipes", help="list the recipes that have a name, or one with its settings")
+    listed.description = "List the recipes of low-precision training that have a name, or show what one of them is."
+    listed.add_argument("name", nargs="?", metavar="NAME", help="of a recipe: its settings, source and keys")
+    listed.set_defaults(command=run_recipes)
     runs = commands.add_parser("runs", help="list, compare, export, check and remove recorded runs, and fetch some")
     add_runs_commands(runs)
     site = commands.add_parser(
@@ -150,6 +154,35 @@ def run_explain(options: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give the folder of one run, OUT/<run id>")
     sys.stdout.write(failure_report(read_run(folder)))
+    return 0
+
+
+def run_recipes(options: argparse.Namespace) -> int:
+    """Print all recipes or one, and return the exit code.
+
+    Raises:
+        UsageError: there is no such recipe.
+    """
+    from altgrad.config import scalar
+    from altgrad.recipes import EVERYWHERE, RECIPES, recipe_keys, recipe_named
+
+    if options.name is None:
+        _print_table(["RECIPE", "WHAT IT DOES"], [[each.name, each.what] for each in RECIPES.values()])
+        print("altgrad recipes NAME says more; in a config: recipe: NAME, in Python: quantize_model(model, NAME).")
+        return 0
+    try:
+        chosen = recipe_named(options.name)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    print(f"{chosen.name}: {chosen.what}\n\nsource: {chosen.source}\n\nsettings, with their defaults:")
+    for key, value in chosen.settings.items():
+        print(f"  {key}: {scalar(list(value) if isinstance(value, tuple) else value)}")
+    print("\nwhat differs from the real tool:")
+    for line in (*chosen.differs, *EVERYWHERE):
+        print(f"  - {line}")
+    print("\nas keys of a config:")
+    for section, keys in recipe_keys(chosen.name).items():
+        print(f"  {section}: {scalar(keys)}")
     return 0
 
 

@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from altgrad.formats import FP32, FloatFormat, Rounding, get_format
+from altgrad.recipes import with_recipe
 
 LayerType = Literal["attention", "mlp", "embedding", "head"]
 LAYER_TYPES: tuple[LayerType, ...] = ("attention", "mlp", "embedding", "head")
@@ -280,7 +281,8 @@ class HadamardConfig(_Section):
 class QuantizeConfig(_Section):
     """Which operands are quantized to which format, in which layers. `fp32` leaves an operand as it is.
 
-    `layers` are layer types; `patterns` (dotted layer names with * and ?) restrict them further where given. `weight`,
+    `layers` are layer types; `patterns` (dotted layer names with * and ?) restrict them further where given, and layers
+    that match one of `wide` stay as they are. `weight`,
     `activation` and `grad_output` are for both products that read them, unless `casts` gives the second its own.
     `hadamard` rotates both operands of a product. `grad_output_rounding` has layer types whose grad_output is rounded
     otherwise than `rounding` says: nearest_even, stochastic, diffused, wide.
@@ -291,6 +293,7 @@ class QuantizeConfig(_Section):
     grad_output: FormatName = "fp32"
     layers: tuple[LayerType, ...] = LAYER_TYPES
     patterns: tuple[str, ...] = _later(())
+    wide: tuple[str, ...] = _later(())
     rounding: RoundingConfig = _later(RoundingConfig())
     compute: Literal["simulated", "native"] = _later("simulated")
     casts: CastsConfig = _later(CastsConfig())
@@ -494,6 +497,9 @@ Scalar = bool | int | float | str | None
 class ExperimentConfig(_Section):
     """One run. What decides its result is `identity()`; the rest is bookkeeping.
 
+    `recipe` in the keys that a config is made of (a name of `altgrad.recipes`, or a mapping of `name` and settings)
+    stands for the keys that the recipe has; those beside it win. A config itself has the keys alone.
+
     `foreign` marks the run of a training loop that is not AltGrad's: it holds the keys of that loop's own config which
     have no meaning here, dotted. What such a run does not state (`states`) is not known, whatever the defaults say.
     """
@@ -535,8 +541,8 @@ class ExperimentConfig(_Section):
     @classmethod
     def _short_forms(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and isinstance(data.get("tracking"), str):
-            return {**data, "tracking": {"mode": data["tracking"]}}
-        return data
+            data = {**data, "tracking": {"mode": data["tracking"]}}
+        return with_recipe(data) if isinstance(data, Mapping) and "recipe" in data else data
 
     @model_validator(mode="after")
     def _check(self) -> ExperimentConfig:
@@ -756,6 +762,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
         raise UsageError(f"{path}: a config is a mapping of keys to values, this is a {type(data).__name__}")
     if isinstance(data.get("tracking"), str):
         data["tracking"] = {"mode": data["tracking"]}
+    if isinstance(data.get("recipe"), str):
+        data["recipe"] = {"name": data["recipe"]}
     for override in overrides:
         _apply(data, override)
     if seed is not None:
@@ -852,7 +860,7 @@ def _known_keys(parent: str) -> list[str]:
     model: type[BaseModel] = ExperimentConfig
     for part in filter(None, parent.split(".")):
         model = _section(model, part) or model
-    return list(model.model_fields)
+    return [*model.model_fields, *(["recipe"] if model is ExperimentConfig else [])]
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

@@ -43,14 +43,17 @@ from altgrad.config import (
     PRODUCTS,
     READERS,
     SECOND_CASTS,
+    ExperimentConfig,
     ScaleRule,
     UsageError,
     first_mistake,
     operand_of,
+    parse_config,
     product_of,
 )
 from altgrad.diffusion import diffuse
-from altgrad.formats import FP32, ROUNDINGS, FloatFormat, check_draw_version
+from altgrad.formats import FP32, ROUNDINGS, FloatFormat, check_draw_version, get_format
+from altgrad.recipes import recipe_keys
 from altgrad.rounding import quantize, quantize_counted
 from altgrad.scaling import (
     MX_BLOCK,
@@ -239,6 +242,47 @@ class Policy:
 
 
 UNQUANTIZED = Policy()
+
+
+def policies_of(config: ExperimentConfig) -> dict[str, Policy]:
+    """What the config does to its layers, by layer type; "*" is for those without a rounding of their own."""
+    wide, kinds = config.quantize.wide, config.quantize.grad_output_rounding.given
+    found = dict.fromkeys(wide, UNQUANTIZED) | {kind: policy_of(config, kind) for kind in kinds}
+    return found | {"*": policy_of(config)}
+
+
+def policy_of(config: ExperimentConfig, layer_type: str | None = None) -> Policy:
+    """What the config does to the operands of its layers, or to those of a layer type that has a rounding of its own.
+
+    Weights under storage "master" are rounded on the forward pass as `optimizer.rounding` says; under storage "grid"
+    that is how the optimizer rounds, and the forward pass reads the weights as they are.
+    """
+    quantize = config.quantize
+
+    def operand(name: str) -> Operand:
+        fmt, rounding, rule = config.cast(name, layer_type)
+        return Operand(get_format(fmt), rounding, rule)
+
+    operands: dict[str, Any] = {name: operand(name) for name in OPERANDS}
+    casts = {name: operand(name) for name in quantize.casts.given}
+    where: dict[str, Any] = {"layers": quantize.layers, "patterns": quantize.patterns, "compute": quantize.compute}
+    return Policy(**operands, **where, casts=casts, hadamard=quantize.hadamard.given)
+
+
+def recipe(name: str, **settings: Any) -> dict[str, Policy]:
+    """The policies of a recipe, for `quantize_model`: its layers of no type are quantized like attention and mlp.
+
+    Args:
+        name: one of `altgrad.recipes.RECIPES`.
+        settings: the recipe's own, and `head`, `embedding` and `wide`.
+
+    Raises:
+        ValueError: no such recipe or setting, or a setting out of its range; one line.
+    """
+    config = parse_config(recipe_keys(name, **settings), source=f"recipe {name!r}")
+    policy = policy_of(config)
+    found = dict.fromkeys(config.quantize.wide, UNQUANTIZED)
+    return found | {"*": replace(policy, layers=(*policy.layers, "other"))}
 
 
 @dataclass
@@ -741,7 +785,7 @@ def layer_type(name: str) -> str | None:
 
 
 def quantize_model(
-    model: nn.Module, policy: Policy | Mapping[str, Policy], *, seed: int = 0, draw_version: int = 1
+    model: nn.Module, policy: Policy | Mapping[str, Policy] | str, *, seed: int = 0, draw_version: int = 1
 ) -> nn.Module:
     """Turn the linear layers and embeddings of a model into their quantized form, in place.
 
@@ -753,7 +797,8 @@ def quantize_model(
     Args:
         model: any torch model; layers of classes derived from nn.Linear and nn.Embedding are left alone.
         policy: one policy, or several by dotted name or layer type with * and ?, of which the first match counts; such
-            a policy covers layers of every type, unless it names its own `layers`.
+            a policy covers layers of every type, unless it names its own `layers`. Or the name of a recipe, whose
+            settings are those of `recipe`.
         seed: of the draws, where something is rounded stochastically.
         draw_version: of `formats.stochastic_draw`; 2 is quicker.
 
@@ -763,6 +808,8 @@ def quantize_model(
     Raises:
         ValueError: the policies match no layer; there is no such version of the draws.
     """
+    if isinstance(policy, str):
+        policy = recipe(policy)
     if isinstance(policy, Policy):
         policies = {"*": policy}
     else:  # a key says which layers are meant
