@@ -50,6 +50,10 @@ def product_of(cast: str) -> str:
 
 
 LONGEST_NOTES = 10_000
+MOMENT_KINDS = ("fp32", "fp8")
+"""How an optimizer keeps Adam's moments between steps."""
+MOMENT_BLOCK = 256
+"""Elements that share a scale of moments in fp8."""
 NATIVE_FORMATS = ("e4m3", "e5m2")
 """What the hardware's FP8 instruction multiplies."""
 MX_FORMATS = ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1")
@@ -175,6 +179,8 @@ class ScaleRule(_Section):
         Raises:
             ValueError: naming `operand`.
         """
+        if not fmt.signed:
+            raise ValueError(f"{operand} is {fmt.name}, a scale's format without sign and zero; choose a signed one")
         elements = {"nvfp4": ("e2m1",), "mx": MX_FORMATS, "mx_rceil": MX_FORMATS}.get(self.kind)
         if elements is not None and fmt is not FP32 and fmt.name not in elements:
             *others, last = elements
@@ -364,6 +370,7 @@ class OptimizerConfig(_Section):
     max_stiffness: float | None = Field(None, gt=0)
     stiffness: Literal["ulp", "shuffled", "constant"] = _later("ulp")
     relative: bool = _later(False)
+    moments: Literal["fp32", "fp8"] = _later("fp32")  # Adam's, of matrices: fp8 is E4M3 and E5M2 with block scales
     rungs: int = _later(1, ge=1, le=64)  # the most codes that a step of rule "code" moves a weight by
 
     @model_validator(mode="after")
@@ -376,10 +383,14 @@ class OptimizerConfig(_Section):
             raise ValueError("optimizer.floor and optimizer.max_stiffness belong to step_rule 'manifold'")
         if self.format is not None and (self.step_rule != "manifold" or self.storage != "master"):
             raise ValueError("optimizer.format belongs to step_rule 'manifold' with storage 'master'")
-        if self.format == "fp32" or (self.format is not None and not get_format(self.format).fits_float64):
-            raise ValueError(f"optimizer.format={self.format!r} must be a format narrower than fp32")
+        fmt = None if self.format is None else get_format(self.format)
+        if fmt is FP32 or (fmt is not None and not (fmt.fits_float64 and fmt.signed)):
+            raise ValueError(f"optimizer.format={self.format!r} must be a signed format narrower than fp32")
         if self.stiffness != "ulp" and self.precondition is None:
             raise ValueError("optimizer.stiffness is an ablation of step_rule 'manifold'")
+        if self.moments == "fp8" and self.rounding == "error_feedback":
+            carried = "optimizer.rounding 'error_feedback' carries the error in the momentum"
+            raise ValueError(f"{carried}; leave out optimizer.moments 'fp8', which rounds it")
         if self.relative and self.step_rule != "adamw":
             raise ValueError("optimizer.relative belongs to step_rule 'adamw'")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -425,6 +436,19 @@ def extra_bytes_per_weight(storage: str, rounding: str) -> int:
     if (storage, rounding) not in known:
         raise ValueError(f"there is no storage {storage!r} with rounding {rounding!r}; allowed is {sorted(known)}")
     return 4 if storage == "master" else 0
+
+
+def moment_bytes_per_weight(moments: str) -> float:
+    """Bytes that Adam's two moments take per weight between steps, of a float32 weight in a large tensor.
+
+    8 in "fp32"; in "fp8" two codes of a byte and two float32 scales a block, 2.03125.
+
+    Raises:
+        ValueError: other moments.
+    """
+    if moments not in MOMENT_KINDS:
+        raise ValueError(f"moments must be one of {', '.join(MOMENT_KINDS)}, not {moments!r:.80}")
+    return 8.0 if moments == "fp32" else 2 * (1 + 4 / MOMENT_BLOCK)
 
 
 class StabilityConfig(_Section):
@@ -567,6 +591,8 @@ class ExperimentConfig(_Section):
                 raise ValueError(f"{kept}; set scaling.weight to {allowed}")
         self._check_casts()
         self._check_grad_output_rounding()
+        self._check_native_sizes()
+        self._check_shift()
         made = [(name, kind) for name in (*OPERANDS, *self.quantize.casts.given) for kind in self._layers_apart]
         drawn = {rounding for fmt, rounding, _ in itertools.starmap(self.cast, made) if fmt != "fp32"}
         if self.optimizer.step_rule != "code":
@@ -599,6 +625,40 @@ class ExperimentConfig(_Section):
             if given:
                 stored = "optimizer.storage 'grid' has the products read weights as they are stored"
                 raise ValueError(f"{stored}; leave out quantize.{given[0]}")
+
+    def _check_native_sizes(self) -> None:
+        """Refuse products that the hardware's instruction does not multiply."""
+        kinds = set(self.quantize.layers) - {"embedding"}
+        if self.quantize.compute != "native" or not kinds or self.foreign is not None:
+            return
+        sizes = {
+            "batch_size * model.context": self.batch_size * self.model.context,
+            "model.dim": self.model.dim,
+            **({"the number of tokens, the head's outputs,": self.tokens} if "head" in kinds else {}),
+        }
+        for name, size in sizes.items():
+            if size % 16:
+                rule = "quantize.compute 'native' multiplies sizes that are multiples of 16"
+                raise ValueError(f"{rule}, and {name} is {size}; change it or use 'simulated'")
+
+    def _check_shift(self) -> None:
+        """Refuse a format to go on with that has no more bits in any respect than those it replaces."""
+        if self.stability.shift_to is None or self.foreign is not None:
+            return
+        to, names = get_format(self.stability.shift_to), sorted({fmt for _, fmt in self._rounded()})
+        replaced = [get_format(name) for name in names]
+        if not to.signed or not to.fits_float64:
+            raise ValueError(f"stability.shift_to={to.name!r} is no format that tensors are rounded to")
+        if replaced and all(
+            to.exponent_bits <= fmt.exponent_bits and to.mantissa_bits <= fmt.mantissa_bits for fmt in replaced
+        ):
+            narrow = f"stability.shift_to={to.name!r} is no wider than {', '.join(names)}, which it would replace"
+            raise ValueError(f"{narrow}; name a format with more exponent or mantissa bits")
+
+    def _rounded(self) -> list[tuple[str, str]]:
+        """Operands and the formats that their products read them in, fp32 left out."""
+        pairs = [(name, fmt) for name in OPERANDS for fmt in self.quantize.formats(name)]
+        return [pair for pair in pairs if pair[1] != "fp32"]
 
     def _check_grad_output_rounding(self) -> None:
         """Refuse roundings of single layer types that say nothing, or something else than the rest of the config."""
@@ -670,6 +730,8 @@ class ExperimentConfig(_Section):
             rule += f"-{optimizer.format}"
         if optimizer.storage == "grid":
             rule += f"-grid-{optimizer.rounding.replace('_', '-')}"
+        if optimizer.moments != "fp32":
+            rule += f"-{optimizer.moments}-moments"
         if not quantize.operands:
             return f"fp32-{rule}"
         both = (fmt for operand in quantize.operands for fmt in quantize.formats(operand) if fmt != "fp32")

@@ -391,6 +391,16 @@ class _Quantizer:
         with self._without_trace():
             return self._rounded(self.weight.detach(), "weight")[0]
 
+    def weight_and_scale(self) -> tuple[Tensor, Tensor | None, int | tuple[int, int]]:
+        """`weight_as_read`, the scale it has, and the elements of a block, or its rows and columns, or 0.
+
+        The scale is one a tensor, row or block, None for 1, and its inverse where the rule's quotient is "inverse".
+        """
+        with self._without_trace():
+            weight = self.weight.detach()
+            scale, block = self._scale(self._rotated(weight, "weight"), "weight")
+            return self._rounded(weight, "weight")[0], scale, block
+
     def weight_reading(self) -> Reading:
         """`weight_as_read`, as an observer would see it."""
         with self._without_trace():

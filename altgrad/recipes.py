@@ -1,8 +1,8 @@
 """Low-precision training recipes by the names people know them by, as keys of a config.
 
 A recipe is data: what its tool does to the three operands, and for each of their two products, said in the sections
-`quantize` and `scaling` of `altgrad.config`. Its settings have the names and defaults that the tool gives them. By name
-it is the key `recipe` of a config and the policy of `altgrad.nn.quantize_model`; ``altgrad recipes`` lists them all.
+`quantize` and `scaling` of a config. Its settings have the names and defaults that the tool gives them. By name it is
+the key `recipe` of a config and a policy for `quantize_model`; ``altgrad recipes`` lists them all.
 
 Every recipe has three settings more: `head` and `embedding` (False) quantize these too, and `wide` names layers that
 stay as they are, by dotted names with * and ?.

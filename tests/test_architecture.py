@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 GROUND = ("altgrad", "text", "imports", "formats", "recipes", "config")
 READING = (*GROUND, "studies", "runs", "analysis", "site", "reports")
 SHARED = READING[: READING.index("analysis")]
-TORCH = ("scratch", "draws", "rounding", "diffusion", "scaling", "nn", "models", "optim", "telemetry", "training")
+LAYERS = ("scratch", "draws", "rounding", "diffusion", "scaling", "nn")
+TORCH = (*LAYERS, "export", "models", "optim", "telemetry", "training")
 OLD_NAMES = ("analysis/reports.py", "pages/__init__.py", "pages/mkdocs.py")
 HEAVY = {"torch", "wandb", "mkdocs", "mkdocs_gen_files"}
 

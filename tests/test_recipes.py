@@ -20,9 +20,10 @@ from test_scaling import MX_TABLE, mx_reference, on_grid, torchao  # noqa: E402,
 
 from altgrad.cli import main  # noqa: E402
 from altgrad.config import ExperimentConfig, UsageError, load_config, parse_config  # noqa: E402
-from altgrad.formats import stochastic_draw  # noqa: E402
+from altgrad.formats import get_format, stochastic_draw  # noqa: E402
 from altgrad.nn import Reading, clock_of, observed, policies_of, quantize_model, quantized_layers, recipe  # noqa: E402
 from altgrad.recipes import RECIPES, recipe_keys  # noqa: E402
+from altgrad.scaling import inverse_scale_of_amax  # noqa: E402
 from altgrad.training import train  # noqa: E402
 from altgrad.training.loop import build_model  # noqa: E402
 
@@ -324,6 +325,50 @@ def test_a_fault_in_any_recipe_would_be_seen() -> None:
     }
     same_scales = ("te-current", "te-delayed", "torchao-tensorwise")
     assert alike == {frozenset(pair) for pair in itertools.combinations(same_scales, 2)}
+
+
+# The inverse that torchao and Transformer Engine multiply by
+
+
+def test_the_inverse_is_max_over_amax_and_defined_where_that_is_not() -> None:
+    largest = torch.tensor([0.0, 448.0, 3.0, 1e-45, 3.4e38, torch.inf, torch.nan])
+    found = inverse_scale_of_amax(largest, get_format("e4m3"))
+    assert found[:2].tolist() == [1.0, 1.0]
+    assert found[2] == single(448) / single(3)
+    assert found[3] == np.finfo(single).max
+    assert 0 < found[4] < 1e-35
+    assert found[5:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_tensors_are_multiplied_in_float32(dtype: Any) -> None:
+    layer = quantize_model(torch.nn.ModuleDict({"mlp": torch.nn.Linear(8, 8)}), "te-current")["mlp"]
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = layer.operand(x.float(), "activation")
+    found = layer.operand(x, "activation")
+    assert found.dtype == dtype
+    assert torch.equal(found, expected.to(dtype))
+
+
+def test_the_scale_of_a_reading_is_what_codes_are_multiplied_by() -> None:
+    for name in ("te-current", "te-block"):
+        settings = {"use_f32_scales": True} if name == "te-block" else {}
+        for cast, reading in pass_through(quantize_model(one_layer(), recipe(name, **settings))).items():
+            scale = reading.element_scale
+            codes = reading.rounded.detach() / scale
+            fmt = torch.float8_e5m2 if cast.endswith("grad_output") and name == "te-current" else torch.float8_e4m3fn
+            torch.testing.assert_close(codes, codes.to(fmt).float(), rtol=1e-6, atol=0)
+
+
+def test_one_compiled_graph_rounds_as_the_eager_layer() -> None:
+    outputs = []
+    for compiled in (False, True):
+        model = quantize_model(one_layer(), "te-delayed")
+        run = torch.compile(model, backend="eager") if compiled else model
+        for factor in (1.0, 3.0):
+            y = run(torch.from_numpy(TENSORS["activation"] * single(factor)))
+        outputs.append(y.detach())
+    assert torch.equal(*outputs)
 
 
 # Recipes in a config

@@ -232,8 +232,10 @@ def build_optimizer(config: ExperimentConfig, model: GPT) -> torch.optim.Optimiz
     ]
     filled = [group for group in groups if group["params"]]
     adam: dict[str, Any] = {"betas": rule.betas, "eps": rule.eps}
-    if real_units and rule.storage == "master":
+    if real_units and rule.storage == "master" and rule.moments == "fp32":
         return torch.optim.AdamW(filled, foreach=True, **adam)
+    for group in groups[:2]:
+        group["moments"] = rule.moments
     fmt, scaled = get_format(rule.format or config.quantize.weight), config.scaling.rule("weight").kind != "none"
     optimizer: GridOptimizer
     if rule.step_rule == "code":
