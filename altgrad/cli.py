@@ -169,8 +169,12 @@ def run_recipes(options: argparse.Namespace) -> int:
     from altgrad.recipes import EVERYWHERE, RECIPES, recipe_keys, recipe_named
 
     if options.name is None:
-        _print_table(["RECIPE", "WHAT IT DOES"], [[each.name, each.what] for each in RECIPES.values()])
-        print("altgrad recipes NAME says more; in a config: recipe: NAME, in Python: quantize_model(model, NAME).")
+        for each in RECIPES.values():
+            print(f"{each.name}\n  {each.what}\n  source: {each.source}\n  differs: {'; '.join(each.differs)}\n")
+        print(f"In all of them {'; '.join(EVERYWHERE)}.")
+        print(
+            "altgrad recipes NAME has the settings; in a config: recipe: NAME, in Python: quantize_model(model, NAME)."
+        )
         return 0
     try:
         chosen = recipe_named(options.name)

@@ -476,8 +476,8 @@ def test_a_run_with_a_recipe_is_recorded_with_its_keys(tmp_path: Any) -> None:
 def test_recipes_lists_each_with_source_settings_and_differences(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out
-    assert all(f"\n{name} " in listed for name in RECIPES)
     for name, each in RECIPES.items():
+        assert f"{name}\n  {each.what}\n  source: {each.source}\n  differs: {each.differs[0]}" in listed
         assert main(["recipes", name]) == 0
         shown = capsys.readouterr().out
         assert each.source in shown
