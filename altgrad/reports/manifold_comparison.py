@@ -49,6 +49,30 @@ TUNED_WITHIN = 0.5
 """Nats above an arm's best that the chart of sweeps shows."""
 
 
+RIVALS = (
+    *(
+        (f"{fmt} {rule} fresh", f"{fmt} head nearest")
+        for rule in ("muon", "relative", "update")
+        for fmt in RULE_FORMATS
+    ),
+    ("FP32 muon fresh", "FP32 fresh"),
+    *((f"{fmt} decayed fresh", f"{fmt} adamw fresh") for fmt in RULE_FORMATS),
+)
+"""Contrasts with AdamW on the seeds of the third registration; an arm of `head` to nearest is AdamW's."""
+RIVAL_HYPOTHESES = ("H33", "H34", "H35")
+
+
+def _rivals(rows: pd.DataFrame) -> Table:
+    columns = (
+        col.arm("Arm", "contrast"),
+        col.signed("Difference to AdamW", "difference"),
+        col.interval(),
+        col.p("Adjusted p", "p_holm"),
+        col.count("Pairs", "n_pairs"),
+    )
+    return col.table(rows, columns, id="rivals")
+
+
 def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = measured.RECORDED) -> Page:
     """The page, from the records of `loader` and the slopes in `benchmarks`; what is not recorded is pending."""
     slopes, no_slopes = measured.found(benchmarks / NAME, SlopesRecord, "No slopes are recorded.")
@@ -69,11 +93,13 @@ def _content(loader: ExperimentDataLoader) -> Content:
     own = judged[judged["rule"] == "update"]
     by_format = list(own.groupby("format", sort=False))
     known = judged if len(judged) else pilots.assign(rule=[_rule_of(loader, arm) for arm in pilots["arm"]])
+    rivals = named_family(loader, [pair for pair in RIVALS if not missing(loader, pair)])
     stiffness, tuning, frames = expectation("STIFFNESS"), _tuning(found), _frames(found)
     predictions = _predictions(stiffness, known)
     unquantized = frames["no-quantization"].query("contrast == 'FP32' and rule == 'relative'")
     values = {
         "recorded": not loader.runs.empty,
+        "rivals": len(rivals),
         "level": ALPHA,
         "smallest": SMALLEST_GAP,
         "seeds": len(SEEDS),
@@ -127,6 +153,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "differences": lambda: _differences(judged),
         "pilot differences": lambda: [_pilot_chart(pilots)],
         "hypotheses": lambda: [outcome_table(verdicts, "hypotheses")],
+        "rivals": lambda: [_rivals(rivals), outcome_table(verdicts_of(loader, *RIVAL_HYPOTHESES), "rival-hypotheses")],
         "predictions": [_prediction_table(predictions)] if len(known) else [],
         "sweep chart": lambda: _sweep_chart(found.sweeps),
         "sweeps": lambda: [_sweep_table(tuning["sweeps"])],
