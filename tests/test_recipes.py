@@ -360,6 +360,7 @@ def test_the_scale_of_a_reading_is_what_codes_are_multiplied_by() -> None:
             torch.testing.assert_close(codes, codes.to(fmt).float(), rtol=1e-6, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile, about torch itself
 def test_one_compiled_graph_rounds_as_the_eager_layer() -> None:
     outputs = []
     for compiled in (False, True):
