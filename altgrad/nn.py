@@ -472,7 +472,7 @@ class _Quantizer:
         rounded = (rounded if inverse is None else rounded.div_(inverse).to(x.dtype)).view(x.shape)
         if together is not None:
             rounded = _rounded_together(together, x, elements, fmt, factor, inverse)
-            underflow = found.nonzero - torch.count_nonzero(rounded)
+            underflow = torch.count_nonzero((x != 0) & (rounded == 0))
         counts = found.overflow, underflow, found.nonzero
         return Reading(*place, x, rounded, fmt, scale, *counts, block, products)
 

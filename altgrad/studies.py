@@ -351,7 +351,19 @@ SWEPT = (
 )
 """Arms of the third registration with learning rates of their own."""
 
-FOLLOW_TUNED: dict[str, float] = {}
+FOLLOW_TUNED: dict[str, float] = {
+    "E0M7 head mean-removed": 0.004,
+    "E6M1 head mean-removed": 0.008,
+    "E7M0 head mean-removed": 0.0005,
+    "MXFP4 up head mean-removed": 0.00025,
+    "E0M7 head residual-on-target": 0.016,
+    "E6M1 head residual-on-target": 0.016,
+    "E7M0 head residual-on-target": 0.016,
+    "MXFP4 up head residual-on-target": 0.008,
+    "E0M7 block fresh": 0.016,
+    "E0M7 tile fresh": 0.016,
+    "E0M7 square fresh": 0.008,
+}
 """Arm of `SWEPT` -> the best rate of the sweep that has it (mean validation loss of its four seeds)."""
 
 
@@ -601,7 +613,8 @@ class Study:
             lies at its edge goes on beyond it.
         exploratory: not preregistered, added after another study had been looked at.
         rates: those of a sweep, where not the five of each arm.
-        whole: of so many seeds of each arm all recorded looks at the layers are packed, of the others the last one.
+        whole: of so many seeds of each arm all recorded looks at the layers are packed, of the others the last one;
+            where it is 0, none of any.
     """
 
     about: str

@@ -248,6 +248,8 @@ def pack(study: str, out: Path) -> int:
         return 0
     seeds = {seed for each in STUDIES[study].seeds.values() for seed in each[: STUDIES[study].whole]}
     how = {"history_every": 10, "layers_every": PACKED_LOOKS, "canaries": find_canaries((out,))[0]}
+    if STUDIES[study].whole == 0:  # a sweep, of which the last loss counts
+        how |= {"history_every": 50, "layers": False}
     how["last_look"] = {record.id for record in new if record.config.seed not in seeds}
     part = pack_part(new, RECORDED / study, **how)
     size = sum(file.stat().st_size for file in part.iterdir())
@@ -397,7 +399,8 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where runs train (default: cpu)")
     options = parser.parse_args()
     packing, repeating = (options.words[:1] == [word] for word in ("pack", "repeat"))
-    studies = options.words[packing or repeating :] or list(CAMPAIGN)
+    recorded = [name for name in STUDIES if (RECORDED / name).is_dir()]
+    studies = options.words[packing or repeating :] or (recorded if repeating else list(CAMPAIGN))
     if options.workers < 1:
         parser.error("--workers: at least one")
 

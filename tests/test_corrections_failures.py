@@ -213,13 +213,13 @@ def test_the_days_of_recording_are_those_of_the_records(runs: Runs, page: str) -
 
 
 def test_the_runs_that_failed_are_named_by_what_they_are(runs: Runs, page: str) -> None:
-    failed = [run for run in runs if run["status"] == "failed"]
+    failed = [run for run in runs if run["status"] == "failed" and not run["config"]["study"].endswith("tuning")]
     rescaled = [run for run in failed if run["config"]["model"].get("rescale")]
     assert {run["config"]["quantize"]["weight"] for run in rescaled} == {"fp32"}
     assert {run["config"]["scaling"]["kind"] for run in failed if run not in rescaled} == {"none"}
     unscaled = len(failed) - len(rescaled)
     counts = f"{unscaled} of E4M3 (no scale) and {len(rescaled)} of FP32 (mis-scaled tensors)"
-    assert f"{len(failed)} runs failed, {counts}." in page
+    assert f"{len(failed)} runs failed outside of sweeps, {counts}." in page
     finished = f"{len(losses(fp32(runs)))} of its {len(fp32(runs))} runs finished"
     assert f"FP32 as formats are compared with it never failed: {finished}." in page
 

@@ -317,7 +317,18 @@ RANKS = 0.8
 
 def _decays_differ(loader: ExperimentDataLoader) -> dict[str, Any]:
     codes, adamw = (ARMS[f"E4M3 {rule} stochastic"].config().optimizer.weight_decay for rule in ("code", "adamw"))
-    return {} if codes == adamw else {"decays": {"codes": codes, "adamw": adamw}}
+    found = {"codes": codes, "adamw": adamw, "decayed": decayed(loader)}
+    return {} if codes == adamw else {"decays": found}
+
+
+def decayed(loader: ExperimentDataLoader) -> list[Row]:
+    """Steps of codes with AdamW's decay per step minus AdamW, the family of H35; none while it is not recorded."""
+    if missing(loader, itertools.chain.from_iterable(DECAYED)):
+        return []
+    return list(named_family(loader, DECAYED).to_dict("records"))
+
+
+DECAYED = [(f"{fmt} decayed fresh", f"{fmt} adamw fresh") for fmt in RULE_FORMATS]
 
 
 def _mostly_gradients(loader: ExperimentDataLoader) -> dict[str, Any]:
@@ -560,7 +571,7 @@ HYPOTHESES: tuple[Hypothesis | Description, ...] = (
     Hypothesis(
         "H35",
         "decay",
-        [[(f"{fmt} decayed fresh", f"{fmt} adamw fresh") for fmt in RULE_FORMATS]],
+        [DECAYED],
         all_shown(+1),
     ),
     Description(

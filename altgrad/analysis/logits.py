@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -79,7 +79,8 @@ def costs_by_vocabulary(loader: ExperimentDataLoader) -> pd.DataFrame:
     """What rounding the logits' gradient costs above not quantizing it, a row a format and a number of tokens.
 
     Columns format, tokens, n_pairs, difference, low, high (to nearest), per_token (the same in nats a token), extra,
-    extra_low and extra_high (stochastically). What is not recorded in full has no row.
+    extra_low and extra_high (stochastically), n_ended_badly, the
+    runs that did not finish and have no part. What is not recorded in full has no row.
     """
     rows = []
     for fmt in VOCABULARY_FORMATS:
@@ -91,7 +92,8 @@ def costs_by_vocabulary(loader: ExperimentDataLoader) -> pd.DataFrame:
             runs = [runs_of(loader, arm) for arm in arms]
             nearest, stochastic, wide = (by_seed(each) for each in runs)
             cost, extra = paired_difference(nearest, wide), paired_difference(stochastic, wide)
-            own = {"per_token": cost.mean / tokens_per_character(loader, runs[0])}
+            own: dict[str, Any] = {"n_ended_badly": sum(int((each["status"] != "finished").sum()) for each in runs)}
+            own |= {"per_token": cost.mean / tokens_per_character(loader, runs[0])}
             own |= {"extra": extra.mean, "extra_low": extra.low, "extra_high": extra.high}
             own |= {"n_pairs": cost.n, "difference": cost.mean, "low": cost.low, "high": cost.high}
             rows.append({"format": shown_as(fmt), "tokens": tokens, **own})
@@ -99,9 +101,9 @@ def costs_by_vocabulary(loader: ExperimentDataLoader) -> pd.DataFrame:
 
 
 def probe_against_gaps(
-    loader: ExperimentDataLoader, cells: Iterable[Mapping[str, Any]]
+    loader: ExperimentDataLoader, cells: Sequence[Mapping[str, Any]]
 ) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Cells of a probe beside what they cost above not quantizing that tensor, and Spearman's rho of each statistic.
+    """Cells of a probe beside what they cost above not quantizing that tensor; Spearman's rho of each statistic.
 
     Args:
         cells: each with format (of `HEAD_FORMATS`), rounding (of `ROUNDED`), class_bias and row_mass.
@@ -113,7 +115,7 @@ def probe_against_gaps(
             cost = paired_difference(by_seed(runs_of(loader, of)), by_seed(runs_of(loader, to)))
             rows.append({**cell, "difference": cost.mean, "low": cost.low, "high": cost.high, "n_pairs": cost.n})
     found = pd.DataFrame(rows)
-    names = ("class_bias", "row_mass") if len(found) > 2 else ()
+    names = ("class_bias", "row_mass") if rows and len(rows) == len(cells) else ()
     return found, {name: float(found[name].rank().corr(found["difference"].rank())) for name in names}
 
 
@@ -149,7 +151,13 @@ def growth_with_vocabulary(loader: ExperimentDataLoader) -> tuple[str, pd.DataFr
     for fmt in COSTLY:
         of, to = (f"{fmt} head nearest{end}" for end in (suffix, ""))
         estimate = paired_difference(cost_a_token(loader, fmt, suffix), cost_a_token(loader, fmt))
-        named = {"arm": runs_of(loader, of)["arm"].iloc[0], "against": runs_of(loader, to)["arm"].iloc[0]}
+        named: dict[str, Any] = {
+            "arm": runs_of(loader, of)["arm"].iloc[0],
+            "against": runs_of(loader, to)["arm"].iloc[0],
+        }
         named |= dict(zip(NAMED, (of, to), strict=True))
+        own = [f"{fmt} head {how}{end}" for how in ("nearest", "wide") for end in ("", suffix)]
+        if badly := sum(int((runs_of(loader, arm)["status"] != "finished").sum()) for arm in own):
+            named |= {"n_ended_badly": badly, "p_value": math.nan, "p_equivalent": math.nan}  # as `contrast`
         rows.append(row_of(f"{shown_as(fmt)}, {VOCABULARIES[-1]:,} tokens − characters", estimate) | named)
     return "", family(rows, (*TEST_COLUMNS, *NAMED))

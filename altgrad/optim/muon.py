@@ -25,17 +25,14 @@ class MuonBesideAdamW(Optimizer):
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], betas: tuple[float, float], eps: float) -> None:
-        ours = [{"muon": False, **group} for group in groups]
-        self._parts: dict[bool, Optimizer] = {}
-        for muon in (True, False):
-            if own := [dict(group) for group in ours if group["muon"] is muon]:
-                self._parts[muon] = (
-                    torch.optim.Muon(own, adjust_lr_fn="match_rms_adamw")
-                    if muon
-                    else torch.optim.AdamW(own, betas=betas, eps=eps, foreach=True)
-                )
-        filled = {muon: iter(part.param_groups) for muon, part in self._parts.items()}
-        super().__init__([next(filled[group["muon"]]) for group in ours], {})
+        super().__init__(groups, {"muon": False, "betas": betas, "eps": eps})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As `Optimizer.add_param_group`; what torch's own optimizer of its kind refuses, it refuses."""
+        muon = param_group.get("muon", False)
+        adamw = {} if muon else {key: self.defaults[key] for key in ("betas", "eps")}
+        (own,) = _of_torch(muon, [{**adamw, **param_group}]).param_groups
+        super().add_param_group(own | {"muon": muon})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -44,8 +41,17 @@ class MuonBesideAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for muon, part in self._parts.items():
-            part.state = self.state
-            part.param_groups = [group for group in self.param_groups if group["muon"] is muon]
-            part.step()
+        for muon in (True, False):
+            if groups := [group for group in self.param_groups if group["muon"] is muon]:
+                own = self.__dict__.setdefault("_of_torch", {})  # which a copy has not
+                if muon not in own:
+                    own[muon] = _of_torch(muon, [{"params": [torch.nn.Parameter(torch.zeros(1, 1))]}])
+                own[muon].state, own[muon].param_groups = self.state, groups
+                own[muon].step()
         return loss
+
+
+def _of_torch(muon: bool, groups: list[dict[str, Any]]) -> Optimizer:
+    if muon:
+        return torch.optim.Muon(groups, adjust_lr_fn="match_rms_adamw")
+    return torch.optim.AdamW(groups, foreach=True)

@@ -107,7 +107,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "rows": everything.to_dict("records"),
         "cost": costs_of(everything),
         "body": body.to_dict("records"),
-        "text": text.pivot(index="format", columns="rounding", values="difference").reset_index().to_dict("records"),
+        "text": _by_rounding(text),
         "logits": logits,
         "controls": controls.to_dict("records") if controls["rounding"].isin(OWN_ROUNDED).any() else [],
         "operands": operands.to_dict("records"),
@@ -157,6 +157,12 @@ def _logits(loader: ExperimentDataLoader, gaps: pd.DataFrame) -> list[dict[str, 
             figures = {"mean": float(last["logits_mean"]), "spread": float(last["logits_spread"])}
             found.append({"format": name, "rounding": how, "arm": runs_of(loader, arm)["arm"].iloc[0], **figures})
     return found
+
+
+def _by_rounding(gaps: pd.DataFrame) -> list[dict[str, Any]]:
+    """The gap of each format by rounding, of those that have both."""
+    table = gaps.pivot(index="format", columns="rounding", values="difference")
+    return list(table.reindex(columns=["nearest", "stochastic"]).dropna().reset_index().to_dict("records"))
 
 
 def _controls() -> dict[tuple[str, str], str]:
@@ -220,6 +226,7 @@ def _vocabulary_table(costs: pd.DataFrame) -> Table:
         col.signed("Stochastic", "extra"),
         col.interval(low="extra_low", high="extra_high"),
         col.count("Pairs", "n_pairs"),
+        col.count("Not finished", "n_ended_badly"),
     )
     return col.table(costs, columns, id="vocabulary")
 

@@ -18,6 +18,7 @@ import pandas as pd
 
 from altgrad.analysis import words
 from altgrad.analysis.contrasts import missing, named_family, reading, shown
+from altgrad.analysis.hypotheses import decayed
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, SMALLEST_GAP, seeds_needed
@@ -67,8 +68,8 @@ def _rivals(rows: pd.DataFrame) -> Table:
         col.arm("Arm", "contrast"),
         col.signed("Difference to AdamW", "difference"),
         col.interval(),
-        col.p("Adjusted p", "p_holm"),
         col.count("Pairs", "n_pairs"),
+        col.count("Not finished", "n_ended_badly"),
     )
     return col.table(rows, columns, id="rivals")
 
@@ -122,7 +123,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "relative": _outcome(judged[judged["rule"] == "relative"]),
         "stronger": _shown(unquantized, -1).to_dict("records"),
         "better_untuned": lambda: _better_untuned(loader),
-        "decays": _decays(found),
+        "decays": _decays(found) | {"decayed": decayed(loader)},
         "pilots": _outcome(pilots),
         "pilot": lambda: pilot(loader, pilots["arm"].iloc[0], int(pilots["n_pairs"].max())),
         "stiffness": stiffness,
