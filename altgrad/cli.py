@@ -1,4 +1,4 @@
-"""The command line: ``altgrad train | explain | probe | runs | new-site``. Only training and probing import torch."""
+"""The command line, ``altgrad COMMAND``. Only the commands that need a model import torch."""
 
 from __future__ import annotations
 
@@ -70,6 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explain.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="the folder of one run")
     explain.set_defaults(command=run_explain)
     add_probe_arguments(commands.add_parser("probe", help="predict what formats cost, from one unquantized model"))
+    add_evaluate_arguments(commands.add_parser("evaluate", help="what a recorded model loses in formats and recipes"))
+    add_export_arguments(commands.add_parser("export-weights", help="write a recorded model's weights as real codes"))
+    listed = commands.add_parser("recipes", help="list the recipes that have a name, or one with its settings")
+    listed.description = "List the recipes of low-precision training that have a name, or show what one of them is."
+    listed.add_argument("name", nargs="?", metavar="NAME", help="of a recipe: its settings, source and keys")
+    listed.set_defaults(command=run_recipes)
     runs = commands.add_parser("runs", help="list, compare, export, check and remove recorded runs, and fetch some")
     add_runs_commands(runs)
     site = commands.add_parser(
@@ -151,6 +157,39 @@ def run_explain(options: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give the folder of one run, OUT/<run id>")
     sys.stdout.write(failure_report(read_run(folder)))
+    return 0
+
+
+def run_recipes(options: argparse.Namespace) -> int:
+    """Print all recipes or one, and return the exit code.
+
+    Raises:
+        UsageError: there is no such recipe.
+    """
+    from altgrad.config import scalar
+    from altgrad.recipes import EVERYWHERE, RECIPES, recipe_keys, recipe_named
+
+    if options.name is None:
+        for each in RECIPES.values():
+            print(f"{each.name}\n  {each.what}\n  source: {each.source}\n  differs: {'; '.join(each.differs)}\n")
+        print(f"In all of them {'; '.join(EVERYWHERE)}.")
+        print(
+            "altgrad recipes NAME has the settings; in a config: recipe: NAME, in Python: quantize_model(model, NAME)."
+        )
+        return 0
+    try:
+        chosen = recipe_named(options.name)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    print(f"{chosen.name}: {chosen.what}\n\nsource: {chosen.source}\n\nsettings, with their defaults:")
+    for key, value in chosen.settings.items():
+        print(f"  {key}: {scalar(list(value) if isinstance(value, tuple) else value)}")
+    print("\nwhat differs from the real tool:")
+    for line in (*chosen.differs, *EVERYWHERE):
+        print(f"  - {line}")
+    print("\nas keys of a config:")
+    for section, keys in recipe_keys(chosen.name).items():
+        print(f"  {section}: {scalar(keys)}")
     return 0
 
 
@@ -259,6 +298,143 @@ def run_probe(options: argparse.Namespace) -> int:
     if len(means) < 3:
         print("Fewer than three of them have recorded gaps at this experiment: no rank correlation.")
     print("No registered test of such an order is recorded yet: take it as a prediction.")
+    return 0
+
+
+EVALUATING = """Say what a recorded model loses under formats and recipes, without training it.
+
+RUN is the folder of a run, of which the newest checkpoint is read, or that of one checkpoint, RUN/checkpoints/NAME. Its
+weights are read under each policy on the held-out text of the run's final loss; GAP is what the loss is higher by than
+without any rounding, with the standard error of the differences of single batches. A format is for every operand of
+every layer, scaled as the run's section `scaling` says; a recipe has its own scales. CLASS_BIAS is what the probe finds
+for the gradient of the logits (see `altgrad probe`); a recipe that leaves it as it is has none.
+"""
+
+EVALUATE_EXAMPLES = """examples:
+  altgrad evaluate experiments/runs/fp32-adamw-s0-0f3a --formats e4m3,e5m2 --recipes mxfp8,nvfp4,deepseek-v3
+  altgrad evaluate experiments/runs/fp32-adamw-s0-0f3a/checkpoints/best --recipes te-delayed
+
+exit codes:
+  0 printed   2 a mistake in the arguments or no model to evaluate; one line says what
+"""
+
+
+def _add_recorded_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run with checkpoints, or of a checkpoint")
+    data = "the UTF-8 text of your own that the run was trained on (default: the run's data set)"
+    parser.add_argument("--data", type=Path, metavar="FILE", help=data)
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``altgrad evaluate``."""
+    parser.description, parser.epilog = EVALUATING, EVALUATE_EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    _add_recorded_model(parser)
+    parser.add_argument("--formats", default="", metavar="NAMES", help="formats, separated by commas")
+    parser.add_argument("--recipes", default="", metavar="NAMES", help="recipes, separated by commas")
+    parser.add_argument("--batches", type=int, default=16, help="batches that the probe reads; 0: none (default: 16)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.set_defaults(command=run_evaluate)
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """Print what a model loses under each policy, and return the exit code.
+
+    Raises:
+        UsageError: a user's mistake, or no model to evaluate.
+        ModuleNotFoundError: torch or rich are missing.
+    """
+    if options.threads < 1 or options.batches < 0:
+        name, low = ("threads", 1) if options.threads < 1 else ("batches", 0)
+        raise UsageError(f"--{name} {getattr(options, name)}: give a number of at least {low}")
+    formats, recipes = (
+        _listed(f"--{name}", given) if (given := getattr(options, name)) else [] for name in ("formats", "recipes")
+    )
+    if not formats and not recipes:
+        raise UsageError("name formats or recipes to evaluate: --formats e4m3,e5m2 or --recipes mxfp8")
+    _check_run(options.run)
+    import torch
+
+    from altgrad.training.evaluated import evaluate, policies
+    from altgrad.training.probed import checkpointed
+
+    torch.set_num_threads(options.threads)
+    kept = checkpointed(options.run, options.data)
+    candidates = policies(kept.config, formats, recipes)
+    found = evaluate(kept, candidates, options.batches)
+    rows = []
+    for name, each in sorted(found.items(), key=lambda item: (math.isnan(item[1].gap), item[1].gap)):
+        bias = "-" if math.isnan(each.class_bias) else f"{each.class_bias:.4f}"
+        error = "-" if math.isnan(each.error) else f"{each.error:.4f}"
+        rows.append([name, f"{each.loss:.4f}", f"{each.gap:+.4f}", error, bias])
+    _print_table(["POLICY", "LOSS", "GAP", "ERROR", "CLASS_BIAS"], rows, (1, 2, 3, 4))
+    print(f"Losses in nats per character at step {kept.step}; the gap is against the same weights without rounding.")
+    ranked = sorted((each.class_bias, name) for name, each in found.items() if not math.isnan(each.class_bias))
+    if len(ranked) > 1:
+        print(f"Predicted to cost least in training, by class bias: {', '.join(name for _, name in ranked)}.")
+    return 0
+
+
+def _check_run(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; give the folder of a run, or RUN/checkpoints/NAME")
+
+
+EXPORTING = """Write the weights of a recorded model as real low-precision tensors, in one safetensors file.
+
+Each quantized weight becomes codes (FP8, MX or NVFP4 tensors, and whole numbers for other formats) and scales, as the
+layers read it; the rest is float32. `altgrad.export.read_weights` reads the same values back, bit for bit. Without
+--recipe or --format the run's own policy counts.
+"""
+
+EXPORT_EXAMPLES = """examples:
+  altgrad export-weights experiments/runs/mxfp8-s0-0f3a model.safetensors
+  altgrad export-weights experiments/runs/fp32-adamw-s0-0f3a model.safetensors --recipe nvfp4
+
+exit codes:
+  0 written   2 a mistake in the arguments, or no weight to write; one line says what
+"""
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``altgrad export-weights``."""
+    parser.description, parser.epilog = EXPORTING, EXPORT_EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    _add_recorded_model(parser)
+    parser.add_argument("file", metavar="FILE", type=Path, help="safetensors file to write")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--recipe", metavar="NAME", help="quantize by this recipe in place of the run's policy")
+    chosen.add_argument("--format", metavar="NAME", help="quantize every weight to this format, scaled as the run says")
+    parser.set_defaults(command=run_export)
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Write the file, list what is in it, and return the exit code.
+
+    Raises:
+        UsageError: a user's mistake, no model, or no weight that is quantized.
+        ModuleNotFoundError: torch or safetensors are missing.
+    """
+    _check_run(options.run)
+    from altgrad.export import export_weights
+    from altgrad.nn import quantize_model, quantized_layers
+    from altgrad.training.evaluated import policies
+    from altgrad.training.probed import checkpointed
+
+    kept = checkpointed(options.run, options.data)
+    named = [[name] if name else [] for name in (options.format, options.recipe)]
+    for policy in policies(kept.config, *named).values():
+        quantize_model(kept.model, policy, seed=kept.config.seed)
+        for layer in quantized_layers(kept.model).values():
+            layer.grid_scale = None
+    try:
+        found = export_weights(kept.model, options.file)
+    except ValueError as error:
+        raise UsageError(f"{options.run}: {one_line(error)}") from None
+    rows = [[each.layer, each.format, each.scale, str(each.bytes), str(each.float32_bytes)] for each in found]
+    _print_table(["LAYER", "FORMAT", "SCALE", "BYTES", "AS FLOAT32"], rows, (3, 4))
+    share = sum(each.bytes for each in found) / sum(each.float32_bytes for each in found)
+    print(f"{options.file}: {len(found)} weights in {share:.1%} of their bytes as float32, and the rest as it is")
     return 0
 
 

@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from altgrad.formats import FP32, FloatFormat, Rounding, get_format
+from altgrad.recipes import with_recipe
 
 LayerType = Literal["attention", "mlp", "embedding", "head"]
 LAYER_TYPES: tuple[LayerType, ...] = ("attention", "mlp", "embedding", "head")
@@ -49,6 +50,10 @@ def product_of(cast: str) -> str:
 
 
 LONGEST_NOTES = 10_000
+MOMENT_KINDS = ("fp32", "fp8")
+"""How an optimizer keeps Adam's moments between steps."""
+MOMENT_BLOCK = 256
+"""Elements that share a scale of moments in fp8."""
 NATIVE_FORMATS = ("e4m3", "e5m2")
 """What the hardware's FP8 instruction multiplies."""
 MX_FORMATS = ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1")
@@ -119,7 +124,8 @@ class ScaleRule(_Section):
             (scale 1), or a block format's rule: "mx" (blocks of 32, floor), "mx_rceil", "nvfp4" (blocks of 16).
         power_of_two: round the scale up to a power of two.
         quotient: of a scale that is no power of two, amax / max to the "nearest" float32, where the largest element
-            may exceed the format's largest value by a rounding, or "up", where none does.
+            may exceed the format's largest value by a rounding, or "up", where none does; "inverse" is what torchao and
+            Transformer Engine compute: elements are multiplied by max / amax in float32, rounded, and divided by it.
         algorithm, margin: of kind "delayed": the "max" of the history or the "most_recent" amax, and a scale
             2**margin larger (Transformer Engine's `amax_compute_algo` and `margin`).
         axis: where rows and blocks lie: along the "last" dimension for both products that read the operand, or along
@@ -131,7 +137,7 @@ class ScaleRule(_Section):
     kind: Literal["amax", "delayed", "static", "none", "mx", "mx_rceil", "nvfp4"] = "amax"
     power_of_two: bool = True
     block: int = _later(32, ge=1)
-    quotient: Literal["nearest", "up"] = _later("nearest")
+    quotient: Literal["nearest", "up", "inverse"] = _later("nearest")
     history: int = _later(16, ge=1, le=4096)
     algorithm: Literal["max", "most_recent"] = _later("max")
     margin: int = _later(0, ge=0, le=127)
@@ -154,9 +160,9 @@ class ScaleRule(_Section):
         if self.block != 32 and self.granularity not in ("block", "block_2d"):
             given = f"scaling.block {self.block} belongs to granularity 'block' or 'block_2d'"
             raise ValueError(f"{given}, not to {self.granularity!r}")
-        if self.quotient == "up" and (self.power_of_two or self.kind not in ("amax", "delayed")):
-            rounded = "scaling.quotient 'up' belongs to a scale of kind 'amax' or 'delayed' with power_of_two false"
-            raise ValueError(f"{rounded}; a power of two is rounded up already")
+        if self.quotient != "nearest" and (self.power_of_two or self.kind not in ("amax", "delayed")):
+            belongs = "belongs to a scale of kind 'amax' or 'delayed' with power_of_two false"
+            raise ValueError(f"scaling.quotient {self.quotient!r} {belongs}; a power of two has nothing to round")
         if self.axis == "contraction" and (self.granularity == "block_2d" or not self.several):
             what = "square blocks lie along no axis" if self.several else "one scale per tensor lies along no axis"
             raise ValueError(f"scaling.axis 'contraction' is for rows and blocks, and {what}; leave it out")
@@ -173,6 +179,8 @@ class ScaleRule(_Section):
         Raises:
             ValueError: naming `operand`.
         """
+        if not fmt.signed:
+            raise ValueError(f"{operand} is {fmt.name}, a scale's format without sign and zero; choose a signed one")
         elements = {"nvfp4": ("e2m1",), "mx": MX_FORMATS, "mx_rceil": MX_FORMATS}.get(self.kind)
         if elements is not None and fmt is not FP32 and fmt.name not in elements:
             *others, last = elements
@@ -291,7 +299,8 @@ class HadamardConfig(_Section):
 class QuantizeConfig(_Section):
     """Which operands are quantized to which format, in which layers. `fp32` leaves an operand as it is.
 
-    `layers` are layer types; `patterns` (dotted layer names with * and ?) restrict them further where given. `weight`,
+    `layers` are layer types; `patterns` (dotted layer names with * and ?) restrict them further where given, and layers
+    that match one of `wide` stay as they are. `weight`,
     `activation` and `grad_output` are for both products that read them, unless `casts` gives the second its own.
     `hadamard` rotates both operands of a product. `grad_output_rounding` has layer types whose grad_output is rounded
     otherwise than `rounding` says: nearest_even, stochastic, diffused, wide.
@@ -302,6 +311,7 @@ class QuantizeConfig(_Section):
     grad_output: FormatName = "fp32"
     layers: tuple[LayerType, ...] = LAYER_TYPES
     patterns: tuple[str, ...] = _later(())
+    wide: tuple[str, ...] = _later(())
     rounding: RoundingConfig = _later(RoundingConfig())
     compute: Literal["simulated", "native"] = _later("simulated")
     casts: CastsConfig = _later(CastsConfig())
@@ -372,6 +382,7 @@ class OptimizerConfig(_Section):
     max_stiffness: float | None = Field(None, gt=0)
     stiffness: Literal["ulp", "shuffled", "constant"] = _later("ulp")
     relative: bool = _later(False)
+    moments: Literal["fp32", "fp8"] = _later("fp32")  # Adam's, of matrices: fp8 is E4M3 and E5M2 with block scales
     rungs: int = _later(1, ge=1, le=64)  # the most codes that a step of rule "code" moves a weight by
 
     @model_validator(mode="after")
@@ -384,10 +395,16 @@ class OptimizerConfig(_Section):
             raise ValueError("optimizer.floor and optimizer.max_stiffness belong to step_rule 'manifold'")
         if self.format is not None and (self.step_rule != "manifold" or self.storage != "master"):
             raise ValueError("optimizer.format belongs to step_rule 'manifold' with storage 'master'")
-        if self.format == "fp32" or (self.format is not None and not get_format(self.format).fits_float64):
-            raise ValueError(f"optimizer.format={self.format!r} must be a format narrower than fp32")
+        fmt = None if self.format is None else get_format(self.format)
+        if fmt is FP32 or (fmt is not None and not (fmt.fits_float64 and fmt.signed)):
+            raise ValueError(f"optimizer.format={self.format!r} must be a signed format narrower than fp32")
         if self.stiffness != "ulp" and self.precondition is None:
             raise ValueError("optimizer.stiffness is an ablation of step_rule 'manifold'")
+        if self.moments == "fp8" and self.rounding == "error_feedback":
+            carried = "optimizer.rounding 'error_feedback' carries the error in the momentum"
+            raise ValueError(f"{carried}; leave out optimizer.moments 'fp8', which rounds it")
+        if self.moments == "fp8" and self.step_rule == "muon":
+            raise ValueError("optimizer.moments 'fp8' are Adam's; step_rule 'muon' has none of them")
         if self.relative and self.step_rule != "adamw":
             raise ValueError("optimizer.relative belongs to step_rule 'adamw'")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -435,6 +452,19 @@ def extra_bytes_per_weight(storage: str, rounding: str) -> int:
     if (storage, rounding) not in known:
         raise ValueError(f"there is no storage {storage!r} with rounding {rounding!r}; allowed is {sorted(known)}")
     return 4 if storage == "master" else 0
+
+
+def moment_bytes_per_weight(moments: str) -> float:
+    """Bytes that Adam's two moments take per weight between steps, of a float32 weight in a large tensor.
+
+    8 in "fp32"; in "fp8" two codes of a byte and two float32 scales a block, 2.03125.
+
+    Raises:
+        ValueError: other moments.
+    """
+    if moments not in MOMENT_KINDS:
+        raise ValueError(f"moments must be one of {', '.join(MOMENT_KINDS)}, not {moments!r:.80}")
+    return 8.0 if moments == "fp32" else 2 * (1 + 4 / MOMENT_BLOCK)
 
 
 class StabilityConfig(_Section):
@@ -507,6 +537,9 @@ Scalar = bool | int | float | str | None
 class ExperimentConfig(_Section):
     """One run. What decides its result is `identity()`; the rest is bookkeeping.
 
+    `recipe` in the keys that a config is made of (a name of `altgrad.recipes`, or a mapping of `name` and settings)
+    stands for the keys that the recipe has; those beside it win. A config itself has the keys alone.
+
     `foreign` marks the run of a training loop that is not AltGrad's: it holds the keys of that loop's own config which
     have no meaning here, dotted. What such a run does not state (`states`) is not known, whatever the defaults say.
     """
@@ -548,8 +581,8 @@ class ExperimentConfig(_Section):
     @classmethod
     def _short_forms(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and isinstance(data.get("tracking"), str):
-            return {**data, "tracking": {"mode": data["tracking"]}}
-        return data
+            data = {**data, "tracking": {"mode": data["tracking"]}}
+        return with_recipe(data) if isinstance(data, Mapping) and "recipe" in data else data
 
     @model_validator(mode="after")
     def _check(self) -> ExperimentConfig:
@@ -574,6 +607,8 @@ class ExperimentConfig(_Section):
                 raise ValueError(f"{kept}; set scaling.weight to {allowed}")
         self._check_casts()
         self._check_grad_output_rounding()
+        self._check_native_sizes()
+        self._check_shift()
         made = [(name, kind) for name in (*OPERANDS, *self.quantize.casts.given) for kind in self._layers_apart]
         drawn = {rounding for fmt, rounding, _ in itertools.starmap(self.cast, made) if fmt != "fp32"}
         if self.optimizer.step_rule != "code":
@@ -606,6 +641,40 @@ class ExperimentConfig(_Section):
             if given:
                 stored = "optimizer.storage 'grid' has the products read weights as they are stored"
                 raise ValueError(f"{stored}; leave out quantize.{given[0]}")
+
+    def _check_native_sizes(self) -> None:
+        """Refuse products that the hardware's instruction does not multiply."""
+        kinds = set(self.quantize.layers) - {"embedding"}
+        if self.quantize.compute != "native" or not kinds or self.foreign is not None:
+            return
+        sizes = {
+            "batch_size * model.context": self.batch_size * self.model.context,
+            "model.dim": self.model.dim,
+            **({"the number of tokens, the head's outputs,": self.tokens} if "head" in kinds else {}),
+        }
+        for name, size in sizes.items():
+            if size % 16:
+                rule = "quantize.compute 'native' multiplies sizes that are multiples of 16"
+                raise ValueError(f"{rule}, and {name} is {size}; change it or use 'simulated'")
+
+    def _check_shift(self) -> None:
+        """Refuse a format to go on with that has no more bits in any respect than those it replaces."""
+        if self.stability.shift_to is None or self.foreign is not None:
+            return
+        to, names = get_format(self.stability.shift_to), sorted({fmt for _, fmt in self._rounded()})
+        replaced = [get_format(name) for name in names]
+        if not to.signed or not to.fits_float64:
+            raise ValueError(f"stability.shift_to={to.name!r} is no format that tensors are rounded to")
+        if replaced and all(
+            to.exponent_bits <= fmt.exponent_bits and to.mantissa_bits <= fmt.mantissa_bits for fmt in replaced
+        ):
+            narrow = f"stability.shift_to={to.name!r} is no wider than {', '.join(names)}, which it would replace"
+            raise ValueError(f"{narrow}; name a format with more exponent or mantissa bits")
+
+    def _rounded(self) -> list[tuple[str, str]]:
+        """Operands and the formats that their products read them in, fp32 left out."""
+        pairs = [(name, fmt) for name in OPERANDS for fmt in self.quantize.formats(name)]
+        return [pair for pair in pairs if pair[1] != "fp32"]
 
     def _check_grad_output_rounding(self) -> None:
         """Refuse roundings of single layer types that say nothing, or something else than the rest of the config."""
@@ -677,6 +746,8 @@ class ExperimentConfig(_Section):
             rule += f"-{optimizer.format}"
         if optimizer.storage == "grid":
             rule += f"-grid-{optimizer.rounding.replace('_', '-')}"
+        if optimizer.moments != "fp32":
+            rule += f"-{optimizer.moments}-moments"
         if not quantize.operands:
             return f"fp32-{rule}"
         both = (fmt for operand in quantize.operands for fmt in quantize.formats(operand) if fmt != "fp32")
@@ -769,6 +840,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), seed: int | Non
         raise UsageError(f"{path}: a config is a mapping of keys to values, this is a {type(data).__name__}")
     if isinstance(data.get("tracking"), str):
         data["tracking"] = {"mode": data["tracking"]}
+    if isinstance(data.get("recipe"), str):
+        data["recipe"] = {"name": data["recipe"]}
     for override in overrides:
         _apply(data, override)
     if seed is not None:
@@ -865,7 +938,7 @@ def _known_keys(parent: str) -> list[str]:
     model: type[BaseModel] = ExperimentConfig
     for part in filter(None, parent.split(".")):
         model = _section(model, part) or model
-    return list(model.model_fields)
+    return [*model.model_fields, *(["recipe"] if model is ExperimentConfig else [])]
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import altgrad
 
-_BOTH = ("formats", "config")
+_BOTH = ("formats", "recipes", "config")
 RUN_ROOMS = (
     *_BOTH,
     "scratch",

@@ -44,24 +44,28 @@ from altgrad.config import (
     PRODUCTS,
     READERS,
     SECOND_CASTS,
+    ExperimentConfig,
     ScaleRule,
     UsageError,
     first_mistake,
     operand_of,
+    parse_config,
     product_of,
 )
 from altgrad.diffusion import diffuse
-from altgrad.formats import FP32, ROUNDINGS, FloatFormat, check_draw_version
+from altgrad.formats import FP32, ROUNDINGS, FloatFormat, check_draw_version, get_format
+from altgrad.recipes import recipe_keys
 from altgrad.rounding import quantize, quantize_counted
 from altgrad.scaling import (
     MX_BLOCK,
     NVFP4_BLOCK,
     DelayedScale,
-    amax_scale,
+    amax,
     expand_blocks,
     expand_tiles,
     in_blocks,
     in_tiles,
+    inverse_scale_of_amax,
     mx_scale,
     mx_scale_of_amax,
     nvfp4_scales,
@@ -264,6 +268,47 @@ class Policy:
 UNQUANTIZED = Policy()
 
 
+def policies_of(config: ExperimentConfig) -> dict[str, Policy]:
+    """What the config does to its layers, by layer type; "*" is for those without a rounding of their own."""
+    wide, kinds = config.quantize.wide, config.quantize.grad_output_rounding.given
+    found = dict.fromkeys(wide, UNQUANTIZED) | {kind: policy_of(config, kind) for kind in kinds}
+    return found | {"*": policy_of(config)}
+
+
+def policy_of(config: ExperimentConfig, layer_type: str | None = None) -> Policy:
+    """What the config does to the operands of its layers, or to those of a layer type that has a rounding of its own.
+
+    Weights under storage "master" are rounded on the forward pass as `optimizer.rounding` says; under storage "grid"
+    that is how the optimizer rounds, and the forward pass reads the weights as they are.
+    """
+    quantize = config.quantize
+
+    def operand(name: str) -> Operand:
+        fmt, rounding, rule = config.cast(name, layer_type)
+        return Operand(get_format(fmt), rounding, rule)
+
+    operands: dict[str, Any] = {name: operand(name) for name in OPERANDS}
+    casts = {name: operand(name) for name in quantize.casts.given}
+    where: dict[str, Any] = {"layers": quantize.layers, "patterns": quantize.patterns, "compute": quantize.compute}
+    return Policy(**operands, **where, casts=casts, hadamard=quantize.hadamard.given)
+
+
+def recipe(name: str, **settings: Any) -> dict[str, Policy]:
+    """The policies of a recipe, for `quantize_model`: its layers of no type are quantized like attention and mlp.
+
+    Args:
+        name: one of `altgrad.recipes.RECIPES`.
+        settings: the recipe's own, and `head`, `embedding` and `wide`.
+
+    Raises:
+        ValueError: no such recipe or setting, or a setting out of its range; one line.
+    """
+    config = parse_config(recipe_keys(name, **settings), source=f"recipe {name!r}")
+    policy = policy_of(config)
+    found = dict.fromkeys(config.quantize.wide, UNQUANTIZED)
+    return found | {"*": replace(policy, layers=(*policy.layers, "other"))}
+
+
 @dataclass
 class Clock:
     """What the draws of stochastic rounding depend on beside layer and operand: the run's seed, and the moment.
@@ -370,6 +415,16 @@ class _Quantizer:
         with self._without_trace():
             return self._rounded(self.weight.detach(), "weight")[0]
 
+    def weight_and_scale(self) -> tuple[Tensor, Tensor | None, int | tuple[int, int]]:
+        """`weight_as_read`, the scale it has, and the elements of a block, or its rows and columns, or 0.
+
+        The scale is one a tensor, row or block, None for 1, and its inverse where the rule's quotient is "inverse".
+        """
+        with self._without_trace():
+            weight = self.weight.detach()
+            scale, block = self._scale(self._rotated(weight, "weight"), "weight")
+            return self._rounded(weight, "weight")[0], scale, block
+
     def weight_reading(self) -> Reading:
         """`weight_as_read`, as an observer would see it."""
         with self._without_trace():
@@ -382,10 +437,14 @@ class _Quantizer:
             return x, scale
         fmt, how = self.policy.operand(name).format, self._rounding(name)
         elements, factor = _elements(x, scale, block)
+        inverse = self._inverse(name, factor)
+        if inverse is not None:
+            elements, factor, scale = elements.float() * inverse, None, 1 / scale
         if how["rounding"] not in ROUNDINGS:
-            rounded = _rounded_together(how["rounding"], x, elements, fmt, factor)
+            rounded = _rounded_together(how["rounding"], x, elements, fmt, factor, inverse)
         else:
-            rounded = quantize(elements, fmt, scale=factor, check_scale=False, **how).view(x.shape)
+            rounded = quantize(elements, fmt, scale=factor, check_scale=False, **how)
+            rounded = (rounded if inverse is None else rounded.div_(inverse).to(x.dtype)).view(x.shape)
         return rounded, None if block else scale
 
     def _reading(self, x: Tensor, name: str) -> Reading:
@@ -399,6 +458,9 @@ class _Quantizer:
             none = torch.zeros((), dtype=torch.int64, device=x.device)
             return Reading(*place, x, x, fmt, scale, none, none, products=products)
         elements, factor = _elements(x, scale, block)
+        inverse = self._inverse(name, factor)
+        if inverse is not None:
+            elements, factor, scale = elements.float() * inverse, None, 1 / scale
         if isinstance(block, tuple):
             scale, block = expand_tiles(scale, _matrix(x).shape, block).view(x.shape), 0
         how = self._rounding(name)
@@ -406,9 +468,10 @@ class _Quantizer:
         if how["rounding"] not in ROUNDINGS:  # what overflows is what overflows to nearest
             together, how = how["rounding"], {"rounding": "nearest_even"}
         found = quantize_counted(elements, fmt, scale=factor, with_ulp=False, check_scale=False, **how)
-        rounded, underflow = found.values.view(x.shape), found.underflow
+        rounded, underflow = found.values, found.underflow
+        rounded = (rounded if inverse is None else rounded.div_(inverse).to(x.dtype)).view(x.shape)
         if together is not None:
-            rounded = _rounded_together(together, x, elements, fmt, factor)
+            rounded = _rounded_together(together, x, elements, fmt, factor, inverse)
             underflow = torch.count_nonzero((x != 0) & (rounded == 0))
         counts = found.overflow, underflow, found.nonzero
         return Reading(*place, x, rounded, fmt, scale, *counts, block, products)
@@ -428,8 +491,14 @@ class _Quantizer:
         seed = self.clock.seed_of(self.layer, name) if rounding == "stochastic" else None
         return {"rounding": rounding, "seed": seed, "draw_version": self.clock.draw_version}
 
+    def _inverse(self, name: str, factor: Any) -> Tensor | None:
+        """`factor` where it is what elements are multiplied by, in place of a scale to divide them by."""
+        return factor if self.policy.operand(name).scaling.quotient == "inverse" else None
+
     def _scale(self, x: Tensor, name: str) -> tuple[Any, int | tuple[int, int]]:
         """The scale of `x` (a Tensor, or None for 1), and the elements of a block that has one of its own, or 0.
+
+        It is the inverse of the scale where the rule's quotient is "inverse".
 
         Of blocks that do not lie along the last dimension it is their rows and columns.
         """
@@ -454,8 +523,8 @@ class _Quantizer:
             inner, outer = nvfp4_scales(x)
             return inner * outer, NVFP4_BLOCK
         granularity, block = scaling.granularity, scaling.block
-        how: dict[str, Any] = {"power_of_two": scaling.power_of_two, "quotient": scaling.quotient}
-        return amax_scale(x, fmt, granularity=granularity, block=block, **how), block if granularity == "block" else 0
+        largest = amax(x, granularity=granularity, block=block)
+        return _scale_of_amax(largest, scaling, fmt), block if granularity == "block" else 0
 
     def _delayed_scale(self, x: Tensor, name: str) -> Tensor:
         """As Transformer Engine: training with gradients enabled takes the amax of `x` into the history."""
@@ -496,11 +565,14 @@ def _elements(x: Tensor, scale: Any, block: int | tuple[int, int]) -> tuple[Tens
     return in_blocks(x, scale, block=block) if block else (x, scale)
 
 
-def _rounded_together(rounding: str, x: Tensor, elements: Tensor, fmt: FloatFormat, scale: Any) -> Tensor:
+def _rounded_together(
+    rounding: str, x: Tensor, elements: Tensor, fmt: FloatFormat, scale: Any, inverse: Tensor | None
+) -> Tensor:
     """`x` by a rounding that looks at more than an element; what is on the grid is found in shapes of `_elements`."""
 
     def on_grid(way: str) -> Tensor:
-        return quantize(elements, fmt, scale=scale, rounding=way, check_scale=False).view(x.shape)
+        found = quantize(elements, fmt, scale=scale, rounding=way, check_scale=False)
+        return (found if inverse is None else found.div_(inverse).to(x.dtype)).view(x.shape)
 
     if rounding == "diffused":
         return diffuse(x, on_grid("down"), on_grid("up"))
@@ -531,10 +603,12 @@ def _tile(scaling: ScaleRule, x: Tensor, *, across: bool) -> tuple[int, int] | N
 
 
 def _scale_of_amax(largest: Tensor, scaling: ScaleRule, fmt: FloatFormat) -> Tensor:
-    """The scales of blocks, float32 of any shape, by the rule of an operand that has several."""
+    """The scales, float32 of any shape, by the rule of an operand whose largest absolute values are known."""
     if scaling.kind == "nvfp4":
         inner, outer = nvfp4_scales_of_amax(largest)
         return inner * outer
+    if scaling.quotient == "inverse":
+        return inverse_scale_of_amax(largest, fmt)
     if scaling.kind == "amax":
         return scale_of_amax(largest, fmt, power_of_two=scaling.power_of_two, quotient=scaling.quotient)
     return mx_scale_of_amax(largest, fmt, rule="floor" if scaling.kind == "mx" else "rceil")
@@ -752,7 +826,7 @@ def layer_type(name: str) -> str | None:
 
 
 def quantize_model(
-    model: nn.Module, policy: Policy | Mapping[str, Policy], *, seed: int = 0, draw_version: int = 1
+    model: nn.Module, policy: Policy | Mapping[str, Policy] | str, *, seed: int = 0, draw_version: int = 1
 ) -> nn.Module:
     """Turn the linear layers and embeddings of a model into their quantized form, in place.
 
@@ -764,7 +838,8 @@ def quantize_model(
     Args:
         model: any torch model; layers of classes derived from nn.Linear and nn.Embedding are left alone.
         policy: one policy, or several by dotted name or layer type with * and ?, of which the first match counts; such
-            a policy covers layers of every type, unless it names its own `layers`.
+            a policy covers layers of every type, unless it names its own `layers`. Or the name of a recipe, whose
+            settings are those of `recipe`.
         seed: of the draws, where something is rounded stochastically.
         draw_version: of `formats.stochastic_draw`; 2 is quicker.
 
@@ -774,6 +849,8 @@ def quantize_model(
     Raises:
         ValueError: the policies match no layer; there is no such version of the draws.
     """
+    if isinstance(policy, str):
+        policy = recipe(policy)
     if isinstance(policy, Policy):
         policies = {"*": policy}
     else:  # a key says which layers are meant

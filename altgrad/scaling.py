@@ -133,6 +133,23 @@ def scale_of_amax(largest: Tensor, fmt: FloatFormat, *, power_of_two: bool = Tru
     return _where_defined(largest, torch.where(largest == 0, 1.0, _power_of_two(exponent)))
 
 
+def inverse_scale_of_amax(largest: Tensor, fmt: FloatFormat) -> Tensor:
+    """max / amax as the nearest float32: what torchao and Transformer Engine multiply elements by before they round.
+
+    Their real value is ``quantize(x * inverse, fmt) / inverse``, whose last bits are not those of a division by the
+    scale. (torchao: float8_utils.amax_to_scale; Transformer Engine: recipe_common.cuh, compute_scale_from_amax.)
+
+    Args:
+        largest: largest absolute values, float32 of any shape.
+
+    Returns:
+        Positive float32 of that shape, at most the largest float32: 1 where `largest` is 0, NaN where it is not finite.
+    """
+    maximum = torch.full((), fmt.max, dtype=torch.float64, device=largest.device)
+    inverse = (maximum / largest.double()).float().clamp_(max=FP32.max)
+    return _where_defined(largest, torch.where(largest == 0, 1.0, inverse))
+
+
 @lru_cache(maxsize=256)
 def _frexp_of_max(fmt: FloatFormat) -> tuple[float, int]:
     return math.frexp(fmt.max)
@@ -294,7 +311,8 @@ class DelayedScale(nn.Module):
         length: how many steps are remembered, at least 1.
         margin: whole number from 0 to 127; the scale is taken 2**margin larger, at most 2**127.
         algorithm: "max" or "most_recent".
-        power_of_two, quotient: as `amax_scale`.
+        power_of_two, quotient: as `amax_scale`. With "inverse", `update` and `scale` return the inverse of the scale
+            (`inverse_scale_of_amax`), 2**margin smaller.
 
     Raises:
         ValueError: a length or a margin out of range, an unknown algorithm or quotient.
@@ -318,7 +336,8 @@ class DelayedScale(nn.Module):
         _check_whole("margin", margin, 0, 127)
         if algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, not {algorithm!r}")
-        _check_quotient(quotient)
+        if quotient != "inverse":
+            _check_quotient(quotient)
         self.fmt, self.margin, self.algorithm = fmt, margin, algorithm
         self.power_of_two, self.quotient = power_of_two, quotient
         self.register_buffer("history", torch.zeros(length))
@@ -372,6 +391,8 @@ class DelayedScale(nn.Module):
             order = torch.arange(1, len(history) + 1, device=history.device)
             known = history.gather(0, (order * (history > 0)).argmax(0, keepdim=True)).squeeze(0)
         largest = torch.where(known > 0, known, now)
+        if self.quotient == "inverse":
+            return inverse_scale_of_amax(largest, self.fmt).mul_(2.0**-self.margin)
         scale = scale_of_amax(largest, self.fmt, power_of_two=self.power_of_two, quotient=self.quotient)
         return scale.mul_(2.0**self.margin).clamp_(max=_MAX_SCALE)
 

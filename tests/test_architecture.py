@@ -19,9 +19,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Floors, ground floor first. The rooms from rounding on need torch, and use of the reading half no more than SHARED.
-READING = ("altgrad", "text", "imports", "formats", "config", "studies", "runs", "analysis", "site", "reports")
+GROUND = ("altgrad", "text", "imports", "formats", "recipes", "config")
+READING = (*GROUND, "studies", "runs", "analysis", "site", "reports")
 SHARED = READING[: READING.index("analysis")]
-TORCH = ("scratch", "draws", "rounding", "diffusion", "scaling", "nn", "models", "optim", "telemetry", "training")
+LAYERS = ("scratch", "draws", "rounding", "diffusion", "scaling", "nn")
+TORCH = (*LAYERS, "export", "models", "optim", "telemetry", "training")
 OLD_NAMES = ("analysis/reports.py", "pages/__init__.py", "pages/mkdocs.py")
 HEAVY = {"torch", "wandb", "mkdocs", "mkdocs_gen_files"}
 

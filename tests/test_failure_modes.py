@@ -417,7 +417,7 @@ def test_a_stall_is_a_cause_on_the_grid_only() -> None:
 
 def test_an_arm_is_asked_for_what_warns_in_a_run_and_for_precision() -> None:
     """NaN and infinity have no limit to choose: they are a kind of failure themselves. Logits are no operand."""
-    warned = [symptom.kind for symptom in SYMPTOMS if symptom.kind not in ("nonfinite", "runaway_logits")]
+    warned = dict.fromkeys(symptom.kind for symptom in SYMPTOMS if symptom.kind not in ("nonfinite", "runaway_logits"))
     assert [symptom.kind for symptom in SYMPTOMS_OF_ARMS] == [*warned, "precision"]
     assert CAUSES[: len(FAILURE_KINDS)] == FAILURE_KINDS
 

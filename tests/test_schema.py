@@ -124,7 +124,11 @@ RECORDED = {"formats/index", "index", "reports/format_comparison", "runs/index",
     [
         ("training/loop.py", {"telemetry", "wandb"}, set[str]()),
         ("reports/home.py", {"findings", "your-own-page", "wandb"}, {"index", "reports/format_comparison"}),
-        ("formats.py", {*ANALYSED, "telemetry", "number-formats", "own-format", "quantize-a-model"}, RECORDED),
+        (
+            "formats.py",
+            {*ANALYSED, "telemetry", "number-formats", "own-format", "quantize-a-model", "recipes"},
+            RECORDED,
+        ),
         ("analysis/failures.py", ANALYSED, {"reports/format_comparison", "formats/index"}),
         ("analysis/comparison.py", ANALYSED, RECORDED),
         ("site/plugin.py", {"wandb"}, {"reports/format_comparison"}),

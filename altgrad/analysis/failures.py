@@ -40,9 +40,7 @@ SYMPTOMS_OF_ARMS = (
         for symptom in SYMPTOMS
         if symptom.figure
     ),
-    Symptom(
-        "precision", "sqnr_db", OPERANDS, PRECISION_DB, "signal-to-quantization-noise ratio", "", True, "dB of SQNR"
-    ),
+    Symptom("precision", "sqnr_db", OPERANDS, PRECISION_DB, "signal-to-quantization-noise ratio", True, "dB of SQNR"),
 )
 """What the looks of an arm can show: what warns in a run, of every operand that is rounded, and one more. NaN shows in
 no mean over runs; with master weights no update is lost, so a stall is asked for on the grid only."""

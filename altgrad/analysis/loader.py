@@ -395,6 +395,8 @@ def scope_parts(config: ExperimentConfig) -> list[tuple[str, str]]:
         parts.append((f"layers {' '.join(kinds)}", f"only in {', '.join(kinds)}"))
     if quantize.patterns:
         parts.append((f"patterns {' '.join(quantize.patterns)}", f"only layers {', '.join(quantize.patterns)}"))
+    if quantize.wide:
+        parts.append((f"wide {' '.join(quantize.wide)}", f"not layers {', '.join(quantize.wide)}"))
     scales = {operand: _scale(config.scaling.rule(operand)) for operand in operands if config.states("scaling")}
     if len({*scales.values()}) <= 1:
         parts += [scale for scale in {*scales.values()} if scale[0]]
@@ -442,7 +444,7 @@ def _scale(rule: ScaleRule) -> tuple[str, str]:
 def _kind_of_scale(rule: ScaleRule) -> tuple[str, str]:
     """A scale as a key and in words; empty for the default."""
     exact = "" if rule.power_of_two else "exact "
-    up = ", rounded up" if rule.quotient == "up" else ""
+    up = {"up": ", rounded up", "inverse": ", by its inverse"}.get(rule.quotient, "")
     if rule.kind == "amax":
         where = {
             "tensor": ("", ""),

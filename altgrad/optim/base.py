@@ -10,8 +10,13 @@ when it must, by powers of two, and each move is an event:
 A tensor with a NaN or an infinity keeps its scale, and an infinity becomes NaN, so that the damage shows.
 
 State of a parameter: `step` (as torch's AdamW has it), `exp_avg`, `exp_avg_sq`, and `scale` on the grid: tensors only.
-The settings in `param_groups` are numbers, strings, lists and None; the format is there by its name. A state_dict is
-therefore tensors and JSON.
+The settings in `param_groups` are numbers, strings, lists and None, a rate may be a tensor; the format is there by its
+name. A state_dict is therefore tensors and JSON. With `moments` "fp8" the moments are codes, uint8, and `exp_avg_scale`
+and `exp_avg_sq_scale` are beside them (`altgrad.optim.moments`).
+
+Parameters are float16, bfloat16, float32 or float64, as torch's AdamW has them. Moments have the parameter's dtype, but
+float32 where a precondition steps narrower ones: the square of a gradient times a spacing is none of float16. A DTensor
+steps shard by shard (`altgrad.optim.shards`); a scale is of the whole tensor, the same on all ranks.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -27,11 +32,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from altgrad.config import MOMENT_KINDS
 from altgrad.formats import FloatFormat, get_format
+from altgrad.optim.moments import empty_moments, keep_moment, read_moment
+from altgrad.optim.shards import is_sharded, local, over_shards, shard_number
 from altgrad.rounding import quantize
 from altgrad.scaling import power_of_two_scale
 
 HEADROOM, HYSTERESIS = 2, 4
+ADAMW_RATE = 1e-3
+"""torch's default, for steps in real units."""
 _IN_CACHE = 1 << 18
 """Elements that a batch holds at most on a processor (or one tensor): later passes find them in the cache, and what is
 allocated for them stays small enough to be used again at once."""
@@ -41,7 +51,10 @@ Event = tuple[Tensor, float, float]
 
 
 class Batch(NamedTuple):
-    """Parameters that take their step together: their gradients, moments, places in the optimizer, and step number."""
+    """Parameters that take their step together: their gradients, moments, places in the optimizer, and step number.
+
+    `owners` are the parameters as the optimizer has them, `params` what is worked on: of a DTensor this rank's shard.
+    """
 
     params: list[Tensor]
     grads: list[Tensor]
@@ -49,6 +62,7 @@ class Batch(NamedTuple):
     squares: list[Tensor]
     indices: list[int]
     step: int
+    owners: Sequence[Tensor] = ()
 
 
 class GridOptimizer(Optimizer):
@@ -67,6 +81,8 @@ class GridOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_events", [])
+        for group in self.param_groups:
+            group.setdefault("moments", "fp32")  # of a state from before there were others
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As `Optimizer.add_param_group`; the settings are checked, and the values rounded where they live on the grid.
@@ -77,8 +93,11 @@ class GridOptimizer(Optimizer):
         given = dict(param_group)
         group = {key: value for key, value in self.defaults.items() if key not in given} | given
         group["fmt"] = _name(group["fmt"])
+        if group["lr"] is None:
+            group["lr"] = self._default_rate(group)
         self._check(group, given)
         params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        _check_parameters(group, params)
         if group["storage"] == "grid":
             _check_storable(get_format(group["fmt"]), params)
         super().add_param_group(group | {"params": group["params"] if isinstance(group["params"], Tensor) else params})
@@ -110,17 +129,22 @@ class GridOptimizer(Optimizer):
         onto a scale of its own.
 
         Raises:
-            ValueError: the state is one of another format or storage.
+            ValueError: the state is one of another format or storage, or of other moments.
         """
         for ours, theirs in zip(self.param_groups, state_dict["param_groups"], strict=False):
-            for key in ("fmt", "storage"):
-                if ours[key] != theirs.get(key):
-                    other = f"the state has {key} {theirs.get(key)!r} where this optimizer has {ours[key]!r}"
+            for key, default in (("fmt", None), ("storage", None), ("moments", "fp32")):
+                if ours[key] != (given := theirs.get(key, default)):
+                    other = f"the state has {key} {given!r} where this optimizer has {ours[key]!r}"
                     raise ValueError(f"{other}; make it with the settings of the run that saved it")
         scales = {parameter: state["scale"] for parameter, state in self.state.items() if "scale" in state}
         super().load_state_dict(state_dict)
         for parameter, scale in scales.items():
             self.state[parameter]["scale"] = scale.copy_(self.state[parameter]["scale"])
+        for ours, theirs in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for parameter, index in zip(ours["params"], theirs["params"], strict=True):
+                for name, kept in state_dict["state"].get(index, {}).items():
+                    if name.startswith("exp_avg") and kept.dtype != parameter.dtype:  # torch has given it that
+                        self.state[parameter][name] = kept.to(parameter.device, copy=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -131,10 +155,19 @@ class GridOptimizer(Optimizer):
                 loss = closure()
         first = 0
         for group in self.param_groups:
+            settings = {**group, "lr": float(group["lr"]), "betas": tuple(map(float, group["betas"]))}
             for batch in self._batches(group, first):
-                self._step_batch(group, batch)
+                self._step_batch(settings, batch)
+                if group["moments"] == "fp8":
+                    for owner, mean, square in zip(batch.owners, batch.means, batch.squares, strict=True):
+                        keep_moment(self.state[owner], "exp_avg", mean)
+                        keep_moment(self.state[owner], "exp_avg_sq", square)
             first += len(group["params"])
         return loss
+
+    def _default_rate(self, group: dict[str, Any]) -> float:
+        """The rate of a group that was given none."""
+        raise NotImplementedError
 
     def _check(self, group: dict[str, Any], given: dict[str, Any]) -> None:
         """Check the settings of a group, of which `given` are its own and not the optimizer's."""
@@ -152,23 +185,31 @@ class GridOptimizer(Optimizer):
             state = self.state[parameter]
             if "exp_avg" not in state:
                 state["step"] = torch.zeros(())
-                state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-                state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                if group["moments"] == "fp8":
+                    state.update(empty_moments(parameter))
+                    continue
+                for name in ("exp_avg", "exp_avg_sq"):
+                    dtype = _moment_dtype(group, parameter)
+                    state[name] = torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
         counters = [self.state[parameter]["step"] for _, parameter in ready]
         torch._foreach_add_(counters, torch.tensor(1.0), alpha=1.0)
-        batch, filled = Batch([], [], [], [], [], 0), 0
+        batch, filled = Batch([], [], [], [], [], 0, []), 0
         for (index, parameter), counter in zip(ready, counters, strict=True):
             number = int(counter)
             full = filled + parameter.numel() > _IN_CACHE and parameter.device.type == "cpu"
-            if batch.params and (full or number != batch.step or parameter.device != batch.params[0].device):
+            like = batch.params[0] if batch.params else parameter
+            apart = number != batch.step or (parameter.device, parameter.dtype) != (like.device, like.dtype)
+            if batch.params and (full or apart):
                 yield batch
-                batch, filled = Batch([], [], [], [], [], number), 0
+                batch, filled = Batch([], [], [], [], [], number, []), 0
             batch = batch if batch.params else batch._replace(step=number)
-            state = self.state[parameter]
-            batch.params.append(parameter)
-            batch.grads.append(parameter.grad)  # type: ignore[arg-type]
-            batch.means.append(state["exp_avg"])
-            batch.squares.append(state["exp_avg_sq"])
+            state, fp8 = self.state[parameter], group["moments"] == "fp8"
+            batch.owners.append(parameter)  # type: ignore[attr-defined]
+            batch.params.append(local(parameter))
+            batch.grads.append(local(parameter.grad, parameter))  # type: ignore[arg-type]
+            for name, moments in (("exp_avg", batch.means), ("exp_avg_sq", batch.squares)):
+                wide = read_moment(state, name).to(_moment_dtype(group, parameter)) if fp8 else local(state[name])
+                moments.append(wide)
             batch.indices.append(index)
             filled += parameter.numel()
         yield batch
@@ -176,10 +217,11 @@ class GridOptimizer(Optimizer):
     @torch.no_grad()
     def _put_on_grid(self, group: dict[str, Any]) -> None:
         fmt = get_format(group["fmt"])
-        for parameter in group["params"]:
-            largest = float(parameter.abs().max()) if parameter.numel() else 0.0
+        for owner in group["params"]:
+            parameter = local(owner)
+            largest = largest_magnitudes([parameter], [owner])[0] if owner.numel() else 0.0
             scale = grid_scale(largest, fmt) if group["scaled"] else 1.0
-            self.state[parameter]["scale"] = torch.tensor(scale, device=parameter.device)
+            self.state[owner]["scale"] = torch.tensor(scale, device=parameter.device)
             quantize(without_infinities(parameter, largest), fmt, scale=scale, out=parameter)
 
     def _moved_scale(self, group: dict[str, Any], parameter: Tensor, old: float, largest: float) -> float:
@@ -190,8 +232,8 @@ class GridOptimizer(Optimizer):
             self._events.append((parameter, old, new))
         return new
 
-    def _scales(self, params: list[Tensor]) -> list[float]:
-        return torch.stack([self.state[parameter]["scale"] for parameter in params]).tolist()
+    def _scales(self, owners: Sequence[Tensor]) -> list[float]:
+        return torch.stack([self.state[owner]["scale"] for owner in owners]).tolist()
 
 
 def update_moments(batch: Batch, grads: list[Tensor], betas: tuple[float, float]) -> None:
@@ -227,8 +269,14 @@ def adamw_step(group: dict[str, Any], batch: Batch, grads: list[Tensor], rates: 
     return found
 
 
-def largest_magnitudes(tensors: list[Tensor]) -> list[float]:
-    """max |x| of every tensor; NaN where there is one."""
+def largest_magnitudes(tensors: list[Tensor], owners: Sequence[Tensor] = ()) -> list[float]:
+    """max |x| of every tensor; NaN where there is one. Of shards it is that of the whole of their `owners`."""
+    if any(is_sharded(owner) for owner in owners):
+        found = []
+        for tensor, owner in zip(tensors, owners, strict=True):
+            largest = tensor.abs().max() if tensor.numel() else tensor.new_zeros(())
+            found.append(float(over_shards(largest, owner, "max")))
+        return found
     bounds = [bound for tensor in tensors for bound in torch.aminmax(tensor)]
     found = torch.stack(bounds).tolist()
     return [max(-low, high) for low, high in zip(found[::2], found[1::2], strict=True)]
@@ -256,9 +304,13 @@ def next_scale(scale: float, largest: float, fmt: FloatFormat) -> float:
     return needed if too_small or too_large else scale
 
 
-def draw_seed(seed: int, index: int, step: int) -> int:
-    """The 64-bit seed of a parameter's draws at a step: a resumed run draws what an unbroken one would."""
-    text = f"optim/{seed}/{index}/{step}"
+def draw_seed(seed: int, index: int, step: int, owner: Tensor | None = None) -> int:
+    """The 64-bit seed of a parameter's draws at a step: a resumed run draws what an unbroken one would.
+
+    The shards of an `owner` but the first have seeds of their own.
+    """
+    shard = 0 if owner is None else shard_number(owner)
+    text = f"optim/{seed}/{index}/{step}" + (f"/{shard}" if shard else "")
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
@@ -273,8 +325,17 @@ def check_adam(group: dict[str, Any]) -> None:
     Raises:
         ValueError: with the allowed range.
     """
-    if not all(group[key] >= 0 for key in ("lr", "eps", "weight_decay")):
+    rate = group["lr"]
+    single = isinstance(rate, Tensor) and rate.numel() == 1 and rate.is_floating_point()
+    number = isinstance(rate, int | float) and not isinstance(rate, bool)
+    if not (rate is None or number or single):
+        raise ValueError(f"lr must be a number or a tensor of one, not {rate!r:.80}")
+    if not all(group[key] is None or group[key] >= 0 for key in ("lr", "eps", "weight_decay")):
         raise ValueError("lr, eps and weight_decay must not be negative")
+    if group["moments"] not in MOMENT_KINDS:
+        raise ValueError(f"moments must be one of {', '.join(MOMENT_KINDS)}, not {group['moments']!r:.80}")
+    if group["moments"] == "fp8" and group.get("rounding") == "error_feedback":
+        raise ValueError("error_feedback carries the error in the momentum, which moments 'fp8' would round")
     if not all(0 <= beta < 1 for beta in group["betas"]):
         raise ValueError(f"betas must lie in [0, 1), not {group['betas']!r}")
 
@@ -287,6 +348,23 @@ def _name(fmt: FloatFormat | str) -> str:
         if get_format(fmt.name) == fmt:
             return fmt.name
     return FloatFormat.split(fmt.exponent_bits, fmt.mantissa_bits, bias=fmt.bias, specials=fmt.specials).name
+
+
+def _moment_dtype(group: dict[str, Any], parameter: Tensor) -> torch.dtype:
+    narrow = parameter.dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if narrow and group.get("precondition") is not None else parameter.dtype
+
+
+def _check_parameters(group: dict[str, Any], params: list[Any]) -> None:
+    for given in params:
+        parameter = given[1] if isinstance(given, tuple) else given
+        if not isinstance(parameter, Tensor):
+            continue  # torch says what is wrong
+        if parameter.is_complex():
+            raise ValueError("a number format has no complex values; give real and imaginary parts as parameters")
+        if is_sharded(parameter) and (group["moments"] == "fp8" or group.get("stiffness") == "shuffled"):
+            what = "moments 'fp8'" if group["moments"] == "fp8" else "stiffness 'shuffled'"
+            raise ValueError(f"{what} is not for sharded parameters (DTensor)")
 
 
 def _check_storable(fmt: FloatFormat, params: list[Any]) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor
 from altgrad.config import check_combination
 from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.optim.base import (
+    ADAMW_RATE,
     Batch,
     GridOptimizer,
     adamw_step,
@@ -50,34 +51,48 @@ class CodeOptimizer(GridOptimizer):
         params: parameters, or groups of them; a group may override every setting, and one with `storage="master"` is
             plain AdamW (norms, positions: what is not quantized), bit by bit torch's, with `lr` in real units.
         fmt: the format of the codes, or its name.
-        lr: codes a step.
+        lr: codes a step, a number or a tensor of one; by default 0.1, or 2**M / 64 where that is less, and 1e-3 for
+            groups of plain AdamW.
         betas, eps, weight_decay: as in AdamW.
         rungs: the most codes that a step moves a weight by.
         scaled: the weights have a per-tensor power-of-two scale; False is scale 1.
         storage: "grid"; "master" for groups of plain AdamW.
+        moments: "fp32" or "fp8", as of `ManifoldAdamW`.
         seed: of the draws.
 
     Raises:
-        ValueError: a setting out of its range, or a format that the grid storage cannot hold.
+        ValueError: a setting out of its range, a format that the grid storage cannot hold, a complex parameter.
     """
 
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
         fmt: FloatFormat | str,
-        lr: float = 0.1,
+        lr: float | Tensor | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         rungs: int = 1,
         scaled: bool = True,
         storage: str = "grid",
+        moments: str = "fp32",
         seed: int = 0,
     ) -> None:
         defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        defaults |= {"rungs": rungs, "scaled": scaled, "storage": storage, "rounding": "stochastic", "seed": seed}
+        defaults |= {
+            "rungs": rungs,
+            "scaled": scaled,
+            "storage": storage,
+            "moments": moments,
+            "rounding": "stochastic",
+            "seed": seed,
+        }
         self._check({**defaults}, defaults)
         super().__init__(params, fmt, defaults)
+
+    def _default_rate(self, group: dict[str, Any]) -> float:
+        codes = min(0.1, 2.0 ** (get_format(group["fmt"]).mantissa_bits - 6))
+        return codes if group["storage"] == "grid" else ADAMW_RATE
 
     def _check(self, group: dict[str, Any], given: dict[str, Any]) -> None:
         check_adam(group)
@@ -91,7 +106,7 @@ class CodeOptimizer(GridOptimizer):
             adamw_step(group, batch, batch.grads, [group["lr"]] * len(batch.params))
             return
         fmt, lr, rungs = get_format(group["fmt"]), group["lr"], group["rungs"]
-        scales = self._scales(batch.params)
+        scales = self._scales(batch.owners)
         update_moments(batch, batch.grads, group["betas"])
         moves = torch._foreach_div(batch.means, denominators(group, batch))
         torch._foreach_mul_(moves, -lr / corrections(group, batch.step)[0])
@@ -103,12 +118,13 @@ class CodeOptimizer(GridOptimizer):
             else:
                 move.masked_fill_(batch.grads[i] == 0, 0.0)
             if self.observer is not None:
-                self.observer(parameter, move * ulp(parameter, fmt, scales[i]))
-            seed = draw_seed(group["seed"], batch.indices[i], batch.step)
+                self.observer(batch.owners[i], move * ulp(parameter, fmt, scales[i]))
+            seed = draw_seed(group["seed"], batch.indices[i], batch.step, batch.owners[i])
             quantize(move, _INTEGERS, rounding="stochastic", seed=seed, out=move).clamp_(-rungs, rungs)
             parameter.copy_(moved(parameter, move, fmt, scales[i], beyond=group["scaled"]))
-        for i, (parameter, largest) in enumerate(zip(batch.params, largest_magnitudes(batch.params), strict=True)):
-            scale = self._moved_scale(group, parameter, scales[i], largest)
+        found = largest_magnitudes(batch.params, batch.owners)
+        for i, (parameter, largest) in enumerate(zip(batch.params, found, strict=True)):
+            scale = self._moved_scale(group, batch.owners[i], scales[i], largest)
             if scale != scales[i] or largest > fmt.max * scale:
                 quantize(parameter, fmt, scale=scale, out=parameter)
 

@@ -42,6 +42,7 @@ from torch import Tensor
 from altgrad.config import check_combination
 from altgrad.formats import FloatFormat, check_draw_version, get_format
 from altgrad.optim.base import (
+    ADAMW_RATE,
     Batch,
     GridOptimizer,
     adamw_step,
@@ -52,8 +53,9 @@ from altgrad.optim.base import (
     update_moments,
     without_infinities,
 )
+from altgrad.optim.shards import is_sharded, mean_of, over_shards
 from altgrad.rounding import power_of_two_below, quantize, ulp
-from altgrad.scaling import amax_scale, power_of_two_scale
+from altgrad.scaling import amax, power_of_two_scale, scale_of_amax
 
 PRECONDITIONS = (None, "gradient", "update")
 STIFFNESSES = ("ulp", "shuffled", "constant")
@@ -66,7 +68,8 @@ class ManifoldAdamW(GridOptimizer):
         params: parameters, or groups of them; a group may override every setting, and one with `precondition=None`
             and `storage="master"` is plain AdamW (norms, positions: what is not quantized), bit by bit torch's.
         fmt: the format that the weights are rounded to: the format or its name, never a bare mantissa count.
-        lr: "update": ulps a step; "gradient" and None: real units, as in AdamW.
+        lr: a number, or a tensor of one. "update": ulps a step, by default 2**M / 64, which is between 1/128 and 1/64
+            of the weight; "gradient" and None: real units, as in AdamW, by default 1e-3.
         betas, eps, weight_decay: as in AdamW.
         precondition: "update", "gradient" or None.
         floor: |w| counts as at least floor * rms(w of its tensor) where S is taken, so that tiny weights can move.
@@ -80,20 +83,22 @@ class ManifoldAdamW(GridOptimizer):
         storage: "master" or "grid"; see `altgrad.optim.base`.
         rounding: onto the grid: "nearest_even", "stochastic" or "error_feedback". With master weights it is the
             forward pass that rounds, and the setting has no effect here.
+        moments: "fp32", which is the parameter's dtype, or "fp8": codes and block scales (`altgrad.optim.moments`).
         seed: of stochastic rounding and of the permutation.
         draw_version: of stochastic rounding's draws (`formats.stochastic_draw`); 2 is quicker.
 
     Under "gradient" the spacing at w = 0 is the format's `quantum` (2^(floor(log2 0) - M) does not exist).
 
     Raises:
-        ValueError: a setting out of its range, or a combination that does not exist (`config.COMBINATIONS`).
+        ValueError: a setting out of its range, or a combination that does not exist (`config.COMBINATIONS`); a
+            complex parameter.
     """
 
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
         fmt: FloatFormat | str,
-        lr: float = 1e-3,
+        lr: float | Tensor | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
@@ -106,6 +111,7 @@ class ManifoldAdamW(GridOptimizer):
         relative: bool = False,
         storage: str = "master",
         rounding: str = "nearest_even",
+        moments: str = "fp32",
         seed: int = 0,
         draw_version: int = 1,
     ) -> None:
@@ -113,13 +119,23 @@ class ManifoldAdamW(GridOptimizer):
         defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         defaults |= {"precondition": precondition, "floor": floor, "max_stiffness": max_stiffness, "scaled": scaled}
         defaults |= {"power_of_two": power_of_two, "stiffness": stiffness, "relative": relative}
-        defaults |= {"storage": storage, "rounding": rounding, "seed": seed, "draw_version": draw_version}
+        defaults |= {
+            "moments": moments,
+            "storage": storage,
+            "rounding": rounding,
+            "seed": seed,
+            "draw_version": draw_version,
+        }
         self._check({**defaults}, defaults)
         super().__init__(params, fmt, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_permutations", {})
+
+    def _default_rate(self, group: dict[str, Any]) -> float:
+        ulps = 2.0 ** (get_format(group["fmt"]).mantissa_bits - 6)
+        return ulps if group["precondition"] == "update" else ADAMW_RATE
 
     def _check(self, group: dict[str, Any], given: dict[str, Any]) -> None:
         # What a group inherits though it does not apply to it is put aside; what it was given must fit.
@@ -129,6 +145,8 @@ class ManifoldAdamW(GridOptimizer):
             group["stiffness"] = "ulp"
         if group["precondition"] is not None and "relative" not in given:
             group["relative"] = False
+        if group["rounding"] == "error_feedback" and "moments" not in given:
+            group["moments"] = "fp32"
         check_adam(group)
         check_draw_version(group["draw_version"])
         if group["precondition"] not in PRECONDITIONS:
@@ -152,9 +170,12 @@ class ManifoldAdamW(GridOptimizer):
             raise ValueError("error_feedback carries the error in the momentum: betas[0] must not be 0")
 
     def _step_batch(self, group: dict[str, Any], batch: Batch) -> None:
+        if group["precondition"] is not None and batch.params[0].dtype in (torch.float16, torch.bfloat16):
+            self._step_wide(group, batch)
+            return
         on_grid = group["storage"] == "grid"
         before = [p.detach().clone() for p in batch.params] if on_grid and self.observer is not None else []
-        scales = self._scales(batch.params) if on_grid else None
+        scales = self._scales(batch.owners) if on_grid else None
         mean_correction, square_correction = corrections(group, batch.step)
         if group["precondition"] == "update":
             # S = unit * field; constants are gathered in one factor, and D stands for sqrt(v) + eps sqrt(1 - beta2^t).
@@ -171,8 +192,8 @@ class ManifoldAdamW(GridOptimizer):
         else:
             rates = [group["lr"]] * len(batch.params)
             if group["relative"]:
-                norms = torch.stack(torch._foreach_norm(batch.params)).tolist()
-                sizes = [parameter.numel() for parameter in batch.params]
+                norms = self._norms(batch)
+                sizes = [owner.numel() for owner in batch.owners]
                 rates = [group["lr"] * norm / size**0.5 for norm, size in zip(norms, sizes, strict=True)]
             grads = batch.grads
             if group["precondition"] == "gradient":
@@ -182,19 +203,33 @@ class ManifoldAdamW(GridOptimizer):
             if group["rounding"] == "error_feedback":
                 torch._foreach_reciprocal_(fields)
         if scales is not None:
-            for parameter, old in zip(batch.params, before, strict=False):  # none where nobody observes
+            for owner, parameter, old in zip(batch.owners, batch.params, before, strict=False):  # none: nobody observes
                 assert self.observer is not None
-                self.observer(parameter, parameter - old)
+                self.observer(owner, parameter - old)
             self._onto_grid(group, batch, scales, rates, fields)
+
+    def _step_wide(self, group: dict[str, Any], batch: Batch) -> None:
+        """A step of narrow parameters: computed in float32, then rounded to their dtype once."""
+        params, grads = ([each.float() for each in narrow] for narrow in (batch.params, batch.grads))
+        self._step_batch(group, batch._replace(params=params, grads=grads))
+        torch._foreach_copy_(batch.params, params)
+
+    def _norms(self, batch: Batch) -> list[float]:
+        norms = torch._foreach_norm(batch.params)
+        if any(map(is_sharded, batch.owners)):
+            pairs = zip(norms, batch.owners, strict=True)
+            norms = [over_shards(norm.square(), owner, "sum").sqrt() for norm, owner in pairs]
+        found: list[float] = torch.stack(norms).tolist()
+        return found
 
     def _onto_grid(
         self, group: dict[str, Any], batch: Batch, scales: list[float], rates: list[float], fields: list[Tensor]
     ) -> None:
         """Round the proposed weights; an element's own rate is its tensor's rate times its field."""
         fmt, beta1 = get_format(group["fmt"]), group["betas"][0]
-        largest = largest_magnitudes(batch.params)
+        largest = largest_magnitudes(batch.params, batch.owners)
         for i, parameter in enumerate(batch.params):
-            scale = self._moved_scale(group, parameter, scales[i], largest[i])
+            scale = self._moved_scale(group, batch.owners[i], scales[i], largest[i])
             proposed = without_infinities(parameter, largest[i])
             if group["rounding"] == "error_feedback":
                 limit = fmt.max * scale
@@ -204,7 +239,7 @@ class ManifoldAdamW(GridOptimizer):
                     batch.means[i].addcdiv_(error.sub_(parameter), fields[i], value=(1 - 1 / beta1) / rates[i])
                 continue
             drawn = group["rounding"] == "stochastic"
-            seed = draw_seed(group["seed"], batch.indices[i], batch.step) if drawn else None
+            seed = draw_seed(group["seed"], batch.indices[i], batch.step, batch.owners[i]) if drawn else None
             how: dict[str, Any] = {
                 "rounding": group["rounding"],
                 "seed": seed,
@@ -222,7 +257,7 @@ class ManifoldAdamW(GridOptimizer):
         plain = group["floor"] is None and group["max_stiffness"] is None and group["stiffness"] == "ulp"
         scaled = group["scaled"] and group["power_of_two"] and fmt.exponent_bits > 0 and fmt.signed
         if group["precondition"] == "update" and plain and scaled and fmt.fits_float64:
-            known = scales or [power_of_two_scale(x, fmt) for x in largest_magnitudes(batch.params)]
+            known = scales or [power_of_two_scale(x, fmt) for x in largest_magnitudes(batch.params, batch.owners)]
             lowest = fmt.quantum / fmt.eps
             bounds = [lowest * scale for scale in known]
             narrow = all(parameter.dtype == torch.float32 for parameter in batch.params)
@@ -232,7 +267,8 @@ class ManifoldAdamW(GridOptimizer):
                 return fields, fmt.eps
         found = []
         for i, parameter in enumerate(batch.params):
-            spacing = stiffness(parameter, group, None if scales is None else scales[i])
+            owner = batch.owners[i] if batch.owners else None
+            spacing = stiffness(parameter, group, None if scales is None else scales[i], owner)
             if group["stiffness"] == "shuffled":
                 spacing = spacing.flatten()[self._permutation(group["seed"], batch.indices[i], parameter)]
                 spacing = spacing.view(parameter.shape)
@@ -248,22 +284,28 @@ class ManifoldAdamW(GridOptimizer):
         return self._permutations[seed, index]
 
 
-def stiffness(w: Tensor, group: dict[str, Any], scale: float | None = None) -> Tensor:
-    """The spacing S of the grid at every weight, float32 with the shape of `w`, as the group's precondition has it.
+def stiffness(w: Tensor, group: dict[str, Any], scale: float | None = None, owner: Tensor | None = None) -> Tensor:
+    """The spacing S of the grid at every weight, as the group's precondition has it: shape of `w`, float32 or float64.
 
     "update": the format's ulp at w under the tensor's scale (`scale` on the grid, else that of its largest value);
-    "gradient": 2^(floor(log2|w|) - M) of the bare format. With stiffness "constant" its mean, everywhere.
+    "gradient": 2^(floor(log2|w|) - M) of the bare format. With stiffness "constant" its mean, everywhere. `owner` is
+    the DTensor that `w` is a shard of.
     """
     fmt = get_format(group["fmt"])
-    magnitude = w.detach().float().abs()
+    w = w.detach() if w.dtype == torch.float64 else w.detach().float()
+    known: Tensor | float | None = scale
+    if group["precondition"] == "update" and group["scaled"] and scale is None:
+        largest = amax(w.float()) if w.numel() else torch.zeros((), device=w.device)
+        largest = largest if owner is None else over_shards(largest, owner, "max")
+        known = scale_of_amax(largest, fmt, power_of_two=group["power_of_two"])
+    magnitude = w.abs()
     if group["floor"] is not None:
-        magnitude = magnitude.clamp_(min=group["floor"] * float(magnitude.square().mean().sqrt()))
+        magnitude = magnitude.clamp_(min=group["floor"] * float(mean_of(magnitude.square(), owner).sqrt()))
     if group["precondition"] == "update":
-        amax = amax_scale(w, fmt, power_of_two=group["power_of_two"]) if group["scaled"] and scale is None else None
-        spacing = ulp(magnitude, fmt, amax if scale is None else scale)
+        spacing = ulp(magnitude, fmt, known)
     else:
         spacing = power_of_two_below(magnitude).mul_(2.0**-fmt.mantissa_bits)
         spacing = torch.where(magnitude == 0, fmt.quantum, spacing)
     if group["max_stiffness"] is not None:
         spacing = spacing.clamp_(max=group["max_stiffness"])
-    return spacing.fill_(spacing.double().mean()) if group["stiffness"] == "constant" else spacing
+    return spacing.fill_(mean_of(spacing.double(), owner)) if group["stiffness"] == "constant" else spacing

@@ -29,7 +29,7 @@ def scope(loader: ExperimentDataLoader, arm: str) -> str:
     where = ", ".join(("every layer quantized", "head and embedding too"))
     parts = (
         scales,
-        where if set(quantize.layers) == set(LAYER_TYPES) and not quantize.patterns else "",
+        where if set(quantize.layers) == set(LAYER_TYPES) and not (quantize.patterns or quantize.wide) else "",
         "rounding simulated" if quantize.compute == "simulated" else "",
         "32-bit master weights" if master else "",
     )

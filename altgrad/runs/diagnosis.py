@@ -12,6 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from altgrad.config import OPERANDS
+from altgrad.runs.remedies import remedies
 from altgrad.runs.schema import FAILURE_KINDS, PHASES, Alarm, Failure
 from altgrad.runs.store import RunRecord
 
@@ -40,7 +42,6 @@ class Symptom:
     operands: tuple[str, ...]
     limit: float  # it is there beyond this value; below it where `below`
     meaning: str  # one sentence of what the figure says; it is completed by the value and the limit
-    advice: str = ""  # what to try; empty where `FAULTS` says it
     below: bool = False
     figure: str = ""  # what is said after the worst value where an arm of runs shows it
 
@@ -60,7 +61,6 @@ SYMPTOMS = (
         ("weight", "activation", "grad_output"),
         0.01,
         "fraction of the nonzero elements that lie beyond the format's largest value",
-        "use a scale that follows the tensor (scaling.kind: amax) or a format with more exponent bits for this operand",
         figure="of the nonzero elements beyond the largest value",
     ),
     Symptom(
@@ -69,8 +69,15 @@ SYMPTOMS = (
         ("grad_output",),
         0.75,
         "fraction of the nonzero gradients that became zero",
-        "use a format with more exponent bits for quantize.grad_output, or scale it by row or block",
         figure="of the nonzero elements became zero",
+    ),
+    # Most of a forward operand may be small without harm; where nearly all of it becomes zero, its scale is wrong.
+    Symptom(
+        "underflow",
+        "underflow",
+        ("weight", "activation"),
+        0.95,
+        "fraction of the nonzero elements that became zero, as a scale does that is too large for them",
     ),
     Symptom(
         "stall",
@@ -78,7 +85,6 @@ SYMPTOMS = (
         ("update",),
         0.99,
         "fraction of the proposed changes that moved no weight on its grid",
-        "raise the learning rate, keep float32 master weights, or round stochastically (optimizer.rounding)",
         figure="of the proposed changes moved no weight on its grid",
     ),
     Symptom(
@@ -87,7 +93,6 @@ SYMPTOMS = (
         ("gradient",),
         1e-8,
         "norm of the gradient of this weight",
-        "look at the underflow of quantize.grad_output in the layers after this one, and lower weight decay",
         below=True,
         figure="norm of the gradient",
     ),
@@ -115,11 +120,12 @@ FAULTS = {
     ("zeroed", "forward"): "the weights were set to zero between two steps: look for code that writes into them",
     ("zeroed", "optimizer"): "lower optimizer.learning_rate and optimizer.weight_decay",
     ("nonfinite", "forward"): "look at the overflow of this operand: a scale that follows it, or more exponent bits",
+    ("nonfinite", "scaled"): "look at this operand before it is rounded: its scale follows it already",
     ("nonfinite", "backward"): "look at the scale of quantize.grad_output; skip the batch if it happens once",
     ("nonfinite", "optimizer"): "lower optimizer.learning_rate, or raise optimizer.eps",
     ("rank_collapse", "optimizer"): "lower the learning rate of this layer, or leave it in a wider format",
 }
-"""What to try after a fault, by alarm and phase."""
+"""What to try after a fault, by alarm and phase; "scaled" is a forward operand whose scale follows it."""
 UNROUNDED = "nothing is rounded in this run: look at what the layer receives, or lower optimizer.learning_rate"
 """What to try after an operand that is not finite in a run without formats."""
 
@@ -318,10 +324,30 @@ def _shown(record: RunRecord) -> tuple[str, ...]:
     return (*found, *_symptom_kinds(record))
 
 
+def advice_on_warnings(record: RunRecord) -> tuple[str, ...]:
+    """What to try where a run ended well and left warnings, or where its gradients were clipped to nothing."""
+    return tuple(remedies(record.config, record.history, _shown_by(record)))
+
+
+def _shown_by(record: RunRecord) -> list[tuple[str, str | None]]:
+    """What warnings and the last look show: the kind, and the operand where it is one of a product's."""
+    alarms = [*(alarm for _, alarm in warnings_of(record)), *_last_symptoms(record)]
+    found = []
+    for alarm in alarms:
+        operand = alarm.tensor.rpartition(".")[2]
+        own = operand in OPERANDS and alarm.phase == PHASE_OF_OPERAND[operand]
+        found.append((alarm.what, operand if own else None))
+    return list(dict.fromkeys(found))
+
+
+def _last_symptoms(record: RunRecord) -> list[Alarm]:
+    layers = record.layers
+    return symptoms(list(layers[layers["step"] == layers["step"].max()].itertuples(index=False, name=None)))
+
+
 def _symptom_kinds(record: RunRecord) -> tuple[str, ...]:
-    layers, history = record.layers, record.history
-    rows = layers[layers["step"] == layers["step"].max()].itertuples(index=False, name=None)
-    kinds = [alarm.what for alarm in symptoms(list(rows))]
+    history = record.history
+    kinds = [alarm.what for alarm in _last_symptoms(record)]
     if "grad_norm" in history and len(history) and float(history["grad_norm"].iloc[-1]) < 1e-8:
         kinds.append("gradient_vanishing")
     return tuple(kind for kind in FAILURE_KINDS if kind in kinds)
@@ -377,12 +403,17 @@ def _advice(record: RunRecord, failure: Failure) -> tuple[str, ...]:
     elif what == "nonfinite" and failure.phase == "forward" and not in_operand:
         lines.append(FAULTS["jump", "forward"])
     elif failure.phase is not None:
-        lines.append(FAULTS.get((what, failure.phase), ""))
+        operand = (failure.tensor or "").rpartition(".")[2]
+        follows = operand in OPERANDS and record.config.scaling.rule(operand).kind not in ("static", "none", "delayed")
+        scaled = (what, failure.phase) == ("nonfinite", "forward") and follows and record.config.states("scaling")
+        lines.append(FAULTS.get((what, "scaled" if scaled else failure.phase), ""))
     if "divergence" in failure.kinds and failure.phase != "forward":
         lines.append(FAULTS["jump", "optimizer"])
     if "nan_loss" in failure.kinds and in_operand and rounded and record.config.stability.shift_to is None:
         lines.append("set stability.shift_to to a wider format, to go on from the last good weights")
-    lines += [symptom.advice for symptom in SYMPTOMS if symptom.kind in failure.kinds]
+    found = [pair for pair in _shown_by(record) if pair[0] in failure.kinds]
+    lost = [(kind, None) for kind in failure.kinds if kind not in {each for each, _ in found}]
+    lines += remedies(record.config, record.history, [*found, *lost])
     if record.status != "failed" and "unknown" in failure.kinds and record.config.foreign is None:
         if record.config.checkpoint.every > 0:
             lines.append("run the same command with --resume to go on from the last checkpoint")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from altgrad.config import OPERAND_NAMES, command
-from altgrad.runs.diagnosis import DIAGNOSTICS, diagnose, warnings_of
+from altgrad.runs.diagnosis import DIAGNOSTICS, advice_on_warnings, diagnose, warnings_of
 from altgrad.runs.schema import Failure
 from altgrad.runs.store import RunRecord
 from altgrad.text import cell, escape, fenced
@@ -31,7 +31,9 @@ def failure_report(record: RunRecord, failure: Failure | None = None) -> str:
     elif record.status == "running":
         parts += ["The run is still being written.", *_warnings(record)]
     elif warnings := _warnings(record):
-        parts += ["The run finished and left warnings.", *warnings]
+        parts += ["The run finished and left warnings.", *warnings, *_advice(advice_on_warnings(record))]
+    elif advice := advice_on_warnings(record):
+        parts += ["The run finished without a warning.", *_advice(advice)]
     else:
         parts.append("The run finished: nothing to explain.")
     if record.config.foreign is None:  # no command of ours runs another loop
@@ -65,11 +67,14 @@ def _explanation(record: RunRecord, failure: Failure) -> list[str]:
     else:
         sentence = f"Step {failure.step}, {failure.phase}, {failure.tensor}: {failure.cause or failure.message}."
     parts = [escape(sentence), _table(("Field", "Value"), rows)]
-    if failure.advice:
-        advice = "\n".join(f"- {escape(line)}" for line in failure.advice)
-        caution = "Advice that follows from what was found; whether it helps, only a run can tell."
-        parts += ["## What to try", caution, advice]
-    return parts
+    return parts + _advice(failure.advice)
+
+
+def _advice(lines: Sequence[str]) -> list[str]:
+    if not lines:
+        return []
+    caution = "Advice that follows from what was found; whether it helps, only a run can tell."
+    return ["## What to try", caution, "\n".join(f"- {escape(line)}" for line in lines)]
 
 
 def _warnings(record: RunRecord) -> list[str]:

@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -49,7 +50,15 @@ from altgrad.config import (
 from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.imports import code_fingerprint
 from altgrad.models import GPT
-from altgrad.nn import Clock, Operand, Policy, QuantizedLayer, clock_of, quantize_model, quantized_layers
+from altgrad.nn import (
+    Clock,
+    QuantizedLayer,
+    clock_of,
+    policies_of,
+    policy_of,
+    quantize_model,
+    quantized_layers,
+)
 from altgrad.optim import CodeOptimizer, GridOptimizer, ManifoldAdamW, MuonBesideAdamW
 from altgrad.runs import Alarm, Failure, NothingToResume, RunWriter, read_run
 from altgrad.runs.diagnosis import diagnose, symptoms
@@ -160,30 +169,6 @@ class Batches:
         return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
 
-def policies_of(config: ExperimentConfig) -> dict[str, Policy]:
-    """What the config does to its layers, by layer type; "*" is for those without a rounding of their own."""
-    kinds = config.quantize.grad_output_rounding.given
-    return {kind: policy_of(config, kind) for kind in kinds} | {"*": policy_of(config)}
-
-
-def policy_of(config: ExperimentConfig, layer_type: str | None = None) -> Policy:
-    """What the config does to the operands of its layers, or to those of a layer type that has a rounding of its own.
-
-    Weights under storage "master" are rounded on the forward pass as `optimizer.rounding` says; under storage "grid"
-    that is how the optimizer rounds, and the forward pass reads the weights as they are.
-    """
-    quantize = config.quantize
-
-    def operand(name: str) -> Operand:
-        fmt, rounding, rule = config.cast(name, layer_type)
-        return Operand(get_format(fmt), rounding, rule)
-
-    operands: dict[str, Any] = {name: operand(name) for name in OPERANDS}
-    casts = {name: operand(name) for name in quantize.casts.given}
-    where: dict[str, Any] = {"layers": quantize.layers, "patterns": quantize.patterns, "compute": quantize.compute}
-    return Policy(**operands, **where, casts=casts, hadamard=quantize.hadamard.given)
-
-
 def build_model(config: ExperimentConfig) -> GPT:
     """The config's model on the CPU, initialized by its seed, with its layers quantized as the config says."""
     size = config.model
@@ -191,10 +176,14 @@ def build_model(config: ExperimentConfig) -> GPT:
         config.tokens, layers=size.layers, dim=size.dim, heads=size.heads, context=size.context, seed=config.seed
     )
     quantize_model(model, policies_of(config), seed=config.seed, draw_version=config.draw_version)
-    policy, layers = policy_of(config), quantized_layers(model)
-    if config.quantize.operands and not any(policy.covers(name, layer.layer_type) for name, layer in layers.items()):
-        known, patterns = ", ".join(layers), list(config.quantize.patterns)
-        raise UsageError(f"quantize.patterns={patterns} match no layer of quantize.layers; the model has {known}")
+    layers = quantized_layers(model)
+    if config.quantize.operands and not any(_named(config, layer) for layer in layers.values()):
+        known, quantize = ", ".join(layers), config.quantize
+        if quantize.patterns:
+            found = f"quantize.patterns={list(quantize.patterns)} match no layer of quantize.layers"
+        else:
+            found = f"quantize.wide={list(quantize.wide)} leaves no layer of quantize.layers"
+        raise UsageError(f"{found}; the model has {known}")
     if size.rescale:
         _rescale(model, size.rescale, config.seed)
     return model
@@ -211,6 +200,12 @@ def _rescale(model: GPT, limit: int, seed: int) -> None:
         layer.register_forward_hook(lambda _layer, _given, output, factor=factor: output / factor)
 
 
+def _named(config: ExperimentConfig, layer: QuantizedLayer) -> bool:
+    """Whether the config's formats are for this layer, if it has any."""
+    named = policy_of(config).covers(layer.layer, layer.layer_type)
+    return named and not any(fnmatchcase(layer.layer, pattern) for pattern in config.quantize.wide)
+
+
 def build_optimizer(config: ExperimentConfig, model: GPT) -> torch.optim.Optimizer:
     """The config's step rule over three groups: quantized matrices, other matrices, and vectors (no decay).
 
@@ -221,12 +216,12 @@ def build_optimizer(config: ExperimentConfig, model: GPT) -> torch.optim.Optimiz
     optimizer keeps.
     """
     rule = config.optimizer
-    policy, muon = policy_of(config), rule.step_rule == "muon"
+    muon = rule.step_rule == "muon"
     unquantized_too = rule.relative or rule.format is not None or muon
     layers = {
         name: layer
         for name, layer in quantized_layers(model).items()
-        if (weight_format(layer) is not FP32 or (unquantized_too and policy.covers(name, layer.layer_type)))
+        if (weight_format(layer) is not FP32 or (unquantized_too and _named(config, layer)))
         and not (muon and layer.layer_type in ("embedding", "head"))
     }
     ruled = [layer.weight for layer in layers.values()]
@@ -244,8 +239,10 @@ def build_optimizer(config: ExperimentConfig, model: GPT) -> torch.optim.Optimiz
     if muon:
         groups[0]["muon"] = True
         return MuonBesideAdamW(filled, **adam)
-    if real_units and rule.storage == "master":
+    if real_units and rule.storage == "master" and rule.moments == "fp32":
         return torch.optim.AdamW(filled, foreach=True, **adam)
+    for group in groups[:2]:
+        group["moments"] = rule.moments
     fmt, scaled = get_format(rule.format or config.quantize.weight), config.scaling.rule("weight").kind != "none"
     optimizer: GridOptimizer
     if rule.step_rule == "code":
@@ -318,8 +315,8 @@ def clip_to_range(model: nn.Module) -> int:
         elif rule.kind == "static":
             limit = limit * rule.value
         elif rule.kind != "none":
-            scale = amax_scale(layer.weight, fmt, power_of_two=rule.power_of_two, quotient=rule.quotient)
-            limit = limit * scale
+            quotient = "nearest" if rule.quotient == "inverse" else rule.quotient
+            limit = limit * amax_scale(layer.weight, fmt, power_of_two=rule.power_of_two, quotient=quotient)
         outside = (grad.abs() > limit) & torch.isfinite(grad)
         clipped += int(outside.sum())
         grad.copy_(torch.where(outside, grad.sign() * limit, grad))

@@ -1,4 +1,4 @@
-"""Models for the probe: trained for it, or taken from the checkpoint of a recorded run."""
+"""Models for the probe and for evaluation: trained for it, or taken from the checkpoint of a recorded run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from altgrad.config import CheckpointConfig, ExperimentConfig, TelemetryConfig, TrackingConfig, UsageError
 from altgrad.models import GPT
 from altgrad.runs import NothingToResume, read_run
-from altgrad.training.checkpoint import Checkpoints
+from altgrad.training.checkpoint import FOLDER, Checkpoints
 from altgrad.training.corpus import Corpus
 from altgrad.training.data import load_corpus, load_text
-from altgrad.training.loop import Batches, build_model, train
+from altgrad.training.loop import Batches, build_model, build_optimizer, shifted, train
 
 
 class Probed(NamedTuple):
@@ -77,23 +77,55 @@ def recorded(run: Path, batches: int, text: Path | None = None) -> Probed:
         UsageError: the folder holds no readable record, no checkpoint that can be used, or a run that quantizes
             something or read other data.
     """
-    record = read_run(run)
-    config, data = record.config, record.run["data"]["sha256"]
+    config = read_run(run).config
     if config.quantize.operands:
         raise UsageError(f"{run}: the probe is of a model without low precision, and this run has it; give another run")
+    kept = checkpointed(run, text)
+    drawn = [kept.batches.next() for _ in range(batches)]
+    return Probed(config, kept.data, kept.model, [partial(kept.model.loss, *batch) for batch in drawn])
+
+
+class Checkpointed(NamedTuple):
+    """The model of a checkpoint, quantized as its run had it, the batches that come next, and the step it is of."""
+
+    config: ExperimentConfig
+    data: str
+    model: GPT
+    batches: Batches
+    step: int
+
+
+def checkpointed(path: Path, text: Path | None = None) -> Checkpointed:
+    """A recorded model: of a run's newest checkpoint, or of the checkpoint whose folder is given.
+
+    Args:
+        path: folder of a run, or RUN/checkpoints/NAME.
+        text: that the run was trained on, where it was one of one's own.
+
+    Raises:
+        UsageError: the folder holds no readable record, no checkpoint that can be used, or a run that read other data.
+    """
+    one = path if path.parent.name == FOLDER else None
+    run = path if one is None else path.parents[1]
+    record = read_run(run)
+    config, data = record.config, record.run["data"]["sha256"]
     corpus = _corpus(config, text)
     if corpus.fingerprint["sha256"] != data:
         raise UsageError(f"{run}: the run was trained on other data; give its text with --data")
+    checkpoints = Checkpoints(run, config, data)
     try:
-        state = Checkpoints(run, config, data).newest(lambda _: None)
+        state = checkpoints.newest(lambda _: None) if one is None else checkpoints.load(one)
     except NothingToResume as nothing:
         raise UsageError(f"{run}: {nothing}") from None
+    if state["progress"]["shifted"]:
+        config = shifted(config)
     model = build_model(config)
+    if config.optimizer.storage == "grid":  # which the layers read at the scale that the optimizer keeps
+        build_optimizer(config, model).load_state_dict(state["optimizer"])
     model.load_state_dict(state["model"])
     following = Batches(corpus, config, torch.device("cpu"))
     following.state = state["batches"]
-    drawn = [following.next() for _ in range(batches)]
-    return Probed(config, data, model, [partial(model.loss, *batch) for batch in drawn])
+    return Checkpointed(config, data, model, following, state["step"])
 
 
 def _corpus(config: ExperimentConfig, text: Path | None) -> Corpus:
