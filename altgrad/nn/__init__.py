@@ -1,0 +1,49 @@
+"""Quantized layers, the surgery that puts them into a model, and the report on what that reached."""
+
+from altgrad.nn.coverage import Report, report_of
+from altgrad.nn.layers import (
+    NATIVE_DTYPES,
+    ROTATIONS,
+    UNQUANTIZED,
+    Clock,
+    LinearProducts,
+    Observer,
+    Operand,
+    Policy,
+    QuantizedEmbedding,
+    QuantizedLayer,
+    QuantizedLinear,
+    Reading,
+    Scaling,
+    hadamard,
+    rotate,
+)
+from altgrad.nn.names import layer_type
+from altgrad.nn.surgery import all_layers, clock_of, dequantize_model, observed, quantize_model, quantized_layers
+
+__all__ = [
+    "NATIVE_DTYPES",
+    "ROTATIONS",
+    "UNQUANTIZED",
+    "Clock",
+    "LinearProducts",
+    "Observer",
+    "Operand",
+    "Policy",
+    "QuantizedEmbedding",
+    "QuantizedLayer",
+    "QuantizedLinear",
+    "Reading",
+    "Report",
+    "Scaling",
+    "all_layers",
+    "clock_of",
+    "dequantize_model",
+    "hadamard",
+    "layer_type",
+    "observed",
+    "quantize_model",
+    "quantized_layers",
+    "report_of",
+    "rotate",
+]
