@@ -272,7 +272,7 @@ class Coverage:
             unknown = isinstance(parameter, nn.parameter.UninitializedParameter)
             shape = () if unknown else tuple(parameter.shape)
             if mine and not unused:
-                why = _formats(layers[mine[0]])
+                why = "; ".join(dict.fromkeys(_formats(layers[each]) for each in mine))
             elif mine:
                 why = "not read in the first batch" if not adds else "read by code that its layer does not see"
             else:
@@ -280,9 +280,8 @@ class Coverage:
             size = 0 if unknown else parameter.numel()
             quantized = bool(mine) and not unused
             rows.append(Row(name, shape, size, mine[0] if mine else "", quantized, why, adds, rounded))
-        listed = [name for name, layer in layers.items() if layer.policy.rounds]
-        never = () if self.products is None else tuple(name for name in listed if name not in self.was_read)
-        return Report(tuple(rows), self.products, never)
+        unread = [row for row in rows if row.layer and not row.quantized]
+        return Report(tuple(rows), self.products, tuple(row.layer for row in unread))
 
     def _why(self, name: str, parameter: Tensor) -> str:
         owner, _, own = name.rpartition(".")

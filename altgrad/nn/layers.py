@@ -35,6 +35,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from altgrad.config import (
@@ -710,6 +711,8 @@ class LinearProducts(_Quantizer):
         if x.layout is not torch.strided:
             layout = str(x.layout).removeprefix("torch.")
             raise ValueError(f"layer {self.layer}: its input is {layout}, and only dense tensors are rounded; use to_dense()")
+        if isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
+            raise ValueError(f"layer {self.layer}: its input is a fake tensor, and rounding needs values; use meta tensors")
         if not x.is_floating_point():
             dtype = str(x.dtype).removeprefix("torch.")
             raise ValueError(f"layer {self.layer}: its input is {dtype}, and only real floating point is rounded")

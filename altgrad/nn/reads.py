@@ -9,7 +9,6 @@ for each product, stay away where torch's functions are overridden.
 
 from __future__ import annotations
 
-import contextlib
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -69,10 +68,16 @@ class Reader(nn.Module):
         layers = [self.get_submodule(path) for path in self.weights_read]
         if layers and not any(layer.observer is not None or layer.policy.rounds for layer in layers):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        cached = any(parametrize.is_parametrized(layer) for layer in layers)
-        with parametrize.cached() if cached else contextlib.nullcontext():
-            with Reads(layers):
-                return super().forward(*args, **kwargs)  # type: ignore[misc]
+        forward = super().forward  # type: ignore[misc]
+        if any(parametrize.is_parametrized(layer) for layer in layers):
+            with parametrize.cached():  # a weight is the same object each time it is read
+                return self._watched(layers, forward, *args, **kwargs)
+        return self._watched(layers, forward, *args, **kwargs)
+
+    def _watched(self, layers: list[Any], forward: Any, *args: Any, **kwargs: Any) -> Any:
+        with Reads(layers):
+            found = forward(*args, **kwargs)
+        return found
 
 
 class Reads(TorchFunctionMode):
@@ -258,7 +263,14 @@ def _rebound(function: Any, **names: Any) -> Any:
     return found
 
 
-_MULTI_HEAD = _rebound(F.multi_head_attention_forward, has_torch_function=lambda _: False)
+def _check_mask(*given: Any) -> None:
+    if not torch.compiler.is_compiling():  # its message is no graph's
+        F._check_key_padding_mask(*given)
+
+
+_MULTI_HEAD = _rebound(
+    F.multi_head_attention_forward, has_torch_function=lambda _: False, _check_key_padding_mask=_check_mask
+)
 """Torch's own, which does not ask again whether its functions are overridden."""
 
 
@@ -311,4 +323,5 @@ _HANDLERS: dict[str, Callable[..., Any]] = {
     **{f"conv{n}d": _convolution(n) for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": _convolution(n) for n in (1, 2, 3)},
     **dict.fromkeys(RECURRENT, _recurrent),
+    "unflatten": lambda mode, func, *args, **given: torch.unflatten(*args, **given),  # the method is no graph's
 }
