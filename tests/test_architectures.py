@@ -26,7 +26,8 @@ from altgrad.nn import Policy, all_layers, dequantize_model, quantize_model, qua
 E4M3, E5M2 = get_format("e4m3"), get_format("e5m2")
 FULL = Policy(E4M3, E4M3, E5M2)
 V, D, L, B, T_ = 128, 32, 2, 2, 8
-TEXT = {"hidden_size": D, "intermediate_size": 64, "num_hidden_layers": L, "num_attention_heads": 4, "vocab_size": V}
+SIZE = {"hidden_size": D, "intermediate_size": 64, "num_hidden_layers": L, "num_attention_heads": 4}
+TEXT = {**SIZE, "vocab_size": V}
 ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 TOKEN = torch.arange(B * T_).reshape(B, T_) % V
 IMAGE = torch.linspace(-1, 1, B * 3 * 32 * 32).reshape(B, 3, 32, 32).sin()
@@ -35,6 +36,7 @@ WHISPER = {
     "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_source_positions": 8, "max_target_positions": 16,
     "num_mel_bins": 8, "decoder_start_token_id": 1, "vocab_size": V,
 }  # fmt: skip
+T5 = {"num_layers": L, "d_model": D, "d_ff": 64, "d_kv": 8, "num_heads": 4, "vocab_size": V}
 MOE = {"num_key_value_heads": 2, **TEXT}
 IDS = {"input_ids": TOKEN}
 ARCHITECTURES: dict[str, tuple[Callable[[], Any], dict[str, Tensor]]] = {
@@ -45,20 +47,24 @@ ARCHITECTURES: dict[str, tuple[Callable[[], Any], dict[str, Tensor]]] = {
     "Llama": (lambda: T.LlamaForCausalLM(T.LlamaConfig(**MOE, **ENDS)), IDS),
     "Llama, tied": (lambda: T.LlamaForCausalLM(T.LlamaConfig(**MOE, **ENDS, tie_word_embeddings=True)), IDS),
     "BERT": (lambda: T.BertForMaskedLM(T.BertConfig(**TEXT, max_position_embeddings=16)), IDS),
-    "T5 encoder": (lambda: T.T5EncoderModel(T.T5Config(num_layers=L, d_model=D, d_ff=64, d_kv=8, num_heads=4, vocab_size=V)), IDS),
-    "Mamba": (lambda: T.MambaForCausalLM(T.MambaConfig(num_hidden_layers=L, hidden_size=D, vocab_size=V, state_size=4)), IDS),
+    "T5 encoder": (lambda: T.T5EncoderModel(T.T5Config(**T5)), IDS),
+    "Mamba": (lambda: T.MambaForCausalLM(T.MambaConfig(hidden_size=D, num_hidden_layers=L, vocab_size=V)), IDS),
     "Mixtral": (lambda: T.MixtralForCausalLM(T.MixtralConfig(**MOE, **ENDS, num_local_experts=4)), IDS),
     "Qwen2-MoE": (
         lambda: T.Qwen2MoeForCausalLM(
             T.Qwen2MoeConfig(
-                **MOE, moe_intermediate_size=32, shared_expert_intermediate_size=32, num_experts=4, num_experts_per_tok=2
+                **MOE,
+                moe_intermediate_size=32,
+                shared_expert_intermediate_size=32,
+                num_experts=4,
+                num_experts_per_tok=2,
             )
         ),
         IDS,
     ),
     "ViT": (
         lambda: T.ViTForImageClassification(
-            T.ViTConfig(num_hidden_layers=L, hidden_size=D, intermediate_size=64, num_attention_heads=4, image_size=32, patch_size=8)
+            T.ViTConfig(**SIZE, image_size=32, patch_size=8)
         ),
         {"pixel_values": IMAGE},
     ),
@@ -88,7 +94,7 @@ ADDED = {"Mamba": {"A_log"}, "ViT": {"cls_token", "position_embeddings"}, "Swin"
 
 
 def counted(model: nn.Module, given: dict[str, Tensor]) -> int:
-    """Multiply-adds of a forward pass by the layers that ran, without any dispatcher: outputs times what each sums over."""
+    """Multiply-adds of a forward pass, of the layers that ran: outputs times what each sums over."""
     total = 0
 
     def hook(module: Any, args: Any, output: Any) -> None:

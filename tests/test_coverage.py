@@ -160,7 +160,7 @@ def test_strict_refuses_what_nobody_named_before_and_after_the_first_batch() -> 
         quantize_model(model, FULL, strict=True)
     assert not quantized_layers(model), "nothing has been changed"
     model.pair = nn.Linear(16, 4)
-    with pytest.raises(ValueError, match="lm_head .no policy is for its name"):
+    with pytest.raises(ValueError, match=r"lm_head .no policy is for its name"):
         quantize_model(model, {"fc1": FULL, "spare": FULL, "pair": FULL, "embed*": FULL}, strict=True)
     quantize_model(GPT(96, layers=1, dim=16, heads=2, context=8, seed=0), FULL, strict=True)
     quantize_model(GPT(96, layers=1, dim=16, heads=2, context=8, seed=0), Policy(E4M3, head=False), strict=True)
@@ -184,7 +184,7 @@ def test_what_a_convolution_cannot_do_is_told() -> None:
     quantize_model(model, policy)
     assert list(quantized_layers(model)) == ["2"]
     assert "only a product of two matrices" in {row.name: row.why for row in report_of(model).rows}["0.weight"]
-    with pytest.raises(ValueError, match="strict: .* 0 .only a product of two matrices"):
+    with pytest.raises(ValueError, match=r"strict: .* 0 .only a product of two matrices"):
         quantize_model(model, policy, strict=True)
 
 
@@ -222,7 +222,7 @@ def test_a_nested_input_is_refused_with_the_layers_name() -> None:
 
 
 def test_native_products_and_experts_with_casts_name_the_layer() -> None:
-    with pytest.raises(ValueError, match="layer first: native FP8 products need .* multiples of 16"):
+    with pytest.raises(ValueError, match=r"layer first: native FP8 products need .* multiples of 16"):
         one(Policy(E4M3, E4M3, E4M3, compute="native"))(torch.randn(4, 8))
 
     class Batched(nn.Module):
@@ -235,7 +235,7 @@ def test_native_products_and_experts_with_casts_name_the_layer() -> None:
 
     across = Operand(E4M3, scaling=Scaling("mx", axis="contraction"))
     model = quantize_model(nn.ModuleDict({"experts": Batched()}), Policy(across, across, across))
-    with pytest.raises(ValueError, match="layer experts.up: only a product of two matrices has casts"):
+    with pytest.raises(ValueError, match=r"layer experts.up: only a product of two matrices has casts"):
         model["experts"](torch.randn(3, 2, 8))
 
 

@@ -307,7 +307,9 @@ def test_a_convolution_rounds_each_operand_once_with_channels_last() -> None:
     y.backward(grad)
 
     def on_grid(tensor: Tensor, fmt: Any, dims: tuple[int, ...]) -> Tensor:
-        return quantize(tensor.detach(), fmt, scale=2.0 ** torch.ceil(torch.log2(tensor.detach().abs().amax(dims, True) / fmt.max)))
+        return quantize(
+            tensor.detach(), fmt, scale=2.0 ** torch.ceil(torch.log2(tensor.detach().abs().amax(dims, True) / fmt.max))
+        )
 
     twin = nn.Conv2d(4, 6, 3, bias=False)
     twin.weight.data = on_grid(model[0].weight, E4M3, (1, 2, 3))
@@ -346,7 +348,9 @@ def test_attention_multiplies_rounded_queries_keys_and_values_where_it_is_asked_
     assert torch.equal(dequantize_model(model)(x), plain)
 
 
-@pytest.mark.parametrize("name", ["LSTM", "packed LSTM", "packed GRU", "RNN", "MultiheadAttention", "TransformerEncoder"])
+@pytest.mark.parametrize(
+    "name", ["LSTM", "packed LSTM", "packed GRU", "RNN", "MultiheadAttention", "TransformerEncoder"]
+)
 def test_without_rounding_the_numbers_are_those_of_torch(name: str) -> None:
     build, shape = KINDS[name]
     model, x = nn.Sequential(build()), torch.randn(*shape)

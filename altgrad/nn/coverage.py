@@ -56,7 +56,7 @@ class Row(NamedTuple):
 
 
 class Product(NamedTuple):
-    """Products of one kind in the first batch: torch's operator, the parameters and layers behind it, what was rounded."""
+    """Products of one kind in the first batch: torch's operator, whose weights, which layer, and what was rounded."""
 
     operator: str
     parameters: tuple[str, ...]
@@ -208,7 +208,11 @@ class Coverage:
         """Before a forward pass; the first that is no graph is counted."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # nothing more, for a graph to depend on
             return
-        if self.products is not None or self.counter is not None or torch._C._functorch.peek_interpreter_stack() is not None:
+        if (
+            self.products is not None
+            or self.counter is not None
+            or torch._C._functorch.peek_interpreter_stack() is not None
+        ):
             return
         if any(isinstance(each, torch._dynamo.OptimizedModule) or each._compiled_call_impl for each in model.modules()):
             return
@@ -233,7 +237,9 @@ class Coverage:
 
     def check_before(self, model: nn.Module, listed: Iterable[str]) -> None:
         """Raise where a matrix is left out that the policy does not name, by what is known before any batch."""
-        missed = [f"{'.'.join(filter(None, place))} ({why})" for place, (why, named) in self.left_out.items() if not named]
+        missed = [
+            f"{'.'.join(filter(None, place))} ({why})" for place, (why, named) in self.left_out.items() if not named
+        ]
         missed += [
             f"{'.'.join(filter(None, place))} ({why})"
             for place, why in self.unknown.items()
@@ -418,7 +424,7 @@ class _Products(TorchDispatchMode):
         """The products, like ones together, and the layers that were read."""
         return tuple(Product(*key, number) for key, number in self.found.items()), frozenset(self.was_read)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: D105
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
         packet = func._overloadpacket
         counted = packet in flop_registry or packet in _ATTENTION

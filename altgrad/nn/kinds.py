@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from altgrad.nn.layers import ONE_CAST, LinearProducts, Policy, QuantizedEmbedding, QuantizedLayer, QuantizedLinear
@@ -36,7 +35,8 @@ class Convolution(LinearProducts):
 
     def as_operand(self, weight: Tensor) -> Tensor:
         """[O, C, taps] as [O, taps x C]; of a transposed one, [C, O, taps]."""
-        return (weight.transpose(0, 1) if self.transposed else weight).movedim(1, -1).flatten(1)
+        first = weight.transpose(0, 1) if self.transposed else weight
+        return first.movedim(1, -1).flatten(1)
 
     def as_parameter(self, weight: Tensor) -> Tensor:
         """`as_operand` undone."""
@@ -100,7 +100,7 @@ class Kind:
         children: paths below it whose weights its forward pass reads.
         attention: whether it multiplies queries, keys and values.
         blocks: whether it only keeps torch's fast path away.
-        left_out: why a matrix of it is left as it is, by parameter name; "" is for all that have no reason of their own.
+        left_out: why a matrix of it is left as it is, by parameter name; "" is for those without a reason of their own.
     """
 
     layer: type | None = None
@@ -190,7 +190,7 @@ def quantized_class(kind: type, cls: type) -> type:
         return kind
 
     def reduce(self: Any, protocol: Any) -> Any:
-        _, _, *rest = super(found, self).__reduce_ex__(protocol)  # type: ignore[misc]
+        _, _, *rest = super(found, self).__reduce_ex__(protocol)  # type: ignore[misc,arg-type]
         return _blank, (kind, cls), *rest
 
     names: dict[str, Any] = {"_plain": cls, "__reduce_ex__": reduce, "__module__": __name__}
@@ -202,7 +202,7 @@ def quantized_class(kind: type, cls: type) -> type:
 
 def _blank(kind: type, cls: type) -> Any:
     """A module of a class that cannot be found by name, before it has its state."""
-    made = quantized_class(kind, cls)
+    made: Any = quantized_class(kind, cls)
     return made.__new__(made)
 
 
@@ -220,10 +220,10 @@ def plain_class(cls: type) -> type:
 
 # --- what the code of a class reads
 
-_PRODUCTS = {
-    *"linear matmul mm bmm addmm baddbmm einsum tensordot grouped_mm _grouped_mm conv1d conv2d conv3d".split(),
-    "multi_head_attention_forward",
-}
+_PRODUCTS = frozenset(
+    {"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "tensordot", "grouped_mm", "_grouped_mm"}
+    | {"conv1d", "conv2d", "conv3d", "multi_head_attention_forward"}
+)
 
 
 def _functions(cls: type) -> Iterator[Any]:

@@ -28,7 +28,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, Protocol
 
@@ -51,12 +51,11 @@ from altgrad.config import (
     product_of,
 )
 from altgrad.diffusion import diffuse
-from altgrad.formats import FP32, ROUNDINGS, FloatFormat, check_draw_version
+from altgrad.formats import FP32, ROUNDINGS, FloatFormat
 from altgrad.rounding import quantize, quantize_counted
 from altgrad.scaling import (
     MX_BLOCK,
     NVFP4_BLOCK,
-    DelayedScale,
     amax_scale,
     expand_blocks,
     expand_tiles,
@@ -339,6 +338,7 @@ class _Quantizer:
     """The matrices of `Policy.hadamard` by size."""
     weight: Tensor
     training: bool
+    register_forward_hook: Any  # every layer is a module too
 
     def operand(self, x: Tensor, name: str) -> Tensor:
         """`x` as the matrix product reads it: rounded onto the cast's format, or `x` itself for FP32."""
@@ -375,7 +375,7 @@ class _Quantizer:
         return found
 
     def as_operand(self, weight: Tensor) -> Tensor:
-        """The parameter `weight` (or its gradient, or a change of it) as the products read it: [O, I] where it is 2-D."""
+        """The parameter `weight` (or its gradient, or a change of it) as the products read it: [O, I] for a matrix."""
         return weight
 
     def as_parameter(self, weight: Tensor) -> Tensor:
@@ -690,7 +690,7 @@ class LinearProducts(_Quantizer):
     """The three products of a linear function of an activation, whoever holds the weight."""
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`x` [..., I] times the transposed `weight` [O, I], plus the bias: [..., O], the products reading rounded operands."""
+        """`x` [..., I] times the transposed `weight` [O, I], plus the bias: [..., O]; by rounded operands."""
         return self._run(self._output, x, weight, bias)
 
     def _run(self, products: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -707,12 +707,18 @@ class LinearProducts(_Quantizer):
     def _check(self, x: Tensor) -> None:
         """That an activation is a tensor with a value of its own at every place."""
         if x.is_nested:
-            raise ValueError(f"layer {self.layer}: its input is a nested tensor; pad it (torch.nested.to_padded_tensor)")
+            raise ValueError(
+                f"layer {self.layer}: its input is a nested tensor; pad it (torch.nested.to_padded_tensor)"
+            )
         if x.layout is not torch.strided:
             layout = str(x.layout).removeprefix("torch.")
-            raise ValueError(f"layer {self.layer}: its input is {layout}, and only dense tensors are rounded; use to_dense()")
+            raise ValueError(
+                f"layer {self.layer}: its input is {layout}, and only dense tensors are rounded; use to_dense()"
+            )
         if isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
-            raise ValueError(f"layer {self.layer}: its input is a fake tensor, and rounding needs values; use meta tensors")
+            raise ValueError(
+                f"layer {self.layer}: its input is a fake tensor, and rounding needs values; use meta tensors"
+            )
         if not x.is_floating_point():
             dtype = str(x.dtype).removeprefix("torch.")
             raise ValueError(f"layer {self.layer}: its input is {dtype}, and only real floating point is rounded")

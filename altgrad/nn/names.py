@@ -28,8 +28,8 @@ _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_fsdp_wrapped_module|_checkpoint_wrappe
 def layer_type(name: str) -> str | None:
     """The type of the layer called `name`: that of the first part of the dotted name that tells one, or None.
 
-    A part that is called like a type (attention, mlp, embedding, head) goes before those that families use for one, such
-    as ``self_attn``, ``c_fc``, ``embed_tokens`` and ``lm_head``.
+    A part that is called like a type (attention, mlp, embedding, head) goes before those that families use for one,
+    such as ``self_attn``, ``c_fc``, ``embed_tokens`` and ``lm_head``.
     """
     parts = name.split(".")
     exact = next((part for part in parts if part in LAYER_TYPES), None)

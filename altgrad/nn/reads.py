@@ -31,7 +31,7 @@ class QuantizedWeight(LinearProducts, nn.Module):
 
     def __init__(self, owner: nn.Module, parameter: str) -> None:
         super().__init__()
-        vars(self)["owner"] = owner  # as a submodule it would contain itself
+        self.__dict__["owner"] = owner  # as a submodule it would contain itself
         self.parameter = parameter
 
     @property
@@ -109,7 +109,7 @@ class Reads(TorchFunctionMode):
                 return layer
         return None
 
-    def __torch_function__(  # noqa: D105
+    def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
@@ -135,8 +135,9 @@ class Reads(TorchFunctionMode):
 
 
 _PARTS = frozenset(
-    """__getitem__ t transpose swapaxes permute contiguous to float type type_as clone view reshape flatten squeeze
-    unsqueeze chunk split unbind select index_select narrow detach""".split()
+    {"__getitem__", "t", "transpose", "swapaxes", "permute", "contiguous", "to", "float", "type", "type_as", "clone"}
+    | {"view", "reshape", "flatten", "squeeze", "unsqueeze", "chunk", "split", "unbind", "select", "index_select"}
+    | {"narrow", "detach"}
 )
 
 
@@ -265,7 +266,7 @@ def _rebound(function: Any, **names: Any) -> Any:
 
 def _check_mask(*given: Any) -> None:
     if not torch.compiler.is_compiling():  # its message is no graph's
-        F._check_key_padding_mask(*given)
+        F._check_key_padding_mask(*given)  # type: ignore[attr-defined]
 
 
 _MULTI_HEAD = _rebound(

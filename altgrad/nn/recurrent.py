@@ -102,7 +102,8 @@ def _direction(
     backwards: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One layer in one direction: its outputs [N, H], and the state in which each sequence ends."""
-    w, u, b, c = (*weights[:2], *(weights[2:4] if biased else (None, None)))
+    w, u = weights[:2]
+    b, c = weights[2:4] if biased else (None, None)
     projection = weights[-1] if len(weights) % 2 else None
     steps_BG = times(x_NI, w, b).split(list(sizes))
     now = tuple(part[: sizes[-1] if backwards else sizes[0]] for part in state)

@@ -15,7 +15,7 @@ from altgrad.config import LAYER_TYPES
 from altgrad.formats import FP32, check_draw_version
 from altgrad.nn.coverage import Coverage, forget_coverage
 from altgrad.nn.kinds import Kind, kind_of, one_cast, plain_class, quantized_class, reads_child
-from altgrad.nn.layers import UNQUANTIZED, Clock, Observer, Operand, Policy, QuantizedLayer, _key, hadamard
+from altgrad.nn.layers import UNQUANTIZED, Clock, Observer, Policy, QuantizedLayer, _key, hadamard
 from altgrad.nn.names import plain_name, type_of
 from altgrad.nn.reads import QuantizedProduct, QuantizedWeight, Reader
 from altgrad.scaling import DelayedScale
@@ -101,11 +101,12 @@ def quantize_model(
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model by path, without those that quantized layers have added."""
-    added = set()
+    added: set[int] = set()
+    module: Any
     for module in model.modules():
         if isinstance(module, QuantizedLayer | Reader):
-            names = ("quantized", "delayed")
-            added |= {id(each) for name in names if name in module._modules for each in module._modules[name].modules()}  # type: ignore[union-attr]
+            for name in {"quantized", "delayed"} & module._modules.keys():
+                added |= {id(each) for each in module._modules[name].modules()}
     return {path: module for path, module in model.named_modules() if id(module) not in added}
 
 
@@ -143,7 +144,9 @@ def _choose(place: _Place, policies: Mapping[str, Policy]) -> None:
 
 def _is_seen(place: _Place) -> bool:
     """Whether a layer that is not covered gets FP32 operands, to be observed."""
-    return place.kind != "other" and not place.parameter and plain_class(type(place.module)) in (nn.Linear, nn.Embedding)
+    return (
+        place.kind != "other" and not place.parameter and plain_class(type(place.module)) in (nn.Linear, nn.Embedding)
+    )
 
 
 def _check_ties(model: nn.Module, places: list[_Place], policies: Mapping[str, Policy]) -> None:
@@ -183,22 +186,24 @@ def _install(
         if place.parameter:
             below.setdefault(id(place.module), []).append(place)
     read_above = _read_above(modules, kinds, own)
+    rounding = {id(place.module) for place in places if place.policy.rounds}
     for path, module in modules.items():
-        place, kind = own.get(id(module)), kinds[path]
+        mine, kind = own.get(id(module)), kinds[path]
         layers: dict[str, Any] = {}
         for each in below.get(id(module), []):
             layers[each.parameter.removesuffix("_weight")] = (QuantizedWeight(module, each.parameter), each)
         if kind.attention:
             layers |= _attention_products(path, module, policies)
         paths = [*(f"quantized.{name}" for name in layers), *read_above.get(path, ())]
-        if place is not None and issubclass(place.layer, Reader):
+        if mine is not None and issubclass(mine.layer, Reader):
             paths.insert(0, "")
-        wanted = place.layer if place is not None else Reader if paths or (kind.blocks and places) else None
+        blocks = kind.blocks and not rounding.isdisjoint(map(id, module.modules()))
+        wanted = mine.layer if mine is not None else Reader if paths or blocks else None
         if wanted is None:
             continue
-        module.__class__ = quantized_class(wanted, type(module))
-        if place is not None:
-            _become(module, place, clock)
+        module.__class__ = quantized_class(wanted, type(module))  # type: ignore[arg-type]
+        if mine is not None:
+            _become(module, mine, clock)
         if layers:
             module._modules["quantized"] = nn.Module()
         for name, (layer, each) in layers.items():
@@ -267,14 +272,15 @@ def _delay(layer: Any) -> None:
 
 
 def _take_out(module: nn.Module) -> None:
-    """Give a module the class it had, without what only its quantized form holds; a grid's scale stays with a layer."""
+    """Give a module the class it had, without what only its quantized form holds."""
     if isinstance(module, QuantizedWeight | QuantizedProduct) or not isinstance(module, QuantizedLayer | Reader):
         return
+    added: dict[str, nn.Module | None] = vars(module)["_modules"]
     if isinstance(module, QuantizedLayer):
-        module._modules.pop("delayed", None)
+        added.pop("delayed", None)
         for name in _OWN:
             vars(module).pop(name, None)
-    module._modules.pop("quantized", None)
+    added.pop("quantized", None)
     vars(module).pop("weights_read", None)
     module.__class__ = plain_class(type(module))
 
