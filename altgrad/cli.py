@@ -29,6 +29,7 @@ exit codes:
   0 printed   2 there is no readable record; one line says what
 """
 if TYPE_CHECKING:
+    from altgrad.config import ExperimentConfig
     from altgrad.runs import Problem, RunSet
     from altgrad.runs.wandb_pull import Pulled
 
@@ -189,6 +190,7 @@ def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="FILE", help="a UTF-8 text of your own (default: licence texts)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--runs", action="append", type=Path, metavar="FOLDER", help="records for the gaps")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write what was found as JSON, too")
     parser.set_defaults(command=run_probe)
 
 
@@ -245,6 +247,8 @@ def run_probe(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(f"{options.config}: {one_line(error)}") from None
     found = {key: statistics[name] for key, name in names.items()}
+    if options.save:
+        _save_probed(options, probed.config, probed.data, found)
     gaps = recorded_gaps(ExperimentDataLoader(sources), probed.config, probed.data, names)
     _print_probed(names, found, {key: (gap.mean, gap.n) for key, gap in gaps.items()})
     means = {key: estimate.mean for key, estimate in gaps.items()}
@@ -274,6 +278,19 @@ def _print_probed(
         rows.append([*names[key].rsplit(" ", 1), *(f"{found[key][name]:.4f}" for name in _PROBED), gap])
     _print_table(["FORMAT", "ROUNDING", *(name.upper() for name in _PROBED), "RECORDED GAP"], rows, (2, 3, 4, 5))
     print("The first is predicted to cost least.")
+
+
+def _save_probed(
+    options: argparse.Namespace, config: ExperimentConfig, data: str, found: Mapping[_Candidate, Mapping[str, float]]
+) -> None:
+    """Write every cell, and of what model and data they are."""
+    cells = [{"format": fmt, "rounding": how, **values} for (fmt, how), values in found.items()]
+    of = {"config": config.arm_identity(), "seed": config.seed, "steps": options.steps, "batches": options.batches}
+    text = json.dumps({"data": data, **of, "cells": cells}, indent=1, sort_keys=True)
+    try:
+        options.save.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--save {options.save}: cannot be written ({error.strerror})") from None
 
 
 def _listed(option: str, text: str) -> list[str]:

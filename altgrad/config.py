@@ -238,7 +238,18 @@ class CastsConfig(_Section):
         return {name: cast for name, cast in found.items() if cast is not None}
 
 
-GradOutputRounding = Literal[Rounding, "diffused", "wide"]
+OWN_ROUNDING = re.compile(r"own:[a-z0-9]+(-[a-z0-9]+)*")
+"""A rounding that an experiment brings (`altgrad.nn.register_rounding`)."""
+
+
+def _known_or_own(value: Any) -> Any:
+    known = (*get_args(Rounding), "diffused", "wide")
+    if value is None or value in known or (isinstance(value, str) and OWN_ROUNDING.fullmatch(value)):
+        return value
+    raise ValueError(f"must be one of {', '.join(known)}, or own:NAME, a registered one")
+
+
+GradOutputRounding = Annotated[str, BeforeValidator(_known_or_own)]
 
 
 class GradOutputRoundings(_Section):
@@ -246,7 +257,8 @@ class GradOutputRoundings(_Section):
 
     It is so for both products that read it, unless `quantize.casts` gives the second a rounding of its own. "diffused"
     is clamped error diffusion along the layer's outputs (a head's classes): deterministic, and the row sum survives to
-    half a spacing (`altgrad.diffusion`). "wide" leaves grad_output unquantized there.
+    half a spacing (`altgrad.diffusion`). "wide" leaves grad_output unquantized there. "own:NAME" is an experiment's own
+    (`altgrad.nn.register_rounding`).
     """
 
     attention: GradOutputRounding | None = _later(None)
@@ -346,11 +358,11 @@ class OptimizerConfig(_Section):
     rms of each tensor.
     """
 
-    step_rule: Literal["adamw", "manifold", "code"] = "adamw"
+    step_rule: Literal["adamw", "manifold", "code", "muon"] = "adamw"
     precondition: Literal["gradient", "update"] | None = None
     storage: Literal["master", "grid"] = "master"
     rounding: Literal["nearest_even", "stochastic", "error_feedback"] = "nearest_even"
-    learning_rate: float = Field(1.6e-2, gt=0)  # adamw and "gradient": real units; "update": ulps; "code": codes
+    learning_rate: float = Field(1.6e-2, gt=0)  # adamw, muon and "gradient": real units; "update": ulps; "code": codes
     other_learning_rate: float | None = Field(None, gt=0)  # AdamW's rate for parameters that are not quantized
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = Field(1e-8, gt=0)
@@ -390,6 +402,8 @@ COMBINATIONS: dict[tuple[str, str], tuple[str, ...]] = {
     ("manifold", "grid"): ("nearest_even", "stochastic", "error_feedback"),
     ("code", "master"): (),
     ("code", "grid"): ("stochastic",),
+    ("muon", "master"): ("nearest_even", "stochastic"),
+    ("muon", "grid"): (),
 }
 """(step rule, storage) -> roundings that exist. Any other combination is a config error."""
 

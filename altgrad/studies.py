@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -33,6 +33,8 @@ HEAD_SEEDS = range(50, 66)
 HEAD_TUNING_SEEDS = range(102, 106)
 """Of the studies on the gradient of the logits, which the first campaign has not seen; the second are held out."""
 
+FEW_HEAD_SEEDS = HEAD_SEEDS[:8]
+
 HELD_OUT_SEEDS = (*TUNING_SEEDS, *HEAD_TUNING_SEEDS)
 CAMPAIGN_SEEDS = (*CLOSE_SEEDS, *HEAD_SEEDS)
 """All seeds that the campaign's studies report."""
@@ -42,7 +44,9 @@ SPLITS = ("E0M7", "E2M5", "E3M4", "E4M3", "E5M2", "E6M1", "E7M0")
 
 CLOSE_FORMATS = ("E3M4", "E4M3", "E5M2")
 RULE_FORMATS = ("E4M3", "E5M2", "E0M7")
-"""The formats in which step rules are compared; the first with every rule."""
+NEW_RULES = ("decayed", "relative", "muon")
+"""The formats in which step rules are compared, the first with every rule, and the rules that studies rivals and decay
+tune."""
 
 EXTREMES = ("E0M7", "E7M0")
 OPERAND_PLACES = ("weights", "activations", "gradients")
@@ -78,6 +82,8 @@ RULES = {
     "gradient": Choice({"step_rule": "manifold", "precondition": "gradient"}, "ManifoldAdamW on gradients"),
     "update": Choice({"step_rule": "manifold", "precondition": "update"}, "ManifoldAdamW"),
     "code": Choice({"step_rule": "code", "weight_decay": 0}, "Steps of codes"),
+    "decayed": Choice({"step_rule": "code", "weight_decay": 0.0032}, "Steps of codes with weight decay"),
+    "muon": Choice({"step_rule": "muon"}, "Muon"),
     "shuffled": Choice(
         {"step_rule": "manifold", "precondition": "update", "stiffness": "shuffled"}, "ManifoldAdamW, S shuffled"
     ),
@@ -159,15 +165,18 @@ class Arm:
 
     @cached_property
     def identity(self) -> str:
-        """What the configs of its runs have in common, as a digest, whatever they are called: `identity_of` of each."""
-        return identity_of(self.config())
+        """What the configs of its runs have in common, as a digest, whatever they are called: `identity_of` of each.
+
+        "" while a sweep is still to find its rate.
+        """
+        return "" if isinstance(self.rate, str) else identity_of(self.config())
 
     @property
     def swept_rates(self) -> tuple[float, ...]:
         """The five rates that an arm of its rule is tried with, two apart by a factor of 2."""
         if self.rule == "relative":
             return RELATIVE_RATES
-        if self.rule == "code":
+        if self.rule in ("code", "decayed"):
             return CODE_RATES
         if RULES[self.rule].settings.get("precondition") != "update":
             return ADAMW_RATES
@@ -299,6 +308,12 @@ ROUNDED = {
 }
 """What becomes of the gradient of the logits: the key of an arm, and what readers are told."""
 
+OWN_ROUNDED = {
+    "mean-removed": "rounded to nearest and the row's mean removed",
+    "residual-on-target": "rounded to nearest and what a row lacks added to its target",
+}
+"""The same of the controls, whose roundings are those of experiments/controls.py."""
+
 _BLOCKS: dict[str, tuple[str, dict[str, Any]]] = {
     "MXFP6": ("E3M2", {"kind": "mx_rceil", "axis": "contraction"}),
     "MXFP4 up": ("E2M1", {"kind": "mx_rceil", "axis": "contraction"}),
@@ -325,26 +340,66 @@ HEAD_TUNED = {
 the best rate of study head-tuning (mean validation loss of its four seeds). All others have FP32's."""
 
 
-def _fresh(name: str, fmt: str, label: str, more: Mapping[str, Any], tuned: str, **settings: Any) -> Arm:
+SWEPT = (
+    *(f"{fmt} head {how}" for fmt in ("E0M7", "E6M1", "E7M0", "MXFP4 up") for how in OWN_ROUNDED),
+    *(f"E0M7 {scale} fresh" for scale in ("block", "tile", "square")),
+    *(f"FP32 {tokens}" for tokens in (512, 2048)),
+    *(f"{fmt} head nearest 2048 tuned" for fmt in ("E0M7", "NVFP4")),
+    *(f"{fmt} {rule} fresh" for fmt in RULE_FORMATS for rule in NEW_RULES),
+    "FP32 muon fresh",
+    "FP32 256",
+)
+"""Arms of the third registration with learning rates of their own."""
+
+FOLLOW_TUNED: dict[str, float] = {
+    "E0M7 head mean-removed": 0.004,
+    "E6M1 head mean-removed": 0.008,
+    "E7M0 head mean-removed": 0.0005,
+    "MXFP4 up head mean-removed": 0.00025,
+    "E0M7 head residual-on-target": 0.016,
+    "E6M1 head residual-on-target": 0.016,
+    "E7M0 head residual-on-target": 0.016,
+    "MXFP4 up head residual-on-target": 0.008,
+    "E0M7 block fresh": 0.016,
+    "E0M7 tile fresh": 0.016,
+    "E0M7 square fresh": 0.008,
+}
+"""Arm of `SWEPT` -> the best rate of the sweep that has it (mean validation loss of its four seeds)."""
+
+
+def _fresh(name: str, fmt: str, label: str, more: Mapping[str, Any], tuned: str = "", **settings: Any) -> Arm:
     """An arm of the studies on the gradient of the logits; `fmt` may be a format with scales of blocks."""
     element, scaling = _BLOCKS.get(fmt, (fmt, {}))
     settings = {**FRESH, **settings} | ({"scaling": scaling} if scaling else {})
     rate = HEAD_TUNED.get((fmt, tuned), FP32_RATE)
-    return _arm(name, element, {**every(element), **more}, label=label, rate=rate, **settings)
+    return _arm(name, element, {**every(element), **more}, label=label, rate=swept_rate(name, rate), **settings)
+
+
+def swept_rate(name: str, otherwise: float) -> float | str:
+    """The rate of an arm of `SWEPT`, or the sweep that is to find it; of any other arm the given one."""
+    return FOLLOW_TUNED.get(name, name) if name in SWEPT else otherwise
 
 
 def _head(fmt: str, rounding: str, suffix: str = "", said: str = "", **settings: Any) -> Arm:
     """All layers in `fmt`, and the gradient of the logits rounded so."""
-    more = {} if rounding == "nearest" else {"grad_output_rounding": {"head": rounding}}
+    own = f"own:{rounding}" if rounding in OWN_ROUNDED else rounding
+    more = {} if rounding == "nearest" else {"grad_output_rounding": {"head": own}}
     settings |= {"draw_version": 2} if rounding == "stochastic" else {}
-    label = f"{fmt.replace(' up', ' (scales up)')}, gradient of the logits {ROUNDED[rounding]}{said}"
+    label = f"{_shown(fmt)}, gradient of the logits {(ROUNDED | OWN_ROUNDED)[rounding]}{said}"
     return _fresh(f"{fmt} head {rounding}{suffix}", fmt, label, more, rounding, **settings)
 
 
-def _body(fmt: str) -> Arm:
-    """Attention and MLP in `fmt`."""
-    label = f"{fmt.replace(' up', ' (scales up)')} in attention and mlp"
-    return _fresh(f"{fmt} body", fmt, label, {"layers": ["attention", "mlp"]}, "body")
+def _body(fmt: str, operand: str = "") -> Arm:
+    """Attention and MLP in `fmt`; with an operand, that one alone."""
+    element = _BLOCKS.get(fmt, (fmt, {}))[0].lower()
+    only = {name: element if not operand or name == operand else "fp32" for name in OPERANDS}
+    name = f"{fmt} body{' ' + OPERAND_NAMES[operand] if operand else ''}"
+    label = f"{_shown(fmt)} in {'the ' + OPERAND_NAMES[operand] + ' of ' if operand else ''}attention and mlp"
+    return _fresh(name, fmt, label, {**only, "layers": ["attention", "mlp"]}, "body")
+
+
+def _shown(fmt: str) -> str:
+    return fmt.replace(" up", " (scales up)")
 
 
 HEAD_ARMS = tuple(_head(fmt, rounding) for fmt in HEAD_FORMATS for rounding in ROUNDED)
@@ -353,6 +408,76 @@ TEXT_ARMS = tuple(
     _head(fmt, rounding, " sympy", "; source code", data="sympy")
     for fmt in TEXT_FORMATS
     for rounding in ("nearest", "stochastic")
+)
+CONTROL_FORMATS = ("E0M7", "E6M1", "E7M0", "MXFP4 up")
+HEAD_CONTROL_ARMS = tuple(_head(fmt, how) for fmt in CONTROL_FORMATS for how in OWN_ROUNDED)
+BODY_OPERAND_ARMS = tuple(_body(fmt, operand) for fmt in ("E6M1", "E7M0", "MXFP4 up", "NVFP4") for operand in OPERANDS)
+"""The four formats whose gaps were largest in study blocks-only."""
+
+FINE_SCALES: dict[str, tuple[dict[str, Any], str]] = {
+    "block": ({"granularity": "block"}, "one scale per block of 32 along the last dimension"),
+    "tile": ({"granularity": "block", "axis": "contraction"}, "one scale per block of 32 along the sum"),
+    "square": ({"granularity": "block_2d"}, "one scale per square of 32 x 32"),
+}
+FINE_FORMATS = ("E0M7", "E2M5", "E3M4", "E4M3", "E5M2")
+FINE_ARMS = tuple(
+    _fresh(f"{fmt} {scale} fresh", fmt, f"{fmt} with {label}", {}, scaling=rule)
+    for fmt in FINE_FORMATS
+    for scale, (rule, label) in FINE_SCALES.items()
+)
+WIDE: dict[str, Any] = {"model": {"dim": 256}}
+WIDE_ARMS = tuple(
+    _fresh(f"{fmt} {scale} 256", fmt, f"{fmt} with {label}; width 256", {}, scaling={"block": 128, **rule}, **WIDE)
+    for fmt in FINE_FORMATS
+    for scale, rule, label in (
+        ("tile", FINE_SCALES["tile"][0], "one scale per block of 128 along the sum"),
+        ("square", FINE_SCALES["square"][0], "one scale per square of 128 x 128"),
+    )
+)
+VOCABULARIES = (512, 2048)
+VOCABULARY_FORMATS = ("E0M7", "E2M5", "E7M0", "MXFP4 up", "NVFP4")
+
+
+def _tokens(count: int) -> dict[str, Any]:
+    return {"tokenizer": "bpe", "vocabulary": count}
+
+
+VOCABULARY_ARMS = tuple(
+    _head(fmt, how, f" {count}", f"; {count} tokens", **_tokens(count))
+    for count in VOCABULARIES
+    for fmt in VOCABULARY_FORMATS
+    for how in ("nearest", "stochastic", "wide")
+)
+RIVAL_ARMS = tuple(
+    _arm(
+        f"{fmt} {rule} fresh",
+        fmt,
+        rule=rule,
+        rate=rate or swept_rate(f"{fmt} {rule} fresh", FP32_RATE),
+        other=HEAD_TUNED.get((fmt, "nearest"), FP32_RATE) if rule == "muon" else FP32_RATE,
+        label=f"{fmt} {RULES[rule].label}, evaluated on more text",
+        **FRESH,
+    )
+    for fmt, rule, rate in (
+        ("E4M3", "update", 1.28),
+        ("E5M2", "update", 0.64),
+        ("E0M7", "update", 2.048),
+        *((fmt, rule, None) for fmt in RULE_FORMATS for rule in ("relative", "muon")),
+        ("FP32", "muon", None),
+    )
+)
+DECAY_ARMS = tuple(
+    _arm(
+        f"{fmt} {rule} fresh",
+        fmt,
+        rule=rule,
+        place="stochastic",
+        rate=FP32_RATE if rule == "adamw" else swept_rate(f"{fmt} {rule} fresh", FP32_RATE),
+        label=f"{fmt} {RULES[rule].label} (grid, stochastic), evaluated on more text",
+        **FRESH,
+    )
+    for fmt in RULE_FORMATS
+    for rule in ("decayed", "adamw")
 )
 HEAD_TUNING_ARMS = (
     "FP32 fresh",
@@ -439,6 +564,29 @@ _ARMS: tuple[Arm, ...] = (
     *BODY_ARMS,
     _arm("FP32 sympy", label="FP32; source code", data="sympy", **FRESH),
     *TEXT_ARMS,
+    *HEAD_CONTROL_ARMS,
+    *BODY_OPERAND_ARMS,
+    *FINE_ARMS,
+    *(
+        _arm(
+            f"FP32 {count}",
+            rate=swept_rate(f"FP32 {count}", FP32_RATE),
+            other=None,
+            label=f"FP32; {count} tokens",
+            **FRESH,
+            **_tokens(count),
+        )
+        for count in VOCABULARIES
+    ),
+    *VOCABULARY_ARMS,
+    *(
+        replace(_head(fmt, "nearest", " 2048 tuned", "; 2048 tokens", **_tokens(2048)), rate=rate)
+        for fmt, rate in ((fmt, swept_rate(f"{fmt} head nearest 2048 tuned", FP32_RATE)) for fmt in ("E0M7", "NVFP4"))
+    ),
+    *RIVAL_ARMS,
+    *DECAY_ARMS,
+    _arm("FP32 256", rate=swept_rate("FP32 256", FP32_RATE), other=None, label="FP32; width 256", **FRESH, **WIDE),
+    *(replace(arm, rate=swept_rate("FP32 256", FP32_RATE), other=None) for arm in WIDE_ARMS),
     _arm("FP32 large", rate="FP32 large", **LARGE),
     *(_arm(f"{fmt} large", fmt, rate="FP32 large", other=None, **LARGE) for fmt in SPLITS),
     *LARGE_STORAGE_ARMS,
@@ -465,7 +613,8 @@ class Study:
             lies at its edge goes on beyond it.
         exploratory: not preregistered, added after another study had been looked at.
         rates: those of a sweep, where not the five of each arm.
-        whole: of so many seeds of each arm all recorded looks at the layers are packed, of the others the last one.
+        whole: of so many seeds of each arm all recorded looks at the layers are packed, of the others the last one;
+            where it is 0, none of any.
     """
 
     about: str
@@ -572,6 +721,74 @@ STUDIES: Mapping[str, Study] = {
         "Another text, the sources of sympy: the gradient of the logits rounded to nearest and stochastically.",
         _with(HEAD_SEEDS, "FP32 sympy", _names(TEXT_ARMS)),
         whole=2,
+    ),
+    "controls-tuning": Study(
+        "Four learning rates and four held-out seeds for studies head-controls and granularity.",
+        _with(HEAD_TUNING_SEEDS, _names(HEAD_CONTROL_ARMS), (f"E0M7 {scale} fresh" for scale in FINE_SCALES)),
+        sweeps="grows",
+        rates=HEAD_RATES,
+        whole=0,
+    ),
+    "head-controls": Study(
+        "What brings the sum of a row of the logits' gradient back, off the grid: two controls.",
+        _with(FEW_HEAD_SEEDS, _names(HEAD_CONTROL_ARMS)),
+        whole=1,
+    ),
+    "body-operands": Study(
+        "Attention and MLP quantized in one operand at a time, in the formats that cost most there.",
+        _with(HEAD_SEEDS, _names(BODY_OPERAND_ARMS)),
+        whole=1,
+    ),
+    "granularity": Study(
+        "A scale for every 32 elements: along the last dimension, along the sum of each product, in squares.",
+        _with(HEAD_SEEDS, _names(FINE_ARMS)),
+        whole=1,
+    ),
+    "rivals-tuning": Study(
+        "Five learning rates and four held-out seeds for the step rules of studies rivals and decay.",
+        _with(
+            HEAD_TUNING_SEEDS, (f"{fmt} {rule} fresh" for fmt in RULE_FORMATS for rule in NEW_RULES), "FP32 muon fresh"
+        ),
+        sweeps="grows",
+        whole=0,
+    ),
+    "rivals": Study(
+        "Muon, AdamW with a relative rate and ManifoldAdamW, with master weights.",
+        _with(HEAD_SEEDS, _names(RIVAL_ARMS)),
+        whole=1,
+    ),
+    "decay": Study(
+        "Steps of codes with the weight decay that all others have, and AdamW, on the grid with stochastic rounding.",
+        _with(HEAD_SEEDS, _names(DECAY_ARMS)),
+        whole=1,
+    ),
+    "vocabulary-tuning": Study(
+        "Four learning rates and four held-out seeds for FP32 and two formats with larger vocabularies.",
+        _with(
+            HEAD_TUNING_SEEDS,
+            (f"FP32 {count}" for count in VOCABULARIES),
+            (f"{fmt} head nearest 2048 tuned" for fmt in ("E0M7", "NVFP4")),
+        ),
+        sweeps="grows",
+        rates=HEAD_RATES,
+        whole=0,
+    ),
+    "vocabulary": Study(
+        "Larger vocabularies: the gradient of the logits to nearest, stochastically, or not quantized.",
+        _with(FEW_HEAD_SEEDS, (f"FP32 {count}" for count in VOCABULARIES), _names(VOCABULARY_ARMS)),
+        whole=1,
+    ),
+    "width-tuning": Study(
+        "Four learning rates and four held-out seeds for FP32 with width 256.",
+        _with(HEAD_TUNING_SEEDS, "FP32 256"),
+        sweeps="grows",
+        rates=HEAD_RATES,
+        whole=0,
+    ),
+    "width": Study(
+        "Blocks of 128 along the sum and squares of 128 x 128, with width 256.",
+        _with(FEW_HEAD_SEEDS, "FP32 256", _names(WIDE_ARMS)),
+        whole=1,
     ),
     "tuning-large": Study(
         "The rates of the two large studies: 6 layers of 384, 5,000 steps; for a GPU.",

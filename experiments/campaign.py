@@ -2,6 +2,7 @@
 
     python experiments/campaign.py [STUDY ...]              run what is not recorded yet; may be stopped and repeated
     python experiments/campaign.py pack [STUDY ...]         write what is new as a part of experiments/recorded/STUDY/
+    python experiments/campaign.py repeat [STUDY ...]       train a run of each study anew: has it the recorded numbers?
 
 Without a name the whole campaign runs, in the order of `studies.CAMPAIGN`. Runs have one thread, one process a core.
 A run that failed or crashed is recorded and not repeated: what happened is the result. One whose process was stopped or
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
 
 from altgrad.config import ExperimentConfig, UsageError  # noqa: E402
 
@@ -36,6 +37,8 @@ except UsageError as error:
 from altgrad.cli import guarded  # noqa: E402
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from altgrad.runs import RunRecord
 
 RUNS = ROOT / "experiments" / "runs"
@@ -245,11 +248,71 @@ def pack(study: str, out: Path) -> int:
         return 0
     seeds = {seed for each in STUDIES[study].seeds.values() for seed in each[: STUDIES[study].whole]}
     how = {"history_every": 10, "layers_every": PACKED_LOOKS, "canaries": find_canaries((out,))[0]}
+    if STUDIES[study].whole == 0:  # a sweep, of which the last loss counts
+        how |= {"history_every": 50, "layers": False}
     how["last_look"] = {record.id for record in new if record.config.seed not in seeds}
     part = pack_part(new, RECORDED / study, **how)
     size = sum(file.stat().st_size for file in part.iterdir())
     print(f"{study}: {len(new)} runs packed as {part.name}, {size / 1e3:.0f} kB{left}")
     return 0
+
+
+def repeat(study: str) -> int:
+    """Train the first finished run of a study anew and compare all that its part holds; 1 where a number differs.
+
+    Bits depend on the kind of processor: `canary` in a run's environment says whether two compute alike.
+
+    Raises:
+        UsageError: no finished run of the study is recorded.
+    """
+    from tempfile import TemporaryDirectory
+
+    from altgrad.runs import load_runs, read_run
+    from altgrad.runs.processor import stated
+    from altgrad.training import train
+
+    recorded = [record for record in load_runs((RECORDED / study,)).records if record.status == "finished"]
+    if not recorded:
+        raise UsageError(f"{study}: no finished run is recorded; run the study first")
+    old = min(recorded, key=lambda record: record.id)
+    _as_recorded()
+    with TemporaryDirectory() as folder:
+        new = read_run(train(old.config, Path(folder), progress=False).path)
+        differing = unlike_recorded(old.history, new.history, ["step"])
+        differing += unlike_recorded(old.layers, new.layers, ["step", "layer", "operand", "statistic"])
+    same = f"{len(old.history)} rows of its history and {len(old.layers)} of its layers are the same, bit by bit"
+    print(f"{study}: {old.id}: " + (f"other numbers in {', '.join(differing)}" if differing else same))
+    if differing:
+        then, now = (stated(record.run["environment"]) for record in (old, new))
+        print(f"recorded on {then}; repeated on {now}")
+    return 1 if differing else 0
+
+
+def unlike_recorded(recorded: pd.DataFrame, repeated: pd.DataFrame, keys: list[str]) -> list[str]:
+    """The columns in which rows that were recorded are others in a repeat, but for seconds.
+
+    Packed numbers may be narrower, and packed rows fewer: a repeat is compared with what there is, at its precision.
+    """
+    import numpy as np
+    import pandas as pd
+
+    names = [name for name in recorded.columns if name not in keys and not name.startswith("seconds")]
+    if lacking := [name for name in names if name not in repeated]:
+        return lacking
+    rows = recorded[keys].astype(str).merge(repeated.assign(**{key: repeated[key].astype(str) for key in keys}), "left")
+    found = []
+    for name in names:
+        one, other = recorded[name], rows[name]
+        if pd.api.types.is_numeric_dtype(one):
+            kept, new = one.to_numpy(float), other.to_numpy(float)
+            if np.array_equal(kept, narrow := kept.astype(np.float32), equal_nan=True):
+                kept, new = narrow, new.astype(np.float32)
+            same = (kept == new) | (np.isnan(kept) & np.isnan(new))
+        else:
+            same = one.astype(str).to_numpy() == other.astype(str).to_numpy()
+        if not same.all():
+            found.append(name)
+    return found
 
 
 def _packed(study: str, out: Path, named: bool) -> int:
@@ -287,9 +350,15 @@ def _results(todo: list[ExperimentConfig], out: Path, workers: int, device: str)
 
 def _start_worker() -> None:
     """One thread; Ctrl-C is the parent's business, which ends its workers by SIGTERM: their runs are `interrupted`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _as_recorded()
+
+
+def _as_recorded() -> None:
+    """What every process of a campaign has: one thread, and the roundings of controls.py."""
+    import controls  # noqa: F401
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
@@ -323,14 +392,15 @@ def main() -> int:
         description="Run or pack recorded studies.",
         epilog=f"studies: {', '.join(STUDIES)}; without one, the campaign: {', '.join(CAMPAIGN)}",
     )
-    parser.add_argument("words", nargs="*", metavar="[pack] STUDY")
+    parser.add_argument("words", nargs="*", metavar="[pack | repeat] STUDY")
     parser.add_argument("--out", type=Path, default=RUNS, help="folder of the records (default: experiments/runs)")
     parser.add_argument("--workers", type=int, default=cores(), help="processes (default: cores)")
     parser.add_argument("--shard", type=_shard, default=(1, 1), help="1/4: the first of four machines that share")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where runs train (default: cpu)")
     options = parser.parse_args()
-    packing = options.words[:1] == ["pack"]
-    studies = options.words[packing:] or list(CAMPAIGN)
+    packing, repeating = (options.words[:1] == [word] for word in ("pack", "repeat"))
+    recorded = [name for name in STUDIES if (RECORDED / name).is_dir()]
+    studies = options.words[packing or repeating :] or (recorded if repeating else list(CAMPAIGN))
     if options.workers < 1:
         parser.error("--workers: at least one")
 
@@ -339,6 +409,8 @@ def main() -> int:
             find(study)
         if packing:
             return max(_packed(study, options.out, bool(options.words[1:])) for study in studies)
+        if repeating:
+            return max(repeat(study) for study in studies)
         look_around(options.out, options.device)
         return max(run_study(study, options.out, options.workers, options.shard, options.device) for study in studies)
 

@@ -22,6 +22,8 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     add_train_arguments(parser, ROOT / "experiments" / "runs", "python experiments/run_experiment.py")
     options = parser.parse_args()
+    import controls  # noqa: F401, its roundings are registered
+
     code = guarded(lambda: run_training(options))
     if code in (0, 1):
         print("\nTraining complete!")

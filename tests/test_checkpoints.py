@@ -52,6 +52,7 @@ ARMS: dict[str, dict[str, Any]] = {
     },
     "grid-stochastic": {**E4M3, "optimizer": {"storage": "grid", "rounding": "stochastic", "learning_rate": 0.1}},
     "grid-error-feedback": {**E4M3, "optimizer": {"storage": "grid", "rounding": "error_feedback"}},
+    "muon": {**E4M3, "optimizer": {"step_rule": "muon"}},
     "code": {**E4M3, "optimizer": {"step_rule": "code", "storage": "grid", "rounding": "stochastic"}},
     "relative": {**E4M3, "optimizer": {"relative": True, "learning_rate": 0.05}},
     "stochastic-gradients": {"quantize": {**E4M3["quantize"], "rounding": {"grad_output": "stochastic"}}},

@@ -213,13 +213,13 @@ def test_the_days_of_recording_are_those_of_the_records(runs: Runs, page: str) -
 
 
 def test_the_runs_that_failed_are_named_by_what_they_are(runs: Runs, page: str) -> None:
-    failed = [run for run in runs if run["status"] == "failed"]
+    failed = [run for run in runs if run["status"] == "failed" and not run["config"]["study"].endswith("tuning")]
     rescaled = [run for run in failed if run["config"]["model"].get("rescale")]
     assert {run["config"]["quantize"]["weight"] for run in rescaled} == {"fp32"}
     assert {run["config"]["scaling"]["kind"] for run in failed if run not in rescaled} == {"none"}
     unscaled = len(failed) - len(rescaled)
     counts = f"{unscaled} of E4M3 (no scale) and {len(rescaled)} of FP32 (mis-scaled tensors)"
-    assert f"{len(failed)} runs failed, {counts}." in page
+    assert f"{len(failed)} runs failed outside of sweeps, {counts}." in page
     finished = f"{len(losses(fp32(runs)))} of its {len(fp32(runs))} runs finished"
     assert f"FP32 as formats are compared with it never failed: {finished}." in page
 
@@ -271,6 +271,7 @@ HELD = {
         'contrast("E4M3", "E3M4").high < margin': ("E4M3", +0.02),
         'contrast("E0M7 block", "E4M3 block").high >= 0': ("E0M7 block", -0.02),
         'contrast("MXFP8 up", "BF16").high < margin': ("MXFP8 up", +0.02),
+        'contrast("NVFP4 body", "MXFP4 up body").high < 0': ("NVFP4 body", +0.1),
         'contrast("NVFP4 stochastic gradients", "MXFP4").high < 0': ("NVFP4 stochastic gradients", +0.5),
         'contrast("MXFP4 up stochastic gradients", "MXFP4 up").high < 0': ("MXFP4 up stochastic gradients", +2.0),
     },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +22,14 @@ from altgrad.analysis.loader import scope_label  # noqa: E402
 from altgrad.config import ExperimentConfig, UsageError, parse_config  # noqa: E402
 from altgrad.diffusion import _by_falling_magnitude, _carried, _carried_on_cpu, diffuse  # noqa: E402
 from altgrad.formats import FP32, FloatFormat, get_format  # noqa: E402
-from altgrad.nn import Operand, Policy, Reading, Scaling, observed, quantize_model  # noqa: E402
+from altgrad.nn import Operand, Policy, Reading, Scaling, observed, quantize_model, register_rounding  # noqa: E402
 from altgrad.rounding import quantize  # noqa: E402
+from altgrad.scaling import amax_scale  # noqa: E402
 from altgrad.telemetry import Look  # noqa: E402
 from altgrad.training import train  # noqa: E402
 from altgrad.training.loop import build_model, policy_of, quantized_layers, shifted  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("e0m7", "e1m6", "e2m5", "e3m4", "e4m3", "e5m2", "e6m1", "e7m0")
 RULES: dict[str, tuple[tuple[str, ...], Scaling]] = {  # type: ignore[valid-type]
     "amax": (SPLITS, Scaling()),
@@ -380,7 +383,12 @@ def test_recorded_identities_have_no_such_key_and_arms_say_what_differs() -> Non
             {},
             "grad_output_rounding.embedding'; known keys: attention, mlp, head",
         ),
-        ({"head": "odd"}, {}, {}, "grad_output_rounding.head: Input should be .*'diffused' or 'wide'"),
+        (
+            {"head": "odd"},
+            {},
+            {},
+            "grad_output_rounding.head: must be one of nearest_even, .*, wide, or own:NAME",
+        ),
         ({"head": "nearest_even"}, {}, {}, "head is what quantize.rounding.grad_output says already"),
         ({"head": "wide"}, {"grad_output": "fp32"}, {}, "quantize.grad_output is fp32; leave it out"),
         ({"head": "wide"}, {"layers": ["mlp"]}, {}, "quantize.layers has no head; leave one out"),
@@ -426,3 +434,37 @@ def test_models_of_ones_own_take_it_by_policy() -> None:
     quantize_model(model, {"head": Policy(grad_output=spec), "*": Policy(grad_output=get_format("e4m3"))})
     model.loss(*batch()).backward()
     assert model.head.weight.grad.isfinite().all()
+
+
+def test_the_controls_keep_the_sum_that_nearest_loses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of experiments/controls.py, on one row, element by element in Fractions; and as a layer applies them."""
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import controls
+
+    x = torch.tensor([[0.3, 0.06, 0.02, -0.38], [0.0, 0.5, -0.75, 0.25]])
+    near = torch.tensor([[0.25, 0.0, 0.0, -0.5], [0.0, 0.5, -0.75, 0.25]])
+    for row, (exact, rounded) in enumerate(zip(x.tolist(), near.tolist(), strict=True)):
+        mean = sum(map(Fraction, rounded)) / 4
+        assert controls.mean_removed(x, near)[row].tolist() == [float(Fraction(v) - mean) for v in rounded]
+        lost = sum(map(Fraction, exact)) - sum(map(Fraction, rounded))
+        wanted = [Fraction(v) + (lost if of == min(exact) else 0) for of, v in zip(exact, rounded, strict=True)]
+        found = controls.residual_on_target(x, near)[row].tolist()
+        assert found == pytest.approx([float(v) for v in wanted], abs=1e-7)
+        assert sum(found) == pytest.approx(sum(exact), abs=1e-7)
+    fmt, model = get_format("e2m1"), torch.nn.Sequential(torch.nn.Linear(4, 3))
+    quantize_model(model, Policy(grad_output=Operand(fmt, "own:mean-removed"), layers=("*",)))
+    grad = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    model(given := torch.eye(4).repeat(2, 1)[:5]).backward(grad)
+    rounded = quantize(grad, fmt, scale=amax_scale(grad, fmt))
+    assert torch.equal(model[0].weight.grad, (rounded - rounded.mean(-1, keepdim=True)).T @ given)
+
+
+def test_a_rounding_of_ones_own_has_a_name_and_is_there() -> None:
+    with pytest.raises(UsageError, match="own:nobody' is not registered"):
+        Operand(get_format("e4m3"), "own:nobody")
+    with pytest.raises(UsageError, match="lower-case letters"):
+        register_rounding("No Name", lambda x, _near: x)
+    register_rounding("of-a-test", first := lambda x, _near: x)
+    register_rounding("of-a-test", first)
+    with pytest.raises(UsageError, match="registered already"):
+        register_rounding("of-a-test", lambda x, _near: x)

@@ -8,6 +8,7 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
@@ -52,17 +53,22 @@ def git(*words: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def test_the_predictions_were_committed_before_the_first_run() -> None:
+@pytest.mark.parametrize(
+    ("title", "study", "first", "last"),
+    [("Second registration", "head", 21, 27), ("Third registration", "controls-tuning", 28, 37)],
+)
+def test_the_predictions_were_committed_before_the_first_run(title: str, study: str, first: int, last: int) -> None:
     """Of the commit that the document names: its date, and that the hypotheses stand there word by word."""
     text = (ROOT / "docs" / "method" / "preregistration.md").read_text()
-    section = text.split("## Second registration")[1]
+    section = text.split(f"## {title}")[1].split("\n## ")[0]
     named = re.search(r"committed on ([0-9-]{10}) as `([0-9a-f]{7,40})`", section)
     assert named is not None
     created = [
         json.loads(run)["created"]
-        for part in STUDY.glob("part-*")
+        for part in (STUDY.parent / study).glob("part-*")
         for run in pd.read_parquet(part / "runs.parquet", columns=["run"])["run"]
     ]
+    assert created
     assert all(moment[:10] >= named[1] for moment in created)
     if not git("cat-file", "-t", named[2]):
         pytest.skip("the history is not there")
@@ -70,8 +76,8 @@ def test_the_predictions_were_committed_before_the_first_run() -> None:
     assert when[:10] == named[1]
     assert all(moment > when for moment in created)
     before = git("show", f"{named[2]}:docs/method/preregistration.md")
-    rows = re.findall(r"^\| H2[1-7] .*$", section, re.MULTILINE)
-    assert len(rows) == 7
+    rows = re.findall(r"^\| H[0-9]+ .*$", section, re.MULTILINE)
+    assert [row.split()[1] for row in rows] == [f"H{number}" for number in range(first, last + 1)]
     assert all(row in before for row in rows)
 
 
@@ -152,3 +158,79 @@ def test_the_means_of_the_logits_are_those_of_the_last_looks(losses: pd.Series) 
     rows = [found.loc[[(*arm, how)]].iloc[0] for arm in wanted for how in ("nearest", "stochastic")]
     assert {int(row["size"]) for row in rows} == {16}
     assert shown[1].replace("\u2212", "-").split(", ") == [f"{row['mean']:+.1f}" for row in rows]
+
+
+# What the other studies of the page say, from their own files
+
+
+def finals(study: str) -> pd.DataFrame:
+    """Config, seed and final loss of each run of a study."""
+    rows = []
+    for part in sorted((STUDY.parent / study).glob("part-*")):
+        history = pd.read_parquet(part / "history.parquet", columns=["run_id", "final_val_loss"]).dropna()
+        final = history.set_index("run_id")["final_val_loss"]
+        for row in pd.read_parquet(part / "runs.parquet").to_dict("records"):
+            run = json.loads(row["run"])
+            rows.append(
+                {"config": run["config"], "seed": run["config"]["seed"], "loss": final[row["run_id"]], "run": run}
+            )
+    return pd.DataFrame(rows)
+
+
+def of(frame: pd.DataFrame, fmt: str, kind: str = "amax", own: str = "nearest", **more: object) -> pd.Series:
+    """Loss by seed of the runs with these settings."""
+
+    def is_so(config: dict) -> bool:  # type: ignore[type-arg]
+        quantize, scaling = config["quantize"], config.get("scaling", {})
+        found = (quantize.get("grad_output_rounding") or {}).get("head") or "nearest"
+        formats = {quantize.get(name, "fp32") for name in ("weight", "activation", "grad_output")} - {"fp32"}
+        same = formats == ({fmt} if fmt != "fp32" else set()) and (fmt == "fp32" or scaling.get("kind", "amax") == kind)
+        rest = {"vocabulary": config.get("vocabulary"), "granularity": scaling.get("granularity", "tensor")}
+        rest |= {"axis": scaling.get("axis", "last"), "quantize": quantize, "rule": config["optimizer"]["step_rule"]}
+        return same and found == own and all(rest[name] == value for name, value in more.items())
+
+    chosen = frame[frame["config"].map(is_so)]
+    assert chosen["seed"].is_unique
+    return chosen.set_index("seed")["loss"]
+
+
+def ends(values: pd.Series) -> tuple[float, float, float]:
+    values = values.dropna()
+    return (values.mean(), *stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values)))
+
+
+ELEMENTS = {"MXFP4 up": ("e2m1", "mx_rceil"), "MXFP6": ("e3m2", "mx_rceil"), "NVFP4": ("e2m1", "nvfp4")}
+
+
+def is_row(row: object, values: pd.Series) -> bool:
+    return np.allclose([getattr(row, name) for name in ("difference", "low", "high")], ends(values), rtol=0, atol=1e-8)
+
+
+def test_the_gaps_without_embedding_and_head_are_those_of_the_files(losses: pd.Series) -> None:
+    table, frame = pd.read_csv(ROOT / "reports" / "head.body.csv"), finals("blocks-only")
+    assert len(table) == 10
+    assert len(frame) == 160
+    for row in table.itertuples():
+        assert is_row(row, of(frame, *ELEMENTS.get(row.format, (row.format.lower(),))) - losses["fp32", "", ""])
+    nvfp4, mxfp4 = (of(frame, "e2m1", kind) for kind in ("nvfp4", "mx_rceil"))
+    assert ends(nvfp4 - mxfp4)[2] < 0
+    answers = pd.read_csv(ROOT / "reports" / "head.predictions.csv").set_index("id")["answer"]
+    e0m7 = of(frame, "e0m7") - losses["fp32", "", ""]
+    equivalent = max(
+        stats.ttest_1samp(e0m7, -0.01, alternative="greater").pvalue,
+        stats.ttest_1samp(e0m7, 0.01, alternative="less").pvalue,
+    )
+    assert answers["H24"] == ("yes" if equivalent < 0.05 else "inconclusive")
+    assert answers["H25"] == "yes"
+
+
+def test_the_gaps_on_the_other_text_are_those_of_the_files() -> None:
+    table, frame = pd.read_csv(ROOT / "reports" / "head.text-table.csv"), finals("text")
+    base = of(frame, "fp32")
+    assert len(base) == 16
+    assert len(table) == 12
+    for row in table.itertuples():
+        fmt = ELEMENTS.get(row.format, (row.format.lower(), "amax"))
+        assert is_row(row, of(frame, *fmt, row.rounding) - base)
+    for fmt in (("e0m7", "amax"), ("e2m1", "nvfp4")):
+        assert ends(of(frame, *fmt) - of(frame, *fmt, "stochastic"))[1] > 0.05  # far beyond any adjustment: H26

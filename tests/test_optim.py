@@ -9,11 +9,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from altgrad.config import parse_config  # noqa: E402
 from altgrad.formats import SPLITS_8BIT, FloatFormat, get_format  # noqa: E402
-from altgrad.optim import ManifoldAdamW  # noqa: E402
+from altgrad.optim import ManifoldAdamW, MuonBesideAdamW  # noqa: E402
 from altgrad.optim.base import Batch  # noqa: E402
 from altgrad.rounding import ulp  # noqa: E402
 from altgrad.scaling import amax_scale  # noqa: E402
+from altgrad.training.loop import build_model, build_optimizer  # noqa: E402
 
 E4M3 = get_format("e4m3")
 
@@ -234,3 +236,55 @@ def test_settings_out_of_range_are_refused() -> None:
         ManifoldAdamW([weights()], E4M3, precondition="weights")
     with pytest.raises(ValueError, match="betas"):
         ManifoldAdamW([weights()], E4M3, betas=(0.9, 1.0))
+
+
+@pytest.mark.parametrize("fmt", ["fp32", "e4m3"])
+def test_a_config_s_muon_steps_the_matrices_of_attention_and_mlp(fmt: str) -> None:
+    config = parse_config(
+        {"quantize": dict.fromkeys(("weight", "activation"), fmt), "optimizer": {"step_rule": "muon"}}, source="test"
+    )
+    model = build_model(config)
+    optimizer = build_optimizer(config, model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    stepped = {group["muon"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups}
+    assert stepped[True] == {
+        f"blocks.{block}.{layer}.weight"
+        for block in range(2)
+        for layer in ("attention.qkv", "attention.projection", "mlp.up", "mlp.down")
+    }
+
+
+def test_muon_beside_adamw_is_both_of_torch_bit_by_bit_and_goes_on_from_its_state() -> None:
+    def pair() -> list[torch.nn.Parameter]:
+        return [weights(0), weights(1, (7,))]
+
+    def ours(parameters: list[torch.nn.Parameter]) -> MuonBesideAdamW:
+        groups = [
+            {"params": parameters[1:], "lr": 3e-3, "weight_decay": 0.0},
+            {"params": parameters[:1], "lr": 1e-2, "weight_decay": 0.1, "muon": True},
+        ]
+        return MuonBesideAdamW(groups, betas=(0.9, 0.99), eps=1e-8)
+
+    one, other, resumed = pair(), pair(), pair()
+    optimizer = ours(one)
+    steps(optimizer, one, 5)
+    generator = torch.Generator().manual_seed(9)
+    muon = torch.optim.Muon(other[:1], lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(other[1:], lr=3e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, foreach=True)
+    for _ in range(5):
+        for parameter in other:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        muon.step()
+        adamw.step()
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    state = copy.deepcopy(optimizer.state_dict())
+    for a, b in zip(resumed, one, strict=True):
+        a.data.copy_(b)
+    again = copy.deepcopy(ours(resumed))
+    resumed = [p for group in (*again.param_groups[1:], *again.param_groups[:1]) for p in group["params"]]
+    again.load_state_dict(state)
+    steps(optimizer, one, 3)
+    steps(again, resumed, 3)
+    assert all(torch.equal(a, b) for a, b in zip(one, resumed, strict=True))
+    with pytest.raises(ValueError, match="2D"):
+        MuonBesideAdamW([{"params": [weights(1, (7,))], "lr": 1e-2, "weight_decay": 0.0, "muon": True}], (0.9, 0.99), 1)

@@ -47,16 +47,17 @@ class BestAt(dict[str, float]):
     """Losses of runs that need not be recorded: the lowest in the middle of every sweep, or at one of its ends."""
 
     def __init__(self, favourite: str = "middle") -> None:
-        for name in ("tuning", "tuning-large", "pilot-tuning"):
-            for arm in STUDIES[name].seeds:
+        for name, study in STUDIES.items():
+            for arm in study.seeds if study.sweeps else ():
                 self._sweep(name, ARMS[arm], favourite)
 
     def _sweep(self, study: str, arm: Arm, favourite: str) -> None:
-        first, *_, last = arm.swept_rates
-        rates = [first / 2**k for k in range(4, 0, -1)] + [*arm.swept_rates, *(last * 2**k for k in range(1, 5))]
+        own = STUDIES[study].rates or arm.swept_rates
+        first, *_, last = own
+        rates = [first / 2**k for k in range(4, 0, -1)] + [*own, *(last * 2**k for k in range(1, 5))]
         for position, rate in enumerate(rates):
             off = {"middle": abs(position - len(rates) // 2), "low": position, "high": -position}[favourite]
-            for seed in TUNING_SEEDS:
+            for seed in STUDIES[study].seeds[arm.name]:
                 self[run_id(arm.config(seed, study, rate), DATA)] = 2.0 + 0.01 * off
 
 
@@ -177,6 +178,13 @@ def test_a_campaign_resumes_and_packs(
     found = load_runs((tmp_path / "recorded",))
     assert (len(found.records), found.problems) == (3, ())
     assert verify([tmp_path / "recorded"]) == (3, [], [])
+    assert campaign.repeat("tiny") == 0
+    assert "of its layers are the same, bit by bit" in capsys.readouterr().out
+    other = (history := found.records[0].history).copy()
+    other.loc[1, "loss"] *= 1 + 2**-20
+    assert campaign.unlike_recorded(history, other, ["step"]) == ["loss"]
+    assert campaign.unlike_recorded(history, history.drop(columns="loss"), ["step"]) == ["loss"]
+    assert campaign.unlike_recorded(history, other.iloc[2:], ["step"]) != []
     whole = files_of(tmp_path / "recorded")
     assert {path: whole[path] for path in first} == first, "a part is never written again"
     table = tmp_path / "recorded/tiny/part-002/history.parquet"

@@ -14,7 +14,7 @@ from altgrad.analysis.comparison import Comparison, FormatComparator, scale_poli
 from altgrad.analysis.contrasts import NAMED, TEST_COLUMNS, family, missing, named_family, runs_of
 from altgrad.analysis.costs import LADDER, additivity, cost_per_bit, extent, losses, token_rate
 from altgrad.analysis.failures import FailureAnalyzer, named
-from altgrad.analysis.hypotheses import pairs_of_best, verdicts
+from altgrad.analysis.hypotheses import decayed, pairs_of_best, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.machines import crossing
 from altgrad.analysis.statistics import MARGIN, paired_difference
@@ -130,14 +130,15 @@ def failure_values(loader: ExperimentDataLoader) -> dict[str, Any]:
     gaps = gaps[gaps["campaign"].astype(bool) & (gaps["n_pairs"] > 1)]
     late, runs = gaps[gaps["study"] == "blocks"], _own(loader)
     decays: dict[bool, set[float]] = {True: set(), False: set()}
-    for _, run in runs.drop_duplicates("arm").iterrows():
+    for _, run in runs[runs["study"] != "decay"].drop_duplicates("arm").iterrows():
         decays[run["step_rule"] == "code"].add(loader.config(run["arm"]).optimizer.weight_decay)
-    failed = runs[runs["status"] == "failed"]
+    failed = runs[(runs["status"] == "failed") & (runs["role"] == "report")]
     return {
         "blocks_failing": int(late["failed"].sum()) if len(late) else None,
         "e7m0_worst": next(iter(gaps[gaps["format"] == "E7M0"].to_dict("records")), None),
         "code_decay": sorted(decays[True]),
         "other_decay": sorted(decays[False]),
+        "decayed": decayed(loader),
         "h5": _h5(loader),
         "study_days": _study_days(loader),
         "crossing": _crossing(loader),

@@ -43,10 +43,11 @@ from altgrad.analysis.contrasts import (
     within,
 )
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.logits import growth_with_vocabulary
 from altgrad.analysis.statistics import FAILURE_GAP, MARGIN, paired_difference
 from altgrad.analysis.step_rules import StepRuleComparator
 from altgrad.config import LAYER_TYPES
-from altgrad.studies import ARMS, CLOSE_FORMATS, COSTLY, GRID, RULE_FORMATS, SPLITS, adamw_arm
+from altgrad.studies import ARMS, CLOSE_FORMATS, COSTLY, FINE_SCALES, GRID, RULE_FORMATS, SPLITS, adamw_arm
 
 Family = Sequence[Pair] | Callable[[ExperimentDataLoader], Sequence[Pair]]
 """Contrasts that are adjusted together; of a family that depends on what was found, a function that gives them."""
@@ -281,6 +282,13 @@ def _runaway_logits(loader: ExperimentDataLoader) -> tuple[Judgement, pd.DataFra
     return Judgement(answer, more={"logits": rows, "fp32": fp32}), _no_tests()
 
 
+def _grows_with_vocabulary(loader: ExperimentDataLoader) -> tuple[Judgement, pd.DataFrame]:
+    lacking, tests = growth_with_vocabulary(loader)
+    if lacking:
+        return _pending(lacking), _no_tests()
+    return all_shown(+1)(tests.to_dict("records")), tests[list(TEST_COLUMNS)]
+
+
 RUNAWAY = 10.0
 """Mean of the logits above which they have run away (second registration)."""
 
@@ -309,7 +317,18 @@ RANKS = 0.8
 
 def _decays_differ(loader: ExperimentDataLoader) -> dict[str, Any]:
     codes, adamw = (ARMS[f"E4M3 {rule} stochastic"].config().optimizer.weight_decay for rule in ("code", "adamw"))
-    return {} if codes == adamw else {"decays": {"codes": codes, "adamw": adamw}}
+    found = {"codes": codes, "adamw": adamw, "decayed": decayed(loader)}
+    return {} if codes == adamw else {"decays": found}
+
+
+def decayed(loader: ExperimentDataLoader) -> list[Row]:
+    """Steps of codes with AdamW's decay per step minus AdamW, the family of H35; none while it is not recorded."""
+    if missing(loader, itertools.chain.from_iterable(DECAYED)):
+        return []
+    return list(named_family(loader, DECAYED).to_dict("records"))
+
+
+DECAYED = [(f"{fmt} decayed fresh", f"{fmt} adamw fresh") for fmt in RULE_FORMATS]
 
 
 def _mostly_gradients(loader: ExperimentDataLoader) -> dict[str, Any]:
@@ -506,5 +525,64 @@ HYPOTHESES: tuple[Hypothesis | Description, ...] = (
         "H27",
         "head",
         _runaway_logits,
+    ),
+    Hypothesis(
+        "H28",
+        "head-controls",
+        [[(f"{fmt} head mean-removed", f"{fmt} head nearest") for fmt in ("E0M7", "E7M0", "MXFP4 up")]],
+        all_shown(+1, by=0.3),
+    ),
+    Hypothesis(
+        "H29",
+        "head-controls",
+        [[(f"{fmt} head residual-on-target", f"{fmt} head wide") for fmt in ("E7M0", "E6M1", "E0M7", "MXFP4 up")]],
+        in_parts((2, below(0.03)), (1, all_shown(+1, by=0.1)), (1, all_shown(+1, by=0.3))),
+    ),
+    Hypothesis(
+        "H30",
+        "body-operands",
+        [[("E7M0 body activations", "E7M0 body gradients")]],
+        all_shown(+1),
+    ),
+    Hypothesis(
+        "H31",
+        "granularity",
+        [[(f"E0M7 {scale} fresh", "E0M7 head nearest") for scale in FINE_SCALES]],
+        all_shown(-1),
+    ),
+    Hypothesis(
+        "H32",
+        "granularity",
+        [[(f"{fmt} tile fresh", "FP32 fresh") for fmt in ("E2M5", "E3M4", "E4M3")]],
+        all_equivalent,
+    ),
+    Hypothesis(
+        "H33",
+        "rivals",
+        [[(f"{fmt} muon fresh", f"{fmt} head nearest") for fmt in RULE_FORMATS]],
+        all_shown(-1),
+    ),
+    Hypothesis(
+        "H34",
+        "rivals",
+        [[(f"{fmt} update fresh", f"{fmt} relative fresh") for fmt in RULE_FORMATS]],
+        none_shown(-1),
+    ),
+    Hypothesis(
+        "H35",
+        "decay",
+        [DECAYED],
+        all_shown(+1),
+    ),
+    Description(
+        "H36",
+        "vocabulary",
+        _grows_with_vocabulary,
+    ),
+    Hypothesis(
+        "H37",
+        "vocabulary",
+        [[(f"{fmt} head stochastic 2048", f"{fmt} head wide 2048") for fmt in COSTLY]],
+        below(0.04),
     ),
 )

@@ -476,7 +476,8 @@ def rule_label(config: ExperimentConfig) -> str:
     optimizer = config.optimizer
     if not config.states("optimizer.step_rule"):
         return NOT_STATED
-    name = {"adamw": "AdamW", "manifold": "ManifoldAdamW", "code": "Steps of codes"}[optimizer.step_rule]
+    names = {"adamw": "AdamW", "manifold": "ManifoldAdamW", "code": "Steps of codes", "muon": "Muon"}
+    name = names[optimizer.step_rule]
     if optimizer.precondition == "gradient":
         name += " on gradients"
     details: tuple[str | bool | None, ...] = (
@@ -497,6 +498,8 @@ def rule_label(config: ExperimentConfig) -> str:
 def _rounded(rounding: str) -> str:
     """What a layer's own rounding does to its gradients, in words."""
     own = {"wide": "not quantized", "diffused": "rounded by error diffusion"}
+    if rounding.startswith("own:"):
+        return f"rounded to nearest, {rounding.removeprefix('own:').replace('-', ' ')}"
     return own.get(rounding, f"rounded {_words(rounding)}")
 
 

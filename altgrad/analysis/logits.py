@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from altgrad.analysis.contrasts import missing, named_family
+from altgrad.analysis.contrasts import NAMED, TEST_COLUMNS, by_seed, family, missing, named_family, row_of, runs_of
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.studies import HEAD_FORMATS, ROUNDED
+from altgrad.analysis.statistics import paired_difference
+from altgrad.studies import COSTLY, HEAD_FORMATS, ROUNDED, TEXT_FORMATS, VOCABULARIES, VOCABULARY_FORMATS
+
+CHARACTERS = 96
+"""Tokens where each is a character."""
 
 
 def everything_quantized(loader: ExperimentDataLoader) -> pd.DataFrame:
     """`gaps_of` study head: each format with each rounding of the logits' gradient."""
     arms = {(fmt, how): f"{fmt} head {how}" for fmt in HEAD_FORMATS for how in ROUNDED}
     return gaps_of(loader, "FP32 fresh", arms)
+
+
+def without_embedding_and_head(loader: ExperimentDataLoader) -> pd.DataFrame:
+    """`gaps_of` study blocks-only."""
+    return gaps_of(loader, "FP32 fresh", {(fmt, "body"): f"{fmt} body" for fmt in HEAD_FORMATS})
+
+
+def on_another_text(loader: ExperimentDataLoader) -> pd.DataFrame:
+    """`gaps_of` study text."""
+    roundings = ("nearest", "stochastic")
+    arms = {(fmt, how): f"{fmt} head {how} sympy" for fmt in TEXT_FORMATS for how in roundings}
+    return gaps_of(loader, "FP32 sympy", arms)
 
 
 def gaps_of(loader: ExperimentDataLoader, baseline: str, arms: dict[tuple[str, str], str]) -> pd.DataFrame:
@@ -39,3 +57,107 @@ def costs_of(gaps: pd.DataFrame) -> list[dict[str, Any]]:
 def shown_as(fmt: str) -> str:
     """What readers call a format of `HEAD_FORMATS`."""
     return fmt.replace(" up", " (scales up)")
+
+
+def tokens_per_character(loader: ExperimentDataLoader, runs: pd.DataFrame) -> float:
+    """Tokens that the last evaluation of an arm predicted, by the characters that they are; the same in every run."""
+    read = {
+        (summary["evaluated_tokens"], summary["evaluated_characters"])
+        for summary in (loader.records[run].run["summary"] for run in runs.loc[runs["status"] == "finished", "run_id"])
+    }
+    tokens, characters = read.pop() if len(read) == 1 else (math.nan, math.nan)
+    return float(tokens) / float(characters)
+
+
+def cost_a_token(loader: ExperimentDataLoader, fmt: str, suffix: str = "") -> pd.Series:
+    """What rounding the logits' gradient to nearest costs above not quantizing it, in nats a token, by seed."""
+    nearest, wide = (runs_of(loader, f"{fmt} head {how}{suffix}") for how in ("nearest", "wide"))
+    return (by_seed(nearest) - by_seed(wide)).dropna() / tokens_per_character(loader, nearest)
+
+
+def costs_by_vocabulary(loader: ExperimentDataLoader) -> pd.DataFrame:
+    """What rounding the logits' gradient costs above not quantizing it, a row a format and a number of tokens.
+
+    Columns format, tokens, n_pairs, difference, low, high (to nearest), per_token (the same in nats a token), extra,
+    extra_low and extra_high (stochastically), n_ended_badly, the
+    runs that did not finish and have no part. What is not recorded in full has no row.
+    """
+    rows = []
+    for fmt in VOCABULARY_FORMATS:
+        for tokens in (CHARACTERS, *VOCABULARIES):
+            suffix = "" if tokens == CHARACTERS else f" {tokens}"
+            arms = [f"{fmt} head {how}{suffix}" for how in ("nearest", "stochastic", "wide")]
+            if missing(loader, arms):
+                continue
+            runs = [runs_of(loader, arm) for arm in arms]
+            nearest, stochastic, wide = (by_seed(each) for each in runs)
+            cost, extra = paired_difference(nearest, wide), paired_difference(stochastic, wide)
+            own: dict[str, Any] = {"n_ended_badly": sum(int((each["status"] != "finished").sum()) for each in runs)}
+            own |= {"per_token": cost.mean / tokens_per_character(loader, runs[0])}
+            own |= {"extra": extra.mean, "extra_low": extra.low, "extra_high": extra.high}
+            own |= {"n_pairs": cost.n, "difference": cost.mean, "low": cost.low, "high": cost.high}
+            rows.append({"format": shown_as(fmt), "tokens": tokens, **own})
+    return pd.DataFrame(rows)
+
+
+def probe_against_gaps(
+    loader: ExperimentDataLoader, cells: Sequence[Mapping[str, Any]]
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Cells of a probe beside what they cost above not quantizing that tensor; Spearman's rho of each statistic.
+
+    Args:
+        cells: each with format (of `HEAD_FORMATS`), rounding (of `ROUNDED`), class_bias and row_mass.
+    """
+    rows = []
+    for cell in cells:
+        of, to = (f"{cell['format']} head {how}" for how in (cell["rounding"], "wide"))
+        if not missing(loader, [of, to]):
+            cost = paired_difference(by_seed(runs_of(loader, of)), by_seed(runs_of(loader, to)))
+            rows.append({**cell, "difference": cost.mean, "low": cost.low, "high": cost.high, "n_pairs": cost.n})
+    found = pd.DataFrame(rows)
+    names = ("class_bias", "row_mass") if rows and len(rows) == len(cells) else ()
+    return found, {name: float(found[name].rank().corr(found["difference"].rank())) for name in names}
+
+
+def looks_at_logits(loader: ExperimentDataLoader, arms: Mapping[str, str]) -> pd.DataFrame:
+    """Mean and spread of the logits by step, over the runs of each arm whose looks are all packed: a row a step.
+
+    Args:
+        arms: name of an arm of `altgrad.studies` -> what it is called in the column `series`.
+    """
+    frames = []
+    for arm, name in arms.items():
+        for run in runs_of(loader, arm)["run_id"]:
+            layers = loader.layers(run)
+            own = layers[layers["statistic"].isin(("logits_mean", "logits_spread"))]
+            if own["step"].nunique() > 1:
+                frames.append(own[["step", "statistic", "value"]].assign(series=name, run=run))
+    if not frames:
+        return pd.DataFrame(columns=["series", "step", "logits_mean", "logits_spread", "runs"])
+    looks = pd.concat(frames)
+    looks["statistic"] = looks["statistic"].astype(str)
+    table = looks.pivot_table(index=["series", "step"], columns="statistic", values="value", sort=False).reset_index()
+    counts = looks.groupby(["series", "step"])["run"].nunique()
+    return table.assign(runs=[int(counts[key]) for key in zip(table["series"], table["step"], strict=True)])
+
+
+def growth_with_vocabulary(loader: ExperimentDataLoader) -> tuple[str, pd.DataFrame]:
+    """The costs a token with the largest vocabulary minus those with characters: what is missing, and a family."""
+    suffix = f" {VOCABULARIES[-1]}"
+    arms = [[f"{fmt} head {how}{end}" for fmt in COSTLY for how in ("nearest", "wide")] for end in ("", suffix)]
+    if lacking := " ".join(text for text in (missing(loader, each) for each in arms) if text):
+        return lacking, family([])
+    rows = []
+    for fmt in COSTLY:
+        of, to = (f"{fmt} head nearest{end}" for end in (suffix, ""))
+        estimate = paired_difference(cost_a_token(loader, fmt, suffix), cost_a_token(loader, fmt))
+        named: dict[str, Any] = {
+            "arm": runs_of(loader, of)["arm"].iloc[0],
+            "against": runs_of(loader, to)["arm"].iloc[0],
+        }
+        named |= dict(zip(NAMED, (of, to), strict=True))
+        own = [f"{fmt} head {how}{end}" for how in ("nearest", "wide") for end in ("", suffix)]
+        if badly := sum(int((runs_of(loader, arm)["status"] != "finished").sum()) for arm in own):
+            named |= {"n_ended_badly": badly, "p_value": math.nan, "p_equivalent": math.nan}  # as `contrast`
+        rows.append(row_of(f"{shown_as(fmt)}, {VOCABULARIES[-1]:,} tokens − characters", estimate) | named)
+    return "", family(rows, (*TEST_COLUMNS, *NAMED))

@@ -26,6 +26,7 @@ from altgrad.studies import (
     ARMS,
     CONTROL_ARMS,
     PLACES,
+    RIVAL_ARMS,
     RULE_FORMATS,
     RULES,
     SEEDS,
@@ -328,7 +329,8 @@ class StepRuleComparator:
     @property
     def others(self) -> tuple[pd.DataFrame, ...]:
         """Those of the experiments that hold no arm of the campaign's."""
-        own = {key for runs in self._found.values() for key in runs["arm"]}
+        rivals = (runs_of(self._loader, arm.name) for arm in RIVAL_ARMS)
+        own = {key for runs in (*self._found.values(), *rivals) for key in runs["arm"]}
         return tuple(part for part in self.experiments if own.isdisjoint(part["arm"]))
 
 

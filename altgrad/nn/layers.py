@@ -41,6 +41,7 @@ from torch.autograd.function import once_differentiable
 from altgrad.config import (
     LAYER_TYPES,
     OPERANDS,
+    OWN_ROUNDING,
     PRODUCTS,
     READERS,
     SECOND_CASTS,
@@ -140,13 +141,34 @@ def Scaling(kind: str = "amax", granularity: str = "tensor", **settings: Any) ->
         raise UsageError(first_mistake(error, "scaling")) from None
 
 
+OwnRounding = Callable[[Tensor, Tensor], Tensor]
+"""From `x` and `x` rounded to nearest, [..., n] each, to what the products read: the same shape and dtype."""
+
+_OWN_ROUNDINGS: dict[str, OwnRounding] = {}
+
+
+def register_rounding(name: str, function: OwnRounding) -> None:
+    """Make ``own:NAME`` a rounding, of an `Operand` and of a config's `quantize.grad_output_rounding`.
+
+    It is for experiments: a record has its name alone, and whoever repeats the run has to register it again.
+
+    Raises:
+        UsageError: a name that is no lower-case slug, or that stands for another function.
+    """
+    key = f"own:{name}"
+    if not OWN_ROUNDING.fullmatch(key):
+        raise UsageError(f"a rounding's name has lower-case letters, digits and hyphens, not {name!r}")
+    if _OWN_ROUNDINGS.setdefault(key, function) is not function:
+        raise UsageError(f"rounding {key!r} is registered already, with another function")
+
+
 @dataclass(frozen=True)
 class Operand:
     """What happens to one operand of the products; FP32 leaves it as it is.
 
     Attributes:
         rounding: one of `altgrad.rounding.quantize`, or "diffused": clamped error diffusion along the last dimension,
-            which for a head's grad_output are the classes (`altgrad.diffusion`).
+            which for a head's grad_output are the classes (`altgrad.diffusion`); or "own:NAME" (`register_rounding`).
 
     Raises:
         ValueError: an unknown rounding.
@@ -157,8 +179,10 @@ class Operand:
     scaling: ScaleRule = field(default_factory=ScaleRule)
 
     def __post_init__(self) -> None:
-        if self.rounding not in (known := (*ROUNDINGS, "diffused")):
-            raise ValueError(f"rounding must be one of {', '.join(known)}, not {self.rounding!r}")
+        if self.rounding not in (known := (*ROUNDINGS, "diffused", *_OWN_ROUNDINGS)):
+            if OWN_ROUNDING.fullmatch(self.rounding):
+                raise UsageError(f"rounding {self.rounding!r} is not registered; see altgrad.nn.register_rounding")
+            raise UsageError(f"rounding must be one of {', '.join(known)}, not {self.rounding!r}")
 
 
 @dataclass(frozen=True)
@@ -399,8 +423,8 @@ class _Quantizer:
             return x, scale
         fmt, how = self.policy.operand(name).format, self._rounding(name)
         elements, factor = _elements(x, scale, block)
-        if how["rounding"] == "diffused":
-            rounded = _diffused(x, elements, fmt, factor)
+        if how["rounding"] not in ROUNDINGS:
+            rounded = _rounded_together(how["rounding"], x, elements, fmt, factor)
         else:
             rounded = quantize(elements, fmt, scale=factor, check_scale=False, **how).view(x.shape)
         return rounded, None if block else scale
@@ -419,13 +443,14 @@ class _Quantizer:
         if isinstance(block, tuple):
             scale, block = expand_tiles(scale, _matrix(x).shape, block).view(x.shape), 0
         how = self._rounding(name)
-        if diffused := how["rounding"] == "diffused":  # what overflows is what overflows to nearest
-            how = {"rounding": "nearest_even"}
+        together = None
+        if how["rounding"] not in ROUNDINGS:  # what overflows is what overflows to nearest
+            together, how = how["rounding"], {"rounding": "nearest_even"}
         found = quantize_counted(elements, fmt, scale=factor, with_ulp=False, check_scale=False, **how)
         rounded, underflow = found.values.view(x.shape), found.underflow
-        if diffused:
-            rounded = _diffused(x, elements, fmt, factor)
-            underflow = found.nonzero - torch.count_nonzero(rounded)
+        if together is not None:
+            rounded = _rounded_together(together, x, elements, fmt, factor)
+            underflow = torch.count_nonzero((x != 0) & (rounded == 0))
         counts = found.overflow, underflow, found.nonzero
         return Reading(*place, x, rounded, fmt, scale, *counts, block, products)
 
@@ -512,10 +537,15 @@ def _elements(x: Tensor, scale: Any, block: int | tuple[int, int]) -> tuple[Tens
     return in_blocks(x, scale, block=block) if block else (x, scale)
 
 
-def _diffused(x: Tensor, elements: Tensor, fmt: FloatFormat, scale: Any) -> Tensor:
-    """`x` between its neighbours on the grid, which are found in the shapes of `_elements`."""
-    neighbours = (quantize(elements, fmt, scale=scale, rounding=way, check_scale=False) for way in ("down", "up"))
-    return diffuse(x, *(each.view(x.shape) for each in neighbours))
+def _rounded_together(rounding: str, x: Tensor, elements: Tensor, fmt: FloatFormat, scale: Any) -> Tensor:
+    """`x` by a rounding that looks at more than an element; what is on the grid is found in shapes of `_elements`."""
+
+    def on_grid(way: str) -> Tensor:
+        return quantize(elements, fmt, scale=scale, rounding=way, check_scale=False).view(x.shape)
+
+    if rounding == "diffused":
+        return diffuse(x, on_grid("down"), on_grid("up"))
+    return _OWN_ROUNDINGS[rounding](x, on_grid("nearest_even"))
 
 
 def _key(cast: str) -> str:

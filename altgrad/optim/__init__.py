@@ -4,5 +4,6 @@ from altgrad.config import extra_bytes_per_weight
 from altgrad.optim.base import GridOptimizer
 from altgrad.optim.code import CodeOptimizer
 from altgrad.optim.manifold import ManifoldAdamW
+from altgrad.optim.muon import MuonBesideAdamW
 
-__all__ = ["CodeOptimizer", "GridOptimizer", "ManifoldAdamW", "extra_bytes_per_weight"]
+__all__ = ["CodeOptimizer", "GridOptimizer", "ManifoldAdamW", "MuonBesideAdamW", "extra_bytes_per_weight"]

@@ -69,6 +69,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "limit": FAILURE_GAP,
         "failed": len(failed),
         "unfinished": len(analyzer.failures),
+        "swept": len(analyzer.failures) - len(_outside_of_sweeps(analyzer)),
         "helped": _what_helped(analyzer),
         "recorded": {fmt: len(analyzer.of_formats(loader.runs, fmt)) for fmt in LACKING},
         "hypotheses": hypotheses,
@@ -569,12 +570,18 @@ def _unfinished_table(analyzer: FailureAnalyzer) -> Table:
     return col.table(analyzer.failures, columns, id="unfinished")
 
 
+def _outside_of_sweeps(analyzer: FailureAnalyzer) -> pd.DataFrame:
+    """The runs that did not finish, but for those of sweeps, which try rates that are too high."""
+    roles = analyzer.loader.runs.set_index("run_id")["role"]
+    return analyzer.failures[analyzer.failures["run_id"].map(roles) != "tuning"]
+
+
 def _broken_runs(analyzer: FailureAnalyzer) -> list[Values]:
     """The runs that did not finish, by arm and status: how many, what was recorded of them, and where it began."""
     found, runs = [], analyzer.loader.runs
     means = analyzer.health.set_index(["arm", "operand", "statistic"])["value"].to_dict()
     labels = arm_labels(analyzer.loader, analyzer.failures["arm"].unique())
-    for (arm, status), rows in analyzer.failures.groupby(["arm", "status"], sort=False):
+    for (arm, status), rows in _outside_of_sweeps(analyzer).groupby(["arm", "status"], sort=False):
         steps = sorted({int(step) for step in rows["step"].dropna()})
         first = rows.iloc[0]
         known = {
@@ -594,7 +601,7 @@ def _to_show(failed: pd.DataFrame) -> pd.DataFrame:
 
 def _endings(analyzer: FailureAnalyzer) -> Values:
     """How one run of each arm ended badly, those that failed first: what its record advises, and its last losses."""
-    failures = analyzer.failures[analyzer.failures["status"] != "running"]
+    failures = _outside_of_sweeps(analyzer).query("status != 'running'")
     ordered = failures.sort_values("status", key=lambda status: status != "failed", kind="stable")
     found, frames = [], []
     for row in ordered.drop_duplicates("arm").head(ENDINGS_SHOWN).to_dict("records"):

@@ -31,8 +31,15 @@ from altgrad.analysis.costs import LADDER, RESAMPLES, TokenRate, additivity, cos
 from altgrad.analysis.hypotheses import verdicts
 from altgrad.analysis.labels import arm_labels
 from altgrad.analysis.loader import ExperimentDataLoader, rule_label
-from altgrad.analysis.logits import costs_of, everything_quantized
+from altgrad.analysis.logits import (
+    costs_of,
+    everything_quantized,
+    gaps_of,
+    on_another_text,
+    without_embedding_and_head,
+)
 from altgrad.analysis.statistics import (
+    ALPHA,
     FAILURE_GAP,
     MARGIN,
     MIN_PAIRS,
@@ -52,7 +59,7 @@ from altgrad.reports.heat_map import gaps_map
 from altgrad.reports.scope import pilot, scope_line
 from altgrad.site import FOREGROUND, MUTED, Block, Chart, ChartBlock, Column, Link, Page, Table
 from altgrad.site.document import Part
-from altgrad.studies import ARMS, OPERAND_PLACES, PILOT_SEEDS, STUDIES
+from altgrad.studies import ARMS, FINE_FORMATS, FINE_SCALES, OPERAND_PLACES, PILOT_SEEDS, ROUNDED, SPLITS, STUDIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,6 +109,7 @@ def _complete(
     looks, policies, long = last_looks(loader, first), scale_policies(loader, first), comparator.longer(first)
     tensors, own, tuned = figures_of_tensors(first, looks), at_own_rates(loader, first), own_rates(loader, first)
     sums, octaves = loader.memo(additivity), weights_held(looks)
+    fine = _fine_scales(loader)
     at, noise = {place: comparator.at(place) for place in PLACES}, _noise(first, tensors)
 
     def ranking(comparison: Comparison, identity: str) -> dict[str, Any]:
@@ -150,6 +158,7 @@ def _complete(
         "extent": extent(loader, first.baseline),
         "others": [ranking(each, f"results-other-{number}") for number, each in enumerate(others, 1)],
         "unmatched": comparator.unmatched,
+        "fine": len(fine),
         "arms": len(comparator.results),
     }
     return {
@@ -163,12 +172,33 @@ def _complete(
         "tensors": lambda: [tensors_table(tensors)],
         "scales": lambda: [scales(policies)],
         "scale gaps": lambda: [ChartBlock(scale_gaps(comparator, first, policies))],
+        "fine scales": lambda: [
+            ChartBlock(gaps_map("fine-scales", "", fine, "difference", "scale", FINE_NAMES.values()))
+        ],
         "length": lambda: [lengths(loader, first, long)] if long else [],
         "own rates": lambda: [own_rates_table(own, values["shared_rate"])],
         "tuned rates": lambda: [tuned_rates_table(tuned)],
         "additivity": lambda: [additivity_table(sums)],
         "all results": lambda: [all_results(loader, comparator.results)],
     }
+
+
+def _within(gaps: pd.DataFrame, prefix: str) -> dict[str, list[str]]:
+    """The splits shown to be within the margin of FP32, by what becomes of the logits' gradient."""
+    rows = gaps[gaps["format"].isin(SPLITS) & (gaps["p_equivalent"] < ALPHA)].sort_values("difference")
+    return {f"{prefix}{how}": list(rows.loc[rows["rounding"] == how, "format"]) for how in ROUNDED}
+
+
+FINE_NAMES = {"tensor": "tensor", "block": "32, last dimension", "tile": "32, along the sum", "square": "32 x 32"}
+"""What has one scale, in the columns of the map of study granularity."""
+
+
+def _fine_scales(loader: ExperimentDataLoader) -> pd.DataFrame:
+    """Gaps of study granularity, beside those with one scale per tensor; empty where one is missing."""
+    arms = {(fmt, scale): f"{fmt} {scale} fresh" for fmt in FINE_FORMATS for scale in FINE_SCALES}
+    arms |= {(fmt, "tensor"): f"{fmt} head nearest" for fmt in FINE_FORMATS}
+    gaps = gaps_of(loader, "FP32 fresh", arms)
+    return gaps.assign(scale=gaps["rounding"].map(FINE_NAMES)) if len(gaps) == len(arms) else gaps.iloc[:0]
 
 
 # What the answer rests on
@@ -194,6 +224,10 @@ def headline(loader: ExperimentDataLoader) -> dict[str, Any]:
         "longer": spot.best and _if_longer(loader, first, spot),
         "finer": spot.best and _if_finer(loader, first),
         "bare": _without_scale(loader, first),
+        **_within(loader.memo(everything_quantized), "within_"),
+        **_within(text := loader.memo(on_another_text), "text_within_"),
+        "text": len(text),
+        "body": {row["format"]: row for row in loader.memo(without_embedding_and_head).to_dict("records")},
         "logits": [row for row in costs_of(loader.memo(everything_quantized)) if row["cost"] > FAILURE_GAP],
         "fewer": spot.best and _if_fewer(loader),
         "by_layer_type": _by_layer_type(comparator),

@@ -18,6 +18,7 @@ import pandas as pd
 
 from altgrad.analysis import words
 from altgrad.analysis.contrasts import missing, named_family, reading, shown
+from altgrad.analysis.hypotheses import decayed
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, SMALLEST_GAP, seeds_needed
@@ -49,6 +50,30 @@ TUNED_WITHIN = 0.5
 """Nats above an arm's best that the chart of sweeps shows."""
 
 
+RIVALS = (
+    *(
+        (f"{fmt} {rule} fresh", f"{fmt} head nearest")
+        for rule in ("muon", "relative", "update")
+        for fmt in RULE_FORMATS
+    ),
+    ("FP32 muon fresh", "FP32 fresh"),
+    *((f"{fmt} decayed fresh", f"{fmt} adamw fresh") for fmt in RULE_FORMATS),
+)
+"""Contrasts with AdamW on the seeds of the third registration; an arm of `head` to nearest is AdamW's."""
+RIVAL_HYPOTHESES = ("H33", "H34", "H35")
+
+
+def _rivals(rows: pd.DataFrame) -> Table:
+    columns = (
+        col.arm("Arm", "contrast"),
+        col.signed("Difference to AdamW", "difference"),
+        col.interval(),
+        col.count("Pairs", "n_pairs"),
+        col.count("Not finished", "n_ended_badly"),
+    )
+    return col.table(rows, columns, id="rivals")
+
+
 def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = measured.RECORDED) -> Page:
     """The page, from the records of `loader` and the slopes in `benchmarks`; what is not recorded is pending."""
     slopes, no_slopes = measured.found(benchmarks / NAME, SlopesRecord, "No slopes are recorded.")
@@ -69,11 +94,13 @@ def _content(loader: ExperimentDataLoader) -> Content:
     own = judged[judged["rule"] == "update"]
     by_format = list(own.groupby("format", sort=False))
     known = judged if len(judged) else pilots.assign(rule=[_rule_of(loader, arm) for arm in pilots["arm"]])
+    rivals = named_family(loader, [pair for pair in RIVALS if not missing(loader, pair)])
     stiffness, tuning, frames = expectation("STIFFNESS"), _tuning(found), _frames(found)
     predictions = _predictions(stiffness, known)
     unquantized = frames["no-quantization"].query("contrast == 'FP32' and rule == 'relative'")
     values = {
         "recorded": not loader.runs.empty,
+        "rivals": len(rivals),
         "level": ALPHA,
         "smallest": SMALLEST_GAP,
         "seeds": len(SEEDS),
@@ -96,7 +123,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "relative": _outcome(judged[judged["rule"] == "relative"]),
         "stronger": _shown(unquantized, -1).to_dict("records"),
         "better_untuned": lambda: _better_untuned(loader),
-        "decays": _decays(found),
+        "decays": _decays(found) | {"decayed": decayed(loader)},
         "pilots": _outcome(pilots),
         "pilot": lambda: pilot(loader, pilots["arm"].iloc[0], int(pilots["n_pairs"].max())),
         "stiffness": stiffness,
@@ -127,6 +154,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "differences": lambda: _differences(judged),
         "pilot differences": lambda: [_pilot_chart(pilots)],
         "hypotheses": lambda: [outcome_table(verdicts, "hypotheses")],
+        "rivals": lambda: [_rivals(rivals), outcome_table(verdicts_of(loader, *RIVAL_HYPOTHESES), "rival-hypotheses")],
         "predictions": [_prediction_table(predictions)] if len(known) else [],
         "sweep chart": lambda: _sweep_chart(found.sweeps),
         "sweeps": lambda: [_sweep_table(tuning["sweeps"])],

@@ -21,6 +21,7 @@ from altgrad.site.document import Part
 MAKES_FOR_OTHERS = True
 """The source of a table made here is the function that asked for it."""
 RECORDED = Path(altgrad.__file__).resolve().parents[1] / "benchmarks" / "recorded"
+_PROBE = "altgrad probe experiments/configs/fresh.yaml --seed 50 --roundings nearest,stochastic,diffused"
 COMMANDS = {
     "quantize.json": "make bench",
     "exhaustive.json": "make exhaustive",
@@ -31,6 +32,11 @@ COMMANDS = {
     "keystrokes.json": "make bench-keystrokes",
     "step-slopes.json": ".venv/bin/python benchmarks/step_slopes.py",
     "diffusion.json": ".venv/bin/python benchmarks/diffusion.py",
+    "probe-tensor.json": f"{_PROBE} --formats e5m2,e3m4 --save benchmarks/recorded/probe-tensor.json",
+    "probe-blocks.json": (
+        f"{_PROBE} --set scaling.kind=mx_rceil --set scaling.axis=contraction --formats e3m2"
+        " --save benchmarks/recorded/probe-blocks.json"
+    ),
 }
 """What makes each record."""
 RESULT = {True: "met", False: "missed", None: ""}

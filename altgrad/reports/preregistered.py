@@ -15,13 +15,16 @@ from altgrad.site.document import Part
 
 REPORTS = {
     **dict.fromkeys(
-        ("formats", "layers", "scaling", "length"),
+        ("formats", "layers", "scaling", "length", "granularity"),
         ("Format comparison", "reports/format_comparison"),
     ),
-    **dict.fromkeys(("storage", "controls"), ("Manifold comparison", "reports/manifold_comparison")),
+    **dict.fromkeys(("storage", "controls", "rivals", "decay"), ("Manifold comparison", "reports/manifold_comparison")),
     "remedies": ("Failure modes", "reports/failure_modes"),
     "literature": ("Literature", "reports/literature"),
-    **dict.fromkeys(("head", "blocks-only", "text"), ("The gradient of the logits", "reports/head")),
+    **dict.fromkeys(
+        ("head", "blocks-only", "text", "head-controls", "body-operands", "vocabulary"),
+        ("The gradient of the logits", "reports/head"),
+    ),
 }
 """Study -> the report in which its hypotheses are discussed."""
 
@@ -43,8 +46,11 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "tests": _tests,
     }
     compared = [(row["contrast"], row["arm"], row["against"]) for row in tests]
+    plain = [verdict for verdict in found if verdict.answer == "yes" and not verdict.limited]
+    others = [verdict for verdict in found if verdict not in plain]
     parts: dict[str, Part] = {
-        "hypotheses": lambda: [outcome_table(found, "hypotheses")],
+        "hypotheses": lambda: [outcome_table(others, "hypotheses")] if others else [],
+        "as predicted": lambda: [outcome_table(plain, "as-predicted")],
         "machines": lambda: machine_blocks(loader, compared),
     }
     arms = {row[end] for row in tests for end in ("arm", "against")}

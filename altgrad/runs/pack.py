@@ -106,6 +106,7 @@ def pack_study(
     drop: Sequence[str] = (),
     canaries: Sequence[Canary] = (),
     last_look: Collection[str] = (),
+    layers: bool = True,
 ) -> None:
     """Write `records` as ``runs.parquet``, ``history.parquet`` and ``layers.parquet``, with their digests, in `folder`.
 
@@ -127,6 +128,7 @@ def pack_study(
         drop: history columns that are not kept.
         canaries: of which those are kept whose machine one of the runs names.
         last_look: ids of runs of which only the last look at each layer is kept.
+        layers: whether anything of the per-layer tables is kept.
 
     Raises:
         ValueError: if a run is still running, or two records have one id.
@@ -140,7 +142,7 @@ def pack_study(
         raise ValueError("two records have one id; pack each once")
     texts = [json.dumps(record.run, sort_keys=True, separators=(",", ":")) for record in records]
     runs = pd.DataFrame({"run_id": [record.id for record in records], "run": texts})
-    histories, layers = [], []
+    histories, tables = [], []
     for record in records:
         frame = record.history.drop(columns=[column for column in drop if column in record.history])
         step = frame["step"]
@@ -148,13 +150,13 @@ def pack_study(
         if "val_loss" in frame:
             keep |= frame["val_loss"].notna()
         histories.append(frame[keep].assign(run_id=record.id))
-        table = record.layers
+        table = record.layers if layers else record.layers.iloc[:0]
         step = table["step"]
         keep = ((step % layers_every == 0) | (step == step.min())) & ~is_histogram(table)
         keep = is_last(table) if record.id in last_look else keep | is_over_time(table) | is_last(table)
         keep |= _read_with_histograms(table, keep)
-        layers.append(table[keep].assign(run_id=record.id))
-    history, layer_table = pd.concat(histories, ignore_index=True), pd.concat(layers, ignore_index=True)
+        tables.append(table[keep].assign(run_id=record.id))
+    history, layer_table = pd.concat(histories, ignore_index=True), pd.concat(tables, ignore_index=True)
     with _new_folder(folder) as temporary:
         proofs = {
             "runs": _write(runs, temporary / "runs.parquet"),
@@ -211,7 +213,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 def _narrow(frame: pd.DataFrame, wide: Sequence[str] = ()) -> pd.DataFrame:
     kinds = {name: "float32" for name in frame.select_dtypes("number") if name != "step" and name not in wide}
-    return frame.astype({"step": "int32", **kinds})
+    with np.errstate(over="ignore"):  # what a float32 cannot hold is infinite
+        return frame.astype({"step": "int32", **kinds})
 
 
 def _write(frame: pd.DataFrame, path: Path, by_bytes: Sequence[str] = ()) -> Proof:

@@ -50,7 +50,7 @@ from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.imports import code_fingerprint
 from altgrad.models import GPT
 from altgrad.nn import Clock, Operand, Policy, QuantizedLayer, clock_of, quantize_model, quantized_layers
-from altgrad.optim import CodeOptimizer, GridOptimizer, ManifoldAdamW
+from altgrad.optim import CodeOptimizer, GridOptimizer, ManifoldAdamW, MuonBesideAdamW
 from altgrad.runs import Alarm, Failure, NothingToResume, RunWriter, read_run
 from altgrad.runs.diagnosis import diagnose, symptoms
 from altgrad.runs.failure_report import failure_report
@@ -216,21 +216,23 @@ def build_optimizer(config: ExperimentConfig, model: GPT) -> torch.optim.Optimiz
 
     The manifold and code rules, grid storage and relative rates apply to the first group only; the others get AdamW at
     `other_learning_rate`. A relative rate, and a manifold rule whose format is given, apply to the weights of the
-    layers that the config names in an unquantized run too, which is their control. Weights on the grid are read by
-    their layers at the scale that the optimizer keeps.
+    layers that the config names in an unquantized run too, which is their control, and so does Muon, which steps the
+    matrices of attention and mlp, as its authors do. Weights on the grid are read by their layers at the scale that the
+    optimizer keeps.
     """
     rule = config.optimizer
-    policy = policy_of(config)
+    policy, muon = policy_of(config), rule.step_rule == "muon"
+    unquantized_too = rule.relative or rule.format is not None or muon
     layers = {
         name: layer
         for name, layer in quantized_layers(model).items()
-        if weight_format(layer) is not FP32
-        or ((rule.relative or rule.format is not None) and policy.covers(name, layer.layer_type))
+        if (weight_format(layer) is not FP32 or (unquantized_too and policy.covers(name, layer.layer_type)))
+        and not (muon and layer.layer_type in ("embedding", "head"))
     }
     ruled = [layer.weight for layer in layers.values()]
     known = {id(parameter) for parameter in ruled}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    real_units = rule.step_rule == "adamw" and not rule.relative
+    real_units = rule.step_rule in ("adamw", "muon") and not rule.relative
     other_rate = rule.other_learning_rate or (rule.learning_rate if real_units else OTHER_LEARNING_RATE)
     groups: list[dict[str, Any]] = [
         {"params": ruled, "lr": rule.learning_rate, "weight_decay": rule.weight_decay},
@@ -239,6 +241,9 @@ def build_optimizer(config: ExperimentConfig, model: GPT) -> torch.optim.Optimiz
     ]
     filled = [group for group in groups if group["params"]]
     adam: dict[str, Any] = {"betas": rule.betas, "eps": rule.eps}
+    if muon:
+        groups[0]["muon"] = True
+        return MuonBesideAdamW(filled, **adam)
     if real_units and rule.storage == "master":
         return torch.optim.AdamW(filled, foreach=True, **adam)
     fmt, scaled = get_format(rule.format or config.quantize.weight), config.scaling.rule("weight").kind != "none"
