@@ -9,6 +9,7 @@ from altgrad.nn.layers import (
     LinearProducts,
     Observer,
     Operand,
+    OwnRounding,
     Policy,
     QuantizedEmbedding,
     QuantizedLayer,
@@ -16,6 +17,7 @@ from altgrad.nn.layers import (
     Reading,
     Scaling,
     hadamard,
+    register_rounding,
     rotate,
 )
 from altgrad.nn.names import layer_type
@@ -29,6 +31,7 @@ __all__ = [
     "LinearProducts",
     "Observer",
     "Operand",
+    "OwnRounding",
     "Policy",
     "QuantizedEmbedding",
     "QuantizedLayer",
@@ -44,6 +47,7 @@ __all__ = [
     "observed",
     "quantize_model",
     "quantized_layers",
+    "register_rounding",
     "report_of",
     "rotate",
 ]

@@ -102,11 +102,11 @@ def quantize_model(
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model by path, without those that quantized layers have added."""
     added: set[int] = set()
-    module: Any
     for module in model.modules():
+        below: dict[str, Any] = module._modules
         if isinstance(module, QuantizedLayer | Reader):
-            for name in {"quantized", "delayed"} & module._modules.keys():
-                added |= {id(each) for each in module._modules[name].modules()}
+            for name in {"quantized", "delayed"} & below.keys():
+                added |= {id(each) for each in below[name].modules()}
     return {path: module for path, module in model.named_modules() if id(module) not in added}
 
 
