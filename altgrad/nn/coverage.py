@@ -114,7 +114,8 @@ class Report:
             groups: dict[tuple[str, str], int] = {}
             for each in others:
                 what = "rounded" if each.casts else "left as they are"
-                groups[each.operator, what] = groups.get((each.operator, what), 0) + each.multiply_adds
+                name = "attention" if "dot_product" in each.operator else each.operator
+                groups[name, what] = groups.get((name, what), 0) + each.multiply_adds
             lines += [
                 f"  {_share(number, made):6.1%} of multiply-adds  {name}: {what}"
                 for (name, what), number in groups.items()
@@ -122,6 +123,10 @@ class Report:
         if self.never_read:
             lines += ["", f"listed, but not read in the first batch: {', '.join(_patterns(self.never_read))}"]
         return "\n".join(lines)
+
+
+_VECTOR = "a vector, no factor of a product"
+_VECTORS_ROW = "biases, norms and other vectors"
 
 
 def _share(part: int, whole: int) -> float:
@@ -144,13 +149,14 @@ def _table(title: str, rows: Sequence[Row], report: Report) -> list[str]:
     made = sum(each.multiply_adds for each in report.products or ())
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((_pattern(row.name), row.why), []).append(row)
+        groups.setdefault((_VECTORS_ROW if row.why == _VECTOR else _pattern(row.name), row.why), []).append(row)
     lines = ["", f"{title} (share of parameters, of multiply-adds)"]
     width = min(max(len(name) for name, _ in groups), 60)
     for (name, why), members in groups.items():
         adds = sum(row.multiply_adds or 0 for row in members)
         share = "     -" if report.products is None else f"{_share(adds, made):6.1%}"
-        times, name = (f"{len(members)} x ", name) if len(members) > 1 else ("", members[0].name)
+        times = f"{len(members)} x " if len(members) > 1 else ""
+        name = name if times or name == _VECTORS_ROW else members[0].name
         lines.append(f"  {_share(sum(row.size for row in members), size):6.1%} {share}  {name:<{width}}  {times}{why}")
     return lines
 
@@ -299,7 +305,7 @@ class Coverage:
         )
         is_vector = not isinstance(parameter, nn.parameter.UninitializedParameter) and parameter.ndim < 2
         if is_vector and not (found[0] and place != owner):
-            return "a vector, no factor of a product"
+            return _VECTOR
         return found[0] or self.unknown.get((owner, "")) or "no product that is known reads it"
 
 
