@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from compiler import needs_compiler  # noqa: E402
 
-from altgrad.config import NATIVE_FORMATS, ScaleRule, parse_config  # noqa: E402
+from altgrad.config import LAYER_TYPES, NATIVE_FORMATS, ScaleRule, parse_config  # noqa: E402
 from altgrad.formats import FP32, FloatFormat, get_format  # noqa: E402
 from altgrad.models import GPT  # noqa: E402
 from altgrad.nn import (  # noqa: E402
@@ -263,8 +263,11 @@ def test_any_model_is_quantized_by_name_pattern_and_the_first_match_counts() -> 
     assert layers_of(model)["0"].layer_type == "other"
     quantize_model(model, Policy(E7M0, layers=everything, patterns=("3",)))
     assert list(layers_of(model)) == ["3"]
-    with pytest.raises(ValueError, match="no layer matches"):
-        quantize_model(model, Policy(E4M3))
+    quantize_model(model, Policy(E4M3))
+    assert list(layers_of(model)) == ["0", "2", "3"]
+    with pytest.raises(ValueError, match=r"of 3 layers each is left out \(its type, other, is not in layers\)"):
+        quantize_model(model, Policy(E4M3, layers=LAYER_TYPES))
+    assert list(layers_of(model)) == ["0", "2", "3"], "an error leaves the model as it was"
 
 
 def test_patterns_restrict_the_layer_types() -> None:
@@ -325,7 +328,7 @@ def test_a_config_s_scale_rules_are_those_of_the_layers() -> None:
     given = {"quantize": formats | {"rounding": {"grad_output": "stochastic"}}, "scaling": scaling}
     found = policy_of(parse_config(given, source="test"))
     operand = Operand(E4M3, scaling=row)
-    assert found == Policy(operand, operand, Operand(E5M2, "stochastic", delayed))
+    assert found == Policy(operand, operand, Operand(E5M2, "stochastic", delayed), layers=LAYER_TYPES)
     assert all(type(found.operand(name).scaling) is ScaleRule for name in ("weight", "grad_output"))
 
 

@@ -30,7 +30,7 @@ EDITS = {
     "another/new_room.py": {"page"},
     "training/loop.py": {"run"},
     "telemetry/rank.py": {"run"},
-    "nn.py": {"run"},
+    "nn/layers.py": {"run"},
     "formats.py": {"run", "page"},
     "config.py": {"run", "page"},
 }

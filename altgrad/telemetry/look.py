@@ -103,7 +103,8 @@ class Look:
             if self._telemetry.gradients:
                 self._add(name, "gradient", gradient_statistics(gradient))
             if self._telemetry.geometry and (spacing := self._spacing(name)) is not None:
-                self._add(name, "gradient", geometry.stiffness_correlation(spacing, gradient))
+                reads = self._layers[name].as_operand
+                self._add(name, "gradient", geometry.stiffness_correlation(spacing, reads(gradient)))
             if name in shadows:
                 self._add(name, "gradient", shadow_statistics(gradient, shadows[name]))
 
@@ -134,7 +135,7 @@ class Look:
             flipped = None if after is None or before is None else after != before
             sums[name] = counts.update_sums(change, proposed, flipped)
             if self._telemetry.geometry and (spacing := self._spacing(name)) is not None:
-                self._add(name, "update", geometry.step_statistics(proposed, spacing))
+                self._add(name, "update", geometry.step_statistics(layer.as_operand(proposed), spacing))
         if self._telemetry.updates and sums:
             for name, numbers in zip(sums, torch.stack(list(sums.values())).tolist(), strict=True):
                 self._add(name, "update", counts.update_statistics(numbers, on_grid=read[name] is not None))
@@ -202,7 +203,8 @@ class Look:
             if self._telemetry.geometry and (spacing := self._spacing(name)) is not None:
                 self._add(name, "weight", geometry.position_statistics(reading, spacing, found))
         if self._ranks:
-            ranks = rank_statistics({name: self._weight(name).rounded for name in self._layers})
+            matrices = {name: rounded for name in self._layers if (rounded := self._weight(name).rounded).ndim == 2}
+            ranks = rank_statistics(matrices)
             for name, statistics in ranks.items():
                 self._add(name, "weight", statistics)
 
@@ -233,7 +235,7 @@ class Look:
         if layer.grid_scale is not None:
             return weight
         same = spec.rounding != "stochastic" and spec.scaling.kind != "delayed"
-        return self._weight(name).rounded if same and not now else layer.weight_as_read()
+        return layer.as_parameter(self._weight(name).rounded) if same and not now else layer.weight_as_read()
 
 
 def _is_head(layer: QuantizedLayer) -> bool:

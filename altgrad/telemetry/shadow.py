@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from altgrad.nn import UNQUANTIZED, quantized_layers
+from altgrad.nn import UNQUANTIZED, all_layers, quantized_layers
 
 
 def shadow_gradients(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> dict[str, Tensor]:
@@ -72,7 +72,7 @@ def shadow_statistics(gradient: Tensor, reference: Tensor) -> dict[str, float]:
 @contextlib.contextmanager
 def unquantized(model: nn.Module) -> Iterator[None]:
     """While the block runs nothing is rounded or observed; after it nothing shows that it ran."""
-    layers = list(quantized_layers(model).values())
+    layers = list(all_layers(model).values())
     before = [(layer.policy, layer.observer) for layer in layers]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     gpus = {parameter.device for parameter in model.parameters() if parameter.is_cuda}

@@ -1,4 +1,4 @@
-"""Quantized layers, and the surgery that puts them into a model.
+"""Quantized layers: what they read, in which format, and by which products.
 
 A linear layer is three matrix products, and each reads two of three operands:
 
@@ -28,13 +28,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from altgrad.config import (
@@ -44,22 +45,18 @@ from altgrad.config import (
     PRODUCTS,
     READERS,
     SECOND_CASTS,
-    ExperimentConfig,
     ScaleRule,
     UsageError,
     first_mistake,
     operand_of,
-    parse_config,
     product_of,
 )
 from altgrad.diffusion import diffuse
-from altgrad.formats import FP32, ROUNDINGS, FloatFormat, check_draw_version, get_format
-from altgrad.recipes import recipe_keys
+from altgrad.formats import FP32, ROUNDINGS, FloatFormat
 from altgrad.rounding import quantize, quantize_counted
 from altgrad.scaling import (
     MX_BLOCK,
     NVFP4_BLOCK,
-    DelayedScale,
     amax,
     expand_blocks,
     expand_tiles,
@@ -126,6 +123,13 @@ Observer = Callable[[Reading], None]
 """Called with every operand that a product reads, in order of computation."""
 
 
+class Counter(Protocol):
+    """Who is told which values a layer's products read."""
+
+    def read(self, layer: str, cast: str, values: Tensor, rounded: bool) -> None:
+        """The products of `layer` read these `values`, which were rounded or are as they were."""
+
+
 def Scaling(kind: str = "amax", granularity: str = "tensor", **settings: Any) -> ScaleRule:
     """The `altgrad.config.ScaleRule` of these settings: ``Scaling("delayed", history=4)``.
 
@@ -188,8 +192,11 @@ class Policy:
 
     Attributes:
         weight, activation, grad_output: an `Operand`, or a format (nearest even, current per-tensor amax).
-        layers: layer types this applies to; ("*",) means every linear layer and embedding, "other" those of no type.
+        layers: layer types this applies to; ("*",), the default, means every layer, "other" those of no type.
         patterns: dotted layer names with * and ?, one of which must match; none means all.
+        head, embedding: False leaves the layers of that type as they are.
+        attention: an `Operand` or a format for the four operands of attention's two products, scores and mixing; FP32,
+            the default, leaves them as they are.
         compute: "simulated" or "native".
         casts: an `Operand` or a format for ``grad_input.weight``, ``grad_weight.activation`` and
             ``grad_weight.grad_output``, where these are not those of the first product.
@@ -205,16 +212,19 @@ class Policy:
     weight: Operand | FloatFormat = FP32
     activation: Operand | FloatFormat = FP32
     grad_output: Operand | FloatFormat = FP32
-    layers: tuple[str, ...] = LAYER_TYPES
+    layers: tuple[str, ...] = ("*",)
     patterns: tuple[str, ...] = ()
     compute: str = "simulated"
     casts: Mapping[str, Operand | FloatFormat] = field(default_factory=dict, hash=False)
     hadamard: Mapping[str, int] = field(default_factory=dict, hash=False)
+    head: bool = True
+    embedding: bool = True
+    attention: Operand | FloatFormat = FP32
     apart: tuple[str, ...] = field(init=False, repr=False, compare=False)
     """The operands whose two products read casts of their own."""
 
     def __post_init__(self) -> None:
-        for name in OPERANDS:
+        for name in (*OPERANDS, "attention"):
             if isinstance(given := getattr(self, name), FloatFormat):
                 object.__setattr__(self, name, Operand(given))
         named = {name: Operand(it) if isinstance(it, FloatFormat) else it for name, it in self.casts.items()}
@@ -258,55 +268,27 @@ class Policy:
         """The names of the casts that a layer makes, from three to six."""
         return (*OPERANDS, *(SECOND_CASTS[name] for name in self.apart))
 
+    @property
+    def rounds(self) -> bool:
+        """Whether any operand of a layer's products is in another format than FP32."""
+        return any(self.operand(name).format is not FP32 for name in self.casts_made)
+
     def covers(self, layer: str, kind: str) -> bool:
         """Whether the layer of this dotted name and type is quantized."""
-        return (kind in self.layers or "*" in self.layers) and (
-            not self.patterns or any(fnmatchcase(layer, pattern) for pattern in self.patterns)
-        )
+        return not self.leaves_out(layer, kind)
+
+    def leaves_out(self, layer: str, kind: str) -> str:
+        """What in the policy leaves the layer of this dotted name and type as it is, in words; empty for nothing."""
+        if kind not in self.layers and "*" not in self.layers:
+            return f"its type, {kind}, is not in layers"
+        if not {"head": self.head, "embedding": self.embedding}.get(kind, True):
+            return f"{kind}=False"
+        if self.patterns and not any(fnmatchcase(layer, pattern) for pattern in self.patterns):
+            return "patterns do not match its name"
+        return ""
 
 
 UNQUANTIZED = Policy()
-
-
-def policies_of(config: ExperimentConfig) -> dict[str, Policy]:
-    """What the config does to its layers, by layer type; "*" is for those without a rounding of their own."""
-    wide, kinds = config.quantize.wide, config.quantize.grad_output_rounding.given
-    found = dict.fromkeys(wide, UNQUANTIZED) | {kind: policy_of(config, kind) for kind in kinds}
-    return found | {"*": policy_of(config)}
-
-
-def policy_of(config: ExperimentConfig, layer_type: str | None = None) -> Policy:
-    """What the config does to the operands of its layers, or to those of a layer type that has a rounding of its own.
-
-    Weights under storage "master" are rounded on the forward pass as `optimizer.rounding` says; under storage "grid"
-    that is how the optimizer rounds, and the forward pass reads the weights as they are.
-    """
-    quantize = config.quantize
-
-    def operand(name: str) -> Operand:
-        fmt, rounding, rule = config.cast(name, layer_type)
-        return Operand(get_format(fmt), rounding, rule)
-
-    operands: dict[str, Any] = {name: operand(name) for name in OPERANDS}
-    casts = {name: operand(name) for name in quantize.casts.given}
-    where: dict[str, Any] = {"layers": quantize.layers, "patterns": quantize.patterns, "compute": quantize.compute}
-    return Policy(**operands, **where, casts=casts, hadamard=quantize.hadamard.given)
-
-
-def recipe(name: str, **settings: Any) -> dict[str, Policy]:
-    """The policies of a recipe, for `quantize_model`: its layers of no type are quantized like attention and mlp.
-
-    Args:
-        name: one of `altgrad.recipes.RECIPES`.
-        settings: the recipe's own, and `head`, `embedding` and `wide`.
-
-    Raises:
-        ValueError: no such recipe or setting, or a setting out of its range; one line.
-    """
-    config = parse_config(recipe_keys(name, **settings), source=f"recipe {name!r}")
-    policy = policy_of(config)
-    found = dict.fromkeys(config.quantize.wide, UNQUANTIZED)
-    return found | {"*": replace(policy, layers=(*policy.layers, "other"))}
 
 
 @dataclass
@@ -359,13 +341,15 @@ def _(now: Tensor, run: str, place: str) -> Tensor:
 
 
 class _Quantizer:
-    """What both quantized layers share: a place in the model, a policy, and someone who may look at the operands."""
+    """What quantized layers share: a place in the model, a policy, and those who may look at the operands."""
 
     layer: str = ""
     layer_type: str = ""
     policy: Policy = UNQUANTIZED
     clock: Clock = Clock()
     observer: Observer | None = None
+    counter: Counter | None = None
+    """Who counts the products of the first batch, while it runs."""
     grid_scale: Tensor | None = None
     """The scale of a weight that lives on the grid; the products read such a weight as it is."""
     delayed: Any
@@ -379,6 +363,7 @@ class _Quantizer:
     """The matrices of `Policy.hadamard` by size."""
     weight: Tensor
     training: bool
+    register_forward_hook: Any  # every layer is a module too
 
     def operand(self, x: Tensor, name: str) -> Tensor:
         """`x` as the matrix product reads it: rounded onto the cast's format, or `x` itself for FP32."""
@@ -399,21 +384,33 @@ class _Quantizer:
 
     def rotation(self, name: str) -> Tensor | None:
         """The matrix that a cast is rotated with, or None; an embedding's table is no factor of a product."""
-        size = self.policy.hadamard.get(product_of(name)) if isinstance(self, nn.Linear) else None
+        size = self.policy.hadamard.get(product_of(name)) if not isinstance(self, nn.Embedding) else None
         return None if size is None else self.rotations[size]
 
     def read(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
         """`operand`, with the scale it was rounded with: None for 1 and for the block formats."""
         if self.observer is None:
-            return self._rounded(x, name)
-        reading = self._reading(x, name)
-        self.observer(reading)
-        return reading.rounded, None if reading.block else reading.scale
+            found = self._rounded(x, name)
+        else:
+            reading = self._reading(x, name)
+            self.observer(reading)
+            found = reading.rounded, None if reading.block else reading.scale
+        if self.counter is not None:
+            self.counter.read(self.layer, name, found[0], self.policy.operand(name).format is not FP32)
+        return found
+
+    def as_operand(self, weight: Tensor) -> Tensor:
+        """The parameter `weight` (or its gradient, or a change of it) as the products read it: [O, I] for a matrix."""
+        return weight
+
+    def as_parameter(self, weight: Tensor) -> Tensor:
+        """`as_operand` undone."""
+        return weight
 
     def weight_as_read(self) -> Tensor:
         """The weight as the products would read it now, without a gradient and without a trace in any history."""
         with self._without_trace():
-            return self._rounded(self.weight.detach(), "weight")[0]
+            return self.as_parameter(self._rounded(self.as_operand(self.weight.detach()), "weight")[0])
 
     def weight_and_scale(self) -> tuple[Tensor, Tensor | None, int | tuple[int, int]]:
         """`weight_as_read`, the scale it has, and the elements of a block, or its rows and columns, or 0.
@@ -428,7 +425,7 @@ class _Quantizer:
     def weight_reading(self) -> Reading:
         """`weight_as_read`, as an observer would see it."""
         with self._without_trace():
-            return self._reading(self.weight.detach(), "weight")
+            return self._reading(self.as_operand(self.weight.detach()), "weight")
 
     def _rounded(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
         x = self._rotated(x, name)
@@ -449,7 +446,7 @@ class _Quantizer:
 
     def _reading(self, x: Tensor, name: str) -> Reading:
         operand = operand_of(name)
-        shared = isinstance(self, nn.Linear) and operand not in self.policy.apart
+        shared = not isinstance(self, nn.Embedding) and operand not in self.policy.apart
         products = READERS[operand] if shared else (product_of(name),)
         fmt, place = self.policy.operand(name).format, (self.layer, self.layer_type, operand)
         x = self._rotated(x, name)
@@ -746,7 +743,111 @@ def _native_product(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtyp
     return product
 
 
-class QuantizedLinear(_Quantizer, nn.Linear):
+ONE_CAST = "only a product of two matrices has casts of their own for second products, rotations and native compute"
+
+
+class LinearProducts(_Quantizer):
+    """The three products of a linear function of an activation, whoever holds the weight."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x` [..., I] times the transposed `weight` [O, I], plus the bias: [..., O]; by rounded operands."""
+        return self._run(self._output, x, weight, bias)
+
+    def _run(self, products: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`products(x, weight, bias)`, under autocast in float32."""
+        self._check(x)
+        device = x.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if not autocast or not self.policy.rounds:
+            return products(x, weight, bias)
+        with torch.autocast(device, enabled=False):
+            y = products(x.float(), weight.float(), None if bias is None else bias.float())
+        return y.to(torch.get_autocast_dtype(device))
+
+    def _check(self, x: Tensor) -> None:
+        """That an activation is a tensor with a value of its own at every place."""
+        if x.is_nested:
+            raise ValueError(
+                f"layer {self.layer}: its input is a nested tensor; pad it (torch.nested.to_padded_tensor)"
+            )
+        if x.layout is not torch.strided:
+            layout = str(x.layout).removeprefix("torch.")
+            raise ValueError(
+                f"layer {self.layer}: its input is {layout}, and only dense tensors are rounded; use to_dense()"
+            )
+        if isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
+            raise ValueError(
+                f"layer {self.layer}: its input is a fake tensor, and rounding needs values; use meta tensors"
+            )
+        if not x.is_floating_point():
+            dtype = str(x.dtype).removeprefix("torch.")
+            raise ValueError(f"layer {self.layer}: its input is {dtype}, and only real floating point is rounded")
+
+    def _output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        policy, observed = self.policy, self.observer is not None
+        y: Tensor
+        if policy.compute == "native" and policy is not UNQUANTIZED:
+            return self._native(x, weight, bias)
+        if policy.apart:
+            y_NO = _Products.apply(_matrix(x), weight, self, torch.is_grad_enabled())
+            y = y_NO.view(*x.shape[:-1], len(weight))
+            return y if bias is None else y + bias
+        if observed or policy.activation.format is not FP32:  # type: ignore[union-attr]
+            x = _Rounded.apply(x, self, "activation")
+        if observed or policy.weight.format is not FP32:  # type: ignore[union-attr]
+            weight = _Rounded.apply(weight, self, "weight")
+        if policy.grad_output.format is FP32:  # type: ignore[union-attr]
+            y = nn.functional.linear(x, weight, bias)
+            return _RoundedGradient.apply(y, self) if observed else y  # type: ignore[no-any-return]
+        y = _RoundedGradient.apply(nn.functional.linear(x, weight), self)
+        return y if bias is None else y + bias
+
+    def bilinear(
+        self,
+        function: Callable[[Tensor, Tensor], Tensor],
+        x: Tensor,
+        weight: Tensor,
+        channels: int = -1,
+    ) -> Tensor:
+        """`function(x, weight)`, linear in both, with rounded operands: a convolution, or many products at one time.
+
+        Each operand is rounded once. Rows and blocks lie along the last dimension of `weight`, and along the dimension
+        `channels` of `x` and of the result.
+
+        Raises:
+            ValueError: native compute, or casts of their own for second products.
+        """
+        if self.policy.apart or self.policy.compute == "native":
+            raise ValueError(f"layer {self.layer}: {ONE_CAST}")
+
+        def products(x: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:
+            if self._reads("activation"):
+                x = _Rounded.apply(x.movedim(channels, -1), self, "activation").movedim(-1, channels)
+            if self._reads("weight"):
+                weight = _Rounded.apply(weight, self, "weight")
+            y = function(x, weight)
+            if self._reads("grad_output"):
+                y = _RoundedGradient.apply(y.movedim(channels, -1), self).movedim(-1, channels)
+            return y
+
+        return self._run(products, x, weight, None)
+
+    def _reads(self, name: str) -> bool:
+        """Whether a cast is made, or looked at."""
+        return self.observer is not None or self.policy.operand(name).format is not FP32
+
+    def _native(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        sizes = (rows.shape[0], *reversed(weight.shape))
+        if any(size % 16 for size in sizes):
+            need = f"native FP8 products need rows, inputs and outputs in multiples of 16, not {sizes}"
+            raise ValueError(f"layer {self.layer}: {need}; use compute 'simulated'")
+        y: Tensor = _NativeProducts.apply(rows, weight, self)
+        y = y.view(*x.shape[:-1], len(weight))
+        return y if bias is None else y + bias
+
+
+class QuantizedLinear(LinearProducts, nn.Linear):
     """`nn.Linear` whose three matrix products read quantized operands.
 
     Input [..., I], output [..., O], float32. With every operand FP32 its numbers are those of `nn.Linear`, bit by bit.
@@ -761,46 +862,7 @@ class QuantizedLinear(_Quantizer, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """`x` [..., I] times the transposed weight, plus the bias: [..., O]."""
         self._begin()
-        device = x.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        if not autocast or not self._rounds():
-            return self._output(x, self.weight, self.bias)
-        with torch.autocast(device, enabled=False):
-            bias = None if self.bias is None else self.bias.float()
-            y = self._output(x.float(), self.weight.float(), bias)
-        return y.to(torch.get_autocast_dtype(device))
-
-    def _rounds(self) -> bool:
-        return any(self.policy.operand(name).format is not FP32 for name in self.policy.casts_made)
-
-    def _output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        policy, observed = self.policy, self.observer is not None
-        y: Tensor
-        if policy.compute == "native" and policy is not UNQUANTIZED:
-            return self._native(x, weight, bias)
-        if policy.apart:
-            y_NO = _Products.apply(_matrix(x), weight, self, torch.is_grad_enabled())
-            y = y_NO.view(*x.shape[:-1], self.out_features)
-            return y if bias is None else y + bias
-        if observed or policy.activation.format is not FP32:  # type: ignore[union-attr]
-            x = _Rounded.apply(x, self, "activation")
-        if observed or policy.weight.format is not FP32:  # type: ignore[union-attr]
-            weight = _Rounded.apply(weight, self, "weight")
-        if policy.grad_output.format is FP32:  # type: ignore[union-attr]
-            y = nn.functional.linear(x, weight, bias)
-            return _RoundedGradient.apply(y, self) if observed else y  # type: ignore[no-any-return]
-        y = _RoundedGradient.apply(nn.functional.linear(x, weight), self)
-        return y if bias is None else y + bias
-
-    def _native(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        sizes = (rows.shape[0], self.in_features, self.out_features)
-        if any(size % 16 for size in sizes):
-            need = f"native FP8 products need rows, inputs and outputs in multiples of 16, not {sizes}"
-            raise ValueError(f"layer {self.layer}: {need}; use compute 'simulated'")
-        y: Tensor = _NativeProducts.apply(rows, weight, self)
-        y = y.view(*x.shape[:-1], self.out_features)
-        return y if bias is None else y + bias
+        return self.linear(x, self.weight, self.bias)
 
 
 class QuantizedEmbedding(_Quantizer, nn.Embedding):
@@ -817,132 +879,4 @@ class QuantizedEmbedding(_Quantizer, nn.Embedding):
         )
 
 
-QuantizedLayer = QuantizedLinear | QuantizedEmbedding
-
-
-def layer_type(name: str) -> str | None:
-    """The type of the layer called `name`: the first part of the dotted name that is a layer type, or None."""
-    return next((part for part in name.split(".") if part in LAYER_TYPES), None)
-
-
-def quantize_model(
-    model: nn.Module, policy: Policy | Mapping[str, Policy] | str, *, seed: int = 0, draw_version: int = 1
-) -> nn.Module:
-    """Turn the linear layers and embeddings of a model into their quantized form, in place.
-
-    A layer's type is the first part of its dotted name that is one (`layer_type`), else "other". Parameters stay the
-    same objects, so that optimizers and initialization are not disturbed. A layer of a known type that the policy does
-    not cover gets FP32 operands and is observed as well; one of another type is left alone. Calling it again changes
-    the policy.
-
-    Args:
-        model: any torch model; layers of classes derived from nn.Linear and nn.Embedding are left alone.
-        policy: one policy, or several by dotted name or layer type with * and ?, of which the first match counts; such
-            a policy covers layers of every type, unless it names its own `layers`. Or the name of a recipe, whose
-            settings are those of `recipe`.
-        seed: of the draws, where something is rounded stochastically.
-        draw_version: of `formats.stochastic_draw`; 2 is quicker.
-
-    Returns:
-        `model`.
-
-    Raises:
-        ValueError: the policies match no layer; there is no such version of the draws.
-    """
-    if isinstance(policy, str):
-        policy = recipe(policy)
-    if isinstance(policy, Policy):
-        policies = {"*": policy}
-    else:  # a key says which layers are meant
-        policies = {key: replace(p, layers=("*",)) if p.layers == LAYER_TYPES else p for key, p in policy.items()}
-    clock = Clock(seed, draw_version=check_draw_version(draw_version))
-    found = 0
-    for name, module in list(model.named_modules()):
-        if type(module) not in (nn.Linear, nn.Embedding, QuantizedLinear, QuantizedEmbedding):
-            continue
-        kind = layer_type(name)
-        names = (name,) if kind is None else (name, kind)
-        matching = (p for key, p in policies.items() if any(fnmatchcase(each, key) for each in names))
-        chosen = next(matching, None)
-        covered = chosen is not None and chosen.covers(name, kind or "other")
-        if kind is None and not covered:
-            dequantize_model(module)
-            continue
-        module.__class__ = QuantizedLinear if isinstance(module, nn.Linear) else QuantizedEmbedding
-        assert isinstance(module, QuantizedLayer)
-        module.layer, module.layer_type, module.clock = name, kind or "other", clock
-        module.policy = chosen if chosen is not None and covered else UNQUANTIZED
-        _delay(module)
-        module.rotations = {size: hadamard(size, seed) for size in {*module.policy.hadamard.values()}}
-        found += 1
-    if not found:
-        keys = ", ".join(policies)
-        raise ValueError(f"no layer matches: the policies are for {keys}, or the model has no linear layer")
-    return model
-
-
-def _delay(layer: QuantizedLayer) -> None:
-    """Give the layer the delayed scales of its policy, without a history, where the weight is."""
-    layer._modules.pop("delayed", None)
-    read = ("weight",) if isinstance(layer, nn.Embedding) else layer.policy.casts_made
-    rules = {name: spec for name in read if (spec := layer.policy.operand(name)).scaling.kind == "delayed"}
-    scales = {
-        _key(name): DelayedScale(
-            spec.format,
-            length=spec.scaling.history,
-            margin=spec.scaling.margin,
-            algorithm=spec.scaling.algorithm,
-            power_of_two=spec.scaling.power_of_two,
-            quotient=spec.scaling.quotient,
-        )
-        for name, spec in rules.items()
-        if spec.format is not FP32
-    }
-    layer.delayed = nn.ModuleDict(scales).to(layer.weight.device) if scales else {}
-    layer.passes = torch.zeros((), dtype=torch.int64, device="cpu")
-
-
-def dequantize_model(model: nn.Module) -> nn.Module:
-    """Undo `quantize_model`, in place: plain layers with the same parameters, whose values stay as they are."""
-    for module in model.modules():
-        if isinstance(module, QuantizedLayer):
-            module.__class__ = nn.Linear if isinstance(module, nn.Linear) else nn.Embedding
-            module._modules.pop("delayed", None)
-            own = (
-                "layer",
-                "layer_type",
-                "policy",
-                "clock",
-                "observer",
-                "grid_scale",
-                "delayed",
-                "passes",
-                "recording",
-                "rotations",
-            )
-            for name in own:
-                module.__dict__.pop(name, None)
-    return model
-
-
-def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
-    """The quantized layers of `model` by dotted name, in the order of definition."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
-
-
-@contextmanager
-def observed(model: nn.Module, observer: Observer) -> Iterator[None]:
-    """Let `observer` see every operand of every quantized layer of `model` while the block runs."""
-    layers = quantized_layers(model).values()
-    for layer in layers:
-        layer.observer = observer
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.observer = None
-
-
-def clock_of(model: nn.Module) -> Clock:
-    """The clock that the quantized layers of `model` share."""
-    return next((layer.clock for layer in quantized_layers(model).values()), Clock())
+QuantizedLayer = _Quantizer

@@ -1,0 +1,503 @@
+"""What quantization reached: every parameter, quantized or left as it is and why, and the products that really ran.
+
+`quantize_model` lays it out by what is known of the model's classes. The first batch settles it: while the model's
+forward pass runs for the first time, every product of matrices goes by torch's dispatcher past `_Products`, which
+counts its multiply-adds and tells whether its operands are what a layer has rounded. After that nothing is counted; the
+hooks stay, because a compiled graph would be made anew without them.
+
+    quantize_model(model, policy)
+    print(report_of(model))        # what is listed
+    model(batch)
+    print(report_of(model))        # what ran
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from altgrad.config import OPERANDS, operand_of
+from altgrad.formats import FP32
+from altgrad.nn.layers import QuantizedLayer
+from altgrad.nn.names import plain_name
+
+aten = torch.ops.aten
+
+
+class Row(NamedTuple):
+    """One parameter.
+
+    Attributes:
+        name, shape, size: dotted name, shape (() where it is not known yet) and number of elements.
+        layer: the dotted name of the quantized layer that reads it; empty for none.
+        quantized: whether products read it by rounded operands: as listed, or, after the first batch, as they ran.
+        why: in which formats, or why not.
+        multiply_adds: of the products that read it in the forward pass of the first batch; None before that.
+        of_them_rounded: those whose operands were rounded.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    size: int
+    layer: str
+    quantized: bool
+    why: str
+    multiply_adds: int | None
+    of_them_rounded: int | None
+
+
+class Product(NamedTuple):
+    """Products of one kind in the first batch: torch's operator, whose weights, which layer, and what was rounded."""
+
+    operator: str
+    parameters: tuple[str, ...]
+    layer: str
+    casts: tuple[str, ...]
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What quantization reached in a model; `print(report)` shows it, names of like layers together.
+
+    Attributes:
+        rows: every parameter, tied ones once.
+        products: of the first batch's forward pass; None before it has run.
+        never_read: the layers that are listed, and that no product or lookup of the first batch has read.
+    """
+
+    rows: tuple[Row, ...]
+    products: tuple[Product, ...] | None
+    never_read: tuple[str, ...]
+
+    @property
+    def parameter_share(self) -> float:
+        """Quantized parameters over all, from 0 to 1."""
+        return _share(sum(row.size for row in self.rows if row.quantized), sum(row.size for row in self.rows))
+
+    @property
+    def multiply_add_share(self) -> float | None:
+        """Multiply-adds of rounded operands over all of the first batch's forward pass, or None before it."""
+        if self.products is None:
+            return None
+        rounded = sum(each.multiply_adds for each in self.products if each.casts)
+        return _share(rounded, sum(each.multiply_adds for each in self.products))
+
+    @property
+    def skipped(self) -> tuple[Row, ...]:
+        """The parameters that are left as they are."""
+        return tuple(row for row in self.rows if not row.quantized)
+
+    def __str__(self) -> str:
+        total = sum(row.size for row in self.rows)
+        first = f"{self.parameter_share:.1%} of {total:,} parameters are quantized"
+        if self.products is None:
+            lines = [f"{first}; multiply-adds are counted in the first batch"]
+        else:
+            made = sum(each.multiply_adds for each in self.products)
+            lines = [f"{first}, and {self.multiply_add_share:.1%} of {made:,} multiply-adds of the first forward pass"]
+        lines += _table("quantized", [row for row in self.rows if row.quantized], self)
+        lines += _table("left as they are", self.skipped, self)
+        others = [each for each in self.products or () if not each.parameters]
+        if others:
+            made = sum(each.multiply_adds for each in self.products or ())
+            lines += ["", "products of activations alone"]
+            groups: dict[tuple[str, str], int] = {}
+            for each in others:
+                what = "rounded" if each.casts else "left as they are"
+                name = "attention" if "dot_product" in each.operator else each.operator
+                groups[name, what] = groups.get((name, what), 0) + each.multiply_adds
+            lines += [
+                f"  {_share(number, made):6.1%} of multiply-adds  {name}: {what}"
+                for (name, what), number in groups.items()
+            ]
+        if self.never_read:
+            lines += ["", f"listed, but not read in the first batch: {', '.join(_patterns(self.never_read))}"]
+        return "\n".join(lines)
+
+
+_VECTOR = "a vector, no factor of a product"
+_VECTORS_ROW = "biases, norms and other vectors"
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+
+
+def _patterns(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(map(_pattern, names)))
+
+
+def _table(title: str, rows: Sequence[Row], report: Report) -> list[str]:
+    """Rows of one name pattern and one reason in one line: share of parameters, of multiply-adds, name, reason."""
+    if not rows:
+        return []
+    size = sum(row.size for row in report.rows)
+    made = sum(each.multiply_adds for each in report.products or ())
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((_VECTORS_ROW if row.why == _VECTOR else _pattern(row.name), row.why), []).append(row)
+    lines = ["", f"{title} (share of parameters, of multiply-adds)"]
+    width = min(max(len(name) for name, _ in groups), 60)
+    for (name, why), members in groups.items():
+        adds = sum(row.multiply_adds or 0 for row in members)
+        share = "     -" if report.products is None else f"{_share(adds, made):6.1%}"
+        times = f"{len(members)} x " if len(members) > 1 else ""
+        name = name if times or name == _VECTORS_ROW else members[0].name
+        lines.append(f"  {_share(sum(row.size for row in members), size):6.1%} {share}  {name:<{width}}  {times}{why}")
+    return lines
+
+
+def report_of(model: nn.Module) -> Report:
+    """What the last `quantize_model` of this model (of this module, not of one around it) reached.
+
+    Raises:
+        ValueError: it is not quantized.
+    """
+    coverage = vars(model).get("_coverage")
+    if coverage is None:
+        raise ValueError("this module has no report: quantize_model has not been called on it, or was undone")
+    return coverage.report(model)  # type: ignore[no-any-return]
+
+
+def forget_coverage(model: nn.Module) -> None:
+    """Remove the report of a model, and its hooks."""
+    coverage = vars(model).pop("_coverage", None)
+    if coverage is not None:
+        coverage.unhook(model)
+
+
+@dataclass
+class Coverage:
+    """What is behind a model's report.
+
+    Attributes:
+        left_out: (layer, parameter) -> why it is no quantized layer, and whether the policy says so.
+        unknown: (module, parameter) -> why no layer can be made of it; parameter "" is for all of the module's.
+        strict: whether what is left out unnamed is an error.
+    """
+
+    left_out: Mapping[tuple[str, str], tuple[str, bool]]
+    unknown: Mapping[tuple[str, str], str]
+    strict: bool
+    counter: _Products | None = None
+    products: tuple[Product, ...] | None = None
+    was_read: frozenset[str] = field(default_factory=frozenset)
+
+    def watch(self, model: nn.Module) -> None:
+        """Count the products of the next forward pass that is no graph."""
+        vars(model)["_coverage"] = self
+        model.register_forward_pre_hook(self.begin)
+        model.register_forward_hook(self.end, always_call=True)
+
+    def unhook(self, model: nn.Module) -> None:
+        """Take the hooks away."""
+        for hooks in (model._forward_pre_hooks, model._forward_hooks):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
+                del hooks[key]
+                model._forward_hooks_always_called.pop(key, None)
+
+    def begin(self, model: nn.Module, args: Any) -> None:
+        """Before a forward pass; the first that is no graph is counted."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # nothing more, for a graph to depend on
+            return
+        if (
+            self.products is not None
+            or self.counter is not None
+            or torch._C._functorch.peek_interpreter_stack() is not None
+        ):
+            return
+        if any(isinstance(each, torch._dynamo.OptimizedModule) or each._compiled_call_impl for each in model.modules()):
+            return
+        self.counter = _Products(_origins(model))
+        for layer in _layers(model).values():
+            layer.counter = self.counter
+        self.counter.__enter__()
+
+    def end(self, model: nn.Module, args: Any, output: Any) -> None:
+        """After the forward pass that is counted."""
+        if torch.compiler.is_compiling() or (counter := self.counter) is None:
+            return
+        counter.__exit__(None, None, None)
+        self.counter = None
+        for layer in _layers(model).values():
+            vars(layer).pop("counter", None)
+        if sys.exc_info()[0] is not None or not counter.found:
+            return
+        self.products, self.was_read = counter.result()
+        if self.strict:
+            self.check_after(model)
+
+    def check_before(self, model: nn.Module, listed: Iterable[str]) -> None:
+        """Raise where a matrix is left out that the policy does not name, by what is known before any batch."""
+        missed = [
+            f"{'.'.join(filter(None, place))} ({why})" for place, (why, named) in self.left_out.items() if not named
+        ]
+        missed += [
+            f"{'.'.join(filter(None, place))} ({why})"
+            for place, why in self.unknown.items()
+            if not why.startswith("no product")
+        ]
+        if missed:
+            raise ValueError(f"strict: the policy does not name what would be left out: {', '.join(missed)}")
+
+    def check_after(self, model: nn.Module) -> None:
+        """Raise where a product of the first batch read a parameter as it is, and the policy does not name it."""
+        wide = {name for name, layer in _layers(model).items() if not layer.policy.rounds}
+        wide |= {layer for (layer, _), (_, named) in self.left_out.items() if named}
+        missed = [
+            f"{', '.join(each.parameters)} ({each.operator})"
+            for each in self.products or ()
+            if each.parameters and not each.casts and not any(_owner(name) in wide for name in each.parameters)
+        ]
+        if missed:
+            raise ValueError(f"strict: products of the first batch read unquantized {'; '.join(dict.fromkeys(missed))}")
+
+    def report(self, model: nn.Module) -> Report:
+        """The report as of now."""
+        layers = _layers(model)
+        readers: dict[int, list[str]] = {}
+        for name, layer in layers.items():
+            for parameter in _parameters_of(layer):
+                readers.setdefault(id(parameter), []).append(name)
+        rows = []
+        for path, parameter in model.named_parameters():
+            name = plain_name(path, model)
+            mine = [each for each in readers.get(id(parameter), ()) if layers[each].policy.rounds]
+            ran = [each for each in self.products or () if name in each.parameters]
+            adds = sum(each.multiply_adds for each in ran) if self.products is not None else None
+            rounded = sum(each.multiply_adds for each in ran if each.casts) if self.products is not None else None
+            unused = self.products is not None and mine and not any(each in self.was_read for each in mine)
+            unknown = isinstance(parameter, nn.parameter.UninitializedParameter)
+            shape = () if unknown else tuple(parameter.shape)
+            if mine and not unused:
+                why = "; ".join(dict.fromkeys(_formats(layers[each]) for each in mine))
+            elif mine:
+                why = "not read in the first batch" if not adds else "read by code that its layer does not see"
+            else:
+                why = self._why(name, parameter)
+            size = 0 if unknown else parameter.numel()
+            quantized = bool(mine) and not unused
+            rows.append(Row(name, shape, size, mine[0] if mine else "", quantized, why, adds, rounded))
+        unread = [row for row in rows if row.layer and not row.quantized]
+        return Report(tuple(rows), self.products, tuple(row.layer for row in unread))
+
+    def _why(self, name: str, parameter: Tensor) -> str:
+        owner, _, own = name.rpartition(".")
+        place = _owner(name)
+        found = (
+            self.left_out.get((place, ""))
+            or next((why for (_, each), why in self.left_out.items() if each == own and _of(_, owner, own)), None)
+            or (self.unknown.get((owner, own)), True)
+        )
+        is_vector = not isinstance(parameter, nn.parameter.UninitializedParameter) and parameter.ndim < 2
+        if is_vector and not (found[0] and place != owner):
+            return _VECTOR
+        return found[0] or self.unknown.get((owner, "")) or "no product that is known reads it"
+
+
+def _of(layer: str, owner: str, parameter: str) -> bool:
+    short = parameter.removesuffix("_weight")
+    return layer == (f"{owner}.{short}" if owner else short)
+
+
+def _owner(name: str) -> str:
+    """The layer that a parameter would be of: its module, which parametrizations stand below."""
+    return re.sub(r"(^|\.)parametrizations\..*", "", name.rpartition(".")[0])
+
+
+def _formats(layer: QuantizedLayer) -> str:
+    """An operand a part: "weight E4M3, activation E4M3, grad_output E5M2"."""
+    named = OPERANDS if not isinstance(layer, nn.Embedding) else ("weight",)
+    rounded = [(name, layer.policy.operand(name).format) for name in named]
+    parts = [f"{name} {fmt.label}" for name, fmt in rounded if fmt is not FP32]
+    return f"{layer.layer_type}: {', '.join(parts)}"
+
+
+def _layers(model: nn.Module) -> dict[str, Any]:
+    """Every quantized layer by the name that it was given, attention's products among them."""
+    return {each.layer: each for each in model.modules() if isinstance(each, QuantizedLayer)}
+
+
+def _parameters_of(layer: Any) -> list[Tensor]:
+    """The parameters that make a layer's weight: itself, or what a parametrization makes it of."""
+    if "owner" in vars(layer):
+        found = layer.owner._parameters.get(layer.parameter)
+        return [] if found is None else [found]
+    own = layer._parameters
+    if own.get("weight") is not None:
+        return [own["weight"]]
+    parts = [each for name, each in own.items() if name.startswith("weight") and each is not None]
+    parametrized = getattr(layer, "parametrizations", {})
+    return [*parts, *(parametrized["weight"].parameters() if "weight" in parametrized else ())]
+
+
+def _origins(model: nn.Module) -> dict[str, Tensor]:
+    return {plain_name(path, model): parameter for path, parameter in model.named_parameters()}
+
+
+_COPIES = {
+    aten.clone,
+    aten._to_copy,
+    aten.contiguous,
+    aten.cat,
+    aten.stack,
+    aten.constant_pad_nd,
+    aten.index,
+    aten.index_select,
+    aten.im2col,
+    aten.t,
+    aten.view,
+    aten._unsafe_view,
+    aten.reshape,
+    aten.transpose,
+    aten.permute,
+    aten.expand,
+    aten.detach,
+    aten.alias,
+    aten.unsqueeze,
+    aten.squeeze,
+    aten.select,
+    aten.slice,
+    aten.split,
+    aten.unbind,
+}
+"""What leaves every value as it is."""
+_LOOKUPS = {aten.embedding, aten._embedding_bag}
+_WHOLE = {
+    getattr(aten, name)
+    for name in (
+        "mkldnn_rnn_layer",
+        "_cudnn_rnn",
+        "miopen_rnn",
+        "_transformer_encoder_layer_fwd",
+        "_native_multi_head_attention",
+    )
+    if hasattr(aten, name)
+}
+"""Operators that multiply by several weights in one: rows of the input times elements of the matrices."""
+_ATTENTION = {
+    getattr(aten, f"_scaled_dot_product_{name}")
+    for name in (
+        "flash_attention_for_cpu",
+        "flash_attention",
+        "efficient_attention",
+        "cudnn_attention",
+        "fused_attention_overrideable",
+    )
+}
+"""Both products of attention in one: query [..., L, E], key [..., S, E] and value [..., S, V]."""
+_VECTORS = {aten.mv: 0, aten.addmv: 1}
+_ADDED = {aten.addmm, aten.baddbmm, aten.addmv}
+
+
+class _Products(TorchDispatchMode):
+    """Counts products, and follows from which parameters and from which rounding their operands come."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.origins: dict[int, frozenset[str]] = {}
+        self.rounded: dict[int, tuple[str, str]] = {}
+        self.kept: list[StorageWeakRef] = []  # an address is not used again while somebody refers to it
+        self.was_read: set[str] = set()
+        self.names: dict[str, tuple[str, ...]] = {}
+        self.found: dict[tuple[str, tuple[str, ...], str, tuple[str, ...]], int] = {}
+        for name, parameter in parameters.items():
+            if not isinstance(parameter, nn.parameter.UninitializedParameter):
+                self._keep(self.origins, parameter, self._origin(parameter) | {name})
+
+    def read(self, layer: str, cast: str, values: Tensor, rounded: bool) -> None:
+        """What a layer's products read."""
+        if operand_of(cast) == "weight":
+            self.was_read.add(layer)
+        if rounded:
+            self._keep(self.rounded, values, (layer, cast))
+
+    def result(self) -> tuple[tuple[Product, ...], frozenset[str]]:
+        """The products, like ones together, and the layers that were read."""
+        return tuple(Product(*key, number) for key, number in self.found.items()), frozenset(self.was_read)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        packet = func._overloadpacket
+        counted = packet in flop_registry or packet in _ATTENTION
+        if torch.is_inference_mode_enabled() and not counted:  # there, torch has not taken operators apart yet
+            with self:
+                if (out := func.decompose(*args, **given)) is not NotImplemented:
+                    return out
+        out = func(*args, **given)
+        if packet in _ATTENTION:
+            query, key, value = args[:3]
+            pairs = query.shape[:-1].numel() * key.shape[-2]
+            self._count(packet, pairs * (query.shape[-1] + value.shape[-1]), args[:3])
+        elif counted:
+            self._count(packet, flop_registry[packet](*args, **given, out_val=out) // 2, args)
+        elif packet in _VECTORS:
+            self._count(packet, args[_VECTORS[packet]].numel(), args)
+        elif packet in _WHOLE:
+            weights = [each for each in _tensors(args) if self._origin(each) and each.ndim > 1]
+            rows = args[0].numel() // max(args[0].shape[-1], 1)
+            self._count(packet, rows * sum(each.numel() for each in weights), args)
+        elif packet not in _LOOKUPS:
+            self._follow(packet, args, out)
+        return out
+
+    def _count(self, packet: Any, number: int, args: Any) -> None:
+        operands = _tensors(args)[1 if packet in _ADDED else 0 :]
+        marks = [mark for each in operands if (mark := self.rounded.get(_key(each))) is not None]
+        origins: frozenset[str] = frozenset().union(*(self._origin(each) for each in operands if each.ndim > 1))
+        weights = [layer for layer, cast in marks if operand_of(cast) == "weight"]
+        layer = weights[0] if weights else marks[0][0] if marks else ""
+        place = (packet.__name__, tuple(sorted(origins)), layer, tuple(sorted({cast for _, cast in marks})))
+        self.found[place] = self.found.get(place, 0) + number
+
+    def _follow(self, packet: Any, args: Any, out: Any) -> None:
+        inputs = [each for each in _tensors(args) if each.is_floating_point() and each.ndim]
+        origins = [self._origin(each) for each in inputs]
+        marks = [self.rounded.get(_key(each)) for each in inputs]
+        for each in _tensors((out,)) if any(origins) or any(marks) else ():
+            if all(origins):
+                self._keep(self.origins, each, frozenset().union(*origins))
+            if marks and marks[0] is not None and packet in _COPIES and len({*marks}) == 1:
+                self._keep(self.rounded, each, marks[0])
+
+    def _origin(self, tensor: Tensor) -> frozenset[str]:
+        return self.origins.get(_key(tensor), frozenset())
+
+    def _keep(self, where: dict[int, Any], tensor: Tensor, what: Any) -> None:
+        key = _key(tensor)
+        if key:
+            where[key] = what
+            self.kept.append(StorageWeakRef(tensor.untyped_storage()))
+
+
+def _key(tensor: Tensor) -> int:
+    """What tensors share that are views of one memory; 0 where there is none."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return 0
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """The tensors among arguments, and in lists of them."""
+    found = []
+    for each in values:
+        if isinstance(each, Tensor):
+            found.append(each)
+        elif isinstance(each, list | tuple):
+            found += _tensors(each)
+    return found

@@ -1,0 +1,341 @@
+"""Quantized layers put into a model, and taken out again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from altgrad.config import LAYER_TYPES
+from altgrad.formats import FP32, check_draw_version
+from altgrad.nn.coverage import Coverage, forget_coverage
+from altgrad.nn.kinds import Kind, kind_of, one_cast, plain_class, quantized_class, reads_child
+from altgrad.nn.layers import UNQUANTIZED, Clock, Observer, Policy, QuantizedLayer, _key, hadamard
+from altgrad.nn.names import plain_name, type_of
+from altgrad.nn.policies import recipe
+from altgrad.nn.reads import QuantizedProduct, QuantizedWeight, Reader
+from altgrad.scaling import DelayedScale
+
+
+@dataclass
+class _Place:
+    """A layer to be: a module, or one of its parameters."""
+
+    name: str
+    kind: str
+    module: nn.Module
+    layer: type
+    parameter: str = ""
+    policy: Policy = UNQUANTIZED
+    why_not: str = ""
+    named: bool = True
+    """Whether it is the policy that leaves it as it is."""
+
+
+def quantize_model(
+    model: nn.Module,
+    policy: Policy | Mapping[str, Policy] | str,
+    *,
+    seed: int = 0,
+    draw_version: int = 1,
+    strict: bool = False,
+) -> nn.Module:
+    """Turn the layers of a model into their quantized form, in place: those that multiply matrices, and embeddings.
+
+    A layer's type is read off its dotted name (`layer_type`), else off its class; one of neither is "other". Parameters
+    stay the same objects, so that optimizers and initialization are not disturbed. A linear layer or embedding of a
+    known type that the policy does not cover gets FP32 operands and is observed as well; everything else that it does
+    not cover is left alone. Calling it again changes the policy. What became of every parameter is in
+    `report_of(model)`.
+
+    Args:
+        model: any torch model, wrapped or not (DDP, FSDP, parametrizations, activation checkpointing).
+        policy: one policy, or several by dotted name or layer type with * and ?, of which the first match counts; such
+            a policy covers layers of every type, unless it names its own `layers`. Or the name of a recipe, whose
+            settings are those of `recipe`.
+        seed: of the draws, where something is rounded stochastically.
+        draw_version: of `formats.stochastic_draw`; 2 is quicker.
+        strict: refuse what the policy leaves as it is without naming it: now by what is known of the model's classes,
+            and at the end of the first batch by the products that ran.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: the policies match no layer; two policies for one layer, or for one weight; there is no such version
+            of the draws; under `strict`, something is left out.
+    """
+    if isinstance(policy, str):
+        policy = recipe(policy)
+    if isinstance(policy, Policy):
+        policies = {"*": policy}
+    else:  # a key says which layers are meant
+        policies = {key: replace(p, layers=("*",)) if p.layers == LAYER_TYPES else p for key, p in policy.items()}
+    clock = Clock(seed, draw_version=check_draw_version(draw_version))
+    modules = _modules(model)
+    kinds = {name: kind_of(module) for name, module in modules.items()}
+    places = _places(model, modules, kinds, policies)
+    _check_ties(model, places, policies)
+    found = [place for place in places if not place.why_not or _is_seen(place)]
+    if not found:
+        keys = ", ".join(policies)
+        reasons = dict.fromkeys(place.why_not for place in places if place.why_not)
+        has = f"of {len(places)} layers each is left out ({'; '.join(reasons)})" if places else "the model has no layer"
+        raise ValueError(f"no layer matches: the policies are for {keys}, and {has}")
+    coverage = Coverage(
+        {(place.name, place.parameter): (place.why_not, place.named) for place in places if place.why_not},
+        {(plain_name(name, model), each): why for name, kind in kinds.items() for each, why in kind.left_out.items()},
+        strict,
+    )
+    if strict:
+        coverage.check_before(model, [place.name for place in found])
+    kept = {id(layer): (layer.observer, layer.grid_scale) for layer in quantized_layers(model).values()}
+    dequantize_model(model)
+    _install(modules, kinds, found, clock, policies)
+    for layer in quantized_layers(model).values():
+        layer.observer, layer.grid_scale = kept.get(id(layer), (None, None))
+    coverage.watch(model)
+    return model
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model by path, without those that quantized layers have added."""
+    added: set[int] = set()
+    for module in model.modules():
+        below: dict[str, Any] = module._modules
+        if isinstance(module, QuantizedLayer | Reader):
+            for name in {"quantized", "delayed"} & below.keys():
+                added |= {id(each) for each in below[name].modules()}
+    return {path: module for path, module in model.named_modules() if id(module) not in added}
+
+
+def _places(
+    model: nn.Module, modules: Mapping[str, nn.Module], kinds: Mapping[str, Kind], policies: Mapping[str, Policy]
+) -> list[_Place]:
+    """Every layer there can be, with its policy or why it gets none."""
+    found = []
+    for path, module in modules.items():
+        kind, name = kinds[path], plain_name(path, model)
+        if kind.layer is not None:
+            found.append(_Place(name, type_of(name, module) or "other", module, kind.layer))
+        for each in kind.weights:
+            short = each.removesuffix("_weight")
+            named = f"{name}.{short}" if name else short
+            typed = type_of(name, module) or type_of(named, module) or "other"
+            found.append(_Place(named, typed, module, QuantizedWeight, each))
+    for place in found:
+        _choose(place, policies)
+    return found
+
+
+def _choose(place: _Place, policies: Mapping[str, Policy]) -> None:
+    names = (place.name,) if place.kind == "other" else (place.name, place.kind)
+    chosen = next((p for key, p in policies.items() if any(fnmatchcase(each, key) for each in names)), None)
+    if chosen is None:
+        place.why_not, place.named = "no policy is for its name", False
+    elif why := chosen.leaves_out(place.name, place.kind):
+        place.why_not, place.named = why, place.kind != "other" or bool(chosen.patterns)
+    elif why := one_cast(place.layer, chosen):
+        place.why_not, place.named = why, False
+    else:
+        place.policy = chosen
+
+
+def _is_seen(place: _Place) -> bool:
+    """Whether a layer that is not covered gets FP32 operands, to be observed."""
+    return (
+        place.kind != "other" and not place.parameter and plain_class(type(place.module)) in (nn.Linear, nn.Embedding)
+    )
+
+
+def _check_ties(model: nn.Module, places: list[_Place], policies: Mapping[str, Policy]) -> None:
+    """No module and no weight may have two policies."""
+    first: dict[int, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if first.setdefault(id(module), path) == path:
+            continue
+        for place in places:
+            if place.module is not module or place.parameter:
+                continue
+            other = replace(place, name=plain_name(path, model), policy=UNQUANTIZED, why_not="", named=True)
+            other.kind = type_of(other.name, module) or "other"
+            _choose(other, policies)
+            if other.policy != place.policy:
+                raise ValueError(f"layer {place.name} is also layer {other.name}, and the two have different policies")
+    readers: dict[int, _Place] = {}
+    for place in places:
+        weight = place.module._parameters.get(place.parameter or "weight")
+        if weight is None or place.policy.weight.format is FP32:  # type: ignore[union-attr]
+            continue
+        other = readers.setdefault(id(weight), place)
+        if other.policy.weight != place.policy.weight:
+            raise ValueError(f"layers {other.name} and {place.name} share a weight, and their policies differ in it")
+
+
+def _install(
+    modules: Mapping[str, nn.Module],
+    kinds: Mapping[str, Kind],
+    places: list[_Place],
+    clock: Clock,
+    policies: Mapping[str, Policy],
+) -> None:
+    own = {id(place.module): place for place in places if not place.parameter}
+    below: dict[int, list[_Place]] = {}
+    for place in places:
+        if place.parameter:
+            below.setdefault(id(place.module), []).append(place)
+    read_above = _read_above(modules, kinds, own)
+    rounding = {id(place.module) for place in places if place.policy.rounds}
+    for path, module in modules.items():
+        mine, kind = own.get(id(module)), kinds[path]
+        layers: dict[str, Any] = {}
+        for each in below.get(id(module), []):
+            layers[each.parameter.removesuffix("_weight")] = (QuantizedWeight(module, each.parameter), each)
+        if kind.attention:
+            layers |= _attention_products(path, module, policies)
+        paths = [*(f"quantized.{name}" for name in layers), *read_above.get(path, ())]
+        if mine is not None and issubclass(mine.layer, Reader):
+            paths.insert(0, "")
+        blocks = kind.blocks and not rounding.isdisjoint(map(id, module.modules()))
+        wanted = mine.layer if mine is not None else Reader if paths or blocks else None
+        if wanted is None:
+            continue
+        module.__class__ = quantized_class(wanted, type(module))  # type: ignore[arg-type]
+        if mine is not None:
+            _become(module, mine, clock)
+        if layers:
+            module._modules["quantized"] = nn.Module()
+        for name, (layer, each) in layers.items():
+            module._modules["quantized"].add_module(name, layer)  # type: ignore[union-attr]
+            _become(layer, each, clock)
+            layer.train(module.training)
+        if paths:
+            vars(module)["weights_read"] = tuple(paths)
+
+
+def _become(layer: Any, place: _Place, clock: Clock) -> None:
+    layer.layer, layer.layer_type, layer.clock, layer.policy = place.name, place.kind, clock, place.policy
+    _delay(layer)
+    layer.rotations = {size: hadamard(size, clock.seed) for size in {*place.policy.hadamard.values()}}
+
+
+def _attention_products(path: str, module: nn.Module, policies: Mapping[str, Policy]) -> dict[str, Any]:
+    """The two products of an attention module, where the policy of its name asks for them."""
+    found = {}
+    for name in ("scores", "mixing"):
+        place = _Place(f"{path}.{name}".lstrip("."), "attention", module, QuantizedProduct)
+        _choose(place, policies)
+        asked: Any = place.policy.attention
+        if asked.format is not FP32:
+            place.policy = Policy(asked, asked, asked)
+            found[name] = (QuantizedProduct(), place)
+    return found
+
+
+def _read_above(
+    modules: Mapping[str, nn.Module], kinds: Mapping[str, Kind], own: Mapping[int, _Place]
+) -> dict[str, list[str]]:
+    """Path of a module -> the paths below it of the layers whose weights its forward pass reads."""
+    found: dict[str, list[str]] = {}
+    for path, module in modules.items():
+        place = own.get(id(module))
+        if place is None or place.policy.weight.format is FP32:  # type: ignore[union-attr]
+            continue
+        parts = path.split(".")
+        for length in range(len(parts)):
+            above, rest = ".".join(parts[:length]), ".".join(parts[length:])
+            if rest and (rest in kinds[above].children or reads_child(modules[above], rest)):
+                found.setdefault(above, []).append(rest)
+    return found
+
+
+def _delay(layer: Any) -> None:
+    """Give the layer the delayed scales of its policy, without a history, where the weight is."""
+    layer._modules.pop("delayed", None)
+    read = ("weight",) if isinstance(layer, nn.Embedding) else layer.policy.casts_made
+    rules = {name: spec for name in read if (spec := layer.policy.operand(name)).scaling.kind == "delayed"}
+    scales = {
+        _key(name): DelayedScale(
+            spec.format,
+            length=spec.scaling.history,
+            margin=spec.scaling.margin,
+            algorithm=spec.scaling.algorithm,
+            power_of_two=spec.scaling.power_of_two,
+            quotient=spec.scaling.quotient,
+        )
+        for name, spec in rules.items()
+        if spec.format is not FP32
+    }
+    layer.delayed = nn.ModuleDict(scales).to(layer.weight.device) if scales else {}
+    layer.passes = torch.zeros((), dtype=torch.int64, device="cpu")
+
+
+def _take_out(module: nn.Module) -> None:
+    """Give a module the class it had, without what only its quantized form holds."""
+    if isinstance(module, QuantizedWeight | QuantizedProduct) or not isinstance(module, QuantizedLayer | Reader):
+        return
+    added: dict[str, nn.Module | None] = vars(module)["_modules"]
+    if isinstance(module, QuantizedLayer):
+        added.pop("delayed", None)
+        for name in _OWN:
+            vars(module).pop(name, None)
+    added.pop("quantized", None)
+    vars(module).pop("weights_read", None)
+    module.__class__ = plain_class(type(module))
+
+
+_OWN = (
+    "layer",
+    "layer_type",
+    "policy",
+    "clock",
+    "observer",
+    "counter",
+    "grid_scale",
+    "delayed",
+    "passes",
+    "recording",
+    "rotations",
+)
+
+
+def dequantize_model(model: nn.Module) -> nn.Module:
+    """Undo `quantize_model`, in place: the old classes with the same parameters, whose values stay as they are."""
+    forget_coverage(model)
+    for module in list(model.modules()):
+        _take_out(module)
+    return model
+
+
+def all_layers(model: nn.Module) -> dict[str, Any]:
+    """`quantized_layers`, and attention's products, which have no weight."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+    return {name.replace(".quantized.", ".").removeprefix("quantized."): layer for name, layer in found.items()}
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
+    """The quantized layers of `model` by dotted name, in the order of definition."""
+    return {name: layer for name, layer in all_layers(model).items() if not isinstance(layer, QuantizedProduct)}
+
+
+@contextmanager
+def observed(model: nn.Module, observer: Observer) -> Iterator[None]:
+    """Let `observer` see every operand of every quantized layer of `model` while the block runs."""
+    layers = quantized_layers(model).values()
+    for layer in layers:
+        layer.observer = observer
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.observer = None
+
+
+def clock_of(model: nn.Module) -> Clock:
+    """The clock that the quantized layers of `model` share."""
+    return next((layer.clock for layer in quantized_layers(model).values()), Clock())

@@ -1,0 +1,180 @@
+"""Architectures of Hugging Face's transformers, from their configs with random weights: covered, trained, given back.
+
+All of two layers of width 32 and a vocabulary of 128; a share that the report gives is compared with a count by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    T = pytest.importorskip("transformers")
+
+from torch import Tensor, nn  # noqa: E402
+
+from altgrad.formats import get_format  # noqa: E402
+from altgrad.nn import Policy, all_layers, dequantize_model, quantize_model, quantized_layers, report_of  # noqa: E402
+
+E4M3, E5M2 = get_format("e4m3"), get_format("e5m2")
+FULL = Policy(E4M3, E4M3, E5M2)
+V, D, L, B, T_ = 128, 32, 2, 2, 8
+SIZE = {"hidden_size": D, "intermediate_size": 64, "num_hidden_layers": L, "num_attention_heads": 4}
+TEXT = {**SIZE, "vocab_size": V}
+ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+TOKEN = torch.arange(B * T_).reshape(B, T_) % V
+IMAGE = torch.linspace(-1, 1, B * 3 * 32 * 32).reshape(B, 3, 32, 32).sin()
+WHISPER = {
+    "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "d_model": D,
+    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_source_positions": 8, "max_target_positions": 16,
+    "num_mel_bins": 8, "decoder_start_token_id": 1, "vocab_size": V,
+}  # fmt: skip
+T5 = {"num_layers": L, "d_model": D, "d_ff": 64, "d_kv": 8, "num_heads": 4, "vocab_size": V}
+MOE = {"num_key_value_heads": 2, **TEXT}
+IDS = {"input_ids": TOKEN}
+ARCHITECTURES: dict[str, tuple[Callable[[], Any], dict[str, Tensor]]] = {
+    "GPT-2": (
+        lambda: T.GPT2LMHeadModel(T.GPT2Config(n_layer=L, n_embd=D, n_head=4, vocab_size=V, n_positions=16, **ENDS)),
+        IDS,
+    ),
+    "Llama": (lambda: T.LlamaForCausalLM(T.LlamaConfig(**MOE, **ENDS)), IDS),
+    "Llama, tied": (lambda: T.LlamaForCausalLM(T.LlamaConfig(**MOE, **ENDS, tie_word_embeddings=True)), IDS),
+    "BERT": (lambda: T.BertForMaskedLM(T.BertConfig(**TEXT, max_position_embeddings=16)), IDS),
+    "T5 encoder": (lambda: T.T5EncoderModel(T.T5Config(**T5)), IDS),
+    "Mamba": (lambda: T.MambaForCausalLM(T.MambaConfig(hidden_size=D, num_hidden_layers=L, vocab_size=V)), IDS),
+    "Mixtral": (lambda: T.MixtralForCausalLM(T.MixtralConfig(**MOE, **ENDS, num_local_experts=4)), IDS),
+    "Qwen2-MoE": (
+        lambda: T.Qwen2MoeForCausalLM(
+            T.Qwen2MoeConfig(
+                **MOE,
+                moe_intermediate_size=32,
+                shared_expert_intermediate_size=32,
+                num_experts=4,
+                num_experts_per_tok=2,
+            )
+        ),
+        IDS,
+    ),
+    "ViT": (
+        lambda: T.ViTForImageClassification(
+            T.ViTConfig(**SIZE, image_size=32, patch_size=8)
+        ),
+        {"pixel_values": IMAGE},
+    ),
+    "Whisper": (
+        lambda: T.WhisperForConditionalGeneration(T.WhisperConfig(**WHISPER, **ENDS)),
+        {"input_features": IMAGE[:, 0, :8, :16], "decoder_input_ids": TOKEN},
+    ),
+    "ResNet": (
+        lambda: T.ResNetForImageClassification(
+            T.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+        ),
+        {"pixel_values": IMAGE},
+    ),
+    "ConvNeXt": (
+        lambda: T.ConvNextForImageClassification(T.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)),
+        {"pixel_values": IMAGE},
+    ),
+    "Swin": (
+        lambda: T.SwinForImageClassification(
+            T.SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4)
+        ),
+        {"pixel_values": IMAGE},
+    ),
+}  # fmt: skip
+ADDED = {"Mamba": {"A_log"}, "ViT": {"cls_token", "position_embeddings"}, "Swin": {"relative_position_bias_table"}}
+"""The last parts of the names of matrices that are no factors of a product, by architecture."""
+
+
+def counted(model: nn.Module, given: dict[str, Tensor]) -> int:
+    """Multiply-adds of a forward pass, of the layers that ran: outputs times what each sums over."""
+    total = 0
+
+    def hook(module: Any, args: Any, output: Any) -> None:
+        nonlocal total
+        if isinstance(module, nn.modules.conv._ConvNd):
+            total += output.numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+            total += output.numel() * (module.weight.numel() // output.shape[-1])
+        elif type(module).__name__.endswith("Router") and hasattr(module, "weight"):
+            total += args[0].numel() * len(module.weight)
+        elif type(module).__name__.endswith("Experts"):
+            up, down = module.gate_up_proj[0].numel(), module.down_proj[0].numel()
+            total += args[1].numel() * (up + down)
+
+    handles = [module.register_forward_hook(hook) for module in model.modules()]
+    with torch.no_grad():
+        model(**given)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_is_covered_trains_and_is_given_back(name: str) -> None:
+    torch.manual_seed(0)
+    build, given = ARCHITECTURES[name]
+    model = build().eval()
+    with torch.no_grad():
+        before = model(**given)[0]
+    if name != "Mamba":  # reads the weights of its layers directly
+        expected = counted(model, given)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    modules = [(each, type(module), vars(module).keys()) for each, module in model.named_modules()]
+
+    quantize_model(model, FULL, strict=True)
+    with torch.no_grad():
+        assert not torch.equal(model(**given)[0], before), "evaluation is quantized"
+    report = report_of(model)
+    matrices = {
+        each: parameter.numel()
+        for each, parameter in model.named_parameters()
+        if parameter.ndim > 1 and each.rpartition(".")[2] not in ADDED.get(name, ())
+    }
+    assert {row.name for row in report.rows if row.quantized} == matrices.keys()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert report.parameter_share == sum(matrices.values()) / total
+    of_weights = [each for each in report.products or () if each.parameters]
+    assert all(each.casts for each in of_weights)
+    if name != "Mamba":
+        assert sum(each.multiply_adds for each in of_weights) == expected
+    else:
+        assert {row.multiply_adds for row in report.rows if row.name.endswith("dt_proj.weight")} == {B * T_ * 64 * 2}
+
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-2), []
+    for _ in range(4):
+        loss = (model(**given)[0].float() - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+    dequantize_model(model)
+    assert [(each, type(module), vars(module).keys()) for each, module in model.named_modules()] == modules
+    model.load_state_dict(state)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**given)[0], before)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_the_products_of_attention_are_rounded_by_choice() -> None:
+    torch.manual_seed(0)
+    model = ARCHITECTURES["Llama"][0]()
+    quantize_model(model, Policy(E4M3, E4M3, E5M2, attention=E4M3, head=False, embedding=False))
+    assert set(all_layers(model)) - set(quantized_layers(model)) == {
+        f"model.layers.{layer}.self_attn.{name}" for layer in range(L) for name in ("scores", "mixing")
+    }
+    model(**IDS)[0].sum().backward()
+    report = report_of(model)
+    of_attention = sum(each.multiply_adds for each in report.products or () if not each.parameters and each.casts)
+    assert of_attention == L * B * T_ * T_ * D * 2
+    assert {row.name: row.why for row in report.skipped}["lm_head.weight"] == "head=False"

@@ -1,0 +1,332 @@
+"""The report on what quantization reached, what strict refuses, and inputs that no layer takes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import Tensor, nn  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+
+from altgrad.formats import get_format  # noqa: E402
+from altgrad.models import GPT  # noqa: E402
+from altgrad.nn import (  # noqa: E402
+    Operand,
+    Policy,
+    Scaling,
+    dequantize_model,
+    layer_type,
+    quantize_model,
+    quantized_layers,
+    report_of,
+)
+
+E4M3, E5M2 = get_format("e4m3"), get_format("e5m2")
+FULL = Policy(E4M3, E4M3, E5M2)
+
+
+class Net(nn.Module):
+    """Something of everything: read, never read, read unseen, not supported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(10, 8)
+        self.fc1, self.spare = nn.Linear(8, 16), nn.Linear(16, 16)
+        self.pair = nn.Bilinear(16, 16, 4, bias=False)
+        self.hidden = nn.Parameter(torch.randn(4, 4))
+        self.lm_head = nn.Linear(4, 10, bias=False)
+
+    def forward(self, token: Tensor) -> Tensor:
+        x = self.fc1(self.embed_tokens(token)).tanh()
+        x = unseen(self, self.pair(x, x))
+        return self.lm_head(x @ x.mT @ x)
+
+
+def unseen(net: Net, x: Tensor) -> Tensor:
+    """A product that the code of the module's class does not show."""
+    return x @ net.hidden
+
+
+TOKEN = torch.tensor([[1, 2, 3], [4, 5, 6]])
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def test_layer_types_are_read_off_the_names_of_the_usual_families() -> None:
+    found = {
+        "model.layers.0.self_attn.q_proj": "attention",
+        "bert.encoder.layer.0.attention.self.query": "attention",
+        "transformer.h.0.attn.c_attn": "attention",
+        "encoder.block.0.layer.0.SelfAttention.q": "attention",
+        "encoder.block.0.layer.1.DenseReluDense.wi": "mlp",
+        "model.decoder.layers.0.fc1": "mlp",
+        "model.layers.0.mlp.experts.gate_up_proj": "mlp",
+        "model.embed_tokens": "embedding",
+        "transformer.wte": "embedding",
+        "lm_head": "head",
+        "classifier": "head",
+        "blocks.0.attention.qkv": "attention",
+        "head": "head",
+        "0": None,
+        "blocks.0.attention_norm": None,
+    }
+    assert {name: layer_type(name) for name in found} == found
+
+
+def test_the_report_tells_every_parameter_and_after_a_batch_what_really_ran() -> None:
+    model = quantize_model(Net(), FULL)
+    rows = {row.name: row for row in report_of(model).rows}
+    assert rows.keys() == dict(model.named_parameters()).keys()
+    assert {name for name, row in rows.items() if row.quantized} == {
+        "embed_tokens.weight", "fc1.weight", "spare.weight", "lm_head.weight",
+    }  # fmt: skip
+    assert rows["pair.weight"].why == "nn.Bilinear is a product of three factors"
+    assert rows["hidden"].why == "no product in the code of Net reads it"
+    assert "vector" in rows["fc1.bias"].why
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert report_of(model).parameter_share == (80 + 128 + 256 + 40) / total
+    assert report_of(model).multiply_add_share is None
+    model(TOKEN)
+    report = report_of(model)
+    rows = {row.name: row for row in report.rows}
+    assert report.never_read == ("spare",)
+    assert not rows["spare.weight"].quantized
+    assert report.parameter_share == (80 + 128 + 40) / total
+    assert (rows["fc1.weight"].multiply_adds, rows["fc1.weight"].of_them_rounded) == (6 * 8 * 16,) * 2
+    assert (rows["lm_head.weight"].multiply_adds, rows["hidden"].of_them_rounded) == (6 * 4 * 10, 0)
+    assert rows["hidden"].multiply_adds == 6 * 4 * 4
+    alone = sum(each.multiply_adds for each in report.products if not each.parameters)
+    assert alone == 2 * (3 * 4 * 3 + 3 * 3 * 4)
+    bilinear = rows["pair.weight"].multiply_adds
+    made = 768 + 240 + 96 + alone + bilinear
+    assert report.multiply_add_share == (768 + 240) / made
+    text = str(report)
+    assert "listed, but not read in the first batch: spare" in text
+    assert f"of {total:,} parameters are quantized" in text
+    assert f"of {made:,} multiply-adds" in text
+
+
+def test_counting_changes_no_number_and_ends_with_the_first_batch() -> None:
+    model = quantize_model(Net(), FULL)
+    twin = copy.deepcopy(model)
+    first, second = model(TOKEN), model(TOKEN)
+    assert torch.equal(first, second)
+    counted = report_of(model).products
+    model(TOKEN[:1])
+    assert report_of(model).products is counted
+    assert report_of(twin).products is None, "a copy counts its own first batch"
+    assert all("counter" not in vars(layer) for layer in quantized_layers(model).values())
+    hooks = len(model._forward_hooks)
+    quantize_model(model, FULL)
+    assert (len(model._forward_hooks), report_of(model).products) == (hooks, None)
+    dequantize_model(model)
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    with pytest.raises(ValueError, match="has no report"):
+        report_of(model)
+
+
+def test_a_batch_that_fails_is_not_counted() -> None:
+    model = quantize_model(Net(), FULL)
+    with pytest.raises(IndexError):
+        model(torch.tensor([[99]]))
+    assert report_of(model).products is None
+    with torch.inference_mode():
+        model(TOKEN)
+    assert report_of(model).multiply_add_share > 0
+
+
+def test_head_and_embedding_have_a_switch_each() -> None:
+    model = quantize_model(Net(), Policy(E4M3, E4M3, E5M2, head=False, embedding=False))
+    rows = {row.name: row for row in report_of(model).rows}
+    assert {name for name, row in rows.items() if row.quantized} == {"fc1.weight", "spare.weight"}
+    assert (rows["lm_head.weight"].why, rows["embed_tokens.weight"].why) == ("head=False", "embedding=False")
+    both = nn.ModuleDict({"embed_tokens": nn.Embedding(4, 4), "lm_head": nn.Linear(4, 4)})
+    quantize_model(both, Policy(E4M3, head=False))
+    assert both["lm_head"].policy.weight.format is not E4M3
+
+
+def test_strict_refuses_what_nobody_named_before_and_after_the_first_batch() -> None:
+    model = Net()
+    with pytest.raises(ValueError, match=r"strict: .* pair \(nn.Bilinear is a product of three factors\)"):
+        quantize_model(model, FULL, strict=True)
+    assert not quantized_layers(model), "nothing has been changed"
+    model.pair = nn.Linear(16, 4)
+    with pytest.raises(ValueError, match=r"lm_head .no policy is for its name"):
+        quantize_model(model, {"fc1": FULL, "spare": FULL, "pair": FULL, "embed*": FULL}, strict=True)
+    quantize_model(GPT(96, layers=1, dim=16, heads=2, context=8, seed=0), FULL, strict=True)
+    quantize_model(GPT(96, layers=1, dim=16, heads=2, context=8, seed=0), Policy(E4M3, head=False), strict=True)
+
+    class Hides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.last = nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(unseen(self, x))  # type: ignore[arg-type]
+
+    hides = quantize_model(Hides(), FULL, strict=True)
+    with pytest.raises(ValueError, match=r"strict: products of the first batch read unquantized hidden \(mm\)"):
+        hides(torch.randn(2, 4))
+
+
+def test_what_a_convolution_cannot_do_is_told() -> None:
+    policy = Policy(E4M3, E4M3, E5M2, casts={"grad_weight.activation": E5M2})
+    model = nn.Sequential(nn.Conv1d(4, 4, 3), nn.Flatten(), nn.Linear(8, 4))
+    quantize_model(model, policy)
+    assert list(quantized_layers(model)) == ["2"]
+    assert "only a product of two matrices" in {row.name: row.why for row in report_of(model).rows}["0.weight"]
+    with pytest.raises(ValueError, match=r"strict: .* 0 .only a product of two matrices"):
+        quantize_model(model, policy, strict=True)
+
+
+def test_a_forward_pass_replaced_on_the_object_is_told() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].forward = model[0].forward
+    quantize_model(model, FULL)
+    assert list(quantized_layers(model)) == ["1"]
+    assert "its forward is replaced" in {row.name: row.why for row in report_of(model).rows}["0.weight"]
+
+
+def one(policy: Policy = FULL) -> nn.Module:
+    return quantize_model(nn.ModuleDict({"first": nn.Linear(8, 8)}), policy)["first"]
+
+
+@pytest.mark.parametrize(
+    ("x", "word"),
+    [
+        (torch.randn(4, 8).to_sparse(), "its input is sparse_coo, and only dense tensors are rounded; use to_dense"),
+        (torch.ones(4, 8, dtype=torch.int64), "its input is int64, and only real floating point is rounded"),
+        (torch.ones(4, 8, dtype=torch.complex64), "its input is complex64"),
+    ],
+)
+def test_an_input_that_is_no_dense_real_tensor_is_refused_with_the_layers_name(x: Tensor, word: str) -> None:
+    with pytest.raises(ValueError, match=f"layer first: {word}") as error:
+        one()(x)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+def test_a_nested_input_is_refused_with_the_layers_name() -> None:
+    nested = torch.nested.nested_tensor([torch.randn(2, 8), torch.randn(3, 8)])
+    with pytest.raises(ValueError, match="layer first: its input is a nested tensor; pad it"):
+        one()(nested)
+
+
+def test_native_products_and_experts_with_casts_name_the_layer() -> None:
+    with pytest.raises(ValueError, match=r"layer first: native FP8 products need .* multiples of 16"):
+        one(Policy(E4M3, E4M3, E4M3, compute="native"))(torch.randn(4, 8))
+
+    class Batched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Parameter(torch.randn(3, 8, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.bmm(x, self.up)
+
+    across = Operand(E4M3, scaling=Scaling("mx", axis="contraction"))
+    model = quantize_model(nn.ModuleDict({"experts": Batched()}), Policy(across, across, across))
+    with pytest.raises(ValueError, match=r"layer experts.up: only a product of two matrices has casts"):
+        model["experts"](torch.randn(3, 2, 8))
+
+
+def test_meta_tensors_pass_with_their_shapes_and_fake_ones_are_refused() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(8, 4), nn.Conv1d(4, 2, 1))
+    quantize_model(model, FULL)
+    assert model(torch.randn(3, 4, 8, device="meta")).shape == (3, 2, 4)
+    assert report_of(model).multiply_add_share == 1
+    with FakeTensorMode(), pytest.raises(ValueError, match="layer first: its input is a fake tensor"):
+        one()(torch.randn(3, 8))
+
+
+def test_empty_batches_pass_through_every_kind_and_are_not_taken_for_the_first() -> None:
+    model = quantize_model(nn.Sequential(nn.Linear(8, 4), nn.Conv1d(4, 2, 1)), FULL)
+    x = torch.zeros(0, 4, 8, requires_grad=True)
+    assert model(x).shape == (0, 2, 4)
+    model(x).sum().backward()
+    assert all(parameter.grad.eq(0).all() for parameter in model.parameters())
+
+
+def test_one_weight_or_one_module_under_two_policies_is_refused() -> None:
+    tied = nn.ModuleDict({"embed": nn.Embedding(8, 4), "head": nn.Linear(4, 8, bias=False)})
+    tied["head"].weight = tied["embed"].weight
+    with pytest.raises(ValueError, match="layers embed and head share a weight, and their policies differ in it"):
+        quantize_model(tied, {"embed": Policy(E4M3), "head": Policy(E5M2)})
+    quantize_model(tied, {"embed": Policy(), "head": Policy(E5M2)})
+    layer = nn.Linear(4, 4)
+    shared = nn.ModuleDict({"first": layer, "second": layer})
+    with pytest.raises(ValueError, match="layer first is also layer second, and the two have different policies"):
+        quantize_model(shared, {"first": Policy(E4M3), "second": Policy(E5M2)})
+    quantize_model(shared, FULL)
+    report = report_of(tied)
+    assert [row.name for row in report.rows] == ["embed.weight"]
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    """A group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
+def test_wrappers_for_many_processes_come_before_or_after_the_surgery(wrapper: str) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    def wrapped(model: nn.Module) -> nn.Module:
+        if wrapper == "ddp":
+            return nn.parallel.DistributedDataParallel(model)
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        fully_shard(model[0], mesh=mesh)  # type: ignore[index]
+        fully_shard(model, mesh=mesh)
+        return model
+
+    policy = Policy(*(Operand(E4M3, "stochastic"),) * 3)
+    plain = nn.Sequential(nn.Linear(8, 8), nn.LSTM(8, 4), nn.Identity())
+    plain[2].forward = lambda given: given[0]  # type: ignore[method-assign]
+    x, found = torch.randn(3, 2, 8), []
+    expected = plain(x)
+    for first in (True, False):
+        model = copy.deepcopy(plain)
+        types = [type(module) for module in wrapped(copy.deepcopy(plain)).modules()]
+        model = wrapped(quantize_model(model, policy)) if first else quantize_model(wrapped(model), policy)
+        y = model(x)
+        y.sum().backward()
+        found.append(y)
+        assert not torch.equal(y, expected)
+        dequantize_model(model)
+        assert [type(module).__name__ for module in model.modules()] == [each.__name__ for each in types]
+        assert torch.equal(model(x), expected)
+    assert torch.equal(*found), "the same names, so the same draws"
+
+
+def test_case_08_is_covered_whole() -> None:
+    def linears(*names: str) -> nn.ModuleDict:
+        return nn.ModuleDict({name: nn.Linear(32, 32) for name in names})
+
+    block: Any = nn.ModuleDict(
+        {
+            "self_attn": linears("q_proj", "k_proj", "v_proj", "o_proj"),
+            "mlp": linears("gate_proj", "up_proj", "down_proj"),
+        }
+    )
+    model = nn.ModuleDict(
+        {"embed_tokens": nn.Embedding(50, 32), "layers": nn.ModuleList([block]), "lm_head": nn.Linear(32, 50)}
+    )
+    quantize_model(model, FULL)
+    kinds = [layer.layer_type for layer in quantized_layers(model).values()]
+    assert kinds == ["embedding", *["attention"] * 4, *["mlp"] * 3, "head"]
