@@ -81,7 +81,7 @@ def amax(x: Tensor, *, granularity: str = "tensor", block: int = MX_BLOCK) -> Te
         return torch.maximum(low.abs(), high.abs()).float()
     if granularity == "row":
         return _amax_of_last(x).unsqueeze(-1) if x.shape[-1] else torch.zeros(*x.shape[:-1], 1, device=x.device)
-    whole, rest = divmod(x.shape[-1], block)
+    whole, rest = x.shape[-1] // block, x.shape[-1] % block  # divmod has no graph of dynamic shapes
     found = _amax_of_blocks(x[..., : whole * block].unflatten(-1, (whole, block)))
     return torch.cat([found, _amax_of_last(x[..., whole * block :]).unsqueeze(-1)], dim=-1) if rest else found
 
