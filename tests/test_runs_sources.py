@@ -28,6 +28,8 @@ from altgrad.runs.wandb_pull import Pulled
 
 FIXTURES = Path(__file__).parent / "fixtures"
 TOLD = {path.stem: json.loads(path.read_text()) for path in sorted(FIXTURES.glob("*.json"))}
+BESIDE = ("hparam/last", "nested.a")
+"""What the readers show elsewhere: the metrics of a run's hyperparameters, and what lies within a row."""
 NEED_WANDB = [name for name in TOLD if name.startswith("wandb")]
 
 
@@ -68,7 +70,7 @@ def check(name: str, out: Path, found: Pulled) -> None:
             told = {int(step): float(value) for step, value in points}
             own = table[read_as[metric]].dropna()
             assert own.to_dict() == {step: value for step, value in told.items() if not math.isnan(value)}, metric
-        assert set(table.columns) - {"seconds"} <= {*read_as.values(), "epoch"}
+        assert set(table.columns) - {"seconds", *BESIDE} <= {*read_as.values(), "epoch"}
 
 
 def test_every_value_that_the_tool_s_own_reader_has_is_in_the_record(brought: tuple[str, Path, Path, Pulled]) -> None:
@@ -124,7 +126,11 @@ def test_tools_in_one_folder_do_not_take_each_other_s_files(tmp_path: Path) -> N
     found = import_runs(tmp_path / "logs", tmp_path / "out")
     assert len(found.fetched) == 9
     assert [(each.where, "no column that is a step" in each.reason) for each in found.problems] == [("data.csv", True)]
-    assert {tool.strip("()") for tool in found.project.split(" ", 1)[1].split(", ")} == {"CSV", "TensorBoard", "Trainer"}
+    assert {tool.strip("()") for tool in found.project.split(" ", 1)[1].split(", ")} == {
+        "CSV",
+        "TensorBoard",
+        "Trainer",
+    }
 
 
 # Event files, written here byte by byte.
@@ -204,7 +210,9 @@ def test_a_damaged_event_is_left_out_and_said(tmp_path: Path) -> None:
 def test_a_tag_of_training_and_of_validation_is_two_metrics(tmp_path: Path) -> None:
     """As Keras writes them: one name in two folders of a run."""
     for part, value in (("train", 1.0), ("validation", 2.0)):
-        write_events(tmp_path / "logs" / "a" / part, event_file(*(scalar_event(s, "epoch_loss", value) for s in range(5))))
+        write_events(
+            tmp_path / "logs" / "a" / part, event_file(*(scalar_event(s, "epoch_loss", value) for s in range(5)))
+        )
     import_runs(tmp_path / "logs", tmp_path / "out")
     (run,) = load_runs([tmp_path / "out"]).records
     assert (run.history["loss"].tolist(), run.history["val_loss"].tolist()) == ([1.0] * 5, [2.0] * 5)
@@ -230,16 +238,22 @@ def test_rows_by_epoch_and_by_step_are_rows_of_their_steps(tmp_path: Path) -> No
     assert run.history.set_index("step")["val_loss"].dropna().to_dict() == {3: 2.0}
 
 
-def test_steps_as_floats_are_steps_and_fractions_are_said(tmp_path: Path) -> None:
+def test_steps_as_floats_are_steps(tmp_path: Path) -> None:
     run, _ = one(tmp_path, "a.csv", "step,loss\n0.0,3\n10.0,2\n20.0,1\n")
     assert run.history["step"].tolist() == [0, 10, 20]
-    run, found = one(tmp_path / "b", "b.csv", "step,loss\n0.5,3\n1.5,2\n") if (tmp_path / "b").mkdir() is None else (run, None)
+
+
+def test_steps_in_fractions_are_numbered_and_kept(tmp_path: Path) -> None:
+    run, found = one(tmp_path, "b.csv", "step,loss\n0.5,3\n1.5,2\n")
+    assert run.history["step"].tolist() == [0, 1]
     assert run.history["logged_step"].tolist() == [0.5, 1.5]
     assert "not whole" in str(found.reports)
 
 
 def test_one_name_of_two_splits_is_two_metrics(tmp_path: Path) -> None:
-    rows = [{"step": s, "split": split, "loss": value} for s in range(3) for split, value in (("train", 1.0), ("val", 2.0))]
+    rows = [
+        {"step": s, "split": split, "loss": value} for s in range(3) for split, value in (("train", 1.0), ("val", 2.0))
+    ]
     run, _ = one(tmp_path, "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     assert (run.history["loss"].tolist(), run.history["val_loss"].tolist()) == ([1.0] * 3, [2.0] * 3)
 
@@ -257,7 +271,10 @@ def test_a_row_that_is_half_written_is_left_out_and_said(tmp_path: Path) -> None
 
 
 def test_a_million_names_are_counted(tmp_path: Path) -> None:
-    text = "".join(json.dumps({"step": 0, **{f"m{at}": 1 for at in range(begin, begin + 500)}}) + "\n" for begin in range(0, 10_000, 500))
+    text = "".join(
+        json.dumps({"step": 0, **{f"m{at}": 1 for at in range(begin, begin + 500)}}) + "\n"
+        for begin in range(0, 10_000, 500)
+    )
     run, found = one(tmp_path, "log.jsonl", text)
     assert run.history.shape == (1, MOST_METRICS + 1)
     (lines,) = found.reports.values()
@@ -269,7 +286,9 @@ def test_a_config_beside_the_log_is_read_even_with_tags_of_python(tmp_path: Path
     folder = tmp_path / "logs" / "version_0"
     folder.mkdir(parents=True)
     (folder / "metrics.csv").write_text("epoch,step,train_loss\n0,0,1\n")
-    (folder / "hparams.yaml").write_text("lr: 1e-4\nfn: !!python/name:torch.nn.ReLU ''\nnamespace: !!python/object:argparse.Namespace\n  width: 3\n")
+    (folder / "hparams.yaml").write_text(
+        "lr: 1e-4\nfn: !!python/name:torch.nn.ReLU ''\nnamespace: !!python/object:argparse.Namespace\n  width: 3\n"
+    )
     import_runs(tmp_path / "logs", tmp_path / "out")
     (run,) = load_runs([tmp_path / "out"]).records
     assert run.config.optimizer.learning_rate == 1e-4
@@ -315,7 +334,9 @@ def test_a_database_that_is_being_written_is_read_and_left_as_it_is(tmp_path: Pa
     path = tmp_path / "sweep.db"
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("create table metrics (id integer primary key, timestamp text, run_name text, step integer, metrics text)")
+        connection.execute(
+            "create table metrics (id integer primary key, timestamp text, run_name text, step integer, metrics text)"
+        )
         connection.execute("insert into metrics values (1, '2026-01-01T00:00:00+00:00', 'a', 0, '{\"loss\": 1}')")
         connection.commit()
         before = sorted(each.name for each in tmp_path.iterdir())
@@ -357,7 +378,11 @@ def test_logs_that_begin_alike_are_runs_of_their_own_also_when_one_grows(tmp_pat
 def test_no_absolute_path_and_no_secret_is_published(tmp_path: Path) -> None:
     folder = tmp_path / "logs"
     folder.mkdir()
-    row = {"step": 0, "loss": 1, "config": {"hf_token": "hf_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789", "data": str(folder / "x.bin")}}
+    row = {
+        "step": 0,
+        "loss": 1,
+        "config": {"hf_token": "hf_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789", "data": str(folder / "x.bin")},
+    }
     (folder / "log.jsonl").write_text(json.dumps(row) + "\n")
     import_runs(folder, tmp_path / "out")
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
@@ -392,7 +417,9 @@ def site(tmp_path: Path, text: str) -> Path:
 
 
 def test_a_site_names_its_metrics_its_seed_and_what_makes_an_arm(tmp_path: Path) -> None:
-    runs = site(tmp_path, "metrics: {val_loss: score, accuracy: {names: [acc], better: higher}}\nseed: rng\narms: [width]\n")
+    runs = site(
+        tmp_path, "metrics: {val_loss: score, accuracy: {names: [acc], better: higher}}\nseed: rng\narms: [width]\n"
+    )
     for rng in (1, 2):
         with record(runs, name="a", config={"width": 8, "rng": rng, "lr": 0.1 * rng, "machine": rng}) as run:
             run.log(0, score=1.0, acc=0.5)
@@ -441,8 +468,16 @@ def test_runs_are_pooled_only_with_a_config_and_distinct_seeds(tmp_path: Path) -
         logged(tmp_path, f"no-seed-{seed}", None, width=2)
         logged(tmp_path, f"one-seed-{seed}", 5, width=3)
     records = load_runs([tmp_path]).records
-    arms = {name: {r.arm for r in records if r.id.startswith(name)} for name in ("stated", "no-config", "no-seed", "one-seed")}
-    assert {name: len(found) for name, found in arms.items()} == {"stated": 1, "no-config": 2, "no-seed": 2, "one-seed": 2}
+    arms = {
+        name: {r.arm for r in records if r.id.startswith(name)}
+        for name in ("stated", "no-config", "no-seed", "one-seed")
+    }
+    assert {name: len(found) for name, found in arms.items()} == {
+        "stated": 1,
+        "no-config": 2,
+        "no-seed": 2,
+        "one-seed": 2,
+    }
 
 
 def test_keys_that_say_which_run_it_is_make_no_arm(tmp_path: Path) -> None:
