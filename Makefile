@@ -13,7 +13,7 @@ export NO_MKDOCS_2_WARNING := 1
 export ALTGRAD_REFRESH := $(REFRESH)
 export ALTGRAD_PAGE := $(P)
 
-.PHONY: help serve site page version install test check demo campaign campaign-quick pack repeat guides reports bench bench-training bench-runs bench-site bench-keystrokes same-numbers exhaustive clean
+.PHONY: help serve site page version install test check demo campaign campaign-quick pack repeat guides reports fixtures bench bench-training bench-runs bench-site bench-keystrokes same-numbers exhaustive clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -66,6 +66,9 @@ guides: .venv/dev.stamp ## run the guides' code blocks that need torch; their ou
 
 reports: .venv/site.stamp ## write the three reports as plain markdown into reports/
 	@$(BIN)/python scripts/generate_reports.py --output-dir reports --offline --runs experiments/recorded --readme README.md
+
+fixtures: .venv/dev.stamp ## write tests/fixtures anew with the tools themselves, each in an environment of its own (one: ARGS=mlflow-3)
+	@$(BIN)/python tests/write_fixtures.py $(ARGS)
 
 bench: .venv/bench.stamp ## measure the quantizer against a copy and other tools, on a quiet machine; recorded for the site
 	@$(BIN)/python benchmarks/quantize.py $(ARGS)

@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -507,7 +508,7 @@ RUNS_EXAMPLES = """examples:
   altgrad runs verify --runs experiments/runs
   altgrad runs prune --status crashed --older-than 30          shows what would go; --yes removes it
   altgrad runs pull my-project --entity my-team                runs of W&B, as local records
-  altgrad runs import wandb/offline-run-20260101_120000-abc     W&B's offline files, too
+  altgrad runs import logs/                                    logs of W&B, TensorBoard, MLflow, trackio, CSV ...
 
 keys of --where: the fields that `altgrad runs show` lists; config keys as they are, last.METRIC for the last value of a
 metric, summary.KEY, environment.KEY. In list, show and diff, control characters are spelled out; in CSV too, where text
@@ -578,11 +579,12 @@ def add_runs_commands(parser: argparse.ArgumentParser) -> None:
     pulled.add_argument("--threads", type=int, default=6, metavar="N", help="histories at a time, 1 to 8 (default: 6)")
     silence = "end when nothing comes for so long (default: 60)"
     pulled.add_argument("--silence", type=float, default=60.0, metavar="SECONDS", help=silence)
-    imported = add_source("import", runs_import, "make local records of W&B's offline files")
+    reads = "make local records of the logs of W&B, TensorBoard, MLflow, trackio, Trainer, CSV or JSON lines"
+    imported = add_source("import", runs_import, reads)
     for source in (pulled, imported):
         out = Path("experiments/runs")
         source.add_argument("--out", type=Path, default=out, metavar="FOLDER", help=f"default: {out.as_posix()}")
-    imported.add_argument("path", type=Path, metavar="PATH", help="run-<id>.wandb, or a folder that holds such files")
+    imported.add_argument("path", type=Path, metavar="PATH", help="a log, or a folder that holds some")
 
 
 def runs_list(options: argparse.Namespace) -> int:
@@ -620,7 +622,7 @@ def runs_show(options: argparse.Namespace) -> int:
     rows += [["notes", record.config.notes]] if record.config.notes else []
     if record.config.foreign is not None:
         rows.append(["loop", "another than AltGrad's: what is not listed is not known"])
-    rows += [["read from W&B", line] for line in (record.run.get("origin") or {}).get("report", [])]
+    rows += [["read from its log", line] for line in (record.run.get("origin") or {}).get("report", [])]
     if record.run["message"]:
         rows.append(["message", record.run["message"]])
     if record.run["failure"]:
@@ -777,7 +779,7 @@ def runs_pull(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def pull_progress() -> Iterator[Callable[[Pulled, int], None] | None]:
+def pull_progress(what: str = "W&B runs") -> Iterator[Callable[[Pulled, int], None] | None]:
     """What shows on a terminal how far a pull is; None where stderr is none."""
     if not (sys.stderr.isatty() and importlib.util.find_spec("rich")):
         yield None
@@ -786,18 +788,36 @@ def pull_progress() -> Iterator[Callable[[Pulled, int], None] | None]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("W&B runs", total=None)
+        task = bar.add_task(what, total=None)
         yield lambda seen, total: bar.update(
-            task, total=total or None, completed=len(seen.fetched) + len(seen.problems)
+            task, total=total or None, completed=len(seen.fetched) + len(seen.problems) + seen.unchanged
         )
 
 
 def runs_import(options: argparse.Namespace) -> int:
     """``altgrad runs import``; 1 where a file could not be read."""
-    from altgrad.runs.wandb_files import import_files
+    from altgrad.runs.sources import import_runs
 
-    found = import_files(options.path, options.out)
-    _tell(found)
+    told: list[str] = []
+
+    def tell(seen: Pulled, total: int) -> None:
+        for identity in seen.fetched[len(told) :]:
+            print(visible(identity), flush=True)
+            told.append(identity)
+        if progress:
+            progress(seen, total)
+
+    try:
+        with pull_progress("runs") as progress:
+            found = import_runs(options.path, options.out, tell)
+    except KeyboardInterrupt:
+        print("interrupted; the runs that were read are kept, and the next import goes on from there", file=sys.stderr)
+        return 130
+    counted = Counter(line for lines in found.reports.values() for line in lines)
+    for line, count in counted.items():
+        print(visible(f"  {line}" + (f" ({count} runs)" if count > 1 else "")))
+    _warn(found.problems)
+    print(visible(found.in_words))
     return 1 if found.problems else 0
 
 

@@ -764,6 +764,7 @@ class ExperimentConfig(_Section):
         """
         left_out = {"name", "notes", "tags", "study", "checkpoint", "tracking"}
         found = self.model_dump(mode="json", exclude=left_out, exclude_unset=self.foreign is not None)
+        found.setdefault("seed", self.seed)
         return _without_later_defaults(self, found)
 
     def arm_identity(self) -> dict[str, Any]:

@@ -28,9 +28,10 @@ from altgrad.cli import main
 from altgrad.config import config_keys
 from altgrad.reports import arm_pages
 from altgrad.runs import load_runs, read_run, tracking
+from altgrad.runs.history import of_wandb
+from altgrad.runs.names import CONFIG, METRICS, columns, map_config, normal, table
 from altgrad.runs.query import verify
-from altgrad.runs.wandb_files import import_files
-from altgrad.runs.wandb_names import CONFIG, METRICS, map_config, map_history, normal, table
+from altgrad.runs.sources import import_runs
 from altgrad.runs.wandb_pull import Pulled, pull
 from altgrad.runs.wandb_records import make_record, sole_writer, write_record
 from altgrad.site import write_folder
@@ -290,7 +291,7 @@ def test_no_pull_replaces_another_run_s_record(server: WandbServer, home: Path) 
     assert pull(home / "twice", "first", "team", silence=SILENCE).fetched == [path.name]
     again = pull(home / "twice", "second", "team", silence=SILENCE)
     assert "the run team/first/" in again.problems[0].reason
-    kept = import_files(path, home / "twice") if list(path.rglob("*.wandb")) else None
+    kept = import_runs(path, home / "twice") if list(path.rglob("*.wandb")) else None
     assert kept is None or (kept.recorded_here, kept.fetched) == (1, [])
     assert by_wandb_id(home / "twice")[path.name].run["origin"]["project"] == "first"
 
@@ -309,7 +310,7 @@ def test_what_no_record_can_be_made_of_is_named_and_written_nowhere(server: Wand
     loaded = load_runs([home / "unfit"])
     assert (len(loaded.records), loaded.problems) == (1, ())
     with pytest.raises(ValueError, match="too large"):
-        map_history([{"_step": 1e300, "loss": 1.0}])
+        of_wandb([{"_step": 1e300, "loss": 1.0}])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -678,7 +679,7 @@ def test_an_offline_file_gives_the_record_again(offline: Path, home: Path, capsy
     pd.testing.assert_frame_equal(
         back.history[["step", "loss", "val_loss"]], record.history[["step", "loss", "val_loss"]]
     )
-    kept = import_files(offline, offline.parent)
+    kept = import_runs(offline, offline.parent)
     assert (kept.recorded_here, kept.fetched) == (1, [])
 
 
@@ -693,7 +694,7 @@ def test_a_truncated_offline_file_gives_what_it_holds(offline: Path, home: Path,
         ("empty", b""),
     ):
         (tmp_path / "files" / f"run-{name}.wandb").write_bytes(part)
-    found = import_files(tmp_path / "files", tmp_path / "out")
+    found = import_runs(tmp_path / "files", tmp_path / "out")
     assert sorted(problem.where for problem in found.problems) == [
         "run-empty.wandb",
         "run-head.wandb",
@@ -738,9 +739,9 @@ def test_the_guide_has_the_table_of_the_code() -> None:
 
 
 def test_a_name_of_our_own_wins_over_other_names() -> None:
-    rows, names = map_history(
-        [{"_step": 5, "Train/Loss": 1, "loss": 2, "_runtime": 3, "_timestamp": 9}, {"loss": "-inf"}]
-    )
-    assert rows == [{"step": 5, "Train/Loss": 1, "loss": 2, "seconds": 3}, {"step": 6, "loss": -math.inf}]
-    assert names.used == {"_runtime": "seconds"}
-    assert names.kept == ("Train/Loss",)
+    found = of_wandb([{"_step": 5, "Train/Loss": 1, "loss": 2, "_runtime": 3, "_timestamp": 9}, {"loss": "-inf"}])
+    assert found.table.to_pylist() == [
+        {"step": 5, "Train/Loss": 1, "loss": 2, "_runtime": 3},
+        {"step": 6, "Train/Loss": None, "loss": -math.inf, "_runtime": None},
+    ]
+    assert columns(found.names) == {"Train/Loss": "Train/Loss", "loss": "loss", "_runtime": "seconds"}

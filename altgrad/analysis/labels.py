@@ -4,6 +4,8 @@ A name begins with the format, the step rule, and the operands, layers and scale
 are still called the same go on with what they differ in, one thing at a time, until each has a name of its own: first
 `FACETS`, in readers' words, then the training data, then any key of the config as ``key=value``; where no key differs,
 the end of the arm's id.
+
+Arms of other training loops are called as their runs are, with the keys that vary within their project (`varied`).
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from altgrad.analysis import words
-from altgrad.analysis.loader import ExperimentDataLoader, format_label, rule_label, scope_parts
+from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, format_label, rule_label, scope_parts
 from altgrad.config import OPERAND_NAMES, OPERANDS, ExperimentConfig, flat, scalar
 from altgrad.text import shorten, visible
 
 T = TypeVar("T")
+SHOWN_KEYS = 3
+"""Most keys of a project's sweeps in the name of an arm."""
 LONGEST = 60
 """Most characters of a name or a value that others wrote."""
 
@@ -41,7 +45,10 @@ def arm_labels(loader: ExperimentDataLoader, arms: Iterable[str], but: Collectio
         KeyError: no record has such an arm.
     """
     configs = {arm: loader.config(arm) for arm in arms}
-    parts = {arm: [_beginning(config)] for arm, config in configs.items()}
+    parts = {arm: [_beginning(config, loader.title(arm))] for arm, config in configs.items()}
+    keys = varied(configs)
+    for arm, config in configs.items():
+        parts[arm] += [_leaf(key, values_of(config)) for key in keys.get(config.study, ()) if key not in but]
     alike = _groups(configs, lambda arm: parts[arm][0])
 
     def divide(by: Callable[[str], str]) -> None:
@@ -54,7 +61,7 @@ def arm_labels(loader: ExperimentDataLoader, arms: Iterable[str], but: Collectio
         alike = left
 
     for key, facet in FACETS.items():
-        if key not in but:
+        if key not in but and not any(key in own for own in keys.values()):
             divide(partial(_of, configs, facet))
     divide(lambda arm: f"data {_short(loader.data_name(arm))}")
     leaves = {arm: flat(configs[arm].arm_identity()) for arm in chain(*alike)}
@@ -66,6 +73,34 @@ def arm_labels(loader: ExperimentDataLoader, arms: Iterable[str], but: Collectio
             if counts[_joined(own)] > 1:
                 own.append(end(arm))
     return {arm: _joined(own) for arm, own in parts.items()}
+
+
+def varied(configs: Mapping[str, ExperimentConfig], most: int = SHOWN_KEYS) -> dict[str, list[str]]:
+    """The keys by which the arms of other loops differ within a project, for each project; at most `most` of each.
+
+    Those come first that the most arms state, then those of the fewest values: what was swept, not what follows.
+    """
+    projects = defaultdict[str, list[dict[str, Any]]](list)
+    for config in configs.values():
+        if config.foreign is not None:
+            projects[config.study].append(values_of(config))
+    found = {}
+    for project, arms in projects.items():
+        counts: dict[str, tuple[int, int]] = {}
+        for key in dict.fromkeys(chain(*arms)):
+            stated = [scalar(arm[key]) for arm in arms if key in arm]
+            differ = len({*stated}) + (len(stated) < len(arms))
+            if differ > 1:
+                counts[key] = (len(arms) - len(stated), len({*stated}))
+        found[project] = sorted(counts, key=lambda key: (*counts[key], key))[:most]
+    return found
+
+
+def values_of(config: ExperimentConfig) -> dict[str, Any]:
+    """What another loop's run states, but for the seed: AltGrad's keys and its own, dotted."""
+    return flat({key: value for key, value in config.arm_identity().items() if key != "foreign"}) | (
+        config.foreign or {}
+    )
 
 
 def _joined(parts: Iterable[str]) -> str:
@@ -91,13 +126,14 @@ def _short(text: object) -> str:
 
 
 def _leaf(key: str, leaves: Mapping[str, object]) -> str:
-    name = key.removeprefix("foreign.")
+    name = key.removeprefix("foreign.").removeprefix("optimizer.")
     return _short(f"{name}={scalar(leaves[key])}" if key in leaves else f"no {name}")
 
 
-def _beginning(config: ExperimentConfig) -> str:
+def _beginning(config: ExperimentConfig, title: str) -> str:
     if config.foreign is not None:
-        return f"{_short(config.resolved_name)}, another training loop, format {format_label(config)}"
+        stated = "" if (label := format_label(config)) == NOT_STATED else f", {label}"
+        return f"{_short(title)}{stated}"
     operands, (_, *how) = config.quantize.operands, scope_parts(config) or [("", "")]
     parts = [format_label(config), rule_label(config)]
     if 0 < len(operands) < len(OPERANDS):

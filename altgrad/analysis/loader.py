@@ -40,6 +40,8 @@ RUN_COLUMNS = (
     "max_steps", "data", "setting", "problem", "experiment", "final_val_loss", "last_step", "stall_ratio", "failure",
     "created", "ended", "wandb_url",
 )  # fmt: skip
+PLACES = 3
+"""Projects of other tools that a page's foot names."""
 STEP_RULE_KEYS = ("step_rule", "precondition", "floor", "max_stiffness", "learning_rate", "other_learning_rate")
 """Keys of the optimizer's config in which arms of one problem may differ; each is tuned or described with its rule."""
 
@@ -176,6 +178,11 @@ class ExperimentDataLoader:
         """The config that the seeds of `arm` share (with the seed of its first run)."""
         return self.records[self._first[arm]].config
 
+    def title(self, arm: str) -> str:
+        """What the first run of `arm` is called, in any script."""
+        record = self.records[self._first[arm]]
+        return str(record.run.get("title") or record.config.resolved_name)
+
     def data_name(self, arm: str) -> str:
         """What the training data of `arm` is called, with the first digits of its sha256."""
         data = self.records[self._first[arm]].run["data"]
@@ -199,10 +206,13 @@ class ExperimentDataLoader:
         network = "no network was used" if self.pulled is None else "W&B was asked for new ones"
         if not origins:
             return f"local records; {network}"
-        places = ", ".join(sorted({f"{origin['entity']}/{origin['project']}" for origin in origins}))
+        kinds = {str(origin.get("kind", "wandb")) for origin in origins}
+        tools = sorted({"W&B" if kind in ("wandb", "wandb-file") else kind for kind in kinds})
+        places = sorted({f"{origin['entity']}/{origin['project']}".removeprefix("/") for origin in origins})
+        more = f" and {len(places) - PLACES} more" if len(places) > PLACES else ""
         last = max(str(origin["pulled"]) for origin in origins)
-        pulled = f"{places}, the last on {last}"
-        return f"local records, {len(origins)} of them from W&B ({pulled}); {network}"
+        pulled = f"{', '.join(places[:PLACES])}{more}, the last on {last}"
+        return f"local records, {len(origins)} of them from {', '.join(tools)} ({pulled}); {network}"
 
     @cached_property
     def fingerprint(self) -> str:

@@ -19,6 +19,7 @@ from altgrad.reports.head import head_page
 from altgrad.reports.home import home_page
 from altgrad.reports.literature import literature_page
 from altgrad.reports.manifold_comparison import manifold_comparison_page
+from altgrad.reports.own import own_pages
 from altgrad.reports.preregistered import preregistered_page
 from altgrad.reports.provenance import code_key
 from altgrad.reports.tuning import swept
@@ -53,7 +54,7 @@ REPORTS: dict[str, Callable[[ExperimentDataLoader], Page]] = {
 
 
 def site_pages(family: str) -> list[Page]:
-    """The pages of one family for the site: "home", "reports", "runs" or "formats".
+    """The pages of one family for the site: "home", "reports", "runs", "formats" or "own".
 
     Raises:
         KeyError: for another family.
@@ -64,6 +65,7 @@ def site_pages(family: str) -> list[Page]:
         "reports": lambda: [make(loader) for make in REPORTS.values()],
         "runs": lambda: arm_pages(loader),
         "formats": lambda: format_pages(loader),
+        "own": lambda: own_pages(loader),
     }
     return [_placed(loader, page) for page in families[family]()]
 

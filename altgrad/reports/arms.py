@@ -40,6 +40,7 @@ from altgrad.reports.tuning import swept, tuning_page, tuning_studies
 from altgrad.runs import RunRecord
 from altgrad.runs.diagnosis import diagnose, warnings_of
 from altgrad.runs.schema import digest
+from altgrad.runs.wandb_records import tool_of
 from altgrad.site import Block, CodeBlock, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
 from altgrad.site.document import Part
 from altgrad.text import Md, escape, minus
@@ -77,7 +78,7 @@ _RUNS = (
     col.count("Last step", "last_step"),
     col.number("Seconds", "seconds", 1),
     col.of("Recorded", lambda row: words.moment(row["created"])),
-    col.of("W&B", lambda row: Link("W&B run", url) if isinstance(url := row["wandb_url"], str) else NO_WANDB),
+    col.of("W&B", lambda row: Link("W&B run", url) if isinstance(url := row["wandb_url"], str) else row["made"]),
 )
 _OF_RUN = (
     "arm", "run_id", "seed", "status", "study", "role", "final_val_loss", "last_step", "created", "wandb_url",
@@ -203,7 +204,9 @@ def _arm_page(
     }
     seconds = [record.run.get("seconds") or np.nan for record in records]
     titles = [record.title if record.title != record.id else "" for record in records]
-    shown = runs[[*_OF_RUN]].assign(seconds=seconds, reason=reasons, title=titles)
+    made = [f"from {tool_of(record.run)}" if "origin" in record.run else NO_WANDB for record in records]
+    shown = runs[[*_OF_RUN]].assign(seconds=seconds, reason=reasons, title=titles, made=made)
+    shown["seed"] = [record.config.seed if record.config.states("seed") else np.nan for record in records]
     parts: dict[str, Part] = {
         "runs": [col.table(shown, _RUNS, f"{len(runs)} run{'s' if len(runs) > 1 else ''}")],
         "events": _events(records) if len(runs) > 1 else [],
@@ -316,9 +319,9 @@ def _facts(record: RunRecord) -> list[Block]:
     """A run's message, notes, origin and events; nothing for a run without any."""
     rows = [("Message", str(record.run.get("message") or "")), ("Notes", record.config.notes)]
     if origin := record.run.get("origin"):
-        where = "/".join(str(origin.get(key)) for key in ("entity", "project", "id"))
-        rows.append(("Made from W&B", f"{where}, {words.moment(origin.get('pulled'))}"))
-        rows += [("Read from W&B", str(line)) for line in origin.get("report", [])]
+        where = "/".join(str(origin[key]) for key in ("entity", "project", "id") if origin.get(key))
+        rows.append((f"Made from {tool_of(record.run)}", f"{where}, {words.moment(origin.get('pulled'))}"))
+        rows += [("Read from its log", str(line)) for line in origin.get("report", [])]
     rows = [(field, value) for field, value in rows if value] + _event_rows(record.run["events"])
     return [Table(("Field", "Value"), tuple(rows), md("About run {run}", run=code(record.id)))] if rows else []
 

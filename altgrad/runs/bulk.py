@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 
 from altgrad.config import UsageError
 from altgrad.runs.schema import Problem, RecordError
+from altgrad.runs.site_names import site_names
 from altgrad.runs.store import PACKED, Held, is_number, packed_table, read_table, reason_of, record_places
 from altgrad.runs.tables import noted, open_table, read_digests
 
@@ -87,11 +89,15 @@ def _history(folder: Path, columns: Sequence[str] | None) -> pa.Table:
         try:
             run, proofs = noted(folder)
             with open_table(path, proofs.get("history"), run, whole=False) as file:
-                table = file.read(None if columns is None else ["step", *columns], use_threads=False)
+                read_as = _read_as(folder, file.schema_arrow.names)
+                asked = [own for own, name in read_as.items() if columns is None or name in ("step", *columns)]
+                table = file.read(asked, use_threads=False)
+            table = table.rename_columns([read_as[name] for name in table.column_names])
         except (OSError, ValueError, pa.ArrowException) as error:
             raise RecordError(f"{where}: damaged ({reason_of(error)}); restore the file") from None
     else:
-        table = pa.Table.from_pandas(read_table(folder, "history"), preserve_index=False)
+        frame = read_table(folder, "history")
+        table = pa.Table.from_pandas(frame.rename(columns=_read_as(folder, list(frame))), preserve_index=False)
     if "run_id" in table.column_names:  # a metric that a loop called so
         table = table.drop_columns("run_id")
     kinds = {field.name: field.type for field in table.schema}
@@ -103,3 +109,13 @@ def _history(folder: Path, columns: Sequence[str] | None) -> pa.Table:
     table = table.cast(pa.schema(wanted | {"step": pa.int64()}), safe=False)
     run = pa.DictionaryArray.from_arrays(np.zeros(len(table), np.int32), pa.array([folder.name], pa.string()))
     return table.add_column(0, "run_id", run)
+
+
+def _read_as(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Name -> column under which it is read: another loop's metrics have names of their own."""
+    same = {name: name for name in names}
+    found = {"step": "step", **site_names([folder]).columns(name for name in names if name != "step")}
+    if found.items() <= same.items():
+        return same
+    foreign = json.loads((folder / "run.json").read_text("utf-8"))["config"].get("foreign") is not None
+    return found if foreign else same

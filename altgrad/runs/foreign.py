@@ -38,6 +38,7 @@ from altgrad.config import (
     parse_config,
 )
 from altgrad.runs.files import read_bytes
+from altgrad.runs.names import map_config
 from altgrad.runs.processor import describe_processor
 from altgrad.runs.recorder import Recorder, say, writes
 from altgrad.runs.schema import digest, plain, public_line, run_id, without_paths
@@ -181,17 +182,20 @@ def foreign_config(
     """
     if not isinstance(given, Mapping):
         raise UsageError(f"config: give a mapping of keys and values, not a {type(given).__name__}")
-    leaves = _leaves(given)
+    own = _leaves(given)
+    leaves, called = _named(own, seed is not None, strict)
     own_seed = leaves.pop("seed", None)
     if seed is not None and own_seed is not None and seed != own_seed:
         raise UsageError(f"config.seed={own_seed} and seed={seed}: the run has one seed; leave one of them out")
     fixed: dict[str, Any] = {"name": name, "study": study, "notes": notes, "tags": tuple(tags)}
-    fixed["seed"] = plain(seed if seed is not None else 0 if own_seed is None else own_seed)
+    if seed is not None or own_seed is not None:  # else it is not stated, and read as 0
+        fixed["seed"] = plain(own_seed if seed is None else seed)
     parse_config(fixed, source="record")
     usable = {key for key in config_keys() if key.partition(".")[0] not in _BOOKKEEPING}
     used = {key: value for key, value in leaves.items() if key in usable}
     while True:
-        foreign = {key: value for key, value in leaves.items() if key not in used}
+        kept = {key: called.get(key, key) for key in leaves if key not in used}
+        foreign = {name: own.get(name, leaves[key]) for key, name in kept.items()}
         try:
             return ExperimentConfig.model_validate(nested(used) | fixed | {"foreign": foreign})
         except ValidationError as error:
@@ -202,6 +206,24 @@ def foreign_config(
                 reason = one_line(error.errors()[0]["msg"]).removeprefix("Value error, ")
                 raise UsageError(f"config: {reason}") from None
             used = {key: value for key, value in used.items() if key not in refused}
+
+
+def _named(
+    leaves: dict[str, Scalar | tuple[Scalar, ...]], with_seed: bool, strict: bool
+) -> tuple[dict[str, Scalar | tuple[Scalar, ...]], dict[str, str]]:
+    """`leaves` with AltGrad's keys for those of the one table of names, and what each such key was called."""
+    mapped, used = map_config(
+        {key: list(value) if isinstance(value, tuple) else value for key, value in leaves.items()}
+    )
+    called = {key: own for own, key in used.items()}
+    seed = mapped.get("seed")
+    is_seed = type(seed) is int and 0 <= seed < 2**31 and not with_seed
+    if "seed" in mapped and not is_seed and (called.get("seed") or not strict):  # its own name may be of something else
+        mapped[called.pop("seed", "logged_seed")] = mapped.pop("seed")
+    if "data" in called:
+        mapped[called.pop("data")] = mapped.pop("data")
+    found = {key: tuple(value) if isinstance(value, list) else value for key, value in mapped.items()}
+    return found, called
 
 
 def data_fingerprint(data: str | Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from altgrad.config import ExperimentConfig, UsageError, config_keys
+from altgrad.config import ExperimentConfig, UsageError, config_keys, parse_config
 from altgrad.formats import get_format
 from altgrad.runs import locks
 from altgrad.runs.canary import unlike
@@ -283,15 +283,17 @@ def _cut_short(path: Path) -> int:
 
 def _record_problems(record: RunRecord) -> list[str]:
     run, found = record.run, []
-    expected = run_id(record.config, run["data"])
-    by_place = "origin" in run and record.config.foreign is not None  # pulled: the id is of its place in W&B
+    foreign = record.config.foreign is not None
+    stated = parse_config(run["config"], source=record.id) if foreign else record.config
+    expected = run_id(stated, run["data"])
+    by_place = "origin" in run and foreign  # pulled: the id is of its place in W&B
     if record.secrets:  # the id of such a run belongs to a config with them
         remedy = "take it out of the file, record the run again, or pull it again with --full"
         held = f"run.json holds what looks like a secret, and is read without it: {in_words(record.secrets)}"
         found.append(f"{held}; {remedy}")
     elif record.id != expected and not by_place:
         found.append(f"the id does not belong to config and data, which give {expected}")
-    elif run.get("arm") not in (None, record.arm):
+    elif run.get("arm") not in (None, record.arm) and not foreign:  # its arm is what its site's names make it
         found.append(f"key 'arm' is {str(run['arm'])[:80]!r} and config and data give {record.arm}")
     if record.status == "failed" and not run["failure"]:
         found.append("it failed, and key 'failure' does not say why")

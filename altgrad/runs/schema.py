@@ -251,10 +251,12 @@ def run_id(config: ExperimentConfig, data: Mapping[str, Any]) -> str:
     return f"{config.resolved_name}-s{config.seed}-{digest(config.identity(), data['sha256'])[:8]}"
 
 
-def arm_id(config: ExperimentConfig, data: Mapping[str, Any]) -> str:
+def arm_id(config: ExperimentConfig, data: Mapping[str, Any], run: str | None = None) -> str:
     """``<derived name>-<8 hex>`` of the config without its seed: what the seeds of one arm share.
 
-    The user's `name` takes no part: two runs of one config are one arm whatever they are called.
+    The user's `name` takes no part: two runs of one config are one arm whatever they are called. A run of another loop
+    that states no config or no seed is an arm by itself, that of the id `run`.
     """
     derived = config.model_copy(update={"name": None}).resolved_name
-    return f"{derived}-{digest(config.arm_identity(), data['sha256'])[:8]}"
+    alone = config.foreign is not None and not (config.states("seed") and config.arm_identity() != {"foreign": {}})
+    return f"{derived}-{digest(config.arm_identity(), data['sha256'], *([run] if run and alone else []))[:8]}"

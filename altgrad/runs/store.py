@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from itertools import pairwise
@@ -32,9 +32,11 @@ from altgrad.runs.schema import (
     Proof,
     RecordError,
     arm_id,
+    digest,
     public_line,
 )
 from altgrad.runs.secrets import left_out, mask, mask_record
+from altgrad.runs.site_names import NO_NAMES, SiteNames, names_file, site_names
 from altgrad.runs.tables import is_text, open_table, read_digests
 from altgrad.runs.writer import TABLES, is_locked, merged, read_jsonl
 
@@ -59,6 +61,7 @@ class RunRecord:
         tables: gives the table "history" or "layers", text of which may be categories. A packed run's are cut out of
             its study when somebody asks for them.
         secrets: where the file holds what looks like a secret, as earlier versions recorded it; `run` is without it.
+        names: by which the metrics of another loop's run are read.
     """
 
     run: dict[str, Any]
@@ -66,6 +69,7 @@ class RunRecord:
     arm: str
     tables: Callable[[str], pd.DataFrame] = field(repr=False, compare=False)
     secrets: tuple[str, ...] = ()
+    names: SiteNames = field(default=NO_NAMES, compare=False)
 
     @property
     def history(self) -> pd.DataFrame:
@@ -84,7 +88,10 @@ class RunRecord:
 
     @cached_property
     def _history(self) -> pd.DataFrame:
-        return self.tables("history")
+        table = self.tables("history")
+        if self.config.foreign is None:
+            return table
+        return table.rename(columns=self.names.columns(name for name in table if name != "step"))
 
     @cached_property
     def _layers(self) -> pd.DataFrame:
@@ -104,6 +111,38 @@ class RunRecord:
     def status(self) -> str:
         """One of `STATUSES`."""
         return str(self.run["status"])
+
+
+def record_of(
+    run: dict[str, Any],
+    config: ExperimentConfig,
+    tables: Callable[[str], pd.DataFrame],
+    secrets: tuple[str, ...],
+    names: SiteNames = NO_NAMES,
+) -> RunRecord:
+    """A record whose run.json was checked: another loop's run is in the arm that its config and `names` make."""
+    config = names.config(config)
+    return RunRecord(run, config, arm_id(config, run["data"], run["id"]), tables, secrets, names)
+
+
+def _as_its_site_has_them(records: list[RunRecord], sources: Iterable[Path]) -> list[RunRecord]:
+    """The records with the names that their site gives; of two runs of one arm and seed, the later one is an arm alone.
+
+    Raises:
+        UsageError: the site's file of names is none.
+    """
+    names, seen, found = site_names(sources), set[tuple[str, int]](), []
+    for record in records:
+        if record.config.foreign is not None:
+            if names != NO_NAMES:
+                stated = parse_config(record.run["config"], source=record.id)
+                record = record_of(record.run, stated, record.tables, record.secrets, names)
+            place = record.arm, record.config.seed
+            if place in seen:
+                record = replace(record, arm=f"{record.arm}-{digest(record.id)[:4]}")
+            seen.add(place)
+        found.append(record)
+    return found
 
 
 def _text_as(layers: pd.DataFrame, kind: Literal["str", "category"]) -> pd.DataFrame:
@@ -166,7 +205,8 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
                     problems.append(Problem(where, again))
         problems += _set_aside_records(Path(source))
     pa.default_memory_pool().release_unused()  # a third of the records' size, of reading them
-    return RunSet(tuple(found[key] for key in sorted(found)), tuple(problems), canaries)
+    records = _as_its_site_has_them([found[key] for key in sorted(found)], sources)
+    return RunSet(tuple(records), tuple(problems), canaries)
 
 
 def find_canaries(sources: Iterable[Path]) -> tuple[tuple[Canary, ...], list[Problem]]:
@@ -205,7 +245,10 @@ class Held:
 def sources_fingerprint(sources: Iterable[Path] | None = None) -> str:
     """Hex sha256 over names, bytes and locks of every record file under `sources`: what readers could see change."""
     total = hashlib.sha256()
-    for source in default_sources() if sources is None else sources:
+    sources = tuple(default_sources() if sources is None else sources)
+    if names := names_file(sources):
+        total.update(names.read_bytes())
+    for source in sources:
         for path in sorted(Path(source).rglob("*")):
             passed = {"wandb", "checkpoints"} & set(path.relative_to(source).parts)
             if path.suffix in (".json", ".jsonl", ".parquet") and not passed and path.is_file():
@@ -276,7 +319,7 @@ def read_run(folder: Path) -> RunRecord:
     history = tables["history"] = _ordered(tables["history"])
     if "val_loss" not in history or not history["val_loss"].notna().any():
         _needs_loss(run, config, folder.name)
-    return RunRecord(run, config, arm_id(config, run["data"]), tables.__getitem__, secrets)
+    return record_of(run, config, tables.__getitem__, secrets)
 
 
 def check_run(run: Mapping[str, Any], where: str, with_loss: bool) -> None:
@@ -434,7 +477,7 @@ def _read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Proble
             if identity not in with_loss:
                 _needs_loss(run, config, inside)
             table = partial(_packed_table, tables, identity)
-            records.append(RunRecord(run, config, arm_id(config, run["data"]), table, secrets))
+            records.append(record_of(run, config, table, secrets))
         except (RecordError, ValueError, RecursionError) as error:
             problems.append(Problem(inside, reason_of(error)))
     return records, problems

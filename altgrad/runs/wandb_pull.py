@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from altgrad.runs.history import History
 from altgrad.runs.schema import Problem
 from altgrad.runs.wandb_access import (
     WITHOUT_PROMPT,
@@ -58,17 +59,20 @@ class Pulled:
         where = f"{self.entity}/{self.project}" if self.entity else self.project
         return f"{where}: {self.listed} runs" + (f" ({', '.join(parts)})" if parts else "")
 
-    def add(self, out: Path, described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the record of a run that W&B described under `out`, or note why there can be none."""
+    def add(
+        self, out: Path, described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | History, where: str = ""
+    ) -> Path | None:
+        """Write the record of a run that was described under `out`, or note why there can be none; its folder."""
         try:
             run, history = make_record(described, rows)
-            write_record(out, run, history)
+            written = write_record(out, run, history)
         except (ValueError, TypeError, LookupError, OverflowError) as error:
-            self.problems.append(Problem(str(described.get("id")), reason_of(error)))
-            return
+            self.problems.append(Problem(where or str(described.get("id")), reason_of(error)))
+            return None
         self.fetched.append(run["id"])
         if run["origin"]["report"]:
             self.reports[run["id"]] = run["origin"]["report"]
+        return written
 
 
 def pull(

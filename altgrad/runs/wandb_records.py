@@ -1,7 +1,7 @@
-"""A run as W&B has it, made into a record: what AltGrad logged comes back as it was, other code's runs are mapped.
+"""A run as W&B or another tool has it, made into a record: what AltGrad logged comes back as it was.
 
-A record made here says where it came from in ``origin``: entity, project and id in W&B, the state, heartbeat and line
-count that it was made from, when, and under ``report`` what could not be mapped or kept.
+A record made here says where it came from in ``origin``: the kind of the source, entity, project and id there, the
+state, heartbeat and line count that it was made from, when, and under ``report`` what could not be mapped or kept.
 """
 
 from __future__ import annotations
@@ -20,34 +20,41 @@ from typing import Any
 from altgrad.config import LONGEST_NOTES, ExperimentConfig, UsageError, one_line, parse_config
 from altgrad.runs import locks
 from altgrad.runs.foreign import data_fingerprint, foreign_config
+from altgrad.runs.history import History, of_wandb
+from altgrad.runs.names import METRICS, flattened, map_config
+from altgrad.runs.names import columns as read_as
 from altgrad.runs.schema import SCHEMA_VERSION, Failure, arm_id, digest, run_id
 from altgrad.runs.secrets import in_words, left_out, mask, mask_record
 from altgrad.runs.store import check_run, read_run
-from altgrad.runs.wandb_names import Mapped, map_config, map_history
+from altgrad.runs.tables import write_table
 from altgrad.runs.writer import no_room, utc_time, write_json, write_rows
+from altgrad.text import visible
 
 STATUSES = ("finished", "failed", "crashed", "running")
 """W&B's states that are a record's too; every other one (killed, preempted, pending) is ``interrupted``."""
+
+SHOWN = 30
+"""Names that a line of a report lists."""
 
 _STAGING = Path(".pull") / "new"
 _PLACE = ("entity", "project", "id")
 
 
 def make_record(
-    given: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
-) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """run.json and the history rows of a run that W&B described.
+    given: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | History
+) -> tuple[dict[str, Any], History]:
+    """run.json and the history of a run that W&B or another tool described.
 
     Args:
-        given: what `altgrad.runs.wandb_fetch` says of a run.
-        rows: its complete history as W&B gives it.
+        given: what `altgrad.runs.wandb_fetch` says of a run; `altgrad.runs.sources.found.described` for other tools.
+        rows: its complete history, or the rows of it as W&B gives them.
 
     Raises:
         UsageError: the run cannot be a record; the line says why.
         ValueError, TypeError, LookupError, OverflowError: what W&B described is of another kind than it should be.
     """
-    history, metrics = map_history(rows)
-    report: list[str] = []
+    history = rows if isinstance(rows, History) else of_wandb(rows)
+    report: list[str] = list(given.get("lines_of_source", ()))
     given = {**given, **{key: mask(given[key], key) for key in ("name", "notes")}, "config": mask(given["config"])}
     notes = str(given["notes"] or "")
     if len(notes) > LONGEST_NOTES:
@@ -57,15 +64,18 @@ def make_record(
         config, data, kept = _own(given, notes)
     except (LookupError, TypeError, ValueError):
         config, data, found = _foreign(given, notes)
-        kept = {"id": foreign_id(given, config), "environment": {}, "code": {}}
-        report += found + _metrics_report(metrics)
-    last = max((int(row["step"]) for row in history), default=0)
+        kept = {"id": foreign_id(given, config), "environment": dict(given.get("environment") or {}), "code": {}}
+        kept["title"] = visible(str(given["name"] or given["id"]))[:200]
+        report += found + metrics_report(history)
+    columns = read_as(history.names)
     created, ended = _time(given["created"]), _time(given.get("heartbeat") or given["created"])
-    ending = _ending(given, last)
-    seconds = max((row["seconds"] for row in history if math.isfinite(row.get("seconds", math.nan))), default=None)
+    ending = _ending(given, history.last_step)
+    timed = next((history.table[name].to_numpy() for name, column in columns.items() if column == "seconds"), ())
+    seconds = max((float(each) for each in timed if math.isfinite(each)), default=None)
     run = {
         "schema": SCHEMA_VERSION,
         "id": kept["id"],
+        **({"title": kept["title"]} if kept.get("title", slug(given["name"])) != slug(given["name"]) else {}),
         "arm": arm_id(config, data),
         "created": kept.get("created", created),
         "ended": None if ending["status"] == "running" else ended,
@@ -79,6 +89,7 @@ def make_record(
         "origin": {
             "kind": given.get("kind", "wandb"),
             **{key: given[key] for key in ("entity", "project", "id", "state", "heartbeat", "lines")},
+            **({"version": given["version"]} if "version" in given else {}),
             "pulled": utc_time(),
             "report": report,
         },
@@ -86,12 +97,12 @@ def make_record(
     run = mask_record(run)
     if places := left_out({key: value for key, value in run.items() if key != "origin"}):
         report.append(f"left out, since it looks like a secret: {in_words(places)}")
-    check_run(run, str(run["id"]), any("val_loss" in row for row in history))
+    check_run(run, str(run["id"]), "val_loss" in columns.values())
     return run, history
 
 
 def foreign_id(given: Mapping[str, Any], config: ExperimentConfig) -> str:
-    """A record's id for a run of other code: its name, its seed, and a hash of where it lies in W&B."""
+    """A record's id for a run of other code: its name, its seed where it has one, and a hash of where it lies."""
     where = digest(given["entity"], given["project"], given["id"])[:8]
     return f"{slug(given['name'] or given['id'])}-s{config.seed}-{where}"
 
@@ -101,7 +112,7 @@ def slug(text: object) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", str(text).lower()).strip("-._")[:60].rstrip("-._") or "run"
 
 
-def write_record(root: Path, run: Mapping[str, Any], history: Sequence[Mapping[str, float]]) -> Path:
+def write_record(root: Path, run: Mapping[str, Any], history: History) -> Path:
     """Write an ended record whole: a reader sees it complete, or the one that was there before.
 
     Raises:
@@ -113,8 +124,10 @@ def write_record(root: Path, run: Mapping[str, Any], history: Sequence[Mapping[s
         raise UsageError(f"{name}: {other} has this id already, and is kept")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    tables = {"history": history, "layers": ()}
-    proofs = {key: write_rows(staging / f"{key}.parquet", rows, name).model_dump() for key, rows in tables.items()}
+    proofs = {
+        "history": write_table(history.table, staging / "history.parquet", run=name).model_dump(),
+        "layers": write_rows(staging / "layers.parquet", (), name).model_dump(),
+    }
     write_json(staging / "run.json", {**run, "tables": proofs})
     if target.exists():  # an earlier pull of the same run; a kill between the two renames leaves it to be pulled again
         gone = staging.with_name("earlier")
@@ -135,14 +148,25 @@ def _other_run(target: Path, run: Mapping[str, Any]) -> str | None:
         place = _place(there)
         from_file = origin["kind"] == "wandb-file" and run["origin"]["kind"] == "wandb"  # W&B has all that a file has
         same = from_file or (origin["kind"] == run["origin"]["kind"] and _place(run) == place)
-        return None if same else f"the run {place} of W&B"
+        return None if same else f"the run {place} of {tool_of(there)}"
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         # The id of a run of other code holds its place in W&B: a damaged copy of it is made again.
         return None if run["config"].get("foreign") is not None else "a damaged record"
 
 
 def _place(run: Mapping[str, Any]) -> str:
-    return "/".join(str(run["origin"][key]) for key in _PLACE)
+    return place_of(run["origin"])
+
+
+def place_of(origin: Mapping[str, Any]) -> str:
+    """Where a run lies in its tool: entity, project and id."""
+    return "/".join(str(origin[key]) for key in _PLACE)
+
+
+def tool_of(run: Mapping[str, Any]) -> str:
+    """What wrote the run that a record was made of, such as "W&B" or "TensorBoard"."""
+    kind = str(run["origin"].get("kind", "wandb"))
+    return "W&B" if kind in ("wandb", "wandb-file") else kind
 
 
 @contextlib.contextmanager
@@ -215,35 +239,40 @@ def _own(given: Mapping[str, Any], notes: str) -> tuple[ExperimentConfig, dict[s
 
 
 def _foreign(given: Mapping[str, Any], notes: str) -> tuple[ExperimentConfig, dict[str, Any], list[str]]:
-    mapped, names = map_config(given["config"] if isinstance(given["config"], Mapping) else {})
-    dataset = mapped.pop("data", None)
+    stated = flattened(given["config"]) if isinstance(given["config"], Mapping) else {}
+    mapped, used = map_config(stated)
+    dataset = mapped.get("data")
     known = dataset if isinstance(dataset, str) and dataset else None
-    data = data_fingerprint((known or f"not stated, {given['entity']}/{given['project']}")[:200])
-    seed = mapped.get("seed", 0)
-    if type(seed) is not int or not 0 <= seed < 2**31:
-        mapped["logged_seed"], mapped["seed"] = mapped.pop("seed"), 0
-
-    def validated(config: Mapping[str, Any]) -> ExperimentConfig:
-        name, tags = slug(given["name"] or given["id"]), [str(tag) for tag in given["tags"]]
-        return foreign_config(config, name=name, study=slug(given["project"]), notes=notes, tags=tags, strict=False)
-
-    config = validated(mapped)
-    back = {key: own for own, key in names.used.items()}
-    refused = {key: back[key] for key in config.foreign or {} if key in back}
-    if refused:  # a value that AltGrad's key cannot have goes back under its own name
-        config = validated({refused.get(key, key): value for key, value in mapped.items()})
-    report = [f"config: {own} is read as {key}" for own, key in names.used.items() if key not in refused]
-    without = ", ".join(sorted(config.foreign or {}))
-    return config, data, report + ([f"config: kept without a meaning here: {without}"] if without else [])
+    unknown = (
+        f"not stated, {given['entity']}/{given['project']}" if given["entity"] else f"not stated, {given['project']}"
+    )
+    data = data_fingerprint((known or unknown)[:200])
+    name, tags = slug(given["name"] or given["id"]), [str(tag) for tag in given["tags"]]
+    config = foreign_config(stated, name=name, study=slug(given["project"]), notes=notes, tags=tags, strict=False)
+    without = sorted(config.foreign or {})
+    report = [f"config: {own} is read as {key}" for own, key in used.items() if own not in without]
+    report += some("config: kept without a meaning here: ", without)
+    if not config.states("seed"):
+        ask = "which key is the seed? Say it in altgrad.yaml, as seed: KEY"
+        report.append(f"config: no seed is stated, and the run is an arm by itself: {ask}")
+    return config, data, report
 
 
-def _metrics_report(metrics: Mapped) -> list[str]:
-    report = [f"metric: {own} is read as {column}" for own, column in metrics.used.items()]
-    unknown = [name for name in metrics.kept if name not in metrics.used]
-    if unknown:
-        report.append(f"metrics: kept without a meaning here: {', '.join(unknown)}")
-    lost = metrics.not_numbers.items()
-    return report + [f"metric: {name}: {count} values are no numbers and are not kept" for name, count in lost]
+def metrics_report(history: History) -> list[str]:
+    """What was read under another name, is kept without a meaning here, or could not be kept."""
+    columns = read_as(history.names)
+    report = [f"metric: {own} is read as {column}" for own, column in columns.items() if own != column]
+    unknown = [name for name, column in columns.items() if name == column and name not in METRICS]
+    if not {"loss", "val_loss"} & {*columns.values()} and unknown:
+        ask = "which is the loss? Say it in altgrad.yaml, as metrics: {val_loss: NAME}"
+        report.append(f"metrics: none has the name of a loss: {ask}")
+    return [*report, *some("metrics: kept without a meaning here: ", unknown), *history.lines]
+
+
+def some(what: str, names: Sequence[str]) -> list[str]:
+    """A line with some of `names` and how many more there are; none without any."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return [f"{what}{', '.join(names[:SHOWN])}{more}"] if names else []
 
 
 def _ending(given: Mapping[str, Any], last: int) -> dict[str, Any]:
@@ -257,7 +286,7 @@ def _ending(given: Mapping[str, Any], last: int) -> dict[str, Any]:
             kept = {key: own[key] for key in ("status", "summary")}
             return {**kept, "failure": failure, "events": list(own["events"])}
     if status == "failed":
-        reason = "W&B holds the run as failed, without a reason"
+        reason = f"{tool_of({'origin': given})} holds the run as failed, without a reason"
         ending["failure"] = Failure(("unknown",), last, message=reason).to_json()
     return ending
 

@@ -6,58 +6,55 @@ A file that was cut short, by a kill or a copy, gives what it holds up to there;
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from altgrad.config import UsageError
-from altgrad.runs.schema import Problem, RecordError, without_paths
+from altgrad.runs.history import History, of_wandb
+from altgrad.runs.schema import RecordError, without_paths
+from altgrad.runs.sources.found import Files, Found, version_of
 from altgrad.runs.wandb_access import inspected, missing_package, reason_of
-from altgrad.runs.wandb_pull import Pulled
-from altgrad.runs.wandb_records import known_runs, sole_writer
 
+TOOL = "W&B"
 READ_SECONDS = 600
 
 
-def import_files(path: Path, out: Path) -> Pulled:
-    """Make records under `out` of one file, of a run's folder, or of all files in a folder.
+def find(files: Files) -> list[Found]:
+    """The runs: the files of one run, which was resumed, are one; what else lies in their folders is W&B's."""
+    runs: dict[str, list[Path]] = defaultdict(list)
+    taken = files.take(lambda path: path.suffix == ".wandb")
+    for path in taken:
+        named = re.fullmatch(r"run-(.+)", path.stem)
+        runs[named[1] if named else files.name(path)].append(path)
+    folders = {path.parent for path in taken if re.match(r"(offline-)?run-", path.parent.name)}
+    files.take(lambda path: any(folder in path.parents for folder in folders))
+    return [Found(TOOL, paths[0].name, version_of(paths), partial(_read, paths)) for paths in runs.values()]
 
-    A run that was recorded here or pulled keeps its record. Files of one run (it was resumed) are read in order of
-    their names, which is that of their times.
 
-    Raises:
-        UsageError: no such file, no file of W&B in the folder, `out` cannot be written, or wandb is not installed.
-    """
+def _read(paths: list[Path]) -> tuple[dict[str, Any], History]:
+    """What the files of one run say, in order of their names, which is that of their times."""
     if reason := missing_package():
         raise UsageError(reason)
-    files = sorted(path.rglob("*.wandb")) if path.is_dir() else [path]
-    if not files or not path.exists() or any(file.suffix != ".wandb" for file in files):
-        raise UsageError(f"{path}: no file of W&B (run-<id>.wandb) there; give one, or a folder that holds some")
-    imported = Pulled("offline files", listed=len(files))
-    with sole_writer(out):
-        runs: dict[str, tuple[dict[str, Any], dict[int, Mapping[str, Any]]]] = {}
-        for file in files:
-            try:
-                described, rows = read_file(file)
-            except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-                known = isinstance(error, UsageError)
-                reason = str(error) if known else f"what it holds is no run ({reason_of(error)})"
-                imported.problems.append(Problem(file.name, reason))
-                continue
-            earlier, earlier_rows = runs.get(described["id"], ({}, {}))
-            both = {key: {**earlier.get(key, {}), **described[key]} for key in ("config", "summary")}
-            first = {"created": earlier["created"]} if earlier else {}
-            runs[described["id"]] = (described | both | first, earlier_rows | rows)
-        pulled, local = known_runs(out)
-        here = {*local, *(place.rpartition("/")[2] for place in pulled)}  # W&B had all that its file has
-        for described, rows in runs.values():
-            if described["id"] in here:
-                imported.recorded_here += 1
-            else:
-                imported.add(out, described, [rows[step] for step in sorted(rows)])
-    return imported
+    given, rows = dict[str, Any](), dict[int, Mapping[str, Any]]()
+    problems = []
+    for path in paths:
+        try:
+            described, own = read_file(path)
+        except RecordError as error:
+            problems.append(str(error))
+            continue
+        both = {key: {**given.get(key, {}), **described[key]} for key in ("config", "summary")}
+        first = {"created": given["created"]} if given else {}
+        given, rows = described | both | first, rows | own
+    if not given:
+        raise UsageError("; ".join(problems))
+    return {**given, "lines": len(rows), "lines_of_source": problems}, of_wandb(rows[step] for step in sorted(rows))
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], dict[int, Mapping[str, Any]]]:
@@ -78,6 +75,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[int, Mapping[str, Any]]]
             found |= {"id": record.get("run_id"), "created": record.get("start_time"), "entity": record.get("entity")}
             found |= {"project": record.get("project"), "name": record.get("display_name")}
             found |= {"notes": record.get("notes"), "tags": record.get("tags"), "group": record.get("run_group")}
+            found["environment"] = _environment(record)
         elif kind == "config":
             found["config"] |= record.get("update", {})
         elif kind == "summary":
@@ -97,6 +95,16 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[int, Mapping[str, Any]]]
     empty = {"project": "offline", "entity": "offline", "notes": "", "tags": []}
     found |= {key: value for key, value in empty.items() if not found.get(key)}
     return found | {"lines": len(rows), "url": None, "kind": "wandb-file"}, rows
+
+
+def _environment(record: Mapping[str, Any]) -> dict[str, str]:
+    """The commit, the Python and the system that a run was made with, as far as W&B says."""
+    telemetry, git = record.get("telemetry") or {}, record.get("git") or {}
+    said = {
+        "python": telemetry.get("python_version"), "system": telemetry.get("platform"), "commit": git.get("commit"),
+        "wandb": telemetry.get("cli_version"),
+    }  # fmt: skip
+    return {key: str(value) for key, value in said.items() if value}
 
 
 def _records(output: bytes) -> Iterable[tuple[str, dict[str, Any]]]:

@@ -1,0 +1,498 @@
+"""Logs of other tools become records: what each tool's own reader says is in them, and what is wrong is said."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import shutil
+import sqlite3
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from altgrad.analysis import ExperimentDataLoader
+from altgrad.analysis.labels import site_labels
+from altgrad.cli import main
+from altgrad.config import UsageError
+from altgrad.runs import RunRecord, load_runs, record
+from altgrad.runs.history import MOST_METRICS
+from altgrad.runs.names import columns
+from altgrad.runs.query import verify
+from altgrad.runs.sources import import_runs
+from altgrad.runs.sources.tensorboard import _masked_crc
+from altgrad.runs.wandb_pull import Pulled
+
+FIXTURES = Path(__file__).parent / "fixtures"
+TOLD = {path.stem: json.loads(path.read_text()) for path in sorted(FIXTURES.glob("*.json"))}
+BESIDE = ("hparam/last", "nested.a")
+"""What the readers show elsewhere: the metrics of a run's hyperparameters, and what lies within a row."""
+NEED_WANDB = [name for name in TOLD if name.startswith("wandb")]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sources")
+
+
+@pytest.fixture(scope="module", params=[name for name in TOLD if name not in NEED_WANDB])
+def brought(request: pytest.FixtureRequest, home: Path) -> tuple[str, Path, Path, Pulled]:
+    """A tool's version, its files, the records of them, and what the import said."""
+    return bring(request.param, home)
+
+
+def bring(name: str, home: Path) -> tuple[str, Path, Path, Pulled]:
+    files, out = home / name, home / f"{name}-records"
+    shutil.copytree(FIXTURES / name, files)
+    for path in files.rglob("*.gz"):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    return name, files, out, import_runs(files, out)
+
+
+def by_name(out: Path) -> dict[str, RunRecord]:
+    return {run.run.get("title") or run.config.resolved_name: run for run in load_runs([out]).records}
+
+
+def check(name: str, out: Path, found: Pulled) -> None:
+    """Every value that the tool's own reader has is in the record, and nothing else is."""
+    assert found.problems == []
+    runs = by_name(out)
+    assert runs.keys() == TOLD[name]["runs"].keys() if "lightning" not in name else len(runs) == 2
+    for title, metrics in TOLD[name]["runs"].items():
+        run = runs.get(title) or next(run for key, run in runs.items() if key.endswith(title))
+        table = run.history.set_index("step")
+        read_as = columns(metrics)
+        for metric, points in metrics.items():
+            told = {int(step): float(value) for step, value in points}
+            own = table[read_as[metric]].dropna()
+            assert own.to_dict() == {step: value for step, value in told.items() if not math.isnan(value)}, metric
+        assert set(table.columns) - {"seconds", *BESIDE} <= {*read_as.values(), "epoch"}
+
+
+def test_every_value_that_the_tool_s_own_reader_has_is_in_the_record(brought: tuple[str, Path, Path, Pulled]) -> None:
+    name, _, out, found = brought
+    check(name, out, found)
+    assert verify([out])[1] == []
+
+
+def test_a_repeat_reads_nothing_again(brought: tuple[str, Path, Path, Pulled]) -> None:
+    _, files, out, first = brought
+    again = import_runs(files, out)
+    assert (again.fetched, again.unchanged) == ([], len(first.fetched))
+
+
+@pytest.mark.parametrize("name", ["tensorboard-2.20", "mlflow-3", "trackio-0.43", "lightning-2.5"])
+def test_config_and_seed_are_read_where_the_tool_has_them(name: str, home: Path) -> None:
+    out = home / f"{name}-records"
+    if not out.exists():
+        bring(name, home)
+    runs = sorted(load_runs([out]).records, key=lambda run: run.config.seed)
+    assert {run.config.seed for run in runs} == {0, 1}
+    assert all(run.config.states("seed") for run in runs)
+    assert {run.config.optimizer.learning_rate for run in runs} == {0.1, 0.2}
+
+
+def test_mlflow_says_how_a_run_ended(home: Path) -> None:
+    out = home / "mlflow-3-records"
+    if not out.exists():
+        bring("mlflow-3", home)
+    assert {title: run.status for title, run in by_name(out).items()} == {
+        "files first": "finished",
+        "files second": "failed",
+        "sqlite first": "finished",
+        "sqlite second": "failed",
+    }
+
+
+@pytest.mark.parametrize("name", NEED_WANDB)
+def test_offline_files_of_w_and_b_give_what_was_logged(name: str, home: Path) -> None:
+    pytest.importorskip("wandb")
+    name, _, out, found = bring(name, home)
+    check(name, out, found)
+    first = by_name(out)["first"]
+    assert first.run["environment"]["python"].startswith("3.")
+    assert "arm by itself" not in str(found.reports)
+
+
+def test_tools_in_one_folder_do_not_take_each_other_s_files(tmp_path: Path) -> None:
+    for name in ("tensorboard-2.20", "keras-3", "trainer-4.57", "lightning-2.5"):
+        shutil.copytree(FIXTURES / name, tmp_path / "logs" / name)
+    shutil.copy(FIXTURES / "keras-3" / "first.csv", tmp_path / "logs" / "tensorboard-2.20" / "first" / "metrics.csv")
+    (tmp_path / "logs" / "data.csv").write_text("x,y\n1,2\n")
+    found = import_runs(tmp_path / "logs", tmp_path / "out")
+    assert len(found.fetched) == 9
+    assert [(each.where, "no column that is a step" in each.reason) for each in found.problems] == [("data.csv", True)]
+    assert {tool.strip("()") for tool in found.project.split(" ", 1)[1].split(", ")} == {
+        "CSV",
+        "TensorBoard",
+        "Trainer",
+    }
+
+
+# Event files, written here byte by byte.
+
+
+def event_file(*events: bytes) -> bytes:
+    def crc(data: bytes) -> bytes:
+        return struct.pack("<I", int(_masked_crc(np.frombuffer(data, np.uint8)[None])[0]))
+
+    heads = (struct.pack("<Q", len(event)) for event in events)
+    return b"".join(head + crc(head) + event + crc(event) for head, event in zip(heads, events, strict=True))
+
+
+def varint(number: int) -> bytes:
+    number &= 2**64 - 1
+    parts = []
+    while number > 127:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*parts, number])
+
+
+def scalar_event(step: int, tag: str, value: float, time: float = 1.7e9) -> bytes:
+    name = tag.encode()
+    inner = b"\x0a" + varint(len(name)) + name + b"\x15" + struct.pack("<f", value)
+    summary = b"\x0a" + varint(len(inner)) + inner
+    return b"\x09" + struct.pack("<d", time) + b"\x10" + varint(step) + b"\x2a" + varint(len(summary)) + summary
+
+
+def test_a_checksum_is_that_of_rfc_3720() -> None:
+    zeros = np.zeros((1, 32), np.uint8)
+    crc = 0x8A9136AA  # B.4 of the RFC: 32 bytes of zeros
+    assert int(_masked_crc(zeros)[0]) == (((crc >> 15) | (crc << 17)) + 0xA282EAD8) % 2**32
+
+
+def write_events(folder: Path, data: bytes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "events.out.tfevents.1.host"
+    path.write_bytes(data)
+    return path
+
+
+STEPS = (0, 1, 127, 128, 300, 2**21, 2**40)
+
+
+def test_events_of_every_length_and_order_give_their_steps(tmp_path: Path) -> None:
+    events = [scalar_event(step, tag, step % 7) for step in STEPS for tag in ("a", "loss", "b" * 200)]
+    write_events(tmp_path / "run", event_file(*events))
+    import_runs(tmp_path / "run", tmp_path / "out")
+    (run,) = load_runs([tmp_path / "out"]).records
+    assert run.history["step"].tolist() == list(STEPS)
+    for column in ("a", "loss", "b" * 200):
+        assert run.history[column].tolist() == [step % 7 for step in STEPS]
+
+
+def test_a_file_that_still_grows_is_read_again_and_one_cut_short_gives_what_it_holds(tmp_path: Path) -> None:
+    whole = event_file(*(scalar_event(step, "loss", 1.0) for step in range(20)))
+    record_size = len(whole) // 20
+    for kept, rows, status in ((whole[: 5 * record_size + 9], 5, "crashed"), (whole, 20, "finished")):
+        write_events(tmp_path / "run", kept)
+        found = import_runs(tmp_path / "run", tmp_path / "out")
+        (run,) = load_runs([tmp_path / "out"]).records
+        assert (len(found.fetched), len(run.history), run.status) == (1, rows, status)
+    assert "taken as finished" in str(found.reports)
+
+
+def test_a_damaged_event_is_left_out_and_said(tmp_path: Path) -> None:
+    data = bytearray(event_file(*(scalar_event(step, "loss", 1.0) for step in range(20))))
+    data[len(data) // 2 + 30] ^= 1
+    write_events(tmp_path / "run", bytes(data))
+    found = import_runs(tmp_path / "run", tmp_path / "out")
+    (run,) = load_runs([tmp_path / "out"]).records
+    assert (len(run.history), run.status) == (19, "crashed")
+    assert "1 damaged records are left out" in str(found.reports)
+
+
+def test_a_tag_of_training_and_of_validation_is_two_metrics(tmp_path: Path) -> None:
+    """As Keras writes them: one name in two folders of a run."""
+    for part, value in (("train", 1.0), ("validation", 2.0)):
+        write_events(
+            tmp_path / "logs" / "a" / part, event_file(*(scalar_event(s, "epoch_loss", value) for s in range(5)))
+        )
+    import_runs(tmp_path / "logs", tmp_path / "out")
+    (run,) = load_runs([tmp_path / "out"]).records
+    assert (run.history["loss"].tolist(), run.history["val_loss"].tolist()) == ([1.0] * 5, [2.0] * 5)
+
+
+# Tables.
+
+
+def one(tmp_path: Path, name: str, text: str) -> tuple[RunRecord, Pulled]:
+    path = tmp_path / "logs" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    found = import_runs(path, tmp_path / "out")
+    assert found.problems == []
+    (run,) = load_runs([tmp_path / "out"]).records
+    return run, found
+
+
+def test_rows_by_epoch_and_by_step_are_rows_of_their_steps(tmp_path: Path) -> None:
+    rows = [{"step": s, "loss": 1.0} for s in range(4)] + [{"epoch": 1, "eval_loss": 2.0}, {"step": 4, "loss": 0.5}]
+    run, _ = one(tmp_path, "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert run.history["step"].tolist() == [0, 1, 2, 3, 4]
+    assert run.history.set_index("step")["val_loss"].dropna().to_dict() == {3: 2.0}
+
+
+def test_steps_as_floats_are_steps(tmp_path: Path) -> None:
+    run, _ = one(tmp_path, "a.csv", "step,loss\n0.0,3\n10.0,2\n20.0,1\n")
+    assert run.history["step"].tolist() == [0, 10, 20]
+
+
+def test_steps_in_fractions_are_numbered_and_kept(tmp_path: Path) -> None:
+    run, found = one(tmp_path, "b.csv", "step,loss\n0.5,3\n1.5,2\n")
+    assert run.history["step"].tolist() == [0, 1]
+    assert run.history["logged_step"].tolist() == [0.5, 1.5]
+    assert "not whole" in str(found.reports)
+
+
+def test_one_name_of_two_splits_is_two_metrics(tmp_path: Path) -> None:
+    rows = [
+        {"step": s, "split": split, "loss": value} for s in range(3) for split, value in (("train", 1.0), ("val", 2.0))
+    ]
+    run, _ = one(tmp_path, "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert (run.history["loss"].tolist(), run.history["val_loss"].tolist()) == ([1.0] * 3, [2.0] * 3)
+
+
+def test_values_of_a_step_that_was_logged_again_are_said(tmp_path: Path) -> None:
+    run, found = one(tmp_path, "a.csv", "step,loss\n0,3\n1,2\n1,5\n")
+    assert run.history["loss"].tolist() == [3, 5]
+    assert "metric: loss: 1 values at steps that have a later one are not kept" in str(found.reports)
+
+
+def test_a_row_that_is_half_written_is_left_out_and_said(tmp_path: Path) -> None:
+    run, found = one(tmp_path, "log.jsonl", '{"step": 0, "loss": 1}\n{"step": 1, "lo')
+    assert (len(run.history), run.status) == (1, "crashed")
+    assert "cut short" in str(found.reports)
+
+
+def test_a_million_names_are_counted(tmp_path: Path) -> None:
+    text = "".join(
+        json.dumps({"step": 0, **{f"m{at}": 1 for at in range(begin, begin + 500)}}) + "\n"
+        for begin in range(0, 10_000, 500)
+    )
+    run, found = one(tmp_path, "log.jsonl", text)
+    assert run.history.shape == (1, MOST_METRICS + 1)
+    (lines,) = found.reports.values()
+    assert "metrics: 5,000 names beyond the first 5,000 are not kept" in str(lines)
+    assert max(map(len, lines)) < 1000
+
+
+def test_a_config_beside_the_log_is_read_even_with_tags_of_python(tmp_path: Path) -> None:
+    folder = tmp_path / "logs" / "version_0"
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text("epoch,step,train_loss\n0,0,1\n")
+    (folder / "hparams.yaml").write_text(
+        "lr: 1e-4\nfn: !!python/name:torch.nn.ReLU ''\nnamespace: !!python/object:argparse.Namespace\n  width: 3\n"
+    )
+    import_runs(tmp_path / "logs", tmp_path / "out")
+    (run,) = load_runs([tmp_path / "out"]).records
+    assert run.config.optimizer.learning_rate == 1e-4
+    assert run.config.foreign == {"fn": "ReLU", "namespace.width": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a.csv", b"", "it is empty"),
+        ("a.csv", b"step,loss\n", "it has no row yet"),
+        ("a.csv", b"1,2\n3,4\n", "names of columns should be"),
+        ("a.jsonl", b"", "it is empty"),
+        ("a.jsonl", b"[1]\nnothing\n", "no line of it is a JSON object"),
+        ("trainer_state.json", b"{}", "no state of a Trainer"),
+        ("events.out.tfevents.1.host", b"", "it is empty"),
+        ("events.out.tfevents.1.host", b"noise that is no record", "not a readable file of TensorBoard"),
+        ("events.out.tfevents.1.host", event_file(b"\x09" + bytes(8)), "no scalar in it"),
+    ],
+)
+def test_what_no_run_can_be_made_of_is_a_line(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    (tmp_path / "good.csv").write_text("step,loss\n0,1\n")
+    found = import_runs(tmp_path, tmp_path / "out")
+    assert len(found.fetched) == 1
+    (problem,) = found.problems
+    assert reason in problem.reason
+    assert str(tmp_path) not in f"{problem}"
+
+
+def test_a_folder_without_a_log_and_a_damaged_database_are_one_line(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "notes.txt").write_text("nothing")
+    (tmp_path / "mlflow.db").write_bytes(b"SQLite format 3\0" + bytes(200))
+    assert main(["runs", "import", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "no run in it" in error
+    with pytest.raises(UsageError, match="no such file"):
+        import_runs(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_a_database_that_is_being_written_is_read_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(
+            "create table metrics (id integer primary key, timestamp text, run_name text, step integer, metrics text)"
+        )
+        connection.execute("insert into metrics values (1, '2026-01-01T00:00:00+00:00', 'a', 0, '{\"loss\": 1}')")
+        connection.commit()
+        before = sorted(each.name for each in tmp_path.iterdir())
+        import_runs(path, tmp_path / "out")
+        assert sorted(each.name for each in tmp_path.iterdir() if each.name != "out") == before
+    (run,) = load_runs([tmp_path / "out"]).records
+    assert run.history["loss"].tolist() == [1.0]
+
+
+def test_each_record_is_there_as_soon_as_it_is_read(tmp_path: Path) -> None:
+    for at in range(4):
+        (tmp_path / f"{at}.csv").write_text(f"step,loss\n0,{at}\n")
+
+    def stop(seen: Pulled, total: int) -> None:
+        assert total == 4
+        if len(seen.fetched) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        import_runs(tmp_path, tmp_path / "out", stop)
+    assert len(load_runs([tmp_path / "out"]).records) == 2
+    again = import_runs(tmp_path, tmp_path / "out")
+    assert (again.unchanged, len(again.fetched)) == (2, 2)
+
+
+def test_logs_that_begin_alike_are_runs_of_their_own_also_when_one_grows(tmp_path: Path) -> None:
+    paths = [tmp_path / "logs" / side / "x" / "y" / "metrics.csv" for side in "ab"]
+    for at, path in enumerate(paths):
+        path.parent.mkdir(parents=True)
+        path.write_text(f"step,loss\n0,1\n1,{at}\n")
+    assert len(import_runs(tmp_path / "logs", tmp_path / "out").fetched) == 2
+    with open(paths[1], "a") as file:
+        file.write("2,9\n")
+    found = import_runs(tmp_path / "logs", tmp_path / "out")
+    assert (found.unchanged, len(found.fetched)) == (1, 1)
+    assert sorted(len(run.history) for run in load_runs([tmp_path / "out"]).records) == [2, 3]
+
+
+def test_no_absolute_path_and_no_secret_is_published(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    row = {
+        "step": 0,
+        "loss": 1,
+        "config": {"hf_token": "hf_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789", "data": str(folder / "x.bin")},
+    }
+    (folder / "log.jsonl").write_text(json.dumps(row) + "\n")
+    import_runs(folder, tmp_path / "out")
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert b"hf_AbCd" not in written
+    assert str(tmp_path).encode() not in written
+    (run,) = load_runs([tmp_path / "out"]).records
+    assert run.config.foreign["data"] == "x.bin"
+
+
+# Names.
+
+
+def test_record_understands_the_names_that_import_understands(tmp_path: Path) -> None:
+    """cases/runs/nanogpt_names.py"""
+    with record(tmp_path, name="gpt", config={"learning_rate": 1e-3, "n_layer": 4, "max_iters": 20}) as run:
+        for step in range(20):
+            run.log(step, **{"train/loss": 4 - step / 10, "val/loss": 4.1 - step / 10})
+        run.finish({"val/loss": 2.2})
+    (found,) = load_runs([tmp_path]).records
+    assert (found.config.optimizer.learning_rate, found.config.model.layers, found.config.max_steps) == (1e-3, 4, 20)
+    assert found.config.foreign == {}
+    assert found.history.columns.tolist() == ["step", "loss", "val_loss"]
+    assert verify([tmp_path])[1] == []
+    row = ExperimentDataLoader([tmp_path]).runs.iloc[0]
+    assert (row["learning_rate"], row["final_val_loss"], row["max_steps"]) == (1e-3, pytest.approx(2.2), 20)
+
+
+def site(tmp_path: Path, text: str) -> Path:
+    """A site's folder of records, with the file of its names."""
+    (tmp_path / "altgrad.yaml").write_text(text)
+    return tmp_path / "experiments" / "runs"
+
+
+def test_a_site_names_its_metrics_its_seed_and_what_makes_an_arm(tmp_path: Path) -> None:
+    runs = site(
+        tmp_path, "metrics: {val_loss: score, accuracy: {names: [acc], better: higher}}\nseed: rng\narms: [width]\n"
+    )
+    for rng in (1, 2):
+        with record(runs, name="a", config={"width": 8, "rng": rng, "lr": 0.1 * rng, "machine": rng}) as run:
+            run.log(0, score=1.0, acc=0.5)
+            run.finish()
+    found = load_runs([runs]).records
+    assert [record.config.seed for record in sorted(found, key=lambda record: record.config.seed)] == [1, 2]
+    assert len({record.arm for record in found}) == 1
+    assert found[0].history.columns.tolist() == ["step", "val_loss", "accuracy"]
+    assert found[0].names.metric("accuracy").better == "higher"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("los: x", "unknown key 'los'; did you mean 'loss'?"),
+        ("metrics: {a: {better: more}}", "metrics.a.better"),
+        ("metrics: {a: x, b: x}", "'x' is a name of a and of b"),
+        ("metrics: {step: x}", "step is no metric"),
+        ("- a", "give keys and values, not a list"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_mistake_in_a_site_s_names_is_one_line(tmp_path: Path, text: str, reason: str) -> None:
+    runs = site(tmp_path, text)
+    runs.mkdir(parents=True)
+    with pytest.raises(UsageError) as error:
+        load_runs([runs])
+    assert reason in str(error.value)
+    assert str(error.value).startswith("altgrad.yaml: ")
+    assert "\n" not in str(error.value)
+
+
+# Arms.
+
+
+def logged(root: Path, name: str, seed: int | None = None, **config: Any) -> None:
+    with record(root, name=name, config=config, seed=seed) as run:
+        run.log(0, val_loss=1.0)
+        run.finish()
+
+
+def test_runs_are_pooled_only_with_a_config_and_distinct_seeds(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        logged(tmp_path, "stated", seed, width=1)
+        logged(tmp_path, "no-config", seed)
+        logged(tmp_path, f"no-seed-{seed}", None, width=2)
+        logged(tmp_path, f"one-seed-{seed}", 5, width=3)
+    records = load_runs([tmp_path]).records
+    arms = {
+        name: {r.arm for r in records if r.id.startswith(name)}
+        for name in ("stated", "no-config", "no-seed", "one-seed")
+    }
+    assert {name: len(found) for name, found in arms.items()} == {
+        "stated": 1,
+        "no-config": 2,
+        "no-seed": 2,
+        "one-seed": 2,
+    }
+
+
+def test_keys_that_say_which_run_it_is_make_no_arm(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        logged(tmp_path, "a", seed, width=1, output_dir=f"out-{seed}", **{"wandb.run_name": f"name {seed}"})
+    records = load_runs([tmp_path]).records
+    assert len({record.arm for record in records}) == 1
+    assert records[0].run["config"]["foreign"].keys() == {"width", "output_dir", "wandb.run_name"}
+
+
+def test_arms_are_called_as_their_runs_with_the_keys_that_differ(tmp_path: Path) -> None:
+    """A sweep of max_learning_rate whose runs have names of their own."""
+    for at, rate in enumerate((1e-3, 3e-3)):
+        for seed in (0, 1):
+            logged(tmp_path, f"try-{at}", seed, max_learning_rate=rate, n_layer=2, notes_of=f"{'same'}")
+    loader = ExperimentDataLoader([tmp_path])
+    assert sorted(loader.memo(site_labels).values()) == ["try-0; learning_rate=0.001", "try-1; learning_rate=0.003"]
+    assert sorted(loader.runs["learning_rate"].unique()) == [1e-3, 3e-3]
