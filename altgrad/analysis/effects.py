@@ -114,7 +114,7 @@ def varied_keys(loader: ExperimentDataLoader) -> pd.DataFrame:
 
 def effects(loader: ExperimentDataLoader) -> list[Effect]:
     """What each varied key does within each project, by project, key and value."""
-    found = []
+    found: list[Effect] = []
     runs = loader.memo(outcomes).runs.dropna(subset=["value"])
     arms = {arm: values for arm, values in _arms(loader).items() if values}
     for project, keys in varied({arm: loader.config(arm) for arm in arms}, MOST_KEYS).items():
