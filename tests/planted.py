@@ -150,7 +150,7 @@ HARMLESS: tuple[tuple[str, Any], ...] = (
     ("pin_memory", "true"),
     ("spin", "up"),
     ("pattern", "*.txt"),
-    ("commit", COMMIT),
+    ("data_commit", COMMIT),
     ("git_sha", COMMIT),
     ("revision", COMMIT),
     ("sha256", "ab" * 32),

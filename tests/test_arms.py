@@ -106,7 +106,8 @@ def test_arms_whose_configs_are_the_same_have_their_data_or_else_their_ids(tmp_p
 def test_runs_of_another_loop_are_told_apart_by_its_own_keys(tmp_path: Path) -> None:
     long = "x" * 5000
     first, second = named(tmp_path, *(config(name="mine", foreign={"note": f"{end}\u202e{long}"}) for end in "ab"))
-    assert first.startswith("mine, another training loop, format FP32; note=")
+    assert first.startswith("mine, FP32; note=")
+    assert first.count("note=") == 1
     assert first != second
     assert len(first) < 200
     assert "\u202e" not in first

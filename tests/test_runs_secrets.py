@@ -73,7 +73,7 @@ ORDINARY: list[tuple[str, Any]] = [
     ("keyboard", "us"), ("key", "attention"), ("image_key", "jpg"), ("sort_key", "loss"), ("keys", ["a", "b"]),
     ("state_key", "model.layers.0.self_attn.q_proj.weight"), ("tokens", "300B"), ("token_type", "bpe"),
     ("token_mixing", "mean"), ("stop_token", "###"), ("special_tokens", ["<a>", "<b>"]), ("auth_method", "oauth"),
-    ("passthrough", "on"), ("cookiecutter", "x"), ("attention.key.init", "xavier_uniform"), ("commit", HEX),
+    ("passthrough", "on"), ("cookiecutter", "x"), ("attention.key.init", "xavier_uniform"), ("data_revision", HEX),
     ("git_sha", HEX), ("git.commit", HEX), ("model_revision", HEX), ("code.version", HEX), ("sha256", "ab" * 32),
     ("repository", "git@github.com:team/repo.git"), ("remote", "ssh://git@github.com/team/repo"),
     ("data", "https://host.example:8080/a@b/c"), ("mail", "jane@example.com"), ("reply", "mailto:jane@example.com"),
@@ -228,7 +228,7 @@ PLANTED: dict[str, Any] = {
     "width": 32, "api": {"key": "hushhush1"}, "wandb.password": "hushhush2", "env": {"deep": {"HF_TOKEN": "hushhush3"}},
     "argv": ["train.py", "--token", "hushhush4"], "command": "x --openai-key=hushhush5", "log": [["x", SHAPES["aws"]]],
     "remote": "https://hushhush6:hushhush7@git.example/team/repo", "store": np.array([SHAPES["github"]]),
-    "path": Path("/data") / SHAPES["gitlab"], "eos_token": "</s>", "tokenizer": "gpt2", "commit": HEX,
+    "path": Path("/data") / SHAPES["gitlab"], "eos_token": "</s>", "tokenizer": "gpt2", "data_revision": HEX,
     "nested": '{"client_secret": "hushhush8"}', "key": SHAPES["private key"], SHAPES["slack"]: 1,
 }  # fmt: skip
 HIDDEN = ["hushhush", "IOSFODNN7", "a1B2a1B2", "a1B2c3D4", "abcDEF", "MIIEow", "QwErTy", "Z9y8", "dozjgN"]
@@ -292,7 +292,7 @@ def test_no_secret_of_a_foreign_run_is_in_its_record_or_on_its_pages(
     (found,) = load_runs([tmp_path / "runs"]).records
     foreign = found.config.foreign
     assert foreign is not None
-    assert (foreign["eos_token"], foreign["tokenizer"], foreign["commit"], foreign["width"]) == (
+    assert (foreign["eos_token"], foreign["tokenizer"], foreign["data_revision"], foreign["width"]) == (
         "</s>",
         "gpt2",
         HEX,
@@ -407,13 +407,14 @@ def test_what_an_earlier_version_recorded_is_read_without_its_secrets_and_left_a
         run.finish()
     file = run.path / "run.json"
     told = json.loads(file.read_text())
+    (today,) = load_runs([tmp_path / "runs"]).records
     told["config"] |= {"notes": f"see {SHAPES['github']}", "tags": [SHAPES["slack"]]}
     told["config"]["foreign"]["hf_token"] = "hushhush1"
     told |= {"message": f"ValueError: {SHAPES['aws']}", "environment": {"password": "hushhush2"}}
     file.write_text(json.dumps(told))
     (found,) = load_runs([tmp_path / "runs"]).records
     assert found.config.foreign == {"hf_token": LEFT_OUT, "width": 3}
-    assert found.arm == told["arm"], "the arm is that of a run that is recorded today"
+    assert found.arm == today.arm, "the arm is that of a run that is recorded today"
     places = ["config.foreign.hf_token", "config.notes", "config.tags", "environment.password", "message"]
     assert sorted(found.secrets) == places
     pages_of(tmp_path / "runs", tmp_path / "pages")

@@ -105,7 +105,7 @@ def values_of(config: ExperimentConfig) -> dict[str, Any]:
 
 def _joined(parts: Iterable[str]) -> str:
     """``E4M3, AdamW; 300 steps, ...``: what an arm is, and what tells it from others (compare.js cuts there)."""
-    first, *more = filter(None, parts)
+    first, *more = dict.fromkeys(filter(None, parts))
     return "; ".join([first, ", ".join(more)] if more else [first])
 
 
