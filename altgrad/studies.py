@@ -398,7 +398,7 @@ LADDER = (
     Size(96, 3, (400, 1600)),
     Size(128, 4, (400, 1600)),
 )
-LADDER_HELD_OUT = (Size(192, 4, (1600,)),)
+LADDER_HELD_OUT = (Size(192, 4, (400, 1600)),)
 LADDER_LARGE = (Size(384, 6, (1600, 6400)), Size(640, 10, (1600,)))
 """The second are not looked at before the law that the first give is committed; the third are for a GPU. A line more
 is a rung more (docs/guides/add-a-rung.md)."""

@@ -51,7 +51,9 @@ UNITS = (1e5, 1e6)
 """Parameters and tokens at which a coefficient is the gap itself."""
 
 BAND = 0.35
-"""A prediction counts where its 90% interval reaches no further than this share of it, either way (preregistered)."""
+"""How far the law's own 90% interval may reach, as a share of the gap that it predicts (preregistered)."""
+LEAST = 3
+"""Arms that must count (predicted at `MARGIN` or more after `LADDER_STEPS`) for an answer (preregistered)."""
 GREY, REFUSED = 10.0, 100.0
 """How many times beyond the recorded sizes an answer is a guess, and from where on there is none."""
 
@@ -517,7 +519,8 @@ class Findings:
 HELD = [
     *CELL, "study", "arm", "predicted", "low", "high", "band", "counted", "n", "gap", "gap_low", "gap_high", "inside",
 ]  # fmt: skip
-"""The law's prediction and its 90% interval for the mean over the registered seeds; and what came, with its 95%."""
+"""The law's prediction and its 90% interval for the mean over the registered seeds, the band of the law by itself as a
+share of the prediction, whether it counts; and what came, with its 95%."""
 MODELS = ["key", "source", "parameters", "chi2", "dof", "misfit", "largest", "held_out", "why"]
 
 
@@ -575,7 +578,8 @@ def _held(found: Recorded, fitted: Ladder, law: Fit | None) -> pd.DataFrame:
     seeds = {study: max(map(len, STUDIES[study].seeds.values()), default=len(LADDER_SEEDS)) for study in SETS}
     predicted, error = predictions(law, fitted, Points.of(table), table["study"].map(seeds).to_numpy(np.float64))
     half = law.quantile(0.9) * error
-    table = table.assign(predicted=predicted, low=predicted - half, high=predicted + half, band=half / abs(predicted))
+    table = table.assign(predicted=predicted, low=predicted - half, high=predicted + half)
+    table["band"] = law.quantile(0.9) * law.error(Points.of(table)) / np.abs(predicted)
     table["counted"] = predicted >= MARGIN
     figures = [observed.get(tuple(row[name] for name in CELL[:3]), {}) for row in rows]
     for column, name in (("arm", "arm"), ("n", "n"), ("gap", "gap"), ("gap_low", "low"), ("gap_high", "high")):
@@ -632,7 +636,7 @@ def _left_out(law: Law, fitted: Ladder, apart: pd.Series, own: tuple[float, floa
 class Outcome(NamedTuple):
     """Whether the law predicted the held-out size, by the marks of the registration."""
 
-    answer: Literal["yes", "no", "pending"]
+    answer: Literal["yes", "no", "inconclusive", "pending"]
     counted: int = 0
     inside: int = 0
     widest: float = math.nan
@@ -643,20 +647,20 @@ class Outcome(NamedTuple):
     @property
     def marks(self) -> dict[str, bool]:
         """Each mark, and whether it is met."""
-        narrow = self.widest <= BAND
-        return {
-            "inside": self.inside >= self.counted - 1 and self.counted > 1,
-            "narrow": narrow,
-            "best": self.own_error < self.rival_error,
-        }
+        inside, best = self.inside >= self.counted - 1, self.own_error < self.rival_error
+        return {"inside": inside, "narrow": self.widest <= BAND, "best": best}
 
 
 def outcome(found: Findings) -> Outcome:
-    """The answer: all counted arms but one inside, bands narrow enough, a lower error than every rival."""
+    """The answer: all counted arms but one inside, bands narrow enough, a lower error than every rival.
+
+    The arms are those after `LADDER_STEPS`; errors are over both lengths. With fewer than `LEAST` arms that count it is
+    inconclusive.
+    """
     held = found.held[found.held["study"] == "ladder-held-out"]
     if not len(held) or not found.complete("ladder") or not found.complete("ladder-held-out"):
         return Outcome("pending")
-    counted = held[held["counted"]]
+    counted = held[held["counted"] & (held["steps"] == LADDER_STEPS)]
     errors = found.models.set_index("key")["held_out"]
     rivals = errors[list(RIVALS)].dropna()
     best = str(rivals.idxmin()) if len(rivals) else ""
@@ -670,6 +674,8 @@ def outcome(found: Findings) -> Outcome:
         float(errors["law"]),
         rival,
     )
+    if seen.counted < LEAST:
+        return seen._replace(answer="inconclusive")
     return seen._replace(answer="yes" if all(seen.marks.values()) else "no")
 
 
