@@ -14,7 +14,7 @@ export NO_MKDOCS_2_WARNING := 1
 export ALTGRAD_REFRESH := $(REFRESH)
 export ALTGRAD_PAGE := $(P)
 
-.PHONY: help serve site page version install test check demo campaign campaign-quick pack guides reports bench bench-training bench-runs bench-site bench-keystrokes same-numbers exhaustive clean
+.PHONY: help serve site page version install test check demo campaign campaign-quick pack ladder-fit guides reports bench bench-training bench-runs bench-site bench-keystrokes same-numbers exhaustive clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -58,6 +58,9 @@ campaign-quick: .venv/dev.stamp ## a taste of every study in three minutes
 
 pack: .venv/dev.stamp ## pack what is newly recorded as a part of its study, to commit it (one: STUDY=formats)
 	@$(BIN)/python experiments/campaign.py pack $(STUDY) $(ARGS)
+
+ladder-fit: .venv/site.stamp ## fit the ladder's law and write its predictions, to commit before larger sizes run
+	@$(BIN)/python experiments/ladder_fit.py $(ARGS)
 
 guides: .venv/dev.stamp ## run the guides' code blocks that need torch; their output is committed for the site
 	@$(BIN)/python -m altgrad.site.executed docs
