@@ -37,7 +37,7 @@ def scaling_page(loader: ExperimentDataLoader) -> Page:
     found = loader.memo(findings)
     if found.law is None:
         return page
-    data = Download("calculator.json", compact(plain(calculator(found))), listed=False)
+    data = Download("law.json", compact(plain(calculator(found))), listed=False)
     return replace(page, downloads=(*page.downloads, data))
 
 

@@ -33,7 +33,7 @@ export function recordedEverywhere(data) {
 /** Put the calculator before the table that says the same. */
 export async function start(page) {
   const table = page.querySelector("#table-calculator");
-  const file = page.querySelector("a[href$='.calculator.json']");
+  const file = page.querySelector("a[href$='.law.json']");
   const response = await fetch(file.href);
   if (!response.ok) return; // the table stays
   const data = await response.json();

@@ -11,7 +11,7 @@ export function readSize(text) {
 
 /**
  * {gap, low, high, share, beyond, kind} of an arm at a size and a length; kind is "inside", "guess" or "refused", which has
- * no figures. `data` is calculator.json, `form` the key of one of its arms.
+ * no figures. `data` is scaling.law.json, `form` the key of one of its arms.
  */
 export function ask(data, form, parameters, tokens) {
   const { coefficient, covariance } = data.forms.find(({ key }) => key === form);
