@@ -4,6 +4,7 @@ ADDR ?= 127.0.0.1:8000
 TORCH_INDEX ?=
 SHARD ?= 1/1
 DEVICE ?= cpu
+MINUTES ?= inf
 REFRESH ?=
 BIN := .venv/bin
 # Its deadlines want the machine for themselves.
@@ -13,7 +14,7 @@ export NO_MKDOCS_2_WARNING := 1
 export ALTGRAD_REFRESH := $(REFRESH)
 export ALTGRAD_PAGE := $(P)
 
-.PHONY: help serve site page version install test check demo campaign campaign-quick pack repeat guides reports fixtures bench bench-training bench-runs bench-site bench-keystrokes same-numbers exhaustive clean
+.PHONY: help serve site page version install test check demo campaign campaign-quick pack repeat ladder-fit guides reports fixtures bench bench-training bench-runs bench-site bench-keystrokes same-numbers exhaustive clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -49,8 +50,8 @@ demo: .venv/dev.stamp ## train a small matrix of formats (at most 3 minutes), th
 	@$(BIN)/mkdocs build --strict
 	@echo "The new runs are beside the recorded ones: make serve"
 
-campaign: .venv/dev.stamp ## run the recorded studies, 2 to 4 hours; may be stopped (one: STUDY=formats; a share: SHARD=1/4)
-	@$(BIN)/python experiments/campaign.py $(STUDY) --shard $(SHARD) --device $(DEVICE)
+campaign: .venv/dev.stamp ## run the recorded studies, 2 to 4 hours; may be stopped (one: STUDY=formats; a share: SHARD=1/4; a part: MINUTES=9)
+	@$(BIN)/python experiments/campaign.py $(STUDY) --shard $(SHARD) --device $(DEVICE) --minutes $(MINUTES)
 
 campaign-quick: .venv/dev.stamp ## a taste of every study in three minutes
 	@$(BIN)/python experiments/campaign.py quick
@@ -60,6 +61,9 @@ pack: .venv/dev.stamp ## pack what is newly recorded as a part of its study, to 
 
 repeat: .venv/dev.stamp ## train a recorded run of each study anew: has it the same numbers? (one: STUDY=head)
 	@$(BIN)/python experiments/campaign.py repeat $(STUDY)
+
+ladder-fit: .venv/site.stamp ## fit the ladder's law and write its predictions, to commit before larger sizes run
+	@$(BIN)/python experiments/ladder_fit.py $(ARGS)
 
 guides: .venv/dev.stamp ## run the guides' code blocks that need torch; their output is committed for the site
 	@$(BIN)/python -m altgrad.site.executed docs

@@ -549,7 +549,7 @@ class ExperimentConfig(_Section):
     tags: tuple[str, ...] = ()
     study: str = "local"
     seed: int = Field(0, ge=0, lt=2**31)
-    data: Literal["licenses", "sympy", "file"] = "licenses"  # "file": a text of one's own, given with --data
+    data: Literal["licenses", "licenses-all", "sympy", "file"] = "licenses"  # "file": one's own, given with --data
     tokenizer: Literal["characters", "bytes", "bpe"] = _later("characters")  # the 96 of folded text, or of UTF-8
     vocabulary: int | None = _later(None, ge=2, le=2**16)  # number of tokens of tokenizer "bpe"
     model: ModelConfig = ModelConfig()

@@ -10,7 +10,7 @@ What each study is to answer was written down before it ran, in docs/method/prer
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -35,8 +35,12 @@ HEAD_TUNING_SEEDS = range(102, 106)
 
 FEW_HEAD_SEEDS = HEAD_SEEDS[:8]
 
-HELD_OUT_SEEDS = (*TUNING_SEEDS, *HEAD_TUNING_SEEDS)
-CAMPAIGN_SEEDS = (*CLOSE_SEEDS, *HEAD_SEEDS)
+LADDER_SEEDS = range(70, 78)
+LADDER_TUNING_SEEDS = range(106, 110)
+"""Of the ladder, which no other study has; the second are held out."""
+
+HELD_OUT_SEEDS = (*TUNING_SEEDS, *HEAD_TUNING_SEEDS, *LADDER_TUNING_SEEDS)
+CAMPAIGN_SEEDS = (*CLOSE_SEEDS, *HEAD_SEEDS, *LADDER_SEEDS)
 """All seeds that the campaign's studies report."""
 
 SPLITS = ("E0M7", "E2M5", "E3M4", "E4M3", "E5M2", "E6M1", "E7M0")
@@ -134,6 +138,7 @@ class Arm:
         other: learning rate of all other parameters; None: the same.
         settings: further keys of the config.
         label: what readers call it.
+        rates: those that a sweep tries it with, where not the five of its rule.
     """
 
     name: str
@@ -145,6 +150,7 @@ class Arm:
     other: float | None = FP32_RATE
     settings: Mapping[str, Any] = field(default_factory=dict)
     label: str = ""
+    rates: Sequence[float] = ()
 
     def config(self, seed: int = 0, study: str = "local", rate: float | None = None) -> ExperimentConfig:
         """The config of one run; at another `rate` where one is given.
@@ -173,7 +179,9 @@ class Arm:
 
     @property
     def swept_rates(self) -> tuple[float, ...]:
-        """The five rates that an arm of its rule is tried with, two apart by a factor of 2."""
+        """The rates that it is tried with: its own, or the five of its rule, two apart by a factor of 2."""
+        if self.rates:
+            return tuple(self.rates)
         if self.rule == "relative":
             return RELATIVE_RATES
         if self.rule in ("code", "decayed"):
@@ -202,7 +210,7 @@ def _arm(
     name: str, fmt: str = "FP32", quantize: Mapping[str, Any] | None = None, *, label: str = "", **settings: Any
 ) -> Arm:
     """An arm of the campaign: all operands in `fmt` unless `quantize` says what else."""
-    keys = {key: settings.pop(key) for key in ("rule", "place", "rate", "other") if key in settings}
+    keys = {key: settings.pop(key) for key in ("rule", "place", "rate", "other", "rates") if key in settings}
     given = every(fmt) if quantize is None and fmt != "FP32" else dict(quantize or {})
     return Arm(name, fmt, given, settings={**SHORT, **settings}, label=label or name, **keys)
 
@@ -485,7 +493,158 @@ HEAD_TUNING_ARMS = (
     *(f"{fmt} body" for fmt in COSTLY),
 )
 
-_STOCHASTIC = {"rounding": {"grad_output": "stochastic"}}
+_STOCHASTIC: dict[str, Any] = {"rounding": {"grad_output": "stochastic"}}
+
+
+class Size(NamedTuple):
+    """A model of the ladder, and how long it is trained; a head has 16 dimensions."""
+
+    dim: int
+    layers: int
+    steps: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Width and layers, such as "96x3"."""
+        return f"{self.dim}x{self.layers}"
+
+    @property
+    def parameters(self) -> int:
+        """Of attention and MLP, without embedding and head: what a law of size is about."""
+        return 12 * self.layers * self.dim**2
+
+
+TOKENS_PER_STEP = 16 * 32
+"""Batch times context, in the ladder as in the default config."""
+
+LADDER = (
+    Size(32, 2, (400, 1600, 6400)),
+    Size(64, 2, (400, 1600, 6400)),
+    Size(96, 3, (400, 1600)),
+    Size(128, 4, (400, 1600)),
+)
+LADDER_HELD_OUT = (Size(192, 4, (400, 1600)),)
+LADDER_LARGE = (Size(384, 6, (1600, 6400)), Size(640, 10, (1600,)))
+"""The second are not looked at before the law that the first give is committed; the third are for a GPU. A line more
+is a rung more (docs/guides/add-a-rung.md)."""
+
+LADDER_STEPS = 1600
+"""How long the runs are that find a size's learning rates."""
+
+LADDER_RATES = (0.008, 0.016, 0.032)
+EXTRAPOLATED_RATES: Mapping[str, tuple[float, float]] = MappingProxyType({})
+"""The size -> FP32's rate and that of all quantized arms, for sizes without a sweep: what the committed fit says
+(`make ladder-fit`). Their studies wait for it."""
+
+_BODY: dict[str, Any] = {"layers": ["attention", "mlp"]}
+LADDER_FORMS: Mapping[str, tuple[str, dict[str, Any], str]] = MappingProxyType(
+    {
+        "FP32": ("FP32", {}, "FP32"),
+        "E7M0": ("E7M0", _BODY, "E7M0"),
+        "E6M1": ("E6M1", _BODY, "E6M1"),
+        "E5M2": ("E5M2", _BODY, "E5M2"),
+        "MXFP6": ("MXFP6", _BODY, "MXFP6"),
+        "MXFP4": ("MXFP4 up", _BODY, "MXFP4 (scales up)"),
+        "NVFP4": ("NVFP4", _BODY, "NVFP4"),
+        "NVFP4 drawn": ("NVFP4", {**_BODY, **_STOCHASTIC}, "NVFP4, gradients stochastic"),
+        "NVFP4 all": ("NVFP4", {}, "NVFP4 everywhere"),
+        "NVFP4 all drawn": (
+            "NVFP4",
+            {"grad_output_rounding": {"head": "stochastic"}},
+            "NVFP4 everywhere, gradient of the logits stochastic",
+        ),
+    }
+)
+"""An arm of the ladder -> its format, what else it quantizes how, and what readers call it."""
+
+FITTED = ("E7M0", "E6M1", "E5M2", "MXFP6", "MXFP4", "NVFP4", "NVFP4 drawn")
+"""The arms that the law is fitted to: attention and MLP quantized."""
+SHORTER = ("E5M2", "MXFP6")
+"""Of them those that the longest runs leave out, since their gaps are small."""
+EVERYWHERE = {"NVFP4 all": ("64x2", "128x4"), "NVFP4 all drawn": ("64x2", "128x4")}
+"""Everything quantized: outside of the fit, at two sizes."""
+MANTISSA_LADDER = {"E7M0": 0, "E6M1": 1, "E5M2": 2}
+"""The arms that differ in mantissa bits alone, and how many they have."""
+
+
+def rung_name(form: str, size: Size, steps: int) -> str:
+    """The name of an arm of the ladder."""
+    return f"{form} ladder {size.name} {steps}"
+
+
+def rung(form: str, size: Size, steps: int, rate: float | str, kind: str = "", **settings: Any) -> Arm:
+    """An arm of the ladder: one of `LADDER_FORMS` at a size, for so many steps; a `kind` of its own is in its name.
+
+    It looks and evaluates seldom, since its run may be short; the final loss reads 100,000 characters.
+    """
+    fmt, more, label = LADDER_FORMS[form]
+    element, scaling = _BLOCKS.get(fmt, (fmt, {}))
+    seldom = max(steps // 4, 400)
+    own: dict[str, Any] = {
+        **FRESH,
+        "model": {"layers": size.layers, "dim": size.dim, "heads": size.dim // 16},
+        "data": "licenses-all",
+        "max_steps": steps,
+        "eval_every": seldom,
+        "layers_every": seldom,
+        "log_every": max(steps // 160, 10),
+        "telemetry": {"rank_every": 0, "codes_every": 0},
+        "other": None,
+    }
+    if size in LADDER_LARGE:  # a run may be longer than one stay on a machine
+        own["checkpoint"] = {"every": 200, "keep": 1}
+    if "drawn" in form:
+        own["draw_version"] = 2
+    own |= ({"scaling": scaling} if scaling else {}) | settings
+    quantize = {**every(element), **more} if fmt != "FP32" else {}
+    label = ", ".join(filter(None, (label, f"{size.parameters:,} parameters", f"{steps:,} steps", kind)))
+    name = f"{rung_name(form, size, steps)} {kind}".strip()
+    return _arm(name, element, quantize, label=label, rate=rate, **own)
+
+
+def forms_at(size: Size, steps: int) -> tuple[str, ...]:
+    """The arms that the ladder has at a size and a length."""
+
+    def has(form: str) -> bool:
+        if form in EVERYWHERE:
+            return size.name in EVERYWHERE[form] and steps == LADDER_STEPS
+        return form not in SHORTER or steps <= LADDER_STEPS
+
+    return tuple(filter(has, LADDER_FORMS))
+
+
+def _rungs(size: Size, rates: tuple[float | str, float | str]) -> Iterator[Arm]:
+    """All arms of one size at FP32's rate and that of the others."""
+    swept = LADDER_RATES if isinstance(rates[0], str) else ()
+    for steps in size.steps:
+        yield from (rung(form, size, steps, rates[form != "FP32"], rates=swept) for form in forms_at(size, steps))
+
+
+def _swept_rates(size: Size) -> tuple[str, str]:
+    """The arms whose sweeps find the rates of a size."""
+    return rung_name("FP32", size, LADDER_STEPS), rung_name("NVFP4", size, LADDER_STEPS)
+
+
+def _mup(size: Size) -> Arm:
+    """muP's rule for Adam: hidden matrices have FP32's rate at width 64 times 64 / width, all else that rate itself."""
+    name = f"{rung_name('NVFP4', size, LADDER_STEPS)} by width"
+    rates = (FP32_RATE * 64 / size.dim,)
+    return rung("NVFP4", size, LADDER_STEPS, name, "by width", rates=rates, other=FP32_RATE)
+
+
+LADDER_ARMS = tuple(itertools.chain.from_iterable(_rungs(size, _swept_rates(size)) for size in LADDER))
+LADDER_MUP_ARMS = tuple(_mup(size) for size in LADDER if size.dim != 64)
+HELD_OUT_ARMS, LARGE_LADDER_ARMS = (
+    tuple(arm for size in sizes if (rates := EXTRAPOLATED_RATES.get(size.name)) for arm in _rungs(size, rates))
+    for sizes in (LADDER_HELD_OUT, LADDER_LARGE)
+)
+CHECK_ARMS = tuple(
+    rung(form, size, LADDER_STEPS, rate * factor, kind)
+    for size in LADDER_HELD_OUT
+    for form, rate in zip(("FP32", "NVFP4"), EXTRAPOLATED_RATES.get(size.name, ()), strict=False)
+    for kind, factor in (("at half the rate", 0.5), ("at twice the rate", 2.0))
+)
+
 _BOTH_STOCHASTIC = {"rounding": dict.fromkeys(("activation", "grad_output"), "stochastic")}
 _OBSERVED: dict[str, Any] = {
     "telemetry": {"histograms": list(OPERANDS), "codes_every": 1},
@@ -590,6 +749,11 @@ _ARMS: tuple[Arm, ...] = (
     _arm("FP32 large", rate="FP32 large", **LARGE),
     *(_arm(f"{fmt} large", fmt, rate="FP32 large", other=None, **LARGE) for fmt in SPLITS),
     *LARGE_STORAGE_ARMS,
+    *LADDER_ARMS,
+    *LADDER_MUP_ARMS,
+    *HELD_OUT_ARMS,
+    *LARGE_LADDER_ARMS,
+    *CHECK_ARMS,
     *(_arm(f"{fmt} quick", fmt, **QUICK) for fmt in ("FP32", "E4M3", "E5M2", "E0M7", "E7M0")),
     *(_arm(f"E0M7 {kind} quick", "E0M7", {**every("E0M7"), "layers": [kind]}, **QUICK) for kind in LAYER_TYPES),
     *(_step_rule("E4M3", "adamw", place, FP32_RATE, " quick", **QUICK) for place in GRID),
@@ -615,6 +779,7 @@ class Study:
         rates: those of a sweep, where not the five of each arm.
         whole: of so many seeds of each arm all recorded looks at the layers are packed, of the others the last one;
             where it is 0, none of any.
+        waits: what has to be done before it can run; "" where nothing has.
     """
 
     about: str
@@ -623,6 +788,7 @@ class Study:
     exploratory: bool = False
     rates: Sequence[float] = ()
     whole: int | None = None
+    waits: str = ""
 
 
 def _names(arms: Iterable[Arm]) -> list[str]:
@@ -634,6 +800,7 @@ def _with(seeds: Sequence[int], *groups: str | Iterable[str]) -> dict[str, Seque
     return dict.fromkeys(names, seeds)
 
 
+_WAITS = "" if EXTRAPOLATED_RATES else "record ladder, then commit what make ladder-fit writes, with EXTRAPOLATED_RATES"
 STUDIES: Mapping[str, Study] = {
     "formats": Study(
         "The splits under AdamW at FP32's rate: all operands quantized, then one operand at a time.",
@@ -789,6 +956,35 @@ STUDIES: Mapping[str, Study] = {
         "Blocks of 128 along the sum and squares of 128 x 128, with width 256.",
         _with(FEW_HEAD_SEEDS, "FP32 256", _names(WIDE_ARMS)),
         whole=1,
+    ),
+    "ladder-tuning": Study(
+        "Three learning rates and four held-out seeds for FP32 and NVFP4 at each size of ladder, and muP's rule.",
+        _with(LADDER_TUNING_SEEDS, *(_swept_rates(size) for size in LADDER), _names(LADDER_MUP_ARMS)),
+        sweeps="grows",
+        whole=0,
+    ),
+    "ladder": Study(
+        "Four sizes and three lengths: how the cost of a format moves with size and data.",
+        _with(LADDER_SEEDS, _names(LADDER_ARMS)),
+        whole=2,
+    ),
+    "ladder-held-out": Study(
+        "A size beyond those that the law is fitted to, predicted beforehand.",
+        _with(LADDER_SEEDS, _names(HELD_OUT_ARMS)),
+        whole=2,
+        waits=_WAITS,
+    ),
+    "ladder-check": Study(
+        "FP32 and NVFP4 of ladder-held-out at half and twice their learning rates.",
+        _with(LADDER_SEEDS[:4], _names(CHECK_ARMS)),
+        whole=0,
+        waits=_WAITS,
+    ),
+    "ladder-large": Study(
+        "About 10 and 50 million parameters, predicted beforehand; for a GPU.",
+        _with(LADDER_SEEDS[:5], _names(LARGE_LADDER_ARMS)),
+        whole=1,
+        waits=_WAITS,
     ),
     "tuning-large": Study(
         "The rates of the two large studies: 6 layers of 384, 5,000 steps; for a GPU.",

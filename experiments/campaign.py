@@ -15,11 +15,13 @@ each start a tiny training, the canary, is kept with the records, by its bits: d
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -54,9 +56,11 @@ def configs_of(name: str, losses: Losses) -> list[ExperimentConfig]:
     """The runs of a study, seed by seed: one that was stopped has about as many of each arm.
 
     Raises:
-        UsageError: there is no such study, or a rate that it needs is not tuned yet.
+        UsageError: there is no such study, it waits for something, or a rate that it needs is not tuned yet.
     """
     study = find(name)
+    if study.waits:
+        raise UsageError(f"STUDY {name!r} waits: {study.waits}")
     if study.sweeps:
         tried = [(ARMS[arm], rate) for arm in study.seeds for rate in sweep(name, ARMS[arm], losses)[0]]
         return [arm.config(seed, name, rate) for arm, rate in tried for seed in study.seeds[arm.name]]
@@ -73,7 +77,7 @@ def sweep(study: str, arm: Arm, losses: Losses) -> tuple[list[float], float | No
     While the best lies at an edge, a sweep that grows goes on beyond it. None for the best until all are recorded.
     """
     rates = list(STUDIES[study].rates or arm.swept_rates)
-    extensions = MOST_EXTENSIONS if STUDIES[study].sweeps == "grows" else 0
+    extensions = MOST_EXTENSIONS if STUDIES[study].sweeps == "grows" and len(rates) > 1 else 0
     for extension in range(extensions + 1):
         means = [_mean_loss(study, arm, rate, losses) for rate in rates]
         if None in means:
@@ -178,10 +182,18 @@ def look_around(out: Path, device: str) -> None:
         raise no_room(out, error) from None
 
 
-def run_study(study: str, out: Path, workers: int, shard: tuple[int, int] = (1, 1), device: str = "cpu") -> int:
+def run_study(
+    study: str,
+    out: Path,
+    workers: int,
+    shard: tuple[int, int] = (1, 1),
+    device: str = "cpu",
+    until: float = math.inf,
+) -> int:
     """Run what is missing of a study (of every n-th run, with a shard); returns 0, or 1 where a run crashed.
 
-    A sweep whose best rate lies at its edge has then grown, and goes on.
+    A sweep whose best rate lies at its edge has then grown, and goes on. What runs at the time `until`
+    (`time.monotonic`) is stopped: it goes on from its checkpoint the next time where its config has them.
     """
     from rich.console import Console
     from rich.progress import (
@@ -214,11 +226,14 @@ def run_study(study: str, out: Path, workers: int, shard: tuple[int, int] = (1, 
         )
         with progress as bar:
             task = bar.add_task("", total=len(todo))
-            for line, status in _results(todo, out, workers, device):
+            for line, status in _results(todo, out, workers, device, until):
                 bar.update(task, advance=1, description=line)
                 crashed += status == "crashed"
                 if status != "finished":
                     bar.console.print(line)
+        if time.monotonic() >= until:
+            print(f"{study}: the time is over; the same command goes on")
+            break
     print(f"records: {out}" + (f"; {crashed} crashed" if crashed else ""))
     return 1 if crashed else 0
 
@@ -341,11 +356,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _results(todo: list[ExperimentConfig], out: Path, workers: int, device: str) -> Iterator[tuple[str, str]]:
-    """(line, status) of each run as it ends; a fresh process takes over after 20 runs."""
+def _results(
+    todo: list[ExperimentConfig], out: Path, workers: int, device: str, until: float = math.inf
+) -> Iterator[tuple[str, str]]:
+    """(line, status) of each run as it ends, until the time is over; a fresh process takes over after 20 runs."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, initializer=_start_worker, maxtasksperchild=20) as pool:
-        yield from pool.imap_unordered(_run_one, [(config, out, device) for config in todo])
+        ended = pool.imap_unordered(_run_one, [(config, out, device) for config in todo])
+        with contextlib.suppress(StopIteration, multiprocessing.TimeoutError):
+            while True:
+                yield ended.next(None if until == math.inf else max(until - time.monotonic(), 0))
 
 
 def _start_worker() -> None:
@@ -369,7 +389,7 @@ def _run_one(job: tuple[ExperimentConfig, Path, str]) -> tuple[str, str]:
     config, out, device = job
     label = f"{config.resolved_name} seed {config.seed}"
     try:
-        result = train(config, out, device=device, progress=False)
+        result = train(config, out, device=device, progress=False, resume=config.checkpoint.every > 0)
     except RunExists as error:
         return f"{label}: left out, {error}", "left out"
     except UsageError:  # the user's to mend, and the same for the runs to come
@@ -397,12 +417,16 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=cores(), help="processes (default: cores)")
     parser.add_argument("--shard", type=_shard, default=(1, 1), help="1/4: the first of four machines that share")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where runs train (default: cpu)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop then; the same command goes on")
     options = parser.parse_args()
     packing, repeating = (options.words[:1] == [word] for word in ("pack", "repeat"))
     recorded = [name for name in STUDIES if (RECORDED / name).is_dir()]
     studies = options.words[packing or repeating :] or (recorded if repeating else list(CAMPAIGN))
     if options.workers < 1:
         parser.error("--workers: at least one")
+    if not options.minutes > 0:
+        parser.error("--minutes: more than none")
+    until = time.monotonic() + 60 * options.minutes
 
     def work() -> int:
         for study in studies:
@@ -412,7 +436,8 @@ def main() -> int:
         if repeating:
             return max(repeat(study) for study in studies)
         look_around(options.out, options.device)
-        return max(run_study(study, options.out, options.workers, options.shard, options.device) for study in studies)
+        how = (options.out, options.workers, options.shard, options.device, until)
+        return max(run_study(study, *how) for study in studies if time.monotonic() < until)
 
     return guarded(work)
 

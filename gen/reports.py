@@ -29,6 +29,7 @@ NAMES = (
     "failure_modes",
     "manifold_comparison",
     "head",
+    "scaling",
     "preregistered",
     "literature",
     "corrections",

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -168,7 +169,7 @@ class TestBpe:
     def test_the_licences_begin_with_their_96_characters(self, monkeypatch: pytest.MonkeyPatch) -> None:
         texts = [(b"licence %d\n" % index) * 40 + b"\n\n" for index in range(30)]
         split = (b"".join(texts[:27]), b"".join(texts[27:]), 30)
-        monkeypatch.setattr(data, "_prepare", lambda: split)
+        monkeypatch.setattr(data, "_prepare", lambda most: split)
         monkeypatch.setattr(data, "_installed", lambda package: "1.0")
         found, plain, raw = (load_corpus("licenses", *how) for how in (("bpe", 100), ("characters",), ("bytes",)))
         assert raw.train.tobytes() == split[0]
@@ -442,3 +443,21 @@ def test_the_command_says_both_losses(file: Path, tmp_path: Path, capsys: pytest
     assert (about["tokenizer"], about["vocabulary"]) == ("bpe", 300)
     assert about["train_tokens"] < about["train_characters"]
     assert json.dumps(about)
+
+
+def test_all_licences_are_more_than_the_default_and_as_well_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of twelve texts a cap takes some and no cap takes all; no word is in both splits."""
+    files = []
+    for number in range(12):
+        path = tmp_path / f"{number}.LICENSE"
+        path.write_text(" ".join(f"w{word}" for word in range(1000 + 200 * number, 1200 + 200 * number)))
+        files.append(SimpleNamespace(name=path.name, match=lambda _: True, locate=lambda path=path: path))
+    monkeypatch.setattr(data.metadata, "files", lambda _: files)
+    monkeypatch.setattr(data, "VALIDATION_SHARE", 0.9)  # a group of a tenth of it may be held out
+    capped, every = data._prepare(3000), data._prepare(None)
+    assert (capped[2], every[2]) == (3, 12)
+    train_words, held_words = ({*split.split()} for split in every[:2])
+    assert len(train_words) + len(held_words) == 12 * 200
+    assert held_words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -9,13 +10,15 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from altgrad.config import UsageError
+from altgrad.config import ExperimentConfig, UsageError
 from altgrad.runs import load_runs
 from altgrad.runs.canary import CANARIES
 from altgrad.runs.query import verify
@@ -53,8 +56,9 @@ class BestAt(dict[str, float]):
 
     def _sweep(self, study: str, arm: Arm, favourite: str) -> None:
         own = STUDIES[study].rates or arm.swept_rates
-        first, *_, last = own
-        rates = [first / 2**k for k in range(4, 0, -1)] + [*own, *(last * 2**k for k in range(1, 5))]
+        first, last = own[0], own[-1]
+        beyond = range(1, 5) if first < last else ()
+        rates = [*(first / 2**k for k in reversed(beyond)), *own, *(last * 2**k for k in beyond)]
         for position, rate in enumerate(rates):
             off = {"middle": abs(position - len(rates) // 2), "low": position, "high": -position}[favourite]
             for seed in STUDIES[study].seeds[arm.name]:
@@ -67,7 +71,7 @@ def tuned() -> BestAt:
 
 
 def test_studies_hold_what_they_say(campaign: ModuleType, tuned: BestAt) -> None:
-    configs = {name: campaign.configs_of(name, tuned) for name in STUDIES}
+    configs = {name: campaign.configs_of(name, tuned) for name, study in STUDIES.items() if not study.waits}
     sizes = {name: len(found) for name, found in configs.items()}
     assert sizes["formats"] == 4 * 32 + (5 + 2) * 16 + 1 + 3 * 7 * 16
     assert sizes["layers"] == 4 * 7 * 16
@@ -79,6 +83,8 @@ def test_studies_hold_what_they_say(campaign: ModuleType, tuned: BestAt) -> None
     assert sizes["pilot-tuning"] == 16 * 5 * 2
     assert sizes["pilot-formats"] == 10 * 5
     assert sizes["pilot-manifold"] == 4 * 3 * 5
+    assert sizes["ladder-tuning"] == (4 * 2 * 3 + 3) * 4
+    assert sizes["ladder"] == (4 * 2 * 8 + 2 * 6 + 2 * 2) * 8
     for name, found in configs.items():
         assert {config.study for config in found} == {name}
         assert len({run_id(config, DATA) for config in found}) == sizes[name], f"{name} has a run twice"
@@ -108,8 +114,23 @@ def test_a_large_study_takes_its_rate_from_the_recorded_sweep(campaign: ModuleTy
     assert {config.optimizer.learning_rate for config in campaign.configs_of("formats-large", tuned)} == {middle}
 
 
+def test_the_ladder_takes_its_rates_by_size_and_what_is_held_out_waits_for_the_fit(
+    campaign: ModuleType, tuned: BestAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="STUDY=ladder-tuning first"):
+        campaign.configs_of("ladder", {})
+    assert {config.optimizer.other_learning_rate for config in campaign.configs_of("ladder", tuned)} == {None}
+    assert {config.final_eval_characters for config in campaign.configs_of("ladder", tuned)} == {100_000}
+    (alone,) = ARMS["NVFP4 ladder 128x4 1600 by width"].swept_rates
+    assert campaign.sweep("ladder-tuning", ARMS["NVFP4 ladder 128x4 1600 by width"], tuned) == ([alone], alone)
+    waiting = dataclasses.replace(STUDIES["ladder-large"], waits="commit the fit")
+    monkeypatch.setattr(campaign, "STUDIES", {"ladder-large": waiting})
+    with pytest.raises(UsageError, match="STUDY 'ladder-large' waits: commit the fit"):
+        campaign.configs_of("ladder-large", tuned)
+
+
 def test_the_demo_trains_runs_that_are_not_recorded(campaign: ModuleType, tuned: BestAt) -> None:
-    others = (name for name in STUDIES if name != "demo")
+    others = (name for name, study in STUDIES.items() if name != "demo" and not study.waits)
     recorded = {run_id(config, DATA) for name in others for config in campaign.configs_of(name, tuned)}
     assert not recorded & {run_id(config, DATA) for config in campaign.configs_of("demo", {})}
 
@@ -193,6 +214,30 @@ def test_a_campaign_resumes_and_packs(
         campaign.pack("tiny", tmp_path / "clone")
 
 
+def test_a_part_of_a_campaign_ends_when_its_time_is_over_and_what_has_checkpoints_goes_on(
+    campaign: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads stand in for the processes; the second run takes longer than there is time."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    import altgrad.training
+
+    resumed = []
+
+    def slow(config: ExperimentConfig, *_: Any, resume: bool, **__: Any) -> Any:
+        resumed.append((config.seed, resume))
+        time.sleep(0.6 * config.seed)
+        return SimpleNamespace(status="finished", summary={"val_loss": 2.0})
+
+    pool = SimpleNamespace(Pool=lambda workers, **_: ThreadPool(workers))
+    monkeypatch.setattr(campaign.multiprocessing, "get_context", lambda _: pool)
+    monkeypatch.setattr(altgrad.training, "train", slow)
+    todo = [Arm("a", "FP32").config(0), Arm("a", "FP32", settings={"checkpoint": {"every": 5}}).config(1)]
+    ended = list(campaign._results(todo, tmp_path, 2, "cpu", time.monotonic() + 0.3))
+    assert [status for _, status in ended] == ["finished"]
+    assert sorted(resumed) == [(0, False), (1, True)]
+    assert len(list(campaign._results(todo, tmp_path, 2, "cpu"))) == 2, "without an end all of them end"
+
+
 def test_a_machine_that_is_described_alike_and_computes_otherwise_is_named(
     campaign: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,7 +309,7 @@ def corpus_fingerprint(*_: Any) -> dict[str, Any]:
 def in_this_process(campaign: ModuleType):  # type: ignore[no-untyped-def]
     """The campaign's workers without processes of their own (two seconds each to start)."""
 
-    def results(todo, out, workers, device):  # type: ignore[no-untyped-def]
+    def results(todo, out, workers, device, until):  # type: ignore[no-untyped-def]
         return map(campaign._run_one, [(config, out, device) for config in todo])
 
     return results

@@ -22,6 +22,7 @@ from altgrad.reports.manifold_comparison import manifold_comparison_page
 from altgrad.reports.own import own_pages
 from altgrad.reports.preregistered import preregistered_page
 from altgrad.reports.provenance import code_key
+from altgrad.reports.scaling import scaling_page
 from altgrad.reports.tuning import swept
 from altgrad.runs import sources_fingerprint
 from altgrad.runs.schema import digest
@@ -36,6 +37,7 @@ __all__ = [
     "home_page",
     "literature_page",
     "preregistered_page",
+    "scaling_page",
     "site_key",
     "site_page_makers",
     "site_pages",
@@ -47,6 +49,7 @@ REPORTS: dict[str, Callable[[ExperimentDataLoader], Page]] = {
     "reports/failure_modes": failure_modes_page,
     "reports/manifold_comparison": manifold_comparison_page,
     "reports/head": head_page,
+    "reports/scaling": scaling_page,
     "reports/preregistered": preregistered_page,
     "reports/literature": literature_page,
     "reports/corrections": corrections_page,

@@ -258,4 +258,5 @@ def document_source(path: str) -> str:
 def documents_key(*paths: str) -> str:
     """A digest of the documents of some pages and of what they may take from others, for the cache."""
     shared = sorted(f"sections/{file.stem}" for file in (DOCUMENTS / "sections").glob("*.md"))
-    return digest(CITATION.read_text("utf-8"), *map(document_source, (*paths, PREREGISTRATION, *shared)))
+    registered = sorted(f"method/{file.stem}" for file in (DOCUMENTS / "method").glob("preregistration*.md"))
+    return digest(CITATION.read_text("utf-8"), *map(document_source, (*paths, *registered, *shared)))

@@ -22,6 +22,7 @@ from altgrad.reports.literature import literature_page
 from altgrad.reports.manifold_comparison import manifold_comparison_page
 from altgrad.reports.preregistered import preregistered_page
 from altgrad.reports.provenance import provenance
+from altgrad.reports.scaling import scaling_page
 from altgrad.reports.tuning import swept
 from altgrad.site import Block, Chart, ChartBlock, Details, Note, Page, chart_figure, write_folder
 from altgrad.text import csv
@@ -82,7 +83,8 @@ class ReportGenerator:
         the site's address; without it links to pages that are neither reports nor in `documents` are text.
         """
         folder = Path(folder)
-        others = (make(self.loader) for make in (head_page, preregistered_page, literature_page, corrections_page))
+        makers = (head_page, scaling_page, preregistered_page, literature_page, corrections_page)
+        others = (make(self.loader) for make in makers)
         written = write_folder((*self._pages, *others), folder, site_root=site_root, documents=documents)
         return [*written, *_write_results(self.loader, folder)]
 

@@ -22,7 +22,7 @@ def scope(loader: ExperimentDataLoader, arm: str) -> str:
     model, each = f"{config.model.layers} layers of {config.model.dim}", ""
     if size.parameters:
         model, each = f"{size.parameters:,} parameters", f" ({size.characters / size.parameters:.1f} per parameter)"
-    text = "licence texts" if size.text == "licenses" else size.text
+    text = "licence texts" if size.text.startswith("licenses") else size.text
     rules = [config.scaling.rule(operand) for operand in config.quantize.operands or OPERANDS]
     scales = words.names(sorted({scale_label(rule) or ONE_SCALE for rule in rules}))
     quantize, master = config.quantize, config.optimizer.storage == "master"

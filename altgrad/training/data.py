@@ -4,6 +4,7 @@
   each a file of YAML front matter and text. About 4 MB of them, chosen by a hash of their names, are folded to 96
   characters (printable ASCII and newline) and split by near-duplicate group: a licence and its variants stay on one
   side, since a random split leaks.
+- ``licenses-all``: all of them, in the same way.
 - ``sympy``: the sources of the package of that name, one after the other in the order of their names.
 - a text file of one's own (`load_text`), of any size.
 
@@ -19,6 +20,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -111,7 +113,7 @@ def load_corpus(name: str = "licenses", tokenizer: str = "characters", vocabular
     """The data set called `name`, from the cache or prepared now (some seconds) and cached.
 
     Args:
-        name: "licenses" or "sympy".
+        name: "licenses", "licenses-all" or "sympy".
         tokenizer: "characters" (of folded text), "bytes" or "bpe".
         vocabulary: number of tokens of "bpe".
 
@@ -120,9 +122,11 @@ def load_corpus(name: str = "licenses", tokenizer: str = "characters", vocabular
     """
     if name == "file":
         raise UsageError("data: 'file' is a text of your own; give it with --data FILE, or set data=licenses")
-    if name not in ("licenses", "sympy"):
-        raise UsageError(f"data: {name!r} is not a data set; use 'licenses' or 'sympy'")
-    return _load(_licences() if name == "licenses" else _sympy(), tokenizer, vocabulary)
+    sources = {"licenses": _licences, "licenses-all": partial(_licences, "licenses-all", None), "sympy": _sympy}
+    if name not in sources:
+        *others, last = map(repr, sources)
+        raise UsageError(f"data: {name!r} is not a data set; use {', '.join(others)} or {last}")
+    return _load(sources[name](), tokenizer, vocabulary)
 
 
 def load_text(path: Path, tokenizer: str = "characters", vocabulary: int | None = None) -> Corpus:
@@ -250,17 +254,18 @@ def _sympy() -> Source:
     return _text("sympy", "data: sympy", about, blocks)
 
 
-def _licences() -> Source:
+def _licences(name: str = "licenses", most: int | None = CHARACTERS) -> Source:
+    """About `most` characters of licences, or all of them."""
     version = _installed(PACKAGE)
 
     def write_tokens(file: BinaryIO, tokenizer: str) -> tuple[int, int, dict[str, Any]]:
-        *splits, documents = _prepare()
+        *splits, documents = _prepare(most)
         as_tokens = tokens if tokenizer == "characters" else _bytes
         train, validation = (write(file, [as_tokens(split)]) for split in splits)
         return train, validation, {"documents": documents}
 
-    about = {"name": "licenses", "package": f"{PACKAGE} {version}", "licence": "CC-BY-4.0"}
-    return Source("licenses", "data: licenses", about, FOLDED, write_tokens)
+    about = {"name": name, "package": f"{PACKAGE} {version}", "licence": "CC-BY-4.0"}
+    return Source(name, f"data: {name}", about, FOLDED, write_tokens)
 
 
 def _installed(package: str) -> str:
@@ -271,14 +276,14 @@ def _installed(package: str) -> str:
         raise UsageError(f"data: the package {package} is missing; run: pip install 'altgrad[train]'") from None
 
 
-def _prepare() -> tuple[bytes, bytes, int]:
-    """The licences, folded: training split, validation split, and how many there are."""
+def _prepare(most: int | None) -> tuple[bytes, bytes, int]:
+    """About `most` characters of licences, folded: training split, validation split, and how many there are."""
     files = [file for file in metadata.files(PACKAGE) or () if file.match("licenses/*.LICENSE")]
     files.sort(key=lambda file: hashlib.sha256(file.name.encode()).digest())
     texts: list[bytes] = []
     total = 0
     for file in files:
-        if total >= CHARACTERS:
+        if most is not None and total >= most:
             break
         text = fold(body(Path(str(file.locate())).read_text(encoding="utf-8", errors="replace")))
         if len(text) > 200:

@@ -350,3 +350,5 @@ const file = page?.querySelector("a[href$='.curves.json']");
 if (file && /\/runs\/[^/]+\/(?:index\.html)?$/.test(location.pathname)) {
   armPage(file.href, page.querySelector("figure#chart-loss"), page.querySelector("#difference"), page.querySelector("#layers"));
 }
+
+if (page?.querySelector("#table-calculator")) import("./scaling/calculator.js").then(({ start }) => start(page));

@@ -75,6 +75,7 @@ def pages() -> Iterator[Page]:
         yield Page(f"reports/{name}", name.replace("_", " ").capitalize(), body, provenance=foot)
     for path in (
         "reports/head",
+        "reports/scaling",
         "reports/preregistered",
         "reports/corrections",
         "formats/index",

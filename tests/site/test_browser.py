@@ -255,7 +255,9 @@ def test_home_and_reports_show_a_chart(visit: Any, real_address: str, kind: str)
     assert charts.first.bounding_box()["height"] > 100
 
 
-@pytest.mark.parametrize("kind", [*REPORTS, "reports/head/", "reports/preregistered/", "reports/corrections/"])
+@pytest.mark.parametrize(
+    "kind", [*REPORTS, "reports/head/", "reports/scaling/", "reports/preregistered/", "reports/corrections/"]
+)
 def test_a_report_is_six_screens_at_most_and_twelve_on_a_phone(visit: Any, real_address: str, kind: str) -> None:
     page = visit(real_address + kind).page
     assert page.evaluate("document.documentElement.scrollHeight") <= 6 * 900
