@@ -15,7 +15,9 @@ under "altgrad", what `read_weights` needs to know: format, scale and shape of e
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,10 +74,13 @@ def export_weights(model: nn.Module, path: str | Path) -> list[Exported]:
     tensors: dict[str, Tensor] = {}
     known: dict[str, dict[str, Any]] = {}
     found = []
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    own = {id(parameter): key for key, parameter in reversed(parameters.items())}
     for name, layer in quantized_layers(model).items():
-        if layer.policy.operand("weight").format is FP32:
+        if layer.weight is None or layer.policy.operand("weight").format is FP32:
             continue
         key = f"{name}.weight".lstrip(".")
+        key = key if key in parameters else own[id(layer.weight)]  # a module's own matrix, such as in_proj_weight
         parts, known[key] = _parts(name or "the layer", layer)
         written = {key + ending: tensor.contiguous() for ending, tensor in parts.items()}
         tensors |= written
@@ -108,7 +113,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             raise UsageError(f"{path}: has version {document['version']} and this altgrad reads {VERSION}")
         for key, about in document["weights"].items():
             scales = [tensors.pop(f"{key}{ending}", None) for ending in ("_scale", "_scale_2")]
-            tensors[key] = _value(tensors[key], scales, about)
+            tensors[key] = _as_parameter(_value(tensors[key], scales, about), about)
     except UsageError:
         raise
     except FileNotFoundError:
@@ -136,6 +141,7 @@ def _parts(name: str, layer: QuantizedLayer) -> tuple[dict[str, Tensor], dict[st
     shape = tuple(value.shape)
     about: dict[str, Any] = {"format": fmt.name, "kind": rule.kind, "shape": shape, "block": block}
     about |= {"inverse": rule.quotient == "inverse", "rows": _matrix_shape(shape)}
+    about |= {"parameter": tuple(layer.weight.shape), "order": _order(layer)}
     every = None if scale is None else _each(scale, about)
     codes = encode(value * every, fmt) if about["inverse"] else _encode(value, fmt, every)
     parts = {"": _stored(codes, fmt, about)}
@@ -144,8 +150,8 @@ def _parts(name: str, layer: QuantizedLayer) -> tuple[dict[str, Tensor], dict[st
         assert scale is not None
         parts["_scale"] = encode(scale, E8M0, check_scale=False).view(torch.float8_e8m0fnu)
     elif rule.kind == "nvfp4" and not on_grid:
-        weight = layer.weight.detach()
-        largest = tile_amax(weight, block) if isinstance(block, tuple) else None
+        weight = layer.as_operand(layer.weight.detach())
+        largest = tile_amax(weight.flatten(0, -2), block) if isinstance(block, tuple) else None
         inner, outer = nvfp4_scales(weight) if largest is None else nvfp4_scales_of_amax(largest)
         parts |= {"_scale": encode(inner, get_format("e4m3")).view(torch.float8_e4m3fn), "_scale_2": outer}
     elif scale is not None:
@@ -167,8 +173,22 @@ def _value(stored: Tensor, scales: list[Tensor | None], about: Mapping[str, Any]
     return values.div_(every) if about["inverse"] else values.mul_(every)
 
 
+def _order(layer: QuantizedLayer) -> tuple[int, ...]:
+    """The order of the parameter's dimensions in which the operand has its elements."""
+    numbers = torch.arange(layer.weight.numel()).view(layer.weight.shape)
+    operand = layer.as_operand(numbers)
+    orders = itertools.permutations(range(numbers.ndim))
+    return next(order for order in orders if torch.equal(numbers.permute(order).reshape(operand.shape), operand))
+
+
+def _as_parameter(values: Tensor, about: Mapping[str, Any]) -> Tensor:
+    shape, order = about["parameter"], about["order"]
+    back = sorted(range(len(order)), key=lambda dim: order[dim])
+    return values.reshape([shape[dim] for dim in order]).permute(back).contiguous()
+
+
 def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    return (shape[0], shape[1]) if len(shape) == 2 else (1, shape[0])
+    return (math.prod(shape[:-1]), shape[-1])
 
 
 def _each(scale: Tensor, about: Mapping[str, Any]) -> Tensor:

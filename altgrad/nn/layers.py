@@ -413,12 +413,12 @@ class _Quantizer:
             return self.as_parameter(self._rounded(self.as_operand(self.weight.detach()), "weight")[0])
 
     def weight_and_scale(self) -> tuple[Tensor, Tensor | None, int | tuple[int, int]]:
-        """`weight_as_read`, the scale it has, and the elements of a block, or its rows and columns, or 0.
+        """The weight as an operand, the scale it has, and the elements of a block, or its rows and columns, or 0.
 
         The scale is one a tensor, row or block, None for 1, and its inverse where the rule's quotient is "inverse".
         """
         with self._without_trace():
-            weight = self.weight.detach()
+            weight = self.as_operand(self.weight.detach())
             scale, block = self._scale(self._rotated(weight, "weight"), "weight")
             return self._rounded(weight, "weight")[0], scale, block
 
