@@ -127,7 +127,7 @@ def pack_study(
         layers_every: in steps.
         drop: history columns that are not kept.
         canaries: of which those are kept whose machine one of the runs names.
-        last_look: ids of runs of which only the last look at each layer is kept.
+        last_look: ids of runs of which only the last look at each layer is kept, without histograms of codes.
         layers: whether anything of the per-layer tables is kept.
 
     Raises:
@@ -153,7 +153,8 @@ def pack_study(
         table = record.layers if layers else record.layers.iloc[:0]
         step = table["step"]
         keep = ((step % layers_every == 0) | (step == step.min())) & ~is_histogram(table)
-        keep = is_last(table) if record.id in last_look else keep | is_over_time(table) | is_last(table)
+        last = is_last(table) & ~is_histogram(table)
+        keep = last if record.id in last_look else keep | is_over_time(table) | is_last(table)
         keep |= _read_with_histograms(table, keep)
         tables.append(table[keep].assign(run_id=record.id))
     history, layer_table = pd.concat(histories, ignore_index=True), pd.concat(tables, ignore_index=True)
