@@ -103,7 +103,10 @@ def test_a_claim_is_refuted_by_its_opposite_or_by_equivalence_and_never_where_it
     assert not refuted(SMALL, +1)
     assert refuted(SMALL, +1, by=0.01)
     assert not refuted(UNDECIDED, +1)
-    assert not refuted(HIGHER, +1, by=0.2), "smaller than claimed, but neither opposite nor equivalent"
+    assert refuted(HIGHER, +1, by=0.2), "the interval ends before what is claimed"
+    assert refuted(LOWER, -1, by=0.2)
+    assert not refuted(HIGHER, +1, by=0.054), "the interval reaches beyond"
+    assert not refuted(LOST, +1, by=0.2)
     assert not refuted(LOST, +1)
 
 
@@ -123,7 +126,8 @@ ANSWERS: list[tuple[str, Judge, list[dict[str, Any]], str]] = [
     ("an arm that did not finish", all_shown(+1), [HIGHER, LOST], "inconclusive"),
     ("an arm that did not finish, and the opposite", all_shown(+1), [LOST, LOWER], "no"),
     ("shown, but not by enough and within the margin", all_shown(+1, by=0.01), [SMALL], "no"),
-    ("shown, but not by enough", all_shown(+1, by=0.1), [HIGHER], "inconclusive"),
+    ("shown, and not by enough", all_shown(+1, by=0.1), [HIGHER], "no"),
+    ("shown, and perhaps by enough", all_shown(+1, by=0.052), [HIGHER], "inconclusive"),
     ("one pair", all_shown(+1), [ONE_PAIR], "inconclusive"),
     ("those that decide", all_shown(+1, of=("A",)), [HIGHER, FIRST], "yes"),
     ("those that decide, the others", all_shown(+1, of=("C",)), [HIGHER, FIRST], "no"),

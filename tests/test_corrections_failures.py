@@ -245,6 +245,7 @@ def test_without_records_every_finding_says_so_and_no_figure_is_given() -> None:
 
 
 HELD = {
+    "reports/head": {'verdict("H29").answer == "yes"': ("E7M0 head residual-on-target", +0.2)},
     "reports/corrections": {
         'contrast("MXFP4 up", "FP32").difference > e7m0_worst.gap': ("MXFP4 up", -1.0),
         'verdict("H10").answer == "yes"': ("E4M3 code stochastic", -1.0),

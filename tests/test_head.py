@@ -152,7 +152,8 @@ def test_the_means_of_the_logits_are_those_of_the_last_looks(losses: pd.Series) 
         .groupby("arm")["value"]
         .agg(["mean", "size"])
     )
-    shown = re.search(r"means of the logits ([^|]+) \|", (ROOT / "reports" / "head.md").read_text())
+    outcomes = pd.read_csv(ROOT / "reports" / "head.predictions.csv").set_index("id")["outcome"]
+    shown = re.fullmatch(r"means of the logits (.+)", outcomes["H27"])
     assert shown is not None
     wanted = [("e7m0", "amax"), ("e2m1", "nvfp4")]
     rows = [found.loc[[(*arm, how)]].iloc[0] for arm in wanted for how in ("nearest", "stochastic")]
@@ -234,3 +235,28 @@ def test_the_gaps_on_the_other_text_are_those_of_the_files() -> None:
         assert is_row(row, of(frame, *fmt, row.rounding) - base)
     for fmt in (("e0m7", "amax"), ("e2m1", "nvfp4")):
         assert ends(of(frame, *fmt) - of(frame, *fmt, "stochastic"))[1] > 0.05  # far beyond any adjustment: H26
+
+
+def test_the_controls_are_those_of_the_files(losses: pd.Series) -> None:
+    """Eight seeds of the controls against the sixteen of study head; their marks are in the third registration."""
+    table, frame = pd.read_csv(ROOT / "reports" / "head.controls-table.csv"), finals("head-controls")
+    assert len(frame) == 64
+    kinds = {"E0M7": ("e0m7", "amax"), "E6M1": ("e6m1", "amax"), "E7M0": ("e7m0", "amax"), **ELEMENTS}
+    base = losses["fp32", "", ""]
+    for row in table[table["rounding"].isin(("mean-removed", "residual-on-target"))].itertuples():
+        assert is_row(row, of(frame, *kinds[row.format], f"own:{row.rounding}") - base)
+    answers = pd.read_csv(ROOT / "reports" / "head.predictions.csv").set_index("id")["answer"]
+    removed = {
+        name: ends(of(frame, *kinds[name], "own:mean-removed") - losses[(*kinds[name], "nearest")])
+        for name in ("E0M7", "E7M0", "MXFP4 up")
+    }
+    short = any(high < 0.3 for _, _, high in removed.values())
+    assert answers["H28"] == (
+        "no" if short else "yes" if min(mean for mean, *_ in removed.values()) > 0.3 else answers["H28"]
+    )
+    rest = {
+        name: ends(of(frame, *kinds[name], "own:residual-on-target") - losses[(*kinds[name], "wide")])
+        for name in ("E7M0", "E6M1", "E0M7", "MXFP4 up")
+    }
+    came = rest["E7M0"][2] < 0.03 and rest["E6M1"][2] < 0.03 and rest["E0M7"][0] > 0.1 and rest["MXFP4 up"][0] > 0.3
+    assert (answers["H29"] == "yes") == came

@@ -180,8 +180,12 @@ def equivalent(row: Row, margin: float = MARGIN) -> bool:
 
 
 def refuted(row: Row, sign: int, by: float = 0.0) -> bool:
-    """Whether a claimed difference of this sign is refuted: the opposite is shown, or equivalence and not the claim."""
-    return not shown(row, sign, by) and (shown(row, -sign) or equivalent(row))
+    """Whether a claimed difference of this sign is refuted: the opposite is shown, or equivalence and not the claim.
+
+    One of more than `by` is refuted by an interval that ends before it, too.
+    """
+    short = by > 0 and judged(row) and max(sign * row["low"], sign * row["high"]) < by
+    return not shown(row, sign, by) and (short or shown(row, -sign) or equivalent(row))
 
 
 def beyond(row: Row, limit: float) -> bool:

@@ -527,6 +527,7 @@ def lines(
     markers: bool = False,
     percent: bool = False,
     log: bool = False,
+    right: float = 1.1,
 ) -> Chart:
     """A line a series in its own colour, with its name at its end.
 
@@ -540,6 +541,7 @@ def lines(
         crossed: series that end in a cross.
         markers: whether the points are marked.
         percent, log: how y is written, and its scale.
+        right: inches for the names.
     """
     x, y, series = columns
     names = list(dict.fromkeys(drawn[series]))
@@ -591,7 +593,7 @@ def lines(
         axes.set_xlabel(axes_titles[0])
         axes.set_ylabel(axes_titles[1])
 
-    margins = (0.7, 1.1, 0.5, 0.3)
+    margins = (0.7, right, 0.5, 0.3)
     return Chart(identity, title, description, data, draw, height=3.0, margins=margins)
 
 

@@ -95,7 +95,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
     everything = loader.memo(everything_quantized)
     body, text = loader.memo(without_embedding_and_head), loader.memo(on_another_text)
     controls = gaps_of(loader, "FP32 fresh", _controls())
-    operands = gaps_of(loader, "FP32 fresh", {(arm.name, "body"): arm.name for arm in BODY_OPERAND_ARMS})
+    operands = gaps_of(loader, "FP32 fresh", {_operand_of(arm.name): arm.name for arm in BODY_OPERAND_ARMS})
     vocabulary = costs_by_vocabulary(loader)
     probed, ranks = probe_against_gaps(loader, _probed())
     looks = _looks(loader)
@@ -110,7 +110,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "text": _by_rounding(text),
         "logits": logits,
         "controls": controls.to_dict("records") if controls["rounding"].isin(OWN_ROUNDED).any() else [],
-        "operands": operands.to_dict("records"),
+        "operands": operands.assign(format=operands["format"].map(shown_as)).to_dict("records"),
         "vocabulary": vocabulary.to_dict("records"),
         "probed": probed.to_dict("records"),
         "ranks": ranks,
@@ -165,6 +165,12 @@ def _by_rounding(gaps: pd.DataFrame) -> list[dict[str, Any]]:
     return list(table.reindex(columns=["nearest", "stochastic"]).dropna().reset_index().to_dict("records"))
 
 
+def _operand_of(arm: str) -> tuple[str, str]:
+    """Format and operand of an arm with one operand alone."""
+    fmt, _, operand = arm.partition(" body ")
+    return fmt, operand
+
+
 def _controls() -> dict[tuple[str, str], str]:
     """The arms that tell why a rounding helps, beside those it is held against."""
     formats = dict.fromkeys(arm.name.partition(" head ")[0] for arm in HEAD_CONTROL_ARMS)
@@ -193,7 +199,9 @@ def _looks(loader: ExperimentDataLoader) -> pd.DataFrame:
 def _looks_chart(looks: pd.DataFrame) -> list[Block]:
     names = {name: name.split(" ")[0] for name in dict.fromkeys(looks["series"])}
     columns, axes = ("step", "logits_mean", "series"), ("step", "mean of the logits")
-    return [ChartBlock(charts.lines("looks", "", "", looks, looks, columns, axes, formats=names, markers=True))]
+    return [
+        ChartBlock(charts.lines("looks", "", "", looks, looks, columns, axes, formats=names, markers=True, right=1.35))
+    ]
 
 
 def _map(identity: str, gaps: pd.DataFrame) -> list[Block]:
