@@ -99,7 +99,7 @@ class LoRA(nn.Module):
         self.a, self.b = nn.Parameter(torch.randn(2, 8)), nn.Parameter(torch.randn(8, 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + x @ self.a.t() @ self.b.t()
+        return self.base(x) + x @ self.a.mT @ self.b.T
 
 
 class Attends(nn.Module):
@@ -363,14 +363,14 @@ def test_without_rounding_the_numbers_are_those_of_torch(name: str) -> None:
     assert torch.equal(plain_run(quantize_model(model, Policy()), x), expected)
 
 
-@pytest.mark.parametrize("name", ["Conv2d", "Conv1D", "MultiheadAttention", "read by its parent"])
+@pytest.mark.parametrize("name", ["Conv2d", "Conv1D", "MultiheadAttention", "read by its parent", "LoRA"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_compiled_model_has_the_bits_of_the_eager_one(name: str) -> None:
     build, shape = KINDS[name]
     model, x = quantize_model(nn.Sequential(build()), FULL), torch.randn(*shape)
     torch._dynamo.reset()
-    run = torch.compile(model, backend="eager", fullgraph=True)
+    run = torch.compile(model, backend="eager", fullgraph=name != "LoRA")  # which reads a weight's T
     found = run(x)
     found.square().sum().backward()
     grads = [parameter.grad.clone() for parameter in model.parameters()]
