@@ -276,6 +276,11 @@ def reads_child(module: nn.Module, path: str) -> bool:
     return any(chain[-len(parts) - 1 :] == (*parts, "weight") for chain in _chains(plain_class(type(module))))
 
 
+def reads_transposed(module: nn.Module) -> bool:
+    """Whether the forward pass of a module reads ``self.weight.T`` or the like."""
+    return any(len(chain) > 1 and chain[-1] in ("T", "mT") for chain in _chains(plain_class(type(module))))
+
+
 def _attends(module: nn.Module, cls: type) -> bool:
     """Whether a module is one that multiplies queries by keys: called attention, with code that does."""
     if "attention" not in cls.__name__.lower():

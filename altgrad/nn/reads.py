@@ -62,6 +62,8 @@ class Reader(nn.Module):
 
     weights_read: tuple[str, ...] = ()
     """Paths from here to the layers whose weights it may read, "" for itself."""
+    no_graph: bool = False
+    """Whether it reads a weight's ``T`` or ``mT``, which no graph of torch.compile shows: it stays out of the graph."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward pass, whose products the layers compute."""
@@ -69,6 +71,8 @@ class Reader(nn.Module):
         if layers and not any(layer.observer is not None or layer.policy.rounds for layer in layers):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         forward = super().forward  # type: ignore[misc]
+        if self.no_graph and torch.compiler.is_compiling():
+            return torch.compiler.disable(self._watched)(layers, forward, *args, **kwargs)
         if any(parametrize.is_parametrized(layer) for layer in layers):
             with parametrize.cached():  # a weight is the same object each time it is read
                 return self._watched(layers, forward, *args, **kwargs)
@@ -116,9 +120,7 @@ class Reads(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _HANDLERS:
             return _HANDLERS[name](self, func, *args, **given)
-        if name == "__get__" and func is not torch.Tensor.T.__get__ and func is not torch.Tensor.mT.__get__:  # type: ignore[attr-defined]
-            return func(*args, **given)
-        if (name in _PARTS or name == "__get__") and args:
+        if args and (name in _PARTS or name == "__get__"):
             return self._part(func, args, given)
         return func(*args, **given)
 
@@ -130,7 +132,8 @@ class Reads(TorchFunctionMode):
         if isinstance(layer, nn.Embedding):
             return func(_Rounded.apply(args[0], layer, "weight"), *args[1:], **kwargs)
         found = func(*args, **kwargs)
-        self.known += [(each, layer) for each in (found if isinstance(found, tuple | list) else (found,))]
+        parts = found if isinstance(found, tuple | list) else (found,)
+        self.known += [(each, layer) for each in parts if isinstance(each, Tensor)]
         return found
 
 

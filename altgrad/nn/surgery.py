@@ -14,7 +14,7 @@ from torch import nn
 from altgrad.config import LAYER_TYPES
 from altgrad.formats import FP32, check_draw_version
 from altgrad.nn.coverage import Coverage, forget_coverage
-from altgrad.nn.kinds import Kind, kind_of, one_cast, plain_class, quantized_class, reads_child
+from altgrad.nn.kinds import Kind, kind_of, one_cast, plain_class, quantized_class, reads_child, reads_transposed
 from altgrad.nn.layers import UNQUANTIZED, Clock, Observer, Policy, QuantizedLayer, _key, hadamard
 from altgrad.nn.names import plain_name, type_of
 from altgrad.nn.policies import recipe
@@ -216,6 +216,8 @@ def _install(
             layer.train(module.training)
         if paths:
             vars(module)["weights_read"] = tuple(paths)
+            if reads_transposed(module):
+                vars(module)["no_graph"] = True
 
 
 def _become(layer: Any, place: _Place, clock: Clock) -> None:
@@ -285,7 +287,8 @@ def _take_out(module: nn.Module) -> None:
         for name in _OWN:
             vars(module).pop(name, None)
     added.pop("quantized", None)
-    vars(module).pop("weights_read", None)
+    for name in ("weights_read", "no_graph"):
+        vars(module).pop(name, None)
     module.__class__ = plain_class(type(module))
 
 
