@@ -6,7 +6,7 @@ shape is parameters^a tokens^b: exponents (some laws take them from FP32's own l
 
 Laws are fitted by nonlinear least squares, each gap weighted by its variance, which is known from a few seeds only and
 moderated (`covariance_of`). The exponents are found by scipy with the coefficients solved for at each step (variable
-projection, Golub & Pereyra 1973), so that a coefficient may be zero or negative, as that of an arm whose gaps lie around
+projection, Golub & Pereyra 1973), so that a coefficient may be zero or negative, as that of an arm whose gaps are near
 zero. Gaps of one place share FP32's runs: their correlation is in the parameters' covariance. The interval method is
 the one whose simulated coverage is right (benchmarks/coverage.py).
 """
@@ -225,7 +225,8 @@ def _moderated(cells: pd.DataFrame, places: Sequence[Any]) -> Floats:
     apart = float(np.sum((logs - design @ effects) ** 2)) / left - float(np.mean(polygamma(1, degrees / 2)))
     prior = 2 / apart + 1 if apart > 2e-3 else 1e3  # trigamma(x) is about 1 / (x - 1/2)
     pooled: Floats = (prior * np.exp(design @ effects) + degrees * sd**2) / (prior + degrees)
-    return np.sqrt(pooled)
+    found: Floats = np.sqrt(pooled)
+    return found
 
 
 def _indicators(keys: Sequence[Any]) -> Floats:
@@ -370,7 +371,7 @@ class Fit:
         return gaps
 
     def widening(self, how: Interval = INTERVAL) -> float:
-        """By what variances are multiplied: above 1 where the residuals are larger than the spread of seeds explains."""
+        """By what variances are multiplied: above 1 where residuals are larger than the spread of seeds explains."""
         return max(self.chi2 / self.dof, 1.0) if how == "widened" and self.dof else 1.0
 
     def quantile(self, level: float, how: Interval = INTERVAL) -> float:
@@ -730,7 +731,7 @@ def share_of_data(loss: Fit | None, tokens: float, gap: float) -> float:
         return math.nan
     beta, fall = float(loss.exponents[1]), float(loss.coefficients[2])
     without = (tokens / UNITS[1]) ** -beta + max(gap, 0.0) / fall
-    return 1 - without ** (-1 / beta) / (tokens / UNITS[1])
+    return float(1 - without ** (-1 / beta) / (tokens / UNITS[1]))
 
 
 def extrapolated_rate(sizes: Mapping[int, float], width: int) -> float:

@@ -1,4 +1,4 @@
-"""How the cost of a format scales, docs/reports/scaling.md: the ladder, its law, what it predicted, and a calculator."""
+"""How the cost of a format scales, docs/reports/scaling.md: the ladder, its law, its predictions, and a calculator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from altgrad.reports.document import Content, content_of, document_page, documen
 from altgrad.site import GRID, MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Download, Page, Table
 from altgrad.site.document import Part
 from altgrad.site.sketch import INCH, Sketch, number_text
-from altgrad.studies import LADDER_FORMS, TOKENS_PER_STEP
+from altgrad.studies import LADDER_FORMS, LADDER_STEPS, TOKENS_PER_STEP
 
 PATH = "reports/scaling"
 REGISTRATION = "method/preregistration-ladder"
@@ -65,7 +65,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "large": _held_rows(found, "ladder-large"),
         "band": scaling.BAND,
         "least": scaling.LEAST,
-        "steps": scaling.LADDER_STEPS,
+        "steps": LADDER_STEPS,
         "grey": int(scaling.GREY),
         "refused": int(scaling.REFUSED),
         "bounds": _bounds(found),
@@ -112,7 +112,7 @@ def _ends(cells: pd.DataFrame, name: str) -> list[int]:
 
 def _held_rows(found: Findings, study: str) -> list[dict[str, Any]]:
     rows = found.held[found.held["study"] == study]
-    return rows.assign(label=[LADDER_FORMS[form][2] for form in rows["form"]]).to_dict("records")
+    return list(rows.assign(label=[LADDER_FORMS[form][2] for form in rows["form"]]).to_dict("records"))
 
 
 def _bounds(found: Findings) -> list[dict[str, Any]]:
@@ -163,11 +163,11 @@ def _panels(identity: str, title: str, cells: pd.DataFrame, law: Fit, over: str,
                 if len(here):
                     _curve(sketch, law, form, over, value, curve, (x, y), colour)
                 for row in here.itertuples():
-                    at = x(float(getattr(row, over)))
+                    across_at = x(float(getattr(row, over)))
                     told = f"{LADDER_FORMS[form][2]}, {row.parameters:,} parameters, {row.tokens:,} tokens"
                     with sketch.told(f"{told}: {words.number(row.gap, sign=True)} {words.interval(row.low, row.high)}"):
-                        sketch.line([(at, y(row.low)), (at, y(row.high))], colour, 1.2)
-                        sketch.dots([(at, y(row.gap))], colour, 2.2)
+                        sketch.line([(across_at, y(row.low)), (across_at, y(row.high))], colour, 1.2)
+                        sketch.dots([(across_at, y(row.gap))], colour, 2.2)
 
     rows = -(-len(forms) // across)
     size = (48 + rows * (height + 48)) / INCH

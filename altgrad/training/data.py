@@ -122,7 +122,8 @@ def load_corpus(name: str = "licenses", tokenizer: str = "characters", vocabular
     """
     if name == "file":
         raise UsageError("data: 'file' is a text of your own; give it with --data FILE, or set data=licenses")
-    sources = {"licenses": _licences, "licenses-all": partial(_licences, "licenses-all", None), "sympy": _sympy}
+    everything = partial(_licences, "licenses-all", None)
+    sources: dict[str, Callable[[], Any]] = {"licenses": _licences, "licenses-all": everything, "sympy": _sympy}
     if name not in sources:
         *others, last = map(repr, sources)
         raise UsageError(f"data: {name!r} is not a data set; use {', '.join(others)} or {last}")

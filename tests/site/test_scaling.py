@@ -57,8 +57,9 @@ def test_two_hundred_questions_have_pythons_answers(visit: Any, address: str, fo
         """async (questions) => {
           const { ask } = await import("/javascripts/scaling/law.js");
           const data = await (await fetch("/reports/scaling.law.json")).json();
-          return questions.map((question) => ask(data, ...question)).map((answer) => [answer.kind, ...["gap", "low", "high", "share", "beyond"]
-            .map((name) => (Number.isNaN(answer[name]) ? "none" : answer[name]))]);
+          const names = ["gap", "low", "high", "share", "beyond"];
+          const figures = (answer) => names.map((name) => (Number.isNaN(answer[name]) ? "none" : answer[name]));
+          return questions.map((question) => ask(data, ...question)).map((answer) => [answer.kind, ...figures(answer)]);
         }""",
         questions,
     )
