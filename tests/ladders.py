@@ -15,9 +15,10 @@ from altgrad.runs.schema import arm_id, run_id
 from altgrad.studies import LADDER, LADDER_HELD_OUT, LADDER_LARGE, Arm, rung
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from coverage import made_up
+import interval_coverage
+from interval_coverage import made_up
 
-__all__ = ["made_up", "write_ladder"]
+__all__ = ["interval_coverage", "made_up", "write_ladder"]
 
 DATA = {"name": "licenses-all", "sha256": "cd" * 32}
 SIZES = {size.name: size for size in (*LADDER, *LADDER_HELD_OUT, *LADDER_LARGE)}

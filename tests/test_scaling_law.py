@@ -7,11 +7,10 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import coverage
 import numpy as np
 import pandas as pd
 import pytest
-from ladders import made_up, write_ladder
+from ladders import interval_coverage, made_up, write_ladder
 
 from altgrad.analysis import ExperimentDataLoader
 from altgrad.analysis.scaling import (
@@ -35,12 +34,12 @@ from altgrad.analysis.scaling import (
 from altgrad.studies import FITTED, LADDER, LADDER_HELD_OUT
 
 Truth = Callable[[str, float, float], float]
-A, B = coverage.EXPONENTS
+A, B = interval_coverage.EXPONENTS
 
 
 def law(form: str, parameters: float, tokens: float) -> float:
     """The known law, with gaps of which enough count at the held-out size."""
-    return 1.5 * coverage.law(form, parameters, tokens)
+    return 1.5 * interval_coverage.law(form, parameters, tokens)
 
 
 def found(truth: Truth = law, spread: float = 0.3, **more: object) -> Findings:
@@ -109,8 +108,8 @@ def test_the_fit_is_that_of_gauss_and_newton(lawful: Findings) -> None:
 
 
 def test_intervals_cover_about_as_often_as_they_say() -> None:
-    """A small version of benchmarks/coverage.py; 1,000 ladders gave what the registration of the ladder says."""
-    shares = coverage.coverage(40, 8, start=10_000)
+    """A small version of benchmarks/interval_coverage.py; 1,000 ladders gave what the registration says."""
+    shares = interval_coverage.coverage(40, 8, start=10_000)
     assert shares.loc["widened"].between([0.86, 0.90, 0.83], [1, 1, 0.97]).all()
     assert (shares.loc["each variance from its own seeds", "exponents"]) < 0.85, "why variances are moderated"
 
@@ -121,7 +120,7 @@ def cells_of(runs: pd.DataFrame) -> pd.DataFrame:
 
 def test_gaps_around_zero_are_fitted_and_do_not_count() -> None:
     def nothing(form: str, parameters: float, tokens: float) -> float:
-        return -0.001 if form == "MXFP6" else coverage.law(form, parameters, tokens)
+        return -0.001 if form == "MXFP6" else interval_coverage.law(form, parameters, tokens)
 
     seen = found(nothing, spread=0.5)
     fitted = seen.law
@@ -230,7 +229,7 @@ def test_a_rate_is_extrapolated_along_a_line_of_logarithms() -> None:
 
 
 def test_fewer_than_three_arms_decide_nothing() -> None:
-    seen = found(lambda *at: 0.2 * coverage.law(*at), spread=0.1)
+    seen = found(lambda *at: 0.2 * interval_coverage.law(*at), spread=0.1)
     assert outcome(seen).answer == "inconclusive"
     more = seen.recorded._replace(expected=dict.fromkeys(SETS, 999))
     assert outcome(dataclasses.replace(seen, recorded=more)).answer == "pending"

@@ -20,6 +20,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import venv
 from pathlib import Path
 from typing import NamedTuple
@@ -273,7 +274,7 @@ def environment(folder: Path, tool: Tool) -> Path:
 
 def write(name: str, environments: Path) -> None:
     """The fixtures of one version of a tool, and what its reader says of them."""
-    tool, folder, work = TOOLS[name], FIXTURES / name, Path("/tmp/fixtures-work")
+    tool, folder, work = TOOLS[name], FIXTURES / name, Path(tempfile.gettempdir()) / "fixtures-work"
     python = environment(environments / name, tool)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -293,6 +294,8 @@ def write(name: str, environments: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     (work / "told.json").rename(FIXTURES / f"{name}.json")
     shutil.move(work, folder)
+    for path in folder.rglob("*.yaml"):  # where a tool notes where it ran
+        path.write_text(path.read_text().replace(str(work), "/fixtures"))
     told = json.loads((FIXTURES / f"{name}.json").read_text())
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{name}: {told['tool']} {told['version']}, {len(told['runs'])} runs, {size:,} bytes")

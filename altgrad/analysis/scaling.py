@@ -8,7 +8,7 @@ Laws are fitted by nonlinear least squares, each gap weighted by its variance, w
 moderated (`covariance_of`). The exponents are found by scipy with the coefficients solved for at each step (variable
 projection, Golub & Pereyra 1973), so that a coefficient may be zero or negative, as that of an arm whose gaps are near
 zero. Gaps of one place share FP32's runs: their correlation is in the parameters' covariance. The interval method is
-the one whose simulated coverage is right (benchmarks/coverage.py).
+the one whose simulated coverage is right (benchmarks/interval_coverage.py).
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def _moderated(cells: pd.DataFrame, places: Sequence[Any]) -> Floats:
     effects = np.linalg.lstsq(design, logs, rcond=None)[0]
     left = len(logs) - np.linalg.matrix_rank(design)
     if not left:
-        return sd
+        return np.asarray(sd, np.float64)
     apart = float(np.sum((logs - design @ effects) ** 2)) / left - float(np.mean(polygamma(1, degrees / 2)))
     prior = 2 / apart + 1 if apart > 2e-3 else 1e3  # trigamma(x) is about 1 / (x - 1/2)
     pooled: Floats = (prior * np.exp(design @ effects) + degrees * sd**2) / (prior + degrees)
@@ -334,7 +334,7 @@ class NoFit(LookupError):
 Interval = Literal["plain", "widened"]
 INTERVAL: Interval = "widened"
 """From the spread of seeds alone with a normal quantile ("plain"), or, where the residuals are larger than that
-explains, widened by as much, with a t quantile: benchmarks/coverage.py has how often each covers."""
+explains, widened by as much, with a t quantile: benchmarks/interval_coverage.py has how often each covers."""
 
 
 @dataclass(frozen=True)

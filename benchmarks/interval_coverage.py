@@ -1,7 +1,7 @@
 """How often intervals of the ladder's law cover the truth: made-up ladders with a known law and the spreads of records.
 
-    python benchmarks/coverage.py [--ladders 1000] [--seeds 8]
-    python benchmarks/coverage.py --power [--ladders 100]      how often the ladder's own marks are then met
+    python benchmarks/interval_coverage.py [--ladders 1000] [--seeds 8]
+    python benchmarks/interval_coverage.py --power [--ladders 100]      how often the ladder's own marks are then met
 
 The arms, sizes and lengths are those of study ladder. A gap of g has over seeds a standard deviation of .006 + .08 g
 (study head: .0059 at .007, .0131 at .053, .0199 at .149, .0330 at .813), smaller in longer runs, and two arms correlate
