@@ -187,7 +187,7 @@ def test_search_finds_reports_but_neither_excluded_pages_nor_chart_labels(galler
 def test_the_search_loads_at_once_and_knows_the_beginning_of_each_section(real_site: Path) -> None:
     index = (real_site / "search/search_index.json").read_bytes()
     assert len(index) <= 300_000
-    assert len(gzip.compress(index, 6)) <= 60_000
+    assert len(gzip.compress(index, 6)) <= 75_000
     texts = [document["text"] for document in json.loads(index)["docs"]]
     assert 200 < max(map(len, texts)) <= 240
     assert not any(re.search("<[^>]*>", text) for text in texts)
@@ -199,7 +199,7 @@ def test_no_two_pages_share_a_title(real_site: Path) -> None:
     )
     assert len(titles) > 200
     assert [title for title, pages in titles.items() if pages > 1] == []
-    assert max(map(len, titles)) < 140
+    assert max(map(len, titles)) < 160
 
 
 SETTINGS = ("Learning rate", "Rate", "Steps", "Seed")
@@ -318,7 +318,7 @@ def test_an_error_while_serving_becomes_a_box_on_the_page(tmp_path: Path, monkey
     config = project / "mkdocs.yml"
     settings = config.read_text().replace("\nextra:\n", "\nextra:\n  serving: true\n")
     config.write_text(re.sub(r"\nnav:\n.*?\n(?=not_in_nav)", "\n", settings, flags=re.DOTALL))
-    for name in ("runs/index", "compare/index", "formats/index", "reports/preregistered"):
+    for name in ("runs/index", "compare/index", "formats/index", "reports/preregistered", "reports/scaling"):
         page = project / f"docs/{name}.md"  # hand-written pages lead there; the script that raises would make it
         page.parent.mkdir(exist_ok=True)
         page.write_text("# Made up\n")
