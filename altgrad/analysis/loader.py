@@ -511,7 +511,7 @@ def _rounded(rounding: str) -> str:
     """What a layer's own rounding does to its gradients, in words."""
     own = {"wide": "not quantized", "diffused": "rounded by error diffusion"}
     if rounding.startswith("own:"):
-        return f"rounded to nearest, {rounding.removeprefix('own:').replace('-', ' ')}"
+        return f"with {rounding.removeprefix('own:').replace('-', ' ')}"
     return own.get(rounding, f"rounded {_words(rounding)}")
 
 

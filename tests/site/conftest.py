@@ -50,7 +50,7 @@ def copy_project(folder: Path) -> Path:
         text = page.read_text()
         if ("{{ show(" in text or "{% " in text) and not is_executed(text):
             page.unlink()
-    (folder / "docs/own").mkdir()
+    (folder / "docs/own").mkdir(exist_ok=True)
     shutil.copy(HERE / "own.md", folder / "docs/own/page.md")
     (folder / "docs/own/measured.csv").write_text("x,y\n1,2\n2,4\n")
     (folder / "docs/own/formats.md").write_text(PARAMETERS)

@@ -186,7 +186,7 @@ def test_search_finds_reports_but_neither_excluded_pages_nor_chart_labels(galler
 
 def test_the_search_loads_at_once_and_knows_the_beginning_of_each_section(real_site: Path) -> None:
     index = (real_site / "search/search_index.json").read_bytes()
-    assert len(index) <= 250_000
+    assert len(index) <= 300_000
     assert len(gzip.compress(index, 6)) <= 60_000
     texts = [document["text"] for document in json.loads(index)["docs"]]
     assert 200 < max(map(len, texts)) <= 240
@@ -329,12 +329,12 @@ def test_an_error_while_serving_becomes_a_box_on_the_page(tmp_path: Path, monkey
 
 
 def test_pages_are_small_enough_to_load_at_once(real_site: Path) -> None:
-    """Reports under 500 kB compressed, arms and formats under 60 kB, each with its curves; at most 300 pages."""
+    """Reports under 500 kB compressed, arms and formats under 60 kB, each with its curves; at most 400 pages."""
     sizes = {
         path.parent.relative_to(real_site).as_posix(): len(gzip.compress(path.read_bytes(), 6))
         for path in real_site.rglob("index.html")
     }
-    assert len(sizes) <= 300
+    assert len(sizes) <= 400
     for page, size in sizes.items():
         curves = real_site / f"{page}.curves.json"
         size += len(gzip.compress(curves.read_bytes(), 6)) if curves.is_file() else 0
