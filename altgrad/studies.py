@@ -532,6 +532,9 @@ LADDER_STEPS = 1600
 """How long the runs are that find a size's learning rates."""
 
 LADDER_RATES = (0.008, 0.016, 0.032)
+MUP_WIDTH = 64
+"""Where `FP32_RATE` was found."""
+
 EXTRAPOLATED_RATES: Mapping[str, tuple[float, float]] = MappingProxyType({})
 """The size -> FP32's rate and that of all quantized arms, for sizes without a sweep: what the committed fit says
 (`make ladder-fit`). Their studies wait for it."""
@@ -626,14 +629,14 @@ def _swept_rates(size: Size) -> tuple[str, str]:
 
 
 def _mup(size: Size) -> Arm:
-    """muP's rule for Adam: hidden matrices have FP32's rate at width 64 times 64 / width, all else that rate itself."""
+    """muP's rule for Adam: hidden matrices have FP32's rate times `MUP_WIDTH` / width, all else that rate itself."""
     name = f"{rung_name('NVFP4', size, LADDER_STEPS)} by width"
-    rates = (FP32_RATE * 64 / size.dim,)
+    rates = (FP32_RATE * MUP_WIDTH / size.dim,)
     return rung("NVFP4", size, LADDER_STEPS, name, "by width", rates=rates, other=FP32_RATE)
 
 
 LADDER_ARMS = tuple(itertools.chain.from_iterable(_rungs(size, _swept_rates(size)) for size in LADDER))
-LADDER_MUP_ARMS = tuple(_mup(size) for size in LADDER if size.dim != 64)
+LADDER_MUP_ARMS = tuple(_mup(size) for size in LADDER if size.dim != MUP_WIDTH)
 HELD_OUT_ARMS, LARGE_LADDER_ARMS = (
     tuple(arm for size in sizes if (rates := EXTRAPOLATED_RATES.get(size.name)) for arm in _rungs(size, rates))
     for sizes in (LADDER_HELD_OUT, LADDER_LARGE)

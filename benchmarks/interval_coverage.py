@@ -38,7 +38,7 @@ TIMES = (0.7, 1.0, 1.5, 2.0)
 def law(form: str, parameters: float, tokens: float) -> float:
     """The known law."""
     a, b = EXPONENTS
-    return COEFFICIENTS[form] * (parameters / scaling.UNITS[0]) ** a * (tokens / scaling.UNITS[1]) ** b
+    return float(COEFFICIENTS[form] * (parameters / scaling.UNITS[0]) ** a * (tokens / scaling.UNITS[1]) ** b)
 
 
 def made_up(

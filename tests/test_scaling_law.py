@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from altgrad.analysis.scaling import (
     recorded,
     share_of_data,
 )
-from altgrad.studies import FITTED, LADDER, LADDER_HELD_OUT
+from altgrad.studies import ARMS, FITTED, LADDER, LADDER_HELD_OUT, STUDIES, Arm, forms_at, rung
 
 Truth = Callable[[str, float, float], float]
 A, B = interval_coverage.EXPONENTS
@@ -233,3 +234,33 @@ def test_fewer_than_three_arms_decide_nothing() -> None:
     assert outcome(seen).answer == "inconclusive"
     more = seen.recorded._replace(expected=dict.fromkeys(SETS, 999))
     assert outcome(dataclasses.replace(seen, recorded=more)).answer == "pending"
+
+
+def test_the_registration_names_what_the_studies_cost() -> None:
+    """Its table of costs, again from its milliseconds a step and the studies themselves."""
+    text = (Path(__file__).parents[1] / "docs/method/preregistration-ladder.md").read_text()
+    per_step = {name: (int(own), int(other)) for name, own, other in re.findall(r"(\d+x\d) (\d+)/(\d+)", text)}
+    held = [
+        rung(form, size, steps, 0.01)
+        for size in LADDER_HELD_OUT
+        for steps in size.steps
+        for form in forms_at(size, steps)
+    ]
+    checked = [rung(form, size, 1600, 0.01) for size in LADDER_HELD_OUT for form in ("FP32", "NVFP4")]
+    runs = {
+        "ladder-tuning": [(ARMS[arm], 4 * len(ARMS[arm].swept_rates)) for arm in STUDIES["ladder-tuning"].seeds],
+        "ladder": [(ARMS[arm], len(seeds)) for arm, seeds in STUDIES["ladder"].seeds.items()],
+        "ladder-held-out": [(arm, 8) for arm in held],
+        "ladder-check": [(arm, 2 * 4) for arm in checked],
+    }
+
+    def hours(arm: Arm) -> float:
+        model = arm.settings["model"]
+        milliseconds = per_step[f"{model['dim']}x{model['layers']}"][arm.format != "FP32"]
+        return float((arm.settings["max_steps"] + 65) * milliseconds / 3.6e6)
+
+    totals = {study: (sum(n for _, n in own), sum(n * hours(arm) for arm, n in own)) for study, own in runs.items()}
+    totals["together"] = (sum(n for n, _ in totals.values()), sum(each for _, each in totals.values()))
+    for study, (n, cost) in totals.items():
+        assert f"| {study} | {n} | {cost:.1f} |" in text
+    assert totals["together"][1] < 24, "twelve hours of two cores"

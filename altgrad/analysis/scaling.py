@@ -179,8 +179,8 @@ def covariance_of(cells: pd.DataFrame, values: Floats) -> Floats:
 
     A variance from 8 seeds is itself uncertain by half. So its logarithm is drawn to what the arm and the place (size
     and length) have in common over all cells, by as much as the cells' variances agree with that (moderated variances,
-    Smyth 2004). The correlation of two arms in one place, who share FP32's runs, is pooled over all places, and drawn
-    towards none the fewer runs it rests on. Cells of other places are independent.
+    Smyth 2004). The correlation of two arms in one place, who share FP32's runs, is pooled over the places that have
+    both. Cells of other places are independent.
 
     Args:
         cells: with columns form, size, steps, n and sd.
@@ -195,15 +195,14 @@ def covariance_of(cells: pd.DataFrame, values: Floats) -> Floats:
     centred = np.where(known, centred, 0.0)
     number = np.array([forms.index(form) for form in cells["form"]])
     same = np.zeros((len(cells), len(cells)))
-    products, counts = np.zeros((2, len(forms), len(forms)))
+    products, squares = np.zeros((2, len(forms), len(forms)))
     for place in dict.fromkeys(places):
         here = np.array([at for at, each in enumerate(places) if each == place])
         block = np.ix_(number[here], number[here])
         products[block] += centred[here] @ centred[here].T
-        counts[block] += np.maximum(known[here] * 1.0 @ known[here].T - 1, 0)
+        squares[block] += centred[here] ** 2 @ known[here].T
         same[np.ix_(here, here)] = 1
-    lengths = np.sqrt(np.diag(products)).clip(1e-150)
-    correlation = products / np.outer(lengths, lengths) * counts / (counts + len(forms))
+    correlation = products / np.sqrt(squares * squares.T).clip(1e-150)
     np.fill_diagonal(correlation, 1.0)
     error = sd / np.sqrt(cells["n"].to_numpy(np.float64))
     found: Floats = same * correlation[np.ix_(number, number)] * np.outer(error, error)
@@ -564,7 +563,7 @@ def findings_of(found: Recorded) -> Findings:
 def _held(found: Recorded, fitted: Ladder, law: Fit | None) -> pd.DataFrame:
     """The predictions, and what came. The spread of what came is not looked at for its interval."""
     if law is None:
-        return pd.DataFrame(columns=HELD)
+        return pd.DataFrame(columns=HELD).astype({"counted": bool, "inside": bool})
     came = ladder_of(found.runs[found.runs["form"].isin(FITTED) & (found.runs["study"] != "ladder")]).cells
     observed = {tuple(row[name] for name in CELL[:3]): row for row in came.to_dict("records")}
     rows: list[dict[str, Any]] = []

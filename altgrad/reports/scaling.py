@@ -23,7 +23,7 @@ from altgrad.reports.document import Content, content_of, document_page, documen
 from altgrad.site import GRID, MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Download, Page, Table
 from altgrad.site.document import Part
 from altgrad.site.sketch import INCH, Sketch, number_text
-from altgrad.studies import LADDER_FORMS, LADDER_STEPS, TOKENS_PER_STEP
+from altgrad.studies import LADDER_FORMS, LADDER_STEPS, MUP_WIDTH, TOKENS_PER_STEP
 
 PATH = "reports/scaling"
 REGISTRATION = "method/preregistration-ladder"
@@ -44,6 +44,7 @@ def scaling_page(loader: ExperimentDataLoader) -> Page:
 def _content(loader: ExperimentDataLoader) -> Content:
     found, sweeps = loader.memo(findings), loader.memo(swept)
     law, cells, rates = found.law, found.fitted.cells, best_rates(sweeps)
+    held = found.held["study"] == "ladder-held-out"
     committed = registrations(document_source(REGISTRATION))
     seen = outcome(found)
     values: dict[str, Any] = {
@@ -66,6 +67,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "band": scaling.BAND,
         "least": scaling.LEAST,
         "steps": LADDER_STEPS,
+        "base_width": MUP_WIDTH,
         "grey": int(scaling.GREY),
         "refused": int(scaling.REFUSED),
         "bounds": _bounds(found),
@@ -81,8 +83,9 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "by size": lambda: _multiples("by-size", found, "parameters"),
         "by data": lambda: _multiples("by-data", found, "tokens"),
         "exponents": lambda: _exponents(found),
-        "predictions": lambda: _predictions(found, "ladder-held-out", "predictions"),
-        "large": lambda: _predictions(found, "ladder-large", "large"),
+        "predictions": lambda: _predictions(found.held[held & found.held["counted"]], "predictions"),
+        "too small": lambda: _predictions(found.held[held & ~found.held["counted"]], "too-small"),
+        "large": lambda: _predictions(found.held[found.held["study"] == "ladder-large"], "large"),
         "models": lambda: [_models(found)] if found.fits else [],
         "cells": lambda: [_cells(found)] if len(cells) else [],
         "everywhere": lambda: [_everywhere(found)] if len(found.everywhere) else [],
@@ -140,7 +143,7 @@ def _panels(identity: str, title: str, cells: pd.DataFrame, law: Fit, over: str,
     forms = [form for form in LADDER_FORMS if form in set(cells["form"])]
     colours = dict(zip(sorted({*cells[other]}), PALETTE, strict=False))
     unit = {"tokens": "tokens", "parameters": "parameters"}
-    width, height, across = 144.0, 84.0, 3
+    width, height, across = 144.0, 70.0, 3
     curve = np.geomspace(cells[over].min(), cells[over].max(), 24)
 
     def draw(sketch: Sketch) -> None:
@@ -252,28 +255,31 @@ def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(label=[LADDER_FORMS[form][2] for form in rows["form"]])
 
 
-def _predictions(found: Findings, study: str, identity: str) -> list[Block]:
-    """What was predicted of a study and what came; misses first, then what counts."""
-    rows = _labelled(found.held[found.held["study"] == study])
+def _predictions(held: pd.DataFrame, identity: str) -> list[Block]:
+    """What was predicted of some cells and what came; misses first, then what counts."""
+    rows = _labelled(held)
     if rows.empty:
         return []
     rows = rows.assign(missed=rows["counted"] & rows["gap"].notna() & ~rows["inside"].astype(bool))
     rows = rows.sort_values(["missed", "counted", "predicted"], ascending=False, ignore_index=True)
+    sizes = (_figure("Parameters", "parameters"),) if rows["size"].nunique() > 1 else ()
     columns = (
-        *_where(),
+        col.arm("Arm", "label"),
+        *sizes,
+        _figure("Steps", "steps"),
         col.signed("Predicted gap", "predicted"),
         col.interval("90% interval", "low", "high"),
-        col.percent("Band of the law", "band"),
         col.signed("What came", "gap"),
-        col.interval("95% interval", "gap_low", "gap_high"),
         col.of("Inside", _inside),
+        col.percent("Band of the law", "band"),
     )
     return [col.table(rows, columns, id=identity)]
 
 
 def _inside(row: Mapping[Any, Any]) -> str:
-    came = "pending" if col.missing(row["gap"]) else "yes" if row["inside"] else "no"
-    return came if row["counted"] else f"{came}, not counted"
+    if not row["counted"]:
+        return "bound"
+    return "pending" if col.missing(row["gap"]) else "yes" if row["inside"] else "no"
 
 
 def _models(found: Findings) -> Table:
