@@ -299,7 +299,7 @@ def write(name: str, environments: Path) -> None:
     told = json.loads((FIXTURES / f"{name}.json").read_text())
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{name}: {told['tool']} {told['version']}, {len(told['runs'])} runs, {size:,} bytes")
-    private = re.compile(rb"/home/|/root|/work/")
+    private = re.compile(rb"/(?:home|root|work)/")
     for path in folder.rglob("*"):
         if path.is_file() and (found := private.search(path.read_bytes())):
             print(f"  {path.relative_to(FIXTURES)} holds {found[0]!r}", file=sys.stderr)

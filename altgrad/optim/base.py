@@ -149,10 +149,7 @@ class GridOptimizer(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of every group; parameters without a gradient are left alone."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         first = 0
         for group in self.param_groups:
             settings = {**group, "lr": float(group["lr"]), "betas": tuple(map(float, group["betas"]))}
@@ -234,6 +231,14 @@ class GridOptimizer(Optimizer):
 
     def _scales(self, owners: Sequence[Tensor]) -> list[float]:
         return torch.stack([self.state[owner]["scale"] for owner in owners]).tolist()
+
+
+def loss_of(closure: Callable[[], float] | None) -> float | None:
+    """What a step's closure gives, computed with gradients; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def update_moments(batch: Batch, grads: list[Tensor], betas: tuple[float, float]) -> None:

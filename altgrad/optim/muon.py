@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from altgrad.optim.base import loss_of
+
 
 class MuonBesideAdamW(Optimizer):
     """torch.optim.Muon steps the groups with `muon` true, torch.optim.AdamW the others.
@@ -37,10 +39,7 @@ class MuonBesideAdamW(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of every group."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for muon in (True, False):
             if groups := [group for group in self.param_groups if group["muon"] is muon]:
                 own = self.__dict__.setdefault("_of_torch", {})  # which a copy has not

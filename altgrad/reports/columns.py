@@ -99,6 +99,18 @@ def interval(
     return of(title, lambda row: words.interval(row[low], row[high], digits, sign), right=True)
 
 
+def differences(title: Text, rows: pd.DataFrame, id: str) -> Table:
+    """A row a contrast of `altgrad.analysis.contrasts`: the difference as `title`, interval, pairs, unfinished runs."""
+    columns = (
+        arm("Arm", "contrast"),
+        signed(title, "difference"),
+        interval(),
+        count("Pairs", "n_pairs"),
+        count("Not finished", "n_ended_badly"),
+    )
+    return table(rows, columns, id=id)
+
+
 def p(title: Text, key: str) -> Column:
     """A p-value."""
     return of(title, lambda row: words.p_text(row[key]), right=True)

@@ -127,15 +127,15 @@ def _content(loader: ExperimentDataLoader) -> Content:
     }
     parts: dict[str, Part] = {
         "gaps": lambda: _map("gaps", everything),
-        "gaps table": lambda: [_table(everything, "gaps-table")],
-        "body": lambda: [_table(body, "body")],
+        "gaps table": lambda: [col.differences("Gap to FP32", everything, "gaps-table")],
+        "body": lambda: [col.differences("Gap to FP32", body, "body")],
         "text": lambda: _map("text", text),
-        "text table": lambda: [_table(text, "text-table")],
+        "text table": lambda: [col.differences("Gap to FP32", text, "text-table")],
         "logits": lambda: [_logits_table(logits)],
         "looks": lambda: _looks_chart(looks),
         "controls": lambda: _map("controls", controls),
-        "controls table": lambda: [_table(controls, "controls-table")],
-        "operands": lambda: [_table(operands, "operands")],
+        "controls table": lambda: [col.differences("Gap to FP32", controls, "controls-table")],
+        "operands": lambda: [col.differences("Gap to FP32", operands, "operands")],
         "vocabulary": lambda: [_vocabulary_table(vocabulary)],
         "probed": lambda: [_probed_table(probed)],
         "predictions": lambda: [outcome_table(found, "predictions")],
@@ -211,17 +211,6 @@ def _map(identity: str, gaps: pd.DataFrame) -> list[Block]:
     data = data.assign(format=data["format"].str.removesuffix(" up"), rounding=data["rounding"].map(COLUMNS))
     shown = [name for name in COLUMNS.values() if name in set(data["rounding"])]
     return [ChartBlock(gaps_map(identity, "", data, "difference", "rounding", shown))]
-
-
-def _table(gaps: pd.DataFrame, identity: str) -> Table:
-    columns = (
-        col.arm("Arm", "contrast"),
-        col.signed("Gap to FP32", "difference"),
-        col.interval(),
-        col.count("Pairs", "n_pairs"),
-        col.count("Not finished", "n_ended_badly"),
-    )
-    return col.table(gaps, columns, id=identity)
 
 
 def _vocabulary_table(costs: pd.DataFrame) -> Table:

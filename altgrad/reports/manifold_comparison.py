@@ -63,17 +63,6 @@ RIVALS = (
 RIVAL_HYPOTHESES = ("H33", "H34", "H35")
 
 
-def _rivals(rows: pd.DataFrame) -> Table:
-    columns = (
-        col.arm("Arm", "contrast"),
-        col.signed("Difference to AdamW", "difference"),
-        col.interval(),
-        col.count("Pairs", "n_pairs"),
-        col.count("Not finished", "n_ended_badly"),
-    )
-    return col.table(rows, columns, id="rivals")
-
-
 def manifold_comparison_page(loader: ExperimentDataLoader, benchmarks: Path = measured.RECORDED) -> Page:
     """The page, from the records of `loader` and the slopes in `benchmarks`; what is not recorded is pending."""
     slopes, no_slopes = measured.found(benchmarks / NAME, SlopesRecord, "No slopes are recorded.")
@@ -154,7 +143,10 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "differences": lambda: _differences(judged),
         "pilot differences": lambda: [_pilot_chart(pilots)],
         "hypotheses": lambda: [outcome_table(verdicts, "hypotheses")],
-        "rivals": lambda: [_rivals(rivals), outcome_table(verdicts_of(loader, *RIVAL_HYPOTHESES), "rival-hypotheses")],
+        "rivals": lambda: [
+            col.differences("Difference to AdamW", rivals, "rivals"),
+            outcome_table(verdicts_of(loader, *RIVAL_HYPOTHESES), "rival-hypotheses"),
+        ],
         "predictions": [_prediction_table(predictions)] if len(known) else [],
         "sweep chart": lambda: _sweep_chart(found.sweeps),
         "sweeps": lambda: [_sweep_table(tuning["sweeps"])],

@@ -108,8 +108,8 @@ def open_table(
 def _check_size(told: pq.FileMetaData, size: int) -> None:
     """NotAsRecorded for a small file that would be large in memory: no run fills a table with so little.
 
-    Told apart by far: tables of the recorded studies have 7 values a byte at most. Of a damaged footer only the counts
-    are safe to ask for: the description of a column may end the process.
+    The limit is far from what is recorded: 7 values a byte at most. Of a damaged footer only the counts are safe to ask
+    for: the description of a column may end the process.
     """
     values = told.num_rows * told.num_columns
     if values > MOST_VALUES + 100 * size:
