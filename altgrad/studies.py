@@ -371,6 +371,16 @@ FOLLOW_TUNED: dict[str, float] = {
     "E0M7 block fresh": 0.016,
     "E0M7 tile fresh": 0.016,
     "E0M7 square fresh": 0.008,
+    "E4M3 decayed fresh": 1.0,
+    "E5M2 decayed fresh": 0.25,
+    "E0M7 decayed fresh": 0.5,
+    "E4M3 relative fresh": 0.08,
+    "E5M2 relative fresh": 0.08,
+    "E0M7 relative fresh": 0.04,
+    "E4M3 muon fresh": 0.032,
+    "E5M2 muon fresh": 0.032,
+    "E0M7 muon fresh": 0.032,
+    "FP32 muon fresh": 0.032,
 }
 """Arm of `SWEPT` -> the best rate of the sweep that has it (mean validation loss of its four seeds)."""
 

@@ -11,7 +11,16 @@ import pandas as pd
 from altgrad.analysis.contrasts import NAMED, TEST_COLUMNS, by_seed, family, missing, named_family, row_of, runs_of
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import paired_difference
-from altgrad.studies import COSTLY, HEAD_FORMATS, ROUNDED, TEXT_FORMATS, VOCABULARIES, VOCABULARY_FORMATS
+from altgrad.studies import (
+    ARMS,
+    COSTLY,
+    HEAD_FORMATS,
+    ROUNDED,
+    TEXT_FORMATS,
+    VOCABULARIES,
+    VOCABULARY_FORMATS,
+    identity_of,
+)
 
 CHARACTERS = 96
 """Tokens where each is a character."""
@@ -43,14 +52,19 @@ def gaps_of(loader: ExperimentDataLoader, baseline: str, arms: dict[tuple[str, s
     return pd.concat([keys, frame], axis="columns")
 
 
-def costs_of(gaps: pd.DataFrame) -> list[dict[str, Any]]:
-    """Of each format whose gaps are all there: those to nearest, stochastic and wide, the largest cost first."""
+def costs_of(loader: ExperimentDataLoader, gaps: pd.DataFrame) -> list[dict[str, Any]]:
+    """Of each format whose `gaps` of study head are all there, what its rounding costs; the largest cost first.
+
+    Format, the gaps by rounding, `cost` (to nearest above not quantized) with its interval low to high and n_pairs, and
+    `extra` (stochastically above not quantized), in nats per character.
+    """
     found = []
     for fmt, rows in gaps.groupby("format", sort=False):
         by = rows.set_index("rounding")["difference"].to_dict()
         if {"nearest", "stochastic", "wide"} <= by.keys():
-            costs = {"cost": by["nearest"] - by["wide"], "extra": by["stochastic"] - by["wide"]}
-            found.append({"format": shown_as(str(fmt)), **by, **costs})
+            cost = paired_difference(*(by_seed(runs_of(loader, f"{fmt} head {how}")) for how in ("nearest", "wide")))
+            costs = {"cost": cost.mean, "low": cost.low, "high": cost.high, "n_pairs": cost.n}
+            found.append({"format": shown_as(str(fmt)), **by, **costs, "extra": by["stochastic"] - by["wide"]})
     return sorted(found, key=lambda row: -row["cost"])
 
 
@@ -98,6 +112,26 @@ def costs_by_vocabulary(loader: ExperimentDataLoader) -> pd.DataFrame:
             own |= {"n_pairs": cost.n, "difference": cost.mean, "low": cost.low, "high": cost.high}
             rows.append({"format": shown_as(fmt), "tokens": tokens, **own})
     return pd.DataFrame(rows)
+
+
+def rates_with_vocabulary(loader: ExperimentDataLoader) -> list[dict[str, Any]]:
+    """What the sweeps of single formats with the largest vocabulary say of the rates found with characters.
+
+    Of each sweep: format, tokens, the rate that the format's runs have (`used`), the `best` one, and `above`, the mean
+    loss of the first minus that of the best in nats per character: 0 where they are the same, NaN where a run at the
+    first did not finish.
+    """
+    runs, rows = loader.runs[loader.runs["study"] == "vocabulary-tuning"], []
+    swept = runs["arm"].map(lambda arm: identity_of(loader.config(str(arm)), rate=False))
+    for fmt in COSTLY:
+        arm = f"{fmt} head nearest {VOCABULARIES[-1]}"
+        own = runs[swept == identity_of(ARMS[arm].config(), rate=False)]
+        losses = own.groupby("learning_rate")["final_val_loss"].agg(lambda found: found.mean(skipna=False))
+        used = ARMS[arm].rate
+        if losses.notna().any():
+            found = {"used": used, "best": losses.idxmin(), "above": losses.get(used, math.nan) - losses.min()}
+            rows.append({"format": shown_as(fmt), "tokens": VOCABULARIES[-1], **found})
+    return rows
 
 
 def probe_against_gaps(

@@ -109,7 +109,7 @@ def _complete(
     looks, policies, long = last_looks(loader, first), scale_policies(loader, first), comparator.longer(first)
     tensors, own, tuned = figures_of_tensors(first, looks), at_own_rates(loader, first), own_rates(loader, first)
     sums, octaves = loader.memo(additivity), weights_held(looks)
-    fine = _fine_scales(loader)
+    fine, wide = _fine_scales(loader), _wide_scales(loader)
     at, noise = {place: comparator.at(place) for place in PLACES}, _noise(first, tensors)
 
     def ranking(comparison: Comparison, identity: str) -> dict[str, Any]:
@@ -159,6 +159,7 @@ def _complete(
         "others": [ranking(each, f"results-other-{number}") for number, each in enumerate(others, 1)],
         "unmatched": comparator.unmatched,
         "fine": len(fine),
+        "wide": len(wide),
         "arms": len(comparator.results),
     }
     return {
@@ -172,9 +173,8 @@ def _complete(
         "tensors": lambda: [tensors_table(tensors)],
         "scales": lambda: [scales(policies)],
         "scale gaps": lambda: [ChartBlock(scale_gaps(comparator, first, policies))],
-        "fine scales": lambda: [
-            ChartBlock(gaps_map("fine-scales", "", fine, "difference", "scale", FINE_NAMES.values()))
-        ],
+        "fine scales": lambda: _scales_map("fine-scales", fine, FINE_NAMES),
+        "wide scales": lambda: _scales_map("wide-scales", wide, WIDE_NAMES),
         "length": lambda: [lengths(loader, first, long)] if long else [],
         "own rates": lambda: [own_rates_table(own, values["shared_rate"])],
         "tuned rates": lambda: [tuned_rates_table(tuned)],
@@ -191,14 +191,32 @@ def _within(gaps: pd.DataFrame, prefix: str) -> dict[str, list[str]]:
 
 FINE_NAMES = {"tensor": "tensor", "block": "32, last dimension", "tile": "32, along the sum", "square": "32 x 32"}
 """What has one scale, in the columns of the map of study granularity."""
+WIDE_NAMES = {"tile": "128, along the sum", "square": "128 x 128"}
+"""The same of study width."""
 
 
 def _fine_scales(loader: ExperimentDataLoader) -> pd.DataFrame:
     """Gaps of study granularity, beside those with one scale per tensor; empty where one is missing."""
     arms = {(fmt, scale): f"{fmt} {scale} fresh" for fmt in FINE_FORMATS for scale in FINE_SCALES}
     arms |= {(fmt, "tensor"): f"{fmt} head nearest" for fmt in FINE_FORMATS}
-    gaps = gaps_of(loader, "FP32 fresh", arms)
-    return gaps.assign(scale=gaps["rounding"].map(FINE_NAMES)) if len(gaps) == len(arms) else gaps.iloc[:0]
+    return _by_scale(loader, "FP32 fresh", arms, FINE_NAMES)
+
+
+def _wide_scales(loader: ExperimentDataLoader) -> pd.DataFrame:
+    """Gaps of study width; empty where one is missing."""
+    arms = {(fmt, scale): f"{fmt} {scale} 256" for fmt in FINE_FORMATS for scale in WIDE_NAMES}
+    return _by_scale(loader, "FP32 256", arms, WIDE_NAMES)
+
+
+def _by_scale(
+    loader: ExperimentDataLoader, baseline: str, arms: dict[tuple[str, str], str], names: dict[str, str]
+) -> pd.DataFrame:
+    gaps = gaps_of(loader, baseline, arms)
+    return gaps.assign(scale=gaps["rounding"].map(names)) if len(gaps) == len(arms) else gaps.iloc[:0]
+
+
+def _scales_map(identity: str, gaps: pd.DataFrame, names: dict[str, str]) -> list[Block]:
+    return [ChartBlock(gaps_map(identity, "", gaps, "difference", "scale", names.values()))]
 
 
 # What the answer rests on
@@ -228,7 +246,7 @@ def headline(loader: ExperimentDataLoader) -> dict[str, Any]:
         **_within(text := loader.memo(on_another_text), "text_within_"),
         "text": len(text),
         "body": {row["format"]: row for row in loader.memo(without_embedding_and_head).to_dict("records")},
-        "logits": [row for row in costs_of(loader.memo(everything_quantized)) if row["cost"] > FAILURE_GAP],
+        "logits": [row for row in costs_of(loader, loader.memo(everything_quantized)) if row["cost"] > FAILURE_GAP],
         "fewer": spot.best and _if_fewer(loader),
         "by_layer_type": _by_layer_type(comparator),
         "without_interval": left,

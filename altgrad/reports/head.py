@@ -18,6 +18,7 @@ from altgrad.analysis.logits import (
     looks_at_logits,
     on_another_text,
     probe_against_gaps,
+    rates_with_vocabulary,
     shown_as,
     without_embedding_and_head,
 )
@@ -105,13 +106,14 @@ def _content(loader: ExperimentDataLoader) -> Content:
     compared = [(row["contrast"], row["arm"], row["against"]) for row in tests]
     values = {
         "rows": everything.to_dict("records"),
-        "cost": costs_of(everything),
+        "cost": costs_of(loader, everything),
         "body": body.to_dict("records"),
         "text": _by_rounding(text),
         "logits": logits,
         "controls": controls.to_dict("records") if controls["rounding"].isin(OWN_ROUNDED).any() else [],
         "operands": operands.assign(format=operands["format"].map(shown_as)).to_dict("records"),
         "vocabulary": vocabulary.to_dict("records"),
+        "rates": rates_with_vocabulary(loader),
         "probed": probed.to_dict("records"),
         "ranks": ranks,
         "predicted_ranks": PREDICTED_RANKS,
