@@ -18,7 +18,7 @@ from altgrad.runs.schema import arm_id, run_id
 from altgrad.studies import ARMS, STUDIES, Arm, Study, checked, identity_of, seeds_of
 
 RECORDED = Path(__file__).resolve().parents[1] / "experiments" / "recorded"
-RECORDED_RUNS = 2844 + 364 + 656 + 160 + 208 + 212 + 64 + 192 + 240 + 220
+RECORDED_RUNS = 2844 + 364 + 656 + 160 + 208 + 212 + 64 + 192 + 240 + 220 + 160 + 96
 """Rows of all packed studies; 20 of them are AdamW's of the pilot, which two of its studies hold."""
 
 
