@@ -381,8 +381,12 @@ FOLLOW_TUNED: dict[str, float] = {
     "E5M2 muon fresh": 0.032,
     "E0M7 muon fresh": 0.032,
     "FP32 muon fresh": 0.032,
+    "FP32 512": 0.016,
+    "FP32 2048": 0.016,
+    "NVFP4 head nearest 2048 tuned": 0.016,
 }
-"""Arm of `SWEPT` -> the best rate of the sweep that has it (mean validation loss of its four seeds)."""
+"""Arm of `SWEPT` -> the best rate of the sweep that has it (mean validation loss of its four seeds). E0M7 to nearest
+with 2,048 tokens has none: it diverges at every rate."""
 
 
 def _fresh(name: str, fmt: str, label: str, more: Mapping[str, Any], tuned: str = "", **settings: Any) -> Arm:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,7 @@ from altgrad.analysis.statistics import paired_difference
 from altgrad.studies import (
     ARMS,
     COSTLY,
+    FP32_RATE,
     HEAD_FORMATS,
     ROUNDED,
     TEXT_FORMATS,
@@ -92,9 +94,10 @@ def cost_a_token(loader: ExperimentDataLoader, fmt: str, suffix: str = "") -> pd
 def costs_by_vocabulary(loader: ExperimentDataLoader) -> pd.DataFrame:
     """What rounding the logits' gradient costs above not quantizing it, a row a format and a number of tokens.
 
-    Columns format, tokens, n_pairs, difference, low, high (to nearest), per_token (the same in nats a token), extra,
-    extra_low and extra_high (stochastically), n_ended_badly, the
-    runs that did not finish and have no part. What is not recorded in full has no row.
+    Columns format, tokens, n_runs (of each arm), n_pairs, difference, low, high and n_ended_badly (to nearest),
+    per_token (the same in nats a token), extra, extra_low, extra_high and extra_ended_badly (stochastically), and
+    wide_ended_badly (not quantized). Runs that did not finish are counted and have no pair. What is not recorded in
+    full has no row.
     """
     rows = []
     for fmt in VOCABULARY_FORMATS:
@@ -104,33 +107,47 @@ def costs_by_vocabulary(loader: ExperimentDataLoader) -> pd.DataFrame:
             if missing(loader, arms):
                 continue
             runs = [runs_of(loader, arm) for arm in arms]
-            nearest, stochastic, wide = (by_seed(each) for each in runs)
-            cost, extra = paired_difference(nearest, wide), paired_difference(stochastic, wide)
-            own: dict[str, Any] = {"n_ended_badly": sum(int((each["status"] != "finished").sum()) for each in runs)}
-            own |= {"per_token": cost.mean / tokens_per_character(loader, runs[0])}
-            own |= {"extra": extra.mean, "extra_low": extra.low, "extra_high": extra.high}
+            to_nearest, drawn, wide = (by_seed(each) for each in runs)
+            badly, drawn_badly, wide_badly = (int((each["status"] != "finished").sum()) for each in runs)
+            cost, extra = paired_difference(to_nearest, wide), paired_difference(drawn, wide)
+            own: dict[str, Any] = {"format": shown_as(fmt), "tokens": tokens, "n_runs": len(wide)}
             own |= {"n_pairs": cost.n, "difference": cost.mean, "low": cost.low, "high": cost.high}
-            rows.append({"format": shown_as(fmt), "tokens": tokens, **own})
+            own |= {"per_token": cost.mean / tokens_per_character(loader, runs[2])}
+            own |= {"extra": extra.mean, "extra_low": extra.low, "extra_high": extra.high}
+            own |= {"n_ended_badly": badly, "extra_ended_badly": drawn_badly, "wide_ended_badly": wide_badly}
+            rows.append(own)
     return pd.DataFrame(rows)
 
 
 def rates_with_vocabulary(loader: ExperimentDataLoader) -> list[dict[str, Any]]:
-    """What the sweeps of single formats with the largest vocabulary say of the rates found with characters.
+    """What the sweeps with the largest vocabulary say of the rates found with characters; everything to nearest.
 
-    Of each sweep: format, tokens, the rate that the format's runs have (`used`), the `best` one, and `above`, the mean
-    loss of the first minus that of the best in nats per character: 0 where they are the same, NaN where a run at the
-    first did not finish.
+    Of each swept format: tokens, the rate that its runs have (`used`), how many were tried (`rates`), the `best` of
+    those at which every run finished (NaN where there is none), `above`, the mean loss at the rate used minus that at
+    the best in nats per character (NaN where a run at the first did not finish), and `gap`, the paired difference to
+    FP32, each at its best.
     """
     runs, rows = loader.runs[loader.runs["study"] == "vocabulary-tuning"], []
     swept = runs["arm"].map(lambda arm: identity_of(loader.config(str(arm)), rate=False))
+    tokens = VOCABULARIES[-1]
+
+    def sweep(arm: str, rate: float) -> tuple[dict[float, pd.Series], float]:
+        own = runs[swept == identity_of(replace(ARMS[arm], rate=rate).config(), rate=False)]
+        losses = {float(rate): by_seed(group) for rate, group in own.groupby("learning_rate")}
+        whole = {rate: loss.mean() for rate, loss in losses.items() if loss.notna().all()}
+        return losses, min(whole, key=lambda rate: whole[rate]) if whole else math.nan
+
+    base, base_best = sweep(f"FP32 {tokens}", FP32_RATE)
     for fmt in COSTLY:
-        arm = f"{fmt} head nearest {VOCABULARIES[-1]}"
-        own = runs[swept == identity_of(ARMS[arm].config(), rate=False)]
-        losses = own.groupby("learning_rate")["final_val_loss"].agg(lambda found: found.mean(skipna=False))
-        used = ARMS[arm].rate
-        if losses.notna().any():
-            found = {"used": used, "best": losses.idxmin(), "above": losses.get(used, math.nan) - losses.min()}
-            rows.append({"format": shown_as(fmt), "tokens": VOCABULARIES[-1], **found})
+        arm = f"{fmt} head nearest {tokens}"
+        used = float(ARMS[arm].rate)
+        losses, best = sweep(arm, used)
+        if losses:
+            row = {"format": shown_as(fmt), "tokens": tokens, "used": used, "rates": len(losses), "best": best}
+            nothing = pd.Series(dtype="float64")
+            own = losses.get(best, nothing)
+            above = losses.get(used, nothing).mean(skipna=False) - own.mean()
+            rows.append(row | {"above": above, "gap": paired_difference(own, base.get(base_best, nothing))})
     return rows
 
 

@@ -62,6 +62,8 @@ PROBES = {"probe-tensor.json": {}, "probe-blocks.json": {"E3M2": "MXFP6"}}
 """Records of `altgrad probe`, and what studies call a format with the scales of one."""
 PREDICTED_RANKS = {"class_bias": 0.6, "row_mass": 0.3}
 """Rank correlations that were registered: of the first at least, of the second less."""
+UNFINISHED = ("n_ended_badly", "extra_ended_badly", "wide_ended_badly")
+"""Columns of `costs_by_vocabulary`: runs that did not finish to nearest, stochastically, and with it not quantized."""
 CURVES = ("E7M0", "NVFP4")
 """Formats whose logits are drawn."""
 
@@ -225,7 +227,7 @@ def _vocabulary_table(costs: pd.DataFrame) -> Table:
         col.signed("Stochastic", "extra"),
         col.interval(low="extra_low", high="extra_high"),
         col.count("Pairs", "n_pairs"),
-        col.count("Not finished", "n_ended_badly"),
+        col.of("Not finished", lambda row: " / ".join(str(row[name]) for name in UNFINISHED), right=True),
     )
     return col.table(costs, columns, id="vocabulary")
 
