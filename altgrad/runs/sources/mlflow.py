@@ -35,11 +35,16 @@ _STATES = {
 def find(files: Files) -> list[Found]:
     """The runs of every store below the folder; deleted ones are left out."""
     found = []
-    for meta in [path for path in files.left if path.name == "meta.yaml" and _is_run(path.parent)]:
-        own = files.take(partial(_is_below, meta.parent))
-        parts = [path for path in own if path.relative_to(meta.parent).parts[0] in ("metrics", "params", "tags")]
-        read = partial(_of_files, meta.parent, parts)
-        found.append(Found(TOOL, files.name(meta.parent), version_of([meta, *parts]), read))
+    runs: dict[Path, list[Path]] = {
+        path.parent: [] for path in files.left if path.name == "meta.yaml" and _is_run(path.parent)
+    }
+    for path in files.take(lambda path: not runs.keys().isdisjoint(path.parents)):
+        folder = next(each for each in path.parents if each in runs)
+        if path.relative_to(folder).parts[0] in ("metrics", "params", "tags"):
+            runs[folder].append(path)
+    for folder, parts in runs.items():
+        read = partial(_of_files, folder, parts)
+        found.append(Found(TOOL, files.name(folder), version_of([folder / "meta.yaml", *parts]), read))
     for path in files.take(lambda path: is_sqlite(path) and _is_mlflow(path)):
         with opened(path) as connection:
             for run in rows(connection, _RUNS):
@@ -53,10 +58,6 @@ def find(files: Files) -> list[Found]:
 
 def _is_run(folder: Path) -> bool:
     return (folder / "metrics").is_dir() or (folder / "params").is_dir()
-
-
-def _is_below(folder: Path, path: Path) -> bool:
-    return path.is_relative_to(folder)
 
 
 def _is_mlflow(path: Path) -> bool:

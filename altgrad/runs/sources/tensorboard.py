@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from altgrad.config import UsageError
 from altgrad.runs.history import Gathered, History
-from altgrad.runs.sources.found import NO_END, Files, Found, config_beside, described, mark_of, version_of
+from altgrad.runs.sources.found import NO_END, Files, Found, clock, config_beside, described, mark_of, version_of
 
 TOOL = "TensorBoard"
 PARTS = ("train", "training", "validation", "val", "valid", "eval", "test")
@@ -92,17 +92,17 @@ class _Reader(NamedTuple):
                 found.not_a_number(f"{part}{tag}", count)
         if not events.scalars:
             raise UsageError("no scalar in it" + (", and it is damaged" if events.damaged or events.cut else ""))
-        start = min(float(times[0]) for pieces in events.scalars.values() for _, times, _ in pieces)
-        end = start
-        last: dict[str, Any] = {}
-        for tag, pieces in events.scalars.items():
-            steps, times, values = (np.concatenate(each) for each in zip(*pieces, strict=True))
+        columns = {
+            tag: tuple(np.concatenate(each) for each in zip(*pieces, strict=True))
+            for tag, pieces in events.scalars.items()
+        }
+        for tag, (steps, _, values) in columns.items():
             found.add_column(tag, steps, values)
-            end = max(end, float(times[-1]))
-            if len(steps) > len(last.get("steps", ())):
-                last = {"steps": steps, "times": times}
-        if "seconds" not in events.scalars:
-            found.add_column("seconds", last["steps"], last["times"] - start)
+        longest, moments, _ = max(columns.values(), key=lambda each: len(each[0]))
+        _, _, found.lines[:0] = clock(moments)
+        start, end, _ = clock(np.concatenate([times for _, times, _ in columns.values()]))
+        if "seconds" not in columns:
+            found.add_column("seconds", longest, moments - start)
         config, lines = config_beside(self.run)
         state = events.state or "finished"
         if events.cut or events.damaged:

@@ -33,7 +33,7 @@ def find(files: Files) -> list[Found]:
         named = re.fullmatch(r"run-(.+)", path.stem)
         runs[named[1] if named else files.name(path)].append(path)
     folders = {path.parent for path in taken if re.match(r"(offline-)?run-", path.parent.name)}
-    files.take(lambda path: any(folder in path.parents for folder in folders))
+    files.take(lambda path: not folders.isdisjoint(path.parents))
     return [Found(TOOL, paths[0].name, version_of(paths), partial(_read, paths)) for paths in runs.values()]
 
 
