@@ -108,13 +108,17 @@ class Gathered:
         columns = {
             name: tuple(np.concatenate(each) for each in zip(*parts, strict=True)) for name, parts in cells.items()
         }
+        lines = list(self.lines)
         every = [steps for steps, _ in columns.values()]
         if len(self._bare):
             every.append(np.frombuffer(self._bare, np.int64))
         at = np.unique(np.concatenate(every)) if every else np.empty(0, np.int64)
+        if len(at) * len(columns) > MOST_CELLS and (few := [n for n in columns if len(columns[n][0]) < len(at) / 100]):
+            lines.append(f"metrics: {len(few):,} names with values at few of {len(at):,} steps are not kept")
+            columns = {name: cells for name, cells in columns.items() if name not in {*few}}
         if len(at) * len(columns) > MOST_CELLS:
             raise ValueError(f"{len(at):,} steps of {len(columns):,} metrics are too many for one table")
-        lines, found = list(self.lines), {"step": pa.array(at)}
+        found = {"step": pa.array(at)}
         for name, (steps, values) in columns.items():
             place = np.searchsorted(at, steps)
             dense, there = np.full(len(at), np.nan), np.zeros(len(at), bool)

@@ -54,7 +54,7 @@ def make_record(
         ValueError, TypeError, LookupError, OverflowError: what W&B described is of another kind than it should be.
     """
     history = rows if isinstance(rows, History) else of_wandb(rows)
-    report: list[str] = list(given.get("lines_of_source", ()))
+    report = _folded(given.get("lines_of_source", ()))
     given = {**given, **{key: mask(given[key], key) for key in ("name", "notes")}, "config": mask(given["config"])}
     notes = str(given["notes"] or "")
     if len(notes) > LONGEST_NOTES:
@@ -266,7 +266,13 @@ def metrics_report(history: History) -> list[str]:
     if not {"loss", "val_loss"} & {*columns.values()} and unknown:
         ask = "which is the loss? Say it in altgrad.yaml, as metrics: {val_loss: NAME}"
         report.append(f"metrics: none has the name of a loss: {ask}")
-    return [*report, *some("metrics: kept without a meaning here: ", unknown), *history.lines]
+    return [*report, *some("metrics: kept without a meaning here: ", unknown), *_folded(history.lines)]
+
+
+def _folded(lines: Sequence[str]) -> list[str]:
+    """Some of the lines, and how many more there are."""
+    more = len(lines) - SHOWN
+    return [*lines[:SHOWN], *([f"and {more:,} more lines like these"] if more > 0 else [])]
 
 
 def some(what: str, names: Sequence[str]) -> list[str]:

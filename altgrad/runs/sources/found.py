@@ -128,7 +128,7 @@ def described(
         lines: what is to be said of the reading.
         rows: how many were logged.
     """
-    begin, end = _iso(created), _iso(ended)
+    begin, end = iso(created), iso(ended)
     return {
         "kind": tool, "entity": "", "project": project or tool.lower(), "id": mark, "name": name, "state": state,
         "config": dict(config or {}), "summary": dict(summary or {}), "notes": notes,
@@ -142,7 +142,8 @@ _EPOCH = "1970-01-01T00:00:00+00:00"
 NO_END = "status: {tool} does not say how a run ended; it is taken as finished"
 
 
-def _iso(moment: float | str | None) -> str | None:
+def iso(moment: float | str | None) -> str | None:
+    """ISO 8601 of seconds since 1970 or of such a text; None where it is no time."""
     try:
         if moment is None or isinstance(moment, str):
             return moment and datetime.fromisoformat(moment).isoformat()

@@ -175,12 +175,12 @@ def _csv_rows(path: Path, lines: list[str], config: dict[str, Any]) -> Iterator[
 
 def _columns(header: list[str]) -> list[str]:
     """The names of columns, each once."""
-    found: list[str] = []
+    found: dict[str, None] = {}
     for name in header:
         while name in found:
             name += "_"
-        found.append(name)
-    return found
+        found[name] = None
+    return list(found)
 
 
 def _row(names: list[str], cells: list[str], lines: list[str]) -> dict[str, Any]:

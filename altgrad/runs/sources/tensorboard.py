@@ -107,11 +107,8 @@ class _Reader(NamedTuple):
         state = events.state or "finished"
         if events.cut or events.damaged:
             state = "crashed"
-            lines.append(
-                f"events: {events.damaged} damaged records are left out"
-                if events.damaged
-                else "events: the file ends in the middle of a record; what it holds up to there is kept"
-            )
+            lines += [f"events: {events.damaged} damaged records are left out"] * (events.damaged > 0)
+            lines += ["events: a file ends or is damaged amid a record; what it holds before it is kept"] * events.cut
         elif events.state is None:
             lines.append(NO_END.format(tool=TOOL))
         history = found.history()
