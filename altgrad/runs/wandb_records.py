@@ -23,6 +23,7 @@ from altgrad.runs.foreign import data_fingerprint, foreign_config
 from altgrad.runs.history import History, of_wandb
 from altgrad.runs.names import METRICS, flattened, map_config
 from altgrad.runs.names import columns as read_as
+from altgrad.runs.precision import precision
 from altgrad.runs.schema import SCHEMA_VERSION, Failure, arm_id, digest, run_id
 from altgrad.runs.secrets import in_words, left_out, mask, mask_record
 from altgrad.runs.store import check_run, read_run
@@ -251,7 +252,11 @@ def _foreign(given: Mapping[str, Any], notes: str) -> tuple[ExperimentConfig, di
     config = foreign_config(stated, name=name, study=slug(given["project"]), notes=notes, tags=tags, strict=False)
     without = sorted(config.foreign or {})
     report = [f"config: {own} is read as {key}" for own, key in used.items() if own not in without]
-    report += some("config: kept without a meaning here: ", without)
+    formats, said = precision(config.foreign or {})
+    if formats:
+        words = ", ".join(f"{name} {each}" for name, each in formats["quantize"].items() if isinstance(each, str))
+        report.append(f"config: {', '.join(said)}: read as {words}")
+    report += some("config: kept without a meaning here: ", [key for key in without if key not in said])
     if not config.states("seed"):
         ask = "which key is the seed? Say it in altgrad.yaml, as seed: KEY"
         report.append(f"config: no seed is stated, and the run is an arm by itself: {ask}")
