@@ -17,7 +17,6 @@ Everything is optional. Formats that a config states in words of other tools are
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -118,12 +117,14 @@ class SiteNames(BaseModel):
         own = any(config.states(f"quantize.{operand}") for operand in OPERANDS)
         if own or (said and arms is not None and not any(map(makes_arm, said))):
             formats, said = {}, ()
+        if formats:
+            try:
+                config = ExperimentConfig.model_validate(config.model_dump(exclude_unset=True) | formats)
+            except ValidationError:  # a setting that AltGrad's recipe cannot have, or a scaling of the loop's own
+                formats, said = {}, ()
         kept = {key: value for key, value in given.items() if makes_arm(key) and key not in said}
         if changed or kept != given:
             config = config.model_copy(update={**changed, "foreign": kept})
-        if formats:
-            with contextlib.suppress(ValidationError):  # the loop's own scaling is none of these formats
-                config = ExperimentConfig.model_validate(config.model_dump(exclude_unset=True) | formats)
         if arms is None:
             return config
         stated = {key for key in config_keys() if key != "foreign" and config.states(key)}
