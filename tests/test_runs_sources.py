@@ -23,8 +23,9 @@ from altgrad.config import UsageError
 from altgrad.runs import RunRecord, load_runs, record
 from altgrad.runs.history import MOST_METRICS, of_rows
 from altgrad.runs.names import columns
-from altgrad.runs.query import verify
+from altgrad.runs.query import values, verify
 from altgrad.runs.sources import import_runs
+from altgrad.runs.sources.found import described
 from altgrad.runs.sources.tensorboard import _masked_crc
 from altgrad.runs.wandb_pull import Pulled
 
@@ -556,6 +557,41 @@ def test_no_absolute_path_and_no_secret_is_published(tmp_path: Path) -> None:
     assert str(tmp_path).encode() not in written
     (run,) = load_runs([tmp_path / "out"]).records
     assert run.config.foreign["data"] == "x.bin"
+
+
+def test_name_place_summary_and_surroundings_of_a_run_are_kept_and_shown(tmp_path: Path, capsys: Any) -> None:
+    """Names in other scripts, a value that only the summary has, commit, Python and system, an address, no seed."""
+    surroundings = {"python": "3.12.1", "system": "linux", "commit": "4be1" * 10}
+    address = "gs://bucket/tokens/part.parquet"
+    given = described(
+        "W&B", "uni00000", "基线模型", "проект", config={"lr": 0.1, "shards": address},
+        summary={"best/accuracy": 0.5}, environment=surroundings,
+    )  # fmt: skip
+    found = Pulled("x")
+    assert found.add(tmp_path, given, [{"_step": 0, "train/accuracy": 0.25}]), found.problems
+    (run,) = load_runs([tmp_path]).records
+    assert run.run["title"] == "基线模型"
+    assert run.run["environment"] == surroundings
+    assert run.run["summary"] == {"best/accuracy": 0.5}
+    assert run.config.foreign == {"shards": address}
+    assert run.history.to_dict("list") == {"step": [0], "train/accuracy": [0.25]}
+    assert values(run)["seed"] is None, "a seed that nobody stated is none, not 0"
+    assert ExperimentDataLoader([tmp_path]).memo(site_labels)[run.arm] == "基线模型"
+    assert main(["runs", "show", run.id, "--runs", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert [each for each in ("基线模型", "0.5", "3.12.1", "4be1" * 10) if each not in shown] == []
+
+
+def test_two_thousand_keys_of_a_config_are_counted_and_the_rest_folded(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    (folder / "metrics.csv").write_text("step,val_loss\n0,1\n")
+    (folder / "config.json").write_text(json.dumps({f"section.key_{at}": at for at in range(2000)}))
+    found = import_runs(folder, tmp_path / "out")
+    ((*_, line),) = ([line for line in lines if "without a meaning" in line] for lines in found.reports.values())
+    assert line.endswith(" and 1,970 more")
+    (run,) = load_runs([tmp_path / "out"]).records
+    assert run.config.foreign == {f"section.key_{at}": at for at in range(2000)}
 
 
 # Names.
