@@ -106,13 +106,15 @@ class Gathered:
             own = _RESERVED.get(name, name)
             cells.setdefault(own, []).append((np.frombuffer(at_steps, np.int64), np.frombuffer(numbers, np.float64)))
         columns = {
-            name: tuple(np.concatenate(each) for each in zip(*parts, strict=True)) for name, parts in cells.items()
+            name: parts[0] if len(parts) == 1 else tuple(np.concatenate(each) for each in zip(*parts, strict=True))
+            for name, parts in cells.items()
         }
         lines = list(self.lines)
-        every = [steps for steps, _ in columns.values()]
-        if len(self._bare):
-            every.append(np.frombuffer(self._bare, np.int64))
-        at = np.unique(np.concatenate(every)) if every else np.empty(0, np.int64)
+        every = [np.frombuffer(self._bare, np.int64)]
+        for steps, _ in columns.values():
+            if not np.array_equal(steps, every[-1]):  # most metrics of a run have the same
+                every.append(steps)
+        at = np.unique(np.concatenate(every))
         if len(at) * len(columns) > MOST_CELLS and (few := [n for n in columns if len(columns[n][0]) < len(at) / 100]):
             lines.append(f"metrics: {len(few):,} names with values at few of {len(at):,} steps are not kept")
             columns = {name: cells for name, cells in columns.items() if name not in {*few}}

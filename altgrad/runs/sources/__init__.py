@@ -88,8 +88,9 @@ def _bring(
 ) -> None:
     try:
         given, history = run.read()
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError, OSError) as error:
         said = str(error) if isinstance(error, UsageError) else f"what it holds is no run ({reason_of(error)})"
+        said = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else said
         imported.problems.append(Problem(run.name, without_paths(said)))
         return
     if run.tool == wandb.TOOL and given["id"] in here:

@@ -73,7 +73,7 @@ def _is_no_log(path: Path, rows: Rows) -> str | None:
     """Why a table in a folder is taken for data, not for the log of a run."""
     try:
         first = list(islice(rows(path, [], {}), 20))
-    except (UsageError, ValueError):
+    except (UsageError, ValueError, OSError):
         return None  # its reading says why
     names = {normal(name) for row in first for name in row}
     if not first or names & {*STEPS, *EPOCHS} or _LOGS.fullmatch(path.stem):
