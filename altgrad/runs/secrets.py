@@ -240,13 +240,18 @@ def _mask(value: Any, name: str, own: tuple[str, ...], depth: int) -> Any:
         shown = key if type(key) is not str or (len(key) < 12 and key.isidentifier()) else _short_text(key, "", own)
         while shown in found:
             shown += "_"
-        if type(inner) is int and abs(inner) > 99_999 and _kind(str(shown)) == "always":
-            inner = inner if _words(str(shown))[0] in _COUNTS else str(inner)
+        if type(inner) is int and abs(inner) > 99_999 and _is_code(str(shown).rpartition(".")[2]):
+            inner = str(inner)
         found[shown] = inner if type(inner) in _NUMBERS else _mask(inner, f"{name}.{shown}", own, depth + 1)
     label = next((found[key] for key in ("name", "key") if isinstance(found.get(key), str)), "")
     if "value" in found:  # {"name": "HF_TOKEN", "value": "..."}
         found["value"] = _under(label, found["value"])
     return found
+
+
+def _is_code(name: str) -> bool:
+    """Whether a long whole number under this name is a password, and no count of them."""
+    return _kind(name) == "always" and _words(name)[0] not in _COUNTS
 
 
 def _is_option(value: Any) -> bool:
