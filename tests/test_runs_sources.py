@@ -357,6 +357,24 @@ def test_only_regular_files_are_read_and_what_is_none_is_said(tmp_path: Path) ->
     assert run.history.to_dict("list") == {"step": [0], "loss": [1.0]}
 
 
+def test_a_pipe_among_the_records_and_a_log_that_goes_away_hold_up_no_import(tmp_path: Path) -> None:
+    (tmp_path / "out" / "pipe").mkdir(parents=True)
+    os.mkfifo(tmp_path / "out" / "pipe" / "run.json")
+    (tmp_path / "logs").mkdir()
+    for name in "abc":
+        (tmp_path / "logs" / f"{name}.csv").write_text("step,loss\n0,1\n")
+    write_events(tmp_path / "logs" / "d", event_file(scalar_event(0, "loss", 1.0)))
+
+    def remove(seen: Pulled, total: int) -> None:
+        for path in [tmp_path / "logs" / "d" / "events.out.tfevents.1.host", tmp_path / "logs" / "c.csv"]:
+            path.unlink(missing_ok=True)
+
+    found = import_runs(tmp_path / "logs", tmp_path / "out", remove)
+    assert len(found.fetched) == 3
+    assert [each.where for each in found.problems] == ["c.csv"]
+    assert "cannot be read (No such file" in found.problems[0].reason
+
+
 def test_names_that_have_values_at_few_steps_make_room_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop whose names hold its steps, for a long time: the table has no room, and its loss is kept."""
     monkeypatch.setattr("altgrad.runs.history.MOST_CELLS", 50_000)

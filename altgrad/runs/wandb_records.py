@@ -19,6 +19,7 @@ from typing import Any
 
 from altgrad.config import LONGEST_NOTES, ExperimentConfig, UsageError, one_line, parse_config
 from altgrad.runs import locks
+from altgrad.runs.files import read_bytes
 from altgrad.runs.foreign import data_fingerprint, foreign_config
 from altgrad.runs.history import History, of_wandb
 from altgrad.runs.names import METRICS, flattened, map_config
@@ -142,7 +143,7 @@ def write_record(root: Path, run: Mapping[str, Any], history: History) -> Path:
 def _other_run(target: Path, run: Mapping[str, Any]) -> str | None:
     """Whose record lies at `target`, where it is not an earlier copy of `run`."""
     try:
-        there = json.loads((target / "run.json").read_text(encoding="utf-8"))
+        there = json.loads(read_bytes(target / "run.json"))
         origin = there.get("origin")
         if origin is None:
             return "a run that was recorded here"
@@ -201,7 +202,7 @@ def known_runs(root: Path) -> tuple[dict[str, list[Any]], list[str]]:
     local: list[str] = []
     for path in sorted(root.glob("*/run.json")):
         try:
-            run = json.loads(path.read_text(encoding="utf-8"))
+            run = json.loads(read_bytes(path))
             origin = run.get("origin")
             if origin is None:
                 local.append(str(run["id"]))
@@ -223,7 +224,7 @@ def set_url(folder: Path, url: str) -> None:
     record = read_run(folder)
     if record.status == "running" and "origin" not in record.run:
         raise UsageError(f"{record.id} is still running; link it when it has ended")
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    run = json.loads(read_bytes(folder / "run.json"))
     write_json(folder / "run.json", run | {"wandb_url": url})
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.config import UsageError
+from altgrad.runs.files import read_bytes
 from altgrad.runs.schema import Problem, digest, without_paths
 from altgrad.runs.sources import mlflow, tables, tensorboard, trackio, trainer, wandb
 from altgrad.runs.sources.found import Files, Found
@@ -118,7 +119,7 @@ def _imported(out: Path) -> dict[str, tuple[str, Path]]:
 def _origins(out: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in sorted(out.glob("*/run.json")):
         try:
-            origin = json.loads(path.read_text("utf-8")).get("origin")
+            origin = json.loads(read_bytes(path)).get("origin")
         except (OSError, ValueError, AttributeError):
             continue
         if isinstance(origin, dict) and (path.parent / "history.parquet").exists():
