@@ -200,7 +200,9 @@ def imports(folder: Path, sizes: dict[str, int], show: Callable[[str], None]) ->
     They are a tenth of 135 offline runs of W&B and a twentieth of 1,000 of TensorBoard; each of them costs the same.
     """
     figures = []
-    events = [folder / "events" / f"run-{number}" / "events.out.tfevents.1.host" for number in range(sizes["event files"])]
+    events = [
+        folder / "events" / f"run-{number}" / "events.out.tfevents.1.host" for number in range(sizes["event files"])
+    ]
     show("writing event files")
     for number, path in enumerate(events):
         write_events(path, TAGS, sizes["rows a run"], number)

@@ -277,9 +277,13 @@ ROWS: dict[str, tuple[str, str, dict[str, list[float]], str]] = {
     # name: file, its text, columns of the record (NaN where a step has none), what is said
     "a column twice": ("m.csv", "step,loss,loss\n0,1,2\n", {"step": [0], "loss": [1], "loss_": [2]}, ""),
     "columns without a name": ("m.csv", "step,,\n0,1,2\n", {"step": [0], "(no name)": [1], "_": [2]}, "no name"),
-    "nested and dotted": ("l.jsonl", '{"step": 0, "a.b": 1, "a": {"b": 2}}\n', {"step": [0], "a.b": [1], "a.b_": [2]}, ""),
+    "nested and dotted": (
+        "l.jsonl", '{"step": 0, "a.b": 1, "a": {"b": 2}}\n', {"step": [0], "a.b": [1], "a.b_": [2]}, "",
+    ),
     "decimal commas": ("m.csv", "step;loss\n0;1,5\n", {"step": [0], "loss": [1.5]}, ""),
-    "steps as text": ("l.jsonl", '{"step": "5", "loss": 1}\n{"step": "7", "loss": 2}\n', {"step": [5, 7], "loss": [1, 2]}, ""),
+    "steps as text": (
+        "l.jsonl", '{"step": "5", "loss": 1}\n{"step": "7", "loss": 2}\n', {"step": [5, 7], "loss": [1, 2]}, "",
+    ),
     "negative steps": ("m.csv", "step,loss\n-2,1\n-1,2\n", {"step": [-2, -1], "loss": [1, 2]}, ""),
     "a step that no table holds": (
         "l.jsonl", '{"step": 4, "loss": 1}\n{"step": 1e30, "loss": 2}\n',
@@ -291,7 +295,8 @@ ROWS: dict[str, tuple[str, str, dict[str, list[float]], str]] = {
     ),
     "one name of a number, a text and a mapping": (
         "l.jsonl", '{"step": 0, "loss": 1}\n{"step": 1, "loss": "high"}\n{"step": 2, "loss": {"a": 3}}\n',
-        {"step": [0, 1, 2], "loss": [1, math.nan, math.nan], "loss.a": [math.nan, math.nan, 3]}, "loss: 1 values are no numbers",
+        {"step": [0, 1, 2], "loss": [1, math.nan, math.nan], "loss.a": [math.nan, math.nan, 3]},
+        "loss: 1 values are no numbers",
     ),
 }  # fmt: skip
 
@@ -303,8 +308,8 @@ def test_no_value_of_a_strange_row_is_lost(
     run, found = one(tmp_path, name, text)
     own = run.history.to_dict("list")
     assert own.keys() == columns.keys()
-    for column, values in columns.items():
-        np.testing.assert_array_equal(own[column], values)
+    for column, cells in columns.items():
+        np.testing.assert_array_equal(own[column], cells)
     assert said in str(found.reports)
 
 

@@ -7,6 +7,7 @@ a config does not say is not guessed: FP8 without a recipe has formats and no sc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,12 +38,13 @@ _ROLES: dict[str, tuple[str, ...]] = {
 _ROLE = {name: role for role, names in _ROLES.items() for name in names}
 _RECIPES = {
     "torchao": {
-        "tensorwise": "torchao-tensorwise", "rowwise": "torchao-rowwise", "rowwise_with_gw_hp": "torchao-rowwise-gw-hp",
+        "tensorwise": "torchao-tensorwise", "rowwise": "torchao-rowwise",
+        "rowwise_with_gw_hp": "torchao-rowwise-gw-hp",
     },
     "mx": {"mxfp8": "mxfp8", "mxfp8_cublas": "mxfp8", "mxfp8_emulated": "mxfp8", "mxfp8_rceil": "mxfp8"},
     "te": {
-        "delayed": "te-delayed", "tensorwise": "te-current", "blockwise": "te-block", "mxfp8": "mxfp8", "nvfp4": "nvfp4",
-        "delayedscaling": "te-delayed", "float8currentscaling": "te-current", "float8blockscaling": "te-block",
+        "delayed": "te-delayed", "tensorwise": "te-current", "blockwise": "te-block", "mxfp8": "mxfp8",
+        "nvfp4": "nvfp4", "delayedscaling": "te-delayed", "float8currentscaling": "te-current", "float8blockscaling": "te-block",
         "mxfp8blockscaling": "mxfp8", "nvfp4blockscaling": "nvfp4",
     },
 }  # fmt: skip
@@ -68,13 +70,15 @@ def precision(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]
     """
     keys, said = dict[str, str](), dict[str, Any]()
     for key, value in given.items():
-        if key.endswith("converters") and value and "float8" not in str(value) and "mx" not in str(value):
+        if key.endswith("converters") and value and not re.search("float8|mx", str(value)):  # those of something else
             continue
         *above, leaf = map(normal, key.replace("/", ".").split("."))
         role = _ROLE.get("_".join([*above[-1:], leaf])) or _ROLE.get(leaf)
         if role and role not in said:
             keys[role], said[role] = key, normal(value).removeprefix("torch_") if isinstance(value, str) else value
-    words = {role: _WORDS.get(str(said[role])) for role in ("mixed_precision", "wide", "dtype") if role in said}
+    words: dict[str, str | None] = {
+        role: _WORDS.get(str(said[role])) for role in ("mixed_precision", "wide", "dtype") if role in said
+    }
     words |= {role: role if said[role] else None for role in ("bf16", "fp16") if isinstance(said.get(role), bool)}
     wide = next((words[role] for role in ("mixed_precision", "wide", "bf16", "fp16", "dtype") if words.get(role)), None)
     if wide is None and (said.get("bf16"), said.get("fp16")) == (False, False):

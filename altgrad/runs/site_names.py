@@ -129,7 +129,9 @@ class SiteNames(BaseModel):
             return config
         stated = {key for key in config_keys() if key != "foreign" and config.states(key)}
         names = {key: {normal(key), *CONFIG.get(key, ())} for key in stated}
-        left = [key for key, own in names.items() if not own & arms and key.partition(".")[0] not in {*_ALWAYS, *formats}]
+        left = [
+            key for key, own in names.items() if not own & arms and key.partition(".")[0] not in {*_ALWAYS, *formats}
+        ]
         return _without(config, left)
 
 

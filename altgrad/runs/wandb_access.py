@@ -84,8 +84,9 @@ def inspected(
     """
     command = [sys.executable, "-m", "wandb", "leet", "inspect", *options, "--json", str(path)]
     environment = os.environ | WITHOUT_PROMPT
-    plumbing = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": subprocess.PIPE}
-    return subprocess.run(command, timeout=seconds, env=environment, **plumbing)
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, timeout=seconds, env=environment
+    )
 
 
 def without_key(text: str) -> str:

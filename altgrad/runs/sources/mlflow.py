@@ -80,9 +80,10 @@ def _of_files(folder: Path, parts: list[Path]) -> tuple[dict[str, Any], History]
         }
         metrics = {"/".join(name): path for path, (kind, *name) in named.items() if kind == "metrics"}
         logged = _gathered(
-            (name, *[*line.split(), None, None, None][:3])
+            (name, moment, value, step)
             for name, path in metrics.items()
             for line in path.read_text("utf-8", "replace").splitlines()
+            for moment, value, step in [[*line.split(), None, None, None][:3]]
         )
         experiment = _name_of(folder.parent)
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:

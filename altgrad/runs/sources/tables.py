@@ -113,7 +113,8 @@ def _read(path: Path, name: str, tool: str, rows: Rows, alone: bool) -> tuple[di
     project = path.parent.parent.name if alone else path.parent.name
     return described(
         tool, mark_of(tool, path, whole), name, project, config={**given, **config},
-        state="crashed" if cut else "finished", created=begin, ended=end, lines=[*lines, *clocked, *more, *said], rows=len(history.table),
+        state="crashed" if cut else "finished", created=begin, ended=end, lines=[*lines, *clocked, *more, *said],
+        rows=len(history.table),
     ), history  # fmt: skip
 
 

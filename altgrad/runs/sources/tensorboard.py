@@ -182,8 +182,8 @@ def _add(found: Events, data: bytes, begins: array[int], lengths: array[int]) ->
         for tag, step, time, value in _slowly(data[begins[each] : begins[each] + lengths[each]], found):
             single[tag].append((each, step, time, value))
     for tag, cells in single.items():
-        at, steps, times, values = zip(*cells, strict=True)
-        scalars[tag].append((at[0], np.array(at), np.array(steps), np.array(times), np.array(values)))
+        at, steps, times, values = map(np.array, zip(*cells, strict=True))
+        scalars[tag].append((cells[0][0], at, steps, times, values))
     for tag, pieces in scalars.items():
         at, steps, times, values = (np.concatenate(part) for part in list(zip(*pieces, strict=True))[1:])
         by_place = np.argsort(at, kind="stable")
