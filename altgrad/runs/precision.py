@@ -44,7 +44,8 @@ _RECIPES = {
     "mx": {"mxfp8": "mxfp8", "mxfp8_cublas": "mxfp8", "mxfp8_emulated": "mxfp8", "mxfp8_rceil": "mxfp8"},
     "te": {
         "delayed": "te-delayed", "tensorwise": "te-current", "blockwise": "te-block", "mxfp8": "mxfp8",
-        "nvfp4": "nvfp4", "delayedscaling": "te-delayed", "float8currentscaling": "te-current", "float8blockscaling": "te-block",
+        "nvfp4": "nvfp4", "delayedscaling": "te-delayed",
+        "float8currentscaling": "te-current", "float8blockscaling": "te-block",
         "mxfp8blockscaling": "mxfp8", "nvfp4blockscaling": "nvfp4",
     },
 }  # fmt: skip
