@@ -50,7 +50,7 @@ def arm_labels(loader: ExperimentDataLoader, arms: Iterable[str], but: Collectio
     parts = {arm: [_beginning(config, loader.title(arm))] for arm, config in configs.items()}
     keys = varied(configs)
     for arm, config in configs.items():
-        told = {*but, FORMATS}
+        told = {*but, FORMATS} if parts[arm][0] else but  # its beginning says them
         parts[arm] += [_leaf(key, values_of(config)) for key in keys.get(config.study, ()) if key not in told]
     alike = _groups(configs, lambda arm: parts[arm][0])
 
@@ -131,6 +131,8 @@ def _short(text: object) -> str:
 
 def _leaf(key: str, leaves: Mapping[str, object]) -> str:
     name = key.removeprefix("foreign.").removeprefix("optimizer.")
+    if key == FORMATS and key in leaves:
+        return _short(leaves[key])
     return _short(f"{name}={scalar(leaves[key])}" if key in leaves else f"no {name}")
 
 
