@@ -601,7 +601,7 @@ def runs_list(options: argparse.Namespace) -> int:
         found = values(record)
         loss = found.get("last.final_val_loss", found.get("last.val_loss"))
         loss = "-" if loss is None else f"{loss:.4f}"
-        figures = [str(record.config.seed), _shown(found["last.step"]), loss]
+        figures = [_shown(found["seed"]), _shown(found["last.step"]), loss]
         created = str(record.run["created"])[:16].replace("T", " ")
         label = format_label(record.config)
         rows.append([record.id, record.status, label, *figures, record.config.study, created])

@@ -46,6 +46,7 @@ RESULT_COLUMNS = (
     "gap", "low", "high", "sd", "test", "p_fp32", "gap_to_best", "p_holm", "p_equivalent", "verdict",
 )  # fmt: skip
 RATE_KEYS = ("learning_rate", "other_learning_rate")
+_WIDE = ("BF16", "FP16")
 LENGTH_KEYS = ("max_steps", "warmup_steps", "eval_every", "log_every", "layers_every")
 
 
@@ -164,21 +165,26 @@ class SweetSpot:
 class FormatComparator:
     """Compares formats by the paired gap of their final validation loss to the unquantized run of the same seed.
 
-    Of AltGrad's own runs, whose loss is in nats per character; with `foreign`, of those that other loops recorded.
+    Of AltGrad's own runs, whose loss is in nats per character; with `foreign`, of those that other loops recorded,
+    against those in BF16 or FP16 where a setting has no unquantized ones.
     """
 
     def __init__(self, loader: ExperimentDataLoader, foreign: bool = False) -> None:
         runs = loader.runs
         self._loader = loader
+        self._foreign = foreign
         self._runs = runs[(runs["role"] == "report") & (runs["foreign"] == foreign)]
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
         """Every comparison that the records allow, the one with the most pairs first."""
-        found, free = [], self._runs[self._runs["quantized"] == ""]
-        for (setting, quantized), group in self._runs.groupby(["setting", "quantized"]):
-            baseline = free[free["setting"] == setting]
-            if quantized and len(baseline):
+        found = []
+        for setting, runs in self._runs.groupby("setting"):
+            baseline = runs[runs["quantized"] == ""]
+            for label in _WIDE if self._foreign else ():  # others mostly train in 16 bits
+                baseline = baseline if len(baseline) else runs[runs["format"] == label]
+            rest = runs[~runs["arm"].isin(baseline["arm"])]
+            for quantized, group in rest.groupby("quantized") if len(baseline) else ():
                 table = _format_table(group, by_seed(baseline))
                 scope, arm = group["scope"].iloc[0], baseline["arm"].iloc[0]
                 found.append(Comparison(scope, quantized, setting, arm, table))

@@ -58,7 +58,12 @@ def values(record: RunRecord) -> dict[str, Any]:
     run, config = record.run, record.config
     found: dict[str, Any] = {key: run.get(key) for key in _FIELDS}
     found |= {"title": record.title} if record.title != record.id else {}
-    found |= {"arm": record.arm, "seed": config.seed, "study": config.study, "data": run["data"]["name"]}
+    found |= {
+        "arm": record.arm,
+        "seed": config.seed if config.states("seed") else None,
+        "study": config.study,
+        "data": run["data"]["name"],
+    }
     found["failure"] = ", ".join(run["failure"]["kinds"]) if run["failure"] else None
     for key in config_keys():
         if key != "foreign" and key not in found and config.states(key):

@@ -27,7 +27,7 @@ import altgrad
 from altgrad.config import ExperimentConfig, UsageError
 from altgrad.imports import code_fingerprint
 from altgrad.runs import locks
-from altgrad.runs.files import write_text
+from altgrad.runs.files import read_bytes, write_text
 from altgrad.runs.schema import (
     LAYER_COLUMNS,
     SCHEMA_VERSION,
@@ -549,7 +549,7 @@ def _lock(path: Path) -> IO[bytes]:
 def _ended_badly(path: Path) -> dict[str, Any]:
     """run.json of a run that may go on; `path` is locked, so that "running" means killed."""
     try:
-        run: dict[str, Any] = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        run: dict[str, Any] = json.loads(read_bytes(path / "run.json"))
         status, schema = run["status"], int(run["schema"])
         sound = isinstance(run["code"], dict) and all(isinstance(event["step"], int) for event in run["events"])
     except (ValueError, LookupError, TypeError):
@@ -568,7 +568,7 @@ def _ended_badly(path: Path) -> dict[str, Any]:
 
 def _is_finished(path: Path) -> bool:
     try:
-        return bool(json.loads((path / "run.json").read_text()).get("status") == "finished")
+        return bool(json.loads(read_bytes(path / "run.json")).get("status") == "finished")
     except (ValueError, AttributeError):
         return False  # a damaged record is set aside, not overwritten
 
