@@ -395,8 +395,6 @@ def train(
         UsageError: the run is already recorded, the data or the device are missing, `out` cannot be written (any
             more), no checkpoint can be used, or the model or its batches do not fit the data or the memory.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this torch sees no GPU; use --device cpu")
     if config.stability.shift_to is not None:
         shifted(config)
     with _enough_memory(config):
@@ -433,8 +431,10 @@ def prepared(
     """The quantized model on its device, its loss on what `next` of its batches gives, and what identifies the data.
 
     Raises:
-        UsageError: the model or its batches do not fit the data, or the policies the model.
+        UsageError: the device is missing, the model or its batches do not fit the data, or the policies the model.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this torch sees no GPU; use --device cpu")
     if task is None:
         corpus = corpus or load_corpus(config.data, config.tokenizer, config.vocabulary)
         batches = Batches(corpus, config, torch.device(device))

@@ -9,13 +9,18 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from altgrad.config import ExperimentConfig, UsageError
-from altgrad.runs import RunExists
+from altgrad.config import CheckpointConfig, ExperimentConfig, TrackingConfig, UsageError
+from altgrad.nn import report_of
+from altgrad.runs import RunExists, read_run
 from altgrad.runs.query import ended_losses
-from altgrad.training.loop import Result
+from altgrad.training.data import load_text
+from altgrad.training.loop import Result, build_optimizer, prepared, train
+from altgrad.training.task import load_task, try_task
 
 Train = Callable[..., Result]
 """`altgrad.training.train` with all but config, progress and resume; another process must be able to import it."""
@@ -109,6 +114,72 @@ def results(
         with contextlib.suppress(StopIteration, multiprocessing.TimeoutError):
             while True:
                 yield ended.next(None if until == math.inf else max(until - time.monotonic(), 0))
+
+
+def train_named(config: ExperimentConfig, *, text: Path | None = None, task: str | None = None, **how: Any) -> Result:
+    """`altgrad.training.train` by what another process can be told: the path of a text, MODULE:FUNCTION of a task."""
+    corpus = None if text is None else _corpus(text, config.tokenizer, config.vocabulary)
+    return train(config, corpus=corpus, task=None if task is None else load_task(task), **how)
+
+
+_corpus = cache(load_text)
+
+
+def checked(
+    arms: Mapping[str, ExperimentConfig],
+    seed: int,
+    device: str = "cpu",
+    text: Path | None = None,
+    task: str | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """What identifies the data of runs to come, each of whose models has been built; and what is quantized of a task.
+
+    Args:
+        arms: a config each, by name.
+        seed: another of their seeds, for which a task has to have the same validation batches.
+        device, text, task: as for `train_named`.
+
+    Raises:
+        UsageError: one of them cannot be trained.
+    """
+    function, told, data = None if task is None else load_task(task), [], dict[str, Any]()
+    for name, config in arms.items():
+        corpus = None if text is None else _corpus(text, config.tokenizer, config.vocabulary)
+        model, loss, batches, data = prepared(config, device, corpus, function)
+        build_optimizer(config, model)
+        if function is None:
+            continue
+        try_task(loss, batches.next(), str(task))
+        if config.quantize.operands:
+            found = report_of(model)
+            share = (
+                f"{found.parameter_share:.1%} of parameters and {found.multiply_add_share or 0:.1%} of multiply-adds"
+            )
+            left = [row.name for row in found.skipped if len(row.shape) > 1]
+            told.append(f"{name}: {share} quantized" + (f"; as they are: {', '.join(left[:8])}" if left else ""))
+    if function is not None:
+        first = next(iter(arms.values()))
+        if prepared(first.model_copy(update={"seed": seed}), device, None, function)[-1] != data:
+            raise UsageError(f"--model {task}: the validation batches differ between seeds; make them the same for all")
+    return data, told
+
+
+def seconds_of(config: ExperimentConfig, train: Train) -> float:
+    """About how long a run takes on one core, by four steps of it with a look and an evaluation.
+
+    Raises:
+        UsageError: it cannot be trained for a reason that is the user's to mend.
+    """
+    off = {"tracking": TrackingConfig(mode="disabled"), "checkpoint": CheckpointConfig(), "final_eval_characters": 0}
+    short = {"max_steps": 4, "eval_every": 4, "log_every": 1, "schedule_steps": None, **off}
+    with TemporaryDirectory() as folder:
+        path = train(config.model_copy(update=short), out=Path(folder), progress=False).path
+        first, _, third, last = read_run(path).history["seconds"]
+    step = (third - first) / 2
+    looks = 1 + config.max_steps // config.layers_every if config.layers_every else 0
+    evaluations = math.ceil(config.max_steps / config.eval_every)
+    seconds = step * config.max_steps + max(first - step, 0) * looks + max(last - third - step, 0) * evaluations
+    return float(seconds)
 
 
 def start_worker(prepare: Callable[[], None] | None = None) -> None:
