@@ -320,7 +320,7 @@ def _print_plan(
         more = MOST_EXTENSIONS * len(asked.held_out)
         print(f"a sweep whose best rate lies at an edge goes on: at most {more} runs more of an arm")
     left = seconds * (each + len(asked.seeds)) * (1 - done / runs) / workers
-    length = f"{left / 3600:.1f} hours" if left > 5400 else f"{max(left / 60, 1):.0f} minutes"
+    length = f"{left / 3600:.1f} h" if left > 5400 else f"{math.ceil(left / 60)} min"
     print(f"about {length} with {workers} workers, by four steps of each")
     return 0
 

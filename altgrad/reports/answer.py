@@ -58,7 +58,7 @@ def answer_page(loader: ExperimentDataLoader, asked: Question, found: Answer) ->
         "test": costs["test"].iloc[0],
         "margin": asked.margin,
         "own": own,
-        **({"unit": ""} if own else {}),  # else the sentences have theirs
+        **({"unit": "units"} if own else {}),  # else the sentences have theirs
     }
     axis = f"difference to {BASELINE}" + ("" if own else ", nats per character")
     chart = forest("costs", "What each format costs", "", drawn, list(drawn["contrast"]), axis) if len(drawn) else None
