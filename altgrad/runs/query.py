@@ -99,12 +99,12 @@ def ended_losses(folders: Iterable[Path]) -> dict[str, float]:
 
 def losses_of(records: Iterable[RunRecord]) -> dict[str, float]:
     """`ended_losses` of some records."""
-    found = {}
+    found: dict[str, float] = {}
     for record in records:
         if has_ended(record):
             loss = (record.run.get("summary") or {}).get("val_loss")
-            usable = record.status == "finished" and isinstance(loss, float) and math.isfinite(loss)
-            found[record.id] = loss if usable else math.inf
+            sound = isinstance(loss, float) and math.isfinite(loss)
+            found[record.id] = float(loss) if sound and record.status == "finished" else math.inf  # type: ignore[arg-type]
     return found
 
 

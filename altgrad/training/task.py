@@ -128,7 +128,8 @@ class TaskBatches:
     """The batches of a task where `altgrad.training.loop.Batches` are those of a text."""
 
     text = False
-    held_out = final = None
+    held_out: Any = None
+    final: Any = None
 
     def __init__(self, task: Task, device: torch.device) -> None:
         self._task, self._device, self._number = task, device, 0
