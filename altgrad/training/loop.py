@@ -944,8 +944,10 @@ class _Run:
             self._shift()
         if at.bad_in_a_row >= patience:
             return self._nan_failure(f"loss or gradient not finite for {patience} steps", *self._early())
-        limit = self.config.diverged if self.batches.text else 1.5 * at.first_loss
-        diverged = len(at.recent) == patience and min(at.recent) > limit > 0
+        limit = self.config.diverged
+        if not self.batches.text:  # a loss that began at or below 0 has no such limit
+            limit = 1.5 * at.first_loss if at.first_loss > 0 else math.inf
+        diverged = len(at.recent) == patience and min(at.recent) > limit
         if diverged and at.step > self.config.warmup_steps:
             what = "that of guessing at random" if self.batches.text else "the first"
             message = f"loss above {limit:.2f} (1.5 times {what}) for {patience} steps"
