@@ -18,6 +18,7 @@ from altgrad.analysis.statistics import MARGIN, Estimate
 from altgrad.config import OPERANDS, ExperimentConfig, UsageError, changes, parse_config
 from altgrad.formats import FP32, get_format
 from altgrad.recipes import RECIPES, recipe_keys
+from altgrad.runs.foreign import slug
 from altgrad.studies import TUNING_SEEDS, mean_loss, sweep
 
 BASELINE = FP32.label
@@ -175,7 +176,7 @@ def own_config(config: ExperimentConfig, name: str, task: Mapping[str, str]) -> 
         if value not in (0, "plain", "adamw", "master", "fp32", False, None):
             raise UsageError(f"{key}={value}: a run of --model has AdamW with master weights and no checkpoints")
     given = {key: value for key, value in config.model_dump(mode="json").items() if key in OWN}
-    return parse_config(given | {"name": name.lower(), "foreign": dict(task)}, source="--model")
+    return parse_config(given | {"name": slug(name), "foreign": dict(task)}, source="--model")
 
 
 @dataclass(frozen=True)
