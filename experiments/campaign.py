@@ -320,7 +320,7 @@ def main() -> int:
 
         look_around(options.out, options.device)
         how = (options.out, options.workers or cores(), options.shard, options.device, until)
-        return max(run_study(study, *how) for study in names if time.monotonic() < until)
+        return max((run_study(study, *how) for study in names if time.monotonic() < until), default=0)
 
     return guarded(work)
 
