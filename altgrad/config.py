@@ -561,6 +561,7 @@ class ExperimentConfig(_Section):
     warmup_steps: int = Field(20, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    schedule_steps: int | None = _later(None, ge=1)  # where the cosine ends, and the rate stays; null: at max_steps
     clip_norm: float | None = Field(1.0, gt=0)
     eval_every: int = Field(50, ge=1)
     eval_batches: int = Field(20, ge=1)
@@ -605,6 +606,11 @@ class ExperimentConfig(_Section):
                 allowed = "{kind: amax}, {kind: none} or leave it"
                 kept = "optimizer.storage 'grid' keeps one power-of-two scale per tensor"
                 raise ValueError(f"{kept}; set scaling.weight to {allowed}")
+        if (end := self.schedule_steps) is not None:
+            if self.schedule != "cosine":
+                raise ValueError(f"schedule_steps={end} is where schedule 'cosine' ends; leave it out")
+            if not self.warmup_steps < end < self.max_steps:
+                raise ValueError(f"schedule_steps={end} must lie between warmup_steps and max_steps; leave it out")
         self._check_casts()
         self._check_grad_output_rounding()
         self._check_native_sizes()
