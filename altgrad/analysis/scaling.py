@@ -14,8 +14,8 @@ the one whose simulated coverage is right (benchmarks/interval_coverage.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -236,14 +236,19 @@ def _indicators(keys: Sequence[Any]) -> Floats:
 # Laws
 
 
+Term = tuple[float, float]
+"""A shape: the exponents of parameters and of tokens."""
+
+
 @dataclass(frozen=True)
 class Law:
     """What a gap may depend on, and how.
 
     Attributes:
         key: its name in tables.
-        exponents: the names of the nonlinear parameters that are fitted.
-        basis: their values, FP32's (alpha, beta), the arms in order and points -> a column a coefficient.
+        exponents: the names of the nonlinear parameters that are fitted; with "bit" the arms of the mantissa ladder
+            share a coefficient, divided by exp(bit) for each bit.
+        terms: their values and FP32's (alpha, beta) -> the shapes, of which each arm has a coefficient.
         start: from where the exponents are sought.
         borrowed: whether it needs FP32's own exponents.
         source: whose it is, an arXiv number; "" where nobody's in particular.
@@ -251,65 +256,36 @@ class Law:
 
     key: str
     exponents: tuple[str, ...]
-    basis: Callable[[Floats, tuple[float, float], Sequence[str], Points], Floats]
+    terms: Callable[[Floats, tuple[float, float]], Sequence[Term]]
     start: tuple[float, ...] = ()
     borrowed: bool = False
     source: str = ""
 
-
-def _by_arm(forms: Sequence[str], points: Points) -> Floats:
-    return np.asarray(points.form[:, None] == np.array(list(forms), dtype=str), np.float64)
-
-
-def _power(at: Floats, points: Points) -> Floats:
-    size, data = points.logs()
-    shape: Floats = np.exp(at[0] * size + at[1] * data)
-    return shape[:, None]
-
-
-def _mantissa(exponents: Floats, forms: Sequence[str], points: Points) -> Floats:
-    """The arms of the mantissa ladder share a coefficient, divided by a factor for each bit."""
-    apart = [form for form in forms if form not in MANTISSA_LADDER]
-    bits = np.array([MANTISSA_LADDER.get(str(form), np.nan) for form in points.form])
-    shared = np.where(np.isnan(bits), 0.0, np.exp(-exponents[2] * np.nan_to_num(bits)))
-    columns: Floats = np.hstack([shared[:, None], _by_arm(apart, points)])
-    return columns * _power(exponents, points)
+    def basis(self, exponents: Floats, own: tuple[float, float], forms: Sequence[str], points: Points) -> Floats:
+        """A column a coefficient at some points, the arms in the order of `forms`, term by term."""
+        arms = [form for form in forms if "bit" not in self.exponents or form not in MANTISSA_LADDER]
+        columns = np.asarray(points.form[:, None] == np.array(arms, dtype=str), np.float64)
+        if "bit" in self.exponents:
+            bits = np.array([MANTISSA_LADDER.get(str(form), 0) for form in points.form])
+            shared = np.isin(points.form, list(MANTISSA_LADDER)) * np.exp(-exponents[-1] * bits)
+            columns = np.hstack([shared[:, None], columns])
+        size, data = points.logs()
+        shapes = (np.exp(a * size + b * data)[:, None] for a, b in self.terms(exponents, own))
+        found: Floats = np.hstack([columns * shape for shape in shapes])
+        return found
 
 
 LAWS: Mapping[str, Law] = {
     law.key: law
     for law in (
-        Law("law", ("a", "b"), lambda e, _, f, x: _by_arm(f, x) * _power(e, x), (-0.4, 0.3)),
-        Law("bits", ("a", "b", "bit"), lambda e, _, f, x: _mantissa(e, f, x), (-0.4, 0.3, 1.2)),
-        Law("constant", (), lambda e, _, f, x: _by_arm(f, x)),
-        Law("size", ("a",), lambda e, _, f, x: _by_arm(f, x) * _power(np.array([e[0], 0.0]), x), (-0.4,)),
-        Law("data", ("b",), lambda e, _, f, x: _by_arm(f, x) * _power(np.array([0.0, e[0]]), x), (-0.3,)),
-        Law(
-            "effective N",
-            (),
-            lambda e, own, f, x: _by_arm(f, x) * _power(np.array([-own[0], 0.0]), x),
-            borrowed=True,
-            source="2411.04330",
-        ),
-        Law(
-            "D over N",
-            (),
-            lambda e, own, f, x: _by_arm(f, x) * _power(np.array([-own[0], own[1]]), x),
-            borrowed=True,
-            source="2501.02423",
-        ),
-        Law(
-            "effective N and D",
-            (),
-            lambda e, own, f, x: np.hstack(
-                [
-                    _by_arm(f, x) * _power(np.array([-own[0], 0.0]), x),
-                    _by_arm(f, x) * _power(np.array([0.0, -own[1]]), x),
-                ]
-            ),
-            borrowed=True,
-            source="2505.14669",
-        ),
+        Law("law", ("a", "b"), lambda e, _: [(e[0], e[1])], (-0.4, 0.3)),
+        Law("bits", ("a", "b", "bit"), lambda e, _: [(e[0], e[1])], (-0.4, 0.3, 1.2)),
+        Law("constant", (), lambda e, _: [(0, 0)]),
+        Law("size", ("a",), lambda e, _: [(e[0], 0)], (-0.4,)),
+        Law("data", ("b",), lambda e, _: [(0, e[0])], (-0.3,)),
+        Law("effective N", (), lambda _, own: [(-own[0], 0)], borrowed=True, source="2411.04330"),
+        Law("D over N", (), lambda _, own: [(-own[0], own[1])], borrowed=True, source="2501.02423"),
+        Law("effective N and D", (), lambda _, own: [(-own[0], 0), (0, -own[1])], borrowed=True, source="2505.14669"),
     )
 }
 """The law, with a cost a bit, and its rivals. With alpha and beta of FP32's loss E + A N^-alpha + B D^-beta: fewer
@@ -317,12 +293,7 @@ effective parameters (2411.04330) are c N^-alpha; 2501.02423 adds c D^beta N^-al
 tokens (2505.14669, with its outer exponent 1) are c N^-alpha + d D^-beta. 2505.14302's form is the law's own."""
 
 RIVALS = tuple(key for key in LAWS if key not in ("law", "bits"))
-LOSS = Law(
-    "loss",
-    ("alpha", "beta"),
-    lambda e, _, f, x: np.hstack([np.ones((len(x.form), 1)), _power(np.array([-e[0], 0]), x), _power([0, -e[1]], x)]),  # type: ignore[arg-type]
-    (0.3, 0.3),
-)
+LOSS = Law("loss", ("alpha", "beta"), lambda e, _: [(0, 0), (-e[0], 0), (0, -e[1])], (0.3, 0.3))
 """FP32's own loss."""
 
 
@@ -775,13 +746,3 @@ def best_rates(sweeps: pd.DataFrame) -> dict[tuple[str, str], float]:
         (str(size), str(form)): float(group.loc[group["loss"].idxmin(), "rate"])
         for (size, form), group in known.groupby(["size", "form"])
     }
-
-
-def of_study(found: Findings, study: str) -> Findings:
-    """The same, with the predictions of one study alone."""
-    return replace(found, held=found.held[found.held["study"] == study])
-
-
-def forms_of(keys: Iterable[str]) -> list[str]:
-    """What readers call some arms."""
-    return [LADDER_FORMS[key][2] for key in keys]
