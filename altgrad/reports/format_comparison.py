@@ -563,7 +563,7 @@ def noise_chart(data: pd.DataFrame) -> Chart:
         "sqnr_db": ("mean SQNR of the tensors, dB", "{:.0f}".format),
         "flushed": ("gradients of the head that become zero", "{:.0%}".format),
     }
-    return charts.gaps_against("noise", GAPS, "", data, over, list(data["format"]))
+    return charts.gaps_against("noise", GAPS, data, over)
 
 
 def lengths(loader: ExperimentDataLoader, short: Comparison, long: Comparison) -> Table:
@@ -649,7 +649,7 @@ def gap_chart(comparison: Comparison) -> Chart:
     """Paired gap of every format to FP32 with its 95% interval, in the order of exponent bits."""
     data = charts.finite_rows(charted(comparison)[0][CHARTED], "gap")
     data = data.sort_values("format", key=lambda column: column.map(format_order), ignore_index=True)
-    return charts.gaps("loss-gap", GAPS, "", data)
+    return charts.gaps("loss-gap", GAPS, data)
 
 
 def weights_held(looks: Mapping[str, pd.DataFrame]) -> list[pd.DataFrame]:

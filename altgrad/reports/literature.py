@@ -130,4 +130,4 @@ def _chart(tests: pd.DataFrame) -> list[Block]:
         return []
     data = data.assign(group=data["answer"].where(data["answer"].isin(SHOWN), "inconclusive"))
     names, axis = [_short(name) for name in data["contrast"]], "difference of final losses, nats per character"
-    return [ChartBlock(charts.grouped_narrow_forest("differences", "", "", data, names, SHOWN, axis, MARGIN, WIDEST))]
+    return [ChartBlock(charts.grouped_narrow_forest("differences", data, names, SHOWN, axis, MARGIN, WIDEST))]
