@@ -155,11 +155,6 @@ class SweetSpot:
     unranked: tuple[str, ...] = ()
     reason: str = ""
 
-    @property
-    def conclusive(self) -> bool:
-        """Whether one format stands alone."""
-        return self.best is not None and not (self.equivalent or self.undecided)
-
 
 class FormatComparator:
     """Compares formats by the paired gap of their final validation loss to the unquantized run of the same seed.

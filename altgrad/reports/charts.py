@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -154,7 +154,7 @@ def gaps(identity: str, title: str, data: pd.DataFrame) -> Chart:
         _intervals(axes, places, data, said)
         for place, gap, high in zip(places, data["gap"], data["high"].fillna(data["gap"]), strict=True):
             text = words.number(gap, sign=True)
-            axes.annotate(text, (place, high), xytext=(0, 7), textcoords="offset points", ha="center", color=FOREGROUND)
+            _label(axes, text, (place, high), (0, 7), ha="center")
         _gap_axis(axes, data)
         axes.margins(y=0.12)
         axes.set_xticks(range(len(data)), [f"{row['format']}\nn = {row['n_pairs']}" for _, row in data.iterrows()])
@@ -192,21 +192,13 @@ def gaps_against(
             marks = [mark for mark in scale.marks(5) if mark >= 0]
             for mark in marks:
                 axes.axvline(scale(mark), color=GRID, linewidth=0.6)
-                axes.annotate(
-                    over[column][1](mark),
-                    (scale(mark), 0),
-                    xycoords=axes.get_xaxis_transform(),
-                    xytext=(0, -5),
-                    textcoords="offset points",
-                    ha="center",
-                    va="top",
-                    color=MUTED,
-                )
+                below = {"xycoords": axes.get_xaxis_transform(), "ha": "center", "va": "top", "color": MUTED}
+                _label(axes, over[column][1](mark), (scale(mark), 0), (0, -5), **below)
             drawn = data[["format", column, "gap", "low", "high"]].assign(said=said).dropna()
             at = drawn[column].map(scale)
             _intervals(axes, at, drawn, list(drawn["said"]))
             for name, x, gap in zip(drawn["format"], at, drawn["gap"], strict=True):
-                axes.annotate(name, (x, gap), xytext=(7, 3), textcoords="offset points", color=FOREGROUND)
+                _label(axes, name, (x, gap), (7, 3))
         axes.margins(y=0.12)
 
     said = [
@@ -237,15 +229,12 @@ def _gap_axis(axes: Axes, data: pd.DataFrame) -> None:
 def reference_line(axes: Axes, label: str) -> None:
     """The line at zero that differences are measured from, named at its right end."""
     axes.axhline(0, color=FOREGROUND, linewidth=1)
-    axes.annotate(
-        label,
-        (1, 0),
-        xycoords=("axes fraction", "data"),
-        xytext=(4, 0),
-        textcoords="offset points",
-        va="center",
-        color=MUTED,
-    )
+    _label(axes, label, (1, 0), (4, 0), xycoords=("axes fraction", "data"), va="center", color=MUTED)
+
+
+def _label(axes: Axes, text: str, at: tuple[float, float], away: tuple[float, float], **how: Any) -> None:
+    """A text so many points away from a place."""
+    axes.annotate(text, at, **{"xytext": away, "textcoords": "offset points", "color": FOREGROUND, **how})
 
 
 def finite_rows(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
@@ -267,18 +256,10 @@ def panel_axes(axes: Axes, titles: Sequence[str], ticks: Sequence[tuple[float, s
     axes.xaxis.set_visible(False)
     place = axes.get_xaxis_transform()
     for offset, title in zip(offsets, titles, strict=True):
-        axes.annotate(title, (offset, 1), xycoords=place, xytext=(0, 5), textcoords="offset points", color=FOREGROUND)
+        _label(axes, title, (offset, 1), (0, 5), xycoords=place)
         for at, label in ticks:
-            axes.annotate(
-                f"step {label}" if at == 0 else label,
-                (offset + at, 0),
-                xycoords=place,
-                xytext=(0, -5),
-                textcoords="offset points",
-                ha="left" if at == 0 else "right" if at == 1 else "center",
-                va="top",
-                color=MUTED,
-            )
+            text, side = (f"step {label}", "left") if at == 0 else (label, "right" if at == 1 else "center")
+            _label(axes, text, (offset + at, 0), (0, -5), xycoords=place, ha=side, va="top", color=MUTED)
     return offsets
 
 
@@ -365,8 +346,7 @@ def grouped_forest(
 
     def draw(axes: Axes) -> None:
         axes.axvline(0, color=FOREGROUND, linewidth=1)
-        axes.annotate(zero, (0, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
-                      ha="center", color=MUTED)  # fmt: skip
+        _label(axes, zero, (0, 1), (0, 3), xycoords=("data", "axes fraction"), ha="center", color=MUTED)
         for number, rule in enumerate(rules):
             own, (colour, marker, label) = placed[placed["rule"] == rule], styles[rule]
             places = [order.index(line) + 0.16 * (number - (len(rules) - 1) / 2) for line in own["line"]]
@@ -477,7 +457,9 @@ def scatter(
             axes.plot([], [], "o", color=colour, label=str(name))
         for rule in dict.fromkeys(data["rule"]):
             axes.plot([], [], styles[rule].marker, color=MUTED, label=styles[rule].label)
-        _name_axes(axes, axes_names, ncols=4, columnspacing=1)
+        axes.set_xlabel(axes_names[x])
+        axes.set_ylabel(axes_names[y])
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, ncols=4, columnspacing=1)
 
     return Chart(identity, title, description, data, draw, height=4.4, margins=(0.7, 0.15, 0.5, 0.6))
 
@@ -565,10 +547,3 @@ def lines(
 
     margins = (0.7, right, 0.5, 0.3)
     return Chart(identity, title, description, data, draw, height=3.0, margins=margins)
-
-
-def _name_axes(axes: Axes, names: Mapping[str, str], **legend: int) -> None:
-    x, y = names.values()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, **legend)

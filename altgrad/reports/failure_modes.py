@@ -21,6 +21,7 @@ from altgrad.config import OPERAND_NAMES, command
 from altgrad.formats import SPLITS_8BIT, get_format
 from altgrad.reports import charts, health
 from altgrad.reports import columns as col
+from altgrad.reports.columns import Row
 from altgrad.reports.document import Content, content_of, document_page
 from altgrad.reports.format_styles import format_style
 from altgrad.reports.heat_map import figures_map
@@ -44,7 +45,6 @@ MAP_EDGES = (MARGIN, FAILURE_GAP, 0.1, 0.3)
 MAP_LEGEND = (f"to {MARGIN:g}", f"to {FAILURE_GAP:g}", "fails: to 0.1", "to 0.3", "above 0.3")
 OUTCOMES = {"yes": "held", "no": "did not hold", "inconclusive": "not decided", "pending": "pending"}
 
-Row = Mapping[Any, Any]
 Values = dict[str, Any]
 
 
