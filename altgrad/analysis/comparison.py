@@ -296,7 +296,7 @@ def scale_policies(loader: ExperimentDataLoader, comparison: Comparison) -> pd.D
         rows.append((*given, *figures, quantized))
     frame = pd.DataFrame(rows, columns=[*columns, "p_value", "quantized"])
     frame.insert(len(columns) + 1, "p_holm", holm(list(frame["p_value"])))
-    frame = frame.sort_values(["format", "quantized"], key=_ordered, ignore_index=True)
+    frame = frame.sort_values(["format", "quantized"], key=ordered, ignore_index=True)
     return frame.drop(columns="quantized")
 
 
@@ -492,10 +492,6 @@ def _without(config: ExperimentConfig, keys: Sequence[str]) -> dict[str, object]
     return kept | {"optimizer": optimizer}
 
 
-def _ordered(column: pd.Series) -> pd.Series:
-    return column.map(format_order) if column.name == "format" else column
-
-
 def format_order(label: str) -> tuple[int, int, str]:
     """Sorting key of a format label: width, exponent bits, name; labels of several formats come last."""
     try:
@@ -503,3 +499,13 @@ def format_order(label: str) -> tuple[int, int, str]:
     except ValueError:
         return (99, 0, label)
     return (fmt.bits, fmt.exponent_bits, label)
+
+
+def ordered(column: pd.Series) -> pd.Series:
+    """Sorting keys of a column: those of format labels for one that is named so."""
+    return column.map(format_order) if column.name == "format" else column
+
+
+def by_format(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows by their column `format`; those of one format stay as they are."""
+    return frame.sort_values("format", key=ordered, kind="stable")

@@ -14,7 +14,7 @@ the one whose simulated coverage is right (benchmarks/interval_coverage.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -102,14 +102,19 @@ class Recorded(NamedTuple):
     expected: Mapping[str, int]  # study -> how many runs of quantized arms it has when it is recorded in full
 
 
+def planned() -> Iterator[tuple[str, str, Size, int]]:
+    """Every cell of the ladder's studies: study, arm, size and steps."""
+    for study, sizes in SETS.items():
+        for size in sizes:
+            for steps in size.steps:
+                yield from ((study, form, size, steps) for form in forms_at(size, steps))
+
+
 def recorded(loader: ExperimentDataLoader) -> Recorded:
     """The ladder's runs in the records. A cell in which a run did not finish is left out whole, and named."""
     known = {
         identity_of(rung(form, size, steps, 1.0).config(), rate=False): (form, size, steps)
-        for sizes in SETS.values()
-        for size in sizes
-        for steps in size.steps
-        for form in forms_at(size, steps)
+        for _, form, size, steps in planned()
     }
     own = loader.runs[loader.runs["study"].isin(list(SETS)) & ~loader.runs["foreign"].astype(bool)]
     found: dict[tuple[str, Size, int], pd.DataFrame] = {}
@@ -134,16 +139,10 @@ def recorded(loader: ExperimentDataLoader) -> Recorded:
             rows.append(_runs_of_cell(form, size, steps, runs, base))
     columns = [*CELL, "study", "arm", "seed", "loss", "gap"]
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
-    expected = {
-        study: sum(
-            len(STUDIES[study].seeds.get(f"{form} ladder {size.name} {steps}", LADDER_SEEDS))
-            for size in sizes
-            for steps in size.steps
-            for form in forms_at(size, steps)
-            if form != "FP32"
-        )
-        for study, sizes in SETS.items()
-    }
+    expected = dict.fromkeys(SETS, 0)
+    for study, form, size, steps in planned():
+        if form != "FP32":
+            expected[study] += len(STUDIES[study].seeds.get(f"{form} ladder {size.name} {steps}", LADDER_SEEDS))
     return Recorded(table.sort_values([*CELL, "seed"], ignore_index=True), tuple(sorted(left_out)), expected)
 
 
@@ -506,26 +505,22 @@ def findings_of(found: Recorded) -> Findings:
     everywhere = ladder_of(runs[runs["form"].isin(list(EVERYWHERE)) & (runs["study"] == "ladder")]).cells
     fitted = ladder_of(runs[runs["form"].isin(FITTED) & (runs["study"] == "ladder")])
     base = ladder_of(runs[(runs["form"] == "FP32") & (runs["study"] == "ladder")], "loss")
-    fits, why = {}, {}
-    loss = None
-    try:
-        loss = fit(LOSS, base)
-        if min(loss.exponents) <= 0 or min(loss.coefficients[1:]) <= 0:
-            loss = None  # it does not fall with size and data: no such law
-    except NoFit as error:
-        why["loss"] = str(error)
-    own = None if loss is None else (float(loss.exponents[0]), float(loss.exponents[1]))
-    for key, law in LAWS.items():
+    why: dict[str, str] = {}
+
+    def tried(key: str, law: Law, ladder: Ladder, own: tuple[float, float] | None = None) -> Fit | None:
         try:
-            fits[key] = fit(law, fitted, own)
+            return fit(law, ladder, own)
         except NoFit as error:
             why[key] = str(error)
-    alone = {}
-    for form in FITTED:
-        try:
-            alone[form] = fit(LAWS["law"], fitted.only(fitted.cells["form"] == form))
-        except NoFit as error:
-            why[form] = str(error)
+            return None
+
+    loss = tried("loss", LOSS, base)
+    if loss and (min(loss.exponents) <= 0 or min(loss.coefficients[1:]) <= 0):
+        loss = None  # it does not fall with size and data: no such law
+    own = None if loss is None else (float(loss.exponents[0]), float(loss.exponents[1]))
+    fits = {key: own_fit for key, law in LAWS.items() if (own_fit := tried(key, law, fitted, own))}
+    by_arm = {form: fitted.only(fitted.cells["form"] == form) for form in FITTED}
+    alone = {form: own_fit for form, cells in by_arm.items() if (own_fit := tried(form, LAWS["law"], cells))}
     held = _held(found, fitted, fits.get("law"))
     models = _models(fits, why, fitted, held, own)
     return Findings(found, fitted, everywhere, loss, fits, why, alone, models, held)
@@ -538,13 +533,10 @@ def _held(found: Recorded, fitted: Ladder, law: Fit | None) -> pd.DataFrame:
     came = ladder_of(found.runs[found.runs["form"].isin(FITTED) & (found.runs["study"] != "ladder")]).cells
     observed = {tuple(row[name] for name in CELL[:3]): row for row in came.to_dict("records")}
     rows: list[dict[str, Any]] = []
-    for study, sizes in SETS.items():
-        for size in sizes if study != "ladder" else ():
-            for steps in size.steps:
-                for form in forms_at(size, steps):
-                    if form in law.forms:
-                        where = dict(zip(CELL, (form, size.name, steps, size.parameters), strict=False))
-                        rows.append({**where, "tokens": steps * TOKENS_PER_STEP, "study": study})
+    for study, form, size, steps in planned():
+        if study != "ladder" and form in law.forms:
+            where = dict(zip(CELL, (form, size.name, steps, size.parameters), strict=False))
+            rows.append({**where, "tokens": steps * TOKENS_PER_STEP, "study": study})
     table = pd.DataFrame(rows)
     seeds = {study: max(map(len, STUDIES[study].seeds.values()), default=len(LADDER_SEEDS)) for study in SETS}
     predicted, error = predictions(law, fitted, Points.of(table), table["study"].map(seeds).to_numpy(np.float64))

@@ -203,3 +203,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
         worst = max(worst, min(1.0, (len(known) - rank) * p))
         adjusted[index] = worst
     return adjusted
+
+
+def rank_correlation(one: pd.Series, other: pd.Series) -> float:
+    """Spearman's correlation of two columns of one index; NaN where either is all alike."""
+    if min(one.nunique(), other.nunique()) < 2:
+        return math.nan
+    return float(one.rank().corr(other.rank()))

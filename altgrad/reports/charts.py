@@ -530,7 +530,7 @@ def lines(
             if name in crossed:
                 axes.plot([at[end]], [drawn.at[end, y]], color=colour, marker="x", markersize=7, linewidth=0)
         scale, back = (np.log10, lambda place: 10**place) if log else (np.asarray, float)
-        heights = spread(scale(np.array(ends)), 0.06 * np.ptp(scale(drawn[y].dropna().to_numpy(dtype=float))))
+        heights = spread(list(scale(np.array(ends))), 0.06 * np.ptp(scale(drawn[y].dropna().to_numpy(dtype=float))))
         for name, height, (colour, _) in zip(names, heights, looks, strict=True):
             place = ("axes fraction", "data")
             axes.annotate(name, (1.01, back(height)), xycoords=place, va="center", color=colour)

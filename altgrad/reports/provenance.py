@@ -16,15 +16,7 @@ from altgrad.config import UsageError
 from altgrad.imports import code_fingerprint
 from altgrad.reports import columns as col
 from altgrad.runs.schema import digest
-from altgrad.site import (
-    Block,
-    Bullets,
-    Link,
-    Note,
-    Provenance,
-    code,
-    md,
-)
+from altgrad.site import Block, Bullets, Link, Note, Provenance, code, md
 from altgrad.site.cache import installed
 
 _PACKAGES = (

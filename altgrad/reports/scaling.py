@@ -239,11 +239,7 @@ def _figure(title: str, key: str) -> Any:
 
 
 def _where(title: str = "Arm") -> Sequence[Any]:
-    return (
-        col.arm(title, "label"),
-        _figure("Parameters", "parameters"),
-        _figure("Tokens", "tokens"),
-    )
+    return (col.arm(title, "label"), _figure("Parameters", "parameters"), _figure("Tokens", "tokens"))
 
 
 def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
