@@ -206,7 +206,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def rank_correlation(one: pd.Series, other: pd.Series) -> float:
-    """Spearman's correlation of two columns of one index; NaN where either is all alike."""
-    if min(one.nunique(), other.nunique()) < 2:
+    """Spearman's correlation of two columns, row by row; NaN where either is all alike."""
+    from scipy.stats import spearmanr
+
+    if min(one.nunique(), other.nunique()) < 2:  # scipy warns of it
         return math.nan
-    return float(one.rank().corr(other.rank()))
+    return float(spearmanr(one, other).statistic)
