@@ -10,7 +10,7 @@ from functools import cached_property
 
 import pandas as pd
 
-from altgrad.analysis.contrasts import Row, by_seed, differs, equivalent
+from altgrad.analysis.contrasts import Row, by_seed, differs, equivalent, paired_gap
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import (
     MARGIN,
@@ -171,11 +171,6 @@ class SweetSpot:
     unranked: tuple[str, ...] = ()
     reason: str = ""
 
-    @property
-    def conclusive(self) -> bool:
-        """Whether one format stands alone."""
-        return self.best is not None and not (self.equivalent or self.undecided)
-
 
 class FormatComparator:
     """Compares formats by the paired gap of their final validation loss to the unquantized run of the same seed.
@@ -317,15 +312,16 @@ def scale_policies(loader: ExperimentDataLoader, comparison: Comparison) -> pd.D
         if against.empty or quantized == comparison.quantized:
             continue
         against = against[against["seed"].isin(group["seed"])]
-        estimate, finished = paired_difference(by_seed(group), by_seed(against)), group["status"] == "finished"
-        judged = finished.all() and (against["status"] == "finished").all() and estimate.n >= MIN_PAIRS
-        policy = str(group["scope"].iloc[0]).partition("; ")[2]
-        given = (name, policy, group["arm"].iloc[0], next(iter(against["arm"]), ""), len(group), int(finished.sum()))
-        figures = (estimate.n, estimate.mean, estimate.low, estimate.high, estimate.p_value if judged else math.nan)
-        rows.append((*given, *figures, quantized))
+        found = paired_gap(group, by_seed(against))
+        finished = (group["status"] == "finished").all() and (against["status"] == "finished").all()
+        if not finished or found["n_pairs"] < MIN_PAIRS:
+            found["p_value"] = math.nan
+        given = {"format": name, "policy": str(group["scope"].iloc[0]).partition("; ")[2], "quantized": quantized}
+        arms = {"arm": group["arm"].iloc[0], "against": next(iter(against["arm"]), "")}
+        rows.append(given | arms | found | {"difference": found["gap"]})
     frame = pd.DataFrame(rows, columns=[*columns, "p_value", "quantized"])
     frame.insert(len(columns) + 1, "p_holm", holm(list(frame["p_value"])))
-    frame = frame.sort_values(["format", "quantized"], key=_ordered, ignore_index=True)
+    frame = frame.sort_values(["format", "quantized"], key=ordered, ignore_index=True)
     return frame.drop(columns="quantized")
 
 
@@ -370,10 +366,9 @@ def at_own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> pd.Dat
     for arm, group in found.groupby("arm"):
         if _without(loader.config(str(arm)), RATE_KEYS) != _without(base, RATE_KEYS):
             continue
-        gap, name = paired_difference(by_seed(group), by_seed(baseline)), group["format"].iloc[0]
-        finished = int((group["status"] == "finished").sum())
-        figures = (len(group), finished, gap.n, gap.mean, gap.low, gap.high, shared.get(name, math.nan))
-        rows.append((name, arm, group["learning_rate"].iloc[0], *figures))
+        name = group["format"].iloc[0]
+        given = {"format": name, "arm": arm, "learning_rate": group["learning_rate"].iloc[0]}
+        rows.append(given | paired_gap(group, by_seed(baseline)) | {"gap_shared": shared.get(name, math.nan)})
     names = ["format", "arm", "learning_rate", "n_runs", "n_finished", "n_pairs", "gap", "low", "high", "gap_shared"]
     return pd.DataFrame(rows, columns=names)
 
@@ -419,22 +414,8 @@ def format_table(
     rows, losses = [], {}
     for name, runs in group.groupby("format"):
         losses[name] = by_seed(runs)
-        gap = paired_difference(losses[name], baseline)
-        rows.append(
-            {
-                "format": name,
-                "arm": runs["arm"].iloc[0],
-                "n_runs": len(runs),
-                "n_finished": int((runs["status"] == "finished").sum()),
-                "n_pairs": gap.n,
-                "val_loss": losses[name].mean(),
-                "gap": gap.mean,
-                "low": gap.low,
-                "high": gap.high,
-                "sd": gap.sd,
-                "p_fp32": gap.p_value,
-            }
-        )
+        given = {"format": name, "arm": runs["arm"].iloc[0], "val_loss": losses[name].mean()}
+        rows.append(given | paired_gap(runs, baseline))
     frame = pd.DataFrame(rows).sort_values(["gap", "format"], ignore_index=True)
     candidates = list(_candidates(frame, ranked)["format"])
     judged = frame["format"].isin(candidates)
@@ -443,7 +424,7 @@ def format_table(
     against = [
         paired_difference(losses[name], nothing if best in (None, name) else losses[best]) for name in frame["format"]
     ]
-    frame["p_fp32"] = holm(list(frame["p_fp32"].where(judged)))
+    frame["p_fp32"] = holm(list(frame["p_value"].where(judged)))
     for column, name in (("gap", "mean"), ("low", "low"), ("high", "high"), ("sd", "sd"), ("p", "p_value")):
         frame[f"{column}_to_best"] = [getattr(estimate, name) for estimate in against]
     frame["p_holm"] = frame["format"].map(_adjusted_to_best([losses[name] for name in candidates], candidates))
@@ -513,10 +494,6 @@ def _without(config: ExperimentConfig, keys: Sequence[str]) -> dict[str, object]
     return kept | {"optimizer": optimizer}
 
 
-def _ordered(column: pd.Series) -> pd.Series:
-    return column.map(format_order) if column.name == "format" else column
-
-
 def format_order(label: str) -> tuple[int, int, str]:
     """Sorting key of a format label: width, exponent bits, name; labels of several formats come last."""
     try:
@@ -524,3 +501,13 @@ def format_order(label: str) -> tuple[int, int, str]:
     except ValueError:
         return (99, 0, label)
     return (fmt.bits, fmt.exponent_bits, label)
+
+
+def ordered(column: pd.Series) -> pd.Series:
+    """Sorting keys of a column: those of format labels for one that is named so."""
+    return column.map(format_order) if column.name == "format" else column
+
+
+def by_format(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows by their column `format`; those of one format stay as they are."""
+    return frame.sort_values("format", key=ordered, kind="stable")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from altgrad.analysis.contrasts import NAMED, TEST_COLUMNS, by_seed, family, missing, named_family, row_of, runs_of
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.statistics import paired_difference
+from altgrad.analysis.statistics import paired_difference, rank_correlation
 from altgrad.studies import (
     ARMS,
     COSTLY,
@@ -167,7 +167,7 @@ def probe_against_gaps(
             rows.append({**cell, "difference": cost.mean, "low": cost.low, "high": cost.high, "n_pairs": cost.n})
     found = pd.DataFrame(rows)
     names = ("class_bias", "row_mass") if rows and len(rows) == len(cells) else ()
-    return found, {name: float(found[name].rank().corr(found["difference"].rank())) for name in names}
+    return found, {name: rank_correlation(found[name], found["difference"]) for name in names}
 
 
 def looks_at_logits(loader: ExperimentDataLoader, arms: Mapping[str, str]) -> pd.DataFrame:

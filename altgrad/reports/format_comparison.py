@@ -18,6 +18,7 @@ from altgrad.analysis.comparison import (
     FormatComparator,
     SweetSpot,
     at_own_rates,
+    by_format,
     figures_of_tensors,
     format_order,
     is_8bit,
@@ -31,13 +32,7 @@ from altgrad.analysis.costs import LADDER, RESAMPLES, TokenRate, additivity, cos
 from altgrad.analysis.hypotheses import verdicts
 from altgrad.analysis.labels import arm_labels
 from altgrad.analysis.loader import ExperimentDataLoader, rule_label
-from altgrad.analysis.logits import (
-    costs_of,
-    everything_quantized,
-    gaps_of,
-    on_another_text,
-    without_embedding_and_head,
-)
+from altgrad.analysis.logits import costs_of, everything_quantized, gaps_of, on_another_text, without_embedding_and_head
 from altgrad.analysis.statistics import (
     ALPHA,
     FAILURE_GAP,
@@ -318,11 +313,8 @@ def _ranked(comparison: Comparison) -> list[dict[str, Any]]:
     """The rows of the 8-bit formats of which every run finished and that have enough pairs, by exponent bits."""
     table = comparison.table
     whole = table[(table["n_finished"] == table["n_runs"]) & (table["n_pairs"] >= MIN_PAIRS)]
-    rows = whole[whole["format"].map(is_8bit).astype(bool)]
-    found: list[dict[str, Any]] = rows.sort_values("format", key=lambda names: names.map(format_order)).to_dict(
-        "records"
-    )
-    return found
+    rows: list[dict[str, Any]] = by_format(whole[whole["format"].map(is_8bit).astype(bool)]).to_dict("records")
+    return rows
 
 
 def _same_as(comparison: Comparison, spot: SweetSpot) -> dict[str, str]:
@@ -527,11 +519,7 @@ def layer_gaps(comparator: FormatComparator) -> list[Block]:
         return []
     data = pd.concat(by_kind.values())[[*CHARTED, "scope"]].replace({"scope": {"mlp": "MLP"}})
     data = charts.finite_rows(data, "gap", "low", "high")
-    return [ChartBlock(gaps_map("layer-gaps", GAPS, _by_format(data), "gap", "scope", data["scope"].unique()))]
-
-
-def _by_format(data: pd.DataFrame) -> pd.DataFrame:
-    return data.sort_values("format", key=lambda names: names.map(format_order), kind="stable")
+    return [ChartBlock(gaps_map("layer-gaps", GAPS, by_format(data), "gap", "scope", data["scope"].unique()))]
 
 
 def tensors_table(tensors: pd.DataFrame) -> Table:
@@ -545,8 +533,7 @@ def tensors_table(tensors: pd.DataFrame) -> Table:
         col.percent("Overflow", "overflow"),
         col.percent("Codes used", "codes_used"),
     )
-    ordered = tensors.sort_values("format", key=lambda column: column.map(format_order), kind="stable")
-    return col.table(ordered, columns, id="tensors")
+    return col.table(by_format(tensors), columns, id="tensors")
 
 
 def scales(policies: pd.DataFrame) -> Table:
@@ -572,7 +559,7 @@ def scale_gaps(comparator: FormatComparator, comparison: Comparison, policies: p
     others = set(data.loc[data["scale"] != SCALES[""], "format"])
     data = data[data["format"].isin(others)].reset_index(drop=True)
     order = [name for name in dict.fromkeys((*SCALES.values(), *names.values())) if name in set(data["scale"])]
-    return gaps_map("scale-gaps", GAPS, _by_format(data), "gap", "scale", order)
+    return gaps_map("scale-gaps", GAPS, by_format(data), "gap", "scale", order)
 
 
 def noise_chart(data: pd.DataFrame) -> Chart:
@@ -581,7 +568,7 @@ def noise_chart(data: pd.DataFrame) -> Chart:
         "sqnr_db": ("mean SQNR of the tensors, dB", "{:.0f}".format),
         "flushed": ("gradients of the head that become zero", "{:.0%}".format),
     }
-    return charts.gaps_against("noise", GAPS, "", data, over, list(data["format"]))
+    return charts.gaps_against("noise", GAPS, data, over)
 
 
 def lengths(loader: ExperimentDataLoader, short: Comparison, long: Comparison) -> Table:
@@ -666,8 +653,8 @@ def charted(comparison: Comparison) -> tuple[pd.DataFrame, list[str]]:
 def gap_chart(comparison: Comparison) -> Chart:
     """Paired gap of every format to FP32 with its 95% interval, in the order of exponent bits."""
     data = charts.finite_rows(charted(comparison)[0][CHARTED], "gap")
-    data = data.sort_values("format", key=lambda column: column.map(format_order), ignore_index=True)
-    return charts.gaps("loss-gap", GAPS, "", data)
+    data = by_format(data).reset_index(drop=True)
+    return charts.gaps("loss-gap", GAPS, data)
 
 
 def weights_held(looks: Mapping[str, pd.DataFrame]) -> list[pd.DataFrame]:

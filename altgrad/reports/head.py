@@ -34,13 +34,7 @@ from altgrad.reports.scope import scope
 from altgrad.reports.verdicts import outcome_table, tests_table
 from altgrad.site import Block, ChartBlock, Page, Table
 from altgrad.site.document import Part
-from altgrad.studies import (
-    BODY_OPERAND_ARMS,
-    COSTLY,
-    HEAD_CONTROL_ARMS,
-    OWN_ROUNDED,
-    ROUNDED,
-)
+from altgrad.studies import BODY_OPERAND_ARMS, COSTLY, HEAD_CONTROL_ARMS, OWN_ROUNDED, ROUNDED
 
 PATH = "reports/head"
 TESTED = ("H21", "H22", "H23", "H24", "H25", "H26", "H27", "H28", "H29", "H30", "H36", "H37")
