@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.formats import E8M0, FP32, FloatFormat, get_format
-from altgrad.rounding import PIECE, Compiler, compile_quantize, decode, encode, quantize
+from altgrad.rounding import PIECE, Compiler, compile_quantize, decode, encode, is_traced, quantize
 
 GRANULARITIES = ("tensor", "row", "block")
 RULES = ("floor", "rceil")
@@ -127,7 +127,7 @@ def scale_of_amax(largest: Tensor, fmt: FloatFormat, *, power_of_two: bool = Tru
     _check_quotient(quotient)
     if not power_of_two:
         return _quotient_scale(largest, fmt.max, up=quotient == "up")
-    if largest.ndim == 0 and largest.device.type == "cpu" and not torch.compiler.is_compiling():
+    if largest.ndim == 0 and largest.device.type == "cpu" and not is_traced():
         return torch.tensor(power_of_two_scale(float(largest), fmt), dtype=torch.float32)
     exponent = _scale_exponent(largest, fmt).clamp_(-126, 127)
     return _where_defined(largest, torch.where(largest == 0, 1.0, _power_of_two(exponent)))
@@ -728,7 +728,7 @@ def _amax_of_blocks(blocks: Tensor) -> Tensor:
     fill it up, in memory of a piece that stays in the cache.
     """
     block = blocks.shape[-1]
-    if torch.compiler.is_compiling():
+    if is_traced():
         return blocks.abs().amax(-1).float()
     if blocks.device.type != "cpu":
         return _amax_of_last(blocks)
