@@ -410,7 +410,7 @@ class _Quantizer:
     def weight_as_read(self) -> Tensor:
         """The weight as the products would read it now, without a gradient and without a trace in any history."""
         with self._without_trace():
-            return self.as_parameter(self._rounded(self.as_operand(self.weight.detach()), "weight")[0])
+            return self.as_parameter(self._rounded(self.as_operand(whole(self.weight.detach())), "weight")[0])
 
     def weight_and_scale(self) -> tuple[Tensor, Tensor | None, int | tuple[int, int]]:
         """The weight as an operand, the scale it has, and the elements of a block, or its rows and columns, or 0.
@@ -418,14 +418,14 @@ class _Quantizer:
         The scale is one a tensor, row or block, None for 1, and its inverse where the rule's quotient is "inverse".
         """
         with self._without_trace():
-            weight = self.as_operand(self.weight.detach())
+            weight = self.as_operand(whole(self.weight.detach()))
             scale, block = self._scale(self._rotated(weight, "weight"), "weight")
             return self._rounded(weight, "weight")[0], scale, block
 
     def weight_reading(self) -> Reading:
         """`weight_as_read`, as an observer would see it."""
         with self._without_trace():
-            return self._reading(self.as_operand(self.weight.detach()), "weight")
+            return self._reading(self.as_operand(whole(self.weight.detach())), "weight")
 
     def _rounded(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
         x = self._rotated(x, name)
@@ -554,6 +554,11 @@ class _Quantizer:
             yield
         finally:
             self.clock.part = part
+
+
+def whole(x: Tensor) -> Tensor:
+    """All of a tensor of which processes have a share each (FSDP's: a call of all of them); any other as it is."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x  # type: ignore[no-any-return]
 
 
 def _elements(x: Tensor, scale: Any, block: int | tuple[int, int]) -> tuple[Tensor, Any]:

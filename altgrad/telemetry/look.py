@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from altgrad.config import TelemetryConfig, operand_of
 from altgrad.formats import FP32, FloatFormat
 from altgrad.nn import QuantizedLayer, QuantizedLinear, Reading, observed, quantized_layers
+from altgrad.nn.layers import whole
 from altgrad.optim import GridOptimizer
 from altgrad.telemetry import counts, geometry
 from altgrad.telemetry.gradients import gradient_statistics
@@ -97,7 +98,8 @@ class Look:
         Args:
             losses: for each of the step's batches a function that computes the model's loss on it, for the shadow.
         """
-        gradients = {name: layer.weight.grad for name, layer in self._layers.items() if layer.weight.grad is not None}
+        given = {name: layer.weight.grad for name, layer in self._layers.items()}
+        gradients = {name: whole(gradient) for name, gradient in given.items() if gradient is not None}
         shadows = shadow_gradients(self._model, losses) if self._telemetry.shadow else {}
         for name, gradient in gradients.items():
             if self._telemetry.gradients:
@@ -116,7 +118,7 @@ class Look:
             return
         for name in self._layers:
             self._spacing(name)
-        stored = {name: layer.weight.detach().clone() for name, layer in self._layers.items()}
+        stored = {name: whole(layer.weight.detach()).clone() for name, layer in self._layers.items()}
         read = {name: self._on_grid(name, stored[name], now=False) for name in self._layers}
         proposals: dict[int, Tensor] = {}
         if isinstance(optimizer, GridOptimizer):
@@ -128,7 +130,7 @@ class Look:
                 optimizer.observer = None
         sums: dict[str, Tensor] = {}
         for name, layer in self._layers.items():
-            weight, before = layer.weight.detach(), read[name]
+            weight, before = whole(layer.weight.detach()), read[name]
             change = weight - stored[name]
             proposed = proposals.get(id(layer.weight), change)
             after = self._on_grid(name, weight, now=True)
@@ -179,7 +181,8 @@ class Look:
         sums = counts.operand_sums(reading)
         self._sums[place] = self._sums[place].with_part(sums) if place in self._sums else sums
         if reading.cast == "weight":
-            self._weights[reading.layer] = reading
+            if not hasattr(self._layers[reading.layer].weight, "device_mesh"):  # FSDP frees what it has gathered
+                self._weights[reading.layer] = reading
             return
         if self._codes and counts.has_codes(reading.format):
             found = counts.code_counts(reading.rounded, reading.format, reading.element_scale)
