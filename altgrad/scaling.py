@@ -442,9 +442,9 @@ def mx_scale(x: Tensor, element_format: FloatFormat, *, rule: str = "floor", blo
       (Hardware rounds the float32 quotient; the two differ only where that is subnormal, below 2**-126.)
 
     Exponents are kept within [-127, 127], those of E8M0; 2**-127 is a float32 subnormal (not to be used with
-    torch.set_flush_denormal). No amax is above this range but MXINT8's above 127/64 * 2**127, which saturate; below it, elements become small in their format and zero in
-    the end. A block of zeros has the scale 2**-127. A block with a NaN or an infinity has the scale NaN, that is, all
-    of it is NaN: E8M0 has no infinity.
+    torch.set_flush_denormal). No amax is above this range but MXINT8's above 127/64 * 2**127, which saturate; below it,
+    elements become small in their format and zero in the end. A block of zeros has the scale 2**-127. A block with a
+    NaN or an infinity has the scale NaN, that is, all of it is NaN: E8M0 has no infinity.
 
     Args:
         x: [..., n]; float32, bfloat16 or float16.

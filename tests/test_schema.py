@@ -126,7 +126,8 @@ RECORDED = {"formats/index", "index", "reports/format_comparison", "runs/index",
         ("reports/home.py", {"findings", "your-own-page", "wandb"}, {"index", "reports/format_comparison"}),
         (
             "formats.py",
-            {*ANALYSED, "telemetry", "number-formats", "own-format", "quantize-a-model", "recipes", "add-a-rung"},
+            {*ANALYSED, "telemetry", "number-formats", "own-format", "quantize-a-model", "recipes", "add-a-rung"}
+            | {"training-loops"},
             RECORDED,
         ),
         ("analysis/failures.py", ANALYSED, {"reports/format_comparison", "formats/index"}),

@@ -59,6 +59,8 @@ class Look:
         self._model, self._step = model, step
         self._telemetry = telemetry or TelemetryConfig()
         self._layers = quantized_layers(model)
+        shared = (name for name, layer in self._layers.items() if hasattr(layer.weight, "full_tensor"))
+        self._gathered = frozenset(shared)  # FSDP frees what it has gathered for a pass
         both = (self._telemetry.rank_every, self._telemetry.codes_every)
         self._ranks, self._codes = (every > 0 and number % every == 0 for every in both)
         self._seen: set[tuple[str, str, int]] = set()
@@ -181,7 +183,7 @@ class Look:
         sums = counts.operand_sums(reading)
         self._sums[place] = self._sums[place].with_part(sums) if place in self._sums else sums
         if reading.cast == "weight":
-            if not hasattr(self._layers[reading.layer].weight, "device_mesh"):  # FSDP frees what it has gathered
+            if reading.layer not in self._gathered:
                 self._weights[reading.layer] = reading
             return
         if self._codes and counts.has_codes(reading.format):

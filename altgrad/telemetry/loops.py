@@ -70,7 +70,7 @@ class LayerTelemetry:
         self.clock.part = -1
 
 
-_NAMES = {"eval_loss": "val_loss", "train/loss": "loss"}
+_NAMES = {"eval_loss": "val_loss"}
 
 
 def _named(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +112,10 @@ def trainer_callback(run: Recorder, **settings: Any) -> Any:
 
 
 def lightning_callback(run: Recorder, **settings: Any) -> Any:
-    """A callback for Lightning's Trainer with automatic optimization, as `trainer_callback` is for Hugging Face's."""
+    """A callback for Lightning's Trainer with automatic optimization, as `trainer_callback` is for Hugging Face's.
+
+    The loss is recorded at every step, all that the module has logged after each validation.
+    """
     try:
         from lightning.pytorch import Callback
     except ImportError:
@@ -132,7 +135,7 @@ def lightning_callback(run: Recorder, **settings: Any) -> Any:
 
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, number: int) -> None:
             if trainer.global_step != self.layers.clock.step:
-                self.layers.end(**_named({**trainer.callback_metrics, "loss": outputs["loss"]}))
+                self.layers.end(loss=outputs["loss"])
 
         def on_validation_start(self, trainer: Any, module: Any) -> None:
             if not trainer.sanity_checking:
