@@ -669,8 +669,8 @@ def get_format(name: object) -> FloatFormat:
         found = _CATALOGUE.get(made.name, made)
     if found is None and _UNSIGNED.fullmatch(key):
         raise ValueError(
-            f"format {str(name)[:80]!r} has no sign, and what is rounded here has one; of scales, those of nvfp4 are the "
-            "positive values of e4m3 (its ue4m3), and those of mx are e8m0"
+            f"format {str(name)[:80]!r} has no sign, and what is rounded here has one; of scales, those of nvfp4 are "
+            "the positive values of e4m3 (its ue4m3), and those of mx are e8m0"
         )
     if found is None:
         near = difflib.get_close_matches(key, [*_CATALOGUE, *_ALIASES], n=3, cutoff=0.4)

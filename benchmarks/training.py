@@ -8,9 +8,9 @@ Arms are measured in turn, many times over, and the ratio is that of the medians
 sides alike. Eager arms are held against the eager fp32 loop, compiled ones against the compiled fp32 loop, and
 telemetry against the quantized step: a step with a look, one with a look that counts codes, the watch alone, and what
 these make of a step when every tenth has a look. Llama is that of transformers, with two layers of width 256, against a
-plain loop of its own; coverage is the step with what the hooks of `report_of` cost in it. Peak memory is that of one process an arm. The record goes to
-benchmarks/recorded/training.json (training-cuda.json on a GPU, where the model has 50M parameters and bf16 is the
-baseline of native FP8), which the site turns into a page.
+plain loop of its own; coverage is the step with what the hooks of `report_of` cost in it. Peak memory is that of one
+process an arm. The record goes to benchmarks/recorded/training.json (training-cuda.json on a GPU, where the model has
+50M parameters and bf16 is the baseline of native FP8), which the site turns into a page.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def make_llama(sizes: dict[str, int]) -> Any:
 
 
 def make_hooks(sizes: dict[str, int]) -> Callable[[], None]:
-    """`HOOK_CALLS` calls of a module that computes nothing, with the hooks of a quantized model after its first batch."""
+    """`HOOK_CALLS` calls of a module that does nothing, with a quantized model's hooks after its first batch."""
     import torch
 
     from altgrad.nn import quantize_model
