@@ -1045,13 +1045,13 @@ def straight_through(function: type[StraightThrough], x: Tensor, *settings: Any)
     if torch.compiler.is_compiling():
         return function.apply(x, *settings)  # type: ignore[no-any-return,no-untyped-call]
     if torch._C._are_functorch_transforms_active():
-        return _transformed(function).apply(x, *settings)  # type: ignore[no-any-return,no-untyped-call]
+        return _transformed(function).apply(x, *settings)  # type: ignore[no-any-return]
     return super(torch.autograd.Function, function).apply(x, *settings)  # type: ignore[misc,no-any-return]
 
 
 @lru_cache
-def _transformed(function: type[StraightThrough]) -> type[StraightThrough]:
-    return type(function)(function.__name__, (function,), {"jvp": staticmethod(function.tangent)})  # type: ignore[no-any-return]
+def _transformed(function: Any) -> Any:
+    return type(function)(function.__name__, (function,), {"jvp": staticmethod(function.tangent)})
 
 
 class _FakeQuantize(StraightThrough):
@@ -1063,11 +1063,11 @@ class _FakeQuantize(StraightThrough):
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
         x, fmt, scale, *_, mask, _ = inputs
-        ctx.settings, beyond = inputs[1:], ()
+        ctx.settings, beyond = inputs[1:], []
         if mask:
             job = _job(x, fmt, scale, "nearest_even", True, (None, 1), False)
             c = _constants(fmt, x.dtype)
-            beyond = (_to_grid(x.detach(), job.scale, c).abs() > c.max,)
+            beyond.append(_to_grid(x.detach(), job.scale, c).abs() > c.max)
         ctx.save_for_backward(*beyond)
         if not torch.compiler.is_compiling():
             ctx.save_for_forward(*beyond)
