@@ -185,7 +185,8 @@ def fake_quantize(
     if gradient not in ("pass", "mask"):
         raise ValueError(f"gradient must be 'pass' or 'mask', not {gradient!r}")
     how = (rounding, saturate, seed, draw_version, gradient == "mask", check_scale)
-    return straight_through(_FakeQuantize, x, fmt, scale, *how)
+    y: Tensor = straight_through(_FakeQuantize, x, fmt, scale, *how)
+    return y
 
 
 def ulp(x: Tensor, fmt: FloatFormat, scale: Tensor | float | None = None) -> Tensor:
@@ -1040,13 +1041,13 @@ class StraightThrough(torch.autograd.Function):
         return torch.stack(found), 0
 
 
-def straight_through(function: type[StraightThrough], x: Tensor, *settings: Any) -> Tensor:
-    """`function.apply(x, *settings)`, which outside of transforms need not look up a signature each time."""
+def straight_through(function: Any, x: Tensor, *settings: Any) -> Any:
+    """`function.apply(x, *settings)` of a `StraightThrough`, which outside of transforms need not look up a signature each time."""
     if torch.compiler.is_compiling():
-        return function.apply(x, *settings)  # type: ignore[no-any-return,no-untyped-call]
+        return function.apply(x, *settings)
     if torch._C._are_functorch_transforms_active():
-        return _transformed(function).apply(x, *settings)  # type: ignore[no-any-return]
-    return super(torch.autograd.Function, function).apply(x, *settings)  # type: ignore[misc,no-any-return]
+        return _transformed(function).apply(x, *settings)
+    return super(torch.autograd.Function, function).apply(x, *settings)
 
 
 @lru_cache
