@@ -1042,7 +1042,7 @@ class StraightThrough(torch.autograd.Function):
 
 
 def straight_through(function: Any, x: Tensor, *settings: Any) -> Any:
-    """`function.apply(x, *settings)` of a `StraightThrough`, which outside of transforms need not look up a signature each time."""
+    """`apply` of a `StraightThrough`, which outside of transforms need not look up a signature each time."""
     if torch.compiler.is_compiling():
         return function.apply(x, *settings)
     if torch._C._are_functorch_transforms_active():
