@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from altgrad.config import TelemetryConfig, operand_of
 from altgrad.formats import FP32, FloatFormat
 from altgrad.nn import QuantizedLayer, QuantizedLinear, Reading, observed, quantized_layers
+from altgrad.nn.layers import whole
 from altgrad.optim import GridOptimizer
 from altgrad.telemetry import counts, geometry
 from altgrad.telemetry.gradients import gradient_statistics
@@ -58,6 +59,8 @@ class Look:
         self._model, self._step = model, step
         self._telemetry = telemetry or TelemetryConfig()
         self._layers = quantized_layers(model)
+        shared = (name for name, layer in self._layers.items() if hasattr(layer.weight, "full_tensor"))
+        self._gathered = frozenset(shared)  # FSDP frees what it has gathered for a pass
         both = (self._telemetry.rank_every, self._telemetry.codes_every)
         self._ranks, self._codes = (every > 0 and number % every == 0 for every in both)
         self._seen: set[tuple[str, str, int]] = set()
@@ -97,7 +100,8 @@ class Look:
         Args:
             losses: for each of the step's batches a function that computes the model's loss on it, for the shadow.
         """
-        gradients = {name: layer.weight.grad for name, layer in self._layers.items() if layer.weight.grad is not None}
+        given = {name: layer.weight.grad for name, layer in self._layers.items()}
+        gradients = {name: whole(gradient) for name, gradient in given.items() if gradient is not None}
         shadows = shadow_gradients(self._model, losses) if self._telemetry.shadow else {}
         for name, gradient in gradients.items():
             if self._telemetry.gradients:
@@ -116,7 +120,7 @@ class Look:
             return
         for name in self._layers:
             self._spacing(name)
-        stored = {name: layer.weight.detach().clone() for name, layer in self._layers.items()}
+        stored = {name: whole(layer.weight.detach()).clone() for name, layer in self._layers.items()}
         read = {name: self._on_grid(name, stored[name], now=False) for name in self._layers}
         proposals: dict[int, Tensor] = {}
         if isinstance(optimizer, GridOptimizer):
@@ -128,7 +132,7 @@ class Look:
                 optimizer.observer = None
         sums: dict[str, Tensor] = {}
         for name, layer in self._layers.items():
-            weight, before = layer.weight.detach(), read[name]
+            weight, before = whole(layer.weight.detach()), read[name]
             change = weight - stored[name]
             proposed = proposals.get(id(layer.weight), change)
             after = self._on_grid(name, weight, now=True)
@@ -179,7 +183,8 @@ class Look:
         sums = counts.operand_sums(reading)
         self._sums[place] = self._sums[place].with_part(sums) if place in self._sums else sums
         if reading.cast == "weight":
-            self._weights[reading.layer] = reading
+            if reading.layer not in self._gathered:
+                self._weights[reading.layer] = reading
             return
         if self._codes and counts.has_codes(reading.format):
             found = counts.code_counts(reading.rounded, reading.format, reading.element_scale)
