@@ -21,12 +21,13 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import Estimate, mean_interval
 from altgrad.config import scalar
 from altgrad.runs import RunRecord
-from altgrad.runs.names import METRICS
-from altgrad.runs.site_names import NO_NAMES, Metric, SiteNames
+from altgrad.runs.site_names import NO_NAMES, Metric
 from altgrad.text import shorten, visible
 
 MOST_KEYS = 12
 NOT_METRICS = ("step", "tokens", "seconds", "lr", "epoch", "logged_step")
+LOSSES = ("loss", "val_loss", "perplexity")
+"""Metrics of which lower is better, whoever logged them."""
 ABSENT = "not stated"
 """The value of a key that a run does not state."""
 
@@ -68,7 +69,7 @@ def outcomes(loader: ExperimentDataLoader) -> Outcomes:
     """The runs of a site with the last value of the metric by which they are compared."""
     records = list(loader.records.values())
     names = next((record.names for record in records if record.names != NO_NAMES), NO_NAMES)
-    metric = _metric(records, names)
+    metric = names.main(metrics_of(records))
     labels = loader.memo(site_labels)
     rows = [
         {
@@ -86,10 +87,10 @@ def outcomes(loader: ExperimentDataLoader) -> Outcomes:
     return Outcomes(metric, names.metric(metric or ""), frame)
 
 
-def _metric(records: Iterable[RunRecord], names: SiteNames) -> str | None:
-    """The site's metric, else the loss, else what the most runs have logged."""
+def metrics_of(records: Iterable[RunRecord]) -> list[str]:
+    """What some runs have logged: the losses first, then what the most of them have, the norm of gradients last."""
     counts = Counter(name for record in records for name in record.history if name not in NOT_METRICS)
-    return names.main(sorted(counts, key=lambda name: (name not in METRICS, -counts[name], name)))
+    return sorted(counts, key=lambda name: (name not in LOSSES, name == "grad_norm", -counts[name], name))
 
 
 def _last(record: RunRecord, metric: str | None) -> float:
