@@ -48,6 +48,9 @@ def arm_labels(loader: ExperimentDataLoader, arms: Iterable[str], but: Collectio
     parts = {arm: [_beginning(config, loader.title(arm))] for arm, config in configs.items()}
     keys = varied(configs)
     for arm, config in configs.items():
+        if config.foreign is not None and keys[config.study] and len({*loader.titles(arm)}) > 1:
+            parts[arm] = [""]  # its runs have names of their own
+    for arm, config in configs.items():
         parts[arm] += [_leaf(key, values_of(config)) for key in keys.get(config.study, ()) if key not in but]
     alike = _groups(configs, lambda arm: parts[arm][0])
 
@@ -63,7 +66,7 @@ def arm_labels(loader: ExperimentDataLoader, arms: Iterable[str], but: Collectio
     for key, facet in FACETS.items():
         if key not in but and not any(key in own for own in keys.values()):
             divide(partial(_of, configs, facet))
-    divide(lambda arm: f"data {_short(loader.data_name(arm))}")
+    divide(lambda arm: _short(_data(loader.data_name(arm))))
     leaves = {arm: flat(configs[arm].arm_identity()) for arm in chain(*alike)}
     for key in sorted(set(chain(*leaves.values())) - {*but}):
         divide(partial(_of, leaves, partial(_leaf, key)))
@@ -101,6 +104,12 @@ def values_of(config: ExperimentConfig) -> dict[str, Any]:
     return flat({key: value for key, value in config.arm_identity().items() if key != "foreign"}) | (
         config.foreign or {}
     )
+
+
+def _data(name: str) -> str:
+    """The training data; of an import that states none, the project that tells it from others."""
+    known = name.removeprefix(f"{NOT_STATED}, ")
+    return f"data {name}" if known == name else f"project {known.rpartition(' (')[0]}"
 
 
 def _joined(parts: Iterable[str]) -> str:

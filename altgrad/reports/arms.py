@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple, replace
 from functools import cache, partial
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ import yaml
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import FormatComparator
+from altgrad.analysis.effects import OWN, Measure, last_value, measure_of, outcomes
 from altgrad.analysis.labels import site_labels
-from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, Looks, unquantized
+from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, Looks, states_formats, unquantized
 from altgrad.analysis.statistics import Estimate, mean_interval
 from altgrad.config import ExperimentConfig, changes, command, flat, nested, scalar
 from altgrad.reports import columns as col
@@ -30,18 +31,20 @@ from altgrad.reports.compare import (
     downloads,
     run_value,
     stated,
+    swept_columns,
     table_json,
 )
-from altgrad.reports.curves import Losses, compact, curves, losses_of, plain
+from altgrad.reports.curves import Losses, capital, compact, curves, losses_of, metrics_of_arm, plain
 from altgrad.reports.document import document_page, documents_key
 from altgrad.reports.format_styles import format_style
-from altgrad.reports.provenance import code_key
+from altgrad.reports.provenance import code_key, data_of, provenance
+from altgrad.reports.scope import has_campaign, only_foreign, site_values
 from altgrad.reports.tuning import swept, tuning_page, tuning_studies
 from altgrad.runs import RunRecord
 from altgrad.runs.diagnosis import diagnose, warnings_of
 from altgrad.runs.schema import digest
 from altgrad.runs.wandb_records import tool_of
-from altgrad.site import Block, CodeBlock, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
+from altgrad.site import Block, CodeBlock, Column, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
 from altgrad.site.document import Part
 from altgrad.text import Md, escape, minus
 
@@ -49,16 +52,7 @@ EVENTS_SHOWN = 5
 """Events of one kind that a run's section lists before it counts the rest."""
 WARNINGS_SHOWN = 20
 """Warnings that a run's section lists before it counts the rest."""
-NO_WANDB = "recorded without W&B"
-_ARMS = (
-    col.arm("Arm", "label"),
-    col.filled("Learning rate", "{learning_rate:g}", blank=NOT_STATED),
-    col.count("Steps", "max_steps"),
-    col.number("Validation loss", "val_loss"),
-    col.interval(sign=False),
-    col.share("Finished", "finished", "runs"),
-    col.text("Studies", "studies"),
-)
+NO_WANDB, HERE = "recorded without W&B", "recorded here"
 _FORMATS = (
     col.arm(),
     col.number("Validation loss", "val_loss", 4),
@@ -67,21 +61,56 @@ _FORMATS = (
     col.count("Pairs", "n_pairs"),
     col.share(),
 )
-_RUNS = (
-    col.of(
-        "Run", lambda row: Md(f'<a id="{slug(row["run_id"])}"></a>{code(row["run_id"])} {escape(row["title"])}'.strip())
-    ),
-    col.count("Seed", "seed"),
-    col.of("Status", lambda row: row["status"] + (f": {row['reason']}" if row["reason"] else "")),
-    col.of("Study", lambda row: row["study"] + (" (held out of comparisons)" if row["role"] == "tuning" else "")),
-    col.number("Final validation loss", "final_val_loss", 4),
-    col.count("Last step", "last_step"),
-    col.number("Seconds", "seconds", 1),
-    col.of("Recorded", lambda row: words.moment(row["created"])),
-    col.of("W&B", lambda row: Link("W&B run", url) if isinstance(url := row["wandb_url"], str) else row["made"]),
-)
+
+
+def _arms_columns(loader: ExperimentDataLoader, arms: pd.DataFrame, keys: Iterable[str]) -> tuple[Column, ...]:
+    """What an arm is and how it ended; where no run is AltGrad's own, what is stated of its runs."""
+    measure, foreign = loader.memo(outcomes).measure or OWN, only_foreign(loader)
+    digits = measure.digits if foreign else 3
+    rate = col.filled("Learning rate", "{learning_rate:g}", blank=NOT_STATED)
+    return (
+        col.arm("Arm", "label"),
+        *([rate] if not foreign or arms["learning_rate"].notna().any() else []),
+        *(col.text(key, f"config {key}") for key in keys),
+        col.count("Steps", "max_steps"),
+        col.number(capital(measure.title), "val_loss", digits),
+        col.interval(digits=digits, sign=False),
+        col.share("Finished", "finished", "runs"),
+        col.text("Projects" if foreign else "Studies", "studies"),
+    )
+
+
+def _runs_columns(shown: pd.DataFrame, measure: Measure, foreign: bool) -> tuple[Column, ...]:
+    """Of another loop's runs, what is known of one at least."""
+    url = shown["wandb_url"].notna().any() or not foreign
+    known = {key: not foreign or shown[key].notna().any() for key in ("seed", "seconds")}
+    run = Md('<a id="{id}"></a>{name} {title}')
+    return (
+        col.of(
+            "Run",
+            lambda row: Md(
+                run.format(id=slug(row["run_id"]), name=code(row["run_id"]), title=escape(row["title"])).strip()
+            ),
+        ),
+        *([col.count("Seed", "seed")] if known["seed"] else []),
+        col.of("Status", lambda row: row["status"] + (f": {row['reason']}" if row["reason"] else "")),
+        col.of(
+            "Project" if foreign else "Study",
+            lambda row: row["study"] + (" (held out of comparisons)" if row["role"] == "tuning" else ""),
+        ),
+        col.number(f"Last {measure.title}" if foreign else f"Final {measure.title}", "last", measure.digits),
+        col.count("Last step", "last_step"),
+        *([col.number("Seconds", "seconds", 1)] if known["seconds"] else []),
+        col.of("Recorded", lambda row: words.moment(row["created"])),
+        col.of(
+            "W&B" if url else "Source",
+            lambda row: Link("W&B run", url) if isinstance(url := row["wandb_url"], str) else row["made"],
+        ),
+    )
+
+
 _OF_RUN = (
-    "arm", "run_id", "seed", "status", "study", "role", "final_val_loss", "last_step", "created", "wandb_url",
+    "arm", "run_id", "seed", "status", "study", "role", "last_step", "created", "wandb_url",
 )  # fmt: skip
 _EVENTS = (
     col.text("Event", "event"),
@@ -111,7 +140,8 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
     """
     arms = {str(arm): runs for arm, runs in loader.runs.groupby("arm", sort=True)}
     baselines = {arm: _baseline(loader, runs) for arm, runs in arms.items()}
-    foreign = {arm for arm, runs in arms.items() if runs["foreign"].any()}
+    compared = {arm for arm, runs in arms.items() if runs["foreign"].any() and states_formats(loader.config(arm))}
+    measures = {arm: measure_of(loader, arm) for arm in arms}
     moved = loader.memo(swept)
     labels = loader.memo(site_labels)
     losses = cache(partial(losses_of, loader))
@@ -120,15 +150,18 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
 
     def maker(make: Callable[..., Page], shown: Iterable[str], *what: Any, told: Any = None) -> PageMaker:
         shown = set(shown)
-        others = foreign if shown & foreign else set()  # arms of another loop are compared with each other
+        others = compared if shown & compared else set()  # formats of another loop are compared with each other
         part = loader.of_arms({*shown, *others, *filter(None, map(baselines.get, shown))})
-        about = [(arm, labels[arm], baselines[arm]) for arm in sorted(shown)]
+        about = [(arm, labels[arm], baselines[arm], measures[arm]) for arm in sorted(shown)]
         key = digest(code, part.fingerprint, about, told)
         return PageMaker(lambda: replace(make(part, *what), moved=moved), key)
 
     def study(part: ExperimentDataLoader, name: str, swept_only: list[str]) -> Page:
         last = {arm: part.last_look(averaged(part, arms[arm])) for arm in swept_only}
-        files = {f"{arm}.curves.json": arm_json(part, arm, arms[arm], baselines[arm], last[arm]) for arm in last}
+        files = {
+            f"{arm}.curves.json": arm_json(part, arm, arms[arm], baselines[arm], measures[arm], last[arm])
+            for arm in last
+        }
         return replace(tuning_page(part, name), downloads=downloads(files))
 
     own = [arm for arm in arms_in_order(loader) if f"runs/{arm}" not in moved]
@@ -141,7 +174,7 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
     def of_arm(arm: str, before: str | None, after: str | None) -> PageMaker:
         around = {"baseline": baselines[arm], "before": before, "after": after}
         named = {place: other and (other, labels[other]) for place, other in around.items()}
-        return maker(_arm_page, [arm], labels[arm], named, arm, arms[arm], losses, told=named)
+        return maker(_arm_page, [arm], labels[arm], named, arm, arms[arm], measures[arm], losses, told=named)
 
     return [
         PageMaker(lambda: replace(_index(loader, own), moved=moved)),
@@ -154,10 +187,14 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
 def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
     """The table without JavaScript has the arms with a page; with it, all arms and runs (docs/javascripts/runs/)."""
     arms = arm_table(loader)
-    shown = arms[arms["arm"].isin(own)]
+    keys = swept_columns(loader, arms["arm"])
+    shown = arms.assign(**{f"config {key}": values for key, values in keys.items()})
+    shown = shown[shown["arm"].isin(own)]
     sweeps = join(", ", (Link(study, PageRef(path)) for study, path in tuning_studies(loader).items()))
-    parts = {"arms": [col.table(shown, _ARMS, f"{len(shown)} arms", "arms")] if len(shown) else []}
-    page = document_page(loader, "runs/index", {"runs": len(loader.runs), "sweeps": sweeps}, parts, code=__name__)
+    count = f"{len(shown)} arm{'s' if len(shown) != 1 else ''}"
+    parts = {"arms": [col.table(shown, _arms_columns(loader, shown, keys), count, "arms")] if len(shown) else []}
+    values = {"runs": len(loader.runs), "sweeps": sweeps, **site_values(loader), "campaign": has_campaign()}
+    page = document_page(loader, "runs/index", values, parts, code=__name__)
     return replace(page, downloads=downloads({"table.json": table_json(loader, arms)}))
 
 
@@ -167,7 +204,8 @@ def _arm_page(
     around: Mapping[str, tuple[str, str] | None],
     arm: str,
     runs: pd.DataFrame,
-    losses: Callable[[str | None], Losses],
+    measure: Measure | None,
+    losses: Callable[[str | None, str], Losses],
 ) -> Page:
     """The page; `around` has its baseline, and the arms before and after it in the index, with what they are called."""
     first, config, records = runs.iloc[0], loader.config(arm), [loader.records[run_id] for run_id in runs["run_id"]]
@@ -178,7 +216,9 @@ def _arm_page(
     last = looks.last()
     layers = _layers(loader, records, ids, looks, last)
     colour = format_style(first["format"]).colour
-    drawn = curves(losses(arm), losses(baseline), baseline is not None, config.foreign is not None, colour)
+    foreign, name = config.foreign is not None, measure.name if measure else ""
+    drawn = curves(losses(arm, name), losses(baseline, name), baseline is not None, measure, colour)
+    compared, environment = _compared(loader, arm), _environment(records)
     values = {
         "title": title,
         "id": arm,
@@ -187,7 +227,14 @@ def _arm_page(
         "scope": first["scope"],
         "rate": f"{first['learning_rate']:g}" if pd.notna(first["learning_rate"]) else NOT_STATED,
         "steps": first["max_steps"],
-        "foreign": config.foreign is not None,
+        "foreign": foreign,
+        "stated": NOT_STATED not in (first["format"], first["scope"]),
+        "length": config.states("max_steps"),
+        "metric": measure and measure.title,
+        "axes": _axes(records),
+        "runs": len(records),
+        "environment": bool(environment),
+        "curved": len(metrics_of_arm(loader, runs, measure)),
         "ended": [f"{counts[status]} {status}{_why(reasons[runs['status'] == status])}" for status in counts.index],
         "studies": sorted(runs["study"].unique()),
         "baseline": baseline,
@@ -195,7 +242,7 @@ def _arm_page(
         "curves": drawn,
         "config": _config(loader, config, baseline),
         "command": CodeBlock(command(config), "bash"),
-        "compared": _compared(loader, arm),
+        "compared": compared,
         "averaged": len(ids),
         "looks": np.unique(looks.layers["step"].to_numpy(np.int64)).tolist(),
         "data": Link(f"{arm}.curves.json", PageRef(f"runs/{arm}.curves.json")),
@@ -204,19 +251,32 @@ def _arm_page(
     }
     seconds = [record.run.get("seconds") or np.nan for record in records]
     titles = [record.title if record.title != record.id else "" for record in records]
-    made = [f"from {tool_of(record.run)}" if "origin" in record.run else NO_WANDB for record in records]
+    here = HERE if foreign else NO_WANDB
+    made = [f"from {tool_of(record.run)}" if "origin" in record.run else here for record in records]
     shown = runs[[*_OF_RUN]].assign(seconds=seconds, reason=reasons, title=titles, made=made)
     shown["seed"] = [record.config.seed if record.config.states("seed") else np.nan for record in records]
+    shown["last"] = [last_value(record, measure) for record in records]
+    columns = _runs_columns(shown, measure or OWN, foreign)
     parts: dict[str, Part] = {
-        "runs": [col.table(shown, _RUNS, f"{len(runs)} run{'s' if len(runs) > 1 else ''}")],
+        "runs": [col.table(shown, columns, f"{len(runs)} run{'s' if len(runs) > 1 else ''}")],
         "events": _events(records) if len(runs) > 1 else [],
-        "environment": [_environment(records)],
+        "environment": environment,
     }
-    whose = "of this arm and its baseline"
-    page = document_page(loader, f"runs/{arm}", values, parts, code=__name__, document="runs/_arm", of=whose)
-    files = {"curves.json": arm_json(loader, arm, runs, baseline, last, layers)}
+    behind = loader if compared else loader.of_arms(filter(None, (arm, baseline)))
+    whose = "of this arm" + (" and its baseline" if baseline else "")
+    whose = "of these formats" if compared else whose
+    page = document_page(loader, f"runs/{arm}", values, parts, code=__name__, document="runs/_arm")
+    page = replace(page, provenance=provenance(behind, of=whose, code=__name__))
+    files = {"curves.json": arm_json(loader, arm, runs, baseline, measure, last, layers)}
     files["runs.json"] = compact({record.id: run_value(record) for record in records})
     return replace(page, search=False, downloads=downloads(files))
+
+
+def _axes(records: list[RunRecord]) -> str:
+    """By what the curves of some runs can be drawn."""
+    there = {*chain(*(record.history for record in records))}
+    names = ["step", *(["tokens"] if "tokens" in there else []), *(["time"] if "seconds" in there else [])]
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _why(reasons: pd.Series) -> str:
@@ -242,7 +302,7 @@ def _config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline: st
     if config.foreign is not None:
         given = [(key, scalar(value), "AltGrad's") for key, value in stated(config).items()]
         given += [(key, scalar(value), "the loop's own") for key, value in config.foreign.items()]
-        return [Table(("Key", "Value", "Whose key"), tuple(given), id="config")]
+        return [Table(("Key", "Value", "Whose key"), tuple(given), id="config")] if given else []
     if baseline is None:
         changed = nested(changes(config))
         return [CodeBlock(yaml.safe_dump(changed, sort_keys=False) if changed else "# nothing\n", "yaml")]
@@ -326,18 +386,31 @@ def _facts(record: RunRecord) -> list[Block]:
     return [Table(("Field", "Value"), tuple(rows), md("About run {run}", run=code(record.id)))] if rows else []
 
 
-def _environment(records: list[RunRecord]) -> Table:
-    """By which code, on which data and where the runs were recorded: a row for each kind of run."""
+def _environment(records: list[RunRecord]) -> list[Block]:
+    """By which code, on which data and where the runs were recorded: a row for each kind of run.
+
+    Of other loops' runs only what is known; nothing where nothing is.
+    """
     found: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for record in records:
-        made, data = record.run["code"], record.run["data"]
+        made = record.run["code"]
         where = record.run["environment"] and {"processor": NOT_STATED, **record.run["environment"]}
         environment = ", ".join(f"{key} {plain(value)}" for key, value in sorted(where.items()))
         program = f"altgrad {made.get('version', '?')}, fingerprint {made.get('fingerprint', '?')}"
-        text = f"{data.get('name', 'unnamed')}, sha256 {data['sha256'][:12]}"
-        found[environment or "not recorded", program, text].append(record.config.seed)
-    rows = tuple((_seeds(seeds), *kind) for kind, seeds in found.items())
-    return Table(("Seeds", "Environment", "Code", "Training data"), rows, "Environment")
+        if record.config.foreign is not None and not made.get("fingerprint"):
+            program = ", ".join(f"{key} {plain(value)}" for key, value in sorted(made.items()))
+        data = data_of(record.run, ", sha256 {}")
+        seeds = found[environment or "not recorded", program or "not recorded", data]
+        seeds += [record.config.seed] if record.config.states("seed") else []
+    rows = [(_seeds(seeds), *kind) for kind, seeds in found.items()]
+    titles = ("Seeds", "Environment", "Code", "Training data")
+    unknown = ("", "not recorded", "not recorded", NOT_STATED)
+    kept = [place for place in range(4) if any(row[place] != unknown[place] for row in rows)]
+    if not {1, 2, 3} & {*kept}:
+        return []
+    return [
+        Table(tuple(titles[at] for at in kept), tuple(tuple(row[at] for at in kept) for row in rows), "Environment")
+    ]
 
 
 def _seeds(seeds: Iterable[int]) -> str:
