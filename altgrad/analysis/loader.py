@@ -217,7 +217,8 @@ class ExperimentDataLoader:
         more = f" and {len(places) - PLACES} more" if len(places) > PLACES else ""
         last = max(str(origin["pulled"]) for origin in origins)
         pulled = f"{', '.join(places[:PLACES])}{more}, the last on {last}"
-        return f"local records, {len(origins)} of them from {', '.join(tools)} ({pulled}); {network}"
+        some = "made" if len(origins) == len(self.run_set.records) else f"{len(origins)} of them"
+        return f"local records, {some} from {', '.join(tools)} ({pulled}); {network}"
 
     @cached_property
     def fingerprint(self) -> str:

@@ -44,7 +44,7 @@ from altgrad.runs import RunRecord
 from altgrad.runs.diagnosis import diagnose, warnings_of
 from altgrad.runs.schema import digest
 from altgrad.runs.wandb_records import tool_of
-from altgrad.site import Block, CodeBlock, Column, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
+from altgrad.site import PALETTE, Block, CodeBlock, Column, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
 from altgrad.site.document import Part
 from altgrad.text import Md, escape, minus
 
@@ -71,13 +71,18 @@ def _arms_columns(loader: ExperimentDataLoader, arms: pd.DataFrame, keys: Iterab
     return (
         col.arm("Arm", "label"),
         *([rate] if not foreign or arms["learning_rate"].notna().any() else []),
-        *(col.text(key, f"config {key}") for key in keys),
+        *(_config_column(key, arms[f"config {key}"]) for key in keys),
         col.count("Steps", "max_steps"),
         col.number(capital(measure.title), "val_loss", digits),
         col.interval(digits=digits, sign=False),
         col.share("Finished", "finished", "runs"),
         col.text("Projects" if foreign else "Studies", "studies"),
     )
+
+
+def _config_column(key: str, values: pd.Series) -> Column:
+    numbers = pd.to_numeric(values, errors="coerce").notna() | values.isna()
+    return col.of(key, lambda row: row[f"config {key}"], right=bool(numbers.all()))
 
 
 def _runs_columns(shown: pd.DataFrame, measure: Measure, foreign: bool) -> tuple[Column, ...]:
@@ -211,11 +216,14 @@ def _arm_page(
     first, config, records = runs.iloc[0], loader.config(arm), [loader.records[run_id] for run_id in runs["run_id"]]
     baseline = around["baseline"] and around["baseline"][0]
     ids, counts = averaged(loader, runs), runs["status"].value_counts()
-    reasons = runs["failure"].map(lambda failure: ", ".join(failure["kinds"]) if failure else "")
+    unsaid = ("unknown",) if config.foreign is not None else ()
+    reasons = runs["failure"].map(
+        lambda found: ", ".join(k for k in found["kinds"] if k not in unsaid) if found else ""
+    )
     looks = loader.looks(ids)
     last = looks.last()
     layers = _layers(loader, records, ids, looks, last)
-    colour = format_style(first["format"]).colour
+    colour = PALETTE[0] if first["format"] == NOT_STATED else format_style(first["format"]).colour
     foreign, name = config.foreign is not None, measure.name if measure else ""
     drawn = curves(losses(arm, name), losses(baseline, name), baseline is not None, measure, colour)
     compared, environment = _compared(loader, arm), _environment(records)
@@ -260,6 +268,7 @@ def _arm_page(
     parts: dict[str, Part] = {
         "runs": [col.table(shown, columns, f"{len(runs)} run{'s' if len(runs) > 1 else ''}")],
         "events": _events(records) if len(runs) > 1 else [],
+        "readings": _readings(records) if len(runs) > 1 else [],
         "environment": environment,
     }
     behind = loader if compared else loader.of_arms(filter(None, (arm, baseline)))
@@ -352,9 +361,9 @@ def _layers(
 def _special(records: list[RunRecord]) -> Iterator[dict[str, Any]]:
     """What there is to say of single runs: why they ended badly, facts and warnings."""
     for record in records:
-        bad = record.status != "finished"
-        if len(records) == 1 or bad or record.run.get("message") or record.config.notes or "origin" in record.run:
-            facts, warnings = _facts(record), _warnings(record)
+        bad, brought = record.status != "finished", "origin" in record.run and record.config.foreign is None
+        if len(records) == 1 or bad or record.run.get("message") or record.config.notes or brought:
+            facts, warnings = _facts(record, len(records) == 1), _warnings(record)
             yield {"id": record.id, "failure": diagnose(record), "facts": facts, "warnings": warnings}
 
 
@@ -375,15 +384,30 @@ def _events(records: list[RunRecord]) -> list[Block]:
     return [col.table(rows, _EVENTS, f"What happened in the {len(records)} runs")] if rows else []
 
 
-def _facts(record: RunRecord) -> list[Block]:
+def _facts(record: RunRecord, alone: bool) -> list[Block]:
     """A run's message, notes, origin and events; nothing for a run without any."""
     rows = [("Message", str(record.run.get("message") or "")), ("Notes", record.config.notes)]
     if origin := record.run.get("origin"):
         where = "/".join(str(origin[key]) for key in ("entity", "project", "id") if origin.get(key))
         rows.append((f"Made from {tool_of(record.run)}", f"{where}, {words.moment(origin.get('pulled'))}"))
-        rows += [("Read from its log", str(line)) for line in origin.get("report", [])]
+        rows += [("Read from its log", line) for line in _read_lines(record) if alone or record.config.foreign is None]
     rows = [(field, value) for field, value in rows if value] + _event_rows(record.run["events"])
     return [Table(("Field", "Value"), tuple(rows), md("About run {run}", run=code(record.id)))] if rows else []
+
+
+def _read_lines(record: RunRecord) -> list[str]:
+    """What an import said of a run, but for what its site has answered since."""
+    lines = [str(line) for line in (record.run.get("origin") or {}).get("report", [])]
+    answered = ["config: no seed is stated"] if record.config.states("seed") else []
+    answered += ["metrics: none has the name of a loss"] if record.names.loss else []
+    return [line for line in lines if not line.startswith(tuple(answered))]
+
+
+def _readings(records: list[RunRecord]) -> list[Block]:
+    """What an import said of the runs of an arm, each line once."""
+    lines = Counter(line for record in records if record.config.foreign is not None for line in _read_lines(record))
+    rows = tuple((line, count) for line, count in lines.items())
+    return [Table(("Read from the logs", Column("Runs", "right")), rows, "How the logs were read")] if rows else []
 
 
 def _environment(records: list[RunRecord]) -> list[Block]:

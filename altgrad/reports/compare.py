@@ -17,7 +17,7 @@ import pandas as pd
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.effects import Measure, last_value, outcomes
 from altgrad.analysis.labels import site_labels, values_of, varied
-from altgrad.analysis.loader import ExperimentDataLoader, unquantized
+from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, unquantized
 from altgrad.analysis.statistics import CONFIDENCE, mean_interval, t_quantile
 from altgrad.config import ExperimentConfig, flat, scalar
 from altgrad.reports.curves import compact, history_value, metric_key, metrics_of_arm, plain, runs_value
@@ -35,6 +35,8 @@ QUANTILES = 64
 """Fewest degrees of freedom for which the scripts are given t quantiles; more where an arm has more runs."""
 SUGGESTED = 6
 """Most comparisons that the Compare page offers before arms are chosen."""
+BEST = 8
+"""Arms of a project of other loops' runs that such a comparison has."""
 
 SWEPT = 8
 """Most keys of other loops' configs that have a column."""
@@ -45,10 +47,10 @@ _RUN_ID = re.compile(r"(?P<name>.+)-s(?P<seed>\d+)-(?P<hash>[0-9a-f]{8})")
 
 
 def arms_in_order(loader: ExperimentDataLoader) -> list[str]:
-    """Every arm, by format and name."""
-    first = loader.runs.drop_duplicates("arm")
-    names = zip(first["format"].map(format_order), first["arm"], strict=True)
-    return [arm for _, arm in sorted(names)]
+    """Every arm, by format and name; of other loops' arms by what they are called."""
+    first, labels = loader.runs.drop_duplicates("arm"), loader.memo(site_labels)
+    names = [labels[arm] if foreign else "" for arm, foreign in zip(first["arm"], first["foreign"], strict=True)]
+    return [arm for *_, arm in sorted(zip(first["format"].map(format_order), names, first["arm"], strict=True))]
 
 
 def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
@@ -140,7 +142,8 @@ def _words(values: Sequence[str | None]) -> dict[str, Any]:
 
 
 def _suggested(loader: ExperimentDataLoader, arms: pd.DataFrame) -> list[dict[str, Any]]:
-    """Comparisons to begin with: the formats of one setting and scope, the best first, against its unquantized arm."""
+    """Comparisons to begin with: the formats of one setting and scope, the best first, against its unquantized arm; and
+    the best arms of each project of other loops."""
     rows = loader.runs[(loader.runs["role"] == "report") & ~loader.runs["foreign"].astype(bool)]
     losses = arms.set_index("arm")["val_loss"].dropna()
     free = rows[unquantized(rows)].drop_duplicates("setting").set_index("setting")["arm"]
@@ -150,6 +153,14 @@ def _suggested(loader: ExperimentDataLoader, arms: pd.DataFrame) -> list[dict[st
         if setting in free.index and len(known) > 1:
             label = f"{scope}: {len(known)} formats, {runs['rule'].iloc[0]}, {runs['max_steps'].iloc[0]} steps"
             found.append((-len(runs), label, known.index.tolist(), free[setting]))
+    outcome = loader.memo(outcomes)
+    foreign = set(loader.runs.loc[loader.runs["foreign"].astype(bool), "arm"])
+    ranked = losses[losses.index.isin(foreign)].sort_values(ascending=outcome.sign > 0, kind="stable")
+    for project, runs in outcome.runs[outcome.runs["arm"].isin(ranked.index)].groupby("project", sort=True):
+        best = [arm for arm in ranked.index if arm in set(runs["arm"])]
+        if len(best) > 1:
+            label = f"{project}: {min(len(best), BEST)} of {len(best)} arms, the best by {outcome.metric}"
+            found.append((-len(best), label, best[:BEST], "none"))
     first = sorted(found, key=lambda each: each[:2])[:SUGGESTED]
     return [{"label": label, "arms": chosen, "baseline": baseline} for _, label, chosen, baseline in first]
 
@@ -179,15 +190,15 @@ def arm_json(
     """One arm for scripts: {arm, baseline, style, data, config, health, t, metric, metrics, runs, final, layers}.
 
     ``metric`` is the `measure`, ``metrics`` are the names of all that have curves, ``runs`` are the curves
-    (`runs_value`), ``style`` that of its format, ``config`` its flat keys as YAML text, ``health`` what
-    `health_by_type` finds in `last`, ``t`` as in `table_json` for the pairs that its runs can form, ``final`` of each
-    run what it ended with, with all its digits, null where it did not finish, ``layers`` what is drawn of them on the
-    arm's page. Controls in the texts are spelled out (`visible`), since the scripts show them as they are.
+    (`runs_value`), ``style`` that of its format (null: not stated), ``config`` its flat keys as YAML text, ``health``
+    what `health_by_type` finds in `last`, ``t`` as in `table_json` for the pairs that its runs can form, ``final`` of
+    each run what it ended with, with all its digits, null where it did not finish, ``layers`` what is drawn of them
+    on the arm's page. Controls in the texts are spelled out (`visible`), since the scripts show them as they are.
     """
     value = {
         "arm": arm,
         "baseline": baseline,
-        "style": format_style(runs["format"].iloc[0]).value,
+        "style": None if runs["format"].iloc[0] == NOT_STATED else format_style(runs["format"].iloc[0]).value,
         "data": str(runs["data"].iloc[0])[:12],
         "config": {visible(key): visible(text) for key, text in config_lines(loader.config(arm)).items()},
         "health": [[*map(visible, keys), value] for *keys, value in health_by_type(last)],

@@ -254,6 +254,9 @@ def _table(data: pd.DataFrame, with_baseline: bool, measure: Measure) -> Table:
     rows = data.iloc[np.linspace(0, len(data) - 1, min(len(data), TABLE_ROWS)).astype(int)]
     columns: list[Column] = [col.count("Step", "step")]
     digits = measure.digits
+    if not with_baseline and data["n"].max() == 1:
+        title = capital(measure.title)
+        return col.table(rows, [*columns, col.number(title, "low", digits)], title)
     for prefix, name in (("", "This arm"), ("baseline_", "Baseline"))[: 1 + with_baseline]:
         reach = f"{{{prefix}low:.{digits}f}} to {{{prefix}high:.{digits}f}}"
         columns += [col.number(name, f"{prefix}mean", digits), col.filled(f"{name}, lowest to highest", reach)]

@@ -19,7 +19,6 @@ from altgrad.config import OPERAND_NAMES
 from altgrad.reports import columns as col
 from altgrad.reports.charts import forest
 from altgrad.reports.compare import averaged, health_by_type
-from altgrad.reports.curves import AXES as CURVE_AXES
 from altgrad.reports.curves import by_step, losses_of
 from altgrad.reports.document import document_page
 from altgrad.reports.heat_map import figures_map
@@ -95,7 +94,11 @@ def overview_page(loader: ExperimentDataLoader) -> Page:
         "varied": len(keys),
     }
     parts: dict[str, Part] = {
-        "keys": [col.table(keys, _KEYS, "What was varied", "varied", keys.assign(values=keys["values"].map("; ".join)))]
+        "keys": [
+            col.table(
+                keys, _KEYS, "Keys with several values", "varied", keys.assign(values=keys["values"].map("; ".join))
+            )
+        ]
         if len(keys)
         else [],
         "best": [col.table(best.head(BEST_SHOWN), _best_columns(values["digits"]), "Arms by their mean", "best", best)]
@@ -213,8 +216,8 @@ def curves_page(loader: ExperimentDataLoader) -> Page:
 
 def measure_names(loader: ExperimentDataLoader) -> list[str]:
     """The metrics that have a chart: the one by which runs are compared first, then what the most runs have."""
-    records, measure = list(loader.records.values()), loader.memo(outcomes).measure
-    names = metrics_of(records, ("step", *CURVE_AXES))
+    measure = loader.memo(outcomes).measure
+    names = metrics_of(loader.records.values())
     return sorted(names, key=lambda name: measure is None or name != measure.name)
 
 
@@ -251,8 +254,10 @@ def _curves(
             if place < NAMED:
                 last = rows[["low", "high"]].iloc[-1].mean()
                 ends.append((x(float(rows["step"].iloc[-1])), y(float(last)), shorten(labels[arm], 34), colour))
-        for (_, _, name, colour), height in zip(ends, spread([end[1] for end in ends], 11), strict=True):
-            sketch.text(sketch.width - 186, height + 3, name, colour)
+        heights = spread([end[1] for end in ends], 11)
+        up = max(0.0, max(heights) + 6 - sketch.height)
+        for (_, _, name, colour), height in zip(ends, heights, strict=True):
+            sketch.text(sketch.width - 186, height + 3 - up, name, colour)
 
     ends = {arm: rows.iloc[-1] for arm, rows in list(lines.items())[:NAMED]}
     figures = {arm: [words.figure(end[side], ".4g") for side in ("low", "high")] for arm, end in ends.items()}

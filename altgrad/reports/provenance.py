@@ -77,7 +77,8 @@ def provenance(loader: ExperimentDataLoader, built: datetime | None = None, of: 
             ) from None
     when = f"{words.moment(built.isoformat())}, " if built else ""
     packages = ", ".join(f"{package} {_version(package)}" for package in ("numpy", "pandas", "scipy", "matplotlib"))
-    runs = " ".join(filter(None, (f"{len(loader.runs)} runs", of)))
+    count = len(loader.runs)
+    runs = " ".join(filter(None, (f"{count} run{'s' if count != 1 else ''}", of)))
     return Provenance(
         (
             ("Records", f"{runs} up to {words.moment(loader.newest)}, fingerprint {loader.fingerprint}"),

@@ -276,7 +276,7 @@ const together = (plots) => Object.fromEntries(["zoom", "reset", "resize", "dest
 
 /** Put the zoomable chart in the place of an arm's drawing, and the difference to the baseline into `difference`. */
 async function armCurves(figure, difference, arm, address) {
-  const groups = [{ label: "this arm", runs: arm.runs, colour: arm.style[0] }];
+  const groups = [{ label: "this arm", runs: arm.runs, colour: arm.style?.[0] ?? "--chart-1" }];
   const pairs = [];
   if (typeof arm.baseline === "string") {
     const other = await read(new URL(`${encodeURIComponent(arm.baseline)}.curves.json`, address));

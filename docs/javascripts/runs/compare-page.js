@@ -122,12 +122,14 @@ function start(root, data) {
   const name = (file) => `${mark(file)} · ${labels.get(file)}`;
   /** Its name at the end of its line, whole parts of it as far as there is room. */
   const legend = (file) => {
-    const most = host.clientWidth > 700 ? 30 : 14;
+    const most = host.clientWidth > 700 ? 36 : 14;
     const parts = name(file).split(", ");
     while (parts.length > 1 && parts.join(", ").length > most) parts.pop();
     return parts.join(", ").slice(0, most);
   };
-  const line = (file) => lineStyles(loaded.map((one) => (one === baseline ? [one.style[0], [4, 3]] : one.style)), data.dashes)[loaded.indexOf(file)];
+  /** The style of its format; of arms that state none a colour each. */
+  const styleOf = (file) => file.style ?? [`--chart-${1 + (loaded.filter(({ style }) => !style).indexOf(file) % 8)}`, []];
+  const line = (file) => lineStyles(loaded.map((one) => (one === baseline ? [styleOf(one)[0], [4, 3]] : styleOf(one))), data.dashes)[loaded.indexOf(file)];
   const swatch = (file) => swatchOf(line(file).colour, line(file).dash);
   const headings = () => loaded.map((file) => element("span", { title: file.arm }, element("span", { className: "mark" }, swatch(file), mark(file)), element("br"), ...labels.get(file).split(/(?<=\/)/).flatMap((part) => [part, element("wbr")])));
   /** Two arms are compared by what both end with. */
@@ -216,8 +218,8 @@ function start(root, data) {
     const box = tableBox("Chosen arms", ["Arm", "Finished", title, "Difference", "95% interval", "Pairs", "Baseline", element("span", { className: "sr", textContent: "Remove" })], rows);
     const none = button("No baseline", () => { change("none"); });
     none.disabled = !baseline;
-    const about = one ? `${one.unit ? `, ${one.unit}` : ""}; ${one.better} is better` : ", of each arm’s own metric";
-    const text = `${title}: mean of the finished runs at their last evaluation${about}. Difference: minus the baseline’s, paired by seed, with the 95% t interval of the mean over the pairs; runs of tuning studies are held out. One interval in twenty misses; this table does not adjust for many comparisons.`;
+    const what = one ? `${one.unit ? `, ${one.unit}` : ""}; ${one.better} is better` : ", of each arm’s own metric";
+    const text = `${title}: mean of the finished runs at their last evaluation${what}. Difference: minus the baseline’s, paired by seed, with the 95% t interval of the mean over the pairs; runs of tuning studies are held out. One interval in twenty misses; this table does not adjust for many comparisons.`;
     arms.replaceChildren(element("h2", { textContent: "Arms and paired differences" }), box, none, element("p", { className: "small", textContent: text }));
   }
 

@@ -12,7 +12,7 @@ function start(tables) {
   const { arms, runs } = tables;
   const labels = { text: "Find", ...Object.fromEntries(Object.entries(FILTERS).map(([name, { title }]) => [name, title])), rows: "Rows" };
   const controls = {
-    text: element("input", { type: "search", autocomplete: "off", spellcheck: false, placeholder: "e5m2 loss<2.2 steps=300" }),
+    text: element("input", { type: "search", autocomplete: "off", spellcheck: false, placeholder: tables.arms.columns.format.every((format) => format === "not stated") ? "loss<2.2 steps=300" : "e5m2 loss<2.2 steps=300" }),
     ...Object.fromEntries(Object.keys(FILTERS).map((name) => [name, choice([["", "all"], ...choices(tables, name)])])),
     rows: choice([["arms", "arms"], ["runs", "single runs"]]),
   };
@@ -192,7 +192,7 @@ function start(tables) {
   tuning.addEventListener("change", () => change({ tuning: tuning.checked ? "shown" : "" }));
   /** A choice between all and nothing else is none. */
   const useful = (name) => !(name in FILTERS) || state[name] || choices(tables, name).length > 1;
-  const filters = element("div", { className: "filters" }, ...Object.entries(controls).filter(([name]) => useful(name)).map(([name, control]) => field(labels[name], control)), element("label", { className: "check" }, tuning, " tuning runs"));
+  const filters = element("div", { className: "filters" }, ...Object.entries(controls).filter(([name]) => useful(name)).map(([name, control]) => field(labels[name], control)), ...(runs.columns.role.includes("tuning") ? [element("label", { className: "check" }, tuning, " tuning runs")] : []));
   filters.firstChild.classList.add("wide");
   filters.setAttribute("role", "search");
   filters.setAttribute("aria-label", "Filter the table");

@@ -87,6 +87,8 @@ export function decode(data) {
   return { arms: made(arms), runs: { ...made(runs), armRow }, styles: data.styles };
 }
 
+const numeric = (values) => values.every((value) => value === null || Number.isFinite(Number(value)));
+
 /**
  * Let the columns be those of a site: its metric, and the keys that its arms differ in; of other loops' runs nothing that
  * none of them states is shown at first.
@@ -95,7 +97,7 @@ export function fit(tables, { metric, keys }) {
   const arms = tables.arms.columns;
   ({ digits } = metric);
   for (const columns of Object.values(COLUMNS)) {
-    const own = Object.keys(keys).map((key) => column(`config ${key}`, key, (value) => value ?? "not stated"));
+    const own = Object.entries(keys).map(([key, values]) => column(`config ${key}`, key, numeric(values) ? rate : (value) => value ?? "not stated"));
     columns.splice(columns.findIndex(({ key }) => key === "learning_rate") + 1, 0, ...own);
     for (const each of columns) {
       if (each.key === "val_loss" || each.key === "final_val_loss") each.title = capital(metric.title);
@@ -103,8 +105,8 @@ export function fit(tables, { metric, keys }) {
     }
   }
   for (const [key, values] of Object.entries(keys)) {
-    arms[`config ${key}`] = values;
-    tables.runs.columns[`config ${key}`] = tables.runs.armRow.map((row) => values[row]);
+    const own = arms[`config ${key}`] = numeric(values) ? values.map((value) => value && Number(value)) : values;
+    tables.runs.columns[`config ${key}`] = tables.runs.armRow.map((row) => own[row]);
   }
 }
 
