@@ -125,7 +125,8 @@ def measure_of(loader: ExperimentDataLoader, arm: str | None = None) -> Measure 
     if not own or any(record.config.foreign is None for record in own):
         return OWN
     names = next((record.names for record in records if record.names != NO_NAMES), NO_NAMES)
-    there, site = metrics_of(own), arm and loader.memo(measure_of)
+    ended = [record for record in own if record.status == "finished"]
+    there, site = metrics_of(ended) or metrics_of(own), arm and loader.memo(measure_of)
     name = site.name if site and site.name in there else names.main(there)
     if name is None:
         return None

@@ -161,7 +161,7 @@ def column(values: NDArray[np.float64]) -> list[Any]:
     return found
 
 
-def losses_of(loader: ExperimentDataLoader, arm: str | None, metric: str) -> Losses:
+def losses_of(loader: ExperimentDataLoader, arm: str | None, metric: str = OWN.name) -> Losses:
     """A metric of the runs of an arm that have any of it."""
     steps, losses, pairs = list[NDArray[np.int64]](), list[NDArray[np.float64]](), dict[int, int]()
     rows = loader.runs[loader.runs["arm"] == arm]

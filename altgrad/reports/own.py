@@ -20,7 +20,7 @@ from altgrad.reports import columns as col
 from altgrad.reports.charts import forest
 from altgrad.reports.compare import averaged, health_by_type
 from altgrad.reports.curves import by_step, losses_of
-from altgrad.reports.document import document_page
+from altgrad.reports.document import document_page, macros_of
 from altgrad.reports.heat_map import figures_map
 from altgrad.reports.scope import STATUSES, site_values
 from altgrad.site import MUTED, PALETTE, Axis, Chart, ChartBlock, Column, Page, Sketch, plot_axes
@@ -259,10 +259,8 @@ def _curves(
         for (_, _, name, colour), height in zip(ends, heights, strict=True):
             sketch.text(sketch.width - 186, height + 3 - up, name, colour)
 
-    ends = {arm: rows.iloc[-1] for arm, rows in list(lines.items())[:NAMED]}
-    figures = {arm: [words.figure(end[side], ".4g") for side in ("low", "high")] for arm, end in ends.items()}
-    said = "; ".join(f"{labels[arm]} ends between {low} and {high}" for arm, (low, high) in figures.items())
-    about = f"{len(lines)} arms, a line each: the mean over its runs. {said}."
+    ends = [{"arm": labels[arm], **rows.iloc[-1].to_dict()} for arm, rows in list(lines.items())[:NAMED]]
+    about = str(macros_of("layers").lines(len(lines), ends)).strip()
     return Chart(identity, title, about, data, sketch=draw, height=3.3)
 
 

@@ -81,7 +81,8 @@ def recorded_line(loader: ExperimentDataLoader) -> Paragraph:
         return Paragraph("Data: no recorded runs.")
     counts = runs["status"].value_counts()
     ended = ", ".join(f"{counts[status]} {status}" for status in STATUSES if status in counts)
-    return Paragraph(f"Data: {len(runs)} recorded runs ({ended}), the newest of {words.moment(loader.newest)}.")
+    count = f"{len(runs)} recorded {'run' if len(runs) == 1 else 'runs'}"
+    return Paragraph(f"Data: {count} ({ended}), the newest of {words.moment(loader.newest)}.")
 
 
 def pilot(loader: ExperimentDataLoader, arm: str, pairs: int) -> dict[str, int] | None:
