@@ -513,7 +513,7 @@ def run_new_site(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name) for name in ("loss", "better", "seed", "arms")}
     if options.logs is None and any(given.values()):
         raise UsageError("--loss, --better, --seed and --arms say what logs mean: give --from PATH with them")
-    from altgrad.site.asked import Given, ask_on_terminal, find_names, site_address
+    from altgrad.site.asked import Given, ask_address, ask_on_terminal, find_names, site_address
 
     address = site_address(options.site_url or "")
     if options.logs is not None:
@@ -535,7 +535,7 @@ def run_new_site(options: argparse.Namespace) -> int:
         set_names(folder, names)
         for line in lines:
             print(visible(line))
-        address = address or site_address(ask_on_terminal("Address that the site will have, https://...", ""))
+        address = address or ask_address(ask_on_terminal)
     if address:
         set_site_url(folder, address)
     bring = "" if options.logs else "altgrad runs import PATH && "

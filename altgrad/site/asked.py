@@ -16,7 +16,7 @@ from altgrad.analysis.effects import LOSSES, metrics_of
 from altgrad.analysis.labels import values_of, varied
 from altgrad.config import UsageError
 from altgrad.runs import RunRecord
-from altgrad.runs.names import columns, normal
+from altgrad.runs.names import columns, map_config, normal
 from altgrad.runs.site_names import NO_NAMES
 from altgrad.text import shorten, visible
 
@@ -94,9 +94,19 @@ def find_names(records: Sequence[RunRecord], given: Given, ask: Ask) -> Found:
         arms = None if answer == "all" else answer
     keys = sorted({key for config in configs.values() for key in values_of(config)})
     names = [name for each in (arms or "").split(",") if (name := each.strip())]
-    if chosen := [key for name in names if (key := _known("--arms", name, keys, name, found))]:
+    if chosen := [key for name in names if (key := _known("--arms", name, keys, *map_config({name: None})[0], found))]:
         found.names["arms"] = chosen
     return found
+
+
+def ask_address(ask: Ask) -> str:
+    """The address that the site will have, asked again until it is one; empty for none."""
+    question = "Address that the site will have, https://..."
+    while True:
+        try:
+            return site_address(ask(question, ""))
+        except UsageError as error:
+            question = str(error)
 
 
 def site_address(text: str) -> str:
