@@ -87,7 +87,7 @@ def _config_column(key: str, values: pd.Series) -> Column:
 
 def _runs_columns(shown: pd.DataFrame, measure: Measure, foreign: bool) -> tuple[Column, ...]:
     """Of another loop's runs, what is known of one at least."""
-    url = shown["wandb_url"].notna().any() or not foreign
+    linked = shown["wandb_url"].notna().any() or not foreign
     known = {key: not foreign or shown[key].notna().any() for key in ("seed", "seconds")}
     run = Md('<a id="{id}"></a>{name} {title}')
     return (
@@ -108,7 +108,7 @@ def _runs_columns(shown: pd.DataFrame, measure: Measure, foreign: bool) -> tuple
         *([col.number("Seconds", "seconds", 1)] if known["seconds"] else []),
         col.of("Recorded", lambda row: words.moment(row["created"])),
         col.of(
-            "W&B" if url else "Source",
+            "W&B" if linked else "Source",
             lambda row: Link("W&B run", url) if isinstance(url := row["wandb_url"], str) else row["made"],
         ),
     )

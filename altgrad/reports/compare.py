@@ -89,7 +89,7 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
     """
     from scipy.stats import t
 
-    runs = loader.runs
+    runs, found = loader.runs, loader.memo(outcomes)
     moved = loader.memo(swept)
     pages = [moved.get(f"runs/{arm}") for arm in arms["arm"]]
     row_of = {arm: row for row, arm in enumerate(arms["arm"])}
@@ -111,13 +111,13 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
                 "failure": _words([", ".join(failure["kinds"]) if failure else "" for failure in runs["failure"]]),
                 "wandb": _words([web_address(url) if isinstance(url, str) else None for url in runs["wandb_url"]]),
                 **{key: _column(runs[key]) for key in ("seed", "status", "study", "role", "last_step")},
-                "final_val_loss": plain(loader.memo(outcomes).runs["value"].tolist()),
+                "final_val_loss": plain(found.runs["value"].tolist()),
                 "stall_ratio": plain(runs["stall_ratio"].tolist()),
             },
             "styles": styles_value(arms["format"]),
             "dashes": list(map(list, DASHES)),
             "suggested": _suggested(loader, arms),
-            "metric": loader.memo(outcomes).measure and loader.memo(outcomes).measure._asdict(),
+            "metric": found.measure and found.measure._asdict(),
             "keys": swept_columns(loader, arms["arm"]),
             "t": [None, *quantiles],
         }

@@ -94,7 +94,9 @@ def find_names(records: Sequence[RunRecord], given: Given, ask: Ask) -> Found:
         arms = None if answer == "all" else answer
     keys = sorted({key for config in configs.values() for key in values_of(config)})
     names = [name for each in (arms or "").split(",") if (name := each.strip())]
-    if chosen := [key for name in names if (key := _known("--arms", name, keys, *map_config({name: None})[0], found))]:
+    if chosen := [
+        key for name in names if (key := _known("--arms", name, keys, next(iter(map_config({name: None})[0])), found))
+    ]:
         found.names["arms"] = chosen
     return found
 
