@@ -164,7 +164,7 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
     def study(part: ExperimentDataLoader, name: str, swept_only: list[str]) -> Page:
         last = {arm: part.last_look(averaged(part, arms[arm])) for arm in swept_only}
         files = {
-            f"{arm}.curves.json": arm_json(part, arm, arms[arm], baselines[arm], measures[arm], last[arm])
+            f"{arm}.curves.json": arm_json(part, arm, arms[arm], baselines[arm], last[arm], measure=measures[arm])
             for arm in last
         }
         return replace(tuning_page(part, name), downloads=downloads(files))
@@ -276,7 +276,7 @@ def _arm_page(
     whose = "of these formats" if compared else whose
     page = document_page(loader, f"runs/{arm}", values, parts, code=__name__, document="runs/_arm")
     page = replace(page, provenance=provenance(behind, of=whose, code=__name__))
-    files = {"curves.json": arm_json(loader, arm, runs, baseline, measure, last, layers)}
+    files = {"curves.json": arm_json(loader, arm, runs, baseline, last, layers, measure)}
     files["runs.json"] = compact({record.id: run_value(record) for record in records})
     return replace(page, search=False, downloads=downloads(files))
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from altgrad.analysis.comparison import format_order
-from altgrad.analysis.effects import Measure, last_value, outcomes
+from altgrad.analysis.effects import OWN, Measure, last_value, measure_of, outcomes
 from altgrad.analysis.labels import site_labels, values_of, varied
 from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, unquantized
 from altgrad.analysis.statistics import CONFIDENCE, mean_interval, t_quantile
@@ -62,7 +62,7 @@ def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
     """
     names = ("role", "status", "study", "stall_ratio", *_OF_ARM)
     role, status, study, stall, *of_arm = (loader.runs[name].tolist() for name in names)
-    loss = loader.memo(outcomes).runs["value"].tolist()
+    loss = ends(loader)
     found = defaultdict[str, list[int]](list)
     for run, arm in enumerate(loader.runs["arm"].tolist()):
         found[arm].append(run)
@@ -89,7 +89,7 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
     """
     from scipy.stats import t
 
-    runs, found = loader.runs, loader.memo(outcomes)
+    runs, measure = loader.runs, loader.memo(measure_of)
     moved = loader.memo(swept)
     pages = [moved.get(f"runs/{arm}") for arm in arms["arm"]]
     row_of = {arm: row for row, arm in enumerate(arms["arm"])}
@@ -111,13 +111,13 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
                 "failure": _words([", ".join(failure["kinds"]) if failure else "" for failure in runs["failure"]]),
                 "wandb": _words([web_address(url) if isinstance(url, str) else None for url in runs["wandb_url"]]),
                 **{key: _column(runs[key]) for key in ("seed", "status", "study", "role", "last_step")},
-                "final_val_loss": plain(found.runs["value"].tolist()),
+                "final_val_loss": plain(ends(loader)),
                 "stall_ratio": plain(runs["stall_ratio"].tolist()),
             },
             "styles": styles_value(arms["format"]),
             "dashes": list(map(list, DASHES)),
             "suggested": _suggested(loader, arms),
-            "metric": found.measure and found.measure._asdict(),
+            "metric": measure and measure._asdict(),
             "keys": swept_columns(loader, arms["arm"]),
             "t": [None, *quantiles],
         }
@@ -153,23 +153,25 @@ def _suggested(loader: ExperimentDataLoader, arms: pd.DataFrame) -> list[dict[st
         if setting in free.index and len(known) > 1:
             label = f"{scope}: {len(known)} formats, {runs['rule'].iloc[0]}, {runs['max_steps'].iloc[0]} steps"
             found.append((-len(runs), label, known.index.tolist(), free[setting]))
-    outcome = loader.memo(outcomes)
-    foreign = set(loader.runs.loc[loader.runs["foreign"].astype(bool), "arm"])
-    ranked = losses[losses.index.isin(foreign)].sort_values(ascending=outcome.sign > 0, kind="stable")
-    for project, runs in outcome.runs[outcome.runs["arm"].isin(ranked.index)].groupby("project", sort=True):
-        best = [arm for arm in ranked.index if arm in set(runs["arm"])]
-        if len(best) > 1:
-            label = f"{project}: {min(len(best), BEST)} of {len(best)} arms, the best by {outcome.metric}"
-            found.append((-len(best), label, best[:BEST], "none"))
+    if loader.runs["foreign"].any():
+        found += _best_of_projects(loader, losses)
     first = sorted(found, key=lambda each: each[:2])[:SUGGESTED]
     return [{"label": label, "arms": chosen, "baseline": baseline} for _, label, chosen, baseline in first]
 
 
+def ends(loader: ExperimentDataLoader) -> list[float]:
+    """What each run ended with, of the metric by which they are compared; NaN where it did not finish."""
+    runs = loader.memo(outcomes).runs["value"] if loader.runs["foreign"].any() else loader.runs["final_val_loss"]
+    return [float(value) for value in runs.tolist()]
+
+
 def swept_columns(loader: ExperimentDataLoader, arms: Iterable[str]) -> dict[str, list[str | None]]:
     """The keys by which other loops' arms differ, but for those that have a column anyway, and what each arm states."""
-    configs = {arm: loader.config(arm) for arm in arms}
-    keys = dict.fromkeys(key for own in varied(configs).values() for key in own if key not in _HAVE_COLUMNS)
-    stated = [values_of(config) if config.foreign is not None else {} for config in configs.values()]
+    foreign = set(loader.runs.loc[loader.runs["foreign"].astype(bool), "arm"])
+    configs = {arm: loader.config(arm) if arm in foreign else None for arm in arms}
+    differ = varied({arm: config for arm, config in configs.items() if config is not None})
+    keys = dict.fromkeys(key for own in differ.values() for key in own if key not in _HAVE_COLUMNS)
+    stated = [{} if config is None else values_of(config) for config in configs.values()]
     return {visible(key): [shown(own[key]) if key in own else None for own in stated] for key in [*keys][:SWEPT]}
 
 
@@ -178,14 +180,26 @@ def shown(value: Any) -> str:
     return shorten(visible(scalar(value)), 40)
 
 
+def _best_of_projects(loader: ExperimentDataLoader, losses: pd.Series) -> Iterator[tuple[int, str, list[str], str]]:
+    outcome = loader.memo(outcomes)
+    foreign = set(loader.runs.loc[loader.runs["foreign"].astype(bool), "arm"])
+    ranked = losses[losses.index.isin(foreign)].sort_values(ascending=outcome.sign > 0, kind="stable")
+    for project, runs in outcome.runs[outcome.runs["arm"].isin(ranked.index)].groupby("project", sort=True):
+        own = set(runs["arm"])
+        best = [str(arm) for arm in ranked.index if arm in own]
+        if len(best) > 1:
+            label = f"{project}: {min(len(best), BEST)} of {len(best)} arms, the best by {outcome.metric}"
+            yield -len(runs), label, best[:BEST], "none"
+
+
 def arm_json(
     loader: ExperimentDataLoader,
     arm: str,
     runs: pd.DataFrame,
     baseline: str | None,
-    measure: Measure | None,
     last: pd.DataFrame,
     layers: Mapping[str, Any] | None = None,
+    measure: Measure | None = OWN,
 ) -> bytes:
     """One arm for scripts: {arm, baseline, style, data, config, health, t, metric, metrics, runs, final, layers}.
 

@@ -160,7 +160,11 @@ function start(root, data) {
     labels = new Map(shortened(loaded.map(({ arm }) => about(arm, "label"))).map((label, place) => [loaded[place], label]));
     const names = Object.entries(curvesOf(loaded));
     metricChoice.lastChild.replaceChildren(...names.map(([value, textContent]) => element("option", { value, textContent })));
-    if (loaded.length && state.metric && !names.some(([value]) => value === state.metric)) failed.push(`no arm here has a curve of ${state.metric.slice(0, 100)}`);
+    if (state.metric && !names.some(([value]) => value === state.metric)) {
+      if (loaded.length) failed.push(`no arm here has a curve of ${state.metric.slice(0, 100)}`);
+      state.metric = null;
+      save();
+    }
     if (failed.length) told(failed);
     const some = loaded.length > 0;
     for (const part of [arms, curves, configs, looks]) part.hidden = !some;
