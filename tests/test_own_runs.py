@@ -175,7 +175,7 @@ def test_every_metric_has_a_curve_of_the_means_over_the_seeds(
             "better": "higher",
             "digits": 4,
         }
-        assert arm["metrics"] == {"accuracy": "accuracy", "loss": "loss"}
+        assert arm["metrics"] == [["accuracy", "accuracy"], ["loss", "loss"]], "the one that the page opens with first"
         assert [run["loss"][-1] for run in arm["runs"]] == [-2.0] * 3
         assert arm["final"] == pytest.approx([run["accuracy"][2] for run in arm["runs"]], rel=1e-6)
 

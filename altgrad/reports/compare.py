@@ -203,7 +203,7 @@ def arm_json(
 ) -> bytes:
     """One arm for scripts: {arm, baseline, style, data, config, health, t, metric, metrics, runs, final, layers}.
 
-    ``metric`` is the `measure`, ``metrics`` are the names of all that have curves, ``runs`` are the curves
+    ``metric`` is the `measure`, ``metrics`` has name and title of all that have curves, ``runs`` are the curves
     (`runs_value`), ``style`` that of its format (null: not stated), ``config`` its flat keys as YAML text, ``health``
     what `health_by_type` finds in `last`, ``t`` as in `table_json` for the pairs that its runs can form, ``final`` of
     each run what it ended with, with all its digits, null where it did not finish, ``layers`` what is drawn of them
@@ -219,7 +219,11 @@ def arm_json(
     }
     metrics = metrics_of_arm(loader, runs, measure)
     ends = pd.Series([last_value(loader.records[run_id], measure) for run_id in runs["run_id"]], dtype=float)
-    found = plain(value) | {"runs": runs_value(loader, runs, metrics), "final": _column(ends), "metrics": metrics}
+    found = plain(value) | {
+        "runs": runs_value(loader, runs, metrics),
+        "final": _column(ends),
+        "metrics": [*map(list, metrics.items())],
+    }
     found["metric"] = measure and {**measure._asdict(), "name": metric_key(measure.name)}
     found["t"] = [None, *map(t_quantile, range(1, len(runs)))]
     return compact(found | ({"layers": layers} if layers else {}))

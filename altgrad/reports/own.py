@@ -33,7 +33,7 @@ BEST_SHOWN = 20
 ROWS_OF_A_CHART = 24
 """Most effects of a key that are drawn; the table has all."""
 METRICS_DRAWN, ARMS_DRAWN, NAMED, POINTS_DRAWN = 12, 24, 8, 80
-"""Most metrics with a chart in Curves, arms in each, those of them with a name, and points of a line."""
+"""In Curves: most charts of a project, fewer where there are several; arms in each, arms with a name, points of a line."""
 _HEALTH = (
     col.arm("Arm", "label"),
     col.text("Operand", "operand", OPERAND_NAMES),
@@ -191,15 +191,17 @@ def curves_page(loader: ExperimentDataLoader) -> Page:
     """Every metric over the steps, a chart for each project and metric: the best arms by name, others as thin lines."""
     found, names = loader.memo(outcomes), measure_names(loader)
     ranked, labels = _best(found)["arm"].tolist(), loader.memo(site_labels)
-    groups = []
+    groups, shown_names = [], set[str]()
+    most = max(3, METRICS_DRAWN // max(1, loader.runs["study"].nunique()))
     for number, (project, runs) in enumerate(loader.runs.groupby("study", sort=True)):
         own = runs["arm"].unique().tolist()
         arms = [arm for arm in ranked if arm in own] + [arm for arm in own if arm not in ranked]
-        charts = [
-            ChartBlock(chart)
-            for place, metric in enumerate(names[:METRICS_DRAWN])
-            if (chart := _curves(loader, f"curve-{number}-{place}", metric, arms, labels))
-        ]
+        charts: list[ChartBlock] = []
+        for place, metric in enumerate(names):
+            chart = _curves(loader, f"curve-{number}-{place}", metric, arms, labels) if len(charts) < most else None
+            if chart is not None:
+                charts.append(ChartBlock(chart))
+                shown_names.add(metric)
         more = max(0, len(arms) - ARMS_DRAWN)
         shown = ",".join(arms[:NAMED])
         groups.append({"project": project, "charts": charts, "arms": len(arms), "left": more, "address": shown})
@@ -207,8 +209,8 @@ def curves_page(loader: ExperimentDataLoader) -> Page:
     values = site_values(loader) | {
         "groups": drawn,
         "runs": len(loader.runs),
-        "more": names[METRICS_DRAWN : METRICS_DRAWN + 20],
-        "count": len(names) - METRICS_DRAWN,
+        "more": [visible(name) for name in names if name not in shown_names][:20],
+        "count": len(names) - len(shown_names),
         "named": NAMED,
     }
     return document_page(loader, "curves", values, {}, code=__name__, document="own/_curves")
@@ -224,8 +226,8 @@ def measure_names(loader: ExperimentDataLoader) -> list[str]:
 def _curves(
     loader: ExperimentDataLoader, identity: str, metric: str, arms: list[str], labels: Mapping[str, str]
 ) -> Chart | None:
-    """A metric of some arms, the first of them named; None where none has it."""
-    found = {arm: losses for arm in arms if (losses := losses_of(loader, arm, metric)).steps.size}
+    """A metric of some arms, the first of them named; None where none has it at two steps."""
+    found = {arm: losses for arm in arms if (losses := losses_of(loader, arm, metric)).steps.size > 1}
     found = dict(list(found.items())[:ARMS_DRAWN])
     if not found:
         return None

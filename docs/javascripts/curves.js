@@ -287,7 +287,8 @@ async function armCurves(figure, difference, arm, address) {
   const box = figure.querySelector(".chart-box");
   const caption = figure.querySelector("figcaption");
   const drawing = box.querySelector("svg");
-  const metric = choice("Metric", arm.metrics, arm.runs);
+  const titles = Object.fromEntries(arm.metrics);
+  const metric = choice("Metric", titles, arm.runs);
   const axis = choice("Horizontal axis", AXES, arm.runs);
   const each = element("input", { type: "checkbox" });
   const picture = () => {
@@ -306,7 +307,7 @@ async function armCurves(figure, difference, arm, address) {
   };
   const { redraw, buttons } = live(box, host, async () => {
     const by = `by ${AXES[axis.value]}`;
-    caption.textContent = `${capital(arm.metrics[metric.value])} ${by}`;
+    caption.textContent = `${capital(titles[metric.value])} ${by}`;
     box.ariaLabel = `Chart: ${caption.textContent}`;
     const plots = [await plot(host, groups, metric.value, "range", caption.textContent, readout, height)];
     if (below.host.isConnected) {

@@ -7,7 +7,7 @@ export const MOST = 60;
 /** The curves that some arms have: the difference in the first one's metric, then every metric of any of them. */
 export function curvesOf(arms) {
   const title = arms.find(({ metric }) => metric)?.metric.title;
-  return title === undefined ? {} : { gap: `difference in ${title}`, ...Object.assign({}, ...arms.map(({ metrics }) => metrics)) };
+  return title === undefined ? {} : { gap: `difference in ${title}`, ...Object.assign({}, ...arms.map(({ metrics }) => Object.fromEntries(metrics))) };
 }
 
 /**

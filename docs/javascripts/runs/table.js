@@ -96,11 +96,14 @@ const numeric = (values) => values.every((value) => value === null || Number.isF
 export function fit(tables, { metric, keys }) {
   const arms = tables.arms.columns;
   ({ digits } = metric);
+  const others = arms.format.every((format) => format === "not stated");
+  if (others) FILTERS.study.title = "Project";
   for (const columns of Object.values(COLUMNS)) {
     const own = Object.entries(keys).map(([key, values]) => column(`config ${key}`, key, numeric(values) ? rate : (value) => value ?? "not stated"));
     columns.splice(columns.findIndex(({ key }) => key === "learning_rate") + 1, 0, ...own);
     for (const each of columns) {
       if (each.key === "val_loss" || each.key === "final_val_loss") each.title = capital(metric.title);
+      if (others) each.title = each.title.replace(/^Stud(?:y|ies)$/, "Project");
       if (each.key === "learning_rate") each.shown = arms.learning_rate.some((value) => value !== null);
     }
   }
