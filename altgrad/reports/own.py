@@ -33,7 +33,7 @@ BEST_SHOWN = 20
 ROWS_OF_A_CHART = 24
 """Most effects of a key that are drawn; the table has all."""
 METRICS_DRAWN, ARMS_DRAWN, NAMED, POINTS_DRAWN = 12, 24, 8, 80
-"""In Curves: most charts of a project, fewer where there are several; arms in each, arms with a name, points of a line."""
+"""In Curves: most charts of a project (fewer of several), arms in each, arms with a name, and points of a line."""
 _HEALTH = (
     col.arm("Arm", "label"),
     col.text("Operand", "operand", OPERAND_NAMES),
