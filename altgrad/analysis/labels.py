@@ -114,8 +114,9 @@ def _data(name: str) -> str:
 
 def _joined(parts: Iterable[str]) -> str:
     """``E4M3, AdamW; 300 steps, ...``: what an arm is, and what tells it from others (compare.js cuts there)."""
-    first, *more = dict.fromkeys(filter(None, parts))
-    return "; ".join([first, ", ".join(more)] if more else [first])
+    named, *_ = own = list(parts)
+    first, *more = dict.fromkeys(filter(None, own))
+    return "; ".join([first, ", ".join(more)]) if more and named else ", ".join([first, *more])
 
 
 def _of(values: Mapping[str, T], words_of: Callable[[T], str], arm: str) -> str:
