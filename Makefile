@@ -14,7 +14,7 @@ export NO_MKDOCS_2_WARNING := 1
 export ALTGRAD_REFRESH := $(REFRESH)
 export ALTGRAD_PAGE := $(P)
 
-.PHONY: help serve site page version install test check demo campaign campaign-quick pack repeat ladder-fit guides loops reports fixtures bench bench-training bench-runs bench-site bench-keystrokes same-numbers exhaustive clean
+.PHONY: help serve site page version install test check demo campaign campaign-quick pack repeat ladder-fit wheel guides loops reports fixtures bench bench-training bench-runs bench-site bench-keystrokes same-numbers exhaustive clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -65,6 +65,11 @@ repeat: .venv/dev.stamp ## train a recorded run of each study anew: has it the s
 ladder-fit: .venv/site.stamp ## fit the ladder's law and write its predictions, to commit before larger sizes run
 	@$(BIN)/python experiments/ladder_fit.py $(ARGS)
 
+wheel: .venv/bin/python ## make the wheel that others install, in dist/; TRY=1: try it in an empty environment
+	@rm -rf dist build/lib && $(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
+	@ls dist/*.whl
+	@$(if $(TRY),$(BIN)/python tests/try_wheel.py dist/*.whl)
+
 guides: .venv/dev.stamp ## run the guides' code blocks that need torch; their output is committed for the site
 	@$(BIN)/python -m altgrad.site.executed docs
 
@@ -100,7 +105,7 @@ exhaustive: .venv/dev.stamp ## compare the quantizer on all 2^32 float32 inputs;
 	@$(BIN)/python benchmarks/exhaustive.py $(ARGS)
 
 clean: ## remove the environment, the built site and caches (recorded and local runs stay)
-	rm -rf .venv .cache site build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .cache site build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find altgrad gen scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

@@ -38,6 +38,17 @@ if TYPE_CHECKING:
 
 TRAINING_PACKAGES = ("torch", "rich", "safetensors")
 
+NEW_SITE = """Lay out a small project in a new folder: a site that is made of your runs.
+
+With --from the logs in PATH are brought in. What they do not say is asked on a terminal where no option says it;
+elsewhere a line tells what was taken. All of it can be changed in DIR/altgrad.yaml.
+"""
+NEW_SITE_EXAMPLES = """examples:
+  altgrad new-site our-runs --from logs/
+  altgrad new-site our-runs --from wandb/ --loss eval/accuracy --better higher --seed rng_state
+  altgrad new-site our-runs --from mlruns/ --arms lr,width --site-url https://our-name.github.io/our-runs/
+"""
+
 TRAINING = """Train one config and record the run.
 
 The record goes to OUT/<run id>/: run.json (config, environment, status, events, summary), history.parquet (a row a
@@ -83,13 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     listed.set_defaults(command=run_recipes)
     runs = commands.add_parser("runs", help="list, compare, export, check and remove recorded runs, and fetch some")
     add_runs_commands(runs)
-    site = commands.add_parser(
-        "new-site",
-        help="lay out a project whose site is made of your runs",
-        description="Lay out a small project in a new folder: a site that is made of your records or W&B runs.",
-    )
-    site.add_argument("folder", metavar="DIR", type=Path, help="a new or empty folder")
-    site.set_defaults(command=run_new_site)
+    add_new_site_arguments(commands.add_parser("new-site", help="lay out a project whose site is made of your runs"))
     options = parser.parse_args(arguments)
     return guarded(lambda: int(options.command(options)))
 
@@ -677,20 +682,70 @@ def _listed(option: str, text: str) -> list[str]:
     return names
 
 
+def add_new_site_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``altgrad new-site``."""
+    parser.description, parser.epilog = NEW_SITE, NEW_SITE_EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.set_defaults(command=run_new_site)
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a new or empty folder")
+    logs = "a log, or a folder that holds some: what `altgrad runs import` reads"
+    parser.add_argument("--from", dest="logs", type=Path, metavar="PATH", help=logs)
+    parser.add_argument(
+        "--loss", metavar="NAME", help="the metric by which runs are compared (default: val_loss, else loss)"
+    )
+    parser.add_argument("--better", choices=("lower", "higher"), help="which values of it are better")
+    parser.add_argument("--seed", metavar="KEY", help="the key of the configs that is the seed")
+    parser.add_argument("--arms", metavar="A,B", help="the keys that make an arm (default: all but the seed)")
+    parser.add_argument("--site-url", metavar="URL", help="the address that the site will have")
+
+
 def run_new_site(options: argparse.Namespace) -> int:
-    """Lay out a project, say what to do next, and return the exit code.
+    """Lay out a project, bring in the logs, say what to do next, and return the exit code.
 
     Raises:
-        UsageError: the folder is not empty or cannot be written.
+        UsageError: the folder is not empty or cannot be written, there is no run in the logs, or a name that was given
+            is in none of them: then all else is done, and the line says where to put it right.
     """
-    from altgrad.site.new_site import lay_out
+    from altgrad.site.new_site import lay_out, set_names, set_site_url
 
     folder: Path = options.folder
+    given = {name: getattr(options, name) for name in ("loss", "better", "seed", "arms")}
+    if options.logs is None and any(given.values()):
+        raise UsageError("--loss, --better, --seed and --arms say what logs mean: give --from PATH with them")
+    from altgrad.site.asked import Given, ask_address, ask_on_terminal, find_names, site_address
+
+    address = site_address(options.site_url or "")
+    if options.logs is not None:
+        from altgrad.runs.sources import find_runs
+
+        find_runs(options.logs)  # nothing is laid out for what holds no run
     written = lay_out(folder)
     print(f"{folder}: {len(written)} files")
-    print(f"Next: cd {folder} && pip install -r requirements.txt && altgrad runs pull PROJECT && mkdocs serve")
-    print("README.md has the steps, up to a site on GitHub Pages.")
-    return 0
+    code, mistakes = 0, list[str]()
+    if options.logs is not None:
+        from altgrad.runs import load_runs
+
+        out = folder / "experiments" / "runs"
+        code = _import(options.logs, out)
+        if code == 130:
+            print(f"what is left: cd {folder} && altgrad runs import {options.logs.resolve()}", file=sys.stderr)
+            return code
+        names, lines, mistakes = find_names(load_runs([out]).records, Given(**given), ask_on_terminal)
+        set_names(folder, names)
+        for line in lines:
+            print(visible(line))
+        address = address or ask_address(ask_on_terminal)
+    if address:
+        set_site_url(folder, address)
+    bring = "" if options.logs else "altgrad runs import PATH && "
+    install = "" if importlib.util.find_spec("mkdocs_gen_files") else "pip install -r requirements.txt && "
+    print(f"Next: cd {folder} && {install}{bring}mkdocs serve")
+    print("README.md has the steps, up to a published site.")
+    if mistakes:
+        raise UsageError(
+            f"{'; '.join(map(visible, mistakes))}. The site is laid out without: correct {folder}/altgrad.yaml"
+        )
+    return code
 
 
 RUNS = """Questions to recorded runs.
@@ -995,6 +1050,10 @@ def pull_progress(what: str = "W&B runs") -> Iterator[Callable[[Pulled, int], No
 
 def runs_import(options: argparse.Namespace) -> int:
     """``altgrad runs import``; 1 where a file could not be read."""
+    return _import(options.path, options.out)
+
+
+def _import(path: Path, out: Path) -> int:
     from altgrad.runs.sources import import_runs
 
     told: list[str] = []
@@ -1008,7 +1067,7 @@ def runs_import(options: argparse.Namespace) -> int:
 
     try:
         with pull_progress("runs") as progress:
-            found = import_runs(options.path, options.out, tell)
+            found = import_runs(path, out, tell)
     except KeyboardInterrupt:
         print("interrupted; the runs that were read are kept, and the next import goes on from there", file=sys.stderr)
         return 130

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from records import DATA, config, write_run
 
+from altgrad.analysis.effects import OWN
 from altgrad.analysis.labels import arm_labels
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import paired_difference
@@ -202,7 +203,7 @@ def test_a_mean_is_drawn_only_where_the_same_seeds_stand_at_every_point(tmp_path
         write_losses(tmp_path, "e4m3", seed, {0: 3.0, 10: 2.5, 20 if seed else last: 2.0 + seed})
     loader = ExperimentDataLoader([tmp_path])
     losses, none = losses_of(loader, loader.runs["arm"].iloc[0]), losses_of(loader, None)
-    drawn = curves(losses, none, False, False, PALETTE[0])
+    drawn = curves(losses, none, False, OWN, PALETTE[0])
     (block,) = drawn.chart
     assert isinstance(block, ChartBlock)
     svg = fixed_svg(block.chart).decode()

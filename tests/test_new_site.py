@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -82,6 +83,124 @@ def test_a_site_from_the_wheel_builds_strictly_without_and_with_runs(installed: 
         assert path.is_dir() or path.suffix in (".gz", ".png") or not private.search(path.read_bytes()), path
 
 
+LOGS = {"lr0.1-a": (0.1, 3, 0.5), "lr0.1-b": (0.1, 4, 0.6), "lr0.2-a": (0.2, 3, 0.7), "lr0.2-b": (0.2, 4, 0.9)}
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four runs without a loss: two rates and two seeds under a name of their own."""
+    root = tmp_path_factory.mktemp("logs")
+    for name, (rate, state, score) in LOGS.items():
+        (root / name).mkdir()
+        (root / name / "metrics.csv").write_text(f"step,eval/acc,aux\n0,0.1,1\n10,{score},1\n")
+        (root / name / "config.json").write_text(json.dumps({"lr": rate, "rng_state": state, "depth": 2}))
+    return root
+
+
+def test_from_logs_to_a_site_in_one_command_styled_under_a_path(installed: Path, tmp_path: Path, logs: Path) -> None:
+    """With flags and no terminal; built where the project cannot be written to."""
+    pytest.importorskip("mkdocs_gen_files")
+    flags = (
+        "--loss",
+        "eval/acc",
+        "--better",
+        "higher",
+        "--seed",
+        "rng_state",
+        "--site-url",
+        "https://a.example/b/runs",
+    )
+    made = run(installed, tmp_path, "-m", "altgrad.cli", "new-site", "our-runs", "--from", str(logs), *flags)
+    assert made.returncode == 0, made.stderr
+    assert "Next: cd our-runs && mkdocs serve" in made.stdout
+    project = tmp_path / "our-runs"
+    for name in (".cache", "build"):  # a file in their place, so that none can write there, whoever it is
+        (project / name).write_text("")
+    command = ("-m", "mkdocs", "build", "--strict", "-f", "our-runs/mkdocs.yml", "-d", str(tmp_path / "site"))
+    built = run(installed, tmp_path, *command)
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert built.stderr.count("The cache is off") == 1
+    overview = (tmp_path / "site/overview/index.html").read_text()
+    assert "has the highest eval/acc: 0.8000" in re.sub(r"<[^>]+>", "", overview)
+    assert 'href="/b/runs/stylesheets/altgrad.css"' in (tmp_path / "site/404.html").read_text()
+    assert "<loc>https://a.example/b/runs/overview/</loc>" in (tmp_path / "site/sitemap.xml").read_text()
+    tabs = re.findall(r'class="md-tabs__link">\s*(\w+)', overview)
+    assert tabs == ["Home", "Overview", "Effects", "Curves", "Runs"], "no layers were recorded"
+
+
+def answered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answers: list[str], *words: str
+) -> tuple[int, str, list[str]]:
+    """Exit code, output, and the questions that were asked on a terminal that gives these answers, then none."""
+    asked: list[str] = []
+
+    def answer(question: str) -> str:
+        asked.append(question)
+        if len(asked) > len(answers):
+            raise EOFError
+        return answers[len(asked) - 1]
+
+    monkeypatch.setattr("builtins.input", answer)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    code = main(["new-site", *words])
+    said = capsys.readouterr()
+    return code, said.out + said.err, asked
+
+
+def test_on_a_terminal_what_is_not_known_is_asked(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = ["nonsense", "eval/acc", "higher", "rng_state", "my site", "https://a.example"]
+    code, _, asked = answered(monkeypatch, capsys, answers, str(tmp_path / "one"), "--from", str(logs))
+    assert code == 0
+    assert asked[0].startswith("By which metric are runs compared? There are aux, eval/acc [aux]")
+    assert asked[1].startswith("nonsense: not among aux, eval/acc")
+    assert "is lower or higher better?" in asked[2]
+    assert "Which key of their config is it? There are rng_state [none]" in asked[3]
+    said = yaml.safe_load((tmp_path / "one/altgrad.yaml").read_text())
+    assert said == {"loss": "eval/acc", "metrics": {"eval/acc": {"better": "higher"}}, "seed": "rng_state"}
+    assert 'site_url: "https://a.example/"' in (tmp_path / "one/mkdocs.yml").read_text()
+
+    code, told, asked = answered(monkeypatch, capsys, [], str(tmp_path / "two"), "--from", str(logs))
+    assert (code, len(asked)) == (0, 5), "the end of the input is an answer to each"
+    assert yaml.safe_load((tmp_path / "two/altgrad.yaml").read_text()) == {"loss": "aux"}
+    assert "aux: lower is taken as better; else --better higher" in told
+
+
+def test_a_wrong_name_is_one_line_and_the_site_is_there_without_it(
+    logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--from", str(logs), "--loss", "eval/ac", "--arms", "lr,depht"]
+    assert main(["new-site", str(tmp_path / "one"), *words]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(
+        "error: --loss eval/ac: no run has it; there are eval/acc; --arms depht: no run has it; there"
+    )
+    assert error.endswith("one/altgrad.yaml")
+    assert len([*(tmp_path / "one/experiments/runs").glob("*/run.json")]) == 4
+    assert yaml.safe_load((tmp_path / "one/altgrad.yaml").read_text())["arms"] == ["optimizer.learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--from", "nowhere"], "nowhere: no such file or folder"),
+        (["--seed", "x"], "give --from PATH with them"),
+        (["--site-url", "javascript:alert(1)"], "give an address such as"),
+        (["--site-url", "https://user:pass@a.example/"], "give an address such as"),
+    ],
+)
+def test_a_mistake_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert main(["new-site", str(tmp_path / "one"), *words]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "one").exists()
+
+
 def test_a_site_from_before_the_plugin_still_builds_and_is_told_the_new_name_once(
     installed: Path, tmp_path: Path
 ) -> None:
@@ -100,7 +219,8 @@ def test_its_scripts_and_settings_are_those_of_this_site_and_it_names_the_plugin
         assert (TEMPLATES / f"gen/{name}.py").read_bytes() == (ROOT / f"gen/{name}.py").read_bytes(), (
             f"copy gen/{name}.py"
         )
-    ours, theirs = (yaml.safe_load((folder / "mkdocs.yml").read_text()) for folder in (ROOT, TEMPLATES))
+    load = pytest.importorskip("mkdocs.utils").yaml_load
+    ours, theirs = (load((folder / "mkdocs.yml").read_text()) for folder in (ROOT, TEMPLATES))
     ours["extra_css"].remove("stylesheets/explorer.css")  # of pages that they have not
     for key in ("markdown_extensions", "extra_css", "extra_javascript", "validation"):
         assert ours[key] == theirs[key], key
@@ -115,7 +235,12 @@ def test_it_publishes_with_least_permissions_and_never_asks_wandb() -> None:
     workflow = yaml.safe_load(made[".github/workflows/site.yml"])
     assert workflow["permissions"] == {"contents": "read"}
     assert workflow["jobs"]["publish"]["permissions"] == {"pages": "write", "id-token": "write"}
-    assert "wandb" not in made[".github/workflows/site.yml"].decode().lower()
+    gitlab = yaml.safe_load(made[".gitlab-ci.yml"])
+    assert gitlab["pages"]["artifacts"] == {"paths": ["public"]}
+    assert gitlab["build"]["variables"]["SITE_URL"] == "$CI_PAGES_URL/"
+    assert "mkdocs build --strict --site-dir public" in gitlab["build"]["script"]
+    for name in (".github/workflows/site.yml", ".gitlab-ci.yml"):
+        assert "wandb" not in made[name].decode().lower()
     assert re.search(rb"^altgrad\[site\]==\d", made["requirements.txt"], re.MULTILINE)
 
 

@@ -652,7 +652,7 @@ def test_the_loader_fetches_a_project_and_an_unknown_one_is_said(server: WandbSe
     server.add("loaded", "n", history=[{"loss": 1.0, "val_loss": 2.0}])
     loader = ExperimentDataLoader([home / "loaded"], project="loaded", silence=SILENCE)
     assert loader.runs["wandb_url"].tolist() == [f"{server.url}/team/loaded/runs/n"]
-    assert "1 of them from W&B (team/loaded" in loader.built_from
+    assert "local records, made from W&B (team/loaded" in loader.built_from
     missing = ExperimentDataLoader([home / "loaded"], project="nowhere", entity="team", silence=SILENCE)
     assert missing.pulled is not None
     assert "Could not find project nowhere" in str(missing.pulled.reason)

@@ -6,6 +6,7 @@
 """
 
 from altgrad.analysis.comparison import Comparison, FormatComparator, SweetSpot, results_table
+from altgrad.analysis.effects import outcomes
 from altgrad.analysis.failures import FailureAnalyzer
 from altgrad.analysis.hypotheses import verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
@@ -18,6 +19,7 @@ __all__ = [
     "FormatComparator",
     "StepRuleComparator",
     "SweetSpot",
+    "outcomes",
     "results_table",
     "verdicts",
 ]

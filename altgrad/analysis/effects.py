@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -17,39 +17,68 @@ import numpy as np
 import pandas as pd
 
 from altgrad.analysis.labels import site_labels, values_of, varied
-from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.loader import ExperimentDataLoader, final_val_loss
 from altgrad.analysis.statistics import Estimate, mean_interval
 from altgrad.config import scalar
 from altgrad.runs import RunRecord
-from altgrad.runs.names import METRICS
-from altgrad.runs.site_names import NO_NAMES, Metric, SiteNames
+from altgrad.runs.site_names import NO_NAMES
 from altgrad.text import shorten, visible
 
 MOST_KEYS = 12
 NOT_METRICS = ("step", "tokens", "seconds", "lr", "epoch", "logged_step")
+LOSSES = ("loss", "val_loss", "perplexity")
+"""Metrics of which lower is better, whoever logged them."""
 ABSENT = "not stated"
 """The value of a key that a run does not state."""
 
 
-@dataclass(frozen=True)
-class Outcomes:
-    """The runs of a site with the value of its metric.
+class Measure(NamedTuple):
+    """A metric as pages show it: its column, what it is called, its unit ("" where none is known), which way is better,
+    and with how many digits after the point it is written."""
 
-    Attributes:
-        metric: by which runs are compared; None where no run has logged any.
-        about: which way is better, and the unit.
-        runs: a row a run: run_id, arm, label, project, seed (NaN where not stated), status, value (NaN where it did not
-            finish or has none).
-    """
-
-    metric: str | None
-    about: Metric
-    runs: pd.DataFrame
+    name: str
+    title: str
+    unit: str = ""
+    better: str = "lower"
+    digits: int = 4
 
     @property
     def sign(self) -> int:
         """1 where lower is better, -1 where higher is."""
-        return 1 if self.about.better == "lower" else -1
+        return 1 if self.better == "lower" else -1
+
+    @property
+    def axis(self) -> str:
+        """Its name with its unit."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+
+OWN = Measure("val_loss", "validation loss", "nats per character")
+"""What AltGrad's own runs are compared by."""
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """The runs of a site with the value of the metric by which they are compared.
+
+    Attributes:
+        measure: that metric; None where no run has logged any.
+        runs: a row a run: run_id, arm, label, project, seed (NaN where not stated), status, value (NaN where it did not
+            finish or has none).
+    """
+
+    measure: Measure | None
+    runs: pd.DataFrame
+
+    @property
+    def metric(self) -> str | None:
+        """What the metric is called."""
+        return self.measure and self.measure.title
+
+    @property
+    def sign(self) -> int:
+        """1 where lower is better, -1 where higher is."""
+        return self.measure.sign if self.measure else 1
 
 
 class Effect(NamedTuple):
@@ -66,36 +95,66 @@ class Effect(NamedTuple):
 
 def outcomes(loader: ExperimentDataLoader) -> Outcomes:
     """The runs of a site with the last value of the metric by which they are compared."""
-    records = list(loader.records.values())
-    names = next((record.names for record in records if record.names != NO_NAMES), NO_NAMES)
-    metric = _metric(records, names)
+    metric = loader.memo(measure_of)
     labels = loader.memo(site_labels)
-    rows = [
+    runs = loader.runs
+    records = [loader.records[run_id] for run_id in runs["run_id"]]
+    frame = pd.DataFrame(
         {
-            "run_id": record.id,
-            "arm": record.arm,
-            "label": labels[record.arm],
-            "project": record.config.study,
-            "seed": float(record.config.seed) if record.config.states("seed") else math.nan,
-            "status": record.status,
-            "value": _last(record, metric),
+            "run_id": runs["run_id"],
+            "arm": runs["arm"],
+            "label": [labels[arm] for arm in runs["arm"]],
+            "project": runs["study"],
+            "seed": [float(record.config.seed) if record.config.states("seed") else math.nan for record in records],
+            "status": runs["status"],
+            "value": [last_value(record, metric) for record in records],
         }
-        for record in records
-    ]
-    frame = pd.DataFrame(rows, columns=["run_id", "arm", "label", "project", "seed", "status", "value"])
-    return Outcomes(metric, names.metric(metric or ""), frame)
+    )
+    return Outcomes(metric, frame)
 
 
-def _metric(records: Iterable[RunRecord], names: SiteNames) -> str | None:
-    """The site's metric, else the loss, else what the most runs have logged."""
-    counts = Counter(name for record in records for name in record.history if name not in NOT_METRICS)
-    return names.main(sorted(counts, key=lambda name: (name not in METRICS, -counts[name], name)))
+def measure_of(loader: ExperimentDataLoader, arm: str | None = None) -> Measure | None:
+    """The metric by which the runs of a site are compared, or that an arm's page opens with where it has not that one.
+
+    It is the site's own, else the validation loss, else the loss, else the first; None where nothing was logged.
+    """
+    if arm is not None and loader.config(arm).foreign is None:
+        return OWN
+    records = list(loader.records.values())
+    own = [record for record in records if arm is None or record.arm == arm]
+    if not own or any(record.config.foreign is None for record in own):
+        return OWN
+    names = next((record.names for record in records if record.names != NO_NAMES), NO_NAMES)
+    ended = [record for record in own if record.status == "finished"]
+    there, site = metrics_of(ended) or metrics_of(own), arm and loader.memo(measure_of)
+    name = site.name if site and site.name in there else names.main(there)
+    if name is None:
+        return None
+    about = names.metric(name)
+    ends = [abs(value) for record in own if math.isfinite(value := last_value(record, Measure(name, name)))]
+    return Measure(name, visible(name), visible(about.unit), about.better, _digits(max(ends, default=1.0)))
 
 
-def _last(record: RunRecord, metric: str | None) -> float:
-    if record.status != "finished" or metric is None or metric not in record.history:
+def _digits(largest: float) -> int:
+    """Digits after the point that show five of a number: four for those of usual size."""
+    if largest == 0 or 0.05 <= largest < 1000:
+        return 4
+    return min(12, max(0, 4 - math.ceil(math.log10(largest))))
+
+
+def metrics_of(records: Iterable[RunRecord], but: Collection[str] = NOT_METRICS) -> list[str]:
+    """What some runs have logged: the losses first, then what the most of them have, the norm of gradients last."""
+    counts = Counter(name for record in records for name in record.history if name not in but)
+    return sorted(counts, key=lambda name: (name not in LOSSES, name == "grad_norm", -counts[name], name))
+
+
+def last_value(record: RunRecord, metric: Measure | None) -> float:
+    """What a finished run ended with; NaN where it did not finish or has no finite value."""
+    if metric == OWN and record.config.foreign is None:
+        return final_val_loss(record)
+    if record.status != "finished" or metric is None or metric.name not in record.history:
         return math.nan
-    known = record.history[metric].dropna()
+    known = record.history[metric.name].dropna()
     return float(known.iloc[-1]) if len(known) and np.isfinite(known.iloc[-1]) else math.nan
 
 

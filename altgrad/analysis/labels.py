@@ -50,6 +50,9 @@ def arm_labels(loader: ExperimentDataLoader, arms: Iterable[str], but: Collectio
     parts = {arm: [_beginning(config, loader.title(arm))] for arm, config in configs.items()}
     keys = varied(configs)
     for arm, config in configs.items():
+        if config.foreign is not None and keys[config.study] and len({*loader.titles(arm)}) > 1:
+            parts[arm] = [""]  # its runs have names of their own
+    for arm, config in configs.items():
         told = {*but, FORMATS} if parts[arm][0] else but  # its beginning says them
         parts[arm] += [_leaf(key, values_of(config)) for key in keys.get(config.study, ()) if key not in told]
     alike = _groups(configs, lambda arm: parts[arm][0])
@@ -66,7 +69,7 @@ def arm_labels(loader: ExperimentDataLoader, arms: Iterable[str], but: Collectio
     for key, facet in FACETS.items():
         if key not in but and not any(key in own for own in keys.values()):
             divide(partial(_of, configs, facet))
-    divide(lambda arm: f"data {_short(loader.data_name(arm))}")
+    divide(lambda arm: _short(_data(loader.data_name(arm))))
     leaves = {arm: flat(configs[arm].arm_identity()) for arm in chain(*alike)}
     for key in sorted(set(chain(*leaves.values())) - {*but}):
         divide(partial(_of, leaves, partial(_leaf, key)))
@@ -107,10 +110,17 @@ def values_of(config: ExperimentConfig) -> dict[str, Any]:
     return flat(own) | told | (config.foreign or {})
 
 
+def _data(name: str) -> str:
+    """The training data; of an import that states none, the project that tells it from others."""
+    known = name.removeprefix(f"{NOT_STATED}, ")
+    return f"data {name}" if known == name else f"project {known.rpartition(' (')[0]}"
+
+
 def _joined(parts: Iterable[str]) -> str:
     """``E4M3, AdamW; 300 steps, ...``: what an arm is, and what tells it from others (compare.js cuts there)."""
-    first, *more = dict.fromkeys(filter(None, parts))
-    return "; ".join([first, ", ".join(more)] if more else [first])
+    named, *_ = own = list(parts)
+    first, *more = dict.fromkeys(filter(None, own))
+    return "; ".join([first, ", ".join(more)]) if more and named else ", ".join([first, *more])
 
 
 def _of(values: Mapping[str, T], words_of: Callable[[T], str], arm: str) -> str:

@@ -183,6 +183,11 @@ class ExperimentDataLoader:
         record = self.records[self._first[arm]]
         return str(record.run.get("title") or record.config.resolved_name)
 
+    def titles(self, arm: str) -> list[str]:
+        """What the runs of `arm` are called."""
+        runs = self.runs
+        return [self.records[run_id].title for run_id in runs.loc[runs["arm"] == arm, "run_id"]]
+
     def data_name(self, arm: str) -> str:
         """What the training data of `arm` is called, with the first digits of its sha256."""
         data = self.records[self._first[arm]].run["data"]
@@ -212,7 +217,8 @@ class ExperimentDataLoader:
         more = f" and {len(places) - PLACES} more" if len(places) > PLACES else ""
         last = max(str(origin["pulled"]) for origin in origins)
         pulled = f"{', '.join(places[:PLACES])}{more}, the last on {last}"
-        return f"local records, {len(origins)} of them from {', '.join(tools)} ({pulled}); {network}"
+        some = "made" if len(origins) == len(self.run_set.records) else f"{len(origins)} of them"
+        return f"local records, {some} from {', '.join(tools)} ({pulled}); {network}"
 
     @cached_property
     def fingerprint(self) -> str:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple, replace
 from functools import cache, partial
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ import yaml
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import FormatComparator
+from altgrad.analysis.effects import OWN, Measure, last_value, measure_of, outcomes
 from altgrad.analysis.labels import site_labels
-from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, Looks, unquantized
+from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, Looks, states_formats, unquantized
 from altgrad.analysis.statistics import Estimate, mean_interval
 from altgrad.config import ExperimentConfig, changes, command, flat, nested, scalar
 from altgrad.reports import columns as col
@@ -30,18 +31,20 @@ from altgrad.reports.compare import (
     downloads,
     run_value,
     stated,
+    swept_columns,
     table_json,
 )
-from altgrad.reports.curves import Losses, compact, curves, losses_of, plain
+from altgrad.reports.curves import Losses, capital, compact, curves, losses_of, metrics_of_arm, plain
 from altgrad.reports.document import document_page, documents_key
 from altgrad.reports.format_styles import format_style
-from altgrad.reports.provenance import code_key
+from altgrad.reports.provenance import code_key, data_of, provenance
+from altgrad.reports.scope import has_campaign, only_foreign, site_values
 from altgrad.reports.tuning import swept, tuning_page, tuning_studies
 from altgrad.runs import RunRecord
 from altgrad.runs.diagnosis import diagnose, warnings_of
 from altgrad.runs.schema import digest
 from altgrad.runs.wandb_records import tool_of
-from altgrad.site import Block, CodeBlock, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
+from altgrad.site import PALETTE, Block, CodeBlock, Column, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
 from altgrad.site.document import Part
 from altgrad.text import Md, escape, minus
 
@@ -49,16 +52,7 @@ EVENTS_SHOWN = 5
 """Events of one kind that a run's section lists before it counts the rest."""
 WARNINGS_SHOWN = 20
 """Warnings that a run's section lists before it counts the rest."""
-NO_WANDB = "recorded without W&B"
-_ARMS = (
-    col.arm("Arm", "label"),
-    col.filled("Learning rate", "{learning_rate:g}", blank=NOT_STATED),
-    col.count("Steps", "max_steps"),
-    col.number("Validation loss", "val_loss"),
-    col.interval(sign=False),
-    col.share("Finished", "finished", "runs"),
-    col.text("Studies", "studies"),
-)
+NO_WANDB, HERE = "recorded without W&B", "recorded here"
 _FORMATS = (
     col.arm(),
     col.number("Validation loss", "val_loss", 4),
@@ -67,21 +61,61 @@ _FORMATS = (
     col.count("Pairs", "n_pairs"),
     col.share(),
 )
-_RUNS = (
-    col.of(
-        "Run", lambda row: Md(f'<a id="{slug(row["run_id"])}"></a>{code(row["run_id"])} {escape(row["title"])}'.strip())
-    ),
-    col.count("Seed", "seed"),
-    col.of("Status", lambda row: row["status"] + (f": {row['reason']}" if row["reason"] else "")),
-    col.of("Study", lambda row: row["study"] + (" (held out of comparisons)" if row["role"] == "tuning" else "")),
-    col.number("Final validation loss", "final_val_loss", 4),
-    col.count("Last step", "last_step"),
-    col.number("Seconds", "seconds", 1),
-    col.of("Recorded", lambda row: words.moment(row["created"])),
-    col.of("W&B", lambda row: Link("W&B run", url) if isinstance(url := row["wandb_url"], str) else row["made"]),
-)
+
+
+def _arms_columns(loader: ExperimentDataLoader, arms: pd.DataFrame, keys: Iterable[str]) -> tuple[Column, ...]:
+    """What an arm is and how it ended; where no run is AltGrad's own, what is stated of its runs."""
+    measure, foreign = loader.memo(outcomes).measure or OWN, only_foreign(loader)
+    digits = measure.digits if foreign else 3
+    rate = col.filled("Learning rate", "{learning_rate:g}", blank=NOT_STATED)
+    return (
+        col.arm("Arm", "label"),
+        *([rate] if not foreign or arms["learning_rate"].notna().any() else []),
+        *(_config_column(key, arms[f"config {key}"]) for key in keys),
+        col.count("Steps", "max_steps"),
+        col.number(capital(measure.title), "val_loss", digits),
+        col.interval(digits=digits, sign=False),
+        col.share("Finished", "finished", "runs"),
+        col.text("Projects" if foreign else "Studies", "studies"),
+    )
+
+
+def _config_column(key: str, values: pd.Series) -> Column:
+    numbers = pd.to_numeric(values, errors="coerce").notna() | values.isna()
+    return col.of(key, lambda row: row[f"config {key}"], right=bool(numbers.all()))
+
+
+def _runs_columns(shown: pd.DataFrame, measure: Measure, foreign: bool) -> tuple[Column, ...]:
+    """Of another loop's runs, what is known of one at least."""
+    linked = shown["wandb_url"].notna().any() or not foreign
+    known = {key: not foreign or shown[key].notna().any() for key in ("seed", "seconds")}
+    run = Md('<a id="{id}"></a>{name} {title}')
+    return (
+        col.of(
+            "Run",
+            lambda row: Md(
+                run.format(id=slug(row["run_id"]), name=code(row["run_id"]), title=escape(row["title"])).strip()
+            ),
+        ),
+        *([col.count("Seed", "seed")] if known["seed"] else []),
+        col.of("Status", lambda row: row["status"] + (f": {row['reason']}" if row["reason"] else "")),
+        col.of(
+            "Project" if foreign else "Study",
+            lambda row: row["study"] + (" (held out of comparisons)" if row["role"] == "tuning" else ""),
+        ),
+        col.number(f"Last {measure.title}" if foreign else f"Final {measure.title}", "last", measure.digits),
+        col.count("Last step", "last_step"),
+        *([col.number("Seconds", "seconds", 1)] if known["seconds"] else []),
+        col.of("Recorded", lambda row: words.moment(row["created"])),
+        col.of(
+            "W&B" if linked else "Source",
+            lambda row: Link("W&B run", url) if isinstance(url := row["wandb_url"], str) else row["made"],
+        ),
+    )
+
+
 _OF_RUN = (
-    "arm", "run_id", "seed", "status", "study", "role", "final_val_loss", "last_step", "created", "wandb_url",
+    "arm", "run_id", "seed", "status", "study", "role", "last_step", "created", "wandb_url",
 )  # fmt: skip
 _EVENTS = (
     col.text("Event", "event"),
@@ -111,7 +145,8 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
     """
     arms = {str(arm): runs for arm, runs in loader.runs.groupby("arm", sort=True)}
     baselines = {arm: _baseline(loader, runs) for arm, runs in arms.items()}
-    foreign = {arm for arm, runs in arms.items() if runs["foreign"].any()}
+    compared = {arm for arm, runs in arms.items() if runs["foreign"].any() and states_formats(loader.config(arm))}
+    measures = {arm: measure_of(loader, arm) for arm in arms}
     moved = loader.memo(swept)
     labels = loader.memo(site_labels)
     losses = cache(partial(losses_of, loader))
@@ -120,15 +155,18 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
 
     def maker(make: Callable[..., Page], shown: Iterable[str], *what: Any, told: Any = None) -> PageMaker:
         shown = set(shown)
-        others = foreign if shown & foreign else set()  # arms of another loop are compared with each other
+        others = compared if shown & compared else set()  # formats of another loop are compared with each other
         part = loader.of_arms({*shown, *others, *filter(None, map(baselines.get, shown))})
-        about = [(arm, labels[arm], baselines[arm]) for arm in sorted(shown)]
+        about = [(arm, labels[arm], baselines[arm], measures[arm]) for arm in sorted(shown)]
         key = digest(code, part.fingerprint, about, told)
         return PageMaker(lambda: replace(make(part, *what), moved=moved), key)
 
     def study(part: ExperimentDataLoader, name: str, swept_only: list[str]) -> Page:
         last = {arm: part.last_look(averaged(part, arms[arm])) for arm in swept_only}
-        files = {f"{arm}.curves.json": arm_json(part, arm, arms[arm], baselines[arm], last[arm]) for arm in last}
+        files = {
+            f"{arm}.curves.json": arm_json(part, arm, arms[arm], baselines[arm], last[arm], measure=measures[arm])
+            for arm in last
+        }
         return replace(tuning_page(part, name), downloads=downloads(files))
 
     own = [arm for arm in arms_in_order(loader) if f"runs/{arm}" not in moved]
@@ -141,7 +179,7 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
     def of_arm(arm: str, before: str | None, after: str | None) -> PageMaker:
         around = {"baseline": baselines[arm], "before": before, "after": after}
         named = {place: other and (other, labels[other]) for place, other in around.items()}
-        return maker(_arm_page, [arm], labels[arm], named, arm, arms[arm], losses, told=named)
+        return maker(_arm_page, [arm], labels[arm], named, arm, arms[arm], measures[arm], losses, told=named)
 
     return [
         PageMaker(lambda: replace(_index(loader, own), moved=moved)),
@@ -154,10 +192,14 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
 def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
     """The table without JavaScript has the arms with a page; with it, all arms and runs (docs/javascripts/runs/)."""
     arms = arm_table(loader)
-    shown = arms[arms["arm"].isin(own)]
+    keys = swept_columns(loader, arms["arm"])
+    shown = arms.assign(**{f"config {key}": values for key, values in keys.items()})
+    shown = shown[shown["arm"].isin(own)]
     sweeps = join(", ", (Link(study, PageRef(path)) for study, path in tuning_studies(loader).items()))
-    parts = {"arms": [col.table(shown, _ARMS, f"{len(shown)} arms", "arms")] if len(shown) else []}
-    page = document_page(loader, "runs/index", {"runs": len(loader.runs), "sweeps": sweeps}, parts, code=__name__)
+    count = f"{len(shown)} arm{'s' if len(shown) != 1 else ''}"
+    parts = {"arms": [col.table(shown, _arms_columns(loader, shown, keys), count, "arms")] if len(shown) else []}
+    values = {"runs": len(loader.runs), "sweeps": sweeps, **site_values(loader), "campaign": has_campaign()}
+    page = document_page(loader, "runs/index", values, parts, code=__name__)
     return replace(page, downloads=downloads({"table.json": table_json(loader, arms)}))
 
 
@@ -167,18 +209,24 @@ def _arm_page(
     around: Mapping[str, tuple[str, str] | None],
     arm: str,
     runs: pd.DataFrame,
-    losses: Callable[[str | None], Losses],
+    measure: Measure | None,
+    losses: Callable[[str | None, str], Losses],
 ) -> Page:
     """The page; `around` has its baseline, and the arms before and after it in the index, with what they are called."""
     first, config, records = runs.iloc[0], loader.config(arm), [loader.records[run_id] for run_id in runs["run_id"]]
     baseline = around["baseline"] and around["baseline"][0]
     ids, counts = averaged(loader, runs), runs["status"].value_counts()
-    reasons = runs["failure"].map(lambda failure: ", ".join(failure["kinds"]) if failure else "")
+    unsaid = ("unknown",) if config.foreign is not None else ()
+    reasons = runs["failure"].map(
+        lambda found: ", ".join(k for k in found["kinds"] if k not in unsaid) if found else ""
+    )
     looks = loader.looks(ids)
     last = looks.last()
     layers = _layers(loader, records, ids, looks, last)
-    colour = format_style(first["format"]).colour
-    drawn = curves(losses(arm), losses(baseline), baseline is not None, config.foreign is not None, colour)
+    colour = PALETTE[0] if first["format"] == NOT_STATED else format_style(first["format"]).colour
+    foreign, name = config.foreign is not None, measure.name if measure else ""
+    drawn = curves(losses(arm, name), losses(baseline, name), baseline is not None, measure, colour)
+    compared, environment = _compared(loader, arm), _environment(records)
     values = {
         "title": title,
         "id": arm,
@@ -187,7 +235,14 @@ def _arm_page(
         "scope": first["scope"],
         "rate": f"{first['learning_rate']:g}" if pd.notna(first["learning_rate"]) else NOT_STATED,
         "steps": first["max_steps"],
-        "foreign": config.foreign is not None,
+        "foreign": foreign,
+        "stated": NOT_STATED not in (first["format"], first["scope"]),
+        "length": config.states("max_steps"),
+        "metric": measure and measure.title,
+        "axes": _axes(records),
+        "runs": len(records),
+        "environment": bool(environment),
+        "curved": len(metrics_of_arm(loader, runs, measure)),
         "ended": [f"{counts[status]} {status}{_why(reasons[runs['status'] == status])}" for status in counts.index],
         "studies": sorted(runs["study"].unique()),
         "baseline": baseline,
@@ -195,7 +250,7 @@ def _arm_page(
         "curves": drawn,
         "config": _config(loader, config, baseline),
         "command": CodeBlock(command(config), "bash"),
-        "compared": _compared(loader, arm),
+        "compared": compared,
         "averaged": len(ids),
         "looks": np.unique(looks.layers["step"].to_numpy(np.int64)).tolist(),
         "data": Link(f"{arm}.curves.json", PageRef(f"runs/{arm}.curves.json")),
@@ -204,19 +259,33 @@ def _arm_page(
     }
     seconds = [record.run.get("seconds") or np.nan for record in records]
     titles = [record.title if record.title != record.id else "" for record in records]
-    made = [f"from {tool_of(record.run)}" if "origin" in record.run else NO_WANDB for record in records]
+    here = HERE if foreign else NO_WANDB
+    made = [f"from {tool_of(record.run)}" if "origin" in record.run else here for record in records]
     shown = runs[[*_OF_RUN]].assign(seconds=seconds, reason=reasons, title=titles, made=made)
     shown["seed"] = [record.config.seed if record.config.states("seed") else np.nan for record in records]
+    shown["last"] = [last_value(record, measure) for record in records]
+    columns = _runs_columns(shown, measure or OWN, foreign)
     parts: dict[str, Part] = {
-        "runs": [col.table(shown, _RUNS, f"{len(runs)} run{'s' if len(runs) > 1 else ''}")],
+        "runs": [col.table(shown, columns, f"{len(runs)} run{'s' if len(runs) > 1 else ''}")],
         "events": _events(records) if len(runs) > 1 else [],
-        "environment": [_environment(records)],
+        "readings": _readings(records) if len(runs) > 1 else [],
+        "environment": environment,
     }
-    whose = "of this arm and its baseline"
-    page = document_page(loader, f"runs/{arm}", values, parts, code=__name__, document="runs/_arm", of=whose)
-    files = {"curves.json": arm_json(loader, arm, runs, baseline, last, layers)}
+    behind = loader if compared else loader.of_arms(filter(None, (arm, baseline)))
+    whose = "of this arm" + (" and its baseline" if baseline else "")
+    whose = "of these formats" if compared else whose
+    page = document_page(loader, f"runs/{arm}", values, parts, code=__name__, document="runs/_arm")
+    page = replace(page, provenance=provenance(behind, of=whose, code=__name__))
+    files = {"curves.json": arm_json(loader, arm, runs, baseline, last, layers, measure)}
     files["runs.json"] = compact({record.id: run_value(record) for record in records})
     return replace(page, search=False, downloads=downloads(files))
+
+
+def _axes(records: list[RunRecord]) -> str:
+    """By what the curves of some runs can be drawn."""
+    there = {*chain(*(record.history for record in records))}
+    names = ["step", *(["tokens"] if "tokens" in there else []), *(["time"] if "seconds" in there else [])]
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _why(reasons: pd.Series) -> str:
@@ -242,7 +311,7 @@ def _config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline: st
     if config.foreign is not None:
         given = [(key, scalar(value), "AltGrad's") for key, value in stated(config).items()]
         given += [(key, scalar(value), "the loop's own") for key, value in config.foreign.items()]
-        return [Table(("Key", "Value", "Whose key"), tuple(given), id="config")]
+        return [Table(("Key", "Value", "Whose key"), tuple(given), id="config")] if given else []
     if baseline is None:
         changed = nested(changes(config))
         return [CodeBlock(yaml.safe_dump(changed, sort_keys=False) if changed else "# nothing\n", "yaml")]
@@ -293,9 +362,9 @@ def _layers(
 def _special(records: list[RunRecord]) -> Iterator[dict[str, Any]]:
     """What there is to say of single runs: why they ended badly, facts and warnings."""
     for record in records:
-        bad = record.status != "finished"
-        if len(records) == 1 or bad or record.run.get("message") or record.config.notes or "origin" in record.run:
-            facts, warnings = _facts(record), _warnings(record)
+        bad, brought = record.status != "finished", "origin" in record.run and record.config.foreign is None
+        if len(records) == 1 or bad or record.run.get("message") or record.config.notes or brought:
+            facts, warnings = _facts(record, len(records) == 1), _warnings(record)
             yield {"id": record.id, "failure": diagnose(record), "facts": facts, "warnings": warnings}
 
 
@@ -316,29 +385,57 @@ def _events(records: list[RunRecord]) -> list[Block]:
     return [col.table(rows, _EVENTS, f"What happened in the {len(records)} runs")] if rows else []
 
 
-def _facts(record: RunRecord) -> list[Block]:
+def _facts(record: RunRecord, alone: bool) -> list[Block]:
     """A run's message, notes, origin and events; nothing for a run without any."""
     rows = [("Message", str(record.run.get("message") or "")), ("Notes", record.config.notes)]
     if origin := record.run.get("origin"):
         where = "/".join(str(origin[key]) for key in ("entity", "project", "id") if origin.get(key))
         rows.append((f"Made from {tool_of(record.run)}", f"{where}, {words.moment(origin.get('pulled'))}"))
-        rows += [("Read from its log", str(line)) for line in origin.get("report", [])]
+        rows += [("Read from its log", line) for line in _read_lines(record) if alone or record.config.foreign is None]
     rows = [(field, value) for field, value in rows if value] + _event_rows(record.run["events"])
     return [Table(("Field", "Value"), tuple(rows), md("About run {run}", run=code(record.id)))] if rows else []
 
 
-def _environment(records: list[RunRecord]) -> Table:
-    """By which code, on which data and where the runs were recorded: a row for each kind of run."""
+def _read_lines(record: RunRecord) -> list[str]:
+    """What an import said of a run, but for what its site has answered since."""
+    lines = [str(line) for line in (record.run.get("origin") or {}).get("report", [])]
+    answered = ["config: no seed is stated"] if record.config.states("seed") else []
+    answered += ["metrics: none has the name of a loss"] if record.names.loss else []
+    return [line for line in lines if not line.startswith(tuple(answered))]
+
+
+def _readings(records: list[RunRecord]) -> list[Block]:
+    """What an import said of the runs of an arm, each line once."""
+    lines = Counter(line for record in records if record.config.foreign is not None for line in _read_lines(record))
+    rows = tuple((line, count) for line, count in lines.items())
+    return [Table(("Read from the logs", Column("Runs", "right")), rows, "How the logs were read")] if rows else []
+
+
+def _environment(records: list[RunRecord]) -> list[Block]:
+    """By which code, on which data and where the runs were recorded: a row for each kind of run.
+
+    Of other loops' runs only what is known; nothing where nothing is.
+    """
     found: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for record in records:
-        made, data = record.run["code"], record.run["data"]
+        made = record.run["code"]
         where = record.run["environment"] and {"processor": NOT_STATED, **record.run["environment"]}
         environment = ", ".join(f"{key} {plain(value)}" for key, value in sorted(where.items()))
         program = f"altgrad {made.get('version', '?')}, fingerprint {made.get('fingerprint', '?')}"
-        text = f"{data.get('name', 'unnamed')}, sha256 {data['sha256'][:12]}"
-        found[environment or "not recorded", program, text].append(record.config.seed)
-    rows = tuple((_seeds(seeds), *kind) for kind, seeds in found.items())
-    return Table(("Seeds", "Environment", "Code", "Training data"), rows, "Environment")
+        if record.config.foreign is not None and not made.get("fingerprint"):
+            program = ", ".join(f"{key} {plain(value)}" for key, value in sorted(made.items()))
+        data = data_of(record.run, ", sha256 {}")
+        seeds = found[environment or "not recorded", program or "not recorded", data]
+        seeds += [record.config.seed] if record.config.states("seed") else []
+    rows = [(_seeds(seeds), *kind) for kind, seeds in found.items()]
+    titles = ("Seeds", "Environment", "Code", "Training data")
+    unknown = ("", "not recorded", "not recorded", NOT_STATED)
+    kept = [place for place in range(4) if any(row[place] != unknown[place] for row in rows)]
+    if not {1, 2, 3} & {*kept}:
+        return []
+    return [
+        Table(tuple(titles[at] for at in kept), tuple(tuple(row[at] for at in kept) for row in rows), "Environment")
+    ]
 
 
 def _seeds(seeds: Iterable[int]) -> str:

@@ -8,52 +8,61 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from altgrad.analysis.comparison import format_order
-from altgrad.analysis.labels import site_labels
-from altgrad.analysis.loader import ExperimentDataLoader, unquantized
+from altgrad.analysis.effects import OWN, Measure, last_value, measure_of, outcomes
+from altgrad.analysis.labels import site_labels, values_of, varied
+from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, unquantized
 from altgrad.analysis.statistics import CONFIDENCE, mean_interval, t_quantile
 from altgrad.config import ExperimentConfig, flat, scalar
-from altgrad.reports.curves import compact, history_value, plain, runs_value
+from altgrad.reports.curves import compact, history_value, metric_key, metrics_of_arm, plain, runs_value
 from altgrad.reports.document import document_page
 from altgrad.reports.format_styles import DASHES, format_style, styles_value
+from altgrad.reports.scope import has_campaign
 from altgrad.reports.tuning import swept
 from altgrad.runs import RunRecord
 from altgrad.runs.pack import is_histogram
 from altgrad.site import Download, Page
 from altgrad.site.content import web_address
-from altgrad.text import visible
+from altgrad.text import shorten, visible
 
 QUANTILES = 64
 """Fewest degrees of freedom for which the scripts are given t quantiles; more where an arm has more runs."""
 SUGGESTED = 6
 """Most comparisons that the Compare page offers before arms are chosen."""
+BEST = 8
+"""Arms of a project of other loops' runs that such a comparison has."""
 
+SWEPT = 8
+"""Most keys of other loops' configs that have a column."""
+_HAVE_COLUMNS = ("optimizer.learning_rate", "max_steps")
 _OF_ARM = ("format", "scope", "rule", "learning_rate", "max_steps")
 _ARM_COLUMNS = ("arm", "label", *_OF_ARM, "runs", "finished", "n", "val_loss", "low", "high", "stall_ratio", "studies")
 _RUN_ID = re.compile(r"(?P<name>.+)-s(?P<seed>\d+)-(?P<hash>[0-9a-f]{8})")
 
 
 def arms_in_order(loader: ExperimentDataLoader) -> list[str]:
-    """Every arm, by format and name."""
-    first = loader.runs.drop_duplicates("arm")
-    names = zip(first["format"].map(format_order), first["arm"], strict=True)
-    return [arm for _, arm in sorted(names)]
+    """Every arm, by format and name; of other loops' arms by what they are called."""
+    first, labels = loader.runs.drop_duplicates("arm"), loader.memo(site_labels)
+    names = [labels[arm] if foreign else "" for arm, foreign in zip(first["arm"], first["foreign"], strict=True)]
+    return [arm for *_, arm in sorted(zip(first["format"].map(format_order), names, first["arm"], strict=True))]
 
 
 def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
-    """One row an arm, in their order: what it is called and is, how its runs ended, and their final validation loss.
+    """One row an arm, in their order: what it is called and is, how its runs ended, and what they ended with.
 
-    ``val_loss``, its 95% t interval ``low`` and ``high`` and ``stall_ratio`` are means over the finished runs, ``n`` of
-    them; tuning seeds count only where an arm has no others.
+    ``val_loss``, which is the site's metric, whatever that is called, its 95% t interval ``low`` and ``high`` and
+    ``stall_ratio`` are means over the finished runs, ``n`` of them; tuning seeds count only where an arm has no
+    others.
     """
-    names = ("role", "status", "study", "final_val_loss", "stall_ratio", *_OF_ARM)
-    role, status, study, loss, stall, *of_arm = (loader.runs[name].tolist() for name in names)
+    names = ("role", "status", "study", "stall_ratio", *_OF_ARM)
+    role, status, study, stall, *of_arm = (loader.runs[name].tolist() for name in names)
+    loss = ends(loader)
     found = defaultdict[str, list[int]](list)
     for run, arm in enumerate(loader.runs["arm"].tolist()):
         found[arm].append(run)
@@ -80,7 +89,7 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
     """
     from scipy.stats import t
 
-    runs = loader.runs
+    runs, measure = loader.runs, loader.memo(measure_of)
     moved = loader.memo(swept)
     pages = [moved.get(f"runs/{arm}") for arm in arms["arm"]]
     row_of = {arm: row for row, arm in enumerate(arms["arm"])}
@@ -102,11 +111,14 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
                 "failure": _words([", ".join(failure["kinds"]) if failure else "" for failure in runs["failure"]]),
                 "wandb": _words([web_address(url) if isinstance(url, str) else None for url in runs["wandb_url"]]),
                 **{key: _column(runs[key]) for key in ("seed", "status", "study", "role", "last_step")},
-                **{key: plain(runs[key].tolist()) for key in ("final_val_loss", "stall_ratio")},
+                "final_val_loss": plain(ends(loader)),
+                "stall_ratio": plain(runs["stall_ratio"].tolist()),
             },
             "styles": styles_value(arms["format"]),
             "dashes": list(map(list, DASHES)),
             "suggested": _suggested(loader, arms),
+            "metric": measure and measure._asdict(),
+            "keys": swept_columns(loader, arms["arm"]),
             "t": [None, *quantiles],
         }
     )
@@ -130,7 +142,8 @@ def _words(values: Sequence[str | None]) -> dict[str, Any]:
 
 
 def _suggested(loader: ExperimentDataLoader, arms: pd.DataFrame) -> list[dict[str, Any]]:
-    """Comparisons to begin with: the formats of one setting and scope, the best first, against its unquantized arm."""
+    """Comparisons to begin with: the formats of one setting and scope, the best first, against its unquantized arm; and
+    the best arms of each project of other loops."""
     rows = loader.runs[(loader.runs["role"] == "report") & ~loader.runs["foreign"].astype(bool)]
     losses = arms.set_index("arm")["val_loss"].dropna()
     free = rows[unquantized(rows)].drop_duplicates("setting").set_index("setting")["arm"]
@@ -140,8 +153,43 @@ def _suggested(loader: ExperimentDataLoader, arms: pd.DataFrame) -> list[dict[st
         if setting in free.index and len(known) > 1:
             label = f"{scope}: {len(known)} formats, {runs['rule'].iloc[0]}, {runs['max_steps'].iloc[0]} steps"
             found.append((-len(runs), label, known.index.tolist(), free[setting]))
+    if loader.runs["foreign"].any():
+        found += _best_of_projects(loader, losses)
     first = sorted(found, key=lambda each: each[:2])[:SUGGESTED]
     return [{"label": label, "arms": chosen, "baseline": baseline} for _, label, chosen, baseline in first]
+
+
+def ends(loader: ExperimentDataLoader) -> list[float]:
+    """What each run ended with, of the metric by which they are compared; NaN where it did not finish."""
+    runs = loader.memo(outcomes).runs["value"] if loader.runs["foreign"].any() else loader.runs["final_val_loss"]
+    return [float(value) for value in runs.tolist()]
+
+
+def swept_columns(loader: ExperimentDataLoader, arms: Iterable[str]) -> dict[str, list[str | None]]:
+    """The keys by which other loops' arms differ, but for those that have a column anyway, and what each arm states."""
+    foreign = set(loader.runs.loc[loader.runs["foreign"].astype(bool), "arm"])
+    configs = {arm: loader.config(arm) if arm in foreign else None for arm in arms}
+    differ = varied({arm: config for arm, config in configs.items() if config is not None})
+    keys = dict.fromkeys(key for own in differ.values() for key in own if key not in _HAVE_COLUMNS)
+    stated = [{} if config is None else values_of(config) for config in configs.values()]
+    return {visible(key): [shown(own[key]) if key in own else None for own in stated] for key in [*keys][:SWEPT]}
+
+
+def shown(value: Any) -> str:
+    """A value of a config, as a cell shows it."""
+    return shorten(visible(scalar(value)), 40)
+
+
+def _best_of_projects(loader: ExperimentDataLoader, losses: pd.Series) -> Iterator[tuple[int, str, list[str], str]]:
+    outcome = loader.memo(outcomes)
+    foreign = set(loader.runs.loc[loader.runs["foreign"].astype(bool), "arm"])
+    ranked = losses[losses.index.isin(foreign)].sort_values(ascending=outcome.sign > 0, kind="stable")
+    for project, runs in outcome.runs[outcome.runs["arm"].isin(ranked.index)].groupby("project", sort=True):
+        own = set(runs["arm"])
+        best = [str(arm) for arm in ranked.index if arm in own]
+        if len(best) > 1:
+            label = f"{project}: {min(len(best), BEST)} of {len(best)} arms, the best by {outcome.metric}"
+            yield -len(runs), label, best[:BEST], "none"
 
 
 def arm_json(
@@ -151,24 +199,32 @@ def arm_json(
     baseline: str | None,
     last: pd.DataFrame,
     layers: Mapping[str, Any] | None = None,
+    measure: Measure | None = OWN,
 ) -> bytes:
-    """One arm for scripts: {arm, baseline, style, data, config, health, t, runs, final, layers}.
+    """One arm for scripts: {arm, baseline, style, data, config, health, t, metric, metrics, runs, final, layers}.
 
-    ``runs`` are the curves (`runs_value`), ``style`` that of its format, ``config`` its flat keys as YAML text,
-    ``health`` what `health_by_type` finds in `last`, ``t`` as in `table_json` for the pairs that its runs can form,
-    ``final`` of each run the final validation loss with all its digits, null where it did not finish, ``layers`` what
-    is drawn of them on the arm's page. Controls in the texts are spelled out (`visible`), since the scripts show them
-    as they are.
+    ``metric`` is the `measure`, ``metrics`` has name and title of all that have curves, ``runs`` are the curves
+    (`runs_value`), ``style`` that of its format (null: not stated), ``config`` its flat keys as YAML text, ``health``
+    what `health_by_type` finds in `last`, ``t`` as in `table_json` for the pairs that its runs can form, ``final`` of
+    each run what it ended with, with all its digits, null where it did not finish, ``layers`` what is drawn of them
+    on the arm's page. Controls in the texts are spelled out (`visible`), since the scripts show them as they are.
     """
     value = {
         "arm": arm,
         "baseline": baseline,
-        "style": format_style(runs["format"].iloc[0]).value,
+        "style": None if runs["format"].iloc[0] == NOT_STATED else format_style(runs["format"].iloc[0]).value,
         "data": str(runs["data"].iloc[0])[:12],
         "config": {visible(key): visible(text) for key, text in config_lines(loader.config(arm)).items()},
         "health": [[*map(visible, keys), value] for *keys, value in health_by_type(last)],
     }
-    found = plain(value) | {"runs": runs_value(loader, runs), "final": _column(runs["final_val_loss"])}
+    metrics = metrics_of_arm(loader, runs, measure)
+    ends = pd.Series([last_value(loader.records[run_id], measure) for run_id in runs["run_id"]], dtype=float)
+    found = plain(value) | {
+        "runs": runs_value(loader, runs, metrics),
+        "final": _column(ends),
+        "metrics": [*map(list, metrics.items())],
+    }
+    found["metric"] = measure and {**measure._asdict(), "name": metric_key(measure.name)}
     found["t"] = [None, *map(t_quantile, range(1, len(runs)))]
     return compact(found | ({"layers": layers} if layers else {}))
 
@@ -224,4 +280,5 @@ def stated(config: ExperimentConfig) -> dict[str, Any]:
 
 def compare_page(loader: ExperimentDataLoader) -> Page:
     """The page on which a reader compares arms; docs/javascripts/runs/compare-page.js fills it."""
-    return document_page(loader, "compare/index", {"runs": len(loader.runs)}, code=__name__)
+    values = {"runs": len(loader.runs), "campaign": has_campaign()}
+    return document_page(loader, "compare/index", values, code=__name__)

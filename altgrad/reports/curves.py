@@ -7,29 +7,36 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from altgrad.analysis.effects import OWN, Measure, metrics_of
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import t_quantile
 from altgrad.reports import columns as col
 from altgrad.reports.document import macros_of
 from altgrad.site import MUTED, Axis, Block, Chart, ChartBlock, Column, Sketch, Table, plot_axes
 from altgrad.site.sketch import spread
+from altgrad.text import visible
 
 POINTS = 200
-"""Most points a run has in the JSON of an arm; the JSON of its runs has all that were recorded."""
-CURVES = ("step", "tokens", "seconds", "loss", "val_loss")
+"""Most points that a curve of a run has in the JSON of an arm; the JSON of its runs has all that were recorded."""
+AXES = ("step", "tokens", "seconds")
+CURVES = 40
+"""Most metrics of an arm of another loop that have curves."""
+_TAKEN = ("id", "seed", "status", "role", "gap", *AXES)
+"""What a run's JSON and the scripts call something else."""
 TABLE_ROWS = 12
 """Most rows of the table beside the curves; the CSV has all."""
 
 
 class Losses(NamedTuple):
-    """The validation losses of an arm: a row of `values` a run, a column a step; NaN where a run has none there."""
+    """A metric of an arm, such as its validation loss: a row of `values` a run, a column a step; NaN where a run has
+    none there."""
 
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
@@ -38,7 +45,7 @@ class Losses(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """The chart and the table of an arm's losses, whether the mean of its runs is a curve, and its pairs."""
+    """The chart and the table of an arm's metric, whether the mean of its runs is a curve, and its pairs."""
 
     chart: list[Block]
     table: list[Block]
@@ -46,13 +53,13 @@ class Curves(NamedTuple):
     pairs: int = 0
 
 
-def curves(own: Losses, other: Losses, with_baseline: bool, foreign: bool, colour: str) -> Curves:
-    """The chart and the table of an arm's validation losses over its baseline's, both as `losses_of` gives them.
+def curves(own: Losses, other: Losses, with_baseline: bool, measure: Measure | None, colour: str) -> Curves:
+    """The chart and the table of an arm's `measure` over its baseline's, both as `losses_of` gives them.
 
-    The arm's own are drawn in `colour`.
-    Nothing where the arm has none. Many arms share a baseline, so the caller keeps what `losses_of` gave.
+    The arm's own are drawn in `colour`. Nothing where the arm has none. Many arms share a baseline, so the caller
+    keeps what `losses_of` gave.
     """
-    if not own.steps.size:
+    if measure is None or not own.steps.size:
         return Curves([], [])
     found = {"": by_step(own), "baseline_": by_step(other), "gap_": gap_by_step(own, other)}
     steps = np.union1d(own.steps, other.steps)
@@ -65,24 +72,48 @@ def curves(own: Losses, other: Losses, with_baseline: bool, foreign: bool, colou
     data = pd.DataFrame(beside)
     words, told = macros_of("layers"), found[""].to_dict("records")
     same = bool(found[""]["mean"].notna().all())
-    description = words.loss(told[0], told[-1]) if same else words.losses(told[0], len(own.values))
-    label = "val_loss" if foreign else "validation loss (nats per character)"
-    draw = _drawing({"baseline_": other, "": own}, data, colour, label)
-    chart = Chart("loss", "Validation loss by step", str(description).strip(), data, sketch=draw, height=3.3)
-    return Curves([ChartBlock(chart)], [_table(data, with_baseline)], same, int(data["gap_n"].max()))
+    digits = measure.digits - 1 if measure.digits else 0
+    description = words.loss(told[0], told[-1], digits) if same else words.losses(told[0], len(own.values), digits)
+    draw = _drawing({"baseline_": other, "": own}, data, colour, measure.axis)
+    title = f"{capital(measure.title)} by step"
+    chart = Chart("loss", title, str(description).strip(), data, sketch=draw, height=3.3)
+    return Curves([ChartBlock(chart)], [_table(data, with_baseline, measure)], same, int(data["gap_n"].max()))
 
 
-def runs_value(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[dict[str, Any]]:
-    """All runs of an arm, column by column: {id, seed, status, role, step, tokens, seconds, loss, val_loss}."""
+def capital(title: str) -> str:
+    """The name of a measure at the beginning of a sentence; one of somebody's loop stays as it is."""
+    return f"{title[:1].upper()}{title[1:]}" if title == OWN.title else title
+
+
+def metrics_of_arm(loader: ExperimentDataLoader, runs: pd.DataFrame, measure: Measure | None) -> dict[str, str]:
+    """The metrics that an arm's curves can show: their names in its JSON, and what they are called; `measure` first."""
+    records = [loader.records[run_id] for run_id in runs["run_id"]]
+    if measure is None:
+        return {}
+    if records[0].config.foreign is None:
+        return {OWN.name: OWN.title, "loss": "training loss"}
+    found = dict.fromkeys([measure.name, *metrics_of(records, ("step", *AXES))])
+    return {metric_key(name): visible(name) for name in [*found][:CURVES]}
+
+
+def metric_key(name: str) -> str:
+    """What a metric is called in the JSON of an arm."""
+    return f"{name}_" if name in _TAKEN else name
+
+
+def runs_value(loader: ExperimentDataLoader, runs: pd.DataFrame, metrics: Collection[str]) -> list[dict[str, Any]]:
+    """All runs of an arm, column by column: {id, seed, status, role, step, tokens, seconds} and the metrics."""
     found = []
     names = ("run_id", "seed", "status", "role")
     for run_id, seed, status, role in zip(*(runs[name].tolist() for name in names), strict=True):
-        history = loader.history(run_id)
+        history = loader.history(run_id).rename(columns=lambda name: name if name in AXES else metric_key(name))
         keep = np.arange(len(history)) % max(1, math.ceil(len(history) / POINTS)) == 0
-        if "val_loss" in history:
-            keep |= ~np.isnan(history["val_loss"].to_numpy())
+        for place, name in enumerate(metrics):
+            known = np.flatnonzero(~np.isnan(history[name].to_numpy())) if name in history else np.empty(0, np.int64)
+            if place == 0 or keep[known].sum() < min(len(known), POINTS // 2):  # it is in few rows
+                keep[known[:: max(1, math.ceil(len(known) / POINTS))]] = True
         own = history_value(history, keep)
-        own = {name: own[name] for name in CURVES if name in own}
+        own = {name: own[name] for name in (*AXES, *metrics) if name in own}
         found.append({"id": run_id, "seed": seed, "status": status, "role": role, **own})
     return found
 
@@ -130,13 +161,13 @@ def column(values: NDArray[np.float64]) -> list[Any]:
     return found
 
 
-def losses_of(loader: ExperimentDataLoader, arm: str | None) -> Losses:
-    """The validation losses of the runs of an arm that have any."""
+def losses_of(loader: ExperimentDataLoader, arm: str | None, metric: str = OWN.name) -> Losses:
+    """A metric of the runs of an arm that have any of it."""
     steps, losses, pairs = list[NDArray[np.int64]](), list[NDArray[np.float64]](), dict[int, int]()
     rows = loader.runs[loader.runs["arm"] == arm]
     for run_id, seed, role in zip(rows["run_id"], rows["seed"], rows["role"], strict=True):
         history = loader.history(run_id)
-        loss = history["val_loss"].to_numpy(np.float64) if "val_loss" in history else np.empty(0)
+        loss = history[metric].to_numpy(np.float64) if metric in history else np.empty(0)
         known = np.isfinite(loss) & (np.abs(np.nan_to_num(loss)) < 1e300)
         if known.any():
             if role == "report":
@@ -219,14 +250,18 @@ def _drawing(losses: Mapping[str, Losses], data: pd.DataFrame, own: str, label: 
     return draw
 
 
-def _table(data: pd.DataFrame, with_baseline: bool) -> Table:
+def _table(data: pd.DataFrame, with_baseline: bool, measure: Measure) -> Table:
     rows = data.iloc[np.linspace(0, len(data) - 1, min(len(data), TABLE_ROWS)).astype(int)]
     columns: list[Column] = [col.count("Step", "step")]
+    digits = measure.digits
+    if not with_baseline and data["n"].max() == 1:
+        title = capital(measure.title)
+        return col.table(rows, [*columns, col.number(title, "low", digits)], title)
     for prefix, name in (("", "This arm"), ("baseline_", "Baseline"))[: 1 + with_baseline]:
-        reach = f"{{{prefix}low:.4f}} to {{{prefix}high:.4f}}"
-        columns += [col.number(name, f"{prefix}mean", 4), col.filled(f"{name}, lowest to highest", reach)]
+        reach = f"{{{prefix}low:.{digits}f}} to {{{prefix}high:.{digits}f}}"
+        columns += [col.number(name, f"{prefix}mean", digits), col.filled(f"{name}, lowest to highest", reach)]
         columns.append(col.count(f"{name}, runs", f"{prefix}n"))
     if data["gap_n"].any():
-        gap = col.interval("Difference, 95% interval", "gap_low", "gap_high", 4)
-        columns += [col.signed("Difference, paired by seed", "gap_mean", 4), gap, col.count("Pairs", "gap_n")]
-    return col.table(rows, columns, "Validation loss: mean over seeds, range, runs")
+        gap = col.interval("Difference, 95% interval", "gap_low", "gap_high", digits)
+        columns += [col.signed("Difference, paired by seed", "gap_mean", digits), gap, col.count("Pairs", "gap_n")]
+    return col.table(rows, columns, f"{capital(measure.title)}: mean over seeds, range, runs")

@@ -1,7 +1,9 @@
-"""Overview and Effects: the pages that a site of anyone's runs has, from docs/own/."""
+"""Overview, Effects, Curves and Health: the pages that a site of anyone's runs has, from docs/own/."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -9,44 +11,69 @@ import numpy as np
 import pandas as pd
 
 from altgrad.analysis import words
-from altgrad.analysis.effects import Effect, Outcomes, effects, interaction, outcomes, varied_keys
+from altgrad.analysis.effects import Effect, Outcomes, effects, interaction, metrics_of, outcomes, varied_keys
+from altgrad.analysis.labels import site_labels
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import mean_interval
+from altgrad.config import OPERAND_NAMES
 from altgrad.reports import columns as col
 from altgrad.reports.charts import forest
-from altgrad.reports.document import document_page
+from altgrad.reports.compare import averaged, health_by_type
+from altgrad.reports.curves import by_step, losses_of
+from altgrad.reports.document import document_page, macros_of
 from altgrad.reports.heat_map import figures_map
-from altgrad.reports.scope import STATUSES
-from altgrad.site import Chart, ChartBlock, Page
+from altgrad.reports.scope import STATUSES, site_values
+from altgrad.site import MUTED, PALETTE, Axis, Chart, ChartBlock, Column, Page, Sketch, plot_axes
 from altgrad.site.document import Part
+from altgrad.site.sketch import spread
+from altgrad.text import shorten, visible
 
 BEST_SHOWN = 20
 """Arms that the overview lists."""
 ROWS_OF_A_CHART = 24
 """Most effects of a key that are drawn; the table has all."""
+METRICS_DRAWN, ARMS_DRAWN, NAMED, POINTS_DRAWN = 12, 24, 8, 80
+"""In Curves: most charts of a project (fewer of several), arms in each, arms with a name, and points of a line."""
+_HEALTH = (
+    col.arm("Arm", "label"),
+    col.text("Operand", "operand", OPERAND_NAMES),
+    col.text("Layers", "layers"),
+)
+_STATISTICS = {
+    "overflow": col.percent("Overflow", "overflow"),
+    "underflow": col.percent("Underflow", "underflow"),
+    "sqnr_db": col.number("SQNR (dB)", "sqnr_db", 1),
+    "stall_ratio": col.percent("Stall ratio", "stall_ratio"),
+}
 _KEYS = (
     col.text("Project", "project"),
     col.text("Key", "key"),
     col.of("Values", lambda row: words.names(row["values"][:8]) + (" …" if len(row["values"]) > 8 else "")),
     col.count("Arms that state it", "arms"),
 )
-_BEST = (
-    col.arm("Arm", "label"),
-    col.count("Runs", "n"),
-    col.number("Mean", "mean", 4),
-    col.interval(digits=4, sign=False),
-    col.text("Project", "project"),
-)
-_EFFECTS = (
-    col.text("Project", "project"),
-    col.text("Key", "key"),
-    col.text("Value", "value"),
-    col.text("Against", "reference"),
-    col.signed("Difference", "difference", 4),
-    col.interval(digits=4),
-    col.count("Pairs", "n_pairs"),
-    col.count("Settings", "settings"),
-)
+
+
+def _best_columns(digits: int) -> tuple[Column, ...]:
+    return (
+        col.arm("Arm", "label"),
+        col.count("Runs", "n"),
+        col.number("Mean", "mean", digits),
+        col.interval(digits=digits, sign=False),
+        col.text("Project", "project"),
+    )
+
+
+def _effect_columns(digits: int) -> tuple[Column, ...]:
+    return (
+        col.text("Project", "project"),
+        col.text("Key", "key"),
+        col.text("Value", "value"),
+        col.text("Against", "reference"),
+        col.signed("Difference", "difference", digits),
+        col.interval(digits=digits),
+        col.count("Pairs", "n_pairs"),
+        col.count("Settings", "settings"),
+    )
 
 
 def overview_page(loader: ExperimentDataLoader) -> Page:
@@ -55,7 +82,7 @@ def overview_page(loader: ExperimentDataLoader) -> Page:
     best, keys = _best(found), varied_keys(loader)
     runs = found.runs
     counts = runs["status"].value_counts()
-    values = _values(found) | {
+    values = site_values(loader) | {
         "runs": len(runs),
         "arms": runs["arm"].nunique(),
         "projects": sorted(runs["project"].unique()),
@@ -67,10 +94,16 @@ def overview_page(loader: ExperimentDataLoader) -> Page:
         "varied": len(keys),
     }
     parts: dict[str, Part] = {
-        "keys": [col.table(keys, _KEYS, "What was varied", "varied", keys.assign(values=keys["values"].map("; ".join)))]
+        "keys": [
+            col.table(
+                keys, _KEYS, "Keys with several values", "varied", keys.assign(values=keys["values"].map("; ".join))
+            )
+        ]
         if len(keys)
         else [],
-        "best": [col.table(best.head(BEST_SHOWN), _BEST, "Arms by their mean", "best", best)] if len(best) else [],
+        "best": [col.table(best.head(BEST_SHOWN), _best_columns(values["digits"]), "Arms by their mean", "best", best)]
+        if len(best)
+        else [],
     }
     return document_page(loader, "overview", values, parts, code=__name__, document="own/_overview")
 
@@ -82,12 +115,18 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
     table = pd.DataFrame([_row(each) for each in every])
     both = interaction(loader)
     keys = list(dict.fromkeys((each.project, each.key) for each in every))
+    axis = found.measure.axis if found.measure else ""
     groups = [
-        {"project": project, "key": key, "chart": [ChartBlock(_forest(found, number, own))], "single": _single(own)}
+        {
+            "project": project,
+            "key": key,
+            "chart": [ChartBlock(_forest(found, number, own, axis))],
+            "single": _single(own),
+        }
         for number, (project, key) in enumerate(keys)
         for own in [[each for each in every if (each.project, each.key) == (project, key)]]
     ]
-    values = _values(found) | {
+    values = site_values(loader) | {
         "groups": groups,
         "runs": len(found.runs),
         "both": both and both[:2],
@@ -95,15 +134,12 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
         "many_projects": found.runs["project"].nunique() > 1,
     }
     parts: dict[str, Part] = {
-        "effects": [col.table(table, _EFFECTS, "Every difference", "effects")] if every else [],
+        "effects": [col.table(table, _effect_columns(values["digits"]), "Every difference", "effects")]
+        if every
+        else [],
         "interaction": [ChartBlock(_map(found, *both))] if both else [],
     }
     return document_page(loader, "effects", values, parts, code=__name__, document="own/_effects")
-
-
-def _values(found: Outcomes) -> dict[str, Any]:
-    unit = f", {found.about.unit}" if found.about.unit else ""
-    return {"metric": found.metric, "unit": unit, "better": found.about.better}
 
 
 def _best(found: Outcomes) -> pd.DataFrame:
@@ -132,12 +168,11 @@ def _single(own: list[Effect]) -> bool:
     return all(each.estimate.n == 1 for each in own)
 
 
-def _forest(found: Outcomes, number: int, own: list[Effect]) -> Chart:
+def _forest(found: Outcomes, number: int, own: list[Effect], axis: str) -> Chart:
     shown = sorted(own, key=lambda each: found.sign * each.estimate.mean)[:ROWS_OF_A_CHART]
     data, first = pd.DataFrame([_row(each) for each in shown]), shown[0]
     title = f"{first.key} against {first.reference}: {found.metric}"
-    axis = f"difference of {found.metric}{_values(found)['unit']}"
-    return forest(f"effect-{number}", title, "", data, [each.value for each in shown], axis)
+    return forest(f"effect-{number}", title, "", data, [each.value for each in shown], f"difference of {axis}")
 
 
 def _map(found: Outcomes, one: str, two: str, cells: pd.DataFrame) -> Chart:
@@ -152,6 +187,115 @@ def _map(found: Outcomes, one: str, two: str, cells: pd.DataFrame) -> Chart:
     )  # fmt: skip
 
 
+def curves_page(loader: ExperimentDataLoader) -> Page:
+    """Every metric over the steps, a chart for each project and metric: the best arms by name, others as thin lines."""
+    found, names = loader.memo(outcomes), measure_names(loader)
+    ranked, labels = _best(found)["arm"].tolist(), loader.memo(site_labels)
+    groups, shown_names = [], set[str]()
+    most = max(3, METRICS_DRAWN // max(1, loader.runs["study"].nunique()))
+    for number, (project, runs) in enumerate(loader.runs.groupby("study", sort=True)):
+        own = runs["arm"].unique().tolist()
+        arms = [arm for arm in ranked if arm in own] + [arm for arm in own if arm not in ranked]
+        charts: list[ChartBlock] = []
+        for place, metric in enumerate(names):
+            chart = _curves(loader, f"curve-{number}-{place}", metric, arms, labels) if len(charts) < most else None
+            if chart is not None:
+                charts.append(ChartBlock(chart))
+                shown_names.add(metric)
+        more = max(0, len(arms) - ARMS_DRAWN)
+        shown = ",".join(arms[:NAMED])
+        groups.append({"project": project, "charts": charts, "arms": len(arms), "left": more, "address": shown})
+    drawn = [group for group in groups if group["charts"]]
+    values = site_values(loader) | {
+        "groups": drawn,
+        "runs": len(loader.runs),
+        "more": [visible(name) for name in names if name not in shown_names][:20],
+        "count": len(names) - len(shown_names),
+        "named": NAMED,
+    }
+    return document_page(loader, "curves", values, {}, code=__name__, document="own/_curves")
+
+
+def measure_names(loader: ExperimentDataLoader) -> list[str]:
+    """The metrics that have a chart: the one by which runs are compared first, then what the most runs have."""
+    measure = loader.memo(outcomes).measure
+    names = metrics_of(loader.records.values())
+    return sorted(names, key=lambda name: measure is None or name != measure.name)
+
+
+def _curves(
+    loader: ExperimentDataLoader, identity: str, metric: str, arms: list[str], labels: Mapping[str, str]
+) -> Chart | None:
+    """A metric of some arms, the first of them named; None where none has it at two steps."""
+    found = {arm: losses for arm in arms if (losses := losses_of(loader, arm, metric)).steps.size > 1}
+    found = dict(list(found.items())[:ARMS_DRAWN])
+    if not found:
+        return None
+    lines = {arm: _thinned(by_step(losses)) for arm, losses in found.items()}
+    data = pd.concat([rows.assign(arm=labels[arm]) for arm, rows in lines.items()], ignore_index=True)
+    data = data[["arm", "step", "mean", "low", "high", "n"]]
+    bottom, top = float(data["low"].min()), float(data["high"].max())
+    pad = 0.04 * (top - bottom) or 0.5
+    title = visible(metric)
+
+    def draw(sketch: Sketch) -> None:
+        x = Axis(float(data["step"].min()), float(data["step"].max()), 48, sketch.width - 190)
+        y = Axis(bottom - pad, top + pad, sketch.height - 36, 20)
+        plot_axes(sketch, x, y, "step", title)
+        ends = []
+        for place, (arm, rows) in reversed([*enumerate(lines.items())]):
+            colour = PALETTE[place] if place < NAMED else MUTED
+            runs = found[arm].values if rows["mean"].isna().any() else None
+            with sketch.told(labels[arm]):
+                if runs is None:
+                    sketch.line(zip(map(x, rows["step"]), map(y, rows["mean"]), strict=True), colour, 1.6)
+                for run in () if runs is None else runs:
+                    at = np.flatnonzero(~np.isnan(run))
+                    at = at[:: max(1, math.ceil(len(at) / POINTS_DRAWN))]
+                    sketch.line([(x(found[arm].steps[each]), y(run[each])) for each in at], colour, 0.8)
+            if place < NAMED:
+                last = rows[["low", "high"]].iloc[-1].mean()
+                ends.append((x(float(rows["step"].iloc[-1])), y(float(last)), shorten(labels[arm], 34), colour))
+        heights = spread([end[1] for end in ends], 11)
+        up = max(0.0, max(heights) + 6 - sketch.height)
+        for (_, _, name, colour), height in zip(ends, heights, strict=True):
+            sketch.text(sketch.width - 186, height + 3 - up, name, colour)
+
+    ends = [{"arm": labels[arm], **rows.iloc[-1].to_dict()} for arm, rows in list(lines.items())[:NAMED]]
+    about = str(macros_of("layers").lines(len(lines), ends)).strip()
+    return Chart(identity, title, about, data, sketch=draw, height=3.3)
+
+
+def _thinned(rows: pd.DataFrame) -> pd.DataFrame:
+    """At most `POINTS_DRAWN` of the rows of a curve, the last one among them."""
+    places = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), POINTS_DRAWN)).astype(int))
+    return rows.iloc[places]
+
+
+def health_page(loader: ExperimentDataLoader) -> Page | None:
+    """What rounding did in the layers, for each arm that recorded it; None where none did."""
+    labels, rows = loader.memo(site_labels), list[dict[str, Any]]()
+    for arm, runs in loader.runs.groupby("arm", sort=True):
+        last = loader.last_look(averaged(loader, runs))
+        for statistic, operand, kind, value in health_by_type(last):
+            rows.append({"arm": arm, "label": labels[arm], "operand": operand, "layers": kind, statistic: value})
+    if not rows:
+        return None
+    keys = ["arm", "label", "operand", "layers"]
+    frame = pd.DataFrame(rows, columns=[*keys, *_STATISTICS]).groupby(keys, sort=False).first().reset_index()
+    frame = frame.dropna(axis=1, how="all")
+    columns = [*_HEALTH, *(column for name, column in _STATISTICS.items() if name in frame)]
+    worst = [
+        {"name": name, **frame.loc[frame[name].idxmax()].to_dict(), "value": frame[name].max()}
+        for name in ("overflow", "underflow", "stall_ratio")
+        if name in frame and frame[name].max() > 0
+    ]
+    values = {"arms": frame["arm"].nunique(), "all": loader.runs["arm"].nunique(), "worst": worst}
+    parts: dict[str, Part] = {"health": [col.table(frame, columns, "Layers at the last measurement", "health")]}
+    return document_page(loader, "health", values, parts, code=__name__, document="own/_health")
+
+
 def own_pages(loader: ExperimentDataLoader) -> list[Page]:
-    """Both pages."""
-    return [overview_page(loader), effects_page(loader)]
+    """The pages of a site of anyone's runs; Health where there is something to show."""
+    pages = (overview_page(loader), effects_page(loader), curves_page(loader), health_page(loader))
+    return [page for page in pages if page is not None]

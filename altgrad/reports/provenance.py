@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import pandas as pd
 
 import altgrad
 from altgrad.analysis import words
-from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader
 from altgrad.config import UsageError
 from altgrad.imports import code_fingerprint
 from altgrad.reports import columns as col
@@ -67,7 +68,8 @@ def provenance(loader: ExperimentDataLoader, built: datetime | None = None, of: 
             ) from None
     when = f"{words.moment(built.isoformat())}, " if built else ""
     packages = ", ".join(f"{package} {installed(package)}" for package in ("numpy", "pandas", "scipy", "matplotlib"))
-    runs = " ".join(filter(None, (f"{len(loader.runs)} runs", of)))
+    count = len(loader.runs)
+    runs = " ".join(filter(None, (f"{count} run{'s' if count != 1 else ''}", of)))
     return Provenance(
         (
             ("Records", f"{runs} up to {words.moment(loader.newest)}, fingerprint {loader.fingerprint}"),
@@ -95,9 +97,11 @@ def code_key(*modules: str) -> str:
     return digest(page_code(*modules), [(name, installed(name)) for name in _PACKAGES], sys.version, given_epoch())
 
 
+def data_of(run: Mapping[str, Any], form: str) -> str:
+    """What a run was trained on, with the first digits of its sha256 in `form`; "not stated" of imports without."""
+    name = str(run["data"].get("name", "unnamed"))
+    return NOT_STATED if name.startswith(NOT_STATED) else name + form.format(str(run["data"]["sha256"])[:12])
+
+
 def _datasets(loader: ExperimentDataLoader) -> str:
-    found = {
-        (record.run["data"].get("name", "unnamed"), str(record.run["data"]["sha256"])[:12])
-        for record in loader.records.values()
-    }
-    return "; ".join(f"{name} (sha256 {sha})" for name, sha in sorted(found)) or "none"
+    return "; ".join(sorted({data_of(record.run, " (sha256 {})") for record in loader.records.values()})) or "none"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from altgrad.analysis import words
 from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.costs import extent
+from altgrad.analysis.effects import OWN, outcomes
 from altgrad.analysis.loader import ExperimentDataLoader, scale_label
 from altgrad.config import LAYER_TYPES, OPERANDS
+from altgrad.runs import default_sources
 from altgrad.site import Link, Md, PageRef, Paragraph, escape, join, md
 
 HEADLINE_SEEDS = 16
@@ -52,6 +56,24 @@ def data_line(loader: ExperimentDataLoader, scoped: bool = True) -> Paragraph:
     return Paragraph(join(" ", parts))
 
 
+def only_foreign(loader: ExperimentDataLoader) -> bool:
+    """Whether there are runs, and all of other training loops."""
+    return len(loader.runs) > 0 and bool(loader.runs["foreign"].all())
+
+
+def has_campaign() -> bool:
+    """Whether the site is AltGrad's own, whose commands record the runs that are missing."""
+    return any((source.parent / "campaign.py").is_file() for source in default_sources())
+
+
+def site_values(loader: ExperimentDataLoader) -> dict[str, Any]:
+    """What a document says of the metric by which a site's runs are compared."""
+    measure = loader.memo(outcomes).measure
+    found = measure or OWN
+    values = {"metric": found.title, "unit": f", {found.unit}" if found.unit else "", "better": found.better}
+    return values | {"digits": found.digits, "measured": measure is not None, "foreign": only_foreign(loader)}
+
+
 def recorded_line(loader: ExperimentDataLoader) -> Paragraph:
     """How many runs there are, until when."""
     runs = loader.runs
@@ -59,7 +81,8 @@ def recorded_line(loader: ExperimentDataLoader) -> Paragraph:
         return Paragraph("Data: no recorded runs.")
     counts = runs["status"].value_counts()
     ended = ", ".join(f"{counts[status]} {status}" for status in STATUSES if status in counts)
-    return Paragraph(f"Data: {len(runs)} recorded runs ({ended}), the newest of {words.moment(loader.newest)}.")
+    count = f"{len(runs)} recorded {'run' if len(runs) == 1 else 'runs'}"
+    return Paragraph(f"Data: {count} ({ended}), the newest of {words.moment(loader.newest)}.")
 
 
 def pilot(loader: ExperimentDataLoader, arm: str, pairs: int) -> dict[str, int] | None:

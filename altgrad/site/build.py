@@ -101,6 +101,7 @@ class SiteBuild:
     problem: str = ""  # why the library cannot be imported, while serving: every page that it makes says so
     cache: Cache = field(default_factory=lambda: Cache(Path(), refresh=True))
     begun: float = field(default_factory=time.perf_counter)
+    optional: set[str] = field(default_factory=set)  # pages that need not be made
     made: set[str] = field(default_factory=set)  # the pages that the scripts have added to the site's sources
     data: Files = field(default_factory=dict)  # files beside them, which would be written twice
     bodies: dict[str, Body] = field(default_factory=dict)  # the content of pages that need no Markdown, by place
@@ -132,6 +133,7 @@ def build(
     *expected: str,
     key: Callable[[], str] | None = None,
     parallel: bool = False,
+    optional: Sequence[str] = (),
 ) -> None:
     """Make pages and write them: what a script in gen/ calls.
 
@@ -146,7 +148,9 @@ def build(
             bytes stay the same. ALTGRAD_REFRESH=1 makes them again.
         parallel: whether the cores share the makers under `mkdocs build`: for many pages that have little in common,
             since what one process has found the others have not.
+        optional: paths of pages that there need not be; the navigation is without those that are not made.
     """
+    _current().optional |= {f"{path}.md" for path in optional}
     root = _current().root
 
     def parts() -> Iterable[Part]:
@@ -454,6 +458,7 @@ def add_files(found: Any, config: Any) -> Any:
             if current.held and name in current.data:
                 file.copy_file = lambda dirty=False: None  # thousands of files: `altgrad.site.plugin` serves them
             found.append(file)
+    config["nav"] = _with(config["nav"], lambda name: name not in current.optional or name in found.src_uris)
     if current.page:
         pages = {file.src_uri.removesuffix(".md"): file for file in found if file.is_documentation_page()}
         if current.page not in pages:
@@ -469,6 +474,15 @@ def add_files(found: Any, config: Any) -> Any:
         current.docstring_files = current.cache.get(_DOCSTRINGS, current.docstrings) or {}
         current.bodies |= docstring_bodies(current.docstring_files)
     return found
+
+
+def _with(nav: Any, there: Callable[[str], bool]) -> Any:
+    """A navigation without the pages that are not there."""
+    if isinstance(nav, list):
+        return [kept for each in nav if (kept := _with(each, there)) is not None]
+    if isinstance(nav, dict):
+        return {title: kept for title, each in nav.items() if (kept := _with(each, there)) is not None} or None
+    return nav if not isinstance(nav, str) or there(nav) else None
 
 
 def resolved(config: Any, found: Any) -> None:

@@ -6,16 +6,26 @@ always fit the pages that it makes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 import altgrad
 from altgrad.config import UsageError
+from altgrad.runs.site_names import FILE
 
 _HERE = Path(__file__).parent
 TEMPLATES, ASSETS = _HERE / "templates", _HERE / "assets"
-_RENAMED = {"gitignore": ".gitignore", "github/site.yml": ".github/workflows/site.yml"}
+_RENAMED = {
+    "gitignore": ".gitignore",
+    "github/site.yml": ".github/workflows/site.yml",
+    "gitlab-ci.yml": ".gitlab-ci.yml",
+}
 """Templates whose names begin with a dot, which packages of Python tend to leave out."""
+_FROM_WORKFLOW = 'site_url: !ENV [SITE_URL, ""]'
 
 
 def lay_out(folder: Path) -> list[Path]:
@@ -37,6 +47,19 @@ def lay_out(folder: Path) -> list[Path]:
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror}); give another folder") from None
     return written
+
+
+def set_site_url(folder: Path, address: str) -> None:
+    """Write the address of the published site into a new project, in place of the one that its workflow gives."""
+    path = folder / "mkdocs.yml"
+    path.write_text(path.read_text("utf-8").replace(_FROM_WORKFLOW, f"site_url: {json.dumps(address)}", 1), "utf-8")
+
+
+def set_names(folder: Path, names: Mapping[str, Any]) -> None:
+    """Say in a new project what the names in its runs mean, above the examples of it."""
+    path = folder / FILE
+    said = yaml.safe_dump(dict(names), sort_keys=False, allow_unicode=True) if names else ""
+    path.write_text(said + path.read_text("utf-8"), "utf-8")
 
 
 def templates() -> Iterator[tuple[str, bytes]]:

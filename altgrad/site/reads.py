@@ -17,6 +17,7 @@ from typing import Any
 
 import altgrad
 from altgrad.runs import default_sources
+from altgrad.runs.site_names import names_file
 
 _VARIABLE = re.compile(r"""\b(?:environ(?:\[|\.get\()|getenv\()\s*["'](\w+)["']""")
 _ENVIRONMENT = re.compile(r"\b(?:environ|getenv)\b")
@@ -96,6 +97,7 @@ def names_of(paths: Sequence[Path], here: Path) -> str:
 
 def _is_of_project(path: Path, here: Path) -> bool:
     others = [Path(sys.prefix), Path(sys.base_prefix), Path(altgrad.__file__).parent, *default_sources(), *_SYSTEM]
+    others += filter(None, [names_file(default_sources())])  # it is read with them
     if matplotlib := sys.modules.get("matplotlib"):
         others += [Path(matplotlib.get_cachedir()), Path(matplotlib.get_configdir())]
     hidden = any(part.strip(".") and part.startswith(".") for part in Path(os.path.relpath(path, here)).parts)

@@ -1,7 +1,7 @@
 // Zoomable curves with bands over seeds, drawn by uPlot over a drawing that is on the page already.
 // `seedBand` and `align` are pure; `plotCurves` draws any groups of them; at the end, the page of an arm.
 
-import { minus } from "./figures.js";
+import { capital, minus } from "./figures.js";
 
 /**
  * Mean, lowest and highest value and standard deviation of `metric` over the runs at each step that any has; x is the
@@ -40,15 +40,16 @@ export function band(runs, { metric, axis, kind = "range", t = [] }) {
   return { ...found, low: found.mean.map((mean, index) => mean - half[index]), high: found.mean.map((mean, index) => mean + half[index]) };
 }
 
-/** The runs of an arm whose seed the baseline has too, with `gap`: validation loss minus the baseline's at the same step. */
+/** The runs of an arm whose seed the baseline has too, with `gap`: its metric minus the baseline's at the same step. */
 export function gaps(arm, baseline) {
+  const metric = arm.metric?.name ?? "val_loss";
   const first = ({ runs }) => new Map(runs.filter(({ role }) => role === "report").reverse().map((run) => [run.seed, run]));
   const others = first(baseline);
   return [...first(arm).values()].filter(({ seed }) => others.has(seed)).map((run) => {
     const other = others.get(run.seed);
-    const at = new Map(other.step.map((step, index) => [step, other.val_loss?.[index]]));
+    const at = new Map(other.step.map((step, index) => [step, other[metric]?.[index]]));
     const gap = run.step.map((step, index) => {
-      const [own, its] = [run.val_loss?.[index], at.get(step)];
+      const [own, its] = [run[metric]?.[index], at.get(step)];
       return Number.isFinite(own) && Number.isFinite(its) ? own - its : null;
     });
     return { ...run, gap };
@@ -226,7 +227,6 @@ export async function plotCurves(host, groups, options) {
 }
 
 const AXES = { step: "step", tokens: "tokens", seconds: "seconds of training" };
-const METRICS = { val_loss: "validation loss", loss: "training loss" };
 
 export function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -276,7 +276,7 @@ const together = (plots) => Object.fromEntries(["zoom", "reset", "resize", "dest
 
 /** Put the zoomable chart in the place of an arm's drawing, and the difference to the baseline into `difference`. */
 async function armCurves(figure, difference, arm, address) {
-  const groups = [{ label: "this arm", runs: arm.runs, colour: arm.style[0] }];
+  const groups = [{ label: "this arm", runs: arm.runs, colour: arm.style?.[0] ?? "--chart-1" }];
   const pairs = [];
   if (typeof arm.baseline === "string") {
     const other = await read(new URL(`${encodeURIComponent(arm.baseline)}.curves.json`, address));
@@ -287,7 +287,8 @@ async function armCurves(figure, difference, arm, address) {
   const box = figure.querySelector(".chart-box");
   const caption = figure.querySelector("figcaption");
   const drawing = box.querySelector("svg");
-  const metric = choice("Metric", METRICS, arm.runs);
+  const titles = Object.fromEntries(arm.metrics);
+  const metric = choice("Metric", titles, arm.runs);
   const axis = choice("Horizontal axis", AXES, arm.runs);
   const each = element("input", { type: "checkbox" });
   const picture = () => {
@@ -306,11 +307,11 @@ async function armCurves(figure, difference, arm, address) {
   };
   const { redraw, buttons } = live(box, host, async () => {
     const by = `by ${AXES[axis.value]}`;
-    caption.textContent = `${METRICS[metric.value].replace(/^./, (first) => first.toUpperCase())} ${by}`;
+    caption.textContent = `${capital(titles[metric.value])} ${by}`;
     box.ariaLabel = `Chart: ${caption.textContent}`;
     const plots = [await plot(host, groups, metric.value, "range", caption.textContent, readout, height)];
     if (below.host.isConnected) {
-      below.caption.textContent = `Difference in validation loss to the baseline ${by}`;
+      below.caption.textContent = `Difference in ${arm.metric.title} to the baseline ${by}`;
       plots.push(await plot(below.host, pairs, "gap", "t", below.caption.textContent, below.readout, 180));
     }
     return together(plots);

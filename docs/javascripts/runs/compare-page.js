@@ -1,8 +1,8 @@
 // The Compare page: arms chosen here, in the table of runs or by the address, drawn and put side by side.
 
 import { band, element, gaps, plotCurves } from "../curves.js";
-import { minus, swatchOf } from "../figures.js";
-import { AXES, BANDS, METRICS, MOST, differences, finalLosses, health, interval, lineStyles, paired, readState, shortened, smoothed, writeState } from "./compare.js";
+import { capital, minus, swatchOf } from "../figures.js";
+import { AXES, BANDS, MOST, curvesOf, differences, finalLosses, health, interval, lineStyles, paired, readState, shortened, smoothed, writeState } from "./compare.js";
 import { button, choice, field, say, status } from "./controls.js";
 import { decode, near, places } from "./table.js";
 
@@ -12,8 +12,8 @@ const OPERAND_NAMES = { weight: "weights", activation: "activations", grad_outpu
 /** A, B, ... Z, AA, AB, ... */
 const letter = (place) => (place < 26 ? "" : letter(Math.floor(place / 26) - 1)) + String.fromCharCode(65 + (place % 26));
 
-const loss = (value) => (Number.isFinite(value) ? value.toFixed(4) : "–");
-const signed = (value) => (Number.isFinite(value) ? minus(`${value > 0 ? "+" : ""}${value.toFixed(4)}`) : "–");
+const loss = (value, digits = 4) => (Number.isFinite(value) ? minus(value.toFixed(digits)) : "–");
+const signed = (value, digits = 4) => (Number.isFinite(value) ? minus(`${value > 0 ? "+" : ""}${value.toFixed(digits)}`) : "–");
 const percent = (value) => (value === null ? "–" : value > 0 && value < 1e-4 ? "<0.01" : String(+(100 * value).toPrecision(3)));
 const decibel = (value) => (value === null ? "–" : minus(value.toFixed(1)));
 
@@ -53,7 +53,7 @@ function start(root, data) {
   const note = status("note");
   const said = status("count");
   const names = element("datalist", { id: "arm-names" }, ...tables.arms.columns.arm.map((value) => element("option", { value, label: about(value, "label") })));
-  const added = element("input", { type: "search", autocomplete: "off", spellcheck: false, placeholder: "format, step rule or id" });
+  const added = element("input", { type: "search", autocomplete: "off", spellcheck: false, placeholder: "name or id" });
   added.setAttribute("list", names.id);
   const add = element("form", { className: "add" },
     element("label", { className: "field" }, element("span", { textContent: "Add an arm" }), added),
@@ -98,7 +98,7 @@ function start(root, data) {
   each.addEventListener("change", () => { state.each = each.checked; drawCurves(); });
   let plot;
   const zoom = (text, ariaLabel, onclick) => button(text, onclick, { ariaLabel });
-  const metricChoice = chosen("Curve", METRICS, "metric");
+  const metricChoice = chosen("Curve", {}, "metric");
   const controls = element("div", { className: "filters" },
     metricChoice, chosen("Horizontal axis", AXES, "axis"), chosen("Band", BANDS, "band"),
     field("Smoothing", weight, " ", weightText),
@@ -122,15 +122,23 @@ function start(root, data) {
   const name = (file) => `${mark(file)} · ${labels.get(file)}`;
   /** Its name at the end of its line, whole parts of it as far as there is room. */
   const legend = (file) => {
-    const most = host.clientWidth > 700 ? 30 : 14;
+    const most = host.clientWidth > 700 ? 36 : 14;
     const parts = name(file).split(", ");
     while (parts.length > 1 && parts.join(", ").length > most) parts.pop();
     return parts.join(", ").slice(0, most);
   };
-  const line = (file) => lineStyles(loaded.map((one) => (one === baseline ? [one.style[0], [4, 3]] : one.style)), data.dashes)[loaded.indexOf(file)];
+  /** The style of its format; of arms that state none a colour each. */
+  const styleOf = (file) => file.style ?? [`--chart-${1 + (loaded.filter(({ style }) => !style).indexOf(file) % 8)}`, []];
+  const line = (file) => lineStyles(loaded.map((one) => (one === baseline ? [styleOf(one)[0], [4, 3]] : styleOf(one))), data.dashes)[loaded.indexOf(file)];
   const swatch = (file) => swatchOf(line(file).colour, line(file).dash);
   const headings = () => loaded.map((file) => element("span", { title: file.arm }, element("span", { className: "mark" }, swatch(file), mark(file)), element("br"), ...labels.get(file).split(/(?<=\/)/).flatMap((part) => [part, element("wbr")])));
-  const metric = () => state.metric ?? (baseline && loaded.length > 1 ? "gap" : "val_loss");
+  /** Two arms are compared by what both end with. */
+  const alike = (file) => file.metric && baseline.metric && file.metric.name === baseline.metric.name && file.data === baseline.data;
+  const metric = () => {
+    const names = curvesOf(loaded);
+    if (state.metric in names) return state.metric;
+    return baseline && loaded.length > 1 && loaded.some((file) => file !== baseline && alike(file)) ? "gap" : loaded.find((file) => file.metric)?.metric.name;
+  };
 
   function save() {
     history.replaceState(null, "", `${location.pathname}${writeState(state)}${location.hash}`);
@@ -150,6 +158,13 @@ function start(root, data) {
     baseline = other;
     loaded = other && !own.includes(other) ? [...own, other] : own;
     labels = new Map(shortened(loaded.map(({ arm }) => about(arm, "label"))).map((label, place) => [loaded[place], label]));
+    const names = Object.entries(curvesOf(loaded));
+    metricChoice.lastChild.replaceChildren(...names.map(([value, textContent]) => element("option", { value, textContent })));
+    if (state.metric && !names.some(([value]) => value === state.metric)) {
+      if (loaded.length) failed.push(`no arm here has a curve of ${state.metric.slice(0, 100)}`);
+      state.metric = null;
+      save();
+    }
     if (failed.length) told(failed);
     const some = loaded.length > 0;
     for (const part of [arms, curves, configs, looks]) part.hidden = !some;
@@ -181,7 +196,8 @@ function start(root, data) {
       const { arm } = file;
       const isBase = file === baseline;
       const losses = interval([...finalLosses(file).values()], t);
-      const gap = baseline && !isBase && file.data === baseline.data ? paired(file, baseline, t) : null;
+      const gap = baseline && !isBase && alike(file) ? paired(file, baseline, t) : null;
+      const digits = file.metric?.digits;
       const pick = element("input", { type: "radio", name: "baseline", checked: isBase, ariaLabel: `Baseline: ${arm}` });
       pick.addEventListener("change", () => { change(arm); });
       const remove = button("×", () => {
@@ -189,21 +205,25 @@ function start(root, data) {
         if (isBase) state.baseline = "none";
         show().then(() => added.focus());
       }, { ariaLabel: `Remove ${arm}` });
-      const difference = isBase ? "baseline" : !baseline ? "–" : gap === null ? "other training data" : signed(gap.mean);
+      const difference = isBase ? "baseline" : !baseline ? "–" : gap === null ? (file.data === baseline.data ? "another metric" : "other training data") : signed(gap.mean, digits);
       return [
         rowHead(swatch(file), `${mark(file)} · `, element("a", { href: places(tables, rowOf.get(arm)).page, textContent: about(arm, "label"), title: arm })),
         number(`${about(arm, "finished")} of ${about(arm, "runs")}`),
-        number(loss(losses.mean)),
+        number(loss(losses.mean, digits)),
         number(difference),
-        number(gap ? (gap.n < 2 ? "none" : `[${signed(gap.low)}, ${signed(gap.high)}]`) : "–"),
+        number(gap ? (gap.n < 2 ? "none" : `[${signed(gap.low, digits)}, ${signed(gap.high, digits)}]`) : "–"),
         number(gap ? String(gap.n) : "–"),
         element("td", {}, pick), element("td", {}, remove),
       ];
     });
-    const box = tableBox("Chosen arms", ["Arm", "Finished", "Validation loss", "Difference", "95% interval", "Pairs", "Baseline", element("span", { className: "sr", textContent: "Remove" })], rows);
+    const metrics = new Map(loaded.filter(({ metric }) => metric).map(({ metric }) => [metric.name, metric]));
+    const one = metrics.size === 1 && metrics.values().next().value;
+    const title = one ? capital(one.title) : "Last value";
+    const box = tableBox("Chosen arms", ["Arm", "Finished", title, "Difference", "95% interval", "Pairs", "Baseline", element("span", { className: "sr", textContent: "Remove" })], rows);
     const none = button("No baseline", () => { change("none"); });
     none.disabled = !baseline;
-    const text = "Validation loss: mean of the finished runs at their last evaluation, nats per character. Difference: minus the baseline’s, paired by seed, with the 95% t interval of the mean over the pairs; runs of tuning studies are held out. One interval in twenty misses; the reports adjust for many comparisons, this table does not.";
+    const what = one ? `${one.unit ? `, ${one.unit}` : ""}; ${one.better} is better` : ", of each arm’s own metric";
+    const text = `${title}: mean of the finished runs at their last evaluation${what}. Difference: minus the baseline’s, paired by seed, with the 95% t interval of the mean over the pairs; runs of tuning studies are held out. One interval in twenty misses; this table does not adjust for many comparisons.`;
     arms.replaceChildren(element("h2", { textContent: "Arms and paired differences" }), box, none, element("p", { className: "small", textContent: text }));
   }
 
@@ -239,6 +259,7 @@ function start(root, data) {
       ? `Means over the layers of a type and over the finished runs; overflow and underflow are fractions of the nonzero elements, the stall ratio is the share of proposed changes that left the stored code as it was.${calmText}`
       : "None of these arms recorded figures of its layers.";
     looks.replaceChildren(title, element("p", { textContent: text }));
+    looks.hidden = !all.length;
     if (rows.length) looks.append(tableBox("Health at the last look", ["Figure", "Operand", "Layers", ...headings()], rows));
   }
 
@@ -263,7 +284,7 @@ function start(root, data) {
     const key = metric();
     metricChoice.lastChild.value = key;
     const settings = { metric: key, axis: state.axis, kind: state.band, t };
-    const pairs = (file) => (baseline && file.data === baseline.data ? gaps(file, baseline) : []);
+    const pairs = (file) => (baseline && alike(file) ? gaps(file, baseline) : []);
     const groups = loaded.map((file) => {
       const own = key === "gap" ? pairs(file) : file.runs;
       const runs = smoothed(own, key, state.smooth);
@@ -273,9 +294,10 @@ function start(root, data) {
       };
     });
     const drawn = groups.filter((group) => group.band.x.length);
-    const what = `${METRICS[key]} by ${AXES[state.axis]}`;
-    const digits = key === "gap" ? signed : loss;
-    host.setAttribute("aria-label", `${what}: ${drawn.map(({ label, band: { mean } }) => `${label} from ${digits(mean[0])} to ${digits(mean.at(-1))}`).join("; ") || "nothing recorded"}`);
+    const what = `${curvesOf(loaded)[key]} by ${AXES[state.axis]}`;
+    const { digits } = loaded.find((file) => file.metric)?.metric ?? {};
+    const write = (value) => (key === "gap" ? signed : loss)(value, digits);
+    host.setAttribute("aria-label", `${what}: ${drawn.map(({ label, band: { mean } }) => `${label} from ${write(mean[0])} to ${write(mean.at(-1))}`).join("; ") || "nothing recorded"}`);
     const missing = drawn.length < groups.length ? `Without ${what}: ${groups.filter((group) => !drawn.includes(group)).map(({ label }) => label).join(", ")}.` : "";
     readout.textContent = missing;
     if (!drawn.length) return;

@@ -1,9 +1,14 @@
 // Comparing arms as pure functions: smoothing and bands, paired differences, what differs in configs, and the address.
 
 export const AXES = { step: "step", tokens: "tokens", seconds: "seconds of training" };
-export const METRICS = { gap: "difference in validation loss", val_loss: "validation loss", loss: "training loss" };
 export const BANDS = { t: "95% interval of the mean", range: "lowest to highest seed" };
 export const MOST = 60;
+
+/** The curves that some arms have: the difference in the first one's metric, then every metric of any of them. */
+export function curvesOf(arms) {
+  const title = arms.find(({ metric }) => metric)?.metric.title;
+  return title === undefined ? {} : { gap: `difference in ${title}`, ...Object.assign({}, ...arms.map(({ metrics }) => Object.fromEntries(metrics))) };
+}
 
 /**
  * How each of several lines is drawn, {colour, dash}, from the styles of their formats ([variable, dashes]): of those that
@@ -46,7 +51,7 @@ export function shortened(names) {
   return new Set(found).size === names.length ? found : names;
 }
 
-/** The final validation losses of an arm by seed: finished runs of studies that compare, the first of each seed. */
+/** What an arm ended with, by seed: finished runs of studies that compare, the first of each seed. */
 export function finalLosses(arm) {
   const found = new Map();
   arm.runs.forEach((run, index) => {
@@ -66,7 +71,7 @@ export function interval(values, t) {
   return { mean, low: mean - half, high: mean + half, n };
 }
 
-/** Final validation loss of `arm` minus the baseline's over the seeds that both have, with its interval. */
+/** What `arm` ended with minus what the baseline did, over the seeds that both have, with its interval. */
 export function paired(arm, baseline, t) {
   const [own, other] = [finalLosses(arm), finalLosses(baseline)];
   const seeds = [...own.keys()].filter((seed) => other.has(seed));
@@ -123,7 +128,8 @@ export function readState(search, known) {
   const baseline = given.get("baseline");
   if (baseline === "none" || known.has(baseline)) state.baseline = baseline;
   else if (baseline) unknown.push(baseline);
-  for (const [key, names] of Object.entries({ metric: METRICS, axis: AXES, band: BANDS })) {
+  state.metric = given.get("metric") || null;
+  for (const [key, names] of Object.entries({ axis: AXES, band: BANDS })) {
     const value = given.get(key);
     if (value !== null && Object.hasOwn(names, value)) state[key] = value;
     else if (value) say(`${key} is ${Object.keys(names).join(" or ")}, not ${value}`);

@@ -3,7 +3,7 @@
 import { element } from "../curves.js";
 import { chartPanel } from "./chart.js";
 import { button, choice, field, say, status } from "./controls.js";
-import { COLUMNS, FILTERS, PAGE, choices, decode, parse, places, readState, select, shownColumns, toCsv, writeState } from "./table.js";
+import { COLUMNS, FILTERS, PAGE, choices, decode, fit, parse, places, readState, select, shownColumns, toCsv, writeState } from "./table.js";
 
 const static_ = document.querySelector("#table-arms");
 
@@ -12,7 +12,7 @@ function start(tables) {
   const { arms, runs } = tables;
   const labels = { text: "Find", ...Object.fromEntries(Object.entries(FILTERS).map(([name, { title }]) => [name, title])), rows: "Rows" };
   const controls = {
-    text: element("input", { type: "search", autocomplete: "off", spellcheck: false, placeholder: "e5m2 loss<2.2 steps=300" }),
+    text: element("input", { type: "search", autocomplete: "off", spellcheck: false, placeholder: tables.arms.columns.format.every((format) => format === "not stated") ? "loss<2.2 steps=300" : "e5m2 loss<2.2 steps=300" }),
     ...Object.fromEntries(Object.keys(FILTERS).map((name) => [name, choice([["", "all"], ...choices(tables, name)])])),
     rows: choice([["arms", "arms"], ["runs", "single runs"]]),
   };
@@ -190,7 +190,9 @@ function start(tables) {
     change({});
   });
   tuning.addEventListener("change", () => change({ tuning: tuning.checked ? "shown" : "" }));
-  const filters = element("div", { className: "filters" }, ...Object.entries(controls).map(([name, control]) => field(labels[name], control)), element("label", { className: "check" }, tuning, " tuning runs"));
+  /** A choice between all and nothing else is none. */
+  const useful = (name) => !(name in FILTERS) || state[name] || choices(tables, name).length > 1;
+  const filters = element("div", { className: "filters" }, ...Object.entries(controls).filter(([name]) => useful(name)).map(([name, control]) => field(labels[name], control)), ...(runs.columns.role.includes("tuning") ? [element("label", { className: "check" }, tuning, " tuning runs")] : []));
   filters.firstChild.classList.add("wide");
   filters.setAttribute("role", "search");
   filters.setAttribute("aria-label", "Filter the table");
@@ -212,5 +214,9 @@ if (static_) {
   fetch(new URL("../runs/index.table.json", document.baseURI))
     .then((answer) => (answer.ok ? answer.json() : Promise.reject(new Error(`table.json: ${answer.status}`))))
     .then((data) => ready.then(() => data))
-    .then((data) => start(decode(data)));
+    .then((data) => {
+      const tables = decode(data);
+      if (data.metric) fit(tables, data);
+      start(tables);
+    });
 }

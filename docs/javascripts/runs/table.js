@@ -1,16 +1,16 @@
 // The table of runs as pure functions: columns in, rows that match and their order out, and the state as an address.
 
-import { minus } from "../figures.js";
+import { capital, minus } from "../figures.js";
 
 const text = (value) => value ?? "";
-const fixed = (digits) => (value) => (value === null ? "–" : minus(value.toFixed(digits)));
 const whole = (value) => (value === null ? "–" : String(value));
 const rate = (value) => (value === null ? "not stated" : String(+value.toPrecision(6)));
 const percent = (value) => (value === null ? "–" : value === 0 ? "0%" : `${+(100 * value).toPrecision(3)}%`);
 
 const scope = (value) => text(value).replace(/^weights \+ activations \+ gradients/, "all operands");
 
-const loss = fixed(4);
+let digits = 4;
+const loss = (value) => (value === null ? "–" : minus(value.toFixed(digits)));
 const NUMBERS = new Set([loss, whole, rate, percent]);
 const column = (key, title, write = text, shown = true) => ({ key, title, write, shown, number: NUMBERS.has(write) });
 /** What the config of an arm says, which its name may say too: parallel coordinates have it whether shown or not. */
@@ -85,6 +85,32 @@ export function decode(data) {
   runs.id = runs.name.map((name, row) => (runs.hash[row] === null ? name : `${name}-s${runs.seed[row]}-${runs.hash[row]}`));
   const made = (found) => ({ length: found.arm.length, columns: found, orders: new Map(), texts: new Map() });
   return { arms: made(arms), runs: { ...made(runs), armRow }, styles: data.styles };
+}
+
+const numeric = (values) => values.every((value) => value === null || Number.isFinite(Number(value)));
+
+/**
+ * Let the columns be those of a site: its metric, and the keys that its arms differ in; of other loops' runs nothing that
+ * none of them states is shown at first.
+ */
+export function fit(tables, { metric, keys }) {
+  const arms = tables.arms.columns;
+  ({ digits } = metric);
+  const others = arms.format.every((format) => format === "not stated");
+  if (others) FILTERS.study.title = "Project";
+  for (const columns of Object.values(COLUMNS)) {
+    const own = Object.entries(keys).map(([key, values]) => column(`config ${key}`, key, numeric(values) ? rate : (value) => value ?? "not stated"));
+    columns.splice(columns.findIndex(({ key }) => key === "learning_rate") + 1, 0, ...own);
+    for (const each of columns) {
+      if (each.key === "val_loss" || each.key === "final_val_loss") each.title = capital(metric.title);
+      if (others) each.title = each.title.replace(/^Stud(?:y|ies)$/, "Project");
+      if (each.key === "learning_rate") each.shown = arms.learning_rate.some((value) => value !== null);
+    }
+  }
+  for (const [key, values] of Object.entries(keys)) {
+    const own = arms[`config ${key}`] = numeric(values) ? values.map((value) => value && Number(value)) : values;
+    tables.runs.columns[`config ${key}`] = tables.runs.armRow.map((row) => own[row]);
+  }
 }
 
 /** The values of a filter in order, as [what the address says, what a reader sees]. */

@@ -1,4 +1,4 @@
-"""Overview and Effects: what was varied in the recorded runs, and what it did."""
+"""Overview, Effects, Curves and Health: what was varied in the recorded runs, what it did, and how they went."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def key() -> str:
     from altgrad.reports import site_key
     from altgrad.reports.document import documents_key
 
-    return site_key("altgrad.reports.own") + documents_key("own/_overview", "own/_effects")
+    documents = ("own/_overview", "own/_effects", "own/_curves", "own/_health")
+    return site_key("altgrad.reports.own") + documents_key(*documents)
 
 
-build(pages, "overview", "effects", key=key)
+build(pages, "overview", "effects", "curves", key=key, optional=("health",))

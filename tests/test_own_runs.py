@@ -1,0 +1,242 @@
+"""The pages of a site of anyone's runs: their figures against pandas and scipy, and what they must not say."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from altgrad.analysis import ExperimentDataLoader
+from altgrad.analysis.effects import measure_of
+from altgrad.reports.arms import arm_pages
+from altgrad.reports.own import curves_page, effects_page, health_page, overview_page, own_pages
+from altgrad.runs import record
+from altgrad.runs.sources import import_runs
+from altgrad.site import Chart, ChartBlock, Page, Table
+from altgrad.site.render import Dialect, render
+
+RATES, WIDTHS, SEEDS = (0.01, 0.1, 1.0), (32, 64), (11, 12, 13)
+NAMES = "loss: accuracy\nmetrics:\n  accuracy: {names: [eval/acc], better: higher, unit: share}\nseed: rng_state\n"
+NEVER = (
+    r"nats|per character|paired gaps|without W&B|checkpoint\.every|\b0 steps|np\.\w+\(|not stated, |own-loop-\w+ has|"
+    r"alidation loss|rounded weights|the reports|Studies|1 runs|\bnan\b|Pending|make campaign"
+)
+"""What pages of others' runs said of AltGrad's own."""
+
+
+def logs(root: Path) -> pd.DataFrame:
+    """Logs of eighteen runs whose accuracy falls on one side only at the last step; the last accuracy of each."""
+    draw, ends = np.random.default_rng(0), []
+    for lr in RATES:
+        for width in WIDTHS:
+            for seed in SEEDS:
+                folder = root / f"lr{lr}-w{width}-{seed}"
+                folder.mkdir(parents=True)
+                config = {"lr": lr, "width": width, "rng_state": seed, "output_dir": folder.name}
+                (folder / "config.json").write_text(json.dumps(config))
+                curve = draw.uniform(0.6, 0.7, 3) + 0.01 * seed
+                rows = [f"{step * 500},{2 - step},{value}" for step, value in enumerate(curve)]
+                (folder / "metrics.csv").write_text("\n".join(["step,train_loss,eval/acc", *rows, "1070,-2,"]))
+                ends.append({"lr": lr, "width": width, "seed": seed, "value": curve[-1]})
+    return pd.DataFrame(ends)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExperimentDataLoader, pd.DataFrame]:
+    """A site of these logs, and what is in them."""
+    folder = tmp_path_factory.mktemp("own")
+    ends = logs(folder / "sweep")
+    import_runs(folder / "sweep", folder / "site" / "runs")
+    (folder / "site" / "altgrad.yaml").write_text(NAMES)
+    return ExperimentDataLoader([folder / "site" / "runs"]), ends
+
+
+def tables(page: Page) -> Iterator[Table]:
+    return (block for block in page.blocks if isinstance(block, Table))
+
+
+def charts(page: Page) -> list[Chart]:
+    return [block.chart for block in page.blocks if isinstance(block, ChartBlock)]
+
+
+def data(page: Page, name: str) -> pd.DataFrame:
+    (found,) = (block.data for block in tables(page) if block.id == name)
+    assert found is not None
+    return found
+
+
+def words(page: Page) -> str:
+    """What a reader reads, but for the programs that made it."""
+    text = render(page, Dialect(lambda reference: reference.path))
+    return html.unescape(" ".join(re.sub(r"<[^>]+>", " ", text).split()))
+
+
+def interval(values: pd.Series) -> tuple[float, ...]:
+    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    return float(values.mean()), float(low), float(high)
+
+
+def test_the_best_arm_is_the_one_of_the_highest_mean_with_its_interval(
+    swept: tuple[ExperimentDataLoader, pd.DataFrame],
+) -> None:
+    loader, ends = swept
+    page = overview_page(loader)
+    found = data(page, "best")
+    expected = (
+        ends.groupby(["lr", "width"])["value"].apply(interval).sort_values(ascending=False, key=lambda x: x.str[0])
+    )
+    assert found[["mean", "low", "high"]].to_numpy() == pytest.approx(np.array(expected.tolist()))
+    assert found["n"].tolist() == [3] * 6
+    (lr, width), (mean, low, high) = expected.index[0], expected.iloc[0]
+    said = f"has the highest accuracy, share: {mean:.4f}**, the mean of 3 seeds, 95% interval {low:.4f} to {high:.4f}"
+    assert said in words(page)
+    assert {f"width={width}", f"learning_rate={lr}"} <= {*re.split("[;,] ", found["label"].iloc[0])}
+    varied = data(page, "varied").set_index("key")
+    assert varied.at["width", "values"] == "32; 64"
+    assert varied.at["optimizer.learning_rate", "values"] == "0.01; 0.1; 1.0"
+    assert "output_dir" not in varied.index
+
+
+def test_an_effect_is_the_mean_of_paired_differences_where_nothing_else_differs(
+    swept: tuple[ExperimentDataLoader, pd.DataFrame],
+) -> None:
+    loader, ends = swept
+    page = effects_page(loader)
+    found = data(page, "effects").set_index(["key", "value"])
+    for key, column, reference in (("width", "width", 32), ("optimizer.learning_rate", "lr", 0.01)):
+        other = {"lr": "width", "width": "lr"}[column]
+        wide = ends.pivot_table(index=[other, "seed"], columns=column, values="value")
+        for value in wide.columns.drop(reference):
+            row = found.loc[(key, str(value))]
+            assert row["reference"] == str(reference)
+            assert (row["difference"], row["low"], row["high"]) == pytest.approx(
+                interval(wide[value] - wide[reference])
+            )
+            assert (row["n_pairs"], row["settings"]) == (len(wide), len(wide) // 3)
+    assert len(found) == 3
+    assert "One seed each" not in words(page)
+    width, rate, both = charts(page)
+    assert width.title == "width against 32: accuracy"
+    assert rate.data is not None
+    assert rate.data["difference"].tolist() == sorted(rate.data["difference"], reverse=True), "the best stands first"
+    assert rate.data["difference"].tolist() == pytest.approx(
+        sorted(found.loc["optimizer.learning_rate", "difference"], reverse=True)
+    )
+    expected = ends.groupby(["width", "lr"])["value"].mean()
+    assert both.data is not None
+    drawn = both.data.set_index([*both.data.columns[:2]])["accuracy"]
+    for (width_, lr), mean in expected.items():
+        assert drawn[str(width_), str(lr)] == pytest.approx(mean)
+    for place in expected.groupby(level=1).idxmax():
+        assert f"{expected[place]:.4g}" in both.description
+
+
+def test_one_seed_each_has_no_interval_and_says_so(tmp_path: Path) -> None:
+    for width, loss in ((1, 2.0), (2, 1.5), (4, 3.0)):
+        with record(tmp_path, name=f"w{width}", config={"width": width}, seed=0, data="digits") as run:
+            run.log(0, loss=9.0)
+            run.log(10, loss=loss)
+            run.finish()
+    page = effects_page(ExperimentDataLoader([tmp_path]))
+    found = data(page, "effects").set_index("value")["difference"]
+    assert found.to_dict() == {"2": -0.5, "4": 1.0}
+    assert data(page, "effects")["low"].isna().all()
+    assert "One seed each: there is no interval" in words(page)
+
+
+def test_every_metric_has_a_curve_of_the_means_over_the_seeds(
+    swept: tuple[ExperimentDataLoader, pd.DataFrame],
+) -> None:
+    loader, ends = swept
+    page = curves_page(loader)
+    first, second = charts(page)
+    assert (first.title, second.title) == ("accuracy", "loss")
+    assert first.data is not None
+    last = first.data[first.data["step"] == 1000]
+    assert sorted(last["mean"]) == pytest.approx(sorted(ends.groupby(["lr", "width"])["value"].mean()))
+    assert (last["n"] == 3).all()
+    for arm_page in arm_pages(loader)[1:-1]:
+        (curve,) = [chart for chart in charts(arm_page) if chart.id == "loss"]
+        assert curve.title == "accuracy by step"
+        files = {each.name: each.content for each in arm_page.downloads}
+        arm = json.loads(files["curves.json"])
+        assert arm["metric"] == {
+            "name": "accuracy",
+            "title": "accuracy",
+            "unit": "share",
+            "better": "higher",
+            "digits": 4,
+        }
+        assert arm["metrics"] == [["accuracy", "accuracy"], ["loss", "loss"]], "the one that the page opens with first"
+        assert [run["loss"][-1] for run in arm["runs"]] == [-2.0] * 3
+        assert arm["final"] == pytest.approx([run["accuracy"][2] for run in arm["runs"]], rel=1e-6)
+
+
+def test_a_run_without_the_site_s_metric_opens_with_its_loss_else_its_first(tmp_path: Path) -> None:
+    for name, metric in (("a", "val_loss"), ("b", "train_loss"), ("c", "score")):
+        with record(tmp_path, name=name, config={"x": name}, seed=0, data="digits") as run:
+            for step in range(3):
+                run.log(step, **{metric: float(step), "grad_norm": 1.0})
+            run.finish()
+    loader = ExperimentDataLoader([tmp_path])
+    found = {loader.title(arm): measure_of(loader, arm) for arm in loader.runs["arm"]}
+    assert {name: each and each.name for name, each in found.items()} == {"a": "val_loss", "b": "loss", "c": "score"}
+    titles = {chart.title for page in arm_pages(loader) for chart in charts(page)}
+    assert titles == {"val_loss by step", "loss by step", "score by step"}
+
+
+@pytest.mark.parametrize(("ends", "digits"), [((1e-6, 3e-6), 9), ((4e5, 7e5), 0), ((0.5, 0.7), 4)])
+def test_figures_have_as_many_digits_as_their_size_asks_for(
+    tmp_path: Path, ends: tuple[float, float], digits: int
+) -> None:
+    for place, end in enumerate(ends):
+        with record(tmp_path, name=f"r{place}", config={"x": place}, seed=0, data="digits") as run:
+            run.log(1, loss=end)
+            run.finish()
+    loader = ExperimentDataLoader([tmp_path])
+    measure = measure_of(loader)
+    assert measure is not None
+    assert measure.digits == digits
+    assert f"{ends[0]:.{digits}f}" in words(overview_page(loader))
+
+
+def test_health_is_there_where_layers_were_recorded(tmp_path: Path) -> None:
+    config = {"quantize": {"weight": "e4m3", "activation": "e4m3", "grad_output": "e4m3"}}
+    rows = [(10, "a.up", "mlp", "weight", "underflow", 0.25), (10, "b.up", "mlp", "weight", "underflow", 0.75)]
+    for name, layers in (("bare", []), ("told", rows)):
+        assert health_page(ExperimentDataLoader([tmp_path])) is None
+        with record(tmp_path, name=name, config=config, seed=0, data="digits") as run:
+            run.log(10, loss=1.0)
+            run.log_layers(layers)
+            run.finish()
+    page = health_page(ExperimentDataLoader([tmp_path]))
+    assert page is not None
+    assert data(page, "health")["underflow"].tolist() == [0.5]
+    assert "Most underflow: 50%" in words(page)
+
+
+def test_pages_of_others_runs_say_what_holds_for_them(
+    swept: tuple[ExperimentDataLoader, pd.DataFrame], tmp_path: Path
+) -> None:
+    """With seeds, without, with a failure and without a config."""
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "one.csv").write_text("epoch,accuracy\n0,0.5\n1,0.7\n")
+    import_runs(tmp_path / "bare", tmp_path / "runs")
+    with contextlib.suppress(KeyError), record(tmp_path / "runs", name="stopped", config={"lr": 1}, seed=0) as run:
+        run.log(1, loss=1.0)
+        raise KeyError("stopped")
+    for loader in (swept[0], ExperimentDataLoader([tmp_path / "runs"])):
+        for page in [*own_pages(loader), *arm_pages(loader)]:
+            said = re.search(f".{{0,60}}(?:{NEVER}).{{0,60}}", words(page))
+            assert said is None, f"{page.path}: {said and said[0]}"
+    of_one = next(page for page in arm_pages(loader) if page.title == "one")
+    assert "Records:** 1 run of this arm" in words(of_one)
+    assert "1,070" not in words(of_one)
