@@ -17,7 +17,14 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from altgrad.analysis import words
-from altgrad.analysis.loader import ExperimentDataLoader, format_label, rule_label, scope_parts, states_formats
+from altgrad.analysis.loader import (
+    NOT_STATED,
+    ExperimentDataLoader,
+    format_label,
+    rule_label,
+    scope_parts,
+    states_formats,
+)
 from altgrad.config import OPERAND_NAMES, OPERANDS, ExperimentConfig, flat, scalar
 from altgrad.text import shorten, visible
 

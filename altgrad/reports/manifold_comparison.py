@@ -240,7 +240,7 @@ def _muon(loader: ExperimentDataLoader, rivals: pd.DataFrame) -> list[dict[str, 
     """Muon against AdamW in each format of H33, where it is shown to end lower in all of them."""
     arms = {f"{fmt} muon fresh": fmt for fmt in RULE_FORMATS}
     own = rivals[rivals["of"].isin(arms)] if verdicts_of(loader, "H33")[0].answer == "yes" else rivals.iloc[:0]
-    return own.assign(format=own["of"].map(arms)).to_dict("records")
+    return list(own.assign(format=own["of"].map(arms)).to_dict("records"))
 
 
 def _decays(found: StepRuleComparator) -> dict[str, Any]:
