@@ -385,6 +385,7 @@ FOLLOW_TUNED: dict[str, float] = {
     "FP32 512": 0.016,
     "FP32 2048": 0.016,
     "NVFP4 head nearest 2048 tuned": 0.016,
+    "FP32 256": 0.002,
 }
 """Arm of `SWEPT` -> the best rate of the sweep that has it (mean validation loss of its four seeds). E0M7 to nearest
 with 2,048 tokens has none: it diverges at every rate."""
