@@ -86,11 +86,11 @@ def mean_of(x: Tensor, owner: Tensor | None) -> Tensor:
     return over_shards(x.sum(), owner, "sum") / owner.numel()
 
 
-def norms_of(tensors: Sequence[Tensor]) -> Tensor:
-    """The 2-norm of every tensor, of all its shards: float [n]. Those with shards are sharded in one way."""
+def norms_of(tensors: Sequence[Tensor], owner: Tensor | None = None) -> Tensor:
+    """The 2-norm of every tensor, of all its shards: float [n]. All are sharded in one way, that of an `owner` too."""
     found = torch.stack(torch._foreach_norm([local(tensor) for tensor in tensors]))
-    owner = next(filter(is_sharded, tensors), None)
-    return found if owner is None else over_shards(found.double().square(), owner, "sum").sqrt().to(found.dtype)
+    owner = tensors[0] if owner is None else owner
+    return over_shards(found.double().square(), owner, "sum").sqrt().to(found.dtype) if is_sharded(owner) else found
 
 
 def nonfinite_in(tensor: Tensor) -> int:
