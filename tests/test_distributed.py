@@ -1,0 +1,283 @@
+"""A run on several processes is that of one, but for the order of additions; what goes wrong with one is a line.
+
+All that two processes do is done in one start of them, whose runs are listed below; tests look at what they left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors")
+if not torch.distributed.is_available():
+    pytest.skip("this torch has no torch.distributed", allow_module_level=True)
+
+import runs_of_many  # noqa: E402
+
+from altgrad.config import UsageError, parse_config  # noqa: E402
+from altgrad.runs import read_run  # noqa: E402
+from altgrad.training import Checkpoints  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+TOLERANCE = 1e-5
+"""Of losses, relative. In float32 another order of additions moves one by some 1e-7, and rounding to a format may turn
+such a difference into an ulp of single weights."""
+
+FP8 = {"weight": "e4m3", "activation": "e4m3", "grad_output": "e5m2"}
+DRAWN = {"quantize": {**FP8, "rounding": {"activation": "stochastic", "grad_output": "stochastic"}}}
+ARMS: dict[str, dict[str, Any]] = {
+    "plain": {"telemetry": {"logits": True}, "accumulate": 2},
+    "grid": {**DRAWN, "optimizer": {"storage": "grid", "rounding": "stochastic", "learning_rate": 0.05}},
+    "delayed": {"quantize": FP8, "scaling": {"kind": "delayed", "history": 3}, "stability": {"clip": "range_aware"}},
+    "ulps": {
+        **DRAWN,
+        "scaling": {"granularity": "row", "axis": "contraction", "weight": {"kind": "amax"}},
+        "optimizer": {"step_rule": "manifold", "precondition": "update", "learning_rate": 0.5},
+    },
+    "broken": {"quantize": FP8, "optimizer": {"learning_rate": 1e30}, "nan_patience": 2, "warmup_steps": 0},
+}
+OWN = {"quantize": FP8, "scaling": {"reduce": "none"}}
+"""Scales of each process's own rows."""
+
+
+def shared_by(kind: str, **arm: Any) -> dict[str, Any]:
+    return {**arm, "parallel": kind}
+
+
+RUNS: list[dict[str, Any]] = [
+    *({"name": f"{kind}-{arm}", "config": shared_by(kind, **ARMS[arm])}
+      for arm, kind in [("plain", "fsdp2"), ("grid", "ddp"), ("grid", "fsdp2"), ("delayed", "ddp"),
+                        ("delayed", "fsdp2"), ("ulps", "fsdp2"), ("broken", "ddp")]),
+    {"name": "own", "config": shared_by("ddp", **OWN)},
+    {"name": "stopped", "config": shared_by("fsdp2", **ARMS["grid"]), "stop": 3},
+    {"name": "stopped", "config": shared_by("fsdp2", **ARMS["grid"]), "resume": True},
+    {"name": "to-one", "config": shared_by("fsdp2", **ARMS["delayed"]), "stop": 4},
+    {"name": "to-two", "config": shared_by("fsdp2", **ARMS["grid"]), "resume": True},
+    {"name": "unshared", "config": {}},
+    {"name": "odd", "config": shared_by("ddp", batch_size=7)},
+    {"name": "other-config", "config": shared_by("ddp"), "other": {"config": shared_by("ddp", eval_every=2)}},
+    {"name": "other-code", "config": shared_by("ddp"), "other": {"code": "another"}},
+    {"name": "recorded", "config": shared_by("ddp", **ARMS["grid"]), "stop": 1},
+    {"name": "lost", "config": shared_by("ddp"), "die": True},
+]  # fmt: skip
+"""`to-two` goes on from where one process has stopped; `lost` is the last, since nothing comes after it."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def torchrun(*command: object, **more: Any) -> subprocess.Popen[str]:
+    """The processes of a command, two by default, with what they print."""
+    processes = more.pop("processes", 2)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+    return subprocess.Popen(
+        [*start, *map(str, command)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def record(folder: Path, name: str) -> Any:
+    """The one record of a run."""
+    (path,) = (path for path in (folder / name).iterdir() if not path.name.endswith(".old"))
+    return read_run(path)
+
+
+def alone(folder: Path, name: str, config: dict[str, Any], **how: Any) -> Any:
+    """A run of this process alone."""
+    runs_of_many.shared(folder, {"name": name, "config": config, **how})
+    return record(folder, name)
+
+
+def losses(run: Any) -> pd.DataFrame:
+    """Every column of the history but seconds."""
+    return run.history.drop(columns="seconds")
+
+
+def tensors(run: Any, step: int) -> dict[str, Any]:
+    """The model's and the optimizer's tensors in a checkpoint, whole, as one process reads them."""
+    config = parse_config(run.run["config"], "record")
+    kept = Checkpoints(run.path, config, "0" * 64)
+    state = kept.load(kept.folder / f"step-{step}")
+    moments = {f"{n}.{key}": value for n, each in state["optimizer"]["state"].items() for key, value in each.items()}
+    return {**state["model"], **moments}
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], str]:
+    """The folder of the runs, what each process says of them, and what was printed."""
+    folder = tmp_path_factory.mktemp("many")
+    half = next(run for run in RUNS if run["name"] == "to-two")
+    with pytest.raises(KeyboardInterrupt):
+        runs_of_many.shared(folder, {**half, "resume": False, "stop": 3})
+    (folder / "runs.json").write_text(json.dumps(RUNS))
+    _, said = torchrun(ROOT / "tests" / "runs_of_many.py", folder).communicate(timeout=240)
+    facts = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    return folder, facts, said
+
+
+def test_two_processes_each_take_every_step_and_one_writes(many: Any) -> None:
+    folder, (first, second), _ = many
+    assert len({first["pid"], second["pid"], os.getpid()}) == 3
+    for run in RUNS[:5]:
+        assert first[run["name"]] == second[run["name"]] == {"status": "finished", "steps": 6}, run["name"]
+        assert len(list((folder / run["name"]).iterdir())) == 1
+        assert record(folder, run["name"]).run["environment"]["processes"] == 2
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "broken"])
+def test_losses_and_telemetry_are_those_of_one_process(many: Any, tmp_path: Path, arm: str) -> None:
+    folder, *_ = many
+    one = alone(tmp_path, arm, ARMS[arm])
+    kinds = [kind for kind in ("ddp", "fsdp2") if (folder / f"{kind}-{arm}").exists()]
+    assert kinds
+    for kind in kinds:
+        two = record(folder, f"{kind}-{arm}")
+        pd.testing.assert_frame_equal(losses(two), losses(one), rtol=TOLERANCE, atol=0)
+        assert len(two.layers) == len(one.layers) > 400
+        place = ["step", "layer", "operand", "statistic"]
+        both = one.layers.merge(two.layers, on=place, suffixes=("", "_two"), validate="one_to_one")
+        close = (both["value"] - both["value_two"]).abs() <= 1e-3 * both["value"].abs() + 1e-6
+        assert len(both) == len(one.layers) and close.mean() > 0.99
+        assert (both["value"] == both["value_two"]).mean() > 0.8
+
+
+def test_grids_and_scales_are_the_same_in_shards_and_whole_bit_for_bit(many: Any, tmp_path: Path) -> None:
+    folder, *_ = many
+    whole, shards = (record(folder, f"{kind}-grid") for kind in ("ddp", "fsdp2"))
+    assert same(tensors(whole, 6), tensors(shards, 6))
+    pd.testing.assert_series_equal(whole.history["loss"], shards.history["loss"])
+    scales = [key for key in tensors(whole, 6) if key.endswith(".scale")]
+    assert len(scales) == 6
+
+
+def test_the_history_of_an_amax_is_that_of_all_rows(many: Any, tmp_path: Path) -> None:
+    folder, *_ = many
+    one = alone(tmp_path, "delayed", {**ARMS["delayed"], "parallel": "ddp"})
+    of_one, of_two = (tensors(run, 2) for run in (one, record(folder, "ddp-delayed")))
+    histories = [key for key in of_one if key.endswith("history")]
+    assert len(histories) == 16
+    for key in histories:
+        torch.testing.assert_close(of_two[key], of_one[key], rtol=1e-5, atol=0)
+
+
+def test_with_scales_of_their_own_two_processes_are_one_that_accumulates_bit_for_bit(many: Any, tmp_path: Path) -> None:
+    folder, *_ = many
+    halves = {**OWN, "scaling": {}, "batch_size": 4, "accumulate": 2, "eval_batches": 4}
+    one, two = alone(tmp_path, "halves", halves), record(folder, "own")
+    pd.testing.assert_frame_equal(losses(two), losses(one))
+
+
+def test_a_run_that_two_processes_resume_has_the_bits_of_one_without_interruption(many: Any) -> None:
+    folder, (first, second), _ = many
+    assert first["stopped"] == second["stopped"] == {"status": "finished", "steps": 6}
+    whole, resumed = record(folder, "fsdp2-grid"), record(folder, "stopped")
+    assert [event["kind"] for event in resumed.run["events"] if event["kind"] == "resumed"] == ["resumed"]
+    assert same(tensors(whole, 6), tensors(resumed, 6))
+    pd.testing.assert_frame_equal(losses(resumed), losses(whole))
+
+
+def test_a_checkpoint_of_one_process_is_gone_on_with_by_two_and_the_other_way_round(
+    many: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _, said = many
+    two, part = record(folder, "to-two"), record(folder, "fsdp2-grid")
+    assert two.run["status"] == "finished"
+    pd.testing.assert_frame_equal(losses(two), losses(part), rtol=TOLERANCE, atol=0)
+    assert "the checkpoint was written by 1 processes and 2 go on" in said
+    assert same(tensors(record(folder, "to-one"), 4), tensors(record(folder, "fsdp2-delayed"), 4))
+    arm = next(run for run in RUNS if run["name"] == "to-one")
+    one = alone(folder, "to-one", arm["config"], resume=True)
+    assert "the checkpoint was written by 2 processes and 1 go on" in capsys.readouterr().err
+    pd.testing.assert_frame_equal(losses(one), losses(record(folder, "fsdp2-delayed")), rtol=TOLERANCE, atol=0)
+    changed = [event["environment"].get("processes") for event in one.run["events"] if event["kind"] == "resumed"]
+    assert changed == [None]
+
+
+def test_a_damaged_shard_is_named(many: Any, tmp_path: Path) -> None:
+    run = record(many[0], "recorded")
+    kept = Checkpoints(run.path, parse_config(run.run["config"], "record"), "0" * 64)
+    (shard,) = (kept.folder / "step-1" / "shards").iterdir()
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(UsageError, match=rf"step-1/shards/{shard.name} is missing, truncated or damaged"):
+        kept.load(kept.folder / "step-1")
+
+
+def test_a_run_that_breaks_is_explained_as_on_one_process(many: Any, tmp_path: Path) -> None:
+    folder, (first, second), _ = many
+    one, two = alone(tmp_path, "broken", ARMS["broken"]), record(folder, "ddp-broken")
+    assert first["ddp-broken"] == second["ddp-broken"]
+    assert two.run["status"] == one.run["status"] == "failed"
+    for key in ("kinds", "step", "tensor", "phase"):
+        assert two.run["failure"][key] == one.run["failure"][key]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("unshared", "parallel: 2 processes were started and the config has none; set it to ddp or fsdp2"),
+        ("odd", "batch_size: 7 rows cannot be shared by 2 processes; change one"),
+        ("other-config", "process 1 was started with another config (eval_every) than process 0: nothing was"),
+        ("other-code", "process 1 was started with another code than process 0: nothing was recorded"),
+        ("lost", "ended before the first step, with another of the 2 processes or by a signal: nothing was recorded"),
+    ],
+)
+def test_what_does_not_belong_together_is_one_line_and_records_nothing(many: Any, name: str, line: str) -> None:
+    folder, (first, second), _ = many
+    assert line in first[name]["said"] and "\n" not in first[name]["said"]
+    assert not (folder / name).exists()
+    assert name == "lost" or second[name]["status"] in ("SystemExit", "UsageError")
+
+
+def test_killing_one_process_leaves_a_readable_record_that_goes_on(tmp_path: Path) -> None:
+    """The user's own command, with the text as a file."""
+    config, text = tmp_path / "tiny.yaml", tmp_path / "text.txt"
+    tiny = {**runs_of_many.SMALL, "parallel": "ddp", "data": "file", "max_steps": 5000, "name": "tiny"}
+    config.write_text(json.dumps(tiny))
+    text.write_text("the quick brown fox jumps over a lazy dog " * 200)
+    script, out = ROOT / "experiments" / "run_experiment.py", tmp_path / "out"
+    agent = torchrun(script, config, "--data", text, "--out", out)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("*/checkpoints/step-*")):
+        assert agent.poll() is None and time.monotonic() < deadline, agent.stderr
+        time.sleep(0.05)
+    children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+    ranks = {_rank(int(child)): int(child) for child in children}
+    assert set(ranks) == {"0", "1"}
+    os.kill(ranks["1"], signal.SIGKILL)
+    _, said = agent.communicate(timeout=120)
+    assert agent.returncode != 0
+    assert said.count("error: another process of this run has ended or cannot be reached") == 1
+    (path,) = out.iterdir()
+    run = read_run(path)
+    assert run.status == "crashed" and "another process of this run has ended" in run.run["message"]
+    done = len(run.history)
+    newest = max(int(each.name[5:]) for each in path.glob("checkpoints/step-*"))
+    assert 2 <= newest <= done
+    state = Checkpoints(path, parse_config(run.run["config"], "r"), run.run["data"]["sha256"]).newest(print)
+    assert state["step"] == newest and state["processes"] == 2
+
+
+def _rank(process: int) -> str:
+    variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    return next((each.decode()[5:] for each in variables if each.startswith(b"RANK=")), "")
