@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def main() -> None:
     facts: dict[str, Any] = {"pid": os.getpid()}
     for run in json.loads((folder / "runs.json").read_text()):
         if run.get("die") and rank == 1:
+            time.sleep(3)  # process 0 waits by then
             os._exit(3)
         if rank == 1:
             run |= run.get("other", {})

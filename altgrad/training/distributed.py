@@ -268,7 +268,13 @@ def joined(config: ExperimentConfig, device: str, started: Mapping[str, Any]) ->
         elif config.scaling.reduce == "node":
             here = int(os.environ.get("LOCAL_WORLD_SIZE") or count)
             processes.scales, _ = torch.distributed.new_subgroups(here)
-    yield processes
+    try:
+        yield processes
+    except BaseException:
+        if backend == "nccl":  # whose end waits for all processes
+            raise
+        torch.distributed.destroy_process_group()
+        raise
     torch.distributed.destroy_process_group()
 
 
