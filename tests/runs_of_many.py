@@ -3,8 +3,8 @@
     torchrun --nproc-per-node=2 tests/runs_of_many.py FOLDER
 
 FOLDER/runs.json has the runs in order: `name`, `config`, and where needed `resume`; `stop`, the step after which every
-process gets Ctrl-C; `other`, what process 1 is started with instead (`config`, `code`); `die`, so that process 1 ends
-before it begins. Each process leaves FOLDER/rank-<n>.json: what became of every run there.
+process gets Ctrl-C; `other`, what process 1 is started with instead (`config`, `code`); `machine`, how many processes are on
+one; `die`, so that process 1 ends before it begins. Each process leaves FOLDER/rank-<n>.json: what became of every run there.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ def shared(folder: Path, run: dict[str, Any]) -> loop.Result:
     loop._Run._step_and_its_row = then_stop  # type: ignore[method-assign]
     config = parse_config({**SMALL, **run["config"]}, run["name"])
     try:
-        return train(
-            config, folder / run["name"], corpus=text(), progress=False, resume=run.get("resume", False)
-        )
+        return train(config, folder / run["name"], corpus=text(), progress=False, resume=run.get("resume", False))
     finally:
         loop._Run._step_and_its_row = original  # type: ignore[method-assign]
 
@@ -73,7 +71,9 @@ def main() -> None:
         if rank == 1:
             run |= run.get("other", {})
         fingerprint = loop.code_fingerprint
-        loop.code_fingerprint = lambda kind, own=run.get("code"): own or fingerprint(kind)  # type: ignore[assignment]
+        if "code" in run:
+            loop.code_fingerprint = {"run": run["code"]}.__getitem__  # type: ignore[assignment]
+        os.environ["LOCAL_WORLD_SIZE"] = str(run.get("machine", os.environ["WORLD_SIZE"]))
         try:
             result = shared(folder, run)
             facts[run["name"]] = {"status": result.status, "steps": result.summary["steps"]}

@@ -295,10 +295,10 @@ UNQUANTIZED = Policy()
 class Clock:
     """What the draws of stochastic rounding depend on beside layer and operand: the run's seed, and the moment.
 
-    `draw_version` is that of the draws (`formats.stochastic_draw`). Where processes share a batch, `group` is the
-    process group over whose ranks amax is taken, and `rank` says which share of the rows is here. The loop sets `step` and `part` (the batch within a
+    `draw_version` is that of the draws (`formats.stochastic_draw`). The loop sets `step` and `part` (the batch within a
     step; -1 for evaluation), so that draws do not depend on how often anything else was computed, and delayed scales
-    count steps. While `step` is None nobody counts: every forward pass of a layer is a step of its own.
+    count steps. While `step` is None nobody counts: every forward pass of a layer is a step of its own. Where processes
+    share a batch, `group` is the process group over whose ranks amax is taken, and `rank` says whose rows are here.
     """
 
     seed: int = 0

@@ -309,7 +309,7 @@ def next_scale(scale: float, largest: float, fmt: FloatFormat) -> float:
     return needed if too_small or too_large else scale
 
 
-def draws_at(seed: int, index: int, step: int, owner: Tensor) -> dict[str, int]:
+def draws_at(seed: int, index: int, step: int, owner: Tensor) -> dict[str, Any]:
     """The `seed` and `first` of a parameter's draws at a step, of its shard here: a resumed run draws the same."""
     shard, first = draws_of(owner)
     return {"seed": draw_seed(seed, index, step, shard), "first": first}

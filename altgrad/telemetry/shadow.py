@@ -19,9 +19,7 @@ from altgrad.nn import UNQUANTIZED, all_layers, quantized_layers
 from altgrad.ranks import over_group
 
 
-def shadow_gradients(
-    model: nn.Module, losses: Sequence[Callable[[], Tensor]], group: Any = None
-) -> dict[str, Tensor]:
+def shadow_gradients(model: nn.Module, losses: Sequence[Callable[[], Tensor]], group: Any = None) -> dict[str, Tensor]:
     """The gradients of the layers' weights without any rounding, averaged over the batches.
 
     The weights are read as they are stored: unrounded masters, or values on the grid. `.grad`, delayed scales, clocks,

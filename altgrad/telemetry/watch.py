@@ -48,7 +48,9 @@ class Watch:
 
     def __init__(self, model: nn.Module) -> None:
         parameters = dict(model.named_parameters())
-        self._sized = {name: p for name, p in parameters.items() if p.ndim > 1 or (p.numel() > 1 and bool(whole(p).any()))}
+        self._sized = {
+            name: p for name, p in parameters.items() if p.ndim > 1 or (p.numel() > 1 and bool(whole(p).any()))
+        }
         self._others = {name: p for name, p in parameters.items() if name not in self._sized}
         self._norms = self._measured()
         """When last looked at: of each tensor that has a size, then of the others together."""

@@ -137,9 +137,7 @@ class Checkpoints:
             raise UsageError(f"{problems[0]}, and no other checkpoint can be used; {REMEDY}")
         raise NothingToResume(f"{self.folder.parent.name} has no checkpoint (see checkpoint.every)")
 
-    def load(
-        self, folder: Path, owners: Mapping[str, Tensor] | None = None, *, unread: bool = False
-    ) -> dict[str, Any]:
+    def load(self, folder: Path, owners: Mapping[str, Tensor] | None = None, *, unread: bool = False) -> dict[str, Any]:
         """The state that `folder` holds, its tensors on the CPU.
 
         Args:

@@ -1,8 +1,8 @@
 """One run on several processes, as torchrun starts them: who they are, what they share, and what they agree on.
 
 Every process has as many rows of each batch, and the model whole (DDP) or its shards (FSDP2). Gradients are summed,
-losses averaged, per-tensor amax is that of the processes which `scaling.reduce` names, and draws are those that the rows
-have in the whole batch: the run is that of one process but for the order of additions. Process 0 writes the record.
+losses averaged, per-tensor amax is that of the processes which `scaling.reduce` names, and draws are those which the
+rows have in the whole batch: the run is that of one process but for the order of additions. Process 0 writes the record.
 
 Before anything is made the processes compare what they were started with. What has to be told from one to the others
 goes as JSON through the store that torchrun has for them; tensors go by gloo, or nccl on a GPU.
@@ -15,7 +15,6 @@ import itertools
 import json
 import os
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -245,7 +244,7 @@ def joined(config: ExperimentConfig, device: str, started: Mapping[str, Any]) ->
         raise UsageError(f"RANK and WORLD_SIZE must be whole numbers, not {launched}; start with torchrun") from None
     if config.parallel is None:
         if count > 1:
-            raise UsageError(f"parallel: {count} processes were started and the config has none; set it to ddp or fsdp2")
+            raise UsageError(f"parallel is null and {count} processes were started; set it to ddp or fsdp2")
         yield Processes()
         return
     if config.batch_size % count:

@@ -493,8 +493,8 @@ def _open_record(
         if state.get("code") != code_fingerprint("run"):
             _notice("the checkpoint was written by other code: the run may differ from one without interruption")
         if (before := state.get("processes", processes.count)) != processes.count:
-            other = f"the checkpoint was written by {before} processes and {processes.count} go on"
-            _notice(f"{other}: they add in another order, so that the last bits may differ")
+            other = f"another number of processes than wrote the checkpoint, {processes.count} for {before}"
+            _notice(f"{other}: they add in another order, so that last bits may differ")
         return step, seconds
 
     environment = describe_environment(device)
