@@ -3,8 +3,9 @@
     torchrun --nproc-per-node=2 tests/runs_of_many.py FOLDER
 
 FOLDER/runs.json has the runs in order: `name`, `config`, and where needed `resume`; `stop`, the step after which every
-process gets Ctrl-C; `other`, what process 1 is started with instead (`config`, `code`); `machine`, how many processes are on
-one; `die`, so that process 1 ends before it begins. Each process leaves FOLDER/rank-<n>.json: what became of every run there.
+process gets Ctrl-C; `other`, what process 1 is started with instead (`config`, `code`); `machine`, how many processes
+are on one; `die`, so that process 1 ends before it begins. Each process leaves FOLDER/rank-<n>.json: what became of
+every run there.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Every process has as many rows of each batch, and the model whole (DDP) or its shards (FSDP2). Gradients are summed,
 losses averaged, per-tensor amax is that of the processes which `scaling.reduce` names, and draws are those which the
-rows have in the whole batch: the run is that of one process but for the order of additions. Process 0 writes the record.
+rows have in the whole batch: the run is that of one process but for the order of additions. Process 0 has the record.
 
 Before anything is made the processes compare what they were started with. What has to be told from one to the others
 goes as JSON through the store that torchrun has for them; tensors go by gloo, or nccl on a GPU.
