@@ -704,7 +704,7 @@ class _Run:
         if config.layers_every > 0 and (at.step == 1 or at.step % config.layers_every == 0):
             number = 0 if at.step == 1 else at.step // config.layers_every
             look = Look(model, at.step, config.telemetry, number=number, group=self.processes.group)
-        loss_of = model.loss if look and config.compile else self.loss
+        loss_of = model.loss if look and self.processes.group is None else self.loss
         self.batches_before = self.batches.state
         if self.watch:
             self._warn(self.watch.before())
