@@ -50,7 +50,12 @@ class Checkpoints:
         config, data_sha256: whose checkpoints these are; one of another config or other data is refused.
         keep: how many of the newest are kept.
         processes: those that train; all of them save and load, and process 0 does what is done once.
+
+    Attributes:
+        chosen: the folder that `newest` has found.
     """
+
+    chosen: Path | None = None
 
     def __init__(
         self,
@@ -115,7 +120,7 @@ class Checkpoints:
     def newest(self, notice: Callable[[str], None]) -> dict[str, Any]:
         """The state of the newest intact checkpoint; `notice` is told where a newer one was passed over.
 
-        Tensors in shards are not read: `load` does, of the folder that the state names ``folder``.
+        Tensors in shards are not read: `load` does, of the folder that is then `chosen`.
 
         Raises:
             NothingToResume: there is no checkpoint.
@@ -127,7 +132,7 @@ class Checkpoints:
             if not folder.is_dir():
                 continue
             try:
-                state = self.load(folder, unread=True) | {"folder": folder.name}
+                state, self.chosen = self.load(folder, unread=True), folder
                 if problems:
                     notice(f"{problems[0]}; going on from {folder.name}, step {state['step']}")
                 return state

@@ -164,18 +164,25 @@ class Processes:
         Args:
             folder: as `write` left it.
             owners: by the beginnings of names, tensors like which those are to lie that have their shape.
+
+        Raises:
+            ValueError: the files do not hold such tensors.
         """
+        from safetensors import SafetensorError
         from torch.distributed import checkpoint
 
         reader = checkpoint.HuggingFaceStorageReader(str(folder))
         found: dict[str, Tensor] = {}
-        for name, about in reader.read_metadata().state_dict_metadata.items():
-            dtype = about.properties.dtype
-            owner = next((each for start, each in owners.items() if name.startswith(start)), None)
-            alike = owner is not None and owner.shape == about.size
-            found[name] = torch.zeros_like(owner, dtype=dtype) if alike else torch.zeros(about.size, dtype=dtype)
-        with _quiet():
-            checkpoint.load(found, storage_reader=reader, process_group=self.group, no_dist=self.group is None)
+        try:
+            for name, about in reader.read_metadata().state_dict_metadata.items():
+                dtype = about.properties.dtype
+                owner = next((each for start, each in owners.items() if name.startswith(start)), None)
+                alike = owner is not None and owner.shape == about.size
+                found[name] = torch.zeros_like(owner, dtype=dtype) if alike else torch.zeros(about.size, dtype=dtype)
+            with _quiet():
+                checkpoint.load(found, storage_reader=reader, process_group=self.group, no_dist=self.group is None)
+        except (SafetensorError, checkpoint.CheckpointException) as error:
+            raise ValueError(f"shards cannot be read ({one_line(error)[:160]})") from None
         return found
 
 

@@ -405,8 +405,8 @@ def _train(
     with _enough_memory(config), _deterministic(), _room_on_the_disk(out):
 
         def open_record() -> tuple[RunWriter, Any]:
-            writer, state = _open_record(config, out, corpus, device, resume, processes)
-            return writer, (str(writer.path), None if state is None else state["folder"])
+            writer, checkpoint = _open_record(config, out, corpus, device, resume, processes)
+            return writer, (str(writer.path), checkpoint)
 
         opened, (folder, checkpoint) = processes.first(open_record)
         writer: Any = opened or Nobody(Path(folder))
@@ -423,7 +423,7 @@ def _train(
                     shown = progress and opened is not None
                     run = _Run(config, model, batches, writer, tracker, shown, kept, stop_if_asked, processes)
                     if checkpoint is not None:
-                        _load(run, checkpoints.load(checkpoints.folder / checkpoint, run.owners))
+                        _load(run, checkpoints.load(Path(checkpoint), run.owners))
                     result = run.run()
                 status, summary = result.status, result.summary
             except BaseException as error:
@@ -474,14 +474,14 @@ def _checkpoints(config: ExperimentConfig, corpus: Corpus, folder: Path, process
 
 def _open_record(
     config: ExperimentConfig, out: Path, corpus: Corpus, device: str, resume: bool, processes: Processes
-) -> tuple[RunWriter, dict[str, Any] | None]:
-    """A new record, or the one that is there and the state to go on from."""
-    state: dict[str, Any] | None = None
+) -> tuple[RunWriter, str | None]:
+    """A new record, or the one that is there and the folder of the checkpoint to go on from."""
+    chosen: str | None = None
 
     def find(folder: Path) -> tuple[int, float]:
-        nonlocal state
+        nonlocal chosen
         checkpoints = _checkpoints(config, corpus, folder, processes)
-        state = checkpoints.newest(_notice)
+        state, chosen = checkpoints.newest(_notice), str(checkpoints.chosen)
         try:
             step, seconds = state["step"], state["seconds"]
             sound = type(step) is int and step == state["progress"]["step"] > 0 and isinstance(seconds, int | float)
@@ -503,7 +503,7 @@ def _open_record(
     about: dict[str, Any] = {"data_fingerprint": corpus.fingerprint, "environment": environment}
     if resume:
         try:
-            return RunWriter.resume(out, config, find=find, **about), state
+            return RunWriter.resume(out, config, find=find, **about), chosen
         except NothingToResume as nothing:
             _notice(f"{nothing}; starting from the beginning")
     return RunWriter.create(out, config, **about), None
