@@ -6,6 +6,7 @@ at what they left.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -274,6 +275,19 @@ def test_what_does_not_belong_together_is_one_line_and_records_nothing(many: Any
     assert "\n" not in first[name]["said"]
     assert not (folder / name).exists()
     assert name == "lost" or second[name]["status"] in ("SystemExit", "UsageError")
+
+
+def test_a_disk_that_is_full_of_shards_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", full)
+    with pytest.raises(UsageError, match=r"cannot be written any more \(No space left on device\); the record so far"):
+        alone(tmp_path, "full", {"parallel": "ddp"})
+    assert not list((place(tmp_path, "full") / "checkpoints").iterdir())
+    assert record(tmp_path, "full").run["status"] == "crashed"
 
 
 def test_killing_one_process_leaves_a_readable_record_that_goes_on(tmp_path: Path) -> None:

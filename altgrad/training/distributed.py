@@ -151,12 +151,21 @@ class Processes:
         """Write tensors of all processes into a folder, each its shards: safetensors of torch.distributed.checkpoint.
 
         All processes call it; the folder is there.
+
+        Raises:
+            OSError: a process could not write its files, in all of them.
         """
         from torch.distributed import checkpoint
 
         writer = checkpoint.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        with _quiet():
-            checkpoint.save(dict(tensors), storage_writer=writer, process_group=self.group, no_dist=self.group is None)
+        try:
+            with _quiet():
+                alone = self.group is None
+                checkpoint.save(dict(tensors), storage_writer=writer, process_group=self.group, no_dist=alone)
+        except checkpoint.CheckpointException as error:
+            causes = [cause for cause, _ in error.failures.values()]
+            disk = next((cause for cause in causes if isinstance(cause, OSError)), None)
+            raise disk or RuntimeError(f"shards cannot be written ({one_line(causes[0])[:160]})") from None
 
     def read(self, folder: Path, owners: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors in a folder that any number of processes has written, on the CPU unless they have owners.
