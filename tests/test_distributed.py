@@ -154,7 +154,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     with pytest.raises(KeyboardInterrupt):
         runs_of_many.shared(folder, {**half, "resume": False, "stop": 3})
     (folder / "runs.json").write_text(json.dumps(RUNS))
-    _, said = torchrun(ROOT / "tests" / "runs_of_many.py", folder).communicate(timeout=240)
+    _, said = torchrun(ROOT / "tests" / "runs_of_many.py", folder).communicate(timeout=150 * COUNT)
     facts = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(COUNT)]
     return folder, facts, said
 
@@ -307,7 +307,7 @@ def test_killing_one_process_leaves_a_readable_record_that_goes_on(tmp_path: Pat
     ranks = {_rank(int(child)): int(child) for child in children}
     assert set(ranks) == set(map(str, range(COUNT)))
     os.kill(ranks["1"], signal.SIGKILL)
-    _, said = agent.communicate(timeout=120)
+    _, said = agent.communicate(timeout=60 * COUNT)
     assert agent.returncode != 0
     assert 1 <= said.count("error: another process of this run has ended or cannot be reached") < COUNT
     (path,) = out.iterdir()
