@@ -360,7 +360,7 @@ def test_the_shards_of_a_parameter_step_as_the_whole_does(tmp_path: Path) -> Non
         for step in range(3):
             weight.grad = some(5, 6, seed=step + 1).float()
             optimizer.step()
-        if rule in ("grid", "code") and placement.endswith("=1)"):  # shards of columns have draws of their own
+        if rule in ("grid", "code") and "1" in placement:  # shards of columns have draws of their own
             codes = (values / scale).tolist()
             assert all(E4M3.round(code) == code for row in codes for code in row)
             continue
