@@ -63,9 +63,9 @@ class Processes:
         size = batch // self.count
         return slice(self.rank * size, (self.rank + 1) * size)
 
-    def place(self, model: Any, device: str) -> Callable[[Tensor, Tensor], Tensor]:
+    def place(self, model: Any, device: str) -> Callable[..., Tensor]:
         """Put a model where the processes have it, before an optimizer is made for it; the loss that trains it."""
-        loss: Callable[[Tensor, Tensor], Tensor] = model.loss
+        loss: Callable[..., Tensor] = model.loss
         if self.group is None:
             return loss
         if self.kind == "ddp":
@@ -79,7 +79,7 @@ class Processes:
         # The logits are a view, which nothing changes in place.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
         mesh = init_device_mesh(device, (self.count,))
-        for part in (*model.blocks, model):
+        for part in (*getattr(model, "blocks", ()), model):
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
             part.set_gradient_divide_factor(1.0)  # gradients are summed: see `_summed`
             part.set_force_sum_reduction_for_comms(True)
@@ -223,8 +223,8 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, token: Tensor, target: Tensor) -> Tensor:
-        loss: Tensor = self.model.loss(token, target)
+    def forward(self, *batch: Any) -> Tensor:
+        loss: Tensor = self.model.loss(*batch)
         return loss
 
 
