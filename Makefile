@@ -14,7 +14,7 @@ export NO_MKDOCS_2_WARNING := 1
 export ALTGRAD_REFRESH := $(REFRESH)
 export ALTGRAD_PAGE := $(P)
 
-.PHONY: help serve site page version install test check demo campaign campaign-quick pack repeat ladder-fit guides reports fixtures bench bench-training bench-runs bench-site bench-keystrokes same-numbers processes exhaustive clean
+.PHONY: help serve site page version install test check demo campaign campaign-quick pack repeat ladder-fit guides loops reports fixtures bench bench-training bench-runs bench-site bench-keystrokes same-numbers processes exhaustive clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -67,6 +67,10 @@ ladder-fit: .venv/site.stamp ## fit the ladder's law and write its predictions, 
 
 guides: .venv/dev.stamp ## run the guides' code blocks that need torch; their output is committed for the site
 	@$(BIN)/python -m altgrad.site.executed docs
+
+loops: .venv/dev.stamp ## run the programs of the guide on training loops (installs accelerate and lightning)
+	@$(PIP) -e '.[loops]'
+	@$(BIN)/python -m pytest tests/test_loops.py
 
 reports: .venv/site.stamp ## write the three reports as plain markdown into reports/
 	@$(BIN)/python scripts/generate_reports.py --output-dir reports --offline --runs experiments/recorded --readme README.md

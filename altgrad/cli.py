@@ -14,6 +14,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ exit codes:
   0 printed   2 there is no readable record; one line says what
 """
 if TYPE_CHECKING:
+    from altgrad.analysis.question import Question
     from altgrad.config import ExperimentConfig
     from altgrad.runs import Problem, RunSet
     from altgrad.runs.wandb_pull import Pulled
@@ -66,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train = commands.add_parser("train", help="train one config and record the run")
     train.set_defaults(command=run_training)
     add_train_arguments(train, Path("experiments/runs"), "altgrad train")
+    add_continue_arguments(commands.add_parser("continue", help="go on with a finished run, to more steps"))
+    add_compare_arguments(commands.add_parser("compare", help="which of some formats costs least: tune, train, answer"))
     explain = commands.add_parser("explain", help="say what broke in a recorded run", description=EXPLAINING)
     explain.formatter_class = argparse.RawDescriptionHelpFormatter
     explain.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="the folder of one run")
@@ -99,6 +103,10 @@ def add_train_arguments(parser: argparse.ArgumentParser, out: Path, command: str
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=override)
     parser.add_argument("--seed", type=int, help="replaces the config's seed")
     parser.add_argument("--out", type=Path, default=out, help="folder of the records (default: experiments/runs)")
+    _add_resources(parser)
+
+
+def _add_resources(parser: argparse.ArgumentParser) -> None:
     resume = "go on with this config's interrupted or crashed run from its newest checkpoint, bit for bit; "
     parser.add_argument("--resume", action="store_true", help=f"{resume}from the beginning where there is none")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
@@ -115,7 +123,11 @@ def run_training(options: argparse.Namespace) -> int:
         UsageError: a user's mistake, or the data missing.
         ModuleNotFoundError: torch or rich are missing.
     """
-    config, corpus = load_config(options.config, options.set, options.seed), None
+    return _train(options, lambda: load_config(options.config, options.set, options.seed))
+
+
+def _train(options: argparse.Namespace, load: Callable[[], ExperimentConfig], **how: Any) -> int:
+    config, corpus = load(), None
     if options.threads < 1:
         raise UsageError(f"--threads {options.threads}: give a number of at least 1")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on a GPU
@@ -132,7 +144,7 @@ def run_training(options: argparse.Namespace) -> int:
             notice = f"notice: --data: {lost:.0%} of the characters have no ASCII likeness and are left out"
             print(notice, file=sys.stderr)
     torch.set_num_threads(options.threads)
-    result = train(config, options.out, device=options.device, corpus=corpus, resume=options.resume)
+    result = train(config, options.out, device=options.device, corpus=corpus, resume=options.resume, **how)
     if not writes():  # of several processes one speaks
         return 1 if result.failure else 0
     loss = result.summary["val_loss"]
@@ -146,6 +158,193 @@ def run_training(options: argparse.Namespace) -> int:
             print(f"report: {report}")
     print(f"record: {result.path}")
     return 1 if result.failure else 0
+
+
+CONTINUING = """Go on with a finished run, to more steps.
+
+RUN is the folder of a run that finished and has checkpoints. The record of the longer run is a new one, of the run's
+config with that many steps: it begins with the rows of RUN, and its event `continued` says whose they are. RUN stays as
+it is. With schedule constant the longer run equals one that was planned so, bit for bit. A cosine has ended with RUN:
+the further steps have its last rate, min_lr_ratio of the learning rate, and the config says so as schedule_steps.
+
+exit codes: as altgrad train
+"""
+
+
+def add_continue_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``altgrad continue``."""
+    parser.description, parser.formatter_class = CONTINUING, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run with checkpoints")
+    parser.add_argument("--steps", type=int, required=True, help="of the longer run, those of RUN included")
+    parser.add_argument("--out", type=Path, help="folder of the records (default: the one that RUN is in)")
+    _add_resources(parser)
+    parser.set_defaults(command=run_continue)
+
+
+def run_continue(options: argparse.Namespace) -> int:
+    """Train the further steps, print how the run ended, and return the exit code.
+
+    Raises:
+        UsageError: a user's mistake, or no run to go on with.
+        ModuleNotFoundError: torch or rich are missing.
+    """
+    _check_run(options.run)
+    options.out = options.out or options.run.resolve().parent
+
+    def load() -> ExperimentConfig:
+        from altgrad.training.loop import continued_config
+
+        config = continued_config(options.run, options.steps)
+        if (end := config.schedule_steps) is not None:
+            rate = f"{config.min_lr_ratio * config.optimizer.learning_rate:g}"
+            print(f"notice: the cosine ended at step {end}: the further steps have the rate {rate}", file=sys.stderr)
+        return config
+
+    return _train(options, load, continued=options.run)
+
+
+COMPARING = """Which of some formats costs least in an experiment? Tunes, trains the pairs and says what they show.
+
+CONFIG is the YAML file of the experiment; what it quantizes is replaced by each format, for every operand, and by each
+recipe. For them and for FP32 the learning rate is tuned on two held-out seeds, further where the best lies at an edge;
+then each trains on the same seeds, and the differences to FP32 are stated with their 95% intervals, as in the reports.
+Records go to OUT; the same command goes on with what is missing. OUT/compare.md and OUT/compare.json have the answer.
+"""
+
+COMPARE_EXAMPLES = """examples:
+  altgrad compare experiments/configs/defaults.yaml --formats e4m3,e5m2,mxfp8,nvfp4 --seeds 8 --dry-run
+  altgrad compare experiments/configs/defaults.yaml --formats e4m3,mxfp8 --rates 0.008,0.016,0.032 --steps 600
+  altgrad compare my.yaml --formats e4m3,nvfp4 --model my_model:build          a model and data of your own
+
+exit codes:
+  0 answered   1 a run crashed; its record says why   130 Ctrl-C   143 SIGTERM
+  2 a mistake in the arguments, or nothing to compare; one line says what
+"""
+
+
+def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``altgrad compare``."""
+    parser.description, parser.epilog = COMPARING, COMPARE_EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of the experiment")
+    parser.add_argument("--formats", required=True, metavar="NAMES", help="formats and recipes, separated by commas")
+    parser.add_argument("--seeds", type=int, default=8, help="how many each trains on (default: 8)")
+    rates = "learning rates of the sweeps, separated by commas (default: half, all and twice the config's)"
+    parser.add_argument("--rates", metavar="RATES", help=rates)
+    parser.add_argument("--no-tune", action="store_true", help="all at the config's learning rate, and said to be")
+    parser.add_argument("--steps", type=int, help="replaces the config's max_steps")
+    margin = "differences below it count as none (default: 0.01)"
+    parser.add_argument("--margin", type=float, metavar="LOSS", help=margin)
+    parser.add_argument("--model", metavar="MODULE:FUNCTION", help="a model and data of your own: see the guide")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="a UTF-8 text of your own (default: the config's)")
+    out = Path("experiments/compare")
+    parser.add_argument("--out", type=Path, default=out, metavar="FOLDER", help=f"default: {out.as_posix()}")
+    parser.add_argument("--workers", type=int, help="processes, each with a thread (default: cores)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    parser.add_argument("--dry-run", action="store_true", help="say how many runs there are and how long they take")
+    parser.set_defaults(command=run_compare)
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    """Train what is missing, print and write what the runs show, and return the exit code.
+
+    Raises:
+        UsageError: a user's mistake, or a config that cannot be trained.
+        ModuleNotFoundError: torch or rich are missing.
+    """
+    from altgrad.analysis.question import question
+
+    steps = [] if options.steps is None else [f"max_steps={options.steps}"]
+    config = load_config(options.config, [*options.set, *steps])
+    if options.workers is not None and options.workers < 1:
+        raise UsageError(f"--workers {options.workers}: give a number of at least 1")
+    if options.no_tune and options.rates:
+        raise UsageError("--rates and --no-tune: give one of them")
+    try:
+        rates = [] if options.no_tune else [float(rate) for rate in _listed("--rates", options.rates or "0")]
+    except ValueError:
+        raise UsageError(f"--rates {options.rates:.80}: give numbers with commas between") from None
+    names = _listed("--formats", options.formats)
+    how: dict[str, Any] = {"rates": None if rates == [0] and not options.rates else rates}
+    if options.margin is not None:
+        how["margin"] = options.margin
+    if options.model and options.data:
+        raise UsageError("--model brings its own data; leave out --data")
+    if options.data is not None:
+        config = config.model_copy(update={"data": "file"})
+    asked = question(config, names, options.seeds, **how)  # mistakes, before torch is loaded
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on a GPU
+    import torch
+
+    from altgrad.runs import run_id
+    from altgrad.training import pool
+    from altgrad.training.task import code_of, load_task
+
+    torch.set_num_threads(1)
+    if options.model:
+        load_task(options.model)
+        own = {"task": options.model, "code": code_of(options.model)}
+        asked = question(config, names, options.seeds, **how, task=own)
+    given = {"device": options.device, "text": options.data, "task": options.model}
+    data, told = pool.checked(asked.arms, seed=asked.seeds[-1], **given)
+    for line in told:
+        print(visible(line), flush=True)
+    train, workers = partial(pool.train_named, out=options.out, **given), options.workers or pool.cores()
+
+    def identity(config: ExperimentConfig) -> str:
+        return run_id(config, data)
+
+    if options.dry_run:
+        seconds = sum(pool.seconds_of(config, train) for config in asked.arms.values())
+        return _print_plan(asked, identity, options.out, workers, seconds)
+    plan = partial(asked.plan, identity=identity)
+    crashed = pool.run_planned("compare", plan, train, identity, (options.out,), workers)
+    _print_answer(asked, identity, options.out)
+    return 1 if crashed else 0
+
+
+def _print_plan(
+    asked: Question, identity: Callable[[ExperimentConfig], str], out: Path, workers: int, seconds: float
+) -> int:
+    """What `altgrad compare` would run, and about how long that takes."""
+    from altgrad.runs.query import ended_losses
+    from altgrad.studies import MOST_EXTENSIONS
+
+    losses = ended_losses((out,))
+    each = len(asked.rates) * len(asked.held_out)
+    wanted = asked.plan(losses, identity)
+    done = sum(identity(config) in losses for config in wanted)
+    runs = (each + len(asked.seeds)) * len(asked.arms)
+    sweeps = f"{len(asked.rates)} learning rates on {len(asked.held_out)} held-out seeds and " if each else ""
+    arms = f"{len(asked.arms)} arms ({', '.join(asked.arms)})"
+    print(f"{arms}, each with {sweeps}{len(asked.seeds)} seeds: {runs} runs, {done} recorded")
+    if each:
+        more = MOST_EXTENSIONS * len(asked.held_out)
+        print(f"a sweep whose best rate lies at an edge goes on: at most {more} runs more of an arm")
+    left = seconds * (each + len(asked.seeds)) * (1 - done / runs) / workers
+    length = f"{left / 3600:.1f} h" if left > 5400 else f"{math.ceil(left / 60)} min"
+    print(f"about {length} with {workers} workers, by four steps of each")
+    return 0
+
+
+def _print_answer(asked: Question, identity: Callable[[ExperimentConfig], str], out: Path) -> None:
+    from altgrad.analysis.comparison import FormatComparator
+    from altgrad.analysis.loader import ExperimentDataLoader
+    from altgrad.analysis.question import answer, facts
+    from altgrad.reports.answer import answer_page
+    from altgrad.runs.files import write_text
+    from altgrad.runs.query import ended_losses
+    from altgrad.site import write_folder
+    from altgrad.site.blocks import visible_lines
+
+    loader = ExperimentDataLoader((out,))
+    found = answer(loader, asked, ended_losses((out,)), identity)
+    files = write_folder([answer_page(loader, asked, found)], out)
+    spot = FormatComparator.sweet_spot(found.comparison)
+    write_text(out / "compare.json", _json(facts(asked, found, spot, identity)) + "\n")
+    print(*visible_lines(files[0].read_text("utf-8").partition("\n## Provenance")[0]), sep="\n")
+    print(f"answer: {files[0]} and compare.json; records: {out}")
 
 
 def run_explain(options: argparse.Namespace) -> int:
@@ -604,7 +803,7 @@ def runs_list(options: argparse.Namespace) -> int:
         found = values(record)
         loss = found.get("last.final_val_loss", found.get("last.val_loss"))
         loss = "-" if loss is None else f"{loss:.4f}"
-        figures = [str(record.config.seed), _shown(found["last.step"]), loss]
+        figures = [_shown(found["seed"]), _shown(found["last.step"]), loss]
         created = str(record.run["created"])[:16].replace("T", " ")
         label = format_label(record.config)
         rows.append([record.id, record.status, label, *figures, record.config.study, created])

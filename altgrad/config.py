@@ -56,7 +56,7 @@ MOMENT_BLOCK = 256
 """Elements that share a scale of moments in fp8."""
 NATIVE_FORMATS = ("e4m3", "e5m2")
 """What the hardware's FP8 instruction multiplies."""
-MX_FORMATS = ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1")
+MX_FORMATS = ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1", "e0m7b-1")
 """What the blocks of MX hold."""
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
@@ -566,6 +566,7 @@ class ExperimentConfig(_Section):
     warmup_steps: int = Field(20, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    schedule_steps: int | None = _later(None, ge=1)  # where the cosine ends, and the rate stays; null: at max_steps
     clip_norm: float | None = Field(1.0, gt=0)
     eval_every: int = Field(50, ge=1)
     eval_batches: int = Field(20, ge=1)
@@ -612,6 +613,11 @@ class ExperimentConfig(_Section):
                 kept = "optimizer.storage 'grid' keeps one power-of-two scale per tensor"
                 raise ValueError(f"{kept}; set scaling.weight to {allowed}")
         self._check_parallel()
+        if (end := self.schedule_steps) is not None:
+            if self.schedule != "cosine":
+                raise ValueError(f"schedule_steps={end} is where schedule 'cosine' ends; leave it out")
+            if not self.warmup_steps < end < self.max_steps:
+                raise ValueError(f"schedule_steps={end} must lie between warmup_steps and max_steps; leave it out")
         self._check_casts()
         self._check_grad_output_rounding()
         self._check_native_sizes()
@@ -950,13 +956,19 @@ def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
 
 
+_NO_KEY = {
+    "model.tied": "the head of the built-in model is a layer of its own, with statistics and step sizes of its own; "
+    "a model of yours may tie it to the embedding (altgrad.nn.quantize_model)"
+}
+
+
 def _explain(key: str, error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         parent, _, leaf = key.rpartition(".")
         known = _known_keys(parent)
         near = [key.removesuffix(leaf) + name for name in difflib.get_close_matches(leaf, known, n=1, cutoff=0.5)]
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key {key!r}; {hint}"
+        return f"unknown key {key!r}; {_NO_KEY.get(key, hint)}"
     message = one_line(error["msg"]).removeprefix("Value error, ")
     given = "" if isinstance(error.get("input"), dict | BaseModel) else f" (given {str(error.get('input'))[:80]!r})"
     return f"{key}: {message}{given}" if key else message

@@ -33,6 +33,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from altgrad.rounding import is_traced
+
 _PIECE = 1 << 18
 """Elements that the processor works on at a time: more scratch would be memory that is new for every call."""
 
@@ -53,7 +55,7 @@ def diffuse(x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     Returns:
         A new tensor with the shape and dtype of `x`.
     """
-    if torch.compiler.is_compiling():
+    if is_traced():
         found: Tensor = torch.ops.altgrad.diffuse(x, lower, upper)
         return found
     return _diffuse(x, lower, upper)

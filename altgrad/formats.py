@@ -636,15 +636,17 @@ _ALIASES = {  # ml_dtypes' and torch's names, and the names by the split of what
     "bfloat16": "bf16",
     "e8m7": "bf16",
     "float32": "fp32",
+    "mxint8": "e0m7b-1",  # in blocks of MX; its -2, which the standard leaves to the tool, is not used
     "float": "fp32",
     "e8m23": "fp32",
 }
 _SPELLED_OUT = re.compile(r"e(\d{1,2})m(\d{1,2})b(-?\d{1,5})(ieee|fn|fnuz|p3109|finite|unsigned)?")
 _P3109 = re.compile(r"p3109_k(\d{1,2})p(\d{1,2})(_finite)?|binary(\d{1,2})p(\d{1,2})s([ef])")
+_UNSIGNED = re.compile(r"(float8_)?ue\d+m\d+|binary\d+p\d+u[ef]")
 
 
 def get_format(name: object) -> FloatFormat:
-    """The format called `name`: a name of the catalogue, of ml_dtypes or of torch, in any case.
+    """The format called `name`: a name of the catalogue, of ml_dtypes or of torch, in any case; or ``mxint8``.
 
     A bare split means what the field means by it: ``e4m3`` is E4M3FN (maximum 448), ``e5m2`` is IEEE-like. A format
     outside the catalogue is spelled out with its bias: ``e3m2b3``, ``e4m3b7ieee``, ``p3109_k6p3``. A torch or numpy
@@ -656,7 +658,8 @@ def get_format(name: object) -> FloatFormat:
     scalar_type = isinstance(name, type) and issubclass(name, np.generic)
     key = (name.__name__ if scalar_type else str(name)).strip().lower()  # type: ignore[attr-defined]
     key = key.removeprefix("torch.").removeprefix("ml_dtypes.")
-    found = _CATALOGUE.get(_ALIASES.get(key, key))
+    key = _ALIASES.get(key, key)
+    found = _CATALOGUE.get(key)
     if found is None and (match := _SPELLED_OUT.fullmatch(key)):
         specials = match[4] or "finite"
         found = FloatFormat.split(int(match[1]), int(match[2]), bias=int(match[3]), specials=specials)  # type: ignore[arg-type]
@@ -664,6 +667,11 @@ def get_format(name: object) -> FloatFormat:
         bits, precision = (int(match[1]), int(match[2])) if match[1] else (int(match[4]), int(match[5]))
         made = FloatFormat.p3109(bits, precision, finite=bool(match[3]) or match[6] == "f")
         found = _CATALOGUE.get(made.name, made)
+    if found is None and _UNSIGNED.fullmatch(key):
+        raise ValueError(
+            f"format {str(name)[:80]!r} has no sign, and what is rounded here has one; of scales, those of nvfp4 are "
+            "the positive values of e4m3 (its ue4m3), and those of mx are e8m0"
+        )
     if found is None:
         near = difflib.get_close_matches(key, [*_CATALOGUE, *_ALIASES], n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}? " if near else ""

@@ -187,8 +187,8 @@ def fake_quantize(
     """
     if gradient not in ("pass", "mask"):
         raise ValueError(f"gradient must be 'pass' or 'mask', not {gradient!r}")
-    how = {"rounding": rounding, "saturate": saturate, "seed": seed, "draw_version": draw_version}
-    y: Tensor = _FakeQuantize.apply(x, fmt, scale, how, gradient == "mask", check_scale)
+    how = (rounding, saturate, seed, draw_version, gradient == "mask", check_scale)
+    y: Tensor = straight_through(_FakeQuantize, x, fmt, scale, *how)
     return y
 
 
@@ -422,7 +422,7 @@ class _Constants(NamedTuple):
 
 def _constants(fmt: FloatFormat, dtype: torch.dtype) -> _Constants:
     """The constants: from a cache, and for torch.compile, which need not see one, as what they are."""
-    return (_make_constants if torch.compiler.is_compiling() else _known_constants)(fmt, dtype)
+    return (_make_constants if is_traced() else _known_constants)(fmt, dtype)
 
 
 def _make_constants(fmt: FloatFormat, dtype: torch.dtype) -> _Constants:
@@ -496,7 +496,7 @@ def _quantize(
 ) -> Counted:
     with torch.no_grad():
         x = job.x.detach()
-        if torch.compiler.is_compiling() and not job.trivial:  # inside somebody's own graph
+        if is_traced() and not job.trivial:  # inside somebody's own graph
             whole = _make_whole(_constants(job.fmt, x.dtype), job.rounding, job.saturate, counted, job.version)
             found = whole(x, job.scale, _key_or_numbers(job, 0, x.shape), job.previous, job.out, job.ulp_out)
             values = found.values if job.out is None else job.out
@@ -926,7 +926,7 @@ def _job(
         raise ValueError("ulp_out must be contiguous")
     if scale is not None:
         scale = _checked_scale(x, scale, check_scale)
-    if (out is not None or ulp_out is not None) and not torch.compiler.is_compiling():
+    if (out is not None or ulp_out is not None) and not is_traced():
         if out is not None and ulp_out is not None and _overlap(out, ulp_out):
             raise ValueError("out and ulp_out must not overlap")
         x = _kept(x, out, ulp_out)
@@ -943,7 +943,7 @@ def _checked_draws(fmt: FloatFormat, seed: int | Tensor | None, version: int, fi
             raise TypeError(
                 f"a seed that is a tensor is one int64 number, not {_dtype_name(seed.dtype)} {[*seed.shape]}"
             )
-        return Draws(seed.reshape(()) if torch.compiler.is_compiling() else int(seed) % 2**64, version, first)
+        return Draws(seed.reshape(()) if is_traced() else int(seed) % 2**64, version, first)
     if seed is not None:
         draw_keys(seed, 0)
     return None if seed is None else Draws(seed, version, first)
@@ -999,25 +999,92 @@ def _checked_scale(x: Tensor, scale: Tensor | float, check_values: bool) -> Tens
     if scale.device != x.device and (scale.ndim or scale.device.type != "cpu"):
         raise ValueError(f"scale must be a number, or on {x.device} as x is, not on {scale.device}")
     scale = scale.detach() if scale.dtype == dtype else scale.detach().to(dtype)
-    if check_values and scale.device.type == "cpu" and scale.numel() and not torch.compiler.is_compiling():
+    if check_values and scale.device.type == "cpu" and scale.numel() and not is_traced():
         low, high = (float(bound) for bound in torch.aminmax(scale))
         if not 0 < low <= high < math.inf:
             raise ValueError(f"scale must be positive and finite; it goes from {low:g} to {high:g}")
     return scale if scale.device == x.device else scale.to(x.device)
 
 
-class _FakeQuantize(torch.autograd.Function):
+def is_traced() -> bool:
+    """Whether what runs now is written down as a graph: by torch.compile and torch.export, or by make_fx."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+
+
+class StraightThrough(torch.autograd.Function):
+    """A function of a tensor and of settings that derivatives take for the identity, in torch.func's transforms too.
+
+    Under vmap each example has a call, and so a scale, of its own: the numbers are those of a loop.
+    """
+
     @staticmethod
-    def forward(ctx, x, fmt, scale, how, mask, check_scale):  # type: ignore[no-untyped-def]
-        y = quantize(x, fmt, scale=scale, check_scale=check_scale, **how)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep the settings for a backward pass that wants them."""
+        ctx.settings = inputs[1:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradient as it is, and none for the settings."""
+        return grad, *(None,) * len(ctx.settings)
+
+    @staticmethod
+    def tangent(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        """The `jvp` that torch.func finds: the tangent as it is. torch.compile takes no function that has one."""
+        return tangent.view_as(tangent)
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
+        """One call an example, stacked in front."""
+        found = []
+        for example in range(info.batch_size):
+            pairs = zip(args, in_dims, strict=True)
+            found.append(cls.apply(*(arg if dim is None else arg.select(dim, example) for arg, dim in pairs)))
+        return torch.stack(found), 0
+
+
+def straight_through(function: Any, x: Tensor, *settings: Any) -> Any:
+    """`apply` of a `StraightThrough`, which outside of transforms need not look up a signature each time."""
+    if torch.compiler.is_compiling():
+        return function.apply(x, *settings)
+    if torch._C._are_functorch_transforms_active():
+        return _transformed(function).apply(x, *settings)
+    return super(torch.autograd.Function, function).apply(x, *settings)
+
+
+@lru_cache
+def _transformed(function: Any) -> Any:
+    return type(function)(function.__name__, (function,), {"jvp": staticmethod(function.tangent)})
+
+
+class _FakeQuantize(StraightThrough):
+    @staticmethod
+    def forward(x, fmt, scale, rounding, saturate, seed, version, mask, check_scale):  # type: ignore[no-untyped-def]
+        drawn = {"rounding": rounding, "seed": seed, "draw_version": version}
+        return quantize(x, fmt, scale=scale, saturate=saturate, check_scale=check_scale, **drawn)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        x, fmt, scale, *_, mask, _ = inputs
+        ctx.settings, beyond = inputs[1:], []
         if mask:
             job = _job(x, fmt, scale, "nearest_even", True, (None, 1), False)
             c = _constants(fmt, x.dtype)
-            ctx.save_for_backward(_to_grid(x.detach(), job.scale, c).abs() > c.max)
-        return y
+            beyond.append(_to_grid(x.detach(), job.scale, c).abs() > c.max)
+        ctx.save_for_backward(*beyond)
+        if not torch.compiler.is_compiling():
+            ctx.save_for_forward(*beyond)
 
     @staticmethod
-    def backward(ctx, grad_output):  # type: ignore[no-untyped-def]
-        if ctx.saved_tensors:
-            grad_output = grad_output.masked_fill(ctx.saved_tensors[0], 0.0)
-        return grad_output, None, None, None, None, None
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        return _within(ctx, grad), *(None,) * len(ctx.settings)
+
+    @staticmethod
+    def tangent(ctx, tangent, *_):  # type: ignore[no-untyped-def]
+        return _within(ctx, tangent)
+
+
+def _within(ctx: Any, change: Tensor) -> Tensor:
+    """`change`, zero where the mask says that rounding has clipped."""
+    return change.masked_fill(*ctx.saved_tensors, 0.0) if ctx.saved_tensors else change.view_as(change)

@@ -38,14 +38,14 @@ from torch import Tensor, nn
 
 from altgrad.formats import E8M0, FP32, FloatFormat, get_format
 from altgrad.ranks import over_group
-from altgrad.rounding import PIECE, Compiler, compile_quantize, decode, encode, quantize
+from altgrad.rounding import PIECE, Compiler, compile_quantize, decode, encode, is_traced, quantize
 
 GRANULARITIES = ("tensor", "row", "block")
 RULES = ("floor", "rceil")
 ALGORITHMS = ("max", "most_recent")
 QUOTIENTS = ("nearest", "up")
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MX_ELEMENTS = tuple(map(get_format, ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1")))
+MX_ELEMENTS = tuple(map(get_format, ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1", "mxint8")))
 MX_BLOCK = 32
 NVFP4_BLOCK = 16
 
@@ -128,7 +128,7 @@ def scale_of_amax(largest: Tensor, fmt: FloatFormat, *, power_of_two: bool = Tru
     _check_quotient(quotient)
     if not power_of_two:
         return _quotient_scale(largest, fmt.max, up=quotient == "up")
-    if largest.ndim == 0 and largest.device.type == "cpu" and not torch.compiler.is_compiling():
+    if largest.ndim == 0 and largest.device.type == "cpu" and not is_traced():
         return torch.tensor(power_of_two_scale(float(largest), fmt), dtype=torch.float32)
     exponent = _scale_exponent(largest, fmt).clamp_(-126, 127)
     return _where_defined(largest, torch.where(largest == 0, 1.0, _power_of_two(exponent)))
@@ -437,7 +437,7 @@ class DelayedScale(nn.Module):
 def mx_scale(x: Tensor, element_format: FloatFormat, *, rule: str = "floor", block: int = MX_BLOCK) -> Tensor:
     """The scales of the MX blocks of `x`: powers of two, float32 of shape [..., ceil(n / block)].
 
-    With emax the exponent of the element format's largest value (E4M3 8, E5M2 15, E3M2 4, E2M3 and E2M1 2):
+    With emax the exponent of the element format's largest value (E4M3 8, E5M2 15, E3M2 4, E2M3 and E2M1 2, MXINT8 0):
 
     - "floor": 2**(floor(log2 amax) - emax), as OCP MX 1.0 section 6.3 has it; amax / scale may be up to twice 2**emax,
       so that the largest elements saturate;
@@ -445,9 +445,9 @@ def mx_scale(x: Tensor, element_format: FloatFormat, *, rule: str = "floor", blo
       (Hardware rounds the float32 quotient; the two differ only where that is subnormal, below 2**-126.)
 
     Exponents are kept within [-127, 127], those of E8M0; 2**-127 is a float32 subnormal (not to be used with
-    torch.set_flush_denormal). No amax is above this range; below it, elements become small in their format and zero in
-    the end. A block of zeros has the scale 2**-127. A block with a NaN or an infinity has the scale NaN, that is, all
-    of it is NaN: E8M0 has no infinity.
+    torch.set_flush_denormal). No amax is above this range but MXINT8's above 127/64 * 2**127, which saturate; below it,
+    elements become small in their format and zero in the end. A block of zeros has the scale 2**-127. A block with a
+    NaN or an infinity has the scale NaN, that is, all of it is NaN: E8M0 has no infinity.
 
     Args:
         x: [..., n]; float32, bfloat16 or float16.
@@ -468,7 +468,7 @@ def mx_scale_of_amax(largest: Tensor, element_format: FloatFormat, *, rule: str 
     mantissa, exponent = math.frexp(element_format.max)
     above = 0x7FFFFF - int((2 * mantissa - 1) * 2**23) if rule == "rceil" else 0  # carries where amax is above max
     power = (largest.view(torch.int32) + above).bitwise_and_(0x7F800000).sub_((exponent - 1) << 23)
-    return _where_defined(largest, power.clamp_(min=1 << 22).view(torch.float32))  # 2**-127
+    return _where_defined(largest, power.clamp_(1 << 22, 0x7F000000).view(torch.float32))  # 2**-127, 2**127
 
 
 def quantize_mx(
@@ -482,7 +482,7 @@ def quantize_mx(
     draw_version: int = 1,
     out: Tensor | None = None,
 ) -> Tensor:
-    """`x` in an MX format (MXFP8, MXFP6, MXFP4): rounded onto the grids of its blocks, elements saturate.
+    """`x` in an MX format (MXFP8, MXFP6, MXFP4, MXINT8): rounded onto the grids of its blocks, elements saturate.
 
     Arguments and errors are those of `mx_scale` and `rounding.quantize`; 32 elements are a block of the specification.
 
@@ -737,7 +737,7 @@ def _amax_of_blocks(blocks: Tensor) -> Tensor:
     fill it up, in memory of a piece that stays in the cache.
     """
     block = blocks.shape[-1]
-    if torch.compiler.is_compiling():
+    if is_traced():
         return blocks.abs().amax(-1).float()
     if blocks.device.type != "cpu":
         return _amax_of_last(blocks)

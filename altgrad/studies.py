@@ -10,7 +10,8 @@ What each study is to answer was written down before it ran, in docs/method/prer
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -371,8 +372,22 @@ FOLLOW_TUNED: dict[str, float] = {
     "E0M7 block fresh": 0.016,
     "E0M7 tile fresh": 0.016,
     "E0M7 square fresh": 0.008,
+    "E4M3 decayed fresh": 1.0,
+    "E5M2 decayed fresh": 0.25,
+    "E0M7 decayed fresh": 0.5,
+    "E4M3 relative fresh": 0.08,
+    "E5M2 relative fresh": 0.08,
+    "E0M7 relative fresh": 0.04,
+    "E4M3 muon fresh": 0.032,
+    "E5M2 muon fresh": 0.032,
+    "E0M7 muon fresh": 0.032,
+    "FP32 muon fresh": 0.032,
+    "FP32 512": 0.016,
+    "FP32 2048": 0.016,
+    "NVFP4 head nearest 2048 tuned": 0.016,
 }
-"""Arm of `SWEPT` -> the best rate of the sweep that has it (mean validation loss of its four seeds)."""
+"""Arm of `SWEPT` -> the best rate of the sweep that has it (mean validation loss of its four seeds). E0M7 to nearest
+with 2,048 tokens has none: it diverges at every rate."""
 
 
 def _fresh(name: str, fmt: str, label: str, more: Mapping[str, Any], tuned: str = "", **settings: Any) -> Arm:
@@ -1078,6 +1093,38 @@ def checked(arms: Iterable[Arm], studies: Mapping[str, Study]) -> Mapping[str, A
 
 
 ARMS = checked(_ARMS, STUDIES)
+
+
+MOST_EXTENSIONS = 4
+"""How often a sweep is extended by a factor of 2 while its best rate lies at an edge."""
+
+
+def sweep(
+    rates: Sequence[float], mean: Callable[[float], float | None], extensions: int = MOST_EXTENSIONS
+) -> tuple[list[float], float | None]:
+    """The learning rates to try, and the best of them; None for the best until all are recorded.
+
+    Args:
+        rates: to begin with, the smallest first.
+        mean: the mean loss at a rate over the held-out seeds, None where one of them is not recorded.
+        extensions: how often a sweep of more than one rate goes on beyond its edge while the best lies there.
+    """
+    rates = list(rates)
+    left = extensions if len(rates) > 1 else 0
+    while True:
+        means = [mean(rate) for rate in rates]
+        if None in means:
+            return rates, None
+        best = min(rates, key=lambda rate: means[rates.index(rate)])  # type: ignore[arg-type,return-value]
+        if rates[0] < best < rates[-1] or not left:
+            return rates, best
+        rates, left = [best / 2, *rates] if best == rates[0] else [*rates, best * 2], left - 1
+
+
+def mean_loss(losses: Iterable[float | None]) -> float | None:
+    """The mean of final losses, exactly rounded; None where one is not known."""
+    found = list(losses)
+    return None if None in found else math.fsum(loss for loss in found if loss is not None) / len(found)
 
 
 def adamw_arm(fmt: str, place: str) -> str:

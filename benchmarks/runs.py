@@ -1,6 +1,6 @@
 """What recording costs: a row appended, thousands of runs read, against the least that must be done in the same run.
 
-    make bench-runs                                              measure and record, in about two minutes and 400 MB
+    make bench-runs                                              measure and record, in about four minutes and 900 MB
     .venv/bin/python benchmarks/runs.py --quick --record trial.json
     .venv/bin/python benchmarks/runs.py --add figures.json        take over figures that were measured elsewhere
 
@@ -14,10 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
+import struct
+import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -39,13 +43,23 @@ from altgrad.imports import code_fingerprint  # noqa: E402
 from altgrad.reports.measured import RECORDED, read_record, write_record  # noqa: E402
 from altgrad.reports.run_costs import Figure, RunsRecord  # noqa: E402
 from altgrad.runs import RunRecord, load_runs, pack_study, read_histories, record, run_id  # noqa: E402
+from altgrad.runs.sources import import_runs  # noqa: E402
+from altgrad.runs.sources.tensorboard import _masked_crc, read_events  # noqa: E402
 from altgrad.runs.tables import write_table  # noqa: E402
+from altgrad.runs.wandb_access import inspected, missing_package  # noqa: E402
 from altgrad.runs.writer import write_json  # noqa: E402
 
 SIZES = {
-    "full": {"rows appended": 20_000, "runs": 1_000, "rows a run": 2_000, "columns": 60, "packed runs": 2_000},
-    "quick": {"rows appended": 200, "runs": 4, "rows a run": 50, "columns": 60, "packed runs": 20},
-}
+    "full": {
+        "rows appended": 20_000, "runs": 1_000, "rows a run": 2_000, "columns": 60, "packed runs": 2_000,
+        "W&B runs": 15, "event files": 50, "rows of one history": 1_000_000,
+    },
+    "quick": {
+        "rows appended": 200, "runs": 4, "rows a run": 50, "columns": 60, "packed runs": 20,
+        "W&B runs": 1, "event files": 2, "rows of one history": 5_000,
+    },
+}  # fmt: skip
+TAGS = [f"train/metric_{number}" for number in range(10)]
 THREE = ["metric_1", "metric_30", "metric_59"]
 
 
@@ -180,6 +194,132 @@ def packed(folder: Path, sizes: dict[str, int], repeats: int, show: Callable[[st
     )
 
 
+def imports(folder: Path, sizes: dict[str, int], show: Callable[[str], None]) -> list[Figure]:
+    """What it costs to bring in other tools' files, in processor time against the least that reading them takes.
+
+    They are a tenth of 135 offline runs of W&B and a twentieth of 1,000 of TensorBoard; each of them costs the same.
+    """
+    figures = []
+    events = [
+        folder / "events" / f"run-{number}" / "events.out.tfevents.1.host" for number in range(sizes["event files"])
+    ]
+    show("writing event files")
+    for number, path in enumerate(events):
+        write_events(path, TAGS, sizes["rows a run"], number)
+    show("reading event files")
+    ours = _processor(lambda: import_runs(folder / "events", folder / "from-events"))
+    floor = _processor(lambda: [read_events(path) for path in events])
+    rows = f"{sizes['rows a run']:,} rows of {len(TAGS)} metrics"
+    figures.append(
+        Figure(
+            name=f"Import {len(events):,} TensorBoard runs of {rows}", value=ours, unit="s", floor=floor,
+            floor_name="decoding their events", goal_ratio=2.5,
+        )
+    )  # fmt: skip
+    if missing_package() is None:
+        show("writing and reading W&B's files")
+        files = [folder / "wandb" / f"run-{number:08d}.wandb" for number in range(sizes["W&B runs"])]
+        for path in files:
+            write_offline(path, TAGS, sizes["rows a run"])
+        ours = _processor(lambda: import_runs(folder / "wandb", folder / "from-wandb"))
+        floor = _processor(lambda: [json.loads(line) for path in files for line in _told(path)])
+        figures.append(
+            Figure(
+                name=f"Import {len(files):,} W&B offline runs of {rows}", value=ours, unit="s", floor=floor,
+                floor_name="reading them", goal_ratio=2,
+            )
+        )  # fmt: skip
+    show("reading one long history")
+    write_events(folder / "long" / "events.out.tfevents.1.host", TAGS[:5], sizes["rows of one history"], 0)
+    figures.append(
+        Figure(
+            name=f"Import one history of {sizes['rows of one history']:,} rows", unit="GB", goal=1,
+            value=_memory(folder / "long", folder / "from-long"), reason="Memory of the whole process, 5 metrics.",
+        )
+    )  # fmt: skip
+    return figures
+
+
+def write_events(path: Path, tags: Sequence[str], rows: int, seed: int) -> None:
+    """An event file of scalars, as PyTorch writes them; the steps begin where they take three bytes each."""
+    steps, generator, parts = np.arange(rows) + 2**14, np.random.default_rng(seed), []
+    for tag in map(str.encode, tags):
+        value = b"\x0a" + bytes([len(tag)]) + tag + b"\x15" + bytes(4)
+        event = b"\x09" + bytes(8) + b"\x10" + bytes(3) + b"\x2a" + bytes([len(value) + 2, 0x0A, len(value)]) + value
+        body = np.tile(np.frombuffer(event, np.uint8), (rows, 1))
+        body[:, 1:9] = _bytes((1.7e9 + steps).astype("<f8"))
+        for place, byte in ((10, steps & 127 | 128), (11, steps >> 7 & 127 | 128), (12, steps >> 14)):
+            body[:, place] = byte
+        body[:, -4:] = _bytes(generator.random(rows).astype("<f4"))
+        length = np.tile(np.frombuffer(np.uint64(len(event)).tobytes(), np.uint8), (rows, 1))
+        parts.append(np.hstack([length, _bytes(_masked_crc(length)), body, _bytes(_masked_crc(body))]))
+    path.parent.mkdir(parents=True)
+    with open(path, "wb") as file:
+        for begin in range(0, rows, 1000):
+            for part in parts:
+                file.write(part[begin : begin + 1000].tobytes())
+
+
+def write_offline(path: Path, names: Sequence[str], rows: int) -> None:
+    """An offline file of W&B: its records in LevelDB's log format (blocks of 32 KiB, parts with a checksum)."""
+    from wandb.proto import wandb_internal_pb2 as wandb
+
+    identity = path.stem.removeprefix("run-")
+    records = [wandb.Record(run=wandb.RunRecord(run_id=identity, display_name=identity, project="bench"))]
+    records[0].run.start_time.seconds = 1_700_000_000
+    for step, values in enumerate(np.random.default_rng(0).random((rows, len(names))).tolist()):
+        row = {"_step": step, "_runtime": float(step), **dict(zip(names, values, strict=True))}
+        history = wandb.HistoryRecord(item=[wandb.HistoryItem(key=k, value_json=json.dumps(v)) for k, v in row.items()])
+        records.append(wandb.Record(history=history))
+    records.append(wandb.Record(exit=wandb.RunExitRecord(exit_code=0)))
+    out = bytearray(b":W&B" + struct.pack("<HB", 0xBEE1, 0))
+    for record_ in records:
+        data, first = record_.SerializeToString(), True
+        while first or data:
+            room = 32768 - len(out) % 32768
+            if room < 7:
+                out += bytes(room)
+                continue
+            part, data = data[: room - 7], data[room - 7 :]
+            kind = (1 if first else 4) if not data else (2 if first else 3)
+            out += struct.pack("<IHB", zlib.crc32(bytes([kind]) + part), len(part), kind) + part
+            first = False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(out)
+
+
+def _told(path: Path) -> list[bytes]:
+    return inspected(path, seconds=600).stdout.splitlines()
+
+
+def _bytes(column: Any) -> Any:
+    return column.view(np.uint8).reshape(len(column), -1)
+
+
+def _processor(call: Callable[[], object]) -> float:
+    """Seconds of processor time, those of processes that it starts too."""
+
+    def used() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return time.process_time() + children.ru_utime + children.ru_stime
+
+    begun = used()
+    call()
+    return used() - begun
+
+
+def _memory(path: Path, out: Path) -> float:
+    """The most memory that a process takes that imports `path`, in GB."""
+    code = (
+        "import resource, sys; from pathlib import Path; from altgrad.runs.sources import import_runs\n"
+        "found = import_runs(*map(Path, sys.argv[1:])); assert len(found.fetched) == 1, found.problems\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    command = [sys.executable, "-c", code, str(path), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    return int(done.stdout) * 1024 / 1e9
+
+
 def bench(quick: bool, repeats: int, show: Callable[[str], None]) -> RunsRecord:
     """Measure everything."""
     sizes = SIZES["quick" if quick else "full"]
@@ -193,6 +333,7 @@ def bench(quick: bool, repeats: int, show: Callable[[str], None]) -> RunsRecord:
         figures += read(folder, sizes, repeats)
         figures += checked(folder, sizes, repeats)
         figures.append(packed(folder, sizes, repeats, show))
+        figures += imports(folder, sizes, show)
     busy = f"Other programs kept the processors busy: load {load} on {os.cpu_count()} cores."
     if load is not None and load > (os.cpu_count() or 1) / 2:
         figures = [

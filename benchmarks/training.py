@@ -7,14 +7,16 @@
 Arms are measured in turn, many times over, and the ratio is that of the medians, so that a noisy machine disturbs both
 sides alike. Eager arms are held against the eager fp32 loop, compiled ones against the compiled fp32 loop, and
 telemetry against the quantized step: a step with a look, one with a look that counts codes, the watch alone, and what
-these make of a step when every tenth has a look. Peak memory is that of one process an arm. The record goes to
-benchmarks/recorded/training.json (training-cuda.json on a GPU, where the model has 50M parameters and bf16 is the
-baseline of native FP8), which the site turns into a page.
+these make of a step when every tenth has a look. Llama is that of transformers, with two layers of width 256, against a
+plain loop of its own; coverage is the step with what the hooks of `report_of` cost in it. Peak memory is that of one
+process an arm. The record goes to benchmarks/recorded/training.json (training-cuda.json on a GPU, where the model has
+50M parameters and bf16 is the baseline of native FP8), which the site turns into a page.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import multiprocessing
 import os
 import resource
@@ -46,7 +48,13 @@ GOALS = {
     "manifold-step": 1.25,
     "telemetry": 1.05,
     "telemetry-compiled": 1.05,
+    "llama-wag": 1.35,
+    "llama-wag-compiled": 1.15,
+    "coverage": 1.01,
 }
+HOOK_CALLS = 100
+"""Calls of the coverage hooks that are timed together."""
+LLAMA = {"num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4}
 TELEMETRY = ("telemetry-off", "look", "look-codes")
 """Arms that take the step "wag" with telemetry as it is on by default; without it, it is the same step once more."""
 MEMORY_GOAL = 1.5
@@ -57,6 +65,8 @@ REASONS = {
     "wag-compiled": "The amax of an operand must be known before it can be rounded, so its pass is not fused.",
     "telemetry": "Two passes to count, six to measure and sixteen eigenvalue problems, every tenth step.",
     "telemetry-compiled": "The step with the look runs eagerly, and so pays for eager rounding besides the look.",
+    "llama-wag": "Seven passes to round an operand and one for its amax, all of them through memory.",
+    "llama-wag-compiled": "The amax of an operand must be known before it can be rounded, so its pass is not fused.",
     "manifold-step": "The ulp field costs three passes and an amax beside AdamW's twelve.",
 }
 """What is known of an arm that misses its goal."""
@@ -85,12 +95,12 @@ def make_step(arm: str, sizes: dict[str, int], device: str) -> Callable[[], None
     import torch
 
     from altgrad.config import TelemetryConfig
-    from altgrad.models import GPT
     from altgrad.nn import quantize_model
     from altgrad.telemetry import Look, RankWatch
 
-    name = arm.removesuffix("-compiled")
-    model = GPT(VOCABULARY, **{key: sizes[key] for key in ("layers", "dim", "heads", "context")}, seed=0).to(device)
+    name = arm.removesuffix("-compiled").removeprefix("llama-")
+    make = make_llama if arm.startswith("llama-") else make_gpt
+    model = make(sizes).to(device)
     policy = policies().get("wag" if name in TELEMETRY else name)
     if policy is not None:
         quantize_model(model, policy)
@@ -131,14 +141,52 @@ def make_step(arm: str, sizes: dict[str, int], device: str) -> Callable[[], None
     return step_with_look
 
 
+def make_gpt(sizes: dict[str, int]) -> Any:
+    """The model that is measured, a character GPT."""
+    from altgrad.models import GPT
+
+    return GPT(VOCABULARY, **{key: sizes[key] for key in ("layers", "dim", "heads", "context")}, seed=0)
+
+
+def make_llama(sizes: dict[str, int]) -> Any:
+    """Llama of transformers with random weights, and a loss as the GPT has it; 2 layers of 256 whatever the sizes."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    class Llama(LlamaForCausalLM):  # type: ignore[misc]
+        def loss(self, token: Any, target: Any) -> Any:
+            logits = self(token, use_cache=False).logits
+            return torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+
+    torch.manual_seed(0)
+    return Llama(LlamaConfig(**LLAMA, vocab_size=VOCABULARY, pad_token_id=0, bos_token_id=1, eos_token_id=2))
+
+
+def make_hooks(sizes: dict[str, int]) -> Callable[[], None]:
+    """`HOOK_CALLS` calls of a module that does nothing, with a quantized model's hooks after its first batch."""
+    import torch
+
+    from altgrad.nn import quantize_model
+
+    model = quantize_model(make_gpt(sizes), policies()["wag"])
+    model(torch.zeros(1, 2, dtype=torch.int64))
+    nothing, x = torch.nn.Identity(), torch.zeros(1)
+    vars(model)["_coverage"].watch(nothing)
+
+    def step() -> None:
+        for _ in range(HOOK_CALLS):
+            nothing(x)
+
+    return step
+
+
 def make_watch(sizes: dict[str, int], device: str) -> Callable[[], None]:
     """What the watch does in a step, alone; the loop has the gradients' norms from clipping."""
     import torch
 
-    from altgrad.models import GPT
     from altgrad.telemetry import Watch
 
-    model = GPT(VOCABULARY, **{key: sizes[key] for key in ("layers", "dim", "heads", "context")}, seed=0).to(device)
+    model = make_gpt(sizes).to(device)
     gradients = {name: torch.ones_like(parameter) for name, parameter in model.named_parameters()}
     norms, watch = torch._foreach_norm(list(gradients.values())), Watch(model)
 
@@ -167,10 +215,9 @@ def make_optimizer_step(rule: str, sizes: dict[str, int], device: str) -> Callab
     import torch
 
     from altgrad.formats import get_format
-    from altgrad.models import GPT
     from altgrad.optim import ManifoldAdamW
 
-    model = GPT(VOCABULARY, **{key: sizes[key] for key in ("layers", "dim", "heads", "context")}, seed=0).to(device)
+    model = make_gpt(sizes).to(device)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator).to(device)
@@ -307,6 +354,10 @@ def bench(device: str, quick: bool, turns: int, show: Callable[[str], None]) -> 
     else:
         names = ["fp32", "wag", *TELEMETRY, "bf16", "native"]
         names += ["fp32-compiled", "wag-compiled", "bf16-compiled", "native-compiled"]
+    if importlib.util.find_spec("transformers"):
+        names += [f"llama-{name}" for name in names if name.removesuffix("-compiled") in ("fp32", "wag")]
+    else:
+        show("no transformers: the arms of Llama are left out")
     if not quick and not compiles(device):
         show("no compiler: compiled arms are left out")
         names = [name for name in names if not name.endswith("-compiled")]
@@ -314,11 +365,16 @@ def bench(device: str, quick: bool, turns: int, show: Callable[[str], None]) -> 
 
     def baseline_of(name: str) -> str:
         suffix = "-compiled" if name.endswith("-compiled") else ""
-        if name.removesuffix(suffix) in (*TELEMETRY, "watch", "telemetry"):
+        if name.removesuffix(suffix) in (*TELEMETRY, "watch", "telemetry", "coverage"):
             return f"wag{suffix}"
+        if name.startswith("llama-"):
+            return f"llama-fp32{suffix}"
         return ("bf16" if device == "cuda" else "fp32") + suffix
 
-    times = measure(steps | {"watch": make_watch(sizes, device)}, turns, show, device)
+    others = {"watch": make_watch(sizes, device), "hooks": make_hooks(sizes)}
+    times = measure(steps | others, turns, show, device)
+    hooks = [seconds / HOOK_CALLS for seconds in times.pop("hooks")]
+    times["coverage"] = [step + hook for step, hook in zip(times["wag"], hooks, strict=True)]
     for suffix in ("", "-compiled"):
         if f"wag{suffix}" in times:
             times[f"telemetry{suffix}"] = ten_steps(times, f"wag{suffix}")

@@ -15,15 +15,11 @@ each start a tiny training, the canary, is kept with the records, by its bits: d
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
-import multiprocessing
-import os
-import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +29,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
 from altgrad.config import ExperimentConfig, UsageError  # noqa: E402
 
 try:
-    from altgrad.studies import ARMS, CAMPAIGN, PACKED_LOOKS, STUDIES, Arm, Study
+    from altgrad import studies
+    from altgrad.studies import ARMS, CAMPAIGN, MOST_EXTENSIONS, PACKED_LOOKS, STUDIES, Arm, Study, mean_loss
 except UsageError as error:
     sys.exit(f"error: {error}")
 from altgrad.cli import guarded  # noqa: E402
@@ -41,13 +38,8 @@ from altgrad.cli import guarded  # noqa: E402
 if TYPE_CHECKING:
     import pandas as pd
 
-    from altgrad.runs import RunRecord
-
 RUNS = ROOT / "experiments" / "runs"
 RECORDED = ROOT / "experiments" / "recorded"
-MOST_EXTENSIONS = 4
-"""How often the sweep of one arm is extended by a factor of 2 while its best rate lies at an edge."""
-
 Losses = Mapping[str, float]
 """Run id -> final validation loss of the ended runs; infinite for one that did not finish."""
 
@@ -72,21 +64,13 @@ def configs_of(name: str, losses: Losses) -> list[ExperimentConfig]:
 
 
 def sweep(study: str, arm: Arm, losses: Losses) -> tuple[list[float], float | None]:
-    """The rates to try for an arm, and the best of them: the lowest mean loss over the held-out seeds.
+    """The rates to try for an arm, and the best of them (`altgrad.studies.sweep`)."""
+    found, grows = STUDIES[study], STUDIES[study].sweeps == "grows"
 
-    While the best lies at an edge, a sweep that grows goes on beyond it. None for the best until all are recorded.
-    """
-    rates = list(STUDIES[study].rates or arm.swept_rates)
-    extensions = MOST_EXTENSIONS if STUDIES[study].sweeps == "grows" and len(rates) > 1 else 0
-    for extension in range(extensions + 1):
-        means = [_mean_loss(study, arm, rate, losses) for rate in rates]
-        if None in means:
-            return rates, None
-        best = min(rates, key=lambda rate: means[rates.index(rate)])
-        if rates[0] < best < rates[-1] or extension == extensions:
-            return rates, best
-        rates = [best / 2, *rates] if best == rates[0] else [*rates, best * 2]
-    raise AssertionError("the last round returns")
+    def mean(rate: float) -> float | None:
+        return mean_loss(losses.get(identity(arm.config(seed, study, rate))) for seed in found.seeds[arm.name])
+
+    return studies.sweep(found.rates or arm.swept_rates, mean, MOST_EXTENSIONS if grows else 0)
 
 
 def tuned(arm: Arm, losses: Losses) -> float:
@@ -104,11 +88,6 @@ def tuned(arm: Arm, losses: Losses) -> float:
     return best
 
 
-def _mean_loss(study: str, arm: Arm, rate: float, losses: Losses) -> float | None:
-    found = [losses.get(identity(arm.config(seed, study, rate))) for seed in STUDIES[study].seeds[arm.name]]
-    return None if None in found else math.fsum(loss for loss in found if loss is not None) / len(found)
-
-
 @cache
 def data_fingerprint(data: str, tokenizer: str, vocabulary: int | None) -> Any:
     """What identifies the training data of a config."""
@@ -122,32 +101,6 @@ def identity(config: ExperimentConfig) -> str:
     from altgrad.runs import run_id
 
     return run_id(config, data_fingerprint(config.data, config.tokenizer, config.vocabulary))
-
-
-def has_ended(record: RunRecord) -> bool:
-    """Whether a run came to an end of its own, good or bad.
-
-    One that was interrupted, or whose process was killed, did not, and is run again.
-    """
-    return record.status in ("finished", "failed", "crashed") and bool(record.run.get("ended"))
-
-
-def ended_losses(folders: Sequence[Path]) -> dict[str, float]:
-    """The final loss of every run in the folders that has ended; infinite for one that did not finish."""
-    from altgrad.runs import load_runs
-
-    return losses_of(load_runs(tuple(folders)).records)
-
-
-def losses_of(records: Iterable[RunRecord]) -> dict[str, float]:
-    """`ended_losses` of some records."""
-    found = {}
-    for record in records:
-        if has_ended(record):
-            loss = (record.run.get("summary") or {}).get("val_loss")
-            usable = record.status == "finished" and isinstance(loss, float) and math.isfinite(loss)
-            found[record.id] = loss if usable else math.inf
-    return found
 
 
 def look_around(out: Path, device: str) -> None:
@@ -195,45 +148,12 @@ def run_study(
     A sweep whose best rate lies at its edge has then grown, and goes on. What runs at the time `until`
     (`time.monotonic`) is stopped: it goes on from its checkpoint the next time where its config has them.
     """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from altgrad.training import train
+    from altgrad.training.pool import run_planned
 
-    crashed, before = 0, -1
-    while True:
-        losses = ended_losses((RECORDED, out))
-        configs = configs_of(study, losses)
-        todo = [config for config in configs[shard[0] - 1 :: shard[1]] if identity(config) not in losses]
-        if before < 0 or todo:
-            share = f", of which shard {shard[0]} of {shard[1]} has {len(todo)}" if shard[1] > 1 else ""
-            missing = sum(identity(config) not in losses for config in configs)
-            print(f"{study}: {len(configs)} runs, {len(configs) - missing} recorded, {missing} to do{share}")
-        if not todo or len(losses) == before:  # done, or what is left is another process's
-            break
-        before = len(losses)
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        progress = Progress(
-            *columns,
-            TextColumn("{task.description}"),
-            console=Console(stderr=True),
-            speed_estimate_period=600,  # runs differ in length, and several end at once
-        )
-        with progress as bar:
-            task = bar.add_task("", total=len(todo))
-            for line, status in _results(todo, out, workers, device, until):
-                bar.update(task, advance=1, description=line)
-                crashed += status == "crashed"
-                if status != "finished":
-                    bar.console.print(line)
-        if time.monotonic() >= until:
-            print(f"{study}: the time is over; the same command goes on")
-            break
+    how: dict[str, Any] = {"shard": shard, "until": until, "prepare": _controls}
+    trainer = partial(train, out=out, device=device)
+    crashed = run_planned(study, partial(configs_of, study), trainer, identity, (RECORDED, out), workers, **how)
     print(f"records: {out}" + (f"; {crashed} crashed" if crashed else ""))
     return 1 if crashed else 0
 
@@ -245,6 +165,7 @@ def pack(study: str, out: Path) -> int:
         UsageError: no run is recorded, or what is packed already is damaged.
     """
     from altgrad.runs import load_runs, pack_part
+    from altgrad.runs.query import has_ended, losses_of
     from altgrad.runs.store import find_canaries, read_place, record_places
 
     for folder, where in record_places((RECORDED / study,)):
@@ -282,6 +203,8 @@ def repeat(study: str) -> int:
     """
     from tempfile import TemporaryDirectory
 
+    import torch
+
     from altgrad.runs import load_runs, read_run
     from altgrad.runs.processor import stated
     from altgrad.training import train
@@ -290,7 +213,8 @@ def repeat(study: str) -> int:
     if not recorded:
         raise UsageError(f"{study}: no finished run is recorded; run the study first")
     old = min(recorded, key=lambda record: record.id)
-    _as_recorded()
+    torch.set_num_threads(1)
+    _controls()
     with TemporaryDirectory() as folder:
         new = read_run(train(old.config, Path(folder), progress=False).path)
         differing = unlike_recorded(old.history, new.history, ["step"])
@@ -351,52 +275,9 @@ def find(study: str) -> Study:
     return STUDIES[study]
 
 
-def cores() -> int:
-    """The cores this process may use; all of them where the system does not tell (macOS, Windows)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _results(
-    todo: list[ExperimentConfig], out: Path, workers: int, device: str, until: float = math.inf
-) -> Iterator[tuple[str, str]]:
-    """(line, status) of each run as it ends, until the time is over; a fresh process takes over after 20 runs."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, initializer=_start_worker, maxtasksperchild=20) as pool:
-        ended = pool.imap_unordered(_run_one, [(config, out, device) for config in todo])
-        with contextlib.suppress(StopIteration, multiprocessing.TimeoutError):
-            while True:
-                yield ended.next(None if until == math.inf else max(until - time.monotonic(), 0))
-
-
-def _start_worker() -> None:
-    """One thread; Ctrl-C is the parent's business, which ends its workers by SIGTERM: their runs are `interrupted`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _as_recorded()
-
-
-def _as_recorded() -> None:
-    """What every process of a campaign has: one thread, and the roundings of controls.py."""
+def _controls() -> None:
+    """What every process of a campaign has beside one thread: the roundings of controls.py."""
     import controls  # noqa: F401
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _run_one(job: tuple[ExperimentConfig, Path, str]) -> tuple[str, str]:
-    from altgrad.runs import RunExists
-    from altgrad.training import train
-
-    config, out, device = job
-    label = f"{config.resolved_name} seed {config.seed}"
-    try:
-        result = train(config, out, device=device, progress=False, resume=config.checkpoint.every > 0)
-    except RunExists as error:
-        return f"{label}: left out, {error}", "left out"
-    except UsageError:  # the user's to mend, and the same for the runs to come
-        raise
-    except Exception as error:  # the record says crashed; the other runs go on
-        return f"{label}: crashed, {type(error).__name__}: {error}", "crashed"
-    return f"{label}: {result.status}, validation loss {result.summary['val_loss']:.3f}", result.status
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -414,30 +295,32 @@ def main() -> int:
     )
     parser.add_argument("words", nargs="*", metavar="[pack | repeat] STUDY")
     parser.add_argument("--out", type=Path, default=RUNS, help="folder of the records (default: experiments/runs)")
-    parser.add_argument("--workers", type=int, default=cores(), help="processes (default: cores)")
+    parser.add_argument("--workers", type=int, help="processes (default: cores)")
     parser.add_argument("--shard", type=_shard, default=(1, 1), help="1/4: the first of four machines that share")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where runs train (default: cpu)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop then; the same command goes on")
     options = parser.parse_args()
     packing, repeating = (options.words[:1] == [word] for word in ("pack", "repeat"))
     recorded = [name for name in STUDIES if (RECORDED / name).is_dir()]
-    studies = options.words[packing or repeating :] or (recorded if repeating else list(CAMPAIGN))
-    if options.workers < 1:
+    names = options.words[packing or repeating :] or (recorded if repeating else list(CAMPAIGN))
+    if options.workers is not None and options.workers < 1:
         parser.error("--workers: at least one")
     if not options.minutes > 0:
         parser.error("--minutes: more than none")
     until = time.monotonic() + 60 * options.minutes
 
     def work() -> int:
-        for study in studies:
+        for study in names:
             find(study)
         if packing:
-            return max(_packed(study, options.out, bool(options.words[1:])) for study in studies)
+            return max(_packed(study, options.out, bool(options.words[1:])) for study in names)
         if repeating:
-            return max(repeat(study) for study in studies)
+            return max(repeat(study) for study in names)
+        from altgrad.training.pool import cores
+
         look_around(options.out, options.device)
-        how = (options.out, options.workers, options.shard, options.device, until)
-        return max(run_study(study, *how) for study in studies if time.monotonic() < until)
+        how = (options.out, options.workers or cores(), options.shard, options.device, until)
+        return max((run_study(study, *how) for study in names if time.monotonic() < until), default=0)
 
     return guarded(work)
 

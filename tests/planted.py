@@ -45,6 +45,14 @@ BY_NAME = (
     "smtp.auth",
     "vault_pin",
     "dsn",
+    "dbPassword",
+    "Passwort",
+    "contraseña",
+    "Kennwort_2",
+    "wiki.пароль",
+    "密码",
+    "recovery_codes",
+    "wandbApiKey",
 )
 """Names, dotted ones nested, whose value is a secret whatever it is."""
 
@@ -83,6 +91,7 @@ BY_SHAPE = {
     "Modal": "ak-" + BODY,
     "a service that nobody knows": "zorblax_" + BODY,
     "PyPI": "pypi-" + "AgEIcHlwaS5vcmc" + BODY,
+    "a salted hash": "$apr1$" + "q1w2e3r4$" + BODY,
 }
 """Secrets that are seen to be some wherever they stand."""
 
@@ -112,6 +121,15 @@ IN_TEXT = (
     "https://discord.com/api/webhooks/123/{}",
     "AccountName=x;AccountKey={};EndpointSuffix=core",
     "aws configure set aws_secret_access_key {}",
+    '["train.py", "--db-password", "{}", "--lr", "0.1"]',
+    "machine git.example login ada password {}",
+    "[default]\naws_secret_access_key = {}\nregion = eu",
+    'api_token = "{}"\nwidth = 2',
+    "$env:HF_TOKEN = '{}'",
+    '{{\\\\\\"password\\\\\\": \\\\\\"{}\\\\\\"}}',
+    "https://host.example/?q=1%26password%3D{}",
+    "docker login --password-stdin <<< {}",
+    "<user>ada</user><password>{}</password>",
 )
 """Texts that hold one, which is left out of them while the rest stays."""
 
@@ -179,6 +197,25 @@ HARMLESS: tuple[tuple[str, Any], ...] = (
     ("notes", "the key idea: tokens pass through the secret sauce; the token is masked, the password is required"),
     ("docker", "docker run -u 1000:1000 -p 80:80 nvcr.io/nvidia/pytorch:24.01-py3"),
     ("scikit", "sk-learn-svm-rbf-kernel-v2"),
+    ("num_secrets", 1_000_000),
+    ("n_passwords", 14_344_391),
+    ("password_length", 120_000),
+    ("secret_level", 3),
+    ("repo", "git@github.com:acme/experiments.git"),
+    ("integrity", "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="),
+    ("template", "cookiecutter-data-science"),
+    ("tiny_model", "hf_internal_testing_tiny_random_bert_base_v1"),
+    ("command", "python train.py --max-tokens 4096 --pass-through --key-chunk 128 --user-dim 64"),
+    ("run_uuid", "550e8400-e29b-41d4-a716-446655440000"),
+    ("container", "nvcr.io/nvidia/pytorch:25.01-py3@sha256:" + "4be1" * 16),
+    ("passage_encoder", "facebook/dpr-ctx_encoder-single-nq-base"),
+    ("optimizer_text", "adamw:beta2=0.95@wd=0.1"),
+    ("experiment", "AKIAHABARA_v2"),
+    ("salt_and_pepper", 0.05),
+    ("bearing_fault", "inner_race_0.007"),
+    ("seed_phrase_count", 120_000),
+    ("signature", "(int, int) -> float"),
+    ("login_node", "gpu-login-02"),
 )
 """What looks like one and is none."""
 

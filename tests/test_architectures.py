@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -178,3 +179,20 @@ def test_the_products_of_attention_are_rounded_by_choice() -> None:
     of_attention = sum(each.multiply_adds for each in report.products or () if not each.parameters and each.casts)
     assert of_attention == L * B * T_ * T_ * D * 2
     assert {row.name: row.why for row in report.skipped}["lm_head.weight"] == "head=False"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_quantized_llama_generates_is_saved_and_is_one_graph(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = quantize_model(ARCHITECTURES["Llama"][0]().eval(), FULL)
+    with torch.no_grad():
+        expected = TOKEN[:1]
+        for _ in range(3):
+            expected = torch.cat([expected, model(expected, use_cache=False)[0][:, -1:].argmax(-1)], 1)
+        found = model.generate(TOKEN[:1], max_new_tokens=3, min_new_tokens=3, do_sample=False, use_cache=False)
+        graph = torch.compile(lambda token: model(token, use_cache=False)[0], backend="eager", fullgraph=True)
+        assert torch.equal(graph(TOKEN), model(TOKEN, use_cache=False)[0])
+    assert torch.equal(found, expected)
+    model.save_pretrained(tmp_path)
+    again = T.LlamaForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())

@@ -617,7 +617,7 @@ NVFP4, GRID = {"kind": "nvfp4"}, {"storage": "grid"}
         (
             having("grad_weight.activation", format="bf16"),
             {"scaling": {"kind": "mx"}},
-            "'mx' is a rule for .* and e2m1",
+            "'mx' is a rule for .* and e0m7b-1",
         ),
         (having("grad_weight.activation", format="e15m0"), {}, "grad_weight.activation='e15m0' has a range beyond"),
         (

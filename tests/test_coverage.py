@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+from torch.nn.utils import prune  # noqa: E402
 
 from altgrad.formats import get_format  # noqa: E402
 from altgrad.models import GPT  # noqa: E402
@@ -330,3 +331,28 @@ def test_case_08_is_covered_whole() -> None:
     quantize_model(model, FULL)
     kinds = [layer.layer_type for layer in quantized_layers(model).values()]
     assert kinds == ["embedding", *["attention"] * 4, *["mlp"] * 3, "head"]
+
+
+def test_exported_pruned_and_scaled_models_read_rounded_weights() -> None:
+    model = quantize_model(GPT(96, layers=1, dim=16, heads=2, context=8, seed=0), FULL)
+    token = torch.arange(16).reshape(2, 8)
+    expected = model(token)
+    with torch.no_grad():
+        assert torch.equal(torch.export.export(model, (token,)).module()(token), expected)
+    expected.square().mean().backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=1.0), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaler.scale(model(token).square().mean()).backward()
+    scaler.unscale_(optimizer)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.grad, gradients[name]), f"{name}: powers of two change no bit"
+    up = model.blocks[0].mlp.up
+    prune.l1_unstructured(up, "weight", 0.5)
+    read = up.weight_as_read()
+    assert torch.equal(read == 0, up.weight_mask == 0)
+    x = torch.randn(3, 16)
+    rounded = E4M3.round  # the readable form, on the scale that the layer has
+    scale = 2.0 ** torch.floor(torch.log2(E4M3.max / x.abs().max())).item()
+    values = torch.tensor([[rounded(value * scale) / scale for value in row] for row in x.tolist()])
+    assert torch.allclose(up(x), values @ read.T, rtol=1e-5, atol=1e-6)

@@ -24,6 +24,7 @@ from gfloat.formats import (  # noqa: E402
     format_info_ocp_e4m3,
     format_info_ocp_e5m2,
     format_info_ocp_e8m0,
+    format_info_ocp_int8,
     format_info_p3109,
 )
 
@@ -250,6 +251,21 @@ def test_ulp_is_the_distance_to_the_next_value_away_from_zero(fmt: FloatFormat) 
 
 
 # Names
+
+
+def test_mxint8_has_gfloats_values_but_its_minus_two() -> None:
+    fmt = get_format("mxint8")
+    assert fmt == get_format(fmt.name)
+    theirs = {gfloat.decode_float(format_info_ocp_int8, code).fval for code in range(256)}
+    assert theirs - {-2.0} == set(fmt.finite_values)
+    for value in np.random.default_rng(0).uniform(-fmt.max, fmt.max, 500):
+        assert fmt.round(value) == gfloat.round_float(format_info_ocp_int8, value)
+
+
+@pytest.mark.parametrize("name", ["ue4m3", "UE5M3", "binary8p3ue", "binary8p3uf"])
+def test_unsigned_formats_of_numbers_are_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^format '{name}' has no sign, and what is rounded here has one; .*e8m0$"):
+        get_format(name)
 
 
 def test_names_are_taken_in_any_case_and_from_any_library() -> None:

@@ -94,7 +94,8 @@ def test_the_answer_is_that_of_the_raw_records(losses: pd.Series, page: str) -> 
     )
     assert lead is not None
     for name, values in costs.items():
-        assert f"{name} {values.mean():.2f}" in lead.group(1)
+        mean, low, high = ends(values)
+        assert f"{name} {mean:.2f} ({low:.2f} to {high:.2f})" in lead.group(1)
 
 
 def test_each_gap_is_the_mean_difference_to_fp32_with_its_interval(losses: pd.Series, page: str) -> None:
@@ -260,3 +261,83 @@ def test_the_controls_are_those_of_the_files(losses: pd.Series) -> None:
     }
     came = rest["E7M0"][2] < 0.03 and rest["E6M1"][2] < 0.03 and rest["E0M7"][0] > 0.1 and rest["MXFP4 up"][0] > 0.3
     assert (answers["H29"] == "yes") == came
+
+
+def test_the_step_rules_on_fresh_seeds_are_those_of_the_files(losses: pd.Series) -> None:
+    """Muon, relative rates and ManifoldAdamW against AdamW; codes with AdamW's decay a step against AdamW."""
+    table = pd.read_csv(ROOT / "reports" / "manifold_comparison.rivals.csv")
+    rivals, decay = finals("rivals"), finals("decay")
+    assert len(table) == 13
+    assert len(rivals) == 160
+    assert len(decay) == 96
+
+    def rule(frame: pd.DataFrame, fmt: str, **settings: object) -> pd.Series:
+        own = frame["config"].map(
+            lambda config: (
+                config["quantize"]["weight"] == fmt
+                and all(config["optimizer"].get(key) == value for key, value in settings.items())
+            )
+        )
+        assert own.sum() == 16
+        return frame[own].set_index("seed")["loss"]
+
+    found: dict[tuple[str, str], pd.Series] = {}
+    for fmt in ("e4m3", "e5m2", "e0m7"):
+        adamw = losses[fmt, "amax", "nearest"]
+        found[fmt, "muon"] = rule(rivals, fmt, step_rule="muon") - adamw
+        found[fmt, "relative"] = rule(rivals, fmt, step_rule="adamw", relative=True) - adamw
+        found[fmt, "update"] = rule(rivals, fmt, step_rule="manifold", precondition="update") - adamw
+        codes = rule(decay, fmt, step_rule="code", weight_decay=0.0032)
+        found[fmt, "decayed"] = codes - rule(decay, fmt, step_rule="adamw", storage="grid", rounding="stochastic")
+    found["fp32", "muon"] = rule(rivals, "fp32", step_rule="muon") - losses["fp32", "", ""]
+    for values in found.values():
+        assert sum(is_row(row, values) for row in table.itertuples()) == 1
+    answers = pd.read_csv(ROOT / "reports" / "manifold_comparison.rival-hypotheses.csv").set_index("id")["answer"]
+    formats = ("e4m3", "e5m2", "e0m7")
+    muon = [ends(found[fmt, "muon"]) for fmt in formats]
+    assert (answers["H33"] == "yes") == all(high < 0 for _, _, high in muon)
+    apart = [ends((found[fmt, "update"] - found[fmt, "relative"]).dropna()) for fmt in formats]
+    assert (answers["H34"] == "yes") == (not any(high < 0 for _, _, high in apart))
+    assert (answers["H35"] == "yes") == all(ends(found[fmt, "decayed"])[1] > 0 for fmt in formats)
+
+
+def test_the_costs_with_larger_vocabularies_are_those_of_the_files(losses: pd.Series) -> None:
+    """In nats per character, and per token by the tokens and characters that the last evaluations read."""
+    table, frame = pd.read_csv(ROOT / "reports" / "head.vocabulary.csv"), finals("vocabulary")
+    assert len(table) == 15
+    assert len(frame) == 256
+    kinds = {**COSTLY, "E2M5": ("e2m5", "amax")}
+    a_token: dict[tuple[str, int], pd.Series] = {}
+    for row in table.itertuples():
+        if row.tokens == 96:
+            own = {how: losses[(*kinds[row.format], how)] for how in ("nearest", "stochastic", "wide")}
+            characters = 1.0
+        else:
+            own = {
+                how: of(frame, *kinds[row.format], how, vocabulary=row.tokens)
+                for how in ("nearest", "stochastic", "wide")
+            }
+            read = {
+                run["summary"]["evaluated_characters"] / run["summary"]["evaluated_tokens"]
+                for run in frame["run"]
+                if run["config"].get("vocabulary") == row.tokens
+            }
+            (characters,) = read
+        assert is_row(row, own["nearest"] - own["wide"])
+        assert np.allclose([row.extra, row.extra_low, row.extra_high], ends(own["stochastic"] - own["wide"]), atol=1e-8)
+        a_token[row.format, row.tokens] = (own["nearest"] - own["wide"]).dropna() * characters
+        assert row.per_token == pytest.approx(a_token[row.format, row.tokens].mean(), abs=1e-8)
+    answers = pd.read_csv(ROOT / "reports" / "head.predictions.csv").set_index("id")["answer"]
+    grown = [ends(a_token[fmt, 2048] - a_token[fmt, 96]) for fmt in COSTLY]
+    assert (answers["H36"] == "yes") == all(low > 0 for _, low, _ in grown)
+    extra = [table[(table["format"] == fmt) & (table["tokens"] == 2048)].iloc[0] for fmt in COSTLY]
+    assert (answers["H37"] == "yes") == all(row["extra_high"] < 0.04 for row in extra)
+
+
+def test_the_gaps_of_the_wider_model_are_those_of_the_files() -> None:
+    table, frame = pd.read_csv(ROOT / "reports" / "format_comparison.wide-scales.csv"), finals("width")
+    assert len(table) == 10
+    assert len(frame) == 88
+    scales = {"128, along the sum": "block", "128 x 128": "block_2d"}
+    for row in table.itertuples():
+        assert is_row(row, of(frame, row.format.lower(), granularity=scales[row.scale]) - of(frame, "fp32"))

@@ -146,6 +146,12 @@ def test_a_secret_beside_its_name_in_a_list_is_left_out() -> None:
     assert mask(variables) == [{"name": "HF_TOKEN", "value": LEFT_OUT}, variables[1]]
 
 
+def test_a_password_of_digits_and_one_in_a_pair_are_left_out_and_counts_stay() -> None:
+    assert mask({"db_password": 83_741_234, "pin": 4821}) == {"db_password": LEFT_OUT, "pin": 4821}
+    assert mask([["password", "hunter2xQ"], ["lr", "1e-3"]]) == [["password", LEFT_OUT], ["lr", "1e-3"]]
+    assert mask([["password", "username"], ["token", "text"]]) == [["password", "username"], ["token", "text"]]
+
+
 def test_a_name_that_is_a_secret_is_left_out_and_no_value_is_lost() -> None:
     found = mask({SHAPES["github"]: 1, SHAPES["slack"]: 2})
     assert list(found.values()) == [1, 2]

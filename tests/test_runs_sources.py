@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import math
+import os
 import shutil
 import sqlite3
 import struct
@@ -19,10 +21,11 @@ from altgrad.analysis.labels import site_labels
 from altgrad.cli import main
 from altgrad.config import UsageError
 from altgrad.runs import RunRecord, load_runs, record
-from altgrad.runs.history import MOST_METRICS
+from altgrad.runs.history import MOST_METRICS, of_rows
 from altgrad.runs.names import columns
-from altgrad.runs.query import verify
+from altgrad.runs.query import values, verify
 from altgrad.runs.sources import import_runs
+from altgrad.runs.sources.found import described
 from altgrad.runs.sources.tensorboard import _masked_crc
 from altgrad.runs.wandb_pull import Pulled
 
@@ -270,6 +273,130 @@ def test_a_row_that_is_half_written_is_left_out_and_said(tmp_path: Path) -> None
     assert "cut short" in str(found.reports)
 
 
+ROWS: dict[str, tuple[str, str, dict[str, list[float]], str]] = {
+    # name: file, its text, columns of the record (NaN where a step has none), what is said
+    "a column twice": ("m.csv", "step,loss,loss\n0,1,2\n", {"step": [0], "loss": [1], "loss_": [2]}, ""),
+    "columns without a name": ("m.csv", "step,,\n0,1,2\n", {"step": [0], "(no name)": [1], "_": [2]}, "no name"),
+    "nested and dotted": (
+        "l.jsonl", '{"step": 0, "a.b": 1, "a": {"b": 2}}\n', {"step": [0], "a.b": [1], "a.b_": [2]}, "",
+    ),
+    "decimal commas": ("m.csv", "step;loss\n0;1,5\n", {"step": [0], "loss": [1.5]}, ""),
+    "steps as text": (
+        "l.jsonl", '{"step": "5", "loss": 1}\n{"step": "7", "loss": 2}\n', {"step": [5, 7], "loss": [1, 2]}, "",
+    ),
+    "negative steps": ("m.csv", "step,loss\n-2,1\n-1,2\n", {"step": [-2, -1], "loss": [1, 2]}, ""),
+    "a step that no table holds": (
+        "l.jsonl", '{"step": 4, "loss": 1}\n{"step": 1e30, "loss": 2}\n',
+        {"step": [4, 5], "loss": [1, 2], "logged_step": [math.nan, 1e30]}, "not whole",
+    ),
+    "a step that is no number": (
+        "l.jsonl", '{"step": NaN, "loss": 1}\n{"step": Infinity, "loss": 2}\n{"step": 3, "loss": 3}\n',
+        {"step": [0, 1, 3], "loss": [1, 2, 3], "logged_step": [math.nan, math.inf, math.nan]}, "not whole",
+    ),
+    "one name of a number, a text and a mapping": (
+        "l.jsonl", '{"step": 0, "loss": 1}\n{"step": 1, "loss": "high"}\n{"step": 2, "loss": {"a": 3}}\n',
+        {"step": [0, 1, 2], "loss": [1, math.nan, math.nan], "loss.a": [math.nan, math.nan, 3]},
+        "loss: 1 values are no numbers",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text", "columns", "said"), ROWS.values(), ids=ROWS)
+def test_no_value_of_a_strange_row_is_lost(
+    tmp_path: Path, name: str, text: str, columns: dict[str, list[float]], said: str
+) -> None:
+    run, found = one(tmp_path, name, text)
+    own = run.history.to_dict("list")
+    assert own.keys() == columns.keys()
+    for column, cells in columns.items():
+        np.testing.assert_array_equal(own[column], cells)
+    assert said in str(found.reports)
+
+
+@pytest.mark.parametrize(
+    ("column", "times"),
+    [
+        ("_timestamp", [1.7e9, 1.7e9 + 60, 1.7e9 - 3600]),
+        ("timestamp", [1.7e12, 1.7e12 + 60_000, 1.7e12 - 3_600_000]),
+        ("time", ["2023-11-14T22:13:20Z", "2023-11-14T22:14:20+00:00", "2023-11-14T21:13:20Z"]),
+    ],
+)
+def test_a_clock_that_goes_back_is_said_and_begin_and_end_are_the_first_and_last_of_it(
+    tmp_path: Path, column: str, times: list[Any]
+) -> None:
+    rows = "".join(json.dumps({"step": step, "loss": 1, column: time}) + "\n" for step, time in enumerate(times))
+    run, found = one(tmp_path, "log.jsonl", rows)
+    assert (run.run["created"], run.run["ended"]) == ("2023-11-14T21:13:20Z", "2023-11-14T22:14:20Z")
+    assert "clock: it goes back 1 times" in str(found.reports)
+    assert run.history.columns.tolist() == ["step", "loss"]
+
+
+def test_seconds_of_events_count_from_the_earliest_also_where_the_clock_goes_back(tmp_path: Path) -> None:
+    times = (1.7e9, 1.7e9 + 5, 1.7e9 - 10, 1.7e9 + 1)
+    write_events(tmp_path / "r", event_file(*(scalar_event(s, "loss", 1.0, time) for s, time in enumerate(times))))
+    found = import_runs(tmp_path / "r", tmp_path / "out")
+    (run,) = load_runs([tmp_path / "out"]).records
+    assert run.history["seconds"].tolist() == [10, 15, 0, 11]
+    assert "clock: it goes back 1 times" in str(found.reports)
+
+
+def test_events_at_steps_that_no_table_holds_are_counted_and_the_others_kept(tmp_path: Path) -> None:
+    write_events(tmp_path / "r", event_file(*(scalar_event(step, "loss", 1.0) for step in (-1, 5, 2**63 - 1))))
+    found = import_runs(tmp_path / "r", tmp_path / "out")
+    (run,) = load_runs([tmp_path / "out"]).records
+    assert run.history["step"].tolist() == [-1, 5]
+    assert "metric: loss: 1 values at steps beyond 2**53 are not kept" in str(found.reports)
+
+
+def test_only_regular_files_are_read_and_what_is_none_is_said(tmp_path: Path) -> None:
+    """A pipe would be waited at for ever."""
+    logs = tmp_path / "logs"
+    (logs / "a").mkdir(parents=True)
+    os.mkfifo(logs / "a" / "log.jsonl")
+    (logs / "gone.csv").symlink_to("nowhere")
+    (logs / "round").symlink_to(logs)
+    (logs / "metrics.csv").write_bytes("step,loss\n0,1\n".encode("utf-16"))
+    found = import_runs(logs, tmp_path / "out")
+    assert [(each.where, each.reason) for each in found.problems] == [("a/log.jsonl", "no regular file")]
+    (run,) = load_runs([tmp_path / "out"]).records
+    assert run.history.to_dict("list") == {"step": [0], "loss": [1.0]}
+
+
+def test_a_pipe_among_the_records_and_a_log_that_goes_away_hold_up_no_import(tmp_path: Path) -> None:
+    (tmp_path / "out" / "pipe").mkdir(parents=True)
+    os.mkfifo(tmp_path / "out" / "pipe" / "run.json")
+    (tmp_path / "logs").mkdir()
+    for name in "abc":
+        (tmp_path / "logs" / f"{name}.csv").write_text("step,loss\n0,1\n")
+    write_events(tmp_path / "logs" / "d", event_file(scalar_event(0, "loss", 1.0)))
+
+    def remove(seen: Pulled, total: int) -> None:
+        for path in [tmp_path / "logs" / "d" / "events.out.tfevents.1.host", tmp_path / "logs" / "c.csv"]:
+            path.unlink(missing_ok=True)
+
+    found = import_runs(tmp_path / "logs", tmp_path / "out", remove)
+    assert len(found.fetched) == 3
+    assert [each.where for each in found.problems] == ["c.csv"]
+    assert "cannot be read (No such file" in found.problems[0].reason
+
+
+def test_names_that_have_values_at_few_steps_make_room_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop whose names hold its steps, for a long time: the table has no room, and its loss is kept."""
+    monkeypatch.setattr("altgrad.runs.history.MOST_CELLS", 50_000)
+    kept = of_rows({"step": step, "loss": step, f"at {step % 300}": 1} for step in range(3000))
+    assert kept.table.column_names == ["step", "loss"]
+    assert kept.table["loss"].to_pylist() == list(range(3000))
+    assert kept.lines == ("metrics: 300 names with values at few of 3,000 steps are not kept",)
+
+
+def test_a_report_of_many_lines_is_folded(tmp_path: Path) -> None:
+    row = {"step": 0, "loss": 1, **{f"text {at}": "a" for at in range(1000)}}
+    _, found = one(tmp_path, "log.jsonl", json.dumps(row) + "\n")
+    (lines,) = found.reports.values()
+    assert len(lines) < 40
+    assert "and 970 more lines like these" in lines
+
+
 def test_a_million_names_are_counted(tmp_path: Path) -> None:
     text = "".join(
         json.dumps({"step": 0, **{f"m{at}": 1 for at in range(begin, begin + 500)}}) + "\n"
@@ -346,6 +473,69 @@ def test_a_database_that_is_being_written_is_read_and_left_as_it_is(tmp_path: Pa
     assert run.history["loss"].tolist() == [1.0]
 
 
+def database(path: Path, *statements: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(";".join(statements))
+
+
+def test_damaged_rows_of_mlflow_are_counted_and_the_others_kept(tmp_path: Path) -> None:
+    """The same in its SQLite file and in its folder; one run's own file is no YAML."""
+    database(
+        tmp_path / "mlflow.db",
+        "create table runs (run_uuid, name, status, start_time, end_time, lifecycle_stage, experiment_id)",
+        "create table experiments (experiment_id, name)",
+        "create table metrics (run_uuid, key, value, timestamp, step, is_nan)",
+        "create table params (run_uuid, key, value)",
+        "create table tags (run_uuid, key, value)",
+        "insert into runs values ('a', 'a', 'FINISHED', 1700000000000, null, 'active', 1)",
+        "insert into metrics values ('a', 'loss', 1.0, 1700000000000, 0, 0), ('a', 'loss', 'x', 1, 1, 0), "
+        "('a', 'loss', null, null, null, 0), ('a', 'loss', 2.0, 1700000009000, 2, 0)",
+    )
+    for name, meta in (("b", "run_id: b\nstatus: 3\nstart_time: 1700000000000\n"), ("c", "run_id: [")):
+        folder = tmp_path / "mlruns" / "0" / name
+        (folder / "metrics").mkdir(parents=True)
+        (folder / "meta.yaml").write_text(meta)
+        lines = ("1700000000000 1 0", "1 x 1", f"1 1 {10**30}", "1700000009000 2 2", "17000")
+        (folder / "metrics" / "loss").write_text("\n".join(lines))
+    found = import_runs(tmp_path, tmp_path / "out")
+    assert [(each.where, each.reason.split(" (")[0]) for each in found.problems] == [
+        ("mlruns/0/c", "meta.yaml: not readable")
+    ]
+    for name, damaged in (("a", 2), ("b", 3)):
+        run = by_name(tmp_path / "out")[name]
+        assert run.history.to_dict("list") == {"step": [0, 2], "loss": [1, 2]}
+        assert f"metric: loss: {damaged} values are damaged, and left out" in found.reports[run.id]
+        assert (run.run["created"], run.run["ended"]) == ("2023-11-14T22:13:20Z", "2023-11-14T22:13:29Z")
+
+
+def test_damaged_rows_of_trackio_are_counted_and_no_run_is_lost_over_its_clock(tmp_path: Path) -> None:
+    database(
+        tmp_path / "p.db",
+        "create table metrics (id integer primary key, timestamp text, run_name text, step integer, metrics text)",
+        "insert into metrics (timestamp, run_name, step, metrics) values ('soon', 'a', 0, '{\"loss\": 1}'), "
+        "(null, 'a', 1, null), (null, 'a', 2, '{\"loss'), (null, null, 3, '{\"loss\": 4}')",
+    )
+    found = import_runs(tmp_path, tmp_path / "out")
+    assert found.problems == []
+    runs = by_name(tmp_path / "out")
+    assert runs["a"].history["step"].tolist() == [0, 1, 2]
+    assert "metrics: 2 rows are damaged, and left out" in found.reports[runs["a"].id]
+    assert sorted(float(run.history["loss"].max()) for run in runs.values()) == [1.0, 4.0]
+
+
+def test_what_w_and_b_s_reader_could_not_read_is_said(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    (path,) = (FIXTURES / "wandb-0.31").rglob("*first*.wandb")
+    data = path.read_bytes()
+    damaged = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 255]) + data[len(data) // 2 + 1 :]
+    for name, part in (("damaged", damaged), ("longer", data + b"\1" * 300)):
+        (tmp_path / f"run-{name}.wandb").write_bytes(part)
+        found = import_runs(tmp_path / f"run-{name}.wandb", tmp_path / name)
+        assert "file: W&B's reader" in str(found.reports), name
+    (run,) = load_runs([tmp_path / "longer"]).records
+    assert (run.status, len(run.history)) == ("finished", len(TOLD["wandb-0.31"]["runs"]["first"]["train/loss"]))
+
+
 def test_each_record_is_there_as_soon_as_it_is_read(tmp_path: Path) -> None:
     for at in range(4):
         (tmp_path / f"{at}.csv").write_text(f"step,loss\n0,{at}\n")
@@ -390,6 +580,41 @@ def test_no_absolute_path_and_no_secret_is_published(tmp_path: Path) -> None:
     assert str(tmp_path).encode() not in written
     (run,) = load_runs([tmp_path / "out"]).records
     assert run.config.foreign["data"] == "x.bin"
+
+
+def test_name_place_summary_and_surroundings_of_a_run_are_kept_and_shown(tmp_path: Path, capsys: Any) -> None:
+    """Names in other scripts, a value that only the summary has, commit, Python and system, an address, no seed."""
+    surroundings = {"python": "3.12.1", "system": "linux", "commit": "4be1" * 10}
+    address = "gs://bucket/tokens/part.parquet"
+    given = described(
+        "W&B", "uni00000", "基线模型", "проект", config={"lr": 0.1, "shards": address},
+        summary={"best/accuracy": 0.5}, environment=surroundings,
+    )  # fmt: skip
+    found = Pulled("x")
+    assert found.add(tmp_path, given, [{"_step": 0, "train/accuracy": 0.25}]), found.problems
+    (run,) = load_runs([tmp_path]).records
+    assert run.run["title"] == "基线模型"
+    assert run.run["environment"] == surroundings
+    assert run.run["summary"] == {"best/accuracy": 0.5}
+    assert run.config.foreign == {"shards": address}
+    assert run.history.to_dict("list") == {"step": [0], "train/accuracy": [0.25]}
+    assert values(run)["seed"] is None, "a seed that nobody stated is none, not 0"
+    assert ExperimentDataLoader([tmp_path]).memo(site_labels)[run.arm] == "基线模型"
+    assert main(["runs", "show", run.id, "--runs", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert [each for each in ("基线模型", "0.5", "3.12.1", "4be1" * 10) if each not in shown] == []
+
+
+def test_two_thousand_keys_of_a_config_are_counted_and_the_rest_folded(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    (folder / "metrics.csv").write_text("step,val_loss\n0,1\n")
+    (folder / "config.json").write_text(json.dumps({f"section.key_{at}": at for at in range(2000)}))
+    found = import_runs(folder, tmp_path / "out")
+    ((*_, line),) = ([line for line in lines if "without a meaning" in line] for lines in found.reports.values())
+    assert line.endswith(" and 1,970 more")
+    (run,) = load_runs([tmp_path / "out"]).records
+    assert run.config.foreign == {f"section.key_{at}": at for at in range(2000)}
 
 
 # Names.

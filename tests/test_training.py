@@ -134,7 +134,7 @@ def test_evaluation_reads_the_quantized_weights(tmp_path: Path, corpus: Corpus) 
     for name, layer in quantized_layers(model).items():
         on_grid = layer.operand(layer.weight.detach(), "weight")
         plain.get_submodule(name).weight.data.copy_(on_grid)
-    trained.model, trained.batches = plain, batches
+    trained.model, trained.batches, trained.eager = plain, batches, plain.loss
     assert trained.evaluate() == pytest.approx(result.summary["val_loss"], abs=1e-6)
 
 

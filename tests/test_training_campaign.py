@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -166,7 +167,7 @@ def test_a_campaign_resumes_and_packs(
     monkeypatch.setattr(campaign, "ARMS", {arm.name: arm for arm in arms})
     monkeypatch.setattr(campaign, "STUDIES", {"tiny": Study("", {arm.name: [0] for arm in arms})})
     monkeypatch.setattr(campaign, "RECORDED", tmp_path / "recorded")
-    monkeypatch.setattr(campaign, "_results", in_this_process(campaign))
+    in_this_process(monkeypatch)
     out = tmp_path / "runs"
     with pytest.raises(UsageError, match="none of its 3 runs is recorded; run the study first"):
         campaign.pack("tiny", out)
@@ -215,27 +216,26 @@ def test_a_campaign_resumes_and_packs(
 
 
 def test_a_part_of_a_campaign_ends_when_its_time_is_over_and_what_has_checkpoints_goes_on(
-    campaign: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Threads stand in for the processes; the second run takes longer than there is time."""
     pytest.importorskip("torch", reason="torch is not installed")
-    import altgrad.training
+    from altgrad.training import pool
 
     resumed = []
 
-    def slow(config: ExperimentConfig, *_: Any, resume: bool, **__: Any) -> Any:
+    def slow(config: ExperimentConfig, *, resume: bool, **_: Any) -> Any:
         resumed.append((config.seed, resume))
         time.sleep(0.6 * config.seed)
         return SimpleNamespace(status="finished", summary={"val_loss": 2.0})
 
-    pool = SimpleNamespace(Pool=lambda workers, **_: ThreadPool(workers))
-    monkeypatch.setattr(campaign.multiprocessing, "get_context", lambda _: pool)
-    monkeypatch.setattr(altgrad.training, "train", slow)
+    threads = SimpleNamespace(Pool=lambda workers, **_: ThreadPool(workers))
+    monkeypatch.setattr(pool.multiprocessing, "get_context", lambda _: threads)
     todo = [Arm("a", "FP32").config(0), Arm("a", "FP32", settings={"checkpoint": {"every": 5}}).config(1)]
-    ended = list(campaign._results(todo, tmp_path, 2, "cpu", time.monotonic() + 0.3))
+    ended = list(pool.results(todo, slow, 2, time.monotonic() + 0.3))
     assert [status for _, status in ended] == ["finished"]
     assert sorted(resumed) == [(0, False), (1, True)]
-    assert len(list(campaign._results(todo, tmp_path, 2, "cpu"))) == 2, "without an end all of them end"
+    assert len(list(pool.results(todo, slow, 2))) == 2, "without an end all of them end"
 
 
 def test_a_machine_that_is_described_alike_and_computes_otherwise_is_named(
@@ -282,7 +282,7 @@ def test_a_mistake_ends_a_campaign_with_one_line(
     pytest.importorskip("torch", reason="torch is not installed")
     if importlib.util.find_spec("licensedcode") is None:
         pytest.skip("licensedcode-data is not installed")
-    monkeypatch.setattr(campaign, "_results", in_this_process(campaign))
+    in_this_process(monkeypatch)
     monkeypatch.setattr(campaign, "data_fingerprint", corpus_fingerprint)
     out = tmp_path / "file"
     out.write_text("")
@@ -293,11 +293,12 @@ def test_a_mistake_ends_a_campaign_with_one_line(
     assert "--out" in errors[0]
 
 
-def test_cores_are_counted_where_the_system_has_no_affinity(
-    campaign: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cores_are_counted_where_the_system_has_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    from altgrad.training.pool import cores
+
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert campaign.cores() == os.cpu_count()
+    assert cores() == os.cpu_count()
 
 
 def corpus_fingerprint(*_: Any) -> dict[str, Any]:
@@ -306,13 +307,14 @@ def corpus_fingerprint(*_: Any) -> dict[str, Any]:
     return load_corpus().fingerprint
 
 
-def in_this_process(campaign: ModuleType):  # type: ignore[no-untyped-def]
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The campaign's workers without processes of their own (two seconds each to start)."""
+    import torch
 
-    def results(todo, out, workers, device, until):  # type: ignore[no-untyped-def]
-        return map(campaign._run_one, [(config, out, device) for config in todo])
+    from altgrad.training import pool
 
-    return results
+    torch.set_num_threads(1)
+    monkeypatch.setattr(pool, "results", lambda todo, train, *_: map(partial(pool.run_one, train), todo))
 
 
 def test_recorded_e1m6_runs_equal_e0m7(campaign: ModuleType) -> None:
@@ -335,13 +337,14 @@ def test_the_extremes_of_the_demo_show_their_known_signatures(campaign: ModuleTy
     if importlib.util.find_spec("licensedcode") is None:
         pytest.skip("licensedcode-data is not installed")
     from altgrad.analysis import ExperimentDataLoader
+    from altgrad.training import train
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the campaign's workers
     for config in campaign.configs_of("demo", {}):
         fmt = config.quantize.weight
         if config.seed == 0 and fmt in ("e0m7", "e4m3", "e7m0") and config.optimizer.step_rule == "adamw":
-            campaign._run_one((config.model_copy(update={"max_steps": 40}), tmp_path, "cpu"))
+            train(config.model_copy(update={"max_steps": 40}), tmp_path, progress=False)
     torch.set_num_threads(threads)
     loader = ExperimentDataLoader([tmp_path])
     seen = {run.format: loader.layer_history([run.run_id]) for run in loader.runs.itertuples()}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import pandas as pd
 
-from altgrad.analysis.contrasts import Row, by_seed, differs, equivalent
+from altgrad.analysis.contrasts import Row, by_seed, differs, equivalent, paired_gap
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import (
     MARGIN,
@@ -46,6 +46,7 @@ RESULT_COLUMNS = (
     "gap", "low", "high", "sd", "test", "p_fp32", "gap_to_best", "p_holm", "p_equivalent", "verdict",
 )  # fmt: skip
 RATE_KEYS = ("learning_rate", "other_learning_rate")
+_WIDE = ("BF16", "FP16")
 LENGTH_KEYS = ("max_steps", "warmup_steps", "eval_every", "log_every", "layers_every")
 
 
@@ -64,6 +65,16 @@ VERDICTS = {
 """What follows for a format, and how readers are told."""
 
 
+def is_8bit(label: str) -> bool:
+    """Whether one format is meant, and it has 8 bits."""
+    return not is_combination(label) and get_format(label).bits == 8
+
+
+def is_combination(label: str) -> bool:
+    """Whether the operands have several formats, as in ``E4M3/E4M3/E5M2``."""
+    return "/" in label
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Formats that differ in nothing but the format, against the unquantized runs of the same setting.
@@ -79,6 +90,7 @@ class Comparison:
             `p_to_best` tests it,
             `p_holm` is the same after Holm's adjustment over all pairs of 8-bit formats, `p_equivalent` that of TOST (a
             difference below `statistics.MARGIN`). `verdict` says in words what follows.
+        ranked: whether a format, by its name in the table, may be called the best; `kind`: what those are.
     """
 
     scope: str
@@ -86,6 +98,8 @@ class Comparison:
     setting: str
     baseline: str
     table: pd.DataFrame
+    ranked: Callable[[str], bool] = is_8bit
+    kind: str = "8-bit format"
 
     @property
     def first(self) -> str:
@@ -113,9 +127,11 @@ class Comparison:
     @cached_property
     def verdicts(self) -> pd.Series:
         """The verdict of each row of the table, as a key of `VERDICTS`."""
-        candidates = _candidates(self.table)["format"]
+        candidates = _candidates(self.table, self.ranked)["format"]
         best = candidates.iloc[0] if len(candidates) > 1 else None
-        return pd.Series([_verdict(row, best) for row in self.table.to_dict("records")], self.table.index, dtype=object)
+        return pd.Series(
+            [_verdict(row, best, self.ranked) for row in self.table.to_dict("records")], self.table.index, dtype=object
+        )
 
     def having(self, *verdicts: str) -> tuple[str, ...]:
         """The formats of these verdicts (keys of `VERDICTS`), best first."""
@@ -155,31 +171,31 @@ class SweetSpot:
     unranked: tuple[str, ...] = ()
     reason: str = ""
 
-    @property
-    def conclusive(self) -> bool:
-        """Whether one format stands alone."""
-        return self.best is not None and not (self.equivalent or self.undecided)
-
 
 class FormatComparator:
     """Compares formats by the paired gap of their final validation loss to the unquantized run of the same seed.
 
-    Of AltGrad's own runs, whose loss is in nats per character; with `foreign`, of those that other loops recorded.
+    Of AltGrad's own runs, whose loss is in nats per character; with `foreign`, of those that other loops recorded,
+    against those in BF16 or FP16 where a setting has no unquantized ones.
     """
 
     def __init__(self, loader: ExperimentDataLoader, foreign: bool = False) -> None:
         runs = loader.runs
         self._loader = loader
+        self._foreign = foreign
         self._runs = runs[(runs["role"] == "report") & (runs["foreign"] == foreign)]
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
         """Every comparison that the records allow, the one with the most pairs first."""
-        found, free = [], self._runs[self._runs["quantized"] == ""]
-        for (setting, quantized), group in self._runs.groupby(["setting", "quantized"]):
-            baseline = free[free["setting"] == setting]
-            if quantized and len(baseline):
-                table = _format_table(group, by_seed(baseline))
+        found = []
+        for setting, runs in self._runs.groupby("setting"):
+            baseline = runs[runs["quantized"] == ""]
+            for label in _WIDE if self._foreign else ():  # others mostly train in 16 bits
+                baseline = baseline if len(baseline) else runs[runs["format"] == label]
+            rest = runs[~runs["arm"].isin(baseline["arm"])]
+            for quantized, group in rest.groupby("quantized") if len(baseline) else ():
+                table = format_table(group, by_seed(baseline))
                 scope, arm = group["scope"].iloc[0], baseline["arm"].iloc[0]
                 found.append(Comparison(scope, quantized, setting, arm, table))
         return tuple(sorted(found, key=lambda item: (-item.pairs, item.quantized, item.setting)))
@@ -205,13 +221,16 @@ class FormatComparator:
         wanted = (self.headline and self.headline.setting, PLACES[place])
         return next((each for each in self.comparisons if (each.setting, each.quantized) == wanted), None)
 
-    def sweet_spot(self, comparison: Comparison) -> SweetSpot:
-        """The best 8-bit format of `comparison`; one with a run that did not finish, or under 3 pairs, cannot be it."""
+    @staticmethod
+    def sweet_spot(comparison: Comparison) -> SweetSpot:
+        """The best format of `comparison`; one with a run that did not finish, or under 3 pairs, cannot be it."""
         table, having = comparison.table, comparison.having
-        candidates = _candidates(table)
-        unranked = tuple(name for name in table["format"] if is_8bit(name) and name not in set(candidates["format"]))
+        candidates = _candidates(table, comparison.ranked)
+        known = table["format"][table["format"].map(comparison.ranked).astype(bool)]
+        unranked = tuple(known[~known.isin(candidates["format"])])
         if len(candidates) < 2:
-            return SweetSpot(None, unranked=unranked, reason=_no_answer(table, candidates))
+            reason = _no_answer(table[table["format"].isin(known)], candidates, comparison.kind)
+            return SweetSpot(None, unranked=unranked, reason=reason)
         return SweetSpot(
             best=having("best")[0],
             equivalent=having("equivalent", "within_margin"),
@@ -293,15 +312,16 @@ def scale_policies(loader: ExperimentDataLoader, comparison: Comparison) -> pd.D
         if against.empty or quantized == comparison.quantized:
             continue
         against = against[against["seed"].isin(group["seed"])]
-        estimate, finished = paired_difference(by_seed(group), by_seed(against)), group["status"] == "finished"
-        judged = finished.all() and (against["status"] == "finished").all() and estimate.n >= MIN_PAIRS
-        policy = str(group["scope"].iloc[0]).partition("; ")[2]
-        given = (name, policy, group["arm"].iloc[0], next(iter(against["arm"]), ""), len(group), int(finished.sum()))
-        figures = (estimate.n, estimate.mean, estimate.low, estimate.high, estimate.p_value if judged else math.nan)
-        rows.append((*given, *figures, quantized))
+        found = paired_gap(group, by_seed(against))
+        finished = (group["status"] == "finished").all() and (against["status"] == "finished").all()
+        if not finished or found["n_pairs"] < MIN_PAIRS:
+            found["p_value"] = math.nan
+        given = {"format": name, "policy": str(group["scope"].iloc[0]).partition("; ")[2], "quantized": quantized}
+        arms = {"arm": group["arm"].iloc[0], "against": next(iter(against["arm"]), "")}
+        rows.append(given | arms | found | {"difference": found["gap"]})
     frame = pd.DataFrame(rows, columns=[*columns, "p_value", "quantized"])
     frame.insert(len(columns) + 1, "p_holm", holm(list(frame["p_value"])))
-    frame = frame.sort_values(["format", "quantized"], key=_ordered, ignore_index=True)
+    frame = frame.sort_values(["format", "quantized"], key=ordered, ignore_index=True)
     return frame.drop(columns="quantized")
 
 
@@ -346,10 +366,9 @@ def at_own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> pd.Dat
     for arm, group in found.groupby("arm"):
         if _without(loader.config(str(arm)), RATE_KEYS) != _without(base, RATE_KEYS):
             continue
-        gap, name = paired_difference(by_seed(group), by_seed(baseline)), group["format"].iloc[0]
-        finished = int((group["status"] == "finished").sum())
-        figures = (len(group), finished, gap.n, gap.mean, gap.low, gap.high, shared.get(name, math.nan))
-        rows.append((name, arm, group["learning_rate"].iloc[0], *figures))
+        name = group["format"].iloc[0]
+        given = {"format": name, "arm": arm, "learning_rate": group["learning_rate"].iloc[0]}
+        rows.append(given | paired_gap(group, by_seed(baseline)) | {"gap_shared": shared.get(name, math.nan)})
     names = ["format", "arm", "learning_rate", "n_runs", "n_finished", "n_pairs", "gap", "low", "high", "gap_shared"]
     return pd.DataFrame(rows, columns=names)
 
@@ -388,50 +407,39 @@ def own_rates(loader: ExperimentDataLoader, comparison: Comparison) -> pd.DataFr
     return pd.DataFrame(rows, columns=columns)
 
 
-def _format_table(group: pd.DataFrame, baseline: pd.Series) -> pd.DataFrame:
+def format_table(
+    group: pd.DataFrame, baseline: pd.Series, ranked: Callable[[str], bool] = is_8bit, margin: float = MARGIN
+) -> pd.DataFrame:
+    """The table of a `Comparison`: one row for each `format` of the runs in `group`."""
     rows, losses = [], {}
     for name, runs in group.groupby("format"):
         losses[name] = by_seed(runs)
-        gap = paired_difference(losses[name], baseline)
-        rows.append(
-            {
-                "format": name,
-                "arm": runs["arm"].iloc[0],
-                "n_runs": len(runs),
-                "n_finished": int((runs["status"] == "finished").sum()),
-                "n_pairs": gap.n,
-                "val_loss": losses[name].mean(),
-                "gap": gap.mean,
-                "low": gap.low,
-                "high": gap.high,
-                "sd": gap.sd,
-                "p_fp32": gap.p_value,
-            }
-        )
+        given = {"format": name, "arm": runs["arm"].iloc[0], "val_loss": losses[name].mean()}
+        rows.append(given | paired_gap(runs, baseline))
     frame = pd.DataFrame(rows).sort_values(["gap", "format"], ignore_index=True)
-    candidates = list(_candidates(frame)["format"])
-    ranked = frame["format"].isin(candidates)
+    candidates = list(_candidates(frame, ranked)["format"])
+    judged = frame["format"].isin(candidates)
     best = candidates[0] if len(candidates) > 1 else None
     nothing = baseline.iloc[:0]
     against = [
         paired_difference(losses[name], nothing if best in (None, name) else losses[best]) for name in frame["format"]
     ]
-    frame["p_fp32"] = holm(list(frame["p_fp32"].where(ranked)))
+    frame["p_fp32"] = holm(list(frame["p_value"].where(judged)))
     for column, name in (("gap", "mean"), ("low", "low"), ("high", "high"), ("sd", "sd"), ("p", "p_value")):
         frame[f"{column}_to_best"] = [getattr(estimate, name) for estimate in against]
     frame["p_holm"] = frame["format"].map(_adjusted_to_best([losses[name] for name in candidates], candidates))
-    frame["p_equivalent"] = pd.Series([estimate.equivalence_p() for estimate in against]).where(ranked)
-    frame["verdict"] = [VERDICTS[_verdict(row, best)] for row in frame.to_dict("records")]
+    frame["p_equivalent"] = pd.Series([estimate.equivalence_p(margin) for estimate in against]).where(judged)
+    frame["verdict"] = [VERDICTS[_verdict(row, best, ranked)] for row in frame.to_dict("records")]
     return frame[list(TABLE_COLUMNS)]
 
 
-def _verdict(row: Row, best: str | None) -> str:
+def _verdict(row: Row, best: str | None, ranked: Callable[[str], bool]) -> str:
     """A key of `VERDICTS`."""
     if row["n_finished"] < row["n_runs"]:
         return "unfinished"
     if row["n_pairs"] < MIN_PAIRS:
         return "few"
-    if not is_8bit(row["format"]):
+    if not ranked(row["format"]):
         return "combination" if is_combination(row["format"]) else "wide"
     if best in (None, row["format"]):
         return "alone" if best is None else "best"
@@ -441,17 +449,16 @@ def _verdict(row: Row, best: str | None) -> str:
     return "worse" if differs(row) else "undecided"  # without shared seeds there is no test, and nothing is shown
 
 
-def _no_answer(table: pd.DataFrame, candidates: pd.DataFrame) -> str:
-    """Why fewer than two formats can be ranked, in words."""
+def _no_answer(recorded: pd.DataFrame, candidates: pd.DataFrame, kind: str) -> str:
+    """Why fewer than two formats can be ranked, in words; `recorded` are those that might have been."""
     if len(candidates):
         return f"only {candidates['format'].iloc[0]} can be ranked, and it takes two"
-    recorded = table[table["format"].map(is_8bit)]
     if recorded.empty:
-        return "no single 8-bit format is recorded"
+        return f"no single {kind} is recorded"
     if (recorded["n_finished"] == 0).all():
-        return "no run of an 8-bit format finished"
+        return f"no run of {'an' if kind.startswith('8') else 'a'} {kind} finished"
     if (recorded["n_finished"] < recorded["n_runs"]).all():
-        return "every 8-bit format has an unfinished run"
+        return f"every {kind} has an unfinished run"
     most = int(recorded["n_pairs"].max())
     if most == 0:
         return "no seed shared with FP32, nothing is paired"
@@ -469,24 +476,14 @@ def _adjusted_to_best(losses: Sequence[pd.Series], names: Sequence[str]) -> dict
     return {names[other]: p for (one, other), p in zip(pairs, adjusted, strict=True) if one == 0}
 
 
-def _candidates(table: pd.DataFrame) -> pd.DataFrame:
+def _candidates(table: pd.DataFrame, ranked: Callable[[str], bool]) -> pd.DataFrame:
     """Rows that may be called the best: 8-bit formats with at least 3 pairs, of which every run finished.
 
     A combination, with another format for the gradients, say, is no answer to which format, and none was among the
     formats of which the preregistration says how they are tested.
     """
     enough = (table["n_pairs"] >= MIN_PAIRS) & (table["n_finished"] == table["n_runs"])
-    return table[table["format"].map(is_8bit) & enough]
-
-
-def is_8bit(label: str) -> bool:
-    """Whether one format is meant, and it has 8 bits."""
-    return not is_combination(label) and get_format(label).bits == 8
-
-
-def is_combination(label: str) -> bool:
-    """Whether the operands have several formats, as in ``E4M3/E4M3/E5M2``."""
-    return "/" in label
+    return table[table["format"].map(ranked) & enough]
 
 
 def _without(config: ExperimentConfig, keys: Sequence[str]) -> dict[str, object]:
@@ -497,10 +494,6 @@ def _without(config: ExperimentConfig, keys: Sequence[str]) -> dict[str, object]
     return kept | {"optimizer": optimizer}
 
 
-def _ordered(column: pd.Series) -> pd.Series:
-    return column.map(format_order) if column.name == "format" else column
-
-
 def format_order(label: str) -> tuple[int, int, str]:
     """Sorting key of a format label: width, exponent bits, name; labels of several formats come last."""
     try:
@@ -508,3 +501,13 @@ def format_order(label: str) -> tuple[int, int, str]:
     except ValueError:
         return (99, 0, label)
     return (fmt.bits, fmt.exponent_bits, label)
+
+
+def ordered(column: pd.Series) -> pd.Series:
+    """Sorting keys of a column: those of format labels for one that is named so."""
+    return column.map(format_order) if column.name == "format" else column
+
+
+def by_format(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows by their column `format`; those of one format stay as they are."""
+    return frame.sort_values("format", key=ordered, kind="stable")

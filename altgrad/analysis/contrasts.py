@@ -97,6 +97,13 @@ def by_seed(runs: pd.DataFrame, column: str = "final_val_loss") -> pd.Series:
     return pd.Series(list(found.values()), seeds, dtype="float64", name=column)
 
 
+def paired_gap(runs: pd.DataFrame, baseline: pd.Series) -> dict[str, Any]:
+    """The runs of an arm against final losses by seed: n_runs, n_finished, n_pairs, and gap, low, high, sd, p_value."""
+    gap = paired_difference(by_seed(runs), baseline)
+    figures = {"gap": gap.mean, "low": gap.low, "high": gap.high, "sd": gap.sd, "p_value": gap.p_value}
+    return {"n_runs": len(runs), "n_finished": int((runs["status"] == "finished").sum()), "n_pairs": gap.n} | figures
+
+
 def contrast(name: str, runs: pd.DataFrame, against: pd.DataFrame, *then: pd.DataFrame) -> dict[str, Any]:
     """One row of `TEST_COLUMNS` but for p_holm: the paired difference of one arm's final loss to another's.
 

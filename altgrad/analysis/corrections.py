@@ -103,16 +103,10 @@ def _e1m6(loader: ExperimentDataLoader, short: Comparison) -> dict[str, Any] | N
         return None
     one, other = (losses(loader, rows.at[name, "arm"]) for name in ("E0M7", "E1M6"))
     apart = (one - other).abs().max()
-    return (
-        None
-        if pd.isna(apart)
-        else {
-            "runs": int(rows.at["E1M6", "n_runs"]),
-            "gap": rows.at["E1M6", "gap"],
-            "apart": apart,
-            "e0m7": paired_difference(one, losses(loader, short.baseline)),
-        }
-    )
+    if pd.isna(apart):
+        return None
+    e0m7 = paired_difference(one, losses(loader, short.baseline))
+    return {"runs": int(rows.at["E1M6", "n_runs"]), "gap": rows.at["E1M6", "gap"], "apart": apart, "e0m7": e0m7}
 
 
 def _sums(table: pd.DataFrame) -> dict[str, Any] | None:

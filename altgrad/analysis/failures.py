@@ -16,7 +16,7 @@ import pandas as pd
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import Comparison
-from altgrad.analysis.contrasts import TEST_COLUMNS, by_seed, contrast, differs, family, missing, runs_of
+from altgrad.analysis.contrasts import TEST_COLUMNS, by_seed, contrast, differs, family, missing, paired_gap, runs_of
 from altgrad.analysis.loader import ExperimentDataLoader, concatenated, format_label, scope_label
 from altgrad.analysis.statistics import FAILURE_GAP, paired_difference
 from altgrad.config import OPERAND_NAMES, OPERANDS, ExperimentConfig, QuantizeConfig, ScalingConfig
@@ -423,21 +423,15 @@ def _problem(config: ExperimentConfig, data: str) -> str:
 
 def _gap_row(arm: str, runs: pd.DataFrame, bases: dict[str, pd.DataFrame]) -> dict[str, Any]:
     own = by_seed(runs)
-    compared = [(name, base, paired_difference(own, by_seed(base))) for name, base in bases.items()]
-    compared.sort(key=lambda each: (-each[2].n, each[1]["final_val_loss"].mean(), each[0]))
-    name, _, gap = compared[0] if compared else (None, None, paired_difference(own, own.iloc[:0]))
-    finished = int((runs["status"] == "finished").sum())
-    return {
+    compared = [(paired_difference(own, by_seed(base)).n, name, base) for name, base in bases.items()]
+    compared.sort(key=lambda each: (-each[0], each[2]["final_val_loss"].mean(), each[1]))
+    _, name, base = compared[0] if compared else (0, None, runs.iloc[:0])
+    found = paired_gap(runs, by_seed(base))
+    return found | {
         "arm": arm,
         "study": ", ".join(sorted(runs["study"].unique())),
         **runs.iloc[0][["format", "scope", "rule", "learning_rate"]],
         "baseline": name,
         "campaign": bool(runs["seed"].isin(CAMPAIGN_SEEDS).all() and runs["study"].isin(REPORTED).all()),
-        "n_runs": len(runs),
-        "n_finished": finished,
-        "n_pairs": gap.n,
-        "gap": gap.mean,
-        "low": gap.low,
-        "high": gap.high,
-        "failed": (gap.n >= 2 and gap.mean > FAILURE_GAP) or finished < len(runs),
+        "failed": (found["n_pairs"] >= 2 and found["gap"] > FAILURE_GAP) or found["n_finished"] < len(runs),
     }

@@ -17,13 +17,15 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from altgrad.analysis import words
-from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, format_label, rule_label, scope_parts
+from altgrad.analysis.loader import ExperimentDataLoader, format_label, rule_label, scope_parts, states_formats
 from altgrad.config import OPERAND_NAMES, OPERANDS, ExperimentConfig, flat, scalar
 from altgrad.text import shorten, visible
 
 T = TypeVar("T")
 SHOWN_KEYS = 3
 """Most keys of a project's sweeps in the name of an arm."""
+FORMATS = "formats"
+"""What `values_of` calls all that a config says of formats and their scales."""
 LONGEST = 60
 """Most characters of a name or a value that others wrote."""
 
@@ -48,7 +50,8 @@ def arm_labels(loader: ExperimentDataLoader, arms: Iterable[str], but: Collectio
     parts = {arm: [_beginning(config, loader.title(arm))] for arm, config in configs.items()}
     keys = varied(configs)
     for arm, config in configs.items():
-        parts[arm] += [_leaf(key, values_of(config)) for key in keys.get(config.study, ()) if key not in but]
+        told = {*but, FORMATS} if parts[arm][0] else but  # its beginning says them
+        parts[arm] += [_leaf(key, values_of(config)) for key in keys.get(config.study, ()) if key not in told]
     alike = _groups(configs, lambda arm: parts[arm][0])
 
     def divide(by: Callable[[str], str]) -> None:
@@ -97,10 +100,11 @@ def varied(configs: Mapping[str, ExperimentConfig], most: int = SHOWN_KEYS) -> d
 
 
 def values_of(config: ExperimentConfig) -> dict[str, Any]:
-    """What another loop's run states, but for the seed: AltGrad's keys and its own, dotted."""
-    return flat({key: value for key, value in config.arm_identity().items() if key != "foreign"}) | (
-        config.foreign or {}
-    )
+    """What another loop's run states, but for the seed: AltGrad's keys and its own, dotted; its formats are one."""
+    formats = ("quantize", "scaling") if states_formats(config) else ()
+    own = {key: value for key, value in config.arm_identity().items() if key not in ("foreign", *formats)}
+    told = {FORMATS: ", ".join(_formats(config))} if formats else {}
+    return flat(own) | told | (config.foreign or {})
 
 
 def _joined(parts: Iterable[str]) -> str:
@@ -127,21 +131,27 @@ def _short(text: object) -> str:
 
 def _leaf(key: str, leaves: Mapping[str, object]) -> str:
     name = key.removeprefix("foreign.").removeprefix("optimizer.")
+    if key == FORMATS and key in leaves:
+        return _short(leaves[key])
     return _short(f"{name}={scalar(leaves[key])}" if key in leaves else f"no {name}")
 
 
 def _beginning(config: ExperimentConfig, title: str) -> str:
     if config.foreign is not None:
-        stated = "" if (label := format_label(config)) == NOT_STATED else f", {label}"
-        return f"{_short(title)}{stated}"
-    operands, (_, *how) = config.quantize.operands, scope_parts(config) or [("", "")]
-    parts = [format_label(config), rule_label(config)]
-    if 0 < len(operands) < len(OPERANDS):
-        parts.append(f"{words.names([OPERAND_NAMES[each] for each in operands])} only")
-    parts += [label for _, label in how]
+        return ", ".join([_short(title), *(_formats(config) if states_formats(config) else ())])
+    label, *how = _formats(config)
+    parts = [label, rule_label(config), *how]
     if config.model.rescale:
         parts.append(f"tensors mis-scaled up to {2**config.model.rescale:,} times")
     return ", ".join(parts)
+
+
+def _formats(config: ExperimentConfig) -> list[str]:
+    """The formats, and the operands, layers and scales that are not the default."""
+    operands, (_, *how) = config.quantize.operands, scope_parts(config) or [("", "")]
+    few = 0 < len(operands) < len(OPERANDS)
+    only = [f"{words.names([OPERAND_NAMES[each] for each in operands])} only"] if few else []
+    return [format_label(config), *only, *(label for _, label in how)]
 
 
 def _rate(config: ExperimentConfig) -> str:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from altgrad.analysis.contrasts import NAMED, TEST_COLUMNS, by_seed, family, missing, named_family, row_of, runs_of
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.statistics import paired_difference
-from altgrad.studies import COSTLY, HEAD_FORMATS, ROUNDED, TEXT_FORMATS, VOCABULARIES, VOCABULARY_FORMATS
+from altgrad.analysis.statistics import paired_difference, rank_correlation
+from altgrad.studies import (
+    ARMS,
+    COSTLY,
+    FP32_RATE,
+    HEAD_FORMATS,
+    ROUNDED,
+    TEXT_FORMATS,
+    VOCABULARIES,
+    VOCABULARY_FORMATS,
+    identity_of,
+)
 
 CHARACTERS = 96
 """Tokens where each is a character."""
@@ -43,14 +54,19 @@ def gaps_of(loader: ExperimentDataLoader, baseline: str, arms: dict[tuple[str, s
     return pd.concat([keys, frame], axis="columns")
 
 
-def costs_of(gaps: pd.DataFrame) -> list[dict[str, Any]]:
-    """Of each format whose gaps are all there: those to nearest, stochastic and wide, the largest cost first."""
+def costs_of(loader: ExperimentDataLoader, gaps: pd.DataFrame) -> list[dict[str, Any]]:
+    """Of each format whose `gaps` of study head are all there, what its rounding costs; the largest cost first.
+
+    Format, the gaps by rounding, `cost` (to nearest above not quantized) with its interval low to high and n_pairs, and
+    `extra` (stochastically above not quantized), in nats per character.
+    """
     found = []
     for fmt, rows in gaps.groupby("format", sort=False):
         by = rows.set_index("rounding")["difference"].to_dict()
         if {"nearest", "stochastic", "wide"} <= by.keys():
-            costs = {"cost": by["nearest"] - by["wide"], "extra": by["stochastic"] - by["wide"]}
-            found.append({"format": shown_as(str(fmt)), **by, **costs})
+            cost = paired_difference(*(by_seed(runs_of(loader, f"{fmt} head {how}")) for how in ("nearest", "wide")))
+            costs = {"cost": cost.mean, "low": cost.low, "high": cost.high, "n_pairs": cost.n}
+            found.append({"format": shown_as(str(fmt)), **by, **costs, "extra": by["stochastic"] - by["wide"]})
     return sorted(found, key=lambda row: -row["cost"])
 
 
@@ -78,9 +94,10 @@ def cost_a_token(loader: ExperimentDataLoader, fmt: str, suffix: str = "") -> pd
 def costs_by_vocabulary(loader: ExperimentDataLoader) -> pd.DataFrame:
     """What rounding the logits' gradient costs above not quantizing it, a row a format and a number of tokens.
 
-    Columns format, tokens, n_pairs, difference, low, high (to nearest), per_token (the same in nats a token), extra,
-    extra_low and extra_high (stochastically), n_ended_badly, the
-    runs that did not finish and have no part. What is not recorded in full has no row.
+    Columns format, tokens, n_runs (of each arm), n_pairs, difference, low, high and n_ended_badly (to nearest),
+    per_token (the same in nats a token), extra, extra_low, extra_high and extra_ended_badly (stochastically), and
+    wide_ended_badly (not quantized). Runs that did not finish are counted and have no pair. What is not recorded in
+    full has no row.
     """
     rows = []
     for fmt in VOCABULARY_FORMATS:
@@ -90,14 +107,48 @@ def costs_by_vocabulary(loader: ExperimentDataLoader) -> pd.DataFrame:
             if missing(loader, arms):
                 continue
             runs = [runs_of(loader, arm) for arm in arms]
-            nearest, stochastic, wide = (by_seed(each) for each in runs)
-            cost, extra = paired_difference(nearest, wide), paired_difference(stochastic, wide)
-            own: dict[str, Any] = {"n_ended_badly": sum(int((each["status"] != "finished").sum()) for each in runs)}
-            own |= {"per_token": cost.mean / tokens_per_character(loader, runs[0])}
-            own |= {"extra": extra.mean, "extra_low": extra.low, "extra_high": extra.high}
+            to_nearest, drawn, wide = (by_seed(each) for each in runs)
+            badly, drawn_badly, wide_badly = (int((each["status"] != "finished").sum()) for each in runs)
+            cost, extra = paired_difference(to_nearest, wide), paired_difference(drawn, wide)
+            own: dict[str, Any] = {"format": shown_as(fmt), "tokens": tokens, "n_runs": len(wide)}
             own |= {"n_pairs": cost.n, "difference": cost.mean, "low": cost.low, "high": cost.high}
-            rows.append({"format": shown_as(fmt), "tokens": tokens, **own})
+            own |= {"per_token": cost.mean / tokens_per_character(loader, runs[2])}
+            own |= {"extra": extra.mean, "extra_low": extra.low, "extra_high": extra.high}
+            own |= {"n_ended_badly": badly, "extra_ended_badly": drawn_badly, "wide_ended_badly": wide_badly}
+            rows.append(own)
     return pd.DataFrame(rows)
+
+
+def rates_with_vocabulary(loader: ExperimentDataLoader) -> list[dict[str, Any]]:
+    """What the sweeps with the largest vocabulary say of the rates found with characters; everything to nearest.
+
+    Of each swept format: tokens, the rate that its runs have (`used`), how many were tried (`rates`), the `best` of
+    those at which every run finished (NaN where there is none), `above`, the mean loss at the rate used minus that at
+    the best in nats per character (NaN where a run at the first did not finish), and `gap`, the paired difference to
+    FP32, each at its best.
+    """
+    runs, rows = loader.runs[loader.runs["study"] == "vocabulary-tuning"], []
+    swept = runs["arm"].map(lambda arm: identity_of(loader.config(str(arm)), rate=False))
+    tokens = VOCABULARIES[-1]
+
+    def sweep(arm: str, rate: float) -> tuple[dict[float, pd.Series], float]:
+        own = runs[swept == identity_of(replace(ARMS[arm], rate=rate).config(), rate=False)]
+        losses = {float(rate): by_seed(group) for rate, group in own.groupby("learning_rate")}
+        whole = {rate: loss.mean() for rate, loss in losses.items() if loss.notna().all()}
+        return losses, min(whole, key=lambda rate: whole[rate]) if whole else math.nan
+
+    base, base_best = sweep(f"FP32 {tokens}", FP32_RATE)
+    for fmt in COSTLY:
+        arm = f"{fmt} head nearest {tokens}"
+        used = float(ARMS[arm].rate)
+        losses, best = sweep(arm, used)
+        if losses:
+            row = {"format": shown_as(fmt), "tokens": tokens, "used": used, "rates": len(losses), "best": best}
+            nothing = pd.Series(dtype="float64")
+            own = losses.get(best, nothing)
+            above = losses.get(used, nothing).mean(skipna=False) - own.mean()
+            rows.append(row | {"above": above, "gap": paired_difference(own, base.get(base_best, nothing))})
+    return rows
 
 
 def probe_against_gaps(
@@ -116,7 +167,7 @@ def probe_against_gaps(
             rows.append({**cell, "difference": cost.mean, "low": cost.low, "high": cost.high, "n_pairs": cost.n})
     found = pd.DataFrame(rows)
     names = ("class_bias", "row_mass") if rows and len(rows) == len(cells) else ()
-    return found, {name: float(found[name].rank().corr(found["difference"].rank())) for name in names}
+    return found, {name: rank_correlation(found[name], found["difference"]) for name in names}
 
 
 def looks_at_logits(loader: ExperimentDataLoader, arms: Mapping[str, str]) -> pd.DataFrame:

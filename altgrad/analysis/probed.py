@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 from pydantic import ValidationError
 
+from altgrad.analysis import statistics
 from altgrad.analysis.contrasts import by_seed
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import Estimate, paired_difference
@@ -68,7 +69,4 @@ def _decisive(config: ExperimentConfig) -> str:
 def rank_correlation(one: Mapping[Candidate, float], other: Mapping[Candidate, float]) -> tuple[float, int]:
     """Spearman's correlation over what both have, and over how many; NaN for fewer than three, or all alike."""
     both = pd.DataFrame({"one": pd.Series(one), "other": pd.Series(other)}).dropna()
-    if len(both) < 3 or both.nunique().min() < 2:
-        return math.nan, len(both)
-    ranks = both.rank()
-    return float(ranks["one"].corr(ranks["other"])), len(both)
+    return statistics.rank_correlation(both["one"], both["other"]) if len(both) > 2 else math.nan, len(both)

@@ -14,8 +14,8 @@ the one whose simulated coverage is right (benchmarks/interval_coverage.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -102,14 +102,19 @@ class Recorded(NamedTuple):
     expected: Mapping[str, int]  # study -> how many runs of quantized arms it has when it is recorded in full
 
 
+def planned() -> Iterator[tuple[str, str, Size, int]]:
+    """Every cell of the ladder's studies: study, arm, size and steps."""
+    for study, sizes in SETS.items():
+        for size in sizes:
+            for steps in size.steps:
+                yield from ((study, form, size, steps) for form in forms_at(size, steps))
+
+
 def recorded(loader: ExperimentDataLoader) -> Recorded:
     """The ladder's runs in the records. A cell in which a run did not finish is left out whole, and named."""
     known = {
         identity_of(rung(form, size, steps, 1.0).config(), rate=False): (form, size, steps)
-        for sizes in SETS.values()
-        for size in sizes
-        for steps in size.steps
-        for form in forms_at(size, steps)
+        for _, form, size, steps in planned()
     }
     own = loader.runs[loader.runs["study"].isin(list(SETS)) & ~loader.runs["foreign"].astype(bool)]
     found: dict[tuple[str, Size, int], pd.DataFrame] = {}
@@ -134,16 +139,10 @@ def recorded(loader: ExperimentDataLoader) -> Recorded:
             rows.append(_runs_of_cell(form, size, steps, runs, base))
     columns = [*CELL, "study", "arm", "seed", "loss", "gap"]
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
-    expected = {
-        study: sum(
-            len(STUDIES[study].seeds.get(f"{form} ladder {size.name} {steps}", LADDER_SEEDS))
-            for size in sizes
-            for steps in size.steps
-            for form in forms_at(size, steps)
-            if form != "FP32"
-        )
-        for study, sizes in SETS.items()
-    }
+    expected = dict.fromkeys(SETS, 0)
+    for study, form, size, steps in planned():
+        if form != "FP32":
+            expected[study] += len(STUDIES[study].seeds.get(f"{form} ladder {size.name} {steps}", LADDER_SEEDS))
     return Recorded(table.sort_values([*CELL, "seed"], ignore_index=True), tuple(sorted(left_out)), expected)
 
 
@@ -236,14 +235,19 @@ def _indicators(keys: Sequence[Any]) -> Floats:
 # Laws
 
 
+Term = tuple[float, float]
+"""A shape: the exponents of parameters and of tokens."""
+
+
 @dataclass(frozen=True)
 class Law:
     """What a gap may depend on, and how.
 
     Attributes:
         key: its name in tables.
-        exponents: the names of the nonlinear parameters that are fitted.
-        basis: their values, FP32's (alpha, beta), the arms in order and points -> a column a coefficient.
+        exponents: the names of the nonlinear parameters that are fitted; with "bit" the arms of the mantissa ladder
+            share a coefficient, divided by exp(bit) for each bit.
+        terms: their values and FP32's (alpha, beta) -> the shapes, of which each arm has a coefficient.
         start: from where the exponents are sought.
         borrowed: whether it needs FP32's own exponents.
         source: whose it is, an arXiv number; "" where nobody's in particular.
@@ -251,65 +255,36 @@ class Law:
 
     key: str
     exponents: tuple[str, ...]
-    basis: Callable[[Floats, tuple[float, float], Sequence[str], Points], Floats]
+    terms: Callable[[Floats, tuple[float, float]], Sequence[Term]]
     start: tuple[float, ...] = ()
     borrowed: bool = False
     source: str = ""
 
-
-def _by_arm(forms: Sequence[str], points: Points) -> Floats:
-    return np.asarray(points.form[:, None] == np.array(list(forms), dtype=str), np.float64)
-
-
-def _power(at: Floats, points: Points) -> Floats:
-    size, data = points.logs()
-    shape: Floats = np.exp(at[0] * size + at[1] * data)
-    return shape[:, None]
-
-
-def _mantissa(exponents: Floats, forms: Sequence[str], points: Points) -> Floats:
-    """The arms of the mantissa ladder share a coefficient, divided by a factor for each bit."""
-    apart = [form for form in forms if form not in MANTISSA_LADDER]
-    bits = np.array([MANTISSA_LADDER.get(str(form), np.nan) for form in points.form])
-    shared = np.where(np.isnan(bits), 0.0, np.exp(-exponents[2] * np.nan_to_num(bits)))
-    columns: Floats = np.hstack([shared[:, None], _by_arm(apart, points)])
-    return columns * _power(exponents, points)
+    def basis(self, exponents: Floats, own: tuple[float, float], forms: Sequence[str], points: Points) -> Floats:
+        """A column a coefficient at some points, the arms in the order of `forms`, term by term."""
+        arms = [form for form in forms if "bit" not in self.exponents or form not in MANTISSA_LADDER]
+        columns = np.asarray(points.form[:, None] == np.array(arms, dtype=str), np.float64)
+        if "bit" in self.exponents:
+            bits = np.array([MANTISSA_LADDER.get(str(form), 0) for form in points.form])
+            shared = np.isin(points.form, list(MANTISSA_LADDER)) * np.exp(-exponents[-1] * bits)
+            columns = np.hstack([shared[:, None], columns])
+        size, data = points.logs()
+        shapes = (np.exp(a * size + b * data)[:, None] for a, b in self.terms(exponents, own))
+        found: Floats = np.hstack([columns * shape for shape in shapes])
+        return found
 
 
 LAWS: Mapping[str, Law] = {
     law.key: law
     for law in (
-        Law("law", ("a", "b"), lambda e, _, f, x: _by_arm(f, x) * _power(e, x), (-0.4, 0.3)),
-        Law("bits", ("a", "b", "bit"), lambda e, _, f, x: _mantissa(e, f, x), (-0.4, 0.3, 1.2)),
-        Law("constant", (), lambda e, _, f, x: _by_arm(f, x)),
-        Law("size", ("a",), lambda e, _, f, x: _by_arm(f, x) * _power(np.array([e[0], 0.0]), x), (-0.4,)),
-        Law("data", ("b",), lambda e, _, f, x: _by_arm(f, x) * _power(np.array([0.0, e[0]]), x), (-0.3,)),
-        Law(
-            "effective N",
-            (),
-            lambda e, own, f, x: _by_arm(f, x) * _power(np.array([-own[0], 0.0]), x),
-            borrowed=True,
-            source="2411.04330",
-        ),
-        Law(
-            "D over N",
-            (),
-            lambda e, own, f, x: _by_arm(f, x) * _power(np.array([-own[0], own[1]]), x),
-            borrowed=True,
-            source="2501.02423",
-        ),
-        Law(
-            "effective N and D",
-            (),
-            lambda e, own, f, x: np.hstack(
-                [
-                    _by_arm(f, x) * _power(np.array([-own[0], 0.0]), x),
-                    _by_arm(f, x) * _power(np.array([0.0, -own[1]]), x),
-                ]
-            ),
-            borrowed=True,
-            source="2505.14669",
-        ),
+        Law("law", ("a", "b"), lambda e, _: [(e[0], e[1])], (-0.4, 0.3)),
+        Law("bits", ("a", "b", "bit"), lambda e, _: [(e[0], e[1])], (-0.4, 0.3, 1.2)),
+        Law("constant", (), lambda e, _: [(0, 0)]),
+        Law("size", ("a",), lambda e, _: [(e[0], 0)], (-0.4,)),
+        Law("data", ("b",), lambda e, _: [(0, e[0])], (-0.3,)),
+        Law("effective N", (), lambda _, own: [(-own[0], 0)], borrowed=True, source="2411.04330"),
+        Law("D over N", (), lambda _, own: [(-own[0], own[1])], borrowed=True, source="2501.02423"),
+        Law("effective N and D", (), lambda _, own: [(-own[0], 0), (0, -own[1])], borrowed=True, source="2505.14669"),
     )
 }
 """The law, with a cost a bit, and its rivals. With alpha and beta of FP32's loss E + A N^-alpha + B D^-beta: fewer
@@ -317,12 +292,7 @@ effective parameters (2411.04330) are c N^-alpha; 2501.02423 adds c D^beta N^-al
 tokens (2505.14669, with its outer exponent 1) are c N^-alpha + d D^-beta. 2505.14302's form is the law's own."""
 
 RIVALS = tuple(key for key in LAWS if key not in ("law", "bits"))
-LOSS = Law(
-    "loss",
-    ("alpha", "beta"),
-    lambda e, _, f, x: np.hstack([np.ones((len(x.form), 1)), _power(np.array([-e[0], 0]), x), _power([0, -e[1]], x)]),  # type: ignore[arg-type]
-    (0.3, 0.3),
-)
+LOSS = Law("loss", ("alpha", "beta"), lambda e, _: [(0, 0), (-e[0], 0), (0, -e[1])], (0.3, 0.3))
 """FP32's own loss."""
 
 
@@ -535,26 +505,22 @@ def findings_of(found: Recorded) -> Findings:
     everywhere = ladder_of(runs[runs["form"].isin(list(EVERYWHERE)) & (runs["study"] == "ladder")]).cells
     fitted = ladder_of(runs[runs["form"].isin(FITTED) & (runs["study"] == "ladder")])
     base = ladder_of(runs[(runs["form"] == "FP32") & (runs["study"] == "ladder")], "loss")
-    fits, why = {}, {}
-    loss = None
-    try:
-        loss = fit(LOSS, base)
-        if min(loss.exponents) <= 0 or min(loss.coefficients[1:]) <= 0:
-            loss = None  # it does not fall with size and data: no such law
-    except NoFit as error:
-        why["loss"] = str(error)
-    own = None if loss is None else (float(loss.exponents[0]), float(loss.exponents[1]))
-    for key, law in LAWS.items():
+    why: dict[str, str] = {}
+
+    def tried(key: str, law: Law, ladder: Ladder, own: tuple[float, float] | None = None) -> Fit | None:
         try:
-            fits[key] = fit(law, fitted, own)
+            return fit(law, ladder, own)
         except NoFit as error:
             why[key] = str(error)
-    alone = {}
-    for form in FITTED:
-        try:
-            alone[form] = fit(LAWS["law"], fitted.only(fitted.cells["form"] == form))
-        except NoFit as error:
-            why[form] = str(error)
+            return None
+
+    loss = tried("loss", LOSS, base)
+    if loss and (min(loss.exponents) <= 0 or min(loss.coefficients[1:]) <= 0):
+        loss = None  # it does not fall with size and data: no such law
+    own = None if loss is None else (float(loss.exponents[0]), float(loss.exponents[1]))
+    fits = {key: own_fit for key, law in LAWS.items() if (own_fit := tried(key, law, fitted, own))}
+    by_arm = {form: fitted.only(fitted.cells["form"] == form) for form in FITTED}
+    alone = {form: own_fit for form, cells in by_arm.items() if (own_fit := tried(form, LAWS["law"], cells))}
     held = _held(found, fitted, fits.get("law"))
     models = _models(fits, why, fitted, held, own)
     return Findings(found, fitted, everywhere, loss, fits, why, alone, models, held)
@@ -567,13 +533,10 @@ def _held(found: Recorded, fitted: Ladder, law: Fit | None) -> pd.DataFrame:
     came = ladder_of(found.runs[found.runs["form"].isin(FITTED) & (found.runs["study"] != "ladder")]).cells
     observed = {tuple(row[name] for name in CELL[:3]): row for row in came.to_dict("records")}
     rows: list[dict[str, Any]] = []
-    for study, sizes in SETS.items():
-        for size in sizes if study != "ladder" else ():
-            for steps in size.steps:
-                for form in forms_at(size, steps):
-                    if form in law.forms:
-                        where = dict(zip(CELL, (form, size.name, steps, size.parameters), strict=False))
-                        rows.append({**where, "tokens": steps * TOKENS_PER_STEP, "study": study})
+    for study, form, size, steps in planned():
+        if study != "ladder" and form in law.forms:
+            where = dict(zip(CELL, (form, size.name, steps, size.parameters), strict=False))
+            rows.append({**where, "tokens": steps * TOKENS_PER_STEP, "study": study})
     table = pd.DataFrame(rows)
     seeds = {study: max(map(len, STUDIES[study].seeds.values()), default=len(LADDER_SEEDS)) for study in SETS}
     predicted, error = predictions(law, fitted, Points.of(table), table["study"].map(seeds).to_numpy(np.float64))
@@ -775,13 +738,3 @@ def best_rates(sweeps: pd.DataFrame) -> dict[tuple[str, str], float]:
         (str(size), str(form)): float(group.loc[group["loss"].idxmin(), "rate"])
         for (size, form), group in known.groupby(["size", "form"])
     }
-
-
-def of_study(found: Findings, study: str) -> Findings:
-    """The same, with the predictions of one study alone."""
-    return replace(found, held=found.held[found.held["study"] == study])
-
-
-def forms_of(keys: Iterable[str]) -> list[str]:
-    """What readers call some arms."""
-    return [LADDER_FORMS[key][2] for key in keys]

@@ -203,3 +203,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         worst = max(worst, min(1.0, (len(known) - rank) * p))
         adjusted[index] = worst
     return adjusted
+
+
+def rank_correlation(one: pd.Series, other: pd.Series) -> float:
+    """Spearman's correlation of two columns, row by row; NaN where either is all alike."""
+    from scipy.stats import spearmanr
+
+    if min(one.nunique(), other.nunique()) < 2:  # scipy warns of it
+        return math.nan
+    return float(spearmanr(one, other).statistic)

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from altgrad.analysis.comparison import format_order
+from altgrad.analysis.comparison import ordered
 from altgrad.analysis.contrasts import ENDED, TEST_COLUMNS, by_seed, contrast, family, missing, row_of, runs_of
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.statistics import ALPHA, holm, paired_difference
+from altgrad.analysis.statistics import ALPHA, holm, paired_difference, rank_correlation
 from altgrad.config import extra_bytes_per_weight
 from altgrad.formats import get_format
 from altgrad.studies import (
@@ -275,7 +275,7 @@ class StepRuleComparator:
                     row["missing"] = f"fewer than three arms of {fmt} finished"
                 else:
                     losses = {arm: self.losses(arm) for arm in arms}
-                    row |= {"n_arms": len(arms), "spearman": _spearman(stalls.values(), losses.values())}
+                    row |= {"n_arms": len(arms), "spearman": _spearman(stalls, losses)}
                     row |= self._counterexample(stalls, losses)
             rows.append(row)
         return pd.DataFrame(rows, columns=list(STALL_COLUMNS))
@@ -318,7 +318,7 @@ class StepRuleComparator:
         frame["counts"] = whole & (frame["n_pairs"] >= 2)
         for _, group in frame[frame["counts"]].groupby("experiment"):
             frame.loc[group.index, "p_holm"] = holm(list(group["p_value"]))
-        return frame.sort_values(["rule", "format", "arm"], key=_order, ignore_index=True)
+        return frame.sort_values(["rule", "format", "arm"], key=ordered, ignore_index=True)
 
     @property
     def experiments(self) -> tuple[pd.DataFrame, ...]:
@@ -334,13 +334,8 @@ class StepRuleComparator:
         return tuple(part for part in self.experiments if own.isdisjoint(part["arm"]))
 
 
-def _spearman(stalls: Iterable[pd.Series], losses: Iterable[pd.Series]) -> float:
-    from scipy.stats import spearmanr
-
-    ours, theirs = [each.mean() for each in stalls], [each.mean() for each in losses]
-    if min(np.ptp(ours), np.ptp(theirs)) == 0:  # scipy warns of it
-        return math.nan
-    return float(spearmanr(ours, theirs).statistic)
+def _spearman(stalls: Mapping[str, pd.Series], losses: Mapping[str, pd.Series]) -> float:
+    return rank_correlation(*(pd.Series({arm: each.mean() for arm, each in of.items()}) for of in (stalls, losses)))
 
 
 def _rule_row(arm: str, runs: pd.DataFrame, rivals: Sequence[tuple[str, pd.DataFrame]]) -> dict[str, object]:
@@ -364,10 +359,6 @@ def _rule_row(arm: str, runs: pd.DataFrame, rivals: Sequence[tuple[str, pd.DataF
     row |= {key: value for key, value in row_of(name, estimate).items() if key in kept}
     stalls = dict(zip(STALL_DIFFERENCE, (stall.mean, stall.low, stall.high), strict=True))
     return row | {"adamw_arm": name} | figures(rival, "adamw_") | stalls
-
-
-def _order(column: pd.Series) -> pd.Series:
-    return column.map(format_order) if column.name == "format" else column
 
 
 def evenly_spaced(names: Iterable[str]) -> list[str]:

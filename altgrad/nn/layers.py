@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, Protocol
@@ -54,7 +54,7 @@ from altgrad.config import (
 from altgrad.diffusion import diffuse
 from altgrad.formats import FP32, ROUNDINGS, FloatFormat
 from altgrad.ranks import over_group, whole
-from altgrad.rounding import quantize, quantize_counted
+from altgrad.rounding import StraightThrough, is_traced, quantize, quantize_counted, straight_through
 from altgrad.scaling import (
     MX_BLOCK,
     NVFP4_BLOCK,
@@ -329,7 +329,7 @@ class Clock:
 
     def seed_of(self, layer: str, operand: str) -> int | Tensor:
         """A 64-bit seed for one tensor at this moment; in a graph an int64 tensor with its bits."""
-        if torch.compiler.is_compiling():
+        if is_traced():
             return _seed_at(self.now, str(self.seed), f"{layer}/{operand}")
         return _seed(str(self.seed), self.step or 0, self.part, f"{layer}/{operand}")
 
@@ -564,8 +564,9 @@ class _Quantizer:
         """
         if self.delayed:
             self.recording = torch.is_grad_enabled()
-            if torch.compiler.is_compiling() or torch._C._current_graph_task_id() < 0:
-                self.passes.sub_(1)
+            if is_traced() or torch._C._current_graph_task_id() < 0:
+                with torch._C._DisableFuncTorch() if _is_transformed() else nullcontext():
+                    self.passes.sub_(1)
 
     @contextmanager
     def _without_trace(self) -> Iterator[None]:
@@ -701,33 +702,28 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return a.to(dtype) @ b.to(dtype)
 
 
-class _Rounded(torch.autograd.Function):
+class _Rounded(StraightThrough):
     """An operand as the products read it; its gradient passes straight through."""
 
     @staticmethod
-    def forward(ctx, x, quantizer, name):  # type: ignore[no-untyped-def]
+    def forward(x, quantizer, name):  # type: ignore[no-untyped-def]
         rounded = quantizer.operand(x, name)
         return rounded.view_as(rounded) if rounded is x else rounded
 
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return grad, None, None
 
-
-class _RoundedGradient(torch.autograd.Function):
+class _RoundedGradient(StraightThrough):
     """The identity, whose gradient is rounded: grad_output as both backward products read it.
 
     A gradient of that gradient passes straight through the rounding, as it does through that of the other operands.
     """
 
     @staticmethod
-    def forward(ctx, y, quantizer):  # type: ignore[no-untyped-def]
-        ctx.quantizer = quantizer
+    def forward(y, quantizer):  # type: ignore[no-untyped-def]
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return _Rounded.apply(grad, ctx.quantizer, "grad_output"), None
+        return straight_through(_Rounded, grad, *ctx.settings, "grad_output"), None
 
 
 class _NativeProducts(torch.autograd.Function):
@@ -768,7 +764,13 @@ def _native_product(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtyp
     return product
 
 
-ONE_CAST = "only a product of two matrices has casts of their own for second products, rotations and native compute"
+SEVERAL = "casts of their own for second products, rotations and native compute"
+ONE_CAST = f"only a product of two matrices has {SEVERAL}"
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func is under way."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 class LinearProducts(_Quantizer):
@@ -800,7 +802,7 @@ class LinearProducts(_Quantizer):
             raise ValueError(
                 f"layer {self.layer}: its input is {layout}, and only dense tensors are rounded; use to_dense()"
             )
-        if isinstance(x, FakeTensor) and not torch.compiler.is_compiling():
+        if isinstance(x, FakeTensor) and not is_traced():
             raise ValueError(
                 f"layer {self.layer}: its input is a fake tensor, and rounding needs values; use meta tensors"
             )
@@ -811,6 +813,8 @@ class LinearProducts(_Quantizer):
     def _output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         policy, observed = self.policy, self.observer is not None
         y: Tensor
+        if (policy.apart or policy.compute == "native") and _is_transformed():
+            raise ValueError(f"layer {self.layer}: torch.func's transforms need policies without {SEVERAL}")
         if policy.compute == "native" and policy is not UNQUANTIZED:
             return self._native(x, weight, bias)
         if policy.apart:
@@ -818,13 +822,13 @@ class LinearProducts(_Quantizer):
             y = y_NO.view(*x.shape[:-1], len(weight))
             return y if bias is None else y + bias
         if observed or policy.activation.format is not FP32:  # type: ignore[union-attr]
-            x = _Rounded.apply(x, self, "activation")
+            x = straight_through(_Rounded, x, self, "activation")
         if observed or policy.weight.format is not FP32:  # type: ignore[union-attr]
-            weight = _Rounded.apply(weight, self, "weight")
+            weight = straight_through(_Rounded, weight, self, "weight")
         if policy.grad_output.format is FP32:  # type: ignore[union-attr]
             y = nn.functional.linear(x, weight, bias)
-            return _RoundedGradient.apply(y, self) if observed else y  # type: ignore[no-any-return]
-        y = _RoundedGradient.apply(nn.functional.linear(x, weight), self)
+            return straight_through(_RoundedGradient, y, self) if observed else y  # type: ignore[no-any-return]
+        y = straight_through(_RoundedGradient, nn.functional.linear(x, weight), self)
         return y if bias is None else y + bias
 
     def bilinear(
@@ -847,12 +851,12 @@ class LinearProducts(_Quantizer):
 
         def products(x: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:
             if self._reads("activation"):
-                x = _Rounded.apply(x.movedim(channels, -1), self, "activation").movedim(-1, channels)
+                x = straight_through(_Rounded, x.movedim(channels, -1), self, "activation").movedim(-1, channels)
             if self._reads("weight"):
-                weight = _Rounded.apply(weight, self, "weight")
+                weight = straight_through(_Rounded, weight, self, "weight")
             y = function(x, weight)
             if self._reads("grad_output"):
-                y = _RoundedGradient.apply(y.movedim(channels, -1), self).movedim(-1, channels)
+                y = straight_through(_RoundedGradient, y.movedim(channels, -1), self).movedim(-1, channels)
             return y
 
         return self._run(products, x, weight, None)
@@ -898,7 +902,7 @@ class QuantizedEmbedding(_Quantizer, nn.Embedding):
         self._begin()
         if self.max_norm is not None:
             torch.embedding_renorm_(self.weight.detach(), token.contiguous(), self.max_norm, self.norm_type)
-        table: Tensor = _Rounded.apply(self.weight, self, "weight")
+        table: Tensor = straight_through(_Rounded, self.weight, self, "weight")
         return nn.functional.embedding(
             token, table, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq, sparse=self.sparse
         )

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from altgrad.nn.layers import LinearProducts, _Rounded
 from altgrad.nn.recurrent import RECURRENT
+from altgrad.rounding import straight_through
 
 
 class QuantizedWeight(LinearProducts, nn.Module):
@@ -130,7 +131,7 @@ class Reads(TorchFunctionMode):
             return func(*args, **kwargs)
         layer = self.layer_of(args[0])
         if isinstance(layer, nn.Embedding):
-            return func(_Rounded.apply(args[0], layer, "weight"), *args[1:], **kwargs)
+            return func(straight_through(_Rounded, args[0], layer, "weight"), *args[1:], **kwargs)
         found = func(*args, **kwargs)
         parts = found if isinstance(found, tuple | list) else (found,)
         self.known += [(each, layer) for each in parts if isinstance(each, Tensor)]
@@ -152,7 +153,7 @@ def _linear(mode: Reads, func: Any, x: Any, weight: Any, bias: Any = None) -> An
 def _times(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x` [..., I] times the transposed `weight` [..., O, I] of `layer`, plus the bias."""
     if not isinstance(layer, LinearProducts):  # a table that is read as a head: there is no rule for its activation
-        return F.linear(x, _Rounded.apply(weight, layer, "weight"), bias)
+        return F.linear(x, straight_through(_Rounded, weight, layer, "weight"), bias)
     if weight.ndim == 2:
         return layer.linear(x, weight, bias)
     y = layer.bilinear(lambda x, weight: x @ weight.mT, x, weight)
@@ -214,7 +215,7 @@ def convolve(
 def _embedding(mode: Reads, func: Any, token: Any, weight: Any, *rest: Any, **given: Any) -> Any:
     layer = mode.layer_of(weight)
     if layer is not None:
-        weight = _Rounded.apply(weight, layer, "weight")
+        weight = straight_through(_Rounded, weight, layer, "weight")
     return func(token, weight, *rest, **given)
 
 

@@ -11,14 +11,11 @@ from altgrad.reports.arms import arm_page_makers, arm_pages
 from altgrad.reports.benchmarks import benchmarks_key
 from altgrad.reports.corrections import corrections_page
 from altgrad.reports.document import documents_key
-from altgrad.reports.failure_modes import failure_modes_page
-from altgrad.reports.format_comparison import format_comparison_page
 from altgrad.reports.formats import format_pages
-from altgrad.reports.generator import ReportGenerator
+from altgrad.reports.generator import REPORTS, ReportGenerator
 from altgrad.reports.head import head_page
 from altgrad.reports.home import home_page
 from altgrad.reports.literature import literature_page
-from altgrad.reports.manifold_comparison import manifold_comparison_page
 from altgrad.reports.own import own_pages
 from altgrad.reports.preregistered import preregistered_page
 from altgrad.reports.provenance import code_key
@@ -29,6 +26,7 @@ from altgrad.runs.schema import digest
 from altgrad.site import Page, PageMaker
 
 __all__ = [
+    "REPORTS",
     "ReportGenerator",
     "arm_pages",
     "corrections_page",
@@ -42,18 +40,6 @@ __all__ = [
     "site_page_makers",
     "site_pages",
 ]
-
-
-REPORTS: dict[str, Callable[[ExperimentDataLoader], Page]] = {
-    "reports/format_comparison": format_comparison_page,
-    "reports/failure_modes": failure_modes_page,
-    "reports/manifold_comparison": manifold_comparison_page,
-    "reports/head": head_page,
-    "reports/scaling": scaling_page,
-    "reports/preregistered": preregistered_page,
-    "reports/literature": literature_page,
-    "reports/corrections": corrections_page,
-}
 
 
 def site_pages(family: str) -> list[Page]:

@@ -262,10 +262,11 @@ def _compared(loader: ExperimentDataLoader, arm: str) -> list[Block]:
     blocks: list[Block] = []
     for comparison in loader.memo(_foreign).comparisons:
         if arm in (comparison.baseline, *comparison.table["arm"]):
+            formats = loader.runs.loc[loader.runs["arm"] == comparison.baseline, "format"]
             caption = md(
                 "{scope}: gap of val_loss to {baseline}, paired by seed",
                 scope=words.quantized(comparison.scope).capitalize(),
-                baseline=col.arm_link(comparison.baseline, "the unquantized runs"),
+                baseline=col.arm_link(comparison.baseline, f"the runs in {formats.iloc[0]}"),
             )
             blocks.append(col.table(comparison.table, _FORMATS, caption, f"formats-{comparison.setting}"))
     return blocks

@@ -318,7 +318,6 @@ def _chart(ours: Sequence[Timing], peers: Sequence[Timing]) -> list[Block]:
     chart = charts.bars(
         "cost",
         "Time to round",
-        "",
         data,
         "what",
         "copies",

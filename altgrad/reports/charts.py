@@ -5,17 +5,16 @@ from __future__ import annotations
 import itertools
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import format_order
 from altgrad.reports.format_styles import distinct_styles, format_style
 from altgrad.site import FOREGROUND, GRID, MUTED, PALETTE, Axis, Chart, tell
-from altgrad.site.sketch import INCH, Sketch, number_text
+from altgrad.site.sketch import INCH, Sketch, number_text, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,8 +70,6 @@ def forest(
 
 def grouped_narrow_forest(
     identity: str,
-    title: str,
-    description: str,
     data: pd.DataFrame,
     rows: Sequence[str],
     groups: Mapping[str, tuple[str, str]],
@@ -83,7 +80,6 @@ def grouped_narrow_forest(
     """Paired differences, each below its name, in groups: as narrow as a telephone, which shows it whole.
 
     Args:
-        description: for those who cannot see it; every row's figures are added.
         data: a row each, with finite columns difference, low, high and n_pairs, and `group`, a key of `groups`.
         rows: the name of each.
         groups: the title and the colour of each, in order.
@@ -134,8 +130,7 @@ def grouped_narrow_forest(
             sketch.text(across(tick), bottom + 14, number_text(tick), MUTED, anchor="middle")
         sketch.text(middle, bottom + 29, axis, MUTED, anchor="middle")
 
-    about = f"{description} {'; '.join(said)}.".lstrip()
-    return Chart(identity, title, about, data, sketch=draw, width=NARROW / INCH, height=height / INCH)
+    return Chart(identity, "", f"{'; '.join(said)}.", data, sketch=draw, width=NARROW / INCH, height=height / INCH)
 
 
 def _differences(rows: Sequence[str], data: pd.DataFrame) -> list[str]:
@@ -146,24 +141,20 @@ def _differences(rows: Sequence[str], data: pd.DataFrame) -> list[str]:
     ]
 
 
-def gaps(identity: str, title: str, description: str, data: pd.DataFrame, limit: float | None = None) -> Chart:
+def gaps(identity: str, title: str, data: pd.DataFrame) -> Chart:
     """Paired gaps to FP32 by format with their intervals and figures, on a scale that shows 0.002 and 0.7 alike.
 
     Args:
-        description: for those who cannot see it; every row's figures are added.
         data: a row each, with columns format, n_pairs, gap, low, high, in the order in which they are told.
-        limit: a dashed line.
     """
 
     def draw(axes: Axes) -> None:
         reference_line(axes, "FP32")
-        if limit is not None:
-            axes.axhline(limit, color=MUTED, linewidth=1, linestyle="--")
         places = range(len(data))
         _intervals(axes, places, data, said)
         for place, gap, high in zip(places, data["gap"], data["high"].fillna(data["gap"]), strict=True):
             text = words.number(gap, sign=True)
-            axes.annotate(text, (place, high), xytext=(0, 7), textcoords="offset points", ha="center", color=FOREGROUND)
+            _label(axes, text, (place, high), (0, 7), ha="center")
         _gap_axis(axes, data)
         axes.margins(y=0.12)
         axes.set_xticks(range(len(data)), [f"{row['format']}\nn = {row['n_pairs']}" for _, row in data.iterrows()])
@@ -174,25 +165,18 @@ def gaps(identity: str, title: str, description: str, data: pd.DataFrame, limit:
         f"{row.format} {words.number(row.gap, sign=True)} {words.interval(row.low, row.high)}, n = {row.n_pairs}"
         for row in data.itertuples()
     ]
-    return Chart(identity, title, f"{description} {'; '.join(said)}.".lstrip(), data, draw, height=3.1)
+    return Chart(identity, title, f"{'; '.join(said)}.", data, draw, height=3.1)
 
 
 def gaps_against(
-    identity: str,
-    title: str,
-    description: str,
-    data: pd.DataFrame,
-    over: Mapping[str, tuple[str, Callable[[float], str]]],
-    names: Sequence[str],
+    identity: str, title: str, data: pd.DataFrame, over: Mapping[str, tuple[str, Callable[[float], str]]]
 ) -> Chart:
     """Paired gaps to FP32 with their intervals over other figures of each format, a panel a figure, each with its name.
 
     Args:
-        description: for those who cannot see it; every row's figures are added.
         data: a row each, with columns format, gap, low and high, all but the first finite; a panel leaves out what has
             no figure.
         over: the columns of the figures: what each is called, and how it is written.
-        names: of the rows.
     """
     scales = {
         column: Axis(low - 0.12 * (high - low), high + 0.22 * (high - low), 1.06 * at, 1.06 * at + 1)
@@ -208,30 +192,21 @@ def gaps_against(
             marks = [mark for mark in scale.marks(5) if mark >= 0]
             for mark in marks:
                 axes.axvline(scale(mark), color=GRID, linewidth=0.6)
-                axes.annotate(
-                    over[column][1](mark),
-                    (scale(mark), 0),
-                    xycoords=axes.get_xaxis_transform(),
-                    xytext=(0, -5),
-                    textcoords="offset points",
-                    ha="center",
-                    va="top",
-                    color=MUTED,
-                )
-            drawn = data[["format", column, "gap", "low", "high"]].assign(name=names, said=said).dropna()
+                below = {"xycoords": axes.get_xaxis_transform(), "ha": "center", "va": "top", "color": MUTED}
+                _label(axes, over[column][1](mark), (scale(mark), 0), (0, -5), **below)
+            drawn = data[["format", column, "gap", "low", "high"]].assign(said=said).dropna()
             at = drawn[column].map(scale)
             _intervals(axes, at, drawn, list(drawn["said"]))
-            for name, x, gap in zip(drawn["name"], at, drawn["gap"], strict=True):
-                axes.annotate(name, (x, gap), xytext=(7, 3), textcoords="offset points", color=FOREGROUND)
+            for name, x, gap in zip(drawn["format"], at, drawn["gap"], strict=True):
+                _label(axes, name, (x, gap), (7, 3))
         axes.margins(y=0.12)
 
     said = [
-        f"{name}: gap {words.number(row['gap'], sign=True)}, "
+        f"{row['format']}: gap {words.number(row['gap'], sign=True)}, "
         + ", ".join(f"{axis} {form(row[column])}" for column, (axis, form) in over.items() if words.finite(row[column]))
-        for name, (_, row) in zip(names, data.iterrows(), strict=True)
+        for row in data.to_dict("records")
     ]
-    about = f"{description} {'; '.join(said)}.".lstrip()
-    return Chart(identity, title, about, data, draw, height=2.9, margins=(0.85, 0.5, 0.3, 0.3))
+    return Chart(identity, title, f"{'; '.join(said)}.", data, draw, height=2.9, margins=(0.85, 0.5, 0.3, 0.3))
 
 
 def _intervals(axes: Axes, places: Iterable[float], data: pd.DataFrame, said: Sequence[str]) -> None:
@@ -254,31 +229,18 @@ def _gap_axis(axes: Axes, data: pd.DataFrame) -> None:
 def reference_line(axes: Axes, label: str) -> None:
     """The line at zero that differences are measured from, named at its right end."""
     axes.axhline(0, color=FOREGROUND, linewidth=1)
-    axes.annotate(
-        label,
-        (1, 0),
-        xycoords=("axes fraction", "data"),
-        xytext=(4, 0),
-        textcoords="offset points",
-        va="center",
-        color=MUTED,
-    )
+    _label(axes, label, (1, 0), (4, 0), xycoords=("axes fraction", "data"), va="center", color=MUTED)
+
+
+def _label(axes: Axes, text: str, at: tuple[float, float], away: tuple[float, float], **how: Any) -> None:
+    """A text so many points away from a place."""
+    axes.annotate(text, at, **{"xytext": away, "textcoords": "offset points", "color": FOREGROUND, **how})
 
 
 def finite_rows(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """The rows in which all `columns` are numbers that a chart can draw: finite, and so is the axis they span."""
     drawn = frame[list(columns)].map(lambda value: words.finite(value) and abs(value) < 1e300)
     return frame[drawn.all(axis=1)].reset_index(drop=True)
-
-
-def spread(places: Sequence[float], drawn: NDArray[np.float64]) -> list[float]:
-    """Heights for labels near `places`, at least 6% of the drawn range apart so that none covers another."""
-    gap = 0.06 * float(np.nanmax(drawn) - np.nanmin(drawn))
-    moved = [float(place) for place in places]
-    order = sorted(range(len(moved)), key=lambda index: moved[index])
-    for lower, upper in itertools.pairwise(order):
-        moved[upper] = max(moved[upper], moved[lower] + gap)
-    return moved
 
 
 def panel_axes(axes: Axes, titles: Sequence[str], ticks: Sequence[tuple[float, str]]) -> list[float]:
@@ -294,18 +256,10 @@ def panel_axes(axes: Axes, titles: Sequence[str], ticks: Sequence[tuple[float, s
     axes.xaxis.set_visible(False)
     place = axes.get_xaxis_transform()
     for offset, title in zip(offsets, titles, strict=True):
-        axes.annotate(title, (offset, 1), xycoords=place, xytext=(0, 5), textcoords="offset points", color=FOREGROUND)
+        _label(axes, title, (offset, 1), (0, 5), xycoords=place)
         for at, label in ticks:
-            axes.annotate(
-                f"step {label}" if at == 0 else label,
-                (offset + at, 0),
-                xycoords=place,
-                xytext=(0, -5),
-                textcoords="offset points",
-                ha="left" if at == 0 else "right" if at == 1 else "center",
-                va="top",
-                color=MUTED,
-            )
+            text, side = (f"step {label}", "left") if at == 0 else (label, "right" if at == 1 else "center")
+            _label(axes, text, (offset + at, 0), (0, -5), xycoords=place, ha=side, va="top", color=MUTED)
     return offsets
 
 
@@ -323,7 +277,6 @@ def rectangles(boxes: Sequence[tuple[float, float, float, float]], colour: str) 
 def bars(
     identity: str,
     title: str,
-    description: str,
     data: pd.DataFrame,
     names: str,
     values: str,
@@ -334,7 +287,6 @@ def bars(
     """Horizontal bars on a logarithmic scale with a line at 1, each with its figure at its end.
 
     Args:
-        description: for those who cannot see it; every bar's figure is added.
         data: a row a bar, with its name in the column `names` and what is drawn in `values`.
         axis: what the values are.
         colours: of each bar.
@@ -358,8 +310,7 @@ def bars(
         axes.set_xlabel(axis)
 
     said = [f"{name}: {form(value)}" for name, value in zip(labels, sizes, strict=True)]
-    about = f"{description} {'; '.join(said)}.".lstrip()
-    return Chart(identity, title, about, data, draw, height=0.9 + 0.27 * len(data))
+    return Chart(identity, title, f"{'; '.join(said)}.", data, draw, height=0.9 + 0.27 * len(data))
 
 
 class Style(NamedTuple):
@@ -395,8 +346,7 @@ def grouped_forest(
 
     def draw(axes: Axes) -> None:
         axes.axvline(0, color=FOREGROUND, linewidth=1)
-        axes.annotate(zero, (0, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
-                      ha="center", color=MUTED)  # fmt: skip
+        _label(axes, zero, (0, 1), (0, 3), xycoords=("data", "axes fraction"), ha="center", color=MUTED)
         for number, rule in enumerate(rules):
             own, (colour, marker, label) = placed[placed["rule"] == rule], styles[rule]
             places = [order.index(line) + 0.16 * (number - (len(rules) - 1) / 2) for line in own["line"]]
@@ -507,7 +457,9 @@ def scatter(
             axes.plot([], [], "o", color=colour, label=str(name))
         for rule in dict.fromkeys(data["rule"]):
             axes.plot([], [], styles[rule].marker, color=MUTED, label=styles[rule].label)
-        _name_axes(axes, axes_names, ncols=4, columnspacing=1)
+        axes.set_xlabel(axes_names[x])
+        axes.set_ylabel(axes_names[y])
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, ncols=4, columnspacing=1)
 
     return Chart(identity, title, description, data, draw, height=4.4, margins=(0.7, 0.15, 0.5, 0.6))
 
@@ -578,7 +530,7 @@ def lines(
             if name in crossed:
                 axes.plot([at[end]], [drawn.at[end, y]], color=colour, marker="x", markersize=7, linewidth=0)
         scale, back = (np.log10, lambda place: 10**place) if log else (np.asarray, float)
-        heights = spread(list(scale(np.array(ends))), scale(drawn[y].to_numpy(dtype=float)))
+        heights = spread(list(scale(np.array(ends))), 0.06 * np.ptp(scale(drawn[y].dropna().to_numpy(dtype=float))))
         for name, height, (colour, _) in zip(names, heights, looks, strict=True):
             place = ("axes fraction", "data")
             axes.annotate(name, (1.01, back(height)), xycoords=place, va="center", color=colour)
@@ -595,10 +547,3 @@ def lines(
 
     margins = (0.7, right, 0.5, 0.3)
     return Chart(identity, title, description, data, draw, height=3.0, margins=margins)
-
-
-def _name_axes(axes: Axes, names: Mapping[str, str], **legend: int) -> None:
-    x, y = names.values()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, **legend)

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from altgrad.analysis import failures, words
-from altgrad.analysis.comparison import ALL_OPERANDS, Comparison, FormatComparator, format_order, own_rates
+from altgrad.analysis.comparison import ALL_OPERANDS, Comparison, FormatComparator, by_format, format_order, own_rates
 from altgrad.analysis.contrasts import shown
 from altgrad.analysis.failures import FailureAnalyzer, named, one_format, unscaled
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
@@ -21,6 +21,7 @@ from altgrad.config import OPERAND_NAMES, command
 from altgrad.formats import SPLITS_8BIT, get_format
 from altgrad.reports import charts, health
 from altgrad.reports import columns as col
+from altgrad.reports.columns import Row
 from altgrad.reports.document import Content, content_of, document_page
 from altgrad.reports.format_styles import format_style
 from altgrad.reports.heat_map import figures_map
@@ -44,7 +45,6 @@ MAP_EDGES = (MARGIN, FAILURE_GAP, 0.1, 0.3)
 MAP_LEGEND = (f"to {MARGIN:g}", f"to {FAILURE_GAP:g}", "fails: to 0.1", "to 0.3", "above 0.3")
 OUTCOMES = {"yes": "held", "no": "did not hold", "inconclusive": "not decided", "pending": "pending"}
 
-Row = Mapping[Any, Any]
 Values = dict[str, Any]
 
 
@@ -257,7 +257,7 @@ def _by_format(
     """Each split: its gap, whether and by what it fails, what each operand costs alone, and what its tensors lost."""
     causes = {row["arm"]: cause for cause, rows in failing.items() for row in rows}
     means = analyzer.health.set_index(["arm", "operand", "statistic"])["value"].to_dict()
-    whole = paired[paired["scope"] == comparison.scope].sort_values("format", key=lambda names: names.map(format_order))
+    whole = by_format(paired[paired["scope"] == comparison.scope])
     found = []
     for row in whole.to_dict("records"):
         alone = paired[(paired["format"] == row["format"]) & (paired["scope"] != comparison.scope)]
@@ -329,7 +329,7 @@ def _phases(analyzer: FailureAnalyzer, comparison: Comparison) -> Table:
     wide = analyzer.health.pivot_table(index="arm", columns=["operand", "statistic"], values="value")
     names = [(operand, statistic) for operand in OPERAND_NAMES for statistic in RANGE]
     wide = wide.reindex(columns=pd.MultiIndex.from_tuples(names)).set_axis(map("_".join, names), axis="columns")
-    data = comparison.table[["format", "arm"]].sort_values("format", key=lambda names: names.map(format_order))
+    data = by_format(comparison.table[["format", "arm"]])
     stall = analyzer.loader.runs.groupby("arm")["stall_ratio"].mean()
     data = data.join(wide, on="arm").join(stall, on="arm").reset_index(drop=True)
     titles = ["Forward: weights overflow", "weights underflow", "activations overflow", "activations underflow"]

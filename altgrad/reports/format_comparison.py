@@ -18,6 +18,7 @@ from altgrad.analysis.comparison import (
     FormatComparator,
     SweetSpot,
     at_own_rates,
+    by_format,
     figures_of_tensors,
     format_order,
     is_8bit,
@@ -31,13 +32,7 @@ from altgrad.analysis.costs import LADDER, RESAMPLES, TokenRate, additivity, cos
 from altgrad.analysis.hypotheses import verdicts
 from altgrad.analysis.labels import arm_labels
 from altgrad.analysis.loader import ExperimentDataLoader, rule_label
-from altgrad.analysis.logits import (
-    costs_of,
-    everything_quantized,
-    gaps_of,
-    on_another_text,
-    without_embedding_and_head,
-)
+from altgrad.analysis.logits import costs_of, everything_quantized, gaps_of, on_another_text, without_embedding_and_head
 from altgrad.analysis.statistics import (
     ALPHA,
     FAILURE_GAP,
@@ -109,7 +104,7 @@ def _complete(
     looks, policies, long = last_looks(loader, first), scale_policies(loader, first), comparator.longer(first)
     tensors, own, tuned = figures_of_tensors(first, looks), at_own_rates(loader, first), own_rates(loader, first)
     sums, octaves = loader.memo(additivity), weights_held(looks)
-    fine = _fine_scales(loader)
+    fine, wide = _fine_scales(loader), _wide_scales(loader)
     at, noise = {place: comparator.at(place) for place in PLACES}, _noise(first, tensors)
 
     def ranking(comparison: Comparison, identity: str) -> dict[str, Any]:
@@ -159,6 +154,7 @@ def _complete(
         "others": [ranking(each, f"results-other-{number}") for number, each in enumerate(others, 1)],
         "unmatched": comparator.unmatched,
         "fine": len(fine),
+        "wide": len(wide),
         "arms": len(comparator.results),
     }
     return {
@@ -172,9 +168,8 @@ def _complete(
         "tensors": lambda: [tensors_table(tensors)],
         "scales": lambda: [scales(policies)],
         "scale gaps": lambda: [ChartBlock(scale_gaps(comparator, first, policies))],
-        "fine scales": lambda: [
-            ChartBlock(gaps_map("fine-scales", "", fine, "difference", "scale", FINE_NAMES.values()))
-        ],
+        "fine scales": lambda: _scales_map("fine-scales", fine, FINE_NAMES),
+        "wide scales": lambda: _scales_map("wide-scales", wide, WIDE_NAMES),
         "length": lambda: [lengths(loader, first, long)] if long else [],
         "own rates": lambda: [own_rates_table(own, values["shared_rate"])],
         "tuned rates": lambda: [tuned_rates_table(tuned)],
@@ -191,14 +186,32 @@ def _within(gaps: pd.DataFrame, prefix: str) -> dict[str, list[str]]:
 
 FINE_NAMES = {"tensor": "tensor", "block": "32, last dimension", "tile": "32, along the sum", "square": "32 x 32"}
 """What has one scale, in the columns of the map of study granularity."""
+WIDE_NAMES = {"tile": "128, along the sum", "square": "128 x 128"}
+"""The same of study width."""
 
 
 def _fine_scales(loader: ExperimentDataLoader) -> pd.DataFrame:
     """Gaps of study granularity, beside those with one scale per tensor; empty where one is missing."""
     arms = {(fmt, scale): f"{fmt} {scale} fresh" for fmt in FINE_FORMATS for scale in FINE_SCALES}
     arms |= {(fmt, "tensor"): f"{fmt} head nearest" for fmt in FINE_FORMATS}
-    gaps = gaps_of(loader, "FP32 fresh", arms)
-    return gaps.assign(scale=gaps["rounding"].map(FINE_NAMES)) if len(gaps) == len(arms) else gaps.iloc[:0]
+    return _by_scale(loader, "FP32 fresh", arms, FINE_NAMES)
+
+
+def _wide_scales(loader: ExperimentDataLoader) -> pd.DataFrame:
+    """Gaps of study width; empty where one is missing."""
+    arms = {(fmt, scale): f"{fmt} {scale} 256" for fmt in FINE_FORMATS for scale in WIDE_NAMES}
+    return _by_scale(loader, "FP32 256", arms, WIDE_NAMES)
+
+
+def _by_scale(
+    loader: ExperimentDataLoader, baseline: str, arms: dict[tuple[str, str], str], names: dict[str, str]
+) -> pd.DataFrame:
+    gaps = gaps_of(loader, baseline, arms)
+    return gaps.assign(scale=gaps["rounding"].map(names)) if len(gaps) == len(arms) else gaps.iloc[:0]
+
+
+def _scales_map(identity: str, gaps: pd.DataFrame, names: dict[str, str]) -> list[Block]:
+    return [ChartBlock(gaps_map(identity, "", gaps, "difference", "scale", names.values()))]
 
 
 # What the answer rests on
@@ -228,7 +241,7 @@ def headline(loader: ExperimentDataLoader) -> dict[str, Any]:
         **_within(text := loader.memo(on_another_text), "text_within_"),
         "text": len(text),
         "body": {row["format"]: row for row in loader.memo(without_embedding_and_head).to_dict("records")},
-        "logits": [row for row in costs_of(loader.memo(everything_quantized)) if row["cost"] > FAILURE_GAP],
+        "logits": [row for row in costs_of(loader, loader.memo(everything_quantized)) if row["cost"] > FAILURE_GAP],
         "fewer": spot.best and _if_fewer(loader),
         "by_layer_type": _by_layer_type(comparator),
         "without_interval": left,
@@ -300,11 +313,8 @@ def _ranked(comparison: Comparison) -> list[dict[str, Any]]:
     """The rows of the 8-bit formats of which every run finished and that have enough pairs, by exponent bits."""
     table = comparison.table
     whole = table[(table["n_finished"] == table["n_runs"]) & (table["n_pairs"] >= MIN_PAIRS)]
-    rows = whole[whole["format"].map(is_8bit).astype(bool)]
-    found: list[dict[str, Any]] = rows.sort_values("format", key=lambda names: names.map(format_order)).to_dict(
-        "records"
-    )
-    return found
+    rows: list[dict[str, Any]] = by_format(whole[whole["format"].map(is_8bit).astype(bool)]).to_dict("records")
+    return rows
 
 
 def _same_as(comparison: Comparison, spot: SweetSpot) -> dict[str, str]:
@@ -509,11 +519,7 @@ def layer_gaps(comparator: FormatComparator) -> list[Block]:
         return []
     data = pd.concat(by_kind.values())[[*CHARTED, "scope"]].replace({"scope": {"mlp": "MLP"}})
     data = charts.finite_rows(data, "gap", "low", "high")
-    return [ChartBlock(gaps_map("layer-gaps", GAPS, _by_format(data), "gap", "scope", data["scope"].unique()))]
-
-
-def _by_format(data: pd.DataFrame) -> pd.DataFrame:
-    return data.sort_values("format", key=lambda names: names.map(format_order), kind="stable")
+    return [ChartBlock(gaps_map("layer-gaps", GAPS, by_format(data), "gap", "scope", data["scope"].unique()))]
 
 
 def tensors_table(tensors: pd.DataFrame) -> Table:
@@ -527,8 +533,7 @@ def tensors_table(tensors: pd.DataFrame) -> Table:
         col.percent("Overflow", "overflow"),
         col.percent("Codes used", "codes_used"),
     )
-    ordered = tensors.sort_values("format", key=lambda column: column.map(format_order), kind="stable")
-    return col.table(ordered, columns, id="tensors")
+    return col.table(by_format(tensors), columns, id="tensors")
 
 
 def scales(policies: pd.DataFrame) -> Table:
@@ -554,7 +559,7 @@ def scale_gaps(comparator: FormatComparator, comparison: Comparison, policies: p
     others = set(data.loc[data["scale"] != SCALES[""], "format"])
     data = data[data["format"].isin(others)].reset_index(drop=True)
     order = [name for name in dict.fromkeys((*SCALES.values(), *names.values())) if name in set(data["scale"])]
-    return gaps_map("scale-gaps", GAPS, _by_format(data), "gap", "scale", order)
+    return gaps_map("scale-gaps", GAPS, by_format(data), "gap", "scale", order)
 
 
 def noise_chart(data: pd.DataFrame) -> Chart:
@@ -563,7 +568,7 @@ def noise_chart(data: pd.DataFrame) -> Chart:
         "sqnr_db": ("mean SQNR of the tensors, dB", "{:.0f}".format),
         "flushed": ("gradients of the head that become zero", "{:.0%}".format),
     }
-    return charts.gaps_against("noise", GAPS, "", data, over, list(data["format"]))
+    return charts.gaps_against("noise", GAPS, data, over)
 
 
 def lengths(loader: ExperimentDataLoader, short: Comparison, long: Comparison) -> Table:
@@ -648,8 +653,8 @@ def charted(comparison: Comparison) -> tuple[pd.DataFrame, list[str]]:
 def gap_chart(comparison: Comparison) -> Chart:
     """Paired gap of every format to FP32 with its 95% interval, in the order of exponent bits."""
     data = charts.finite_rows(charted(comparison)[0][CHARTED], "gap")
-    data = data.sort_values("format", key=lambda column: column.map(format_order), ignore_index=True)
-    return charts.gaps("loss-gap", GAPS, "", data)
+    data = by_format(data).reset_index(drop=True)
+    return charts.gaps("loss-gap", GAPS, data)
 
 
 def weights_held(looks: Mapping[str, pd.DataFrame]) -> list[pd.DataFrame]:

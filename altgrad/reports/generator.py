@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
@@ -30,6 +30,21 @@ from altgrad.text import csv
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ANALYSES: Mapping[str, Callable[[ExperimentDataLoader], Page]] = {
+    "reports/format_comparison": format_comparison_page,
+    "reports/failure_modes": failure_modes_page,
+    "reports/manifold_comparison": manifold_comparison_page,
+}
+REPORTS: Mapping[str, Callable[[ExperimentDataLoader], Page]] = {
+    **ANALYSES,
+    "reports/head": head_page,
+    "reports/scaling": scaling_page,
+    "reports/preregistered": preregistered_page,
+    "reports/literature": literature_page,
+    "reports/corrections": corrections_page,
+}
+"""What makes the page of each report, by its path."""
+
 
 class ReportGenerator:
     """Makes the reports from the records of `loader`; valid pages come out of any records, also of none.
@@ -49,10 +64,13 @@ class ReportGenerator:
 
     @cached_property
     def _pages(self) -> tuple[Page, ...]:
-        makers, moved = (format_comparison_page, failure_modes_page, manifold_comparison_page), self.loader.memo(swept)
-        feet = [provenance(self.loader, self.built, code=make.__module__) for make in makers]
-        pages = [self.loader.memo(make) for make in makers]
-        return tuple(replace(page, moved=moved, provenance=foot) for page, foot in zip(pages, feet, strict=True))
+        moved = self.loader.memo(swept)
+
+        def placed(make: Callable[[ExperimentDataLoader], Page]) -> Page:
+            foot = provenance(self.loader, self.built, code=make.__module__)
+            return replace(self.loader.memo(make), moved=moved, provenance=foot)
+
+        return tuple(map(placed, ANALYSES.values()))
 
     @property
     def charts(self) -> dict[str, Chart]:
@@ -83,8 +101,7 @@ class ReportGenerator:
         the site's address; without it links to pages that are neither reports nor in `documents` are text.
         """
         folder = Path(folder)
-        makers = (head_page, scaling_page, preregistered_page, literature_page, corrections_page)
-        others = (make(self.loader) for make in makers)
+        others = (make(self.loader) for path, make in REPORTS.items() if path not in ANALYSES)
         written = write_folder((*self._pages, *others), folder, site_root=site_root, documents=documents)
         return [*written, *_write_results(self.loader, folder)]
 

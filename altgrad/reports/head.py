@@ -18,6 +18,7 @@ from altgrad.analysis.logits import (
     looks_at_logits,
     on_another_text,
     probe_against_gaps,
+    rates_with_vocabulary,
     shown_as,
     without_embedding_and_head,
 )
@@ -33,13 +34,7 @@ from altgrad.reports.scope import scope
 from altgrad.reports.verdicts import outcome_table, tests_table
 from altgrad.site import Block, ChartBlock, Page, Table
 from altgrad.site.document import Part
-from altgrad.studies import (
-    BODY_OPERAND_ARMS,
-    COSTLY,
-    HEAD_CONTROL_ARMS,
-    OWN_ROUNDED,
-    ROUNDED,
-)
+from altgrad.studies import BODY_OPERAND_ARMS, COSTLY, HEAD_CONTROL_ARMS, OWN_ROUNDED, ROUNDED
 
 PATH = "reports/head"
 TESTED = ("H21", "H22", "H23", "H24", "H25", "H26", "H27", "H28", "H29", "H30", "H36", "H37")
@@ -61,6 +56,8 @@ PROBES = {"probe-tensor.json": {}, "probe-blocks.json": {"E3M2": "MXFP6"}}
 """Records of `altgrad probe`, and what studies call a format with the scales of one."""
 PREDICTED_RANKS = {"class_bias": 0.6, "row_mass": 0.3}
 """Rank correlations that were registered: of the first at least, of the second less."""
+UNFINISHED = ("n_ended_badly", "extra_ended_badly", "wide_ended_badly")
+"""Columns of `costs_by_vocabulary`: runs that did not finish to nearest, stochastically, and with it not quantized."""
 CURVES = ("E7M0", "NVFP4")
 """Formats whose logits are drawn."""
 
@@ -105,13 +102,14 @@ def _content(loader: ExperimentDataLoader) -> Content:
     compared = [(row["contrast"], row["arm"], row["against"]) for row in tests]
     values = {
         "rows": everything.to_dict("records"),
-        "cost": costs_of(everything),
+        "cost": costs_of(loader, everything),
         "body": body.to_dict("records"),
         "text": _by_rounding(text),
         "logits": logits,
         "controls": controls.to_dict("records") if controls["rounding"].isin(OWN_ROUNDED).any() else [],
         "operands": operands.assign(format=operands["format"].map(shown_as)).to_dict("records"),
         "vocabulary": vocabulary.to_dict("records"),
+        "rates": rates_with_vocabulary(loader),
         "probed": probed.to_dict("records"),
         "ranks": ranks,
         "predicted_ranks": PREDICTED_RANKS,
@@ -223,7 +221,7 @@ def _vocabulary_table(costs: pd.DataFrame) -> Table:
         col.signed("Stochastic", "extra"),
         col.interval(low="extra_low", high="extra_high"),
         col.count("Pairs", "n_pairs"),
-        col.count("Not finished", "n_ended_badly"),
+        col.of("Not finished", lambda row: " / ".join(str(row[name]) for name in UNFINISHED), right=True),
     )
     return col.table(costs, columns, id="vocabulary")
 

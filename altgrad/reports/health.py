@@ -80,11 +80,7 @@ FIGURES = {
     ),
 }
 """By the statistic of the records, in the order of pages."""
-_GRADIENTS = {
-    "id": "gradients",
-    "title": "Gradient norm of each layer by step",
-    "form": "short",
-}
+_GRADIENTS = {"id": "gradients", "title": "Gradient norm of each layer by step", "form": "short"}
 """What is drawn as curves, a line a layer."""
 
 STATISTICS = {

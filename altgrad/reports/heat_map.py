@@ -67,8 +67,6 @@ def heat_map(
     line; where a layer has no value of an operand at all (an embedding reads no activations), nothing is drawn.
 
     Args:
-        identity: the chart's id.
-        title: the chart's title.
         data: columns layer, operand, step, value, one row a cell; layers are drawn in the order in which they come.
         levels: what the colours mean.
         panels: titles of the operands, in the order of the panels; those without data are left out.
@@ -152,8 +150,6 @@ def figures_map(
     """Rows by columns, each cell with its figure on the colour of its level: where the large ones are.
 
     Args:
-        identity: the chart's id.
-        title: the chart's title.
         cells: what is drawn; its index and columns are names, and what is missing is drawn as a dash.
         data: to download.
         edges: the four edges between the levels, rising; an edge itself belongs to the level below it.

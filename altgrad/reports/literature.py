@@ -50,6 +50,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
     found, written = loader.memo(findings), verdicts(loader, "H15", "H16")
     tests = pd.concat([each.tests.assign(claim=each.claim.id, answer=each.answer) for each in found], ignore_index=True)
     counts, headline = Counter(each.answer for each in found), loader.memo(FormatComparator).headline
+    told = macros_of("literature").TOLD
     claims = [
         {
             "claim": each.claim.id,
@@ -57,10 +58,11 @@ def _content(loader: ExperimentDataLoader) -> Content:
             "planned": each.claim.planned,
             "judgement": each.judgement,
             "evidence": evidence(each.judgement),
-            "title": each.claim.title,
+            "title": told[each.claim.id]["title"],
             "studies": each.claim.studies,
             "references": join(
-                "; ", [Link(name, f"https://arxiv.org/abs/{number}") for name, number in each.claim.references]
+                "; ",
+                [Link(name, f"https://arxiv.org/abs/{number}") for name, number in told[each.claim.id]["references"]],
             ),
             "tests": each.tests.assign(short=each.tests["contrast"].map(_short)).to_dict("records"),
         }
@@ -130,4 +132,4 @@ def _chart(tests: pd.DataFrame) -> list[Block]:
         return []
     data = data.assign(group=data["answer"].where(data["answer"].isin(SHOWN), "inconclusive"))
     names, axis = [_short(name) for name in data["contrast"]], "difference of final losses, nats per character"
-    return [ChartBlock(charts.grouped_narrow_forest("differences", "", "", data, names, SHOWN, axis, MARGIN, WIDEST))]
+    return [ChartBlock(charts.grouped_narrow_forest("differences", data, names, SHOWN, axis, MARGIN, WIDEST))]

@@ -90,6 +90,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
     values = {
         "recorded": not loader.runs.empty,
         "rivals": len(rivals),
+        "muon": _muon(loader, rivals),
         "level": ALPHA,
         "smallest": SMALLEST_GAP,
         "seeds": len(SEEDS),
@@ -233,6 +234,13 @@ def _better_untuned(loader: ExperimentDataLoader) -> list[dict[str, Any]]:
             if shown(gain, +1):
                 rows.append({"format": fmt, "tuned": tuned.rate, "other": other.rate, "gain": gain, "ulps": ulps})
     return rows
+
+
+def _muon(loader: ExperimentDataLoader, rivals: pd.DataFrame) -> list[dict[str, Any]]:
+    """Muon against AdamW in each format of H33, where it is shown to end lower in all of them."""
+    arms = {f"{fmt} muon fresh": fmt for fmt in RULE_FORMATS}
+    own = rivals[rivals["of"].isin(arms)] if verdicts_of(loader, "H33")[0].answer == "yes" else rivals.iloc[:0]
+    return own.assign(format=own["of"].map(arms)).to_dict("records")
 
 
 def _decays(found: StepRuleComparator) -> dict[str, Any]:

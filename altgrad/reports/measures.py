@@ -61,11 +61,6 @@ class Measure:
     function: str  # dotted name of the one that computes it
     subject: str  # the first sentence of its module's docstring: "Rank health: how many directions ..."
 
-    def matches(self, statistic: str) -> bool:
-        """Whether a recorded statistic is this measure."""
-        parts = re.split(r"<\w+>", self.name)
-        return re.fullmatch(".+".join(map(re.escape, parts)), statistic) is not None
-
 
 def measures(folder: Path = TELEMETRY) -> tuple[Measure, ...]:
     """Every measure that the modules of `folder` document, in the order of files and lines.
@@ -83,19 +78,6 @@ def measures(folder: Path = TELEMETRY) -> tuple[Measure, ...]:
                 if first != place:
                     raise MeasureError(f"{place}: {measure.name} of {operand} is documented in {first} already")
     return tuple(found)
-
-
-def measure_of(statistic: str, operand: str, known: Sequence[Measure]) -> Measure:
-    """The measure that a recorded statistic is: the one of its very name, else the one whose pattern it matches.
-
-    Raises:
-        LookupError: it is none of `known`, or matches several.
-    """
-    fitting = [measure for measure in known if operand in measure.operands and measure.matches(statistic)]
-    best = [measure for measure in fitting if measure.name == statistic] or fitting
-    if len(best) != 1:
-        raise LookupError(f"{statistic} of {operand} is documented {len(best)} times")
-    return best[0]
 
 
 def method_page(text: str, known: Sequence[Measure], name: str) -> dict[str, bytes]:

@@ -6,8 +6,6 @@ import os
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 
 import pandas as pd
 
@@ -18,15 +16,8 @@ from altgrad.config import UsageError
 from altgrad.imports import code_fingerprint
 from altgrad.reports import columns as col
 from altgrad.runs.schema import digest
-from altgrad.site import (
-    Block,
-    Bullets,
-    Link,
-    Note,
-    Provenance,
-    code,
-    md,
-)
+from altgrad.site import Block, Bullets, Link, Note, Provenance, code, md
+from altgrad.site.cache import installed
 
 _PACKAGES = (
     "numpy", "pandas", "pyarrow", "scipy", "matplotlib", "Jinja2", "Markdown", "pymdown-extensions", "Pygments",
@@ -75,7 +66,7 @@ def provenance(loader: ExperimentDataLoader, built: datetime | None = None, of: 
                 f"SOURCE_DATE_EPOCH={epoch[:40]}: not a time in seconds since 1970; correct or unset it"
             ) from None
     when = f"{words.moment(built.isoformat())}, " if built else ""
-    packages = ", ".join(f"{package} {_version(package)}" for package in ("numpy", "pandas", "scipy", "matplotlib"))
+    packages = ", ".join(f"{package} {installed(package)}" for package in ("numpy", "pandas", "scipy", "matplotlib"))
     runs = " ".join(filter(None, (f"{len(loader.runs)} runs", of)))
     return Provenance(
         (
@@ -101,7 +92,7 @@ def page_code(*modules: str) -> str:
 
 def code_key(*modules: str) -> str:
     """A digest of what a page depends on beside the records: `page_code`, packages, and the date of the build."""
-    return digest(page_code(*modules), [(name, _version(name)) for name in _PACKAGES], sys.version, given_epoch())
+    return digest(page_code(*modules), [(name, installed(name)) for name in _PACKAGES], sys.version, given_epoch())
 
 
 def _datasets(loader: ExperimentDataLoader) -> str:
@@ -110,11 +101,3 @@ def _datasets(loader: ExperimentDataLoader) -> str:
         for record in loader.records.values()
     }
     return "; ".join(f"{name} (sha256 {sha})" for name, sha in sorted(found)) or "none"
-
-
-@cache
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "(not installed)"

@@ -114,8 +114,7 @@ def _ends(cells: pd.DataFrame, name: str) -> list[int]:
 
 
 def _held_rows(found: Findings, study: str) -> list[dict[str, Any]]:
-    rows = found.held[found.held["study"] == study]
-    return list(rows.assign(label=[LADDER_FORMS[form][2] for form in rows["form"]]).to_dict("records"))
+    return list(_labelled(found.held[found.held["study"] == study]).to_dict("records"))
 
 
 def _bounds(found: Findings) -> list[dict[str, Any]]:
@@ -133,22 +132,20 @@ def _bounds(found: Findings) -> list[dict[str, Any]]:
 def _multiples(identity: str, found: Findings, over: str) -> list[Block]:
     if found.law is None:
         return []
-    other = "tokens" if over == "parameters" else "parameters"
-    title = "Gaps over " + ("size" if over == "parameters" else "data")
-    return [ChartBlock(_panels(identity, title, found.fitted.cells, found.law, over, other))]
+    return [ChartBlock(_panels(identity, found.fitted.cells, found.law, over))]
 
 
-def _panels(identity: str, title: str, cells: pd.DataFrame, law: Fit, over: str, other: str) -> Chart:
-    """A panel an arm: its gaps with their 95% intervals, and the law with its band, a colour a value of `other`."""
+def _panels(identity: str, cells: pd.DataFrame, law: Fit, over: str) -> Chart:
+    """A panel an arm: its gaps with their 95% intervals, and the law with its band, a colour a size or length."""
+    title, other = ("Gaps over size", "tokens") if over == "parameters" else ("Gaps over data", "parameters")
     forms = [form for form in LADDER_FORMS if form in set(cells["form"])]
     colours = dict(zip(sorted({*cells[other]}), PALETTE, strict=False))
-    unit = {"tokens": "tokens", "parameters": "parameters"}
     width, height, across = 144.0, 70.0, 3
     curve = np.geomspace(cells[over].min(), cells[over].max(), 24)
 
     def draw(sketch: Sketch) -> None:
         for number, (value, colour) in enumerate(colours.items()):
-            sketch.text(40 + 105 * number, 12, f"{words.figure(value, ',.0f')} {unit[other]}", colour, bold=True)
+            sketch.text(40 + 105 * number, 12, f"{words.figure(value, ',.0f')} {other}", colour, bold=True)
         for number, form in enumerate(forms):
             own = cells[cells["form"] == form]
             left, top = 40 + number % across * (width + 24), 42 + number // across * (height + 48)
@@ -220,12 +217,10 @@ def _exponents(found: Findings) -> list[Block]:
             for name, each in ends.items():
                 add(line, name, *each)
     if found.loss is not None:
-        alpha, beta = found.loss.exponent("alpha"), found.loss.exponent("beta")
-        fewer, more = [-end for end in (alpha[0], alpha[2], alpha[1])], list(beta)
-        add("2411.04330: −α, 0", "a", fewer[0], fewer[1], fewer[2])
-        add("2411.04330: −α, 0", "b", 0, 0, 0)
-        add("2501.02423: −α, β", "a", fewer[0], fewer[1], fewer[2])
-        add("2501.02423: −α, β", "b", more[0], more[1], more[2])
+        alpha, low, high = found.loss.exponent("alpha")
+        for line, of_data in (("2411.04330: −α, 0", (0, 0, 0)), ("2501.02423: −α, β", found.loss.exponent("beta"))):
+            add(line, "a", -alpha, -high, -low)
+            add(line, "b", *of_data)
     if not rows:
         return []
     data = pd.DataFrame(rows)
@@ -244,11 +239,7 @@ def _figure(title: str, key: str) -> Any:
 
 
 def _where(title: str = "Arm") -> Sequence[Any]:
-    return (
-        col.arm(title, "label"),
-        _figure("Parameters", "parameters"),
-        _figure("Tokens", "tokens"),
-    )
+    return (col.arm(title, "label"), _figure("Parameters", "parameters"), _figure("Tokens", "tokens"))
 
 
 def _labelled(rows: pd.DataFrame) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from altgrad.config import UsageError
+from altgrad.runs.files import read_bytes
 from altgrad.runs.schema import Problem, RecordError
 from altgrad.runs.site_names import site_names
 from altgrad.runs.store import PACKED, Held, is_number, packed_table, read_table, reason_of, record_places
@@ -117,5 +118,5 @@ def _read_as(folder: Path, names: Sequence[str]) -> dict[str, str]:
     found = {"step": "step", **site_names([folder]).columns(name for name in names if name != "step")}
     if found.items() <= same.items():
         return same
-    foreign = json.loads((folder / "run.json").read_text("utf-8"))["config"].get("foreign") is not None
+    foreign = json.loads(read_bytes(folder / "run.json"))["config"].get("foreign") is not None
     return found if foreign else same

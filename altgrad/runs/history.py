@@ -22,6 +22,7 @@ from altgrad.runs.names import leaves, normal
 MOST_METRICS = 5_000
 """Names of metrics that one run may have; a loop that logs more has values for names."""
 MOST_CELLS = 200_000_000
+_LAST_STEP = 2**53
 STEPS = (
     "step", "global_step", "_step", "trainer_global_step", "iteration", "iter", "iter_num", "update", "num_updates",
 )  # fmt: skip
@@ -76,8 +77,13 @@ class Gathered:
 
     def add_column(self, name: str, steps: NDArray[np.int64], values: NDArray[np.float64]) -> None:
         """One metric at some steps, in the order in which they were logged."""
-        if self._has_room(name):
-            self._cells.setdefault(_RESERVED.get(name, name), []).append((steps, values))
+        if not self._has_room(name):
+            return
+        near = np.abs(steps.astype(np.float64)) <= _LAST_STEP
+        if beyond := len(near) - int(near.sum()):
+            self.lines.append(f"metric: {name}: {beyond} values at steps beyond 2**53 are not kept")
+            steps, values = steps[near], values[near]
+        self._cells.setdefault(_RESERVED.get(name, name), []).append((steps, values))
 
     def not_a_number(self, name: str, count: int = 1) -> None:
         """A value that is an image, a text or a histogram, and is not kept."""
@@ -93,24 +99,28 @@ class Gathered:
         """The table of all cells.
 
         Raises:
-            ValueError: a step is beyond 2**53, or the table would not fit into memory.
+            ValueError: the table would not fit into memory.
         """
         cells = {name: [*parts] for name, parts in self._cells.items()}
         for name, (at_steps, numbers) in self._rows.items():
             own = _RESERVED.get(name, name)
             cells.setdefault(own, []).append((np.frombuffer(at_steps, np.int64), np.frombuffer(numbers, np.float64)))
         columns = {
-            name: tuple(np.concatenate(each) for each in zip(*parts, strict=True)) for name, parts in cells.items()
+            name: parts[0] if len(parts) == 1 else tuple(np.concatenate(each) for each in zip(*parts, strict=True))
+            for name, parts in cells.items()
         }
-        every = [steps for steps, _ in columns.values()]
-        if len(self._bare):
-            every.append(np.frombuffer(self._bare, np.int64))
-        at = np.unique(np.concatenate(every)) if every else np.empty(0, np.int64)
-        if len(at) and max(abs(int(at[0])), abs(int(at[-1]))) > 2**53:
-            raise ValueError(f"step {int(at[-1]):g} is too large")
+        lines = list(self.lines)
+        every = [np.frombuffer(self._bare, np.int64)]
+        for steps, _ in columns.values():
+            if not np.array_equal(steps, every[-1]):  # most metrics of a run have the same
+                every.append(steps)
+        at = np.unique(np.concatenate(every))
+        if len(at) * len(columns) > MOST_CELLS and (few := [n for n in columns if len(columns[n][0]) < len(at) / 100]):
+            lines.append(f"metrics: {len(few):,} names with values at few of {len(at):,} steps are not kept")
+            columns = {name: cells for name, cells in columns.items() if name not in {*few}}
         if len(at) * len(columns) > MOST_CELLS:
             raise ValueError(f"{len(at):,} steps of {len(columns):,} metrics are too many for one table")
-        lines, found = list(self.lines), {"step": pa.array(at)}
+        found = {"step": pa.array(at)}
         for name, (steps, values) in columns.items():
             place = np.searchsorted(at, steps)
             dense, there = np.full(len(at), np.nan), np.zeros(len(at), bool)
@@ -146,7 +156,7 @@ def of_rows(rows: Iterable[Mapping[str, Any]], steps: Sequence[str] = STEPS, tex
     """
     found, rows = Gathered(), iter(rows)
     first = list(islice(rows, 200))
-    reader = Rows(found, _step_of(first, steps, texts), texts)
+    reader = Rows(found, _step_of(first, steps), texts)
     for row in chain(first, rows):
         reader.add(row)
     return found.history()
@@ -180,9 +190,9 @@ class Rows:
     ) -> None:
         self._found, self._key, self._texts, self._counted = found, step, texts, counted
         self._besides, self._parts = besides, parts
-        self._last = -1
+        self._last: int | None = None
         self._known: dict[str, str] = {}
-        self._fractions = 0
+        self._odd = False
         if step in EPOCHS:
             found.lines.append(f"step: the rows have none; their {step} is taken for it")
         elif step is None:
@@ -196,7 +206,7 @@ class Rows:
             known = self._known.get(name)
             if known is None:
                 known = self._known[name] = normal(name) if len(self._known) < MOST_METRICS else name
-            number = number_of(value, self._texts)
+            number = number_of(value, self._texts or known == self._key)
             if known in self._besides and (self._counted or number is None or 1e9 < number < 1e13):
                 continue
             if number is None:
@@ -209,24 +219,26 @@ class Rows:
                 if known in EPOCHS:
                     values[name] = number
             else:
+                while name in values:  # nested and dotted
+                    name += "_"
                 values[name] = number
         if part:
             values = {name if name in EPOCHS else f"{part}/{name}": value for name, value in values.items()}
         self._found.add(self._step(at, values), values)
 
     def _step(self, at: float, values: dict[str, float]) -> int:
-        if abs(at) > 2**53 and math.isfinite(at):
-            raise ValueError(f"step {at:g} is too large")
-        if math.isfinite(at) and (at == int(at) or self._counted):
+        if abs(at) <= _LAST_STEP and (at == int(at) or self._counted):
             self._last = int(at)
+        elif self._last is None:
+            self._last = 0
         elif self._key is None or self._counted or not math.isnan(at):
-            if not math.isnan(at):
-                values["logged_step"] = at
-                if not self._fractions:
-                    self._found.lines.append("step: not whole in every row; such a row follows the one before it")
-                self._fractions += 1
             self._last += 1
-        return max(self._last, 0) if self._key is None or self._last < 0 else self._last
+        if self._last != at and not math.isnan(at):
+            values["logged_step"] = at
+            if not self._odd:
+                self._found.lines.append("step: not whole in every row; such a row follows the one before it")
+            self._odd = True
+        return self._last
 
 
 def number_of(value: Any, texts: bool = False) -> float | None:
@@ -246,12 +258,12 @@ def number_of(value: Any, texts: bool = False) -> float | None:
     return _TEXT_NUMBERS.get(value.strip().lower())
 
 
-def _step_of(rows: Sequence[Mapping[str, Any]], steps: Sequence[str], texts: bool) -> str | None:
+def _step_of(rows: Sequence[Mapping[str, Any]], steps: Sequence[str]) -> str | None:
     """The name of the step, as `normal` has it."""
     seen: dict[str, list[float]] = {}
     for row in rows:
         for name, value in leaves(row):
-            if (known := normal(name)) in (*steps, *EPOCHS) and (number := number_of(value, texts)) is not None:
+            if (known := normal(name)) in (*steps, *EPOCHS) and (number := number_of(value, True)) is not None:
                 seen.setdefault(known, []).append(number)
     whole = {name for name in EPOCHS if name in seen and all(float(value).is_integer() for value in seen[name])}
     return next((name for name in (*steps, *EPOCHS) if name in whole or (name in seen and name not in EPOCHS)), None)

@@ -30,6 +30,7 @@ from altgrad.runs.store import (
     RunRecord,
     RunSet,
     find_canaries,
+    load_runs,
     read_place,
     read_run,
     read_table,
@@ -58,7 +59,12 @@ def values(record: RunRecord) -> dict[str, Any]:
     run, config = record.run, record.config
     found: dict[str, Any] = {key: run.get(key) for key in _FIELDS}
     found |= {"title": record.title} if record.title != record.id else {}
-    found |= {"arm": record.arm, "seed": config.seed, "study": config.study, "data": run["data"]["name"]}
+    found |= {
+        "arm": record.arm,
+        "seed": config.seed if config.states("seed") else None,
+        "study": config.study,
+        "data": run["data"]["name"],
+    }
     found["failure"] = ", ".join(run["failure"]["kinds"]) if run["failure"] else None
     for key in config_keys():
         if key != "foreign" and key not in found and config.states(key):
@@ -81,6 +87,30 @@ def _inside(config: ExperimentConfig, key: str) -> Any:
     for part in key.split("."):
         value = getattr(value, part, None)
     return list(value) if isinstance(value, tuple) else value
+
+
+def has_ended(record: RunRecord) -> bool:
+    """Whether a run came to an end of its own, good or bad.
+
+    One that was interrupted, or whose process was killed, did not, and is run again.
+    """
+    return record.status in ("finished", "failed", "crashed") and bool(record.run.get("ended"))
+
+
+def ended_losses(folders: Iterable[Path]) -> dict[str, float]:
+    """The final loss of every run in the folders that has ended, by id; infinite for one that did not finish."""
+    return losses_of(load_runs(tuple(folders)).records)
+
+
+def losses_of(records: Iterable[RunRecord]) -> dict[str, float]:
+    """`ended_losses` of some records."""
+    found: dict[str, float] = {}
+    for record in records:
+        if has_ended(record):
+            loss = (record.run.get("summary") or {}).get("val_loss")
+            sound = isinstance(loss, float) and math.isfinite(loss)
+            found[record.id] = float(loss) if sound and record.status == "finished" else math.inf  # type: ignore[arg-type]
+    return found
 
 
 def select(records: Iterable[RunRecord], conditions: Sequence[str]) -> list[RunRecord]:

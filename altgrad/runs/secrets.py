@@ -4,8 +4,8 @@ By name. A name is split into words at capitals, digits and whatever is no lette
 `openAIKey` and `api.key` are secrets, `tokenizer`, `monkey` and `bypass` are not. Some words always are (`_ALWAYS`);
 a key, token or pass is one where the word before it has accounts (`_OWNERS`); any other ``..._token`` is one unless it
 is a piece of text to a model (`_OF_TEXTS`: `eos_token`) or its value looks like such a piece (``<s>``). Under any other
-name with such a word, or one that ends in a word about it (`_ABOUT`: `password_policy`), what looks random is. Only
-texts are secrets: numbers, booleans and None stay.
+name with such a word, or one that ends in a word about it (`_ABOUT`: `password_policy`), what looks random is. Texts
+are secrets, and numbers of six digits and more under a name that always is one; other numbers, booleans and None stay.
 
 By shape, wherever it stands in a text (`_SHAPES`): keys of known services, and of unknown ones that look like theirs, a
 word and 24 random letters and digits; private keys, JSON web tokens, user and password in an address, of which the rest
@@ -40,10 +40,20 @@ _ALWAYS = _set(
     "webhook webhooks"
 )
 _ABOUT = _set(
-    "backend column count dataset field kind length manager method name names policy provider size source strategy type"
+    "backend column count dataset field kind length level manager method name names policy provider size source "
+    "strategy type"
 )
-_ENDINGS = ("passphrase", "passwd", "password", "secret")
-_PAIRS = frozenset({("connection", "string"), ("conn", "str"), ("session", "id"), ("user", "pass")})
+_ENDINGS = (
+    "passphrase", "passwd", "password", "secret", "passwort", "kennwort", "wachtwoord", "contrasena", "contraseña",
+    "motdepasse", "senha", "haslo", "пароль", "密码", "密碼", "パスワード", "비밀번호",
+)  # fmt: skip
+_PAIRS = frozenset(
+    {
+        ("connection", "string"), ("conn", "str"), ("session", "id"), ("user", "pass"), ("recovery", "codes"),
+        ("recovery", "code"), ("backup", "codes"), ("seed", "phrase"),
+    }
+)  # fmt: skip
+_COUNTS = _set("count max min n num number total")
 _HELD = frozenset({"key", "keys", "pass", "pat", "pin", "pw", "token", "tokens"})
 _OWNERS = _ALWAYS | _set(
     "access account admin ai anthropic api app auth aws azure bot client cohere comet consumer csrf database db "
@@ -66,8 +76,8 @@ _COMMITS = _set(
 _Kind = Literal["always", "likely", "random", "never"]
 """What is a secret under a name: each text, most texts, texts that look random, or none for its name's sake."""
 
-_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_HINT = re.compile(r"[:=]|(?<!\S)-|[\w.+/-]{12}|(?i:basic|bearer|is|was|_[a-z]{2,12})\s")
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+(?:ñ[a-z]+)?|[^\W\d_a-zA-Z]+")
+_HINT = re.compile(r"[:=]|(?<!\S)-|[\w.+/-]{12}|(?i:basic|bearer|is|was|password|_[a-z]{2,12})\s|</")
 """What every text has that holds a secret by its shape; most have none of it."""
 _EMPTY = re.compile(r"\s*|none|null|true|false", re.IGNORECASE)
 _ORDINARY = re.compile(
@@ -102,6 +112,7 @@ _SHAPES = re.compile(
       | wandb_v\d+_\w{20,} | npm_[A-Za-z0-9]{30,} | pypi-[\w-]{40,} | dckr_pat_[\w-]{20,} | dop_v1_[0-9a-f]{40,}
       | SG\.[\w-]{16,}\.[\w-]{16,} | r8_[A-Za-z0-9]{30,} | gsk_[A-Za-z0-9]{30,} | nvapi-[\w-]{30,}
       | \d{8,10}:AA[\w-]{30,}
+      | \$(?:apr1|argon2\w{1,2}|2[aby]|[156y])\$[\w./$=,+-]{12,}
       | (?P<hex>(?:[0-9a-f]{40}|[0-9A-F]{40})(?![A-Za-z0-9]))
     )
     | (?<=hooks\.slack\.com/services/)[\w/-]+ | (?<=/api/webhooks/)[\w/-]+ | (?<=webhook\.office\.com/)[^\s"']+
@@ -109,7 +120,7 @@ _SHAPES = re.compile(
     | (?i:(?<=basic\s))(?:[A-Za-z0-9+/]{8,}={1,2}|(?=[A-Za-z+/]*\d)[A-Za-z0-9+/]{16,})
     | (?<=\w://)[^\s/?#@:"'<>]*:(?:[^\s/?#"'<>]*|(?!\d{1,5}(?:[/?#\s]|$))[^\s@"'<>]{1,200})(?=@)
     | (?<=http://|ttps://)[^\s/?#@:"'<>]+(?=@)
-    | (?<![\w/.@-])(?!mailto:)[\w.+-]{1,64}:[^\s:/@"'<>]{1,200}
+    | (?<![\w/.@-])(?!mailto:|[\w.+-]{1,64}:git@)[\w.+-]{1,64}:[^\s:/@"'<>]{1,200}
       (?=@(?:(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,24}\b|\d+(?:\.\d+){3}\b|localhost\b|[\w-]{1,63}:\d{2,5}\b))
     """,
     re.VERBOSE,
@@ -122,12 +133,14 @@ _LOGIN = re.compile(
     r"""
     (?P<before>
       \b(?:curl|https?|wget)\b[^\n|;&]{0,300}?\s(?:-u|--user)[ =]["']?[^\s"':]{1,80}:
+      | (?i:<[\w:.-]{0,40}(?:password|passwd|secret|api_?key)>)
+      | \blogin\s{1,3}\S{1,80}\s{1,3}password\s{1,3}
       | \b(?:sshpass|mysql\w{0,9}|mariadb|mongo\w{0,7}|redis-cli|(?:az|docker|podman|helm[ ]registry|oc)[ ]login)\b
         [^\n|;&]{0,200}?\s(?:-p|-a)[ =]?["']?
       | (?i:\b(?:password|passwd|passphrase|passcode|secret|token|key)[ ](?:is|was)[ ]["']?)
         (?=[^\s"']{0,60}\d)(?=[^\s"']{0,60}[A-Za-z])(?=[^\s"']{6})
     )
-    (?!\(left[ ]out)[^\s"'-][^\s"']{0,200}
+    (?!\(left[ ]out)[^\s"'<-][^\s"'<]{0,200}
     """,
     re.VERBOSE,
 )
@@ -135,18 +148,19 @@ _LOGIN = re.compile(
 _COMMIT_BEFORE = re.compile(rf"(?<![A-Za-z])(?:{'|'.join(sorted(_COMMITS))})\d*\W{{0,3}}$|\w@$", re.IGNORECASE)
 _NAMED = re.compile(
     r"""
-    (?:(?<![\w.\\-])|(?<=\\[nrt]))(?:
-        --?(?P<option>[A-Za-z][\w.-]{1,80}+)[ \t]+(?=[^\s-])
-      | (?P<word>[A-Za-z]{2,40}+(?:_[A-Za-z]{2,40}+){1,6})[ \t]+(?=[^\s-])
+    (?:(?<![\w.\\-])|(?<=\\[nrt])|(?<=%[0-9A-Fa-f]{2}))(?:
+        --?(?P<option>[A-Za-z][\w.-]{1,80}+)
+        (?:[ \t]+(?:<<<[ \t]*)?|\\?["']\s{0,3},\s{0,3}(?=\\?["'][^-]))(?=[^\s=:-])
+      | (?P<word>[A-Za-z]{2,40}+(?:_[A-Za-z]{2,40}+){1,6})[ \t]+(?=[^\s=:-])
       | -{0,2}(?P<name>(?:(?i:access|api|auth|private|secret)[ ])?[A-Za-z_][\w.-]{1,80}+)
-        \\?["']?(?P<sign>\s{0,3}(?:=>|:=|[:=])\s{0,3})
+        \\{0,4}["']?(?P<sign>\s{0,3}(?:=>|:=|[:=]|%3[AaDd])\s{0,3})
     )
     """,
     re.VERBOSE,
 )
 """A name in a text that is followed by a value: an option of a command line, ``name=value`` or ``name: value``."""
 _QUOTED = re.compile(
-    r"""\\"(?P<escaped>.*?)(?:\\"|$)|"(?P<double>(?:[^"\\]|\\.)*)|'(?P<single>(?:[^'\\]|\\.)*)""", re.DOTALL
+    r"""\\{1,4}"(?P<escaped>.*?)(?:\\{1,4}"|$)|"(?P<double>(?:[^"\\]|\\.)*)|'(?P<single>(?:[^'\\]|\\.)*)""", re.DOTALL
 )
 _END = r"""(?!["'](?:[\s,;)}\]]|$))"""
 _WORD = re.compile(rf"(?:{re.escape(LEFT_OUT)}|{_END}\S)+")
@@ -217,17 +231,27 @@ def _mask(value: Any, name: str, own: tuple[str, ...], depth: int) -> Any:
         for at, (option, each) in enumerate(pairwise(value), 1):  # ["--token", "..."]
             if _is_option(option) and not _is_option(each):
                 masked[at] = _under(option, masked[at])
+        name_, each = value if len(value) == 2 else ("", "")  # ["password", "..."]
+        if isinstance(name_, str) and isinstance(each, str) and _kind(name_) == "always" and _SHORT_MIXED.match(each):
+            masked[1] = LEFT_OUT
         return tuple(masked) if isinstance(value, tuple) else masked
     found: dict[Any, Any] = {}
     for key, inner in value.items():
         shown = key if type(key) is not str or (len(key) < 12 and key.isidentifier()) else _short_text(key, "", own)
         while shown in found:
             shown += "_"
+        if type(inner) is int and abs(inner) > 99_999 and _is_code(str(shown).rpartition(".")[2]):
+            inner = str(inner)
         found[shown] = inner if type(inner) in _NUMBERS else _mask(inner, f"{name}.{shown}", own, depth + 1)
     label = next((found[key] for key in ("name", "key") if isinstance(found.get(key), str)), "")
     if "value" in found:  # {"name": "HF_TOKEN", "value": "..."}
         found["value"] = _under(label, found["value"])
     return found
+
+
+def _is_code(name: str) -> bool:
+    """Whether a long whole number under this name is a password, and no count of them."""
+    return _kind(name) == "always" and _words(name)[0] not in _COUNTS
 
 
 def _is_option(value: Any) -> bool:

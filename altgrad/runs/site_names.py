@@ -11,7 +11,8 @@
     arms: [width, learning_rate]   # the keys that make an arm; default: all but the seed and those of one run
     runs: [host_index]             # further keys that say which run it is, and make no arm
 
-Everything is optional. It adds to the table of `altgrad.runs.names`.
+Everything is optional. Formats that a config states in words of other tools are read as such
+(`altgrad.runs.precision`). It adds to the table of `altgrad.runs.names`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from altgrad.config import ExperimentConfig, UsageError, config_keys, first_mistake, one_line
+from altgrad.config import OPERANDS, ExperimentConfig, UsageError, config_keys, first_mistake, one_line
 from altgrad.runs.names import CONFIG, OF_ONE_RUN, columns, normal
+from altgrad.runs.precision import precision
 
 FILE = "altgrad.yaml"
 
@@ -111,14 +113,25 @@ class SiteNames(BaseModel):
                 return name in arms
             return name not in besides and name.rpartition(".")[2] not in OF_ONE_RUN
 
-        kept = {key: value for key, value in given.items() if makes_arm(key)}
+        formats, said = precision(given)
+        own = any(config.states(f"quantize.{operand}") for operand in OPERANDS)
+        if own or (said and arms is not None and not any(map(makes_arm, said))):
+            formats, said = {}, ()
+        if formats:
+            try:
+                config = ExperimentConfig.model_validate(config.model_dump(exclude_unset=True) | formats)
+            except ValidationError:  # a setting that AltGrad's recipe cannot have, or a scaling of the loop's own
+                formats, said = {}, ()
+        kept = {key: value for key, value in given.items() if makes_arm(key) and key not in said}
         if changed or kept != given:
             config = config.model_copy(update={**changed, "foreign": kept})
         if arms is None:
             return config
         stated = {key for key in config_keys() if key != "foreign" and config.states(key)}
         names = {key: {normal(key), *CONFIG.get(key, ())} for key in stated}
-        left = [key for key, own in names.items() if not own & arms and key.partition(".")[0] not in _ALWAYS]
+        left = [
+            key for key, own in names.items() if not own & arms and key.partition(".")[0] not in {*_ALWAYS, *formats}
+        ]
         return _without(config, left)
 
 

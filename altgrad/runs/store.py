@@ -270,7 +270,7 @@ def newest_time(sources: Iterable[Path] | None = None) -> datetime | None:
             if (folder / PACKED).exists():
                 texts = open_table(folder / PACKED).read()["run"].to_pylist()
             else:
-                texts = [(folder / "run.json").read_text("utf-8")]
+                texts = [read_bytes(folder / "run.json")]
             ends = [head.get("ended") or head["created"] for head in map(json.loads, texts)]
             times += [datetime.fromisoformat(end).astimezone(UTC) for end in ends]
     return max(times, default=None)

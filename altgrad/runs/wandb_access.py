@@ -16,6 +16,7 @@ import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -73,15 +74,19 @@ def reason_of(error: object) -> str:
     return without_key(one_line(error))[:200] or type(error).__name__
 
 
-def inspected(path: Path, *options: str, seconds: float) -> subprocess.CompletedProcess[bytes]:
-    """What W&B's public command says of one of its offline files: lines of JSON.
+def inspected(
+    path: Path, *options: str, seconds: float, out: int | IO[bytes] = subprocess.PIPE
+) -> subprocess.CompletedProcess[bytes]:
+    """What W&B's public command says of one of its offline files, lines of JSON, in `out`.
 
     Raises:
         subprocess.TimeoutExpired: it did not end within `seconds`.
     """
     command = [sys.executable, "-m", "wandb", "leet", "inspect", *options, "--json", str(path)]
     environment = os.environ | WITHOUT_PROMPT
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, env=environment)
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, timeout=seconds, env=environment
+    )
 
 
 def without_key(text: str) -> str:

@@ -19,10 +19,12 @@ from typing import Any
 
 from altgrad.config import LONGEST_NOTES, ExperimentConfig, UsageError, one_line, parse_config
 from altgrad.runs import locks
+from altgrad.runs.files import read_bytes
 from altgrad.runs.foreign import data_fingerprint, foreign_config
 from altgrad.runs.history import History, of_wandb
 from altgrad.runs.names import METRICS, flattened, map_config
 from altgrad.runs.names import columns as read_as
+from altgrad.runs.precision import precision
 from altgrad.runs.schema import SCHEMA_VERSION, Failure, arm_id, digest, run_id
 from altgrad.runs.secrets import in_words, left_out, mask, mask_record
 from altgrad.runs.store import check_run, read_run
@@ -54,7 +56,7 @@ def make_record(
         ValueError, TypeError, LookupError, OverflowError: what W&B described is of another kind than it should be.
     """
     history = rows if isinstance(rows, History) else of_wandb(rows)
-    report: list[str] = list(given.get("lines_of_source", ()))
+    report = _folded(given.get("lines_of_source", ()))
     given = {**given, **{key: mask(given[key], key) for key in ("name", "notes")}, "config": mask(given["config"])}
     notes = str(given["notes"] or "")
     if len(notes) > LONGEST_NOTES:
@@ -141,7 +143,7 @@ def write_record(root: Path, run: Mapping[str, Any], history: History) -> Path:
 def _other_run(target: Path, run: Mapping[str, Any]) -> str | None:
     """Whose record lies at `target`, where it is not an earlier copy of `run`."""
     try:
-        there = json.loads((target / "run.json").read_text(encoding="utf-8"))
+        there = json.loads(read_bytes(target / "run.json"))
         origin = there.get("origin")
         if origin is None:
             return "a run that was recorded here"
@@ -200,7 +202,7 @@ def known_runs(root: Path) -> tuple[dict[str, list[Any]], list[str]]:
     local: list[str] = []
     for path in sorted(root.glob("*/run.json")):
         try:
-            run = json.loads(path.read_text(encoding="utf-8"))
+            run = json.loads(read_bytes(path))
             origin = run.get("origin")
             if origin is None:
                 local.append(str(run["id"]))
@@ -222,7 +224,7 @@ def set_url(folder: Path, url: str) -> None:
     record = read_run(folder)
     if record.status == "running" and "origin" not in record.run:
         raise UsageError(f"{record.id} is still running; link it when it has ended")
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    run = json.loads(read_bytes(folder / "run.json"))
     write_json(folder / "run.json", run | {"wandb_url": url})
 
 
@@ -251,7 +253,11 @@ def _foreign(given: Mapping[str, Any], notes: str) -> tuple[ExperimentConfig, di
     config = foreign_config(stated, name=name, study=slug(given["project"]), notes=notes, tags=tags, strict=False)
     without = sorted(config.foreign or {})
     report = [f"config: {own} is read as {key}" for own, key in used.items() if own not in without]
-    report += some("config: kept without a meaning here: ", without)
+    formats, said = precision(config.foreign or {})
+    if formats:
+        words = ", ".join(f"{name} {each}" for name, each in formats["quantize"].items() if isinstance(each, str))
+        report.append(f"config: {', '.join(said)}: read as {words}")
+    report += some("config: kept without a meaning here: ", [key for key in without if key not in said])
     if not config.states("seed"):
         ask = "which key is the seed? Say it in altgrad.yaml, as seed: KEY"
         report.append(f"config: no seed is stated, and the run is an arm by itself: {ask}")
@@ -266,7 +272,13 @@ def metrics_report(history: History) -> list[str]:
     if not {"loss", "val_loss"} & {*columns.values()} and unknown:
         ask = "which is the loss? Say it in altgrad.yaml, as metrics: {val_loss: NAME}"
         report.append(f"metrics: none has the name of a loss: {ask}")
-    return [*report, *some("metrics: kept without a meaning here: ", unknown), *history.lines]
+    return [*report, *some("metrics: kept without a meaning here: ", unknown), *_folded(history.lines)]
+
+
+def _folded(lines: Sequence[str]) -> list[str]:
+    """Some of the lines, and how many more there are."""
+    more = len(lines) - SHOWN
+    return [*lines[:SHOWN], *([f"and {more:,} more lines like these"] if more > 0 else [])]
 
 
 def some(what: str, names: Sequence[str]) -> list[str]:

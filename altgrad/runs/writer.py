@@ -27,7 +27,7 @@ import altgrad
 from altgrad.config import ExperimentConfig, UsageError
 from altgrad.imports import code_fingerprint
 from altgrad.runs import locks
-from altgrad.runs.files import write_text
+from altgrad.runs.files import read_bytes, write_bytes, write_text
 from altgrad.runs.schema import (
     LAYER_COLUMNS,
     SCHEMA_VERSION,
@@ -192,11 +192,7 @@ class RunWriter:
         except BaseException:
             lock.close()
             raise
-        detail: dict[str, Any] = {}
-        if run.get("environment") != (found := mask(json_ready(environment), "environment")):
-            detail["environment"] = found
-        if run["code"].get("fingerprint") != code_fingerprint("run"):
-            detail["code"] = _code()
+        detail = _elsewhere(run, mask(json_ready(environment), "environment"))
         events = [event for event in run["events"] if event["step"] <= step]
         events.append({"kind": "resumed", "step": step, **detail})
         for key in ("message", "tables"):
@@ -204,6 +200,28 @@ class RunWriter:
         run = _written(path, run | _UNDER_WAY | {"summary": {}, "events": events})
         (path / REPORT).unlink(missing_ok=True)
         return cls(path, run, lock, seconds, step)
+
+    def adopt(self, earlier: Path, step: int, seconds: float) -> None:
+        """Begin with the rows and events of a finished run up to a step, which the event ``continued`` says.
+
+        Args:
+            earlier: the folder of its record, which stays as it is.
+            step, seconds: where this run goes on, and what it took until then.
+
+        Raises:
+            UsageError: that record is damaged.
+        """
+        try:
+            run = json.loads((earlier / "run.json").read_text(encoding="utf-8"))
+            for name in TABLES:
+                if lines := _lines(_rows(earlier, name), step):
+                    self._write_rows(name, lines)
+        except BaseException:
+            self._release()
+            raise
+        self._step, self._started = step, self._started - seconds
+        self.run["events"] = [event for event in run["events"] if event["step"] <= step]
+        self.event("continued", step, run=run["id"], **_elsewhere(run, self.run["environment"]))
 
     @property
     def run_id(self) -> str:
@@ -494,22 +512,37 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], run: str) -> Proof
 
 def _cut(path: Path, name: str, step: int) -> None:
     """Leave the table's rows up to `step`, as JSONL to append to, whichever form it has."""
+    write_bytes(path / f"{name}.jsonl", _lines(_rows(path, name), step))
+    (path / f"{name}.parquet").unlink(missing_ok=True)
+
+
+def _rows(path: Path, name: str) -> list[dict[str, Any]]:
+    """A table's rows, whichever form it has."""
     lines, table = path / f"{name}.jsonl", path / f"{name}.parquet"
     try:
         if lines.exists():  # a kill while the record was closed leaves both: the lines are whole, the table may be too
-            rows = read_jsonl(lines)
-        elif table.exists():
+            return read_jsonl(lines)
+        if table.exists():
             run, proofs = noted(path)
-            rows = open_table(table, proofs.get(name), run).read().to_pylist()
-        else:
-            rows = []
+            rows: list[dict[str, Any]] = open_table(table, proofs.get(name), run).read().to_pylist()
+            return rows
     except (ValueError, pa.ArrowException) as error:
         damage = f"{path.name}/{name}: damaged ({public_line(error)})"
         raise UsageError(f"{damage}; restore the file, or run again without --resume") from None
+    return []
+
+
+def _lines(rows: list[dict[str, Any]], step: int) -> bytes:
+    """The rows up to `step` as JSONL."""
     kept = [row for row in rows if row["step"] is not None and row["step"] <= step]
     texts = [json.dumps({key: value for key, value in row.items() if value is not None}) + "\n" for row in kept]
-    write_text(lines, "".join(texts))
-    table.unlink(missing_ok=True)
+    return "".join(texts).encode()
+
+
+def _elsewhere(run: Mapping[str, Any], environment: Any) -> dict[str, Any]:
+    """This environment and code, where they are not those of a record."""
+    other: dict[str, Any] = {} if run.get("environment") == environment else {"environment": environment}
+    return other | ({} if run["code"].get("fingerprint") == code_fingerprint("run") else {"code": _code()})
 
 
 def _column(values: list[Any]) -> pa.Array:
@@ -549,7 +582,7 @@ def _lock(path: Path) -> IO[bytes]:
 def _ended_badly(path: Path) -> dict[str, Any]:
     """run.json of a run that may go on; `path` is locked, so that "running" means killed."""
     try:
-        run: dict[str, Any] = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        run: dict[str, Any] = json.loads(read_bytes(path / "run.json"))
         status, schema = run["status"], int(run["schema"])
         sound = isinstance(run["code"], dict) and all(isinstance(event["step"], int) for event in run["events"])
     except (ValueError, LookupError, TypeError):
@@ -568,7 +601,7 @@ def _ended_badly(path: Path) -> dict[str, Any]:
 
 def _is_finished(path: Path) -> bool:
     try:
-        return bool(json.loads((path / "run.json").read_text()).get("status") == "finished")
+        return bool(json.loads(read_bytes(path / "run.json")).get("status") == "finished")
     except (ValueError, AttributeError):
         return False  # a damaged record is set aside, not overwritten
 

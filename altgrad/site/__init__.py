@@ -5,18 +5,7 @@ Page -> write_folder   plain markdown with SVG and CSV files beside it (reports/
 """
 
 from altgrad.site.build import write_mkdocs
-from altgrad.site.chart import (
-    BACKGROUND,
-    FOREGROUND,
-    GRID,
-    HEAT,
-    MUTED,
-    PALETTE,
-    chart_figure,
-    fixed_svg,
-    inline_svg,
-    tell,
-)
+from altgrad.site.chart import BACKGROUND, HEAT, PALETTE, chart_figure, fixed_svg, inline_svg, tell
 from altgrad.site.content import (
     Block,
     Bullets,
@@ -44,49 +33,12 @@ from altgrad.site.content import (
     slug,
 )
 from altgrad.site.folder import write_folder
-from altgrad.site.sketch import Axis, Sketch, plot_axes
+from altgrad.site.sketch import FOREGROUND, GRID, MUTED, Axis, Sketch, plot_axes
 from altgrad.text import Md, escape
 
 __all__ = [
-    "BACKGROUND",
-    "FOREGROUND",
-    "GRID",
-    "HEAT",
-    "MUTED",
-    "PALETTE",
-    "Axis",
-    "Block",
-    "Bullets",
-    "Cell",
-    "Chart",
-    "ChartBlock",
-    "CodeBlock",
-    "Column",
-    "Details",
-    "Download",
-    "Heading",
-    "Link",
-    "Md",
-    "Note",
-    "Page",
-    "PageMaker",
-    "PageRef",
-    "Paragraph",
-    "Provenance",
-    "Sketch",
-    "Table",
-    "Text",
-    "chart_figure",
-    "code",
-    "escape",
-    "fixed_svg",
-    "inline_svg",
-    "join",
-    "link",
-    "md",
-    "plot_axes",
-    "slug",
-    "tell",
-    "write_folder",
-    "write_mkdocs",
-]
+    "BACKGROUND", "FOREGROUND", "GRID", "HEAT", "MUTED", "PALETTE", "Axis", "Block", "Bullets", "Cell", "Chart",
+    "ChartBlock", "CodeBlock", "Column", "Details", "Download", "Heading", "Link", "Md", "Note", "Page", "PageMaker",
+    "PageRef", "Paragraph", "Provenance", "Sketch", "Table", "Text", "chart_figure", "code", "escape", "fixed_svg",
+    "inline_svg", "join", "link", "md", "plot_axes", "slug", "tell", "write_folder", "write_mkdocs",
+]  # fmt: skip

@@ -45,7 +45,7 @@ from altgrad.site.cache import (
 )
 from altgrad.site.chart import inline_svg
 from altgrad.site.content import CodeBlock, Note, Page, PageMaker, Paragraph, Source
-from altgrad.site.html import BODY, Body, body_html, figure_html, filled, mark, table_html
+from altgrad.site.html import BODY, Body, body_html, figure_html, filled, folder_of, mark, table_html
 from altgrad.site.policy import seal_html
 from altgrad.site.render import files, front_matter
 from altgrad.text import escape
@@ -320,7 +320,6 @@ def _site_files(pages: Iterable[Page | PageMaker], root: Path) -> dict[str, byte
 
 def _page_files(page: Page, root: Path, sources: dict[str, bytes]) -> dict[str, bytes]:
     place = posixpath.dirname(page.path)
-    folder = place if posixpath.basename(page.path) == "index" else page.path
 
     def source(made_by: Source) -> tuple[str, str] | None:
         name = source_name(made_by, root)
@@ -330,7 +329,7 @@ def _page_files(page: Page, root: Path, sources: dict[str, bytes]) -> dict[str, 
         data = sources.setdefault(published, Path(made_by.path).read_bytes())
         jump = made_by.function.rsplit(".", 1)[-1]
         jump = f"#:~:text={quote(f'def {jump}(', safe='')}" if jump else ""
-        address = posixpath.relpath(published, folder or ".") + jump
+        address = posixpath.relpath(published, folder_of(page.path) or ".") + jump
         return address, f"{name}, sha256 {hashlib.sha256(data).hexdigest()[:12]}"
 
     beside = files(page)
@@ -618,17 +617,11 @@ def end(config: Any) -> None:
     except OSError as error:
         log.info(f"There is no build report, since build/report cannot be written ({error.strerror})")
     if current.page:
-        log.info(f"Page: {Path(config['site_dir']) / found_place(current.page)}")
+        log.info(f"Page: {Path(config['site_dir']) / folder_of(current.page) / 'index.html'}")
     elif all(family.origin in ("made", "cache") for family in families):
         if current.docstrings and current.new_docstrings and not current.warnings.count:
             current.cache.put(_DOCSTRINGS, current.docstrings, current.new_docstrings)
         current.cache.tidy()
-
-
-def found_place(path: str) -> str:
-    """Where a page lies in the built site."""
-    folder = posixpath.dirname(path) if posixpath.basename(path) == "index" else path
-    return posixpath.join(folder, "index.html")
 
 
 def finish_html(html: str, parts: Sequence[str] = ()) -> str:

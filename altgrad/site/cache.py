@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ def docstrings_key(texts: Mapping[str, str], config: Any) -> str:
     plugins = [config["plugins"][name].config for name in ("mkdocstrings", "autorefs") if name in config["plugins"]]
     keys = ("markdown_extensions", "mdx_configs", "use_directory_urls")
     settings = _plain([plugins, [config[key] for key in keys], config["theme"].name])
-    packages = [(name, _version(name)) for name in _PACKAGES]
+    packages = [(name, installed(name)) for name in _PACKAGES]
     shown = " ".join(sorted({name for text in texts.values() for name in _SHOWN.findall(text)}))
     return digest(face_fingerprint(shown), dict(texts), settings, packages, sys.version)
 
@@ -201,8 +202,10 @@ def _plain(value: Any) -> Any:
     return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
 
 
-def _version(package: str) -> str | None:
+@cache
+def installed(package: str) -> str:
+    """The version of a package; "(not installed)" without it."""
     try:
         return version(package)
     except PackageNotFoundError:
-        return None
+        return "(not installed)"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from altgrad.site.content import Chart
-from altgrad.site.sketch import INCH, Sketch
+from altgrad.site.sketch import FOREGROUND, GRID, INCH, MUTED, Sketch
 from altgrad.text import visible
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ PALETTE = ("#296fa5", "#b55447", "#054400", "#723679", "#865802", "#af2256", "#1
 """Eight colours that stay apart with the common colour-vision deficiencies; each at least 4.5:1 on the page."""
 HEAT = ("#e9e7d9", "#e8ce90", "#e69e53", "#d1683d", "#9f393c", "#5e2133")
 """Six levels from harmless to worst, ever darker (in the dark palette ever brighter), so that lightness alone tells."""
-FOREGROUND = "#21262c"
-MUTED = "#5c6670"
-GRID = "#dde1e4"
 BACKGROUND = "#fefefe"
 
 _VARIABLES = {

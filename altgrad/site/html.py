@@ -94,10 +94,14 @@ class Placed:
         """Where another page or a file is, seen from this one."""
         reference = self.page.place_of(reference)
         if reference.is_file:
-            return posixpath.relpath(reference.path, _folder(self.page.path) or ".")
+            return self._near(reference.path)
         self.links[reference.path, slug(reference.anchor) if reference.anchor else ""] = None
-        target = posixpath.relpath(_folder(reference.path) or ".", _folder(self.page.path) or ".") + "/"
+        target = self._near(folder_of(reference.path) or ".") + "/"
         return f"{target}#{reference.anchor}" if reference.anchor else target
+
+    def _near(self, path: str) -> str:
+        """A place in the site, seen from this page."""
+        return posixpath.relpath(path, folder_of(self.page.path) or ".")
 
     def _inline(self, text: Text) -> str:
         return inline_html(resolve(markdown(text), self.address))
@@ -105,11 +109,8 @@ class Placed:
     def _files(self, label: str, names: Sequence[str], source: Source) -> str:
         """The line of links to files beside the page, and to the script that made them."""
         place = posixpath.dirname(self.page.path)
-        near = (posixpath.join(place, beside(self.page, name)) for name in names)
-        links = [
-            f'<a href="{posixpath.relpath(path, _folder(self.page.path) or ".")}">{path.rsplit(".", 1)[1].upper()}</a>'
-            for path in near
-        ]
+        near = (self._near(posixpath.join(place, beside(self.page, name))) for name in names)
+        links = [f'<a href="{path}">{path.rsplit(".", 1)[1].upper()}</a>' for path in near]
         if found := self.source(source):
             links.append(f'<a href="{found[0]}" title="{found[1]}">{escape_html(source.name)}</a>')
         return f'<p class="files">{label}: {" · ".join(links)}</p>'
@@ -243,6 +244,6 @@ def table_html(body: str, caption: str, attributes: str = "") -> str:
     )
 
 
-def _folder(path: str) -> str:
+def folder_of(path: str) -> str:
     """The folder that a page becomes: "" for "index", "runs" for "runs/index", "a/b" for "a/b"."""
     return posixpath.dirname(path) if posixpath.basename(path) == "index" else path

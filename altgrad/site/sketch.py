@@ -20,7 +20,7 @@ Point = tuple[float, float]
 INCH = 72.0
 """Points an inch, the unit of a drawing."""
 
-_DEFAULT_TEXT, _MUTED, _GRID = "#21262c", "#5c6670", "#dde1e4"
+FOREGROUND, MUTED, GRID = "#21262c", "#5c6670", "#dde1e4"
 
 
 class Sketch:
@@ -84,7 +84,7 @@ class Sketch:
         x: float,
         y: float,
         text: str,
-        colour: str = _DEFAULT_TEXT,
+        colour: str = FOREGROUND,
         *,
         size: float = 9.0,
         anchor: Literal["start", "middle", "end"] = "start",
@@ -139,13 +139,13 @@ def plot_axes(sketch: Sketch, x: Axis, y: Axis, x_label: str, y_label: str) -> N
     """Grid, numbers and labels of a plot: its y label stands above, where a reader begins, not on its side."""
     for value in y.marks(5):
         place = y(value)
-        sketch.line([(x.start, place), (x.stop, place)], _GRID, 0.6)
-        sketch.text(x.start - 5, place + 3, number_text(value), _MUTED, anchor="end")
+        sketch.line([(x.start, place), (x.stop, place)], GRID, 0.6)
+        sketch.text(x.start - 5, place + 3, number_text(value), MUTED, anchor="end")
     for value in x.marks(7):
-        sketch.text(x(value), y.start + 13, number_text(value), _MUTED, anchor="middle")
-    sketch.line([(x.start, y.start), (x.stop, y.start)], _GRID, 0.8)
-    sketch.text(x.stop, y.start + 26, x_label, _MUTED, anchor="end")
-    sketch.text(2, y.stop - 9, y_label, _MUTED)
+        sketch.text(x(value), y.start + 13, number_text(value), MUTED, anchor="middle")
+    sketch.line([(x.start, y.start), (x.stop, y.start)], GRID, 0.8)
+    sketch.text(x.stop, y.start + 26, x_label, MUTED, anchor="end")
+    sketch.text(2, y.stop - 9, y_label, MUTED)
 
 
 def number_text(value: float) -> str:

@@ -25,7 +25,7 @@ from altgrad.config import TelemetryConfig, operand_of
 from altgrad.formats import FP32, FloatFormat
 from altgrad.nn import QuantizedLayer, QuantizedLinear, Reading, observed, quantized_layers
 from altgrad.optim import GridOptimizer
-from altgrad.ranks import over_group, rows_of_all, whole
+from altgrad.ranks import is_sharded, over_group, rows_of_all, whole
 from altgrad.telemetry import counts, geometry
 from altgrad.telemetry.gradients import gradient_statistics
 from altgrad.telemetry.probe import Part, class_statistics, logit_statistics
@@ -68,6 +68,8 @@ class Look:
         self._model, self._step, self._group = model, step, group
         self._telemetry = telemetry or TelemetryConfig()
         self._layers = quantized_layers(model)
+        self._gathered = {name for name, layer in self._layers.items() if is_sharded(layer.weight)}
+        """Layers whose weight FSDP frees after the pass that has gathered it."""
         both = (self._telemetry.rank_every, self._telemetry.codes_every)
         self._ranks, self._codes = (every > 0 and number % every == 0 for every in both)
         self._seen: set[tuple[str, str, int]] = set()
@@ -213,7 +215,7 @@ class Look:
         sums = counts.operand_sums(reading)
         self._sums[place] = self._sums[place].with_part(sums) if place in self._sums else sums
         if reading.cast == "weight":
-            if self._group is not None:  # FSDP frees the weight that a pass has gathered
+            if reading.layer in self._gathered:
                 real = reading.real.clone()
                 rounded = real if reading.rounded is reading.real else reading.rounded
                 reading = reading._replace(real=real, rounded=rounded)

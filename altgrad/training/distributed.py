@@ -63,14 +63,13 @@ class Processes:
         size = batch // self.count
         return slice(self.rank * size, (self.rank + 1) * size)
 
-    def place(self, model: Any, device: str) -> Callable[..., Tensor]:
+    def place(self, model: nn.Module, loss: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
         """Put a model where the processes have it, before an optimizer is made for it; the loss that trains it."""
-        loss: Callable[..., Tensor] = model.loss
         if self.group is None:
             return loss
         if self.kind == "ddp":
             with _quiet():  # of a new name for broadcast_buffers
-                self._wrapped = nn.parallel.DistributedDataParallel(_Loss(model), broadcast_buffers=False)
+                self._wrapped = nn.parallel.DistributedDataParallel(_Loss(model, loss), broadcast_buffers=False)
             self._wrapped.register_comm_hook(self.group, _summed)
             return self._wrapped  # type: ignore[no-any-return]
         from torch.distributed.device_mesh import init_device_mesh
@@ -219,13 +218,12 @@ class Nobody:
 class _Loss(nn.Module):
     """The loss as a forward pass, which is what DDP wraps."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.loss = model, loss
 
     def forward(self, *batch: Any) -> Tensor:
-        loss: Tensor = self.model.loss(*batch)
-        return loss
+        return self.loss(*batch)
 
 
 def _summed(group, bucket):  # type: ignore[no-untyped-def]  # DDP reads annotations, and knows its own only

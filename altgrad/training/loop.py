@@ -24,7 +24,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -51,7 +51,9 @@ from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.imports import code_fingerprint
 from altgrad.models import GPT
 from altgrad.nn import (
+    UNQUANTIZED,
     Clock,
+    Policy,
     QuantizedLayer,
     clock_of,
     policies_of,
@@ -74,11 +76,15 @@ from altgrad.training.checkpoint import REMEDY, Checkpoints
 from altgrad.training.corpus import Corpus
 from altgrad.training.data import load_corpus
 from altgrad.training.distributed import Nobody, Processes, joined, told_of_loss
+from altgrad.training.task import Task, TaskBatches, build_task, fingerprint
 from altgrad.training.tokens import Tokens
 
 OTHER_LEARNING_RATE = 3e-3
 """AdamW's rate of the parameters that the step rule leaves to AdamW, where the config names none and the rule's own
 rate is in another unit (ulps, codes, or relative)."""
+
+Loss = Callable[..., Tensor]
+"""Of what a batch is: tokens and those that follow, or a task's own batch."""
 
 EVENT_LIMITS = {"scale": 200, "nonfinite": 50, "warning": 50, "clip": 2}
 """How many events of a kind are recorded one by one; those beyond are counted."""
@@ -99,10 +105,13 @@ class Batches:
     """Training batches that depend on seed and data alone, and validation batches that depend on the data alone.
 
     Attributes:
+        text: that there is one, in which tokens and characters are counted.
         held_out, final: where the windows of an evaluation begin, of one during the run and of the last, [windows].
 
     Of each batch it gives the `rows` that are asked for.
     """
+
+    text = True
 
     def __init__(
         self, corpus: Corpus, config: ExperimentConfig, device: torch.device, rows: slice = slice(None)
@@ -198,8 +207,17 @@ def build_model(config: ExperimentConfig, processes: Processes | None = None) ->
 
 def _quantize(model: nn.Module, config: ExperimentConfig, processes: Processes) -> None:
     how = {"seed": config.seed, "draw_version": config.draw_version, "group": processes.scales}
-    quantize_model(model, policies_of(config), **how)
+    quantize_model(model, model_policies(config), **how)
     clock_of(model).rank = processes.rank
+
+
+def model_policies(config: ExperimentConfig) -> dict[str, Policy]:
+    """What the config does to its model; layers of no known type, which a task may have, are like attention and MLP."""
+    found = policies_of(config)
+    if config.foreign is None or not {"attention", "mlp"} <= {*config.quantize.layers}:
+        return found
+    return {key: policy if policy is UNQUANTIZED else replace(policy, layers=(*policy.layers, "other"))
+            for key, policy in found.items()}  # fmt: skip
 
 
 @torch.no_grad()
@@ -219,16 +237,22 @@ def _named(config: ExperimentConfig, layer: QuantizedLayer) -> bool:
     return named and not any(fnmatchcase(layer.layer, pattern) for pattern in config.quantize.wide)
 
 
-def build_optimizer(config: ExperimentConfig, model: GPT) -> torch.optim.Optimizer:
+def build_optimizer(config: ExperimentConfig, model: nn.Module) -> torch.optim.Optimizer:
     """The config's step rule over three groups: quantized matrices, other matrices, and vectors (no decay).
 
     The manifold and code rules, grid storage and relative rates apply to the first group only; the others get AdamW at
     `other_learning_rate`. A relative rate, and a manifold rule whose format is given, apply to the weights of the
     layers that the config names in an unquantized run too, which is their control, and so does Muon, which steps the
     matrices of attention and mlp, as its authors do. Weights on the grid are read by their layers at the scale that the
-    optimizer keeps.
+    optimizer keeps. A task has AdamW, without decay of vectors.
     """
     rule = config.optimizer
+    if config.foreign is not None:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        matrices, vectors = ([p for p in trained if (p.ndim > 1) == many] for many in (True, False))
+        both = ({"params": matrices, "weight_decay": rule.weight_decay}, {"params": vectors, "weight_decay": 0.0})
+        given = [group for group in both if group["params"]]
+        return torch.optim.AdamW(given, lr=rule.learning_rate, betas=rule.betas, eps=rule.eps, foreach=True)
     muon = rule.step_rule == "muon"
     unquantized_too = rule.relative or rule.format is not None or muon
     layers = {
@@ -338,12 +362,16 @@ def clip_to_range(model: nn.Module) -> int:
 
 
 def rate_factor(config: ExperimentConfig, step: int) -> float:
-    """What every learning rate is multiplied by at `step` (from 1): linear warm-up, then cosine or constant."""
+    """What every learning rate is multiplied by at `step` (from 1): linear warm-up, then cosine or constant.
+
+    Beyond `schedule_steps` it is the cosine's last.
+    """
     if step < config.warmup_steps:
         return step / config.warmup_steps
     if config.schedule == "constant":
         return 1.0
-    passed = (step - config.warmup_steps) / max(config.max_steps - config.warmup_steps, 1)
+    end = config.schedule_steps or config.max_steps
+    passed = min((step - config.warmup_steps) / max(end - config.warmup_steps, 1), 1.0)
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * passed))
 
 
@@ -353,8 +381,10 @@ def train(
     *,
     device: str = "cpu",
     corpus: Corpus | None = None,
+    task: Callable[[int], Task] | None = None,
     progress: bool = True,
     resume: bool = False,
+    continued: Path | None = None,
 ) -> Result:
     """Train the config's model and write its record into `out`.
 
@@ -363,9 +393,12 @@ def train(
         out: folder of the records.
         device: "cpu" or "cuda".
         corpus: the data; by default the data set that the config names.
+        task: a model and data of one's own in place of the built-in model and a text (`altgrad.training.task`); the
+            config is then one of `altgrad.analysis.question.own_config`.
         progress: show a progress bar on stderr.
         resume: go on with the run's record from its newest checkpoint, bit for bit; from the beginning, with a notice,
             where there is none.
+        continued: folder of a finished run, of which this one, of `continued_config`, is to have the first steps.
 
     Where torchrun has started several processes they share the run as `config.parallel` says; each calls this.
 
@@ -381,31 +414,36 @@ def train(
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: this torch sees no GPU; use --device cpu")
-    corpus = corpus or load_corpus(config.data, config.tokenizer, config.vocabulary)
     if config.stability.shift_to is not None:
         shifted(config)
-    started = {"data": corpus.fingerprint["sha256"], "code": code_fingerprint("run"), "torch": torch.__version__}
+    started = {"code": code_fingerprint("run"), "torch": torch.__version__, "continued": str(continued)}
     started |= {"--out": str(out.resolve()), "--resume": resume, "--device": device}
+    if task is None:
+        corpus = corpus or load_corpus(config.data, config.tokenizer, config.vocabulary)
+        started["data"] = corpus.fingerprint["sha256"]
+    elif config.parallel is not None:
+        raise UsageError(f"parallel={config.parallel}: a model of one's own is trained by one process; leave it out")
     with joined(config, device, started) as processes:
-        return _train(config, out, device, corpus, progress, resume, processes)
+        return _train(config, out, device, corpus, task, progress, resume, continued, processes)
 
 
 def _train(
     config: ExperimentConfig,
     out: Path,
     device: str,
-    corpus: Corpus,
+    corpus: Corpus | None,
+    task: Callable[[int], Task] | None,
     progress: bool,
     resume: bool,
+    continued: Path | None,
     processes: Processes,
 ) -> Result:
     with _enough_memory(config):
-        batches = Batches(corpus, config, torch.device(device), processes.rows(config.batch_size))
-        model = build_model(config, processes).to(device)
+        model, loss, batches, data = prepared(config, device, corpus, task, processes)
     with _enough_memory(config), _deterministic(), _room_on_the_disk(out):
 
         def open_record() -> tuple[RunWriter, Any]:
-            writer, checkpoint = _open_record(config, out, corpus, device, resume, processes)
+            writer, checkpoint = _open_record(config, out, data, device, resume, continued, processes)
             return writer, (str(writer.path), checkpoint)
 
         opened, (folder, checkpoint) = processes.first(open_record)
@@ -418,12 +456,17 @@ def _train(
             status, summary = "crashed", {}
             try:
                 with told_of_loss():
-                    checkpoints = _checkpoints(config, corpus, writer.path, processes)
+                    checkpoints = _checkpoints(config, data, writer.path, processes)
                     kept = checkpoints if config.checkpoint.every else None
                     shown = progress and opened is not None
-                    run = _Run(config, model, batches, writer, tracker, shown, kept, stop_if_asked, processes)
+                    run = _Run(config, model, loss, batches, writer, tracker, shown, kept, stop_if_asked, processes)
                     if checkpoint is not None:
-                        _load(run, checkpoints.load(Path(checkpoint), run.owners))
+                        if first_part := Path(checkpoint).parents[1] == continued:
+                            checkpoints = _checkpoints(read_run(continued).config, data, continued, processes)
+                        state = checkpoints.load(Path(checkpoint), run.owners)
+                        if first_part:
+                            state["progress"]["final_val_loss"] = math.nan
+                        _load(run, state)
                     result = run.run()
                 status, summary = result.status, result.summary
             except BaseException as error:
@@ -434,6 +477,36 @@ def _train(
             finally:
                 tracker.finish(status, summary)
     return result
+
+
+def prepared(
+    config: ExperimentConfig,
+    device: str = "cpu",
+    corpus: Corpus | None = None,
+    task: Callable[[int], Task] | None = None,
+    processes: Processes | None = None,
+) -> tuple[nn.Module, Loss, Batches | TaskBatches, dict[str, Any]]:
+    """The quantized model on its device, its loss on what `next` of its batches gives, and what identifies the data.
+
+    Raises:
+        UsageError: the device is missing, the model or its batches do not fit the data, or the policies the model.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this torch sees no GPU; use --device cpu")
+    if task is None:
+        corpus = corpus or load_corpus(config.data, config.tokenizer, config.vocabulary)
+        rows = processes.rows(config.batch_size) if processes else slice(None)
+        batches = Batches(corpus, config, torch.device(device), rows)
+        model = build_model(config, processes).to(device)
+        return model, model.loss, batches, corpus.fingerprint
+    own = build_task(task, config.seed)
+    own.model.to(device)
+    try:
+        _quantize(own.model, config, Processes())
+    except ValueError as error:
+        raise UsageError(f"--model: {one_line(error)}") from None
+    data = fingerprint(own, str((config.foreign or {})["task"]))
+    return own.model, partial(own.loss, own.model), TaskBatches(own, torch.device(device)), data
 
 
 def _explain(
@@ -468,19 +541,52 @@ def _load(run: _Run, state: dict[str, Any]) -> None:
         raise UsageError(f"{run.writer.run_id}: {misfit}; {REMEDY}") from error
 
 
-def _checkpoints(config: ExperimentConfig, corpus: Corpus, folder: Path, processes: Processes) -> Checkpoints:
-    return Checkpoints(folder, config, corpus.fingerprint["sha256"], config.checkpoint.keep, processes)
+def _checkpoints(config: ExperimentConfig, data: Mapping[str, Any], folder: Path, processes: Processes) -> Checkpoints:
+    return Checkpoints(folder, config, data["sha256"], config.checkpoint.keep, processes)
+
+
+def continued_config(run: Path, steps: int) -> ExperimentConfig:
+    """The config of a finished run that goes on until `steps`.
+
+    It is the run's, longer. A cosine has ended with the run: its config says so (`schedule_steps`), the further steps
+    have the last rate, and the whole equals a run of that config from the beginning, bit for bit. Only the evaluation
+    at the former end is one more where `eval_every` does not divide its steps, and for `final_eval_characters`.
+
+    Raises:
+        UsageError: it has no readable record, did not finish, ended early, is another loop's, or has as many steps.
+    """
+    record = read_run(run)
+    config, summary = record.config, record.run.get("summary") or {}
+    if config.foreign is not None:
+        raise UsageError(f"{run}: the run of another loop or model cannot be gone on with here")
+    if record.status != "finished":
+        remedy = "altgrad train --resume goes on with one that was interrupted"
+        raise UsageError(f"{run}: the run is {record.status}, and only a finished one can become longer; {remedy}")
+    if "stopped_early" in summary:
+        raise UsageError(f"{run}: it ended early, by stability.patience, and would end at once; train it without")
+    if steps <= config.max_steps:
+        raise UsageError(f"--steps {steps}: the run has {config.max_steps} steps; give more")
+    longer = config.model_dump(mode="json") | {"max_steps": steps}
+    if config.schedule == "cosine":
+        longer["schedule_steps"] = config.schedule_steps or config.max_steps
+    return parse_config(longer, source=f"{run}/run.json")
 
 
 def _open_record(
-    config: ExperimentConfig, out: Path, corpus: Corpus, device: str, resume: bool, processes: Processes
+    config: ExperimentConfig,
+    out: Path,
+    data: Mapping[str, Any],
+    device: str,
+    resume: bool,
+    continued: Path | None,
+    processes: Processes,
 ) -> tuple[RunWriter, str | None]:
-    """A new record, or the one that is there and the folder of the checkpoint to go on from."""
+    """A new record, or the one that is there or a finished run's as its first part; the checkpoint to go on from."""
     chosen: str | None = None
 
-    def find(folder: Path) -> tuple[int, float]:
+    def find(folder: Path, config: ExperimentConfig = config) -> tuple[int, float]:
         nonlocal chosen
-        checkpoints = _checkpoints(config, corpus, folder, processes)
+        checkpoints = _checkpoints(config, data, folder, processes)
         state, chosen = checkpoints.newest(_notice), str(checkpoints.chosen)
         try:
             step, seconds = state["step"], state["seconds"]
@@ -489,7 +595,8 @@ def _open_record(
             sound = False
         if not sound:
             raise UsageError(f"{folder.name}: its newest checkpoint is not one of a run; {REMEDY}")
-        checkpoints.forget_after(step)
+        if folder != continued:
+            checkpoints.forget_after(step)
         if state.get("code") != code_fingerprint("run"):
             _notice("the checkpoint was written by other code: the run may differ from one without interruption")
         if (before := state.get("processes", processes.count)) != processes.count:
@@ -500,13 +607,21 @@ def _open_record(
     environment = describe_environment(device)
     if processes.group is not None:
         environment["processes"] = processes.count
-    about: dict[str, Any] = {"data_fingerprint": corpus.fingerprint, "environment": environment}
+    about: dict[str, Any] = {"data_fingerprint": data, "environment": environment}
     if resume:
         try:
             return RunWriter.resume(out, config, find=find, **about), chosen
         except NothingToResume as nothing:
-            _notice(f"{nothing}; starting from the beginning")
-    return RunWriter.create(out, config, **about), None
+            _notice(f"{nothing}; starting from the {'finished run' if continued else 'beginning'}")
+    if continued is None:
+        return RunWriter.create(out, config, **about), None
+    try:
+        step, seconds = find(continued, read_run(continued).config)
+    except NothingToResume as nothing:
+        raise UsageError(f"{nothing}: a run goes on from its last one; train it again with checkpoint.every") from None
+    writer = RunWriter.create(out, config, **about)
+    writer.adopt(continued, step, seconds)
+    return writer, chosen
 
 
 def describe_environment(device: str) -> dict[str, Any]:
@@ -560,8 +675,9 @@ class _Run:
     def __init__(
         self,
         config: ExperimentConfig,
-        model: GPT,
-        batches: Batches,
+        model: nn.Module,
+        loss: Loss,
+        batches: Batches | TaskBatches,
         writer: RunWriter,
         tracker: Tracker,
         progress: bool,
@@ -572,7 +688,8 @@ class _Run:
         self.config, self.writer, self.tracker, self.progress = config, writer, tracker, progress
         self.model, self.batches, self.checkpoints = model, batches, checkpoints
         self.stop_if_asked, self.processes = stop_if_asked, processes
-        self.loss = processes.place(model, next(model.parameters()).device.type)
+        self.eager = loss
+        self.loss = processes.place(model, loss, next(model.parameters()).device.type)
         self.optimizer = build_optimizer(config, model)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.parameters = dict(model.named_parameters())
@@ -611,7 +728,7 @@ class _Run:
         self.clock.part = -1
         starts = self.batches.final if final else self.batches.held_out
         with torch.no_grad():
-            losses = [self.model.loss(token, target) for token, target in self.batches.validation(starts)]
+            losses = [self.eager(*batch) for batch in self.batches.validation(starts)]
         tokens, characters = self.batches.evaluated(starts)
         return sum(self.processes.mean(losses)) / len(losses) * (tokens / characters)
 
@@ -668,7 +785,9 @@ class _Run:
         improved = False
         if due or failure:
             at.val_loss = self.evaluate()
-            row |= {"val_loss": at.val_loss, "perplexity": self._perplexity(at.val_loss, self.batches.held_out)}
+            row["val_loss"] = at.val_loss
+            if self.batches.text:
+                row["perplexity"] = self._perplexity(at.val_loss, self.batches.held_out)
             improved = at.val_loss < at.best_loss
             at.evaluations_since_best = 0 if improved else at.evaluations_since_best + 1
             if improved:
@@ -686,12 +805,12 @@ class _Run:
             self.writer.event("early_stop", at.step, best_step=at.best_step)
         return failure
 
-    def _per_token(self, loss: float, starts: NDArray[np.int64]) -> float:
+    def _per_token(self, loss: float, starts: Any) -> float:
         """A loss per character over such windows in nats per token."""
         tokens, characters = self.batches.evaluated(starts)
         return loss * (characters / tokens)
 
-    def _perplexity(self, loss: float, starts: NDArray[np.int64]) -> float:
+    def _perplexity(self, loss: float, starts: Any) -> float:
         return math.exp(min(self._per_token(loss, starts), 700.0))
 
     def _train_step(self) -> dict[str, float]:
@@ -704,11 +823,12 @@ class _Run:
         if config.layers_every > 0 and (at.step == 1 or at.step % config.layers_every == 0):
             number = 0 if at.step == 1 else at.step // config.layers_every
             look = Look(model, at.step, config.telemetry, number=number, group=self.processes.group)
-        loss_of = model.loss if look and self.processes.group is None else self.loss
+        loss_of = self.eager if look and self.processes.group is None else self.loss
         self.batches_before = self.batches.state
         if self.watch:
             self._warn(self.watch.before())
-        batches, losses, parts = [], [], config.accumulate * self.processes.count
+        batches: list[tuple[Any, ...]] = []
+        losses, parts = [], config.accumulate * self.processes.count
         with look.operands() if look else contextlib.nullcontext():
             self.optimizer.zero_grad(set_to_none=True)
             for part in range(config.accumulate):
@@ -719,11 +839,11 @@ class _Run:
                     (loss / parts if parts > 1 else loss).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
         if look:
-            look.gradients([partial(model.loss, *batch) for batch in batches])
+            look.gradients([partial(self.eager, *batch) for batch in batches])
         at.last_loss = sum(self.processes.mean(losses)) / len(losses)
         if at.step == 1:
             at.first_loss = at.last_loss
-        row: dict[str, float] = {"tokens": at.step * self._tokens_a_step()}
+        row: dict[str, float] = {"tokens": at.step * self._tokens_a_step()} if self.batches.text else {}
         if config.stability.clip == "range_aware":
             row["clipped"] = clip_to_range(model)
         at.last_norm = self._clip_norm()
@@ -796,7 +916,7 @@ class _Run:
             layer = self.names[id(parameter)].removesuffix(".weight")
             self._event("scale", layer=layer, old=old, new=new)
 
-    def _note_bad_step(self, batches: list[tuple[Tensor, Tensor]], seen: bool) -> None:
+    def _note_bad_step(self, batches: list[tuple[Any, ...]], seen: bool) -> None:
         """Find out where a step was not finite first; the first of a row of such steps is an event.
 
         Its operands go into the per-layer table, unless they were `seen` there by a look at the step.
@@ -817,7 +937,7 @@ class _Run:
                     loss().backward()  # type: ignore[no-untyped-call]
             self.writer.log_layers(look.rows)
 
-    def _first_nonfinite(self, batches: list[tuple[Tensor, Tensor]]) -> tuple[str, str]:
+    def _first_nonfinite(self, batches: list[tuple[Any, ...]]) -> tuple[str, str]:
         """Tensor and phase, by computing the step again; of a fault that does not come back, by what was watched."""
         found = self.processes.found(first_nonfinite(self.model, self._losses_again(batches)))
         if found is not None:
@@ -827,12 +947,12 @@ class _Run:
             return "loss", "forward"
         return (self.watch and self.watch.bad_gradient) or "gradient norm", "backward"
 
-    def _losses_again(self, batches: list[tuple[Tensor, Tensor]]) -> list[Callable[[], Tensor]]:
+    def _losses_again(self, batches: list[tuple[Any, ...]]) -> list[Callable[[], Tensor]]:
         """The step's losses, with the draws and the delayed scales of the step, whose histories stay as they are."""
 
-        def again(part: int, token: Tensor, target: Tensor) -> Tensor:
+        def again(part: int, *batch: Any) -> Tensor:
             self.clock.part = part
-            return self.model.loss(token, target)
+            return self.eager(*batch)
 
         return [partial(again, part, *batch) for part, batch in enumerate(batches)]
 
@@ -856,11 +976,11 @@ class _Run:
         The trial leaves no trace in the histories of delayed scales.
         """
         token = torch.zeros(self.config.batch_size, self.config.model.context, dtype=torch.int64)
-        token = token.to(self.model.head.weight.device)
+        token = token.to(next(self.model.parameters()).device)
         histories = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         self.clock.step, self.clock.part = self.at.step, 0
         try:
-            compiled = torch.compile(self.model.loss)
+            compiled = torch.compile(self.eager)
             compiled(token, token).backward()
             self.loss = compiled
         except Exception as error:  # a missing compiler has many faces
@@ -906,9 +1026,12 @@ class _Run:
         if at.bad_in_a_row >= patience:
             return self._nan_failure(f"loss or gradient not finite for {patience} steps", *self._early())
         limit = self.config.diverged
+        if not self.batches.text:  # a loss that began at or below 0 has no such limit
+            limit = 1.5 * at.first_loss if at.first_loss > 0 else math.inf
         diverged = len(at.recent) == patience and min(at.recent) > limit
         if diverged and at.step > self.config.warmup_steps:
-            message = f"loss above {limit:.2f} (1.5 times that of guessing at random) for {patience} steps"
+            what = "that of guessing at random" if self.batches.text else "the first"
+            message = f"loss above {limit:.2f} (1.5 times {what}) for {patience} steps"
             return self._divergence(at.step - patience + 1, message)
         return None
 
@@ -917,11 +1040,11 @@ class _Run:
         if self.at.first_bad is not None:
             return self._nan_failure("the last steps' loss or gradient is not finite")
         if not math.isfinite(val_loss):
-            losses = [partial(self.model.loss, *batch) for batch in self.batches.validation(self.batches.held_out)]
+            losses = [partial(self.eager, *batch) for batch in self.batches.validation(self.batches.held_out)]
             tensor, phase = self.processes.found(first_nonfinite(self.model, losses)) or ("loss", "forward")
             return Failure(("nan_loss",), self.at.step, tensor, phase, "the final validation loss is not finite")
-        beginning = max(self.config.uniform_loss, self.at.first_loss)
-        if val_loss > 1.05 * beginning:
+        beginning = max(self.config.uniform_loss, self.at.first_loss) if self.batches.text else self.at.first_loss
+        if val_loss > 1.05 * beginning > 0:
             message = f"final validation loss {val_loss:.3f} is above the loss {beginning:.3f} that training began with"
             return self._divergence(self.at.step, message)
         return None
@@ -945,17 +1068,22 @@ class _Run:
 
     def _end(self, failure: Failure | None) -> Result:
         at = self.at
-        tokens = at.step * self._tokens_a_step()
         final = not math.isnan(at.final_val_loss)
         val_loss, read = (at.final_val_loss, self.batches.final) if final else (at.val_loss, self.batches.held_out)
+        counted: dict[str, Any] = {}
+        if self.batches.text:
+            tokens = at.step * self._tokens_a_step()
+            counted = {
+                "perplexity": self._perplexity(val_loss, read),
+                **dict(zip(("evaluated_tokens", "evaluated_characters"), self.batches.evaluated(read), strict=True)),
+                "tokens": tokens,
+                "tokens_per_second": round(tokens / max(at.training_seconds, 1e-9), 1),
+            }
         summary = {
             "val_loss": val_loss,
-            "perplexity": self._perplexity(val_loss, read),
-            **dict(zip(("evaluated_tokens", "evaluated_characters"), self.batches.evaluated(read), strict=True)),
+            **counted,
             "loss": at.last_loss,
             "steps": at.step,
-            "tokens": tokens,
-            "tokens_per_second": round(tokens / max(at.training_seconds, 1e-9), 1),
             "nonfinite_steps": sum(at.nonfinite.values()),
             **{f"nonfinite_{phase}": count for phase, count in at.nonfinite.items()},
             "warnings": at.events.get("warning", 0),
@@ -1010,6 +1138,8 @@ def _enough_memory(config: ExperimentConfig) -> Iterator[None]:
         words = ("can't allocate memory", "Storage size calculation overflowed")
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(w in str(error) for w in words):
             raise
+        if config.foreign is not None:
+            raise UsageError("--model: not enough memory for the model and its batches; make them smaller") from error
         sizes = [f"model.{key}={getattr(config.model, key)}" for key in ("layers", "dim", "context")]
         sizes += [f"{key}={getattr(config, key)}" for key in ("batch_size", "eval_batches")]
         raise UsageError(f"not enough memory for {', '.join(sizes)}; make them smaller") from error

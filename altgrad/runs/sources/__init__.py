@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.config import UsageError
+from altgrad.runs.files import read_bytes
 from altgrad.runs.schema import Problem, digest, without_paths
 from altgrad.runs.sources import mlflow, tables, tensorboard, trackio, trainer, wandb
 from altgrad.runs.sources.found import Files, Found
@@ -88,8 +89,9 @@ def _bring(
 ) -> None:
     try:
         given, history = run.read()
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError, OSError) as error:
         said = str(error) if isinstance(error, UsageError) else f"what it holds is no run ({reason_of(error)})"
+        said = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else said
         imported.problems.append(Problem(run.name, without_paths(said)))
         return
     if run.tool == wandb.TOOL and given["id"] in here:
@@ -117,7 +119,7 @@ def _imported(out: Path) -> dict[str, tuple[str, Path]]:
 def _origins(out: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in sorted(out.glob("*/run.json")):
         try:
-            origin = json.loads(path.read_text("utf-8")).get("origin")
+            origin = json.loads(read_bytes(path)).get("origin")
         except (OSError, ValueError, AttributeError):
             continue
         if isinstance(origin, dict) and (path.parent / "history.parquet").exists():

@@ -11,7 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from altgrad.config import UsageError
 from altgrad.runs.history import History
@@ -46,8 +48,9 @@ class Files:
         self.path = path.resolve()
         self.given = not self.path.is_dir()
         self.root = self.path.parent if self.given else self.path
-        self.left = sorted([self.path] if self.given else _below(self.path))
-        self.passed: list[tuple[str, str]] = []
+        there = sorted([self.path] if self.given else _below(self.path))
+        self.left = [path for path in there if path.is_file()]
+        self.passed = [(self.name(path), "no regular file") for path in {*there}.difference(self.left) if path.exists()]
         """What looks like the log of a run and is none: where it lies, and why."""
 
     def take(self, belongs: Callable[[Path], bool]) -> list[Path]:
@@ -125,7 +128,7 @@ def described(
         lines: what is to be said of the reading.
         rows: how many were logged.
     """
-    begin, end = _iso(created), _iso(ended)
+    begin, end = iso(created), iso(ended)
     return {
         "kind": tool, "entity": "", "project": project or tool.lower(), "id": mark, "name": name, "state": state,
         "config": dict(config or {}), "summary": dict(summary or {}), "notes": notes,
@@ -139,13 +142,21 @@ _EPOCH = "1970-01-01T00:00:00+00:00"
 NO_END = "status: {tool} does not say how a run ended; it is taken as finished"
 
 
-def _iso(moment: float | str | None) -> str | None:
-    if moment is None or isinstance(moment, str):
-        return moment
+def iso(moment: float | str | None) -> str | None:
+    """ISO 8601 of seconds since 1970 or of such a text; None where it is no time."""
     try:
+        if moment is None or isinstance(moment, str):
+            return moment and datetime.fromisoformat(moment).isoformat()
         return datetime.fromtimestamp(moment, UTC).isoformat()
     except (OverflowError, ValueError, OSError):
         return None
+
+
+def clock(moments: NDArray[np.float64]) -> tuple[float, float, list[str]]:
+    """The first and the last of some times, in the order in which they were logged, and a line where they go back."""
+    back = int((np.diff(moments) < 0).sum())
+    said = [f"clock: it goes back {back} times from one row to the next"] if back else []
+    return float(moments.min()), float(moments.max()), said
 
 
 def config_beside(folder: Path, stem: str | None = None) -> tuple[dict[str, Any], list[str]]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ _RUNS = """
 select run_uuid as id, status, end_time, name, (select count(*) from metrics where metrics.run_uuid = runs.run_uuid)
 from runs where lifecycle_stage = 'active' order by start_time
 """
+_VALUE = "case when is_nan then 'nan' else value end"
 _STATES = {
     "RUNNING": "running", "SCHEDULED": "running", "FINISHED": "finished", "FAILED": "failed", "KILLED": "interrupted",
     1: "running", 2: "running", 3: "finished", 4: "failed", 5: "interrupted",
@@ -35,11 +37,16 @@ _STATES = {
 def find(files: Files) -> list[Found]:
     """The runs of every store below the folder; deleted ones are left out."""
     found = []
-    for meta in [path for path in files.left if path.name == "meta.yaml" and _is_run(path.parent)]:
-        own = files.take(partial(_is_below, meta.parent))
-        parts = [path for path in own if path.relative_to(meta.parent).parts[0] in ("metrics", "params", "tags")]
-        read = partial(_of_files, meta.parent, parts)
-        found.append(Found(TOOL, files.name(meta.parent), version_of([meta, *parts]), read))
+    runs: dict[Path, list[Path]] = {
+        path.parent: [] for path in files.left if path.name == "meta.yaml" and _is_run(path.parent)
+    }
+    for path in files.take(lambda path: not runs.keys().isdisjoint(path.parents)):
+        folder = next(each for each in path.parents if each in runs)
+        if path.relative_to(folder).parts[0] in ("metrics", "params", "tags"):
+            runs[folder].append(path)
+    for folder, parts in runs.items():
+        read = partial(_of_files, folder, parts)
+        found.append(Found(TOOL, files.name(folder), version_of([folder / "meta.yaml", *parts]), read))
     for path in files.take(lambda path: is_sqlite(path) and _is_mlflow(path)):
         with opened(path) as connection:
             for run in rows(connection, _RUNS):
@@ -55,10 +62,6 @@ def _is_run(folder: Path) -> bool:
     return (folder / "metrics").is_dir() or (folder / "params").is_dir()
 
 
-def _is_below(folder: Path, path: Path) -> bool:
-    return path.is_relative_to(folder)
-
-
 def _is_mlflow(path: Path) -> bool:
     try:
         with opened(path) as connection:
@@ -68,35 +71,51 @@ def _is_mlflow(path: Path) -> bool:
 
 
 def _of_files(folder: Path, parts: list[Path]) -> tuple[dict[str, Any], History]:
+    named = {path: path.relative_to(folder).parts for path in parts}
     try:
         meta = yaml.safe_load((folder / "meta.yaml").read_text("utf-8")) or {}
-        texts: dict[str, dict[str, str]] = {"params": {}, "tags": {}}
-        found, times, lines = Gathered(), array("q"), []
-        for path in parts:
-            kind, *name = path.relative_to(folder).parts
-            if kind != "metrics":
-                texts[kind]["/".join(name)] = path.read_text("utf-8", "replace")
-                continue
-            steps, values = array("q"), array("d")
-            for line in path.read_text("utf-8", "replace").splitlines():
-                try:
-                    moment, value, *step = line.split()
-                    cell = int(moment), float(value), int(step[0]) if step else len(steps)
-                except (ValueError, IndexError):
-                    lines.append(f"metric: {'/'.join(name)}: a line is cut short, and left out")
-                    continue
-                times.append(cell[0])
-                values.append(cell[1])
-                steps.append(cell[2])
-            found.add_column("/".join(name), np.frombuffer(steps, np.int64), np.frombuffer(values, np.float64))
+        texts = {
+            kind: {"/".join(n): path.read_text("utf-8", "replace") for path, (k, *n) in named.items() if k == kind}
+            for kind in ("params", "tags")
+        }
+        metrics = {"/".join(name): path for path, (kind, *name) in named.items() if kind == "metrics"}
+        logged = _gathered(
+            (name, moment, value, step)
+            for name, path in metrics.items()
+            for line in path.read_text("utf-8", "replace").splitlines()
+            for moment, value, step in [[*line.split(), None, None, None][:3]]
+        )
         experiment = _name_of(folder.parent)
-    except (yaml.YAMLError, AttributeError) as error:
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
         raise UsageError(f"meta.yaml: not readable ({type(error).__name__})") from None
     except OSError as error:
         raise cannot(folder, error) from None
+    if not isinstance(meta, Mapping):
+        raise UsageError("meta.yaml: not readable (no keys and values)")
     if meta.get("lifecycle_stage", "active") == "deleted":
         raise UsageError("it is deleted in MLflow; restore it there")
-    return _given(meta, texts["params"], texts["tags"], experiment, found.history(), times, lines)
+    return _given({"run_id": folder.name, **meta}, texts["params"], texts["tags"], experiment, *logged)
+
+
+def _gathered(cells: Iterable[tuple[str, Any, Any, Any]]) -> tuple[History, int | None, list[str]]:
+    """The history of name, time, value and step of each number, the last of the times, and what is damaged."""
+    read: dict[str, tuple[array[int], array[float]]] = {}
+    damaged, last = Counter[str](), None
+    for name, moment, value, step in cells:
+        steps, values = read.setdefault(name, (array("q"), array("d")))
+        try:
+            at, number = int(moment), _unbounded(float(value))
+            steps.append(len(steps) if step is None else int(step))
+        except (ValueError, TypeError, OverflowError):
+            damaged[name] += 1
+            continue
+        values.append(number)
+        last = at if last is None else max(last, at)
+    found = Gathered()
+    for name, (steps, values) in read.items():
+        found.add_column(name, np.frombuffer(steps, np.int64), np.frombuffer(values, np.float64))
+    lines = [f"metric: {name}: {count} values are damaged, and left out" for name, count in damaged.items()]
+    return found.history(), last, lines
 
 
 def _name_of(experiment: Path) -> str:
@@ -116,20 +135,11 @@ def _of_sqlite(path: Path, run_id: str) -> tuple[dict[str, Any], History]:
             }
             for table in ("params", "tags")
         }
-        cells: dict[str, tuple[array[int], array[float]]] = {}
-        times = array("q")
-        metrics = "select key, value, timestamp, step, is_nan from metrics where run_uuid = ? order by timestamp, step"
-        for row in connection.execute(metrics, (run_id,)):
-            steps, values = cells.setdefault(row["key"], (array("q"), array("d")))
-            steps.append(row["step"])
-            values.append(math.nan if row["is_nan"] else _unbounded(row["value"]))
-            times.append(row["timestamp"])
-        found = Gathered()
-        for name, (steps, values) in cells.items():
-            found.add_column(name, np.frombuffer(steps, np.int64), np.frombuffer(values, np.float64))
+        metrics = f"select key, timestamp, {_VALUE}, step from metrics where run_uuid = ? order by timestamp, step"
+        logged = _gathered(connection.execute(metrics, (run_id,)))
         meta = dict(run) | {"run_name": run["name"], "run_id": run_id}
         experiment = named[0]["name"] if named else ""
-    return _given(meta, pairs["params"], pairs["tags"], experiment, found.history(), times, [])
+    return _given(meta, pairs["params"], pairs["tags"], experiment, *logged)
 
 
 def _unbounded(value: float) -> float:
@@ -143,14 +153,14 @@ def _given(
     tags: Mapping[str, str],
     experiment: str,
     history: History,
-    times: array[int],
+    last: int | None,
     lines: list[str],
 ) -> tuple[dict[str, Any], History]:
     run_id = str(meta.get("run_id") or meta.get("run_uuid"))
     name = str(tags.get("mlflow.runName") or meta.get("run_name") or run_id)
     commit = tags.get("mlflow.source.git.commit")
     own = [f"{key}: {value}" for key, value in tags.items() if not key.startswith("mlflow.")]
-    ended = _moment(meta.get("end_time")) or (max(times) / 1000 if times else None)
+    ended = _moment(meta.get("end_time")) or _moment(last)
     return described(
         TOOL, run_id, name, experiment, config={key: value_of(value) for key, value in params.items()},
         state=_STATES.get(meta.get("status"), "finished"), created=_moment(meta.get("start_time")), ended=ended,

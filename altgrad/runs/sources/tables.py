@@ -8,17 +8,32 @@ from __future__ import annotations
 import csv
 import json
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from altgrad.config import UsageError
-from altgrad.runs.history import EPOCHS, STEPS, TIMES, History, of_rows
+from altgrad.runs.history import EPOCHS, STEPS, TIMES, History, number_of, of_rows
 from altgrad.runs.names import normal
-from altgrad.runs.sources.found import NO_END, Files, Found, cannot, config_beside, described, mark_of, version_of
+from altgrad.runs.sources.found import (
+    NO_END,
+    Files,
+    Found,
+    cannot,
+    clock,
+    config_beside,
+    described,
+    first_bytes,
+    mark_of,
+    version_of,
+)
 
 _LOGS = re.compile(r"(metrics?|history|logs?|progress|train(ing)?([_-]?log)?|results?|losses|scalars)(\W.*)?", re.I)
 """Names of tables that are logs though they have no step."""
@@ -58,7 +73,7 @@ def _is_no_log(path: Path, rows: Rows) -> str | None:
     """Why a table in a folder is taken for data, not for the log of a run."""
     try:
         first = list(islice(rows(path, [], {}), 20))
-    except (UsageError, ValueError):
+    except (UsageError, ValueError, OSError):
         return None  # its reading says why
     names = {normal(name) for row in first for name in row}
     if not first or names & {*STEPS, *EPOCHS} or _LOGS.fullmatch(path.stem):
@@ -70,7 +85,7 @@ def _read(path: Path, name: str, tool: str, rows: Rows, alone: bool) -> tuple[di
     lines: list[str] = []
     config: dict[str, Any] = {}
     first: list[Mapping[str, Any]] = []
-    times: list[float] = []
+    times = array("d")
 
     def watched() -> Iterator[Mapping[str, Any]]:
         for row in rows(path, lines, config):
@@ -78,7 +93,7 @@ def _read(path: Path, name: str, tool: str, rows: Rows, alone: bool) -> tuple[di
                 first.append(row)
             for key, value in row.items():
                 if key.lower() in TIMES and (moment := _moment(value)):
-                    times[0:] = [min(moment, *times), max(moment, *times)] if times else [moment]
+                    times.append(moment)
             yield row
 
     try:
@@ -91,35 +106,41 @@ def _read(path: Path, name: str, tool: str, rows: Rows, alone: bool) -> tuple[di
     if not history.names:
         raise UsageError("no column of it holds numbers")
     given, more = config_beside(path.parent) if alone else config_beside(path.parent, path.stem)
+    begin, end, clocked = clock(np.frombuffer(times)) if times else (moment, moment, [])
     cut = any(line.startswith("rows: the last") for line in lines)
     said = [] if cut else [NO_END.format(tool=f"a {tool} file")]
     whole = sorted((key, value) for key, value in first[0].items() if value not in ("", None))
     project = path.parent.parent.name if alone else path.parent.name
     return described(
         tool, mark_of(tool, path, whole), name, project, config={**given, **config},
-        state="crashed" if cut else "finished", created=[*times, moment][0], ended=[moment, *times][-1],
-        lines=[*lines, *more, *said], rows=len(history.table),
+        state="crashed" if cut else "finished", created=begin, ended=end, lines=[*lines, *clocked, *more, *said],
+        rows=len(history.table),
     ), history  # fmt: skip
 
 
 def _moment(value: Any) -> float | None:
-    """Seconds since 1970, where a value is such a time."""
+    """Seconds since 1970, where a value is such a time, in milliseconds or in ISO 8601 too."""
+    seconds = number_of(value, True)
     try:
-        seconds = float(value)
-    except (TypeError, ValueError):
+        if seconds is None:
+            return datetime.fromisoformat(value).timestamp()
+    except (TypeError, ValueError, OverflowError, OSError):
         return None
+    seconds = seconds / 1000 if 1e12 < seconds < 1e13 else seconds
     return seconds if 1e9 < seconds < 1e10 else None
 
 
 def _csv_rows(path: Path, lines: list[str], config: dict[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Each row as a mapping; a header that comes again, as two runs in one file leave it, begins the columns anew."""
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+    encoding = "utf-16" if first_bytes(path, 2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    with open(path, encoding=encoding, errors="replace", newline="") as file:
         text = (line.replace("\0", "") for line in file)
         head = [line for line in islice(text, 1)]
         if not head or not head[0].strip():
             raise UsageError("it is empty")
         separator = max(",;\t", key=head[0].count)
-        names = next(csv.reader(head, delimiter=separator), [])
+        header = next(csv.reader(head, delimiter=separator), [])
+        names = _columns(header)
         if _numbers(names):
             raise UsageError("its first row has numbers where names of columns should be")
         ended = True
@@ -137,13 +158,13 @@ def _csv_rows(path: Path, lines: list[str], config: dict[str, Any]) -> Iterator[
                 if held is not None:
                     yield _row(names, held, lines)
                     held = None
-                if not cells or cells == names:
+                if not cells or cells == header:
                     continue
                 if set(cells) & {"step", "epoch", "Step"} and not _numbers(cells):
-                    names = cells
+                    header, names = cells, _columns(cells)
                     lines.append("rows: the header changes within the file; columns are read by the header above them")
                     continue
-                held = cells
+                held = [cell.replace(",", ".") for cell in cells] if separator == ";" else cells
         except csv.Error as error:
             lines.append(f"rows: the last ones cannot be read ({error})")
         if held is not None:
@@ -151,6 +172,16 @@ def _csv_rows(path: Path, lines: list[str], config: dict[str, Any]) -> Iterator[
                 yield _row(names, held, lines)
             else:
                 lines.append("rows: the last one is cut short, and left out")
+
+
+def _columns(header: list[str]) -> list[str]:
+    """The names of columns, each once."""
+    found: dict[str, None] = {}
+    for name in header:
+        while name in found:
+            name += "_"
+        found[name] = None
+    return list(found)
 
 
 def _row(names: list[str], cells: list[str], lines: list[str]) -> dict[str, Any]:

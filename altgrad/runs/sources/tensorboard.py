@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import re
 import struct
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from altgrad.config import UsageError
 from altgrad.runs.history import Gathered, History
-from altgrad.runs.sources.found import NO_END, Files, Found, config_beside, described, mark_of, version_of
+from altgrad.runs.sources.found import NO_END, Files, Found, clock, config_beside, described, mark_of, version_of
 
 TOOL = "TensorBoard"
 PARTS = ("train", "training", "validation", "val", "valid", "eval", "test")
@@ -33,6 +34,7 @@ PARTS = ("train", "training", "validation", "val", "valid", "eval", "test")
 _TORCH_HPARAMS = re.compile(r"\d{10}\.\d+")
 """What PyTorch calls the folder in which it writes a run's hyperparameters."""
 _MOST_KINDS = 200
+_CHUNK = 1 << 22
 _STATES = {1: "finished", 2: "failed", 3: "running"}
 
 
@@ -80,7 +82,7 @@ class _Reader(NamedTuple):
     def read(self) -> tuple[dict[str, Any], History]:
         found, events = Gathered(), Events()
         for part, path in sorted(self.parts, key=lambda each: (each[0], each[1].name)):
-            own = read_events(path.read_bytes())
+            own = read_events(path)
             events.config |= own.config
             events.state = own.state or events.state
             events.damaged += own.damaged
@@ -92,26 +94,25 @@ class _Reader(NamedTuple):
                 found.not_a_number(f"{part}{tag}", count)
         if not events.scalars:
             raise UsageError("no scalar in it" + (", and it is damaged" if events.damaged or events.cut else ""))
-        start = min(float(times[0]) for pieces in events.scalars.values() for _, times, _ in pieces)
-        end = start
-        last: dict[str, Any] = {}
-        for tag, pieces in events.scalars.items():
-            steps, times, values = (np.concatenate(each) for each in zip(*pieces, strict=True))
+        columns = {
+            tag: tuple(np.concatenate(each) for each in zip(*events.scalars.pop(tag), strict=True))
+            for tag in [*events.scalars]
+        }
+        for tag, (steps, _, values) in columns.items():
             found.add_column(tag, steps, values)
-            end = max(end, float(times[-1]))
-            if len(steps) > len(last.get("steps", ())):
-                last = {"steps": steps, "times": times}
-        if "seconds" not in events.scalars:
-            found.add_column("seconds", last["steps"], last["times"] - start)
+        longest, moments, _ = max(columns.values(), key=lambda each: len(each[0]))
+        _, _, found.lines[:0] = clock(moments)
+        start = min(float(times.min()) for _, times, _ in columns.values())
+        end = max(float(times.max()) for _, times, _ in columns.values())
+        if "seconds" not in columns:
+            found.add_column("seconds", longest, moments - start)
+        del columns  # their times are not needed again
         config, lines = config_beside(self.run)
         state = events.state or "finished"
         if events.cut or events.damaged:
             state = "crashed"
-            lines.append(
-                f"events: {events.damaged} damaged records are left out"
-                if events.damaged
-                else "events: the file ends in the middle of a record; what it holds up to there is kept"
-            )
+            lines += [f"events: {events.damaged} damaged records are left out"] * (events.damaged > 0)
+            lines += ["events: a file ends or is damaged amid a record; what it holds before it is kept"] * events.cut
         elif events.state is None:
             lines.append(NO_END.format(tool=TOOL))
         history = found.history()
@@ -123,14 +124,28 @@ class _Reader(NamedTuple):
         ), history  # fmt: skip
 
 
-def read_events(data: bytes) -> Events:
+def read_events(path: Path) -> Events:
     """The events of one file; damaged records are counted, and a last one that was cut short ends the reading."""
-    found = Events()
-    begins, lengths, found.cut = _framed(data)
-    if found.cut and not begins:
+    found, data = Events(), b""
+    with open(path, "rb") as file:
+        while not found.cut and (more := file.read(_CHUNK)):
+            data += more
+            begins, lengths, end = _framed(data)
+            _add(found, data, begins, lengths)
+            data = data[end:]
+            found.cut = len(data) >= 12 and not _sound_length(data, 12)
+    if found.first is None:
         raise UsageError("not a readable file of TensorBoard" if data else "it is empty")
+    found.cut |= bool(data)
+    return found
+
+
+def _add(found: Events, data: bytes, begins: array[int], lengths: array[int]) -> None:
+    """The events of some whole records."""
+    if not begins:
+        return
     view = np.frombuffer(data, np.uint8)
-    starts, sizes = np.array(begins, np.int64), np.array(lengths, np.int64)
+    starts, sizes = np.frombuffer(begins, np.int64), np.frombuffer(lengths, np.int64)
     order: list[tuple[int, str, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
     rest: list[int] = []
     for size in np.unique(sizes).tolist():
@@ -162,34 +177,36 @@ def read_events(data: bytes) -> Events:
     scalars = defaultdict(list)
     for first, tag, at, steps, times, values in order:
         scalars[tag].append((first, at, steps, times, values))
+    single: dict[str, list[tuple[int, int, float, float]]] = defaultdict(list)
     for each in sorted(rest):
         for tag, step, time, value in _slowly(data[begins[each] : begins[each] + lengths[each]], found):
-            one = np.array([each]), np.array([step]), np.array([time]), np.array([value])
-            scalars[tag].append((each, *one))
+            single[tag].append((each, step, time, value))
+    for tag, cells in single.items():
+        at, steps, times, values = map(np.array, zip(*cells, strict=True))
+        scalars[tag].append((cells[0][0], at, steps, times, values))
     for tag, pieces in scalars.items():
         at, steps, times, values = (np.concatenate(part) for part in list(zip(*pieces, strict=True))[1:])
         by_place = np.argsort(at, kind="stable")
         found.scalars[tag].append((steps[by_place], times[by_place], values[by_place]))
-    if len(begins):
-        with contextlib.suppress(ValueError, IndexError, struct.error):
+    if found.first is None:
+        found.first = 0.0, "event"
+        with contextlib.suppress(LookupError, ValueError, struct.error):
             event = dict(_fields(data[begins[0] : begins[0] + lengths[0]]))
-            found.first = struct.unpack("<d", event[1])[0] if isinstance(event.get(1), bytes) else 0.0, "event"
-    return found
+            found.first = struct.unpack("<d", event[1])[0], "event"
 
 
-def _framed(data: bytes) -> tuple[list[int], list[int], bool]:
-    """Where the data of each record begins and how long it is, and whether the last one was cut short."""
-    begins: list[int] = []
-    lengths: list[int] = []
+def _framed(data: bytes) -> tuple[array[int], array[int], int]:
+    """Where the data of each whole record begins and how long it is, and where the last of them ends."""
+    begins, lengths = array("q"), array("q")
     place, end, unpack = 0, len(data), struct.Struct("<Q").unpack_from
     while place + 12 <= end:
         (length,) = unpack(data, place)
         if length > end - place - 16:
-            return begins, lengths, True
+            break
         begins.append(place + 12)
         lengths.append(length)
         place += length + 16
-    return begins, lengths, place != end or not begins
+    return begins, lengths, place
 
 
 class _Kind(NamedTuple):
@@ -380,10 +397,14 @@ def _uint32(rows: NDArray[np.uint8]) -> NDArray[np.uint32]:
 
 def _sound(data: bytes, begin: int, length: int) -> bool:
     """Whether one record's checksums are right; of long ones only that of the length, which is read on."""
-    head = np.frombuffer(data, np.uint8, 12, begin - 12)[None]
-    if _masked_crc(head[:, :8])[0] != _uint32(head[:, 8:])[0]:
+    if not _sound_length(data, begin):
         return False
     if length > 65536:  # an image or a graph, of which nothing is kept
         return True
     body = np.frombuffer(data, np.uint8, length + 4, begin)[None]
     return bool(_masked_crc(body[:, :-4])[0] == _uint32(body[:, -4:])[0])
+
+
+def _sound_length(data: bytes, begin: int) -> bool:
+    head = np.frombuffer(data, np.uint8, 12, begin - 12)[None]
+    return bool(_masked_crc(head[:, :8])[0] == _uint32(head[:, 8:])[0])

@@ -48,12 +48,12 @@ def _read(path: Path, run: str) -> tuple[dict[str, Any], History]:
     lines: list[str] = []
     with opened(path) as connection:
         key = _key(connection)
-        logged = rows(connection, f"select * from metrics where {key} = ? order by id", run)
+        logged = rows(connection, f"select * from metrics where {key} is ? order by id", run)
         configs = []
         if key in columns_of(connection, "configs"):
-            configs = rows(connection, f"select config from configs where {key} = ?", run)
+            configs = rows(connection, f"select config from configs where {key} is ?", run)
     history = of_rows(_rows(logged, lines), ("step",))
-    config = _object(configs[0]["config"]) if configs else {}
+    config = (_object(configs[0]["config"]) if configs else None) or {}
     own = {name: value for name, value in config.items() if not name.startswith("_")}
     name = str(logged[0]["run_name"])
     mark = mark_of(TOOL, Path(path.stem) / str(run), logged[0]["timestamp"])
@@ -76,6 +76,6 @@ def _rows(logged: list[Any], lines: list[str]) -> Iterator[Mapping[str, Any]]:
 def _object(text: str | bytes) -> Any:
     try:
         given = json.loads(text)
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         return None
     return given if isinstance(given, dict) else None

@@ -51,7 +51,7 @@ def _read(run: Path, name: str, paths: list[Path]) -> tuple[dict[str, Any], Hist
     history = of_rows((row for row in state["log_history"] if isinstance(row, dict)), ("step",))
     if not len(history.table):
         raise UsageError("nothing was logged yet")
-    wanted = state.get("max_steps") or 0
+    wanted = state["max_steps"] if type(state.get("max_steps")) is int else 0
     ended = step >= wanted
     if not ended:
         lines.append(f"status: step {step:,} of {wanted:,} is the last that it holds")
