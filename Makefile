@@ -14,7 +14,7 @@ export NO_MKDOCS_2_WARNING := 1
 export ALTGRAD_REFRESH := $(REFRESH)
 export ALTGRAD_PAGE := $(P)
 
-.PHONY: help serve site page version install test check demo campaign campaign-quick pack repeat ladder-fit wheel guides loops reports fixtures bench bench-training bench-runs bench-site bench-keystrokes same-numbers exhaustive clean
+.PHONY: help serve site page version install test check demo campaign campaign-quick pack repeat ladder-fit wheel guides loops reports fixtures bench bench-training bench-runs bench-site bench-keystrokes same-numbers processes exhaustive clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -100,6 +100,9 @@ bench-keystrokes: site .venv/dev.stamp ## measure what a reader waits for after 
 
 same-numbers: .venv/site.stamp ## whether every number of a site built BEFORE is in the one built AFTER
 	@$(BIN)/python tests/site/same_numbers.py $(BEFORE) $(or $(AFTER),site)
+
+processes: .venv/dev.stamp ## check a run that four processes share against one process (with eight: N=8)
+	@ALTGRAD_PROCESSES=$(or $(N),4) $(BIN)/python -m pytest tests/test_distributed.py
 
 exhaustive: .venv/dev.stamp ## compare the quantizer on all 2^32 float32 inputs; may be stopped, goes on from there
 	@$(BIN)/python benchmarks/exhaustive.py $(ARGS)

@@ -138,6 +138,7 @@ def _train(options: argparse.Namespace, load: Callable[[], ExperimentConfig], **
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matrix products on a GPU
     import torch
 
+    from altgrad.runs.recorder import writes
     from altgrad.runs.writer import REPORT
     from altgrad.training import load_text, train
 
@@ -149,6 +150,8 @@ def _train(options: argparse.Namespace, load: Callable[[], ExperimentConfig], **
             print(notice, file=sys.stderr)
     torch.set_num_threads(options.threads)
     result = train(config, options.out, device=options.device, corpus=corpus, resume=options.resume, **how)
+    if not writes():  # of several processes one speaks
+        return 1 if result.failure else 0
     loss = result.summary["val_loss"]
     early = f" at step {step} (no better since)" if (step := result.summary.get("stopped_early")) else ""
     per_token = f" ({per:.4f} per token)" if (per := result.summary.get("val_loss_per_token")) else ""

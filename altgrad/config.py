@@ -347,11 +347,16 @@ class QuantizeConfig(_Section):
 
 
 class ScalingConfig(ScaleRule):
-    """The rule of every operand, and of single operands where they differ."""
+    """The rule of every operand, and of single operands where they differ.
+
+    `reduce`: of a run on several processes, over which of them the amax of activations and gradients is taken: "all",
+    those of a machine ("node"), or none, so that each has scales of its own.
+    """
 
     weight: ScaleRule | None = _later(None)
     activation: ScaleRule | None = _later(None)
     grad_output: ScaleRule | None = _later(None)
+    reduce: Literal["all", "node", "none"] = _later("all")
 
     def rule(self, operand: str) -> ScaleRule:
         """The rule of weight, activation or grad_output."""
@@ -571,6 +576,7 @@ class ExperimentConfig(_Section):
     nan_patience: int = Field(10, ge=1)
     draw_version: Literal[1, 2] = _later(1)  # of stochastic rounding's draws: 2 has fewer bits and is quicker
     accumulate: int = _later(1, ge=1)  # batches whose gradients are averaged into one step
+    parallel: Literal["ddp", "fsdp2"] | None = _later(None)  # how torchrun's processes share each batch
     compile: bool = _later(False)  # the model through torch.compile; steps with a look stay eager, equal to roundoff
     stability: StabilityConfig = _later(StabilityConfig())
     telemetry: TelemetryConfig = _later(TelemetryConfig())
@@ -606,6 +612,7 @@ class ExperimentConfig(_Section):
                 allowed = "{kind: amax}, {kind: none} or leave it"
                 kept = "optimizer.storage 'grid' keeps one power-of-two scale per tensor"
                 raise ValueError(f"{kept}; set scaling.weight to {allowed}")
+        self._check_parallel()
         if (end := self.schedule_steps) is not None:
             if self.schedule != "cosine":
                 raise ValueError(f"schedule_steps={end} is where schedule 'cosine' ends; leave it out")
@@ -632,6 +639,26 @@ class ExperimentConfig(_Section):
                 raise ValueError(f"{key}={fmt!r} has a range beyond float64; training has none so wide")
             rule.check(key, get_format(fmt), self.quantize.compute)
         return self
+
+    def _check_parallel(self) -> None:
+        """Refuse what the processes of a run cannot share."""
+        if self.foreign is not None:
+            return
+        kinds = {self.scaling.rule(name).kind for name in ("activation", "grad_output")}
+        if self.scaling.reduce != "all" and self.parallel is None:
+            raise ValueError(f"scaling.reduce {self.scaling.reduce!r} is of several processes; set parallel")
+        if self.scaling.reduce != "all" and "delayed" in kinds:
+            raise ValueError("scaling.kind 'delayed' keeps one history in all processes; set scaling.reduce to 'all'")
+        if self.parallel is not None and self.compile:
+            raise ValueError("compile is for a run on one process; leave out compile or parallel")
+        whole = {
+            "optimizer.step_rule 'muon'": self.optimizer.step_rule == "muon",
+            "optimizer.moments 'fp8'": self.optimizer.moments == "fp8",
+            "optimizer.stiffness 'shuffled'": self.optimizer.stiffness == "shuffled",
+            "telemetry.shadow": self.telemetry.shadow,
+        }
+        if self.parallel == "fsdp2" and (needs := next((key for key, asked in whole.items() if asked), None)):
+            raise ValueError(f"{needs} needs whole tensors, and parallel 'fsdp2' shards them; use 'ddp'")
 
     def _check_casts(self) -> None:
         """Refuse casts that change nothing or contradict how the weights are stored."""

@@ -21,14 +21,16 @@ class Draws(NamedTuple):
 
     Attributes:
         seed: a number from 0 to 2**64 - 1, or its bits as int64 [], where a graph reads it when it runs.
+        first: number of the first element; every `start` counts from there.
     """
 
     seed: int | Tensor
     version: int
+    first: int = 0
 
     def key(self, start: int) -> tuple[Tensor | int, Tensor | int]:
         """What element `start`, the first of a word, has before mixing, and the key it is mixed with: int32 both."""
-        number = start // self.version
+        number = (self.first + start) // self.version
         first = number * DRAW_MULTIPLIERS[0]
         if isinstance(self.seed, Tensor):
             key = _splitmix64(_splitmix64(self.seed) ^ (number >> 32))
@@ -38,16 +40,16 @@ class Draws(NamedTuple):
 
     def have_one_key(self, start: int, count: int) -> bool:
         """Whether `start` is the first of a word, and `count` elements from there on are mixed with one key."""
-        border = self.version << 32
+        border, start = self.version << 32, self.first + start
         return start % self.version == 0 and start // border == (start + count - 1) // border
 
     def numbers(
         self, start: int, shape: tuple[int, ...], device: torch.device, scratch: Scratch | None = None
     ) -> Tensor:
         """The draws of the elements from `start` on: float32 of this shape."""
-        count, before = math.prod(shape), start % self.version
+        count, before = math.prod(shape), (self.first + start) % self.version
         if not self.have_one_key(start - before, count + before):
-            low = (self.version << 32) - start % (self.version << 32)
+            low = (self.version << 32) - (self.first + start) % (self.version << 32)
             parts = ((start, low), (start + low, count - low))
             return torch.cat([self.numbers(first, (some,), device) for first, some in parts]).view(shape)
         first, key = self.key(start - before)

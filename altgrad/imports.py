@@ -21,6 +21,7 @@ RUN_ROOMS = (
     *_BOTH,
     "scratch",
     "draws",
+    "ranks",
     "rounding",
     "diffusion",
     "scaling",

@@ -95,6 +95,7 @@ def quantize(
     saturate: bool = True,
     seed: int | Tensor | None = None,
     draw_version: int = 1,
+    first: int = 0,
     out: Tensor | None = None,
     check_scale: bool = True,
 ) -> Tensor:
@@ -113,6 +114,7 @@ def quantize(
             int64 tensor of one element holds the bits of a seed that a graph of one's own reads when it runs.
         draw_version: of `formats.stochastic_draw`; 2 is quicker and unbiased to 2^-15, and formats of more than 7
             mantissa bits keep version 1.
+        first: index that the first element of `x` has in the tensor it is a part of, for the draws.
         out: receives the result; same shape, dtype and device as `x`. May be `x` itself, or overlap it: what would be
             overwritten too early is copied first.
         check_scale: False skips the look at a scale tensor's values, which on a GPU would wait for the device (there
@@ -130,7 +132,7 @@ def quantize(
             (E11M4 on).
     """
     return _quantize(
-        _job(x, fmt, scale, rounding, saturate, (seed, draw_version), check_scale, out), counted=False
+        _job(x, fmt, scale, rounding, saturate, (seed, draw_version, first), check_scale, out), counted=False
     ).values
 
 
@@ -143,6 +145,7 @@ def quantize_counted(
     saturate: bool = True,
     seed: int | Tensor | None = None,
     draw_version: int = 1,
+    first: int = 0,
     previous: Tensor | None = None,
     out: Tensor | None = None,
     ulp_out: Tensor | None = None,
@@ -158,7 +161,7 @@ def quantize_counted(
 
     The rest, the returned values and the errors are those of `quantize`.
     """
-    job = _job(x, fmt, scale, rounding, saturate, (seed, draw_version), check_scale, out, previous, ulp_out)
+    job = _job(x, fmt, scale, rounding, saturate, (seed, draw_version, first), check_scale, out, previous, ulp_out)
     return _quantize(job, counted=True, with_ulp=with_ulp or ulp_out is not None)
 
 
@@ -894,7 +897,7 @@ def _job(
     scale: Tensor | float | None,
     rounding: str,
     saturate: bool,
-    draws: tuple[int | Tensor | None, int],
+    draws: tuple[Any, ...],
     check_scale: bool,
     out: Tensor | None = None,
     previous: Tensor | None = None,
@@ -906,7 +909,7 @@ def _job(
         given = _dtype_name(x.dtype) if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a tensor of {', '.join(map(_dtype_name, INPUT_DTYPES))}, not {given}")
     _check_rounding(rounding)
-    drawn = _checked_draws(*draws, fmt)
+    drawn = _checked_draws(fmt, *draws)
     if rounding == "stochastic" and drawn is None:
         raise ValueError("stochastic rounding needs a seed: a whole number from 0 to 2**64 - 1")
     for name, tensor, dtype in (("out", out, x.dtype), ("previous", previous, x.dtype), ("ulp_out", ulp_out, None)):
@@ -933,17 +936,17 @@ def _job(
     return _Job(x, fmt, scale, rounding, saturate, drawn if rounding == "stochastic" else None, out, previous, ulp_out)
 
 
-def _checked_draws(seed: int | Tensor | None, version: int, fmt: FloatFormat) -> Draws | None:
+def _checked_draws(fmt: FloatFormat, seed: int | Tensor | None, version: int, first: int = 0) -> Draws | None:
     version = drawn_version(version, fmt)
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise TypeError(
                 f"a seed that is a tensor is one int64 number, not {_dtype_name(seed.dtype)} {[*seed.shape]}"
             )
-        return Draws(seed.reshape(()) if is_traced() else int(seed) % 2**64, version)
+        return Draws(seed.reshape(()) if is_traced() else int(seed) % 2**64, version, first)
     if seed is not None:
         draw_keys(seed, 0)
-    return None if seed is None else Draws(seed, version)
+    return None if seed is None else Draws(seed, version, first)
 
 
 def _kept(read: Tensor, out: Tensor | None, ulp_out: Tensor | None) -> Tensor:

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.formats import E8M0, FP32, FloatFormat, get_format
+from altgrad.ranks import over_group
 from altgrad.rounding import PIECE, Compiler, compile_quantize, decode, encode, is_traced, quantize
 
 GRANULARITIES = ("tensor", "row", "block")
@@ -347,33 +348,35 @@ class DelayedScale(nn.Module):
         self.register_buffer("before", torch.zeros(length), persistent=False)
         self.register_buffer("latest", torch.zeros(()), persistent=False)
 
-    def scale(self, x: Tensor, moment: Tensor | int | None = None) -> Tensor:
+    def scale(self, x: Tensor, moment: Tensor | int | None = None, group: Any = None) -> Tensor:
         """The scale for `x`, float32 []; records nothing.
 
         Args:
             x: float32, bfloat16 or float16.
             moment: where it is that of the latest entry, what was known before that entry counts. A whole number; as
                 a tensor (int64 [], on the processor) one that a compiled graph reads when it runs.
+            group: process group whose ranks each have a part of the tensor, as many rows: amax is that of all.
 
         Raises:
             TypeError: as `amax`.
         """
         self._follow(x)
         known = self.history if moment is None else torch.where(self.moment == moment, self.before, self.history)
-        return self._scale(amax(x), known)
+        return self._scale(over_group(amax(x), group), known)
 
-    def update(self, x: Tensor, moment: Tensor | int | None = None) -> Tensor:
+    def update(self, x: Tensor, moment: Tensor | int | None = None, group: Any = None) -> Tensor:
         """The scale for `x`, float32 []; its amax then counts for the steps that follow.
 
         Args:
             x: float32, bfloat16 or float16.
             moment: of the step that `x` is a part of, as in `scale`; None is a step of its own.
+            group: as in `scale`; the ranks keep the same history.
 
         Raises:
             TypeError: as `amax`.
         """
         self._follow(x)
-        now = amax(x)
+        now = over_group(amax(x), group)
         new = torch.ones_like(self.moment, dtype=torch.bool) if moment is None else self.moment != moment
         before = torch.where(new, self.history, self.before)
         known = torch.where(new, -1.0, self.latest)
@@ -556,14 +559,20 @@ def nvfp4_scales(x: Tensor, tensor_scale: Tensor | float | None = None) -> tuple
     return nvfp4_scales_of_amax(amax(x, granularity="block", block=NVFP4_BLOCK), tensor_scale)
 
 
-def nvfp4_scales_of_amax(largest: Tensor, tensor_scale: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
-    """`nvfp4_scales` where the largest absolute values of the blocks, float32 of any shape, are already known."""
+def nvfp4_scales_of_amax(
+    largest: Tensor, tensor_scale: Tensor | float | None = None, group: Any = None
+) -> tuple[Tensor, Tensor]:
+    """`nvfp4_scales` where the largest absolute values of the blocks, float32 of any shape, are already known.
+
+    The tensor's own is that of the blocks of all ranks of a process `group`.
+    """
     outer = None if tensor_scale is None else _checked_tensor_scale(tensor_scale, largest.device)
-    return _nvfp4_scales(largest, outer)
+    return _nvfp4_scales(largest, outer, group)
 
 
-def _nvfp4_scales(largest: Tensor, outer: Tensor | None) -> tuple[Tensor, Tensor]:
-    outer = _quotient_scale(amax(largest), _E4M3.max * _E2M1.max) if outer is None else outer
+def _nvfp4_scales(largest: Tensor, outer: Tensor | None, group: Any = None) -> tuple[Tensor, Tensor]:
+    if outer is None:
+        outer = _quotient_scale(over_group(amax(largest), group), _E4M3.max * _E2M1.max)
     wanted = (largest / largest.new_full((), _E2M1.max)).div_(outer).clamp_(2.0**-6, _E4M3.max)
     return _where_defined(largest, quantize(wanted, _E4M3, out=wanted)), outer
 

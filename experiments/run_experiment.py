@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from altgrad.cli import add_train_arguments, guarded, run_training  # noqa: E402
+from altgrad.runs.recorder import writes  # noqa: E402
 
 
 def main() -> int:
@@ -25,7 +26,7 @@ def main() -> int:
     import controls  # noqa: F401, its roundings are registered
 
     code = guarded(lambda: run_training(options))
-    if code in (0, 1):
+    if code in (0, 1) and writes():
         print("\nTraining complete!")
         print("To update analysis reports:")
         print("  python scripts/generate_reports.py")

@@ -360,8 +360,8 @@ def test_the_shards_of_a_parameter_step_as_the_whole_does(tmp_path: Path) -> Non
         for step in range(3):
             weight.grad = some(5, 6, seed=step + 1).float()
             optimizer.step()
-        if rule in ("grid", "code") and placement.startswith("S"):  # the draws of a shard are its own
+        if rule in ("grid", "code") and "1" in placement:  # shards of columns have draws of their own
             codes = (values / scale).tolist()
             assert all(E4M3.round(code) == code for row in codes for code in row)
             continue
-        torch.testing.assert_close(values, weight.detach(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(values, weight.detach(), rtol=1e-6, atol=1e-7)

@@ -28,7 +28,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, Protocol
 
@@ -53,6 +53,7 @@ from altgrad.config import (
 )
 from altgrad.diffusion import diffuse
 from altgrad.formats import FP32, ROUNDINGS, FloatFormat
+from altgrad.ranks import over_group, whole
 from altgrad.rounding import StraightThrough, is_traced, quantize, quantize_counted, straight_through
 from altgrad.scaling import (
     MX_BLOCK,
@@ -65,7 +66,6 @@ from altgrad.scaling import (
     inverse_scale_of_amax,
     mx_scale,
     mx_scale_of_amax,
-    nvfp4_scales,
     nvfp4_scales_of_amax,
     scale_of_amax,
     tile_amax,
@@ -297,13 +297,16 @@ class Clock:
 
     `draw_version` is that of the draws (`formats.stochastic_draw`). The loop sets `step` and `part` (the batch within a
     step; -1 for evaluation), so that draws do not depend on how often anything else was computed, and delayed scales
-    count steps. While `step` is None nobody counts: every forward pass of a layer is a step of its own.
+    count steps. While `step` is None nobody counts: every forward pass of a layer is a step of its own. Where processes
+    share a batch, `group` is the process group over whose ranks amax is taken, and `rank` says whose rows are here.
     """
 
     seed: int = 0
     step: int | None = None
     part: int = 0
     draw_version: int = 1
+    group: Any = field(default=None, repr=False, compare=False)
+    rank: int = 0
     now: Tensor = field(init=False, repr=False, compare=False)
     """int64 [step, part]; `counted` and `training` tell whether there is a step, and whether it is no evaluation."""
     counted: bool = field(init=False, repr=False, compare=False)
@@ -315,6 +318,14 @@ class Clock:
         with torch.inference_mode(False):
             now = torch.tensor([self.step or 0, self.part], device="cpu")
         vars(self).update(now=now, counted=self.step is not None, training=self.part >= 0)
+
+    def __deepcopy__(self, memo: object) -> Clock:
+        """A copy of a model shares the process group, which has no copies."""
+        return replace(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A model that is saved knows no process group."""
+        return vars(self) | {"group": None}
 
     def seed_of(self, layer: str, operand: str) -> int | Tensor:
         """A 64-bit seed for one tensor at this moment; in a graph an int64 tensor with its bits."""
@@ -432,7 +443,7 @@ class _Quantizer:
         scale, block = self._scale(x, name)
         if self._as_it_is(name):
             return x, scale
-        fmt, how = self.policy.operand(name).format, self._rounding(name)
+        fmt, how = self.policy.operand(name).format, self._rounding(x, name)
         elements, factor = _elements(x, scale, block)
         inverse = self._inverse(name, factor)
         if inverse is not None:
@@ -460,7 +471,7 @@ class _Quantizer:
             elements, factor, scale = elements.float() * inverse, None, 1 / scale
         if isinstance(block, tuple):
             scale, block = expand_tiles(scale, _matrix(x).shape, block).view(x.shape), 0
-        how = self._rounding(name)
+        how = self._rounding(x, name)
         together = None
         if how["rounding"] not in ROUNDINGS:  # what overflows is what overflows to nearest
             together, how = how["rounding"], {"rounding": "nearest_even"}
@@ -483,10 +494,15 @@ class _Quantizer:
         on_grid = operand_of(name) == "weight" and self.grid_scale is not None
         return self.policy.operand(name).format is FP32 or on_grid
 
-    def _rounding(self, name: str) -> dict[str, Any]:
-        rounding = self.policy.operand(name).rounding
-        seed = self.clock.seed_of(self.layer, name) if rounding == "stochastic" else None
-        return {"rounding": rounding, "seed": seed, "draw_version": self.clock.draw_version}
+    def _rounding(self, x: Tensor, name: str) -> dict[str, Any]:
+        rounding, clock = self.policy.operand(name).rounding, self.clock
+        seed = clock.seed_of(self.layer, name) if rounding == "stochastic" else None
+        first = clock.rank * x.numel() if self._is_shared(name) else 0
+        return {"rounding": rounding, "seed": seed, "draw_version": clock.draw_version, "first": first}
+
+    def _is_shared(self, name: str) -> bool:
+        """Whether every process has its own rows of the operand: all but weights, which are the same in all."""
+        return operand_of(name) != "weight" or self.weight is None
 
     def _inverse(self, name: str, factor: Any) -> Tensor | None:
         """`factor` where it is what elements are multiplied by, in place of a scale to divide them by."""
@@ -501,37 +517,43 @@ class _Quantizer:
         """
         spec = self.policy.operand(name)
         scaling, fmt = spec.scaling, spec.format
+        group = self.clock.group if self._is_shared(name) else None
         if fmt is FP32:
             return None, 0
         if operand_of(name) == "weight" and self.grid_scale is not None:
             return self.grid_scale, 0
         across = scaling.axis == "contraction" and name not in OPERANDS
         if (tile := _tile(scaling, x, across=across)) is not None:
-            return _scale_of_amax(tile_amax(_matrix(x), tile), scaling, fmt), tile
+            largest = tile_amax(_matrix(x), tile)
+            if scaling.granularity == "row":  # a column's, of the rows of all processes
+                largest = over_group(largest, group)
+            return _scale_of_amax(largest, scaling, fmt, group), tile
         if scaling.kind == "none":
             return None, 0
         if scaling.kind == "static":
             return torch.full((), scaling.value, dtype=torch.float32, device=x.device), 0
         if scaling.kind == "delayed":
-            return self._delayed_scale(x, name), 0
+            return self._delayed_scale(x, name, group), 0
         if scaling.kind in ("mx", "mx_rceil"):
             return mx_scale(x, fmt, rule="floor" if scaling.kind == "mx" else "rceil"), MX_BLOCK
         if scaling.kind == "nvfp4":
-            inner, outer = nvfp4_scales(x)
-            return inner * outer, NVFP4_BLOCK
+            return _scale_of_amax(amax(x, granularity="block", block=NVFP4_BLOCK), scaling, fmt, group), NVFP4_BLOCK
         granularity, block = scaling.granularity, scaling.block
         largest = amax(x, granularity=granularity, block=block)
+        if granularity == "tensor":
+            largest = over_group(largest, group)
         return _scale_of_amax(largest, scaling, fmt), block if granularity == "block" else 0
 
-    def _delayed_scale(self, x: Tensor, name: str) -> Tensor:
+    def _delayed_scale(self, x: Tensor, name: str, group: Any) -> Tensor:
         """As Transformer Engine: training with gradients enabled takes the amax of `x` into the history."""
         delayed, clock = self.delayed[_key(name)], self.clock
         if not (clock.training and self.training):
-            return delayed.scale(x)  # type: ignore[no-any-return]
+            return delayed.scale(x, group=group)  # type: ignore[no-any-return]
         moment = clock.now[0] if clock.counted else self.passes
         if operand_of(name) == "grad_output":
-            return delayed.update(x, moment if clock.counted else None)  # type: ignore[no-any-return]
-        return delayed.update(x, moment) if self.recording else delayed.scale(x, moment)  # type: ignore[no-any-return]
+            return delayed.update(x, moment if clock.counted else None, group)  # type: ignore[no-any-return]
+        look_up = delayed.update if self.recording else delayed.scale
+        return look_up(x, moment, group)  # type: ignore[no-any-return]
 
     def _begin(self) -> None:
         """What delayed scales have to know of a forward pass.
@@ -554,11 +576,6 @@ class _Quantizer:
             yield
         finally:
             self.clock.part = part
-
-
-def whole(x: Tensor) -> Tensor:
-    """All of a tensor of which processes have a share each (FSDP's: a call of all of them); any other as it is."""
-    return x.full_tensor() if hasattr(x, "full_tensor") else x  # type: ignore[no-any-return]
 
 
 def _elements(x: Tensor, scale: Any, block: int | tuple[int, int]) -> tuple[Tensor, Any]:
@@ -605,10 +622,13 @@ def _tile(scaling: ScaleRule, x: Tensor, *, across: bool) -> tuple[int, int] | N
     return None
 
 
-def _scale_of_amax(largest: Tensor, scaling: ScaleRule, fmt: FloatFormat) -> Tensor:
-    """The scales, float32 of any shape, by the rule of an operand whose largest absolute values are known."""
+def _scale_of_amax(largest: Tensor, scaling: ScaleRule, fmt: FloatFormat, group: Any = None) -> Tensor:
+    """The scales, float32 of any shape, by the rule of an operand whose largest absolute values are known.
+
+    NVFP4's second level is of the whole tensor: of that of all ranks of a `group`.
+    """
     if scaling.kind == "nvfp4":
-        inner, outer = nvfp4_scales_of_amax(largest)
+        inner, outer = nvfp4_scales_of_amax(largest, group=group)
         return inner * outer
     if scaling.quotient == "inverse":
         return inverse_scale_of_amax(largest, fmt)

@@ -44,6 +44,7 @@ def quantize_model(
     seed: int = 0,
     draw_version: int = 1,
     strict: bool = False,
+    group: Any = None,
 ) -> nn.Module:
     """Turn the layers of a model into their quantized form, in place: those that multiply matrices, and embeddings.
 
@@ -62,6 +63,9 @@ def quantize_model(
         draw_version: of `formats.stochastic_draw`; 2 is quicker.
         strict: refuse what the policy leaves as it is without naming it: now by what is known of the model's classes,
             and at the end of the first batch by the products that ran.
+        group: process group (torch.distributed) whose ranks each train on as many rows of a batch: per-tensor amax of
+            activations and gradients is that of all their rows, the same on every rank, and a rank draws what its rows
+            would draw in the whole. All of them must run the same layers. None: each process is by itself.
 
     Returns:
         `model`.
@@ -76,7 +80,9 @@ def quantize_model(
         policies = {"*": policy}
     else:  # a key says which layers are meant
         policies = {key: replace(p, layers=("*",)) if p.layers == LAYER_TYPES else p for key, p in policy.items()}
-    clock = Clock(seed, draw_version=check_draw_version(draw_version))
+    clock = Clock(seed, draw_version=check_draw_version(draw_version), group=group)
+    if group is not None:
+        clock.rank = torch.distributed.get_rank(group)
     modules = _modules(model)
     kinds = {name: kind_of(module) for name, module in modules.items()}
     places = _places(model, modules, kinds, policies)

@@ -16,7 +16,7 @@ and `exp_avg_sq_scale` are beside them (`altgrad.optim.moments`).
 
 Parameters are float16, bfloat16, float32 or float64, as torch's AdamW has them. Moments have the parameter's dtype, but
 float32 where a precondition steps narrower ones: the square of a gradient times a spacing is none of float16. A DTensor
-steps shard by shard (`altgrad.optim.shards`); a scale is of the whole tensor, the same on all ranks.
+steps shard by shard (`altgrad.ranks`); a scale is of the whole tensor, the same on all ranks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from torch.optim import Optimizer
 from altgrad.config import MOMENT_KINDS
 from altgrad.formats import FloatFormat, get_format
 from altgrad.optim.moments import empty_moments, keep_moment, read_moment
-from altgrad.optim.shards import is_sharded, local, over_shards, shard_number
+from altgrad.ranks import draws_of, is_sharded, local, over_shards
 from altgrad.rounding import quantize
 from altgrad.scaling import power_of_two_scale
 
@@ -309,12 +309,14 @@ def next_scale(scale: float, largest: float, fmt: FloatFormat) -> float:
     return needed if too_small or too_large else scale
 
 
-def draw_seed(seed: int, index: int, step: int, owner: Tensor | None = None) -> int:
-    """The 64-bit seed of a parameter's draws at a step: a resumed run draws what an unbroken one would.
+def draws_at(seed: int, index: int, step: int, owner: Tensor) -> dict[str, Any]:
+    """The `seed` and `first` of a parameter's draws at a step, of its shard here: a resumed run draws the same."""
+    shard, first = draws_of(owner)
+    return {"seed": draw_seed(seed, index, step, shard), "first": first}
 
-    The shards of an `owner` but the first have seeds of their own.
-    """
-    shard = 0 if owner is None else shard_number(owner)
+
+def draw_seed(seed: int, index: int, step: int, shard: int = 0) -> int:
+    """The 64-bit seed of a parameter's draws at a step."""
     text = f"optim/{seed}/{index}/{step}" + (f"/{shard}" if shard else "")
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 

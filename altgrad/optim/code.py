@@ -34,7 +34,7 @@ from altgrad.optim.base import (
     check_adam,
     corrections,
     denominators,
-    draw_seed,
+    draws_at,
     largest_magnitudes,
     update_moments,
 )
@@ -119,8 +119,8 @@ class CodeOptimizer(GridOptimizer):
                 move.masked_fill_(batch.grads[i] == 0, 0.0)
             if self.observer is not None:
                 self.observer(batch.owners[i], move * ulp(parameter, fmt, scales[i]))
-            seed = draw_seed(group["seed"], batch.indices[i], batch.step, batch.owners[i])
-            quantize(move, _INTEGERS, rounding="stochastic", seed=seed, out=move).clamp_(-rungs, rungs)
+            draws = draws_at(group["seed"], batch.indices[i], batch.step, batch.owners[i])
+            quantize(move, _INTEGERS, rounding="stochastic", **draws, out=move).clamp_(-rungs, rungs)
             parameter.copy_(moved(parameter, move, fmt, scales[i], beyond=group["scaled"]))
         found = largest_magnitudes(batch.params, batch.owners)
         for i, (parameter, largest) in enumerate(zip(batch.params, found, strict=True)):

@@ -49,11 +49,12 @@ from altgrad.optim.base import (
     check_adam,
     corrections,
     draw_seed,
+    draws_at,
     largest_magnitudes,
     update_moments,
     without_infinities,
 )
-from altgrad.optim.shards import is_sharded, mean_of, over_shards
+from altgrad.ranks import mean_of, norms_of, over_shards
 from altgrad.rounding import power_of_two_below, quantize, ulp
 from altgrad.scaling import amax, power_of_two_scale, scale_of_amax
 
@@ -215,11 +216,7 @@ class ManifoldAdamW(GridOptimizer):
         torch._foreach_copy_(batch.params, params)
 
     def _norms(self, batch: Batch) -> list[float]:
-        norms = torch._foreach_norm(batch.params)
-        if any(map(is_sharded, batch.owners)):
-            pairs = zip(norms, batch.owners, strict=True)
-            norms = [over_shards(norm.square(), owner, "sum").sqrt() for norm, owner in pairs]
-        found: list[float] = torch.stack(norms).tolist()
+        found: list[float] = norms_of(batch.owners or batch.params).tolist()
         return found
 
     def _onto_grid(
@@ -238,13 +235,9 @@ class ManifoldAdamW(GridOptimizer):
                 if rates[i]:
                     batch.means[i].addcdiv_(error.sub_(parameter), fields[i], value=(1 - 1 / beta1) / rates[i])
                 continue
-            drawn = group["rounding"] == "stochastic"
-            seed = draw_seed(group["seed"], batch.indices[i], batch.step, batch.owners[i]) if drawn else None
-            how: dict[str, Any] = {
-                "rounding": group["rounding"],
-                "seed": seed,
-                "draw_version": group.get("draw_version", 1),
-            }
+            how: dict[str, Any] = {"rounding": group["rounding"], "draw_version": group.get("draw_version", 1)}
+            if group["rounding"] == "stochastic":
+                how |= draws_at(group["seed"], batch.indices[i], batch.step, batch.owners[i])
             quantize(proposed, fmt, scale=scale, out=parameter, **how)
 
     def _spacings(self, group: dict[str, Any], batch: Batch, scales: list[float] | None) -> tuple[list[Tensor], float]:

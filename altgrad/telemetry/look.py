@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,8 @@ from torch import Tensor, nn
 from altgrad.config import TelemetryConfig, operand_of
 from altgrad.formats import FP32, FloatFormat
 from altgrad.nn import QuantizedLayer, QuantizedLinear, Reading, observed, quantized_layers
-from altgrad.nn.layers import whole
 from altgrad.optim import GridOptimizer
+from altgrad.ranks import is_sharded, over_group, rows_of_all, whole
 from altgrad.telemetry import counts, geometry
 from altgrad.telemetry.gradients import gradient_statistics
 from altgrad.telemetry.probe import Part, class_statistics, logit_statistics
@@ -45,6 +46,8 @@ class Look:
         number: how many looks were before this one; rank and codes are taken where it is a multiple of
             `telemetry.rank_every` and `telemetry.codes_every`: at the first look, which `RankWatch` holds later ones
             against, and then at every so many. Where one of these keys is 0, never.
+        group: process group whose ranks each have as many rows of the batches; all of them look, and have the same
+            rows, of the whole.
 
     In a step of several batches, which the loop tells apart by `clock_of(model).part`, activations and output gradients
     are those of all of them: counts are added, maxima taken, norms and fractions are of all the rows.
@@ -53,14 +56,20 @@ class Look:
     """
 
     def __init__(
-        self, model: nn.Module, step: int, telemetry: TelemetryConfig | None = None, *, number: int = 0
+        self,
+        model: nn.Module,
+        step: int,
+        telemetry: TelemetryConfig | None = None,
+        *,
+        number: int = 0,
+        group: Any = None,
     ) -> None:
         self.rows: list[Row] = []
-        self._model, self._step = model, step
+        self._model, self._step, self._group = model, step, group
         self._telemetry = telemetry or TelemetryConfig()
         self._layers = quantized_layers(model)
-        shared = (name for name, layer in self._layers.items() if hasattr(layer.weight, "full_tensor"))
-        self._gathered = frozenset(shared)  # FSDP frees what it has gathered for a pass
+        self._gathered = {name for name, layer in self._layers.items() if is_sharded(layer.weight)}
+        """Layers whose weight FSDP frees after the pass that has gathered it."""
         both = (self._telemetry.rank_every, self._telemetry.codes_every)
         self._ranks, self._codes = (every > 0 and number % every == 0 for every in both)
         self._seen: set[tuple[str, str, int]] = set()
@@ -81,6 +90,7 @@ class Look:
         if self._telemetry.operands:
             with observed(self._model, self._observe), self._logits_kept():
                 yield
+            self._reduce()
             sums = [each.numbers() for each in self._sums.values()]
             for place, numbers in zip(self._sums, torch.stack(sums).tolist() if sums else [], strict=True):
                 self._add(*place, counts.operand_statistics(numbers))
@@ -100,9 +110,9 @@ class Look:
         Args:
             losses: for each of the step's batches a function that computes the model's loss on it, for the shadow.
         """
-        given = {name: layer.weight.grad for name, layer in self._layers.items()}
-        gradients = {name: whole(gradient) for name, gradient in given.items() if gradient is not None}
-        shadows = shadow_gradients(self._model, losses) if self._telemetry.shadow else {}
+        grads = {name: layer.weight.grad for name, layer in self._layers.items()}
+        gradients = {name: whole(grad) for name, grad in grads.items() if grad is not None}
+        shadows = shadow_gradients(self._model, losses, self._group) if self._telemetry.shadow else {}
         for name, gradient in gradients.items():
             if self._telemetry.gradients:
                 self._add(name, "gradient", gradient_statistics(gradient))
@@ -124,7 +134,7 @@ class Look:
         read = {name: self._on_grid(name, stored[name], now=False) for name in self._layers}
         proposals: dict[int, Tensor] = {}
         if isinstance(optimizer, GridOptimizer):
-            optimizer.observer = lambda parameter, change: proposals.update({id(parameter): change})
+            optimizer.observer = lambda owner, change: proposals.update({id(owner): whole(change, owner)})
         try:
             yield
         finally:
@@ -159,13 +169,35 @@ class Look:
             for handle in handles:
                 handle.remove()
 
+    def _reduce(self) -> None:
+        """Bring what was summed of this process's rows to that of all rows, in one reduction for each kind of sum.
+
+        Weights are the same in all processes, and stay as they are.
+        """
+        places = [place for place in self._sums if self._group is not None and operand_of(place[1]) != "weight"]
+        if not places:
+            return
+        sums = [self._sums[place] for place in places]
+        codes = [each for key, (_, each) in self._code_counts.items() if key in places]
+        binades = [each for key, each in self._binade_counts.items() if key in places]
+        maxima = over_group(torch.stack([each.maxima for each in sums]), self._group)
+        parts = [part for each in sums for part in (each.norms.square(), each.counts, ~each.dead)] + codes + binades
+        flat = over_group(torch.cat([part.double() for part in parts]), self._group, "sum")
+        found = iter(flat.split([len(part) for part in parts]))
+        for place, largest in zip(places, maxima, strict=True):
+            norms, numbers, alive = next(found), next(found), next(found)
+            self._sums[place] = counts.OperandSums(largest, norms.sqrt(), numbers, alive == 0)
+        for each in (*codes, *binades):
+            each.copy_(next(found))
+
     def _look_at_heads(self) -> None:
         for name, logits in self._logits.items():
-            self._add(name, "output", logit_statistics(logits))
+            self._add(name, "output", logit_statistics([rows_of_all(each, self._group) for each in logits]))
             mine = {place[1:]: reading for place, reading in self._read_by_head.items() if place[0] == name}
             gradients = {part: reading for (operand, part), reading in mine.items() if operand == "grad_output"}
             if gradients:
-                of = [Part(mine["activation", part].real, g.real, g.rounded) for part, g in gradients.items()]
+                read = {part: (mine["activation", part].real, g.real, g.rounded) for part, g in gradients.items()}
+                of = [Part(*(rows_of_all(each, self._group) for each in three)) for three in read.values()]
                 self._add(name, next(iter(gradients.values())).cast, class_statistics(of))
 
     def _add(self, layer: str, operand: str, statistics: dict[str, float]) -> None:
@@ -183,8 +215,11 @@ class Look:
         sums = counts.operand_sums(reading)
         self._sums[place] = self._sums[place].with_part(sums) if place in self._sums else sums
         if reading.cast == "weight":
-            if reading.layer not in self._gathered:
-                self._weights[reading.layer] = reading
+            if reading.layer in self._gathered:
+                real = reading.real.clone()
+                rounded = real if reading.rounded is reading.real else reading.rounded
+                reading = reading._replace(real=real, rounded=rounded)
+            self._weights[reading.layer] = reading
             return
         if self._codes and counts.has_codes(reading.format):
             found = counts.code_counts(reading.rounded, reading.format, reading.element_scale)

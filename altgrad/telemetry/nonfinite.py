@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.nn import Reading, observed
+from altgrad.ranks import nonfinite_in
 
 
 def first_nonfinite(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> tuple[str, str] | None:
@@ -21,9 +22,10 @@ def first_nonfinite(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) ->
     Parameters' gradients are overwritten.
     """
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if nonfinite_in(parameter):
             return name, "optimizer"
-    return next(filter(None, (_in_passes(model, loss) for loss in losses)), None)
+    found = [_in_passes(model, loss) for loss in losses]  # all of them: other processes may find it in another
+    return next(filter(None, found), None)
 
 
 def _in_passes(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[str, str] | None:
@@ -39,11 +41,11 @@ def _in_passes(model: nn.Module, loss: Callable[[], Tensor]) -> tuple[str, str] 
     with observed(model, observe):
         value = loss()
         if not first and not bool(torch.isfinite(value)):
-            return "loss", "forward"
+            first.append(("loss", "forward"))
         value.backward()  # type: ignore[no-untyped-call]
     if first:
         return first[0]
     for name, parameter in reversed(list(model.named_parameters())):
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+        if parameter.grad is not None and nonfinite_in(parameter.grad):
             return f"{name}.grad", "backward"
     return None

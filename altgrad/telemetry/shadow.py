@@ -10,14 +10,16 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from altgrad.nn import UNQUANTIZED, all_layers, quantized_layers
+from altgrad.ranks import over_group
 
 
-def shadow_gradients(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> dict[str, Tensor]:
+def shadow_gradients(model: nn.Module, losses: Sequence[Callable[[], Tensor]], group: Any = None) -> dict[str, Tensor]:
     """The gradients of the layers' weights without any rounding, averaged over the batches.
 
     The weights are read as they are stored: unrounded masters, or values on the grid. `.grad`, delayed scales, clocks,
@@ -27,6 +29,7 @@ def shadow_gradients(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -
     Args:
         model: with quantized layers (`altgrad.nn.quantize_model`).
         losses: for each of the step's batches a function that computes the model's loss on it, a scalar.
+        group: process group whose ranks each have as many rows of the batches: the average is over all.
 
     Returns:
         Dense float32 gradients by layer name, without layers whose weight is frozen or takes no part in the loss.
@@ -43,6 +46,9 @@ def shadow_gradients(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -
                 if grad is not None:
                     grad = grad.to_dense() if grad.is_sparse else grad
                     sums[id(weight)] = sums[id(weight)] + grad if id(weight) in sums else grad
+    if group is not None:
+        share = 1 / torch.distributed.get_world_size(group)
+        sums = {key: over_group(grad * share, group, "sum") for key, grad in sums.items()}
     return {name: sums[id(weight)] for name, weight in layers.items() if id(weight) in sums}
 
 

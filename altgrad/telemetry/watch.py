@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from altgrad.ranks import local, nonfinite_in, norms_of, whole
 from altgrad.runs import Alarm
 
 JUMP = 8.0
@@ -47,7 +48,9 @@ class Watch:
 
     def __init__(self, model: nn.Module) -> None:
         parameters = dict(model.named_parameters())
-        self._sized = {name: p for name, p in parameters.items() if p.ndim > 1 or (p.numel() > 1 and bool(p.any()))}
+        self._sized = {
+            name: p for name, p in parameters.items() if p.ndim > 1 or (p.numel() > 1 and bool(whole(p).any()))
+        }
         self._others = {name: p for name, p in parameters.items() if name not in self._sized}
         self._norms = self._measured()
         """When last looked at: of each tensor that has a size, then of the others together."""
@@ -92,7 +95,7 @@ class Watch:
         figures = torch.stack(list(norms)).tolist() if norms else []
         suspects = [name for name, norm in zip(gradients, figures, strict=True) if not math.isfinite(norm)]
         # a float32 norm overflows long before its elements do
-        self._bad_gradients = [name for name in suspects if _nonfinite(gradients[name])]
+        self._bad_gradients = [name for name in suspects if nonfinite_in(gradients[name])]
         if not finite_loss:
             return []
         tensors = [f"{name}.grad" for name in reversed(self._bad_gradients)]
@@ -100,7 +103,7 @@ class Watch:
         if not fresh:
             return []
         (_, tensor), more = fresh[0], len(fresh) - 1
-        count = _nonfinite(gradients[tensor.removesuffix(".grad")])
+        count = nonfinite_in(gradients[tensor.removesuffix(".grad")])
         rest = f"; so have {more} more gradients" if more else ""
         return [Alarm("nonfinite", tensor, "backward", count, f"NaN or infinite elements: {count}{rest}")]
 
@@ -146,7 +149,7 @@ class Watch:
         suspects = {name: self._sized[name] for name in damaged}
         if self._others and not math.isfinite(norms[-1]):
             suspects |= self._others
-        counts = {name: count for name, tensor in suspects.items() if (count := _nonfinite(tensor))}
+        counts = {name: count for name, tensor in suspects.items() if (count := nonfinite_in(tensor))}
         fresh = {name: count for name, count in counts.items() if name not in self.broken}
         self.broken = {name: self.broken.get(name, phase) for name in counts}
         return [
@@ -162,19 +165,16 @@ class Watch:
 
     @torch.no_grad()
     def _measured(self) -> list[float]:
-        tensors: list[Tensor] = list(self._sized.values())
+        tensors = [local(tensor) for tensor in self._sized.values()]
         if self._others:
-            tensors.append(torch.cat([vector.reshape(-1) for vector in self._others.values()]))
-        norms = torch.stack(torch._foreach_norm(tensors)).tolist() if tensors else []
+            tensors.append(torch.cat([local(vector).reshape(-1) for vector in self._others.values()]))
+        owner = next(iter({**self._sized, **self._others}.values()), None)
+        norms = norms_of(tensors, owner).tolist() if tensors else []
         # squares leave float32's range long before the elements do
         return [
-            norm if math.isfinite(norm) and norm > 0 else float(tensor.double().norm())
+            norm if math.isfinite(norm) and norm > 0 else float(norms_of([tensor.double()], owner))
             for norm, tensor in zip(norms, tensors, strict=True)
         ]
-
-
-def _nonfinite(tensor: Tensor) -> int:
-    return int((~torch.isfinite(tensor)).sum())
 
 
 def _severity(alarm: Alarm) -> float:

@@ -62,6 +62,7 @@ from altgrad.nn import (
     quantized_layers,
 )
 from altgrad.optim import CodeOptimizer, GridOptimizer, ManifoldAdamW, MuonBesideAdamW
+from altgrad.ranks import local, nonfinite_in, norms_of, over_shards, whole
 from altgrad.runs import Alarm, Failure, NothingToResume, RunWriter, read_run
 from altgrad.runs.diagnosis import diagnose, symptoms
 from altgrad.runs.failure_report import failure_report
@@ -74,6 +75,7 @@ from altgrad.telemetry import Look, RankWatch, Watch, first_nonfinite
 from altgrad.training.checkpoint import REMEDY, Checkpoints
 from altgrad.training.corpus import Corpus
 from altgrad.training.data import load_corpus
+from altgrad.training.distributed import Nobody, Processes, joined, told_of_loss
 from altgrad.training.task import Task, TaskBatches, build_task, fingerprint
 from altgrad.training.tokens import Tokens
 
@@ -105,12 +107,17 @@ class Batches:
     Attributes:
         text: that there is one, in which tokens and characters are counted.
         held_out, final: where the windows of an evaluation begin, of one during the run and of the last, [windows].
+
+    Of each batch it gives the `rows` that are asked for.
     """
 
     text = True
 
-    def __init__(self, corpus: Corpus, config: ExperimentConfig, device: torch.device) -> None:
+    def __init__(
+        self, corpus: Corpus, config: ExperimentConfig, device: torch.device, rows: slice = slice(None)
+    ) -> None:
         self._context, self._size, self._device = config.model.context, config.batch_size, device
+        self._rows = rows
         for split in (corpus.train, corpus.validation):
             if split.size <= self._context + 1:
                 raise UsageError(f"model.context: {self._context} is longer than the data; make it smaller")
@@ -173,18 +180,18 @@ class Batches:
         return sum(self._corpus.characters(self._validation[part[:, None] + targets].ravel()) for part in parts)
 
     def _cut(self, text: Tokens, starts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        windows = text[starts[:, None] + np.arange(self._context + 1)].astype(np.int64)
+        windows = text[starts[self._rows, None] + np.arange(self._context + 1)].astype(np.int64)
         both = torch.from_numpy(windows).to(self._device)
         return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
 
-def build_model(config: ExperimentConfig) -> GPT:
+def build_model(config: ExperimentConfig, processes: Processes | None = None) -> GPT:
     """The config's model on the CPU, initialized by its seed, with its layers quantized as the config says."""
     size = config.model
     model = GPT(
         config.tokens, layers=size.layers, dim=size.dim, heads=size.heads, context=size.context, seed=config.seed
     )
-    quantize_model(model, model_policies(config), seed=config.seed, draw_version=config.draw_version)
+    _quantize(model, config, processes or Processes())
     layers = quantized_layers(model)
     if config.quantize.operands and not any(_named(config, layer) for layer in layers.values()):
         known, quantize = ", ".join(layers), config.quantize
@@ -196,6 +203,12 @@ def build_model(config: ExperimentConfig) -> GPT:
     if size.rescale:
         _rescale(model, size.rescale, config.seed)
     return model
+
+
+def _quantize(model: nn.Module, config: ExperimentConfig, processes: Processes) -> None:
+    how = {"seed": config.seed, "draw_version": config.draw_version, "group": processes.scales}
+    quantize_model(model, model_policies(config), **how)
+    clock_of(model).rank = processes.rank
 
 
 def model_policies(config: ExperimentConfig) -> dict[str, Policy]:
@@ -329,9 +342,10 @@ def clip_to_range(model: nn.Module) -> int:
     """
     clipped = 0
     for layer in quantized_layers(model).values():
-        grad, fmt = layer.weight.grad, weight_format(layer)
-        if grad is None or fmt is FP32:
+        owner, fmt = layer.weight.grad, weight_format(layer)
+        if owner is None or fmt is FP32:
             continue
+        grad = local(owner)
         rule = layer.policy.operand("weight").scaling
         limit = torch.tensor(fmt.max, device=grad.device)
         if layer.grid_scale is not None:
@@ -340,9 +354,9 @@ def clip_to_range(model: nn.Module) -> int:
             limit = limit * rule.value
         elif rule.kind != "none":
             quotient = "nearest" if rule.quotient == "inverse" else rule.quotient
-            limit = limit * amax_scale(layer.weight, fmt, power_of_two=rule.power_of_two, quotient=quotient)
+            limit = limit * amax_scale(whole(layer.weight), fmt, power_of_two=rule.power_of_two, quotient=quotient)
         outside = (grad.abs() > limit) & torch.isfinite(grad)
-        clipped += int(outside.sum())
+        clipped += int(over_shards(outside.sum(), owner, "sum"))
         grad.copy_(torch.where(outside, grad.sign() * limit, grad))
     return clipped
 
@@ -386,6 +400,8 @@ def train(
             where there is none.
         continued: folder of a finished run, of which this one, of `continued_config`, is to have the first steps.
 
+    Where torchrun has started several processes they share the run as `config.parallel` says; each calls this.
+
     Returns:
         The finished or failed run. SIGTERM and Ctrl-C leave an ``interrupted`` record and go on as SystemExit and
         KeyboardInterrupt; where the config asks for checkpoints the step is finished first, and a last checkpoint
@@ -393,29 +409,70 @@ def train(
 
     Raises:
         UsageError: the run is already recorded, the data or the device are missing, `out` cannot be written (any
-            more), no checkpoint can be used, or the model or its batches do not fit the data or the memory.
+            more), no checkpoint can be used, the model or its batches do not fit the data or the memory, or processes
+            do not belong together (`altgrad.training.distributed`).
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this torch sees no GPU; use --device cpu")
     if config.stability.shift_to is not None:
         shifted(config)
+    started = {"code": code_fingerprint("run"), "torch": torch.__version__, "continued": str(continued)}
+    started |= {"--out": str(out.resolve()), "--resume": resume, "--device": device}
+    if task is None:
+        corpus = corpus or load_corpus(config.data, config.tokenizer, config.vocabulary)
+        started["data"] = corpus.fingerprint["sha256"]
+    elif config.parallel is not None:
+        raise UsageError(f"parallel={config.parallel}: a model of one's own is trained by one process; leave it out")
+    with joined(config, device, started) as processes:
+        return _train(config, out, device, corpus, task, progress, resume, continued, processes)
+
+
+def _train(
+    config: ExperimentConfig,
+    out: Path,
+    device: str,
+    corpus: Corpus | None,
+    task: Callable[[int], Task] | None,
+    progress: bool,
+    resume: bool,
+    continued: Path | None,
+    processes: Processes,
+) -> Result:
     with _enough_memory(config):
-        model, loss, batches, data = prepared(config, device, corpus, task)
+        model, loss, batches, data = prepared(config, device, corpus, task, processes)
     with _enough_memory(config), _deterministic(), _room_on_the_disk(out):
-        writer, state = _open_record(config, out, data, device, resume, continued)
-        with _stoppable(gentle=config.checkpoint.every > 0) as stop_if_asked, writer:
-            tracker = Tracker.start(config, writer.run, writer.path)
+
+        def open_record() -> tuple[RunWriter, Any]:
+            writer, checkpoint = _open_record(config, out, data, device, resume, continued, processes)
+            return writer, (str(writer.path), checkpoint)
+
+        opened, (folder, checkpoint) = processes.first(open_record)
+        writer: Any = opened or Nobody(Path(folder))
+        gentle = config.checkpoint.every > 0
+        with _stoppable(gentle, processes) as stop_if_asked, writer:
+            tracker: Any = writer if opened is None else Tracker.start(config, writer.run, writer.path)
             if tracker.url:
                 writer.set_wandb_url(tracker.url)
             status, summary = "crashed", {}
             try:
-                checkpoints = _checkpoints(config, data, writer.path) if config.checkpoint.every else None
-                run = _Run(config, model, loss, batches, writer, tracker, progress, checkpoints, stop_if_asked)
-                if state is not None:
-                    _load(run, state)
-                result = run.run()
+                with told_of_loss():
+                    checkpoints = _checkpoints(config, data, writer.path, processes)
+                    kept = checkpoints if config.checkpoint.every else None
+                    shown = progress and opened is not None
+                    run = _Run(config, model, loss, batches, writer, tracker, shown, kept, stop_if_asked, processes)
+                    if checkpoint is not None:
+                        if first_part := Path(checkpoint).parents[1] == continued:
+                            checkpoints = _checkpoints(read_run(continued).config, data, continued, processes)
+                        state = checkpoints.load(Path(checkpoint), run.owners)
+                        if first_part:
+                            state["progress"]["final_val_loss"] = math.nan
+                        _load(run, state)
+                    result = run.run()
                 status, summary = result.status, result.summary
             except BaseException as error:
                 status = ending(error)[0]
-                _explain(writer, error=error)
+                if opened is not None:
+                    _explain(writer, error=error)
                 raise
             finally:
                 tracker.finish(status, summary)
@@ -427,6 +484,7 @@ def prepared(
     device: str = "cpu",
     corpus: Corpus | None = None,
     task: Callable[[int], Task] | None = None,
+    processes: Processes | None = None,
 ) -> tuple[nn.Module, Loss, Batches | TaskBatches, dict[str, Any]]:
     """The quantized model on its device, its loss on what `next` of its batches gives, and what identifies the data.
 
@@ -437,13 +495,14 @@ def prepared(
         raise UsageError("--device cuda: this torch sees no GPU; use --device cpu")
     if task is None:
         corpus = corpus or load_corpus(config.data, config.tokenizer, config.vocabulary)
-        batches = Batches(corpus, config, torch.device(device))
-        model = build_model(config).to(device)
+        rows = processes.rows(config.batch_size) if processes else slice(None)
+        batches = Batches(corpus, config, torch.device(device), rows)
+        model = build_model(config, processes).to(device)
         return model, model.loss, batches, corpus.fingerprint
     own = build_task(task, config.seed)
     own.model.to(device)
     try:
-        quantize_model(own.model, model_policies(config), seed=config.seed, draw_version=config.draw_version)
+        _quantize(own.model, config, Processes())
     except ValueError as error:
         raise UsageError(f"--model: {one_line(error)}") from None
     data = fingerprint(own, str((config.foreign or {})["task"]))
@@ -482,8 +541,8 @@ def _load(run: _Run, state: dict[str, Any]) -> None:
         raise UsageError(f"{run.writer.run_id}: {misfit}; {REMEDY}") from error
 
 
-def _checkpoints(config: ExperimentConfig, data: Mapping[str, Any], folder: Path) -> Checkpoints:
-    return Checkpoints(folder, config, data["sha256"], config.checkpoint.keep)
+def _checkpoints(config: ExperimentConfig, data: Mapping[str, Any], folder: Path, processes: Processes) -> Checkpoints:
+    return Checkpoints(folder, config, data["sha256"], config.checkpoint.keep, processes)
 
 
 def continued_config(run: Path, steps: int) -> ExperimentConfig:
@@ -514,15 +573,21 @@ def continued_config(run: Path, steps: int) -> ExperimentConfig:
 
 
 def _open_record(
-    config: ExperimentConfig, out: Path, data: Mapping[str, Any], device: str, resume: bool, continued: Path | None
-) -> tuple[RunWriter, dict[str, Any] | None]:
-    """A new record, or the one that is there and the state to go on from, or a finished run's as the first part."""
-    state: dict[str, Any] | None = None
+    config: ExperimentConfig,
+    out: Path,
+    data: Mapping[str, Any],
+    device: str,
+    resume: bool,
+    continued: Path | None,
+    processes: Processes,
+) -> tuple[RunWriter, str | None]:
+    """A new record, or the one that is there or a finished run's as its first part; the checkpoint to go on from."""
+    chosen: str | None = None
 
     def find(folder: Path, config: ExperimentConfig = config) -> tuple[int, float]:
-        nonlocal state
-        checkpoints = _checkpoints(config, data, folder)
-        state = checkpoints.newest(_notice)
+        nonlocal chosen
+        checkpoints = _checkpoints(config, data, folder, processes)
+        state, chosen = checkpoints.newest(_notice), str(checkpoints.chosen)
         try:
             step, seconds = state["step"], state["seconds"]
             sound = type(step) is int and step == state["progress"]["step"] > 0 and isinstance(seconds, int | float)
@@ -534,12 +599,18 @@ def _open_record(
             checkpoints.forget_after(step)
         if state.get("code") != code_fingerprint("run"):
             _notice("the checkpoint was written by other code: the run may differ from one without interruption")
+        if (before := state.get("processes", processes.count)) != processes.count:
+            other = f"another number of processes than wrote the checkpoint, {processes.count} for {before}"
+            _notice(f"{other}: they add in another order, so that last bits may differ")
         return step, seconds
 
-    about: dict[str, Any] = {"data_fingerprint": data, "environment": describe_environment(device)}
+    environment = describe_environment(device)
+    if processes.group is not None:
+        environment["processes"] = processes.count
+    about: dict[str, Any] = {"data_fingerprint": data, "environment": environment}
     if resume:
         try:
-            return RunWriter.resume(out, config, find=find, **about), state
+            return RunWriter.resume(out, config, find=find, **about), chosen
         except NothingToResume as nothing:
             _notice(f"{nothing}; starting from the {'finished run' if continued else 'beginning'}")
     if continued is None:
@@ -548,11 +619,9 @@ def _open_record(
         step, seconds = find(continued, read_run(continued).config)
     except NothingToResume as nothing:
         raise UsageError(f"{nothing}: a run goes on from its last one; train it again with checkpoint.every") from None
-    assert state is not None
-    state["progress"]["final_val_loss"] = math.nan
     writer = RunWriter.create(out, config, **about)
     writer.adopt(continued, step, seconds)
-    return writer, state
+    return writer, chosen
 
 
 def describe_environment(device: str) -> dict[str, Any]:
@@ -614,10 +683,13 @@ class _Run:
         progress: bool,
         checkpoints: Checkpoints | None,
         stop_if_asked: Callable[[Callable[[], None]], None],
+        processes: Processes,
     ) -> None:
         self.config, self.writer, self.tracker, self.progress = config, writer, tracker, progress
         self.model, self.batches, self.checkpoints = model, batches, checkpoints
-        self.stop_if_asked = stop_if_asked
+        self.stop_if_asked, self.processes = stop_if_asked, processes
+        self.eager = loss
+        self.loss = processes.place(model, loss, next(model.parameters()).device.type)
         self.optimizer = build_optimizer(config, model)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.parameters = dict(model.named_parameters())
@@ -627,7 +699,6 @@ class _Run:
         self.started = time.monotonic()
         self.at = Progress()
         self.batches_before = batches.state
-        self.loss = self.eager = loss
 
     @property
     def clock(self) -> Clock:
@@ -657,9 +728,9 @@ class _Run:
         self.clock.part = -1
         starts = self.batches.final if final else self.batches.held_out
         with torch.no_grad():
-            losses = [float(self.eager(*batch)) for batch in self.batches.validation(starts)]
+            losses = [self.eager(*batch) for batch in self.batches.validation(starts)]
         tokens, characters = self.batches.evaluated(starts)
-        return sum(losses) / len(losses) * (tokens / characters)
+        return sum(self.processes.mean(losses)) / len(losses) * (tokens / characters)
 
     def state(self) -> dict[str, Any]:
         """Everything that decides how the run goes on, for `load_state`; between two steps."""
@@ -674,7 +745,14 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "watch": self.watch.state if self.watch else None,
             "rank_watch": self.rank_watch.state,
-        }
+        } | ({"processes": self.processes.count} if self.processes.kind else {})
+
+    @property
+    def owners(self) -> dict[str, Tensor]:
+        """By how the names of a checkpoint's tensors begin: the parameters that they are, or are of."""
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        states = {f"optimizer.state.{number}.": each for number, each in enumerate(parameters)}
+        return {f"model.{name}": each for name, each in self.parameters.items()} | states
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Be the run that `state` was taken of."""
@@ -744,24 +822,25 @@ class _Run:
         look = None
         if config.layers_every > 0 and (at.step == 1 or at.step % config.layers_every == 0):
             number = 0 if at.step == 1 else at.step // config.layers_every
-            look = Look(model, at.step, config.telemetry, number=number)
-        loss_of = self.eager if look else self.loss
+            look = Look(model, at.step, config.telemetry, number=number, group=self.processes.group)
+        loss_of = self.eager if look and self.processes.group is None else self.loss
         self.batches_before = self.batches.state
         if self.watch:
             self._warn(self.watch.before())
         batches: list[tuple[Any, ...]] = []
-        losses = []
+        losses, parts = [], config.accumulate * self.processes.count
         with look.operands() if look else contextlib.nullcontext():
             self.optimizer.zero_grad(set_to_none=True)
             for part in range(config.accumulate):
                 clock.part = part
                 batches.append(self.batches.next())
-                loss = loss_of(*batches[-1])
-                (loss / config.accumulate if config.accumulate > 1 else loss).backward()  # type: ignore[no-untyped-call]
+                with self.processes.exchanging(last=part == config.accumulate - 1):
+                    loss = loss_of(*batches[-1])
+                    (loss / parts if parts > 1 else loss).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss.detach())
         if look:
             look.gradients([partial(self.eager, *batch) for batch in batches])
-        at.last_loss = sum(loss.item() for loss in losses) / len(losses)
+        at.last_loss = sum(self.processes.mean(losses)) / len(losses)
         if at.step == 1:
             at.first_loss = at.last_loss
         row: dict[str, float] = {"tokens": at.step * self._tokens_a_step()} if self.batches.text else {}
@@ -788,11 +867,12 @@ class _Run:
     def _clip_norm(self) -> float:
         """`torch.nn.utils.clip_grad_norm_`, whose norms of the single gradients are watched; the norm before."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        norms = torch._foreach_norm(list(gradients.values()))
-        total = torch.linalg.vector_norm(torch.stack(norms))
+        norms = norms_of(list(gradients.values()))
+        total = torch.linalg.vector_norm(norms)
         if self.watch:
-            self._warn(self.watch.gradients(gradients, norms, finite_loss=math.isfinite(self.at.last_loss)))
-        torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self._norm_limit, total)
+            self._warn(self.watch.gradients(gradients, list(norms), finite_loss=math.isfinite(self.at.last_loss)))
+        factor = (self._norm_limit / (total + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_([local(gradient) for gradient in gradients.values()], factor)
         return float(total)
 
     @property
@@ -850,7 +930,8 @@ class _Run:
         at.first_bad = (at.step, tensor, phase)
         self._event("nonfinite", tensor=tensor, phase=phase)
         if self.config.telemetry.operands and not seen:
-            look = Look(self.model, at.step, TelemetryConfig(geometry=False, rank_every=0, codes_every=0))
+            counted = TelemetryConfig(geometry=False, rank_every=0, codes_every=0)
+            look = Look(self.model, at.step, counted, group=self.processes.group)
             with look.operands():
                 for loss in self._losses_again(batches):
                     loss().backward()  # type: ignore[no-untyped-call]
@@ -858,7 +939,7 @@ class _Run:
 
     def _first_nonfinite(self, batches: list[tuple[Any, ...]]) -> tuple[str, str]:
         """Tensor and phase, by computing the step again; of a fault that does not come back, by what was watched."""
-        found = first_nonfinite(self.model, self._losses_again(batches))
+        found = self.processes.found(first_nonfinite(self.model, self._losses_again(batches)))
         if found is not None:
             tensor, phase = found
             return tensor, (self.watch and self.watch.broken.get(tensor)) or phase
@@ -916,7 +997,7 @@ class _Run:
         wanted = config.stability.shift_to is not None and config.quantize.operands and not at.shifted
         if at.step == config.max_steps or not wanted:
             return False
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
+        return not any(nonfinite_in(parameter) for parameter in self.model.parameters())
 
     def _shift(self) -> None:
         """Go on in the wider format. Bad steps are not applied: weights and moments are those of the last good step."""
@@ -929,7 +1010,7 @@ class _Run:
 
     def _change_format(self) -> None:
         config = shifted(self.config)
-        quantize_model(self.model, model_policies(config), seed=config.seed, draw_version=config.draw_version)
+        _quantize(self.model, config, self.processes)
         before = self.optimizer
         if isinstance(before, GridOptimizer):  # it knows the format: another one with the same moments
             self.optimizer = build_optimizer(config, self.model)
@@ -960,7 +1041,7 @@ class _Run:
             return self._nan_failure("the last steps' loss or gradient is not finite")
         if not math.isfinite(val_loss):
             losses = [partial(self.eager, *batch) for batch in self.batches.validation(self.batches.held_out)]
-            tensor, phase = first_nonfinite(self.model, losses) or ("loss", "forward")
+            tensor, phase = self.processes.found(first_nonfinite(self.model, losses)) or ("loss", "forward")
             return Failure(("nan_loss",), self.at.step, tensor, phase, "the final validation loss is not finite")
         beginning = max(self.config.uniform_loss, self.at.first_loss) if self.batches.text else self.at.first_loss
         if val_loss > 1.05 * beginning > 0:
@@ -1097,11 +1178,11 @@ def _room_on_the_disk(out: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stoppable(gentle: bool) -> Iterator[Callable[[Callable[[], None]], None]]:
+def _stoppable(gentle: bool, processes: Processes) -> Iterator[Callable[[Callable[[], None]], None]]:
     """SIGTERM raises SystemExit(143) while the block runs, so that the record is closed; main thread only.
 
     Where `gentle`, the first SIGTERM or Ctrl-C only asks, and another one raises at once. Yields what is to be called
-    between steps: `stop_if_asked(save)` calls `save` and raises where a signal has asked.
+    between steps: `stop_if_asked(save)` calls `save` and raises where a signal has asked, this process or another.
     """
     asked: list[int] = []
 
@@ -1115,9 +1196,9 @@ def _stoppable(gentle: bool) -> Iterator[Callable[[Callable[[], None]], None]]:
         os.write(2, b"stopping after this step, with a checkpoint (once more: at once)\n")
 
     def stop_if_asked(save: Callable[[], None]) -> None:
-        if asked:
+        if gentle and processes.any(bool(asked)):
             save()
-            end(asked[0])
+            end(asked[0] if asked else signal.SIGTERM)
 
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
