@@ -355,7 +355,7 @@ class TestFinalEvaluation:
     ) -> None:
         built: list[GPT] = []
         original = loop.build_model
-        monkeypatch.setattr(loop, "build_model", lambda chosen: built.append(original(chosen)) or built[-1])
+        monkeypatch.setattr(loop, "build_model", lambda *given: built.append(original(*given)) or built[-1])
         text = corpus()
         record = run(tmp_path, text, final_eval_characters=1_000, **quantized)
         losses = []

@@ -24,6 +24,7 @@ from altgrad.models import GPT  # noqa: E402
 from altgrad.nn import Policy, quantize_model, quantized_layers  # noqa: E402
 from altgrad.runs import RunExists, read_run  # noqa: E402
 from altgrad.training import Checkpoints, Corpus, data, load_corpus, loop, train  # noqa: E402
+from altgrad.training.distributed import Processes  # noqa: E402
 from altgrad.training.loop import Batches, build_model, build_optimizer, rate_factor  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,6 +120,7 @@ def test_without_quantization_nothing_stalls_or_overflows(tmp_path: Path, corpus
 def test_evaluation_reads_the_quantized_weights(tmp_path: Path, corpus: Corpus) -> None:
     result = run(tmp_path, corpus, **{**E5M2, "quantize": {"weight": "e5m2"}})
     trained = loop._Run.__new__(loop._Run)  # the loss is computed again from weights put on the grid by hand
+    trained.processes = Processes()
     model = build_model(config(quantize={"weight": "e5m2"}))
     optimizer = build_optimizer(config(quantize={"weight": "e5m2"}), model)
     batches = Batches(corpus, config(), torch.device("cpu"))
@@ -185,8 +187,8 @@ def test_nan_in_the_loss_ends_the_run_with_the_first_bad_tensor(
 ) -> None:
     original = loop.build_model
 
-    def broken(chosen: ExperimentConfig) -> torch.nn.Module:
-        model = original(chosen)
+    def broken(chosen: ExperimentConfig, *more: Processes) -> torch.nn.Module:
+        model = original(chosen, *more)
         with torch.no_grad():
             model.blocks[0].mlp.up.weight.mul_(3e38)
         return model
