@@ -205,6 +205,7 @@ FACETS: Mapping[str, Callable[[ExperimentConfig], str]] = {
     "optimizer.learning_rate": _rate,
     "max_steps": _steps,
     "model": _size,
+    "vocabulary": lambda config: f"{config.vocabulary:,} tokens" if config.vocabulary else "",
     "optimizer.other_learning_rate": _others,
     "warmup_steps": lambda config: f"{config.warmup_steps} steps of warm-up",
     "final_eval_characters": _read,

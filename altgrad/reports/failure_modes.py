@@ -590,7 +590,8 @@ def _broken_runs(analyzer: FailureAnalyzer) -> list[Values]:
         about = {"arm": arm, "status": status, "name": labels[arm], "number": len(rows)}
         about["flushed"] = means.get((arm, "grad_output", "underflow")) if "underflow" in str(first["kinds"]) else None
         ends = [steps[0], steps[-1]] if len(steps) > 1 else steps
-        found.append(about | known | {"of": int((runs["arm"] == arm).sum()), "steps": ends})
+        own = (runs["arm"] == arm) & (runs["role"] != "tuning")
+        found.append(about | known | {"of": int(own.sum()), "steps": ends})
     return sorted(found, key=lambda each: each["status"] != "failed")[:GROUPS_SHOWN]
 
 

@@ -104,4 +104,9 @@ def data_of(run: Mapping[str, Any], form: str) -> str:
 
 
 def _datasets(loader: ExperimentDataLoader) -> str:
-    return "; ".join(sorted({data_of(record.run, " (sha256 {})") for record in loader.records.values()})) or "none"
+    found: dict[str, set[str]] = {}
+    for record in loader.records.values():
+        name, _, digest_ = data_of(record.run, " (sha256 {}").partition(" (sha256 ")
+        found.setdefault(name, set()).update(filter(None, [digest_]))
+    told = (f"{name} (sha256 {', '.join(sorted(own))})" if own else name for name, own in sorted(found.items()))
+    return "; ".join(told) or "none"
