@@ -310,7 +310,7 @@ def test_a_model_of_ones_own_trains_as_a_plain_loop_does_and_its_records_are_who
     from altgrad.reports.own import own_pages
 
     pages = own_pages(ExperimentDataLoader((tmp_path,)))  # what a site of this folder begins with
-    assert len(pages) == 2
+    assert [page.path for page in pages] == ["overview", "effects", "curves", "health"]
 
 
 def test_batches_that_end_are_named(own: Path, trained: list[ExperimentConfig], tmp_path: Path) -> None:

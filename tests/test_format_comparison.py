@@ -34,6 +34,7 @@ from altgrad.analysis.statistics import mean_interval
 from altgrad.config import LAYER_TYPES, ExperimentConfig
 from altgrad.formats import get_format
 from altgrad.reports import ReportGenerator, format_comparison
+from altgrad.reports import generator as generator_module
 from altgrad.reports import columns as col
 from altgrad.reports.document import statements
 from altgrad.reports.format_comparison import format_comparison_page, headline, weights_chart, weights_held
@@ -373,7 +374,8 @@ def test_the_results_are_a_table_a_text_and_files(
     whole: ExperimentDataLoader, generator: ReportGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What corrections hold is of the recorded campaign, which these made-up records contradict.
-    monkeypatch.setattr("altgrad.reports.generator.corrections_page", lambda _: Page("reports/corrections", "C", ()))
+    corrections = "reports/corrections"
+    monkeypatch.setitem(generator_module.REPORTS, corrections, lambda _: Page(corrections, "C", ()))  # type: ignore[arg-type]
     table = results_table(whole)
     assert table["n_runs"].sum() == 120 + (577 - 32 - 32) + 448 + 20
     text = results_text(table)

@@ -117,7 +117,7 @@ def test_runs_in_fp8_are_compared_with_those_in_bf16_of_the_same_setting(tmp_pat
     (baseline,) = {each.baseline for each in comparisons}
     assert set(loader.runs.loc[loader.runs["arm"] == baseline, "format"]) == {"BF16"}
     labels = loader.memo(site_labels)
-    assert labels[baseline].startswith("bf16-0, BF16")
+    assert labels[baseline].startswith("BF16")
     assert any("MX scales" in label for label in labels.values())
     assert {effect.key for effect in effects(loader)} >= {"formats", "width"}
 

@@ -126,7 +126,7 @@ def test_pages_are_made_again_with_another_version_of_what_makes_them(
     page = write(tmp_path / "docs", "print(1)")
     before = page_key(page), code_key()
     monkeypatch.setattr(executed, "version", lambda name: "99" if name == "matplotlib" else metadata.version(name))
-    monkeypatch.setattr(provenance, "_version", lambda name: "99" if name == "Markdown" else metadata.version(name))
+    monkeypatch.setattr(provenance, "installed", lambda name: "99" if name == "Markdown" else metadata.version(name))
     assert page_key(page) != before[0]
     assert code_key() != before[1]
 

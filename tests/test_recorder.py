@@ -685,4 +685,4 @@ def test_a_row_costs_little_more_than_its_text_and_its_writing(tmp_path: Path) -
         pairs = [(seconds(lambda step, row: run.log(step, **row)), seconds(floor)) for _ in range(7)]
         run.finish()
     ours, least = (min(times) for times in zip(*pairs, strict=True))
-    assert ours < 1.8 * least
+    assert ours < 2.5 * least  # the figure is that of make bench-runs

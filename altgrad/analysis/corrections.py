@@ -124,7 +124,7 @@ def failure_values(loader: ExperimentDataLoader) -> dict[str, Any]:
     gaps = gaps[gaps["campaign"].astype(bool) & (gaps["n_pairs"] > 1)]
     late, runs = gaps[gaps["study"] == "blocks"], _own(loader)
     decays: dict[bool, set[float]] = {True: set(), False: set()}
-    for _, run in runs[runs["study"] != "decay"].drop_duplicates("arm").iterrows():
+    for _, run in runs[~runs["study"].isin(("decay", "rivals-tuning"))].drop_duplicates("arm").iterrows():
         decays[run["step_rule"] == "code"].add(loader.config(run["arm"]).optimizer.weight_decay)
     failed = runs[(runs["status"] == "failed") & (runs["role"] == "report")]
     return {

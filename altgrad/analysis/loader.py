@@ -180,13 +180,12 @@ class ExperimentDataLoader:
 
     def title(self, arm: str) -> str:
         """What the first run of `arm` is called, in any script."""
-        record = self.records[self._first[arm]]
-        return str(record.run.get("title") or record.config.resolved_name)
+        return self.titles(arm)[0]
 
     def titles(self, arm: str) -> list[str]:
-        """What the runs of `arm` are called."""
-        runs = self.runs
-        return [self.records[run_id].title for run_id in runs.loc[runs["arm"] == arm, "run_id"]]
+        """What the runs of `arm` are called; of AltGrad's own and of those without a title the name, not the id."""
+        records = (self.records[run_id] for run_id in self.runs.loc[self.runs["arm"] == arm, "run_id"])
+        return [str(record.run.get("title") or record.config.resolved_name) for record in records]
 
     def data_name(self, arm: str) -> str:
         """What the training data of `arm` is called, with the first digits of its sha256."""

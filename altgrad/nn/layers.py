@@ -501,8 +501,8 @@ class _Quantizer:
         return {"rounding": rounding, "seed": seed, "draw_version": clock.draw_version, "first": first}
 
     def _is_shared(self, name: str) -> bool:
-        """Whether every process has its own rows of the operand: all but weights, which are the same in all."""
-        return operand_of(name) != "weight" or self.weight is None
+        """Whether each of several processes has its own rows of the operand: all but weights, the same in all."""
+        return self.clock.group is not None and (operand_of(name) != "weight" or self.weight is None)
 
     def _inverse(self, name: str, factor: Any) -> Tensor | None:
         """`factor` where it is what elements are multiplied by, in place of a scale to divide them by."""
