@@ -221,7 +221,8 @@ def test_the_runs_that_failed_are_named_by_what_they_are(runs: Runs, page: str) 
     assert {run["config"]["scaling"]["kind"] for run in unscaled} == {"none"}
     lost = Counter(run["config"]["quantize"]["weight"] for run in many)
     assert lost == {"e0m7": 16, "e2m5": 8}
-    counts = f"16 of E0M7 and 8 of E2M5 and {len(unscaled)} of E4M3 (no scale) and {len(rescaled)} of FP32 (mis-scaled tensors)"
+    counts = f"16 of E0M7 and 8 of E2M5 and {len(unscaled)} of E4M3 (no scale)"
+    counts += f" and {len(rescaled)} of FP32 (mis-scaled tensors)"
     assert f"{len(failed)} runs failed outside of sweeps, {counts}." in page
     finished = f"{len(losses(fp32(runs)))} of its {len(fp32(runs))} runs finished"
     assert f"FP32 as formats are compared with it never failed: {finished}." in page

@@ -34,8 +34,8 @@ from altgrad.analysis.statistics import mean_interval
 from altgrad.config import LAYER_TYPES, ExperimentConfig
 from altgrad.formats import get_format
 from altgrad.reports import ReportGenerator, format_comparison
-from altgrad.reports import generator as generator_module
 from altgrad.reports import columns as col
+from altgrad.reports import generator as generator_module
 from altgrad.reports.document import statements
 from altgrad.reports.format_comparison import format_comparison_page, headline, weights_chart, weights_held
 from altgrad.reports.generator import results_text
