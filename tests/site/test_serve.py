@@ -125,7 +125,7 @@ def test_every_kind_of_edit_is_on_the_page_with_new_code_and_an_error_stands_on_
 
     # A block of a page.
     server.edit("docs/index.md", "```python exec hide\n", "```python exec hide\n1 / 0\n")
-    server.shows("", "block 1, line 7: ZeroDivisionError: division by zero")
+    server.shows("", "block 1, line 4: ZeroDivisionError: division by zero")
     server.edit("docs/index.md", "1 / 0\n", "")
     server.shows("", "1 runs in 1 arms")
 
