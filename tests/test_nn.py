@@ -487,3 +487,15 @@ def test_a_policy_that_cannot_be_meant_is_refused_where_it_is_made(make: Callabl
 
 def test_a_config_and_a_layer_know_the_same_native_formats() -> None:
     assert set(NATIVE_DTYPES) == set(NATIVE_FORMATS)
+
+
+def test_a_process_with_scales_of_its_own_draws_what_its_rows_draw_in_the_whole_batch() -> None:
+    """`scaling.reduce: none`: there is no group, and rank 1 of two begins behind the rows of rank 0."""
+    spec = Operand(E4M3, "stochastic", Scaling("none"))
+    layer = quantize_model(torch.nn.ModuleDict({"mlp": torch.nn.Linear(6, 4)}), Policy(activation=spec))["mlp"]
+    layer.clock.step, rows = 3, torch.randn(8, 6)
+    both = layer(rows)
+    layer.clock.rank = 1
+    assert torch.equal(layer(rows[4:]), both[4:])
+    layer.clock.rank = 0
+    assert not torch.equal(layer(rows[4:]), both[4:])

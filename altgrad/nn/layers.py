@@ -502,7 +502,10 @@ class _Quantizer:
 
     def _is_shared(self, name: str) -> bool:
         """Whether each of several processes has its own rows of the operand: all but weights, the same in all."""
-        return self.clock.group is not None and (operand_of(name) != "weight" or self.weight is None)
+        if operand_of(name) != "weight":
+            return True
+        alone = self.clock.group is None and self.clock.rank == 0  # then a weight, which may be computed, is not read
+        return not alone and self.weight is None
 
     def _inverse(self, name: str, factor: Any) -> Tensor | None:
         """`factor` where it is what elements are multiplied by, in place of a scale to divide them by."""

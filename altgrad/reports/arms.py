@@ -424,7 +424,7 @@ def _environment(records: list[RunRecord]) -> list[Block]:
         program = f"altgrad {made.get('version', '?')}, fingerprint {made.get('fingerprint', '?')}"
         if record.config.foreign is not None and not made.get("fingerprint"):
             program = ", ".join(f"{key} {plain(value)}" for key, value in sorted(made.items()))
-        data = data_of(record.run, ", sha256 {}")
+        data = ", sha256 ".join(filter(None, data_of(record.run)))
         seeds = found[environment or "not recorded", program or "not recorded", data]
         seeds += [record.config.seed] if record.config.states("seed") else []
     rows = [(_seeds(seeds), *kind) for kind, seeds in found.items()]

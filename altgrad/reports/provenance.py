@@ -97,16 +97,16 @@ def code_key(*modules: str) -> str:
     return digest(page_code(*modules), [(name, installed(name)) for name in _PACKAGES], sys.version, given_epoch())
 
 
-def data_of(run: Mapping[str, Any], form: str) -> str:
-    """What a run was trained on, with the first digits of its sha256 in `form`; "not stated" of imports without."""
+def data_of(run: Mapping[str, Any]) -> tuple[str, str]:
+    """What a run was trained on, and the first digits of its sha256; "not stated" and none of imports without."""
     name = str(run["data"].get("name", "unnamed"))
-    return NOT_STATED if name.startswith(NOT_STATED) else name + form.format(str(run["data"]["sha256"])[:12])
+    return (NOT_STATED, "") if name.startswith(NOT_STATED) else (name, str(run["data"]["sha256"])[:12])
 
 
 def _datasets(loader: ExperimentDataLoader) -> str:
     found: dict[str, set[str]] = {}
     for record in loader.records.values():
-        name, _, digest_ = data_of(record.run, " (sha256 {}").partition(" (sha256 ")
-        found.setdefault(name, set()).update(filter(None, [digest_]))
+        name, sha = data_of(record.run)
+        found.setdefault(name, set()).update(filter(None, [sha]))
     told = (f"{name} (sha256 {', '.join(sorted(own))})" if own else name for name, own in sorted(found.items()))
     return "; ".join(told) or "none"

@@ -4,8 +4,8 @@ Every process has as many rows of each batch, and the model whole (DDP) or its s
 losses averaged, per-tensor amax is that of the processes which `scaling.reduce` names, and draws are those which the
 rows have in the whole batch: the run is that of one process but for the order of additions. Process 0 has the record.
 
-Before anything is made the processes compare what they were started with. What has to be told from one to the others
-goes as JSON through the store that torchrun has for them; tensors go by gloo, or nccl on a GPU.
+First the processes check that all were started with the same config, code, data and options. Short messages between
+them are JSON in torchrun's store; tensors go by gloo, or by nccl on a GPU.
 """
 
 from __future__ import annotations
