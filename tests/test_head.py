@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from registered import ROOT, before_the_runs
 from scipy import stats
 
-ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "experiments" / "recorded" / "head"
 COSTLY = {
     "E0M7": ("e0m7", "amax"),
@@ -48,11 +45,6 @@ def page() -> str:
     return (ROOT / "reports" / "head.md").read_text().replace("\u2212", "-")
 
 
-def git(*words: str) -> str:
-    done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=ROOT, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
 @pytest.mark.parametrize(
     ("title", "study", "first", "last"),
     [("Second registration", "head", 21, 27), ("Third registration", "controls-tuning", 28, 37)],
@@ -61,21 +53,7 @@ def test_the_predictions_were_committed_before_the_first_run(title: str, study: 
     """Of the commit that the document names: its date, and that the hypotheses stand there word by word."""
     text = (ROOT / "docs" / "method" / "preregistration.md").read_text()
     section = text.split(f"## {title}")[1].split("\n## ")[0]
-    named = re.search(r"committed on ([0-9-]{10}) as `([0-9a-f]{7,40})`", section)
-    assert named is not None
-    created = [
-        json.loads(run)["created"]
-        for part in (STUDY.parent / study).glob("part-*")
-        for run in pd.read_parquet(part / "runs.parquet", columns=["run"])["run"]
-    ]
-    assert created
-    assert all(moment[:10] >= named[1] for moment in created)
-    if not git("cat-file", "-t", named[2]):
-        pytest.skip("the history is not there")
-    when = datetime.fromtimestamp(int(git("show", "-s", "--format=%ct", named[2])), UTC).isoformat()
-    assert when[:10] == named[1]
-    assert all(moment > when for moment in created)
-    before = git("show", f"{named[2]}:docs/method/preregistration.md")
+    before = before_the_runs("docs/method/preregistration.md", section, study)
     rows = re.findall(r"^\| H[0-9]+ .*$", section, re.MULTILINE)
     assert [row.split()[1] for row in rows] == [f"H{number}" for number in range(first, last + 1)]
     assert all(row in before for row in rows)

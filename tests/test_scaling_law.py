@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from ladders import interval_coverage, made_up, write_ladder
+from registered import ROOT, before_the_runs
 
 from altgrad.analysis import ExperimentDataLoader
 from altgrad.analysis.scaling import (
@@ -34,6 +35,7 @@ from altgrad.analysis.scaling import (
 )
 from altgrad.studies import ARMS, FITTED, LADDER, LADDER_HELD_OUT, STUDIES, Arm, forms_at, rung
 
+REGISTRATION = "docs/method/preregistration-ladder.md"
 Truth = Callable[[str, float, float], float]
 A, B = interval_coverage.EXPONENTS
 
@@ -238,7 +240,7 @@ def test_fewer_than_three_arms_decide_nothing() -> None:
 
 def test_the_registration_names_what_the_studies_cost() -> None:
     """Its table of costs, again from its milliseconds a step and the studies themselves."""
-    text = (Path(__file__).parents[1] / "docs/method/preregistration-ladder.md").read_text()
+    text = (ROOT / REGISTRATION).read_text()
     per_step = {name: (int(own), int(other)) for name, own, other in re.findall(r"(\d+x\d) (\d+)/(\d+)", text)}
     held = [
         rung(form, size, steps, 0.01)
@@ -264,3 +266,13 @@ def test_the_registration_names_what_the_studies_cost() -> None:
     for study, (n, cost) in totals.items():
         assert f"| {study} | {n} | {cost:.1f} |" in text
     assert totals["together"][1] < 24, "twelve hours of two cores"
+
+
+def test_the_registration_stood_before_the_first_run() -> None:
+    """At the commit that it names, word by word, but for that sentence and what changed afterwards."""
+    text = (ROOT / REGISTRATION).read_text()
+    title, sentence, rest = text.split("\n\n", 2)
+    assert sentence.startswith("As it stands (but for this sentence and the last section) committed on ")
+    then = before_the_runs(REGISTRATION, sentence, "ladder-tuning")
+    registered, _ = f"{title}\n\n{rest}".split("## Changes after the first run")
+    assert then.startswith(registered)

@@ -18,8 +18,10 @@ from altgrad.runs.schema import arm_id, run_id
 from altgrad.studies import ARMS, STUDIES, Arm, Study, checked, identity_of, seeds_of
 
 RECORDED = Path(__file__).resolve().parents[1] / "experiments" / "recorded"
-RECORDED_RUNS = 2844 + 364 + 656 + 160 + 208 + 212 + 64 + 192 + 240 + 220 + 160 + 96 + 80 + 256 + 24
-"""Rows of all packed studies; 20 of them are AdamW's of the pilot, which two of its studies hold."""
+RECORDED_RUNS = 2844 + 364 + 656 + 160 + 208 + 212 + 64 + 192 + 240 + 220 + 160 + 96 + 80 + 256 + 24 + 88
+"""Rows of all packed studies but `GROWING`; 20 of them are AdamW's of the pilot, which two of its studies hold."""
+GROWING = tuple(name for name in STUDIES if name.startswith("ladder"))
+"""Studies whose runs are committed part by part, while the rest is still recorded."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def test_every_recorded_id_follows_from_the_stored_config() -> None:
     rows = 0
     for folder in sorted(path for path in RECORDED.iterdir() if path.is_dir()):
         records = load_runs((folder,)).records
-        rows += len(records)
+        rows += len(records) * (folder.name not in GROWING)
         for record in records:
             assert record.id == run_id(record.config, record.run["data"])
             assert record.arm == arm_id(record.config, record.run["data"])
@@ -43,15 +45,23 @@ def test_every_run_that_a_study_defines_is_recorded_under_its_id(loader: Experim
     for record in loader.records.values():
         texts.setdefault(_text(record.config), set()).add(record.run["data"]["sha256"])
     assert {len(found) for found in texts.values()} == {1}
-    found = Counter(
-        record.id for folder in RECORDED.iterdir() if folder.is_dir() for record in load_runs((folder,)).records
-    )
+    found: Counter[str] = Counter()
     defined: Counter[str] = Counter()
-    for name in {path.name for path in RECORDED.iterdir() if path.is_dir()} & {*STUDIES}:
-        study = STUDIES[name]
-        for arm, seeds in study.seeds.items():
+    for folder in filter(Path.is_dir, RECORDED.iterdir()):
+        records, study = load_runs((folder,)).records, STUDIES.get(folder.name)
+        if folder.name in GROWING:
+            assert study is not None
+            own = {
+                (identity_of(ARMS[arm].config(rate=1.0), rate=False), seed)
+                for arm, seeds in study.seeds.items()
+                for seed in seeds
+            }
+            assert {(identity_of(record.config, rate=False), record.config.seed) for record in records} <= own
+            continue
+        found.update(record.id for record in records)
+        for arm, seeds in study.seeds.items() if study else ():
             rates = (study.rates or ARMS[arm].swept_rates) if study.sweeps else (None,)
-            configs = [ARMS[arm].config(seed, name, rate) for seed in seeds for rate in rates]
+            configs = [ARMS[arm].config(seed, folder.name, rate) for seed in seeds for rate in rates]
             defined.update(run_id(config, {"sha256": next(iter(texts[_text(config)]))}) for config in configs)
     assert not defined - found
     beyond_the_edge = found - defined
