@@ -154,7 +154,7 @@ def _complete(
         "others": [ranking(each, f"results-other-{number}") for number, each in enumerate(others, 1)],
         "unmatched": comparator.unmatched,
         "fine": len(fine),
-        "wide": len(wide),
+        "wider_model": len(wide),
         "arms": len(comparator.results),
     }
     return {
