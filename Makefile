@@ -104,7 +104,8 @@ same-numbers: .venv/site.stamp ## whether every number of a site built BEFORE is
 processes: .venv/dev.stamp ## check a run that four processes share against one process (with eight: N=8)
 	@ALTGRAD_PROCESSES=$(or $(N),4) $(BIN)/python -m pytest tests/test_distributed.py
 
-exhaustive: .venv/dev.stamp ## compare the quantizer on all 2^32 float32 inputs; may be stopped, goes on from there
+exhaustive: .venv/dev.stamp ## compare the quantizer on all bfloat16 and all 2^32 float32 inputs; may be stopped, goes on from there
+	@ALTGRAD_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/test_rounding.py -k bfloat16_numbers
 	@$(BIN)/python benchmarks/exhaustive.py $(ARGS)
 
 clean: ## remove the environment, the built site and caches (recorded and local runs stay)

@@ -23,7 +23,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 RECORDED = ("test_headlines.py", "test_labels.py")
 SITE = ("test_browser.py", "test_explorer.py", "test_runs_pages.py", "test_site.py")
 
-LONG = ("test_guides.py", "test_failure_modes.py", "test_wandb_in.py", "test_reports.py", "test_checkpoints.py")
+LONG = (
+    "test_headlines.py",
+    "test_labels.py",
+    "test_training.py",
+    "test_guides.py",
+    "test_failure_modes.py",
+    "test_wandb_in.py",
+    "test_reports.py",
+    "test_checkpoints.py",
+)
 
 
 class Groups(LoadScopeScheduling):

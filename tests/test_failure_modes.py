@@ -288,9 +288,8 @@ def test_a_statement_that_goes_further_than_what_was_tested_is_put_right(
 
 
 def test_when_every_run_failed_nothing_is_concluded(template: RunRecord, few: list[ExperimentConfig]) -> None:
-    loader = loader_of(template, few, broken=lambda cfg: True)
-    assert "yes" not in answers(loader).values()
-    assert "no" not in answers(loader).values()
+    assert set(answers(loader_of(template, few, broken=lambda cfg: True)).values()) == {"inconclusive"}
+    loader = loader_of(template, [cfg for cfg in few if cfg.seed < 13], broken=lambda cfg: True)  # three seeds an arm
     page = failure_modes_page(loader)
     assert "gap falls from" not in render(page, SITE)
     assert render(literature_page(loader), SITE)

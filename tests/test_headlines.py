@@ -1,6 +1,7 @@
 """Every headline number of the reports, computed a second time from the packed records with pyarrow, numpy and scipy.
 
-Nothing here uses the code that made the reports, but for asking it what it shows. What is pending is skipped.
+Nothing here uses the code that made the reports, but for asking it what it shows. What is pending is skipped. The
+reports are written once, as `make reports` does: the committed ones are those.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ import itertools
 import json
 import math
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import generate_reports
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -20,9 +23,9 @@ from scipy import stats
 
 from altgrad.analysis import ExperimentDataLoader, verdicts
 from altgrad.analysis.hypotheses import Verdict
-from altgrad.reports import ReportGenerator
 
-RECORDED = Path(__file__).parents[1] / "experiments" / "recorded"
+ROOT = Path(__file__).parents[1]
+RECORDED = ROOT / "experiments" / "recorded"
 Losses = Mapping[str, Mapping[int, float]]
 """Arm -> seed -> final validation loss; NaN for a run that did not finish."""
 
@@ -33,16 +36,14 @@ def raw() -> Losses:
     found: dict[str, dict[int, float]] = {}
     parts = sorted(path.parent for path in RECORDED.rglob("runs.parquet"))
     for study in (path for path in parts if not path.relative_to(RECORDED).parts[0].endswith("tuning")):
-        last: dict[str, tuple[int, float]] = {}
-        history = pq.read_table(study / "history.parquet").to_pydict()
-        losses = zip(history["val_loss"], history.get("final_val_loss", history["val_loss"]), strict=True)
-        for run, step, (loss, final) in zip(history["run_id"], history["step"], losses, strict=True):
-            loss = loss if final is None or math.isnan(final) else final
-            if loss is not None and not math.isnan(loss) and step >= last.get(run, (-1, 0.0))[0]:
-                last[run] = (step, loss)
+        names = {"run_id", "step", "val_loss", "final_val_loss"} & set(pq.read_schema(study / "history.parquet").names)
+        history = pq.read_table(study / "history.parquet", columns=sorted(names)).to_pandas()
+        loss = history.get("final_val_loss", history["val_loss"]).fillna(history["val_loss"])
+        last = history.assign(loss=loss).dropna(subset="loss").sort_values("step", kind="stable")
+        final = last.groupby("run_id")["loss"].last().to_dict()
         for row in pq.read_table(study / "runs.parquet").to_pylist():
             run = json.loads(row["run"])
-            loss = last[row["run_id"]][1] if run["status"] == "finished" else math.nan
+            loss = final[row["run_id"]] if run["status"] == "finished" else math.nan
             found.setdefault(run["arm"], {})[run["config"]["seed"]] = loss
     if not found:
         pytest.skip("no study is recorded")
@@ -55,10 +56,13 @@ def loader() -> ExperimentDataLoader:
 
 
 @pytest.fixture(scope="module")
-def written(loader: ExperimentDataLoader, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make reports` writes; README.md with its answer beside it."""
     folder = tmp_path_factory.mktemp("reports")
-    ReportGenerator(loader).write(folder, "../site/")
-    return folder
+    shutil.copy(ROOT / "README.md", folder)
+    into = ["--output-dir", str(folder / "out"), "--readme", str(folder / "README.md")]
+    assert generate_reports.main([*into, "--runs", str(RECORDED)]) == 0
+    return folder / "out"
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +94,31 @@ def agrees(shown: float, computed: float) -> bool:
 def mean(values: np.ndarray) -> float:
     """NaN where no seed was finished with both."""
     return float(values.mean()) if len(values) else math.nan
+
+
+def test_the_recorded_studies_are_whole(loader: ExperimentDataLoader) -> None:
+    assert loader.problems == ()
+    for study in RECORDED.iterdir():
+        parts = [pq.read_table(path, columns=["run_id"]) for path in study.rglob("runs.parquet")]
+        recorded = {run for part in parts for run in part["run_id"].to_pylist()}
+        assert recorded, study.name
+        assert recorded <= set(loader.records), study.name
+
+
+def without_provenance(text: str) -> str:
+    return text.split("## Provenance")[0]
+
+
+def test_the_committed_reports_and_the_answer_in_the_readme_are_fresh(written: Path) -> None:
+    fresh = {path.name: path for path in written.iterdir() if path.suffix in (".md", ".csv")}
+    committed = {path.name: path for path in (ROOT / "reports").iterdir() if path.suffix in (".md", ".csv")}
+    assert set(fresh) == set(committed)
+    for name in fresh:
+        assert without_provenance(committed[name].read_text()) == without_provenance(fresh[name].read_text()), (
+            f"reports/{name} is stale: make reports"
+        )
+    shown = (ROOT / "README.md").read_text()
+    assert shown == (written.parent / "README.md").read_text(), "README.md's answer is stale: make reports"
 
 
 def test_every_gap_in_the_results_is_the_mean_difference_to_fp32_with_its_t_interval(
