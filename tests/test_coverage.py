@@ -115,6 +115,20 @@ def test_the_report_tells_every_parameter_and_after_a_batch_what_really_ran() ->
     assert f"of {made:,} multiply-adds" in text
 
 
+@pytest.mark.parametrize("policy", ["mxfp8", "nvfp4", Policy(E4M3, E4M3, E5M2, head=False, hadamard={"output": 16})])
+def test_shares_are_of_the_models_own_products_also_where_casts_rotate(policy: Any) -> None:
+    (layers, dim, time, batch, words) = 2, 32, 8, 3, 96
+    model = quantize_model(GPT(words, layers=layers, dim=dim, heads=2, context=time, seed=0), policy)
+    around = nn.Sequential(model)
+    around(torch.zeros(batch, time, dtype=torch.int64))
+    report = report_of(around)
+    of_layers, of_head = batch * time * layers * 12 * dim**2, batch * time * dim * words
+    of_attention = batch * layers * 2 * time**2 * dim
+    assert sum(row.of_them_rounded for row in report.rows) == of_layers
+    assert sum(row.multiply_adds for row in report.rows) == of_layers + of_head
+    assert report.multiply_add_share == of_layers / (of_layers + of_head + of_attention)
+
+
 def test_counting_changes_no_number_and_ends_with_the_first_batch() -> None:
     model = quantize_model(Net(), FULL)
     twin = copy.deepcopy(model)

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -52,7 +53,7 @@ from altgrad.config import (
     product_of,
 )
 from altgrad.diffusion import diffuse
-from altgrad.formats import FP32, ROUNDINGS, FloatFormat
+from altgrad.formats import FP32, ROUNDINGS, FloatFormat, no_rounding
 from altgrad.ranks import over_group, whole
 from altgrad.rounding import StraightThrough, is_traced, quantize, quantize_counted, straight_through
 from altgrad.scaling import (
@@ -129,6 +130,9 @@ class Counter(Protocol):
     def read(self, layer: str, cast: str, values: Tensor, rounded: bool) -> None:
         """The products of `layer` read these `values`, which were rounded or are as they were."""
 
+    def aside(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`function(x)`, whose products are a cast's and none of the model's."""
+
 
 def Scaling(kind: str = "amax", granularity: str = "tensor", **settings: Any) -> ScaleRule:
     """The `altgrad.config.ScaleRule` of these settings: ``Scaling("delayed", history=4)``.
@@ -183,7 +187,7 @@ class Operand:
         if self.rounding not in (known := (*ROUNDINGS, "diffused", *_OWN_ROUNDINGS)):
             if OWN_ROUNDING.fullmatch(self.rounding):
                 raise UsageError(f"rounding {self.rounding!r} is not registered; see altgrad.nn.register_rounding")
-            raise UsageError(f"rounding must be one of {', '.join(known)}, not {self.rounding!r}")
+            raise UsageError(no_rounding(self.rounding, known))
 
 
 @dataclass(frozen=True)
@@ -486,8 +490,10 @@ class _Quantizer:
 
     def _rotated(self, x: Tensor, name: str) -> Tensor:
         """`x` as its product rotates it, along the dimension that the product sums over."""
-        matrix = self.rotation(name)
-        return x if matrix is None else rotate(x, matrix, rows=name not in OPERANDS)
+        if (matrix := self.rotation(name)) is None:
+            return x
+        turned = partial(rotate, matrix=matrix, rows=name not in OPERANDS)
+        return turned(x) if self.counter is None else self.counter.aside(turned, x)
 
     def _as_it_is(self, name: str) -> bool:
         """Whether the products read the operand without rounding it."""
