@@ -54,7 +54,7 @@ from altgrad.config import (
 )
 from altgrad.diffusion import diffuse
 from altgrad.formats import FP32, ROUNDINGS, FloatFormat, no_rounding
-from altgrad.ranks import over_group, whole
+from altgrad.ranks import is_sharded, over_group, shared_as, whole
 from altgrad.rounding import StraightThrough, is_traced, quantize, quantize_counted, straight_through
 from altgrad.scaling import (
     MX_BLOCK,
@@ -403,8 +403,14 @@ class _Quantizer:
         return None if size is None else self.rotations[size]
 
     def read(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
-        """`operand`, with the scale it was rounded with: None for 1 and for the block formats."""
-        if self.observer is None:
+        """`operand`, with the scale it was rounded with: None for 1 and for the block formats.
+
+        What tensor parallelism shares out is rounded whole, on every rank alike.
+        """
+        if is_sharded(x) and (self.observer is not None or not self._as_it_is(name)):
+            rounded, scale = self.read(whole(x), name)
+            found = shared_as(rounded, x), scale
+        elif self.observer is None:
             found = self._rounded(x, name)
         else:
             reading = self._reading(x, name)
