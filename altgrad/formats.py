@@ -45,7 +45,7 @@ _MAX_EXPONENT_BITS, _MAX_MANTISSA_BITS = 15, 23
 def no_rounding(rounding: object, known: Iterable[str] = ROUNDINGS) -> str:
     """Why this is no rounding, on one line."""
     if str(rounding) in ("odd", "to_odd", "round_to_odd"):
-        return "rounding to odd is for what is rounded a second time, and here a value is rounded once: use nearest_even"
+        return "rounding to odd is for what is rounded a second time, and here all is rounded once: use nearest_even"
     return f"rounding must be one of {', '.join(known)}, not {rounding!r}"
 
 

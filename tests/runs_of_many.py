@@ -167,7 +167,7 @@ def main() -> None:
     """Every run of the list."""
     torch.set_num_threads(1)
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
-    facts: dict[str, Any] = {"pid": os.getpid(), "own": own_models(folder)}
+    facts: dict[str, Any] = {"pid": os.getpid(), "models": own_models(folder)}
     for run in json.loads((folder / "runs.json").read_text()):
         if run.get("die") and rank == 1:
             time.sleep(3)  # process 0 waits by then

@@ -101,7 +101,7 @@ class Report:
         total = sum(row.size for row in self.rows)
         first = f"{self.parameter_share:.1%} of {total:,} parameters are quantized"
         if self.products is None:
-            lines = [f"{first}; multiply-adds are counted in the first batch"]
+            lines = [f"{first}; multiply-adds are counted in the first batch that is not compiled"]
         else:
             made = sum(each.multiply_adds for each in self.products)
             lines = [f"{first}, and {self.multiply_add_share:.1%} of {made:,} multiply-adds of the first forward pass"]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from altgrad.nn.layers import ONE_CAST, LinearProducts, Policy, QuantizedEmbedding, QuantizedLayer, QuantizedLinear
@@ -145,6 +146,8 @@ def _plain_kind(module: nn.Module, cls: type) -> Kind:
     weight: Any = module._parameters.get("weight")
     if weight is not None and not weight.is_floating_point():
         return Kind(left_out={"": f"its weight is {str(weight.dtype).removeprefix('torch.')}, no floating point"})
+    if weight is not None and weight.layout is not torch.strided:
+        return Kind(left_out={"": f"its weight is {str(weight.layout).removeprefix('torch.')}, not dense"})
     forward = cls.forward  # type: ignore[attr-defined]
     if isinstance(module, nn.Linear):
         return Kind(QuantizedLinear if forward is nn.Linear.forward else OwnLinear)

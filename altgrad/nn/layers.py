@@ -384,6 +384,20 @@ class _Quantizer:
         """`x` as the matrix product reads it: rounded onto the cast's format, or `x` itself for FP32."""
         return self.read(x, name)[0]
 
+    def _check(self, x: Tensor, what: str = "input") -> None:
+        """That `x` is a tensor with a value of its own at every place."""
+        if x.is_nested:
+            why = "a nested tensor; pad it (torch.nested.to_padded_tensor)"
+        elif x.layout is not torch.strided:
+            why = f"{str(x.layout).removeprefix('torch.')}, and only dense tensors are rounded; use to_dense()"
+        elif isinstance(x, FakeTensor) and not is_traced():
+            why = "a fake tensor, and rounding needs values; use meta tensors"
+        elif not x.is_floating_point():
+            why = f"{str(x.dtype).removeprefix('torch.')}, and only real floating point is rounded"
+        else:
+            return
+        raise ValueError(f"layer {self.layer}: its {what} is {why}")
+
     def for_both(self, x: Tensor, name: str, first: bool, second: bool) -> tuple[Tensor | None, Tensor | None]:
         """An operand as each of the two products reads it, so far as these are computed; one reading for shared casts.
 
@@ -779,6 +793,13 @@ def _native_product(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtyp
     return product
 
 
+def native_lack(device: torch.device) -> str:
+    """Why a device does not multiply FP8, in words; empty where it does."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9):
+        return ""
+    return "native FP8 products need a GPU of compute capability 8.9 or more; use compute 'simulated'"
+
+
 SEVERAL = "casts of their own for second products, rotations and native compute"
 ONE_CAST = f"only a product of two matrices has {SEVERAL}"
 
@@ -805,25 +826,6 @@ class LinearProducts(_Quantizer):
         with torch.autocast(device, enabled=False):
             y = products(x.float(), weight.float(), None if bias is None else bias.float())
         return y.to(torch.get_autocast_dtype(device))
-
-    def _check(self, x: Tensor) -> None:
-        """That an activation is a tensor with a value of its own at every place."""
-        if x.is_nested:
-            raise ValueError(
-                f"layer {self.layer}: its input is a nested tensor; pad it (torch.nested.to_padded_tensor)"
-            )
-        if x.layout is not torch.strided:
-            layout = str(x.layout).removeprefix("torch.")
-            raise ValueError(
-                f"layer {self.layer}: its input is {layout}, and only dense tensors are rounded; use to_dense()"
-            )
-        if isinstance(x, FakeTensor) and not is_traced():
-            raise ValueError(
-                f"layer {self.layer}: its input is a fake tensor, and rounding needs values; use meta tensors"
-            )
-        if not x.is_floating_point():
-            dtype = str(x.dtype).removeprefix("torch.")
-            raise ValueError(f"layer {self.layer}: its input is {dtype}, and only real floating point is rounded")
 
     def _output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         policy, observed = self.policy, self.observer is not None
@@ -881,6 +883,8 @@ class LinearProducts(_Quantizer):
         return self.observer is not None or self.policy.operand(name).format is not FP32
 
     def _native(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if lack := native_lack(x.device):
+            raise ValueError(f"layer {self.layer}: {lack}")
         rows = x.reshape(-1, x.shape[-1])
         sizes = (rows.shape[0], *reversed(weight.shape))
         if any(size % 16 for size in sizes):
@@ -914,6 +918,7 @@ class QuantizedEmbedding(_Quantizer, nn.Embedding):
 
     def forward(self, token: Tensor) -> Tensor:
         """Rows of the rounded table: [...] to [..., D]."""
+        self._check(self.weight, "table")
         self._begin()
         if self.max_norm is not None:
             torch.embedding_renorm_(self.weight.detach(), token.contiguous(), self.max_norm, self.norm_type)
