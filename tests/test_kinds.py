@@ -93,9 +93,9 @@ class Experts(nn.Module):
 
 
 class LoRA(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, base: nn.Module | None = None) -> None:
         super().__init__()
-        self.base = nn.Linear(8, 8)
+        self.base = base or nn.Linear(8, 8)
         self.a, self.b = nn.Parameter(torch.randn(2, 8)), nn.Parameter(torch.randn(8, 2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -401,6 +401,17 @@ def test_parametrizations_before_and_after_the_surgery_are_the_same(name: str, w
     nn.utils.parametrize.remove_parametrizations(model[0], "weight")
     assert type(model[0]) is type(nn.Sequential(build())[0])
     assert torch.equal(quantize_model(model, FULL)(x), quantized)
+
+
+def test_adapters_may_be_put_around_layers_that_are_quantized_already() -> None:
+    base, x = nn.Linear(8, 8), torch.randn(4, 8)
+    before = LoRA(copy.deepcopy(base))
+    after = LoRA(quantize_model(nn.Sequential(base), FULL)[0])
+    after.load_state_dict(before.state_dict())
+    assert torch.equal(
+        after(x), quantize_model(nn.Sequential(copy.deepcopy(base)), FULL)(x) + x @ after.a.T @ after.b.T
+    )
+    assert torch.equal(quantize_model(after, FULL)(x), quantize_model(before, FULL)(x))
 
 
 def test_a_lazy_layer_is_quantized_before_it_knows_its_size() -> None:
