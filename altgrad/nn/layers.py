@@ -748,7 +748,7 @@ class _RoundedGradient(StraightThrough):
 
     @staticmethod
     def forward(y, quantizer):  # type: ignore[no-untyped-def]
-        return y.view_as(y)
+        return y.detach()  # no view in torch's eyes: what follows may work in place, as on any layer's output
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
