@@ -260,6 +260,8 @@ def run_compare(options: argparse.Namespace) -> int:
     """
     from altgrad.analysis.question import question
 
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        raise UsageError("altgrad compare shares out its runs itself (--workers); start it once, without torchrun")
     steps = [] if options.steps is None else [f"max_steps={options.steps}"]
     config = load_config(options.config, [*options.set, *steps])
     if options.workers is not None and options.workers < 1:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from altgrad.formats import FP32, FloatFormat, Rounding, get_format
+from altgrad.formats import FP32, FloatFormat, Rounding, get_format, no_rounding
 from altgrad.recipes import with_recipe
 
 LayerType = Literal["attention", "mlp", "embedding", "head"]
@@ -970,6 +970,9 @@ def _explain(key: str, error: dict[str, Any]) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {key!r}; {_NO_KEY.get(key, hint)}"
     message = one_line(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "literal_error" and "rounding" in key:
+        known = re.findall("'([a-z_]+)'", message)
+        return f"{key}: {no_rounding(error['input'], known)}"
     given = "" if isinstance(error.get("input"), dict | BaseModel) else f" (given {str(error.get('input'))[:80]!r})"
     return f"{key}: {message}{given}" if key else message
 

@@ -27,6 +27,7 @@ import difflib
 import math
 import operator
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -39,6 +40,13 @@ Specials = Literal["ieee", "fn", "fnuz", "p3109", "finite", "unsigned"]
 Rounding = Literal["nearest_even", "nearest_away", "toward_zero", "up", "down", "stochastic"]
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 _MAX_EXPONENT_BITS, _MAX_MANTISSA_BITS = 15, 23
+
+
+def no_rounding(rounding: object, known: Iterable[str] = ROUNDINGS) -> str:
+    """Why this is no rounding, on one line."""
+    if str(rounding) in ("odd", "to_odd", "round_to_odd"):
+        return "rounding to odd is for what is rounded a second time, and here all is rounded once: use nearest_even"
+    return f"rounding must be one of {', '.join(known)}, not {rounding!r}"
 
 
 @dataclass(frozen=True)
@@ -301,7 +309,7 @@ class FloatFormat:
             ValueError: NaN in a format without a NaN code; unknown rounding; a stochastic one without a draw.
         """
         if rounding not in ROUNDINGS:
-            raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
+            raise ValueError(no_rounding(rounding))
         if rounding == "stochastic" and (draw is None or not 0 <= draw < 1):
             raise ValueError(f"stochastic rounding needs a draw in [0, 1), not {draw!r}")
         if isinstance(value, np.floating):

@@ -70,6 +70,15 @@ def whole(tensor: Tensor, owner: Tensor | None = None) -> Tensor:
     return given.full_tensor() if is_sharded(given) else tensor
 
 
+def shared_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor that every rank has whole, shared out as `like` is; where that is summed over ranks, whole on each."""
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    given: Any = like
+    placements = [Replicate() if each.is_partial() else each for each in given.placements]
+    return distribute_tensor(tensor, given.device_mesh, placements, src_data_rank=None)
+
+
 def over_shards(value: Tensor, owner: Tensor, operation: str) -> Tensor:
     """`value` of the whole of `owner`, from those of its shards; `operation` as in `over_group`."""
     given: Any = owner

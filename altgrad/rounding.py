@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from altgrad.draws import Draws, draws_of_each
-from altgrad.formats import BF16, FP16, FP32, ROUNDINGS, FloatFormat, draw_keys, drawn_version
+from altgrad.formats import BF16, FP16, FP32, ROUNDINGS, FloatFormat, draw_keys, drawn_version, no_rounding
 from altgrad.scratch import Scratch
 
 INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -888,7 +888,7 @@ def _check_format(fmt: FloatFormat) -> None:
 
 def _check_rounding(rounding: str) -> None:
     if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {rounding!r}")
+        raise ValueError(no_rounding(rounding))
 
 
 def _job(

@@ -59,6 +59,14 @@ def ends(seed):
 def breaks(seed):
     raise RuntimeError("no such file")
 
+def nested(seed):
+    model, _, train, validation = build(seed)
+
+    def loss(model, batch):
+        return model(torch.nested.nested_tensor([batch["x"][:2], batch["x"][:3]], layout=torch.jagged)).values().sum()
+
+    return model, loss, train, validation
+
 def three(seed):
     return build(seed)[:3]
 
@@ -245,6 +253,18 @@ def identity(config: ExperimentConfig) -> str:
         (["--formats", "e4m3", "--model", "models_of_mine:build", "--set", "checkpoint.every=2"], "no checkpoints"),
         (["--formats", "e4m3", "--model", "models_of_mine:none"], "has no function none"),
         (
+            [
+                "--formats",
+                "e4m3",
+                "--model",
+                "models_of_mine:build",
+                "--set",
+                "quantize={weight: e4m3, activation: e4m3, grad_output: e4m3, compute: native}",
+            ],
+            "layer 0: native FP8 products need rows, inputs and outputs in multiples of 16, not (32, 8, 16)",
+        ),
+        (["--formats", "e4m3", "--model", "models_of_mine:nested"], "layer 0: its input is a nested tensor"),
+        (
             ["--formats", "e4m3", "--model", "models_of_mine:breaks"],
             "RuntimeError: no such file (models_of_mine.py, line",
         ),
@@ -264,6 +284,12 @@ def test_a_mistake_is_one_line_exit_code_2_and_no_record(
     assert said.count("\n") == 1
     assert part in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_processes_of_torchrun_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["compare", "own.yaml", "--formats", "e4m3"]) == 2
+    assert "error: altgrad compare shares out its runs itself (--workers)" in capsys.readouterr().err
 
 
 def test_a_model_of_ones_own_trains_as_a_plain_loop_does_and_its_records_are_whole(

@@ -53,6 +53,7 @@ def test_overrides_reach_nested_keys_and_read_numbers_lists_and_null(tmp_path: P
         ("optimizer: {precondition: update}", "optimizer.precondition must be"),
         ("optimizer: {step_rule: manifold, precondition: update}", "needs quantize.weight"),
         ("model: {tied: true}", "unknown key 'model.tied'; the head of the built-in model is a layer of its own"),
+        ("quantize: {rounding: {activation: odd}}", "quantize.rounding.activation: rounding to odd is for what is"),
         ("quantize: {weight: ue4m3}", "quantize.weight: format 'ue4m3' has no sign, and what is rounded here has one"),
         ("model: {dim: 65}", "model.heads=4 must divide model.dim=65"),
         ("name: ../../etc", "lower-case slug"),

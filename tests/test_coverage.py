@@ -115,6 +115,20 @@ def test_the_report_tells_every_parameter_and_after_a_batch_what_really_ran() ->
     assert f"of {made:,} multiply-adds" in text
 
 
+@pytest.mark.parametrize("policy", ["mxfp8", "nvfp4", Policy(E4M3, E4M3, E5M2, head=False, hadamard={"output": 16})])
+def test_shares_are_of_the_models_own_products_also_where_casts_rotate(policy: Any) -> None:
+    (layers, dim, time, batch, words) = 2, 32, 8, 3, 96
+    model = quantize_model(GPT(words, layers=layers, dim=dim, heads=2, context=time, seed=0), policy)
+    around = nn.Sequential(model)
+    around(torch.zeros(batch, time, dtype=torch.int64))
+    report = report_of(around)
+    of_layers, of_head = batch * time * layers * 12 * dim**2, batch * time * dim * words
+    of_attention = batch * layers * 2 * time**2 * dim
+    assert sum(row.of_them_rounded for row in report.rows) == of_layers
+    assert sum(row.multiply_adds for row in report.rows) == of_layers + of_head
+    assert report.multiply_add_share == of_layers / (of_layers + of_head + of_attention)
+
+
 def test_counting_changes_no_number_and_ends_with_the_first_batch() -> None:
     model = quantize_model(Net(), FULL)
     twin = copy.deepcopy(model)
@@ -248,6 +262,30 @@ def test_meta_tensors_pass_with_their_shapes_and_fake_ones_are_refused() -> None
     assert report_of(model).multiply_add_share == 1
     with FakeTensorMode(), pytest.raises(ValueError, match="layer first: its input is a fake tensor"):
         one()(torch.randn(3, 8))
+    with FakeTensorMode(), pytest.raises(ValueError, match="layer 0: its table is a fake tensor"):
+        quantize_model(nn.Sequential(nn.Embedding(8, 4)), FULL)(torch.tensor([1]))
+
+
+def test_a_model_without_a_layer_to_round_and_what_is_none_are_one_line() -> None:
+    sparse = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, dtype=torch.complex64))
+    sparse[0].weight = nn.Parameter(sparse[0].weight.detach().to_sparse())
+    with pytest.raises(
+        ValueError, match=r"each layer is left out \(its weight is sparse_coo, not dense; its weight is"
+    ):
+        quantize_model(sparse, FULL)
+    with pytest.raises(ValueError, match="the model has no layer"):
+        quantize_model(nn.ReLU(), FULL)
+    for wrong in (None, E4M3):
+        with pytest.raises(TypeError, match=r"give a torch.nn.Module, and a Policy"):
+            quantize_model(nn.Linear(4, 4), wrong)  # type: ignore[arg-type]
+
+
+def test_a_gpu_without_fp8_is_told_before_there_is_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    from altgrad.nn.layers import native_lack
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    assert "compute capability 8.9 or more; use compute 'simulated'" in native_lack(torch.device("cuda"))
+    assert native_lack(torch.device("cpu")) == ""
 
 
 def test_empty_batches_pass_through_every_kind_and_are_not_taken_for_the_first() -> None:

@@ -168,6 +168,20 @@ def test_distinct_processes_each_take_every_step_and_one_writes(many: Any) -> No
         assert record(folder, run["name"]).run["environment"]["processes"] == COUNT
 
 
+def test_tensor_parallel_models_round_what_the_whole_model_rounds_in_either_order(many: Any) -> None:
+    for each in many[1]:
+        assert len(each["models"]["parallel"]) == 7
+        for how, far in each["models"]["parallel"].items():
+            assert far == pytest.approx([0, 0, 0, 0], abs=1e-6), how
+
+
+def test_a_quantized_model_goes_through_torch_s_own_checkpoints_with_its_histories(many: Any) -> None:
+    for each in many[1]:
+        saved = each["models"]["saved"]
+        assert saved == {**saved, "equal": True, "histories": True, "rounded": True, "plain": ["FSDPWords"] * 2}
+        assert saved["largest"] > 0
+
+
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm != "broken"])
 def test_losses_and_telemetry_are_those_of_one_process(many: Any, tmp_path: Path, arm: str) -> None:
     folder, *_ = many

@@ -74,6 +74,24 @@ class ReadsItsChildren(nn.Module):
         return (self.second.weight @ F.linear(x, self.first.weight, self.first.bias).tanh().mT).mT
 
 
+class ByKeywords(nn.Module):
+    """Weights by torch's keywords, and one of a child as a part of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(6, 4))
+        self.conv = nn.Conv1d(4, 4, 3, padding=1, groups=4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.linear(input=x, weight=self.first).relu_()
+        x = torch.addmm(input=x.sum(), mat1=x.flatten(0, 1), mat2=self.second, alpha=0.5).unflatten(0, x.shape[:2])
+        return depthwise(x.mT, self.conv.weight.squeeze(1))
+
+
+def depthwise(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv1d(x, weight.unsqueeze(1), padding=1, groups=len(weight))
+
+
 class Experts(nn.Module):
     def __init__(self, grouped: bool) -> None:
         super().__init__()
@@ -93,9 +111,9 @@ class Experts(nn.Module):
 
 
 class LoRA(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, base: nn.Module | None = None) -> None:
         super().__init__()
-        self.base = nn.Linear(8, 8)
+        self.base = base or nn.Linear(8, 8)
         self.a, self.b = nn.Parameter(torch.randn(2, 8)), nn.Parameter(torch.randn(8, 2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,6 +184,8 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "LSTMCell": (lambda: First(nn.LSTMCell(8, 6)), (4, 8)),
     "GRUCell": (lambda: nn.GRUCell(8, 6), (4, 8)),
     "read by its parent": (ReadsItsChildren, (2, 4, 8)),
+    "by keywords": (ByKeywords, (2, 4, 8)),
+    "changed in place": (lambda: nn.Sequential(nn.Conv1d(8, 6, 3, bias=False), nn.ReLU(inplace=True)), (2, 8, 10)),
     "experts": (lambda: Experts(False), (9, 8)),
     "grouped experts": (lambda: Experts(True), (9, 8)),
     "LoRA": (LoRA, (4, 8)),
@@ -401,6 +421,17 @@ def test_parametrizations_before_and_after_the_surgery_are_the_same(name: str, w
     nn.utils.parametrize.remove_parametrizations(model[0], "weight")
     assert type(model[0]) is type(nn.Sequential(build())[0])
     assert torch.equal(quantize_model(model, FULL)(x), quantized)
+
+
+def test_adapters_may_be_put_around_layers_that_are_quantized_already() -> None:
+    base, x = nn.Linear(8, 8), torch.randn(4, 8)
+    before = LoRA(copy.deepcopy(base))
+    after = LoRA(quantize_model(nn.Sequential(base), FULL)[0])
+    after.load_state_dict(before.state_dict())
+    assert torch.equal(
+        after(x), quantize_model(nn.Sequential(copy.deepcopy(base)), FULL)(x) + x @ after.a.T @ after.b.T
+    )
+    assert torch.equal(quantize_model(after, FULL)(x), quantize_model(before, FULL)(x))
 
 
 def test_a_lazy_layer_is_quantized_before_it_knows_its_size() -> None:

@@ -265,7 +265,7 @@ def test_any_model_is_quantized_by_name_pattern_and_the_first_match_counts() -> 
     assert list(layers_of(model)) == ["3"]
     quantize_model(model, Policy(E4M3))
     assert list(layers_of(model)) == ["0", "2", "3"]
-    with pytest.raises(ValueError, match=r"of 3 layers each is left out \(its type, other, is not in layers\)"):
+    with pytest.raises(ValueError, match=r"each layer is left out \(its type, other, is not in layers\)"):
         quantize_model(model, Policy(E4M3, layers=LAYER_TYPES))
     assert list(layers_of(model)) == ["0", "2", "3"], "an error leaves the model as it was"
 

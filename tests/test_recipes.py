@@ -21,7 +21,18 @@ from test_scaling import MX_TABLE, mx_reference, on_grid, torchao  # noqa: E402,
 from altgrad.cli import main  # noqa: E402
 from altgrad.config import ExperimentConfig, UsageError, load_config, parse_config  # noqa: E402
 from altgrad.formats import get_format, stochastic_draw  # noqa: E402
-from altgrad.nn import Reading, clock_of, observed, policies_of, quantize_model, quantized_layers, recipe  # noqa: E402
+from altgrad.nn import (  # noqa: E402
+    Operand,
+    Policy,
+    Reading,
+    Scaling,
+    clock_of,
+    observed,
+    policies_of,
+    quantize_model,
+    quantized_layers,
+    recipe,
+)
 from altgrad.recipes import RECIPES, recipe_keys  # noqa: E402
 from altgrad.scaling import inverse_scale_of_amax  # noqa: E402
 from altgrad.training import train  # noqa: E402
@@ -399,6 +410,24 @@ def test_a_recipe_is_a_config_and_its_policy_the_recipe_s(name: str) -> None:
     token = torch.randint(0, 96, (4, 16))
     model.loss(token, token).backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
+
+
+@pytest.mark.parametrize("name", [*RECIPES, "mx", "mx_rceil", "none", "row", "block_2d", "static"])
+def test_zeros_and_rows_of_zeros_stay_finite(name: str) -> None:
+    given = {"row": {"granularity": "row"}, "block_2d": {"granularity": "block_2d"}, "static": {"value": 0.5}}
+    kind = name if name in ("mx", "mx_rceil", "none", "static") else "amax"
+    spec = Operand(get_format("e4m3"), scaling=Scaling(kind, **given.get(name, {})))
+    policy = recipe(name) if name in RECIPES else Policy(spec, spec, spec)
+    layer = quantize_model(torch.nn.ModuleDict({"mlp": torch.nn.Linear(32, 48, bias=False)}), policy)["mlp"]
+    for rows in (0, 5):
+        x = torch.zeros(5, 32, requires_grad=True)
+        x.data[:rows, 3] = 2.0
+        y = layer(x)
+        (y * (x.detach().sum(-1, keepdim=True))).sum().backward()  # zeros in grad_output too
+        assert y[rows:].eq(0).all()
+        assert y.isfinite().all()
+        assert layer.weight.grad.isfinite().all()
+        assert x.grad.isfinite().all()
 
 
 def test_head_embedding_and_wide_say_which_layers_are_quantized() -> None:

@@ -20,6 +20,7 @@ from altgrad.analysis import ExperimentDataLoader
 from altgrad.analysis.labels import site_labels
 from altgrad.cli import main
 from altgrad.config import UsageError
+from altgrad.recipes import recipe_keys
 from altgrad.runs import RunRecord, load_runs, record
 from altgrad.runs.history import MOST_METRICS, of_rows
 from altgrad.runs.names import columns
@@ -721,3 +722,19 @@ def test_arms_are_called_as_their_runs_with_the_keys_that_differ(tmp_path: Path)
     loader = ExperimentDataLoader([tmp_path])
     assert sorted(loader.memo(site_labels).values()) == ["try-0; learning_rate=0.001", "try-1; learning_rate=0.003"]
     assert sorted(loader.runs["learning_rate"].unique()) == [1e-3, 3e-3]
+
+
+def test_records_are_copied_as_they_are_and_become_a_site(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs, site = tmp_path / "runs", tmp_path / "site"
+    with record(runs, name="mine", config={"width": 3, **recipe_keys("nvfp4")}, seed=0) as run:
+        run.log(0, loss=1.0)
+        run.finish()
+    (run.path / "checkpoints").mkdir()
+    assert main(["new-site", str(site), "--from", str(runs)]) == 0
+    assert "runs (records): 1 runs (1 fetched)" in capsys.readouterr().out
+    copy = site / "experiments" / "runs" / run.run_id
+    names = ("run.json", "history.parquet")
+    assert [(copy / name).read_bytes() for name in names] == [(run.path / name).read_bytes() for name in names]
+    assert not (copy / "checkpoints").exists()
+    assert import_runs(runs, copy.parent).unchanged == 1
+    assert list(site_labels(ExperimentDataLoader([copy.parent])).values()) == ["mine, recipe nvfp4"]

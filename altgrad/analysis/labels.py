@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -25,7 +25,8 @@ from altgrad.analysis.loader import (
     scope_parts,
     states_formats,
 )
-from altgrad.config import OPERAND_NAMES, OPERANDS, ExperimentConfig, flat, scalar
+from altgrad.config import OPERAND_NAMES, OPERANDS, ExperimentConfig, flat, parse_config, scalar
+from altgrad.recipes import RECIPES, recipe_keys
 from altgrad.text import shorten, visible
 
 T = TypeVar("T")
@@ -164,11 +165,21 @@ def _beginning(config: ExperimentConfig, title: str) -> str:
 
 
 def _formats(config: ExperimentConfig) -> list[str]:
-    """The formats, and the operands, layers and scales that are not the default."""
+    """The formats, and the operands, layers and scales that are not the default; of other loops, the recipe for all."""
+    said = (config.quantize, config.scaling)
+    if config.foreign is not None and (name := next((name for name, it in _recipes().items() if it == said), "")):
+        return [f"recipe {name}"]
     operands, (_, *how) = config.quantize.operands, scope_parts(config) or [("", "")]
     few = 0 < len(operands) < len(OPERANDS)
     only = [f"{words.names([OPERAND_NAMES[each] for each in operands])} only"] if few else []
     return [format_label(config), *only, *(label for _, label in how)]
+
+
+@cache
+def _recipes() -> dict[str, tuple[Any, Any]]:
+    """What the recipes, with their default settings, say of formats and scales."""
+    configs = {name: parse_config(recipe_keys(name), source=name) for name in RECIPES}
+    return {name: (config.quantize, config.scaling) for name, config in configs.items()}
 
 
 def _rate(config: ExperimentConfig) -> str:

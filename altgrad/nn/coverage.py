@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -101,7 +101,7 @@ class Report:
         total = sum(row.size for row in self.rows)
         first = f"{self.parameter_share:.1%} of {total:,} parameters are quantized"
         if self.products is None:
-            lines = [f"{first}; multiply-adds are counted in the first batch"]
+            lines = [f"{first}; multiply-adds are counted in the first batch that is not compiled"]
         else:
             made = sum(each.multiply_adds for each in self.products)
             lines = [f"{first}, and {self.multiply_add_share:.1%} of {made:,} multiply-adds of the first forward pass"]
@@ -162,15 +162,16 @@ def _table(title: str, rows: Sequence[Row], report: Report) -> list[str]:
 
 
 def report_of(model: nn.Module) -> Report:
-    """What the last `quantize_model` of this model (of this module, not of one around it) reached.
+    """What the last `quantize_model` of this model reached, also where it is wrapped by now (DDP, torch.compile).
 
     Raises:
-        ValueError: it is not quantized.
+        ValueError: it is not quantized, or only a part of it is.
     """
-    coverage = vars(model).get("_coverage")
-    if coverage is None:
-        raise ValueError("this module has no report: quantize_model has not been called on it, or was undone")
-    return coverage.report(model)  # type: ignore[no-any-return]
+    size = len(list(model.parameters()))
+    for module in model.modules():
+        if "_coverage" in vars(module) and len(list(module.parameters())) == size:
+            return vars(module)["_coverage"].report(module)  # type: ignore[no-any-return]
+    raise ValueError("this module has no report: quantize_model has not been called on it, or was undone")
 
 
 def forget_coverage(model: nn.Module) -> None:
@@ -415,6 +416,7 @@ class _Products(TorchDispatchMode):
         self.was_read: set[str] = set()
         self.names: dict[str, tuple[str, ...]] = {}
         self.found: dict[tuple[str, tuple[str, ...], str, tuple[str, ...]], int] = {}
+        self.counting = True
         for name, parameter in parameters.items():
             if not isinstance(parameter, nn.parameter.UninitializedParameter):
                 self._keep(self.origins, parameter, self._origin(parameter) | {name})
@@ -425,6 +427,16 @@ class _Products(TorchDispatchMode):
             self.was_read.add(layer)
         if rounded:
             self._keep(self.rounded, values, (layer, cast))
+
+    def aside(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`function(x)`, none of whose products is the model's; what it gives is of the parameters that `x` is of."""
+        self.counting = False
+        try:
+            found = function(x)
+        finally:
+            self.counting = True
+        self._keep(self.origins, found, self._origin(x))
+        return found
 
     def result(self) -> tuple[tuple[Product, ...], frozenset[str]]:
         """The products, like ones together, and the layers that were read."""
@@ -456,6 +468,8 @@ class _Products(TorchDispatchMode):
         return out
 
     def _count(self, packet: Any, number: int, args: Any) -> None:
+        if not self.counting:
+            return
         operands = _tensors(args)[1 if packet in _ADDED else 0 :]
         marks = [mark for each in operands if (mark := self.rounded.get(_key(each))) is not None]
         origins: frozenset[str] = frozenset().union(*(self._origin(each) for each in operands if each.ndim > 1))

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from altgrad.nn.layers import ONE_CAST, LinearProducts, Policy, QuantizedEmbedding, QuantizedLayer, QuantizedLinear
-from altgrad.nn.reads import QuantizedProduct, QuantizedWeight, Reader, convolve
+from altgrad.nn.reads import PARTS, QuantizedProduct, QuantizedWeight, Reader, convolve
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -120,7 +121,8 @@ class Kind:
 def kind_of(module: nn.Module) -> Kind:
     """What can become of a module, by its class and what that class's code does."""
     cls = plain_class(type(module))
-    matrices = {name for name, each in module._parameters.items() if each is not None and _is_matrix(each)}
+    held = {name: each for name, each in module._parameters.items() if each is not None and not name.endswith("bias")}
+    matrices = {name for name, each in held.items() if _is_matrix(each)}
     if "forward" in vars(module) and not isinstance(module, nn.Sequential):
         return Kind(left_out={"": "its forward is replaced on the object, by code that keeps the one before"})
     if isinstance(module, nn.Linear | nn.Embedding) or _convolves(module):
@@ -145,6 +147,8 @@ def _plain_kind(module: nn.Module, cls: type) -> Kind:
     weight: Any = module._parameters.get("weight")
     if weight is not None and not weight.is_floating_point():
         return Kind(left_out={"": f"its weight is {str(weight.dtype).removeprefix('torch.')}, no floating point"})
+    if weight is not None and weight.layout is not torch.strided:
+        return Kind(left_out={"": f"its weight is {str(weight.layout).removeprefix('torch.')}, not dense"})
     forward = cls.forward  # type: ignore[attr-defined]
     if isinstance(module, nn.Linear):
         return Kind(QuantizedLinear if forward is nn.Linear.forward else OwnLinear)
@@ -272,8 +276,16 @@ def _multiplies(cls: type, name: str) -> bool:
 
 def reads_child(module: nn.Module, path: str) -> bool:
     """Whether the forward pass of a module reads the weight of the module at `path` below it."""
-    parts = tuple(part for part in path.split(".") if not part.isdigit())
-    return any(chain[-len(parts) - 1 :] == (*parts, "weight") for chain in _chains(plain_class(type(module))))
+    wanted = (*(part for part in path.split(".") if not part.isdigit()), "weight")
+    chains = _chains(plain_class(type(module)))
+    return any(_without_parts(chain)[-len(wanted) :] == wanted for chain in chains)
+
+
+def _without_parts(chain: tuple[str, ...]) -> tuple[str, ...]:
+    """``("conv", "weight", "squeeze")`` is a reading of the weight, ``("wo", "weight", "dtype")`` is none."""
+    while chain and chain[-1] in PARTS:
+        chain = chain[:-1]
+    return chain
 
 
 def reads_transposed(module: nn.Module) -> bool:

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -52,8 +53,8 @@ from altgrad.config import (
     product_of,
 )
 from altgrad.diffusion import diffuse
-from altgrad.formats import FP32, ROUNDINGS, FloatFormat
-from altgrad.ranks import over_group, whole
+from altgrad.formats import FP32, ROUNDINGS, FloatFormat, no_rounding
+from altgrad.ranks import is_sharded, over_group, shared_as, whole
 from altgrad.rounding import StraightThrough, is_traced, quantize, quantize_counted, straight_through
 from altgrad.scaling import (
     MX_BLOCK,
@@ -129,6 +130,9 @@ class Counter(Protocol):
     def read(self, layer: str, cast: str, values: Tensor, rounded: bool) -> None:
         """The products of `layer` read these `values`, which were rounded or are as they were."""
 
+    def aside(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`function(x)`, whose products are a cast's and none of the model's."""
+
 
 def Scaling(kind: str = "amax", granularity: str = "tensor", **settings: Any) -> ScaleRule:
     """The `altgrad.config.ScaleRule` of these settings: ``Scaling("delayed", history=4)``.
@@ -183,7 +187,7 @@ class Operand:
         if self.rounding not in (known := (*ROUNDINGS, "diffused", *_OWN_ROUNDINGS)):
             if OWN_ROUNDING.fullmatch(self.rounding):
                 raise UsageError(f"rounding {self.rounding!r} is not registered; see altgrad.nn.register_rounding")
-            raise UsageError(f"rounding must be one of {', '.join(known)}, not {self.rounding!r}")
+            raise UsageError(no_rounding(self.rounding, known))
 
 
 @dataclass(frozen=True)
@@ -380,6 +384,20 @@ class _Quantizer:
         """`x` as the matrix product reads it: rounded onto the cast's format, or `x` itself for FP32."""
         return self.read(x, name)[0]
 
+    def _check(self, x: Tensor, what: str = "input") -> None:
+        """That `x` is a tensor with a value of its own at every place."""
+        if x.is_nested:
+            why = "a nested tensor; pad it (torch.nested.to_padded_tensor)"
+        elif x.layout is not torch.strided:
+            why = f"{str(x.layout).removeprefix('torch.')}, and only dense tensors are rounded; use to_dense()"
+        elif isinstance(x, FakeTensor) and not is_traced():
+            why = "a fake tensor, and rounding needs values; use meta tensors"
+        elif not x.is_floating_point():
+            why = f"{str(x.dtype).removeprefix('torch.')}, and only real floating point is rounded"
+        else:
+            return
+        raise ValueError(f"layer {self.layer}: its {what} is {why}")
+
     def for_both(self, x: Tensor, name: str, first: bool, second: bool) -> tuple[Tensor | None, Tensor | None]:
         """An operand as each of the two products reads it, so far as these are computed; one reading for shared casts.
 
@@ -399,8 +417,14 @@ class _Quantizer:
         return None if size is None else self.rotations[size]
 
     def read(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None]:
-        """`operand`, with the scale it was rounded with: None for 1 and for the block formats."""
-        if self.observer is None:
+        """`operand`, with the scale it was rounded with: None for 1 and for the block formats.
+
+        What tensor parallelism shares out is rounded whole, on every rank alike.
+        """
+        if is_sharded(x) and (self.observer is not None or not self._as_it_is(name)):
+            rounded, scale = self.read(whole(x), name)
+            found = shared_as(rounded, x), scale
+        elif self.observer is None:
             found = self._rounded(x, name)
         else:
             reading = self._reading(x, name)
@@ -486,8 +510,10 @@ class _Quantizer:
 
     def _rotated(self, x: Tensor, name: str) -> Tensor:
         """`x` as its product rotates it, along the dimension that the product sums over."""
-        matrix = self.rotation(name)
-        return x if matrix is None else rotate(x, matrix, rows=name not in OPERANDS)
+        if (matrix := self.rotation(name)) is None:
+            return x
+        turned = partial(rotate, matrix=matrix, rows=name not in OPERANDS)
+        return turned(x) if self.counter is None else self.counter.aside(turned, x)
 
     def _as_it_is(self, name: str) -> bool:
         """Whether the products read the operand without rounding it."""
@@ -722,7 +748,7 @@ class _RoundedGradient(StraightThrough):
 
     @staticmethod
     def forward(y, quantizer):  # type: ignore[no-untyped-def]
-        return y.view_as(y)
+        return y.detach()  # no view in torch's eyes: what follows may work in place, as on any layer's output
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
@@ -767,6 +793,13 @@ def _native_product(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtyp
     return product
 
 
+def native_lack(device: torch.device) -> str:
+    """Why a device does not multiply FP8, in words; empty where it does."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9):
+        return ""
+    return "native FP8 products need a GPU of compute capability 8.9 or more; use compute 'simulated'"
+
+
 SEVERAL = "casts of their own for second products, rotations and native compute"
 ONE_CAST = f"only a product of two matrices has {SEVERAL}"
 
@@ -793,25 +826,6 @@ class LinearProducts(_Quantizer):
         with torch.autocast(device, enabled=False):
             y = products(x.float(), weight.float(), None if bias is None else bias.float())
         return y.to(torch.get_autocast_dtype(device))
-
-    def _check(self, x: Tensor) -> None:
-        """That an activation is a tensor with a value of its own at every place."""
-        if x.is_nested:
-            raise ValueError(
-                f"layer {self.layer}: its input is a nested tensor; pad it (torch.nested.to_padded_tensor)"
-            )
-        if x.layout is not torch.strided:
-            layout = str(x.layout).removeprefix("torch.")
-            raise ValueError(
-                f"layer {self.layer}: its input is {layout}, and only dense tensors are rounded; use to_dense()"
-            )
-        if isinstance(x, FakeTensor) and not is_traced():
-            raise ValueError(
-                f"layer {self.layer}: its input is a fake tensor, and rounding needs values; use meta tensors"
-            )
-        if not x.is_floating_point():
-            dtype = str(x.dtype).removeprefix("torch.")
-            raise ValueError(f"layer {self.layer}: its input is {dtype}, and only real floating point is rounded")
 
     def _output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         policy, observed = self.policy, self.observer is not None
@@ -869,6 +883,8 @@ class LinearProducts(_Quantizer):
         return self.observer is not None or self.policy.operand(name).format is not FP32
 
     def _native(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if lack := native_lack(x.device):
+            raise ValueError(f"layer {self.layer}: {lack}")
         rows = x.reshape(-1, x.shape[-1])
         sizes = (rows.shape[0], *reversed(weight.shape))
         if any(size % 16 for size in sizes):
@@ -902,6 +918,7 @@ class QuantizedEmbedding(_Quantizer, nn.Embedding):
 
     def forward(self, token: Tensor) -> Tensor:
         """Rows of the rounded table: [...] to [..., D]."""
+        self._check(self.weight, "table")
         self._begin()
         if self.max_norm is not None:
             torch.embedding_renorm_(self.weight.detach(), token.contiguous(), self.max_norm, self.norm_type)

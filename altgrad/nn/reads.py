@@ -117,11 +117,12 @@ class Reads(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = kwargs or {}
+        given = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         if name in _HANDLERS:
-            return _HANDLERS[name](self, func, *args, **given)
-        if args and (name in _PARTS or name == "__get__"):
+            operands = (given.pop(each) for each in _OPERANDS.get(name, ())[len(args) :] if each in given)
+            return _HANDLERS[name](self, func, *args, *operands, **given)
+        if args and (name in PARTS or name == "__get__"):
             return self._part(func, args, given)
         return func(*args, **given)
 
@@ -138,11 +139,12 @@ class Reads(TorchFunctionMode):
         return found
 
 
-_PARTS = frozenset(
+PARTS = frozenset(
     {"__getitem__", "t", "transpose", "swapaxes", "permute", "contiguous", "to", "float", "type", "type_as", "clone"}
     | {"view", "reshape", "flatten", "squeeze", "unsqueeze", "chunk", "split", "unbind", "select", "index_select"}
-    | {"narrow", "detach"}
+    | {"narrow", "detach", "T", "mT"}
 )
+"""What leaves a weight's values as they are, or some of them."""
 
 
 def _linear(mode: Reads, func: Any, x: Any, weight: Any, bias: Any = None) -> Any:
@@ -169,22 +171,23 @@ def _matmul(mode: Reads, func: Any, a: Any, b: Any, **given: Any) -> Any:
     return func(a, b, **given) if y is None else y
 
 
-def _baddbmm(mode: Reads, func: Any, added: Any, a: Any, b: Any, **given: Any) -> Any:
-    y = None if given else mode.product(a, b)
-    return func(added, a, b, **given) if y is None else added + y
+def _baddbmm(mode: Reads, func: Any, added: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1, **given: Any) -> Any:
+    if given or (y := mode.product(a, b)) is None:
+        return func(added, a, b, beta=beta, alpha=alpha, **given)
+    return torch.add(beta * added, y, alpha=alpha)
 
 
 def _rmatmul(mode: Reads, func: Any, b: Any, a: Any) -> Any:
     return func(b, a) if mode.layer_of(a) is None and mode.layer_of(b) is None else _matmul(mode, torch.matmul, a, b)
 
 
-def _addmm(mode: Reads, func: Any, bias: Any, a: Any, b: Any, **given: Any) -> Any:
-    if given or (mode.layer_of(a) is None and mode.layer_of(b) is None):
-        return func(bias, a, b, **given)
+def _addmm(mode: Reads, func: Any, added: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1, **given: Any) -> Any:
     layer = mode.layer_of(b)
-    if layer is not None and bias.ndim == 1:
-        return _times(layer, a, b.mT, bias)
-    return _matmul(mode, torch.matmul, a, b) + bias
+    if given or (layer is None and mode.layer_of(a) is None):
+        return func(added, a, b, beta=beta, alpha=alpha, **given)
+    if layer is not None and added.ndim == 1 and beta == alpha == 1:
+        return _times(layer, a, b.mT, added)
+    return torch.add(beta * added, _matmul(mode, torch.matmul, a, b), alpha=alpha)
 
 
 def _convolution(dimensions: int) -> Callable[..., Any]:
@@ -309,6 +312,15 @@ def _scaled_dot_product(
     return mixing_of(weights, value.mT)
 
 
+_OPERANDS = {
+    **dict.fromkeys(("linear", "embedding", "conv1d", "conv2d", "conv3d"), ("input", "weight", "bias")),
+    **{f"conv_transpose{n}d": ("input", "weight", "bias") for n in (1, 2, 3)},
+    "matmul": ("input", "other"),
+    **dict.fromkeys(("mm", "bmm", "_grouped_mm", "grouped_mm"), ("input", "mat2")),
+    "addmm": ("input", "mat1", "mat2"),
+    "baddbmm": ("input", "batch1", "batch2"),
+}
+"""What torch calls the operands that a handler takes by their places."""
 _HANDLERS: dict[str, Callable[..., Any]] = {
     "linear": _linear,
     "matmul": _matmul,

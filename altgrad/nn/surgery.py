@@ -76,6 +76,9 @@ def quantize_model(
     """
     if isinstance(policy, str):
         policy = recipe(policy)
+    if not isinstance(model, nn.Module) or not isinstance(policy, Policy | Mapping):
+        given = f"{type(model).__name__} and {type(policy).__name__}"
+        raise TypeError(f"give a torch.nn.Module, and a Policy, a recipe's name or policies by name, not {given}")
     if isinstance(policy, Policy):
         policies = {"*": policy}
     else:  # a key says which layers are meant
@@ -90,8 +93,9 @@ def quantize_model(
     found = [place for place in places if not place.why_not or _is_seen(place)]
     if not found:
         keys = ", ".join(policies)
-        reasons = dict.fromkeys(place.why_not for place in places if place.why_not)
-        has = f"of {len(places)} layers each is left out ({'; '.join(reasons)})" if places else "the model has no layer"
+        kept = [why for kind in kinds.values() for each, why in kind.left_out.items() if not each]
+        reasons = dict.fromkeys([*(place.why_not for place in places), *kept])
+        has = f"each layer is left out ({'; '.join(reasons)})" if reasons else "the model has no layer"
         raise ValueError(f"no layer matches: the policies are for {keys}, and {has}")
     coverage = Coverage(
         {(place.name, place.parameter): (place.why_not, place.named) for place in places if place.why_not},

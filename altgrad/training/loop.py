@@ -61,6 +61,7 @@ from altgrad.nn import (
     quantize_model,
     quantized_layers,
 )
+from altgrad.nn.layers import native_lack
 from altgrad.optim import CodeOptimizer, GridOptimizer, ManifoldAdamW, MuonBesideAdamW
 from altgrad.ranks import local, nonfinite_in, norms_of, over_shards, whole
 from altgrad.runs import Alarm, Failure, NothingToResume, RunWriter, read_run
@@ -493,6 +494,8 @@ def prepared(
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: this torch sees no GPU; use --device cpu")
+    if config.quantize.compute == "native" and (lack := native_lack(torch.device(device))):
+        raise UsageError(f"--device {device}: {lack}")
     if task is None:
         corpus = corpus or load_corpus(config.data, config.tokenizer, config.vocabulary)
         rows = processes.rows(config.batch_size) if processes else slice(None)

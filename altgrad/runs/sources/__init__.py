@@ -18,6 +18,7 @@ from altgrad.runs.files import read_bytes
 from altgrad.runs.schema import Problem, digest, without_paths
 from altgrad.runs.sources import mlflow, tables, tensorboard, trackio, trainer, wandb
 from altgrad.runs.sources.found import Files, Found
+from altgrad.runs.store import record_folders
 from altgrad.runs.wandb_access import reason_of
 from altgrad.runs.wandb_pull import Pulled
 from altgrad.runs.wandb_records import known_runs, place_of, sole_writer
@@ -25,7 +26,7 @@ from altgrad.runs.wandb_records import known_runs, place_of, sole_writer
 SOURCES = (wandb, tensorboard, mlflow, trackio, trainer, tables)
 READS = (
     "W&B's offline files (run-<id>.wandb), TensorBoard's event files, MLflow (mlruns or SQLite), trackio (SQLite), "
-    "trainer_state.json, CSV or JSON lines (.jsonl)"
+    "trainer_state.json, CSV, JSON lines (.jsonl) or AltGrad's own records"
 )
 
 
@@ -40,7 +41,7 @@ def find_runs(path: Path) -> tuple[list[Found], list[Problem]]:
     files = Files(path)
     found = [run for source in SOURCES for run in source.find(files)]
     problems = [Problem(where, reason) for where, reason in files.passed]
-    if not found:
+    if not found and not record_folders(path):
         why = f"; {problems[0].where}: {problems[0].reason}" if problems else ""
         raise UsageError(f"{path}: no run in it{why}; what is read: {READS}")
     return found, problems
@@ -50,7 +51,7 @@ def import_runs(path: Path, out: Path, progress: Callable[[Pulled, int], None] |
     """Make records under `out` of the runs in a file or below a folder, each as soon as it is read.
 
     A run whose files are as they were is passed over; one that has gone on is read again. A run that was recorded here
-    or pulled from W&B keeps its record.
+    or pulled from W&B keeps its record. Records are copied as they are, without their checkpoints.
 
     Args:
         path: a file, or a folder with those of any of the tools.
@@ -61,9 +62,17 @@ def import_runs(path: Path, out: Path, progress: Callable[[Pulled, int], None] |
         UsageError: no such file, no run in it, or `out` cannot be written.
     """
     found, passed = find_runs(path)
-    tools = ", ".join(tool for tool, _ in Counter(run.tool for run in found).most_common())
-    imported = Pulled(f"{path.name or path.resolve().name} ({tools})", listed=len(found), problems=list(passed))
+    records = record_folders(path)
+    tools = [tool for tool, _ in Counter(run.tool for run in found).most_common()] + ["records"] * bool(records)
+    imported = Pulled(f"{path.name or path.resolve().name} ({', '.join(tools)})", problems=list(passed))
+    imported.listed = len(found) + len(records)
     with sole_writer(out):
+        for record in records:
+            if (out / record.name).exists():
+                imported.unchanged += 1
+                continue
+            shutil.copytree(record, out / record.name, symlinks=True, ignore=shutil.ignore_patterns("checkpoints"))
+            imported.fetched.append(record.name)
         pulled, local = known_runs(out)
         here = {*local, *(place.rpartition("/")[2] for place in pulled)}  # W&B had all that its file has
         held = _imported(out)
