@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 
 from altgrad.analysis import ExperimentDataLoader
+from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.labels import site_labels
 from altgrad.cli import main
 from altgrad.config import UsageError
+from altgrad.reports.arms import arm_pages
 from altgrad.runs import RunRecord, load_runs, record
 from altgrad.runs.history import MOST_METRICS, of_rows
 from altgrad.runs.names import columns
@@ -703,6 +705,22 @@ def test_runs_are_pooled_only_with_a_config_and_distinct_seeds(tmp_path: Path) -
         "no-seed": 2,
         "one-seed": 2,
     }
+
+
+def test_a_seed_that_is_not_stated_is_none_and_pairs_no_runs(tmp_path: Path) -> None:
+    wide = dict.fromkeys(("weight", "activation", "grad_output"), "fp32")
+    logged(tmp_path, "base", width=1, quantize=wide)
+    logged(tmp_path, "rounded", width=1, quantize=wide | {"weight": "e4m3"})
+    loader = ExperimentDataLoader([tmp_path])
+    assert loader.runs["seed"].isna().all()
+    assert [run_id.count("-") for run_id in loader.runs["run_id"]] == [1, 1], "a name and a hash, no seed between"
+    (comparison,) = FormatComparator(loader, foreign=True).comparisons
+    assert comparison.table[["format", "n_pairs"]].to_numpy().tolist() == [["E4M3", 0]]
+    for page in arm_pages(loader):
+        assert not any(slot in str(page.blocks) for slot in ("paired by seed: ", "-s0-", "<NA>"))
+        for file in page.downloads:
+            if file.name.endswith("curves.json"):
+                assert [run["seed"] for run in json.loads(file.content)["runs"]] == [None]
 
 
 def test_keys_that_say_which_run_it_is_make_no_arm(tmp_path: Path) -> None:

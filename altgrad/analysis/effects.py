@@ -105,7 +105,7 @@ def outcomes(loader: ExperimentDataLoader) -> Outcomes:
             "arm": runs["arm"],
             "label": [labels[arm] for arm in runs["arm"]],
             "project": runs["study"],
-            "seed": [float(record.config.seed) if record.config.states("seed") else math.nan for record in records],
+            "seed": runs["seed"].astype("float64"),
             "status": runs["status"],
             "value": [last_value(record, metric) for record in records],
         }

@@ -262,7 +262,6 @@ def _arm_page(
     here = HERE if foreign else NO_WANDB
     made = [f"from {tool_of(record.run)}" if "origin" in record.run else here for record in records]
     shown = runs[[*_OF_RUN]].assign(seconds=seconds, reason=reasons, title=titles, made=made)
-    shown["seed"] = [record.config.seed if record.config.states("seed") else np.nan for record in records]
     shown["last"] = [last_value(record, measure) for record in records]
     columns = _runs_columns(shown, measure or OWN, foreign)
     parts: dict[str, Part] = {
@@ -299,7 +298,7 @@ def _gap(loader: ExperimentDataLoader, arm: str, baseline: str | None) -> Estima
     losses: dict[str, dict[int, float]] = {}
     names = ("arm", "role", "seed", "final_val_loss")
     for name, role, seed, loss in zip(*(loader.runs[name].tolist() for name in names), strict=True):
-        if role == "report" and np.isfinite(loss):
+        if role == "report" and pd.notna(seed) and np.isfinite(loss):
             losses.setdefault(name, {}).setdefault(seed, loss)
     own, other = losses.get(arm, {}), losses.get(baseline or "", {})
     gaps = [loss - other[seed] for seed, loss in sorted(own.items()) if seed in other]
@@ -426,7 +425,7 @@ def _environment(records: list[RunRecord]) -> list[Block]:
             program = ", ".join(f"{key} {plain(value)}" for key, value in sorted(made.items()))
         data = ", sha256 ".join(filter(None, data_of(record.run)))
         seeds = found[environment or "not recorded", program or "not recorded", data]
-        seeds += [record.config.seed] if record.config.states("seed") else []
+        seeds += [] if record.config.stated_seed is None else [record.config.stated_seed]
     rows = [(_seeds(seeds), *kind) for kind, seeds in found.items()]
     titles = ("Seeds", "Environment", "Code", "Training data")
     unknown = ("", "not recorded", "not recorded", NOT_STATED)

@@ -133,7 +133,7 @@ def _run_id(run_id: str, seed: int) -> tuple[str, str | None]:
 def _column(values: pd.Series) -> Any:
     if not pd.api.types.is_numeric_dtype(values):
         return _words(values.tolist())
-    return [value if np.isfinite(value) else None for value in values.tolist()]
+    return [None if pd.isna(value) or not np.isfinite(value) else value for value in values.tolist()]
 
 
 def _words(values: Sequence[str | None]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from altgrad.runs.history import History, of_wandb
 from altgrad.runs.names import METRICS, flattened, map_config
 from altgrad.runs.names import columns as read_as
 from altgrad.runs.precision import precision
-from altgrad.runs.schema import SCHEMA_VERSION, Failure, arm_id, digest, run_id
+from altgrad.runs.schema import SCHEMA_VERSION, Failure, arm_id, digest, run_id, with_seed
 from altgrad.runs.secrets import in_words, left_out, mask, mask_record
 from altgrad.runs.store import check_run, read_run
 from altgrad.runs.tables import write_table
@@ -106,7 +106,7 @@ def make_record(
 def foreign_id(given: Mapping[str, Any], config: ExperimentConfig) -> str:
     """A record's id for a run of other code: its name, its seed where it has one, and a hash of where it lies."""
     where = digest(given["entity"], given["project"], given["id"])[:8]
-    return f"{slug(given['name'] or given['id'])}-s{config.seed}-{where}"
+    return f"{with_seed(slug(given['name'] or given['id']), config)}-{where}"
 
 
 def slug(text: object) -> str:
