@@ -150,6 +150,33 @@ def test_one_seed_each_has_no_interval_and_says_so(tmp_path: Path) -> None:
     assert found.to_dict() == {"2": -0.5, "4": 1.0}
     assert data(page, "effects")["low"].isna().all()
     assert "One seed each: there is no interval" in words(page)
+    assert "width**: 4 against 1, +1.0000 in one pair of runs" in words(page)
+
+
+def test_settings_in_folders_of_their_own_are_compared_in_the_one_project_that_the_site_says(tmp_path: Path) -> None:
+    """And the key of the largest difference is the first; what a test set said comes before the training loss."""
+    losses = {(lr, width): lr + width / 100 for lr in (0.1, 0.5) for width in (1, 2)}
+    for (lr, width), loss in losses.items():
+        for seed in (0, 1):
+            folder = tmp_path / "logs" / f"lr{lr}-w{width}" / f"seed{seed}"
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text(json.dumps({"lr": lr, "width": width, "seed": seed}))
+            rows = f"step,train_loss,test_loss\n0,9,9\n1,0,{loss + seed}\n"
+            (folder / "metrics.csv").write_text(rows)
+    import_runs(tmp_path / "logs", tmp_path / "site" / "runs")
+    apart = overview_page(ExperimentDataLoader([tmp_path / "site" / "runs"]))
+    assert "Projects are not compared with each other" in words(apart)
+    assert len(data(apart, "best")) == 4
+    (tmp_path / "site" / "altgrad.yaml").write_text("project: sweep\n")
+    loader = ExperimentDataLoader([tmp_path / "site" / "runs"])
+    page = effects_page(loader)
+    found = data(page, "effects").set_index("key")
+    assert found["difference"].to_dict() == pytest.approx({"optimizer.learning_rate": 0.4, "width": 0.01})
+    said = words(page)
+    assert 0 < said.index("optimizer.learning_rate**: 0.5 is worse than 0.1, +0.4000") < said.index("width**: 2 is worse")
+    overview = overview_page(loader)
+    assert data(overview, "varied")["key"].tolist() == ["optimizer.learning_rate", "width"]
+    assert "has the lowest test_loss: 0.6100" in words(overview)
 
 
 def test_every_metric_has_a_curve_of_the_means_over_the_seeds(

@@ -128,8 +128,10 @@ def test_tools_in_one_folder_do_not_take_each_other_s_files(tmp_path: Path) -> N
         shutil.copytree(FIXTURES / name, tmp_path / "logs" / name)
     shutil.copy(FIXTURES / "keras-3" / "first.csv", tmp_path / "logs" / "tensorboard-2.20" / "first" / "metrics.csv")
     (tmp_path / "logs" / "data.csv").write_text("x,y\n1,2\n")
+    shutil.copytree(FIXTURES / "lightning-2.5", tmp_path / "logs" / "again" / "lightning-2.5")
     found = import_runs(tmp_path / "logs", tmp_path / "out")
-    assert len(found.fetched) == 9
+    assert (len(found.fetched), found.copies) == (9, 2), "the same files twice are the same runs"
+    assert import_runs(tmp_path / "logs", tmp_path / "out").unchanged == 11
     assert [(each.where, "no column that is a step" in each.reason) for each in found.problems] == [("data.csv", True)]
     assert {tool.strip("()") for tool in found.project.split(" ", 1)[1].split(", ")} == {
         "CSV",
@@ -613,7 +615,7 @@ def test_two_thousand_keys_of_a_config_are_counted_and_the_rest_folded(tmp_path:
     (folder / "metrics.csv").write_text("step,val_loss\n0,1\n")
     (folder / "config.json").write_text(json.dumps({f"section.key_{at}": at for at in range(2000)}))
     found = import_runs(folder, tmp_path / "out")
-    ((*_, line),) = ([line for line in lines if "without a meaning" in line] for lines in found.reports.values())
+    ((*_, line),) = ([line for line in lines if "config: kept under" in line] for lines in found.reports.values())
     assert line.endswith(" and 1,970 more")
     (run,) = load_runs([tmp_path / "out"]).records
     assert run.config.foreign == {f"section.key_{at}": at for at in range(2000)}

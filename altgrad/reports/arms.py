@@ -267,7 +267,7 @@ def _arm_page(
     parts: dict[str, Part] = {
         "runs": [col.table(shown, columns, f"{len(runs)} run{'s' if len(runs) > 1 else ''}")],
         "events": _events(records) if len(runs) > 1 else [],
-        "readings": _readings(records) if len(runs) > 1 else [],
+        "readings": _readings(records),
         "environment": environment,
     }
     behind = loader if compared else loader.of_arms(filter(None, (arm, baseline)))
@@ -308,9 +308,8 @@ def _gap(loader: ExperimentDataLoader, arm: str, baseline: str | None) -> Estima
 def _config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline: str | None) -> list[Block]:
     """What differs from the baseline, else from the defaults; of another loop all keys, which are no YAML of ours."""
     if config.foreign is not None:
-        given = [(key, scalar(value), "AltGrad's") for key, value in stated(config).items()]
-        given += [(key, scalar(value), "the loop's own") for key, value in config.foreign.items()]
-        return [Table(("Key", "Value", "Whose key"), tuple(given), id="config")] if given else []
+        given = tuple((key, scalar(value)) for key, value in {**stated(config), **config.foreign}.items())
+        return [Table(("Key", "Value"), given, id="config")] if given else []
     if baseline is None:
         changed = nested(changes(config))
         return [CodeBlock(yaml.safe_dump(changed, sort_keys=False) if changed else "# nothing\n", "yaml")]
@@ -363,7 +362,7 @@ def _special(records: list[RunRecord]) -> Iterator[dict[str, Any]]:
     for record in records:
         bad, brought = record.status != "finished", "origin" in record.run and record.config.foreign is None
         if len(records) == 1 or bad or record.run.get("message") or record.config.notes or brought:
-            facts, warnings = _facts(record, len(records) == 1), _warnings(record)
+            facts, warnings = _facts(record), _warnings(record)
             yield {"id": record.id, "failure": diagnose(record), "facts": facts, "warnings": warnings}
 
 
@@ -384,13 +383,12 @@ def _events(records: list[RunRecord]) -> list[Block]:
     return [col.table(rows, _EVENTS, f"What happened in the {len(records)} runs")] if rows else []
 
 
-def _facts(record: RunRecord, alone: bool) -> list[Block]:
+def _facts(record: RunRecord) -> list[Block]:
     """A run's message, notes, origin and events; nothing for a run without any."""
     rows = [("Message", str(record.run.get("message") or "")), ("Notes", record.config.notes)]
     if origin := record.run.get("origin"):
         where = "/".join(str(origin[key]) for key in ("entity", "project", "id") if origin.get(key))
         rows.append((f"Made from {tool_of(record.run)}", f"{where}, {words.moment(origin.get('pulled'))}"))
-        rows += [("Read from its log", line) for line in _read_lines(record) if alone or record.config.foreign is None]
     rows = [(field, value) for field, value in rows if value] + _event_rows(record.run["events"])
     return [Table(("Field", "Value"), tuple(rows), md("About run {run}", run=code(record.id)))] if rows else []
 
@@ -405,9 +403,10 @@ def _read_lines(record: RunRecord) -> list[str]:
 
 def _readings(records: list[RunRecord]) -> list[Block]:
     """What an import said of the runs of an arm, each line once."""
-    lines = Counter(line for record in records if record.config.foreign is not None for line in _read_lines(record))
-    rows = tuple((line, count) for line, count in lines.items())
-    return [Table(("Read from the logs", Column("Runs", "right")), rows, "How the logs were read")] if rows else []
+    lines = Counter(line for record in records for line in _read_lines(record))
+    columns = ("Read from the logs", *([Column("Runs", "right")] if len(records) > 1 else []))
+    rows = tuple((line, count)[: len(columns)] for line, count in lines.items())
+    return [Table(columns, rows, "How the logs were read")] if rows else []
 
 
 def _environment(records: list[RunRecord]) -> list[Block]:

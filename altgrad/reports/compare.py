@@ -188,7 +188,8 @@ def _best_of_projects(loader: ExperimentDataLoader, losses: pd.Series) -> Iterat
         own = set(runs["arm"])
         best = [str(arm) for arm in ranked.index if arm in own]
         if len(best) > 1:
-            label = f"{project}: {min(len(best), BEST)} of {len(best)} arms, the best by {outcome.metric}"
+            few = f"the {BEST} best of {len(best)}" if len(best) > BEST else f"all {len(best)}"
+            label = f"{project}: {few} arms by {outcome.metric}"
             yield -len(runs), label, best[:BEST], "none"
 
 

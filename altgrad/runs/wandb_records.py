@@ -257,7 +257,7 @@ def _foreign(given: Mapping[str, Any], notes: str) -> tuple[ExperimentConfig, di
     if formats:
         words = ", ".join(f"{name} {each}" for name, each in formats["quantize"].items() if isinstance(each, str))
         report.append(f"config: {', '.join(said)}: read as {words}")
-    report += some("config: kept without a meaning here: ", [key for key in without if key not in said])
+    report += some("config: kept under their own names: ", [key for key in without if key not in said])
     if not config.states("seed"):
         ask = "which key is the seed? Say it in altgrad.yaml, as seed: KEY"
         report.append(f"config: no seed is stated, and the run is an arm by itself: {ask}")
@@ -265,14 +265,14 @@ def _foreign(given: Mapping[str, Any], notes: str) -> tuple[ExperimentConfig, di
 
 
 def metrics_report(history: History) -> list[str]:
-    """What was read under another name, is kept without a meaning here, or could not be kept."""
+    """What was read under another name, is kept under its own name, or could not be kept."""
     columns = read_as(history.names)
     report = [f"metric: {own} is read as {column}" for own, column in columns.items() if own != column]
     unknown = [name for name, column in columns.items() if name == column and name not in METRICS]
     if not {"loss", "val_loss"} & {*columns.values()} and unknown:
         ask = "which is the loss? Say it in altgrad.yaml, as metrics: {val_loss: NAME}"
         report.append(f"metrics: none has the name of a loss: {ask}")
-    return [*report, *some("metrics: kept without a meaning here: ", unknown), *_folded(history.lines)]
+    return [*report, *some("metrics: kept under their own names: ", unknown), *_folded(history.lines)]
 
 
 def _folded(lines: Sequence[str]) -> list[str]:
