@@ -23,6 +23,7 @@ from altgrad.runs.sources import import_runs
 from altgrad.site import Chart, ChartBlock, Page, Table
 from altgrad.site.render import Dialect, render
 
+ROOT = Path(__file__).parents[1]
 RATES, WIDTHS, SEEDS = (0.01, 0.1, 1.0), (32, 64), (11, 12, 13)
 NAMES = "loss: accuracy\nmetrics:\n  accuracy: {names: [eval/acc], better: higher, unit: share}\nseed: rng_state\n"
 NEVER = (
@@ -137,6 +138,12 @@ def test_an_effect_is_the_mean_of_paired_differences_where_nothing_else_differs(
         assert drawn[str(width_), str(lr)] == pytest.approx(mean)
     for place in expected.groupby(level=1).idxmax():
         assert f"{expected[place]:.4g}" in both.description
+
+
+def test_a_setting_called_as_a_part_of_a_page_is_not_taken_for_it() -> None:
+    """The heading of a setting named layers has the id of the place that a script fills, which is a div."""
+    for path in (ROOT / "docs/stylesheets/altgrad.css", ROOT / "docs/javascripts/curves.js"):
+        assert set(re.findall(r"(\w*)#(?:layers|difference)\b", path.read_text())) == {"div"}, path
 
 
 def test_one_seed_each_has_no_interval_and_says_so(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
                 "arm": [row_of[arm] for arm in runs["arm"]],
                 "name": _words([name for name, _ in ids]),
                 "hash": [digits for _, digits in ids],
-                "failure": _words([", ".join(failure["kinds"]) if failure else "" for failure in runs["failure"]]),
+                "failure": _words([*map(_why, runs["failure"], runs["foreign"])]),
                 "wandb": _words([web_address(url) if isinstance(url, str) else None for url in runs["wandb_url"]]),
                 **{key: _column(runs[key]) for key in ("seed", "status", "study", "role", "last_step")},
                 "final_val_loss": plain(ends(loader)),
@@ -128,6 +128,11 @@ def _run_id(run_id: str, seed: int) -> tuple[str, str | None]:
     """Name and hash of a run's id, which with the seed are the whole of it; of an id of another form, (id, None)."""
     found = _RUN_ID.fullmatch(run_id)
     return (found["name"], found["hash"]) if found and found["seed"] == str(seed) else (run_id, None)
+
+
+def _why(failure: dict[str, Any] | None, foreign: bool) -> str:
+    """The kinds of a failure; of another loop's run only those that are known."""
+    return ", ".join(kind for kind in (failure or {"kinds": ()})["kinds"] if kind != "unknown" or not foreign)
 
 
 def _column(values: pd.Series) -> Any:

@@ -202,13 +202,14 @@ def _forest(found: Outcomes, number: int, own: list[Effect], axis: str) -> Chart
 
 
 def _map(found: Outcomes, one: str, two: str, cells: pd.DataFrame) -> Chart:
-    levels = np.quantile(np.unique(cells.to_numpy()[cells.notna()]) * found.sign, [0.2, 0.4, 0.6, 0.8])
+    digits = found.measure.digits if found.measure else 4
+    shown = cells.round(digits) * found.sign  # what reads alike has one colour
+    levels = np.quantile(np.unique(shown.to_numpy()[shown.notna()]), [0.2, 0.4, 0.6, 0.8])
     legend = ("best fifth", "second", "third", "fourth", "worst fifth")
     data = cells.rename_axis(index=one, columns=two).stack().rename(found.metric).reset_index()
-    text = partial(words.number, digits=found.measure.digits if found.measure else 4)
-    signed = cells * found.sign
+    text = partial(words.number, digits=digits)
     return figures_map(
-        "interaction", f"{found.metric} by {one} and {two}", signed, data, list(levels), legend,
+        "interaction", f"{found.metric} by {one} and {two}", shown, data, list(levels), legend,
         lambda value: text(value * found.sign), f"Rows: {one}; columns: {two}.",
     )  # fmt: skip
 

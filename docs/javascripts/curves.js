@@ -349,7 +349,7 @@ async function armPage(address, figure, difference, layers) {
 const page = globalThis.document?.querySelector(".md-content");
 const file = page?.querySelector("a[href$='.curves.json']");
 if (file && /\/runs\/[^/]+\/(?:index\.html)?$/.test(location.pathname)) {
-  armPage(file.href, page.querySelector("figure#chart-loss"), page.querySelector("#difference"), page.querySelector("#layers"));
+  armPage(file.href, page.querySelector("figure#chart-loss"), page.querySelector("div#difference"), page.querySelector("div#layers"));
 }
 
 if (page?.querySelector("#table-calculator")) import("./scaling/calculator.js").then(({ start }) => start(page));
