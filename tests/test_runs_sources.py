@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import os
+import re
 import shutil
 import sqlite3
 import struct
@@ -598,6 +599,7 @@ def test_name_place_summary_and_surroundings_of_a_run_are_kept_and_shown(tmp_pat
     assert found.add(tmp_path, given, [{"_step": 0, "train/accuracy": 0.25}]), found.problems
     (run,) = load_runs([tmp_path]).records
     assert run.run["title"] == "基线模型"
+    assert re.fullmatch("[0-9a-f]{6}-[0-9a-f]{8}", run.id), "no letter of it is one of an id"
     assert run.run["environment"] == surroundings
     assert run.run["summary"] == {"best/accuracy": 0.5}
     assert run.config.foreign == {"shards": address}

@@ -20,7 +20,7 @@ from typing import Any
 from altgrad.config import LONGEST_NOTES, ExperimentConfig, UsageError, one_line, parse_config
 from altgrad.runs import locks
 from altgrad.runs.files import read_bytes
-from altgrad.runs.foreign import data_fingerprint, foreign_config
+from altgrad.runs.foreign import data_fingerprint, foreign_config, slug
 from altgrad.runs.history import History, of_wandb
 from altgrad.runs.names import METRICS, flattened, map_config
 from altgrad.runs.names import columns as read_as
@@ -77,7 +77,7 @@ def make_record(
     run = {
         "schema": SCHEMA_VERSION,
         "id": kept["id"],
-        **({"title": kept["title"]} if kept.get("title", slug(given["name"])) != slug(given["name"]) else {}),
+        **({"title": title} if (title := kept.get("title")) and title != slug(title) else {}),
         "arm": arm_id(config, data),
         "created": kept.get("created", created),
         "ended": None if ending["status"] == "running" else ended,
@@ -106,12 +106,7 @@ def make_record(
 def foreign_id(given: Mapping[str, Any], config: ExperimentConfig) -> str:
     """A record's id for a run of other code: its name, its seed where it has one, and a hash of where it lies."""
     where = digest(given["entity"], given["project"], given["id"])[:8]
-    return f"{with_seed(slug(given['name'] or given['id']), config)}-{where}"
-
-
-def slug(text: object) -> str:
-    """Letters, digits, ``.``, ``_`` and ``-`` of a name, at most 60; "run" where none is left."""
-    return re.sub(r"[^a-z0-9._-]+", "-", str(text).lower()).strip("-._")[:60].rstrip("-._") or "run"
+    return f"{with_seed(slug(str(given['name'] or given['id'])), config)}-{where}"
 
 
 def write_record(root: Path, run: Mapping[str, Any], history: History) -> Path:
@@ -249,8 +244,8 @@ def _foreign(given: Mapping[str, Any], notes: str) -> tuple[ExperimentConfig, di
         f"not stated, {given['entity']}/{given['project']}" if given["entity"] else f"not stated, {given['project']}"
     )
     data = data_fingerprint((known or unknown)[:200])
-    name, tags = slug(given["name"] or given["id"]), [str(tag) for tag in given["tags"]]
-    config = foreign_config(stated, name=name, study=slug(given["project"]), notes=notes, tags=tags, strict=False)
+    name, tags = slug(str(given["name"] or given["id"])), [str(tag) for tag in given["tags"]]
+    config = foreign_config(stated, name=name, study=slug(str(given["project"])), notes=notes, tags=tags, strict=False)
     without = sorted(config.foreign or {})
     report = [f"config: {own} is read as {key}" for own, key in used.items() if own not in without]
     formats, said = precision(config.foreign or {})
