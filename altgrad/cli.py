@@ -715,7 +715,9 @@ def run_new_site(options: argparse.Namespace) -> int:
     folder: Path = options.folder
     given = {name: getattr(options, name) for name in ("loss", "better", "seed", "arms", "project")}
     if options.logs is None and any(given.values()):
-        raise UsageError("--loss, --better, --seed, --arms and --project say what logs mean: give --from PATH with them")
+        raise UsageError(
+            "--loss, --better, --seed, --arms and --project say what logs mean: give --from PATH with them"
+        )
     from altgrad.site.asked import Given, ask_address, ask_on_terminal, find_names, site_address
 
     address = site_address(options.site_url or "")

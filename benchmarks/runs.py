@@ -343,7 +343,8 @@ def _memory(path: Path, out: Path) -> float:
     code = (
         "import re, resource, sys; from pathlib import Path; from altgrad.runs.sources import import_runs\n"
         "found = import_runs(*map(Path, sys.argv[1:])); assert len(found.fetched) == 1, found.problems\n"
-        "status = Path('/proc/self/status'); known = status.exists() and re.search(r'VmHWM:\\s+(\\d+)', status.read_text())\n"
+        "status = Path('/proc/self/status')\n"
+        "known = status.exists() and re.search(r'VmHWM:\\s+(\\d+)', status.read_text())\n"
         "print(known[1] if known else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     command = [sys.executable, "-c", code, str(path), str(out)]

@@ -140,6 +140,23 @@ def test_an_effect_is_the_mean_of_paired_differences_where_nothing_else_differs(
         assert f"{expected[place]:.4g}" in both.description
 
 
+def test_a_setting_is_one_key_whatever_its_value_and_runs_may_be_compared_by_what_only_summaries_have(
+    tmp_path: Path,
+) -> None:
+    """Long values that begin alike are different ones."""
+    for optim, loss in (("adamw", 1.0), ("sgd", 1.5), (long := "x" * 80) and (f"{long}1", 2.0), (f"{long}2", 3.0)):
+        with record(tmp_path, name="run", config={"optim": optim}, seed=0, data="digits") as run:
+            run.log(1, loss=9.0)
+            run.finish({"val/loss": loss, "seconds": 7})
+    loader = ExperimentDataLoader([tmp_path])
+    found = data(effects_page(loader), "effects")
+    assert set(found["key"]) == {"optimizer.step_rule"}
+    assert dict(zip(found["value"], found["difference"], strict=True)) == {"sgd": 0.5, f"{long}1": 1.0, f"{long}2": 2.0}
+    assert "has the lowest val_loss: 1.0000" in words(overview_page(loader))
+    (runs,) = (table for table in tables(arm_pages(loader)[1]) if table.caption == "1 run")
+    assert [column.title for column in runs.columns if "val" in str(column.title)] == ["val_loss"]
+
+
 def test_a_setting_called_as_a_part_of_a_page_is_not_taken_for_it() -> None:
     """The heading of a setting named layers has the id of the place that a script fills, which is a div."""
     for path in (ROOT / "docs/stylesheets/altgrad.css", ROOT / "docs/javascripts/curves.js"):
@@ -180,7 +197,9 @@ def test_settings_in_folders_of_their_own_are_compared_in_the_one_project_that_t
     found = data(page, "effects").set_index("key")
     assert found["difference"].to_dict() == pytest.approx({"optimizer.learning_rate": 0.4, "width": 0.01})
     said = words(page)
-    assert 0 < said.index("optimizer.learning_rate**: 0.5 is worse than 0.1, +0.4000") < said.index("width**: 2 is worse")
+    assert (
+        0 < said.index("optimizer.learning_rate**: 0.5 is worse than 0.1, +0.4000") < said.index("width**: 2 is worse")
+    )
     overview = overview_page(loader)
     assert data(overview, "varied")["key"].tolist() == ["optimizer.learning_rate", "width"]
     assert "has the lowest test_loss: 0.6100" in words(overview)

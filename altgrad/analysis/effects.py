@@ -22,7 +22,7 @@ from altgrad.analysis.statistics import Estimate, mean_interval
 from altgrad.config import scalar
 from altgrad.runs import RunRecord
 from altgrad.runs.site_names import NO_NAMES
-from altgrad.text import shorten, visible
+from altgrad.text import visible
 
 MOST_KEYS = 12
 NOT_METRICS = ("step", "tokens", "seconds", "lr", "epoch", "logged_step")
@@ -116,7 +116,8 @@ def outcomes(loader: ExperimentDataLoader) -> Outcomes:
 def measure_of(loader: ExperimentDataLoader, arm: str | None = None) -> Measure | None:
     """The metric by which the runs of a site are compared, or that an arm's page opens with where it has not that one.
 
-    It is the site's own, else the validation, test or training loss, else the first; None where nothing was logged.
+    It is the site's own (of a site what only summaries have too), else the validation, test or training loss, else the
+    first; None where nothing was logged.
     """
     if arm is not None and loader.config(arm).foreign is None:
         return OWN
@@ -126,7 +127,8 @@ def measure_of(loader: ExperimentDataLoader, arm: str | None = None) -> Measure 
         return OWN
     names = next((record.names for record in records if record.names != NO_NAMES), NO_NAMES)
     ended = [record for record in own if record.status == "finished"]
-    there, site = metrics_of(ended) or metrics_of(own), arm and loader.memo(measure_of)
+    there, site = (metrics_of(each, ends=arm is None) for each in (ended, own)), arm and loader.memo(measure_of)
+    there = next(filter(None, there), [])
     name = site.name if site and site.name in there else names.main(there)
     if name is None:
         return None
@@ -142,18 +144,34 @@ def _digits(largest: float) -> int:
     return min(12, max(0, 4 - math.ceil(math.log10(largest))))
 
 
-def metrics_of(records: Iterable[RunRecord], but: Collection[str] = NOT_METRICS) -> list[str]:
-    """What some runs have logged: the losses first, then what the most of them have, the norm of gradients last."""
-    counts = Counter(name for record in records for name in record.history if name not in but)
+def metrics_of(records: Iterable[RunRecord], but: Collection[str] = NOT_METRICS, ends: bool = False) -> list[str]:
+    """What some runs have logged: the losses first, then what the most of them have, the norm of gradients last.
+
+    Args:
+        records: the runs.
+        but: names that are no metrics.
+        ends: with what only their summaries have.
+    """
+    logged = ([*record.history, *(summary_of(record) if ends else ())] for record in records)
+    counts = Counter(name for names in logged for name in names if name not in but)
     return sorted(counts, key=lambda name: (name not in LOSSES, name == "grad_norm", -counts[name], name))
+
+
+def summary_of(record: RunRecord) -> dict[str, float]:
+    """The numbers that only the summary of another loop's run has, by the names that its site gives them."""
+    given = record.run.get("summary") if record.config.foreign is not None else None
+    numbers = {name: float(value) for name, value in (given or {}).items() if type(value) in (int, float)}
+    return {name: numbers[own] for own, name in record.names.columns(numbers).items() if name not in record.history}
 
 
 def last_value(record: RunRecord, metric: Measure | None) -> float:
     """What a finished run ended with; NaN where it did not finish or has no finite value."""
     if metric == OWN and record.config.foreign is None:
         return final_val_loss(record)
-    if record.status != "finished" or metric is None or metric.name not in record.history:
+    if record.status != "finished" or metric is None:
         return math.nan
+    if metric.name not in record.history:
+        return summary_of(record).get(metric.name, math.nan)
     known = record.history[metric.name].dropna()
     return float(known.iloc[-1]) if len(known) and np.isfinite(known.iloc[-1]) else math.nan
 
@@ -267,7 +285,7 @@ def _arms(loader: ExperimentDataLoader) -> dict[str, dict[str, Any]]:
 
 
 def _text(value: Any) -> str:
-    return shorten(visible(scalar(value)), 40)
+    return visible(scalar(value))
 
 
 def _order(text: str) -> tuple[int, float, str]:

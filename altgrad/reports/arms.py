@@ -15,7 +15,7 @@ import yaml
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import FormatComparator
-from altgrad.analysis.effects import OWN, Measure, last_value, measure_of, outcomes
+from altgrad.analysis.effects import OWN, Measure, last_value, measure_of, outcomes, summary_of
 from altgrad.analysis.labels import site_labels
 from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, Looks, states_formats, unquantized
 from altgrad.analysis.statistics import Estimate, mean_interval
@@ -46,8 +46,10 @@ from altgrad.runs.schema import digest
 from altgrad.runs.wandb_records import tool_of
 from altgrad.site import PALETTE, Block, CodeBlock, Column, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
 from altgrad.site.document import Part
-from altgrad.text import Md, escape, minus
+from altgrad.text import Md, escape, minus, visible
 
+SUMMED = 6
+"""Values of the summaries alone that the table of an arm's runs has."""
 EVENTS_SHOWN = 5
 """Events of one kind that a run's section lists before it counts the rest."""
 WARNINGS_SHOWN = 20
@@ -85,8 +87,8 @@ def _config_column(key: str, values: pd.Series) -> Column:
     return col.of(key, lambda row: row[f"config {key}"], right=bool(numbers.all()))
 
 
-def _runs_columns(shown: pd.DataFrame, measure: Measure, foreign: bool) -> tuple[Column, ...]:
-    """Of another loop's runs, what is known of one at least."""
+def _runs_columns(shown: pd.DataFrame, measure: Measure, foreign: bool, ends: Iterable[str]) -> tuple[Column, ...]:
+    """Of another loop's runs, what is known of one at least; and what only their summaries have."""
     linked = shown["wandb_url"].notna().any() or not foreign
     known = {key: not foreign or shown[key].notna().any() for key in ("seed", "seconds")}
     run = Md('<a id="{id}"></a>{name} {title}')
@@ -104,6 +106,7 @@ def _runs_columns(shown: pd.DataFrame, measure: Measure, foreign: bool) -> tuple
             lambda row: row["study"] + (" (held out of comparisons)" if row["role"] == "tuning" else ""),
         ),
         col.number(f"Last {measure.title}" if foreign else f"Final {measure.title}", "last", measure.digits),
+        *(col.general(visible(name), f"end {name}", ".5g") for name in ends),
         col.count("Last step", "last_step"),
         *([col.number("Seconds", "seconds", 1)] if known["seconds"] else []),
         col.of("Recorded", lambda row: words.moment(row["created"])),
@@ -263,7 +266,9 @@ def _arm_page(
     made = [f"from {tool_of(record.run)}" if "origin" in record.run else here for record in records]
     shown = runs[[*_OF_RUN]].assign(seconds=seconds, reason=reasons, title=titles, made=made)
     shown["last"] = [last_value(record, measure) for record in records]
-    columns = _runs_columns(shown, measure or OWN, foreign)
+    ends = pd.DataFrame([summary_of(record) for record in records], index=shown.index).iloc[:, :SUMMED]
+    shown[[f"end {name}" for name in ends]] = ends
+    columns = _runs_columns(shown, measure or OWN, foreign, [*ends])
     parts: dict[str, Part] = {
         "runs": [col.table(shown, columns, f"{len(runs)} run{'s' if len(runs) > 1 else ''}")],
         "events": _events(records) if len(runs) > 1 else [],
@@ -328,7 +333,7 @@ def _compared(loader: ExperimentDataLoader, arm: str) -> list[Block]:
     """The formats that another loop recorded in this arm's setting, against its unquantized runs."""
     blocks: list[Block] = []
     for comparison in loader.memo(_foreign).comparisons:
-        if arm in (comparison.baseline, *comparison.table["arm"]):
+        if arm in (comparison.baseline, *comparison.table["arm"]) and comparison.table["n_pairs"].any():
             formats = loader.runs.loc[loader.runs["arm"] == comparison.baseline, "format"]
             caption = md(
                 "{scope}: gap of val_loss to {baseline}, paired by seed",

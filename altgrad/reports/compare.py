@@ -29,7 +29,7 @@ from altgrad.runs import RunRecord
 from altgrad.runs.pack import is_histogram
 from altgrad.site import Download, Page
 from altgrad.site.content import web_address
-from altgrad.text import shorten, visible
+from altgrad.text import cut, visible
 
 QUANTILES = 64
 """Fewest degrees of freedom for which the scripts are given t quantiles; more where an arm has more runs."""
@@ -182,7 +182,7 @@ def swept_columns(loader: ExperimentDataLoader, arms: Iterable[str]) -> dict[str
 
 def shown(value: Any) -> str:
     """A value of a config, as a cell shows it."""
-    return shorten(visible(scalar(value)), 40)
+    return cut(visible(scalar(value)), 40)
 
 
 def _best_of_projects(loader: ExperimentDataLoader, losses: pd.Series) -> Iterator[tuple[int, str, list[str], str]]:

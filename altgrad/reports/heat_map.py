@@ -158,14 +158,14 @@ def figures_map(
         note: what the description says first.
     """
     up, top, size, width = 0.3 * INCH, 0.34 * INCH, 10.5, 6.4
-    rows_named = [cut(str(name), 28) for name in cells.index]
-    left = max(0.8 * INCH, 12 + 6.3 * max(map(len, rows_named), default=0))
+    rows_named = [cut(str(name), 24) for name in cells.index]
+    left = max(0.8 * INCH, 12 + 7.2 * max(map(len, rows_named), default=0))
     colours = [colour for colour in HEAT if colour != HEAT[3]]  # on which no text has contrast enough
 
     def sketch(drawing: Sketch) -> None:
         wide = (drawing.width - left) / len(cells.columns)
         for column, name in enumerate(cells.columns):
-            shown = cut(str(name), max(4, int(wide / 5.8)))
+            shown = cut(str(name), max(4, int(wide / 6.8)))
             drawing.text(left + (column + 0.5) * wide, top - 8, shown, MUTED, size=size, anchor="middle")
         for row, (name, values) in enumerate(zip(rows_named, cells.to_numpy(), strict=True)):
             middle = top + (row + 0.5) * up
@@ -178,7 +178,7 @@ def figures_map(
                     drawing.rectangles([box], colours[level])
                 colour, figure = FOREGROUND if level < 3 else BACKGROUND, text(value) if known else "–"
                 drawing.text(start + wide / 2, middle + 3.5, figure, colour, size=size, anchor="middle", bold=level > 1)
-        place, below = left + 1.5, top + len(cells) * up + 0.22 * INCH
+        place, below = min(left, 0.8 * INCH) + 1.5, top + len(cells) * up + 0.22 * INCH
         for colour, word in zip(colours, legend, strict=True):
             drawing.rectangles([(place, below - 5, place + 10, below + 5)], colour)
             drawing.text(place + 14, below + 3.5, word, size=size)

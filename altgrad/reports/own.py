@@ -11,7 +11,16 @@ import numpy as np
 import pandas as pd
 
 from altgrad.analysis import words
-from altgrad.analysis.effects import Effect, Outcomes, effects, interaction, metrics_of, outcomes, strongest, varied_keys
+from altgrad.analysis.effects import (
+    Effect,
+    Outcomes,
+    effects,
+    interaction,
+    metrics_of,
+    outcomes,
+    strongest,
+    varied_keys,
+)
 from altgrad.analysis.labels import site_labels
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import mean_interval
@@ -62,8 +71,11 @@ def _key_columns(digits: int, known: bool) -> tuple[Column, ...]:
         col.signed("Difference", "difference", digits),
         col.interval(digits=digits),
     )
-    values = col.of("Values", lambda row: words.names(row["values"][:8]) + (" …" if len(row["values"]) > 8 else ""))
-    return (KEY, values, *(largest if known else ()))
+    return (KEY, col.of("Values", lambda row: _some(row["values"])), *(largest if known else ()))
+
+
+def _some(values: list[str], most: int = 8) -> str:
+    return words.names([cut(value, 40) for value in values[:most]]) + (" …" if len(values) > most else "")
 
 
 def _best_columns(digits: int) -> tuple[Column, ...]:
@@ -121,9 +133,7 @@ def overview_page(loader: ExperimentDataLoader) -> Page:
         if len(keys)
         else [],
         "best": [
-            col.table(
-                shown, (*_project(shown), *_best_columns(values["digits"])), "Arms by their mean", "best", best
-            )
+            col.table(shown, (*_project(shown), *_best_columns(values["digits"])), "Arms by their mean", "best", best)
         ]
         if len(best)
         else [],
@@ -153,7 +163,8 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
         "groups": groups,
         "runs": len(found.runs),
         "both": both and both[:2],
-        "strongest": [_row(each) | {"sign": found.sign} for each in strongest(every)[:STRONGEST]],
+        "strongest": [_row(each) for each in strongest(every)[:STRONGEST]],
+        "sign": found.sign,
         "unpaired": any(not each.paired for each in every),
         "many_projects": found.runs["project"].nunique() > 1,
     }
@@ -197,8 +208,9 @@ def _single(own: list[Effect]) -> bool:
 def _forest(found: Outcomes, number: int, own: list[Effect], axis: str) -> Chart:
     shown = sorted(own, key=lambda each: found.sign * each.estimate.mean)[:ROWS_OF_A_CHART]
     data, first = pd.DataFrame([_row(each) for each in shown]), shown[0]
-    title = f"{first.key} against {first.reference}: {found.metric}"
-    return forest(f"effect-{number}", title, "", data, [each.value for each in shown], f"difference of {axis}")
+    title = f"{first.key} against {cut(first.reference, 40)}: {found.metric}"
+    names = [cut(each.value, 40) for each in shown]
+    return forest(f"effect-{number}", title, "", data, names, f"difference of {axis}")
 
 
 def _map(found: Outcomes, one: str, two: str, cells: pd.DataFrame) -> Chart:
@@ -313,7 +325,12 @@ def health_page(loader: ExperimentDataLoader) -> Page | None:
     frame = frame.dropna(axis=1, how="all")
     columns = [*_HEALTH, *(column for name, column in _STATISTICS.items() if name in frame)]
     worst = [
-        {"name": name, **frame.loc[frame[name].idxmax()].to_dict(), "value": frame[name].max()}
+        {
+            "name": name,
+            **frame.loc[frame[name].idxmax()].to_dict(),
+            "value": frame[name].max(),
+            "where": OPERAND_NAMES.get(frame.loc[frame[name].idxmax(), "operand"]),
+        }
         for name in ("overflow", "underflow", "stall_ratio")
         if name in frame and frame[name].max() > 0
     ]

@@ -1,6 +1,6 @@
 """What a site says of its own runs, in ``altgrad.yaml`` beside its mkdocs.yml: data read with its records.
 
-    loss: accuracy                 # by which runs are compared; default: val_loss, test_loss, loss, else the first metric
+    loss: accuracy                 # by which runs are compared; default: val_loss, test_loss, loss, else another
     metrics:
       accuracy:                    # what the site calls it
         names: [eval/acc, test_acc]  # what loops logged it as
@@ -28,7 +28,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from altgrad.config import OPERANDS, ExperimentConfig, UsageError, config_keys, first_mistake, one_line
-from altgrad.runs.names import CONFIG, OF_ONE_RUN, columns, normal
+from altgrad.runs.names import CONFIG, OF_ONE_RUN, columns, map_config, normal
 from altgrad.runs.precision import precision
 from altgrad.runs.processor import NOT_STATED
 from altgrad.runs.schema import digest
@@ -119,10 +119,12 @@ class SiteNames(BaseModel):
         arms = None if self.arms is None else {normal(name) for name in self.arms}
         besides = {normal(name) for name in (*self.runs, *([self.seed] if self.seed and "seed" in changed else []))}
 
+        called = map_config(given)[1]
+
         def makes_arm(key: str) -> bool:
             name = normal(key)
             if arms is not None:
-                return name in arms
+                return not arms.isdisjoint((name, normal(called.get(key, key))))
             return name not in besides and name.rpartition(".")[2] not in OF_ONE_RUN
 
         formats, said = precision(given)

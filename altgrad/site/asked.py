@@ -60,7 +60,7 @@ def ask_on_terminal(question: str, default: str) -> str:
 def find_names(records: Sequence[RunRecord], given: Given, ask: Ask) -> Found:
     """What ``altgrad.yaml`` has to say of these runs."""
     found = Found({}, [], [])
-    there = metrics_of(records)
+    there = metrics_of(records, ends=True)
     usual = NO_NAMES.main(there)
     loss = given.loss and _known("--loss", given.loss, there, columns([given.loss])[given.loss], found)
     if loss is None and usual is not None:
