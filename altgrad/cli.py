@@ -696,11 +696,12 @@ def add_new_site_arguments(parser: argparse.ArgumentParser) -> None:
     logs = "a log, or a folder that holds some: what `altgrad runs import` reads"
     parser.add_argument("--from", dest="logs", type=Path, metavar="PATH", help=logs)
     parser.add_argument(
-        "--loss", metavar="NAME", help="the metric by which runs are compared (default: val_loss, else loss)"
+        "--loss", metavar="NAME", help="the metric by which runs are compared (default: val_loss, test_loss or loss)"
     )
     parser.add_argument("--better", choices=("lower", "higher"), help="which values of it are better")
     parser.add_argument("--seed", metavar="KEY", help="the key of the configs that is the seed")
     parser.add_argument("--arms", metavar="A,B", help="the keys that make an arm (default: all but the seed)")
+    parser.add_argument("--project", metavar="NAME", help="the one project of all runs (default: by tool or folder)")
     parser.add_argument("--site-url", metavar="URL", help="the address that the site will have")
 
 
@@ -714,9 +715,11 @@ def run_new_site(options: argparse.Namespace) -> int:
     from altgrad.site.new_site import lay_out, set_names, set_site_url
 
     folder: Path = options.folder
-    given = {name: getattr(options, name) for name in ("loss", "better", "seed", "arms")}
+    given = {name: getattr(options, name) for name in ("loss", "better", "seed", "arms", "project")}
     if options.logs is None and any(given.values()):
-        raise UsageError("--loss, --better, --seed and --arms say what logs mean: give --from PATH with them")
+        raise UsageError(
+            "--loss, --better, --seed, --arms and --project say what logs mean: give --from PATH with them"
+        )
     from altgrad.site.asked import Given, ask_address, ask_on_terminal, find_names, site_address
 
     address = site_address(options.site_url or "")

@@ -813,6 +813,11 @@ class ExperimentConfig(_Section):
             section = getattr(section, part)
         return True
 
+    @property
+    def stated_seed(self) -> int | None:
+        """The seed; None where another loop's run does not state one."""
+        return self.seed if self.states("seed") else None
+
 
 def config_keys(model: type[BaseModel] = ExperimentConfig, prefix: str = "") -> tuple[str, ...]:
     """Every key of a config that holds a value rather than a section, dotted, in order."""

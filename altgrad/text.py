@@ -54,6 +54,11 @@ def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit].rstrip()}… ({len(text):,} characters)"
 
 
+def cut(text: str, limit: int) -> str:
+    """`text` for a place that holds `limit` characters: its beginning, and a dot where more follows."""
+    return text if len(text) <= limit else f"{text[: limit - 1].rstrip()}…"
+
+
 def escape(text: str, limit: int = TEXT_LIMIT) -> Md:
     """Untrusted text as markdown that shows exactly this text, in GitHub's dialect and in Python-Markdown.
 

@@ -12,6 +12,8 @@ the rest. The record goes to benchmarks/recorded/runs.json, which the site turns
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import resource
@@ -38,6 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import altgrad  # noqa: E402
+from altgrad.cli import main as main_of  # noqa: E402
 from altgrad.config import UsageError, one_line  # noqa: E402
 from altgrad.imports import code_fingerprint  # noqa: E402
 from altgrad.reports.measured import RECORDED, read_record, write_record  # noqa: E402
@@ -53,10 +56,12 @@ SIZES = {
     "full": {
         "rows appended": 20_000, "runs": 1_000, "rows a run": 2_000, "columns": 60, "packed runs": 2_000,
         "W&B runs": 15, "event files": 50, "rows of one history": 1_000_000,
+        "runs of a site": 129,
     },
     "quick": {
         "rows appended": 200, "runs": 4, "rows a run": 50, "columns": 60, "packed runs": 20,
         "W&B runs": 1, "event files": 2, "rows of one history": 5_000,
+        "runs of a site": 6,
     },
 }  # fmt: skip
 TAGS = [f"train/metric_{number}" for number in range(10)]
@@ -240,6 +245,28 @@ def imports(folder: Path, sizes: dict[str, int], show: Callable[[str], None]) ->
     return figures
 
 
+def site(folder: Path, sizes: dict[str, int], show: Callable[[str], None]) -> Figure:
+    """How long the new site of somebody's runs, a sweep with three seeds each, takes to be built for the first time."""
+    show("building the site of a sweep")
+    for run in range(sizes["runs of a site"]):
+        logs = folder / "sweep" / f"run-{run}"
+        logs.mkdir(parents=True)
+        config = {"lr": 10 ** -(1 + run // 3 % 6), "width": 2 ** (run // 18), "seed": run % 3}
+        (logs / "config.json").write_text(json.dumps(config))
+        values = np.random.default_rng(run).random((200, 3)).tolist()
+        rows = [f"{step},{','.join(map(str, row))}" for step, row in enumerate(values)]
+        (logs / "metrics.csv").write_text("\n".join(["step,train/loss,val/loss,accuracy", *rows]))
+    with contextlib.redirect_stdout(io.StringIO()):
+        main_of(["new-site", str(folder / "site"), "--from", str(folder / "sweep")])
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(folder / "site" / "mkdocs.yml")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"}
+    build = partial(subprocess.run, command, env=environment, capture_output=True, check=True)
+    return Figure(
+        name=f"Build the new site of {sizes['runs of a site']} runs, cold", value=_seconds(build), unit="s", goal=20,
+        reason="Runs of 200 rows with three metrics.",
+    )  # fmt: skip
+
+
 def write_events(path: Path, tags: Sequence[str], rows: int, seed: int) -> None:
     """An event file of scalars, as PyTorch writes them; the steps begin where they take three bytes each."""
     steps, generator, parts = np.arange(rows) + 2**14, np.random.default_rng(seed), []
@@ -309,11 +336,16 @@ def _processor(call: Callable[[], object]) -> float:
 
 
 def _memory(path: Path, out: Path) -> float:
-    """The most memory that a process takes that imports `path`, in GB."""
+    """The most memory that a process takes that imports `path`, in GB.
+
+    Of its own: what `getrusage` says of a process on Linux begins with the memory of the one that started it.
+    """
     code = (
-        "import resource, sys; from pathlib import Path; from altgrad.runs.sources import import_runs\n"
+        "import re, resource, sys; from pathlib import Path; from altgrad.runs.sources import import_runs\n"
         "found = import_runs(*map(Path, sys.argv[1:])); assert len(found.fetched) == 1, found.problems\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "status = Path('/proc/self/status')\n"
+        "known = status.exists() and re.search(r'VmHWM:\\s+(\\d+)', status.read_text())\n"
+        "print(known[1] if known else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     command = [sys.executable, "-c", code, str(path), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
@@ -334,6 +366,7 @@ def bench(quick: bool, repeats: int, show: Callable[[str], None]) -> RunsRecord:
         figures += checked(folder, sizes, repeats)
         figures.append(packed(folder, sizes, repeats, show))
         figures += imports(folder, sizes, show)
+        figures.append(site(folder, sizes, show))
     busy = f"Other programs kept the processors busy: load {load} on {os.cpu_count()} cores."
     if load is not None and load > (os.cpu_count() or 1) / 2:
         figures = [

@@ -23,6 +23,7 @@ from altgrad.runs.sources import import_runs
 from altgrad.site import Chart, ChartBlock, Page, Table
 from altgrad.site.render import Dialect, render
 
+ROOT = Path(__file__).parents[1]
 RATES, WIDTHS, SEEDS = (0.01, 0.1, 1.0), (32, 64), (11, 12, 13)
 NAMES = "loss: accuracy\nmetrics:\n  accuracy: {names: [eval/acc], better: higher, unit: share}\nseed: rng_state\n"
 NEVER = (
@@ -139,6 +140,29 @@ def test_an_effect_is_the_mean_of_paired_differences_where_nothing_else_differs(
         assert f"{expected[place]:.4g}" in both.description
 
 
+def test_a_setting_is_one_key_whatever_its_value_and_runs_may_be_compared_by_what_only_summaries_have(
+    tmp_path: Path,
+) -> None:
+    """Long values that begin alike are different ones."""
+    for optim, loss in (("adamw", 1.0), ("sgd", 1.5), (long := "x" * 80) and (f"{long}1", 2.0), (f"{long}2", 3.0)):
+        with record(tmp_path, name="run", config={"optim": optim}, seed=0, data="digits") as run:
+            run.log(1, loss=9.0)
+            run.finish({"val/loss": loss, "seconds": 7})
+    loader = ExperimentDataLoader([tmp_path])
+    found = data(effects_page(loader), "effects")
+    assert set(found["key"]) == {"optimizer.step_rule"}
+    assert dict(zip(found["value"], found["difference"], strict=True)) == {"sgd": 0.5, f"{long}1": 1.0, f"{long}2": 2.0}
+    assert "has the lowest val_loss: 1.0000" in words(overview_page(loader))
+    (runs,) = (table for table in tables(arm_pages(loader)[1]) if table.caption == "1 run")
+    assert [column.title for column in runs.columns if "val" in str(column.title)] == ["val_loss"]
+
+
+def test_a_setting_called_as_a_part_of_a_page_is_not_taken_for_it() -> None:
+    """The heading of a setting named layers has the id of the place that a script fills, which is a div."""
+    for path in (ROOT / "docs/stylesheets/altgrad.css", ROOT / "docs/javascripts/curves.js"):
+        assert set(re.findall(r"(\w*)#(?:layers|difference)\b", path.read_text())) == {"div"}, path
+
+
 def test_one_seed_each_has_no_interval_and_says_so(tmp_path: Path) -> None:
     for width, loss in ((1, 2.0), (2, 1.5), (4, 3.0)):
         with record(tmp_path, name=f"w{width}", config={"width": width}, seed=0, data="digits") as run:
@@ -150,6 +174,35 @@ def test_one_seed_each_has_no_interval_and_says_so(tmp_path: Path) -> None:
     assert found.to_dict() == {"2": -0.5, "4": 1.0}
     assert data(page, "effects")["low"].isna().all()
     assert "One seed each: there is no interval" in words(page)
+    assert "width**: 4 against 1, +1.0000 in one pair of runs" in words(page)
+
+
+def test_settings_in_folders_of_their_own_are_compared_in_the_one_project_that_the_site_says(tmp_path: Path) -> None:
+    """And the key of the largest difference is the first; what a test set said comes before the training loss."""
+    losses = {(lr, width): lr + width / 100 for lr in (0.1, 0.5) for width in (1, 2)}
+    for (lr, width), loss in losses.items():
+        for seed in (0, 1):
+            folder = tmp_path / "logs" / f"lr{lr}-w{width}" / f"seed{seed}"
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text(json.dumps({"lr": lr, "width": width, "seed": seed}))
+            rows = f"step,train_loss,test_loss\n0,9,9\n1,0,{loss + seed}\n"
+            (folder / "metrics.csv").write_text(rows)
+    import_runs(tmp_path / "logs", tmp_path / "site" / "runs")
+    apart = overview_page(ExperimentDataLoader([tmp_path / "site" / "runs"]))
+    assert "Projects are not compared with each other" in words(apart)
+    assert len(data(apart, "best")) == 4
+    (tmp_path / "site" / "altgrad.yaml").write_text("project: sweep\n")
+    loader = ExperimentDataLoader([tmp_path / "site" / "runs"])
+    page = effects_page(loader)
+    found = data(page, "effects").set_index("key")
+    assert found["difference"].to_dict() == pytest.approx({"optimizer.learning_rate": 0.4, "width": 0.01})
+    said = words(page)
+    assert (
+        0 < said.index("optimizer.learning_rate**: 0.5 is worse than 0.1, +0.4000") < said.index("width**: 2 is worse")
+    )
+    overview = overview_page(loader)
+    assert data(overview, "varied")["key"].tolist() == ["optimizer.learning_rate", "width"]
+    assert "has the lowest test_loss: 0.6100" in words(overview)
 
 
 def test_every_metric_has_a_curve_of_the_means_over_the_seeds(

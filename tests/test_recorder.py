@@ -362,7 +362,7 @@ def test_a_name_in_any_script_is_kept_and_its_slug_begins_the_id(tmp_path: Path,
         run.log(0, loss=1.0)
         run.finish()
     found = only(tmp_path)
-    assert re.fullmatch(rf"{slug}-s0-[0-9a-f]{{8}}", found.id)
+    assert re.fullmatch(rf"{slug}-[0-9a-f]{{8}}", found.id)
     assert found.run.get("title") == (None if name == slug else name)
     assert found.title == (found.id if name == slug else name)
     shown = [name] if name != slug else []

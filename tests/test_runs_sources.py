@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import os
+import re
 import shutil
 import sqlite3
 import struct
@@ -17,10 +18,12 @@ import numpy as np
 import pytest
 
 from altgrad.analysis import ExperimentDataLoader
+from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.labels import site_labels
 from altgrad.cli import main
 from altgrad.config import UsageError
 from altgrad.recipes import recipe_keys
+from altgrad.reports.arms import arm_pages
 from altgrad.runs import RunRecord, load_runs, record
 from altgrad.runs.history import MOST_METRICS, of_rows
 from altgrad.runs.names import columns
@@ -127,8 +130,10 @@ def test_tools_in_one_folder_do_not_take_each_other_s_files(tmp_path: Path) -> N
         shutil.copytree(FIXTURES / name, tmp_path / "logs" / name)
     shutil.copy(FIXTURES / "keras-3" / "first.csv", tmp_path / "logs" / "tensorboard-2.20" / "first" / "metrics.csv")
     (tmp_path / "logs" / "data.csv").write_text("x,y\n1,2\n")
+    shutil.copytree(FIXTURES / "lightning-2.5", tmp_path / "logs" / "again" / "lightning-2.5")
     found = import_runs(tmp_path / "logs", tmp_path / "out")
-    assert len(found.fetched) == 9
+    assert (len(found.fetched), found.copies) == (9, 2), "the same files twice are the same runs"
+    assert import_runs(tmp_path / "logs", tmp_path / "out").unchanged == 11
     assert [(each.where, "no column that is a step" in each.reason) for each in found.problems] == [("data.csv", True)]
     assert {tool.strip("()") for tool in found.project.split(" ", 1)[1].split(", ")} == {
         "CSV",
@@ -595,6 +600,7 @@ def test_name_place_summary_and_surroundings_of_a_run_are_kept_and_shown(tmp_pat
     assert found.add(tmp_path, given, [{"_step": 0, "train/accuracy": 0.25}]), found.problems
     (run,) = load_runs([tmp_path]).records
     assert run.run["title"] == "基线模型"
+    assert re.fullmatch("[0-9a-f]{6}-[0-9a-f]{8}", run.id), "no letter of it is one of an id"
     assert run.run["environment"] == surroundings
     assert run.run["summary"] == {"best/accuracy": 0.5}
     assert run.config.foreign == {"shards": address}
@@ -612,7 +618,7 @@ def test_two_thousand_keys_of_a_config_are_counted_and_the_rest_folded(tmp_path:
     (folder / "metrics.csv").write_text("step,val_loss\n0,1\n")
     (folder / "config.json").write_text(json.dumps({f"section.key_{at}": at for at in range(2000)}))
     found = import_runs(folder, tmp_path / "out")
-    ((*_, line),) = ([line for line in lines if "without a meaning" in line] for lines in found.reports.values())
+    ((*_, line),) = ([line for line in lines if "config: kept under" in line] for lines in found.reports.values())
     assert line.endswith(" and 1,970 more")
     (run,) = load_runs([tmp_path / "out"]).records
     assert run.config.foreign == {f"section.key_{at}": at for at in range(2000)}
@@ -704,6 +710,22 @@ def test_runs_are_pooled_only_with_a_config_and_distinct_seeds(tmp_path: Path) -
         "no-seed": 2,
         "one-seed": 2,
     }
+
+
+def test_a_seed_that_is_not_stated_is_none_and_pairs_no_runs(tmp_path: Path) -> None:
+    wide = dict.fromkeys(("weight", "activation", "grad_output"), "fp32")
+    logged(tmp_path, "base", width=1, quantize=wide)
+    logged(tmp_path, "rounded", width=1, quantize=wide | {"weight": "e4m3"})
+    loader = ExperimentDataLoader([tmp_path])
+    assert loader.runs["seed"].isna().all()
+    assert [run_id.count("-") for run_id in loader.runs["run_id"]] == [1, 1], "a name and a hash, no seed between"
+    (comparison,) = FormatComparator(loader, foreign=True).comparisons
+    assert comparison.table[["format", "n_pairs"]].to_numpy().tolist() == [["E4M3", 0]]
+    for page in arm_pages(loader):
+        assert not any(slot in str(page.blocks) for slot in ("paired by seed: ", "-s0-", "<NA>"))
+        for file in page.downloads:
+            if file.name.endswith("curves.json"):
+                assert [run["seed"] for run in json.loads(file.content)["runs"]] == [None]
 
 
 def test_keys_that_say_which_run_it_is_make_no_arm(tmp_path: Path) -> None:

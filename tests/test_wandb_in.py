@@ -140,7 +140,7 @@ def test_what_was_read_under_another_name_or_could_not_be_kept_is_said(pulled: t
         "metric: img: 40 values are no numbers and are not kept",
     ):
         assert line in report
-    (kept,) = (line for line in report if line.startswith("config: kept without a meaning here"))
+    (kept,) = (line for line in report if line.startswith("config: kept under their own names"))
     for key in ("lr_scheduler_type", "act_format", "model.rope", "missing"):
         assert key in kept
         assert key in record.config.foreign

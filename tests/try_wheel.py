@@ -53,7 +53,7 @@ def main(wheel: Path) -> int:
             f"{wheel.resolve()}[site]",
         )
         run(str(bin_ / "altgrad"), "new-site", "our-runs", "--from", "logs")
-        run(str(bin_ / "mkdocs"), "build", "--strict", "-q", "-d", str(folder / "site"), cwd=folder / "our-runs")
+        run(str(bin_ / "mkdocs"), "build", "--strict", "-d", str(folder / "site"), cwd=folder / "our-runs")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"

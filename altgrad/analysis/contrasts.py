@@ -86,14 +86,18 @@ def missing(loader: ExperimentDataLoader, arms: Iterable[str]) -> str:
 
 
 def by_seed(runs: pd.DataFrame, column: str = "final_val_loss") -> pd.Series:
-    """The column by seed; where a seed was recorded twice (a repeat under another status), a finished run counts."""
+    """The column by seed; where a seed was recorded twice (a repeat under another status), a finished run counts.
+
+    A run that states no seed has no place in it.
+    """
+    runs = runs[runs["seed"].notna()]
     columns = (runs[name].tolist() for name in ("status", "run_id", "seed", column))
     rows = sorted((status == "finished", *others) for status, *others in zip(*columns, strict=True))
     found: dict[int, float] = {}
     for *_, seed, value in rows:
         found.pop(seed, None)  # so that a seed stands where it was last
         found[seed] = value
-    seeds = pd.Index(list(found), dtype=runs["seed"].dtype, name="seed")
+    seeds = pd.Index(list(found), dtype="int64", name="seed")
     return pd.Series(list(found.values()), seeds, dtype="float64", name=column)
 
 

@@ -22,11 +22,11 @@ from altgrad.analysis.statistics import Estimate, mean_interval
 from altgrad.config import scalar
 from altgrad.runs import RunRecord
 from altgrad.runs.site_names import NO_NAMES
-from altgrad.text import shorten, visible
+from altgrad.text import visible
 
 MOST_KEYS = 12
 NOT_METRICS = ("step", "tokens", "seconds", "lr", "epoch", "logged_step")
-LOSSES = ("loss", "val_loss", "perplexity")
+LOSSES = ("loss", "val_loss", "test_loss", "perplexity")
 """Metrics of which lower is better, whoever logged them."""
 ABSENT = "not stated"
 """The value of a key that a run does not state."""
@@ -105,7 +105,7 @@ def outcomes(loader: ExperimentDataLoader) -> Outcomes:
             "arm": runs["arm"],
             "label": [labels[arm] for arm in runs["arm"]],
             "project": runs["study"],
-            "seed": [float(record.config.seed) if record.config.states("seed") else math.nan for record in records],
+            "seed": runs["seed"].astype("float64"),
             "status": runs["status"],
             "value": [last_value(record, metric) for record in records],
         }
@@ -116,7 +116,8 @@ def outcomes(loader: ExperimentDataLoader) -> Outcomes:
 def measure_of(loader: ExperimentDataLoader, arm: str | None = None) -> Measure | None:
     """The metric by which the runs of a site are compared, or that an arm's page opens with where it has not that one.
 
-    It is the site's own, else the validation loss, else the loss, else the first; None where nothing was logged.
+    It is the site's own (of a site what only summaries have too), else the validation, test or training loss, else the
+    first; None where nothing was logged.
     """
     if arm is not None and loader.config(arm).foreign is None:
         return OWN
@@ -126,7 +127,8 @@ def measure_of(loader: ExperimentDataLoader, arm: str | None = None) -> Measure 
         return OWN
     names = next((record.names for record in records if record.names != NO_NAMES), NO_NAMES)
     ended = [record for record in own if record.status == "finished"]
-    there, site = metrics_of(ended) or metrics_of(own), arm and loader.memo(measure_of)
+    there, site = (metrics_of(each, ends=arm is None) for each in (ended, own)), arm and loader.memo(measure_of)
+    there = next(filter(None, there), [])
     name = site.name if site and site.name in there else names.main(there)
     if name is None:
         return None
@@ -142,46 +144,73 @@ def _digits(largest: float) -> int:
     return min(12, max(0, 4 - math.ceil(math.log10(largest))))
 
 
-def metrics_of(records: Iterable[RunRecord], but: Collection[str] = NOT_METRICS) -> list[str]:
-    """What some runs have logged: the losses first, then what the most of them have, the norm of gradients last."""
-    counts = Counter(name for record in records for name in record.history if name not in but)
+def metrics_of(records: Iterable[RunRecord], but: Collection[str] = NOT_METRICS, ends: bool = False) -> list[str]:
+    """What some runs have logged: the losses first, then what the most of them have, the norm of gradients last.
+
+    Args:
+        records: the runs.
+        but: names that are no metrics.
+        ends: with what only their summaries have.
+    """
+    logged = ([*record.history, *(summary_of(record) if ends else ())] for record in records)
+    counts = Counter(name for names in logged for name in names if name not in but)
     return sorted(counts, key=lambda name: (name not in LOSSES, name == "grad_norm", -counts[name], name))
+
+
+def summary_of(record: RunRecord) -> dict[str, float]:
+    """The numbers that only the summary of another loop's run has, by the names that its site gives them."""
+    given = record.run.get("summary") if record.config.foreign is not None else None
+    numbers = {name: float(value) for name, value in (given or {}).items() if type(value) in (int, float)}
+    return {name: numbers[own] for own, name in record.names.columns(numbers).items() if name not in record.history}
 
 
 def last_value(record: RunRecord, metric: Measure | None) -> float:
     """What a finished run ended with; NaN where it did not finish or has no finite value."""
     if metric == OWN and record.config.foreign is None:
         return final_val_loss(record)
-    if record.status != "finished" or metric is None or metric.name not in record.history:
+    if record.status != "finished" or metric is None:
         return math.nan
+    if metric.name not in record.history:
+        return summary_of(record).get(metric.name, math.nan)
     known = record.history[metric.name].dropna()
     return float(known.iloc[-1]) if len(known) and np.isfinite(known.iloc[-1]) else math.nan
 
 
 def varied_keys(loader: ExperimentDataLoader) -> pd.DataFrame:
-    """A row a project and key: project, key, values (the most common first), arms (that state it)."""
+    """A row a project and key: project, key, values (the most common first; `ABSENT` where an arm states none)."""
     rows = []
     arms = _arms(loader)
     for project, keys in varied({arm: loader.config(arm) for arm in arms}, MOST_KEYS).items():
         own = [values for arm, values in arms.items() if loader.config(arm).study == project]
         for key in keys:
-            counts = Counter(_text(values[key]) for values in own if key in values)
+            counts = Counter(_text(values[key]) if key in values else ABSENT for values in own)
             values = [value for value, _ in sorted(counts.items(), key=lambda each: (-each[1], _order(each[0])))]
-            rows.append({"project": project, "key": key, "values": values, "arms": sum(counts.values())})
-    return pd.DataFrame(rows, columns=["project", "key", "values", "arms"])
+            rows.append({"project": project, "key": key, "values": values})
+    return pd.DataFrame(rows, columns=["project", "key", "values"])
 
 
 def effects(loader: ExperimentDataLoader) -> list[Effect]:
-    """What each varied key does within each project, by project, key and value."""
+    """What each varied key does within each project: by project, the key of the largest difference first, and value."""
     found: list[Effect] = []
     runs = loader.memo(outcomes).runs.dropna(subset=["value"])
     arms = {arm: values for arm, values in _arms(loader).items() if values}
     for project, keys in varied({arm: loader.config(arm) for arm in arms}, MOST_KEYS).items():
         own = {arm: values for arm, values in arms.items() if loader.config(arm).study == project}
         results = {arm: rows for arm, rows in runs.groupby("arm") if arm in own}
-        for key in keys:
-            found += _of_key(project, key, own, results, loader)
+        by_key = [[*_of_key(project, key, own, results, loader)] for key in keys]
+        for of_key in sorted(by_key, key=lambda own: -max((abs(each.estimate.mean) for each in own), default=0.0)):
+            found += of_key
     return found
+
+
+def strongest(found: Iterable[Effect]) -> list[Effect]:
+    """Of each project and key the largest difference, in their order."""
+    largest: dict[tuple[str, str], Effect] = {}
+    for each in found:
+        own = largest.setdefault((each.project, each.key), each)
+        if abs(each.estimate.mean) > abs(own.estimate.mean):
+            largest[each.project, each.key] = each
+    return list(largest.values())
 
 
 def _of_key(
@@ -228,7 +257,8 @@ def _pairs(own: pd.DataFrame, other: pd.DataFrame) -> tuple[list[float], bool]:
 def interaction(loader: ExperimentDataLoader) -> tuple[str, str, pd.DataFrame] | None:
     """The two keys of a project of whose pairs of values the most were run, and the mean of the metric of each pair.
 
-    Other keys differ within a cell where they differ; None where no two keys have four pairs.
+    Of several such those between whose cells the mean differs most. Other keys differ within a cell where they differ;
+    None where no two keys have four pairs.
     """
     runs = loader.memo(outcomes).runs.dropna(subset=["value"])
     arms, best = _arms(loader), None
@@ -240,8 +270,9 @@ def interaction(loader: ExperimentDataLoader) -> tuple[str, str, pd.DataFrame] |
                    for side, key in (("row", one), ("column", two))}
             )  # fmt: skip
             table = cells.pivot_table(index="row", columns="column", values="value", aggfunc="mean")
-            count, small = int(table.notna().sum().sum()), max(table.shape, default=0) <= 8 and min(table.shape) > 1
-            if small and count >= 4 and (best is None or count > best[0]):
+            small = max(table.shape, default=0) <= 8 and min(table.shape) > 1
+            count = int(table.notna().sum().sum()), float(table.max().max() - table.min().min())
+            if small and count[0] >= 4 and (best is None or count > best[0]):
                 table = table.loc[sorted(table.index, key=_order), sorted(table.columns, key=_order)]
                 best = count, one, two, table
     return best and best[1:]
@@ -254,7 +285,7 @@ def _arms(loader: ExperimentDataLoader) -> dict[str, dict[str, Any]]:
 
 
 def _text(value: Any) -> str:
-    return shorten(visible(scalar(value)), 40)
+    return visible(scalar(value))
 
 
 def _order(text: str) -> tuple[int, float, str]:

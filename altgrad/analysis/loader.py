@@ -63,7 +63,7 @@ class ExperimentDataLoader:
     ``scope`` says what `quantized` is, and ``rule`` the step rule, in words for readers that are keys of nothing.
 
     A foreign run (`altgrad.runs.record`) has in them what it states and its loop's own keys. What it does not state is
-    ``not stated``; the steps are then those that it recorded.
+    ``not stated``, a seed NA, by which nothing is paired; the steps are then those that it recorded.
 
     Runs of a study whose name ends in ``tuning`` have the role ``tuning``: their seeds are held out of comparisons.
 
@@ -251,7 +251,7 @@ def _table(run_set: RunSet) -> pd.DataFrame:
     arms = {record.arm: record for record in run_set.records}
     common = {arm: _of_arm(record) for arm, record in arms.items()}
     rows = [_row(record, common[record.arm]) for record in run_set.records]
-    frame = pd.DataFrame(rows, columns=list(RUN_COLUMNS))
+    frame = pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype({"seed": "Int64"})
     return frame.sort_values(["arm", "seed", "run_id"], ignore_index=True)
 
 
@@ -599,7 +599,7 @@ def _row(record: RunRecord, of_arm: dict[str, Any]) -> dict[str, Any]:
     last_step = int(record.history["step"].max()) if len(record.history) else -1
     return of_arm | {
         "run_id": record.id,
-        "seed": config.seed,
+        "seed": config.stated_seed,
         "status": record.status,
         "study": config.study,
         "role": "tuning" if config.study.endswith("tuning") else "report",

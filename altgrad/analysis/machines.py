@@ -25,7 +25,7 @@ Bits = defaultdict[Machine, defaultdict[str, set[str]]]
 
 def places(loader: ExperimentDataLoader, arm: str) -> dict[int, Place]:
     """Where each seed of an arm was recorded, as far as its records say."""
-    runs = loader.runs[loader.runs["arm"] == arm]
+    runs = loader.runs[(loader.runs["arm"] == arm) & loader.runs["seed"].notna()]
     environments = [loader.records[run_id].run.get("environment") or {} for run_id in runs["run_id"]]
     return {
         seed: (str(created)[:10], machine_of(environment))

@@ -15,7 +15,7 @@ import yaml
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import FormatComparator
-from altgrad.analysis.effects import OWN, Measure, last_value, measure_of, outcomes
+from altgrad.analysis.effects import OWN, Measure, last_value, measure_of, outcomes, summary_of
 from altgrad.analysis.labels import site_labels
 from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, Looks, states_formats, unquantized
 from altgrad.analysis.statistics import Estimate, mean_interval
@@ -46,8 +46,10 @@ from altgrad.runs.schema import digest
 from altgrad.runs.wandb_records import tool_of
 from altgrad.site import PALETTE, Block, CodeBlock, Column, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
 from altgrad.site.document import Part
-from altgrad.text import Md, escape, minus
+from altgrad.text import Md, escape, minus, visible
 
+SUMMED = 6
+"""Values of the summaries alone that the table of an arm's runs has."""
 EVENTS_SHOWN = 5
 """Events of one kind that a run's section lists before it counts the rest."""
 WARNINGS_SHOWN = 20
@@ -85,8 +87,8 @@ def _config_column(key: str, values: pd.Series) -> Column:
     return col.of(key, lambda row: row[f"config {key}"], right=bool(numbers.all()))
 
 
-def _runs_columns(shown: pd.DataFrame, measure: Measure, foreign: bool) -> tuple[Column, ...]:
-    """Of another loop's runs, what is known of one at least."""
+def _runs_columns(shown: pd.DataFrame, measure: Measure, foreign: bool, ends: Iterable[str]) -> tuple[Column, ...]:
+    """Of another loop's runs, what is known of one at least; and what only their summaries have."""
     linked = shown["wandb_url"].notna().any() or not foreign
     known = {key: not foreign or shown[key].notna().any() for key in ("seed", "seconds")}
     run = Md('<a id="{id}"></a>{name} {title}')
@@ -104,6 +106,7 @@ def _runs_columns(shown: pd.DataFrame, measure: Measure, foreign: bool) -> tuple
             lambda row: row["study"] + (" (held out of comparisons)" if row["role"] == "tuning" else ""),
         ),
         col.number(f"Last {measure.title}" if foreign else f"Final {measure.title}", "last", measure.digits),
+        *(col.general(visible(name), f"end {name}", ".5g") for name in ends),
         col.count("Last step", "last_step"),
         *([col.number("Seconds", "seconds", 1)] if known["seconds"] else []),
         col.of("Recorded", lambda row: words.moment(row["created"])),
@@ -262,13 +265,14 @@ def _arm_page(
     here = HERE if foreign else NO_WANDB
     made = [f"from {tool_of(record.run)}" if "origin" in record.run else here for record in records]
     shown = runs[[*_OF_RUN]].assign(seconds=seconds, reason=reasons, title=titles, made=made)
-    shown["seed"] = [record.config.seed if record.config.states("seed") else np.nan for record in records]
     shown["last"] = [last_value(record, measure) for record in records]
-    columns = _runs_columns(shown, measure or OWN, foreign)
+    ends = pd.DataFrame([summary_of(record) for record in records], index=shown.index).iloc[:, :SUMMED]
+    shown[[f"end {name}" for name in ends]] = ends
+    columns = _runs_columns(shown, measure or OWN, foreign, [*ends])
     parts: dict[str, Part] = {
         "runs": [col.table(shown, columns, f"{len(runs)} run{'s' if len(runs) > 1 else ''}")],
         "events": _events(records) if len(runs) > 1 else [],
-        "readings": _readings(records) if len(runs) > 1 else [],
+        "readings": _readings(records),
         "environment": environment,
     }
     behind = loader if compared else loader.of_arms(filter(None, (arm, baseline)))
@@ -299,7 +303,7 @@ def _gap(loader: ExperimentDataLoader, arm: str, baseline: str | None) -> Estima
     losses: dict[str, dict[int, float]] = {}
     names = ("arm", "role", "seed", "final_val_loss")
     for name, role, seed, loss in zip(*(loader.runs[name].tolist() for name in names), strict=True):
-        if role == "report" and np.isfinite(loss):
+        if role == "report" and pd.notna(seed) and np.isfinite(loss):
             losses.setdefault(name, {}).setdefault(seed, loss)
     own, other = losses.get(arm, {}), losses.get(baseline or "", {})
     gaps = [loss - other[seed] for seed, loss in sorted(own.items()) if seed in other]
@@ -309,9 +313,8 @@ def _gap(loader: ExperimentDataLoader, arm: str, baseline: str | None) -> Estima
 def _config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline: str | None) -> list[Block]:
     """What differs from the baseline, else from the defaults; of another loop all keys, which are no YAML of ours."""
     if config.foreign is not None:
-        given = [(key, scalar(value), "AltGrad's") for key, value in stated(config).items()]
-        given += [(key, scalar(value), "the loop's own") for key, value in config.foreign.items()]
-        return [Table(("Key", "Value", "Whose key"), tuple(given), id="config")] if given else []
+        given = tuple((key, scalar(value)) for key, value in {**stated(config), **config.foreign}.items())
+        return [Table(("Key", "Value"), given, id="config")] if given else []
     if baseline is None:
         changed = nested(changes(config))
         return [CodeBlock(yaml.safe_dump(changed, sort_keys=False) if changed else "# nothing\n", "yaml")]
@@ -330,7 +333,7 @@ def _compared(loader: ExperimentDataLoader, arm: str) -> list[Block]:
     """The formats that another loop recorded in this arm's setting, against its unquantized runs."""
     blocks: list[Block] = []
     for comparison in loader.memo(_foreign).comparisons:
-        if arm in (comparison.baseline, *comparison.table["arm"]):
+        if arm in (comparison.baseline, *comparison.table["arm"]) and comparison.table["n_pairs"].any():
             formats = loader.runs.loc[loader.runs["arm"] == comparison.baseline, "format"]
             caption = md(
                 "{scope}: gap of val_loss to {baseline}, paired by seed",
@@ -364,7 +367,7 @@ def _special(records: list[RunRecord]) -> Iterator[dict[str, Any]]:
     for record in records:
         bad, brought = record.status != "finished", "origin" in record.run and record.config.foreign is None
         if len(records) == 1 or bad or record.run.get("message") or record.config.notes or brought:
-            facts, warnings = _facts(record, len(records) == 1), _warnings(record)
+            facts, warnings = _facts(record), _warnings(record)
             yield {"id": record.id, "failure": diagnose(record), "facts": facts, "warnings": warnings}
 
 
@@ -385,13 +388,12 @@ def _events(records: list[RunRecord]) -> list[Block]:
     return [col.table(rows, _EVENTS, f"What happened in the {len(records)} runs")] if rows else []
 
 
-def _facts(record: RunRecord, alone: bool) -> list[Block]:
+def _facts(record: RunRecord) -> list[Block]:
     """A run's message, notes, origin and events; nothing for a run without any."""
     rows = [("Message", str(record.run.get("message") or "")), ("Notes", record.config.notes)]
     if origin := record.run.get("origin"):
         where = "/".join(str(origin[key]) for key in ("entity", "project", "id") if origin.get(key))
         rows.append((f"Made from {tool_of(record.run)}", f"{where}, {words.moment(origin.get('pulled'))}"))
-        rows += [("Read from its log", line) for line in _read_lines(record) if alone or record.config.foreign is None]
     rows = [(field, value) for field, value in rows if value] + _event_rows(record.run["events"])
     return [Table(("Field", "Value"), tuple(rows), md("About run {run}", run=code(record.id)))] if rows else []
 
@@ -406,9 +408,10 @@ def _read_lines(record: RunRecord) -> list[str]:
 
 def _readings(records: list[RunRecord]) -> list[Block]:
     """What an import said of the runs of an arm, each line once."""
-    lines = Counter(line for record in records if record.config.foreign is not None for line in _read_lines(record))
-    rows = tuple((line, count) for line, count in lines.items())
-    return [Table(("Read from the logs", Column("Runs", "right")), rows, "How the logs were read")] if rows else []
+    lines = Counter(line for record in records for line in _read_lines(record))
+    columns = ("Read from the logs", *([Column("Runs", "right")] if len(records) > 1 else []))
+    rows = tuple((line, count)[: len(columns)] for line, count in lines.items())
+    return [Table(columns, rows, "How the logs were read")] if rows else []
 
 
 def _environment(records: list[RunRecord]) -> list[Block]:
@@ -426,7 +429,7 @@ def _environment(records: list[RunRecord]) -> list[Block]:
             program = ", ".join(f"{key} {plain(value)}" for key, value in sorted(made.items()))
         data = ", sha256 ".join(filter(None, data_of(record.run)))
         seeds = found[environment or "not recorded", program or "not recorded", data]
-        seeds += [record.config.seed] if record.config.states("seed") else []
+        seeds += [] if record.config.stated_seed is None else [record.config.stated_seed]
     rows = [(_seeds(seeds), *kind) for kind, seeds in found.items()]
     titles = ("Seeds", "Environment", "Code", "Training data")
     unknown = ("", "not recorded", "not recorded", NOT_STATED)

@@ -29,7 +29,7 @@ from altgrad.runs import RunRecord
 from altgrad.runs.pack import is_histogram
 from altgrad.site import Download, Page
 from altgrad.site.content import web_address
-from altgrad.text import shorten, visible
+from altgrad.text import cut, visible
 
 QUANTILES = 64
 """Fewest degrees of freedom for which the scripts are given t quantiles; more where an arm has more runs."""
@@ -108,7 +108,7 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
                 "arm": [row_of[arm] for arm in runs["arm"]],
                 "name": _words([name for name, _ in ids]),
                 "hash": [digits for _, digits in ids],
-                "failure": _words([", ".join(failure["kinds"]) if failure else "" for failure in runs["failure"]]),
+                "failure": _words([*map(_why, runs["failure"], runs["foreign"])]),
                 "wandb": _words([web_address(url) if isinstance(url, str) else None for url in runs["wandb_url"]]),
                 **{key: _column(runs[key]) for key in ("seed", "status", "study", "role", "last_step")},
                 "final_val_loss": plain(ends(loader)),
@@ -130,10 +130,15 @@ def _run_id(run_id: str, seed: int) -> tuple[str, str | None]:
     return (found["name"], found["hash"]) if found and found["seed"] == str(seed) else (run_id, None)
 
 
+def _why(failure: dict[str, Any] | None, foreign: bool) -> str:
+    """The kinds of a failure; of another loop's run only those that are known."""
+    return ", ".join(kind for kind in (failure or {"kinds": ()})["kinds"] if kind != "unknown" or not foreign)
+
+
 def _column(values: pd.Series) -> Any:
     if not pd.api.types.is_numeric_dtype(values):
         return _words(values.tolist())
-    return [value if np.isfinite(value) else None for value in values.tolist()]
+    return [None if pd.isna(value) or not np.isfinite(value) else value for value in values.tolist()]
 
 
 def _words(values: Sequence[str | None]) -> dict[str, Any]:
@@ -177,7 +182,7 @@ def swept_columns(loader: ExperimentDataLoader, arms: Iterable[str]) -> dict[str
 
 def shown(value: Any) -> str:
     """A value of a config, as a cell shows it."""
-    return shorten(visible(scalar(value)), 40)
+    return cut(visible(scalar(value)), 40)
 
 
 def _best_of_projects(loader: ExperimentDataLoader, losses: pd.Series) -> Iterator[tuple[int, str, list[str], str]]:
@@ -188,7 +193,8 @@ def _best_of_projects(loader: ExperimentDataLoader, losses: pd.Series) -> Iterat
         own = set(runs["arm"])
         best = [str(arm) for arm in ranked.index if arm in own]
         if len(best) > 1:
-            label = f"{project}: {min(len(best), BEST)} of {len(best)} arms, the best by {outcome.metric}"
+            few = f"the {BEST} best of {len(best)}" if len(best) > BEST else f"all {len(best)}"
+            label = f"{project}: {few} arms by {outcome.metric}"
             yield -len(runs), label, best[:BEST], "none"
 
 

@@ -114,7 +114,7 @@ def runs_value(loader: ExperimentDataLoader, runs: pd.DataFrame, metrics: Collec
                 keep[known[:: max(1, math.ceil(len(known) / POINTS))]] = True
         own = history_value(history, keep)
         own = {name: own[name] for name in (*AXES, *metrics) if name in own}
-        found.append({"id": run_id, "seed": seed, "status": status, "role": role, **own})
+        found.append({"id": run_id, "seed": None if pd.isna(seed) else seed, "status": status, "role": role, **own})
     return found
 
 
@@ -170,7 +170,7 @@ def losses_of(loader: ExperimentDataLoader, arm: str | None, metric: str = OWN.n
         loss = history[metric].to_numpy(np.float64) if metric in history else np.empty(0)
         known = np.isfinite(loss) & (np.abs(np.nan_to_num(loss)) < 1e300)
         if known.any():
-            if role == "report":
+            if role == "report" and pd.notna(seed):
                 pairs.setdefault(seed, len(steps))
             steps.append(history["step"].to_numpy(np.int64)[known])
             losses.append(loss[known])

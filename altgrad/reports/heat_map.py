@@ -16,7 +16,7 @@ from altgrad.analysis import words
 from altgrad.analysis.words import names
 from altgrad.site import BACKGROUND, FOREGROUND, HEAT, MUTED, Chart
 from altgrad.site.sketch import INCH, Sketch
-from altgrad.text import shorten, visible
+from altgrad.text import cut, shorten, visible
 
 Floats = NDArray[np.float64]
 Whole = NDArray[np.int64]
@@ -157,25 +157,28 @@ def figures_map(
         text: how a figure is written.
         note: what the description says first.
     """
-    left, up, top, size, width = 0.8 * INCH, 0.3 * INCH, 0.34 * INCH, 10.5, 6.4
+    up, top, size, width = 0.3 * INCH, 0.34 * INCH, 10.5, 6.4
+    rows_named = [cut(str(name), 24) for name in cells.index]
+    left = max(0.8 * INCH, 12 + 7.2 * max(map(len, rows_named), default=0))
     colours = [colour for colour in HEAT if colour != HEAT[3]]  # on which no text has contrast enough
 
     def sketch(drawing: Sketch) -> None:
         wide = (drawing.width - left) / len(cells.columns)
         for column, name in enumerate(cells.columns):
-            drawing.text(left + (column + 0.5) * wide, top - 8, str(name), MUTED, size=size, anchor="middle")
-        for row, (name, values) in enumerate(cells.iterrows()):
+            shown = cut(str(name), max(4, int(wide / 6.8)))
+            drawing.text(left + (column + 0.5) * wide, top - 8, shown, MUTED, size=size, anchor="middle")
+        for row, (name, values) in enumerate(zip(rows_named, cells.to_numpy(), strict=True)):
             middle = top + (row + 0.5) * up
-            drawing.text(left - 8, middle + 3.5, str(name), size=size, anchor="end", bold=True)
+            drawing.text(left - 8, middle + 3.5, name, size=size, anchor="end", bold=True)
             for column, value in enumerate(values):
-                start, shown = left + column * wide, not np.isnan(value)
-                level = int(np.searchsorted(edges, value)) if shown else 0
-                if shown:
+                start, known = left + column * wide, not np.isnan(value)
+                level = int(np.searchsorted(edges, value)) if known else 0
+                if known:
                     box = (start + 1.5, middle - up / 2 + 1.5, start + wide - 1.5, middle + up / 2 - 1.5)
                     drawing.rectangles([box], colours[level])
-                colour, figure = FOREGROUND if level < 3 else BACKGROUND, text(value) if shown else "–"
+                colour, figure = FOREGROUND if level < 3 else BACKGROUND, text(value) if known else "–"
                 drawing.text(start + wide / 2, middle + 3.5, figure, colour, size=size, anchor="middle", bold=level > 1)
-        place, below = left + 1.5, top + len(cells) * up + 0.22 * INCH
+        place, below = min(left, 0.8 * INCH) + 1.5, top + len(cells) * up + 0.22 * INCH
         for colour, word in zip(colours, legend, strict=True):
             drawing.rectangles([(place, below - 5, place + 10, below + 5)], colour)
             drawing.text(place + 14, below + 3.5, word, size=size)

@@ -11,7 +11,16 @@ import numpy as np
 import pandas as pd
 
 from altgrad.analysis import words
-from altgrad.analysis.effects import Effect, Outcomes, effects, interaction, metrics_of, outcomes, varied_keys
+from altgrad.analysis.effects import (
+    Effect,
+    Outcomes,
+    effects,
+    interaction,
+    metrics_of,
+    outcomes,
+    strongest,
+    varied_keys,
+)
 from altgrad.analysis.labels import site_labels
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import mean_interval
@@ -22,18 +31,20 @@ from altgrad.reports.compare import averaged, health_by_type
 from altgrad.reports.curves import by_step, losses_of
 from altgrad.reports.document import document_page, macros_of
 from altgrad.reports.heat_map import figures_map
-from altgrad.reports.scope import STATUSES, site_values
+from altgrad.reports.scope import site_values
 from altgrad.site import MUTED, PALETTE, Axis, Chart, ChartBlock, Column, Page, Sketch, plot_axes
 from altgrad.site.document import Part
-from altgrad.site.sketch import spread
-from altgrad.text import shorten, visible
+from altgrad.site.sketch import INCH, spread
+from altgrad.text import cut, visible
 
 BEST_SHOWN = 20
 """Arms that the overview lists."""
 ROWS_OF_A_CHART = 24
 """Most effects of a key that are drawn; the table has all."""
-METRICS_DRAWN, ARMS_DRAWN, NAMED, POINTS_DRAWN = 12, 24, 8, 80
-"""In Curves: most charts of a project (fewer of several), arms in each, arms with a name, and points of a line."""
+STRONGEST = 12
+"""Keys that Effects begins with."""
+METRICS_DRAWN, ARMS_DRAWN, NAMED, POINTS_DRAWN, LONGEST_NAME = 12, 24, 8, 80, 56
+"""In Curves: most charts of a project (fewer of several), arms in each, arms with a name, points of a line, letters."""
 _HEALTH = (
     col.arm("Arm", "label"),
     col.text("Operand", "operand", OPERAND_NAMES),
@@ -45,12 +56,26 @@ _STATISTICS = {
     "sqnr_db": col.number("SQNR (dB)", "sqnr_db", 1),
     "stall_ratio": col.percent("Stall ratio", "stall_ratio"),
 }
-_KEYS = (
-    col.text("Project", "project"),
-    col.text("Key", "key"),
-    col.of("Values", lambda row: words.names(row["values"][:8]) + (" …" if len(row["values"]) > 8 else "")),
-    col.count("Arms that state it", "arms"),
-)
+PROJECT, KEY = col.text("Project", "project"), col.text("Key", "key")
+
+
+def _project(frame: pd.DataFrame) -> tuple[Column, ...]:
+    """The project of each row, where there are several."""
+    return (PROJECT,) if frame["project"].nunique() > 1 else ()
+
+
+def _key_columns(digits: int, known: bool) -> tuple[Column, ...]:
+    """The keys; where the effect of one is known, the largest of each."""
+    largest = (
+        col.filled("Furthest apart", "{value} against {reference}", right=False, blank="not known"),
+        col.signed("Difference", "difference", digits),
+        col.interval(digits=digits),
+    )
+    return (KEY, col.of("Values", lambda row: _some(row["values"])), *(largest if known else ()))
+
+
+def _some(values: list[str], most: int = 8) -> str:
+    return words.names([cut(value, 40) for value in values[:most]]) + (" …" if len(values) > most else "")
 
 
 def _best_columns(digits: int) -> tuple[Column, ...]:
@@ -59,14 +84,12 @@ def _best_columns(digits: int) -> tuple[Column, ...]:
         col.count("Runs", "n"),
         col.number("Mean", "mean", digits),
         col.interval(digits=digits, sign=False),
-        col.text("Project", "project"),
     )
 
 
 def _effect_columns(digits: int) -> tuple[Column, ...]:
     return (
-        col.text("Project", "project"),
-        col.text("Key", "key"),
+        KEY,
         col.text("Value", "value"),
         col.text("Against", "reference"),
         col.signed("Difference", "difference", digits),
@@ -79,29 +102,39 @@ def _effect_columns(digits: int) -> tuple[Column, ...]:
 def overview_page(loader: ExperimentDataLoader) -> Page:
     """What was varied, how many runs there are, how they ended, and the best with its interval."""
     found = loader.memo(outcomes)
-    best, keys = _best(found), varied_keys(loader)
-    runs = found.runs
-    counts = runs["status"].value_counts()
+    best, keys, runs = _best(found), varied_keys(loader), found.runs
+    projects = runs["project"].nunique()
+    shown = best.groupby("project").head(max(1, BEST_SHOWN // max(1, projects))).sort_values("project", kind="stable")
+    largest = pd.DataFrame(map(_row, strongest(loader.memo(effects))), columns=[*_ROW])
+    keys = keys.merge(largest, on=["project", "key"], how="left")
+    keys = keys.sort_values("difference", key=abs, ascending=False, kind="stable")
+    keys, known = keys.sort_values("project", kind="stable", ignore_index=True), bool(len(largest))
     values = site_values(loader) | {
         "runs": len(runs),
         "arms": runs["arm"].nunique(),
-        "projects": sorted(runs["project"].unique()),
-        "ended": [f"{counts[status]} {status}" for status in STATUSES if status in counts],
+        "projects": projects,
         "best": best.iloc[0].to_dict() if len(best) else None,
-        "shown": min(len(best), BEST_SHOWN),
+        "shown": len(shown),
         "ranked": len(best),
         "seedless": int(runs["seed"].isna().sum()),
         "varied": len(keys),
+        "known": known,
     }
     parts: dict[str, Part] = {
         "keys": [
             col.table(
-                keys, _KEYS, "Keys with several values", "varied", keys.assign(values=keys["values"].map("; ".join))
+                keys,
+                (*_project(keys), *_key_columns(values["digits"], known)),
+                "Keys with several values",
+                "varied",
+                keys.assign(values=keys["values"].map("; ".join)),
             )
         ]
         if len(keys)
         else [],
-        "best": [col.table(best.head(BEST_SHOWN), _best_columns(values["digits"]), "Arms by their mean", "best", best)]
+        "best": [
+            col.table(shown, (*_project(shown), *_best_columns(values["digits"])), "Arms by their mean", "best", best)
+        ]
         if len(best)
         else [],
     }
@@ -111,8 +144,8 @@ def overview_page(loader: ExperimentDataLoader) -> Page:
 def effects_page(loader: ExperimentDataLoader) -> Page:
     """Each varied key against the metric, paired where seeds match; and two keys together."""
     found = loader.memo(outcomes)
-    every = effects(loader)
-    table = pd.DataFrame([_row(each) for each in every])
+    every = loader.memo(effects)
+    table = pd.DataFrame(map(_row, every), columns=[*_ROW])
     both = interaction(loader)
     keys = list(dict.fromkeys((each.project, each.key) for each in every))
     axis = found.measure.axis if found.measure else ""
@@ -130,11 +163,15 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
         "groups": groups,
         "runs": len(found.runs),
         "both": both and both[:2],
+        "strongest": [_row(each) for each in strongest(every)[:STRONGEST]],
+        "sign": found.sign,
         "unpaired": any(not each.paired for each in every),
         "many_projects": found.runs["project"].nunique() > 1,
     }
     parts: dict[str, Part] = {
-        "effects": [col.table(table, _effect_columns(values["digits"]), "Every difference", "effects")]
+        "effects": [
+            col.table(table, (*_project(table), *_effect_columns(values["digits"])), "Every difference", "effects")
+        ]
         if every
         else [],
         "interaction": [ChartBlock(_map(found, *both))] if both else [],
@@ -154,13 +191,13 @@ def _best(found: Outcomes) -> pd.DataFrame:
     return frame.sort_values("mean", ascending=found.sign > 0, kind="stable", ignore_index=True)
 
 
+_ROW = ("project", "key", "value", "reference", "difference", "low", "high", "n_pairs", "settings", "paired")
+
+
 def _row(effect: Effect) -> dict[str, Any]:
     found = effect.estimate
-    return {
-        "project": effect.project, "key": effect.key, "value": effect.value, "reference": effect.reference,
-        "difference": found.mean, "low": found.low, "high": found.high, "n_pairs": found.n,
-        "settings": effect.settings, "paired": effect.paired,
-    }  # fmt: skip
+    figures = (found.mean, found.low, found.high, found.n, effect.settings, effect.paired)
+    return dict(zip(_ROW, (effect.project, effect.key, effect.value, effect.reference, *figures), strict=True))
 
 
 def _single(own: list[Effect]) -> bool:
@@ -171,18 +208,20 @@ def _single(own: list[Effect]) -> bool:
 def _forest(found: Outcomes, number: int, own: list[Effect], axis: str) -> Chart:
     shown = sorted(own, key=lambda each: found.sign * each.estimate.mean)[:ROWS_OF_A_CHART]
     data, first = pd.DataFrame([_row(each) for each in shown]), shown[0]
-    title = f"{first.key} against {first.reference}: {found.metric}"
-    return forest(f"effect-{number}", title, "", data, [each.value for each in shown], f"difference of {axis}")
+    title = f"{first.key} against {cut(first.reference, 40)}: {found.metric}"
+    names = [cut(each.value, 40) for each in shown]
+    return forest(f"effect-{number}", title, "", data, names, f"difference of {axis}")
 
 
 def _map(found: Outcomes, one: str, two: str, cells: pd.DataFrame) -> Chart:
-    levels = np.nanquantile(cells.to_numpy() * found.sign, [0.2, 0.4, 0.6, 0.8])
+    digits = found.measure.digits if found.measure else 4
+    shown = cells.round(digits) * found.sign  # what reads alike has one colour
+    levels = np.quantile(np.unique(shown.to_numpy()[shown.notna()]), [0.2, 0.4, 0.6, 0.8])
     legend = ("best fifth", "second", "third", "fourth", "worst fifth")
     data = cells.rename_axis(index=one, columns=two).stack().rename(found.metric).reset_index()
-    text = partial(words.figure, form=".4g")
-    signed = cells * found.sign
+    text = partial(words.number, digits=digits)
     return figures_map(
-        "interaction", f"{found.metric} by {one} and {two}", signed, data, list(levels), legend,
+        "interaction", f"{found.metric} by {one} and {two}", shown, data, list(levels), legend,
         lambda value: text(value * found.sign), f"Rows: {one}; columns: {two}.",
     )  # fmt: skip
 
@@ -236,10 +275,10 @@ def _curves(
     data = data[["arm", "step", "mean", "low", "high", "n"]]
     bottom, top = float(data["low"].min()), float(data["high"].max())
     pad = 0.04 * (top - bottom) or 0.5
-    title = visible(metric)
+    title, room = visible(metric), 8 + 5 * min(LONGEST_NAME, max(len(labels[arm]) for arm in [*lines][:NAMED]))
 
     def draw(sketch: Sketch) -> None:
-        x = Axis(float(data["step"].min()), float(data["step"].max()), 48, sketch.width - 190)
+        x = Axis(float(data["step"].min()), float(data["step"].max()), 48, sketch.width - room)
         y = Axis(bottom - pad, top + pad, sketch.height - 36, 20)
         plot_axes(sketch, x, y, "step", title)
         ends = []
@@ -255,15 +294,15 @@ def _curves(
                     sketch.line([(x(found[arm].steps[each]), y(run[each])) for each in at], colour, 0.8)
             if place < NAMED:
                 last = rows[["low", "high"]].iloc[-1].mean()
-                ends.append((x(float(rows["step"].iloc[-1])), y(float(last)), shorten(labels[arm], 34), colour))
+                ends.append((x(float(rows["step"].iloc[-1])), y(float(last)), cut(labels[arm], LONGEST_NAME), colour))
         heights = spread([end[1] for end in ends], 11)
         up = max(0.0, max(heights) + 6 - sketch.height)
         for (_, _, name, colour), height in zip(ends, heights, strict=True):
-            sketch.text(sketch.width - 186, height + 3 - up, name, colour)
+            sketch.text(sketch.width - room + 4, height + 3 - up, name, colour)
 
     ends = [{"arm": labels[arm], **rows.iloc[-1].to_dict()} for arm, rows in list(lines.items())[:NAMED]]
     about = str(macros_of("layers").lines(len(lines), ends)).strip()
-    return Chart(identity, title, about, data, sketch=draw, height=3.3)
+    return Chart(identity, title, about, data, sketch=draw, width=5.2 + room / INCH, height=3.3)
 
 
 def _thinned(rows: pd.DataFrame) -> pd.DataFrame:
@@ -286,7 +325,12 @@ def health_page(loader: ExperimentDataLoader) -> Page | None:
     frame = frame.dropna(axis=1, how="all")
     columns = [*_HEALTH, *(column for name, column in _STATISTICS.items() if name in frame)]
     worst = [
-        {"name": name, **frame.loc[frame[name].idxmax()].to_dict(), "value": frame[name].max()}
+        {
+            "name": name,
+            **frame.loc[frame[name].idxmax()].to_dict(),
+            "value": frame[name].max(),
+            "where": OPERAND_NAMES.get(frame.loc[frame[name].idxmax(), "operand"]),
+        }
         for name in ("overflow", "underflow", "stall_ratio")
         if name in frame and frame[name].max() > 0
     ]

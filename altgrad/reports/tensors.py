@@ -10,6 +10,7 @@ from altgrad.analysis.labels import arm_labels
 from altgrad.analysis.loader import ExperimentDataLoader, scale_label
 from altgrad.config import OPERAND_NAMES, OPERANDS, ScaleRule
 from altgrad.formats import FloatFormat, get_format
+from altgrad.reports.columns import missing
 from altgrad.reports.curves import compact
 from altgrad.reports.scope import ONE_SCALE
 from altgrad.runs import RunRecord
@@ -37,12 +38,12 @@ def tensor_files(loader: ExperimentDataLoader) -> dict[str, bytes]:
             "file": name,
             "kinds": sorted({histogram.kind for histogram in histograms.values()}),
             "operands": [each for each in OPERANDS if any(each == key[1] for key in histograms)],
-            "seed": row.seed,
+            "seed": "" if missing(row.seed) else f", seed {row.seed}",
             "status": row.status,
         }
         found[f"tensors/{name}"] = compact({"id": row.run_id, "tensors": _tensors(record, histograms)})
     for arm, label in arm_labels(loader, index).items():
-        index[arm]["label"] = f"{visible(label)}, seed {index[arm].pop('seed')}"
+        index[arm]["label"] = f"{visible(label)}{index[arm].pop('seed')}"
     runs = sorted(index.values(), key=lambda entry: -len(entry["operands"]))
     content = {"runs": runs, "operands": OPERAND_NAMES, "policies": list(tensors.POLICIES)}
     return {"tensors/index.json": compact(content)} | found

@@ -79,7 +79,8 @@ def record(
         config: everything that decides the result beside seed and data, in whatever a loop has it
             (`altgrad.runs.settings`): a mapping, a Namespace, a dataclass. ``quantize: {weight: e4m3, activation: fp32,
             grad_output: fp32}`` and ``optimizer: {learning_rate: 0.001}`` are what pages know best.
-        seed: the run's seed, by which runs are paired; default: the config's ``seed``, else 0.
+        seed: the run's seed, by which runs are paired; default: the config's ``seed``. A run that states none
+            is an arm by itself, and paired with no other.
         data: a name, or a mapping with ``name`` and ``sha256`` (64 hex digits). Data with one name and no sha256 is
             taken to be the same data.
         study: a group of runs.
@@ -188,7 +189,7 @@ def foreign_config(
     if seed is not None and own_seed is not None and seed != own_seed:
         raise UsageError(f"config.seed={own_seed} and seed={seed}: the run has one seed; leave one of them out")
     fixed: dict[str, Any] = {"name": name, "study": study, "notes": notes, "tags": tuple(tags)}
-    if seed is not None or own_seed is not None:  # else it is not stated, and read as 0
+    if seed is not None or own_seed is not None:
         fixed["seed"] = plain(own_seed if seed is None else seed)
     parse_config(fixed, source="record")
     usable = {key for key in config_keys() if key.partition(".")[0] not in _BOOKKEEPING}

@@ -2,7 +2,7 @@
 
 Names are compared in lower case with ``/``, ``.``, ``-`` and spaces as ``_``: ``train/loss`` is ``train_loss``. The
 first name of a row that a run has is taken for AltGrad's; every other metric and key is kept under its own name. What
-is kept without a meaning here, or cannot be kept as a number, is reported.
+is kept under its own name, or cannot be kept as a number, is reported.
 
 Keys of a config are given their meaning when a run is recorded or brought in (`map_config`), metrics when a record is
 read (`columns`): its tables keep the names under which they were logged. A site may say more of its own runs
@@ -26,6 +26,7 @@ METRICS: dict[str, tuple[str, ...]] = {
         "val_loss", "eval_loss", "valid_loss", "validation_loss", "dev_loss", "loss_val", "loss_valid",
         "loss_validation", "loss_eval", "val_loss_epoch", "validation_metrics_loss", "validation_epoch_loss",
     ),
+    "test_loss": ("test_loss", "loss_test", "testing_loss", "test_loss_epoch", "test_epoch_loss"),
     "perplexity": ("perplexity", "val_perplexity", "eval_perplexity", "val_ppl", "ppl"),
     "lr": ("lr", "learning_rate", "train_learning_rate", "train_lr", "lr_adamw", "lr_adam", "lr_sgd"),
     "grad_norm": ("grad_norm", "train_grad_norm", "gradient_norm", "global_grad_norm"),

@@ -61,7 +61,7 @@ def values(record: RunRecord) -> dict[str, Any]:
     found |= {"title": record.title} if record.title != record.id else {}
     found |= {
         "arm": record.arm,
-        "seed": config.seed if config.states("seed") else None,
+        "seed": config.stated_seed,
         "study": config.study,
         "data": run["data"]["name"],
     }

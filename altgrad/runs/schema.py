@@ -248,7 +248,12 @@ def public_line(value: object) -> str:
 
 def run_id(config: ExperimentConfig, data: Mapping[str, Any]) -> str:
     """``<name>-s<seed>-<8 hex>``, the hash over what decides the result: config and data fingerprint."""
-    return f"{config.resolved_name}-s{config.seed}-{digest(config.identity(), data['sha256'])[:8]}"
+    return f"{with_seed(config.resolved_name, config)}-{digest(config.identity(), data['sha256'])[:8]}"
+
+
+def with_seed(name: str, config: ExperimentConfig) -> str:
+    """``<name>-s<seed>``; the name alone where no seed is stated."""
+    return name if config.stated_seed is None else f"{name}-s{config.stated_seed}"
 
 
 def arm_id(config: ExperimentConfig, data: Mapping[str, Any], run: str | None = None) -> str:

@@ -1,6 +1,6 @@
 """What a site says of its own runs, in ``altgrad.yaml`` beside its mkdocs.yml: data read with its records.
 
-    loss: accuracy                 # by which runs are compared; default: val_loss, else loss, else the first metric
+    loss: accuracy                 # by which runs are compared; default: val_loss, test_loss, loss, else another
     metrics:
       accuracy:                    # what the site calls it
         names: [eval/acc, test_acc]  # what loops logged it as
@@ -10,6 +10,7 @@
     seed: rng_state                # the key of the configs that is the seed
     arms: [width, learning_rate]   # the keys that make an arm; default: all but the seed and those of one run
     runs: [host_index]             # further keys that say which run it is, and make no arm
+    project: sweep                 # the one project of all runs; default: what their tool or their folder says
 
 Everything is optional. Formats that a config states in words of other tools are read as such
 (`altgrad.runs.precision`). It adds to the table of `altgrad.runs.names`.
@@ -27,8 +28,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from altgrad.config import OPERANDS, ExperimentConfig, UsageError, config_keys, first_mistake, one_line
-from altgrad.runs.names import CONFIG, OF_ONE_RUN, columns, normal
+from altgrad.runs.names import CONFIG, OF_ONE_RUN, columns, map_config, normal
 from altgrad.runs.precision import precision
+from altgrad.runs.processor import NOT_STATED
+from altgrad.runs.schema import digest
 
 FILE = "altgrad.yaml"
 
@@ -63,6 +66,7 @@ class SiteNames(BaseModel):
     seed: str | None = None
     arms: tuple[str, ...] | None = None
     runs: tuple[str, ...] = ()
+    project: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9._-]{0,59}$")
 
     @field_validator("metrics")
     @classmethod
@@ -89,28 +93,38 @@ class SiteNames(BaseModel):
     def main(self, metrics: Iterable[str]) -> str | None:
         """The metric by which runs are compared, of those that there are; None without any."""
         there = list(metrics)
-        return next((name for name in (self.loss, "val_loss", "loss") if name in there), there[0] if there else None)
+        known = (self.loss, "val_loss", "test_loss", "loss")
+        return next((name for name in known if name in there), there[0] if there else None)
 
     def metric(self, name: str) -> Metric:
         """What is said of a metric."""
         return self.metrics.get(name, Metric())
+
+    def data(self, data: dict[str, Any]) -> dict[str, Any]:
+        """What is known of the training data of a run; where nothing is stated, runs of one project have the same."""
+        if self.project is None or not str(data["name"]).startswith(f"{NOT_STATED}, "):
+            return data
+        name = f"{NOT_STATED}, {self.project}"
+        return {"name": name, "sha256": digest({"data": name})}
 
     def config(self, config: ExperimentConfig) -> ExperimentConfig:
         """The config of another loop's run as its arm has it: with its seed, without the keys that make no arm."""
         given = config.foreign
         if given is None:
             return config
-        changed: dict[str, Any] = {}
+        changed: dict[str, Any] = {"study": self.project} if self.project else {}
         seed = given.get(self.seed) if self.seed else None
         if type(seed) is int and 0 <= seed < 2**31:
             changed["seed"] = seed
         arms = None if self.arms is None else {normal(name) for name in self.arms}
-        besides = {normal(name) for name in (*self.runs, *([self.seed] if self.seed and changed else []))}
+        besides = {normal(name) for name in (*self.runs, *([self.seed] if self.seed and "seed" in changed else []))}
+
+        called = map_config(given)[1]
 
         def makes_arm(key: str) -> bool:
             name = normal(key)
             if arms is not None:
-                return name in arms
+                return not arms.isdisjoint((name, normal(called.get(key, key))))
             return name not in besides and name.rpartition(".")[2] not in OF_ONE_RUN
 
         formats, said = precision(given)

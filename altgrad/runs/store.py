@@ -121,7 +121,7 @@ def record_of(
     names: SiteNames = NO_NAMES,
 ) -> RunRecord:
     """A record whose run.json was checked: another loop's run is in the arm that its config and `names` make."""
-    config = names.config(config)
+    config, run = names.config(config), {**run, "data": names.data(run["data"])}
     return RunRecord(run, config, arm_id(config, run["data"], run["id"]), tables, secrets, names)
 
 

@@ -46,6 +46,7 @@ class Pulled:
     listed: int = 0  # runs that the project has
     fetched: list[str] = field(default_factory=list)  # ids of the records that were written
     unchanged: int = 0  # runs that an earlier pull brought as they are
+    copies: int = 0  # files that hold the same run as others do
     recorded_here: int = 0  # runs that were recorded here; their records are kept
     problems: list[Problem] = field(default_factory=list)  # runs that could not be fetched or made into a record
     reports: dict[str, list[str]] = field(default_factory=dict)  # by id: what was renamed, what could not be kept
@@ -54,7 +55,8 @@ class Pulled:
     @property
     def in_words(self) -> str:
         """How many runs there were, and what became of them."""
-        counts = {"fetched": len(self.fetched), "unchanged": self.unchanged, "recorded here": self.recorded_here}
+        counts = {"fetched": len(self.fetched), "unchanged": self.unchanged, "copies of others": self.copies}
+        counts["recorded here"] = self.recorded_here
         parts = [f"{count} {what}" for what, count in {**counts, "left out": len(self.problems)}.items() if count]
         where = f"{self.entity}/{self.project}" if self.entity else self.project
         return f"{where}: {self.listed} runs" + (f" ({', '.join(parts)})" if parts else "")

@@ -20,12 +20,12 @@ from typing import Any
 from altgrad.config import LONGEST_NOTES, ExperimentConfig, UsageError, one_line, parse_config
 from altgrad.runs import locks
 from altgrad.runs.files import read_bytes
-from altgrad.runs.foreign import data_fingerprint, foreign_config
+from altgrad.runs.foreign import data_fingerprint, foreign_config, slug
 from altgrad.runs.history import History, of_wandb
 from altgrad.runs.names import METRICS, flattened, map_config
 from altgrad.runs.names import columns as read_as
 from altgrad.runs.precision import precision
-from altgrad.runs.schema import SCHEMA_VERSION, Failure, arm_id, digest, run_id
+from altgrad.runs.schema import SCHEMA_VERSION, Failure, arm_id, digest, run_id, with_seed
 from altgrad.runs.secrets import in_words, left_out, mask, mask_record
 from altgrad.runs.store import check_run, read_run
 from altgrad.runs.tables import write_table
@@ -77,7 +77,7 @@ def make_record(
     run = {
         "schema": SCHEMA_VERSION,
         "id": kept["id"],
-        **({"title": kept["title"]} if kept.get("title", slug(given["name"])) != slug(given["name"]) else {}),
+        **({"title": title} if (title := kept.get("title")) and title != slug(title) else {}),
         "arm": arm_id(config, data),
         "created": kept.get("created", created),
         "ended": None if ending["status"] == "running" else ended,
@@ -106,12 +106,7 @@ def make_record(
 def foreign_id(given: Mapping[str, Any], config: ExperimentConfig) -> str:
     """A record's id for a run of other code: its name, its seed where it has one, and a hash of where it lies."""
     where = digest(given["entity"], given["project"], given["id"])[:8]
-    return f"{slug(given['name'] or given['id'])}-s{config.seed}-{where}"
-
-
-def slug(text: object) -> str:
-    """Letters, digits, ``.``, ``_`` and ``-`` of a name, at most 60; "run" where none is left."""
-    return re.sub(r"[^a-z0-9._-]+", "-", str(text).lower()).strip("-._")[:60].rstrip("-._") or "run"
+    return f"{with_seed(slug(str(given['name'] or given['id'])), config)}-{where}"
 
 
 def write_record(root: Path, run: Mapping[str, Any], history: History) -> Path:
@@ -249,15 +244,15 @@ def _foreign(given: Mapping[str, Any], notes: str) -> tuple[ExperimentConfig, di
         f"not stated, {given['entity']}/{given['project']}" if given["entity"] else f"not stated, {given['project']}"
     )
     data = data_fingerprint((known or unknown)[:200])
-    name, tags = slug(given["name"] or given["id"]), [str(tag) for tag in given["tags"]]
-    config = foreign_config(stated, name=name, study=slug(given["project"]), notes=notes, tags=tags, strict=False)
+    name, tags = slug(str(given["name"] or given["id"])), [str(tag) for tag in given["tags"]]
+    config = foreign_config(stated, name=name, study=slug(str(given["project"])), notes=notes, tags=tags, strict=False)
     without = sorted(config.foreign or {})
     report = [f"config: {own} is read as {key}" for own, key in used.items() if own not in without]
     formats, said = precision(config.foreign or {})
     if formats:
         words = ", ".join(f"{name} {each}" for name, each in formats["quantize"].items() if isinstance(each, str))
         report.append(f"config: {', '.join(said)}: read as {words}")
-    report += some("config: kept without a meaning here: ", [key for key in without if key not in said])
+    report += some("config: kept under their own names: ", [key for key in without if key not in said])
     if not config.states("seed"):
         ask = "which key is the seed? Say it in altgrad.yaml, as seed: KEY"
         report.append(f"config: no seed is stated, and the run is an arm by itself: {ask}")
@@ -265,14 +260,14 @@ def _foreign(given: Mapping[str, Any], notes: str) -> tuple[ExperimentConfig, di
 
 
 def metrics_report(history: History) -> list[str]:
-    """What was read under another name, is kept without a meaning here, or could not be kept."""
+    """What was read under another name, is kept under its own name, or could not be kept."""
     columns = read_as(history.names)
     report = [f"metric: {own} is read as {column}" for own, column in columns.items() if own != column]
     unknown = [name for name, column in columns.items() if name == column and name not in METRICS]
     if not {"loss", "val_loss"} & {*columns.values()} and unknown:
         ask = "which is the loss? Say it in altgrad.yaml, as metrics: {val_loss: NAME}"
         report.append(f"metrics: none has the name of a loss: {ask}")
-    return [*report, *some("metrics: kept without a meaning here: ", unknown), *_folded(history.lines)]
+    return [*report, *some("metrics: kept under their own names: ", unknown), *_folded(history.lines)]
 
 
 def _folded(lines: Sequence[str]) -> list[str]:

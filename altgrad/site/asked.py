@@ -16,6 +16,7 @@ from altgrad.analysis.effects import LOSSES, metrics_of
 from altgrad.analysis.labels import values_of, varied
 from altgrad.config import UsageError
 from altgrad.runs import RunRecord
+from altgrad.runs.foreign import slug
 from altgrad.runs.names import columns, map_config, normal
 from altgrad.runs.site_names import NO_NAMES
 from altgrad.text import shorten, visible
@@ -34,6 +35,7 @@ class Given:
     better: str | None = None
     seed: str | None = None
     arms: str | None = None
+    project: str | None = None
 
 
 class Found(NamedTuple):
@@ -58,14 +60,14 @@ def ask_on_terminal(question: str, default: str) -> str:
 def find_names(records: Sequence[RunRecord], given: Given, ask: Ask) -> Found:
     """What ``altgrad.yaml`` has to say of these runs."""
     found = Found({}, [], [])
-    there = metrics_of(records)
+    there = metrics_of(records, ends=True)
     usual = NO_NAMES.main(there)
     loss = given.loss and _known("--loss", given.loss, there, columns([given.loss])[given.loss], found)
     if loss is None and usual is not None:
         loss = usual
         if usual not in LOSSES:
             loss = _one_of(ask, f"By which metric are runs compared? There are {_some(there)}", usual, there)
-            found.lines.append(f"runs are compared by {loss}; by another: --loss NAME, or loss: in altgrad.yaml")
+        found.lines.append(f"runs are compared by {loss}; by another: --loss NAME, or loss: in altgrad.yaml")
     if loss is not None and (loss != usual or usual not in LOSSES):
         found.names["loss"] = loss
     better = given.better
@@ -87,6 +89,18 @@ def find_names(records: Sequence[RunRecord], given: Given, ask: Ask) -> Found:
     if seed:
         found.names["seed"] = seed
 
+    studies = sorted({config.study for config in configs.values()})
+    project = given.project
+    if len(studies) > 1 and project is None:
+        what = f"Runs of several projects are not compared with each other: {_some(studies)}. One name for all of them"
+        project = ask(what, "")
+        if not project:
+            found.lines.append(
+                f"there are {len(studies)} projects, which are not compared with each other: {_some(studies)}; "
+                "to make them one: --project NAME, or project: in altgrad.yaml"
+            )
+    if project:
+        found.names["project"] = slug(project)
     differ = [key for keys in varied(configs, SHOWN).values() for key in keys if key != seed]
     arms = given.arms
     if arms is None and len(differ := list(dict.fromkeys(differ))) > 1:

@@ -43,7 +43,7 @@ export function band(runs, { metric, axis, kind = "range", t = [] }) {
 /** The runs of an arm whose seed the baseline has too, with `gap`: its metric minus the baseline's at the same step. */
 export function gaps(arm, baseline) {
   const metric = arm.metric?.name ?? "val_loss";
-  const first = ({ runs }) => new Map(runs.filter(({ role }) => role === "report").reverse().map((run) => [run.seed, run]));
+  const first = ({ runs }) => new Map(runs.filter(({ role, seed }) => role === "report" && seed !== null).reverse().map((run) => [run.seed, run]));
   const others = first(baseline);
   return [...first(arm).values()].filter(({ seed }) => others.has(seed)).map((run) => {
     const other = others.get(run.seed);
@@ -349,7 +349,7 @@ async function armPage(address, figure, difference, layers) {
 const page = globalThis.document?.querySelector(".md-content");
 const file = page?.querySelector("a[href$='.curves.json']");
 if (file && /\/runs\/[^/]+\/(?:index\.html)?$/.test(location.pathname)) {
-  armPage(file.href, page.querySelector("figure#chart-loss"), page.querySelector("#difference"), page.querySelector("#layers"));
+  armPage(file.href, page.querySelector("figure#chart-loss"), page.querySelector("div#difference"), page.querySelector("div#layers"));
 }
 
 if (page?.querySelector("#table-calculator")) import("./scaling/calculator.js").then(({ start }) => start(page));

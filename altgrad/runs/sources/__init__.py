@@ -111,7 +111,9 @@ def _bring(
         given["id"] = digest(given["id"], run.name)[:12]
         version, before = held.get(place_of(given), ("", None))
     if version == run.version:
-        imported.unchanged += 1
+        copy = before is not None and before.name in imported.fetched
+        imported.copies += copy
+        imported.unchanged += not copy
         return
     written = imported.add(out, {**given, "version": run.version}, history, run.name)
     if written and before and before != written:  # its name or seed was not known the last time

@@ -204,14 +204,14 @@ _Loose.add_implicit_resolver(
 
 
 def value_of(text: str) -> Any:
-    """A config's value that a tool keeps as text: a number, true, false or none where it reads as one."""
+    """A config's value that a tool keeps as text: a number, a list, true, false or none where it reads as one."""
     words = {"true": True, "false": False, "none": None, "null": None}
     if text.strip().lower() in words:
         return words[text.strip().lower()]
-    for kind in (int, float):
+    for kind in (int, float, *([json.loads] if text.startswith("[") else [])):
         try:
             return kind(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return text
 

@@ -144,7 +144,6 @@ export function drawScatter(canvas, table, rows, x, y, better, name, styles) {
     pen.lineTo(px, py);
   });
   pen.stroke();
-  pen.textAlign = "left";
   let last = [-Infinity, -Infinity];
   for (const place of best) {
     const [px, py] = points[place];
@@ -154,7 +153,9 @@ export function drawScatter(canvas, table, rows, x, y, better, name, styles) {
     pen.fill();
     pen.stroke();
     if (Math.abs(py - last[1]) < 14 && px - last[0] < 80) continue;
-    pen.fillText(name(rows[place]), px + 8, py - 8);
+    const format = name(rows[place]);
+    pen.textAlign = px > width / 2 ? "right" : "left";
+    pen.fillText(format === "not stated" ? table.columns.label[rows[place]].slice(0, 48) : format, px + (px > width / 2 ? -8 : 8), py - 8);
     last = [px, py];
   }
   const drawn = points.filter(([px, py]) => !Number.isNaN(px + py)).length;
@@ -257,7 +258,7 @@ export function chartPanel(tables, state, save) {
       ? drawScatter(canvas, table(), rows, column("x"), column("y"), state.better, (row) => table().columns.format[row], tables.styles)
       : drawParallel(canvas, table(), rows, all, tables.styles);
     const found = new Set(rows.map((row) => table().columns.format[row]));
-    legend.replaceChildren(...[...new Set(tables.arms.columns.format)].filter((format) => found.has(format)).map((format) => element("span", {}, swatchOf(...tables.styles[format]), format)));
+    legend.replaceChildren(...[...new Set(tables.arms.columns.format)].filter((format) => found.has(format) && (format !== "not stated" || found.size > 1)).map((format) => element("span", {}, swatchOf(...tables.styles[format]), format)));
     canvas.ariaLabel = readout.textContent = picture.text;
     best.replaceChildren(...picture.front.slice(0, 12).flatMap((row, place) => [place ? ", " : "On the front: ", link(row)]));
   }

@@ -51,12 +51,13 @@ export function shortened(names) {
   return new Set(found).size === names.length ? found : names;
 }
 
-/** What an arm ended with, by seed: finished runs of studies that compare, the first of each seed. */
+/** What an arm ended with, by seed (a run that states none by its id): finished runs that compare, the first of each. */
 export function finalLosses(arm) {
   const found = new Map();
   arm.runs.forEach((run, index) => {
     const loss = arm.final[index];
-    if (run.role === "report" && Number.isFinite(loss) && !found.has(run.seed)) found.set(run.seed, loss);
+    const seed = run.seed ?? run.id;
+    if (run.role === "report" && Number.isFinite(loss) && !found.has(seed)) found.set(seed, loss);
   });
   return found;
 }

@@ -97,13 +97,13 @@ export function fit(tables, { metric, keys }) {
   const arms = tables.arms.columns;
   ({ digits } = metric);
   const others = arms.format.every((format) => format === "not stated");
-  if (others) FILTERS.study.title = "Project";
+  if (others) [FILTERS.study.title, FILTERS.seeds.title] = ["Project", "Averaged runs"];
   for (const columns of Object.values(COLUMNS)) {
     const own = Object.entries(keys).map(([key, values]) => column(`config ${key}`, key, numeric(values) ? rate : (value) => value ?? "not stated"));
     columns.splice(columns.findIndex(({ key }) => key === "learning_rate") + 1, 0, ...own);
     for (const each of columns) {
       if (each.key === "val_loss" || each.key === "final_val_loss") each.title = capital(metric.title);
-      if (others) each.title = each.title.replace(/^Stud(?:y|ies)$/, "Project");
+      if (others) each.title = each.title.replace(/^Stud(?:y|ies)$/, "Project").replace(/^Seeds/, "Averaged runs");
       if (each.key === "learning_rate") each.shown = arms.learning_rate.some((value) => value !== null);
     }
   }

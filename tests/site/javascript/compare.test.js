@@ -49,6 +49,7 @@ test("a difference over steps is taken at the same step of the same seed, outsid
   assert.deepEqual(gaps(own, other).map(({ seed, gap }) => [seed, gap]).sort(), [[1, [0, 0.5, null]], [2, [0, 0.5, 0.5]]]);
   assert.deepEqual(gaps(other, other).flatMap(({ gap }) => gap), Array(9).fill(0));
   assert.deepEqual(gaps(own, { runs: [] }), []);
+  assert.deepEqual(gaps({ runs: [run(null, [1, 1, 1])] }, { runs: [run(null, [2, 2, 2])] }), [], "no seed is stated");
 });
 
 test("names at the ends of lines stand apart and inside the drawing as far as they fit", () => {
