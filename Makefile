@@ -4,6 +4,7 @@ ADDR ?= 127.0.0.1:8000
 TORCH_INDEX ?=
 SHARD ?= 1/1
 DEVICE ?= cpu
+BACKEND ?= local
 MINUTES ?= inf
 REFRESH ?=
 BIN := .venv/bin
@@ -50,8 +51,9 @@ demo: .venv/dev.stamp ## train a small matrix of formats (at most 3 minutes), th
 	@$(BIN)/mkdocs build --strict
 	@echo "The new runs are beside the recorded ones: make serve"
 
-campaign: .venv/dev.stamp ## run the recorded studies, 2 to 4 hours; may be stopped (one: STUDY=formats; a share: SHARD=1/4; a part: MINUTES=9)
-	@$(BIN)/python experiments/campaign.py $(STUDY) --shard $(SHARD) --device $(DEVICE) --minutes $(MINUTES)
+campaign: .venv/dev.stamp ## run the recorded studies, 2 to 4 hours; may be stopped (one: STUDY=formats; a share: SHARD=1/4; a part: MINUTES=9; a cluster: BACKEND=ray)
+	@$(if $(filter ray,$(BACKEND)),$(PIP) -e '.[ray]')
+	@$(BIN)/python experiments/campaign.py $(STUDY) --shard $(SHARD) --device $(DEVICE) --minutes $(MINUTES) --backend $(BACKEND) $(ARGS)
 
 campaign-quick: .venv/dev.stamp ## a taste of every study in three minutes
 	@$(BIN)/python experiments/campaign.py quick
