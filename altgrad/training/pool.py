@@ -71,18 +71,18 @@ def run_planned(
         TimeRemainingColumn,
     )
 
-    crashed, before = 0, -1
+    crashed, tried = 0, set[str]()
     while True:
         losses = ended_losses(sources)
         configs = plan(losses)
-        todo = [config for config in configs[shard[0] - 1 :: shard[1]] if identity(config) not in losses]
-        if before < 0 or todo:
+        todo = [config for config in configs[shard[0] - 1 :: shard[1]] if identity(config) not in tried | losses.keys()]
+        if todo or not tried:
             share = f", of which shard {shard[0]} of {shard[1]} has {len(todo)}" if shard[1] > 1 else ""
             missing = sum(identity(config) not in losses for config in configs)
             print(f"{name}: {len(configs)} runs, {len(configs) - missing} recorded, {missing} to do{share}", flush=True)
-        if not todo or len(losses) == before:  # done, or what is left is another process's
+        if not todo:  # done, or what is left is another process's, or was lost
             return crashed
-        before = len(losses)
+        tried |= {identity(config) for config in todo}
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         progress = Progress(
             *columns,
