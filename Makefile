@@ -15,7 +15,7 @@ export NO_MKDOCS_2_WARNING := 1
 export ALTGRAD_REFRESH := $(REFRESH)
 export ALTGRAD_PAGE := $(P)
 
-.PHONY: help serve site page version install test check demo campaign campaign-quick pack repeat ladder-fit wheel guides loops reports fixtures bench bench-training bench-runs bench-site bench-keystrokes same-numbers processes exhaustive clean
+.PHONY: help serve site page version install test check demo campaign campaign-quick pack repeat ladder-fit wheel guides loops reports fixtures bench bench-training bench-runs bench-site bench-keystrokes same-numbers processes cluster exhaustive clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -52,7 +52,6 @@ demo: .venv/dev.stamp ## train a small matrix of formats (at most 3 minutes), th
 	@echo "The new runs are beside the recorded ones: make serve"
 
 campaign: .venv/dev.stamp ## run the recorded studies, 2 to 4 hours; may be stopped (one: STUDY=formats; a share: SHARD=1/4; a part: MINUTES=9; a cluster: BACKEND=ray)
-	@$(if $(filter ray,$(BACKEND)),$(PIP) -e '.[ray]')
 	@$(BIN)/python experiments/campaign.py $(STUDY) --shard $(SHARD) --device $(DEVICE) --minutes $(MINUTES) --backend $(BACKEND) $(ARGS)
 
 campaign-quick: .venv/dev.stamp ## a taste of every study in three minutes
@@ -105,6 +104,9 @@ same-numbers: .venv/site.stamp ## whether every number of a site built BEFORE is
 
 processes: .venv/dev.stamp ## check a run that four processes share against one process (with eight: N=8)
 	@ALTGRAD_PROCESSES=$(or $(N),4) $(BIN)/python -m pytest tests/test_distributed.py
+
+cluster: .venv/dev.stamp ## check campaigns on a Ray cluster of this machine, with lost nodes and processes
+	@ALTGRAD_CLUSTER=1 $(BIN)/python -m pytest tests/test_cluster.py
 
 exhaustive: .venv/dev.stamp ## compare the quantizer on all 2^32 float32 inputs; may be stopped, goes on from there
 	@$(BIN)/python benchmarks/exhaustive.py $(ARGS)

@@ -95,11 +95,12 @@ def _results(
                 return line, status
         except RunExists as error:
             return f"{label}: left out, {error}", "left out"
-        except ray.exceptions.RayTaskError as error:  # the node's, as where a package is not installed there
-            line = f"{type(error.cause).__name__}: {one_line(error.cause)}"
         except ray.exceptions.RayError as error:
-            why = f"{type(error).__name__}: {one_line(error).partition('. ')[0][:200]}"
-            return f"{label}: lost, nothing is recorded ({why}); the same command begins it again", "lost"
+            cause = getattr(error, "cause", None)  # what the node itself raised, as where it lacks a package
+            if cause is None or isinstance(cause, ray.exceptions.RayError):
+                why = f"{type(error).__name__}: {one_line(error).partition('. ')[0][:200]}"
+                return f"{label}: lost, nothing is recorded ({why}); the same command begins it again", "lost"
+            line = f"{type(cause).__name__}: {one_line(cause)}"
         raise UsageError(f"a node of the cluster could not train {label}: {line}")
 
     try:
