@@ -105,7 +105,9 @@ def add_train_arguments(parser: argparse.ArgumentParser, out: Path, command: str
     parser.description, parser.epilog = TRAINING, EXAMPLES.format(command=command)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the experiment")
-    parser.add_argument("keys", metavar="KEY=VALUE", nargs="*", help="override keys, after CONFIG: what W&B's agents write")
+    parser.add_argument(
+        "keys", metavar="KEY=VALUE", nargs="*", help="override keys, after CONFIG: what W&B's agents write"
+    )
     override = "override a key, e.g. quantize.weight=e4m3; may be repeated"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=override)
     parser.add_argument("--seed", type=int, help="replaces the config's seed")
@@ -140,7 +142,7 @@ CONFIG is the YAML file of the experiment; each --over names a key and what it t
 """
 
 SWEEP_EXAMPLES = """example:
-  altgrad sweep experiments/configs/e4m3.yaml --over optimizer.learning_rate=0.004,0.008,0.016 --over seed=0,1 > sweep.yaml
+  altgrad sweep experiments/configs/e4m3.yaml --over optimizer.learning_rate=0.004,0.008 --over seed=0,1 > sweep.yaml
   wandb sweep sweep.yaml      prints the sweep's name; then, on any number of machines and in any number of terminals
   wandb agent ENTITY/PROJECT/SWEEP
 """
@@ -183,7 +185,9 @@ def run_sweep(options: argparse.Namespace) -> int:
             continue
         ends = {"min": value(key, low), "max": value(key, high)}
         if options.method == "grid" or not all(type(end) in (int, float) for end in ends.values()):
-            raise UsageError(f"--over {key}={text:.80}: a range is of numbers and for --method random or bayes; list values")
+            raise UsageError(
+                f"--over {key}={text:.80}: a range is of numbers and for --method random or bayes; list values"
+            )
         by = "int_uniform" if {*map(type, ends.values())} == {int} else "log_uniform_values"
         if by == "log_uniform_values" and ends["min"] <= 0:
             by = "uniform"

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -48,7 +49,7 @@ def main() -> int:
     """Returns the exit code."""
     os.environ.pop("RAY_ADDRESS", None)
     data = load_corpus().fingerprint
-    how = {"identity": lambda config: run_id(config, data), "cpus": pool.cores()}
+    how: dict[str, Any] = {"identity": lambda config: run_id(config, data), "cpus": pool.cores()}
     found: dict[str, list[float]] = {"local": [], "ray": []}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(TURNS):

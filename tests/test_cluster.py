@@ -22,7 +22,7 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed")
 
 from altgrad.config import ExperimentConfig, UsageError, parse_config
-from altgrad.runs import load_runs, run_id, writer
+from altgrad.runs import load_runs, read_run, run_id, writer
 from altgrad.runs.query import verify
 from altgrad.runs.writer import sole
 from altgrad.training import cluster, loop, pool
@@ -57,7 +57,7 @@ def identity(text: Path) -> Callable[[ExperimentConfig], str]:
 
 
 def train(config: ExperimentConfig, *, place: Path, **how: Any) -> Any:
-    """Trains on a node; the second run that begins on the one named in `victim` ends this node, as a lost machine would.
+    """Trains on a node; the second run that begins on the one named in `victim` ends it, as a lost machine would.
 
     The other node waits for that with its first run. Steps of the long run take a tenth of a second in the first go.
     """
@@ -100,7 +100,7 @@ def test_a_node_lost_in_the_middle_costs_its_run_and_a_stopped_campaign_goes_on(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     out, how = tmp_path / "runs", {"identity": identity}
-    with pytest.raises(UsageError, match="RAY_ADDRESS=127.0.0.1:1: no cluster can be used there .*give host:port"):
+    with pytest.raises(UsageError, match=r"RAY_ADDRESS=127\.0\.0\.1:1: no cluster can be used there .*give host:port"):
         next(cluster.results([config(0)], train, 1, out=out, **how))
     from ray.cluster_utils import Cluster
 
@@ -140,6 +140,9 @@ def test_a_node_lost_in_the_middle_costs_its_run_and_a_stopped_campaign_goes_on(
     assert 0 < resumed < 60
     assert gone_on.history["step"].tolist()[-1] == 60
     assert verify([out]) == (7, [], [])
+    here = pool.train_named(short[0], text=text, out=tmp_path / "here", progress=False).path
+    columns = ["step", "loss", "val_loss", "grad_norm"]
+    assert read_run(here).history[columns].equals(read_run(out / here.name).history[columns])
 
 
 @needs_ray

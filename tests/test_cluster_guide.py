@@ -98,9 +98,7 @@ def test_a_share_of_the_array_runs_its_part_of_the_study(
     understands(campaign, monkeypatch, python[2:])
 
 
-def test_a_run_on_several_nodes_is_torchrun_s_and_altgrad_s(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_on_several_nodes_is_torchrun_s_and_altgrad_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch", reason="torch is not installed")
     from torch.distributed.run import get_args_parser
 
@@ -133,7 +131,9 @@ def test_make_passes_the_backend_on() -> None:
     command = ["make", "-n", "campaign", "BACKEND=ray", "STUDY=formats", "ARGS=--cpus 2 --gpus 0.25"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     assert re.search(r"campaign.py formats .*--backend ray --cpus 2 --gpus 0.25$", said, re.MULTILINE)
-    assert "--backend local" in subprocess.run(["make", "-n", "campaign"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert (
+        "--backend local" in subprocess.run(["make", "-n", "campaign"], cwd=ROOT, capture_output=True, text=True).stdout
+    )
 
 
 def test_the_manifest_is_a_job_of_ray_whose_head_has_the_store_and_trains_nothing(

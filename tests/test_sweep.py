@@ -54,7 +54,12 @@ def test_values_have_the_config_s_types_and_ranges_a_distribution(
     config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
-    over = ("optimizer.learning_rate=1e-3..1e-1", "max_steps=2..8", "optimizer.weight_decay=0..0.5", "quantize.weight=e4m3,e5m2")
+    over = (
+        "optimizer.learning_rate=1e-3..1e-1",
+        "max_steps=2..8",
+        "optimizer.weight_decay=0..0.5",
+        "quantize.weight=e4m3,e5m2",
+    )
     found = definition(capsys, config, "--method", "bayes", *(word for each in over for word in ("--over", each)))
     assert found["parameters"] == {
         "optimizer.learning_rate": {"distribution": "log_uniform_values", "min": 0.001, "max": 0.1},
@@ -101,7 +106,9 @@ def test_an_agent_s_run_leaves_a_record_is_mirrored_under_the_sweep_s_id_and_com
         given = wandb_environment(server, tmp_path)
         server.sweep_runs.append({"run_id": "abcd1234", "args": {key: {"value": chosen[key]} for key in chosen}})
         environment = os.environ | given | {"PATH": path, "PYTHONPATH": os.pathsep.join(sys.path)}
-        done = subprocess.run([sys.executable, "-c", AGENT], env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", AGENT], env=environment, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stderr
         assert yaml.safe_load(server.sweeps["sweep0"]) == found
         (record,) = load_runs((Path("runs"),)).records

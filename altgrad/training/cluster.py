@@ -144,7 +144,7 @@ def _run(
 
 
 def _files(root: Path, folder: Path) -> dict[str, bytes]:
-    """Path below `root` -> bytes of each file below `folder`; without checkpoints where they are more than `LARGEST`."""
+    """Path below `root` -> bytes of each file below `folder`; beyond `LARGEST` without the checkpoints."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lock"]
     if sum(path.stat().st_size for path in paths) > LARGEST:
         paths = [path for path in paths if "checkpoints" not in path.parts]
