@@ -4,6 +4,7 @@ ADDR ?= 127.0.0.1:8000
 TORCH_INDEX ?=
 SHARD ?= 1/1
 DEVICE ?= cpu
+BACKEND ?= local
 MINUTES ?= inf
 REFRESH ?=
 BIN := .venv/bin
@@ -14,7 +15,7 @@ export NO_MKDOCS_2_WARNING := 1
 export ALTGRAD_REFRESH := $(REFRESH)
 export ALTGRAD_PAGE := $(P)
 
-.PHONY: help serve site page version install test check demo campaign campaign-quick pack repeat ladder-fit wheel guides loops reports fixtures bench bench-training bench-runs bench-site bench-keystrokes same-numbers processes exhaustive clean
+.PHONY: help serve site page version install test check demo campaign campaign-quick pack repeat ladder-fit wheel guides loops reports fixtures bench bench-training bench-runs bench-site bench-keystrokes same-numbers processes cluster exhaustive clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -50,8 +51,8 @@ demo: .venv/dev.stamp ## train a small matrix of formats (at most 3 minutes), th
 	@$(BIN)/mkdocs build --strict
 	@echo "The new runs are beside the recorded ones: make serve"
 
-campaign: .venv/dev.stamp ## run the recorded studies, 2 to 4 hours; may be stopped (one: STUDY=formats; a share: SHARD=1/4; a part: MINUTES=9)
-	@$(BIN)/python experiments/campaign.py $(STUDY) --shard $(SHARD) --device $(DEVICE) --minutes $(MINUTES)
+campaign: .venv/dev.stamp ## run the recorded studies, 2 to 4 hours; may be stopped (one: STUDY=formats; a share: SHARD=1/4; a part: MINUTES=9; a cluster: BACKEND=ray)
+	@$(BIN)/python experiments/campaign.py $(STUDY) --shard $(SHARD) --device $(DEVICE) --minutes $(MINUTES) --backend $(BACKEND) $(ARGS)
 
 campaign-quick: .venv/dev.stamp ## a taste of every study in three minutes
 	@$(BIN)/python experiments/campaign.py quick
@@ -103,6 +104,9 @@ same-numbers: .venv/site.stamp ## whether every number of a site built BEFORE is
 
 processes: .venv/dev.stamp ## check a run that four processes share against one process (with eight: N=8)
 	@ALTGRAD_PROCESSES=$(or $(N),4) $(BIN)/python -m pytest tests/test_distributed.py
+
+cluster: .venv/dev.stamp ## check campaigns on a Ray cluster of this machine, with lost nodes and processes
+	@ALTGRAD_CLUSTER=1 $(BIN)/python -m pytest tests/test_cluster.py
 
 exhaustive: .venv/dev.stamp ## compare the quantizer on all bfloat16 and all 2^32 float32 inputs; may be stopped, goes on from there
 	@ALTGRAD_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/test_rounding.py -k bfloat16_numbers

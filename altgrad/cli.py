@@ -80,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train.set_defaults(command=run_training)
     add_train_arguments(train, Path("experiments/runs"), "altgrad train")
     add_continue_arguments(commands.add_parser("continue", help="go on with a finished run, to more steps"))
+    add_sweep_arguments(commands.add_parser("sweep", help="write the definition of a W&B sweep, whose agents train"))
     add_compare_arguments(commands.add_parser("compare", help="which of some formats costs least: tune, train, answer"))
     explain = commands.add_parser("explain", help="say what broke in a recorded run", description=EXPLAINING)
     explain.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -104,6 +105,9 @@ def add_train_arguments(parser: argparse.ArgumentParser, out: Path, command: str
     parser.description, parser.epilog = TRAINING, EXAMPLES.format(command=command)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the experiment")
+    parser.add_argument(
+        "keys", metavar="KEY=VALUE", nargs="*", help="override keys, after CONFIG: what W&B's agents write"
+    )
     override = "override a key, e.g. quantize.weight=e4m3; may be repeated"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=override)
     parser.add_argument("--seed", type=int, help="replaces the config's seed")
@@ -128,7 +132,79 @@ def run_training(options: argparse.Namespace) -> int:
         UsageError: a user's mistake, or the data missing.
         ModuleNotFoundError: torch or rich are missing.
     """
-    return _train(options, lambda: load_config(options.config, options.set, options.seed))
+    return _train(options, lambda: load_config(options.config, [*options.set, *options.keys], options.seed))
+
+
+SWEEPING = """Write the definition of a W&B sweep over an experiment, as YAML, on standard output.
+
+CONFIG is the YAML file of the experiment; each --over names a key and what it takes. Agents train it: their command is
+`altgrad train` with the keys that W&B chose, which leaves a record in OUT and mirrors it. They start where CONFIG is.
+"""
+
+SWEEP_EXAMPLES = """example:
+  altgrad sweep experiments/configs/e4m3.yaml --over optimizer.learning_rate=0.004,0.008 --over seed=0,1 > sweep.yaml
+  wandb sweep sweep.yaml      prints the sweep's name; then, on any number of machines and in any number of terminals
+  wandb agent ENTITY/PROJECT/SWEEP
+"""
+
+
+def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``altgrad sweep``."""
+    parser.description, parser.epilog = SWEEPING, SWEEP_EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of the experiment")
+    over = "values with commas between, or LOW..HIGH (numbers with a point by their logarithm); may be repeated"
+    parser.add_argument("--over", action="append", required=True, metavar="KEY=VALUES", help=over)
+    parser.add_argument("--method", choices=("grid", "random", "bayes"), default="grid", help="default: grid")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key for all runs")
+    out = Path("experiments/runs")
+    parser.add_argument("--out", type=Path, default=out, help=f"folder of the records (default: {out.as_posix()})")
+    parser.set_defaults(command=run_sweep)
+
+
+def run_sweep(options: argparse.Namespace) -> int:
+    """Print the definition; every value has been tried in the config.
+
+    Raises:
+        UsageError: a key or a value that the config does not take, or a range for a grid.
+    """
+    import yaml
+
+    from altgrad.config import flat
+    from altgrad.runs.wandb_access import project_and_entity
+
+    def value(key: str, text: str) -> Any:
+        found = load_config(options.config, [*options.set, f"{key}={text}"])
+        return flat(found.model_dump(mode="json")).get(key, text)
+
+    parameters: dict[str, dict[str, Any]] = {}
+    for key, _, text in (each.partition("=") for each in options.over):
+        low, dots, high = text.partition("..")
+        if not dots:
+            parameters[key] = {"values": [value(key, each) for each in text.split(",")]}
+            continue
+        ends = {"min": value(key, low), "max": value(key, high)}
+        if options.method == "grid" or not all(type(end) in (int, float) for end in ends.values()):
+            raise UsageError(
+                f"--over {key}={text:.80}: a range is of numbers and for --method random or bayes; list values"
+            )
+        by = "int_uniform" if {*map(type, ends.values())} == {int} else "log_uniform_values"
+        if by == "log_uniform_values" and ends["min"] <= 0:
+            by = "uniform"
+        parameters[key] = {"distribution": by, **ends}
+    config = load_config(options.config, options.set)
+    sets = [word for each in ("tracking=online", *options.set) for word in ("--set", each)]
+    program = ["${env}", "${interpreter}", "-m", "altgrad.cli", "train", options.config, "${args_no_hyphens}"]
+    definition = {
+        "name": config.resolved_name,
+        "project": project_and_entity(config.tracking.project, None)[0],
+        "method": options.method,
+        "metric": {"name": "val_loss", "goal": "minimize"},
+        "parameters": parameters,
+        "command": [*program, *sets, "--out", options.out.as_posix()],
+    }
+    sys.stdout.write(yaml.safe_dump(definition, sort_keys=False, width=1000))
+    return 0
 
 
 def _train(options: argparse.Namespace, load: Callable[[], ExperimentConfig], **how: Any) -> int:

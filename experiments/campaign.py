@@ -6,7 +6,8 @@
 
 Without a name the whole campaign runs, in the order of `studies.CAMPAIGN`. Runs have one thread, one process a core.
 A run that failed or crashed is recorded and not repeated: what happened is the result. One whose process was stopped or
-killed is. A sweep of learning rates goes on beyond its edge while the best one lies there.
+killed is. A sweep of learning rates goes on beyond its edge while the best one lies there. With --backend ray the runs
+are tasks of the cluster that RAY_ADDRESS names (docs/guides/clusters.md).
 
 A part is small enough to commit, and is never written again: what the parts hold is not trained again, in no clone. At
 each start a tiny training, the canary, is kept with the records, by its bits: do two machines compute alike?
@@ -18,7 +19,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,8 +143,9 @@ def run_study(
     shard: tuple[int, int] = (1, 1),
     device: str = "cpu",
     until: float = math.inf,
+    backend: Callable[..., Iterator[tuple[str, str]]] | None = None,
 ) -> int:
-    """Run what is missing of a study (of every n-th run, with a shard); returns 0, or 1 where a run crashed.
+    """Run what is missing of a study (of every n-th run, with a shard); returns 0, or 1 where one crashed or was lost.
 
     A sweep whose best rate lies at its edge has then grown, and goes on. What runs at the time `until`
     (`time.monotonic`) is stopped: it goes on from its checkpoint the next time where its config has them.
@@ -151,10 +153,10 @@ def run_study(
     from altgrad.training import train
     from altgrad.training.pool import run_planned
 
-    how: dict[str, Any] = {"shard": shard, "until": until, "prepare": _controls}
+    how: dict[str, Any] = {"shard": shard, "until": until, "prepare": _controls, "backend": backend}
     trainer = partial(train, out=out, device=device)
     crashed = run_planned(study, partial(configs_of, study), trainer, identity, (RECORDED, out), workers, **how)
-    print(f"records: {out}" + (f"; {crashed} crashed" if crashed else ""))
+    print(f"records: {out}" + (f"; {crashed} crashed or lost" if crashed else ""))
     return 1 if crashed else 0
 
 
@@ -295,7 +297,11 @@ def main() -> int:
     )
     parser.add_argument("words", nargs="*", metavar="[pack | repeat] STUDY")
     parser.add_argument("--out", type=Path, default=RUNS, help="folder of the records (default: experiments/runs)")
-    parser.add_argument("--workers", type=int, help="processes (default: cores)")
+    parser.add_argument("--workers", type=int, help="processes (default: cores); on a cluster, runs at most at a time")
+    where = "local (default): this machine's cores; ray: the cluster of RAY_ADDRESS, or one of this machine"
+    parser.add_argument("--backend", choices=("local", "ray"), default="local", help=where)
+    parser.add_argument("--cpus", type=float, default=1, help="what each run asks of a cluster's node (default: 1)")
+    parser.add_argument("--gpus", type=float, help="likewise, also a part of one (default: 1 with --device cuda)")
     parser.add_argument("--shard", type=_shard, default=(1, 1), help="1/4: the first of four machines that share")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where runs train (default: cpu)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop then; the same command goes on")
@@ -316,10 +322,15 @@ def main() -> int:
             return max(_packed(study, options.out, bool(options.words[1:])) for study in names)
         if repeating:
             return max(repeat(study) for study in names)
-        from altgrad.training.pool import cores
+        from altgrad.training import cluster, pool
 
-        look_around(options.out, options.device)
-        how = (options.out, options.workers or cores(), options.shard, options.device, until)
+        many, backend = pool.cores(), None
+        if options.backend == "ray":
+            gpus = (options.device == "cuda") if options.gpus is None else options.gpus
+            needs = {"cpus": options.cpus, "gpus": gpus}
+            many, backend = 1000, partial(cluster.results, out=options.out, identity=identity, **needs)
+        look_around(options.out, "cpu" if backend else options.device)  # its nodes have the device
+        how = (options.out, options.workers or many, options.shard, options.device, until, backend)
         return max((run_study(study, *how) for study in names if time.monotonic() < until), default=0)
 
     return guarded(work)

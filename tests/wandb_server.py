@@ -76,6 +76,10 @@ class WandbServer:
         self.requests: Counter[str] = Counter()
         self.alerts: list[dict[str, Any]] = []
         self.tunnels: list[str] = []
+        self.sweeps: dict[str, str] = {}
+        """Name of a sweep -> its definition as it came."""
+        self.sweep_runs: list[dict[str, Any]] = []
+        """What agents are told to run, one at each heartbeat without a run: id and swept parameters."""
         self.faults: list[Fault] = []
         self.closing = threading.Event()
         self.lock = threading.RLock()
@@ -211,6 +215,24 @@ class WandbServer:
     def _CreateRunFiles(self, given: Mapping[str, Any]) -> dict[str, Any]:
         files = [{"name": name, "uploadUrl": f"{self.url}/upload/{i}"} for i, name in enumerate(given["files"])]
         return {"createRunFiles": {"runID": "UnVuOjE", "uploadHeaders": [], "files": files}}
+
+    def _UpsertSweep(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        name = f"sweep{len(self.sweeps)}"
+        self.sweeps[name] = given["config"]
+        project = {"id": "UHJvamVjdDox", "name": given["projectName"], "entity": {"id": "RW50aXR5OjE", "name": ENTITY}}
+        return {"upsertSweep": {"sweep": {"name": name, "project": project}, "configValidationWarnings": []}}
+
+    def _SweepWithRuns(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        found = {"id": given["sweep"], "config": self.sweeps[given["sweep"]], "runs": {"edges": []}}
+        return {"project": {"sweep": found}}
+
+    def _CreateAgent(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {"createAgent": {"agent": {"id": "QWdlbnQ6MQ=="}}}
+
+    def _Heartbeat(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        busy = json.loads(given["runState"]) or not self.sweep_runs
+        new = [] if busy else [{"type": "run", "program": None, **self.sweep_runs.pop(0)}]
+        return {"agentHeartbeat": {"agent": {"id": "QWdlbnQ6MQ=="}, "commands": json.dumps(new)}}
 
     def _NotifyScriptableRunAlert(self, given: Mapping[str, Any]) -> dict[str, Any]:
         self.alerts.append(dict(given))

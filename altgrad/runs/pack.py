@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from altgrad.config import UsageError
 from altgrad.runs.canary import CANARIES, Canary, lines_of, machine_of
 from altgrad.runs.files import write_bytes
-from altgrad.runs.locks import lock
 from altgrad.runs.schema import Proof
 from altgrad.runs.store import PART, RunRecord
 from altgrad.runs.tables import write_digests, write_table
+from altgrad.runs.writer import sole
 
 OVER_TIME = ("overflow", "underflow", "sqnr_db", "flips", "updates", "effective_rank")
 """Statistics of the per-layer table that findings are averages of, and pages show, over all recorded steps."""
@@ -195,21 +195,16 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that gets its name where the block ends well; one at a time in a place."""
     if folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"{folder.name}: there is a packed study already, which is never written over")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f"{folder.name}.tmp")
-    place = os.open(folder.parent, os.O_RDONLY)
-    try:
-        lock(place)
-        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-        temporary.mkdir()
-        yield temporary
-        os.rename(temporary, folder)
-        os.fsync(place)
-    except BlockingIOError:
-        raise UsageError(f"{folder.name}: another process is packing beside it; wait for it") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(place)
+    with sole(folder.parent, f"{folder.name}: another process is packing beside it; wait for it") as place:
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+            temporary.mkdir()
+            yield temporary
+            os.rename(temporary, folder)
+            os.fsync(place)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _narrow(frame: pd.DataFrame, wide: Sequence[str] = ()) -> pd.DataFrame:

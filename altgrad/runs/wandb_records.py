@@ -225,7 +225,7 @@ def set_url(folder: Path, url: str) -> None:
 
 def _own(given: Mapping[str, Any], notes: str) -> tuple[ExperimentConfig, dict[str, Any], dict[str, Any]]:
     """Config, data and the rest of a run that AltGrad logged; any error means that it did not."""
-    config = dict(given["config"])
+    config = {key: value for key, value in given["config"].items() if "." not in key}  # a sweep's are there once more
     kept = dict(config.pop("altgrad"))
     more = {"notes": notes, "tags": [str(tag) for tag in given["tags"]], "name": kept.get("name")}
     found = parse_config({**config, **more}, source=str(given["id"]))

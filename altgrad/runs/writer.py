@@ -10,10 +10,11 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -117,20 +118,8 @@ class RunWriter:
         for key, slug in (("name", config.resolved_name), ("study", config.study)):
             if mask(slug, key) != slug:
                 raise UsageError(f"{key}: it looks like a secret, and a run is published by its {key}; give another")
-        identity, earlier = run_id(config, data_fingerprint), None
-        path = root / identity
-        try:
-            while True:
-                path.mkdir(parents=True, exist_ok=True)
-                lock = _lock(path)
-                if not (path / "run.json").exists():
-                    break
-                with lock:  # held until the old record is out of the way, so that nobody else begins to move it
-                    if _is_finished(path):
-                        raise RunExists(f"{identity} is already finished; its record is kept. Change the seed or a key")
-                    earlier = _set_aside(path)
-        except OSError as error:
-            raise no_room(root, error) from None
+        identity = run_id(config, data_fingerprint)
+        path, lock, earlier = _claimed(root, identity)
         run: dict[str, Any] = {
             "schema": SCHEMA_VERSION,
             "id": identity,
@@ -597,6 +586,82 @@ def _ended_badly(path: Path) -> dict[str, Any]:
         remedy = "its record is kept. Change the config, or run it again without --resume"
         raise RunExists(f"{path.name} has failed by itself and would fail again; {remedy}")
     return run
+
+
+def _claimed(root: Path, identity: str) -> tuple[Path, IO[bytes], str | None]:
+    """A run's folder without a record, its lock, and where a record that did not finish was set aside.
+
+    Raises:
+        RunExists, UsageError: as `RunWriter.create`.
+    """
+    path, earlier = root / identity, None
+    try:
+        while True:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _lock(path)
+            if not (path / "run.json").exists():
+                return path, lock, earlier
+            with lock:  # held until the old record is out of the way, so that nobody else begins to move it
+                if _is_finished(path):
+                    raise RunExists(f"{identity} is already finished; its record is kept. Change the seed or a key")
+                earlier = _set_aside(path)
+    except OSError as error:
+        raise no_room(root, error) from None
+
+
+def receive(root: Path, identity: str, files: Mapping[str, bytes]) -> Path:
+    """Put a record that another machine wrote into a folder of records, whole or not at all; returns its folder.
+
+    A record of the same id that did not finish is set aside, as by `RunWriter.create`. One process at a time receives
+    (`sole`).
+
+    Args:
+        root: folder of the runs.
+        identity: the run's id.
+        files: path below `root`, as ``identity/run.json`` -> bytes.
+
+    Raises:
+        RunExists: the run is finished here, or is being written by another process.
+        UsageError: `files` are of another run, or `root` cannot be written.
+    """
+    for name in files:
+        if name.partition("/")[0] != identity or ".." in name.split("/"):
+            raise UsageError(f"{name[:80]!r} came for {identity}: there the data or the code are others; use the same")
+    coming = root / ".coming"
+    try:
+        shutil.rmtree(coming, ignore_errors=True)
+        for name, data in files.items():
+            (coming / name).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(coming / name, data)
+        path, lock, _ = _claimed(root, identity)
+        with lock:
+            (path / "lock").unlink()
+            os.rename(coming / identity, path)
+    except OSError as error:
+        raise no_room(root, error) from None
+    finally:
+        shutil.rmtree(coming, ignore_errors=True)
+    return path
+
+
+@contextlib.contextmanager
+def sole(folder: Path, busy: str) -> Iterator[int]:
+    """Hold the lock of a folder, made where missing, while the block runs; yields its descriptor.
+
+    Raises:
+        UsageError: `busy`, where another process has it; or there can be no such folder or lock.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            place = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, place)
+            locks.lock(place)
+        except BlockingIOError:
+            raise UsageError(busy) from None
+        except OSError as error:
+            raise no_room(folder, error) from None
+        yield place
 
 
 def _is_finished(path: Path) -> bool:

@@ -42,8 +42,9 @@ def run_planned(
     shard: tuple[int, int] = (1, 1),
     until: float = math.inf,
     prepare: Callable[[], None] | None = None,
+    backend: Callable[..., Iterator[tuple[str, str]]] | None = None,
 ) -> int:
-    """Run what is missing of a plan, and of what the plan becomes by that; returns how many runs crashed.
+    """Run what is missing of a plan, and of what the plan becomes by that; returns how many runs crashed or were lost.
 
     Args:
         name: for the lines that are printed.
@@ -55,6 +56,7 @@ def run_planned(
         shard: of every n-th run, with which to begin.
         until: `time.monotonic` at which what runs is stopped; it goes on from its checkpoint the next time.
         prepare: called in each process before its first run.
+        backend: where runs are trained: `results` (default), or one with its arguments, as `altgrad.training.cluster`.
 
     Raises:
         UsageError: a run cannot be trained for a reason that is the user's to mend.
@@ -69,18 +71,18 @@ def run_planned(
         TimeRemainingColumn,
     )
 
-    crashed, before = 0, -1
+    crashed, tried = 0, set[str]()
     while True:
         losses = ended_losses(sources)
         configs = plan(losses)
-        todo = [config for config in configs[shard[0] - 1 :: shard[1]] if identity(config) not in losses]
-        if before < 0 or todo:
+        todo = [config for config in configs[shard[0] - 1 :: shard[1]] if identity(config) not in tried | losses.keys()]
+        if todo or not tried:
             share = f", of which shard {shard[0]} of {shard[1]} has {len(todo)}" if shard[1] > 1 else ""
             missing = sum(identity(config) not in losses for config in configs)
             print(f"{name}: {len(configs)} runs, {len(configs) - missing} recorded, {missing} to do{share}", flush=True)
-        if not todo or len(losses) == before:  # done, or what is left is another process's
+        if not todo:  # done, or what is left is another process's, or was lost
             return crashed
-        before = len(losses)
+        tried |= {identity(config) for config in todo}
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         progress = Progress(
             *columns,
@@ -90,9 +92,9 @@ def run_planned(
         )
         with progress as bar:
             task = bar.add_task("", total=len(todo))
-            for line, status in results(todo, train, workers, until, prepare):
+            for line, status in (backend or results)(todo, train, workers, until, prepare):
                 bar.update(task, advance=1, description=line)
-                crashed += status == "crashed"
+                crashed += status in ("crashed", "lost")
                 if status != "finished":
                     bar.console.print(line)
         if time.monotonic() >= until:
@@ -183,10 +185,15 @@ def seconds_of(config: ExperimentConfig, train: Train) -> float:
 
 
 def start_worker(prepare: Callable[[], None] | None = None) -> None:
-    """One thread; Ctrl-C is the parent's business, which ends its workers by SIGTERM: their runs are `interrupted`."""
+    """Ctrl-C is the parent's business, which ends its workers by SIGTERM: their runs are `interrupted`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    make_ready(prepare)
+
+
+def make_ready(prepare: Callable[[], None] | None) -> None:
+    """What every process that trains runs begins with: one thread, and `prepare`."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     if prepare is not None:
         prepare()
