@@ -27,6 +27,7 @@ from altgrad.runs.secrets import in_words
 from altgrad.runs.store import (
     PACKED,
     Held,
+    Kept,
     RunRecord,
     RunSet,
     find_canaries,
@@ -261,11 +262,11 @@ def verify(sources: Iterable[Path]) -> Verified:
     """
     sources = tuple(map(Path, sources))
     canaries, problems = find_canaries(sources)
-    count, unproved, held = 0, 0, Held()
+    count, unproved, held, kept = 0, 0, Held(), Kept()
     seen: dict[str, tuple[str, RunRecord]] = {}
     for folder, where in record_places(sources):
         packed = (folder / PACKED).exists()
-        records, damaged = read_place(folder, where)
+        records, damaged = read_place(folder, where, kept)
         problems += damaged
         problems += held.twice(folder, where, [record.id for record in records]).values()
         count += len(records) + len(damaged)
