@@ -9,6 +9,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -38,6 +39,7 @@ from altgrad.runs.schema import (
 )
 from altgrad.runs.secrets import left_out, mask, mask_record
 from altgrad.runs.site_names import NO_NAMES, SiteNames, names_file, site_names
+from altgrad.runs.stores import StorePath, located
 from altgrad.runs.tables import is_text, open_table, read_digests
 from altgrad.runs.writer import TABLES, is_locked, merged, read_jsonl
 
@@ -178,14 +180,16 @@ class RunSet:
 
 
 def default_sources() -> tuple[Path, ...]:
-    """Where records are looked for: ``ALTGRAD_RUNS`` (paths joined by the system's path separator), else the checkout.
+    """Where records are looked for: ``ALTGRAD_RUNS``, else the checkout.
+
+    In the variable paths and addresses of stores (`located`) are joined by the system's path separator.
 
     In a checkout these are ``experiments/recorded`` and ``experiments/runs``, found beside the package or, for an
     installed package, under the working directory.
     """
     chosen = os.environ.get("ALTGRAD_RUNS")
     if chosen is not None:
-        return tuple(Path(part) for part in chosen.split(os.pathsep) if part)
+        return tuple(map(located, filter(None, re.split(f"{re.escape(os.pathsep)}(?!//)", chosen))))
     beside = Path(__file__).resolve().parents[2]
     root = beside if (beside / "experiments").is_dir() else Path.cwd()
     return (root / "experiments" / "recorded", root / "experiments" / "runs")
@@ -201,11 +205,10 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
     """
     found: dict[str, RunRecord] = {}
     held, kept = Held(), Kept()
-    sources = tuple(map(Path, default_sources() if sources is None else sources))
+    sources = tuple(map(located, default_sources() if sources is None else sources))
     canaries, problems = find_canaries(sources)
     for source in sources:
-        for folder, where in record_places([source]):
-            records, damaged = read_place(folder, where, kept)
+        for folder, where, records, damaged in read_places(source, kept):
             problems += damaged
             twice = held.twice(folder, where, [record.id for record in records])
             problems += twice.values()
@@ -220,7 +223,7 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
                 if worse.status in ("failed", "crashed"):
                     again = f"{record.id}: {worse.status}, and recorded again as {better.status}"
                     problems.append(Problem(where, again))
-        problems += _set_aside_records(Path(source))
+        problems += _set_aside_records(source)
     pa.default_memory_pool().release_unused()  # a third of the records' size, of reading them
     records = _as_its_site_has_them([found[key] for key in sorted(found)], sources)
     return RunSet(tuple(records), tuple(problems), canaries)
@@ -260,18 +263,23 @@ class Held:
 
 
 def sources_fingerprint(sources: Iterable[Path] | None = None) -> str:
-    """Hex sha256 over names, bytes and locks of every record file under `sources`: what readers could see change."""
+    """Hex sha256 over names, bytes and locks of every record file under `sources`: what readers could see change.
+
+    Of the files on a store nothing is read: what it says of them stands for their bytes.
+    """
     total = hashlib.sha256()
-    sources = tuple(default_sources() if sources is None else sources)
+    sources = tuple(map(located, default_sources() if sources is None else sources))
     if names := names_file(sources):
         total.update(names.read_bytes())
     for source in sources:
-        for path in sorted(Path(source).rglob("*")):
+        for path in sorted(source.rglob("*")):
             passed = {"wandb", "checkpoints"} & set(path.relative_to(source).parts)
             if path.suffix in (".json", ".jsonl", ".parquet") and not passed and path.is_file():
                 locked = path.name == "run.json" and is_locked(path.parent)
                 total.update(f"{path.relative_to(source).as_posix()}\0{locked}\0".encode())
-                total.update(hashlib.sha256(path.read_bytes()).digest())
+                total.update(
+                    path.state() if isinstance(path, StorePath) else hashlib.sha256(path.read_bytes()).digest()
+                )
     return total.hexdigest()
 
 
@@ -488,6 +496,20 @@ def read_place(folder: Path, where: str, kept: Kept) -> tuple[list[RunRecord], l
         return [], [Problem(where, str(error))]
 
 
+def read_places(source: Path, kept: Kept) -> Iterator[tuple[Path, str, list[RunRecord], list[Problem]]]:
+    """`record_places` of a source, each with what `read_place` gives; of a store several at a time, for it answers late."""
+
+    def read(place: tuple[Path, str]) -> tuple[Path, str, list[RunRecord], list[Problem]]:
+        return *place, *read_place(*place, kept)
+
+    places = list(record_places([source]))
+    if not isinstance(source, StorePath):
+        yield from map(read, places)
+        return
+    with ThreadPoolExecutor(16) as pool:
+        yield from pool.map(read, places)
+
+
 def _read_packed(folder: Path, where: str, kept: Kept) -> tuple[list[RunRecord], list[Problem]]:
     """RecordError for files that are missing or damaged as a whole."""
     try:
@@ -608,7 +630,7 @@ def is_number(kind: pa.DataType) -> bool:
 
 def record_places(sources: Iterable[Path] | None = None) -> Iterator[tuple[Path, str]]:
     """Folders that hold a record or a packed study, and where each lies in its source (default: `default_sources`)."""
-    for source in map(Path, default_sources() if sources is None else sources):
+    for source in map(located, default_sources() if sources is None else sources):
         for folder in record_folders(source):
             yield folder, folder.name if folder == source else folder.relative_to(source).as_posix()
 
@@ -637,7 +659,7 @@ def record_folders(source: Path) -> list[Path]:
 
 
 def _holds_record(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (PACKED, "run.json", "history.jsonl", "history.parquet"))
+    return any(path.name in (PACKED, "run.json", "history.jsonl", "history.parquet") for path in folder.iterdir())
 
 
 def reason_of(error: object) -> str:
