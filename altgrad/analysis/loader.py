@@ -69,7 +69,8 @@ class ExperimentDataLoader:
     Runs of a study whose name ends in ``tuning`` have the role ``tuning``: their seeds are held out of comparisons.
 
     Args:
-        sources: folders of records, on a store too (`altgrad.runs.stores.located`); default: the recorded studies and the local runs (`altgrad.runs.default_sources`).
+        sources: folders of records, or their addresses (`altgrad.runs.stores.located`); default: the recorded studies
+            and the local runs (`altgrad.runs.default_sources`).
         project: of W&B; its new and changed runs are fetched into the last of the sources before they are read. Without
             it no network is used. That W&B gives nothing is no error: `pulled` says why, and local records are read.
         entity: that owns the project; default: WANDB_ENTITY, else the key's own.

@@ -497,7 +497,7 @@ def read_place(folder: Path, where: str, kept: Kept) -> tuple[list[RunRecord], l
 
 
 def read_places(source: Path, kept: Kept) -> Iterator[tuple[Path, str, list[RunRecord], list[Problem]]]:
-    """`record_places` of a source, each with what `read_place` gives; of a store several at a time, for it answers late."""
+    """`record_places` of a source, each with what `read_place` gives; of a store, which is slow, several at once."""
 
     def read(place: tuple[Path, str]) -> tuple[Path, str, list[RunRecord], list[Problem]]:
         return *place, *read_place(*place, kept)

@@ -1,4 +1,4 @@
-"""Folders of records on an object store, read in their place: a path whose files fsspec reads, which Arrow can read too."""
+"""Folders of records on an object store, read in their place: a path whose files fsspec and Arrow read."""
 
 from __future__ import annotations
 
