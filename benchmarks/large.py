@@ -86,12 +86,12 @@ class Cost(NamedTuple):
     memory: float
 
 
-def generate(folder: Path, runs: int) -> Path:
+def generate(folder: Path, runs: int, like: Path = ROOT / "experiments" / "recorded") -> Path:
     """Records of `runs` runs, each in a folder; the tables of those that were made from one are one file."""
     folder.mkdir(parents=True)
     if not runs:
         return folder
-    shown = load_runs([ROOT / "experiments" / "recorded"]).records
+    shown = load_runs([like]).records
     shown = [record for record in shown if record.status == "finished"][:: max(1, len(shown) // KINDS)][:KINDS]
     made: dict[int, tuple[Path, dict[str, object]]] = {}
     for number in range(runs):

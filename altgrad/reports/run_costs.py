@@ -159,12 +159,11 @@ def gpu_page(folder: Path = RECORDED) -> Page:
     """What a GPU gave, from the record in `folder`: a table for each part that has run."""
     record, no_record = found(folder / "gpu.json", GpuRecord)
     checks = {check.part: check for check in record.checks} if record else {}
-    values = {"checks": checks, "no_record": no_record, "now": code_fingerprint("run")}
-    parts: dict[str, list[Block]] = {
-        part: measured.table(checks[part].figures, FIGURES, f"Figures of part {part}", part) if part in checks else []
-        for part in ("rounding", "training", "pair")
+    tables = {
+        part: measured.table(check.figures, FIGURES, f"Figures of part {part}", part) for part, check in checks.items()
     }
-    return measured.page("benchmarks/gpu", values, parts)
+    values = {"checks": checks, "tables": tables, "no_record": no_record, "now": code_fingerprint("run")}
+    return measured.page("benchmarks/gpu", values, {})
 
 
 def _page(
