@@ -15,7 +15,7 @@ export NO_MKDOCS_2_WARNING := 1
 export ALTGRAD_REFRESH := $(REFRESH)
 export ALTGRAD_PAGE := $(P)
 
-.PHONY: help serve site page version install test check demo campaign campaign-quick pack repeat ladder-fit wheel guides loops reports fixtures bench bench-training bench-runs bench-site bench-keystrokes same-numbers processes cluster exhaustive clean
+.PHONY: help serve site page version install test check demo campaign campaign-quick pack repeat ladder-fit wheel guides loops reports fixtures bench bench-training bench-runs bench-site bench-large bench-processes bench-keystrokes gpu-check same-numbers processes cluster exhaustive clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -95,6 +95,15 @@ bench-runs: .venv/dev.stamp ## measure what recording a run and reading thousand
 
 bench-site: .venv/dev.stamp ## measure building and serving the site against as many empty pages, and record it
 	@$(BIN)/python benchmarks/site.py $(ARGS)
+
+bench-large: .venv/dev.stamp ## measure how records and pages cost more with more runs, up to 10,000, and record it
+	@$(BIN)/python benchmarks/large.py $(ARGS)
+
+bench-processes: .venv/dev.stamp ## measure a step on two processes against one, on a quiet machine, and record it
+	@$(BIN)/python benchmarks/processes.py $(ARGS)
+
+gpu-check: .venv/dev.stamp ## check a GPU in three parts of some minutes, and record it (one: PART=rounding, training, pair)
+	@$(BIN)/python benchmarks/gpu_check.py $(PART) $(ARGS)
 
 bench-keystrokes: site .venv/dev.stamp ## measure what a reader waits for after a keystroke, and record it
 	@$(BIN)/python benchmarks/keystrokes.py $(ARGS)

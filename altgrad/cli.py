@@ -514,7 +514,7 @@ def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="replaces the config's seed")
     parser.add_argument("--data", type=Path, metavar="FILE", help="a UTF-8 text of your own (default: licence texts)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    parser.add_argument("--runs", action="append", type=Path, metavar="FOLDER", help="records for the gaps")
+    parser.add_argument("--runs", action="append", metavar="FOLDER", help="records for the gaps")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write what was found as JSON, too")
     parser.set_defaults(command=run_probe)
 
@@ -871,7 +871,8 @@ def add_runs_commands(parser: argparse.ArgumentParser) -> None:
 
     def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         added = add_source(name, command, text)
-        added.add_argument("--runs", type=Path, action="append", metavar="FOLDER", help="of records; may be repeated")
+        told = "of records, or its address (s3://...); may be repeated"
+        added.add_argument("--runs", action="append", metavar="FOLDER", help=told)
         return added
 
     def add_where(added: argparse.ArgumentParser) -> None:
@@ -1175,11 +1176,13 @@ def _tell(found: Pulled) -> None:
 
 def _sources(options: argparse.Namespace) -> tuple[Path, ...]:
     from altgrad.runs import default_sources
+    from altgrad.runs.stores import located
 
-    for folder in options.runs or ():
+    given = {each: located(each) for each in options.runs or ()}
+    for name, folder in given.items():
         if not folder.is_dir():
-            raise UsageError(f"--runs {folder}: no such folder; give the folder that holds the run records")
-    return tuple(options.runs or default_sources())
+            raise UsageError(f"--runs {name}: no such folder; give the folder that holds the run records")
+    return tuple(given.values()) or default_sources()
 
 
 def _load(options: argparse.Namespace) -> RunSet:

@@ -168,10 +168,10 @@ def pack(study: str, out: Path) -> int:
     """
     from altgrad.runs import load_runs, pack_part
     from altgrad.runs.query import has_ended, losses_of
-    from altgrad.runs.store import find_canaries, read_place, record_places
+    from altgrad.runs.store import Kept, find_canaries, read_place, record_places
 
     for folder, where in record_places((RECORDED / study,)):
-        for problem in read_place(folder, where)[1]:
+        for problem in read_place(folder, where, Kept())[1]:
             raise UsageError(f"{study}: {problem.reason}")
     held, local = load_runs((RECORDED,)).records, load_runs((out,)).records
     packed = {record.id for record in held}

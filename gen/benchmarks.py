@@ -11,10 +11,10 @@ from altgrad.site.build import build
 def pages() -> Iterable[Page]:
     """The pages, from the records. The imports are inside so that an error in them shows as a page while serving."""
     from altgrad.reports.benchmarks import benchmarks_page
-    from altgrad.reports.run_costs import runs_costs_page, site_costs_page
+    from altgrad.reports.run_costs import gpu_page, runs_costs_page, site_costs_page
     from altgrad.reports.training_cost import training_page
 
-    return [benchmarks_page(), training_page(), runs_costs_page(), site_costs_page()]
+    return [benchmarks_page(), training_page(), gpu_page(), runs_costs_page(), site_costs_page()]
 
 
 def key() -> str:
@@ -28,5 +28,5 @@ def key() -> str:
     return benchmarks_key(site_key() + code_fingerprint("run") + documents_key(*PATHS))
 
 
-PATHS = tuple(f"benchmarks/{name}" for name in ("index", "training", "runs", "site"))
+PATHS = tuple(f"benchmarks/{name}" for name in ("index", "training", "gpu", "runs", "site"))
 build(pages, *PATHS, key=key)

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +15,16 @@ from altgrad.config import UsageError
 from altgrad.reports.measured import RECORDED, read_record
 from altgrad.reports.run_costs import (
     Figure,
+    Growth,
     KeystrokesRecord,
+    LargeRecord,
     RunsRecord,
     SiteRecord,
     runs_costs_page,
     site_costs_page,
 )
+from altgrad.runs import load_runs
+from altgrad.runs.query import verify
 from altgrad.site import write_folder
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +32,11 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmarks_runs", ROOT / "benchmarks" / "runs.py")
+    return script("runs")
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -140,3 +148,45 @@ def test_the_page_of_the_site_shows_its_two_records_or_how_to_make_them(tmp_path
     assert "Pending" not in text()
     (tmp_path / "keystrokes.json").write_text((tmp_path / "site.json").read_text())
     assert "left out" in text()
+
+
+def test_generated_runs_are_sound_and_an_exponent_is_that_of_the_largest_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = script("large")
+    made = large.generate(tmp_path / "made", 12, ROOT / "experiments" / "recorded" / "pilot-formats")
+    assert verify([made]) == (12, [], [])
+    assert len({one.arm for one in load_runs([made]).records}) == 2
+
+    def cost(step: str, records: Path) -> Any:
+        count = int(records.name)
+        return large.Cost(5 + count ** (2 if step == large.PAGES else 1), 0.5)
+
+    monkeypatch.setattr(large, "cost", cost)
+    monkeypatch.setattr(large, "generate", lambda folder, runs: folder.mkdir())
+    monkeypatch.setattr(large.multiprocessing, "get_context", lambda _: SimpleNamespace(Process=Here))
+    path = tmp_path / "large.json"
+    assert large.main(["--runs", "10,20,40", "--record", str(path)]) == 0
+    found = read_record(path, LargeRecord)
+    assert found is not None
+    assert {each.name: round(each.exponent, 6) for each in found.steps} == {
+        step: 2.0 if step == large.PAGES else 1.0 for step in large.STEPS
+    }
+    assert [each.met for each in found.steps] == [None, *[True] * (len(large.STEPS) - 2), False]
+    assert capsys.readouterr().out.count("missed") == 1
+    text = shown(tmp_path)
+    assert "10, 20, 40" in text
+    assert "make bench-large" in text
+    assert Growth(name="a", runs=(1, 10, 100), seconds=(1, 2, 20), memory=(1, 1, 1)).exponent == pytest.approx(1)
+
+
+class Here:
+    """A process that is this one."""
+
+    exitcode = 0
+
+    def __init__(self, target: Any, args: Any) -> None:
+        self.start = lambda: target(*args)
+
+    def join(self) -> None:
+        pass

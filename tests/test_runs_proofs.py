@@ -303,11 +303,11 @@ def test_one_damaged_record_stops_neither_the_others_nor_any_command(
         assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("kind", ["rows", "texts"])
+@pytest.mark.parametrize("kind", ["rows", "texts", "text"])
 def test_a_small_file_that_would_be_large_in_memory_is_named_and_not_unpacked(tmp_path: Path, kind: str) -> None:
     good, bad = write_run(tmp_path, config("fp32")), without_proofs(write_run(tmp_path, config("e4m3")))
-    rows = {"rows": 500_000, "texts": 200_000}[kind]
-    word = {"rows": "a", "texts": "a" * 20_000}[kind]
+    rows = {"rows": 500_000, "texts": 200_000, "text": 2}[kind]
+    word = {"rows": "a", "texts": "a" * 20_000, "text": "a" * 70_000_000}[kind]
     texts = pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [word])
     columns = [np.zeros(rows, np.int64), texts, texts, texts, texts, np.zeros(rows)]
     table = pa.Table.from_arrays([pa.array(column) for column in columns], LAYER_COLUMNS)

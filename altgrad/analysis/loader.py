@@ -30,6 +30,7 @@ from altgrad.runs.pack import is_histogram, is_last, is_over_time
 from altgrad.runs.processor import NOT_STATED as NOT_STATED
 from altgrad.runs.schema import LAYER_COLUMNS, digest
 from altgrad.runs.store import LAYER_TEXT
+from altgrad.runs.stores import located
 from altgrad.runs.wandb_pull import Pulled, pull
 from altgrad.studies import identity_of
 
@@ -68,7 +69,8 @@ class ExperimentDataLoader:
     Runs of a study whose name ends in ``tuning`` have the role ``tuning``: their seeds are held out of comparisons.
 
     Args:
-        sources: folders of records; default: the recorded studies and the local runs (`altgrad.runs.default_sources`).
+        sources: folders of records, or their addresses (`altgrad.runs.stores.located`); default: the recorded studies
+            and the local runs (`altgrad.runs.default_sources`).
         project: of W&B; its new and changed runs are fetched into the last of the sources before they are read. Without
             it no network is used. That W&B gives nothing is no error: `pulled` says why, and local records are read.
         entity: that owns the project; default: WANDB_ENTITY, else the key's own.
@@ -85,7 +87,7 @@ class ExperimentDataLoader:
         silence: float = 6.0,
         progress: Callable[[Pulled, int], None] | None = None,
     ) -> None:
-        self._sources = None if sources is None else tuple(Path(source) for source in sources)
+        self._sources = None if sources is None else tuple(map(located, sources))
         self._project, self._entity, self._silence, self._progress = project, entity, silence, progress
         self._once: dict[str, tuple[Any, Any]] | None = None  # of its own, else of its records
 

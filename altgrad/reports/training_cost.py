@@ -9,6 +9,7 @@ from altgrad.imports import code_fingerprint
 from altgrad.reports import columns as col
 from altgrad.reports import diffusion_cost, measured
 from altgrad.reports.measured import RECORDED, RESULT, Measured, Positive, Record, Some, found
+from altgrad.reports.run_costs import FIGURES, ProcessesRecord
 from altgrad.site import Block, Page
 
 
@@ -108,12 +109,15 @@ def training_page(folder: Path = RECORDED) -> Page:
     own, no_own = found(folder / "training.json", TrainingRecord)
     gpu, no_gpu = found(folder / "training-cuda.json", TrainingRecord)
     roundings, no_roundings = found(folder / diffusion_cost.NAME, diffusion_cost.DiffusionRecord)
+    several, no_several = found(folder / "processes.json", ProcessesRecord)
     ratio = {arm.name: arm.ratio for arm in own.arms} if own else {}
     values = {
         "own": own,
         "no_own": no_own,
         "gpu": gpu,
         "no_gpu": no_gpu,
+        "several": several,
+        "no_several": no_several,
         "now": code_fingerprint("run"),
         "ratio": ratio,
         "roundings": roundings,
@@ -123,7 +127,9 @@ def training_page(folder: Path = RECORDED) -> Page:
         "names": NAMES,
         "tables": _tables,
     }
-    return measured.page("benchmarks/training", values, {})
+    rows = several.figures if several else ()
+    parts = {"several": measured.table(rows, FIGURES, "A step on several processes", "several")}
+    return measured.page("benchmarks/training", values, parts)
 
 
 def _tables(record: TrainingRecord, key: str) -> dict[str, list[Block]]:

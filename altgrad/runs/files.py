@@ -8,6 +8,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from altgrad.runs.stores import StorePath
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old or the new one, never a part: temporary file, fsync, replace."""
@@ -40,6 +42,8 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         OSError: there is none, or it is none.
     """
+    if isinstance(path, StorePath):
+        return path.read_bytes()
     with open(path, "rb", buffering=0, opener=_opened) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(f"{path.name} is no regular file")

@@ -27,17 +27,18 @@ from altgrad.runs.secrets import in_words
 from altgrad.runs.store import (
     PACKED,
     Held,
+    Kept,
     RunRecord,
     RunSet,
     find_canaries,
     load_runs,
-    read_place,
+    read_places,
     read_run,
     read_table,
     record_folders,
-    record_places,
     set_aside,
 )
+from altgrad.runs.stores import located
 from altgrad.runs.tables import DIGESTS
 from altgrad.runs.writer import CLOCK_SLACK, REPORT, is_locked
 
@@ -259,13 +260,12 @@ def verify(sources: Iterable[Path]) -> Verified:
     content, or in two parts of a packed study. Notes say which records have nothing that proves their tables, and which
     machines are described alike and do not compute alike.
     """
-    sources = tuple(map(Path, sources))
+    sources = tuple(map(located, sources))
     canaries, problems = find_canaries(sources)
-    count, unproved, held = 0, 0, Held()
+    count, unproved, held, kept = 0, 0, Held(), Kept()
     seen: dict[str, tuple[str, RunRecord]] = {}
-    for folder, where in record_places(sources):
+    for folder, where, records, damaged in (place for source in sources for place in read_places(source, kept)):
         packed = (folder / PACKED).exists()
-        records, damaged = read_place(folder, where)
         problems += damaged
         problems += held.twice(folder, where, [record.id for record in records]).values()
         count += len(records) + len(damaged)

@@ -32,6 +32,7 @@ from altgrad.runs.names import CONFIG, OF_ONE_RUN, columns, map_config, normal
 from altgrad.runs.precision import precision
 from altgrad.runs.processor import NOT_STATED
 from altgrad.runs.schema import digest
+from altgrad.runs.stores import StorePath, located
 
 FILE = "altgrad.yaml"
 
@@ -186,10 +187,10 @@ def site_names(sources: Iterable[Path]) -> SiteNames:
 
 
 def names_file(sources: Iterable[Path]) -> Path | None:
-    """Where the ``altgrad.yaml`` of some folders of records is."""
-    for source in map(Path, sources):
+    """Where the ``altgrad.yaml`` of some folders of records is; of a store's in the folder itself."""
+    for source in map(located, sources):
         whole = source.resolve()
-        for folder in (whole, *whole.parents[:2]):
+        for folder in (whole, *([] if isinstance(whole, StorePath) else whole.parents[:2])):
             if (folder / FILE).is_file():
                 return folder / FILE
     return None

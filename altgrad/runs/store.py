@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -37,6 +39,7 @@ from altgrad.runs.schema import (
 )
 from altgrad.runs.secrets import left_out, mask, mask_record
 from altgrad.runs.site_names import NO_NAMES, SiteNames, names_file, site_names
+from altgrad.runs.stores import StorePath, located
 from altgrad.runs.tables import is_text, open_table, read_digests
 from altgrad.runs.writer import TABLES, is_locked, merged, read_jsonl
 
@@ -50,6 +53,30 @@ LAYER_TEXT = LAYER_COLUMNS[1:-1]
 """The columns of the per-layer table that hold text."""
 
 
+class Kept:
+    """The tables that were asked for lately, up to so many bytes: thousands of records take no more memory than that.
+
+    Args:
+        most: bytes.
+    """
+
+    def __init__(self, most: int = 2**29) -> None:
+        self._most, self._size, self._tables = most, 0, OrderedDict[Any, tuple[int, pd.DataFrame]]()
+
+    def of(self, read: Callable[[str], pd.DataFrame], name: str) -> pd.DataFrame:
+        """What `read` gives for the name, read again where it is not kept."""
+        key = read, name
+        found = self._tables.pop(key, None)
+        if found is None:
+            table = read(name)
+            found = 8 * table.size, table
+            self._size += found[0]
+            while self._tables and self._size > self._most:
+                self._size -= self._tables.popitem(last=False)[1][0]
+        self._tables[key] = found
+        return found[1]
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """One run as recorded.
@@ -58,8 +85,8 @@ class RunRecord:
         run: run.json with `status` resolved: a run without an end whose lock is free is ``crashed``.
         config: the validated config.
         arm: the arm's id, computed from config and data fingerprint (never taken from the file).
-        tables: gives the table "history" or "layers", text of which may be categories. A packed run's are cut out of
-            its study when somebody asks for them.
+        tables: gives the table "history" or "layers", text of which may be categories. They are read, or cut out of a
+            packed study, when somebody asks for them, and kept for a while (`Kept`).
         secrets: where the file holds what looks like a secret, as earlier versions recorded it; `run` is without it.
         names: by which the metrics of another loop's run are read.
     """
@@ -74,28 +101,20 @@ class RunRecord:
     @property
     def history(self) -> pd.DataFrame:
         """One row a logged step; column `step` and the metrics, float64; the caller's own."""
-        return self._history.copy(deep=False)
+        table = self.tables("history")
+        if self.config.foreign is None:
+            return table.copy(deep=False)
+        return table.rename(columns=self.names.columns(name for name in table if name != "step"))
 
     @property
     def layers(self) -> pd.DataFrame:
         """The long per-layer table, columns `LAYER_COLUMNS`; the caller's own."""
-        return self._layers.copy(deep=False)
+        return _text_as(self.tables("layers"), "str").copy(deep=False)
 
-    @cached_property
+    @property
     def coded(self) -> pd.DataFrame:
         """`layers` with categories for text, which are compared and grouped at a fraction of the cost; only to read."""
         return _text_as(self.tables("layers"), "category")
-
-    @cached_property
-    def _history(self) -> pd.DataFrame:
-        table = self.tables("history")
-        if self.config.foreign is None:
-            return table
-        return table.rename(columns=self.names.columns(name for name in table if name != "step"))
-
-    @cached_property
-    def _layers(self) -> pd.DataFrame:
-        return _text_as(self.tables("layers"), "str")
 
     @property
     def id(self) -> str:
@@ -161,14 +180,16 @@ class RunSet:
 
 
 def default_sources() -> tuple[Path, ...]:
-    """Where records are looked for: ``ALTGRAD_RUNS`` (paths joined by the system's path separator), else the checkout.
+    """Where records are looked for: ``ALTGRAD_RUNS``, else the checkout.
+
+    In the variable paths and addresses of stores (`located`) are joined by the system's path separator.
 
     In a checkout these are ``experiments/recorded`` and ``experiments/runs``, found beside the package or, for an
     installed package, under the working directory.
     """
     chosen = os.environ.get("ALTGRAD_RUNS")
     if chosen is not None:
-        return tuple(Path(part) for part in chosen.split(os.pathsep) if part)
+        return tuple(map(located, filter(None, re.split(f"{re.escape(os.pathsep)}(?!//)", chosen))))
     beside = Path(__file__).resolve().parents[2]
     root = beside if (beside / "experiments").is_dir() else Path.cwd()
     return (root / "experiments" / "recorded", root / "experiments" / "runs")
@@ -183,12 +204,11 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
     not stop the others.
     """
     found: dict[str, RunRecord] = {}
-    held = Held()
-    sources = tuple(map(Path, default_sources() if sources is None else sources))
+    held, kept = Held(), Kept()
+    sources = tuple(map(located, default_sources() if sources is None else sources))
     canaries, problems = find_canaries(sources)
     for source in sources:
-        for folder, where in record_places([source]):
-            records, damaged = read_place(folder, where)
+        for folder, where, records, damaged in read_places(source, kept):
             problems += damaged
             twice = held.twice(folder, where, [record.id for record in records])
             problems += twice.values()
@@ -203,7 +223,7 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
                 if worse.status in ("failed", "crashed"):
                     again = f"{record.id}: {worse.status}, and recorded again as {better.status}"
                     problems.append(Problem(where, again))
-        problems += _set_aside_records(Path(source))
+        problems += _set_aside_records(source)
     pa.default_memory_pool().release_unused()  # a third of the records' size, of reading them
     records = _as_its_site_has_them([found[key] for key in sorted(found)], sources)
     return RunSet(tuple(records), tuple(problems), canaries)
@@ -243,18 +263,23 @@ class Held:
 
 
 def sources_fingerprint(sources: Iterable[Path] | None = None) -> str:
-    """Hex sha256 over names, bytes and locks of every record file under `sources`: what readers could see change."""
+    """Hex sha256 over names, bytes and locks of every record file under `sources`: what readers could see change.
+
+    Of the files on a store nothing is read: what it says of them stands for their bytes.
+    """
     total = hashlib.sha256()
-    sources = tuple(default_sources() if sources is None else sources)
+    sources = tuple(map(located, default_sources() if sources is None else sources))
     if names := names_file(sources):
         total.update(names.read_bytes())
     for source in sources:
-        for path in sorted(Path(source).rglob("*")):
+        for path in sorted(source.rglob("*")):
             passed = {"wandb", "checkpoints"} & set(path.relative_to(source).parts)
             if path.suffix in (".json", ".jsonl", ".parquet") and not passed and path.is_file():
                 locked = path.name == "run.json" and is_locked(path.parent)
                 total.update(f"{path.relative_to(source).as_posix()}\0{locked}\0".encode())
-                total.update(hashlib.sha256(path.read_bytes()).digest())
+                total.update(
+                    path.state() if isinstance(path, StorePath) else hashlib.sha256(path.read_bytes()).digest()
+                )
     return total.hexdigest()
 
 
@@ -298,8 +323,8 @@ def _set_aside_records(source: Path) -> list[Problem]:
     return problems
 
 
-def read_run(folder: Path) -> RunRecord:
-    """Read one run's folder.
+def read_run(folder: Path, kept: Kept | None = None) -> RunRecord:
+    """Read one run's folder; its tables are checked, and kept with those of other runs where `kept` is given.
 
     Raises:
         RecordError: for a missing, truncated or inconsistent record; one line with file, key and remedy.
@@ -315,11 +340,20 @@ def read_run(folder: Path) -> RunRecord:
         raise RecordError(f"{folder.name}/run.json: not readable JSON ({reason_of(error)}); restore the file") from None
     run, config, secrets = _checked(run, folder.name, locked)
     proofs = {name: Proof.model_validate(proof) for name, proof in (run.get("tables") or {}).items()}
-    tables = {name: read_table(folder, name, proofs.get(name), run["id"]) for name in TABLES}
-    history = tables["history"] = _ordered(tables["history"])
+    read = partial(_stored_table, folder, proofs, run["id"])
+    if proofs.keys() >= {*TABLES}:
+        tables = partial((kept or Kept()).of, read)
+    else:  # they may be written on: what is read now is the record
+        tables = {name: read(name) for name in TABLES}.__getitem__
+    history, _ = map(tables, TABLES)
     if "val_loss" not in history or not history["val_loss"].notna().any():
         _needs_loss(run, config, folder.name)
-    return record_of(run, config, tables.__getitem__, secrets)
+    return record_of(run, config, tables, secrets)
+
+
+def _stored_table(folder: Path, proofs: Mapping[str, Proof], run: str, name: str) -> pd.DataFrame:
+    table = read_table(folder, name, proofs.get(name), run)
+    return _ordered(table) if name == "history" else table
 
 
 def check_run(run: Mapping[str, Any], where: str, with_loss: bool) -> None:
@@ -432,6 +466,12 @@ def _unpacked(table: pa.Table) -> pd.DataFrame:
     longest = [max(map(_longest, column.chunks), default=0) for column in texts]
     if sum(longest) * len(table) > 2**30:
         raise ValueError("its texts are too long for so many rows")
+    kinds = {field.name: field.type for field in table.schema}
+    if len(kinds) == table.num_columns:  # at a tenth of what it costs in pandas
+        numbers = {name: pa.float64() for name, kind in kinds.items() if is_number(kind) and name != "step"}
+        if pa.types.is_integer(kinds.get("step", pa.null())) and not table["step"].null_count:
+            numbers["step"] = pa.int64()
+        table = table.cast(pa.schema(kinds | numbers), safe=False)
     return table.to_pandas()
 
 
@@ -440,21 +480,37 @@ def _longest(texts: pa.DictionaryArray) -> int:
 
 
 def _numeric(frame: pd.DataFrame, where: str, columns: Sequence[str]) -> pd.DataFrame:
+    wanted = {**dict.fromkeys(columns, "float64"), "step": "int64"}
+    other = {name: kind for name, kind in wanted.items() if frame[name].dtype != kind}
     try:
-        return frame.astype({**dict.fromkeys(columns, "float64"), "step": "int64"})
+        return frame.astype(other) if other else frame
     except (ValueError, TypeError, OverflowError) as error:
         raise RecordError(f"{where}: a value is not a number ({reason_of(error)}); restore the file") from None
 
 
-def read_place(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]]:
+def read_place(folder: Path, where: str, kept: Kept) -> tuple[list[RunRecord], list[Problem]]:
     """The records in a run's folder or a packed study, and those that cannot be used; `where` as `record_places`."""
     try:
-        return _read_packed(folder, where) if (folder / PACKED).exists() else ([read_run(folder)], [])
+        return _read_packed(folder, where, kept) if (folder / PACKED).exists() else ([read_run(folder, kept)], [])
     except RecordError as error:
         return [], [Problem(where, str(error))]
 
 
-def _read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Problem]]:
+def read_places(source: Path, kept: Kept) -> Iterator[tuple[Path, str, list[RunRecord], list[Problem]]]:
+    """`record_places` of a source, each with what `read_place` gives; of a store, which is slow, several at once."""
+
+    def read(place: tuple[Path, str]) -> tuple[Path, str, list[RunRecord], list[Problem]]:
+        return *place, *read_place(*place, kept)
+
+    places = list(record_places([source]))
+    if not isinstance(source, StorePath):
+        yield from map(read, places)
+        return
+    with ThreadPoolExecutor(16) as pool:
+        yield from pool.map(read, places)
+
+
+def _read_packed(folder: Path, where: str, kept: Kept) -> tuple[list[RunRecord], list[Problem]]:
     """RecordError for files that are missing or damaged as a whole."""
     try:
         proofs = read_digests(folder)
@@ -476,7 +532,7 @@ def _read_packed(folder: Path, where: str) -> tuple[list[RunRecord], list[Proble
                 )
             if identity not in with_loss:
                 _needs_loss(run, config, inside)
-            table = partial(_packed_table, tables, identity)
+            table = partial(kept.of, partial(_packed_table, tables, identity))
             records.append(record_of(run, config, table, secrets))
         except (RecordError, ValueError, RecursionError) as error:
             problems.append(Problem(inside, reason_of(error)))
@@ -574,7 +630,7 @@ def is_number(kind: pa.DataType) -> bool:
 
 def record_places(sources: Iterable[Path] | None = None) -> Iterator[tuple[Path, str]]:
     """Folders that hold a record or a packed study, and where each lies in its source (default: `default_sources`)."""
-    for source in map(Path, default_sources() if sources is None else sources):
+    for source in map(located, default_sources() if sources is None else sources):
         for folder in record_folders(source):
             yield folder, folder.name if folder == source else folder.relative_to(source).as_posix()
 
@@ -603,7 +659,7 @@ def record_folders(source: Path) -> list[Path]:
 
 
 def _holds_record(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (PACKED, "run.json", "history.jsonl", "history.parquet"))
+    return any(path.name in (PACKED, "run.json", "history.jsonl", "history.parquet") for path in folder.iterdir())
 
 
 def reason_of(error: object) -> str:

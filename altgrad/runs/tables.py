@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from altgrad.config import UsageError, first_mistake
 from altgrad.runs.files import read_bytes, write_bytes, write_text
 from altgrad.runs.schema import Proof, public_line
+from altgrad.runs.stores import StorePath
 
 DIGESTS = "digests.json"
 PACKED_TABLES = ("runs", "history", "layers")
@@ -93,7 +94,7 @@ def open_table(
         sound = proof is not None and _sha256(data) == proof.sha256
         source = pa.BufferReader(data)
     else:
-        source = pa.OSFile(str(path))
+        source = pa.PythonFile(path.open(), "r") if isinstance(path, StorePath) else pa.OSFile(str(path))
         sound = proof is not None and _sha256(_end_of(source)) == proof.footer
     file = pq.ParquetFile(source, page_checksum_verification=not (whole and sound))
     _check_size(file.metadata, len(data) if whole else source.size())
@@ -114,6 +115,9 @@ def _check_size(told: pq.FileMetaData, size: int) -> None:
     values = told.num_rows * told.num_columns
     if values > MOST_VALUES + 100 * size:
         raise NotAsRecorded(f"{size:,} bytes that would unpack to {values:,} values: no run writes such a table")
+    unpacked = sum(told.row_group(number).total_byte_size for number in range(told.num_row_groups))
+    if unpacked > 16 * MOST_VALUES + 1000 * size:
+        raise NotAsRecorded(f"{size:,} bytes that would unpack to {unpacked:,}: no run writes such a table")
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -113,6 +113,8 @@ def _read(path: Path) -> dict[str, bytes] | None:
     """The files of an archive; None without one, and of one that is not as it was written."""
     try:
         with zipfile.ZipFile(path) as archive:
+            if sum(each.file_size for each in archive.infolist()) > 2**24 + 100 * path.stat().st_size:
+                return None  # no page unpacks to so much
             found = {name: archive.read(name) for name in archive.namelist()}
             return found if archive.comment == _digest(found) else None
     except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error):  # damage of every kind
