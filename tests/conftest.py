@@ -25,8 +25,8 @@ RECORDED = (
     "test_labels.py",
     "test_corrections_failures.py",
     "test_studies.py",
-    "test_arms.py",
     "test_hypotheses.py",
+    "test_arms.py",
 )
 SITE = ("test_browser.py", "test_explorer.py", "test_runs_pages.py", "test_site.py")
 
