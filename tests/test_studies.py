@@ -13,7 +13,7 @@ from altgrad import studies
 from altgrad.analysis.contrasts import missing, runs_of
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.config import ExperimentConfig, UsageError
-from altgrad.runs import load_runs
+from altgrad.runs import RunRecord, load_runs
 from altgrad.runs.schema import arm_id, run_id
 from altgrad.studies import ARMS, STUDIES, Arm, Study, checked, identity_of, seeds_of
 
@@ -27,25 +27,28 @@ def loader() -> ExperimentDataLoader:
     return ExperimentDataLoader([RECORDED])
 
 
-def test_every_recorded_id_follows_from_the_stored_config() -> None:
-    rows = 0
-    for folder in sorted(path for path in RECORDED.iterdir() if path.is_dir()):
-        records = load_runs((folder,)).records
-        rows += len(records)
-        for record in records:
-            assert record.id == run_id(record.config, record.run["data"])
-            assert record.arm == arm_id(record.config, record.run["data"])
-    assert rows == RECORDED_RUNS
+@pytest.fixture(scope="module")
+def recorded() -> list[RunRecord]:
+    """The records of each study's folder, one after the other."""
+    folders = sorted(path for path in RECORDED.iterdir() if path.is_dir())
+    return [record for folder in folders for record in load_runs((folder,)).records]
 
 
-def test_every_run_that_a_study_defines_is_recorded_under_its_id(loader: ExperimentDataLoader) -> None:
+def test_every_recorded_id_follows_from_the_stored_config(recorded: list[RunRecord]) -> None:
+    for record in recorded:
+        assert record.id == run_id(record.config, record.run["data"])
+        assert record.arm == arm_id(record.config, record.run["data"])
+    assert len(recorded) == RECORDED_RUNS
+
+
+def test_every_run_that_a_study_defines_is_recorded_under_its_id(
+    loader: ExperimentDataLoader, recorded: list[RunRecord]
+) -> None:
     texts: dict[tuple[Any, ...], set[str]] = {}
     for record in loader.records.values():
         texts.setdefault(_text(record.config), set()).add(record.run["data"]["sha256"])
     assert {len(found) for found in texts.values()} == {1}
-    found = Counter(
-        record.id for folder in RECORDED.iterdir() if folder.is_dir() for record in load_runs((folder,)).records
-    )
+    found = Counter(record.id for record in recorded)
     defined: Counter[str] = Counter()
     for name in {path.name for path in RECORDED.iterdir() if path.is_dir()} & {*STUDIES}:
         study = STUDIES[name]
