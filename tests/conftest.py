@@ -20,13 +20,21 @@ from altgrad.imports import look
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers that each use every core wait for one another
 
-RECORDED = ("test_headlines.py", "test_labels.py")
+RECORDED = (
+    "test_headlines.py",
+    "test_labels.py",
+    "test_corrections_failures.py",
+    "test_studies.py",
+    "test_hypotheses.py",
+    "test_arms.py",
+)
 SITE = ("test_browser.py", "test_explorer.py", "test_runs_pages.py", "test_site.py")
 
 LONG = (
-    "test_headlines.py",
-    "test_labels.py",
+    *RECORDED,
     "test_training.py",
+    "test_rounding_compiled.py",
+    "test_nn_compiled.py",
     "test_guides.py",
     "test_failure_modes.py",
     "test_wandb_in.py",

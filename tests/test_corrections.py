@@ -1,7 +1,7 @@
 """Every figure of "Corrections and limits", computed a second time from the Parquet files.
 
 The figures' oracle is pyarrow, numpy and scipy. They are held against the committed reports, which are quickly read;
-`test_reports` makes those again and compares.
+`test_headlines` makes those again and compares.
 """
 
 from __future__ import annotations

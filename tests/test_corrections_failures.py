@@ -1,7 +1,7 @@
 """Each figure of the corrections on failures, step rules, verdicts and machines, a second time from the Parquet files.
 
 The figures are computed with pyarrow, numpy and scipy alone, and looked for in the report as it is committed;
-`test_reports` makes that again and compares.
+`test_headlines` makes that again and compares.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from altgrad import studies
 from altgrad.analysis.contrasts import missing, runs_of
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.config import ExperimentConfig, UsageError
-from altgrad.runs import load_runs
+from altgrad.runs import RunRecord, load_runs
 from altgrad.runs.schema import arm_id, run_id
 from altgrad.studies import ARMS, STUDIES, Arm, Study, checked, identity_of, seeds_of
 
@@ -29,39 +30,42 @@ def loader() -> ExperimentDataLoader:
     return ExperimentDataLoader([RECORDED])
 
 
-def test_every_recorded_id_follows_from_the_stored_config() -> None:
-    rows = 0
-    for folder in sorted(path for path in RECORDED.iterdir() if path.is_dir()):
-        records = load_runs((folder,)).records
-        rows += len(records) * (folder.name not in GROWING)
-        for record in records:
-            assert record.id == run_id(record.config, record.run["data"])
-            assert record.arm == arm_id(record.config, record.run["data"])
-    assert rows == RECORDED_RUNS
+@pytest.fixture(scope="module")
+def recorded() -> dict[str, tuple[RunRecord, ...]]:
+    """The records of each study's folder."""
+    folders = sorted(path for path in RECORDED.iterdir() if path.is_dir())
+    return {folder.name: load_runs((folder,)).records for folder in folders}
 
 
-def test_every_run_that_a_study_defines_is_recorded_under_its_id(loader: ExperimentDataLoader) -> None:
+def test_every_recorded_id_follows_from_the_stored_config(recorded: dict[str, tuple[RunRecord, ...]]) -> None:
+    for record in chain.from_iterable(recorded.values()):
+        assert record.id == run_id(record.config, record.run["data"])
+        assert record.arm == arm_id(record.config, record.run["data"])
+    assert sum(len(records) for name, records in recorded.items() if name not in GROWING) == RECORDED_RUNS
+
+
+def test_every_run_that_a_study_defines_is_recorded_under_its_id(
+    loader: ExperimentDataLoader, recorded: dict[str, tuple[RunRecord, ...]]
+) -> None:
     texts: dict[tuple[Any, ...], set[str]] = {}
     for record in loader.records.values():
         texts.setdefault(_text(record.config), set()).add(record.run["data"]["sha256"])
     assert {len(found) for found in texts.values()} == {1}
     found: Counter[str] = Counter()
     defined: Counter[str] = Counter()
-    for folder in filter(Path.is_dir, RECORDED.iterdir()):
-        records, study = load_runs((folder,)).records, STUDIES.get(folder.name)
-        if folder.name in GROWING:
-            assert study is not None
+    for name, records in recorded.items():
+        planned = STUDIES[name].seeds if name in STUDIES else {}
+        if name in GROWING:
             own = {
-                (identity_of(ARMS[arm].config(rate=1.0), rate=False), seed)
-                for arm, seeds in study.seeds.items()
-                for seed in seeds
+                (identity_of(ARMS[arm].config(rate=1.0), rate=False), seed) for arm in planned for seed in planned[arm]
             }
             assert {(identity_of(record.config, rate=False), record.config.seed) for record in records} <= own
             continue
         found.update(record.id for record in records)
-        for arm, seeds in study.seeds.items() if study else ():
+        for arm, seeds in planned.items():
+            study = STUDIES[name]
             rates = (study.rates or ARMS[arm].swept_rates) if study.sweeps else (None,)
-            configs = [ARMS[arm].config(seed, folder.name, rate) for seed in seeds for rate in rates]
+            configs = [ARMS[arm].config(seed, name, rate) for seed in seeds for rate in rates]
             defined.update(run_id(config, {"sha256": next(iter(texts[_text(config)]))}) for config in configs)
     assert not defined - found
     beyond_the_edge = found - defined
