@@ -68,7 +68,7 @@ def quantize_model(
             would draw in the whole. All of them must run the same layers. None: each process is by itself.
 
     Returns:
-        `model`.
+        `model` itself, never another object; what was reached is in `report_of(model)`.
 
     Raises:
         ValueError: the policies match no layer; two policies for one layer, or for one weight; there is no such version
