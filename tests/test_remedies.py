@@ -119,6 +119,8 @@ def test_an_overflow_is_answered_by_what_the_scale_is_not(rule: dict[str, Any], 
         ({"granularity": "row"}, "more exponent bits for quantize.grad_output", "granularity"),
         ({"kind": "mx"}, "more exponent bits", "granularity"),
         ({"kind": "none"}, "scaling.grad_output.kind: amax", "granularity"),
+        ({"kind": "delayed"}, "scaling.grad_output.kind: amax, and its granularity", "margin"),
+        ({"kind": "delayed", "margin": 2}, "lower scaling.grad_output.margin, 2, or use a format", "granularity"),
         ({"kind": "static", "value": 8.0}, "lower scaling.grad_output.value, 8,", "granularity"),
     ],
 )

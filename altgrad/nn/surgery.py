@@ -68,7 +68,7 @@ def quantize_model(
             would draw in the whole. All of them must run the same layers. None: each process is by itself.
 
     Returns:
-        `model`.
+        `model` itself, never another object; what was reached is in `report_of(model)`.
 
     Raises:
         ValueError: the policies match no layer; two policies for one layer, or for one weight; there is no such version
@@ -93,8 +93,8 @@ def quantize_model(
     found = [place for place in places if not place.why_not or _is_seen(place)]
     if not found:
         keys = ", ".join(policies)
-        kept = [why for kind in kinds.values() for each, why in kind.left_out.items() if not each]
-        reasons = dict.fromkeys([*(place.why_not for place in places), *kept])
+        unfit = [why for kind in kinds.values() for each, why in kind.left_out.items() if not each]
+        reasons = dict.fromkeys([*(place.why_not for place in places), *unfit])
         has = f"each layer is left out ({'; '.join(reasons)})" if reasons else "the model has no layer"
         raise ValueError(f"no layer matches: the policies are for {keys}, and {has}")
     coverage = Coverage(

@@ -73,7 +73,10 @@ def _underflow(config: ExperimentConfig, operand: str | None) -> str:
         return f"give it a scale that follows the tensor (scaling.{operand}.kind: amax)"
     if rule.several:
         return f"use {wider}"
-    return f"use {wider}, or scale it by row or block (scaling.{operand}.granularity)"
+    if rule.kind == "delayed" and rule.margin:
+        return f"lower scaling.{operand}.margin, {rule.margin}, or use {wider}"
+    by = "kind: amax, and its granularity" if rule.kind == "delayed" else "granularity"
+    return f"use {wider}, or scale it by row or block (scaling.{operand}.{by})"
 
 
 def _key(operand: str | None) -> str:
