@@ -1,6 +1,6 @@
 """What recording costs: a row appended, thousands of runs read, against the least that must be done in the same run.
 
-    make bench-runs                                              measure and record, in about four minutes and 900 MB
+    make bench-runs                                              measure and record, in about five minutes and 900 MB
     .venv/bin/python benchmarks/runs.py --quick --record trial.json
     .venv/bin/python benchmarks/runs.py --add figures.json        take over figures that were measured elsewhere
 

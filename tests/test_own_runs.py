@@ -216,7 +216,12 @@ def test_every_metric_has_a_curve_of_the_means_over_the_seeds(
     last = first.data[first.data["step"] == 1000]
     assert sorted(last["mean"]) == pytest.approx(sorted(ends.groupby(["lr", "width"])["value"].mean()))
     assert (last["n"] == 3).all()
-    for arm_page in arm_pages(loader)[1:-1]:
+    pages = arm_pages(loader)
+    (table,) = (json.loads(file.content) for file in pages[0].downloads if file.name == "table.json")
+    assert [*table["keys"]] == ["width"], "what was swept is a column, but for what has one anyway"
+    assert sorted(table["keys"]["width"]) == ["32"] * 3 + ["64"] * 3
+    assert {"Learning rate", "width"} <= {getattr(column, "title", column) for column in next(tables(pages[0])).columns}
+    for arm_page in pages[1:-1]:
         (curve,) = [chart for chart in charts(arm_page) if chart.id == "loss"]
         assert curve.title == "accuracy by step"
         files = {each.name: each.content for each in arm_page.downloads}

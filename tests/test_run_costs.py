@@ -86,8 +86,9 @@ def test_a_trial_measures_everything(benchmark: ModuleType) -> None:
         "Import 2 TensorBoard runs of 50 rows of 10 metrics",
         "Import 1 W&B offline runs of 50 rows of 10 metrics",
         "Import one history of 5,000 rows",
+        "Build the new site of 6 runs, cold",
     ]
-    assert all(figure.floor for figure in found.figures if figure.unit == "s")
+    assert all(figure.floor for figure in found.figures[:-1] if figure.unit == "s")
     assert RunsRecord.model_validate_json(found.model_dump_json()) == found
 
 

@@ -127,8 +127,8 @@ def measure_of(loader: ExperimentDataLoader, arm: str | None = None) -> Measure 
         return OWN
     names = next((record.names for record in records if record.names != NO_NAMES), NO_NAMES)
     ended = [record for record in own if record.status == "finished"]
-    there, site = (metrics_of(each, ends=arm is None) for each in (ended, own)), arm and loader.memo(measure_of)
-    there = next(filter(None, there), [])
+    there = metrics_of(ended, ends=arm is None) or metrics_of(own, ends=arm is None)
+    site = arm and loader.memo(measure_of)
     name = site.name if site and site.name in there else names.main(there)
     if name is None:
         return None

@@ -409,9 +409,9 @@ def _read_lines(record: RunRecord) -> list[str]:
 def _readings(records: list[RunRecord]) -> list[Block]:
     """What an import said of the runs of an arm, each line once."""
     lines = Counter(line for record in records for line in _read_lines(record))
-    columns = ("Read from the logs", *([Column("Runs", "right")] if len(records) > 1 else []))
+    columns: list[str | Column] = ["Read from the logs", *([Column("Runs", "right")] if len(records) > 1 else [])]
     rows = tuple((line, count)[: len(columns)] for line, count in lines.items())
-    return [Table(columns, rows, "How the logs were read")] if rows else []
+    return [Table(tuple(columns), rows, "How the logs were read")] if rows else []
 
 
 def _environment(records: list[RunRecord]) -> list[Block]:

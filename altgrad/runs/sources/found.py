@@ -208,7 +208,8 @@ def value_of(text: str) -> Any:
     words = {"true": True, "false": False, "none": None, "null": None}
     if text.strip().lower() in words:
         return words[text.strip().lower()]
-    for kind in (int, float, *([json.loads] if text.startswith("[") else [])):
+    kinds: tuple[Callable[[str], Any], ...] = (int, float, *([json.loads] if text.startswith("[") else []))
+    for kind in kinds:
         try:
             return kind(text)
         except (ValueError, RecursionError):
