@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -85,6 +87,8 @@ def _results(
     how = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "max_retries": RETRIES, "max_calls": 20}
     task, waiting, running = ray.remote(**how)(_run), list(reversed(todo)), dict[Any, ExperimentConfig]()
 
+    full = (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError)
+
     def stored(ended: Any) -> tuple[str, str]:
         config = running.pop(ended)
         label = f"{config.resolved_name} seed {config.seed}"
@@ -97,10 +101,10 @@ def _results(
             return f"{label}: left out, {error}", "left out"
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)  # what the node itself raised, as where it lacks a package
-            if cause is None or isinstance(cause, ray.exceptions.RayError):
-                why = f"{type(error).__name__}: {one_line(error).partition('. ')[0][:200]}"
+            if cause is None or isinstance(cause, full):
+                why = f"{type(error).__name__}: {_first_line(error)}"
                 return f"{label}: lost, nothing is recorded ({why}); the same command begins it again", "lost"
-            line = f"{type(cause).__name__}: {one_line(cause)}"
+            line = f"{type(cause).__name__}: {_first_line(cause)}"
         raise UsageError(f"a node of the cluster could not train {label}: {line}")
 
     try:
@@ -151,6 +155,11 @@ def _files(root: Path, folder: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
 
 
+def _first_line(error: Exception) -> str:
+    """What Ray says before it goes on with tracebacks and advice."""
+    return one_line(next(iter(str(error).strip().splitlines()), "")).partition(". ")[0][:200]
+
+
 def _fits(node: Mapping[str, Any], needs: Mapping[str, float]) -> bool:
     return bool(node["Alive"]) and all(node["Resources"].get(name, 0) >= count for name, count in needs.items())
 
@@ -178,4 +187,6 @@ def _connected() -> Any:
     except (OSError, ValueError, RuntimeError) as error:
         remedy = "give host:port of its head, or leave it unset for a cluster of this machine"
         raise UsageError(f"RAY_ADDRESS={address}: no cluster can be used there ({one_line(error)}); {remedy}") from None
+    if threading.current_thread() is threading.main_thread():  # Ray would end the process by an abort
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     return ray
