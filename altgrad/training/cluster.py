@@ -187,6 +187,6 @@ def _connected() -> Any:
     except (OSError, ValueError, RuntimeError) as error:
         remedy = "give host:port of its head, or leave it unset for a cluster of this machine"
         raise UsageError(f"RAY_ADDRESS={address}: no cluster can be used there ({one_line(error)}); {remedy}") from None
-    if threading.current_thread() is threading.main_thread():  # Ray would end the process by an abort
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does; Ray would abort the process
     return ray
