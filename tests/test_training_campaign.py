@@ -284,6 +284,7 @@ def test_a_mistake_ends_a_campaign_with_one_line(
         pytest.skip("licensedcode-data is not installed")
     in_this_process(monkeypatch)
     monkeypatch.setattr(campaign, "data_fingerprint", corpus_fingerprint)
+    monkeypatch.setattr(campaign, "RECORDED", tmp_path / "recorded")
     out = tmp_path / "file"
     out.write_text("")
     monkeypatch.setattr(sys, "argv", ["campaign.py", "demo", "--out", str(out)])
