@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -323,6 +324,21 @@ def test_a_record_that_is_here_is_never_replaced(
     assert (tmp_path / identity(config(0)) / "run.json").read_bytes() == before
     with pytest.raises(UsageError, match="came for one"):
         writer.receive(tmp_path, "one", {"one/../../x": b""})
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_and_is_set_aside(
+    tmp_path: Path, text: Path, identity: Callable[[ExperimentConfig], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_connected", StandIn)
+    careful = config(0, checkpoint={"every": 100})
+    trained = partial(pool.train_named, text=text)
+    for _ in range(2):
+        ended = list(cluster.results([careful], trained, 1, out=tmp_path, identity=identity))
+        assert [status for _, status in ended] == ["finished"]
+        run = tmp_path / identity(careful) / "run.json"
+        run.write_text(json.dumps(json.loads(run.read_text()) | {"status": "running", "ended": None}))
+        shutil.rmtree(run.parent / "checkpoints")
+    assert {path.name for path in tmp_path.iterdir()} == {run.parent.name, f"{run.parent.name}.1.old"}
 
 
 def test_checkpoints_that_are_too_large_stay_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

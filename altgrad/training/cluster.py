@@ -86,7 +86,6 @@ def _results(
         print(f"notice: no node of the cluster has {wanted} now: runs wait for one", file=sys.stderr)
     how = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "max_retries": RETRIES, "max_calls": 20}
     task, waiting, running = ray.remote(**how)(_run), list(reversed(todo)), dict[Any, ExperimentConfig]()
-
     full = (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError)
 
     def stored(ended: Any) -> tuple[str, str]:
@@ -94,8 +93,9 @@ def _results(
         label = f"{config.resolved_name} seed {config.seed}"
         try:
             line, status, files = ray.get(ended)
-            if status != "refused":
+            if files:
                 receive(out, identity(config), files)
+            if status != "refused":
                 return line, status
         except RunExists as error:
             return f"{label}: left out, {error}", "left out"
@@ -148,8 +148,9 @@ def _run(
 
 
 def _files(root: Path, folder: Path) -> dict[str, bytes]:
-    """Path below `root` -> bytes of each file below `folder`; beyond `LARGEST` without the checkpoints."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lock"]
+    """Path below `root` -> bytes of the files of a record in `folder`; beyond `LARGEST` without the checkpoints."""
+    records = (path for path in sorted(folder.rglob("*")) if not path.relative_to(root).parts[0].endswith(".old"))
+    paths = [path for path in records if path.is_file() and path.name != "lock"]
     if sum(path.stat().st_size for path in paths) > LARGEST:
         paths = [path for path in paths if "checkpoints" not in path.parts]
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
