@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -186,9 +187,18 @@ class StandIn:
     class RayError(Exception):
         pass
 
+    class ObjectStoreFullError(RayError):
+        pass
+
+    class OutOfDiskError(RayError):
+        pass
+
+    class RaySystemError(RayError):
+        pass
+
     class RayTaskError(RayError):
         def __init__(self, cause: Exception) -> None:
-            super().__init__("a traceback\nof many lines")
+            super().__init__(f"{cause}, with\nmany lines")
             self.cause = cause
 
     def __init__(self, fault: Callable[[int], Any] = lambda _: None) -> None:
@@ -230,10 +240,11 @@ def stood_in(
 def test_a_full_object_store_loses_one_go_of_a_run_and_no_other_run(
     tmp_path: Path, text: Path, identity: Callable[[ExperimentConfig], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = StandIn(lambda task: StandIn.RayError("Local disk is full. Some\nadvice") if task == 1 else None)
+    fault = StandIn.RayTaskError(StandIn.OutOfDiskError("Local disk is full"))
+    full = StandIn(lambda task: fault if task == 1 else None)
     ended = list(stood_in(monkeypatch, text, tmp_path, full, 3, identity=identity))
     assert [status for _, status in ended] == ["finished", "lost", "finished"]
-    said = "lost, nothing is recorded (RayError: Local disk is full); the same command begins it again"
+    said = "lost, nothing is recorded (RayTaskError: Local disk is full, with); the same command begins it again"
     assert ended[1][0].endswith(said)
     assert {record.config.seed for record in load_runs((tmp_path,)).records} == {0, 2}
 
@@ -263,7 +274,10 @@ def test_a_full_disk_of_the_driver_ends_the_campaign_with_a_line_and_what_is_rec
     [
         ("code", r"could not train e?.* seed 0: it has other code of AltGrad \(.*\) than the driver; install the same"),
         ("data", "there the data or the code are others; use the same"),
-        ("package", "a node of the cluster could not train .* seed 0: ModuleNotFoundError: No module named 'torch'"),
+        (
+            "package",
+            "a node of the cluster could not train .* seed 0: RaySystemError: System error: No module named 'torch'$",
+        ),
         ("device", "--device cuda: this torch sees no GPU"),
     ],
 )
@@ -279,7 +293,11 @@ def test_what_no_node_can_train_ends_the_campaign_with_one_line(
     if fault == "code":
         answers = iter(["driver", "node"])
         monkeypatch.setattr(cluster, "code_fingerprint", lambda _: next(answers, "node"))
-    missing = StandIn.RayTaskError(ModuleNotFoundError("No module named 'torch'")) if fault == "package" else None
+    missing = (
+        StandIn.RayTaskError(StandIn.RaySystemError("System error: No module named 'torch'\ntrace"))
+        if fault == "package"
+        else None
+    )
     named = (lambda _: "another-id") if fault == "data" else identity
     monkeypatch.setattr(cluster, "_connected", lambda: StandIn(lambda _: missing))
     how = {"device": "cuda"} if fault == "device" else {}
@@ -306,6 +324,21 @@ def test_a_record_that_is_here_is_never_replaced(
     assert (tmp_path / identity(config(0)) / "run.json").read_bytes() == before
     with pytest.raises(UsageError, match="came for one"):
         writer.receive(tmp_path, "one", {"one/../../x": b""})
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_and_is_set_aside(
+    tmp_path: Path, text: Path, identity: Callable[[ExperimentConfig], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_connected", StandIn)
+    careful = config(0, checkpoint={"every": 100})
+    trained = partial(pool.train_named, text=text)
+    for _ in range(2):
+        ended = list(cluster.results([careful], trained, 1, out=tmp_path, identity=identity))
+        assert [status for _, status in ended] == ["finished"]
+        run = tmp_path / identity(careful) / "run.json"
+        run.write_text(json.dumps(json.loads(run.read_text()) | {"status": "running", "ended": None}))
+        shutil.rmtree(run.parent / "checkpoints")
+    assert {path.name for path in tmp_path.iterdir()} == {run.parent.name, f"{run.parent.name}.1.old"}
 
 
 def test_checkpoints_that_are_too_large_stay_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

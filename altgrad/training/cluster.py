@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -84,23 +86,25 @@ def _results(
         print(f"notice: no node of the cluster has {wanted} now: runs wait for one", file=sys.stderr)
     how = {"num_cpus": needs["CPU"], "num_gpus": needs["GPU"], "max_retries": RETRIES, "max_calls": 20}
     task, waiting, running = ray.remote(**how)(_run), list(reversed(todo)), dict[Any, ExperimentConfig]()
+    full = (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError)
 
     def stored(ended: Any) -> tuple[str, str]:
         config = running.pop(ended)
         label = f"{config.resolved_name} seed {config.seed}"
         try:
             line, status, files = ray.get(ended)
-            if status != "refused":
+            if files:
                 receive(out, identity(config), files)
+            if status != "refused":
                 return line, status
         except RunExists as error:
             return f"{label}: left out, {error}", "left out"
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)  # what the node itself raised, as where it lacks a package
-            if cause is None or isinstance(cause, ray.exceptions.RayError):
-                why = f"{type(error).__name__}: {one_line(error).partition('. ')[0][:200]}"
+            if cause is None or isinstance(cause, full):
+                why = f"{type(error).__name__}: {_first_line(error)}"
                 return f"{label}: lost, nothing is recorded ({why}); the same command begins it again", "lost"
-            line = f"{type(cause).__name__}: {one_line(cause)}"
+            line = f"{type(cause).__name__}: {_first_line(cause)}"
         raise UsageError(f"a node of the cluster could not train {label}: {line}")
 
     try:
@@ -144,11 +148,17 @@ def _run(
 
 
 def _files(root: Path, folder: Path) -> dict[str, bytes]:
-    """Path below `root` -> bytes of each file below `folder`; beyond `LARGEST` without the checkpoints."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "lock"]
+    """Path below `root` -> bytes of the files of a record in `folder`; beyond `LARGEST` without the checkpoints."""
+    records = (path for path in sorted(folder.rglob("*")) if not path.relative_to(root).parts[0].endswith(".old"))
+    paths = [path for path in records if path.is_file() and path.name != "lock"]
     if sum(path.stat().st_size for path in paths) > LARGEST:
         paths = [path for path in paths if "checkpoints" not in path.parts]
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+
+
+def _first_line(error: Exception) -> str:
+    """What Ray says before it goes on with tracebacks and advice."""
+    return one_line(next(iter(str(error).strip().splitlines()), "")).partition(". ")[0][:200]
 
 
 def _fits(node: Mapping[str, Any], needs: Mapping[str, float]) -> bool:
@@ -178,4 +188,6 @@ def _connected() -> Any:
     except (OSError, ValueError, RuntimeError) as error:
         remedy = "give host:port of its head, or leave it unset for a cluster of this machine"
         raise UsageError(f"RAY_ADDRESS={address}: no cluster can be used there ({one_line(error)}); {remedy}") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does; Ray would abort the process
     return ray
