@@ -341,6 +341,7 @@ def read_run(folder: Path, kept: Kept | None = None) -> RunRecord:
     run, config, secrets = _checked(run, folder.name, locked)
     proofs = {name: Proof.model_validate(proof) for name, proof in (run.get("tables") or {}).items()}
     read = partial(_stored_table, folder, proofs, run["id"])
+    tables: Callable[[str], pd.DataFrame]
     if proofs.keys() >= {*TABLES}:
         tables = partial((kept or Kept()).of, read)
     else:  # they may be written on: what is read now is the record
