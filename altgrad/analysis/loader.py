@@ -263,6 +263,9 @@ def _record_digests(run_set: RunSet) -> dict[str, bytes]:
     digests: dict[str, bytes] = {}
     hashes: dict[int, tuple[pd.Index, NDArray[np.uint64]]] = {}  # of lists of categories, which many runs share
     for record in run_set.records:
+        if record.proved:  # names of a site are in the arm and its pages
+            digests[record.id] = digest(record.run, record.names.model_dump(mode="json")).encode()
+            continue
         history, layers = record.history, record.coded
         total = hashlib.sha256()
         total.update(digest(record.run, list(history), list(layers), len(layers)).encode())
