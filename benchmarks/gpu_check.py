@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path, ran = options.record or RECORDED / "gpu.json", 0
     try:
         record = read_record(path, GpuRecord)
-        known = {each.part: each for each in record.checks} if record else {}
+        known = {str(each.part): each for each in record.checks} if record else {}
         for part in options.parts or PARTS:
             old = known.get(part)
             if (

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -91,9 +91,10 @@ def generate(folder: Path, runs: int, like: Path = ROOT / "experiments" / "recor
     folder.mkdir(parents=True)
     if not runs:
         return folder
-    shown = load_runs([like]).records
-    shown = [record for record in shown if record.status == "finished"][:: max(1, len(shown) // KINDS)][:KINDS]
-    made: dict[int, tuple[Path, dict[str, object]]] = {}
+    every = load_runs([like]).records
+    ended = [record for record in every if record.status == "finished"]
+    shown = ended[:: max(1, len(ended) // KINDS)][:KINDS]
+    made: dict[int, tuple[Path, dict[str, Any]]] = {}
     for number in range(runs):
         arm, seed = divmod(number, SEEDS)
         source = shown[arm % len(shown)]

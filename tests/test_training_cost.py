@@ -13,6 +13,7 @@ import pytest
 
 from altgrad.reports.diffusion_cost import DiffusionRecord, within
 from altgrad.reports.measured import RECORDED, read_record
+from altgrad.reports.run_costs import ProcessesRecord
 from altgrad.reports.training_cost import TrainingRecord, training_page
 from altgrad.runs.schema import RecordError
 from altgrad.site import write_folder
@@ -117,7 +118,7 @@ def test_the_page_says_what_telemetry_adds(tmp_path: Path) -> None:
 
 def test_without_records_the_page_is_pending(tmp_path: Path) -> None:
     text = shown(tmp_path)
-    assert text.count("Pending") == 3
+    assert text.count("Pending") == 4
     assert "make bench-training" in text
     assert "benchmarks/diffusion.py" in text
 
@@ -162,3 +163,25 @@ def test_the_committed_record_has_diffusion_within_its_limit_at_the_site_s_vocab
     found = read_record(RECORDED / "diffusion.json", DiffusionRecord)
     assert found is not None
     assert within(found)[96]
+
+
+def test_two_processes_are_held_against_one_of_the_same_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    processes = __import__("processes")
+
+    def seconds(quantize: str, count: int, threads: int, *_: Any) -> float:
+        return (0.09 if "e4m3" in quantize else 0.1) if count == threads == 1 else 0.06 if count == 2 else 0.07
+
+    monkeypatch.setattr(processes, "seconds_of_a_step", seconds)
+    path = tmp_path / "processes.json"
+    assert processes.main(["--quick", "--record", str(path)]) == 0
+    found = read_record(path, ProcessesRecord)
+    assert found is not None
+    assert [figure.met for figure in found.figures] == [True, None, True, None]
+    assert [round(figure.times_floor or 0, 2) for figure in found.figures] == [0.6, 0.7, 0.67, 0.78]
+    assert "Two processes, E4M3" in shown(tmp_path)
+    with pytest.raises(SystemExit):
+        processes.main(["--quick"])
+    assert "name another file" in capsys.readouterr().err

@@ -261,8 +261,11 @@ def _table(run_set: RunSet) -> pd.DataFrame:
 def _record_digests(run_set: RunSet) -> dict[str, bytes]:
     """A sha256 of each record's content, by run id."""
     digests: dict[str, bytes] = {}
-    hashes: dict[int, NDArray[np.uint64]] = {}  # of the words of a list of categories, which many runs share
+    hashes: dict[int, tuple[pd.Index, NDArray[np.uint64]]] = {}  # of lists of categories, which many runs share
     for record in run_set.records:
+        if record.proved:  # names of a site are in the arm and its pages
+            digests[record.id] = digest(record.run, record.names.model_dump(mode="json")).encode()
+            continue
         history, layers = record.history, record.coded
         total = hashlib.sha256()
         total.update(digest(record.run, list(history), list(layers), len(layers)).encode())
@@ -272,8 +275,11 @@ def _record_digests(run_set: RunSet) -> dict[str, bytes]:
             if isinstance(column, pd.Categorical):
                 words = column.categories
                 if id(words) not in hashes:
-                    hashes[id(words)] = np.append(pd.util.hash_array(words.array.astype(object)), np.uint64(0))
-                column = hashes[id(words)][column.codes]  # -1, a missing word, is the last
+                    if len(hashes) > 1000:
+                        hashes.clear()
+                    hashed = np.append(pd.util.hash_array(words.array.astype(object)), np.uint64(0))
+                    hashes[id(words)] = words, hashed  # with the words, so that no other list has their id
+                column = hashes[id(words)][1][column.codes]  # -1, a missing word, is the last
             total.update(np.asarray(column).tobytes())
         digests[record.id] = total.digest()
     return digests

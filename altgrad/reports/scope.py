@@ -11,6 +11,7 @@ from altgrad.analysis.effects import OWN, outcomes
 from altgrad.analysis.loader import ExperimentDataLoader, scale_label
 from altgrad.config import LAYER_TYPES, OPERANDS
 from altgrad.runs import default_sources
+from altgrad.runs.stores import StorePath
 from altgrad.site import Link, Md, PageRef, Paragraph, escape, join, md
 
 HEADLINE_SEEDS = 16
@@ -63,7 +64,8 @@ def only_foreign(loader: ExperimentDataLoader) -> bool:
 
 def has_campaign() -> bool:
     """Whether the site is AltGrad's own, whose commands record the runs that are missing."""
-    return any((source.parent / "campaign.py").is_file() for source in default_sources())
+    folders = [source for source in default_sources() if not isinstance(source, StorePath)]
+    return any((source.parent / "campaign.py").is_file() for source in folders)
 
 
 def site_values(loader: ExperimentDataLoader) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Kept:
         most: bytes.
     """
 
-    def __init__(self, most: int = 2**29) -> None:
+    def __init__(self, most: int = 2**30) -> None:
         self._most, self._size, self._tables = most, 0, OrderedDict[Any, tuple[int, pd.DataFrame]]()
 
     def of(self, read: Callable[[str], pd.DataFrame], name: str) -> pd.DataFrame:
@@ -89,6 +89,7 @@ class RunRecord:
             packed study, when somebody asks for them, and kept for a while (`Kept`).
         secrets: where the file holds what looks like a secret, as earlier versions recorded it; `run` is without it.
         names: by which the metrics of another loop's run are read.
+        proved: whether the proofs in `run` are of these tables, and so stand for what is in them.
     """
 
     run: dict[str, Any]
@@ -97,6 +98,7 @@ class RunRecord:
     tables: Callable[[str], pd.DataFrame] = field(repr=False, compare=False)
     secrets: tuple[str, ...] = ()
     names: SiteNames = field(default=NO_NAMES, compare=False)
+    proved: bool = False
 
     @property
     def history(self) -> pd.DataFrame:
@@ -138,10 +140,11 @@ def record_of(
     tables: Callable[[str], pd.DataFrame],
     secrets: tuple[str, ...],
     names: SiteNames = NO_NAMES,
+    proved: bool = False,
 ) -> RunRecord:
     """A record whose run.json was checked: another loop's run is in the arm that its config and `names` make."""
     config, run = names.config(config), {**run, "data": names.data(run["data"])}
-    return RunRecord(run, config, arm_id(config, run["data"], run["id"]), tables, secrets, names)
+    return RunRecord(run, config, arm_id(config, run["data"], run["id"]), tables, secrets, names, proved)
 
 
 def _as_its_site_has_them(records: list[RunRecord], sources: Iterable[Path]) -> list[RunRecord]:
@@ -155,7 +158,7 @@ def _as_its_site_has_them(records: list[RunRecord], sources: Iterable[Path]) -> 
         if record.config.foreign is not None:
             if names != NO_NAMES:
                 stated = parse_config(record.run["config"], source=record.id)
-                record = record_of(record.run, stated, record.tables, record.secrets, names)
+                record = record_of(record.run, stated, record.tables, record.secrets, names, record.proved)
             place = record.arm, record.config.seed
             if place in seen:
                 record = replace(record, arm=f"{record.arm}-{digest(record.id)[:4]}")
@@ -341,14 +344,15 @@ def read_run(folder: Path, kept: Kept | None = None) -> RunRecord:
     run, config, secrets = _checked(run, folder.name, locked)
     proofs = {name: Proof.model_validate(proof) for name, proof in (run.get("tables") or {}).items()}
     read = partial(_stored_table, folder, proofs, run["id"])
-    if proofs.keys() >= {*TABLES}:
+    tables: Callable[[str], pd.DataFrame]
+    if proved := proofs.keys() >= {*TABLES}:
         tables = partial((kept or Kept()).of, read)
     else:  # they may be written on: what is read now is the record
         tables = {name: read(name) for name in TABLES}.__getitem__
     history, _ = map(tables, TABLES)
     if "val_loss" not in history or not history["val_loss"].notna().any():
         _needs_loss(run, config, folder.name)
-    return record_of(run, config, tables, secrets)
+    return record_of(run, config, tables, secrets, proved=proved)
 
 
 def _stored_table(folder: Path, proofs: Mapping[str, Proof], run: str, name: str) -> pd.DataFrame:

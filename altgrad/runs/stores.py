@@ -39,15 +39,17 @@ class StorePath(_LOCAL):  # type: ignore[misc]
     @property
     def address(self) -> str:
         """As it was given, without secrets."""
+        return str(mask(self._whole()))
+
+    def _whole(self) -> str:
         protocol, _, place = str(self).replace("\\", "/").partition(":/")
-        return mask(f"{protocol}://{place}")
+        return f"{protocol}://{place}"
 
     def _ask(self, what: str, **how: Any) -> Any:
-        protocol, _, place = str(self).replace("\\", "/").partition(":/")
         try:
             import fsspec
 
-            system, path = fsspec.core.url_to_fs(f"{protocol}://{place}")
+            system, path = fsspec.core.url_to_fs(self._whole())
             return getattr(system, what)(path, **how)
         except FileNotFoundError:
             raise
