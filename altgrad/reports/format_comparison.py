@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,7 +104,7 @@ def _complete(
     looks, policies, long = last_looks(loader, first), scale_policies(loader, first), comparator.longer(first)
     tensors, own, tuned = figures_of_tensors(first, looks), at_own_rates(loader, first), own_rates(loader, first)
     sums, octaves = loader.memo(additivity), weights_held(looks)
-    fine, wide = _fine_scales(loader), _wide_scales(loader)
+    fine, wide = loader.memo(_fine_scales), _wide_scales(loader)
     at, noise = {place: comparator.at(place) for place in PLACES}, _noise(first, tensors)
 
     def ranking(comparison: Comparison, identity: str) -> dict[str, Any]:
@@ -178,10 +178,10 @@ def _complete(
     }
 
 
-def _within(gaps: pd.DataFrame, prefix: str) -> dict[str, list[str]]:
-    """The splits shown to be within the margin of FP32, by what becomes of the logits' gradient."""
+def _within(gaps: pd.DataFrame, prefix: str, columns: Iterable[str] = ROUNDED) -> dict[str, list[str]]:
+    """The splits shown to be within the margin of FP32, by how the logits' gradient is rounded, or by scale."""
     rows = gaps[gaps["format"].isin(SPLITS) & (gaps["p_equivalent"] < ALPHA)].sort_values("difference")
-    return {f"{prefix}{how}": list(rows.loc[rows["rounding"] == how, "format"]) for how in ROUNDED}
+    return {f"{prefix}{how}": list(rows.loc[rows["rounding"] == how, "format"]) for how in columns}
 
 
 FINE_NAMES = {"tensor": "tensor", "block": "32, last dimension", "tile": "32, along the sum", "square": "32 x 32"}
@@ -240,6 +240,8 @@ def headline(loader: ExperimentDataLoader) -> dict[str, Any]:
         **_within(loader.memo(everything_quantized), "within_"),
         **_within(text := loader.memo(on_another_text), "text_within_"),
         "text": len(text),
+        **_within(fine := loader.memo(_fine_scales), "fine_within_", FINE_NAMES),
+        "fine_seeds": int(fine["n_pairs"].min()) if len(fine) else 0,
         "body": {row["format"]: row for row in loader.memo(without_embedding_and_head).to_dict("records")},
         "logits": [row for row in costs_of(loader, loader.memo(everything_quantized)) if row["cost"] > FAILURE_GAP],
         "fewer": spot.best and _if_fewer(loader),
