@@ -340,7 +340,8 @@ def _compared(loader: ExperimentDataLoader, arm: str) -> list[Block]:
                 scope=words.quantized(comparison.scope).capitalize(),
                 baseline=col.arm_link(comparison.baseline, f"the runs in {formats.iloc[0]}"),
             )
-            blocks.append(col.table(comparison.table, _FORMATS, caption, f"formats-{comparison.setting}"))
+            number = f"-{len(blocks) + 1}" if blocks else ""  # one setting may have several scopes
+            blocks.append(col.table(comparison.table, _FORMATS, caption, f"formats-{comparison.setting}{number}"))
     return blocks
 
 

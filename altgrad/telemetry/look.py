@@ -85,7 +85,8 @@ class Look:
     def operands(self) -> Iterator[None]:
         """Observe the forward and backward passes in the block; the first reading of each operand in each part counts.
 
-        A weight is the same in all parts, and keeps its first reading. Statistics are taken at the end of the block.
+        A weight is the same in all parts, and keeps its first reading: of fused experts, the reading of one of them.
+        Statistics are taken at the end of the block.
         """
         if self._telemetry.operands:
             with observed(self._model, self._observe), self._logits_kept():
@@ -255,13 +256,17 @@ class Look:
         return self._weights[name]
 
     def _spacing(self, name: str) -> Tensor | None:
-        """S at the layer's weight before the step; None where it is not quantized, or only rotated. Taken once."""
+        """S at the layer's weight before the step; None where it is not quantized whole, or rotated. Taken once."""
         if name not in self._spacings:
             reading = self._weight(name)
-            if reading.format is FP32 or self._layers[name].rotation("weight") is not None:
+            if reading.format is FP32 or self._layers[name].rotation("weight") is not None or self._in_parts(name):
                 return None
             self._spacings[name] = geometry.spacing(reading)
         return self._spacings[name]
+
+    def _in_parts(self, name: str) -> bool:
+        """Whether products read the weight expert by expert, each with scales of its own."""
+        return self._weight(name).real.numel() != self._layers[name].weight.numel()
 
     def _on_grid(self, name: str, weight: Tensor, *, now: bool) -> Tensor | None:
         """The weight as read, where its own elements are quantized; the draws before and after a step are the same.
@@ -270,7 +275,7 @@ class Look:
         """
         layer = self._layers[name]
         spec = layer.policy.operand("weight")
-        if spec.format is FP32 or layer.rotation("weight") is not None:
+        if spec.format is FP32 or layer.rotation("weight") is not None or self._in_parts(name):
             return None
         if layer.grid_scale is not None:
             return weight
