@@ -173,13 +173,21 @@ def run_sweep(options: argparse.Namespace) -> int:
     from altgrad.config import flat
     from altgrad.runs.wandb_access import project_and_entity
 
+    for name, path in (("CONFIG", options.config), ("--out", options.out)):
+        if Path(path).is_absolute():
+            raise UsageError(f"{name} {path}: the definition goes to other machines; give a path from this folder")
+
     def value(key: str, text: str) -> Any:
         found = load_config(options.config, [*options.set, f"{key}={text}"])
-        return flat(found.model_dump(mode="json")).get(key, text)
+        if (one := flat(found.model_dump(mode="json")).get(key, text)) is None:
+            raise UsageError(f"--over {key}={text:.80}: agents cannot be given no value; leave the key to the config")
+        return one
 
     parameters: dict[str, dict[str, Any]] = {}
     for key, _, text in (each.partition("=") for each in options.over):
         low, dots, high = text.partition("..")
+        if key in parameters:
+            raise UsageError(f"--over {key}: given twice; put all its values into one list")
         if not dots:
             parameters[key] = {"values": [value(key, each) for each in text.split(",")]}
             continue
@@ -188,6 +196,8 @@ def run_sweep(options: argparse.Namespace) -> int:
             raise UsageError(
                 f"--over {key}={text:.80}: a range is of numbers and for --method random or bayes; list values"
             )
+        if ends["min"] >= ends["max"]:
+            raise UsageError(f"--over {key}={text:.80}: a range goes from the lower to the higher number")
         by = "int_uniform" if {*map(type, ends.values())} == {int} else "log_uniform_values"
         if by == "log_uniform_values" and ends["min"] <= 0:
             by = "uniform"

@@ -311,6 +311,10 @@ def main() -> int:
     names = options.words[packing or repeating :] or (recorded if repeating else list(CAMPAIGN))
     if options.workers is not None and options.workers < 1:
         parser.error("--workers: at least one")
+    if not 0 <= options.cpus < math.inf:
+        parser.error("--cpus: a number of at least 0")
+    if options.gpus is not None and (not 0 <= options.gpus < math.inf or (options.gpus > 1 and options.gpus % 1)):
+        parser.error("--gpus: a part of one, or a whole number")
     if not options.minutes > 0:
         parser.error("--minutes: more than none")
     until = time.monotonic() + 60 * options.minutes

@@ -44,8 +44,9 @@ def definition(capsys: pytest.CaptureFixture[str], config: Path, *arguments: str
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.yaml"
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = Path("tiny.yaml")
     path.write_text(CONFIG)
     return path
 
@@ -77,12 +78,16 @@ def test_values_have_the_config_s_types_and_ranges_a_distribution(
         ("optimizer.lr=1", "unknown key 'optimizer.lr'"),
         ("quantize.weight=e4m3,e4m4", "unknown format 'e4m4'"),
         ("optimizer.learning_rate=1e-3..1e-1", "a range is of numbers and for --method random or bayes; list values"),
+        ("max_steps=8..2 --method=bayes", "a range goes from the lower to the higher number"),
+        ("schedule_steps=null,4", "agents cannot be given no value"),
+        ("seed=1,2 --over=seed=3", "--over seed: given twice"),
+        ("seed=1,2 --out=/runs", "give a path from this folder"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_agent_starts(
     over: str, said: str, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["sweep", str(config), "--over", over]) == 2
+    assert main(["sweep", str(config), "--over", *over.split()]) == 2
     told = capsys.readouterr()
     assert told.out == ""
     assert said in told.err
@@ -96,9 +101,8 @@ def test_a_mistake_is_one_line_before_any_agent_starts(
 def test_an_agent_s_run_leaves_a_record_is_mirrored_under_the_sweep_s_id_and_comes_back_as_it_was(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     over = ("--over", "optimizer.learning_rate=0.001,0.002", "--over", "quantize.weight=e4m3,e5m2")
-    found = definition(capsys, Path("tiny.yaml"), *over, "--set", "optimizer.weight_decay=0.5", "--out", "runs")
+    found = definition(capsys, config, *over, "--set", "optimizer.weight_decay=0.5", "--out", "runs")
     Path("sweep.yaml").write_text(yaml.safe_dump(found))
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     chosen = {"optimizer.learning_rate": 0.002, "quantize.weight": "e5m2"}

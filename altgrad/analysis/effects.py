@@ -160,8 +160,17 @@ def metrics_of(records: Iterable[RunRecord], but: Collection[str] = NOT_METRICS,
 def summary_of(record: RunRecord) -> dict[str, float]:
     """The numbers that only the summary of another loop's run has, by the names that its site gives them."""
     given = record.run.get("summary") if record.config.foreign is not None else None
-    numbers = {name: float(value) for name, value in (given or {}).items() if type(value) in (int, float)}
-    return {name: numbers[own] for own, name in record.names.columns(numbers).items() if name not in record.history}
+    numbers = {name: figure_of(value) for name, value in (given or {}).items() if type(value) in (int, float)}
+    logged = set(record.history) if numbers else set()
+    return {name: numbers[own] for own, name in record.names.columns(numbers).items() if name not in logged}
+
+
+def figure_of(number: float) -> float:
+    """As a float; infinity for an integer beyond it."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.copysign(math.inf, number)
 
 
 def last_value(record: RunRecord, metric: Measure | None) -> float:
@@ -170,9 +179,11 @@ def last_value(record: RunRecord, metric: Measure | None) -> float:
         return final_val_loss(record)
     if record.status != "finished" or metric is None:
         return math.nan
-    if metric.name not in record.history:
-        return summary_of(record).get(metric.name, math.nan)
-    known = record.history[metric.name].dropna()
+    history = record.history
+    if metric.name not in history:
+        value = summary_of(record).get(metric.name, math.nan)
+        return value if math.isfinite(value) else math.nan
+    known = history[metric.name].dropna()
     return float(known.iloc[-1]) if len(known) and np.isfinite(known.iloc[-1]) else math.nan
 
 

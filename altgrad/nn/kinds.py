@@ -252,7 +252,7 @@ def _chains(cls: type) -> frozenset[tuple[str, ...]]:
     found: set[tuple[str, ...]] = set()
     for function in _functions(cls):
         chain: list[str] = []
-        for step in dis.get_instructions(function):
+        for step in _instructions(function):
             if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
                 chain.append(str(step.argval))
                 continue
@@ -262,11 +262,19 @@ def _chains(cls: type) -> frozenset[tuple[str, ...]]:
     return frozenset(found)
 
 
+def _instructions(code: Any) -> Iterator[dis.Instruction]:
+    """Those of a function, and of the lambdas and comprehensions in it."""
+    for step in dis.get_instructions(code):
+        yield step
+        if isinstance(step.argval, types.CodeType):
+            yield from _instructions(step.argval)
+
+
 @cache
 def _multiplies(cls: type, name: str) -> bool:
     """Whether a function in the forward pass of a class names this parameter, and multiplies matrices."""
     for function in _functions(cls):
-        steps = list(dis.get_instructions(function))
+        steps = list(_instructions(function))
         at = any(step.opname.startswith("BINARY") and step.argrepr in ("@", "@=") for step in steps)
         names = {str(step.argval) for step in steps if step.opname.startswith("LOAD")}
         if name in names and (at or names & _PRODUCTS):
@@ -298,4 +306,4 @@ def _attends(module: nn.Module, cls: type) -> bool:
     if "attention" not in cls.__name__.lower():
         return False
     wanted = {"scaled_dot_product_attention", "attention_interface", "softmax", "baddbmm"}
-    return any(wanted & {str(step.argval) for step in dis.get_instructions(f)} for f in _functions(cls))
+    return any(wanted & {str(step.argval) for step in _instructions(f)} for f in _functions(cls))

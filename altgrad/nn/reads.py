@@ -174,7 +174,12 @@ def _matmul(mode: Reads, func: Any, a: Any, b: Any, **given: Any) -> Any:
 def _baddbmm(mode: Reads, func: Any, added: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1, **given: Any) -> Any:
     if given or (y := mode.product(a, b)) is None:
         return func(added, a, b, beta=beta, alpha=alpha, **given)
-    return torch.add(beta * added, y, alpha=alpha)
+    return _added(added, y, beta, alpha)
+
+
+def _added(added: Any, y: Any, beta: Any, alpha: Any) -> Any:
+    """As in torch, what is added is not looked at where beta is 0."""
+    return alpha * y if beta == 0 else torch.add(beta * added, y, alpha=alpha)
 
 
 def _rmatmul(mode: Reads, func: Any, b: Any, a: Any) -> Any:
@@ -187,7 +192,7 @@ def _addmm(mode: Reads, func: Any, added: Any, a: Any, b: Any, *, beta: Any = 1,
         return func(added, a, b, beta=beta, alpha=alpha, **given)
     if layer is not None and added.ndim == 1 and beta == alpha == 1:
         return _times(layer, a, b.mT, added)
-    return torch.add(beta * added, _matmul(mode, torch.matmul, a, b), alpha=alpha)
+    return _added(added, _matmul(mode, torch.matmul, a, b), beta, alpha)
 
 
 def _convolution(dimensions: int) -> Callable[..., Any]:
