@@ -24,6 +24,7 @@ from altgrad.cli import main
 from altgrad.config import UsageError
 from altgrad.recipes import recipe_keys
 from altgrad.reports.arms import arm_pages
+from altgrad.reports.compare import swept_columns
 from altgrad.runs import RunRecord, load_runs, record
 from altgrad.runs.history import MOST_METRICS, of_rows
 from altgrad.runs.names import columns
@@ -734,6 +735,23 @@ def test_keys_that_say_which_run_it_is_make_no_arm(tmp_path: Path) -> None:
     records = load_runs([tmp_path]).records
     assert len({record.arm for record in records}) == 1
     assert records[0].run["config"]["foreign"].keys() == {"width", "output_dir", "wandb.run_name"}
+
+
+def test_a_key_is_one_for_all_runs_of_a_site_whatever_their_values(tmp_path: Path) -> None:
+    """Under AltGrad's name where it knows all values, else under the name that the loops gave it."""
+    for at, (key, rule, way) in enumerate(
+        (("optimizer", "adamw", "cosine"), ("optimizer", "sgd", "linear"), ("optim", "lion", "cosine"))
+    ):
+        logged(tmp_path, "run", at, learning_rate=0.1, scheduler=way, **{key: rule})
+        found = [record.config for record in load_runs([tmp_path]).records]
+        stated = [config.states("optimizer.step_rule") for config in found]
+        assert stated == ([False] * len(found) if at else [True])
+    assert sorted((each.foreign or {})["optimizer"] for each in found) == ["adamw", "lion", "sgd"]
+    assert sorted((each.foreign or {})["scheduler"] for each in found) == ["cosine", "cosine", "linear"]
+    assert all(each.optimizer.learning_rate == 0.1 and not each.states("schedule") for each in found)
+    loader = ExperimentDataLoader([tmp_path])
+    assert sum("; scheduler=cosine, optimizer=adamw" in name for name in loader.memo(site_labels).values()) == 1
+    assert swept_columns(loader, loader.runs["arm"])["optimizer"].count("adamw") == 1
 
 
 def test_arms_are_called_as_their_runs_with_the_keys_that_differ(tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ from altgrad.analysis.loader import (
 )
 from altgrad.config import OPERAND_NAMES, OPERANDS, ExperimentConfig, flat, parse_config, scalar
 from altgrad.recipes import RECIPES, recipe_keys
-from altgrad.runs.names import map_config
 from altgrad.text import cut, visible
 
 T = TypeVar("T")
@@ -112,16 +111,11 @@ def varied(configs: Mapping[str, ExperimentConfig], most: int = SHOWN_KEYS) -> d
 
 
 def values_of(config: ExperimentConfig) -> dict[str, Any]:
-    """What another loop's run states, but for the seed: AltGrad's keys and its own, dotted; its formats are one.
-
-    A setting that AltGrad knows has its key whatever its value: ``optim: sgd`` is read beside ``optimizer.step_rule``.
-    """
+    """What another loop's run states, but for the seed: AltGrad's keys and its own, dotted; its formats are one."""
     formats = ("quantize", "scaling") if states_formats(config) else ()
     own = {key: value for key, value in config.arm_identity().items() if key not in ("foreign", *formats)}
     told = {FORMATS: ", ".join(_formats(config))} if formats else {}
-    known, foreign = flat(own) | told, config.foreign or {}
-    named = {name: key for name, key in map_config(foreign)[1].items() if key not in known}
-    return known | {named.get(name, name): value for name, value in foreign.items()}
+    return flat(own) | told | dict(config.foreign or {})
 
 
 def _data(name: str) -> str:

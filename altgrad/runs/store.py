@@ -38,7 +38,7 @@ from altgrad.runs.schema import (
     public_line,
 )
 from altgrad.runs.secrets import left_out, mask, mask_record
-from altgrad.runs.site_names import NO_NAMES, SiteNames, names_file, site_names
+from altgrad.runs.site_names import NO_NAMES, SiteNames, named_alike, names_file, own_names, site_names
 from altgrad.runs.stores import StorePath, located
 from altgrad.runs.tables import is_text, open_table, read_digests
 from altgrad.runs.writer import TABLES, is_locked, merged, read_jsonl
@@ -154,17 +154,25 @@ def _as_its_site_has_them(records: list[RunRecord], sources: Iterable[Path]) -> 
         UsageError: the site's file of names is none.
     """
     names, seen, found = site_names(sources), set[tuple[str, int]](), []
+    if names != NO_NAMES:
+        records = [record if record.config.foreign is None else _renamed(record, names) for record in records]
+    alike = own_names(record.config for record in records)
     for record in records:
         if record.config.foreign is not None:
-            if names != NO_NAMES:
-                stated = parse_config(record.run["config"], source=record.id)
-                record = record_of(record.run, stated, record.tables, record.secrets, names, record.proved)
+            config = named_alike(record.config, alike)
+            if config is not record.config:
+                record = replace(record, config=config, arm=arm_id(config, record.run["data"], record.id))
             place = record.arm, record.config.seed
             if place in seen:
                 record = replace(record, arm=f"{record.arm}-{digest(record.id)[:4]}")
             seen.add(place)
         found.append(record)
     return found
+
+
+def _renamed(record: RunRecord, names: SiteNames) -> RunRecord:
+    stated = parse_config(record.run["config"], source=record.id)
+    return record_of(record.run, stated, record.tables, record.secrets, names, record.proved)
 
 
 def _text_as(layers: pd.DataFrame, kind: Literal["str", "category"]) -> pd.DataFrame:
