@@ -191,19 +191,19 @@ class RunSet:
 
 
 def default_sources() -> tuple[Path, ...]:
-    """Where records are looked for: ``ALTGRAD_RUNS``, else the checkout.
+    """Where records are looked for: ``ALTGRAD_RUNS``, else the working directory, else the checkout.
 
     In the variable paths and addresses of stores (`located`) are joined by the system's path separator.
 
-    In a checkout these are ``experiments/recorded`` and ``experiments/runs``, found beside the package or, for an
-    installed package, under the working directory.
+    Of a site's folder and of a checkout these are ``experiments/recorded`` and ``experiments/runs``. The checkout's,
+    beside the package, are taken where the working directory has neither.
     """
     chosen = os.environ.get("ALTGRAD_RUNS")
     if chosen is not None:
         return tuple(map(located, filter(None, re.split(f"{re.escape(os.pathsep)}(?!//)", chosen))))
     beside = Path(__file__).resolve().parents[2]
-    root = beside if (beside / "experiments").is_dir() else Path.cwd()
-    return (root / "experiments" / "recorded", root / "experiments" / "runs")
+    places = [(root / "experiments" / "recorded", root / "experiments" / "runs") for root in (Path.cwd(), beside)]
+    return next((own for own in places if any(map(Path.is_dir, own))), places[0])
 
 
 def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
