@@ -760,8 +760,9 @@ def test_names_of_arms_have_what_was_swept_and_not_what_follows_from_it(tmp_path
         for size in (16, 128):
             logged(tmp_path, "run", 0, optimizer=rule, learning_rate=rate, batch_size=size, depth=2, hidden=64)
     swept = {f"optimizer={rule}, batch_size={size}" for rule in ("adamw", "sgd", "rmsprop") for size in (16, 128)}
-    names = {*ExperimentDataLoader([tmp_path]).memo(site_labels).values()}
-    assert names == {f"run; {name}" for name in swept}
+    loader = ExperimentDataLoader([tmp_path])
+    assert {*loader.memo(site_labels).values()} == {f"run; {name}" for name in swept}
+    assert [*swept_columns(loader, loader.runs["arm"])] == ["optimizer", "batch_size"]
     logged(tmp_path, "run", 0, optimizer="lion", learning_rate=0.003, batch_size=16)
     logged(tmp_path, "bare")
     names = {*ExperimentDataLoader([tmp_path]).memo(site_labels).values()}

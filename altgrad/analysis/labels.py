@@ -56,7 +56,7 @@ def arm_labels(loader: ExperimentDataLoader, arms: Iterable[str], but: Collectio
     """
     configs = {arm: loader.config(arm) for arm in arms}
     parts = {arm: [_beginning(config, loader.title(arm))] for arm, config in configs.items()}
-    keys = _naming(configs)
+    keys = naming(configs)
     for arm, config in configs.items():
         if config.foreign is not None and (values := values_of(config)):
             if keys[config.study] and len({*loader.titles(arm)}) > 1:
@@ -107,7 +107,7 @@ def varied(configs: Mapping[str, ExperimentConfig], most: int = SHOWN_KEYS) -> d
     return found
 
 
-def _naming(configs: Mapping[str, ExperimentConfig]) -> dict[str, list[str]]:
+def naming(configs: Mapping[str, ExperimentConfig]) -> dict[str, list[str]]:
     """Of the keys that are `varied` within a project those that name its arms, the one of the most values first.
 
     One that follows from another, of which several arms share a value, is left out: the learning rate of an optimizer.
