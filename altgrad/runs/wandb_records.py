@@ -65,7 +65,7 @@ def make_record(
         notes = notes[:LONGEST_NOTES]
     try:
         config, data, kept = _own(given, notes)
-    except (LookupError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError):
         config, data, found = _foreign(given, notes)
         kept = {"id": foreign_id(given, config), "environment": dict(given.get("environment") or {}), "code": {}}
         kept["title"] = visible(str(given["name"] or given["id"]))[:200]
