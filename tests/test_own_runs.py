@@ -16,6 +16,7 @@ from scipy import stats
 
 from altgrad.analysis import ExperimentDataLoader
 from altgrad.analysis.effects import measure_of
+from altgrad.analysis.labels import site_labels
 from altgrad.reports.arms import arm_pages
 from altgrad.reports.own import curves_page, effects_page, health_page, overview_page, own_pages
 from altgrad.runs import record
@@ -150,7 +151,8 @@ def test_a_setting_is_one_key_whatever_its_value_and_runs_may_be_compared_by_wha
             run.finish({"val/loss": loss, "seconds": 7})
     loader = ExperimentDataLoader([tmp_path])
     found = data(effects_page(loader), "effects")
-    assert set(found["key"]) == {"optimizer.step_rule"}
+    assert set(found["key"]) == {"optim"}
+    assert set(loader.memo(site_labels).values()) >= {"run; optim=adamw", "run; optim=sgd"}
     assert dict(zip(found["value"], found["difference"], strict=True)) == {"sgd": 0.5, f"{long}1": 1.0, f"{long}2": 2.0}
     assert "has the lowest val_loss: 1.0000" in words(overview_page(loader))
     (runs,) = (table for table in tables(arm_pages(loader)[1]) if table.caption == "1 run")

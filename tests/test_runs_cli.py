@@ -19,7 +19,7 @@ from records import DATA, config, without_proofs, write_matrix, write_run
 
 from altgrad.cli import main
 from altgrad.config import UsageError
-from altgrad.runs import RunWriter, load_runs, pack_study, read_histories, read_run, record
+from altgrad.runs import RunWriter, default_sources, load_runs, pack_study, read_histories, read_run, record
 from altgrad.runs.query import verify
 
 ROOT = Path(__file__).parents[1]
@@ -583,6 +583,18 @@ def test_prune_without_a_clear_request_does_nothing(tmp_path: Path, told: Any, a
 def test_default_sources_are_those_of_load_runs(tmp_path: Path, told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_run(tmp_path, config("e4m3"))
     monkeypatch.setenv("ALTGRAD_RUNS", os.pathsep.join([str(tmp_path), str(tmp_path / "none")]))
+    _, out, _ = told("list")
+    assert ids(out) == [path.name]
+
+
+def test_runs_of_the_folder_one_stands_in_come_before_those_of_the_checkout(
+    tmp_path: Path, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Import writes there too. Without records there, they are the checkout's."""
+    monkeypatch.delenv("ALTGRAD_RUNS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert [folder.parents[1] for folder in default_sources()] == [Path(__file__).resolve().parents[1]] * 2
+    path = write_run(tmp_path / "experiments" / "runs", config("e4m3"))
     _, out, _ = told("list")
     assert ids(out) == [path.name]
 

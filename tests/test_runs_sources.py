@@ -24,6 +24,7 @@ from altgrad.cli import main
 from altgrad.config import UsageError
 from altgrad.recipes import recipe_keys
 from altgrad.reports.arms import arm_pages
+from altgrad.reports.compare import swept_columns
 from altgrad.runs import RunRecord, load_runs, record
 from altgrad.runs.history import MOST_METRICS, of_rows
 from altgrad.runs.names import columns
@@ -734,6 +735,38 @@ def test_keys_that_say_which_run_it_is_make_no_arm(tmp_path: Path) -> None:
     records = load_runs([tmp_path]).records
     assert len({record.arm for record in records}) == 1
     assert records[0].run["config"]["foreign"].keys() == {"width", "output_dir", "wandb.run_name"}
+
+
+def test_a_key_is_one_for_all_runs_of_a_site_whatever_their_values(tmp_path: Path) -> None:
+    """Under AltGrad's name where it knows all values, else under the name that the loops gave it."""
+    for at, (key, rule, way) in enumerate(
+        (("optimizer", "adamw", "cosine"), ("optimizer", "sgd", "linear"), ("optim", "lion", "cosine"))
+    ):
+        logged(tmp_path, "run", at, learning_rate=0.1, scheduler=way, **{key: rule})
+        found = [record.config for record in load_runs([tmp_path]).records]
+        stated = [config.states("optimizer.step_rule") for config in found]
+        assert stated == ([False] * len(found) if at else [True])
+    assert sorted((each.foreign or {})["optimizer"] for each in found) == ["adamw", "lion", "sgd"]
+    assert sorted((each.foreign or {})["scheduler"] for each in found) == ["cosine", "cosine", "linear"]
+    assert all(each.optimizer.learning_rate == 0.1 and not each.states("schedule") for each in found)
+    loader = ExperimentDataLoader([tmp_path])
+    assert sum("optimizer=adamw, scheduler=cosine" in name for name in loader.memo(site_labels).values()) == 1
+    assert swept_columns(loader, loader.runs["arm"])["optimizer"].count("adamw") == 1
+
+
+def test_names_of_arms_have_what_was_swept_and_not_what_follows_from_it(tmp_path: Path) -> None:
+    """Nor what is the same in all runs but one whose log states nothing or less; two arms have names of their own."""
+    for rule, rate in (("adamw", 0.003), ("sgd", 0.1), ("rmsprop", 0.003)):
+        for size in (16, 128):
+            logged(tmp_path, "run", 0, optimizer=rule, learning_rate=rate, batch_size=size, depth=2, hidden=64)
+    swept = {f"optimizer={rule}, batch_size={size}" for rule in ("adamw", "sgd", "rmsprop") for size in (16, 128)}
+    loader = ExperimentDataLoader([tmp_path])
+    assert {*loader.memo(site_labels).values()} == {f"run; {name}" for name in swept}
+    assert [*swept_columns(loader, loader.runs["arm"])] == ["optimizer", "batch_size"]
+    logged(tmp_path, "run", 0, optimizer="lion", learning_rate=0.003, batch_size=16)
+    logged(tmp_path, "bare")
+    names = {*ExperimentDataLoader([tmp_path]).memo(site_labels).values()}
+    assert {name.removeprefix("run; ") for name in names} == {*swept, "optimizer=lion, batch_size=16", "bare"}
 
 
 def test_arms_are_called_as_their_runs_with_the_keys_that_differ(tmp_path: Path) -> None:

@@ -27,12 +27,11 @@ from altgrad.analysis.loader import (
 )
 from altgrad.config import OPERAND_NAMES, OPERANDS, ExperimentConfig, flat, parse_config, scalar
 from altgrad.recipes import RECIPES, recipe_keys
-from altgrad.runs.names import map_config
 from altgrad.text import cut, visible
 
 T = TypeVar("T")
-SHOWN_KEYS = 3
-"""Most keys of a project's sweeps in the name of an arm."""
+SHOWN_KEYS, COMPARED_KEYS = 3, 24
+"""Most keys of a project's sweeps in the name of an arm, and those among which they are found."""
 FORMATS = "formats"
 """What `values_of` calls all that a config says of formats and their scales."""
 LONGEST = 60
@@ -57,14 +56,14 @@ def arm_labels(loader: ExperimentDataLoader, arms: Iterable[str], but: Collectio
     """
     configs = {arm: loader.config(arm) for arm in arms}
     parts = {arm: [_beginning(config, loader.title(arm))] for arm, config in configs.items()}
-    keys = varied(configs)
+    keys = naming(configs)
     for arm, config in configs.items():
-        if config.foreign is not None and keys[config.study] and len({*loader.titles(arm)}) > 1:
-            parts[arm] = [""]  # its runs have names of their own
-    for arm, config in configs.items():
-        told = {*but, FORMATS} if parts[arm][0] else but  # its beginning says them
-        parts[arm] += [_leaf(key, values_of(config)) for key in keys.get(config.study, ()) if key not in told]
-    alike = _groups(configs, lambda arm: parts[arm][0])
+        if config.foreign is not None and (values := values_of(config)):
+            if keys[config.study] and len({*loader.titles(arm)}) > 1:
+                parts[arm] = [""]  # its runs have names of their own
+            told = {*but, FORMATS} if parts[arm][0] else but  # its beginning says them
+            parts[arm] += [_leaf(key, values) for key in keys[config.study] if key not in told]
+    alike = _groups(configs, lambda arm: _joined(parts[arm]))
 
     def divide(by: Callable[[str], str]) -> None:
         nonlocal alike
@@ -93,35 +92,60 @@ def arm_labels(loader: ExperimentDataLoader, arms: Iterable[str], but: Collectio
 def varied(configs: Mapping[str, ExperimentConfig], most: int = SHOWN_KEYS) -> dict[str, list[str]]:
     """The keys by which the arms of other loops differ within a project, for each project; at most `most` of each.
 
-    Those come first that the most arms state, then those of the fewest values: what was swept, not what follows.
+    Those come first that have more than one value, then those that the most arms state, then those of the fewest
+    values: what was swept, not what follows. Arms that state nothing do not count.
     """
-    projects = defaultdict[str, list[dict[str, Any]]](list)
-    for config in configs.values():
-        if config.foreign is not None:
-            projects[config.study].append(values_of(config))
     found = {}
-    for project, arms in projects.items():
-        counts: dict[str, tuple[int, int]] = {}
+    for project, arms in _projects(configs).items():
+        counts: dict[str, tuple[bool, int, int]] = {}
         for key in dict.fromkeys(chain(*arms)):
             stated = [scalar(arm[key]) for arm in arms if key in arm]
-            differ = len({*stated}) + (len(stated) < len(arms))
-            if differ > 1:
-                counts[key] = (len(arms) - len(stated), len({*stated}))
+            values, missing = len({*stated}), len(arms) - len(stated)
+            if values + (missing > 0) > 1:
+                counts[key] = (values == 1, missing, values)
         found[project] = sorted(counts, key=lambda key: (*counts[key], key))[:most]
     return found
 
 
-def values_of(config: ExperimentConfig) -> dict[str, Any]:
-    """What another loop's run states, but for the seed: AltGrad's keys and its own, dotted; its formats are one.
+def naming(configs: Mapping[str, ExperimentConfig]) -> dict[str, list[str]]:
+    """Of the keys that are `varied` within a project those that name its arms, the one of the most values first.
 
-    A setting that AltGrad knows has its key whatever its value: ``optim: sgd`` is read beside ``optimizer.step_rule``.
+    One that follows from another, of which several arms share a value, is left out: the learning rate of an optimizer.
+    One that is another in each arm is the last, where the others tell them apart without it.
     """
+    found, projects = {}, _projects(configs)
+    for project, keys in varied(configs, COMPARED_KEYS).items():
+        arms = projects[project]
+        texts = {key: [scalar(arm[key]) if key in arm else None for arm in arms] for key in keys}
+        count = {key: len({*texts[key]}) for key in keys}
+        left: list[str] = []
+        for key in sorted(keys, key=lambda key: -count[key]):
+            causes = (len({*zip(texts[other], texts[key], strict=True)}) == count[other] < len(arms) for other in left)
+            left += [] if any(causes) else [key]
+        last = [
+            key
+            for key in left
+            if count[key] == len(arms) == len({*zip(*(texts[each] for each in left if each != key), strict=True)})
+        ]
+        found[project] = [*(key for key in left if key not in last), *last][:SHOWN_KEYS]
+    return found
+
+
+def _projects(configs: Mapping[str, ExperimentConfig]) -> dict[str, list[dict[str, Any]]]:
+    """What the arms of other loops state, for each project; those that state nothing are left out."""
+    projects = defaultdict[str, list[dict[str, Any]]](list)
+    for config in configs.values():
+        if config.foreign is not None and (stated := values_of(config)):
+            projects[config.study].append(stated)
+    return projects
+
+
+def values_of(config: ExperimentConfig) -> dict[str, Any]:
+    """What another loop's run states, but for the seed: AltGrad's keys and its own, dotted; its formats are one."""
     formats = ("quantize", "scaling") if states_formats(config) else ()
     own = {key: value for key, value in config.arm_identity().items() if key not in ("foreign", *formats)}
     told = {FORMATS: ", ".join(_formats(config))} if formats else {}
-    known, foreign = flat(own) | told, config.foreign or {}
-    named = {name: key for name, key in map_config(foreign)[1].items() if key not in known}
-    return known | {named.get(name, name): value for name, value in foreign.items()}
+    return flat(own) | told | dict(config.foreign or {})
 
 
 def _data(name: str) -> str:

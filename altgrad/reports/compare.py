@@ -16,7 +16,7 @@ import pandas as pd
 
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.effects import OWN, Measure, last_value, measure_of, outcomes
-from altgrad.analysis.labels import site_labels, values_of, varied
+from altgrad.analysis.labels import naming, site_labels, values_of
 from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, unquantized
 from altgrad.analysis.statistics import CONFIDENCE, mean_interval, t_quantile
 from altgrad.config import ExperimentConfig, flat, scalar
@@ -171,10 +171,10 @@ def ends(loader: ExperimentDataLoader) -> list[float]:
 
 
 def swept_columns(loader: ExperimentDataLoader, arms: Iterable[str]) -> dict[str, list[str | None]]:
-    """The keys by which other loops' arms differ, but for those that have a column anyway, and what each arm states."""
+    """The keys that name other loops' arms, but for those that have a column anyway, and what each arm states."""
     foreign = set(loader.runs.loc[loader.runs["foreign"].astype(bool), "arm"])
     configs = {arm: loader.config(arm) if arm in foreign else None for arm in arms}
-    differ = varied({arm: config for arm, config in configs.items() if config is not None})
+    differ = naming({arm: config for arm, config in configs.items() if config is not None})
     keys = dict.fromkeys(key for own in differ.values() for key in own if key not in _HAVE_COLUMNS)
     stated = [{} if config is None else values_of(config) for config in configs.values()]
     return {visible(key): [shown(own[key]) if key in own else None for own in stated] for key in [*keys][:SWEPT]}

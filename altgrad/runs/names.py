@@ -63,7 +63,12 @@ CONFIG: dict[str, tuple[str, ...]] = {
     "quantize.activation": ("quantize_activation", "activation_format", "act_format", "activation_dtype"),
     "quantize.grad_output": ("quantize_grad_output", "gradient_format", "grad_format", "grad_dtype"),
 }  # fmt: skip
-"""Key of AltGrad's config <- its names elsewhere; a value that AltGrad's key cannot have stays under its own name."""
+"""Key of AltGrad's config <- its names elsewhere; a value that AltGrad's key cannot have stays under its own name.
+
+So then do the values of all other runs of a site (`altgrad.runs.site_names.own_names`): a setting is one key.
+"""
+KEYS = {name: key for key, names in CONFIG.items() for name in names}
+"""Name of a key elsewhere, as `normal` has it -> AltGrad's."""
 
 OF_ONE_RUN = frozenset(
     {

@@ -18,9 +18,11 @@ Everything is optional. Formats that a config states in words of other tools are
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +30,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from altgrad.config import OPERANDS, ExperimentConfig, UsageError, config_keys, first_mistake, one_line
-from altgrad.runs.names import CONFIG, OF_ONE_RUN, columns, map_config, normal
+from altgrad.runs.names import CONFIG, KEYS, OF_ONE_RUN, columns, map_config, normal
 from altgrad.runs.precision import precision
 from altgrad.runs.processor import NOT_STATED
 from altgrad.runs.schema import digest
@@ -167,6 +169,39 @@ def _without(config: ExperimentConfig, keys: Iterable[str]) -> ExperimentConfig:
     return ExperimentConfig.model_validate(
         {key: value for key, value in dumped.items() if value != {} or key == "foreign"}
     )
+
+
+def own_names(configs: Iterable[ExperimentConfig]) -> dict[str, str]:
+    """AltGrad's key -> what other loops call it, where a run of theirs has a value that the key cannot have.
+
+    Formats are not among them: what is none that AltGrad knows says nothing of those that are.
+    """
+    counts = Counter(each for config in configs for each in refused(config).items())
+    return {key: name for (key, name), _ in reversed(counts.most_common())}
+
+
+def named_alike(config: ExperimentConfig, names: Mapping[str, str]) -> ExperimentConfig:
+    """The config of another loop's run with each key of `names` in `foreign`, under the one name of all runs."""
+    given = config.foreign or {}
+    stated = [key for key, name in names.items() if key != name and name not in given and config.states(key)]
+    called = {name: names[key] for key, name in refused(config).items() if names.get(key, name) not in given}
+    if not stated and not called:
+        return config
+    moved = {names[key]: reduce(getattr, key.split("."), config) for key in stated}
+    with contextlib.suppress(ValidationError):  # of a rule of AltGrad's that other keys of the run belong to
+        foreign = {called.get(name, name): value for name, value in given.items()} | moved
+        return _without(config, stated).model_copy(update={"foreign": foreign})
+    return config
+
+
+def refused(config: ExperimentConfig) -> dict[str, str]:
+    """The keys of AltGrad's that a run has another value for than they can have, and what its loop calls them."""
+    found: dict[str, str] = {}
+    for name in config.foreign or ():
+        key = KEYS.get(normal(name), "seed")
+        if key not in ("seed", "data") and not key.startswith("quantize.") and not config.states(key):
+            found.setdefault(key, name)
+    return found
 
 
 def site_names(sources: Iterable[Path]) -> SiteNames:

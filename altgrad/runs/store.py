@@ -38,7 +38,7 @@ from altgrad.runs.schema import (
     public_line,
 )
 from altgrad.runs.secrets import left_out, mask, mask_record
-from altgrad.runs.site_names import NO_NAMES, SiteNames, names_file, site_names
+from altgrad.runs.site_names import NO_NAMES, SiteNames, named_alike, names_file, own_names, site_names
 from altgrad.runs.stores import StorePath, located
 from altgrad.runs.tables import is_text, open_table, read_digests
 from altgrad.runs.writer import TABLES, is_locked, merged, read_jsonl
@@ -154,17 +154,25 @@ def _as_its_site_has_them(records: list[RunRecord], sources: Iterable[Path]) -> 
         UsageError: the site's file of names is none.
     """
     names, seen, found = site_names(sources), set[tuple[str, int]](), []
+    if names != NO_NAMES:
+        records = [record if record.config.foreign is None else _renamed(record, names) for record in records]
+    alike = own_names(record.config for record in records)
     for record in records:
         if record.config.foreign is not None:
-            if names != NO_NAMES:
-                stated = parse_config(record.run["config"], source=record.id)
-                record = record_of(record.run, stated, record.tables, record.secrets, names, record.proved)
+            config = named_alike(record.config, alike)
+            if config is not record.config:
+                record = replace(record, config=config, arm=arm_id(config, record.run["data"], record.id))
             place = record.arm, record.config.seed
             if place in seen:
                 record = replace(record, arm=f"{record.arm}-{digest(record.id)[:4]}")
             seen.add(place)
         found.append(record)
     return found
+
+
+def _renamed(record: RunRecord, names: SiteNames) -> RunRecord:
+    stated = parse_config(record.run["config"], source=record.id)
+    return record_of(record.run, stated, record.tables, record.secrets, names, record.proved)
 
 
 def _text_as(layers: pd.DataFrame, kind: Literal["str", "category"]) -> pd.DataFrame:
@@ -183,19 +191,19 @@ class RunSet:
 
 
 def default_sources() -> tuple[Path, ...]:
-    """Where records are looked for: ``ALTGRAD_RUNS``, else the checkout.
+    """Where records are looked for: ``ALTGRAD_RUNS``, else the working directory, else the checkout.
 
     In the variable paths and addresses of stores (`located`) are joined by the system's path separator.
 
-    In a checkout these are ``experiments/recorded`` and ``experiments/runs``, found beside the package or, for an
-    installed package, under the working directory.
+    Of a site's folder and of a checkout these are ``experiments/recorded`` and ``experiments/runs``. The checkout's,
+    beside the package, are taken where the working directory has neither.
     """
     chosen = os.environ.get("ALTGRAD_RUNS")
     if chosen is not None:
         return tuple(map(located, filter(None, re.split(f"{re.escape(os.pathsep)}(?!//)", chosen))))
     beside = Path(__file__).resolve().parents[2]
-    root = beside if (beside / "experiments").is_dir() else Path.cwd()
-    return (root / "experiments" / "recorded", root / "experiments" / "runs")
+    places = [(root / "experiments" / "recorded", root / "experiments" / "runs") for root in (Path.cwd(), beside)]
+    return next((own for own in places if any(map(Path.is_dir, own))), places[0])
 
 
 def load_runs(sources: Iterable[Path] | None = None) -> RunSet:

@@ -27,6 +27,7 @@ from altgrad.runs.names import columns as read_as
 from altgrad.runs.precision import precision
 from altgrad.runs.schema import SCHEMA_VERSION, Failure, arm_id, digest, run_id, with_seed
 from altgrad.runs.secrets import in_words, left_out, mask, mask_record
+from altgrad.runs.site_names import refused
 from altgrad.runs.store import check_run, read_run
 from altgrad.runs.tables import write_table
 from altgrad.runs.writer import no_room, utc_time, write_json, write_rows
@@ -64,7 +65,7 @@ def make_record(
         notes = notes[:LONGEST_NOTES]
     try:
         config, data, kept = _own(given, notes)
-    except (LookupError, TypeError, ValueError):
+    except (AttributeError, LookupError, TypeError, ValueError):
         config, data, found = _foreign(given, notes)
         kept = {"id": foreign_id(given, config), "environment": dict(given.get("environment") or {}), "code": {}}
         kept["title"] = visible(str(given["name"] or given["id"]))[:200]
@@ -253,6 +254,8 @@ def _foreign(given: Mapping[str, Any], notes: str) -> tuple[ExperimentConfig, di
         words = ", ".join(f"{name} {each}" for name, each in formats["quantize"].items() if isinstance(each, str))
         report.append(f"config: {', '.join(said)}: read as {words}")
     report += some("config: kept under their own names: ", [key for key in without if key not in said])
+    for key, own in refused(config).items():
+        report.append(f"config: {own}: not all values are ones of {key}; pages keep it under its own name in all runs")
     if not config.states("seed"):
         ask = "which key is the seed? Say it in altgrad.yaml, as seed: KEY"
         report.append(f"config: no seed is stated, and the run is an arm by itself: {ask}")

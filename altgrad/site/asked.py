@@ -17,7 +17,7 @@ from altgrad.analysis.labels import values_of, varied
 from altgrad.config import UsageError
 from altgrad.runs import RunRecord
 from altgrad.runs.foreign import slug
-from altgrad.runs.names import columns, map_config, normal
+from altgrad.runs.names import KEYS, columns, map_config, normal
 from altgrad.runs.site_names import NO_NAMES
 from altgrad.text import shorten, visible
 
@@ -149,7 +149,9 @@ def _known(option: str, name: str, there: Sequence[str], other: str, found: Foun
     """The one of `there` that is meant by a name or its `other` form; a mistake is noted with what is near."""
     if match := next((each for each in there if name == each), None):
         return match
-    match = next((each for each in there if normal(each) in (normal(name), normal(other))), None)
+    match = next(
+        (each for each in there if normal(each) == normal(name) or KEYS.get(normal(each), each) == other), None
+    )
     if match is None:
         near = difflib.get_close_matches(name, there, 3, 0.5)
         found.mistakes.append(f"{option} {name}: no run has it; there are {_some(near or there)}")
