@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from altgrad.analysis.effects import LOSSES, metrics_of
+from altgrad.analysis.effects import metrics_of
+from altgrad.runs.history import LOSSES
 from altgrad.analysis.labels import values_of, varied
 from altgrad.config import UsageError
 from altgrad.runs import RunRecord
