@@ -289,7 +289,10 @@ def test_a_run_whose_loss_ends_in_nan_or_infinity_has_failed(tmp_path: Path, row
     (tmp_path / "a.csv").write_text(f"step,train_loss,val_loss\n{rows}")
     import_runs(tmp_path / "a.csv", tmp_path / "out")
     (run,) = load_runs([tmp_path / "out"]).records
-    assert (run.status, run.run["failure"] and run.run["failure"]["step"]) == ("finished" if step is None else "failed", step)
+    assert (run.status, run.run["failure"] and run.run["failure"]["step"]) == (
+        "finished" if step is None else "failed",
+        step,
+    )
 
 
 def test_a_row_that_is_half_written_is_left_out_and_said(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ class Gathered:
 
 
 def diverged(table: pa.Table) -> Failure | None:
-    """That a loss of another loop's run (`LOSSES`) is NaN or infinite from a step to its last value; None where none is.
+    """That a loss of a run (`LOSSES`) is NaN or infinite from a step to its last value; None where none is.
 
     Loops that write NaN at steps without an evaluation have it between values too: what ends a run is longer than that.
     A loss that never has a value counts where no other has any.

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from altgrad.analysis.effects import metrics_of
-from altgrad.runs.history import LOSSES
 from altgrad.analysis.labels import values_of, varied
 from altgrad.config import UsageError
 from altgrad.runs import RunRecord
 from altgrad.runs.foreign import slug
+from altgrad.runs.history import LOSSES
 from altgrad.runs.names import columns, map_config, normal
 from altgrad.runs.site_names import NO_NAMES
 from altgrad.text import shorten, visible
