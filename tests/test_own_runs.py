@@ -209,8 +209,8 @@ def test_a_value_that_always_goes_with_another_key_is_said_and_what_to_do(
     loader, _, folder = crossed
     for page in (overview_page(loader), effects_page(loader)):
         assert (
-            "solver** c: always run with rate 0.1, and no other solver was, so what each of them did cannot be told "
-            "apart. To compare what goes together as one, name the keys that make an arm in `altgrad.yaml`: "
+            "solver** c: always run with rate 0.1, and no other solver was, so what each did alone is not known. "
+            "To compare what goes together as one, name the keys that make an arm in `altgrad.yaml`: "
             "arms: [solver, batch, decay] ."
         ) in words(page)
     site = tmp_path / "site"
@@ -218,7 +218,7 @@ def test_a_value_that_always_goes_with_another_key_is_said_and_what_to_do(
     (site / "altgrad.yaml").write_text("project: solvers\narms: [solver, batch, decay]\n")
     page = effects_page(ExperimentDataLoader([site / "runs"]))
     assert ("solver", "c") in data(page, "effects").set_index(["key", "value"]).index
-    assert "cannot be told apart" not in words(page)
+    assert "alone is not known" not in words(page)
 
 
 def test_a_setting_is_one_key_whatever_its_value_and_runs_may_be_compared_by_what_only_summaries_have(
