@@ -6,6 +6,7 @@ import contextlib
 import html
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,8 +121,8 @@ def test_an_effect_is_the_mean_of_paired_differences_where_nothing_else_differs(
             row = found.loc[(key, str(value))]
             assert row["reference"] == str(reference)
             assert (row["difference"], row["low"], row["high"]) == pytest.approx(
-                interval(wide[value] - wide[reference])
-            )
+                interval((wide[value] - wide[reference]).groupby(level=0).mean())
+            ), "over the means of the settings"
             assert (row["n_pairs"], row["settings"]) == (len(wide), len(wide) // 3)
     assert len(found) == 3
     assert "One seed each" not in words(page)
@@ -139,6 +140,86 @@ def test_an_effect_is_the_mean_of_paired_differences_where_nothing_else_differs(
         assert drawn[str(width_), str(lr)] == pytest.approx(mean)
     for place in expected.groupby(level=1).idxmax():
         assert f"{expected[place]:.4g}" in both.description
+
+
+SHIFTS = {("0.0", 16): -0.02, ("0.0", 128): -0.001, ("0.01", 16): 0.3, ("0.01", 128): 0.24}
+
+
+@pytest.fixture(scope="module")
+def crossed(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExperimentDataLoader, pd.DataFrame, Path]:
+    """Three solvers in four settings with three seeds, one of them always at another rate; and one run diverged."""
+    folder, draw, ends = tmp_path_factory.mktemp("crossed"), np.random.default_rng(1), []
+    for solver in ("a", "b", "c"):
+        for (decay, batch), shift in SHIFTS.items():
+            for seed in range(3):
+                config = {"solver": solver, "decay": float(decay), "batch": batch, "seed": seed}
+                place = folder / "logs" / f"{solver}-{decay}-{batch}-{seed}"
+                place.mkdir(parents=True)
+                (place / "config.json").write_text(json.dumps(config | {"rate": 0.1 if solver == "c" else 0.003}))
+                end = 1 + shift * (solver == "b") + draw.normal(0, 0.0003)
+                bad = (solver, decay, batch, seed) == ("c", "0.0", 16, 0)
+                last = "50,nan,nan,60\n75,nan,nan,90" if bad else f"50,0.5,{end},60\n75,0.4,,90"
+                (place / "metrics.csv").write_text(f"step,train_loss,val_loss,time\n25,9,6,30\n{last}\n")
+                ends.append(config | {"value": np.nan if bad else end})
+    import_runs(folder / "logs", folder / "site" / "runs")
+    (folder / "site" / "altgrad.yaml").write_text("project: solvers\n")
+    return ExperimentDataLoader([folder / "site" / "runs"]), pd.DataFrame(ends), folder
+
+
+def test_an_effect_is_over_settings_and_says_where_they_disagree(
+    crossed: tuple[ExperimentDataLoader, pd.DataFrame, Path],
+) -> None:
+    loader, ends, _ = crossed
+    page = effects_page(loader)
+    row = data(page, "effects").set_index(["key", "value"]).loc[("solver", "b")]
+    wide = ends.pivot_table(index=["decay", "batch", "seed"], columns="solver", values="value")
+    means = (wide["b"] - wide["a"]).groupby(level=[0, 1]).mean()
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx(interval(means))
+    assert (row["smallest"], row["largest"]) == pytest.approx((means.min(), means.max()))
+    assert (row["n_pairs"], row["seeds"], row["settings"]) == (12, 3, 4)
+    said = words(page)
+    assert "solver**: b is not shown to differ from a" in said
+    assert "in 12 pairs of runs: 4 settings, 3 seeds. **Settings disagree:** between them it goes from " in said
+    assert f"{means.min():.4f} to +{means.max():.4f}, below zero with decay 0 and above it with 0.01." in (
+        said.replace("\N{MINUS SIGN}", "-")
+    )
+
+
+def test_a_run_that_ended_in_nan_has_failed_and_is_said_wherever_it_would_count(
+    crossed: tuple[ExperimentDataLoader, pd.DataFrame, Path],
+) -> None:
+    loader, ends, _ = crossed
+    (record_,) = (each for each in loader.records.values() if each.status == "failed")
+    assert record_.run["failure"]["step"] == 50
+    assert data(overview_page(loader), "best")["n"].tolist().count(2) == 1, "it is no seed of its arm"
+    effect = data(effects_page(loader), "effects").set_index("key").loc["decay"]
+    wide = ends.pivot_table(index=["solver", "batch", "seed"], columns="decay", values="value").dropna()
+    means = (wide[0.01] - wide[0.0]).groupby(level=[0, 1]).mean()
+    assert (effect["difference"], effect["n_pairs"]) == (pytest.approx(means.mean()), 17)
+    for page in (overview_page(loader), effects_page(loader)):
+        assert "36 recorded runs (35 finished, 1 failed)" in words(page)
+        assert "1 run has no result here: 1 failed" in words(page)
+    (of_arm,) = (page for page in arm_pages(loader) if page.path == f"runs/{record_.arm}")
+    assert "train_loss is NaN or infinite from step 50 to its last value" in words(of_arm)
+    assert "time" not in {chart.title for chart in charts(curves_page(loader))}, "a clock is no metric"
+
+
+def test_a_value_that_always_goes_with_another_key_is_said_and_what_to_do(
+    crossed: tuple[ExperimentDataLoader, pd.DataFrame, Path], tmp_path: Path
+) -> None:
+    loader, _, folder = crossed
+    for page in (overview_page(loader), effects_page(loader)):
+        assert (
+            "solver** c: always run with rate 0.1, and no other solver was, so what each did alone is not known. "
+            "To compare what goes together as one, name the keys that make an arm in `altgrad.yaml`: "
+            "arms: [solver, batch, decay] ."
+        ) in words(page)
+    site = tmp_path / "site"
+    shutil.copytree(folder / "site" / "runs", site / "runs")
+    (site / "altgrad.yaml").write_text("project: solvers\narms: [solver, batch, decay]\n")
+    page = effects_page(ExperimentDataLoader([site / "runs"]))
+    assert ("solver", "c") in data(page, "effects").set_index(["key", "value"]).index
+    assert "alone is not known" not in words(page)
 
 
 def test_a_setting_is_one_key_whatever_its_value_and_runs_may_be_compared_by_what_only_summaries_have(

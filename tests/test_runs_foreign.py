@@ -211,6 +211,18 @@ def test_names_and_fingerprints_are_checked(tmp_path: Path, given: dict[str, Any
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_is_finished_with_a_loss_of_nan_has_failed(tmp_path: Path) -> None:
+    for name, end in (("well", 0.5), ("badly", math.nan)):
+        with record(tmp_path, name=name, config={}) as run:
+            run.log(0, loss=1.0)
+            run.log(1, loss=end)
+            run.log(2, other=1.0)
+            run.finish()
+    runs = {run.config.name: run for run in load_runs([tmp_path]).records}
+    assert {name: run.status for name, run in runs.items()} == {"well": "finished", "badly": "failed"}
+    assert runs["badly"].run["failure"]["message"] == "loss is NaN or infinite from step 1 to its last value"
+
+
 def test_a_loop_that_fails_or_is_left_says_so(tmp_path: Path) -> None:
     with record(tmp_path, name="fails", config={}) as run:
         run.log(0, loss=math.nan)

@@ -274,6 +274,28 @@ def test_values_of_a_step_that_was_logged_again_are_said(tmp_path: Path) -> None
     assert "metric: loss: 1 values at steps that have a later one are not kept" in str(found.reports)
 
 
+@pytest.mark.parametrize(
+    ("rows", "step"),
+    [
+        ("0,1,2\n1,1,nan\n2,1,inf\n", 1),
+        ("0,1,2\n1,nan,\n2,nan,\n", 1),
+        ("0,nan,nan\n1,nan,nan\n", 0),
+        ("0,1,2\n1,1,\n2,1,\n", None),
+        ("0,1,nan\n1,1,2\n2,1,nan\n", None),
+        ("0,1,nan\n1,1,nan\n", None),
+    ],
+)
+def test_a_run_whose_loss_ends_in_nan_or_infinity_has_failed(tmp_path: Path, rows: str, step: int | None) -> None:
+    """And one that was not evaluated at its last steps has not, also where its loop says so as NaN."""
+    (tmp_path / "a.csv").write_text(f"step,train_loss,val_loss\n{rows}")
+    import_runs(tmp_path / "a.csv", tmp_path / "out")
+    (run,) = load_runs([tmp_path / "out"]).records
+    assert (run.status, run.run["failure"] and run.run["failure"]["step"]) == (
+        "finished" if step is None else "failed",
+        step,
+    )
+
+
 def test_a_row_that_is_half_written_is_left_out_and_said(tmp_path: Path) -> None:
     run, found = one(tmp_path, "log.jsonl", '{"step": 0, "loss": 1}\n{"step": 1, "lo')
     assert (len(run.history), run.status) == (1, "crashed")

@@ -21,13 +21,12 @@ from altgrad.analysis.loader import ExperimentDataLoader, final_val_loss
 from altgrad.analysis.statistics import Estimate, mean_interval
 from altgrad.config import scalar
 from altgrad.runs import RunRecord
+from altgrad.runs.history import LOSSES
 from altgrad.runs.site_names import NO_NAMES
 from altgrad.text import visible
 
 MOST_KEYS = 12
-NOT_METRICS = ("step", "tokens", "seconds", "lr", "epoch", "logged_step")
-LOSSES = ("loss", "val_loss", "test_loss", "perplexity")
-"""Metrics of which lower is better, whoever logged them."""
+NOT_METRICS = ("step", "tokens", "seconds", "time", "lr", "epoch", "logged_step")
 ABSENT = "not stated"
 """The value of a key that a run does not state."""
 
@@ -81,16 +80,49 @@ class Outcomes:
         return self.measure.sign if self.measure else 1
 
 
+class Turn(NamedTuple):
+    """The one key by whose values the settings with a difference below zero are told from those above it."""
+
+    key: str
+    below: list[str]
+    above: list[str]
+
+
 class Effect(NamedTuple):
-    """What one value of a key does against the reference value of it, over the settings in which both were run."""
+    """What one value of a key does against the reference value of it, over the settings in which both were run.
+
+    `estimate` is of the means of the settings where there are several, each counted once, else of the pairs of the one:
+    pairs of one setting share what is particular to it, and are not independent. `smallest` and `largest` are the means
+    of the settings at both ends, NaN of one setting; `seeds` is 0 where none are stated.
+    """
 
     project: str
     key: str
     reference: str
     value: str
     estimate: Estimate
+    pairs: int
+    seeds: int
     settings: int
+    smallest: float
+    largest: float
+    turn: Turn | None
     paired: bool
+
+
+class Untold(NamedTuple):
+    """A value of a key of which no difference is known.
+
+    `always` has the other keys whose values here no other value of `key` was run with; `runs` is how many have a
+    result; `arms` are the varied keys without those of `always`.
+    """
+
+    project: str
+    key: str
+    value: str
+    runs: int
+    always: dict[str, list[str]]
+    arms: list[str]
 
 
 def outcomes(loader: ExperimentDataLoader) -> Outcomes:
@@ -194,7 +226,7 @@ def varied_keys(loader: ExperimentDataLoader) -> pd.DataFrame:
     for project, keys in varied({arm: loader.config(arm) for arm in arms}, MOST_KEYS).items():
         own = [values for arm, values in arms.items() if loader.config(arm).study == project]
         for key in keys:
-            counts = Counter(_text(values[key]) if key in values else ABSENT for values in own)
+            counts = Counter(_value(values, key) for values in own)
             values = [value for value, _ in sorted(counts.items(), key=lambda each: (-each[1], _order(each[0])))]
             rows.append({"project": project, "key": key, "values": values})
     return pd.DataFrame(rows, columns=["project", "key", "values"])
@@ -224,6 +256,36 @@ def strongest(found: Iterable[Effect]) -> list[Effect]:
     return list(largest.values())
 
 
+def untold(loader: ExperimentDataLoader) -> list[Untold]:
+    """The values of varied keys that no difference is of; of two keys that go together, the one with fewer of them."""
+    known = {(each.project, each.key, value) for each in loader.memo(effects) for value in (each.reference, each.value)}
+    runs, arms = loader.memo(outcomes).runs.dropna(subset=["value"]), _arms(loader)
+    counts, keys, found = Counter(runs["arm"]), varied_keys(loader), list[list[Untold]]()
+    for project, key, values in keys.itertuples(index=False):
+        others = [other for other in keys.loc[keys["project"] == project, "key"] if other != key]
+        own = {arm: arms[arm] for arm in counts if arm in arms and loader.config(arm).study == project}
+        rows = []
+        for value in values:
+            if (project, key, value) in known:
+                continue
+            here = [arm for arm, each in own.items() if _value(each, key) == value]
+            always = {}
+            for other in others:
+                with_it = {_value(own[arm], other) for arm in here}
+                if with_it.isdisjoint(_value(own[arm], other) for arm in own.keys() - here):
+                    always[other] = sorted(with_it, key=_order)
+            always = always if here else {}
+            left = [other for other in (key, *others) if other not in always]
+            rows.append(Untold(project, key, value, sum(counts[arm] for arm in here), always, left))
+        found.append(rows)
+    said, kept = set[tuple[str, str, str]](), list[Untold]()
+    for each in (row for rows in sorted(found, key=len) for row in rows):
+        if not each.always or not all((each.project, other, each.key) in said for other in each.always):
+            kept.append(each)
+            said |= {(each.project, each.key, other) for other in each.always}
+    return kept
+
+
 def _of_key(
     project: str,
     key: str,
@@ -234,10 +296,8 @@ def _of_key(
     settings: dict[Any, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     counts = Counter[str]()
     for arm in results:
-        values = arms[arm]
-        value = _text(values[key]) if key in values else ABSENT
-        rest = frozenset((name, _text(each)) for name, each in values.items() if name != key)
-        settings[rest, loader.data_name(arm)][value].append(arm)
+        rest = frozenset((name, _text(each)) for name, each in arms[arm].items() if name != key)
+        settings[rest, loader.data_name(arm)][_value(arms[arm], key)].append(arm)
     settings = {rest: by_value for rest, by_value in settings.items() if len(by_value) > 1}
     for by_value in settings.values():
         counts.update(list(by_value))
@@ -245,24 +305,41 @@ def _of_key(
         return
     reference = min(counts, key=lambda value: (-counts[value], _order(value)))
     for value in sorted(set(counts) - {reference}, key=_order):
-        differences, used, paired = list[float](), 0, True
-        for by_value in settings.values():
+        found, paired = list[tuple[dict[str, str], pd.Series]](), True
+        for (rest, _), by_value in settings.items():
             if reference in by_value and value in by_value:
                 pairs, by_seed = _pairs(*(pd.concat([results[a] for a in by_value[v]]) for v in (value, reference)))
-                differences += pairs
-                used += bool(pairs)
+                found += [(dict(rest), pairs)] if len(pairs) else []
                 paired &= by_seed
-        if differences:
-            yield Effect(project, key, reference, value, mean_interval(differences), used, paired)
+        if found:
+            every = pd.concat([pairs for _, pairs in found])
+            means = [(rest, float(pairs.mean())) for rest, pairs in found]
+            ends = [mean for _, mean in means]
+            reach = (min(ends), max(ends)) if len(ends) > 1 else (math.nan, math.nan)
+            estimate, seeds = mean_interval(ends if len(ends) > 1 else every), every.index.dropna().nunique()
+            counts_of = (len(every), seeds, len(found))
+            yield Effect(project, key, reference, value, estimate, *counts_of, *reach, _turn(means), paired)
 
 
-def _pairs(own: pd.DataFrame, other: pd.DataFrame) -> tuple[list[float], bool]:
-    """Differences of runs of one seed; of single runs without a seed their own, and then False."""
+def _turn(means: list[tuple[dict[str, str], float]]) -> Turn | None:
+    """By which key the sign of the means of settings goes; None where it does not differ, or no or several keys do."""
+    below, above = [rest for rest, mean in means if mean < 0], [rest for rest, mean in means if mean > 0]
+    found = []
+    for key in sorted({key for rest, _ in means for key in rest}) if below and above else ():
+        low, high = ({rest.get(key, ABSENT) for rest in side} for side in (below, above))
+        if not low & high:
+            found.append(Turn(key, sorted(low, key=_order), sorted(high, key=_order)))
+    return found[0] if len(found) == 1 else None
+
+
+def _pairs(own: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.Series, bool]:
+    """Differences of runs of one seed, by seed; of single runs without a seed their own, and then False."""
     if own["seed"].isna().any() or other["seed"].isna().any():
         single = len(own) == len(other) == 1
-        return ([float(own["value"].iloc[0] - other["value"].iloc[0])] if single else []), False
+        values = [float(own["value"].iloc[0] - other["value"].iloc[0])] if single else []
+        return pd.Series(values, [math.nan] * len(values), dtype=float), False
     one, two = (frame.drop_duplicates("seed").set_index("seed")["value"] for frame in (own, other))
-    return [float(each) for each in (one - two).dropna()], True
+    return (one - two).dropna(), True
 
 
 def interaction(loader: ExperimentDataLoader) -> tuple[str, str, pd.DataFrame] | None:
@@ -277,9 +354,11 @@ def interaction(loader: ExperimentDataLoader) -> tuple[str, str, pd.DataFrame] |
         rows = runs[runs["project"] == project]
         for one, two in combinations(keys, 2):
             cells = rows.assign(
-                **{side: [_text(arms[arm][key]) if key in arms[arm] else ABSENT for arm in rows["arm"]]
-                   for side, key in (("row", one), ("column", two))}
-            )  # fmt: skip
+                **{
+                    side: [_value(arms[arm], key) for arm in rows["arm"]]
+                    for side, key in (("row", one), ("column", two))
+                }
+            )
             table = cells.pivot_table(index="row", columns="column", values="value", aggfunc="mean")
             small = max(table.shape, default=0) <= 8 and min(table.shape) > 1
             count = int(table.notna().sum().sum()), float(table.max().max() - table.min().min())
@@ -293,6 +372,10 @@ def _arms(loader: ExperimentDataLoader) -> dict[str, dict[str, Any]]:
     """What the arms of other training loops state."""
     arms = loader.runs.loc[loader.runs["foreign"].astype(bool), "arm"].unique()
     return {arm: values_of(loader.config(arm)) for arm in arms}
+
+
+def _value(values: Mapping[str, Any], key: str) -> str:
+    return _text(values[key]) if key in values else ABSENT
 
 
 def _text(value: Any) -> str:

@@ -19,6 +19,7 @@ from altgrad.analysis.effects import (
     metrics_of,
     outcomes,
     strongest,
+    untold,
     varied_keys,
 )
 from altgrad.analysis.labels import site_labels
@@ -70,8 +71,14 @@ def _key_columns(digits: int, known: bool) -> tuple[Column, ...]:
         col.filled("Furthest apart", "{value} against {reference}", right=False, blank="not known"),
         col.signed("Difference", "difference", digits),
         col.interval(digits=digits),
+        _between(digits),
     )
     return (KEY, col.of("Values", lambda row: _some(row["values"])), *(largest if known else ()))
+
+
+def _between(digits: int) -> Column:
+    """From the smallest to the largest mean of a setting."""
+    return col.filled("Between settings", f"{{smallest:+.{digits}f}} to {{largest:+.{digits}f}}")
 
 
 def _some(values: list[str], most: int = 8) -> str:
@@ -95,7 +102,9 @@ def _effect_columns(digits: int) -> tuple[Column, ...]:
         col.signed("Difference", "difference", digits),
         col.interval(digits=digits),
         col.count("Pairs", "n_pairs"),
+        col.count("Seeds", "seeds"),
         col.count("Settings", "settings"),
+        _between(digits),
     )
 
 
@@ -117,8 +126,11 @@ def overview_page(loader: ExperimentDataLoader) -> Page:
         "shown": len(shown),
         "ranked": len(best),
         "seedless": int(runs["seed"].isna().sum()),
+        "near": _near(best),
+        "ended": _ended(runs),
         "varied": len(keys),
         "known": known,
+        "untold": untold(loader),
     }
     parts: dict[str, Part] = {
         "keys": [
@@ -163,8 +175,10 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
         "groups": groups,
         "runs": len(found.runs),
         "both": both and both[:2],
-        "strongest": [_row(each) for each in strongest(every)[:STRONGEST]],
+        "strongest": [_row(each) | {"turn": each.turn} for each in strongest(every)[:STRONGEST]],
+        "untold": untold(loader),
         "sign": found.sign,
+        "ended": _ended(found.runs),
         "unpaired": any(not each.paired for each in every),
         "many_projects": found.runs["project"].nunique() > 1,
     }
@@ -191,18 +205,33 @@ def _best(found: Outcomes) -> pd.DataFrame:
     return frame.sort_values("mean", ascending=found.sign > 0, kind="stable", ignore_index=True)
 
 
-_ROW = ("project", "key", "value", "reference", "difference", "low", "high", "n_pairs", "settings", "paired")
+def _ended(runs: pd.DataFrame) -> dict[str, int]:
+    """How the runs that have no result ended, and how many so."""
+    counts = runs.loc[runs["value"].isna(), "status"].replace("finished", "without a finite value").value_counts()
+    return {str(status): int(count) for status, count in counts.items()}
+
+
+def _near(best: pd.DataFrame) -> int:
+    """How many arms have a mean within the interval of the best one's."""
+    return int(best["mean"].iloc[1:].between(best["low"].iloc[0], best["high"].iloc[0]).sum()) if len(best) else 0
+
+
+_ROW = (
+    "project", "key", "value", "reference", "difference", "low", "high", "n_pairs", "seeds", "settings", "smallest",
+    "largest", "paired",
+)  # fmt: skip
 
 
 def _row(effect: Effect) -> dict[str, Any]:
     found = effect.estimate
-    figures = (found.mean, found.low, found.high, found.n, effect.settings, effect.paired)
-    return dict(zip(_ROW, (effect.project, effect.key, effect.value, effect.reference, *figures), strict=True))
+    what = (effect.project, effect.key, effect.value, effect.reference, found.mean, found.low, found.high)
+    counts = (effect.pairs, effect.seeds, effect.settings, effect.smallest, effect.largest, effect.paired)
+    return dict(zip(_ROW, (*what, *counts), strict=True))
 
 
 def _single(own: list[Effect]) -> bool:
     """Whether each difference is of one pair of runs: then there is no interval."""
-    return all(each.estimate.n == 1 for each in own)
+    return all(each.pairs == 1 for each in own)
 
 
 def _forest(found: Outcomes, number: int, own: list[Effect], axis: str) -> Chart:

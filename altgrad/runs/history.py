@@ -17,7 +17,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from altgrad.runs.names import leaves, normal
+from altgrad.runs.names import columns, leaves, normal
+from altgrad.runs.schema import Failure
+from altgrad.text import visible
 
 MOST_METRICS = 5_000
 """Names of metrics that one run may have; a loop that logs more has values for names."""
@@ -28,6 +30,8 @@ STEPS = (
 )  # fmt: skip
 """Names of the column that is the step, the best first; where there is none, `EPOCHS`; else rows are numbered."""
 EPOCHS = ("epoch", "epochs", "round")
+LOSSES = ("loss", "val_loss", "test_loss", "perplexity")
+"""Metrics of which lower is better, whoever logged them."""
 PARTS = ("split", "phase", "mode", "stage", "subset", "partition")
 """Columns of words that say which data a row is about: ``loss`` of the part "val" is another metric than of "train"."""
 TIMES = ("_timestamp", "timestamp", "wall_time", "time", "datetime", "created_at")
@@ -138,6 +142,28 @@ class Gathered:
             for name, count in self._not_numbers.items()
         ]
         return History(pa.table(found), tuple(lines + lost))
+
+
+def diverged(table: pa.Table) -> Failure | None:
+    """That a loss of a run (`LOSSES`) is NaN or infinite from a step to its last value; None where none is.
+
+    Loops that write NaN at steps without an evaluation have it between values too: what ends a run is longer than that.
+    A loss that never has a value counts where no other has any.
+    """
+    found = []
+    for name, column in columns(each for each in table.column_names if each != "step").items():
+        if column in LOSSES:
+            rows = table.select(["step", name]).drop_null()
+            good = np.flatnonzero(np.isfinite(rows[name].to_numpy().astype(np.float64)))
+            *within, last = np.diff([-1, *good, len(rows)]) - 1
+            step = rows["step"][len(rows) - int(last)].as_py() if last > max(within, default=0) else None
+            found.append((len(good) > 0, step, visible(name)))
+    any_good = any(good for good, *_ in found)
+    bad = [(step, name) for good, step, name in found if step is not None and good == any_good]
+    if not bad:
+        return None
+    step, name = min(bad)
+    return Failure(("nan_loss",), step, message=f"{name} is NaN or infinite from step {step} to its last value")
 
 
 def of_rows(rows: Iterable[Mapping[str, Any]], steps: Sequence[str] = STEPS, texts: bool = False) -> History:

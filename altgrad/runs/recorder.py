@@ -112,7 +112,7 @@ class Recorder:
         self._do("explain", lambda writer: writer.explain(failure, report))
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Mark the run finished and turn its tables into Parquet."""
+        """Mark the run finished and turn its tables into Parquet; failed where its loss ended in NaN or infinity."""
         self._end("finished", lambda writer: writer.finish(_summary(summary)))
 
     def fail(self, failure: Failure, summary: Mapping[str, Any] | None = None) -> None:

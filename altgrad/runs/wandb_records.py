@@ -21,7 +21,7 @@ from altgrad.config import LONGEST_NOTES, ExperimentConfig, UsageError, one_line
 from altgrad.runs import locks
 from altgrad.runs.files import read_bytes
 from altgrad.runs.foreign import data_fingerprint, foreign_config, slug
-from altgrad.runs.history import History, of_wandb
+from altgrad.runs.history import History, diverged, of_wandb
 from altgrad.runs.names import METRICS, flattened, map_config
 from altgrad.runs.names import columns as read_as
 from altgrad.runs.precision import precision
@@ -72,7 +72,7 @@ def make_record(
         report += found + metrics_report(history)
     columns = read_as(history.names)
     created, ended = _time(given["created"]), _time(given.get("heartbeat") or given["created"])
-    ending = _ending(given, history.last_step)
+    ending = _ending(given, history)
     timed = next((history.table[name].to_numpy() for name, column in columns.items() if column == "seconds"), ())
     seconds = max((float(each) for each in timed if math.isfinite(each)), default=None)
     run = {
@@ -285,8 +285,11 @@ def some(what: str, names: Sequence[str]) -> list[str]:
     return [f"{what}{', '.join(names[:SHOWN])}{more}"] if names else []
 
 
-def _ending(given: Mapping[str, Any], last: int) -> dict[str, Any]:
-    """Status, failure, events and summary: the ones that AltGrad put into W&B's summary, else by W&B's state."""
+def _ending(given: Mapping[str, Any], history: History) -> dict[str, Any]:
+    """Status, failure, events and summary: the ones that AltGrad put into W&B's summary, else by W&B's state.
+
+    What its tool holds as finished and has diverged, has failed.
+    """
     status = given["state"] if given["state"] in STATUSES else "interrupted"
     ending: dict[str, Any] = {"status": status, "failure": None, "events": [], "summary": _numbers(given["summary"])}
     with contextlib.suppress(LookupError, TypeError, ValueError):
@@ -297,7 +300,9 @@ def _ending(given: Mapping[str, Any], last: int) -> dict[str, Any]:
             return {**kept, "failure": failure, "events": list(own["events"])}
     if status == "failed":
         reason = f"{tool_of({'origin': given})} holds the run as failed, without a reason"
-        ending["failure"] = Failure(("unknown",), last, message=reason).to_json()
+        ending["failure"] = Failure(("unknown",), history.last_step, message=reason).to_json()
+    if status == "finished" and (failure := diverged(history.table)):
+        ending |= {"status": "failed", "failure": failure.to_json()}
     return ending
 
 

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic_core import PydanticSerializationError, to_json
 
 import altgrad
@@ -29,6 +30,7 @@ from altgrad.config import ExperimentConfig, UsageError
 from altgrad.imports import code_fingerprint
 from altgrad.runs import locks
 from altgrad.runs.files import read_bytes, write_bytes, write_text
+from altgrad.runs.history import diverged
 from altgrad.runs.schema import (
     LAYER_COLUMNS,
     SCHEMA_VERSION,
@@ -277,7 +279,7 @@ class RunWriter:
         self._write(wandb_url=url)
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Mark the run finished and turn its tables into Parquet."""
+        """Mark the run finished and turn its tables into Parquet; another loop's whose loss ended in NaN has failed."""
         self._close("finished", summary=dict(summary or {}))
 
     def explain(self, failure: Failure, report: str) -> None:
@@ -358,6 +360,9 @@ class RunWriter:
         try:
             proofs = {name: self._as_parquet(name) for name in TABLES}
             self.run["tables"] = proofs
+            if status == "finished" and self.run["config"].get("foreign") is not None:
+                self._failure = diverged(pq.read_table(self.path / "history.parquet"))
+                status = "failed" if self._failure else status
             self._mark(status, summary)
         except OSError:  # the lines are there; what has become of the others is in the way, also of run.json
             self.run.pop("tables", None)

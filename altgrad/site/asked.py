@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from altgrad.analysis.effects import LOSSES, metrics_of
+from altgrad.analysis.effects import metrics_of
 from altgrad.analysis.labels import values_of, varied
 from altgrad.config import UsageError
 from altgrad.runs import RunRecord
 from altgrad.runs.foreign import slug
+from altgrad.runs.history import LOSSES
 from altgrad.runs.names import KEYS, columns, map_config, normal
 from altgrad.runs.site_names import NO_NAMES
 from altgrad.text import shorten, visible
