@@ -783,6 +783,15 @@ def test_parts_of_several_studies_and_half_copies_are_imported_whole(tmp_path: P
     assert len(load_runs([out]).records) == 2
 
 
+def read_head(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "run.json").read_text())
+
+
+def write_head(folder: Path, **more: Any) -> dict[str, Any]:
+    (folder / "run.json").write_text(json.dumps(read_head(folder) | more))
+    return read_head(folder)
+
+
 def test_a_run_that_was_copied_as_it_ran_is_copied_again_at_its_end(tmp_path: Path) -> None:
     runs, out = tmp_path / "runs", tmp_path / "out"
     with record(runs, name="mine", config={"width": 3}, seed=0) as run:
@@ -794,7 +803,12 @@ def test_a_run_that_was_copied_as_it_ran_is_copied_again_at_its_end(tmp_path: Pa
     (copy,) = load_runs([out]).records
     assert (copy.status, copy.history["step"].tolist()) == ("finished", [0, 1])
     assert import_runs(runs, out).unchanged == 1
-    assert [path.name for path in (out / ".pull").iterdir()] == ["lock"] or not any((out / ".pull" / "new").iterdir())
+    assert not any((out / ".pull").rglob("*.json"))
+    other = write_head(runs / run.run_id, created="2020-01-01T00:00:00+00:00")
+    assert [each.where for each in import_runs(runs, out).problems] == [run.run_id], (
+        "another attempt: that here is kept"
+    )
+    assert read_head(out / run.run_id) != other
 
 
 def test_a_record_that_cannot_be_copied_is_a_line_and_the_others_are(tmp_path: Path) -> None:

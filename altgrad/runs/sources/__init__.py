@@ -69,8 +69,8 @@ def import_runs(path: Path, out: Path, progress: Callable[[Pulled, int], None] |
         UsageError: no such file, no run in it, or `out` cannot be written.
     """
     found, passed = find_runs(path)
-    there, here = record_folders(path.resolve()), out.resolve()
-    records = {folder: _runs_in(folder) or [folder.name] for folder in there if here not in folder.parents}
+    folders = [folder for folder in record_folders(path.resolve()) if out.resolve() not in folder.parents]
+    records = {folder: _runs_in(folder) or [folder.name] for folder in folders}
     tools = [tool for tool, _ in Counter(run.tool for run in found).most_common()] + ["records"] * bool(records)
     imported = Pulled(f"{path.name or path.resolve().name} ({', '.join(tools)})", problems=list(passed))
     imported.listed = len(found) + sum(map(len, records.values()))
@@ -99,13 +99,17 @@ def _copy(record: Path, runs: list[str], out: Path, imported: Pulled) -> None:
     packed = (record / PACKED).exists()
     target = out / (record.parent.name if PART.fullmatch(record.name) else "") / record.name
     files = [path.name for path in record.iterdir() if path.is_file()]
-    if filecmp.cmpfiles(record, target, files)[1:] == ([], []):
+    here, there = _head(target), _head(record)
+    ended = not packed and here.get("status") == "finished"
+    again = ended and here.get("created") == there.get("created")
+    if filecmp.cmpfiles(record, target, files)[1:] == ([], []) or (again and ("origin" in here) != ("origin" in there)):
         imported.unchanged += len(runs)
         return
     if packed:
         stays = (target / "run.json").exists() or not {*_runs_in(target)} <= {*runs}
     else:
-        stays = (target / PACKED).exists() or is_locked(target) or _better(_head(target), _head(record))
+        own = (target / PACKED).exists() or (target / "checkpoints").exists() or is_locked(target)
+        stays = own or (ended and not (again and there.get("status") == "finished"))
     if stays:
         kept = "what lies under this name is not an earlier copy of it, and is kept; rename one or remove it"
         imported.problems.append(Problem(target.relative_to(out).as_posix(), kept))
@@ -146,12 +150,6 @@ def _head(record: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return head if isinstance(head, dict) else {}
-
-
-def _better(here: dict[str, Any], there: dict[str, Any]) -> bool:
-    """Whether a record here has finished and the other is another attempt, has not, or is what another tool kept."""
-    other = here.get("created") != there.get("created") or there.get("status") != "finished"
-    return here.get("status") == "finished" and (other or ("origin" in there and "origin" not in here))
 
 
 def _bring(
