@@ -1186,12 +1186,13 @@ def _tell(found: Pulled) -> None:
 
 def _sources(options: argparse.Namespace) -> tuple[Path, ...]:
     from altgrad.runs import default_sources
-    from altgrad.runs.stores import located
+    from altgrad.runs.stores import StorePath, located
 
     given = {each: located(each) for each in options.runs or ()}
     for name, folder in given.items():
         if not folder.is_dir():
-            raise UsageError(f"--runs {name}: no such folder; give the folder that holds the run records")
+            shown = folder.address if isinstance(folder, StorePath) else name
+            raise UsageError(f"--runs {shown}: no such folder; give the folder that holds the run records")
     return tuple(given.values()) or default_sources()
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from records import config as run_config
+from records import write_run
 
 from altgrad.analysis import ExperimentDataLoader
 from altgrad.analysis.comparison import FormatComparator
@@ -25,7 +27,7 @@ from altgrad.config import UsageError
 from altgrad.recipes import recipe_keys
 from altgrad.reports.arms import arm_pages
 from altgrad.reports.compare import swept_columns
-from altgrad.runs import RunRecord, load_runs, record
+from altgrad.runs import RunRecord, load_runs, pack_study, record
 from altgrad.runs.history import MOST_METRICS, of_rows
 from altgrad.runs.names import columns
 from altgrad.runs.query import values, verify
@@ -815,3 +817,79 @@ def test_records_are_copied_as_they_are_and_become_a_site(tmp_path: Path, capsys
     assert not (copy / "checkpoints").exists()
     assert import_runs(runs, copy.parent).unchanged == 1
     assert list(site_labels(ExperimentDataLoader([copy.parent])).values()) == ["mine, recipe nvfp4"]
+
+
+def test_parts_of_several_studies_and_half_copies_are_imported_whole(tmp_path: Path) -> None:
+    """Each study's part is called part-001, and its canaries are no log; a copy that was killed is made again."""
+    runs, recorded, out = tmp_path / "runs", tmp_path / "recorded", tmp_path / "out"
+    for seed, study in enumerate(("formats", "ladder")):
+        write_run(runs, run_config("e4m3", seed=seed))
+        pack_study([load_runs([runs]).records[seed]], recorded / study / "part-001")
+        (recorded / study / "part-001" / "canaries.jsonl").write_text('{"digest": "0"}\n')
+    (out / "formats" / "part-001").mkdir(parents=True)
+    found = import_runs(recorded / "formats", out)
+    assert (found.problems, found.listed, len(found.fetched)) == ([], 1, 1)
+    found = import_runs(recorded, out)
+    assert (found.problems, found.listed, found.unchanged, len(found.fetched)) == ([], 2, 1, 1)
+    assert [one.id for one in load_runs([out]).records] == [one.id for one in load_runs([recorded]).records]
+    other = tmp_path / "other" / "ladder" / "part-001"
+    pack_study(load_runs([recorded / "formats"]).records, other)
+    assert [each.where for each in import_runs(other, out).problems] == ["ladder/part-001"], "what is there is kept"
+    assert len(load_runs([out]).records) == 2
+
+
+def read_head(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "run.json").read_text())
+
+
+def write_head(folder: Path, **more: Any) -> dict[str, Any]:
+    (folder / "run.json").write_text(json.dumps(read_head(folder) | more))
+    return read_head(folder)
+
+
+def test_a_run_that_was_copied_as_it_ran_is_copied_again_at_its_end(tmp_path: Path) -> None:
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    with record(runs, name="mine", config={"width": 3}, seed=0) as run:
+        run.log(0, loss=1.0)
+        assert "still being written" in import_runs(runs, out).reports[run.run_id][0]
+        run.log(1, loss=0.5)
+        run.finish()
+    assert import_runs(runs, out).fetched == [run.run_id]
+    (copy,) = load_runs([out]).records
+    assert (copy.status, copy.history["step"].tolist()) == ("finished", [0, 1])
+    assert import_runs(runs, out).unchanged == 1
+    assert not any((out / ".pull").rglob("*.json"))
+    other = write_head(runs / run.run_id, created="2020-01-01T00:00:00+00:00")
+    assert [each.where for each in import_runs(runs, out).problems] == [run.run_id], (
+        "another attempt: that here is kept"
+    )
+    assert read_head(out / run.run_id) != other
+
+
+def test_a_record_that_cannot_be_copied_is_a_line_and_the_others_are(tmp_path: Path) -> None:
+    for name in ("bad", "good"):
+        logged(tmp_path / "runs", name, width=1)
+    bad = next((tmp_path / "runs").glob("bad-*"))
+    os.mkfifo(bad / "pipe")
+    found = import_runs(tmp_path / "runs", tmp_path / "out")
+    assert [each.where for each in found.problems] == [bad.name]
+    assert "is a named pipe" in found.problems[0].reason
+    assert str(tmp_path) not in found.problems[0].reason
+    assert [path.name for path in (tmp_path / "out").glob("*-*")] == found.fetched
+
+
+def test_a_folder_that_cannot_be_read_beside_logs_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "logs" / "closed").mkdir(parents=True)
+    (tmp_path / "logs" / "a.csv").write_text("step,loss\n0,1\n")
+    for module, name in ((os, "scandir"), (os, "listdir")):
+        real = getattr(module, name)
+
+        def refuse(path: Any = ".", real: Any = real) -> Any:
+            if str(path).endswith("closed"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path)
+
+        monkeypatch.setattr(module, name, refuse)
+    found = import_runs(tmp_path / "logs", tmp_path / "out")
+    assert [(each.where, each.reason) for each in found.problems] == [("closed", "cannot be read (Permission denied)")]
+    assert len(found.fetched) == 1

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +66,44 @@ def test_a_store_gives_what_its_folder_gives(
     monkeypatch.setenv("ALTGRAD_RUNS", f"memory://campaign{os.pathsep}{folder}")
     assert default_sources() == (there, folder)
     fingerprint = ExperimentDataLoader([folder]).fingerprint
-    monkeypatch.setattr(Kept.__init__, "__defaults__", (1,))  # no table is kept: each is read when it is asked for
     assert ExperimentDataLoader(["memory://campaign"]).fingerprint == fingerprint
+    monkeypatch.setattr(Kept.__init__, "__defaults__", (1,))  # no table is kept: each is read when it is asked for
+    for one, other in zip(load_runs([there]).records, here.records, strict=True):
+        assert one.history.equals(other.history)
+        assert one.layers.equals(other.layers)
+
+
+def test_a_store_that_keeps_its_lists_is_asked_again(folder: Path) -> None:
+    class Listed(fsspec.AbstractFileSystem):
+        """A folder's files, in lists that are kept as those of s3fs and gcsfs are: asked to forget one path, by it."""
+
+        protocol = "listed"
+        local = fsspec.filesystem("file")
+
+        def ls(self, path: str, detail: bool = True, **_: Any) -> Any:
+            path = path.rstrip("/")
+            if path not in self.dircache:
+                self.dircache[path] = [
+                    {**each, "name": each["name"][len(str(folder.parent)) :].lstrip("/")}
+                    for each in self.local.ls(f"{folder.parent}/{path}", detail=True)
+                ]
+            return self.dircache[path] if detail else [each["name"] for each in self.dircache[path]]
+
+        def cat_file(self, path: str, **_: Any) -> Any:
+            return self.local.cat_file(f"{folder.parent}/{path}")
+
+        def invalidate_cache(self, path: str | None = None) -> None:
+            self.dircache.clear() if path is None else self.dircache.pop(path, None)
+
+    fsspec.register_implementation("listed", Listed, clobber=True)
+    source = located("listed://campaign")
+    shutil.rmtree(folder / "study")
+    before = len(load_runs([source]).records)
+    write_run(folder / "below", config("e4m3", seed=7))
+    assert len(load_runs([source]).records) == before + 1
+    write_run(folder / "below", config("e4m3", seed=8))
+    assert verify([source]).records == before + 3, "the damaged one is counted"
+    assert len(load_runs([source]).records) == before + 2
 
 
 def test_what_changes_on_a_store_is_seen_and_no_command_changes_it(
@@ -85,6 +124,7 @@ def test_what_changes_on_a_store_is_seen_and_no_command_changes_it(
     ("address", "said"),
     [
         ("memory://nothing-there", "no such folder"),
+        ("memory://user:password@host/x", "memory://(left out: looks like a secret)@host/x: no such folder"),
         ("nowhere://bucket", "nowhere://bucket: cannot be read (Protocol not known: nowhere)"),
         ("nopackage://bucket", "its package is missing (Install nopackage)"),
         ("offline://bucket", "offline://bucket: cannot be read (no route)"),
@@ -104,6 +144,7 @@ def test_a_store_that_cannot_be_read_is_one_line(address: str, said: str, capsys
     assert out == ""
     assert err.count("\n") == 1
     assert said in err
+    assert "password" not in err
 
 
 def test_tables_beyond_the_bound_are_read_again() -> None:
@@ -117,3 +158,26 @@ def test_tables_beyond_the_bound_are_read_again() -> None:
     for name in ("a", "a", "b", "b", "a"):
         assert len(kept.of(table, name)) == 10
     assert read == ["a", "b", "a"]
+
+
+def test_threads_that_ask_at_once_keep_the_bound_and_read_side_by_side() -> None:
+    both = threading.Barrier(2, timeout=5)  # is passed only if no thread waits for another's reading
+    table = pd.DataFrame({"step": range(10)})
+
+    def read(name: str) -> pd.DataFrame:
+        both.wait()
+        return table
+
+    kept = Kept(most=200)
+    with ThreadPoolExecutor(2) as pool:
+        assert all(each is table for each in pool.map(kept.of, [read, read], ["a", "a"]))
+    seen: list[str] = []
+
+    def again(name: str) -> pd.DataFrame:
+        seen.append(name)
+        return table
+
+    for name in ("b", "c", "b"):  # with room for two: "a", which was read twice, counts once and goes first
+        kept.of(again, name)
+    assert seen == ["b", "c"]
+    assert kept._size == 160

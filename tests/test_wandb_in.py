@@ -32,7 +32,8 @@ from altgrad.runs.history import of_wandb
 from altgrad.runs.names import CONFIG, METRICS, columns, map_config, normal, table
 from altgrad.runs.query import verify
 from altgrad.runs.sources import import_runs
-from altgrad.runs.wandb_pull import Pulled, pull
+from altgrad.runs.sources.found import described
+from altgrad.runs.wandb_pull import Pulled, _take, pull
 from altgrad.runs.wandb_records import make_record, sole_writer, write_record
 from altgrad.site import write_folder
 
@@ -745,3 +746,21 @@ def test_a_name_of_our_own_wins_over_other_names() -> None:
         {"step": 6, "Train/Loss": None, "loss": -math.inf, "_runtime": None},
     ]
     assert columns(found.names) == {"Train/Loss": "Train/Loss", "loss": "loss", "_runtime": "seconds"}
+
+
+def test_a_run_whose_name_or_id_changed_is_there_once(tmp_path: Path) -> None:
+    """It was renamed in W&B, and an earlier version gave its record an id with a seed that it does not state."""
+
+    def take(name: str, identity: str = "abc", **more: Any) -> Pulled:
+        event = {"event": "run", **described("wandb", identity, name, "p"), "entity": "team", **more}
+        found = Pulled("p")
+        _take([event], tmp_path, found, None)
+        return found
+
+    (before,) = take("before").fetched
+    (other,) = take("before", "other").fetched
+    shutil.copytree(tmp_path / before, tmp_path / "before-s0-12345678")
+    (after,) = take("after").fetched
+    assert sorted(path.parent.name for path in tmp_path.glob("*/run.json")) == sorted([other, after])
+    assert take("broken", created="no time").problems
+    assert (tmp_path / after).exists(), "what cannot be read again is kept as it was"

@@ -38,7 +38,7 @@ from altgrad.runs.store import (
     record_folders,
     set_aside,
 )
-from altgrad.runs.stores import located
+from altgrad.runs.stores import as_now
 from altgrad.runs.tables import DIGESTS
 from altgrad.runs.writer import CLOCK_SLACK, REPORT, is_locked
 
@@ -260,7 +260,7 @@ def verify(sources: Iterable[Path]) -> Verified:
     content, or in two parts of a packed study. Notes say which records have nothing that proves their tables, and which
     machines are described alike and do not compute alike.
     """
-    sources = tuple(map(located, sources))
+    sources = as_now(sources)
     canaries, problems = find_canaries(sources)
     count, unproved, held, kept = 0, 0, Held(), Kept()
     seen: dict[str, tuple[str, RunRecord]] = {}

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -39,7 +40,7 @@ from altgrad.runs.schema import (
 )
 from altgrad.runs.secrets import left_out, mask, mask_record
 from altgrad.runs.site_names import NO_NAMES, SiteNames, named_alike, names_file, own_names, site_names
-from altgrad.runs.stores import StorePath, located
+from altgrad.runs.stores import StorePath, as_now, located
 from altgrad.runs.tables import is_text, open_table, read_digests
 from altgrad.runs.writer import TABLES, is_locked, merged, read_jsonl
 
@@ -54,7 +55,9 @@ LAYER_TEXT = LAYER_COLUMNS[1:-1]
 
 
 class Kept:
-    """The tables that were asked for lately, up to so many bytes: thousands of records take no more memory than that.
+    """The tables of single, proved runs that were asked for lately, up to so many bytes; any thread may ask.
+
+    A packed study's tables are outside the bound: they stay in memory whole while one of its records does.
 
     Args:
         most: bytes.
@@ -62,19 +65,22 @@ class Kept:
 
     def __init__(self, most: int = 2**30) -> None:
         self._most, self._size, self._tables = most, 0, OrderedDict[Any, tuple[int, pd.DataFrame]]()
+        self._lock = Lock()
 
     def of(self, read: Callable[[str], pd.DataFrame], name: str) -> pd.DataFrame:
         """What `read` gives for the name, read again where it is not kept."""
         key = read, name
-        found = self._tables.pop(key, None)
-        if found is None:
-            table = read(name)
-            found = 8 * table.size, table
-            self._size += found[0]
+        with self._lock:
+            if key in self._tables:
+                self._tables.move_to_end(key)
+                return self._tables[key][1]
+        table = read(name)
+        with self._lock:
+            self._size += 8 * table.size - self._tables.pop(key, (0, table))[0]  # another thread may have read it too
             while self._tables and self._size > self._most:
                 self._size -= self._tables.popitem(last=False)[1][0]
-        self._tables[key] = found
-        return found[1]
+            self._tables[key] = 8 * table.size, table
+        return table
 
 
 @dataclass(frozen=True)
@@ -216,7 +222,7 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
     """
     found: dict[str, RunRecord] = {}
     held, kept = Held(), Kept()
-    sources = tuple(map(located, default_sources() if sources is None else sources))
+    sources = as_now(default_sources() if sources is None else sources)
     canaries, problems = find_canaries(sources)
     for source in sources:
         for folder, where, records, damaged in read_places(source, kept):
@@ -655,7 +661,9 @@ def record_folders(source: Path) -> list[Path]:
     """
 
     def below(folder: Path) -> list[Path]:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix not in (".old", ".tmp"))
+        with contextlib.suppress(PermissionError):
+            return sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix not in (".old", ".tmp"))
+        return []
 
     def with_parts(folder: Path) -> list[Path]:
         parts = below(folder) if (folder / PACKED).exists() else []
@@ -671,7 +679,10 @@ def record_folders(source: Path) -> list[Path]:
 
 
 def _holds_record(folder: Path) -> bool:
-    return any(path.name in (PACKED, "run.json", "history.jsonl", "history.parquet") for path in folder.iterdir())
+    try:
+        return any(path.name in (PACKED, "run.json", "history.jsonl", "history.parquet") for path in folder.iterdir())
+    except PermissionError:  # of what lies beside records; of a store, another error
+        return False
 
 
 def reason_of(error: object) -> str:

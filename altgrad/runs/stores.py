@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +25,15 @@ def located(source: str | Path) -> Path:
     if isinstance(source, StorePath) or not mark:
         return Path(source) if isinstance(source, str) else source
     return Path(place) if protocol in ("file", "local") else StorePath(f"{protocol}:/{place}")
+
+
+def as_now(sources: Iterable[str | Path]) -> tuple[Path, ...]:
+    """`located` of each; what a store listed before is asked again."""
+    found = tuple(map(located, sources))
+    for source in found:
+        if isinstance(source, StorePath):
+            source.forget()
+    return found
 
 
 class StorePath(_LOCAL):  # type: ignore[misc]
@@ -50,7 +59,7 @@ class StorePath(_LOCAL):  # type: ignore[misc]
             import fsspec
 
             system, path = fsspec.core.url_to_fs(self._whole())
-            return getattr(system, what)(path, **how)
+            return getattr(system, what)(**how) if what == "invalidate_cache" else getattr(system, what)(path, **how)
         except FileNotFoundError:
             raise
         except ImportError as error:
@@ -59,6 +68,10 @@ class StorePath(_LOCAL):  # type: ignore[misc]
             ) from None
         except Exception as error:  # each store raises what its client does
             raise StoreError(f"{self.address}: cannot be read ({mask(one_line(error))[:200]})") from None
+
+    def forget(self) -> None:
+        """Let the store list anew, below the folder too, as of a path alone some do not."""
+        self._ask("invalidate_cache")
 
     def _kind(self) -> str | None:
         try:
@@ -98,7 +111,7 @@ class StorePath(_LOCAL):  # type: ignore[misc]
         """Every file below, as the store has it now."""
         if not self.is_dir():
             return iter(())
-        self._ask("invalidate_cache")
+        self.forget()
         every = self._ask("find")
         root = self._ask("_strip_protocol").rstrip("/")
         return (path for path in (self / name[len(root) :].lstrip("/") for name in every) if path.match(pattern))

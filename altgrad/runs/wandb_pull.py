@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from altgrad.runs.wandb_access import (
     unusable,
     without_key,
 )
-from altgrad.runs.wandb_records import known_runs, make_record, sole_writer, write_record
+from altgrad.runs.wandb_records import known_runs, make_record, origins, place_of, sole_writer, tool_of, write_record
 
 SILENCE_SECONDS = 60.0
 THREADS = 6
@@ -62,15 +63,26 @@ class Pulled:
         return f"{where}: {self.listed} runs" + (f" ({', '.join(parts)})" if parts else "")
 
     def add(
-        self, out: Path, described: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | History, where: str = ""
+        self,
+        out: Path,
+        described: Mapping[str, Any],
+        rows: Sequence[Mapping[str, Any]] | History,
+        where: str = "",
+        before: Iterable[Path] = (),
     ) -> Path | None:
-        """Write the record of a run that was described under `out`, or note why there can be none; its folder."""
+        """Write the record of a run that was described under `out`, or note why there can be none; its folder.
+
+        `before` are folders of the same run: one of another id, which is of another name or seed, is removed.
+        """
         try:
             run, history = make_record(described, rows)
             written = write_record(out, run, history)
         except (ValueError, TypeError, LookupError, OverflowError) as error:
             self.problems.append(Problem(where or str(described.get("id")), reason_of(error)))
             return None
+        for folder in before:
+            if folder != written:
+                shutil.rmtree(folder)
         self.fetched.append(run["id"])
         if run["origin"]["report"]:
             self.reports[run["id"]] = run["origin"]["report"]
@@ -120,6 +132,10 @@ def _take(
 ) -> None:
     """Writes each run's record when all of it has come."""
     rows: dict[str, list[dict[str, Any]]] = {}
+    held: dict[str, list[Path]] = {}
+    for place, origin, folder in origins(out):
+        if tool_of({"origin": origin}) == "W&B":
+            held.setdefault(place, []).append(folder)
     expected = 0
     for event in events:
         match event["event"]:
@@ -135,7 +151,7 @@ def _take(
                     rows[event["id"]] = []
                 rows[event["id"]] += event["rows"]
             case "run":
-                pulled.add(out, event, rows.pop(event["id"], []))
+                pulled.add(out, event, rows.pop(event["id"], []), before=held.get(place_of(event), ()))
             case "failed":
                 rows.pop(event["id"], None)
                 pulled.problems.append(Problem(event["id"], event["reason"]))

@@ -117,23 +117,35 @@ def write_record(root: Path, run: Mapping[str, Any], history: History) -> Path:
         UsageError: `root` has a record of this id that is not an earlier copy of this run; it is kept.
     """
     name = str(run["id"])
-    staging, target = root / _STAGING / name, root / name
+    target = root / name
     if target.exists() and (other := _other_run(target, run)):
         raise UsageError(f"{name}: {other} has this id already, and is kept")
-    shutil.rmtree(staging, ignore_errors=True)
+    staging = staging_of(root, name)
     staging.mkdir(parents=True)
     proofs = {
         "history": write_table(history.table, staging / "history.parquet", run=name).model_dump(),
         "layers": write_rows(staging / "layers.parquet", (), name).model_dump(),
     }
     write_json(staging / "run.json", {**run, "tables": proofs})
-    if target.exists():  # an earlier pull of the same run; a kill between the two renames leaves it to be pulled again
-        gone = staging.with_name("earlier")
-        shutil.rmtree(gone, ignore_errors=True)
+    put_in_place(staging, target)
+    return target
+
+
+def staging_of(root: Path, name: str) -> Path:
+    """Where a record is made before it gets its name; nothing is there."""
+    staging = root / _STAGING / name
+    shutil.rmtree(staging, ignore_errors=True)
+    return staging
+
+
+def put_in_place(staging: Path, target: Path) -> None:
+    """Give a folder of `staging_of` its name, in place of an earlier one; after a kill in between it is made again."""
+    gone = staging.with_name("earlier")
+    shutil.rmtree(gone, ignore_errors=True)
+    if target.exists():
         target.rename(gone)
     os.rename(staging, target)
-    shutil.rmtree(staging.with_name("earlier"), ignore_errors=True)
-    return target
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _other_run(target: Path, run: Mapping[str, Any]) -> str | None:
@@ -165,6 +177,15 @@ def tool_of(run: Mapping[str, Any]) -> str:
     """What wrote the run that a record was made of, such as "W&B" or "TensorBoard"."""
     kind = str(run["origin"].get("kind", "wandb"))
     return "W&B" if kind in ("wandb", "wandb-file") else kind
+
+
+def origins(root: Path) -> Iterator[tuple[str, dict[str, Any], Path]]:
+    """Place (`place_of`), origin and folder of every whole record that was made of another tool's run."""
+    for path in sorted(root.glob("*/run.json")):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            origin = json.loads(read_bytes(path)).get("origin")
+            if isinstance(origin, dict) and (path.parent / "history.parquet").exists():
+                yield place_of(origin), origin, path.parent
 
 
 @contextlib.contextmanager

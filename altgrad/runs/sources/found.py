@@ -16,8 +16,10 @@ import yaml
 from numpy.typing import NDArray
 
 from altgrad.config import UsageError
+from altgrad.runs.canary import CANARIES
 from altgrad.runs.history import History
 from altgrad.runs.schema import digest, without_paths
+from altgrad.runs.store import PACKED
 
 CONFIGS = ("hparams", "config", "args", "params", "hyperparameters", "hyperparams")
 """Names of files of a run's folder that hold its config, as YAML or JSON."""
@@ -48,10 +50,12 @@ class Files:
         self.path = path.resolve()
         self.given = not self.path.is_dir()
         self.root = self.path.parent if self.given else self.path
-        there = sorted([self.path] if self.given else _below(self.path))
+        unread: list[OSError] = []
+        there = sorted([self.path] if self.given else _below(self.path, unread))
         self.left = [path for path in there if path.is_file()]
         self.passed = [(self.name(path), "no regular file") for path in {*there}.difference(self.left) if path.exists()]
         """What looks like the log of a run and is none: where it lies, and why."""
+        self.passed += [(self.name(Path(each.filename)), f"cannot be read ({each.strerror})") for each in unread]
 
     def take(self, belongs: Callable[[Path], bool]) -> list[Path]:
         """The files that belong to a way in; the others stay."""
@@ -66,13 +70,14 @@ class Files:
         return inside if inside != "." else self.root.name or "run"
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
+def _below(folder: Path, unread: list[OSError]) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder, onerror=unread.append):
         if "run.json" in files and ("history.parquet" in files or "history.jsonl" in files):
             folders[:] = [name for name in folders if name == "wandb"]  # a record of ours, with W&B's file in it
             continue
         folders[:] = sorted(set(folders) - _PASSED)
-        yield from (Path(place) / name for name in files)
+        if PACKED not in files:
+            yield from (Path(place) / name for name in files if name != CANARIES)
 
 
 def version_of(files: Iterable[Path]) -> str:
