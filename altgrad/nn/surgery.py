@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from altgrad.config import LAYER_TYPES
 from altgrad.formats import FP32, check_draw_version
 from altgrad.nn.coverage import Coverage, forget_coverage
 from altgrad.nn.kinds import Kind, kind_of, one_cast, plain_class, quantized_class, reads_child, reads_transposed
@@ -79,10 +78,7 @@ def quantize_model(
     if not isinstance(model, nn.Module) or not isinstance(policy, Policy | Mapping):
         given = f"{type(model).__name__} and {type(policy).__name__}"
         raise TypeError(f"give a torch.nn.Module, and a Policy, a recipe's name or policies by name, not {given}")
-    if isinstance(policy, Policy):
-        policies = {"*": policy}
-    else:  # a key says which layers are meant
-        policies = {key: replace(p, layers=("*",)) if p.layers == LAYER_TYPES else p for key, p in policy.items()}
+    policies = {"*": policy} if isinstance(policy, Policy) else dict(policy)
     clock = Clock(seed, draw_version=check_draw_version(draw_version), group=group)
     if group is not None:
         clock.rank = torch.distributed.get_rank(group)
