@@ -801,7 +801,10 @@ def native_lack(device: torch.device) -> str:
 
 
 SEVERAL = "casts of their own for second products, rotations and native compute"
-ONE_CAST = f"only a product of two matrices has {SEVERAL}"
+ONE_CAST = (
+    "its operands can be rounded once only, and this policy rounds them again for a second product, rotates them or "
+    "computes natively"
+)
 
 
 def _is_transformed() -> bool:
