@@ -442,6 +442,24 @@ def test_head_embedding_and_wide_say_which_layers_are_quantized() -> None:
     assert foreign["gate"].policy.weight.format.name == "fp32"
 
 
+def test_a_format_s_name_is_a_policy_of_all_operands_and_of_fp32_the_baseline() -> None:
+    e4m3, e5m2 = get_format("e4m3"), get_format("e5m2")
+    mlp = {"mlp": torch.nn.Linear(32, 16), "head": torch.nn.Linear(16, 4)}
+    named = quantized_layers(quantize_model(torch.nn.ModuleDict(mlp), "E4M3"))
+    whole = Policy(e4m3, e4m3, e4m3, layers=("attention", "mlp", "embedding", "head", "other"))
+    assert {name: layer.policy for name, layer in named.items()} == dict.fromkeys(mlp, whole)
+    assert Policy("e4m3", Operand("e4m3"), "e5m2", casts={"grad_weight.activation": "e5m2"}) == Policy(
+        e4m3, e4m3, e5m2, casts={"grad_weight.activation": e5m2}
+    )
+    with pytest.raises(ValueError, match="unknown format 'e4m'"):
+        Policy("e4m", "e4m3", "e5m2")
+    with pytest.raises(ValueError, match="no recipe is called 'e4m'"):
+        quantize_model(torch.nn.ModuleDict(mlp), "e4m")
+    assert recipe_keys("fp32") == {"quantize": dict.fromkeys(("weight", "activation", "grad_output"), "fp32")}
+    observed = quantized_layers(quantize_model(torch.nn.ModuleDict(mlp), "fp32")).values()
+    assert [layer.policy.rounds for layer in observed] == [False, False]
+
+
 def test_keys_beside_a_recipe_win_and_sections_are_merged(tmp_path: Any) -> None:
     path = tmp_path / "own.yaml"
     path.write_text("recipe: te-delayed\nquantize: {grad_output: e4m3}\n")

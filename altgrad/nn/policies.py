@@ -41,7 +41,7 @@ def recipe(name: str, **settings: Any) -> dict[str, Policy]:
     """The policies of a recipe, for `quantize_model`: those of a config that has its `recipe_keys`.
 
     Args:
-        name: one of `altgrad.recipes.RECIPES`.
+        name: one of `altgrad.recipes.RECIPES`, or a format for all operands of all layers.
         settings: the recipe's own, and `head`, `embedding` and `wide`.
 
     Raises:

@@ -57,7 +57,7 @@ def quantize_model(
         model: any torch model, wrapped or not (DDP, FSDP, parametrizations, activation checkpointing).
         policy: one policy, or several by dotted name or layer type with * and ?, of which the first match counts; such
             a policy covers layers of every type, unless it names its own `layers`. Or the name of a recipe, whose
-            settings are those of `recipe`.
+            settings are those of `recipe`, or of a format, for all operands; "fp32" quantizes nothing.
         seed: of the draws, where something is rounded stochastically.
         draw_version: of `formats.stochastic_draw`; 2 is quicker.
         strict: refuse what the policy leaves as it is without naming it: now by what is known of the model's classes,
