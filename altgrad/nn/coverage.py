@@ -99,12 +99,12 @@ class Report:
 
     def __str__(self) -> str:
         total = sum(row.size for row in self.rows)
-        first = f"{self.parameter_share:.1%} of {total:,} parameters are"
+        first, share = f"{self.parameter_share:.1%} of {total:,} parameters are", self.multiply_add_share
         if self.products is None:
             lines = [f"{first} listed as quantized; the first batch that is not compiled tells what is read"]
         else:
             made = sum(each.multiply_adds for each in self.products)
-            lines = [f"{first} quantized, and {self.multiply_add_share:.1%} of {made:,} multiply-adds of the first forward pass"]
+            lines = [f"{first} quantized, and {share:.1%} of {made:,} multiply-adds of the first forward pass"]
         lines += _table("quantized", [row for row in self.rows if row.quantized], self)
         lines += _table("left as they are", self.skipped, self)
         others = [each for each in self.products or () if not each.parameters]
@@ -121,7 +121,8 @@ class Report:
                 for (name, what), number in groups.items()
             ]
         if self.never_read:
-            lines += ["", f"listed, but read by no product or lookup of the first batch: {', '.join(_patterns(self.never_read))}"]
+            unread = ", ".join(_patterns(self.never_read))
+            lines += ["", f"listed, but read by no product or lookup of the first batch: {unread}"]
         return "\n".join(lines)
 
 
@@ -288,8 +289,8 @@ class Coverage:
             if mine and not unused:
                 why = "; ".join(dict.fromkeys(_formats(layers[each]) for each in mine))
             elif mine:
-                unread = "read, but by no product of matrices" if name in self.in_others else "not read in the first batch"
-                why = unread if not adds else "read by code that its layer does not see"
+                why = "read, but by no product of matrices" if name in self.in_others else "not read in the first batch"
+                why = why if not adds else "read by code that its layer does not see"
             else:
                 why = self._why(name, parameter, id(parameter) in readers)
             size = 0 if unknown else parameter.numel()

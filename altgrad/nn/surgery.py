@@ -48,10 +48,10 @@ def quantize_model(
     """Turn the layers of a model into their quantized form, in place: those that multiply matrices, and embeddings.
 
     A layer's type is what the model itself gives as its input and output embeddings (transformers), else read off its
-    dotted name (`layer_type`), else off its class; one of none of these is "other". Parameters stay the same objects, so that optimizers and initialization are not disturbed. A linear layer or embedding of a
-    known type that the policy does not cover gets FP32 operands and is observed as well; everything else that it does
-    not cover is left alone. Calling it again changes the policy. What became of every parameter is in
-    `report_of(model)`.
+    dotted name (`layer_type`), else off its class; one of none of these is "other". Parameters stay the same objects,
+    so that optimizers and initialization are not disturbed. A linear layer or embedding of a known type that the policy
+    does not cover gets FP32 operands and is observed as well; everything else that it does not cover is left alone.
+    Calling it again changes the policy. What became of every parameter is in `report_of(model)`.
 
     Args:
         model: any torch model, wrapped or not (DDP, FSDP, parametrizations, activation checkpointing).
