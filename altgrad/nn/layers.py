@@ -234,7 +234,7 @@ class Policy:
         for name in (*OPERANDS, "attention"):
             if not isinstance(given := getattr(self, name), Operand):
                 object.__setattr__(self, name, Operand(given))
-        named = {name: it if isinstance(it, Operand) else Operand(it) for name, it in self.casts.items()}
+        named = {name: it if isinstance(it, Operand) else Operand(it) for name, it in self.casts.items()}  # type: ignore[arg-type]
         object.__setattr__(self, "casts", named)
         if self.compute not in ("simulated", "native"):
             raise ValueError(f"compute must be 'simulated' or 'native', not {self.compute!r}")
