@@ -257,10 +257,13 @@ def recipe_keys(name: str, **settings: Any) -> Keys:
     Raises:
         ValueError: no such recipe or setting, or a setting of another type; one line.
     """
-    if name not in RECIPES and not settings:
-        with suppress(ValueError):  # no format either: the message is that of recipes
-            fmt = get_format(name).name
-            return {"quantize": _formats(fmt, fmt)}
+    fmt = ""
+    with suppress(ValueError):  # no format either: the message is that of recipes
+        fmt = "" if name in RECIPES else get_format(name).name
+    if fmt and settings:
+        raise ValueError(f"{name!r:.80} is a format, which has no setting {next(iter(settings))!r:.80}; give a Policy")
+    if fmt:
+        return {"quantize": _formats(fmt, fmt)}
     recipe = recipe_named(name)
     defaults = recipe.settings
     for key, value in settings.items():

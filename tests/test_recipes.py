@@ -453,6 +453,8 @@ def test_a_format_s_name_is_a_policy_of_all_operands_and_of_fp32_the_baseline() 
     )
     with pytest.raises(ValueError, match="unknown format 'e4m'"):
         Policy("e4m", "e4m3", "e5m2")
+    with pytest.raises(ValueError, match="'e4m3' is a format, which has no setting 'head'"):
+        recipe("e4m3", head=True)
     with pytest.raises(ValueError, match="no recipe is called 'e4m'"):
         quantize_model(torch.nn.ModuleDict(mlp), "e4m")
     assert recipe_keys("fp32") == {"quantize": dict.fromkeys(("weight", "activation", "grad_output"), "fp32")}
