@@ -299,9 +299,9 @@ class HadamardConfig(_Section):
 class QuantizeConfig(_Section):
     """Which operands are quantized to which format, in which layers. `fp32` leaves an operand as it is.
 
-    `layers` are layer types; `patterns` (dotted layer names with * and ?) restrict them further where given, and layers
-    that match one of `wide` stay as they are. `weight`,
-    `activation` and `grad_output` are for both products that read them, unless `casts` gives the second its own.
+    `layers` are layer types: with attention and mlp, layers of no type too. `patterns` (dotted layer names with * and
+    ?) restrict them further where given, and layers that match one of `wide` stay as they are. `weight`, `activation`
+    and `grad_output` are for both products that read them, unless `casts` gives the second its own.
     `hadamard` rotates both operands of a product. `grad_output_rounding` has layer types whose grad_output is rounded
     otherwise than `rounding` says: nearest_even, stochastic, diffused, wide.
     """

@@ -13,8 +13,11 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+from altgrad.formats import get_format
 
 Keys = dict[str, Any]
 EVERYWHERE = (
@@ -247,12 +250,20 @@ def recipe_keys(name: str, **settings: Any) -> Keys:
     """The sections `quantize` and `scaling` of a config that does what the recipe says.
 
     Args:
-        name: one of `RECIPES`.
+        name: one of `RECIPES`; or a format, for all operands of all layers, which has no settings: ``fp32`` is the
+            baseline that quantizes nothing.
         settings: of its `settings`, where they are not the defaults.
 
     Raises:
         ValueError: no such recipe or setting, or a setting of another type; one line.
     """
+    fmt = ""
+    with suppress(ValueError):  # no format either: the message is that of recipes
+        fmt = "" if name in RECIPES else get_format(name).name
+    if fmt and settings:
+        raise ValueError(f"{name!r:.80} is a format, which has no setting {next(iter(settings))!r:.80}; give a Policy")
+    if fmt:
+        return {"quantize": _formats(fmt, fmt)}
     recipe = recipe_named(name)
     defaults = recipe.settings
     for key, value in settings.items():

@@ -188,6 +188,15 @@ def test_an_architecture_is_covered_trains_and_is_given_back(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_head_that_only_the_model_calls_so_stays_wide_with_the_embedding_that_it_is_tied_to() -> None:
+    config = T.DistilBertConfig(vocab_size=V, dim=D, n_layers=1, n_heads=4, hidden_dim=64, max_position_embeddings=16)
+    model = quantize_model(T.DistilBertForMaskedLM(config), "mxfp8")
+    assert quantized_layers(model)["vocab_projector"].layer_type == "head"
+    assert model(**IDS).logits.shape == (B, T_, V)
+    (table,) = [row for row in report_of(model).skipped if row.name.endswith("word_embeddings.weight")]
+    assert (table.of_them_rounded, table.multiply_adds) == (0, B * T_ * D * V)
+
+
 def test_the_products_of_attention_are_rounded_by_choice() -> None:
     torch.manual_seed(0)
     model = ARCHITECTURES["Llama"][0]()

@@ -163,7 +163,7 @@ def test_the_intervals_are_those_of_scipy_over_the_recorded_tables(answered: Pat
     assert found["best"] == best["format"]
     assert f"{abs(best['gap']):.3f} nats per character {'above' if best['gap'] >= 0 else 'below'} FP32" in text
     assert "Each format is at its own learning rate" in text
-    assert "only in attention, mlp; MX scales rounded up along the contraction" in text
+    assert "not in embedding, head; MX scales rounded up along the contraction" in text
 
 
 def test_a_second_call_runs_what_is_missing_and_gives_the_same_answer(

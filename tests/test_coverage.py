@@ -24,6 +24,7 @@ from altgrad.nn import (  # noqa: E402
     layer_type,
     quantize_model,
     quantized_layers,
+    recipe,
     report_of,
 )
 
@@ -90,11 +91,12 @@ def test_the_report_tells_every_parameter_and_after_a_batch_what_really_ran() ->
         "embed_tokens.weight", "fc1.weight", "spare.weight", "lm_head.weight",
     }  # fmt: skip
     assert rows["pair.weight"].why == "nn.Bilinear is a product of three factors"
-    assert rows["hidden"].why == "no product in the code of Net reads it"
+    assert rows["hidden"].why == "no product of matrices in the code of Net reads it"
     assert "vector" in rows["fc1.bias"].why
     total = sum(parameter.numel() for parameter in model.parameters())
     assert report_of(model).parameter_share == (80 + 128 + 256 + 40) / total
     assert report_of(model).multiply_add_share is None
+    assert "are listed as quantized" in str(report_of(model))
     model(TOKEN)
     report = report_of(model)
     rows = {row.name: row for row in report.rows}
@@ -110,9 +112,35 @@ def test_the_report_tells_every_parameter_and_after_a_batch_what_really_ran() ->
     made = 768 + 240 + 96 + alone + bilinear
     assert report.multiply_add_share == (768 + 240) / made
     text = str(report)
-    assert "listed, but not read in the first batch: spare" in text
+    assert "listed, but read by no product or lookup of the first batch: spare" in text
+    assert rows["spare.weight"].why == "not read in the first batch"
     assert f"of {total:,} parameters are quantized" in text
     assert f"of {made:,} multiply-adds" in text
+
+
+class Mixer(nn.Module):
+    """As Mamba's: decays whose exponential is no factor of a product of matrices, and a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.A_log, self.conv1d = nn.Parameter(torch.zeros(4, 8)), nn.Conv1d(8, 8, 1, bias=False)
+        self.x_proj = nn.Linear(8, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1d(x.mT).mT
+        return (self.x_proj(x) @ torch.exp(x[0, 0] * -torch.exp(self.A_log.float()))).sum()
+
+
+def test_reasons_tell_what_reads_a_matrix_and_what_names_it() -> None:
+    model, x = quantize_model(Mixer(), "mxfp8"), torch.ones(1, 3, 8)
+    model(x)
+    rows = {row.name: row for row in report_of(model).rows}
+    assert {name for name, row in rows.items() if row.quantized} == {"x_proj.weight"}
+    assert rows["A_log"].why == "read, but by no product of matrices"
+    assert rows["conv1d.weight"].why.startswith("its operands can be rounded once only")
+    quantize_model(model, recipe("mxfp8", wide=("A_log", "conv1d")))(x)
+    named = {row.name: row.why for row in report_of(model).skipped}
+    assert named == dict.fromkeys(("A_log", "conv1d.weight"), "`wide`, or a policy that rounds nothing, names it")
 
 
 @pytest.mark.parametrize("policy", ["mxfp8", "nvfp4", Policy(E4M3, E4M3, E5M2, head=False, hadamard={"output": 16})])
@@ -198,8 +226,8 @@ def test_what_a_convolution_cannot_do_is_told() -> None:
     model = nn.Sequential(nn.Conv1d(4, 4, 3), nn.Flatten(), nn.Linear(8, 4))
     quantize_model(model, policy)
     assert list(quantized_layers(model)) == ["2"]
-    assert "only a product of two matrices" in {row.name: row.why for row in report_of(model).rows}["0.weight"]
-    with pytest.raises(ValueError, match=r"strict: .* 0 .only a product of two matrices"):
+    assert "its operands can be rounded once only" in {row.name: row.why for row in report_of(model).rows}["0.weight"]
+    with pytest.raises(ValueError, match=r"strict: .* 0 .its operands can be rounded once only"):
         quantize_model(model, policy, strict=True)
 
 
@@ -250,7 +278,7 @@ def test_native_products_and_experts_with_casts_name_the_layer() -> None:
 
     across = Operand(E4M3, scaling=Scaling("mx", axis="contraction"))
     model = quantize_model(nn.ModuleDict({"experts": Batched()}), Policy(across, across, across))
-    with pytest.raises(ValueError, match=r"layer experts.up: only a product of two matrices has casts"):
+    with pytest.raises(ValueError, match=r"layer experts.up: its operands can be rounded once only"):
         model["experts"](torch.randn(3, 2, 8))
 
 

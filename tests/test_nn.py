@@ -328,7 +328,7 @@ def test_a_config_s_scale_rules_are_those_of_the_layers() -> None:
     given = {"quantize": formats | {"rounding": {"grad_output": "stochastic"}}, "scaling": scaling}
     found = policy_of(parse_config(given, source="test"))
     operand = Operand(E4M3, scaling=row)
-    assert found == Policy(operand, operand, Operand(E5M2, "stochastic", delayed), layers=LAYER_TYPES)
+    assert found == Policy(operand, operand, Operand(E5M2, "stochastic", delayed), layers=(*LAYER_TYPES, "other"))
     assert all(type(found.operand(name).scaling) is ScaleRule for name in ("weight", "grad_output"))
 
 

@@ -401,9 +401,9 @@ def test_a_recipe_is_a_config_and_its_policy_the_recipe_s(name: str) -> None:
     assert config.identity() == keys.identity()
     assert config.resolved_name == name
     assert parse_config(config.model_dump(mode="json"), "a record") == config
-    by_name, by_config = recipe(name)["*"], policies_of(config)["*"]
-    assert by_name.layers == (*by_config.layers, "other")
-    assert [by_name.operand(cast) for cast in CASTS] == [by_config.operand(cast) for cast in CASTS]
+    by_config = policies_of(config)["*"]
+    assert recipe(name) == policies_of(keys)  # so that what is recorded is what ran
+    assert by_config.layers == ("attention", "mlp", "other")
     model = build_model(config)
     kinds = {layer.layer_type for layer in quantized_layers(model).values() if layer.policy == by_config}
     assert kinds == {"attention", "mlp"}
@@ -440,6 +440,26 @@ def test_head_embedding_and_wide_say_which_layers_are_quantized() -> None:
     quantize_model(torch.nn.ModuleDict({"experts": foreign}), "deepseek-v3")
     assert foreign["up"].policy.weight.format.name == "e4m3"
     assert foreign["gate"].policy.weight.format.name == "fp32"
+
+
+def test_a_format_s_name_is_a_policy_of_all_operands_and_of_fp32_the_baseline() -> None:
+    e4m3, e5m2 = get_format("e4m3"), get_format("e5m2")
+    mlp = {"mlp": torch.nn.Linear(32, 16), "head": torch.nn.Linear(16, 4)}
+    named = quantized_layers(quantize_model(torch.nn.ModuleDict(mlp), "E4M3"))
+    whole = Policy(e4m3, e4m3, e4m3, layers=("attention", "mlp", "embedding", "head", "other"))
+    assert {name: layer.policy for name, layer in named.items()} == dict.fromkeys(mlp, whole)
+    assert Policy("e4m3", Operand("e4m3"), "e5m2", casts={"grad_weight.activation": "e5m2"}) == Policy(
+        e4m3, e4m3, e5m2, casts={"grad_weight.activation": e5m2}
+    )
+    with pytest.raises(ValueError, match="unknown format 'e4m'"):
+        Policy("e4m", "e4m3", "e5m2")
+    with pytest.raises(ValueError, match="'e4m3' is a format, which has no setting 'head'"):
+        recipe("e4m3", head=True)
+    with pytest.raises(ValueError, match="no recipe is called 'e4m'"):
+        quantize_model(torch.nn.ModuleDict(mlp), "e4m")
+    assert recipe_keys("fp32") == {"quantize": dict.fromkeys(("weight", "activation", "grad_output"), "fp32")}
+    observed = quantized_layers(quantize_model(torch.nn.ModuleDict(mlp), "fp32")).values()
+    assert [layer.policy.rounds for layer in observed] == [False, False]
 
 
 def test_keys_beside_a_recipe_win_and_sections_are_merged(tmp_path: Any) -> None:

@@ -414,8 +414,10 @@ def scope_parts(config: ExperimentConfig) -> list[tuple[str, str]]:
         return []
     parts = [(" ".join(operands), " + ".join(OPERAND_NAMES[operand] for operand in operands))]
     if set(quantize.layers) != set(LAYER_TYPES):
-        kinds = [kind for kind in LAYER_TYPES if kind in quantize.layers]
-        parts.append((f"layers {' '.join(kinds)}", f"only in {', '.join(kinds)}"))
+        most = {"attention", "mlp"} <= {*quantize.layers}  # with these, layers of no type
+        left = ", ".join(kind for kind in LAYER_TYPES if kind not in quantize.layers)
+        label = f"not in {left}" if most else f"only in {', '.join(quantize.layers)}"
+        parts.append((f"layers {' '.join(quantize.layers)}", label))
     if quantize.patterns:
         parts.append((f"patterns {' '.join(quantize.patterns)}", f"only layers {', '.join(quantize.patterns)}"))
     if quantize.wide:

@@ -99,12 +99,12 @@ class Report:
 
     def __str__(self) -> str:
         total = sum(row.size for row in self.rows)
-        first = f"{self.parameter_share:.1%} of {total:,} parameters are quantized"
+        first, share = f"{self.parameter_share:.1%} of {total:,} parameters are", self.multiply_add_share
         if self.products is None:
-            lines = [f"{first}; multiply-adds are counted in the first batch that is not compiled"]
+            lines = [f"{first} listed as quantized; the first batch that is not compiled tells what is read"]
         else:
             made = sum(each.multiply_adds for each in self.products)
-            lines = [f"{first}, and {self.multiply_add_share:.1%} of {made:,} multiply-adds of the first forward pass"]
+            lines = [f"{first} quantized, and {share:.1%} of {made:,} multiply-adds of the first forward pass"]
         lines += _table("quantized", [row for row in self.rows if row.quantized], self)
         lines += _table("left as they are", self.skipped, self)
         others = [each for each in self.products or () if not each.parameters]
@@ -121,7 +121,8 @@ class Report:
                 for (name, what), number in groups.items()
             ]
         if self.never_read:
-            lines += ["", f"listed, but not read in the first batch: {', '.join(_patterns(self.never_read))}"]
+            unread = ", ".join(_patterns(self.never_read))
+            lines += ["", f"listed, but read by no product or lookup of the first batch: {unread}"]
         return "\n".join(lines)
 
 
@@ -197,6 +198,7 @@ class Coverage:
     counter: _Products | None = None
     products: tuple[Product, ...] | None = None
     was_read: frozenset[str] = field(default_factory=frozenset)
+    in_others: frozenset[str] = field(default_factory=frozenset)
 
     def watch(self, model: nn.Module) -> None:
         """Count the products of the next forward pass that is no graph."""
@@ -238,7 +240,7 @@ class Coverage:
             vars(layer).pop("counter", None)
         if sys.exc_info()[0] is not None or not counter.found:
             return
-        self.products, self.was_read = counter.result()
+        self.products, self.was_read, self.in_others = counter.result()
         if self.strict:
             self.check_after(model)
 
@@ -287,16 +289,17 @@ class Coverage:
             if mine and not unused:
                 why = "; ".join(dict.fromkeys(_formats(layers[each]) for each in mine))
             elif mine:
-                why = "not read in the first batch" if not adds else "read by code that its layer does not see"
+                why = "read, but by no product of matrices" if name in self.in_others else "not read in the first batch"
+                why = why if not adds else "read by code that its layer does not see"
             else:
-                why = self._why(name, parameter)
+                why = self._why(name, parameter, id(parameter) in readers)
             size = 0 if unknown else parameter.numel()
             quantized = bool(mine) and not unused
             rows.append(Row(name, shape, size, mine[0] if mine else "", quantized, why, adds, rounded))
         unread = [row for row in rows if row.layer and not row.quantized]
         return Report(tuple(rows), self.products, tuple(row.layer for row in unread))
 
-    def _why(self, name: str, parameter: Tensor) -> str:
+    def _why(self, name: str, parameter: Tensor, named: bool) -> str:
         owner, _, own = name.rpartition(".")
         place = _owner(name)
         found = (
@@ -307,7 +310,9 @@ class Coverage:
         is_vector = not isinstance(parameter, nn.parameter.UninitializedParameter) and parameter.ndim < 2
         if is_vector and not (found[0] and place != owner):
             return _VECTOR
-        return found[0] or self.unknown.get((owner, "")) or "no product that is known reads it"
+        if named and not found[0]:
+            return "`wide`, or a policy that rounds nothing, names it"
+        return found[0] or self.unknown.get((owner, "")) or "no product of matrices that is known reads it"
 
 
 def _of(layer: str, owner: str, parameter: str) -> bool:
@@ -414,6 +419,7 @@ class _Products(TorchDispatchMode):
         self.rounded: dict[int, tuple[str, str]] = {}
         self.kept: list[StorageWeakRef] = []  # an address is not used again while somebody refers to it
         self.was_read: set[str] = set()
+        self.in_others: set[str] = set()
         self.names: dict[str, tuple[str, ...]] = {}
         self.found: dict[tuple[str, tuple[str, ...], str, tuple[str, ...]], int] = {}
         self.counting = True
@@ -438,9 +444,10 @@ class _Products(TorchDispatchMode):
         self._keep(self.origins, found, self._origin(x))
         return found
 
-    def result(self) -> tuple[tuple[Product, ...], frozenset[str]]:
-        """The products, like ones together, and the layers that were read."""
-        return tuple(Product(*key, number) for key, number in self.found.items()), frozenset(self.was_read)
+    def result(self) -> tuple[tuple[Product, ...], frozenset[str], frozenset[str]]:
+        """The products, like ones together, the layers that were read, and the parameters that other operators read."""
+        products = tuple(Product(*key, number) for key, number in self.found.items())
+        return products, frozenset(self.was_read), frozenset(self.in_others)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
@@ -481,6 +488,8 @@ class _Products(TorchDispatchMode):
     def _follow(self, packet: Any, args: Any, out: Any) -> None:
         inputs = [each for each in _tensors(args) if each.is_floating_point() and each.ndim]
         origins = [self._origin(each) for each in inputs]
+        if packet not in _COPIES and self.counting:
+            self.in_others.update(*origins)
         marks = [self.rounded.get(_key(each)) for each in inputs]
         for each in _tensors((out,)) if any(origins) or any(marks) else ():
             if all(origins):

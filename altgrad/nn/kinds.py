@@ -168,7 +168,8 @@ def _with_weights(kind: Kind, module: nn.Module, cls: type, names: set[str]) -> 
     if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         multiplied = set()
     kind.weights = tuple(name for name in module._parameters if name in multiplied)
-    kind.left_out |= {name: f"no product in the code of {cls.__name__} reads it" for name in names - multiplied}
+    why = f"no product of matrices in the code of {cls.__name__} reads it"
+    kind.left_out |= dict.fromkeys(names - multiplied, why)
     return kind
 
 

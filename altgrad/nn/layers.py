@@ -53,7 +53,7 @@ from altgrad.config import (
     product_of,
 )
 from altgrad.diffusion import diffuse
-from altgrad.formats import FP32, ROUNDINGS, FloatFormat, no_rounding
+from altgrad.formats import FP32, ROUNDINGS, FloatFormat, get_format, no_rounding
 from altgrad.ranks import is_sharded, over_group, shared_as, whole
 from altgrad.rounding import StraightThrough, is_traced, quantize, quantize_counted, straight_through
 from altgrad.scaling import (
@@ -172,11 +172,12 @@ class Operand:
     """What happens to one operand of the products; FP32 leaves it as it is.
 
     Attributes:
+        format: or its name, as `get_format` takes it.
         rounding: one of `altgrad.rounding.quantize`, or "diffused": clamped error diffusion along the last dimension,
             which for a head's grad_output are the classes (`altgrad.diffusion`); or "own:NAME" (`register_rounding`).
 
     Raises:
-        ValueError: an unknown rounding.
+        ValueError: an unknown format or rounding.
     """
 
     format: FloatFormat = FP32
@@ -184,6 +185,8 @@ class Operand:
     scaling: ScaleRule = field(default_factory=ScaleRule)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.format, FloatFormat):
+            object.__setattr__(self, "format", get_format(self.format))
         if self.rounding not in (known := (*ROUNDINGS, "diffused", *_OWN_ROUNDINGS)):
             if OWN_ROUNDING.fullmatch(self.rounding):
                 raise UsageError(f"rounding {self.rounding!r} is not registered; see altgrad.nn.register_rounding")
@@ -195,7 +198,7 @@ class Policy:
     """Which format each operand gets, in which layers, and how tensors are scaled and rounded.
 
     Attributes:
-        weight, activation, grad_output: an `Operand`, or a format (nearest even, current per-tensor amax).
+        weight, activation, grad_output: an `Operand`, or a format or its name (nearest even, current per-tensor amax).
         layers: layer types this applies to; ("*",), the default, means every layer, "other" those of no type.
         patterns: dotted layer names with * and ?, one of which must match; none means all.
         head, embedding: False leaves the layers of that type as they are.
@@ -213,25 +216,25 @@ class Policy:
             (`ScaleRule.check`).
     """
 
-    weight: Operand | FloatFormat = FP32
-    activation: Operand | FloatFormat = FP32
-    grad_output: Operand | FloatFormat = FP32
+    weight: Operand | FloatFormat | str = FP32
+    activation: Operand | FloatFormat | str = FP32
+    grad_output: Operand | FloatFormat | str = FP32
     layers: tuple[str, ...] = ("*",)
     patterns: tuple[str, ...] = ()
     compute: str = "simulated"
-    casts: Mapping[str, Operand | FloatFormat] = field(default_factory=dict, hash=False)
+    casts: Mapping[str, Operand | FloatFormat | str] = field(default_factory=dict, hash=False)
     hadamard: Mapping[str, int] = field(default_factory=dict, hash=False)
     head: bool = True
     embedding: bool = True
-    attention: Operand | FloatFormat = FP32
+    attention: Operand | FloatFormat | str = FP32
     apart: tuple[str, ...] = field(init=False, repr=False, compare=False)
     """The operands whose two products read casts of their own."""
 
     def __post_init__(self) -> None:
         for name in (*OPERANDS, "attention"):
-            if isinstance(given := getattr(self, name), FloatFormat):
+            if not isinstance(given := getattr(self, name), Operand):
                 object.__setattr__(self, name, Operand(given))
-        named = {name: Operand(it) if isinstance(it, FloatFormat) else it for name, it in self.casts.items()}
+        named = {name: it if isinstance(it, Operand) else Operand(it) for name, it in self.casts.items()}  # type: ignore[arg-type]
         object.__setattr__(self, "casts", named)
         if self.compute not in ("simulated", "native"):
             raise ValueError(f"compute must be 'simulated' or 'native', not {self.compute!r}")
@@ -801,7 +804,10 @@ def native_lack(device: torch.device) -> str:
 
 
 SEVERAL = "casts of their own for second products, rotations and native compute"
-ONE_CAST = f"only a product of two matrices has {SEVERAL}"
+ONE_CAST = (
+    "its operands can be rounded once only, and this policy rounds them again for a second product, rotates them or "
+    "computes natively"
+)
 
 
 def _is_transformed() -> bool:

@@ -44,6 +44,19 @@ def type_of(name: str, module: nn.Module) -> str | None:
     return "attention" if found is None and isinstance(module, nn.MultiheadAttention) else found
 
 
+def ends_of(model: nn.Module) -> dict[nn.Module, str]:
+    """Module -> "embedding" or "head", where the model says so itself, as those of Hugging Face's transformers do."""
+    found: dict[nn.Module, str] = {}
+    for method, kind in (("get_input_embeddings", "embedding"), ("get_output_embeddings", "head")):
+        for module in model.modules():
+            try:
+                end = getattr(module, method, lambda: None)()
+            except (AttributeError, NotImplementedError):  # transformers, of a model that has none
+                continue
+            found |= dict.fromkeys(end.modules(), kind) if isinstance(end, nn.Module) else {}
+    return found
+
+
 def plain_name(name: str, model: nn.Module) -> str:
     """A dotted name without the parts that wrappers (DDP, FSDP, activation checkpointing, torch.compile) add."""
     name = _WRAPPERS.sub("", name).rstrip(".")

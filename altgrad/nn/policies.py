@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from altgrad.config import OPERANDS, ExperimentConfig, parse_config
@@ -22,7 +21,8 @@ def policy_of(config: ExperimentConfig, layer_type: str | None = None) -> Policy
     """What the config does to the operands of its layers, or to those of a layer type that has a rounding of its own.
 
     Weights under storage "master" are rounded on the forward pass as `optimizer.rounding` says; under storage "grid"
-    that is how the optimizer rounds, and the forward pass reads the weights as they are.
+    that is how the optimizer rounds, and the forward pass reads the weights as they are. Layers of no type ("other"),
+    which a GPT has none of, are quantized where attention and mlp both are.
     """
     quantize = config.quantize
 
@@ -32,21 +32,19 @@ def policy_of(config: ExperimentConfig, layer_type: str | None = None) -> Policy
 
     operands: dict[str, Any] = {name: operand(name) for name in OPERANDS}
     casts = {name: operand(name) for name in quantize.casts.given}
-    where: dict[str, Any] = {"layers": quantize.layers, "patterns": quantize.patterns, "compute": quantize.compute}
+    layers = (*quantize.layers, *(("other",) if {"attention", "mlp"} <= {*quantize.layers} else ()))
+    where: dict[str, Any] = {"layers": layers, "patterns": quantize.patterns, "compute": quantize.compute}
     return Policy(**operands, **where, casts=casts, hadamard=quantize.hadamard.given)
 
 
 def recipe(name: str, **settings: Any) -> dict[str, Policy]:
-    """The policies of a recipe, for `quantize_model`: its layers of no type are quantized like attention and mlp.
+    """The policies of a recipe, for `quantize_model`: those of a config that has its `recipe_keys`.
 
     Args:
-        name: one of `altgrad.recipes.RECIPES`.
+        name: one of `altgrad.recipes.RECIPES`, or a format for all operands of all layers.
         settings: the recipe's own, and `head`, `embedding` and `wide`.
 
     Raises:
         ValueError: no such recipe or setting, or a setting out of its range; one line.
     """
-    config = parse_config(recipe_keys(name, **settings), source=f"recipe {name!r}")
-    policy = policy_of(config)
-    found = dict.fromkeys(config.quantize.wide, UNQUANTIZED)
-    return found | {"*": replace(policy, layers=(*policy.layers, "other"))}
+    return policies_of(parse_config(recipe_keys(name, **settings), source=f"recipe {name!r}"))

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from altgrad.config import LAYER_TYPES
 from altgrad.formats import FP32, check_draw_version
 from altgrad.nn.coverage import Coverage, forget_coverage
 from altgrad.nn.kinds import Kind, kind_of, one_cast, plain_class, quantized_class, reads_child, reads_transposed
 from altgrad.nn.layers import UNQUANTIZED, Clock, Observer, Policy, QuantizedLayer, _key, hadamard
-from altgrad.nn.names import plain_name, type_of
+from altgrad.nn.names import ends_of, plain_name, type_of
 from altgrad.nn.policies import recipe
 from altgrad.nn.reads import QuantizedProduct, QuantizedWeight, Reader
 from altgrad.scaling import DelayedScale
@@ -48,17 +47,17 @@ def quantize_model(
 ) -> nn.Module:
     """Turn the layers of a model into their quantized form, in place: those that multiply matrices, and embeddings.
 
-    A layer's type is read off its dotted name (`layer_type`), else off its class; one of neither is "other". Parameters
-    stay the same objects, so that optimizers and initialization are not disturbed. A linear layer or embedding of a
-    known type that the policy does not cover gets FP32 operands and is observed as well; everything else that it does
-    not cover is left alone. Calling it again changes the policy. What became of every parameter is in
-    `report_of(model)`.
+    A layer's type is what the model itself gives as its input and output embeddings (transformers), else read off its
+    dotted name (`layer_type`), else off its class; one of none of these is "other". Parameters stay the same objects,
+    so that optimizers and initialization are not disturbed. A linear layer or embedding of a known type that the policy
+    does not cover gets FP32 operands and is observed as well; everything else that it does not cover is left alone.
+    Calling it again changes the policy. What became of every parameter is in `report_of(model)`.
 
     Args:
         model: any torch model, wrapped or not (DDP, FSDP, parametrizations, activation checkpointing).
         policy: one policy, or several by dotted name or layer type with * and ?, of which the first match counts; such
             a policy covers layers of every type, unless it names its own `layers`. Or the name of a recipe, whose
-            settings are those of `recipe`.
+            settings are those of `recipe`, or of a format, for all operands; "fp32" quantizes nothing.
         seed: of the draws, where something is rounded stochastically.
         draw_version: of `formats.stochastic_draw`; 2 is quicker.
         strict: refuse what the policy leaves as it is without naming it: now by what is known of the model's classes,
@@ -79,10 +78,7 @@ def quantize_model(
     if not isinstance(model, nn.Module) or not isinstance(policy, Policy | Mapping):
         given = f"{type(model).__name__} and {type(policy).__name__}"
         raise TypeError(f"give a torch.nn.Module, and a Policy, a recipe's name or policies by name, not {given}")
-    if isinstance(policy, Policy):
-        policies = {"*": policy}
-    else:  # a key says which layers are meant
-        policies = {key: replace(p, layers=("*",)) if p.layers == LAYER_TYPES else p for key, p in policy.items()}
+    policies = {"*": policy} if isinstance(policy, Policy) else dict(policy)
     clock = Clock(seed, draw_version=check_draw_version(draw_version), group=group)
     if group is not None:
         clock.rank = torch.distributed.get_rank(group)
@@ -128,16 +124,16 @@ def _places(
     model: nn.Module, modules: Mapping[str, nn.Module], kinds: Mapping[str, Kind], policies: Mapping[str, Policy]
 ) -> list[_Place]:
     """Every layer there can be, with its policy or why it gets none."""
-    found = []
+    found, ends = [], ends_of(model)
     for path, module in modules.items():
         kind, name = kinds[path], plain_name(path, model)
+        typed = ends.get(module) or type_of(name, module)
         if kind.layer is not None:
-            found.append(_Place(name, type_of(name, module) or "other", module, kind.layer))
+            found.append(_Place(name, typed or "other", module, kind.layer))
         for each in kind.weights:
             short = each.removesuffix("_weight")
             named = f"{name}.{short}" if name else short
-            typed = type_of(name, module) or type_of(named, module) or "other"
-            found.append(_Place(named, typed, module, QuantizedWeight, each))
+            found.append(_Place(named, typed or type_of(named, module) or "other", module, QuantizedWeight, each))
     for place in found:
         _choose(place, policies)
     return found
@@ -166,6 +162,7 @@ def _is_seen(place: _Place) -> bool:
 def _check_ties(model: nn.Module, places: list[_Place], policies: Mapping[str, Policy]) -> None:
     """No module and no weight may have two policies."""
     first: dict[int, str] = {}
+    ends = ends_of(model)
     for path, module in model.named_modules(remove_duplicate=False):
         if first.setdefault(id(module), path) == path:
             continue
@@ -173,7 +170,7 @@ def _check_ties(model: nn.Module, places: list[_Place], policies: Mapping[str, P
             if place.module is not module or place.parameter:
                 continue
             other = replace(place, name=plain_name(path, model), policy=UNQUANTIZED, why_not="", named=True)
-            other.kind = type_of(other.name, module) or "other"
+            other.kind = ends.get(module) or type_of(other.name, module) or "other"
             _choose(other, policies)
             if other.policy != place.policy:
                 raise ValueError(f"layer {place.name} is also layer {other.name}, and the two have different policies")
