@@ -139,9 +139,9 @@ def saved_by_torch(folder: Path, mesh: Any) -> dict[str, Any]:
     rows = len(TOKEN) // mesh.size()
     for size in (1, 30):
         (models[0](TOKEN[mesh.get_rank() * rows :][:rows]) * size).sum().backward()
-    dcp.save(get_model_state_dict(models[0]), checkpoint_id=folder / "own")
+    dcp.save(get_model_state_dict(models[0]), checkpoint_id=folder / "torch-checkpoint")
     state = get_model_state_dict(models[1])
-    dcp.load(state, checkpoint_id=folder / "own")
+    dcp.load(state, checkpoint_id=folder / "torch-checkpoint")
     set_model_state_dict(models[1], state)
     outputs = [model(TOKEN) for model in models]
     histories = [[v.tolist() for k, v in model.state_dict().items() if "history" in k] for model in models]

@@ -78,19 +78,19 @@ def test_a_store_that_keeps_its_lists_is_asked_again(folder: Path) -> None:
         """A folder's files, in lists that are kept as those of s3fs and gcsfs are: asked to forget one path, by it."""
 
         protocol = "listed"
-        local = fsspec.filesystem("file")
+        files = fsspec.filesystem("file")
 
         def ls(self, path: str, detail: bool = True, **_: Any) -> Any:
             path = path.rstrip("/")
             if path not in self.dircache:
                 self.dircache[path] = [
                     {**each, "name": each["name"][len(str(folder.parent)) :].lstrip("/")}
-                    for each in self.local.ls(f"{folder.parent}/{path}", detail=True)
+                    for each in self.files.ls(f"{folder.parent}/{path}", detail=True)
                 ]
             return self.dircache[path] if detail else [each["name"] for each in self.dircache[path]]
 
         def cat_file(self, path: str, **_: Any) -> Any:
-            return self.local.cat_file(f"{folder.parent}/{path}")
+            return self.files.cat_file(f"{folder.parent}/{path}")
 
         def invalidate_cache(self, path: str | None = None) -> None:
             self.dircache.clear() if path is None else self.dircache.pop(path, None)
