@@ -687,7 +687,11 @@ CODES, SCALES = encode_mx(X, E4M3)
         (lambda: quantize_mx(X, get_format("e3m4")), ValueError, "E4M3, E5M2, E3M2, E2M3, E2M1, E0M7B-1, not E3M4"),
         (lambda: encode_mx(X, "e4m3"), TypeError, "must be a FloatFormat .* not 'e4m3'"),
         (lambda: quantize_mx(X, E4M3, block=-1), ValueError, "not -1"),
-        (lambda: quantize_mx(X, E4M3, rounding="odd"), ValueError, "rounding to odd is for what is rounded a second time"),
+        (
+            lambda: quantize_mx(X, E4M3, rounding="odd"),
+            ValueError,
+            "rounding to odd is for what is rounded a second time",
+        ),
         (lambda: quantize_mx(X, E4M3, rounding="stochastic"), ValueError, "seed"),
         (lambda: quantize_mx(X, E4M3, out=torch.ones(64)), ValueError, r"shape \[2, 32\] of x, not \[64\]"),
         (lambda: quantize_mx(X, E4M3, out=X.half()), TypeError, "out must be float32"),
