@@ -210,8 +210,9 @@ def test_compiled_block_formats_have_the_bits_of_the_eager_ones() -> None:
         (compile_nvfp4(), quantize_nvfp4, {"tensor_scale": 0.3}),
         (compile_nvfp4(**how), lambda x, **k: quantize_nvfp4(x, **how, **k), {"seed": 4}),
     ]
-    for run, eager, given in cases:
-        for tensor in (x[5:], x, x[:3].bfloat16(), x[:, ::3], x[:, :33], x[:0], x.view(4, 10, 96)):
+    tensors = (x[5:], x, x[:3].bfloat16(), x[:, ::3], x[:, :33], x[:0], x.view(4, 10, 96))
+    for number, (run, eager, given) in enumerate(cases):
+        for tensor in tensors if number in (0, len(cases) - 1) else tensors[:3]:  # a shape is a graph to compile
             assert same(run(tensor, **given), eager(tensor, **given))
         out = torch.empty_like(x)
         assert run(x, out=out, **given) is out
