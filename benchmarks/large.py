@@ -1,13 +1,16 @@
 """How the cost of records and pages grows with the number of runs: processor time and memory of ten times as many.
 
-    make bench-large                                                        measure and record
+    make bench-large                                                        measure and record, up to 10,000 runs
+    make bench-large ARGS="--runs 100,1000,10000,50000"                     the largest sites
     .venv/bin/python benchmarks/large.py --runs 20,200 --record trial.json   a trial of the machinery
 
 The runs are recorded ones again, under other learning rates and seeds, ten an arm and each in a folder of its own. Each
 step is a process of its own: its processor time, that of its children included, less what it takes with no runs. The
 exponent is the slope of log time over log runs between the two largest numbers; reading the bytes of all files and
-parsing the JSON among them is measured beside the steps. Disk: 10 kB a run, and 70 kB for its pages, removed at the
-end. The record goes to benchmarks/recorded/large.json, which the site shows.
+parsing the JSON among them is measured beside the steps. Disk: 10 kB a run, and 70 kB a page, removed at the end.
+
+What was measured is noted at once in build/, and the same code goes on from there; --again measures anew. The record
+goes to benchmarks/recorded/large.json, which the site shows.
 """
 
 from __future__ import annotations
@@ -79,11 +82,16 @@ STEPS: dict[str, Sequence[str]] = {
 }
 
 
+NOTES = ROOT / "build" / "bench-large.json"
+"""Where what was measured is noted."""
+
+
 class Cost(NamedTuple):
-    """Seconds of the processors, and the most memory that one process took, in GB."""
+    """Seconds of the processors, the most memory that one process took, in GB, and how busy the machine was before."""
 
     seconds: float
     memory: float
+    load: float = 0.0
 
 
 def generate(folder: Path, runs: int, like: Path = ROOT / "experiments" / "recorded") -> Path:
@@ -136,6 +144,7 @@ def cost(step: str, records: Path) -> Cost:
         command.append(str(place / "mkdocs.yml"))
     else:
         command.append(str(records))
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0
     with open(os.devnull, "w") as nothing, tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, cwd=place, env=environment, stdout=nothing, stderr=said)
         _, status, used = os.wait4(process.pid, 0)
@@ -145,40 +154,64 @@ def cost(step: str, records: Path) -> Cost:
             raise subprocess.CalledProcessError(process.returncode, command, stderr=said.read().decode()[-500:])
     if step == PAGES:
         shutil.rmtree(place)
-    return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss / 1e6)
+    return Cost(used.ru_utime + used.ru_stime, used.ru_maxrss / 1e6, load)
 
 
 def bench(
-    counts: Sequence[int], names: Sequence[str], show: Callable[[str], None], keep: Callable[[LargeRecord], None]
+    counts: Sequence[int],
+    names: Sequence[str],
+    show: Callable[[str], None],
+    keep: Callable[[LargeRecord], None],
+    notes: Path = NOTES,
 ) -> None:
-    """Measure every step with each number of runs; `keep` is given what there is after each that has two numbers."""
-    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    """Measure every step with each number of runs; `keep` is given what there is after each that has two numbers.
+
+    What `notes` has of the same code is not measured again.
+    """
     costs: dict[str, list[Cost]] = {step: [] for step in names}
+    known = noted(notes)
     with tempfile.TemporaryDirectory(prefix="altgrad-bench-") as name:
         for count in (0, *counts):
-            show(f"{count:,} runs: making them")
             folder = Path(name) / str(count)
-            made = multiprocessing.get_context("spawn").Process(target=generate, args=(folder, count))
-            made.start()  # what this process has had counts as memory of those that it starts
-            made.join()
-            if made.exitcode:
-                raise UsageError(f"{count:,} runs could not be made")
+            left = [step for step in names if f"{count} {step}" not in known]
+            if left:
+                show(f"{count:,} runs: making them")
+                made = multiprocessing.get_context("spawn").Process(target=generate, args=(folder, count))
+                made.start()  # what this process has had counts as memory of those that it starts
+                made.join()
+                if made.exitcode:
+                    raise UsageError(f"{count:,} runs could not be made")
             for step, found in costs.items():
-                found.append(cost(step, folder))
-                show(f"{count:,} runs: {step}: {found[-1].seconds:.1f} s, {found[-1].memory:.2f} GB")
+                if step in left:
+                    known[f"{count} {step}"] = cost(step, folder)
+                    notes.parent.mkdir(parents=True, exist_ok=True)
+                    notes.write_text(json.dumps({"code": code_fingerprint("page"), "costs": known}))
+                found.append(known[f"{count} {step}"])
+                before = "" if step in left else " (measured before)"
+                show(f"{count:,} runs: {step}: {found[-1].seconds:.1f} s, {found[-1].memory:.2f} GB{before}")
                 if len(found) > 2:
-                    keep(record_of(counts, costs, load))
-            shutil.rmtree(folder)
+                    keep(record_of(counts, costs))
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def record_of(counts: Sequence[int], costs: dict[str, list[Cost]], load: float | None) -> LargeRecord:
+def noted(notes: Path) -> dict[str, Cost]:
+    """What was measured of this code, by number of runs and step."""
+    try:
+        found = json.loads(notes.read_text())
+    except (OSError, ValueError):
+        return {}
+    same = found["code"] == code_fingerprint("page")
+    return {name: Cost(*each) for name, each in found["costs"].items()} if same else {}
+
+
+def record_of(counts: Sequence[int], costs: dict[str, list[Cost]]) -> LargeRecord:
     """What was measured with two numbers of runs or more; the first cost of each step is with no runs."""
     return LargeRecord(
         date=datetime.now(UTC).replace(microsecond=0),
         altgrad=altgrad.__version__,
         code=code_fingerprint("page"),
         cores=os.cpu_count() or 1,
-        load=load,
+        load=max(each.load for found in costs.values() for each in found),
         versions={package: version(package) for package in ("pandas", "pyarrow", "mkdocs")},
         steps=tuple(
             Growth(
@@ -199,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", default="100,1000,10000", help="how many, two numbers or more (100,1000,10000)")
     parser.add_argument("--steps", help="beginnings of their names, with commas between (all)")
+    parser.add_argument("--again", action="store_true", help="measure anew what was measured of this code before")
     parser.add_argument("--record", type=Path, help="where the figures go (benchmarks/recorded/large.json)")
     options = parser.parse_args(arguments)
     counts = [int(each) if each.isdigit() else 0 for each in options.runs.split(",")]
@@ -208,6 +242,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("a trial is not recorded for the site: name another file with --record")
     names = [step for step in STEPS if step.startswith(tuple((options.steps or "").split(",")))]
     path = options.record or RECORDED / "large.json"
+    notes = NOTES if options.record is None else options.record.with_suffix(".notes.json")
+    if options.again:
+        notes.unlink(missing_ok=True)
     try:
         old = read_record(path, LargeRecord) if options.steps else None
 
@@ -216,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             steps = tuple(known[step] for step in STEPS if step in known)
             write_record(found.model_copy(update={"steps": steps}), path)
 
-        bench(counts, names, lambda text: print(text, file=sys.stderr, flush=True), keep)
+        bench(counts, names, lambda text: print(text, file=sys.stderr, flush=True), keep, notes)
     except subprocess.CalledProcessError as error:
         print(f"error: a step failed: {error.stderr.strip()}", file=sys.stderr)
         return 2
@@ -224,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the steps that were measured are recorded", file=sys.stderr)
+        print("interrupted; the same command goes on", file=sys.stderr)
         return 130
     found = read_record(path, LargeRecord)
     for each in found.steps if found else ():

@@ -22,7 +22,6 @@ from altgrad.analysis.statistics import Estimate, mean_interval
 from altgrad.config import scalar
 from altgrad.runs import RunRecord
 from altgrad.runs.history import LOSSES
-from altgrad.runs.site_names import NO_NAMES
 from altgrad.text import visible
 
 MOST_KEYS = 12
@@ -153,11 +152,10 @@ def measure_of(loader: ExperimentDataLoader, arm: str | None = None) -> Measure 
     """
     if arm is not None and loader.config(arm).foreign is None:
         return OWN
-    records = list(loader.records.values())
-    own = [record for record in records if arm is None or record.arm == arm]
+    own = list(loader.records.values()) if arm is None else loader.records_of(arm)
     if not own or any(record.config.foreign is None for record in own):
         return OWN
-    names = next((record.names for record in records if record.names != NO_NAMES), NO_NAMES)
+    names = own[0].names
     ended = [record for record in own if record.status == "finished"]
     there = metrics_of(ended, ends=arm is None) or metrics_of(own, ends=arm is None)
     site = arm and loader.memo(measure_of)

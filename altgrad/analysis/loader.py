@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -29,7 +30,7 @@ from altgrad.runs import Problem, RunRecord, RunSet, default_sources, load_runs,
 from altgrad.runs.pack import is_histogram, is_last, is_over_time
 from altgrad.runs.processor import NOT_STATED as NOT_STATED
 from altgrad.runs.schema import LAYER_COLUMNS, digest
-from altgrad.runs.store import LAYER_TEXT
+from altgrad.runs.store import LAYER_TEXT, moves_in
 from altgrad.runs.stores import located
 from altgrad.runs.wandb_pull import Pulled, pull
 from altgrad.studies import identity_of
@@ -178,7 +179,11 @@ class ExperimentDataLoader:
 
     def config(self, arm: str) -> ExperimentConfig:
         """The config that the seeds of `arm` share (with the seed of its first run)."""
-        return self.records[self._first[arm]].config
+        return self._of_arm[arm][0].config
+
+    def records_of(self, arm: str) -> list[RunRecord]:
+        """The records of `arm`, in the order of `runs`; none of an arm that there is not."""
+        return self._of_arm.get(arm, [])
 
     def title(self, arm: str) -> str:
         """What the first run of `arm` is called, in any script."""
@@ -186,18 +191,19 @@ class ExperimentDataLoader:
 
     def titles(self, arm: str) -> list[str]:
         """What the runs of `arm` are called; of AltGrad's own and of those without a title the name, not the id."""
-        records = (self.records[run_id] for run_id in self.runs.loc[self.runs["arm"] == arm, "run_id"])
-        return [str(record.run.get("title") or record.config.resolved_name) for record in records]
+        return [str(record.run.get("title") or record.config.resolved_name) for record in self.records_of(arm)]
 
     def data_name(self, arm: str) -> str:
         """What the training data of `arm` is called, with the first digits of its sha256."""
-        data = self.records[self._first[arm]].run["data"]
+        data = self._of_arm[arm][0].run["data"]
         return f"{data.get('name', 'unnamed')} ({data['sha256'][:8]})"
 
     @cached_property
-    def _first(self) -> dict[str, str]:
-        first = self.runs.drop_duplicates("arm")
-        return dict(zip(first["arm"], first["run_id"], strict=True))
+    def _of_arm(self) -> dict[str, list[RunRecord]]:
+        found = defaultdict[str, list[RunRecord]](list)
+        for arm, run_id in zip(self.runs["arm"], self.runs["run_id"], strict=True):
+            found[arm].append(self.records[run_id])
+        return dict(found)
 
     @cached_property
     def newest(self) -> str | None:
@@ -542,9 +548,9 @@ def final_val_loss(record: RunRecord) -> float:
     comparisons). NaN for a run that did not finish: its last value is of another length and must not be compared.
     """
     own = "final_val_loss" if record.config.final_eval_characters else "val_loss"
-    if record.status != "finished" or own not in record.history:
+    if record.status != "finished" or own not in (history := record.history):
         return math.nan
-    losses = record.history[own].dropna()
+    losses = history[own].dropna()
     return float(losses.iloc[-1]) if len(losses) and np.isfinite(losses.iloc[-1]) else math.nan
 
 
@@ -553,16 +559,9 @@ def stall_ratio(record: RunRecord) -> float:
 
     In [0, 1]: updates are elements whose proposed change is nonzero, flips those of them whose stored code changed.
     """
-    layers = record.coded
-    if layers.empty or record.config.quantize.weight == "fp32":
+    if record.config.quantize.weight == "fp32" or not record.looked:
         return math.nan
-    statistic, values = layers["statistic"].array, layers["value"].to_numpy(np.float64)
-    flips, updates = (
-        float(np.nansum(values[statistic.codes == statistic.categories.get_loc(name)]))
-        if name in statistic.categories
-        else 0.0
-        for name in ("flips", "updates")
-    )
+    flips, updates = record.moves or moves_in(record.coded)
     return 1.0 - flips / updates if updates else math.nan
 
 
@@ -606,7 +605,8 @@ def _of_arm(record: RunRecord) -> dict[str, Any]:
 
 def _row(record: RunRecord, of_arm: dict[str, Any]) -> dict[str, Any]:
     config, run = record.config, record.run
-    last_step = int(record.history["step"].max()) if len(record.history) else -1
+    steps = record.tables("history")["step"]
+    last_step = int(steps.max()) if len(steps) else -1
     return of_arm | {
         "run_id": record.id,
         "seed": config.stated_seed,

@@ -20,7 +20,7 @@ from altgrad.reports.own import own_pages
 from altgrad.reports.preregistered import preregistered_page
 from altgrad.reports.provenance import code_key
 from altgrad.reports.scaling import scaling_page
-from altgrad.reports.tuning import swept
+from altgrad.reports.tuning import moved
 from altgrad.runs import sources_fingerprint
 from altgrad.runs.schema import digest
 from altgrad.site import Page, PageMaker
@@ -73,8 +73,8 @@ def _report(loader: ExperimentDataLoader, make: Callable[[ExperimentDataLoader],
 
 
 def _placed(loader: ExperimentDataLoader, page: Page) -> Page:
-    """The page with its references to arms that only a tuning study has leading there."""
-    return replace(page, moved=loader.memo(swept))
+    """The page with its references to arms that have no page of their own leading to where they are."""
+    return replace(page, moved=loader.memo(moved))
 
 
 def site_key(*modules: str) -> str:
@@ -82,7 +82,7 @@ def site_key(*modules: str) -> str:
 
     Without modules: what any page depends on.
     """
-    return digest(code_key(*modules, *([swept.__module__] if modules else [])), sources_fingerprint())
+    return digest(code_key(*modules, *([moved.__module__] if modules else [])), sources_fingerprint())
 
 
 def _loader() -> ExperimentDataLoader:

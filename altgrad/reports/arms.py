@@ -21,7 +21,7 @@ from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, Looks, sta
 from altgrad.analysis.statistics import Estimate, mean_interval
 from altgrad.config import ExperimentConfig, changes, command, flat, nested, scalar
 from altgrad.reports import columns as col
-from altgrad.reports import health
+from altgrad.reports import health, tuning
 from altgrad.reports.compare import (
     arm_json,
     arm_table,
@@ -39,7 +39,7 @@ from altgrad.reports.document import document_page, documents_key
 from altgrad.reports.format_styles import format_style
 from altgrad.reports.provenance import code_key, data_of, provenance
 from altgrad.reports.scope import has_campaign, only_foreign, site_values
-from altgrad.reports.tuning import swept, tuning_page, tuning_studies
+from altgrad.reports.tuning import tuning_page, tuning_studies
 from altgrad.runs import RunRecord
 from altgrad.runs.diagnosis import diagnose, warnings_of
 from altgrad.runs.schema import digest
@@ -146,22 +146,25 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
     The page of an arm is made from its records and its baseline's alone, and the cache keeps it while these are as they
     were; so it is with the page of a study.
     """
-    arms = {str(arm): runs for arm, runs in loader.runs.groupby("arm", sort=True)}
+    moved = loader.memo(tuning.moved)
+    there = loader.runs[~("runs/" + loader.runs["arm"]).isin(path for path, at in moved.items() if not at.anchor)]
+    arms = {str(arm): runs for arm, runs in there.groupby("arm", sort=True)}
     baselines = {arm: _baseline(loader, runs) for arm, runs in arms.items()}
+    baselines = {arm: other if other in arms else None for arm, other in baselines.items()}
     compared = {arm for arm, runs in arms.items() if runs["foreign"].any() and states_formats(loader.config(arm))}
     measures = {arm: measure_of(loader, arm) for arm in arms}
-    moved = loader.memo(swept)
     labels = loader.memo(site_labels)
     losses = cache(partial(losses_of, loader))
     documents = documents_key("runs/_arm", "runs/_study")
     code = digest(code_key(__name__), documents, {path: astuple(at) for path, at in moved.items()})
 
+    formats = loader.of_arms(compared)  # of other loops, which are compared with each other
+
     def maker(make: Callable[..., Page], shown: Iterable[str], *what: Any, told: Any = None) -> PageMaker:
         shown = set(shown)
-        others = compared if shown & compared else set()  # formats of another loop are compared with each other
-        part = loader.of_arms({*shown, *others, *filter(None, map(baselines.get, shown))})
+        part = loader.of_arms({*shown, *filter(None, map(baselines.get, shown))})
         about = [(arm, labels[arm], baselines[arm], measures[arm]) for arm in sorted(shown)]
-        key = digest(code, part.fingerprint, about, told)
+        key = digest(code, part.fingerprint, about, told, formats.fingerprint if shown & compared else "")
         return PageMaker(lambda: replace(make(part, *what), moved=moved), key)
 
     def study(part: ExperimentDataLoader, name: str, swept_only: list[str]) -> Page:
@@ -182,7 +185,7 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
     def of_arm(arm: str, before: str | None, after: str | None) -> PageMaker:
         around = {"baseline": baselines[arm], "before": before, "after": after}
         named = {place: other and (other, labels[other]) for place, other in around.items()}
-        return maker(_arm_page, [arm], labels[arm], named, arm, arms[arm], measures[arm], losses, told=named)
+        return maker(_arm_page, [arm], labels[arm], named, arm, arms[arm], measures[arm], losses, formats, told=named)
 
     return [
         PageMaker(lambda: replace(_index(loader, own), moved=moved)),
@@ -201,7 +204,9 @@ def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
     sweeps = join(", ", (Link(study, PageRef(path)) for study, path in tuning_studies(loader).items()))
     count = f"{len(shown)} arm{'s' if len(shown) != 1 else ''}"
     parts = {"arms": [col.table(shown, _arms_columns(loader, shown, keys), count, "arms")] if len(shown) else []}
+    left = loader.runs["arm"].nunique() - len(shown)
     values = {"runs": len(loader.runs), "sweeps": sweeps, **site_values(loader), "campaign": has_campaign()}
+    values |= {"shown": len(shown), "beyond": left if len(shown) == tuning.MOST_PAGES else 0}
     page = document_page(loader, "runs/index", values, parts, code=__name__)
     return replace(page, downloads=downloads({"table.json": table_json(loader, arms)}))
 
@@ -214,8 +219,13 @@ def _arm_page(
     runs: pd.DataFrame,
     measure: Measure | None,
     losses: Callable[[str | None, str], Losses],
+    formats: ExperimentDataLoader,
 ) -> Page:
-    """The page; `around` has its baseline, and the arms before and after it in the index, with what they are called."""
+    """The page.
+
+    `around` has its baseline, and the arms before and after it in the index, with what they are called; `formats` the
+    arms of other loops whose formats are compared.
+    """
     first, config, records = runs.iloc[0], loader.config(arm), [loader.records[run_id] for run_id in runs["run_id"]]
     baseline = around["baseline"] and around["baseline"][0]
     ids, counts = averaged(loader, runs), runs["status"].value_counts()
@@ -229,7 +239,7 @@ def _arm_page(
     colour = PALETTE[0] if first["format"] == NOT_STATED else format_style(first["format"]).colour
     foreign, name = config.foreign is not None, measure.name if measure else ""
     drawn = curves(losses(arm, name), losses(baseline, name), baseline is not None, measure, colour)
-    compared, environment = _compared(loader, arm), _environment(records)
+    compared, environment = _compared(formats, arm), _environment(records)
     values = {
         "title": title,
         "id": arm,
@@ -275,7 +285,7 @@ def _arm_page(
         "readings": _readings(records),
         "environment": environment,
     }
-    behind = loader if compared else loader.of_arms(filter(None, (arm, baseline)))
+    behind = formats if compared else loader.of_arms(filter(None, (arm, baseline)))
     whose = "of this arm" + (" and its baseline" if baseline else "")
     whose = "of these formats" if compared else whose
     page = document_page(loader, f"runs/{arm}", values, parts, code=__name__, document="runs/_arm")

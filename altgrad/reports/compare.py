@@ -24,7 +24,7 @@ from altgrad.reports.curves import compact, history_value, metric_key, metrics_o
 from altgrad.reports.document import document_page
 from altgrad.reports.format_styles import DASHES, format_style, styles_value
 from altgrad.reports.scope import has_campaign
-from altgrad.reports.tuning import swept
+from altgrad.reports.tuning import moved
 from altgrad.runs import RunRecord
 from altgrad.runs.pack import is_histogram
 from altgrad.site import Download, Page
@@ -85,13 +85,12 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
 
     Text is an index into the column's words; ``runs.arm`` is the row of the arm. ``t[k]`` is the two-sided 95% quantile
     of Student's t for k degrees of freedom. ``styles`` are those of the formats, ``dashes`` what tells lines of one
-    colour apart. ``arms.study_page`` names the page of a swept arm, which has none itself.
+    colour apart. ``arms.study_page`` names the page of an arm that has none itself: a study's, or this one.
     """
     from scipy.stats import t
 
     runs, measure = loader.runs, loader.memo(measure_of)
-    moved = loader.memo(swept)
-    pages = [moved.get(f"runs/{arm}") for arm in arms["arm"]]
+    pages = [loader.memo(moved).get(f"runs/{arm}") for arm in arms["arm"]]
     row_of = {arm: row for row, arm in enumerate(arms["arm"])}
     ids = [_run_id(run_id, seed) for run_id, seed in zip(runs["run_id"], runs["seed"], strict=True)]
     most = int(arms["runs"].max()) if len(arms) else 0
@@ -248,7 +247,7 @@ def downloads(files: Mapping[str, bytes]) -> tuple[Download, ...]:
 def averaged(loader: ExperimentDataLoader, runs: pd.DataFrame) -> list[str]:
     """The runs of an arm whose looks its health is the mean of."""
     statuses = dict(zip(runs["run_id"].tolist(), runs["status"].tolist(), strict=True))
-    looked = [run_id for run_id in statuses if len(loader.records[run_id].coded)]
+    looked = [run_id for run_id in statuses if loader.records[run_id].looked]
     return [run_id for run_id in looked if statuses[run_id] == "finished"] or looked
 
 

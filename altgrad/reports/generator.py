@@ -14,6 +14,7 @@ import pandas as pd
 
 from altgrad.analysis.comparison import results_table
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.reports import tuning
 from altgrad.reports.corrections import corrections_page
 from altgrad.reports.failure_modes import failure_modes_page
 from altgrad.reports.format_comparison import format_comparison_page
@@ -23,7 +24,6 @@ from altgrad.reports.manifold_comparison import manifold_comparison_page
 from altgrad.reports.preregistered import preregistered_page
 from altgrad.reports.provenance import provenance
 from altgrad.reports.scaling import scaling_page
-from altgrad.reports.tuning import swept
 from altgrad.site import Block, Chart, ChartBlock, Details, Note, Page, chart_figure, write_folder
 from altgrad.text import csv
 
@@ -64,7 +64,7 @@ class ReportGenerator:
 
     @cached_property
     def _pages(self) -> tuple[Page, ...]:
-        moved = self.loader.memo(swept)
+        moved = self.loader.memo(tuning.moved)
 
         def placed(make: Callable[[ExperimentDataLoader], Page]) -> Page:
             foot = provenance(self.loader, self.built, code=make.__module__)

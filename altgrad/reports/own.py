@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ ROWS_OF_A_CHART = 24
 """Most effects of a key that are drawn; the table has all."""
 STRONGEST = 12
 """Keys that Effects begins with."""
+HEALTH_ARMS = 200
+"""Arms whose layers Health reads and lists: those in which a run ended badly, then the best."""
 METRICS_DRAWN, ARMS_DRAWN, NAMED, POINTS_DRAWN, LONGEST_NAME = 12, 24, 8, 80, 56
 """In Curves: most charts of a project (fewer of several), arms in each, arms with a name, points of a line, letters."""
 _HEALTH = (
@@ -295,8 +298,8 @@ def _curves(
     loader: ExperimentDataLoader, identity: str, metric: str, arms: list[str], labels: Mapping[str, str]
 ) -> Chart | None:
     """A metric of some arms, the first of them named; None where none has it at two steps."""
-    found = {arm: losses for arm in arms if (losses := losses_of(loader, arm, metric)).steps.size > 1}
-    found = dict(list(found.items())[:ARMS_DRAWN])
+    curved = ((arm, losses) for arm in arms if (losses := losses_of(loader, arm, metric)).steps.size > 1)
+    found = dict(islice(curved, ARMS_DRAWN))
     if not found:
         return None
     lines = {arm: _thinned(by_step(losses)) for arm, losses in found.items()}
@@ -343,8 +346,12 @@ def _thinned(rows: pd.DataFrame) -> pd.DataFrame:
 def health_page(loader: ExperimentDataLoader) -> Page | None:
     """What rounding did in the layers, for each arm that recorded it; None where none did."""
     labels, rows = loader.memo(site_labels), list[dict[str, Any]]()
-    for arm, runs in loader.runs.groupby("arm", sort=True):
-        last = loader.last_look(averaged(loader, runs))
+    looked = {arm: ids for arm, runs in loader.runs.groupby("arm", sort=True) if (ids := averaged(loader, runs))}
+    bad = set(loader.runs.loc[~loader.runs["status"].isin(("finished", "running")), "arm"])
+    ranked = {arm: place for place, arm in enumerate(_best(loader.memo(outcomes))["arm"])}
+    shown = sorted(looked, key=lambda arm: (arm not in bad, ranked.get(arm, len(ranked))))[:HEALTH_ARMS]
+    for arm in sorted(shown):
+        last = loader.last_look(looked[arm])
         for statistic, operand, kind, value in health_by_type(last):
             rows.append({"arm": arm, "label": labels[arm], "operand": operand, "layers": kind, statistic: value})
     if not rows:
@@ -363,7 +370,8 @@ def health_page(loader: ExperimentDataLoader) -> Page | None:
         for name in ("overflow", "underflow", "stall_ratio")
         if name in frame and frame[name].max() > 0
     ]
-    values = {"arms": frame["arm"].nunique(), "all": loader.runs["arm"].nunique(), "worst": worst}
+    counts = {"arms": len(looked), "all": loader.runs["arm"].nunique(), "shown": frame["arm"].nunique()}
+    values = site_values(loader) | counts | {"worst": worst, "left": len(looked) - len(shown)}
     parts: dict[str, Part] = {"health": [col.table(frame, columns, "Layers at the last measurement", "health")]}
     return document_page(loader, "health", values, parts, code=__name__, document="own/_health")
 

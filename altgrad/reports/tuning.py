@@ -10,8 +10,9 @@ import pandas as pd
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import format_order
+from altgrad.analysis.effects import outcomes
 from altgrad.analysis.labels import arm_labels
-from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.loader import ExperimentDataLoader, unquantized
 from altgrad.reports import columns as col
 from altgrad.reports.document import document_page
 from altgrad.reports.format_styles import format_style
@@ -19,6 +20,8 @@ from altgrad.site import FOREGROUND, GRID, MUTED, Axis, Chart, ChartBlock, Md, P
 from altgrad.site.document import Part
 from altgrad.site.sketch import Sketch, number_text
 
+MOST_PAGES = 450
+"""Arms that have a page of their own: nobody reads more, and each takes a quarter of a second to build."""
 PANEL = (112.0, 84.0)
 """Width and height of one sweep in the overview, in points."""
 ACROSS = 4
@@ -31,6 +34,18 @@ def swept(loader: ExperimentDataLoader) -> dict[str, PageRef]:
     rows = loader.runs
     first = rows[~rows["arm"].isin(rows.loc[rows["role"] != "tuning", "arm"])].drop_duplicates("arm")
     return {f"runs/{row.arm}": PageRef(_path(str(row.study)), str(row.arm)) for row in first.itertuples()}
+
+
+def moved(loader: ExperimentDataLoader) -> dict[str, PageRef]:
+    """Where the arms are that have no page of their own: the `swept` ones, and all but the first of many in the table.
+
+    The first are the unquantized ones, which the others are compared with, then those with the best mean of the metric.
+    """
+    found, results = loader.memo(swept), loader.memo(outcomes)
+    left = loader.runs[~("runs/" + loader.runs["arm"]).isin(found.keys())].drop_duplicates("arm")
+    means = left["arm"].map(results.runs.groupby("arm")["value"].mean() * results.sign)
+    order = left.assign(mean=means, other=~unquantized(left)).sort_values(["other", "mean"], kind="stable")
+    return found | {f"runs/{arm}": PageRef("runs/index") for arm in order["arm"].iloc[MOST_PAGES:]}
 
 
 def tuning_studies(loader: ExperimentDataLoader) -> dict[str, str]:

@@ -7,12 +7,12 @@ import hashlib
 import json
 import os
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
@@ -57,29 +57,32 @@ LAYER_TEXT = LAYER_COLUMNS[1:-1]
 class Kept:
     """The tables of single, proved runs that were asked for lately, up to so many bytes; any thread may ask.
 
-    A packed study's tables are outside the bound: they stay in memory whole while one of its records does.
+    Those of layers never displace a history, which is small and read more often. A packed study's tables are outside
+    the bound: they stay in memory whole while one of its records does.
 
     Args:
-        most: bytes.
+        most: bytes of the histories, and as many of the layers.
     """
 
-    def __init__(self, most: int = 2**30) -> None:
-        self._most, self._size, self._tables = most, 0, OrderedDict[Any, tuple[int, pd.DataFrame]]()
+    def __init__(self, most: int = 2**29) -> None:
+        self._most, self._size = most, Counter[str]()
+        self._tables = defaultdict[str, OrderedDict[Any, tuple[int, pd.DataFrame]]](OrderedDict)
         self._lock = Lock()
 
     def of(self, read: Callable[[str], pd.DataFrame], name: str) -> pd.DataFrame:
         """What `read` gives for the name, read again where it is not kept."""
-        key = read, name
         with self._lock:
-            if key in self._tables:
-                self._tables.move_to_end(key)
-                return self._tables[key][1]
+            tables = self._tables[name]
+            if read in tables:
+                tables.move_to_end(read)
+                return tables[read][1]
         table = read(name)
+        size = int(table.memory_usage(index=False).sum())
         with self._lock:
-            self._size += 8 * table.size - self._tables.pop(key, (0, table))[0]  # another thread may have read it too
-            while self._tables and self._size > self._most:
-                self._size -= self._tables.popitem(last=False)[1][0]
-            self._tables[key] = 8 * table.size, table
+            self._size[name] += size - tables.pop(read, (0, table))[0]  # another thread may have read it too
+            while tables and self._size[name] > self._most:
+                self._size[name] -= tables.popitem(last=False)[1][0]
+            tables[read] = size, table
         return table
 
 
@@ -96,6 +99,8 @@ class RunRecord:
         secrets: where the file holds what looks like a secret, as earlier versions recorded it; `run` is without it.
         names: by which the metrics of another loop's run are read.
         proved: whether the proofs in `run` are of these tables, and so stand for what is in them.
+        moves: how many codes of weights flipped and how many updates were proposed, in all (`moves_in`), where that was
+            found when the tables were read.
     """
 
     run: dict[str, Any]
@@ -105,6 +110,7 @@ class RunRecord:
     secrets: tuple[str, ...] = ()
     names: SiteNames = field(default=NO_NAMES, compare=False)
     proved: bool = False
+    moves: tuple[float, float] | None = field(default=None, repr=False, compare=False)
 
     @property
     def history(self) -> pd.DataFrame:
@@ -112,7 +118,9 @@ class RunRecord:
         table = self.tables("history")
         if self.config.foreign is None:
             return table.copy(deep=False)
-        return table.rename(columns=self.names.columns(name for name in table if name != "step"))
+        names = self.names.columns(name for name in table if name != "step")
+        same = all(name == column for name, column in names.items())
+        return table.copy(deep=False) if same else table.rename(columns=names)
 
     @property
     def layers(self) -> pd.DataFrame:
@@ -123,6 +131,11 @@ class RunRecord:
     def coded(self) -> pd.DataFrame:
         """`layers` with categories for text, which are compared and grouped at a fraction of the cost; only to read."""
         return _text_as(self.tables("layers"), "category")
+
+    @property
+    def looked(self) -> bool:
+        """Whether the per-layer table has rows; known without reading one that is proved."""
+        return bool(self.run["tables"]["layers"]["rows"] if self.proved else len(self.tables("layers")))
 
     @property
     def id(self) -> str:
@@ -147,10 +160,23 @@ def record_of(
     secrets: tuple[str, ...],
     names: SiteNames = NO_NAMES,
     proved: bool = False,
+    moves: tuple[float, float] | None = None,
 ) -> RunRecord:
     """A record whose run.json was checked: another loop's run is in the arm that its config and `names` make."""
     config, run = names.config(config), {**run, "data": names.data(run["data"])}
-    return RunRecord(run, config, arm_id(config, run["data"], run["id"]), tables, secrets, names, proved)
+    return RunRecord(run, config, arm_id(config, run["data"], run["id"]), tables, secrets, names, proved, moves)
+
+
+def moves_in(layers: pd.DataFrame) -> tuple[float, float]:
+    """How many codes of weights flipped and how many updates were proposed in all steps of `RunRecord.coded`."""
+    statistic, values = layers["statistic"].array, layers["value"].to_numpy(np.float64)
+    flips, updates = (
+        float(np.nansum(values[statistic.codes == statistic.categories.get_loc(name)]))
+        if name in statistic.categories
+        else 0.0
+        for name in ("flips", "updates")
+    )
+    return flips, updates
 
 
 def _as_its_site_has_them(records: list[RunRecord], sources: Iterable[Path]) -> list[RunRecord]:
@@ -178,7 +204,7 @@ def _as_its_site_has_them(records: list[RunRecord], sources: Iterable[Path]) -> 
 
 def _renamed(record: RunRecord, names: SiteNames) -> RunRecord:
     stated = parse_config(record.run["config"], source=record.id)
-    return record_of(record.run, stated, record.tables, record.secrets, names, record.proved)
+    return record_of(record.run, stated, record.tables, record.secrets, names, record.proved, record.moves)
 
 
 def _text_as(layers: pd.DataFrame, kind: Literal["str", "category"]) -> pd.DataFrame:
@@ -363,10 +389,11 @@ def read_run(folder: Path, kept: Kept | None = None) -> RunRecord:
         tables = partial((kept or Kept()).of, read)
     else:  # they may be written on: what is read now is the record
         tables = {name: read(name) for name in TABLES}.__getitem__
-    history, _ = map(tables, TABLES)
+    history, layers = map(tables, TABLES)
     if "val_loss" not in history or not history["val_loss"].notna().any():
         _needs_loss(run, config, folder.name)
-    return record_of(run, config, tables, secrets, proved=proved)
+    moves = moves_in(_text_as(layers, "category")) if proved else None  # a table that is not kept is not read for them
+    return record_of(run, config, tables, secrets, proved=proved, moves=moves)
 
 
 def _stored_table(folder: Path, proofs: Mapping[str, Proof], run: str, name: str) -> pd.DataFrame:
@@ -469,7 +496,8 @@ def read_table(folder: Path, name: str, proof: Proof | None = None, run: str | N
     if frame is None and proof is not None:
         raise RecordError(f"{where}: missing; restore the file or record the run again")
     if frame is None or frame.empty:
-        return pd.DataFrame({column: pd.Series(dtype="float64") for column in columns})
+        kinds = dict.fromkeys(columns, "float64") | dict.fromkeys(LAYER_TEXT if name == "layers" else (), "category")
+        return pd.DataFrame({column: pd.Series(dtype=kind) for column, kind in kinds.items()})
     missing = [column for column in columns if column not in frame]
     if missing:
         raise RecordError(f"{where}: column {missing[0]!r} is missing; restore the file")
@@ -490,7 +518,17 @@ def _unpacked(table: pa.Table) -> pd.DataFrame:
         if pa.types.is_integer(kinds.get("step", pa.null())) and not table["step"].null_count:
             numbers["step"] = pa.int64()
         table = table.cast(pa.schema(kinds | numbers), safe=False)
-    return table.to_pandas()
+    frame = table.to_pandas()
+    for name in (name for name, kind in kinds.items() if pa.types.is_dictionary(kind)):
+        words = frame[name].array
+        frame[name] = pd.Categorical.from_codes(words.codes, dtype=_words(*words.categories), validate=False)
+    return frame
+
+
+@lru_cache(4096)
+def _words(*words: str) -> pd.CategoricalDtype:
+    """The categories of these words, which the tables of many runs share: alone they take more memory than the rows."""
+    return pd.CategoricalDtype(words)
 
 
 def _longest(texts: pa.DictionaryArray) -> int:

@@ -42,7 +42,8 @@ function start(root, data) {
   const files = new Map();
   const load = (arm) => {
     if (!files.has(arm)) {
-      files.set(arm, fetch(new URL(places(tables, rowOf.get(arm)).file, document.baseURI)).then((answer) => {
+      const { file } = places(tables, rowOf.get(arm));
+      files.set(arm, !file ? Promise.reject(new Error("only the best arms have a page and curves here")) : fetch(new URL(file, document.baseURI)).then((answer) => {
         if (!answer.ok) throw new Error(`${answer.status}`);
         return answer.json();
       }));

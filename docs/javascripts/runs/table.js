@@ -306,10 +306,11 @@ export function toCsv(table, rows, columns) {
   return `${lines.map((line) => line.join(",")).join("\n")}\n`;
 }
 
-/** Where an arm's page, one of its runs on it, and its file are, as seen from a page one level below the site's root. */
+/** Where an arm's page, one of its runs on it, and its file are, as seen from a page one level below the site's root; "" for one without a page. */
 export function places(tables, row) {
   const arm = tables.arms.columns.arm[row];
   const study = tables.arms.columns.study_page[row];
+  if (study === "index") return { page: "", run: () => "", file: "" };
   const page = study ? `../runs/${encodeURIComponent(study)}/` : `../runs/${encodeURIComponent(arm)}/`;
   return {
     page: study ? `${page}#${slug(arm)}` : page,
