@@ -18,6 +18,7 @@ from scipy import stats
 from altgrad.analysis import ExperimentDataLoader
 from altgrad.analysis.effects import measure_of
 from altgrad.analysis.labels import site_labels
+from altgrad.reports import own, tuning
 from altgrad.reports.arms import arm_pages
 from altgrad.reports.own import curves_page, effects_page, health_page, overview_page, own_pages
 from altgrad.runs import record
@@ -362,6 +363,27 @@ def test_health_is_there_where_layers_were_recorded(tmp_path: Path) -> None:
     assert page is not None
     assert data(page, "health")["underflow"].tolist() == [0.5]
     assert "Most underflow: 50%" in words(page)
+
+
+def test_a_site_of_many_arms_has_pages_of_the_best_and_says_where_the_others_are(
+    swept: tuple[ExperimentDataLoader, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, ends = swept
+    loader = ExperimentDataLoader(swept[0]._sources)
+    monkeypatch.setattr(tuning, "MOST_PAGES", 2)
+    loader._once = {}
+    index, *pages, _ = arm_pages(loader)
+    best = ends.groupby(["lr", "width"])["value"].mean().nlargest(2).index
+    assert {(str(lr), str(width)) for lr, width in best} == {
+        (config["optimizer.learning_rate"], config["width"])
+        for page in pages
+        for config in [json.loads(page.downloads[0].content)["config"]]
+    }
+    assert "The 4 others are in the searchable table alone" in words(index)
+    table = json.loads(index.downloads[0].content)["arms"]
+    assert len(table["arm"]) == 6
+    assert [code is None for code in table["study_page"]["codes"]].count(True) == 2
+    assert table["study_page"]["words"] == ["index"]
 
 
 def test_pages_of_others_runs_say_what_holds_for_them(

@@ -159,7 +159,10 @@ def test_generated_runs_are_sound_and_an_exponent_is_that_of_the_largest_numbers
     assert verify([made]) == (12, [], [])
     assert len({one.arm for one in load_runs([made]).records}) == 2
 
+    asked: list[str] = []
+
     def cost(step: str, records: Path) -> Any:
+        asked.append(step)
         count = int(records.name)
         return large.Cost(5 + count ** (2 if step == large.PAGES else 1), 0.5)
 
@@ -175,6 +178,11 @@ def test_generated_runs_are_sound_and_an_exponent_is_that_of_the_largest_numbers
     }
     assert [each.met for each in found.steps] == [None, *[True] * (len(large.STEPS) - 2), False]
     assert capsys.readouterr().out.count("missed") == 1
+    asked.clear()
+    assert large.main(["--runs", "10,20,40,80", "--record", str(path)]) == 0
+    assert len(asked) == len(large.STEPS), "what was measured of the same code is not measured again"
+    assert large.main(["--runs", "10,20,40", "--record", str(path), "--again"]) == 0
+    assert len(asked) == 5 * len(large.STEPS)
     text = shown(tmp_path)
     assert "10, 20, 40" in text
     assert "make bench-large" in text

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,17 +148,21 @@ def test_a_store_that_cannot_be_read_is_one_line(address: str, said: str, capsys
     assert "password" not in err
 
 
-def test_tables_beyond_the_bound_are_read_again() -> None:
+def test_tables_beyond_the_bound_are_read_again_and_those_of_layers_leave_the_histories() -> None:
     read: list[str] = []
 
-    def table(name: str) -> pd.DataFrame:
-        read.append(name)
+    def table(run: str, name: str) -> pd.DataFrame:
+        read.append(f"{run} {name}")
         return pd.DataFrame({"step": range(10)})
 
+    a, b = partial(table, "a"), partial(table, "b")
     kept = Kept(most=80)
-    for name in ("a", "a", "b", "b", "a"):
-        assert len(kept.of(table, name)) == 10
-    assert read == ["a", "b", "a"]
+    for run in (a, a, b, b, a):
+        assert len(kept.of(run, "history")) == 10
+    assert read == ["a history", "b history", "a history"]
+    kept.of(b, "layers")
+    kept.of(a, "history")
+    assert read[3:] == ["b layers"]
 
 
 def test_threads_that_ask_at_once_keep_the_bound_and_read_side_by_side() -> None:
@@ -170,14 +175,15 @@ def test_threads_that_ask_at_once_keep_the_bound_and_read_side_by_side() -> None
 
     kept = Kept(most=200)
     with ThreadPoolExecutor(2) as pool:
-        assert all(each is table for each in pool.map(kept.of, [read, read], ["a", "a"]))
+        assert all(each is table for each in pool.map(kept.of, [read, read], ["layers", "layers"]))
     seen: list[str] = []
 
-    def again(name: str) -> pd.DataFrame:
-        seen.append(name)
+    def again(run: str, name: str) -> pd.DataFrame:
+        seen.append(run)
         return table
 
-    for name in ("b", "c", "b"):  # with room for two: "a", which was read twice, counts once and goes first
-        kept.of(again, name)
+    b, c = partial(again, "b"), partial(again, "c")
+    for run in (b, c, b):  # with room for two: what was read twice counts once and goes first
+        kept.of(run, "layers")
     assert seen == ["b", "c"]
-    assert kept._size == 160
+    assert kept._size["layers"] == 160
