@@ -650,7 +650,10 @@ class ExperimentConfig(_Section):
         if self.scaling.reduce != "all" and "delayed" in kinds:
             raise ValueError("scaling.kind 'delayed' keeps one history in all processes; set scaling.reduce to 'all'")
         if self.parallel is not None and self.compile:
-            raise ValueError("compile is for a run on one process; leave out compile or parallel")
+            raise ValueError(
+                "compile is for one process: a compiled graph breaks where processes share an amax or a "
+                "gradient; leave out compile or parallel"
+            )
         whole = {
             "optimizer.step_rule 'muon'": self.optimizer.step_rule == "muon",
             "optimizer.moments 'fp8'": self.optimizer.moments == "fp8",

@@ -25,14 +25,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import pyarrow as pa  # noqa: E402
+from notes import Notes  # noqa: E402
 
 import altgrad  # noqa: E402
 from altgrad.config import UsageError  # noqa: E402
@@ -169,11 +171,11 @@ def bench(
     What `notes` has of the same code is not measured again.
     """
     costs: dict[str, list[Cost]] = {step: [] for step in names}
-    known = noted(notes)
+    noted = Notes(notes, code_fingerprint("page"))
     with tempfile.TemporaryDirectory(prefix="altgrad-bench-") as name:
         for count in (0, *counts):
             folder = Path(name) / str(count)
-            left = [step for step in names if f"{count} {step}" not in known]
+            left = [step for step in names if f"{count} {step}" not in noted.known]
             if left:
                 show(f"{count:,} runs: making them")
                 made = multiprocessing.get_context("spawn").Process(target=generate, args=(folder, count))
@@ -182,26 +184,12 @@ def bench(
                 if made.exitcode:
                     raise UsageError(f"{count:,} runs could not be made")
             for step, found in costs.items():
-                if step in left:
-                    known[f"{count} {step}"] = cost(step, folder)
-                    notes.parent.mkdir(parents=True, exist_ok=True)
-                    notes.write_text(json.dumps({"code": code_fingerprint("page"), "costs": known}))
-                found.append(known[f"{count} {step}"])
+                found.append(Cost(*noted.of(f"{count} {step}", partial(cost, step, folder))))
                 before = "" if step in left else " (measured before)"
                 show(f"{count:,} runs: {step}: {found[-1].seconds:.1f} s, {found[-1].memory:.2f} GB{before}")
                 if len(found) > 2:
                     keep(record_of(counts, costs))
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def noted(notes: Path) -> dict[str, Cost]:
-    """What was measured of this code, by number of runs and step."""
-    try:
-        found = json.loads(notes.read_text())
-    except (OSError, ValueError):
-        return {}
-    same = found["code"] == code_fingerprint("page")
-    return {name: Cost(*each) for name, each in found["costs"].items()} if same else {}
 
 
 def record_of(counts: Sequence[int], costs: dict[str, list[Cost]]) -> LargeRecord:

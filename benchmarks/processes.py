@@ -4,7 +4,8 @@
     .venv/bin/python benchmarks/processes.py --quick --record trial.json    a trial of the machinery
 
 Whole runs of `experiments/run_experiment.py`, those of two processes by torchrun (`parallel: ddp`, gloo), in turns. A
-step's time is that of the clock between its record's rows, the best half of the steps, without the first ones. The
+step's time is that of the clock between its record's rows, the best half of the steps, without the first ones. After
+some minutes (--minutes) it stops between two runs, and the same command goes on from there; --again measures anew. The
 record goes to benchmarks/recorded/processes.json, which the site shows.
 """
 
@@ -16,13 +17,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from notes import Notes  # noqa: E402
 
 import altgrad  # noqa: E402
 from altgrad.imports import code_fingerprint  # noqa: E402
@@ -66,18 +71,24 @@ def seconds_of_a_step(quantize: str, processes: int, threads: int, size: dict[st
     return float(steps.iloc[: max(len(steps) // 2, 1)].mean())
 
 
-def bench(size: dict[str, int], show: Callable[[str], None]) -> ProcessesRecord:
-    """Measure everything."""
-    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-    figures = []
+def bench(size: dict[str, int], show: Callable[[str], None], notes: Notes, until: float) -> ProcessesRecord | None:
+    """Measure what is not noted; None where that is not done by `until` (`time.monotonic`)."""
+    figures, loads = [], list[float]()
     with tempfile.TemporaryDirectory(prefix="altgrad-bench-") as name:
         for told, quantize in QUANTIZED.items():
             found: dict[str, list[float]] = {way: [] for way in WAYS}
             for turn in range(size["turns"]):
                 for way, (processes, threads) in WAYS.items():
-                    show(f"turn {turn + 1} of {size['turns']}: {way}{told}")
-                    out = Path(name) / f"{way}-{turn}{told.replace(', ', '-')}"
-                    found[way].append(seconds_of_a_step(quantize, processes, threads, size, out))
+                    run = f"{way}-{turn}{told.replace(', ', '-')}"
+                    if run not in notes.known:
+                        if time.monotonic() > until:
+                            return None
+                        show(f"turn {turn + 1} of {size['turns']}: {way}{told}")
+                    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+                    measure = partial(seconds_of_a_step, quantize, processes, threads, size, Path(name) / run)
+                    seconds, load = notes.of(run, lambda measure=measure, load=load: [measure(), load])
+                    found[way].append(seconds)
+                    loads.append(load)
             one, two, several = (1e3 * min(found[way]) for way in WAYS)
             ratios = [a / b for a, b in zip(found["two"], found["one"], strict=True)]
             spread = f"Turns: {min(ratios):.2f} to {max(ratios):.2f}, median {statistics.median(ratios):.2f}."
@@ -91,7 +102,7 @@ def bench(size: dict[str, int], show: Callable[[str], None]) -> ProcessesRecord:
         altgrad=altgrad.__version__,
         code=code_fingerprint("run"),
         cores=os.cpu_count() or 1,
-        load=load,
+        load=round(max(loads), 2),
         versions={"torch": version("torch")},
         sizes=size,
         figures=tuple(figures),
@@ -103,17 +114,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a trial of the machinery with a tiny model")
     parser.add_argument("--record", type=Path, help="where the figures go (benchmarks/recorded/processes.json)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="after which no further run begins (9)")
+    parser.add_argument("--again", action="store_true", help="measure anew what was measured of this code before")
     options = parser.parse_args(arguments)
     if options.quick and options.record is None:
         parser.error("a quick trial is not recorded for the site: name another file with --record")
+    kept = options.record.with_suffix(".notes.json") if options.record else ROOT / "build" / "bench-processes.json"
+    if options.again:
+        kept.unlink(missing_ok=True)
+    notes = Notes(kept, f"{code_fingerprint('run')} {SIZES[options.quick]}")
+    until = time.monotonic() + 60 * options.minutes
     try:
-        found = bench(SIZES[options.quick], lambda text: print(f"{text} ...", file=sys.stderr))
+        found = bench(SIZES[options.quick], lambda text: print(f"{text} ...", file=sys.stderr), notes, until)
     except subprocess.CalledProcessError as error:
         print(f"error: a run failed: {error.stderr.strip()[-300:]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the record is as it was", file=sys.stderr)
+        print("interrupted; the same command goes on", file=sys.stderr)
         return 130
+    if found is None:
+        print("stopped in time; the same command goes on")
+        return 0
     path = options.record or RECORDED / "processes.json"
     write_record(found, path)
     for figure in found.figures:

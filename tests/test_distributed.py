@@ -64,6 +64,16 @@ NODE = {"quantize": FP8, "scaling": {"reduce": "node"}}
 """Scales of half of the rows each, where half of the processes are on a machine."""
 
 
+TASK = {
+    **DRAWN,
+    "foreign": {"task": "runs_of_many:task"},
+    "model": {},
+    "checkpoint": {},
+    "optimizer": {"learning_rate": 0.01},
+}
+"""A model of one's own, with stochastic rounding."""
+
+
 def shared_by(kind: str, **arm: Any) -> dict[str, Any]:
     return {**arm, "parallel": kind}
 
@@ -78,6 +88,8 @@ RUNS: list[dict[str, Any]] = [
     {"name": "stopped", "config": shared_by("fsdp2", **ARMS["grid"]), "resume": True},
     {"name": "to-one", "config": shared_by("fsdp2", **ARMS["delayed"]), "stop": 4},
     {"name": "to-two", "config": shared_by("fsdp2", **ARMS["grid"]), "resume": True},
+    {"name": "task", "config": shared_by("ddp", **TASK), "task": True},
+    {"name": "task-odd", "config": shared_by("ddp", **TASK, seed=1), "task": True},
     {"name": "unshared", "config": {}},
     {"name": "odd", "config": shared_by("ddp", batch_size=7)},
     {"name": "other-config", "config": shared_by("ddp"), "other": {"config": shared_by("ddp", eval_every=2)}},
@@ -200,6 +212,14 @@ def test_losses_and_telemetry_are_those_of_one_process(many: Any, tmp_path: Path
         assert (both["value"] == both["value_two"]).mean() > 0.5
 
 
+def test_a_model_of_ones_own_is_trained_as_by_one_process(many: Any, tmp_path: Path) -> None:
+    folder, *_ = many
+    one, two = alone(tmp_path, "task", TASK, task=True), record(folder, "task")
+    assert two.run["environment"]["processes"] == COUNT
+    pd.testing.assert_frame_equal(losses(one), losses(two), rtol=TOLERANCE, atol=1e-7)
+    assert one.history["val_loss"].iloc[-1] < one.history["val_loss"].dropna().iloc[0]
+
+
 def test_grids_and_scales_are_the_same_in_shards_and_whole_bit_for_bit(many: Any, tmp_path: Path) -> None:
     folder, *_ = many
     whole, shards = (tensors(folder, f"{kind}-grid", 6) for kind in ("ddp", "fsdp2"))
@@ -277,6 +297,7 @@ def test_a_run_that_breaks_is_explained_as_on_one_process(many: Any, tmp_path: P
     ("name", "line"),
     [
         ("unshared", f"parallel is null and {COUNT} processes were started; set it to ddp or fsdp2"),
+        ("task-odd", f"--model: a batch of 9 rows cannot be shared by {COUNT} processes; change one"),
         ("odd", f"batch_size: 7 rows cannot be shared by {COUNT} processes; change one"),
         ("other-config", "process 1 was started with another config (eval_every) than process 0: nothing was"),
         ("other-code", "process 1 was started with another code than process 0: nothing was recorded"),

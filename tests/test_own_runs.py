@@ -18,7 +18,7 @@ from scipy import stats
 from altgrad.analysis import ExperimentDataLoader
 from altgrad.analysis.effects import measure_of
 from altgrad.analysis.labels import site_labels
-from altgrad.reports import own, tuning
+from altgrad.reports import tuning
 from altgrad.reports.arms import arm_pages
 from altgrad.reports.own import curves_page, effects_page, health_page, overview_page, own_pages
 from altgrad.runs import record

@@ -142,6 +142,10 @@ class Processes:
             raise SystemExit(2)
         return kept, told
 
+    def agree(self, started: Mapping[str, Any]) -> None:
+        """Leave, with a line of process 0, where the processes have different things by these names; JSON."""
+        _compare(self.tell(started), self.rank)
+
     def found(self, value: Any) -> Any:
         """The value of the first process that has one: what only some of them have seen."""
         return next(filter(None, self.tell(value)), None)
@@ -270,7 +274,7 @@ def joined(config: ExperimentConfig, device: str, started: Mapping[str, Any]) ->
         torch.cuda.set_device(own)
     with _ending_early(count):
         processes = Processes(config.parallel, rank, count, _store(rank, count))
-        _compare(processes.tell({"config": config.model_dump(mode="json"), **started}), rank)
+        processes.agree({"config": config.model_dump(mode="json"), **started})
     backend = "nccl" if device == "cuda" else "gloo"
     with told_of_loss():
         prefixed = torch.distributed.PrefixStore("group", processes._store)
@@ -308,7 +312,7 @@ def _compare(started: Sequence[Mapping[str, Any]], rank: int) -> None:
             continue
         if rank:
             raise SystemExit(2)
-        ours, config = flat(first["config"]), flat(theirs["config"])
+        ours, config = (flat(each.get("config", {})) for each in (first, theirs))
         keys = ", ".join(key for key in {**ours, **config} if ours.get(key) != config.get(key))
         said = [f"config ({keys})" if key == "config" else key for key in different]
         raise UsageError(

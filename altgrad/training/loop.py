@@ -422,8 +422,8 @@ def train(
     if task is None:
         corpus = corpus or load_corpus(config.data, config.tokenizer, config.vocabulary)
         started["data"] = corpus.fingerprint["sha256"]
-    elif config.parallel is not None:
-        raise UsageError(f"parallel={config.parallel}: a model of one's own is trained by one process; leave it out")
+    elif config.parallel == "fsdp2":
+        raise UsageError("parallel=fsdp2: of a model of one's own nothing says which parts to shard; use ddp")
     with joined(config, device, started) as processes:
         return _train(config, out, device, corpus, task, progress, resume, continued, processes)
 
@@ -505,11 +505,13 @@ def prepared(
     own = build_task(task, config.seed)
     own.model.to(device)
     try:
-        _quantize(own.model, config, Processes())
+        _quantize(own.model, config, processes or Processes())
     except ValueError as error:
         raise UsageError(f"--model: {one_line(error)}") from None
     data = fingerprint(own, str((config.foreign or {})["task"]))
-    return own.model, partial(own.loss, own.model), TaskBatches(own, torch.device(device)), data
+    if processes is not None:
+        processes.agree({"data": data["sha256"]})
+    return own.model, partial(own.loss, own.model), TaskBatches(own, torch.device(device), processes), data
 
 
 def _explain(

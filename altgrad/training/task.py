@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.config import UsageError, one_line
+from altgrad.training.distributed import Processes
 
 NOT_USED = ("data", "tokenizer", "vocabulary", "model", "batch_size", "eval_batches", "final_eval_characters")
 """Keys of a config that are of the built-in model and its text."""
@@ -22,6 +23,8 @@ NOT_USED = ("data", "tokenizer", "vocabulary", "model", "batch_size", "eval_batc
 
 class Task(NamedTuple):
     """What FUNCTION(seed) returns; a plain tuple of the four does as well.
+
+    Processes of ``parallel: ddp`` share the rows of each batch, the first dimension of its tensors.
 
     Attributes:
         model: with the initialization of the seed. torch's own generator is seeded before the function is called.
@@ -131,8 +134,9 @@ class TaskBatches:
     held_out: Any = None
     final: Any = None
 
-    def __init__(self, task: Task, device: torch.device) -> None:
+    def __init__(self, task: Task, device: torch.device, processes: Processes | None = None) -> None:
         self._task, self._device, self._number = task, device, 0
+        self._processes = processes or Processes()
         self._iterator: Iterator[Any] = iter(()) if callable(task.train) else iter(task.train)
 
     state: dict[str, Any] = {}  # noqa: RUF012 - there are no checkpoints of it
@@ -153,7 +157,7 @@ class TaskBatches:
                         "through again, or a function of a batch's number"
                     ) from None
         self._number += 1
-        return (_moved(batch, self._device),)
+        return self._own_rows(batch)
 
     def validation(self, _: Any) -> Iterator[tuple[Any]]:
         """The validation batches; the model is in its evaluation mode while they are gone through."""
@@ -161,10 +165,18 @@ class TaskBatches:
         self._task.model.eval()
         try:
             for batch in self._task.validation:
-                yield (_moved(batch, self._device),)
+                yield self._own_rows(batch)
         finally:
             for module, mode in modes:
                 module.training = mode
+
+    def _own_rows(self, batch: Any) -> tuple[Any]:
+        """A batch on the device; of several processes this one's rows, of each tensor with as many as the first."""
+        count = self._processes.count
+        rows = next((leaf.shape[0] for leaf in _leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), 0)
+        if count > 1 and (not rows or rows % count):
+            raise UsageError(f"--model: a batch of {rows} rows cannot be shared by {count} processes; change one")
+        return (_moved(batch, self._device, rows, self._processes.rows(rows)),)
 
     def evaluated(self, _: Any) -> tuple[int, int]:
         """A loss is as the task gives it."""
@@ -189,13 +201,14 @@ def _leaves(batch: Any) -> Iterator[Any]:
         )
 
 
-def _moved(batch: Any, device: torch.device) -> Any:
+def _moved(batch: Any, device: torch.device, rows: int, own: slice) -> Any:
+    """A batch on the device, with only its `own` rows of each tensor that has so many."""
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        return (batch[own] if batch.ndim and batch.shape[0] == rows else batch).to(device)
     if isinstance(batch, Mapping):
-        return {key: _moved(value, device) for key, value in batch.items()}
+        return {key: _moved(value, device, rows, own) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
-        return [_moved(value, device) for value in batch]
+        return [_moved(value, device, rows, own) for value in batch]
     return batch
 
 
