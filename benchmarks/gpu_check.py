@@ -14,7 +14,7 @@ runs. `--device cpu --quick` tries the machinery on a processor, into another fi
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import contextlib
 import os
 import signal
 import sys
@@ -35,6 +35,7 @@ import altgrad  # noqa: E402
 from altgrad.config import UsageError  # noqa: E402
 from altgrad.imports import code_fingerprint  # noqa: E402
 from altgrad.nn import Policy, quantize_model  # noqa: E402
+from altgrad.nn.layers import native_lack  # noqa: E402
 from altgrad.reports.measured import RECORDED, read_record, write_record  # noqa: E402
 from altgrad.reports.run_costs import Check, Figure, GpuRecord  # noqa: E402
 from altgrad.runs import read_run, run_id  # noqa: E402
@@ -69,19 +70,24 @@ def check_rounding(device: str, quick: bool, out: Path) -> list[Figure]:
 def check_training(device: str, quick: bool, out: Path) -> list[Figure]:
     """Native products against simulated ones, and the time of steps against bf16."""
     size, suffix = SIZES[quick], "-compiled" if device == "cuda" else ""
-    figures = [products(device, size)]
+    lack = native_lack(torch.device(device))
+    figures = [] if lack else [products(device, size)]
     sizes = steps.SIZES["quick" if quick else "cuda"]
-    gpt = {name: steps.make_step(name + suffix, sizes, device) for name in ("bf16", "wag", "native")}
-    linear, missing = linear_steps(device, size), ""
-    if "torchao" not in linear:
-        missing = "torchao is not installed: pip install torchao"
+    names = ("bf16", "wag", *(() if lack else ("native",)))
+    gpt = {name: steps.make_step(name + suffix, sizes, device) for name in names}
+    linear, missing = {} if lack else linear_steps(device, size), ""
+    if not lack and "torchao" not in linear:
+        missing = "torchao is not installed, or does not fit this torch: pip install torchao"
     named = {f"gpt {name}": step for name, step in gpt.items()} | {f"linear {name}": s for name, s in linear.items()}
     times = {name: 1e3 * min(each) for name, each in steps.measure(named, size["turns"], _show, device).items()}
     layers = f"layers of {size['width']:,} on {size['rows']:,} rows"
     floor: Any = {"unit": "ms", "floor": times["gpt bf16"], "floor_name": "bf16"}
+    simulated = {"name": "A GPT's step, simulated E4M3", "value": times["gpt wag"], "goal_ratio": 1 / 0.7, **floor}
+    figures.append(Figure(**simulated, reason=lack))
+    if lack:
+        return figures
     wide: Any = {"unit": "ms", "floor": times["linear bf16"], "floor_name": "bf16"}
     figures += [
-        Figure(name="A GPT's step, simulated E4M3", value=times["gpt wag"], goal_ratio=1 / 0.7, **floor),
         Figure(name="A GPT's step, native FP8", value=times["gpt native"], **floor),
         Figure(name=f"Native FP8, {layers}", value=times["linear native"], goal_ratio=1.0, reason=missing, **wide),
     ]
@@ -135,8 +141,10 @@ def linear_steps(device: str, size: dict[str, Any]) -> dict[str, Callable[[], No
 
         return step
 
-    names = ["bf16", "native", *(["torchao"] if importlib.util.find_spec("torchao") else [])]
-    return {name: make(name) for name in names}
+    found = {name: make(name) for name in ("bf16", "native")}
+    with contextlib.suppress(ImportError):
+        found["torchao"] = make("torchao")
+    return found
 
 
 def _policy(compute: Literal["simulated", "native"]) -> Policy:
@@ -262,6 +270,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{figure.name}: {figure.value:.4g} {figure.unit}{ratio}{result}")
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as error:
+        print(f"error: {part}: the GPU's memory is too small or in use ({str(error).split('. ')[0]})", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the parts that ended are recorded", file=sys.stderr)
