@@ -208,6 +208,7 @@ def record_of(counts: Sequence[int], costs: dict[str, list[Cost]]) -> LargeRecor
                 seconds=tuple(max(each.seconds - found[0].seconds, 1e-3) for each in found[1:]),
                 memory=tuple(each.memory for each in found[1:]),
                 goal=None if step == next(iter(STEPS)) else GOAL,
+                load=max(each.load for each in found),
             )
             for step, found in costs.items()
             if len(found) > 2
@@ -237,7 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         old = read_record(path, LargeRecord) if options.steps else None
 
         def keep(found: LargeRecord) -> None:
-            known = {each.name: each for each in (*(old.steps if old else ()), *found.steps)}
+            past = {"date": old.date, "load": old.load} if old else {}
+            former = (each if each.date else each.model_copy(update=past) for each in (old.steps if old else ()))
+            known = {each.name: each for each in (*former, *found.steps)}
             steps = tuple(known[step] for step in STEPS if step in known)
             write_record(found.model_copy(update={"steps": steps}), path)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,14 +31,22 @@ def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         return lambda x, **rest: script.rounding.quantize(x, fmt, rounding=rounding, **rest)
 
     monkeypatch.setattr(script.rounding, "compile_quantize", kernel)
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchao" else found(name))
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)
     return script
 
 
 def shown(folder: Path) -> str:
     write_folder([gpu_page(folder)], folder, site_root="../")
     return (folder / "gpu.md").read_text()
+
+
+def test_a_gpu_without_fp8_has_the_other_figures_and_says_why(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "native_lack", lambda device: "needs capability 8.9")
+    (figure,) = check.check_training("cpu", True, tmp_path)
+    assert "simulated E4M3" in figure.name
+    assert figure.reason == "needs capability 8.9"
 
 
 def test_a_trial_runs_all_parts_and_is_no_gpus(

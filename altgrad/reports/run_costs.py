@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,6 +86,8 @@ class Growth(Record):
     seconds: tuple[Positive, ...]  # of the processors, beyond what it takes with no runs
     memory: tuple[Positive, ...]  # the most that one process has, GB
     goal: Positive | None = None  # the largest exponent that was aimed at
+    date: datetime | None = None  # where that is not the record's own
+    load: float | None = None  # the busiest that the machine was before one of the numbers
 
     @property
     def exponent(self) -> float:
@@ -129,6 +132,8 @@ _GROWTH = (
     col.filled("Goal", "{goal:g}", blank=""),
     col.of("Result", lambda row: RESULT[row["met"]]),
     col.of("Memory (GB)", lambda row: ", ".join(f"{each:.2f}" for each in row["memory"]), right=True),
+    col.of("Load", lambda row: f"{row['load']:.1f}" if row["load"] is not None else "not known", right=True),
+    col.of("Measured", lambda row: f"{row['date']:%Y-%m-%d %H:%M}" if row["date"] else "with the others"),
 )
 FIGURES = (
     col.text("Figure", "name"),
