@@ -137,6 +137,8 @@ class TaskBatches:
     def __init__(self, task: Task, device: torch.device, processes: Processes | None = None) -> None:
         self._task, self._device, self._number = task, device, 0
         self._processes = processes or Processes()
+        for batch in task.validation:  # before there is a record
+            self._rows(batch)
         self._iterator: Iterator[Any] = iter(()) if callable(task.train) else iter(task.train)
 
     state: dict[str, Any] = {}  # noqa: RUF012 - there are no checkpoints of it
@@ -172,11 +174,16 @@ class TaskBatches:
 
     def _own_rows(self, batch: Any) -> tuple[Any]:
         """A batch on the device; of several processes this one's rows, of each tensor with as many as the first."""
+        rows = self._rows(batch)
+        return (_moved(batch, self._device, rows, self._processes.rows(rows)),)
+
+    def _rows(self, batch: Any) -> int:
+        """How many rows a batch has, which the processes can share; UsageError where they cannot."""
         count = self._processes.count
         rows = next((leaf.shape[0] for leaf in _leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), 0)
         if count > 1 and (not rows or rows % count):
             raise UsageError(f"--model: a batch of {rows} rows cannot be shared by {count} processes; change one")
-        return (_moved(batch, self._device, rows, self._processes.rows(rows)),)
+        return rows
 
     def evaluated(self, _: Any) -> tuple[int, int]:
         """A loss is as the task gives it."""
