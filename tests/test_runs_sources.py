@@ -209,6 +209,45 @@ def test_a_file_that_still_grows_is_read_again_and_one_cut_short_gives_what_it_h
     assert "taken as finished" in str(found.reports)
 
 
+@pytest.mark.parametrize(
+    ("name", "beginning"),
+    [
+        ("lr0.1_s3", "lr0.1_s3"),
+        ("warm-seed3-wide", "warm-seed3-wide"),
+        ("sgd-3", "sgd-3"),
+        ("s33", "s33-s3"),
+        ("a", "a-s3"),
+    ],
+)
+def test_an_id_has_the_seed_once_and_an_earlier_one_is_kept(tmp_path: Path, name: str, beginning: str) -> None:
+    log = tmp_path / "logs" / "lightning_logs" / name / "metrics.csv"
+    log.parent.mkdir(parents=True)
+    log.with_name("config.json").write_text('{"seed": 3}')
+    log.write_text("step,loss\n0,2\n1,1\n")
+    (new,) = import_runs(tmp_path / "logs", tmp_path / "out").fetched
+    assert re.fullmatch(f"{re.escape(beginning)}-[0-9a-f]{{8}}", new)
+    earlier = f"{name}-s3-{new[-8:]}"  # of a version that said it twice
+    (tmp_path / "out" / new).rename(tmp_path / "out" / earlier)
+    assert import_runs(tmp_path / "logs", tmp_path / "out").unchanged == 1
+    log.write_text("step,loss\n0,2\n1,1\n2,0.5\n")
+    assert import_runs(tmp_path / "logs", tmp_path / "out").fetched == [earlier]
+    (run,) = load_runs([tmp_path / "out"]).records
+    assert (run.id, len(run.history)) == (earlier, 3)
+
+
+def test_a_report_of_several_runs_has_one_line_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rule in ("adamw", "sgd"):
+        (tmp_path / "logs" / rule).mkdir(parents=True)
+        (tmp_path / "logs" / rule / "config.json").write_text(json.dumps({"seed": 0, "optimizer": rule, "width": 8}))
+        (tmp_path / "logs" / rule / "metrics.csv").write_text("step,loss,acc\n0,2,0.1\n")
+    assert main(["runs", "import", str(tmp_path / "logs"), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if "optimizer" in line] == [
+        "  config: optimizer is kept under its own name in all runs: not all its values are ones of optimizer.step_rule"
+    ]
+    assert "config: kept under their own names: width (2 runs)" in said
+
+
 def test_a_damaged_event_is_left_out_and_said(tmp_path: Path) -> None:
     data = bytearray(event_file(*(scalar_event(step, "loss", 1.0) for step in range(20))))
     data[len(data) // 2 + 30] ^= 1

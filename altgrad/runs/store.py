@@ -29,6 +29,7 @@ from altgrad.runs.files import read_bytes
 from altgrad.runs.schema import (
     LAYER_COLUMNS,
     SCHEMA_VERSION,
+    UNENDED,
     Head,
     NewerRecord,
     Problem,
@@ -138,6 +139,13 @@ class RunRecord:
     def status(self) -> str:
         """One of `STATUSES`."""
         return str(self.run["status"])
+
+    @property
+    def ending(self) -> str:
+        """`status` as it is told: "not recorded" of a run that counts as finished since its log says of no ending."""
+        report = (self.run.get("origin") or {}).get("report", ())
+        unsaid = self.status == "finished" and any(line.startswith(UNENDED) for line in report)
+        return "not recorded" if unsaid else self.status
 
 
 def record_of(
