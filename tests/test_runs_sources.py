@@ -27,7 +27,7 @@ from altgrad.config import UsageError
 from altgrad.recipes import recipe_keys
 from altgrad.reports.arms import arm_pages
 from altgrad.reports.compare import swept_columns
-from altgrad.runs import RunRecord, load_runs, pack_study, record
+from altgrad.runs import RunRecord, load_runs, pack_study, read_histories, record, sources_fingerprint
 from altgrad.runs.history import MOST_METRICS, of_rows
 from altgrad.runs.names import columns
 from altgrad.runs.query import values, verify
@@ -932,3 +932,32 @@ def test_a_folder_that_cannot_be_read_beside_logs_is_a_line(tmp_path: Path, monk
     found = import_runs(tmp_path / "logs", tmp_path / "out")
     assert [(each.where, each.reason) for each in found.problems] == [("closed", "cannot be read (Permission denied)")]
     assert len(found.fetched) == 1
+
+
+def test_every_reader_names_a_folder_and_a_file_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("closed", "good", "half"):
+        logged(tmp_path, name, width=1)
+    closed, good, half = sorted(tmp_path.glob("*-*"))
+    real, listed = Path.stat, Path.iterdir
+
+    def stat(path: Path, **how: Any) -> os.stat_result:
+        if {closed, half}.isdisjoint(path.parents):
+            return real(path, **how)
+        raise PermissionError(13, "Permission denied", str(path))
+
+    def iterdir(path: Path) -> Any:
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", iterdir)  # drwx--x--x; the other is drw-r--r--, its files cannot be asked for
+        patched.setattr(Path, "stat", stat)
+        for problems in (load_runs([tmp_path]).problems, verify([tmp_path]).problems, read_histories([tmp_path])[1]):
+            assert sorted(each.where for each in problems) == [closed.name, half.name]
+            assert all("cannot be read (Permission denied)" in each.reason for each in problems)
+        changed = sources_fingerprint([tmp_path])
+        assert [run.id for run in load_runs([tmp_path]).records] == [good.name]
+    assert changed != sources_fingerprint([tmp_path])

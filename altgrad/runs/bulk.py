@@ -49,7 +49,7 @@ def read_histories(
     held = Held()
     reading: list[tuple[str, Future[pa.Table]]] = []
     with ThreadPoolExecutor(4) as pool:  # a file is read and decoded without Python's lock
-        for folder, where in record_places(sources):
+        for folder, where in record_places(sources, problems):
             if folder.name not in taken and not (folder / PACKED).exists():
                 taken.add(folder.name)
                 reading.append((where, pool.submit(_history, folder, columns)))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
@@ -233,7 +233,7 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
     sources = as_now(default_sources() if sources is None else sources)
     canaries, problems = find_canaries(sources)
     for source in sources:
-        for folder, where, records, damaged in read_places(source, kept):
+        for folder, where, records, damaged in read_places(source, kept, problems):
             problems += damaged
             twice = held.twice(folder, where, [record.id for record in records])
             problems += twice.values()
@@ -295,17 +295,25 @@ def sources_fingerprint(sources: Iterable[Path] | None = None) -> str:
     total = hashlib.sha256()
     sources = tuple(map(located, default_sources() if sources is None else sources))
     if names := names_file(sources):
-        total.update(names.read_bytes())
+        total.update(_content(names))
     for source in sources:
         for path in sorted(source.rglob("*")):
             passed = {"wandb", "checkpoints"} & set(path.relative_to(source).parts)
-            if path.suffix in (".json", ".jsonl", ".parquet") and not passed and path.is_file():
+            if path.suffix in (".json", ".jsonl", ".parquet") and not passed and (content := _content(path)):
                 locked = path.name == "run.json" and is_locked(path.parent)
                 total.update(f"{path.relative_to(source).as_posix()}\0{locked}\0".encode())
-                total.update(
-                    path.state() if isinstance(path, StorePath) else hashlib.sha256(path.read_bytes()).digest()
-                )
+                total.update(content)
     return total.hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    """A sha256 of a file, nothing of what is none; of one that cannot be read, which readers name, that this is so."""
+    try:
+        if not path.is_file():
+            return b""
+        return path.state() if isinstance(path, StorePath) else hashlib.sha256(path.read_bytes()).digest()
+    except OSError as error:
+        return str(error.errno).encode()
 
 
 def newest_time(sources: Iterable[Path] | None = None) -> datetime | None:
@@ -522,13 +530,15 @@ def read_place(folder: Path, where: str, kept: Kept) -> tuple[list[RunRecord], l
         return [], [Problem(where, str(error))]
 
 
-def read_places(source: Path, kept: Kept) -> Iterator[tuple[Path, str, list[RunRecord], list[Problem]]]:
+def read_places(
+    source: Path, kept: Kept, unread: list[Problem]
+) -> Iterator[tuple[Path, str, list[RunRecord], list[Problem]]]:
     """`record_places` of a source, each with what `read_place` gives; of a store, which is slow, several at once."""
 
     def read(place: tuple[Path, str]) -> tuple[Path, str, list[RunRecord], list[Problem]]:
         return *place, *read_place(*place, kept)
 
-    places = list(record_places([source]))
+    places = list(record_places([source], unread))
     if not isinstance(source, StorePath):
         yield from map(read, places)
         return
@@ -654,24 +664,50 @@ def is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind))
 
 
-def record_places(sources: Iterable[Path] | None = None) -> Iterator[tuple[Path, str]]:
-    """Folders that hold a record or a packed study, and where each lies in its source (default: `default_sources`)."""
+def record_places(
+    sources: Iterable[Path] | None = None, unread: list[Problem] | None = None
+) -> Iterator[tuple[Path, str]]:
+    """Folders that hold a record or a packed study, and where each lies in its source (default: `default_sources`).
+
+    Folders that cannot be read are added to `unread`.
+    """
     for source in map(located, default_sources() if sources is None else sources):
-        for folder in record_folders(source):
-            yield folder, folder.name if folder == source else folder.relative_to(source).as_posix()
+        for folder in record_folders(source, unread):
+            yield folder, _where(folder, source)
 
 
-def record_folders(source: Path) -> list[Path]:
+def _where(folder: Path, source: Path) -> str:
+    return folder.name if folder == source else folder.relative_to(source).as_posix()
+
+
+def record_folders(source: Path, unread: list[Problem] | None = None) -> list[Path]:
     """Folders that hold a record or a packed study: the source itself, or those one or two levels down.
 
     The parts of a packed study (`altgrad.runs.pack.pack_part`) are such folders, in the order in which they were
-    written; tables that lie beside them come first.
+    written; tables that lie beside them come first. Folders that cannot be read are added to `unread`.
     """
 
+    @cache
+    def inside(folder: Path) -> tuple[list[Path], bool]:
+        """The folders in a folder, and whether it holds a record itself."""
+        try:
+            paths = sorted(folder.iterdir())
+            record = any(path.name in (PACKED, "run.json", "history.jsonl", "history.parquet") for path in paths)
+            return [path for path in paths if path.is_dir() and path.suffix not in (".old", ".tmp")], record
+        except PermissionError as error:  # of a store, another error
+            if unread is not None:
+                unread.append(
+                    Problem(
+                        _where(folder, source), f"cannot be read ({error.strerror}); allow it, or move the folder away"
+                    )
+                )
+            return [], False
+
     def below(folder: Path) -> list[Path]:
-        with contextlib.suppress(PermissionError):
-            return sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix not in (".old", ".tmp"))
-        return []
+        return inside(folder)[0]
+
+    def holds_record(folder: Path) -> bool:
+        return inside(folder)[1]
 
     def with_parts(folder: Path) -> list[Path]:
         parts = below(folder) if (folder / PACKED).exists() else []
@@ -679,18 +715,11 @@ def record_folders(source: Path) -> list[Path]:
 
     if not source.is_dir():
         return []
-    if _holds_record(source):
+    if holds_record(source):
         return with_parts(source)
     children = below(source)
-    places = (with_parts(child) if _holds_record(child) else filter(_holds_record, below(child)) for child in children)
+    places = (with_parts(child) if holds_record(child) else filter(holds_record, below(child)) for child in children)
     return [folder for some in places for folder in some]
-
-
-def _holds_record(folder: Path) -> bool:
-    try:
-        return any(path.name in (PACKED, "run.json", "history.jsonl", "history.parquet") for path in folder.iterdir())
-    except PermissionError:  # of what lies beside records; of a store, another error
-        return False
 
 
 def reason_of(error: object) -> str:
