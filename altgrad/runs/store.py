@@ -16,7 +16,7 @@ from functools import cache, cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -42,9 +42,10 @@ from altgrad.runs.schema import (
 from altgrad.runs.secrets import left_out, mask, mask_record
 from altgrad.runs.site_names import NO_NAMES, SiteNames, named_alike, names_file, own_names, site_names
 from altgrad.runs.stores import StorePath, as_now, located
-from altgrad.runs.tables import is_text, open_table, read_digests
+from altgrad.runs.tables import is_number, is_text, open_table, read_coded, read_digests
 from altgrad.runs.writer import TABLES, is_locked, merged, read_jsonl
 
+T = TypeVar("T", pd.DataFrame, "Packed")
 PACKED = "runs.parquet"
 DEEPEST = 50
 """Levels of lists and objects in run.json."""
@@ -56,31 +57,32 @@ LAYER_TEXT = LAYER_COLUMNS[1:-1]
 
 
 class Kept:
-    """The tables of single, proved runs that were asked for lately, up to so many bytes; any thread may ask.
+    """The proved tables that were asked for lately, of runs and of packed studies, up to so many bytes; for any thread.
 
-    A packed study's tables are outside the bound: they stay in memory whole while one of its records does.
+    What is beyond them is read again when it is asked for; the table that was asked for last is kept, however large.
 
     Args:
         most: bytes.
     """
 
     def __init__(self, most: int = 2**30) -> None:
-        self._most, self._size, self._tables = most, 0, OrderedDict[Any, tuple[int, pd.DataFrame]]()
+        self._most, self._size, self._tables = most, 0, OrderedDict[Any, tuple[int, Any]]()
         self._lock = Lock()
 
-    def of(self, read: Callable[[str], pd.DataFrame], name: str) -> pd.DataFrame:
+    def of(self, read: Callable[[str], T], name: str) -> T:
         """What `read` gives for the name, read again where it is not kept."""
         key = read, name
         with self._lock:
             if key in self._tables:
                 self._tables.move_to_end(key)
-                return self._tables[key][1]
+                return self._tables[key][1]  # type: ignore[no-any-return]
         table = read(name)
+        size = table.size if isinstance(table, Packed) else 8 * table.size
         with self._lock:
-            self._size += 8 * table.size - self._tables.pop(key, (0, table))[0]  # another thread may have read it too
+            self._size += size - self._tables.pop(key, (0, table))[0]  # another thread may have read it too
             while self._tables and self._size > self._most:
                 self._size -= self._tables.popitem(last=False)[1][0]
-            self._tables[key] = 8 * table.size, table
+            self._tables[key] = size, table
         return table
 
 
@@ -326,7 +328,7 @@ def newest_time(sources: Iterable[Path] | None = None) -> datetime | None:
         damage = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, pa.ArrowException)
         with contextlib.suppress(*damage):
             if (folder / PACKED).exists():
-                texts = open_table(folder / PACKED).read()["run"].to_pylist()
+                texts = read_coded(folder / PACKED, columns=["run"])["run"].to_pylist()
             else:
                 texts = [read_bytes(folder / "run.json")]
             ends = [head.get("ended") or head["created"] for head in map(json.loads, texts)]
@@ -475,7 +477,7 @@ def read_table(folder: Path, name: str, proof: Proof | None = None, run: str | N
         for path in (parquet, jsonl, parquet):
             with contextlib.suppress(FileNotFoundError):
                 if path is parquet:
-                    frame = _unpacked(open_table(path, proof, run, coded=name == "layers").read())
+                    frame = _unpacked(read_coded(path, proof, run))
                 else:
                     rows = read_jsonl(path)
                     frame = pd.DataFrame(merged(rows) if name == "history" else rows)
@@ -495,11 +497,7 @@ def read_table(folder: Path, name: str, proof: Proof | None = None, run: str | N
 
 
 def _unpacked(table: pa.Table) -> pd.DataFrame:
-    """A table in memory, its coded text as categories; ValueError where that text would fill a gigabyte."""
-    texts = [column for column in table.columns if pa.types.is_dictionary(column.type)]
-    longest = [max(map(_longest, column.chunks), default=0) for column in texts]
-    if sum(longest) * len(table) > 2**30:
-        raise ValueError("its texts are too long for so many rows")
+    """A table in memory, its coded text as categories."""
     kinds = {field.name: field.type for field in table.schema}
     if len(kinds) == table.num_columns:  # at a tenth of what it costs in pandas
         numbers = {name: pa.float64() for name, kind in kinds.items() if is_number(kind) and name != "step"}
@@ -507,10 +505,6 @@ def _unpacked(table: pa.Table) -> pd.DataFrame:
             numbers["step"] = pa.int64()
         table = table.cast(pa.schema(kinds | numbers), safe=False)
     return table.to_pandas()
-
-
-def _longest(texts: pa.DictionaryArray) -> int:
-    return max((len(text or "") for text in texts.dictionary.to_pylist()), default=0)
 
 
 def _numeric(frame: pd.DataFrame, where: str, columns: Sequence[str]) -> pd.DataFrame:
@@ -550,13 +544,14 @@ def _read_packed(folder: Path, where: str, kept: Kept) -> tuple[list[RunRecord],
     """RecordError for files that are missing or damaged as a whole."""
     try:
         proofs = read_digests(folder)
-        runs = _named(folder / PACKED, lambda path: open_table(path, proofs.get("runs")).read())
+        runs = _named(folder / PACKED, partial(read_coded, proof=proofs.get("runs")))
         rows = [(str(row["run_id"]), str(row["run"])) for row in runs.to_pylist()]
-        tables = {name: Packed(packed_table(folder / f"{name}.parquet", proofs.get(name))) for name in TABLES}
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        damage = f"damaged packed study ({reason_of(error)})"
-        raise RecordError(f"{where}: {damage}; restore the folder from version control") from None
-    with_loss = tables["history"].having("val_loss")
+        raise _damaged(where, error) from None
+    read = partial(_read_table_of_many, folder, where, proofs)
+    tables: Callable[[str], Packed] = partial(kept.of, read) if proofs else {n: read(n) for n in TABLES}.__getitem__
+    history, _ = map(tables, TABLES)
+    with_loss = history.having("val_loss")
     records, problems = [], []
     for identity, text in rows:
         inside = f"{where}/{identity}"
@@ -568,19 +563,26 @@ def _read_packed(folder: Path, where: str, kept: Kept) -> tuple[list[RunRecord],
                 )
             if identity not in with_loss:
                 _needs_loss(run, config, inside)
-            table = partial(kept.of, partial(_packed_table, tables, identity))
-            records.append(record_of(run, config, table, secrets))
+            records.append(record_of(run, config, partial(_packed_table, tables, identity), secrets))
         except (RecordError, ValueError, RecursionError) as error:
             problems.append(Problem(inside, reason_of(error)))
     return records, problems
 
 
-def _packed_table(tables: Mapping[str, Packed], identity: str, name: str) -> pd.DataFrame:
+def _damaged(where: str, error: object) -> RecordError:
+    return RecordError(f"{where}: damaged packed study ({reason_of(error)}); restore the folder from version control")
+
+
+def _read_table_of_many(folder: Path, where: str, proofs: Mapping[str, Proof], name: str) -> Packed:
+    try:
+        return Packed(packed_table(folder / f"{name}.parquet", proofs.get(name)))
+    except ValueError as error:
+        raise _damaged(where, error) from None
+
+
+def _packed_table(tables: Callable[[str], Packed], identity: str, name: str) -> pd.DataFrame:
     """One run's rows of a table; of the history only the columns in which it has a value."""
-    rows = tables[name].of(identity)
-    if name == "layers":
-        return rows
-    return _ordered(rows.dropna(axis="columns", how="all") if len(rows) else rows[["step"]])
+    return tables(name).of(identity)
 
 
 def packed_table(path: Path, proof: Proof | None = None) -> pa.Table:
@@ -633,6 +635,9 @@ class Packed:
 
     table: pa.Table
 
+    def __post_init__(self) -> None:
+        self.size, self._of = self.table.nbytes, dict[str, pd.DataFrame]()
+
     @cached_property
     def _by_run(self) -> tuple[pd.DataFrame, Mapping[str, slice]]:
         """Rows in the order of runs, text as categories, figures in float64; and where the rows of each run are."""
@@ -647,9 +652,14 @@ class Packed:
         return frame, {run: slice(*place) for run, place in zip(runs.categories, pairwise([0, *ends]), strict=True)}
 
     def of(self, identity: str) -> pd.DataFrame:
-        """The rows of one run, in their order; none where it has none."""
-        frame, places = self._by_run
-        return frame.iloc[places.get(identity, slice(0))].reset_index(drop=True)
+        """The rows of one run, in their order; none where it has none. Of a history, the columns with a value in it."""
+        if identity not in self._of:
+            frame, places = self._by_run
+            rows = frame.iloc[places.get(identity, slice(0))].reset_index(drop=True)
+            if "layer" not in rows:
+                rows = _ordered(rows.dropna(axis="columns", how="all") if len(rows) else rows[["step"]])
+            self._of[identity] = rows
+        return self._of[identity]
 
     def having(self, column: str) -> set[str]:
         """The runs that have a value in `column`."""
@@ -657,11 +667,6 @@ class Packed:
             return set()
         known = ~np.isnan(self.table[column].cast(pa.float64(), safe=False).to_numpy())
         return set(self.table["run_id"].filter(pa.array(known)).unique().to_pylist())
-
-
-def is_number(kind: pa.DataType) -> bool:
-    """Whether a column holds numbers, or nothing at all."""
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind))
 
 
 def record_places(
