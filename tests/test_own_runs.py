@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import html
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 from scipy import stats
 
 from altgrad.analysis import ExperimentDataLoader
-from altgrad.analysis.effects import measure_of
+from altgrad.analysis.effects import figure_of, measure_of
 from altgrad.analysis.labels import site_labels
 from altgrad.reports.arms import arm_pages
 from altgrad.reports.own import curves_page, effects_page, health_page, overview_page, own_pages
@@ -239,6 +240,11 @@ def test_a_setting_is_one_key_whatever_its_value_and_runs_may_be_compared_by_wha
     assert "has the lowest val_loss: 1.0000" in words(overview_page(loader))
     (runs,) = (table for table in tables(arm_pages(loader)[1]) if table.caption == "1 run")
     assert [column.title for column in runs.columns if "val" in str(column.title)] == ["val_loss"]
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), 3])
+def test_a_figure_that_no_float_holds_is_infinite(number: int) -> None:
+    assert figure_of(number) == (3 if number == 3 else math.copysign(math.inf, 1 if number > 0 else -1))
 
 
 def test_a_setting_called_as_a_part_of_a_page_is_not_taken_for_it() -> None:

@@ -203,7 +203,7 @@ def figure_of(number: float) -> float:
     try:
         return float(number)
     except OverflowError:
-        return math.copysign(math.inf, number)
+        return math.inf if number > 0 else -math.inf
 
 
 def last_value(record: RunRecord, metric: Measure | None) -> float:

@@ -313,7 +313,7 @@ def _curves(
     bottom, top = float(data["low"].min()), float(data["high"].max())
     pad = 0.04 * (top - bottom) or 0.5
     title, names = visible(metric), [wrap(visible(labels[arm]), LONGEST_LINE) for arm in [*lines][:NAMED]]
-    room = 8 + 5 * max(map(len, chain(*names)))
+    room = 8 + 6 * max(map(len, chain(*names)))
     high = max(3.3, (11 * sum(map(len, names)) + 20) / INCH)
 
     def draw(sketch: Sketch) -> None:
