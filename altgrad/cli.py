@@ -12,7 +12,6 @@ import math
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -1150,6 +1149,7 @@ def runs_import(options: argparse.Namespace) -> int:
 
 def _import(path: Path, out: Path) -> int:
     from altgrad.runs.sources import import_runs
+    from altgrad.runs.wandb_records import summed
 
     told: list[str] = []
 
@@ -1166,8 +1166,7 @@ def _import(path: Path, out: Path) -> int:
     except KeyboardInterrupt:
         print("interrupted; the runs that were read are kept, and the next import goes on from there", file=sys.stderr)
         return 130
-    counted = Counter(line for lines in found.reports.values() for line in lines)
-    for line, count in counted.items():
+    for line, count in summed(found.reports.values()).items():
         print(visible(f"  {line}" + (f" ({count} runs)" if count > 1 else "")))
     _warn(found.problems)
     print(visible(found.in_words))

@@ -23,7 +23,8 @@ _LINE_START = re.compile(r"^(?:[#=:!?%]|[-+](?![0-9A-Za-z.])|(?<![0-9])[0-9]+(?P
 _BREAKS = re.compile(r"[\r\n\t\f\v\x1c-\x1e\x85\u2028\u2029]+")
 """What some reader takes for the end of a row or of a cell, within quotes too."""
 _FORMULA = re.compile(
-    r"^\s*(?=[=@＝＠]|[+＋－-](?!(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?$))|;\s*(?=[=@＝＠]|[+＋－-]\s*[^\s\d.])"
+    r"^\s*(?=[=@＝＠]|[+＋－-](?!(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?$))|"
+    r";\s*(?=[=@＝＠]|[+＋－-]\s*(?:[^\s\d.]|[\d.]+(?:e[+-]?\d+)?\s*[-+*/^&|!=<>%]))"
 )
 """Where a spreadsheet sees the beginning of a formula; those of some countries separate cells by semicolons."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import html
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 from scipy import stats
 
 from altgrad.analysis import ExperimentDataLoader
-from altgrad.analysis.effects import measure_of
+from altgrad.analysis.effects import figure_of, measure_of
 from altgrad.analysis.labels import site_labels
 from altgrad.reports import tuning
 from altgrad.reports.arms import arm_pages
@@ -24,6 +25,7 @@ from altgrad.reports.own import curves_page, effects_page, health_page, overview
 from altgrad.runs import record
 from altgrad.runs.sources import import_runs
 from altgrad.site import Chart, ChartBlock, Page, Table
+from altgrad.site.chart import fixed_svg
 from altgrad.site.render import Dialect, render
 
 ROOT = Path(__file__).parents[1]
@@ -198,7 +200,7 @@ def test_a_run_that_ended_in_nan_has_failed_and_is_said_wherever_it_would_count(
     means = (wide[0.01] - wide[0.0]).groupby(level=[0, 1]).mean()
     assert (effect["difference"], effect["n_pairs"]) == (pytest.approx(means.mean()), 17)
     for page in (overview_page(loader), effects_page(loader)):
-        assert "36 recorded runs (35 finished, 1 failed)" in words(page)
+        assert "36 recorded runs (35 with no recorded ending, 1 failed)" in words(page)
         assert "1 run has no result here: 1 failed" in words(page)
     (of_arm,) = (page for page in arm_pages(loader) if page.path == f"runs/{record_.arm}")
     assert "train_loss is NaN or infinite from step 50 to its last value" in words(of_arm)
@@ -239,6 +241,11 @@ def test_a_setting_is_one_key_whatever_its_value_and_runs_may_be_compared_by_wha
     assert "has the lowest val_loss: 1.0000" in words(overview_page(loader))
     (runs,) = (table for table in tables(arm_pages(loader)[1]) if table.caption == "1 run")
     assert [column.title for column in runs.columns if "val" in str(column.title)] == ["val_loss"]
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), 3])
+def test_a_figure_that_no_float_holds_is_infinite(number: int) -> None:
+    assert figure_of(number) == (3 if number == 3 else math.copysign(math.inf, 1 if number > 0 else -1))
 
 
 def test_a_setting_called_as_a_part_of_a_page_is_not_taken_for_it() -> None:
@@ -320,6 +327,57 @@ def test_every_metric_has_a_curve_of_the_means_over_the_seeds(
         assert arm["metrics"] == [["accuracy", "accuracy"], ["loss", "loss"]], "the one that the page opens with first"
         assert [run["loss"][-1] for run in arm["runs"]] == [-2.0] * 3
         assert arm["final"] == pytest.approx([run["accuracy"][2] for run in arm["runs"]], rel=1e-6)
+
+
+def test_how_runs_ended_is_not_said_where_their_log_does_not_say_it(
+    swept: tuple[ExperimentDataLoader, pd.DataFrame],
+) -> None:
+    loader, _ = swept
+    index, *pages, _ = arm_pages(loader)
+    for page in (*own_pages(loader), index):
+        assert "18 recorded runs (how they ended is not recorded)" in words(page)
+        assert not re.search(r"\d (of \d )?finished", words(page))
+    assert data(index, "arms")["finished"].isna().all()
+    for page in pages:
+        assert "Runs: 3 with no recorded ending." in words(page)
+    (table,) = (json.loads(file.content) for file in index.downloads if file.name == "table.json")
+    assert (table["runs"]["status"]["words"], table["arms"]["finished"]) == (["not recorded"], [None] * 6)
+
+
+def test_what_a_chart_of_effects_says_leaves_the_figures_to_the_table(
+    swept: tuple[ExperimentDataLoader, pd.DataFrame],
+) -> None:
+    width, rate, *_ = charts(effects_page(swept[0]))
+    assert rate.description.startswith("2 differences, each with its interval; the rows of optimizer.learning_rate")
+    assert not re.search(r"\d\.\d", rate.description + width.description)
+
+
+@pytest.mark.parametrize(("second", "said"), [(0.30, True), (0.60, False)])
+def test_the_best_of_arms_within_noise_is_not_said_to_be_shown(tmp_path: Path, second: float, said: bool) -> None:
+    """The best has one run: the other's interval alone can hold it."""
+    for lr, ends in ((0.1, [0.25]), (0.2, [second - 0.05, second, second + 0.05])):
+        for seed, end in enumerate(ends):
+            with record(tmp_path, name="n", config={"lr": lr}, seed=seed) as run:
+                run.log(0, val_loss=end)
+                run.finish()
+    text = words(overview_page(ExperimentDataLoader([tmp_path])))
+    assert "0.2500**, of one run: how much of it is chance is not known." in text
+    assert ("That it is the best is not shown: 1 other arm is within the noise" in text) == said
+
+
+def test_no_two_names_beside_the_lines_of_a_chart_read_the_same(tmp_path: Path) -> None:
+    """They differ behind the place where a line of a name ends."""
+    begins = "the_same_long_beginning_of_a_value_" * 2
+    for end in ("one", "two"):
+        with record(tmp_path, name="n", config={"alpha": begins[:50] + end, "beta": 0.1 * len(end)}, seed=0) as run:
+            for step in range(3):
+                run.log(step, val_loss=1.0)
+            run.finish()
+    loader = ExperimentDataLoader([tmp_path])
+    (chart,) = charts(curves_page(loader))
+    text = "".join(re.findall(r"<text[^>]*>([^<]*)</text>", fixed_svg(chart).decode()))
+    for label in loader.memo(site_labels).values():
+        assert label.replace(" ", "") in text.replace(" ", "")
 
 
 def test_a_run_without_the_site_s_metric_opens_with_its_loss_else_its_first(tmp_path: Path) -> None:

@@ -29,12 +29,23 @@ from altgrad.analysis.machines import crossing
 from altgrad.cli import main
 from altgrad.config import UsageError
 from altgrad.reports.machines import machine_blocks
-from altgrad.runs import RunWriter, load_runs, pack_part, pack_study, read_histories, read_run, record
+from altgrad.runs import (
+    RecordError,
+    RunWriter,
+    load_runs,
+    pack_part,
+    pack_study,
+    read_histories,
+    read_run,
+    record,
+    tables,
+)
 from altgrad.runs.canary import Canary, keep_canary
 from altgrad.runs.processor import PROCESSOR, describe_processor, stated
 from altgrad.runs.query import verify
 from altgrad.runs.schema import LAYER_COLUMNS
-from altgrad.runs.tables import DIGESTS
+from altgrad.runs.store import Kept
+from altgrad.runs.tables import DIGESTS, read_coded
 
 ROOT = Path(__file__).parents[1]
 FLIPS = 300
@@ -320,6 +331,67 @@ def test_a_small_file_that_would_be_large_in_memory_is_named_and_not_unpacked(tm
     assert time.process_time() - begun < 5
     assert [one.id for one in found.records] == [good.name]
     assert ("its texts are too long" if kind == "texts" else "no run writes such a table") in found.problems[0].reason
+
+
+def footer_says(path: Path, real: int, said: int) -> None:
+    """Another size in a file's footer, as long as the real one: Thrift's integers may end in nothing."""
+
+    def written(value: int, length: int = 0) -> bytes:
+        groups = [value << 1 >> shift & 127 for shift in range(0, max((value << 1).bit_length(), 7 * length), 7)]
+        return bytes([*(group | 128 for group in groups[:-1]), groups[-1]])
+
+    data = path.read_bytes()
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    assert written(real) in data[start:]
+    path.write_bytes(data[:start] + data[start:].replace(written(real), written(said, len(written(real)))))
+
+
+def test_what_pages_unpack_to_is_bounded_whatever_the_footer_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, texts = tmp_path / "layers.parquet", [letter * 200_000 for letter in "abcdefghijklmnopqrst"]
+    table = pa.table({"step": range(20), "layer": texts})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False)
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    for real in {group.total_byte_size, group.column(1).total_uncompressed_size}:
+        footer_says(path, real, 1000)
+    assert pq.ParquetFile(path).metadata.row_group(0).total_byte_size == 1000
+    assert read_coded(path).num_rows == 20, "it is not damaged"
+    monkeypatch.setattr(tables, "MOST_VALUES", 1000)
+    with pytest.raises(tables.NotAsRecorded, match=r"bytes that would unpack to 4,0\d\d,\d\d\d: no run"):
+        read_coded(path)
+
+
+def test_one_long_text_of_many_rows_is_not_written_out(tmp_path: Path) -> None:
+    path, rows = tmp_path / "runs.parquet", np.zeros(2000, np.int32)
+    text = pa.DictionaryArray.from_arrays(rows, ["a" * 1_000_000])
+    pq.write_table(pa.table({"run": text}), path, compression="zstd", store_schema=False)
+    with pytest.raises(tables.NotAsRecorded, match="its texts are too long"):
+        read_coded(path)
+    pq.write_table(pa.table({"run": [["a"]]}), path)
+    with pytest.raises(tables.NotAsRecorded, match="column 'run' holds neither numbers nor text"):
+        read_coded(path)
+
+
+def test_tables_of_packed_studies_are_kept_within_the_bound_and_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for study in ("one", "two"):
+        runs = [write_run(tmp_path / "runs" / study, config("e4m3", seed=seed, study=study)) for seed in range(2)]
+        pack_study([read_run(run) for run in runs], tmp_path / "packed" / study)
+    whole = load_runs([tmp_path / "packed"]).records
+    monkeypatch.setattr(Kept.__init__, "__defaults__", (1,))
+    bounded = load_runs([tmp_path / "packed"]).records
+    kept = {id(each.tables.args[0].func.__self__): each.tables.args[0].func.__self__ for each in bounded}
+    (tables_kept,) = (each._tables for each in kept.values())
+    counts = {name: len(found) for name, found in tables_kept.items()}
+    assert counts == {"history": 1, "layers": 1}, "of both studies those that were read last"
+    for one, other in zip(bounded, whole, strict=True):
+        assert one.history.equals(other.history)
+        assert one.layers.equals(other.layers)
+    shutil.rmtree(tmp_path / "packed" / "one")
+    with pytest.raises(RecordError, match="one: damaged packed study"):
+        assert [len(each.history) for each in bounded]
 
 
 def test_parts_hold_each_run_once_and_are_read_as_one_study(tmp_path: Path) -> None:

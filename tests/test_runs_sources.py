@@ -27,7 +27,7 @@ from altgrad.config import UsageError
 from altgrad.recipes import recipe_keys
 from altgrad.reports.arms import arm_pages
 from altgrad.reports.compare import swept_columns
-from altgrad.runs import RunRecord, load_runs, pack_study, record
+from altgrad.runs import RunRecord, load_runs, pack_study, read_histories, record, sources_fingerprint
 from altgrad.runs.history import MOST_METRICS, of_rows
 from altgrad.runs.names import columns
 from altgrad.runs.query import values, verify
@@ -207,6 +207,45 @@ def test_a_file_that_still_grows_is_read_again_and_one_cut_short_gives_what_it_h
         (run,) = load_runs([tmp_path / "out"]).records
         assert (len(found.fetched), len(run.history), run.status) == (1, rows, status)
     assert "taken as finished" in str(found.reports)
+
+
+@pytest.mark.parametrize(
+    ("name", "beginning"),
+    [
+        ("lr0.1_s3", "lr0.1_s3"),
+        ("warm-seed3-wide", "warm-seed3-wide"),
+        ("sgd-3", "sgd-3"),
+        ("s33", "s33-s3"),
+        ("a", "a-s3"),
+    ],
+)
+def test_an_id_has_the_seed_once_and_an_earlier_one_is_kept(tmp_path: Path, name: str, beginning: str) -> None:
+    log = tmp_path / "logs" / "lightning_logs" / name / "metrics.csv"
+    log.parent.mkdir(parents=True)
+    log.with_name("config.json").write_text('{"seed": 3}')
+    log.write_text("step,loss\n0,2\n1,1\n")
+    (new,) = import_runs(tmp_path / "logs", tmp_path / "out").fetched
+    assert re.fullmatch(f"{re.escape(beginning)}-[0-9a-f]{{8}}", new)
+    earlier = f"{name}-s3-{new[-8:]}"  # of a version that said it twice
+    (tmp_path / "out" / new).rename(tmp_path / "out" / earlier)
+    assert import_runs(tmp_path / "logs", tmp_path / "out").unchanged == 1
+    log.write_text("step,loss\n0,2\n1,1\n2,0.5\n")
+    assert import_runs(tmp_path / "logs", tmp_path / "out").fetched == [earlier]
+    (run,) = load_runs([tmp_path / "out"]).records
+    assert (run.id, len(run.history)) == (earlier, 3)
+
+
+def test_a_report_of_several_runs_has_one_line_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rule in ("adamw", "sgd"):
+        (tmp_path / "logs" / rule).mkdir(parents=True)
+        (tmp_path / "logs" / rule / "config.json").write_text(json.dumps({"seed": 0, "optimizer": rule, "width": 8}))
+        (tmp_path / "logs" / rule / "metrics.csv").write_text("step,loss,acc\n0,2,0.1\n")
+    assert main(["runs", "import", str(tmp_path / "logs"), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if "optimizer" in line] == [
+        "  config: optimizer is kept under its own name in all runs: not all its values are ones of optimizer.step_rule"
+    ]
+    assert "config: kept under their own names: width (2 runs)" in said
 
 
 def test_a_damaged_event_is_left_out_and_said(tmp_path: Path) -> None:
@@ -893,3 +932,32 @@ def test_a_folder_that_cannot_be_read_beside_logs_is_a_line(tmp_path: Path, monk
     found = import_runs(tmp_path / "logs", tmp_path / "out")
     assert [(each.where, each.reason) for each in found.problems] == [("closed", "cannot be read (Permission denied)")]
     assert len(found.fetched) == 1
+
+
+def test_every_reader_names_a_folder_and_a_file_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("closed", "good", "half"):
+        logged(tmp_path, name, width=1)
+    closed, good, half = sorted(tmp_path.glob("*-*"))
+    real, listed = Path.stat, Path.iterdir
+
+    def stat(path: Path, **how: Any) -> os.stat_result:
+        if {closed, half}.isdisjoint(path.parents):
+            return real(path, **how)
+        raise PermissionError(13, "Permission denied", str(path))
+
+    def iterdir(path: Path) -> Any:
+        if path == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", iterdir)  # drwx--x--x; the other is drw-r--r--, its files cannot be asked for
+        patched.setattr(Path, "stat", stat)
+        for problems in (load_runs([tmp_path]).problems, verify([tmp_path]).problems, read_histories([tmp_path])[1]):
+            assert sorted(each.where for each in problems) == [closed.name, half.name]
+            assert all("cannot be read (Permission denied)" in each.reason for each in problems)
+        changed = sources_fingerprint([tmp_path])
+        assert [run.id for run in load_runs([tmp_path]).records] == [good.name]
+    assert changed != sources_fingerprint([tmp_path])

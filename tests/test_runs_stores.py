@@ -186,4 +186,4 @@ def test_threads_that_ask_at_once_keep_the_bound_and_read_side_by_side() -> None
     for run in (b, c, b):  # with room for two: what was read twice counts once and goes first
         kept.of(run, "layers")
     assert seen == ["b", "c"]
-    assert kept._size["layers"] == 160
+    assert kept._size == 160

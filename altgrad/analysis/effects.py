@@ -61,8 +61,8 @@ class Outcomes:
 
     Attributes:
         measure: that metric; None where no run has logged any.
-        runs: a row a run: run_id, arm, label, project, seed (NaN where not stated), status, value (NaN where it did not
-            finish or has none).
+        runs: a row a run: run_id, arm, label, project, seed (NaN where not stated), status, ending, value (NaN where it
+            did not finish or has none).
     """
 
     measure: Measure | None
@@ -138,6 +138,7 @@ def outcomes(loader: ExperimentDataLoader) -> Outcomes:
             "project": runs["study"],
             "seed": runs["seed"].astype("float64"),
             "status": runs["status"],
+            "ending": runs["ending"],
             "value": [last_value(record, metric) for record in records],
         }
     )
@@ -200,7 +201,7 @@ def figure_of(number: float) -> float:
     try:
         return float(number)
     except OverflowError:
-        return math.copysign(math.inf, number)
+        return math.inf if number > 0 else -math.inf
 
 
 def last_value(record: RunRecord, metric: Measure | None) -> float:

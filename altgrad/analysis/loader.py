@@ -37,10 +37,10 @@ from altgrad.studies import identity_of
 
 T = TypeVar("T")
 RUN_COLUMNS = (
-    "run_id", "arm", "identity", "seed", "foreign", "status", "study", "role", "format", "weight", "activation",
-    "grad_output", "quantized", "scope", "rule", "step_rule", "precondition", "storage", "rounding", "learning_rate",
-    "max_steps", "data", "setting", "problem", "experiment", "final_val_loss", "last_step", "stall_ratio", "failure",
-    "created", "ended", "wandb_url",
+    "run_id", "arm", "identity", "seed", "foreign", "status", "ending", "study", "role", "format", "weight",
+    "activation", "grad_output", "quantized", "scope", "rule", "step_rule", "precondition", "storage", "rounding",
+    "learning_rate", "max_steps", "data", "setting", "problem", "experiment", "final_val_loss", "last_step",
+    "stall_ratio", "failure", "created", "ended", "wandb_url",
 )  # fmt: skip
 PLACES = 3
 """Projects of other tools that a page's foot names."""
@@ -611,6 +611,7 @@ def _row(record: RunRecord, of_arm: dict[str, Any]) -> dict[str, Any]:
         "run_id": record.id,
         "seed": config.stated_seed,
         "status": record.status,
+        "ending": record.ending,
         "study": config.study,
         "role": "tuning" if config.study.endswith("tuning") else "report",
         "max_steps": config.max_steps if config.states("max_steps") else max(last_step, 0),

@@ -12,7 +12,25 @@ import numpy as np
 from altgrad.text import figure as figure
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from altgrad.analysis.statistics import Estimate
+
+
+ENDINGS = ("finished", "not recorded", "failed", "crashed", "interrupted", "running")
+"""How runs end (`altgrad.runs.RunRecord.ending`), in the order in which they are told."""
+
+
+def endings(runs: pd.Series) -> str:
+    """How some runs ended: ``35 finished, 1 failed``."""
+    if {*runs} == {"not recorded"}:
+        return f"how {'it' if len(runs) == 1 else 'they'} ended is not recorded"
+    return ", ".join(ended(count, each) for each in ENDINGS if (count := int((runs == each).sum())))
+
+
+def ended(count: int, how: str) -> str:
+    """``35 finished``."""
+    return f"{count} with no recorded ending" if how == "not recorded" else f"{count} {how}"
 
 
 def number(value: float, digits: int = 3, sign: bool = False) -> str:

@@ -100,7 +100,7 @@ def _runs_columns(shown: pd.DataFrame, measure: Measure, foreign: bool, ends: It
             ),
         ),
         *([col.count("Seed", "seed")] if known["seed"] else []),
-        col.of("Status", lambda row: row["status"] + (f": {row['reason']}" if row["reason"] else "")),
+        col.of("Status", lambda row: row["ending"] + (f": {row['reason']}" if row["reason"] else "")),
         col.of(
             "Project" if foreign else "Study",
             lambda row: row["study"] + (" (held out of comparisons)" if row["role"] == "tuning" else ""),
@@ -118,7 +118,7 @@ def _runs_columns(shown: pd.DataFrame, measure: Measure, foreign: bool, ends: It
 
 
 _OF_RUN = (
-    "arm", "run_id", "seed", "status", "study", "role", "last_step", "created", "wandb_url",
+    "arm", "run_id", "seed", "ending", "study", "role", "last_step", "created", "wandb_url",
 )  # fmt: skip
 _EVENTS = (
     col.text("Event", "event"),
@@ -228,7 +228,7 @@ def _arm_page(
     """
     first, config, records = runs.iloc[0], loader.config(arm), [loader.records[run_id] for run_id in runs["run_id"]]
     baseline = around["baseline"] and around["baseline"][0]
-    ids, counts = averaged(loader, runs), runs["status"].value_counts()
+    ids, counts = averaged(loader, runs), runs["ending"].value_counts()
     unsaid = ("unknown",) if config.foreign is not None else ()
     reasons = runs["failure"].map(
         lambda found: ", ".join(k for k in found["kinds"] if k not in unsaid) if found else ""
@@ -256,7 +256,7 @@ def _arm_page(
         "runs": len(records),
         "environment": bool(environment),
         "curved": len(metrics_of_arm(loader, runs, measure)),
-        "ended": [f"{counts[status]} {status}{_why(reasons[runs['status'] == status])}" for status in counts.index],
+        "ended": [f"{words.ended(counts[how], how)}{_why(reasons[runs['ending'] == how])}" for how in counts.index],
         "studies": sorted(runs["study"].unique()),
         "baseline": baseline,
         "gap": _gap(loader, arm, baseline),

@@ -38,6 +38,7 @@ def forest(
     rows: Sequence[str],
     axis: str,
     colours: Sequence[str] = (),
+    figures: bool = True,
 ) -> Chart:
     """Paired differences with their intervals, one below the other.
 
@@ -47,6 +48,7 @@ def forest(
         rows: the name of each.
         axis: what the differences are, and their unit.
         colours: of each; else all have the first.
+        figures: False where a table of the page has them for those who cannot see it.
     """
     labels = [f"{name} (n = {pairs})" for name, pairs in zip(rows, data["n_pairs"], strict=True)]
     said = _differences(rows, data)
@@ -63,7 +65,7 @@ def forest(
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(axis)
 
-    about = f"{description} {'; '.join(said)}.".lstrip()
+    about = f"{description} {'; '.join(said)}.".lstrip() if figures else description
     margins = (0.35 + 0.062 * max(map(len, labels)), 0.15, 0.5, 0.1)
     return Chart(identity, title, about, data, draw, height=0.28 * len(data) + 0.7, margins=margins)
 

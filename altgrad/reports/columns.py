@@ -117,8 +117,8 @@ def p(title: Text, key: str) -> Column:
 
 
 def share(title: Text = "Finished", part: str = "n_finished", whole: str = "n_runs") -> Column:
-    """``15 of 16``."""
-    return of(title, lambda row: f"{row[part]} of {row[whole]}", right=True)
+    """``15 of 16``; that it is not recorded where the part is not known."""
+    return of(title, lambda row: "not recorded" if pd.isna(row[part]) else f"{row[part]} of {row[whole]}", right=True)
 
 
 class _Fill(Formatter):

@@ -58,10 +58,10 @@ def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
 
     ``val_loss``, which is the site's metric, whatever that is called, its 95% t interval ``low`` and ``high`` and
     ``stall_ratio`` are means over the finished runs, ``n`` of them; tuning seeds count only where an arm has no
-    others.
+    others. ``finished`` is NA where the logs do not say how runs ended.
     """
-    names = ("role", "status", "study", "stall_ratio", *_OF_ARM)
-    role, status, study, stall, *of_arm = (loader.runs[name].tolist() for name in names)
+    names = ("role", "status", "ending", "study", "stall_ratio", *_OF_ARM)
+    role, status, ending, study, stall, *of_arm = (loader.runs[name].tolist() for name in names)
     loss = ends(loader)
     found = defaultdict[str, list[int]](list)
     for run, arm in enumerate(loader.runs["arm"].tolist()):
@@ -74,10 +74,12 @@ def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
         estimate = mean_interval([loss[run] for run in counted if not math.isnan(loss[run])])
         stalls = [stall[run] for run in counted if status[run] == "finished" and not math.isnan(stall[run])]
         stalled = math.fsum(stalls) / len(stalls) if stalls else math.nan
-        numbers = (len(runs), sum(status[run] == "finished" for run in runs), estimate.n)
+        told = all(ending[run] != "not recorded" for run in runs)
+        finished = sum(status[run] == "finished" for run in runs) if told else pd.NA
+        numbers = (len(runs), finished, estimate.n)
         losses, studies = (estimate.mean, estimate.low, estimate.high), ", ".join(sorted({study[run] for run in runs}))
         rows.append((arm, labels[arm], *(values[runs[0]] for values in of_arm), *numbers, *losses, stalled, studies))
-    return pd.DataFrame(rows, columns=list(_ARM_COLUMNS))
+    return pd.DataFrame(rows, columns=list(_ARM_COLUMNS)).astype({"finished": "Int64"})
 
 
 def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
@@ -109,7 +111,8 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
                 "hash": [digits for _, digits in ids],
                 "failure": _words([*map(_why, runs["failure"], runs["foreign"])]),
                 "wandb": _words([web_address(url) if isinstance(url, str) else None for url in runs["wandb_url"]]),
-                **{key: _column(runs[key]) for key in ("seed", "status", "study", "role", "last_step")},
+                **{key: _column(runs[key]) for key in ("seed", "study", "role", "last_step")},
+                "status": _column(runs["ending"]),
                 "final_val_loss": plain(ends(loader)),
                 "stall_ratio": plain(runs["stall_ratio"].tolist()),
             },

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,9 @@ STRONGEST = 12
 """Keys that Effects begins with."""
 HEALTH_ARMS = 200
 """Arms whose layers Health reads and lists: those in which a run ended badly, then the best."""
-METRICS_DRAWN, ARMS_DRAWN, NAMED, POINTS_DRAWN, LONGEST_NAME = 12, 24, 8, 80, 56
-"""In Curves: most charts of a project (fewer of several), arms in each, arms with a name, points of a line, letters."""
+METRICS_DRAWN, ARMS_DRAWN, NAMED, POINTS_DRAWN, LONGEST_LINE = 12, 24, 8, 80, 48
+"""In Curves: most charts of a project (fewer of several), arms in each, arms with a name, points of a line, and letters
+in a line of a name."""
 _HEALTH = (
     col.arm("Arm", "label"),
     col.text("Operand", "operand", OPERAND_NAMES),
@@ -71,7 +73,7 @@ def _project(frame: pd.DataFrame) -> tuple[Column, ...]:
 def _key_columns(digits: int, known: bool) -> tuple[Column, ...]:
     """The keys; where the effect of one is known, the largest of each."""
     largest = (
-        col.filled("Furthest apart", "{value} against {reference}", right=False, blank="not known"),
+        col.filled("Compared", "{value} against {reference}", right=False, blank="not known"),
         col.signed("Difference", "difference", digits),
         col.interval(digits=digits),
         _between(digits),
@@ -215,8 +217,12 @@ def _ended(runs: pd.DataFrame) -> dict[str, int]:
 
 
 def _near(best: pd.DataFrame) -> int:
-    """How many arms have a mean within the interval of the best one's."""
-    return int(best["mean"].iloc[1:].between(best["low"].iloc[0], best["high"].iloc[0]).sum()) if len(best) else 0
+    """How many arms are within noise of the best one: the mean of either lies in the interval of the other."""
+    if best.empty:
+        return 0
+    first, others = best.iloc[0], best.iloc[1:]
+    held = (others["low"] <= first["mean"]) & (first["mean"] <= others["high"])
+    return int((held | others["mean"].between(first["low"], first["high"])).sum())
 
 
 _ROW = (
@@ -242,7 +248,8 @@ def _forest(found: Outcomes, number: int, own: list[Effect], axis: str) -> Chart
     data, first = pd.DataFrame([_row(each) for each in shown]), shown[0]
     title = f"{first.key} against {cut(first.reference, 40)}: {found.metric}"
     names = [cut(each.value, 40) for each in shown]
-    return forest(f"effect-{number}", title, "", data, names, f"difference of {axis}")
+    about = str(macros_of("untold").differences(first.key, len(own))).strip()
+    return forest(f"effect-{number}", title, about, data, names, f"difference of {axis}", figures=False)
 
 
 def _map(found: Outcomes, one: str, two: str, cells: pd.DataFrame) -> Chart:
@@ -307,7 +314,9 @@ def _curves(
     data = data[["arm", "step", "mean", "low", "high", "n"]]
     bottom, top = float(data["low"].min()), float(data["high"].max())
     pad = 0.04 * (top - bottom) or 0.5
-    title, room = visible(metric), 8 + 5 * min(LONGEST_NAME, max(len(labels[arm]) for arm in [*lines][:NAMED]))
+    title, names = visible(metric), [wrap(visible(labels[arm]), LONGEST_LINE) for arm in [*lines][:NAMED]]
+    room = 8 + 6 * max(map(len, chain(*names)))
+    high = max(3.3, (11 * sum(map(len, names)) + 20) / INCH)
 
     def draw(sketch: Sketch) -> None:
         x = Axis(float(data["step"].min()), float(data["step"].max()), 48, sketch.width - room)
@@ -326,15 +335,15 @@ def _curves(
                     sketch.line([(x(found[arm].steps[each]), y(run[each])) for each in at], colour, 0.8)
             if place < NAMED:
                 last = rows[["low", "high"]].iloc[-1].mean()
-                ends.append((x(float(rows["step"].iloc[-1])), y(float(last)), cut(labels[arm], LONGEST_NAME), colour))
-        heights = spread([end[1] for end in ends], 11)
+                ends += [(y(float(last)), part, colour) for part in names[place]]
+        heights = spread([end[0] for end in ends], 11)
         up = max(0.0, max(heights) + 6 - sketch.height)
-        for (_, _, name, colour), height in zip(ends, heights, strict=True):
-            sketch.text(sketch.width - room + 4, height + 3 - up, name, colour)
+        for (_, part, colour), height in zip(ends, heights, strict=True):
+            sketch.text(sketch.width - room + 4, height + 3 - up, part, colour)
 
     ends = [{"arm": labels[arm], **rows.iloc[-1].to_dict()} for arm, rows in list(lines.items())[:NAMED]]
     about = str(macros_of("layers").lines(len(lines), ends)).strip()
-    return Chart(identity, title, about, data, sketch=draw, width=5.2 + room / INCH, height=3.3)
+    return Chart(identity, title, about, data, sketch=draw, width=5.2 + room / INCH, height=high)
 
 
 def _thinned(rows: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,6 @@ HEADLINE_SEEDS = 16
 """Findings from fewer pairs than this are labelled as a pilot."""
 CORRECTIONS = Link("Corrections and limits", PageRef("reports/corrections"))
 ONE_SCALE = ", ".join(("one power-of-two scale per tensor", "set at each step from its largest value"))
-STATUSES = ("finished", "failed", "crashed", "interrupted", "running")
 
 
 def scope(loader: ExperimentDataLoader, arm: str) -> str:
@@ -81,10 +80,8 @@ def recorded_line(loader: ExperimentDataLoader) -> Paragraph:
     runs = loader.runs
     if runs.empty:
         return Paragraph("Data: no recorded runs.")
-    counts = runs["status"].value_counts()
-    ended = ", ".join(f"{counts[status]} {status}" for status in STATUSES if status in counts)
     count = f"{len(runs)} recorded {'run' if len(runs) == 1 else 'runs'}"
-    return Paragraph(f"Data: {count} ({ended}), the newest of {words.moment(loader.newest)}.")
+    return Paragraph(f"Data: {count} ({words.endings(runs['ending'])}), the newest of {words.moment(loader.newest)}.")
 
 
 def pilot(loader: ExperimentDataLoader, arm: str, pairs: int) -> dict[str, int] | None:

@@ -15,8 +15,8 @@ from altgrad.config import UsageError
 from altgrad.runs.files import read_bytes
 from altgrad.runs.schema import Problem, RecordError
 from altgrad.runs.site_names import site_names
-from altgrad.runs.store import PACKED, Held, is_number, packed_table, read_table, reason_of, record_places
-from altgrad.runs.tables import noted, open_table, read_digests
+from altgrad.runs.store import PACKED, Held, packed_table, read_table, reason_of, record_places
+from altgrad.runs.tables import is_number, noted, open_table, read_digests
 
 _KEYS = ("run_id", "step")
 
@@ -49,7 +49,7 @@ def read_histories(
     held = Held()
     reading: list[tuple[str, Future[pa.Table]]] = []
     with ThreadPoolExecutor(4) as pool:  # a file is read and decoded without Python's lock
-        for folder, where in record_places(sources):
+        for folder, where in record_places(sources, problems):
             if folder.name not in taken and not (folder / PACKED).exists():
                 taken.add(folder.name)
                 reading.append((where, pool.submit(_history, folder, columns)))
@@ -92,6 +92,9 @@ def _history(folder: Path, columns: Sequence[str] | None) -> pa.Table:
             with open_table(path, proofs.get("history"), run, whole=False) as file:
                 read_as = _read_as(folder, file.schema_arrow.names)
                 asked = [own for own, name in read_as.items() if columns is None or name in ("step", *columns)]
+                for field in file.schema_arrow:
+                    if field.name in asked and not is_number(field.type):
+                        raise ValueError(f"a value of column {field.name!r} is not a number")
                 table = file.read(asked, use_threads=False)
             table = table.rename_columns([read_as[name] for name in table.column_names])
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -104,8 +107,6 @@ def _history(folder: Path, columns: Sequence[str] | None) -> pa.Table:
     kinds = {field.name: field.type for field in table.schema}
     if "step" not in kinds or (len(table) and not pa.types.is_integer(kinds["step"])):
         raise RecordError(f"{where}: no column step of integers; restore the file")
-    if strange := [name for name, kind in kinds.items() if not is_number(kind)]:
-        raise RecordError(f"{where}: a value of column {strange[0]!r} is not a number; restore the file")
     wanted = {name: kind if kind == pa.float32() else pa.float64() for name, kind in kinds.items()}
     table = table.cast(pa.schema(wanted | {"step": pa.int64()}), safe=False)
     run = pa.DictionaryArray.from_arrays(np.zeros(len(table), np.int32), pa.array([folder.name], pa.string()))

@@ -264,7 +264,9 @@ def verify(sources: Iterable[Path]) -> Verified:
     canaries, problems = find_canaries(sources)
     count, unproved, held, kept = 0, 0, Held(), Kept()
     seen: dict[str, tuple[str, RunRecord]] = {}
-    for folder, where, records, damaged in (place for source in sources for place in read_places(source, kept)):
+    for folder, where, records, damaged in (
+        place for source in sources for place in read_places(source, kept, problems)
+    ):
         packed = (folder / PACKED).exists()
         problems += damaged
         problems += held.twice(folder, where, [record.id for record in records]).values()

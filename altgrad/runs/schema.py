@@ -19,6 +19,8 @@ from altgrad.runs.secrets import mask
 
 SCHEMA_VERSION = 1
 STATUSES = ("running", "finished", "failed", "crashed", "interrupted")
+UNENDED = "status: "
+"""How the line of an import's report begins that says that the log does not tell how its run ended."""
 FAILURE_KINDS = (
     "nan_loss", "divergence", "overflow", "underflow", "stall", "gradient_vanishing", "early_stop", "unknown",
 )  # fmt: skip

@@ -7,16 +7,16 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter, OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,7 @@ from altgrad.runs.files import read_bytes
 from altgrad.runs.schema import (
     LAYER_COLUMNS,
     SCHEMA_VERSION,
+    UNENDED,
     Head,
     NewerRecord,
     Problem,
@@ -41,9 +42,10 @@ from altgrad.runs.schema import (
 from altgrad.runs.secrets import left_out, mask, mask_record
 from altgrad.runs.site_names import NO_NAMES, SiteNames, named_alike, names_file, own_names, site_names
 from altgrad.runs.stores import StorePath, as_now, located
-from altgrad.runs.tables import is_text, open_table, read_digests
+from altgrad.runs.tables import is_number, is_text, open_table, read_coded, read_digests
 from altgrad.runs.writer import TABLES, is_locked, merged, read_jsonl
 
+T = TypeVar("T", pd.DataFrame, "Packed")
 PACKED = "runs.parquet"
 DEEPEST = 50
 """Levels of lists and objects in run.json."""
@@ -55,33 +57,33 @@ LAYER_TEXT = LAYER_COLUMNS[1:-1]
 
 
 class Kept:
-    """The tables of single, proved runs that were asked for lately, up to so many bytes; any thread may ask.
+    """The proved tables that were asked for lately, of runs and of packed studies, up to so many bytes; for any thread.
 
-    Those of layers never displace a history, which is small and read more often. A packed study's tables are outside
-    the bound: they stay in memory whole while one of its records does.
+    What is beyond them is read again when it is asked for; the table that was asked for last is kept, however large.
+    Those of layers never displace a history, which is small and read more often.
 
     Args:
-        most: bytes of the histories, and as many of the layers.
+        most: bytes.
     """
 
-    def __init__(self, most: int = 2**29) -> None:
-        self._most, self._size = most, Counter[str]()
-        self._tables = defaultdict[str, OrderedDict[Any, tuple[int, pd.DataFrame]]](OrderedDict)
+    def __init__(self, most: int = 2**30) -> None:
+        self._most, self._size = most, 0
+        self._tables = defaultdict[str, OrderedDict[Any, tuple[int, Any]]](OrderedDict)
         self._lock = Lock()
 
-    def of(self, read: Callable[[str], pd.DataFrame], name: str) -> pd.DataFrame:
+    def of(self, read: Callable[[str], T], name: str) -> T:
         """What `read` gives for the name, read again where it is not kept."""
         with self._lock:
             tables = self._tables[name]
             if read in tables:
                 tables.move_to_end(read)
-                return tables[read][1]
+                return tables[read][1]  # type: ignore[no-any-return]
         table = read(name)
-        size = int(table.memory_usage(index=False).sum())
+        size = table.size if isinstance(table, Packed) else int(table.memory_usage(index=False).sum())
         with self._lock:
-            self._size[name] += size - tables.pop(read, (0, table))[0]  # another thread may have read it too
-            while tables and self._size[name] > self._most:
-                self._size[name] -= tables.popitem(last=False)[1][0]
+            self._size += size - tables.pop(read, (0, table))[0]  # another thread may have read it too
+            while self._size > self._most and (first := self._tables["layers"] or tables):
+                self._size -= first.popitem(last=False)[1][0]
             tables[read] = size, table
         return table
 
@@ -151,6 +153,13 @@ class RunRecord:
     def status(self) -> str:
         """One of `STATUSES`."""
         return str(self.run["status"])
+
+    @property
+    def ending(self) -> str:
+        """`status` as it is told: "not recorded" of a run that counts as finished since its log says of no ending."""
+        report = (self.run.get("origin") or {}).get("report", ())
+        unsaid = self.status == "finished" and any(line.startswith(UNENDED) for line in report)
+        return "not recorded" if unsaid else self.status
 
 
 def record_of(
@@ -251,7 +260,7 @@ def load_runs(sources: Iterable[Path] | None = None) -> RunSet:
     sources = as_now(default_sources() if sources is None else sources)
     canaries, problems = find_canaries(sources)
     for source in sources:
-        for folder, where, records, damaged in read_places(source, kept):
+        for folder, where, records, damaged in read_places(source, kept, problems):
             problems += damaged
             twice = held.twice(folder, where, [record.id for record in records])
             problems += twice.values()
@@ -313,17 +322,25 @@ def sources_fingerprint(sources: Iterable[Path] | None = None) -> str:
     total = hashlib.sha256()
     sources = tuple(map(located, default_sources() if sources is None else sources))
     if names := names_file(sources):
-        total.update(names.read_bytes())
+        total.update(_content(names))
     for source in sources:
         for path in sorted(source.rglob("*")):
             passed = {"wandb", "checkpoints"} & set(path.relative_to(source).parts)
-            if path.suffix in (".json", ".jsonl", ".parquet") and not passed and path.is_file():
+            if path.suffix in (".json", ".jsonl", ".parquet") and not passed and (content := _content(path)):
                 locked = path.name == "run.json" and is_locked(path.parent)
                 total.update(f"{path.relative_to(source).as_posix()}\0{locked}\0".encode())
-                total.update(
-                    path.state() if isinstance(path, StorePath) else hashlib.sha256(path.read_bytes()).digest()
-                )
+                total.update(content)
     return total.hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    """A sha256 of a file, nothing of what is none; of one that cannot be read, which readers name, that this is so."""
+    try:
+        if not path.is_file():
+            return b""
+        return path.state() if isinstance(path, StorePath) else hashlib.sha256(path.read_bytes()).digest()
+    except OSError as error:
+        return str(error.errno).encode()
 
 
 def newest_time(sources: Iterable[Path] | None = None) -> datetime | None:
@@ -336,7 +353,7 @@ def newest_time(sources: Iterable[Path] | None = None) -> datetime | None:
         damage = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, pa.ArrowException)
         with contextlib.suppress(*damage):
             if (folder / PACKED).exists():
-                texts = open_table(folder / PACKED).read()["run"].to_pylist()
+                texts = read_coded(folder / PACKED, columns=["run"])["run"].to_pylist()
             else:
                 texts = [read_bytes(folder / "run.json")]
             ends = [head.get("ended") or head["created"] for head in map(json.loads, texts)]
@@ -486,7 +503,7 @@ def read_table(folder: Path, name: str, proof: Proof | None = None, run: str | N
         for path in (parquet, jsonl, parquet):
             with contextlib.suppress(FileNotFoundError):
                 if path is parquet:
-                    frame = _unpacked(open_table(path, proof, run, coded=name == "layers").read())
+                    frame = _unpacked(read_coded(path, proof, run))
                 else:
                     rows = read_jsonl(path)
                     frame = pd.DataFrame(merged(rows) if name == "history" else rows)
@@ -507,11 +524,7 @@ def read_table(folder: Path, name: str, proof: Proof | None = None, run: str | N
 
 
 def _unpacked(table: pa.Table) -> pd.DataFrame:
-    """A table in memory, its coded text as categories; ValueError where that text would fill a gigabyte."""
-    texts = [column for column in table.columns if pa.types.is_dictionary(column.type)]
-    longest = [max(map(_longest, column.chunks), default=0) for column in texts]
-    if sum(longest) * len(table) > 2**30:
-        raise ValueError("its texts are too long for so many rows")
+    """A table in memory, its coded text as categories."""
     kinds = {field.name: field.type for field in table.schema}
     if len(kinds) == table.num_columns:  # at a tenth of what it costs in pandas
         numbers = {name: pa.float64() for name, kind in kinds.items() if is_number(kind) and name != "step"}
@@ -531,10 +544,6 @@ def _words(*words: str) -> pd.CategoricalDtype:
     return pd.CategoricalDtype(words)
 
 
-def _longest(texts: pa.DictionaryArray) -> int:
-    return max((len(text or "") for text in texts.dictionary.to_pylist()), default=0)
-
-
 def _numeric(frame: pd.DataFrame, where: str, columns: Sequence[str]) -> pd.DataFrame:
     wanted = {**dict.fromkeys(columns, "float64"), "step": "int64"}
     other = {name: kind for name, kind in wanted.items() if frame[name].dtype != kind}
@@ -552,13 +561,15 @@ def read_place(folder: Path, where: str, kept: Kept) -> tuple[list[RunRecord], l
         return [], [Problem(where, str(error))]
 
 
-def read_places(source: Path, kept: Kept) -> Iterator[tuple[Path, str, list[RunRecord], list[Problem]]]:
+def read_places(
+    source: Path, kept: Kept, unread: list[Problem]
+) -> Iterator[tuple[Path, str, list[RunRecord], list[Problem]]]:
     """`record_places` of a source, each with what `read_place` gives; of a store, which is slow, several at once."""
 
     def read(place: tuple[Path, str]) -> tuple[Path, str, list[RunRecord], list[Problem]]:
         return *place, *read_place(*place, kept)
 
-    places = list(record_places([source]))
+    places = list(record_places([source], unread))
     if not isinstance(source, StorePath):
         yield from map(read, places)
         return
@@ -570,13 +581,14 @@ def _read_packed(folder: Path, where: str, kept: Kept) -> tuple[list[RunRecord],
     """RecordError for files that are missing or damaged as a whole."""
     try:
         proofs = read_digests(folder)
-        runs = _named(folder / PACKED, lambda path: open_table(path, proofs.get("runs")).read())
+        runs = _named(folder / PACKED, partial(read_coded, proof=proofs.get("runs")))
         rows = [(str(row["run_id"]), str(row["run"])) for row in runs.to_pylist()]
-        tables = {name: Packed(packed_table(folder / f"{name}.parquet", proofs.get(name))) for name in TABLES}
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        damage = f"damaged packed study ({reason_of(error)})"
-        raise RecordError(f"{where}: {damage}; restore the folder from version control") from None
-    with_loss = tables["history"].having("val_loss")
+        raise _damaged(where, error) from None
+    read = partial(_read_table_of_many, folder, where, proofs)
+    tables: Callable[[str], Packed] = partial(kept.of, read) if proofs else {n: read(n) for n in TABLES}.__getitem__
+    history, _ = map(tables, TABLES)
+    with_loss = history.having("val_loss")
     records, problems = [], []
     for identity, text in rows:
         inside = f"{where}/{identity}"
@@ -588,19 +600,26 @@ def _read_packed(folder: Path, where: str, kept: Kept) -> tuple[list[RunRecord],
                 )
             if identity not in with_loss:
                 _needs_loss(run, config, inside)
-            table = partial(kept.of, partial(_packed_table, tables, identity))
-            records.append(record_of(run, config, table, secrets))
+            records.append(record_of(run, config, partial(_packed_table, tables, identity), secrets))
         except (RecordError, ValueError, RecursionError) as error:
             problems.append(Problem(inside, reason_of(error)))
     return records, problems
 
 
-def _packed_table(tables: Mapping[str, Packed], identity: str, name: str) -> pd.DataFrame:
+def _damaged(where: str, error: object) -> RecordError:
+    return RecordError(f"{where}: damaged packed study ({reason_of(error)}); restore the folder from version control")
+
+
+def _read_table_of_many(folder: Path, where: str, proofs: Mapping[str, Proof], name: str) -> Packed:
+    try:
+        return Packed(packed_table(folder / f"{name}.parquet", proofs.get(name)))
+    except ValueError as error:
+        raise _damaged(where, error) from None
+
+
+def _packed_table(tables: Callable[[str], Packed], identity: str, name: str) -> pd.DataFrame:
     """One run's rows of a table; of the history only the columns in which it has a value."""
-    rows = tables[name].of(identity)
-    if name == "layers":
-        return rows
-    return _ordered(rows.dropna(axis="columns", how="all") if len(rows) else rows[["step"]])
+    return tables(name).of(identity)
 
 
 def packed_table(path: Path, proof: Proof | None = None) -> pa.Table:
@@ -653,6 +672,9 @@ class Packed:
 
     table: pa.Table
 
+    def __post_init__(self) -> None:
+        self.size, self._of = self.table.nbytes, dict[str, pd.DataFrame]()
+
     @cached_property
     def _by_run(self) -> tuple[pd.DataFrame, Mapping[str, slice]]:
         """Rows in the order of runs, text as categories, figures in float64; and where the rows of each run are."""
@@ -667,9 +689,14 @@ class Packed:
         return frame, {run: slice(*place) for run, place in zip(runs.categories, pairwise([0, *ends]), strict=True)}
 
     def of(self, identity: str) -> pd.DataFrame:
-        """The rows of one run, in their order; none where it has none."""
-        frame, places = self._by_run
-        return frame.iloc[places.get(identity, slice(0))].reset_index(drop=True)
+        """The rows of one run, in their order; none where it has none. Of a history, the columns with a value in it."""
+        if identity not in self._of:
+            frame, places = self._by_run
+            rows = frame.iloc[places.get(identity, slice(0))].reset_index(drop=True)
+            if "layer" not in rows:
+                rows = _ordered(rows.dropna(axis="columns", how="all") if len(rows) else rows[["step"]])
+            self._of[identity] = rows
+        return self._of[identity]
 
     def having(self, column: str) -> set[str]:
         """The runs that have a value in `column`."""
@@ -679,29 +706,50 @@ class Packed:
         return set(self.table["run_id"].filter(pa.array(known)).unique().to_pylist())
 
 
-def is_number(kind: pa.DataType) -> bool:
-    """Whether a column holds numbers, or nothing at all."""
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind))
+def record_places(
+    sources: Iterable[Path] | None = None, unread: list[Problem] | None = None
+) -> Iterator[tuple[Path, str]]:
+    """Folders that hold a record or a packed study, and where each lies in its source (default: `default_sources`).
 
-
-def record_places(sources: Iterable[Path] | None = None) -> Iterator[tuple[Path, str]]:
-    """Folders that hold a record or a packed study, and where each lies in its source (default: `default_sources`)."""
+    Folders that cannot be read are added to `unread`.
+    """
     for source in map(located, default_sources() if sources is None else sources):
-        for folder in record_folders(source):
-            yield folder, folder.name if folder == source else folder.relative_to(source).as_posix()
+        for folder in record_folders(source, unread):
+            yield folder, _where(folder, source)
 
 
-def record_folders(source: Path) -> list[Path]:
+def _where(folder: Path, source: Path) -> str:
+    return folder.name if folder == source else folder.relative_to(source).as_posix()
+
+
+def record_folders(source: Path, unread: list[Problem] | None = None) -> list[Path]:
     """Folders that hold a record or a packed study: the source itself, or those one or two levels down.
 
     The parts of a packed study (`altgrad.runs.pack.pack_part`) are such folders, in the order in which they were
-    written; tables that lie beside them come first.
+    written; tables that lie beside them come first. Folders that cannot be read are added to `unread`.
     """
 
+    @cache
+    def inside(folder: Path) -> tuple[list[Path], bool]:
+        """The folders in a folder, and whether it holds a record itself."""
+        try:
+            paths = sorted(folder.iterdir())
+            record = any(path.name in (PACKED, "run.json", "history.jsonl", "history.parquet") for path in paths)
+            return [path for path in paths if path.is_dir() and path.suffix not in (".old", ".tmp")], record
+        except PermissionError as error:  # of a store, another error
+            if unread is not None:
+                unread.append(
+                    Problem(
+                        _where(folder, source), f"cannot be read ({error.strerror}); allow it, or move the folder away"
+                    )
+                )
+            return [], False
+
     def below(folder: Path) -> list[Path]:
-        with contextlib.suppress(PermissionError):
-            return sorted(path for path in folder.iterdir() if path.is_dir() and path.suffix not in (".old", ".tmp"))
-        return []
+        return inside(folder)[0]
+
+    def holds_record(folder: Path) -> bool:
+        return inside(folder)[1]
 
     def with_parts(folder: Path) -> list[Path]:
         parts = below(folder) if (folder / PACKED).exists() else []
@@ -709,18 +757,11 @@ def record_folders(source: Path) -> list[Path]:
 
     if not source.is_dir():
         return []
-    if _holds_record(source):
+    if holds_record(source):
         return with_parts(source)
     children = below(source)
-    places = (with_parts(child) if _holds_record(child) else filter(_holds_record, below(child)) for child in children)
+    places = (with_parts(child) if holds_record(child) else filter(holds_record, below(child)) for child in children)
     return [folder for some in places for folder in some]
-
-
-def _holds_record(folder: Path) -> bool:
-    try:
-        return any(path.name in (PACKED, "run.json", "history.jsonl", "history.parquet") for path in folder.iterdir())
-    except PermissionError:  # of what lies beside records; of a store, another error
-        return False
 
 
 def reason_of(error: object) -> str:

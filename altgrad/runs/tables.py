@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
@@ -26,6 +28,8 @@ DIGESTS = "digests.json"
 PACKED_TABLES = ("runs", "history", "layers")
 MOST_VALUES = 2**24
 """Values that any table may unpack to, however small its file is."""
+_UNPACKED, _PACKED = 2, 3
+"""Fields of a page's header: its size in memory and in the file."""
 _RUN = b"altgrad.run"
 """In a file's metadata: the run whose table it is."""
 _PROOFS = TypeAdapter(dict[str, Proof])
@@ -100,10 +104,31 @@ def open_table(
     _check_size(file.metadata, len(data) if whole else source.size())
     if not sound:
         _check_head(file, proof, run)
-    if coded:
-        text = [field.name for field in file.schema_arrow if is_text(field.type)]
+    if whole:
+        _check_pages(file.metadata, data)
+    for field in file.schema_arrow:
+        if not (is_number(field.type) or is_text(field.type) or pa.types.is_boolean(field.type)):
+            raise NotAsRecorded(f"column {field.name!r} holds neither numbers nor text")
+    if coded and (text := [field.name for field in file.schema_arrow if is_text(field.type)]):
         return pq.ParquetFile(source, read_dictionary=text, page_checksum_verification=not sound)
     return file
+
+
+def read_coded(
+    path: Path, proof: Proof | None = None, run: str | None = None, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """The table of `open_table` with its text as dictionaries, which written out has a gigabyte at most.
+
+    Raises:
+        NotAsRecorded, OSError, pa.ArrowException: as `open_table`, or the texts would fill a gigabyte.
+    """
+    table, size = open_table(path, proof, run, coded=True).read(columns), 0
+    for chunk in (chunk for column in table.columns if pa.types.is_dictionary(column.type) for chunk in column.chunks):
+        lengths = np.array([len(text or "") for text in chunk.dictionary.to_pylist()], np.int64)
+        size += int(lengths[chunk.indices.drop_null().to_numpy()].sum()) if len(lengths) else 0
+    if size > 2**30:
+        raise NotAsRecorded("its texts are too long for so many rows")
+    return table
 
 
 def _check_size(told: pq.FileMetaData, size: int) -> None:
@@ -118,6 +143,72 @@ def _check_size(told: pq.FileMetaData, size: int) -> None:
     unpacked = sum(told.row_group(number).total_byte_size for number in range(told.num_row_groups))
     if unpacked > 16 * MOST_VALUES + 1000 * size:
         raise NotAsRecorded(f"{size:,} bytes that would unpack to {unpacked:,}: no run writes such a table")
+
+
+def _check_pages(told: pq.FileMetaData, data: bytes) -> None:
+    """NotAsRecorded for pages that unpack to more than `_check_size` allows, whatever the footer says of it."""
+    unpacked = 0
+    try:
+        for group in map(told.row_group, range(told.num_row_groups)):
+            for column in map(group.column, range(group.num_columns)):
+                place = min(column.dictionary_page_offset or math.inf, column.data_page_offset)
+                end = place + column.total_compressed_size if column.num_values else 0  # of no values no page is read
+                while place < end:
+                    page, place = _struct(data, place)
+                    if min(page[_UNPACKED], page[_PACKED]) < 0:
+                        raise NotAsRecorded("a page of it is damaged")
+                    unpacked, place = unpacked + page[_UNPACKED], place + page[_PACKED]
+    except (LookupError, RecursionError):
+        raise NotAsRecorded("a page of it is damaged") from None
+    if unpacked > 16 * MOST_VALUES + 1000 * len(data):
+        raise NotAsRecorded(f"{len(data):,} bytes that would unpack to {unpacked:,}: no run writes such a table")
+
+
+def _struct(data: bytes, place: int) -> tuple[dict[int, int], int]:
+    """The integers of a struct in Thrift's compact protocol by their field, with which pages begin; and its end."""
+    found, field = dict[int, int](), 0
+    while head := data[place]:
+        place += 1
+        if head >> 4:
+            field += head >> 4
+        else:
+            field, place = _integer(data, place)
+        found[field], place = _value(data, place, head & 15)
+    return found, place + 1
+
+
+def _value(data: bytes, place: int, kind: int) -> tuple[int, int]:
+    """A value where it is an integer, else 0; and its end. LookupError for what no page begins with."""
+    if kind in (1, 2):  # true, false
+        return 0, place
+    if kind in (4, 5, 6):
+        return _integer(data, place)
+    if kind == 8:  # bytes
+        length, place = _varint(data, place)
+        return 0, place + length
+    if kind == 12:
+        return 0, _struct(data, place)[1]
+    raise LookupError
+
+
+def _integer(data: bytes, place: int) -> tuple[int, int]:
+    value, place = _varint(data, place)
+    return (value >> 1) ^ -(value & 1), place
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while shift < 64:
+        value |= (data[place] & 127) << shift
+        place, shift = place + 1, shift + 7
+        if data[place - 1] < 128:
+            return value, place
+    raise LookupError
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column holds numbers, or nothing at all."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind))
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -72,10 +72,11 @@ class Pulled:
     ) -> Path | None:
         """Write the record of a run that was described under `out`, or note why there can be none; its folder.
 
-        `before` are folders of the same run: one of another id, which is of another name or seed, is removed.
+        `before` are folders of the same run: it keeps its id, and one of another id is removed.
         """
+        before = list(before)
         try:
-            run, history = make_record(described, rows)
+            run, history = make_record(described, rows, [folder.name for folder in before])
             written = write_record(out, run, history)
         except (ValueError, TypeError, LookupError, OverflowError) as error:
             self.problems.append(Problem(where or str(described.get("id")), reason_of(error)))

@@ -12,8 +12,10 @@ import math
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from altgrad.text import visible
 STATUSES = ("finished", "failed", "crashed", "running")
 """W&B's states that are a record's too; every other one (killed, preempted, pending) is ``interrupted``."""
 
+_KEPT = "is kept under its own name in all runs"
 SHOWN = 30
 """Names that a line of a report lists."""
 
@@ -44,13 +47,14 @@ _PLACE = ("entity", "project", "id")
 
 
 def make_record(
-    given: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | History
+    given: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] | History, known: Iterable[str] = ()
 ) -> tuple[dict[str, Any], History]:
     """run.json and the history of a run that W&B or another tool described.
 
     Args:
         given: what `altgrad.runs.wandb_fetch` says of a run; `altgrad.runs.sources.found.described` for other tools.
         rows: its complete history, or the rows of it as W&B gives them.
+        known: ids of records of the same run; a run of other code keeps the one that it has.
 
     Raises:
         UsageError: the run cannot be a record; the line says why.
@@ -67,7 +71,7 @@ def make_record(
         config, data, kept = _own(given, notes)
     except (AttributeError, LookupError, TypeError, ValueError):
         config, data, found = _foreign(given, notes)
-        kept = {"id": foreign_id(given, config), "environment": dict(given.get("environment") or {}), "code": {}}
+        kept = {"id": foreign_id(given, config, known), "environment": dict(given.get("environment") or {}), "code": {}}
         kept["title"] = visible(str(given["name"] or given["id"]))[:200]
         report += found + metrics_report(history)
     columns = read_as(history.names)
@@ -78,7 +82,7 @@ def make_record(
     run = {
         "schema": SCHEMA_VERSION,
         "id": kept["id"],
-        **({"title": title} if (title := kept.get("title")) and title != slug(title) else {}),
+        **({"title": title} if (title := kept.get("title")) and not _says(kept["id"], title) else {}),
         "arm": arm_id(config, data),
         "created": kept.get("created", created),
         "ended": None if ending["status"] == "running" else ended,
@@ -104,10 +108,21 @@ def make_record(
     return run, history
 
 
-def foreign_id(given: Mapping[str, Any], config: ExperimentConfig) -> str:
-    """A record's id for a run of other code: its name, its seed where it has one, and a hash of where it lies."""
+def foreign_id(given: Mapping[str, Any], config: ExperimentConfig, known: Iterable[str] = ()) -> str:
+    """A record's id for a run of other code: its name, its seed where that does not say it, a hash of where it lies.
+
+    The one of `known` with this hash where there is one, whatever the run is called by now.
+    """
     where = digest(given["entity"], given["project"], given["id"])[:8]
-    return f"{with_seed(slug(str(given['name'] or given['id'])), config)}-{where}"
+    name, seed = slug(str(given["name"] or given["id"])), config.stated_seed
+    said = re.search(rf"(?:^|[-_.])(?:s|seed)[-_.]?{seed}(?=$|[-_])|[-_]{seed}$", name)
+    new = f"{name if said else with_seed(name, config)}-{where}"
+    return next((each for each in known if each.endswith(f"-{where}")), new)
+
+
+def _says(identity: str, title: str) -> bool:
+    """Whether an id begins with what its run is called."""
+    return title == slug(title) and identity.startswith(title)
 
 
 def write_record(root: Path, run: Mapping[str, Any], history: History) -> Path:
@@ -274,9 +289,10 @@ def _foreign(given: Mapping[str, Any], notes: str) -> tuple[ExperimentConfig, di
     if formats:
         words = ", ".join(f"{name} {each}" for name, each in formats["quantize"].items() if isinstance(each, str))
         report.append(f"config: {', '.join(said)}: read as {words}")
-    report += some("config: kept under their own names: ", [key for key in without if key not in said])
-    for key, own in refused(config).items():
-        report.append(f"config: {own}: not all values are ones of {key}; pages keep it under its own name in all runs")
+    others = refused(config)
+    told = {*said, *others.values()}
+    report += some("config: kept under their own names: ", [key for key in without if key not in told])
+    report += [f"config: {own} {_KEPT}: not all its values are ones of {key}" for key, own in others.items()]
     if not config.states("seed"):
         ask = "which key is the seed? Say it in altgrad.yaml, as seed: KEY"
         report.append(f"config: no seed is stated, and the run is an arm by itself: {ask}")
@@ -291,7 +307,14 @@ def metrics_report(history: History) -> list[str]:
     if not {"loss", "val_loss"} & {*columns.values()} and unknown:
         ask = "which is the loss? Say it in altgrad.yaml, as metrics: {val_loss: NAME}"
         report.append(f"metrics: none has the name of a loss: {ask}")
-    return [*report, *some("metrics: kept under their own names: ", unknown), *_folded(history.lines)]
+    return [*report, *some("metrics: kept under their own names: ", sorted(unknown)), *_folded(history.lines)]
+
+
+def summed(reports: Iterable[Sequence[str]]) -> dict[str, int]:
+    """The lines of the reports of some runs, and of how many each is; of a key of several runs the last word alone."""
+    counts = Counter(chain.from_iterable(reports))
+    kept = {name for line in counts for name, found, _ in [line.partition(f" {_KEPT}")] if found}
+    return {line: count for line, count in counts.items() if line.partition(" is read as ")[0] not in kept}
 
 
 def _folded(lines: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.plugins import BasePlugin, event_priority
 
 DATED = "SOURCE_DATE_EPOCH" in os.environ
@@ -38,7 +39,14 @@ class AltgradPlugin(BasePlugin):  # type: ignore[misc]  # mkdocs has no types
         self.memory = {} if self.serving else None
 
     def on_config(self, config: Any) -> Any:
-        """Find the library and the project's records."""
+        """Find the library and the project's records.
+
+        Raises:
+            PluginError: the site's folder cannot be written.
+        """
+        site = Path(config["site_dir"])
+        if not os.access(next(filter(os.path.exists, (site, *site.parents)), site), os.W_OK):
+            raise PluginError(f"{site.name}: cannot be written; build into another folder, with -d FOLDER")
         if self.library and self.library not in sys.path:
             sys.path.insert(0, self.library)
         experiments = Path(config["config_file_path"]).parent / "experiments"

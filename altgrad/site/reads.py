@@ -101,4 +101,4 @@ def _is_of_project(path: Path, here: Path) -> bool:
     if matplotlib := sys.modules.get("matplotlib"):
         others += [Path(matplotlib.get_cachedir()), Path(matplotlib.get_configdir())]
     hidden = any(part.strip(".") and part.startswith(".") for part in Path(os.path.relpath(path, here)).parts)
-    return path.is_file() and not hidden and not any(path.is_relative_to(place.absolute()) for place in others)
+    return os.path.isfile(path) and not hidden and not any(path.is_relative_to(place.absolute()) for place in others)

@@ -23,7 +23,7 @@ from altgrad.runs.schema import Problem, digest, without_paths
 from altgrad.runs.sources import mlflow, tables, tensorboard, trackio, trainer, wandb
 from altgrad.runs.sources.found import Files, Found
 from altgrad.runs.store import PACKED, PART, record_folders
-from altgrad.runs.tables import open_table
+from altgrad.runs.tables import read_coded
 from altgrad.runs.wandb_access import reason_of
 from altgrad.runs.wandb_pull import Pulled
 from altgrad.runs.wandb_records import known_runs, origins, place_of, put_in_place, sole_writer, staging_of
@@ -139,7 +139,7 @@ def _passed_over(packed: bool) -> Callable[[str, list[str]], list[str]]:
 def _runs_in(folder: Path) -> list[str]:
     """The ids of the runs in a packed folder; none where there is none."""
     try:
-        return list(map(str, open_table(folder / PACKED).read(["run_id"])["run_id"].to_pylist()))
+        return list(map(str, read_coded(folder / PACKED, columns=["run_id"])["run_id"].to_pylist()))
     except (OSError, ValueError, LookupError, pa.ArrowException):
         return []
 

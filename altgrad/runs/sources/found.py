@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from altgrad.config import UsageError
 from altgrad.runs.canary import CANARIES
 from altgrad.runs.history import History
-from altgrad.runs.schema import digest, without_paths
+from altgrad.runs.schema import UNENDED, digest, without_paths
 from altgrad.runs.store import PACKED
 
 CONFIGS = ("hparams", "config", "args", "params", "hyperparameters", "hyperparams")
@@ -125,7 +125,7 @@ def described(
     Args:
         tool: what wrote it.
         mark: its identity, of `mark_of` or the tool's own.
-        name: what people call it.
+        name: what people call it, or where it lies; the project that this begins with is left out.
         project: what it is one of.
         config, summary, notes, tags, environment: as they were logged.
         state: one of `altgrad.runs.schema.STATUSES`.
@@ -135,7 +135,8 @@ def described(
     """
     begin, end = iso(created), iso(ended)
     return {
-        "kind": tool, "entity": "", "project": project or tool.lower(), "id": mark, "name": name, "state": state,
+        "kind": tool, "entity": "", "project": project or tool.lower(), "id": mark, "state": state,
+        "name": name.removeprefix(f"{project}/"),
         "config": dict(config or {}), "summary": dict(summary or {}), "notes": notes,
         "tags": [str(tag) for tag in tags], "group": None, "url": None, "created": begin or end or _EPOCH,
         "heartbeat": end or begin, "lines": rows,
@@ -144,7 +145,7 @@ def described(
 
 
 _EPOCH = "1970-01-01T00:00:00+00:00"
-NO_END = "status: {tool} does not say how a run ended; it is taken as finished"
+NO_END = f"{UNENDED}{{tool}} does not say how a run ended; it is taken as finished"
 
 
 def iso(moment: float | str | None) -> str | None:

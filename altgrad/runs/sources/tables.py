@@ -113,7 +113,7 @@ def _read(path: Path, name: str, tool: str, rows: Rows, alone: bool) -> tuple[di
     project = path.parent.parent.name if alone else path.parent.name
     return described(
         tool, mark_of(tool, path, whole), name, project, config={**given, **config},
-        state="crashed" if cut else "finished", created=begin, ended=end, lines=[*lines, *clocked, *more, *said],
+        state="crashed" if cut else "finished", created=begin, ended=end, lines=[*said, *lines, *clocked, *more],
         rows=len(history.table),
     ), history  # fmt: skip
 

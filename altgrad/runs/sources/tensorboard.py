@@ -114,7 +114,7 @@ class _Reader(NamedTuple):
             lines += [f"events: {events.damaged} damaged records are left out"] * (events.damaged > 0)
             lines += ["events: a file ends or is damaged amid a record; what it holds before it is kept"] * events.cut
         elif events.state is None:
-            lines.append(NO_END.format(tool=TOOL))
+            lines.insert(0, NO_END.format(tool=TOOL))
         history = found.history()
         mark = mark_of(TOOL, self.run, events.first)
         name, project = self.files.name(self.run), self.run.parent.name

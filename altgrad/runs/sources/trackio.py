@@ -59,7 +59,7 @@ def _read(path: Path, run: str) -> tuple[dict[str, Any], History]:
     mark = mark_of(TOOL, Path(path.stem) / str(run), logged[0]["timestamp"])
     return described(
         TOOL, mark, name, path.stem, config=own, created=logged[0]["timestamp"], ended=logged[-1]["timestamp"],
-        lines=[*lines, NO_END.format(tool=TOOL)], rows=len(history.table),
+        lines=[NO_END.format(tool=TOOL), *lines], rows=len(history.table),
     ), history  # fmt: skip
 
 

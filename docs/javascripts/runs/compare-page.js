@@ -209,7 +209,7 @@ function start(root, data) {
       const difference = isBase ? "baseline" : !baseline ? "–" : gap === null ? (file.data === baseline.data ? "another metric" : "other training data") : signed(gap.mean, digits);
       return [
         rowHead(swatch(file), `${mark(file)} · `, element("a", { href: places(tables, rowOf.get(arm)).page, textContent: about(arm, "label"), title: arm })),
-        number(`${about(arm, "finished")} of ${about(arm, "runs")}`),
+        number(about(arm, "finished") === null ? "not recorded" : `${about(arm, "finished")} of ${about(arm, "runs")}`),
         number(loss(losses.mean, digits)),
         number(difference),
         number(gap ? (gap.n < 2 ? "none" : `[${signed(gap.low, digits)}, ${signed(gap.high, digits)}]`) : "–"),

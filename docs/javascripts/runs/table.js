@@ -294,15 +294,19 @@ export function writeState(state) {
   return query && `?${query}`;
 }
 
+/** What some reader takes for the end of a row or of a cell, and where a spreadsheet sees a formula (altgrad/text.py). */
+const BREAKS = /[\r\n\t\f\v\x1c-\x1e\x85\u2028\u2029]+/g;
+const FORMULA = /^\s*(?=[=@＝＠]|[+＋－-](?!(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?$))|;\s*(?=[=@＝＠]|[+＋－-]\s*(?:[^\s\d.]|[\d.]+(?:e[+-]?\d+)?\s*[-+*/^&|!=<>%]))/g;
+
 /** Rows as CSV: a header of keys, numbers as recorded. Text that a spreadsheet would run as a formula gets a quote mark. */
 export function toCsv(table, rows, columns) {
   const cell = (value) => {
     if (value === null || value === undefined) return "";
     if (typeof value === "number") return String(value);
-    const safe = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
-    return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+    const safe = value.replace(BREAKS, " ").replace(FORMULA, "$&'");
+    return /[",]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
   };
-  const lines = [columns.map(({ key }) => key), ...rows.map((row) => columns.map(({ key }) => cell(table.columns[key][row])))];
+  const lines = [columns.map(({ key }) => cell(key)), ...rows.map((row) => columns.map(({ key }) => cell(table.columns[key][row])))];
   return `${lines.map((line) => line.join(",")).join("\n")}\n`;
 }
 

@@ -154,8 +154,12 @@ test("the file has what is shown, quoted, and runs no formula", () => {
 "${HOSTILE.replaceAll('"', '""')}",11,,"${HOSTILE.replaceAll('"', '""')}"
 e4m3-adamw-s10-0000000a,10,2.1,formats
 `);
-  tables.runs.columns.study[0] = "=1+1";
-  assert.match(toCsv(tables.runs, [0], columns), /,'=1\+1\n$/);
+  for (const [text, cell] of [["=1+1", "'=1+1"], [" ＝1", " '＝1"], ["a\r\n=1", "a =1"], ["x; -2+cmd|' '!A0", "x; '-2+cmd|' '!A0"], ["+0.1; -0.2 (n = 3)", "'+0.1; -0.2 (n = 3)"], ["-2e-3", "-2e-3"]]) {
+    tables.runs.columns.study[0] = text;
+    assert.equal(toCsv(tables.runs, [0], columns).split("\n")[1].split(",")[3], cell);
+  }
+  tables.runs.columns['=1,"a'] = tables.runs.columns.study;
+  assert.equal(toCsv(tables.runs, [], [{ key: '=1,"a' }]), `"'=1,""a"\n`, "a key of others' config");
 });
 
 test("an arm without a page of its own is on its study's", () => {
