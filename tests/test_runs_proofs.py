@@ -390,6 +390,7 @@ def test_tables_of_packed_studies_are_kept_within_the_bound_and_read_again(
         assert one.history.equals(other.history)
         assert one.layers.equals(other.layers)
     shutil.rmtree(tmp_path / "packed" / "one")
+    tables_kept.clear()
     with pytest.raises(RecordError, match="one: damaged packed study"):
         assert [len(each.history) for each in bounded]
 
