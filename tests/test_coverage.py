@@ -87,16 +87,18 @@ def test_the_report_tells_every_parameter_and_after_a_batch_what_really_ran() ->
     model = quantize_model(Net(), FULL)
     rows = {row.name: row for row in report_of(model).rows}
     assert rows.keys() == dict(model.named_parameters()).keys()
-    assert {name for name, row in rows.items() if row.quantized} == {
+    assert {name for name, row in rows.items() if row.state == "listed"} == {
         "embed_tokens.weight", "fc1.weight", "spare.weight", "lm_head.weight",
     }  # fmt: skip
+    assert not any(row.quantized for row in rows.values()), "nothing has been read"
     assert rows["pair.weight"].why == "nn.Bilinear is a product of three factors"
     assert rows["hidden"].why == "no product of matrices in the code of Net reads it"
     assert "vector" in rows["fc1.bias"].why
     total = sum(parameter.numel() for parameter in model.parameters())
     assert report_of(model).parameter_share == (80 + 128 + 256 + 40) / total
     assert report_of(model).multiply_add_share is None
-    assert "are listed as quantized" in str(report_of(model))
+    assert "listed, not read yet" in str(report_of(model))
+    assert "\nquantized" not in str(report_of(model))
     model(TOKEN)
     report = report_of(model)
     rows = {row.name: row for row in report.rows}
@@ -190,35 +192,86 @@ def test_a_batch_that_fails_is_not_counted() -> None:
 def test_head_and_embedding_have_a_switch_each() -> None:
     model = quantize_model(Net(), Policy(E4M3, E4M3, E5M2, head=False, embedding=False))
     rows = {row.name: row for row in report_of(model).rows}
-    assert {name for name, row in rows.items() if row.quantized} == {"fc1.weight", "spare.weight"}
+    assert {name for name, row in rows.items() if row.state == "listed"} == {"fc1.weight", "spare.weight"}
     assert (rows["lm_head.weight"].why, rows["embed_tokens.weight"].why) == ("head=False", "embedding=False")
     both = nn.ModuleDict({"embed_tokens": nn.Embedding(4, 4), "lm_head": nn.Linear(4, 4)})
     quantize_model(both, Policy(E4M3, head=False))
     assert both["lm_head"].policy.weight.format is not E4M3
 
 
-def test_strict_refuses_what_nobody_named_before_and_after_the_first_batch() -> None:
+def test_strict_refuses_before_the_first_batch_what_is_known_then_and_says_how_to_name_it() -> None:
     model = Net()
-    with pytest.raises(ValueError, match=r"strict: .* pair \(nn.Bilinear is a product of three factors\)"):
+    with pytest.raises(ValueError, match=r"strict: .* pair.weight \(nn.Bilinear is a product of three") as error:
         quantize_model(model, FULL, strict=True)
+    assert "hidden (no product of matrices in the code of Net reads it)" in str(error.value)
+    assert 'name them: {"hidden": Policy(), "pair": Policy(), "*": policy}, or in a recipe' in str(error.value)
     assert not quantized_layers(model), "nothing has been changed"
-    model.pair = nn.Linear(16, 4)
-    with pytest.raises(ValueError, match=r"lm_head .no policy is for its name"):
-        quantize_model(model, {"fc1": FULL, "spare": FULL, "pair": FULL, "embed*": FULL}, strict=True)
-    quantize_model(GPT(96, layers=1, dim=16, heads=2, context=8, seed=0), FULL, strict=True)
-    quantize_model(GPT(96, layers=1, dim=16, heads=2, context=8, seed=0), Policy(E4M3, head=False), strict=True)
+    named = {"hidden": Policy(), "pair": Policy(), "*": FULL}
+    quantize_model(model, named, strict=True)(TOKEN)
+    quantize_model(model, recipe("fp8-hybrid", wide=["hidden", "pair"]), strict=True)(TOKEN)
+    del named["*"]
+    with pytest.raises(ValueError, match=r": lm_head.weight .no policy is for its name"):
+        quantize_model(model, named | dict.fromkeys(("fc1", "spare", "embed*"), FULL), strict=True)
+    for policy in (FULL, Policy(E4M3, head=False)):
+        model = GPT(96, layers=1, dim=16, heads=2, context=8, seed=0)
+        quantize_model(model, {"position": Policy(), "*": policy}, strict=True)
 
-    class Hides(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.hidden, self.last = nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 2)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(unseen(self, x))  # type: ignore[arg-type]
+class Direct(nn.Module):
+    """Parameters that no layer has, each read in its own way; in the same code as a product of matrices."""
 
-    hides = quantize_model(Hides(), FULL, strict=True)
-    with pytest.raises(ValueError, match=r"strict: products of the first batch read unquantized hidden \(mm\)"):
-        hides(torch.randn(2, 4))
+    def __init__(self, **parameters: tuple[int, ...]) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        for name in ("decay", "table", "scale", "gate", "experts_bias"):
+            setattr(self, name, None)
+        for name, shape in parameters.items():
+            setattr(self, name, nn.Parameter(torch.ones(shape)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [3, 4]."""
+        if self.decay is not None:
+            x = torch.matmul(x, x.mT @ x) * torch.exp(-self.decay)
+        return self.fc(self.around(x))
+
+    def around(self, x: Tensor) -> Tensor:
+        """What is no product of matrices, but for a vector's."""
+        for name in ("table", "scale", "experts_bias"):
+            if (found := getattr(self, name)) is not None:
+                x = x + found if name != "scale" else x * found
+        return x if self.gate is None else x * (x @ self.gate)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "when"),
+    [
+        ("decay", (3, 4), "after"),  # a state space's, listed because its code multiplies
+        ("table", (3, 4), "before"),  # of positions
+        ("gate", (4,), "after"),  # a vector that is a factor
+        ("decay", (1, 4), "never"),  # RWKV's: a vector by what it holds
+        ("scale", (4,), "never"),  # LayerScale
+        ("experts_bias", (3, 4), "never"),  # a vector an expert
+    ],
+)
+def test_strict_refuses_what_a_module_reads_directly_or_the_policy_names_it(
+    name: str, shape: tuple[int, ...], when: str
+) -> None:
+    x = torch.ones(3, 4)
+    model = Direct(**{name: shape})
+    if when == "before":
+        with pytest.raises(ValueError, match=f"would be left as they are: {name} "):
+            quantize_model(model, FULL, strict=True)
+    else:
+        quantize_model(model, FULL, strict=True)
+    if when == "after":
+        for _ in range(2):
+            with pytest.raises(ValueError, match=f'strict: .*first batch: {name} .*name them: ."{name}": Policy'):
+                model(x)
+    if when == "never":
+        model(x)
+    quantize_model(model, {name: Policy(), "*": FULL}, strict=True)(x)
+    row = next(row for row in report_of(model).rows if row.name == name)
+    assert (row.state, row.of_them_rounded) == ("left out", 0)
 
 
 def test_what_a_convolution_cannot_do_is_told() -> None:
@@ -227,7 +280,7 @@ def test_what_a_convolution_cannot_do_is_told() -> None:
     quantize_model(model, policy)
     assert list(quantized_layers(model)) == ["2"]
     assert "its operands can be rounded once only" in {row.name: row.why for row in report_of(model).rows}["0.weight"]
-    with pytest.raises(ValueError, match=r"strict: .* 0 .its operands can be rounded once only"):
+    with pytest.raises(ValueError, match=r"strict: .* 0.weight .its operands can be rounded once only"):
         quantize_model(model, policy, strict=True)
 
 
