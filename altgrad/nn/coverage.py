@@ -104,6 +104,24 @@ class Report:
         """The parameters that are left as they are."""
         return tuple(row for row in self.rows if row.state == "left out")
 
+    def summary(self, most: int = 20) -> dict[str, Any]:
+        """What a record keeps: numbers, shares, and of what is left out the `most` largest groups of like names."""
+        made = sum(each.multiply_adds for each in self.products or ())
+        groups = sorted(_groups(self.skipped).items(), key=lambda each: -sum(row.size for row in each[1]))
+        left = [
+            {
+                "name": (name if len(members) > 1 else members[0].name)[:200],
+                "why": why[:200],
+                "count": len(members),
+                "parameters": sum(row.size for row in members),
+                "multiply_adds": None if self.products is None else sum(row.multiply_adds or 0 for row in members),
+            }
+            for (name, why), members in groups[:most]
+        ]
+        found = {"parameters": sum(row.size for row in self.rows), "quantized": self.parameter_share, "left_out": left}
+        ran = {"multiply_adds": None if self.products is None else made, "rounded": self.multiply_add_share}
+        return found | ran | {"more": len(groups) - len(left)}
+
     def __str__(self) -> str:
         total = sum(row.size for row in self.rows)
         first, share = f"{self.parameter_share:.1%} of {total:,} parameters are", self.multiply_add_share
@@ -136,6 +154,7 @@ class Report:
 
 NO_PRODUCT = "no product of matrices that is known reads it"
 _VECTOR, _BIAS = "a vector, no factor of a product", "a bias, no factor of a product"
+_OTHERWISE = "read, but by no product of matrices"
 _VECTORS_ROW = "biases, norms and other vectors"
 
 
@@ -153,15 +172,21 @@ def _patterns(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(map(_pattern, names)))
 
 
+def _groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Those of one name pattern and one reason together; vectors have one name."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((_VECTORS_ROW if row.why == _VECTOR else _pattern(row.name), row.why), []).append(row)
+    return groups
+
+
 def _table(title: str, rows: Sequence[Row], report: Report) -> list[str]:
     """Rows of one name pattern and one reason in one line: share of parameters, of multiply-adds, name, reason."""
     if not rows:
         return []
     size = sum(row.size for row in report.rows)
     made = sum(each.multiply_adds for each in report.products or ())
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((_VECTORS_ROW if row.why == _VECTOR else _pattern(row.name), row.why), []).append(row)
+    groups = _groups(rows)
     lines = ["", f"{title} (share of parameters, of multiply-adds)"]
     width = min(max(len(name) for name, _ in groups), 60)
     for (name, why), members in groups.items():
@@ -184,6 +209,28 @@ def report_of(model: nn.Module) -> Report:
         if "_coverage" in vars(module) and len(list(module.parameters())) == size:
             return vars(module)["_coverage"].report(module)  # type: ignore[no-any-return]
     raise ValueError("this module has no report: quantize_model has not been called on it, or was undone")
+
+
+def coverage_event(model: nn.Module) -> dict[str, Any]:
+    """What a record says of a model's report: its `summary`, and which layers are looked at as they are, the first 100.
+
+    Empty for a model without a report.
+    """
+    try:
+        report = report_of(model)
+    except ValueError:
+        return {}
+    wide = [name for name, layer in _layers(model).items() if not layer.policy.rounds]
+    return report.summary() | {"wide": wide[:100]}
+
+
+def read_otherwise(model: nn.Module) -> frozenset[str]:
+    """The layers that are none, as the first batch has shown: what reads their weights is no product of matrices."""
+    try:
+        rows = report_of(model).skipped
+    except ValueError:
+        return frozenset()
+    return frozenset(row.layer for row in rows if row.why == _OTHERWISE)
 
 
 def forget_coverage(model: nn.Module) -> None:
@@ -303,7 +350,7 @@ class Coverage:
             if state != "left out":
                 why = "; ".join(dict.fromkeys(_formats(layers[each]) for each in mine))
             elif mine:
-                why = "read, but by no product of matrices" if name in self.in_others else "not read in the first batch"
+                why = _OTHERWISE if name in self.in_others else "not read in the first batch"
                 why = why if not adds else "read by code that its layer does not see"
             else:
                 why, named = self.left_out.get(place_of(name)) or (why_left(name, parameter), False)

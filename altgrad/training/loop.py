@@ -56,6 +56,7 @@ from altgrad.nn import (
     Policy,
     QuantizedLayer,
     clock_of,
+    coverage_event,
     policies_of,
     policy_of,
     quantize_model,
@@ -846,6 +847,8 @@ class _Run:
         at.last_loss = sum(self.processes.mean(losses)) / len(losses)
         if at.step == 1:
             at.first_loss = at.last_loss
+            if config.foreign is not None:
+                self.writer.event("coverage", at.step, **coverage_event(model))
         row: dict[str, float] = {"tokens": at.step * self._tokens_a_step()} if self.batches.text else {}
         if config.stability.clip == "range_aware":
             row["clipped"] = clip_to_range(model)
