@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.nn.utils import prune  # noqa: E402
 
+from altgrad.analysis import ExperimentDataLoader  # noqa: E402
 from altgrad.formats import get_format  # noqa: E402
 from altgrad.models import GPT  # noqa: E402
 from altgrad.nn import (  # noqa: E402
@@ -27,6 +30,10 @@ from altgrad.nn import (  # noqa: E402
     recipe,
     report_of,
 )
+from altgrad.reports.arms import arm_pages  # noqa: E402
+from altgrad.runs import record  # noqa: E402
+from altgrad.site.render import Dialect, render  # noqa: E402
+from altgrad.telemetry import LayerTelemetry  # noqa: E402
 
 E4M3, E5M2 = get_format("e4m3"), get_format("e5m2")
 FULL = Policy(E4M3, E4M3, E5M2)
@@ -475,3 +482,54 @@ def test_exported_pruned_and_scaled_models_read_rounded_weights() -> None:
     scale = 2.0 ** torch.floor(torch.log2(E4M3.max / x.abs().max())).item()
     values = torch.tensor([[rounded(value * scale) / scale for value in row] for row in x.tolist()])
     assert torch.allclose(up(x), values @ read.T, rtol=1e-5, atol=1e-6)
+
+
+def page_of_loop(folder: Path, model: nn.Module, x: Tensor, *, seen: bool = True, **more: Any) -> str:
+    """The page of a run of one step, as text."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with record(folder, name="loop", config={"lr": 0.1}, seed=0) as run:
+        layers = LayerTelemetry(run, model, every=0)
+        layers.begin(0)
+        (model if seen else model.forward)(x).sum().backward()
+        layers.before_update(optimizer)
+        optimizer.step()
+        layers.end(loss=1.0)
+        for kind, detail in more.items():
+            run.event(kind, 0, **detail)
+        run.finish()
+    arm = ExperimentDataLoader([folder]).runs["arm"].iloc[0]
+    (page,) = (each for each in arm_pages(ExperimentDataLoader([folder])) if each.path == f"runs/{arm}")
+    return render(page, Dialect(lambda reference: reference.path, whole=True))
+
+
+def test_the_page_of_a_loop_says_what_is_quantized_and_what_is_left_out_and_why(tmp_path: Path) -> None:
+    named = nn.ModuleDict({"<b>|x*": Mixer()})
+    model = nn.Sequential(named["<b>|x*"])
+    model.add_module("<b>|x*", model.pop(0))
+    quantize_model(model, FULL)
+    page = page_of_loop(tmp_path, model, torch.ones(1, 3, 8))
+    assert re.search(r"## What is quantized\s+Quantized are 75.0% of 128 parameters", page)
+    adds, rounded = 3 * 8 * 8 + 3 * 8 * 4 + 3 * 4 * 8, 3 * 8 * 8 + 3 * 8 * 4
+    assert f"and {rounded / adds:.1%} of {adds} multiply-adds of the first forward pass" in page
+    assert re.search(r"A.{1,5}log \| read, but by no product of matrices \| 1 \| 25% \| 0%", page)
+    assert "<b>" not in page
+    assert "Event at step 0" not in page, "it has a section of its own"
+
+
+def test_what_a_record_keeps_of_a_report_is_bounded_and_what_it_cannot_be_is_an_event(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    for number in range(30):
+        model.register_parameter(f"table{chr(97 + number)}", nn.Parameter(torch.zeros(2, number + 2)))
+    kept = report_of(quantize_model(model, FULL)).summary()
+    assert ([each["parameters"] for each in kept["left_out"]][:2], len(kept["left_out"]), kept["more"]) == (
+        [62, 60],
+        20,
+        11,
+    )
+    assert (kept["multiply_adds"], kept["rounded"]) == (None, None)
+    unseen = quantize_model(nn.Sequential(nn.Linear(4, 4)), FULL)
+    page = page_of_loop(tmp_path / "unseen", unseen, torch.ones(2, 4), seen=False)
+    assert re.search(r"80.0% of 20 parameters are listed to be quantized. The first batch was compiled", page)
+    page = page_of_loop(tmp_path / "plain", nn.Linear(4, 4), torch.ones(2, 4), coverage={"parameters": "many"})
+    assert "What is quantized" not in page
+    assert "coverage: parameters many" in page
