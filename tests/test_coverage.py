@@ -86,8 +86,15 @@ def test_layer_types_are_read_off_the_names_of_the_usual_families() -> None:
         "head": "head",
         "0": None,
         "blocks.0.attention_norm": None,
+        "bert.encoder.layer.0.output.dense": "mlp",
+        "bert.encoder.layer.0.attention.output.dense": "attention",
+        "backbone.layers.0.mixer.in_proj": None,  # of a state space, Mamba's
+        "model.layers.0.conv.out_proj": None,  # of a convolution, LFM2's
+        "backbone.layers.0.mixer.q_proj": "attention",  # a mixer may be attention too, as Nemotron-H's
     }
     assert {name: layer_type(name) for name in found} == found
+    own = quantize_model(nn.ModuleDict({"mix": nn.MultiheadAttention(8, 2)}), FULL)
+    assert {layer.layer_type for layer in quantized_layers(own).values()} == {"attention"}
 
 
 def test_the_report_tells_every_parameter_and_after_a_batch_what_really_ran() -> None:

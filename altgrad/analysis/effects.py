@@ -81,7 +81,7 @@ class Outcomes:
 
 
 class Turn(NamedTuple):
-    """The one key by whose values the settings with a difference below zero are told from those above it."""
+    """The one key whose values separate the settings with a difference below zero from those above it."""
 
     key: str
     below: list[str]
