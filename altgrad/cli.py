@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import html
 import importlib.util
 import io
 import json
@@ -22,7 +23,9 @@ from altgrad import __version__
 from altgrad.config import UsageError, load_config, one_line
 from altgrad.text import csv, shorten, visible
 
-EXPLAINING = """Say what broke in a recorded run, where and when, as markdown on standard output.
+EXPLAINING = """Say what broke in a recorded run, where and when, as markdown to be read in a terminal.
+
+`failure.md`, beside a record that ended badly, has the same with every special character escaped, to be published.
 
 RUN_FOLDER is the folder of one run: OUT/<run id>, as `altgrad train` prints it. A run that failed, was stopped or was
 killed is explained from its record, which stays as it is; one that finished has its warnings, or nothing to explain.
@@ -429,14 +432,13 @@ def _print_answer(asked: Question, identity: Callable[[ExperimentConfig], str], 
     from altgrad.runs.files import write_text
     from altgrad.runs.query import ended_losses
     from altgrad.site import write_folder
-    from altgrad.site.blocks import visible_lines
 
     loader = ExperimentDataLoader((out,))
     found = answer(loader, asked, ended_losses((out,)), identity)
     files = write_folder([answer_page(loader, asked, found)], out)
     spot = FormatComparator.sweet_spot(found.comparison)
     write_text(out / "compare.json", _json(facts(asked, found, spot, identity)) + "\n")
-    print(*visible_lines(files[0].read_text("utf-8").partition("\n## Provenance")[0]), sep="\n")
+    _print_markdown(files[0].read_text("utf-8").partition("\n## Provenance")[0])
     print(f"answer: {files[0]} and compare.json; records: {out}")
 
 
@@ -452,8 +454,15 @@ def run_explain(options: argparse.Namespace) -> int:
     folder: Path = options.folder
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give the folder of one run, OUT/<run id>")
-    sys.stdout.write(failure_report(read_run(folder)))
+    _print_markdown(failure_report(read_run(folder)))
     return 0
+
+
+def _print_markdown(text: str) -> None:
+    """Markdown as people read it in a terminal: each escaped character as itself, and none that would control it."""
+    from altgrad.site.blocks import visible_lines
+
+    print(*visible_lines(html.unescape(text)), sep="\n")
 
 
 def run_recipes(options: argparse.Namespace) -> int:

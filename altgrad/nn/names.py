@@ -12,8 +12,8 @@ _ATTENTION = """self_attn self_attention selfattention encdecattention attn cros
     encoder_attn multihead_attn attention_layer q_proj k_proj v_proj o_proj qkv_proj c_attn query key value
     query_key_value qkv to_q to_k to_v to_out wq wk wv wo Wqkv"""
 _MLP = """feed_forward feedforward ffn densereludense block_sparse_moe moe experts expert shared_expert intermediate
-    output.dense fc1 fc2 linear1 linear2 up_proj gate_proj down_proj gate_up_proj c_fc w1 w2 w3 dense_h_to_4h dense_4h_to_h wi wi_0
-    wi_1"""
+    output.dense fc1 fc2 linear1 linear2 up_proj gate_proj down_proj gate_up_proj c_fc w1 w2 w3 dense_h_to_4h
+    dense_4h_to_h wi wi_0 wi_1"""
 _EMBEDDING = """embeddings embed_tokens embed_positions tok_embeddings token_embedding position_embedding
     word_embeddings wte wpe shared patch_embed"""
 _HEAD = "lm_head embed_out output_projection classifier score cls qa_outputs proj_out"

@@ -107,7 +107,7 @@ def _runs_columns(shown: pd.DataFrame, measure: Measure, foreign: bool, ends: It
         ),
         col.number(f"Last {measure.title}" if foreign else f"Final {measure.title}", "last", measure.digits),
         *(col.general(visible(name), f"end {name}", ".5g") for name in ends),
-        col.count("Last step", "last_step"),
+        col.last_step(),
         *([col.number("Seconds", "seconds", 1)] if known["seconds"] else []),
         col.of("Recorded", lambda row: words.moment(row["created"])),
         col.of(
@@ -245,7 +245,7 @@ def _arm_page(
         "around": around,
         "scope": first["scope"],
         "rate": f"{first['learning_rate']:g}" if pd.notna(first["learning_rate"]) else NOT_STATED,
-        "steps": first["max_steps"],
+        "steps": first["max_steps"] if config.states("max_steps") or runs["last_step"].max() >= 0 else None,
         "foreign": foreign,
         "stated": NOT_STATED not in (first["format"], first["scope"]),
         "length": config.states("max_steps"),
@@ -402,7 +402,8 @@ def _special(records: list[RunRecord]) -> Iterator[dict[str, Any]]:
         bad, brought = record.status != "finished", "origin" in record.run and record.config.foreign is None
         if len(records) == 1 or bad or record.run.get("message") or record.config.notes or brought:
             facts, warnings = _facts(record), _warnings(record)
-            yield {"id": record.id, "failure": diagnose(record), "facts": facts, "warnings": warnings}
+            begun = len(record.history) > 0
+            yield {"id": record.id, "begun": begun, "failure": diagnose(record), "facts": facts, "warnings": warnings}
 
 
 def _events(records: list[RunRecord]) -> list[Block]:
