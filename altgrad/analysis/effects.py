@@ -220,7 +220,7 @@ def last_value(record: RunRecord, metric: Measure | None) -> float:
 
 
 def varied_keys(loader: ExperimentDataLoader) -> pd.DataFrame:
-    """A row a project and key: project, key, values (the most common first; `ABSENT`, of arms that state none, last)."""
+    """A row a project and key: project, key, values (the most common first; `ABSENT`, where none is stated, last)."""
     rows = []
     arms = _arms(loader)
     for project, keys in varied({arm: loader.config(arm) for arm in arms}, MOST_KEYS).items():

@@ -386,11 +386,14 @@ def _is_vector(shape: Sequence[int]) -> bool:
 
 def _refusal(what: str, missed: Iterable[tuple[str, str]]) -> str:
     """One line: which parameters, why, and how a policy names them."""
-    told = dict.fromkeys(f"{_pattern(name)} ({why})" for name, why in missed)
+    told: dict[str, list[str]] = {}
+    for name, why in dict.fromkeys((_pattern(name), why) for name, why in missed):
+        told.setdefault(why, []).append(name)
+    named_why = "; ".join(f"{', '.join(found)} ({why})" for why, found in told.items())
     names = dict.fromkeys(f'"{_pattern(name_for(place_of(name)))}"' for name, _ in missed)
     named = f'{{{", ".join(f"{name}: Policy()" for name in names)}, "*": policy}}'
     remedy = f"to leave them so, name them: {named}, or in a recipe wide=[{', '.join(names)}]"
-    return f"strict: the policy does not name these parameters, which {what}: {'; '.join(told)}; {remedy}"
+    return f"strict: the policy does not name these parameters, which {what}: {named_why}; {remedy}"
 
 
 def _formats(layer: QuantizedLayer) -> str:
