@@ -969,6 +969,7 @@ def runs_list(options: argparse.Namespace) -> int:
 
 def runs_show(options: argparse.Namespace) -> int:
     """``altgrad runs show ID``."""
+    from altgrad.runs.diagnosis import coverage_of, happened
     from altgrad.runs.query import find, values
 
     record = find(_load(options), options.id)
@@ -985,7 +986,13 @@ def runs_show(options: argparse.Namespace) -> int:
         rows.append(["message", record.run["message"]])
     if record.run["failure"]:
         rows += [[f"failure.{key}", _shown(value)] for key, value in record.run["failure"].items()]
-    rows += [["event", _shown(event)] for event in record.run["events"]]
+    if coverage := coverage_of(record):
+        rows.append(["quantized", f"{coverage.quantized:.1%} of {coverage.parameters:,} parameters"])
+        if coverage.multiply_adds:
+            share = f"{coverage.rounded or 0:.1%} of {coverage.multiply_adds:,} multiply-adds"
+            rows[-1][1] += f", {share} of the first forward pass"
+        rows += [["as it is", f"{each.name}: {each.why}"] for each in coverage.left_out]
+    rows += [["event", _shown(event)] for event in happened(record)]
     rows.append(["history", f"{len(record.history)} rows: {', '.join(record.history.columns)}"])
     layers = record.layers
     rows.append(["layers", f"{len(layers)} rows, {layers['layer'].nunique() if len(layers) else 0} layers"])

@@ -41,7 +41,7 @@ from altgrad.reports.provenance import code_key, data_of, provenance
 from altgrad.reports.scope import has_campaign, only_foreign, site_values
 from altgrad.reports.tuning import swept, tuning_page, tuning_studies
 from altgrad.runs import RunRecord
-from altgrad.runs.diagnosis import coverage_of, diagnose, warnings_of
+from altgrad.runs.diagnosis import coverage_of, diagnose, happened, warnings_of
 from altgrad.runs.schema import digest
 from altgrad.runs.wandb_records import tool_of
 from altgrad.site import PALETTE, Block, CodeBlock, Column, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
@@ -344,9 +344,10 @@ def _compared(loader: ExperimentDataLoader, arm: str) -> list[Block]:
     for comparison in loader.memo(_foreign).comparisons:
         if arm in (comparison.baseline, *comparison.table["arm"]) and comparison.table["n_pairs"].any():
             formats = loader.runs.loc[loader.runs["arm"] == comparison.baseline, "format"]
+            scope = words.quantized(comparison.scope)
             caption = md(
                 "{scope}: gap of val_loss to {baseline}, paired by seed",
-                scope=words.quantized(comparison.scope).capitalize(),
+                scope=scope[:1].upper() + scope[1:],
                 baseline=col.arm_link(comparison.baseline, f"the runs in {formats.iloc[0]}"),
             )
             number = f"-{len(blocks) + 1}" if blocks else ""  # one setting may have several scopes
@@ -410,7 +411,7 @@ def _events(records: list[RunRecord]) -> list[Block]:
     """What happened in the runs of an arm, by kind: in how many of them, how often, and the first time."""
     found: dict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
     for record in records:
-        for event in _happened(record):
+        for event in happened(record):
             if isinstance(event, dict):
                 kind = str(event.get("kind"))
                 name = f"warning: {event.get('what')}" if kind == "warning" else kind
@@ -423,23 +424,13 @@ def _events(records: list[RunRecord]) -> list[Block]:
     return [col.table(rows, _EVENTS, f"What happened in the {len(records)} runs")] if rows else []
 
 
-def _happened(record: RunRecord) -> list[Any]:
-    """The events of a run, but for what a section of its page is about."""
-    told = coverage_of(record) is not None
-    return [
-        each
-        for each in record.run["events"]
-        if not (told and isinstance(each, dict) and each.get("kind") == "coverage")
-    ]
-
-
 def _facts(record: RunRecord) -> list[Block]:
     """A run's message, notes, origin and events; nothing for a run without any."""
     rows = [("Message", str(record.run.get("message") or "")), ("Notes", record.config.notes)]
     if origin := record.run.get("origin"):
         where = "/".join(str(origin[key]) for key in ("entity", "project", "id") if origin.get(key))
         rows.append((f"Made from {tool_of(record.run)}", f"{where}, {words.moment(origin.get('pulled'))}"))
-    rows = [(field, value) for field, value in rows if value] + _event_rows(_happened(record))
+    rows = [(field, value) for field, value in rows if value] + _event_rows(happened(record))
     return [Table(("Field", "Value"), tuple(rows), md("About run {run}", run=code(record.id)))] if rows else []
 
 

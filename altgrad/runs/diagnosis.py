@@ -181,6 +181,16 @@ def coverage_of(record: RunRecord) -> CoverageEvent | None:
     return None
 
 
+def happened(record: RunRecord) -> list[Any]:
+    """The events of a run, but for what `coverage_of` tells."""
+    told = coverage_of(record) is not None
+    return [
+        event
+        for event in record.run["events"]
+        if not (told and isinstance(event, dict) and event.get("kind") == "coverage")
+    ]
+
+
 def _events(record: RunRecord, kind: str, *texts: str) -> Iterator[dict[str, Any]]:
     """Those of a kind that have a step, a tensor, a phase and the `texts`."""
     for event in record.run["events"]:
