@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.nn.utils import prune  # noqa: E402
 
 from altgrad.analysis import ExperimentDataLoader  # noqa: E402
+from altgrad.cli import main  # noqa: E402
 from altgrad.formats import get_format  # noqa: E402
 from altgrad.models import GPT  # noqa: E402
 from altgrad.nn import (  # noqa: E402
@@ -509,7 +510,9 @@ def page_of_loop(folder: Path, model: nn.Module, x: Tensor, *, seen: bool = True
     return render(page, Dialect(lambda reference: reference.path, whole=True))
 
 
-def test_the_page_of_a_loop_says_what_is_quantized_and_what_is_left_out_and_why(tmp_path: Path) -> None:
+def test_the_page_of_a_loop_says_what_is_quantized_and_what_is_left_out_and_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     named = nn.ModuleDict({"<b>|x*": Mixer()})
     model = nn.Sequential(named["<b>|x*"])
     model.add_module("<b>|x*", model.pop(0))
@@ -521,6 +524,10 @@ def test_the_page_of_a_loop_says_what_is_quantized_and_what_is_left_out_and_why(
     assert re.search(r"A.{1,5}log \| read, but by no product of matrices \| 1 \| 25% \| 0%", page)
     assert "<b>" not in page
     assert "Event at step 0" not in page, "it has a section of its own"
+    assert main(["runs", "show", "loop", "--runs", str(tmp_path)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"quantized 75.0% of 128 parameters, {rounded / adds:.1%} of {adds} multiply-adds of the first" in shown
+    assert "A_log: read, but by no product of matrices" in shown
 
 
 def test_what_a_record_keeps_of_a_report_is_bounded_and_what_it_cannot_be_is_an_event(tmp_path: Path) -> None:
