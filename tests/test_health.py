@@ -380,7 +380,7 @@ def test_a_run_without_looks_has_no_section_and_an_old_record_gets_what_it_has(t
     page = page_of(ExperimentDataLoader([tmp_path / "few"]))
     assert data_of(page)["figures"] == [], "nothing of it is followed over time"
     assert data_of(page)["tables"][0]["rows"] == [["a", "weights", 1.0]]
-    assert "1 looks from step 7 to 7" in render(page, SITE)
+    assert "One look, at step 7;" in render(page, SITE)
 
 
 def test_a_run_that_ended_badly_is_shown_by_itself_with_its_cause_and_advice(tmp_path: Path) -> None:
