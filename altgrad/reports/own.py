@@ -29,6 +29,7 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import OPERAND_NAMES
 from altgrad.reports import columns as col
+from altgrad.reports import health
 from altgrad.reports.charts import forest
 from altgrad.reports.compare import averaged, health_by_type
 from altgrad.reports.curves import by_step, losses_of
@@ -354,7 +355,7 @@ def health_page(loader: ExperimentDataLoader) -> Page | None:
     """What rounding did in the layers, for each arm that recorded it; None where none did."""
     labels, rows = loader.memo(site_labels), list[dict[str, Any]]()
     for arm, runs in loader.runs.groupby("arm", sort=True):
-        last = loader.last_look(averaged(loader, runs))
+        last = health.last_rounded(loader, str(arm), averaged(loader, runs))
         for statistic, operand, kind, value in health_by_type(last):
             rows.append({"arm": arm, "label": labels[arm], "operand": operand, "layers": kind, statistic: value})
     if not rows:
