@@ -112,7 +112,7 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
                 "hash": [digits for _, digits in ids],
                 "failure": _words([*map(_why, runs["failure"], runs["foreign"])]),
                 "wandb": _words([web_address(url) if isinstance(url, str) else None for url in runs["wandb_url"]]),
-**{key: _column(runs[key]) for key in ("seed", "study", "role")},
+                **{key: _column(runs[key]) for key in ("seed", "study", "role")},
                 "status": _column(runs["ending"]),
                 "last_step": [step if step >= 0 else None for step in runs["last_step"].tolist()],
                 "final_val_loss": plain(ends(loader)),
