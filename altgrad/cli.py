@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import html
 import importlib.util
 import io
 import json
@@ -21,7 +22,9 @@ from altgrad import __version__
 from altgrad.config import UsageError, load_config, one_line
 from altgrad.text import csv, shorten, visible
 
-EXPLAINING = """Say what broke in a recorded run, where and when, as markdown on standard output.
+EXPLAINING = """Say what broke in a recorded run, where and when, as markdown to be read in a terminal.
+
+`failure.md`, beside a record that ended badly, has the same with every special character escaped, to be published.
 
 RUN_FOLDER is the folder of one run: OUT/<run id>, as `altgrad train` prints it. A run that failed, was stopped or was
 killed is explained from its record, which stays as it is; one that finished has its warnings, or nothing to explain.
@@ -428,14 +431,13 @@ def _print_answer(asked: Question, identity: Callable[[ExperimentConfig], str], 
     from altgrad.runs.files import write_text
     from altgrad.runs.query import ended_losses
     from altgrad.site import write_folder
-    from altgrad.site.blocks import visible_lines
 
     loader = ExperimentDataLoader((out,))
     found = answer(loader, asked, ended_losses((out,)), identity)
     files = write_folder([answer_page(loader, asked, found)], out)
     spot = FormatComparator.sweet_spot(found.comparison)
     write_text(out / "compare.json", _json(facts(asked, found, spot, identity)) + "\n")
-    print(*visible_lines(files[0].read_text("utf-8").partition("\n## Provenance")[0]), sep="\n")
+    _print_markdown(files[0].read_text("utf-8").partition("\n## Provenance")[0])
     print(f"answer: {files[0]} and compare.json; records: {out}")
 
 
@@ -451,8 +453,15 @@ def run_explain(options: argparse.Namespace) -> int:
     folder: Path = options.folder
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give the folder of one run, OUT/<run id>")
-    sys.stdout.write(failure_report(read_run(folder)))
+    _print_markdown(failure_report(read_run(folder)))
     return 0
+
+
+def _print_markdown(text: str) -> None:
+    """Markdown as people read it in a terminal: each escaped character as itself, and none that would control it."""
+    from altgrad.site.blocks import visible_lines
+
+    print(*visible_lines(html.unescape(text)), sep="\n")
 
 
 def run_recipes(options: argparse.Namespace) -> int:
@@ -959,6 +968,7 @@ def runs_list(options: argparse.Namespace) -> int:
 
 def runs_show(options: argparse.Namespace) -> int:
     """``altgrad runs show ID``."""
+    from altgrad.runs.diagnosis import coverage_of, happened
     from altgrad.runs.query import find, values
 
     record = find(_load(options), options.id)
@@ -975,7 +985,13 @@ def runs_show(options: argparse.Namespace) -> int:
         rows.append(["message", record.run["message"]])
     if record.run["failure"]:
         rows += [[f"failure.{key}", _shown(value)] for key, value in record.run["failure"].items()]
-    rows += [["event", _shown(event)] for event in record.run["events"]]
+    if coverage := coverage_of(record):
+        rows.append(["quantized", f"{coverage.quantized:.1%} of {coverage.parameters:,} parameters"])
+        if coverage.multiply_adds:
+            share = f"{coverage.rounded or 0:.1%} of {coverage.multiply_adds:,} multiply-adds"
+            rows[-1][1] += f", {share} of the first forward pass"
+        rows += [["as it is", f"{each.name}: {each.why}"] for each in coverage.left_out]
+    rows += [["event", _shown(event)] for event in happened(record)]
     rows.append(["history", f"{len(record.history)} rows: {', '.join(record.history.columns)}"])
     layers = record.layers
     rows.append(["layers", f"{len(layers)} rows, {layers['layer'].nunique() if len(layers) else 0} layers"])

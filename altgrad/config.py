@@ -14,6 +14,7 @@ import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -333,6 +334,18 @@ class QuantizeConfig(_Section):
         if self.compute == "native" and given:
             raise ValueError(f"quantize.compute 'native' reads each operand once, as it is; leave out {given[0]}")
         return self
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The types of the layers that are quantized: "other", of which a GPT has none, where attention and mlp are."""
+        return (*self.layers, *(("other",) if {"attention", "mlp"} <= {*self.layers} else ()))
+
+    def reaches(self, layer: str, layer_type: str) -> bool:
+        """Whether the layer of this dotted name and type is quantized, if any operand is."""
+        names = (layer,) if layer_type == "other" else (layer, layer_type)
+        kept = any(fnmatchcase(name, pattern) for pattern in self.wide for name in names)
+        found = not self.patterns or any(fnmatchcase(layer, pattern) for pattern in self.patterns)
+        return layer_type in self.kinds and found and not kept
 
     @property
     def operands(self) -> tuple[str, ...]:
@@ -750,6 +763,10 @@ class ExperimentConfig(_Section):
                 return FP32.name, "nearest_even", self.scaling.rule(operand)
             rounding = special
         return fmt, own.rounding or rounding, own.scaling or self.scaling.rule(operand)
+
+    def rounds(self, layer: str, layer_type: str, cast: str) -> bool:
+        """Whether a layer's products read this cast in another format than FP32."""
+        return self.quantize.reaches(layer, layer_type) and self.cast(cast, layer_type)[0] != FP32.name
 
     @property
     def tokens(self) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from torch import Tensor, nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.nn.utils import prune  # noqa: E402
 
+from altgrad.analysis import ExperimentDataLoader  # noqa: E402
+from altgrad.cli import main  # noqa: E402
 from altgrad.formats import get_format  # noqa: E402
 from altgrad.models import GPT  # noqa: E402
 from altgrad.nn import (  # noqa: E402
@@ -27,6 +31,10 @@ from altgrad.nn import (  # noqa: E402
     recipe,
     report_of,
 )
+from altgrad.reports.arms import arm_pages  # noqa: E402
+from altgrad.runs import record  # noqa: E402
+from altgrad.site.render import Dialect, render  # noqa: E402
+from altgrad.telemetry import LayerTelemetry  # noqa: E402
 
 E4M3, E5M2 = get_format("e4m3"), get_format("e5m2")
 FULL = Policy(E4M3, E4M3, E5M2)
@@ -79,24 +87,33 @@ def test_layer_types_are_read_off_the_names_of_the_usual_families() -> None:
         "head": "head",
         "0": None,
         "blocks.0.attention_norm": None,
+        "bert.encoder.layer.0.output.dense": "mlp",
+        "bert.encoder.layer.0.attention.output.dense": "attention",
+        "backbone.layers.0.mixer.in_proj": None,  # of a state space, Mamba's
+        "model.layers.0.conv.out_proj": None,  # of a convolution, LFM2's
+        "backbone.layers.0.mixer.q_proj": "attention",  # a mixer may be attention too, as Nemotron-H's
     }
     assert {name: layer_type(name) for name in found} == found
+    own = quantize_model(nn.ModuleDict({"mix": nn.MultiheadAttention(8, 2)}), FULL)
+    assert {layer.layer_type for layer in quantized_layers(own).values()} == {"attention"}
 
 
 def test_the_report_tells_every_parameter_and_after_a_batch_what_really_ran() -> None:
     model = quantize_model(Net(), FULL)
     rows = {row.name: row for row in report_of(model).rows}
     assert rows.keys() == dict(model.named_parameters()).keys()
-    assert {name for name, row in rows.items() if row.quantized} == {
+    assert {name for name, row in rows.items() if row.state == "listed"} == {
         "embed_tokens.weight", "fc1.weight", "spare.weight", "lm_head.weight",
     }  # fmt: skip
+    assert not any(row.quantized for row in rows.values()), "nothing has been read"
     assert rows["pair.weight"].why == "nn.Bilinear is a product of three factors"
     assert rows["hidden"].why == "no product of matrices in the code of Net reads it"
     assert "vector" in rows["fc1.bias"].why
     total = sum(parameter.numel() for parameter in model.parameters())
     assert report_of(model).parameter_share == (80 + 128 + 256 + 40) / total
     assert report_of(model).multiply_add_share is None
-    assert "are listed as quantized" in str(report_of(model))
+    assert "listed, not read yet" in str(report_of(model))
+    assert "\nquantized" not in str(report_of(model))
     model(TOKEN)
     report = report_of(model)
     rows = {row.name: row for row in report.rows}
@@ -190,35 +207,86 @@ def test_a_batch_that_fails_is_not_counted() -> None:
 def test_head_and_embedding_have_a_switch_each() -> None:
     model = quantize_model(Net(), Policy(E4M3, E4M3, E5M2, head=False, embedding=False))
     rows = {row.name: row for row in report_of(model).rows}
-    assert {name for name, row in rows.items() if row.quantized} == {"fc1.weight", "spare.weight"}
+    assert {name for name, row in rows.items() if row.state == "listed"} == {"fc1.weight", "spare.weight"}
     assert (rows["lm_head.weight"].why, rows["embed_tokens.weight"].why) == ("head=False", "embedding=False")
     both = nn.ModuleDict({"embed_tokens": nn.Embedding(4, 4), "lm_head": nn.Linear(4, 4)})
     quantize_model(both, Policy(E4M3, head=False))
     assert both["lm_head"].policy.weight.format is not E4M3
 
 
-def test_strict_refuses_what_nobody_named_before_and_after_the_first_batch() -> None:
+def test_strict_refuses_before_the_first_batch_what_is_known_then_and_says_how_to_name_it() -> None:
     model = Net()
-    with pytest.raises(ValueError, match=r"strict: .* pair \(nn.Bilinear is a product of three factors\)"):
+    with pytest.raises(ValueError, match=r"strict: .* pair.weight \(nn.Bilinear is a product of three") as error:
         quantize_model(model, FULL, strict=True)
+    assert "hidden (no product of matrices in the code of Net reads it)" in str(error.value)
+    assert 'name them: {"hidden": Policy(), "pair": Policy(), "*": policy}, or in a recipe' in str(error.value)
     assert not quantized_layers(model), "nothing has been changed"
-    model.pair = nn.Linear(16, 4)
-    with pytest.raises(ValueError, match=r"lm_head .no policy is for its name"):
-        quantize_model(model, {"fc1": FULL, "spare": FULL, "pair": FULL, "embed*": FULL}, strict=True)
-    quantize_model(GPT(96, layers=1, dim=16, heads=2, context=8, seed=0), FULL, strict=True)
-    quantize_model(GPT(96, layers=1, dim=16, heads=2, context=8, seed=0), Policy(E4M3, head=False), strict=True)
+    named = {"hidden": Policy(), "pair": Policy(), "*": FULL}
+    quantize_model(model, named, strict=True)(TOKEN)
+    quantize_model(model, recipe("fp8-hybrid", wide=["hidden", "pair"]), strict=True)(TOKEN)
+    del named["*"]
+    with pytest.raises(ValueError, match=r": lm_head.weight .no policy is for its name"):
+        quantize_model(model, named | dict.fromkeys(("fc1", "spare", "embed*"), FULL), strict=True)
+    for policy in (FULL, Policy(E4M3, head=False)):
+        model = GPT(96, layers=1, dim=16, heads=2, context=8, seed=0)
+        quantize_model(model, {"position": Policy(), "*": policy}, strict=True)
 
-    class Hides(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.hidden, self.last = nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 2)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(unseen(self, x))  # type: ignore[arg-type]
+class Direct(nn.Module):
+    """Parameters that no layer has, each read in its own way; in the same code as a product of matrices."""
 
-    hides = quantize_model(Hides(), FULL, strict=True)
-    with pytest.raises(ValueError, match=r"strict: products of the first batch read unquantized hidden \(mm\)"):
-        hides(torch.randn(2, 4))
+    def __init__(self, **parameters: tuple[int, ...]) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        for name in ("decay", "table", "scale", "gate", "experts_bias"):
+            setattr(self, name, None)
+        for name, shape in parameters.items():
+            setattr(self, name, nn.Parameter(torch.ones(shape)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [3, 4]."""
+        if self.decay is not None:
+            x = torch.matmul(x, x.mT @ x) * torch.exp(-self.decay)
+        return self.fc(self.around(x))
+
+    def around(self, x: Tensor) -> Tensor:
+        """What is no product of matrices, but for a vector's."""
+        for name in ("table", "scale", "experts_bias"):
+            if (found := getattr(self, name)) is not None:
+                x = x + found if name != "scale" else x * found
+        return x if self.gate is None else x * (x @ self.gate)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "when"),
+    [
+        ("decay", (3, 4), "after"),  # a state space's, listed because its code multiplies
+        ("table", (3, 4), "before"),  # of positions
+        ("gate", (4,), "after"),  # a vector that is a factor
+        ("decay", (1, 4), "never"),  # RWKV's: a vector by what it holds
+        ("scale", (4,), "never"),  # LayerScale
+        ("experts_bias", (3, 4), "never"),  # a vector an expert
+    ],
+)
+def test_strict_refuses_what_a_module_reads_directly_or_the_policy_names_it(
+    name: str, shape: tuple[int, ...], when: str
+) -> None:
+    x = torch.ones(3, 4)
+    model = Direct(**{name: shape})
+    if when == "before":
+        with pytest.raises(ValueError, match=f"would be left as they are: {name} "):
+            quantize_model(model, FULL, strict=True)
+    else:
+        quantize_model(model, FULL, strict=True)
+    if when == "after":
+        for _ in range(2):
+            with pytest.raises(ValueError, match=f'strict: .*first batch: {name} .*name them: ."{name}": Policy'):
+                model(x)
+    if when == "never":
+        model(x)
+    quantize_model(model, {name: Policy(), "*": FULL}, strict=True)(x)
+    row = next(row for row in report_of(model).rows if row.name == name)
+    assert (row.state, row.of_them_rounded) == ("left out", 0)
 
 
 def test_what_a_convolution_cannot_do_is_told() -> None:
@@ -227,7 +295,7 @@ def test_what_a_convolution_cannot_do_is_told() -> None:
     quantize_model(model, policy)
     assert list(quantized_layers(model)) == ["2"]
     assert "its operands can be rounded once only" in {row.name: row.why for row in report_of(model).rows}["0.weight"]
-    with pytest.raises(ValueError, match=r"strict: .* 0 .its operands can be rounded once only"):
+    with pytest.raises(ValueError, match=r"strict: .* 0.weight .its operands can be rounded once only"):
         quantize_model(model, policy, strict=True)
 
 
@@ -422,3 +490,60 @@ def test_exported_pruned_and_scaled_models_read_rounded_weights() -> None:
     scale = 2.0 ** torch.floor(torch.log2(E4M3.max / x.abs().max())).item()
     values = torch.tensor([[rounded(value * scale) / scale for value in row] for row in x.tolist()])
     assert torch.allclose(up(x), values @ read.T, rtol=1e-5, atol=1e-6)
+
+
+def page_of_loop(folder: Path, model: nn.Module, x: Tensor, *, seen: bool = True, **more: Any) -> str:
+    """The page of a run of one step, as text."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with record(folder, name="loop", config={"lr": 0.1}, seed=0) as run:
+        layers = LayerTelemetry(run, model, every=0)
+        layers.begin(0)
+        (model if seen else model.forward)(x).sum().backward()
+        layers.before_update(optimizer)
+        optimizer.step()
+        layers.end(loss=1.0)
+        for kind, detail in more.items():
+            run.event(kind, 0, **detail)
+        run.finish()
+    arm = ExperimentDataLoader([folder]).runs["arm"].iloc[0]
+    (page,) = (each for each in arm_pages(ExperimentDataLoader([folder])) if each.path == f"runs/{arm}")
+    return render(page, Dialect(lambda reference: reference.path, whole=True))
+
+
+def test_the_page_of_a_loop_says_what_is_quantized_and_what_is_left_out_and_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = nn.ModuleDict({"<b>|x*": Mixer()})
+    model = nn.Sequential(named["<b>|x*"])
+    model.add_module("<b>|x*", model.pop(0))
+    quantize_model(model, FULL)
+    page = page_of_loop(tmp_path, model, torch.ones(1, 3, 8))
+    assert re.search(r"## What is quantized\s+Quantized are 75.0% of 128 parameters", page)
+    adds, rounded = 3 * 8 * 8 + 3 * 8 * 4 + 3 * 4 * 8, 3 * 8 * 8 + 3 * 8 * 4
+    assert f"and {rounded / adds:.1%} of {adds} multiply-adds of the first forward pass" in page
+    assert re.search(r"A.{1,5}log \| read, but by no product of matrices \| 1 \| 25% \| 0%", page)
+    assert "<b>" not in page
+    assert "Event at step 0" not in page, "it has a section of its own"
+    assert main(["runs", "show", "loop", "--runs", str(tmp_path)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"quantized 75.0% of 128 parameters, {rounded / adds:.1%} of {adds} multiply-adds of the first" in shown
+    assert "A_log: read, but by no product of matrices" in shown
+
+
+def test_what_a_record_keeps_of_a_report_is_bounded_and_what_it_cannot_be_is_an_event(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    for number in range(30):
+        model.register_parameter(f"table{chr(97 + number)}", nn.Parameter(torch.zeros(2, number + 2)))
+    kept = report_of(quantize_model(model, FULL)).summary()
+    assert ([each["parameters"] for each in kept["left_out"]][:2], len(kept["left_out"]), kept["more"]) == (
+        [62, 60],
+        20,
+        11,
+    )
+    assert (kept["multiply_adds"], kept["rounded"]) == (None, None)
+    unseen = quantize_model(nn.Sequential(nn.Linear(4, 4)), FULL)
+    page = page_of_loop(tmp_path / "unseen", unseen, torch.ones(2, 4), seen=False)
+    assert re.search(r"80.0% of 20 parameters are listed to be quantized. The first batch was compiled", page)
+    page = page_of_loop(tmp_path / "plain", nn.Linear(4, 4), torch.ones(2, 4), coverage={"parameters": "many"})
+    assert "What is quantized" not in page
+    assert "coverage: parameters many" in page

@@ -18,9 +18,10 @@ from altgrad.analysis import ExperimentDataLoader
 from altgrad.config import OPERAND_NAMES, parse_config
 from altgrad.formats import get_format
 from altgrad.reports import ReportGenerator, arm_pages, health
+from altgrad.reports.compare import health_by_type
 from altgrad.reports.failure_modes import failure_modes_page
 from altgrad.reports.heat_map import Levels, heat_map
-from altgrad.runs import Failure, load_runs, pack_study
+from altgrad.runs import Failure, load_runs, pack_study, record
 from altgrad.runs.pack import is_histogram
 from altgrad.site import HEAT, MUTED, Chart, ChartBlock, Heading, Page, Table, fixed_svg, write_folder
 from altgrad.site.render import Dialect, files, render
@@ -205,19 +206,28 @@ def test_the_page_of_a_run_has_everything_that_a_look_records_for_its_script(tmp
     assert [sum(row[2:]) for row in shown["health-ulps"]["rows"]] == [1.0] * len(LAYERS)
 
 
+OF_ROUNDING = ("scale", "overflow", "underflow", "sqnr_db")
+
+
 @pytest.mark.parametrize(
     ("study", "arm"), [("pilot-formats", "e7m0-wag"), ("controls", "e4m3-wag-manifold-update-c"), ("controls", "fp32")]
 )
 def test_every_number_about_the_layers_is_in_the_file_of_its_arm(study: str, arm: str) -> None:
-    """Means over the runs, found again by pandas from the records; and each run that failed, by itself."""
+    """Means over the runs, found again by pandas from the records; and each run that failed, by itself.
+
+    Of operands that are not rounded, there is nothing of rounding.
+    """
+    rounded, called = arm != "fp32", "" if arm != "fp32" else ", not quantized"
     whole = ExperimentDataLoader([Path(__file__).parents[1] / "experiments/recorded" / study])
     loader = whole.of_arms([next(name for name in whole.runs["arm"].unique() if name.startswith(arm))])
     found, finished = data_of(page_of(loader)), loader.runs["status"] == "finished"
     ids, failed = (loader.runs.loc[which, "run_id"].tolist() for which in (finished, ~finished))
     assert [each["run"] for each in found["alone"]] == failed
     for one, drawn in [(ids, found), *zip(([run_id] for run_id in failed), found["alone"], strict=True)]:
-        assert_over_time(pd.concat([loader.records[run_id].layers for run_id in one]), drawn)
+        layers = pd.concat([loader.records[run_id].layers for run_id in one])
+        assert_over_time(layers[rounded | ~layers["statistic"].isin(OF_ROUNDING)], drawn)
     last = loader.last_look(ids)
+    last = last[rounded | ~last["statistic"].isin(OF_ROUNDING)]
     shown = {
         (name, row[0], *([row[1]] if name == "health" else [])): dict(zip(titles(table), row, strict=True))
         for name, table in by_id(found["tables"]).items()
@@ -227,11 +237,14 @@ def test_every_number_about_the_layers_is_in_the_file_of_its_arm(study: str, arm
     for end, operands, statistics in health.SUBJECTS:
         mine = last[last["operand"].isin(operands) & last["statistic"].isin(statistics)]
         for row in mine.itertuples():
-            place = (f"health{end}", row.layer, *([] if end else [OPERAND_NAMES[row.operand]]))
+            place = (f"health{end}", row.layer, *([] if end else [OPERAND_NAMES[row.operand] + called]))
             title = health.STATISTICS[row.statistic][0]
             assert shown.get(place, {}).get(title, 0.0) == pytest.approx(row.value, rel=1e-6, abs=0), place
             asked += 1
     assert asked > 80
+    assert {title for table in found["tables"] for title, _ in table["columns"]}.isdisjoint(
+        () if rounded else ("Scale", "Overflow", "Underflow", "SQNR (dB)", "Stall ratio")
+    )
     codes = last[is_histogram(last)]
     assert len(found["codes"]) == codes["operand"].nunique()
     for chart in found["codes"]:
@@ -242,6 +255,33 @@ def test_every_number_about_the_layers_is_in_the_file_of_its_arm(study: str, arm
         for (kind, number), count in counts.items():
             share = count / counts[kind].sum()
             assert shares[kind][values.index(pytest.approx(number, rel=1e-6))] == pytest.approx(share, rel=1e-6)
+
+
+def test_a_layer_that_is_not_quantized_is_called_so_and_has_no_figure_of_rounding(tmp_path: Path) -> None:
+    """A recipe keeps head and embedding wide; where the config states no format, the record of the coverage says it."""
+    shown = {"amax": 2.0, "scale": 1.0, "underflow": 0.0, "overflow": 0.0}
+    rows = [(0, name, name, "weight", key, value) for name in ("mlp", "head") for key, value in shown.items()]
+    rows += [(0, name, name, "update", "norm_l2", 1.0) for name in ("mlp", "head")]
+    stated = {
+        "quantize": {"weight": "e4m3", "activation": "e4m3", "grad_output": "e4m3", "layers": ["attention", "mlp"]}
+    }
+    covered = {"parameters": 8, "quantized": 0.5, "left_out": [], "wide": ["head"]}
+    for name, given, event in (("stated", stated, {}), ("recorded", {"lr": 1}, covered)):
+        with record(tmp_path / name, name=name, config=given, seed=0) as run:
+            run.log(0, loss=1.0)
+            run.log_layers(rows)
+            if event:
+                run.event("coverage", 0, **event)
+            run.finish()
+        loader = ExperimentDataLoader([tmp_path / name])
+        found = data_of(page_of(loader))
+        tables = by_id(found["tables"])
+        (first, second), scale = tables["health"]["rows"], titles(tables["health"]).index("Scale")
+        assert (first[:2], first[scale]) == (["mlp", "weights"], 1.0), name
+        assert (second[:2], second[scale]) == (["head", "weights, not quantized"], None), name
+        assert [row[1] for row in tables["health-step"]["rows"]] == ["mlp", "head, not quantized"]
+        last = health.last_rounded(loader, loader.runs["arm"].iloc[0], loader.runs["run_id"])
+        assert {kind for _, _, kind, _ in health_by_type(last)} == {"mlp"}
 
 
 def titles(table: dict[str, Any]) -> list[str]:
@@ -340,7 +380,7 @@ def test_a_run_without_looks_has_no_section_and_an_old_record_gets_what_it_has(t
     page = page_of(ExperimentDataLoader([tmp_path / "few"]))
     assert data_of(page)["figures"] == [], "nothing of it is followed over time"
     assert data_of(page)["tables"][0]["rows"] == [["a", "weights", 1.0]]
-    assert "1 looks from step 7 to 7" in render(page, SITE)
+    assert "One look, at step 7;" in render(page, SITE)
 
 
 def test_a_run_that_ended_badly_is_shown_by_itself_with_its_cause_and_advice(tmp_path: Path) -> None:

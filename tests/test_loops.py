@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from altgrad.runs import load_runs
+from altgrad.runs.diagnosis import coverage_of
 
 GUIDE = Path(__file__).parents[1] / "docs/guides/training-loops.md"
 BLOCKS = {
@@ -48,6 +49,10 @@ def check(record: Any, looks: list[int], layers: int) -> None:
     found = set(zip(rows.operand, rows.statistic, strict=True))
     assert found >= STATISTICS, STATISTICS - found
     assert rows.value.notna().all()
+    coverage = coverage_of(record)
+    assert coverage is not None, "the page says what is quantized"
+    assert 0 < coverage.quantized < 1
+    assert coverage.multiply_adds
 
 
 @needs("torch", "transformers", "accelerate")

@@ -408,6 +408,34 @@ def test_figures_have_as_many_digits_as_their_size_asks_for(
     assert f"{ends[0]:.{digits}f}" in words(overview_page(loader))
 
 
+def test_of_runs_that_state_different_keys_what_is_stated_is_said(tmp_path: Path) -> None:
+    for name, config in (("one", {"model": "mamba", "width": 8}), ("two", {"lr": 0.1}), ("three", {"note": "x"})):
+        with record(tmp_path, name=name, config=config, seed=0) as run:
+            run.log(0, loss=1.0)
+            run.finish()
+    loader = ExperimentDataLoader([tmp_path])
+    assert sorted(site_labels(loader).values()) == ["one; model=mamba", "three; note=x", "two; learning_rate=0.1"]
+    assert "not stated: always run with" not in words(overview_page(loader))
+    assert data(overview_page(loader), "varied")["values"].str.endswith("; not stated").all()
+    effects = render(effects_page(loader), Dialect(lambda reference: reference.path))
+    assert "\n## What is not known\n" in effects, "a heading"
+
+
+def test_a_run_that_never_logged_a_step_says_so_in_words(tmp_path: Path) -> None:
+    with contextlib.suppress(RuntimeError), record(tmp_path, name="loop", config={"lr": 1}, seed=0):
+        raise RuntimeError("at once")
+    with record(tmp_path, name="loop", config={"lr": 2}, seed=0) as run:
+        run.log(0, loss=1.0)
+        run.log_layers([(0, "a.up", "mlp", "weight", "amax", 0.25)])
+        run.finish()
+    loader = ExperimentDataLoader([tmp_path])
+    index, crashed, one = (words(page) for page in arm_pages(loader)[:3])
+    assert "−1" not in crashed + one + index
+    assert "No step was logged. Runs: 1 crashed" in crashed
+    assert "Failed, before a step was recorded" in crashed
+    assert "One look, at step 0;" in one
+
+
 def test_health_is_there_where_layers_were_recorded(tmp_path: Path) -> None:
     config = {"quantize": {"weight": "e4m3", "activation": "e4m3", "grad_output": "e4m3"}}
     rows = [(10, "a.up", "mlp", "weight", "underflow", 0.25), (10, "b.up", "mlp", "weight", "underflow", 0.75)]

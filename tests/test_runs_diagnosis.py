@@ -249,6 +249,14 @@ def test_explain_prints_any_record_and_names_what_is_none(tmp_path: Path, capsys
         folder = write_run(tmp_path, config(seed=len(list(tmp_path.iterdir()))), status=status, events=events)
         assert main(["explain", str(folder)]) == 0
         assert f"\n\n{said}\n\n" in capsys.readouterr().out
+    with contextlib.suppress(RuntimeError), record(tmp_path, name="loop", config={"lr": 1}) as run:
+        raise RuntimeError("a <b> & a|b at *once*")
+    assert main(["explain", str(run.path)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("# loop-")
+    assert ": crashed before a step was recorded" in printed
+    assert "ended by an exception: RuntimeError: a <b> & a|b at *once*. No" in printed, "as it was"
+    assert "| Last recorded step | none |" in printed
     for wrong in (tmp_path / "none", tmp_path):
         assert main(["explain", str(wrong)]) == 2
         printed = capsys.readouterr()

@@ -80,7 +80,7 @@ class Outcomes:
 
 
 class Turn(NamedTuple):
-    """The one key by whose values the settings with a difference below zero are told from those above it."""
+    """The one key whose values separate the settings with a difference below zero from those above it."""
 
     key: str
     below: list[str]
@@ -219,14 +219,15 @@ def last_value(record: RunRecord, metric: Measure | None) -> float:
 
 
 def varied_keys(loader: ExperimentDataLoader) -> pd.DataFrame:
-    """A row a project and key: project, key, values (the most common first; `ABSENT` where an arm states none)."""
+    """A row a project and key: project, key, values (the most common first; `ABSENT`, where none is stated, last)."""
     rows = []
     arms = _arms(loader)
     for project, keys in varied({arm: loader.config(arm) for arm in arms}, MOST_KEYS).items():
         own = [values for arm, values in arms.items() if loader.config(arm).study == project]
         for key in keys:
             counts = Counter(_value(values, key) for values in own)
-            values = [value for value, _ in sorted(counts.items(), key=lambda each: (-each[1], _order(each[0])))]
+            order = sorted(counts.items(), key=lambda each: (each[0] == ABSENT, -each[1], _order(each[0])))
+            values = [value for value, _ in order]
             rows.append({"project": project, "key": key, "values": values})
     return pd.DataFrame(rows, columns=["project", "key", "values"])
 
@@ -274,6 +275,8 @@ def untold(loader: ExperimentDataLoader) -> list[Untold]:
                 if with_it.isdisjoint(_value(own[arm], other) for arm in own.keys() - here):
                     always[other] = sorted(with_it, key=_order)
             always = always if here else {}
+            if value == ABSENT and always:  # what goes with not saying a key is told of the values of other keys
+                continue
             left = [other for other in (key, *others) if other not in always]
             rows.append(Untold(project, key, value, sum(counts[arm] for arm in here), always, left))
         found.append(rows)

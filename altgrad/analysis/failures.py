@@ -111,7 +111,8 @@ class FailureAnalyzer:
         runs = self.loader.runs
         for run in runs[runs["status"] != "finished"].to_dict("records"):
             found = diagnose(self.loader.records[run["run_id"]])
-            kinds, step = (", ".join(found.kinds), found.step) if found else (run["status"], run["last_step"])
+            last = run["last_step"] if run["last_step"] >= 0 else None
+            kinds, step = (", ".join(found.kinds), found.step) if found else (run["status"], last)
             about = (found.tensor, found.phase, found.message) if found else (None, None, "")
             rows.append((*(run[key] for key in FAILURE_COLUMNS[:6]), kinds, step, *about))
         return pd.DataFrame(rows, columns=list(FAILURE_COLUMNS))

@@ -62,7 +62,7 @@ def arm_labels(loader: ExperimentDataLoader, arms: Iterable[str], but: Collectio
             if keys[config.study] and len({*loader.titles(arm)}) > 1:
                 parts[arm] = [""]  # its runs have names of their own
             told = {*but, FORMATS} if parts[arm][0] else but  # its beginning says them
-            parts[arm] += [_leaf(key, values) for key in keys[config.study] if key not in told]
+            parts[arm] += [_leaf(key, values) for key in keys[config.study] if key not in told and key in values]
     alike = _groups(configs, lambda arm: _joined(parts[arm]))
 
     def divide(by: Callable[[str], str]) -> None:

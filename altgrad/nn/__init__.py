@@ -1,6 +1,6 @@
 """Quantized layers, the surgery that puts them into a model, and the report on what that reached."""
 
-from altgrad.nn.coverage import Report, report_of
+from altgrad.nn.coverage import Report, coverage_event, read_otherwise, report_of
 from altgrad.nn.layers import (
     NATIVE_DTYPES,
     ROTATIONS,
@@ -42,6 +42,7 @@ __all__ = [
     "Scaling",
     "all_layers",
     "clock_of",
+    "coverage_event",
     "dequantize_model",
     "hadamard",
     "layer_type",
@@ -50,6 +51,7 @@ __all__ = [
     "policy_of",
     "quantize_model",
     "quantized_layers",
+    "read_otherwise",
     "recipe",
     "register_rounding",
     "report_of",

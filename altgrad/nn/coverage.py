@@ -39,7 +39,8 @@ class Row(NamedTuple):
     Attributes:
         name, shape, size: dotted name, shape (() where it is not known yet) and number of elements.
         layer: the dotted name of the quantized layer that reads it; empty for none.
-        quantized: whether products read it by rounded operands: as listed, or, after the first batch, as they ran.
+        state: "quantized": products read it by rounded operands, as they ran in the first batch; "listed": they would,
+            and no batch has run yet; or "left out".
         why: in which formats, or why not.
         multiply_adds: of the products that read it in the forward pass of the first batch; None before that.
         of_them_rounded: those whose operands were rounded.
@@ -49,10 +50,15 @@ class Row(NamedTuple):
     shape: tuple[int, ...]
     size: int
     layer: str
-    quantized: bool
+    state: str
     why: str
     multiply_adds: int | None
     of_them_rounded: int | None
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its state is "quantized"."""
+        return self.state == "quantized"
 
 
 class Product(NamedTuple):
@@ -81,8 +87,9 @@ class Report:
 
     @property
     def parameter_share(self) -> float:
-        """Quantized parameters over all, from 0 to 1."""
-        return _share(sum(row.size for row in self.rows if row.quantized), sum(row.size for row in self.rows))
+        """Quantized parameters over all, from 0 to 1; before the first batch, those that are listed."""
+        total = sum(row.size for row in self.rows)
+        return _share(total - sum(row.size for row in self.skipped), total)
 
     @property
     def multiply_add_share(self) -> float | None:
@@ -95,17 +102,36 @@ class Report:
     @property
     def skipped(self) -> tuple[Row, ...]:
         """The parameters that are left as they are."""
-        return tuple(row for row in self.rows if not row.quantized)
+        return tuple(row for row in self.rows if row.state == "left out")
+
+    def summary(self, most: int = 20) -> dict[str, Any]:
+        """What a record keeps: numbers, shares, and of what is left out the `most` largest groups of like names."""
+        made = sum(each.multiply_adds for each in self.products or ())
+        groups = sorted(_groups(self.skipped).items(), key=lambda each: -sum(row.size for row in each[1]))
+        left = [
+            {
+                "name": (name if len(members) > 1 else members[0].name)[:200],
+                "why": why[:200],
+                "count": len(members),
+                "parameters": sum(row.size for row in members),
+                "multiply_adds": None if self.products is None else sum(row.multiply_adds or 0 for row in members),
+            }
+            for (name, why), members in groups[:most]
+        ]
+        found = {"parameters": sum(row.size for row in self.rows), "quantized": self.parameter_share, "left_out": left}
+        ran = {"multiply_adds": None if self.products is None else made, "rounded": self.multiply_add_share}
+        return found | ran | {"more": len(groups) - len(left)}
 
     def __str__(self) -> str:
         total = sum(row.size for row in self.rows)
         first, share = f"{self.parameter_share:.1%} of {total:,} parameters are", self.multiply_add_share
         if self.products is None:
-            lines = [f"{first} listed as quantized; the first batch that is not compiled tells what is read"]
+            lines = [f"{first} listed; the first batch that is not compiled tells which are quantized"]
         else:
             made = sum(each.multiply_adds for each in self.products)
             lines = [f"{first} quantized, and {share:.1%} of {made:,} multiply-adds of the first forward pass"]
-        lines += _table("quantized", [row for row in self.rows if row.quantized], self)
+        for state, title in (("quantized", "quantized"), ("listed", "listed, not read yet")):
+            lines += _table(title, [row for row in self.rows if row.state == state], self)
         lines += _table("left as they are", self.skipped, self)
         others = [each for each in self.products or () if not each.parameters]
         if others:
@@ -126,7 +152,9 @@ class Report:
         return "\n".join(lines)
 
 
-_VECTOR = "a vector, no factor of a product"
+NO_PRODUCT = "no product of matrices that is known reads it"
+_VECTOR, _BIAS = "a vector, no factor of a product", "a bias, no factor of a product"
+_OTHERWISE = "read, but by no product of matrices"
 _VECTORS_ROW = "biases, norms and other vectors"
 
 
@@ -135,11 +163,21 @@ def _share(part: int, whole: int) -> float:
 
 
 def _pattern(name: str) -> str:
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+    """A name with * in place of numbers, unless nothing else would tell it from others."""
+    pattern = re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+    return pattern if name_for(pattern).strip("*.") else name
 
 
 def _patterns(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(map(_pattern, names)))
+
+
+def _groups(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Those of one name pattern and one reason together; vectors have one name."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((_VECTORS_ROW if row.why == _VECTOR else _pattern(row.name), row.why), []).append(row)
+    return groups
 
 
 def _table(title: str, rows: Sequence[Row], report: Report) -> list[str]:
@@ -148,9 +186,7 @@ def _table(title: str, rows: Sequence[Row], report: Report) -> list[str]:
         return []
     size = sum(row.size for row in report.rows)
     made = sum(each.multiply_adds for each in report.products or ())
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((_VECTORS_ROW if row.why == _VECTOR else _pattern(row.name), row.why), []).append(row)
+    groups = _groups(rows)
     lines = ["", f"{title} (share of parameters, of multiply-adds)"]
     width = min(max(len(name) for name, _ in groups), 60)
     for (name, why), members in groups.items():
@@ -175,6 +211,28 @@ def report_of(model: nn.Module) -> Report:
     raise ValueError("this module has no report: quantize_model has not been called on it, or was undone")
 
 
+def coverage_event(model: nn.Module) -> dict[str, Any]:
+    """What a record says of a model's report: its `summary`, and which layers are looked at as they are, the first 100.
+
+    Empty for a model without a report.
+    """
+    try:
+        report = report_of(model)
+    except ValueError:
+        return {}
+    wide = [name for name, layer in _layers(model).items() if not layer.policy.rounds]
+    return report.summary() | {"wide": wide[:100]}
+
+
+def read_otherwise(model: nn.Module) -> frozenset[str]:
+    """The layers that are none, as the first batch has shown: what reads their weights is no product of matrices."""
+    try:
+        rows = report_of(model).skipped
+    except ValueError:
+        return frozenset()
+    return frozenset(row.layer for row in rows if row.why == _OTHERWISE)
+
+
 def forget_coverage(model: nn.Module) -> None:
     """Remove the report of a model, and its hooks."""
     coverage = vars(model).pop("_coverage", None)
@@ -187,18 +245,18 @@ class Coverage:
     """What is behind a model's report.
 
     Attributes:
-        left_out: (layer, parameter) -> why it is no quantized layer, and whether the policy says so.
-        unknown: (module, parameter) -> why no layer can be made of it; parameter "" is for all of the module's.
+        left_out: parameter, by `place_of` -> why it is of no layer that rounds, and whether the policy says so.
         strict: whether what is left out unnamed is an error.
+        refusal: what `strict` has found in the first batch, and says of each further one.
     """
 
-    left_out: Mapping[tuple[str, str], tuple[str, bool]]
-    unknown: Mapping[tuple[str, str], str]
+    left_out: Mapping[str, tuple[str, bool]]
     strict: bool
     counter: _Products | None = None
     products: tuple[Product, ...] | None = None
     was_read: frozenset[str] = field(default_factory=frozenset)
     in_others: frozenset[str] = field(default_factory=frozenset)
+    refusal: str = ""
 
     def watch(self, model: nn.Module) -> None:
         """Count the products of the next forward pass that is no graph."""
@@ -217,6 +275,8 @@ class Coverage:
         """Before a forward pass; the first that is no graph is counted."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # nothing more, for a graph to depend on
             return
+        if self.refusal:
+            raise ValueError(self.refusal)
         if (
             self.products is not None
             or self.counter is not None
@@ -244,37 +304,37 @@ class Coverage:
         if self.strict:
             self.check_after(model)
 
-    def check_before(self, model: nn.Module, listed: Iterable[str]) -> None:
+    def check_before(self) -> None:
         """Raise where a matrix is left out that the policy does not name, by what is known before any batch."""
-        missed = [
-            f"{'.'.join(filter(None, place))} ({why})" for place, (why, named) in self.left_out.items() if not named
-        ]
-        missed += [
-            f"{'.'.join(filter(None, place))} ({why})"
-            for place, why in self.unknown.items()
-            if not why.startswith("no product")
-        ]
-        if missed:
-            raise ValueError(f"strict: the policy does not name what would be left out: {', '.join(missed)}")
+        unnamed = {name: why for name, (why, named) in self.left_out.items() if not named}
+        if missed := [(name, why) for name, why in unnamed.items() if why not in (_VECTOR, _BIAS)]:
+            raise ValueError(_refusal("would be left as they are", missed))
 
     def check_after(self, model: nn.Module) -> None:
-        """Raise where a product of the first batch read a parameter as it is, and the policy does not name it."""
-        wide = {name for name, layer in _layers(model).items() if not layer.policy.rounds}
-        wide |= {layer for (layer, _), (_, named) in self.left_out.items() if named}
+        """Raise where the first batch has read a matrix as it is, and the policy does not name it."""
+        named = {name for name, (_, named) in self.left_out.items() if named}
         missed = [
-            f"{', '.join(each.parameters)} ({each.operator})"
+            (name, f"in {each.operator}")
             for each in self.products or ()
-            if each.parameters and not each.casts and not any(_owner(name) in wide for name in each.parameters)
+            if not each.casts and named.isdisjoint(map(place_of, each.parameters))
+            for name in each.parameters
+        ]
+        read = {name for name, _ in missed}
+        missed += [
+            (row.name, row.why)
+            for row in self.report(model).skipped
+            if row.name in self.in_others - read and row.layer and not _is_vector(row.shape)
         ]
         if missed:
-            raise ValueError(f"strict: products of the first batch read unquantized {'; '.join(dict.fromkeys(missed))}")
+            self.refusal = _refusal("were read as they are in the first batch", missed)
+            raise ValueError(self.refusal)
 
     def report(self, model: nn.Module) -> Report:
         """The report as of now."""
         layers = _layers(model)
         readers: dict[int, list[str]] = {}
         for name, layer in layers.items():
-            for parameter in _parameters_of(layer):
+            for parameter in parameters_of(layer):
                 readers.setdefault(id(parameter), []).append(name)
         rows = []
         for path, parameter in model.named_parameters():
@@ -286,43 +346,54 @@ class Coverage:
             unused = self.products is not None and mine and not any(each in self.was_read for each in mine)
             unknown = isinstance(parameter, nn.parameter.UninitializedParameter)
             shape = () if unknown else tuple(parameter.shape)
-            if mine and not unused:
+            state = "left out" if not mine or unused else "listed" if self.products is None else "quantized"
+            if state != "left out":
                 why = "; ".join(dict.fromkeys(_formats(layers[each]) for each in mine))
             elif mine:
-                why = "read, but by no product of matrices" if name in self.in_others else "not read in the first batch"
+                why = _OTHERWISE if name in self.in_others else "not read in the first batch"
                 why = why if not adds else "read by code that its layer does not see"
             else:
-                why = self._why(name, parameter, id(parameter) in readers)
+                why, named = self.left_out.get(place_of(name)) or (why_left(name, parameter), False)
+                if adds and not named and why.startswith(("a ", "no product")):
+                    why = "a product reads it that its module's code does not show"
             size = 0 if unknown else parameter.numel()
-            quantized = bool(mine) and not unused
-            rows.append(Row(name, shape, size, mine[0] if mine else "", quantized, why, adds, rounded))
-        unread = [row for row in rows if row.layer and not row.quantized]
+            rows.append(Row(name, shape, size, mine[0] if mine else "", state, why, adds, rounded))
+        unread = [row for row in rows if row.layer and row.state == "left out"]
         return Report(tuple(rows), self.products, tuple(row.layer for row in unread))
 
-    def _why(self, name: str, parameter: Tensor, named: bool) -> str:
-        owner, _, own = name.rpartition(".")
-        place = _owner(name)
-        found = (
-            self.left_out.get((place, ""))
-            or next((why for (_, each), why in self.left_out.items() if each == own and _of(_, owner, own)), None)
-            or (self.unknown.get((owner, own)), True)
-        )
-        is_vector = not isinstance(parameter, nn.parameter.UninitializedParameter) and parameter.ndim < 2
-        if is_vector and not (found[0] and place != owner):
-            return _VECTOR
-        if named and not found[0]:
-            return "`wide`, or a policy that rounds nothing, names it"
-        return found[0] or self.unknown.get((owner, "")) or "no product of matrices that is known reads it"
+
+def place_of(name: str) -> str:
+    """What a parameter stands for: the name of the one that parametrizations make of it, else its own."""
+    return re.sub(r"(^|\.)parametrizations\.([^.]+)\..*", r"\1\2", name)
 
 
-def _of(layer: str, owner: str, parameter: str) -> bool:
-    short = parameter.removesuffix("_weight")
-    return layer == (f"{owner}.{short}" if owner else short)
+def name_for(place: str) -> str:
+    """By which name a policy knows the layer that a parameter is of, or would be of."""
+    return place.removesuffix(".weight").removesuffix("_weight")
 
 
-def _owner(name: str) -> str:
-    """The layer that a parameter would be of: its module, which parametrizations stand below."""
-    return re.sub(r"(^|\.)parametrizations\..*", "", name.rpartition(".")[0])
+def why_left(name: str, parameter: Tensor, why: str = NO_PRODUCT) -> str:
+    """Why a parameter that no layer has is left out: as a vector or a bias, else as it was found."""
+    is_bias = name.endswith("bias")
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        return _VECTOR if is_bias else why
+    return _VECTOR if _is_vector(parameter.shape) else _BIAS if is_bias else why
+
+
+def _is_vector(shape: Sequence[int]) -> bool:
+    return sum(size > 1 for size in shape) < 2
+
+
+def _refusal(what: str, missed: Iterable[tuple[str, str]]) -> str:
+    """One line: which parameters, why, and how a policy names them."""
+    told: dict[str, list[str]] = {}
+    for name, why in dict.fromkeys((_pattern(name), why) for name, why in missed):
+        told.setdefault(why, []).append(name)
+    named_why = "; ".join(f"{', '.join(found)} ({why})" for why, found in told.items())
+    names = dict.fromkeys(f'"{_pattern(name_for(place_of(name)))}"' for name, _ in missed)
+    named = f'{{{", ".join(f"{name}: Policy()" for name in names)}, "*": policy}}'
+    remedy = f"to leave them so, name them: {named}, or in a recipe wide=[{', '.join(names)}]"
+    return f"strict: the policy does not name these parameters, which {what}: {named_why}; {remedy}"
 
 
 def _formats(layer: QuantizedLayer) -> str:
@@ -338,7 +409,7 @@ def _layers(model: nn.Module) -> dict[str, Any]:
     return {each.layer: each for each in model.modules() if isinstance(each, QuantizedLayer)}
 
 
-def _parameters_of(layer: Any) -> list[Tensor]:
+def parameters_of(layer: Any) -> list[Tensor]:
     """The parameters that make a layer's weight: itself, or what a parametrization makes it of."""
     if "owner" in vars(layer):
         found = layer.owner._parameters.get(layer.parameter)
@@ -479,7 +550,9 @@ class _Products(TorchDispatchMode):
             return
         operands = _tensors(args)[1 if packet in _ADDED else 0 :]
         marks = [mark for each in operands if (mark := self.rounded.get(_key(each))) is not None]
-        origins: frozenset[str] = frozenset().union(*(self._origin(each) for each in operands if each.ndim > 1))
+        origins: frozenset[str] = frozenset().union(
+            *(self._origin(each) for each in operands if each.ndim > 1 or packet in _VECTORS)
+        )
         weights = [layer for layer, cast in marks if operand_of(cast) == "weight"]
         layer = weights[0] if weights else marks[0][0] if marks else ""
         place = (packet.__name__, tuple(sorted(origins)), layer, tuple(sorted({cast for _, cast in marks})))

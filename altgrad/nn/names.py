@@ -9,11 +9,11 @@ from torch import nn
 from altgrad.config import LAYER_TYPES
 
 _ATTENTION = """self_attn self_attention selfattention encdecattention attn cross_attn crossattention cross_attention
-    encoder_attn multihead_attn attention_layer q_proj k_proj v_proj o_proj qkv_proj qkv_proj c_attn in_proj out_proj
-    query key value query_key_value qkv to_q to_k to_v to_out wq wk wv wo Wqkv"""
+    encoder_attn multihead_attn attention_layer q_proj k_proj v_proj o_proj qkv_proj c_attn query key value
+    query_key_value qkv to_q to_k to_v to_out wq wk wv wo Wqkv"""
 _MLP = """feed_forward feedforward ffn densereludense block_sparse_moe moe experts expert shared_expert intermediate
-    fc1 fc2 linear1 linear2 up_proj gate_proj down_proj gate_up_proj c_fc w1 w2 w3 dense_h_to_4h dense_4h_to_h wi wi_0
-    wi_1"""
+    output.dense fc1 fc2 linear1 linear2 up_proj gate_proj down_proj gate_up_proj c_fc w1 w2 w3 dense_h_to_4h
+    dense_4h_to_h wi wi_0 wi_1"""
 _EMBEDDING = """embeddings embed_tokens embed_positions tok_embeddings token_embedding position_embedding
     word_embeddings wte wpe shared patch_embed"""
 _HEAD = "lm_head embed_out output_projection classifier score cls qa_outputs proj_out"
@@ -22,18 +22,21 @@ _NAMES = {
     for kind, names in (("attention", _ATTENTION), ("mlp", _MLP), ("embedding", _EMBEDDING), ("head", _HEAD))
     for name in names.split()
 }
+_OF_ATTENTION = (nn.MultiheadAttention, nn.modules.linear.NonDynamicallyQuantizableLinear)
+"""The module, and what is its ``out_proj``."""
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod|quantized)(?:\.|$)")
 
 
 def layer_type(name: str) -> str | None:
-    """The type of the layer called `name`: that of the first part of the dotted name that tells one, or None.
+    """The type of the layer called `name`: that of the first part, or two, of the dotted name that tell one, or None.
 
     A part that is called like a type (attention, mlp, embedding, head) goes before those that families use for one,
     such as ``self_attn``, ``c_fc``, ``embed_tokens`` and ``lm_head``.
     """
     parts = name.split(".")
     exact = next((part for part in parts if part in LAYER_TYPES), None)
-    return exact or next((_NAMES[part.lower()] for part in parts if part.lower() in _NAMES), None)
+    told = (".".join(parts[at : at + size]).lower() for at in range(len(parts)) for size in (1, 2))
+    return exact or next((_NAMES[each] for each in told if each in _NAMES), None)
 
 
 def type_of(name: str, module: nn.Module) -> str | None:
@@ -41,7 +44,7 @@ def type_of(name: str, module: nn.Module) -> str | None:
     if isinstance(module, nn.Embedding):
         return next((part for part in name.split(".") if part in LAYER_TYPES), "embedding")
     found = layer_type(name)
-    return "attention" if found is None and isinstance(module, nn.MultiheadAttention) else found
+    return "attention" if found is None and isinstance(module, _OF_ATTENTION) else found
 
 
 def ends_of(model: nn.Module) -> dict[nn.Module, str]:

@@ -21,8 +21,7 @@ def policy_of(config: ExperimentConfig, layer_type: str | None = None) -> Policy
     """What the config does to the operands of its layers, or to those of a layer type that has a rounding of its own.
 
     Weights under storage "master" are rounded on the forward pass as `optimizer.rounding` says; under storage "grid"
-    that is how the optimizer rounds, and the forward pass reads the weights as they are. Layers of no type ("other"),
-    which a GPT has none of, are quantized where attention and mlp both are.
+    that is how the optimizer rounds, and the forward pass reads the weights as they are.
     """
     quantize = config.quantize
 
@@ -32,8 +31,7 @@ def policy_of(config: ExperimentConfig, layer_type: str | None = None) -> Policy
 
     operands: dict[str, Any] = {name: operand(name) for name in OPERANDS}
     casts = {name: operand(name) for name in quantize.casts.given}
-    layers = (*quantize.layers, *(("other",) if {"attention", "mlp"} <= {*quantize.layers} else ()))
-    where: dict[str, Any] = {"layers": layers, "patterns": quantize.patterns, "compute": quantize.compute}
+    where: dict[str, Any] = {"layers": quantize.kinds, "patterns": quantize.patterns, "compute": quantize.compute}
     return Policy(**operands, **where, casts=casts, hadamard=quantize.hadamard.given)
 
 

@@ -12,13 +12,15 @@ import torch
 from torch import nn
 
 from altgrad.formats import FP32, check_draw_version
-from altgrad.nn.coverage import Coverage, forget_coverage
+from altgrad.nn.coverage import NO_PRODUCT, Coverage, forget_coverage, name_for, parameters_of, place_of, why_left
 from altgrad.nn.kinds import Kind, kind_of, one_cast, plain_class, quantized_class, reads_child, reads_transposed
 from altgrad.nn.layers import UNQUANTIZED, Clock, Observer, Policy, QuantizedLayer, _key, hadamard
-from altgrad.nn.names import ends_of, plain_name, type_of
+from altgrad.nn.names import ends_of, layer_type, plain_name, type_of
 from altgrad.nn.policies import recipe
 from altgrad.nn.reads import QuantizedProduct, QuantizedWeight, Reader
 from altgrad.scaling import DelayedScale
+
+_WIDE = "`wide`, or a policy that rounds nothing, names it"
 
 
 @dataclass
@@ -93,13 +95,9 @@ def quantize_model(
         reasons = dict.fromkeys([*(place.why_not for place in places), *unfit])
         has = f"each layer is left out ({'; '.join(reasons)})" if reasons else "the model has no layer"
         raise ValueError(f"no layer matches: the policies are for {keys}, and {has}")
-    coverage = Coverage(
-        {(place.name, place.parameter): (place.why_not, place.named) for place in places if place.why_not},
-        {(plain_name(name, model), each): why for name, kind in kinds.items() for each, why in kind.left_out.items()},
-        strict,
-    )
+    coverage = Coverage(_left_out(model, modules, kinds, places, policies), strict)
     if strict:
-        coverage.check_before(model, [place.name for place in found])
+        coverage.check_before()
     kept = {id(layer): (layer.observer, layer.grid_scale) for layer in quantized_layers(model).values()}
     dequantize_model(model)
     _install(modules, kinds, found, clock, policies)
@@ -150,6 +148,49 @@ def _choose(place: _Place, policies: Mapping[str, Policy]) -> None:
         place.why_not, place.named = why, False
     else:
         place.policy = chosen
+
+
+def _left_out(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    kinds: Mapping[str, Kind],
+    places: list[_Place],
+    policies: Mapping[str, Policy],
+) -> dict[str, tuple[str, bool]]:
+    """Every parameter that no layer rounds, by `place_of`: why, and whether the policy names it."""
+    layers: dict[int, list[_Place]] = {}
+    for place in places:
+        own = [place.module._parameters[place.parameter]] if place.parameter else parameters_of(place.module)
+        for parameter in own:
+            layers.setdefault(id(parameter), []).append(place)
+    reasons = {
+        ".".join(filter(None, (plain_name(path, model), parameter))): why
+        for path, kind in kinds.items()
+        for parameter, why in kind.left_out.items()
+    }
+    found = {}
+    for path, parameter in model.named_parameters():
+        name = place_of(plain_name(path, model))
+        owner, mine = name.rpartition(".")[0], layers.get(id(parameter), [])
+        if any(place.policy.rounds for place in mine):
+            continue
+        if mine:
+            why = next((place.why_not for place in mine if place.why_not), _WIDE)
+        else:
+            why = why_left(name, parameter, reasons.get(name) or reasons.get(owner) or NO_PRODUCT)
+            mine = [
+                _Place(each, layer_type(each) or "other", model, QuantizedLayer) for each in (name_for(name), owner)
+            ]
+            for place in mine:
+                _choose(place, policies)
+            mine = [*filter(_is_named, mine)] or mine[:1]
+        found[name] = (why, all(map(_is_named, mine)))
+    return found
+
+
+def _is_named(place: _Place) -> bool:
+    """Whether the policy says of this layer that it stays as it is."""
+    return place.named if place.why_not else not place.policy.rounds
 
 
 def _is_seen(place: _Place) -> bool:

@@ -41,7 +41,7 @@ from altgrad.reports.provenance import code_key, data_of, provenance
 from altgrad.reports.scope import has_campaign, only_foreign, site_values
 from altgrad.reports.tuning import tuning_page, tuning_studies
 from altgrad.runs import RunRecord
-from altgrad.runs.diagnosis import diagnose, warnings_of
+from altgrad.runs.diagnosis import coverage_of, diagnose, happened, warnings_of
 from altgrad.runs.schema import digest
 from altgrad.runs.wandb_records import tool_of
 from altgrad.site import PALETTE, Block, CodeBlock, Column, Link, Page, PageMaker, PageRef, Table, code, join, md, slug
@@ -107,7 +107,7 @@ def _runs_columns(shown: pd.DataFrame, measure: Measure, foreign: bool, ends: It
         ),
         col.number(f"Last {measure.title}" if foreign else f"Final {measure.title}", "last", measure.digits),
         *(col.general(visible(name), f"end {name}", ".5g") for name in ends),
-        col.count("Last step", "last_step"),
+        col.last_step(),
         *([col.number("Seconds", "seconds", 1)] if known["seconds"] else []),
         col.of("Recorded", lambda row: words.moment(row["created"])),
         col.of(
@@ -120,6 +120,13 @@ def _runs_columns(shown: pd.DataFrame, measure: Measure, foreign: bool, ends: It
 _OF_RUN = (
     "arm", "run_id", "seed", "ending", "study", "role", "last_step", "created", "wandb_url",
 )  # fmt: skip
+_LEFT_OUT = (
+    col.of("Parameters", lambda row: visible(row["name"])),
+    col.of("Why", lambda row: visible(row["why"])),
+    col.count("Tensors", "count"),
+    col.of("Share of parameters", lambda row: words.percent(row["parameters"] / row["all"]), right=True),
+    col.of("Of multiply-adds", lambda row: words.percent(row["added"] / row["made"]), right=True),
+)
 _EVENTS = (
     col.text("Event", "event"),
     col.count("Runs", "runs"),
@@ -168,7 +175,7 @@ def arm_page_makers(loader: ExperimentDataLoader) -> list[PageMaker]:
         return PageMaker(lambda: replace(make(part, *what), moved=moved), key)
 
     def study(part: ExperimentDataLoader, name: str, swept_only: list[str]) -> Page:
-        last = {arm: part.last_look(averaged(part, arms[arm])) for arm in swept_only}
+        last = {arm: health.last_rounded(part, arm, averaged(part, arms[arm])) for arm in swept_only}
         files = {
             f"{arm}.curves.json": arm_json(part, arm, arms[arm], baselines[arm], last[arm], measure=measures[arm])
             for arm in last
@@ -234,8 +241,9 @@ def _arm_page(
         lambda found: ", ".join(k for k in found["kinds"] if k not in unsaid) if found else ""
     )
     looks = loader.looks(ids)
-    last = looks.last()
-    layers = _layers(loader, records, ids, looks, last)
+    left = health.unrounded(loader, arm, last := looks.last())
+    last = health.of_rounding(last, left)
+    layers = _layers(loader, records, ids, looks, last, left)
     colour = PALETTE[0] if first["format"] == NOT_STATED else format_style(first["format"]).colour
     foreign, name = config.foreign is not None, measure.name if measure else ""
     drawn = curves(losses(arm, name), losses(baseline, name), baseline is not None, measure, colour)
@@ -247,7 +255,7 @@ def _arm_page(
         "around": around,
         "scope": first["scope"],
         "rate": f"{first['learning_rate']:g}" if pd.notna(first["learning_rate"]) else NOT_STATED,
-        "steps": first["max_steps"],
+        "steps": first["max_steps"] if config.states("max_steps") or runs["last_step"].max() >= 0 else None,
         "foreign": foreign,
         "stated": NOT_STATED not in (first["format"], first["scope"]),
         "length": config.states("max_steps"),
@@ -269,6 +277,7 @@ def _arm_page(
         "data": Link(f"{arm}.curves.json", PageRef(f"runs/{arm}.curves.json")),
         "raw": Link(f"{arm}.runs.json", PageRef(f"runs/{arm}.runs.json")),
         "special": _special(records),
+        "coverage": _coverage(records),
     }
     seconds = [record.run.get("seconds") or np.nan for record in records]
     titles = [record.title if record.title != record.id else "" for record in records]
@@ -345,9 +354,10 @@ def _compared(loader: ExperimentDataLoader, arm: str) -> list[Block]:
     for comparison in loader.memo(_foreign).comparisons:
         if arm in (comparison.baseline, *comparison.table["arm"]) and comparison.table["n_pairs"].any():
             formats = loader.runs.loc[loader.runs["arm"] == comparison.baseline, "format"]
+            scope = words.quantized(comparison.scope)
             caption = md(
                 "{scope}: gap of val_loss to {baseline}, paired by seed",
-                scope=words.quantized(comparison.scope).capitalize(),
+                scope=scope[:1].upper() + scope[1:],
                 baseline=col.arm_link(comparison.baseline, f"the runs in {formats.iloc[0]}"),
             )
             number = f"-{len(blocks) + 1}" if blocks else ""  # one setting may have several scopes
@@ -356,21 +366,45 @@ def _compared(loader: ExperimentDataLoader, arm: str) -> list[Block]:
 
 
 def _layers(
-    loader: ExperimentDataLoader, records: list[RunRecord], ids: list[str], looks: Looks, last: pd.DataFrame
+    loader: ExperimentDataLoader,
+    records: list[RunRecord],
+    ids: list[str],
+    looks: Looks,
+    last: pd.DataFrame,
+    left: frozenset[tuple[str, str]],
 ) -> dict[str, Any] | None:
     """What the script draws of the layers: means over some runs, and alone each other run that ended badly."""
     if last.empty:
         return None
     bad = [record for record in records if record.status != "finished" and ids != [record.id] and len(record.coded)]
     return {
-        **health.over_time(looks.history()),
-        "tables": health.last_look(last, len(ids)),
+        **health.over_time(health.of_rounding(looks.history(), left)),
+        "tables": health.last_look(last, len(ids), left),
         "codes": health.codes_value(health.codes(loader, ids, looks, last)),
         "alone": [
-            {"run": record.id, "status": record.status, **health.over_time(loader.layer_history([record.id]))}
+            {
+                "run": record.id,
+                "status": record.status,
+                **health.over_time(health.of_rounding(loader.layer_history([record.id]), left)),
+            }
             for record in bad
         ],
     }
+
+
+def _coverage(records: list[RunRecord]) -> dict[str, Any] | None:
+    """What of the model is quantized, where a run's record says it: that of the first, and how many differ from it."""
+    found = [each for record in records if (each := coverage_of(record)) is not None]
+    if not found:
+        return None
+    first, ran = found[0], bool(found[0].multiply_adds)
+    columns = _LEFT_OUT if ran else _LEFT_OUT[:-1]
+    total = {"all": first.parameters or 1, "made": first.multiply_adds or 1}
+    rows = [total | each.model_dump() | {"added": each.multiply_adds or 0} for each in first.left_out]
+    caption = "Left as it is" + (f", the {len(rows)} largest of {len(rows) + first.more} groups" if first.more else "")
+    table = [col.table(rows, columns, caption, "coverage")] if rows else []
+    others = sum(each != first for each in found)
+    return first.model_dump() | {"ran": ran, "table": table, "others": others, "reports": len(found)}
 
 
 def _special(records: list[RunRecord]) -> Iterator[dict[str, Any]]:
@@ -379,14 +413,15 @@ def _special(records: list[RunRecord]) -> Iterator[dict[str, Any]]:
         bad, brought = record.status != "finished", "origin" in record.run and record.config.foreign is None
         if len(records) == 1 or bad or record.run.get("message") or record.config.notes or brought:
             facts, warnings = _facts(record), _warnings(record)
-            yield {"id": record.id, "failure": diagnose(record), "facts": facts, "warnings": warnings}
+            begun = len(record.history) > 0
+            yield {"id": record.id, "begun": begun, "failure": diagnose(record), "facts": facts, "warnings": warnings}
 
 
 def _events(records: list[RunRecord]) -> list[Block]:
     """What happened in the runs of an arm, by kind: in how many of them, how often, and the first time."""
     found: dict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
     for record in records:
-        for event in record.run["events"]:
+        for event in happened(record):
             if isinstance(event, dict):
                 kind = str(event.get("kind"))
                 name = f"warning: {event.get('what')}" if kind == "warning" else kind
@@ -405,7 +440,7 @@ def _facts(record: RunRecord) -> list[Block]:
     if origin := record.run.get("origin"):
         where = "/".join(str(origin[key]) for key in ("entity", "project", "id") if origin.get(key))
         rows.append((f"Made from {tool_of(record.run)}", f"{where}, {words.moment(origin.get('pulled'))}"))
-    rows = [(field, value) for field, value in rows if value] + _event_rows(record.run["events"])
+    rows = [(field, value) for field, value in rows if value] + _event_rows(happened(record))
     return [Table(("Field", "Value"), tuple(rows), md("About run {run}", run=code(record.id)))] if rows else []
 
 

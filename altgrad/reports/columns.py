@@ -72,6 +72,11 @@ def count(title: Text, key: str) -> Column:
     return of(title, lambda row: None if missing(row[key]) else int(row[key]), right=True)
 
 
+def last_step() -> Column:
+    """The last step of a run that has logged one."""
+    return of("Last step", lambda row: int(row["last_step"]) if row["last_step"] >= 0 else "none", right=True)
+
+
 def number(title: Text, key: str, digits: int = 3, sign: bool = False) -> Column:
     """Fixed digits."""
     return of(title, lambda row: words.number(row[key], digits, sign), right=True)

@@ -14,14 +14,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from altgrad.analysis import words
-from altgrad.analysis.loader import ExperimentDataLoader, Looks
-from altgrad.config import LAYER_TYPES, OPERAND_NAMES
+from altgrad.analysis.loader import ExperimentDataLoader, Looks, states_formats
+from altgrad.config import LAYER_TYPES, OPERAND_NAMES, OPERANDS, operand_of
 from altgrad.formats import FloatFormat, get_format
 from altgrad.reports.curves import column, plain
 from altgrad.reports.document import macros_of
 from altgrad.reports.format_styles import format_style
 from altgrad.reports.heat_map import Levels, heat_map
 from altgrad.runs import RunRecord
+from altgrad.runs.diagnosis import coverage_of
 from altgrad.runs.pack import is_histogram
 from altgrad.site import GRID, MUTED, Axis, Chart, ChartBlock, Sketch
 from altgrad.site.sketch import INCH
@@ -129,6 +130,41 @@ SUBJECTS = (
 """The tables of the last look: end of the id, operands, statistics."""
 
 
+_OF_ROUNDING = ("scale", "overflow", "underflow", "sqnr_db")
+"""Figures that say nothing of an operand that is not rounded."""
+
+
+def unrounded(loader: ExperimentDataLoader, arm: str, last: pd.DataFrame) -> frozenset[tuple[str, str]]:
+    """The (layer, operand) of the last look of an arm's runs that are not rounded, by their config and their records.
+
+    A weight that is not has gradients and updates that are not a quantized layer's either.
+    """
+    config = loader.config(arm)
+    coverage = coverage_of(loader.records[loader.runs.loc[loader.runs["arm"] == arm, "run_id"].iloc[0]])
+    wide, stated = set(coverage.wide if coverage else ()), states_formats(config)
+    found = set()
+    for layer, kind, operand in last[["layer", "layer_type", "operand"]].drop_duplicates().itertuples(index=False):
+        cast = "weight" if operand in ("gradient", "update") else operand
+        named = operand_of(cast) in OPERANDS and stated
+        if layer in wide or (named and not config.rounds(layer, kind, cast)):
+            found.add((layer, operand))
+    return frozenset(found)
+
+
+def of_rounding(looks: pd.DataFrame, left: frozenset[tuple[str, str]]) -> pd.DataFrame:
+    """`looks` without the figures of rounding of what is not rounded."""
+    if not left or looks.empty:
+        return looks
+    places = zip(looks["layer"].tolist(), looks["operand"].tolist(), strict=True)
+    return looks[~(looks["statistic"].isin(_OF_ROUNDING) & np.array([place in left for place in places]))]
+
+
+def last_rounded(loader: ExperimentDataLoader, arm: str, run_ids: Iterable[str]) -> pd.DataFrame:
+    """The last look of some of an arm's runs, without the figures of rounding of what is not rounded."""
+    last = loader.last_look(run_ids)
+    return of_rounding(last, unrounded(loader, arm, last))
+
+
 def over_time(looks: pd.DataFrame) -> dict[str, Any]:
     """What `ExperimentDataLoader.layer_history` found of some runs, for the script: {steps, layers, zero, figures}.
 
@@ -187,10 +223,11 @@ def over_time(looks: pd.DataFrame) -> dict[str, Any]:
     return {"steps": np.unique(at).tolist(), "layers": shown, "zero": zero, "figures": figures}
 
 
-def last_look(last: pd.DataFrame, runs: int) -> list[dict[str, Any]]:
+def last_look(last: pd.DataFrame, runs: int, left: frozenset[tuple[str, str]] = frozenset()) -> list[dict[str, Any]]:
     """What `ExperimentDataLoader.last_look` found of so many runs, as tables by subject for the script.
 
-    A table has its columns, [title, form] each, and rows of a cell a column; only those that were recorded.
+    What is not rounded (`left`: layer and operand) is called so. A table has its columns, [title, form] each, and rows
+    of a cell a column; only those that were recorded.
     """
     if last.empty:
         return []
@@ -228,6 +265,7 @@ def last_look(last: pd.DataFrame, runs: int) -> list[dict[str, Any]]:
             for layer in layers:
                 if any(layer in cells.get((operand, name), ()) for name in recorded):
                     kind = OPERAND_NAMES[operand] if len(operands) > 1 else _shown(types[layer])
+                    kind += ", not quantized" if (layer, operand) in left else ""
                     figures = [plain(cells.get((operand, name), {}).get(layer)) for name in shown]
                     rows.append([_shown(layer), kind, *figures])
         absent = f". {words.names([STATISTICS[name][0] for name in zero])}: 0 everywhere" if zero else ""

@@ -29,6 +29,7 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import mean_interval
 from altgrad.config import OPERAND_NAMES
 from altgrad.reports import columns as col
+from altgrad.reports import health
 from altgrad.reports.charts import forest
 from altgrad.reports.compare import averaged, health_by_type
 from altgrad.reports.curves import by_step, losses_of
@@ -360,7 +361,7 @@ def health_page(loader: ExperimentDataLoader) -> Page | None:
     ranked = {arm: place for place, arm in enumerate(_best(loader.memo(outcomes))["arm"])}
     shown = sorted(looked, key=lambda arm: (arm not in bad, ranked.get(arm, len(ranked))))[:HEALTH_ARMS]
     for arm in sorted(shown):
-        last = loader.last_look(looked[arm])
+        last = health.last_rounded(loader, str(arm), looked[arm])
         for statistic, operand, kind, value in health_by_type(last):
             rows.append({"arm": arm, "label": labels[arm], "operand": operand, "layers": kind, statistic: value})
     if not rows:

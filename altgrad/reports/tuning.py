@@ -108,7 +108,7 @@ def _section(runs: pd.DataFrame, sweep: pd.DataFrame) -> Table:
         col.of("Run", lambda row: Md(f'<a id="{slug(row["run_id"])}"></a>{code(row["run_id"])}')),
         col.text("Status", "status"),
         col.number("Final validation loss", "final_val_loss", 4),
-        col.count("Last step", "last_step"),
+        col.last_step(),
         col.number("Mean of the rate", "mean", 4),
         col.of("", lambda row: "best" if row["best"] else ""),
     )

@@ -5,16 +5,18 @@ The trainer explains a run that ends badly with the same function as a reader ex
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
 from altgrad.config import OPERANDS
 from altgrad.runs.remedies import remedies
-from altgrad.runs.schema import FAILURE_KINDS, PHASES, Alarm, Failure
+from altgrad.runs.schema import FAILURE_KINDS, PHASES, Alarm, CoverageEvent, Failure
 from altgrad.runs.store import RunRecord
 
 PHASE_OF_OPERAND = {
@@ -168,6 +170,25 @@ def warnings_of(record: RunRecord) -> list[tuple[int, Alarm]]:
         alarm = Alarm(event["what"], event["tensor"], event["phase"], float(value), event["message"])
         found.append((event["step"], alarm))
     return sorted(found, key=lambda each: each[0])
+
+
+def coverage_of(record: RunRecord) -> CoverageEvent | None:
+    """What the record says of how much of its model is quantized; None where it says nothing that can be read."""
+    for event in record.run["events"]:
+        if isinstance(event, dict) and event.get("kind") == "coverage":
+            with contextlib.suppress(ValidationError):
+                return CoverageEvent.model_validate(event)
+    return None
+
+
+def happened(record: RunRecord) -> list[Any]:
+    """The events of a run, but for what `coverage_of` tells."""
+    told = coverage_of(record) is not None
+    return [
+        event
+        for event in record.run["events"]
+        if not (told and isinstance(event, dict) and event.get("kind") == "coverage")
+    ]
 
 
 def _events(record: RunRecord, kind: str, *texts: str) -> Iterator[dict[str, Any]]:

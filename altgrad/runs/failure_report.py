@@ -27,7 +27,7 @@ def failure_report(record: RunRecord, failure: Failure | None = None) -> str:
     failure = failure or diagnose(record)
     parts = [f"# {escape(_title(record, failure))}"]
     if failure is not None:
-        parts += [*_explanation(record, failure), *_warnings(record), *_losses(failure), *_diagnostics(failure)]
+        parts += [*_explanation(record, failure), *_warnings(record), *_losses(record, failure), *_diagnostics(failure)]
     elif record.status == "running":
         parts += ["The run is still being written.", *_warnings(record)]
     elif warnings := _warnings(record):
@@ -48,7 +48,8 @@ def _title(record: RunRecord, failure: Failure | None) -> str:
     phase = f", {failure.phase}" if failure.phase else ""
     what, named, _ = failure.cause.partition(": ")
     shown = [*([what] if named else []), *(kind for kind in failure.kinds if kind != "unknown")]
-    return f"{record.id}: {', '.join([record.status, *shown])} from step {failure.step}{where}{phase}"
+    since = f"from step {failure.step}" if len(record.history) else "before a step was recorded"
+    return f"{record.id}: {', '.join([record.status, *shown])} {since}{where}{phase}"
 
 
 def _explanation(record: RunRecord, failure: Failure) -> list[str]:
@@ -56,10 +57,10 @@ def _explanation(record: RunRecord, failure: Failure) -> list[str]:
         ("What", ", ".join(failure.kinds)),
         ("How it ended", failure.message or None),
         ("Cause", failure.cause or None),
-        ("First bad step", failure.step),
+        ("First bad step", failure.step if len(record.history) else None),
         ("Tensor", failure.tensor),
         ("Phase", failure.phase),
-        ("Last recorded step", int(record.history["step"].max()) if len(record.history) else 0),
+        ("Last recorded step", int(record.history["step"].max()) if len(record.history) else "none"),
         ("Status", record.status),
     )
     if failure.tensor is None:
@@ -86,9 +87,10 @@ def _warnings(record: RunRecord) -> list[str]:
     return _section("Warnings", caption, ("Step", "What", "Tensor", "Phase", "Value", "Message"), rows, "Step", "Value")
 
 
-def _losses(failure: Failure) -> list[str]:
+def _losses(record: RunRecord, failure: Failure) -> list[str]:
     rows = [(step, "not finite" if loss is None else f"{loss:.4f}") for step, loss in failure.losses]
-    caption = "Training loss in nats per character, thinned but for the last steps"
+    unit = " in nats per character" if record.config.foreign is None else ""
+    caption = f"Training loss{unit}, thinned but for the last steps"
     return _section("Losses", caption, ("Step", "Loss"), rows, "Step", "Loss")
 
 

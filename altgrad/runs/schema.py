@@ -128,6 +128,35 @@ def _in_utc(text: str) -> str:
         raise ValueError("it is not an ISO 8601 time") from None
 
 
+class LeftOut(BaseModel):
+    """Parameters of like names that are not quantized, and why; multiply-adds of the products that read them."""
+
+    name: Text
+    why: Text
+    count: StrictInt
+    parameters: StrictInt
+    multiply_adds: StrictInt | None
+
+
+class CoverageEvent(BaseModel):
+    """What of a model is quantized, as a loop has recorded it (`altgrad.nn.coverage.Report.summary`).
+
+    Attributes:
+        parameters, quantized: how many there are, and the share of them that is quantized.
+        multiply_adds, rounded: of the first forward pass, and the share of rounded operands; None where not counted.
+        left_out, more: the largest groups, and how many there are beside.
+        wide: layers that are looked at, and round nothing.
+    """
+
+    parameters: StrictInt
+    quantized: float
+    multiply_adds: StrictInt | None = None
+    rounded: float | None = None
+    left_out: list[LeftOut] = []
+    more: StrictInt = 0
+    wide: list[Text] = []
+
+
 Time = Annotated[Text, AfterValidator(_in_utc)]
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from altgrad.config import TelemetryConfig, operand_of
 from altgrad.formats import FP32, FloatFormat
-from altgrad.nn import QuantizedLayer, QuantizedLinear, Reading, observed, quantized_layers
+from altgrad.nn import QuantizedLayer, QuantizedLinear, Reading, observed, quantized_layers, read_otherwise
 from altgrad.optim import GridOptimizer
 from altgrad.ranks import is_sharded, over_group, rows_of_all, whole
 from altgrad.telemetry import counts, geometry
@@ -231,6 +231,8 @@ class Look:
             self._binade_counts[place] = self._binade_counts[place] + found if place in self._binade_counts else found
 
     def _look_at_weights(self) -> None:
+        for name in read_otherwise(self._model) & self._layers.keys():
+            del self._layers[name]
         for name in self._layers:
             reading = self._weight(name)
             fmt, found = reading.format, None

@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from altgrad.config import TelemetryConfig
-from altgrad.nn import Clock, clock_of
+from altgrad.nn import Clock, clock_of, coverage_event
 from altgrad.runs import Recorder
 from altgrad.telemetry.look import Look
 
 
 class LayerTelemetry:
     """Sets the clock of a quantized model at every step of a loop, and records a `Look` at some of them.
+
+    After its first step the record has what of the model is quantized (`altgrad.nn.report_of`).
 
     A step is `begin`, forward and backward passes, `before_update`, the optimizer's step, and `end`. Where processes
     train together every one of them makes these calls: weights are those of all, activations those of rank 0.
@@ -33,7 +35,7 @@ class LayerTelemetry:
     ) -> None:
         self.run, self.model, self.every, self.telemetry = run, model, every, telemetry
         self.clock: Clock = clock_of(model)
-        self._looks = 0
+        self._looks, self._covered = 0, False
         self._look: Look | None = None
         self._block = ExitStack()
 
@@ -59,6 +61,9 @@ class LayerTelemetry:
     def end(self, **metrics: Any) -> None:
         """After the optimizer's step; `metrics` of the step are recorded too."""
         self._block.close()
+        if not self._covered and (covered := coverage_event(self.model)):
+            self.run.event("coverage", self.clock.step or 0, **covered)
+        self._covered = True
         if metrics:
             self.run.log(self.clock.step, metrics)
         if self._look is not None:

@@ -51,11 +51,10 @@ from altgrad.formats import FP32, FloatFormat, get_format
 from altgrad.imports import code_fingerprint
 from altgrad.models import GPT
 from altgrad.nn import (
-    UNQUANTIZED,
     Clock,
-    Policy,
     QuantizedLayer,
     clock_of,
+    coverage_event,
     policies_of,
     policy_of,
     quantize_model,
@@ -208,17 +207,8 @@ def build_model(config: ExperimentConfig, processes: Processes | None = None) ->
 
 def _quantize(model: nn.Module, config: ExperimentConfig, processes: Processes) -> None:
     how = {"seed": config.seed, "draw_version": config.draw_version, "group": processes.scales}
-    quantize_model(model, model_policies(config), **how)
+    quantize_model(model, policies_of(config), **how)
     clock_of(model).rank = processes.rank
-
-
-def model_policies(config: ExperimentConfig) -> dict[str, Policy]:
-    """What the config does to its model; layers of no known type, which a task may have, are like attention and MLP."""
-    found = policies_of(config)
-    if config.foreign is None or not {"attention", "mlp"} <= {*config.quantize.layers}:
-        return found
-    return {key: policy if policy is UNQUANTIZED else replace(policy, layers=(*policy.layers, "other"))
-            for key, policy in found.items()}  # fmt: skip
 
 
 @torch.no_grad()
@@ -848,6 +838,8 @@ class _Run:
         at.last_loss = sum(self.processes.mean(losses)) / len(losses)
         if at.step == 1:
             at.first_loss = at.last_loss
+            if config.foreign is not None:
+                self.writer.event("coverage", at.step, **coverage_event(model))
         row: dict[str, float] = {"tokens": at.step * self._tokens_a_step()} if self.batches.text else {}
         if config.stability.clip == "range_aware":
             row["clipped"] = clip_to_range(model)

@@ -89,22 +89,19 @@ export function decode(data) {
 
 const numeric = (values) => values.every((value) => value === null || Number.isFinite(Number(value)));
 
-/**
- * Let the columns be those of a site: its metric, and the keys that its arms differ in; of other loops' runs nothing that
- * none of them states is shown at first.
- */
+/** Let the columns be those of a site: its metric, and the keys that its arms differ in; what none states is not shown at first. */
 export function fit(tables, { metric, keys }) {
   const arms = tables.arms.columns;
   ({ digits } = metric);
   const others = arms.format.every((format) => format === "not stated");
   if (others) [FILTERS.study.title, FILTERS.seeds.title] = ["Project", "Averaged runs"];
-  for (const columns of Object.values(COLUMNS)) {
+  for (const [rows, columns] of Object.entries(COLUMNS)) {
     const own = Object.entries(keys).map(([key, values]) => column(`config ${key}`, key, numeric(values) ? rate : (value) => value ?? "not stated"));
     columns.splice(columns.findIndex(({ key }) => key === "learning_rate") + 1, 0, ...own);
     for (const each of columns) {
       if (each.key === "val_loss" || each.key === "final_val_loss") each.title = capital(metric.title);
       if (others) each.title = each.title.replace(/^Stud(?:y|ies)$/, "Project").replace(/^Seeds/, "Averaged runs");
-      if (each.key === "learning_rate") each.shown = arms.learning_rate.some((value) => value !== null);
+      if (each.shown && !each.key.endsWith("val_loss")) each.shown = (tables[rows].columns[each.key] ?? [each]).some((value) => value !== null);
     }
   }
   for (const [key, values] of Object.entries(keys)) {
