@@ -118,7 +118,7 @@ cluster: .venv/dev.stamp ## check campaigns on a Ray cluster of this machine, wi
 	@ALTGRAD_CLUSTER=1 $(BIN)/python -m pytest tests/test_cluster.py
 
 exhaustive: .venv/dev.stamp ## compare the quantizer on all bfloat16 and all 2^32 float32 inputs; may be stopped, goes on from there
-	@ALTGRAD_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/test_rounding.py -k bfloat16_numbers
+	@ALTGRAD_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/test_rounding.py tests/test_rounding_compiled.py -k "bfloat16_numbers or every_rounding"
 	@$(BIN)/python benchmarks/exhaustive.py $(ARGS)
 
 clean: ## remove the environment, the built site and caches (recorded and local runs stay)
