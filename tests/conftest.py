@@ -32,14 +32,23 @@ SITE = ("test_browser.py", "test_explorer.py", "test_runs_pages.py", "test_site.
 
 LONG = (
     *RECORDED,
-    "test_training.py",
+    "test_wandb_in.py",
     "test_rounding_compiled.py",
+    "test_tracking.py",
     "test_nn_compiled.py",
+    "test_training.py",
     "test_guides.py",
     "test_failure_modes.py",
-    "test_wandb_in.py",
-    "test_reports.py",
     "test_checkpoints.py",
+    "test_distributed.py",
+    "test_sweep.py",
+    "test_training_campaign.py",
+    "test_run_costs.py",
+    "test_site_cache.py",
+    "test_reports.py",
+    "test_nn.py",
+    "test_diffusion.py",
+    "test_runs_cli.py",
 )
 
 
