@@ -19,6 +19,7 @@ from altgrad.analysis.statistics import Estimate, holm, mean_interval, paired_di
 from altgrad.config import LAYER_TYPES
 from altgrad.formats import get_format
 from altgrad.studies import OPERAND_PLACES
+from altgrad.text import figure
 
 RESAMPLES = 10_000
 LADDER = ("E6M1", "E5M2", "E4M3", "E3M4")
@@ -92,6 +93,15 @@ class TokenRate:
     def limit(self) -> float:
         """The most that was measured: what is beyond it is extrapolated."""
         return self.steps[1] / self.steps[0] - 1
+
+    def percent(self, gap: float) -> str:
+        """`more_tokens` as text; what lies beyond the measured lengths is not given a figure."""
+        more = self.more_tokens(gap)
+        if math.isnan(more):
+            return "–"
+        if more > self.limit:
+            return f"over {100 * self.limit:.0f}%"
+        return f"{figure(100 * more, '.0f' if abs(more) >= 0.1 else '.1f')}%"
 
 
 def token_rate(loader: ExperimentDataLoader) -> TokenRate | None:

@@ -12,7 +12,6 @@ import numpy as np
 from altgrad.text import figure as figure
 
 if TYPE_CHECKING:
-    from altgrad.analysis.costs import TokenRate
     from altgrad.analysis.statistics import Estimate
 
 
@@ -53,16 +52,6 @@ def contrast(row: Mapping[Any, Any], digits: int = 3) -> str:
 def percent(value: float) -> str:
     """A fraction as a percentage with three significant digits; a dash for NaN."""
     return "–" if not finite(value) else f"{figure(100 * value, '.3g')}%"
-
-
-def tokens(rate: TokenRate, gap: float) -> str:
-    """A gap as a percentage of more tokens; what lies beyond the measured lengths is not given a figure."""
-    more = rate.more_tokens(gap)
-    if math.isnan(more):
-        return "–"
-    if more > rate.limit:
-        return f"over {100 * rate.limit:.0f}%"
-    return f"{figure(100 * more, '.0f' if abs(more) >= 0.1 else '.1f')}%"
 
 
 def p_text(value: float) -> str:

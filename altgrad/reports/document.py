@@ -47,7 +47,6 @@ FILTERS: dict[str, Callable[..., str]] = {
     "nats": words.contrast,
     "describe": describe,
     "names": lambda items: words.names(list(items)),
-    "tokens": words.tokens,
     "quantized": words.quantized,
     "code": code,
     "anchor": lambda text: Md(slug(text)),

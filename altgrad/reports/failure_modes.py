@@ -14,7 +14,7 @@ from altgrad.analysis.comparison import ALL_OPERANDS, Comparison, FormatComparat
 from altgrad.analysis.contrasts import shown
 from altgrad.analysis.failures import FailureAnalyzer, named, one_format, unscaled
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
-from altgrad.analysis.labels import arm_labels
+from altgrad.analysis.labels import site_labels
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import FAILURE_GAP, MARGIN
 from altgrad.config import OPERAND_NAMES, command
@@ -203,7 +203,7 @@ def _failed_arms(analyzer: FailureAnalyzer, failed: pd.DataFrame) -> Values:
 
 def _arms_table(loader: ExperimentDataLoader, classified: pd.DataFrame, identity: str) -> Table:
     columns = (
-        col.named(arm_labels(loader, classified["arm"])),
+        col.named(loader.memo(site_labels)),
         col.text("Failure Mode", "causes"),
         col.text("Where", "phases"),
         col.signed("Gap to FP32", "gap"),
@@ -217,7 +217,7 @@ def _arms_table(loader: ExperimentDataLoader, classified: pd.DataFrame, identity
 
 def _symptoms_table(loader: ExperimentDataLoader, symptoms: pd.DataFrame) -> Table:
     columns = (
-        col.named(arm_labels(loader, symptoms["arm"].unique())),
+        col.named(loader.memo(site_labels)),
         col.text("Class", "cause"),
         col.of("Operand", lambda row: f"{OPERAND_NAMES.get(row['operand'], row['operand'])}, {row['phase']}"),
         col.percent("Share of looks", "share"),
@@ -557,7 +557,7 @@ def _drawn_gradients(analyzer: FailureAnalyzer) -> dict[str, list[Values]]:
 
 def _unfinished_table(analyzer: FailureAnalyzer) -> Table:
     columns = (
-        col.named(arm_labels(analyzer.loader, analyzer.failures["arm"].unique())),
+        col.named(analyzer.loader.memo(site_labels)),
         col.count("Seed", "seed"),
         col.text("Status", "status"),
         col.text("Kind", "kinds"),
@@ -580,7 +580,7 @@ def _broken_runs(analyzer: FailureAnalyzer) -> list[Values]:
     """The runs that did not finish, by arm and status: how many, what was recorded of them, and where it began."""
     found, runs = [], analyzer.loader.runs
     means = analyzer.health.set_index(["arm", "operand", "statistic"])["value"].to_dict()
-    labels = arm_labels(analyzer.loader, analyzer.failures["arm"].unique())
+    labels = analyzer.loader.memo(site_labels)
     for (arm, status), rows in _outside_of_sweeps(analyzer).groupby(["arm", "status"], sort=False):
         steps = sorted({int(step) for step in rows["step"].dropna()})
         first = rows.iloc[0]

@@ -471,7 +471,7 @@ def _columns(rate: TokenRate | None, tested: bool = True) -> list[Column]:
     gap, interval, *counts = GAP
     return [
         *(col.arm(), gap, interval),
-        *([col.of("In tokens", lambda row: words.tokens(rate, row["gap"]), right=True)] if rate else []),
+        *([col.of("In tokens", lambda row: rate.percent(row["gap"]), right=True)] if rate else []),
         *counts,
         *([col.p("p against FP32", "p_fp32")] if tested else []),
         col.signed("To the best", "gap_to_best"),
