@@ -8,8 +8,6 @@ BACKEND ?= local
 MINUTES ?= inf
 REFRESH ?=
 BIN := .venv/bin
-# Its deadlines want the machine for themselves.
-ALONE := tests/test_tracking.py
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 export NO_MKDOCS_2_WARNING := 1
 export ALTGRAD_REFRESH := $(REFRESH)
@@ -38,8 +36,7 @@ version: .venv/site.stamp ## put the site on the branch gh-pages as a version: V
 install: .venv/dev.stamp ## install everything, torch included (a processor-only torch: see README)
 
 test: .venv/dev.stamp ## run all tests (some of them: ARGS="tests/test_formats.py -x")
-	@$(BIN)/python -m pytest $(or $(ARGS),-n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder --ignore=$(ALONE))
-	@$(if $(ARGS),,$(BIN)/python -m pytest $(ALONE))
+	@$(BIN)/python -m pytest $(or $(ARGS),-n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder)
 
 check: .venv/dev.stamp ## lint, formatting and types
 	@$(BIN)/ruff check .
@@ -118,7 +115,7 @@ cluster: .venv/dev.stamp ## check campaigns on a Ray cluster of this machine, wi
 	@ALTGRAD_CLUSTER=1 $(BIN)/python -m pytest tests/test_cluster.py
 
 exhaustive: .venv/dev.stamp ## compare the quantizer on all bfloat16 and all 2^32 float32 inputs; may be stopped, goes on from there
-	@ALTGRAD_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/test_rounding.py -k bfloat16_numbers
+	@ALTGRAD_EXHAUSTIVE=1 $(BIN)/python -m pytest tests/test_rounding.py tests/test_rounding_compiled.py -k "bfloat16_numbers or every_rounding or block_formats"
 	@$(BIN)/python benchmarks/exhaustive.py $(ARGS)
 
 clean: ## remove the environment, the built site and caches (recorded and local runs stay)

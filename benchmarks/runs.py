@@ -64,6 +64,7 @@ SIZES = {
         "runs of a site": 6,
     },
 }  # fmt: skip
+SHIPPED = ROOT / "experiments" / "recorded"
 TAGS = [f"train/metric_{number}" for number in range(10)]
 THREE = ["metric_1", "metric_30", "metric_59"]
 
@@ -176,7 +177,7 @@ def _dataset(files: list[str], schema: pa.Schema, columns: list[str] | None) -> 
 
 def packed(folder: Path, sizes: dict[str, int], repeats: int, show: Callable[[str], None]) -> Figure:
     """Loading a packed study made of the recorded runs, again and again under other seeds."""
-    shipped, copies = load_runs([ROOT / "experiments" / "recorded"]).records, []
+    shipped, copies = load_runs([SHIPPED]).records, []
     for number in range(sizes["packed runs"]):
         source = shipped[number % len(shipped)]
         config = source.config.model_copy(update={"seed": number})

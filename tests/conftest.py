@@ -32,14 +32,23 @@ SITE = ("test_browser.py", "test_explorer.py", "test_runs_pages.py", "test_site.
 
 LONG = (
     *RECORDED,
-    "test_training.py",
+    "test_wandb_in.py",
     "test_rounding_compiled.py",
+    "test_tracking.py",
     "test_nn_compiled.py",
+    "test_training.py",
     "test_guides.py",
     "test_failure_modes.py",
-    "test_wandb_in.py",
-    "test_reports.py",
     "test_checkpoints.py",
+    "test_distributed.py",
+    "test_sweep.py",
+    "test_training_campaign.py",
+    "test_run_costs.py",
+    "test_site_cache.py",
+    "test_reports.py",
+    "test_nn.py",
+    "test_diffusion.py",
+    "test_runs_cli.py",
 )
 
 
@@ -55,6 +64,12 @@ class Groups(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
     """What xdist asks for a scheduler."""
     return Groups(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """A worker more than there are cores: much of a test's time it waits, for a browser, a server or a process."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

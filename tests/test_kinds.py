@@ -194,7 +194,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "grouped experts": (lambda: Experts(True), (9, 8)),
     "LoRA": (LoRA, (4, 8)),
 }
-DECOMPOSED = ("LSTM", "GRU", "RNN", "Cell", "Conv", "unbatched")
+DECOMPOSED = ("LSTM", "GRU", "RNN", "Cell", "Conv", "unbatched", "by keywords")
 """Parts of names of kinds whose products or biases torch adds up otherwise."""
 
 

@@ -276,7 +276,7 @@ def test_a_rank_correlation_needs_three_that_differ() -> None:
 def test_the_recorded_formats_study_has_a_gap_for_every_split() -> None:
     from altgrad.analysis.loader import ExperimentDataLoader
 
-    loader = ExperimentDataLoader([Path(__file__).parents[1] / "experiments" / "recorded"])
+    loader = ExperimentDataLoader([Path(__file__).parents[1] / "experiments" / "recorded" / "formats"])
     data = loader.runs["data"].iloc[0]
     splits = [(name, "nearest_even") for name in ("e0m7", "e2m5", "e3m4", "e4m3", "e5m2", "e6m1", "e7m0")]
     found = recorded_gaps(loader, ExperimentConfig(), data, [*splits, ("e4m3", "diffused")])

@@ -329,7 +329,7 @@ def _record_problems(record: RunRecord) -> list[str]:
         found.append(f"key 'arm' is {str(run['arm'])[:80]!r} and config and data give {record.arm}")
     if record.status == "failed" and not run["failure"]:
         found.append("it failed, and key 'failure' does not say why")
-    history, layers = record.history, record.layers
+    history, layers = record.history, record.tables("layers")  # its text as it is: to make it plain takes longest
     if record.status == "finished" and history.empty:
         found.append("history: a finished run without a row")
     if len(layers) and (layers["step"] < 0).any():

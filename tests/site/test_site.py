@@ -10,13 +10,12 @@ from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import same_numbers
 from conftest import ROOT, copy_project, mkdocs_build
 from links import faults
 from planted import found_in, planted
-
-from altgrad.analysis import ExperimentDataLoader
 
 REPORTS = ("format_comparison", "failure_modes", "manifold_comparison", "literature")
 
@@ -59,30 +58,23 @@ def test_the_checker_finds_a_planted_fault(tmp_path: Path, planted: str, told: s
     assert told in found
 
 
-def test_two_builds_in_two_folders_and_a_cold_and_a_warm_one_are_the_same_bytes(gallery: Path, tmp_path: Path) -> None:
+def test_builds_in_two_folders_cold_warm_and_refreshed_are_the_same_bytes_and_report_what_ran_and_what_is_slow(
+    gallery: Path, tmp_path: Path
+) -> None:
     again = copy_project(tmp_path)
     first = snapshot(gallery)
-    for out, origins in (("cold", {"made"}), ("warm", {"made", "cache"})):
-        mkdocs_build(again, tmp_path / out, SOURCE_DATE_EPOCH="1700000000")
+    kept = again / ".cache/site"
+    kept.mkdir(parents=True)
+    (kept / "gone-0123456789abcdef.zip").write_bytes(b"of a page that is gone")
+    for out, refresh, origins in (("cold", "", {"made"}), ("warm", "", {"made", "cache"}), ("anew", "1", {"made"})):
+        mkdocs_build(again, tmp_path / out, SOURCE_DATE_EPOCH="1700000000", ALTGRAD_REFRESH=refresh)
         second = snapshot(tmp_path / out)
         assert first.keys() == second.keys()
         assert [name for name in first if first[name] != second[name]] == []
         report = json.loads((again / "build/report/build.json").read_text())
         assert {family["origin"] for family in report["families"]} == origins
     assert not any("report/" in name for name in first if name.startswith("build")), "the report is not in the site"
-
-
-def test_the_build_report_says_what_ran_and_what_is_slow_and_a_refresh_runs_it_again(tmp_path: Path) -> None:
-    project = copy_project(tmp_path)
-    kept = project / ".cache/site"
-    kept.mkdir(parents=True)
-    (kept / "gone-0123456789abcdef.zip").write_bytes(b"of a page that is gone")
-    for refresh in ("", "1"):
-        mkdocs_build(project, tmp_path / "out", SOURCE_DATE_EPOCH="1700000000", ALTGRAD_REFRESH=refresh)
-        report = json.loads((project / "build/report/build.json").read_text())
-        origin = {family["name"]: family["origin"] for family in report["families"]}
-        assert origin["own/page"] == "made"
-    text = (project / "build/report/build.txt").read_text()
+    text = (again / "build/report/build.txt").read_text()
     assert re.search(r"^ +[0-9.]+ s  made    own/page \(1\)$", text, re.MULTILINE)
     assert re.search(r"^ +[0-9.]+ s  reports/failure_modes.md$", text, re.MULTILINE) or len(report["pages"]) > 20
     assert report["pages"].keys() >= {"index.md", "own/page.md", "own/formats/e4m3.md"}
@@ -318,11 +310,7 @@ def test_an_error_while_serving_becomes_a_box_on_the_page(tmp_path: Path, monkey
     config = project / "mkdocs.yml"
     settings = config.read_text().replace("\nextra:\n", "\nextra:\n  serving: true\n")
     config.write_text(re.sub(r"\nnav:\n.*?\n(?=not_in_nav)", "\n", settings, flags=re.DOTALL))
-    for name in ("runs/index", "compare/index", "formats/index", "reports/preregistered", "reports/scaling"):
-        page = project / f"docs/{name}.md"  # hand-written pages lead there; the script that raises would make it
-        page.parent.mkdir(exist_ok=True)
-        page.write_text("# Made up\n")
-    mkdocs_build(project, tmp_path / "out")
+    mkdocs_build(project, tmp_path / "out", ALTGRAD_PAGE="index")
     html = (tmp_path / "out/index.html").read_text()
     assert "This page could not be built" in html
     assert "RuntimeError: on purpose" in re.sub(r"<[^>]*>", "", html)
@@ -342,15 +330,21 @@ def test_pages_are_small_enough_to_load_at_once(real_site: Path) -> None:
 
 
 def test_every_run_has_a_place_and_its_own_json(real_site: Path) -> None:
-    loader = ExperimentDataLoader([ROOT / "experiments" / "recorded"])
+    parts = (ROOT / "experiments" / "recorded").rglob("runs.parquet")
+    runs = [json.loads(run) for part in parts for run in pd.read_parquet(part)["run"]]
     html = {path.parent.name: path.read_text() for path in (real_site / "runs").glob("*/index.html")}
-    for run in loader.runs.itertuples():
-        pages = [name for name, text in html.items() if f'id="{run.run_id}"' in text]
-        assert run.arm in pages or any(name.startswith("study-") for name in pages)
+    places = defaultdict[str, set[str]](set)
+    for name, text in html.items():
+        for place in re.findall(r' id="([^"]*)"', text):
+            places[place].add(name)
+    of_arm = defaultdict[str, set[str]](set)
+    for run in runs:
+        of_arm[run["arm"]].add(run["id"])
+        assert run["arm"] in places[run["id"]] or any(name.startswith("study-") for name in places[run["id"]])
     arms = {name for name in html if not name.startswith("study-")}
     for arm in arms:
         recorded = json.loads((real_site / "runs" / f"{arm}.runs.json").read_text())
-        assert {*recorded} == {*loader.runs.loc[loader.runs["arm"] == arm, "run_id"]}
+        assert {*recorded} == of_arm[arm]
         for run_id, data in recorded.items():
             assert data["run"]["id"] == run_id
             assert data["history"]["step"]
