@@ -296,15 +296,16 @@ def effects(loader: ExperimentDataLoader) -> list[Effect]:
         texts = {arm: {key: _text(each) for key, each in arms[arm].items()} for arm in own["arm"].unique()}
         if not texts:
             continue
-        levels = pd.DataFrame.from_dict(
-            {arm: {DATA: loader.data_name(arm), **own} for arm, own in texts.items()}, "index"
-        )
+        for arm, each in texts.items():
+            each[DATA] = loader.data_name(arm)
+        levels = pd.DataFrame.from_dict(texts, "index")
         levels = levels.fillna(ABSENT).loc[own["arm"], lambda frame: frame.nunique() > 1]
         by_key = {key: [*_of_key(project, key, keys, levels, own)] for key in keys if key in levels}
         by_key = {key: each for key, each in by_key.items() if each}
         if not by_key:
             continue
-        alone = ~own.duplicated(["arm", "seed"]).to_numpy() | own["seed"].isna().to_numpy()
+        again = pd.DataFrame({"cell": _joined(levels, levels.columns), "seed": own["seed"].to_numpy()}).duplicated()
+        alone = ~again.to_numpy() | own["seed"].isna().to_numpy()
         tests = tested(own[alone], levels[alone], [*by_key], keys)
         for key in sorted(by_key, key=lambda key: -tests[key].share):
             found += [each._replace(test=tests[key]) for each in by_key[key]]
@@ -352,9 +353,9 @@ def tested(
     return dict(zip(keys, shown, strict=True))
 
 
-def _joined(codes: pd.DataFrame, keys: Collection[str]) -> NDArray[np.intp]:
+def _joined(levels: pd.DataFrame, keys: Collection[str]) -> NDArray[np.intp]:
     """A number for each combination of the values of some keys, by row."""
-    return codes.groupby([*keys]).ngroup().to_numpy() if len(keys) else np.zeros(len(codes), dtype=np.intp)
+    return levels.groupby([*keys]).ngroup().to_numpy() if len(keys) else np.zeros(len(levels), dtype=np.intp)
 
 
 def strongest(found: Iterable[Effect]) -> list[Effect]:

@@ -224,12 +224,13 @@ def residual(values: NDArray[np.float64], groups: NDArray[np.intp], *factors: ND
     """
     levels = [np.equal.outer(codes, np.unique(codes)).astype(np.float64) for codes in factors]
     both = np.column_stack([values, *levels])
-    frame = pd.DataFrame(both)
-    both = (frame - frame.groupby(groups).transform("mean")).to_numpy()
+    _, groups, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    begins = counts.cumsum() - counts
+    both -= (np.add.reduceat(both[np.argsort(groups, kind="stable")], begins) / counts[:, None])[groups]
     y, x = both[:, 0], both[:, 1:]
     fit, _, rank, _ = np.linalg.lstsq(x.T @ x, x.T @ y, rcond=1e-9)
     squares = float(((y - x @ fit) ** 2).sum())
-    degrees = len(y) - len(np.unique(groups)) - int(rank)
+    degrees = len(y) - len(counts) - int(rank)
     return Residual(squares if squares > 1e-24 * float(values @ values) else 0.0, degrees)
 
 
