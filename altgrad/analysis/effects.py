@@ -34,6 +34,8 @@ from altgrad.runs import RunRecord
 from altgrad.runs.history import LOSSES
 from altgrad.text import visible
 
+Floats = NDArray[np.float64]
+
 MOST_KEYS = 12
 NOT_METRICS = ("step", "tokens", "seconds", "time", "lr", "epoch", "logged_step")
 ABSENT = "not stated"
@@ -147,6 +149,12 @@ class Effect(NamedTuple):
         """The smallest and the largest mean of a setting; NaN of one setting."""
         means = [each.estimate.mean for each in self.settings]
         return (min(means), max(means)) if len(means) > 1 else (math.nan, math.nan)
+
+    @property
+    def opposed(self) -> bool:
+        """Whether it is shown to be below 0 in one setting and above it in another, each by its own interval."""
+        own = [each.estimate for each in self.settings]
+        return any(each.high < 0 for each in own) and any(each.low > 0 for each in own)
 
     @property
     def by(self) -> list[tuple[float, str]]:
@@ -304,15 +312,16 @@ def effects(loader: ExperimentDataLoader) -> list[Effect]:
         by_key = {key: each for key, each in by_key.items() if each}
         if not by_key:
             continue
-        again = pd.DataFrame({"cell": _joined(levels, levels.columns), "seed": own["seed"].to_numpy()}).duplicated()
-        alone = ~again.to_numpy() | own["seed"].isna().to_numpy()
-        tests = tested(own[alone], levels[alone], [*by_key], keys)
+        cells = _joined(_codes(levels), levels)
+        again = pd.DataFrame({"cell": cells, "seed": own["seed"].to_numpy()}).duplicated().to_numpy()
+        alone = ~again | own["seed"].isna().to_numpy()
+        tests = key_tests(own[alone], levels[alone], [*by_key], keys)
         for key in sorted(by_key, key=lambda key: -tests[key].share):
             found += [each._replace(test=tests[key]) for each in by_key[key]]
     return found
 
 
-def tested(
+def key_tests(
     runs: pd.DataFrame, levels: pd.DataFrame, keys: Collection[str], others: Collection[str]
 ) -> dict[str, Tested]:
     """Of each of `keys` whether it matters, by sums of squares of nested models of the means of cells.
@@ -329,17 +338,17 @@ def tested(
     values = runs["value"].to_numpy(float) - runs["value"].mean()
     seeds = pd.factorize(runs["seed"])[0]
     blocks = [seeds] if seeds.max(initial=0) < MOST_LEVELS else []
-    codes = levels.apply(lambda column: pd.factorize(column)[0])
-    noise = residual(values, _joined(codes, levels.columns), *blocks)
+    codes = _codes(levels)
+    noise = residual(values, _joined(codes, codes), *blocks)
     between = beyond_noise(noise, residual(values, _joined(codes, ()), *blocks), noise)
     found, p_values = list[tuple[float, str | None]](), list[float]()
     for key in keys:
-        settings = _joined(codes, levels.columns.drop(key))
+        settings = _joined(codes, [other for other in codes if other != key])
         without = residual(values, settings, *blocks)
         share = beyond_noise(noise, without, noise) / between if between > 0 else 0.0
         alike, gains = noise, dict[str, float]()
         if codes[key].max() < MOST_LEVELS:
-            alike = residual(values, settings, *blocks, codes[key].to_numpy())
+            alike = residual(values, settings, *blocks, codes[key])
         p_values += [f_test(alike, without, noise), f_test(noise, alike, noise)]
         for other in others if p_values[-1] < ALPHA else ():
             if other != key and other in codes and (pairs := _joined(codes, (key, other))).max() < MOST_LEVELS:
@@ -353,9 +362,17 @@ def tested(
     return dict(zip(keys, shown, strict=True))
 
 
-def _joined(levels: pd.DataFrame, keys: Collection[str]) -> NDArray[np.intp]:
+def _codes(levels: pd.DataFrame) -> dict[str, NDArray[np.intp]]:
+    """The values of each key as numbers."""
+    return {key: pd.factorize(levels[key])[0] for key in levels}
+
+
+def _joined(codes: Mapping[str, NDArray[np.intp]], keys: Iterable[str]) -> NDArray[np.intp]:
     """A number for each combination of the values of some keys, by row."""
-    return levels.groupby([*keys]).ngroup().to_numpy() if len(keys) else np.zeros(len(levels), dtype=np.intp)
+    joined = np.zeros_like(next(iter(codes.values())))
+    for key in keys:
+        joined = np.unique(joined * (codes[key].max() + 1) + codes[key], return_inverse=True)[1]
+    return joined
 
 
 def strongest(found: Iterable[Effect]) -> list[Effect]:
@@ -404,8 +421,8 @@ def _of_key(
     project: str, key: str, keys: Collection[str], levels: pd.DataFrame, runs: pd.DataFrame
 ) -> Iterable[Effect]:
     settings: dict[Any, dict[str, NDArray[np.intp]]] = defaultdict(dict)
-    codes = levels.apply(lambda column: pd.factorize(column)[0])
-    joined = _joined(codes, levels.columns.drop(key))
+    codes = _codes(levels)
+    joined = _joined(codes, [other for other in codes if other != key])
     for (setting, value), places in (
         pd.Series(range(len(runs))).groupby([joined, levels[key].to_numpy()]).indices.items()
     ):
@@ -415,31 +432,31 @@ def _of_key(
     if not counts:
         return
     others = [other for other in (*keys, DATA) if other != key and other in levels]
+    told, seeds, results = levels[others].to_numpy(), runs["seed"].to_numpy(), runs["value"].to_numpy()
     reference = min(counts, key=lambda value: (-counts[value], _order(value)))
     for value in sorted(set(counts) - {reference}, key=_order):
-        found, every, paired = list[Setting](), list[pd.Series](), True
+        found, shared, paired = list[Setting](), set[float](), True
         for by_value in settings.values():
             if reference in by_value and value in by_value:
-                pairs, by_seed = _pairs(*(runs.iloc[by_value[each]] for each in (value, reference)))
-                paired &= by_seed
+                own, other = by_value[value], by_value[reference]
+                pairs, of = _pairs(seeds[own], results[own], seeds[other], results[other])
+                paired &= of is not None
+                shared |= {*(() if of is None else of)}
                 if len(pairs):
-                    every.append(pairs)
-                    found.append(Setting(dict(levels.iloc[by_value[value][0]][others]), mean_interval(pairs)))
+                    found.append(Setting(dict(zip(others, told[own[0]], strict=True)), mean_interval(pairs)))
+        found.sort(key=lambda each: [*map(_order, each.others.values())])
         if found:
             means = [each.estimate.mean for each in found]
             estimate = mean_interval(means) if len(found) > 1 else found[0].estimate
-            seeds = pd.concat(every).index.dropna().nunique()
-            yield Effect(project, key, reference, value, estimate, found, seeds, paired)
+            yield Effect(project, key, reference, value, estimate, found, len(shared), paired)
 
 
-def _pairs(own: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.Series, bool]:
-    """Differences of runs of one seed, by seed; of single runs without a seed their own, and then False."""
-    if own["seed"].isna().any() or other["seed"].isna().any():
-        single = len(own) == len(other) == 1
-        values = [float(own["value"].iloc[0] - other["value"].iloc[0])] if single else []
-        return pd.Series(values, [math.nan] * len(values), dtype=float), False
-    one, two = (frame.drop_duplicates("seed").set_index("seed")["value"] for frame in (own, other))
-    return (one - two).dropna(), True
+def _pairs(seeds: Floats, own: Floats, of_other: Floats, other: Floats) -> tuple[Floats, Floats | None]:
+    """Differences of runs of one seed, and their seeds; of single runs without a seed their own, and then None."""
+    if np.isnan(seeds).any() or np.isnan(of_other).any():
+        return own - other if len(own) == len(other) == 1 else own[:0], None
+    shared, one, two = np.intersect1d(seeds, of_other, return_indices=True)
+    return own[one] - other[two], shared
 
 
 def interaction(loader: ExperimentDataLoader) -> tuple[str, str, pd.DataFrame] | None:

@@ -205,9 +205,7 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
         "groups": groups,
         "runs": len(found.runs),
         "both": both and both[:2],
-        "strongest": [
-            _row(each) | {"by": each.by, "depends": each.test.depends} for each in strongest(every)[:STRONGEST]
-        ],
+        "strongest": [_row(each) | {"effect": each} for each in strongest(every)[:STRONGEST]],
         "tested": bool(tests["p_mean"].notna().any()),
         "by_setting": len(by_setting),
         "listed": SETTINGS_SHOWN,
