@@ -71,7 +71,7 @@ _VERDICTS = {"depends": "yes, by how much depends on the setting", "matters": "y
 _TESTS = (
     KEY,
     col.text("Matters", "verdict", _VERDICTS),
-    col.percent("Share of the variance between cells", "share"),
+    col.percent("Share of the variance between arms", "share"),
     col.p("p, alike in all settings", "p_mean"),
     col.p("p, differs between settings", "p_between"),
 )
