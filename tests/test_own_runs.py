@@ -200,7 +200,7 @@ def test_a_run_that_ended_in_nan_has_failed_and_is_said_wherever_it_would_count(
     means = (wide[0.01] - wide[0.0]).groupby(level=[0, 1]).mean()
     assert (effect["difference"], effect["n_pairs"]) == (pytest.approx(means.mean()), 17)
     for page in (overview_page(loader), effects_page(loader)):
-        assert "36 recorded runs (35 with no recorded ending, 1 failed)" in words(page)
+        assert "36 recorded runs (35 with the ending not recorded, 1 failed)" in words(page)
         assert "1 run has no result here: 1 failed" in words(page)
     (of_arm,) = (page for page in arm_pages(loader) if page.path == f"runs/{record_.arm}")
     assert "train_loss is NaN or infinite from step 50 to its last value" in words(of_arm)
@@ -339,7 +339,7 @@ def test_how_runs_ended_is_not_said_where_their_log_does_not_say_it(
         assert not re.search(r"\d (of \d )?finished", words(page))
     assert data(index, "arms")["finished"].isna().all()
     for page in pages:
-        assert "Runs: 3 with no recorded ending." in words(page)
+        assert "Runs: 3 with the ending not recorded." in words(page)
     (table,) = (json.loads(file.content) for file in index.downloads if file.name == "table.json")
     assert (table["runs"]["status"]["words"], table["arms"]["finished"]) == (["not recorded"], [None] * 6)
 

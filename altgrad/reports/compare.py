@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from altgrad.analysis import words
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.effects import OWN, Measure, last_value, measure_of, outcomes
 from altgrad.analysis.labels import naming, site_labels, values_of
@@ -42,7 +43,8 @@ SWEPT = 8
 """Most keys of other loops' configs that have a column."""
 _HAVE_COLUMNS = ("optimizer.learning_rate", "max_steps")
 _OF_ARM = ("format", "scope", "rule", "learning_rate", "max_steps")
-_ARM_COLUMNS = ("arm", "label", *_OF_ARM, "runs", "finished", "n", "val_loss", "low", "high", "stall_ratio", "studies")
+_ARM_COLUMNS = ("arm", "label", *_OF_ARM, "runs", "finished", "counted", "n", "val_loss", "low", "high",
+                "stall_ratio", "studies")  # fmt: skip
 _RUN_ID = re.compile(r"(?P<name>.+)-s(?P<seed>\d+)-(?P<hash>[0-9a-f]{8})")
 
 
@@ -58,7 +60,7 @@ def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
 
     ``val_loss``, which is the site's metric, whatever that is called, its 95% t interval ``low`` and ``high`` and
     ``stall_ratio`` are means over the finished runs, ``n`` of them; tuning seeds count only where an arm has no
-    others. ``finished`` is NA where the logs do not say how runs ended.
+    others. ``finished`` is NA where the logs do not say how runs ended; ``counted`` has all in words.
     """
     names = ("role", "status", "ending", "study", "stall_ratio", *_OF_ARM)
     role, status, ending, study, stall, *of_arm = (loader.runs[name].tolist() for name in names)
@@ -75,8 +77,8 @@ def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
         stalls = [stall[run] for run in counted if status[run] == "finished" and not math.isnan(stall[run])]
         stalled = math.fsum(stalls) / len(stalls) if stalls else math.nan
         told = all(ending[run] != "not recorded" for run in runs)
-        finished = sum(status[run] == "finished" for run in runs) if told else pd.NA
-        numbers = (len(runs), finished, estimate.n)
+        sound = sum(status[run] == "finished" for run in runs)
+        numbers = (len(runs), sound if told else pd.NA, words.counted(sound, [ending[run] for run in runs]), estimate.n)
         losses, studies = (estimate.mean, estimate.low, estimate.high), ", ".join(sorted({study[run] for run in runs}))
         rows.append((arm, labels[arm], *(values[runs[0]] for values in of_arm), *numbers, *losses, stalled, studies))
     return pd.DataFrame(rows, columns=list(_ARM_COLUMNS)).astype({"finished": "Int64"})

@@ -32,7 +32,7 @@ from altgrad.reports import columns as col
 from altgrad.reports import health
 from altgrad.reports.charts import forest
 from altgrad.reports.compare import averaged, health_by_type
-from altgrad.reports.curves import by_step, losses_of
+from altgrad.reports.curves import by_step, losses_of, lost
 from altgrad.reports.document import document_page, macros_of
 from altgrad.reports.heat_map import figures_map
 from altgrad.reports.scope import site_values
@@ -52,6 +52,7 @@ HEALTH_ARMS = 200
 METRICS_DRAWN, ARMS_DRAWN, NAMED, POINTS_DRAWN, LONGEST_LINE = 12, 24, 8, 80, 48
 """In Curves: most charts of a project (fewer of several), arms in each, arms with a name, points of a line, and letters
 in a line of a name."""
+_MARK = ", {runs} of {all} stop at step {step}"
 _HEALTH = (
     col.arm("Arm", "label"),
     col.text("Operand", "operand", OPERAND_NAMES),
@@ -94,7 +95,7 @@ def _some(values: list[str], most: int = 8) -> str:
 def _best_columns(digits: int) -> tuple[Column, ...]:
     return (
         col.arm("Arm", "label"),
-        col.count("Runs", "n"),
+        col.text("Runs", "counted"),
         col.number("Mean", "mean", digits),
         col.interval(digits=digits, sign=False),
     )
@@ -202,12 +203,14 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
 def _best(found: Outcomes) -> pd.DataFrame:
     """The arms by the mean of the metric over their finished runs, the best first."""
     rows = []
-    for arm, runs in found.runs.dropna(subset=["value"]).groupby("arm"):
-        estimate = mean_interval(runs["value"])
-        first = runs.iloc[0]
-        rows.append({"arm": arm, "label": first["label"], "project": first["project"], "n": estimate.n,
+    for arm, runs in found.runs.groupby("arm"):
+        estimate, first = mean_interval(runs["value"].dropna()), runs.iloc[0]
+        if not estimate.n:
+            continue
+        counted = words.counted(estimate.n, runs["ending"].tolist())
+        rows.append({"arm": arm, "label": first["label"], "project": first["project"], "n": estimate.n, "counted": counted,
                      "mean": estimate.mean, "low": estimate.low, "high": estimate.high})  # fmt: skip
-    frame = pd.DataFrame(rows, columns=["arm", "label", "project", "n", "mean", "low", "high"])
+    frame = pd.DataFrame(rows, columns=["arm", "label", "project", "n", "counted", "mean", "low", "high"])
     return frame.sort_values("mean", ascending=found.sign > 0, kind="stable", ignore_index=True)
 
 
@@ -315,7 +318,8 @@ def _curves(
     data = data[["arm", "step", "mean", "low", "high", "n"]]
     bottom, top = float(data["low"].min()), float(data["high"].max())
     pad = 0.04 * (top - bottom) or 0.5
-    title, names = visible(metric), [wrap(visible(labels[arm]), LONGEST_LINE) for arm in [*lines][:NAMED]]
+    ends = {arm: "" if (gone := lost(found[arm])) is None else _MARK.format(**gone) for arm in [*lines][:NAMED]}
+    title, names = visible(metric), [wrap(visible(labels[arm]) + ends[arm], LONGEST_LINE) for arm in ends]
     room = 8 + 6 * max(map(len, chain(*names)))
     high = max(3.3, (11 * sum(map(len, names)) + 20) / INCH)
 

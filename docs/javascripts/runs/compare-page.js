@@ -209,7 +209,7 @@ function start(root, data) {
       const difference = isBase ? "baseline" : !baseline ? "–" : gap === null ? (file.data === baseline.data ? "another metric" : "other training data") : signed(gap.mean, digits);
       return [
         rowHead(swatch(file), `${mark(file)} · `, element("a", { href: places(tables, rowOf.get(arm)).page, textContent: about(arm, "label"), title: arm })),
-        number(about(arm, "finished") === null ? "not recorded" : `${about(arm, "finished")} of ${about(arm, "runs")}`),
+        about(arm, "counted"),
         number(loss(losses.mean, digits)),
         number(difference),
         number(gap ? (gap.n < 2 ? "none" : `[${signed(gap.low, digits)}, ${signed(gap.high, digits)}]`) : "–"),
@@ -220,7 +220,7 @@ function start(root, data) {
     const metrics = new Map(loaded.filter(({ metric }) => metric).map(({ metric }) => [metric.name, metric]));
     const one = metrics.size === 1 && metrics.values().next().value;
     const title = one ? capital(one.title) : "Last value";
-    const box = tableBox("Chosen arms", ["Arm", "Finished", title, "Difference", "95% interval", "Pairs", "Baseline", element("span", { className: "sr", textContent: "Remove" })], rows);
+    const box = tableBox("Chosen arms", ["Arm", "Runs", title, "Difference", "95% interval", "Pairs", "Baseline", element("span", { className: "sr", textContent: "Remove" })], rows);
     const none = button("No baseline", () => { change("none"); });
     none.disabled = !baseline;
     const what = one ? `${one.unit ? `, ${one.unit}` : ""}; ${one.better} is better` : ", of each arm’s own metric";

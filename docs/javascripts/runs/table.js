@@ -34,6 +34,7 @@ export const COLUMNS = {
     column("high", "95% to", loss),
     column("n", "Seeds", whole),
     column("finished", "Finished", whole, false),
+    column("counted", "Runs and how they ended", text, false),
     column("runs", "Runs", whole, false),
     column("stall_ratio", "Stall ratio", percent, false),
     column("studies", "Studies", text, false),
