@@ -867,8 +867,9 @@ RUNS_EXAMPLES = """examples:
   altgrad runs import logs/                                    logs of W&B, TensorBoard, MLflow, trackio, CSV ...
 
 keys of --where: the fields that `altgrad runs show` lists; config keys as they are, last.METRIC for the last value of a
-metric, summary.KEY, environment.KEY; status=finished has runs whose ending is not recorded too. In list, show and diff, control characters are spelled out; in CSV too, where text
-that a spreadsheet would run as a formula has a quote before it.
+metric, summary.KEY, environment.KEY; status=finished has runs whose ending is not recorded
+too. In list, show and diff, control characters are spelled out; in CSV too, where text that a spreadsheet would run as
+a formula has a quote before it.
 
 exit codes:
   0 done   1 verify found something, or single runs could not be fetched or imported

@@ -179,7 +179,7 @@ def swept_columns(loader: ExperimentDataLoader, arms: Iterable[str]) -> dict[str
     """The keys that name other loops' arms, but for those that have a column anyway, and what each arm states."""
     foreign = set(loader.runs.loc[loader.runs["foreign"].astype(bool), "arm"])
     configs = {arm: loader.config(arm) if arm in foreign else None for arm in arms}
-    differ = naming({arm: config for arm, config in configs.items() if config is not None})
+    differ = naming({arm: config for arm, config in configs.items() if config is not None}, SWEPT)
     keys = dict.fromkeys(key for own in differ.values() for key in own if key not in _HAVE_COLUMNS)
     stated = [{} if config is None else values_of(config) for config in configs.values()]
     return {visible(key): [shown(own[key]) if key in own else None for own in stated] for key in [*keys][:SWEPT]}
@@ -199,8 +199,9 @@ def _best_of_projects(loader: ExperimentDataLoader, losses: pd.Series) -> Iterat
         best = [str(arm) for arm in ranked.index if arm in own]
         if len(best) > 1:
             few = f"the {BEST} best of {len(best)}" if len(best) > BEST else f"all {len(best)}"
-            label = f"{project}: {few} arms by {outcome.metric}"
-            yield -len(runs), label, best[:BEST], "none"
+            paired = runs["seed"].notna().any()
+            label = f"{project}: {few} arms by {outcome.metric}{', against the best' if paired else ''}"
+            yield -len(runs), label, best[:BEST], best[0] if paired else "none"
 
 
 def arm_json(

@@ -26,7 +26,7 @@ from altgrad.analysis.effects import (
 )
 from altgrad.analysis.labels import site_labels
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.statistics import mean_interval
+from altgrad.analysis.statistics import mean_interval, t_quantile
 from altgrad.config import OPERAND_NAMES
 from altgrad.reports import columns as col
 from altgrad.reports import health
@@ -45,6 +45,8 @@ BEST_SHOWN = 20
 """Arms that the overview lists."""
 ROWS_OF_A_CHART = 24
 """Most effects of a key that are drawn; the table has all."""
+FAILED_NAMED = 5
+"""Runs without a result that are named, of each way to end."""
 STRONGEST = 12
 """Keys that Effects begins with."""
 HEALTH_ARMS = 200
@@ -133,7 +135,7 @@ def overview_page(loader: ExperimentDataLoader) -> Page:
         "shown": len(shown),
         "ranked": len(best),
         "seedless": int(runs["seed"].isna().sum()),
-        "near": _near(best),
+        "near": _near(found, best),
         "ended": _ended(runs),
         "varied": len(keys),
         "known": known,
@@ -207,26 +209,49 @@ def _best(found: Outcomes) -> pd.DataFrame:
         estimate, first = mean_interval(runs["value"].dropna()), runs.iloc[0]
         if not estimate.n:
             continue
-        counted = words.counted(estimate.n, runs["ending"].tolist())
-        rows.append({"arm": arm, "label": first["label"], "project": first["project"], "n": estimate.n, "counted": counted,
-                     "mean": estimate.mean, "low": estimate.low, "high": estimate.high})  # fmt: skip
+        rows.append({"arm": arm, "label": first["label"], "project": first["project"], "n": estimate.n,
+                     "counted": words.counted(estimate.n, runs["ending"].tolist()), "mean": estimate.mean, "low": estimate.low, "high": estimate.high})  # fmt: skip
     frame = pd.DataFrame(rows, columns=["arm", "label", "project", "n", "counted", "mean", "low", "high"])
     return frame.sort_values("mean", ascending=found.sign > 0, kind="stable", ignore_index=True)
 
 
-def _ended(runs: pd.DataFrame) -> dict[str, int]:
-    """How the runs that have no result ended, and how many so."""
-    counts = runs.loc[runs["value"].isna(), "status"].replace("finished", "without a finite value").value_counts()
-    return {str(status): int(count) for status, count in counts.items()}
+def _ended(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """How the runs that have no result ended: each ``how``, the ``count`` of them, and arm and id of the first."""
+    without = runs[runs["value"].isna()]
+    ways = without["status"].replace("finished", "without a finite value")
+    named = {how: own[["arm", "run_id"]].values.tolist() for how, own in without.groupby(ways)}
+    counts = ways.value_counts()
+    return [{"how": how, "count": int(count), "runs": named[how][:FAILED_NAMED]} for how, count in counts.items()]
 
 
-def _near(best: pd.DataFrame) -> int:
-    """How many arms are within noise of the best one: the mean of either lies in the interval of the other."""
+def _near(found: Outcomes, best: pd.DataFrame) -> dict[str, Any]:
+    """How many ``arms`` are within noise of the best one: the 95% interval of their difference from it has 0 in it.
+
+    Differences are of runs of the same seed; those of fewer than three have the standard deviation of all arms'
+    differences. Where no seed is shared, that of runs is pooled over arms, and ``paired`` is False.
+    """
     if best.empty:
-        return 0
-    first, others = best.iloc[0], best.iloc[1:]
-    held = (others["low"] <= first["mean"]) & (first["mean"] <= others["high"])
-    return int((held | others["mean"].between(first["low"], first["high"])).sum())
+        return {"arms": 0, "paired": False}
+    first, others = best["arm"].iloc[0], best["arm"].iloc[1:]
+    runs = found.runs.dropna(subset=["value"])
+    wide = runs.pivot_table(index="seed", columns="arm", values="value", aggfunc="first").reindex(columns=best["arm"])
+    gaps = wide[others].sub(wide[first], axis=0)
+    n, mean, sd = gaps.count(), gaps.mean(), gaps.std()
+    error = (sd.where(n > 2, _pooled(sd, n)) / np.sqrt(n)).where(n > 0)
+    degrees = (n - 1).where(n > 2, int((n - 1).clip(0).sum()))
+    of_arm = runs.groupby("arm")["value"].agg(["mean", "std", "count"]).loc[best["arm"]]
+    mean = mean.fillna(of_arm["mean"] - of_arm["mean"][first])
+    apart = np.sqrt(1 / of_arm["count"] + 1 / of_arm["count"][first]) * _pooled(of_arm["std"], of_arm["count"])
+    error = error.where(n > 0, apart[others])
+    degrees = degrees.where(n > 0, int((of_arm["count"] - 1).sum()))
+    half = error * [t_quantile(int(each)) if each else math.nan for each in degrees]
+    return {"arms": int((mean[others].abs() <= half).sum()), "paired": bool((n > 0).any())}
+
+
+def _pooled(sd: pd.Series, n: pd.Series) -> float:
+    """The standard deviation within groups of `n` values; NaN where none has two."""
+    degrees = (n - 1).clip(0)
+    return math.sqrt((sd.fillna(0) ** 2 * degrees).sum() / degrees.sum()) if degrees.sum() else math.nan
 
 
 _ROW = (
