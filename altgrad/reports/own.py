@@ -170,11 +170,15 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
     both = interaction(loader)
     keys = list(dict.fromkeys((each.project, each.key) for each in every))
     axis = found.measure.axis if found.measure else ""
+    figures = [figure for each in every for figure in (each.estimate.mean, each.estimate.low, each.estimate.high)]
+    known = [0.0, *filter(math.isfinite, figures)]
+    pad = 0.05 * (max(known) - min(known)) or 0.5
+    reach = (min(known) - pad, max(known) + pad)
     groups = [
         {
             "project": project,
             "key": key,
-            "chart": [ChartBlock(_forest(found, number, own, axis))],
+            "chart": [ChartBlock(_forest(found, number, own, axis, reach))],
             "single": _single(own),
         }
         for number, (project, key) in enumerate(keys)
@@ -209,8 +213,9 @@ def _best(found: Outcomes) -> pd.DataFrame:
         estimate, first = mean_interval(runs["value"].dropna()), runs.iloc[0]
         if not estimate.n:
             continue
-        rows.append({"arm": arm, "label": first["label"], "project": first["project"], "n": estimate.n,
-                     "counted": words.counted(estimate.n, runs["ending"].tolist()), "mean": estimate.mean, "low": estimate.low, "high": estimate.high})  # fmt: skip
+        counted = words.counted(estimate.n, runs["ending"].tolist())
+        ends = (estimate.mean, estimate.low, estimate.high)
+        rows.append((arm, first["label"], first["project"], estimate.n, counted, *ends))
     frame = pd.DataFrame(rows, columns=["arm", "label", "project", "n", "counted", "mean", "low", "high"])
     return frame.sort_values("mean", ascending=found.sign > 0, kind="stable", ignore_index=True)
 
@@ -228,7 +233,7 @@ def _near(found: Outcomes, best: pd.DataFrame) -> dict[str, Any]:
     """How many ``arms`` are within noise of the best one: the 95% interval of their difference from it has 0 in it.
 
     Differences are of runs of the same seed; those of fewer than three have the standard deviation of all arms'
-    differences. Where no seed is shared, that of runs is pooled over arms, and ``paired`` is False.
+    differences. Where that is not known, it is that of runs pooled over arms; ``paired``: whether any was.
     """
     if best.empty:
         return {"arms": 0, "paired": False}
@@ -236,16 +241,17 @@ def _near(found: Outcomes, best: pd.DataFrame) -> dict[str, Any]:
     runs = found.runs.dropna(subset=["value"])
     wide = runs.pivot_table(index="seed", columns="arm", values="value", aggfunc="first").reindex(columns=best["arm"])
     gaps = wide[others].sub(wide[first], axis=0)
-    n, mean, sd = gaps.count(), gaps.mean(), gaps.std()
+    n, sd = gaps.count(), gaps.std()
     error = (sd.where(n > 2, _pooled(sd, n)) / np.sqrt(n)).where(n > 0)
     degrees = (n - 1).where(n > 2, int((n - 1).clip(0).sum()))
+    paired = error.notna()
     of_arm = runs.groupby("arm")["value"].agg(["mean", "std", "count"]).loc[best["arm"]]
-    mean = mean.fillna(of_arm["mean"] - of_arm["mean"][first])
-    apart = np.sqrt(1 / of_arm["count"] + 1 / of_arm["count"][first]) * _pooled(of_arm["std"], of_arm["count"])
-    error = error.where(n > 0, apart[others])
-    degrees = degrees.where(n > 0, int((of_arm["count"] - 1).sum()))
-    half = error * [t_quantile(int(each)) if each else math.nan for each in degrees]
-    return {"arms": int((mean[others].abs() <= half).sum()), "paired": bool((n > 0).any())}
+    count, means = of_arm["count"], of_arm["mean"]
+    apart = np.sqrt(1 / count + 1 / count[first]) * _pooled(of_arm["std"], count)
+    mean = gaps.mean().where(paired, (means - means[first])[others])
+    degrees = degrees.where(paired, int((count - 1).sum()))
+    half = error.where(paired, apart[others]) * [t_quantile(int(each)) if each else math.nan for each in degrees]
+    return {"arms": int((mean.abs() <= half).sum()), "paired": bool(paired.any())}
 
 
 def _pooled(sd: pd.Series, n: pd.Series) -> float:
@@ -272,13 +278,13 @@ def _single(own: list[Effect]) -> bool:
     return all(each.pairs == 1 for each in own)
 
 
-def _forest(found: Outcomes, number: int, own: list[Effect], axis: str) -> Chart:
+def _forest(found: Outcomes, number: int, own: list[Effect], axis: str, ends: tuple[float, float]) -> Chart:
     shown = sorted(own, key=lambda each: found.sign * each.estimate.mean)[:ROWS_OF_A_CHART]
     data, first = pd.DataFrame([_row(each) for each in shown]), shown[0]
     title = f"{first.key} against {cut(first.reference, 40)}: {found.metric}"
     names = [cut(each.value, 40) for each in shown]
     about = str(macros_of("untold").differences(first.key, len(own))).strip()
-    return forest(f"effect-{number}", title, about, data, names, f"difference of {axis}", figures=False)
+    return forest(f"effect-{number}", title, about, data, names, f"difference of {axis}", figures=False, ends=ends)
 
 
 def _map(found: Outcomes, one: str, two: str, cells: pd.DataFrame) -> Chart:
@@ -346,7 +352,7 @@ def _curves(
     ends = {arm: "" if (gone := lost(found[arm])) is None else _MARK.format(**gone) for arm in [*lines][:NAMED]}
     title, names = visible(metric), [wrap(visible(labels[arm]) + ends[arm], LONGEST_LINE) for arm in ends]
     room = 8 + 6 * max(map(len, chain(*names)))
-    high = max(3.3, (11 * sum(map(len, names)) + 20) / INCH)
+    high = max(3.3, (11 * sum(map(len, names)) + 60) / INCH)
 
     def draw(sketch: Sketch) -> None:
         x = Axis(float(data["step"].min()), float(data["step"].max()), 48, sketch.width - room)
@@ -367,7 +373,7 @@ def _curves(
                 last = rows[["low", "high"]].iloc[-1].mean()
                 ends += [(y(float(last)), part, colour) for part in names[place]]
         heights = spread([end[0] for end in ends], 11)
-        up = max(0.0, max(heights) + 6 - sketch.height)
+        up = max(0.0, max(heights) - y.start)
         for (_, part, colour), height in zip(ends, heights, strict=True):
             sketch.text(sketch.width - room + 4, height + 3 - up, part, colour)
 
