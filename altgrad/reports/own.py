@@ -349,8 +349,8 @@ def _curves(
     data = data[["arm", "step", "mean", "low", "high", "n"]]
     bottom, top = float(data["low"].min()), float(data["high"].max())
     pad = 0.04 * (top - bottom) or 0.5
-    ends = {arm: "" if (gone := lost(found[arm])) is None else _MARK.format(**gone) for arm in [*lines][:NAMED]}
-    title, names = visible(metric), [wrap(visible(labels[arm]) + ends[arm], LONGEST_LINE) for arm in ends]
+    marks = {arm: _MARK.format(**gone) if (gone := lost(losses)) else "" for arm, losses in found.items()}
+    title, names = visible(metric), [wrap(visible(labels[arm]) + marks[arm], LONGEST_LINE) for arm in [*lines][:NAMED]]
     room = 8 + 6 * max(map(len, chain(*names)))
     high = max(3.3, (11 * sum(map(len, names)) + 60) / INCH)
 
@@ -362,7 +362,7 @@ def _curves(
         for place, (arm, rows) in reversed([*enumerate(lines.items())]):
             colour = PALETTE[place] if place < NAMED else MUTED
             runs = found[arm].values if rows["mean"].isna().any() else None
-            with sketch.told(labels[arm]):
+            with sketch.told(labels[arm] + marks[arm]):
                 if runs is None:
                     sketch.line(zip(map(x, rows["step"]), map(y, rows["mean"]), strict=True), colour, 1.6)
                 for run in () if runs is None else runs:
