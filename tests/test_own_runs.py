@@ -26,6 +26,7 @@ from altgrad.runs import record
 from altgrad.runs.sources import import_runs
 from altgrad.site import Chart, ChartBlock, Page, Table
 from altgrad.site.chart import fixed_svg
+from altgrad.site.html import NARROW
 from altgrad.site.render import Dialect, render
 
 ROOT = Path(__file__).parents[1]

@@ -144,7 +144,12 @@ class Inspector:
             )  # fmt: skip
             weakref.finalize(self, self._process.communicate)
         late, (process, self._process) = threading.Event(), (self._process, None)
-        timer = threading.Timer(self.seconds, lambda: (late.set(), process.kill()))
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(self.seconds, end)
         timer.start()
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(files), file=process.stdin, flush=True)
