@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from altgrad.analysis.labels import arm_labels
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import paired_difference
 from altgrad.config import ExperimentConfig
+from altgrad.reports import tuning
 from altgrad.reports.arms import arm_page_makers, arm_pages
 from altgrad.reports.curves import by_step, curves, gap_by_step, losses_of
 from altgrad.runs import RunWriter
@@ -195,6 +197,32 @@ def test_differences_are_of_one_seed_at_one_step_with_their_interval(tmp_path: P
         pairs = [[losses[fmt, seed][place] for seed in range(4)] for fmt in ("e4m3", "fp32")]
         estimate = paired_difference(*map(pd.Series, pairs))
         assert (row.mean, row.low, row.high, row.n) == pytest.approx((estimate.mean, estimate.low, estimate.high, 4))
+
+
+def test_arms_of_a_sweep_are_not_among_those_without_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "MOST_PAGES", 2)
+    for study, count in (("mine", 2), ("a-tuning", 3)):
+        for number in range(count):
+            write_run(tmp_path, config("e4m3", lr=0.001 * (number + 1) + 0.1 * count, study=study))
+    index = arm_pages(ExperimentDataLoader([tmp_path]))[0]
+    assert "in the searchable table alone" not in str(index), "each has a page, or a table of a study's"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"parameters": 10**400},
+        {"multiply_adds": 8},
+        {"multiply_adds": 8, "rounded": 1e300},
+        {"left_out": [{"name": "x", "why": "y", "count": 1, "parameters": 10**400, "multiply_adds": None}]},
+    ],
+)
+def test_a_coverage_that_nothing_can_have_is_not_shown_as_one(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    path = write_run(tmp_path, config("e4m3")) / "run.json"
+    run = json.loads(path.read_text())
+    run["events"].append({"kind": "coverage", "step": 1, "parameters": 8, "quantized": 0.5} | wrong)
+    path.write_text(json.dumps(run))
+    assert all("What is quantized" not in str(page) for page in arm_pages(ExperimentDataLoader([tmp_path])))
 
 
 @pytest.mark.parametrize(("last", "whole"), [(20, True), (15, False)])

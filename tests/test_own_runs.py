@@ -17,7 +17,7 @@ import pytest
 from scipy import stats
 
 from altgrad.analysis import ExperimentDataLoader
-from altgrad.analysis.effects import figure_of, measure_of
+from altgrad.analysis.effects import figure_of, measure_of, untold
 from altgrad.analysis.labels import site_labels
 from altgrad.reports import tuning
 from altgrad.reports.arms import arm_pages
@@ -438,6 +438,42 @@ def test_of_runs_that_state_different_keys_what_is_stated_is_said(tmp_path: Path
     assert data(overview_page(loader), "varied")["values"].str.endswith("; not stated").all()
     effects = render(effects_page(loader), Dialect(lambda reference: reference.path))
     assert "\n## What is not known\n" in effects, "a heading"
+
+
+def test_an_arm_that_states_no_varied_key_is_called_so(tmp_path: Path) -> None:
+    """A baseline, say, whose seeds have names of their own."""
+    for name, lr in (("plain", None), ("slow", 1), ("fast", 2)):
+        for seed in (0, 1):
+            rates = {"common": 1} if lr is None else {"common": 1, "alpha": lr}
+            with record(tmp_path, name=f"{name}{seed}", config=rates, seed=seed) as run:
+                run.log(0, loss=1.0)
+                run.log(1, loss=0.5)
+                run.finish()
+    loader = ExperimentDataLoader([tmp_path])
+    assert sorted(site_labels(loader).values()) == ["alpha=1", "alpha=2", "no alpha"]
+
+
+def test_a_name_of_spaces_is_none(tmp_path: Path) -> None:
+    with record(tmp_path, name="run", config={"lr": 1}, seed=0) as run:
+        for step in (0, 1):
+            run.log(step, loss=1.0)
+        run.finish()
+    path = next(tmp_path.glob("*/run.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"title": " \u3000 "}))
+    loader = ExperimentDataLoader([tmp_path])
+    assert [*site_labels(loader).values()] == [path.parent.name]
+    assert own_pages(loader), "pages are made"
+
+
+def test_what_states_neither_of_two_keys_is_said_not_to_be_compared(tmp_path: Path) -> None:
+    """Where the other keys' values are in comparisons already, nothing else would tell of it."""
+    for number, (alpha, beta) in enumerate([(1, 5), (2, 5), (1, 6), (None, None)]):
+        given = {"common": 1} | ({} if alpha is None else {"alpha": alpha, "beta": beta})
+        with record(tmp_path, name=f"r{number}", config=given, seed=0) as run:
+            run.log(0, loss=1.0 + number)
+            run.finish()
+    (found,) = untold(ExperimentDataLoader([tmp_path]))
+    assert (found.value, found.runs, found.always) == ("not stated", 1, {"beta": ["not stated"]})
 
 
 def test_a_run_that_never_logged_a_step_says_so_in_words(tmp_path: Path) -> None:

@@ -769,5 +769,7 @@ def test_a_run_whose_name_or_id_changed_is_there_once(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / before, tmp_path / "before-s0-12345678")
     (after,) = take("after").fetched
     assert sorted(path.parent.name for path in tmp_path.glob("*/run.json")) == sorted([other, after])
+    take("befor")
+    assert read_run(tmp_path / after).title == "befor", "no id says that it is called so now"
     assert take("broken", created="no time").problems
     assert (tmp_path / after).exists(), "what cannot be read again is kept as it was"

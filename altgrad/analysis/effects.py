@@ -265,6 +265,11 @@ def untold(loader: ExperimentDataLoader) -> list[Untold]:
         others = [other for other in keys.loc[keys["project"] == project, "key"] if other != key]
         own = {arm: arms[arm] for arm in counts if arm in arms and loader.config(arm).study == project}
         rows = []
+        stated = {
+            other
+            for _, other, each in keys[keys["project"] == project].itertuples(index=False)
+            if any(value != ABSENT and (project, other, value) not in known for value in each)
+        }
         for value in values:
             if (project, key, value) in known:
                 continue
@@ -275,8 +280,8 @@ def untold(loader: ExperimentDataLoader) -> list[Untold]:
                 if with_it.isdisjoint(_value(own[arm], other) for arm in own.keys() - here):
                     always[other] = sorted(with_it, key=_order)
             always = always if here else {}
-            if value == ABSENT and always:  # what goes with not saying a key is told of the values of other keys
-                continue
+            if value == ABSENT and always and not stated.isdisjoint((key, *always)):
+                continue  # what goes with not saying a key is told of the values of these keys
             left = [other for other in (key, *others) if other not in always]
             rows.append(Untold(project, key, value, sum(counts[arm] for arm in here), always, left))
         found.append(rows)

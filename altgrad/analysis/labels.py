@@ -59,10 +59,13 @@ def arm_labels(loader: ExperimentDataLoader, arms: Iterable[str], but: Collectio
     keys = naming(configs)
     for arm, config in configs.items():
         if config.foreign is not None and (values := values_of(config)):
-            if keys[config.study] and len({*loader.titles(arm)}) > 1:
-                parts[arm] = [""]  # its runs have names of their own
-            told = {*but, FORMATS} if parts[arm][0] else but  # its beginning says them
-            parts[arm] += [_leaf(key, values) for key in keys[config.study] if key not in told and key in values]
+            several = len({*loader.titles(arm)}) > 1  # its runs have names of their own
+            told = but if several else {*but, FORMATS}  # its beginning says them
+            left = [key for key in keys[config.study] if key not in told]
+            named = [key for key in left if key in values] or (left if several else [])
+            if several and named:
+                parts[arm] = [""]
+            parts[arm] += [_leaf(key, values) for key in named]
     alike = _groups(configs, lambda arm: _joined(parts[arm]))
 
     def divide(by: Callable[[str], str]) -> None:

@@ -190,8 +190,14 @@ class ExperimentDataLoader:
         return self.titles(arm)[0]
 
     def titles(self, arm: str) -> list[str]:
-        """What the runs of `arm` are called; of AltGrad's own and of those without a title the name, not the id."""
-        return [str(record.run.get("title") or record.config.resolved_name) for record in self.records_of(arm)]
+        """What the runs of `arm` are called; of AltGrad's own and of those without a title the name, not the id.
+
+        A run whose name is only spaces has its id.
+        """
+        names = (
+            (record, str(record.run.get("title") or record.config.resolved_name)) for record in self.records_of(arm)
+        )
+        return [name if name.strip() else record.id for record, name in names]
 
     def data_name(self, arm: str) -> str:
         """What the training data of `arm` is called, with the first digits of its sha256."""

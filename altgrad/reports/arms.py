@@ -211,9 +211,9 @@ def _index(loader: ExperimentDataLoader, own: list[str]) -> Page:
     sweeps = join(", ", (Link(study, PageRef(path)) for study, path in tuning_studies(loader).items()))
     count = f"{len(shown)} arm{'s' if len(shown) != 1 else ''}"
     parts = {"arms": [col.table(shown, _arms_columns(loader, shown, keys), count, "arms")] if len(shown) else []}
-    left = loader.runs["arm"].nunique() - len(shown)
+    beyond = sum(not at.anchor for at in loader.memo(tuning.moved).values())
     values = {"runs": len(loader.runs), "sweeps": sweeps, **site_values(loader), "campaign": has_campaign()}
-    values |= {"shown": len(shown), "beyond": left if len(shown) == tuning.MOST_PAGES else 0}
+    values |= {"shown": len(shown), "beyond": beyond}
     page = document_page(loader, "runs/index", values, parts, code=__name__)
     return replace(page, downloads=downloads({"table.json": table_json(loader, arms)}))
 

@@ -10,7 +10,16 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf, StrictFloat, StrictInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    StrictFloat,
+    StrictInt,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass as validated
 
 from altgrad.config import ExperimentConfig, UsageError, one_line
@@ -128,14 +137,18 @@ def _in_utc(text: str) -> str:
         raise ValueError("it is not an ISO 8601 time") from None
 
 
+Count = Annotated[StrictInt, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class LeftOut(BaseModel):
     """Parameters of like names that are not quantized, and why; multiply-adds of the products that read them."""
 
     name: Text
     why: Text
-    count: StrictInt
-    parameters: StrictInt
-    multiply_adds: StrictInt | None
+    count: Count
+    parameters: Count
+    multiply_adds: Count | None
 
 
 class CoverageEvent(BaseModel):
@@ -148,13 +161,19 @@ class CoverageEvent(BaseModel):
         wide: layers that are looked at, and round nothing.
     """
 
-    parameters: StrictInt
-    quantized: float
-    multiply_adds: StrictInt | None = None
-    rounded: float | None = None
+    parameters: Count
+    quantized: Share
+    multiply_adds: Count | None = None
+    rounded: Share | None = None
     left_out: list[LeftOut] = []
-    more: StrictInt = 0
+    more: Count = 0
     wide: list[Text] = []
+
+    @model_validator(mode="after")
+    def _of_what_was_counted(self) -> CoverageEvent:
+        if self.multiply_adds and self.rounded is None:
+            raise ValueError("multiply_adds has a share that is rounded")
+        return self
 
 
 Time = Annotated[Text, AfterValidator(_in_utc)]

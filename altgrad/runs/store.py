@@ -147,7 +147,7 @@ class RunRecord:
     @property
     def title(self) -> str:
         """What the run is called: as it was named, in any script, else its id."""
-        return str(self.run.get("title") or self.run["id"])
+        return str(self.run.get("title") or "").strip() or str(self.run["id"])
 
     @property
     def status(self) -> str:

@@ -121,8 +121,8 @@ def foreign_id(given: Mapping[str, Any], config: ExperimentConfig, known: Iterab
 
 
 def _says(identity: str, title: str) -> bool:
-    """Whether an id begins with what its run is called."""
-    return title == slug(title) and identity.startswith(title)
+    """Whether an id is what its run is called, but for a seed and a hash."""
+    return title == slug(title) and re.fullmatch(r"(?:-s-?\d+)?-[0-9a-f]{8}", identity.removeprefix(title)) is not None
 
 
 def write_record(root: Path, run: Mapping[str, Any], history: History) -> Path:

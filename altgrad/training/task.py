@@ -180,10 +180,11 @@ class TaskBatches:
     def _rows(self, batch: Any) -> int:
         """How many rows a batch has, which the processes can share; UsageError where they cannot."""
         count = self._processes.count
-        rows = next((leaf.shape[0] for leaf in _leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), 0)
-        if count > 1 and (not rows or rows % count):
+        found = [leaf.shape[0] for leaf in _leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim] or [0]
+        if count > 1 and (len({*found}) > 1 or not found[0] or found[0] % count):
+            rows = " and ".join(map(str, dict.fromkeys(found)))
             raise UsageError(f"--model: a batch of {rows} rows cannot be shared by {count} processes; change one")
-        return rows
+        return found[0]
 
     def evaluated(self, _: Any) -> tuple[int, int]:
         """A loss is as the task gives it."""
