@@ -25,6 +25,7 @@ from altgrad.analysis.scaling import (
     Points,
     Recorded,
     asked,
+    best_rates,
     extrapolated_rate,
     findings_of,
     fit,
@@ -276,3 +277,9 @@ def test_the_registration_stood_before_the_first_run() -> None:
     then = before_the_runs(REGISTRATION, sentence, "ladder-tuning")
     registered, _ = f"{title}\n\n{rest}".split("## Changes after the first run")
     assert then.startswith(registered)
+
+
+def test_a_sweep_has_a_best_rate_when_half_and_twice_of_it_are_recorded_on_all_seeds() -> None:
+    def best(losses: dict[float, float], seeds: int = 4) -> list[float]:
+        rows = pd.DataFrame({"rate": losses.keys(), "loss": losses.values()}).assign(size="64x2", form="FP32", n=seeds)
+        return [*best_rates(rows).values()]

@@ -15,19 +15,33 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from altgrad.analysis.labels import site_labels, values_of, varied
 from altgrad.analysis.loader import ExperimentDataLoader, final_val_loss
-from altgrad.analysis.statistics import Estimate, mean_interval
+from altgrad.analysis.statistics import (
+    ALPHA,
+    MOST_LEVELS,
+    Estimate,
+    beyond_noise,
+    f_test,
+    holm,
+    mean_interval,
+    residual,
+)
 from altgrad.config import scalar
 from altgrad.runs import RunRecord
 from altgrad.runs.history import LOSSES
 from altgrad.text import visible
 
+Floats = NDArray[np.float64]
+
 MOST_KEYS = 12
 NOT_METRICS = ("step", "tokens", "seconds", "time", "lr", "epoch", "logged_step")
 ABSENT = "not stated"
 """The value of a key that a run does not state."""
+DATA = "training data"
+"""What the training data is called among the keys of a setting."""
 
 
 class Measure(NamedTuple):
@@ -79,20 +93,40 @@ class Outcomes:
         return self.measure.sign if self.measure else 1
 
 
-class Turn(NamedTuple):
-    """The one key whose values separate the settings with a difference below zero from those above it."""
+class Tested(NamedTuple):
+    """Whether a key matters in the settings that were run: two F tests against the spread of the seeds of a cell.
 
-    key: str
-    below: list[str]
-    above: list[str]
+    A cell is one value of every key, a setting all keys but this one. `mean` is the p-value of what the key does alike
+    in all settings, `between` that of how this differs between them, both adjusted over the keys of the project (Holm)
+    and NaN where seeds or settings are too few. `share` is how much of the variance between cells goes with the key,
+    alone or together with others; `depends` the one other key that most of the difference between settings goes with.
+    """
+
+    share: float
+    mean: float = math.nan
+    between: float = math.nan
+    depends: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """One of "depends", "matters", "not shown", "not tested"."""
+        if self.between < ALPHA:
+            return "depends"
+        return "matters" if self.mean < ALPHA else "not tested" if math.isnan(self.mean) else "not shown"
+
+
+class Setting(NamedTuple):
+    """The difference in one setting: over its pairs, and the values of the other keys that were varied."""
+
+    others: dict[str, str]
+    estimate: Estimate
 
 
 class Effect(NamedTuple):
     """What one value of a key does against the reference value of it, over the settings in which both were run.
 
     `estimate` is of the means of the settings where there are several, each counted once, else of the pairs of the one:
-    pairs of one setting share what is particular to it, and are not independent. `smallest` and `largest` are the means
-    of the settings at both ends, NaN of one setting; `seeds` is 0 where none are stated.
+    pairs of one setting share what is particular to it, and are not independent. `seeds` is 0 where none are stated.
     """
 
     project: str
@@ -100,13 +134,41 @@ class Effect(NamedTuple):
     reference: str
     value: str
     estimate: Estimate
-    pairs: int
+    settings: list[Setting]
     seeds: int
-    settings: int
-    smallest: float
-    largest: float
-    turn: Turn | None
     paired: bool
+    test: Tested = Tested(math.nan)
+
+    @property
+    def pairs(self) -> int:
+        """In all settings."""
+        return sum(each.estimate.n for each in self.settings)
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """The smallest and the largest mean of a setting; NaN of one setting."""
+        means = [each.estimate.mean for each in self.settings]
+        return (min(means), max(means)) if len(means) > 1 else (math.nan, math.nan)
+
+    @property
+    def opposed(self) -> bool:
+        """Whether it is shown to be below 0 in one setting and above it in another, each by its own interval."""
+        own = [each.estimate for each in self.settings]
+        return any(each.high < 0 for each in own) and any(each.low > 0 for each in own)
+
+    @property
+    def by(self) -> list[tuple[float, str]]:
+        """Where it depends on one other key, the smallest and the largest mean over settings, each with its value."""
+        means = defaultdict[str, list[float]](list)
+        for each in self.settings if self.test.depends else ():
+            means[each.others[str(self.test.depends)]].append(each.estimate.mean)
+        found = sorted((float(np.mean(own)), value) for value, own in means.items())
+        return [found[0], found[-1]] if len(found) > 1 else []
+
+    @property
+    def size(self) -> float:
+        """By how much it changes with the key on which it depends, else how far its mean is from 0."""
+        return self.by[1][0] - self.by[0][0] if self.by else abs(self.estimate.mean)
 
 
 class Untold(NamedTuple):
@@ -233,25 +295,92 @@ def varied_keys(loader: ExperimentDataLoader) -> pd.DataFrame:
 
 
 def effects(loader: ExperimentDataLoader) -> list[Effect]:
-    """What each varied key does within each project: by project, the key of the largest difference first, and value."""
+    """What each varied key does within each project: by project, the key with the largest share first, and value."""
     found: list[Effect] = []
-    runs = loader.memo(outcomes).runs.dropna(subset=["value"])
+    runs = loader.memo(outcomes).runs.dropna(subset=["value"]).sort_values("arm", kind="stable")
     arms = {arm: values for arm, values in _arms(loader).items() if values}
     for project, keys in varied({arm: loader.config(arm) for arm in arms}, MOST_KEYS).items():
-        own = {arm: values for arm, values in arms.items() if loader.config(arm).study == project}
-        results = {arm: rows for arm, rows in runs.groupby("arm") if arm in own}
-        by_key = [[*_of_key(project, key, own, results, loader)] for key in keys]
-        for of_key in sorted(by_key, key=lambda own: -max((abs(each.estimate.mean) for each in own), default=0.0)):
-            found += of_key
+        own = runs[runs["arm"].isin(arms) & (runs["project"] == project)]
+        texts = {arm: {key: _text(each) for key, each in arms[arm].items()} for arm in own["arm"].unique()}
+        if not texts:
+            continue
+        for arm, each in texts.items():
+            each[DATA] = loader.data_name(arm)
+        levels = pd.DataFrame.from_dict(texts, "index")
+        levels = levels.fillna(ABSENT).loc[own["arm"], lambda frame: frame.nunique() > 1]
+        by_key = {key: [*_of_key(project, key, keys, levels, own)] for key in keys if key in levels}
+        by_key = {key: each for key, each in by_key.items() if each}
+        if not by_key:
+            continue
+        cells = _joined(_codes(levels), levels)
+        again = pd.DataFrame({"cell": cells, "seed": own["seed"].to_numpy()}).duplicated().to_numpy()
+        alone = ~again | own["seed"].isna().to_numpy()
+        tests = key_tests(own[alone], levels[alone], [*by_key], keys)
+        for key in sorted(by_key, key=lambda key: -tests[key].share):
+            found += [each._replace(test=tests[key]) for each in by_key[key]]
     return found
 
 
+def key_tests(
+    runs: pd.DataFrame, levels: pd.DataFrame, keys: Collection[str], others: Collection[str]
+) -> dict[str, Tested]:
+    """Of each of `keys` whether it matters, by sums of squares of nested models of the means of cells.
+
+    Runs of one seed share a shift (a block), and cells one spread. What a key does alike in all settings is what its
+    levels explain beside the means of the settings; what is left of the means of the cells then differs between them.
+
+    Args:
+        runs: a row a run, with `value` and `seed`.
+        levels: the value of each key in these rows.
+        keys: the keys to test; p-values are adjusted over them.
+        others: keys on which the effect of one may depend.
+    """
+    values = runs["value"].to_numpy(float) - runs["value"].mean()
+    seeds = pd.factorize(runs["seed"])[0]
+    blocks = [seeds] if seeds.max(initial=0) < MOST_LEVELS else []
+    codes = _codes(levels)
+    noise = residual(values, _joined(codes, codes), *blocks)
+    between = beyond_noise(noise, residual(values, _joined(codes, ()), *blocks), noise)
+    found, p_values = list[tuple[float, str | None]](), list[float]()
+    for key in keys:
+        settings = _joined(codes, [other for other in codes if other != key])
+        without = residual(values, settings, *blocks)
+        share = beyond_noise(noise, without, noise) / between if between > 0 else 0.0
+        alike, gains = noise, dict[str, float]()
+        if codes[key].max() < MOST_LEVELS:
+            alike = residual(values, settings, *blocks, codes[key])
+        p_values += [f_test(alike, without, noise), f_test(noise, alike, noise)]
+        for other in others if p_values[-1] < ALPHA else ():
+            if other != key and other in codes and (pairs := _joined(codes, (key, other))).max() < MOST_LEVELS:
+                gains[other] = beyond_noise(residual(values, settings, *blocks, pairs), alike, noise)
+        best = max(gains, key=lambda other: gains[other], default=None)
+        most = best and gains[best] > beyond_noise(noise, alike, noise) / 2
+        found.append((min(1.0, max(0.0, share)), best if most else None))
+    adjusted = iter(holm(p_values))
+    tests = [Tested(share, next(adjusted), next(adjusted), depends) for share, depends in found]
+    shown = (each if each.verdict == "depends" else each._replace(depends=None) for each in tests)
+    return dict(zip(keys, shown, strict=True))
+
+
+def _codes(levels: pd.DataFrame) -> dict[str, NDArray[np.intp]]:
+    """The values of each key as numbers."""
+    return {key: pd.factorize(levels[key])[0] for key in levels}
+
+
+def _joined(codes: Mapping[str, NDArray[np.intp]], keys: Iterable[str]) -> NDArray[np.intp]:
+    """A number for each combination of the values of some keys, by row."""
+    joined = np.zeros_like(next(iter(codes.values())))
+    for key in keys:
+        joined = np.unique(joined * (codes[key].max() + 1) + codes[key], return_inverse=True)[1]
+    return joined
+
+
 def strongest(found: Iterable[Effect]) -> list[Effect]:
-    """Of each project and key the largest difference, in their order."""
+    """Of each project and key the largest difference, or what changes most with the key on which it depends."""
     largest: dict[tuple[str, str], Effect] = {}
     for each in found:
         own = largest.setdefault((each.project, each.key), each)
-        if abs(each.estimate.mean) > abs(own.estimate.mean):
+        if each.size > own.size:
             largest[each.project, each.key] = each
     return list(largest.values())
 
@@ -294,59 +423,45 @@ def untold(loader: ExperimentDataLoader) -> list[Untold]:
 
 
 def _of_key(
-    project: str,
-    key: str,
-    arms: Mapping[str, Mapping[str, Any]],
-    results: Mapping[Any, pd.DataFrame],
-    loader: ExperimentDataLoader,
+    project: str, key: str, keys: Collection[str], levels: pd.DataFrame, runs: pd.DataFrame
 ) -> Iterable[Effect]:
-    settings: dict[Any, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    counts = Counter[str]()
-    for arm in results:
-        rest = frozenset((name, _text(each)) for name, each in arms[arm].items() if name != key)
-        settings[rest, loader.data_name(arm)][_value(arms[arm], key)].append(arm)
-    settings = {rest: by_value for rest, by_value in settings.items() if len(by_value) > 1}
-    for by_value in settings.values():
-        counts.update(list(by_value))
+    settings: dict[Any, dict[str, NDArray[np.intp]]] = defaultdict(dict)
+    codes = _codes(levels)
+    joined = _joined(codes, [other for other in codes if other != key])
+    for (setting, value), places in (
+        pd.Series(range(len(runs))).groupby([joined, levels[key].to_numpy()]).indices.items()
+    ):
+        settings[setting][value] = places
+    settings = {setting: by_value for setting, by_value in settings.items() if len(by_value) > 1}
+    counts = Counter(value for by_value in settings.values() for value in by_value)
     if not counts:
         return
+    others = [other for other in (*keys, DATA) if other != key and other in levels]
+    told, seeds, results = levels[others].to_numpy(), runs["seed"].to_numpy(), runs["value"].to_numpy()
     reference = min(counts, key=lambda value: (-counts[value], _order(value)))
     for value in sorted(set(counts) - {reference}, key=_order):
-        found, paired = list[tuple[dict[str, str], pd.Series]](), True
-        for (rest, _), by_value in settings.items():
+        found, shared, paired = list[Setting](), set[float](), True
+        for by_value in settings.values():
             if reference in by_value and value in by_value:
-                pairs, by_seed = _pairs(*(pd.concat([results[a] for a in by_value[v]]) for v in (value, reference)))
-                found += [(dict(rest), pairs)] if len(pairs) else []
-                paired &= by_seed
+                own, other = by_value[value], by_value[reference]
+                pairs, of = _pairs(seeds[own], results[own], seeds[other], results[other])
+                paired &= of is not None
+                shared |= {*(() if of is None else of)}
+                if len(pairs):
+                    found.append(Setting(dict(zip(others, told[own[0]], strict=True)), mean_interval(pairs)))
+        found.sort(key=lambda each: [*map(_order, each.others.values())])
         if found:
-            every = pd.concat([pairs for _, pairs in found])
-            means = [(rest, float(pairs.mean())) for rest, pairs in found]
-            ends = [mean for _, mean in means]
-            reach = (min(ends), max(ends)) if len(ends) > 1 else (math.nan, math.nan)
-            estimate, seeds = mean_interval(ends if len(ends) > 1 else every), every.index.dropna().nunique()
-            counts_of = (len(every), seeds, len(found))
-            yield Effect(project, key, reference, value, estimate, *counts_of, *reach, _turn(means), paired)
+            means = [each.estimate.mean for each in found]
+            estimate = mean_interval(means) if len(found) > 1 else found[0].estimate
+            yield Effect(project, key, reference, value, estimate, found, len(shared), paired)
 
 
-def _turn(means: list[tuple[dict[str, str], float]]) -> Turn | None:
-    """By which key the sign of the means of settings goes; None where it does not differ, or no or several keys do."""
-    below, above = [rest for rest, mean in means if mean < 0], [rest for rest, mean in means if mean > 0]
-    found = []
-    for key in sorted({key for rest, _ in means for key in rest}) if below and above else ():
-        low, high = ({rest.get(key, ABSENT) for rest in side} for side in (below, above))
-        if not low & high:
-            found.append(Turn(key, sorted(low, key=_order), sorted(high, key=_order)))
-    return found[0] if len(found) == 1 else None
-
-
-def _pairs(own: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.Series, bool]:
-    """Differences of runs of one seed, by seed; of single runs without a seed their own, and then False."""
-    if own["seed"].isna().any() or other["seed"].isna().any():
-        single = len(own) == len(other) == 1
-        values = [float(own["value"].iloc[0] - other["value"].iloc[0])] if single else []
-        return pd.Series(values, [math.nan] * len(values), dtype=float), False
-    one, two = (frame.drop_duplicates("seed").set_index("seed")["value"] for frame in (own, other))
-    return (one - two).dropna(), True
+def _pairs(seeds: Floats, own: Floats, of_other: Floats, other: Floats) -> tuple[Floats, Floats | None]:
+    """Differences of runs of one seed, and their seeds; of single runs without a seed their own, and then None."""
+    if np.isnan(seeds).any() or np.isnan(of_other).any():
+        return own - other if len(own) == len(other) == 1 else own[:0], None
+    shared, one, two = np.intersect1d(seeds, of_other, return_indices=True)
+    return own[one] - other[two], shared
 
 
 def interaction(loader: ExperimentDataLoader) -> tuple[str, str, pd.DataFrame] | None:

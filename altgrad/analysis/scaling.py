@@ -32,8 +32,10 @@ from altgrad.studies import (
     LADDER_FORMS,
     LADDER_HELD_OUT,
     LADDER_LARGE,
+    LADDER_RATES,
     LADDER_SEEDS,
     LADDER_STEPS,
+    LADDER_TUNING_SEEDS,
     MANTISSA_LADDER,
     STUDIES,
     TOKENS_PER_STEP,
@@ -41,6 +43,7 @@ from altgrad.studies import (
     forms_at,
     identity_of,
     rung,
+    sweep,
 )
 
 Floats = NDArray[np.float64]
@@ -732,9 +735,11 @@ def swept(loader: ExperimentDataLoader) -> pd.DataFrame:
 
 
 def best_rates(sweeps: pd.DataFrame) -> dict[tuple[str, str], float]:
-    """(size, form) -> the swept rate with the lowest mean loss."""
-    known = sweeps.dropna(subset=["loss"])
-    return {
-        (str(size), str(form)): float(group.loc[group["loss"].idxmin(), "rate"])
-        for (size, form), group in known.groupby(["size", "form"])
-    }
+    """(size, form) -> the best rate of a sweep that has ended (`altgrad.studies.sweep`)."""
+    ended = sweeps[(sweeps["n"] == len(LADDER_TUNING_SEEDS)) & (sweeps["form"] != "by width")].fillna({"loss": np.inf})
+    found = {}
+    for (size, form), rows in ended.groupby(["size", "form"]):
+        best = sweep(LADDER_RATES, dict(zip(rows["rate"], rows["loss"], strict=True)).get)[1]
+        if best is not None:
+            found[str(size), str(form)] = best
+    return found

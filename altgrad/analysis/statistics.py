@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,8 @@ PERMUTATION_FROM = 12
 """Pairs from which the p-value is the sign-flip permutation test's; below it is the paired t test's."""
 
 EXACT_UP_TO = 16
+MOST_LEVELS = 128
+"""Levels of a factor above which `residual` is not asked for it: its time grows with their cube."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,53 @@ def holm(p_values: Sequence[float]) -> list[float]:
         worst = max(worst, min(1.0, (len(known) - rank) * p))
         adjusted[index] = worst
     return adjusted
+
+
+class Residual(NamedTuple):
+    """What a linear model leaves of some values: the sum of squares, and its degrees of freedom."""
+
+    squares: float
+    degrees: int
+
+
+def residual(values: NDArray[np.float64], groups: NDArray[np.intp], *factors: NDArray[np.intp]) -> Residual:
+    """What least squares leave with a mean for each group and a shift for each level of the factors, all of shape (n,).
+
+    Groups may be of any size and levels may be missing from them: groups are swept out of both sides first (Frisch and
+    Waugh 1933), and levels that go with groups or with each other cost no degree of freedom. Squares as small as
+    roundoff are 0.
+    """
+    levels = [np.equal.outer(codes, np.unique(codes)).astype(np.float64) for codes in factors]
+    both = np.column_stack([values, *levels])
+    _, groups, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    begins = counts.cumsum() - counts
+    both -= (np.add.reduceat(both[np.argsort(groups, kind="stable")], begins) / counts[:, None])[groups]
+    y, x = both[:, 0], both[:, 1:]
+    fit, _, rank, _ = np.linalg.lstsq(x.T @ x, x.T @ y, rcond=1e-9)
+    squares = float(((y - x @ fit) ** 2).sum())
+    degrees = len(y) - len(counts) - int(rank)
+    return Residual(squares if squares > 1e-24 * float(values @ values) else 0.0, degrees)
+
+
+def f_test(fuller: Residual, simpler: Residual, noise: Residual) -> float:
+    """p-value of the F test of the terms that a fuller model has beside those of a simpler one, against noise.
+
+    NaN where these terms cost no degree of freedom, or the noise has none; without noise 0, or 1 for no gain.
+    """
+    from scipy.special import fdtrc
+
+    squares, degrees = max(0.0, simpler.squares - fuller.squares), simpler.degrees - fuller.degrees
+    if degrees <= 0 or noise.degrees <= 0:
+        return math.nan
+    if noise.squares == 0:
+        return 0.0 if squares else 1.0
+    return float(fdtrc(degrees, noise.degrees, squares / degrees * noise.degrees / noise.squares))
+
+
+def beyond_noise(fuller: Residual, simpler: Residual, noise: Residual) -> float:
+    """By how much a fuller model lowers the sum of squares more than noise alone would have it do (Hays 1963)."""
+    each = noise.squares / noise.degrees if noise.degrees else 0.0
+    return simpler.squares - fuller.squares - (simpler.degrees - fuller.degrees) * each
 
 
 def rank_correlation(one: pd.Series, other: pd.Series) -> float:

@@ -47,8 +47,8 @@ ROWS_OF_A_CHART = 24
 """Most effects of a key that are drawn; the table has all."""
 FAILED_NAMED = 5
 """Runs without a result that are named, of each way to end."""
-STRONGEST = 12
-"""Keys that Effects begins with."""
+STRONGEST, SETTINGS_SHOWN = 12, 60
+"""Keys that Effects begins with, and differences in single settings that it lists; the file has all."""
 HEALTH_ARMS = 200
 """Arms whose layers Health reads and lists: those in which a run ended badly, then the best."""
 METRICS_DRAWN, ARMS_DRAWN, NAMED, POINTS_DRAWN, LONGEST_LINE = 12, 24, 8, 80, 48
@@ -67,6 +67,17 @@ _STATISTICS = {
     "stall_ratio": col.percent("Stall ratio", "stall_ratio"),
 }
 PROJECT, KEY = col.text("Project", "project"), col.text("Key", "key")
+
+
+_TEST = ("key", "verdict", "share", "p_mean", "p_between")
+_VERDICTS = {"depends": "yes, by how much depends on the setting", "matters": "yes", "not shown": "not shown"}
+_TESTS = (
+    KEY,
+    col.text("Matters", "verdict", _VERDICTS),
+    col.percent("Share of the variance between arms", "share"),
+    col.p("p, alike in all settings", "p_mean"),
+    col.p("p, differs between settings", "p_between"),
+)
 
 
 def _project(frame: pd.DataFrame) -> tuple[Column, ...]:
@@ -117,6 +128,18 @@ def _effect_columns(digits: int) -> tuple[Column, ...]:
     )
 
 
+def _setting_columns(digits: int) -> tuple[Column, ...]:
+    return (
+        KEY,
+        col.text("Value", "value"),
+        col.text("Against", "reference"),
+        col.text("Setting", "setting"),
+        col.signed("Difference", "difference", digits),
+        col.interval(digits=digits),
+        col.count("Pairs", "n_pairs"),
+    )
+
+
 def overview_page(loader: ExperimentDataLoader) -> Page:
     """What was varied, how many runs there are, how they ended, and the best with its interval."""
     found = loader.memo(outcomes)
@@ -125,7 +148,7 @@ def overview_page(loader: ExperimentDataLoader) -> Page:
     shown = best.groupby("project").head(max(1, BEST_SHOWN // max(1, projects))).sort_values("project", kind="stable")
     largest = pd.DataFrame(map(_row, strongest(loader.memo(effects))), columns=[*_ROW])
     keys = keys.merge(largest, on=["project", "key"], how="left")
-    keys = keys.sort_values("difference", key=abs, ascending=False, kind="stable")
+    keys = keys.sort_values("share", ascending=False, kind="stable")
     keys, known = keys.sort_values("project", kind="stable", ignore_index=True), bool(len(largest))
     values = site_values(loader) | {
         "runs": len(runs),
@@ -167,6 +190,7 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
     found = loader.memo(outcomes)
     every = loader.memo(effects)
     table = pd.DataFrame(map(_row, every), columns=[*_ROW])
+    tests, by_setting = pd.DataFrame(map(_row, strongest(every)), columns=[*_ROW]), _settings(every)
     both = interaction(loader)
     keys = list(dict.fromkeys((each.project, each.key) for each in every))
     axis = found.measure.axis if found.measure else ""
@@ -188,7 +212,10 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
         "groups": groups,
         "runs": len(found.runs),
         "both": both and both[:2],
-        "strongest": [_row(each) | {"turn": each.turn} for each in strongest(every)[:STRONGEST]],
+        "strongest": [_row(each) | {"effect": each} for each in strongest(every)[:STRONGEST]],
+        "tested": bool(tests["p_mean"].notna().any()),
+        "by_setting": len(by_setting),
+        "listed": SETTINGS_SHOWN,
         "untold": untold(loader),
         "sign": found.sign,
         "ended": _ended(found.runs),
@@ -200,6 +227,22 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
             col.table(table, (*_project(table), *_effect_columns(values["digits"])), "Every difference", "effects")
         ]
         if every
+        else [],
+        "tests": [
+            col.table(tests[["project", *_TEST]], (*_project(tests), *_TESTS), "Whether each key matters", "tests")
+        ]
+        if tests["p_mean"].notna().any()
+        else [],
+        "settings": [
+            col.table(
+                by_setting[:SETTINGS_SHOWN],
+                (*_project(by_setting), *_setting_columns(values["digits"])),
+                "The difference in each setting",
+                "settings",
+                by_setting,
+            )
+        ]
+        if len(by_setting)
         else [],
         "interaction": [ChartBlock(_map(found, *both))] if both else [],
     }
@@ -262,15 +305,29 @@ def _pooled(sd: pd.Series, n: pd.Series) -> float:
 
 _ROW = (
     "project", "key", "value", "reference", "difference", "low", "high", "n_pairs", "seeds", "settings", "smallest",
-    "largest", "paired",
+    "largest", "paired", "share", "p_mean", "p_between", "verdict",
 )  # fmt: skip
 
 
 def _row(effect: Effect) -> dict[str, Any]:
     found = effect.estimate
     what = (effect.project, effect.key, effect.value, effect.reference, found.mean, found.low, found.high)
-    counts = (effect.pairs, effect.seeds, effect.settings, effect.smallest, effect.largest, effect.paired)
-    return dict(zip(_ROW, (*what, *counts), strict=True))
+    counts = (effect.pairs, effect.seeds, len(effect.settings), *effect.reach, effect.paired)
+    test = effect.test
+    return dict(zip(_ROW, (*what, *counts, test.share, test.mean, test.between, test.verdict), strict=True))
+
+
+def _settings(every: list[Effect]) -> pd.DataFrame:
+    """A row a difference and setting, of keys that were varied in several."""
+    rows = [
+        {"project": effect.project, "key": effect.key, "value": effect.value, "reference": effect.reference,
+         "setting": ", ".join(f"{key}={value}" for key, value in each.others.items()), "difference": each.estimate.mean,
+         "low": each.estimate.low, "high": each.estimate.high, "n_pairs": each.estimate.n}
+        for effect in every
+        for each in effect.settings
+        if len(effect.settings) > 1
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def _single(own: list[Effect]) -> bool:

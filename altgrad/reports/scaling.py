@@ -43,7 +43,7 @@ def scaling_page(loader: ExperimentDataLoader) -> Page:
 
 def _content(loader: ExperimentDataLoader) -> Content:
     found, sweeps = loader.memo(findings), loader.memo(swept)
-    law, cells, rates = found.law, found.fitted.cells, best_rates(sweeps)
+    law, cells = found.law, found.fitted.cells
     held = found.held["study"] == "ladder-held-out"
     committed = registrations(document_source(REGISTRATION))
     seen = outcome(found)
@@ -74,8 +74,8 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "registered": committed[0] if committed else None,
         "fit_committed": committed[1] if len(committed) > 1 else None,
         "everywhere": len(found.everywhere),
-        "swept": len(rates),
-        "by_width": "by width" in {form for _, form in rates},
+        "swept": len(sweeps),
+        "by_width": "by width" in {*sweeps["form"]},
         "loss": found.loss and {"alpha": found.loss.exponent("alpha"), "beta": found.loss.exponent("beta")},
         "law_names": {key: _NAMES[key] for key in scaling.LAWS},
     }
@@ -312,12 +312,14 @@ def _everywhere(found: Findings) -> Table:
 
 
 def _rates(sweeps: pd.DataFrame) -> Table:
+    best = {(*key, rate) for key, rate in best_rates(sweeps).items()}
     columns = (
         col.text("Size", "size"),
         col.text("Arm", "form", {"by width": "NVFP4, rate by width (muP)"}),
         col.general("Learning rate", "rate"),
         col.number("Mean loss", "loss", 4),
         col.count("Seeds", "n"),
+        col.of("", lambda row: "best" if (row["size"], row["form"], row["rate"]) in best else None),
     )
     return col.table(sweeps.sort_values(["size", "form", "rate"], ignore_index=True), columns, id="rates")
 
