@@ -867,8 +867,9 @@ RUNS_EXAMPLES = """examples:
   altgrad runs import logs/                                    logs of W&B, TensorBoard, MLflow, trackio, CSV ...
 
 keys of --where: the fields that `altgrad runs show` lists; config keys as they are, last.METRIC for the last value of a
-metric, summary.KEY, environment.KEY. In list, show and diff, control characters are spelled out; in CSV too, where text
-that a spreadsheet would run as a formula has a quote before it.
+metric, summary.KEY, environment.KEY; status=finished has runs whose ending is not recorded
+too. In list, show and diff, control characters are spelled out; in CSV too, where text that a spreadsheet would run as
+a formula has a quote before it.
 
 exit codes:
   0 done   1 verify found something, or single runs could not be fetched or imported
@@ -961,7 +962,7 @@ def runs_list(options: argparse.Namespace) -> int:
         figures = [_shown(found["seed"]), _shown(found["last.step"]), loss]
         created = str(record.run["created"])[:16].replace("T", " ")
         label = format_label(record.config)
-        rows.append([record.id, record.status, label, *figures, record.config.study, created])
+        rows.append([record.id, record.ending, label, *figures, record.config.study, created])
     _print_table(["run", "status", "format", "seed", "step", "val_loss", "study", "created"], rows, right=(3, 4, 5))
     return 0
 
@@ -976,7 +977,7 @@ def runs_show(options: argparse.Namespace) -> int:
         history = {name: column.tolist() for name, column in record.history.items()}
         _print_json(record.run | {"arm": record.arm, "history": history})
         return 0
-    rows = [[key, _shown(value)] for key, value in values(record).items()]
+    rows = [[key, _shown(value)] for key, value in (values(record) | {"status": record.ending}).items()]
     rows += [["notes", record.config.notes]] if record.config.notes else []
     if record.config.foreign is not None:
         rows.append(["loop", "another than AltGrad's: what is not listed is not known"])

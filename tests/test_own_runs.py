@@ -28,6 +28,7 @@ from altgrad.runs import record
 from altgrad.runs.sources import import_runs
 from altgrad.site import Chart, ChartBlock, Page, Table
 from altgrad.site.chart import fixed_svg
+from altgrad.site.html import NARROW
 from altgrad.site.render import Dialect, render
 
 ROOT = Path(__file__).parents[1]
@@ -301,10 +302,13 @@ def test_a_run_that_ended_in_nan_has_failed_and_is_said_wherever_it_would_count(
     means = (wide[0.01] - wide[0.0]).groupby(level=[0, 1]).mean()
     assert (effect["difference"], effect["n_pairs"]) == (pytest.approx(means.mean()), 17)
     for page in (overview_page(loader), effects_page(loader)):
-        assert "36 recorded runs (35 with no recorded ending, 1 failed)" in words(page)
-        assert "1 run has no result here: 1 failed" in words(page)
+        assert "36 recorded runs (35 with the ending not recorded, 1 failed)" in words(page)
+        assert f"1 run has no result here: 1 failed ([{record_.id}]" in words(page)
     (of_arm,) = (page for page in arm_pages(loader) if page.path == f"runs/{record_.arm}")
     assert "train_loss is NaN or infinite from step 50 to its last value" in words(of_arm)
+    assert "One line per run: from step 50 on, 1 of the 3 runs has no finite value" in words(of_arm)
+    assert "1 of 3 stop at step 50" in "".join(fixed_svg(chart).decode() for chart in charts(curves_page(loader)))
+    assert data(overview_page(loader), "best")["counted"].tolist().count("2 of 3, 1 failed") == 1
     assert "time" not in {chart.title for chart in charts(curves_page(loader))}, "a clock is no metric"
 
 
@@ -440,7 +444,7 @@ def test_how_runs_ended_is_not_said_where_their_log_does_not_say_it(
         assert not re.search(r"\d (of \d )?finished", words(page))
     assert data(index, "arms")["finished"].isna().all()
     for page in pages:
-        assert "Runs: 3 with no recorded ending." in words(page)
+        assert "Runs: 3 with the ending not recorded." in words(page)
     (table,) = (json.loads(file.content) for file in index.downloads if file.name == "table.json")
     assert (table["runs"]["status"]["words"], table["arms"]["finished"]) == (["not recorded"], [None] * 6)
 
@@ -451,6 +455,9 @@ def test_what_a_chart_of_effects_says_leaves_the_figures_to_the_table(
     width, rate, *_ = charts(effects_page(swept[0]))
     assert rate.description.startswith("2 differences, each with its interval; the rows of optimizer.learning_rate")
     assert not re.search(r"\d\.\d", rate.description + width.description)
+    axes = [set(re.findall(r">([−\d.]+)</text>", fixed_svg(chart).decode())) for chart in (width, rate)]
+    assert axes[0] == axes[1], "one axis for all keys"
+    assert width.width * 72 < NARROW, "a telephone shows it whole"
 
 
 @pytest.mark.parametrize(("second", "said"), [(0.30, True), (0.60, False)])
@@ -464,6 +471,18 @@ def test_the_best_of_arms_within_noise_is_not_said_to_be_shown(tmp_path: Path, s
     text = words(overview_page(ExperimentDataLoader([tmp_path])))
     assert "0.2500**, of one run: how much of it is chance is not known." in text
     assert ("That it is the best is not shown: 1 other arm is within the noise" in text) == said
+
+
+@pytest.mark.parametrize(("seeds", "near"), [(2, 1), (3, 1)])
+def test_noise_is_that_of_runs_of_the_same_seed(tmp_path: Path, seeds: int, near: int) -> None:
+    """The seeds differ by more than the arms do; two arms are 0.1 worse, one is 0.001 worse."""
+    noise = iter([0.001, -0.001, 0.002, -0.002, 0.001, 0.003, -0.003, 0.002, 0.001, -0.001, 0.002, 0.0])
+    for depth, end in ((1, 1.0), (2, 1.1), (3, 1.1), (4, 1.001)):
+        for seed in range(seeds):
+            with record(tmp_path, name="n", config={"depth": depth}, seed=seed) as run:
+                run.log(0, val_loss=end + seed + next(noise))
+                run.finish()
+    assert f"{near} other arm is within the noise" in words(overview_page(ExperimentDataLoader([tmp_path])))
 
 
 def test_no_two_names_beside_the_lines_of_a_chart_read_the_same(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_a_file_that_still_grows_is_read_again_and_one_cut_short_gives_what_it_h
         found = import_runs(tmp_path / "run", tmp_path / "out")
         (run,) = load_runs([tmp_path / "out"]).records
         assert (len(found.fetched), len(run.history), run.status) == (1, rows, status)
-    assert "taken as finished" in str(found.reports)
+    assert "how a run ended: not recorded" in str(found.reports)
 
 
 @pytest.mark.parametrize(

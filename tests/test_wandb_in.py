@@ -686,7 +686,9 @@ def test_an_offline_file_gives_the_record_again(offline: Path, home: Path, capsy
     assert (kept.recorded_here, kept.fetched) == (1, [])
 
 
-def test_a_truncated_offline_file_gives_what_it_holds(offline: Path, home: Path, tmp_path: Path) -> None:
+def test_a_truncated_offline_file_gives_what_it_holds(
+    offline: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (file,) = offline.rglob("*.wandb")
     data = file.read_bytes()
     (tmp_path / "files").mkdir()
@@ -697,7 +699,10 @@ def test_a_truncated_offline_file_gives_what_it_holds(offline: Path, home: Path,
         ("empty", b""),
     ):
         (tmp_path / "files" / f"run-{name}.wandb").write_bytes(part)
+    begun, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *given, **options: begun.append(given) or popen(*given, **options))
     found = import_runs(tmp_path / "files", tmp_path / "out")
+    assert len(begun) == 1, "one process reads all"
     assert sorted(problem.where for problem in found.problems) == [
         "run-empty.wandb",
         "run-head.wandb",

@@ -110,8 +110,8 @@ def varied(configs: Mapping[str, ExperimentConfig], most: int = SHOWN_KEYS) -> d
     return found
 
 
-def naming(configs: Mapping[str, ExperimentConfig]) -> dict[str, list[str]]:
-    """Of the keys that are `varied` within a project those that name its arms, the one of the most values first.
+def naming(configs: Mapping[str, ExperimentConfig], most: int = SHOWN_KEYS) -> dict[str, list[str]]:
+    """Of the keys that are `varied` within a project `most` that name its arms, the one of the most values first.
 
     One that follows from another, of which several arms share a value, is left out: the learning rate of an optimizer.
     One that is another in each arm is the last, where the others tell them apart without it.
@@ -130,7 +130,7 @@ def naming(configs: Mapping[str, ExperimentConfig]) -> dict[str, list[str]]:
             for key in left
             if count[key] == len(arms) == len({*zip(*(texts[each] for each in left if each != key), strict=True)})
         ]
-        found[project] = [*(key for key in left if key not in last), *last][:SHOWN_KEYS]
+        found[project] = [*(key for key in left if key not in last), *last][:most]
     return found
 
 

@@ -30,7 +30,15 @@ def endings(runs: pd.Series) -> str:
 
 def ended(count: int, how: str) -> str:
     """``35 finished``."""
-    return f"{count} with no recorded ending" if how == "not recorded" else f"{count} {how}"
+    return f"{count} with the ending not recorded" if how == "not recorded" else f"{count} {how}"
+
+
+def counted(n: int, endings: Sequence[str]) -> str:
+    """How many runs of an arm have a result, and how the others ended: ``3``, ``2 of 3, 1 failed``."""
+    if n == len(endings):
+        return str(n)
+    others = (ended(count, how) for how in ENDINGS[2:] if (count := list(endings).count(how)))
+    return ", ".join([f"{n} of {len(endings)}", *others])
 
 
 def number(value: float, digits: int = 3, sign: bool = False) -> str:

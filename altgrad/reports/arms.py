@@ -77,7 +77,7 @@ def _arms_columns(loader: ExperimentDataLoader, arms: pd.DataFrame, keys: Iterab
         col.count("Steps", "max_steps"),
         col.number(capital(measure.title), "val_loss", digits),
         col.interval(digits=digits, sign=False),
-        col.share("Finished", "finished", "runs"),
+        col.text("Runs", "counted"),
         col.text("Projects" if foreign else "Studies", "studies"),
     )
 

@@ -39,6 +39,7 @@ def forest(
     axis: str,
     colours: Sequence[str] = (),
     figures: bool = True,
+    ends: tuple[float, float] | None = None,
 ) -> Chart:
     """Paired differences with their intervals, one below the other.
 
@@ -49,6 +50,7 @@ def forest(
         axis: what the differences are, and their unit.
         colours: of each; else all have the first.
         figures: False where a table of the page has them for those who cannot see it.
+        ends: of an axis that several charts share, which then are as narrow as a telephone, with names above.
     """
     labels = [f"{name} (n = {pairs})" for name, pairs in zip(rows, data["n_pairs"], strict=True)]
     said = _differences(rows, data)
@@ -60,12 +62,24 @@ def forest(
         for place, colour, row, text in drawn:
             tell(text, axes.hlines([place], [row.low], [row.high], color=colour, linewidth=2))
             tell(text, *axes.plot([row.difference], [place], "o", color=colour, markersize=6))
-        axes.set_yticks(places, labels, color=FOREGROUND)
-        axes.set_ylim(len(data) - 0.4, -0.6)
+        if ends:
+            axes.set_xlim(*ends)
+            axes.set_yticks([])
+            for place, label in zip(places, labels, strict=True):
+                across = axes.get_yaxis_transform()
+                axes.text(0.01, place - 0.2, label, color=FOREGROUND, transform=across, va="bottom", fontsize=9)
+        else:
+            axes.set_yticks(places, labels, color=FOREGROUND)
+        axes.set_ylim(len(data) - 0.4, -1 if ends else -0.6)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(axis)
 
     about = f"{description} {'; '.join(said)}.".lstrip() if figures else description
+    if ends:
+        high = 0.4 * len(data) + 0.7
+        return Chart(
+            identity, title, about, data, draw, width=NARROW / INCH, height=high, margins=(0.15, 0.15, 0.5, 0.1)
+        )
     margins = (0.35 + 0.062 * max(map(len, labels)), 0.15, 0.5, 0.1)
     return Chart(identity, title, about, data, draw, height=0.28 * len(data) + 0.7, margins=margins)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from altgrad.analysis import words
 from altgrad.analysis.comparison import format_order
 from altgrad.analysis.effects import OWN, Measure, last_value, measure_of, outcomes
 from altgrad.analysis.labels import naming, site_labels, values_of
@@ -42,7 +43,8 @@ SWEPT = 8
 """Most keys of other loops' configs that have a column."""
 _HAVE_COLUMNS = ("optimizer.learning_rate", "max_steps")
 _OF_ARM = ("format", "scope", "rule", "learning_rate", "max_steps")
-_ARM_COLUMNS = ("arm", "label", *_OF_ARM, "runs", "finished", "n", "val_loss", "low", "high", "stall_ratio", "studies")
+_ARM_COLUMNS = ("arm", "label", *_OF_ARM, "runs", "finished", "counted", "n", "val_loss", "low", "high",
+                "stall_ratio", "studies")  # fmt: skip
 _RUN_ID = re.compile(r"(?P<name>.+)-s(?P<seed>\d+)-(?P<hash>[0-9a-f]{8})")
 
 
@@ -58,7 +60,7 @@ def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
 
     ``val_loss``, which is the site's metric, whatever that is called, its 95% t interval ``low`` and ``high`` and
     ``stall_ratio`` are means over the finished runs, ``n`` of them; tuning seeds count only where an arm has no
-    others. ``finished`` is NA where the logs do not say how runs ended.
+    others. ``finished`` is NA where the logs do not say how runs ended; ``counted`` has all in words.
     """
     names = ("role", "status", "ending", "study", "stall_ratio", *_OF_ARM)
     role, status, ending, study, stall, *of_arm = (loader.runs[name].tolist() for name in names)
@@ -75,8 +77,8 @@ def arm_table(loader: ExperimentDataLoader) -> pd.DataFrame:
         stalls = [stall[run] for run in counted if status[run] == "finished" and not math.isnan(stall[run])]
         stalled = math.fsum(stalls) / len(stalls) if stalls else math.nan
         told = all(ending[run] != "not recorded" for run in runs)
-        finished = sum(status[run] == "finished" for run in runs) if told else pd.NA
-        numbers = (len(runs), finished, estimate.n)
+        sound = sum(status[run] == "finished" for run in runs)
+        numbers = (len(runs), sound if told else pd.NA, words.counted(sound, [ending[run] for run in runs]), estimate.n)
         losses, studies = (estimate.mean, estimate.low, estimate.high), ", ".join(sorted({study[run] for run in runs}))
         rows.append((arm, labels[arm], *(values[runs[0]] for values in of_arm), *numbers, *losses, stalled, studies))
     return pd.DataFrame(rows, columns=list(_ARM_COLUMNS)).astype({"finished": "Int64"})
@@ -177,7 +179,7 @@ def swept_columns(loader: ExperimentDataLoader, arms: Iterable[str]) -> dict[str
     """The keys that name other loops' arms, but for those that have a column anyway, and what each arm states."""
     foreign = set(loader.runs.loc[loader.runs["foreign"].astype(bool), "arm"])
     configs = {arm: loader.config(arm) if arm in foreign else None for arm in arms}
-    differ = naming({arm: config for arm, config in configs.items() if config is not None})
+    differ = naming({arm: config for arm, config in configs.items() if config is not None}, SWEPT)
     keys = dict.fromkeys(key for own in differ.values() for key in own if key not in _HAVE_COLUMNS)
     stated = [{} if config is None else values_of(config) for config in configs.values()]
     return {visible(key): [shown(own[key]) if key in own else None for own in stated] for key in [*keys][:SWEPT]}
@@ -197,8 +199,9 @@ def _best_of_projects(loader: ExperimentDataLoader, losses: pd.Series) -> Iterat
         best = [str(arm) for arm in ranked.index if arm in own]
         if len(best) > 1:
             few = f"the {BEST} best of {len(best)}" if len(best) > BEST else f"all {len(best)}"
-            label = f"{project}: {few} arms by {outcome.metric}"
-            yield -len(runs), label, best[:BEST], "none"
+            paired = runs["seed"].notna().any()
+            label = f"{project}: {few} arms by {outcome.metric}{', against the best' if paired else ''}"
+            yield -len(runs), label, best[:BEST], best[0] if paired else "none"
 
 
 def arm_json(

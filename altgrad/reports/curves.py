@@ -45,12 +45,13 @@ class Losses(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """The chart and the table of an arm's metric, whether the mean of its runs is a curve, and its pairs."""
+    """The chart and the table of an arm's metric, whether the mean of its runs is a curve, its pairs, and `lost`."""
 
     chart: list[Block]
     table: list[Block]
     mean: bool = False
     pairs: int = 0
+    lost: dict[str, int] | None = None
 
 
 def curves(own: Losses, other: Losses, with_baseline: bool, measure: Measure | None, colour: str) -> Curves:
@@ -73,11 +74,14 @@ def curves(own: Losses, other: Losses, with_baseline: bool, measure: Measure | N
     words, told = macros_of("layers"), found[""].to_dict("records")
     same = bool(found[""]["mean"].notna().all())
     digits = measure.digits - 1 if measure.digits else 0
-    description = words.loss(told[0], told[-1], digits) if same else words.losses(told[0], len(own.values), digits)
+    gone = lost(own)
+    description = (
+        words.loss(told[0], told[-1], digits) if same else words.losses(told[0], len(own.values), gone, digits)
+    )
     draw = _drawing({"baseline_": other, "": own}, data, colour, measure.axis)
     title = f"{capital(measure.title)} by step"
     chart = Chart("loss", title, str(description).strip(), data, sketch=draw, height=3.3)
-    return Curves([ChartBlock(chart)], [_table(data, with_baseline, measure)], same, int(data["gap_n"].max()))
+    return Curves([ChartBlock(chart)], [_table(data, with_baseline, measure)], same, int(data["gap_n"].max()), gone)
 
 
 def capital(title: str) -> str:
@@ -192,6 +196,18 @@ def by_step(losses: Losses) -> pd.DataFrame:
     low, high = (np.where(known, losses.values, end).T for end in (np.inf, -np.inf))
     ends = {"low": low.min(1, initial=np.inf), "high": high.max(1, initial=-np.inf)}
     return pd.DataFrame({"step": losses.steps, "mean": mean, **ends, "n": n})
+
+
+def lost(losses: Losses) -> dict[str, int] | None:
+    """Of how many ``runs`` of how many (``all``) no finite value follows, and from which ``step`` on that is so first.
+
+    None where all runs have one at every step, or where they were evaluated at different steps.
+    """
+    known = ~np.isnan(losses.values)
+    if known.all() or (known[:, 1:] > known[:, :-1]).any():
+        return None
+    first = int(losses.steps[known.all(0).argmin()])
+    return {"step": first, "runs": int((~known).any(1).sum()), "all": len(known)}
 
 
 def gap_by_step(own: Losses, other: Losses) -> pd.DataFrame:

@@ -26,13 +26,13 @@ from altgrad.analysis.effects import (
 )
 from altgrad.analysis.labels import site_labels
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.statistics import mean_interval
+from altgrad.analysis.statistics import mean_interval, t_quantile
 from altgrad.config import OPERAND_NAMES
 from altgrad.reports import columns as col
 from altgrad.reports import health
 from altgrad.reports.charts import forest
 from altgrad.reports.compare import averaged, health_by_type
-from altgrad.reports.curves import by_step, losses_of
+from altgrad.reports.curves import by_step, losses_of, lost
 from altgrad.reports.document import document_page, macros_of
 from altgrad.reports.heat_map import figures_map
 from altgrad.reports.scope import site_values
@@ -45,6 +45,8 @@ BEST_SHOWN = 20
 """Arms that the overview lists."""
 ROWS_OF_A_CHART = 24
 """Most effects of a key that are drawn; the table has all."""
+FAILED_NAMED = 5
+"""Runs without a result that are named, of each way to end."""
 STRONGEST, SETTINGS_SHOWN = 12, 60
 """Keys that Effects begins with, and differences in single settings that it lists; the file has all."""
 HEALTH_ARMS = 200
@@ -52,6 +54,7 @@ HEALTH_ARMS = 200
 METRICS_DRAWN, ARMS_DRAWN, NAMED, POINTS_DRAWN, LONGEST_LINE = 12, 24, 8, 80, 48
 """In Curves: most charts of a project (fewer of several), arms in each, arms with a name, points of a line, and letters
 in a line of a name."""
+_MARK = ", {runs} of {all} stop at step {step}"
 _HEALTH = (
     col.arm("Arm", "label"),
     col.text("Operand", "operand", OPERAND_NAMES),
@@ -105,7 +108,7 @@ def _some(values: list[str], most: int = 8) -> str:
 def _best_columns(digits: int) -> tuple[Column, ...]:
     return (
         col.arm("Arm", "label"),
-        col.count("Runs", "n"),
+        col.text("Runs", "counted"),
         col.number("Mean", "mean", digits),
         col.interval(digits=digits, sign=False),
     )
@@ -155,7 +158,7 @@ def overview_page(loader: ExperimentDataLoader) -> Page:
         "shown": len(shown),
         "ranked": len(best),
         "seedless": int(runs["seed"].isna().sum()),
-        "near": _near(best),
+        "near": _near(found, best),
         "ended": _ended(runs),
         "varied": len(keys),
         "known": known,
@@ -191,11 +194,15 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
     both = interaction(loader)
     keys = list(dict.fromkeys((each.project, each.key) for each in every))
     axis = found.measure.axis if found.measure else ""
+    figures = [figure for each in every for figure in (each.estimate.mean, each.estimate.low, each.estimate.high)]
+    known = [0.0, *filter(math.isfinite, figures)]
+    pad = 0.05 * (max(known) - min(known)) or 0.5
+    reach = (min(known) - pad, max(known) + pad)
     groups = [
         {
             "project": project,
             "key": key,
-            "chart": [ChartBlock(_forest(found, number, own, axis))],
+            "chart": [ChartBlock(_forest(found, number, own, axis, reach))],
             "single": _single(own),
         }
         for number, (project, key) in enumerate(keys)
@@ -245,28 +252,55 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
 def _best(found: Outcomes) -> pd.DataFrame:
     """The arms by the mean of the metric over their finished runs, the best first."""
     rows = []
-    for arm, runs in found.runs.dropna(subset=["value"]).groupby("arm"):
-        estimate = mean_interval(runs["value"])
-        first = runs.iloc[0]
-        rows.append({"arm": arm, "label": first["label"], "project": first["project"], "n": estimate.n,
-                     "mean": estimate.mean, "low": estimate.low, "high": estimate.high})  # fmt: skip
-    frame = pd.DataFrame(rows, columns=["arm", "label", "project", "n", "mean", "low", "high"])
+    for arm, runs in found.runs.groupby("arm"):
+        estimate, first = mean_interval(runs["value"].dropna()), runs.iloc[0]
+        if not estimate.n:
+            continue
+        counted = words.counted(estimate.n, runs["ending"].tolist())
+        ends = (estimate.mean, estimate.low, estimate.high)
+        rows.append((arm, first["label"], first["project"], estimate.n, counted, *ends))
+    frame = pd.DataFrame(rows, columns=["arm", "label", "project", "n", "counted", "mean", "low", "high"])
     return frame.sort_values("mean", ascending=found.sign > 0, kind="stable", ignore_index=True)
 
 
-def _ended(runs: pd.DataFrame) -> dict[str, int]:
-    """How the runs that have no result ended, and how many so."""
-    counts = runs.loc[runs["value"].isna(), "status"].replace("finished", "without a finite value").value_counts()
-    return {str(status): int(count) for status, count in counts.items()}
+def _ended(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """How the runs that have no result ended: each ``how``, the ``count`` of them, and arm and id of the first."""
+    without = runs[runs["value"].isna()]
+    ways = without["status"].replace("finished", "without a finite value")
+    named = {how: own[["arm", "run_id"]].values.tolist() for how, own in without.groupby(ways)}
+    counts = ways.value_counts()
+    return [{"how": how, "count": int(count), "runs": named[how][:FAILED_NAMED]} for how, count in counts.items()]
 
 
-def _near(best: pd.DataFrame) -> int:
-    """How many arms are within noise of the best one: the mean of either lies in the interval of the other."""
+def _near(found: Outcomes, best: pd.DataFrame) -> dict[str, Any]:
+    """How many ``arms`` are within noise of the best one: the 95% interval of their difference from it has 0 in it.
+
+    Differences are of runs of the same seed; those of fewer than three have the standard deviation of all arms'
+    differences. Where that is not known, it is that of runs pooled over arms; ``paired``: whether any was.
+    """
     if best.empty:
-        return 0
-    first, others = best.iloc[0], best.iloc[1:]
-    held = (others["low"] <= first["mean"]) & (first["mean"] <= others["high"])
-    return int((held | others["mean"].between(first["low"], first["high"])).sum())
+        return {"arms": 0, "paired": False}
+    first, others = best["arm"].iloc[0], best["arm"].iloc[1:]
+    runs = found.runs.dropna(subset=["value"])
+    wide = runs.pivot_table(index="seed", columns="arm", values="value", aggfunc="first").reindex(columns=best["arm"])
+    gaps = wide[others].sub(wide[first], axis=0)
+    n, sd = gaps.count(), gaps.std()
+    error = (sd.where(n > 2, _pooled(sd, n)) / np.sqrt(n)).where(n > 0)
+    degrees = (n - 1).where(n > 2, int((n - 1).clip(0).sum()))
+    paired = error.notna()
+    of_arm = runs.groupby("arm")["value"].agg(["mean", "std", "count"]).loc[best["arm"]]
+    count, means = of_arm["count"], of_arm["mean"]
+    apart = np.sqrt(1 / count + 1 / count[first]) * _pooled(of_arm["std"], count)
+    mean = gaps.mean().where(paired, (means - means[first])[others])
+    degrees = degrees.where(paired, int((count - 1).sum()))
+    half = error.where(paired, apart[others]) * [t_quantile(int(each)) if each else math.nan for each in degrees]
+    return {"arms": int((mean.abs() <= half).sum()), "paired": bool(paired.any())}
+
+
+def _pooled(sd: pd.Series, n: pd.Series) -> float:
+    """The standard deviation within groups of `n` values; NaN where none has two."""
+    degrees = (n - 1).clip(0)
+    return math.sqrt((sd.fillna(0) ** 2 * degrees).sum() / degrees.sum()) if degrees.sum() else math.nan
 
 
 _ROW = (
@@ -301,13 +335,13 @@ def _single(own: list[Effect]) -> bool:
     return all(each.pairs == 1 for each in own)
 
 
-def _forest(found: Outcomes, number: int, own: list[Effect], axis: str) -> Chart:
+def _forest(found: Outcomes, number: int, own: list[Effect], axis: str, ends: tuple[float, float]) -> Chart:
     shown = sorted(own, key=lambda each: found.sign * each.estimate.mean)[:ROWS_OF_A_CHART]
     data, first = pd.DataFrame([_row(each) for each in shown]), shown[0]
     title = f"{first.key} against {cut(first.reference, 40)}: {found.metric}"
     names = [cut(each.value, 40) for each in shown]
     about = str(macros_of("untold").differences(first.key, len(own))).strip()
-    return forest(f"effect-{number}", title, about, data, names, f"difference of {axis}", figures=False)
+    return forest(f"effect-{number}", title, about, data, names, f"difference of {axis}", figures=False, ends=ends)
 
 
 def _map(found: Outcomes, one: str, two: str, cells: pd.DataFrame) -> Chart:
@@ -372,9 +406,10 @@ def _curves(
     data = data[["arm", "step", "mean", "low", "high", "n"]]
     bottom, top = float(data["low"].min()), float(data["high"].max())
     pad = 0.04 * (top - bottom) or 0.5
-    title, names = visible(metric), [wrap(visible(labels[arm]), LONGEST_LINE) for arm in [*lines][:NAMED]]
+    marks = {arm: _MARK.format(**gone) if (gone := lost(losses)) else "" for arm, losses in found.items()}
+    title, names = visible(metric), [wrap(visible(labels[arm]) + marks[arm], LONGEST_LINE) for arm in [*lines][:NAMED]]
     room = 8 + 6 * max(map(len, chain(*names)))
-    high = max(3.3, (11 * sum(map(len, names)) + 20) / INCH)
+    high = max(3.3, (11 * sum(map(len, names)) + 60) / INCH)
 
     def draw(sketch: Sketch) -> None:
         x = Axis(float(data["step"].min()), float(data["step"].max()), 48, sketch.width - room)
@@ -384,7 +419,7 @@ def _curves(
         for place, (arm, rows) in reversed([*enumerate(lines.items())]):
             colour = PALETTE[place] if place < NAMED else MUTED
             runs = found[arm].values if rows["mean"].isna().any() else None
-            with sketch.told(labels[arm]):
+            with sketch.told(labels[arm] + marks[arm]):
                 if runs is None:
                     sketch.line(zip(map(x, rows["step"]), map(y, rows["mean"]), strict=True), colour, 1.6)
                 for run in () if runs is None else runs:
@@ -395,7 +430,7 @@ def _curves(
                 last = rows[["low", "high"]].iloc[-1].mean()
                 ends += [(y(float(last)), part, colour) for part in names[place]]
         heights = spread([end[0] for end in ends], 11)
-        up = max(0.0, max(heights) + 6 - sketch.height)
+        up = max(0.0, max(heights) - y.start)
         for (_, part, colour), height in zip(ends, heights, strict=True):
             sketch.text(sketch.width - room + 4, height + 3 - up, part, colour)
 

@@ -7,13 +7,18 @@ and W&B's settings file. A key is looked for, never kept: `without_key` takes it
 from __future__ import annotations
 
 import configparser
+import contextlib
+import json
 import netrc
 import os
 import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import weakref
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
@@ -21,6 +26,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from altgrad.config import one_line
+from altgrad.runs.schema import without_paths
 from altgrad.runs.secrets import mask
 
 CONNECT_SECONDS = 1.5
@@ -28,6 +34,26 @@ DEFAULT_ADDRESSES = ("https://api.forge.coreweave.com", "https://api.wandb.ai")
 """Where W&B's client of 0.31, and of the versions before it, connects when nothing else is set."""
 
 WITHOUT_PROMPT = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false", "WANDB__GRAPHQL_RETRY_MAX": "3"}
+
+_INSPECT = """
+import json, os, sys
+from wandb.cli.cli import cli
+asked, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+for line in asked:
+    path, *written = json.loads(line)
+    for place, name in enumerate(written, 1):
+        file = os.open(name, os.O_WRONLY)
+        os.dup2(file, place)
+        os.close(file)
+    try:
+        cli(["leet", "inspect", "--json", path])
+    except SystemExit:
+        pass
+    sys.stdout.flush()
+    sys.stderr.flush()
+    print("done", file=answers, flush=True)
+"""
 
 _KEY = re.compile(r"\b(?:[0-9a-zA-Z_]+-)?[0-9a-zA-Z_]{40,}\b")
 
@@ -87,6 +113,50 @@ def inspected(
     return subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, timeout=seconds, env=environment
     )
+
+
+class Inspector:
+    """What `inspected` says of many files, from one process: W&B's client takes a second or more to start."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds  # that reading a file may take
+        self._process: subprocess.Popen[str] | None = None
+
+    @contextlib.contextmanager
+    def __call__(self, path: Path) -> Iterator[tuple[IO[bytes], str]]:
+        """The lines of JSON that the command writes of a file, and its last word on what went wrong, "" without one."""
+        with tempfile.TemporaryDirectory() as folder:
+            out, said = Path(folder) / "out", Path(folder) / "said"
+            for each in (out, said):
+                each.touch()
+            reason = self._ask([str(path), str(out), str(said)])
+            words = without_paths(said.read_text("utf-8", "replace")).strip().splitlines()[-1:]
+            reason = reason or "".join(reason_of(line.removeprefix("wandb leet inspect: ")) for line in words)
+            with open(out, "rb") as lines:
+                yield lines, reason
+
+    def _ask(self, files: list[str]) -> str:
+        """Why no answer came; "" where one did."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _INSPECT], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL, env=os.environ | WITHOUT_PROMPT, text=True, encoding="utf-8",
+            )  # fmt: skip
+            weakref.finalize(self, self._process.communicate)
+        late, (process, self._process) = threading.Event(), (self._process, None)
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(self.seconds, end)
+        timer.start()
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(files), file=process.stdin, flush=True)
+            if process.stdout and process.stdout.readline():
+                self._process = process
+        timer.cancel()
+        return "" if self._process else f"did not end within {self.seconds:g} s" if late.is_set() else "ended too early"
 
 
 def without_key(text: str) -> str:

@@ -145,7 +145,7 @@ def described(
 
 
 _EPOCH = "1970-01-01T00:00:00+00:00"
-NO_END = f"{UNENDED}{{tool}} does not say how a run ended; it is taken as finished"
+NO_END = f"{UNENDED}{{tool}} does not say how a run ended: not recorded, and in --where status=finished"
 
 
 def iso(moment: float | str | None) -> str | None:

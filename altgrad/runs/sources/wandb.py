@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -18,9 +16,8 @@ from typing import Any
 
 from altgrad.config import UsageError
 from altgrad.runs.history import History, of_wandb
-from altgrad.runs.schema import without_paths
 from altgrad.runs.sources.found import Files, Found, iso, version_of
-from altgrad.runs.wandb_access import inspected, missing_package, reason_of
+from altgrad.runs.wandb_access import Inspector, missing_package
 
 TOOL = "W&B"
 READ_SECONDS = 600
@@ -35,31 +32,26 @@ def find(files: Files) -> list[Found]:
         runs[named[1] if named else files.name(path)].append(path)
     folders = {path.parent for path in taken if re.match(r"(offline-)?run-", path.parent.name)}
     files.take(lambda path: not folders.isdisjoint(path.parents))
-    return [Found(TOOL, paths[0].name, version_of(paths), partial(_read, paths)) for paths in runs.values()]
+    inspect = Inspector(READ_SECONDS)
+    return [Found(TOOL, paths[0].name, version_of(paths), partial(_read, paths, inspect)) for paths in runs.values()]
 
 
-def _read(paths: list[Path]) -> tuple[dict[str, Any], History]:
+def _read(paths: list[Path], inspect: Inspector) -> tuple[dict[str, Any], History]:
     """What the files of one run say, in order of their names, which is that of their times."""
     if reason := missing_package():
         raise UsageError(reason)
     given, problems = dict[str, Any](), list[str]()
-    history = of_wandb(row for path in paths for row in _rows(path, given, problems))
+    history = of_wandb(row for path in paths for row in _rows(path, inspect, given, problems))
     if not given:
         raise UsageError("; ".join(problems))
     return {**given, "lines": len(history.table), "lines_of_source": problems}, history
 
 
-def _rows(path: Path, given: dict[str, Any], problems: list[str]) -> Iterator[Mapping[str, Any]]:
+def _rows(path: Path, inspect: Inspector, given: dict[str, Any], problems: list[str]) -> Iterator[Mapping[str, Any]]:
     """The rows of one file; puts what it says of its run into `given`, in the form of `altgrad.runs.wandb_fetch`."""
     found: dict[str, Any] = {"state": "crashed", "config": {}, "summary": {}}
     last = -math.inf
-    with tempfile.TemporaryFile() as lines:
-        try:
-            done = inspected(path, seconds=READ_SECONDS, out=lines)
-        except subprocess.TimeoutExpired:
-            problems.append(f"{path.name}: W&B's reader did not end within {READ_SECONDS} s")
-            return
-        lines.seek(0)
+    with inspect(path) as (lines, reason):
         for kind, record in _records(lines):
             if kind == "run":
                 found["config"] |= record.get("config", {}).get("update", {})
@@ -77,8 +69,6 @@ def _rows(path: Path, given: dict[str, Any], problems: list[str]) -> Iterator[Ma
                 if isinstance(moment := row.get("_timestamp"), int | float):
                     last = max(last, moment)
                 yield row
-    said = without_paths(done.stderr.decode(errors="replace")).strip().splitlines()[-1:]
-    reason = "".join(reason_of(line.removeprefix("wandb leet inspect: ")) for line in said)
     if not isinstance(found.get("id"), str):
         problems.append(f"{path.name}: not a readable file of W&B ({reason or 'it is empty'})")
         return

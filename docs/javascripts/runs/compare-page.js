@@ -121,12 +121,14 @@ function start(root, data) {
   const mark = (file) => letter(loaded.indexOf(file));
   let labels = new Map();
   const name = (file) => `${mark(file)} · ${labels.get(file)}`;
-  /** Its name at the end of its line, whole parts of it as far as there is room. */
+  /** Its name at the end of its line, whole parts of it as far as there is room; values without their keys where not all have it. */
   const legend = (file) => {
     const most = host.clientWidth > 700 ? 36 : 14;
-    const parts = name(file).split(", ");
+    const whole = loaded.every((each) => name(each).length <= most);
+    const parts = (whole ? name(file) : name(file).replace(/[^\s,=]+=/g, "")).split(", ");
     while (parts.length > 1 && parts.join(", ").length > most) parts.pop();
-    return parts.join(", ").slice(0, most);
+    const [counted] = about(file.arm, "counted").split(", ");
+    return parts.join(", ").slice(0, most) + (counted.includes(" of ") ? ` (${counted})` : "");
   };
   /** The style of its format; of arms that state none a colour each. */
   const styleOf = (file) => file.style ?? [`--chart-${1 + (loaded.filter(({ style }) => !style).indexOf(file) % 8)}`, []];
@@ -209,22 +211,23 @@ function start(root, data) {
       const difference = isBase ? "baseline" : !baseline ? "–" : gap === null ? (file.data === baseline.data ? "another metric" : "other training data") : signed(gap.mean, digits);
       return [
         rowHead(swatch(file), `${mark(file)} · `, element("a", { href: places(tables, rowOf.get(arm)).page, textContent: about(arm, "label"), title: arm })),
-        number(about(arm, "finished") === null ? "not recorded" : `${about(arm, "finished")} of ${about(arm, "runs")}`),
+        about(arm, "counted"),
         number(loss(losses.mean, digits)),
-        number(difference),
+        ...(baseline ? [number(difference),
         number(gap ? (gap.n < 2 ? "none" : `[${signed(gap.low, digits)}, ${signed(gap.high, digits)}]`) : "–"),
-        number(gap ? String(gap.n) : "–"),
+        number(gap ? String(gap.n) : "–")] : []),
         element("td", {}, pick), element("td", {}, remove),
       ];
     });
     const metrics = new Map(loaded.filter(({ metric }) => metric).map(({ metric }) => [metric.name, metric]));
     const one = metrics.size === 1 && metrics.values().next().value;
     const title = one ? capital(one.title) : "Last value";
-    const box = tableBox("Chosen arms", ["Arm", "Finished", title, "Difference", "95% interval", "Pairs", "Baseline", element("span", { className: "sr", textContent: "Remove" })], rows);
+    const box = tableBox("Chosen arms", ["Arm", "Runs", title, ...(baseline ? ["Difference", "95% interval", "Pairs"] : []), "Baseline", element("span", { className: "sr", textContent: "Remove" })], rows);
     const none = button("No baseline", () => { change("none"); });
     none.disabled = !baseline;
     const what = one ? `${one.unit ? `, ${one.unit}` : ""}; ${one.better} is better` : ", of each arm’s own metric";
-    const text = `${title}: mean of the finished runs at their last evaluation${what}. Difference: minus the baseline’s, paired by seed, with the 95% t interval of the mean over the pairs; runs of tuning studies are held out. One interval in twenty misses; this table does not adjust for many comparisons.`;
+    const differs = baseline ? "Difference: minus the baseline’s, paired by seed, with the 95% t interval of the mean over the pairs; runs of tuning studies are held out. One interval in twenty misses; this table does not adjust for many comparisons." : "Choose a baseline to see the differences to it.";
+    const text = `${title}: mean of the finished runs at their last evaluation${what}. ${differs}`;
     arms.replaceChildren(element("h2", { textContent: "Arms and paired differences" }), box, none, element("p", { className: "small", textContent: text }));
   }
 

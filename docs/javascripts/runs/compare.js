@@ -41,13 +41,14 @@ export function smoothed(runs, metric, weight) {
 
 /**
  * What arms are called among those shown together: of names such as "E4M3, AdamW; 300 steps, 2 layers" what follows the
- * semicolon only where the beginning is not one arm's alone, and no later part that all have, as long as they differ.
+ * semicolon only where the beginning is not one arm's alone, and no later part or key=value that all have, as long as they
+ * differ.
  */
 export function shortened(names) {
   const beginnings = names.map((name) => name.split("; ")[0]);
   const own = names.map((name, place) => (beginnings.filter((other) => other === beginnings[place]).length > 1 ? name : beginnings[place]));
   const parts = own.map((name) => name.split(/[,;] /));
-  const found = parts.map((one) => one.filter((part, place) => place === 0 || !parts.every((other) => other.includes(part))).join(", "));
+  const found = parts.map((one) => one.filter((part, place) => (place === 0 && !part.includes("=")) || !parts.every((other) => other.includes(part))).join(", "));
   return new Set(found).size === names.length ? found : names;
 }
 

@@ -3,7 +3,7 @@
 import { element } from "../curves.js";
 import { chartPanel } from "./chart.js";
 import { button, choice, field, say, status } from "./controls.js";
-import { COLUMNS, FILTERS, PAGE, choices, decode, fit, parse, places, readState, select, shownColumns, toCsv, writeState } from "./table.js";
+import { COLUMNS, FILTERS, PAGE, choices, decode, fit, parse, places, readState, select, shownColumns, sorting, toCsv, writeState } from "./table.js";
 
 const static_ = document.querySelector("#table-arms");
 
@@ -47,14 +47,14 @@ function start(tables) {
     const cells = [element("th", { scope: "col" }, element("span", { className: "sr", textContent: "Compare" }))];
     for (const { key, title, number } of shownColumns(state)) {
       const cell = element("th", { scope: "col", className: number ? "number" : "" }, button(title, () => {
-        state.sort = state.sort === key ? `-${key}` : key;
+        state.sort = sorting(state) === key ? `-${key}` : key;
         state.page = 1;
         heading();
         find();
         head.querySelector(`[data-key="${key}"] button`).focus();
       }));
       cell.dataset.key = key;
-      if (state.sort.replace(/^-/, "") === key) cell.setAttribute("aria-sort", state.sort.startsWith("-") ? "descending" : "ascending");
+      if (sorting(state).replace(/^-/, "") === key) cell.setAttribute("aria-sort", sorting(state).startsWith("-") ? "descending" : "ascending");
       cells.push(cell);
     }
     head.replaceChildren(element("tr", {}, ...cells));

@@ -34,6 +34,7 @@ export const COLUMNS = {
     column("high", "95% to", loss),
     column("n", "Seeds", whole),
     column("finished", "Finished", whole, false),
+    column("counted", "Runs and how they ended", text, false),
     column("runs", "Runs", whole, false),
     column("stall_ratio", "Stall ratio", percent, false),
     column("studies", "Studies", text, false),
@@ -71,6 +72,13 @@ export const CORNERS = { "": "lower left", x: "lower right", y: "upper left", xy
 export const CHARTS = { "": "no chart", scatter: "two columns", parallel: "all shown columns" };
 const NO_STATE = { rows: "arms", text: "", ...Object.fromEntries(Object.keys(FILTERS).map((name) => [name, ""])), tuning: "", sort: "", page: 1, chart: "", x: "", y: "", better: "" };
 
+/** By what rows are sorted where the address does not say it; "" as recorded. */
+const best = { arms: "", runs: "" };
+export const sorting = (state) => state.sort || best[state.rows];
+const UNSTATED = new Set([null, "", "not stated"]);
+/** Columns that are there only where a run states them, the names that an address has for something else, and most values of a filter. */
+const [OPTIONAL, TAKEN, MOST_CHOICES] = [new Set(["format", "scope", "rule", "learning_rate", "max_steps", "stall_ratio"]), new Set(["columns", "chosen", "q", "h"]), 24];
+
 const expand = (values) => (Array.isArray(values) ? values : values.codes.map((code) => (code === null ? null : values.words[code])));
 
 /** The two tables of the file that altgrad.reports.compare.table_json writes: {arms, runs}, each {length, columns: {key: values}}, and the styles of formats. */
@@ -89,15 +97,20 @@ export function decode(data) {
 
 const numeric = (values) => values.every((value) => value === null || Number.isFinite(Number(value)));
 
-/** Let the columns be those of a site: its metric, and the keys that its arms differ in; what none states is not shown at first. */
+/** Let columns and filters be those of a site: its metric, and the keys that its arms differ in; what none states is not there or not shown at first. */
 export function fit(tables, { metric, keys }) {
   const arms = tables.arms.columns;
+  const { better } = metric;
   ({ digits } = metric);
   const others = arms.format.every((format) => format === "not stated");
-  if (others) [FILTERS.study.title, FILTERS.seeds.title] = ["Project", "Averaged runs"];
+  if (others) {
+    [FILTERS.study.title, FILTERS.seeds.title] = ["Project", "Averaged runs"];
+    for (const [rows, key] of [["arms", "val_loss"], ["runs", "final_val_loss"]]) best[rows] = better === "higher" ? `-${key}` : key;
+  }
   for (const [rows, columns] of Object.entries(COLUMNS)) {
     const own = Object.entries(keys).map(([key, values]) => column(`config ${key}`, key, numeric(values) ? rate : (value) => value ?? "not stated"));
     columns.splice(columns.findIndex(({ key }) => key === "learning_rate") + 1, 0, ...own);
+    columns.splice(0, columns.length, ...columns.filter(({ key }) => !OPTIONAL.has(key) || !tables[rows].columns[key].every((value) => UNSTATED.has(value))));
     for (const each of columns) {
       if (each.key === "val_loss" || each.key === "final_val_loss") each.title = capital(metric.title);
       if (others) each.title = each.title.replace(/^Stud(?:y|ies)$/, "Project").replace(/^Seeds/, "Averaged runs");
@@ -107,13 +120,17 @@ export function fit(tables, { metric, keys }) {
   for (const [key, values] of Object.entries(keys)) {
     const own = arms[`config ${key}`] = numeric(values) ? values.map((value) => value && Number(value)) : values;
     tables.runs.columns[`config ${key}`] = tables.runs.armRow.map((row) => own[row]);
+    if (new Set(own).size > MOST_CHOICES) continue;
+    const name = key in NO_STATE || TAKEN.has(key) ? `config ${key}` : key;
+    FILTERS[name] = { key: `config ${key}`, title: key };
+    NO_STATE[name] = "";
   }
 }
 
 /** The values of a filter in order, as [what the address says, what a reader sees]. */
 export function choices(tables, name) {
   const { key, ofRun, least } = FILTERS[name];
-  const values = [...new Set(tables[ofRun ? "runs" : "arms"].columns[key])].filter((value) => value);
+  const values = [...new Set(tables[ofRun ? "runs" : "arms"].columns[key])].filter((value) => value || (value === 0 && !least));
   return values.sort((a, b) => collator.compare(a, b)).map((value) => [String(value), least ? `${value} or more` : String(value)]);
 }
 
@@ -153,6 +170,18 @@ const OTHER_NAMES = {
 };
 const COMPARE = { "<": (a, b) => a < b, "<=": (a, b) => a <= b, ">": (a, b) => a > b, ">=": (a, b) => a >= b };
 
+/** What a column is called in a text or an address: its key, one of a config without its mark. */
+const short = ({ key }) => key.replace(/^config /, "");
+
+/** The column that a name means: its key, another name of it, a key of a config or the last part of one, if of one alone. */
+function named(name, rows) {
+  const columns = COLUMNS[rows];
+  const meant = [name, ...(Object.hasOwn(OTHER_NAMES, name) ? OTHER_NAMES[name] : [])];
+  const found = columns.find(({ key }) => meant.includes(key)) ?? columns.find((column) => short(column).toLowerCase() === name.toLowerCase());
+  const ends = columns.filter(({ key }) => key.startsWith("config ") && key.toLowerCase().endsWith(`.${name.toLowerCase()}`));
+  return found ?? (ends.length === 1 ? ends[0] : undefined);
+}
+
 /**
  * What a text asks for: words that a row has to show, and conditions such as `loss<2.2`, `format=E4M3,E5M2` or
  * `quantized="all operands"` on any column, shown or not; in `problems` what of it cannot be read.
@@ -163,15 +192,15 @@ export function parse(given, rows) {
   const found = { words: [], conditions: [], problems: [] };
   const parts = given.toLowerCase().replace(/\s*([<>!]=|[<>=])\s*/g, "$1").match(/(?:"[^"]*"?|[^\s"])+/g) ?? [];
   for (const part of parts.map((each) => each.replaceAll('"', ""))) {
-    const [, name, sign, value] = /^(\w+)([<>!]=|[<>=])(.*)$/.exec(part) ?? [];
+    const [, name, sign, value] = /^([\w./-]+)([<>!]=|[<>=])(.*)$/.exec(part) ?? [];
     if (!name) {
       if (part) found.words.push(part);
       continue;
     }
-    const column = COLUMNS[rows].find(({ key }) => [name, ...(Object.hasOwn(OTHER_NAMES, name) ? OTHER_NAMES[name] : [])].includes(key));
+    const column = named(name, rows);
     const texts = value.split(",").filter(Boolean);
     const values = column?.number ? texts.map((each) => (each.endsWith("%") ? Number(each.slice(0, -1)) / 100 : Number(each.replace("−", "-")))) : texts;
-    if (!column) found.problems.push(`there is no column ${name}: ${COLUMNS[rows].map(({ key }) => key).join(", ")}`);
+    if (!column) found.problems.push(`there is no column ${name}: ${COLUMNS[rows].map(short).join(", ")}`);
     else if (!column.number && /[<>]/.test(sign)) found.problems.push(`${name} is text: = or !=, not ${sign}`);
     else if (values.some(Number.isNaN)) found.problems.push(`${name} is a number, not ${value}`);
     else if (values.length) found.conditions.push({ column, sign, values, texts });
@@ -216,7 +245,7 @@ export function select(tables, state) {
   }
   const shown = shownColumns(state).map((column) => texts(table, column));
   for (const word of words) tests.push((row) => shown.some((column) => column[row].includes(word)));
-  return order(table, state.sort).filter((row) => tests.every((test) => test(row)));
+  return order(table, sorting(state)).filter((row) => tests.every((test) => test(row)));
 }
 
 /** Names that are like one that is none, the nearest first. */
@@ -261,14 +290,16 @@ export function readState(search, tables) {
   one("better", Object.keys(CORNERS), (value) => `there is no corner ${value}`);
   const keys = COLUMNS[state.rows].map(({ key }) => key);
   if (given.has("columns")) {
-    const wanted = given.get("columns").split(",").filter(Boolean);
-    for (const key of wanted) if (!keys.includes(key)) say(`there is no column ${key}`);
+    const asked = given.get("columns").split(",").filter(Boolean);
+    const wanted = asked.map((name) => named(name, state.rows)?.key);
+    asked.forEach((name, place) => { if (!wanted[place]) say(`there is no column ${name}`); });
     const known = keys.filter((key) => wanted.includes(key));
     if (known.length) state.columns = known;
   }
   for (const axis of ["x", "y"]) one(axis, keys, (value) => `there is no column ${value}`);
   const sort = given.get("sort") ?? "";
-  if (keys.includes(sort.replace(/^-/, ""))) state.sort = sort;
+  const by = sort && named(sort.replace(/^-/, ""), state.rows);
+  if (by) state.sort = `${sort.startsWith("-") ? "-" : ""}${by.key}`;
   else if (sort) say(`there is no column ${sort.replace(/^-/, "")}`);
   const page = Number(given.get("page") ?? 1);
   if (Number.isInteger(page) && page >= 1) state.page = page;

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { axisOf, front, nearest, nearestLine } from "../../../docs/javascripts/runs/chart.js";
-import { COLUMNS, choices, decode, near, order, parse, places, readState, select, shownColumns, slug, toCsv, writeState } from "../../../docs/javascripts/runs/table.js";
+import { COLUMNS, choices, decode, fit, near, order, parse, places, readState, select, shownColumns, slug, toCsv, writeState } from "../../../docs/javascripts/runs/table.js";
 
 const HOSTILE = '<img src=x onerror="alert(1)">, "=1+1"';
 const words = (values) => {
@@ -23,6 +23,7 @@ const data = () => ({
     high: [2.2, null, null],
     n: [2, 1, 0],
     finished: [2, 1, 0],
+    counted: words(["2", "1 of 2, 1 failed", "0 of 1, 1 crashed"]),
     runs: [2, 2, 1],
     stall_ratio: [0.5, 0, null],
     studies: words(["formats", `formats, ${HOSTILE}`, "formats"]),
@@ -224,4 +225,19 @@ test("of lines over several axes the one that passes the pointer is meant, betwe
   assert.equal(nearestLine(heights, 2, 99), 0);
   assert.equal(nearestLine(heights, 1.5, 25), -1);
   assert.equal(nearestLine([[5]], -1, 5), -1);
+});
+
+test("a site's own keys are columns and filters by their short names, and the best row is the first", () => {
+  const tables = decode(data());
+  for (const key of ["format", "scope", "rule"]) tables.arms.columns[key] = tables.runs.columns[key] = tables.arms.columns[key].map(() => "not stated");
+  tables.arms.columns.stall_ratio = [null, null, null];
+  tables.arms.columns.val_loss = [2.2, 2.1, null];
+  fit(tables, { metric: { title: "loss", better: "lower", digits: 4 }, keys: { "model.width": ["64", "128", "64"], Solver: ["adam", "sgd", "sgd"] } });
+  const { state, problems } = readState("?Solver=sgd&columns=label,width", tables);
+  assert.deepEqual([state.Solver, state.columns, problems], ["sgd", ["label", "config model.width"], []]);
+  assert.deepEqual(select(tables, state), [1, 2]);
+  assert.deepEqual(select(tables, { ...state, Solver: "", text: "width=64 solver=adam,sgd" }), [0, 2]);
+  assert.deepEqual(select(tables, { ...state, Solver: "" }), [1, 0, 2]);
+  assert.deepEqual(COLUMNS.arms.filter(({ key }) => ["format", "scope", "rule", "stall_ratio"].includes(key)), []);
+  assert.match(parse("wdth=64", "arms").problems[0], /no column wdth: .*model\.width, Solver/);
 });
