@@ -23,7 +23,7 @@ from altgrad.reports.document import Content, content_of, document_page, documen
 from altgrad.site import GRID, MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Download, Page, Table
 from altgrad.site.document import Part
 from altgrad.site.sketch import INCH, Sketch, number_text
-from altgrad.studies import LADDER_FORMS, LADDER_STEPS, MUP_WIDTH, TOKENS_PER_STEP
+from altgrad.studies import LADDER, LADDER_FORMS, LADDER_STEPS, MUP_WIDTH, TOKENS_PER_STEP
 
 PATH = "reports/scaling"
 REGISTRATION = "method/preregistration-ladder"
@@ -75,6 +75,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "fit_committed": committed[1] if len(committed) > 1 else None,
         "everywhere": len(found.everywhere),
         "swept": len(sweeps),
+        "sweeps": (len(best_rates(sweeps)), 2 * len(LADDER)),
         "by_width": "by width" in {*sweeps["form"]},
         "loss": found.loss and {"alpha": found.loss.exponent("alpha"), "beta": found.loss.exponent("beta")},
         "law_names": {key: _NAMES[key] for key in scaling.LAWS},
