@@ -18,7 +18,7 @@ from altgrad.cli import main  # noqa: E402
 from altgrad.config import UsageError, parse_config  # noqa: E402
 from altgrad.export import export_weights, read_weights  # noqa: E402
 from altgrad.formats import FloatFormat, get_format  # noqa: E402
-from altgrad.nn import Operand, Policy, Scaling, quantize_model, quantized_layers, recipe  # noqa: E402
+from altgrad.nn import Operand, Policy, Scaling, observed, quantize_model, quantized_layers, recipe  # noqa: E402
 from altgrad.recipes import RECIPES  # noqa: E402
 from altgrad.training import train  # noqa: E402
 from altgrad.training.evaluated import OWN, evaluate, policies  # noqa: E402
@@ -76,6 +76,43 @@ def test_every_rule_is_read_back_bit_for_bit(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_read_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     read_back(model(), recipe(name, head=True, embedding=True), tmp_path / "w.safetensors")
+
+
+class Experts(torch.nn.Module):
+    """Three matrices in one weight, read one by one as Qwen3-MoE does or all at one time."""
+
+    def __init__(self, together: bool) -> None:
+        super().__init__()
+        self.together = together
+        self.up = torch.nn.Parameter(torch.randn(3, 24, 40) * torch.tensor([0.1, 1.0, 7.3])[:, None, None])
+
+    def forward(self, x: Any) -> Any:
+        return x @ self.up.mT if self.together else [torch.nn.functional.linear(x[e], self.up[e]) for e in range(3)]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_each_expert_is_read_back_with_the_bits_that_its_products_read(together: bool, tmp_path: Path) -> None:
+    given = {name: recipe(name) for name in RECIPES}
+    given |= {name: Policy(Operand(E4M3, scaling=rule)) for name, rule in RULES.items()}
+    given["nvfp4 squares"] = Policy(Operand(E2M1, scaling=Scaling("nvfp4", granularity="block_2d")))
+    for name, policy in given.items():
+        torch.manual_seed(0)
+        experts = quantize_model(torch.nn.ModuleDict({"experts": Experts(together)}), policy)["experts"]
+        (layer,) = quantized_layers(experts).values()
+        if together and layer.policy.apart:
+            continue  # which is refused: the weight is rounded once
+        readings: list[Any] = []
+        with observed(experts, readings.append), torch.no_grad():
+            experts(torch.randn(3, 8, 40))
+        read = [each.rounded for each in readings if each.operand == "weight"]
+        read = read[0] if together else torch.stack(read)
+        export_weights(experts, tmp_path / "w.safetensors")
+        found = read_weights(tmp_path / "w.safetensors")["up"]
+        assert torch.equal(found.view(torch.int32), read.contiguous().view(torch.int32)), name
+        scale = load_file(tmp_path / "w.safetensors").get("up_scale")
+        assert scale is None or len(scale) == 3, name
+        assert torch.equal(layer.weight_as_read(), found), name
+        assert torch.equal(layer.weight_reading().rounded, found), name
 
 
 def test_fp8_is_the_dtype_of_torch_and_its_scale_a_number(tmp_path: Path) -> None:

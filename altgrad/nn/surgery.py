@@ -13,7 +13,16 @@ from torch import nn
 
 from altgrad.formats import FP32, check_draw_version
 from altgrad.nn.coverage import NO_PRODUCT, Coverage, forget_coverage, name_for, parameters_of, place_of, why_left
-from altgrad.nn.kinds import Kind, kind_of, one_cast, plain_class, quantized_class, reads_child, reads_transposed
+from altgrad.nn.kinds import (
+    Kind,
+    is_stack,
+    kind_of,
+    one_cast,
+    plain_class,
+    quantized_class,
+    reads_child,
+    reads_transposed,
+)
 from altgrad.nn.layers import UNQUANTIZED, Clock, Observer, Policy, QuantizedLayer, _key, hadamard
 from altgrad.nn.names import ends_of, layer_type, plain_name, type_of
 from altgrad.nn.policies import recipe
@@ -243,7 +252,8 @@ def _install(
         mine, kind = own.get(id(module)), kinds[path]
         layers: dict[str, Any] = {}
         for each in below.get(id(module), []):
-            layers[each.parameter.removesuffix("_weight")] = (QuantizedWeight(module, each.parameter), each)
+            layer = QuantizedWeight(module, each.parameter, is_stack(module, each.parameter))
+            layers[each.parameter.removesuffix("_weight")] = (layer, each)
         if kind.attention:
             layers |= _attention_products(path, module, policies)
         paths = [*(f"quantized.{name}" for name in layers), *read_above.get(path, ())]
