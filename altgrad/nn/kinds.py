@@ -285,7 +285,7 @@ def _products(cls: type, name: str) -> frozenset[str]:
 
 
 def is_stack(module: nn.Module, name: str) -> bool:
-    """Whether a parameter [..., O, I] is matrices to its module: no product that names it takes dimensions otherwise."""
+    """Whether a parameter [..., O, I] is matrices to its module, and no factor of an einsum or a convolution."""
     weight: Any = module._parameters[name]
     return weight.ndim > 2 and not _products(plain_class(type(module)), name) & _OF_ALL_DIMENSIONS
 

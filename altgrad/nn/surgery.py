@@ -102,7 +102,9 @@ def quantize_model(
         keys = ", ".join(policies)
         unfit = [why for kind in kinds.values() for each, why in kind.left_out.items() if not each]
         reasons = dict.fromkeys([*(place.why_not for place in places), *unfit])
-        has = f"each layer is left out ({'; '.join(reasons)})" if reasons else "the model has no layer"
+        if not reasons:
+            raise ValueError("the model has no matrix or embedding to quantize")
+        has = f"each layer is left out ({'; '.join(reasons)})"
         raise ValueError(f"no layer matches: the policies are for {keys}, and {has}")
     coverage = Coverage(_left_out(model, modules, kinds, places, policies), strict)
     if strict:
