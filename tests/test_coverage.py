@@ -369,7 +369,7 @@ def test_a_model_without_a_layer_to_round_and_what_is_none_are_one_line() -> Non
         ValueError, match=r"each layer is left out \(its weight is sparse_coo, not dense; its weight is"
     ):
         quantize_model(sparse, FULL)
-    with pytest.raises(ValueError, match="^the model has no matrix or embedding to quantize$"):
+    with pytest.raises(ValueError, match=r"^the model has no matrix or embedding to quantize$"):
         quantize_model(nn.ReLU(), FULL)
     for wrong in (None, E4M3):
         with pytest.raises(TypeError, match=r"give a torch.nn.Module, and a Policy"):

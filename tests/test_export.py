@@ -20,6 +20,7 @@ from altgrad.export import export_weights, read_weights  # noqa: E402
 from altgrad.formats import FloatFormat, get_format  # noqa: E402
 from altgrad.nn import Operand, Policy, Scaling, observed, quantize_model, quantized_layers, recipe  # noqa: E402
 from altgrad.recipes import RECIPES  # noqa: E402
+from altgrad.runs import record  # noqa: E402
 from altgrad.training import train  # noqa: E402
 from altgrad.training.evaluated import OWN, evaluate, policies  # noqa: E402
 from altgrad.training.probed import checkpointed  # noqa: E402
@@ -299,5 +300,10 @@ def test_export_weights_writes_the_run_s_own_or_a_recipe_s(
         assert read_weights(path).keys() == checkpointed(runs[name].path).model.state_dict().keys()
     assert main(["export-weights", str(runs["fp32"].path), str(path)]) == 2
     assert "no weight of the model is quantized" in capsys.readouterr().err
+    with record(tmp_path / "runs", name="own-loop", config={"lr": 1}, seed=0) as run:
+        run.log(1, loss=1.0)
+        run.finish()
+    assert main(["export-weights", str(run.path), str(path)]) == 2
+    assert "recorded by another loop, and has no checkpoint; in Python, export_weights" in capsys.readouterr().err
     assert main(["export-weights", str(tmp_path / "none"), str(path)]) == 2
     assert "no such folder" in capsys.readouterr().err
