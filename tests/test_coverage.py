@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +361,22 @@ def test_meta_tensors_pass_with_their_shapes_and_fake_ones_are_refused() -> None
         one()(torch.randn(3, 8))
     with FakeTensorMode(), pytest.raises(ValueError, match="layer 0: its table is a fake tensor"):
         quantize_model(nn.Sequential(nn.Embedding(8, 4)), FULL)(torch.tensor([1]))
+
+
+def test_a_pattern_that_matches_nothing_is_told_and_strict_refuses_it() -> None:
+    model = nn.ModuleDict({"mlp": nn.Linear(4, 4), "head": nn.Linear(4, 4)})
+    told = r"no layer and no parameter has a name that matches 'nope\*', 'gone.\*'"
+    for policy in (
+        {"nope*": Policy(), "gone.*": Policy(), "mlp": FULL, "*": FULL},
+        {"*": replace(FULL, patterns=("nope*", "mlp", "gone.*"))},
+        recipe("mxfp8", wide=["nope*", "gone.*"]),
+    ):
+        with pytest.warns(UserWarning, match=told):
+            quantize_model(model, policy)
+        with pytest.raises(ValueError, match=f"^strict: {told}"):
+            quantize_model(model, policy, strict=True)
+    quantize_model(model, {"attention": FULL, "ml?": Policy(), "*": FULL}, strict=True)
+    quantize_model(model, "deepseek-v3", strict=True)
 
 
 def test_a_model_without_a_layer_to_round_and_what_is_none_are_one_line() -> None:
