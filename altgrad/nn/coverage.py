@@ -151,10 +151,9 @@ class Report:
         if others := self._of_activations():
             made = sum(each.multiply_adds for each in self.products or ())
             lines += ["", "products of activations alone"]
-            lines += [
-                f"  {_share(number, made):6.1%} of multiply-adds  {name}: {rounded and 'rounded' or 'left as they are'}"
-                for (name, rounded), number in others.items()
-            ]
+            for (name, rounded), number in others.items():
+                what = "rounded" if rounded else "left as they are"
+                lines.append(f"  {_share(number, made):6.1%} of multiply-adds  {name}: {what}")
         if self.never_read:
             unread = ", ".join(_patterns(self.never_read))
             lines += ["", f"listed, but read by no product or lookup of the first batch: {unread}"]
