@@ -304,6 +304,6 @@ def test_export_weights_writes_the_run_s_own_or_a_recipe_s(
         run.log(1, loss=1.0)
         run.finish()
     assert main(["export-weights", str(run.path), str(path)]) == 2
-    assert "of another loop or model, and has no checkpoint that can be read; in Python, export_weights" in capsys.readouterr().err
+    assert "of another loop or model, and has no checkpoint that can be read; in Python" in capsys.readouterr().err
     assert main(["export-weights", str(tmp_path / "none"), str(path)]) == 2
     assert "no such folder" in capsys.readouterr().err
