@@ -155,8 +155,8 @@ def _parts(name: str, layer: QuantizedLayer) -> tuple[dict[str, Tensor], dict[st
         weight = layer.as_operand(layer.weight.detach())
         assert scale is not None
         stack = weight.flatten(0, -3) if scale.ndim > 2 else weight.flatten(0, -2).unsqueeze(0)
-        tiles = isinstance(block, tuple)
-        levels = [nvfp4_scales_of_amax(tile_amax(one, block)) if tiles else nvfp4_scales(one) for one in stack]
+        tile = block if isinstance(block, tuple) else None
+        levels = [nvfp4_scales_of_amax(tile_amax(one, tile)) if tile else nvfp4_scales(one) for one in stack]
         inner, outer = (torch.stack(each) for each in zip(*levels, strict=True))
         inner = inner.view(scale.shape)
         outer = outer.view(*scale.shape[:-2], 1, 1) if scale.ndim > 2 else outer.view(())
