@@ -7,7 +7,8 @@ The weight of a quantized layer is written as the codes of what its output produ
     LAYER.weight_scale     float32; E8M0 (float8_e8m0fnu) for MX, E4M3 (float8_e4m3fn) for NVFP4; none for scale 1
     LAYER.weight_scale_2   NVFP4's float32 of the tensor
 
-Shapes of scales: [] a tensor, [O, 1] rows, [O, ceil(I / block)] blocks, [ceil(O / rows), ceil(I / columns)] squares. A
+Shapes of scales: [] a tensor, [O, 1] rows, [O, ceil(I / block)] blocks, [ceil(O / rows), ceil(I / columns)] squares; of
+experts in one weight [E, O, I] [E, 1, 1] for [], and else E of them. A
 real value is code * scale in float32 (scale = weight_scale * weight_scale_2 first for NVFP4), and code / weight_scale
 where a rule's quotient is "inverse". Everything else in the model's state is there as it is. The file's metadata has,
 under "altgrad", what `read_weights` needs to know: format, scale and shape of each weight, as JSON.
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from altgrad.config import UsageError
 from altgrad.formats import E8M0, FP32, FloatFormat, get_format
 from altgrad.nn import QuantizedLayer, quantized_layers
+from altgrad.nn.layers import tiled_shape
 from altgrad.rounding import decode, encode
 from altgrad.scaling import expand_blocks, expand_tiles, nvfp4_scales, nvfp4_scales_of_amax, tile_amax
 
@@ -140,7 +141,8 @@ def _parts(name: str, layer: QuantizedLayer) -> tuple[dict[str, Tensor], dict[st
     value, scale, block = layer.weight_and_scale()
     shape = tuple(value.shape)
     about: dict[str, Any] = {"format": fmt.name, "kind": rule.kind, "shape": shape, "block": block}
-    about |= {"inverse": rule.quotient == "inverse", "rows": _matrix_shape(shape)}
+    about |= {"inverse": rule.quotient == "inverse"}
+    about |= {"rows": tiled_shape(shape, scale)} if isinstance(block, tuple) else {}
     about |= {"parameter": tuple(layer.weight.shape), "order": _order(layer)}
     every = None if scale is None else _each(scale, about)
     codes = encode(value * every, fmt) if about["inverse"] else _encode(value, fmt, every)
@@ -151,8 +153,13 @@ def _parts(name: str, layer: QuantizedLayer) -> tuple[dict[str, Tensor], dict[st
         parts["_scale"] = encode(scale, E8M0, check_scale=False).view(torch.float8_e8m0fnu)
     elif rule.kind == "nvfp4" and not on_grid:
         weight = layer.as_operand(layer.weight.detach())
-        largest = tile_amax(weight.flatten(0, -2), block) if isinstance(block, tuple) else None
-        inner, outer = nvfp4_scales(weight) if largest is None else nvfp4_scales_of_amax(largest)
+        assert scale is not None
+        stack = weight.flatten(0, -3) if scale.ndim > 2 else weight.flatten(0, -2).unsqueeze(0)
+        tile = block if isinstance(block, tuple) else None
+        levels = [nvfp4_scales_of_amax(tile_amax(one, tile)) if tile else nvfp4_scales(one) for one in stack]
+        inner, outer = (torch.stack(each) for each in zip(*levels, strict=True))
+        inner = inner.view(scale.shape)
+        outer = outer.view(*scale.shape[:-2], 1, 1) if scale.ndim > 2 else outer.view(())
         parts |= {"_scale": encode(inner, get_format("e4m3")).view(torch.float8_e4m3fn), "_scale_2": outer}
     elif scale is not None:
         parts["_scale"] = scale
@@ -185,10 +192,6 @@ def _as_parameter(values: Tensor, about: Mapping[str, Any]) -> Tensor:
     shape, order = about["parameter"], about["order"]
     back = sorted(range(len(order)), key=lambda dim: order[dim])
     return values.reshape([shape[dim] for dim in order]).permute(back).contiguous()
-
-
-def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    return (math.prod(shape[:-1]), shape[-1])
 
 
 def _each(scale: Tensor, about: Mapping[str, Any]) -> Tensor:

@@ -209,9 +209,14 @@ def tile_amax(x: Tensor, tile: tuple[int, int]) -> Tensor:
 def expand_tiles(scale: Tensor, shape: Sequence[int], tile: tuple[int, int]) -> Tensor:
     """Scales of tiles, one for each element: [ceil(R / rows), ceil(C / columns)] to `shape`, which is [R, C].
 
+    A stack of matrices [..., R, C] has [...] such scales.
+
     Raises:
         ValueError: `scale` has another shape; `shape` is no matrix's; a side below 1.
     """
+    if scale.ndim > 2 and scale.ndim == len(shape) and scale.numel():
+        each = [expand_tiles(one, shape[-2:], tile) for one in scale.flatten(0, -3)]
+        return torch.stack(each).view(*shape)
     rows, columns = _checked_tile(shape, tile, scale)
     high, wide = scale.shape
     every = scale[:, None, :, None].expand(high, rows, wide, columns).reshape(high * rows, wide * columns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.nn.utils import prune  # noqa: E402
+from torch.nn.utils.parametrizations import weight_norm  # noqa: E402
 
 from altgrad.analysis import ExperimentDataLoader  # noqa: E402
 from altgrad.cli import main  # noqa: E402
@@ -158,6 +160,33 @@ def test_reasons_tell_what_reads_a_matrix_and_what_names_it() -> None:
     quantize_model(model, recipe("mxfp8", wide=("A_log", "conv1d")))(x)
     named = {row.name: row.why for row in report_of(model).skipped}
     assert named == dict.fromkeys(("A_log", "conv1d.weight"), "`wide`, or a policy that rounds nothing, names it")
+
+
+class Positions(nn.Module):
+    """As DeBERTa's: a table that a projection reads, and a weight that a parametrization makes of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rel = nn.Parameter(torch.ones(6, 8))
+        self.proj, self.out = nn.Linear(8, 8, bias=False), weight_norm(nn.Linear(8, 8, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(x) @ self.proj(self.rel).mT
+
+
+def test_a_product_of_two_parameters_is_counted_once_and_what_is_left_out_has_those_of_none() -> None:
+    model = quantize_model(Positions(), FULL)
+    model(torch.ones(4, 8))
+    report = report_of(model)
+    rows = {row.name: row.multiply_adds for row in report.rows}
+    weights = "out.parametrizations.weight.original"
+    assert rows == {"rel": 0, "proj.weight": 6 * 64, f"{weights}0": 4 * 64, f"{weights}1": 0}
+    kept = report.summary()
+    assert kept["left_out"][-1] == {
+        "name": "mm", "why": "a product of activations alone", "count": 0, "parameters": 0, "multiply_adds": 4 * 6 * 8
+    }  # fmt: skip
+    left = sum(each["multiply_adds"] for each in kept["left_out"])
+    assert left == pytest.approx(kept["multiply_adds"] * (1 - kept["rounded"]))
 
 
 @pytest.mark.parametrize("policy", ["mxfp8", "nvfp4", Policy(E4M3, E4M3, E5M2, head=False, hadamard={"output": 16})])
@@ -362,6 +391,22 @@ def test_meta_tensors_pass_with_their_shapes_and_fake_ones_are_refused() -> None
         quantize_model(nn.Sequential(nn.Embedding(8, 4)), FULL)(torch.tensor([1]))
 
 
+def test_a_pattern_that_matches_nothing_is_told_and_strict_refuses_it() -> None:
+    model = nn.ModuleDict({"mlp": nn.Linear(4, 4), "head": nn.Linear(4, 4)})
+    told = r"no layer and no parameter has a name that matches 'nope\*', 'gone.\*'"
+    for policy in (
+        {"nope*": Policy(), "gone.*": Policy(), "mlp": FULL, "*": FULL},
+        {"*": replace(FULL, patterns=("nope*", "mlp", "gone.*"))},
+        recipe("mxfp8", wide=["nope*", "gone.*"]),
+    ):
+        with pytest.warns(UserWarning, match=told):
+            quantize_model(model, policy)
+        with pytest.raises(ValueError, match=f"^strict: {told}"):
+            quantize_model(model, policy, strict=True)
+    quantize_model(model, {"attention": FULL, "ml?": Policy(), "*": FULL}, strict=True)
+    quantize_model(model, "deepseek-v3", strict=True)
+
+
 def test_a_model_without_a_layer_to_round_and_what_is_none_are_one_line() -> None:
     sparse = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, dtype=torch.complex64))
     sparse[0].weight = nn.Parameter(sparse[0].weight.detach().to_sparse())
@@ -369,7 +414,7 @@ def test_a_model_without_a_layer_to_round_and_what_is_none_are_one_line() -> Non
         ValueError, match=r"each layer is left out \(its weight is sparse_coo, not dense; its weight is"
     ):
         quantize_model(sparse, FULL)
-    with pytest.raises(ValueError, match="the model has no layer"):
+    with pytest.raises(ValueError, match=r"^the model has no matrix or embedding to quantize$"):
         quantize_model(nn.ReLU(), FULL)
     for wrong in (None, E4M3):
         with pytest.raises(TypeError, match=r"give a torch.nn.Module, and a Policy"):

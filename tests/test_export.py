@@ -18,8 +18,9 @@ from altgrad.cli import main  # noqa: E402
 from altgrad.config import UsageError, parse_config  # noqa: E402
 from altgrad.export import export_weights, read_weights  # noqa: E402
 from altgrad.formats import FloatFormat, get_format  # noqa: E402
-from altgrad.nn import Operand, Policy, Scaling, quantize_model, quantized_layers, recipe  # noqa: E402
+from altgrad.nn import Operand, Policy, Scaling, observed, quantize_model, quantized_layers, recipe  # noqa: E402
 from altgrad.recipes import RECIPES  # noqa: E402
+from altgrad.runs import record  # noqa: E402
 from altgrad.training import train  # noqa: E402
 from altgrad.training.evaluated import OWN, evaluate, policies  # noqa: E402
 from altgrad.training.probed import checkpointed  # noqa: E402
@@ -76,6 +77,43 @@ def test_every_rule_is_read_back_bit_for_bit(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_read_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     read_back(model(), recipe(name, head=True, embedding=True), tmp_path / "w.safetensors")
+
+
+class Experts(torch.nn.Module):
+    """Three matrices in one weight, read one by one as Qwen3-MoE does or all at one time."""
+
+    def __init__(self, together: bool) -> None:
+        super().__init__()
+        self.together = together
+        self.up = torch.nn.Parameter(torch.randn(3, 24, 40) * torch.tensor([0.1, 1.0, 7.3])[:, None, None])
+
+    def forward(self, x: Any) -> Any:
+        return x @ self.up.mT if self.together else [torch.nn.functional.linear(x[e], self.up[e]) for e in range(3)]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_each_expert_is_read_back_with_the_bits_that_its_products_read(together: bool, tmp_path: Path) -> None:
+    given = {name: recipe(name) for name in RECIPES}
+    given |= {name: Policy(Operand(E4M3, scaling=rule)) for name, rule in RULES.items()}
+    given["nvfp4 squares"] = Policy(Operand(E2M1, scaling=Scaling("nvfp4", granularity="block_2d")))
+    for name, policy in given.items():
+        torch.manual_seed(0)
+        experts = quantize_model(torch.nn.ModuleDict({"experts": Experts(together)}), policy)["experts"]
+        (layer,) = quantized_layers(experts).values()
+        if together and layer.policy.apart:
+            continue  # which is refused: the weight is rounded once
+        readings: list[Any] = []
+        with observed(experts, readings.append), torch.no_grad():
+            experts(torch.randn(3, 8, 40))
+        read = [each.rounded for each in readings if each.operand == "weight"]
+        read = read[0] if together else torch.stack(read)
+        export_weights(experts, tmp_path / "w.safetensors")
+        found = read_weights(tmp_path / "w.safetensors")["up"]
+        assert torch.equal(found.view(torch.int32), read.contiguous().view(torch.int32)), name
+        scale = load_file(tmp_path / "w.safetensors").get("up_scale")
+        assert scale is None or len(scale) == 3, name
+        assert torch.equal(layer.weight_as_read(), found), name
+        assert torch.equal(layer.weight_reading().rounded, found), name
 
 
 def test_fp8_is_the_dtype_of_torch_and_its_scale_a_number(tmp_path: Path) -> None:
@@ -262,5 +300,10 @@ def test_export_weights_writes_the_run_s_own_or_a_recipe_s(
         assert read_weights(path).keys() == checkpointed(runs[name].path).model.state_dict().keys()
     assert main(["export-weights", str(runs["fp32"].path), str(path)]) == 2
     assert "no weight of the model is quantized" in capsys.readouterr().err
+    with record(tmp_path / "runs", name="own-loop", config={"lr": 1}, seed=0) as run:
+        run.log(1, loss=1.0)
+        run.finish()
+    assert main(["export-weights", str(run.path), str(path)]) == 2
+    assert "of another loop or model, and has no checkpoint that can be read; in Python" in capsys.readouterr().err
     assert main(["export-weights", str(tmp_path / "none"), str(path)]) == 2
     assert "no such folder" in capsys.readouterr().err

@@ -601,9 +601,15 @@ def test_health_is_there_where_layers_were_recorded(tmp_path: Path) -> None:
             run.log(10, loss=1.0)
             run.log_layers(layers)
             run.finish()
+    with record(tmp_path, name="wide", config={}, seed=0, data="digits") as run:
+        run.log(10, loss=1.0)
+        run.log_layers([(10, "a.up", "mlp", "gradient", "norm_l2", 1.0)])
+        run.finish()
     page = health_page(ExperimentDataLoader([tmp_path]))
     assert page is not None
     assert data(page, "health")["underflow"].tolist() == [0.5]
+    assert "2 of 3 arms recorded statistics" in words(page)
+    assert "Of 1 of them the table has no row" in words(page)
     assert "Most underflow: 50%" in words(page)
 
 

@@ -355,7 +355,7 @@ def test_what_has_no_settings_is_said_before_the_loop_begins(tmp_path: Path, con
     [("基线模型", r"[0-9a-f]{6}"), ("学习率 实验", r"[0-9a-f]{6}"), ("Базовая модель", r"[0-9a-f]{6}"),
      ("Modèle é", "modele-e"),
      ("GPT 2 (big)", "gpt-2-big"), ("模型 v2", r"v2-[0-9a-f]{6}"),
-     ("../../etc", "etc"), ("mlp", "mlp")],
+     ("sgd lr1e+06", "sgd-lr1e06"), ("../../etc", "etc"), ("mlp", "mlp")],
 )  # fmt: skip
 def test_a_name_in_any_script_is_kept_and_its_slug_begins_the_id(tmp_path: Path, name: str, slug: str) -> None:
     with record(tmp_path, name=name, config={"lr": 1}) as run:

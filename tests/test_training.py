@@ -710,6 +710,7 @@ def test_every_shipped_config_trains(path: Path, tmp_path: Path, corpus: Corpus)
     assert math.isfinite(result.summary["val_loss"])
 
 
+@pytest.mark.filterwarnings("ignore:no layer and no parameter")
 def test_patterns_that_match_no_layer_are_refused() -> None:
     config = parse_config({"quantize": {"weight": "e4m3", "patterns": ["blocks.9.*"]}}, source="test")
     with pytest.raises(UsageError, match=r"blocks\.9.* match no layer"):

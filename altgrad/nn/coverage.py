@@ -42,7 +42,8 @@ class Row(NamedTuple):
         state: "quantized": products read it by rounded operands, as they ran in the first batch; "listed": they would,
             and no batch has run yet; or "left out".
         why: in which formats, or why not.
-        multiply_adds: of the products that read it in the forward pass of the first batch; None before that.
+        multiply_adds: of the products that read it in the forward pass of the first batch; None before that. One that
+            reads several parameters is counted at one of them, of the layer that rounds it where there is one.
         of_them_rounded: those whose operands were rounded.
     """
 
@@ -118,9 +119,23 @@ class Report:
             }
             for (name, why), members in groups[:most]
         ]
+        left += [
+            {"name": name, "why": _ACTIVATIONS, "count": 0, "parameters": 0, "multiply_adds": number}
+            for (name, rounded), number in self._of_activations().items()
+            if not rounded
+        ]
         found = {"parameters": sum(row.size for row in self.rows), "quantized": self.parameter_share, "left_out": left}
         ran = {"multiply_adds": None if self.products is None else made, "rounded": self.multiply_add_share}
-        return found | ran | {"more": len(groups) - len(left)}
+        return found | ran | {"more": max(len(groups) - most, 0)}
+
+    def _of_activations(self) -> dict[tuple[str, bool], int]:
+        """Multiply-adds of the products that read no parameter, by what they are and whether they are rounded."""
+        groups: dict[tuple[str, bool], int] = {}
+        for each in self.products or ():
+            if not each.parameters:
+                key = "attention" if "dot_product" in each.operator else each.operator, bool(each.casts)
+                groups[key] = groups.get(key, 0) + each.multiply_adds
+        return groups
 
     def __str__(self) -> str:
         total = sum(row.size for row in self.rows)
@@ -133,19 +148,12 @@ class Report:
         for state, title in (("quantized", "quantized"), ("listed", "listed, not read yet")):
             lines += _table(title, [row for row in self.rows if row.state == state], self)
         lines += _table("left as they are", self.skipped, self)
-        others = [each for each in self.products or () if not each.parameters]
-        if others:
+        if others := self._of_activations():
             made = sum(each.multiply_adds for each in self.products or ())
             lines += ["", "products of activations alone"]
-            groups: dict[tuple[str, str], int] = {}
-            for each in others:
-                what = "rounded" if each.casts else "left as they are"
-                name = "attention" if "dot_product" in each.operator else each.operator
-                groups[name, what] = groups.get((name, what), 0) + each.multiply_adds
-            lines += [
-                f"  {_share(number, made):6.1%} of multiply-adds  {name}: {what}"
-                for (name, what), number in groups.items()
-            ]
+            for (name, rounded), number in others.items():
+                what = "rounded" if rounded else "left as they are"
+                lines.append(f"  {_share(number, made):6.1%} of multiply-adds  {name}: {what}")
         if self.never_read:
             unread = ", ".join(_patterns(self.never_read))
             lines += ["", f"listed, but read by no product or lookup of the first batch: {unread}"]
@@ -154,6 +162,7 @@ class Report:
 
 NO_PRODUCT = "no product of matrices that is known reads it"
 _VECTOR, _BIAS = "a vector, no factor of a product", "a bias, no factor of a product"
+_ACTIVATIONS = "a product of activations alone"
 _OTHERWISE = "read, but by no product of matrices"
 _VECTORS_ROW = "biases, norms and other vectors"
 
@@ -337,12 +346,19 @@ class Coverage:
             for parameter in parameters_of(layer):
                 readers.setdefault(id(parameter), []).append(name)
         rows = []
-        for path, parameter in model.named_parameters():
-            name = plain_name(path, model)
+        parameters = {plain_name(path, model): parameter for path, parameter in model.named_parameters()}
+        of_layer = {(each, name) for name, own in parameters.items() for each in readers.get(id(own), ())}
+        counted: dict[str, list[Product]] = {}
+        for product in self.products or ():
+            owned = (name for name in product.parameters if (product.layer, name) in of_layer)
+            if (owner := next(owned, next(iter(product.parameters), None))) is not None:
+                counted.setdefault(owner, []).append(product)
+        for name, parameter in parameters.items():
             mine = [each for each in readers.get(id(parameter), ()) if layers[each].policy.rounds]
-            ran = [each for each in self.products or () if name in each.parameters]
-            adds = sum(each.multiply_adds for each in ran) if self.products is not None else None
-            rounded = sum(each.multiply_adds for each in ran if each.casts) if self.products is not None else None
+            ran, known = counted.get(name, ()), self.products is not None
+            adds = sum(each.multiply_adds for each in ran) if known else None
+            rounded = sum(each.multiply_adds for each in ran if each.casts) if known else None
+            multiplied = any(name in each.parameters for each in self.products or ())
             unused = self.products is not None and mine and not any(each in self.was_read for each in mine)
             unknown = isinstance(parameter, nn.parameter.UninitializedParameter)
             shape = () if unknown else tuple(parameter.shape)
@@ -351,10 +367,10 @@ class Coverage:
                 why = "; ".join(dict.fromkeys(_formats(layers[each]) for each in mine))
             elif mine:
                 why = _OTHERWISE if name in self.in_others else "not read in the first batch"
-                why = why if not adds else "read by code that its layer does not see"
+                why = why if not multiplied else "read by code that its layer does not see"
             else:
                 why, named = self.left_out.get(place_of(name)) or (why_left(name, parameter), False)
-                if adds and not named and why.startswith(("a ", "no product")):
+                if multiplied and not named and why.startswith(("a ", "no product")):
                     why = "a product reads it that its module's code does not show"
             size = 0 if unknown else parameter.numel()
             rows.append(Row(name, shape, size, mine[0] if mine else "", state, why, adds, rounded))

@@ -164,7 +164,7 @@ def _convolves(module: nn.Module) -> bool:
 
 def _with_weights(kind: Kind, module: nn.Module, cls: type, names: set[str]) -> Kind:
     """The kind of a module that holds matrices itself: those that its code multiplies by become layers."""
-    multiplied = {name for name in names if _multiplies(cls, name)}
+    multiplied = {name for name in names if _products(cls, name)}
     if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         multiplied = set()
     kind.weights = tuple(name for name in module._parameters if name in multiplied)
@@ -225,10 +225,10 @@ def plain_class(cls: type) -> type:
 
 # --- what the code of a class reads
 
-_PRODUCTS = frozenset(
-    {"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "tensordot", "grouped_mm", "_grouped_mm"}
-    | {"conv1d", "conv2d", "conv3d", "multi_head_attention_forward"}
-)
+_OF_ALL_DIMENSIONS = frozenset({"einsum", "tensordot", "conv1d", "conv2d", "conv3d"})
+_PRODUCTS = _OF_ALL_DIMENSIONS | {
+    *("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "grouped_mm", "_grouped_mm", "multi_head_attention_forward")
+}
 
 
 def _functions(cls: type) -> Iterator[Any]:
@@ -272,15 +272,22 @@ def _instructions(code: Any) -> Iterator[dis.Instruction]:
 
 
 @cache
-def _multiplies(cls: type, name: str) -> bool:
-    """Whether a function in the forward pass of a class names this parameter, and multiplies matrices."""
+def _products(cls: type, name: str) -> frozenset[str]:
+    """The products of matrices in those functions of a class's forward pass that name this parameter."""
+    found: set[str] = set()
     for function in _functions(cls):
         steps = list(_instructions(function))
-        at = any(step.opname.startswith("BINARY") and step.argrepr in ("@", "@=") for step in steps)
+        at = {"@" for step in steps if step.opname.startswith("BINARY") and step.argrepr in ("@", "@=")}
         names = {str(step.argval) for step in steps if step.opname.startswith("LOAD")}
-        if name in names and (at or names & _PRODUCTS):
-            return True
-    return False
+        if name in names:
+            found |= at | names & _PRODUCTS
+    return frozenset(found)
+
+
+def is_stack(module: nn.Module, name: str) -> bool:
+    """Whether a parameter [..., O, I] is matrices to its module, and no factor of an einsum or a convolution."""
+    weight: Any = module._parameters[name]
+    return weight.ndim > 2 and not _products(plain_class(type(module)), name) & _OF_ALL_DIMENSIONS
 
 
 def reads_child(module: nn.Module, path: str) -> bool:

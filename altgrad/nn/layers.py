@@ -26,7 +26,8 @@ Shape suffixes: N rows (batch x time), I inputs, O outputs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -453,7 +454,8 @@ class _Quantizer:
     def weight_and_scale(self) -> tuple[Tensor, Tensor | None, int | tuple[int, int]]:
         """The weight as an operand, the scale it has, and the elements of a block, or its rows and columns, or 0.
 
-        The scale is one a tensor, row or block, None for 1, and its inverse where the rule's quotient is "inverse".
+        The scale is one a tensor, row or block (of each matrix of a stack: [..., 1, 1] one a matrix), None for 1, and
+        its inverse where the rule's quotient is "inverse".
         """
         with self._without_trace():
             weight = self.as_operand(whole(self.weight.detach()))
@@ -497,7 +499,7 @@ class _Quantizer:
         if inverse is not None:
             elements, factor, scale = elements.float() * inverse, None, 1 / scale
         if isinstance(block, tuple):
-            scale, block = expand_tiles(scale, _matrix(x).shape, block).view(x.shape), 0
+            scale, block = expand_tiles(scale, tiled_shape(x.shape, scale), block).view(x.shape), 0
         how = self._rounding(x, name)
         together = None
         if how["rounding"] not in ROUNDINGS:  # what overflows is what overflows to nearest
@@ -613,7 +615,8 @@ class _Quantizer:
 def _elements(x: Tensor, scale: Any, block: int | tuple[int, int]) -> tuple[Tensor, Any]:
     """`x` and what `_scale` returns in shapes that broadcast."""
     if isinstance(block, tuple):
-        return in_tiles(_matrix(x), scale, block)
+        stacked = scale.ndim > 2
+        return (x, expand_tiles(scale, x.shape, block)) if stacked else in_tiles(_matrix(x), scale, block)
     return in_blocks(x, scale, block=block) if block else (x, scale)
 
 
@@ -634,6 +637,11 @@ def _rounded_together(
 def _key(cast: str) -> str:
     """A cast's name where dots tell modules apart."""
     return cast.replace(".", "_")
+
+
+def tiled_shape(shape: Sequence[int], scale: Tensor) -> tuple[int, ...]:
+    """The shape in which scales of tiles lie over an operand: [N, n], or its own for scales of a stack of matrices."""
+    return tuple(shape) if scale.ndim > 2 else (math.prod(shape[:-1]), shape[-1])
 
 
 def _matrix(x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from altgrad.config import operand_of
 from altgrad.nn.layers import LinearProducts, _Rounded
 from altgrad.nn.recurrent import RECURRENT
 from altgrad.rounding import straight_through
@@ -27,13 +28,15 @@ from altgrad.rounding import straight_through
 class QuantizedWeight(LinearProducts, nn.Module):
     """One of the matrices that a module has itself (such as ``in_proj_weight``), as a layer.
 
-    A submodule of its owner, so that delayed scales are in `state_dict`; the parameter stays the owner's.
+    A submodule of its owner, so that delayed scales are in `state_dict`; the parameter stays the owner's. Where it is
+    `stacked`, [..., O, I], each matrix has scales of its own, whether products read them one by one or together.
     """
 
-    def __init__(self, owner: nn.Module, parameter: str) -> None:
+    def __init__(self, owner: nn.Module, parameter: str, stacked: bool = False) -> None:
         super().__init__()
         self.__dict__["owner"] = owner  # as a submodule it would contain itself
         self.parameter = parameter
+        self.stacked = stacked
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -45,6 +48,15 @@ class QuantizedWeight(LinearProducts, nn.Module):
         return weight.mT if getattr(self.owner, "is_transposed", False) else weight
 
     as_parameter = as_operand
+
+    def _scale(self, x: Tensor, name: str) -> tuple[Any, int | tuple[int, int]]:
+        if not self.stacked or x.ndim < 3 or operand_of(name) != "weight" or self._as_it_is(name) or not x.numel():
+            return super()._scale(x, name)
+        each = [super(QuantizedWeight, self)._scale(one, name) for one in x.flatten(0, -3)]
+        if each[0][0] is None:
+            return each[0]
+        scale = torch.stack([one for one, _ in each])
+        return scale.view(*x.shape[:-2], *(scale.shape[1:] or (1, 1))), each[0][1]
 
 
 class QuantizedProduct(LinearProducts, nn.Module):

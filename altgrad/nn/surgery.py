@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,13 +12,24 @@ from typing import Any
 import torch
 from torch import nn
 
+from altgrad.config import LAYER_TYPES
 from altgrad.formats import FP32, check_draw_version
 from altgrad.nn.coverage import NO_PRODUCT, Coverage, forget_coverage, name_for, parameters_of, place_of, why_left
-from altgrad.nn.kinds import Kind, kind_of, one_cast, plain_class, quantized_class, reads_child, reads_transposed
+from altgrad.nn.kinds import (
+    Kind,
+    is_stack,
+    kind_of,
+    one_cast,
+    plain_class,
+    quantized_class,
+    reads_child,
+    reads_transposed,
+)
 from altgrad.nn.layers import UNQUANTIZED, Clock, Observer, Policy, QuantizedLayer, _key, hadamard
 from altgrad.nn.names import ends_of, layer_type, plain_name, type_of
 from altgrad.nn.policies import recipe
 from altgrad.nn.reads import QuantizedProduct, QuantizedWeight, Reader
+from altgrad.recipes import RECIPES
 from altgrad.scaling import DelayedScale
 
 _WIDE = "`wide`, or a policy that rounds nothing, names it"
@@ -62,8 +74,9 @@ def quantize_model(
             settings are those of `recipe`, or of a format, for all operands; "fp32" quantizes nothing.
         seed: of the draws, where something is rounded stochastically.
         draw_version: of `formats.stochastic_draw`; 2 is quicker.
-        strict: refuse what the policy leaves as it is without naming it: now by what is known of the model's classes,
-            and at the end of the first batch by the products that ran.
+        strict: refuse patterns that match nothing, of which a UserWarning tells otherwise, and what the policy leaves
+            as it is without naming it: now by what is known of the model's classes, and at the end of the first batch
+            by the products that ran.
         group: process group (torch.distributed) whose ranks each train on as many rows of a batch: per-tensor amax of
             activations and gradients is that of all their rows, the same on every rank, and a rank draws what its rows
             would draw in the whole. All of them must run the same layers. None: each process is by itself.
@@ -93,8 +106,15 @@ def quantize_model(
         keys = ", ".join(policies)
         unfit = [why for kind in kinds.values() for each, why in kind.left_out.items() if not each]
         reasons = dict.fromkeys([*(place.why_not for place in places), *unfit])
-        has = f"each layer is left out ({'; '.join(reasons)})" if reasons else "the model has no layer"
+        if not reasons:
+            raise ValueError("the model has no matrix or embedding to quantize")
+        has = f"each layer is left out ({'; '.join(reasons)})"
         raise ValueError(f"no layer matches: the policies are for {keys}, and {has}")
+    if unused := _unused(model, kinds, places, policies):
+        told = f"no layer and no parameter has a name that matches {', '.join(map(repr, unused))}"
+        if strict:
+            raise ValueError(f"strict: {told}; correct the pattern, or leave it out")
+        warnings.warn(f"{told}; report_of(model) has the names", UserWarning, stacklevel=2)
     coverage = Coverage(_left_out(model, modules, kinds, places, policies), strict)
     if strict:
         coverage.check_before()
@@ -148,6 +168,22 @@ def _choose(place: _Place, policies: Mapping[str, Policy]) -> None:
         place.why_not, place.named = why, False
     else:
         place.policy = chosen
+
+
+def _unused(
+    model: nn.Module, kinds: Mapping[str, Kind], places: list[_Place], policies: Mapping[str, Policy]
+) -> list[str]:
+    """The patterns of the policies that name nothing in the model, but for layer types and what recipes keep wide."""
+    asked = dict.fromkeys([*policies, *(pattern for policy in policies.values() for pattern in policy.patterns)])
+    names = {place.name for place in places}
+    for path, _ in model.named_parameters(remove_duplicate=False):
+        name = place_of(plain_name(path, model))
+        names |= {name_for(name), name.rpartition(".")[0]}
+    for path, kind in kinds.items():
+        names |= {f"{path}.{product}".lstrip(".") for product in ("scores", "mixing") if kind.attention}
+    known = {"*", "other", *LAYER_TYPES, *(each for recipe in RECIPES.values() for each in recipe.wide)}
+    types = (*LAYER_TYPES, *names)
+    return [key for key in asked if key not in known and not any(fnmatchcase(name, key) for name in types)]
 
 
 def _left_out(
@@ -243,7 +279,8 @@ def _install(
         mine, kind = own.get(id(module)), kinds[path]
         layers: dict[str, Any] = {}
         for each in below.get(id(module), []):
-            layers[each.parameter.removesuffix("_weight")] = (QuantizedWeight(module, each.parameter), each)
+            layer = QuantizedWeight(module, each.parameter, is_stack(module, each.parameter))
+            layers[each.parameter.removesuffix("_weight")] = (layer, each)
         if kind.attention:
             layers |= _attention_products(path, module, policies)
         paths = [*(f"quantized.{name}" for name in layers), *read_above.get(path, ())]

@@ -472,8 +472,9 @@ def health_page(loader: ExperimentDataLoader) -> Page | None:
         for name in ("overflow", "underflow", "stall_ratio")
         if name in frame and frame[name].max() > 0
     ]
-    counts = {"arms": len(looked), "all": loader.runs["arm"].nunique(), "shown": frame["arm"].nunique()}
-    values = site_values(loader) | counts | {"worst": worst, "left": len(looked) - len(shown)}
+    counts = {"arms": len(looked), "all": loader.runs["arm"].nunique(), "shown": len(shown)}
+    counts |= {"left": len(looked) - len(shown), "bare": len(shown) - frame["arm"].nunique()}
+    values = site_values(loader) | counts | {"worst": worst}
     parts: dict[str, Part] = {"health": [col.table(frame, columns, "Layers at the last measurement", "health")]}
     return document_page(loader, "health", values, parts, code=__name__, document="own/_health")
 

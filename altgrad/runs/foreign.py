@@ -153,7 +153,7 @@ def _called(name: str) -> tuple[str, str | None]:
 
 def slug(name: str) -> str:
     """Lower-case letters, digits, ``.``, ``_`` and ``-`` of a name, without its accents; a hash for other scripts."""
-    letters = unicodedata.normalize("NFKD", name).lower()
+    letters = re.sub(r"(?<=\de)\+(?=\d)", "", unicodedata.normalize("NFKD", name).lower())  # 1e+06 is not 1e-06
     kept = re.sub(r"[^a-z0-9._-]+", "-", letters.encode("ascii", "ignore").decode()).strip("-._")[:60].rstrip("-._")
     lost = any(each.isalnum() and not each.isascii() for each in letters)
     return "-".join(filter(None, (kept, digest(name)[:6] if lost or not kept else "")))

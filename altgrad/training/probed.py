@@ -109,6 +109,9 @@ def checkpointed(path: Path, text: Path | None = None) -> Checkpointed:
     run = path if one is None else path.parents[1]
     record = read_run(run)
     config, data = record.config, record.run["data"]["sha256"]
+    if config.foreign is not None:
+        own = "in Python, export_weights(model, path) of altgrad.export writes the weights of a model of your own"
+        raise UsageError(f"{run}: the run is of another loop or model, and has no checkpoint that can be read; {own}")
     corpus = _corpus(config, text)
     if corpus.fingerprint["sha256"] != data:
         raise UsageError(f"{run}: the run was trained on other data; give its text with --data")
