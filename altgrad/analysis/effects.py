@@ -467,11 +467,12 @@ def _pairs(seeds: Floats, own: Floats, of_other: Floats, other: Floats) -> tuple
 def interaction(loader: ExperimentDataLoader) -> tuple[str, str, pd.DataFrame] | None:
     """The two keys of a project of whose pairs of values the most were run, and the mean of the metric of each pair.
 
-    Of several such those between whose cells the mean differs most. Other keys differ within a cell where they differ;
-    None where no two keys have four pairs.
+    Before them those of which one's effect depends on the other; of several such those between whose cells the mean
+    differs most. Other keys differ within a cell where they differ; None where no two keys have four pairs.
     """
     runs = loader.memo(outcomes).runs.dropna(subset=["value"])
     arms, best = _arms(loader), None
+    tied = {frozenset((each.key, each.test.depends)) for each in loader.memo(effects)}
     for project, keys in varied({arm: loader.config(arm) for arm in arms}).items():
         rows = runs[runs["project"] == project]
         for one, two in combinations(keys, 2):
@@ -483,8 +484,9 @@ def interaction(loader: ExperimentDataLoader) -> tuple[str, str, pd.DataFrame] |
             )
             table = cells.pivot_table(index="row", columns="column", values="value", aggfunc="mean")
             small = max(table.shape, default=0) <= 8 and min(table.shape) > 1
-            count = int(table.notna().sum().sum()), float(table.max().max() - table.min().min())
-            if small and count[0] >= 4 and (best is None or count > best[0]):
+            cells_run, spread = int(table.notna().sum().sum()), float(table.max().max() - table.min().min())
+            count = frozenset((one, two)) in tied, cells_run, spread
+            if small and cells_run >= 4 and (best is None or count > best[0]):
                 table = table.loc[sorted(table.index, key=_order), sorted(table.columns, key=_order)]
                 best = count, one, two, table
     return best and best[1:]

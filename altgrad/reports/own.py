@@ -69,11 +69,20 @@ _STATISTICS = {
 PROJECT, KEY = col.text("Project", "project"), col.text("Key", "key")
 
 
-_TEST = ("key", "verdict", "share", "p_mean", "p_between")
+_TEST = ("key", "verdict", "depends", "share", "p_mean", "p_between")
 _VERDICTS = {"depends": "yes, by how much depends on the setting", "matters": "yes", "not shown": "not shown"}
+
+
+def _matters(row: Mapping[str, Any]) -> str | None:
+    """What the tests say of a key; None where there are none."""
+    depends = row["depends"]
+    return f"yes, by how much depends on {depends}" if isinstance(depends, str) else _VERDICTS.get(row["verdict"])
+
+
+MATTERS = col.of("Matters", _matters)
 _TESTS = (
     KEY,
-    col.text("Matters", "verdict", _VERDICTS),
+    MATTERS,
     col.percent("Share of the variance between arms", "share"),
     col.p("p, alike in all settings", "p_mean"),
     col.p("p, differs between settings", "p_between"),
@@ -92,6 +101,7 @@ def _key_columns(digits: int, known: bool) -> tuple[Column, ...]:
         col.signed("Difference", "difference", digits),
         col.interval(digits=digits),
         _between(digits),
+        MATTERS,
     )
     return (KEY, col.of("Values", lambda row: _some(row["values"])), *(largest if known else ()))
 
@@ -305,7 +315,7 @@ def _pooled(sd: pd.Series, n: pd.Series) -> float:
 
 _ROW = (
     "project", "key", "value", "reference", "difference", "low", "high", "n_pairs", "seeds", "settings", "smallest",
-    "largest", "paired", "share", "p_mean", "p_between", "verdict",
+    "largest", "paired", "share", "p_mean", "p_between", "verdict", "depends",
 )  # fmt: skip
 
 
@@ -314,7 +324,8 @@ def _row(effect: Effect) -> dict[str, Any]:
     what = (effect.project, effect.key, effect.value, effect.reference, found.mean, found.low, found.high)
     counts = (effect.pairs, effect.seeds, len(effect.settings), *effect.reach, effect.paired)
     test = effect.test
-    return dict(zip(_ROW, (*what, *counts, test.share, test.mean, test.between, test.verdict), strict=True))
+    tests = (test.share, test.mean, test.between, test.verdict, test.depends)
+    return dict(zip(_ROW, (*what, *counts, *tests), strict=True))
 
 
 def _settings(every: list[Effect]) -> pd.DataFrame:
