@@ -125,7 +125,7 @@ function start(root, data) {
   const legend = (file) => {
     const most = host.clientWidth > 700 ? 36 : 14;
     const whole = loaded.every((each) => name(each).length <= most);
-    const parts = (whole ? name(file) : name(file).replace(/[^\s,=]+=/g, "")).split(", ");
+    const parts = (whole ? name(file) : name(file).replace(/[^\s,=]+=|learning rate /g, "")).split(", ");
     while (parts.length > 1 && parts.join(", ").length > most) parts.pop();
     const [counted] = about(file.arm, "counted").split(", ");
     return parts.join(", ").slice(0, most) + (counted.includes(" of ") ? ` (${counted})` : "");
