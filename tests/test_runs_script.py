@@ -257,6 +257,7 @@ def made_up(count: int) -> ExperimentDataLoader:
                 "seed": seed,
                 "foreign": False,
                 "status": status,
+                "ending": status,
                 "study": f"study-{arm % 7}",
                 "role": "report",
                 "format": fmt,

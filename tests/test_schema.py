@@ -122,7 +122,7 @@ RECORDED = {"formats/index", "index", "reports/format_comparison", "runs/index",
 @pytest.mark.parametrize(
     ("name", "guides", "others"),
     [
-        ("training/loop.py", {"telemetry", "wandb"}, set[str]()),
+        ("training/loop.py", {"many-processes", "telemetry", "wandb"}, set[str]()),
         ("reports/home.py", {"findings", "your-own-page", "wandb"}, {"index", "reports/format_comparison"}),
         (
             "formats.py",
@@ -141,7 +141,7 @@ RECORDED = {"formats/index", "index", "reports/format_comparison", "runs/index",
             RECORDED,
         ),
         ("analysis/failures.py", ANALYSED, {"reports/format_comparison", "formats/index"}),
-        ("analysis/comparison.py", ANALYSED, RECORDED),
+        ("analysis/comparison.py", {*ANALYSED, "many-processes"}, RECORDED),
         ("site/plugin.py", {"wandb"}, {"reports/format_comparison"}),
     ],
 )

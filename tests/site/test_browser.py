@@ -283,19 +283,19 @@ def test_the_layers_of_an_arm_are_drawn_and_read_by_pointer_and_keyboard(
     figure.locator(".chart-box").focus()
     page.keyboard.press("ArrowRight")
     first = told.inner_text()
-    assert first.startswith("embedding, weights, step 1: ")
+    assert first.startswith("blocks.0.attention.qkv, activations, step 1: "), "its weights are not quantized"
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
-    assert told.inner_text().startswith("blocks.0.attention.qkv, weights, step 50: ")
+    assert re.match(r"blocks.0.attention.\w+, activations, step 50: ", told.inner_text())
     box = figure.locator("svg").bounding_box()
     page.mouse.move(box["x"] + box["width"] - 4, box["y"] + box["height"] - 26)
-    assert told.inner_text().startswith("head, gradients, step 300: ")
+    assert told.inner_text().startswith("head, activations, step 300: ")
     page.locator("figure#chart-gradients canvas").wait_for()
     with page.expect_download() as saved:
         figure.get_by_role("button", name="Download underflow as CSV").click()
     lines = Path(saved.value.path()).read_text().splitlines()
     assert lines[0].startswith("layer,layer_type,of,step 1,")
-    assert lines[1].startswith("embedding,embedding,weights,")
+    assert lines[1].startswith("blocks.0.attention.qkv,attention,activations,")
 
 
 def test_the_tables_of_the_last_look_sort(visit: Any, place: Any, real_address: str) -> None:
