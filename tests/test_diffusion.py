@@ -412,7 +412,7 @@ def test_a_rounding_that_cannot_be_is_one_line(
 
 
 def test_an_unknown_rounding_of_an_operand_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="stochastic, diffused.*, not 'difused'"):
+    with pytest.raises(ValueError, match=r"stochastic, diffused.*, not 'difused'"):
         Operand(get_format("e4m3"), "difused")
 
 
