@@ -475,3 +475,26 @@ def test_activation_checkpointing_and_quantization_go_in_either_order() -> None:
         found.append([y, *(parameter.grad for parameter in model.parameters())])
         assert torch.equal(dequantize_model(model)(x), plain(x))
     assert all(torch.equal(a, b) for run in found[:2] for a, b in zip(run, found[2], strict=True)), "names, so draws"
+
+
+def test_a_stacked_weight_is_rounded_in_a_product_that_adds() -> None:
+    class Gates(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 16, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.baddbmm(torch.ones(4, 1, 16), x, self.weight, beta=2)
+
+    torch.manual_seed(0)
+    gates, x = Gates(), torch.randn(4, 8, 16)
+    plain = gates(x)
+    model = quantize_model(nn.ModuleDict({"mlp": gates}), "te-current")
+    (layer,) = quantized_layers(model).values()
+    read: list[Any] = []
+    with observed(model, read.append), torch.no_grad():
+        found = model["mlp"](x)
+    assert [each.operand for each in read].count("weight") == 1
+    assert not torch.equal(found, plain)
+    assert torch.allclose(found, plain, atol=1.0)
+    assert torch.equal(read[[each.operand for each in read].index("weight")].rounded.mT, layer.weight_as_read())

@@ -184,9 +184,9 @@ def _matmul(mode: Reads, func: Any, a: Any, b: Any, **given: Any) -> Any:
 
 
 def _baddbmm(mode: Reads, func: Any, added: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1, **given: Any) -> Any:
-    if given or (y := mode.product(a, b)) is None:
-        return func(added, a, b, beta=beta, alpha=alpha, **given)
-    return _added(added, y, beta, alpha)
+    own = mode.layer_of(a) is not None or mode.layer_of(b) is not None
+    y = None if given else _matmul(mode, torch.matmul, a, b) if own else mode.product(a, b)
+    return func(added, a, b, beta=beta, alpha=alpha, **given) if y is None else _added(added, y, beta, alpha)
 
 
 def _added(added: Any, y: Any, beta: Any, alpha: Any) -> Any:
