@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pytest
 torch = pytest.importorskip("torch")
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from torch.nn.functional import linear  # noqa: E402
 
 from altgrad.cli import main  # noqa: E402
 from altgrad.config import UsageError, parse_config  # noqa: E402
 from altgrad.export import export_weights, read_weights  # noqa: E402
-from altgrad.formats import FloatFormat, get_format  # noqa: E402
+from altgrad.formats import FP32, FloatFormat, get_format  # noqa: E402
 from altgrad.nn import Operand, Policy, Scaling, observed, quantize_model, quantized_layers, recipe  # noqa: E402
 from altgrad.recipes import RECIPES  # noqa: E402
 from altgrad.runs import record  # noqa: E402
@@ -79,41 +81,81 @@ def test_every_recipe_is_read_back_bit_for_bit(name: str, tmp_path: Path) -> Non
     read_back(model(), recipe(name, head=True, embedding=True), tmp_path / "w.safetensors")
 
 
-class Experts(torch.nn.Module):
-    """Three matrices in one weight, read one by one as Qwen3-MoE does or all at one time."""
+READS: dict[str, tuple[tuple[int, ...], Any]] = {
+    "one by one": ((3, 24, 40), lambda self, x: [linear(x[e], self.up[e]) for e in range(3)]),  # as Qwen3-MoE does
+    "together": ((3, 24, 40), lambda self, x: x @ self.up.mT),
+    "[in, out]": ((3, 40, 24), lambda self, x: torch.bmm(x, self.up)),
+    "[in, out], copied": ((3, 40, 24), lambda self, x: [linear(x[e], self.up.mT.contiguous()[e]) for e in range(3)]),
+    "a matrix, [in, out]": ((40, 24), lambda self, x: x[0] @ self.up),
+    "a matrix, at the left": ((24, 40), lambda self, x: (self.up @ x[0].T).T),
+    "an equation": ((40, 24), lambda self, x: torch.einsum("...i,io->...o", x, self.up)),
+    "an equation of heads": ((4, 40, 6), lambda self, x: torch.einsum("hid,bni->bnhd", self.up, x)),
+}
+"""The shape of a weight, and a forward pass that reads it."""
 
-    def __init__(self, together: bool) -> None:
-        super().__init__()
-        self.together = together
-        self.up = torch.nn.Parameter(torch.randn(3, 24, 40) * torch.tensor([0.1, 1.0, 7.3])[:, None, None])
 
-    def forward(self, x: Any) -> Any:
-        return x @ self.up.mT if self.together else [torch.nn.functional.linear(x[e], self.up[e]) for e in range(3)]
+def reading(how: str) -> Any:
+    """A module with such a weight, of which no two rows, columns or matrices have the same scale."""
+    shape, forward = READS[how]
+    module = type("Reading", (torch.nn.Module,), {"forward": forward})()
+    module.up = torch.nn.Parameter(torch.randn(shape))
+    for dim, size in enumerate(shape):
+        module.up.data *= torch.logspace(-2, 2, size).view(-1, *(1,) * (len(shape) - dim - 1))
+    return module
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_each_expert_is_read_back_with_the_bits_that_its_products_read(together: bool, tmp_path: Path) -> None:
+def flat(tensors: Any) -> Any:
+    return torch.stack(tensors) if isinstance(tensors, list) else tensors
+
+
+@pytest.mark.parametrize("how", READS)
+def test_a_weight_is_read_back_with_the_bits_that_its_products_read(how: str, tmp_path: Path) -> None:
     given = {name: recipe(name) for name in RECIPES}
     given |= {name: Policy(Operand(E4M3, scaling=rule)) for name, rule in RULES.items()}
     given["nvfp4 squares"] = Policy(Operand(E2M1, scaling=Scaling("nvfp4", granularity="block_2d")))
+    x, places = torch.randn(3, 8, 40), torch.eye(40).expand(3, 40, 40)
+    ran = 0
     for name, policy in given.items():
         torch.manual_seed(0)
-        experts = quantize_model(torch.nn.ModuleDict({"experts": Experts(together)}), policy)["experts"]
-        (layer,) = quantized_layers(experts).values()
-        if together and layer.policy.apart:
+        model = quantize_model(torch.nn.ModuleDict({"experts": reading(how)}), policy)["experts"]
+        (layer,) = quantized_layers(model).values()
+        if "equation" in how and not layer.one_cast:
             continue  # which is refused: the weight is rounded once
         readings: list[Any] = []
-        with observed(experts, readings.append), torch.no_grad():
-            experts(torch.randn(3, 8, 40))
+        with observed(model, readings.append), torch.no_grad():
+            model(x)
         read = [each.rounded for each in readings if each.operand == "weight"]
-        read = read[0] if together else torch.stack(read)
-        export_weights(experts, tmp_path / "w.safetensors")
+        read = layer.as_parameter(flat(read) if len(read) > 1 else read[0].view(layer.as_operand(layer.weight).shape))
+        export_weights(model, tmp_path / "w.safetensors")
         found = read_weights(tmp_path / "w.safetensors")["up"]
         assert torch.equal(found.view(torch.int32), read.contiguous().view(torch.int32)), name
         scale = load_file(tmp_path / "w.safetensors").get("up_scale")
-        assert scale is None or len(scale) == 3, name
+        assert scale is None or len(found) != 3 or len(scale) == 3, name
         assert torch.equal(layer.weight_as_read(), found), name
-        assert torch.equal(layer.weight_reading().rounded, found), name
+        assert torch.equal(layer.as_parameter(layer.weight_reading().rounded), found), name
+        layer.policy = replace(layer.policy, activation=FP32, casts={}, hadamard={})
+        plain = reading(how)
+        with torch.no_grad():  # rows of the identity: each product has one term, a value of the weight
+            plain.up.copy_(found)
+            columns = flat(plain(places))
+            assert torch.equal(flat(model(places)), columns), name
+        ran += 1
+    assert ran > 8
+
+
+def test_scales_lie_as_products_read_a_weight_and_are_not_guessed_before_that(tmp_path: Path) -> None:
+    for rule in ("row", "tensor"):
+        policy = Policy(Operand(E4M3, scaling=Scaling(granularity=rule)))
+        model = quantize_model(torch.nn.ModuleDict({"experts": reading("a matrix, [in, out]")}), policy)
+        if rule == "row":
+            with pytest.raises(
+                ValueError, match=r"experts.up: its scales lie as products read it, .*; run a batch first"
+            ):
+                export_weights(model, tmp_path / "w.safetensors")
+            model["experts"](torch.randn(3, 8, 40))
+        export_weights(model, tmp_path / "w.safetensors")
+    shape = load_file(tmp_path / "w.safetensors")["experts.up_scale"].shape
+    assert shape == ()
 
 
 def test_fp8_is_the_dtype_of_torch_and_its_scale_a_number(tmp_path: Path) -> None:

@@ -380,6 +380,9 @@ class _Quantizer:
     """Whether the forward pass under way has gradients enabled, which inside an autograd.Function nobody can see."""
     rotations: dict[int, Tensor]
     """The matrices of `Policy.hadamard` by size."""
+    summed: int | None = None
+    """The dimension of the weight, from its end, over which the product sums that read it last by a function of torch;
+    None, which stands for the last one: no such product has."""
     weight: Tensor
     training: bool
     register_forward_hook: Any  # every layer is a module too
@@ -440,11 +443,11 @@ class _Quantizer:
 
     def as_operand(self, weight: Tensor) -> Tensor:
         """The parameter `weight` (or its gradient, or a change of it) as the products read it: [O, I] for a matrix."""
-        return weight
+        return weight.movedim(self.summed, -1) if self.summed else weight
 
     def as_parameter(self, weight: Tensor) -> Tensor:
         """`as_operand` undone."""
-        return weight
+        return weight.movedim(-1, self.summed) if self.summed else weight
 
     def weight_as_read(self) -> Tensor:
         """The weight as the products would read it now, without a gradient and without a trace in any history."""
@@ -877,7 +880,7 @@ class LinearProducts(_Quantizer):
         Raises:
             ValueError: native compute, or casts of their own for second products.
         """
-        if self.policy.apart or self.policy.compute == "native":
+        if not self.one_cast:
             raise ValueError(f"layer {self.layer}: {ONE_CAST}")
 
         def products(x: Tensor, weight: Tensor, _: Tensor | None) -> Tensor:
@@ -891,6 +894,11 @@ class LinearProducts(_Quantizer):
             return y
 
         return self._run(products, x, weight, None)
+
+    @property
+    def one_cast(self) -> bool:
+        """Whether each operand is rounded once, for both products that read it, and no hardware multiplies."""
+        return not self.policy.apart and self.policy.compute != "native"
 
     def _reads(self, name: str) -> bool:
         """Whether a cast is made, or looked at."""

@@ -37,17 +37,18 @@ class QuantizedWeight(LinearProducts, nn.Module):
         self.__dict__["owner"] = owner  # as a submodule it would contain itself
         self.parameter = parameter
         self.stacked = stacked
+        if hasattr(owner, "is_transposed"):  # Hugging Face's experts
+            self.summed = -2 if owner.is_transposed else -1
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The owner's parameter."""
         return getattr(self.owner, self.parameter)  # type: ignore[no-any-return]
 
-    def as_operand(self, weight: Tensor) -> Tensor:
-        """Transposed where the owner says so, as Hugging Face's experts do."""
-        return weight.mT if getattr(self.owner, "is_transposed", False) else weight
-
-    as_parameter = as_operand
+    @property
+    def orientation_known(self) -> bool:
+        """Whether a product has read the weight, or its owner is known to read [..., O, I]."""
+        return self.summed is not None or type(self.owner).__module__.startswith("torch.nn.")
 
     def _scale(self, x: Tensor, name: str) -> tuple[Any, int | tuple[int, int]]:
         if not self.stacked or x.ndim < 3 or operand_of(name) != "weight" or self._as_it_is(name) or not x.numel():
@@ -102,9 +103,10 @@ class Reads(TorchFunctionMode):
 
     def __init__(self, layers: Sequence[Any]) -> None:
         super().__init__()
-        self.known: list[tuple[Tensor, Any]] = [
-            (layer.weight, layer) for layer in layers if not isinstance(layer, QuantizedProduct)
+        self.known: list[tuple[Tensor, Any, bool]] = [
+            (layer.weight, layer, False) for layer in layers if not isinstance(layer, QuantizedProduct)
         ]
+        """A weight or a part of it, its layer, and whether the last two dimensions are exchanged."""
         self.products = [layer for layer in layers if isinstance(layer, QuantizedProduct)]
         self.begun: list[Any] = []
         self.multiplied = 0
@@ -118,7 +120,7 @@ class Reads(TorchFunctionMode):
 
     def layer_of(self, tensor: object) -> Any:
         """The layer whose weight, or a part of whose weight, this is; None for any other tensor."""
-        for weight, layer in self.known:
+        for weight, layer, _ in self.known:
             if tensor is weight:
                 if all(layer is not each for each in self.begun):
                     self.begun.append(layer)
@@ -140,15 +142,44 @@ class Reads(TorchFunctionMode):
 
     def _part(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A view or a copy of a weight is as known as the weight; a table is rounded whole before any of it is read."""
-        if all(args[0] is not weight for weight, _ in self.known):
+        before = next((exchanged for weight, _, exchanged in self.known if args[0] is weight), None)
+        if before is None:
             return func(*args, **kwargs)
         layer = self.layer_of(args[0])
         if isinstance(layer, nn.Embedding):
             return func(straight_through(_Rounded, args[0], layer, "weight"), *args[1:], **kwargs)
         found = func(*args, **kwargs)
         parts = found if isinstance(found, tuple | list) else (found,)
-        self.known += [(each, layer) for each in parts if isinstance(each, Tensor)]
+        for each in parts:
+            if isinstance(each, Tensor):
+                turned = getattr(func, "__name__", "") not in COPIES and _columns_first(each) != _columns_first(args[0])
+                self.known.append((each, layer, before != turned))
         return found
+
+    def times(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, transposed: bool) -> Tensor:
+        """`x` [..., I] times the transposed `weight` [..., O, I], or [..., I, O] if `transposed`, plus the bias."""
+        layer = self.summing(weight, -2 if transposed else -1)
+        weight = weight.mT if transposed else weight
+        if not isinstance(layer, LinearProducts):  # a table read as a head: there is no rule for its activation
+            return F.linear(x, straight_through(_Rounded, weight, layer, "weight"), bias)
+        if weight.ndim == 2:
+            return layer.linear(x, weight, bias)
+        if layer.one_cast or x.shape[:-2] != weight.shape[:-2]:
+            y = layer.bilinear(lambda x, weight: x @ weight.mT, x, weight)
+        else:  # matrix by matrix
+            each = [layer.linear(*pair) for pair in zip(x.flatten(0, -3), weight.flatten(0, -3), strict=True)]
+            y = torch.stack(each).view(*x.shape[:-1], weight.shape[-2])
+        return y if bias is None else y + bias
+
+    def summing(self, weight: Tensor, dimension: int) -> Any:
+        """The layer of a `weight`, or of a part of one, of which a product sums over this `dimension`, negative."""
+        layer, exchanged = next((layer, exchanged) for known, layer, exchanged in self.known if weight is known)
+        layer.summed = {-1: -2, -2: -1}.get(dimension, dimension) if exchanged else dimension
+        return layer
+
+
+def _columns_first(x: Tensor) -> bool:
+    return x.ndim > 1 and x.stride(-1) > x.stride(-2)
 
 
 PARTS = frozenset(
@@ -157,28 +188,23 @@ PARTS = frozenset(
     | {"narrow", "detach", "T", "mT"}
 )
 """What leaves a weight's values as they are, or some of them."""
+COPIES = frozenset({"contiguous", "to", "float", "type", "type_as", "clone", "index_select"})
+"""Of these, what may lay out its result anew: its dimensions are those of what it was given."""
 
 
 def _linear(mode: Reads, func: Any, x: Any, weight: Any, bias: Any = None) -> Any:
-    layer = mode.layer_of(weight)
-    return func(x, weight, bias) if layer is None else _times(layer, x, weight, bias)
-
-
-def _times(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x` [..., I] times the transposed `weight` [..., O, I] of `layer`, plus the bias."""
-    if not isinstance(layer, LinearProducts):  # a table that is read as a head: there is no rule for its activation
-        return F.linear(x, straight_through(_Rounded, weight, layer, "weight"), bias)
-    if weight.ndim == 2:
-        return layer.linear(x, weight, bias)
-    y = layer.bilinear(lambda x, weight: x @ weight.mT, x, weight)
-    return y if bias is None else y + bias
+    if mode.layer_of(weight) is None:
+        return func(x, weight, bias)
+    return mode.times(x, weight, bias, transposed=False)
 
 
 def _matmul(mode: Reads, func: Any, a: Any, b: Any, **given: Any) -> Any:
-    if not given and a.ndim and b.ndim > 1 and (layer := mode.layer_of(b)) is not None:
-        return _times(layer, a, b.mT)
-    if not given and b.ndim and (layer := mode.layer_of(a)) is not None and a.ndim > 1:
-        return _times(layer, b, a) if b.ndim == 1 else _times(layer, b.mT, a).mT
+    if not given and a.ndim and b.ndim > 1 and mode.layer_of(b) is not None:
+        return mode.times(a, b, transposed=True)
+    if not given and b.ndim and a.ndim > 1 and mode.layer_of(a) is not None:
+        columns = b.ndim > 1
+        y = mode.times(b.mT if columns else b, a, transposed=False)
+        return y.mT if columns else y
     y = None if given else mode.product(a, b)
     return func(a, b, **given) if y is None else y
 
@@ -203,7 +229,7 @@ def _addmm(mode: Reads, func: Any, added: Any, a: Any, b: Any, *, beta: Any = 1,
     if given or (layer is None and mode.layer_of(a) is None):
         return func(added, a, b, beta=beta, alpha=alpha, **given)
     if layer is not None and added.ndim == 1 and beta == alpha == 1:
-        return _times(layer, a, b.mT, added)
+        return mode.times(a, b, added, transposed=True)
     return _added(added, _matmul(mode, torch.matmul, a, b), beta, alpha)
 
 
@@ -248,8 +274,9 @@ def _grouped(mode: Reads, func: Any, x: Any, weight: Any, *rest: Any, **given: A
     ends = offsets.tolist()
     starts = [0, *ends[:-1]]
     bias = given.get("bias")
+    matrices = mode._part(torch.Tensor.unbind, (weight,), {})
     found = [
-        layer.linear(x[start:end], weight[expert].mT, None if bias is None else bias[expert])
+        mode.times(x[start:end], matrices[expert], None if bias is None else bias[expert], transposed=True)
         for expert, (start, end) in enumerate(zip(starts, ends, strict=True))
         if end > start
     ]
@@ -258,14 +285,37 @@ def _grouped(mode: Reads, func: Any, x: Any, weight: Any, *rest: Any, **given: A
 
 
 def _einsum(mode: Reads, func: Any, equation: Any, *operands: Any) -> Any:
-    if len(operands) == 2:
-        for place in (0, 1):
-            layer = mode.layer_of(operands[place])
-            if isinstance(layer, LinearProducts):
-                other = operands[1 - place]
-                order = (lambda x, w: func(equation, w, x)) if place == 0 else (lambda x, w: func(equation, x, w))
-                return layer.bilinear(order, other, operands[place])
-    return func(equation, *operands)
+    """Of two operands, rows and blocks lie along the dimension that is summed over."""
+    own = [place for place, each in enumerate(operands) if isinstance(mode.layer_of(each), LinearProducts)]
+    if len(operands) != 2 or not own:
+        return func(equation, *operands)
+    place = own[0]
+    of_weight, of_x = _summed(equation, place)
+    layer = mode.summing(operands[place], of_weight % operands[place].ndim - operands[place].ndim)
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        both = (x.movedim(-1, of_x), weight.movedim(-1, of_weight))
+        return func(equation, *(both if place else both[::-1]))
+
+    y: Tensor = layer.bilinear(product, operands[1 - place].movedim(of_x, -1), operands[place].movedim(of_weight, -1))
+    return y
+
+
+def _summed(equation: Any, place: int) -> tuple[int, int]:
+    """Where the last letter that is summed over stands in the operand at `place` of an equation, and in the other."""
+    if not isinstance(equation, str):
+        return -1, -1
+    left, _, result = "".join(equation.split()).partition("->")
+    terms = [term.replace("...", ".") for term in left.split(",")]
+    own, other = terms[place], terms[1 - place]
+    summed = [letter for letter in own if letter in other and letter not in result + "."]
+    return (_place(own, summed[-1]), _place(other, summed[-1])) if summed else (-1, -1)
+
+
+def _place(term: str, letter: str) -> int:
+    """The dimension of a letter, counted from the end that has no dots between."""
+    index = term.index(letter)
+    return index if "." in term[index:] else index - len(term)
 
 
 def _recurrent(mode: Reads, func: Any, *args: Any) -> Any:

@@ -389,6 +389,7 @@ _OWN = (
     "passes",
     "recording",
     "rotations",
+    "summed",
 )
 
 
