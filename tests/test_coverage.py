@@ -318,6 +318,21 @@ def test_strict_refuses_what_a_module_reads_directly_or_the_policy_names_it(
     assert (row.state, row.of_them_rounded) == ("left out", 0)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("part", [False, True])
+def test_strict_wants_a_batch_before_a_graph(part: bool) -> None:
+    """Products inside a graph are not seen, and what is not seen could be left out."""
+    model = nn.Sequential(nn.Sequential(nn.Linear(8, 8)))
+    quantize_model(model, FULL, strict=True)
+    (model[0] if part else model).compile(backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match=r"strict: .* not counted; run one batch before torch.compile"):
+        model(torch.ones(2, 8))
+    model = quantize_model(nn.Sequential(nn.Sequential(nn.Linear(8, 8))), FULL, strict=True)
+    model(torch.ones(2, 8))
+    (model[0] if part else model).compile(backend="eager", fullgraph=True)
+    model(torch.ones(2, 8))
+
+
 def test_what_a_convolution_cannot_do_is_told() -> None:
     policy = Policy(E4M3, E4M3, E5M2, casts={"grad_weight.activation": E5M2})
     model = nn.Sequential(nn.Conv1d(4, 4, 3), nn.Flatten(), nn.Linear(8, 4))

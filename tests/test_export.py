@@ -148,9 +148,7 @@ def test_scales_lie_as_products_read_a_weight_and_are_not_guessed_before_that(tm
         policy = Policy(Operand(E4M3, scaling=Scaling(granularity=rule)))
         model = quantize_model(torch.nn.ModuleDict({"experts": reading("a matrix, [in, out]")}), policy)
         if rule == "row":
-            with pytest.raises(
-                ValueError, match=r"experts.up: its scales lie .*; run a batch first"
-            ):
+            with pytest.raises(ValueError, match=r"experts.up: its scales lie .*; run a batch first"):
                 export_weights(model, tmp_path / "w.safetensors")
             model["experts"](torch.randn(3, 8, 40))
         export_weights(model, tmp_path / "w.safetensors")

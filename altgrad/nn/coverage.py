@@ -249,6 +249,11 @@ def forget_coverage(model: nn.Module) -> None:
         coverage.unhook(model)
 
 
+@torch.compiler.assume_constant_result  # so that it is computed where a graph is made, and is nothing in the graph
+def _refuse_graph() -> None:
+    raise ValueError("strict: the products of a compiled model are not counted; run one batch before torch.compile")
+
+
 @dataclass
 class Coverage:
     """What is behind a model's report.
@@ -283,6 +288,8 @@ class Coverage:
     def begin(self, model: nn.Module, args: Any) -> None:
         """Before a forward pass; the first that is no graph is counted."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # nothing more, for a graph to depend on
+            if self.strict and self.products is None:
+                _refuse_graph()
             return
         if self.refusal:
             raise ValueError(self.refusal)
@@ -293,6 +300,8 @@ class Coverage:
         ):
             return
         if any(isinstance(each, torch._dynamo.OptimizedModule) or each._compiled_call_impl for each in model.modules()):
+            if self.strict:
+                _refuse_graph()
             return
         self.counter = _Products(_origins(model))
         for layer in _layers(model).values():
