@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from altgrad.analysis.contrasts import by_seed
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.statistics import MARGIN, MIN_PAIRS, mean_interval
+from altgrad.analysis.statistics import MARGIN, MIN_PAIRS, Estimate, mean_interval, paired_difference
 from altgrad.studies import (
     EVERYWHERE,
     FITTED,
@@ -715,7 +715,10 @@ def extrapolated_rate(sizes: Mapping[int, float], width: int) -> float:
 
 
 def swept(loader: ExperimentDataLoader) -> pd.DataFrame:
-    """The sweeps of study ladder-tuning: size, form ("by width" is muP's rule), rate, mean loss and how many seeds."""
+    """The sweeps of study ladder-tuning: size, form ("by width" is muP's rule), rate, mean loss, how many seeds.
+
+    `losses` has a Series for each, of the final losses by seed.
+    """
     arms = {
         identity_of(rung(form, size, LADDER_STEPS, 1.0).config(), rate=False): (size.name, form)
         for size in LADDER
@@ -730,8 +733,9 @@ def swept(loader: ExperimentDataLoader) -> pd.DataFrame:
             by_width = config.optimizer.other_learning_rate is not None
             size, form = key
             own = {"size": size, "form": "by width" if by_width else form, "rate": config.optimizer.learning_rate}
-            rows.append(own | {"loss": float(group["final_val_loss"].mean(skipna=False)), "n": len(group)})
-    return pd.DataFrame(rows, columns=["size", "form", "rate", "loss", "n"])
+            losses = group.set_index("seed")["final_val_loss"]
+            rows.append(own | {"loss": float(losses.mean(skipna=False)), "n": len(group), "losses": losses})
+    return pd.DataFrame(rows, columns=["size", "form", "rate", "loss", "n", "losses"])
 
 
 def best_rates(sweeps: pd.DataFrame) -> dict[tuple[str, str], float]:
@@ -743,3 +747,16 @@ def best_rates(sweeps: pd.DataFrame) -> dict[tuple[str, str], float]:
         if best is not None:
             found[str(size), str(form)] = best
     return found
+
+
+RULED = "NVFP4"
+"""The form of the ladder that is tuned by muP's rule too."""
+
+
+def by_width(sweeps: pd.DataFrame) -> dict[str, Estimate]:
+    """Size -> how much higher `RULED` ends at the rate of muP's rule than at the best of its sweep, paired by seed."""
+    losses = sweeps.set_index(["size", "form", "rate"])["losses"]
+    best = {size: losses[size, form, rate] for (size, form), rate in best_rates(sweeps).items() if form == RULED}
+    ruled = sweeps[sweeps["form"] == "by width"].set_index("size")["losses"]
+    names = [size.name for size in LADDER if size.name in ruled and size.name in best]
+    return {name: paired_difference(ruled[name], best[name]) for name in names}

@@ -23,7 +23,7 @@ from altgrad.reports.document import Content, content_of, document_page, documen
 from altgrad.site import GRID, MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Download, Page, Table
 from altgrad.site.document import Part
 from altgrad.site.sketch import INCH, Sketch, number_text
-from altgrad.studies import LADDER, LADDER_FORMS, LADDER_STEPS, MUP_WIDTH, TOKENS_PER_STEP
+from altgrad.studies import FP32_RATE, LADDER, LADDER_FORMS, LADDER_STEPS, MUP_WIDTH, TOKENS_PER_STEP
 
 PATH = "reports/scaling"
 REGISTRATION = "method/preregistration-ladder"
@@ -43,6 +43,7 @@ def scaling_page(loader: ExperimentDataLoader) -> Page:
 
 def _content(loader: ExperimentDataLoader) -> Content:
     found, sweeps = loader.memo(findings), loader.memo(swept)
+    best = best_rates(sweeps)
     law, cells = found.law, found.fitted.cells
     held = found.held["study"] == "ladder-held-out"
     committed = registrations(document_source(REGISTRATION))
@@ -75,8 +76,12 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "fit_committed": committed[1] if len(committed) > 1 else None,
         "everywhere": len(found.everywhere),
         "swept": len(sweeps),
-        "sweeps": (len(best_rates(sweeps)), 2 * len(LADDER)),
-        "by_width": "by width" in {*sweeps["form"]},
+        "sweeps": (len(best), 2 * len(LADDER)),
+        "forms": {*sweeps["form"]},
+        "by_width": scaling.by_width(sweeps),
+        "by_width_form": scaling.RULED,
+        "base_rate": FP32_RATE,
+        "base_best": next((best.get((size.name, scaling.RULED)) for size in LADDER if size.dim == MUP_WIDTH), None),
         "loss": found.loss and {"alpha": found.loss.exponent("alpha"), "beta": found.loss.exponent("beta")},
         "law_names": {key: _NAMES[key] for key in scaling.LAWS},
     }
@@ -316,7 +321,7 @@ def _rates(sweeps: pd.DataFrame) -> Table:
     best = {(*key, rate) for key, rate in best_rates(sweeps).items()}
     columns = (
         col.text("Size", "size"),
-        col.text("Arm", "form", {"by width": "NVFP4, rate by width (muP)"}),
+        col.text("Arm", "form", {"by width": f"{scaling.RULED}, rate by width (muP)"}),
         col.general("Learning rate", "rate"),
         col.number("Mean loss", "loss", 4),
         col.count("Seeds", "n"),
