@@ -20,7 +20,7 @@ from scipy import stats
 from altgrad.analysis import ExperimentDataLoader
 from altgrad.analysis.effects import figure_of, key_tests, measure_of, untold
 from altgrad.analysis.labels import site_labels
-from altgrad.analysis.statistics import holm
+from altgrad.analysis.statistics import holm, unpaired_difference
 from altgrad.reports import tuning
 from altgrad.reports.arms import arm_pages
 from altgrad.reports.own import curves_page, effects_page, health_page, overview_page, own_pages
@@ -371,6 +371,39 @@ def test_one_seed_each_has_no_interval_and_says_so(tmp_path: Path) -> None:
     assert data(page, "effects")["low"].isna().all()
     assert "One seed each: there is no interval" in words(page)
     assert "width**: 4 against 1, +1.0000 in one pair of runs" in words(page)
+
+
+def test_a_setting_without_two_seeds_in_common_has_the_interval_of_means_and_says_how_many(tmp_path: Path) -> None:
+    draw, rows = np.random.default_rng(4), []
+    cells = {
+        (1, 0): (0, 1, 2),
+        (2, 0): (0, 1, 2),
+        (1, 1): (0, 1, 2),
+        (2, 1): (2, 3, 4, 5),
+        (1, 2): (0, 1),
+        (2, 2): (1,),
+    }
+    for (width, depth), seeds in cells.items():
+        for seed in seeds:
+            rows.append((width, depth, seed, float(draw.normal(width, 0.1))))
+            with record(tmp_path, name="run", config={"width": width, "depth": depth}, seed=seed, data="d") as run:
+                run.log(1, val_loss=rows[-1][-1])
+                run.finish()
+    page = effects_page(ExperimentDataLoader([tmp_path]))
+    found = data(page, "settings").query("key == 'width'").set_index("setting")
+    assert found["counted"].tolist() == ["3", "4 and 3, not paired", "one seed each"]
+    ends = pd.DataFrame(rows, columns=["width", "depth", "seed", "value"]).set_index(["width", "depth"])["value"]
+    expected = stats.ttest_ind(ends[2, 1], ends[1, 1], equal_var=False)
+    row, welch = found.loc["depth=1"], expected.confidence_interval()
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx(
+        (ends[2, 1].mean() - ends[1, 1].mean(), welch.low, welch.high)
+    )
+    assert unpaired_difference(ends[2, 1].to_numpy(), ends[1, 1].to_numpy()).p_value == pytest.approx(expected.pvalue)
+    assert math.isnan(found.at["depth=2", "low"])
+    assert found.at["depth=2", "difference"] == pytest.approx(ends[2, 2] - ends[1, 2].iloc[1])
+    said = words(page)
+    assert "in 4 pairs of runs and 7 runs that are not paired: 3 settings, 6 seeds." in said
+    assert "with Welch's interval" in said
 
 
 def test_settings_in_folders_of_their_own_are_compared_in_the_one_project_that_the_site_says(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What was varied in anyone's runs, and what it did to the metric by which they are compared.
 
 A project's arms differ in the keys that `labels.varied` finds. Two arms that differ in one key alone are compared by
-the difference of their runs of one seed; where each has a single run without a seed, by these two.
+the difference of their runs of one seed; where no two seeds match, by the difference of their means; where each has a
+single run without a seed, by these two.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from altgrad.analysis.statistics import (
     holm,
     mean_interval,
     residual,
+    unpaired_difference,
 )
 from altgrad.config import scalar
 from altgrad.runs import RunRecord
@@ -116,17 +118,24 @@ class Tested(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """The difference in one setting: over its pairs, and the values of the other keys that were varied."""
+    """The difference in one setting, and the values of the other keys that were varied.
+
+    It is over the runs of one seed where `paired`, else of the mean of all `runs` with the value from that with the
+    reference. `seeds` has those of these runs; none where they state none.
+    """
 
     others: dict[str, str]
     estimate: Estimate
+    runs: tuple[int, int]
+    seeds: frozenset[float]
+    paired: bool = True
 
 
 class Effect(NamedTuple):
     """What one value of a key does against the reference value of it, over the settings in which both were run.
 
     `estimate` is of the means of the settings where there are several, each counted once, else of the pairs of the one:
-    pairs of one setting share what is particular to it, and are not independent. `seeds` is 0 where none are stated.
+    pairs of one setting share what is particular to it, and are not independent.
     """
 
     project: str
@@ -135,14 +144,27 @@ class Effect(NamedTuple):
     value: str
     estimate: Estimate
     settings: list[Setting]
-    seeds: int
-    paired: bool
     test: Tested = Tested(math.nan)
 
     @property
     def pairs(self) -> int:
         """In all settings."""
-        return sum(each.estimate.n for each in self.settings)
+        return sum(each.estimate.n for each in self.settings if each.paired)
+
+    @property
+    def unpaired(self) -> int:
+        """The runs of the settings in which none were paired."""
+        return sum(each.estimate.n for each in self.settings if not each.paired)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is of one pair of runs: then there is no interval."""
+        return math.isnan(self.estimate.low)
+
+    @property
+    def seeds(self) -> int:
+        """In all settings; 0 where none are stated."""
+        return len(frozenset[float]().union(*(each.seeds for each in self.settings)))
 
     @property
     def reach(self) -> tuple[float, float]:
@@ -308,14 +330,16 @@ def effects(loader: ExperimentDataLoader) -> list[Effect]:
             each[DATA] = loader.data_name(arm)
         levels = pd.DataFrame.from_dict(texts, "index")
         levels = levels.fillna(ABSENT).loc[own["arm"], lambda frame: frame.nunique() > 1]
+        if levels.empty:
+            continue
+        cells = pd.DataFrame({"cell": _joined(_codes(levels), levels), "seed": own["seed"].to_numpy()})
+        once = ~cells.duplicated().to_numpy() | own["seed"].isna().to_numpy()
+        own, levels = own[once], levels[once]
         by_key = {key: [*_of_key(project, key, keys, levels, own)] for key in keys if key in levels}
         by_key = {key: each for key, each in by_key.items() if each}
         if not by_key:
             continue
-        cells = _joined(_codes(levels), levels)
-        again = pd.DataFrame({"cell": cells, "seed": own["seed"].to_numpy()}).duplicated().to_numpy()
-        alone = ~again | own["seed"].isna().to_numpy()
-        tests = key_tests(own[alone], levels[alone], [*by_key], keys)
+        tests = key_tests(own, levels, [*by_key], keys)
         for key in sorted(by_key, key=lambda key: -tests[key].share):
             found += [each._replace(test=tests[key]) for each in by_key[key]]
     return found
@@ -440,28 +464,32 @@ def _of_key(
     told, seeds, results = levels[others].to_numpy(), runs["seed"].to_numpy(), runs["value"].to_numpy()
     reference = min(counts, key=lambda value: (-counts[value], _order(value)))
     for value in sorted(set(counts) - {reference}, key=_order):
-        found, shared, paired = list[Setting](), set[float](), True
+        found = list[Setting]()
         for by_value in settings.values():
             if reference in by_value and value in by_value:
                 own, other = by_value[value], by_value[reference]
-                pairs, of = _pairs(seeds[own], results[own], seeds[other], results[other])
-                paired &= of is not None
-                shared |= {*(() if of is None else of)}
-                if len(pairs):
-                    found.append(Setting(dict(zip(others, told[own[0]], strict=True)), mean_interval(pairs)))
+                of = dict(zip(others, told[own[0]], strict=True))
+                found += _setting(of, seeds[own], results[own], seeds[other], results[other])
         found.sort(key=lambda each: [*map(_order, each.others.values())])
         if found:
             means = [each.estimate.mean for each in found]
             estimate = mean_interval(means) if len(found) > 1 else found[0].estimate
-            yield Effect(project, key, reference, value, estimate, found, len(shared), paired)
+            yield Effect(project, key, reference, value, estimate, found)
 
 
-def _pairs(seeds: Floats, own: Floats, of_other: Floats, other: Floats) -> tuple[Floats, Floats | None]:
-    """Differences of runs of one seed, and their seeds; of single runs without a seed their own, and then None."""
-    if np.isnan(seeds).any() or np.isnan(of_other).any():
-        return own - other if len(own) == len(other) == 1 else own[:0], None
+def _setting(others: dict[str, str], seeds: Floats, own: Floats, of_other: Floats, other: Floats) -> Iterable[Setting]:
+    """The difference of `own` from `other`, if any is known: by pairs of one seed, of the means where fewer than two
+    seeds match and both sides have two runs, or of single runs that state no seed."""
     shared, one, two = np.intersect1d(seeds, of_other, return_indices=True)
-    return own[one] - other[two], shared
+    runs, fewest = (len(own), len(other)), min(len(own), len(other))
+    if len(shared) < 2 <= fewest:
+        stated = np.concatenate([seeds, of_other])
+        every = frozenset[float](stated[~np.isnan(stated)].tolist())
+        yield Setting(others, unpaired_difference(own, other), runs, every, paired=False)
+    elif len(shared):
+        yield Setting(others, mean_interval(own[one] - other[two]), runs, frozenset(shared.tolist()))
+    elif runs == (1, 1) and np.isnan([*seeds, *of_other]).any():
+        yield Setting(others, mean_interval(own - other), runs, frozenset())
 
 
 def interaction(loader: ExperimentDataLoader) -> tuple[str, str, pd.DataFrame] | None:

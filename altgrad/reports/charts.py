@@ -45,14 +45,15 @@ def forest(
 
     Args:
         description: for those who cannot see it; every row's figures are added.
-        data: a row each, with finite columns difference, low, high and n_pairs.
+        data: a row each, with finite columns difference, low, high and n_pairs, and `counted` where there is more to
+            say of how many runs it is.
         rows: the name of each.
         axis: what the differences are, and their unit.
         colours: of each; else all have the first.
         figures: False where a table of the page has them for those who cannot see it.
         ends: of an axis that several charts share, which then are as narrow as a telephone, with names above.
     """
-    labels = [f"{name} (n = {pairs})" for name, pairs in zip(rows, data["n_pairs"], strict=True)]
+    labels = [f"{name} ({count})" for name, count in zip(rows, _counts(data), strict=True)]
     said = _differences(rows, data)
 
     def draw(axes: Axes) -> None:
@@ -152,9 +153,14 @@ def grouped_narrow_forest(
 def _differences(rows: Sequence[str], data: pd.DataFrame) -> list[str]:
     """Named differences in words."""
     return [
-        f"{name}: {words.number(row.difference, sign=True)} {words.interval(row.low, row.high)}, n = {row.n_pairs}"
-        for name, row in zip(rows, data.itertuples(), strict=True)
+        f"{name}: {words.number(row.difference, sign=True)} {words.interval(row.low, row.high)}, {count}"
+        for name, row, count in zip(rows, data.itertuples(), _counts(data), strict=True)
     ]
+
+
+def _counts(data: pd.DataFrame) -> list[str]:
+    """Of how many pairs each difference is."""
+    return [*(data["counted"] if "counted" in data else "n = " + data["n_pairs"].astype(str))]
 
 
 def gaps(identity: str, title: str, data: pd.DataFrame) -> Chart:

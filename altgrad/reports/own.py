@@ -16,6 +16,7 @@ from altgrad.analysis import words
 from altgrad.analysis.effects import (
     Effect,
     Outcomes,
+    Setting,
     effects,
     interaction,
     metrics_of,
@@ -146,7 +147,7 @@ def _setting_columns(digits: int) -> tuple[Column, ...]:
         col.text("Setting", "setting"),
         col.signed("Difference", "difference", digits),
         col.interval(digits=digits),
-        col.count("Pairs", "n_pairs"),
+        col.text("Seeds", "counted"),
     )
 
 
@@ -213,7 +214,7 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
             "project": project,
             "key": key,
             "chart": [ChartBlock(_forest(found, number, own, axis, reach))],
-            "single": _single(own),
+            "single": all(each.alone for each in own),
         }
         for number, (project, key) in enumerate(keys)
         for own in [[each for each in every if (each.project, each.key) == (project, key)]]
@@ -229,7 +230,8 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
         "untold": untold(loader),
         "sign": found.sign,
         "ended": _ended(found.runs),
-        "unpaired": any(not each.paired for each in every),
+        "unpaired": any(each.unpaired for each in every),
+        "seedless": any(of.paired and not of.seeds for each in every for of in each.settings),
         "many_projects": found.runs["project"].nunique() > 1,
     }
     parts: dict[str, Part] = {
@@ -314,15 +316,15 @@ def _pooled(sd: pd.Series, n: pd.Series) -> float:
 
 
 _ROW = (
-    "project", "key", "value", "reference", "difference", "low", "high", "n_pairs", "seeds", "settings", "smallest",
-    "largest", "paired", "share", "p_mean", "p_between", "verdict", "depends",
+    "project", "key", "value", "reference", "difference", "low", "high", "n_pairs", "n_unpaired", "seeds", "settings",
+    "smallest", "largest", "share", "p_mean", "p_between", "verdict", "depends",
 )  # fmt: skip
 
 
 def _row(effect: Effect) -> dict[str, Any]:
     found = effect.estimate
     what = (effect.project, effect.key, effect.value, effect.reference, found.mean, found.low, found.high)
-    counts = (effect.pairs, effect.seeds, len(effect.settings), *effect.reach, effect.paired)
+    counts = (effect.pairs, effect.unpaired, effect.seeds, len(effect.settings), *effect.reach)
     test = effect.test
     tests = (test.share, test.mean, test.between, test.verdict, test.depends)
     return dict(zip(_ROW, (*what, *counts, *tests), strict=True))
@@ -333,7 +335,8 @@ def _settings(every: list[Effect]) -> pd.DataFrame:
     rows = [
         {"project": effect.project, "key": effect.key, "value": effect.value, "reference": effect.reference,
          "setting": ", ".join(f"{key}={value}" for key, value in each.others.items()), "difference": each.estimate.mean,
-         "low": each.estimate.low, "high": each.estimate.high, "n_pairs": each.estimate.n}
+         "low": each.estimate.low, "high": each.estimate.high, "counted": _seeds(each),
+         "n_pairs": each.estimate.n * each.paired, "n_value": each.runs[0], "n_reference": each.runs[1]}
         for effect in every
         for each in effect.settings
         if len(effect.settings) > 1
@@ -341,14 +344,18 @@ def _settings(every: list[Effect]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _single(own: list[Effect]) -> bool:
-    """Whether each difference is of one pair of runs: then there is no interval."""
-    return all(each.pairs == 1 for each in own)
+def _seeds(setting: Setting) -> str:
+    """Of how many seeds a difference is, in words."""
+    if not setting.paired:
+        return f"{setting.runs[0]} and {setting.runs[1]}, not paired"
+    return str(setting.estimate.n) if setting.estimate.n > 1 else "one seed each" if setting.seeds else "not stated"
 
 
 def _forest(found: Outcomes, number: int, own: list[Effect], axis: str, ends: tuple[float, float]) -> Chart:
     shown = sorted(own, key=lambda each: found.sign * each.estimate.mean)[:ROWS_OF_A_CHART]
     data, first = pd.DataFrame([_row(each) for each in shown]), shown[0]
+    unpaired = data["n_unpaired"].map(lambda runs: f", {runs} runs not paired" if runs else "")
+    data["counted"] = "n = " + data["n_pairs"].astype(str) + unpaired
     title = f"{first.key} against {cut(first.reference, 40)}: {found.metric}"
     names = [cut(each.value, 40) for each in shown]
     about = str(macros_of("untold").differences(first.key, len(own))).strip()
