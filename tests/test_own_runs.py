@@ -406,6 +406,29 @@ def test_a_setting_without_two_seeds_in_common_has_the_interval_of_means_and_say
     assert "with Welch's interval" in said
 
 
+def test_a_cell_of_two_keys_is_over_the_same_settings_of_the_others_in_every_cell(tmp_path: Path) -> None:
+    draw, rows = np.random.default_rng(3), []
+    for one, two, other, seed in product((0, 1), (0, 1, 2), (0, 1, 2), range(2)):
+        if (one, two, other) in {(1, 2, 0), (1, 2, 2), (0, 0, 1)}:
+            continue
+        config = {"one": one, "two": two, "other": other}
+        rows.append(config | {"value": 9.0 * other + one * two + float(draw.normal(0, 0.01))})
+        with record(tmp_path, name="run", config=config, seed=seed, data="d") as run:
+            run.log(1, val_loss=rows[-1]["value"])
+            run.finish()
+    page = effects_page(ExperimentDataLoader([tmp_path]))
+    (chart,) = (each for each in charts(page) if each.id == "interaction")
+    ends = pd.DataFrame(rows)
+    expected = ends[ends["other"] != 1].groupby(["one", "two"])["value"].mean()
+    assert chart.data is not None
+    drawn = chart.data.set_index(["one", "two"])["val_loss"]
+    assert {(int(one), int(two)): value for (one, two), value in drawn.items()} == pytest.approx(expected.to_dict())
+    assert chart.title == "val_loss by one and two, mean over 2 settings"
+    said = words(page)
+    assert "over the same 2 settings of the other keys in every cell; each setting counts once." in said
+    assert "not run in all of these settings. One such pair was run elsewhere" in said
+
+
 def test_settings_in_folders_of_their_own_are_compared_in_the_one_project_that_the_site_says(tmp_path: Path) -> None:
     """And the key of the largest difference is the first; what a test set said comes before the training loss."""
     losses = {(lr, width): lr + width / 100 for lr in (0.1, 0.5) for width in (1, 2)}

@@ -193,6 +193,20 @@ class Effect(NamedTuple):
         return self.by[1][0] - self.by[0][0] if self.by else abs(self.estimate.mean)
 
 
+class Together(NamedTuple):
+    """The mean of the metric of each pair of values of two keys, over the same settings of all other keys.
+
+    `cells` has a row a value of `one` and a column a value of `two`, NaN where the pair was not run in all `settings`:
+    those in which the most pairs were run. Each setting counts once. `left` pairs were run, but not in all of these.
+    """
+
+    one: str
+    two: str
+    cells: pd.DataFrame
+    settings: list[dict[str, str]]
+    left: int
+
+
 class Untold(NamedTuple):
     """A value of a key of which no difference is known.
 
@@ -319,6 +333,20 @@ def varied_keys(loader: ExperimentDataLoader) -> pd.DataFrame:
 def effects(loader: ExperimentDataLoader) -> list[Effect]:
     """What each varied key does within each project: by project, the key with the largest share first, and value."""
     found: list[Effect] = []
+    for project, keys, own, levels in _projects(loader):
+        by_key = {key: [*_of_key(project, key, keys, levels, own)] for key in keys if key in levels}
+        by_key = {key: each for key, each in by_key.items() if each}
+        if not by_key:
+            continue
+        tests = key_tests(own, levels, [*by_key], keys)
+        for key in sorted(by_key, key=lambda key: -tests[key].share):
+            found += [each._replace(test=tests[key]) for each in by_key[key]]
+    return found
+
+
+def _projects(loader: ExperimentDataLoader) -> Iterable[tuple[str, list[str], pd.DataFrame, pd.DataFrame]]:
+    """Each project, its varied keys, the runs with a result (of one seed and cell the first), and for each run the
+    value of every key that differs."""
     runs = loader.memo(outcomes).runs.dropna(subset=["value"]).sort_values("arm", kind="stable")
     arms = {arm: values for arm, values in _arms(loader).items() if values}
     for project, keys in varied({arm: loader.config(arm) for arm in arms}, MOST_KEYS).items():
@@ -334,15 +362,7 @@ def effects(loader: ExperimentDataLoader) -> list[Effect]:
             continue
         cells = pd.DataFrame({"cell": _joined(_codes(levels), levels), "seed": own["seed"].to_numpy()})
         once = ~cells.duplicated().to_numpy() | own["seed"].isna().to_numpy()
-        own, levels = own[once], levels[once]
-        by_key = {key: [*_of_key(project, key, keys, levels, own)] for key in keys if key in levels}
-        by_key = {key: each for key, each in by_key.items() if each}
-        if not by_key:
-            continue
-        tests = key_tests(own, levels, [*by_key], keys)
-        for key in sorted(by_key, key=lambda key: -tests[key].share):
-            found += [each._replace(test=tests[key]) for each in by_key[key]]
-    return found
+        yield project, keys, own[once], levels[once]
 
 
 def key_tests(
@@ -492,32 +512,42 @@ def _setting(others: dict[str, str], seeds: Floats, own: Floats, of_other: Float
         yield Setting(others, mean_interval(own - other), runs, frozenset())
 
 
-def interaction(loader: ExperimentDataLoader) -> tuple[str, str, pd.DataFrame] | None:
-    """The two keys of a project of whose pairs of values the most were run, and the mean of the metric of each pair.
+def interaction(loader: ExperimentDataLoader) -> Together | None:
+    """The two keys of a project of whose pairs of values the most can be compared, and the mean of the metric of each.
 
     Before them those of which one's effect depends on the other; of several such those between whose cells the mean
-    differs most. Other keys differ within a cell where they differ; None where no two keys have four pairs.
+    differs most. None where no two keys have four pairs that were run in one setting of the others.
     """
-    runs = loader.memo(outcomes).runs.dropna(subset=["value"])
-    arms, best = _arms(loader), None
+    best: tuple[tuple[bool, int, float], Together] | None = None
     tied = {frozenset((each.key, each.test.depends)) for each in loader.memo(effects)}
-    for project, keys in varied({arm: loader.config(arm) for arm in arms}).items():
-        rows = runs[runs["project"] == project]
-        for one, two in combinations(keys, 2):
-            cells = rows.assign(
-                **{
-                    side: [_value(arms[arm], key) for arm in rows["arm"]]
-                    for side, key in (("row", one), ("column", two))
-                }
+    for _, keys, runs, levels in _projects(loader):
+        for one, two in combinations([key for key in keys if key in levels], 2):
+            found = _together(one, two, [*keys, DATA], levels, runs)
+            shown = found.cells.dropna(how="all").dropna(how="all", axis="columns")
+            count = (
+                frozenset((one, two)) in tied,
+                int(shown.count().sum()),
+                float(shown.max().max() - shown.min().min()),
             )
-            table = cells.pivot_table(index="row", columns="column", values="value", aggfunc="mean")
-            small = max(table.shape, default=0) <= 8 and min(table.shape) > 1
-            cells_run, spread = int(table.notna().sum().sum()), float(table.max().max() - table.min().min())
-            count = frozenset((one, two)) in tied, cells_run, spread
-            if small and cells_run >= 4 and (best is None or count > best[0]):
-                table = table.loc[sorted(table.index, key=_order), sorted(table.columns, key=_order)]
-                best = count, one, two, table
-    return best and best[1:]
+            small = max(found.cells.shape) <= 8 and min(shown.shape) > 1
+            if small and count[1] >= 4 and (best is None or count > best[0]):
+                best = count, found
+    return best and best[1]
+
+
+def _together(one: str, two: str, keys: Iterable[str], levels: pd.DataFrame, runs: pd.DataFrame) -> Together:
+    codes = _codes(levels)
+    settings = _joined(codes, [key for key in codes if key not in (one, two)])
+    rows = pd.DataFrame({"row": levels[one], "column": levels[two]}).assign(setting=settings)
+    means = runs["value"].groupby([rows[name].to_numpy() for name in ("row", "column", "setting")]).mean().unstack()
+    alike = Counter(means.notna().T.itertuples(index=False, name=None))
+    most = max(alike, key=lambda each: (sum(each), alike[each], each))
+    kept = [setting for setting in means if (*means[setting].notna(),) == most]
+    cells = means[kept].mean(axis="columns", skipna=False).unstack()
+    cells = cells.loc[sorted(cells.index, key=_order), sorted(cells.columns, key=_order)]
+    others = [key for key in keys if key in levels and key not in (one, two)]
+    told = levels[others].groupby(settings).first().loc[kept]
+    return Together(one, two, cells, told.to_dict("records"), int((~np.array(most)).sum()))
 
 
 def _arms(loader: ExperimentDataLoader) -> dict[str, dict[str, Any]]:

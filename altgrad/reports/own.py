@@ -17,6 +17,7 @@ from altgrad.analysis.effects import (
     Effect,
     Outcomes,
     Setting,
+    Together,
     effects,
     interaction,
     metrics_of,
@@ -222,7 +223,7 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
     values = site_values(loader) | {
         "groups": groups,
         "runs": len(found.runs),
-        "both": both and both[:2],
+        "both": both,
         "strongest": [_row(each) | {"effect": each} for each in strongest(every)[:STRONGEST]],
         "tested": bool(tests["p_mean"].notna().any()),
         "by_setting": len(by_setting),
@@ -256,7 +257,7 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
         ]
         if len(by_setting)
         else [],
-        "interaction": [ChartBlock(_map(found, *both))] if both else [],
+        "interaction": [ChartBlock(_map(found, both))] if both else [],
     }
     return document_page(loader, "effects", values, parts, code=__name__, document="own/_effects")
 
@@ -362,15 +363,17 @@ def _forest(found: Outcomes, number: int, own: list[Effect], axis: str, ends: tu
     return forest(f"effect-{number}", title, about, data, names, f"difference of {axis}", figures=False, ends=ends)
 
 
-def _map(found: Outcomes, one: str, two: str, cells: pd.DataFrame) -> Chart:
+def _map(found: Outcomes, both: Together) -> Chart:
+    one, two, cells, settings, _ = both
     digits = found.measure.digits if found.measure else 4
     shown = cells.round(digits) * found.sign  # what reads alike has one colour
     levels = np.quantile(np.unique(shown.to_numpy()[shown.notna()]), [0.2, 0.4, 0.6, 0.8])
     legend = ("best fifth", "second", "third", "fourth", "worst fifth")
-    data = cells.rename_axis(index=one, columns=two).stack().rename(found.metric).reset_index()
+    data = cells.rename_axis(index=one, columns=two).stack().dropna().rename(found.metric).reset_index()
     text = partial(words.number, digits=digits)
+    several = f", mean over {len(settings)} settings" if len(settings) > 1 else ""
     return figures_map(
-        "interaction", f"{found.metric} by {one} and {two}", shown, data, list(levels), legend,
+        "interaction", f"{found.metric} by {one} and {two}{several}", shown, data, list(levels), legend,
         lambda value: text(value * found.sign), f"Rows: {one}; columns: {two}.",
     )  # fmt: skip
 
