@@ -101,7 +101,8 @@ class Tested(NamedTuple):
     A cell is one value of every key, a setting all keys but this one. `mean` is the p-value of what the key does alike
     in all settings, `between` that of how this differs between them, both adjusted over the keys of the project (Holm)
     and NaN where seeds or settings are too few. `share` is how much of the variance between cells goes with the key,
-    alone or together with others; `depends` the one other key that most of the difference between settings goes with.
+    alone or together with others, corrected for noise (`key_tests` has the formulas); `depends` the one other key that
+    most of the difference between settings goes with.
     """
 
     share: float
@@ -372,6 +373,11 @@ def key_tests(
 
     Runs of one seed share a shift (a block), and cells one spread. What a key does alike in all settings is what its
     levels explain beside the means of the settings; what is left of the means of the cells then differs between them.
+    The first is the F test of a Type II sum of squares (Yates, JASA 29, 1934; Langsrud, Statistics and Computing 13,
+    2003): of the key after all terms without it, the other keys alone and together, against what is left in the cells.
+    The second is of all terms that join the key with others, after the first. The share is the sum of squares of both
+    over that between all cells, each less its degrees of freedom times the mean square of the noise, which is what
+    omega squared corrects by (Hays 1963).
 
     Args:
         runs: a row a run, with `value` and `seed`.

@@ -268,7 +268,10 @@ def f_test(fuller: Residual, simpler: Residual, noise: Residual) -> float:
 
 
 def beyond_noise(fuller: Residual, simpler: Residual, noise: Residual) -> float:
-    """By how much a fuller model lowers the sum of squares more than noise alone would have it do (Hays 1963)."""
+    """By how much a fuller model lowers the sum of squares more than noise alone would have it do.
+
+    It is the numerator of omega squared, SS - df MS(noise) (Hays, Statistics for Psychologists, 1963).
+    """
     each = noise.squares / noise.degrees if noise.degrees else 0.0
     return simpler.squares - fuller.squares - (simpler.degrees - fuller.degrees) * each
 
