@@ -9,7 +9,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +23,12 @@ from altgrad.analysis.labels import site_labels
 from altgrad.analysis.statistics import holm, unpaired_difference
 from altgrad.reports import tuning
 from altgrad.reports.arms import arm_pages
+from altgrad.reports.charts import forest
 from altgrad.reports.own import curves_page, effects_page, health_page, overview_page, own_pages
 from altgrad.runs import record
 from altgrad.runs.sources import import_runs
 from altgrad.site import Chart, ChartBlock, Page, Table
-from altgrad.site.chart import fixed_svg
+from altgrad.site.chart import chart_figure, fixed_svg
 from altgrad.site.html import NARROW
 from altgrad.site.render import Dialect, render
 
@@ -514,6 +515,18 @@ def test_what_a_chart_of_effects_says_leaves_the_figures_to_the_table(
     axes = [set(re.findall(r">([−\d.]+)</text>", fixed_svg(chart).decode())) for chart in (width, rate)]
     assert axes[0] == axes[1], "one axis for all keys"
     assert width.width * 72 < NARROW, "a telephone shows it whole"
+
+
+@pytest.mark.parametrize("ends", [(-0.0021, 0.0009), (-0.000124, 0.000071), (-12000.0, 25000.0), (-3e-7, 5e-8), (0, 1)])
+def test_numbers_on_a_narrow_axis_neither_touch_nor_are_cut(ends: tuple[float, float]) -> None:
+    rows = pd.DataFrame({"difference": [ends[0]], "low": [ends[0]], "high": [ends[1]], "n_pairs": [3]})
+    figure = chart_figure(forest("chart", "", "", rows, ["long_name" * 4], "axis", ends=ends))
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert 2 <= len(boxes) <= 7
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
+    assert boxes[0].x0 >= 0
+    assert boxes[-1].x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize(("second", "said"), [(0.30, True), (0.60, False)])

@@ -47,6 +47,8 @@ BEST_SHOWN = 20
 """Arms that the overview lists."""
 ROWS_OF_A_CHART = 24
 """Most effects of a key that are drawn; the table has all."""
+LABEL = 47
+"""Letters that a value and how many runs it is of have in a chart."""
 FAILED_NAMED = 5
 """Runs without a result that are named, of each way to end."""
 STRONGEST, SETTINGS_SHOWN = 12, 60
@@ -355,10 +357,10 @@ def _seeds(setting: Setting) -> str:
 def _forest(found: Outcomes, number: int, own: list[Effect], axis: str, ends: tuple[float, float]) -> Chart:
     shown = sorted(own, key=lambda each: found.sign * each.estimate.mean)[:ROWS_OF_A_CHART]
     data, first = pd.DataFrame([_row(each) for each in shown]), shown[0]
-    unpaired = data["n_unpaired"].map(lambda runs: f", {runs} runs not paired" if runs else "")
+    unpaired = data["n_unpaired"].map(lambda runs: f", {runs} unpaired" if runs else "")
     data["counted"] = "n = " + data["n_pairs"].astype(str) + unpaired
     title = f"{first.key} against {cut(first.reference, 40)}: {found.metric}"
-    names = [cut(each.value, 40) for each in shown]
+    names = [cut(each.value, min(40, LABEL - len(count))) for each, count in zip(shown, data["counted"], strict=True)]
     about = str(macros_of("untold").differences(first.key, len(own))).strip()
     return forest(f"effect-{number}", title, about, data, names, f"difference of {axis}", figures=False, ends=ends)
 
