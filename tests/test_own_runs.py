@@ -424,7 +424,7 @@ def test_a_cell_of_two_keys_is_over_the_same_settings_of_the_others_in_every_cel
     assert chart.data is not None
     drawn = chart.data.set_index(["one", "two"])["val_loss"]
     assert {(int(one), int(two)): value for (one, two), value in drawn.items()} == pytest.approx(expected.to_dict())
-    assert chart.title == "val_loss by one and two, mean over 2 settings"
+    assert chart.title == "val_loss by one (rows) and two (columns), mean over 2 settings"
     said = words(page)
     assert "over the same 2 settings of the other keys in every cell; each setting counts once." in said
     assert "not run in all of these settings. One such pair was run elsewhere" in said

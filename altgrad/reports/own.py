@@ -375,7 +375,7 @@ def _map(found: Outcomes, both: Together) -> Chart:
     text = partial(words.number, digits=digits)
     several = f", mean over {len(settings)} settings" if len(settings) > 1 else ""
     return figures_map(
-        "interaction", f"{found.metric} by {one} and {two}{several}", shown, data, list(levels), legend,
+        "interaction", f"{found.metric} by {one} (rows) and {two} (columns){several}", shown, data, list(levels), legend,
         lambda value: text(value * found.sign), f"Rows: {one}; columns: {two}.",
     )  # fmt: skip
 
