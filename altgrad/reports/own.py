@@ -373,9 +373,10 @@ def _map(found: Outcomes, both: Together) -> Chart:
     legend = ("best fifth", "second", "third", "fourth", "worst fifth")
     data = cells.rename_axis(index=one, columns=two).stack().dropna().rename(found.metric).reset_index()
     text = partial(words.number, digits=digits)
-    several = f", mean over {len(settings)} settings" if len(settings) > 1 else ""
+    title = f"{found.metric} by {one} (rows) and {two} (columns)"
+    title += f", mean over {len(settings)} settings" if len(settings) > 1 else ""
     return figures_map(
-        "interaction", f"{found.metric} by {one} (rows) and {two} (columns){several}", shown, data, list(levels), legend,
+        "interaction", title, shown, data, list(levels), legend,
         lambda value: text(value * found.sign), f"Rows: {one}; columns: {two}.",
     )  # fmt: skip
 
