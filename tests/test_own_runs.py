@@ -9,7 +9,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,15 @@ from scipy import stats
 from altgrad.analysis import ExperimentDataLoader
 from altgrad.analysis.effects import figure_of, key_tests, measure_of, untold
 from altgrad.analysis.labels import site_labels
-from altgrad.analysis.statistics import holm
+from altgrad.analysis.statistics import holm, unpaired_difference
 from altgrad.reports import tuning
 from altgrad.reports.arms import arm_pages
+from altgrad.reports.charts import forest
 from altgrad.reports.own import curves_page, effects_page, health_page, overview_page, own_pages
 from altgrad.runs import record
 from altgrad.runs.sources import import_runs
 from altgrad.site import Chart, ChartBlock, Page, Table
-from altgrad.site.chart import fixed_svg
+from altgrad.site.chart import chart_figure, fixed_svg
 from altgrad.site.html import NARROW
 from altgrad.site.render import Dialect, render
 
@@ -373,6 +374,62 @@ def test_one_seed_each_has_no_interval_and_says_so(tmp_path: Path) -> None:
     assert "width**: 4 against 1, +1.0000 in one pair of runs" in words(page)
 
 
+def test_a_setting_without_two_seeds_in_common_has_the_interval_of_means_and_says_how_many(tmp_path: Path) -> None:
+    draw, rows = np.random.default_rng(4), []
+    cells = {
+        (1, 0): (0, 1, 2),
+        (2, 0): (0, 1, 2),
+        (1, 1): (0, 1, 2),
+        (2, 1): (2, 3, 4, 5),
+        (1, 2): (0, 1),
+        (2, 2): (1,),
+    }
+    for (width, depth), seeds in cells.items():
+        for seed in seeds:
+            rows.append((width, depth, seed, float(draw.normal(width, 0.1))))
+            with record(tmp_path, name="run", config={"width": width, "depth": depth}, seed=seed, data="d") as run:
+                run.log(1, val_loss=rows[-1][-1])
+                run.finish()
+    page = effects_page(ExperimentDataLoader([tmp_path]))
+    found = data(page, "settings").query("key == 'width'").set_index("setting")
+    assert found["counted"].tolist() == ["3", "4 and 3, not paired", "one seed each"]
+    ends = pd.DataFrame(rows, columns=["width", "depth", "seed", "value"]).set_index(["width", "depth"])["value"]
+    expected = stats.ttest_ind(ends[2, 1], ends[1, 1], equal_var=False)
+    row, welch = found.loc["depth=1"], expected.confidence_interval()
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx(
+        (ends[2, 1].mean() - ends[1, 1].mean(), welch.low, welch.high)
+    )
+    assert unpaired_difference(ends[2, 1].to_numpy(), ends[1, 1].to_numpy()).p_value == pytest.approx(expected.pvalue)
+    assert math.isnan(found.at["depth=2", "low"])
+    assert found.at["depth=2", "difference"] == pytest.approx(ends[2, 2] - ends[1, 2].iloc[1])
+    said = words(page)
+    assert "in 4 pairs of runs and 7 runs that are not paired: 3 settings, 6 seeds." in said
+    assert "with Welch's interval" in said
+
+
+def test_a_cell_of_two_keys_is_over_the_same_settings_of_the_others_in_every_cell(tmp_path: Path) -> None:
+    draw, rows = np.random.default_rng(3), []
+    for one, two, other, seed in product((0, 1), (0, 1, 2), (0, 1, 2), range(2)):
+        if (one, two, other) in {(1, 2, 0), (1, 2, 2), (0, 0, 1)}:
+            continue
+        config = {"one": one, "two": two, "other": other}
+        rows.append(config | {"value": 9.0 * other + one * two + float(draw.normal(0, 0.01))})
+        with record(tmp_path, name="run", config=config, seed=seed, data="d") as run:
+            run.log(1, val_loss=rows[-1]["value"])
+            run.finish()
+    page = effects_page(ExperimentDataLoader([tmp_path]))
+    (chart,) = (each for each in charts(page) if each.id == "interaction")
+    ends = pd.DataFrame(rows)
+    expected = ends[ends["other"] != 1].groupby(["one", "two"])["value"].mean()
+    assert chart.data is not None
+    drawn = chart.data.set_index(["one", "two"])["val_loss"]
+    assert {(int(one), int(two)): value for (one, two), value in drawn.items()} == pytest.approx(expected.to_dict())
+    assert chart.title == "val_loss by one (rows) and two (columns), mean over 2 settings"
+    said = words(page)
+    assert "over the same 2 settings of the other keys in every cell; each setting counts once." in said
+    assert "not run in all of these settings. One such pair was run elsewhere" in said
+
+
 def test_settings_in_folders_of_their_own_are_compared_in_the_one_project_that_the_site_says(tmp_path: Path) -> None:
     """And the key of the largest difference is the first; what a test set said comes before the training loss."""
     losses = {(lr, width): lr + width / 100 for lr in (0.1, 0.5) for width in (1, 2)}
@@ -458,6 +515,18 @@ def test_what_a_chart_of_effects_says_leaves_the_figures_to_the_table(
     axes = [set(re.findall(r">([−\d.]+)</text>", fixed_svg(chart).decode())) for chart in (width, rate)]
     assert axes[0] == axes[1], "one axis for all keys"
     assert width.width * 72 < NARROW, "a telephone shows it whole"
+
+
+@pytest.mark.parametrize("ends", [(-0.0021, 0.0009), (-0.000124, 0.000071), (-12000.0, 25000.0), (-3e-7, 5e-8), (0, 1)])
+def test_numbers_on_a_narrow_axis_neither_touch_nor_are_cut(ends: tuple[float, float]) -> None:
+    rows = pd.DataFrame({"difference": [ends[0]], "low": [ends[0]], "high": [ends[1]], "n_pairs": [3]})
+    figure = chart_figure(forest("chart", "", "", rows, ["long_name" * 4], "axis", ends=ends))
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert 2 <= len(boxes) <= 7
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
+    assert boxes[0].x0 >= 0
+    assert boxes[-1].x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize(("second", "said"), [(0.30, True), (0.60, False)])

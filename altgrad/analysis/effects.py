@@ -1,7 +1,8 @@
 """What was varied in anyone's runs, and what it did to the metric by which they are compared.
 
 A project's arms differ in the keys that `labels.varied` finds. Two arms that differ in one key alone are compared by
-the difference of their runs of one seed; where each has a single run without a seed, by these two.
+the difference of their runs of one seed; where no two seeds match, by the difference of their means; where each has a
+single run without a seed, by these two.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from altgrad.analysis.statistics import (
     holm,
     mean_interval,
     residual,
+    unpaired_difference,
 )
 from altgrad.config import scalar
 from altgrad.runs import RunRecord
@@ -99,7 +101,8 @@ class Tested(NamedTuple):
     A cell is one value of every key, a setting all keys but this one. `mean` is the p-value of what the key does alike
     in all settings, `between` that of how this differs between them, both adjusted over the keys of the project (Holm)
     and NaN where seeds or settings are too few. `share` is how much of the variance between cells goes with the key,
-    alone or together with others; `depends` the one other key that most of the difference between settings goes with.
+    alone or together with others, corrected for noise (`key_tests` has the formulas); `depends` the one other key that
+    most of the difference between settings goes with.
     """
 
     share: float
@@ -116,17 +119,24 @@ class Tested(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """The difference in one setting: over its pairs, and the values of the other keys that were varied."""
+    """The difference in one setting, and the values of the other keys that were varied.
+
+    It is over the runs of one seed where `paired`, else of the mean of all `runs` with the value from that with the
+    reference. `seeds` has those of these runs; none where they state none.
+    """
 
     others: dict[str, str]
     estimate: Estimate
+    runs: tuple[int, int]
+    seeds: frozenset[float]
+    paired: bool = True
 
 
 class Effect(NamedTuple):
     """What one value of a key does against the reference value of it, over the settings in which both were run.
 
     `estimate` is of the means of the settings where there are several, each counted once, else of the pairs of the one:
-    pairs of one setting share what is particular to it, and are not independent. `seeds` is 0 where none are stated.
+    pairs of one setting share what is particular to it, and are not independent.
     """
 
     project: str
@@ -135,14 +145,27 @@ class Effect(NamedTuple):
     value: str
     estimate: Estimate
     settings: list[Setting]
-    seeds: int
-    paired: bool
     test: Tested = Tested(math.nan)
 
     @property
     def pairs(self) -> int:
         """In all settings."""
-        return sum(each.estimate.n for each in self.settings)
+        return sum(each.estimate.n for each in self.settings if each.paired)
+
+    @property
+    def unpaired(self) -> int:
+        """The runs of the settings in which none were paired."""
+        return sum(each.estimate.n for each in self.settings if not each.paired)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is of one pair of runs: then there is no interval."""
+        return math.isnan(self.estimate.low)
+
+    @property
+    def seeds(self) -> int:
+        """In all settings; 0 where none are stated."""
+        return len(frozenset[float]().union(*(each.seeds for each in self.settings)))
 
     @property
     def reach(self) -> tuple[float, float]:
@@ -169,6 +192,20 @@ class Effect(NamedTuple):
     def size(self) -> float:
         """By how much it changes with the key on which it depends, else how far its mean is from 0."""
         return self.by[1][0] - self.by[0][0] if self.by else abs(self.estimate.mean)
+
+
+class Together(NamedTuple):
+    """The mean of the metric of each pair of values of two keys, over the same settings of all other keys.
+
+    `cells` has a row a value of `one` and a column a value of `two`, NaN where the pair was not run in all `settings`:
+    those in which the most pairs were run. Each setting counts once. `left` pairs were run, but not in all of these.
+    """
+
+    one: str
+    two: str
+    cells: pd.DataFrame
+    settings: list[dict[str, str]]
+    left: int
 
 
 class Untold(NamedTuple):
@@ -297,6 +334,20 @@ def varied_keys(loader: ExperimentDataLoader) -> pd.DataFrame:
 def effects(loader: ExperimentDataLoader) -> list[Effect]:
     """What each varied key does within each project: by project, the key with the largest share first, and value."""
     found: list[Effect] = []
+    for project, keys, own, levels in _projects(loader):
+        by_key = {key: [*_of_key(project, key, keys, levels, own)] for key in keys if key in levels}
+        by_key = {key: each for key, each in by_key.items() if each}
+        if not by_key:
+            continue
+        tests = key_tests(own, levels, [*by_key], keys)
+        for key in sorted(by_key, key=lambda key: -tests[key].share):
+            found += [each._replace(test=tests[key]) for each in by_key[key]]
+    return found
+
+
+def _projects(loader: ExperimentDataLoader) -> Iterable[tuple[str, list[str], pd.DataFrame, pd.DataFrame]]:
+    """Each project, its varied keys, the runs with a result (of one seed and cell the first), and for each run the
+    value of every key that differs."""
     runs = loader.memo(outcomes).runs.dropna(subset=["value"]).sort_values("arm", kind="stable")
     arms = {arm: values for arm, values in _arms(loader).items() if values}
     for project, keys in varied({arm: loader.config(arm) for arm in arms}, MOST_KEYS).items():
@@ -308,17 +359,11 @@ def effects(loader: ExperimentDataLoader) -> list[Effect]:
             each[DATA] = loader.data_name(arm)
         levels = pd.DataFrame.from_dict(texts, "index")
         levels = levels.fillna(ABSENT).loc[own["arm"], lambda frame: frame.nunique() > 1]
-        by_key = {key: [*_of_key(project, key, keys, levels, own)] for key in keys if key in levels}
-        by_key = {key: each for key, each in by_key.items() if each}
-        if not by_key:
+        if levels.empty:
             continue
-        cells = _joined(_codes(levels), levels)
-        again = pd.DataFrame({"cell": cells, "seed": own["seed"].to_numpy()}).duplicated().to_numpy()
-        alone = ~again | own["seed"].isna().to_numpy()
-        tests = key_tests(own[alone], levels[alone], [*by_key], keys)
-        for key in sorted(by_key, key=lambda key: -tests[key].share):
-            found += [each._replace(test=tests[key]) for each in by_key[key]]
-    return found
+        cells = pd.DataFrame({"cell": _joined(_codes(levels), levels), "seed": own["seed"].to_numpy()})
+        once = ~cells.duplicated().to_numpy() | own["seed"].isna().to_numpy()
+        yield project, keys, own[once], levels[once]
 
 
 def key_tests(
@@ -328,6 +373,11 @@ def key_tests(
 
     Runs of one seed share a shift (a block), and cells one spread. What a key does alike in all settings is what its
     levels explain beside the means of the settings; what is left of the means of the cells then differs between them.
+    The first is the F test of a Type II sum of squares (Yates, JASA 29, 1934; Langsrud, Statistics and Computing 13,
+    2003): of the key after all terms without it, the other keys alone and together, against what is left in the cells.
+    The second is of all terms that join the key with others, after the first. The share is the sum of squares of both
+    over that between all cells, each less its degrees of freedom times the mean square of the noise, which is what
+    omega squared corrects by (Hays 1963).
 
     Args:
         runs: a row a run, with `value` and `seed`.
@@ -440,56 +490,70 @@ def _of_key(
     told, seeds, results = levels[others].to_numpy(), runs["seed"].to_numpy(), runs["value"].to_numpy()
     reference = min(counts, key=lambda value: (-counts[value], _order(value)))
     for value in sorted(set(counts) - {reference}, key=_order):
-        found, shared, paired = list[Setting](), set[float](), True
+        found = list[Setting]()
         for by_value in settings.values():
             if reference in by_value and value in by_value:
                 own, other = by_value[value], by_value[reference]
-                pairs, of = _pairs(seeds[own], results[own], seeds[other], results[other])
-                paired &= of is not None
-                shared |= {*(() if of is None else of)}
-                if len(pairs):
-                    found.append(Setting(dict(zip(others, told[own[0]], strict=True)), mean_interval(pairs)))
+                of = dict(zip(others, told[own[0]], strict=True))
+                found += _setting(of, seeds[own], results[own], seeds[other], results[other])
         found.sort(key=lambda each: [*map(_order, each.others.values())])
         if found:
             means = [each.estimate.mean for each in found]
             estimate = mean_interval(means) if len(found) > 1 else found[0].estimate
-            yield Effect(project, key, reference, value, estimate, found, len(shared), paired)
+            yield Effect(project, key, reference, value, estimate, found)
 
 
-def _pairs(seeds: Floats, own: Floats, of_other: Floats, other: Floats) -> tuple[Floats, Floats | None]:
-    """Differences of runs of one seed, and their seeds; of single runs without a seed their own, and then None."""
-    if np.isnan(seeds).any() or np.isnan(of_other).any():
-        return own - other if len(own) == len(other) == 1 else own[:0], None
+def _setting(others: dict[str, str], seeds: Floats, own: Floats, of_other: Floats, other: Floats) -> Iterable[Setting]:
+    """The difference of `own` from `other`, if any is known: by pairs of one seed, of the means where fewer than two
+    seeds match and both sides have two runs, or of single runs that state no seed."""
     shared, one, two = np.intersect1d(seeds, of_other, return_indices=True)
-    return own[one] - other[two], shared
+    runs, fewest = (len(own), len(other)), min(len(own), len(other))
+    if len(shared) < 2 <= fewest:
+        stated = np.concatenate([seeds, of_other])
+        every = frozenset[float](stated[~np.isnan(stated)].tolist())
+        yield Setting(others, unpaired_difference(own, other), runs, every, paired=False)
+    elif len(shared):
+        yield Setting(others, mean_interval(own[one] - other[two]), runs, frozenset(shared.tolist()))
+    elif runs == (1, 1) and np.isnan([*seeds, *of_other]).any():
+        yield Setting(others, mean_interval(own - other), runs, frozenset())
 
 
-def interaction(loader: ExperimentDataLoader) -> tuple[str, str, pd.DataFrame] | None:
-    """The two keys of a project of whose pairs of values the most were run, and the mean of the metric of each pair.
+def interaction(loader: ExperimentDataLoader) -> Together | None:
+    """The two keys of a project of whose pairs of values the most can be compared, and the mean of the metric of each.
 
     Before them those of which one's effect depends on the other; of several such those between whose cells the mean
-    differs most. Other keys differ within a cell where they differ; None where no two keys have four pairs.
+    differs most. None where no two keys have four pairs that were run in one setting of the others.
     """
-    runs = loader.memo(outcomes).runs.dropna(subset=["value"])
-    arms, best = _arms(loader), None
+    best: tuple[tuple[bool, int, float], Together] | None = None
     tied = {frozenset((each.key, each.test.depends)) for each in loader.memo(effects)}
-    for project, keys in varied({arm: loader.config(arm) for arm in arms}).items():
-        rows = runs[runs["project"] == project]
-        for one, two in combinations(keys, 2):
-            cells = rows.assign(
-                **{
-                    side: [_value(arms[arm], key) for arm in rows["arm"]]
-                    for side, key in (("row", one), ("column", two))
-                }
+    for _, keys, runs, levels in _projects(loader):
+        for one, two in combinations([key for key in keys if key in levels], 2):
+            found = _together(one, two, [*keys, DATA], levels, runs)
+            shown = found.cells.dropna(how="all").dropna(how="all", axis="columns")
+            count = (
+                frozenset((one, two)) in tied,
+                int(shown.count().sum()),
+                float(shown.max().max() - shown.min().min()),
             )
-            table = cells.pivot_table(index="row", columns="column", values="value", aggfunc="mean")
-            small = max(table.shape, default=0) <= 8 and min(table.shape) > 1
-            cells_run, spread = int(table.notna().sum().sum()), float(table.max().max() - table.min().min())
-            count = frozenset((one, two)) in tied, cells_run, spread
-            if small and cells_run >= 4 and (best is None or count > best[0]):
-                table = table.loc[sorted(table.index, key=_order), sorted(table.columns, key=_order)]
-                best = count, one, two, table
-    return best and best[1:]
+            small = max(found.cells.shape) <= 8 and min(shown.shape) > 1
+            if small and count[1] >= 4 and (best is None or count > best[0]):
+                best = count, found
+    return best and best[1]
+
+
+def _together(one: str, two: str, keys: Iterable[str], levels: pd.DataFrame, runs: pd.DataFrame) -> Together:
+    codes = _codes(levels)
+    settings = _joined(codes, [key for key in codes if key not in (one, two)])
+    rows = pd.DataFrame({"row": levels[one], "column": levels[two]}).assign(setting=settings)
+    means = runs["value"].groupby([rows[name].to_numpy() for name in ("row", "column", "setting")]).mean().unstack()
+    alike = Counter(means.notna().T.itertuples(index=False, name=None))
+    most = max(alike, key=lambda each: (sum(each), alike[each], each))
+    kept = [setting for setting in means if (*means[setting].notna(),) == most]
+    cells = means[kept].mean(axis="columns", skipna=False).unstack()
+    cells = cells.loc[sorted(cells.index, key=_order), sorted(cells.columns, key=_order)]
+    others = [key for key in keys if key in levels and key not in (one, two)]
+    told = levels[others].groupby(settings).first().loc[kept]
+    return Together(one, two, cells, told.to_dict("records"), int((~np.array(most)).sum()))
 
 
 def _arms(loader: ExperimentDataLoader) -> dict[str, dict[str, Any]]:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
 ALPHA = 0.05
 MARGIN = 0.01
@@ -103,22 +104,39 @@ def mean_interval(values: Sequence[float] | pd.Series) -> Estimate:
     return Estimate(mean, mean - half, mean + half, sd, n, p_value)
 
 
+def unpaired_difference(values: Floats, baseline: Floats) -> Estimate:
+    """The mean of `values` minus that of `baseline`, of two or more finite values each that form no pairs.
+
+    The interval and the t test take each side's spread as its own (Welch, Biometrika 34, 1947). `n` counts the values
+    of both sides; `sd` is NaN, since there is none of pairs.
+    """
+    mean = float(values.mean() - baseline.mean())
+    parts = [float(each.var(ddof=1)) / len(each) for each in (values, baseline)]
+    error, n = math.sqrt(sum(parts)), len(values) + len(baseline)
+    if error == 0:
+        return Estimate(mean, mean, mean, math.nan, n, 1.0 if mean == 0 else 0.0)
+    shares = (part / sum(parts) for part in parts)
+    degrees = 1 / sum(share**2 / (len(each) - 1) for share, each in zip(shares, (values, baseline), strict=True))
+    half = t_quantile(degrees) * error
+    return Estimate(mean, mean - half, mean + half, math.nan, n, 2 * _t_beyond(abs(mean) / error, degrees))
+
+
 @cache
-def t_quantile(degrees: int) -> float:
+def t_quantile(degrees: float) -> float:
     """The two-sided 95% quantile of Student's t."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
 
 
-def _t_beyond(value: float, degrees: int) -> float:
+def _t_beyond(value: float, degrees: float) -> float:
     """How likely Student's t is above `value`; scipy.stats.t.sf gives the same and takes a hundred times as long."""
     from scipy.special import stdtr
 
     return float(stdtr(degrees, -value))
 
 
-def sign_flip_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
+def sign_flip_p(differences: Sequence[float] | Floats) -> float:
     """Two-sided p-value of the sign-flip permutation test of mean 0 (Fisher 1935, section 21).
 
     Under the null a difference is as likely as its negative. All 2^n sign patterns are counted up to n = 16, and 2^16
@@ -137,7 +155,7 @@ def sign_flip_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
 
 
 @cache
-def _signs(n: int, of: int) -> NDArray[np.float64]:
+def _signs(n: int, of: int) -> Floats:
     """Sign patterns of `n` of `of` differences, one a row."""
     if of <= EXACT_UP_TO:
         bits = np.arange(1 << n)[:, None] >> np.arange(n) & 1
@@ -215,7 +233,7 @@ class Residual(NamedTuple):
     degrees: int
 
 
-def residual(values: NDArray[np.float64], groups: NDArray[np.intp], *factors: NDArray[np.intp]) -> Residual:
+def residual(values: Floats, groups: NDArray[np.intp], *factors: NDArray[np.intp]) -> Residual:
     """What least squares leave with a mean for each group and a shift for each level of the factors, all of shape (n,).
 
     Groups may be of any size and levels may be missing from them: groups are swept out of both sides first (Frisch and
@@ -250,7 +268,10 @@ def f_test(fuller: Residual, simpler: Residual, noise: Residual) -> float:
 
 
 def beyond_noise(fuller: Residual, simpler: Residual, noise: Residual) -> float:
-    """By how much a fuller model lowers the sum of squares more than noise alone would have it do (Hays 1963)."""
+    """By how much a fuller model lowers the sum of squares more than noise alone would have it do.
+
+    It is the numerator of omega squared, SS - df MS(noise) (Hays, Statistics for Psychologists, 1963).
+    """
     each = noise.squares / noise.degrees if noise.degrees else 0.0
     return simpler.squares - fuller.squares - (simpler.degrees - fuller.degrees) * each
 

@@ -13,7 +13,7 @@ import pandas as pd
 from altgrad.analysis import words
 from altgrad.analysis.comparison import format_order
 from altgrad.reports.format_styles import distinct_styles, format_style
-from altgrad.site import FOREGROUND, GRID, MUTED, PALETTE, Axis, Chart, tell
+from altgrad.site import BACKGROUND, FOREGROUND, GRID, MUTED, PALETTE, Axis, Chart, tell
 from altgrad.site.sketch import INCH, Sketch, number_text, spread
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ LINEAR_TO = 0.05
 """A chart of gaps is linear up to here: the close formats must be readable beside E7M0."""
 NARROW, NARROW_LINE = 266.0, 52
 """How wide a narrow chart is, in points, and how long a line of its text: with letters of 12 px it fits a telephone."""
+SIDE = 0.15
+"""The margins left and right of such a chart's axis, in inches."""
 GAP_TICKS = (-0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
@@ -45,14 +47,15 @@ def forest(
 
     Args:
         description: for those who cannot see it; every row's figures are added.
-        data: a row each, with finite columns difference, low, high and n_pairs.
+        data: a row each, with finite columns difference, low, high and n_pairs, and `counted` where there is more to
+            say of how many runs it is.
         rows: the name of each.
         axis: what the differences are, and their unit.
         colours: of each; else all have the first.
         figures: False where a table of the page has them for those who cannot see it.
         ends: of an axis that several charts share, which then are as narrow as a telephone, with names above.
     """
-    labels = [f"{name} (n = {pairs})" for name, pairs in zip(rows, data["n_pairs"], strict=True)]
+    labels = [f"{name} ({count})" for name, count in zip(rows, _counts(data), strict=True)]
     said = _differences(rows, data)
 
     def draw(axes: Axes) -> None:
@@ -64,10 +67,15 @@ def forest(
             tell(text, *axes.plot([row.difference], [place], "o", color=colour, markersize=6))
         if ends:
             axes.set_xlim(*ends)
+            marks = _narrow_marks(*ends)
+            axes.set_xticks(marks, [number_text(mark) for mark in marks])
             axes.set_yticks([])
             for place, label in zip(places, labels, strict=True):
                 across = axes.get_yaxis_transform()
-                axes.text(0.01, place - 0.2, label, color=FOREGROUND, transform=across, va="bottom", fontsize=9)
+                ground = {"facecolor": BACKGROUND, "edgecolor": "none", "pad": 1}  # else zero's line is in the name
+                axes.text(
+                    0.01, place - 0.2, label, color=FOREGROUND, transform=across, va="bottom", fontsize=9, bbox=ground
+                )
         else:
             axes.set_yticks(places, labels, color=FOREGROUND)
         axes.set_ylim(len(data) - 0.4, -1 if ends else -0.6)
@@ -78,10 +86,21 @@ def forest(
     if ends:
         high = 0.4 * len(data) + 0.7
         return Chart(
-            identity, title, about, data, draw, width=NARROW / INCH, height=high, margins=(0.15, 0.15, 0.5, 0.1)
+            identity, title, about, data, draw, width=NARROW / INCH, height=high, margins=(SIDE, SIDE, 0.5, 0.1)
         )
     margins = (0.35 + 0.062 * max(map(len, labels)), 0.15, 0.5, 0.1)
     return Chart(identity, title, about, data, draw, height=0.28 * len(data) + 0.7, margins=margins)
+
+
+def _narrow_marks(low: float, high: float) -> list[float]:
+    """Round values on the axis of a narrow chart, as many as have room for their numbers."""
+    axis, letter, found = Axis(low, high, SIDE * INCH, NARROW - SIDE * INCH), 5.8, list[float]()
+    for most in range(6, 0, -1):
+        halves = {mark: letter * len(number_text(mark)) / 2 for mark in axis.marks(most)}
+        found = [mark for mark, half in halves.items() if half <= axis(mark) <= NARROW - half]
+        if all(axis(two) - axis(one) > halves[one] + halves[two] + letter for one, two in itertools.pairwise(found)):
+            break
+    return found
 
 
 def grouped_narrow_forest(
@@ -152,9 +171,14 @@ def grouped_narrow_forest(
 def _differences(rows: Sequence[str], data: pd.DataFrame) -> list[str]:
     """Named differences in words."""
     return [
-        f"{name}: {words.number(row.difference, sign=True)} {words.interval(row.low, row.high)}, n = {row.n_pairs}"
-        for name, row in zip(rows, data.itertuples(), strict=True)
+        f"{name}: {words.number(row.difference, sign=True)} {words.interval(row.low, row.high)}, {count}"
+        for name, row, count in zip(rows, data.itertuples(), _counts(data), strict=True)
     ]
+
+
+def _counts(data: pd.DataFrame) -> list[str]:
+    """Of how many pairs each difference is."""
+    return [*(data["counted"] if "counted" in data else "n = " + data["n_pairs"].astype(str))]
 
 
 def gaps(identity: str, title: str, data: pd.DataFrame) -> Chart:

@@ -16,6 +16,8 @@ from altgrad.analysis import words
 from altgrad.analysis.effects import (
     Effect,
     Outcomes,
+    Setting,
+    Together,
     effects,
     interaction,
     metrics_of,
@@ -45,6 +47,8 @@ BEST_SHOWN = 20
 """Arms that the overview lists."""
 ROWS_OF_A_CHART = 24
 """Most effects of a key that are drawn; the table has all."""
+LABEL = 47
+"""Letters that a value and how many runs it is of have in a chart."""
 FAILED_NAMED = 5
 """Runs without a result that are named, of each way to end."""
 STRONGEST, SETTINGS_SHOWN = 12, 60
@@ -146,7 +150,7 @@ def _setting_columns(digits: int) -> tuple[Column, ...]:
         col.text("Setting", "setting"),
         col.signed("Difference", "difference", digits),
         col.interval(digits=digits),
-        col.count("Pairs", "n_pairs"),
+        col.text("Seeds", "counted"),
     )
 
 
@@ -213,7 +217,7 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
             "project": project,
             "key": key,
             "chart": [ChartBlock(_forest(found, number, own, axis, reach))],
-            "single": _single(own),
+            "single": all(each.alone for each in own),
         }
         for number, (project, key) in enumerate(keys)
         for own in [[each for each in every if (each.project, each.key) == (project, key)]]
@@ -221,7 +225,7 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
     values = site_values(loader) | {
         "groups": groups,
         "runs": len(found.runs),
-        "both": both and both[:2],
+        "both": both,
         "strongest": [_row(each) | {"effect": each} for each in strongest(every)[:STRONGEST]],
         "tested": bool(tests["p_mean"].notna().any()),
         "by_setting": len(by_setting),
@@ -229,7 +233,8 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
         "untold": untold(loader),
         "sign": found.sign,
         "ended": _ended(found.runs),
-        "unpaired": any(not each.paired for each in every),
+        "unpaired": any(each.unpaired for each in every),
+        "seedless": any(of.paired and not of.seeds for each in every for of in each.settings),
         "many_projects": found.runs["project"].nunique() > 1,
     }
     parts: dict[str, Part] = {
@@ -254,7 +259,7 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
         ]
         if len(by_setting)
         else [],
-        "interaction": [ChartBlock(_map(found, *both))] if both else [],
+        "interaction": [ChartBlock(_map(found, both))] if both else [],
     }
     return document_page(loader, "effects", values, parts, code=__name__, document="own/_effects")
 
@@ -314,15 +319,15 @@ def _pooled(sd: pd.Series, n: pd.Series) -> float:
 
 
 _ROW = (
-    "project", "key", "value", "reference", "difference", "low", "high", "n_pairs", "seeds", "settings", "smallest",
-    "largest", "paired", "share", "p_mean", "p_between", "verdict", "depends",
+    "project", "key", "value", "reference", "difference", "low", "high", "n_pairs", "n_unpaired", "seeds", "settings",
+    "smallest", "largest", "share", "p_mean", "p_between", "verdict", "depends",
 )  # fmt: skip
 
 
 def _row(effect: Effect) -> dict[str, Any]:
     found = effect.estimate
     what = (effect.project, effect.key, effect.value, effect.reference, found.mean, found.low, found.high)
-    counts = (effect.pairs, effect.seeds, len(effect.settings), *effect.reach, effect.paired)
+    counts = (effect.pairs, effect.unpaired, effect.seeds, len(effect.settings), *effect.reach)
     test = effect.test
     tests = (test.share, test.mean, test.between, test.verdict, test.depends)
     return dict(zip(_ROW, (*what, *counts, *tests), strict=True))
@@ -333,7 +338,8 @@ def _settings(every: list[Effect]) -> pd.DataFrame:
     rows = [
         {"project": effect.project, "key": effect.key, "value": effect.value, "reference": effect.reference,
          "setting": ", ".join(f"{key}={value}" for key, value in each.others.items()), "difference": each.estimate.mean,
-         "low": each.estimate.low, "high": each.estimate.high, "n_pairs": each.estimate.n}
+         "low": each.estimate.low, "high": each.estimate.high, "counted": _seeds(each),
+         "n_pairs": each.estimate.n * each.paired, "n_value": each.runs[0], "n_reference": each.runs[1]}
         for effect in every
         for each in effect.settings
         if len(effect.settings) > 1
@@ -341,29 +347,36 @@ def _settings(every: list[Effect]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _single(own: list[Effect]) -> bool:
-    """Whether each difference is of one pair of runs: then there is no interval."""
-    return all(each.pairs == 1 for each in own)
+def _seeds(setting: Setting) -> str:
+    """Of how many seeds a difference is, in words."""
+    if not setting.paired:
+        return f"{setting.runs[0]} and {setting.runs[1]}, not paired"
+    return str(setting.estimate.n) if setting.estimate.n > 1 else "one seed each" if setting.seeds else "not stated"
 
 
 def _forest(found: Outcomes, number: int, own: list[Effect], axis: str, ends: tuple[float, float]) -> Chart:
     shown = sorted(own, key=lambda each: found.sign * each.estimate.mean)[:ROWS_OF_A_CHART]
     data, first = pd.DataFrame([_row(each) for each in shown]), shown[0]
+    unpaired = data["n_unpaired"].map(lambda runs: f", {runs} unpaired" if runs else "")
+    data["counted"] = "n = " + data["n_pairs"].astype(str) + unpaired
     title = f"{first.key} against {cut(first.reference, 40)}: {found.metric}"
-    names = [cut(each.value, 40) for each in shown]
+    names = [cut(each.value, min(40, LABEL - len(count))) for each, count in zip(shown, data["counted"], strict=True)]
     about = str(macros_of("untold").differences(first.key, len(own))).strip()
     return forest(f"effect-{number}", title, about, data, names, f"difference of {axis}", figures=False, ends=ends)
 
 
-def _map(found: Outcomes, one: str, two: str, cells: pd.DataFrame) -> Chart:
+def _map(found: Outcomes, both: Together) -> Chart:
+    one, two, cells, settings, _ = both
     digits = found.measure.digits if found.measure else 4
     shown = cells.round(digits) * found.sign  # what reads alike has one colour
     levels = np.quantile(np.unique(shown.to_numpy()[shown.notna()]), [0.2, 0.4, 0.6, 0.8])
     legend = ("best fifth", "second", "third", "fourth", "worst fifth")
-    data = cells.rename_axis(index=one, columns=two).stack().rename(found.metric).reset_index()
+    data = cells.rename_axis(index=one, columns=two).stack().dropna().rename(found.metric).reset_index()
     text = partial(words.number, digits=digits)
+    title = f"{found.metric} by {one} (rows) and {two} (columns)"
+    title += f", mean over {len(settings)} settings" if len(settings) > 1 else ""
     return figures_map(
-        "interaction", f"{found.metric} by {one} and {two}", shown, data, list(levels), legend,
+        "interaction", title, shown, data, list(levels), legend,
         lambda value: text(value * found.sign), f"Rows: {one}; columns: {two}.",
     )  # fmt: skip
 

@@ -150,7 +150,7 @@ def plot_axes(sketch: Sketch, x: Axis, y: Axis, x_label: str, y_label: str) -> N
 
 def number_text(value: float) -> str:
     """A tick's number: short; powers of ten far from 1 as 1e-12."""
-    return figure(value, ".6g" if "e" not in f"{value:.6g}" else ".0e")
+    return figure(value, ".6g" if "e" not in f"{value:.6g}" else ".3g")
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

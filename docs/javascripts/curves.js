@@ -234,6 +234,9 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
+/** A long name that a narrow column may break, but only between its parts. */
+export const breakable = (text) => (text.length > 13 ? text.split(/(?<=[._/])(?=[^\W\d])/) : [text]).flatMap((part, index) => (index ? [element("wbr"), part] : [part]));
+
 function choice(label, names, runs) {
   const select = element("select", { ariaLabel: label });
   for (const [value, text] of Object.entries(names)) {

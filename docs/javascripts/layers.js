@@ -1,7 +1,7 @@
 // The health of an arm's layers as its file has it (altgrad.reports.health): heat maps and curves over time, the codes
 // in use, and the last look in tables. Names come from records: they are only ever set as text.
 
-import { element, live, plotCurves } from "./curves.js";
+import { breakable, element, live, plotCurves } from "./curves.js";
 import { minus } from "./figures.js";
 import { slug, toCsv } from "./runs/table.js";
 
@@ -280,9 +280,6 @@ function curves(id, figure, layers) {
   const note = `${figure.note} Thick: mean over the layers of a type; thin: each layer.`;
   return frame(id, { ...figure, note }, wide(figure, layers), readout, around);
 }
-
-/** A long name that a narrow column may break, but only between its parts. */
-const breakable = (text) => text.split(/(?<=[._/])(?=[^\W\d])/).flatMap((part, index) => (index ? [element("wbr"), part] : [part]));
 
 function table({ id, caption, columns, rows }) {
   const cell = (tag, place, ...inside) => {

@@ -1,13 +1,13 @@
 // What the pages of runs and of comparing have in common: labelled controls, and a line that says what was left out.
 
-import { element } from "../curves.js";
+import { breakable, element } from "../curves.js";
 
 export const button = (textContent, onclick, properties = {}) => element("button", { type: "button", textContent, onclick, ...properties });
 
 /** A control under its label. */
 export function field(label, control, ...more) {
   control.ariaLabel = label;
-  return element("label", { className: "field" }, element("span", {}, label, ...more), control);
+  return element("label", { className: "field" }, element("span", {}, ...breakable(label), ...more), control);
 }
 
 /** A choice among [value, text]. */

@@ -1,6 +1,6 @@
 // The Runs page: puts a table that filters, sorts, groups and pages in the place of the one without JavaScript.
 
-import { element } from "../curves.js";
+import { breakable, element } from "../curves.js";
 import { chartPanel } from "./chart.js";
 import { button, choice, field, say, status } from "./controls.js";
 import { COLUMNS, FILTERS, PAGE, choices, decode, fit, parse, places, readState, select, shownColumns, sorting, toCsv, writeState } from "./table.js";
@@ -46,13 +46,15 @@ function start(tables) {
   function heading() {
     const cells = [element("th", { scope: "col" }, element("span", { className: "sr", textContent: "Compare" }))];
     for (const { key, title, number } of shownColumns(state)) {
-      const cell = element("th", { scope: "col", className: number ? "number" : "" }, button(title, () => {
+      const sort = button("", () => {
         state.sort = sorting(state) === key ? `-${key}` : key;
         state.page = 1;
         heading();
         find();
         head.querySelector(`[data-key="${key}"] button`).focus();
-      }));
+      });
+      sort.append(...breakable(title));
+      const cell = element("th", { scope: "col", className: number ? "number" : "" }, sort);
       cell.dataset.key = key;
       if (sorting(state).replace(/^-/, "") === key) cell.setAttribute("aria-sort", sorting(state).startsWith("-") ? "descending" : "ascending");
       cells.push(cell);
@@ -93,7 +95,7 @@ function start(tables) {
       const holder = element(link ? "a" : "span");
       const fill = (value, place) => {
         const text = write(value);
-        if (holder.textContent !== text) holder.textContent = text;
+        if (holder.textContent !== text) holder.replaceChildren(...breakable(text));
         const href = link?.(value ?? "", place);
         if (href) holder.href = href;
         else if (link) holder.removeAttribute("href");
