@@ -89,6 +89,7 @@ READS: dict[str, tuple[tuple[int, ...], Any]] = {
     "a matrix, [in, out]": ((40, 24), lambda self, x: x[0] @ self.up),
     "a matrix, at the left": ((24, 40), lambda self, x: (self.up @ x[0].T).T),
     "an equation": ((40, 24), lambda self, x: torch.einsum("...i,io->...o", x, self.up)),
+    "the same rows for all": ((3, 40, 24), lambda self, x: x[0] @ self.up),
     "[in, expert, out]": ((40, 3, 24), lambda self, x: torch.bmm(x, self.up.transpose(0, 1))),
     "[out, in, expert]": ((24, 40, 3), lambda self, x: [linear(x[e], self.up[..., e]) for e in range(3)]),
     "a column": ((40, 1), lambda self, x: linear(x[0], self.up.t())),

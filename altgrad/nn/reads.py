@@ -165,9 +165,11 @@ class Reads(TorchFunctionMode):
             return F.linear(x, straight_through(_Rounded, weight, layer, "weight"), bias)
         if weight.ndim == 2:
             return layer.linear(x, weight, bias)
-        if layer.one_cast or x.shape[:-2] != weight.shape[:-2]:
+        stack = weight.shape[:-2]
+        if layer.one_cast or x.ndim == 1 or torch.broadcast_shapes(x.shape[:-2], stack) != stack:
             y = layer.bilinear(lambda x, weight: x @ weight.mT, x, weight)
         else:  # matrix by matrix
+            x = x.expand(*stack, *x.shape[-2:])
             each = [layer.linear(*pair) for pair in zip(x.flatten(0, -3), weight.flatten(0, -3), strict=True)]
             y = torch.stack(each).view(*x.shape[:-1], weight.shape[-2])
         return y if bias is None else y + bias
