@@ -32,6 +32,7 @@ from altgrad.formats import E8M0, FP32, FloatFormat, get_format
 from altgrad.nn import QuantizedLayer, quantized_layers
 from altgrad.nn.layers import tiled_shape
 from altgrad.nn.reads import QuantizedWeight
+from altgrad.ranks import whole
 from altgrad.rounding import decode, encode
 from altgrad.scaling import expand_blocks, expand_tiles, nvfp4_scales, nvfp4_scales_of_amax, tile_amax
 
@@ -70,8 +71,8 @@ def export_weights(model: nn.Module, path: str | Path) -> list[Exported]:
 
     Raises:
         ValueError: the model has no quantized weight; a weight's format has no name that reads back, or more than 16
-            bits; a layer's output product rotates it; no product has read a weight of a module's own, and its
-            scales lie as products read it. One line with the layer's name.
+            bits; a layer's output product rotates it; no product has summed over one dimension of a weight of a
+            module's own, along which its scales are to lie. One line with the layer's name.
         UsageError: the file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
@@ -142,8 +143,9 @@ def _parts(name: str, layer: QuantizedLayer) -> tuple[dict[str, Tensor], dict[st
         raise ValueError(f"{name}: its output product rotates the weight; leave out the rotation of output")
     value, scale, block = layer.weight_and_scale()
     lies = scale is not None and (block or scale.numel() > 1)
-    if lies and isinstance(layer, QuantizedWeight) and not layer.orientation_known:
-        raise ValueError(f"{name}: its scales lie as products read it, and none has yet; run a batch first")
+    if lies and isinstance(layer, QuantizedWeight) and layer.order is None:
+        lie = "its scales lie along what products sum over, and none has yet summed over a dimension of it"
+        raise ValueError(f"{name}: {lie}; run a batch first")
     shape = tuple(value.shape)
     about: dict[str, Any] = {"format": fmt.name, "kind": rule.kind, "shape": shape, "block": block}
     about |= {"inverse": rule.quotient == "inverse"}
@@ -157,7 +159,7 @@ def _parts(name: str, layer: QuantizedLayer) -> tuple[dict[str, Tensor], dict[st
         assert scale is not None
         parts["_scale"] = encode(scale, E8M0, check_scale=False).view(torch.float8_e8m0fnu)
     elif rule.kind == "nvfp4" and not on_grid:
-        weight = layer.as_operand(layer.weight.detach())
+        weight = layer.as_operand(whole(layer.weight.detach()))
         assert scale is not None
         stack = weight.flatten(0, -3) if scale.ndim > 2 else weight.flatten(0, -2).unsqueeze(0)
         tile = block if isinstance(block, tuple) else None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -539,6 +540,27 @@ def test_an_operand_read_twice_keeps_its_first_reading() -> None:
     for reading in seen:
         norm = float(np.linalg.norm(numbers(reading.real)))
         assert found[reading.layer, reading.operand]["norm_l2"] == pytest.approx(norm, rel=1e-6)
+
+
+def test_a_weight_that_products_read_in_another_shape_has_updates_and_no_place_on_the_grid() -> None:
+    class Heads(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = torch.nn.Parameter(torch.randn(8, 12))
+
+        def forward(self, x: Any) -> Any:
+            return torch.einsum("ni,ihd->nhd", x, self.up.view(8, 3, 4))
+
+    model = quantize_model(torch.nn.ModuleDict({"mlp": Heads()}), Policy(E4M3))
+    look, optimizer = Look(model, 1), torch.optim.SGD(model.parameters(), lr=0.1)
+    with look.operands():
+        model["mlp"](torch.randn(5, 8)).sum().backward()
+    look.gradients()
+    with look.update(optimizer):
+        optimizer.step()
+    found = {(row[3], row[4]) for row in look.rows}
+    assert {("weight", "amax"), ("gradient", "norm_l2"), ("update", "norm_l2")} <= found
+    assert not found & {("update", "flips"), ("weight", "grid_distance")}
 
 
 @pytest.mark.parametrize("storage", STORAGES)

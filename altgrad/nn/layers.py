@@ -380,9 +380,10 @@ class _Quantizer:
     """Whether the forward pass under way has gradients enabled, which inside an autograd.Function nobody can see."""
     rotations: dict[int, Tensor]
     """The matrices of `Policy.hadamard` by size."""
-    summed: int | None = None
-    """The dimension of the weight, from its end, over which the product sums that read it last by a function of torch;
-    None, which stands for the last one: no such product has."""
+    order: tuple[int, ...] | None = None
+    """The weight's dimensions as the product that read it last by a function of torch has them, at the end that which
+    it sums over. None, which stands for the weight's own order: there was no such product, or it summed over no such
+    dimension."""
     weight: Tensor
     training: bool
     register_forward_hook: Any  # every layer is a module too
@@ -443,11 +444,13 @@ class _Quantizer:
 
     def as_operand(self, weight: Tensor) -> Tensor:
         """The parameter `weight` (or its gradient, or a change of it) as the products read it: [O, I] for a matrix."""
-        return weight.movedim(self.summed, -1) if self.summed else weight
+        return weight if self.order is None else weight.permute(self.order)
 
     def as_parameter(self, weight: Tensor) -> Tensor:
         """`as_operand` undone."""
-        return weight.movedim(-1, self.summed) if self.summed else weight
+        if self.order is None:
+            return weight
+        return weight.permute([self.order.index(dim) for dim in range(len(self.order))])
 
     def weight_as_read(self) -> Tensor:
         """The weight as the products would read it now, without a gradient and without a trace in any history."""

@@ -37,18 +37,15 @@ class QuantizedWeight(LinearProducts, nn.Module):
         self.__dict__["owner"] = owner  # as a submodule it would contain itself
         self.parameter = parameter
         self.stacked = stacked
-        if hasattr(owner, "is_transposed"):  # Hugging Face's experts
-            self.summed = -2 if owner.is_transposed else -1
+        of_torch = isinstance(owner, nn.MultiheadAttention | nn.RNNBase | nn.RNNCellBase)
+        if of_torch or hasattr(owner, "is_transposed"):  # as Hugging Face's experts have it
+            *stack, rows, columns = range(self.weight.ndim)
+            self.order = (*stack, columns, rows) if getattr(owner, "is_transposed", False) else (*stack, rows, columns)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The owner's parameter."""
         return getattr(self.owner, self.parameter)  # type: ignore[no-any-return]
-
-    @property
-    def orientation_known(self) -> bool:
-        """Whether a product has read the weight, or its owner is known to read [..., O, I]."""
-        return self.summed is not None or type(self.owner).__module__.startswith("torch.nn.")
 
     def _scale(self, x: Tensor, name: str) -> tuple[Any, int | tuple[int, int]]:
         if not self.stacked or x.ndim < 3 or operand_of(name) != "weight" or self._as_it_is(name) or not x.numel():
@@ -103,10 +100,11 @@ class Reads(TorchFunctionMode):
 
     def __init__(self, layers: Sequence[Any]) -> None:
         super().__init__()
-        self.known: list[tuple[Tensor, Any, bool]] = [
-            (layer.weight, layer, False) for layer in layers if not isinstance(layer, QuantizedProduct)
+        weights = [(layer.weight, layer) for layer in layers if not isinstance(layer, QuantizedProduct)]
+        self.known: list[tuple[Tensor, Any, Dimensions]] = [
+            (weight, layer, tuple(range(weight.ndim))) for weight, layer in weights
         ]
-        """A weight or a part of it, its layer, and whether the last two dimensions are exchanged."""
+        """A weight or a part of it, its layer, and along which dimensions of the weight its own run."""
         self.products = [layer for layer in layers if isinstance(layer, QuantizedProduct)]
         self.begun: list[Any] = []
         self.multiplied = 0
@@ -142,18 +140,21 @@ class Reads(TorchFunctionMode):
 
     def _part(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A view or a copy of a weight is as known as the weight; a table is rounded whole before any of it is read."""
-        before = next((exchanged for weight, _, exchanged in self.known if args[0] is weight), None)
-        if before is None:
+        dims = next((dims for weight, _, dims in self.known if args[0] is weight), None)
+        if dims is None:
             return func(*args, **kwargs)
         layer = self.layer_of(args[0])
         if isinstance(layer, nn.Embedding):
             return func(straight_through(_Rounded, args[0], layer, "weight"), *args[1:], **kwargs)
         found = func(*args, **kwargs)
         parts = found if isinstance(found, tuple | list) else (found,)
+        name = getattr(func, "__name__", "")
+        copied = name in COPIES
+        laid_out = name in ("reshape", "flatten") and not args[0].is_contiguous()  # perhaps with strides of its own
         for each in parts:
             if isinstance(each, Tensor):
-                turned = getattr(func, "__name__", "") not in COPIES and _columns_first(each) != _columns_first(args[0])
-                self.known.append((each, layer, before != turned))
+                runs = (None,) * each.ndim if laid_out else dims if copied else _dimensions(each, args[0], dims)
+                self.known.append((each, layer, runs))
         return found
 
     def times(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, transposed: bool) -> Tensor:
@@ -164,22 +165,38 @@ class Reads(TorchFunctionMode):
             return F.linear(x, straight_through(_Rounded, weight, layer, "weight"), bias)
         if weight.ndim == 2:
             return layer.linear(x, weight, bias)
-        if layer.one_cast or x.shape[:-2] != weight.shape[:-2]:
+        stack = weight.shape[:-2]
+        if layer.one_cast or x.ndim == 1 or torch.broadcast_shapes(x.shape[:-2], stack) != stack:
             y = layer.bilinear(lambda x, weight: x @ weight.mT, x, weight)
         else:  # matrix by matrix
+            x = x.expand(*stack, *x.shape[-2:])
             each = [layer.linear(*pair) for pair in zip(x.flatten(0, -3), weight.flatten(0, -3), strict=True)]
             y = torch.stack(each).view(*x.shape[:-1], weight.shape[-2])
         return y if bias is None else y + bias
 
     def summing(self, weight: Tensor, dimension: int) -> Any:
         """The layer of a `weight`, or of a part of one, of which a product sums over this `dimension`, negative."""
-        layer, exchanged = next((layer, exchanged) for known, layer, exchanged in self.known if weight is known)
-        layer.summed = {-1: -2, -2: -1}.get(dimension, dimension) if exchanged else dimension
+        layer, dims = next((layer, dims) for known, layer, dims in self.known if weight is known)
+        last, shape = dims[dimension], layer.weight.shape
+        if last is None or weight.shape[dimension] != shape[last]:
+            layer.order = None
+        else:
+            apart = [dim for dim in range(len(shape)) if dim not in dims]
+            layer.order = (*apart, *(dim for dim in dims if dim not in (None, last)), last)
         return layer
 
 
-def _columns_first(x: Tensor) -> bool:
-    return x.ndim > 1 and x.stride(-1) > x.stride(-2)
+Dimensions = tuple[int | None, ...]
+
+
+def _dimensions(part: Tensor, whole: Tensor, dims: Dimensions) -> Dimensions:
+    """Those of `dims`, the dimensions of `whole`, along which a view of it runs: of the same strides, best of sizes."""
+    found: dict[int, int] = {}
+    pairs = [(i, j) for i in range(part.ndim) for j in range(whole.ndim) if part.stride(i) == whole.stride(j)]
+    for i, j in sorted(pairs, key=lambda pair: part.shape[pair[0]] != whole.shape[pair[1]]):
+        if i not in found and j not in found.values():
+            found[i] = j
+    return tuple(dims[found[i]] if i in found else None for i in range(part.ndim))
 
 
 PARTS = frozenset(
@@ -286,6 +303,8 @@ def _grouped(mode: Reads, func: Any, x: Any, weight: Any, *rest: Any, **given: A
 
 def _einsum(mode: Reads, func: Any, equation: Any, *operands: Any) -> Any:
     """Of two operands, rows and blocks lie along the dimension that is summed over."""
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = tuple(operands[0])
     own = [place for place, each in enumerate(operands) if isinstance(mode.layer_of(each), LinearProducts)]
     if len(operands) != 2 or not own:
         return func(equation, *operands)

@@ -383,13 +383,13 @@ _OWN = (
     "policy",
     "clock",
     "observer",
+    "order",
     "counter",
     "grid_scale",
     "delayed",
     "passes",
     "recording",
     "rotations",
-    "summed",
 )
 
 

@@ -267,8 +267,10 @@ class Look:
         return self._spacings[name]
 
     def _in_parts(self, name: str) -> bool:
-        """Whether products read the weight expert by expert, each with scales of its own."""
-        return self._weight(name).real.numel() != self._layers[name].weight.numel()
+        """Whether products read the weight in another shape: expert by expert, each with its own scales, or a view."""
+        layer = self._layers[name]
+        operand = layer.as_operand(torch.empty(layer.weight.shape, device="meta"))
+        return self._weight(name).real.shape != operand.shape
 
     def _on_grid(self, name: str, weight: Tensor, *, now: bool) -> Tensor | None:
         """The weight as read, where its own elements are quantized; the draws before and after a step are the same.
