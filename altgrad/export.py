@@ -72,7 +72,8 @@ def export_weights(model: nn.Module, path: str | Path) -> list[Exported]:
     Raises:
         ValueError: the model has no quantized weight; a weight's format has no name that reads back, or more than 16
             bits; a layer's output product rotates it; no product has summed over one dimension of a weight of a
-            module's own, along which its scales are to lie. One line with the layer's name.
+            module's own, along which its scales are to lie; products read parts of it that have scales of their own.
+            One line with the layer's name.
         UsageError: the file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
@@ -146,6 +147,9 @@ def _parts(name: str, layer: QuantizedLayer) -> tuple[dict[str, Tensor], dict[st
     if lies and isinstance(layer, QuantizedWeight) and layer.order is None:
         lie = "its scales lie along what products sum over, and none has yet summed over a dimension of it"
         raise ValueError(f"{name}: {lie}; run a batch first")
+    several = rule.kind == "nvfp4" or isinstance(block, tuple) or (rule.kind, rule.granularity) == ("amax", "tensor")
+    if layer.in_parts and several:
+        raise ValueError(f"{name}: products read it in parts with a scale each; use scales of rows or blocks")
     shape = tuple(value.shape)
     about: dict[str, Any] = {"format": fmt.name, "kind": rule.kind, "shape": shape, "block": block}
     about |= {"inverse": rule.quotient == "inverse"}

@@ -189,6 +189,21 @@ def test_what_is_summed_over_is_no_dimension_of_the_weight(forward: Any, tmp_pat
         export_weights(model, tmp_path / "w.safetensors")
 
 
+def test_the_parts_of_a_matrix_have_a_scale_each_where_one_would_be_of_the_whole(tmp_path: Path) -> None:
+    attention = torch.nn.ModuleDict({"it": torch.nn.MultiheadAttention(16, 2)})
+    query, key = torch.randn(3, 1, 16), torch.randn(5, 1, 16)
+    for rule in (Scaling(), Scaling("mx"), Scaling("delayed", history=2)):
+        model = quantize_model(attention, Policy(Operand(E4M3, scaling=rule)))
+        model["it"](query, query, query)
+        export_weights(model, tmp_path / "w.safetensors")
+        model["it"](query, key, key)  # torch cuts in_proj_weight in two
+        if rule.kind == "amax":
+            with pytest.raises(ValueError, match=r"it.in_proj: products read it in parts with a scale each"):
+                export_weights(model, tmp_path / "w.safetensors")
+        else:
+            export_weights(model, tmp_path / "w.safetensors")
+
+
 def test_fp8_is_the_dtype_of_torch_and_its_scale_a_number(tmp_path: Path) -> None:
     raw, values = read_back(model(), Policy(E4M3, layers=("*",)), tmp_path / "w.safetensors")
     assert raw["mlp.weight"].dtype == torch.float8_e4m3fn

@@ -384,6 +384,8 @@ class _Quantizer:
     """The weight's dimensions as the product that read it last by a function of torch has them, at the end that which
     it sums over. None, which stands for the weight's own order: there was no such product, or it summed over no such
     dimension."""
+    in_parts: bool = False
+    """Whether that product read some rows or columns of each matrix, which then have scales of their own."""
     weight: Tensor
     training: bool
     register_forward_hook: Any  # every layer is a module too

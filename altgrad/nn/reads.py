@@ -9,6 +9,7 @@ for each product, stay away where torch's functions are overridden.
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -178,11 +179,12 @@ class Reads(TorchFunctionMode):
         """The layer of a `weight`, or of a part of one, of which a product sums over this `dimension`, negative."""
         layer, dims = next((layer, dims) for known, layer, dims in self.known if weight is known)
         last, shape = dims[dimension], layer.weight.shape
+        apart = [dim for dim in range(len(shape)) if dim not in dims]
         if last is None or weight.shape[dimension] != shape[last]:
             layer.order = None
         else:
-            apart = [dim for dim in range(len(shape)) if dim not in dims]
             layer.order = (*apart, *(dim for dim in dims if dim not in (None, last)), last)
+        layer.in_parts = weight.numel() * math.prod(shape[dim] for dim in apart) < layer.weight.numel()
         return layer
 
 

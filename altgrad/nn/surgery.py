@@ -386,6 +386,7 @@ _OWN = (
     "order",
     "counter",
     "grid_scale",
+    "in_parts",
     "delayed",
     "passes",
     "recording",
