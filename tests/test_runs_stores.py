@@ -19,7 +19,7 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.cli import main
 from altgrad.runs import default_sources, load_runs, pack_study, read_histories, sources_fingerprint
 from altgrad.runs.query import verify
-from altgrad.runs.store import Kept
+from altgrad.runs.store import FRAME, Kept
 from altgrad.runs.stores import located
 
 fsspec = pytest.importorskip("fsspec")
@@ -156,7 +156,7 @@ def test_tables_beyond_the_bound_are_read_again_and_those_of_layers_leave_the_hi
         return pd.DataFrame({"step": range(10)})
 
     a, b = partial(table, "a"), partial(table, "b")
-    kept = Kept(most=80)
+    kept = Kept(most=80 + FRAME)
     for run in (a, a, b, b, a):
         assert len(kept.of(run, "history")) == 10
     assert read == ["a history", "b history", "a history"]
@@ -173,7 +173,7 @@ def test_threads_that_ask_at_once_keep_the_bound_and_read_side_by_side() -> None
         both.wait()
         return table
 
-    kept = Kept(most=200)
+    kept = Kept(most=2 * (100 + FRAME))
     with ThreadPoolExecutor(2) as pool:
         assert all(each is table for each in pool.map(kept.of, [read, read], ["layers", "layers"]))
     seen: list[str] = []
@@ -186,4 +186,4 @@ def test_threads_that_ask_at_once_keep_the_bound_and_read_side_by_side() -> None
     for run in (b, c, b):  # with room for two: what was read twice counts once and goes first
         kept.of(run, "layers")
     assert seen == ["b", "c"]
-    assert kept._size == 160
+    assert kept._size == 2 * (80 + FRAME)
