@@ -269,7 +269,7 @@ def verify(sources: Iterable[Path]) -> Verified:
     """
     sources = as_now(sources)
     canaries, problems = find_canaries(sources)
-    count, unproved, held, kept = 0, 0, Held(), Kept()
+    count, unproved, held, kept = 0, 0, Held(), Kept(2**28)
     seen: dict[str, tuple[str, str]] = {}
     for folder, where, records, damaged in (
         place for source in sources for place in read_places(source, kept, problems)

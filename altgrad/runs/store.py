@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -52,7 +52,7 @@ DEEPEST = 50
 """Levels of lists and objects in run.json."""
 LONGEST_PART = 4000
 """Characters of a part of run.json that is looked for among those of other records."""
-FRAME = 4000
+FRAME = 3000
 """Bytes that a table in pandas takes beside its values."""
 _HALF = re.compile("[\ud800-\udfff]")
 PART = re.compile("part-([0-9]{3,})")
@@ -69,17 +69,18 @@ class Kept:
 
     Args:
         most: bytes.
+        layers: bytes of tables of layers among them; default: `most`.
     """
 
-    def __init__(self, most: int = 2**30) -> None:
-        self._most, self._size = most, 0
+    def __init__(self, most: int = 2**30, *, layers: int | None = None) -> None:
+        self._most, self._layers, self._size = most, most if layers is None else layers, Counter[str]()
         self._tables = defaultdict[str, OrderedDict[Any, tuple[int, Any]]](OrderedDict)
         self._lock = Lock()
 
     @cached_property
     def runs(self) -> Kept:
-        """For single runs on a disk, an eighth of it: each is read again at the cost of one, a study as a whole."""
-        return Kept(self._most // 8)
+        """For single runs on a disk: layers of few, since each is read again at the cost of one, a study as a whole."""
+        return Kept(self._most // 2, layers=self._most // 16)
 
     def of(self, read: Callable[[str], T], name: str) -> T:
         """What `read` gives for the name, read again where it is not kept."""
@@ -91,9 +92,12 @@ class Kept:
         table = read(name)
         size = table.size if isinstance(table, Packed) else size_of(table)
         with self._lock:
-            self._size += size - tables.pop(read, (0, table))[0]  # another thread may have read it too
-            while self._size > self._most and (first := self._tables["layers"] or tables):
-                self._size -= first.popitem(last=False)[1][0]
+            self._size[name] += size - tables.pop(read, (0, table))[0]  # another thread may have read it too
+            while self._size.total() > self._most or self._size["layers"] > self._layers:
+                first = "layers" if self._tables["layers"] else name
+                if not self._tables[first]:
+                    break
+                self._size[first] -= self._tables[first].popitem(last=False)[1][0]
             tables[read] = size, table
         return table
 
