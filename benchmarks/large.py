@@ -1,13 +1,14 @@
 """How the cost of records and pages grows with the number of runs: processor time and memory of ten times as many.
 
     make bench-large                                                        measure and record, up to 10,000 runs
-    make bench-large ARGS="--runs 100,1000,10000,50000"                     the largest sites
+    make bench-large ARGS="--runs 100,1000,10000,50000"                     the largest sites, about an hour
     .venv/bin/python benchmarks/large.py --runs 20,200 --record trial.json   a trial of the machinery
 
 The runs are recorded ones again, under other learning rates and seeds, ten an arm and each in a folder of its own. Each
 step is a process of its own: its processor time, that of its children included, less what it takes with no runs. The
 exponent is the slope of log time over log runs between the two largest numbers; reading the bytes of all files and
-parsing the JSON among them is measured beside the steps. Disk: 10 kB a run, and 70 kB a page, removed at the end.
+parsing the JSON among them is measured beside the steps. Disk: 12 kB a run, and 70 kB a page, removed at the end: 1 to
+2 GB with 50,000 runs.
 
 What was measured is noted at once in build/, and the same code goes on from there; --again measures anew. The record
 goes to benchmarks/recorded/large.json, which the site shows.

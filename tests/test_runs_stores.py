@@ -19,7 +19,7 @@ from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.cli import main
 from altgrad.runs import default_sources, load_runs, pack_study, read_histories, sources_fingerprint
 from altgrad.runs.query import verify
-from altgrad.runs.store import Kept
+from altgrad.runs.store import FRAME, Kept
 from altgrad.runs.stores import located
 
 fsspec = pytest.importorskip("fsspec")
@@ -156,13 +156,42 @@ def test_tables_beyond_the_bound_are_read_again_and_those_of_layers_leave_the_hi
         return pd.DataFrame({"step": range(10)})
 
     a, b = partial(table, "a"), partial(table, "b")
-    kept = Kept(most=80)
+    kept = Kept(most=80 + FRAME)
     for run in (a, a, b, b, a):
         assert len(kept.of(run, "history")) == 10
     assert read == ["a history", "b history", "a history"]
     kept.of(b, "layers")
     kept.of(a, "history")
     assert read[3:] == ["b layers"]
+
+
+def test_layers_have_a_bound_of_their_own_within_that_of_all() -> None:
+    read: list[str] = []
+
+    def table(run: str, name: str) -> pd.DataFrame:
+        read.append(f"{run} {name}")
+        return pd.DataFrame({"step": range(10)})
+
+    a, b = partial(table, "a"), partial(table, "b")
+    kept = Kept(most=10 * (80 + FRAME), layers=80 + FRAME)
+    for run, name in ((a, "history"), (b, "history"), (a, "layers"), (b, "layers"), (a, "history"), (b, "history")):
+        kept.of(run, name)
+    assert read == ["a history", "b history", "a layers", "b layers"]
+    kept.of(b, "layers")
+    kept.of(a, "layers")
+    assert read[4:] == ["a layers"]
+
+
+def test_records_share_what_is_equal_in_them_and_keep_what_only_compares_equal(tmp_path: Path) -> None:
+    for seed, figures in enumerate(([0.0, 1], [-0.0, 1], [0.0, 1.0])):
+        write_run(tmp_path, config(seed=seed), summary={"figures": figures})
+    a, b, c = sorted(load_runs([tmp_path]).records, key=lambda record: record.config.seed)
+    assert [repr(each.run["summary"]["figures"]) for each in (a, b, c)] == ["[0.0, 1]", "[-0.0, 1]", "[0.0, 1.0]"]
+    assert a.config != b.config
+    assert a.config.model is b.config.model
+    assert a.config.model_fields_set is b.config.model_fields_set
+    assert a.run["config"]["model"] is b.run["config"]["model"]
+    assert a.run["environment"] is b.run["environment"]
 
 
 def test_threads_that_ask_at_once_keep_the_bound_and_read_side_by_side() -> None:
@@ -173,7 +202,7 @@ def test_threads_that_ask_at_once_keep_the_bound_and_read_side_by_side() -> None
         both.wait()
         return table
 
-    kept = Kept(most=200)
+    kept = Kept(most=2 * (100 + FRAME))
     with ThreadPoolExecutor(2) as pool:
         assert all(each is table for each in pool.map(kept.of, [read, read], ["layers", "layers"]))
     seen: list[str] = []
@@ -186,4 +215,4 @@ def test_threads_that_ask_at_once_keep_the_bound_and_read_side_by_side() -> None
     for run in (b, c, b):  # with room for two: what was read twice counts once and goes first
         kept.of(run, "layers")
     assert seen == ["b", "c"]
-    assert kept._size == 160
+    assert kept._size.total() == 2 * (80 + FRAME)

@@ -30,6 +30,8 @@ MOST_VALUES = 2**24
 """Values that any table may unpack to, however small its file is."""
 _UNPACKED, _PACKED = 2, 3
 """Fields of a page's header: its size in memory and in the file."""
+_HEADER = 2**15
+"""Bytes that a page's header has at most: four texts of 4,096 and some numbers."""
 _RUN = b"altgrad.run"
 """In a file's metadata: the run whose table it is."""
 _PROOFS = TypeAdapter(dict[str, Proof])
@@ -86,8 +88,8 @@ def open_table(
         proof: of the table, where there is one.
         run: whose table it should be.
         coded: text is read as dictionaries.
-        whole: False leaves the file on the disk: its footer, and the checksums of the pages that are read, are checked
-            at a third of the cost.
+        whole: False leaves the file on the disk: its footer, what its pages unpack to, and the checksums of those that
+            are read, are checked.
 
     Raises:
         NotAsRecorded: it is another table, or a part of it, or its bytes have changed.
@@ -104,8 +106,7 @@ def open_table(
     _check_size(file.metadata, len(data) if whole else source.size())
     if not sound:
         _check_head(file, proof, run)
-    if whole:
-        _check_pages(file.metadata, data)
+    _check_pages(file.metadata, source)
     for field in file.schema_arrow:
         if not (is_number(field.type) or is_text(field.type) or pa.types.is_boolean(field.type)):
             raise NotAsRecorded(f"column {field.name!r} holds neither numbers nor text")
@@ -145,23 +146,25 @@ def _check_size(told: pq.FileMetaData, size: int) -> None:
         raise NotAsRecorded(f"{size:,} bytes that would unpack to {unpacked:,}: no run writes such a table")
 
 
-def _check_pages(told: pq.FileMetaData, data: bytes) -> None:
+def _check_pages(told: pq.FileMetaData, source: pa.NativeFile) -> None:
     """NotAsRecorded for pages that unpack to more than `_check_size` allows, whatever the footer says of it."""
-    unpacked = 0
+    unpacked, size = 0, source.size()
     try:
         for group in map(told.row_group, range(told.num_row_groups)):
             for column in map(group.column, range(group.num_columns)):
                 place = min(column.dictionary_page_offset or math.inf, column.data_page_offset)
                 end = place + column.total_compressed_size if column.num_values else 0  # of no values no page is read
                 while place < end:
-                    page, place = _struct(data, place)
+                    if not 0 <= place < size:
+                        raise LookupError
+                    page, length = _struct(source.read_at(_HEADER, place), 0)
                     if min(page[_UNPACKED], page[_PACKED]) < 0:
                         raise NotAsRecorded("a page of it is damaged")
-                    unpacked, place = unpacked + page[_UNPACKED], place + page[_PACKED]
+                    unpacked, place = unpacked + page[_UNPACKED], place + length + page[_PACKED]
     except (LookupError, RecursionError):
         raise NotAsRecorded("a page of it is damaged") from None
-    if unpacked > 16 * MOST_VALUES + 1000 * len(data):
-        raise NotAsRecorded(f"{len(data):,} bytes that would unpack to {unpacked:,}: no run writes such a table")
+    if unpacked > 16 * MOST_VALUES + 1000 * size:
+        raise NotAsRecorded(f"{size:,} bytes that would unpack to {unpacked:,}: no run writes such a table")
 
 
 def _struct(data: bytes, place: int) -> tuple[dict[int, int], int]:
