@@ -16,7 +16,7 @@ from altgrad.runs.files import read_bytes
 from altgrad.runs.schema import Problem, RecordError
 from altgrad.runs.site_names import site_names
 from altgrad.runs.store import PACKED, Held, packed_table, read_table, reason_of, record_places
-from altgrad.runs.tables import is_number, noted, open_table, read_digests
+from altgrad.runs.tables import is_number, noted, read_columns, read_digests
 
 _KEYS = ("run_id", "step")
 
@@ -89,14 +89,18 @@ def _history(folder: Path, columns: Sequence[str] | None) -> pa.Table:
     if path.exists():
         try:
             run, proofs = noted(folder)
-            with open_table(path, proofs.get("history"), run, whole=False) as file:
-                read_as = _read_as(folder, file.schema_arrow.names)
-                asked = [own for own, name in read_as.items() if columns is None or name in ("step", *columns)]
-                for field in file.schema_arrow:
-                    if field.name in asked and not is_number(field.type):
+            names: dict[str, str] = {}
+
+            def asked(schema: pa.Schema) -> list[str]:
+                names.update(_read_as(folder, schema.names))
+                own = [own for own, name in names.items() if columns is None or name in ("step", *columns)]
+                for field in schema:
+                    if field.name in own and not is_number(field.type):
                         raise ValueError(f"a value of column {field.name!r} is not a number")
-                table = file.read(asked, use_threads=False)
-            table = table.rename_columns([read_as[name] for name in table.column_names])
+                return own
+
+            table = read_columns(path, proofs.get("history"), run, asked)
+            table = table.rename_columns([names[name] for name in table.column_names])
         except (OSError, ValueError, pa.ArrowException) as error:
             raise RecordError(f"{where}: damaged ({reason_of(error)}); restore the file") from None
     else:
