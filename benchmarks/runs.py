@@ -138,6 +138,8 @@ def read(folder: Path, sizes: dict[str, int], repeats: int) -> tuple[Figure, Fig
                 floor=min(floor),
                 floor_name="pyarrow.dataset",
                 goal_ratio=goal_ratio,
+                reason="Before anything is unpacked, the header of each of its pages is read: "
+                "a small file could fill the memory.",
             )
         )
     return figures[0], figures[1]
