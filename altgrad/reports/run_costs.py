@@ -140,7 +140,7 @@ FIGURES = (
     col.filled("Measured", "{value:.3g} {unit}"),
     col.filled("Goal", "{goal:g} {unit}", blank=""),
     col.filled("Against the floor", "{times_floor:.2f} x {floor_name}", right=False, blank=""),
-    col.filled("Goal", "{goal_ratio:g}", blank=""),
+    col.filled("Goal", "{goal_ratio:.3g}", blank=""),
     col.of("Result", lambda row: RESULT[row["met"]]),
     col.filled("Remark", "{reason}", right=False),
 )
