@@ -182,6 +182,16 @@ def test_a_wrong_name_is_one_line_and_the_site_is_there_without_it(
     assert yaml.safe_load((tmp_path / "one/altgrad.yaml").read_text())["arms"] == ["optimizer.learning_rate"]
 
 
+def test_a_seed_that_is_known_anyway_is_no_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/metrics.csv").write_text("step,val_loss\n0,1\n1,0.5\n")
+    (tmp_path / "logs/config.json").write_text('{"lr": 0.1, "seed": 3}')
+    words = ["--from", str(tmp_path / "logs"), "--seed", "seed"]
+    assert main(["new-site", str(tmp_path / "site"), *words]) == 0
+    assert not capsys.readouterr().err
+    assert not yaml.safe_load((tmp_path / "site/altgrad.yaml").read_text())
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
