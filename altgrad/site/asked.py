@@ -82,8 +82,10 @@ def find_names(records: Sequence[RunRecord], given: Given, ask: Ask) -> Found:
     configs = {record.arm: record.config for record in records if record.config.foreign is not None}
     seedless = [record for record in records if not record.config.states("seed")]
     own = sorted({key for config in configs.values() for key in config.foreign or {}})
-    known = bool(given.seed) and not seedless and KEYS.get(normal(given.seed)) == "seed"  # and needs no word
-    seed = given.seed and not known and _known("--seed", given.seed, own, given.seed, found)
+    wanted = given.seed
+    if wanted and not seedless and KEYS.get(normal(wanted)) == "seed":  # what is known anyway
+        wanted = None
+    seed = wanted and _known("--seed", wanted, own, wanted, found)
     whole = [key for key in own if _could_be_seed(seedless, key)]
     if not given.seed and whole:
         what = f"{len(seedless)} runs state no seed. Which key of their config is it? There are {_some(whole)}"
