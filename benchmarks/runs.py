@@ -1,6 +1,6 @@
 """What recording costs: a row appended, thousands of runs read, against the least that must be done in the same run.
 
-    make bench-runs                                              measure and record, in about five minutes and 900 MB
+    make bench-runs                                              measure and record, in about eight minutes and 2 GB
     .venv/bin/python benchmarks/runs.py --quick --record trial.json
     .venv/bin/python benchmarks/runs.py --add figures.json        take over figures that were measured elsewhere
 
@@ -55,7 +55,7 @@ from altgrad.runs.writer import write_json  # noqa: E402
 SIZES = {
     "full": {
         "rows appended": 20_000, "runs": 1_000, "rows a run": 2_000, "columns": 60, "packed runs": 2_000,
-        "W&B runs": 15, "event files": 50, "rows of one history": 1_000_000,
+        "W&B runs": 135, "event files": 1_000, "rows of one history": 1_000_000,
         "runs of a site": 129,
     },
     "quick": {
@@ -203,10 +203,7 @@ def packed(folder: Path, sizes: dict[str, int], repeats: int, show: Callable[[st
 
 
 def imports(folder: Path, sizes: dict[str, int], show: Callable[[str], None]) -> list[Figure]:
-    """What it costs to bring in other tools' files, in processor time against the least that reading them takes.
-
-    They are a tenth of 135 offline runs of W&B and a twentieth of 1,000 of TensorBoard; each of them costs the same.
-    """
+    """What it costs to bring in other tools' files, in processor time against the least that reading them takes."""
     figures = []
     events = [
         folder / "events" / f"run-{number}" / "events.out.tfevents.1.host" for number in range(sizes["event files"])

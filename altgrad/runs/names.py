@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -87,6 +88,7 @@ STEP_RULES = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": 
 _INTERNAL = ("_step", "_timestamp", "_runtime", "_wandb")
 
 
+@lru_cache(4096)
 def normal(name: str) -> str:
     """The form in which names are compared."""
     return re.sub(r"[/.\- ]+", "_", name.strip().lower())

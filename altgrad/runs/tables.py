@@ -125,8 +125,9 @@ def read_columns(
         _check_size(file.metadata, source.size())
         if proof is None or _sha256(_end_of(source)) != proof.footer:
             _check_head(file, proof, run)
-        _check_kinds(file.schema_arrow)
-        chosen = choose(file.schema_arrow)
+        schema = file.schema_arrow
+        _check_kinds(schema)
+        chosen = choose(schema)
         _check_pages(file.metadata, source, chosen)
         return file.read(list(chosen), use_threads=False)
 
