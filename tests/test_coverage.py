@@ -422,6 +422,29 @@ def test_a_pattern_that_matches_nothing_is_told_and_strict_refuses_it() -> None:
     quantize_model(model, "deepseek-v3", strict=True)
 
 
+class Router(nn.Module):
+    """As those of Mixtral and gpt-oss: a weight of its own, and a name that patterns know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight)
+
+
+@pytest.mark.parametrize("pattern", ["*.router", "*.router.weight", "*.mlp.*"])
+def test_a_module_that_reads_its_own_weight_is_named_as_the_module_too(pattern: str) -> None:
+    model = nn.ModuleDict({"a": nn.ModuleDict({"mlp": nn.ModuleDict({"router": Router(), "up": nn.Linear(4, 4)})})})
+    quantize_model(model, recipe("mxfp8", wide=[pattern]), strict=True)
+    assert "a.mlp.router.weight" in {row.name for row in report_of(model).rows if row.state == "left out"}
+    quantize_model(model, "deepseek-v3", strict=True)
+    assert [*quantized_layers(model)] == ["a.mlp.up"], "it keeps routers wide, however they are written"
+    for missed, told in (("*.mlp", r"'\*.mlp' \(a module, whose layers are '\*.mlp.\*'\)"), ("*.gate", r"'\*.gate'")):
+        with pytest.raises(ValueError, match=f"^strict: no layer and no parameter has a name that matches {told}"):
+            quantize_model(model, recipe("mxfp8", wide=[missed]), strict=True)
+
+
 def test_a_model_without_a_layer_to_round_and_what_is_none_are_one_line() -> None:
     sparse = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, dtype=torch.complex64))
     sparse[0].weight = nn.Parameter(sparse[0].weight.detach().to_sparse())

@@ -184,7 +184,7 @@ class Reads(TorchFunctionMode):
             layer.order = None
         else:
             layer.order = (*apart, *(dim for dim in dims if dim not in (None, last)), last)
-        layer.in_parts = weight.numel() * math.prod(shape[dim] for dim in apart) < layer.weight.numel()
+        layer.in_parts = weight.numel() * math.prod([shape[dim] for dim in apart]) < layer.weight.numel()
         return layer
 
 

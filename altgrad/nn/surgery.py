@@ -111,7 +111,11 @@ def quantize_model(
         has = f"each layer is left out ({'; '.join(reasons)})"
         raise ValueError(f"no layer matches: the policies are for {keys}, and {has}")
     if unused := _unused(model, kinds, places, policies):
-        told = f"no layer and no parameter has a name that matches {', '.join(map(repr, unused))}"
+        groups = {key for key in unused if any(fnmatchcase(plain_name(path, model), key) for path in modules)}
+        shown = [
+            f"{key!r} (a module, whose layers are {key + '.*'!r})" if key in groups else repr(key) for key in unused
+        ]
+        told = f"no layer and no parameter has a name that matches {', '.join(shown)}"
         if strict:
             raise ValueError(f"strict: {told}; correct the pattern, or leave it out")
         warnings.warn(f"{told}; report_of(model) has the names", UserWarning, stacklevel=2)
@@ -158,11 +162,12 @@ def _places(
 
 
 def _choose(place: _Place, policies: Mapping[str, Policy]) -> None:
-    names = (place.name,) if place.kind == "other" else (place.name, place.kind)
+    own = _names(place)
+    names = own if place.kind == "other" else (*own, place.kind)
     chosen = next((p for key, p in policies.items() if any(fnmatchcase(each, key) for each in names)), None)
     if chosen is None:
         place.why_not, place.named = "no policy is for its name", False
-    elif why := chosen.leaves_out(place.name, place.kind):
+    elif why := min((chosen.leaves_out(each, place.kind) for each in own), key=bool):
         place.why_not, place.named = why, place.kind != "other" or bool(chosen.patterns)
     elif why := one_cast(place.layer, chosen):
         place.why_not, place.named = why, False
@@ -170,18 +175,29 @@ def _choose(place: _Place, policies: Mapping[str, Policy]) -> None:
         place.policy = chosen
 
 
+def _names(place: _Place) -> tuple[str, ...]:
+    """What patterns call a layer: its name, and that of a module which reads its own parameter, as a router does."""
+    owner = place.name.rpartition(".")[0] if place.parameter else ""
+    return (place.name, owner) if owner else (place.name,)
+
+
 def _unused(
     model: nn.Module, kinds: Mapping[str, Kind], places: list[_Place], policies: Mapping[str, Policy]
 ) -> list[str]:
-    """The patterns of the policies that name nothing in the model, but for layer types and what recipes keep wide."""
+    """The patterns of the policies that name no layer, but for layer types and what recipes keep wide.
+
+    A parameter that no layer has may be called as its module, where there is no layer below that.
+    """
     asked = dict.fromkeys([*policies, *(pattern for policy in policies.values() for pattern in policy.patterns)])
-    names = {place.name for place in places}
+    names = {name for place in places for name in _names(place)}
+    above = {name[:dot] for name in names for dot, letter in enumerate(name) if letter == "."}
     for path, _ in model.named_parameters(remove_duplicate=False):
         name = place_of(plain_name(path, model))
-        names |= {name_for(name), name.rpartition(".")[0]}
+        names |= {name_for(name), *({name.rpartition(".")[0]} - above)}
     for path, kind in kinds.items():
         names |= {f"{path}.{product}".lstrip(".") for product in ("scores", "mixing") if kind.attention}
-    known = {"*", "other", *LAYER_TYPES, *(each for recipe in RECIPES.values() for each in recipe.wide)}
+    known = {"*", "other", *LAYER_TYPES}
+    known |= {each for recipe in RECIPES.values() if {*recipe.wide} <= policies.keys() for each in recipe.wide}
     types = (*LAYER_TYPES, *names)
     return [key for key in asked if key not in known and not any(fnmatchcase(name, key) for name in types)]
 
