@@ -325,3 +325,13 @@ def test_events_of_another_shape_are_passed_over(stopped: RunRecord) -> None:
     assert [alarm.value for _, alarm in found[:1]] == [9.0]
     assert all(math.isnan(alarm.value) for _, alarm in found[1:])
     assert place(explained(but(stopped, events=[*damaged, event]))) == (2, "head.weight", "forward")
+
+
+def test_what_a_run_without_warnings_is_advised_on_stands_before_the_advice(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path, config(quantize={"weight": "e4m3"}), status="finished"))
+    rows = ((1, "blocks.0.mlp.up", "weight", "overflow", 0.5), (2, "blocks.0.mlp.up", "weight", "overflow", 0.25))
+    told = failure_report(but(run, layers=layer_rows(*rows)))
+    found, advice = told.split("## What was found")[1].split("## What to try")
+    assert "| overflow | blocks.0.mlp.up.weight | forward | 0.25 |" in found
+    assert "| 0.5 |" not in found, "only the last look counts"
+    assert "exponent bits for quantize.weight" in advice

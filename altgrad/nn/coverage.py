@@ -421,11 +421,19 @@ def _refusal(what: str, missed: Iterable[tuple[str, str]]) -> str:
     return f"strict: the policy does not name these parameters, which {what}: {named_why}; {remedy}"
 
 
+_BLOCKS = {"mx": "MX", "mx_rceil": "MX", "nvfp4": "NVFP4"}
+"""Kinds of scales that make a format with a name of its own."""
+
+
 def _formats(layer: QuantizedLayer) -> str:
-    """An operand a part: "weight E4M3, activation E4M3, grad_output E5M2"."""
+    """An operand a part: "weight E4M3, activation E4M3, grad_output MX E5M2"."""
     named = OPERANDS if not isinstance(layer, nn.Embedding) else ("weight",)
-    rounded = [(name, layer.policy.operand(name).format) for name in named]
-    parts = [f"{name} {fmt.label}" for name, fmt in rounded if fmt is not FP32]
+    rounded = [(name, layer.policy.operand(name)) for name in named]
+    parts = [
+        " ".join(filter(None, (name, _BLOCKS.get(operand.scaling.kind), operand.format.label)))
+        for name, operand in rounded
+        if operand.format is not FP32
+    ]
     return f"{layer.layer_type}: {', '.join(parts)}"
 
 

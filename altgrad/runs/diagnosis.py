@@ -352,7 +352,7 @@ def advice_on_warnings(record: RunRecord) -> tuple[str, ...]:
 
 def _shown_by(record: RunRecord) -> list[tuple[str, str | None]]:
     """What warnings and the last look show: the kind, and the operand where it is one of a product's."""
-    alarms = [*(alarm for _, alarm in warnings_of(record)), *_last_symptoms(record)]
+    alarms = [*(alarm for _, alarm in warnings_of(record)), *last_symptoms(record)]
     found = []
     for alarm in alarms:
         operand = alarm.tensor.rpartition(".")[2]
@@ -361,14 +361,15 @@ def _shown_by(record: RunRecord) -> list[tuple[str, str | None]]:
     return list(dict.fromkeys(found))
 
 
-def _last_symptoms(record: RunRecord) -> list[Alarm]:
+def last_symptoms(record: RunRecord) -> list[Alarm]:
+    """What the statistics of the last look at the layers show."""
     layers = record.layers
     return symptoms(list(layers[layers["step"] == layers["step"].max()].itertuples(index=False, name=None)))
 
 
 def _symptom_kinds(record: RunRecord) -> tuple[str, ...]:
     history = record.history
-    kinds = [alarm.what for alarm in _last_symptoms(record)]
+    kinds = [alarm.what for alarm in last_symptoms(record)]
     if "grad_norm" in history and len(history) and float(history["grad_norm"].iloc[-1]) < 1e-8:
         kinds.append("gradient_vanishing")
     return tuple(kind for kind in FAILURE_KINDS if kind in kinds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from altgrad.config import OPERAND_NAMES, command
-from altgrad.runs.diagnosis import DIAGNOSTICS, advice_on_warnings, diagnose, warnings_of
+from altgrad.runs.diagnosis import DIAGNOSTICS, advice_on_warnings, diagnose, last_symptoms, warnings_of
 from altgrad.runs.schema import Failure
 from altgrad.runs.store import RunRecord
 from altgrad.text import cell, escape, fenced
@@ -33,7 +33,7 @@ def failure_report(record: RunRecord, failure: Failure | None = None) -> str:
     elif warnings := _warnings(record):
         parts += ["The run finished and left warnings.", *warnings, *_advice(advice_on_warnings(record))]
     elif advice := advice_on_warnings(record):
-        parts += ["The run finished without a warning.", *_advice(advice)]
+        parts += ["The run finished without a warning.", *_symptoms(record), *_advice(advice)]
     else:
         parts.append("The run finished: nothing to explain.")
     if record.config.foreign is None:  # no command of ours runs another loop
@@ -85,6 +85,13 @@ def _warnings(record: RunRecord) -> list[str]:
     rows = [(step, *alarm) for step, alarm in found[:SHOWN_WARNINGS]]
     caption = "In order of steps" + (f", the first {len(rows)} of {total}" if total > len(rows) else "")
     return _section("Warnings", caption, ("Step", "What", "Tensor", "Phase", "Value", "Message"), rows, "Step", "Value")
+
+
+def _symptoms(record: RunRecord) -> list[str]:
+    rows: list[Row] = [[*alarm] for alarm in last_symptoms(record)]
+    more = f", the first {SHOWN_WARNINGS} of {len(rows)}" if len(rows) > SHOWN_WARNINGS else ""
+    columns = ("What", "Tensor", "Phase", "Value", "Message")
+    return _section("What was found", f"At the last look at the layers{more}", columns, rows[:SHOWN_WARNINGS], "Value")
 
 
 def _losses(record: RunRecord, failure: Failure) -> list[str]:
