@@ -439,7 +439,8 @@ def test_a_module_that_reads_its_own_weight_is_named_as_the_module_too(pattern: 
     quantize_model(model, recipe("mxfp8", wide=[pattern]), strict=True)
     assert "a.mlp.router.weight" in {row.name for row in report_of(model).rows if row.state == "left out"}
     quantize_model(model, "deepseek-v3", strict=True)
-    assert [*quantized_layers(model)] == ["a.mlp.up"], "it keeps routers wide, however they are written"
+    rounded = [name for name, layer in quantized_layers(model).items() if layer.policy.rounds]
+    assert rounded == ["a.mlp.up"], "it keeps routers wide, however they are written"
     for missed, told in (("*.mlp", r"'\*.mlp' \(a module, whose layers are '\*.mlp.\*'\)"), ("*.gate", r"'\*.gate'")):
         with pytest.raises(ValueError, match=f"^strict: no layer and no parameter has a name that matches {told}"):
             quantize_model(model, recipe("mxfp8", wide=[missed]), strict=True)
