@@ -551,7 +551,8 @@ def test_noise_is_that_of_runs_of_the_same_seed(tmp_path: Path, seeds: int, near
             with record(tmp_path, name="n", config={"depth": depth}, seed=seed) as run:
                 run.log(0, val_loss=end + seed + next(noise))
                 run.finish()
-    assert f"so few seeds cannot tell it from {near} other arm," in words(overview_page(ExperimentDataLoader([tmp_path])))
+    told = words(overview_page(ExperimentDataLoader([tmp_path])))
+    assert f"so few seeds cannot tell it from {near} other arm," in told
 
 
 def test_no_two_names_beside_the_lines_of_a_chart_read_the_same(tmp_path: Path) -> None:

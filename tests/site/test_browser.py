@@ -99,7 +99,7 @@ class Visit:
             lambda message: self.complaints.append(message.text) if message.type in ("error", "warning") else None,
         )
         self.page.goto(address)
-        self.page.wait_for_load_state("networkidle")  # alone it may come while a long page is still being read
+        self.page.wait_for_load_state("networkidle", timeout=120_000)  # alone it may come while a long page is read
 
 
 @pytest.fixture
