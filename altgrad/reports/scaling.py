@@ -13,7 +13,7 @@ import pandas as pd
 from altgrad.analysis import scaling, words
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.scaling import Findings, Fit, Points, asked, best_rates, findings, outcome, swept
-from altgrad.analysis.statistics import MARGIN
+from altgrad.analysis.statistics import MARGIN, MIN_PAIRS
 from altgrad.reports import charts
 from altgrad.reports import columns as col
 from altgrad.reports.charts import Style
@@ -65,6 +65,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "marks": seen.marks,
         "held": _held_rows(found, "ladder-held-out"),
         "large": _held_rows(found, "ladder-large"),
+        "pairs": MIN_PAIRS,
         "band": scaling.BAND,
         "least": scaling.LEAST,
         "steps": LADDER_STEPS,
