@@ -144,11 +144,11 @@ def _parts(name: str, layer: QuantizedLayer) -> tuple[dict[str, Tensor], dict[st
         raise ValueError(f"{name}: its output product rotates the weight; leave out the rotation of output")
     value, scale, block = layer.weight_and_scale()
     lies = scale is not None and (block or scale.numel() > 1)
-    if lies and isinstance(layer, QuantizedWeight) and layer.order is None:
+    if lies and isinstance(layer, QuantizedWeight) and layer.operand_order is None:
         lie = "its scales lie along what products sum over, and none has yet summed over a dimension of it"
         raise ValueError(f"{name}: {lie}; run a batch first")
     several = rule.kind == "nvfp4" or isinstance(block, tuple) or (rule.kind, rule.granularity) == ("amax", "tensor")
-    if layer.in_parts and several:
+    if layer.read_in_parts and several:
         raise ValueError(f"{name}: products read it in parts with a scale each; use scales of rows or blocks")
     shape = tuple(value.shape)
     about: dict[str, Any] = {"format": fmt.name, "kind": rule.kind, "shape": shape, "block": block}

@@ -498,3 +498,18 @@ def test_a_stacked_weight_is_rounded_in_a_product_that_adds() -> None:
     assert not torch.equal(found, plain)
     assert torch.allclose(found, plain, atol=1.0)
     assert torch.equal(read[[each.operand for each in read].index("weight")].rounded.mT, layer.weight_as_read())
+
+
+def test_a_layer_keeps_an_attribute_of_its_own_that_is_called_order() -> None:
+    class Polynomial(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 4)
+            self.order = 2
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x**self.order, self.weight)
+
+    model = nn.ModuleDict({"mlp": Polynomial()})
+    quantize_model(model, Policy(E4M3))["mlp"](torch.ones(2, 4))
+    assert model["mlp"].order == 2
+    assert dequantize_model(model)["mlp"].order == 2

@@ -380,11 +380,11 @@ class _Quantizer:
     """Whether the forward pass under way has gradients enabled, which inside an autograd.Function nobody can see."""
     rotations: dict[int, Tensor]
     """The matrices of `Policy.hadamard` by size."""
-    order: tuple[int, ...] | None = None
+    operand_order: tuple[int, ...] | None = None
     """The weight's dimensions as the product that read it last by a function of torch has them, at the end that which
     it sums over. None, which stands for the weight's own order: there was no such product, or it summed over no such
     dimension."""
-    in_parts: bool = False
+    read_in_parts: bool = False
     """Whether that product read some rows or columns of each matrix, which then have scales of their own."""
     weight: Tensor
     training: bool
@@ -446,13 +446,13 @@ class _Quantizer:
 
     def as_operand(self, weight: Tensor) -> Tensor:
         """The parameter `weight` (or its gradient, or a change of it) as the products read it: [O, I] for a matrix."""
-        return weight if self.order is None else weight.permute(self.order)
+        return weight if self.operand_order is None else weight.permute(self.operand_order)
 
     def as_parameter(self, weight: Tensor) -> Tensor:
         """`as_operand` undone."""
-        if self.order is None:
+        if self.operand_order is None:
             return weight
-        return weight.permute([self.order.index(dim) for dim in range(len(self.order))])
+        return weight.permute([self.operand_order.index(dim) for dim in range(len(self.operand_order))])
 
     def weight_as_read(self) -> Tensor:
         """The weight as the products would read it now, without a gradient and without a trace in any history."""

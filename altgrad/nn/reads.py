@@ -41,7 +41,9 @@ class QuantizedWeight(LinearProducts, nn.Module):
         of_torch = isinstance(owner, nn.MultiheadAttention | nn.RNNBase | nn.RNNCellBase)
         if of_torch or hasattr(owner, "is_transposed"):  # as Hugging Face's experts have it
             *stack, rows, columns = range(self.weight.ndim)
-            self.order = (*stack, columns, rows) if getattr(owner, "is_transposed", False) else (*stack, rows, columns)
+            self.operand_order = (
+                (*stack, columns, rows) if getattr(owner, "is_transposed", False) else (*stack, rows, columns)
+            )
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -181,10 +183,10 @@ class Reads(TorchFunctionMode):
         last, shape = dims[dimension], layer.weight.shape
         apart = [dim for dim in range(len(shape)) if dim not in dims]
         if last is None or weight.shape[dimension] != shape[last]:
-            layer.order = None
+            layer.operand_order = None
         else:
-            layer.order = (*apart, *(dim for dim in dims if dim not in (None, last)), last)
-        layer.in_parts = weight.numel() * math.prod([shape[dim] for dim in apart]) < layer.weight.numel()
+            layer.operand_order = (*apart, *(dim for dim in dims if dim not in (None, last)), last)
+        layer.read_in_parts = weight.numel() * math.prod([shape[dim] for dim in apart]) < layer.weight.numel()
         return layer
 
 
