@@ -513,3 +513,43 @@ def test_a_layer_keeps_an_attribute_of_its_own_that_is_called_order() -> None:
     quantize_model(model, Policy(E4M3))["mlp"](torch.ones(2, 4))
     assert model["mlp"].order == 2
     assert dequantize_model(model)["mlp"].order == 2
+
+
+def test_a_name_that_quantized_layers_use_leaves_the_module_as_it_is_and_is_told() -> None:
+    class Scaled(nn.Linear):  # an attribute that would be overwritten
+        layer = 3
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.layer
+
+    class Shifted(nn.Linear):  # a method that would be hidden
+        def read(self, x: Tensor) -> Tensor:
+            return x + 1
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.read(x))
+
+    class Holder(nn.Module):  # a module that would be replaced
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.quantized = nn.Parameter(torch.eye(8)), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.quantized(x) @ self.w
+
+    class Same(nn.Conv1d):  # a private method of torch's, which is read, not hidden
+        def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return super()._conv_forward(x, weight, bias)
+
+    model = nn.Sequential(Scaled(8, 8), Shifted(8, 8), Holder(), nn.Linear(8, 8), Same(1, 1, 3, padding=1))
+    x = torch.randn(4, 1, 8)
+    plain = model(x)
+    for _ in range(2):  # the second time its own names are no strangers'
+        quantize_model(model, Policy(E4M3, E4M3, E4M3))
+        model(x)
+        assert [*quantized_layers(model)] == ["3", "4"]
+        told = str(report_of(model))
+        assert all(f"its attribute {name!r} has a name" in told for name in ("layer", "read", "quantized"))
+    with pytest.raises(ValueError, match=r"strict: .*0\.weight \(its attribute 'layer' has a name that quantized"):
+        quantize_model(model, Policy(E4M3), strict=True)
+    assert torch.equal(dequantize_model(model)(x), plain)

@@ -18,7 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from altgrad.nn.layers import ONE_CAST, LinearProducts, Policy, QuantizedEmbedding, QuantizedLayer, QuantizedLinear
+from altgrad.nn.layers import (
+    ATTRIBUTES,
+    ONE_CAST,
+    LinearProducts,
+    Policy,
+    QuantizedEmbedding,
+    QuantizedLayer,
+    QuantizedLinear,
+)
 from altgrad.nn.reads import PARTS, QuantizedProduct, QuantizedWeight, Reader, convolve
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -119,7 +127,34 @@ class Kind:
 
 
 def kind_of(module: nn.Module) -> Kind:
-    """What can become of a module, by its class and what that class's code does."""
+    """What can become of a module, by its class, what that class's code does and the names that it has taken."""
+    kind = _kind_by_class(module)
+    if taken := _taken(module, kind):
+        return Kind(left_out={"": f"its attribute {taken!r} has a name that quantized layers use; rename it"})
+    return kind
+
+
+def _taken(module: nn.Module, kind: Kind) -> str | None:
+    """A name of the module's own that its quantized form would overwrite or hide, if there is one."""
+    classes = [kind.layer] if kind.layer is not None else []
+    classes += [Reader] if kind.reads else []
+    ours = {name for cls in classes for name in _names_added(cls)} | ({"quantized"} if kind.weights else set())
+    if isinstance(module, QuantizedLayer | Reader):  # what it holds now is ours, or was seen the first time
+        ours -= {"quantized", *_names_added(type(module))}
+    held = (vars(module), module._modules, module._buffers, module._parameters)
+    theirs = set().union(*held, *(vars(cls) for cls in type(module).__mro__ if not cls.__module__.startswith("torch.")))
+    return min(ours & theirs, default=None)
+
+
+@cache
+def _names_added(cls: type) -> frozenset[str]:
+    """What the classes of this package give to objects of a class: names of methods and of attributes."""
+    mine = {name for each in cls.__mro__ if each.__module__.startswith("altgrad.nn") for name in vars(each)}
+    mine |= set(ATTRIBUTES) if issubclass(cls, QuantizedLayer) else set()
+    return frozenset(name for name in mine if name != "forward" and not name.startswith("__"))
+
+
+def _kind_by_class(module: nn.Module) -> Kind:
     cls = plain_class(type(module))
     held = {name: each for name, each in module._parameters.items() if each is not None and not name.endswith("bias")}
     matrices = {name for name, each in held.items() if _is_matrix(each)}

@@ -359,6 +359,24 @@ def _(now: Tensor, run: str, place: str) -> Tensor:
     return now.new_empty(())
 
 
+ATTRIBUTES = (
+    "layer",
+    "layer_type",
+    "policy",
+    "clock",
+    "observer",
+    "operand_order",
+    "counter",
+    "grid_scale",
+    "read_in_parts",
+    "delayed",
+    "passes",
+    "recording",
+    "rotations",
+)
+"""What a quantized layer holds that its module did not, beside modules."""
+
+
 class _Quantizer:
     """What quantized layers share: a place in the model, a policy, and those who may look at the operands."""
 

@@ -25,7 +25,7 @@ from altgrad.nn.kinds import (
     reads_child,
     reads_transposed,
 )
-from altgrad.nn.layers import UNQUANTIZED, Clock, Observer, Policy, QuantizedLayer, _key, hadamard
+from altgrad.nn.layers import ATTRIBUTES, UNQUANTIZED, Clock, Observer, Policy, QuantizedLayer, _key, hadamard
 from altgrad.nn.names import ends_of, layer_type, plain_name, type_of
 from altgrad.nn.policies import recipe
 from altgrad.nn.reads import QuantizedProduct, QuantizedWeight, Reader
@@ -385,29 +385,12 @@ def _take_out(module: nn.Module) -> None:
     added: dict[str, nn.Module | None] = vars(module)["_modules"]
     if isinstance(module, QuantizedLayer):
         added.pop("delayed", None)
-        for name in _OWN:
+        for name in ATTRIBUTES:
             vars(module).pop(name, None)
     added.pop("quantized", None)
     for name in ("weights_read", "no_graph"):
         vars(module).pop(name, None)
     module.__class__ = plain_class(type(module))
-
-
-_OWN = (
-    "layer",
-    "layer_type",
-    "policy",
-    "clock",
-    "observer",
-    "operand_order",
-    "counter",
-    "grid_scale",
-    "read_in_parts",
-    "delayed",
-    "passes",
-    "recording",
-    "rotations",
-)
 
 
 def dequantize_model(model: nn.Module) -> nn.Module:
