@@ -136,8 +136,7 @@ def kind_of(module: nn.Module) -> Kind:
 
 def _taken(module: nn.Module, kind: Kind) -> str | None:
     """A name of the module's own that its quantized form would overwrite or hide, if there is one."""
-    classes = [kind.layer] if kind.layer is not None else []
-    classes += [Reader] if kind.reads else []
+    classes: list[Any] = [cls for cls, wanted in ((kind.layer, kind.layer), (Reader, kind.reads)) if wanted]
     ours = {name for cls in classes for name in _names_added(cls)} | ({"quantized"} if kind.weights else set())
     if isinstance(module, QuantizedLayer | Reader):  # what it holds now is ours, or was seen the first time
         ours -= {"quantized", *_names_added(type(module))}
