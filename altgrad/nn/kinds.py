@@ -139,7 +139,7 @@ def _taken(module: nn.Module, kind: Kind) -> str | None:
     classes: list[Any] = [cls for cls, wanted in ((kind.layer, kind.layer), (Reader, kind.reads)) if wanted]
     ours = {name for cls in classes for name in _names_added(cls)} | ({"quantized"} if kind.weights else set())
     if isinstance(module, QuantizedLayer | Reader):  # what it holds now is ours, or was seen the first time
-        ours -= {"quantized", *_names_added(type(module))}
+        ours -= {"quantized", *_names_added(type(module))}  # type: ignore[arg-type]
     held = (vars(module), module._modules, module._buffers, module._parameters)
     theirs = set().union(*held, *(vars(cls) for cls in type(module).__mro__ if not cls.__module__.startswith("torch.")))
     return min(ours & theirs, default=None)
