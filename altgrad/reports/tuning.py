@@ -20,7 +20,7 @@ from altgrad.site import FOREGROUND, GRID, MUTED, Axis, Chart, ChartBlock, Md, P
 from altgrad.site.document import Part
 from altgrad.site.sketch import Sketch, number_text
 
-MOST_PAGES = 450
+MOST_PAGES = 420
 """Arms that have a page of their own: nobody reads more, and each takes a quarter of a second to build."""
 PANEL = (112.0, 84.0)
 """Width and height of one sweep in the overview, in points."""
