@@ -185,12 +185,16 @@ def test_an_effect_is_over_settings_and_says_where_they_disagree(
     assert (row["smallest"], row["largest"]) == pytest.approx((means.min(), means.max()))
     assert (row["n_pairs"], row["seeds"], row["settings"]) == (12, 3, 4)
     said = words(page)
-    low, high = means.groupby(level=0).mean()
+    low, high = (
+        f"{own.mean():+.4f} ({own.min():+.4f} to {own.max():+.4f} between settings)"
+        for _, own in means.groupby(level=0)
+    )
     assert (
-        f"solver** matters, and by how much depends on decay: b against a is +{high:.4f} with decay 0.01 and {low:.4f} "
+        f"solver** matters, and by how much depends on decay: b against a is {high} with decay 0.01 and {low} "
         "with 0, in 12 pairs of runs: 4 settings, 3 seeds. **Settings disagree:** between them it goes from "
         f"{means.min():.4f} to +{means.max():.4f}."
     ) in said.replace("\N{MINUS SIGN}", "-")
+    assert "spread differs" not in said
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +281,8 @@ def test_a_key_that_matters_only_together_with_another_stands_above_one_that_nev
     assert data(overview_page(loader), "varied")["key"].tolist() == [*found.index]
     means = acting.pivot_table(index="rate", columns="optimizer", values="value")
     for rate, value in (means["sgd"] - means["adamw"]).items():
-        assert f"{value:+.4f} with {'rate ' * (rate == 0.01)}{rate}" in said
+        assert f"{value:+.4f} (" in said
+        assert f" between settings) with {'rate ' * (rate == 0.01)}{rate}" in said
     assert "optimizer** matters, and by how much depends on rate: sgd against adamw is +" in said
     assert "width** matters, and by how much depends on optimizer: 64 against 32 is +" in said
     assert "shuffle** is not shown to matter: true against false is " in said
@@ -289,6 +294,30 @@ def test_a_key_that_matters_only_together_with_another_stands_above_one_that_nev
         index="seed", columns="shuffle", values="value"
     )
     assert (row["difference"], row["low"], row["high"]) == pytest.approx(interval(wide[True] - wide[False]))
+
+
+def test_where_a_difference_depends_on_another_key_each_is_shown_with_its_interval_and_uneven_spreads_are_told(
+    tmp_path: Path,
+) -> None:
+    draw, rows = np.random.default_rng(5), []
+    for rule, rate, seed in product(("adamw", "sgd"), (0.01, 0.1), range(5)):
+        worse = 1.0 if (rule, rate) == ("sgd", 0.01) else 0.1 * (rule == "sgd")
+        value = 2 + worse + draw.normal(0, 0.2 if worse == 1.0 else 0.002)
+        rows.append({"rule": rule, "rate": rate, "seed": seed, "value": value})
+        with record(tmp_path, name="n", config={"rule": rule, "rate": rate}, seed=seed) as run:
+            run.log(0, val_loss=value)
+            run.finish()
+    said = words(effects_page(ExperimentDataLoader([tmp_path]))).replace("\N{MINUS SIGN}", "-")
+    wide = pd.DataFrame(rows).pivot_table(index=["rate", "seed"], columns="rule", values="value")
+    for rate, own in (wide["sgd"] - wide["adamw"]).groupby(level=0):
+        mean, low, high = interval(own)
+        assert f"{mean:+.4f} (95% interval [{low:+.4f}, {high:+.4f}]) with {'rate ' * (rate == 0.01)}{rate}" in said
+    arms = pd.DataFrame(rows).groupby(["rule", "rate"])["value"]
+    p = stats.levene(*(own.to_numpy() for _, own in arms)).pvalue
+    assert p < 0.01
+    assert f"spread differs between arms** (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}, Brown-Forsythe test)" in said
+    assert f"goes from {arms.std().min():.4f} of" in said
+    assert f"to {arms.std().max():.4f} of" in said
 
 
 def test_a_run_that_ended_in_nan_has_failed_and_is_said_wherever_it_would_count(

@@ -132,6 +132,14 @@ class Setting(NamedTuple):
     paired: bool = True
 
 
+class Group(NamedTuple):
+    """The settings that have one `value` of a key: their `Effect.estimate` and `Effect.reach`."""
+
+    value: str
+    estimate: Estimate
+    reach: tuple[float, float]
+
+
 class Effect(NamedTuple):
     """What one value of a key does against the reference value of it, over the settings in which both were run.
 
@@ -170,8 +178,7 @@ class Effect(NamedTuple):
     @property
     def reach(self) -> tuple[float, float]:
         """The smallest and the largest mean of a setting; NaN of one setting."""
-        means = [each.estimate.mean for each in self.settings]
-        return (min(means), max(means)) if len(means) > 1 else (math.nan, math.nan)
+        return _reach(self.settings)
 
     @property
     def opposed(self) -> bool:
@@ -180,18 +187,30 @@ class Effect(NamedTuple):
         return any(each.high < 0 for each in own) and any(each.low > 0 for each in own)
 
     @property
-    def by(self) -> list[tuple[float, str]]:
-        """Where it depends on one other key, the smallest and the largest mean over settings, each with its value."""
-        means = defaultdict[str, list[float]](list)
+    def by(self) -> list[Group]:
+        """Where it depends on one other key, the values of that with the smallest and the largest mean."""
+        settings = defaultdict[str, list[Setting]](list)
         for each in self.settings if self.test.depends else ():
-            means[each.others[str(self.test.depends)]].append(each.estimate.mean)
-        found = sorted((float(np.mean(own)), value) for value, own in means.items())
+            settings[each.others[str(self.test.depends)]].append(each)
+        found = sorted((Group(value, _over(own), _reach(own)) for value, own in settings.items()), key=_mean)
         return [found[0], found[-1]] if len(found) > 1 else []
 
     @property
     def size(self) -> float:
         """By how much it changes with the key on which it depends, else how far its mean is from 0."""
-        return self.by[1][0] - self.by[0][0] if self.by else abs(self.estimate.mean)
+        return _mean(self.by[1]) - _mean(self.by[0]) if self.by else abs(self.estimate.mean)
+
+
+class Uneven(NamedTuple):
+    """A project in which runs of one arm spread over seeds more than those of another: the standard deviations of the
+    arms `narrow` and `wide`, and the p-value (Brown and Forsythe 1974, of the absolute deviations from the medians)."""
+
+    project: str
+    narrow: str
+    smallest: float
+    wide: str
+    largest: float
+    p: float
 
 
 class Together(NamedTuple):
@@ -412,6 +431,23 @@ def key_tests(
     return dict(zip(keys, shown, strict=True))
 
 
+def uneven(loader: ExperimentDataLoader) -> list[Uneven]:
+    """The projects whose arms with three runs or more are shown to differ in their spread, which `key_tests` takes as
+    the same in all."""
+    from scipy.stats import levene
+
+    found = []
+    for project, _, runs, _ in _projects(loader):
+        arms = {str(arm): own["value"].to_numpy() for arm, own in runs.groupby("arm", sort=False) if len(own) > 2}
+        spreads = {arm: float(np.std(own, ddof=1)) for arm, own in arms.items()}
+        if len(arms) > 1 and any(spreads.values()):
+            p = float(levene(*arms.values()).pvalue)
+            narrow, wide = min(spreads, key=lambda arm: spreads[arm]), max(spreads, key=lambda arm: spreads[arm])
+            if p < ALPHA:
+                found.append(Uneven(project, narrow, spreads[narrow], wide, spreads[wide], p))
+    return found
+
+
 def _codes(levels: pd.DataFrame) -> dict[str, NDArray[np.intp]]:
     """The values of each key as numbers."""
     return {key: pd.factorize(levels[key])[0] for key in levels}
@@ -498,9 +534,22 @@ def _of_key(
                 found += _setting(of, seeds[own], results[own], seeds[other], results[other])
         found.sort(key=lambda each: [*map(_order, each.others.values())])
         if found:
-            means = [each.estimate.mean for each in found]
-            estimate = mean_interval(means) if len(found) > 1 else found[0].estimate
-            yield Effect(project, key, reference, value, estimate, found)
+            yield Effect(project, key, reference, value, _over(found), found)
+
+
+def _over(settings: list[Setting]) -> Estimate:
+    """The mean of the means of several settings; of one its own."""
+    first, *more = (each.estimate for each in settings)
+    return mean_interval([first.mean, *(each.mean for each in more)]) if more else first
+
+
+def _reach(settings: list[Setting]) -> tuple[float, float]:
+    means = [each.estimate.mean for each in settings]
+    return (min(means), max(means)) if len(means) > 1 else (math.nan, math.nan)
+
+
+def _mean(group: Group) -> float:
+    return group.estimate.mean
 
 
 def _setting(others: dict[str, str], seeds: Floats, own: Floats, of_other: Floats, other: Floats) -> Iterable[Setting]:

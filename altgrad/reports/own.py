@@ -23,6 +23,7 @@ from altgrad.analysis.effects import (
     metrics_of,
     outcomes,
     strongest,
+    uneven,
     untold,
     varied_keys,
 )
@@ -228,6 +229,8 @@ def effects_page(loader: ExperimentDataLoader) -> Page:
         "both": both,
         "strongest": [_row(each) | {"effect": each} for each in strongest(every)[:STRONGEST]],
         "tested": bool(tests["p_mean"].notna().any()),
+        "uneven": uneven(loader),
+        "labels": loader.memo(site_labels),
         "by_setting": len(by_setting),
         "listed": SETTINGS_SHOWN,
         "untold": untold(loader),
