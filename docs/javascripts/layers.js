@@ -67,6 +67,14 @@ function shape(tag, attributes, text) {
 
 const label = (x, y, text, more = {}) => shape("text", { x, y, fill: INK, "font-size": 12, ...more }, text);
 const cut = (name, most) => (name.length > most ? `${name.slice(0, most - 1)}…` : name);
+/** The end of a module's name, by which it differs from others, from a dot on where one is near. */
+export function ending(name, most) {
+  if (name.length <= most) return name;
+  const end = name.slice(1 - most);
+  const dot = end.indexOf(".");
+  return `…${end.slice(dot < most / 3 ? dot + 1 : 0)}`;
+}
+
 const box = (x, y, width, height) => `M${x.toFixed(1)} ${y.toFixed(1)}h${width.toFixed(1)}v${height.toFixed(1)}h${(-width).toFixed(1)}z`;
 
 /** A button that saves columns, [name, values] each, as a file. */
@@ -158,7 +166,7 @@ function heatView({ edges, form, missing, steps, panels }, layers) {
       parts.push(label(x, y - 6, title), label(x, y + high + 13, `step ${steps[0]}`, { fill: PALE }));
       if (steps.length > 1) parts.push(label(x + wide, y + high + 13, steps.at(-1), { fill: PALE, "text-anchor": "end" }));
       const shown = rows.map((row, line) => {
-        if (x === left) parts.push(label(left - 6, y + line * ROW + 10, cut(layers[row][0], most), { "text-anchor": "end" }));
+        if (x === left) parts.push(label(left - 6, y + line * ROW + 10, ending(layers[row][0], most), { "text-anchor": "end" }));
         if (!values[row]) return null;
         const places = worstOf(values[row], count, sign);
         const levels = places.map((place) => (values[row][place] === null ? edges.length + 1 : level(edges, values[row][place])));

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 import { decades } from "../../../docs/javascripts/curves.js";
 import { minus } from "../../../docs/javascripts/figures.js";
-import { worstOf, worstWords, write } from "../../../docs/javascripts/layers.js";
+import { ending, worstOf, worstWords, write } from "../../../docs/javascripts/layers.js";
 
 test("values are written as on the other pages, with a true minus and a dash for none", () => {
   const cases = [
@@ -37,4 +37,11 @@ test("a logarithmic axis has round values, more where it is short", () => {
 test("a negative number has a true minus, and what is shown as zero no sign", () => {
   const shown = { "-0.161": "−0.161", "-0.000": "0.000", "+0.0000": "0.0000", "+0.010": "+0.010", "-0%": "0%", "-0.0 dB": "0.0 dB", "-1e-7": "−1e−7", 0: "0" };
   for (const [text, read] of Object.entries(shown)) assert.equal(minus(text), read);
+});
+
+test("a long name of a layer keeps its end, by which it differs from others", () => {
+  const shown = { head: "head", "blocks.0.mlp.down": "blocks.0.mlp.down", "model.layers.10.self_attn.q_proj": "…10.self_attn.q_proj" };
+  for (const [name, text] of Object.entries(shown)) assert.equal(ending(name, 22), text);
+  assert.equal(ending("x".repeat(40), 22), `…${"x".repeat(21)}`);
+  assert.equal(ending("model.a_name_without_any_dot_near", 22), "…_without_any_dot_near");
 });
