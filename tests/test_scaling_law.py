@@ -34,6 +34,7 @@ from altgrad.analysis.scaling import (
     recorded,
     share_of_data,
 )
+from altgrad.reports.scaling import scaling_page
 from altgrad.studies import ARMS, FITTED, LADDER, LADDER_HELD_OUT, STUDIES, Arm, forms_at, rung
 
 REGISTRATION = "docs/method/preregistration-ladder.md"
@@ -201,6 +202,18 @@ def test_records_are_read_by_what_their_configs_are(packed: Path) -> None:
     quantized = both[both["form"] != "FP32"]
     assert quantized["gap"].to_numpy() == pytest.approx(quantized["gap made up"].to_numpy())
     assert seen.expected["ladder"] == (8 * 6 + 2 * 5 + 2 * 2 + 8) * 8
+
+
+def test_the_answer_says_which_way_a_cost_moves_only_where_that_is_shown(tmp_path: Path) -> None:
+    def flat(form: str, parameters: float, tokens: float) -> float:
+        return law(form, parameters, 1e6)
+
+    runs = made_up(np.random.default_rng(5), 3, LADDER, flat, spread=0.3)
+    loader = ExperimentDataLoader([write_ladder(tmp_path, runs)])
+    answer = " ".join(str(block) for block in scaling_page(loader).blocks).replace("\n", " ").split("seeds)")[0]
+    power = r"power \S+ \(95% CI \S+ to \S+\)"
+    falls = rf"what a format costs falls with the size of the model, as its {power}, and "
+    assert re.search(rf"{falls}is not shown to move with the text trained on: {power}\*\*", answer), answer
 
 
 def test_answers_are_grey_from_ten_times_outside_and_refused_from_a_hundred(lawful: Findings) -> None:
