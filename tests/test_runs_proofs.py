@@ -364,6 +364,37 @@ def test_what_pages_unpack_to_is_bounded_whatever_the_footer_says(
         tables.read_columns(path, None, None, lambda schema: schema.names)
 
 
+@pytest.mark.parametrize("checksums", [True, False])
+def test_headers_of_pages_are_read_alike_at_once_and_field_by_field(tmp_path: Path, checksums: bool) -> None:
+    path, draw, usual = tmp_path / "history.parquet", random.Random(3), [0, 0]
+    columns = {"step": range(3000), "loss": np.random.default_rng(0).normal(size=3000).astype("float32")}
+    columns |= {"norm": [None, 1.5] * 1500, "kind": ["a", "b"] * 1500, "done": [True, None] * 1500}
+    pq.write_table(pa.table(columns), path, write_page_checksum=checksums, data_page_size=4000)
+    data, group = path.read_bytes(), pq.ParquetFile(path).metadata.row_group(0)
+
+    def changed(header: bytes) -> bytes:
+        found = bytearray(header)
+        for _ in range(draw.randrange(1, 4)):
+            found[draw.randrange(len(found))] = draw.randrange(256)
+        return bytes(found)
+
+    for column in map(group.column, range(group.num_columns)):
+        place = min(column.dictionary_page_offset or len(data), column.data_page_offset)
+        end = place + column.total_compressed_size
+        while place < end:
+            sizes, after = tables._struct(data, place)
+            header = data[place:after]
+            for made in (header, *(changed(header) for _ in range(500))):
+                if found := tables._USUAL_HEADER.match(made):
+                    usual[made != header] += 1
+                    slow, length = tables._struct(made, 0)
+                    assert [tables._integer(each, 0)[0] for each in found.groups()] == [slow[2], slow[3]]
+                    assert found.end() == length
+            place = after + sizes[3]
+    assert usual[0] > 5
+    assert usual[1] > 500
+
+
 def test_one_long_text_of_many_rows_is_not_written_out(tmp_path: Path) -> None:
     path, rows = tmp_path / "runs.parquet", np.zeros(2000, np.int32)
     text = pa.DictionaryArray.from_arrays(rows, ["a" * 1_000_000])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ _UNPACKED, _PACKED = 2, 3
 """Fields of a page's header: its size in memory and in the file."""
 _SHORT_HEADER, _HEADER = 2**8, 2**15
 """Bytes that a page's header mostly has, and has at most: four texts of 4,096 and some numbers."""
+_USUAL_HEADER = re.compile(
+    rb"\x15V\x15(V)\x15(V)(?:\x15V)?[\x1c\x2c\x3c\x4c](?:\x15V|[\x11\x12])+"
+    rb"(?:\x1c(?:[\x18\x28](?:\x04.{4}|\x08.{8})|[\x16\x26]V|[\x11\x12])*\x00)?\x00\x00".replace(
+        b"V", rb"[\x80-\xff]{0,9}[\x00-\x7f]"
+    ),
+    re.DOTALL,
+)
+"""A page's header as Arrow writes it for numbers, with both sizes: a tenth of the time that `_struct` takes."""
 _RUN = b"altgrad.run"
 """In a file's metadata: the run whose table it is."""
 _PROOFS = TypeAdapter(dict[str, Proof])
@@ -193,8 +202,12 @@ def _check_pages(told: pq.FileMetaData, source: pa.NativeFile, columns: Collecti
 
 
 def _header(source: pa.NativeFile, place: int) -> tuple[dict[int, int], int]:
+    data = source.read_at(_SHORT_HEADER, place)
+    if usual := _USUAL_HEADER.match(data):
+        unpacked, packed = (_integer(size, 0)[0] for size in usual.groups())
+        return {_UNPACKED: unpacked, _PACKED: packed}, usual.end()
     try:
-        return _struct(source.read_at(_SHORT_HEADER, place), 0)
+        return _struct(data, 0)
     except LookupError:
         return _struct(source.read_at(_HEADER, place), 0)
 
