@@ -373,6 +373,7 @@ def run_compare(options: argparse.Namespace) -> int:
     import torch
 
     from altgrad.runs import run_id
+    from altgrad.runs.processor import cores
     from altgrad.training import pool
     from altgrad.training.task import code_of, load_task
 
@@ -385,7 +386,7 @@ def run_compare(options: argparse.Namespace) -> int:
     data, told = pool.checked(asked.arms, seed=asked.seeds[-1], **given)
     for line in told:
         print(visible(line), flush=True)
-    train, workers = partial(pool.train_named, out=options.out, **given), options.workers or pool.cores()
+    train, workers = partial(pool.train_named, out=options.out, **given), options.workers or cores()
 
     def identity(config: ExperimentConfig) -> str:
         return run_id(config, data)

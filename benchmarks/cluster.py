@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from altgrad.config import parse_config  # noqa: E402
 from altgrad.runs import run_id  # noqa: E402
+from altgrad.runs.processor import cores  # noqa: E402
 from altgrad.training import cluster, load_corpus, pool, train  # noqa: E402
 
 RUNS, TURNS = 20, 3
@@ -51,7 +52,7 @@ def main() -> int:
     """Returns the exit code."""
     os.environ.pop("RAY_ADDRESS", None)
     data = load_corpus().fingerprint
-    how: dict[str, Any] = {"identity": lambda config: run_id(config, data), "cpus": pool.cores()}
+    how: dict[str, Any] = {"identity": lambda config: run_id(config, data), "cpus": cores()}
     found: dict[str, list[float]] = {"local": [], "ray": []}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(TURNS):

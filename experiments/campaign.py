@@ -326,9 +326,10 @@ def main() -> int:
             return max(_packed(study, options.out, bool(options.words[1:])) for study in names)
         if repeating:
             return max(repeat(study) for study in names)
-        from altgrad.training import cluster, pool
+        from altgrad.runs.processor import cores
+        from altgrad.training import cluster
 
-        many, backend = pool.cores(), None
+        many, backend = cores(), None
         if options.backend == "ray":
             gpus = (options.device == "cuda") if options.gpus is None else options.gpus
             needs = {"cpus": options.cpus, "gpus": gpus}

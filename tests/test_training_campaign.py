@@ -22,6 +22,7 @@ import pytest
 from altgrad.config import ExperimentConfig, UsageError
 from altgrad.runs import load_runs
 from altgrad.runs.canary import CANARIES
+from altgrad.runs.processor import cores
 from altgrad.runs.query import verify
 from altgrad.runs.schema import run_id
 from altgrad.studies import ARMS, CAMPAIGN, PILOT_SEEDS, STUDIES, TUNING_SEEDS, Arm, Study
@@ -302,9 +303,6 @@ def test_a_mistake_ends_a_campaign_with_one_line(
 
 
 def test_cores_are_counted_where_the_system_has_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch", reason="torch is not installed")
-    from altgrad.training.pool import cores
-
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert cores() == os.cpu_count()
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from altgrad.config import UsageError
 from altgrad.runs.files import read_bytes
+from altgrad.runs.processor import cores
 from altgrad.runs.schema import Problem, RecordError
 from altgrad.runs.site_names import site_names
 from altgrad.runs.store import PACKED, Held, packed_table, read_table, reason_of, record_places
@@ -48,7 +49,7 @@ def read_histories(
     taken: set[str] = set()
     held = Held()
     reading: list[tuple[str, Future[pa.Table]]] = []
-    with ThreadPoolExecutor(4) as pool:  # a file is read and decoded without Python's lock
+    with ThreadPoolExecutor(cores()) as pool:  # a file is read and decoded without Python's lock
         for folder, where in record_places(sources, problems):
             if folder.name not in taken and not (folder / PACKED).exists():
                 taken.add(folder.name)
@@ -68,14 +69,18 @@ def read_histories(
                 tables.append(read.result())
             except (OSError, ValueError, pa.ArrowException) as error:
                 problems.append(Problem(where, reason_of(error)))
-    known = dict.fromkeys(name for table in tables for name in table.column_names)
+    names = [table.column_names for table in tables]
+    known = dict.fromkeys(name for own in names for name in own)
     wanted = dict.fromkeys(name for name in (known if columns is None else columns) if name not in _KEYS)
     if missing := [name for name in wanted if name not in known]:
         raise UsageError(f"no run has a metric {missing[0][:80]!r}; altgrad runs show ID lists those of a run")
     if not tables:
         return pa.table({"run_id": pa.array([], pa.string()), "step": pa.array([], pa.int64())}), tuple(problems)
     chosen = [*_KEYS, *wanted]
-    tables = [table.select([name for name in chosen if name in table.column_names]) for table in tables]
+    tables = [
+        table.select([name for name in chosen if name in own])
+        for table, own in zip(tables, map(set, names), strict=True)
+    ]
     return pa.concat_tables(tables, promote_options="permissive").select(chosen), tuple(problems)
 
 
@@ -112,7 +117,9 @@ def _history(folder: Path, columns: Sequence[str] | None) -> pa.Table:
     if "step" not in kinds or (len(table) and not pa.types.is_integer(kinds["step"])):
         raise RecordError(f"{where}: no column step of integers; restore the file")
     wanted = {name: kind if kind == pa.float32() else pa.float64() for name, kind in kinds.items()}
-    table = table.cast(pa.schema(wanted | {"step": pa.int64()}), safe=False)
+    wanted["step"] = pa.int64()
+    same = wanted == kinds and len(kinds) == table.num_columns
+    table = table.replace_schema_metadata() if same else table.cast(pa.schema(wanted), safe=False)
     run = pa.DictionaryArray.from_arrays(np.zeros(len(table), np.int32), pa.array([folder.name], pa.string()))
     return table.add_column(0, "run_id", run)
 

@@ -6,6 +6,7 @@ Records of earlier versions have none of it: `stated` says so.
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
@@ -22,6 +23,11 @@ NOT_STATED = "not stated"
 """What a record, or a foreign run, does not say of itself."""
 PROCESSOR = ("processor", "instructions", "blas")
 """The keys of a record's environment that `describe_processor` gives."""
+
+
+def cores() -> int:
+    """The cores this process may use; all of them where the system does not tell (macOS, Windows)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_processor() -> dict[str, str]:

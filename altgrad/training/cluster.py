@@ -21,8 +21,9 @@ from typing import Any
 import altgrad
 from altgrad.config import ExperimentConfig, UsageError, one_line
 from altgrad.imports import code_fingerprint
+from altgrad.runs.processor import cores
 from altgrad.runs.writer import RunExists, receive, sole
-from altgrad.training.pool import Train, cores, make_ready, run_one
+from altgrad.training.pool import Train, make_ready, run_one
 
 RETRIES = 3
 """How often a run is begun again in one go whose node or process was lost."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,11 +23,6 @@ from altgrad.training.task import load_task, try_task
 
 Train = Callable[..., Result]
 """`altgrad.training.train` with all but config, progress and resume; another process must be able to import it."""
-
-
-def cores() -> int:
-    """The cores this process may use; all of them where the system does not tell (macOS, Windows)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_planned(
