@@ -662,12 +662,8 @@ class ExperimentConfig(_Section):
             raise ValueError(f"scaling.reduce {self.scaling.reduce!r} is of several processes; set parallel")
         if self.scaling.reduce != "all" and "delayed" in kinds:
             raise ValueError("scaling.kind 'delayed' keeps one history in all processes; set scaling.reduce to 'all'")
-        if self.parallel is not None and self.compile:
-            raise ValueError(
-                "compile is for one process: a compiled graph breaks where processes share an amax or a "
-                "gradient; leave out compile or parallel"
-            )
         whole = {
+            "compile": self.compile,
             "optimizer.step_rule 'muon'": self.optimizer.step_rule == "muon",
             "optimizer.moments 'fp8'": self.optimizer.moments == "fp8",
             "optimizer.stiffness 'shuffled'": self.optimizer.stiffness == "shuffled",

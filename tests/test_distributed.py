@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ if not torch.distributed.is_available():
 
 import runs_of_many  # noqa: E402
 
-from altgrad.config import UsageError  # noqa: E402
+from altgrad.config import UsageError, parse_config  # noqa: E402
 from altgrad.runs import read_run  # noqa: E402
 from altgrad.training import Checkpoints  # noqa: E402
 
@@ -58,6 +59,7 @@ ARMS: dict[str, dict[str, Any]] = {
         "stability": {"shift_to": "bf16"},
     },
 }
+COMPILED = {"quantize": FP8, "accumulate": 2, "optimizer": {"learning_rate": 1e-3}}
 OWN = {"quantize": FP8, "scaling": {"reduce": "none"}}
 """Scales of each process's own rows."""
 NODE = {"quantize": FP8, "scaling": {"reduce": "node"}}
@@ -82,6 +84,7 @@ RUNS: list[dict[str, Any]] = [
     *({"name": f"{kind}-{arm}", "config": shared_by(kind, **ARMS[arm])}
       for arm, kind in [("plain", "fsdp2"), ("grid", "ddp"), ("grid", "fsdp2"), ("delayed", "ddp"),
                         ("delayed", "fsdp2"), ("ulps", "fsdp2"), ("broken", "fsdp2")]),
+    {"name": "compiled", "config": shared_by("ddp", **COMPILED, compile=True)},
     {"name": "own", "config": shared_by("ddp", **OWN)},
     {"name": "node", "config": shared_by("ddp", **NODE), "machine": COUNT // 2},
     {"name": "stopped", "config": shared_by("fsdp2", **ARMS["grid"]), "stop": 3},
@@ -212,6 +215,14 @@ def test_losses_and_telemetry_are_those_of_one_process(many: Any, tmp_path: Path
         assert (both["value"] == both["value_two"]).mean() > 0.5
 
 
+def test_a_compiled_model_that_processes_share_is_that_of_one_process_to_roundoff(many: Any, tmp_path: Path) -> None:
+    one, two = alone(tmp_path, "compiled", COMPILED), record(many[0], "compiled")
+    assert two.run["environment"]["processes"] == COUNT
+    assert "eager" not in [event["kind"] for event in two.run["events"]], "it was compiled"
+    pd.testing.assert_frame_equal(losses(two), losses(one), rtol=TOLERANCE, atol=0)
+    assert not losses(two).equals(losses(one)), "a compiler adds in another order"
+
+
 def test_a_model_of_ones_own_is_trained_as_by_one_process(many: Any, tmp_path: Path) -> None:
     folder, *_ = many
     one, two = alone(tmp_path, "task", TASK, task=True), record(folder, "task")
@@ -310,6 +321,20 @@ def test_what_does_not_belong_together_is_one_line_and_records_nothing(many: Any
     assert "\n" not in first[name]["said"]
     assert not (folder / name).exists()
     assert name == "lost" or second[name]["status"] in ("SystemExit", "UsageError")
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        ({"compile": True}, "compile needs whole tensors, and parallel 'fsdp2' shards them; use 'ddp'"),
+        ({"optimizer": {"step_rule": "muon"}}, "optimizer.step_rule 'muon' needs whole tensors, and parallel 'fsdp2'"),
+        ({"parallel": None, "scaling": {"reduce": "none"}}, "scaling.reduce 'none' is of several processes; set par"),
+        ({"quantize": FP8, "scaling": {"kind": "delayed", "reduce": "node"}}, "set scaling.reduce to 'all'"),
+    ],
+)
+def test_what_processes_cannot_share_is_refused_before_any_starts(config: dict[str, Any], line: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(line)):
+        parse_config({"parallel": "fsdp2", **config}, "tiny.yaml")
 
 
 def test_a_disk_that_is_full_of_shards_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,15 +63,15 @@ class Processes:
         size = batch // self.count
         return slice(self.rank * size, (self.rank + 1) * size)
 
-    def place(self, model: nn.Module, loss: Callable[..., Tensor], device: str) -> Callable[..., Tensor]:
-        """Put a model where the processes have it, before an optimizer is made for it; the loss that trains it."""
+    def place(self, model: nn.Module, loss: Callable[..., Tensor], device: str) -> None:
+        """Put a model where the processes have it, before an optimizer is made for it; `loss` trains it."""
         if self.group is None:
-            return loss
+            return
         if self.kind == "ddp":
             with _quiet():  # of a new name for broadcast_buffers
                 self._wrapped = nn.parallel.DistributedDataParallel(_Loss(model, loss), broadcast_buffers=False)
             self._wrapped.register_comm_hook(self.group, _summed)
-            return self._wrapped  # type: ignore[no-any-return]
+            return
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -83,7 +83,13 @@ class Processes:
             part.set_gradient_divide_factor(1.0)  # gradients are summed: see `_summed`
             part.set_force_sum_reduction_for_comms(True)
         self._wrapped = model
-        return loss
+
+    def compute(self, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """What trains by `loss`: the one that `place` was given, or a graph of it."""
+        if self.group is None or self.kind != "ddp":
+            return loss
+        self._wrapped.module.loss = loss
+        return self._wrapped  # type: ignore[no-any-return]
 
     def exchanging(self, last: bool) -> AbstractContextManager[None]:
         """Around the passes of one batch of a step: the gradients of all processes are summed after the `last`."""

@@ -683,8 +683,8 @@ class _Run:
         self.config, self.writer, self.tracker, self.progress = config, writer, tracker, progress
         self.model, self.batches, self.checkpoints = model, batches, checkpoints
         self.stop_if_asked, self.processes = stop_if_asked, processes
-        self.eager = loss
-        self.loss = processes.place(model, loss, next(model.parameters()).device.type)
+        self.eager = self.loss = loss
+        processes.place(model, loss, next(model.parameters()).device.type)
         self.optimizer = build_optimizer(config, model)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.parameters = dict(model.named_parameters())
@@ -818,7 +818,7 @@ class _Run:
         if config.layers_every > 0 and (at.step == 1 or at.step % config.layers_every == 0):
             number = 0 if at.step == 1 else at.step // config.layers_every
             look = Look(model, at.step, config.telemetry, number=number, group=self.processes.group)
-        loss_of = self.eager if look and self.processes.group is None else self.loss
+        loss_of = self.processes.compute(self.eager if look else self.loss)
         self.batches_before = self.batches.state
         if self.watch:
             self._warn(self.watch.before())
@@ -972,18 +972,22 @@ class _Run:
 
         The trial leaves no trace in the histories of delayed scales.
         """
-        token = torch.zeros(self.config.batch_size, self.config.model.context, dtype=torch.int64)
+        rows = self.config.batch_size // self.processes.count
+        token = torch.zeros(rows, self.config.model.context, dtype=torch.int64)
         token = token.to(next(self.model.parameters()).device)
         histories = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         self.clock.step, self.clock.part = self.at.step, 0
         try:
             compiled = torch.compile(self.eager)
             compiled(token, token).backward()
-            self.loss = compiled
+            found = None
         except Exception as error:  # a missing compiler has many faces
-            reason = one_line(error)[:160] or type(error).__name__
-            _notice(f"compile: torch.compile does not work here ({reason}); the run goes on without it")
-            self.writer.event("eager", self.at.step, reason=type(error).__name__)
+            found = type(error).__name__, one_line(error)[:160]
+        if failed := self.processes.found(found):
+            kind, reason = failed
+            _notice(f"compile: torch.compile does not work here ({reason or kind}); the run goes on without it")
+            self.writer.event("eager", self.at.step, reason=kind)
+        self.loss = self.eager if failed else compiled
         self.optimizer.zero_grad(set_to_none=True)
         for name, buffer in self.model.named_buffers():
             buffer.copy_(histories[name])
