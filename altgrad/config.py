@@ -663,7 +663,6 @@ class ExperimentConfig(_Section):
         if self.scaling.reduce != "all" and "delayed" in kinds:
             raise ValueError("scaling.kind 'delayed' keeps one history in all processes; set scaling.reduce to 'all'")
         whole = {
-            "compile": self.compile,
             "optimizer.step_rule 'muon'": self.optimizer.step_rule == "muon",
             "optimizer.moments 'fp8'": self.optimizer.moments == "fp8",
             "optimizer.stiffness 'shuffled'": self.optimizer.stiffness == "shuffled",

@@ -84,7 +84,7 @@ RUNS: list[dict[str, Any]] = [
     *({"name": f"{kind}-{arm}", "config": shared_by(kind, **ARMS[arm])}
       for arm, kind in [("plain", "fsdp2"), ("grid", "ddp"), ("grid", "fsdp2"), ("delayed", "ddp"),
                         ("delayed", "fsdp2"), ("ulps", "fsdp2"), ("broken", "fsdp2")]),
-    {"name": "compiled", "config": shared_by("ddp", **COMPILED, compile=True)},
+    *({"name": f"compiled-{kind}", "config": shared_by(kind, **COMPILED, compile=True)} for kind in ("ddp", "fsdp2")),
     {"name": "own", "config": shared_by("ddp", **OWN)},
     {"name": "node", "config": shared_by("ddp", **NODE), "machine": COUNT // 2},
     {"name": "stopped", "config": shared_by("fsdp2", **ARMS["grid"]), "stop": 3},
@@ -216,11 +216,13 @@ def test_losses_and_telemetry_are_those_of_one_process(many: Any, tmp_path: Path
 
 
 def test_a_compiled_model_that_processes_share_is_that_of_one_process_to_roundoff(many: Any, tmp_path: Path) -> None:
-    one, two = alone(tmp_path, "compiled", COMPILED), record(many[0], "compiled")
-    assert two.run["environment"]["processes"] == COUNT
-    assert "eager" not in [event["kind"] for event in two.run["events"]], "it was compiled"
-    pd.testing.assert_frame_equal(losses(two), losses(one), rtol=TOLERANCE, atol=0)
-    assert not losses(two).equals(losses(one)), "a compiler adds in another order"
+    one = alone(tmp_path, "compiled", COMPILED)
+    for kind in ("ddp", "fsdp2"):
+        two = record(many[0], f"compiled-{kind}")
+        assert two.run["environment"]["processes"] == COUNT
+        assert "eager" not in [event["kind"] for event in two.run["events"]], "it was compiled"
+        pd.testing.assert_frame_equal(losses(two), losses(one), rtol=TOLERANCE, atol=0)
+        assert not losses(two).equals(losses(one)), "a compiler adds in another order"
 
 
 def test_a_model_of_ones_own_is_trained_as_by_one_process(many: Any, tmp_path: Path) -> None:
@@ -326,7 +328,6 @@ def test_what_does_not_belong_together_is_one_line_and_records_nothing(many: Any
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        ({"compile": True}, "compile needs whole tensors, and parallel 'fsdp2' shards them; use 'ddp'"),
         ({"optimizer": {"step_rule": "muon"}}, "optimizer.step_rule 'muon' needs whole tensors, and parallel 'fsdp2'"),
         ({"parallel": None, "scaling": {"reduce": "none"}}, "scaling.reduce 'none' is of several processes; set par"),
         ({"quantize": FP8, "scaling": {"kind": "delayed", "reduce": "node"}}, "set scaling.reduce to 'all'"),
