@@ -249,7 +249,10 @@ def test_without_records_every_finding_says_so_and_no_figure_is_given() -> None:
 
 
 HELD = {
-    "reports/head": {'verdict("H29").answer == "yes"': ("E7M0 head residual-on-target", +0.2)},
+    "reports/head": {
+        'verdict("H29").answer == "yes"': ("E7M0 head residual-on-target", +0.2),
+        'contrast("E6M1 head residual-on-target", "E6M1 head wide").low < 0': ("E6M1 head residual-on-target", +0.05),
+    },
     "reports/corrections": {
         'contrast("MXFP4 up", "FP32").difference > e7m0_worst.gap': ("MXFP4 up", -1.0),
         'verdict("H10").answer == "yes"': ("E4M3 code stochastic", -1.0),
@@ -270,6 +273,7 @@ HELD = {
         'contrast("E0M7 block", "E4M3 block").low < 0': ("E0M7 block", -0.02),
         'contrast("E4M3 adamw feedback", "E4M3").low > margin': ("E4M3 adamw feedback", -0.05),
         'contrast("E4M3 adamw nearest", "FP32").difference > limit': ("E4M3 adamw nearest", -0.1),
+        'contrast("E2M5 head nearest", "FP32 fresh").low > limit': ("E2M5 head nearest", -0.08),
     },
     "reports/literature": {
         'contrast("E4M3 gradients", "FP32").high < margin': ("E4M3 gradients", +0.02),
@@ -288,6 +292,7 @@ HELD = {
     "reports/format_comparison": {
         'contrast("E2M5", "E3M4").low > 0': ("E2M5", -0.03),
         'contrast("E3M4 gradients", "FP32").high < margin': ("E3M4 gradients", +0.05),
+        'contrast("E2M5 head nearest", "FP32 fresh").low > margin': ("E2M5 head nearest", -0.09),
     },
 }
 """How each sentence in `holds` begins its condition, and a change of one arm's losses that makes it false."""

@@ -11,11 +11,12 @@ from typing import Any
 import pandas as pd
 
 from altgrad.analysis.comparison import Comparison, FormatComparator, scale_policies
-from altgrad.analysis.contrasts import NAMED, TEST_COLUMNS, family, missing, named_family, runs_of
+from altgrad.analysis.contrasts import NAMED, TEST_COLUMNS, by_seed, family, missing, named_family, runs_of
 from altgrad.analysis.costs import LADDER, additivity, cost_per_bit, extent, losses, token_rate
 from altgrad.analysis.failures import FailureAnalyzer, named
 from altgrad.analysis.hypotheses import decayed, pairs_of_best, verdicts
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.logits import on_more_text
 from altgrad.analysis.machines import crossing
 from altgrad.analysis.statistics import MARGIN, paired_difference
 from altgrad.studies import ARMS, SEEDS, SPLITS, STUDIES
@@ -34,7 +35,7 @@ def corrections(loader: ExperimentDataLoader) -> dict[str, Any]:
 def format_values(loader: ExperimentDataLoader) -> dict[str, Any]:
     """Of formats: scope, tie, worth in tokens, scales by block, E1M6, cost of a bit, additivity."""
     comparator = loader.memo(FormatComparator)
-    found: dict[str, Any] = dict.fromkeys(("extent", "tie", "tokens", "blocks", "e1m6", "bits", "sums"))
+    found: dict[str, Any] = dict.fromkeys(("extent", "tie", "tokens", "blocks", "e1m6", "bits", "sums", "again"))
     short = comparator.headline
     if short is None or "formats" not in set(loader.runs.loc[loader.runs["arm"] == short.baseline, "study"]):
         return found
@@ -47,7 +48,31 @@ def format_values(loader: ExperimentDataLoader) -> dict[str, Any]:
         "e1m6": _e1m6(loader, short),
         "bits": {"all": bits, "without_last": cost_per_bit(loader, LADDER[:-1])} if bits else None,
         "sums": _sums(additivity(loader)),
+        "again": (again := loader.memo(on_more_text)) and again | {"grown": _grown(loader, again)},
     }
+
+
+def _grown(loader: ExperimentDataLoader, again: dict[str, Any]) -> list[dict[str, Any]]:
+    """The formats of `on_more_text` whose gap grows by more than the margin with the text that is read.
+
+    That is from the last evaluation on the way to the end, where more is read: format, rate, the mean on `less` and
+    `more`, and their paired difference.
+    """
+
+    def read_last(arm: str) -> pd.Series:
+        ended = runs_of(loader, arm).query("status == 'finished'")
+        losses = [loader.records[run].history["val_loss"].dropna().iloc[-1] for run in ended["run_id"]]
+        return pd.Series(losses, index=ended["seed"], dtype="float64")
+
+    found = []
+    for row in (*again["rows"], *again["own"]):
+        less = read_last(row["of"]) - read_last(row["to"])
+        more = by_seed(runs_of(loader, row["of"])) - by_seed(runs_of(loader, row["to"]))
+        difference = paired_difference(more, less)
+        if difference.low > MARGIN:
+            means = {"less": paired_difference(less, less * 0).mean, "more": row["difference"]}
+            found.append({"format": row["format"], "rate": row["rate"], "difference": difference, **means})
+    return found
 
 
 def _tie(loader: ExperimentDataLoader, short: Comparison, long: Comparison) -> dict[str, Any] | None:

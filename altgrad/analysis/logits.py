@@ -9,15 +9,18 @@ from typing import Any
 
 import pandas as pd
 
+from altgrad.analysis.comparison import FormatComparator
 from altgrad.analysis.contrasts import NAMED, TEST_COLUMNS, by_seed, family, missing, named_family, row_of, runs_of
+from altgrad.analysis.costs import extent
 from altgrad.analysis.loader import ExperimentDataLoader
-from altgrad.analysis.statistics import paired_difference, rank_correlation
+from altgrad.analysis.statistics import FAILURE_GAP, paired_difference, rank_correlation
 from altgrad.studies import (
     ARMS,
     COSTLY,
     FP32_RATE,
     HEAD_FORMATS,
     ROUNDED,
+    SPLITS,
     TEXT_FORMATS,
     VOCABULARIES,
     VOCABULARY_FORMATS,
@@ -34,6 +37,43 @@ def everything_quantized(loader: ExperimentDataLoader) -> pd.DataFrame:
     return gaps_of(loader, "FP32 fresh", arms)
 
 
+def on_more_text(loader: ExperimentDataLoader) -> dict[str, Any] | None:
+    """The splits of study head, to nearest, beside their gaps in the headline, which has other seeds and reads less.
+
+    Returns:
+        None where either is not recorded; else `before` and `read`, the characters that an evaluation of the headline
+        and of the study reads; `rows` at FP32's rate, as `everything_quantized` has them, with `gap_before`,
+        `low_before` and `high_before` of the headline; `moved`, those of them whose 95% intervals do not meet; `fails`,
+        those that end above the limit of a failure here alone; `own`, those at a rate of their own; and `close`, of
+        each format that is shown to be near the best one, how far it is from that here.
+    """
+    gaps, headline = loader.memo(everything_quantized), loader.memo(FormatComparator).headline
+    if headline is None or gaps.empty:
+        return None
+    table, spot = headline.table.set_index("format"), FormatComparator.sweet_spot(headline)
+    gaps = gaps[(gaps["rounding"] == "nearest") & gaps["format"].isin([*SPLITS]) & gaps["format"].isin(table.index)]
+    if gaps.empty:
+        return None
+    ends = table[["gap", "low", "high"]].add_suffix("_before")
+    rows = gaps.join(ends, on="format").sort_values("difference").to_dict("records")
+    same = [row for row in rows if row["rate"] == FP32_RATE]
+    names = [row["format"] for row in same]
+    near = [name for name in spot.equivalent if {name, spot.best} <= {*names}]
+    pairs = [(f"{name} head nearest", f"{spot.best} head nearest") for name in near]
+    return {
+        "before": extent(loader, headline.baseline).evaluated,
+        "read": extent(loader, rows[0]["arm"]).evaluated,
+        "rows": same,
+        "moved": [row for row in same if row["low"] > row["high_before"] or row["high"] < row["low_before"]],
+        "fails": [row for row in same if row["difference"] > FAILURE_GAP >= row["gap_before"]],
+        "own": [row for row in rows if row["rate"] != FP32_RATE],
+        "close": [
+            row | {"format": name}
+            for name, row in zip(near, named_family(loader, pairs).to_dict("records"), strict=True)
+        ],
+    }
+
+
 def without_embedding_and_head(loader: ExperimentDataLoader) -> pd.DataFrame:
     """`gaps_of` study blocks-only."""
     return gaps_of(loader, "FP32 fresh", {(fmt, "body"): f"{fmt} body" for fmt in HEAD_FORMATS})
@@ -47,26 +87,27 @@ def on_another_text(loader: ExperimentDataLoader) -> pd.DataFrame:
 
 
 def gaps_of(loader: ExperimentDataLoader, baseline: str, arms: dict[tuple[str, str], str]) -> pd.DataFrame:
-    """The paired gap of each arm that is recorded in full: format, rounding, and what `named_family` has."""
+    """The paired gap of each arm that is recorded in full: format, rounding, rate, and what `named_family` has."""
     whole = {key: arm for key, arm in arms.items() if not missing(loader, [baseline, arm])}
     frame = named_family(loader, [(arm, baseline) for arm in whole.values()])
     keys = pd.DataFrame(list(whole), columns=["format", "rounding"])
-    return pd.concat([keys, frame], axis="columns")
+    return pd.concat([keys.assign(rate=[ARMS[arm].rate for arm in whole.values()]), frame], axis="columns")
 
 
 def costs_of(loader: ExperimentDataLoader, gaps: pd.DataFrame) -> list[dict[str, Any]]:
     """Of each format whose `gaps` of study head are all there, what its rounding costs; the largest cost first.
 
-    Format, the gaps by rounding, `cost` (to nearest above not quantized) with its interval low to high and n_pairs, and
-    `extra` (stochastically above not quantized), in nats per character.
+    Format, the gaps by rounding, `cost` (to nearest above not quantized) with its interval low to high and n_pairs,
+    `extra` (stochastically above not quantized), in nats per character, and the learning `rates` by rounding.
     """
     found = []
     for fmt, rows in gaps.groupby("format", sort=False):
-        by = rows.set_index("rounding")["difference"].to_dict()
+        by, rates = (rows.set_index("rounding")[name].to_dict() for name in ("difference", "rate"))
         if {"nearest", "stochastic", "wide"} <= by.keys():
             cost = paired_difference(*(by_seed(runs_of(loader, f"{fmt} head {how}")) for how in ("nearest", "wide")))
-            costs = {"cost": cost.mean, "low": cost.low, "high": cost.high, "n_pairs": cost.n}
-            found.append({"format": shown_as(str(fmt)), **by, **costs, "extra": by["stochastic"] - by["wide"]})
+            costs: dict[str, Any] = {"cost": cost.mean, "low": cost.low, "high": cost.high, "n_pairs": cost.n}
+            costs |= {"extra": by["stochastic"] - by["wide"], "rates": rates}
+            found.append({"format": shown_as(str(fmt)), **by, **costs})
     return sorted(found, key=lambda row: -row["cost"])
 
 
@@ -124,8 +165,8 @@ def rates_with_vocabulary(loader: ExperimentDataLoader) -> list[dict[str, Any]]:
 
     Of each swept format: tokens, the rate that its runs have (`used`), how many were tried (`rates`), the `best` of
     those at which every run finished (NaN where there is none), `above`, the mean loss at the rate used minus that at
-    the best in nats per character (NaN where a run at the first did not finish), and `gap`, the paired difference to
-    FP32, each at its best.
+    the best in nats per character (NaN where a run at the first did not finish), `gap`, the paired difference to FP32,
+    each at its best, and `wide`, that of study vocabulary with the tensor not quantized.
     """
     runs, rows = loader.runs[loader.runs["study"] == "vocabulary-tuning"], []
     swept = runs["arm"].map(lambda arm: identity_of(loader.config(str(arm)), rate=False))
@@ -147,7 +188,9 @@ def rates_with_vocabulary(loader: ExperimentDataLoader) -> list[dict[str, Any]]:
             nothing = pd.Series(dtype="float64")
             own = losses.get(best, nothing)
             above = losses.get(used, nothing).mean(skipna=False) - own.mean()
-            rows.append(row | {"above": above, "gap": paired_difference(own, base.get(base_best, nothing))})
+            gap = paired_difference(own, base.get(base_best, nothing))
+            not_quantized = (by_seed(runs_of(loader, each)) for each in (f"{fmt} head wide {tokens}", f"FP32 {tokens}"))
+            rows.append(row | {"above": above, "gap": gap, "wide": paired_difference(*not_quantized)})
     return rows
 
 

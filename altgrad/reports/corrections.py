@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from altgrad.analysis.corrections import REPEATED, UNBLOCKED, corrections
+from altgrad.analysis.corrections import REPEATED, corrections
 from altgrad.analysis.hypotheses import LONG_ARMS
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import FAILURE_GAP
 from altgrad.reports.document import Content, content_of, document_page
 from altgrad.site import Md, Page, md
 from altgrad.site.document import NotRecorded
-from altgrad.studies import ARMS
+from altgrad.studies import ARMS, FP32_RATE
 
 
 def corrections_page(loader: ExperimentDataLoader) -> Page:
@@ -24,8 +24,8 @@ def _content(loader: ExperimentDataLoader) -> Content:
     values = {
         "unrecorded": unrecorded,
         "limit": FAILURE_GAP,
+        "fp32_rate": FP32_RATE,
         "repeated": REPEATED,
-        "unblocked": UNBLOCKED,
         "h5": lambda: _known(found["h5"], "Not recorded in full: the runs of H5."),
         "e7m0_worst": found["e7m0_worst"] and found["e7m0_worst"] | {"difference": found["e7m0_worst"]["gap"]},
         "fp32": lambda: _known(found["fp32"], "Not recorded in full: FP32."),

@@ -16,6 +16,7 @@ from altgrad.analysis.failures import FailureAnalyzer, named, one_format, unscal
 from altgrad.analysis.hypotheses import verdicts as verdicts_of
 from altgrad.analysis.labels import site_labels
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.logits import costs_of, everything_quantized, on_more_text
 from altgrad.analysis.statistics import FAILURE_GAP, MARGIN
 from altgrad.config import OPERAND_NAMES, command
 from altgrad.formats import SPLITS_8BIT, get_format
@@ -528,8 +529,14 @@ def _prevention(analyzer: FailureAnalyzer, failed: pd.DataFrame) -> Values:
         elif not on_grid and row["causes"] != "step":  # where the step rule is to blame, no format is
             left.add(one_format(config))
     drawn = _drawn_gradients(analyzer)
+    costs = costs_of(analyzer.loader, analyzer.loader.memo(everything_quantized))
+    logits = [row for row in costs if row["nearest"] > FAILURE_GAP and row["low"] > 0]
+    helped = {row["format"] for row in logits}
     untried = [get_format(name).label for name in left - {"", *LACKING, *drawn}]
+    untried = [name for name in untried if name not in helped]
     return {
+        "logits": logits,
+        "again": analyzer.loader.memo(on_more_text),
         "unscaled": sorted(bare),
         "stalled": stalled,
         "drawn": [(get_format(name).label, changes) for name, changes in drawn.items()],
@@ -551,7 +558,8 @@ def _drawn_gradients(analyzer: FailureAnalyzer) -> dict[str, list[Values]]:
         before, after = pair.get("nearest_even"), pair.get("stochastic")
         if before and after and after["name"] not in ("", *LACKING) and (before["failed"] or after["failed"]):
             how = before["scope"].replace(ALL_OPERANDS, "").strip("; ")
-            changes.setdefault(after["name"], []).append({"before": before["gap"], "after": after["gap"], "how": how})
+            ends = {"before": before["gap"], "after": after["gap"], "lower": after["gap"] < before["gap"]}
+            changes.setdefault(after["name"], []).append(ends | {"how": how})
     return changes
 
 

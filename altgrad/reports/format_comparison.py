@@ -32,7 +32,14 @@ from altgrad.analysis.costs import LADDER, RESAMPLES, TokenRate, additivity, cos
 from altgrad.analysis.hypotheses import verdicts
 from altgrad.analysis.labels import arm_labels
 from altgrad.analysis.loader import ExperimentDataLoader, rule_label
-from altgrad.analysis.logits import costs_of, everything_quantized, gaps_of, on_another_text, without_embedding_and_head
+from altgrad.analysis.logits import (
+    costs_of,
+    everything_quantized,
+    gaps_of,
+    on_another_text,
+    on_more_text,
+    without_embedding_and_head,
+)
 from altgrad.analysis.statistics import (
     ALPHA,
     FAILURE_GAP,
@@ -242,10 +249,12 @@ def headline(loader: ExperimentDataLoader) -> dict[str, Any]:
         "text": len(text),
         **_within(fine := loader.memo(_fine_scales), "fine_within_", FINE_NAMES),
         "fine_seeds": int(fine["n_pairs"].min()) if len(fine) else 0,
+        "fine_gaps": {(row["format"], row["rounding"]): row for row in fine.to_dict("records")},
         "body": {row["format"]: row for row in loader.memo(without_embedding_and_head).to_dict("records")},
         "logits": [row for row in costs_of(loader, loader.memo(everything_quantized)) if row["cost"] > FAILURE_GAP],
         "fewer": spot.best and _if_fewer(loader),
         "by_layer_type": _by_layer_type(comparator),
+        "again": loader.memo(on_more_text),
         "without_interval": left,
         "pilot": pilot(loader, first.baseline, first.most_pairs),
     }

@@ -22,7 +22,7 @@ from altgrad.analysis.logits import (
     shown_as,
     without_embedding_and_head,
 )
-from altgrad.analysis.statistics import FAILURE_GAP
+from altgrad.analysis.statistics import FAILURE_GAP, rank_correlation
 from altgrad.formats import get_format
 from altgrad.reports import charts, measured
 from altgrad.reports import columns as col
@@ -34,7 +34,7 @@ from altgrad.reports.scope import scope
 from altgrad.reports.verdicts import outcome_table, tests_table
 from altgrad.site import Block, ChartBlock, Page, Table
 from altgrad.site.document import Part
-from altgrad.studies import BODY_OPERAND_ARMS, COSTLY, HEAD_CONTROL_ARMS, OWN_ROUNDED, ROUNDED
+from altgrad.studies import BODY_OPERAND_ARMS, FP32_RATE, HEAD_CONTROL_ARMS, OWN_ROUNDED, ROUNDED
 
 PATH = "reports/head"
 TESTED = ("H21", "H22", "H23", "H24", "H25", "H26", "H27", "H28", "H29", "H30", "H36", "H37")
@@ -91,6 +91,7 @@ def head_page(loader: ExperimentDataLoader) -> Page:
 def _content(loader: ExperimentDataLoader) -> Content:
     everything = loader.memo(everything_quantized)
     body, text = loader.memo(without_embedding_and_head), loader.memo(on_another_text)
+    costs = costs_of(loader, everything)
     controls = gaps_of(loader, "FP32 fresh", _controls())
     operands = gaps_of(loader, "FP32 fresh", {_operand_of(arm.name): arm.name for arm in BODY_OPERAND_ARMS})
     vocabulary = costs_by_vocabulary(loader)
@@ -102,9 +103,11 @@ def _content(loader: ExperimentDataLoader) -> Content:
     compared = [(row["contrast"], row["arm"], row["against"]) for row in tests]
     values = {
         "rows": everything.to_dict("records"),
-        "cost": costs_of(loader, everything),
+        "cost": costs,
+        "base_rate": FP32_RATE,
         "body": body.to_dict("records"),
         "text": _by_rounding(text),
+        "text_pairs": int(text["n_pairs"].min()) if len(text) else 0,
         "logits": logits,
         "controls": controls.to_dict("records") if controls["rounding"].isin(OWN_ROUNDED).any() else [],
         "operands": operands.assign(format=operands["format"].map(shown_as)).to_dict("records"),
@@ -116,11 +119,10 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "characters": CHARACTERS,
         "looks": looks.to_dict("records"),
         "limit": FAILURE_GAP,
-        "tuned": [shown_as(fmt) for fmt in COSTLY],
         "registered": registrations(document_source(PREREGISTRATION))[1:],
         "runaway": RUNAWAY,
         "found": found,
-        "pending_studies": list(dict.fromkeys(each.study for each in found if each.answer == "pending")),
+        "order": _order(costs, logits),
         "scope": scope(loader, everything["arm"].iloc[0]) if len(everything) else None,
     }
     parts: dict[str, Part] = {
@@ -155,6 +157,13 @@ def _logits(loader: ExperimentDataLoader, gaps: pd.DataFrame) -> list[dict[str, 
             figures = {"mean": float(last["logits_mean"]), "spread": float(last["logits_spread"])}
             found.append({"format": name, "rounding": how, "arm": runs_of(loader, arm)["arm"].iloc[0], **figures})
     return found
+
+
+def _order(costs: list[dict[str, Any]], logits: list[dict[str, Any]]) -> tuple[int, float]:
+    """Of how many formats a cost is shown, and Spearman's rho of these costs with the mean of the logits."""
+    far = {row["format"]: row["mean"] for row in logits if row["rounding"] == ROUNDED["nearest"]}
+    rows = pd.DataFrame([row for row in costs if row["low"] > 0 and row["format"] in far], columns=["format", "cost"])
+    return len(rows), rank_correlation(rows["format"].map(far), rows["cost"])
 
 
 def _by_rounding(gaps: pd.DataFrame) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from altgrad.analysis.loader import ExperimentDataLoader
+from altgrad.analysis.scaling import findings
 from altgrad.reports.document import Content, content_of, document_page
 from altgrad.reports.format_comparison import gap_chart, headline
 from altgrad.site import ChartBlock, Page
@@ -14,5 +15,5 @@ def home_page(loader: ExperimentDataLoader) -> Page:
 
 
 def _content(loader: ExperimentDataLoader) -> Content:
-    values = headline(loader)
+    values = headline(loader) | {"ladder_missing": not loader.memo(findings).complete("ladder-held-out")}
     return Content(values, {"gaps": lambda: [ChartBlock(gap_chart(values["comparison"]))]}).kept()
