@@ -342,3 +342,31 @@ def test_the_formats_close_to_fp32_with_scales_along_the_sum_are_those_of_the_fi
     assert named.startswith(
         f"{', '.join(before)} and {last} are each shown to be within 0.01 nats of FP32 (n = 16 seeds)"
     )
+
+
+def test_what_more_validation_text_changes_is_that_of_the_files(losses: pd.Series) -> None:
+    """The last evaluation on the way reads a tenth of the text that the last of all does."""
+    rows = {}
+    for part in sorted(STUDY.glob("part-*")):
+        history = pd.read_parquet(part / "history.parquet", columns=["run_id", "step", "val_loss"]).dropna()
+        last = history.sort_values("step").groupby("run_id")["val_loss"].last()
+        for row in pd.read_parquet(part / "runs.parquet").to_dict("records"):
+            config = json.loads(row["run"])["config"]
+            own = (config["quantize"].get("grad_output_rounding") or {}).get("head") or "nearest"
+            if own == "nearest" and config.get("scaling", {}).get("kind", "amax") == "amax":
+                rows[config["quantize"]["weight"], config["seed"]] = last[row["run_id"]]
+    less = pd.Series(rows)
+    said = (ROOT / "reports" / "corrections.md").read_text().replace("\u2212", "-")
+    home = (ROOT / "README.md").read_text() + (ROOT / "reports" / "format_comparison.md").read_text()
+    grown = []
+    for fmt in ("e3m4", "e4m3", "e5m2", "e2m5", "e6m1", "e0m7", "e7m0"):
+        more = (losses[fmt, "amax", "nearest"] - losses["fp32", "", ""]).dropna()
+        own = (less[fmt] - less["fp32"]).dropna()
+        mean, low, high = ends(more - own)
+        if low > 0.01:
+            grown.append(fmt)
+            assert f"is {own.mean():.3f} on the less text and {more.mean():.3f} on the more" in said
+            assert f"a difference of {mean:.3f} nats (95% CI {low:.3f} to {high:.3f}, n = {len(more)})" in said
+    assert grown == ["e2m5", "e0m7", "e7m0"]
+    assert said.count("on the less text") == 3
+    assert f"E2M5 ends +{(losses['e2m5', 'amax', 'nearest'] - losses['fp32', '', '']).mean():.3f} from FP32" in home
