@@ -222,9 +222,10 @@ def _swept(loader: ExperimentDataLoader, arm: str) -> dict[float, float]:
     Raises:
         NotRecorded: no run of its sweep is recorded.
     """
-    studies, identity = [name for name, study in STUDIES.items() if study.sweeps], identity_of(ARMS[arm].config(), False)
-    runs = loader.runs[loader.runs["study"].isin([name for name in studies if arm in STUDIES[name].seeds])]
-    own = [each for each in runs["arm"].unique() if identity_of(loader.config(each), False) == identity]
+    identity = identity_of(ARMS[arm].config(), rate=False)
+    studies = [name for name, study in STUDIES.items() if study.sweeps and arm in study.seeds]
+    runs = loader.runs[loader.runs["study"].isin(studies)]
+    own = [each for each in runs["arm"].unique() if identity_of(loader.config(each), rate=False) == identity]
     if not own:
         raise NotRecorded(f"No sweep of {ARMS[arm].label} is recorded.")
     means = runs[runs["arm"].isin(own)].groupby("learning_rate")["final_val_loss"].mean()
