@@ -109,6 +109,9 @@ SHORT = {"eval_every": 100, "log_every": 10, "layers_every": 50}
 FRESH: dict[str, Any] = {**SHORT, "layers_every": 100, "final_eval_characters": 100_000, "telemetry": {"logits": True}}
 """Of the studies from 2026-11-30 on: the final loss reads ten times as much text."""
 
+READ = f", evaluated on {FRESH['final_eval_characters']:,} characters"
+"""What tells the label of an arm of theirs from that of the same arm of an earlier study."""
+
 LONG: dict[str, Any] = {"max_steps": 1500, "warmup_steps": 100, "eval_every": 300, "layers_every": 250}
 QUICK: dict[str, Any] = {"max_steps": 60, "eval_every": 30, "layers_every": 20}
 MISSCALED: dict[str, Any] = {"model": {"rescale": 6}, "clip_norm": None}
@@ -317,6 +320,10 @@ ROUNDED = {
 }
 """What becomes of the gradient of the logits: the key of an arm, and what readers are told."""
 
+LOGITS = ", gradient of the logits "
+TO_NEAREST = f"{LOGITS}{ROUNDED['nearest']}"
+"""In labels: how most arms round it, unsaid where both arms of a contrast do."""
+
 OWN_ROUNDED = {
     "mean-removed": "rounded to nearest and the row's mean removed",
     "residual-on-target": "rounded to nearest and what a row lacks added to its target",
@@ -409,7 +416,7 @@ def _head(fmt: str, rounding: str, suffix: str = "", said: str = "", **settings:
     own = f"own:{rounding}" if rounding in OWN_ROUNDED else rounding
     more = {} if rounding == "nearest" else {"grad_output_rounding": {"head": own}}
     settings |= {"draw_version": 2} if rounding == "stochastic" else {}
-    label = f"{_shown(fmt)}, gradient of the logits {(ROUNDED | OWN_ROUNDED)[rounding]}{said}"
+    label = f"{_shown(fmt)}{LOGITS}{(ROUNDED | OWN_ROUNDED)[rounding]}{said}"
     return _fresh(f"{fmt} head {rounding}{suffix}", fmt, label, more, rounding, **settings)
 
 
@@ -479,7 +486,7 @@ RIVAL_ARMS = tuple(
         rule=rule,
         rate=rate or swept_rate(f"{fmt} {rule} fresh", FP32_RATE),
         other=HEAD_TUNED.get((fmt, "nearest"), FP32_RATE) if rule == "muon" else FP32_RATE,
-        label=f"{fmt} {RULES[rule].label}, evaluated on more text",
+        label=f"{fmt} {RULES[rule].label}{READ}",
         **FRESH,
     )
     for fmt, rule, rate in (
@@ -497,7 +504,7 @@ DECAY_ARMS = tuple(
         rule=rule,
         place="stochastic",
         rate=FP32_RATE if rule == "adamw" else swept_rate(f"{fmt} {rule} fresh", FP32_RATE),
-        label=f"{fmt} {RULES[rule].label} (grid, stochastic), evaluated on more text",
+        label=f"{fmt} {RULES[rule].label} (grid, stochastic){READ}",
         **FRESH,
     )
     for fmt in RULE_FORMATS
@@ -737,7 +744,7 @@ _ARMS: tuple[Arm, ...] = (
     *(_arm(f"{fmt} observed", fmt, **_OBSERVED) for fmt in ("FP32", *CLOSE_FORMATS, *EXTREMES)),
     _arm("E2M5 block", "E2M5", scaling=SCALES["block"][0], label="E2M5 with one scale per block of 32"),
     _arm("E3M4 block", "E3M4", scaling=SCALES["block"][0], label="E3M4 with one scale per block of 32"),
-    _arm("FP32 fresh", label="FP32, evaluated on more text", **FRESH),
+    _arm("FP32 fresh", label=f"FP32{READ}", **FRESH),
     *HEAD_ARMS,
     *BODY_ARMS,
     _arm("FP32 sympy", label="FP32; source code", data="sympy", **FRESH),
@@ -1133,6 +1140,26 @@ def adamw_arm(fmt: str, place: str) -> str:
     if place == "master":
         return "E0M7 own rate" if fmt == "E0M7" else fmt
     return f"{fmt} adamw {place}"
+
+
+def called_beside(arm: Arm, other: Arm) -> str:
+    """What an arm is called in a contrast with another one: without what both share, and with AdamW if the other's step
+    rule is not.
+    """
+    label, (mine, theirs) = arm.label, (each.settings.get("final_eval_characters") for each in (arm, other))
+    if mine == theirs:
+        label = label.removesuffix(READ)
+    if _logits_to_nearest(arm) and _logits_to_nearest(other):
+        label = label.replace(TO_NEAREST, "")
+    rule = RULES[arm.rule].label
+    if arm.rule == "adamw" != other.rule and label.startswith(arm.format) and rule not in label:
+        label = f"{arm.format} {rule}{label.removeprefix(arm.format)}"
+    return label
+
+
+def _logits_to_nearest(arm: Arm) -> bool:
+    """Whether the gradient of the logits is rounded to nearest."""
+    return "grad_output" in arm.quantize and not {"layers", "rounding", "grad_output_rounding"} & arm.quantize.keys()
 
 
 def seeds_of(arm: str) -> tuple[int, ...]:

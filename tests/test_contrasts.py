@@ -24,6 +24,7 @@ from altgrad.analysis.contrasts import (
     family,
     in_parts,
     judged,
+    name_of,
     none_shown,
     none_worse,
     reading,
@@ -33,6 +34,7 @@ from altgrad.analysis.contrasts import (
     within,
 )
 from altgrad.analysis.hypotheses import HYPOTHESES, Hypothesis
+from altgrad.analysis.words import in_short
 from altgrad.reports.verdicts import evidence
 
 
@@ -41,6 +43,49 @@ def row(difference: float, p: float = 0.001, tost: float = 0.9, half: float = 0.
     low, high = difference - half, difference + half
     figures = {"difference": difference, "low": low, "high": high, "p_holm": p, "p_equivalent": tost}
     return {"contrast": "A − B", "n_pairs": 16, "n_ended_badly": 0, "of": "A", "to": "B"} | figures | more
+
+
+@pytest.mark.parametrize(
+    ("pair", "name", "short"),
+    [
+        (("E4M3", "FP32"), "E4M3 − FP32", ""),
+        (("E0M7 body", "FP32 fresh"), "E0M7 in attention and mlp − FP32", ""),
+        (("E4M3 muon fresh", "E4M3 head nearest"), "E4M3 Muon − E4M3 AdamW", "E4M3 Muon − AdamW"),
+        (("E4M3 relative fresh", "E4M3 head nearest"), "E4M3 AdamW, relative rate − E4M3 AdamW", ""),
+        (("FP32 muon fresh", "FP32 fresh"), "FP32 Muon − FP32 AdamW", "FP32 Muon − AdamW"),
+        (("E0M7 square fresh", "E0M7 head nearest"), "E0M7 with one scale per square of 32 x 32 − E0M7", ""),
+        (("NVFP4 head nearest", "MXFP4 up head nearest"), "NVFP4 − MXFP4 (scales up)", ""),
+        (("E0M7 head nearest", "FP32 fresh"), "E0M7, gradient of the logits rounded to nearest − FP32", ""),
+        (
+            ("E0M7 head nearest sympy", "E0M7 head wide"),
+            "E0M7, gradient of the logits rounded to nearest; source code − E0M7, gradient of the logits not quantized",
+            "E0M7, gradient of the logits rounded to nearest; source code − not quantized",
+        ),
+        (
+            ("E0M7 head nearest 512", "FP32 512"),
+            "E0M7, gradient of the logits rounded to nearest; 512 tokens − FP32; 512 tokens",
+            "E0M7, gradient of the logits rounded to nearest − FP32; 512 tokens",
+        ),
+        (
+            ("E4M3 relative master misscaled", "E4M3 adamw master misscaled"),
+            "E4M3 AdamW, relative rate, mis-scaled − E4M3 AdamW, mis-scaled",
+            "",
+        ),
+        (
+            ("E4M3 adamw feedback", "E4M3 adamw stochastic"),
+            "E4M3 AdamW (grid, error feedback) − E4M3 AdamW (grid, stochastic)",
+            "E4M3 AdamW (grid, error feedback − stochastic)",
+        ),
+        (
+            ("E4M3 update master", "E4M3", "FP32 update master", "FP32"),
+            "(E4M3 ManifoldAdamW − E4M3 AdamW) − (FP32 ManifoldAdamW − FP32 AdamW)",
+            "",
+        ),
+    ],
+)
+def test_a_contrast_is_called_by_what_differs(pair: tuple[str, ...], name: str, short: str) -> None:
+    assert name_of(*pair) == name
+    assert in_short(name) == (short or name)
 
 
 HIGHER, LOWER, UNDECIDED = row(0.05), row(-0.05), row(0.01, p=0.4, half=0.03)

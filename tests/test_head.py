@@ -1,4 +1,4 @@
-"""What the page on the gradient of the logits says, again from the Parquet files by pandas and scipy alone."""
+"""What the page on the gradient of the logits says, again from the Parquet files by pandas and scipy."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import pandas as pd
 import pytest
 from registered import ROOT, before_the_runs
 from scipy import stats
+
+from altgrad.analysis import ExperimentDataLoader
+from altgrad.reports.document import campaign
+from altgrad.site.document import NotRecorded
 
 STUDY = ROOT / "experiments" / "recorded" / "head"
 COSTLY = {
@@ -276,6 +280,36 @@ def test_the_step_rules_on_fresh_seeds_are_those_of_the_files(losses: pd.Series)
     apart = [ends((found[fmt, "update"] - found[fmt, "relative"]).dropna()) for fmt in formats]
     assert (answers["H34"] == "yes") == (not any(high < 0 for _, _, high in apart))
     assert (answers["H35"] == "yes") == all(ends(found[fmt, "decayed"])[1] > 0 for fmt in formats)
+
+
+def test_the_rates_and_the_sweep_that_documents_name_are_those_of_the_files(losses: pd.Series) -> None:
+    """What sentences take with `rate` and `swept`, and weights on the grid against master weights."""
+    loader = ExperimentDataLoader([STUDY.parent / name for name in ("head", "head-tuning", "decay")])
+    rate, swept, contrast = (campaign(loader)[name] for name in ("rate", "swept", "contrast"))
+    assert (rate("NVFP4 head nearest"), rate("MXFP4 up head nearest"), rate("FP32 fresh")) == (0.004, 0.0005, 0.016)
+    with pytest.raises(NotRecorded, match="NVFP4"):
+        rate("NVFP4")
+    own = finals("head-tuning")
+    own = own[
+        own["config"].map(
+            lambda config: (
+                config["quantize"]["weight"] == "e2m1"
+                and config["scaling"]["kind"] == "nvfp4"
+                and config["quantize"]["grad_output_rounding"]["head"] is None
+                and {*config["quantize"]["layers"]} == ALL
+            )
+        )
+    ]
+    means = own.groupby(own["config"].map(lambda config: config["optimizer"]["learning_rate"]))["loss"].mean()
+    assert swept("NVFP4 head nearest") == pytest.approx(means.to_dict(), abs=1e-12)
+    assert means.idxmin() == 0.004
+    decay = finals("decay")
+    grid = decay[decay["config"].map(lambda config: config["optimizer"].get("step_rule", "adamw") == "adamw")]
+    for fmt in ("e4m3", "e5m2", "e0m7"):
+        one = grid[grid["config"].map(lambda config, fmt=fmt: config["quantize"]["weight"] == fmt)]
+        values = one.set_index("seed")["loss"] - losses[fmt, "amax", "nearest"]
+        row = contrast(f"{fmt.upper()} adamw fresh", f"{fmt.upper()} head nearest")
+        assert (row["difference"], row["n_pairs"]) == (pytest.approx(values.mean(), abs=1e-9), 16)
 
 
 def test_the_costs_with_larger_vocabularies_are_those_of_the_files(losses: pd.Series) -> None:

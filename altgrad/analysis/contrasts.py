@@ -19,7 +19,7 @@ import pandas as pd
 from altgrad.analysis import words
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import ALPHA, MARGIN, Estimate, holm, name_of_test, paired_difference
-from altgrad.studies import ARMS, seeds_of, studies_of
+from altgrad.studies import ARMS, called_beside, seeds_of, studies_of
 
 ENDED = ("finished", "failed", "crashed")
 """Statuses of a run that will not go on."""
@@ -153,13 +153,18 @@ def family(rows: Sequence[Row], columns: Sequence[str] = TEST_COLUMNS) -> pd.Dat
     return frame
 
 
+def name_of(*pair: str) -> str:
+    """What the contrast of two of the campaign's arms is called, or of two such differences."""
+    one, other, *then = (ARMS[arm] for arm in pair)
+    name = f"{called_beside(one, other)} − {called_beside(other, one)}"
+    return f"({name}) − ({name_of(*pair[2:])})" if then else name
+
+
 def named_family(loader: ExperimentDataLoader, pairs: Iterable[Pair]) -> pd.DataFrame:
     """The contrasts of the campaign's arms as one family, columns `TEST_COLUMNS` and `NAMED`."""
     rows = []
     for pair in pairs:
-        first, second, *then = (ARMS[arm].label for arm in pair)
-        name = f"({first} − {second}) − ({' − '.join(then)})" if then else f"{first} − {second}"
-        row = contrast(name, *(runs_of(loader, arm) for arm in pair))
+        row = contrast(name_of(*pair), *(runs_of(loader, arm) for arm in pair))
         rows.append(row | dict(zip(NAMED, pair, strict=False)))
     return family(rows, (*TEST_COLUMNS, *NAMED))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -73,6 +74,23 @@ def contrast(row: Mapping[Any, Any], digits: int = 3) -> str:
     """``+0.016 nats [+0.006, +0.026] (n = 16)``: a row of `altgrad.analysis.contrasts`."""
     mean, n = number(row["difference"], digits, sign=True), int(row["n_pairs"])
     return f"{mean} nats {interval(row['low'], row['high'], digits)} (n = {n})"
+
+
+def in_short(contrast: str) -> str:
+    """A contrast whose arms begin or end alike, with that once: ``E4M3 AdamW (grid, error feedback − stochastic)``."""
+    one, mark, other = contrast.partition(" − ")
+    if not mark or " − " in other:
+        return contrast
+    (first, _, tail), end = one.rpartition("; "), other.rpartition("; ")[2]
+    one = first if first and tail == end else one
+    mine, theirs = one.split(" "), other.split(" ")
+    pairs = ((left.rstrip(",;"), right.rstrip(",;")) for left, right in zip(mine, theirs, strict=False))
+    alike = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    rest = theirs[alike:]
+    if not 0 < alike < min(len(mine), len(theirs)) or rest[0] in ("with", "in") or rest == mine[-len(rest) :]:
+        return f"{one} − {other}"
+    closed = ")" if one.endswith(")") and other.endswith(")") and "(" in " ".join(mine[:alike]) else ""
+    return f"{one.removesuffix(closed)} − {' '.join(rest)}"
 
 
 def percent(value: float) -> str:

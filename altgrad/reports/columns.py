@@ -107,7 +107,7 @@ def interval(
 def differences(title: Text, rows: pd.DataFrame, id: str) -> Table:
     """A row a contrast of `altgrad.analysis.contrasts`: the difference as `title`, interval, pairs, unfinished runs."""
     columns = (
-        arm("Arm", "contrast"),
+        contrast("Arm"),
         signed(title, "difference"),
         interval(),
         count("Pairs", "n_pairs"),
@@ -157,11 +157,16 @@ def arm(
 ) -> Column:
     """The value, which leads to the page of the row's arm; plain where the row has none."""
 
-    def cell(row: Row) -> Cell:
-        shown = words_of.get(row[key], row[key]) if words_of else row[key]
-        return arm_link(row[arm], shown) if row[arm] and not missing(row[arm]) else shown
+    return of(title, lambda row: _to_arm(row[arm], words_of.get(row[key], row[key]) if words_of else row[key]))
 
-    return of(title, cell)
+
+def _to_arm(arm: str, shown: str) -> Cell:
+    return arm_link(arm, shown) if arm and not missing(arm) else shown
+
+
+def contrast(title: Text) -> Column:
+    """A contrast in short, which leads to the page of its first arm; plain where the row has none."""
+    return of(title, lambda row: _to_arm(row["arm"], words.in_short(row["contrast"])))
 
 
 def named(labels: Mapping[str, str], title: Text = "Arm", arm: str = "arm") -> Column:

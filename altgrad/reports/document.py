@@ -26,7 +26,7 @@ from altgrad.reports.scope import data_line, recorded_line
 from altgrad.runs.schema import digest
 from altgrad.site import Block, Download, Heading, Link, Md, Page, Provenance, Text, code, slug
 from altgrad.site.document import Document, NotRecorded, Part, macros, render_document
-from altgrad.studies import LARGE
+from altgrad.studies import ARMS, LARGE, STUDIES, identity_of
 from altgrad.text import csv, minus
 
 DOCUMENTS = Path(__file__).parent / "documents"
@@ -165,7 +165,13 @@ def campaign(loader: ExperimentDataLoader) -> dict[str, Any]:
 
 
 def _campaign(loader: ExperimentDataLoader) -> dict[str, Any]:
-    found: dict[str, Callable[..., Any]] = {"contrast": _contrast, "verdict": _verdict, "stalls": _stalls}
+    found: dict[str, Callable[..., Any]] = {
+        "contrast": _contrast,
+        "verdict": _verdict,
+        "stalls": _stalls,
+        "rate": _rate,
+        "swept": _swept,
+    }
     return {"margin": MARGIN, "alpha": ALPHA} | {name: cache(partial(find, loader)) for name, find in found.items()}
 
 
@@ -197,6 +203,33 @@ def _stalls(loader: ExperimentDataLoader, arm: str) -> float:
     if lacking := missing(loader, [arm]):
         raise NotRecorded(lacking)
     return float(runs_of(loader, arm)["stall_ratio"].mean())
+
+
+def _rate(loader: ExperimentDataLoader, arm: str) -> float:
+    """The learning rate of one of the campaign's arms, of its studies and seeds only.
+
+    Raises:
+        NotRecorded: not all of its runs have ended.
+    """
+    if lacking := missing(loader, [arm]):
+        raise NotRecorded(lacking)
+    return float(runs_of(loader, arm)["learning_rate"].iloc[0])
+
+
+def _swept(loader: ExperimentDataLoader, arm: str) -> dict[float, float]:
+    """The mean final loss of one of the campaign's arms over the held-out seeds of its sweep, by learning rate.
+
+    Raises:
+        NotRecorded: no run of its sweep is recorded.
+    """
+    identity = identity_of(ARMS[arm].config(), rate=False)
+    studies = [name for name, study in STUDIES.items() if study.sweeps and arm in study.seeds]
+    runs = loader.runs[loader.runs["study"].isin(studies)]
+    own = [each for each in runs["arm"].unique() if identity_of(loader.config(each), rate=False) == identity]
+    if not own:
+        raise NotRecorded(f"No sweep of {ARMS[arm].label} is recorded.")
+    means = runs[runs["arm"].isin(own)].groupby("learning_rate")["final_val_loss"].mean()
+    return {float(rate): float(mean) for rate, mean in means.items()}
 
 
 def section(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from typing import Any
 
@@ -64,7 +63,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
                 "; ",
                 [Link(name, f"https://arxiv.org/abs/{number}") for name, number in told[each.claim.id]["references"]],
             ),
-            "tests": each.tests.assign(short=each.tests["contrast"].map(_short)).to_dict("records"),
+            "tests": each.tests.assign(short=each.tests["contrast"].map(words.in_short)).to_dict("records"),
         }
         for each in found
     ]
@@ -114,22 +113,11 @@ def _table(claims: list[dict[str, Any]]) -> Table:
     return col.table(claims, columns, "Reported results and ours", "claims", data)
 
 
-def _short(contrast: str) -> str:
-    """A contrast whose arms begin alike, with that once: ``E4M3 AdamW (grid, error feedback − stochastic)``."""
-    one, other = (arm.split(" ") for arm in contrast.split(" − "))
-    pairs = ((mine.rstrip(","), theirs.rstrip(",")) for mine, theirs in zip(one, other, strict=False))
-    alike = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
-    if not 0 < alike < min(len(one), len(other)) or other[alike] == "with":
-        return contrast
-    closed = ")" if one[-1].endswith(")") and other[-1].endswith(")") and "(" in " ".join(one[:alike]) else ""
-    return f"{' '.join(one).removesuffix(closed)} − {' '.join(other[alike:])}"
-
-
 def _chart(tests: pd.DataFrame) -> list[Block]:
     kept = ["claim", "contrast", "arm", "against", "n_pairs", "difference", "low", "high", "answer"]
     data = charts.finite_rows(tests.loc[tests["answer"] != "related work", kept], "difference", "low", "high")
     if data.empty:
         return []
     data = data.assign(group=data["answer"].where(data["answer"].isin(SHOWN), "inconclusive"))
-    names, axis = [_short(name) for name in data["contrast"]], "difference of final losses, nats per character"
+    names, axis = [words.in_short(name) for name in data["contrast"]], "difference of final losses, nats per character"
     return [ChartBlock(charts.grouped_narrow_forest("differences", data, names, SHOWN, axis, MARGIN, WIDEST))]

@@ -25,7 +25,7 @@ def machine_blocks(loader: ExperimentDataLoader, comparisons: Iterable[tuple[str
         return ()
     stated = bool((across["processors"] != NOT_STATED).any())
     columns = (
-        col.arm("Comparison", "contrast"),
+        col.contrast("Comparison"),
         col.of("Other arm", lambda row: col.arm_link(row["against"], "against")),
         col.share("Pairs of two days" + (" or machines" if stated else ""), "n_crossing", "n_pairs"),
         col.text("Recorded", "days"),

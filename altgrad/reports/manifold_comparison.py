@@ -60,6 +60,8 @@ RIVALS = (
     *((f"{fmt} decayed fresh", f"{fmt} adamw fresh") for fmt in RULE_FORMATS),
 )
 """Contrasts with AdamW on the seeds of the third registration; an arm of `head` to nearest is AdamW's."""
+ON_THE_GRID = tuple((f"{fmt} adamw fresh", f"{fmt} head nearest") for fmt in RULE_FORMATS)
+"""AdamW on the grid against master weights on the same seeds; E0M7's rates differ."""
 RIVAL_HYPOTHESES = ("H33", "H34", "H35")
 
 
@@ -91,6 +93,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "recorded": not loader.runs.empty,
         "rivals": len(rivals),
         "muon": _muon(loader, rivals),
+        "fresh": _fresh(loader, rivals),
         "level": ALPHA,
         "smallest": SMALLEST_GAP,
         "seeds": len(SEEDS),
@@ -108,7 +111,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "open_formats": [fmt for fmt, rows in by_format if _shown(rows, +1).empty and _shown(rows, -1).empty],
         "free": _by(frames["no-quantization"].query("rule == 'update'"), "contrast"),
         "ablations": _by(frames["ablations"], "rule"),
-        "rounded": _rounded(found.roundings),
+        "rounded": _rounded(loader, found.roundings),
         "ranks": found.stalls[found.stalls["missing"] == ""].to_dict("records"),
         "relative": _outcome(judged[judged["rule"] == "relative"]),
         "stronger": _shown(unquantized, -1).to_dict("records"),
@@ -213,11 +216,24 @@ def _by(rows: pd.DataFrame, key: str) -> dict[str, col.Row]:
     return {} if rows["difference"].isna().any() else {row[key]: row for row in rows.to_dict("records")}
 
 
-def _rounded(roundings: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """The smallest and the largest difference under AdamW, by contrast; none where some have no figures."""
+def _rounded(loader: ExperimentDataLoader, roundings: pd.DataFrame) -> dict[str, Any]:
+    """The smallest and the largest difference under AdamW, by contrast; none where some have no figures.
+
+    Of "grid", where AdamW with master weights does better at another rate than its tuned one, the difference is to
+    that; `better` has these, and the difference to the tuned one.
+    """
     found = roundings[roundings["rule"] == "adamw"]
-    ends = found.groupby("contrast")["difference"].agg(["min", "max"])
-    return {} if found["difference"].isna().any() else dict(ends.apply(tuple, axis=1))
+    if found["difference"].isna().any():
+        return {}
+    sizes, better = found.set_index(["contrast", "format"])["difference"].to_dict(), []
+    rows = {row["format"]: row for row in found[found["contrast"] == "grid"].to_dict("records")}
+    for each in _better_untuned(loader):
+        pair = (adamw_arm(each["format"], "stochastic"), each["format"])
+        row = named_family(loader, [pair]).to_dict("records")[0]
+        sizes["grid", each["format"]] = row["difference"]
+        better.append({**each, "grid": row, "to_tuned": rows[each["format"]]})
+    ends = pd.Series(sizes).groupby(level=0).agg(["min", "max"])
+    return {**dict(ends.apply(tuple, axis=1)), "better": better}
 
 
 # The answer
@@ -241,6 +257,17 @@ def _muon(loader: ExperimentDataLoader, rivals: pd.DataFrame) -> list[dict[str, 
     arms = {f"{fmt} muon fresh": fmt for fmt in RULE_FORMATS}
     own = rivals[rivals["of"].isin(arms)] if verdicts_of(loader, "H33")[0].answer == "yes" else rivals.iloc[:0]
     return list(own.assign(format=own["of"].map(arms)).to_dict("records"))
+
+
+def _fresh(loader: ExperimentDataLoader, rivals: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """Two rules against AdamW with master weights, and AdamW on the grid, on the seeds of the third registration."""
+    grid = named_family(loader, [pair for pair in ON_THE_GRID if not missing(loader, pair)])
+    found = pd.concat([rivals, grid], ignore_index=True)
+    rows = found.assign(format=[ARMS[arm].format for arm in found["of"]]).to_dict("records")
+    return {
+        rule: [row for row in rows if ARMS[row["of"]].rule == rule and row["to"].endswith(" head nearest")]
+        for rule in ("relative", "update", "adamw")
+    }
 
 
 def _decays(found: StepRuleComparator) -> dict[str, Any]:
@@ -273,7 +300,7 @@ def _differences(judged: pd.DataFrame) -> list[Block]:
         [f"{fmt}  {place.label}" for fmt in RULE_FORMATS for place in PLACES.values()],
         STYLES,
         "AdamW",
-        "loss − AdamW's, all else equal (nats per character)",
+        "loss − AdamW's (nats per character)",
     )
     return [ChartBlock(chart)]
 

@@ -67,7 +67,7 @@ def _by_report(found: tuple[Verdict, ...]) -> list[tuple[str, str, list[Verdict]
 
 def _tests(verdict: Verdict) -> Table:
     columns = (
-        col.arm("Contrast", "contrast"),
+        col.contrast("Contrast"),
         col.signed("Difference", "difference"),
         col.interval(),
         col.count("Pairs", "n_pairs"),

@@ -95,7 +95,7 @@ def tests_table(verdicts: Iterable[Verdict], identity: str) -> list[Block]:
         return []
     columns = (
         col.text("", "id"),
-        col.arm("Difference", "contrast"),
+        col.contrast("Difference"),
         col.of("Other arm", lambda row: col.arm_link(row["against"], "against")),
         col.count("Pairs", "n_pairs"),
         col.signed("Nats", "difference", 4),
