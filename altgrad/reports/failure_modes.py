@@ -86,7 +86,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
     parts: dict[str, Part] = {
         "e7m0": [_predictions(hypotheses["e7m0"], e7m0, "e7m0-predictions")],
         "e0m7": [_predictions(hypotheses["e0m7"], e0m7, "e0m7-predictions")],
-        "verdicts": [verdict_table(verdicts, "verdicts"), *tests_table(verdicts, "verdict-tests")],
+        "verdicts": [verdict_table(verdicts), *tests_table(verdicts, "verdict-tests")],
         "unfinished": lambda: [_unfinished_table(analyzer)],
         "machines": lambda: machine_blocks(loader, _comparisons(analyzer, failed)),
     }
