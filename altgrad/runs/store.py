@@ -248,7 +248,7 @@ class RunSet:
     records: tuple[RunRecord, ...]
     problems: tuple[Problem, ...] = ()
     canaries: tuple[Canary, ...] = ()
-    found: dict[str, tuple[Any, Any]] = field(default_factory=dict, repr=False)
+    found: dict[str, tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)
     """What `altgrad.analysis.loader.ExperimentDataLoader.memo` found in these records, with the functions, by name."""
 
 
