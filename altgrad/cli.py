@@ -579,7 +579,7 @@ def run_probe(options: argparse.Namespace) -> int:
             rule.check("--formats", fmt)
         except ValueError as error:
             raise UsageError(one_line(error)) from None
-    probed = of_run or trained(config, options.steps, options.batches, options.data, progress=True)
+    probed = of_run or trained(config, options.steps, options.batches, options.data)
     names = {(fmt.name, ROUNDINGS[how]): f"{fmt.label} {how}" for fmt in formats for how in roundings}
     operands = {name: Operand(get_format(key[0]), key[1], rule) for key, name in names.items()}
     try:
