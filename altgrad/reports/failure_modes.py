@@ -146,14 +146,12 @@ def _summary(analyzer: FailureAnalyzer, comparison: Comparison, failed: pd.DataF
             bare_rows.append(row)
         elif not (bare or failing or worst or col.missing(row["gap"])):  # the largest gap is first
             worst = row | {"bits": min(get_format(name).bits for name in row["format"].split("/"))}
-    outright = analyzer.failures.loc[analyzer.failures["status"] == "failed", "arm"]
     return {
         "splits": len(splits),
         "failing": failing,
         "broken": broken,
         "bare": bare_rows,
         "worst": worst,
-        "outright": outright.map(lambda arm: named(analyzer.loader.config(arm))).value_counts().to_dict(),
     }
 
 

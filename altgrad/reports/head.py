@@ -120,7 +120,6 @@ def _content(loader: ExperimentDataLoader) -> Content:
         "registered": registrations(document_source(PREREGISTRATION))[1:],
         "runaway": RUNAWAY,
         "found": found,
-        "pending_studies": list(dict.fromkeys(each.study for each in found if each.answer == "pending")),
         "scope": scope(loader, everything["arm"].iloc[0]) if len(everything) else None,
     }
     parts: dict[str, Part] = {
