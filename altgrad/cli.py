@@ -77,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0, 1 for a run that failed, 2 for a user's mistake, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(prog="altgrad", description="Train in simulated low precision, and explain runs.")
     parser.add_argument("--version", action="version", version=f"altgrad {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    raw = partial(argparse.ArgumentParser, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=raw)  # type: ignore[call-overload]
     train = commands.add_parser("train", help="train one config and record the run")
     train.set_defaults(command=run_training)
     add_train_arguments(train, Path("experiments/runs"), "altgrad train")
@@ -85,14 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_sweep_arguments(commands.add_parser("sweep", help="write the definition of a W&B sweep, whose agents train"))
     add_compare_arguments(commands.add_parser("compare", help="which of some formats costs least: tune, train, answer"))
     explain = commands.add_parser("explain", help="say what broke in a recorded run", description=EXPLAINING)
-    explain.formatter_class = argparse.RawDescriptionHelpFormatter
     explain.add_argument("folder", metavar="RUN_FOLDER", type=Path, help="the folder of one run")
     explain.set_defaults(command=run_explain)
     add_probe_arguments(commands.add_parser("probe", help="predict what formats cost, from one unquantized model"))
     add_evaluate_arguments(commands.add_parser("evaluate", help="what a recorded model loses in formats and recipes"))
     add_export_arguments(commands.add_parser("export-weights", help="write a recorded model's weights as real codes"))
     listed = commands.add_parser("recipes", help="list the recipes that have a name, or one with its settings")
-    listed.description = "List the recipes of low-precision training that have a name, or show what one of them is."
+    listed.description = "List the recipes of low-precision training that have a name, or show what one\nof them is."
     listed.add_argument("name", nargs="?", metavar="NAME", help="of a recipe: its settings, source and keys")
     listed.set_defaults(command=run_recipes)
     runs = commands.add_parser("runs", help="list, compare, export, check and remove recorded runs, and fetch some")
@@ -105,7 +105,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def add_train_arguments(parser: argparse.ArgumentParser, out: Path, command: str) -> None:
     """The arguments of a training run; `out` is where records go by default, `command` what its examples begin with."""
     parser.description, parser.epilog = TRAINING, EXAMPLES.format(command=command)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the experiment")
     parser.add_argument(
         "keys", metavar="KEY=VALUE", nargs="*", help="override keys, after CONFIG: what W&B's agents write"
@@ -153,7 +152,6 @@ SWEEP_EXAMPLES = """example:
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``altgrad sweep``."""
     parser.description, parser.epilog = SWEEPING, SWEEP_EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the experiment")
     over = "values with commas between, or LOW..HIGH (numbers with a point by their logarithm); may be repeated"
     parser.add_argument("--over", action="append", required=True, metavar="KEY=VALUES", help=over)
@@ -266,7 +264,7 @@ exit codes: as altgrad train
 
 def add_continue_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``altgrad continue``."""
-    parser.description, parser.formatter_class = CONTINUING, argparse.RawDescriptionHelpFormatter
+    parser.description = CONTINUING
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished run with checkpoints")
     parser.add_argument("--steps", type=int, required=True, help="of the longer run, those of RUN included")
     parser.add_argument("--out", type=Path, help="folder of the records (default: the one that RUN is in)")
@@ -318,7 +316,6 @@ exit codes:
 def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``altgrad compare``."""
     parser.description, parser.epilog = COMPARING, COMPARE_EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("config", metavar="CONFIG", help="YAML file of the experiment")
     parser.add_argument("--formats", required=True, metavar="NAMES", help="formats and recipes, separated by commas")
     parser.add_argument("--seeds", type=int, default=8, help="how many each trains on (default: 8)")
@@ -520,7 +517,6 @@ exit codes:
 def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``altgrad probe``."""
     parser.description, parser.epilog = PROBING, PROBE_EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "config", metavar="CONFIG", type=Path, help="YAML file, or the folder of a run with checkpoints"
     )
@@ -583,7 +579,7 @@ def run_probe(options: argparse.Namespace) -> int:
             rule.check("--formats", fmt)
         except ValueError as error:
             raise UsageError(one_line(error)) from None
-    probed = of_run or trained(config, options.steps, options.batches, options.data, progress=True)
+    probed = of_run or trained(config, options.steps, options.batches, options.data)
     names = {(fmt.name, ROUNDINGS[how]): f"{fmt.label} {how}" for fmt in formats for how in roundings}
     operands = {name: Operand(get_format(key[0]), key[1], rule) for key, name in names.items()}
     try:
@@ -633,7 +629,6 @@ def _add_recorded_model(parser: argparse.ArgumentParser) -> None:
 def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``altgrad evaluate``."""
     parser.description, parser.epilog = EVALUATING, EVALUATE_EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     _add_recorded_model(parser)
     parser.add_argument("--formats", default="", metavar="NAMES", help="formats, separated by commas")
     parser.add_argument("--recipes", default="", metavar="NAMES", help="recipes, separated by commas")
@@ -704,7 +699,6 @@ exit codes:
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``altgrad export-weights``."""
     parser.description, parser.epilog = EXPORTING, EXPORT_EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     _add_recorded_model(parser)
     parser.add_argument("file", metavar="FILE", type=Path, help="safetensors file to write")
     chosen = parser.add_mutually_exclusive_group()
@@ -785,7 +779,6 @@ def _listed(option: str, text: str) -> list[str]:
 def add_new_site_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``altgrad new-site``."""
     parser.description, parser.epilog = NEW_SITE, NEW_SITE_EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(command=run_new_site)
     parser.add_argument("folder", metavar="DIR", type=Path, help="a new or empty folder")
     logs = "a log, or a folder that holds some: what `altgrad runs import` reads"
@@ -881,7 +874,6 @@ exit codes:
 def add_runs_commands(parser: argparse.ArgumentParser) -> None:
     """The commands of ``altgrad runs``."""
     parser.description, parser.epilog = RUNS, RUNS_EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="runs_command", required=True, metavar="COMMAND")
 
     def add_source(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:

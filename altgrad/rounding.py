@@ -285,8 +285,7 @@ def decode(codes: Tensor, fmt: FloatFormat, *, scale: Tensor | float | None = No
     """
     _check_format(fmt)
     if not isinstance(codes, Tensor) or codes.dtype not in CODE_DTYPES:
-        given = _dtype_name(codes.dtype) if isinstance(codes, Tensor) else type(codes).__name__
-        raise TypeError(f"decode takes uint8 or uint16 codes, not {given}")
+        raise TypeError(f"decode takes uint8 or uint16 codes, not {dtype_or_type(codes)}")
     values = torch.from_numpy(fmt.values.copy()).float()
     if codes.device.type == "meta":
         return torch.empty(codes.shape, device="meta")
@@ -881,6 +880,11 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def dtype_or_type(value: object) -> str:
+    """What an error calls a value: a tensor by its dtype, anything else by its type."""
+    return _dtype_name(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
 def _check_format(fmt: FloatFormat) -> None:
     if not isinstance(fmt, FloatFormat):
         raise TypeError(f"the format must be a FloatFormat, as get_format({str(fmt)[:40]!r}) gives, not {fmt!r:.80}")
@@ -906,8 +910,7 @@ def _job(
     """The arguments, checked, with the scale in the dtype that quotients are taken in."""
     _check_format(fmt)
     if not isinstance(x, Tensor) or x.dtype not in INPUT_DTYPES:
-        given = _dtype_name(x.dtype) if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be a tensor of {', '.join(map(_dtype_name, INPUT_DTYPES))}, not {given}")
+        raise TypeError(f"x must be a tensor of {', '.join(map(_dtype_name, INPUT_DTYPES))}, not {dtype_or_type(x)}")
     _check_rounding(rounding)
     drawn = _checked_draws(fmt, *draws)
     if rounding == "stochastic" and drawn is None:

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from altgrad.formats import E8M0, FP32, FloatFormat, get_format
 from altgrad.ranks import over_group
-from altgrad.rounding import PIECE, Compiler, compile_quantize, decode, encode, is_traced, quantize
+from altgrad.rounding import PIECE, Compiler, compile_quantize, decode, dtype_or_type, encode, is_traced, quantize
 
 GRANULARITIES = ("tensor", "row", "block")
 RULES = ("floor", "rceil")
@@ -809,12 +809,12 @@ def _checked_tensor_scale(value: Tensor | float, device: torch.device) -> Tensor
     """float32 []; NaN goes through, as it is the scale of a damaged tensor."""
     if isinstance(value, Tensor):
         if not value.is_floating_point():
-            raise TypeError(f"tensor_scale must be a number or a floating-point tensor, not {_described(value)}")
+            raise TypeError(f"tensor_scale must be a number or a floating-point tensor, not {dtype_or_type(value)}")
         if value.numel() != 1:
             raise ValueError(f"tensor_scale must have one element, not the shape {list(value.shape)}")
         scale = value.detach().float().reshape(())
     elif isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"tensor_scale must be a number or a floating-point tensor, not {_described(value)}")
+        raise TypeError(f"tensor_scale must be a number or a floating-point tensor, not {dtype_or_type(value)}")
     else:
         inside = abs(value) <= FP32.max  # not so: infinite, which is refused, and so is NaN
         scale = torch.tensor(float(value) if inside else math.inf, dtype=torch.float64).float()
@@ -825,7 +825,7 @@ def _checked_tensor_scale(value: Tensor | float, device: torch.device) -> Tensor
 
 def _check(x: Tensor, granularity: str, block: int) -> None:
     if not isinstance(x, Tensor) or x.dtype not in INPUT_DTYPES:
-        raise TypeError(f"x must be a tensor of {_names(INPUT_DTYPES)}, not {_described(x)}")
+        raise TypeError(f"x must be a tensor of {_names(INPUT_DTYPES)}, not {dtype_or_type(x)}")
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}, not {granularity!r}")
     _check_block(block)
@@ -884,7 +884,7 @@ def _check_mx(element_format: FloatFormat) -> None:
 def _check_codes(elements: Tensor, scales: Tensor, dtype: torch.dtype) -> None:
     for name, codes in (("elements", elements), ("scales", scales)):
         if not isinstance(codes, Tensor) or codes.dtype != torch.uint8:
-            raise TypeError(f"{name} must be a tensor of uint8 codes, not {_described(codes)}")
+            raise TypeError(f"{name} must be a tensor of uint8 codes, not {dtype_or_type(codes)}")
     if elements.ndim == 0:
         raise ValueError("a tensor without dimensions has no blocks")
     if dtype not in INPUT_DTYPES:
@@ -893,7 +893,3 @@ def _check_codes(elements: Tensor, scales: Tensor, dtype: torch.dtype) -> None:
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-
-
-def _described(value: object) -> str:
-    return _names((value.dtype,)) if isinstance(value, Tensor) else type(value).__name__

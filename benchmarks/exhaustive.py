@@ -18,7 +18,6 @@ import argparse
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,6 +43,7 @@ from altgrad.formats import get_format  # noqa: E402
 from altgrad.reports.benchmarks import ALL_INPUTS, ExhaustiveRecord, Sweep, kernel_fingerprint  # noqa: E402
 from altgrad.reports.measured import RECORDED, read_record, write_record  # noqa: E402
 from altgrad.rounding import compile_quantize, quantize  # noqa: E402
+from altgrad.runs.files import write_text  # noqa: E402
 from altgrad.runs.schema import digest  # noqa: E402
 
 CHUNK = 1 << 24
@@ -213,9 +213,7 @@ def sweep(
             mismatches, first = mismatches + found, [*first, *lines][:SHOWN]
         seconds = done["seconds"] + time.perf_counter() - started
         done = {"key": key, "chunks": number + 1, "mismatches": mismatches, "first": first, "seconds": seconds}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(done))
-        os.replace(temporary, path)
+        write_text(path, json.dumps(done))
         advance(done["chunks"], done["mismatches"])
     return Sweep(
         case=case.name,

@@ -20,7 +20,7 @@ from altgrad.runs.recorder import writes  # noqa: E402
 
 def main() -> int:
     """Returns the exit code of the run."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
     add_train_arguments(parser, ROOT / "experiments" / "runs", "python experiments/run_experiment.py")
     options = parser.parse_args()
     import controls  # noqa: F401, its roundings are registered

@@ -112,7 +112,7 @@ def changed(
 ) -> ExperimentDataLoader:
     """The same records with another table of runs: a changed copy, or what is made of it."""
     other, runs = copy.copy(loader), loader.runs.copy()
-    other.__dict__["run_set"] = copy.copy(loader.run_set)  # other records: nothing found in the old ones is theirs
+    other.__dict__["run_set"] = replace(loader.run_set)  # other records: nothing found in the old ones is theirs
     made = change(runs)
     other.__dict__["runs"] = runs if made is None else made.reset_index(drop=True)
     return other

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def test_renaming_every_label_changes_no_number_and_no_answer(monkeypatch: pytes
             monkeypatch.setattr(module, name, label, raising=module is labels)
 
     fresh = ExperimentDataLoader([RECORDED])
-    fresh.__dict__["run_set"] = copy.copy(loader.run_set)  # its records, of which nothing was found yet
+    fresh.__dict__["run_set"] = replace(loader.run_set)  # its records, of which nothing was found yet
     assert not words & (set(fresh.runs["scope"]) | set(fresh.runs["rule"]))
     after = {name: figures(found) for name, found in everything(fresh)}
     assert list(after) == list(before)

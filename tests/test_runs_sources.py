@@ -658,8 +658,9 @@ def test_name_place_summary_and_surroundings_of_a_run_are_kept_and_shown(tmp_pat
     address = "gs://bucket/tokens/part.parquet"
     given = described(
         "W&B", "uni00000", "基线模型", "проект", config={"lr": 0.1, "shards": address},
-        summary={"best/accuracy": 0.5}, environment=surroundings,
+        environment=surroundings,
     )  # fmt: skip
+    given["summary"] = {"best/accuracy": 0.5}
     found = Pulled("x")
     assert found.add(tmp_path, given, [{"_step": 0, "train/accuracy": 0.25}]), found.problems
     (run,) = load_runs([tmp_path]).records

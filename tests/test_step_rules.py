@@ -7,6 +7,7 @@ import gzip
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ def verdicts(whole: ExperimentDataLoader) -> dict[str, Verdict]:
 def changed(loader: ExperimentDataLoader, change: Callable[[pd.DataFrame], pd.DataFrame]) -> ExperimentDataLoader:
     """The same records with another table of runs."""
     other = copy.copy(loader)
-    other.__dict__["run_set"] = copy.copy(loader.run_set)  # other records: nothing found in the old ones is theirs
+    other.__dict__["run_set"] = replace(loader.run_set)  # other records: nothing found in the old ones is theirs
     other.__dict__["runs"] = change(loader.runs.copy()).reset_index(drop=True)
     return other
 

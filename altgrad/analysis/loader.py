@@ -90,7 +90,6 @@ class ExperimentDataLoader:
     ) -> None:
         self._sources = None if sources is None else tuple(map(located, sources))
         self._project, self._entity, self._silence, self._progress = project, entity, silence, progress
-        self._once: dict[str, tuple[Any, Any]] | None = None  # of its own, else of its records
 
     @cached_property
     def pulled(self) -> Pulled | None:
@@ -138,10 +137,7 @@ class ExperimentDataLoader:
         Args:
             find: a function or class of a module; what it gives is shared and only to be read.
         """
-        found, name = (
-            _found(self.run_set) if self._once is None else self._once,
-            f"{find.__module__}.{find.__qualname__}",
-        )
+        found, name = self.run_set.found, f"{find.__module__}.{find.__qualname__}"
         if name not in found or found[name][0] is not find:  # a module that was imported anew has functions of its own
             found[name] = find, find(self)
         return found[name][1]  # type: ignore[no-any-return]
@@ -149,7 +145,6 @@ class ExperimentDataLoader:
     def of_arms(self, arms: Iterable[str]) -> ExperimentDataLoader:
         """A loader of these arms alone, whose records are not read again: what it gives depends on nothing else."""
         part = ExperimentDataLoader(())
-        part._once = {}
         runs = self.runs[self.runs["arm"].isin(list(arms))].reset_index(drop=True)
         found = {"run_set": RunSet(tuple(self.records[run_id] for run_id in sorted(runs["run_id"]))), "runs": runs}
         part.__dict__ |= found | {"pulled": self.pulled, "_digests": self._digests}
@@ -252,12 +247,6 @@ class ExperimentDataLoader:
 def _read(sources: tuple[Path, ...], content: str) -> RunSet:
     """One reading for all loaders of a process, as long as `content` (`sources_fingerprint`) is what is there."""
     return load_runs(sources)
-
-
-@lru_cache(maxsize=2)
-def _found(run_set: RunSet) -> dict[str, tuple[Any, Any]]:
-    """What `ExperimentDataLoader.memo` has found in these records, by name: the function, and what it gave."""
-    return {}
 
 
 @lru_cache(maxsize=2)

@@ -7,7 +7,7 @@ Machines whose canaries (`altgrad.runs.canary`) gave the same bits compute alike
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 
 import pandas as pd
@@ -31,12 +31,6 @@ def places(loader: ExperimentDataLoader, arm: str) -> dict[int, Place]:
         seed: (str(created)[:10], machine_of(environment))
         for seed, created, environment in zip(runs["seed"], runs["created"], environments, strict=True)
     }
-
-
-def days(loader: ExperimentDataLoader, arm: str, against: str) -> Counter[tuple[str, str]]:
-    """On which dates the pairs of two arms were recorded: (date of the arm's run, date of the other's) -> pairs."""
-    one, other = places(loader, arm), places(loader, against)
-    return Counter((one[seed][0], other[seed][0]) for seed in one.keys() & other.keys())
 
 
 def crossing(loader: ExperimentDataLoader, comparisons: Iterable[tuple[str, str, str]]) -> pd.DataFrame:

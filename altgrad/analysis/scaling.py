@@ -359,11 +359,11 @@ class Fit:
         variance: Floats = np.einsum("ij,jk,ik->i", gradient, self.covariance, gradient)
         return np.sqrt(np.maximum(variance, 0) * self.widening(how))
 
-    def exponent(self, name: str, level: float = 0.95, how: Interval = INTERVAL) -> tuple[float, float, float]:
+    def exponent(self, name: str, how: Interval = INTERVAL) -> tuple[float, float, float]:
         """An exponent and the ends of its interval."""
         at = self.law.exponents.index(name)
         value = float(self.exponents[at])
-        half = self.quantile(level, how) * math.sqrt(self.covariance[at, at] * self.widening(how))
+        half = self.quantile(0.95, how) * math.sqrt(self.covariance[at, at] * self.widening(how))
         return value, value - half, value + half
 
 

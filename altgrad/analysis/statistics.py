@@ -169,8 +169,8 @@ def name_of_test(n: int) -> str:
     return "sign-flip permutation test" if n >= PERMUTATION_FROM else "paired t test"
 
 
-def seeds_needed(sd: float, gap: float, power: float = 0.8) -> int | None:
-    """How many pairs a two-sided paired t test at 5% needs to see a difference of `gap` with the given power.
+def seeds_needed(sd: float, gap: float) -> int | None:
+    """How many pairs a two-sided paired t test at 5% needs to see a difference of `gap` with a power of 80%.
 
     From the noncentral t distribution (Cohen 1988, chapter 2). None above 100,000, or where sd or gap is not finite or
     gap is 0.
@@ -183,7 +183,7 @@ def seeds_needed(sd: float, gap: float, power: float = 0.8) -> int | None:
 
     def seen(n: int) -> bool:
         limit, shift = float(t.ppf(1 - ALPHA / 2, n - 1)), abs(gap) / sd * math.sqrt(n)
-        return float(nct.sf(limit, n - 1, shift) + nct.cdf(-limit, n - 1, shift)) >= power
+        return float(nct.sf(limit, n - 1, shift) + nct.cdf(-limit, n - 1, shift)) >= 0.8
 
     low, high = 1, 2
     while not seen(high):

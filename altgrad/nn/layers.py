@@ -66,7 +66,6 @@ from altgrad.scaling import (
     in_blocks,
     in_tiles,
     inverse_scale_of_amax,
-    mx_scale,
     mx_scale_of_amax,
     nvfp4_scales_of_amax,
     scale_of_amax,
@@ -594,15 +593,12 @@ class _Quantizer:
             return torch.full((), scaling.value, dtype=torch.float32, device=x.device), 0
         if scaling.kind == "delayed":
             return self._delayed_scale(x, name, group), 0
-        if scaling.kind in ("mx", "mx_rceil"):
-            return mx_scale(x, fmt, rule="floor" if scaling.kind == "mx" else "rceil"), MX_BLOCK
-        if scaling.kind == "nvfp4":
-            return _scale_of_amax(amax(x, granularity="block", block=NVFP4_BLOCK), scaling, fmt, group), NVFP4_BLOCK
-        granularity, block = scaling.granularity, scaling.block
+        granularity = "block" if scaling.kind in _BLOCKS else scaling.granularity
+        block = _BLOCKS.get(scaling.kind, scaling.block)
         largest = amax(x, granularity=granularity, block=block)
         if granularity == "tensor":
             largest = over_group(largest, group)
-        return _scale_of_amax(largest, scaling, fmt), block if granularity == "block" else 0
+        return _scale_of_amax(largest, scaling, fmt, group), block if granularity == "block" else 0
 
     def _delayed_scale(self, x: Tensor, name: str, group: Any) -> Tensor:
         """As Transformer Engine: training with gradients enabled takes the amax of `x` into the history."""
@@ -675,12 +671,15 @@ def _matrix(x: Tensor) -> Tensor:
     return x.flatten(0, -2) if x.ndim > 1 else x.unsqueeze(0)
 
 
+_BLOCKS = {"mx": MX_BLOCK, "mx_rceil": MX_BLOCK, "nvfp4": NVFP4_BLOCK}
+
+
 def _tile(scaling: ScaleRule, x: Tensor, *, across: bool) -> tuple[int, int] | None:
     """Rows and columns that share a scale where blocks do not lie along the last dimension; `across` is down the rows.
 
     None is for everything else: no blocks, or those of one row.
     """
-    size = {"mx": MX_BLOCK, "mx_rceil": MX_BLOCK, "nvfp4": NVFP4_BLOCK}.get(scaling.kind, scaling.block)
+    size = _BLOCKS.get(scaling.kind, scaling.block)
     if scaling.granularity == "block_2d":
         return size, size
     if across:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.reports.arms import arm_page_makers, arm_pages
@@ -48,7 +48,7 @@ def site_pages(family: str) -> list[Page]:
     Raises:
         KeyError: for another family.
     """
-    loader = _loader()
+    loader = ExperimentDataLoader()
     families: dict[str, Callable[[], list[Page]]] = {
         "home": lambda: [home_page(loader)],
         "reports": lambda: [make(loader) for make in REPORTS.values()],
@@ -61,7 +61,7 @@ def site_pages(family: str) -> list[Page]:
 
 def site_page_makers(family: str = "runs") -> list[PageMaker]:
     """What makes each page of the family "runs" or "reports": the cache keeps each under its own key."""
-    loader = _loader()
+    loader = ExperimentDataLoader()
     if family == "runs":
         return arm_page_makers(loader)
     keys = {path: benchmarks_key(site_key(make.__module__) + documents_key(path)) for path, make in REPORTS.items()}
@@ -83,13 +83,3 @@ def site_key(*modules: str) -> str:
     Without modules: what any page depends on.
     """
     return digest(code_key(*modules, *([moved.__module__] if modules else [])), sources_fingerprint())
-
-
-def _loader() -> ExperimentDataLoader:
-    """One reading of the records for all families, as long as they do not change."""
-    return _reading(sources_fingerprint())
-
-
-@lru_cache(1)
-def _reading(content: str) -> ExperimentDataLoader:
-    return ExperimentDataLoader()

@@ -15,10 +15,11 @@ import yaml
 
 from altgrad.analysis import words
 from altgrad.analysis.comparison import FormatComparator
+from altgrad.analysis.contrasts import by_seed
 from altgrad.analysis.effects import OWN, Measure, last_value, measure_of, outcomes, summary_of
 from altgrad.analysis.labels import site_labels
 from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, Looks, states_formats, unquantized
-from altgrad.analysis.statistics import Estimate, mean_interval
+from altgrad.analysis.statistics import Estimate, paired_difference
 from altgrad.config import ExperimentConfig, changes, command, flat, nested, scalar
 from altgrad.reports import columns as col
 from altgrad.reports import health, tuning
@@ -319,14 +320,10 @@ def _why(reasons: pd.Series) -> str:
 
 def _gap(loader: ExperimentDataLoader, arm: str, baseline: str | None) -> Estimate | None:
     """Final validation loss minus the baseline's of the same seed; held-out tuning seeds take no part."""
-    losses: dict[str, dict[int, float]] = {}
-    names = ("arm", "role", "seed", "final_val_loss")
-    for name, role, seed, loss in zip(*(loader.runs[name].tolist() for name in names), strict=True):
-        if role == "report" and pd.notna(seed) and np.isfinite(loss):
-            losses.setdefault(name, {}).setdefault(seed, loss)
-    own, other = losses.get(arm, {}), losses.get(baseline or "", {})
-    gaps = [loss - other[seed] for seed, loss in sorted(own.items()) if seed in other]
-    return mean_interval(gaps) if gaps else None
+    runs = loader.runs[loader.runs["role"] == "report"]
+    own, other = (by_seed(runs[runs["arm"] == name]) for name in (arm, baseline))
+    gap = paired_difference(own, other)
+    return gap if gap.n else None
 
 
 def _config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline: str | None) -> list[Block]:

@@ -189,7 +189,7 @@ def gaps(identity: str, title: str, data: pd.DataFrame) -> Chart:
     """
 
     def draw(axes: Axes) -> None:
-        reference_line(axes, "FP32")
+        reference_line(axes)
         places = range(len(data))
         _intervals(axes, places, data, said)
         for place, gap, high in zip(places, data["gap"], data["high"].fillna(data["gap"]), strict=True):
@@ -225,7 +225,7 @@ def gaps_against(
     }
 
     def draw(axes: Axes) -> None:
-        reference_line(axes, "FP32")
+        reference_line(axes)
         _gap_axis(axes, data)
         panel_axes(axes, [f"over the {axis}" for axis, _ in over.values()], [])
         for column, scale in scales.items():
@@ -266,10 +266,10 @@ def _gap_axis(axes: Axes, data: pd.DataFrame) -> None:
     axes.set_ylabel(f"gap to FP32, nats per character\n(logarithmic beyond ±{LINEAR_TO:g})")
 
 
-def reference_line(axes: Axes, label: str) -> None:
+def reference_line(axes: Axes) -> None:
     """The line at zero that differences are measured from, named at its right end."""
     axes.axhline(0, color=FOREGROUND, linewidth=1)
-    _label(axes, label, (1, 0), (4, 0), xycoords=("axes fraction", "data"), va="center", color=MUTED)
+    _label(axes, "FP32", (1, 0), (4, 0), xycoords=("axes fraction", "data"), va="center", color=MUTED)
 
 
 def _label(axes: Axes, text: str, at: tuple[float, float], away: tuple[float, float], **how: Any) -> None:

@@ -19,7 +19,7 @@ from altgrad.analysis.comparison import format_order
 from altgrad.analysis.effects import OWN, Measure, last_value, measure_of, outcomes
 from altgrad.analysis.labels import naming, site_labels, values_of
 from altgrad.analysis.loader import NOT_STATED, ExperimentDataLoader, unquantized
-from altgrad.analysis.statistics import CONFIDENCE, mean_interval, t_quantile
+from altgrad.analysis.statistics import mean_interval, t_quantile
 from altgrad.config import ExperimentConfig, flat, scalar
 from altgrad.reports.curves import compact, history_value, metric_key, metrics_of_arm, plain, runs_value
 from altgrad.reports.document import document_page
@@ -91,14 +91,11 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
     of Student's t for k degrees of freedom. ``styles`` are those of the formats, ``dashes`` what tells lines of one
     colour apart. ``arms.study_page`` names the page of an arm that has none itself: a study's, or this one.
     """
-    from scipy.stats import t
-
     runs, measure = loader.runs, loader.memo(measure_of)
     pages = [loader.memo(moved).get(f"runs/{arm}") for arm in arms["arm"]]
     row_of = {arm: row for row, arm in enumerate(arms["arm"])}
     ids = [_run_id(run_id, seed) for run_id, seed in zip(runs["run_id"], runs["seed"], strict=True)]
     most = int(arms["runs"].max()) if len(arms) else 0
-    quantiles = t.ppf((1 + CONFIDENCE) / 2, np.arange(1, max(QUANTILES, most) + 1)).tolist()
     return compact(
         {
             "arms": {
@@ -124,7 +121,7 @@ def table_json(loader: ExperimentDataLoader, arms: pd.DataFrame) -> bytes:
             "suggested": _suggested(loader, arms),
             "metric": measure and measure._asdict(),
             "keys": swept_columns(loader, arms["arm"]),
-            "t": [None, *quantiles],
+            "t": [None, *map(t_quantile, range(1, max(QUANTILES, most) + 1))],
         }
     )
 

@@ -87,7 +87,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
     parts: dict[str, Part] = {
         "e7m0": [_predictions(hypotheses["e7m0"], e7m0, "e7m0-predictions")],
         "e0m7": [_predictions(hypotheses["e0m7"], e0m7, "e0m7-predictions")],
-        "verdicts": [verdict_table(verdicts, "verdicts"), *tests_table(verdicts, "verdict-tests")],
+        "verdicts": [verdict_table(verdicts), *tests_table(verdicts, "verdict-tests")],
         "unfinished": lambda: [_unfinished_table(analyzer)],
         "machines": lambda: machine_blocks(loader, _comparisons(analyzer, failed)),
     }
@@ -147,14 +147,12 @@ def _summary(analyzer: FailureAnalyzer, comparison: Comparison, failed: pd.DataF
             bare_rows.append(row)
         elif not (bare or failing or worst or col.missing(row["gap"])):  # the largest gap is first
             worst = row | {"bits": min(get_format(name).bits for name in row["format"].split("/"))}
-    outright = analyzer.failures.loc[analyzer.failures["status"] == "failed", "arm"]
     return {
         "splits": len(splits),
         "failing": failing,
         "broken": broken,
         "bare": bare_rows,
         "worst": worst,
-        "outright": outright.map(lambda arm: named(analyzer.loader.config(arm))).value_counts().to_dict(),
     }
 
 

@@ -362,10 +362,10 @@ def _shown(name: str) -> str:
     return shorten(visible(name), CELL_LIMIT)
 
 
-def by_layer(identity: str, statistic: str, data: pd.DataFrame, note: str, whose: str = "") -> ChartBlock:
-    """A heat map of one of `FIGURES`: rows layer, operand, step, value; `whose` stands in its title, `note` below."""
+def by_layer(identity: str, statistic: str, data: pd.DataFrame, note: str) -> ChartBlock:
+    """A heat map of one of `FIGURES`: rows layer, operand, step, value; `note` stands below."""
     figure = FIGURES[statistic]
-    title = f"{figure.title}{whose} by layer and step{figure.relative}"
+    title = f"{figure.title} by layer and step{figure.relative}"
     return ChartBlock(heat_map(identity, title, data, figure.levels, figure.panels, f"{figure.meaning} {note}"))
 
 

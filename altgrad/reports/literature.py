@@ -79,7 +79,7 @@ def _content(loader: ExperimentDataLoader) -> Content:
     parts: dict[str, Part] = {
         "differences": lambda: _chart(tests),
         "claims": lambda: [_table(claims)],
-        "verdicts": lambda: [verdict_table(written, "verdicts")],
+        "verdicts": lambda: [verdict_table(written)],
         "tests": lambda: tests_table(written, "verdict-tests"),
         "machines": lambda: machine_blocks(loader, tests[["contrast", "arm", "against"]].itertuples(index=False)),
     }

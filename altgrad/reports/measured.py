@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,6 +13,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 import altgrad
 from altgrad.reports import columns as col
 from altgrad.reports.document import page_of
+from altgrad.runs.files import write_text
 from altgrad.runs.schema import RecordError
 from altgrad.site import Block, Bullets, CodeBlock, Column, Note, Page, Paragraph, Provenance
 from altgrad.site.document import Part
@@ -99,9 +99,7 @@ def read_record(path: Path, kind: type[AnyRecord]) -> AnyRecord | None:
 def write_record(record: Record, path: Path) -> None:
     """Write the record; a reader finds the old one or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
 
 
 def found(

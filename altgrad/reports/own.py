@@ -116,8 +116,8 @@ def _between(digits: int) -> Column:
     return col.filled("Between settings", f"{{smallest:+.{digits}f}} to {{largest:+.{digits}f}}")
 
 
-def _some(values: list[str], most: int = 8) -> str:
-    return words.names([cut(value, 40) for value in values[:most]]) + (" …" if len(values) > most else "")
+def _some(values: list[str]) -> str:
+    return words.names([cut(value, 40) for value in values[:8]]) + (" …" if len(values) > 8 else "")
 
 
 def _best_columns(digits: int) -> tuple[Column, ...]:

@@ -23,7 +23,7 @@ from altgrad.reports.document import Content, content_of, document_page, documen
 from altgrad.site import GRID, MUTED, PALETTE, Axis, Block, Chart, ChartBlock, Download, Page, Table
 from altgrad.site.document import Part
 from altgrad.site.sketch import INCH, Sketch, number_text
-from altgrad.studies import FP32_RATE, LADDER, LADDER_FORMS, LADDER_STEPS, MUP_WIDTH, TOKENS_PER_STEP
+from altgrad.studies import FP32_RATE, LADDER, LADDER_FORMS, LADDER_STEPS, MUP_WIDTH
 
 PATH = "reports/scaling"
 REGISTRATION = "method/preregistration-ladder"
@@ -384,7 +384,6 @@ def calculator(found: Findings) -> dict[str, Any]:
         "quantile": law.quantile(0.95),
         "forms": forms,
         "recorded": ends,
-        "tokens_per_step": TOKENS_PER_STEP,
         "grey": scaling.GREY,
         "refused": scaling.REFUSED,
         "loss": None if loss is None else {"beta": loss.exponents[1], "fall": loss.coefficients[2]},

@@ -12,7 +12,7 @@ from altgrad.analysis.hypotheses import Verdict
 from altgrad.reports import columns as col
 from altgrad.reports.columns import Row
 from altgrad.reports.document import macros_of, statements
-from altgrad.site import Block, Column, Details, Link, Md, PageRef, Table, Text, escape
+from altgrad.site import Block, Column, Details, Link, Md, PageRef, Table, escape
 
 PREREGISTERED = "reports/preregistered"
 
@@ -41,28 +41,23 @@ def evidence(judgement: Judgement, macro: str = "evidence") -> str:
     return " ".join(getattr(macros_of("evidence"), macro)(judgement).split())
 
 
-def verdict_table(
-    verdicts: Iterable[Verdict],
-    identity: str,
-    *more: Column,
-    caption: Text = "Preregistered hypotheses and what the runs say",
-) -> Table:
+def verdict_table(verdicts: Iterable[Verdict]) -> Table:
     """What was written down beforehand, and what the records say of it; a decided answer is bold."""
     shown = col.of("What the runs show", lambda row: escape(row["evidence"], 4000))
-    return _verdicts(verdicts, identity, (shown, *more), caption)
+    return _verdicts(verdicts, "verdicts", (shown,), "Preregistered hypotheses and what the runs say")
 
 
-def outcome_table(verdicts: Iterable[Verdict], identity: str, *more: Column, caption: Text = "") -> Table:
+def outcome_table(verdicts: Iterable[Verdict], identity: str) -> Table:
     """The same in short: how many tests went which way, and by how much; the evidence is in the table's file."""
     columns = (
         col.text("What happened", "outcome"),
         col.text("Nats (95% CI)", "sizes"),
         col.count("Seeds", "n_pairs"),
     )
-    return _verdicts(verdicts, identity, (*columns, *more), caption)
+    return _verdicts(verdicts, identity, columns)
 
 
-def _verdicts(verdicts: Iterable[Verdict], identity: str, more: Sequence[Column], caption: Text) -> Table:
+def _verdicts(verdicts: Iterable[Verdict], identity: str, more: Sequence[Column], caption: str = "") -> Table:
     records = [
         {
             "id": each.id,

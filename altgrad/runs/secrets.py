@@ -173,20 +173,20 @@ _DEEPEST = 100
 _NUMBERS = frozenset({bool, int, float, type(None)})  # most of what a record holds
 
 
-def mask(value: Any, name: str = "", *, own: tuple[str, ...] | None = None) -> Any:
+def mask(value: Any, name: str = "") -> Any:
     """`value` with `LEFT_OUT` in place of what looks like a secret, in texts, lists and mappings of any depth.
 
     Args:
         value: a value of JSON; tuples stay tuples, and values of other kinds are given back as they are.
         name: the name it stands under; nested ones are dotted.
-        own: texts that are secrets wherever they stand; default: those of this process's environment variables.
     """
-    return _mask(value, name, _of_environment() if own is None else own, 0)
+    return _mask(value, name, _of_environment(), 0)
 
 
 def mask_record(run: Mapping[str, Any], *, own: tuple[str, ...] | None = None) -> dict[str, Any]:
     """A run.json as `mask` leaves it, but for what decides which run it is.
 
+    Texts of `own` are secrets wherever they stand; default: those of this process's environment variables.
     Of a config of AltGrad's own the free texts are looked at: its other values are words that AltGrad knows.
     """
     own = _of_environment() if own is None else own

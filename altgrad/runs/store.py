@@ -248,6 +248,8 @@ class RunSet:
     records: tuple[RunRecord, ...]
     problems: tuple[Problem, ...] = ()
     canaries: tuple[Canary, ...] = ()
+    found: dict[str, tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)
+    """What `altgrad.analysis.loader.ExperimentDataLoader.memo` found in these records, with the functions, by name."""
 
 
 def default_sources() -> tuple[Path, ...]:

@@ -61,10 +61,7 @@ def policies(config: ExperimentConfig, formats: Sequence[str], recipes: Sequence
 
 
 def evaluate(
-    kept: Checkpointed,
-    candidates: Mapping[str, Mapping[str, Policy]],
-    batches: int = 16,
-    progress: Callable[[str], None] = lambda _: None,
+    kept: Checkpointed, candidates: Mapping[str, Mapping[str, Policy]], batches: int = 16
 ) -> dict[str, Evaluated]:
     """The loss of a recorded model under each policy, its own first where the run has one.
 
@@ -75,7 +72,6 @@ def evaluate(
         kept: of `altgrad.training.probed.checkpointed`.
         candidates: policies as `quantize_model` takes them, by a name.
         batches: how many training batches the probe reads; 0: it is not asked.
-        progress: is told the name of each policy before it is read.
     """
     model, config = kept.model, kept.config
     with unquantized(model):
@@ -83,14 +79,12 @@ def evaluate(
     own = {OWN: policies_of(config)} if config.quantize.operands else {}
     read: dict[str, list[float]] = {}
     if own:
-        progress(OWN)
         read[OWN] = _losses(kept)
     for layer in quantized_layers(model).values():
         layer.grid_scale = None  # the candidates round weights that live on the grid as they would any others
     drawn = [kept.batches.next() for _ in range(batches)]
     losses = [partial(model.loss, *batch) for batch in drawn]
     for name, policy in candidates.items():
-        progress(name)
         quantize_model(model, policy, seed=config.seed)
         read[name] = _losses(kept)
     quantize_model(model, Policy())

@@ -36,7 +36,7 @@ class Probed(NamedTuple):
     losses: list[Callable[[], Tensor]]
 
 
-def trained(config: ExperimentConfig, steps: int, batches: int, text: Path | None, progress: bool) -> Probed:
+def trained(config: ExperimentConfig, steps: int, batches: int, text: Path | None) -> Probed:
     """The config's model after `steps` steps, the whole schedule within them.
 
     Args:
@@ -61,7 +61,7 @@ def trained(config: ExperimentConfig, steps: int, batches: int, text: Path | Non
     }
     with TemporaryDirectory() as folder:
         corpus = _corpus(config, text)
-        result = train(config.model_copy(update=short), Path(folder), corpus=corpus, progress=progress)
+        result = train(config.model_copy(update=short), Path(folder), corpus=corpus)
         if result.failure:
             raise UsageError(f"the model of the probe failed at step {result.failure.step}: {result.failure.message}")
         return recorded(result.path, batches, text)._replace(config=config)

@@ -113,7 +113,6 @@ def described(
     state: str = "finished",
     created: float | str | None = None,
     ended: float | str | None = None,
-    summary: Mapping[str, Any] | None = None,
     notes: str = "",
     tags: Sequence[str] = (),
     environment: Mapping[str, Any] | None = None,
@@ -127,7 +126,7 @@ def described(
         mark: its identity, of `mark_of` or the tool's own.
         name: what people call it, or where it lies; the project that this begins with is left out.
         project: what it is one of.
-        config, summary, notes, tags, environment: as they were logged.
+        config, notes, tags, environment: as they were logged.
         state: one of `altgrad.runs.schema.STATUSES`.
         created, ended: seconds since 1970, or ISO 8601.
         lines: what is to be said of the reading.
@@ -137,7 +136,7 @@ def described(
     return {
         "kind": tool, "entity": "", "project": project or tool.lower(), "id": mark, "state": state,
         "name": name.removeprefix(f"{project}/"),
-        "config": dict(config or {}), "summary": dict(summary or {}), "notes": notes,
+        "config": dict(config or {}), "summary": {}, "notes": notes,
         "tags": [str(tag) for tag in tags], "group": None, "url": None, "created": begin or end or _EPOCH,
         "heartbeat": end or begin, "lines": rows,
         "environment": dict(environment or {}), "lines_of_source": list(lines),
