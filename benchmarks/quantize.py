@@ -243,7 +243,8 @@ def peer_entries(t: Tensors) -> Iterator[Entry]:
 
     def entry(name: str, package: str, make: Callable[[], Callable[[Tensor], Tensor]], **rest: Any) -> Entry:
         fmt = get_format(rest.pop("format", "e4m3"))
-        timing = Timing(name=name, group="peer", format=fmt.label, version=_version(package))
+        into = rest.pop("out", False)
+        timing = Timing(name=name, group="peer", format=fmt.label, version=_version(package), out=into)
 
         def whole() -> Callable[[], Tensor]:
             run = make()
@@ -303,8 +304,8 @@ def peer_entries(t: Tensors) -> Iterator[Entry]:
         outer = t.x.abs().amax() / (448 * 6)
         return lambda x: nvfp4.to_nvfp4(x, per_tensor_scale=outer).dequantize(torch.float32)
 
-    yield entry("torch, cast and back", "torch", cast(torch.float8_e5m2), format="e5m2")
-    yield entry("torch, cast and back", "torch", cast(torch.float8_e4m3fn))
+    yield entry("torch, cast and back", "torch", cast(torch.float8_e5m2), format="e5m2", out=True)
+    yield entry("torch, cast and back", "torch", cast(torch.float8_e4m3fn), out=True)
     yield entry("qtorch, float_quantize", "qtorch", qtorch, slow=True)
     yield entry("ml_dtypes, cast and back", "ml_dtypes", ml_dtypes)
     yield entry("torchao, floatx codes and back", "torchao", torchao)

@@ -255,3 +255,28 @@ def test_the_losses_of_the_table_of_arms_have_no_sign(tmp_path: Path) -> None:
     (table,) = (block for block in index.blocks if isinstance(block, Table))
     (cell,) = (str(cell) for cell in table.rows[0] if str(cell).startswith("["))
     assert re.fullmatch(r"\[\d\.\d+, \d\.\d+\]", cell)
+
+
+def test_a_baseline_shares_evaluation_and_seeds_and_the_page_says_how_much_its_loss_reads(tmp_path: Path) -> None:
+    more = {"final_eval_characters": 50_000}
+    write_run(tmp_path, config(seed=0), 2.0)
+    for seed in range(3):
+        write_run(tmp_path, config(seed=seed, lr=1e-2, eval_every=5), 2.0)
+        write_run(tmp_path, config(seed=seed, lr=1e-2, **more), 2.0, final=2.1 + seed / 100)
+        write_run(tmp_path, config("e4m3", seed=seed, **more), 2.0, final=2.15 + seed / 100)
+    pages = [text(page) for page in arm_pages(ExperimentDataLoader([tmp_path])) if page.path.startswith("runs/e4m3")]
+    assert len(pages) == 1
+    assert "paired by seed: **+0.0500**" in re.sub(r" nats per character", "", pages[0])
+    assert "n = 3" in pages[0]
+    assert "final loss over 50,000 characters" in pages[0].partition("paired by seed")[0]
+    assert "reads at least 50,000 characters" in pages[0]
+    assert "are of 10,240 characters each" in pages[0]
+
+
+def test_losses_of_different_amounts_of_text_are_not_subtracted(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path, config(seed=seed), 2.0)
+        write_run(tmp_path, config("e4m3", seed=seed, final_eval_characters=50_000), 2.0, final=2.15)
+    (page,) = (page for page in arm_pages(ExperimentDataLoader([tmp_path])) if page.path.startswith("runs/e4m3"))
+    assert "paired by seed" not in text(page)
+    assert "Compare with the baseline" in text(page)

@@ -497,7 +497,13 @@ def test_the_page_is_made_again_when_a_record_changes(tmp_path: Path) -> None:
 
 
 def test_the_committed_records_are_whole_and_make_a_page(tmp_path: Path) -> None:
-    assert read_record(RECORDED / "quantize.json", QuantizeRecord) is not None
+    record = read_record(RECORDED / "quantize.json", QuantizeRecord)
+    assert record is not None
     text = shown(benchmarks_page(), tmp_path)
     assert "left out" not in text
     assert "gfloat" in text
+    rows = {(row.name, row.format, row.form): row.ratio for row in record.timings if not row.small}
+    allocated, plain = (rows[name, "E4M3", "eager"] for name in ("plain, result allocated", "plain"))
+    told = " ".join(text.split())
+    assert f"with which AltGrad's eager form takes {allocated:.3g} copies, not {plain:.3g}." in told
+    assert f"torch's cast takes {rows['torch, cast and back', 'E5M2', '']:.3g} copies" in told

@@ -23,6 +23,7 @@ from altgrad.site import (
     Axis,
     Chart,
     ChartBlock,
+    Details,
     Page,
     PageRef,
     Paragraph,
@@ -261,3 +262,14 @@ def test_a_format_names_the_settings_that_fail_with_weights_on_the_grid_apart(tm
     assert "It does not fail there" in text
     assert "With weights kept on the grid, or another step rule, it fails in 1 recorded setting:" in text
     assert "With AdamW and float32 master weights it fails" not in text
+
+
+def test_the_arms_of_a_format_have_names_of_their_own_and_their_studies(tmp_path: Path) -> None:
+    for rate in (0.001, 0.002):
+        write_run(tmp_path, config("e4m3", lr=rate))
+    (page,) = (page for page in format_pages(ExperimentDataLoader([tmp_path])) if page.path == "formats/e4m3")
+    blocks = [inner for block in page.blocks for inner in (block.blocks if isinstance(block, Details) else (block,))]
+    (table,) = (block for block in blocks if isinstance(block, Table) and str(block.caption).startswith("Arms"))
+    names = [str(row[0].text) for row in table.rows]
+    assert sorted(names) == ["E4M3, AdamW; learning rate 0.001", "E4M3, AdamW; learning rate 0.002"]
+    assert [getattr(each, "title", each) for each in table.columns][-1] == "Studies"

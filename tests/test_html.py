@@ -36,6 +36,7 @@ from altgrad.site import (
     md,
 )
 from altgrad.site.build import source_name
+from altgrad.site.chart import fixed_svg
 from altgrad.site.content import Block, Source
 from altgrad.site.html import _inline_reader, body_html, inline_html
 from altgrad.site.render import files
@@ -169,3 +170,15 @@ def test_a_chart_and_a_table_know_the_function_that_made_them(tmp_path: Path) ->
     )
     assert re.fullmatch(r"heat_map\(\)", source.name)
     assert sys.modules[__name__]
+
+
+def test_the_heads_of_a_map_break_into_lines_and_are_not_cut_where_there_is_room() -> None:
+    from altgrad.reports.heat_map import figures_map
+
+    names = ["per 32 values", "gradients along the sum", "none"]
+    cells = pd.DataFrame([[0.1, 0.2, float("nan")]], ["E4M3"], names)
+    drawn = fixed_svg(figures_map("m", "", cells, cells, (1, 2, 3, 4), "abcde", str)).decode()
+    texts = re.findall("<text[^>]*>([^<]*)<", drawn)
+    assert not [text for text in texts if "…" in text]
+    assert {*" ".join(names).split()} <= {*" ".join(texts).split()}
+    assert "gradients along the sum" not in texts

@@ -270,6 +270,7 @@ def _arm_page(
         "baseline": baseline,
         "gap": _gap(loader, arm, baseline),
         "curves": drawn,
+        "read": _read(config),
         "config": _config(loader, config, baseline),
         "command": CodeBlock(command(config), "bash"),
         "compared": compared,
@@ -319,11 +320,24 @@ def _why(reasons: pd.Series) -> str:
 
 
 def _gap(loader: ExperimentDataLoader, arm: str, baseline: str | None) -> Estimate | None:
-    """Final validation loss minus the baseline's of the same seed; held-out tuning seeds take no part."""
+    """Final validation loss minus the baseline's of the same seed; held-out tuning seeds take no part.
+
+    None where the two are of different amounts of text, or of other tokens.
+    """
+    if baseline is not None and _measured_as(loader.config(arm)) != _measured_as(loader.config(baseline)):
+        return None
     runs = loader.runs[loader.runs["role"] == "report"]
     own, other = (by_seed(runs[runs["arm"] == name]) for name in (arm, baseline))
     gap = paired_difference(own, other)
     return gap if gap.n else None
+
+
+def _read(config: ExperimentConfig) -> dict[str, Any] | None:
+    """How much of the held-out text the final loss is of, and an evaluation on the way, where that is another."""
+    if config.foreign is not None or not config.final_eval_characters:
+        return None
+    on_the_way = config.eval_batches * config.batch_size * config.model.context
+    return {"final": config.final_eval_characters, "way": on_the_way, "tokens": config.tokenizer != "characters"}
 
 
 def _config(loader: ExperimentDataLoader, config: ExperimentConfig, baseline: str | None) -> list[Block]:
@@ -523,15 +537,50 @@ def _warnings(record: RunRecord) -> list[Block]:
 
 
 def _baseline(loader: ExperimentDataLoader, runs: pd.DataFrame) -> str | None:
-    """The unquantized arm to draw behind this one: of the same setting, else of the same data, model and length."""
+    """The unquantized arm to draw behind this one: of the same setting, else of the same data, model and length.
+
+    Of several the one whose final loss is of as much text in the same tokens, then with the most seeds in common, by
+    which differences are paired, then the one whose settings differ least.
+    """
     first, config = runs.iloc[0], loader.config(str(runs["arm"].iloc[0]))
     free = [each for each in loader.memo(_unquantized) if each.arm != first["arm"]]
-    same = [each.arm for each in free if each.setting == first["setting"]]
+    same = [str(each.arm) for each in free if each.setting == first["setting"]]
     if not same and config.foreign is None and config.quantize.operands:
         here = (first["data"], first["max_steps"], False)
-        near = (each.arm for each in free if (each.data, each.max_steps, each.foreign) == here)
+        near = (str(each.arm) for each in free if (each.data, each.max_steps, each.foreign) == here)
         same = [arm for arm in near if loader.config(arm).model == config.model]
-    return str(same[0]) if same else None
+    if len(same) < 2 or config.foreign is not None:
+        return same[0] if same else None
+    seeds, settings, own = loader.memo(_seeds_of_arms), loader.memo(_settings_of_unquantized), _settings(config)
+    paired = seeds.get(str(first["arm"]), set())
+
+    def distance(arm: str) -> tuple[bool, int, int, int]:
+        theirs, alike = settings[arm], _measured_as(loader.config(arm)) == _measured_as(config)
+        differing = sum(own.get(key) != theirs.get(key) for key in {*own, *theirs})
+        return not alike, -len(paired & seeds.get(arm, set())), differing, -len(seeds.get(arm, ()))
+
+    return min(same, key=distance)
+
+
+def _measured_as(config: ExperimentConfig) -> tuple[Any, ...]:
+    """What final losses have to share to be compared: how much text they are of, and its tokens."""
+    return config.final_eval_characters, config.tokenizer, config.vocabulary
+
+
+def _settings(config: ExperimentConfig) -> dict[str, Any]:
+    """What a run does beside its formats, its seed and what is recorded of it."""
+    beside = ("seed", "quantize", "scaling", "telemetry")
+    return {key: value for key, value in flat(config.identity()).items() if key.partition(".")[0] not in beside}
+
+
+def _settings_of_unquantized(loader: ExperimentDataLoader) -> dict[str, dict[str, Any]]:
+    return {str(each.arm): _settings(loader.config(each.arm)) for each in loader.memo(_unquantized)}
+
+
+def _seeds_of_arms(loader: ExperimentDataLoader) -> dict[str, set[int]]:
+    """The seeds of each arm that take part in comparisons."""
+    rows = loader.runs[(loader.runs["role"] == "report") & loader.runs["seed"].notna()]
+    return {str(arm): {*map(int, seeds)} for arm, seeds in rows.groupby("arm")["seed"]}
 
 
 def _unquantized(loader: ExperimentDataLoader) -> list[Any]:

@@ -168,6 +168,7 @@ def benchmarks_page(folder: Path = RECORDED) -> Page:
     }
     mismatches = "\n".join(f"{sweep.case}: {line}" for sweep in sweeps for line in sweep.first_mismatches)
     plain = {row.form: row.ratio for row in reversed(ours) if row.name == "plain" and row.ratio}  # E4M3 is the first
+    bars = {(row.name, row.format, row.form): row.ratio for row in reversed([*ours, *peers]) if row.unit == "copy"}
     values = {
         "speed": speed,
         "no_speed": no_speed,
@@ -175,6 +176,9 @@ def benchmarks_page(folder: Path = RECORDED) -> Page:
         "no_exact": no_exact,
         "rows": rows,
         "plain": {"compiled": None, "eager": None} | plain,
+        "allocated": bars.get(("plain, result allocated", "E4M3", "eager")),
+        "e5m2": {form: bars.get(("plain", "E5M2", form)) for form in ("compiled", "eager")},
+        "cast": {fmt: bars.get(("torch, cast and back", fmt, "")) for fmt in ("E4M3", "E5M2")},
         "ranked": sorted((row for row in peers if row.ratio), key=lambda row: row.ratio or 0),
         "inputs": ALL_INPUTS,
         "whole": [sweep for sweep in sweeps if sweep.inputs == ALL_INPUTS],

@@ -174,10 +174,6 @@ def named(labels: Mapping[str, str], title: Text = "Arm", arm: str = "arm") -> C
     return of(title, lambda row: arm_link(row[arm], labels[row[arm]]))
 
 
-ARM = (arm("Arm", "arm"), text("Format", "format"), text("Quantized", "scope"), text("Step rule", "rule"))
-"""What an arm is, in a row of `ExperimentDataLoader.runs`."""
-
-
 def run(title: Text = "Run", run_id: str = "run_id", arm: str = "arm") -> Column:
     """A run's id, which leads to the run on its arm's page."""
     return of(title, lambda row: arm_link(row[arm], row[run_id], row[run_id]))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from altgrad.analysis import words
 from altgrad.analysis.comparison import FormatComparator, is_combination
 from altgrad.analysis.failures import FailureAnalyzer, plain_adamw
+from altgrad.analysis.labels import site_labels
 from altgrad.analysis.loader import ExperimentDataLoader
 from altgrad.analysis.statistics import FAILURE_GAP
 from altgrad.config import OPERANDS, changes
@@ -91,7 +92,17 @@ _CATALOGUE = (
     col.filled("Smallest subnormal", "{min_subnormal}"),
     col.count("Distinct finite values", "distinct"),
 )
-_ARMS = (*col.ARM, col.count("Steps", "max_steps"), col.count("Runs", "runs"))
+
+
+def _arms_columns(loader: ExperimentDataLoader) -> tuple[Column, ...]:
+    """An arm by the name that no other arm has, and how much was recorded of it by which studies."""
+    return (
+        col.named(loader.memo(site_labels)),
+        col.text("Quantized", "scope"),
+        col.count("Steps", "max_steps"),
+        col.count("Runs", "runs"),
+        col.text("Studies", "studies"),
+    )
 
 
 def _index(loader: ExperimentDataLoader) -> Page:
@@ -126,7 +137,7 @@ def _page(loader: ExperimentDataLoader, fmt: FloatFormat) -> Page:
         "spacing": [ChartBlock(_ulp_plot(fmt, spacing))],
         "weights": [ChartBlock(weights_chart(weights))] if weights else [],
         "codes": lambda: [_codes(fmt)],
-        "arms": lambda: [col.table(arms, _ARMS, f"Arms that use {fmt.label}")],
+        "arms": lambda: [col.table(arms, _arms_columns(loader), f"Arms that use {fmt.label}")],
     }
     values = {
         "format": fmt,
@@ -422,7 +433,9 @@ def _use(loader: ExperimentDataLoader, fmt: FloatFormat) -> tuple[dict[str, Any]
         for block in health.code_histograms(loader, finished.get(arm, []))
         if block.chart.id == f"codes-{fmt.name}"
     )
-    arms = report.assign(runs=report.groupby("arm")["run_id"].transform("size")).drop_duplicates("arm")
+    of_arm = report.groupby("arm")
+    studies = of_arm["study"].agg(lambda names: ", ".join(sorted(set(names)))).reindex(report["arm"]).to_list()
+    arms = report.assign(runs=of_arm["run_id"].transform("size"), studies=studies).drop_duplicates("arm")
     numbers = {"used": len(using), "arms": len(arms), "tuned": len(using) - len(report)}
     found = next(drawn, None)
     return numbers | {"codes_in_use": found, "main": found and found["arm"]}, arms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,10 @@ HEAT_COLUMNS = 60
 """Most columns of a heat map's panel; of more looks, neighbours share a column that shows the worst."""
 HEAT_ROWS = 40
 """Most rows of a heat map; of more layers, those with the worst values are drawn."""
+MAP_WIDTH, MAP_LEAST, LETTER = 460.0, 305.0, 6.4
+"""Of a map of figures, in points: most and least width, and the room of a letter."""
+HEAD_LINES, HEAD_LINE = 3, 8
+"""Most lines of a column's head, and the letters that a line has room for at least."""
 
 
 @dataclass(frozen=True)
@@ -157,39 +162,69 @@ def figures_map(
         text: how a figure is written.
         note: what the description says first.
     """
-    up, top, size, width = 0.3 * INCH, 0.34 * INCH, 10.5, 6.4
+    up, size, line = 0.3 * INCH, 10.5, 12.5
+    figures = [[text(value) if not np.isnan(value) else "–" for value in values] for values in cells.to_numpy()]
     rows_named = [cut(str(name), 24) for name in cells.index]
-    left = max(0.8 * INCH, 12 + 7.2 * max(map(len, rows_named), default=0))
+    left = max(0.55 * INCH, 12 + 7.2 * max(map(len, rows_named), default=0))
+    names_, needed = [*map(str, cells.columns)], [max(map(len, column)) for column in zip(*figures, strict=True)]
+    rooms = _rooms(names_, needed, (MAP_WIDTH - left) / LETTER)
+    lengths = [24 + 5.6 * len(word) for word in legend]
+    width = max(left + LETTER * sum(rooms), sum(lengths) + 3, MAP_LEAST)
+    spare = ((width - left) / LETTER - sum(rooms)) / max(1, len(rooms))
+    heads = [_head(name, int(room + spare - 0.5)) for name, room in zip(names_, rooms, strict=True)]
+    starts = [*itertools.accumulate((LETTER * (room + spare) for room in rooms), initial=left)]
+    top = 0.34 * INCH + line * (max(map(len, heads), default=1) - 1)
     colours = [colour for colour in HEAT if colour != HEAT[3]]  # on which no text has contrast enough
 
     def sketch(drawing: Sketch) -> None:
-        wide = (drawing.width - left) / len(cells.columns)
-        for column, name in enumerate(cells.columns):
-            shown = cut(str(name), max(4, int(wide / 6.8)))
-            drawing.text(left + (column + 0.5) * wide, top - 8, shown, MUTED, size=size, anchor="middle")
+        columns = [*itertools.pairwise(starts)]
+        for lines, (start, end) in zip(heads, columns, strict=True):
+            for number, part in enumerate(reversed(lines)):
+                drawing.text((start + end) / 2, top - 8 - line * number, part, MUTED, size=size, anchor="middle")
         for row, (name, values) in enumerate(zip(rows_named, cells.to_numpy(), strict=True)):
             middle = top + (row + 0.5) * up
             drawing.text(left - 8, middle + 3.5, name, size=size, anchor="end", bold=True)
-            for column, value in enumerate(values):
-                start, known = left + column * wide, not np.isnan(value)
+            for value, figure, (start, end) in zip(values, figures[row], columns, strict=True):
+                known = not np.isnan(value)
                 level = int(np.searchsorted(edges, value)) if known else 0
                 if known:
-                    box = (start + 1.5, middle - up / 2 + 1.5, start + wide - 1.5, middle + up / 2 - 1.5)
+                    box = (start + 1.5, middle - up / 2 + 1.5, end - 1.5, middle + up / 2 - 1.5)
                     drawing.rectangles([box], colours[level])
-                colour, figure = FOREGROUND if level < 3 else BACKGROUND, text(value) if known else "–"
-                drawing.text(start + wide / 2, middle + 3.5, figure, colour, size=size, anchor="middle", bold=level > 1)
-        place, below = min(left, 0.8 * INCH) + 1.5, top + len(cells) * up + 0.22 * INCH
-        for colour, word in zip(colours, legend, strict=True):
+                colour = FOREGROUND if level < 3 else BACKGROUND
+                at = (start + end) / 2, middle + 3.5
+                drawing.text(*at, figure, colour, size=size, anchor="middle", bold=level > 1)
+        place, below = max(1.5, min(left, width - sum(lengths))), top + len(cells) * up + 0.22 * INCH
+        for colour, word, length in zip(colours, legend, lengths, strict=True):
             drawing.rectangles([(place, below - 5, place + 10, below + 5)], colour)
             drawing.text(place + 14, below + 3.5, word, size=size)
-            place += 24 + 5.6 * len(word)
+            place += length
 
     rows = (
         f"{name}: {', '.join(f'{column} {text(value)}' for column, value in values.dropna().items())}"
         for name, values in cells.iterrows()
     )
-    height = (top + len(cells) * up) / INCH + 0.4
-    return Chart(identity, title, f"{note} {'; '.join(rows)}.".strip(), data, sketch=sketch, width=width, height=height)
+    said, height = f"{note} {'; '.join(rows)}.".strip(), (top + len(cells) * up) / INCH + 0.4
+    return Chart(identity, title, said, data, sketch=sketch, width=width / INCH, height=height)
+
+
+def _rooms(names: Sequence[str], figures: Sequence[int], most: float) -> list[float]:
+    """The room of each column of a map, in letters: of the longest word of its name, or of its longest figure.
+
+    Where all together have more than `most` letters, they share these alike.
+    """
+    rooms = [
+        max(figure, min(HEAD_LINE, len(name)), *map(len, name.split())) + 1.5
+        for name, figure in zip(names, figures, strict=True)
+    ]
+    return rooms if sum(rooms) <= most else [most / len(rooms)] * len(rooms)
+
+
+def _head(name: str, room: int) -> list[str]:
+    """A column's name in lines of at most `room` letters; what is longer is cut."""
+    room = max(4, room)
+    lines = textwrap.wrap(name, room, break_long_words=False, break_on_hyphens=False) or [""]
+    last = " ".join(lines[HEAD_LINES - 1 :])
+    return [cut(part, room) for part in [*lines[: HEAD_LINES - 1], last] if part]
 
 
 def _wide(cells: Floats, layers: Sequence[str], operands: Sequence[str], steps: Whole) -> pd.DataFrame:

@@ -155,13 +155,15 @@ def inline_svg(svg: str) -> str:
     """A drawing of `fixed_svg` for the inside of a page: colours become CSS variables, the background and font go.
 
     Its `width` and `height` give way to the page's own layout; the view box keeps the proportions. At its natural
-    width, below which the style sheet lets it scroll, 9 points are 12 px.
+    width, below which the style sheet lets it scroll, the smallest letters of a light drawing have 12 px, as 9 points
+    of others have.
     """
     head, body = svg.split(">", 1)
     natural = re.search(r' width="([0-9.]+)pt"', head)
     head = re.sub(r' (?:width|height|font-family|xmlns(?::xlink)?)="[^"]*"', "", head)
     body = body.replace('<rect width="100%" height="100%" fill="white"/>', "", 1).replace("xlink:href", "href")
-    head += f' style="--natural: {natural[1]}pt"' if natural else ""
+    letters = min(map(float, re.findall(r' font-size="([0-9.]+)"', body)), default=9.0)
+    head += f' style="--natural: {float(natural[1]) * 9 / letters:.6g}pt"' if natural else ""
     return head + ">" + re.sub(r"#[0-9a-f]{6}\b", lambda match: _variable(match.group()), body)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from html import escape as escape_html
+from html import unescape
 from typing import Any
 
 from altgrad.site.chart import inline_svg
@@ -38,10 +39,13 @@ _LONG_NAME = re.compile(r'<(?:"[^"]*"|[^">])*>|[^\W\d][\w./]{13,}')
 """A tag, or a name such as ``blocks.0.mlp.up.weight`` or ``E7M0/E7M0/E5M2``."""
 _NO_MARKDOWN = re.compile(r"(?:[^*_`\[\]\\<>&]|(?<=\w)_(?=\w)|&(?:#\d+|\w+);|</?[a-z][^<>]*>)*")
 """Text and tags that are HTML as they stand."""
+_FIRST_CELL = re.compile(r"<tr>\s*<td[^>]*>(.*?)</td>", re.DOTALL)
 _MARK = re.compile("<p>\ue000([0-9]+)\ue001</p>")
 """Characters that no text of a record has: `altgrad.text.visible` spells them out."""
 NARROW = 300.0
 """Points: a chart below this width fits a telephone as it is, and is not made as wide as a page."""
+LONG = 24
+"""Characters: a table whose first column has a longer text breaks it into lines, so that its figures stay in view."""
 BODY = ".body/"
 """Where a script's files have the bodies of its pages, and the parts of those that mkdocs reads, beside the others."""
 _EXTENSIONS = {
@@ -240,8 +244,13 @@ def table_html(body: str, caption: str, attributes: str = "") -> str:
     above = f'<p class="table-caption">{caption}</p>\n' if caption else ""
     return (
         f'{above}<div class="table-box" role="group" tabindex="0" aria-label="{label}"{attributes}>'
-        f'<table class="data" aria-label="{label}">{body}</table></div>'
+        f'<table class="data{" long" if _is_long(body) else ""}" aria-label="{label}">{body}</table></div>'
     )
+
+
+def _is_long(body: str) -> bool:
+    """Whether the first column of a table has a text that would push the others out of view on one line."""
+    return any(len(unescape(re.sub(r"<[^>]*>", "", cell))) > LONG for cell in _FIRST_CELL.findall(body))
 
 
 def folder_of(path: str) -> str:

@@ -188,6 +188,25 @@ def test_a_figure_that_is_wider_than_a_phone_scrolls_and_shows_that_it_goes_on(
     assert [each for each in ends if each["shadow"] != "none"] == []
 
 
+COLUMNS = """() => [...document.querySelectorAll(".table-box")].map((box) => {
+    const cells = [...(box.querySelector("tbody tr")?.cells ?? [])].slice(0, 2);
+    const place = (cells.at(-1) ?? box).getBoundingClientRect();
+    return [box.id, box.scrollWidth - box.clientWidth, place.right - box.getBoundingClientRect().right];
+  })"""
+
+
+@pytest.mark.parametrize("kind", [*REPORTS, "reports/head/", "reports/preregistered/"])
+def test_a_long_first_column_leaves_the_figures_of_a_table_in_view(visit: Any, real_address: str, kind: str) -> None:
+    """All columns on a screen, the first beside the names on a phone; also of tables that are closed at first."""
+    page = visit(real_address + kind).page
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    tables = page.evaluate(COLUMNS)
+    assert tables
+    assert [each for each in tables if each[1] > 1] == []
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert [each for each in page.evaluate(COLUMNS) if each[2] > 1] == []
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("kind", [*WITH_CHARTS, "explorer/"])
 def test_no_text_in_a_chart_is_smaller_than_12_px(
