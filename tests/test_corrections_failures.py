@@ -281,7 +281,7 @@ HELD = {
         'contrast("E0M7 block", "E4M3 block").high >= 0': ("E0M7 block", -0.02),
         'contrast("MXFP8 up", "BF16").high < margin': ("MXFP8 up", +0.02),
         'contrast("NVFP4 body", "MXFP4 up body").high < 0': ("NVFP4 body", +0.1),
-        'contrast("NVFP4 stochastic gradients", "MXFP4").high < 0': ("NVFP4 stochastic gradients", +0.5),
+        'contrast("NVFP4 stochastic gradients", "MXFP4 up stoch': ("NVFP4 stochastic gradients", +0.5),
         'contrast("MXFP4 up stochastic gradients", "MXFP4 up").high < 0': ("MXFP4 up stochastic gradients", +2.0),
     },
     "reports/failure_modes": {
