@@ -489,7 +489,7 @@ def test_arms_of_an_exploratory_study_count_and_are_marked(whole: ExperimentData
     text = render(failure_modes_page(whole), SITE)
     assert "of study blocks, which was added after another had been looked at: they are exploratory." in text
     assert "arms of earlier studies" not in text
-    assert "takes E2M1's gap from 0." in text.replace("&#39;", "'")
+    assert "lowers E2M1's gap from 0." in text.replace("&#39;", "'")
 
 
 def test_the_page_names_the_best_remedy_with_its_interval(whole: ExperimentDataLoader) -> None:
