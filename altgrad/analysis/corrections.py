@@ -70,7 +70,7 @@ def _grown(loader: ExperimentDataLoader, again: dict[str, Any]) -> list[dict[str
         more = by_seed(runs_of(loader, row["of"])) - by_seed(runs_of(loader, row["to"]))
         difference = paired_difference(more, less)
         if difference.low > MARGIN:
-            means = {"less": paired_difference(less, less * 0).mean, "more": row["difference"]}
+            means = {"less": less.mean(), "more": row["difference"]}
             found.append({"format": row["format"], "rate": row["rate"], "difference": difference, **means})
     return found
 

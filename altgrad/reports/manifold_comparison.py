@@ -220,18 +220,17 @@ def _rounded(loader: ExperimentDataLoader, roundings: pd.DataFrame) -> dict[str,
     """The smallest and the largest difference under AdamW, by contrast; none where some have no figures.
 
     Of "grid", where AdamW with master weights does better at another rate than its tuned one, the difference is to
-    that; `better` has these, and the difference to the tuned one.
+    that; `better` has these.
     """
     found = roundings[roundings["rule"] == "adamw"]
     if found["difference"].isna().any():
         return {}
     sizes, better = found.set_index(["contrast", "format"])["difference"].to_dict(), []
-    rows = {row["format"]: row for row in found[found["contrast"] == "grid"].to_dict("records")}
     for each in _better_untuned(loader):
         pair = (adamw_arm(each["format"], "stochastic"), each["format"])
         row = named_family(loader, [pair]).to_dict("records")[0]
         sizes["grid", each["format"]] = row["difference"]
-        better.append({**each, "grid": row, "to_tuned": rows[each["format"]]})
+        better.append({**each, "grid": row})
     ends = pd.Series(sizes).groupby(level=0).agg(["min", "max"])
     return {**dict(ends.apply(tuple, axis=1)), "better": better}
 
